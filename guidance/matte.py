@@ -5,16 +5,19 @@ A 3D fit to images alone confuses grey or shaded parts of the object with the ba
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from threedgen.geometry.views import resize
 from threedgen.guidance.weights import files, loading
-from threedgen.guidance.weights.loading import CONFIG, TENSORS
+from threedgen.guidance.weights.loading import CONFIG, REMBG, TENSORS
+from threedgen.run.arrays import Array
 from threedgen.run.disk import write_json
 
 BATCH, MAX_SIZE = 16, 1024
@@ -84,3 +87,23 @@ def convolution(inner: int, outer: int, stride: int = 1) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(inner, outer, 3, stride, 1, bias=False), nn.BatchNorm2d(outer), nn.ReLU(inplace=True)
     )
+
+
+def remover(name: str | None) -> Callable[[Array], Array] | None:
+    """Return a function from an image (H, W, 3) in [0, 1] to the opacity (H, W) of its object; None for None.
+
+    `name` is "rembg", the package of that name, or the weights of a `Matte`. Raises ConfigError.
+    """
+    if name is None:
+        return None
+    loading.check_matte(name)
+    if name == REMBG:
+        from rembg import remove
+
+        def by_rembg(rgb: Array) -> Array:
+            mask = remove(np.round(rgb * 255).astype(np.uint8), only_mask=True)
+            return np.asarray(mask, np.float32) / 255
+
+        return by_rembg
+    net = Matte.load(name)
+    return lambda rgb: net.opacity(torch.from_numpy(np.asarray(rgb, np.float32))[None])[0].numpy()

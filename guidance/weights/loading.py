@@ -42,7 +42,7 @@ COARSE, SECOND = "coarse", "text_encoder_2"
 """Optional sub-folders: coarse predictor, SDXL's second text encoder."""
 EMBEDDED = ("toybox-base", "toybox-prior")
 """Folders in weights/: the 2D model of the toybox, and the multi-view prior fine-tuned from it."""
-MATTE = "toybox-matte"
+MATTE, REMBG = "toybox-matte", "rembg"
 NOVEL_VIEW = {"embedded": "threedim-toybox", "embedded-concat": "threedim-toybox-concat"}
 NOVEL_VIEW_CLASSES = ("XUNet", "LatentPairs")
 NOVEL_VIEW_TENSORS, NOVEL_VIEW_PRIOR = "model.safetensors", "prior"
@@ -275,11 +275,19 @@ def matte(weights: str) -> Path:
     """Return the folder of a matte network, from the name "toybox-matte" or a path; no tensor is read."""
     path = embedded(MATTE) if weights == MATTE else existing(weights)
     if path is None or not (path / CONFIG).is_file():
-        sources = f"take {MATTE}, or the folder RUN/matte of a train-toybox-matte run"
+        sources = f"take {REMBG}, {MATTE}, or the folder RUN/matte of a train-toybox-matte run"
         raise ConfigError(f"there is no matte {short(weights)}; {sources}", "matte")
     class_name(path, ("Matte",), "a matte", "matte")
     sniff(path / TENSORS)
     return path
+
+
+def check_matte(name: str) -> None:
+    """Raise ConfigError unless `name` is an installed package "rembg", or the weights of a matte network."""
+    if name != REMBG:
+        matte(name)
+    else:
+        require(REMBG, f"matte: {REMBG}", f"take matte={MATTE} or an image with a transparent background")
 
 
 def class_name(path: Path, known: tuple[str, ...], what: str, key: str = "weights") -> str:

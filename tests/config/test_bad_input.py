@@ -47,6 +47,12 @@ def mistake(capsys: pytest.CaptureFixture[str], *words: str, said: tuple[str, ..
     return line
 
 
+@pytest.mark.parametrize("key", ["scenes_per_step", "size", "seed", "trainer.max_steps"])
+def test_long_values_are_shortened(capsys: pytest.CaptureFixture[str], key: str) -> None:
+    text = mistake(capsys, "--config", "tiny.yaml", f"{key}=[{', '.join(['0'] * 100)}]", said=(key,))
+    assert len(text) < 500
+
+
 MISTAKES: list[tuple[list[str], tuple[str, ...]]] = [
     (["--config", "mvdream-toybx", "prompt=a dog"], ("'mvdream-toybox'",)),
     (["--config", "tiny.yaml", "prompt="], ("prompt: ", 'prompt="a red penguin')),

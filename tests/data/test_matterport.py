@@ -70,6 +70,7 @@ LIST, FACES = "mp3d_skybox/test.npy", f"{SCENE}/matterport_skybox_images"
         (f"{SCENE}/blip3/skybox_90.txt", b"\n", ""),
         (f"{FACES}/skybox_skybox3_sami.jpg", None, ""),
         (f"{FACES}/skybox_skybox0_sami.jpg", lambda path: Image.new("RGB", (32, 24)).save(path), "(32, 24)"),
+        (f"{FACES}/skybox_skybox0_sami.jpg", lambda path: Image.new("RGB", (1, 1)).save(path), "(1, 1)"),
     ],
 )
 def test_unusable_files_are_named(toy_rooms: Path, tmp_path: Path, file: str, content: Any, named: str) -> None:

@@ -27,7 +27,7 @@ from tests.fuzz.readers import READERS, Reader
 
 GOOD = ("clean error", "accepted")
 BAD = ("not finite", "exception", "hang", "memory", "code run")
-SECONDS, MEBIBYTES = 60, 1024
+SECONDS, MEBIBYTES = 30, 2048
 """Limits of a reader on a small input: time on a busy core, memory growth."""
 
 
@@ -75,7 +75,7 @@ def isolated_outcome(reader: Reader, folder: Path) -> tuple[str, str]:
         os.dup2(log, 1)
         os.dup2(log, 2)
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (used + 4 * MEBIBYTES * 2**20,) * 2)
+        resource.setrlimit(resource.RLIMIT_AS, (used + 2 * MEBIBYTES * 2**20,) * 2)
         try:
             os.write(write_end, json.dumps(outcome(reader, folder)).encode())
         finally:

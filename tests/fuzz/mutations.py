@@ -9,6 +9,7 @@ import os
 import pickle
 import random
 import struct
+import tempfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -115,6 +116,8 @@ PLACES: dict[str, Callable[[Path], None]] = {
     "a link to itself": _replace_by(lambda path: path.symlink_to(path)),
     "a link to nothing": _replace_by(lambda path: path.symlink_to("nothing")),
     "an endless device": _replace_by(lambda path: path.symlink_to("/dev/zero")),
+    "20 GB of zeros": lambda path: os.truncate(path, 20 << 30),
+    "a link to another folder": lambda path: path.symlink_to(path.rename(Path(tempfile.mkdtemp()) / path.name)),
 }
 
 
@@ -277,13 +280,16 @@ def _glb(path: Path, rng: random.Random) -> str:
     return change
 
 
+_json = _tree(lambda path: json.loads(_read_text(path)), lambda tree, path: _write_text(json.dumps(tree), path))
 KINDS: dict[str, Callable[[Path, random.Random], str]] = {
     ".pt": _tree(lambda path: torch.load(path, weights_only=True), torch.save),
-    ".json": _tree(lambda path: json.loads(_read_text(path)), lambda tree, path: _write_text(json.dumps(tree), path)),
+    ".json": _json,
+    ".gltf": _json,
     ".yaml": _tree(
         lambda path: yaml.safe_load(_read_text(path)),
         lambda tree, path: _write_text(yaml.safe_dump(tree, allow_unicode=True), path),
     ),
-    ".safetensors": _safetensors, ".jsonl": _lines, ".txt": _text, ".png": _image, ".jpg": _image, ".glb": _glb,
+    ".safetensors": _safetensors, ".jsonl": _lines, ".txt": _text, ".obj": _text, ".mtl": _text, ".ply": _text,
+    ".png": _image, ".jpg": _image, ".glb": _glb,
 }  # fmt: skip
 """File suffix -> change of the data in the file. Of checkpoints only bytes are changed: runs write their own."""

@@ -17,6 +17,7 @@ from tests.support import tiny_prior as tiny
 from tests.support.ball_run import whole_state
 from tests.support.example_run import Page, box_glb, example
 from tests.support.ldm_names import to_ldm, unet_prefixes, vae_prefixes
+from tests.support.mesh_files import PLY, SQUARE, TEXTURE, Glb, write_obj
 from tests.support.photographs import photographs
 from tests.support.task_server import TINY, weights, write_config
 from threedgen import cli
@@ -37,6 +38,7 @@ from threedgen.run import folder as runs
 from threedgen.run.folder import run_folder
 from threedgen.run.metrics import Metrics, read_metrics
 from threedgen.run.seeding import generator
+from threedgen.systems.draw.mesh import MeshFrame, read_source
 from threedgen.systems.novel_view.image_to_3d import load_image
 from threedgen.train import checkpoint_file
 
@@ -242,6 +244,31 @@ def _read_mesh(folder: Path) -> Any:
     return read_mesh(folder / "box.glb").render(np.eye(4, dtype=np.float32)[None], 0.7, 8)
 
 
+def _make_meshes(folder: Path) -> None:
+    """Write a glTF, an OBJ and a PLY file of a square with their buffer, materials and textures."""
+    glb = Glb()
+    glb.square(glb.material(glb.texture(uri="a.png"), (0.5, 1, 1, 1)), COLOR_0=glb.accessor(SQUARE))
+    Image.fromarray(TEXTURE).save(folder / "a.png")
+    (folder / "a.bin").write_bytes(glb.data)
+    glb.write(folder / "a.gltf", "a.bin")
+    write_obj(folder, "map_Kd a.png\nd 0.5\nmap_d a.png", colours=SQUARE + 1)
+    (folder / "square.ply").write_text(PLY.format("a.png"))
+
+
+def _read_meshes(folder: Path) -> Any:
+    """Read each mesh as a training asset and without colours; return the renders of the readable ones."""
+    found, errors = [], list[ConfigError]()
+    for name in ("a.gltf", "square.obj", "square.ply"):
+        try:
+            found.append(read_mesh(folder / name).render(np.eye(4, dtype=np.float32)[None], 0.7, 8))
+            found.append(read_source(folder / name, MeshFrame()).vertices)
+        except ConfigError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
+    return found
+
+
 READERS = {
     reader.name: reader
     for reader in (
@@ -258,5 +285,6 @@ READERS = {
         Reader("image=", _make_photos, _read_image, "0.png", cases=60),
         Reader("SRN scenes", _make_scenes, _read_scenes, cases=80),
         Reader("mesh to judge", _make_glb, _read_mesh, "box.glb", cases=60),
+        Reader("meshes with side files", _make_meshes, _read_meshes, cases=220),
     )
 }

@@ -10,16 +10,10 @@ import pytest
 from PIL import Image
 
 from tests.support.errors import refused
-from tests.support.mesh_files import SQUARE, TEXTURE, UV, Glb, assert_colours, seen, texel, uv_of, write_obj
+from tests.support.mesh_files import PLY, TEXTURE, Glb, assert_colours, seen, texel, uv_of, write_obj
 from threedgen.data.coloured_mesh import EmptyMesh, read_mesh
 from threedgen.geometry.images import png
 from threedgen.geometry.mesh_file import read_mesh_file
-
-PLY = "ply\nformat ascii 1.0\ncomment TextureFile {}\nelement vertex 4\n"
-PLY += "".join(f"property float {name}\n" for name in "xyzst")
-PLY += "element face 2\nproperty list uchar int vertex_indices\nend_header\n"
-PLY += "".join(f"{x} {y} {z} {u} {1 - v}\n" for (x, y, z), (u, v) in zip(SQUARE.tolist(), UV.tolist(), strict=True))
-PLY += "3 0 1 2\n3 0 2 3\n"
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,21 @@
 """Matte network: its files, and the accuracy of the embedded one on toybox renders."""
 
+import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests.support.errors import refused
+from threedgen.config.optional import installed
+from threedgen.geometry.picture_file import read_foreground
 from threedgen.geometry.poses import orbit_array
-from threedgen.guidance.matte import Matte
+from threedgen.guidance.matte import Matte, remover
 from threedgen.toybox.world.grammar import Spec
 from threedgen.toybox.world.raycast import render
 from threedgen.toybox.world.toybox import Toybox, build
@@ -83,3 +90,32 @@ def test_embedded_matte_finds_grey_objects_on_equal_grey() -> None:
     assert same_colour.sum() > 200
     found = Matte.load("toybox-matte").opacity(images) > 0.5
     assert found[same_colour].float().mean() > 0.8
+
+
+@pytest.mark.parametrize("name", ["toybox-matte", "rembg"])
+def test_remover_cuts_out_opaque_photos(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, truth = render_on_grey([Toybox(77, "held-out").asset(1)], 1, 0.45)
+    pixels = np.round(255 * images[0].numpy()).astype(np.uint8)
+    pixels[:12] = np.random.default_rng(0).integers(90, 140, (12, 128, 3))  # no background of one colour
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    with refused("image", tmp_path / "a.png"):
+        read_foreground(str(tmp_path / "a.png"))
+    module: Any = ModuleType("rembg")
+    module.__spec__ = ModuleSpec("rembg", None)
+    module.remove = lambda image, only_mask: Image.fromarray(np.round(255 * truth[0].numpy()).astype(np.uint8))
+    monkeypatch.setitem(sys.modules, "rembg", module)
+    found = read_foreground(str(tmp_path / "a.png"), remover(name))
+    inside, solid = found[..., 3] > 0.5, truth[0].numpy() > 0.5
+    assert (inside & solid).sum() / (inside | solid).sum() > 0.9
+    assert np.array_equal(np.round(255 * found[..., :3]), pixels)
+    Image.fromarray(np.dstack([pixels, np.round(255 * truth[0].numpy()).astype(np.uint8)])).save(tmp_path / "b.png")
+    assert np.array_equal(*(read_foreground(str(tmp_path / "b.png"), by) for by in (None, remover(name))))
+
+
+def test_unknown_remover_is_refused() -> None:
+    assert remover(None) is None
+    with refused("matte", "toybox-mate", "toybox-matte", "rembg"):
+        remover("toybox-mate")
+    if not installed("rembg"):
+        with refused("matte", "rembg", "pip install"):
+            remover("rembg")

@@ -28,6 +28,12 @@ PIXELS = 64
 _CENTRES = (np.array([3, 8, 14, 21, 27, 36, 43, 49, 54, 60]) + 0.5) * 2 / PIXELS - 1
 SPOTS = np.stack(np.meshgrid(_CENTRES, _CENTRES), axis=-1).reshape(-1, 2)
 """Points (100, 2) of the square at pixel centres of `seen`."""
+PLY = "ply\nformat ascii 1.0\ncomment TextureFile {}\nelement vertex 4\n"
+PLY += "".join(f"property float {name}\n" for name in "xyzst")
+PLY += "element face 2\nproperty list uchar int vertex_indices\nend_header\n"
+PLY += "".join(f"{x} {y} {z} {u} {1 - v}\n" for (x, y, z), (u, v) in zip(SQUARE.tolist(), UV.tolist(), strict=True))
+PLY += "3 0 1 2\n3 0 2 3\n"
+"""Text of a PLY file of the square; {} is the name of the texture."""
 COMPONENTS = {"i1": 5120, "u1": 5121, "i2": 5122, "u2": 5123, "u4": 5125, "f4": 5126}
 TYPES = {1: "SCALAR", 2: "VEC2", 3: "VEC3", 4: "VEC4", 16: "MAT4"}
 

@@ -29,6 +29,8 @@ PREFIX = "This is one view of a scene. "
 """Text before each caption, as in MVDiffusion."""
 YAW_STEP = 45
 """Difference between the yaws of the caption files, degrees."""
+MIN_FACE = 8
+"""Minimum side of a cube side in pixels."""
 MAX_SUPERSAMPLE = 2
 """Maximum supersampling factor of views along each axis. It is used if the cube sides have enough pixels."""
 
@@ -82,6 +84,8 @@ class MatterportPanoramas:
         image = load_image(self.root / path).convert("RGB")
         if image.width != image.height:
             raise ConfigError(f"{self.root / path} is not square: size={image.size}. Skybox faces must be square.")
+        if image.width < MIN_FACE:
+            raise ConfigError(f"{self.root / path} is too small: size={image.size}. Use at least {MIN_FACE} pixels.")
         return torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
 
 

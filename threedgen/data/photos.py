@@ -6,7 +6,7 @@ cropped to its middle square.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +20,6 @@ logger = logging.getLogger(__name__)
 
 MIN_PHOTOS, MAX_PHOTOS = 2, 100
 """Minimum and maximum number of photos."""
-MAX_LISTED = 20
-"""Maximum number of skipped files that the log names."""
 GREY = 0.5
 """Background of the returned images, in [0, 1]."""
 
@@ -65,6 +63,8 @@ def find(paths: Sequence[str]) -> list[Path]:
 def _images(folder: Path) -> list[Path]:
     found, skipped = list[Path](), list[str]()
     for path in sorted(folder.iterdir()):
+        if path.name.startswith("._"):  # metadata of macOS
+            continue
         if path.name.startswith("."):
             skipped.append(f"{short(path.name)} (hidden file)")
         elif path.suffix.lower() not in SUFFIXES:
@@ -76,27 +76,30 @@ def _images(folder: Path) -> list[Path]:
             except ConfigError as error:
                 skipped.append(error.problem)
     if skipped:
-        logger.warning("%d files of %s skipped: %s", len(skipped), folder, ", ".join(skipped[:MAX_LISTED]))
+        logger.warning("%d files of %s skipped: %s", len(skipped), folder, ", ".join(skipped))
     return found
 
 
-def read(files: Sequence[Path], size: int, fill: float = 0.75) -> Array:
+def read(
+    files: Sequence[Path], size: int, fill: float = 0.75, opacity: Callable[[Array], Array] = foreground_mask
+) -> Array:
     """Read photos and return square images (N, size, size, 3), uint8, on neutral grey. Raises ConfigError. If the
-    subject can be separated, the longer side of its bounding box is the fraction `fill` of the image side."""
-    return np.stack([_centre_subject(_load(path), path, size, fill) for path in files])
+    subject can be separated, the longer side of its bounding box is the fraction `fill` of the image side. `opacity` is
+    a function from the pixels (H, W, 3) of an opaque photo to the subject (H, W), in [0, 1]."""
+    return np.stack([_centre_subject(_load(path), path, size, fill, opacity) for path in files])
 
 
 def _load(path: Path) -> Image.Image:
     return load_image(path, key="photos", max_side=WORKING_SIZE)
 
 
-def _centre_subject(image: Image.Image, path: Path, size: int, fill: float) -> Array:
+def _centre_subject(image: Image.Image, path: Path, size: int, fill: float, opacity: Callable[[Array], Array]) -> Array:
     rgb = np.asarray(image.convert("RGB"), np.float32) / 255
     alpha: Array = np.ones(rgb.shape[:2])
     if image.mode == "RGBA":
         alpha = np.asarray(image.getchannel("A"), np.float32) / 255
     if alpha.min() > 0.99:
-        alpha = foreground_mask(rgb)
+        alpha = opacity(rgb)
     rows, columns = (np.flatnonzero((alpha > 0.5).any(axis)) for axis in (1, 0))
     if not len(rows):
         raise ConfigError(f"{path} has no subject, only background", "photos")

@@ -66,7 +66,7 @@ def _finite(submesh: Submesh, failures: list[str]) -> Submesh:
     attributes = {"texture coordinates": submesh.uv, "colours": submesh.colours, "normals": submesh.normals}
     wrong = [name for name, values in attributes.items() if values is not None and not np.isfinite(values).all()]
     failures += [f"{name} that are not finite were set to 0" for name in wrong]
-    finite = np.isfinite(submesh.vertices).all(1)
+    finite = np.asarray(np.isfinite(submesh.vertices).all(1))
     faces = submesh.faces[finite[submesh.faces].all(1)] if not finite.all() else submesh.faces
     if len(faces) < len(submesh.faces):
         failures.append("triangles with corners that are not finite were left out")

@@ -2,6 +2,7 @@
 
 import io
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -106,10 +107,17 @@ def read_depth(path: Path, key: str = "") -> Array:
 # --- foreground by transparency or, in opaque images, by a uniform background at the image border
 
 
-def read_foreground(path: str) -> Array:
-    """Read an image and return RGBA (H, W, 4) float in [0, 1] with the foreground in alpha. Raises ConfigError."""
+def read_foreground(path: str, opacity: Callable[[Array], Array] | None = None) -> Array:
+    """Read an image and return RGBA (H, W, 4) float in [0, 1] with the foreground in alpha. Raises ConfigError.
+
+    `opacity` is a function from the pixels (H, W, 3) of an opaque photo to the foreground (H, W); None: the photo needs
+    a background of one colour.
+    """
     image = load_image(Path(path).expanduser(), key="image", max_side=WORKING_SIZE).convert("RGBA")
-    return extract_foreground(np.asarray(image, np.float32) / 255, path)
+    pixels = np.asarray(image, np.float32) / 255
+    if opacity is not None and pixels[..., 3].min() > MIN_OPAQUE_ALPHA:
+        pixels = np.dstack([pixels[..., :3], opacity(pixels[..., :3])]).astype(np.float32)
+    return extract_foreground(pixels, path)
 
 
 def extract_foreground(pixels: Array, name: str) -> Array:

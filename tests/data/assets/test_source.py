@@ -1,5 +1,7 @@
 """Training sources from shards of assets and from image folders."""
 
+import shutil
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -108,3 +110,20 @@ def test_unreadable_images_are_skipped_with_a_warning(images: Path, caplog: pyte
     (images / "captions.csv").unlink()
     with refused("captions", images):
         CaptionedImages(images)
+
+
+def test_sparse_members_of_shards_are_not_read(shards: Shards, tmp_path: Path) -> None:
+    entry = shards.entries[0]
+    shutil.copytree(shards.folder, tmp_path / "views")
+    path = tmp_path / "views" / entry.shard
+    with tarfile.open(path) as tar:
+        start = tar.getmember(f"{entry.name}.json").offset
+    data = bytearray(path.read_bytes())
+    data[start + 156 : start + 157] = tarfile.GNUTYPE_SPARSE
+    data[start + 257 : start + 265] = b"ustar  \0"
+    data[start + 345 : start + 512] = bytes(167)
+    data[start + 148 : start + 156] = b" " * 8
+    data[start + 148 : start + 156] = b"%06o\0 " % sum(data[start : start + 512])
+    path.write_bytes(data)
+    with refused(None, path, f"{entry.name}.json"):
+        Shards(tmp_path / "views").metadata(entry)

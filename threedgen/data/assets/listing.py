@@ -51,7 +51,7 @@ def list_assets(folder: Path, captions: str, up: Up = "y") -> Listing:
     """List the meshes in `folder` and its subfolders that have captions, sorted by file. `captions` is the path of the
     captions file, and `up` the default up axis. Raises ConfigError if no mesh has a caption."""
     path = find_captions(folder, captions)
-    files = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.suffix.lower() in MESHES)
+    files = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("[!.]*") if p.suffix.lower() in MESHES)
     if not files:
         raise ConfigError(f"should contain meshes ({', '.join(MESHES)})", "data", str(folder))
     by_file, left_out = dict[str, Asset](), dict[str, str]()

@@ -127,4 +127,5 @@ class Shards:
 
     def _read_members(self, shard: str) -> dict[str, tuple[int, int]]:
         with tarfile.open(self.folder / shard, "r:") as tar:
-            return {member.name: (member.offset_data, member.size) for member in tar}
+            files = (member for member in tar if member.isreg() and not member.issparse())
+            return {member.name: (member.offset_data, member.size) for member in files}

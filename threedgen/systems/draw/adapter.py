@@ -10,6 +10,8 @@ from threedgen.config import ConfigError
 from threedgen.config.errors import within
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import grid, write_png
+from threedgen.geometry.picture_file import read_foreground
+from threedgen.guidance.matte import remover
 from threedgen.guidance.priors.mvadapter.inputs import GEOMETRY_VIEWS, RAY_VIEWS, framed, ray_maps, views
 from threedgen.guidance.priors.mvadapter.model import MVAdapter
 from threedgen.guidance.sampling import NO_SYNC, ViewSync, check_image_size, total_steps
@@ -72,7 +74,8 @@ def sample_views(
     """
     config: SamplingConfig = task.config
     check_model(model, config, cameras, maps is not None)
-    size, text, cut = (cameras.height, cameras.width), config.object_text(), config.foreground()
+    size, text = (cameras.height, cameras.width), config.object_text()
+    cut = None if config.image is None else read_foreground(config.image, remover(config.matte))
     check_image_size(size, model.unit, model.draft, size_keys)
     notes = prompt_warnings(config.prompt, model, config.prompt_notes()) if config.prompt.strip() else []
     image = None if cut is None else framed(torch.from_numpy(cut), *size)

@@ -11,7 +11,7 @@ from threedgen.config.plain_file import read_text
 from threedgen.config.registry import Component
 from threedgen.geometry.picture_file import load_image, read_foreground
 from threedgen.guidance.options import MVAdapterConfig
-from threedgen.run.arrays import Array
+from threedgen.guidance.weights.loading import check_matte
 from threedgen.run.folder import user_path
 from threedgen.run.prompts import EXAMPLE_ROOM, normalise_prompt, with_suffix
 from threedgen.systems.prompted import PromptedConfig
@@ -61,6 +61,9 @@ class SamplingConfig(PromptedConfig):
     prompts: Lines = Field((), description="text file with one prompt per view of a scene, instead of prompt")
     negative_prompt: str = Field("", description="text to steer away from")
     image: str | None = Field(None, min_length=1, description="image file that the samples are conditioned on")
+    matte: str | None = Field(
+        None, min_length=1, description="remover of photo backgrounds: rembg, toybox-matte or RUN/matte; null: none"
+    )
     image_prompt: str = Field("", description="text of an adapter if there is an image and no prompt")
     mesh: str | None = Field(None, description=f"mesh file of the object or scene ({', '.join(MESH_FORMATS)})")
     up: Axis = Field("auto", description="up axis of the mesh file; auto: +y for GLB, glTF, OBJ, else +z")
@@ -121,10 +124,6 @@ class SamplingConfig(PromptedConfig):
             raise ConfigError(f"has {len(texts)} lines for {count} cameras. Or give prompt= for all", "prompts")
         return texts
 
-    def foreground(self) -> Array | None:
-        """Return the image as RGBA (h, w, 4) in [0, 1], with the object mask as alpha, or None. Raises ConfigError."""
-        return None if self.image is None else read_foreground(str(user_path(self.image, "image")))
-
     def check_adapter(self, control: Literal["rays", "geometry"]) -> None:
         """Raise ConfigError if an option or file is missing that MV-Adapter needs with the condition `control`."""
         self.object_text()
@@ -133,7 +132,11 @@ class SamplingConfig(PromptedConfig):
         condition = "mesh" if control == "geometry" else "image" if self.image is not None else ""
         if condition and self.prior.adapter is None:
             raise ConfigError(f"is missing: the 2D model alone takes no {condition}. Give a file", "prior.adapter")
-        self.foreground()
+        if self.image is not None and self.matte is None:
+            read_foreground(str(user_path(self.image, "image")))
+        elif self.image is not None and self.matte is not None:
+            load_image(user_path(self.image, "image"), key="image")
+            check_matte(self.matte)
         if self.prompt.strip():
             self.check_prompt()
 

@@ -46,6 +46,9 @@ class MVDreamBoothConfig(PromptedConfig):
     """Training of a multi-view prior on a few photos of one subject."""
 
     photos: Paths = Field((), description="folder or files of 2 to 100 photos of one subject; usually 4 to 6")
+    matte: str | None = Field(
+        None, min_length=1, description="remover of photo backgrounds: rembg, toybox-matte or RUN/matte; null: none"
+    )
     prompt: str = Field("", description="caption of the photos with the identifier, such as 'a [v] dog'")
     identifier: str = Field("[v]", min_length=1, max_length=32, pattern=r"^\S+$", description="word for the subject")
     prior: Annotated[Any, Component("prior", default="mvdream", only=("mvdream",))] = Field(
@@ -77,11 +80,14 @@ class MVDreamBoothConfig(PromptedConfig):
 
     def check(self) -> None:
         from threedgen.data.photos import find
+        from threedgen.guidance.weights.loading import check_matte
 
         example = f"a {self.identifier} dog"
         normalise_prompt(self.prompt, example=example)
         if not self.class_prompt:
             raise ConfigError(f'should also name the class of the subject, such as "{example}"', "prompt")
         find(self.photos)
+        if self.matte is not None:
+            check_matte(self.matte)
         super().check()
         self.check_prompt()

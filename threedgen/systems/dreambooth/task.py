@@ -27,8 +27,10 @@ from torch.nn import functional as F
 
 from threedgen.data import photos
 from threedgen.geometry.images import enlarge_small, grid, write_png
+from threedgen.geometry.picture_file import foreground_mask
 from threedgen.geometry.rigs import orbit
 from threedgen.guidance.losses.lora import LoRA
+from threedgen.guidance.matte import remover
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.guidance.weights import subject_weights
 from threedgen.guidance.weights.tokens import token_ids
@@ -239,7 +241,8 @@ def load_photos(config: MVDreamBoothConfig, folder: Path, size: int) -> Tensor:
     """Load the photos as (N, size, size, 3) in [0, 1]. A resumed run uses the copy in `folder`. Raises ConfigError."""
 
     def read() -> Tensor:
-        images = photos.read(photos.find(config.photos), size)
+        opacity = remover(config.matte) or foreground_mask
+        images = photos.read(photos.find(config.photos), size, opacity=opacity)
         with writing(folder):
             write_png(folder / "photos.png", grid(enlarge_small(images), 6))
         return torch.from_numpy(images).float() / 255

@@ -9,6 +9,7 @@ All cameras look at the origin. One unit of the mesh is the radius of the field,
 
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,9 +29,11 @@ from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.images import enlarge_small, grid, write_png
 from threedgen.geometry.poses import orbit_c2w, square_pixels
 from threedgen.geometry.views import Request, Views
+from threedgen.guidance.matte import remover
 from threedgen.guidance.novel_view.novel_views import ThreeDiMSampler
 from threedgen.guidance.novel_view.options import CamerasConfig
 from threedgen.representations.fit import Bounds, border_colour, fit
+from threedgen.run.arrays import Array
 from threedgen.run.cache import cached_tensor
 from threedgen.run.disk import writing
 from threedgen.run.progress import Count
@@ -98,7 +101,7 @@ def sample_views(config: ImageTo3DConfig, folder: Path, notes: list[str], quiet:
         sampler = ThreeDiMSampler(config.threedim, lambda done, total, x0: progress.add(1))
         height, width = sampler.model.image_size
         at = cameras(config, sampler.cameras, height, width)
-        image = load_image(Path(config.image).expanduser(), height, width)
+        image = load_image(Path(config.image).expanduser(), height, width, remover(config.matte))
         views = Views(image[None], at.select([0]))
         if float(border_colour(views).min()) < MIN_WHITE:
             notes.append("the image's background is not white, as in the training. Cut the object out")
@@ -132,9 +135,15 @@ def cameras(config: ImageTo3DConfig, trained: CamerasConfig | None, height: int,
     return Cameras(c2w, Projection(K), height, width)
 
 
-def load_image(path: Path, height: int, width: int) -> Tensor:
-    """Read an image and fit it on white, without cropping: (height, width, 3) in [0, 1]. Raises ConfigError."""
+def load_image(path: Path, height: int, width: int, opacity: Callable[[Array], Array] | None = None) -> Tensor:
+    """Read an image and fit it on white, without cropping: (height, width, 3) in [0, 1]. Raises ConfigError.
+
+    `opacity` is a function from the pixels (H, W, 3) of an opaque photo to its object (H, W) in [0, 1].
+    """
     image = picture_file.load_image(path, key="image").convert("RGBA")
+    if opacity is not None and image.getchannel("A").getextrema() == (255, 255):
+        alpha = opacity(np.asarray(image.convert("RGB"), np.float32) / 255)
+        image.putalpha(Image.fromarray(np.round(255 * alpha).astype(np.uint8)))
     on_white = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     scale = min(height / image.height, width / image.width)
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))

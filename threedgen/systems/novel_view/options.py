@@ -13,7 +13,7 @@ from threedgen.export.options import ExportSection
 from threedgen.geometry.picture_file import load_image
 from threedgen.guidance.novel_view.options import SamplingConfig, ThreeDiMSamplerConfig, XUNetConfig
 from threedgen.guidance.options import MultiviewWeights
-from threedgen.guidance.weights.loading import check, novel_view_model
+from threedgen.guidance.weights.loading import check, check_matte, novel_view_model
 from threedgen.representations.options import PaperProtocolConfig, SubsampledProtocolConfig
 from threedgen.run.folder import user_path
 from threedgen.systems.generate.options import ResultConfig
@@ -76,6 +76,9 @@ class ImageTo3DConfig(RunConfig):
     """3D object from an image, by sampling views and fitting a field to them."""
 
     image: str = Field("", description="image file of an object on white or with a transparent background")
+    matte: str | None = Field(
+        None, min_length=1, description="remover of photo backgrounds: rembg, toybox-matte or RUN/matte; null: none"
+    )
     weights: str = Field("embedded", min_length=1, description="embedded (toybox cars and chairs) or a trained folder")
     elevation: float = Field(20.0, gt=-90, lt=90, description="elevation of the image's camera, degrees")
     azimuth: float = Field(0.0, ge=-360, le=360, description="azimuth of the image's camera, degrees; 0: front")
@@ -109,5 +112,7 @@ class ImageTo3DConfig(RunConfig):
         if not self.image:
             raise ConfigError("there is none: give the file of a picture, image=car.png", "image")
         load_image(user_path(self.image, "image"), self.image, "image")
+        if self.matte is not None:
+            check_matte(self.matte)
         self.threedim.check()
         super().check()

@@ -35,6 +35,7 @@ from threedgen.run.arrays import Array
 from threedgen.run.disk import write_atomic, writing
 from threedgen.run.progress import Count
 from threedgen.run.prompts import prompt_warnings
+from threedgen.run.text import duration
 from threedgen.systems.draw.mesh import MeshFrame, SourceMesh, read_source
 from threedgen.train.task import Task
 
@@ -43,6 +44,8 @@ from .options import PathConfig, TextureConfig
 from .windows import WindowSampler, check_model, plan, saved_images, stack
 
 logger = logging.getLogger(__name__)
+UNWRAP_SECONDS = 1e-8
+"""Time in which xatlas unwraps a mesh on a core, divided by the square of the number of triangles."""
 
 GLB, FILM = "scene.glb", "frames.mp4"
 TEXTURE = "texture.png"
@@ -165,6 +168,10 @@ def with_uv(source: SourceMesh, texture: int, choice: str = "auto") -> tuple[Tex
         faces = source.faces.astype(np.int32)
         return TexturedMesh(source.vertices, faces, normals, source.uv, tangents), "the mesh's own texture coordinates"
     vertices, faces, _ = weld(source.vertices, source.faces)
+    seconds = UNWRAP_SECONDS * len(faces) ** 2
+    if seconds > 60:
+        text = "Unwrapping %s triangles takes about %s. A smaller budget is faster."
+        logger.warning(text, f"{len(faces):,}", duration(seconds))
     try:
         mesh, charts = unwrap(vertices, faces, texture)
     except UnwrapError as error:
