@@ -110,7 +110,7 @@ DISTRIBUTIONS = {
 }  # fmt: skip
 """Import names that are not those of the packages."""
 ON_NO_INDEX = {"tinycudann"}
-USED_BY_LIBRARIES = {"onnxruntime", "protobuf", "sentencepiece", "tensorboard", "wandb", "xformers"}
+USED_BY_LIBRARIES = {"onnxruntime", "peft", "protobuf", "sentencepiece", "tensorboard", "wandb", "xformers"}
 """Packages that transformers, diffusers and Lightning import where we ask them to."""
 
 
