@@ -23,7 +23,7 @@ from threedgen.toybox.world.grammar import Spec
 from threedgen.toybox.world.raycast import render
 from threedgen.toybox.world.toybox import build
 from threedgen.train.checkpoint_file import latest
-from threedgen.train.loop import deterministic, deterministic_mode_restored
+from threedgen.train.loop import determinism, deterministic
 
 from .clock import Case
 
@@ -79,9 +79,7 @@ def stepper(system: GenerateSystem, frozen: bool = True) -> Callable[[int], torc
     optimizer: Any = fabric.setup_optimizers(configured["optimizer"])
 
     def run(step: int) -> torch.Tensor:
-        with deterministic_mode_restored():
-            setting = deterministic(system.config.trainer)
-            torch.use_deterministic_algorithms(setting is not False, warn_only=setting == "warn")
+        with determinism(deterministic(system.config.trainer)):
             optimizer.zero_grad(set_to_none=True)
             with fabric.autocast():
                 loss = system.training_step(step, step)

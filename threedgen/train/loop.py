@@ -90,7 +90,7 @@ def fit(
         max_steps = checkpoint_io.checkpoint["global_step"]
     _check_space(module, checkpoints)
     guard, every = FiniteGuard(), config.trainer.val_check_interval
-    with interrupts or Interrupts() as active, determinism(config.trainer.deterministic):
+    with interrupts or Interrupts() as active, determinism(deterministic(config.trainer)):
         stop = StopOnInterrupt(active)
         trainer = _trainer(
             config,
