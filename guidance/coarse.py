@@ -18,7 +18,7 @@ HARMONICS = 4
 
 
 class CoarsePredictor(ModelMixin, ConfigMixin):
-    """Decoder from text and an optional camera to latents.
+    """Network that predicts the latents of an image from text and an optional camera, in one pass without noise.
 
     Text and camera determine the coarsest feature map. On the finer levels each position attends to the text, so that
     "a red hat" colours the hat also if no training caption has a red hat.
@@ -80,7 +80,10 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
         self.out = nn.Conv2d(channels[-1], latent_channels, 3, padding=1)
 
     def forward(self, text: Tensor, camera: Tensor | None) -> Tensor:
-        """Predict latents (B, C, h, h) from text (B, L, D) and camera vectors (B, 16); None: mean over all cameras."""
+        """Predict latents (B, C, h, h) from text embeddings (B, L, D) and camera vectors (B, 16).
+
+        If `camera` is None, a trained embedding replaces it, and the result is the mean over all cameras.
+        """
         view = self.camera(camera_harmonics(camera)) if camera is not None else self.no_camera.expand(len(text), -1)
         read = self.norm(self.read(text))
         x = self.mix(torch.cat([read, view.to(read.dtype)], dim=1)).unflatten(1, (-1, self.base, self.base))
@@ -120,9 +123,10 @@ class Block(nn.Module):
 
 
 def cross_attend(query: Tensor, key_value: Tensor, heads: int) -> Tensor:
-    """Attend from queries (B, N, C) to the concatenated keys and values `key_value` (B, L, 2 C); return (B, N, C).
+    """Compute multi-head attention from queries (B, N, C) to L keys and values; return (B, N, C).
 
-    Plain matrix products: L is short (a caption), and torch's fused backward pass is five times slower on a CPU.
+    `key_value` (B, L, 2 C) holds the keys in its first C channels, the values in the others. Plain matrix products:
+    L is short (a caption), and torch's fused backward pass is five times slower on a CPU.
     """
     parts = (query.to(key_value.dtype), *key_value.chunk(2, -1))
     q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in parts)
@@ -131,10 +135,10 @@ def cross_attend(query: Tensor, key_value: Tensor, heads: int) -> Tensor:
 
 
 def camera_harmonics(camera: Tensor) -> Tensor:
-    """Encode camera vectors (B, 16) (`joined.camera_vector`) as (B, 2 HARMONICS + 2).
+    """Encode B camera vectors as azimuth harmonics (B, 2 HARMONICS + 2).
 
     The features are cos(k azimuth) and sin(k azimuth) for k = 1..HARMONICS, then z and z^2 of the unit vector from the
-    origin to the camera.
+    origin to the camera. `camera` (B, 16) is a row-major camera-to-world matrix with a translation of length 1.
     """
     x, y, z = camera[:, 3], camera[:, 7], camera[:, 11]
     turns = torch.atan2(y, x)[:, None] * torch.arange(1, HARMONICS + 1, device=camera.device)

@@ -17,7 +17,12 @@ COMPANION_STEP = 20
 
 
 class Companions(NamedTuple):
-    """Known views of S objects, A consecutive views per object: noisy latents (S A, C, h, w) and cameras (S A, 16)."""
+    """Known views of S objects, A per object; the views of an object are consecutive.
+
+    Attributes:
+        latents: noisy latents of the known views, (S A, C, h, w).
+        camera: their camera vectors, (S A, 16).
+    """
 
     latents: Tensor
     camera: Tensor
@@ -39,7 +44,7 @@ def complete_views(
     """Sample V new views of an object from A known views, and return images (V, H, W, 3) in [0, 1] on the CPU.
 
     Args:
-        prior: a prior with `completes_views`.
+        prior: a prior whose `completes_views` is True.
         views: known images (A, H, W, 3) in [0, 1].
         views_c2w: camera-to-world matrices (A, 4, 4) of the known views, with the axes of `Prior.camera`.
         c2w: camera-to-world matrices (V, 4, 4) of the new views.
@@ -62,7 +67,11 @@ def complete_views(
 
 
 def with_companions(denoise: Denoiser, known: Companions, n_known: int) -> Denoiser:
-    """Return a denoiser of new views that attend to `n_known` known views per object; without cameras, they do not."""
+    """Return a denoiser that adds known views to each batch, so that the new views attend to them.
+
+    The returned function takes and returns the new views only. If its argument `camera` is None (an unconditional
+    branch), it calls `denoise` without the known views. `n_known` is the number A of known views per object.
+    """
 
     def call(x: Tensor, t: Tensor, text: Any, camera: Tensor | None, n_view: int, **kwargs: Any) -> Tensor:
         if camera is None:

@@ -16,24 +16,31 @@ Features = Mapping[str, Tensor]
 class Denoiser(Protocol):
     """Function (noisy latents (B, C, h, w), timesteps (B,), text, camera, n_view) -> predicted noise (B, C, h, w).
 
-    See `Prior.denoise`. With a reference image, it also takes the keyword argument `reference` (`Features`).
+    `Prior.denoise` explains the arguments. A denoiser with a reference image also takes the keyword argument
+    `reference`, the image's features by layer name.
     """
 
     def __call__(self, x: Tensor, t: Tensor, text: Any, camera: Tensor | None, n_view: int) -> Tensor: ...
 
 
 def per_image(text: Tensor, count: int) -> Tensor:
-    """Repeat embeddings `text` (n, L, D) of n prompts for count / n consecutive images each: (count, L, D)."""
+    """Repeat the embeddings (n, L, D) of n prompts, each for count / n consecutive images; return (count, L, D)."""
     return text.repeat_interleave(count // len(text), dim=0)
 
 
 def branches(
     denoise: Any, x: Tensor, t: Tensor, texts: Sequence[Tensor], camera: Tensor | None, n_view: int, **kwargs: Features
 ) -> tuple[Tensor, ...]:
-    """Return K noise predictions (B, C, h, w) float32, one per text, from one call of `denoise` with K B images.
+    """Predict the noise of B latents for each of K texts, in one call of `denoise` with K B images.
 
-    `x` are noisy latents (B, C, h, w), `t` is (B,) or (1,), each text is (n, L, D), where n divides B. All K
-    predictions use the same B cameras (None: no cameras), as in MVDream. `denoise` also receives `kwargs`.
+    Args:
+        x, t: noisy latents (B, C, h, w) and timesteps, (B,) or (1,).
+        texts: K text embeddings (n, L, D), where n divides B.
+        camera: cameras of the B images, used with every text as in MVDream; None: no cameras.
+        kwargs: further arguments of `denoise`.
+
+    Returns:
+        K noise predictions (B, C, h, w), float32.
     """
     count = len(texts)
     text = torch.cat([per_image(part, len(x)) for part in texts])
@@ -44,7 +51,7 @@ def branches(
 
 
 def combine(eps_cond: Tensor, eps_uncond: Tensor, guidance_scale: float) -> Tensor:
-    """Return the guided noise eps_u + s (eps_c - eps_u), like both predictions (B, C, h, w); s = 1: no guidance.
+    """Return the guided noise eps_u + s (eps_c - eps_u) for predictions (B, C, h, w); scale s = 1: no guidance.
 
     The guidance scale of threestudio's Stable Diffusion is this s minus 1.
     """
@@ -84,17 +91,16 @@ def combine_perp_neg(
 class Condition:
     """Text, cameras and images that condition a prior's predictions for B images.
 
-    The B images are views of B / n_view scenes; the views of a scene are consecutive. An attribute that is None is no
-    condition.
+    The B images are views of B / n_view scenes; the views of a scene are consecutive.
 
     Attributes:
         text: conditional and unconditional embeddings, each (n, L, D), where n divides B.
         camera: result of `Prior.camera` for the B images, such as camera vectors (B, 16); None: no cameras.
         n_view: views per scene.
-        negatives: negative prompts for `combine_perp_neg`.
+        negatives: negative prompts for `combine_perp_neg`; None: no such prompts.
         plain_text: embedding (1, L, D) of the prompt without view-dependent words, for the LoRA of VSD; None: `text`.
-        c2w: camera-to-world matrices (B, 4, 4), for the LoRA of VSD.
-        reference: features of one reference image (R = 1).
+        c2w: camera-to-world matrices (B, 4, 4), for the LoRA of VSD; None: no poses.
+        reference: features (1, L', C) of one reference image by UNet layer; None: no image.
         single_view_uncond: whether the unconditional branch denoises each view separately. The guidance then also
             amplifies the attention between views.
     """
@@ -109,9 +115,10 @@ class Condition:
     single_view_uncond: bool = False
 
     def reference_kwargs(self, *used: bool) -> dict[str, Features]:
-        """Return {"reference": features (K, L, C) by layer} for K predictions of a denoiser; {} without an image.
+        """Return the keyword arguments that pass the reference image to a denoiser for K predictions.
 
-        The features are zeros where one of the K flags `used` is False.
+        `used` has K flags: True where the prediction is conditioned on the image. The result is {"reference":
+        features}: by layer name, (K, L, C), zeros where the flag is False. Without a reference image it is {}.
         """
         if self.reference is None:
             return {}

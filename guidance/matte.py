@@ -25,7 +25,10 @@ BATCH, MAX_SIZE = 16, 1024
 
 
 class Matte(nn.Module):
-    """U-Net (Ronneberger et al. 2015) that predicts opacity; `opacity` applies it to images of any size."""
+    """U-Net (Ronneberger et al. 2015) that predicts the opacity of the object in an image of fixed size.
+
+    The method `opacity` applies it to images of any size.
+    """
 
     def __init__(self, size: int = 128, channels: tuple[int, ...] = (32, 64, 96, 128)) -> None:
         """Build the network.
@@ -60,7 +63,7 @@ class Matte(nn.Module):
         return F.pixel_shuffle(self.out(y).float(), 2)[:, 0]
 
     def save(self, path: Path) -> None:
-        """Write config and float16 tensors to a folder, atomically. Raises ConfigError if it holds other files."""
+        """Write config and float16 tensors to the folder `path`, atomically. ConfigError: it has other files."""
         with files.whole_folder(path, CONFIG) as part:
             write_json(part / CONFIG, {"_class_name": type(self).__name__, **self.sizes})
             files.save_tensors(self, part / TENSORS)
@@ -90,9 +93,10 @@ def convolution(inner: int, outer: int, stride: int = 1) -> nn.Sequential:
 
 
 def remover(name: str | None) -> Callable[[Array], Array] | None:
-    """Return a function from an image (H, W, 3) in [0, 1] to the opacity (H, W) of its object; None for None.
+    """Load a function that removes backgrounds: it maps an image (H, W, 3) in [0, 1] to the object's opacity (H, W).
 
-    `name` is "rembg", the package of that name, or the weights of a `Matte`. Raises ConfigError.
+    `name` is "rembg" (the package of that name), or the weights of a `Matte`. If it is None, the result is None.
+    Raises ConfigError.
     """
     if name is None:
         return None

@@ -34,7 +34,7 @@ MIN_OVERLAP = 0.3
 
 
 def embedded_as(name: str) -> AfterValidator:
-    """Return a validator that replaces "embedded" by the name of weights that come with threedgen."""
+    """Return a pydantic validator that replaces the value "embedded" by `name`, weights that come with threedgen."""
     return AfterValidator(lambda weights: name if weights == "embedded" else weights)
 
 
@@ -46,7 +46,7 @@ GuideViews = Annotated[
 
 
 class PriorConfig(Config):
-    """A diffusion prior: weights and precision.
+    """Config of a diffusion prior: weights and precision.
 
     The class attribute `parts` holds the sub-folders that a diffusers folder with weights of this prior must have.
     """
@@ -79,38 +79,41 @@ class PriorConfig(Config):
         loading.check(self.weights, self.tokenizer, self.parts)
 
     def vocabulary(self) -> Vocabulary | None:
-        """Return the closed vocabulary of the tokenizer; None if it has none or is not on this machine."""
+        """Return the words that the prior knows, if its tokenizer has one token per word (closed vocabulary).
+
+        Returns None for any other tokenizer, or if the weights are not on this machine.
+        """
         path = loading.local(self.weights)
         return None if path is None or self.tokenizer is not None else read_vocabulary(path, self.subjects())
 
     def subjects(self) -> list[str]:
-        """Return the words that DreamBooth added for subjects, such as "[v]". Raises ConfigError."""
+        """Return the words that DreamBooth or textual inversions add to prompts, such as "[v]". Raises ConfigError."""
         return []
 
     def describe(self) -> list[str]:
         """Return a line with config key, path, size and SHA-256 for each file of weights. Raises ConfigError.
 
-        Missing weights with a hub id are downloaded; an original MVDream checkpoint is not.
+        Weights on the hub are downloaded if needed. Original MVDream checkpoints are not: the line has the command.
         """
         named = {"weights": loading.describe(self.weights, self.parts)} | self.added_files()
         return [f"{key}: {found}" for key, found in named.items()]
 
     def identify(self) -> dict[str, Identity]:
-        """Return path, size and SHA-256 of all weights by config key; download missing ones. Raises ConfigError."""
+        """Return path, size and SHA-256 of all weights, by config key; download missing ones. Raises ConfigError."""
         return {"weights": loading.identify(self.weights, self.parts)} | self.added_files()
 
     def added_files(self) -> dict[str, Identity]:
-        """Return path, size and SHA-256 of further weights, such as an adapter, by config key. Raises ConfigError."""
+        """Return path, size and SHA-256 of added weights, such as an adapter, by config key. Raises ConfigError."""
         return {}
 
 
 def file_entries(value: object) -> list[object]:
-    """Return one entry or a list of them as a list, a bare file name as {file: NAME}."""
+    """Return a list of config entries from one entry or a list; replace each bare file name by {"file": NAME}."""
     return [{"file": one} if isinstance(one, str) else one for one in (value if isinstance(value, list) else [value])]
 
 
 class LoraFile(Config):
-    """A LoRA, given by its file or by file and scale."""
+    """Config of one LoRA. In a config file, the file name alone is enough."""
 
     file: str = Field(
         min_length=1, description="file (kohya, diffusers or peft), folder, or owner/name/FILE of the hub"
@@ -119,14 +122,14 @@ class LoraFile(Config):
 
 
 class EmbeddingFile(Config):
-    """A textual inversion, given by its file or by file and token."""
+    """Config of one textual inversion. In a config file, the file name alone is enough."""
 
     file: str = Field(min_length=1, description="file (diffusers or AUTOMATIC1111) or owner/name/FILE of the hub")
     token: str | None = Field(None, min_length=1, description="word in prompts; null: that of the file, or its name")
 
 
 class DraftedConfig(PriorConfig):
-    """A prior in latent space, which may sample at half the size first and takes LoRAs and textual inversions."""
+    """Config of a latent prior: it may take LoRAs and textual inversions, and sample at half the size first."""
 
     loras: Annotated[list[LoraFile], BeforeValidator(file_entries)] = Field(
         [], description="LoRAs that are fused into the weights: files, or {file: FILE, scale: 0.8}"
@@ -159,7 +162,7 @@ class DraftedConfig(PriorConfig):
 
 
 class MVDreamConfig(DraftedConfig):
-    """Several views of an object sampled together, each with its camera (MVDream)."""
+    """Config of MVDream: a prior that samples several views of an object together, each with its camera."""
 
     name: Literal["mvdream"] = Field("mvdream", description="multi-view diffusion (arXiv 2308.16512)")
     weights: MultiviewWeights = Field(
@@ -198,7 +201,7 @@ class MVDreamConfig(DraftedConfig):
 
 
 class StableDiffusionConfig(DraftedConfig):
-    """A 2D diffusion prior in latent space: single images, no camera."""
+    """Config of a 2D latent diffusion prior: single images, no camera."""
 
     name: Literal["stable-diffusion"] = Field("stable-diffusion", description="2D diffusion (arXiv 2112.10752)")
     weights: BaseWeights = Field(
@@ -209,7 +212,9 @@ class StableDiffusionConfig(DraftedConfig):
 
 
 class MVDiffusionConfig(DraftedConfig):
-    """A 2D model that samples the views of a scene together, by attention between corresponding pixels."""
+    """Config of MVDiffusion: a 2D model that samples the views of a scene together by attention between
+    corresponding pixels.
+    """
 
     name: Literal["mvdiffusion"] = Field("mvdiffusion", description="correspondence-aware diffusion (arXiv 2307.01097)")
     weights: BaseWeights = Field(
@@ -238,7 +243,7 @@ class MVDiffusionConfig(DraftedConfig):
 
 
 class MVAdapterConfig(DraftedConfig):
-    """A frozen 2D model that samples several views of an object by plug-in attention."""
+    """Config of MV-Adapter: a frozen 2D model that samples several views of an object by added attention layers."""
 
     name: Literal["mvadapter"] = Field("mvadapter", description="multi-view adapter of a 2D model (arXiv 2412.03632)")
     weights: BaseWeights = Field(
@@ -273,9 +278,13 @@ class MVAdapterConfig(DraftedConfig):
         return self
 
     def released(self, image: bool = False, mesh: bool = False) -> Self:
-        """Return the config with the file for a condition if `adapter` is a hub id: the released adapters.
+        """Return a config in which a hub id as `adapter` is replaced by the matching file of the released adapters.
 
-        `image`, `mesh`: whether a reference image (besides the option `image`) or a mesh conditions the samples.
+        The file depends on the 2D model and on two conditions. Any other `adapter` is unchanged.
+
+        Args:
+            image: whether a reference image conditions the samples; the option `image` also sets this condition.
+            mesh: whether the geometry of a mesh conditions the samples; control="geometry" also sets this condition.
         """
         image, mesh = image or self.image is not None, mesh or self.control == "geometry"
         if self.adapter is None or not is_hub_id(self.adapter) or loading.existing(self.adapter) is not None:
@@ -306,7 +315,7 @@ class MVAdapterConfig(DraftedConfig):
 
 
 class DeepFloydConfig(PriorConfig):
-    """A 2D diffusion prior on pixels: DeepFloyd IF's first stage, 64 x 64."""
+    """Config of DeepFloyd IF's first stage: a 2D diffusion prior on pixels, 64 x 64."""
 
     parts: ClassVar[tuple[str, ...]] = ("unet", "text_encoder")
 

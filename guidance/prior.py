@@ -89,7 +89,7 @@ class Prior(Protocol):
 
     @abstractmethod
     def to(self, device: torch.device | str) -> Self:
-        """Move the networks to a device, resolve the precision "auto" for it, and return the prior."""
+        """Move the networks to a device and return self. The precision "auto" is resolved for this device."""
 
     def free_text_encoder(self) -> None:
         """Free the text encoder and the VAE decoder, if any; `encode_prompt` and `decode_latents` then fail."""
@@ -114,17 +114,23 @@ class Prior(Protocol):
         return tokens.tokens_cut(self.tokenizer, prompt, self.max_tokens)
 
     def note_cuts(self, prompts: list[str]) -> None:
-        """Log the words of prompts that exceed `max_tokens`."""
+        """Log the words at the end of each prompt that exceed `max_tokens` and have no effect."""
         for prompt in prompts:
             if cut := self.tokens_cut(prompt):
                 logger.info("prompt beyond the token limit, these words have no effect: %r", cut)
 
     def unknown_words(self, prompt: str) -> list[tuple[str, list[str]]]:
-        """Return the words of a prompt outside a closed vocabulary, each with up to three similar known words."""
+        """Return the words of a prompt that a closed vocabulary lacks, each with up to three similar known words.
+
+        The list is empty if the tokenizer has no closed vocabulary, that is, splits any text into tokens.
+        """
         return tokens.unknown_words(self.tokenizer, prompt)
 
     def read_prompt(self, prompt: str) -> Reading:
-        """Rewrite a prompt in the words of a closed vocabulary; without such a vocabulary, keep it unchanged."""
+        """Rewrite a prompt in the words of a closed vocabulary; without such a vocabulary, keep it unchanged.
+
+        The result `Reading` has the new `text` and the words that were replaced or left out.
+        """
         return tokens.read_prompt(getattr(self, "tokenizer", None), prompt)
 
     def autocast(self) -> torch.autocast:
@@ -136,7 +142,7 @@ class Prior(Protocol):
     def cast_networks(self, lora: bool = False) -> None:
         """Cast the weights to `dtype` on a GPU, where autocast would cast every frozen weight at each call.
 
-        `lora`: a LoRA is trained on the UNet, so normalisation layers keep float32 and networks compute under autocast.
+        `lora`: whether a LoRA is trained on the UNet. Normalisation layers then keep float32, and autocast stays on.
         """
         return
 
@@ -158,7 +164,7 @@ class Prior(Protocol):
     def encode_images(self, rgb: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Encode images (B, H, W, 3) in [0, 1], of any size, to latents (B, C, h, w), with gradients.
 
-        A VAE samples the latents with `generator`.
+        A VAE's latents are random: they are sampled with `generator`; None: torch's global one.
         """
 
     @abstractmethod
@@ -186,7 +192,10 @@ class Prior(Protocol):
         return self.schedule.eps_from_output(x, self.network(x, t, text, camera, n_view), t)
 
     def reference(self, text: Tensor) -> Features | None:
-        """Return features of the config's reference image for the prompt `text` (1, L, D); None without image."""
+        """Compute features of the reference image in the config, with the prompt `text` (1, L, D).
+
+        Returns features (1, L', C) by UNet layer; None without a reference image.
+        """
         return None
 
     def coarse_latents(self, text: Tensor, c2w: Tensor | None) -> Tensor | None:

@@ -36,7 +36,12 @@ class InitLatents(NamedTuple):
 
 
 class ViewSync(NamedTuple):
-    """Number of img2img rounds, and the function that makes images (B, H, W, 3) consistent before each round."""
+    """Option to make the views of an object consistent during sampling, by rounds of img2img.
+
+    Attributes:
+        rounds: number of img2img rounds.
+        synchronise: function from images (B, H, W, 3) to consistent images, called before each round.
+    """
 
     rounds: int
     synchronise: Callable[[Tensor], Tensor]
@@ -46,11 +51,11 @@ NO_SYNC = ViewSync(0, lambda images: images)
 
 
 def no_callback(done: int, steps: int) -> None:
-    """Do nothing."""
+    """Do nothing: the default progress callback."""
 
 
 def before_steps(callback: Callable[[], None]) -> OnStep:
-    """Return an `OnStep` callback that calls `callback` before each step."""
+    """Convert a function without arguments to an `OnStep` callback that calls it before each denoising step."""
     return lambda done, steps: callback() if done < steps else None
 
 
@@ -77,7 +82,7 @@ def ddim_alphas(schedule: Schedule, timesteps: Tensor) -> tuple[Tensor, Tensor]:
 def ddim_step(
     x: Tensor, eps: Tensor, a: Tensor, a_prev: Tensor, eta: float = 0.0, noise: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Take one DDIM step (eq. 12); return the next latents and the predicted clean latents, each (B, C, h, w).
+    """Take one DDIM step (Song et al. 2021, eq. 12); return next and predicted clean latents, each (B, C, h, w).
 
     Args:
         x, eps: noisy latents and the noise predicted in them, each (B, C, h, w).
@@ -104,9 +109,12 @@ def ddim_sample(
     """Denoise latents by DDIM and return clean latents (B, C, h, w).
 
     Args:
+        predict: function (latents (B, C, h, w), timesteps (B,)) -> predicted noise (B, C, h, w).
         x_T: latents (B, C, h, w) with the noise level of the last timestep.
         timesteps: (steps,) ascending, from `ddim_timesteps`.
-        eta, generator: share of noise in [0, 1] that each step adds (`ddim_step`), and its random generator.
+        eta: amount of fresh noise in each step; 0: deterministic DDIM; 1: as in DDPM.
+        generator: random generator of that noise, see `fresh_noise`.
+        on_step: progress callback (steps done, total steps).
     """
     alphas, alphas_prev = ddim_alphas(schedule, timesteps)
     x = x_T
@@ -135,7 +143,7 @@ def sample_latents(
         noise: unit Gaussian noise (B, C, h, w).
         steps: number of DDIM steps from pure noise; img2img takes round(strength * steps), at least one.
         init: img2img start; None: start from pure noise.
-        eta, generator: see `ddim_sample`.
+        predict, eta, generator, on_step: see `ddim_sample`.
     """
     x, T = noise, schedule.T
     if init is not None:
@@ -146,11 +154,11 @@ def sample_latents(
 
 
 def fresh_noise(like: Tensor, generator: Generators = None) -> Tensor:
-    """Return unit Gaussian noise with the shape, dtype and device of `like` (B, ...).
+    """Sample unit Gaussian noise with the shape, dtype and device of `like` (B, ...).
 
-    The noise is sampled in float32 on the generator's device, so a CPU generator gives the same noise for every device.
-    None: torch's global generator of the device of `like`. Each of n generators samples the noise of B / n consecutive
-    images.
+    Noise is sampled in float32 on the generator's device, so a CPU generator gives the same noise for every device.
+    `generator` may be a list: each of its n generators samples the noise of B / n consecutive images. None: torch's
+    global generator.
     """
     if isinstance(generator, Sequence):
         shares = like.split(len(like) // len(generator))
@@ -161,9 +169,10 @@ def fresh_noise(like: Tensor, generator: Generators = None) -> Tensor:
 
 
 def check_image_size(size: Size, unit: int, draft: float | None, keys: tuple[str, str]) -> None:
-    """Raise ConfigError for one of the config `keys` (height, width) if that side is no multiple of `unit` pixels.
+    """Raise ConfigError unless both sides of `size` (H, W) are multiples of `unit` pixels.
 
-    If `draft` is set, half of each side must be a multiple too.
+    If `draft` is set, images are sampled at half the size first, so half of each side must be a multiple too. `keys`
+    are the config keys of height and width, for the message.
     """
     for side, key in zip(size, keys, strict=True):
         if side % unit:
@@ -175,7 +184,10 @@ def check_image_size(size: Size, unit: int, draft: float | None, keys: tuple[str
 
 
 def check_half_size(size: Size, draft: float | None, unit: int, key: str = "draft") -> None:
-    """Raise ConfigError for the config key `key` if `draft` is set and a side is no multiple of 2 `unit` pixels."""
+    """Raise ConfigError for the config key `key` if half of a side of `size` (H, W) is no multiple of `unit` pixels.
+
+    `draft` is the img2img strength after a sample at half the size. If it is None, every size is valid.
+    """
     if draft is not None and any(side % (2 * unit) for side in size):
         raise ConfigError(
             f"images of {size[0]} x {size[1]} pixels cannot be sampled at half the size first: sides must be multiples "
@@ -186,16 +198,22 @@ def check_half_size(size: Size, draft: float | None, unit: int, key: str = "draf
 
 
 def img2img_strengths(draft: float | None, rounds: int = 0) -> list[float]:
-    """Return the linearly decreasing strengths in (0, 1] of `rounds` img2img rounds at full size.
+    """Return the noise strength of each img2img round at full size, in (0, 1], linearly decreasing.
 
-    The first is `draft`, or `REFINE_STRENGTH` if None. If `rounds` is 0 and `draft` is set, there is one round.
+    Args:
+        draft: strength of the first round; None: `REFINE_STRENGTH`.
+        rounds: number of rounds. If it is 0, there is one round if `draft` is set, else none.
     """
     times = max(rounds, draft is not None)
     return [(draft or REFINE_STRENGTH) * (times - number) / times for number in range(times)]
 
 
 def total_steps(steps: int, draft: float | None, rounds: int = 0, init: InitLatents | None = None) -> int:
-    """Return the number of denoising steps of all passes of `sample_images`; a pass from noise takes `steps`."""
+    """Return the number of denoising steps of all passes of `sample_images`.
+
+    A pass from noise takes `steps`. An img2img pass takes a share of them, its strength: `init.strength` in the first
+    pass, `img2img_strengths(draft, rounds)` in the following ones. With `init`, `draft` is ignored.
+    """
     first, draft = (1.0, draft) if init is None else (init.strength, None)
     return sum(max(1, round(strength * steps)) for strength in [first, *img2img_strengths(draft, rounds)])
 
@@ -221,11 +239,11 @@ def sample_images(
             strength follows at full size.
         count: number of images.
         size: (H, W) in pixels.
-        sample: function that denoises one pass.
+        sample: function (size, noise (count, C, h, w), img2img start or None) -> clean latents, for one pass.
         generator: random generator of the noise of all passes, see `fresh_noise`.
         sync: number of img2img rounds after the first pass, and the function that makes the images consistent.
         decode_batch: number of images that are decoded together.
-        init: img2img start of the first pass, which then has the full size.
+        init: img2img start of the first pass, which then has the full size; None: that pass starts from noise.
     """
 
     def decoded(size: Size, start: InitLatents | None = None) -> Tensor:
@@ -244,6 +262,6 @@ def sample_images(
 
 
 def upscale(images: Tensor, size: Size) -> Tensor:
-    """Resize images (B, h, w, 3) in [0, 1] to `size` by bicubic interpolation: (B, H, W, 3) in [0, 1]."""
+    """Resize images (B, h, w, 3) in [0, 1] to (B, H, W, 3), `size` = (H, W), by bicubic interpolation."""
     large = F.interpolate(images.permute(0, 3, 1, 2), size, mode="bicubic", align_corners=False)
     return large.clamp(0, 1).permute(0, 2, 3, 1)

@@ -101,7 +101,10 @@ class Schedule:
         return Schedule.from_betas(1 - alpha_bar / before, self.prediction).to(self.betas.device)
 
     def timesteps_in(self, other: Schedule) -> Tensor:
-        """Return fractional timesteps (T,) float32 of `other` with the SNR of this schedule at 0..T-1."""
+        """Convert the timesteps 0..T-1 of this schedule to timesteps of `other` with equal signal-to-noise ratio.
+
+        Returns (T,) float32; the timesteps of `other` are fractional.
+        """
         noise, known = (-torch.logit(each.alpha_bar.cpu().double()) for each in (self, other))
         return torch.from_numpy(np.interp(noise, known, np.arange(other.T))).float()
 
@@ -113,14 +116,17 @@ class Schedule:
         return Schedule(self.betas.to(device), self.alpha_bar.to(device), self.prediction)
 
     def alpha_sigma(self, t: Timesteps, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Return sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t), (B, 1, ...) or (1, 1, ...), for `like` (B, ...)."""
+        """Return sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t), shaped to be multiplied with `like` (B, ...).
+
+        Their shape is (B, 1, ...), or (1, 1, ...) if `t` is one timestep for all images.
+        """
         alpha_bar = self.alpha_bar.to(like.device)  # of a prior on a GPU it is there already
         index = t.to(like.device) if isinstance(t, Tensor) else t
         a = alpha_bar[index].reshape(-1, *[1] * (like.dim() - 1))
         return a.sqrt(), (1 - a).sqrt()
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: Timesteps) -> Tensor:
-        """Return the noisy x_t (B, ...) of clean `x0` (B, ...) and unit Gaussian `noise` (B, ...)."""
+        """Return the noisy x_t (B, ...) at timestep `t` from clean `x0` (B, ...) and Gaussian `noise` (B, ...)."""
         alpha, sigma = self.alpha_sigma(t, x0)
         return alpha * x0 + sigma * noise
 
@@ -130,7 +136,10 @@ class Schedule:
         return (x - sigma * eps) / alpha
 
     def eps_from_output(self, x: Tensor, output: Tensor, t: Timesteps) -> Tensor:
-        """Convert the network's `output` (B, ...) for noisy `x` (B, ...) to noise: eps, or sqrt(a) v + sqrt(1-a) x."""
+        """Convert the network's `output` (B, ...) for noisy `x` (B, ...) to predicted noise (B, ...).
+
+        The noise is the output itself, or sqrt(a) v + sqrt(1-a) x for an output v.
+        """
         if self.prediction == "epsilon":
             return output
         alpha, sigma = self.alpha_sigma(t, x)
@@ -146,9 +155,9 @@ class Schedule:
         return snr.clamp(max=gamma) / (snr if self.prediction == "epsilon" else snr + 1)
 
     def target(self, x0: Tensor, noise: Tensor, t: Timesteps) -> Tensor:
-        """Return the network's training target for x_t = add_noise(x0, noise, t), like `x0` (B, ...): noise or v.
+        """Return the network's training target (B, ...) for the input x_t = add_noise(x0, noise, t).
 
-        v = sqrt(a) eps - sqrt(1-a) x_0 (Salimans and Ho 2022, appendix D).
+        It is the noise, or v = sqrt(a) noise - sqrt(1-a) x0 (Salimans and Ho 2022, appendix D); see `prediction`.
         """
         if self.prediction == "epsilon":
             return noise

@@ -40,6 +40,7 @@ class LoRA(nn.Module):
 
         Args:
             generator: CPU random generator of the initial `down`; None: torch's global one.
+            scale: factor of the LoRA's output in each layer.
             std: function from a layer's fan-in (input channels times kernel area) to the initial standard deviation of
                 `down`; None: 1 / rank.
             targets: endings of the names of the layers that get matrices.
@@ -57,7 +58,7 @@ class LoRA(nn.Module):
         self.up = nn.ParameterList(torch.zeros(size[0], rank) for size in sizes)
 
     def attach(self, unet: nn.Module) -> list[RemovableHandle]:
-        """Apply the LoRA to `unet` until the returned handles are removed."""
+        """Apply the LoRA to `unet` by forward hooks, until the caller removes the returned handles."""
         return [
             unet.get_submodule(name).register_forward_hook(partial(_add, down, up, self.scale))
             for name, down, up in zip(self.names, self.down, self.up, strict=True)
@@ -65,7 +66,10 @@ class LoRA(nn.Module):
 
 
 class PosedLoRA(LoRA):
-    """LoRA of VSD with a pose embedding, which is added to the time embedding and starts at zero."""
+    """LoRA of VSD, conditioned on the camera: it adds an embedding of the pose to the UNet's time embedding.
+
+    The pose embedding starts at zero.
+    """
 
     def __init__(self, unet: nn.Module, rank: int = 4, generator: torch.Generator | None = None) -> None:
         super().__init__(unet, rank, generator)
@@ -75,7 +79,7 @@ class PosedLoRA(LoRA):
         self.pose_out = nn.Parameter(torch.zeros(width, width))
 
     def pose(self, c2w: Tensor) -> Tensor:
-        """Return pose embeddings (B, E), like the time embedding, of row-major camera-to-world matrices (B, 16)."""
+        """Return embeddings (B, E), like the time embedding, of row-major camera-to-world matrices (B, 16)."""
         return F.linear(F.silu(F.linear(c2w, self.pose_in)), self.pose_out)
 
     @contextmanager

@@ -12,7 +12,7 @@ Angle = Annotated[float, Field(ge=0, le=180)]
 
 
 class ViewPromptsConfig(Config):
-    """View-dependent words behind the prompt (DreamFusion, section 3.2), and Perp-Neg."""
+    """Options of view-dependent prompts (words such as "front view", DreamFusion, section 3.2) and of Perp-Neg."""
 
     enabled: bool = Field(False, description="use view prompts; the prior must know the words")
     perp_neg: bool = Field(
@@ -30,7 +30,7 @@ class ViewPromptsConfig(Config):
 
 
 class DistillationConfig(Config):
-    """Options of every distillation loss."""
+    """Options that all distillation losses have."""
 
     name: str = Field(description="name of the loss")
     guidance_scale: Scheduled = Field(
@@ -48,7 +48,7 @@ class DistillationConfig(Config):
 
 
 class VSDConfig(DistillationConfig):
-    """Variational score distillation (ProlificDreamer, arXiv 2305.16213)."""
+    """Options of variational score distillation (ProlificDreamer, arXiv 2305.16213)."""
 
     name: Literal["vsd"] = Field("vsd", description="against a LoRA of the prior trained on the renders")
     guidance_scale: Scheduled = Field(
@@ -62,7 +62,7 @@ class VSDConfig(DistillationConfig):
 
 
 class SDSConfig(DistillationConfig):
-    """Score distillation sampling (DreamFusion, arXiv 2209.14988)."""
+    """Options of score distillation sampling (DreamFusion, arXiv 2209.14988)."""
 
     name: Literal["sds"] = Field("sds", description="score distillation, d loss / d z = w(t) (eps - noise)")
     weighting: Literal["one_minus_alpha_bar", "uniform"] = Field(
@@ -71,7 +71,7 @@ class SDSConfig(DistillationConfig):
 
 
 class ReconstructionConfig(DistillationConfig):
-    """Score distillation as reconstruction of the predicted image (MVDream, arXiv 2308.16512)."""
+    """Options of score distillation as reconstruction of the predicted image (MVDream, arXiv 2308.16512)."""
 
     name: Literal["reconstruction"] = Field("reconstruction", description="distance to the predicted image")
     recon_std_rescale: Scheduled = Field(

@@ -34,7 +34,7 @@ class RenderedViews:
         opacity: (B, H, W, 1) in [0, 1].
         depth: (B, H, W, 1), sum of weight * distance along the ray in world units, not divided by the opacity.
         normals: (B, H, W, 3), opacity * (unit normal + 1) / 2; None if they are not rendered.
-        cameras: B cameras.
+        cameras: cameras of the B views.
         extra: further rendered channels (B, H, W, C) of the representation, by name.
     """
 
@@ -98,10 +98,16 @@ def rescale_std(x0: Tensor, x0_cond: Tensor, share: float, n_view: int) -> Tenso
 
 
 def gradient_loss(latents: Tensor, direction: Tensor, t: Tensor) -> tuple[Tensor, Logs]:
-    """Return 0.5 |z - stopgrad(z - direction)|^2 / B, whose gradient is direction / B, and metrics to log.
+    """Build a loss with a given gradient with respect to the latents: 0.5 |z - stopgrad(z - direction)|^2 / B.
 
-    `latents` z and `direction` are (B, C, h, w); the timesteps `t` are only logged. Non-finite values of `direction`
-    (overflow in half precision) become zero. If no value is finite they stay, so that the run fails.
+    Args:
+        latents: z, (B, C, h, w).
+        direction: B times the gradient, (B, C, h, w). Non-finite values (overflow in half precision) become zero. If no
+            value is finite they stay, so that the run fails.
+        t: timesteps, for the log only.
+
+    Returns:
+        The loss, a scalar, and metrics to log by name.
     """
     finite = direction.isfinite()
     direction = torch.where(finite | ~finite.any(), direction, 0.0)
@@ -112,7 +118,7 @@ def gradient_loss(latents: Tensor, direction: Tensor, t: Tensor) -> tuple[Tensor
 
 
 class Distillation(nn.Module):
-    """Base class of distillation losses: it samples a timestep and noise, and computes the prior's prediction.
+    """Base class of distillation losses: it samples timestep and noise, and calls the prior to predict the noise.
 
     Parameters, if any, are trained together with the object.
     """
@@ -125,10 +131,12 @@ class Distillation(nn.Module):
         prior: Prior | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        """Build the loss for a noise `schedule` and a run of `max_steps` optimisation steps.
+        """Build the loss for the noise `schedule` of a prior.
 
-        `max_steps` None: no option may be scheduled in percent. Only a loss with parameters needs the `prior`
-        whose UNet it extends, and the `generator` of initial weights.
+        Args:
+            max_steps: optimisation steps of the run; None: no option may be scheduled in percent.
+            prior, generator: prior whose UNet a loss with parameters extends, and random generator of these parameters;
+                None for other losses.
         """
         super().__init__()
         self.options: Any = options
@@ -136,22 +144,24 @@ class Distillation(nn.Module):
         self.make_parameters(prior, generator)
 
     def make_parameters(self, prior: Prior | None, generator: torch.Generator | None) -> None:
-        """Create the trainable parameters of the loss, here none. Subclasses with parameters override this method.
+        """Create the trainable parameters of the loss, here none. A loss with parameters overrides this method.
 
-        They need the `prior`, whose UNet they extend, and initialise the weights with `generator`.
+        They extend the UNet of `prior`; `generator` samples their initial values.
         """
 
     def value(self, name: str, step: int) -> float:
-        """Return the value of the scheduled option `name` at an optimisation step."""
+        """Return the value that the scheduled option `name` has at an optimisation step."""
         return at(getattr(self.options, name), step, self.max_steps)
 
     def sample_noise(
         self, latents: Tensor, n_view: int, step: int, generator: torch.Generator
     ) -> tuple[Tensor, Tensor, Logs]:
-        """Sample timesteps and noise; return them and the allowed range of t, to log.
+        """Sample timesteps and noise for the latents (B, C, h, w) of one optimisation step.
 
-        The timesteps are (1,) for all images or, with timestep_per=group, (B,) with one value per `n_view` views. The
-        noise is like `latents` (B, C, h, w).
+        Returns:
+            Timesteps: (1,) for all images or, with timestep_per=group, (B,), equal for the `n_view` views of an object.
+            Noise: (B, C, h, w), unit Gaussian.
+            Metrics to log: lowest and highest allowed timestep.
         """
         T, percents = self.schedule.T, (self.value("min_step_percent", step), self.value("max_step_percent", step))
         low, high = sorted(min(int(T * percent), T - 1) for percent in percents)
@@ -161,7 +171,7 @@ class Distillation(nn.Module):
         return t, fresh_noise(latents.float(), generator), {"t_min": float(low), "t_max": float(high)}
 
     def direction(self, latents: NoisyLatents, condition: Condition, step: int) -> Tensor:
-        """Return B times the gradient of the loss with respect to z, (B, C, h, w)."""
+        """Return the gradient of the loss with respect to the clean latents, times B: (B, C, h, w)."""
         raise NotImplementedError
 
     def forward(

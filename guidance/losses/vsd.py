@@ -23,7 +23,11 @@ POSE_DROPOUT = 0.1
 
 
 class VSD(Distillation):
-    """VSD loss: its gradient with respect to the latents is (1 - alpha_bar_t) (eps_prior - eps_lora) / B."""
+    """Loss of variational score distillation.
+
+    Its gradient with respect to the latents is (1 - alpha_bar_t) (eps_prior - eps_lora) / B. eps_prior is the guided
+    noise of the frozen prior, eps_lora that of the UNet with a LoRA, which is trained on the renders.
+    """
 
     def make_parameters(self, prior: Prior | None, generator: torch.Generator | None) -> None:
         assert prior is not None
@@ -54,9 +58,10 @@ class VSD(Distillation):
         return sigma**2 * (latents.eps - eps_lora)
 
     def lora_loss(self, z: Tensor, condition: Condition, generator: torch.Generator) -> Tensor:
-        """Return the training loss of the LoRA, a scalar: its mean squared error for noisy latents `z` (B, C, h, w).
+        """Compute the training loss of the LoRA on clean latents `z` (B, C, h, w) of the renders: a scalar.
 
-        Each scene gets one uniform t in 0..T-1. With probability POSE_DROPOUT, zeros replace the poses of all images.
+        It is the mean squared error of the UNet's output for `z` with added noise. Each scene gets one uniform t in
+        0..T-1. With probability POSE_DROPOUT, zeros replace the camera poses of all images.
         """
         count = len(z) // condition.n_view
         t = torch.randint(self.schedule.T, (count,), generator=generator, device=generator.device)
@@ -70,7 +75,8 @@ class VSD(Distillation):
     def lora_output(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """Return the output (B, C, h, w) of the UNet with the LoRA, noise or v, for noisy latents `x` (B, C, h, w).
 
-        If `condition.plain_text` is None, the first text is used; if `condition.c2w` is None, the poses are zeros.
+        The text is `condition.plain_text`; if None, the first of `condition.text`. The poses are `condition.c2w`; if
+        None, zeros.
         """
         prior = self.unregistered[0]
         text = condition.text[0][:1] if condition.plain_text is None else condition.plain_text
