@@ -63,7 +63,10 @@ class Matte(nn.Module):
         return F.pixel_shuffle(self.out(y).float(), 2)[:, 0]
 
     def save(self, path: Path) -> None:
-        """Write config and float16 tensors to the folder `path`, atomically. ConfigError: it has other files."""
+        """Write config and float16 tensors to the folder `path`, atomically.
+
+        Raises ConfigError if the folder has other files.
+        """
         with files.whole_folder(path, CONFIG) as part:
             write_json(part / CONFIG, {"_class_name": type(self).__name__, **self.sizes})
             files.save_tensors(self, part / TENSORS)

@@ -88,7 +88,12 @@ class DeepFloyd(Prior):
         dtype: str = "auto",
         device: torch.device | str = "cpu",
     ) -> None:
-        """Build the prior; `text_encoder` is T5's folder; `image_size` None: that of the UNet. Raises ConfigError."""
+        """Build the prior from its networks. Raises ConfigError if the image size does not fit the UNet.
+
+        Args:
+            text_encoder: folder of T5's weights, which are loaded only to encode a prompt.
+            image_size: pixels per side; None: the size that the UNet was trained on.
+        """
         self.unet, self.text_folder, self.tokenizer, self.schedule = unet, text_encoder, tokenizer, schedule
         self.image_size = image_size or int(unet.config["sample_size"])
         self.factor = 1

@@ -91,7 +91,8 @@ class LatentDiffusion(Prior):
 
         Args:
             schedule: noise schedule; None: Stable Diffusion's.
-            coarse: network that predicts coarse latents, additional input channels of the UNet; None: no such channels.
+            coarse: network that predicts coarse latents, which the UNet takes as additional input channels; None: no
+                such channels.
             second: second text encoder of SDXL; None for other models.
             image_size: pixels per side; None: the size that the UNet was trained on.
             dtype: precision of the computation, "auto", "fp32", "bf16" or "fp16".
@@ -151,9 +152,9 @@ class LatentDiffusion(Prior):
 
     @torch.no_grad()
     def check_networks(self) -> Tensor:
-        """Run every network once on a small image and return the sum of outputs (1, C, h, w).
+        """Run every network once on a small image, since networks with correct names and shapes may not work together.
 
-        Networks with correct names and shapes may not work together, or may contain NaN, which is then in the sum.
+        Returns the sum of all outputs, (1, C, h, w): it has NaN if an output has NaN.
         """
         camera = None if self.unet.class_embedding is None else self.camera(torch.eye(4, device=self.device)[None])
         z = torch.zeros(1, self.latent_shape[0], CHECK_SIZE, CHECK_SIZE, device=self.device)
@@ -189,7 +190,10 @@ class LatentDiffusion(Prior):
         self.half_weights = True
 
     def with_draft(self, draft: float | None) -> Self:
-        """Set `Prior.draft`, return self. Raises ConfigError if the prior cannot sample at half the size first."""
+        """Set the img2img strength of coarse-to-fine sampling (`Prior.draft`; None: off), and return self.
+
+        Raises ConfigError if the prior cannot sample at half the size first.
+        """
         if draft is not None and self.coarse is not None:
             raise ConfigError(
                 "needs samples that start from noise, and these weights start from a coarse prediction; remove it",
@@ -245,10 +249,10 @@ class LatentDiffusion(Prior):
         return torch.cat([self._encode(variant) for variant in self.prompt_variants(prompts)], dim=1)
 
     def prompt_variants(self, prompts: list[str]) -> list[list[str]]:
-        """Return the variants of n prompts to encode, each a list of n texts.
+        """Return the texts to encode for n prompts: one or two lists of n texts.
 
-        The coarse predictor was not trained on added words, such as that of a DreamBooth subject; it needs a second
-        variant without them.
+        The second list lacks added words, such as the word of a DreamBooth subject. It is for the coarse predictor,
+        which was not trained on these words. A prior without coarse predictor or added words has the first list only.
         """
         added = tokens.added_words(self.tokenizer)
         usual = [[remove_words(prompt, added) for prompt in prompts]]
@@ -272,13 +276,16 @@ class LatentDiffusion(Prior):
         return [word for word in added if not re.fullmatch(rf"({'|'.join(others)})(_\d+)?", word)] if others else added
 
     def encode_images(self, rgb: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Encode images (B, H, W, 3) in [0, 1], `resized`, as scaled samples (B, C, h, w) of the VAE's posterior."""
+        """Encode images (B, H, W, 3) in [0, 1], resized to `image_size`, as latents (B, C, h, w).
+
+        The latents are scaled random samples of the VAE's posterior; `generator` None: torch's global generator.
+        """
         mean, std = self.posterior(rgb)
         return self.scaling_factor * (mean + std * fresh_noise(mean, generator))
 
     @torch.no_grad()
     def encode_views(self, views: Tensor) -> Tensor:
-        """Encode images (F, H, W, 3) in [0, 1] as scaled posterior means (F, C, H / factor, W / factor)."""
+        """Encode F images (F, H, W, 3) in [0, 1] as scaled posterior means (F, C, H/factor, W/factor) of the VAE."""
         images = (2 * views.permute(0, 3, 1, 2) - 1).to(self.device, self.vae.encoder.conv_in.weight.dtype)
         with self.encoding():
             means = [self.vae.encode(image).latent_dist.mean.float() for image in images.split(1)]
@@ -314,9 +321,14 @@ class LatentDiffusion(Prior):
     ) -> Tensor:
         """Return the output of the UNet (B, C, h, w), noise or v, in the precision of the autocast context.
 
-        `x` are noisy latents (B, C, h, w), `t` timesteps (B,) or (), `text` embeddings (B, L, D), `camera` camera
-        vectors (B, 16) or None, `n_view` is the number of views per object. Without `needs_camera`, each image is
-        denoised separately. `coarse` (B, C, h, w) replaces the coarse predictor's output; None: that output is used.
+        Without `needs_camera`, each image is denoised separately, and `camera` and `n_view` have no effect.
+
+        Args:
+            x, t: noisy latents (B, C, h, w) and timesteps, (B,) or ().
+            text: embeddings (B, L, D).
+            camera: camera vectors (B, 16), or None.
+            n_view: number of views per object.
+            coarse: latents (B, C, h, w) in place of the coarse predictor's output; None: that output.
         """
         if not self.needs_camera:
             camera, n_view = None, 1
@@ -331,9 +343,9 @@ class LatentDiffusion(Prior):
 
     @torch.no_grad()
     def predict_coarse(self, coarse: CoarsePredictor | None, text: Tensor, c2w: Tensor) -> Tensor | None:
-        """Predict latents (B, *latent_shape) with `coarse`, from text (B, L, D) and camera-to-world matrices (B, 4, 4).
+        """Predict latents (B, *latent_shape) with the network `coarse`; return None if it is None.
 
-        Returns None if `coarse` is None.
+        `text` are embeddings (B, L, D), `c2w` camera-to-world matrices (B, 4, 4).
         """
         if coarse is None:
             return None

@@ -26,12 +26,18 @@ FRONT_OF_BACK = (1.0, 0.5, 0.967)
 
 
 def prompts(prompt: str, negative: str, options: ViewPromptsConfig) -> list[str]:
-    """Return the texts to encode: prompt, negative prompt and, if enabled, the prompt for each of `DIRECTIONS`."""
+    """Return the texts to encode: prompt, negative prompt and, if enabled, four prompts with a view direction.
+
+    The directions are side, front, back and overhead, such as "PROMPT, side view".
+    """
     return [prompt, negative, *(f"{prompt}, {direction} view" for direction in DIRECTIONS if options.enabled)]
 
 
 def view_text(text: Tensor, rig: Rig, options: ViewPromptsConfig) -> Condition:
-    """Return the text condition of the B cameras of a rig from the embeddings (2 or 6, L, D) of `prompts`."""
+    """Choose the text condition of the B cameras of a rig by their angles.
+
+    `text` are embeddings (2 or 6, L, D) of the texts that `prompts` returns.
+    """
     if not options.enabled:
         return Condition((text[:1], text[1:2]))
     if options.perp_neg:
@@ -40,7 +46,7 @@ def view_text(text: Tensor, rig: Rig, options: ViewPromptsConfig) -> Condition:
 
 
 def direction(rig: Rig, options: ViewPromptsConfig) -> Tensor:
-    """Return the index in `DIRECTIONS` of each camera of a rig, (B,) int64; azimuth 0 is the front."""
+    """Return the view direction of each camera, (B,) int64: 0 side, 1 front (azimuth 0), 2 back, 3 overhead."""
     turn, steep = torch.rad2deg(wrap_angle(rig.azimuth).abs()), torch.rad2deg(rig.elevation)
     found = torch.zeros(len(rig.azimuth), dtype=torch.long, device=turn.device)
     found[turn < options.front_within] = 1
@@ -50,11 +56,8 @@ def direction(rig: Rig, options: ViewPromptsConfig) -> Tensor:
 
 
 def _perp_neg(uncond: Tensor, sides: Tensor, rig: Rig, options: ViewPromptsConfig) -> Condition:
-    """Return the condition of Perp-Neg for B cameras; overhead cameras have negative prompts of weight zero.
-
-    `uncond` (1, L, D) embeds the negative prompt, `sides` (4, L, D) the `DIRECTIONS`. The result has text (B, L, D)
-    interpolated by azimuth, two negative prompts (2, B, L, D) and their weights (2, B).
-    """
+    # `uncond` (1, L, D) embeds the negative prompt, `sides` (4, L, D) the DIRECTIONS. The result has text (B, L, D)
+    # interpolated by azimuth, two negative prompts (2, B, L, D) and their weights (2, B), zero for overhead cameras.
     overhead = to_device(direction(rig, options) == 3, sides.device)
     turn = to_device(wrap_angle(rig.azimuth).abs() / (pi / 2), sides.device).to(sides)  # 0 front, 1 side, 2 back
     fronts = turn < 1

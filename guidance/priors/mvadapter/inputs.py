@@ -29,19 +29,22 @@ SHARE, GREY = 0.9, 0.5
 
 
 def views(angles: Sequence[tuple[float, float]], height: int, width: int, fov: float = 0.0) -> Cameras:
-    """Return B cameras around a mesh at the origin, at B pairs `angles` of (elevation, azimuth) in degrees.
+    """Return B cameras around a mesh at the origin.
 
-    `height`, `width` and `fov` are as in `towards_middle`.
+    Args:
+        angles: B pairs (elevation, azimuth) in degrees.
+        height, width, fov: image size in pixels, and field of view in degrees as in `towards_middle`; 0: orthographic.
     """
     elevation, azimuth = torch.tensor(angles, dtype=torch.float64).deg2rad().T
     return towards_middle(orbit_c2w(elevation, azimuth, torch.full_like(azimuth, DISTANCE)), height, width, fov)
 
 
 def towards_middle(c2w: Tensor, height: int, width: int, fov: float = 0.0) -> Cameras:
-    """Return cameras with the viewing directions of given poses that show a whole mesh at the origin.
+    """Return cameras that show a whole mesh at the origin, with the viewing directions of the given poses.
 
     Args:
-        c2w: camera-to-world poses (B, 4, 4), OpenGL axes. Perspective cameras are moved to the distance for `fov`.
+        c2w: camera-to-world poses (B, 4, 4), OpenGL axes. Perspective cameras keep the direction of the pose, not the
+            distance: it follows from `fov`.
         height, width: image size in pixels; along the longer side the image shows more of the world.
         fov: field of view of a square image in degrees; 0: orthographic.
     """
@@ -60,9 +63,10 @@ def to_adapter_world(vectors: Tensor) -> Tensor:
 
 
 def ray_maps(at: Cameras) -> Tensor:
-    """Return Pluecker rays (B, 6, H, W) of B cameras in our world, scaled to [0, 1], for the condition guider.
+    """Return the Pluecker rays of B cameras as input of the condition guider: (B, 6, H, W) in [0, 1].
 
-    All pixels of an orthographic camera have the same direction, so its map is (B, 6, 1, 1).
+    The cameras are in threedgen's world, the rays in MV-Adapter's. All pixels of an orthographic camera have the same
+    direction, so its map is (B, 6, 1, 1).
     """
     maps = view_rays(at.c2w)[:, :, None, None] if at.projection.parallel else plucker_rays(at)
     parts = (to_adapter_world(part.movedim(1, -1)).movedim(-1, 1) for part in maps.split(3, dim=1))
@@ -70,20 +74,23 @@ def ray_maps(at: Cameras) -> Tensor:
 
 
 def geometry_maps(points: Tensor, normals: Tensor, mask: Tensor) -> Tensor:
-    """Return positions and normals of a rendered mesh, (B, 6, H, W) in [0, 1], for the condition guider.
+    """Return positions and normals of a rendered mesh as input of the condition guider: (B, 6, H, W) in [0, 1].
+
+    The result is in MV-Adapter's world, the arguments in threedgen's.
 
     Args:
-        points: surface point of each pixel in our world (B, H, W, 3), within [-0.5, 0.5].
-        normals: unit normal of each pixel in our world (B, H, W, 3).
+        points: surface point of each pixel (B, H, W, 3), within [-0.5, 0.5].
+        normals: unit normal of each pixel (B, H, W, 3).
         mask: (B, H, W), 1 where the pixel shows the mesh, 0 elsewhere.
     """
     return geometry_control(to_adapter_world(points), to_adapter_world(normals), mask)
 
 
 def framed(cut: Tensor, height: int, width: int, share: float = SHARE) -> Tensor:
-    """Return a grey image (height, width, 3) in [0, 1] with an object in the middle, which fills `share` of a side.
+    """Place a cut-out object in the middle of a grey image; return the image (height, width, 3) in [0, 1].
 
-    `cut` is the cut-out object, RGBA (h, w, 4) in [0, 1].
+    `cut` is the object, RGBA (h, w, 4) in [0, 1]. It is resized to fill the fraction `share` of the image's height or
+    width, whichever it reaches first.
     """
     rows, columns = (cut[..., 3] > 0).nonzero(as_tuple=True)
     (top, bottom), (left, right) = ((max(0, int(at.min()) - 1), int(at.max()) + 2) for at in (rows, columns))

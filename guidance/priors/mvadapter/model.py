@@ -92,8 +92,9 @@ class MVAdapter(LatentDiffusion):
     ) -> Self:
         """Load an adapter, given by path or name, and return self.
 
-        `mv_scale` and `ref_scale` are weights of the attention to other views and to the reference image; 1: as in
-        training. `control` is the input of the guider; None: that in the file, else rays.
+        Args:
+            mv_scale, ref_scale: weights of the attention to other views and to the reference image; 1: as in training.
+            control: input of the condition guider, "rays" or "geometry"; None: that in the file, else rays.
         """
         network = load_adapter(locate("adapter", str(adapter)), self.unet, self.factor, control=control)
         network.mv_scale, network.ref_scale = mv_scale, ref_scale
@@ -108,16 +109,19 @@ class MVAdapter(LatentDiffusion):
         return self.to(self.device)
 
     def with_reference(self, cut: Array) -> Self:
-        """Set the reference image, a cut-out object, RGBA (h, w, 4) in [0, 1], of all guidance, and return self."""
+        """Set the reference image that conditions all guidance, and return self.
+
+        `cut` is the cut-out object, RGBA (h, w, 4) in [0, 1]. Raises ConfigError if the adapter takes no image.
+        """
         self.require_ref()
         self.reference_image = framed(torch.from_numpy(cut), self.image_size, self.image_size)
         return self
 
     def with_coarse_predictor(self, weights: str) -> Self:
-        """Load the coarse predictor of a multi-view prior, from whose output samples start, and return self.
+        """Load the coarse predictor of the multi-view prior `weights`, and return self.
 
-        It is not used with mesh geometry or a reference image. Raises ConfigError unless the multi-view prior `weights`
-        has the text encoder and VAE of the 2D model.
+        Samples then start from its output by img2img, except with mesh geometry or a reference image. Raises
+        ConfigError unless that prior has the text encoder and VAE of the 2D model.
         """
         with called("guess"):
             other = MVDream.load(weights, self.device)
@@ -175,10 +179,14 @@ class MVAdapter(LatentDiffusion):
         n_view: int = 1,
         reference: Features | None = None,
     ) -> Tensor:
-        """Return the UNet's output (B, C, h, w) float32, noise or v, for noisy latents `x` (B, C, h, w).
+        """Return the UNet's output (B, C, h, w) float32, noise or v.
 
-        `t` are timesteps (B,) of `schedule`, `text` embeddings (B, L, D), `camera` guider maps (B, 6, H, W) or
-        (B, 6, 1, 1), `n_view` views per object, `reference` features of R images, where R divides B.
+        Args:
+            x, t: noisy latents (B, C, h, w) and timesteps (B,) of `schedule`.
+            text: embeddings (B, L, D).
+            camera: input of the condition guider, (B, 6, H, W) or (B, 6, 1, 1); None: none.
+            n_view: number of views per object.
+            reference: features of R reference images by layer, where R divides B; None: no image.
         """
         base_t = t if self.base_timesteps is None else self.base_timesteps.to(t.device)[t]
         if self.adapted is None:
@@ -195,7 +203,10 @@ class MVAdapter(LatentDiffusion):
         return self.schedule.eps_from_output(x, self.network(x, t, text, camera, n_view, **image), t)
 
     def reference_features(self, images: Tensor, text: Tensor) -> Features:
-        """Return features of R reference images (R, H, W, 3) in [0, 1], computed with prompts (R, L, D)."""
+        """Compute the UNet's features of R reference images (R, H, W, 3) in [0, 1], with the prompts `text` (R, L, D).
+
+        Returns features (R, L', C) by name of the self-attention layer.
+        """
         adapted, latents = self.require_ref(), self.encode_views(images)
         with self.autocast():
             return adapted.reference_features(latents, text)

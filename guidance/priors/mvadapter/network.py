@@ -34,14 +34,16 @@ class Form:
     """Training settings of an adapter, stored as metadata of its file; defaults: released adapters without a mesh.
 
     Attributes:
-        layout: tokens of other views that a token attends to: same "row", or "rowcol" (`options.Layout`).
-        arrangement: added attention "parallel" to the self-attention, or "serial", after it (`options.Arrangement`).
+        layout: tokens that a token attends to: "row": its image row in all views; "rowcol": rows and columns of six
+            views of a mesh.
+        arrangement: added attention "parallel" to the self-attention, or "serial", after it.
         control: input of the condition guider, "rays" of the cameras or "geometry" of a mesh.
-        shift: factor by which the signal-to-noise ratio of the schedule is lower.
+        shift: factor by which the signal-to-noise ratio of the noise schedule is lower than that of the 2D model.
         shift_mode: same factor at all timesteps ("default"), or growing from 1 at t = 0 ("interpolated").
         anywhere: fraction of training objects rendered at random azimuths and at elevations from 0 to 30 degrees.
         fov: vertical field of view of the cameras in degrees; 0: orthographic.
-        timestep: timestep that the 2D model receives: the "same" number, or the number "matched" by noise level.
+        timestep: timestep that the 2D model receives: the "same" number as in the shifted schedule, or the number
+            "matched" by signal-to-noise ratio.
     """
 
     layout: Layout = "row"
@@ -55,9 +57,10 @@ class Form:
 
     @classmethod
     def from_card(cls, card: Mapping[str, str], **overrides: object) -> "Form":
-        """Return the settings in the metadata `card` of a file; `overrides` that are not None replace them.
+        """Read the settings from the metadata `card` of an adapter's file.
 
-        A layout that neither has follows from the control.
+        Values in `overrides` replace those of the file, unless None. A missing `layout` is "rowcol" for
+        control="geometry", else "row". Raises ConfigError for an unknown value.
         """
         settings: dict[str, object] = {field.name: card[field.name] for field in fields(cls) if field.name in card}
         settings |= {name: value for name, value in overrides.items() if value is not None}
@@ -102,6 +105,7 @@ class AdaptedUNet(nn.Module):
         """Add attention layers and guiders to `unet`, in place.
 
         Args:
+            factor: image pixels per latent pixel along each axis.
             form: training settings of the adapter.
             branches: kinds of added attention: "mv" to other views, "ref" to a reference image.
             guided: add a condition guider with `depth` and `downscale`, see `make_guider`.
@@ -131,7 +135,7 @@ class AdaptedUNet(nn.Module):
         return nn.ModuleList([*branch_processors(self.unet).values(), *guiders])
 
     def adapter_state(self) -> dict[str, Tensor]:
-        """Return the adapter's tensors by the names of the released files. The tensors are not copied."""
+        """Return the adapter's tensors by their names in the released files. The tensors are not copied."""
         named = {
             f"{name}.{inner}": tensor
             for name, processor in branch_processors(self.unet).items()
@@ -141,11 +145,17 @@ class AdaptedUNet(nn.Module):
         return named | ({} if self.guider is None else self.guider.state_dict()) | fine
 
     def guide(self, control: Tensor, height: int, width: int) -> list[Tensor] | None:
-        """Return the guider's features, one tensor per UNet level, for arguments as in `maps`; None without guider."""
+        """Compute the condition guider's features, one tensor per UNet level, for images of height x width pixels.
+
+        `control` is the input as in `forward`. Returns None without a guider.
+        """
         return None if self.guider is None else self.guider(self.maps(control, height, width))
 
     def maps(self, control: Tensor, height: int, width: int) -> Tensor:
-        """Average or expand `control`, (B, 6, height, width) or (B, 6, 1, 1), to the guider's input (B, 6, h, w)."""
+        """Resize the guider's input for images of height x width pixels to the resolution (h, w) that the guider takes.
+
+        `control` is (B, 6, height, width), which is averaged, or (B, 6, 1, 1), which is repeated. Returns (B, 6, h, w).
+        """
         stride = self.multiple // self.guider.downscale_factor
         maps = control if control.shape[-2:] == (1, 1) else avg_pool2d(control, stride)
         return maps.expand(-1, -1, height // stride, width // stride)
@@ -213,14 +223,14 @@ class AdaptedUNet(nn.Module):
 def make_guider(
     unet: UNet2DConditionModel, factor: int = 8, depth: int | None = None, downscale: int | None = None
 ) -> T2IAdapter:
-    """Build a condition guider with random weights, whose features have the widths and sizes of the blocks of `unet`.
+    """Build a condition guider with random weights: a T2I-Adapter whose features fit the blocks of `unet`.
 
     Args:
         factor: image pixels per latent pixel along each axis.
         depth: residual blocks per level; None: the number of layers per block of the UNet.
-        downscale: pixels d of the guider's input per feature of its first level, along each axis. Such a feature covers
-            s = factor * guider_stride(unet) image pixels, so the input is smaller than the image by s / d; None: d = s.
-            Raises ValueError unless d divides s.
+        downscale: input pixels per feature of the first level, along each axis; None: factor * guider_stride(unet), for
+            maps of the image's size. With a divisor of that number, the maps are smaller than the image. Raises
+            ValueError for other numbers.
     """
     stride, widths, layers = guider_stride(unet), [*unet.config["block_out_channels"]], unet.config["layers_per_block"]
     kind, channels = ("full_adapter", widths) if stride == 1 else ("full_adapter_xl", [*widths, widths[-1]])
@@ -232,10 +242,11 @@ def make_guider(
 
 
 def make_fine_guider(unet: UNet2DConditionModel, pixels: int) -> nn.Module:
-    """Build a fine guider: two convolutions from `maps` to the output of the first layer of `unet`, zero until trained.
+    """Build a fine guider: two convolutions, whose output is added to that of the UNet's first layer.
 
-    The released adapters have none: their guider acts from the first attention layer on, which has 64 x 64 features,
-    but only 8 x 8 in a small UNet. `pixels` is the side of a latent pixel in pixels of the maps.
+    It is zero until trained. Its input is that of the condition guider, with `pixels` x `pixels` map pixels per latent
+    pixel. The condition guider alone acts from the first attention layer on, which in a small UNet has only 8 x 8
+    features (64 x 64 in the released models).
     """
     width = int(unet.config["block_out_channels"][0])
     last = nn.Conv2d(width // 2, width, 3, padding=1)
@@ -246,9 +257,9 @@ def make_fine_guider(unet: UNet2DConditionModel, pixels: int) -> nn.Module:
 
 
 def guider_stride(unet: UNet2DConditionModel) -> int:
-    """Return the side, in latent pixels, of one feature of a guider's first level.
+    """Return the side, in latent pixels, of one feature of the condition guider's first level: 1, or 2 for SDXL.
 
-    diffusers adds the features after the attention of a block. The first block of SDXL has none: they are added at its
-    end, after the downsampling.
+    diffusers adds the features after the attention of a block. SDXL's first block has no attention, so they are added
+    at its end, behind the downsampling.
     """
     return 1 if hasattr(unet.down_blocks[0], "attentions") else 2

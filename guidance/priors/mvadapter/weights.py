@@ -30,7 +30,10 @@ FIRST_BLOCKS = re.compile(r"adapter\.body\.0\.resnets\.\d+\.block1\.bias")
 
 
 def save_adapter(path: Path, network: AdaptedUNet) -> None:
-    """Write an adapter in float16, with its `Form` and the text width of its 2D model. Raises ConfigError."""
+    """Write the adapter of `network` to a file, in float16. Raises ConfigError if a value is not finite.
+
+    The metadata are its `Form` and the text width of the 2D model.
+    """
     tensors = {name: tensor.detach().half().cpu().contiguous() for name, tensor in network.adapter_state().items()}
     require_finite(tensors, "the weights of the adapter")
     base = {TEXT_WIDTH: str(network.unet.config["cross_attention_dim"])}
@@ -38,7 +41,11 @@ def save_adapter(path: Path, network: AdaptedUNet) -> None:
 
 
 def load_adapter(path: Path, unet: UNet2DConditionModel, factor: int = 8, **form: object) -> AdaptedUNet:
-    """Add the adapter in the file `path` to `unet`. Values of `form` that are not None replace those of the file."""
+    """Add the adapter in the file `path` to `unet`, in place, and return both as one network. Raises ConfigError.
+
+    `factor` is the number of image pixels per latent pixel. The keyword arguments `form` are attributes of `Form`; they
+    replace those of the file, unless None.
+    """
     with keyed("adapter"):
         return convert_adapter(read_tensors(path), unet, factor, read_card(path, FORMAT), **form)
 
@@ -50,7 +57,7 @@ def convert_adapter(
     card: Mapping[str, str] | None = None,
     **form: object,
 ) -> AdaptedUNet:
-    """Add an adapter to `unet`, which then belongs to the returned network.
+    """Add an adapter to `unet`, in place, and return both as one network.
 
     The tensor names decide which attention branches and guiders the adapter has. Other tensors cause a warning.
 
@@ -58,7 +65,7 @@ def convert_adapter(
         tensors: content of the adapter's file.
         factor: image pixels per latent pixel along each axis.
         card: metadata of the file; None: empty.
-        form: values that replace those of the metadata, unless None.
+        form: attributes of `Form` that replace those of the metadata, unless None.
 
     Raises:
         ConfigError: tensors are missing, unknown or not finite, or the adapter belongs to another 2D model.

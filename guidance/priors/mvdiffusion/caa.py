@@ -65,7 +65,7 @@ class PositionalEncoding(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention of T queries, each with S keys of its own. Keys and values have the same input."""
+    """Multi-head attention in which each of T queries has S keys of its own. Keys also serve as values."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class Attention(nn.Module):
         return self.output((self.queries(query) @ keys.mT).softmax(-1) @ keys)
 
     def queries(self, query: Tensor) -> Tensor:
-        """Project tokens (..., d) to queries (..., H, d) that are multiplied with unprojected keys.
+        """Project tokens (..., d) to queries (..., H, d) of H heads, for multiplication with keys before projection.
 
         For a key n and the key projection W, q (W n) = (W^T q) n: about S times cheaper than to project S keys.
         """
@@ -85,7 +85,7 @@ class Attention(nn.Module):
         return torch.einsum("...hc,hcd->...hd", queries, self.to_k.weight.view(-1, HEAD, query.shape[-1]))
 
     def output(self, mixed: Tensor) -> Tensor:
-        """Apply the value and output projections to weighted sums of keys (..., H, d); return (..., d)."""
+        """Apply the value and output projections to weighted sums of keys (..., H, d) of H heads; return (..., d)."""
         values = torch.einsum("...hd,hcd->...hc", mixed, self.to_v.weight.view(-1, HEAD, mixed.shape[-1]))
         return self.to_out(values.flatten(-2))
 
@@ -101,7 +101,10 @@ class Transformer(nn.Module):
             zero(layer)
 
     def attend(self, x: Tensor, query_encoding: Tensor, keys: Tensor) -> Tensor:
-        """Apply the attention to tokens (..., T, d); `query_encoding` (T, d), `keys` with encoding (..., T, S, d)."""
+        """Update tokens `x` (..., T, d) by attention, where each token has S keys; return (..., T, d).
+
+        `query_encoding` (T, d) is the positional encoding of the tokens. `keys` (..., T, S, d) already contain theirs.
+        """
         query = self.norm1(x + query_encoding)
         return x + self.attn1(query.flatten(0, -2), self.norm1(keys).flatten(0, -3)).view_as(x)
 
@@ -118,7 +121,7 @@ def called(function: Call, *args: object) -> Tensor:
 
 
 def recomputed(function: Call, *args: object) -> Tensor:
-    """Call a function and keep only its arguments; the backward pass calls it again."""
+    """Call a function under gradient checkpointing: only its arguments stay in memory until the backward pass."""
     return cast(Tensor, checkpoint(function, *args, use_reentrant=False))
 
 
@@ -140,7 +143,8 @@ class PanoramaBlock(nn.Module):
     def forward(self, x: Tensor, keys: Sequence[Keys], n_view: int) -> Tensor:
         """Transform features (B F, d, h, w) of B scenes with F = `n_view` views to features of the same shape.
 
-        `keys` has one entry for each view of one or more scenes; the batch may repeat these scenes.
+        `keys` are the positions to attend to: one entry for each view of one or more scenes. If the batch has more
+        scenes than that, it repeats them.
         """
         maps, large = x.unflatten(0, (-1, len(keys))), sum(each.count for each in keys) * x[0].numel() > MAX_KEPT
         call: Call = recomputed if large and torch.is_grad_enabled() else called
@@ -157,7 +161,7 @@ class PanoramaBlock(nn.Module):
         return self.pe(zeros)[:, 0].to(tokens)
 
     def _view(self, maps: Tensor, number: int, keys: Keys, n_view: int, call: Call) -> Tensor:
-        """Return tokens (R, T, d) of view `number` from features (R, V, d, h, w), computed in chunks of tokens."""
+        # tokens (R, T, d) of view `number`, from features (R, V, d, h, w)
         tokens, others = maps[:, number].flatten(2).mT, maps[:, number - number % n_view + keys.views]
         size = self._size(maps[0], len(maps) * keys.count)
         starts = range(0, tokens.shape[1], size)
@@ -165,11 +169,11 @@ class PanoramaBlock(nn.Module):
         return torch.cat(attended, dim=1)
 
     def _size(self, x: Tensor, count: int) -> int:
-        """Return the number of tokens per chunk if each has `count` keys. It is even, so that no pair is split."""
+        # tokens per chunk for `count` keys per token; even, so that no pair is split
         return max(2, CHUNK.get(x.device.type, CHUNK["cpu"]) // (count * x.shape[1]) // 2 * 2)
 
     def _attend(self, tokens: Tensor, others: Tensor, keys: Keys) -> Tensor:
-        """Attend from tokens (R, T, d) of one view to maps (R, n, d, h, w) of n other views; return (R, T, d)."""
+        # tokens (R, T, d) of one view attend to maps (R, n, d, h, w) of n other views
         places = keys.places.repeat(len(tokens), 1, 1, 1)
         found = sample(others.flatten(0, 1), places).unflatten(0, others.shape[:2])
         found = found.permute(0, 3, 1, 4, 2).flatten(2, 3)  # (R, T, n P, d)

@@ -63,14 +63,14 @@ class Keys:
 
 
 class Geometry:
-    """Corresponding positions between the views of scenes with `n_view` views each. A batch may repeat the scenes."""
+    """Base class of tables of corresponding positions between the `n_view` views of a scene."""
 
     def __init__(self, n_view: int) -> None:
         self.n_view = n_view
         self._cache: dict[tuple[int, int, torch.device], list[Keys]] = {}
 
     def keys(self, height: int, width: int, device: torch.device) -> list[Keys]:
-        """Return the keys of each view, on `device`, for feature maps of height x width tokens."""
+        """Return the positions to attend to, one `Keys` per view, for feature maps of height x width tokens."""
         at = (height, width, device)
         if at not in self._cache:
             self._cache[at] = [self._keys(view, height, width).to(device) for view in range(self.n_view)]
@@ -92,7 +92,7 @@ class Scenes(Geometry):
 
 
 class PanoramaGeometry(Geometry):
-    """Geometry of views with one camera position (section 4.1). The released weights have "ring" and k = 3."""
+    """Table for views with one camera position (MVDiffusion, section 4.1). Released weights have "ring" and k = 3."""
 
     def __init__(
         self, K: Tensor, R: Tensor, size: tuple[int, int], k: int = 3, neighbours: Neighbours = "ring"
@@ -138,10 +138,13 @@ class PanoramaGeometry(Geometry):
 
 
 class DepthGeometry(Geometry):
-    """Geometry of posed views with known depth (section 4.2). A token has one key in each view that overlaps enough."""
+    """Table for posed views with known depth (MVDiffusion, section 4.2).
+
+    A token attends to one position in each view that overlaps enough with its own view.
+    """
 
     def __init__(self, depth: Tensor, c2w: Tensor, K: Tensor, overlap: float = 0.3, released: bool = True) -> None:
-        """Compute the overlap of F views.
+        """Compute which of F views overlap.
 
         Args:
             depth: (F, H, W), depth along the viewing axis in the unit of the poses (metres for the released weights); 0
@@ -149,8 +152,9 @@ class DepthGeometry(Geometry):
             c2w: camera-to-world poses (F, 4, 4), OpenCV axes.
             K: intrinsics in pixels, (3, 3) or (F, 3, 3).
             overlap: fraction of overlap above which two views attend to each other, see `overlap_neighbours`.
-            released: compute as for the released weights. Points behind a camera are then not masked, and the depth of
-                a key is compared with that of the query in its own camera, not in the camera of the key.
+            released: compute as for the released weights. Points behind a camera are then not masked. The depth
+                difference is that of the token in its camera and the key in its own; if False, both are depths in the
+                key's camera.
         """
         super().__init__(len(depth))
         self.depth, self.c2w, K = (t.detach().cpu().double() for t in (depth, c2w, K))
@@ -178,14 +182,15 @@ class DepthGeometry(Geometry):
 
 
 def token_pixels(height: int, width: int, scale: int) -> Tensor:
-    """Return the image pixel (x, y) of each token of a feature map, (T, 2), for `scale` pixels per token."""
+    """Return the pixel (x, y) at the centre of each token of a feature map, (T, 2), for `scale` pixels per token."""
     return pixel_grid(height, width).flatten(0, 1) * scale + scale // 2
 
 
 def overlap_neighbours(overlap: Tensor, minimum: float = 0.3) -> list[list[int]]:
-    """Return the views that each of F views attends to: those that overlap by more than `minimum`, else adjacent ones.
+    """Return the list of views that each of F views attends to.
 
-    `overlap[i, j]` (F, F) is the fraction of the pixels of view i that view j shows, or of j in i if that is smaller.
+    These are the views that overlap by more than `minimum`; if there are none, the previous and the next view.
+    `overlap` (F, F) holds in [i, j] the smaller of two fractions: pixels of view i that j shows, and of j that i shows.
     """
     count = len(overlap)
     found = [[j for j in range(count) if j != i and overlap[i, j] > minimum] for i in range(count)]

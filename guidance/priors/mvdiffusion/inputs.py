@@ -19,7 +19,10 @@ MASKED_GREY = 0.5
 
 
 def extra_kind(extra: int, latent: int) -> Extra:
-    """Return the kind of `extra` UNet input channels beside `latent` channels of noisy latents. Raises ConfigError."""
+    """Return what the additional input channels of a UNet are for: "nothing", "depth" or "mask".
+
+    `extra` is their number, `latent` the number of channels of the latents. Raises ConfigError for other numbers.
+    """
     kinds: dict[int, Extra] = {0: "nothing", 1: "depth", latent + 1: "mask"}
     if extra not in kinds:
         raise ConfigError(
@@ -31,7 +34,10 @@ def extra_kind(extra: int, latent: int) -> Extra:
 
 
 def unknown_channels(kind: Extra, like: Tensor) -> Tensor:
-    """Return extra channels (F, E, h, w) that mean "nothing is known", for latents `like` (F, C, h, w)."""
+    """Return additional UNet channels (F, E, h, w) of this kind for images of which nothing is known.
+
+    `like` are the latents (F, C, h, w). E is 1 for "depth", 1 + C for "mask" and 0 for "nothing".
+    """
     if kind == "depth":
         return torch.full_like(like[:, :1], UNKNOWN)
     mask = torch.ones_like(like[:, :1])
@@ -41,7 +47,7 @@ def unknown_channels(kind: Extra, like: Tensor) -> Tensor:
 def depth_channels(depth: Tensor, height: int, width: int) -> Tensor:
     """Convert depth (F, H, W) to inverse depth (F, 1, height, width), scaled to [-1, 1] in each image.
 
-    Unknown depth becomes -2. The size is that of the latents; resizing is by nearest neighbour.
+    `height` and `width` are those of the latents; resizing is by nearest neighbour. Unknown depth becomes -2.
     """
     known = (depth > 0) & depth.isfinite()
     inverse = torch.where(known, 1 / (depth.double() + 1e-6), 0.0)
@@ -52,14 +58,18 @@ def depth_channels(depth: Tensor, height: int, width: int) -> Tensor:
 
 
 def masked_images(views: Tensor, given: Tensor) -> Tensor:
-    """Set the unknown pixels of images (F, H, W, 3) to grey, as in Stable Diffusion's inpainting models."""
+    """Set the unknown pixels of images (F, H, W, 3) to grey, as in Stable Diffusion's inpainting models.
+
+    `given` is bool, True for known views (F,) or known pixels (F, H, W).
+    """
     return torch.where(_pixels(given)[..., None], views, MASKED_GREY)
 
 
 def mask_channels(latents: Tensor, given: Tensor) -> Tensor:
-    """Return the extra channels (F, 1 + C, h, w) of an inpainting model: mask, 1 where unknown, and latents.
+    """Return the additional channels (F, 1 + C, h, w) of an inpainting UNet: mask, 1 where unknown, then `latents`.
 
-    `latents` (F, C, h, w) are the encoded `masked_images`. A latent is known only if all its pixels are known.
+    `latents` (F, C, h, w) are the encoded `masked_images`. `given` is True for known views (F,) or pixels (F, H, W). A
+    latent is known only if all its pixels are known.
     """
     hole = F.adaptive_max_pool2d((~_pixels(given)).to(latents)[:, None], latents.shape[-2:])
     return torch.cat([hole, latents], 1)
@@ -70,7 +80,7 @@ def _pixels(given: Tensor) -> Tensor:
 
 
 def given_condition(latents: Tensor, given: Tensor) -> Tensor:
-    """Return clean latents (F, C + 1, h, w) for the UNet's branch for known views, with a mask as last channel.
+    """Return the input (F, C + 1, h, w) of the UNet's branch for known views: clean latents, then a mask channel.
 
     `given` (F,) is True for known views. The mask is 1 for known views; all channels of unknown views are 0.
     """

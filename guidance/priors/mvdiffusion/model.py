@@ -79,9 +79,10 @@ class MVDiffusion(LatentDiffusion):
             self.check_pairs(size, self.draft is not None, keys[1])
 
     def check_pairs(self, size: Size, halved: bool, key: str) -> None:
-        """Raise ConfigError for the config `key` if the smallest feature map has an odd number of tokens.
+        """Raise ConfigError for the config `key` if the UNet's smallest feature map has an odd number of tokens.
 
-        The "reference" encoding of depth needs pairs of tokens. If `halved`, images are first sampled at half the size.
+        The "reference" encoding of depth needs pairs of tokens. `size` is (H, W) in pixels. `halved`: images are first
+        sampled at half this size.
         """
         (height, width), token = size, self.unit * (2 if halved else 1)
         if height // token * (width // token) % 2:
@@ -93,9 +94,9 @@ class MVDiffusion(LatentDiffusion):
             )
 
     def with_blocks(self, blocks: str | Path) -> Self:
-        """Add the attention blocks of a file to the prior and return self. Raises ConfigError.
+        """Add the attention blocks in a file, given by path or name, to the UNet and return self. Raises ConfigError.
 
-        If the file also has weights of the UNet, or changes to them (`with_difference`), the UNet gets them.
+        If the file also has weights of the UNet, or changes to them, the UNet gets these.
         """
         path = locate("blocks", str(blocks))
         with keyed("blocks"):
@@ -116,11 +117,11 @@ class MVDiffusion(LatentDiffusion):
         return super().networks | ({} if self.multiview is None else {"multiview": self.multiview})
 
     def predict(self, x: Tensor, t: Tensor, text: Tensor, *_args: object, **_kwargs: object) -> Tensor:
-        """Return the output of the UNet (B, C, h, w) for single images without image conditions."""
+        """Return the output of the UNet (B, C, h, w), noise or v, for single images without depth or known pixels."""
         return super().predict(torch.cat([x, unknown_channels(self.extra, x)], 1), t, text)
 
     def masked_extra(self, views: Tensor, given: Tensor) -> Tensor:
-        """Return the extra channels (F, 1 + C, h, w) of an inpainting model for images (F, H, W, 3) in [0, 1].
+        """Return the additional channels (F, 1 + C, h, w) of an inpainting UNet for images (F, H, W, 3) in [0, 1].
 
         `given` is bool, True for known views (F,) or known pixels (F, H, W).
         """
@@ -186,10 +187,11 @@ class MVDiffusion(LatentDiffusion):
         return self.multiview is None or self.multiview.has_condition
 
     def fixed_latents(self, extra: Tensor | None, condition: Tensor | None) -> tuple[Tensor, Tensor] | None:
-        """Return the latents that sampling must keep: mask (F, 1, h, w), above 0 there, and values (F, C, h, w).
+        """Return the known latents that sampling must not change.
 
-        Returns None if there are none. The arguments are the image conditions of `sample_views`. A network without a
-        branch for known views can take known images only in this way.
+        The result is a mask (F, 1, h, w), above 0 where latents are known, and their values (F, C, h, w). They are
+        needed with the option `hold`, or if the UNet has no branch for known views; else the result is None. `extra`
+        (F, E, h, w) are additional UNet channels, `condition` (F, C + 1, h, w) is the input of that branch.
         """
         if condition is not None and (self.hold or not self.has_condition_branch):
             return condition[:, -1:], condition[:, :-1]
@@ -218,7 +220,8 @@ class MVDiffusion(LatentDiffusion):
             prompts: F prompts, one for each view.
             geometry: corresponding positions of the views; None: each view is sampled separately.
             size: (H, W) in pixels, divisible by `unit`.
-            conditions: function from image size to image conditions, used with and without the prompt.
+            conditions: function from an image size (H, W) to what is known of the images: additional UNet channels
+                (F, E, h, w) and the input (F, C + 1, h, w) of the branch for known views; each may be None.
             eta, generator: see `sampling.ddim_sample`.
             on_step: called before each step; may raise an exception to stop.
             sync: img2img rounds, before each of which the images are made consistent.

@@ -105,11 +105,8 @@ class MultiviewUNet(nn.Module):
 
     @contextmanager
     def _blocks(self, geometry: Geometry) -> Iterator[None]:
-        """Pass the UNet's features through the new blocks, within a `with` block.
-
-        A new block runs before the down- or upsampler of a UNet block, or at the end of a block without one; for
-        panoramas before the attention of the middle block.
-        """
+        # new blocks run before the down- or upsampler of a UNet block, or at the end of a block without one; in the
+        # middle block, for panoramas, before the attention
         with ExitStack() as hooks:
 
             def insert(block: nn.Module, new: nn.Module, inner: str) -> None:
@@ -135,7 +132,7 @@ class MultiviewUNet(nn.Module):
 
     @contextmanager
     def _conditioned(self, condition: Tensor) -> Iterator[None]:
-        """Add encoded known views (B F, C + 1, h, w) to the inputs of the UNet's blocks, within a `with` block."""
+        # adds the encoded known views (B F, C + 1, h, w) to the inputs of the UNet's blocks
         encoded = self.condition_conv_in(condition)
         blocks = [*self.unet.down_blocks, *self.unet.up_blocks]
         encoders = [*self.condition_downblocks, *self.condition_upblocks]

@@ -41,10 +41,10 @@ def save_blocks(
     own: Mapping[str, Tensor] | None = None,
     options: Mapping[str, object] = MappingProxyType({}),
 ) -> None:
-    """Write the attention blocks of a network, and its UNet or the UNet's difference from the 2D model, in float16.
+    """Write the attention blocks of a network to a file in float16, with the whole UNet or its changes.
 
     Args:
-        own: the difference, as returned by `difference`; None: write the whole UNet.
+        own: changes of the UNet against the 2D model, as returned by `difference`; None: write the whole UNet.
         options: training options, stored as metadata.
     """
     state = network.state_dict()
@@ -58,10 +58,10 @@ def save_blocks(
 
 
 def load_blocks(network: MultiviewUNet, weights: Mapping[str, Tensor], unet: bool = False) -> None:
-    """Copy attention blocks from a state dict into a network. Raises ConfigError if they have other widths.
+    """Copy attention blocks from the state dict `weights` into a network. Raises ConfigError if their widths differ.
 
-    From blocks of the other kind (panorama or depth) only the attention tensors are copied. With `unet`, the weights of
-    the UNet are copied too, if `weights` has all of them.
+    If the blocks are of the other kind (panorama or depth), only the attention tensors are copied. `unet`: also copy
+    the weights of the UNet, if `weights` has all of them.
     """
     named = {name.removeprefix(PREFIX): tensor for name, tensor in weights.items()}
     same_kind = any(TO_DEPTH in name for name in named) == (network.kind == "depth")
@@ -80,7 +80,7 @@ def load_blocks(network: MultiviewUNet, weights: Mapping[str, Tensor], unet: boo
 
 
 def difference_in(weights: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-    """Return the UNet's `difference` from the 2D model in a state dict; None if it has all weights of the UNet."""
+    """Return the tensors in a state dict that change the 2D model (see `difference`); None if it has the whole UNet."""
     named = {name.removeprefix(PREFIX): tensor for name, tensor in weights.items()}
     if is_whole(named):
         return None
@@ -92,7 +92,7 @@ def is_whole(named: Mapping[str, Tensor]) -> bool:
 
 
 def with_difference(unet: UNet2DConditionModel, weights: Mapping[str, Tensor]) -> UNet2DConditionModel:
-    """Return a copy of `unet` with the `difference` in `weights` applied; `unet` itself if there is none.
+    """Return a copy of `unet` with the changes in `weights` (see `difference`); `unet` itself if there are none.
 
     Raises ConfigError if the blocks were trained on another 2D model.
     """
@@ -109,7 +109,7 @@ def with_difference(unet: UNet2DConditionModel, weights: Mapping[str, Tensor]) -
 
 
 def convert_released(weights: Mapping[str, Tensor], unet: UNet2DConditionModel) -> MultiviewUNet:
-    """Build a network from a state dict around `unet`, which then belongs to the network.
+    """Build a network from a state dict and a 2D UNet, which is changed in place.
 
     The tensors decide the kind of blocks, the positional encoding and whether there is a branch for known views.
     Weights of the UNet may be missing. Raises ConfigError if tensors of the blocks are missing, unknown or not finite.
@@ -140,7 +140,10 @@ def convert_released(weights: Mapping[str, Tensor], unet: UNet2DConditionModel) 
 
 
 def encoding_of(bands: Mapping[str, Tensor]) -> Encoding:
-    """Return the encoding with the frequencies `bands`, "reference" for none. Raises ConfigError if unknown."""
+    """Return the kind of positional encoding whose frequencies are those in `bands`, tensors of a state dict by name.
+
+    If `bands` is empty, it is "reference". Raises ConfigError for other frequencies.
+    """
     encodings: tuple[Encoding, ...] = ("reference", "capped")
     for encoding in encodings:
         if all(torch.allclose(band.flatten(), frequencies(band.numel(), encoding), 1e-3) for band in bands.values()):
@@ -162,7 +165,11 @@ def widened(unet: UNet2DConditionModel, extra: int) -> UNet2DConditionModel:
 
 
 def difference(unet: UNet2DConditionModel, lora: LoRA | None) -> dict[str, Tensor]:
-    """Return the first layer of a UNet and the low-rank updates `lora` of other layers, by their names in a file."""
+    """Return the changes of a UNet against the 2D model, by tensor names as in a file: first layer and LoRA.
+
+    The first layer is stored whole, since it may have additional input channels; `lora` has the changes of other
+    layers.
+    """
     state = unet.state_dict()
     found = {f"unet.{name}": state[name] for name in FIRST}
     if lora is not None:
@@ -172,7 +179,10 @@ def difference(unet: UNet2DConditionModel, lora: LoRA | None) -> dict[str, Tenso
 
 
 def load_difference(unet: UNet2DConditionModel, lora: LoRA, tensors: Mapping[str, Tensor]) -> None:
-    """Copy a `difference` into the first layer of `unet` and into `lora`. Raises ConfigError if it does not fit."""
+    """Copy changes, as returned by `difference`, into the first layer of `unet` and into `lora`.
+
+    Raises ConfigError if they do not fit.
+    """
     ours = difference(unet, lora)
     check_architecture(
         {name: tensors[name] for name in tensors if name.startswith(LORA) or name in ours}, ours, "the additions"
@@ -185,7 +195,10 @@ def load_difference(unet: UNet2DConditionModel, lora: LoRA, tensors: Mapping[str
 
 
 def merge(unet: UNet2DConditionModel, tensors: Mapping[str, Tensor]) -> None:
-    """Add the low-rank updates of a `difference` to `unet`, in place. Raises ConfigError if they do not fit."""
+    """Add the low-rank changes in `tensors`, as returned by `difference`, to the weights of `unet`, in place.
+
+    Raises ConfigError if they do not fit.
+    """
     for name in sorted({key.removeprefix(LORA).rpartition(".")[0] for key in tensors if key.startswith(LORA)}):
         up, down = (tensors.get(f"{LORA}{name}.{side}", torch.empty(0)) for side in ("up", "down"))
         try:
