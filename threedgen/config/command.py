@@ -12,10 +12,10 @@ def in_checkout() -> bool:
 
 
 def command(*words: str) -> str:
-    """Return the shell command that calls this program with the arguments `words`."""
+    """Return a shell command that runs this program with the arguments `words`, such as "threedgen --list"."""
     return " ".join(["python launch.py" if in_checkout() else "threedgen", *map(shlex.quote, words)])
 
 
 def install(extra: str) -> str:
-    """Return the pip command that installs the group `extra` of optional packages (`extras_require` in setup.py)."""
+    """Return the pip command that installs `extra`, a group of optional packages in setup.py, such as "ray"."""
     return f"pip install -e '.[{extra}]'" if in_checkout() else f"pip install 'threedgen[{extra}]'"

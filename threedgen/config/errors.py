@@ -10,10 +10,13 @@ _NOTHING = object()
 
 
 class ExpectedError(Exception):
-    """Base class of errors that the command line shows without a traceback before it exits with `exit_code`.
+    """Base class of errors that the user can correct. The program prints their text, without a traceback, and exits.
 
-    The text is `key: problem (got value)`, one line per mistake. `key` is a dotted config key relative to the section
-    that raises the error; callers put the section name before it with `within`.
+    Attributes:
+        exit_code: exit code of the program.
+        problem: description of the mistake, with the wrong value.
+        key: dotted config key of the mistake, or "". The key starts at the section of the config that raises the error;
+            `within` puts the section's name in front.
     """
 
     exit_code = 2
@@ -32,7 +35,7 @@ class ConfigError(ExpectedError):
 
 
 class AbsentWeights(ConfigError):
-    """Error for a released model whose architecture is known, but whose weights are not on this machine."""
+    """Error for a supported released model whose weights are not on this machine."""
 
 
 class FileError(ConfigError):
@@ -58,8 +61,10 @@ class WorkerLost(ExpectedError):
 
 
 def expected(error: BaseException) -> ExpectedError | None:
-    """Convert an exception to the `ExpectedError` to show to the user. Return None for a bug, whose traceback is shown.
-    Exceptions for a full disk and for exhausted memory are converted; an `ExpectedError` is returned unchanged."""
+    """Return the error to show to the user for an exception; None for a bug, whose traceback is shown.
+
+    A full disk becomes DiskFull, exhausted memory OutOfMemory. An `ExpectedError` is returned unchanged.
+    """
     if isinstance(error, ExpectedError):
         return error
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -72,17 +77,17 @@ def expected(error: BaseException) -> ExpectedError | None:
 
 
 def within(section: str) -> AbstractContextManager[None]:
-    """Return a context manager that prefixes the key of an ExpectedError with `section`. An empty key stays empty."""
+    """Return a context manager that puts "SECTION." in front of the key of an ExpectedError, unless the key is ""."""
     return _rekeyed(lambda key: key and f"{section}.{key}")
 
 
 def called(name: str) -> AbstractContextManager[None]:
-    """Return a context manager that replaces the key of an ExpectedError by `name`. An empty key stays empty."""
+    """Return a context manager that replaces the key of an ExpectedError by `name`, unless the key is ""."""
     return _rekeyed(lambda key: key and name)
 
 
 def keyed(name: str) -> AbstractContextManager[None]:
-    """Return a context manager that sets the key of an ExpectedError to `name` if the key is empty."""
+    """Return a context manager that gives an ExpectedError the key `name` if its key is ""."""
     return _rekeyed(lambda key: key or name)
 
 
@@ -95,7 +100,7 @@ def _rekeyed(rename: Callable[[str], str]) -> Iterator[None]:
 
 
 def in_a_line(error: BaseException) -> str:
-    """Return an error as one line: its text, preceded by the class name unless it is an ExpectedError."""
+    """Return an exception as one line of text: "ClassName: message", or the message of an ExpectedError."""
     if isinstance(error, KeyboardInterrupt):
         return "stopped by Ctrl-C"
     text = " ".join(str(error).split())
@@ -103,7 +108,7 @@ def in_a_line(error: BaseException) -> str:
 
 
 def nearest(word: str, choices: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """Return the choice most similar to `word`, ignoring case; None if no similarity is at least `cutoff` in [0, 1]."""
+    """Return the text in `choices` most similar to `word`, or None below the similarity `cutoff` (1: equal)."""
     found = process.extractOne(word, list(choices), scorer=fuzz.ratio, processor=str.lower, score_cutoff=100 * cutoff)
     return found[0] if found else None
 
@@ -119,10 +124,11 @@ MAX_SUGGESTIONS = 4
 
 
 def nearest_keys(key: str, paths: Iterable[str]) -> list[str]:
-    """Return the keys in `paths` that the user may mean by the unknown dotted key `key`, likeliest first.
+    """Return the known config keys in `paths` that the user may mean by the unknown `key`, likeliest first.
 
-    If keys with the same last part or an alias of it exist, they are those in the most similar section, such as
-    `trainer.max_steps` for `max_steps`. Otherwise the result has at most one key, the most similar one.
+    Keys are dotted, such as "trainer.max_steps". First choice: keys with the same last part or a synonym of it
+    (`ALIASES`),
+    in the section with the most similar name. Otherwise at most one key is returned, the most similar one.
     """
     paths = list(paths)
     section, _, last = key.rpartition(".")
@@ -137,12 +143,12 @@ def nearest_keys(key: str, paths: Iterable[str]) -> list[str]:
 
 
 def did_you_mean(*names: str | None) -> str:
-    """Return the text `; did you mean 'name' or 'other'?`, or "" if all names are None."""
+    """Return "; did you mean 'name' or 'other'?" for the names that are not None; "" if there are none."""
     known = " or ".join(f"'{name}'" for name in names if name)
     return f"; did you mean {known}?" if known else ""
 
 
 def short(value: object, length: int = 80) -> str:
-    """Return `repr(value)` cut to `length` characters, with control characters escaped."""
+    """Return `repr(value)`, cut to at most `length` characters. Control characters are escaped."""
     text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
     return text if len(text) <= length else text[: length - 3] + "..."

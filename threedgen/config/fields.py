@@ -23,20 +23,28 @@ _SCHEDULE = get_args(Scheduled)[1]
 
 
 class Place(NamedTuple):
-    """Field of a config model, with its key in the whole config (`path`) and its value."""
+    """Option or section of a config, as `walk` yields it. A section is a nested config.
+
+    Attributes:
+        path: key from the root of the config, such as ("trainer", "max_steps").
+        field: pydantic's definition of the option.
+        section: config model of a section; None for an option.
+        value: value in the config, or the default.
+    """
 
     path: tuple[str, ...]
     field: FieldInfo
-    section: type[BaseModel] | None  # model, if the field is a section
-    value: Any  # value in the config, or the default
+    section: type[BaseModel] | None
+    value: Any
 
 
 def walk(model: type[BaseModel], tree: object = None, prefix: tuple[str, ...] = ()) -> Iterator[Place]:
-    """Yield all fields of a config model and, recursively, of its sections. Sections come after the other fields.
+    """Yield the fields of a config model: first its options, then each section, followed by the section's own fields.
 
     Args:
-        tree: values as nested dicts or a config object; None: defaults. The `name` in a section selects its model.
-        prefix: key of the section that `model` belongs to.
+        model: config model.
+        tree: values, as nested dicts or a config object; None: defaults. The key `name` in a section selects its model.
+        prefix: key of the section that has this model; (): the model is that of the whole config.
     """
     found = [(name, field, value_in(tree, name)) for name, field in model.model_fields.items()]
     models = {name: section(field, value) for name, field, value in found}
@@ -52,24 +60,28 @@ def walk(model: type[BaseModel], tree: object = None, prefix: tuple[str, ...] = 
 
 
 def paths(model: type[BaseModel], tree: object = None) -> list[str]:
-    """Return the dotted keys of all options and sections of a config model with values `tree` (None: defaults)."""
+    """Return all dotted keys of a config model, such as "trainer.max_steps". `tree`: values, as in `walk`."""
     found = [".".join(place.path) for place in walk(model, tree)]
     return [path for path in found if path not in INTERNAL]
 
 
 def value_in(tree: object, name: str) -> Any:
-    """Return the value of a key in a dict or a config object. Return None if the key is missing."""
+    """Return the value of the key `name` in a dict or a config object; None if the key is missing."""
     return tree.get(name) if isinstance(tree, dict) else getattr(tree, name, None)
 
 
 def component(field: FieldInfo) -> Component | None:
-    """Return the `Component` annotation of a field, which selects the field's model from the registry, or None."""
+    """Return the `Component` annotation of a field, or None. It marks a section with a model from the registry."""
     return next((mark for mark in (*field.metadata, field.annotation) if isinstance(mark, Component)), None)
 
 
 def section(field: FieldInfo, value: object = None) -> type[BaseModel] | None:
-    """Return the config model of a section with this value (None: the default); None for a field that is no section.
-    For a field with a `Component` annotation, None is also returned if `name` in the value is not registered."""
+    """Return the config model of a field that is a section (a nested config); None for other fields.
+
+    `value` is the section's value (None: the default). Its key `name` selects one of several models; an unknown name of
+    a
+    registered component gives None.
+    """
     value = with_default(field, value)
     if mark := component(field):
         return mark.model(value)
@@ -78,18 +90,18 @@ def section(field: FieldInfo, value: object = None) -> type[BaseModel] | None:
 
 
 def section_models(field: FieldInfo) -> list[type[BaseModel]]:
-    """Return the config models in the type of a field. If there are several, the `name` in the section selects one."""
+    """Return the config models in the type of a field: [A, B] for the type `A | B`, [] for a number."""
     return [kind for kind in members(field.annotation) if isinstance(kind, type) and issubclass(kind, BaseModel)]
 
 
 def model_names(model: type[BaseModel]) -> tuple[str, ...]:
-    """Return the names that select a model: the values of its field `name: Literal[...]`; () without such a field."""
+    """Return the values that the field `name: Literal[...]` of a model allows; () without such a field."""
     field = model.model_fields.get("name")
     return get_args(field.annotation) if field and get_origin(field.annotation) is Literal else ()
 
 
 def alternatives(field: FieldInfo) -> dict[str, type[BaseModel] | Exception]:
-    """Return a dict from each allowed name of a section to its config model, or to the exception of a failed import."""
+    """Return a dict: allowed `name` of a section -> its config model, or the exception of a failed import."""
     mark = component(field)
     if mark is None:
         return {name: model for model in section_models(field) for name in model_names(model)}
@@ -104,8 +116,11 @@ def _model_or_error(kind: str, name: str) -> type[BaseModel] | Exception:
 
 
 def with_default(field: FieldInfo, value: object) -> Any:
-    """Merge the given keys of a section (a dict, or None) over the default value of the section's field. If the given
-    `name` differs from the default `name`, the given section replaces the default."""
+    """Fill the missing keys of a section's value (a dict, or None) from the default of its field; return the result.
+
+    A dict with another `name` than the default is returned unchanged, and so is the value of a field that is no
+    section.
+    """
     if field.is_required() or not (component(field) or section_models(field)):
         return value
     default = field.get_default(call_default_factory=True)
@@ -118,9 +133,9 @@ def with_default(field: FieldInfo, value: object) -> Any:
 
 
 def merge(below: object, above: object) -> Any:
-    """Merge `above` over `below`: dicts key by key; any other value of `above` replaces the value of `below`.
+    """Return `below` updated with `above`: dicts are merged key by key; other values of `above` replace those of `below`.
 
-    Two kinds of dicts also replace `below`: schedules (all keys are steps), and sections with another `name`.
+    Two kinds of dicts are replaced and not merged: schedules {step: value}, and sections whose `name` differs.
     """
     if not (isinstance(below, dict) and isinstance(above, dict)):
         return above
@@ -132,13 +147,13 @@ def merge(below: object, above: object) -> Any:
 
 
 def nested(key: tuple[str, ...], value: object) -> Tree:
-    """Return the nested dict with one value: `{"a": {"b": value}}` for the key ("a", "b")."""
+    """Return nested dicts that contain only `value`: {"a": {"b": value}} for the key ("a", "b")."""
     first, *rest = key
     return {first: nested(tuple(rest), value) if rest else value}
 
 
 def plain(value: object) -> Any:
-    """Convert a config or a value in it to plain data: dicts, lists, str, numbers, bool and None. Paths become str."""
+    """Convert a config, or any value in one, to dicts, lists, str, numbers, bool and None. Paths become str."""
     if isinstance(value, BaseModel):
         return plain(value.model_dump())
     if isinstance(value, dict):
@@ -154,7 +169,7 @@ def members(annotation: object) -> tuple[Any, ...]:
 
 
 def is_text(field: FieldInfo) -> bool:
-    """Return whether a field takes only text (str, Path or string literals). Its overrides are not parsed as YAML."""
+    """Return whether a field takes only text: str, Path or a Literal of texts, and possibly None."""
     kinds = [kind for kind in members(field.annotation) if kind is not type(None)]
     return all(kind in (str, Path) or _is_text_literal(kind) for kind in kinds)
 
@@ -175,7 +190,10 @@ def is_number(field: FieldInfo) -> bool:
 
 
 def type_name(annotation: object, marks: Iterable[object] = ()) -> str:
-    """Describe a type and its bounds, from `marks`: `whole number >= 1`, `auto | numba`, `list of 3: number`."""
+    """Describe a type annotation for users, such as "whole number >= 1", "auto | numba" or "list of 3: number".
+
+    `marks`: metadata of the annotation with the bounds, such as annotated_types.Ge(1).
+    """
     origin, inner = get_origin(annotation), get_args(annotation)
     marks = [part for mark in marks for part in (mark.metadata if isinstance(mark, FieldInfo) else [mark])]
     if origin is Annotated:

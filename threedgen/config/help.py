@@ -46,8 +46,13 @@ COMMON = ("trainer.max_steps", "trainer.accelerator", "trainer.devices", "traini
 
 
 def help_text(config_name: str, section: str = "", overrides: Sequence[str] = ()) -> str:
-    """Return the help text for a config with overrides. Raises ConfigError. `section` is the key of a section or
-    option, "all" for all options, or "" for usage and common options."""
+    """Return the text that --help prints for a config. Raises ConfigError.
+
+    Args:
+        config_name: config file, or name of a shipped config.
+        section: key of a section or option; "all": all options; "": usage and common options.
+        overrides: texts "key=value" that change the shown values.
+    """
     model, found = layers.resolve(config_name, overrides)
     places = {".".join(place.path): place for place in fields.walk(model, layers.merged(found))}
     places = {key: place for key, place in places.items() if key not in fields.INTERNAL}
@@ -133,7 +138,7 @@ def width() -> int:
 
 
 def wrapped(text: str, indent: int = 0, lead: str | None = None) -> str:
-    """Wrap text to the terminal's width. Line 1 starts with `lead` (None: as others), others with `indent` spaces."""
+    """Wrap text at the terminal's width. Lines start with `indent` spaces, the first one with `lead` if not None."""
     lead = " " * indent if lead is None else lead
     how: Any = {"break_long_words": False, "break_on_hyphens": False, "subsequent_indent": " " * indent}
     if len(lead) + len(text) > width() < len(lead) + 20:  # less than 20 columns are left beside `lead`
@@ -156,7 +161,7 @@ TASKS = {
 
 
 class Shipped(NamedTuple):
-    """Shipped config as --list shows it: name, group, description (`about`) and requirements (`needs`)."""
+    """Line of --list about a shipped config: name, group such as "train", description and requirements."""
 
     name: str
     group: str
@@ -165,7 +170,7 @@ class Shipped(NamedTuple):
 
 
 def described(name: str) -> Shipped:
-    """Return the entry of a shipped config in --list. If the file cannot be read, the description is the error."""
+    """Return the line of --list about a shipped config. For an unreadable file, it describes the error."""
     try:
         tree = layers.merged(layers.read_layers(layers.find(name)))
     except ConfigError as error:
@@ -176,7 +181,7 @@ def described(name: str) -> Shipped:
 
 
 def list_text(default: str) -> str:
-    """Return the text of --list: the shipped configs by group; `default` first, and those that need a GPU last."""
+    """Return the text of --list: shipped configs by group; in each group `default` first, configs for GPUs last."""
     found = [described(name) for name in layers.shipped()]
     found.sort(key=lambda one: (one.name != default, "GPU" in one.needs and "core" not in one.needs, one.name))
     blocks = []

@@ -26,12 +26,15 @@ CHOICES = "choices"
 
 
 def load(name_or_path: str | Path, overrides: Iterable[str] = (), values: Mapping[str, Any] | None = None) -> Any:
-    """Load and check a config. Raises ConfigError with one line for each mistake.
+    """Load a config and check its values. Returns an instance of the config model that the key `task` selects.
 
     Args:
-        name_or_path: file, or name of a shipped config. Its key `task` selects the config model.
-        overrides: texts `key=value`, as on the command line.
-        values: overrides from Python, a dict from dotted key to value. Values are not parsed.
+        name_or_path: config file, or name of a config that comes with the project (a shipped config).
+        overrides: texts "key=value", as on the command line, such as "trainer.max_steps=100".
+        values: overrides from Python: dict from dotted key to value. Text in it is not parsed.
+
+    Raises:
+        ConfigError: the config has mistakes, one per line of the message.
     """
     return validate(*resolve(name_or_path, overrides, values))
 
@@ -39,7 +42,10 @@ def load(name_or_path: str | Path, overrides: Iterable[str] = (), values: Mappin
 def resolve(
     name_or_path: str | Path, overrides: Iterable[str] = (), values: Mapping[str, Any] | None = None
 ) -> tuple[type[BaseModel], list[Layer]]:
-    """Return the config model and the layers of a config, without checking values. Arguments are those of `load`."""
+    """Return the config model of a config and its unchecked values as `Layer`s, the most basic layer first.
+
+    There is one layer per file, and one for all overrides. The arguments are those of `load`.
+    """
     layers = read_layers(find(name_or_path))
     if values:
         layers.append(Layer(PYTHON, _merge_all(nested(tuple(key.split(".")), value) for key, value in values.items())))
@@ -59,7 +65,7 @@ def resolve(
 
 
 def validate(model: type[BaseModel], layers: Sequence[Layer]) -> Any:
-    """Merge the layers and return the checked config. Raises ConfigError with one line for each mistake."""
+    """Merge layers of values; return the config, an instance of `model`. Raises ConfigError, one line per mistake."""
     tree = merged(layers)
     try:
         return model.model_validate(tree)
@@ -68,7 +74,11 @@ def validate(model: type[BaseModel], layers: Sequence[Layer]) -> Any:
 
 
 def merged(layers: Sequence[Layer]) -> Tree:
-    """Merge layers, later over earlier ones, and all of them over the applicable `choices`. Raises ConfigError."""
+    """Merge layers to one nested dict; later layers replace values of earlier ones. Raises ConfigError.
+
+    The key `choices` is removed: `choices: {prior: {mvdream: VALUES}}` adds VALUES as defaults if `prior.name` is
+    mvdream.
+    """
     own = _merge_all(layer.tree for layer in layers)
     own.pop(CHOICES, None)
     return merge(_merge_all(layer.tree for layer in _chosen(layers)), own)
@@ -79,7 +89,7 @@ def _merge_all(trees: Iterable[Tree]) -> Tree:
 
 
 def _chosen(layers: Sequence[Layer]) -> list[Layer]:
-    """Return a layer for each entry of `choices` whose component the merged config selects."""
+    # the VALUES in `choices: {SECTION: {NAME: VALUES}}` for which the merged config has SECTION.name = NAME
     own = _merge_all(layer.tree for layer in layers)
     return [part for section, name, part in _choices(layers) if name == fields.value_in(own.get(section), "name")]
 
@@ -93,7 +103,7 @@ def _check_choices(model: type[BaseModel], layers: Sequence[Layer]) -> None:
 
 
 def _choices(layers: Sequence[Layer]) -> Iterator[tuple[str, str, Layer]]:
-    """Yield (section, component name, layer of values) for each entry of `choices`. Raises ConfigError."""
+    # (section, name, layer of VALUES) for each entry of `choices: {SECTION: {NAME: VALUES}}`
     for layer in layers:
         where = f"{layer.where}: {CHOICES}"
         for section, names in _items(layer.tree.get(CHOICES, {}), where):
@@ -109,14 +119,18 @@ def _items(tree: object, where: str) -> list[tuple[str, Any]]:
 
 
 def shipped() -> list[str]:
-    """Return the names of the configs that come with the project, without `.yaml`."""
+    """Return the names of the configs that come with the project, such as "mvdream-toybox"."""
     root = folder("configs")
     return sorted(path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml"))
 
 
 def find(name_or_path: str | Path, beside: Path | None = None) -> Path:
-    """Return the file of a config from its path or the name of a shipped config, with or without `.yaml`. Relative
-    paths start from `beside` (None: the working directory). Raises ConfigError, which suggests a similar name."""
+    """Return the path of a config file. Raises ConfigError if there is none, and suggests a similar name.
+
+    `name_or_path` is the name of a shipped config or a path, relative to `beside` (None: the working directory). The
+    suffix
+    `.yaml` can be left out.
+    """
     text = str(name_or_path)
     if not text.strip() or "\0" in text:
         raise ConfigError("should be a file or a name", "config", text)
@@ -132,8 +146,10 @@ def find(name_or_path: str | Path, beside: Path | None = None) -> Path:
 
 
 def read_layers(path: Path, chain: tuple[Path, ...] = ()) -> list[Layer]:
-    """Read a config file and its `base` files. Return one layer per file; the file itself is the last layer. `chain`
-    has the files that led to this one, so that circles are found. Raises ConfigError."""
+    """Read a config file and, recursively, the file that its key `base` names. Raises ConfigError.
+
+    Returns one `Layer` per file, the given file last. `chain`: files that led here through `base`, to detect cycles.
+    """
     chain = (*chain, path.resolve())
     if chain[-1] in chain[:-1]:
         circle = " -> ".join(link.name for link in chain[chain.index(chain[-1]) :])
@@ -158,23 +174,20 @@ def read_layers(path: Path, chain: tuple[Path, ...] = ()) -> list[Layer]:
 
 
 def task_of(name_or_path: str | Path) -> str:
-    """Return the `task` of a config ("generate" if missing) without checking other values. Raises ConfigError."""
+    """Read a config and return only the value of its key `task`, "generate" if missing. Raises ConfigError."""
     return str(merged(read_layers(find(name_or_path))).get("task", "generate"))
 
 
 def _with_sections(model: type[BaseModel], tree: Tree) -> Tree:
-    """Replace component sections that are given as text by dicts: `field: sdf` becomes `field: {name: sdf}`."""
+    # component sections can be text: `field: sdf` becomes `field: {name: sdf}`
     marks = {key: fields.component(field) for key, field in model.model_fields.items() if key in tree}
     texts = {key: mark.section(tree[key]) for key, mark in marks.items() if mark and isinstance(tree[key], str)}
     return tree | texts
 
 
 def _default_names(model: type[BaseModel], tree: Tree) -> Layer:
-    """Return a layer with the `name` of each component section in the merged config `tree`.
-
-    If a section has no `name`, this is the default name. The layer lets `merge` compare names: with an override such as
-    `field.name=sdf`, the options of a file for the default component are not mixed with those of sdf.
-    """
+    # The `name` of each component section, if unset the default name. With it, `merge` sees that an override such as
+    # field.name=sdf selects another component, and drops the options that a file sets for the default component.
     names: Tree = {}
     for place in fields.walk(model, tree):
         given = reduce(fields.value_in, place.path, tree)
@@ -185,7 +198,7 @@ def _default_names(model: type[BaseModel], tree: Tree) -> Layer:
 
 
 def split_override(text: str) -> tuple[Key, str]:
-    """Split an override `a.b=text` at the first `=` into (("a", "b"), "text"). Raises ConfigError."""
+    """Split "a.b=text" at the first "=" into (("a", "b"), "text"). Raises ConfigError if there is no key or "="."""
     key, equals, value = text.partition("=")
     parts = tuple(part.strip() for part in key.split("."))
     if not equals or not all(parts):
@@ -194,7 +207,7 @@ def split_override(text: str) -> tuple[Key, str]:
 
 
 def _override_layer(model: type[BaseModel], layers: Sequence[Layer], given: list[tuple[Key, str]]) -> Layer:
-    """Return the overrides as one layer, including unknown keys. Raises ConfigError for invalid YAML values."""
+    # unknown keys are included: `validate` reports them
     layer, problems = Layer(COMMAND_LINE, {}), []
     inner = {key[:length] for key, _ in given for length in range(1, len(key))}
     for key, text in sorted(given, key=lambda one: _order(one[0], one[1], inner)):
@@ -209,15 +222,14 @@ def _override_layer(model: type[BaseModel], layers: Sequence[Layer], given: list
 
 
 def _order(key: Key, text: str, inner: set[Key]) -> tuple[int, int]:
-    """Return a sort key: component names come first, outer sections before inner ones; others keep their order. For a
-    section in `inner`, whose options are overridden too, a word is a name (`field=sdf field.width=8`)."""
+    # Sort key: names of components come first, outer sections before inner ones. A word for a section whose options
+    # are overridden too (`inner`) is a name, as in `field=sdf field.width=8`.
     section = key[:-1] if key[-1] == "name" else key
     is_name = key[-1] == "name" or (key in inner and re.fullmatch(r"[A-Za-z][\w-]*", text) and text != "null")
     return (0, len(section)) if is_name else (1, 0)
 
 
 def _value(model: type[BaseModel], tree: Tree, key: Key, text: str) -> Any:
-    """Parse the text of an override as component name, plain text or YAML, as its field needs. Raises ConfigError."""
     found = {place.path: place.field for place in fields.walk(model, tree)}
     field = found.get(key)
     mark = fields.component(field) if field else None

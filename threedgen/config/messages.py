@@ -22,15 +22,24 @@ MISSING = "is missing"
 
 
 class Layer(NamedTuple):
-    """Part of a config from one source. Later layers replace values of earlier ones."""
+    """Values of a config from one source. Later layers replace values of earlier ones.
 
-    where: str  # source in messages, such as the path of a file or "command line"
+    Attributes:
+        where: source of the values for messages: the path of a file, or "command line".
+        tree: values, as nested dicts.
+        plugins: plug-in files (Python), relative to the folder of the config file.
+    """
+
+    where: str
     tree: Tree
-    plugins: tuple[str, ...] = ()  # plug-in files, relative to the folder of the config file
+    plugins: tuple[str, ...] = ()
 
 
 def explain(error: ValidationError, model: type[BaseModel], tree: Tree, layers: Sequence[Layer]) -> list[str]:
-    """Return one message per wrong key of the config `tree`, starting with the source of the key among `layers`."""
+    """Return messages for the mistakes that pydantic found in a config: "FILE: trainer.devices: PROBLEM (got -1)", ...
+
+    `tree` has the merged values of `model`. `layers` has the values by source; a message starts with the key's source.
+    """
     found: dict[Key, list[ErrorDetails]] = {}
     for item in error.errors(include_url=False):
         found.setdefault(_key(item, tree), []).append(item)
@@ -65,7 +74,7 @@ def _unknown(key: Key, model: type[BaseModel], tree: Tree) -> str:
 
 
 def _key(item: ErrorDetails, tree: object) -> Key:
-    """Return the config key of an error: pydantic's location without union members. It ends before the first list."""
+    # pydantic's location without the members of union types, up to the first list
     location, key = item["loc"], list[str]()
     for part in location:
         if isinstance(tree, dict) and part in tree:
@@ -81,7 +90,7 @@ def _key(item: ErrorDetails, tree: object) -> Key:
 
 
 def _source(key: Key, layers: Sequence[Layer]) -> str:
-    """Return the source of the layer that contains the longest part of a key; of several, the last one."""
+    # of the layers that contain the longest part of the key, the last one
     return max(enumerate(layers), key=lambda layer: (_depth(layer[1].tree, key), layer[0]))[1].where
 
 

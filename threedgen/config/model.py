@@ -20,8 +20,8 @@ class Config(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _prepare(cls, data: object) -> object:
-        """Merge sections over the default of their field. Also convert two kinds of values so that pydantic refuses
-        them: booleans in number fields become text, and text that is not valid Unicode becomes bytes."""
+        # Fill sections from the default of their field. Pydantic would accept booleans for numbers and text that is
+        # not valid Unicode: convert these to text and to bytes, which it refuses.
         if not isinstance(data, dict):
             return data
         result = dict(data)
@@ -36,10 +36,11 @@ class Config(BaseModel):
         return result
 
     def check(self) -> None:
-        """Check the requirements of a run outside the config: files, devices, the network. Raises ConfigError.
+        """Check what a run needs beside its config: files, devices, the network. Raises ConfigError.
 
-        It is called before a run, not when a config is only loaded, and must be fast. Sections with requirements
-        override it. This implementation calls it for all sections.
+        Called before a run starts, not when a config is loaded, so it must be fast. Subclasses with requirements
+        override it.
+        The base class calls `check` of all sections (nested configs).
         """
         values = {name: getattr(self, name) for name in type(self).model_fields}
         for name in [name for name, value in values.items() if isinstance(value, dict)]:
@@ -69,7 +70,7 @@ def config_hash(config: BaseModel) -> str:
 
 
 def tree_hash(tree: Tree) -> str:
-    """Return the `config_hash` of a config as plain data, such as the content of a run's config.yaml."""
+    """Return the `config_hash` of a config that is given as nested dicts, such as the content of config.yaml."""
     hashed = {key: value for key, value in tree.items() if key not in NOT_HASHED}
     text = json.dumps(json.loads(json.dumps(hashed)), sort_keys=True, separators=(",", ":"))  # keys become str
     return hashlib.sha256(text.encode("ascii")).hexdigest()

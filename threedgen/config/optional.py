@@ -31,11 +31,12 @@ def installed(module: str) -> bool:
 
 
 def require(module: str, asked: str, instead: str) -> None:
-    """Raise ConfigError with the install command if the module `module` of `EXTRAS` is not installed.
+    """Raise ConfigError with the install command if an optional package is not installed.
 
     Args:
-        asked: option that needs the module, as `key: value`.
-        instead: alternative for the user, as an imperative such as "set logger=csv".
+        module: import name of the package, a key of `EXTRAS`.
+        asked: option of the user that needs the package, as "key: value".
+        instead: alternative to the installation, as an imperative such as "set logger=csv".
     """
     if not installed(module):
         package, how = EXTRAS[module]

@@ -23,7 +23,7 @@ MAX_BYTES = 64 << 20
 
 
 def ordinary(path: Path) -> Path:
-    """Return `path` if it is a regular file. Raises OSError for folders, pipes and devices, which may never end."""
+    """Return `path` itself if it is a regular file. Raises OSError for folders, pipes and devices."""
     kind = path.stat().st_mode
     if stat.S_ISDIR(kind):
         raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
@@ -33,8 +33,10 @@ def ordinary(path: Path) -> Path:
 
 
 def read_bytes(path: Path, max_bytes: int = MAX_BYTES, start: int = 0, count: int | None = None) -> bytes:
-    """Read a file from the byte `start` on: at most `count` bytes, or all of them. Raises OSError if it is unreadable,
-    or if that is more than `max_bytes`; then nothing is read."""
+    """Read a file, or only `count` bytes from the byte `start` on. Raises OSError if the file is unreadable.
+
+    OSError is also raised if more than `max_bytes` bytes would be read.
+    """
     with open(ordinary(path), "rb") as file:
         size = os.fstat(file.fileno()).st_size - start
         if (size if count is None else min(count, size)) <= max_bytes:
@@ -46,8 +48,10 @@ def read_bytes(path: Path, max_bytes: int = MAX_BYTES, start: int = 0, count: in
 
 
 def read_text(path: Path, key: str = "", max_bytes: int = MAX_BYTES) -> str:
-    """Read a text file in UTF-8, in UTF-16 with a byte order mark, or else, with a warning, in Windows-1252. Raises
-    ConfigError with the config key `key` for an unreadable file and for binary data."""
+    """Read a text file. Raises ConfigError, with the config key `key`, if it is unreadable, binary or too large.
+
+    The encoding is UTF-8, or UTF-16 with a byte order mark; any other text is read as Windows-1252, with a warning.
+    """
     try:
         data = read_bytes(path, max_bytes)
         return data.decode("utf-16" if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig")
@@ -63,7 +67,7 @@ def read_text(path: Path, key: str = "", max_bytes: int = MAX_BYTES) -> str:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Parse JSON. Raises ValueError, also for NaN, infinities, integers of 20 or more characters and deep nesting."""
+    """Parse JSON strictly: ValueError also for NaN, infinities, integers over 19 characters and deep nesting."""
     text = text.decode(json.detect_encoding(text), "surrogatepass") if isinstance(text, bytes) else text
     large = _LARGE_NUMBER.search(text) is not None  # else the checks, which are slow, are not needed
     number, integer = (_finite, _bounded) if large else (None, None)

@@ -16,7 +16,7 @@ FLAG = "--plugin"
 
 
 class Plugin(NamedTuple):
-    """File of an imported plug-in, and the SHA-256 of the file when it was imported."""
+    """Imported plug-in: its Python file, and the SHA-256 of the file when it was imported."""
 
     path: Path
     sha256: str
@@ -27,8 +27,10 @@ LOADED: dict[str, Plugin] = {}
 
 
 def load(names: str) -> None:
-    """Import plug-ins. `names` is a comma-separated list of .py files and installed modules. Raises ConfigError for a
-    file that does not exist. Exceptions that a plug-in raises are not converted."""
+    """Import plug-ins: Python modules that add components to the registry. Raises ConfigError for a missing file.
+
+    `names`: .py files and names of installed modules, separated by commas. Exceptions of a plug-in are passed on.
+    """
     for name in map(str.strip, names.split(",")):
         if name.endswith(".py"):
             load_file(Path(name))
@@ -38,8 +40,10 @@ def load(names: str) -> None:
 
 
 def load_file(path: Path, key: str = FLAG) -> None:
-    """Import a plug-in file once. Raises ConfigError with the config key `key` if the file does not exist. The module
-    name contains a hash of the path, so that plug-ins with equal file names do not clash."""
+    """Import a plug-in file, unless it is already imported. ConfigError, with the config key `key`, if it is missing.
+
+    The name of the module contains a hash of the path, so that plug-ins with equal file names do not clash.
+    """
     try:
         path = path.expanduser().resolve(strict=True)
     except (OSError, RuntimeError):
@@ -62,7 +66,7 @@ def load_file(path: Path, key: str = FLAG) -> None:
 
 
 def load_all(loaded: Mapping[str, Plugin]) -> None:
-    """Import in a worker process the plug-ins of the main process, whose dict `LOADED` is `loaded`."""
+    """Import the plug-ins of the main process in this worker process. `loaded`: the main process's `LOADED`."""
     for name, plugin in loaded.items():
         if name.startswith("plugin_"):
             load_file(plugin.path)
@@ -71,7 +75,7 @@ def load_all(loaded: Mapping[str, Plugin]) -> None:
 
 
 def identify() -> dict[str, dict[str, str | None]]:
-    """Return a dict from plug-in file to its SHA-256 and the git commit of its folder (None outside a repository)."""
+    """Return plug-in file -> {"sha256": hash, "commit": git commit of its folder or None} for imported plug-ins."""
     return {str(path): {"sha256": sha256, "commit": _commit(path.parent)} for path, sha256 in LOADED.values()}
 
 

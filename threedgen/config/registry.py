@@ -15,7 +15,7 @@ from threedgen.config.errors import ConfigError, did_you_mean, nearest
 
 @dataclass(frozen=True)
 class Entry:
-    """Registered component: import paths `module:attribute` of its implementation and of its config model."""
+    """Registered component: import paths "module:attribute" of its implementation and of its config model."""
 
     implementation: str
     config: str
@@ -131,8 +131,14 @@ TABLE: dict[str, dict[str, Entry]] = {"exporter": {}, "metric": {}}  # kinds wit
 
 
 def register(kind: str, name: str, implementation: str, config: str = "threedgen.config:Config") -> None:
-    """Add or replace a component in the registry. Plug-ins call this function when they are imported. `implementation`
-    and `config` are import paths `module:attribute` of a class or function and of its config model."""
+    """Add a component to the registry, or replace it. Plug-ins call this function when they are imported.
+
+    Args:
+        kind: kind of component, such as "prior" or "task".
+        name: name that selects the component in a config.
+        implementation: import path "module:attribute" of its class or function.
+        config: import path of its config model.
+    """
     TABLE.setdefault(kind, {})[name] = Entry(implementation, config)
 
 
@@ -143,29 +149,29 @@ for _line in _ENTRIES.splitlines():
 
 
 def names(kind: str) -> list[str]:
-    """Return the names of a kind's components, in the order of registration. Raises KeyError for an unknown kind."""
+    """Return the names of all components of a kind, in the order of registration. KeyError for an unknown kind."""
     return list(TABLE[kind])
 
 
 def entry(kind: str, name: object) -> Entry:
-    """Return the entry of a component. Raises ConfigError for an unknown name and suggests the most similar name."""
+    """Return the registry entry of a component. Raises ConfigError for an unknown name, with a suggestion."""
     if not isinstance(name, str) or name not in TABLE[kind]:
         raise ConfigError(_unknown(kind, name), kind, name)
     return TABLE[kind][name]
 
 
 def config_model(kind: str, name: object) -> type[BaseModel]:
-    """Import the config model of a component, without importing torch. Raises ConfigError for an unknown name."""
+    """Import and return the config model of a component, without torch. Raises ConfigError for an unknown name."""
     return _load(entry(kind, name).config)
 
 
 def implementation(kind: str, name: str) -> Any:
-    """Import the class or function of a component. Raises ConfigError for an unknown name."""
+    """Import and return the class or function of a component. Raises ConfigError for an unknown name."""
     return _load(entry(kind, name).implementation)
 
 
 def build(kind: str, config: Any, *args: Any, **kwargs: Any) -> Any:
-    """Return implementation(config, *args, **kwargs) of the component of this kind that `config.name` selects."""
+    """Create a component: return IMPLEMENTATION(config, *args, **kwargs) of the component `config.name`."""
     return implementation(kind, config.name)(config, *args, **kwargs)
 
 
@@ -186,17 +192,17 @@ SECTION: Any = {}
 
 @dataclass(frozen=True)
 class Component:
-    """Annotation of a config field whose value is a section; the `name` in the section selects its config model.
+    """Annotation of a config field that is a section, whose `name` selects a component and thus its config model.
 
     Used as `prior: Annotated[Any, Component("prior", default="mvdream")] = Field({}, description="...")`. The value of
     the field is an instance of the selected model, which must have a field `name`.
 
     Attributes:
-        kind: kind of the component in the registry.
-        default: name for sections without a name.
+        kind: kind of component in the registry, such as "prior".
+        default: name if the section has none.
         only: allowed names; (): all names of the kind.
-        path_of: component that a text other than a known name selects, with this text as its option `path`; None: a
-            text is always a component name.
+        path_of: name of the component that takes a path. If set, any text that is no known name is a path; see
+            `section`.
     """
 
     kind: str
@@ -205,16 +211,16 @@ class Component:
     path_of: str | None = None
 
     def section(self, text: str) -> dict[str, str]:
-        """Convert a text to a section: `{"name": text}` if it names a component or `self.path_of` is None.
+        """Convert the short form of a section, a text, to a dict. A name becomes {"name": text}.
 
-        Otherwise the text is a path: `{"name": self.path_of, "path": text}`.
+        If `path_of` is set, a text that is no known name becomes {"name": self.path_of, "path": text}.
         """
         if self.path_of is None or text in names(self.kind):
             return {"name": text}
         return {"name": self.path_of, "path": text}
 
     def model(self, value: object) -> type[BaseModel] | None:
-        """Return the config model that a section (dict, config object or text) selects; None for an unknown name."""
+        """Return the config model for a section (dict, config object or text); None for an unknown name."""
         if isinstance(value, BaseModel):
             return type(value)
         value = self.section(value) if isinstance(value, str) else value

@@ -17,7 +17,7 @@ _EXPECTED = (
 
 
 class Points(dict[Any, float]):
-    """Schedule {step: value}, sorted by step. Comparisons, which pydantic uses for bounds, apply to all values."""
+    """Schedule {step: value}, sorted by step. A comparison such as `points >= 0` is True if it is for all values."""
 
     def __ge__(self, bound: float) -> bool:
         return all(value >= bound for value in self.values())
@@ -33,7 +33,7 @@ class Points(dict[Any, float]):
 
 
 def is_step(key: object) -> bool:
-    """Return whether a key can be a key of a schedule: a step (500, "500") or a percentage of the run ("50%")."""
+    """Return whether a dict key is a step of a schedule (500 or "500"), or a percentage of the run ("50%")."""
     if isinstance(key, str):
         return bool(_STEP.match(key) or _PERCENT.match(key))
     return isinstance(key, (int, float)) and not isinstance(key, bool)
@@ -90,8 +90,13 @@ percentages of `trainer.max_steps` ("50%").
 
 
 def at(schedule: float | dict[Any, float], step: int, max_steps: int | None = None) -> float:
-    """Return the value of a `Scheduled` number at the optimisation step `step` (from 0) of a run of `max_steps` steps.
-    Raises ValueError for a schedule in percentages without `max_steps`."""
+    """Return the value of a `Scheduled` number at an optimisation step, linearly interpolated.
+
+    Args:
+        schedule: a number, or a dict {step: value}. All steps may be percentages of the run, such as "50%".
+        step: optimisation step, from 0.
+        max_steps: number of steps of the run; ValueError if it is missing for percentages.
+    """
     if not isinstance(schedule, dict):
         return float(schedule)
     keys, values = list(schedule), list(schedule.values())

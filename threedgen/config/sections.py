@@ -162,11 +162,11 @@ class TaskConfig(Config):
     needs: str = Field("", description="requirements for --list")
 
     def destination(self) -> Path | None:
-        """Return the output folder to print at the start of a run; None: print no folder."""
+        """Return the output folder that is printed when a run starts; None: nothing is printed."""
         return None
 
     def notes(self) -> list[str]:
-        """Return notes to print before a run, one sentence each."""
+        """Return notes for the user that are printed before a run, one sentence each."""
         return []
 
     def used(self) -> Self:

@@ -53,7 +53,7 @@ class _Loader(yaml.SafeLoader):
             self.depth -= 1
 
     def text(self, node: yaml.ScalarNode) -> str:
-        """Join surrogate pairs, which JSON (a subset of YAML) uses for characters above U+FFFF."""
+        # joins surrogate pairs: JSON, a subset of YAML, uses them for characters above U+FFFF
         return str(node.value).encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -69,8 +69,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """PyYAML dumper that quotes text that `_Loader` or PyYAML's own loader would not read as text."""
-
+    # quotes text that `_Loader`, or PyYAML with its own loader, would not read as text
     def ignore_aliases(self, data: object) -> bool:
         return True
 
@@ -89,7 +88,7 @@ _Loader.add_constructor("tag:yaml.org,2002:float", lambda loader, node: float(no
 
 
 def parse(text: str, where: str) -> Any:
-    """Parse one YAML document. Raises ConfigError, whose message names the source `where` and the line."""
+    """Parse one YAML document. Raises ConfigError with the line and `where`, the source such as a file name."""
     try:
         return _Loader(text).get_single_data()
     except yaml.YAMLError as error:
@@ -104,7 +103,7 @@ def parse(text: str, where: str) -> Any:
 
 
 def read(path: Path) -> Any:
-    """Parse a YAML file in UTF-8. Raises ConfigError for an invalid file, or one larger than MAX_BYTES."""
+    """Return the content of a YAML file in UTF-8. Raises ConfigError if it is invalid or exceeds MAX_BYTES."""
     try:
         text = read_bytes(path, MAX_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError:
