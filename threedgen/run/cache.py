@@ -24,10 +24,12 @@ SPARE = 100 << 20  # bytes of disk to leave free, as a memory-mapped write to a 
 
 
 class BlockCache:
-    """Cache of `count` arrays of equal shape and dtype in a memory-mapped file, computed in blocks of `size` arrays.
+    """Disk cache of an array (count, *shape), in a memory-mapped file. It is computed in blocks of `size` rows.
 
-    The folder has the files NAME.npy, done.npy (1 for each finished block) and source.txt. The text `source` describes
-    everything that the values depend on. If a file is missing or has another shape, dtype or source, all are replaced.
+    `cache[i]` returns row i, an array of `shape`; its block must be stored before. The folder has the files NAME.npy,
+    done.npy (1 for each stored block) and source.txt. The text `source` describes everything that the values depend on.
+    If
+    a file is missing or has another shape, dtype or source, the cache starts empty.
     """
 
     def __init__(
@@ -47,7 +49,7 @@ class BlockCache:
         self.array, self.done = array, done
 
     def missing_blocks(self, indices: Iterable[int]) -> list[int]:
-        """Return the numbers of the blocks that must be computed before the arrays at `indices` can be read."""
+        """Return the indices of the blocks that must be stored before the rows `indices` can be read."""
         return [block for block in sorted({int(i) // self.size for i in indices}) if not self.done[block]]
 
     def __getitem__(self, index: int) -> Array:
@@ -55,7 +57,7 @@ class BlockCache:
         return value
 
     def store(self, block: int, values: Array) -> None:
-        """Store the arrays of block number `block`, as `values` (size, ...). Raises DiskFull."""
+        """Write the rows `values` (size, *shape) of the block with the index `block`. Raises DiskFull."""
         if shutil.disk_usage(self.folder).free < SPARE:
             raise DiskFull(f"{self.folder} has no room. Make room there and run the same command again")
         self.array[block * self.size : (block + 1) * self.size] = values
@@ -79,10 +81,10 @@ def _new(path: Path, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
 
 
 def cached_tensor(path: Path, name: str, shape: tuple[int | None, ...], make: Callable[[], Tensor]) -> Tensor:
-    """Return the float32 tensor `name` of a safetensors file; if the file is not valid, write the result of `make`.
+    """Return the float32 tensor `name` of a safetensors file. If the file is not valid, write the result of `make` to it.
 
-    A file is not valid if it is damaged, or if its tensor is not finite or has another shape than `shape`, in which
-    None allows any size. Raises DiskFull.
+    A valid file is undamaged, and its tensor is finite and has the shape `shape`, in which None allows any size. Raises
+    DiskFull.
     """
     tensor = None
     with suppress(FileError):
@@ -106,7 +108,7 @@ def save_network(path: Path, network: torch.nn.Module) -> None:
 
 
 def load_network(network: torch.nn.Module, path: Path) -> bool:
-    """Load weights from `save_network` into `network`; return False if the file is missing, damaged or does not fit."""
+    """Load weights that `save_network` wrote. Returns False if the file is missing, damaged or does not fit."""
     if not path.exists():
         return False
     try:
@@ -121,7 +123,7 @@ def load_network(network: torch.nn.Module, path: Path) -> bool:
 
 
 def digest(network: torch.nn.Module | Mapping[str, torch.nn.Module]) -> str:
-    """Return the BLAKE2b hash (32 hex digits) of the weights, cast to float32, of one network or several by name."""
+    """Return a hash (BLAKE2b, 32 hex digits) of the float32 weights of a network, or of a dict of networks."""
     module = network if isinstance(network, torch.nn.Module) else torch.nn.ModuleDict(network)
     blake = hashlib.blake2b(digest_size=16)
     for _, tensor in sorted(module.state_dict().items()):

@@ -17,7 +17,7 @@ TEMPORARY_NAME = re.compile(r"\.\d+\.threedgen\.tmp$")  # end of the names from 
 
 
 def prepare(folder: Path, megabytes: float = 200) -> None:
-    """Create a folder. Raises FileError if it is not writable, DiskFull if less than `megabytes` MiB are free."""
+    """Create a folder. Raises FileError if it is not writable, DiskFull for less than `megabytes` MiB of free space."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=folder):
@@ -35,7 +35,7 @@ def free_megabytes(folder: Path) -> float:
 
 
 def temporary_path(path: Path) -> Path:
-    """Return the temporary name to which this process writes a file or folder before it is renamed to `path`."""
+    """Return the path of the temporary file or folder that this process writes and then renames to `path`."""
     return path.with_name(f"{path.name}.{os.getpid()}.threedgen.tmp")
 
 
@@ -53,7 +53,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
-    """Write a file atomically; text is encoded as UTF-8. Raises OSError; the old file is then unchanged."""
+    """Write a file completely or, on an OSError, leave the old file unchanged. Text is encoded as UTF-8."""
     with atomic_file(path) as file:
         file.write(data if isinstance(data, bytes) else data.encode("utf-8"))
 
@@ -71,7 +71,7 @@ def json_text(tree: object) -> str:
 
 @contextmanager
 def atomic_file(path: Path, before: Callable[[], None] = lambda: None) -> Iterator[BinaryIO]:
-    """Yield a temporary file that is synced and renamed to `path` on exit; call `before` just before the rename."""
+    """Yield a new file for writing. On exit it is synced to disk and renamed to `path`, after a call of `before`."""
     temporary = temporary_path(path)
     try:
         with open(temporary, "wb") as file:
@@ -93,7 +93,7 @@ def atomic_file(path: Path, before: Callable[[], None] = lambda: None) -> Iterat
 
 @contextmanager
 def writing(place: Path) -> Iterator[None]:
-    """Return a context that converts an OSError to DiskFull or FileError. `place` is named in the message."""
+    """Return a context that converts an OSError to DiskFull or FileError, with the path `place` in the message."""
     try:
         yield
     except OSError as error:
@@ -101,7 +101,7 @@ def writing(place: Path) -> Iterator[None]:
 
 
 def write_error(place: Path, error: OSError) -> DiskFull | FileError:
-    """Convert the OSError of a failed write to DiskFull or FileError; `place`: file or folder for the message."""
+    """Convert the OSError of a failed write to DiskFull or FileError, with the path `place` in the message."""
     file = f", {error.filename}" if error.filename else ""
     problem = f"{place} could not be written ({error.strerror or error}{file})"
     if isinstance(expected(error), DiskFull):

@@ -23,7 +23,7 @@ def compute_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def emulation_note(name: str, device: torch.device) -> str:
-    """Return a message that another dtype is used because the device would emulate `name`; "" if it would not."""
+    """Return a warning if `compute_dtype` would replace the dtype `name`, which is slow on the device; else ""."""
     emulated = name == "fp16" and device.type == "cpu"
     return f"dtype {name} would be emulated on a CPU, so it computes in {_native(device)}" if emulated else ""
 
@@ -45,7 +45,7 @@ def bf16_cpu() -> bool:
 
 
 def no_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Return a context without autocast. The meta device has none."""
+    """Return a context in which autocast is off on this type of device."""
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
@@ -55,7 +55,7 @@ def autocast_bf16(device: torch.device) -> torch.autocast:
 
 
 def cast_weights(network: torch.nn.Module, dtype: torch.dtype) -> None:
-    """Cast linear and convolution layers to `dtype`, that of autocast, in place, to save memory. For inference only."""
+    """Cast linear and convolution layers in place to `dtype`, the dtype of autocast. Only for inference."""
     for module in network.modules():
         if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
             module.to(dtype)

@@ -78,7 +78,7 @@ def stored_config(folder: Path) -> Tree | None:
 
 
 def flat(tree: object, prefix: str = "") -> Tree:
-    """Convert nested dicts to one dict with dotted keys below `prefix`. A schedule (dict of steps) stays one value."""
+    """Convert nested dicts to one dict with dotted keys: {"a": {"b": 1}} to {"a.b": 1}. Schedules stay dicts."""
     if not isinstance(tree, dict) or all(map(is_step, tree)) or not all(isinstance(key, str) for key in tree):
         return {prefix: tree}
     return {
@@ -89,9 +89,10 @@ def flat(tree: object, prefix: str = "") -> Tree:
 
 
 def differences(old: Tree, new: Tree, extends: Iterable[str] = ()) -> list[str]:
-    """Return a text `key: old -> new` for each changed key that changes the result of a run, up to MAX_LISTED keys.
+    """Return the differences of two configs that change the result of a run, as texts "key: old -> new".
 
-    `old` and `new` are configs as plain data. Keys in `NEUTRAL_KEYS` and `extends` are ignored.
+    `old` and `new` are nested dicts. Keys in `NEUTRAL_KEYS` and `extends` are ignored. At most MAX_LISTED keys are
+    listed.
     """
     before, after, neutral = flat(old), flat(new), (*NEUTRAL_KEYS, *extends)
     changed = [key for key in {**before, **after} if before.get(key) != after.get(key)]
@@ -102,7 +103,7 @@ def differences(old: Tree, new: Tree, extends: Iterable[str] = ()) -> list[str]:
 
 
 def made_by(path: str) -> str:
-    """Return a note with the command that writes the file `path` and its requirements; "" if no config writes it."""
+    """Return a note for the user: the command that makes the file `path`, and what it needs; "" if none is known."""
     parts = Path(path).parts
     if parts[:1] != ROOT.parts or parts[2:3] != (NAME_WITHOUT_PROMPT,) or parts[1] not in shipped():
         return ""
@@ -137,13 +138,9 @@ def config_name(path: Path) -> str:
 
 
 def _own_folder(config: BaseModel, config_name: str) -> Path:
-    """Return outputs/CONFIG/SLUG, with suffix -2, -3, ... if that folder belongs to another run.
-
-    SLUG is made from the prompt, or without a prompt from the name of the mesh file.
-
-    Equal configs get the same folder. A config with another number of steps gets another folder. The folder of a run
-    that failed without results is reused.
-    """
+    # outputs/CONFIG/SLUG, where SLUG is made from the prompt or the name of the mesh file, with -2, -3, ... if
+    # another run has this folder. Equal configs with equal numbers of steps share a folder. The folder of a run that
+    # failed without results is reused.
     prompt, mesh = getattr(config, "prompt", None), getattr(config, "mesh", None)
     if isinstance(mesh, str) and not str(prompt or "").strip():
         prompt = Path(mesh).stem
@@ -165,10 +162,11 @@ def _own_folder(config: BaseModel, config_name: str) -> Path:
 
 
 def choose_folder(config: BaseModel, config_name: str) -> tuple[Path, Tree | None]:
-    """Return the folder of a run without creating it, and its stored config if it already contains this run.
+    """Choose the folder of a run: `config.out`, or one below outputs/CONFIG_NAME named after the prompt. Create nothing.
 
-    A run that failed without results may be replaced by any other run. Raises ConfigError if `out` contains files but
-    no run, or a run whose config differs in other keys than `NEUTRAL_KEYS`.
+    Returns the folder, and the config stored there if this run was started before, else None. A run that failed without
+    results may be replaced by any other run. Raises ConfigError if the folder contains files but no run, or a run whose
+    config differs in other keys than `NEUTRAL_KEYS`.
     """
     out = getattr(config, "out", None)
     folder = _own_folder(config, config_name) if out is None else user_path(out, "out")
@@ -185,29 +183,30 @@ def choose_folder(config: BaseModel, config_name: str) -> tuple[Path, Tree | Non
 
 
 def open_run(config: C, config_name: str) -> tuple[C, Path | None]:
-    """Choose, create and lock the folder of a run, and write its config.yaml.
+    """Choose (`choose_folder`), create and lock the folder of a run, and write its config.yaml.
 
     Returns the config with `out` set to the folder, and the folder to resume from (None for a new run). Raises
-    ConfigError if `out` contains other files or another run, cannot be written, or is used by another process.
+    ConfigError
+    if the folder has other files or another run, cannot be written, or is used by another process.
     """
     folder, stored = choose_folder(config, config_name)
     return _prepare_folder(folder, config, config_name, stored), None if stored is None else folder
 
 
 def has_work(folder: Path) -> bool:
-    """Return whether a run folder has any file other than its config, lock and temporary files."""
+    """Return whether a run folder has results: any file besides config, lock and temporary files."""
     files = (name for _, _, names in os.walk(folder) for name in names)
     return any(name not in (CONFIG, LOCK) and not TEMPORARY_NAME.search(name) for name in files)
 
 
 def steps_done(folder: Path) -> int:
-    """Return the number of optimisation steps in the summary of a run; 0 without a summary."""
+    """Return the number of optimisation steps done, from summary.json in a run folder; 0 without this file."""
     steps = read_json(folder / SUMMARY).get("steps")
     return steps if type(steps) is int else 0
 
 
 def _prepare_folder(folder: Path, config: C, config_name: str, stored: Tree | None) -> C:
-    """Create and lock the folder, and write config.yaml unless the run already has more steps than the config."""
+    # config.yaml is not written if the run already has more steps than `config`
     prepare(folder)
     if acquire(folder):
         remove_temporary_files(folder, recursive=True)
@@ -221,7 +220,7 @@ def _prepare_folder(folder: Path, config: C, config_name: str, stored: Tree | No
 
 
 def run_folder(run: str | Path, key: str = "--resume") -> Path:
-    """Return the run folder of a path to it or to a file in it. Raises ConfigError with the config key `key`."""
+    """Return the folder of a run from a path to it or to a file in it. Raises ConfigError with the config key `key`."""
     folder = user_path(run, key)
     folder = folder.parent if folder.is_file() else folder
     if not (folder / CONFIG).is_file():
@@ -230,9 +229,10 @@ def run_folder(run: str | Path, key: str = "--resume") -> Path:
 
 
 def reopen(run: str | Path, overrides: list[str]) -> tuple[Any, Path]:
-    """Load and lock a run to resume; return its config with `out` set, and its folder.
+    """Load the config of an old run, apply overrides "key=value" and lock the folder, to resume the run.
 
-    Raises ConfigError if overrides change keys other than `NEUTRAL_KEYS`, or if another process uses the folder.
+    Returns the config with `out` set, and the folder. Raises ConfigError if an override changes a key outside
+    `NEUTRAL_KEYS`, or if another process uses the folder.
     """
     folder = run_folder(run)
     config, stored = load((folder / CONFIG).resolve(), overrides), stored_config(folder)
@@ -247,13 +247,13 @@ def reopen(run: str | Path, overrides: list[str]) -> tuple[Any, Path]:
 
 
 def write_config(folder: Path, config: BaseModel, config_name: str = "") -> None:
-    """Write config.yaml with all keys except `out`, so that the folder can be moved."""
+    """Write config.yaml, with `config_name` as a comment. `out` is left out, so the folder can be moved."""
     first = f"# {' '.join(config_name.split())}\n" if config_name else ""
     write_atomic(folder / CONFIG, first + dump(config.model_copy(update={"out": None})))
 
 
 def stored_config_name(text: str) -> str:
-    """Return the config name from the first line of a config.yaml; "" if it has none."""
+    """Return the config name from the comment in line 1 of `text`, the content of a config.yaml; "" if none."""
     first = text.partition("\n")[0]
     return first[1:].strip() if first.startswith("#") else ""
 

@@ -15,7 +15,7 @@ STOP_NOTE = "stopping after this step (Ctrl-C again: at once)"
 
 
 class Stopped(SystemExit):
-    """Exception that ends a task early with an exit code. If the code is in `STOP_CODES`, the task can be resumed."""
+    """Exception that ends a task early with an exit code. With a code in `STOP_CODES`, the task can be resumed."""
 
 
 class Interrupts:

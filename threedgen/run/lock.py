@@ -30,7 +30,7 @@ _locks: dict[Path, int] = {}  # folder -> descriptor of its lock file
 def acquire(folder: Path) -> bool:
     """Lock an existing folder until `release` or the end of the process. In a distributed run only rank 0 locks it.
 
-    Returns whether this call locked the folder. Raises ConfigError with the other process's name if it is locked.
+    Returns True if this call locked the folder. Raises ConfigError if another process has locked it.
     """
     folder = folder.resolve()
     if fcntl is None or folder in _locks or not is_rank_zero():
@@ -56,7 +56,7 @@ def acquire(folder: Path) -> bool:
 
 
 def was_released(folder: Path) -> bool:
-    """Return whether a process has locked the folder and then released the lock."""
+    """Return whether a folder was locked at some time and then released, so that its last process has ended."""
     try:
         return (folder / NAME).stat().st_size == 0
     except OSError:

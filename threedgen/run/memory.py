@@ -44,16 +44,16 @@ GPUS = {"cuda"}
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a tensor to a device. The host does not wait for the copy of a CPU tensor to a GPU."""
+    """Copy a tensor to a device. A copy from CPU to GPU is asynchronous: the call returns at once."""
     if device.type in GPUS and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
 
 
 def keep_freed_memory() -> None:
-    """Make glibc's malloc reuse large freed blocks for CPU tensors; no effect with other C libraries.
+    """Make glibc's malloc reuse large freed blocks, which speeds up training on a CPU. No effect with other libraries.
 
-    By default malloc maps a block above 32 MB again each time, and the page faults take as long as a matrix product.
+    By default malloc returns a block above 32 MB to the system and maps a new one, as slow as a large matrix product.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
@@ -62,7 +62,7 @@ def keep_freed_memory() -> None:
 
 
 def require_memory(size: int, what: str) -> None:
-    """Raise OutOfMemory if this process cannot allocate `size` more bytes; `what` is the subject of the message."""
+    """Raise OutOfMemory if less than `size` bytes of CPU memory are free. `what`: subject of the message."""
     free = free_bytes(torch.device("cpu"))
     if size > free:
         raise OutOfMemory(f"{what} needs {size / 1e9:.1f} GB of memory, but only {free / 1e9:.1f} GB are free")
@@ -70,7 +70,7 @@ def require_memory(size: int, what: str) -> None:
 
 @contextmanager
 def explain_out_of_memory(what: str, remedy: str) -> Iterator[None]:
-    """Return a context that converts torch's OutOfMemoryError to `OutOfMemory`, whose message has the remedy."""
+    """Return a context that converts torch's OutOfMemoryError to `OutOfMemory`: "WHAT takes more ...: REMEDY"."""
     try:
         yield
     except torch.OutOfMemoryError:
@@ -78,7 +78,7 @@ def explain_out_of_memory(what: str, remedy: str) -> Iterator[None]:
 
 
 def _container() -> int | None:
-    """Return the bytes left below the memory limit of the container; file cache counts as free. None without limit."""
+    # bytes below the memory limit of the container, where file cache counts as free; None without limit
     try:
         limit = (CGROUP / "memory.max").read_text(encoding="ascii").strip()
         if limit == "max":
@@ -91,11 +91,11 @@ def _container() -> int | None:
 
 
 class PeakMemory(TorchDispatchMode):
-    """Context that tracks the memory of tensors on one kind of device, such as those of a training step.
+    """Context that measures the memory of the tensors that are created in it, such as those of a training step.
 
     Attributes:
-        device: type of the device; "meta" measures shapes without values.
-        live: bytes of all storages that exist now.
+        device: device type to measure; "meta" computes shapes only, without values.
+        live: bytes of all tensors that exist now.
         peak: largest value of `live` so far.
     """
 
@@ -113,7 +113,7 @@ class PeakMemory(TorchDispatchMode):
         return result
 
     def add(self, *tensors: Tensor) -> None:
-        """Count tensors, also those made before the context. A storage counts once and until it is freed."""
+        """Count tensors, also some made before the context. Shared memory counts once, until it is freed."""
         for tensor in tensors:
             storage = tensor.untyped_storage()
             key, size = storage._cdata, -(-storage.nbytes() // BLOCK) * BLOCK
@@ -128,16 +128,15 @@ class PeakMemory(TorchDispatchMode):
 
 
 class _Saved:
-    """Holder of a tensor that an autograd graph has saved. It lives as long as the graph."""
-
+    # tensor saved by an autograd graph; it lives as long as the graph
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor.detach()  # else a saved output and its graph would keep each other alive
 
 
 def graph_bytes(make: Callable[[], object]) -> int:
-    """Return the bytes of the tensors that autograd saves for the backward pass of `make()`; a storage counts once.
+    """Call `make` and return the bytes that autograd saves for its backward pass. Shared memory counts once.
 
-    Saved parameters are included. They cancel if the results for two graphs are subtracted.
+    Saved parameters are included; they cancel in the difference of two results.
     """
     alive: WeakSet[_Saved] = WeakSet()
 

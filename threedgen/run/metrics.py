@@ -31,7 +31,7 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
 def read_metrics(folder: Path) -> list[Tree]:
-    """Return the valid lines of metrics.jsonl as dicts with a key `step`. Raises FileError if it is unreadable."""
+    """Return the metrics of a run: one dict per line of metrics.jsonl, with a key `step`. Raises FileError."""
     path, rows = Path(folder) / "metrics.jsonl", []
     try:
         text = read_bytes(path).decode("utf-8", "replace") if path.exists() else ""
@@ -46,14 +46,14 @@ def read_metrics(folder: Path) -> list[Tree]:
 
 
 def read_summary(folder: Path) -> Tree:
-    """Return summary.json of a run; an empty dict if it cannot be read."""
+    """Return the content of summary.json in a run folder; {} if it cannot be read."""
     return read_json(folder / SUMMARY)
 
 
 class Metrics:
-    """Writer of metrics.jsonl, one JSON object per line, and of metrics.csv.
+    """Writer of a run's metrics to `folder`: metrics.jsonl with one JSON object per logged step, and metrics.csv.
 
-    Lines of steps after `step` are removed: a killed run wrote them after its last checkpoint.
+    `step` is the step at which the run resumes. Lines of later steps, which a killed process wrote, are removed.
     """
 
     def __init__(self, folder: Path, step: int = 0) -> None:
@@ -64,7 +64,7 @@ class Metrics:
             write_atomic(self.path, "".join(map(_line, rows)))
 
     def log(self, step: int, values: Mapping[str, object]) -> None:
-        """Append a line for `step` with numbers or one-element tensors by name. A failed write is logged once."""
+        """Append the metrics of a step to metrics.jsonl: numbers or one-element tensors by name. Warn if this fails."""
         line = _line({"step": step} | {key: _number(value) for key, value in values.items()})
         try:
             with open(self.path, "a", encoding="utf-8") as file:
@@ -82,7 +82,7 @@ class Metrics:
 
 
 def csv_table(rows: Sequence[Tree], columns: Sequence[str] = ()) -> str:
-    """Return dicts as lines of CSV text; without `columns`, there is one column per key, in order of appearance."""
+    """Return dicts as CSV text, one row each. `columns`: keys to write; (): all keys, in order of appearance."""
     columns = columns or list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, columns, restval="", extrasaction="ignore", lineterminator="\n")
@@ -103,7 +103,7 @@ def _number(value: Any) -> float | str | None:
 
 
 def environment() -> dict[str, object]:
-    """Return the versions, machine and thread counts that the last bits of results depend on. Imports no torch."""
+    """Return a dict of what can change the last bits of results: versions, machine, thread counts."""
     versions = {"threedgen": __version__, "python": platform.python_version()}
     for name in PACKAGES:
         with suppress(importlib.metadata.PackageNotFoundError):
@@ -128,7 +128,7 @@ def _cpu() -> str:
 
 
 def peak_memory() -> float | None:
-    """Return the peak memory of this process in MiB; None on Windows."""
+    """Return the maximum memory that this process has used so far, in MiB; None on Windows."""
     # on Linux getrusage includes the memory of the parent process at the start, VmHWM does not
     with suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace").splitlines()
@@ -142,13 +142,16 @@ def peak_memory() -> float | None:
 
 
 def reset_peak_memory() -> None:
-    """Reset the peak of `peak_memory` between two runs of one process (Linux only)."""
+    """Start a new maximum for `peak_memory`, between two runs in one process (Linux only)."""
     with suppress(OSError):  # not Linux, or not permitted
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def write_summary(folder: Path, config: BaseModel, seconds: float, **figures: object) -> Path:
-    """Write summary.json with data about run and machine, the duration and the results `figures`; return its path."""
+    """Write summary.json to a run folder; return its path.
+
+    It has task, prompt, seed, `seconds` (duration of the run), peak memory, versions and the results `figures` by name.
+    """
     summary = {
         "task": getattr(config, "task", None),
         "prompt": getattr(config, "prompt", None),

@@ -32,14 +32,14 @@ def silence_lightning() -> None:
 
 
 class Speed:
-    """Average step time over the last `WINDOW` seconds, because the step time changes with the resolution."""
+    """Meter of the time per optimisation step, averaged over the last `WINDOW` seconds."""
 
     def __init__(self) -> None:
         self._marks: deque[tuple[float, int]] = deque()
         self._warm: tuple[float, int] | None = None  # mark from which the time left is measured
 
     def mark(self, now: float, step: int) -> None:
-        """Record that `step` steps are done at the time `now` in seconds."""
+        """Record that `step` steps are done at the time `now`, in seconds of any clock."""
         if self._warm is None and self._marks and step > self._marks[0][1]:
             start = self._marks[0]
             self._warm = start if now - start[0] >= WINDOW else (now, step)  # the first step compiles kernels
@@ -55,10 +55,11 @@ class Speed:
         return (end - start) / (last - first) if last > first else None
 
     def left(self, total: int) -> list[str]:
-        """Return the time until `total` steps are done as a list with one text, such as "6 s left".
+        """Return ["6 s left"], the time until step `total`; [] at the end, and while the speed is unknown.
 
-        The list is empty at the end, and until the steps of WINDOW seconds or of MIN_SHARE of `total` are measured. A
-        first step shorter than WINDOW is not measured.
+        The speed is known after WINDOW seconds or the fraction MIN_SHARE of `total`. The first step is not measured if
+        it is
+        shorter than WINDOW, because it compiles kernels.
         """
         if self._warm is None:
             return []
@@ -131,15 +132,19 @@ class Count:
             self._bar = None
 
     def add(self, count: int, note: str = "") -> None:
-        """Add `count` steps to the number of steps done. `note` is the current activity, shown on the bar."""
+        """Count `count` more steps as done and update the display. `note`: current activity, shown on the bar."""
         self.show(self.done + count, note=note)
 
     def show(
         self, done: int, details: Callable[[], list[str]] | None = None, note: str = "", due: bool = False
     ) -> None:
-        """Show the number of steps done, followed by the texts that `details` returns (None: the time left).
+        """Set the number of steps done and update the display.
 
-        `note` is the current activity, shown on the bar. Without a bar, `due` prints a line now.
+        Args:
+            done: number of steps done.
+            details: returns texts to show after the number, such as the loss; None: the time left.
+            note: current activity, shown on the bar.
+            due: print a line now, not once a minute; no effect on a bar.
         """
         self.done, now = done, self.clock()
         self.speed.mark(now, done)
@@ -151,7 +156,7 @@ class Count:
             self.say(details)
 
     def say(self, details: Callable[[], list[str]] | None = None) -> None:
-        """Print a line, unless there is a bar or `quiet` is set."""
+        """Print a line, unless there is a bar or `quiet` is set. `details`: as in `show`."""
         if self.quiet or self._bar is not None:
             return
         self._printed_at = self.clock()
@@ -159,7 +164,7 @@ class Count:
         say(clean(line), self.console.file)
 
     def note(self, text: str, details: list[str] | None = None) -> None:
-        """Show the current activity on the bar, followed by the first `details` that fit (None: no change)."""
+        """Show the activity `text` on the bar, followed by the first `details` that fit (None: no change)."""
         if self._bar is not None:
             description = clean(f"{self.stage} {text}")
             task = self._bar.task_ids[0]
@@ -172,5 +177,5 @@ class Count:
         return ", ".join(part for k, part in enumerate(details) if len(", ".join(details[: k + 1])) <= room)
 
     def left(self) -> list[str]:
-        """Return the time left as a list with one text; the list is empty while the time is unknown."""
+        """Return the time left, such as ["6 s left"]; [] while it is unknown."""
         return self.speed.left(self.total)

@@ -32,7 +32,7 @@ class Reading:
 
 
 class PromptReader(Protocol):
-    """Interface of a prior for the checks of prompts; the methods are documented in threedgen.guidance.prior."""
+    """Part of the interface of a prior (threedgen.guidance.prior) that checks of prompts need."""
 
     @property
     def identifiers(self) -> Sequence[str]: ...
@@ -42,7 +42,7 @@ class PromptReader(Protocol):
 
 
 def normalise_prompt(prompt: str, key: str = "prompt", example: str = EXAMPLE_OBJECT) -> str:
-    """Return a prompt as one line with single spaces. Raises ConfigError with `key` and `example` if it is empty."""
+    """Return a prompt on one line with single spaces. ConfigError if it is empty: "KEY is empty ... EXAMPLE"."""
     text = " ".join(prompt.split())
     if not any(character.isprintable() for character in text.replace(" ", "")):
         raise ConfigError(f'is empty. Set it, for example {key}="{example}"', key)
@@ -62,10 +62,10 @@ def remove_words(prompt: str, words: Iterable[str]) -> str:
 
 
 def prompt_warnings(prompt: str, prior: PromptReader, more: Iterable[str] = ()) -> list[str]:
-    """Log and return warnings about a prompt, followed by `more`, the caller's own warnings.
+    """Check a prompt; log and return warnings for the user, followed by `more`, the caller's own warnings.
 
-    They name: lines that were joined, words cut off because the prompt is too long, unknown, replaced and negated
-    words, and missing names of a tuned subject.
+    There are warnings for joined lines, a prompt that is too long and cut off, unknown, replaced and negated words, and
+    missing names of a subject that the prior was tuned for (DreamBooth).
     """
     text, notes = normalise_prompt(prompt), []
     if len(prompt.strip().splitlines()) > 1:
@@ -85,7 +85,7 @@ def prompt_warnings(prompt: str, prior: PromptReader, more: Iterable[str] = ()) 
 
 
 def unknown_words_note(unknown: Sequence[tuple[str, list[str]]]) -> list[str]:
-    """Return [] or one warning about unknown words, given as pairs (word, similar known words)."""
+    """Return a list with one warning about unknown words, given as pairs (word, similar known words), or []."""
     if not unknown:
         return []
     words = ", ".join(
@@ -96,7 +96,7 @@ def unknown_words_note(unknown: Sequence[tuple[str, list[str]]]) -> list[str]:
 
 
 def reading_notes(reading: Reading) -> list[str]:
-    """Return warnings about words that are replaced by synonyms and about negated words."""
+    """Return warnings about the replaced and the negated words of a prompt; [] if there are none."""
     notes = []
     if reading.replaced:
         words = ", ".join(

@@ -22,10 +22,9 @@ def key(seed: int, step: int, purpose: str, rank: int = 0) -> int:
 
 
 def generator(seed: int, step: int, purpose: str, rank: int = 0, device: torch.device | str = "cpu") -> torch.Generator:
-    """Return a new torch generator for one use, e.g. ``generator(seed, step, "cameras", rank)``.
+    """Return a torch generator, seeded with a hash of (seed, step, purpose, rank): generator(seed, step, "cameras").
 
-    Equal keys give equal numbers, so use a purpose only once per step. CPU and GPU generators give different numbers
-    for the same key.
+    The same arguments give the same numbers, so use a purpose only once per step. The numbers on CPU and GPU differ.
     """
     import torch  # here, because the command line must start without it
 
@@ -35,7 +34,7 @@ def generator(seed: int, step: int, purpose: str, rank: int = 0, device: torch.d
 
 
 def numpy_generator(seed: int, step: int, purpose: str, rank: int = 0) -> np.random.Generator:
-    """Return a new NumPy generator for one use; its numbers differ from those of `generator`."""
+    """Return a NumPy generator, seeded like a `generator`. Its numbers are not those of the torch generator."""
     return np.random.default_rng(key(seed, step, purpose, rank))
 
 

@@ -27,7 +27,7 @@ def set_threads(count: int | None) -> int:
 
 
 def threads_of(config: Any) -> int | None:
-    """Return the CPU threads of one process of a run: `config.threads`, or cores per device; None: all cores."""
+    """Return the CPU threads of a process of a run: `config.threads`, or cores / devices; None: all cores."""
     threads: int | None = getattr(config, "threads", None)
     devices: Any = getattr(getattr(config, "trainer", None), "devices", "auto")
     if threads is not None or devices == "auto":
@@ -36,7 +36,7 @@ def threads_of(config: Any) -> int | None:
 
 
 def threads_each(config: WorkersConfig) -> int | None:
-    """Return the threads of a job: `config.threads`, else a Ray task's CPUs or cores / workers; None: one per core."""
+    """Return the CPU threads per worker: `config.threads`, else CPUs of a Ray worker or cores / workers; None: all."""
     if config.threads is not None or config.engine == "here":
         return config.threads
     return max(1, int(config.cpus) if config.engine == "ray" else cores() // config.workers)

@@ -36,8 +36,7 @@ _REFUSED = re.compile(
 
 
 class _ComparesAsDict(type):
-    """Class of `_Skipped`, which torch then lets the pickle fill like a dict."""
-
+    # makes torch fill a `_Skipped` like a dict
     def __eq__(cls, other: object) -> bool:
         return other is cls or other is dict
 
@@ -45,8 +44,7 @@ class _ComparesAsDict(type):
 
 
 class _Skipped(metaclass=_ComparesAsDict):
-    """Inert stand-in for every class and function of a pickle that is not allowed; takes any argument and state."""
-
+    # inert stand-in for the classes and functions of a pickle that are not allowed
     def __init__(self, *_args: object, **_kwargs: object) -> None: ...
 
     def __new__(cls, *_args: object, **_kwargs: object) -> "_Skipped":
@@ -58,12 +56,13 @@ class _Skipped(metaclass=_ComparesAsDict):
 
 
 def read_torch(path: Path, mmap: bool = False, skip_objects: bool = False) -> Any:
-    """Load a torch file to the CPU. First verify the checksums of its zip archive, which torch does not check.
+    """Load a file of torch.save to the CPU and return its content. No code in the file is executed.
+
+    The checksums of the zip archive, which torch does not check, are verified first.
 
     Args:
         mmap: map the tensors from the file instead of reading them to memory.
-        skip_objects: replace Python objects inside the content by inert stand-ins instead of refusing the file. Their
-            classes are never imported.
+        skip_objects: replace Python objects in the content by empty stand-ins, instead of refusing the file.
 
     Raises:
         FileError: the file is truncated, damaged, of another format, or contains Python objects.
@@ -106,7 +105,7 @@ def read_torch(path: Path, mmap: bool = False, skip_objects: bool = False) -> An
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Load the tensors of a safetensors file to the CPU. Raises FileError if the file is missing or damaged."""
+    """Load a safetensors file to the CPU, as name -> tensor. Raises FileError if it is missing or damaged."""
     try:
         return load_file(ordinary(path))
     except OSError as error:
@@ -116,7 +115,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def leaves(tree: object) -> Iterator[object]:
-    """Yield all keys and values in nested dicts, lists, tuples and sets; shared containers are visited once."""
+    """Yield all keys and values in nested dicts, lists, tuples and sets, except the containers themselves."""
     visited, stack = set[int](), list[object]([tree])
     while stack:
         value = stack.pop()
@@ -134,18 +133,18 @@ def _total(entries: list[zipfile.ZipInfo]) -> int:
 
 
 def _imports(pickled: bytes) -> set[str]:
-    """Return the classes and functions that a pickle refers to, as "module name", without executing it."""
+    # "module name" of the classes and functions in a pickle, which is not executed
     return {str(name) for code, name, _ in genops(pickled) if code.name in ("GLOBAL", "INST", "STACK_GLOBAL")}
 
 
 def _in_python3(name: str) -> str:
-    """Convert "module name" in a pickle of protocol 2 to the "module.name" under which torch looks it up."""
+    # "module name" in a pickle of protocol 2 -> "module.name" under which torch looks it up
     module, _, inner = name.partition(" ")
     return ".".join(NAME_MAPPING.get((module, inner), (IMPORT_MAPPING.get(module, module), inner)))
 
 
 def check_architecture(stored: Mapping[str, object], state: Mapping[str, Tensor], what: str) -> None:
-    """Raise ConfigError if names or shapes differ between `stored` and `state`; `what`: subject of the message."""
+    """Raise ConfigError unless stored weights have the names and shapes of `state`, a network's state_dict."""
     needed = {name: str(tuple(t.shape)) for name, t in state.items()}
     shapes = {str(name): str(tuple(t.shape)) if isinstance(t, Tensor) else "none" for name, t in stored.items()}
     if wrong := [name for name in needed | shapes if shapes.get(name) != needed.get(name)]:
@@ -154,7 +153,7 @@ def check_architecture(stored: Mapping[str, object], state: Mapping[str, Tensor]
 
 
 def require_finite(stored: Mapping[str, object], what: str) -> None:
-    """Raise ConfigError if a stored number or tensor has NaN, infinity or an absolute value above MAX_WEIGHT."""
+    """Raise ConfigError if a stored weight is NaN, infinite or above MAX_WEIGHT. `what`: subject of the message."""
     for name, value in stored.items():
         if isinstance(value, float) or (isinstance(value, Tensor) and value.is_floating_point()):
             if not (torch.as_tensor(value).float().abs() <= MAX_WEIGHT).all():  # float16 cannot represent MAX_WEIGHT

@@ -38,16 +38,17 @@ def run_jobs(
     options: WorkersConfig,
     on_start: Callable[[J], None] = lambda job: None,
 ) -> int:
-    """Call `work(job)` for each job. The callbacks are called in this process. To resume, pass only unfinished jobs.
+    """Call `work(job)` for each job, in this process or in parallel workers. To resume, pass only unfinished jobs.
 
     The first Ctrl-C or SIGTERM is forwarded to the workers, so that they can end cleanly. The second one raises
-    KeyboardInterrupt and kills them. With the engine "here", `work` handles signals.
+    KeyboardInterrupt and kills them. With the engine "here" (this process), `work` handles signals.
 
     Args:
-        jobs: jobs; the next one is read when a worker is free, and one more in advance.
-        on_done: called with each job and its result.
-        on_failed: called with a job and the reason after its last attempt raised an exception or lost its worker.
-        on_start: called with each job before an attempt.
+        jobs: jobs, read one by one when a worker is free, and one in advance.
+        on_done: called in this process with each job and its result.
+        on_failed: called with a job and the reason, when its last attempt has raised an exception or lost its worker.
+        options: engine, number of workers, and number of attempts per job.
+        on_start: called with a job before each attempt.
 
     Returns:
         0, or 130 or 143 after Ctrl-C or SIGTERM in this process or a worker.
@@ -71,7 +72,7 @@ def run_jobs(
 
 
 def attempt(work: Callable[[J], R], job: J, table: dict[str, dict[str, registry.Entry]]) -> Answer:
-    """Do one job in a worker and return its `Answer`. `table` is the registry of the main process."""
+    """Call `work(job)` in a worker; return its result or error as `Answer`. `table`: registry of the main process."""
     registry.TABLE.update(table)
     try:
         return "done", work(job)
@@ -85,7 +86,7 @@ def attempt(work: Callable[[J], R], job: J, table: dict[str, dict[str, registry.
 
 
 class WorkerPool(Generic[J, R]):
-    """Pool of `count` workers that retries failed jobs and replaces dead workers."""
+    """Pool of `count` workers from `start`. It retries failed jobs (`attempts` in all) and replaces dead workers."""
 
     def __init__(
         self, start: Callable[[], Worker], count: int, work: Callable[[J], R], attempts: int, interrupts: Interrupts
@@ -136,13 +137,13 @@ class WorkerPool(Generic[J, R]):
         return self.code != 0
 
     def fetch(self, jobs: Iterable[J]) -> bool:
-        """Read the next job into the queue; return whether there is one to start (False after a signal)."""
+        """Read the next job if the queue is empty. Return whether a job can start (never after Ctrl-C or SIGTERM)."""
         if not self.queue and not self.stopped():
             self.queue += [(job, 1) for _, job in zip(range(1), jobs, strict=False)]
         return bool(self.queue) and not self.stopped()
 
     def answer(self, future: Future[Answer], worker: Worker) -> Answer:
-        """Return the result of an attempt; replace the worker if it died. Raises the same errors as `run_jobs`."""
+        """Return the answer of a finished attempt; replace a dead worker. Raises the same errors as `run_jobs`."""
         if death := future.exception():
             worker.close()
             self.idle.append(self.start())
@@ -163,7 +164,10 @@ class WorkerPool(Generic[J, R]):
 
 
 class Worker:
-    """Worker in the current process, and base class of other workers. If a worker dies, its future has an exception."""
+    """Worker in the current process, and base class of other workers. A task is the arguments of `attempt`.
+
+    `submit` returns a future of an `Answer`. If the worker dies, the future has an exception.
+    """
 
     def submit(self, *task: Any) -> Future[Answer]:
         future: Future[Answer] = Future()
@@ -171,14 +175,14 @@ class Worker:
         return future
 
     def stop(self) -> None:
-        """Ask the job to stop."""
+        """Ask the current job to stop."""
 
     def close(self) -> None:
         """Kill the worker."""
 
 
 class LocalProcess(Worker):
-    """Worker process on this machine, with its own process pool, because a dead process breaks its pool."""
+    """Worker process on this machine. Each has a process pool of its own, as a dead process breaks its pool."""
 
     def __init__(self) -> None:
         spawn = multiprocessing.get_context("spawn")  # a fork would inherit locks and threads of torch
@@ -204,7 +208,7 @@ class LocalProcess(Worker):
 
 
 def init_process(loaded: Mapping[str, plugins.Plugin]) -> None:
-    """Set up a worker process with the plug-ins `loaded`, in its own process group, which Ctrl-C does not reach."""
+    """Initialise a worker process: import the plug-ins `loaded`, and protect the process from the terminal's Ctrl-C."""
 
     def stop(*signal_and_frame: object) -> None:  # replaced by Interrupts during a training
         raise Stopped(STOP_CODES[1])
@@ -239,7 +243,7 @@ class RayTask(Worker):
 
 
 def attempt_for_ray(*task: Any) -> Answer:
-    """Do one job in a Ray task. Ray cancels a task by SIGINT."""
+    """Call `attempt(*task)` in a Ray task. The answer is "stopped" if Ray cancels the task, which it does by SIGINT."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # processes started with & ignore SIGINT
     try:
         return attempt(*task)
@@ -248,9 +252,11 @@ def attempt_for_ray(*task: Any) -> Answer:
 
 
 def ray_tasks(address: str | None, cpus: float, gpus: float) -> Callable[[], Worker]:
-    """Connect to the Ray cluster at `address` (None: RAY_ADDRESS or a local one); return a function that makes workers.
+    """Connect to a Ray cluster; return a function that creates workers there. Raises ConfigError.
 
-    `cpus` and `gpus` are the numbers that a job reserves. Raises ConfigError.
+    `address` is that of the cluster (None: the variable RAY_ADDRESS, or a new local cluster). Ray reserves `cpus` CPUs
+    and
+    `gpus` GPUs per job.
     """
     import ray
 
