@@ -49,7 +49,7 @@ Part = tuple[Array, Array]  # convex mesh: vertices (V, 3) float32, outward face
 
 @dataclass
 class ExportedAsset:
-    """Exported asset, as `make_asset` returns it: file contents in memory, check results and statistics."""
+    """Exported asset: file contents in memory, check results and statistics. `make_asset` returns it."""
 
     name: str  # prefix of the file names
     files: dict[str, bytes] = field(default_factory=dict)  # name -> content; if there are GLBs, the finest comes first
@@ -79,18 +79,18 @@ def make_asset(
 ) -> ExportedAsset:
     """Build a game asset in memory: simplify a dense mesh, unwrap it, bake textures, make levels of detail and files.
 
-    The asset is in metres, and its origin is the centre of its bottom side. Raises ConfigError if no UVs can be made,
-    or if the shape needs more triangles than the budget.
+    The asset is in metres, and its origin is the centre of the bottom of its bounding box. Raises ConfigError if no UVs
+    can be made, or if the shape needs more triangles than the budget.
 
     Args:
         dense: mesh of the field's surface, in world units.
-        config: options of the export.
+        config: options of the export, among them the triangle budget.
         name: prefix of file names and name of the glTF nodes.
-        view: field that provides texture colours, renders for the texture refinement and the range of camera
-            elevations. None: bake the vertex colours of `dense`.
-        gltf_extras: JSON data for the glTF `extras`. Statistics of the mesh are added to it.
-        nearest_budget: if the budget is too small, use the smallest possible one and add a note.
-        on_step: callback that receives the name of each step (`STEPS`) when it starts.
+        view: trained field that provides texture colours, renders for the texture refinement and the elevation range
+            of the training cameras. None: bake the vertex colours of `dense`.
+        gltf_extras: JSON data for the glTF `extras`. Statistics of the mesh are added to them in the files.
+        nearest_budget: if the shape needs more triangles than the budget, use as few as possible and add a note.
+        on_step: callback that receives the name of each step, one of `STEPS`, when it starts.
     """
     asset = ExportedAsset(name, on_step=on_step)
     low, maps = _textured(asset, dense, config, view, nearest_budget)
@@ -150,7 +150,7 @@ def make_asset(
 def _textured(
     asset: ExportedAsset, dense: Mesh, config: AssetConfig, view: FieldView | None, nearest_budget: bool
 ) -> tuple[TexturedMesh, Maps]:
-    """Return the simplified mesh with UVs, in the world units of `dense`, and its baked textures."""
+    # returns the simplified mesh with UVs, in the world units of `dense`, and its baked textures
     budget, texture = config.sizes.budget, config.sizes.texture
     with asset.timed("simplify"):
         vertices, faces = simplify(dense.vertices, dense.faces, budget, nearest_budget)
@@ -186,10 +186,11 @@ def _textured(
 
 
 def hull(vertices: Array) -> Part:
-    """Return a convex mesh (vertices, faces) with at most 2 * DIRECTIONS triangles around vertices (V, 3).
+    """Return a simplified convex hull of vertices (V, 3), with at most 2 * DIRECTIONS triangles.
 
-    It is the hull of the farthest vertex in each of DIRECTIONS directions: the axes and a Fibonacci lattice. Its volume
-    is about 90 % of the full hull's. Raises ConfigError for points without volume.
+    Only the farthest vertex in each of DIRECTIONS directions (the axes and a Fibonacci lattice) is used, so the volume
+    is about 90 % of the exact hull's. Returns vertices (N, 3) float32 and outward faces (F, 3) int32. Raises
+    ConfigError if the vertices are coplanar.
     """
     n = np.arange(DIRECTIONS) + 0.5
     height, azimuth = 1 - 2 * n / DIRECTIONS, np.pi * (1 + 5**0.5) * n
@@ -203,7 +204,6 @@ def hull(vertices: Array) -> Part:
 
 
 def _convex(points: Array) -> Part:
-    """Return the convex hull of points (N, 3), with outward faces. Raises ConfigError if it has no volume."""
     try:
         result = ConvexHull(points)
     except (QhullError, ValueError) as error:
@@ -216,9 +216,10 @@ def _convex(points: Array) -> Part:
 
 
 def convex_parts(vertices: Array, faces: Array) -> list[Part]:
-    """Decompose a closed mesh into at most MAX_PARTS convex meshes (vertices, faces) (CoACD, Wei et al. 2022).
+    """Decompose a closed mesh into at most MAX_PARTS convex meshes with CoACD (Wei et al. 2022).
 
-    Takes vertices (V, 3) at distinct positions and faces (F, 3). A fine mesh is simplified first.
+    Takes vertices (V, 3) at distinct positions and faces (F, 3). A mesh with more than MAX_PARTS_INPUT triangles is
+    simplified first. Each returned mesh is a pair of vertices (N, 3) float32 and outward faces (M, 3) int32.
     """
     import coacd
 

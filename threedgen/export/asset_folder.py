@@ -17,7 +17,10 @@ FILE_NAME = r"\w+(\.glb|\.usdz|_obj\.zip)"  # regular expression that matches th
 
 
 def asset_name(text: str) -> str:
-    """Return a name for files and glTF nodes: up to 40 ASCII letters, digits, `_` of the text; else with a checksum."""
+    """Convert a text to a name for files and glTF nodes: at most 40 ASCII letters, digits and `_`.
+
+    Each run of other characters becomes one `_`. A text without ASCII letters and digits gets a name with a checksum.
+    """
     name = re.sub(r"[^A-Za-z0-9]+", "_", text).strip("_")[:40].strip("_")
     return name or slug(text).replace("-", "_")
 
@@ -29,7 +32,10 @@ def read_manifest(folder: Path) -> Tree:
 
 
 def exported_files(folder: Path) -> set[Path]:
-    """Return the files that an earlier export wrote and nobody changed: those in asset.json with equal SHA-256."""
+    """Return the paths of the files in the folder that an earlier export wrote and nobody changed since.
+
+    These are the files whose SHA-256 is equal to the one in asset.json.
+    """
     listed = read_manifest(folder).get("sha256")
     sums = {n: s for n, s in listed.items() if re.fullmatch(FILE_NAME, n)} if isinstance(listed, dict) else {}
     existing = {folder / name: digest for name, digest in sums.items() if (folder / name).is_file()}
@@ -37,7 +43,10 @@ def exported_files(folder: Path) -> set[Path]:
 
 
 def check_overwrite(folder: Path, names: Iterable[str]) -> None:
-    """Raise ConfigError if asset.json or a file in `names` is in the folder and is no unchanged file of an export."""
+    """Raise ConfigError if an export of files with these `names` would overwrite a file of the user.
+
+    A file of the user has one of the names, or is asset.json, and no export wrote it, or it has changed since.
+    """
     own = exported_files(folder) | ({folder / MANIFEST} if "files" in read_manifest(folder) else set())
     for path in (folder / name for name in (*names, MANIFEST)):
         if os.path.lexists(path) and path not in own:
@@ -47,11 +56,14 @@ def check_overwrite(folder: Path, names: Iterable[str]) -> None:
 
 
 def write_files(folder: Path, files: Mapping[str, bytes], manifest: Tree) -> None:
-    """Write the files (name -> content) and `manifest` as asset.json; delete the files of an earlier export.
+    """Write the files of an asset and asset.json to `folder`, and delete the files of an earlier export.
 
     All data is on disk under temporary names before the first rename. asset.json is renamed before the files that it
-    lists, so that after an interruption the next export recognises every file as its own. `manifest` has the files'
-    checksums under `sha256`.
+    lists, so that after an interruption the next export recognises every file as its own.
+
+    Args:
+        files: file name -> content.
+        manifest: content of asset.json. Its entry `sha256` has the checksum of each file.
     """
     folder.mkdir(parents=True, exist_ok=True)
     remove_temporary_files(folder)
@@ -68,7 +80,10 @@ def write_files(folder: Path, files: Mapping[str, bytes], manifest: Tree) -> Non
 
 
 def clear(folder: Path) -> None:
-    """Delete the unchanged files of an export, then the folder if it is empty. File system errors are ignored."""
+    """Delete asset.json and the unchanged files of an export, then the folder if it is empty.
+
+    File system errors are ignored.
+    """
     with suppress(OSError):
         remove_temporary_files(folder)
         for path in exported_files(folder):

@@ -20,7 +20,7 @@ ENGINES = {"unreal": "UCX_{name}_{number:02d}", "godot": "{name}_{number:02d}-co
 
 
 class Preset(NamedTuple):
-    """Default sizes for a kind of asset."""
+    """Default sizes for a kind of asset: triangle budget, texture, levels of detail and extraction grid."""
 
     budget: int  # maximum number of triangles
     texture: int  # texture edge in texels
@@ -79,7 +79,10 @@ class AssetConfig(Config):
 
     @property
     def sizes(self) -> Preset:
-        """Sizes of the asset. Unset ones are those of the preset, without levels of detail above half the budget."""
+        """Sizes of the asset: the options that are set, and for the others the values of the preset.
+
+        Levels of detail of the preset that have more triangles than half the budget are left out.
+        """
         preset = PRESETS[self.preset]
         budget, lods = self.budget or preset.budget, self.lods
         if lods is None:
@@ -87,11 +90,14 @@ class AssetConfig(Config):
         return Preset(budget, self.texture or preset.texture, lods, self.resolution or preset.resolution)
 
     def titles(self, name: str) -> list[str]:
-        """Return the names of all levels of detail of the asset NAME = `name`, finest first: NAME, NAME_LOD1, ..."""
+        """Return the names of the asset's levels of detail, finest first. `name` is the name of the asset.
+
+        For the name "cat" and two entries in `lods` they are ["cat", "cat_LOD1", "cat_LOD2"].
+        """
         return [name, *(f"{name}_LOD{number}" for number, _ in enumerate(self.sizes.lods, 1))]
 
     def file_names(self, name: str) -> list[str]:
-        """Return the names of the files that an export of the asset `name` writes, without asset.json."""
+        """Return the names of the files that an export of the asset `name` writes, except asset.json."""
         glbs = [f"{title}.glb" for title in self.titles(name)]
         files = {"glb": glbs, "obj": [f"{name}_obj.zip"], "usdz": [f"{name}.usdz"]}
         colliders = [] if self.collision == "none" else [f"{name}_collision_{engine}.glb" for engine in ENGINES]
@@ -106,7 +112,7 @@ class AssetConfig(Config):
 
 
 def resize_command(run: Path, preset: object) -> str:
-    """Return a shell command that exports a run again with another height; the user replaces METRES.
+    """Return the shell command that exports the run in the folder `run` again, with the placeholder "height=METRES".
 
     The command repeats `preset` only if it is a name in `PRESETS`.
     """

@@ -30,14 +30,17 @@ OUTLIERS = 1  # number of depth images that may wrongly show a point in front of
 
 
 def spiral_cameras(views: int, size: int, radius: float = 1.0) -> Cameras:
-    """Return `views` cameras on a golden-angle spiral around the origin; see `cameras_at` for `size` and `radius`."""
+    """Return `views` cameras that look at the origin, on a golden-angle spiral with elevations from -40 to 75 degrees.
+
+    `size`: edge of the square images in pixels. `radius`: radius of the scene in world units.
+    """
     k = torch.arange(views, dtype=torch.float32)
     height = math.sin(MIN_ELEVATION) + (math.sin(MAX_ELEVATION) - math.sin(MIN_ELEVATION)) * (k + 0.5) / views
     return cameras_at(torch.asin(height), (k * math.pi * (3 - math.sqrt(5))) % (2 * math.pi), size, radius)
 
 
 def cameras_at(elevation: Tensor, azimuth: Tensor, size: int, radius: float) -> Cameras:
-    """Return V cameras that look at the origin, from elevations and azimuths (V,) in radians.
+    """Return V cameras that look at the origin, at elevations and azimuths (V,) in radians, DISTANCE scene radii away.
 
     `size`: edge of the square images in pixels. `radius`: radius of the scene in world units.
     """
@@ -49,9 +52,10 @@ def cameras_at(elevation: Tensor, azimuth: Tensor, size: int, radius: float) -> 
 def field_renderer(
     field: Any, occupancy: Any, options: MarchConfig, device: torch.device | str = "cpu"
 ) -> ViewRenderer:
-    """Return a `ViewRenderer` of `field` without light and background.
+    """Return a function (`ViewRenderer`) that renders unlit images of a trained representation, without background.
 
-    `occupancy` (None: all space is occupied) and `options` are for ray marching.
+    It maps V cameras to sRGB (V, H, W, 3), not premultiplied by opacity, and opacities (V, H, W), both in [0, 1]. Rays
+    are marched with `options` through the cells of the grid `occupancy`; None: all space is occupied.
     """
     background, material = SolidBackground().to(device), Material()
 
@@ -75,11 +79,14 @@ def field_renderer(
 
 
 class DepthFusion:
-    """Density and colour of a representation without density, fused from its depth images as in TSDF fusion."""
+    """Density and colour at any point, fused from rendered depth images as in TSDF fusion.
+
+    It is for representations that have no density of their own.
+    """
 
     @torch.no_grad()
     def __init__(self, render: Callable[[Cameras], Render], cameras: Cameras, radius: float) -> None:
-        """Render V cameras one by one; `radius` is the radius of the scene sphere in world units."""
+        """Render one depth image per camera with `render`; `radius` is the radius of the scene in world units."""
         self.cameras, self.truncation = cameras, TRUNCATION * radius
         renders = [render(cameras.select([k])) for k in range(len(cameras))]
         opacity, depth = (torch.stack([getattr(r, name)[:, 0] for r in renders]) for name in ("opacity", "depth"))
@@ -95,14 +102,14 @@ class DepthFusion:
         return DENSITY / self.truncation * torch.sigmoid(-4 * distance / self.truncation)
 
     def colour(self, x: Tensor) -> Tensor:
-        """Return the mean sRGB colour (N, 3) in [0, 1] of points x (N, 3), over views that show them on the surface."""
+        """Return sRGB colours (N, 3) in [0, 1] of points x (N, 3): means over the images whose surface is near them."""
         index, ahead = self._lookup(x)
         weight = (ahead.abs() < self.truncation).float() + 1e-6
         colours = self.rgb.gather(1, index[..., None].expand(-1, -1, 3))
         return (weight[..., None] * colours).sum(0) / weight.sum(0)[:, None]
 
     def _lookup(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the flat pixel index (V, N) of points x (N, 3) in each of V depth images, and signed distances (V, N).
+        """Look up points x (N, 3) in the V depth images; return flat pixel indices (V, N) and signed distances (V, N).
 
         The distance is from the point to the visible surface, along the ray: positive in front of the surface, inf
         where the image shows background.

@@ -27,24 +27,26 @@ from .shape.from_field import Field, FieldView
 
 @dataclass(frozen=True)
 class RunField:
-    """Trained field of a run, the run's config, and the number of training steps of its checkpoint."""
+    """Trained field of a run."""
 
-    view: FieldView
-    config: Any
-    steps: int
+    view: FieldView  # the field as functions of points, as the export uses it
+    config: Any  # config of the run
+    steps: int  # number of training steps of the checkpoint
 
 
 def load_run_field(folder: Path, device: str = "cpu") -> RunField:
-    """Load the trained field of the generate run in `folder`. Raises the errors of `load_field`."""
+    """Load the trained field from the folder of a run of the task generate. Raises ConfigError as `load_field` does."""
     config, field, grid, checkpoint = load_field(folder, device)
     view = field_view(field, grid, config.march, device, config.camera.elevation_range)
     return RunField(view, config, int(checkpoint["global_step"]))
 
 
 def load_field(folder: Path, device: str = "cpu") -> tuple[Any, Any, OccupancyGrid | None, Tree]:
-    """Return config, field in evaluation mode, occupancy grid (or None) and newest checkpoint of a generate run.
+    """Load the newest checkpoint from the folder of a run of the task generate.
 
-    Raises ConfigError if there is no checkpoint, or if its weights do not fit the config or are not finite.
+    Returns the run's config, the trained representation in evaluation mode, its occupancy grid or None, and the content
+    of the checkpoint. Raises ConfigError if there is no checkpoint, or if its weights do not fit the config or are not
+    finite.
     """
     config = load((folder / runs.CONFIG).resolve())
     newest = latest(folder / runs.CHECKPOINTS)
@@ -81,9 +83,9 @@ def field_view(
 ) -> FieldView:
     """Return a trained representation on `device` in the form that the export uses.
 
-    Without an occupancy grid, all space counts as occupied. `elevations`: lowest and highest elevation of the training
-    cameras in degrees; None: unknown. If the representation has no density, density and colours come from rendered
-    depth images.
+    `occupancy` is its occupancy grid; None: all space is occupied. `march` has the options of the ray marching and the
+    radius of the scene. `elevations`: lowest and highest elevation of the training cameras in degrees; None: unknown.
+    If the representation has no density, density and colours come from rendered depth images.
     """
     density: Field = field.density
     colour: Field = lambda x: torch.sigmoid(field(x)[1][:, :3])  # noqa: E731

@@ -28,9 +28,9 @@ logger = logging.getLogger(__name__)
 
 
 def run(config: ExportConfig, resume: Path | None = None, quiet: bool = False) -> int:
-    """Run the task `export`: write the asset, print the names of its files and the folder. Returns exit code 0.
+    """Run the task `export`: write the asset, and print the names of its files and the folder. Return exit code 0.
 
-    `quiet`: print only the folder. `resume` is ignored.
+    `quiet`: print only the folder. `resume` is ignored; all tasks have this argument.
     """
     set_threads(None)
     folder, out, options = runs.run_folder(config.run, "run"), config.destination(), config.asset()
@@ -54,7 +54,7 @@ def run(config: ExportConfig, resume: Path | None = None, quiet: bool = False) -
 
 @contextmanager
 def progress_bar(quiet: bool = False) -> Iterator[Callable[[str], None]]:
-    """Show a progress bar unless `quiet`; yield a callback that receives each step's name (`STEPS`) when it starts."""
+    """Show a progress bar unless `quiet`. Yield a callback to call with each step's name (`STEPS`) at its start."""
     with Count("asset", len(STEPS), quiet) as count:
 
         def on_step(step: str) -> None:
@@ -68,10 +68,11 @@ def progress_bar(quiet: bool = False) -> Iterator[Callable[[str], None]]:
 def export(
     source: RunField, config: AssetConfig, folder: Path, nearest_budget: bool = False, quiet: bool = False
 ) -> ExportedAsset:
-    """Extract the surface of a run's field, make its asset (`make_asset`), write it to `folder` (`save`) and return it.
+    """Extract the surface of a run's field, build a game asset from it, write the asset to `folder` and return it.
 
-    If the height is unset and the usual height of the prompt's object is known, the asset gets that height.
-    `nearest_budget`: if the triangle budget is too small, use the smallest possible one and add a note.
+    If `config.height` is unset and the usual height of the object in the prompt is known, the asset gets that height.
+    `nearest_budget`: if the shape needs more triangles than the budget, use as few as possible and add a note. `quiet`:
+    show no progress bar.
     """
     run, height, usual = source.config, config.height, source.config.usual_height()
     extras = {"prompt": run.prompt, "negative_prompt": run.negative_prompt, "seed": run.seed, "steps": source.steps}
@@ -97,14 +98,17 @@ def export(
 
 
 def save(asset: ExportedAsset, folder: Path, config: AssetConfig) -> None:
-    """Replace the files of an earlier export in `folder` by the asset's files and asset.json. Raises ConfigError."""
+    """Replace the files of an earlier export in `folder` by the asset's files and asset.json.
+
+    Raises ConfigError if that would overwrite a file of the user (`check_overwrite`).
+    """
     with writing(folder):
         check_overwrite(folder, asset.files)
         write_files(folder, asset.files, summary(asset, config))
 
 
 def summary_entry(asset: ExportedAsset) -> Tree:
-    """Return the entry `asset` of a run's summary.json: first file, levels of detail, height, seconds."""
+    """Return the JSON object about the asset in a run's summary.json: first file, levels of detail, height, seconds."""
     return {
         "file": f"{FOLDER}/{next(iter(asset.files))}",
         "levels": asset.figures["levels"],
@@ -132,7 +136,7 @@ def update_summary(run: Path, asset: ExportedAsset) -> None:
 
 
 def summary(asset: ExportedAsset, config: AssetConfig) -> Tree:
-    """Return the content of asset.json: statistics, file sizes, checksums, findings, notes, seconds per step."""
+    """Return the content of asset.json: statistics, file sizes, checksums, validator findings, notes, durations."""
     return {
         "name": asset.name,
         "version": __version__,

@@ -36,13 +36,19 @@ class _Buffer:
         self.accessors: list[Tree] = []
 
     def blob(self, raw: bytes, **fields: object) -> int:
-        """Append bytes, padded to a multiple of 4; return the index of their buffer view. `fields` are added to it."""
+        """Append bytes and zeros up to a multiple of 4; return the index of a new glTF buffer view of the bytes.
+
+        `fields` are further keys of the buffer view.
+        """
         self.views.append({"buffer": 0, "byteOffset": len(self.data), "byteLength": len(raw)} | fields)
         self.data += raw + bytes(-len(raw) % 4)
         return len(self.views) - 1
 
     def add(self, array: Array, **fields: object) -> int:
-        """Append a vertex attribute (V, 2), (V, 3) or (V, 4), or triangle indices (3 F,); return the accessor index."""
+        """Append an array; return the index of a new glTF accessor of it. `fields` are further keys of the accessor.
+
+        The array is a vertex attribute (V, 2), (V, 3) or (V, 4), or the indices (3 F,) of F triangles.
+        """
         flat = array.ndim == 1
         accessor = {
             "bufferView": self.blob(array.tobytes(), target=_INDICES if flat else _VERTICES),
@@ -61,7 +67,10 @@ class _Buffer:
 
 
 def glb_bytes(mesh: Mesh, name: str = "mesh", gltf_extras: Tree | None = None) -> bytes:
-    """Return the bytes of a GLB with vertex colours, without textures. `gltf_extras`: JSON data for glTF `extras`."""
+    """Return the bytes of a GLB with vertex colours, without textures.
+
+    `name` is the name of the glTF mesh, node and material. `gltf_extras` is JSON data for the glTF `extras`.
+    """
     colours = np.column_stack([to_linear(np.clip(mesh.colours, 0, 1)), np.ones(len(mesh.vertices))])
     buffer = _Buffer()
     attributes = {
@@ -84,7 +93,7 @@ def textured_glb_bytes(
     """Return the bytes of a GLB with embedded textures.
 
     Args:
-        mesh: mesh in world axes.
+        mesh: mesh in world axes. It is converted to glTF axes.
         pngs: texture name -> PNG file; the names are base_colour (required), normal and orm.
         name: name of the glTF node, mesh and material.
         gltf_extras: JSON data for the `extras` of the glTF asset and of the node.
@@ -120,7 +129,10 @@ def textured_glb_bytes(
 
 
 def plain_glb_bytes(parts: dict[str, tuple[Array, Array]], gltf_extras: Tree | None = None) -> bytes:
-    """Return the bytes of a GLB of colliders: node name -> vertices (V, 3) in world axes and faces (F, 3)."""
+    """Return the bytes of a GLB with one node per collider, without materials.
+
+    `parts`: node name -> vertices (V, 3) in world axes and faces (F, 3). `gltf_extras`: JSON data for `extras`.
+    """
     buffer = _Buffer()
     meshes = [_mesh(buffer, name, {"POSITION": buffer.positions(x)}, faces) for name, (x, faces) in parts.items()]
     return _pack(buffer, meshes, gltf_extras)
@@ -133,7 +145,7 @@ def _mesh(buffer: _Buffer, name: str, attributes: dict[str, int], faces: Array, 
 
 
 def _material(name: str, textures: dict[str, int]) -> Tree:
-    """Return a glTF material; `textures`: texture name -> index. Without an ORM map it is rough and non-metallic."""
+    # without an orm texture the material is rough and non-metallic
     pbr: Tree = {}
     material: Tree = {"name": name, "pbrMetallicRoughness": pbr}
     if "base_colour" in textures:
@@ -149,7 +161,10 @@ def _material(name: str, textures: dict[str, int]) -> Tree:
 def _pack(
     buffer: _Buffer, meshes: list[Tree], gltf_extras: Tree | None, node: Tree | None = None, **lists: Sequence[object]
 ) -> bytes:
-    """Assemble the bytes of a GLB with one node per mesh. `node` and `lists` are further entries of nodes and glTF."""
+    """Return the bytes of a GLB with one node for each glTF mesh object in `meshes`.
+
+    `node`: extra keys of every node. `lists`: further top-level lists of the glTF JSON by key, such as `materials`.
+    """
     extras = gltf_extras or {}
     node = ({"extras": extras} if lists else {}) | (node or {})
     nodes = [{"mesh": k, "name": mesh["name"]} | node for k, mesh in enumerate(meshes)]
@@ -172,6 +187,9 @@ def _pack(
 
 
 def save_glb(mesh: Mesh, path: Path, gltf_extras: Tree | None = None) -> Path:
-    """Write `mesh` with vertex colours atomically to `path`, with `gltf_extras` and `mesh.info`; return `path`."""
+    """Write a GLB of `mesh` with vertex colours atomically to `path`; return `path`.
+
+    The glTF `extras` are `gltf_extras` and the statistics `mesh.info`. For a key of both, the statistic is used.
+    """
     write_atomic(path, glb_bytes(mesh, path.stem, {**(gltf_extras or {}), **mesh.info}))
     return path

@@ -23,11 +23,12 @@ _MISSING = "Cannot find module 'gltf-validator'"
 
 
 def validate(glbs: dict[str, bytes]) -> tuple[dict[str, list[str]], str]:
-    """Run the validator on GLBs, given as file name -> content.
+    """Run the Khronos glTF validator on GLB files, given as file name -> content.
 
-    Returns file name -> errors and warnings, as "error CODE: message (place)", and a sentence with the validator's
-    version and the counts. If the validator is not installed or fails, the dict is empty and the sentence gives the
-    reason.
+    Returns:
+        File name -> list of errors and warnings, each as "error CODE: message (place)"; and a sentence with the
+        validator's version and the counts. If the validator is not installed or fails, the dict is empty and the
+        sentence gives the reason.
     """
     node = shutil.which("node")
     if node is None:

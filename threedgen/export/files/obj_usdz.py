@@ -15,10 +15,11 @@ _DATE = (1980, 1, 1, 0, 0, 0)  # fixed date, so that equal content gives equal b
 
 
 def obj_zip(levels: dict[str, TexturedMesh], pngs: dict[str, bytes], name: str = "mesh") -> bytes:
-    """Return the bytes of a zip with `name`.obj, `name`.mtl and textures. Axes are those of the GLB: y up, front +z.
+    """Return the bytes of a zip with an OBJ file, its MTL file and PNG textures, y up and front +z as in the GLB.
 
-    `levels`: name -> mesh in world axes; each level of detail becomes an object. `pngs`: texture name (base_colour,
-    normal, orm) -> PNG file. MTL has no key for occlusion, so the material does not use it.
+    `levels`: name -> mesh in world axes; each level of detail becomes an object of the OBJ file. `pngs`: texture name
+    (base_colour, normal, orm) -> PNG file. `name`: name of the material and prefix of all file names. MTL has no key
+    for ambient occlusion, so the material does not use it.
     """
     lines = [f"mtllib {name}.mtl"]
     first = 1
@@ -52,8 +53,8 @@ def _rows(key: str, values: Array) -> list[str]:
 def usdz_bytes(mesh: TexturedMesh, pngs: dict[str, bytes], name: str = "mesh") -> bytes:
     """Return the bytes of a USDZ package with a mesh and a UsdPreviewSurface material, in metres, y up, front +z.
 
-    `pngs`: texture name (base_colour, normal, orm) -> PNG file. In `name`, the name of the root prim, characters that
-    USD does not allow become `_`. Needs the extra `usd`. Raises ConfigError if the package cannot be written.
+    `mesh` is in world axes. `pngs`: texture name (base_colour, normal, orm) -> PNG file. `name`: name of the root prim,
+    in which characters that USD does not allow become `_`. Needs the extra `usd`. Raises ConfigError on failure.
     """
     from pxr import Gf, Kind, Sdf, Usd, UsdGeom, UsdShade, UsdUtils, Vt
 
@@ -89,7 +90,6 @@ def usdz_bytes(mesh: TexturedMesh, pngs: dict[str, bytes], name: str = "mesh") -
 
 
 def _material(stage: Any, path: str) -> Any:
-    """Define a UsdPreviewSurface at prim `path` that reads the three textures; return the material."""
     from pxr import Gf, Sdf, UsdShade
 
     types = Sdf.ValueTypeNames

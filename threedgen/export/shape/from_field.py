@@ -29,7 +29,7 @@ MAX_HALF_DEPTH = 0.02  # maximum of `half_depth`; above it, a note calls the obj
 
 @dataclass(frozen=True)
 class FieldView:
-    """Field in the form that the export uses: functions of points, and optional data about the scene."""
+    """Trained field in the form that the export uses: density and colour as functions of points, and scene data."""
 
     density: Field  # points (N, 3) in world units -> sigma (N,) per world unit
     colour: Field  # points (N, 3) in world units -> sRGB (N, 3) in [0, 1]
@@ -42,7 +42,7 @@ class FieldView:
 
     @torch.no_grad()
     def on_arrays(self, function: Field, points: Array) -> Array:
-        """Evaluate `density` or `colour` at points (N, 3) in chunks; return float32 (N,) or (N, 3)."""
+        """Evaluate `function`, the density or the colour, at points (N, 3) in chunks; return float32 (N,) or (N, 3)."""
         parts = torch.from_numpy(np.ascontiguousarray(points, np.float32)).split(CHUNK)
         return np.concatenate([function(part.to(self.device)).float().cpu().numpy() for part in parts])
 
@@ -52,9 +52,11 @@ class FieldView:
 
 
 def dense_surface(field: FieldView, resolution: int) -> tuple[Mesh, list[str]]:
-    """Return the surface of a field (`field_surface`), and notes for the user if the object is cut off or translucent.
+    """Extract the surface of a field (`field_surface`) and check it.
 
-    Raises EmptyField for a field without a surface, ConfigError for a field that fills the scene.
+    Returns the mesh, and notes for the user if the object is cut off at the scene boundary or translucent. `resolution`
+    is the number of grid points per edge of the cube around the scene sphere. Raises EmptyField for a field without a
+    surface, ConfigError if much of the surface lies on the scene boundary.
     """
     mesh = field_surface(field, resolution)
     area = np.linalg.norm(area_vectors(mesh.vertices, mesh.faces), axis=1)
@@ -79,14 +81,17 @@ def dense_surface(field: FieldView, resolution: int) -> tuple[Mesh, list[str]]:
 
 
 def half_depth(mesh: Mesh) -> float:
-    """Return the depth at which half of the light is absorbed, divided by the longest side of the mesh."""
+    """Return how deep half of the light gets into the object, as a fraction of the longest side of the mesh.
+
+    It follows from the density in `mesh.info["haze"]`, see `depth_field`; 0 for a mesh without this entry.
+    """
     density = float(mesh.info.get("haze", 0.0)) / HAZE
     size = float(np.ptp(mesh.vertices, axis=0).max())
     return math.log(2) / density / size if density > 0 else 0.0
 
 
 def field_surface(field: FieldView, resolution: int) -> Mesh:
-    """Return the surface of a field inside the scene sphere as a closed mesh with vertex colours.
+    """Extract the surface of a field inside the scene sphere as a closed mesh with vertex colours, in world units.
 
     If the field has a mesh, the surface is that mesh without small connected pieces. Otherwise it is the level set of
     the optical depth (`opacity.depth_field`) on a grid with `resolution` points per edge of the cube around the sphere.
@@ -142,10 +147,10 @@ def isosurface(values: Array, level: float, cell: float, radius: float) -> tuple
 
 
 def large_pieces(vertices: Array, faces: Array) -> tuple[Array, Array, int]:
-    """Remove connected pieces with an area below MIN_PART of the largest piece's area. Closed meshes stay closed.
+    """Remove connected components whose area is below a fraction MIN_PART of the largest one's area.
 
     Takes vertices (V, 3) and faces (F, 3). Returns the remaining vertices (V', 3), their faces (F', 3) int32 and the
-    number of remaining pieces.
+    number of remaining components. Closed meshes stay closed.
     """
     piece = pieces(faces, len(vertices))
     areas = np.bincount(piece, np.linalg.norm(area_vectors(vertices, faces), axis=1))
@@ -155,7 +160,10 @@ def large_pieces(vertices: Array, faces: Array) -> tuple[Array, Array, int]:
 
 
 def taubin(vertices: Array, faces: Array, iterations: int) -> Array:
-    """Smooth vertices (V, 3) of faces (F, 3) `iterations` times and keep the volume (Taubin 1995); return float32."""
+    """Smooth a mesh without shrinking it (Taubin 1995), `iterations` times; return the vertices (V, 3) float32.
+
+    Takes vertices (V, 3) and faces (F, 3).
+    """
     mean = _mean_of_neighbours(faces, len(vertices))
     moved = vertices.astype(np.float64)
     for _ in range(iterations):
@@ -165,10 +173,9 @@ def taubin(vertices: Array, faces: Array, iterations: int) -> Array:
 
 
 def smooth_normals(normals: Array, faces: Array, reach: float) -> Array:
-    """Blur unit normals (V, 3) along the surface; return unit normals (V, 3) float32.
+    """Blur unit vertex normals (V, 3) along the surface with faces (F, 3); return unit normals (V, 3) float32.
 
-    Each step averages a normal with the mean of its neighbours. The number of steps makes the result similar to a
-    Gaussian blur with a standard deviation of `reach` edge lengths. faces: (F, 3).
+    It is similar to a Gaussian blur with a standard deviation of `reach` edge lengths.
     """
     mean = _mean_of_neighbours(faces, len(normals))
     smooth = normals.astype(np.float64)
@@ -179,7 +186,6 @@ def smooth_normals(normals: Array, faces: Array, reach: float) -> Array:
 
 
 def _mean_of_neighbours(faces: Array, n: int) -> sparse.spmatrix:
-    """Return the sparse matrix (n, n) that replaces each vertex value by the mean over the vertex's edge neighbours."""
     ends = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
     ends = np.concatenate([ends, ends[:, ::-1]])
     edges = sparse.csr_matrix((np.ones(len(ends)), (ends[:, 0], ends[:, 1])), shape=(n, n))
@@ -190,8 +196,8 @@ def _mean_of_neighbours(faces: Array, n: int) -> sparse.spmatrix:
 def surface_colours(field: FieldView, vertices: Array, normals: Array, cell: float) -> Array:
     """Return vertex colours (V, 3) float32, sRGB in [0, 1], alpha-composited along a short ray into the surface.
 
-    A single query at the surface would return the undefined colour of a nearly transparent layer. Takes the vertices in
-    world units, their unit outward normals (V, 3), and the edge `cell` of a grid cell in world units.
+    A single query at the surface would return the undefined colour of a nearly transparent layer. Takes vertices (V, 3)
+    in world units, unit outward normals (V, 3), and the spacing `cell` of the samples on a ray in world units.
     """
     transmittance = np.ones(len(vertices), np.float32)
     total = np.zeros((len(vertices), 3), np.float32)

@@ -34,10 +34,10 @@ class TexturedMesh:
 
 
 def placement(vertices: Array, height: float | None = None) -> tuple[Array, float]:
-    """Return pivot (3,) and scale that move vertices (V, 3) to the ground: x' = scale * (x - pivot).
+    """Return pivot (3,) and scale of the transform x' = scale * (x - pivot) that puts vertices (V, 3) on the ground.
 
-    The centre of the bounding box is then on the z axis, and the lowest point at z = 0. `height` is the size of the
-    placed mesh along z, in metres; None: one field unit is one metre.
+    The lowest point moves to z = 0, and the centre of the bounding box onto the z axis. `height` is the size along z
+    after the transform, in metres; None: the scale is 1.
     """
     low, high = vertices.min(axis=0).astype(np.float64), vertices.max(axis=0).astype(np.float64)
     pivot = np.array([(low[0] + high[0]) / 2, (low[1] + high[1]) / 2, low[2]])
@@ -45,7 +45,7 @@ def placement(vertices: Array, height: float | None = None) -> tuple[Array, floa
 
 
 def placed(mesh: TexturedMesh, pivot: Array, scale: float) -> TexturedMesh:
-    """Move a mesh to scale * (vertices - pivot), computed in float64; normals, tangents and UVs are unchanged."""
+    """Return a mesh with the vertices scale * (vertices - pivot). Normals, tangents and UVs are unchanged."""
     points = (mesh.vertices.astype(np.float64) - pivot) * scale
     return replace(mesh, vertices=points.astype(np.float32))
 
@@ -65,14 +65,13 @@ def vertex_normals(vertices: Array, faces: Array) -> Array:
 
 
 def vertex_tangents(vertices: Array, faces: Array, normals: Array, uv: Array) -> Array:
-    """Return tangents (V, 4) float32, compatible with MikkTSpace: a unit vector along +u and the bitangent sign w.
+    """Return tangents (V, 4) float32 for normal maps, compatible with MikkTSpace.
 
-    The vector is perpendicular to the normal. The bitangent w * cross(normal, tangent), with w = +1 or -1, is the
-    direction of a normal map's green channel. v runs upwards here, although it runs downwards in glTF, so that w
-    matches the "+Y up" normal maps of glTF and the tangents that Blender, Unity and Unreal compute.
+    Takes vertices (V, 3), faces (F, 3), unit normals (V, 3), and uv (V, 2) with v upwards. A tangent is a unit vector
+    along +u, perpendicular to the normal, and a sign w = +1 or -1. The green channel of a normal map is along
+    w * cross(normal, tangent), as in the "+Y up" normal maps of glTF and in Blender, Unity and Unreal.
 
-    Takes vertices (V, 3), faces (F, 3), unit normals (V, 3), and uv (V, 2) with v upwards. Faces without UV area are
-    ignored. A vertex that has only such faces gets any direction perpendicular to its normal, and w = 1.
+    Faces without UV area are ignored. A vertex that has only such faces gets any perpendicular vector, and w = 1.
     """
     points, normals, uv = (part.astype(np.float64) for part in (vertices, normals, uv))
     e1, e2 = (points[faces[:, k]] - points[faces[:, 0]] for k in (1, 2))
@@ -96,7 +95,7 @@ def vertex_tangents(vertices: Array, faces: Array, normals: Array, uv: Array) ->
 
 
 def _add(total: Array, index: Array, vectors: Array) -> None:
-    """Add vectors (N, 3) to the rows `index` (N,) of `total`; faster than np.add.at."""
+    # total[index] += vectors, for repeated indices; faster than np.add.at
     for axis in range(3):
         total[:, axis] += np.bincount(index, vectors[:, axis], len(total))
 

@@ -35,10 +35,11 @@ class EmptyField(ConfigError):
 
 
 def depth_field(sigma: Array, cell: float, radius: float) -> tuple[Array, Tree]:
-    """Compute the scalar field whose level set is the object's surface. Raises EmptyField if no part is half opaque.
+    """Compute a scalar field whose level set is the object's surface. Raises EmptyField if no part is half opaque.
 
-    Takes the density sigma (R, R, R) per world unit, which is overwritten, and in world units the grid spacing `cell`
-    and the scene's radius. Returns tau (R, R, R), larger inside, and statistics; the surface is {tau = info["level"]}.
+    Takes the density grid sigma (R, R, R) per world unit, which is overwritten, and the grid spacing `cell` and the
+    scene's `radius` in world units. Returns the optical depth tau (R, R, R), larger inside the object, and statistics
+    `info` with the level of the surface: tau = info["level"].
     """
     typical = typical_density(sigma)
     path = 1 / (typical * radius) if typical else 0.0  # free path of light, in scene radii
@@ -61,10 +62,10 @@ def depth_field(sigma: Array, cell: float, radius: float) -> tuple[Array, Tree]:
 
 
 def typical_density(sigma: Array) -> float:
-    """Return the typical density of sigma (R, R, R): grid points with a lower density hold 2 % of sum(sigma^2).
+    """Return a typical density of the object in a density grid sigma (R, R, R); 0 for an empty grid.
 
-    The weights sigma^2 make empty space and haze unimportant, so that the size of the grid's box does not matter. The
-    result is proportional to sigma, and 0 for an empty field.
+    It is the 2 % quantile of the densities, weighted by sigma^2. The weights make empty space and haze unimportant, so
+    that the size of the grid's box does not matter.
     """
     values = np.sort(sigma[sigma > 0])
     if not len(values):
@@ -74,9 +75,10 @@ def typical_density(sigma: Array) -> float:
 
 
 def optical_depth(sigma: Array, cell: float) -> Array:
-    """Return tau (R, R, R): the minimum optical depth from the grid's border to each point over six axis directions.
+    """Return the optical depth tau (R, R, R) of each point of a density grid sigma (R, R, R) per world unit.
 
-    sigma (R, R, R) is per world unit; the grid spacing `cell` is in world units. A point is the centre of its cell.
+    The density is integrated along the six axis directions from the grid's border to the point, the centre of its cell.
+    tau is the minimum of the six integrals. `cell` is the grid spacing in world units.
     """
     tau = np.full_like(sigma, np.inf)
     for axis in range(3):
@@ -90,11 +92,11 @@ def optical_depth(sigma: Array, cell: float) -> Array:
 
 
 def clean(tau: Array, level: float) -> tuple[Array, Tree]:
-    """Remove small parts of the object {tau > level} and fill its cavities, in place in tau (R, R, R).
+    """Remove small parts of the object {tau > level} and fill its cavities, in place. Return tau and statistics.
 
-    Each grid point is connected to its 26 neighbours. Values are clipped at 2 * level, which puts the surface half-way
-    between an empty and an opaque point. A part is removed if its number of surface points is below MIN_PART of the
-    largest part's. tau must be 0 at the grid's border and above `level` somewhere. Returns tau and statistics.
+    A part is a set of connected points of the grid tau (R, R, R), with 26 neighbours each. It is small if it has fewer
+    surface points than MIN_PART times the largest part. Values are clipped at 2 * level, which puts the surface
+    half-way between an empty and an opaque point. tau must be 0 at the grid's border and above `level` somewhere.
     """
     np.minimum(tau, 2 * level, out=tau)
     inside = tau > level

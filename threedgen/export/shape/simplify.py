@@ -29,8 +29,8 @@ def simplify(vertices: Array, faces: Array, budget: int, nearest: bool = False) 
     """Reduce a mesh to at most `budget` triangles. A mesh within the budget is returned unchanged.
 
     Takes and returns vertices (V, 3) float32 and faces (F, 3) int32. A closed solid stays closed. Usually the result
-    has at most two triangles fewer than the budget. If the shape needs more triangles than the budget, the function
-    raises ConfigError, or with `nearest` uses the smallest possible number.
+    has at most two triangles fewer than the budget. If the shape needs more triangles than the budget, the smallest
+    possible number is used with `nearest`, and ConfigError is raised without it.
     """
     if len(faces) <= budget:
         return vertices, faces
@@ -58,7 +58,7 @@ def simplify(vertices: Array, faces: Array, budget: int, nearest: bool = False) 
 
 
 def simplify_level(mesh: TexturedMesh, triangles: int) -> TexturedMesh:
-    """Return a level of detail with at most `triangles` triangles, or with as few as the shape and UV seams allow.
+    """Return a level of detail with at most `triangles` triangles, or more if the shape and UV seams allow no fewer.
 
     The remaining vertices keep their position, normal, tangent and UV, so that all levels can use the same texture.
     """
@@ -70,7 +70,7 @@ def simplify_level(mesh: TexturedMesh, triangles: int) -> TexturedMesh:
 
 
 def _library(vertices: Array, faces: Array, target: int) -> tuple[Array, Array]:
-    """Run fast_simplification on a copy of the mesh with a longest side of 1; return the result at full scale."""
+    # fast_simplification gets a copy of the mesh with a longest side of 1
     middle = (vertices.min(axis=0) + vertices.max(axis=0)) / 2
     size = max(float(np.ptp(vertices, axis=0).max()), 1e-30)
     unit = np.ascontiguousarray((vertices - middle) / size, np.float32)
@@ -84,17 +84,18 @@ def collapse(
 ) -> tuple[Array, Array]:
     """Collapse edges until at most `target` triangles are left, or until no edge may collapse. Deterministic.
 
-    No face is turned over in UV space. Vertices at holes and on edges of more than two faces are not removed.
+    No triangle is flipped in the texture. Vertices at holes and on edges of more than two faces are not removed.
 
     Args:
         vertices: positions (V, 3).
         faces: vertex indices (F, 3).
         target: number of triangles.
-        corners: for a textured mesh, the indices (F, 3) into `uv` of the corners of each face; else None.
+        corners: for a mesh with UVs, the index into `uv` of each corner of each face (F, 3); else None.
         uv: texture coordinates (N, 2); None without `corners`.
 
     Returns:
-        The remaining faces (F', 3) int32 and their corners (F', 3) int32, both with the indices of the input.
+        The remaining faces (F', 3) int32 and their corners (F', 3) int32. Their values still are indices into the input
+        `vertices` and `uv`.
     """
     faces = np.ascontiguousarray(faces, np.int64).copy()
     corners = faces.copy() if corners is None else np.ascontiguousarray(corners, np.int64).copy()
@@ -122,10 +123,11 @@ def collapse(
 
 
 def quadrics(points: Array, faces: Array, corners: Array) -> Array:
-    """Return the quadric error matrices (V, 4, 4) of vertices from points (V, 3), faces (F, 3) and UV indices (F, 3).
+    """Return the quadric error matrix Q of each vertex, (V, 4, 4).
 
-    For a homogeneous point p, p^T Q p is the area-weighted sum of squared distances to the adjacent faces' planes. Each
-    adjacent UV seam or border adds a plane through its edge, perpendicular to the face.
+    Takes points (V, 3), faces (F, 3) and the UV index of each corner of the faces (F, 3). For a homogeneous point p,
+    p^T Q p is the area-weighted sum of squared distances to the planes of the vertex's faces. Each UV seam or border at
+    the vertex adds a plane through its edge, perpendicular to the face.
     """
     normal = area_vectors(points, faces)
     twice = np.linalg.norm(normal, axis=1)
@@ -148,7 +150,6 @@ def quadrics(points: Array, faces: Array, corners: Array) -> Array:
 
 
 def _add_planes(total: Array, normal: Array, point: Array, weight: Array, vertices: Array) -> None:
-    """Add weight (P,) * plane plane^T to the quadrics `total` (V, 4, 4) of each plane's `vertices` (P, k), in place."""
     plane = np.column_stack([normal, -(normal * point).sum(axis=1)])
     square = plane[:, :, None] * plane[:, None, :] * weight[:, None, None]
     for k in range(vertices.shape[1]):
@@ -156,7 +157,7 @@ def _add_planes(total: Array, normal: Array, point: Array, weight: Array, vertic
 
 
 def _candidates(points: Array, error: Array, edges: Array, needed: int) -> list[Array]:
-    """Return half-edges (n, 2), removed to kept vertex, sorted by cost, in two arrays: cheap ones and the rest."""
+    # half-edges (n, 2) from removed to kept vertex, sorted by cost, in two arrays: cheap ones and the rest
     both = np.concatenate([edges, edges[:, ::-1]])
     goal = np.column_stack([points[both[:, 1]], np.ones(len(both))])
     cost = np.einsum("ni,nij,nj->n", goal, error[both[:, 0]] + error[both[:, 1]], goal, optimize=True)
@@ -169,10 +170,11 @@ def _candidates(points: Array, error: Array, edges: Array, needed: int) -> list[
 
 @njit(cache=True)
 def _collapse_pass(points, uv, faces, corners, error, candidates, locked, first, around, target):
-    """Collapse valid half-edges in place and return how many collapsed. Removed faces become -1.
+    """Collapse valid half-edges in place until `target` faces are left; return how many collapsed.
 
-    The faces around vertex v are `around[first[v] : first[v + 1]]`. A half-edge is skipped if an earlier collapse of
-    the same pass changed a face at one of its ends.
+    A half-edge is skipped if an earlier collapse of this pass changed a face at one of its ends. `candidates` (n, 2)
+    are pairs (removed vertex, kept vertex), cheapest first. Vertices in the mask `locked` (V,) are not removed. The
+    faces around vertex v are `around[first[v] : first[v + 1]]`. Removed faces become -1.
     """
     touched = np.zeros(len(points), np.bool_)
     mark = np.full(len(points), -1, np.int64)
@@ -260,7 +262,7 @@ def _collapse_pass(points, uv, faces, corners, error, candidates, locked, first,
 
 @njit(cache=True, inline="always")
 def _places(faces, f, u, v):
-    """Return the positions (0, 1 or 2) of vertices u and v in face f; -1 if the face does not contain the vertex."""
+    # positions (0, 1 or 2) of u and v among the corners of f; -1 if the face does not have the vertex
     iu = iv = -1
     for k in range(3):
         if faces[f, k] == u:
@@ -277,7 +279,7 @@ def _twice_area(a, b, c):
 
 @njit(cache=True)
 def _keeps_shape(old, new, p, q):
-    """Return whether face (old, p, q) may become (new, p, q), by MIN_TURN_COSINE and MIN_ASPECT."""
+    # whether the corner `old` of a face may move to `new`; p and q are its other corners
     ax, ay, az, before = _normal(old, p, q)
     bx, by, bz, after = _normal(new, p, q)
     if ax * bx + ay * by + az * bz < MIN_TURN_COSINE * before * after:
@@ -287,7 +289,7 @@ def _keeps_shape(old, new, p, q):
 
 @njit(cache=True)
 def _normal(a, b, c):
-    """Return the components of the normal, whose length is twice the face area, and that length."""
+    # components of the cross product of two edges, and its length, which is twice the area
     ux, uy, uz = b[0] - a[0], b[1] - a[1], b[2] - a[2]
     vx, vy, vz = c[0] - a[0], c[1] - a[1], c[2] - a[2]
     x, y, z = uy * vz - uz * vy, uz * vx - ux * vz, ux * vy - uy * vx
@@ -296,7 +298,7 @@ def _normal(a, b, c):
 
 @njit(cache=True)
 def _shape(a, b, c, twice_area):
-    """Return twice the area / longest squared side: 0.87 for an equilateral triangle, about 0 for a sliver."""
+    # 0.87 for an equilateral triangle, about 0 for a sliver
     longest = 0.0
     for p, q in ((a, b), (b, c), (c, a)):
         longest = max(longest, (p[0] - q[0]) ** 2 + (p[1] - q[1]) ** 2 + (p[2] - q[2]) ** 2)

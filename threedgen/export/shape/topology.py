@@ -34,7 +34,10 @@ class Topology:
 
 
 def topology(vertices: Array, faces: Array) -> Topology:
-    """Count the defects of a mesh (V, 3), (F, 3). Call `weld` first; otherwise edges at UV seams count as open."""
+    """Count the defects of a mesh with vertices (V, 3) and faces (F, 3).
+
+    Call `weld` first; otherwise edges at UV seams count as open.
+    """
     if not len(faces):
         return Topology()
     edges, direction = directed_edges(faces)
@@ -51,13 +54,13 @@ def topology(vertices: Array, faces: Array) -> Topology:
 
 
 def area_vectors(vertices: Array, faces: Array) -> Array:
-    """Return face normals (F, 3) float64, twice as long as the area, outward for counter-clockwise faces (F, 3)."""
+    """Return normals (F, 3) float64 of faces (F, 3), twice as long as the area; outward for counter-clockwise faces."""
     a, b, c = (vertices[faces[:, k]].astype(np.float64) for k in range(3))
     return np.cross(b - a, c - a)
 
 
 def directed_edges(faces: Array) -> tuple[Array, Array]:
-    """Return the edges of all faces (F, 3) as vertex pairs (3F, 2), lower index first, and directions (3F,).
+    """Return the edges of all faces (F, 3) as vertex pairs (3F, 2), lower index first, and their directions (3F,).
 
     The direction is +1 if the face runs from the lower to the higher index, else -1. Row k F + f is edge k of face f.
     """
@@ -67,7 +70,10 @@ def directed_edges(faces: Array) -> tuple[Array, Array]:
 
 
 def unique_pairs(pairs: Array) -> tuple[Array, Array, Array]:
-    """Return sorted distinct rows (U, 2) of integer pairs (N, 2), the row index (N,) of each pair, counts (U,)."""
+    """Return the distinct rows (U, 2) of integer pairs (N, 2), sorted, and two index arrays.
+
+    These are the index (N,) of the distinct row of each pair, and the number of pairs (U,) of each distinct row.
+    """
     # np.unique with an axis is slower
     width = int(pairs.max(initial=0)) + 1
     keys, index, count = np.unique(pairs[:, 0] * width + pairs[:, 1], return_inverse=True, return_counts=True)
@@ -75,7 +81,10 @@ def unique_pairs(pairs: Array) -> tuple[Array, Array, Array]:
 
 
 def degenerate(vertices: Array, faces: Array) -> Array:
-    """Return a mask (F,) of faces (F, 3) whose area is below MIN_AREA if the longest side of (V, 3) is scaled to 1."""
+    """Return a bool mask (F,) of the faces (F, 3) with almost no area or with a repeated vertex.
+
+    The limit is MIN_AREA, for vertices (V, 3) that are scaled to a bounding box with a longest side of 1.
+    """
     used = vertices[np.unique(faces)].astype(np.float64)
     size = float(np.ptp(used, axis=0).max()) or 1.0
     twice = np.linalg.norm(area_vectors(vertices.astype(np.float64) / size, faces), axis=1)
@@ -83,7 +92,7 @@ def degenerate(vertices: Array, faces: Array) -> Array:
 
 
 def pieces(faces: Array, vertices: int) -> Array:
-    """Return the number of each face's connected component (F,), from 0; faces (F, 3), `vertices`: vertex count."""
+    """Return the label (F,) of the connected component of each face, from 0. `vertices` is the number of vertices."""
     ends = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]]])
     graph = sparse.coo_matrix((np.ones(len(ends), np.int8), (ends[:, 0], ends[:, 1])), shape=(vertices, vertices))
     _, label = csgraph.connected_components(graph, directed=False)
@@ -91,16 +100,16 @@ def pieces(faces: Array, vertices: int) -> Array:
 
 
 def signed_volume(vertices: Array, faces: Array) -> float:
-    """Return the volume in a closed mesh (V, 3), (F, 3); positive if faces are counter-clockwise seen from outside."""
+    """Return the volume of a closed mesh (V, 3), (F, 3); negative if faces are clockwise seen from outside."""
     centre = vertices.astype(np.float64).mean(axis=0)  # far from the origin the sum would lose precision
     a, b, c = (vertices[faces[:, k]].astype(np.float64) - centre for k in range(3))
     return float((a * np.cross(b, c)).sum() / 6)
 
 
 def weld(vertices: Array, faces: Array) -> tuple[Array, Array, Array]:
-    """Merge vertices at exactly equal positions, such as the vertices that a UV seam splits.
+    """Merge vertices at exactly equal positions, such as the copies of a vertex on a UV seam.
 
-    Takes vertices (V, 3) and faces (F, 3); returns the distinct vertices (U, 3) in the order of first occurrence, faces
+    Takes vertices (V, 3) and faces (F, 3). Returns the distinct vertices (U, 3) in the order of first occurrence, faces
     (F, 3) int32, and the new index (V,) int32 of each old vertex.
     """
     positions, first, index = np.unique(vertices, axis=0, return_index=True, return_inverse=True)
@@ -110,6 +119,9 @@ def weld(vertices: Array, faces: Array) -> tuple[Array, Array, Array]:
 
 
 def compact(vertices: Array, faces: Array) -> tuple[Array, Array, Array]:
-    """Remove unused vertices (V, 3). Returns used vertices (U, 3), faces (F, 3) int32, and the old indices (U,)."""
+    """Remove vertices (V, 3) that no face (F, 3) uses.
+
+    Returns the used vertices (U, 3), faces (F, 3) int32 with new indices, and the old index (U,) of each used vertex.
+    """
     used, index = np.unique(faces, return_inverse=True)
     return vertices[used], index.reshape(-1, 3).astype(np.int32), used

@@ -27,9 +27,9 @@ class UnwrapError(ConfigError):
 def unwrap(vertices: Array, faces: Array, texture: int = 1024) -> tuple[TexturedMesh, int]:
     """Cut a mesh into UV charts and pack them into a square texture. Deterministic.
 
-    Takes vertices (V, 3), faces (F, 3) and the texture edge in texels, which determines the padding between charts.
-    Returns the mesh and the number of charts. The triangles and their order do not change, and normals are equal on
-    both sides of a seam. Raises UnwrapError if xatlas fails or the charts do not fit.
+    Takes vertices (V, 3), faces (F, 3) and the edge of the texture in texels, which determines the gap between charts.
+    Returns the mesh with UVs and the number of charts. The triangles and their order do not change, and normals are
+    equal on both sides of a seam. Raises UnwrapError if xatlas fails or the charts do not fit into the texture.
     """
     results = []
     for cost in CHART_COSTS:
@@ -42,11 +42,8 @@ def unwrap(vertices: Array, faces: Array, texture: int = 1024) -> tuple[Textured
 
 
 def _unwrap(vertices: Array, faces: Array, texture: int, cost: float) -> tuple[TexturedMesh, int]:
-    """Unwrap with max_cost = `cost`. Faces that overlap in the atlas move to another layer, and all are cut again.
-
-    Faces of different layers are never in the same chart. Layers are needed because xatlas can put stacked surfaces,
-    such as walls and furniture, on top of each other in one chart.
-    """
+    # Faces of different layers are never in the same chart. Layers are needed because xatlas can put stacked surfaces,
+    # such as walls and furniture, on top of each other in one chart.
     layer = np.zeros(len(faces), int)
     while True:
         mesh, charts = _unwrap_layers(vertices, faces, texture, cost, layer)
@@ -57,7 +54,7 @@ def _unwrap(vertices: Array, faces: Array, texture: int, cost: float) -> tuple[T
 
 
 def _unwrap_layers(vertices: Array, faces: Array, texture: int, cost: float, layer: Array) -> tuple[TexturedMesh, int]:
-    """Unwrap so that no chart has faces with different layer numbers; `layer` (F,) is the number of each face."""
+    # no chart has faces with different numbers in `layer` (F,)
     low, high = vertices.min(axis=0), vertices.max(axis=0)
     size = float((high - low).max())
     if not np.isfinite(size) or size <= 0:
@@ -95,7 +92,6 @@ def padding(texture: int) -> int:
 
 
 def _pack(vertices: Array, layers: list[Array], texture: int, gap: int, cost: float) -> Any:
-    """Return the xatlas atlas of vertices (V, 3) with a longest side of 1 and the faces (F, 3) of each layer."""
     chart, pack = xatlas.ChartOptions(), xatlas.PackOptions()
     chart.max_cost = cost
     pack.resolution, pack.padding, pack.bilinear = texture, gap, True
@@ -112,7 +108,7 @@ def _pack(vertices: Array, layers: list[Array], texture: int, gap: int, cost: fl
 
 
 def claims(uv: Array, faces: Array, size: int) -> tuple[Array, Array]:
-    """Return the lowest and the highest index of the faces that cover each texel, (size, size) each; -1 for no face.
+    """Return two arrays (size, size): the lowest and the highest index of the faces that cover each texel; -1 for none.
 
     Takes uv (V, 2) with v upwards and faces (F, 3). Faces with a common edge never cover the same texel, so both arrays
     are equal where charts do not overlap.
@@ -122,7 +118,7 @@ def claims(uv: Array, faces: Array, size: int) -> tuple[Array, Array]:
 
 
 def overlap(first: Array, last: Array) -> float:
-    """Return the fraction of covered texels that more than one face covers; `first`, `last`: result of `claims`."""
+    """Return the fraction of covered texels that more than one face covers, from the two results of `claims`."""
     return float((first != last).sum() / max((first >= 0).sum(), 1))
 
 

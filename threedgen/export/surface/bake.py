@@ -48,9 +48,9 @@ class Maps:
         return replace(self, base_colour=base_colour, normal=normal, orm=orm, covered=covered)
 
     def uint8(self) -> dict[str, Array]:
-        """Return base_colour, normal and orm by name, as uint8 (H, W, 3) for image files.
+        """Return the textures base_colour, normal and orm by name, as uint8 (H, W, 3) for image files.
 
-        Colours and orm c in [0, 1] are stored as 255 c, the components n of a normal as 128 + 127 n.
+        Values c in [0, 1] of base_colour and orm are stored as 255 c, components n of a normal as 128 + 127 n.
         """
         scaled = {"base_colour": 255 * self.base_colour, "normal": 128 + 127 * self.normal, "orm": 255 * self.orm}
         return {name: np.round(np.clip(values, 0, 255)).astype(np.uint8) for name, values in scaled.items()}
@@ -59,13 +59,14 @@ class Maps:
 def bake(
     low: TexturedMesh, dense: Mesh, size: int | tuple[int, int], colours: Callable[[Array], Array] | None = None
 ) -> Maps:
-    """Bake the dense surface into textures of the low-poly mesh.
+    """Bake the colours, normals and ambient occlusion of the dense surface into textures of the low-poly mesh.
 
     Args:
         low: low-poly mesh with UVs, in the same world space as `dense`.
         dense: mesh of the field's surface.
         size: texture edge in texels, or (height, width).
-        colours: points (N, 3) float32 in world units -> sRGB (N, 3); None: vertex colours of `dense`.
+        colours: function from points (N, 3) float32 in world units to sRGB (N, 3) in [0, 1]; None: use the vertex
+            colours of `dense`.
     """
     buffers = rasterise_uv(low.uv, low.faces, size)
     texels = texel_frames(low, buffers)
@@ -96,9 +97,9 @@ def bake(
 
 
 def with_dense_normals(low: TexturedMesh, dense: Mesh) -> TexturedMesh:
-    """Return `low` with the normals of the nearest dense vertices that face the same side, and matching tangents.
+    """Return `low` with the normals of the dense mesh, so that its normal map stores only fine detail.
 
-    Normal maps then store only fine detail.
+    Each vertex gets the normal of the nearest dense vertex if both normals point to the same side, and a new tangent.
     """
     nearest = dense.normals[cKDTree(dense.vertices).query(low.vertices)[1]]
     same_side = (nearest * low.normals).sum(axis=1, keepdims=True) > MIN_NORMAL_COSINE
@@ -112,11 +113,14 @@ class Texels(NamedTuple):
     points: Array  # (N, 3), world units
     normals: Array  # (N, 3), unit
     tangents: Array  # (N, 3), unit
-    signs: Array  # (N,), +1 or -1, of the bitangents
+    signs: Array  # (N,), +1 or -1; bitangent = sign * cross(normal, tangent)
 
 
 def texel_frames(low: TexturedMesh, buffers: Buffers) -> Texels:
-    """Return points and tangent frames of the texels that a face covers, row by row, interpolated from the vertices."""
+    """Return points and tangent frames of the N texels that a face covers, row by row, interpolated from the vertices.
+
+    `buffers` is the result of `rasterise_uv` for the UVs of `low`.
+    """
     parts = (low.vertices, low.normals, low.tangents)
     points, normals, tangents = (interpolate(part, low.faces, buffers)[buffers.mask] for part in parts)
     signs = np.where(tangents[:, 3] < 0, -1, 1).astype(np.float32)
@@ -132,16 +136,16 @@ class Projected(NamedTuple):
     hit: Array  # (N,) bool, whether the line meets the surface inside the cage
 
     def interpolate(self, attribute: Array, faces: Array) -> Array:
-        """Interpolate a vertex attribute (V, C) of the dense mesh, faces (F, 3), at the N points; return (N, C)."""
+        """Interpolate a vertex attribute (V, C) of the dense mesh with faces (F, 3) at the N points; return (N, C)."""
         values: Array = (attribute[faces[self.face]] * self.bary[..., None]).sum(axis=1)
         return values
 
 
 def project(tree: rays.Bvh, dense: Mesh, points: Array, normals: Array, cage: float) -> Projected:
-    """Move points (N, 3) along their unit normals (N, 3), by up to `cage` world units to both sides, onto a dense mesh.
+    """Move points (N, 3) along their unit normals (N, 3), in both directions, onto the dense mesh.
 
-    Only dense faces whose normal points to the same side count. Points that meet no face stay (`Projected.hit` is
-    False). `tree` is the ray-casting hierarchy of `dense`.
+    The maximum distance is `cage`, in world units. A dense face counts only if its normal points to the same side.
+    Points that meet no face do not move (`Projected.hit` is False). `tree` is the bounding volume hierarchy of `dense`.
     """
     face, bary, distance = rays.nearest_along(tree, points, normals, cage)
     hit = face >= 0
@@ -158,9 +162,11 @@ def project(tree: rays.Bvh, dense: Mesh, points: Array, normals: Array, cage: fl
 
 
 def tangent_space(directions: Array, texels: Texels) -> Array:
-    """Convert unit directions (N, 3) to tangent space (N, 3): direction = x T + y B + z N, B = sign * cross(N, T).
+    """Convert unit directions (N, 3) to tangent space; return unit vectors (x, y, z), (N, 3).
 
-    After interpolation T and N may not be orthogonal. Directions below the surface are moved to just above it.
+    They fulfil direction = x T + y B + z N, with B = sign * cross(N, T) and the tangents T, normals N and signs of
+    `texels`. After interpolation T and N may not be orthogonal. Directions below the surface are moved to just above
+    it.
     """
     normal, tangent = texels.normals, texels.tangents
     bitangent = np.cross(normal, tangent) * texels.signs[:, None]

@@ -13,7 +13,7 @@ MIN_WEIGHT = 1e-5  # sum of weights below which a texel's colour is darkened in 
 class BlendOptions:
     """Rules that decide which images contribute to a texel, and with which weight.
 
-    The lengths `error` and `jump` are fractions of the depth for perspective cameras, world units for parallel ones.
+    `error` and `jump` are fractions of the depth for perspective cameras, and world units for orthographic cameras.
     """
 
     error: float = 0.02  # maximum depth difference between texel and visible surface
@@ -27,19 +27,19 @@ class BlendOptions:
     window: bool = True  # whether weights decrease towards the image borders
 
     def valid(self, error: Array, cosine: Array, jump: Array, mask: Array | None = None) -> Array:
-        """Return whether an image may colour each of M texels, (M,) bool.
+        """Return a bool mask (M,): whether an image may colour each of M texels. All arguments are (M,).
 
-        Takes (M,) arrays: depth difference `error` to the visible surface, `cosine` between normal and direction to the
-        camera, largest depth step `jump` nearby, and value of the image's `mask` in [0, 1], if it has one.
+        `error`: depth of the texel minus depth of the visible surface. `cosine`: between surface normal and direction
+        to the camera. `jump`: largest depth step near the texel. `mask`: opacity of the image in [0, 1]; None: opaque.
         """
         visible = (error < self.error) & (cosine > self.cosine)
         visible = visible if mask is None else visible & (mask > self.opacity)
         return visible if self.beside_edge else visible & (jump < self.jump)
 
     def weight(self, cosine: Array, valid: Array) -> Array:
-        """Return weights (M,): cosine^power, or 0 where `valid` (M,) is False or the cosine negative.
+        """Return the weights (M,) of an image at M texels: cosine^power, or 0 where `valid` (M,) is False.
 
-        The cosine (M,) may be divided by the distance to the camera.
+        `cosine` (M,) is that of `valid`, and may be divided by the distance to the camera. Negative ones give 0.
         """
         weights: Array = np.where(valid, np.maximum(cosine, 0), 0) ** self.power
         return weights
@@ -55,13 +55,13 @@ added to hide seams between inconsistent images."""
 
 
 class WeightedMean:
-    """Weighted mean of the colours that several images give to each of N texels. Call `add` for each image."""
+    """Weighted mean of the colours of N texels over several images. Call `add` once per image."""
 
     def __init__(self, texels: int) -> None:
         self.total, self.weights = np.zeros((texels, 3), np.float32), np.zeros(texels, np.float32)
 
     def add(self, colours: Array, weights: Array, index: Array | slice = slice(None)) -> None:
-        """Add colours (M, 3) with weights (M,) to the texels with M distinct indices `index`; default: all texels."""
+        """Add an image's colours (M, 3) with weights (M,) to M texels: those at `index`, without repetition, or all."""
         self.total[index] += weights[:, None] * colours
         self.weights[index] += weights
 
@@ -73,7 +73,7 @@ class WeightedMean:
     def over(self, existing: Array, min_weight: float = MIN_WEIGHT) -> Array:
         """Return the mean colours (N, 3). Texels without weight get the colours `existing` (N, 3) instead.
 
-        The divisor of a mean is at least `min_weight`.
+        The sum of weights that divides is at least `min_weight`. A texel with a smaller sum is darkened.
         """
         mean = self.total / np.maximum(self.weights, min_weight)[:, None]
         return np.where(self.known[:, None], mean, existing)

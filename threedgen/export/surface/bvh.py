@@ -18,7 +18,7 @@ SLACK = 1e-7  # tolerance of barycentric weights, so that no ray passes between 
 
 
 class Bvh(NamedTuple):
-    """Bounding volume hierarchy of P triangles, including the padding of the leaves."""
+    """Bounding volume hierarchy of a triangle mesh. P is the number of triangles, with the padding of the leaves."""
 
     bounds: Array  # (nodes, 6) float32, minimum corner and maximum corner of each node's box
     corners: Array  # (P, 3, 3) float32, triangles in leaf order: [triangle, corner, coordinate]
@@ -26,7 +26,10 @@ class Bvh(NamedTuple):
 
 
 def build(vertices: Array, faces: Array) -> Bvh:
-    """Build the tree over faces (F, 3) of vertices (V, 3). Nodes are split at the median of the longest side."""
+    """Build the bounding volume hierarchy of a mesh with vertices (V, 3) and faces (F, 3).
+
+    Each node is split at the median of its longest side.
+    """
     corners = np.asarray(vertices, np.float32)[faces]
     levels = max(int(np.ceil(np.log2(len(faces) / LEAF))), 0)
     leaves = 2**levels
@@ -50,18 +53,19 @@ def build(vertices: Array, faces: Array) -> Bvh:
 
 
 def nearest_along(bvh: Bvh, origins: Array, directions: Array, reach: float) -> tuple[Array, Array, Array]:
-    """Return the nearest triangle on each of N lines, in front of or behind the line's origin.
+    """Find the nearest triangle on each of N lines, in both directions from the origin of the line.
 
-    Only triangles count whose normal has a positive component along the direction, so that a line from one side of a
-    thin wall never hits the wall's other side.
+    Triangles whose normal points against the direction are ignored. A line from one side of a thin wall therefore
+    never hits the other side of the wall.
 
     Args:
+        bvh: bounding volume hierarchy of the mesh.
         origins: points (N, 3) on the lines.
         directions: unit vectors (N, 3).
         reach: maximum distance between origin and hit.
 
     Returns:
-        Face (N,) int64, barycentric weights (N, 3) float32 and signed distance (N,) float32, negative behind the
+        Face index (N,) int64, barycentric weights (N, 3) float32 and signed distance (N,) float32, negative behind the
         origin. Without a hit they are -1, 0 and inf.
     """
     place = np.empty(len(origins), np.int64)
@@ -72,10 +76,11 @@ def nearest_along(bvh: Bvh, origins: Array, directions: Array, reach: float) -> 
 
 
 def openness(bvh: Bvh, points: Array, normals: Array, rays: int, reach: float, lift: float) -> Array:
-    """Return the cosine-weighted unoccluded fraction of the hemisphere above each point, (N,) float32 in [0, 1].
+    """Return the ambient occlusion (N,) of points (N, 3), float32: 1 for a free hemisphere, 0 for a blocked one.
 
-    Takes points (N, 3) and unit normals (N, 3). From each point start `rays` rays of length `reach`, at the height
-    `lift` above it. All points use the same directions, rotated about the normal by an angle that differs per point.
+    It is the cosine-weighted fraction of unoccluded rays. From each point start `rays` rays of length `reach`, at the
+    height `lift` above it, into the hemisphere around its unit normal (N, 3). All points use the same directions,
+    rotated about the normal by an angle that differs per point.
     """
     k = np.arange(rays) + 0.5
     radius, angle = np.sqrt(k / rays), k * np.pi * (3 - np.sqrt(5))  # evenly on the disc: cosine-weighted above it
@@ -88,7 +93,7 @@ def openness(bvh: Bvh, points: Array, normals: Array, rays: int, reach: float, l
 
 @njit(cache=True, error_model="numpy", inline="always")
 def _enter(bounds, node, ox, oy, oz, ix, iy, iz, best, both_ways):
-    """Return the distance from o to a node's box; inf: missed or beyond `best`. (ix, iy, iz) is 1 / direction."""
+    # distance from o to the box of a node; inf: missed or beyond `best`. (ix, iy, iz) is 1 / direction
     x0, x1 = (bounds[node, 0] - ox) * ix, (bounds[node, 3] - ox) * ix
     y0, y1 = (bounds[node, 1] - oy) * iy, (bounds[node, 4] - oy) * iy
     z0, z1 = (bounds[node, 2] - oz) * iz, (bounds[node, 5] - oz) * iz
@@ -101,7 +106,11 @@ def _enter(bounds, node, ox, oy, oz, ix, iy, iz, best, both_ways):
 
 @njit(cache=True, error_model="numpy")
 def _nearest(bounds, corners, stack, origin, direction, reach, both_ways, any_hit):
-    """Return the nearest triangle's index (-1: none), signed distance, and barycentric weights of corners 1 and 2."""
+    """Return the nearest triangle on a ray: index (-1: none), signed distance, barycentric weights of corners 1 and 2.
+
+    `stack` is scratch memory. `both_ways`: also search behind the origin, and ignore triangles whose normal points
+    against the direction. `any_hit`: return the first triangle found.
+    """
     (ox, oy, oz), (dx, dy, dz) = origin, direction
     nodes = bounds.shape[0]
     inner = nodes // 2
@@ -143,7 +152,7 @@ def _nearest(bounds, corners, stack, origin, direction, reach, both_ways, any_hi
 
 @njit(cache=True, error_model="numpy", inline="always")
 def _meet(corners, k, ox, oy, oz, dx, dy, dz):
-    """Intersect triangle k with a line (Moeller and Trumbore 1997).
+    """Intersect triangle k with the line through (ox, oy, oz) along (dx, dy, dz) (Moeller and Trumbore 1997).
 
     Returns the line parameter t (inf: none), the barycentric weights of corners 1 and 2, and the dot product of the
     direction with the unnormalised normal.

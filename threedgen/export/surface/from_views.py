@@ -57,18 +57,18 @@ def texture_from_views(
     over: ViewTexture | None = None,
     on_view: Callable[[], None] = lambda: None,
 ) -> ViewTexture:
-    """Project images onto the mesh. Texels that no image shows get colours interpolated over the surface.
+    """Project images onto a mesh and blend them to a texture.
 
-    Raises ConfigError if no image shows the mesh.
+    Texels that no image shows get colours interpolated over the surface. Raises ConfigError if no image shows the mesh.
 
     Args:
         mesh: mesh with UVs.
         size: edge of the square texture in texels.
-        at: N perspective or orthographic cameras with images of h x w pixels.
+        at: N perspective or orthographic cameras of the images, with h x w pixels.
         images: (N, h, w, 3) in [0, 1].
         options: limits and weights of the blending.
         masks: (N, h, w) opacity of the mesh in [0, 1]; None: 1 everywhere.
-        over: earlier texture of this size. Its visible texels are kept where no image shows the mesh.
+        over: earlier texture of the same size. It is kept in its visible texels that the new images do not show.
         on_view: callback for the progress, called twice per image.
     """
     buffers = rasterise_uv(mesh.uv, mesh.faces, size)
@@ -98,7 +98,10 @@ def texture_from_views(
 
 
 def texel_geometry(mesh: TexturedMesh, buffers: Buffers, normals: Array, sides: Array) -> TexelGeometry:
-    """Return the geometry of the covered texels. Normals (F, 3) are reversed where `sides` (F,) is negative."""
+    """Return the geometry of the texels that a face covers, row by row. `buffers` is the result of `rasterise_uv`.
+
+    `sides` (F,) is from `render_depths`. The unit face normals (F, 3) are reversed where it is negative.
+    """
     face = buffers.face[buffers.mask]
     outwards = np.where(sides < 0, -1, 1)
     vertices, faces, index = weld(mesh.vertices, mesh.faces)
@@ -115,10 +118,11 @@ def texel_geometry(mesh: TexturedMesh, buffers: Buffers, normals: Array, sides: 
 def render_depths(
     mesh: TexturedMesh, normals: Array, at: Cameras, on_view: Callable[[], None]
 ) -> tuple[list[Array], Array]:
-    """Return a high-resolution depth map (H, W) for each camera, and the side of each face that the cameras see, (F,).
+    """Render a high-resolution depth map (H, W) for each camera, and find the side (F,) of each face that cameras see.
 
     Depth is along the viewing axis in world units, inf for background. The side is the number of pixels that show the
-    face's front, where `normals` (F, 3) point to the camera, minus the number of pixels that show its back.
+    face's front minus the number of pixels that show its back. On the front, the unit face normals (F, 3) point to the
+    camera. `on_view` is a callback for the progress, called once per camera.
     """
     scale = min(max(2, -(-MIN_DEPTH_ROWS // at.height)), MAX_DEPTH_SCALE)
     corner = mesh.vertices[mesh.faces[:, 0]]
@@ -139,9 +143,9 @@ def render_depths(
 def _weights(
     texels: TexelGeometry, at: Cameras, n: int, depth: Array, options: BlendOptions, mask: Array | None
 ) -> tuple[Array, Array, Array]:
-    """Return the indices (M,) of texels that image n sees, their weights (M,) and pixel coordinates (x, y), (M, 2).
+    """Return the indices (M,) of texels that image n shows, their weights (M,) and pixel coordinates (x, y), (M, 2).
 
-    `mask` (h, w) is the opacity of the mesh in the image; None: 1 everywhere.
+    `depth` (H, W) is the camera's depth map of `render_depths`. `mask` (h, w) is the opacity of the mesh in the image.
     """
     c2w, K, size = at.c2w[n].double().numpy(), at.projection.K[n].numpy(), np.array([at.width, at.height])
     w2c = (c2w[:3, :3] * (1, -1, -1)).astype(np.float32)
@@ -179,25 +183,22 @@ def _weights(
 
 
 def _image_uv(pixels: Array, at: Cameras) -> Array:
-    """Convert pixel coordinates (M, 2) to texture coordinates of the image, v upwards."""
     uv: Array = pixels / (at.width, -at.height) + (0, 1)
     return uv
 
 
 def _farthest(depth: Array, jump: float, parallel: bool) -> Array:
-    """Return the largest depth (H, W) among each pixel and its 8 neighbours, so that slopes do not occlude themselves.
-
-    A pixel next to a depth edge, a step larger than `jump`, keeps its own depth.
-    """
+    # The largest depth of each pixel and its 8 neighbours, so that slopes do not occlude themselves. A pixel next to a
+    # depth step larger than `jump` keeps its own depth.
     known = np.where(np.isfinite(depth), depth, 0)
     around = ndimage.maximum_filter(known, 3)
     return np.where(around - known <= 2 * jump * (1 if parallel else known), around, known)
 
 
 def _jumps(depth: Array, reach: int, parallel: bool) -> Array:
-    """Return the largest deviation (H, W) of the depth map from a plane within `reach` pixels.
+    """Return the largest deviation (H, W) of the depth map from a plane within `reach` pixels of each pixel.
 
-    It is in world units for orthographic cameras, else a fraction of the depth. In perspective, 1 / depth is linear.
+    It is in world units for orthographic cameras (`parallel`), else a fraction of the depth.
     """
     valid = np.isfinite(depth)
     if parallel:
@@ -218,7 +219,8 @@ def _jumps(depth: Array, reach: int, parallel: bool) -> Array:
 def render(mesh: TexturedMesh, texture: Array, at: Cameras, supersample: int = 2, background: float = 0.5) -> Array:
     """Render a textured mesh, unlit and double-sided; return images (N, h, w, C) for N cameras of h x w pixels.
 
-    The texture (H, W, C) has row 0 at v = 1. Each pixel is the mean of supersample^2 samples over a grey `background`.
+    The texture (H, W, C) has row 0 at v = 1. Each pixel is the mean of supersample^2 samples. `background` is the value
+    of all channels behind the mesh.
     """
     size, images = (at.height * supersample, at.width * supersample), list[Array]()
     fine = at.with_size(*size)

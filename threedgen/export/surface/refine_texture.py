@@ -51,9 +51,9 @@ class Samples(NamedTuple):
 
 
 def refine_texture(texture: Array, mesh: TexturedMesh, c2w: Array, fov: float, targets: Array, masks: Array) -> Refined:
-    """Optimise a texture so that renders of the mesh match the targets. Returns the best texture found, or the input.
+    """Optimise a texture so that renders of the mesh match the targets. Return the best texture found, or the input.
 
-    A pixel is compared if all its samples hit the mesh with a cosine of at least MIN_COSINE and its mask is at least
+    A pixel is compared if all its samples hit the mesh at a cosine of at least MIN_COSINE and its opacity is at least
     MIN_OPACITY, because field and mesh differ near silhouettes. Texels more than a pixel away from all compared pixels
     do not change. If the texture improves, uncovered texels are filled again from the nearest covered texel.
 
@@ -80,7 +80,7 @@ def refine_texture(texture: Array, mesh: TexturedMesh, c2w: Array, fov: float, t
 
 
 def sample_pixels(mesh: TexturedMesh, c2w: Array, fov: float, targets: Array, masks: Array) -> Samples:
-    """Return the texture samples and target colours of all pixels that `refine_texture` compares; same arguments."""
+    """Return texture samples and target colours of all pixels that `refine_texture` compares. Arguments as there."""
     size = targets.shape[1] * SUPERSAMPLE, targets.shape[2] * SUPERSAMPLE
     vertices, normals = mesh.vertices.astype(np.float64), unit(area_vectors(mesh.vertices, mesh.faces))
     uvs, colours = [], []
@@ -103,8 +103,8 @@ def optimise(
 ) -> tuple[Array, float, float]:
     """Minimise squared pixel errors plus `prior_weight` times squared texel changes, with `steps` Adam steps.
 
-    Takes the baked texture (H, W, 3) and the initial learning `rate`. Returns the texture with the lowest loss, and the
-    PSNR in dB before and after.
+    Takes the baked texture (H, W, 3), the pixels to match, and the initial learning `rate`. Returns the texture with
+    the lowest loss, and the PSNR of the pixels in dB with the baked texture and with this one.
     """
     start, texels = torch.from_numpy(texture), torch.from_numpy(texture.copy())
     adam = torch.optim.Adam([texels], lr=rate, betas=(0.9, 0.99), eps=ADAM_EPS, fused=True)
@@ -131,7 +131,7 @@ def optimise(
 
 
 def _blur(values: Tensor, sigma: float) -> Tensor:
-    """Blur values (H, W, C) by a Gaussian with standard deviation `sigma` texels (below 0.5: not at all)."""
+    # Gaussian with standard deviation `sigma` texels; below 0.5 no blur
     if sigma < 0.5:
         return values
     reach = int(2 * sigma + 0.5)
@@ -147,19 +147,22 @@ def _blur(values: Tensor, sigma: float) -> Tensor:
 
 
 def predict(texture: Array, samples: Samples) -> Array:
-    """Return the colours (P, 3) of the compared pixels with a texture (H, W, 3)."""
+    """Return the colours (P, 3) that a texture (H, W, 3) gives to the P pixels of `samples`."""
     mean: Array = torch.from_numpy(sample(texture, samples.uv)).mean(1).numpy()  # NumPy's mean is ten times slower here
     return mean
 
 
 def gradient(colours: Array, samples: Samples, shape: tuple[int, ...]) -> Array:
-    """Return the gradient (H, W, 3) of half the summed squared errors of predicted colours (P, 3), for `shape`."""
+    """Return the gradient (H, W, 3), with respect to the texture, of half the summed squared errors of the pixels.
+
+    `colours` (P, 3) is the result of `predict`. `shape` is the shape of the texture.
+    """
     error = (colours - samples.target) / samples.uv.shape[1]
     return scatter(np.broadcast_to(error[:, None], (*samples.uv.shape[:2], 3)), samples.uv, (shape[0], shape[1]))
 
 
 def footprint(samples: Samples, shape: tuple[int, ...]) -> float:
-    """Return the median width of the compared image pixels in texels, for a texture of shape (H, W, ...).
+    """Return the median size of an image pixel in texels, for a texture of shape (H, W, ...).
 
     It is measured between neighbouring samples of a pixel. With one sample per pixel it is unknown; the result is 0.
     """
@@ -171,6 +174,6 @@ def footprint(samples: Samples, shape: tuple[int, ...]) -> float:
 
 
 def _blocks(values: Array) -> Array:
-    """Reshape values (H f, W f), where f is SUPERSAMPLE, to the samples of each pixel (H, W, f f)."""
+    # (H f, W f) becomes (H, W, f f), where f is SUPERSAMPLE
     height, width = values.shape[0] // SUPERSAMPLE, values.shape[1] // SUPERSAMPLE
     return values.reshape(height, SUPERSAMPLE, width, SUPERSAMPLE).swapaxes(1, 2).reshape(height, width, -1)

@@ -31,10 +31,11 @@ ANCHOR_WEIGHT = 1e-3  # relative weight of the link to the nearest known texel; 
 
 
 def visible_faces(mesh: TexturedMesh, elevations: tuple[float, float], radius: float = 1.0) -> Array:
-    """Return the mask (F,) of mesh faces that at least MIN_SHARE of the cameras on rings around the object see.
+    """Return the bool mask (F,) of faces that a fraction MIN_SHARE or more of the cameras around the object see.
 
-    elevations: lowest and highest camera elevation in degrees; radius: scene radius in world units. A camera sees a
-    face only if the cosine between normal and direction to the camera is at least MIN_COSINE.
+    The cameras stand on rings around the origin. A camera sees a face only if the cosine between normal and direction
+    to the camera is at least MIN_COSINE. `elevations`: lowest and highest elevation of the rings in degrees. `radius`:
+    radius of the scene in world units.
     """
     elevation, azimuth = torch.meshgrid(
         torch.linspace(math.radians(elevations[0]), math.radians(elevations[1]), N_ELEVATIONS),
@@ -55,11 +56,11 @@ def visible_faces(mesh: TexturedMesh, elevations: tuple[float, float], radius: f
 
 
 def fill_unseen(texture: Array, mesh: TexturedMesh, visible: Array) -> tuple[Array, float]:
-    """Recolour the texels of faces where `visible` (F,) is False with colours from their surroundings.
+    """Recolour the texels of faces that no training camera sees with colours from their surroundings.
 
     There the colour of the field comes from its initialisation, not from training. Takes a texture (H, W, 3) with row 0
-    at v = 1. Returns the new texture (H, W, 3) and the fraction of covered texels on invisible faces. If no face is
-    visible, the texture is unchanged.
+    at v = 1, and the bool mask `visible` (F,) of the faces that cameras see. Returns the new texture and the fraction
+    of covered texels on invisible faces. If no face is visible, the texture is unchanged.
     """
     buffers = rasterise_uv(mesh.uv, mesh.faces, (texture.shape[0], texture.shape[1]))
     known = visible[buffers.face[buffers.mask]]
@@ -74,7 +75,10 @@ def fill_unseen(texture: Array, mesh: TexturedMesh, visible: Array) -> tuple[Arr
 
 
 def texel_pieces(mesh: TexturedMesh, buffers: Buffers) -> Array:
-    """Return the number (N,) of the connected component of each covered texel; seams do not separate components."""
+    """Return the label (N,) of the mesh's connected component for each of the N texels that a face covers, row by row.
+
+    UV seams do not separate components. `buffers` is the result of `rasterise_uv`.
+    """
     vertices, faces, _ = weld(mesh.vertices, mesh.faces)
     return pieces(faces, len(vertices))[buffers.face[buffers.mask]]
 
@@ -88,8 +92,8 @@ def diffuse_colours(points: Array, normals: Array, piece: Array, colours: Array,
     Args:
         points: positions (N, 3) of the texels.
         normals: unit normals (N, 3).
-        piece: number (N,) of the connected component.
-        colours: colours (N, C); those of unknown texels are not used.
+        piece: label (N,) of the texel's connected component.
+        colours: (N, C). Those of unknown texels are not used.
         known: bool mask (N,) of the texels whose colours do not change.
 
     Returns:
@@ -107,12 +111,11 @@ def diffuse_colours(points: Array, normals: Array, piece: Array, colours: Array,
 
 
 def _subsample(index: Array, count: int) -> Array:
-    """Return at most `count` random elements of `index`, always the same ones."""
     return index if len(index) <= count else np.random.default_rng(0).permutation(index)[:count]
 
 
 def _interpolate(known: Array, colours: Array, targets: Array) -> Array:
-    """Return colours (M, C) at graph positions `targets` (M, D), from `colours` (N, C) at positions `known` (N, D)."""
+    # positions are (N, D) of known texels and (M, D) of targets; colours (N, C); returns (M, C)
     nodes = _subsample(np.arange(len(targets)), MAX_NODES)
     solved = _solve(known, colours, targets[nodes])
     if len(nodes) == len(targets):
@@ -124,7 +127,7 @@ def _interpolate(known: Array, colours: Array, targets: Array) -> Array:
 
 
 def _solve(known: Array, colours: Array, nodes: Array) -> Array:
-    """Solve Laplace's equation for the colours (M, C) of all nodes (M, D) by conjugate gradients."""
+    # Laplace's equation by conjugate gradients; returns the colours (M, C) of the nodes (M, D)
     count, points = len(nodes), np.concatenate([nodes, known])
     distance, near = cKDTree(points).query(nodes, min(NEIGHBOURS + 1, len(points)))
     rows = np.repeat(np.arange(count), near.shape[1])
