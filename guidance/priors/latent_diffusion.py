@@ -292,7 +292,6 @@ class LatentDiffusion(Prior):
         return self.scaling_factor * torch.cat(means)
 
     def encoding(self) -> torch.autocast:
-        """Return the autocast context for encoding images."""
         return self.autocast() if self.half_vae else torch.autocast(self.device.type, enabled=False)
 
     @property

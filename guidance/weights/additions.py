@@ -55,7 +55,10 @@ def add(prior: LatentDiffusion, loras: Sequence[LoraFile], embeddings: Sequence[
 
 
 def fuse_lora(prior: LatentDiffusion, lora: LoraFile) -> None:
-    """Add a LoRA, in a format that diffusers reads, to the weights of UNet and text encoders; `lora.scale` times."""
+    """Add a LoRA, multiplied with `lora.scale`, to the weights of UNet and text encoders, in place.
+
+    The file may have any format that diffusers reads. Raises ConfigError if it does not fit.
+    """
     path = loading.weight_file(lora.file)
     tensors, metadata = files.read_tensors(path), files.read_header(path)[1]
     for part, kind in OTHER_KINDS.items():
@@ -80,7 +83,7 @@ def fuse_lora(prior: LatentDiffusion, lora: LoraFile) -> None:
 
 
 def networks_of(prior: LatentDiffusion) -> Any:
-    """Return UNet and text encoders of a prior with the methods of diffusers' pipelines that load and fuse LoRAs."""
+    """Return an object with a prior's UNet and text encoders and the methods of diffusers that load and fuse LoRAs."""
     mixin = StableDiffusionLoraLoaderMixin if prior.second is None else StableDiffusionXLLoraLoaderMixin
     networks = {"unet": prior.unet, "text_encoder": prior.text_encoder}
     if prior.second is not None:
@@ -89,7 +92,7 @@ def networks_of(prior: LatentDiffusion) -> Any:
 
 
 def peft_options(path: Path, metadata: Mapping[str, str]) -> files.Json:
-    """Return the options of a LoRA of peft, from its metadata or the file beside it, with names such as unet.r."""
+    """Return the options of a LoRA that peft wrote, from its metadata or adapter_config.json beside it; else {}."""
     config = path.parent / PEFT_CONFIG
     if path.stem == PEFT_STEM and config.is_file():
         return {f"unet.{name}": value for name, value in files.read_json(config).items()}
@@ -98,7 +101,12 @@ def peft_options(path: Path, metadata: Mapping[str, str]) -> files.Json:
 
 
 def fitting(pipe: Any, tensors: Tensors, options: files.Json) -> dict[str, Tensor]:
-    """Convert a LoRA to peft's tensor names and scale 1, without the tensors whose names no network of `pipe` has.
+    """Convert a LoRA to peft's tensor names, and multiply it so that its scale becomes 1.
+
+    Args:
+        pipe: result of `networks_of`. Tensors for other networks are dropped, with a warning.
+        tensors: content of the file.
+        options: result of `peft_options`.
 
     Raises:
         ValueError: no name is that of a layer, or a tensor does not fit its layer.
@@ -131,7 +139,7 @@ def fitting(pipe: Any, tensors: Tensors, options: files.Json) -> dict[str, Tenso
 
 
 def peft_names(names: Iterable[str], prefix: str) -> dict[str, str]:
-    """Return the tensor names of a network `prefix` of a LoRA as peft writes them, each with its name in `names`."""
+    # the names as peft writes them -> the names in the file, for one network ("unet", "text_encoder")
     own = {name: name for name in names}
     if any("lora_A" in name for name in own):
         return own
@@ -141,7 +149,10 @@ def peft_names(names: Iterable[str], prefix: str) -> dict[str, str]:
 
 
 def scale_of(layer: str, rank: int, alpha: float | None, options: files.Json, prefix: str) -> float:
-    """Return the factor of a layer's low-rank product: alpha / rank, with the `alpha` of kohya or peft's options."""
+    """Return the factor of a LoRA's product in one layer: alpha / rank.
+
+    `alpha` comes from the file (kohya); if it is None, from peft's `options` of the network `prefix`; else it is 1.0.
+    """
     if alpha is not None or f"{prefix}.lora_alpha" not in options:
         return 1.0 if alpha is None else float(alpha) / rank
     pattern = options.get(f"{prefix}.alpha_pattern") or {}
@@ -150,7 +161,7 @@ def scale_of(layer: str, rank: int, alpha: float | None, options: files.Json, pr
 
 
 def base_of(tensors: Tensors, metadata: Mapping[str, str]) -> str:
-    """Return the base model of a LoRA by the width of its text, its tensor names or its metadata."""
+    """Return the base model of a LoRA, for messages: by the width of its text embeddings, tensor names or metadata."""
     widths = [t.shape[1] for name, t in tensors.items() if re.search(r"attn2.to_k.*(down|lora_A)", name) and t.ndim > 1]
     if widths and widths[0] in BASES:
         return BASES[widths[0]]
@@ -165,7 +176,7 @@ def named_base(width: int) -> str:
 
 
 def add_embedding(prior: LatentDiffusion, embedding: EmbeddingFile) -> None:
-    """Add the word of a textual inversion, with one row of the token embedding per vector, to the text encoders."""
+    """Add the word of a textual inversion to tokenizers and text encoders, with one token per vector."""
     path = loading.weight_file(embedding.file)
     name, (first, second) = read_embedding(path)
     token = embedding.token or name
@@ -191,9 +202,10 @@ def add_embedding(prior: LatentDiffusion, embedding: EmbeddingFile) -> None:
 
 
 def read_embedding(path: Path) -> tuple[str, tuple[Tensor | None, Tensor | None]]:
-    """Return the word of a textual inversion and its vectors (n, D) for the first and the second text encoder.
+    """Return the word of a textual inversion and two tensors (n, D): its n vectors for each text encoder.
 
-    The word is the key of the tensor (diffusers), else the file name (AUTOMATIC1111).
+    The word is the key of the tensor (diffusers), else the file name (AUTOMATIC1111). Only SDXL has a second text
+    encoder; a missing tensor is None.
     """
     table: Any = read_safetensors(path) if files.sniff(path) == "safetensors" else read_torch(path, skip_objects=True)
     table = table if isinstance(table, dict) else {}

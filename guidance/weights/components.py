@@ -79,7 +79,12 @@ class SecondText(NamedTuple):
 
 
 class Components(NamedTuple):
-    """Networks, tokenizers and noise schedule of a latent prior; `second` is set for SDXL only."""
+    """Networks, tokenizers and noise schedule of a latent prior.
+
+    Attributes:
+        coarse: network that predicts coarse latents; None: the prior has none.
+        second: second text encoder; None for all models except SDXL.
+    """
 
     unet: UNet2DConditionModel
     vae: AutoencoderKL
@@ -96,8 +101,9 @@ def load(
     """Load the frozen networks of a prior on the CPU. Raises ConfigError if a file is missing or damaged.
 
     Args:
+        weights: embedded name, folder, single-file checkpoint or hub id, see `loading.locate`.
         tokenizer: folder or hub id; None: the tokenizer of the weights, or CLIP's for a single file.
-        camera: a UNet without camera branch is an error.
+        camera: if True, a UNet without camera branch is an error.
         prediction: output of the UNet; None: as the weights declare, else "epsilon" with a warning.
     """
     path = loading.locate(weights)
@@ -135,7 +141,7 @@ def read_schedule(path: Path) -> Schedule:
 
 
 def load_file(path: Path, tokenizer: str | None = None, prediction: Prediction | None = None) -> Components:
-    """Load a single-file checkpoint of the ldm code base; arguments as in `load`, the tokenizer None: CLIP's."""
+    """Load a single-file checkpoint of the ldm code base; `tokenizer` None: CLIP's. For the rest see `load`."""
     found = ldm.convert_file(path, prediction)
     if prediction is None and found.prediction is None:
         hint = "If samples are noise, set prior.prediction=v"
@@ -170,7 +176,6 @@ def read_network(path: Path, part: str) -> Any:
 
 
 def read_part(part: Path) -> tuple[Json, dict[str, Tensor]]:
-    """Return the config and all tensors in one sub-folder of a diffusers folder."""
     tensors: dict[str, Tensor] = {}
     for file in loading.tensor_files(part):
         tensors |= files.read_tensors(file)
@@ -183,14 +188,14 @@ def expect(config: Mapping[str, object], key: str, value: str, part: Path) -> No
 
 
 def rename_vae_attention(name: str) -> str:
-    """Convert the names of the VAE's attention layers from those of diffusers before 0.15."""
+    """Convert the pre-0.15 diffusers name of a tensor in a VAE's attention layers; return other names unchanged."""
     for old, new in {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}.items():
         name = name.replace(f".attentions.0.{old}.", f".attentions.0.{new}.")
     return name
 
 
 def make(part: str, config: Json, tensors: Mapping[str, Tensor]) -> Any:
-    """Build the frozen network `part`, a key of NETWORKS.
+    """Build the frozen network `part` ("unet", "vae", ...) from its config and tensors.
 
     Raises:
         ConfigError: a number in the config is out of range, the config has more layers than there are tensors (building
@@ -212,7 +217,7 @@ def make(part: str, config: Json, tensors: Mapping[str, Tensor]) -> Any:
 
 
 def check_vocabulary(text_encoder: CLIPTextModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise ConfigError if the tokenizer has token numbers that the text encoder lacks."""
+    """Raise ConfigError if the tokenizer has more tokens than the text encoder has embeddings."""
     known = text_encoder.config.vocab_size
     if (words := 1 + max(tokenizer.get_vocab().values(), default=0)) > known:
         raise ConfigError(f"the tokenizer has {words} words, the text encoder only {known}")
@@ -242,7 +247,6 @@ def save(prior: LatentDiffusion, folder: Path) -> None:
 
 
 def scheduler(schedule: Schedule) -> DDIMScheduler:
-    """Return diffusers' DDIM scheduler with the betas and the prediction type of `schedule`."""
     betas = schedule.betas.cpu()
     linear = torch.equal(Schedule.linear(T=schedule.T).betas, betas)
     known = linear or torch.equal(Schedule.scaled_linear(T=schedule.T).betas, betas)

@@ -33,7 +33,7 @@ MAX_TEXT_BYTES, MAX_PICKLE_BYTES = 1 << 20, 32 << 20
 
 
 def check_sums(path: Path) -> None:
-    """Verify every file listed in SHA256SUMS of the folder `path`, if it has one."""
+    """Verify every file in the list SHA256SUMS of the folder `path`. Without such a list, do nothing."""
     if not (path / SUMS).is_file():
         return
     for line in read_text(path / SUMS, max_bytes=MAX_TEXT_BYTES).splitlines():
@@ -47,18 +47,17 @@ def check_sums(path: Path) -> None:
 
 
 def write_sums(path: Path) -> None:
-    """Write SHA256SUMS of every file below the folder `path`, in the format of the command sha256sum."""
     files = sorted(f for f in path.rglob("*") if f.is_file() and f.name != SUMS)
     (path / SUMS).write_text(sums(files, path), encoding="utf-8")
 
 
 def sums(files: Iterable[Path], path: Path) -> str:
-    """Return one line "SHA-256  NAME" per file, as sha256sum prints it, with names relative to the folder `path`."""
+    """Return lines "SHA-256  NAME", one per file, as sha256sum prints them; names are relative to the folder `path`."""
     return "".join(f"{sha256(file)}  {file.relative_to(path).as_posix()}\n" for file in files)
 
 
 def digest(path: Path, files: Iterable[Path]) -> str:
-    """Return the SHA-256 of the file `path`, or of the lines "SHA-256  NAME" (`sums`) of `files` in a folder `path`."""
+    """Return the SHA-256 of the file `path`, or for a folder `path` that of the text `sums(files, path)`."""
     return sha256(path) if path.is_file() else hashlib.sha256(sums(files, path).encode()).hexdigest()
 
 
@@ -109,10 +108,11 @@ def sniff(path: Path) -> str:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors or torch file by name; if it has a "state_dict", the tensors in it.
+    """Return the tensors of a safetensors or torch file, by name.
 
-    Other Python objects in a torch file, such as the callbacks in a checkpoint of Lightning, are skipped.
-    Raises ConfigError if there is no tensor, or one is sparse, complex, quantised or on the meta device.
+    If a torch file has a "state_dict", only its tensors are returned. Other Python objects, such as the callbacks of a
+    Lightning checkpoint, are skipped. Raises ConfigError if there is no tensor, or one is sparse, complex, quantised or
+    on the meta device.
     """
     import torch
 
@@ -132,9 +132,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_header(path: Path) -> tuple[list[str], dict[str, str]]:
-    """Return tensor names and metadata of a safetensors file, or all strings in the pickle of a torch file and {}.
+    """Return tensor names and metadata of a weight file without reading tensors.
 
-    No tensor is read.
+    A torch file has no metadata, {}; the names are then all strings in its pickle.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -148,7 +148,7 @@ def read_header(path: Path) -> tuple[list[str], dict[str, str]]:
 
 
 def _strings(path: Path) -> list[str]:
-    """Return the strings in the pickle of a torch file without executing it; [] if it is damaged or large."""
+    # does not execute the pickle; [] if it is damaged or large
     with suppress(Exception), zipfile.ZipFile(path) as archive:  # a damaged zip or pickle raises many classes
         entry = next(entry for entry in archive.infolist() if entry.filename.endswith("data.pkl"))
         if entry.file_size <= MAX_PICKLE_BYTES:
@@ -157,22 +157,26 @@ def _strings(path: Path) -> list[str]:
 
 
 def read_card(path: Path, form: str) -> dict[str, str]:
-    """Return the metadata of a safetensors file if its entry "format" is `form`, else {}. Reads no tensor."""
+    """Return the metadata of a safetensors file written by threedgen, without reading tensors.
+
+    `form` is the expected value of its entry "format"; for other files the result is {}.
+    """
     card = read_header(path)[1]
     return card if card.get("format") == form else {}
 
 
 def warn_unused(names: Sequence[str], what: str) -> None:
-    """Log a warning about tensors `names` that are no part of the network `what`."""
+    """Log a warning that the tensors `names` are not used, since they are no part `what`, such as "of an adapter"."""
     if names:
         first = ", ".join(repr(name[:80]) for name in names[:3])
         logger.warning("%d tensors are no part %s and not used (first %s)", len(names), what, first)
 
 
 def fill(make: Callable[[], Module], tensors: Mapping[str, Tensor], what: str) -> Module:
-    """Build a frozen float32 network on the CPU with `tensors` as its weights; `what` names it in messages.
+    """Build a frozen float32 network on the CPU with `tensors` as its weights.
 
-    It is first built on the meta device, so that wrong names and shapes are found before memory is allocated.
+    `make` builds the network with random weights. It is called on the meta device, so that wrong names and shapes are
+    found before memory is allocated. `what` is the name of the network in messages.
     """
     import torch
 
@@ -199,9 +203,9 @@ def fill(make: Callable[[], Module], tensors: Mapping[str, Tensor], what: str) -
 
 @contextmanager
 def whole_folder(folder: Path, label: str) -> Iterator[Path]:
-    """Yield a temporary folder to write into; on exit, add SHA256SUMS and replace `folder` by it.
+    """Replace the folder `folder` as a whole, with SHA256SUMS: yield a temporary folder to write into; move it on exit.
 
-    Raises ConfigError if `folder` is not empty and lacks the file `label`, which every folder of this kind has.
+    Raises ConfigError if `folder` has files, but not the file `label`: it is then a folder of another kind.
     """
     if folder.exists() and any(folder.iterdir()) and not (folder / label).is_file():
         raise ConfigError(f"{folder} holds something else than a saved model: choose another folder")
@@ -213,7 +217,10 @@ def whole_folder(folder: Path, label: str) -> Iterator[Path]:
 
 
 def save_tensors(network: torch.nn.Module, path: Path, prefix: str = "") -> None:
-    """Write a network's tensors in float16, their names with `prefix`. Raises ConfigError if a value overflows."""
+    """Write a network's tensors in float16. Raises ConfigError if a value overflows.
+
+    `prefix` is added to the names that do not start with it.
+    """
     import torch
     from safetensors.torch import save_file
 

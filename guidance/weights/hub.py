@@ -30,14 +30,17 @@ CLIP_FILES = ("vocab.json", "merges.txt")
 
 
 def is_hub_id(name: str) -> bool:
-    """Return whether `name` has the form "owner/name" of a hub repository and is not a weight file by its suffix."""
+    """Return whether `name` has the form "owner/name" of a hub repository and no suffix of a weight file."""
     form = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name, re.ASCII)
     wrong = re.search(r"--|\.\.|[.-]$|[.-]/", name) or name.endswith(WEIGHT_SUFFIXES)
     return bool(form) and len(name) <= 96 and not wrong
 
 
 def hub_name(weights: str) -> tuple[str, str]:
-    """Return (hub repository, required file) for an original MVDream checkpoint or a hub id "owner/name"."""
+    """Return the hub repository of `weights` and a file that must be in it.
+
+    `weights` is the name of an original MVDream checkpoint, which is the file itself, or a hub id "owner/name".
+    """
     return (ORIGINALS[weights], weights) if weights in ORIGINALS else (weights, "model_index.json")
 
 
@@ -53,7 +56,7 @@ def cached(repo: str, name: str) -> Path | None:
 
 
 def reachable() -> bool:
-    """Return whether the hub can be reached; without a network, huggingface_hub would retry for half a minute."""
+    """Return whether the hub can be reached. Without a network, huggingface_hub would try for half a minute."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
@@ -68,7 +71,10 @@ def reachable() -> bool:
 
 
 def absent(weights: str, why: str = "the hub cannot be reached") -> ConfigError:
-    """Return the error for missing weights, which names the download command and a config that needs none."""
+    """Return the error for missing weights. Its message has the download command and a config that needs no download.
+
+    `why` is the second half of the reason, behind "... nor in the hub's cache, and".
+    """
     if weights in MIRRORS:
         mirror = MIRRORS[weights]
         copy = (
@@ -101,7 +107,10 @@ def hub_file(repo: str, name: str) -> Path:
 
 
 def clip_folders(repo: str) -> list[str]:
-    """Return the folders of a hub repository that may hold CLIP's tokenizer; only cached folders if there are any."""
+    """Return the sub-folders of a hub repository that may hold CLIP's tokenizer, such as "tokenizer/".
+
+    If one is in the local cache, only cached ones are returned. Raises ConfigError without cache and network.
+    """
     folders = ["", "tokenizer/"]
     here = [inside for inside in folders if all(cached(repo, inside + name) for name in CLIP_FILES)]
     if not here and not reachable():

@@ -69,9 +69,10 @@ class SingleFile(NamedTuple):
 
 
 def convert_file(path: Path, prediction: Prediction | None = None) -> SingleFile:
-    """Read a checkpoint of MVDream, Stable Diffusion 1 or 2 (with its inpainting and depth models), or SDXL.
+    """Read and convert a checkpoint of MVDream, Stable Diffusion 1 or 2 (also inpainting and depth models), or SDXL.
 
-    `prediction` determines the image size of Stable Diffusion 2 (v: 768, epsilon: 512), if its file does not.
+    `prediction` is the output of the UNet; None: unknown. It determines the image size of Stable Diffusion 2 (v: 768,
+    epsilon: 512) if the file does not.
     """
     tensors, metadata = read_tensors(path), read_header(path)[1]
     check_family(path, tensors)
@@ -100,7 +101,7 @@ def convert_file(path: Path, prediction: Prediction | None = None) -> SingleFile
 
 
 def split_checkpoint(tensors: Tensors) -> dict[str, dict[str, Tensor]]:
-    """Return the tensors of a single file by network (values of PREFIXES), without prefixes; drop other tensors."""
+    """Return the tensors of a single file by network, such as "unet", without prefixes of names; drop other tensors."""
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         for prefix, part in PREFIXES.items():
@@ -125,7 +126,7 @@ def convert_unet(tensors: Tensors) -> Converted:
 
 
 def unet_config(tensors: Tensors) -> Json:
-    """Return the arguments of UNet2DConditionModel for an ldm UNet, whose blocks are numbered through all levels."""
+    """Return the arguments of UNet2DConditionModel for an ldm UNet, which numbers blocks through all levels."""
     inputs = count(tensors, r"input_blocks\.(\d+)\.")
     levels = 1 + len(indices(tensors, r"input_blocks\.(\d+)\.0\.op\.weight"))
     per_level = inputs // levels
@@ -192,9 +193,10 @@ def vae_config(tensors: Tensors) -> Json:
 
 
 def convert_open_clip(tensors: Tensors, projection: bool = False) -> Converted:
-    """Convert OpenCLIP's text encoder to CLIPTextModel without the last block, unused in Stable Diffusion 2.
+    """Convert OpenCLIP's text encoder to transformers' CLIPTextModel.
 
-    With `projection` it is SDXL's second text encoder: CLIPTextModelWithProjection with all blocks.
+    The last block is left out, as in Stable Diffusion 2. With `projection` it is SDXL's second text encoder: all
+    blocks, as CLIPTextModelWithProjection.
     """
     layers = count(tensors, r"transformer\.resblocks\.(\d+)\.") - (not projection)
     if layers < 1:
@@ -249,13 +251,13 @@ def clip_config(tensors: Tensors, layers: int, activation: str) -> Json:
 
 
 def indices(names: Iterable[str], pattern: str) -> set[int]:
-    """Return the integers that the first group of a regular expression matches at the start of the names."""
+    # the integers that the first group of a regular expression matches at the start of the names
     matches = (re.match(pattern, name) for name in names)
     return {int(m[1]) for m in matches if m and len(m[1]) < 10}
 
 
 def count(names: Iterable[str], pattern: str) -> int:
-    """Return the number of `indices`. Raises ConfigError unless the indices are 0, 1, 2, ... without a gap."""
+    """Count the numbers that `indices` finds. Raises ConfigError if they are not 0, 1, 2, ... without a gap."""
     found = indices(names, pattern)
     if found != set(range(len(found))):
         readable = pattern.replace("\\.", ".").replace(r"(\d+)", "N")
@@ -264,7 +266,7 @@ def count(names: Iterable[str], pattern: str) -> int:
 
 
 def size(tensors: Tensors, name: str, dim: int) -> int:
-    """Return the length of dimension `dim` of the tensor `name`. Raises ConfigError if there is none."""
+    """Return the length of dimension `dim` of the tensor `name`. Raises ConfigError if it has no such dimension."""
     if name not in tensors:
         raise ConfigError(f"another architecture: there is no tensor {name!r}")
     shape = tensors[name].shape

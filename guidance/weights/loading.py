@@ -54,10 +54,13 @@ WEIGHT_NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")
 
 
 def check(weights: str, tokenizer: str | None = None, wanted: Parts = PARTS) -> None:
-    """Raise ConfigError if `weights` (see `locate`) are missing or evidently unreadable; reads no tensors.
+    """Raise ConfigError if the weights of a prior are missing or evidently unreadable; reads no tensors.
 
-    For a hub id that is not cached, model_index.json is downloaded. `tokenizer` is a folder or hub id; None: the
-    tokenizer of the weights, or CLIP's for a single file.
+    For a hub id that is not cached, only model_index.json is downloaded.
+
+    Args:
+        weights, wanted: see `locate`.
+        tokenizer: folder or hub id; None: the tokenizer of the weights, or CLIP's for a single file.
     """
     path = local(weights)
     if tokenizer is not None and not Path(tokenizer).expanduser().is_dir() and not is_hub_id(tokenizer):
@@ -91,7 +94,10 @@ def locate(weights: str, wanted: Parts = PARTS) -> Path:
 
 
 def local(weights: str) -> Path | None:
-    """Return the local folder or file of `weights`; None for a hub id or the name of an original MVDream checkpoint."""
+    """Return the local folder or file of `weights`; None if they are on the hub. Raises ConfigError if there are none.
+
+    Weights on the hub are a hub id or the name of an original MVDream checkpoint, even if they are cached.
+    """
     if weights in EMBEDDED:
         return embedded(weights)
     if (found := existing(weights)) is not None:
@@ -114,7 +120,7 @@ def embedded(name: str) -> Path:
 
 
 def existing(weights: str) -> Path | None:
-    """Return `weights` as the path of an existing file or folder, else None. Raises ConfigError for an invalid path."""
+    """Return the path `weights` if a file or folder exists there, else None. Raises ConfigError for an invalid path."""
     try:
         path = Path(weights).expanduser()
         return path if path.exists() else None
@@ -129,7 +135,7 @@ def hub_place(name: str) -> tuple[str, str] | None:
 
 
 def weight_file(name: str) -> Path:
-    """Return the file of further weights, such as a LoRA. Raises ConfigError if it is missing.
+    """Return the path of a file of additional weights, such as a LoRA. Raises ConfigError if it is missing.
 
     `name` is a file, a folder with a LoRA of diffusers or peft, or "owner/name/FILE" on the hub, which is downloaded.
     """
@@ -144,14 +150,14 @@ def weight_file(name: str) -> Path:
 
 
 def check_weight_file(name: str) -> None:
-    """Raise ConfigError if the file of `weight_file` is neither here nor, as far as is known, on the hub."""
+    """Raise ConfigError if the file of `weight_file(name)` is neither here nor, as far as is known, on the hub."""
     place = hub_place(name)
     if place is None or cached(*place) is not None or not reachable():
         weight_file(name)
 
 
 def is_sdxl(weights: str) -> bool:
-    """Return whether `weights` (see `locate`) are SDXL, by their files here, else by their name."""
+    """Return whether `weights` (see `locate`) are of SDXL, by their local files; without local files, by their name."""
     with suppress(ConfigError):
         path = local(weights)
         index = cached(*hub_name(weights)) if path is None else None
@@ -164,7 +170,7 @@ def is_sdxl(weights: str) -> bool:
 
 
 def embedding_word(path: Path) -> str:
-    """Return the word of a textual inversion: the name of its tensor (diffusers), else of its file."""
+    """Return the word of a textual inversion: the name of its tensor (diffusers), else the name of its file."""
     names = read_header(path)[0]
     return names[0] if len(names) == 1 and names[0] != "emb_params" else path.stem.replace(" ", "_")
 
@@ -178,7 +184,7 @@ class Identity(NamedTuple):
 
     @classmethod
     def of(cls, path: Path, wanted: Parts = PARTS) -> Identity:
-        """Read the files of `path`; the digest of a folder is that of the text `files.sums` for its tensor files."""
+        """Read the files of `path`; in a diffusers folder, the tensor files of the networks `wanted`."""
         files = [path] if path.is_file() else [f for part in parts(path, wanted) for f in tensor_files(path / part)]
         return cls(path, sum(file.stat().st_size for file in files), digest(path, files))
 
@@ -192,21 +198,21 @@ def identify(weights: str, wanted: Parts = PARTS) -> Identity:
 
 
 def awaited(weights: str) -> bool:
-    """Return whether `weights` is an original MVDream checkpoint that is not on this machine yet."""
+    """Return whether `weights` is the name of an original MVDream checkpoint that is not downloaded yet."""
     return weights in ORIGINALS and local(weights) is None and cached(*hub_name(weights)) is None
 
 
 def describe(weights: str, wanted: Parts = PARTS) -> str:
-    """Return "PATH (SIZE, SHA-256 DIGEST)", or the download command of an original checkpoint that is missing."""
+    """Return "PATH (SIZE, SHA-256 DIGEST)", or for a missing original MVDream checkpoint the download command."""
     if awaited(weights):
         return f"{weights}, not on this machine yet; `hf download {ORIGINALS[weights]} {weights}` fetches it"
     return str(identify(weights, wanted))
 
 
 def check_folder(path: Path, wanted: Parts = PARTS) -> Path:
-    """Return `path`. Raises ConfigError if it lacks a scheduler, a tokenizer, or a config or tensors of a network.
+    """Return `path`. Raises ConfigError if it is no diffusers folder with the networks `wanted`; reads no tensors.
 
-    The networks are the sub-folders `wanted`, and the optional ones found by `parts`.
+    It must have a scheduler, a tokenizer, and config and tensors of each network in `parts(path, wanted)`.
     """
     for part in parts(path, wanted):
         read_json(path / part / CONFIG)
@@ -228,7 +234,7 @@ def parts(path: Path, wanted: Parts = PARTS) -> Parts:
 
 
 def tensor_files(part: Path) -> list[Path]:
-    """Return the tensor files in one sub-folder of a diffusers folder: one file, or the shards of an index file."""
+    """Return the tensor files in one sub-folder of a diffusers folder: one file, or the shards in an index file."""
     for suffix in (".safetensors", ".fp16.safetensors", ".bin"):
         for stem in WEIGHT_NAMES:
             if (part / (stem + suffix)).is_file():
@@ -245,9 +251,9 @@ def tensor_files(part: Path) -> list[Path]:
 
 
 def hub_folder(repo: str, wanted: Parts = PARTS) -> Path:
-    """Return the local copy of a diffusers folder on the hub; download missing files.
+    """Return the local copy of a diffusers folder on the hub, with the networks `wanted`; download missing files.
 
-    These are safetensors files if there are any, and files in float16 only if there are no others.
+    Safetensors files are preferred to others, and other precisions to float16.
     """
     found = cached(repo, "model_index.json")
     if found is not None:
@@ -283,7 +289,7 @@ def matte(weights: str) -> Path:
 
 
 def check_matte(name: str) -> None:
-    """Raise ConfigError unless `name` is an installed package "rembg", or the weights of a matte network."""
+    """Raise ConfigError if `name` is neither "rembg" and installed, nor the weights of a matte network, see `matte`."""
     if name != REMBG:
         matte(name)
     else:
@@ -291,9 +297,10 @@ def check_matte(name: str) -> None:
 
 
 def class_name(path: Path, known: tuple[str, ...], what: str, key: str = "weights") -> str:
-    """Return the entry _class_name of the config in a folder. Raises ConfigError for `key` if it is not in `known`.
+    """Return the class of the network in a folder, from the entry _class_name in its config.
 
-    `what` names the folder's expected content in the message.
+    Raises ConfigError if it is not in `known`. `what` describes the expected content in the message, such as "a matte";
+    `key` is the config key of the folder.
     """
     name = read_json(path / CONFIG).get("_class_name")
     if name not in known:
@@ -302,7 +309,10 @@ def class_name(path: Path, known: tuple[str, ...], what: str, key: str = "weight
 
 
 def novel_view_model(weights: str) -> Path:
-    """Return the folder of a novel-view model, from a name in `NOVEL_VIEW` or a path; no tensor is read."""
+    """Return the folder of a novel-view model; no tensor is read. Raises ConfigError if it is missing.
+
+    `weights` is "embedded", "embedded-concat" or a path.
+    """
     path = embedded(NOVEL_VIEW[weights]) if weights in NOVEL_VIEW else existing(weights)
     if path is None or not (path / CONFIG).is_file():
         raise ConfigError(f"there is no novel-view model {short(weights)}: a folder with {CONFIG}", "weights")
@@ -314,7 +324,7 @@ def novel_view_model(weights: str) -> Path:
 
 
 def subject_card(path: Path | str) -> dict[str, str]:
-    """Return the metadata of a file of subject weights (`subject_weights.py`); no tensor is read."""
+    """Return the metadata of a file with the weights of a DreamBooth subject; no tensor is read. Raises ConfigError."""
     source = "an mvdreambooth run leaves one behind, RUN/personalisation.safetensors"
     with keyed("personalisation"), called("personalisation"):
         found = existing(str(path))
@@ -338,7 +348,10 @@ def tokenizer_folder(path: Path) -> Path:
 
 
 def check_clip_tokenizer(source: str | None) -> None:
-    """Raise ConfigError if `tokens.clip_tokenizer(source)` cannot find a tokenizer; nothing is downloaded."""
+    """Raise ConfigError if CLIP's tokenizer cannot be found; nothing is downloaded.
+
+    `source` is a folder or hub id; None: the default repository on the hub.
+    """
     path = None if source is None else Path(source).expanduser()
     if path is None or not path.is_dir():
         clip_folders(source or CLIP_REPOSITORY)

@@ -58,7 +58,10 @@ class MetaNetworks(NamedTuple):
 
 
 def meta_networks(weights: str, wanted: tuple[str, ...] = loading.PARTS) -> MetaNetworks:
-    """Build UNet and VAE on the meta device for `loading.locate(weights, wanted)`. Raises ConfigError."""
+    """Build UNet and VAE on the meta device for `weights` with the sub-folders `wanted` (see `loading.locate`).
+
+    Weights on the hub are downloaded, except original MVDream checkpoints. Raises ConfigError.
+    """
     if loading.awaited(weights):  # an original MVDream checkpoint, not downloaded for this
         unet, vae = _build(RELEASED_UNETS[weights], RELEASED_VAE)
         whole = _parameters(unet, vae) + RELEASED_TEXT[weights]

@@ -26,14 +26,14 @@ SOURCES: dict[Key, str] = {
 
 
 def choice(key: Key, others: str) -> str:
-    """Return a list for a help text: the names of the embedded weights, then `others`."""
+    """Return a comma-separated list for a help text: the embedded weights for the config `key`, then `others`."""
     return ", ".join([*FILES[key], others])
 
 
 def locate(key: Key, name: str) -> Path:
-    """Return the file of weights `name`: an embedded name, a path, or owner/name/FILE on the hub, which is downloaded.
+    """Return the path of a weight file. Raises ConfigError for the config key `key` if it is missing.
 
-    Raises ConfigError for the config key `key` if it is missing.
+    `name` is an embedded name, a path, or "owner/name/FILE" on the hub, which is downloaded.
     """
     file = FILES[key].get(name)
     found = existing(name) if file is None else folder("weights") / f"{file}.safetensors"
@@ -48,12 +48,12 @@ def locate(key: Key, name: str) -> Path:
 
 
 def check(key: Key, name: str | None) -> None:
-    """Raise ConfigError if `name` is not None and its file is missing or is no weight file by its first bytes."""
+    """Raise ConfigError if the weight file `name` is missing or unreadable; None: no file to check."""
     place = None if name is None else hub_place(name)
     if name is not None and (place is None or cached(*place) or made_by(name) or not reachable()):
         sniff(locate(key, name))
 
 
 def identify(key: Key, name: str | None) -> dict[str, Identity]:
-    """Return {`key`: path, size and SHA-256 of the file of `name`}, {} if None. Raises ConfigError if it is missing."""
+    """Return {key: path, size and SHA-256 of the weight file `name`}; {} if `name` is None."""
     return {} if name is None else {key: Identity.of(locate(key, name))}

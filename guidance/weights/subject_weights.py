@@ -79,7 +79,7 @@ def add_word(
 ) -> int:
     """Add the word `identifier` to tokenizer and text encoder, in place, and return its token number.
 
-    Its embedding is `row` (D,); None: the mean embedding of the words in `like`, or of all words if `like` is empty.
+    `row` (D,) is its embedding; None: the mean embedding of the words in `like`, or of all words if `like` is empty.
     """
     old = token_embedding(text_encoder).weight.detach()
     if row is None:
@@ -102,13 +102,21 @@ def token_embedding(text_encoder: Any) -> nn.Embedding:
 
 
 def difference(tuned: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return tuned minus base weights in bfloat16 by their names in the file, for changed weights only."""
+    """Return tuned minus base weights of a UNet, bfloat16, for changed parameters only.
+
+    The arguments are state dicts. The names in the result are those of the file format: "unet.NAME".
+    """
     moved = {name: tuned[name].detach().cpu() - base[name].cpu() for name in base}
     return {f"unet.{name}": value.bfloat16().contiguous() for name, value in moved.items() if value.any()}
 
 
 def low_rank(layers: Iterable[str], down: Iterable[Tensor], up: Iterable[Tensor]) -> dict[str, Tensor]:
-    """Return LoRA matrices `down` (r, in) and `up` (out, r) of linear layers by their names in the file."""
+    """Return LoRA matrices by their names in the file format.
+
+    Args:
+        layers: names of the linear layers.
+        down, up: for each layer, a matrix (r, in) and a matrix (out, r), where r is the rank.
+    """
     found = {}
     for layer, a, b in zip(layers, down, up, strict=True):
         for end, value in ((A, a), (B, b)):
@@ -117,18 +125,22 @@ def low_rank(layers: Iterable[str], down: Iterable[Tensor], up: Iterable[Tensor]
 
 
 def write(path: Path, changes: Mapping[str, Tensor], row: Tensor, card: Mapping[str, str]) -> None:
-    """Write `changes` (from `difference` or `low_rank`) and the identifier's embedding `row` (D,), atomically.
+    """Write a file of subject weights, atomically.
 
-    `card` is metadata with the keys kind, identifier, prompt, scale and base (the `checksum` of the base weights).
+    Args:
+        changes: changes of the UNet, from `difference` or `low_rank`.
+        row: embedding (D,) of the identifier.
+        card: metadata with the keys kind, identifier, prompt, scale and base (the `checksum` of the base weights).
     """
     tensors = {**changes, "identifier": row.detach().float().cpu().contiguous()}
     write_atomic(path, to_bytes(tensors, {"format": loading.SUBJECT_FORMAT, **card, SUM: content_sum(tensors, card)}))
 
 
 def apply(prior: LatentDiffusion, path: Path, strength: float = 1.0) -> None:
-    """Add `strength` times the UNet changes of a file to `prior`, and its identifier, in place.
+    """Apply a file of subject weights to `prior`, in place: add the changes of the UNet and the word of the subject.
 
-    Raises ConfigError and changes nothing if the file is damaged or was tuned from other weights.
+    `strength` multiplies the changes. Raises ConfigError and changes nothing if the file is damaged or was tuned from
+    other weights.
     """
     card = loading.subject_card(path)
     base = checksum(prior.unet, prior.text_encoder)
@@ -162,7 +174,7 @@ def apply(prior: LatentDiffusion, path: Path, strength: float = 1.0) -> None:
 
 
 def _changes(tensors: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
-    """Return the float32 change of each UNet parameter from the tensors of a file; `scale` multiplies LoRA products."""
+    # the float32 change of each UNet parameter; `scale` multiplies LoRA products
     changes = {}
     for name, value in tensors.items():
         inner = name.removeprefix("unet.")

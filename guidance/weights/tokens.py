@@ -40,7 +40,10 @@ def read_tokenizer(path: Path) -> PreTrainedTokenizerBase:
 
 
 def clip_tokenizer(source: str | None, open_clip: bool) -> PreTrainedTokenizerBase:
-    """Load CLIP's tokenizer, which original checkpoints lack, from a folder or hub id; None: `CLIP_REPOSITORY`."""
+    """Load CLIP's tokenizer from a folder or hub id; None: from the default repository on the hub.
+
+    `open_clip`: pad prompts as OpenCLIP does, with token 0 instead of the end token.
+    """
     path = None if source is None else Path(source).expanduser()
     tokenizer = read_tokenizer(path if path is not None and path.is_dir() else clip_files(source or CLIP_REPOSITORY))
     if open_clip:
@@ -65,7 +68,10 @@ def tokens_cut(tokenizer: PreTrainedTokenizerBase, prompt: str, length: int) -> 
 
 
 def with_all_vectors(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
-    """Return a prompt in which the word of a textual inversion with n vectors is followed by its words _1 to _n-1."""
+    """Insert the further tokens of textual inversions into a prompt.
+
+    A textual inversion with n vectors has n tokens: WORD, WORD_1, ..., WORD_n-1. A prompt has only WORD.
+    """
     added = tokenizer.get_added_vocab()
     for word in added:
         count = next(n for n in range(1, len(added) + 1) if f"{word}_{n}" not in added)
@@ -76,7 +82,7 @@ def with_all_vectors(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
 
 
 def added_words(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Return the words that were added to a trained tokenizer, such as the identifier of a subject."""
+    """Return the words that were added to a tokenizer after its training, such as the word of a DreamBooth subject."""
     return [word for word in tokenizer.get_added_vocab() if word not in tokenizer.all_special_tokens]
 
 
@@ -95,14 +101,14 @@ class Vocabulary:
         self.known = frozenset(backend.get_vocab()) - {token.content for token in tokens if token.special}
 
     def split(self, prompt: str) -> list[str]:
-        """Return the distinct words of a prompt in order, without punctuation and without the added words."""
+        """Split a prompt into its distinct words, in order, without punctuation and without the words in `added`."""
         prompt, splitter = remove_words(prompt, self.added), self.backend.pre_tokenizer
         text = prompt if self.backend.normalizer is None else self.backend.normalizer.normalize_str(prompt)
         words = text.split() if splitter is None else [word for word, _ in splitter.pre_tokenize_str(text)]
         return [word for word in dict.fromkeys(words) if word.strip(punctuation)]
 
     def unknown(self, prompt: str) -> list[tuple[str, list[str]]]:
-        """Return the unknown words of a prompt, each with up to three similar known words."""
+        """Return the words of a prompt that are not in the vocabulary, each with up to three similar known words."""
         reader = prompt_reader(self)
         return [(word, reader.similar(word)) for word in reader.read(prompt).ignored]
 
@@ -112,10 +118,10 @@ class Vocabulary:
 
 
 class PromptReader(Protocol):
-    """Reader of prompts for a prior with a closed vocabulary; `prompt_reader` builds it from a `Vocabulary`."""
+    """Interface of a reader of prompts for a prior with a closed vocabulary. `prompt_reader` builds it."""
 
     def read(self, prompt: str) -> Reading:
-        """Rewrite a prompt in known words."""
+        """Rewrite a prompt in known words, as `Vocabulary.read` does."""
         ...
 
     def similar(self, word: str) -> list[str]:
@@ -127,11 +133,14 @@ class PromptReader(Protocol):
         ...
 
     def notes(self, prompt: str) -> list[str]:
-        """Return warnings on the objects of a prompt."""
+        """Return warnings about the objects in a prompt, one sentence each."""
         ...
 
     def suggest(self, prompt: str) -> tuple[str, list[str]]:
-        """Return the unfinished last word of a prompt, or "", and nouns that could replace it or be added."""
+        """Suggest words while a prompt is typed.
+
+        Returns the last word if it is unfinished, else "", and known nouns that complete it or could be added.
+        """
         ...
 
     def categories(self) -> dict[str, list[str]]:
@@ -144,19 +153,22 @@ class PromptReader(Protocol):
 
 
 def prompt_reader(vocabulary: Vocabulary | None) -> PromptReader:
-    """Build the prompt reader of the embedded prior for a vocabulary; without one, it only knows usual heights."""
+    """Build the prompt reader of the embedded prior; with `vocabulary` None, it only knows usual heights of objects."""
     return registry.implementation("prompt-reader", "toybox")(vocabulary)
 
 
 def closed_vocabulary(backend: Tokenizer | None, added: Iterable[str] = ()) -> Vocabulary | None:
-    """Return the vocabulary of a word-level tokenizer with further words `added`; None for any other tokenizer."""
+    """Return the vocabulary of a tokenizer with one token per word, plus the words `added`; None for others."""
     if backend is None or type(backend.model).__name__ != "WordLevel":
         return None
     return Vocabulary(backend, added)
 
 
 def read_vocabulary(folder: Path, added: Iterable[str] = ()) -> Vocabulary | None:
-    """Return the closed vocabulary of a diffusers folder; None without a word-level tokenizer. Raises ConfigError."""
+    """Read the closed vocabulary of a diffusers folder, plus the words `added`; None without a word-level tokenizer.
+
+    Raises ConfigError if the file is damaged.
+    """
     path = folder / VOCABULARY_FILE
     if not path.is_file() or path.stat().st_size > MAX_VOCABULARY_BYTES:
         return None
@@ -169,12 +181,15 @@ def read_vocabulary(folder: Path, added: Iterable[str] = ()) -> Vocabulary | Non
 
 
 def read_prompt(tokenizer: PreTrainedTokenizerBase | None, prompt: str) -> Reading:
-    """Rewrite a prompt in the words of a closed vocabulary; for other tokenizers it stays unchanged."""
+    """Rewrite a prompt in the words of a closed vocabulary; without such a vocabulary, return it unchanged."""
     vocabulary = closed_vocabulary(getattr(tokenizer, "backend_tokenizer", None))
     return Reading(prompt) if vocabulary is None else vocabulary.read(prompt)
 
 
 def unknown_words(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[tuple[str, list[str]]]:
-    """Return the words of a prompt outside a closed vocabulary, each with up to three similar known words."""
+    """Return the words of a prompt that a closed vocabulary lacks, each with up to three similar known words.
+
+    Without a closed vocabulary the list is empty.
+    """
     vocabulary = closed_vocabulary(getattr(tokenizer, "backend_tokenizer", None))
     return [] if vocabulary is None else vocabulary.unknown(prompt)
