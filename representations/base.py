@@ -125,7 +125,7 @@ class Representation(nn.Module):
                 setattr(self, name, nn.Parameter(new) if isinstance(old, nn.Parameter) else new)
 
     def init_from(self, other: Representation) -> None:
-        """Copy the state of a trained representation. Raises ConfigError if classes or tensor shapes differ."""
+        """Copy the state of a trained representation `other`. Raises ConfigError if classes or tensor shapes differ."""
         same_class = type(self) is type(other)
         if same_class:
             self.resize(other.state_dict())

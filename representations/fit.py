@@ -40,7 +40,12 @@ OCCUPANCY = OccupancyConfig(interval=8, decay=0.7, warmup=10_000)
 
 
 class Bounds(NamedTuple):
-    """Radius of a scene's ball around the origin, and first and last distance of samples on rays, in pose units."""
+    """Extent of a scene, in the unit of the camera positions.
+
+    Attributes:
+        radius: radius of the ball around the origin that contains the object.
+        near, far: distances of the first and the last sample on rays.
+    """
 
     radius: float
     near: float
@@ -65,7 +70,7 @@ class Bounds(NamedTuple):
 
 
 class SceneField:
-    """Field of one scene with the background, the occupancy grid and the march options of its renders.
+    """Field of one scene, together with the background, occupancy grid and march options of its renders.
 
     Parameters are initialised from `seed`. The background has one `colour` (3,) in [0, 1].
     """
@@ -89,16 +94,19 @@ class SceneField:
         self.occupancy = OccupancyGrid(OCCUPANCY, 1.0, step_size(self.march)).to(self.device)
 
     def rays(self, cameras: Cameras) -> tuple[Tensor, Tensor]:
-        """Return origins, in units of the ball's radius, and unit directions, (N * H * W, 3) each, of all pixels."""
+        """Return the rays of all pixels of N cameras: origins and unit directions, (N * H * W, 3) each.
+
+        Origins are in units of the ball's radius.
+        """
         origins, directions = (part.reshape(-1, 3).to(self.device) for part in cameras.rays())
         return origins / self.bounds.radius, directions
 
     def render_rays(
         self, origins: Tensor, directions: Tensor, rng: torch.Generator | None = None, normals: bool = False
     ) -> Render:
-        """Render origins and directions (R, 3) from `rays`, with normals if `normals` is True.
+        """Render R rays from `rays`, origins and directions (R, 3); compute normals if `normals` is True.
 
-        With `rng` (CPU), shift samples randomly for training; None: no shift.
+        For training, the CPU generator `rng` shifts the samples randomly; None: no shift.
         """
         parts = (self.field, self.background, Material(), self.occupancy, self.march)
         return render(*parts, origins, directions, generator=rng, training=rng is not None, need_normals=normals)
@@ -140,9 +148,12 @@ def fit(views: Views, bounds: Bounds, options: ProtocolConfig, seed: int, device
 
 
 def loss(options: ProtocolConfig, result: Render, colours: Tensor, span: float, orientation: float) -> Tensor:
-    """Return the mean squared error (scalar) to target colours (R, 3) plus the weighted regularisers.
+    """Return the training loss of rendered rays, a scalar: squared error plus weighted regularisers.
 
-    `span` is `Bounds.span`, and `orientation` is the weight of the orientation loss at this step.
+    Args:
+        colours: target colours (R, 3).
+        span: `Bounds.span`.
+        orientation: weight of the orientation loss at this step.
     """
     total = mse_loss(result.rgb, colours)
     if (distortion := losses.distortion(result, span)) is not None:
@@ -160,7 +171,7 @@ def loss(options: ProtocolConfig, result: Render, colours: Tensor, span: float, 
 def _pixel_batches(
     options: ProtocolConfig, pixels: int, normals: bool, rng: torch.Generator
 ) -> Iterator[tuple[Tensor, bool, float]]:
-    """Yield chunks of a step's pixels: indices (K,), whether to compute normals, and their fraction of the step."""
+    # indices (K,) of some pixels of a step, whether to compute their normals, and their fraction of the step's pixels
     if options.rays is None or options.rays >= pixels:
         indices = torch.randperm(pixels, generator=rng) if options.normals < 1 else torch.arange(pixels)
     else:

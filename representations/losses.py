@@ -68,7 +68,10 @@ def distortion(render: Render, span: float) -> Tensor | None:
 
 
 def normal_smoothness(normal: Callable[[Tensor], Tensor], points: Tensor, offsets: Tensor) -> Tensor:
-    """Return the mean of |n(x) - n(x + offset)|^2, a penalty on bumps, for points x and offsets (N, 3); 0 if N = 0."""
+    """Return the mean of |n(x) - n(x + offset)|^2, a penalty on bumps; 0 if N = 0.
+
+    `normal` is the function n from points (M, 3) to unit normals (M, 3). `points` and `offsets` are (N, 3).
+    """
     return (normal(points) - normal(points + offsets)).square().sum(-1).mean() if len(points) else points.sum()
 
 
@@ -76,7 +79,10 @@ def normal_smoothness(normal: Callable[[Tensor], Tensor], points: Tensor, offset
 
 
 def vertex_normals(vertices: Tensor, faces: Tensor) -> Tensor:
-    """Return unit vertex normals (N, 3): area-weighted means over the adjacent faces, 0 for vertices without a face."""
+    """Return unit vertex normals (N, 3) of a mesh: area-weighted means over the adjacent faces.
+
+    `vertices` are (N, 3), `faces` (F, 3) vertex indices. A vertex without a face has the normal 0.
+    """
     a, b, c = (vertices.index_select(0, faces[:, k]) for k in range(3))
     normal = torch.linalg.cross(b - a, c - a)
     total = torch.zeros_like(vertices)
@@ -86,14 +92,20 @@ def vertex_normals(vertices: Tensor, faces: Tensor) -> Tensor:
 
 
 def normal_consistency(vertices: Tensor, faces: Tensor) -> Tensor:
-    """Return the mean over all edges of 1 - cos(angle between the vertex normals at its two ends); 0 for a plane."""
+    """Return the mean over all edges of 1 - cos(angle between the vertex normals at the two ends); 0 for a plane.
+
+    `vertices` are (N, 3), `faces` (F, 3) vertex indices.
+    """
     normals = vertex_normals(vertices, faces)
     a, b = (normals.index_select(0, end) for end in _edge_ends(faces))
     return (1 - (a * b).sum(-1)).mean()
 
 
 def laplacian(vertices: Tensor, faces: Tensor) -> Tensor:
-    """Return the mean distance between a vertex and the mean of its neighbours, in world units."""
+    """Return the mean distance between a vertex and the mean of its neighbours, in world units.
+
+    `vertices` are (N, 3), `faces` (F, 3) vertex indices.
+    """
     one, other = _edge_ends(faces)
     a, b = torch.cat([one, other]), torch.cat([other, one])
     total = torch.zeros_like(vertices).index_add(0, a, vertices.index_select(0, b))
@@ -102,6 +114,6 @@ def laplacian(vertices: Tensor, faces: Tensor) -> Tensor:
 
 
 def _edge_ends(faces: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the vertex indices of the two ends of all edges, (3 F,) each. An edge between two faces occurs twice."""
+    # vertex indices of the two ends of all edges, (3 F,) each; an edge between two faces occurs twice
     one, other = torch.stack([faces, faces.roll(-1, 1)]).reshape(2, -1)
     return one, other

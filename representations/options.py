@@ -12,7 +12,7 @@ from threedgen.config.sections import Shares
 
 
 def require_backend(backend: str) -> None:
-    """Raise ConfigError if the package of a back end is not installed."""
+    """Raise ConfigError if the back end needs a package that is not installed."""
     if backend in EXTRAS:
         require(backend, f"backend: {backend}", "choose backend=auto")
 
@@ -180,7 +180,7 @@ class NeuralBackgroundConfig(Config):
 
 
 class MarchConfig(Config):
-    """Sample positions along rays, and the samples that are skipped before shading."""
+    """Options of ray marching: where samples are placed on rays, and which of them are skipped before shading."""
 
     samples: int = Field(512, ge=1, le=8192, description="samples on the longest chord of the bound")
     shown: int | None = Field(
@@ -204,7 +204,7 @@ class MarchConfig(Config):
 
 
 class OccupancyConfig(Config):
-    """Occupancy grid for empty space skipping (Mueller et al. 2022, appendix; nerfacc's update rule)."""
+    """Options of the occupancy grid for empty space skipping (Mueller et al. 2022, appendix; nerfacc's update rule)."""
 
     resolution: int = Field(32, ge=2, le=512, description="cells per axis")
     interval: int = Field(16, ge=1, description="training steps between updates")
@@ -238,7 +238,10 @@ class DiffuseMaterialConfig(MaterialConfig):
 
 
 class ProtocolConfig(Config):
-    """Settings of a NeRF fit to views. Consistency scores are comparable only under equal settings."""
+    """Options of a NeRF that is fitted to views of a scene, to score their 3D consistency.
+
+    Scores are comparable only under equal options.
+    """
 
     steps: int = Field(1000, ge=1, description="optimiser steps")
     rays: int | None = Field(None, ge=1, description="random pixels per step; null: all pixels of all views")

@@ -14,9 +14,12 @@ Mode = Literal["albedo", "textureless", "diffuse"]
 
 
 class Shading(NamedTuple):
-    """Shading mode of one render, and intensities of its ambient light and its point (diffuse) light.
+    """Shading mode of one render, and intensities of its lights.
 
-    Mode "albedo" is unlit, "textureless" shows the light on a white surface, "diffuse" multiplies light and albedo.
+    Attributes:
+        mode: "albedo" is unlit, "textureless" shows the light on a white surface, "diffuse" multiplies light and
+            albedo.
+        ambient, diffuse: intensities of the ambient light and of the point light.
     """
 
     mode: Mode = "albedo"
@@ -40,7 +43,7 @@ class Material:
     def sample_shading(
         self, step: int = 0, training: bool = False, generator: torch.Generator | None = None
     ) -> Shading:
-        """Return the shading mode and the light intensities of one render at a training step, from a CPU generator."""
+        """Return the shading of one render at an optimisation step, with random lights from a CPU generator."""
         return ALBEDO
 
     def __call__(
@@ -75,8 +78,10 @@ class DiffuseMaterial(Material):
     def sample_shading(
         self, step: int = 0, training: bool = False, generator: torch.Generator | None = None
     ) -> Shading:
-        """Return an unlit shading before step `ambient_only_steps`, then a lit one: in training at random, else if the
-        option `diffuse` is above 0. `generator` is on the CPU.
+        """Choose the shading of one render; `generator` is on the CPU.
+
+        It is unlit before step `ambient_only_steps`. Later it is lit at random in training, and otherwise if the option
+        `diffuse` is above 0.
         """
         options = self.options
         if not training:

@@ -20,7 +20,7 @@ _fraction = [1.0]
 
 @contextmanager
 def filled(fraction: float) -> Iterator[None]:
-    """Set the number of samples per ray in a context, as a fraction in (0, 1] of `march.samples`."""
+    """Within a `with` block, give each ray the number `march.samples` of samples times a fraction in (0, 1]."""
     _fraction.append(fraction)
     try:
         yield
@@ -52,7 +52,10 @@ def place(origins: Tensor, directions: Tensor, spans: Tensor, options: MarchConf
 
 @dataclass(frozen=True)
 class EqualRays(Samples):
-    """Samples on rays with equal numbers of samples. All chunks after the second have the memory of one of them."""
+    """Samples on rays that all have equally many samples, without values.
+
+    All chunks after the second share one chunk's memory.
+    """
 
     chunks: list[int] = field(default_factory=list)
 

@@ -40,7 +40,7 @@ class Traits(NamedTuple):
 
 
 def check_family(path: Path, names: Iterable[str]) -> None:
-    """Raise ConfigError if tensor names are not those of a supported latent diffusion model; the message says the kind."""
+    """Raise ConfigError, naming the kind found, if tensor names are not of a supported latent diffusion model."""
     names = list(names)
     unet = any(name.startswith(UNET) for name in names)
     for pattern, family in list(FAMILIES.items())[: 2 if unet else None]:

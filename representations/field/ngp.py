@@ -97,7 +97,7 @@ class EncodedField(Representation):
         return (x + self.options.radius) / (2 * self.options.radius)
 
     def _mask_levels(self, encoded: Tensor) -> Tensor:
-        """Zero the features of inactive levels in `encoded` (N, L*F) (Li et al. 2023, "Neuralangelo", section 3.2)."""
+        # zeros for inactive levels (Li et al. 2023, "Neuralangelo", section 3.2)
         if self.used_levels is None:
             return encoded
         level = torch.arange(encoded.shape[1], device=encoded.device) // self.options.encoding.n_features
@@ -163,7 +163,7 @@ class NGP(EncodedField):
         return o.density_scale * ACTIVATIONS[o.density_activation](raw + self._blob(x) + o.density_bias)
 
     def _blob(self, x: Tensor) -> Tensor:
-        """Return the term (N,), added before the activation, that makes the initial density a blob at the origin."""
+        # term (N,), added before the activation, that makes the initial density a blob at the origin
         o = self.options
         if o.density_blob == "blob_magic3d":
             return o.density_blob_scale * (1 - torch.linalg.vector_norm(x, dim=-1) / o.density_blob_std)

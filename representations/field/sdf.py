@@ -24,8 +24,9 @@ class SDF(EncodedField):
     """Signed distance field: distances and features of points in [-radius, radius]^3, initialised as a ball.
 
     The distance is f(x) = mlp(encoding(x)) + |x| - sphere, where the option `sphere` is the radius of the ball. The
-    parameter `log_sharpness` is log s. The buffer `cosine` is the value of the scheduled option `cosine` at this step.
-    The CPU generator `generator` initialises the parameters.
+    parameter `log_sharpness` is log s, where s is NeuS's sharpness: the surface is about 1/s thick. The buffer `cosine`
+    is the value of the scheduled option `cosine` at this step. The CPU generator `generator` initialises the
+    parameters.
     """
 
     options: SDFConfig
@@ -53,12 +54,18 @@ class SDF(EncodedField):
         return self.log_sharpness.exp().clamp(max=1e6)
 
     def distance(self, x: Tensor, encoded: Tensor | None = None) -> Tensor:
-        """Return f (N,) in world units of world points x (N, 3). `encoded` (N, L*F) is the encoding of x, or None."""
+        """Return signed distances f (N,) in world units of world points x (N, 3), negative inside.
+
+        `encoded` (N, L*F) is the position encoding of x if it is known already.
+        """
         encoded = self._encode(x) if encoded is None else encoded
         return self.sdf_mlp(encoded)[:, 0] + torch.linalg.vector_norm(x, dim=-1) - self.options.sphere
 
     def density(self, x: Tensor) -> Tensor:
-        """Return the density s Phi(-s f) (N,), in 1 / world unit, of world points x (N, 3)."""
+        """Return densities s sigmoid(-s f) (N,), in 1 / world unit, at world points x (N, 3).
+
+        s is the sharpness, f the signed distance.
+        """
         s = self.sharpness
         return s * torch.sigmoid(-s * self.distance(x))
 
@@ -73,7 +80,7 @@ class SDF(EncodedField):
 
         Returns:
             Densities (N,), for which 1 - exp(-density * length) is NeuS's opacity (eq. 13); features (N, n_features);
-                outward unit normals (N, 3); norms (N,) of the gradient of f.
+                outward unit normals (N, 3); norms (N,) of the gradient of the signed distance.
         """
         encoded, gradient = self._encode(x), self.gradient(x)
         gradient_norm = torch.linalg.vector_norm(gradient, dim=-1)
@@ -86,13 +93,20 @@ class SDF(EncodedField):
         return -torch.log1p(-opacity) / lengths.clamp(min=EPS), self.feature_mlp(encoded), normal, gradient_norm
 
     def opacity(self, distance: Tensor, change: Tensor) -> Tensor:
-        """Return the opacity (N,) in [0, 1) of intervals, from f (N,) at the midpoint and f(end) - f(start) (N,)."""
+        """Return NeuS's opacities (N,) in [0, 1) of ray intervals.
+
+        `distance` (N,) is the signed distance at the midpoint, `change` (N,) its value at the end minus that at the
+        start.
+        """
         s = self.sharpness
         start, end = (torch.sigmoid(s * (distance + side * change / 2)) for side in (-1, 1))
         return ((start - end + EPS) / (start + EPS)).clamp(0, 1 - EPS)
 
     def gradient(self, x: Tensor) -> Tensor:
-        """Return the gradient (N, 3) of f at world points x (N, 3) by central differences, not differentiable in x."""
+        """Return gradients (N, 3) of the signed distance at world points x (N, 3) by central differences.
+
+        They are differentiable in the parameters, not in x.
+        """
         eps, radius = self._eps(), self.options.radius
         steps = eps * torch.eye(3, device=x.device, dtype=x.dtype)
         neighbours = (x.detach()[:, None, :] + torch.cat([steps, -steps])).clamp(-radius, radius)

@@ -41,7 +41,7 @@ def position_gradient(encoding: nn.Module, x: Tensor, grad: Tensor) -> Tensor:
 
 
 class HashGrid(nn.Module):
-    """Multi-resolution hash grid with L levels and one parameter `table` (entries, F).
+    """Multi-resolution hash grid with L levels; the parameter `table` (entries, F) has F features per entry.
 
     Other encodings have the same constructor, `forward` and attribute `output_dim`, the number of features.
 
@@ -90,7 +90,7 @@ class _Context(FunctionCtx):
 
 
 class Encode(Function):
-    """Map (x, table) to features. The backward pass computes the gradient of x only if x needs it."""
+    """Autograd function (x, table) -> features. Its backward pass computes the gradient of x only if x needs it."""
 
     @staticmethod
     def forward(ctx: _Context, x: Tensor, table: Tensor, levels: Levels, kernels: ModuleType) -> Tensor:
@@ -107,7 +107,7 @@ class Encode(Function):
 
 
 class TableGradient(Function):
-    """Map (x, gradient of the features) to the gradient of the table."""
+    """Autograd function (x, gradient of the features) -> gradient of the table."""
 
     @staticmethod
     def forward(ctx: _Context, x: Tensor, grad: Tensor, levels: Levels, kernels: ModuleType) -> Tensor:
@@ -124,7 +124,7 @@ class TableGradient(Function):
 
 
 class PositionGradient(Function):
-    """Map (x, table, gradient of the features) to the gradient of x (N, 3). It is differentiable once more."""
+    """Autograd function (x, table, gradient of the features) -> gradient of x (N, 3). Differentiable once more."""
 
     @staticmethod
     def forward(ctx: _Context, x: Tensor, table: Tensor, grad: Tensor, levels: Levels, kernels: ModuleType) -> Tensor:

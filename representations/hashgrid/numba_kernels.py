@@ -37,7 +37,7 @@ _PRIME_Y, _PRIME_Z = np.uint32(2654435761).astype(np.int32), np.int32(805459861)
 
 @njit(cache=True)
 def _locate(x, start, count, scale, cell, fraction, speed):
-    """Write cell, position in the cell and d(position)/dx, (3, count) each, of `count` points from index `start` on."""
+    # writes cell, position in the cell and d(position)/dx, (3, count) each, of `count` points from index `start` on
     for axis in range(3):
         coordinates, cells, fractions = x[axis, start : start + count], cell[axis], fraction[axis]
         for i in range(count):
@@ -51,11 +51,9 @@ def _locate(x, start, count, scale, cell, fraction, speed):
 
 @njit(cache=True)
 def _corners(cell, count, resolution, entries, hashed, rows):
-    """Write the rows (8, count) of the cells' corners in the level's table. Corner k has the x offset k & 1.
-
-    A hashed level has a power of two rows, so modulo is a mask. A dense index is below twice the number of rows, so one
-    subtraction is enough.
-    """
+    # Writes the rows (8, count) of the cells' corners in the level's table. Corner k has the x offset k & 1. A hashed
+    # level has a power of two rows, so modulo is a mask. A dense index is below twice the number of rows, so one
+    # subtraction is enough.
     if hashed:
         mask = np.int32(entries - 1)
         for i in range(count):
@@ -113,20 +111,20 @@ def _prepare(x, direction, start, count, scale, resolution, entries, hashed, scr
 
 @njit
 def _scratch():
-    """Return work arrays for one tile: cell, fraction, speed, rows, and weights (or products)."""
+    # for one tile: cell, fraction, speed, rows, and weights (or products)
     threes = np.empty((3, TILE), np.int32), np.empty((3, TILE), np.float32), np.empty((3, TILE), np.float32)
     return (*threes, np.empty((8, TILE), np.uint32), np.empty((8, TILE), np.float32))
 
 
 @njit
 def _level_of(task, n_levels):
-    """Return the level of a task. Cheap coarse and costly fine levels alternate, so that the shares are equal."""
+    # cheap coarse and costly fine levels alternate, so that the shares are equal
     return task // 2 if task % 2 == 0 else n_levels - 1 - task // 2
 
 
 @njit(cache=True)
 def _gather(table, rows, weights, count, features, out, start):
-    """Write out[f, i] = sum over corners of weight * table[row, f], two features at a time (an odd last one twice)."""
+    # out[f, i] = sum over corners of weight * table[row, f], two features at a time (an odd last one twice)
     n = np.uint32(len(features))
     for f in range(0, len(features), 2):
         pair = np.uint32(f + 1 < len(features))
@@ -143,7 +141,7 @@ def _gather(table, rows, weights, count, features, out, start):
 
 @njit(cache=True)
 def _add(table, rows, weights, count, features, grad, start):
-    """Add weight * grad[f, i] to table[row, f] for all corners, two features at a time."""
+    # adds weight * grad[f, i] to table[row, f] for all corners, two features at a time
     n = np.uint32(len(features))
     for f in range(0, len(features), 2):
         pair = np.uint32(f + 1 < len(features))
@@ -159,7 +157,7 @@ def _add(table, rows, weights, count, features, grad, start):
 
 @njit(cache=True)
 def _multiply(table, rows, grad, start, count, features, products):
-    """Write products (8, count): the dot products of the features' gradient and the table rows of the corners."""
+    # products (8, count): dot products of the features' gradient and the table rows of the corners
     n = np.uint32(len(features))
     grad = grad[:, start : start + count]
     for i in range(count):
@@ -172,7 +170,7 @@ def _multiply(table, rows, grad, start, count, features, products):
 
 @njit(cache=True)
 def _slope(products, fraction, speed, count, out, start):
-    """Add the derivative with respect to x of the trilinear interpolation of `products` to out (3, N)."""
+    # adds the derivative with respect to x of the trilinear interpolation of `products` to out (3, N)
     out_x, out_y, out_z = out[0, start:], out[1, start:], out[2, start:]
     p = products
     for i in range(count):
@@ -203,7 +201,7 @@ def _encode(share, shares, x, direction, table, scale, resolution, offset, hashe
 
 @njit(cache=True, nogil=True)
 def _scatter(share, shares, x, direction, grad, scale, resolution, offset, hashed, features, out):
-    """Write the table's gradient to out (entries * F,). One share does whole levels."""
+    # writes the table's gradient to out (entries * F,); one share does whole levels
     n_points, n_levels, n = x.shape[1], scale.shape[0], len(features)
     scratch = _scratch()
     for task in range(n_levels * share // shares, n_levels * (share + 1) // shares):
@@ -238,10 +236,11 @@ def _position_gradient(share, shares, x, table, grad, scale, resolution, offset,
 
 
 def run_in_threads(kernel: Callable[..., None], n_points: int, *arguments: object) -> None:
-    """Run kernel(share, shares, *arguments) for all shares: one per torch thread, but at least BLOCK points each.
+    """Run a numba kernel on n_points points in one thread per torch thread, each with at least BLOCK points.
 
-    The kernels release the GIL, so Python threads run in parallel. numba's parallel loops take twice as long to
-    compile, and their thread pools crash a process that forks.
+    Thread number `share` of `shares` calls kernel(share, shares, *arguments). The kernels release the GIL, so Python
+    threads run in parallel. numba's parallel loops take twice as long to compile, and their pools crash a process that
+    forks.
     """
     shares = max(1, min(torch.get_num_threads(), n_points // BLOCK))
     if shares == 1:
@@ -277,13 +276,12 @@ def position_gradient(x: Tensor, table: Tensor, grad: Tensor, levels: Levels) ->
 
 
 def _run(kernel: Callable[..., None], levels: Levels, n_features: int, out: Tensor, *arrays: np.ndarray) -> None:
-    """Run a kernel on its input arrays, of which the first is the points (3, N), and write to `out`."""
     geometry = levels.scale, levels.resolution, levels.offset, levels.hashed, (0,) * n_features
     run_in_threads(kernel, arrays[0].shape[1], *arrays, *geometry, out.numpy())
 
 
 def _columns(rows: Tensor | None) -> np.ndarray:
-    """Return rows (N, C) as a contiguous array (C, N), if possible without a copy; None: an array (3, 0)."""
+    # rows (N, C) as a contiguous array (C, N), if possible without a copy; None: an array (3, 0)
     return np.empty((3, 0), np.float32) if rows is None else rows.detach().t().contiguous().numpy()
 
 

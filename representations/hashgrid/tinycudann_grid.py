@@ -26,7 +26,7 @@ def encode(x: Tensor, table: Tensor, levels: Levels) -> Tensor:
 
 @lru_cache(maxsize=8)
 def _module(levels: Levels, n_features: int) -> Any:
-    """Return tiny-cuda-nn's module, whose own parameters are not used."""
+    # its own parameters are not used
     if n_features not in (1, 2, 4, 8):
         raise ConfigError(
             f"backend=tinycudann supports n_features 1, 2, 4 and 8, not {n_features}. Set backend=auto.", "n_features"

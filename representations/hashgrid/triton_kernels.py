@@ -25,10 +25,8 @@ BLOCK = tl.constexpr(256)  # points per program
 
 @triton.jit
 def _row(x, y, z, corner: tl.constexpr, resolution, entries, hashed):
-    """Return the row in the level's table of a corner of cell (x, y, z). Bits 0 to 2 of `corner` are x, y, z offsets.
-
-    A hashed level has a power of two entries, so modulo is a mask. A dense index is below twice the number of entries.
-    """
+    # Row in the level's table of a corner of cell (x, y, z). Bits 0 to 2 of `corner` are x, y, z offsets. A hashed
+    # level has a power of two entries, so modulo is a mask. A dense index is below twice the number of entries.
     x, y, z = x + (corner & 1), y + ((corner >> 1) & 1), z + (corner >> 2)
     mixed = x.to(tl.uint32) ^ (y.to(tl.uint32) * 2654435761) ^ (z.to(tl.uint32) * 805459861)
     dense = x + resolution * (y + resolution * z)
@@ -48,7 +46,7 @@ def _signed(slope, upper: tl.constexpr):
 
 @triton.jit
 def _weight(x, y, z, u, v, w, corner: tl.constexpr, ALONG: tl.constexpr):
-    """Return a corner's trilinear weight at (x, y, z) in the cell or, if ALONG, its derivative along (u, v, w)."""
+    # a corner's trilinear weight at (x, y, z) in the cell or, if ALONG, its derivative along (u, v, w)
     a, b, c = _side(x, corner & 1), _side(y, (corner >> 1) & 1), _side(z, corner >> 2)
     if ALONG:
         p, q, r = _signed(u, corner & 1), _signed(v, (corner >> 1) & 1), _signed(w, corner >> 2)
@@ -66,7 +64,7 @@ def _level(scales, geometry, level):
 
 @triton.jit
 def _axis(x, direction, at, mask, scale, ALONG: tl.constexpr):
-    """Return cell index, position in the cell and d(position)/dx on one axis, the last times `direction` if ALONG."""
+    # cell index, position in the cell and d(position)/dx on one axis, the last times `direction` if ALONG
     coordinate = tl.load(x + at * 3, mask=mask, other=0.0)
     position = tl.where(coordinate > 0, tl.minimum(coordinate, 1.0), 0.0) * scale + 0.5
     speed = tl.where((coordinate >= 0) & (coordinate <= 1), scale, 0.0)
@@ -177,7 +175,7 @@ def _rows(x: Tensor, direction: Tensor | None) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _on_device(levels: Levels, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return the arguments `scales` and `geometry` of the kernels, cached, since a copy to the GPU synchronises."""
+    # cached, since a copy to the GPU synchronises
     columns = levels.resolution, levels.offset[:-1], np.diff(levels.offset), levels.hashed
     geometry = torch.from_numpy(np.stack(columns, axis=1).astype(np.int32))
     return torch.from_numpy(levels.scale).to(device), geometry.to(device)

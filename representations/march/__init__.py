@@ -90,7 +90,10 @@ class Samples:
         return Samples(ray_index - part.start, t_start, t_end, start - first, count)
 
     def split(self, max_samples: int | None) -> list[slice]:
-        """Divide the rays into slices of at most `max_samples` samples, but at least one ray. None: one slice."""
+        """Divide the rays into slices with at most `max_samples` samples each; None: one slice.
+
+        A slice has at least one ray, even if that ray has more samples.
+        """
         if max_samples is None or len(self) <= max_samples:
             return [slice(0, self.n_rays)]
         parts, first = [], 0
@@ -102,19 +105,25 @@ class Samples:
 
     @cached_property
     def ends(self) -> Tensor:
-        """Number of samples before each ray and of all, (R + 1,) int64 on the CPU. The first access waits for a GPU."""
+        """Index of the first sample of each ray, then the number of all samples: (R + 1,) int64 on the CPU.
+
+        The first access waits for a GPU.
+        """
         return F.pad(self.count.cumsum(0), (1, 0)).cpu()
 
 
 def pack(ray_index: Tensor, t_start: Tensor, t_end: Tensor, n_rays: int) -> Samples:
-    """Create `Samples` of `n_rays` rays from flat arrays (N,). `ray_index` must be ascending."""
+    """Create `Samples` of `n_rays` rays from the ray index, start and end of N intervals, (N,) each.
+
+    `ray_index` must be ascending.
+    """
     ray_index = ray_index.long()
     edges = torch.searchsorted(ray_index, torch.arange(n_rays + 1, device=ray_index.device))
     return Samples(ray_index, t_start, t_end, edges[:-1], edges[1:] - edges[:-1])
 
 
 def join(groups: Sequence[Samples]) -> Samples:
-    """Concatenate the samples of consecutive ray ranges."""
+    """Concatenate the samples of several groups of rays. The rays of a group follow those of the group before it."""
     if len(groups) == 1:
         return groups[0]
     rays = accumulate((group.n_rays for group in groups), initial=0)
@@ -165,7 +174,7 @@ def spans_of(origins: Tensor, directions: Tensor, options: MarchConfig, jitter: 
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Return the dot products (R,), summed in the kernels' order for equal rounding."""
+    # in the kernels' order of additions, for equal rounding
     return a[:, 0] * b[:, 0] + a[:, 1] * b[:, 1] + a[:, 2] * b[:, 2]
 
 
@@ -198,9 +207,10 @@ def composite(sigma: Tensor, values: Tensor, samples: Samples, name: str = "auto
 
 
 def visible(sigma: Tensor, samples: Samples, alpha_threshold: float, early_stop: float, name: str = "auto") -> Tensor:
-    """Return a mask (N,) for densities sigma (N,): alpha >= `alpha_threshold`, and transmittance >= `early_stop`.
+    """Return which samples are visible, a bool mask (N,).
 
-    The transmittance is that in front of the sample. `name` is the back end, or "auto".
+    A sample is visible if its alpha is at least `alpha_threshold` and the transmittance in front of it is at least
+    `early_stop`. `sigma` (N,) are densities; `name` is the back end, or "auto".
     """
     return backend(sigma, name).visible(sigma.detach(), samples, alpha_threshold, early_stop)
 

@@ -59,7 +59,7 @@ def _occupied(o, d, r, t, cells, scale, radius, size):
 
 @njit(cache=True, error_model="numpy", parallel=True)
 def _count(o, d, span, cells, size, scale, radius, limit, first, last, count):
-    """Write the number of samples of each ray and the step numbers of its first and last sample."""
+    # number of samples of each ray, and step numbers of its first and last sample
     for r in prange(o.shape[0]):
         n, low, high = N(0), N(MAX_STEPS), N(-1)
         for k in range(limit[r]):  # vectorised only with 32-bit numbers and reductions
@@ -75,7 +75,7 @@ def _count(o, d, span, cells, size, scale, radius, limit, first, last, count):
 
 @njit(cache=True, error_model="numpy", parallel=True)
 def _fill(o, d, span, cells, size, scale, radius, first, last, start, ray_index, t_start, t_end):
-    """Write the samples of each ray, beginning at index start[r]."""
+    # writes the samples of each ray, beginning at index start[r]
     for r in prange(o.shape[0]):
         n = start[r]
         for k in range(first[r], last[r] + 1):
@@ -115,7 +115,7 @@ def _forward(sigma, values, t_start, t_end, start, count, weights, transmittance
 
 @njit(cache=True, error_model="numpy", parallel=True)
 def _backward(g_pixels, g_weights, values, t_start, t_end, start, count, weights, transmittance, g_sigma, g_values):
-    """Write gradients, with d w_j / d sigma_i = dt_i T_(i+1) for j = i and -dt_i w_j for j > i, last sample first."""
+    # d w_j / d sigma_i = dt_i T_(i+1) for j = i and -dt_i w_j for j > i, last sample first
     channels = values.shape[1]
     for r in prange(start.shape[0]):
         suffix_sum = 0.0

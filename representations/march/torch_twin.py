@@ -40,7 +40,7 @@ def visible(sigma: Tensor, samples: Samples, alpha_threshold: float, early_stop:
 
 
 def _weights(sigma: Tensor, samples: Samples) -> tuple[Tensor, Tensor, Tensor]:
-    """Return for each sample the weight, the transmittance in front of it, and alpha, (N,) each."""
+    # for each sample the weight, the transmittance in front of it, and alpha, (N,) each
     max_count = int(samples.count.max()) if samples.n_rays else 0
     slot = torch.arange(len(samples), device=sigma.device) - samples.start[samples.ray_index]
     where = (samples.ray_index, slot)

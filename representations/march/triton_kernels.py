@@ -21,7 +21,7 @@ ONE_WARP: dict[str, int | bool] = {"num_warps": 1}  # sums over 64 samples then 
 
 @triton.jit
 def _steps(origins, directions, spans, cells, ray, k, scale, radius, SIZE: tl.constexpr):
-    """Return start, end and keep flag (BLOCK,) of the steps k (BLOCK,) of a ray. `cells` is the flat occupancy grid."""
+    # start, end and keep flag (BLOCK,) of the steps k (BLOCK,) of a ray; `cells` is the flat occupancy grid
     entry, leave, step = tl.load(spans + ray * 3), tl.load(spans + ray * 3 + 1), tl.load(spans + ray * 3 + 2)
     t_start, t_end = entry + k.to(tl.float32) * step, entry + (k + 1).to(tl.float32) * step
     t_mid = 0.5 * (t_start + t_end)
@@ -68,7 +68,7 @@ def _fill(
 
 @triton.jit
 def _interval(sigma, t_start, t_end, at, mask):
-    """Return optical depth (sigma * length), length and midpoint of the samples at indices `at`, 0 outside `mask`."""
+    # optical depth (sigma * length), length and midpoint of the samples at indices `at`, 0 outside `mask`
     first = tl.load(t_start + at, mask=mask, other=0.0)
     last = tl.load(t_end + at, mask=mask, other=0.0)
     return tl.load(sigma + at, mask=mask, other=0.0) * (last - first), last - first, 0.5 * (first + last)
@@ -121,7 +121,7 @@ def _backward(
     C: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """Write gradients, with d w_j / d sigma_i = dt_i T_(i+1) for j = i and -dt_i w_j for j > i, last sample first."""
+    # d w_j / d sigma_i = dt_i T_(i+1) for j = i and -dt_i w_j for j > i, last sample first
     ray = tl.program_id(0).to(tl.int64)
     first, n_samples = tl.load(start + ray), tl.load(count + ray)
     k, c = tl.arange(0, BLOCK), tl.arange(0, WIDE)

@@ -132,7 +132,7 @@ class DMTet(Representation):
     def _columns(
         self, vertices: Tensor, faces: Tensor, cameras: Cameras, material: Material, light: Tensor, shading: Shading
     ) -> Tensor:
-        """Return (B * H * W, 9): colour (3), opacity, depth, normal (3) and orientation term of each pixel."""
+        # (B * H * W, 9): colour (3), opacity, depth, normal (3) and orientation term of each pixel
         points = surface_points(vertices, faces, cameras)
         _, features = self.paint(points.position)
         light = light[points.pixel // (cameras.height * cameras.width)]
@@ -182,7 +182,10 @@ class DMTet(Representation):
 
 
 def remove_small_parts(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return the bool mask `inside` (G, G, G) without parts smaller than `MIN_PART_SIZE` of the largest part."""
+    """Remove small connected parts from a bool mask `inside` (G, G, G), and return the result.
+
+    Small means fewer points than `MIN_PART_SIZE` times those of the largest part.
+    """
     labels, _ = ndimage.label(inside)
     sizes = np.bincount(labels.reshape(-1))
     sizes[0] = 0

@@ -28,7 +28,10 @@ class SurfacePoints(NamedTuple):
 
 
 def surface_points(vertices: Tensor, faces: Tensor, cameras: Cameras) -> SurfacePoints:
-    """Return the visible surface points of a mesh: vertices (N, 3) in world units and faces (F, 3) int64."""
+    """Compute the surface points of a mesh that cameras see, one per pixel on the mesh.
+
+    `vertices` are (N, 3) in world units, `faces` (F, 3) int64.
+    """
     size, device = (cameras.height, cameras.width), vertices.device
     shape = vertices.detach().cpu().numpy(), faces.cpu().numpy(), cameras.c2w.cpu().numpy(), cameras.fov.cpu().numpy()
     face = torch.from_numpy(raster.rasterise(*shape, size).face).long().to(device)
@@ -52,7 +55,7 @@ def surface_points(vertices: Tensor, faces: Tensor, cameras: Cameras) -> Surface
 
 
 def antialias(image: Tensor, face: Tensor, vertices: Tensor, faces: Tensor, cameras: Cameras) -> Tensor:
-    """Return images (B, H, W, C) with an antialiased outline of the mesh, differentiable in the vertices.
+    """Antialias the outline of a mesh in images (B, H, W, C); return images that are differentiable in the vertices.
 
     The outline lies between a mesh pixel and an adjacent background pixel: t in [0, 1] is its position from the centre
     of the mesh pixel (0) to the centre of the background pixel (1). For t < 1/2 the mesh pixel gets a fraction 1/2 - t
@@ -75,7 +78,7 @@ def antialias(image: Tensor, face: Tensor, vertices: Tensor, faces: Tensor, came
 
 
 def _outline(pixels: Tensor, depth: Tensor, faces: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return start and end points (S, 2), in pixels, and camera indices (S,) of S silhouette edges."""
+    # start and end points (S, 2), in pixels, and camera indices (S,) of S silhouette edges
     count = pixels.shape[1]
     ends = torch.stack([faces, faces.roll(-1, 1)], dim=-1).sort(dim=-1).values.reshape(-1, 2)
     keys, edge_index = torch.unique(ends[:, 0] * count + ends[:, 1], return_inverse=True)
@@ -92,12 +95,9 @@ def _outline(pixels: Tensor, depth: Tensor, faces: Tensor) -> tuple[Tensor, Tens
 
 
 def _crossings(face: Tensor, start: Tensor, end: Tensor, view: Tensor, axis: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Find the crossings of silhouette edges between the centres of a mesh pixel and a background pixel.
-
-    Axis 0 is for pixels in one row and steep edges, axis 1 for pixels in one column and flat edges. Returns flat
-    indices of mesh pixels (Q,) and background pixels (Q,), and t (Q,) as in `antialias`. A pair of pixels occurs once,
-    with its outermost crossing.
-    """
+    # Crossings of silhouette edges between the centres of a mesh pixel and a background pixel: flat indices of mesh
+    # pixels (Q,) and background pixels (Q,), and t (Q,) as in `antialias`. Axis 0 is for pixels in one row and steep
+    # edges, axis 1 for pixels in one column and flat edges. A pair of pixels occurs once, with its outermost crossing.
     height, width = face.shape[1:]
     lines, length = (height, width) if axis == 0 else (width, height)
     other = 1 - axis

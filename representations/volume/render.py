@@ -92,13 +92,10 @@ MARCH_FACTORS = {"triton": 16, "meta": 1 << 40}  # of the marched samples, as a 
 def _sample_rays(
     field: Representation, occupancy: OccupancyGrid | None, options: MarchConfig, rays: _Rays, chunk: int | None
 ) -> Samples:
-    """Place samples on the rays and, if an option asks for it, drop those of low alpha or transmittance.
-
-    Dropping is off by default: it costs one density evaluation per sample, and saves time if it removes over 40 % of
-    them. As in nerfacc, the alpha threshold is at most the mean of the occupancy grid, so that a scene of uniform low
-    density keeps samples. With `chunk`, a few rays are marched at a time to save memory. On a GPU more are, since each
-    march waits for its number of samples; only their densities are computed a few at a time.
-    """
+    # Dropping samples is off by default: it costs one density evaluation per sample, and saves time if it removes over
+    # 40 % of them. As in nerfacc, the alpha threshold is at most the mean of the occupancy grid, so that a scene of
+    # uniform low density keeps samples. With `chunk`, a few rays are marched at a time to save memory. On a GPU more
+    # are, since each march waits for its number of samples; only their densities are computed a few at a time.
     grid, threshold = (None if occupancy is None else occupancy.binary), options.alpha_threshold
     drop = threshold > 0 or options.early_stop > 0
     if occupancy is not None and drop:
@@ -118,7 +115,6 @@ def _sample_rays(
 
 
 def _density(field: Representation, rays: _Rays, samples: Samples, limit: int) -> Tensor:
-    """Return the densities (N,) of samples, computed for `limit` samples at a time."""
     columns = zip(samples.ray_index.split(limit), samples.t_start.split(limit), samples.t_end.split(limit), strict=True)
     parts = (Samples(index, start, end, samples.start, samples.count) for index, start, end in columns)
     return torch.cat([field.density(part.positions(rays.origins, rays.directions)) for part in parts])
@@ -133,7 +129,7 @@ def _shade(
     shading: Shading,
     need_normals: bool,
 ) -> tuple[Tensor | None, ...]:
-    """Shade and composite the samples. Return the values of `_SHADED`. Deterministic, as `two_pass` requires."""
+    # returns the values of `_SHADED`; deterministic, as `two_pass` requires
     if len(samples) == 0:  # one sample of length 0 on the first ray keeps the graph
         zero = rays.origins.new_zeros(1)
         samples = pack(zero.long(), zero, zero, len(rays.origins))
@@ -240,7 +236,10 @@ def sample_bytes(
     normals: bool,
     device: torch.device | str = "cpu",
 ) -> float:
-    """Measure the graph memory of a training render on a few rays, in bytes per sample. With `normals` it is lit."""
+    """Measure the memory of a training render's autograd graph, in bytes per sample, on a few rays.
+
+    `normals`: the render is lit and has normals.
+    """
     shading = Shading("diffuse", 0.5, 0.5) if normals else ALBEDO
     shade_all = options.model_copy(update={"alpha_threshold": 0.0, "early_stop": 0.0, "chunk": None})
 
@@ -257,6 +256,9 @@ def sample_bytes(
 
 
 def samples_that_fit(free_bytes: int, bytes_per_sample: float) -> int:
-    """Return the samples per chunk: a power of two, so that small changes of the free memory do not change it."""
+    """Return the number of samples per chunk that fits into the free memory.
+
+    It is a power of two, so that small changes of the free memory do not change it.
+    """
     fitting = MEMORY_FRACTION * free_bytes / (BACKWARD_FACTOR * max(bytes_per_sample, 1.0))
     return 1 << max(10, int(fitting).bit_length() - 1)

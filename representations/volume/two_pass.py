@@ -21,7 +21,7 @@ Compute = Callable[[slice], Outputs]
 
 
 def two_pass(compute: Compute, parts: Sequence[slice], parameters: Iterable[Tensor]) -> tuple[Tensor | None, ...]:
-    """Return the outputs of `compute` for consecutive parts, concatenated along the first axis.
+    """Compute `compute(part)` for all parts and return the outputs, concatenated along the first axis.
 
     Only the graph of one part is in memory at a time. The backward pass raises RuntimeError if a parameter has changed
     since the forward pass, or if create_graph is set.
@@ -74,7 +74,7 @@ class _TwoPass(Function):
 
 
 def _part_gradients(ctx: _Context, part: slice, gradients: Outputs, parameters: list[Tensor]) -> Outputs:
-    """Recompute one part with a graph and return its contribution to the gradient of each parameter."""
+    # recomputes one part with a graph; the result is its contribution to the gradient of each parameter
     with ExitStack() as stack:
         stack.enter_context(torch.enable_grad())
         for kind, enabled, dtype in ctx.autocast:
@@ -92,7 +92,7 @@ def _part_gradients(ctx: _Context, part: slice, gradients: Outputs, parameters: 
 
 
 def _run_parts(parts: Sequence[slice], compute: Compute) -> Iterator[Outputs]:
-    """Yield compute(part) for each part in order. A part that does not fit into GPU memory is halved."""
+    # a part that does not fit into GPU memory is halved
     stack = list(reversed(parts))
     while stack:
         part = stack.pop()
