@@ -27,7 +27,7 @@ class PromptedConfig(RunConfig):
         return True
 
     def texts(self) -> list[str]:
-        """Return all prompts that the config names, for checks before the run. Raises ConfigError."""
+        """Return all prompts of the config, for checks before the run. Raises ConfigError."""
         return [self.prompt]
 
     def vocabulary(self) -> Vocabulary | None:
@@ -39,7 +39,7 @@ class PromptedConfig(RunConfig):
     def check_prompt(self, others: Iterable[str] = ()) -> None:
         """Raise ConfigError if the prior knows no noun of a prompt. With `prompt_check` off, nothing is checked.
 
-        The checked prompts are `others`, or the prompt of the config if `others` is empty.
+        `others` are the prompts to check; empty: the prompt of the config.
         """
         if self.prompt_check == "off":
             return
@@ -60,7 +60,7 @@ class PromptedConfig(RunConfig):
         return prompt_reader(None).usual_height(self.prompt)
 
     def prompt_notes(self) -> list[str]:
-        """Return warnings about the objects in the prompt and unknown negative words. Raises ConfigError."""
+        """Return warnings: objects in the prompt, and unknown words in the negative prompt. Raises ConfigError."""
         vocabulary = self.vocabulary()
         unknown = vocabulary.unknown(getattr(self, "negative_prompt", "")) if vocabulary else []
         negative = [f"negative_prompt: {note}" for note in unknown_words_note(unknown)]

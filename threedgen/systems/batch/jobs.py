@@ -59,9 +59,12 @@ Skipped: the prior knows no noun of the prompt."""
 
 @dataclass(frozen=True)
 class Job:
-    """Method, prompt and seed of one object, and the checked config that makes it.
+    """One object to make: method, prompt and seed, and the checked config of its run.
 
-    `key` is the name of the run folder. It contains a hash of the config and is the same on every machine.
+    Attributes:
+        method: config name with optional key=value changes, such as "mvdream-toybox size=32".
+        key: name of the run folder. It contains a hash of the config and is the same on every machine.
+        config: config of the method, with the prompt and the seed.
     """
 
     method: str
@@ -72,19 +75,21 @@ class Job:
 
 
 def words_of(method: str) -> list[str]:
-    """Split a method into its config name and its key=value changes. The config may be a file name with blanks."""
+    """Split a method: "mvdream-toybox size=32" becomes ["mvdream-toybox", "size=32"]. File names may have blanks."""
     return re.split(r"\s+(?=[A-Za-z_][\w.]*=)", method.strip())
 
 
 def object_config(
     method: str, overrides: Sequence[str], prompt: str, key: str, by: str, spared: Mapping[str, object] | None = None
 ) -> RunConfig:
-    """Load the config of a method. Raises ConfigError if its task does not make an object from a prompt.
+    """Load the config that a method names. The method is a config name with optional key=value changes.
 
     Args:
-        overrides: key=value changes for all methods; those of the method itself win.
-        key, by: config key that contains the method, and name of the calling task, for errors.
-        spared: further values by config key; values for sections that the config does not have are ignored.
+        overrides: key=value changes for all methods. Changes in `method` win.
+        key, by: config key that contains `method`, and name of the calling task, for error messages.
+        spared: further values by config key. Keys of sections that the config does not have are ignored.
+
+    Raises ConfigError, also if the task of the config does not make an object from a prompt.
     """
     name, *own = words_of(method)
     overrides = [*overrides, *own]
@@ -104,7 +109,7 @@ def object_config(
 
 
 def job(method: str, base: RunConfig, prompt: str, seed: int) -> Job:
-    """Create the job of a method for a prompt and a seed, from the config `base` of the method."""
+    """Create the job of one object. Its config is `base`, the config of the method, with `prompt` and `seed`."""
     config = base.model_copy(update={"prompt": prompt, "seed": seed, "out": None, "threads": None})
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(words_of(method)[0]).stem).strip("-")[:40]
     words = runs.slug(prompt)[:-9][:40].strip("-")
@@ -123,7 +128,10 @@ def plan(config: BatchConfig) -> list[Job]:
 
 
 def check_prompts(methods: Mapping[str, RunConfig], prompts: Sequence[str]) -> None:
-    """Raise ConfigError if the prior of a method knows no noun of a prompt. Other errors of the configs are ignored."""
+    """Raise ConfigError if the prior of a config knows no noun of a prompt. Other errors of the configs are ignored.
+
+    `methods` has the configs by method.
+    """
     for method, config in methods.items():
         try:
             if isinstance(config, PromptedConfig):
@@ -134,7 +142,7 @@ def check_prompts(methods: Mapping[str, RunConfig], prompts: Sequence[str]) -> N
 
 
 def wrong_jobs(jobs: Sequence[Job]) -> dict[str, str]:
-    """Return the reason by key for each job whose prior knows no noun of the prompt."""
+    """Return {job key: reason} for each job whose prior knows no noun of the prompt."""
     reasons: dict[tuple[str, str], str] = {}
     for method, config in {job.method: job.config for job in jobs}.items():
         for prompt in dict.fromkeys(job.prompt for job in jobs):
@@ -147,7 +155,10 @@ def wrong_jobs(jobs: Sequence[Job]) -> dict[str, str]:
 
 
 def figures(folder: Path) -> Tree:
-    """Return the figures of a finished object for the table: triangles, texture, height in metres, bytes."""
+    """Read the table columns of a finished object from its run folder; a value is None if it is not recorded.
+
+    These are peak memory in MiB, number of triangles, texture side in texels, height in metres, file size in bytes.
+    """
     asset = read_json(folder / ASSET / MANIFEST)
     sizes, levels = asset.get("size_m") or {}, asset.get("levels") or {}
     return {
@@ -164,9 +175,10 @@ def write_record(folder: Path, state: str, **figures: object) -> None:
 
 
 def make(job: Job, root: Path, threads: int | None) -> str:
-    """Run the task of a job in the folder root/KEY, with `threads` CPU threads, and return the state of the job.
+    """Run the task of a job in the folder root/KEY, where KEY is `job.key`. Return the final state of the job.
 
-    Raises Stopped, and all errors of the task except ConfigError and OutOfMemory, so that the caller can try again.
+    The state is FINISHED, FAILED (started, but made no object) or REFUSED (could not start). `threads`: CPU threads.
+    Raises Stopped after a signal, and all errors except ConfigError and OutOfMemory, so that the caller can retry.
     """
     folder = root / job.key
     config = job.config.model_copy(update={"out": str(folder), "threads": threads})
@@ -194,10 +206,10 @@ def make(job: Job, root: Path, threads: int | None) -> str:
 
 
 def make_all(config: WorkersConfig, jobs: Sequence[Job], root: Path, quiet: bool) -> int:
-    """Run the jobs that are neither finished nor failed, each in the folder root/KEY, in parallel workers.
+    """Run the jobs that are neither finished nor failed, in parallel workers; return 0 or the code of a stop signal.
 
-    After a method is refused, its remaining jobs are skipped. Returns 0, or the exit code of the stopping signal.
-    `quiet`: show no progress.
+    Each job has the folder root/KEY, where KEY is `job.key`. If one job of a method cannot start, the remaining jobs of
+    this method do not run.
     """
     from threedgen.run.progress import Count  # this and `run` import torch, which the plan does not need
     from threedgen.run.threads import threads_each

@@ -26,7 +26,7 @@ class BatchConfig(WorkersConfig):
     strict: bool = Field(False, description="stop at a prompt without known nouns; off: skip it, report it at the end")
 
     def lines(self) -> list[str]:
-        """Return the distinct prompts of the file in order. Raises ConfigError if there are none."""
+        """Read the prompt file and return its distinct prompts in order. Raises ConfigError if there are none."""
         if not self.prompts.strip():
             raise ConfigError("is missing; give a file, such as prompts=prompts.txt", "prompts")
         lines = read_text(user_path(self.prompts, "prompts"), "prompts").removeprefix("\ufeff").splitlines()

@@ -30,7 +30,10 @@ MAX_ROW = 8
 
 
 def sample_angles(task: Task, rig: AnglesConfig) -> None:
-    """Sample views at given angles with MV-Adapter, and write them. Raises ConfigError, and Stopped after Ctrl-C."""
+    """Sample views of an object at the angles in `rig` with MV-Adapter, and write them to the run folder.
+
+    Raises ConfigError, and Stopped after Ctrl-C.
+    """
     config: SampleConfig = task.config
     source = None if config.mesh is None else read_object(config)
     model: MVAdapter = task.load_prior()
@@ -66,11 +69,11 @@ def sample_views(
 
     Args:
         cameras: V cameras of the views, with the image size H x W.
-        maps: (V, 6, H, W) in [0, 1], positions and normals of a mesh (`control_maps`); None: ray maps of the cameras.
-        size_keys: names of the options for height and width, for errors.
-        sync: rounds of img2img, before each of which the views are made consistent.
+        maps: (V, 6, H, W) in [0, 1], positions and normals of a mesh; None: the condition is the camera rays.
+        size_keys: names of the options for height and width, for error messages.
+        sync: number of img2img rounds, and the function that makes the views consistent before each round.
 
-    Returns images (V, H, W, 3) in [0, 1], and notes on the prompt. Raises ConfigError, and Stopped after Ctrl-C.
+    Returns images (V, H, W, 3) in [0, 1], and warnings about the prompt. Raises ConfigError, and Stopped after Ctrl-C.
     """
     config: SamplingConfig = task.config
     check_model(model, config, cameras, maps is not None)
@@ -102,7 +105,7 @@ def sample_views(
 
 
 def check_model(model: MVAdapter, config: SamplingConfig, cameras: Cameras, geometry: bool) -> None:
-    """Raise ConfigError if the adapter was trained for another condition, set of views or camera projection.
+    """Raise ConfigError if the weights of MV-Adapter do not fit the condition, the views or the camera projection.
 
     `geometry` is True for views conditioned on the geometry of a mesh, False for views conditioned on camera rays.
     """

@@ -40,14 +40,14 @@ def axis_vector(name: str) -> Array:
 
 @dataclass(frozen=True)
 class MeshFrame:
-    """Transform of points p in a mesh file to the world (z up): zoom * (scale * rotation @ p - centre).
+    """Transform of points p in a mesh file to world coordinates (z up): zoom * (scale * rotation @ p - centre).
 
     Attributes:
         up, front: axes of the file that become +z and +x in the world, such as "+y".
         scale: metres per unit of the file.
-        centre: (3,) middle of an object in metres, before `zoom`; 0 for a scene.
+        centre: (3,) centre of an object in metres, before `zoom`; 0 for a scene.
         zoom: factor that scales an object to the size that the prior expects; 1 for a scene.
-        written: (up, front) axes of the file that become +z and +x in written files; None: `up` and `front`.
+        written: (up, front) for export, so that a written mesh is oriented as in the file; None: `up` and `front`.
     """
 
     up: str = "+z"
@@ -59,7 +59,10 @@ class MeshFrame:
 
     @classmethod
     def of(cls, config: SamplingConfig, scale: float = 1.0) -> MeshFrame:
-        """Create the transform of a config, with "auto" axes resolved. Raises ConfigError if the axes are parallel."""
+        """Create the transform from the mesh options of a config. Raises ConfigError if the axes are parallel.
+
+        `scale` is in metres per unit of the file. For up or front "auto", the axes are those of the file format.
+        """
         y_up = config.mesh is not None and Path(config.mesh).suffix.lower() in (".glb", ".gltf", ".obj")
         up = config.up if config.up != "auto" else "+y" if y_up else "+z"
         usual = "+z" if up[-1] != "z" else "-y" if config.of_object else "+x"
@@ -75,9 +78,10 @@ class MeshFrame:
         return np.stack([front, np.cross(up, front), up])
 
     def for_file(self, mesh: TexturedMesh) -> TexturedMesh:
-        """Return the mesh with its place, size and orientation in the file, in world axes, which file writers convert.
+        """Return a mesh in world coordinates with the place, size and orientation that it has in its file, for export.
 
-        Far from the origin, float32 vertices would be too coarse; then the mesh gets an offset.
+        The result still has z up; the file writers convert the axes. Far from the origin float32 is too coarse: then
+        the vertices are relative to the `offset` of the result.
         """
         points, centre = mesh.vertices.astype(np.float64) / self.zoom, np.array(self.centre)
         far = np.abs(centre).max() > MAX_RELATIVE_DISTANCE * np.abs(points).max()
@@ -111,7 +115,8 @@ class SourceMesh:
     """Triangle mesh of all parts of a file in world coordinates. Its surface may be open or closed.
 
     Attributes:
-        vertices, faces: (V, 3) float32, and (F, 3) vertex indices of the triangles.
+        vertices: (V, 3) float32.
+        faces: (F, 3) vertex indices of the triangles.
         uv: (V, 2) texture coordinates, v upwards; None unless all parts of the file have them.
         normals: (V, 3) unit vertex normals from the file; None if the mesh was simplified.
         frame: transform from the file to the world.
@@ -129,8 +134,8 @@ class SourceMesh:
 def read_source(path: Path, frame: MeshFrame, dtype: type[np.floating] = np.float32) -> SourceMesh:
     """Read the triangles of all parts of a mesh file and join them in world coordinates. Raises ConfigError.
 
-    The transforms of the file's scene graph are applied. Triangles without an area are left out. `dtype` is the type of
-    the vertices.
+    The transforms of the file's scene graph are applied. Triangles without an area are left out. Of `frame`, the
+    transform to the world, only rotation and scale are applied. `dtype` is the type of the vertices.
     """
     file = read_mesh_file(path, "mesh", colours=False)
     parts = file.submeshes
@@ -158,11 +163,7 @@ def read_source(path: Path, frame: MeshFrame, dtype: type[np.floating] = np.floa
 
 
 def _normals(parts: tuple[Submesh, ...], points: Array, triangles: Array) -> Array:
-    """Return the vertex normals (V, 3) of the file, computed for the parts that have none.
-
-    Takes the vertices (V, 3) and the triangles (F, 3) of all parts together.
-    """
-    import trimesh
+    import trimesh  # computes the normals of parts that have none in the file
 
     if all(part.normals is not None for part in parts):
         return np.concatenate([part.normals for part in parts if part.normals is not None])
@@ -175,7 +176,7 @@ def _normals(parts: tuple[Submesh, ...], points: Array, triangles: Array) -> Arr
 
 
 def read_object(config: SamplingConfig) -> SourceMesh:
-    """Read the mesh of an object, centred at the origin and scaled to a largest coordinate of ``HALF``.
+    """Read the mesh of an object and move it to the origin. Its largest absolute coordinate becomes `HALF`.
 
     A mesh with more triangles than `config.budget` is simplified. Raises ConfigError.
     """
@@ -194,7 +195,7 @@ def read_object(config: SamplingConfig) -> SourceMesh:
 
 
 def without_uv(source: SourceMesh) -> TexturedMesh:
-    """Return the mesh with unit vertex normals, from the file if it has any, and all texture coordinates 0."""
+    """Convert to a mesh for untextured renders: vertex normals from the file if it has any, texture coordinates 0."""
     vertices, faces, _ = weld(source.vertices, source.faces)
     normals, uv = vertex_normals(vertices, faces), np.zeros((len(vertices), 2), np.float32)
     mesh = TexturedMesh(vertices, faces, normals, uv, vertex_tangents(vertices, faces, normals, uv))
@@ -202,9 +203,9 @@ def without_uv(source: SourceMesh) -> TexturedMesh:
 
 
 def with_file_normals(mesh: TexturedMesh, source: SourceMesh) -> TexturedMesh:
-    """Return the mesh with the vertex normals of ``source``, which has the same triangles in the same order.
+    """Return `mesh` with the vertex normals of `source`, which has the same triangles in the same order.
 
-    A vertex whose triangles have different normals is split. A normal of the file that points away from the normal of
+    A vertex whose triangles have different normals is split. A normal in the file that points away from the normal of
     its triangle is not used.
     """
     if source.normals is None:
@@ -222,7 +223,10 @@ def with_file_normals(mesh: TexturedMesh, source: SourceMesh) -> TexturedMesh:
 
 
 def six_sides(size: int) -> Cameras:
-    """Return MV-Adapter's orthographic cameras in the order of `SIDES`. The front is at the top of the top view."""
+    """Return the orthographic cameras of the sides front, right, back, left, top and bottom, as in MV-Adapter.
+
+    The images have size x size pixels. In the image of the top, the front of the object is at the upper edge.
+    """
     return views(GEOMETRY_VIEWS, size, size)
 
 
@@ -234,7 +238,7 @@ def control_maps(mesh: TexturedMesh, cameras: Cameras) -> Tensor:
 
 
 def preview(mesh: TexturedMesh, size: int = 256) -> Array:
-    """Render the six sides of a mesh without texture: (6, size, size, 3) in [0, 1], in the order of ``SIDES``."""
+    """Render the sides of a mesh without texture: (6, size, size, 3) in [0, 1], in the order of `six_sides`."""
     return render_untextured(mesh, six_sides(size))
 
 

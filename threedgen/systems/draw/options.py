@@ -32,7 +32,10 @@ Angles = tuple[Annotated[float, Field(ge=-360, le=360)], Annotated[float, Field(
 
 
 def read_lines(value: object) -> object:
-    """Replace the name of a text file by its non-empty lines; return other values unchanged. Raises ValueError."""
+    """Replace the name of a text file by its non-empty lines; return values other than a string unchanged.
+
+    Raises ValueError if the file is empty or cannot be read.
+    """
     if not isinstance(value, str):
         return value
     try:
@@ -49,7 +52,7 @@ Lines = Annotated[tuple[str, ...], BeforeValidator(read_lines)]
 
 
 def check_ring(views: int, fov: float, name: str) -> None:
-    """Raise ValueError, with the option ``name``, if evenly spaced views of ``fov`` degrees do not overlap."""
+    """Raise ValueError if `views` views of `fov` degrees do not overlap in a full circle; `name` is their option."""
     if 360 / views >= fov:
         raise ValueError(f"{name} {views}: views of {fov:g} degrees do not overlap. Try {name}={int(360 // fov) + 1}")
 
@@ -81,9 +84,9 @@ class SamplingConfig(PromptedConfig):
         return self
 
     def check_rig(self, rig: str, **keys: str) -> None:
-        """Raise ValueError if the prior cannot sample a rig, or if an option is set that the rig does not use.
+        """Raise ValueError if the prior cannot sample a rig (set of cameras), or if a set option has no effect with it.
 
-        `keys` has for each rig the options that this rig uses but some other rig does not, separated by blanks.
+        `keys` maps rig names to the options that not all rigs use, separated by blanks, such as orbit="samples prefix".
         """
         if self.prior is not None and self.prior.name not in PRIORS[rig]:
             usable = " or ".join(PRIORS[rig])
@@ -125,7 +128,7 @@ class SamplingConfig(PromptedConfig):
         return texts
 
     def check_adapter(self, control: Literal["rays", "geometry"]) -> None:
-        """Raise ConfigError if an option or file is missing that MV-Adapter needs with the condition `control`."""
+        """Raise ConfigError if an option or file is missing that MV-Adapter needs for the condition `control`."""
         self.object_text()
         if self.prior.image is not None:
             raise ConfigError("is for text to 3D. Give the image as image=FILE", "prior.image")
@@ -141,7 +144,7 @@ class SamplingConfig(PromptedConfig):
             self.check_prompt()
 
     def check_mesh(self) -> None:
-        """Raise ConfigError if the mesh file is missing or has another format."""
+        """Raise ConfigError if the mesh file is missing or has an unknown format."""
         path = user_path(str(self.mesh), "mesh")
         if path.suffix.lower() not in MESH_FORMATS:
             raise ConfigError(f"should be a file in one of the formats {', '.join(MESH_FORMATS)}", "mesh", str(path))

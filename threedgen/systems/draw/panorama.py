@@ -60,7 +60,10 @@ FRAME_BATCH = 8
 
 
 def sample(task: Task, rig: PanoramaConfig) -> None:
-    """Sample the views and write the files of the module docstring. Raises ConfigError, and Stopped after Ctrl-C."""
+    """Sample the views of a panorama; write the views, the stitched image, a video and a page to the run folder.
+
+    Raises ConfigError, and Stopped after Ctrl-C.
+    """
     config: SampleConfig = task.config
     texts, model = config.view_texts(rig.views), task.load_prior().compact()
     check_model(model, config, rig)
@@ -108,7 +111,7 @@ def sample(task: Task, rig: PanoramaConfig) -> None:
 
 
 def check_model(model: MVDiffusion, config: SampleConfig, rig: PanoramaConfig) -> None:
-    """Raise ConfigError if the weights are not for panoramas, take no image, or cannot sample this view size."""
+    """Raise ConfigError if the weights are not for panoramas, or do not take the config's image or view size."""
     if model.extra == "depth" or (model.multiview is not None and model.multiview.kind != "panorama"):
         problem = "these weights are for views of known depth. Use those of mvdiffusion-pano-toybox or -sd21"
         raise ConfigError(problem, "prior.weights", config.prior.weights)
@@ -119,7 +122,10 @@ def check_model(model: MVDiffusion, config: SampleConfig, rig: PanoramaConfig) -
 
 
 def known_views(config: SampleConfig, rig: PanoramaConfig, size: int) -> tuple[Tensor, Tensor]:
-    """Return views (V, size, size, 3) in [0, 1], and bool masks (V, size, size) of the pixels that the image shows."""
+    """Warp the config's image, if there is one, into the V views of a panorama.
+
+    Returns views (V, size, size, 3) in [0, 1], 0 where unknown, and bool masks (V, size, size), True where known.
+    """
     if config.image is None or rig.image_fov is None:
         return torch.zeros(rig.views, size, size, 3), torch.zeros(rig.views, size, size, dtype=torch.bool)
     image = load_image(Path(config.image).expanduser(), key="image").convert("RGB")
@@ -166,7 +172,10 @@ def resize_intrinsics(K: Tensor, x: float, y: float) -> Tensor:
 
 
 def write_known(folder: Path, views: Tensor, mask: Tensor) -> None:
-    """Write each view (V, H, W, 3) with a known pixel to folder/N.png, transparent outside of the mask (V, H, W)."""
+    """Write the known pixels of each view to folder/N.png, where N is its index; views without any are not written.
+
+    `views` is (V, H, W, 3) in [0, 1], and `mask` (V, H, W) is True where known. Other pixels become transparent.
+    """
     pixels = to_uint8(torch.cat([views, mask[..., None].to(views)], -1))
     for number in mask.flatten(1).any(1).nonzero()[:, 0].tolist():
         folder.mkdir(parents=True, exist_ok=True)
@@ -174,7 +183,10 @@ def write_known(folder: Path, views: Tensor, mask: Tensor) -> None:
 
 
 def write_panorama(folder: Path, views: Tensor, rig: PanoramaConfig, title: str) -> float:
-    """Write the panorama of views (V, H, W, 3) in [0, 1] as image, video, page. Return its height in degrees."""
+    """Stitch views (V, H, W, 3) in [0, 1]; write the panorama as an image, a video and a page.
+
+    `title` is the title of the page. Returns the vertical field of view of the panorama in degrees.
+    """
     K = intrinsics(radians(rig.fov), rig.size, rig.size)
     stitched, weights = stitch(views.permute(0, 3, 1, 2), K, ring(rig.views), rig.height, 2 * rig.height)
     panorama = stitched[:, covered_rows(weights)].clamp(0, 1)

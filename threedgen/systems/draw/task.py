@@ -43,7 +43,7 @@ def sample_orbit(task: Task, rig: OrbitConfig) -> None:
 
 
 def sample(task: Task) -> None:
-    """Sample the views of the config's rig (set of cameras), and write the files of the module docstring."""
+    """Sample the views of `config.rig` (orbit, angles or panorama), and write the images to the run folder."""
     rig = task.config.rig
     if isinstance(rig, OrbitConfig):
         sample_orbit(task, rig)

@@ -69,7 +69,7 @@ class MVDreamBoothConfig(PromptedConfig):
 
     @property
     def class_prompts(self) -> list[str]:
-        """Prompts of the class images; at most one prompt per image."""
+        """Prompts from which the class images are sampled, with "{class}" replaced; at most one prompt per image."""
         texts = self.tuning.class_prompts[: self.tuning.class_images]
         return [text.replace("{class}", self.class_prompt) for text in texts]
 

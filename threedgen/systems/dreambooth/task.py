@@ -55,7 +55,7 @@ ELEVATION, AZIMUTH = math.radians(15.0), math.radians(20.0)
 
 
 def preservation(weights: Mapping[str, Tensor], originals: Mapping[str, Tensor], norm: str) -> Tensor:
-    """Return the mean absolute (`norm` "l1") or squared ("l2") difference of weights and originals, a scalar."""
+    """Return the mean absolute (`norm` "l1") or squared ("l2") difference of weights to their originals, a scalar."""
     distance = torch.abs if norm == "l1" else torch.square
     total = torch.stack([distance(weights[name] - before).sum() for name, before in originals.items()]).sum()
     return total / sum(before.numel() for before in originals.values())
@@ -85,13 +85,13 @@ def token_embeddings(prior: MVDream) -> Tensor:
 
 
 class DreamBoothSystem(DenoisingSystem):
-    """LightningModule that trains the UNet, or a LoRA on it, and the embedding of the identifier.
+    """LightningModule that trains the UNet or a LoRA on it, and the embedding of the subject's word, the identifier.
 
     Args:
         prior: model to tune; its tokenizer already has the identifier as a token (`subject_weights.add_word`).
-        photos: (N, S, S, 3) in [0, 1].
+        photos: (N, S, S, 3) in [0, 1], N photos of the subject.
         base: checksum of the original weights.
-        class_images: (M, S, S, 3) in [0, 1]; image k shows number k % n of the n class prompts; None: no class images.
+        class_images: (M, S, S, 3) in [0, 1], for prior preservation; None: none. Image k shows class prompt k % n of n.
     """
 
     stage = "subject"
@@ -130,7 +130,7 @@ class DreamBoothSystem(DenoisingSystem):
         return {name: p for name, p in self.unet.named_parameters() if p.requires_grad}
 
     def encode_prompt(self, prompt: str) -> Tensor:
-        """Encode a prompt to (1, L, D) as the prior does, but with gradients to the identifier's embedding."""
+        """Encode a prompt to (1, L, D), L tokens of D channels, with gradients to the embedding of the identifier."""
         prior = self.model
         table = token_embeddings(prior)
         name = next(name for name, p in prior.text_encoder.named_parameters() if p is table)
@@ -197,7 +197,7 @@ class DreamBoothSystem(DenoisingSystem):
         sheet_path(folder, step).unlink(missing_ok=True)
 
     def write(self, path: Path) -> None:
-        """Write the changes of the UNet's weights, or the LoRA, and the identifier's embedding to a file."""
+        """Write the embedding of the identifier, and the LoRA or else the changes of the UNet's weights, to a file."""
         card = {"identifier": self.config.identifier, "prompt": self.config.prompt, "base": self.base}
         if self.lora is not None:
             card |= {"kind": "lora", "scale": repr(self.lora.scale)}
@@ -211,7 +211,7 @@ class DreamBoothSystem(DenoisingSystem):
 def run_status(config: MVDreamBoothConfig, resume: Path | None = None, quiet: bool = False) -> Status:
     """Run a config without printing the path of the result, and return how the run ended.
 
-    `resume`: run folder to resume; None: a new run. `quiet`: show no progress.
+    `resume` is the folder of a run to resume; None: a new run.
     """
     return execute(train, Task(config, resume, quiet, FILES))
 
@@ -238,7 +238,7 @@ def train(task: Task) -> Status:
 
 
 def load_photos(config: MVDreamBoothConfig, folder: Path, size: int) -> Tensor:
-    """Load the photos as (N, size, size, 3) in [0, 1]. A resumed run uses the copy in `folder`. Raises ConfigError."""
+    """Load N photos as (N, size, size, 3) in [0, 1]. A resumed run uses the copy in `folder`. Raises ConfigError."""
 
     def read() -> Tensor:
         opacity = remover(config.matte) or foreground_mask
@@ -251,7 +251,7 @@ def load_photos(config: MVDreamBoothConfig, folder: Path, size: int) -> Tensor:
 
 
 def sample_class_images(config: MVDreamBoothConfig, folder: Path, prior: MVDream, quiet: bool) -> Tensor | None:
-    """Sample class images (M, S, S, 3) in [0, 1] from the prior before tuning; None unless preservation=images."""
+    """Sample M class images (M, S, S, 3) in [0, 1] from the prior before tuning; None unless preservation=images."""
     o = config.tuning
     if o.preservation != "images":
         return None

@@ -14,27 +14,28 @@ OOM_FACTOR = 4
 
 
 class RenderChunks:
-    """Chunk size of training renders in ray samples: `march.chunk`, or for "auto" computed from the free memory.
+    """Maximum number of ray samples whose autograd graph is in memory at one time in a training render (chunk size).
+
+    It is `march.chunk`; for "auto" it is computed from the free memory.
 
     Attributes:
-        measured: sizes computed for "auto", for renders with and without normals. They are saved in checkpoints,
-            because the order of summation, and so the last bits of a gradient, depends on the size.
+        measured: sizes computed for "auto", by the keys "with normals" and "without normals"; saved in checkpoints.
         limit: upper bound since a step ran out of memory, or None.
         last: number of samples in the largest chunk of the last render, or None before the first render.
     """
 
     def __init__(self, chunk: int | str | None) -> None:
         self.chunk = chunk
+        # saved because the order of summation, and so the last bits of a gradient, depends on the size
         self.measured: dict[str, int] = {}
         self.limit: int | None = None
         self.last: int | None = None
 
     def size(self, normals: bool, device: torch.device, sample_bytes: Callable[[], float]) -> int | None:
-        """Return the maximum number of samples in a chunk. None means that a render is one chunk.
+        """Return the maximum number of samples in a chunk; None: no limit, the render is one chunk.
 
-        Args:
-            normals: True if the render needs normals.
-            sample_bytes: function that measures the graph of one sample in bytes, called once per value of `normals`.
+        `normals` is True for renders with normals. `device` is the device whose free memory counts for "auto".
+        `sample_bytes` measures the bytes of the autograd graph per sample; it is called once per value of `normals`.
         """
         chunk = self.chunk
         if isinstance(chunk, str):  # auto

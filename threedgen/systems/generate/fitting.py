@@ -45,7 +45,10 @@ class StepResult(NamedTuple):
 
 
 class Fit:
-    """Loss of an object on images (V, H, W, 3) in [0, 1] of V known cameras."""
+    """Training loss that compares renders of an object with V given images (V, H, W, 3) in [0, 1] of V cameras.
+
+    The object is that of `scene`.
+    """
 
     def __init__(self, scene: Scene, cameras: Cameras, images: Tensor) -> None:
         self.scene, self.cameras = scene, cameras.with_size(*images.shape[1:3])
@@ -80,7 +83,6 @@ class Fit:
         return StepResult(loss, {"loss_views": ERROR_WEIGHT * error.item()}, {"opacity": opacity})
 
     def _render_images(self, step: int, rng: torch.Generator) -> tuple[Render, Tensor]:
-        """Render whole images of random cameras, about `fit.rays` pixels; return the render and pixel indices (R,)."""
         pixels = self.cameras.height * self.cameras.width
         count = max(1, self.scene.config.fit.rays // pixels)
         chosen = torch.randperm(len(self.cameras), generator=rng)[:count]
@@ -88,14 +90,12 @@ class Fit:
         return self.scene.render(self.cameras.select(chosen), step, training=False), indices
 
     def _render_pixels(self, step: int, rng: torch.Generator) -> tuple[Render, Tensor, tuple[Tensor, Tensor]]:
-        """Render R = `fit.rays` random pixels; return render, pixel indices (R,), ray origins and directions (R, 3)."""
         indices, device = self.pixels.sample(self.scene.config.fit.rays, rng), self.scene.device
         rays = (self.pixels.origins[indices].to(device), self.pixels.directions[indices].to(device))
         shading = self.scene.material.sample_shading(step, False, rng)
         return self.scene.render_rays(*rays, shading, rng, training=True), indices, rays
 
     def _roughness(self, result: Render, origins: Tensor, directions: Tensor, rng: torch.Generator) -> Tensor:
-        """Return the smoothness loss, a scalar, from normals at nearby surface points of the rays (R, 3)."""
         field, march = self.scene.field, self.scene.config.march
         solid = (result.opacity[:, 0] > 0.5).nonzero()[:SURFACE_POINTS, 0]
         depth = (result.depth / result.opacity)[solid].detach()

@@ -34,7 +34,7 @@ FIRST_STEPS = 50
 
 
 class MetaPrior(Prior):
-    """Prior with the memory of a config's prior: meta networks without values, and no text encoder."""
+    """Prior for memory measurements. Its networks have shapes but no values (meta device); no text encoder."""
 
     def __init__(self, networks: MetaNetworks, config: GenerateConfig, device: torch.device) -> None:
         self.meta, self.unet, self.schedule, self.device = networks, networks.unet, Schedule.scaled_linear(), META
@@ -93,7 +93,7 @@ class MetaPrior(Prior):
 
 
 class FusedAttention(TorchFunctionMode):
-    """Context in which attention has the memory of the fused kernels: no matrix of weights."""
+    """Context manager in which attention takes as much memory as fused kernels, which store no attention weights."""
 
     def __torch_function__(
         self,
@@ -124,7 +124,7 @@ class _Attention(torch.autograd.Function):
 
 
 class MeasuredSystem(GenerateSystem):
-    """System whose steps run on the meta device. All rays have the same number of samples, and all are visible."""
+    """System that measures memory on the meta device. All rays have the same number of samples; none is skipped."""
 
     def __init__(self, config: GenerateConfig, prior: MetaPrior) -> None:
         march = config.march.model_copy(update={"alpha_threshold": 0.0, "early_stop": 0.0})
@@ -143,7 +143,6 @@ class MeasuredSystem(GenerateSystem):
         return Render(colours, colours, colours, grey, depth=grey, z_variance=grey, normal=colours)
 
     def fit_loss(self, rays: int) -> Tensor:
-        """Render random pixels as a fit to images does, and return a loss."""
         shading = self.material.sample_shading(self.max_steps, False)
         parts = torch.zeros(rays, 3, device=META), torch.zeros(rays, 3, device=META), shading
         return self.render_rays(*parts, self.rng(0, "pixels"), training=True).rgb.sum()
@@ -153,7 +152,7 @@ class MeasuredSystem(GenerateSystem):
         self.render(turntable(self.config.result.turntable, 1), self.max_steps, training=False)
 
     def choose_chunks(self, free: float) -> None:
-        """Compute `march.chunk: auto` for `free` bytes at the first step. The system must be on the CPU."""
+        """Compute chunk sizes for `march.chunk: auto` from `free` bytes of memory. The system must be on the CPU."""
         scene = self.field, self.background, self.material, self.config.march
         for normals, kind in ((False, "without normals"), (True, "with normals")):
             if (
@@ -164,7 +163,10 @@ class MeasuredSystem(GenerateSystem):
                 self.chunks.measured[kind] = samples_that_fit(int(free), sample_bytes(*scene, normals))
 
     def peak(self, fraction: float, run: Callable[[], Tensor | None]) -> int:
-        """Return the peak memory in bytes of `run` and, if it returns a loss, of its backward pass."""
+        """Return the peak memory in bytes of the function `run` and, if it returns a loss, of its backward pass.
+
+        `fraction` is the number of samples per ray as a fraction of `march.samples`.
+        """
         with PeakMemory() as memory, FusedAttention(), shapes_only.filled(fraction):
             trained = list(self.parameters())
             memory.add(*trained, *self.buffers(), *(t for n in self.networks for t in (*n.parameters(), *n.buffers())))
@@ -220,9 +222,10 @@ def preview_bytes(prior: MetaPrior, views: int) -> int:
 
 
 def distinct_steps(system: GenerateSystem) -> Iterator[tuple[int, int]]:
-    """Yield (render size, step) for each render size and number of scenes of the distillation.
+    """Yield the distillation steps to measure: one for each combination of render size and number of scenes.
 
-    The step is the first with a lit render after the change, if there is one.
+    Yields pairs (render size in pixels, step). The step is the first with a lit render soon after the size or the
+    number changes, since lit renders take more memory. If there is none, it is the step of the change.
     """
     config, end = system.config, system.max_steps
     schedules = [

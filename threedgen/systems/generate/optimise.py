@@ -43,7 +43,7 @@ def optimise(
     """Train the object, write the results, and return how the training ended.
 
     Args:
-        text: (2 or 6, L, D) text embeddings in the order of the attribute `Scene.text`.
+        text: (2 or 6, L, D) embeddings: prompt, negative prompt, and any prompts for side, front, back, overhead view.
         views: (V, H, W, 3) images in [0, 1] for the warm start, sampled by the prior; None: no warm start.
         cameras: V cameras of `views`.
         notes: warnings for summary.json. The function appends its own warnings.
@@ -99,7 +99,7 @@ def start_from(system: GenerateSystem, folder: Path) -> None:
 
 
 def live_view(system: GenerateSystem, task: Task, interrupts: Interrupts) -> LiveView:
-    """Return the callback that shows the object in a browser during training (`threedgen.viewer.live`)."""
+    """Return the callback that shows the object in a browser during training."""
 
     def finish() -> None:
         task.finish = True
@@ -108,7 +108,6 @@ def live_view(system: GenerateSystem, task: Task, interrupts: Interrupts) -> Liv
 
 
 def open_window(system: GenerateSystem) -> ViserWindow:
-    """Open the browser window of the live view. It starts at the first camera of the turntable."""
     from threedgen.viewer.viser_window import ViserWindow  # optional, see threedgen.config.optional
 
     config = system.config

@@ -257,7 +257,10 @@ class GenerateConfig(PromptedConfig):
     )
 
     def stage(self, name: str) -> GenerateConfig:
-        """Return this config with the options of a stage, and without an asset. Raises ConfigError."""
+        """Return the config of the earlier run `stages.NAME`: this config with the options of that stage replaced.
+
+        It exports no asset unless the stage enables it. Raises ConfigError.
+        """
         stage = self.stages[name]
         if "out" in stage:
             problem = f"a stage has no folder of its own choice. Remove it: the folder is stages/{name} in the run's"
@@ -366,7 +369,7 @@ class GenerateConfig(PromptedConfig):
                 self.stage(name).check_part(from_nothing=k == 0)
 
     def check_part(self, from_nothing: bool) -> None:
-        """Check the config without its stages. `from_nothing`: no stage initialises the object. Raises ConfigError."""
+        """Check the config without its stages. `from_nothing` is True if no stage precedes it. Raises ConfigError."""
         prompt = self.object_text()
         refined = len(self.refine.strengths) * self.round_steps
         if from_nothing and refined == self.trainer.max_steps and self.views_per_scene < 2:

@@ -43,7 +43,7 @@ def view_azimuths(options: OrbitCameraConfig) -> NDArray[np.floating]:
 
 
 def view_indices(n: int) -> list[int]:
-    """Return the indices of the turntable images in views.png: 8 evenly spaced indices, or all if `n` is below 8."""
+    """Return which of the `n` turntable frames are in views.png: 8 evenly spaced indices, or all if `n` is below 8."""
     count = min(VIEWS, n)
     return [k * n // count for k in range(count)]
 
@@ -116,9 +116,9 @@ def write_mesh(
 
 
 def make_asset(system: GenerateSystem, folder: Path, quiet: bool = True) -> ExportedAsset:
-    """Write the textured asset to `folder`. If the triangle budget is too small, the smallest possible one is used.
+    """Write the textured asset to `folder`, and return it. Raises ConfigError. `quiet`: show no progress.
 
-    Raises ConfigError. `quiet`: show no progress.
+    If the triangle budget is too small for the object, the smallest possible budget is used.
     """
     config = system.config
     elevations = config.camera.elevation_range

@@ -43,7 +43,10 @@ class Phase:
 
 
 def warm_start(scene: Scene, images: Tensor | None, cameras: Cameras | None) -> list[Phase]:
-    """Return a list of one phase, which fits the object to images (V, H, W, 3) in [0, 1]; [] without a warm start."""
+    """Return the phases of the warm start: one, which fits the object to V images, or none ([]).
+
+    `images` are (V, H, W, 3) in [0, 1], and `cameras` are their V cameras. With None there is no warm start.
+    """
     if images is None or cameras is None or not scene.config.warm_steps:
         return []
     steps, fits = scene.config.warm_steps, list[Fit]()
@@ -94,9 +97,9 @@ class Refinement:
         return f"round {number + 1} of {self.rounds}"
 
     def losses(self, number: int, step: int, done: int) -> StepResult:
-        """Return the loss of the object on the resampled views. The first step of a round resamples the views.
+        """Return the loss on the resampled views of round `number`, after `done` steps of the round.
 
-        `number` is the index of the round, and `done` the number of steps in the round before `step`.
+        The first step of a round resamples the views.
         """
         if not done:  # also if the step is repeated: it gives the same images
             self.resample(number, generator(self.scene.seed, step, "drawing"), self.scene.from_nothing and step == 0)

@@ -16,7 +16,7 @@ from .task import check_backends
 
 
 def plan(config: GenerateConfig) -> str:
-    """Return the text of a dry run. Raises ConfigError if the run or one of its stages could not start."""
+    """Return the text that --dry-run prints. Raises ConfigError if the run or one of its stages could not start."""
     parts = [*map(config.stage, config.stages), config]
     weights = dict.fromkeys(line for part in parts for line in part.prior.describe())
     lines = [f"would generate: {config.object_text() or config.image}", f"folder: {config.out}", *weights]

@@ -15,7 +15,7 @@ FILES = ("preview.png", "turntable.mp4", "views.png", "views.npz", "mesh.glb")
 
 @dataclass(frozen=True)
 class Run:
-    """Folder and status of a run."""
+    """Folder of a run, and its status: "finished", "interrupted", "terminated" or "failed"."""
 
     folder: Path
     status: str

@@ -87,7 +87,7 @@ class Scene(System):
         self.reference = self.prior.reference(self.text[:1].to(self.device))
 
     def condition(self, rig: Rig) -> Condition:
-        """Return the condition of the prior for the views of a rig: text, cameras and reference image."""
+        """Return the condition of the prior (text, cameras, reference image) for the views of the cameras in `rig`."""
         n_view, c2w = self.config.views_per_scene, to_device(rig.cameras.c2w, self.device)
         return replace(
             view_text(self.text, rig, self.config.view_prompts),
@@ -104,7 +104,7 @@ class Scene(System):
     def render(
         self, cameras: Cameras, step: int, *, training: bool, normals: bool = False, light: Tensor | None = None
     ) -> Render:
-        """Render all pixels of B cameras; the result has R = B H W flat pixels.
+        """Render all pixels of B cameras with H x W pixels; the tensors of the result have R = B H W rows.
 
         Args:
             step: step of the run; it seeds the random numbers and selects the shading.
@@ -137,7 +137,9 @@ class Scene(System):
 
         Args:
             origins, directions: (R, 3) in world coordinates; directions have unit length.
-            training, normals: as for `render`.
+            shading: shading mode and intensities of the lights.
+            training: use a random background and a random shift of the samples.
+            normals: compute normals even if the shading does not need them.
             light: (R, 3) world position of the point light of each ray; None: at the ray origin.
         """
         chunk = self.chunks.last = self.chunk(normals or shading.lit) if torch.is_grad_enabled() else EVAL_CHUNK
@@ -172,7 +174,7 @@ class Scene(System):
         return torch.cat([result.rgb.view(shape).cpu() for result in renders])
 
     def before_step(self, step: int) -> None:
-        """Update the scheduled options of the field, and the occupancy grid unless a step is repeated."""
+        """Update the field's scheduled options and the occupancy grid. A repeated step does not update the grid."""
         self.field.before_step(step, self.max_steps)
         if self.occupancy is not None and not self.repeating:
             self.occupancy.update(self.field.density, step, generator(self.seed, step, "occupancy"))
@@ -210,7 +212,6 @@ class Scene(System):
         self.field.after_step(step, optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer)
 
     def clear_optimizer_state(self) -> None:
-        """Clear the optimizer state, such as the moments of Adam."""
         optimizer = self.optimizers()
         if isinstance(optimizer, LightningOptimizer):
             optimizer.optimizer.state.clear()

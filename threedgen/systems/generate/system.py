@@ -46,7 +46,8 @@ class GenerateSystem(Scene):
         """Build the untrained object and the phases of its training.
 
         Args:
-            text: (2 or 6, L, D) embeddings of the prompts, in the order of the attribute `Scene.text`.
+            text: (2 or 6, L, D) embeddings: prompt, negative prompt, and any prompts for side, front, back, overhead
+                view.
             views: (V, H, W, 3) images in [0, 1] for the warm start, sampled by the prior; None: no warm start.
             view_cameras: V cameras of `views`.
         """
@@ -156,9 +157,9 @@ class GenerateSystem(Scene):
         return self.scheduled(registry.build("optimizer", options, named), *map(self.learning_rate, groups))
 
     def learning_rate(self, group: ParameterGroup) -> object:
-        """Return the learning rate schedule of a parameter group.
+        """Return the learning rate schedule of a parameter group: the config value with the key `group.learning_rate`.
 
-        It is the value of the group's key in the section `optimizer`, else in `field`, else `optimizer.networks`.
+        The key is looked up in the section `optimizer`, then in `field`. The default is `optimizer.networks`.
         """
         options, key = self.config.optimizer, group.learning_rate
         rate = getattr(options, key, None)
@@ -189,5 +190,5 @@ def piecewise_constant(schedule: float | dict, step: int, max_steps: int) -> flo
 
 
 def key_steps(schedule: dict, max_steps: int) -> dict[int | str, float]:
-    """Return the step of each key of a schedule. A key is a step, or a percentage of `max_steps` such as "50%"."""
+    """Return {key: step} for the keys of a schedule. A key is a step, or a percentage of `max_steps` such as "50%"."""
     return {k: float(k[:-1]) / 100 * max_steps if isinstance(k, str) else k for k in schedule}

@@ -34,7 +34,10 @@ logger = logging.getLogger(__name__)
 
 
 def generate(prompt: str, config: str | os.PathLike[str] = "mvdream-toybox", quiet: bool = False, **values: Any) -> Run:
-    """Generate a 3D object from a prompt. The arguments are documented at `threedgen.generate`, which calls this."""
+    """Generate a 3D object from a prompt (implements `threedgen.generate`). Raises ConfigError.
+
+    `config` is the name or file of a config, and `values` are its overrides, such as seed=3. `quiet`: show no progress.
+    """
     path = find(os.fspath(config))
     if (task := task_of(path)) != "generate":
         raise ConfigError(f"should be of the task generate (got {path.name}, which is of {task})", "config")
@@ -80,7 +83,10 @@ def run_status(
 
 
 def work(task: Task, start: Path | None = None) -> Status:
-    """Encode the prompt, sample views, train the object from the run folder `start` if given, and write the results."""
+    """Encode the prompt, sample views, train the object and write the results. Return how the run ended.
+
+    `start` is the run folder whose object initialises this run; None: a new object.
+    """
     config, folder, prompt = task.config, task.folder, task.config.object_text()
     if config.stages:
         start = run_stages(config, folder, task.quiet)
@@ -100,10 +106,10 @@ def work(task: Task, start: Path | None = None) -> Status:
 
 
 def run_stages(config: GenerateConfig, folder: Path, quiet: bool) -> Path | None:
-    """Run the stages that are not finished, and return the folder of the last stage; None without stages.
+    """Run the unfinished stages, which are earlier runs; return the folder of the last stage, or None without stages.
 
-    Each stage is a separate run in RUN/stages/NAME with its own config, checkpoints and results. A stopped run
-    therefore resumes at its unfinished stage. Raises Stopped if a stage does not finish.
+    Each stage has its own config, checkpoints and results in RUN/stages/NAME, so a stopped run resumes at its
+    unfinished stage. Raises Stopped if a stage does not finish.
     """
     start = None
     for name in config.stages:
@@ -132,6 +138,6 @@ def check_backends(config: GenerateConfig) -> None:
 
 
 def embeddings(folder: Path, prior: Prior, texts: list[str]) -> Tensor:
-    """Return the embeddings (n, L, D) of n texts, cached in the run folder so that resumed runs use the same values."""
+    """Return the text embeddings (n, L, D) of n texts, cached in the run folder so that a resumed run reuses them."""
     shape = (len(texts), *prior.text_shape)
     return cached_tensor(folder / "text.safetensors", "text", shape, lambda: prior.encode_prompt(texts))

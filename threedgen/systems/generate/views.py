@@ -41,11 +41,12 @@ IMAGE_WEIGHT = 4
 def sample_views(
     config: GenerateConfig, prior: Prior, prompt: str, folder: Path, quiet: bool = False
 ) -> tuple[Tensor | None, Cameras | None]:
-    """Sample views of the object from the prompt, cache them in the run folder, and write the first group.
+    """Sample views of the object from the prompt, in groups of `camera.n_view` views. Cache them in the run folder.
 
-    Returns images (V, H, W, 3) in [0, 1] and their V cameras. V is `camera.n_view`, times `warm_start.groups` if there
-    is a warm start and the prior can complete views. Both are None without multi-view prior, or without preview and
-    warm start. Raises ConfigError if the config has an image and the prior cannot complete views.
+    There are `warm_start.groups` groups if there is a warm start and the prior can complete views, else one. The first
+    group is written to preview.png. Returns images (V, H, W, 3) in [0, 1] and V cameras. An image in the config is the
+    first view, repeated for more weight. Both are None for a single-view prior, or without preview and warm start.
+    Raises ConfigError if there is an image and the prior cannot complete views.
     """
     p, n_view, size = config.preview, config.views_per_scene, prior.image_size
     if not (p.enabled or config.warm_steps) or n_view < 2:
@@ -92,7 +93,7 @@ def sample_views(
 
 @contextmanager
 def step_count(label: str, quiet: bool) -> Iterator[OnStep]:
-    """Show the progress of a sampler unless `quiet`. Yields its callback, which takes the steps done and all steps."""
+    """Return a context whose value is a progress callback for a sampler, called with (steps done, all steps)."""
     with ExitStack() as stack:
         count: Count | None = None
 
@@ -108,7 +109,7 @@ def step_count(label: str, quiet: bool) -> Iterator[OnStep]:
 def view_cameras(config: GenerateConfig, groups: int, size: int) -> Cameras:
     """Return the cameras of `groups` groups of `camera.n_view` views, with images of `size` x `size` pixels.
 
-    The first group is the preview. The later groups have azimuths between those of the preview, and elevations within
+    The first group is the preview. Later groups look from azimuths between those of the preview, at elevations within
     `camera.elevation_range`.
     """
     p, table, n_view = config.preview, config.result.turntable, config.views_per_scene

@@ -52,7 +52,7 @@ MIN_WHITE = 0.9
 
 
 def make(task: Task) -> None:
-    """Sample the views, fit a field to them, and write the results. Raises ConfigError."""
+    """Sample views around the object in the image, fit a field to them, and write the results. Raises ConfigError."""
     config, folder, notes = task.config, task.folder, list[str]()
     views = sample_views(config, folder, notes, task.quiet)
     with writing(folder):
@@ -79,7 +79,10 @@ def make(task: Task) -> None:
 def asset(
     view: FieldView, config: ImageTo3DConfig, provenance: dict[str, object], folder: Path, quiet: bool = True
 ) -> ExportedAsset:
-    """Write the textured asset of the field to `folder`, and return it. Raises ConfigError."""
+    """Write the textured asset of a field to `folder`, and return it. Raises ConfigError.
+
+    `provenance` (image, seed, config hash) is stored in the files.
+    """
     name = asset_name(config.export.name or config.prompt)
     with progress_bar(quiet) as on_step:
         on_step("surface")
@@ -91,10 +94,10 @@ def asset(
 
 
 def sample_views(config: ImageTo3DConfig, folder: Path, notes: list[str], quiet: bool) -> Views:
-    """Sample the views, or read them if an interrupted run has sampled them. Raises ConfigError.
+    """Sample the views around the object, or read those of an interrupted run. Raises ConfigError.
 
-    Returns the image and the sampled views, (1 + rings * views, H, W, 3) in [0, 1], with their cameras. A warning about
-    the image is appended to `notes`.
+    Returns the input image, then `views` samples per elevation in `rings`: (1 + rings * views, H, W, 3) in [0, 1], with
+    cameras. A warning about the image is appended to `notes`.
     """
     count = len(config.rings) * config.views
     with Count("sampling steps", count * config.sampler.steps, quiet) as progress:
@@ -117,9 +120,11 @@ def sample_views(config: ImageTo3DConfig, folder: Path, notes: list[str], quiet:
 
 
 def cameras(config: ImageTo3DConfig, trained: CamerasConfig | None, height: int, width: int) -> Cameras:
-    """Return the camera of the image, then the cameras of the rings. Each ring starts at the azimuth of the image.
+    """Return the camera of the input image, then those of the views to sample. All look at the origin.
 
-    Distance and focal length that the config leaves null are those of `trained`. Raises ConfigError if it is None then.
+    Each elevation in `rings` has a ring of evenly spaced cameras, from the azimuth of the image on. If the config has
+    no distance or focal length, they are taken from `trained`, the cameras of the training data; without these the
+    function raises ConfigError. `height` and `width` are the image size.
     """
     if trained is None and (config.distance is None or config.fov is None):
         raise ConfigError("distance, fov: the weights have no cameras of their training. Set both")
@@ -136,9 +141,10 @@ def cameras(config: ImageTo3DConfig, trained: CamerasConfig | None, height: int,
 
 
 def load_image(path: Path, height: int, width: int, opacity: Callable[[Array], Array] | None = None) -> Tensor:
-    """Read an image and fit it on white, without cropping: (height, width, 3) in [0, 1]. Raises ConfigError.
+    """Read an image and resize it to fit on a white canvas: (height, width, 3) in [0, 1]. Raises ConfigError.
 
-    `opacity` is a function from the pixels (H, W, 3) of an opaque photo to its object (H, W) in [0, 1].
+    `opacity` computes the opacity (H, W) of the object from the pixels (H, W, 3) of an image without transparency, both
+    in [0, 1]. None: the whole image is used.
     """
     image = picture_file.load_image(path, key="image").convert("RGBA")
     if opacity is not None and image.getchannel("A").getextrema() == (255, 255):
@@ -154,7 +160,7 @@ def load_image(path: Path, height: int, width: int, opacity: Callable[[Array], A
 
 
 def run(config: ImageTo3DConfig, resume: Path | None = None, quiet: bool = False) -> int:
-    """Run the task, print the paths of its results with the folder last, and return the exit code.
+    """Run the task, print the paths of its results with the run folder on the last line, and return the exit code.
 
     `resume`: run folder to resume; None: a new run. `quiet`: print only the folder, and show no progress.
     """

@@ -105,7 +105,7 @@ class ImageTo3DConfig(RunConfig):
 
     @property
     def threedim(self) -> ThreeDiMSamplerConfig:
-        """Options of the view sampler, in the class that the task `consistency` uses."""
+        """Options of the view sampler: the section `sampler` with the weights."""
         return ThreeDiMSamplerConfig(**self.sampler.model_dump(), weights=self.weights)
 
     def check(self) -> None:

@@ -61,7 +61,13 @@ SHEET_SCENES, SHEET_VIEWS, SHEET_STEPS = 3, 6, 32
 
 
 class Gap(NamedTuple):
-    """Mean PSNR in dB with true and with shuffled conditions at the noise level `alpha_bar` in (0, 1)."""
+    """Result of the gap test at one noise level.
+
+    Attributes:
+        alpha_bar: noise level in (0, 1); 1 is without noise.
+        true: mean PSNR in dB if the model is conditioned on a view of the same scene.
+        shuffled: mean PSNR in dB if it is conditioned on a view of another scene.
+    """
 
     alpha_bar: float
     true: float
@@ -73,10 +79,11 @@ class Gap(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """B pairs of views, encoded for the model.
+    """B pairs of views, each of one scene, encoded for the model.
 
     Attributes:
-        x, x0: (B, C, h, w) conditions and clean targets.
+        x: (B, C, h, w) condition views, which the model is given.
+        x0: (B, C, h, w) target views, without noise.
         c2w: (B, 2, 4, 4) camera-to-world poses; index 0 is the condition, index 1 the target.
         K: (B, 3, 3) intrinsics in pixels.
     """
@@ -94,12 +101,11 @@ class Pairs(NamedTuple):
 def gap_test(
     model: ViewModel, pairs: Pairs, alpha_bars: tuple[float, ...], rng: torch.Generator, kinds: int = 1
 ) -> list[Gap]:
-    """Run the gap test at each noise level of `alpha_bars`, in (0, 1).
+    """Measure how much a model uses its condition view: the PSNR with the true view, and with one of another scene.
 
-    Args:
-        pairs: pairs of different scenes; their number is a multiple of `kinds`.
-        kinds: number of object categories, which alternate in `pairs`. The shuffled condition of pair i is that of pair
-            i + kinds, which has the same category.
+    At each noise level in `alpha_bars`, in (0, 1), the model predicts the clean target view from a noisy one in one
+    step. Returns one result per level. `pairs` are of different scenes, and their `kinds` object categories alternate.
+    Pair i gets the condition view of pair i + kinds, which has the same category.
     """
     noise = torch.randn(pairs.x0.shape, generator=rng).to(pairs.x0)
     keep = torch.ones(len(pairs.x), dtype=torch.bool, device=pairs.x.device)
@@ -131,11 +137,11 @@ def once_around(views: Views, count: int) -> Views:
 
 
 def pair_loss(model: ViewModel, pairs: Pairs, logsnr: Tensor, keep: Tensor, noise: Tensor, blank: Tensor) -> Tensor:
-    """Return the mean squared error of the network's prediction for noisy targets, a scalar.
+    """Return the mean squared error of the network's prediction for noisy target views, a scalar.
 
     Args:
-        logsnr: (B,) log signal-to-noise ratios of the noisy targets.
-        keep: (B,) bool; where False, the condition is replaced by `blank`.
+        logsnr: (B,) log signal-to-noise ratios of the noisy target views.
+        keep: (B,) bool; where False, `blank` replaces the condition view.
         noise, blank: (B, C, h, w) unit Gaussian noise.
     """
     x = torch.where(keep[:, None, None, None], pairs.x, blank)
@@ -174,7 +180,7 @@ class PairSystem(AveragedSystem):
             return pair_loss(self.model, pairs, logsnr.to(self.device), keep.to(self.device), noise, blank)
 
     def load_pairs(self, scenes: Array, rng: np.random.Generator) -> Pairs:
-        """Sample an encoded pair of views for each of B scene indices."""
+        """Sample a pair of views of each scene, and encode it for the model. `scenes` are scene indices (B,)."""
         x, y, c2w, K = self.bank.pairs(scenes, rng)
         if self.bank.encode is None:
             x, y = self.model.encode_images(x), self.model.encode_images(y)
@@ -189,7 +195,7 @@ class PairSystem(AveragedSystem):
         return self.scheduled(optimizer, rate_factor(o.warmup / self.examples, o.decay, self.max_steps))
 
     def validate(self, step: int, folder: Path) -> None:
-        """Write model/ and samples.png, and set the metrics of the gap test, all with the averaged weights."""
+        """Write the averaged weights to model/ and their samples to samples.png; set the metrics of the gap test."""
         bank = self.bank
         count = bank.held_out // bank.source.n_families * bank.source.n_families
         held_out = np.arange(bank.train, bank.train + count)  # one pair of each scene, always the same
@@ -205,7 +211,7 @@ class PairSystem(AveragedSystem):
                 self.write_sheet(folder / "samples.png")
 
     def write_sheet(self, path: Path) -> None:
-        """Write two rows per held-out scene: condition and sampled views, condition and true views."""
+        """Write an image with two rows per held-out scene: condition and sampled views, condition and true views."""
         bank, model, scale = self.bank, self.model, self.options.guidance_scale
         scenes = range(bank.train, bank.train + min(SHEET_SCENES, bank.held_out))
         truth = [once_around(bank.source.scene(scene), SHEET_VIEWS + 1) for scene in scenes]
@@ -237,9 +243,9 @@ def rate_factor(warmup: float, decay: float, max_steps: int) -> Callable[[int], 
 
 
 def cameras(bank: PairBank, scenes: int = 16) -> CamerasConfig:
-    """Return ranges of elevation (degrees) and distance, and mean focal length (image sides).
+    """Measure the cameras of the first `scenes` held-out scenes.
 
-    They are those of the views of the first `scenes` held-out scenes.
+    Returns the ranges of the elevation in degrees and of the distance, and the mean focal length in image sides.
     """
     views = bank.source.views
     held_out = np.arange(bank.train, bank.train + min(scenes, bank.held_out))
@@ -284,7 +290,7 @@ def load_start(weights: str, network: XUNetConfig) -> XUNet:
 
 
 def bank(config: TrainThreeDiMConfig, model: XUNet | LatentPairs, folder: Path) -> PairBank:
-    """Return the disk cache of the training views, encoded if the model works on latents."""
+    """Return the disk cache of the training views. If the model works on latents, the views are stored as latents."""
     size = model.image_size[0]
     source = registry.build("pair-source", config.data, size, config.seed)
     encoder = () if isinstance(model, XUNet) else (model.encode_images, f"VAE {digest(model.prior.vae)}")

@@ -41,13 +41,13 @@ TURNS, TILT = 2.0, 15.0
 
 @dataclass(frozen=True)
 class Frames:
-    """N views of a scene, for which images are sampled.
+    """N camera views (frames) of a scene, for which images are sampled.
 
     Attributes:
-        cameras: perspective cameras in world coordinates.
+        cameras: N perspective cameras in world coordinates.
         depth: (N, H, W) in metres along the viewing axis; 0 where unknown.
         prompts, names: prompt and file name (without its suffix) of each frame.
-        keys: indices of the key frames that a ScanNet folder lists; None if it lists fewer than two.
+        keys: indices of the frames to sample first (key frames) if a ScanNet folder lists two or more, else None.
     """
 
     cameras: Cameras
@@ -63,10 +63,11 @@ class Frames:
 def read_frames(
     config: TextureConfig, rig: PathConfig, source: SourceMesh | None, frame: MeshFrame
 ) -> tuple[Frames, list[str]]:
-    """Return the frames with known depth in `MIN_DEPTH` of their pixels, and notes on frames that were left out.
+    """Read or create the camera views (frames) of a scene. Return them, and warnings about frames that were left out.
 
-    `source` is the scene's mesh in world coordinates; it may be None for a ScanNet folder. `frame` transforms points
-    of the mesh file to the world. `rig` names the camera path or the ScanNet folder. Raises ConfigError.
+    Frames with known depth in less than `MIN_DEPTH` of their pixels are left out. `rig` names the camera path or the
+    ScanNet folder. `source` is the scene's mesh in world coordinates, or None with a ScanNet folder. `frame` is the
+    coordinate transform from the mesh file to the world. Raises ConfigError.
     """
     notes = list[str]()
     if rig.scannet is not None:
@@ -92,7 +93,10 @@ def read_frames(
 
 
 def path_frames(config: TextureConfig, rig: PathConfig, source: SourceMesh, frame: MeshFrame) -> Frames:
-    """Return the frames of a camera path through a mesh, with rendered depth. Raises ConfigError."""
+    """Return the views of a camera path through the mesh `source`, with rendered depth. Raises ConfigError.
+
+    `frame` is the coordinate transform from the mesh file to the world.
+    """
     cameras = auto_path(source, rig) if rig.file == AUTO else read_path(rig, frame)
     prompts, used = config.view_texts(len(cameras)), list(range(0, len(cameras), rig.every or 1))
     if rig.file != AUTO and len(used) > 1:
@@ -109,9 +113,10 @@ def path_frames(config: TextureConfig, rig: PathConfig, source: SourceMesh, fram
 
 
 def read_path(rig: PathConfig, frame: MeshFrame) -> Cameras:
-    """Read a cameras.json with poses in the coordinates of the mesh file, and return world cameras. Raises ConfigError.
+    """Read the cameras in the file `rig.file`, and return them in world coordinates. Raises ConfigError.
 
-    The intrinsics are scaled to the image height of `rig`. A different aspect ratio crops or widens both sides equally.
+    The file has poses in coordinates of the mesh file, which `frame` transforms to the world. The intrinsics are scaled
+    to the image height of `rig`. A different aspect ratio crops or widens both sides equally.
     """
     path, height, width = Path(rig.file).expanduser(), rig.height, rig.width
     found = read_cameras(path, "rig.file", rig.poses, (height, width), rig.fov).cameras
@@ -123,14 +128,14 @@ def read_path(rig: PathConfig, frame: MeshFrame) -> Cameras:
 
 
 def depth_of_mesh(source: SourceMesh, cameras: Cameras) -> Tensor:
-    """Render the depth (N, H, W) of a mesh for N cameras, in metres along the viewing axis; 0 where no mesh is."""
+    """Render the depth (N, H, W) of a mesh for N cameras, in metres along the viewing axis; 0 beside the mesh."""
     views = (rasterise_views(source.vertices, source.faces, cameras.select([n])).z for n in range(len(cameras)))
     depth = np.concatenate(list(views))
     return torch.from_numpy(np.where(np.isfinite(depth), depth, 0).astype(np.float32))
 
 
 def scannet_frames(config: TextureConfig, rig: PathConfig, folder: Path, notes: list[str]) -> Frames:
-    """Read cameras, depth and captions from a ScanNet folder; its colour images are not needed. Raises ConfigError."""
+    """Read cameras, depth and captions from a ScanNet folder. Warnings are appended to `notes`. Raises ConfigError."""
     key_files = [path.name for path in sorted(folder.glob("key_frame_*.txt"))]
     key_file = KEY_FILE if KEY_FILE in key_files or not key_files else key_files[0]
     walk = ScanNetWalk(folder, rig.height, rig.width, key_file, rig.poses)
@@ -158,7 +163,7 @@ def scannet_frames(config: TextureConfig, rig: PathConfig, folder: Path, notes: 
 
 
 def choose_keys(frames: Frames, min_overlap: float) -> list[int]:
-    """Return the indices of the key frames: those that the ScanNet folder lists, or else a selection.
+    """Return the indices of the key frames, which are sampled first: those of the ScanNet folder, or a selection.
 
     Selected consecutive key frames have at least the fraction `min_overlap` of their pixels in common, if the frames
     are close enough. The last frame is always selected.
@@ -170,10 +175,10 @@ def choose_keys(frames: Frames, min_overlap: float) -> list[int]:
 
 
 def check_overlap(frames: Frames, keys: Sequence[int], min_overlap: float, key: str) -> list[str]:
-    """Return a list with one note on consecutive key frames that overlap by `min_overlap` or less; [] without them.
+    """Return a list with one warning about consecutive key frames that overlap too little; [] without such pairs.
 
-    The overlap is the fraction of common pixels. Raises ConfigError if no pair overlaps more; `key` is the config key
-    that the error names.
+    Too little is `min_overlap` or less, as a fraction of common pixels. `keys` are the indices of the key frames.
+    Raises ConfigError, which names the config key `key`, if no pair overlaps more.
     """
     found = [overlap(frames.depth, frames.cameras, *pair) for pair in zip(keys, keys[1:], strict=False)]
     apart = [n for n, share in enumerate(found) if share <= min_overlap]
@@ -185,9 +190,10 @@ def check_overlap(frames: Frames, keys: Sequence[int], min_overlap: float, key: 
 
 
 def auto_path(source: SourceMesh, rig: PathConfig) -> Cameras:
-    """Return `rig.frames` perspective cameras on a small circle around the point that `interior` finds in the mesh.
+    """Return `rig.frames` perspective cameras on a small circle in the free space inside a mesh.
 
-    Each camera looks across the centre of the circle. Raises ConfigError if the mesh has no free interior.
+    The centre of the circle is far from all surfaces (`interior`). Each camera looks across the centre. Raises
+    ConfigError if the mesh has no free interior.
     """
     centre, free = interior(source)
     n = torch.arange(rig.frames, dtype=torch.float32)

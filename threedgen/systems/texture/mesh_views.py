@@ -51,7 +51,13 @@ AXES = ("+x", "-x", "+y", "-y", "+z", "-z")
 
 
 class MeshViews(NamedTuple):
-    """N images (N, H, W, 3) of an object with its masks (N, H, W), both in [0, 1], and cameras in the world."""
+    """N images of an object with their cameras.
+
+    Attributes:
+        images: (N, H, W, 3) in [0, 1].
+        masks: (N, H, W) opacity of the object in [0, 1]; None: unknown.
+        names: N names of the images.
+    """
 
     images: Array
     cameras: Cameras
@@ -60,7 +66,7 @@ class MeshViews(NamedTuple):
 
     @property
     def blend(self) -> BlendOptions:
-        """Rules of the projection onto the mesh."""
+        """Rules for the projection of these images onto the mesh: which pixels are used, and with which weights."""
         margin = OBJECT_BLEND.margin if min(self.cameras.height, self.cameras.width) >= LARGE else 1
         sides = replace(OBJECT_BLEND, margin=margin)
         if self.cameras.projection.parallel:
@@ -69,8 +75,10 @@ class MeshViews(NamedTuple):
 
 
 def read_views(config: TextureConfig, rig: SidesConfig) -> MeshViews | PosedPhotos | None:
-    """Read the images of `config.views`; None: there are none. Photos are read later, after the mesh. Raises
-    ConfigError."""
+    """Read the images in the folder `config.views`; None: there is no folder. Raises ConfigError.
+
+    Six sides are read now. Photos with poses are only opened, since their placement needs the mesh (`place_photos`).
+    """
     if config.views is None:
         return None
     folder = Path(config.views).expanduser()
@@ -80,7 +88,10 @@ def read_views(config: TextureConfig, rig: SidesConfig) -> MeshViews | PosedPhot
 
 
 def read_sides(folder: Path) -> MeshViews:
-    """Read the six images SIDE.png of a folder. Their alpha channels become the masks. Raises ConfigError."""
+    """Read the six images SIDE.png of a folder, such as front.png. Their alpha channels become the masks.
+
+    Raises ConfigError.
+    """
     images = [np.asarray(load_image(folder / f"{side}.png", key="views").convert("RGBA")) for side in SIDES]
     height, width = images[0].shape[:2]
     if height != width or any(image.shape != images[0].shape for image in images):
@@ -93,9 +104,9 @@ def read_sides(folder: Path) -> MeshViews:
 
 
 def outlines(views: MeshViews) -> tuple[Array, list[int]]:
-    """Return the masks (K, h, w), bool, of the images with an outline, reduced to `OUTLINE_SIZE`, and their indices.
+    """Compute small object masks (K, h, w), bool, to compare outlines. Return them and the indices of their images.
 
-    An image without transparent pixels has an outline if its background has one colour.
+    The longer side has `OUTLINE_SIZE` pixels. Images without transparency or a background of one colour are left out.
     """
     at = views.cameras
     scale = OUTLINE_SIZE / max(at.height, at.width)
@@ -111,7 +122,7 @@ def outlines(views: MeshViews) -> tuple[Array, list[int]]:
 
 
 def overlaps(vertices: Array, faces: Array, cameras: Cameras, masks: Array) -> Array:
-    """Return the overlap (K,) of the outlines of a mesh, seen by K cameras, and of the masks (K, h, w)."""
+    """Return the intersection over union (K,) of masks (K, h, w) and the outlines of a mesh, seen by K cameras."""
     seen = rasterise_views(vertices, faces, cameras.with_size(*masks.shape[1:])).mask
     wide = np.ones((1, 3, 3), bool)
     wrong = seen & ~ndimage.binary_dilation(masks, wide) | masks & ~ndimage.binary_dilation(seen, wide)
@@ -119,7 +130,11 @@ def overlaps(vertices: Array, faces: Array, cameras: Cameras, masks: Array) -> A
 
 
 def check_sides(views: MeshViews, mesh: TexturedMesh, frame: MeshFrame) -> None:
-    """Raise ConfigError if the outline of a side differs from that of the mesh; it names the turn that fits best."""
+    """Raise ConfigError if the object in an image has another outline than the mesh from the same side.
+
+    The error names the axes `front` and `up` with which the outlines fit best. `frame` is the coordinate transform from
+    the mesh file to the world.
+    """
     masks, index = outlines(views)
     if not index:
         return
@@ -148,10 +163,11 @@ def check_sides(views: MeshViews, mesh: TexturedMesh, frame: MeshFrame) -> None:
 
 
 def place_photos(photos: PosedPhotos, mesh: TexturedMesh, frame: MeshFrame) -> tuple[MeshViews, list[str]]:
-    """Read photos and place their cameras around the mesh. Return them with notes for the user.
+    """Read photos, and transform their cameras to the world of the mesh. Return both, and texts for the user.
 
-    The world of the photos is that of the mesh file, or turned between y up and z up, or that before the transform
-    which nerfstudio has applied. Raises ConfigError if the poses are in another convention, and if no world fits.
+    The poses may be in the coordinates of the mesh file, in these but turned between y up and z up, or in those before
+    the transform that nerfstudio has applied. The coordinates that fit the mesh best are used. `frame` is the transform
+    from the mesh file to the world. Raises ConfigError if none fit, or if the poses have another convention.
     """
     notes = [photos.posed.missing_note] if photos.posed.missing else []
     notes += check_convention(photos)

@@ -56,7 +56,10 @@ WALK_VIEWS, SHEET_COLUMNS, FPS = 12, 6, 8
 
 
 def texture_scene(task: Task, rig: PathConfig) -> None:
-    """Texture a scene and write the files of the module docstring. Raises ConfigError, and Stopped after Ctrl-C."""
+    """Sample images along a camera path, project them onto the mesh of a scene if there is one, and write all results.
+
+    Raises ConfigError, and Stopped after Ctrl-C.
+    """
     config: TextureConfig = task.config
     frame = MeshFrame.of(config, config.scale)
     source = None if config.mesh is None else read_source(Path(config.mesh).expanduser(), frame)
@@ -88,7 +91,7 @@ def texture_scene(task: Task, rig: PathConfig) -> None:
 
 
 def size_warning(source: SourceMesh) -> list[str]:
-    """Return a note if the unit of a scene is probably not the metre, else []."""
+    """Return a list with a warning if the unit of a scene is probably not the metre, else []."""
     size = float(np.ptp(source.vertices, axis=0).max())
     if SCENE_SIZE[0] <= size <= SCENE_SIZE[1]:
         return []
@@ -98,9 +101,13 @@ def size_warning(source: SourceMesh) -> list[str]:
 def write_frames(
     folder: Path, frames: Frames, sampled: Sequence[int], keys: Sequence[int], images: Tensor, frame: MeshFrame
 ) -> None:
-    """Write cameras, depth, video and contact sheet of N frames with images (N, H, W, 3) in [0, 1].
+    """Write cameras, depth, video and contact sheet of N camera views (frames). Raises OSError.
 
-    `sampled` are the indices of the N frames, `keys` those of the key frames, which the sheet labels. Raises OSError.
+    Args:
+        sampled: indices of the N views in `frames`.
+        keys: indices of the key frames, which the contact sheet labels.
+        images: (N, H, W, 3) in [0, 1], in the order of `sampled`.
+        frame: coordinate transform from the mesh file, in whose coordinates the cameras are written, to the world.
     """
     cameras, names = frames.cameras.select(sampled), [frames.names[n] for n in sampled]
     cameras = replace(cameras, c2w=frame.poses_to_file(cameras.c2w.double()))
@@ -116,10 +123,10 @@ def write_frames(
 def texture_mesh(
     task: Task, mesh: TexturedMesh, frame: MeshFrame, cameras: Cameras, images: np.ndarray
 ) -> dict[str, object]:
-    """Project images (N, H, W, 3) in [0, 1] onto the mesh; write the mesh, and renders between the cameras.
+    """Project images (N, H, W, 3) in [0, 1] of N cameras onto a mesh. Write the textured mesh, and renders of it.
 
-    `frame` transforms points of the mesh file to the world. Returns metrics for summary.json. Raises OSError and
-    ConfigError.
+    `frame` is the coordinate transform from the mesh file to the world. Returns metrics for summary.json. Raises
+    OSError and ConfigError.
     """
     config: TextureConfig = task.config
     with Count("texturing", 2 * len(cameras), task.quiet) as count:
@@ -181,7 +188,7 @@ def with_uv(source: SourceMesh, texture: int, choice: str = "auto") -> tuple[Tex
 
 
 def uv_fault(source: SourceMesh, texture: int) -> str:
-    """Return the reason why the texture coordinates of the file cannot be used; "" if they can be used."""
+    """Return why the file's texture coordinates do not suit a texture with `texture` texels per side; "" if they do."""
     if source.uv is None:
         return "it has none, or not for all of its parts"
     if not ((source.uv >= 0) & (source.uv <= 1)).all():  # or not finite
@@ -199,11 +206,10 @@ def uv_fault(source: SourceMesh, texture: int) -> str:
 def render_consistent(
     mesh: TexturedMesh, size: int, options: BlendOptions, cameras: Cameras, images: Tensor, known: Tensor | None = None
 ) -> Tensor:
-    """Make images (N, H, W, 3) in [0, 1] consistent: project them onto a mesh, and render it for the same cameras.
+    """Make N images (N, H, W, 3) in [0, 1] consistent: project them onto a mesh, and render it for the same cameras.
 
-    Args:
-        size: side of the texture in pixels.
-        known: (N,) bool, images that have priority over the others where they show the mesh; None: no image has.
+    `size` is the side of the texture in texels, and `options` has the rules of the projection. `known` (N,) is True for
+    images that have priority over the others where they show the mesh. Returns the renders, (N, H, W, 3) in [0, 1].
     """
     made = None
     known = torch.zeros(len(images), dtype=torch.bool) if known is None else known

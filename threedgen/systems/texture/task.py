@@ -70,7 +70,10 @@ SHEET_VIEWS = 12
 
 
 def texture_sides(task: Task, rig: SidesConfig) -> None:
-    """Texture the mesh and write the files of the module docstring. Raises ConfigError, and Stopped after Ctrl-C."""
+    """Texture the mesh of an object from six sides or from photos, and write all results.
+
+    Raises ConfigError, and Stopped after Ctrl-C.
+    """
     config: TextureConfig = task.config
     found = read_views(config, rig)
     source, mesh, notes = read_mesh(config)
@@ -105,7 +108,10 @@ def texture_sides(task: Task, rig: SidesConfig) -> None:
 
 
 def read_mesh(config: TextureConfig) -> tuple[SourceMesh, TexturedMesh, list[str]]:
-    """Return an object's mesh as in the file, the mesh with texture coordinates, and notes. Raises ConfigError."""
+    """Return an object's mesh as in the file, the mesh with texture coordinates, and notes for the user.
+
+    Raises ConfigError.
+    """
     source = read_object(config)
     mesh, uv = with_uv(source, config.texture, config.uv)
     notes = list(source.notes)
@@ -118,8 +124,9 @@ def read_mesh(config: TextureConfig) -> tuple[SourceMesh, TexturedMesh, list[str
 def texture_mesh(
     task: Task, source: SourceMesh, mesh: TexturedMesh, views: MeshViews, notes: list[str]
 ) -> dict[str, object]:
-    """Project the images onto the mesh; write the mesh, renders and a page. Raises OSError, ConfigError.
+    """Project images onto a mesh; write the textured mesh, renders and a page. Raises OSError, ConfigError.
 
+    `source` is the mesh as in the file, `mesh` the same with texture coordinates. `views` has images and cameras.
     Warnings in `notes` are shown on the page. Returns metrics for summary.json.
     """
     config, folder, triangles = task.config, task.folder, len(mesh.faces)
@@ -152,9 +159,10 @@ def texture_mesh(
 
 
 def run(config: TextureConfig, resume: Path | None = None, quiet: bool = False) -> int:
-    """Run the task, print the path of the mesh (if none is made: video or preview), and return the exit code.
+    """Run the task, print the path of its main result, and return the exit code.
 
-    `resume`: run folder to resume; None: a new run. `quiet`: print nothing else, and show no progress.
+    The result is the textured mesh, the video of a scene without a mesh, or else the preview of the mesh. `resume`: run
+    folder to resume; None: a new run. `quiet`: print nothing else, and show no progress.
     """
     rig = config.rig
     if isinstance(rig, PathConfig):

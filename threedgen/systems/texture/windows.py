@@ -42,7 +42,10 @@ Synchronise = Callable[[Cameras, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Window:
-    """Indices of frames that are sampled together. Known frames, from earlier windows, condition the new frames."""
+    """Set of frames that are denoised together.
+
+    `frames` are the indices of all frames, `known` those from earlier windows. Known frames condition the others.
+    """
 
     frames: tuple[int, ...]
     known: tuple[int, ...] = ()
@@ -53,10 +56,10 @@ class Window:
 
 
 def plan(keys: Sequence[int], rig: PathConfig) -> list[Window]:
-    """Return the windows in the order of sampling.
+    """Return the windows of a scene in the order of sampling. A window is a set of frames that are denoised together.
 
-    The first windows have `rig.views` key frames each, and share a third of their frames with the next window (the last
-    two may share more). The later windows have two key frames and the frames between them.
+    `keys` are the indices of the key frames. The first windows have `rig.views` key frames each, and share a third of
+    them with the next window (the last two may share more). Later windows have two key frames and frames between them.
     """
     last, shared = max(0, len(keys) - rig.views), max(1, rig.views // 3)
     windows, done = list[Window](), set[int]()
@@ -79,9 +82,9 @@ def check_model(model: MVDiffusion, rig: PathConfig) -> None:
 
 
 def saved_images(folder: Path, frames: Frames, keys: Sequence[int], weights: Mapping[str, str]) -> dict[int, Array]:
-    """Read the frames that an interrupted run saved as NAME.png: uint8 images (H, W, 3) by frame index.
+    """Read the images that an interrupted run saved as NAME.png: {frame index: uint8 image (H, W, 3)}.
 
-    The folder is emptied if the hash of all inputs (frames, key frames, checksums of the model) in source.txt differs.
+    The folder is emptied if source.txt has another hash of the inputs (frames, key frames, checksums of the model).
     """
     source_file, digest = folder / "source.txt", hashlib.blake2b(digest_size=16)
     for tensor in (frames.depth, frames.cameras.c2w, frames.cameras.K):
@@ -103,15 +106,16 @@ def saved_images(folder: Path, frames: Frames, keys: Sequence[int], weights: Map
 
 
 def stack(images: Mapping[int, Array], numbers: Sequence[int]) -> Tensor:
-    """Stack uint8 images by their frame indices `numbers` to a tensor (N, H, W, 3) in [0, 1]."""
+    """Stack the uint8 images (H, W, 3) of N frame indices, `numbers`, to a float tensor (N, H, W, 3) in [0, 1]."""
     return torch.from_numpy(np.stack([images[n] for n in numbers])).float() / 255
 
 
 @dataclass(frozen=True)
 class WindowSampler:
-    """Sampler of all frames of a scene with MVDiffusion, one window after the other.
+    """Sampler of the frames of a scene with MVDiffusion, one window of frames after the other.
 
-    `images` are the sampled frames, uint8 (H, W, 3) by frame index; each window adds its new frames.
+    `images` has the sampled frames, uint8 (H, W, 3) by frame index; each window adds its new ones. `synchronise` makes
+    images consistent by projection onto a mesh; it is None without a mesh.
     """
 
     config: TextureConfig
@@ -122,9 +126,9 @@ class WindowSampler:
     synchronise: Synchronise | None = None
 
     def sample_all(self, folder: Path, quiet: bool) -> None:
-        """Sample the windows whose new frames are not all in `images`; add these frames, and write folder/FRAME.png.
+        """Sample the windows that have frames without an image; add these frames to `images`, write folder/NAME.png.
 
-        FRAME is the name of a frame. `quiet`: show no progress. Raises Stopped after Ctrl-C.
+        NAME is the name of a frame. Raises Stopped after Ctrl-C.
         """
         waiting = [k for k, window in enumerate(self.windows) if any(n not in self.images for n in window.new)]
         steps = total_steps(self.config.steps, self.model.draft, self.config.synchronise)
@@ -144,7 +148,7 @@ class WindowSampler:
                             write_png(folder / f"{self.frames.names[n]}.png", image)
 
     def sample(self, number: int, on_step: Callable[[], None]) -> Tensor:
-        """Sample the F frames of window `number`, including known frames, and return images (F, H, W, 3) in [0, 1]."""
+        """Sample the F frames of the window with the index `number`, also the known ones: (F, H, W, 3) in [0, 1]."""
         window, config, model = self.windows[number], self.config, self.model
         numbers = list(window.frames)
         cameras, depth = self.frames.cameras.select(numbers), self.frames.depth[numbers]
@@ -175,7 +179,7 @@ class WindowSampler:
         )
 
     def sync(self, number: int, known: Tensor) -> ViewSync:
-        """Return img2img rounds that make a window consistent with earlier ones. `known`: (F,) bool, known frames."""
+        # img2img rounds that make the window consistent with earlier ones; known (F,): frames from earlier windows
         if (synchronise := self.synchronise) is None:
             return NO_SYNC
         numbers = list(self.windows[number].frames)

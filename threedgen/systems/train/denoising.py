@@ -43,7 +43,7 @@ class Batch:
 
 
 class Sheet(NamedTuple):
-    """Sample sheet: images (H, W, 3) in row-major order, the number of columns, and a label per image."""
+    """Sample sheet: images (H, W, 3), row by row, with the number of columns and a label for each image."""
 
     images: Sequence[Tensor | Array]
     columns: int
@@ -76,11 +76,11 @@ class DenoisingSystem(AveragedSystem):
         self.model.to(self.device)
 
     def batch(self, step: int) -> Batch:
-        """Return the latents, noise and conditions of a step."""
+        """Return the latents, noise and conditions of the training step with the number `step`."""
         raise NotImplementedError
 
     def predict(self, x: Tensor, t: Tensor, batch: Batch) -> Tensor:
-        """Return the network's output, float32, for noisy latents `x`, both (B, C, h, w), at time steps `t` (B,)."""
+        """Return the network output (B, C, h, w), float32, for noisy latents `x` (B, C, h, w), time steps `t` (B,)."""
         return self.model.network(x, t, batch.text, **batch.condition)
 
     def training_step(self, batch: int, index: int) -> Tensor:
@@ -89,7 +89,7 @@ class DenoisingSystem(AveragedSystem):
         return loss
 
     def denoising_loss(self, batch: Batch) -> Tensor:
-        """Add the batch's noise to its latents; return the weighted mean squared error of the predicted eps or v."""
+        """Add noise to the latents of a batch; return the weighted mean squared error of the prediction, a scalar."""
         schedule = self.model.schedule.to(self.device)
         z, t, noise = (part.to(self.device) for part in (batch.latents, batch.t, batch.noise))
         output = self.predict(schedule.add_noise(z, noise, t), t, batch)
@@ -99,7 +99,10 @@ class DenoisingSystem(AveragedSystem):
         return (batch.weights * (output - target).square().mean((1, 2, 3))).mean()
 
     def sample_noise(self, step: int, shape: Sequence[int], rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Sample int64 time steps (N, V) and unit Gaussian noise of `shape` (N, V, C, h, w) for N objects."""
+        """Sample int64 time steps (N, V) and unit Gaussian noise (N, V, C, h, w) for V views of each of N objects.
+
+        `step` is the training step, for a scheduled distribution of time steps. `shape` is (N, V, C, h, w).
+        """
         power = float(at(self.timestep_power, step, self.max_steps))
         t = view_timesteps(shape[0], shape[1], self.model.schedule.T, power, self.view_noise, rng)
         return t, torch.randn(*shape, generator=rng)
@@ -130,10 +133,10 @@ def view_timesteps(
 ) -> Tensor:
     """Sample time steps (objects, n_view), int64 in [0, T), for the views of each object.
 
-    `options` has the probabilities of two cases: independent time steps in all views (`independent`), and low noise in
-    1 to n_view - 1 views with one common time step in the rest (`companions`). Else all views have the same time step.
-    Low noise in some views makes the network attend to these views (Diffusion Forcing, Chen et al. 2024, arXiv
-    2407.01392). `power` above 1 favours low noise: t = T u^power, u uniform in [0, 1).
+    By default all views of an object have the same time step t = T u^power, with u uniform in [0, 1), so a `power`
+    above 1 favours low noise. `options` has the probabilities of two other cases: `independent`, a separate time step
+    for each view, and `companions`, low noise in 1 to n_view - 1 of the views. Low noise in some views makes the
+    network attend to these views (Diffusion Forcing, arXiv 2407.01392).
     """
     equal = sample_timesteps(objects, T, power, rng)[:, None].expand(-1, n_view)
     if n_view == 1 or not (options.independent or options.companions):

@@ -21,9 +21,9 @@ WHOLE = 0.25
 
 
 def painted(rng: np.random.Generator, size: int) -> Array:
-    """Sample a bool hole (size, size), True where unknown: the whole image, a rectangle, or all but a rectangle.
+    """Sample a random mask (size, size), bool, True where the image is unknown.
 
-    The edges of rectangles are at multiples of 8 pixels. Half of the rectangles span the full height of the image.
+    Unknown are the whole image, a rectangle, or all but a rectangle. Rectangle edges are at multiples of 8 pixels.
     """
     if rng.random() < WHOLE:
         return np.ones((size, size), bool)
@@ -36,9 +36,9 @@ def painted(rng: np.random.Generator, size: int) -> Array:
 
 
 def around_a_photo(rng: np.random.Generator, size: int) -> Array:
-    """Sample a bool hole (size, size), True where unknown, around a centred photo in a view of 90 degrees; or no hole.
+    """Sample a random mask (size, size), bool, True where the image is unknown: around a centred photo, or nowhere.
 
-    The longer side of the photo spans 50 to 90 degrees. Its aspect ratio is 1:1, 4:3 or 16:9, landscape or portrait.
+    The image has a field of view of 90 degrees, the longer side of the photo 50 to 90 degrees.
     """
     if rng.random() < WHOLE:
         return np.zeros((size, size), bool)
@@ -50,9 +50,9 @@ def around_a_photo(rng: np.random.Generator, size: int) -> Array:
 
 
 class MaskedViews:
-    """Source of training images (`threedgen.data.bank.Source`): pairs of a view of a scene and its copy with a hole.
+    """Source of training images (`threedgen.data.bank.Source`): pairs of a view and the same view with a hole.
 
-    `hole` samples the hole. With `first`, only the first view of each scene is used.
+    `hole` is a function that samples the mask of the hole. With `first`, only the first view of each scene is used.
     """
 
     n_view = 2
@@ -88,7 +88,7 @@ class MaskedViews:
 
 
 class MaskBank(LatentBank):
-    """Disk cache of the latents, mask channels and captions of masked views."""
+    """Disk cache of views as latents, their known parts as latents, and captions."""
 
     def __init__(self, folder: Path, views: MaskedViews, vae: AutoencoderKL, size: int) -> None:
         super().__init__(folder, views, vae, size, len(views))
@@ -97,15 +97,15 @@ class MaskBank(LatentBank):
     def sample(self, rng: np.random.Generator, available: int, count: int) -> tuple[Tensor, Tensor, list[str]]:
         """Sample n = `count` of the first `available` images, with replacement.
 
-        Returns latents (n, C, h, w) of the whole images, `extra` channels (n, 1 + C, h, w), and n captions.
+        Returns latents (n, C, h, w) of the whole images, masks with known latents (n, 1 + C, h, w), and n captions.
         """
         chosen = rng.integers(0, min(available, self.count), count)
         return self.latents(chosen)[:, 0], self.extra(chosen), self.captions(chosen)
 
     def extra(self, chosen: Sequence[int] | Array) -> Tensor:
-        """Return the mask (1 where unknown) and the latents of n masked images, (n, 1 + C, h, w).
+        """Return the mask, 1 where unknown, and the C latent channels of n masked images: (n, 1 + C, h, w).
 
-        A latent is known if all its pixels are known.
+        `chosen` are n image indices. A latent pixel is known if all its image pixels are known.
         """
         known = self.latents(chosen)[:, 1]
         holes = torch.from_numpy(np.stack([self.views.sample_hole(int(i), self.size) for i in chosen]))

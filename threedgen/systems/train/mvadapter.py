@@ -46,7 +46,7 @@ BLOCK, TEXT_BYTES = 4, 240
 
 
 def sample_dropouts(rng: np.random.Generator, count: int, shares: tuple[float, float, float]) -> tuple[Array, Array]:
-    """Sample the dropped conditions of `count` objects: bool (count,) for the text, and bool (count,) for the image.
+    """Sample for which objects text or image is dropped: two bool arrays (count,), first for text, then for image.
 
     `shares` are the probabilities of three independent events: text dropped, image dropped, both dropped.
     """
@@ -59,7 +59,7 @@ class AdapterSystem(DenoisingSystem):
 
     Args:
         network: UNet with the adapter; the network of `model`.
-        banks: pairs (share of the steps, cached latents of the objects) at full and possibly at half image size.
+        banks: (share of the steps, cached latents of the objects) for each image size: full size, then possibly half.
         objects: training objects.
         held_out: objects of the sample sheet.
     """
@@ -113,7 +113,7 @@ class AdapterSystem(DenoisingSystem):
         save_adapter(folder / RESULT, self.network)
 
     def sample_sheet(self) -> Sheet:
-        """Return rows of true held-out views, each above a row of samples; any reference image is in column 0."""
+        """Return rows of true held-out views, each above a row of samples. Reference images are in column 0, if any."""
         size, cells, labels = self.banks[0][1].size, list[Tensor](), list[str]()
         for k in range(SHEET_OBJECTS):
             entry = self.held_out.block(range(k, k + 1), size)
@@ -165,7 +165,7 @@ def train(task: Task) -> Status:
 
 
 def add_adapter(config: TrainMVAdapterConfig, model: MVAdapter) -> AdaptedUNet:
-    """Return the model's UNet with a new adapter, or with the one that the config starts from. Raises ConfigError."""
+    """Return the model's UNet with an adapter: a new one, or that of the file `config.adapter`. Raises ConfigError."""
     o = config
     layout: Layout = "row" if o.control == "rays" else "rowcol"
     form = Form(layout, o.arrangement, o.control, anywhere=o.anywhere, fov=o.fov, timestep=o.timestep)
@@ -175,7 +175,7 @@ def add_adapter(config: TrainMVAdapterConfig, model: MVAdapter) -> AdaptedUNet:
 
 
 def new_adapter(config: TrainMVAdapterConfig, model: MVAdapter, form: Form) -> AdaptedUNet:
-    """Build a new adapter whose attention branches initially have no effect on the output. Raises ConfigError."""
+    """Add a new adapter to the model's UNet. At first it does not change the output. Raises ConfigError."""
     seed_networks(config.seed, "adapter")
     o = config
     try:
@@ -185,9 +185,9 @@ def new_adapter(config: TrainMVAdapterConfig, model: MVAdapter, form: Form) -> A
 
 
 def trained_adapter(config: TrainMVAdapterConfig, model: MVAdapter, form: Form) -> AdaptedUNet:
-    """Load the adapter that the config starts from, with the settings `form` instead of those in its file.
+    """Add the adapter in the file `config.adapter` to the model's UNet. Raises ConfigError if it does not fit.
 
-    Raises ConfigError.
+    `form` has the settings of the new training, which replace those in the file.
     """
     file = locate("adapter", str(config.adapter))
     network = load_adapter(file, model.unet, model.factor, **asdict(form))

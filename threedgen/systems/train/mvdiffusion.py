@@ -80,13 +80,13 @@ DataBySize = Sequence[tuple[float, SceneData]]
 
 
 class MVDiffusionSystem(DenoisingSystem):
-    """Base of the LightningModules of both stages: size of the training images, and prediction of the network."""
+    """Base of the LightningModules of both training stages. It selects the image size of a step."""
 
     model: MVDiffusion
     data: DataBySize
 
     def choose_data(self, step: int) -> tuple[float, SceneData]:
-        """Sample the image size of a step. Returns the share of the steps with it, and the data."""
+        """Sample the image size of a step. Return the share of the steps with this size, and the data at this size."""
         return choose_by_share(self.data, self.numpy_rng(step, "size").random())
 
     def predict(self, x: Tensor, t: Tensor, batch: Batch) -> Tensor:
@@ -135,10 +135,10 @@ def sample_views(
 
 
 class ViewsSystem(MVDiffusionSystem):
-    """LightningModule of the second stage. It trains the attention between views and any branch for condition views.
+    """LightningModule of the second stage. It trains the attention between views, and any branch for known views.
 
     Args:
-        difference: changes of the UNet in the first stage, saved with the blocks; None: all weights are saved.
+        difference: changes of the UNet in the first stage, saved with the new modules; None: the whole UNet is saved.
         lora: LoRA of the first stage, attached to the UNet, or None.
     """
 
@@ -189,10 +189,10 @@ class ViewsSystem(MVDiffusionSystem):
     def image_conditions(
         self, data: SceneData, chosen: Sequence[int] | Array, z: Tensor
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Return the image inputs of the network for all n F views of the n scenes with indices `chosen`.
+        """Return the image inputs of the network for the F views of each of n scenes, or None for inputs that it lacks.
 
-        `z` are the clean latents (n, F, C, h, w). Returns extra input channels (n F, E, h, w) or None, and the input
-        (n F, C + 1, h, w) of the branch for condition views or None.
+        `chosen` are n scene indices, and `z` (n, F, C, h, w) the clean latents. Returns the extra input channels (n F,
+        E, h, w), and the known views (n F, C + 1, h, w) as latents with a mask.
         """
         if data.photos is not None:
             extra = self.unknown_view(data.bank.encoded_size).repeat(len(chosen), data.bank.n_view, 1, 1, 1)
@@ -234,7 +234,7 @@ class ViewsSystem(MVDiffusionSystem):
 
 
 def train(task: Task) -> Status:
-    """Train both stages of a config, or only the second one if `single_view` is null. Raises ConfigError."""
+    """Train both stages, or only the second one if `single_view` is null. Return how it ended. Raises ConfigError."""
     config: TrainMVDiffusionConfig = task.config
     o, needed = config.single_view, EXTRA[config.variant]
     model = MVDiffusion.load(config.start)
@@ -265,7 +265,7 @@ def train(task: Task) -> Status:
 
 
 def scene_data(task: Task, model: MVDiffusion, source: SceneSource) -> DataBySize:
-    """Return the training data at full size and, if `training.half` is above 0, at half size. Raises ConfigError."""
+    """Return pairs (share of the steps, cached data) for full and possibly half image size. Raises ConfigError."""
     config: TrainMVDiffusionConfig = task.config
     half = config.training.half
     cameras = source.scene(0).views.cameras
@@ -295,9 +295,10 @@ def scene_data(task: Task, model: MVDiffusion, source: SceneSource) -> DataBySiz
 def train_single_views(
     task: Task, model: MVDiffusion, data: DataBySize, o: SingleViewConfig, blocks: Mapping[str, Tensor] | None
 ) -> LoRA:
-    """Train the first stage, or load its finished weights. Returns its LoRA, which stays attached to the UNet.
+    """Train the first stage, or load its finished weights. Return its LoRA, which stays attached to the UNet.
 
-    The training starts from the LoRA in the tensors `blocks` if they have the same input channels.
+    `o` are the options of the stage. `blocks` are tensors of another run; their LoRA is the start if the UNet has the
+    same input channels.
     """
     config: TrainMVDiffusionConfig = task.config
     needed = EXTRA[config.variant]

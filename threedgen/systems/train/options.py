@@ -75,7 +75,7 @@ class TrainConfig(RunConfig):
 
 
 def check_multiple(name: str, value: int, unit: int, meaning: str) -> None:
-    """Raise ValueError unless `value` is a multiple of `unit`. The error names the option, and what `unit` means."""
+    """Raise ValueError unless `value` is a multiple of `unit`. The error says `name` and the `meaning` of the unit."""
     if value % unit:
         near = max(unit, round(value / unit) * unit)
         raise ValueError(f"{name} {value} should be a multiple of {unit}, {meaning}; try {near}")
