@@ -26,12 +26,12 @@ _MAX_WARNINGS = 3
 
 
 def any_rank(trainer: pl.Trainer, flag: bool) -> bool:
-    """Return whether `flag` is true on any rank. All ranks must call it, and all get the same result."""
+    """Return whether `flag` is true on any rank. All ranks must call the function."""
     return trainer.strategy.reduce_boolean_decision(flag, all=False) if trainer.world_size > 1 else flag
 
 
 class StepCallback(pl.Callback):
-    """Base class of callbacks that act after each optimisation step, which may need several batches (accumulation)."""
+    """Base class of callbacks that act after each optimisation step. With accumulation, a step has several batches."""
 
     steps = 0  # number of optimisation steps that this process has done
     _step = -1
@@ -92,7 +92,7 @@ class StopOnInterrupt(StepCallback):
 
 
 class Logging(StepCallback):
-    """Callback that logs loss, `module.terms`, `module.metrics` and step time after every `every`-th step and the last.
+    """Callback that logs loss, `module.terms`, `module.metrics` and step time every `every` steps and after the last.
 
     It does not use Lightning's `self.log`, which takes 0.2 to 0.4 ms per call even if nothing is written.
     """
@@ -131,7 +131,7 @@ class Logging(StepCallback):
 
 
 class Validation(StepCallback):
-    """Callback that calls `module.validate(step, folder)` on rank 0 after every `every`-th step."""
+    """Callback that calls `module.validate(step, folder)` on rank 0 every `every` steps."""
 
     def __init__(self, every: int, folder: Path) -> None:
         self.every, self.folder = every, folder
@@ -149,7 +149,7 @@ class Validation(StepCallback):
 
 @contextmanager
 def isolated_eval(module: torch.nn.Module) -> Iterator[None]:
-    """Set eval mode and disable gradients in a context; on exit restore all modes and global random states."""
+    """Set eval mode and disable gradients inside a context. On exit, restore the modes and global random states."""
     modes = [(inner, inner.training) for inner in module.modules()]
     states = random.getstate(), np.random.get_state()
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
@@ -165,7 +165,7 @@ def isolated_eval(module: torch.nn.Module) -> Iterator[None]:
 
 
 def first_nonfinite(module: torch.nn.Module) -> str | None:
-    """Return the name of the first parameter with NaN or infinity, else of the first buffer with NaN, else None."""
+    """Return the name of a parameter with NaN or infinity, else of a buffer with NaN; None if there is neither."""
     for name, parameter in module.named_parameters():
         if not torch.isfinite(parameter).all():
             return name
@@ -176,7 +176,8 @@ def first_nonfinite(module: torch.nn.Module) -> str | None:
 
 
 def gradient_norms(module: torch.nn.Module) -> list[torch.Tensor]:
-    """Return the norms of all gradients, not finite if a value is not; on CPUs ten times faster than the maximum."""
+    """Return the norm of each gradient, a list of scalars. A norm is not finite if its gradient is not finite."""
+    # on CPUs ten times faster than the maximum
     gradients = [p.grad for p in module.parameters() if p.grad is not None]
     return [norm.float() for norm in torch._foreach_norm(gradients)]
 
@@ -194,17 +195,11 @@ def loss_scaler(trainer: pl.Trainer) -> torch.amp.GradScaler | None:
 
 
 class FiniteGuard(StepCallback):
-    """Callback that skips steps with a non-finite loss or gradient, and stops the run after PATIENCE in a row.
+    """Callback that skips steps with a non-finite loss or gradient, and stops the run after PATIENCE skips in a row.
 
-    A skipped step does not change the weights and counts as done: the next step uses other random numbers. The reason
-    of a stop is logged and stored in `failure`. It names the loss term in `module.terms` or the parameter.
-
-    Lightning has no hook to skip a step, so the gradients are cleared on all ranks: torch optimisers ignore parameters
-    whose gradient is None (weight decay included).
-
-    With a loss scaler (precision 16-mixed), infinite gradients are normal: the scaler skips the step and lowers its
-    scale. At a scale below 1 the run stops instead. A fused optimiser with a loss scaler checks the gradients itself
-    and needs at least one: it gets an infinite gradient and skips the step.
+    A skipped step does not change the weights and counts as done: the next step uses other random numbers. With a loss
+    scaler (precision 16-mixed), the scaler itself skips steps with infinite gradients. Then the guard stops the run
+    only if the scale falls below 1. `failure` is the reason of a stop (loss term or parameter), else None.
     """
 
     def __init__(self) -> None:
@@ -240,6 +235,8 @@ class FiniteGuard(StepCallback):
         if not any_rank(trainer, not self._loss_is_finite or self._bad_gradient is not None):
             self.in_a_row = 0
             return
+        # Lightning has no hook to skip a step: torch optimisers ignore parameters without a gradient, weight decay too.
+        # A fused one with a loss scaler checks the gradients itself and needs at least one: an infinite one
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
             for parameter in parameters[:1]:
@@ -261,7 +258,7 @@ class FiniteGuard(StepCallback):
         self._loss_is_finite = True
 
     def check_end(self, trainer: pl.Trainer, module: torch.nn.Module) -> None:
-        """Set `failure` if the final state is not finite, even after fewer than PATIENCE skipped steps."""
+        """Set `failure` if a weight is not finite at the end of a run, even if only a few steps were skipped."""
         if self.failure is None and (bad := first_nonfinite(module)):
             self._fail(trainer, f"{bad} is not finite")
 

@@ -30,9 +30,9 @@ NUMERICS_KEY = "numerics"
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning plug-in that writes checkpoints with `checkpoint_file.write`.
+    """Lightning plug-in that writes checkpoints atomically, and returns a loaded one instead of reading a file.
 
-    Lightning's request to load a file returns `checkpoint`, which the training loop has already read and checked.
+    `checkpoint` is the content that Lightning receives on resume; the training loop has read and checked it.
     """
 
     checkpoint: CheckpointData | None = None
@@ -49,10 +49,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class Checkpoint(StepCallback, pl.callbacks.Checkpoint):
-    """Callback that saves `folder`/last.ckpt every `seconds` seconds, after a step, and at the end of the run.
+    """Callback that saves `folder`/last.ckpt at the end of the run, and after a step every `seconds` seconds.
 
-    Nothing is saved while `healthy()` is false. A failed write is logged once and retried. At the end of the run it
-    raises DiskFull or FileError.
+    `healthy` is a function; while it returns False, nothing is saved. A failed write is logged once and retried later.
+    If the last write fails, DiskFull or FileError is raised.
     """
 
     def __init__(self, folder: Path, seconds: float, healthy: Callable[[], bool]) -> None:
@@ -87,7 +87,7 @@ class Checkpoint(StepCallback, pl.callbacks.Checkpoint):
             raise write_error(self.folder, self._write_error) from self._write_error
 
     def save(self, trainer: pl.Trainer, module: pl.LightningModule) -> bool:
-        """Save a checkpoint on all ranks; return False for non-finite weights, `healthy()` False or a failed write."""
+        """Save a checkpoint of the current step; call it on all ranks. Return False if this was not possible."""
         self._saved_at, self._write_error = time.monotonic(), None
         if trainer.global_step == self._saved_step:
             return True
@@ -119,10 +119,10 @@ class Checkpoint(StepCallback, pl.callbacks.Checkpoint):
 
 
 def check_config(checkpoint: CheckpointData, config_yaml: str) -> None:
-    """Raise ConfigError if a config key that changes the result differs between `checkpoint` and the run.
+    """Raise ConfigError if a config key that changes the result differs between a checkpoint and the run.
 
-    Keys in `folder.NEUTRAL_KEYS` may differ. Nothing is compared if the checkpoint or the run has no config, as for
-    modules that are trained from Python.
+    `config_yaml` is the config of the run. Nothing is compared if one of the two has no config, as for modules that are
+    trained from Python.
     """
     old = checkpoint.get(CONFIG_KEY, "")
     if not old or not config_yaml:
@@ -136,7 +136,7 @@ def check_config(checkpoint: CheckpointData, config_yaml: str) -> None:
 
 
 def check_weights(checkpoint: CheckpointData, weights: Mapping[str, str]) -> None:
-    """Raise ConfigError if the run starts from other `weights` (config key -> SHA-256) than `checkpoint` did."""
+    """Raise ConfigError if the run's pretrained `weights` (config key -> SHA-256) differ from those in a checkpoint."""
     before = checkpoint.get(WEIGHTS_KEY, {})
     for key, now in weights.items():
         if before.get(key, now) != now:
@@ -148,7 +148,7 @@ def check_weights(checkpoint: CheckpointData, weights: Mapping[str, str]) -> Non
 
 
 def numerics(trainer: pl.Trainer) -> dict[str, str]:
-    """Return by name the versions, processors, thread and device counts that the last bits of results depend on."""
+    """Return what the last bits of results depend on, by name: versions, processors, numbers of threads and devices."""
     numba_threads = numba.get_num_threads()  # first: this call may change torch's number, see threads.py
     device = trainer.strategy.root_device
     result = {
@@ -166,7 +166,7 @@ def numerics(trainer: pl.Trainer) -> dict[str, str]:
 
 
 def warn_numerics(checkpoint: CheckpointData, now: dict[str, str]) -> None:
-    """Log a warning that results may differ if `now` (from `numerics`) differs from the checkpoint's values."""
+    """Log a warning that results may differ if `now`, from `numerics`, differs from the values in a checkpoint."""
     before = checkpoint.get(NUMERICS_KEY, {})
     names = [name for name in (before | now) if before and before.get(name) != now.get(name)]
     changes = [f"{name} {before.get(name, 'none')} -> {now.get(name, 'none')}" for name in names]

@@ -25,7 +25,7 @@ _REQUIRED_KEYS = ("state_dict", "global_step", "loops", "optimizer_states", "lr_
 
 
 def write(checkpoint: CheckpointData, path: Path) -> None:
-    """Write `checkpoint` to `path` atomically; an existing file there becomes previous.ckpt. Raises OSError."""
+    """Write a checkpoint atomically. An existing file at `path` becomes previous.ckpt. Raises OSError."""
 
     def keep_previous() -> None:
         if path.exists():

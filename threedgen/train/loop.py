@@ -63,7 +63,7 @@ def fit(
 ) -> Status:
     """Train `module` up to config.trainer.max_steps, with checkpoints in `folder`/checkpoints.
 
-    With config.checkpoint.finish, the last checkpoint is only loaded.
+    With config.checkpoint.finish, a run that has a checkpoint loads it and does not train further.
 
     Args:
         resume: continue from the newest readable checkpoint, if there is one.
@@ -120,7 +120,6 @@ def fit(
 def _resume_path(
     module: System, checkpoints: Path, max_steps: int, resume: bool, checkpoint_io: AtomicCheckpointIO
 ) -> Path | None:
-    """Store the newest checkpoint in `checkpoint_io` and return its path; None: new run. Raises ConfigError."""
     try:
         checkpoints.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -143,7 +142,7 @@ def _resume_path(
 
 
 def _check_space(module: torch.nn.Module, folder: Path) -> None:
-    """Raise DiskFull if the disk has no room for two checkpoints and one more while it is written."""
+    # room for two checkpoints, and for one more while it is written
     trained = sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)
     state = sum(t.numel() * t.element_size() for t in module.state_dict().values())
     needed = 3 * (state + 2 * trained) / 2**20  # Adam has two moments
@@ -181,10 +180,9 @@ def _trainer(
 
 
 def _strategy(options: TrainerConfig) -> str:
-    """Return Lightning's strategy. "auto" on several devices is DDP that allows parameters without gradients."""
     gpus = torch.cuda.device_count() if options.accelerator in ("auto", "gpu", "cuda") else 0
     count = options.num_nodes * (max(1, gpus) if options.devices == "auto" else options.devices)
-    several = options.strategy == "auto" and count > 1
+    several = options.strategy == "auto" and count > 1  # DDP that allows parameters without gradients
     return "ddp_find_unused_parameters_true" if several else options.strategy
 
 
@@ -238,9 +236,9 @@ def deterministic(options: TrainerConfig) -> bool | Literal["warn"]:
 
 @contextmanager
 def determinism(setting: bool | Literal["warn"]) -> Iterator[None]:
-    """Return a context with torch's deterministic mode on (True), off (False), or with warnings only ("warn").
+    """Set torch's deterministic mode inside a context: on (True), off (False), or on with warnings only ("warn").
 
-    Torch then also fills new memory with NaN by default; this is turned off.
+    Torch's deterministic mode also fills new memory with NaN by default; this is turned off.
     """
     memory: Any = torch.utils.deterministic
     memory.fill_uninitialized_memory = False

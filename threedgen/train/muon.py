@@ -18,10 +18,10 @@ STEPS = 5  # number of Newton-Schulz iterations
 
 
 class Muon(torch.optim.Optimizer):
-    """Optimizer: Muon for parameters with two or more dimensions, AdamW for vectors and parameters in `elementwise`.
+    """Optimizer that updates parameters with two or more dimensions by Muon, and all others by AdamW.
 
-    The updates of matrices are multiplied by 0.2 sqrt(max(rows, columns)), so that their RMS is similar to that of
-    AdamW's updates (Liu et al. 2025, arXiv 2502.16982, section 2.2). Both use the same learning rate and weight decay.
+    Parameters in `elementwise` are updated by AdamW too. All have the same learning rate and weight decay: Muon's
+    updates are multiplied by 0.2 sqrt(max(rows, columns)), so that their RMS is similar to AdamW's (arXiv 2502.16982).
     """
 
     def __init__(
@@ -77,14 +77,12 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalise(matrix: Tensor) -> Tensor:
-    """Return the (m, n) float32 matrix with the singular vectors of `matrix` (m, n) and singular values near 1.
-
-    Each Newton-Schulz iteration multiplies by a polynomial of the Gram matrix of the shorter side. These polynomials
-    are multiplied first, so that only two matrix products involve the full matrix.
-    """
+    """Return a float32 matrix with the singular vectors of `matrix` (m, n), but with all singular values near 1."""
     tall = matrix.shape[0] > matrix.shape[1]
     x = (matrix.mT if tall else matrix).float()
     x = x / (x.norm() + 1e-7)
+    # each iteration multiplies x by a polynomial of its Gram matrix. The polynomials are multiplied first, so that only
+    # two matrix products involve the full matrix
     gram = x @ x.mT
     step = all_steps = _polynomial(gram)
     for _ in range(STEPS - 1):

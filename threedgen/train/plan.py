@@ -29,13 +29,13 @@ def plan(config: TaskConfig) -> str:
 
 
 def notes(config: TaskConfig) -> list[str]:
-    """Return lines that start with "note: ": the notes of the config, and a note if its dtype would be emulated."""
+    """Return lines "note: ...": the notes of the config, and a warning if the device only emulates its dtype."""
     emulated = emulation_note(getattr(getattr(config, "prior", None), "dtype", "auto"), _device(config))
     return [f"note: {note}" for note in (*config.notes(), emulated) if note]
 
 
 def device_line(config: TaskConfig) -> str:
-    """Return a line with the device, its name and its free memory, and a remark if no GPU was found."""
+    """Return a line for --dry-run: device, its name, free memory, and a remark if no GPU was found."""
     device = _device(config)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     line = f"device: {device}, {name}, {free_bytes(device) / 1e9:.1f} GB free"

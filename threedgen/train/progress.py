@@ -16,9 +16,10 @@ from threedgen.run.text import clean, number
 
 
 class Progress(pl.Callback):
-    """Callback that shows stage, steps, step time, time left, loss and the `metrics` of the module with a `Count`.
+    """Callback that shows stage, steps, step time, time left, loss and the chosen `metrics` of the module.
 
-    Without a bar it also prints a line at the start, after each quarter of the steps, and if `module.stage` changes.
+    Without a progress bar, as in log files, it also prints a line at the start, after each quarter of the steps, and
+    when `module.stage` changes.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class Progress(pl.Callback):
 
     @contextmanager
     def within(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str, total: int) -> Iterator[Count]:
-        """Return a context that shows `total` steps of other work. Then the step time is measured from the start."""
+        """Show the progress of other work with `total` steps inside a context. Then the step time is measured anew."""
         if self.count is not None:
             self.count.__exit__()
         quiet = self.quiet or not trainer.is_global_zero
@@ -86,12 +87,10 @@ def stage_of(module: pl.LightningModule) -> str:
 def details(
     speed: Speed, total: int, module: pl.LightningModule, outputs: STEP_OUTPUT, metrics: Iterable[str] = ()
 ) -> list[str]:
-    """Return step time, time left, loss and the named `metrics` of the module as texts for the progress display.
+    """Return texts for the progress display: step time, time left, loss, and the values named by `metrics`.
 
-    `total` is the number of steps of the run.
-
-    If `module.terms` is not empty, its first term is shown instead of the loss, because the losses of different stages
-    have different scales.
+    `total` is the number of steps of the run. If `module.terms` is not empty, its first term is shown instead of the
+    loss, because the losses of different stages have different scales.
     """
     parts, step_seconds = [], speed.seconds_per_step()
     if step_seconds is not None:

@@ -28,7 +28,7 @@ class Status(enum.Enum):
 
 
 def finished(folder: Path, max_steps: int | None = None) -> bool:
-    """Return whether a folder has a finished run of at least `max_steps` (None: 0) steps with all result files."""
+    """Return whether a folder has a finished run of at least `max_steps` steps (None: any), with all result files."""
     summary = read_summary(folder)
     complete = summary.get("status") == Status.FINISHED.value and steps_done(folder) >= (max_steps or 0)
     files = summary.get("files", [])

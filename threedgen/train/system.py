@@ -27,14 +27,12 @@ METRICS_KEY, SECONDS_KEY = "metrics", "seconds"
 
 
 class System(pl.LightningModule):
-    """Base class of all training modules: a LightningModule whose random numbers depend on step and purpose only.
-
-    Frozen networks are set by `set_unregistered`, so that checkpoints do not contain them.
+    """Base class of all training modules: a LightningModule whose random numbers depend only on step and purpose.
 
     Attributes:
         stage: text in front of the progress display; may change during training.
         config_yaml: resolved config, saved in checkpoints and compared on resume.
-        weights: config key -> SHA-256 of the weights that the run starts from; saved and compared in the same way.
+        weights: SHA-256 by config key of the weight files that the run starts from, saved and compared likewise.
         terms: terms of the last loss by name; they are logged, and named in the error if one is not finite.
         metrics: metrics of the last step by name; they are logged, and shown in the progress display on request.
         track_progress: function of (stage, total) that returns a `Count` for a long computation inside a step.
@@ -46,7 +44,7 @@ class System(pl.LightningModule):
         """Read the seed and the number of steps from `config`, the config of the run or a section of it.
 
         A section without these options needs `seed` and `max_steps`. `facts` are additional values that must be equal
-        on resume, such as the digest of a tokenizer's vocabulary.
+        on resume, such as the checksum of a vocabulary.
         """
         super().__init__()
         self.seed: int = getattr(config, "seed") if seed is None else seed  # noqa: B009  not of all sections
@@ -61,24 +59,24 @@ class System(pl.LightningModule):
         self.previous_seconds = {"prepare": 0.0, "optimise": 0.0}  # of earlier processes, up to the checkpoint
 
     def set_unregistered(self, **objects: object) -> None:
-        """Set attributes that torch does not register: frozen networks, not trained and not in checkpoints."""
+        """Set attributes that torch does not register, such as frozen networks, so checkpoints do not contain them."""
         for name, value in objects.items():
             object.__setattr__(self, name, value)
 
     def rng(self, step: int, purpose: str) -> torch.Generator:
-        """Return a new torch generator on the CPU for this step, purpose and rank. Each rank gets other numbers."""
+        """Return a new torch generator on the CPU, seeded by the run's seed, step, purpose and rank."""
         return generator(self.seed, step, purpose, self.global_rank)
 
     def numpy_rng(self, step: int, purpose: str) -> np.random.Generator:
         return numpy_generator(self.seed, step, purpose, self.global_rank)
 
     def seconds(self) -> dict[str, float]:
-        """Return the seconds before ("prepare") and during ("optimise") training, over all processes of the run."""
+        """Return the seconds before training ("prepare") and of training ("optimise") over all processes of the run."""
         now = {"prepare": self.training_start - self.run_start, "optimise": time.monotonic() - self.training_start}
         return {name: before + now[name] for name, before in self.previous_seconds.items()}
 
     def adapt_to(self, state: dict[str, Tensor]) -> None:
-        """Resize tensors whose shapes change during training to the shapes in `state`, a state_dict to load."""
+        """Resize tensors whose shapes change during training, before the state dict `state` is loaded into them."""
 
     def log_image(self, name: str, image: Tensor) -> None:
         """Write an image (H, W, 3) in [0, 1] to RUN/images/NAME-STEP.png, for the report and the loggers."""
@@ -126,7 +124,7 @@ class System(pl.LightningModule):
         weight_decay: float = 0.0,
         betas: tuple[float, float] = BETAS,
     ) -> OptimizerLRSchedulerConfig:
-        """Return AdamW with learning rate schedules: one for all parameters, or one for each parameter group."""
+        """Return AdamW with learning rate schedules `rates`: one for all parameter groups, or one for each."""
         optimizer = torch.optim.AdamW(parameters, lr=1.0, betas=betas, weight_decay=weight_decay, fused=True)
         return self.scheduled(optimizer, *rates)
 
@@ -134,7 +132,7 @@ class System(pl.LightningModule):
         """Add learning rate schedules to an optimizer; return the result of `configure_optimizers`.
 
         `rates` has one schedule for all parameter groups, or one for each. A schedule is a config value or a function
-        of the step. The learning rate of the optimizer is multiplied by it.
+        of the step. It multiplies the learning rate of the optimizer.
         """
         steps = [rate if callable(rate) else partial(at, rate, max_steps=self.max_steps) for rate in rates]
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, steps if len(steps) > 1 else steps[0])
@@ -144,7 +142,7 @@ class System(pl.LightningModule):
         """Write validation images or other files after `step` steps. The module is in eval mode, without gradients."""
 
     def remove_validation(self, step: int, folder: Path) -> None:
-        """Remove the files that `validate` wrote when the run was interrupted at `step`. Called on resume."""
+        """Remove the files that `validate` wrote at `step` because the run was interrupted there. Called on resume."""
 
 
 class EMA(torch.nn.Module):
@@ -168,7 +166,7 @@ class EMA(torch.nn.Module):
 
     @torch.no_grad()
     def update(self, model: torch.nn.Module, step: int) -> None:
-        """Move the averages towards the weights of `model` after `step` optimisation steps; copy integer tensors."""
+        """Move the averages towards the weights of `model`, after `step` optimisation steps; copy integer tensors."""
         decay = min(self.decay, (1 + step) / (10 + step))
         averages, state = self.weights(), model.state_dict()
         floating = [name for name in state if averages[name].is_floating_point()]
@@ -183,7 +181,7 @@ class EMA(torch.nn.Module):
 
     @contextmanager
     def applied(self, model: torch.nn.Module) -> Iterator[None]:
-        """Return a context in which `model` has the averaged weights; its own weights are restored on exit."""
+        """Replace the weights of `model` by the averaged weights inside a context, and restore them on exit."""
         own = {name: value.detach().clone() for name, value in model.state_dict().items()}
         model.load_state_dict(self.weights())
         try:
@@ -193,7 +191,7 @@ class EMA(torch.nn.Module):
 
 
 class AveragedSystem(System):
-    """System whose result is a moving average of one network's weights. `keep_average` selects the network."""
+    """System whose result is a moving average of one network's weights. `keep_average` starts it."""
 
     average: EMA
     averaged: torch.nn.Module | None = None

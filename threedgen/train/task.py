@@ -71,7 +71,7 @@ class Task:
     def name_weights(self, identities: Mapping[str, Any], section: str = "") -> None:
         """Print the weight files that the run starts from; store their SHA-256 in `self.weights` for the checkpoints.
 
-        `identities`: config key -> `Identity` of the files. `section`: prefix of the keys, including its last dot.
+        `identities` has the files by config key. `section` is a prefix of the keys, such as "prior.".
         """
         for key, files in identities.items():
             if not self.quiet and is_rank_zero():
@@ -128,7 +128,7 @@ class Task:
         Args:
             metrics: names in `system.metrics` to show in the progress display.
             finish: function that writes the results and returns values for the summary.
-            partial: validate, and write results also with the flag --finish.
+            partial: validate at the end, and with the flag --finish write results of an unfinished training too.
         """
         if self.resume:
             self._remove_last_validation(system)
@@ -143,7 +143,6 @@ class Task:
         return status
 
     def _remove_last_validation(self, system: System) -> None:
-        """Remove the files of the additional validation at the step where the run was interrupted."""
         step, every = read_summary(self.folder).get("steps"), self.config.trainer.val_check_interval
         if isinstance(step, int) and step < system.max_steps and (not every or step % every):
             with writing(self.folder):
@@ -157,10 +156,10 @@ class Task:
         metric: str,
         postprocess: Callable[[], object] = lambda: None,
     ) -> None:
-        """Train `network`, a part of `system`, in the subfolder NAME = `name`, or load it from NAME/NAME.safetensors.
+        """Train `network`, a part of `system`, in the subfolder `name`, or load it if its file NAME.safetensors exists.
 
         `metric` is the name in `system.metrics` that the progress display shows. `postprocess` is called after the
-        training and before the network is saved. Raises `Stopped` if the training did not finish.
+        training, before the network is saved. Raises `Stopped` if the training did not finish.
         """
         from threedgen.train.loop import fit
 
@@ -182,7 +181,10 @@ class Task:
 
     @contextmanager
     def track_progress(self, stage: str, steps: int) -> Iterator[Callable[[], None]]:
-        """Yield a function to call before each step. It shows the progress and raises `Stopped` after Ctrl-C."""
+        """Return a context whose value is a function to call before each step; it raises `Stopped` after Ctrl-C.
+
+        The function shows the progress of `steps` steps with the label `stage`.
+        """
         done = itertools.count()
         with Interrupts() as interrupts, Count(stage, steps, self.quiet) as progress:
 
@@ -232,7 +234,8 @@ def run_task(
 def execute(work: Callable[[Task], Status | None], task: Task, hint: str = "") -> Status:
     """Run a task unless it is already finished, release the lock of its folder, and return the status.
 
-    Prints nothing on stdout. `work` does the task, as in `run_task`. `hint` ends the log line about a finished run.
+    `work` does the task; it returns the status (None: finished) or raises `Stopped`. `hint` is appended to the warning
+    about a run that is already finished.
     """
     trainer = getattr(task.config, "trainer", None)
     try:
