@@ -81,7 +81,7 @@ def _new(path: Path, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
 
 
 def cached_tensor(path: Path, name: str, shape: tuple[int | None, ...], make: Callable[[], Tensor]) -> Tensor:
-    """Return the float32 tensor `name` of a safetensors file. If the file is not valid, write the result of `make` to it.
+    """Return the float32 tensor `name` of a safetensors file. If the file is not valid, write `make()` to it.
 
     A valid file is undamaged, and its tensor is finite and has the shape `shape`, in which None allows any size. Raises
     DiskFull.

@@ -162,7 +162,7 @@ def _own_folder(config: BaseModel, config_name: str) -> Path:
 
 
 def choose_folder(config: BaseModel, config_name: str) -> tuple[Path, Tree | None]:
-    """Choose the folder of a run: `config.out`, or one below outputs/CONFIG_NAME named after the prompt. Create nothing.
+    """Choose, but do not create, the folder of a run: `config.out`, or outputs/CONFIG_NAME/... named after the prompt.
 
     Returns the folder, and the config stored there if this run was started before, else None. A run that failed without
     results may be replaced by any other run. Raises ConfigError if the folder contains files but no run, or a run whose
