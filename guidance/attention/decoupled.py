@@ -31,13 +31,13 @@ the indices RING share image columns with each other and with the left-right mir
 
 
 class DecoupledAttnProcessor(nn.Module):
-    """Attention processor that adds the outputs of new branches to the output of the processor that it replaces.
+    """Attention processor that adds the outputs of new attention branches to the output of a UNet's old processor.
 
     Attributes:
-        base: the replaced processor.
-        name: "PATH.attn1.processor", the key for features of reference images.
-        branches: "mv" (attention to other views), "ref" (to a reference image), both, or none (in cross-attention
-            layers).
+        base: old processor, which is replaced.
+        name: "PATH.attn1.processor", the layer's key in dicts of features of reference images.
+        branches: "mv" (attention to other views), "ref" (to a reference image), both or none. Layers of cross-attention
+            have none.
     """
 
     to_q_ref: nn.Module
@@ -85,17 +85,18 @@ class DecoupledAttnProcessor(nn.Module):
         cache_hidden_states: dict[str, Tensor] | None = None,
         ref_hidden_states: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
-        """Return the layer's output (B V, L, C); arguments not listed are those of diffusers' processors.
+        """Return the layer's output (B V, L, C), for B objects with V consecutive views of L tokens.
 
-        Args:
-            hidden_states: (B V, L, C), V consecutive views of each of B objects.
+        Args (the others are those of diffusers' attention processors):
+            hidden_states: input (B V, L, C).
             n_view: V.
             latent_size: (h, w) of the UNet's input, needed for the layouts "row" and "rowcol".
             use_mv, use_ref: whether to apply the branch "mv" or "ref".
             mv_scale, ref_scale: factors of the branches' outputs.
-            cache_hidden_states: dict to which the layer adds its input (B V, L, C) under `name`, or None.
-            ref_hidden_states: inputs (R, L', C) of the layers by name, cached for R reference images, where R divides B
-                V; None: the "ref" branch attends to zeros.
+            cache_hidden_states: dict to which the layer adds its input (B V, L, C) under the key `name`, or None.
+            ref_hidden_states: dict of cached inputs (R, L', C) by `name`, for R reference images. Each is used for the
+                same
+                number of consecutive views. None: the "ref" branch attends to zeros.
         """
         out: Tensor = self.base(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
         if encoder_hidden_states is not None:
@@ -128,7 +129,7 @@ class DecoupledAttnProcessor(nn.Module):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """Return the multi-head attention (..., L, C) of queries (..., L, C) to keys and values (..., S, C)."""
+    """Return the attention (..., L, C) of q (..., L, C) to k and v (..., S, C); `heads` heads share the C channels."""
     queries, keys, values = (part.flatten(0, -3).unflatten(-1, (heads, -1)).transpose(1, 2) for part in (q, k, v))
     if trains_on_cpu(q):
         mixed = (queries @ keys.mT * queries.shape[-1] ** -0.5).softmax(-1).to(values) @ values
@@ -138,9 +139,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
 
 
 def token_grid(count: int, latent_size: tuple[int, int] | None) -> tuple[int, int]:
-    """Return (height, width) of the UNet level with `count` tokens; each level halves `latent_size`, rounded up.
+    """Return height and width of the feature map that has `count` tokens, in a UNet for inputs of `latent_size`.
 
-    `latent_size` is (height, width) of the UNet's input and must not be None.
+    `latent_size` is (height, width), not None. Each resolution level halves both, rounded up.
     """
     assert latent_size is not None
     height, width = latent_size
@@ -150,7 +151,7 @@ def token_grid(count: int, latent_size: tuple[int, int] | None) -> tuple[int, in
 
 
 def _rows(attention: Attend, *maps: Tensor) -> Tensor:
-    """Attend from each token to its image row in all views; `maps` are q, k and v, each (B, V, h, w, C)."""
+    # each token attends to its image row in all views; `maps` are q, k and v, each (B, V, h, w, C)
     q, k, v = (part.transpose(1, 2).flatten(2, 3) for part in maps)
     return attention(q, k, v).unflatten(2, (maps[0].shape[1], -1)).transpose(1, 2)
 
@@ -160,12 +161,9 @@ def _columns(attention: Attend, *maps: Tensor) -> Tensor:
 
 
 def _rows_and_columns(attention: Attend, *maps: Tensor) -> Tensor:
-    """Attend along the rows of front, right, back, left, and along the columns of front, back, top, bottom.
-
-    `maps` are q, k and v, each (B, 6, h, w, C). The result for front and back is the mean of both. The top and bottom
-    cameras have the azimuth of the back camera, so the front map is mirrored left-right before the attention along
-    columns.
-    """
+    # Attends along the rows of front, right, back, left and along the columns of front, back, top, bottom; front and
+    # back get the mean of both. `maps` are q, k and v, each (B, 6, h, w, C). The top and bottom cameras have the
+    # azimuth of the back camera, so the front map is mirrored left-right before the attention along columns.
     if (n_view := maps[0].shape[1]) != SIDES + 2:
         raise ValueError(f"rowcol needs six views: front, right, back, left, top, bottom (got {n_view})")
     sides = _rows(attention, *(part[:, :SIDES] for part in maps))
@@ -183,14 +181,16 @@ def decouple(
     layout: Layout = "row",
     arrangement: Arrangement = "parallel",
 ) -> None:
-    """Add branches to every self-attention layer of a UNet, in place; branches of an earlier call are removed.
+    """Add attention branches to every self-attention layer of a UNet, in place; earlier branches are removed.
 
     The output of new branches is zero until they are trained.
 
     Args:
         branches: "mv" attends to the other views, "ref" to a reference image.
-        layout: tokens that "mv" attends to, see `options.Layout`.
-        arrangement: branches run "parallel" to the self-attention, or in series after it ("serial").
+        layout: tokens that "mv" attends to. "row": the token's image row in all views. "rowcol": its row and column in
+            the views front, right, back, left, top, bottom.
+        arrangement: input of a branch. "parallel": the layer's input; "serial": plus the output of the layers before
+            it.
     """
     processors: dict[str, Any] = {}  # diffusers' type lists its own processors only
     for name, old in unet.attn_processors.items():
@@ -205,7 +205,7 @@ def decouple(
 
 
 def branch_processors(unet: UNet2DConditionModel) -> dict[str, DecoupledAttnProcessor]:
-    """Return the attention processors of a UNet that have branches, by name, such as "PATH.attn1.processor"."""
+    """Return the processors of a UNet that have branches: "PATH.attn1.processor" -> processor."""
     return {
         name: processor
         for name, processor in unet.attn_processors.items()

@@ -35,15 +35,16 @@ LOWEST, HIGHEST = 1.0, 25.0
 
 
 class WorldRotary:
-    """Rotary position embedding (Su et al. 2021, arXiv 2104.09864) with world coordinates, for B images.
+    """Rotary position embedding (Su et al. 2021, arXiv 2104.09864) with 3D positions, for the tokens of B images.
 
-    The position of a token is the 3D point where its pixel meets the plane through the object's centre that faces the
-    camera. The product of a query and a key then depends on the 3D offset between two such points. A pixel and its
-    mirror image in the opposite view have the same position.
+    A token gets the point where the ray of its pixel meets the plane that faces the camera and contains the object's
+    centre. Attention between two tokens then depends on the 3D offset of their points, also across views. A pixel and
+    its
+    mirror image in the opposite view have the same point.
     """
 
     def __init__(self, camera: Tensor | None, batch: int, device: torch.device) -> None:
-        """Take camera vectors (B, 16) from `camera_vector`; None: all `batch` images are front views (camera at +x)."""
+        """Take the camera vectors (B, 16) of B = `batch` images; None: all images are front views (camera at +x)."""
         if camera is None:
             front = torch.tensor([[0.0, 0, 1], [1, 0, 0], [0, 1, 0]], device=device)
             pose = front.expand(batch, 3, 3)
@@ -53,7 +54,7 @@ class WorldRotary:
         self.tables: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
     def table(self, tokens: int, width: int) -> tuple[Tensor, Tensor]:
-        """Return cosines and sines, each (B, L, 3 (width // 8)), for L = `tokens` and heads with `width` features."""
+        """Return cosines and sines (B, L, 3 (width // 8)) of the angles; L = `tokens`, `width` channels per head."""
         if (tokens, width) not in self.tables:
             side, count = round(tokens**0.5), width // 8
             frequencies = torch.logspace(0, 1, count, base=HIGHEST / LOWEST, device=self.up.device) * LOWEST
@@ -64,7 +65,10 @@ class WorldRotary:
         return self.tables[tokens, width]
 
     def __call__(self, x: Tensor, n_view: int) -> Tensor:
-        """Return queries or keys `x` (B / n_view, H, n_view L, D) of H heads, the first 6 (D // 8) features rotated."""
+        """Rotate queries or keys x (B / n_view, H, n_view L, D) with H heads; return the same shape.
+
+        The first 6 (D // 8) channels are rotated, the others unchanged.
+        """
         cos, sin = (
             part.to(x.dtype).unflatten(0, (-1, n_view)).flatten(1, 2)[:, None]
             for part in self.table(x.shape[2] // n_view, x.shape[3])
@@ -75,11 +79,13 @@ class WorldRotary:
 
 
 class FlashAttention(torch.autograd.Function):
-    """Attention for training on a CPU, softmax(q k^T / sqrt(D)) v: q, k, v (B, H, L, D) -> (B, H, L, D).
+    """Attention softmax(q k^T / sqrt(D)) v for training on a CPU: q, k, v (B, H, L, D) -> (B, H, L, D).
 
-    Attention with an explicit softmax keeps 4 L^2 bytes per head and sequence, and the fused backward pass of torch
-    2.13 takes five times as long in bf16. This backward pass recomputes the weights of one head and sequence at a time
-    (FlashAttention, Dao et al. 2022, arXiv 2205.14135, algorithm 4, with one tile).
+    An explicit softmax would keep 4 L^2 bytes per head for the backward pass. The fused backward pass of torch 2.13 is
+    five
+    times as slow in bf16. This backward pass recomputes the attention weights, one head at a time (FlashAttention, Dao
+    et
+    al. 2022, arXiv 2205.14135, algorithm 4, with one tile).
     """
 
     @staticmethod
@@ -106,7 +112,10 @@ class FlashAttention(torch.autograd.Function):
 
 
 class MultiviewAttnProcessor(AttnProcessor2_0):
-    """Attention processor, one for all layers; self-attention attends to the tokens of `n_view` consecutive images."""
+    """Attention processor of MVDream: in self-attention, all tokens of the views of an object attend to each other.
+
+    The `n_view` views of an object are consecutive in the batch. Cross-attention is as in diffusers.
+    """
 
     def __init__(self, kind: Kind = "sdpa") -> None:
         super().__init__()
@@ -123,7 +132,7 @@ class MultiviewAttnProcessor(AttnProcessor2_0):
         n_view: int = 1,
         rotary: WorldRotary | None = None,
     ) -> Tensor:
-        """Return the layer's output (B F, L, C) for hidden_states (B F, L, C) of B objects with F = `n_view` views.
+        """Return the layer's output (B F, L, C) for hidden_states (B F, L, C), of B objects with F = `n_view` views.
 
         Self-attention runs on sequences of F L tokens. `rotary` rotates its queries and keys; None: no rotation.
         """
@@ -139,9 +148,10 @@ class MultiviewAttnProcessor(AttnProcessor2_0):
 
 
 def self_attention(attn: Attention, tokens: Tensor, n_view: int = 1, rotary: WorldRotary | None = None) -> Tensor:
-    """Return the output (B, F L, C) of the self-attention layer `attn`, which has no norms, for `tokens` (B, F L, C).
+    """Return the output (B, F L, C) of the self-attention layer `attn` for the `tokens` (B, F L, C) of B objects.
 
-    F = `n_view` images have L tokens each. `rotary` rotates queries and keys; None: no rotation.
+    An object has F = `n_view` views with L tokens each. `rotary` rotates queries and keys (None: not). `attn` has no
+    norms.
     """
     layers = (attn.to_q, attn.to_k, attn.to_v)
     q, k, v = (layer(tokens).unflatten(-1, (attn.heads, -1)).transpose(1, 2) for layer in layers)
@@ -160,12 +170,12 @@ def self_attention(attn: Attention, tokens: Tensor, n_view: int = 1, rotary: Wor
 
 
 def trains_on_cpu(tokens: Tensor) -> bool:
-    """Return whether gradients are enabled and `tokens` are on a CPU, where torch's fused backward pass is slow."""
+    """Return whether `tokens` are on a CPU and gradients are enabled: torch's fused backward pass is slow there."""
     return torch.is_grad_enabled() and tokens.device.type == "cpu"
 
 
 class CameraEmbedding(TimestepEmbedding):
-    """Embedding of camera vectors (B, 16): diffusers' two-layer MLP. For no camera, (B, 0), it returns zeros (B, 1)."""
+    """MLP (diffusers) that embeds camera vectors (B, 16). Without a camera, (B, 0), it returns zeros (B, 1)."""
 
     def forward(self, sample: Tensor, condition: Tensor | None = None) -> Tensor:
         if sample.shape[-1] == 0:
@@ -174,7 +184,7 @@ class CameraEmbedding(TimestepEmbedding):
 
 
 def make_multiview(unet: UNet2DConditionModel) -> UNet2DConditionModel:
-    """Install joined self-attention in `unet`, make its camera optional and return it. A second call has no effect."""
+    """Convert a UNet in place to joined self-attention and an optional camera; return it. Repeating has no effect."""
     if not any(isinstance(processor, MultiviewAttnProcessor) for processor in unet.attn_processors.values()):
         set_attention(unet, "sdpa")
     embedding: Any = unet.class_embedding
@@ -185,12 +195,12 @@ def make_multiview(unet: UNet2DConditionModel) -> UNet2DConditionModel:
 
 
 def set_attention(unet: UNet2DConditionModel, kind: Kind) -> None:
-    """Install joined self-attention with the backend `kind` in `unet`; "xformers" must be installed."""
+    """Install joined self-attention in `unet`, with a backend: "sdpa" (torch) or "xformers" (must be installed)."""
     unet.set_attn_processor(dict.fromkeys(unet.attn_processors, MultiviewAttnProcessor(kind)))
 
 
 def unet_from_config(config: Any, **changes: Any) -> UNet2DConditionModel:
-    """Build a UNet from a config, which may have `OWN_KEYS` unknown to diffusers, with `changes` of its entries."""
+    """Build a UNet from a diffusers config that may have our `OWN_KEYS`. `changes`: entries to override."""
     stock = {name: value for name, value in config.items() if name not in OWN_KEYS}
     unet: Any = UNet2DConditionModel.from_config(stock, **changes)
     unet.register_to_config(**{name: config[name] for name in OWN_KEYS if name in config})
@@ -198,7 +208,7 @@ def unet_from_config(config: Any, **changes: Any) -> UNet2DConditionModel:
 
 
 def multiview_unet(**config: Any) -> UNet2DConditionModel:
-    """Build a multi-view UNet with random weights and a camera branch; `config`: arguments of UNet2DConditionModel."""
+    """Build a multi-view UNet with random weights and a camera input. `config`: arguments of UNet2DConditionModel."""
     camera = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": CAMERA_DIM}
     return make_multiview(UNet2DConditionModel(**(camera | config)))
 
@@ -223,8 +233,9 @@ def predict(
         text: embeddings (B F, L, D).
         camera: camera vectors (B F, 16) from `camera_vector`; None: no camera (2D mode).
         n_view: F, number of consecutive images that attend to each other; 1: 2D model.
-        features: one tensor per down block, like the block's features, to which it is added, as from a T2I-Adapter (Mou
-            et al. 2023); None: nothing is added.
+        features: one tensor per down block, added to the block's features of the same shape, as in a T2I-Adapter (Mou
+            et
+            al. 2023); None: nothing is added.
         factor: image pixels per latent pixel along each axis, for SDXL's size conditioning.
         views: further arguments of the attention processors.
     """
@@ -246,11 +257,13 @@ def has_added_conditioning(unet: UNet2DConditionModel) -> bool:
 
 
 def split_text(unet: UNet2DConditionModel, text: Tensor, height: int, width: int) -> tuple[Tensor, dict[str, Any]]:
-    """Split a text of SDXL (B, L + 1, D) into its tokens (B, L, D) and keyword arguments of the UNet.
+    """Split SDXL's text embeddings (B, L + 1, D) into those of L tokens (B, L, D), and keyword arguments of the UNet.
 
-    The last token is the pooled text of the second encoder, padded with zeros. The UNet also takes the image size
-    `height` x `width` in pixels, without a crop (Podell et al. 2023, arXiv 2307.01952, section 2.2). For a UNet without
-    added conditioning, the text is returned unchanged, with {}.
+    The last of the L + 1 is the pooled embedding of the second text encoder, padded with zeros. The keyword arguments
+    have
+    it and the image size `height` x `width` in pixels, without a crop (Podell et al. 2023, arXiv 2307.01952, section
+    2.2).
+    For a UNet without added conditioning, the text is returned unchanged, with {}.
     """
     if not has_added_conditioning(unet):
         return text, {}

@@ -16,14 +16,17 @@ kernel. With torch 2.13 the fused kernel takes 12 times as long for 16 tokens, h
 
 
 def resample(h: Tensor, mode: Resample) -> Tensor:
-    """Halve the sides of (N, C, H, W) by averages ("down"), double them by repeated pixels ("up") or keep them."""
+    """Resize feature maps (N, C, H, W): halve by averaging ("down"), double by repeating ("up") or keep (None)."""
     if mode == "down":
         return F.avg_pool2d(h, 2)
     return F.interpolate(h, scale_factor=2.0, mode="nearest") if mode == "up" else h
 
 
 class ResBlock(nn.Module):
-    """Residual block: convolution, FiLM (scale and shift from the embedding), convolution, then resampling."""
+    """Residual block: convolution, FiLM (scale and shift, computed from an embedding), convolution, resampling.
+
+    `channels_in` and `channels` are those of input and output, `emb_channels` those of the embedding.
+    """
 
     def __init__(
         self, channels_in: int, channels: int, emb_channels: int, groups: int, dropout: float, mode: Resample = None
@@ -39,7 +42,10 @@ class ResBlock(nn.Module):
         self.shortcut = nn.Conv2d(channels_in, channels, 1) if channels_in != channels else nn.Identity()
 
     def forward(self, h: Tensor, emb: Tensor) -> Tensor:
-        """Transform features (N, C_in, H, W) to (N, C, H', W'); `emb` (N, E, H, W) is the embedding after its swish."""
+        """Transform feature maps h (N, C_in, H, W) to (N, C, H', W'), with the height H' and width W' after resampling.
+
+        `emb` (N, E, H, W) is the embedding of noise level and camera rays, to which SiLU has been applied.
+        """
         residual = self.norm2(self.conv1(F.silu(self.norm1(h))))
         scale, shift = self.film(emb).chunk(2, dim=1)
         residual = F.silu(residual * (1 + scale) + shift)
@@ -47,7 +53,11 @@ class ResBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Residual attention of each frame to itself or, with `cross`, to the other frame of its scene."""
+    """Residual multi-head attention over the pixels of a frame (one view of a scene).
+
+    Queries come from each frame. Keys and values come from the same frame or, with `cross`, from the scene's other
+    frame.
+    """
 
     def __init__(self, channels: int, heads: int, groups: int, cross: bool = False) -> None:
         super().__init__()
@@ -57,7 +67,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(channels, channels)
 
     def forward(self, h: Tensor) -> Tensor:
-        """Transform features (B F, C, H, W) to features of the same shape; cross-attention needs F = 2."""
+        """Transform feature maps h (B F, C, H, W), B scenes with F frames, to the same shape; `cross` needs F = 2."""
         tokens = self.qkv(self.norm(h).flatten(2).mT)
         query, key, value = tokens.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         if self.cross:
@@ -67,7 +77,7 @@ class Attention(nn.Module):
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Return softmax(q k^T / sqrt(d)) v; all tensors are (N, heads, L, d)."""
+    """Return softmax(q k^T / sqrt(d)) v; all tensors are (N, heads, L, d), for L tokens with d channels per head."""
     short = query.device.type == "cpu" and query.dtype in HALF and query.shape[-2] <= MAX_EXPLICIT_TOKENS
     if short and torch.is_grad_enabled() and query.requires_grad:
         return (query * query.shape[-1] ** -0.5 @ key.mT).softmax(dim=-1).to(value.dtype) @ value
@@ -106,10 +116,11 @@ def initialise(network: nn.Module) -> None:
 
 
 def posenc(x: Tensor, degrees: int) -> Tensor:
-    """Encode vectors x (..., 3) as (..., 3 + 6 degrees): x, all sin(2^k x), all cos(2^k x), for k = 0 .. degrees - 1.
+    """Encode vectors x (..., 3) by sines and cosines as (..., 3 + 6 degrees), as in NeRF, with `degrees` frequencies.
 
-    For each k, the channels of x, y, z are consecutive. The cosine is computed as sin(y + pi/2), as in the training of
-    the weights; in float32 this differs from the cosine if 2^k x is large.
+    The channels are x, all sin(2^k x), then all cos(2^k x), for k = 0 .. degrees - 1; for each k there are three
+    channels.
+    The cosine is computed as sin(y + pi/2), as in the training of the weights; in float32 it differs if 2^k x is large.
     """
     octaves = 2.0 ** torch.arange(degrees, device=x.device, dtype=x.dtype)
     phases = (x[..., None, :] * octaves[:, None]).flatten(-2)
@@ -117,19 +128,20 @@ def posenc(x: Tensor, degrees: int) -> Tensor:
 
 
 def encode_rays(origins: Tensor, directions: Tensor, origin_degrees: int = 15, direction_degrees: int = 8) -> Tensor:
-    """Encode ray origins and directions, each (..., 3), as (..., 6 + 6 (origin_degrees + direction_degrees)).
+    """Encode ray origins and directions by `posenc`, as (..., 6 + 6 (origin_degrees + direction_degrees)).
 
-    Origins broadcast to the shape of the directions. 3DiM, section 7.1; NeRF, eq. 4.
+    `origins` and `directions` are (..., 3); origins broadcast to the shape of the directions. The degrees are numbers
+    of
+    frequencies. NeRF, eq. 4; 3DiM, section 7.1.
     """
     position = posenc(origins, origin_degrees).expand(*directions.shape[:-1], -1)
     return torch.cat([position, posenc(directions, direction_degrees)], dim=-1)
 
 
 def noise_level_encoding(logsnr: Tensor, channels: int) -> Tensor:
-    """Encode log-SNR (...) as sines and cosines (..., channels), float32, of 1000 u.
+    """Encode log-SNR (...) by the time embedding of DDPM (Ho et al. 2020), as sines and cosines (..., channels).
 
-    u = (2 / pi) atan(exp(-logsnr / 2)) is the time of the cosine schedule, 0 (clean) to 1 (noise). The frequencies are
-    those of DDPM (Ho et al. 2020), 1 to 1e-4.
+    The time is 1000 u with u = (2 / pi) atan(exp(-logsnr / 2)), which is 0 for a clean image and 1 for pure noise.
     """
     time = 2 * torch.atan(torch.exp(-logsnr.float().clamp(-20, 20) / 2)) / pi
     half = channels // 2

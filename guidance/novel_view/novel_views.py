@@ -32,15 +32,16 @@ INTRINSICS_TOLERANCE = 1e-3
 
 
 class ThreeDiMSampler:
-    """Sampler of the target views of scenes with a 3DiM model, one view after the other.
+    """Sampler of novel views with a 3DiM model. The target views of a scene are sampled one after the other.
 
-    A call with requests returns one tensor (T, H, W, 3) in [0, 1] per request, on the CPU.
+    A call takes requests, each with input views, target cameras and a seed. It returns one tensor (T, H, W, 3) in [0,
+    1] on
+    the CPU per request, with T target views.
     """
 
     needs_text, needs_condition, on_disk = False, True, False
 
     def __init__(self, config: ThreeDiMSamplerConfig, progress: Progress | None = None) -> None:
-        """Load the model to the device of `config`; `progress` is passed to `sampler.sample_views`."""
         self.config, self.progress = config, progress
         model, self.cameras = load(config.weights)
         gpu = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
@@ -60,7 +61,7 @@ class ThreeDiMSampler:
         return [views[k] for k in range(len(requests))]
 
     def sample(self, requests: Sequence[Request]) -> Tensor:
-        """Sample the T target views of S scenes with equal numbers of views: (S, T, H, W, 3) in [0, 1] on the CPU."""
+        """Sample T target views for each of S requests with equal numbers of views: (S, T, H, W, 3) in [0, 1], CPU."""
         height, width = self.model.image_size
         images = torch.stack([resize(condition_views(r).images, height, width) for r in requests]).to(self.device)
         x = self.model.encode_images(images.flatten(0, 1)).unflatten(0, images.shape[:2])
@@ -88,9 +89,9 @@ def condition_views(request: Request) -> Views:
 
 
 def intrinsics(request: Request, height: int, width: int) -> Tensor:
-    """Return the intrinsics (3, 3) that all views of a request share, in pixels of height x width images.
+    """Return the camera intrinsics K (3, 3) of a request, in pixels of images with `height` x `width` pixels.
 
-    Raises ConfigError if they differ.
+    Raises ConfigError if the input and target views of the request have different intrinsics.
     """
     both = condition_views(request).cameras.with_size(height, width).K, request.target.with_size(height, width).K
     every = torch.cat(both)
@@ -100,7 +101,7 @@ def intrinsics(request: Request, height: int, width: int) -> Tensor:
 
 
 def save(model: XUNet | LatentPairs, folder: Path, cameras: CamerasConfig | None = None) -> None:
-    """Write a model in float16 and its training cameras (None: unknown) to a folder, atomically. Raises ConfigError."""
+    """Write a model (float16) and its training cameras (None: unknown) to a folder, atomically. Raises ConfigError."""
     metadata: dict[str, object] = {"_class_name": type(model).__name__, "cameras": cameras and cameras.model_dump()}
     with files.whole_folder(folder, CONFIG) as part:
         if isinstance(model, LatentPairs):
@@ -112,7 +113,10 @@ def save(model: XUNet | LatentPairs, folder: Path, cameras: CamerasConfig | None
 
 
 def load(weights: str) -> tuple[XUNet | LatentPairs, CamerasConfig | None]:
-    """Load a frozen model on the CPU from an embedded name or a folder, with its training cameras (None if unknown)."""
+    """Load a frozen model to the CPU; return it and its training cameras (None if unknown). Raises ConfigError.
+
+    `weights` is the folder of a model, or the name of one that comes with the project, such as "embedded".
+    """
     path = novel_view_model(weights)
     files.check_sums(path)
     metadata = files.read_json(path / CONFIG)
@@ -129,6 +133,6 @@ def load(weights: str) -> tuple[XUNet | LatentPairs, CamerasConfig | None]:
 
 
 def digest(weights: str) -> str:
-    """Return the SHA-256 of the files of a model, which does not depend on the path of its folder."""
+    """Return the SHA-256 of the files of a model (`weights` as in `load`), independent of its folder's path."""
     path = novel_view_model(weights)
     return files.digest(path, sorted(f for f in path.rglob("*") if f.is_file()))

@@ -84,18 +84,18 @@ class XUNetConfig(Config):
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width in pixels."""
+        """Height and width of the images in pixels."""
         side = self.image_size
         return (side, side) if isinstance(side, int) else side
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Number of channels of each level, from fine to coarse."""
+        """Number of channels at each resolution level of the UNet, from fine to coarse."""
         return tuple(self.channels * factor for factor in self.channel_mult)
 
     @property
     def level_attention(self) -> tuple[bool, ...]:
-        """Whether each level has attention, from fine to coarse. The middle block has it if the last level has."""
+        """Whether each resolution level has attention, fine to coarse. The middle block is like the last level."""
         return tuple(self.size[0] >> level in self.attn_resolutions for level in range(len(self.channel_mult)))
 
     @property

@@ -23,9 +23,10 @@ LOGSNR_MIN, LOGSNR_MAX = -20.0, 20.0
 
 
 def logsnr_cosine(t: Tensor) -> Tensor:
-    """Return the log-SNR -2 log tan(a t + b), float32, at times t (...) in [0, 1]: 20 (clean) at 0, -20 (noise) at 1.
+    """Return the log-SNR (...) of the cosine schedule at times t (...): 20 (clean) at t = 0, -20 (noise) at t = 1.
 
-    It is the cosine schedule (Nichol and Dhariwal 2021, Salimans and Ho 2022), in float64: tan has a pole near t = 1.
+    logsnr = -2 log tan(a t + b) with constants a, b (Nichol and Dhariwal 2021, Salimans and Ho 2022). The
+    result is float32. It is computed in float64, because tan has a pole near t = 1.
     """
     b = atan(exp(-0.5 * LOGSNR_MAX))
     a = atan(exp(-0.5 * LOGSNR_MIN)) - b
@@ -33,30 +34,33 @@ def logsnr_cosine(t: Tensor) -> Tensor:
 
 
 def logsnr_steps(steps: int = 256) -> Tensor:
-    """Return the log-SNR (steps + 1,) at the start and after each sampling step, from noise to clean, uniform in t."""
+    """Return the log-SNR before the first and after each of `steps` denoising steps, (steps + 1,), uniform in time."""
     return logsnr_cosine(torch.linspace(1, 0, steps + 1, dtype=torch.float64))
 
 
 def alpha_sigma(logsnr: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Return alpha and sigma, each (B, 1, ...), for tensors `like` (B, ...)."""
+    """Return alpha and sigma for log-SNR (B,) or (), as (B or 1, 1, ...) to broadcast with `like` (B, ...)."""
     level = logsnr.to(like.device).reshape(-1, *[1] * (like.dim() - 1))
     return level.sigmoid().sqrt(), (-level).sigmoid().sqrt()
 
 
 def add_noise(x0: Tensor, noise: Tensor, logsnr: Tensor) -> Tensor:
-    """Return the noisy z = alpha x0 + sigma noise (B, ...) of clean `x0` and unit Gaussian `noise`, both (B, ...)."""
+    """Return the noisy tensor alpha x0 + sigma noise (B, ...) for clean `x0` and Gaussian `noise`, both (B, ...)."""
     alpha, sigma = alpha_sigma(logsnr, x0)
     return alpha * x0 + sigma * noise
 
 
 def target(x0: Tensor, noise: Tensor, logsnr: Tensor, prediction: Prediction = "epsilon") -> Tensor:
-    """Return the training target (B, ...) of a network: `noise`, `x0`, or v = alpha noise - sigma x0, all (B, ...)."""
+    """Return what a network is trained to predict, (B, ...), for clean `x0` and Gaussian `noise`, both (B, ...).
+
+    It is `noise` for prediction "epsilon", `x0` for "sample", and v = alpha noise - sigma x0 for "v_prediction".
+    """
     alpha, sigma = alpha_sigma(logsnr, x0)
     return {"epsilon": noise, "sample": x0, "v_prediction": alpha * noise - sigma * x0}[prediction]
 
 
 def x0_from_output(z: Tensor, output: Tensor, logsnr: Tensor, prediction: Prediction = "epsilon") -> Tensor:
-    """Convert a network output (B, ...) for noisy `z` (B, ...) to the predicted clean x0 (B, ...)."""
+    """Convert the output (B, ...) of a network for noisy `z` (B, ...) to the clean tensor x0 (B, ...) it predicts."""
     alpha, sigma = alpha_sigma(logsnr, z)
     if prediction == "sample":
         return output
@@ -64,10 +68,11 @@ def x0_from_output(z: Tensor, output: Tensor, logsnr: Tensor, prediction: Predic
 
 
 def posterior(z: Tensor, x0: Tensor, logsnr: Tensor, logsnr_next: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean (B, ...) and variance (B, 1, ...) of q(z' | z, x0), where z' has less noise than z.
+    """Return mean (B, ...) and variance (B or 1, 1, ...) of q(z' | z, x0), for a step from z to the less noisy z'.
 
-    With c = 1 - exp(logsnr - logsnr_next), the mean is alpha' ((1 - c) z / alpha + c x0). The variance is sigma'^2 c,
-    the smaller of the two usual choices (Ho et al. 2020, eq. 7).
+    `z` and `x0` are (B, ...). `logsnr` and `logsnr_next` are the log-SNR of z and of z'. With
+    c = 1 - exp(logsnr - logsnr_next), the mean is alpha' ((1 - c) z / alpha + c x0). The variance is sigma'^2 c, the
+    smaller of the two usual choices (Ho et al. 2020, eq. 7).
     """
     alpha, _ = alpha_sigma(logsnr, z)
     alpha_next, sigma_next = alpha_sigma(logsnr_next, z)
@@ -76,9 +81,12 @@ def posterior(z: Tensor, x0: Tensor, logsnr: Tensor, logsnr_next: Tensor) -> tup
 
 
 class ViewModel(Protocol):
-    """Interface of a model that predicts a target view from one condition view, as images or as latents.
+    """Interface of a network that denoises a target view, given one clean condition view; on images or on latents.
 
-    `prediction` is the kind of output, `image_size` (height, width) of images, `unet` the network to compile.
+    Attributes:
+        prediction: kind of output: "epsilon" (noise), "v_prediction" or "sample" (clean view).
+        image_size: (height, width) of images in pixels.
+        unet: network inside the model, for torch.compile.
     """
 
     prediction: Prediction
@@ -89,37 +97,40 @@ class ViewModel(Protocol):
 
     @property
     def clip(self) -> float | None:
-        """Largest absolute value of clean views; None for latents."""
+        """Largest absolute value of clean views, to which predictions are clamped; None for latents."""
 
     def encode_images(self, rgb: Tensor) -> Tensor:
-        """Convert images (N, H, W, 3) in [0, 1] to the model's input (N, C, h, w)."""
+        """Convert images (N, H, W, 3) in [0, 1] to images or latents (N, C, h, w) as the network takes them."""
 
     def decode_images(self, x: Tensor) -> Tensor:
-        """Convert (N, C, h, w) to images (N, H, W, 3) in [0, 1]."""
+        """Convert images or latents (N, C, h, w) of the network to images (N, H, W, 3) in [0, 1]."""
 
     def predict(self, x: Tensor, z: Tensor, logsnr: Tensor, c2w: Tensor, K: Tensor, keep: Tensor) -> Tensor:
-        """Return the output of the network for the target view, (B, C, H, W) float32; see `prediction`.
+        """Return the network's output for the target view, (B, C, H, W), float32; `prediction` tells what it is.
 
         Args:
             x: clean condition view (B, C, H, W); noise where `keep` is False.
             z: noisy target view (B, C, H, W).
-            logsnr: log-SNR of the target (B,).
-            c2w: camera-to-world poses (B, 2, 4, 4), OpenGL axes; index 0 is the condition, index 1 the target.
+            logsnr: log-SNR of the target view (B,).
+            c2w: camera-to-world poses (B, 2, 4, 4), OpenGL axes; index 0 is the condition view, index 1 the target
+                view.
             K: intrinsics in pixels (B, 3, 3), shared by both views.
-            keep: (B,) bool, False where the condition is dropped.
+            keep: (B,) bool; False: the prediction is unconditional.
         """
 
 
 def candidates(strategy: StrategyName, known: int, last: int = 1) -> range:
-    """Return the indices of the `known` views, inputs first, that may be the condition of the next view.
+    """Return the indices of the known views that may be the condition of a denoising step.
 
-    `strategy` is "stochastic" (all views), "first" (the first) or "last" (the `last` newest ones).
+    The `known` known views are the input views, followed by the finished ones. With the strategy "stochastic" all of
+    them
+    may be the condition, with "first" only the first view, with "last" the newest `last` views.
     """
     return {"stochastic": range(known), "first": range(1), "last": range(max(0, known - last), known)}[strategy]
 
 
 def streams(generator: torch.Generator) -> list[torch.Generator]:
-    """Return three generators: for noise, for the choice of conditions, for noise in place of dropped conditions."""
+    """Split a generator into three: for noise, for choosing condition views, for the noise of dropped conditions."""
     seeds = torch.randint(2**62, (3,), generator=generator, device=generator.device).tolist()
     return [torch.Generator(generator.device).manual_seed(seed) for seed in seeds]
 
@@ -138,9 +149,11 @@ def sample_views(
     guidance_scale: float = 1.0,
     progress: Progress | None = None,
 ) -> Tensor:
-    """Sample T views of each of S scenes, in the order of their poses. Returns encoded views (S, T, C, H, W), float32.
+    """Sample T novel views of each of S scenes, one after the other. Returns encoded views (S, T, C, H, W), float32.
 
-    The model runs in the autocast context of the caller; everything else is float32.
+    Encoded views are images or latents, as `model.encode_images` returns them. The model runs in the autocast context
+    of
+    the caller; everything else is float32.
 
     Args:
         images: encoded input views (S, N, C, H, W), N >= 1.
@@ -149,7 +162,7 @@ def sample_views(
         K: intrinsics in pixels (S, 3, 3), shared by all views of a scene.
         generators: one per scene, so a scene does not depend on the other scenes of the batch. The same generator gives
             the same noise for all strategies and guidance scales.
-        strategy, last: choice of the views that may be the condition (`candidates`); each step samples one of them.
+        strategy, last: views that may be the condition, see `candidates`; each denoising step chooses one of them.
         steps: denoising steps per view; 256 in the paper.
         guidance_scale: s in eps_u + s (eps_c - eps_u); 1: no guidance, 0: no condition. The paper uses weight 3 for SRN
             cars and 2 for chairs, and does not say whether the weight is s or s - 1.
@@ -187,10 +200,13 @@ def clipped(model: ViewModel, x: Tensor) -> Tensor:
 def guided_x0(
     model: ViewModel, x: Tensor, blank: Tensor, z: Tensor, logsnr: Tensor, c2w: Tensor, K: Tensor, guidance_scale: float
 ) -> Tensor:
-    """Predict the clean target views (S, C, H, W) with classifier-free guidance; arguments as in `ViewModel.predict`.
+    """Predict the clean target views (S, C, H, W) with classifier-free guidance.
 
-    `blank` (S, C, H, W) is the noise that replaces `x` in the unconditional branch; `logsnr` is a scalar (). For a
-    fixed z, x0, eps and v are affine functions of each other, so guidance has the same result for each of them.
+    In the unconditional branch, the noise `blank` (S, C, H, W) replaces the condition `x`. `logsnr` is a scalar tensor
+    ().
+    The other arguments are those of `ViewModel.predict`. Guidance has the same result for outputs x0, eps and v,
+    because
+    for a fixed z they are affine functions of each other.
     """
     branches = [(x, True)] if guidance_scale != 0 else []
     branches += [(blank, False)] if guidance_scale != 1 else []

@@ -23,7 +23,10 @@ CHANNELS = 3
 
 
 class Conditioning(nn.Module):
-    """Network that embeds noise levels and camera rays as one feature map per level of the UNet."""
+    """Network that embeds noise levels and camera rays, as one feature map per resolution level of the UNet.
+
+    `frames`: number of frames per scene. `encoding`: number of channels of an encoded ray.
+    """
 
     def __init__(self, config: XUNetConfig, frames: int, encoding: int) -> None:
         super().__init__()
@@ -37,9 +40,11 @@ class Conditioning(nn.Module):
         self.poses = nn.ModuleList(nn.Conv2d(encoding, width, 3, stride=stride) for stride in self.strides)
 
     def forward(self, logsnr: Tensor, encoded: Tensor) -> list[Tensor]:
-        """Return embeddings (B F, E, H / 2^i, W / 2^i) for each level i, after the swish that starts every FiLM layer.
+        """Return one embedding (B F, E, H / 2^i, W / 2^i) per resolution level i, for B scenes with F frames.
 
-        `logsnr` (B, F) is the log-SNR of each frame, `encoded` (B, F, D, H, W) are its encoded rays.
+        `logsnr` (B, F) is the log-SNR of each frame; `encoded` (B, F, D, H, W) has the encoded ray of each pixel. SiLU,
+        with
+        which each FiLM layer starts, is already applied.
         """
         noise = self.logsnr(noise_level_encoding(logsnr, self.config.emb_channels)).flatten(0, 1)
         if self.pos_emb is not None:
@@ -53,16 +58,16 @@ class Conditioning(nn.Module):
 
 
 def same_padding(stride: int) -> tuple[int, int, int, int]:
-    """Return the padding (left, right, top, bottom) of TensorFlow's "SAME" mode for a 3 x 3 convolution."""
+    """Return the padding (left, right, top, bottom) for a 3 x 3 convolution that is TensorFlow's "SAME" mode."""
     total = max(3 - stride, 0)
     return (total // 2, total - total // 2) * 2
 
 
 class UNet(nn.Module):
-    """UNet of `Block` modules, each conditioned on the embedding for its level."""
+    """UNet of residual and attention blocks. Each block also takes the embedding for its resolution level."""
 
     def __init__(self, config: XUNetConfig, channels_in: int, cross: bool) -> None:
-        """Build the layers; with `cross`, consecutive frames form pairs that attend to each other."""
+        """Build layers for `channels_in` input channels. `cross`: the two frames of a scene attend to each other."""
         super().__init__()
         self.config, self.cross = config, cross
         widths, attends, per_level = config.widths, config.level_attention, config.num_res_blocks
@@ -104,7 +109,10 @@ class UNet(nn.Module):
         return Block(self.residual(channels_in, channels), own, cross)
 
     def forward(self, h: Tensor, emb: list[Tensor]) -> Tensor:
-        """Transform frames (B F, C_in, H, W) to (B F, 3, H, W); `emb` has one embedding (B F, E, h, w) per level."""
+        """Transform frames h (B F, C_in, H, W) to (B F, 3, H, W), for B scenes with F frames.
+
+        `emb` has one embedding (B F, E, h, w) per resolution level, from fine to coarse, see `Conditioning`.
+        """
         last = len(emb) - 1
         blocks: Any  # a ModuleList, which type checkers take for a bare module
         h = self.conv_in(h)
@@ -127,7 +135,10 @@ class UNet(nn.Module):
 
 
 class XUNet(nn.Module):
-    """X-UNet or its baseline, a `sampler.ViewModel` on images. It predicts zeros until it is trained."""
+    """Novel-view model on images (a `sampler.ViewModel`): the X-UNet of 3DiM, or its baseline without cross-attention.
+
+    The output of an untrained network is zero.
+    """
 
     clip = 1.0
 
@@ -151,10 +162,13 @@ class XUNet(nn.Module):
     def forward(
         self, x: Tensor, z: Tensor, logsnr: Tensor, c2w: Tensor, K: Tensor, cond_mask: Tensor | None = None
     ) -> Tensor:
-        """Return the network's output (B, 3, H, W) for images (B, 3, H, W) in [-1, 1]; see `ViewModel.predict`.
+        """Return the network's output for the target view, (B, 3, H, W).
 
-        `logsnr` (B, 2) are those of condition and target; `cond_mask` (B,) is False where the condition is dropped
-        (None: nowhere).
+        Args:
+            x, z: condition view and noisy target view (B, 3, H, W), images in [-1, 1].
+            logsnr: log-SNR of condition and target (B, 2).
+            c2w, K: poses (B, 2, 4, 4) and intrinsics (B, 3, 3), see `ViewModel.predict`.
+            cond_mask: (B,) bool, False where the condition is dropped; None: nowhere.
         """
         encoded = self.encode_cameras(c2w, K, cond_mask)
         if self.frames == 1:
@@ -165,15 +179,15 @@ class XUNet(nn.Module):
         return out.unflatten(0, (len(x), self.frames))[:, -1]
 
     def predict(self, x: Tensor, z: Tensor, logsnr: Tensor, c2w: Tensor, K: Tensor, keep: Tensor) -> Tensor:
-        """Return the network's output (B, 3, H, W) float32 for images `x`, `z` (B, 3, H, W); see `ViewModel.predict`.
-
-        The condition has the log-SNR of a clean image where `keep` is True, else that of noise.
-        """
+        # a dropped condition, which is noise, has the log-SNR of noise
         levels = torch.stack([torch.where(keep, LOGSNR_MAX, LOGSNR_MIN).to(logsnr), logsnr], dim=1)
         return self(x, z, levels, c2w, K, keep).float()
 
     def encode_cameras(self, c2w: Tensor, K: Tensor, cond_mask: Tensor | None) -> Tensor:
-        """Return encoded rays (B, 2, D, H, W) for c2w (B, 2, 4, 4), K (B, 3, 3); 0 where `cond_mask` (B,) is False."""
+        """Return the encoded ray of each pixel of both views, (B, 2, D, H, W); 0 where `cond_mask` (B,) is False.
+
+        Takes camera-to-world poses c2w (B, 2, 4, 4) and intrinsics K (B, 3, 3) in pixels.
+        """
         c = self.config
         encoded = encode_rays(*pixel_rays(c2w, K[:, None], *c.size), c.origin_degrees, c.direction_degrees)
         if cond_mask is not None:
@@ -182,11 +196,14 @@ class XUNet(nn.Module):
 
 
 class LatentPairs(nn.Module):
-    """`sampler.ViewModel` on latents with an MVDream prior, whose UNet is the trainable sub-module.
+    """Novel-view model on latents (a `sampler.ViewModel`), which uses the UNet of an MVDream prior for two views.
 
-    The UNet's attention between views connects two frames: the clean condition at timestep 0 and the noisy target. The
-    prompt is empty, and the input for a coarse prediction is zero. A dropped condition is noise at the last timestep;
-    both camera vectors are then zero. Intrinsics are ignored, because the prior takes camera directions only.
+    The views attend to each other: the clean condition at timestep 0, and the noisy target. The prompt is empty. A
+    dropped
+    condition is noise at the last timestep, with zeros as camera vectors of both views. Intrinsics are ignored, because
+    the
+    prior takes camera directions only. If the prior also takes a coarse sample, this is zero. Only the UNet is
+    trainable.
     """
 
     clip = None
@@ -204,7 +221,6 @@ class LatentPairs(nn.Module):
 
     @property
     def prior(self) -> MVDream:
-        """The prior, on the device of this module."""
         (prior,) = self._prior
         if prior.device != self.text.device:
             prior.to(self.text.device)
@@ -212,7 +228,6 @@ class LatentPairs(nn.Module):
 
     @torch.no_grad()
     def encode_images(self, rgb: Tensor) -> Tensor:
-        """Encode images (N, H, W, 3) in [0, 1] as latents (N, C, h, w): scaled means of the VAE's posterior."""
         prior = self.prior
         return prior.posterior(rgb)[0] * prior.scaling_factor
 
@@ -221,7 +236,7 @@ class LatentPairs(nn.Module):
         return self.prior.decode_latents(x.float()).float()
 
     def timestep(self, logsnr: Tensor) -> Tensor:
-        """Convert log-SNR (B,) to fractional timesteps (B,) of the prior in [0, T - 1]; larger is noisier."""
+        """Convert log-SNR (B,) to fractional timesteps (B,) of the prior: 0 (clean) to T - 1 (noise)."""
         rising = self.levels.flip(0)
         level = logsnr.clamp(rising[0], rising[-1])
         high = torch.searchsorted(rising, level).clamp(1, len(rising) - 1)
@@ -229,7 +244,6 @@ class LatentPairs(nn.Module):
         return len(rising) - high - fraction
 
     def predict(self, x: Tensor, z: Tensor, logsnr: Tensor, c2w: Tensor, K: Tensor, keep: Tensor) -> Tensor:
-        """Return the network's output (B, C, h, w) float32; arguments as in `ViewModel.predict`."""
         last = torch.full_like(logsnr, len(self.levels) - 1)
         t = torch.stack([torch.where(keep, 0.0, last), self.timestep(logsnr)], dim=1).flatten()
         camera = camera_vector(c2w.float().flatten(0, 1)) * keep.repeat_interleave(2)[:, None]
