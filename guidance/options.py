@@ -93,7 +93,8 @@ class PriorConfig(Config):
     def describe(self) -> list[str]:
         """Return a line with config key, path, size and SHA-256 for each file of weights. Raises ConfigError.
 
-        Weights on the hub are downloaded if needed. Original MVDream checkpoints are not: the line has the command.
+        Weights on the hub are downloaded if needed, except original MVDream checkpoints: their line has the command for
+        it.
         """
         named = {"weights": loading.describe(self.weights, self.parts)} | self.added_files()
         return [f"{key}: {found}" for key, found in named.items()]
@@ -212,9 +213,7 @@ class StableDiffusionConfig(DraftedConfig):
 
 
 class MVDiffusionConfig(DraftedConfig):
-    """Config of MVDiffusion: a 2D model that samples the views of a scene together by attention between
-    corresponding pixels.
-    """
+    """Config of MVDiffusion: a 2D model that samples views of a scene together, by attention between them."""
 
     name: Literal["mvdiffusion"] = Field("mvdiffusion", description="correspondence-aware diffusion (arXiv 2307.01097)")
     weights: BaseWeights = Field(
@@ -280,11 +279,8 @@ class MVAdapterConfig(DraftedConfig):
     def released(self, image: bool = False, mesh: bool = False) -> Self:
         """Return a config in which a hub id as `adapter` is replaced by the matching file of the released adapters.
 
-        The file depends on the 2D model and on two conditions. Any other `adapter` is unchanged.
-
-        Args:
-            image: whether a reference image conditions the samples; the option `image` also sets this condition.
-            mesh: whether the geometry of a mesh conditions the samples; control="geometry" also sets this condition.
+        The file depends on the 2D model and on the conditions of the samples: `image`, a reference image, and `mesh`,
+        the geometry of a mesh (besides the options `image` and `control`). Any other `adapter` is unchanged.
         """
         image, mesh = image or self.image is not None, mesh or self.control == "geometry"
         if self.adapter is None or not is_hub_id(self.adapter) or loading.existing(self.adapter) is not None:

@@ -43,7 +43,7 @@ class Material:
     def sample_shading(
         self, step: int = 0, training: bool = False, generator: torch.Generator | None = None
     ) -> Shading:
-        """Return the shading of one render at an optimisation step, with random lights from a CPU generator."""
+        """Choose the shading of one render at an optimisation step; `generator` is on the CPU."""
         return ALBEDO
 
     def __call__(

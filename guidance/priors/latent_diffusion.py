@@ -296,7 +296,7 @@ class LatentDiffusion(Prior):
 
     @property
     def half_vae(self) -> bool:
-        """Whether the VAE encoder may compute in `dtype`; that of SDXL overflows in float16."""
+        """Whether the VAE encoder may compute in `dtype`; False for SDXL in float16, where it overflows."""
         return self.dtype != torch.float16 or not has_added_conditioning(self.unet)
 
     def posterior(self, rgb: Tensor) -> tuple[Tensor, Tensor]:

@@ -34,7 +34,7 @@ def prompts(prompt: str, negative: str, options: ViewPromptsConfig) -> list[str]
 
 
 def view_text(text: Tensor, rig: Rig, options: ViewPromptsConfig) -> Condition:
-    """Choose the text condition of the B cameras of a rig by their angles.
+    """Choose the text condition of each of the B cameras in `rig` by its angles.
 
     `text` are embeddings (2 or 6, L, D) of the texts that `prompts` returns.
     """

@@ -149,9 +149,10 @@ def peft_names(names: Iterable[str], prefix: str) -> dict[str, str]:
 
 
 def scale_of(layer: str, rank: int, alpha: float | None, options: files.Json, prefix: str) -> float:
-    """Return the factor of a LoRA's product in one layer: alpha / rank.
+    """Return the factor of a LoRA's product in one layer: alpha / rank, or 1.0 without alpha.
 
-    `alpha` comes from the file (kohya); if it is None, from peft's `options` of the network `prefix`; else it is 1.0.
+    `alpha` is the value in the file (kohya). If it is None, peft's `options` for the network `prefix`, such as "unet",
+    may have one; with use_rslora it is divided by sqrt(rank).
     """
     if alpha is not None or f"{prefix}.lora_alpha" not in options:
         return 1.0 if alpha is None else float(alpha) / rank

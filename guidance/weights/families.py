@@ -40,7 +40,10 @@ class Traits(NamedTuple):
 
 
 def check_family(path: Path, names: Iterable[str]) -> None:
-    """Raise ConfigError, naming the kind found, if tensor names are not of a supported latent diffusion model."""
+    """Raise ConfigError if tensor names are not those of a supported latent diffusion model.
+
+    The message has the kind of weights found, such as a LoRA.
+    """
     names = list(names)
     unet = any(name.startswith(UNET) for name in names)
     for pattern, family in list(FAMILIES.items())[: 2 if unet else None]:
@@ -51,7 +54,7 @@ def check_family(path: Path, names: Iterable[str]) -> None:
 
 
 def traits(path: Path, names: Iterable[str], metadata: Mapping[str, str]) -> Traits:
-    """Read properties of a checkpoint off its tensor names, safetensors metadata (modelspec.*) and file name."""
+    """Return prediction type and image size of a checkpoint, from tensor names, safetensors metadata and file name."""
     found: Prediction | None = None
     texts = (metadata.get("modelspec.prediction_type", ""), metadata.get("modelspec.architecture", ""), path.stem)
     for text in ("v_pred" if "v_pred" in names else "", *map(str.lower, texts)):

@@ -33,7 +33,10 @@ MAX_TEXT_BYTES, MAX_PICKLE_BYTES = 1 << 20, 32 << 20
 
 
 def check_sums(path: Path) -> None:
-    """Verify every file in the list SHA256SUMS of the folder `path`. Without such a list, do nothing."""
+    """Raise ConfigError if a file is missing or differs from its SHA-256 in SHA256SUMS of the folder `path`.
+
+    Without such a list, do nothing.
+    """
     if not (path / SUMS).is_file():
         return
     for line in read_text(path / SUMS, max_bytes=MAX_TEXT_BYTES).splitlines():

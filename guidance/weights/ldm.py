@@ -257,7 +257,10 @@ def indices(names: Iterable[str], pattern: str) -> set[int]:
 
 
 def count(names: Iterable[str], pattern: str) -> int:
-    """Count the numbers that `indices` finds. Raises ConfigError if they are not 0, 1, 2, ... without a gap."""
+    """Count the numbers that the first group of the regular expression `pattern` finds in tensor names.
+
+    Raises ConfigError if the numbers are not 0, 1, 2, ... without a gap.
+    """
     found = indices(names, pattern)
     if found != set(range(len(found))):
         readable = pattern.replace("\\.", ".").replace(r"(\d+)", "N")

@@ -256,7 +256,7 @@ def sample_bytes(
 
 
 def samples_that_fit(free_bytes: int, bytes_per_sample: float) -> int:
-    """Return the number of samples per chunk that fits into the free memory.
+    """Return the number of samples per chunk that the free memory allows.
 
     It is a power of two, so that small changes of the free memory do not change it.
     """

@@ -63,7 +63,7 @@ def to_adapter_world(vectors: Tensor) -> Tensor:
 
 
 def ray_maps(at: Cameras) -> Tensor:
-    """Return the Pluecker rays of B cameras as input of the condition guider: (B, 6, H, W) in [0, 1].
+    """Return the Pluecker rays of B cameras as input of MV-Adapter's condition guider: (B, 6, H, W) in [0, 1].
 
     The cameras are in threedgen's world, the rays in MV-Adapter's. All pixels of an orthographic camera have the same
     direction, so its map is (B, 6, 1, 1).
@@ -74,7 +74,7 @@ def ray_maps(at: Cameras) -> Tensor:
 
 
 def geometry_maps(points: Tensor, normals: Tensor, mask: Tensor) -> Tensor:
-    """Return positions and normals of a rendered mesh as input of the condition guider: (B, 6, H, W) in [0, 1].
+    """Return positions and normals of a mesh as input of MV-Adapter's condition guider: (B, 6, H, W) in [0, 1].
 
     The result is in MV-Adapter's world, the arguments in threedgen's.
 

@@ -49,7 +49,7 @@ class Keys:
         return Keys(self.views.to(device), *(t.to(device, torch.float32) for t in self.tables))
 
     def tokens(self, start: int, stop: int) -> Keys:
-        """Return the keys of tokens start to stop - 1."""
+        """Return the part of these tables for the tokens start to stop - 1 of the view."""
         return Keys(self.views, *(t[:, start:stop] for t in self.tables))
 
     @property
@@ -58,7 +58,7 @@ class Keys:
 
     @property
     def count(self) -> int:
-        """Number of keys per token, n P."""
+        """Number of positions per token in all other views, n P."""
         return self.places.shape[0] * self.places.shape[2]
 
 
@@ -81,7 +81,7 @@ class Geometry:
 
 
 class Scenes(Geometry):
-    """Geometry of several scenes in one batch, all with the same number of views."""
+    """Tables of corresponding positions for several scenes in one batch, all with the same number of views."""
 
     def __init__(self, scenes: Sequence[Geometry]) -> None:
         super().__init__(scenes[0].n_view)

@@ -153,6 +153,6 @@ class MultiviewUNet(nn.Module):
 
 
 def keys_for(x: Tensor, geometry: Geometry) -> list[Keys]:
-    """Return the attention keys of all views for feature maps `x` (..., h, w)."""
+    """Return the positions to attend to, one `Keys` per view, for feature maps `x` (..., h, w)."""
     height, width = x.shape[-2:]
     return geometry.keys(height, width, x.device)
