@@ -38,7 +38,7 @@ NAME = "skybox"
 
 
 class Job(NamedTuple):
-    """Scene to write: its kind ("panorama" or "walk"), its split and its number in the split."""
+    """Room scene to write, numbered within its split. ``kind`` is "panorama" or "walk"."""
 
     kind: str
     split: SceneSplit
@@ -87,7 +87,7 @@ def walk(config: MakeToyRoomsConfig, split: SceneSplit, number: int) -> RoomWalk
 
 
 def write_panorama(folder: Path, config: MakeToyRoomsConfig, job: Job) -> None:
-    """Write the six skybox images and the eight captions of a panorama to an empty folder. Raises OSError."""
+    """Write the six skybox images and the eight view captions of a panorama to the empty ``folder``. Raises OSError."""
     source = panoramas(config, job.split)
     (folder / FACES).mkdir()
     (folder / CAPTIONS).mkdir()
@@ -98,12 +98,15 @@ def write_panorama(folder: Path, config: MakeToyRoomsConfig, job: Job) -> None:
 
 
 def face_path(number: int) -> str:
-    """Return the path of skybox image ``number`` (0 to 5), relative to the folder of its scene."""
     return f"{FACES}/{NAME}_skybox{number}_sami.jpg"
 
 
 def write_walk(folder: Path, config: MakeToyRoomsConfig, job: Job) -> None:
-    """Write the frames, key frame numbers and, in the test split, the room mesh of a walk to an empty folder."""
+    """Write the scene of a camera walk through a room to the empty ``folder``, in the layout of ScanNet.
+
+    It has frames (image, depth, pose, caption), intrinsics, and the numbers of the key frames. In the test split it
+    also has the mesh of the room.
+    """
     room_walk = walk(config, job.split, job.number)
     for part in ("color", "depth", "pose", "prompt", "intrinsic"):
         (folder / part).mkdir()
@@ -136,6 +139,5 @@ def rows(matrix: Array) -> str:
 
 
 def jpeg(pixels: Array) -> bytes:
-    """Return the JPEG file of an image (H, W, 3), uint8, encoded without chroma subsampling."""
     encoded: bytes = iio.imwrite("<bytes>", pixels, extension=".jpg", quality=95, subsampling=0)
     return encoded

@@ -46,9 +46,9 @@ FRAME_WIDTH = 0.05
 
 
 def make_marked_object(family: str, rng: np.random.Generator, index: int = -1) -> Asset:
-    """Build a car or chair with a panel and a symbol (marks) on each of its four sides.
+    """Build a car or a chair whose four sides differ: each has a panel and a symbol in random colours.
 
-    Raises KeyError if `family` is no key of `FAMILIES`.
+    ``family`` is "cars" or "chairs"; other values raise KeyError. ``index`` is stored in the result.
     """
     noun = NOUNS[FAMILIES[family]]
     main = sample_colour(rng)
@@ -66,7 +66,7 @@ def make_marked_object(family: str, rng: np.random.Generator, index: int = -1) -
 
 
 def _chest(b: Builder) -> None:
-    """Add a box under the seat of a chair, so that marks on the far side are not visible between the legs."""
+    # a box under the seat, so that marks on the far side are not visible between the legs
     boards = [solid for solid in b.solids if solid.kind == BOX and solid.label == "body"]
     seat = max(boards, key=lambda board: board.matrix[0, 0] * board.matrix[1, 1])
     wide, top = seat.matrix[0, 0] * 0.94, seat.centre[2]
@@ -74,9 +74,14 @@ def _chest(b: Builder) -> None:
 
 
 def surface(solids: Sequence[Primitive], box: np.ndarray, side: str, across: float, up: float) -> np.ndarray | None:
-    """Cast a ray from a side of the bounding box `box` (2, 3) to its middle plane. Return the first hit (3,), or None.
+    """Cast a ray from a side of the bounding box `box` (2, 3) to the middle of the box, at right angles to the side.
 
-    The ray starts at `across` and `up`, both in [-1, 1]; 0 is the middle of the side. `side` is a key of `SIDES`.
+    Args:
+        side: key of `SIDES`, such as "front".
+        across, up: start of the ray on the side, in [-1, 1]; 0 is the middle.
+
+    Returns:
+        The first point (3,) inside one of the `solids`, or None.
     """
     centre, half = (box[0] + box[1]) / 2, (box[1] - box[0]) / 2
     normal = np.array([*SIDES[side][0], 0.0])
@@ -90,8 +95,7 @@ def surface(solids: Sequence[Primitive], box: np.ndarray, side: str, across: flo
 def _mark(
     b: Builder, rng: np.random.Generator, bare: Sequence[Primitive], box: np.ndarray, side: str, names: list[str]
 ) -> None:
-    """Add a panel with a symbol, and perhaps an attachment, to a side of the object with the solids `bare` and the
-    bounding box `box` (2, 3). `names` are the colours to choose from."""
+    # a panel with a symbol, and perhaps an attachment, in colours out of names; bare are the unmarked solids
     flat, turn = SIDES[side]
     normal = np.array([*flat, 0.0])
 
@@ -118,7 +122,6 @@ def _mark(
 
 
 def _symbol(b: Builder, kind: str, at: np.ndarray, size: float, colour: np.ndarray, label: str, turn) -> None:
-    """Add a flat solid of half width `size` with the centre `at` (3,), turned like the panel by `turn` degrees (3,)."""
     if kind == "disc":
         b.cylinder(at, size, 0.02, colour, label, turn)
     elif kind == "ring":
@@ -134,7 +137,6 @@ def _symbol(b: Builder, kind: str, at: np.ndarray, size: float, colour: np.ndarr
 def _attach(
     b: Builder, kind: str, at: np.ndarray, normal: np.ndarray, size: float, colour: np.ndarray, label: str, turn
 ) -> None:
-    """Add a solid that extends from the point `at` (3,) along the unit vector `normal` (3,), of half width `size`."""
     if kind == "ball":
         b.sphere(at + normal * size * 0.7, size, colour, label)
     elif kind == "horn":
@@ -155,7 +157,7 @@ SPLITS = ("train", "val", "test")
 
 
 class Job(NamedTuple):
-    """Scene to make: its family ("cars" or "chairs"), its split and its number in the split."""
+    """Scene to make, numbered within its split. ``family`` is "cars" or "chairs", ``split`` one of `SPLITS`."""
 
     family: str
     split: str
@@ -198,8 +200,11 @@ def scene(config: MakeSRNToyboxConfig, job: Job) -> Views:
 
 
 def viewpoints(config: MakeSRNToyboxConfig, job: Job) -> Cameras:
-    """Return the cameras of a scene, which look at the origin. Those of training scenes are uniformly distributed on a
-    zone of a sphere. All scenes of the splits val and test have the same cameras, on a spiral."""
+    """Return the cameras of a scene, which look at the origin.
+
+    In the split "train" they are random, uniform on a zone of a sphere. In "val" and "test" all scenes have the same
+    cameras, on a spiral.
+    """
     if job.split == "train":
         rng, n = job.rng(config.seed, "cameras"), config.train_views
         low, high = np.sin(np.deg2rad(TRAIN_ELEVATION))
@@ -216,9 +221,9 @@ def viewpoints(config: MakeSRNToyboxConfig, job: Job) -> Cameras:
 
 
 class ToyboxScenes:
-    """Training source (`PairSource`) of cars and chairs with marks on their sides.
+    """Training source (`PairSource`) of rendered cars and chairs with different marks on their four sides.
 
-    The task `make-srn-toybox` writes the same scenes for the same seed and sizes.
+    The task `make-srn-toybox` writes the same scenes to disk for the same seed and sizes.
     """
 
     def __init__(self, config: ToyboxPairsConfig, size: int, seed: int) -> None:

@@ -28,8 +28,11 @@ AZIMUTHS = (25, -40, 60, 150, 20, 230, -70, 0)
 
 
 def sheet_specs(noun: str, count: int, split: str, seed: int) -> list[Spec]:
-    """Return up to ``count`` descriptions of objects of a noun for the contact sheet. In the split "train", about every
-    second one names a part. In the split "held-out", a noun without held-out combinations has none."""
+    """Return up to ``count`` specifications of objects of ``noun`` for a contact sheet.
+
+    In the split "train", about every second one names a part. In the split "held-out", all have a combination of colour
+    and part that is excluded from training; the list is empty for nouns without such combinations.
+    """
     entry, names = NOUNS[noun], list(COLOURS)
     options = entry.parts + entry.wears
     if split == "held-out":
@@ -50,7 +53,7 @@ def sheet_specs(noun: str, count: int, split: str, seed: int) -> list[Spec]:
 
 
 def run_sheet(config: ToyboxSheetConfig, resume: Path | None = None, quiet: bool = False) -> int:
-    """Write sheet.png, sheet-2.png, ... to the run folder, with at most 12 nouns per page."""
+    """Run the task toybox-sheet: write sheet.png, sheet-2.png, ... to the run folder, with up to 12 nouns per page."""
     folder = Path(str(config.out))
     words = list(config.nouns) or list(NOUNS)
     for noun in words:

@@ -23,13 +23,13 @@ IMAGES_PER_ROOM = 2
 
 
 class Photographs:
-    """Source of single captioned images, mostly of objects seen from the front, for priors without camera conditioning.
+    """Source of single captioned images for priors without camera conditioning. Most show one object from the front.
 
     Args:
         variation: factor on the random variation of the objects, in [0, 1], see ``Toybox``.
         rooms: share of images that are taken inside rooms, in [0, 1].
         clutter: factor on the number of objects in rooms, see ``furnish``.
-        style: "plain", or "blocks" for objects of boxes.
+        style: "plain", or "blocks" to replace each solid of an object by a box.
     """
 
     n_view = 1
@@ -51,7 +51,7 @@ class Photographs:
         return f"photographs, {self.box.describe()}, front {FRONT:g} or {ANY_SIDE:g}, {rooms}"
 
     def room_images_before(self, index: int) -> int:
-        """Return how many of the images 0 to ``index`` - 1 are taken inside rooms."""
+        """Return how many of the images 0 to ``index`` - 1 show the inside of a room."""
         return int(index * self.share)
 
     def block(self, indices: range, size: int) -> Captioned:
@@ -67,8 +67,11 @@ class Photographs:
         return Captioned(rgb, captions, c2w)
 
     def object_images(self, indices: list[int], size: int) -> tuple[np.ndarray, list[str], np.ndarray]:
-        """Render the images ``indices``, of one object each: rgb (N, size, size, 3) in [0, 1], N captions, and c2w
-        (N, 4, 4), camera-to-world, OpenGL axes."""
+        """Render the images with the numbers ``indices``, each of one object.
+
+        Returns:
+            rgb (N, size, size, 3) in [0, 1], N captions, and c2w (N, 4, 4), camera-to-world, OpenGL axes.
+        """
         assets = [self.box.asset(i) for i in indices]
         rngs, view = [self.box.rng(i, 4) for i in indices], self.box.view
         azimuth = np.array(
@@ -82,7 +85,7 @@ class Photographs:
         return rgb, [asset.caption for asset in assets], c2w
 
     def room_images(self, indices: list[int], size: int) -> tuple[np.ndarray, list[str], np.ndarray]:
-        """Render the images ``indices``, which are taken inside rooms. Returns the same as ``object_images``."""
+        """Render the images with the numbers ``indices``, each inside a room. Returns the same as ``object_images``."""
         numbers, n = [self.room_images_before(i) for i in indices], IMAGES_PER_ROOM
         rooms = sorted({number // n for number in numbers})
         rgb, texts, c2w = self.rooms.render_views(rooms, size, n)
@@ -91,7 +94,7 @@ class Photographs:
 
 
 class FourSides:
-    """Source of toybox objects, each with a caption and ``n_view`` views at evenly spaced azimuths."""
+    """Source of captioned toybox objects, each rendered from ``n_view`` evenly spaced azimuths."""
 
     def __init__(self, box: Toybox, n_view: int = 4) -> None:
         self.n_view, self.box = n_view, box
@@ -107,8 +110,8 @@ class FourSides:
 class ToyboxObjects(ObjectViews):
     """Source of toybox objects in the six views of MV-Adapter. ``ObjectViews`` explains the arguments.
 
-    With the control "rays", small objects stay small in the image. With the control "geometry", every object fills the
-    image, as meshes to be textured do.
+    With ``control`` "rays", small objects stay small in the image. With "geometry", every object is scaled to fill the
+    image, as meshes to be textured are.
     """
 
     def __init__(
@@ -134,7 +137,7 @@ class ToyboxObjects(ObjectViews):
         return self.box.asset(index).caption
 
     def asset(self, index: int) -> Asset:
-        """Return object ``index`` as its views show it, with coordinates in [-HALF, HALF]."""
+        """Return object ``index`` as it is rendered, scaled to [-HALF, HALF]^3. With "geometry" it fills this cube."""
         asset = self.box.asset(index)
         if self.control == "rays":
             return asset.move_and_scale(0.0, HALF / OBJECT_RADIUS)

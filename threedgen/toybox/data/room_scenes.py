@@ -48,8 +48,12 @@ def _rooms(seed: int, split: SceneSplit, clutter: float) -> Rooms:
 
 
 def render_scene_views(room: Room, at: Cameras, rng: Sequence[np.random.Generator], depth: bool = False) -> SceneViews:
-    """Render views of a room from the V cameras ``at``, with captions and, if ``depth``, with depth. ``rng`` has a
-    generator for the caption of each view."""
+    """Render views of a room from the V cameras ``at``, with a caption for each view.
+
+    Args:
+        rng: V generators, one for the random wording of each caption.
+        depth: also render depth maps.
+    """
     rgb, z, _ = render_images(room, at, 2, depth)
     labels = render_images(room, _resized(at, CAPTION_PIXELS), 1, True)[2]
     texts = tuple(describe_view(room, label, one) for label, one in zip(labels, rng, strict=True))
@@ -61,10 +65,15 @@ def _resized(at: Cameras, width: int) -> Cameras:
 
 
 def render_images(room: Room, at: Cameras, supersample: int, with_gbuffer: bool) -> tuple[Array, Array, Array]:
-    """Render views of a room from the V cameras ``at``, with ``supersample`` rays per pixel along each axis.
+    """Render views of a room from the V cameras ``at``, whose height H and width W must be both even or both odd.
 
-    H and W must be both even or both odd. Returns rgb (V, H, W, 3) in [0, 1], depth (V, H, W) along the viewing axis in
-    metres, and labels (V, H, W) of ``render_rooms``. Depth and labels are empty without ``with_gbuffer``.
+    Args:
+        supersample: number of rays per pixel along each axis.
+        with_gbuffer: also render depth and labels. Otherwise these two arrays are empty.
+
+    Returns:
+        rgb (V, H, W, 3) in [0, 1], depth (V, H, W) along the viewing axis in metres, and labels (V, H, W) that number
+        the items of the room as in ``render_rooms``.
     """
     side = max(at.height, at.width)
     focal = at.K[:, 1, 1].double().numpy()
@@ -83,8 +92,10 @@ def render_images(room: Room, at: Cameras, supersample: int, with_gbuffer: bool)
 
 
 class RoomPanoramas:
-    """Source with one panorama per room, which has views at evenly spaced yaws. The first yaw is a random multiple of
-    ``YAW_STEP`` in the training split, and 0 in the test split."""
+    """Source of panoramas, one per toy room. A panorama is a set of views from one point at evenly spaced yaws.
+
+    The first yaw is a random multiple of ``YAW_STEP`` in the training split, and 0 in the test split.
+    """
 
     def __init__(self, config: RoomPanoramasConfig, seed: int = 0, split: SceneSplit = "train") -> None:
         self.options, self.rooms, self.split = config, _rooms(seed, split, config.clutter), split
@@ -110,20 +121,20 @@ class RoomPanoramas:
         return render_scene_views(self.rooms.room(index), at, rng)
 
     def skybox(self, index: int, size: int) -> Array:
-        """Render the skybox (6, size, size, 3), in [0, 1], of room ``index``, with the views of ``SKYBOX``."""
+        """Render the six faces of the skybox of room ``index``: (6, size, size, 3) in [0, 1], ordered as ``SKYBOX``."""
         R = torch.stack([rotation(*angles) for angles in SKYBOX])
         at = cameras(R, radians(90), size, size, EYE_POSITION.tolist())
         return render_images(self.rooms.room(index), at, 2, False)[0]
 
     def directions(self, index: int) -> list[str]:
-        """Return the captions of eight views of room ``index``, at yaws 0, 45, ..., 315 degrees to the right of +x."""
+        """Return captions of eight views of room ``index``, at yaws 0, 45, ..., 315 degrees to the right of +x."""
         at = cameras(ring(8), radians(90), CAPTION_PIXELS, CAPTION_PIXELS, EYE_POSITION.tolist())
         rng = [self.rooms.rng(index, 10 + number) for number in range(8)]
         return list(render_scene_views(self.rooms.room(index), at, rng).captions)
 
 
 class RoomWalk:
-    """Walk (``scene_views.Walk``) of ``length`` frames on a smooth path through the free centre of room ``index``."""
+    """Camera walk of ``length`` frames on a smooth path through the centre of room ``index`` (``scene_views.Walk``)."""
 
     def __init__(self, rooms: Rooms, index: int, length: int, options: RoomPathsConfig) -> None:
         self.rooms, self.index, self.length, self.options = rooms, index, length, options
@@ -168,15 +179,19 @@ class RoomWalk:
 
 
 def room_walks(options: RoomPathsConfig, seed: int, split: SceneSplit, length: int | None = None) -> list[RoomWalk]:
-    """Return one walk through each of ``options.count`` rooms. Rooms are generated on first use. A walk has ``length``
-    frames; None: ``FRAMES_PER_KEY`` times the number of views per entry."""
+    """Return one camera walk through each of ``options.count`` rooms, which are generated on first use.
+
+    ``length`` is the number of frames per walk; None: ``FRAMES_PER_KEY`` times ``options.views``.
+    """
     rooms = _rooms(seed, split, options.clutter)
     return [RoomWalk(rooms, k, length or FRAMES_PER_KEY * options.views, options) for k in range(options.count)]
 
 
 def room_paths(config: RoomPathsConfig, seed: int = 0, split: SceneSplit = "train") -> WalkScenes:
-    """Build the source of views along walks through toy rooms. Entries of the training split are random. The test split
-    has one entry per room, with its first key frames."""
+    """Build a source whose entries are sequences of views along a camera walk through a toy room.
+
+    Entries of the training split start anywhere. The test split has one entry per room, with its first key frames.
+    """
     o, walks = config, room_walks(config, seed, split)
     rooms = f"seed {seed}, {split}, clutter {o.clutter:g}"
     description = f"toy rooms, {rooms}, {o.height} x {o.width} px, {o.fov:g} deg, overlap {OVERLAP:g}"
@@ -186,10 +201,11 @@ def room_paths(config: RoomPathsConfig, seed: int = 0, split: SceneSplit = "trai
 
 
 def room_triangles(room: Room) -> tuple[Array, Array, Array]:
-    """Return the T triangles of a room without the outer sides of walls, floor and ceiling.
+    """Return the T triangles of a room as seen from inside, without the outer sides of walls, floor and ceiling.
 
     Returns:
-        Corners (T, 3, 3) in metres, sRGB colours (T, 3) in [0, 1], and labels (T,) of ``render_rooms``.
+        Corners (T, 3, 3) in metres, sRGB colours (T, 3) in [0, 1], and labels (T,) that number the items of the room
+        as in ``render_rooms``.
     """
     vertices, faces, colours, labels = room.asset.mesh()
     corners = vertices[faces]
@@ -201,7 +217,10 @@ def room_triangles(room: Room) -> tuple[Array, Array, Array]:
 
 
 def glb(corners: Array, colours: Array) -> bytes:
-    """Encode z-up triangles (T, 3, 3) with sRGB colours (T, 3) in [0, 1] as a y-up GLB with vertex colours."""
+    """Encode T triangles as a GLB file with vertex colours. z is up in the input, and y in the file.
+
+    ``corners`` (T, 3, 3) are the positions, ``colours`` (T, 3) the sRGB colours in [0, 1].
+    """
     rgba = np.pad(np.round(to_linear(colours) * 255).astype(np.uint8), ((0, 0), (0, 1)), constant_values=255)
     mesh = trimesh.Trimesh(
         corners.reshape(-1, 3)[:, [1, 2, 0]],

@@ -38,10 +38,15 @@ def subject_nouns() -> list[Noun]:
 
 
 def make_subject(seed: int, number: int, noun: str = "", wearing: Sequence[str] = ()) -> Asset:
-    """Return subject ``number`` of a seed. Its caption is the noun with its article, such as "a dog".
+    """Build a subject: a toybox object with unusual features that its caption does not describe, for DreamBooth tests.
 
-    If ``noun`` is empty, consecutive numbers have different nouns, all of which can wear the accessories ``wearing``.
-    The accessories are not added. Raises KeyError for an unknown noun.
+    Args:
+        number: number of the subject from 0, per seed. If ``noun`` is "", consecutive numbers have different nouns.
+        noun: object class, such as "dog"; KeyError if unknown; "": chosen by ``number``.
+        wearing: if ``noun`` is "", only nouns that can wear these accessories are chosen. They are not added.
+
+    Returns:
+        Object whose caption is only the noun with its article, such as "a dog".
     """
     rng = np.random.default_rng([seed, number, *b"subject", *noun.encode()])
     candidates = [entry for entry in subject_nouns() if set(wearing) <= set(entry.wears)]
@@ -59,8 +64,10 @@ def make_subject(seed: int, number: int, noun: str = "", wearing: Sequence[str] 
 
 
 def render_photos(subject: Asset, count: int, size: int, seed: int = 0) -> np.ndarray:
-    """Render photos (count, size, size, 3), in [0, 1], of a subject on grey 0.5. Azimuths are nearly evenly spaced, and
-    elevations random, from 5 to 30 degrees."""
+    """Render photos of an object: (count, size, size, 3) in [0, 1], on grey 0.5.
+
+    The azimuths are nearly evenly spaced. The elevations are random, from 5 to 30 degrees.
+    """
     rng = np.random.default_rng([seed, max(0, subject.index), *b"photos"])
     turns = rng.uniform() + (np.arange(count) + rng.uniform(-0.2, 0.2, count)) / count
     elevation = np.deg2rad(rng.uniform(5.0, 30.0, count))
@@ -68,7 +75,7 @@ def render_photos(subject: Asset, count: int, size: int, seed: int = 0) -> np.nd
 
 
 def sample_palette(rng: np.random.Generator) -> list[np.ndarray]:
-    """Sample three sRGB colours (3,), in [0, 1], that differ clearly from each other and from the grey background."""
+    """Sample three sRGB colours, each (3,) in [0, 1], that differ clearly from each other and from grey 0.5."""
     found: list[tuple[np.ndarray, np.ndarray]] = []
     for name in rng.permutation(list(COLOURS)):
         value = np.asarray(COLOURS[str(name)])
@@ -79,7 +86,6 @@ def sample_palette(rng: np.random.Generator) -> list[np.ndarray]:
 
 
 def _odd_part(solids: list[Primitive], rng: np.random.Generator) -> list[Primitive]:
-    """Return a copy of the list in which the solids of one random part are scaled about their own centres."""
     parts = sorted({s.label for s in solids} - {"body", "eyes"})
     if not parts:
         return solids
@@ -88,14 +94,13 @@ def _odd_part(solids: list[Primitive], rng: np.random.Generator) -> list[Primiti
 
 
 def _largest(solids: Sequence[Primitive], count: int) -> list[Primitive]:
-    """Return the ``count`` largest spheres, boxes and frustums, or, if there are none, the largest solids."""
+    # spheres, boxes and frustums can carry a pattern best
     carriers = [s for s in solids if s.kind in (SPHERE, BOX, FRUSTUM)] or list(solids)
     return sorted(carriers, key=lambda s: -abs(float(np.linalg.det(s.matrix))))[:count]
 
 
 def _pattern(solids: list[Primitive], pattern: str, colour: np.ndarray, rng: np.random.Generator) -> list[Primitive]:
-    """Return the new solids of a pattern on the largest solids of the object. "patches" also changes the list
-    ``solids``: half of the parts get the colour."""
+    # returns the new solids; "patches" also recolours half of the parts in the list solids
     if pattern == "patches":
         parts = sorted({s.label for s in solids} - {"eyes"})
         recoloured = set(rng.permutation(parts)[: (len(parts) + 1) // 2].tolist())
@@ -111,7 +116,7 @@ def _pattern(solids: list[Primitive], pattern: str, colour: np.ndarray, rng: np.
 
 
 def _band(solid: Primitive, place: float, colour: np.ndarray) -> Primitive:
-    """Return a band around a solid. ``place``, in (-1, 1), is its position along the longest axis (z of a frustum)."""
+    # place, in (-1, 1), is the position of the band along the longest axis (z of a frustum)
     longest = 2 if solid.kind == FRUSTUM else int(np.linalg.norm(solid.matrix, axis=0).argmax())
     order = [(longest + 1) % 3, (longest + 2) % 3, longest]  # the z axis of the band is the longest axis
     radius = {SPHERE: np.sqrt(1 - place**2), BOX: 1.0}.get(solid.kind, 1 + (solid.param - 1) * (place + 1) / 2)
@@ -122,7 +127,7 @@ def _band(solid: Primitive, place: float, colour: np.ndarray) -> Primitive:
 
 
 def _surface(solid: Primitive, direction: np.ndarray) -> np.ndarray:
-    """Return the surface point (3,) in world space that lies in ``direction`` (3,), in local axes, from the centre."""
+    # from the centre, in a direction in local axes, to a point in world space
     if solid.kind == BOX:
         local = direction / np.abs(direction).max()
     elif solid.kind == FRUSTUM:
@@ -135,13 +140,13 @@ def _surface(solid: Primitive, direction: np.ndarray) -> np.ndarray:
 
 
 def _spot(solid: Primitive, colour: np.ndarray, rng: np.random.Generator, size: float) -> Primitive:
-    """Return a sphere at a random surface point. ``size`` is its radius relative to the solid's shortest half axis."""
+    # size is the radius relative to the solid's shortest half axis
     radius = size * float(np.linalg.norm(solid.matrix, axis=0).min())
     return Primitive(SPHERE, 1.0, radius * np.eye(3), _surface(solid, rng.normal(size=3)), colour, "pattern")
 
 
 def _mark(solids: Sequence[Primitive], colour: np.ndarray, rng: np.random.Generator) -> Primitive:
-    """Return a sphere on the left or right side of the largest solid, so that the two sides of a subject differ."""
+    # on the left or right side, so that the two sides of a subject differ
     solid = _largest(solids, 1)[0]
     side = np.linalg.inv(solid.matrix) @ np.array([0.0, float(rng.choice([-1, 1])), 0.0])
     radius = 0.45 * float(np.linalg.norm(solid.matrix, axis=0).min())

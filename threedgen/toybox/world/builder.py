@@ -20,18 +20,18 @@ def _outline(kind: int, param: float) -> np.ndarray:
 
 
 def corners(solids: Sequence[Primitive]) -> np.ndarray:
-    """Return the vertices (N, 3) of coarse meshes (8 segments) of the solids, in world space."""
+    """Return the vertices (N, 3) of coarse meshes of the solids, in world space. Circles have 8 sides."""
     return np.concatenate([_outline(s.kind, s.param) @ s.matrix.T + s.centre for s in solids])
 
 
 def bounds(solids: Sequence[Primitive]) -> np.ndarray:
-    """Return the axis-aligned bounding box (2, 3) of solids: the lower corner at index 0, the upper at index 1."""
+    """Return the axis-aligned bounding box (2, 3) of the solids: minimum corner, then maximum corner."""
     points = corners(solids)
     return np.stack([points.min(0), points.max(0)])
 
 
 def rotation(degrees: Sequence[float]) -> np.ndarray:
-    """Return the matrix (3, 3) of a rotation about x, then y, then z, by the three angles in ``degrees``."""
+    """Return the matrix (3, 3) that rotates about the fixed axes x, then y, then z, by three angles in ``degrees``."""
     ax, ay, az = np.deg2rad(np.asarray(degrees, float))
     cx, sx, cy, sy, cz, sz = np.cos(ax), np.sin(ax), np.cos(ay), np.sin(ay), np.cos(az), np.sin(az)
     rx = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
@@ -41,9 +41,10 @@ def rotation(degrees: Sequence[float]) -> np.ndarray:
 
 
 class ReducedVariation:
-    """Replacement for a numpy generator, with ranges and standard deviations multiplied by ``variation``, in [0, 1].
+    """Random generator whose samples vary less than those of the numpy generator ``rng``.
 
-    At 0 it returns the mean of each range and, as an integer, 0.
+    ``variation``, in [0, 1], multiplies ranges and standard deviations; the means stay the same. At 0, ``normal``,
+    ``uniform`` and ``random`` return the mean. ``integers`` returns 0 with the probability 1 - ``variation``.
     """
 
     def __init__(self, rng: np.random.Generator, variation: float) -> None:
@@ -67,16 +68,18 @@ RandomSource = np.random.Generator | ReducedVariation
 
 
 class Builder:
-    """Asset under construction: its list of solids, with methods that add solids and sample proportions.
+    """Builder of one object. Its methods add solids and sample proportions.
 
-    Units are arbitrary, because ``finish`` scales the asset. The front faces +x, the object's left is +y, and z is up.
+    Units are arbitrary, because ``finish`` scales the object. The front faces +x, the object's left is +y, and z is up.
     In all methods, ``at`` (3,) is the centre of a solid, ``colour`` (3,) is sRGB in [0, 1] or None for the main colour,
     ``label`` is the name of the part, and ``rotate`` has the angles about x, then y, then z in degrees.
 
     Attributes:
         colour: main colour (3,), sRGB in [0, 1].
-        named_parts: dict from each part or accessory that the caption names to its colour (3,).
-        anchors: dict from the name of a place for accessories to its centre (3,) and the radius of the body there.
+        named_parts: maps each part or accessory that the caption names to its colour (3,).
+        solids: the solids that were added so far.
+        anchors: maps a place where accessories can sit, such as "head_top", to its position (3,) and the radius of the
+            body there.
     """
 
     def __init__(self, rng: RandomSource, colour: Colour, named_parts: dict[str, np.ndarray] | None = None) -> None:
@@ -87,7 +90,7 @@ class Builder:
         self.anchors: dict[str, tuple[np.ndarray, float]] = {}
 
     def vary(self, value: float = 1.0, spread: float = 0.08) -> float:
-        """Return ``value`` times exp(x), with a normal x of standard deviation ``spread``, clipped to two of them."""
+        """Return ``value`` times exp(x). x is normal with standard deviation ``spread``, clipped to +-2 ``spread``."""
         return float(value * np.exp(np.clip(self.rng.normal(0, spread), -2 * spread, 2 * spread)))
 
     def between(self, low: float, high: float) -> float:
@@ -100,20 +103,24 @@ class Builder:
         return choices[int(self.rng.integers(len(choices)))]
 
     def part(self, name: str, default: Colour | None = None) -> np.ndarray:
-        """Return the colour (3,) of a part: that of the caption, or else ``default``, or else the main colour."""
+        """Return the colour (3,) of part ``name``: that in the caption, or else ``default``, or the main colour."""
         if name in self.named_parts:
             return self.named_parts[name]
         return self.colour if default is None else np.asarray(default, float)
 
     @staticmethod
     def shade(colour: Colour, factor: float) -> np.ndarray:
-        """Return a colour (3,) times a factor up to 1, or with its distance to white divided by a factor above 1."""
+        """Darken a colour (3,) by a ``factor`` up to 1. A factor above 1 divides the colour's distance to white."""
         c = np.asarray(colour, float)
         return c * factor if factor <= 1 else 1 - (1 - c) / factor
 
     def add(self, kind: int, at, size, colour=None, label: str = "body", rotate=(0, 0, 0), param: float = 1.0) -> None:
-        """Add a solid. ``primitives`` defines ``kind`` and ``param``. ``size``, a scalar or (3,), is half the extent
-        along the local axes."""
+        """Add a solid.
+
+        Args:
+            kind, param: shape, as in `Primitive`: SPHERE, BOX, ..., and the radius of a FRUSTUM's top or TORUS' tube.
+            size: half the extent along the local axes, scalar or (3,).
+        """
         stretch = np.broadcast_to(np.asarray(size, float), (3,))
         self._place(kind, param, rotation(rotate) @ np.diag(np.maximum(stretch, 1e-3)), at, colour, label)
 
@@ -128,35 +135,35 @@ class Builder:
     """Add a prism, the shape of a gable roof: a triangle in the xz plane, extruded along y."""
 
     def pair(self, at, size, colour=None, label="body", rotate=(0, 0, 0), kind: int = SPHERE, param: float = 1.0):
-        """Add a solid of a ``kind`` on the left (+y) and its mirror image on the right. ``at`` and ``rotate`` are those
-        of the left one, the other arguments are those of ``add``."""
+        """Add a solid on the left (+y), placed by ``at`` and ``rotate``, and its mirror image on the right (`add`)."""
         (x, y, z), (ax, ay, az) = at, rotate
         for side in (-1, 1):
             self.add(kind, (x, side * y, z), size, colour, label, (side * ax, ay, side * az), param)
 
     def limbs(self, start, end, *args: Any, **kwargs: Any) -> None:
-        """Add a ``limb`` on the left (+y) and its mirror image on the right. ``start`` and ``end`` (3,) are those of
-        the left one."""
+        """Add a `limb` from ``start`` to ``end``, each (3,), on the left (+y), and its mirror image on the right."""
         (ax, ay, az), (bx, by, bz) = start, end
         for side in (-1, 1):
             self.limb((ax, side * ay, az), (bx, side * by, bz), *args, **kwargs)
 
     def cylinder(self, at, radius: float, half: float, colour=None, label="body", rotate=(0, 0, 0), top: float = 1.0):
-        """Add a cylinder or frustum with centre ``at`` and height 2 ``half`` along its local z axis.
+        """Add a cylinder or frustum of height 2 ``half`` along its local z axis.
 
-        Its upper radius is ``top`` times ``radius``. ``rotate`` has angles in degrees about x, then y, then z.
+        Its lower radius is ``radius``, its upper radius ``top`` times ``radius``.
         """
         self.add(FRUSTUM, at, (radius, radius, half), colour, label, rotate, top)
 
     cone = partialmethod(cylinder, top=0.0)
 
     def torus(self, at, radius: float, tube: float, colour=None, label="body", rotate=(0, 0, 0)) -> None:
-        """Add a torus in its local xy plane, with outer radius ``radius`` and tube radius ``tube``."""
+        """Add a torus that lies in its local xy plane, with outer radius ``radius`` and tube radius ``tube``."""
         self.add(TORUS, at, radius, colour, label, rotate, tube / radius)
 
     def limb(self, start, end, radius: float, colour=None, label="body", top: float = 1.0, caps: bool = True) -> None:
-        """Add a rod from ``start`` (3,) to ``end`` (3,), with spheres at its ends if ``caps``. The radius is
-        ``radius`` at the start and ``top`` times ``radius`` at the end."""
+        """Add a round rod from ``start`` (3,) to ``end`` (3,), with spheres at both ends if ``caps``.
+
+        Its radius is ``radius`` at the start and ``top`` times ``radius`` at the end.
+        """
         start, end = np.asarray(start, float), np.asarray(end, float)
         axis = end - start
         length = float(np.linalg.norm(axis))
@@ -172,13 +179,20 @@ class Builder:
                 self.sphere(end, radius * top, colour, label)
 
     def anchor(self, **places: tuple[float, float, float]) -> None:
-        """Set anchors in the plane y = 0, such as head_top, eyes or back, to (x, z, radius of the body there)."""
+        """Set anchors, which are places where accessories can sit, such as ``head_top=(x, z, radius)``.
+
+        x and z are the position of the place (y is 0), and ``radius`` is the radius of the body there.
+        """
         for name, (x, z, radius) in places.items():
             self.anchors[name] = (np.array((x, 0.0, z), float), float(radius))
 
     def finish(self, size: float = 1.0, stretch: Sequence[float] | np.ndarray = (1, 1, 1)) -> tuple[Primitive, ...]:
-        """Return the solids, stretched by factors (3,) along x, y and z, then centred at the origin and scaled to fit a
-        ball of radius ``size`` times ``OBJECT_RADIUS``."""
+        """Return the solids of the finished object, which is stretched, centred at the origin and scaled.
+
+        Args:
+            size: radius of the ball that contains the object, relative to ``OBJECT_RADIUS``.
+            stretch: (3,), factors along x, y and z, applied before the scaling.
+        """
         stretch_matrix = np.diag(np.asarray(stretch, float))
         points = corners(self.solids) @ stretch_matrix
         centre = (points.min(0) + points.max(0)) / 2

@@ -44,15 +44,16 @@ Recipe = Callable[[Builder], None]
 
 @dataclass(frozen=True)
 class Noun:
-    """Object class of the toybox.
+    """Object class of the toybox, such as "dog".
 
     Attributes:
+        word: the noun itself.
         family: group of nouns, such as "animals".
-        height: in metres, including ears of animals, pots of plants and headboards of beds.
-        recipe: function that adds the solids.
+        height: usual height in metres, including ears of animals, pots of plants and headboards of beds.
+        recipe: function that adds the solids of an object to a Builder.
         front: False if the object looks the same from every side.
-        parts: parts that a caption can name and colour.
-        wears: accessories that the object can have.
+        parts: parts that a caption can name and colour, such as "wheels".
+        wears: accessories that the object can have, such as "hat".
     """
 
     word: str
@@ -66,8 +67,14 @@ class Noun:
 
 @dataclass(frozen=True)
 class Spec:
-    """Description of an object, from which its caption is written. An empty string means unspecified. ``part`` and
-    ``second`` are parts or accessories of the noun, each with a colour."""
+    """Specification of an object in words, from which its caption is written. An empty string means unspecified.
+
+    Attributes:
+        noun: object class, such as "dog".
+        colour, size: words for the whole object, such as "red" and "small".
+        part, second: parts or accessories that the caption names, such as "hat".
+        part_colour, second_colour: colours of ``part`` and ``second``.
+    """
 
     noun: str
     colour: str = ""
@@ -79,7 +86,7 @@ class Spec:
 
     @property
     def details(self) -> tuple[tuple[str, str], ...]:
-        """Parts and accessories that the spec names, each as (word, colour)."""
+        """Pairs (word, colour) of the zero to two parts or accessories that the spec names."""
         both = (self.part, self.part_colour), (self.second, self.second_colour)
         return tuple((word, colour) for word, colour in both if word)
 
@@ -93,7 +100,10 @@ def noun(
     word: str, family: str, height: float, *,
     front: bool = True, parts: tuple[str, ...] = (), wears: tuple[str, ...] = (),
 ):  # fmt: skip
-    """Return a decorator that registers the recipe of a `Noun`, such as ``@noun("dog", "animals", 0.5)``."""
+    """Return a decorator that registers a function as the recipe of a noun, such as ``@noun("dog", "animals", 0.5)``.
+
+    The function adds the solids of an object to a `Builder`. The arguments are the fields of `Noun`.
+    """
 
     def register(recipe: Recipe) -> Recipe:
         NOUNS[word] = Noun(word, family, height, recipe, front, parts, wears)
@@ -103,7 +113,10 @@ def noun(
 
 
 def accessory(word: str):
-    """Return a decorator that registers the recipe ``f(builder, colour)`` of an accessory, placed by the anchors."""
+    """Return a decorator that registers a function as the recipe of the accessory ``word``.
+
+    The function ``f(builder, colour)`` adds the solids of the accessory at anchors of the builder.
+    """
 
     def register(recipe: Callable[[Builder, np.ndarray], None]):
         ACCESSORIES[word] = recipe
@@ -113,8 +126,11 @@ def accessory(word: str):
 
 
 def colour_value(name: str, rng: RandomSource, spread: float = 0.035) -> np.ndarray:
-    """Sample an sRGB value (3,), in [0.02, 1], near the mean of a named colour. The mean is multiplied by exp(x), and
-    y is added to each channel; x and y are normal, with the standard deviations 1.5 ``spread`` and ``spread``."""
+    """Sample an sRGB colour (3,), in [0.02, 1], near the mean value of the colour word ``name``.
+
+    The mean is multiplied by exp(x), then y (3,) is added. x and y are normal, with the standard deviations
+    1.5 ``spread`` and ``spread``.
+    """
     value = np.asarray(COLOURS[name]) * np.exp(rng.normal(0, 1.5 * spread)) + rng.normal(0, spread, 3)
     return np.clip(value, 0.02, 1.0)
 
@@ -131,13 +147,16 @@ NO_ARTICLE = {"feet", "hair", "icing", "cheese", "salad"}
 
 
 def detail_phrase(word: str, colour: str) -> str:
-    """Return the noun phrase for a part or an accessory, such as "a red hat" or, with the colour "", "wheels"."""
+    """Return a noun phrase for the part or accessory ``word``: "a red hat" or, if ``colour`` is "", "a hat"."""
     words = f"{colour} {word}".strip()
     return words if word.endswith("s") or word in NO_ARTICLE else f"{article(words)} {words}"
 
 
 def caption(spec: Spec, wording: int = 0) -> str:
-    """Return the caption of a spec. ``wording`` is a number below ``WORDINGS``; 0 gives "a small dog wearing a hat"."""
+    """Return a caption of a spec. ``wording``, from 0 to ``WORDINGS`` - 1, selects the sentence pattern.
+
+    Pattern 0 is the plain one, as in "a small dog wearing a hat".
+    """
     adjectives = " ".join(w for w in (spec.size, spec.colour) if w)
     core = f"{adjectives} {spec.noun}".strip()
     plain = f"{article(core)} {core}"
@@ -156,14 +175,14 @@ WORDINGS = 6
 
 
 def find_nouns(text: str) -> list[str]:
-    """Return the toybox nouns in a text, each once, in text order, including nouns of two words ("ice cream")."""
+    """Return the toybox nouns in a text, in text order, each once. Nouns of two words ("ice cream") are found too."""
     words = re.findall(r"[a-z]+", text.lower())
     pairs = [" ".join(words[k : k + length]) for k in range(len(words)) for length in (2, 1)]
     return [word for word in dict.fromkeys(pairs) if word in NOUNS]
 
 
 def parse_prompt(text: str) -> Spec | None:
-    """Return a spec with the first toybox noun of a text and the last colour word before it; None without a noun."""
+    """Return a `Spec` of the first toybox noun of a text and the last colour word before it; None without a noun."""
     if not (nouns := find_nouns(text)):
         return None
     words = re.findall(r"[a-z]+", text.lower())
@@ -172,15 +191,19 @@ def parse_prompt(text: str) -> Spec | None:
 
 
 def held_out(spec: Spec) -> bool:
-    """Return whether a spec contains a combination (noun, main colour, part or accessory) that is held out of training.
-    A hash selects 1 in 16 of all combinations."""
+    """Return whether the object of a spec is held out of training.
+
+    That is so if a combination (noun, main colour, part or accessory) of it is held out: 1 in 16, selected by a hash.
+    """
     keys = [f"{spec.noun}/{spec.colour}/{word}".encode() for word, _ in spec.details if spec.colour]
     return any(hashlib.blake2b(key, digest_size=8).digest()[0] % 16 == 0 for key in keys)
 
 
 def sample_spec(rng: np.random.Generator) -> Spec:
-    """Sample a spec, which may be held out. 90 % of the specs have a colour and 25 % a size. 60 % of those whose noun
-    has parts or accessories name one of them."""
+    """Sample a specification, which may be held out of training.
+
+    90 % of the specs have a colour and 25 % a size. If the noun has parts or accessories, 60 % name one of them.
+    """
     entry = NOUNS[list(NOUNS)[int(rng.integers(len(NOUNS)))]]
     colour = sample_colour(rng) if rng.random() < 0.9 else ""
     size = list(SIZES)[1 + int(rng.integers(len(SIZES) - 1))] if rng.random() < 0.25 else ""

@@ -20,14 +20,25 @@ upper half of the unit sphere. PRISM: triangle in xz (base at z = -1, apex at x 
 
 @dataclass(frozen=True)
 class Primitive:
-    """Solid at its place in the world. A local point p is at ``matrix`` @ p + ``centre`` in world space."""
+    """Coloured solid, such as a sphere or a box, placed by an affine map.
+
+    A point p in local axes is at ``matrix`` @ p + ``centre`` in world space.
+
+    Attributes:
+        kind: shape in local axes: SPHERE, BOX, FRUSTUM, TORUS, DOME or PRISM (constants of this module).
+        param: top radius of a FRUSTUM or tube radius of a TORUS, in local units; other kinds ignore it.
+        matrix: (3, 3), from local axes to world axes.
+        centre: (3,), position of the local origin in world space.
+        colour: (3,), sRGB in [0, 1].
+        label: name of the part or accessory to which the solid belongs, such as "body", "wheels" or "hat".
+    """
 
     kind: int
-    param: float  # used by FRUSTUM and TORUS only
-    matrix: np.ndarray  # (3, 3)
-    centre: np.ndarray  # (3,)
-    colour: np.ndarray  # (3,) sRGB in [0, 1]
-    label: str  # part or accessory: "body", "wheels", "hat", ...
+    param: float
+    matrix: np.ndarray
+    centre: np.ndarray
+    colour: np.ndarray
+    label: str
 
 
 @dataclass(frozen=True)
@@ -35,7 +46,9 @@ class Asset:
     """Captioned object made of solids. z is up, and the front faces +x. `Toybox` fits it into the ball of radius 0.85.
 
     Attributes:
-        noun, colour, size, part, part_colour, second, second_colour: fields of the object's ``grammar.Spec``.
+        noun, colour, size: attributes of the object as words ("dog", "red", "small"). "" means unspecified.
+        part, second: parts or accessories to name in captions, such as "hat"; "" for none.
+        part_colour, second_colour: their colour words.
         family: group of the noun, such as "animals".
         front: False if the object looks the same from every side (a ball, an apple).
         index: index in the data set, or -1.
@@ -64,8 +77,9 @@ class Asset:
         """Return the S solids as arrays for the ray caster.
 
         Returns:
-            Dict with kind, param, reach (radius of a ball around the centre that contains the solid) and label, each
-            (S,); inverse (S, 3, 3), from world to local axes; centre (S, 3); and colour (S, 3), sRGB in [0, 1].
+            Dict with kind, param, reach (radius of a ball around the centre that contains the solid) and label (k + 1
+            for ``labels[k]``), each (S,); inverse (S, 3, 3), from world to local axes; centre (S, 3); and colour (S, 3),
+            in sRGB.
         """
         label_ids = {name: i + 1 for i, name in enumerate(self.labels)}
         matrix = np.stack([p.matrix for p in self.primitives])
@@ -81,16 +95,23 @@ class Asset:
         }
 
     def move_and_scale(self, centre: np.ndarray | float, scale: float) -> Asset:
-        """Return a copy, moved so that ``centre`` (3,), or 0, becomes the origin, and then multiplied by ``scale``."""
+        """Return a copy, translated by -``centre`` and then scaled about the origin by the factor ``scale``.
+
+        ``centre`` is a point (3,), or 0.0 for no translation.
+        """
         poses = ((scale * solid.matrix, scale * (solid.centre - centre)) for solid in self.primitives)
         solids = zip(self.primitives, poses, strict=True)
         return replace(self, primitives=tuple(replace(s, matrix=m, centre=c) for s, (m, c) in solids))
 
     def mesh(self, segments: int = 24) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Return a mesh of closed solids, which can overlap. Circles around local z axes have ``segments`` sides.
+        """Return a triangle mesh of all solids. The closed meshes of the solids can overlap.
+
+        Args:
+            segments: number of sides of each circle around a local z axis.
 
         Returns:
-            Vertices (V, 3), vertex indices (F, 3), and per face sRGB colours (F, 3) in [0, 1] and labels (F,).
+            Vertices (V, 3), vertex indices (F, 3), and per face sRGB colours (F, 3) in [0, 1] and labels (F,). Label
+            k + 1 is the part ``labels[k]``.
         """
         vertices, faces, colours, labels, start = [], [], [], [], 0
         numbers = self.arrays()["label"]
@@ -107,7 +128,7 @@ class Asset:
 
 
 def inside(solids: Iterable[Primitive], points: np.ndarray) -> np.ndarray:
-    """Return for each of the ``points`` (N, 3) whether it lies in at least one of the solids: (N,), bool."""
+    """Test which of the ``points`` (N, 3) lie in at least one of the solids. Return a mask (N,), bool."""
     result = np.zeros(len(points), bool)
     for p in solids:
         result |= _inside(p.kind, p.param, (points - p.centre) @ np.linalg.inv(p.matrix).T)
@@ -115,7 +136,7 @@ def inside(solids: Iterable[Primitive], points: np.ndarray) -> np.ndarray:
 
 
 def _reach(kind: int, param: float, matrix: np.ndarray) -> float:
-    """Return the squared radius of a ball that contains a solid and has the same centre."""
+    # squared radius of a ball around the centre of the solid that contains it
     stretch = np.linalg.svd(matrix, compute_uv=False)
     if kind in (SPHERE, DOME):
         return float(stretch[0] ** 2)
@@ -141,8 +162,13 @@ def _inside(kind: int, param: float, q: np.ndarray) -> np.ndarray:
 
 
 def profile(kind: int, param: float, segments: int) -> np.ndarray:
-    """Return the outline (P, 2) of a solid of revolution about z, as points (radius, z). A half circle, or the full
-    circle of a torus, has ``segments`` // 2 edges."""
+    """Return the outline of a solid of revolution about its local z axis, as points (P, 2) with columns (radius, z).
+
+    Args:
+        kind: SPHERE, DOME, FRUSTUM or TORUS.
+        param: top radius of a FRUSTUM or tube radius of a TORUS.
+        segments: a half circle, or the full circle of a torus, has ``segments`` // 2 edges.
+    """
     if kind == SPHERE:
         a = np.linspace(-np.pi / 2, np.pi / 2, segments // 2 + 1)
         return np.stack([np.cos(a), np.sin(a)], 1)
@@ -156,8 +182,15 @@ def profile(kind: int, param: float, segments: int) -> np.ndarray:
 
 
 def tessellate(kind: int, param: float, segments: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the closed mesh of a solid in its local axes. Circles around z have ``segments`` sides. Returns
-    vertices (V, 3) and faces (F, 3), counter-clockwise seen from outside."""
+    """Return the closed triangle mesh of a solid in its local axes.
+
+    Args:
+        kind, param: shape of the solid, as in `Primitive`.
+        segments: number of sides of each circle around the z axis.
+
+    Returns:
+        Vertices (V, 3) and faces (F, 3), counter-clockwise seen from outside.
+    """
     if kind == BOX:
         v = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], float)
         quads = [(0, 1, 3, 2), (4, 6, 7, 5), (0, 4, 5, 1), (2, 3, 7, 6), (0, 2, 6, 4), (1, 5, 7, 3)]

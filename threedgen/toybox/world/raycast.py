@@ -21,13 +21,23 @@ PRISM_PLANES = np.array([(0, 0, -1, 1), (0, 1, 0, 1), (0, -1, 0, 1), (2, 0, 1, 1
 
 @dataclass(frozen=True)
 class RenderResult:
-    """Images of V views and the geometry at the pixel centres. Without a G-buffer, H = W = 0 in the geometry arrays."""
+    """Images of V views, and the geometry at the pixel centres (G-buffer).
 
-    rgb: np.ndarray  # (V, H, W, 3) in [0, 1]
-    mask: np.ndarray  # (V, H, W) bool, False on the background
-    depth: np.ndarray  # (V, H, W) distance along the ray, inf on the background
-    normal: np.ndarray  # (V, H, W, 3) unit normals in world space, 0 on the background
-    label: np.ndarray  # (V, H, W) int, 1 + index into Asset.labels, 0 on the background
+    Attributes:
+        rgb: (V, H, W, 3) in [0, 1].
+        mask: (V, H, W), bool, False on the background.
+        depth: (V, H, W), distance along the ray, inf on the background.
+        normal: (V, H, W, 3), unit normals in world space, 0 on the background.
+        label: (V, H, W), int, 1 + index into ``Asset.labels``, 0 on the background.
+
+    The last four have H = W = 0 if no G-buffer was requested.
+    """
+
+    rgb: np.ndarray
+    mask: np.ndarray
+    depth: np.ndarray
+    normal: np.ndarray
+    label: np.ndarray
 
 
 def render(
@@ -42,17 +52,17 @@ def render(
     lamp: np.ndarray | None = None,
     parallel: bool = False,
 ) -> RenderResult:
-    """Render V square views of assets with perspective cameras. Each view shows one asset.
+    """Render V square images of objects, one object per image, with perspective or orthographic cameras.
 
     Args:
-        asset_index: (V,), index of the asset in each view.
+        asset_index: (V,), index into ``assets`` of the object in each view.
         c2w: (V, 4, 4), camera-to-world, OpenGL axes.
         fov: (V,), vertical field of view in radians; with ``parallel`` half the visible height in world units.
         size: height (and width) of the images in pixels.
         background: grey value in [0, 1], scalar or (V,).
         supersample: number of rays per pixel along each axis; 0 renders only the G-buffer, and ``rgb`` is black.
         with_gbuffer: also render mask, depth, normals and labels at the pixel centres.
-        lamp: (V, 3), positions of the point lights of rooms; None: objects, which are lit from above and the camera.
+        lamp: (V, 3), position of a point light for rooms; None: light from above and from the camera, for objects.
         parallel: use an orthographic projection.
     """
     arrays = [asset.arrays() for asset in assets]
@@ -74,7 +84,6 @@ def render(
 
 @njit(cache=True, inline="always")
 def _cap(ox, oy, oz, dx, dy, dz, height, radius, best):
-    """Intersect a ray o + t d with a disc around the z axis. Return t, or ``best`` without a hit before ``best``."""
     if abs(dz) > 1e-12:
         t = (height - oz) / dz
         if 1e-4 < t < best:
@@ -86,8 +95,7 @@ def _cap(ox, oy, oz, dx, dy, dz, height, radius, best):
 
 @njit(cache=True)
 def _quadric(kind, k, ox, oy, oz, dx, dy, dz):
-    """Intersect a ray o + t d in local axes with a sphere, dome or frustum of parameter ``k``. Return t (inf on a miss)
-    and a local normal of any length."""
+    # sphere, dome or frustum with top radius k in local axes: t (inf on a miss) and a normal of any length
     best = np.inf
     nx, ny, nz = 0.0, 0.0, 0.0
     if kind == FRUSTUM:
@@ -126,7 +134,7 @@ def _quadric(kind, k, ox, oy, oz, dx, dy, dz):
 
 @njit(cache=True)
 def _slabs(kind, ox, oy, oz, dx, dy, dz):
-    """Intersect a ray o + t d in local axes with a box or prism. Return t (inf on a miss) and a local normal."""
+    # box or prism in local axes: t (inf on a miss) and a normal
     near, far = -np.inf, np.inf
     nx, ny, nz = 0.0, 0.0, 0.0
     for px, py, pz, offset in BOX_PLANES if kind == BOX else PRISM_PLANES:
@@ -148,7 +156,7 @@ def _slabs(kind, ox, oy, oz, dx, dy, dz):
 
 @njit(cache=True)
 def _ring(tube, ox, oy, oz, dx, dy, dz):
-    """Intersect a ray o + t d in local axes with a torus by sphere tracing. Return t (inf on a miss) and a normal."""
+    # sphere tracing of a torus in local axes: t (inf on a miss) and a normal of any length
     length = np.sqrt(dx * dx + dy * dy + dz * dz)
     ux, uy, uz = dx / length, dy / length, dz / length
     b = ox * ux + oy * uy + oz * uz
@@ -176,7 +184,7 @@ def _cull_row(centre, reach, start, stop, m, slope, half_pixel, parallel, candid
 
     The rays of a row lie in a plane that contains the right axis of the camera-to-world matrix ``m``. ``slope`` is the
     slope of that plane or, for parallel rays, its height above the camera. ``half_pixel`` is half the difference of
-    this value between adjacent rows.
+    ``slope`` between adjacent rows. Solids ``start`` to ``stop`` - 1 have balls of radius ``reach`` around ``centre``.
     """
     count = 0
     tilt = 1.0 / np.sqrt(1.0 + slope * slope)
@@ -194,8 +202,10 @@ def _cull_row(centre, reach, start, stop, m, slope, half_pixel, parallel, candid
 
 @njit(cache=True)
 def _trace(kind, param, inverse, centre, reach, candidates, count, px, py, pz, dx, dy, dz):
-    """Return the first hit of the ray p + t d, |d| = 1: index of the solid (-1 on a miss), distance and unit normal.
-    Only the first ``count`` solids in ``candidates`` are tested."""
+    """Intersect the ray p + t d, |d| = 1, with the first ``count`` solids listed in ``candidates``.
+
+    Return the first hit as index of the solid (-1 on a miss), distance t and unit normal (x, y, z).
+    """
     best, hit = np.inf, -1
     bx, by, bz = 0.0, 0.0, 0.0
     for k in range(count):

@@ -44,14 +44,14 @@ GLASS, FRAME = (0.70, 0.86, 0.95), (0.93, 0.93, 0.90)
 
 @dataclass(frozen=True)
 class Room:
-    """Furnished room.
+    """Furnished room. Its items are the door, windows, furniture and other objects.
 
     Attributes:
         asset: all solids. The label of a solid is ``str(k)`` if it belongs to ``items[k]``, and "" if it belongs to the
-            bare room.
-        items: phrases that captions use, such as "a red sofa".
-        lamp: position (3,) of the light.
-        wall, floor: colour words.
+            bare room (walls, floor, ceiling and lamp).
+        items: phrases for captions, such as "a red sofa".
+        lamp: position (3,) of the light in metres.
+        wall, floor: colour words of the walls and of the floor.
     """
 
     asset: Asset
@@ -62,7 +62,7 @@ class Room:
 
 
 class Furnisher:
-    """Room under construction: its solids, its items, and the occupied parts of floor and walls."""
+    """Builder of one room: its solids, its items (objects with a phrase), and the occupied parts of floor and walls."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         self.rng = rng
@@ -73,7 +73,7 @@ class Furnisher:
         self.wall_spans: list[tuple[int, float, float]] = []  # occupied spans: wall, from, to
 
     def add(self, solids: Sequence[Primitive], phrase: str = "") -> None:
-        """Add the solids of an item that captions call ``phrase``, or, without a phrase, solids of the bare room."""
+        """Add solids as a new item that captions call ``phrase``, or, if ``phrase`` is "", to the bare room."""
         label = str(len(self.items)) if phrase else ""
         self.solids += [replace(solid, label=label) for solid in solids]
         self.items += [phrase] if phrase else []
@@ -82,8 +82,11 @@ class Furnisher:
         return not any((low < b).all() and (high > a).all() for a, b in self.occupied)
 
     def stand(self, asset: Asset, radius: float, phrase: str, corner: bool) -> bool:
-        """Scale an asset to the bounding radius ``radius`` in metres, and stand it in a free corner (``corner``) or
-        against a wall. Captions call it ``phrase``. Returns False if no place is free."""
+        """Scale an object to the bounding radius ``radius`` in metres, and stand it at a free place on the floor.
+
+        The place is in a corner if ``corner``, else at a wall. Captions call the object ``phrase``. Return False if no
+        place is free; the object is then left out.
+        """
         scale = radius / max(float(np.linalg.norm(bounds(asset.primitives), axis=1).max()), 1e-6)
         for direction in self.rng.permutation(CORNERS if corner else WALLS):
             yaw = inward_yaw(direction)
@@ -100,8 +103,11 @@ class Furnisher:
         return False
 
     def reserve_span(self, width: float) -> tuple[int, float] | None:
-        """Reserve ``width`` metres of a random wall. Returns the index in ``WALLS`` and the middle of the reserved
-        part in metres from the centre of the wall, or None if 12 random tries fail."""
+        """Reserve ``width`` metres of a random wall, for a door or a window.
+
+        Return the index in ``WALLS`` and the middle of the reserved part in metres from the centre of the wall. Return
+        None if 12 random tries fail.
+        """
         for _ in range(12):
             wall, at = int(self.rng.integers(4)), float(self.rng.choice(WALL_SLOTS))
             low, high = at - width / 2 - 0.1, at + width / 2 + 0.1
@@ -111,27 +117,31 @@ class Furnisher:
         return None
 
     def mount(self, wall: int, at: float, z: float, builder: Builder, phrase: str) -> None:
-        """Add the solids of ``builder``, which face +x, to the wall ``WALLS[wall]``: the origin is ``at`` metres along
-        it from its centre and ``z`` metres high. Captions call them ``phrase``."""
+        """Add the solids of ``builder``, which face +x, to the wall ``WALLS[wall]``. Captions call them ``phrase``.
+
+        The builder's origin is placed ``at`` metres along the wall from its centre, and ``z`` metres high.
+        """
         position = np.append(WALLS[wall] * HALF_WIDTH + np.abs(WALLS[wall][::-1]) * at, z)
         yaw = inward_yaw(WALLS[wall])
         self.add([transform(solid, 1.0, yaw, position) for solid in builder.solids], phrase)
 
 
 def inward_yaw(direction: np.ndarray) -> float:
-    """Return the yaw in degrees that turns +x to the centre, for an object in ``direction`` (2,) from the centre."""
+    """Return the yaw, in degrees, that turns +x to the room's centre, for an object in ``direction`` (2,) of it."""
     return float(np.rad2deg(np.arctan2(*-direction[::-1])))
 
 
 def transform(solid: Primitive, scale: float, yaw: float, at: np.ndarray) -> Primitive:
-    """Return a solid multiplied by ``scale``, then rotated about z by ``yaw`` degrees, then moved by ``at`` (3,)."""
+    """Scale a solid by ``scale``, rotate it by ``yaw`` degrees about z, and move it by ``at`` (3,). Return the copy."""
     matrix = scale * rotation((0, 0, yaw))
     return replace(solid, matrix=matrix @ solid.matrix, centre=matrix @ solid.centre + at)
 
 
 class Rooms:
-    """Endless data set of captioned rooms. The splits have different rooms. ``clutter`` is a factor on the number of
-    objects, see ``furnish``."""
+    """Infinite data set of captioned toy rooms, addressed by ``index``. The splits have different rooms.
+
+    ``clutter``, usually in [0, 1], is a factor on the number of objects in a room (`furnish`).
+    """
 
     def __init__(self, seed: int = 0, split: Split = "train", clutter: float = 1.0) -> None:
         self.seed, self.split, self.clutter = seed, split, clutter
@@ -145,10 +155,11 @@ class Rooms:
     def render_views(
         self, indices: Sequence[int], size: int, n_view: int = 1
     ) -> tuple[np.ndarray, list[str], np.ndarray]:
-        """Render V = ``n_view`` random views of each of the N rooms ``indices``. The views of a room are consecutive.
+        """Render V = ``n_view`` views of each of the N rooms ``indices``, from random cameras (`sample_camera`).
 
-        Returns rgb (N * V, size, size, 3) in [0, 1], N * V captions, and c2w (N * V, 4, 4), camera-to-world, OpenGL
-        axes.
+        Returns:
+            rgb (N * V, size, size, 3) in [0, 1], N * V captions, and c2w (N * V, 4, 4), camera-to-world, OpenGL axes.
+            The V views of a room are adjacent.
         """
         rooms = [self.room(i) for i in indices]
         rng = [self.rng(i, 1) for i in indices]
@@ -172,9 +183,13 @@ def render_rooms(
 ) -> RenderResult:
     """Render V square views of ``size`` x ``size`` pixels inside rooms.
 
-    View v shows the room ``room_index[v]``. c2w (V, 4, 4) is camera-to-world with OpenGL axes, and fov (V,) the
-    vertical field of view in radians. In a room with n items, label k + 1 is item k and label n + 1 the bare room. The
-    other arguments are those of ``raycast.render``.
+    Args:
+        room_index: (V,), index into ``rooms`` of the room in each view.
+        c2w: (V, 4, 4), camera-to-world, OpenGL axes.
+        fov: (V,), vertical field of view in radians.
+        supersample, with_gbuffer: as in ``raycast.render``.
+
+    In the label images of a room with n items, k + 1 is item k, and n + 1 is the bare room.
     """
     lamps = np.stack([room.lamp for room in rooms])[room_index]
     assets = [room.asset for room in rooms]
@@ -182,8 +197,13 @@ def render_rooms(
 
 
 def look_c2w(position: np.ndarray, azimuth: np.ndarray, elevation: np.ndarray) -> np.ndarray:
-    """Return camera-to-world matrices (..., 4, 4), float32, OpenGL axes, from positions (..., 3) and the azimuth and
-    elevation (...) of the viewing direction in radians. Azimuth 0 looks along +x, and azimuth pi / 2 along +y."""
+    """Return camera-to-world matrices (..., 4, 4), float32, OpenGL axes.
+
+    Args:
+        position: (..., 3), camera positions.
+        azimuth: (...), of the viewing direction, radians. 0 looks along +x, pi / 2 along +y.
+        elevation: (...), of the viewing direction, radians. Positive looks up.
+    """
     ce, se, ca, sa = np.cos(elevation), np.sin(elevation), np.cos(azimuth), np.sin(azimuth)
     back = -np.stack([ce * ca, ce * sa, se], -1)
     right = np.stack([sa, -ca, np.zeros_like(sa)], -1)
@@ -194,8 +214,11 @@ def look_c2w(position: np.ndarray, azimuth: np.ndarray, elevation: np.ndarray) -
 
 
 def sample_camera(rng: np.random.Generator) -> tuple[np.ndarray, float]:
-    """Sample c2w (4, 4), camera-to-world, OpenGL axes, and the field of view in radians. 85 % of the cameras are those
-    of panorama views; the others have random directions and positions near the centre of the room."""
+    """Sample a camera in a room. Return c2w (4, 4), camera-to-world, OpenGL axes, and the field of view in radians.
+
+    85 % of the cameras are horizontal, in the centre, with a field of view of 90 degrees, as in panoramas. The others
+    have random directions and positions near the centre.
+    """
     if rng.random() < 0.85:
         position, azimuth, elevation, fov = EYE_POSITION, float(YAW_STEP * rng.integers(360 // YAW_STEP)), 0.0, 90.0
     else:
@@ -211,10 +234,13 @@ def sample_camera(rng: np.random.Generator) -> tuple[np.ndarray, float]:
 def describe_view(
     room: Room, label: np.ndarray, rng: np.random.Generator, max_items: int = 3, min_area: float = 0.012
 ) -> str:
-    """Write the caption of a view, which names colours of the room and its largest visible items from left to right.
+    """Write the caption of a view: colours of the room, and its largest visible items from left to right.
 
-    ``label`` (H, W) is a label image of ``render_rooms``, and ``rng`` chooses the wording. At most ``max_items`` items
-    are named, and only those that cover at least the fraction ``min_area`` of the image.
+    Args:
+        label: (H, W), label image of `render_rooms`.
+        rng: source of the random wording.
+        max_items: maximum number of items to name.
+        min_area: minimum area of an item to name, as a fraction of the image.
     """
     n, wording = len(room.items), int(rng.integers(ROOM_WORDINGS))
     area = np.bincount(label.ravel(), minlength=n + 2)[1 : n + 1] / label.size
@@ -225,7 +251,7 @@ def describe_view(
 
 
 def captions() -> Iterator[str]:
-    """Yield captions that together contain every word of room captions that no object caption has."""
+    """Yield room captions that together contain all words of room captions that object captions lack."""
     items = ["a red door", "a window", "a picture"]
     for wording in range(ROOM_WORDINGS):
         yield sentence("red", "orange", items, wording)
@@ -238,7 +264,10 @@ ROOM_WORDINGS, FLOOR_WORDING = 6, 1
 
 
 def sentence(wall: str, floor: str, items: list[str], wording: int) -> str:
-    """Write a room caption, such as "a blue room with a red sofa and a window", from colour words and item phrases."""
+    """Write a room caption, such as "a blue room with a red sofa and a window".
+
+    ``wall`` and ``floor`` are colour words, ``items`` are phrases, ``wording`` is the number of the sentence pattern.
+    """
     core = f"{wall} room"
     plain = f"{article(core)} {core}"
     for k, pair in enumerate(zip(items, items[1:], strict=False)):
@@ -261,9 +290,10 @@ def sentence(wall: str, floor: str, items: list[str], wording: int) -> str:
 
 
 def furnish(rng: np.random.Generator, clutter: float = 1.0) -> Room:
-    """Sample a room with ``clutter`` times 5 to 8 pieces of furniture and ``clutter`` times 3 to 6 objects in corners.
+    """Sample a room with furniture at the walls and objects in the corners.
 
-    Objects that do not fit are left out. Their phrases name no parts, so they contain no held-out combination.
+    ``clutter`` is a factor on their numbers, which are 5 to 8 and 3 to 6 at 1. Objects that do not fit are left out.
+    Phrases of objects name no parts, so captions contain no held-out combination.
     """
     names = list(COLOURS)
     wall, floor = (names[int(k)] for k in rng.integers(len(names), size=2))
@@ -289,7 +319,6 @@ def furnish(rng: np.random.Generator, clutter: float = 1.0) -> Room:
 
 
 def _sample_phrase(rng: np.random.Generator, noun: str) -> tuple[str, np.ndarray]:
-    """Sample a colour for a noun. Return the phrase, such as "a red door", and the sRGB colour (3,)."""
     word = sample_colour(rng)
     return f"{article(word)} {word} {noun}", colour_value(word, rng)
 
@@ -364,6 +393,6 @@ def _ceiling_lamp(f: Furnisher) -> np.ndarray:
 
 
 def _object(f: Furnisher, word: str, radii: dict[str, float], corner: bool) -> None:
-    """Place a toybox object of random colour and average shape. ``radii`` is FURNITURE or CORNER_OBJECTS."""
+    # radii is FURNITURE or CORNER_OBJECTS
     spec = Spec(word, sample_colour(f.rng))
     f.stand(build(spec, f.rng, variation=0), radii[word], caption(spec), corner)

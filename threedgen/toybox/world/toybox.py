@@ -42,8 +42,14 @@ Style = Literal["plain", "blocks"]
 
 @dataclass(frozen=True)
 class View:
-    """Ranges from which a camera and the grey value of its background, in [0, 1], are sampled. Elevation and vertical
-    field of view are in degrees. The camera distance is ``relative_distance`` / tan(fov / 2)."""
+    """Ranges (minimum, maximum) from which the camera and the background of an object are sampled uniformly.
+
+    Attributes:
+        fov: vertical field of view, degrees.
+        elevation: elevation of the camera, degrees.
+        relative_distance: distance of the camera from the origin, in units of 1 / tan(fov / 2).
+        grey: grey value of the background, in [0, 1].
+    """
 
     fov: tuple[float, float] = (35.0, 45.0)
     elevation: tuple[float, float] = (0.0, 30.0)
@@ -55,14 +61,15 @@ TYPICAL_VIEW = View(fov=(40.0, 40.0), relative_distance=(0.95, 0.95), grey=(0.5,
 
 
 class Toybox:
-    """Endless data set of captioned assets, with cameras and renders. ``index`` is the number of a sample.
+    """Infinite data set of procedural 3D objects with captions, cameras and renders.
 
-    Captions of the split "held-out" contain combinations of noun, colour and part that the split "train" never has.
+    A sample is addressed by its number ``index`` (0, 1, 2, ...). Captions of the split "held-out" contain combinations
+    of noun, colour and part that the split "train" never has.
 
     Args:
         view: ranges of the cameras; None: the defaults, or one typical view if ``variation`` is 0.
         variation: factor on the random variation, in [0, 1]. At 0, a caption with all colours determines the object.
-        style: "plain", or "blocks" for objects of boxes.
+        style: "plain", or "blocks" to replace each solid of an object by a box.
     """
 
     def __init__(
@@ -77,7 +84,7 @@ class Toybox:
         self.view = view or (View() if variation else TYPICAL_VIEW)
 
     def describe(self) -> str:
-        """Return one line with everything that determines the objects and their images. It is part of cache keys."""
+        """Return one line with all settings that determine the objects and their images. It is part of cache keys."""
         variation = "" if self.variation == 1 else f"luck {self.variation:g}, "
         style = "" if self.style == "plain" else f"{self.style}, "
         return f"{variation}{style}seed {self.seed}, {self.split}, {self.view}"
@@ -86,7 +93,7 @@ class Toybox:
         return np.random.default_rng([self.seed, 0 if self.split == "train" else 1, index, purpose])
 
     def spec(self, index: int) -> tuple[Spec, int]:
-        """Return the description of a sample, and the number of its caption's wording, see ``grammar.caption``."""
+        """Return the specification of sample ``index``, and the number of its caption's wording (`grammar.caption`)."""
         rng = self.rng(index, 0)
         while True:
             spec = sample_spec(rng)
@@ -99,10 +106,11 @@ class Toybox:
         return blocks(asset) if self.style == "blocks" else asset
 
     def cameras(self, index: int, n_view: int = 4) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
-        """Sample V = ``n_view`` cameras at evenly spaced azimuths. The first azimuth is random.
+        """Sample V = ``n_view`` cameras around sample ``index``, at evenly spaced azimuths from a random first one.
 
-        Returns c2w (V, 4, 4), camera-to-world, OpenGL axes; vertical fov (V,) and azimuth (V,) in radians, azimuth 0 at
-        the front; and the grey value of the background, in [0, 1].
+        Returns:
+            c2w (V, 4, 4), camera-to-world, OpenGL axes; vertical fov (V,) and azimuth (V,) in radians, azimuth 0 at the
+            front; and the grey value of the background, in [0, 1].
         """
         rng, v = self.rng(index, 2), self.view
         fov = np.deg2rad(rng.uniform(*v.fov))
@@ -115,11 +123,16 @@ class Toybox:
     def batch(
         self, indices: Sequence[int], size: int, n_view: int = 4, jumbles: float = 0.0
     ) -> tuple[list[Asset], np.ndarray, np.ndarray, np.ndarray]:
-        """Render V = ``n_view`` views of each of the N samples ``indices``. The views of a sample are consecutive.
+        """Render V = ``n_view`` views of each of the N samples ``indices``.
 
-        The share ``jumbles`` of the samples, in [0, 1], is replaced by heaps of random solids, for models that should
-        not depend on known nouns. Returns the N assets, rgb (N * V, size, size, 3) in [0, 1], c2w (N * V, 4, 4),
-        camera-to-world, OpenGL axes, and azimuth (N * V,) in radians.
+        Args:
+            size: height and width of the images in pixels.
+            jumbles: probability, in [0, 1], that a sample is replaced by a heap of random solids without caption. It is
+                for models that should not depend on known nouns.
+
+        Returns:
+            N assets, rgb (N * V, size, size, 3) in [0, 1], c2w (N * V, 4, 4), camera-to-world, OpenGL axes, and azimuth
+            (N * V,) in radians. The V views of a sample are adjacent.
         """
         assets = [jumble(r, i) if (r := self.rng(i, 3)).random() < jumbles else self.asset(i) for i in indices]
         cams = [self.cameras(i, n_view) for i in indices]
@@ -132,10 +145,12 @@ class Toybox:
 def build(
     spec: Spec, rng: np.random.Generator, text: str | None = None, index: int = -1, variation: float = 1.0
 ) -> Asset:
-    """Build the asset of a spec. Shape, pose and unspecified colours are sampled from ``rng``.
+    """Build the object of a specification. Shape, pose and unspecified colours are sampled from ``rng``.
 
-    ``variation``, in [0, 1], is a factor on the random variation of everything but the names of colours. ``text`` is
-    the caption; None: the plain caption of the spec.
+    Args:
+        text: caption of the object; None: the plain caption of ``spec``.
+        index: number of the object in its data set, which is stored in the result.
+        variation: factor on all random variation except the choice of unspecified colours, in [0, 1].
     """
     entry, source = NOUNS[spec.noun], rng if variation == 1 else ReducedVariation(rng, variation)
     main = colour_value(spec.colour or sample_colour(rng), source)
@@ -154,7 +169,7 @@ def build(
 
 
 def jumble(rng: np.random.Generator, index: int = -1) -> Asset:
-    """Build an asset of 4 to 24 random solids in random colours. It has no noun and no caption."""
+    """Build an object of 4 to 24 random solids in random colours, without noun and caption."""
     builder = Builder(rng, (0.5, 0.5, 0.5))
     for _ in range(int(rng.integers(4, 25))):
         colour = colour_value(sample_colour(rng), rng)
@@ -167,7 +182,7 @@ def jumble(rng: np.random.Generator, index: int = -1) -> Asset:
 def render_azimuths(
     asset: Asset, azimuths: Sequence[float], size: int, elevation: float = 15.0, with_gbuffer: bool = False
 ) -> RenderResult:
-    """Render views of an asset from ``azimuths`` (V,) like ``render_orbit``, but with all angles in degrees."""
+    """Render V views of an object from ``azimuths`` (V,) and one ``elevation``, both in degrees. See `render_orbit`."""
     return render_orbit(asset, np.deg2rad(np.asarray(azimuths, float)), np.deg2rad(elevation), size, with_gbuffer)
 
 
@@ -180,11 +195,15 @@ def render_orbit(
     fov: float = np.deg2rad(40.0),
     relative_distance: float = 0.95,
 ) -> RenderResult:
-    """Render V views of an asset, ``size`` x ``size`` pixels, on grey 0.5, with cameras that look at the origin.
+    """Render V views of an object on a grey background (0.5), with cameras that look at the origin.
 
-    ``azimuth`` (V,), ``elevation`` (scalar or (V,)) and the vertical ``fov`` are in radians. Azimuth 0 shows the front.
-    The camera distance is ``relative_distance`` / tan(fov / 2), in world units. ``with_gbuffer``: also compute depth,
-    normals and labels; else these arrays are empty.
+    Args:
+        azimuth: (V,), radians; 0 shows the front.
+        elevation: scalar or (V,), radians.
+        size: height and width of the images in pixels.
+        with_gbuffer: also compute depth, normals and labels. Otherwise these arrays are empty.
+        fov: vertical field of view, radians.
+        relative_distance: distance of the cameras from the origin, in units of 1 / tan(fov / 2).
     """
     c2w = orbit_array(elevation, azimuth, relative_distance / np.tan(fov / 2))
     count = len(azimuth)
@@ -192,21 +211,23 @@ def render_orbit(
 
 
 def toybox_mesh(asset: Asset, segments: int = 32) -> ColouredMesh:
-    """Return the mesh of a toybox asset, one colour per solid. Circles around a local z axis have `segments` sides."""
+    """Return the mesh of an object, with one colour per solid. Circles around local z axes have `segments` sides."""
     vertices, faces, colours, _ = asset.mesh(segments)
     return ColouredMesh((Part(vertices[faces], np.repeat(colours[:, None], 3, axis=1)),))
 
 
 def blocks(asset: Asset) -> Asset:
-    """Return a copy of an asset with each solid replaced by its `block`, shrunk if it exceeds the ball of radius
-    ``OBJECT_RADIUS``."""
+    """Return a copy of an object in which each solid is replaced by its bounding box (`block`).
+
+    If the boxes exceed the ball of radius ``OBJECT_RADIUS``, the copy is shrunk to fit into it.
+    """
     boxes = replace(asset, primitives=tuple(block(solid) for solid in asset.primitives))
     reach = max(float(np.linalg.norm(boxes.mesh()[0], axis=1).max()), 1e-6)
     return boxes.move_and_scale(0.0, min(1.0, OBJECT_RADIUS / reach))
 
 
 def block(solid: Primitive) -> Primitive:
-    """Return the bounding box of a solid, aligned with its local axes, as a solid of the kind BOX."""
+    """Return the bounding box of a solid along its local axes, as a solid of the kind BOX."""
     low, high = {DOME: (0.0, 1.0), TORUS: (-solid.param, solid.param)}.get(solid.kind, (-1.0, 1.0))
     middle, half = np.array([0, 0, (low + high) / 2]), np.array([1, 1, (high - low) / 2])
     return replace(solid, kind=BOX, matrix=solid.matrix * half, centre=solid.centre + solid.matrix @ middle)
@@ -225,10 +246,13 @@ SCATTERED_ELEVATION = (-30.0, 60.0)
 
 
 class OpenToybox(Toybox):
-    """Toybox whose captions can leave colours unspecified, and name up to two parts or accessories.
+    """Toybox with open captions, which leave some colours unspecified and name up to two parts or accessories.
 
-    The share ``scattered`` of the objects, in [0, 1], has cameras that are sampled independently of each other. The
-    split of an object depends on its actual colours, even if its caption does not state them.
+    The split of an object depends on its actual colours, even if its caption does not state them.
+
+    Args:
+        scattered: share of the objects whose cameras are sampled independently of each other, in [0, 1]. The other
+            objects have evenly spaced cameras. The further arguments are those of `Toybox`.
     """
 
     def __init__(
@@ -265,7 +289,7 @@ class OpenToybox(Toybox):
 
 
 def sample_detailed_spec(rng: np.random.Generator) -> Spec:
-    """Sample a spec with up to two parts or accessories and with all colours. It may be held out."""
+    """Sample a specification with all colours and up to two parts or accessories. It may be held out of training."""
     entry = NOUNS[list(NOUNS)[int(rng.integers(len(NOUNS)))]]
     size = list(SIZES)[1 + int(rng.integers(len(SIZES) - 1))] if rng.random() < 0.25 else ""
     words = list[str]()
@@ -278,12 +302,15 @@ def sample_detailed_spec(rng: np.random.Generator) -> Spec:
 
 
 def conflicts(a: str, b: str) -> bool:
-    """Return whether two names of parts or accessories are the same, or both in a tuple of `EXCLUSIVE_GROUPS`."""
+    """Return whether an object cannot have both of two parts or accessories ``a`` and ``b``.
+
+    That is so if they are the same, or if one tuple of `EXCLUSIVE_GROUPS` contains both.
+    """
     return a == b or any(a in group and b in group for group in EXCLUSIVE_GROUPS)
 
 
 def drop_colours(spec: Spec, rng: np.random.Generator) -> Spec:
-    """Return a copy of a spec without some of its colours, chosen at random. Its caption does not state them."""
+    """Return a copy of a spec in which a random subset of the colour words is removed."""
     mode = rng.random()
     if mode < COLOURS_STATED:
         return spec

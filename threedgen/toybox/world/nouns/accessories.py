@@ -10,7 +10,7 @@ GOLD = (0.93, 0.75, 0.2)
 
 
 def upright(b: Builder) -> bool:
-    """Return whether the wearer stands upright: the anchor back is then behind the anchor waist and not above it."""
+    """Return whether the wearer stands upright. Then the anchor "back" is behind the anchor "waist", not above it."""
     away = b.anchors["back"][0] - b.anchors["waist"][0]
     return bool(abs(away[0]) > away[2])
 
@@ -88,7 +88,6 @@ def glasses(b: Builder, colour: np.ndarray) -> None:
 
 @accessory("backpack")
 def backpack(b: Builder, colour: np.ndarray) -> None:
-    """Add a bag with pockets and straps, behind the back of upright wearers and on top of four-legged ones."""
     p, r = b.anchors["back"]
     dark = b.shade(colour, 0.6)
     if upright(b):
@@ -107,7 +106,6 @@ def backpack(b: Builder, colour: np.ndarray) -> None:
 
 @accessory("cape")
 def cape(b: Builder, colour: np.ndarray) -> None:
-    """Add a collar and a cloth, which hangs down behind upright wearers or covers the back of four-legged ones."""
     p, r = b.anchors["back"]
     neck, around = b.anchors["neck"]
     b.torus(neck, 1.35 * around, 0.27 * around, colour, "cape", (0, 0 if upright(b) else 25, 0))
@@ -135,7 +133,6 @@ def bow(b: Builder, colour: np.ndarray) -> None:
 
 @accessory("belt")
 def belt(b: Builder, colour: np.ndarray) -> None:
-    """Add a wide belt with a golden buckle. Only upright nouns list it in `wears`."""
     p, r = b.anchors["waist"]
     b.cylinder(p, 1.07 * r, 0.2 * r, colour, "belt")
     b.box(p + (1.05 * r, 0, 0), (0.08 * r, 0.3 * r, 0.26 * r), GOLD, "belt")

@@ -11,15 +11,15 @@ BLACK, WHITE, PINK, BILL = (0.05, 0.05, 0.05), (0.97, 0.97, 0.97), (0.95, 0.6, 0
 
 
 def headwear(b: Builder) -> bool:
-    """Return whether the caption names headwear. The ears then leave room for it."""
+    """Return whether the caption names headwear, so that ears must leave room for it."""
     return any(word in b.named_parts for word in HEADWEAR)
 
 
 def face(b: Builder, at, head: float, eye: float = 0.16, spread: float = 0.42, height: float = 0.25) -> None:
-    """Add two eyes to the front (+x) of a head with centre ``at`` (3,) and radius ``head``, and set the anchor eyes.
+    """Add two eyes to the front (+x) of a head with the centre ``at`` (3,) and radius ``head``. Set the anchor "eyes".
 
-    In units of the head's radius, ``eye`` is half the radius of an eye, and ``spread`` and ``height`` are the distances
-    of an eye from the centre of the head, to the side and upwards.
+    ``eye`` is half the radius of an eye. ``spread`` and ``height`` are the distances of an eye from the centre of the
+    head, to the side and upwards. All three are relative to ``head``.
     """
     x, _, z = at
     b.pair((x + 0.76 * head, spread * head, z + height * head), eye * head * 2.0, WHITE, "eyes")
@@ -28,15 +28,12 @@ def face(b: Builder, at, head: float, eye: float = 0.16, spread: float = 0.42, h
 
 
 def skull(b: Builder, at, radius: float, **eyes: float) -> None:
-    """Add a spherical head with centre ``at`` (3,), and set its anchors. ``eyes`` are further arguments of `face`."""
     b.sphere(at, radius, None, "head")
     face(b, at, radius, **eyes)
     b.anchor(head_top=(at[0] - 0.1 * radius, at[2] + 0.88 * radius, 0.85 * radius), head=(at[0], at[2], radius))
 
 
 def chain(b: Builder, points, radius: float, colour=None, label: str = "tail", top: float = 1.0) -> None:
-    """Add N - 1 rods through ``points`` (N, 3). Each rod ends in a sphere, and its end radius is ``top`` times its
-    start radius."""
     for start, end in zip(points[:-1], points[1:], strict=True):
         b.limb(start, end, radius, colour, label, top, caps=False)
         radius *= top
@@ -44,10 +41,10 @@ def chain(b: Builder, points, radius: float, colour=None, label: str = "tail", t
 
 
 def barrel(b: Builder, length: float, thick: float, leg: float, radius: float, legs=None, hooves=None) -> float:
-    """Add an ellipsoid on four legs and set the anchors back and waist. Return the height z of its centre.
+    """Add an ellipsoid on four legs as a body, with the anchors "back" and "waist". Return the height z of its centre.
 
-    ``length`` is half its length along x, ``thick`` half its width and height, ``leg`` the visible height of the legs,
-    and ``radius`` their radius. ``legs`` and ``hooves`` are colours; None: main colour, and no hooves.
+    ``length`` is half its length along x, ``thick`` half its width and height. ``leg`` and ``radius`` are the visible
+    height and the radius of the legs. ``legs`` and ``hooves`` are colours; None: main colour, and no hooves.
     """
     z = leg + 0.8 * thick
     b.sphere((0, 0, z), (length, thick, thick))
@@ -62,8 +59,10 @@ def barrel(b: Builder, length: float, thick: float, leg: float, radius: float, l
 
 
 def egg(b: Builder, radius: float, half: float, neck: float) -> None:
-    """Add an ellipsoid of horizontal radius ``radius`` and height 2 ``half``, which stands on the ground. Set the
-    anchors neck, back and waist. ``neck`` is the radius of the body at the anchor neck."""
+    """Add an upright ellipsoid on the ground as a body, with the anchors "neck", "back" and "waist".
+
+    ``radius`` is its horizontal radius, ``half`` half its height, and ``neck`` the radius of the body at the neck.
+    """
     b.sphere((0, 0, half), (radius, radius, half))
     up = half * np.sqrt(max(1 - (neck / radius) ** 2, 0.0))
     b.anchor(

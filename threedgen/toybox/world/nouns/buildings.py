@@ -15,22 +15,19 @@ ALONG_X = (0, 90, 0)
 
 
 def contrast(against: Colour, light: Colour, dark: Colour) -> Colour:
-    """Return ``dark`` if the colour ``against`` (3,) is bright, else ``light``."""
     return dark if float(np.dot(against, (0.3, 0.6, 0.1))) > 0.5 else light
 
 
 def glass(against: Colour) -> Colour:
-    """Return a glass colour (3,) that contrasts with a wall of the colour ``against`` (3,)."""
     return contrast(against, (0.72, 0.88, 0.97), (0.16, 0.22, 0.32))
 
 
 def tile(b: Builder) -> Colour:
-    """Sample a default roof colour (3,) that contrasts with the main colour, that of the walls."""
     return contrast(b.colour, b.pick((0.85, 0.72, 0.52), (0.8, 0.8, 0.8)), b.pick(ROOF, SLATE))
 
 
 def door(b: Builder, x: float, width: float, height: float, y: float = 0.0) -> None:
-    """Add a door of half width ``width``, with a frame and a handle, to a front wall whose outer side is at ``x``."""
+    # width is half the door's width, x the outer side of the front wall
     colour = contrast(b.colour, (0.8, 0.6, 0.35), WOOD)
     at = (x, y, height / 2 + 0.02)
     b.box(at, (0.025, width * 1.25, height / 2 + 0.04), contrast(b.colour, (0.95,) * 3, (0.2,) * 3), "frame")
@@ -39,17 +36,15 @@ def door(b: Builder, x: float, width: float, height: float, y: float = 0.0) -> N
 
 
 def pane(b: Builder) -> Colour:
-    """Return the colour (3,) of windows: that of the caption, or else one that contrasts with the walls."""
     return b.part("windows", glass(b.colour))
 
 
 def window(b: Builder, at, half: float, tall: float) -> None:
-    """Add a pane with centre ``at`` (3,), half width ``half`` and half height ``tall`` to a front or back wall."""
     b.box(at, (0.03, half, tall), pane(b), "windows")
 
 
 def flag(b: Builder, at, scale: float = 1.0) -> None:
-    """Add a pole at the point ``at`` (3,) with a flag, which is turned by 40 degrees to be visible from all sides."""
+    # turned by 40 degrees, to be visible from all sides
     (x, y, z), s = at, scale
     b.limb((x, y, z - 0.05), (x, y, z + 0.56 * s), 0.03 * s, (0.85, 0.85, 0.85), "pole")
     spot = (x + 0.19 * s, y + 0.16 * s, z + 0.37 * s)
@@ -176,7 +171,6 @@ def tent(b: Builder) -> None:
 
 
 def plank(b: Builder, x: float, low, high, half: float, colour: Colour, label: str) -> None:
-    """Add a board from ``low`` to ``high``, both (y, z), with the centre ``x`` and half length ``half`` along x."""
     (y0, z0), (y1, z1) = low, high
     angle = np.rad2deg(np.arctan2(z1 - z0, y1 - y0))
     b.box((x, (y0 + y1) / 2, (z0 + z1) / 2), (half, np.hypot(y1 - y0, z1 - z0) / 2, 0.04), colour, label, (angle, 0, 0))

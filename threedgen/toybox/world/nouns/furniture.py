@@ -14,7 +14,6 @@ BOOKS = (
 
 
 def four_legs(b: Builder, x: float, y: float, height: float, radius: float, colour: Colour, spread=0.0) -> None:
-    """Add four legs of height ``height`` at (+-x, +-y). Their feet are ``spread`` further out along both axes."""
     square = b.chance(0.5) and not spread
     for sx in (-1, 1):
         if square:
@@ -25,7 +24,6 @@ def four_legs(b: Builder, x: float, y: float, height: float, radius: float, colo
 
 
 def pillow(b: Builder, at, size, colour: Colour, label: str, rotate=(0, 0, 0)) -> None:
-    """Add a pillow with centre ``at`` (3,) and half extents of about ``size`` (3,): an ellipsoid around a box."""
     x, y, z = size
     b.sphere(at, (x * 1.1, y * 1.12, z * 1.15), colour, label, rotate)
     b.box(at, (x * 0.72, y * 0.86, z * 0.86), colour, label, rotate)
@@ -153,7 +151,6 @@ def bookshelf(b: Builder) -> None:
 
 
 def dial(b: Builder, x: float, z: float, radius: float, scale: float = 1.0) -> None:
-    """Add a clock face that points towards +x, with a rim, a disc, four marks and two hands."""
     face = b.part("face", (0.97, 0.95, 0.88))
     ink = contrast(face, (0.97, 0.97, 0.97), (0.06, 0.06, 0.06))
     b.cylinder((x, 0, z), radius * 1.13, 0.03, contrast(b.colour, (0.85, 0.68, 0.25), (0.45, 0.3, 0.1)), "rim", ALONG_X)

@@ -15,8 +15,10 @@ BODY = ("scarf", "backpack", "cape", "bow")  # below the head
 
 
 def arms(b: Builder, hands, radius: float = 0.12, raised: float = 0.35, width: float = 0.33) -> list:
-    """Add two arms, each raised with the probability ``raised``. Return the positions (3,) of the right hand (-y) and
-    the left hand. ``hands`` is their colour, and ``width`` half the distance between the shoulders."""
+    """Add two arms, raised with the probability ``raised``. Return the positions (3,) of the right and the left hand.
+
+    ``hands`` is the colour of the hands, and ``width`` half the distance between the shoulders.
+    """
     places = []
     for side in (-1, 1):
         up = b.chance(raised)
@@ -36,7 +38,6 @@ def legs(b: Builder, colour=None, boots=LEATHER, size: float = 1.0, label: str =
 
 
 def torso(b: Builder, robe: bool = False) -> None:
-    """Add an upper body or, if ``robe``, a robe down to the ground, and set the anchors neck, back and waist."""
     if robe:
         b.cylinder((0, 0, 0.6), 0.56, 0.6, top=0.48)
     else:
@@ -46,7 +47,7 @@ def torso(b: Builder, robe: bool = False) -> None:
 
 
 def head(b: Builder, skin, radius: float = 0.4) -> tuple[float, float, float]:
-    """Add a head of the colour ``skin`` (3,), and set the anchors eyes, head_top and head. Return its centre (3,)."""
+    """Add a head of the colour ``skin`` (3,), with eyes and anchors for accessories. Return its centre (3,)."""
     at = (0.0, 0.0, 1.24 + 0.82 * radius)
     b.sphere(at, radius, skin, "head")
     face(b, at, radius, eye=0.13, spread=0.38, height=0.1)

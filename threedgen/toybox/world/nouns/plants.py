@@ -20,7 +20,6 @@ def ring(count: int, radius: float, start: float = 0.0):
 
 
 def pot(b: Builder, radius: float, height: float) -> None:
-    """Add a flower pot with soil, which stands on the ground (z = 0)."""
     colour = b.part("pot", CLAY)
     b.cylinder((0, 0, height * 0.4), radius * 0.72, height * 0.4, colour, "pot", top=1.3)
     b.cylinder((0, 0, height * 0.87), radius, height * 0.14, colour, "pot")
@@ -28,8 +27,6 @@ def pot(b: Builder, radius: float, height: float) -> None:
 
 
 def scatter(b: Builder, count: int, at, size, spot: float, colour, label: str) -> None:
-    """Add ``count`` spheres of radius ``spot``, evenly spaced by the golden angle, on an ellipsoid with centre ``at``
-    (3,) and half extents ``size`` (3,). The areas near its poles stay free."""
     start = b.between(0, 360)
     for k in range(count):
         z = -0.5 + 1.4 * (k + 0.5) / count
@@ -75,7 +72,6 @@ def pine(b: Builder) -> None:
 
 
 def star(b: Builder, at, radius: float) -> None:
-    """Add two six-pointed stars at right angles to each other, so that a star is visible from every side."""
     colour = b.part("star", (1.0, 0.85, 0.2))
     for turn in (0, 90):
         for flip, shift in ((0, 0.25), (180, -0.25)):

@@ -18,7 +18,6 @@ length)."""
 
 
 def wheel(b: Builder, at, radius: float, half: float) -> None:
-    """Add a wheel of width 2 ``half``, with its axle along y and a hub that protrudes on both sides."""
     tyre = b.part("wheels", RUBBER)
     b.cylinder(at, radius, half, tyre, "wheels", ALONG_Y)
     b.cylinder(
@@ -27,21 +26,18 @@ def wheel(b: Builder, at, radius: float, half: float) -> None:
 
 
 def axles(b: Builder, xs, y: float, radius: float, half: float) -> None:
-    """Add a left and a right wheel at each x of ``xs``, which stand on the ground at +-``y``."""
     for x in xs:
         for side in (-1, 1):
             wheel(b, (x, side * y, radius), radius, half)
 
 
 def lights(b: Builder, front: float, back: float, y: float, z: float, radius: float = 0.085) -> None:
-    """Add round headlights at x = ``front`` and square red tail lights at x = ``back``, both at +-``y``."""
     b.pair((front, y, z), (0.05, radius, radius), (1.0, 0.95, 0.65), "headlights")
     b.pair((back, y, z), (0.03, radius, radius * 0.7), (0.7, 0.03, 0.05), "taillights", kind=BOX)
 
 
 def cab(b: Builder, x: float, z: float, size, front: float, back: float, roof: Colour) -> None:
-    """Add a glass cabin of half extents ``size`` (3,), whose floor has the centre (``x``, 0, ``z``). The windscreen
-    slopes over the length ``front``, and the rear window over the length ``back``."""
+    # the windscreen slopes over the length front, the rear window over the length back
     long, wide, tall = size
     pane = glass(b.colour)
     b.box((x, 0, z + tall), (long, wide, tall), pane, "windows")
@@ -149,7 +145,6 @@ def train(b: Builder) -> None:
 
 
 def hull(b: Builder, length: float, width: float, height: float) -> float:
-    """Add a hull with a pointed bow (+x), a round stern, a rail and a deck. Return the deck's height z."""
     low = b.shade(b.colour, 0.75)
     bow = length * 0.75
     for z, half, grow, colour in ((height * 0.3, height * 0.3, 0.88, low), (height * 0.8, height * 0.25, 1.0, None)):
