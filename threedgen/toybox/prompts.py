@@ -31,9 +31,10 @@ NOUN_WORDS = {word for noun in NOUNS for word in noun.split()}
 
 
 class ToyboxPrompts:
-    """Implementation of `threedgen.guidance.weights.tokens.PromptReader` for priors trained on toybox captions.
+    """Reader of user prompts for priors that were trained on toybox captions, which have a small vocabulary.
 
-    `vocabulary` has the words of the prior. If it is None or has no toybox noun, `check` accepts every prompt.
+    Implements `threedgen.guidance.weights.tokens.PromptReader`. `vocabulary` has the words of the prior. If it is None
+    or has no toybox noun, `check` accepts every prompt.
     """
 
     def __init__(self, vocabulary: Vocabulary | None) -> None:
@@ -49,20 +50,23 @@ class ToyboxPrompts:
         return similar(word, self.vocabulary.known, self.families()) if self.vocabulary else []
 
     def categories(self) -> dict[str, list[str]]:
-        """Return the known nouns by family, and the known colours, sizes and accessories."""
+        """Map each category ("animals", ..., "colours", "sizes", "accessories") to the words that the prior knows."""
         known = self.vocabulary.known if self.vocabulary else frozenset()
         more: dict[str, Collection[str]] = {"colours": COLOURS, "sizes": SIZES, "accessories": ACCESSORIES}
         return self.families() | {name: [word for word in words if word in known] for name, words in more.items()}
 
     def families(self) -> dict[str, list[str]]:
-        """Return the known nouns by family, such as "animals"."""
+        """Map each group of nouns, such as "animals", to the nouns that the prior knows."""
         found = dict[str, list[str]]()
         for noun in self.nouns:
             found.setdefault(NOUNS[noun].family, []).append(noun)
         return found
 
     def check(self, prompt: str) -> None:
-        """Raise ConfigError, with suggestions, unless a prompt has a known noun or a word added by personalisation."""
+        """Raise ConfigError unless a prompt has a noun that the prior knows, or a word that personalisation added.
+
+        The message suggests nouns.
+        """
         vocabulary = self.vocabulary
         if vocabulary is None or not self.nouns or self._nouns_in(prompt):
             return
@@ -104,8 +108,11 @@ class ToyboxPrompts:
         return warnings
 
     def suggest(self, prompt: str) -> tuple[str, list[str]]:
-        """Suggest nouns for an unfinished prompt. If known nouns start with its last word, return that word and those
-        nouns. Otherwise return "" and one noun of each family, or no nouns if the prompt already contains one."""
+        """Suggest nouns for an unfinished prompt.
+
+        If nouns that the prior knows start with the last word of the prompt, return this word and those nouns.
+        Otherwise return "" and one noun of each family, or "" and no nouns if the prompt already contains one.
+        """
         last = prompt.lower().rpartition(" ")[2]
         if self.vocabulary and last.isalpha() and last not in self.vocabulary.known:
             if found := [noun for noun in self.nouns if noun.startswith(last)]:
@@ -115,8 +122,10 @@ class ToyboxPrompts:
         return "", [members[0] for members in self.families().values()][:MAX_SUGGESTIONS]
 
     def usual_height(self, prompt: str) -> tuple[str, float] | None:
-        """Return the first toybox noun of a prompt, with its article, and its height in metres, such as ("a dog", 0.5);
-        None without a toybox noun. Synonyms count as nouns. The vocabulary of the prior does not matter."""
+        """Return the first toybox noun of a prompt, with its article, and its usual height in metres: ("a dog", 0.5).
+
+        None if there is no such noun. Synonyms count as nouns. The vocabulary of the prior does not matter.
+        """
         found = find_nouns(read_prompt(prompt, NOUN_WORDS).text)
         return next(((f"{article(noun)} {noun}", NOUNS[noun].height) for noun in found), None)
 
@@ -125,19 +134,21 @@ class ToyboxPrompts:
 
 
 def _is_compound(first: str, second: str, prompt: str) -> bool:
-    """Return whether two nouns in a row name one object, such as "palm tree"."""
     same_family = NOUNS[first].family == NOUNS[second].family
     return same_family and re.search(rf"\b{first} {second}\b", prompt.lower()) is not None
 
 
 def read_prompt(prompt: str, known: Collection[str], added: Collection[str] = ()) -> Reading:
-    """Convert a prompt to the words of a toybox prior, and list the words that were replaced, ignored or negated.
+    """Rewrite a prompt with the words that a toybox prior knows.
 
     Args:
         prompt: text of the user.
         known: words of the prior's vocabulary. If no toybox noun is among them, only the unknown words are listed, and
             the text stays unchanged.
         added: words that personalisation added. They are kept unchanged.
+
+    Returns:
+        The new text, and the words that were replaced by synonyms, ignored or negated.
     """
     reading = Reading(prompt)
     if NOUNS.keys().isdisjoint(known):  # another closed vocabulary
@@ -151,7 +162,7 @@ def read_prompt(prompt: str, known: Collection[str], added: Collection[str] = ()
 
 
 def _known_words(prompt: str, known: Collection[str], added: list[str], reading: Reading) -> list[str]:
-    """Return the words and commas of a prompt, with "" in place of unknown words. Add the changes to `reading`."""
+    # words and commas, with "" in place of unknown words; adds the changes to reading
     text = unicodedata.normalize("NFKC", prompt).lower()
     names = "|".join(re.escape(word) for word in sorted(added, key=len, reverse=True))
     words, negating = list[str](), False
@@ -174,7 +185,7 @@ def _known_words(prompt: str, known: Collection[str], added: list[str], reading:
 
 
 def known_form(word: str, known: Collection[str]) -> str | None:
-    """Return a word if it is known, else its known singular, or the known word of which it is a synonym; else None."""
+    """Return `word` itself if it is known, else its known singular or a known synonym, else None."""
     if word in known:
         return word
     forms = [word, *(word[: -len(end)] for end in ("s", "es") if word.endswith(end))]
@@ -191,13 +202,13 @@ def _clauses(words: list[str]) -> list[list[str]]:
 
 
 def _without_prefix(clauses: list[list[str]]) -> list[list[str]]:
-    """Remove a prefix such as "a photo of": a first clause with an unknown word and no noun, and the next word "of"."""
+    # "a photo of" and the like: a first clause with an unknown word and no noun, and the next word "of"
     has_prefix = len(clauses) > 1 and clauses[1][0] == "of" and "" in clauses[0] and NOUNS.keys().isdisjoint(clauses[0])
     return [clauses[1][1:], *clauses[2:]] if has_prefix else clauses
 
 
 def _with_content(clauses: list[list[str]], added: Collection[str]) -> list[list[str]]:
-    """Remove clauses without content after the object's noun, such as "with a", whose noun is unknown."""
+    # removes clauses without content after the object's noun, such as "with a", whose noun is unknown
     subjects = {*NOUNS, *(word.lower() for word in added)}
     result, has_subject, opening = list[list[str]](), False, list[str]()
     for clause in clauses:
@@ -215,7 +226,7 @@ def _with_content(clauses: list[list[str]], added: Collection[str]) -> list[list
 
 
 def _join(clauses: list[list[str]]) -> str:
-    """Join clauses to a text. Drop articles and connectors that no noun phrase follows. Correct "a" and "an"."""
+    # without articles and connectors that no noun phrase follows, and with the right one of "a" and "an"
     words = [word for clause in clauses for word in clause]
     while words and words[-1] in ARTICLES | CONNECTORS | {"is"}:
         words.pop()

@@ -80,7 +80,7 @@ _VOCABULARY_WORD = SYNONYM_OF | {other: known for known, others in LOOKALIKES.it
 
 
 def also_called(word: str, known: Collection[str]) -> list[str]:
-    """Return the known words for `word`: itself, its singular, and the keys of both dicts that list one of them."""
+    """Return those of `known` that mean `word`: itself, its singular, and a word of which it is a synonym or a kind."""
     forms = [word, *(word[: -len(end)] for end in ("s", "es") if word.endswith(end))]
     # a known word is not reduced to its singular: "glasses" would become "glass", a synonym of "mug"
     others = [_VOCABULARY_WORD.get(form, "") for form in (forms[:1] if word in known else forms)]
@@ -88,11 +88,11 @@ def also_called(word: str, known: Collection[str]) -> list[str]:
 
 
 def similar(word: str, known: Collection[str], families: Mapping[str, Sequence[str]] | None = None) -> list[str]:
-    """Return up to three known words for a similar thing, most similar first; none for a word of unknown meaning.
+    """Return up to three words of `known` for a similar thing, most similar first. The list can be empty.
 
-    The words of `also_called` come first, then the first words of the family of `families` (family name -> nouns) that
-    contains the word according to FAMILIES. Spelling counts only if a typing error is more likely than another word:
-    two adjacent letters are swapped, or in a word of seven or more letters one letter is wrong, missing or too much.
+    The words of `also_called` come first, then those that differ by a likely typing error: two adjacent letters are
+    swapped, or in a word of seven or more letters one letter is wrong, missing or too much. If there are none, the
+    first nouns of the same family are returned. `families` maps a family, such as "animals", to its nouns.
     """
     found = [*also_called(word, known), *_misspelt(word, known)]
     if not found and families:

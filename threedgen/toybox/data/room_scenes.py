@@ -134,7 +134,7 @@ class RoomPanoramas:
 
 
 class RoomWalk:
-    """Camera walk of ``length`` frames on a smooth path through the centre of room ``index`` (``scene_views.Walk``)."""
+    """Camera walk of ``length`` frames on a smooth path in the unfurnished middle of room ``index``."""
 
     def __init__(self, rooms: Rooms, index: int, length: int, options: RoomPathsConfig) -> None:
         self.rooms, self.index, self.length, self.options = rooms, index, length, options

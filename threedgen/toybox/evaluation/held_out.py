@@ -23,7 +23,10 @@ from .options import ToyboxScenesConfig
 
 @dataclass(frozen=True)
 class Case:
-    """Held-out combination of noun, colour and part. ``index`` is its number in the held-out toybox, or a seed."""
+    """Test prompt: the specification of an object, usually a combination that is held out of training.
+
+    ``index`` is the number of the specification in the held-out split of the toybox, or a seed.
+    """
 
     index: int
     spec: Spec
@@ -33,12 +36,15 @@ class Case:
         return caption(self.spec)
 
     def truth(self, seed: int, number: int = 0) -> Asset:
-        """Build object ``number`` of this combination, with random shape and pose. No training uses these objects."""
+        """Build a true object of this specification, with random shape and pose. No training uses these objects.
+
+        Different values of ``number`` give different objects.
+        """
         return build(self.spec, numpy_generator(seed, self.index, f"truth {number}"), index=self.index)
 
 
 def held_out_cases(count: int, seed: int, spread: bool = False, nouns: Collection[str] | None = None) -> list[Case]:
-    """Sample ``count`` different held-out combinations. Raises ConfigError if there are not enough.
+    """Sample ``count`` different specifications that are held out of training. Raises ConfigError if there are too few.
 
     Args:
         spread: whether to use each noun once before a noun is repeated.
@@ -80,7 +86,7 @@ ROUND_NOUNS = ("rocket",)
 
 
 def clear_nouns() -> tuple[str, ...]:
-    """Return the nouns that have a clear front and at least one held-out combination."""
+    """Return the toybox nouns that have a clear front and at least one combination that is held out of training."""
     return tuple(
         word
         for word, noun in NOUNS.items()
@@ -89,19 +95,22 @@ def clear_nouns() -> tuple[str, ...]:
 
 
 class FrontObjects:
-    """Source of toybox objects with one clear front (`threedgen.evaluation.janus.options.FrontObjects`)."""
+    """Source of toybox objects with a clear front, to measure the Janus problem (`janus.options.FrontObjects`)."""
 
     def prompts(self, count: int, seed: int) -> list[str]:
-        """Return ``count`` held-out captions of `clear_nouns` in turn. Raises ConfigError if there are too few."""
+        """Return ``count`` held-out captions of `clear_nouns`, each noun in turn. ConfigError if there are too few."""
         return [case.caption for case in held_out_cases(count, seed, spread=True, nouns=clear_nouns())]
 
     def without_front(self, prompts: Sequence[str]) -> dict[str, str]:
-        """Map each prompt whose noun has no front to the noun. Prompts beyond the toybox are left out."""
+        """Map each prompt whose toybox noun has no front to this noun. Other prompts are left out."""
         nouns = {prompt: spec.noun for prompt in prompts if (spec := parse_prompt(prompt))}
         return {prompt: noun for prompt, noun in nouns.items() if not NOUNS[noun].front}
 
     def meshes(self, seed: int, first: int, count: int) -> Iterator[tuple[str, ColouredMesh]]:
-        """Yield caption and mesh of ``count`` different objects from number ``first`` on. Nouns are used in turn."""
+        """Yield pairs (caption, mesh) of ``count`` true objects, cycling through the nouns with a clear front.
+
+        The objects of a noun have the numbers ``first``, ``first`` + 1, ..., which give different shapes.
+        """
         nouns = clear_nouns()
         cases = held_out_cases(len(nouns), seed, spread=True, nouns=nouns)
         for k in range(count):
@@ -114,7 +123,7 @@ BACKGROUND = 0.5
 
 
 def toybox_scenes(config: ToyboxScenesConfig, sampler: object, seed: int) -> list[Scene]:
-    """Return scenes of held-out captions. The original views show objects no training uses. ``sampler`` is unused."""
+    """Return one scene per held-out caption. Its original views are renders of an object that no training uses."""
     fov, elevation = float(np.deg2rad(config.fov)), float(np.deg2rad(config.elevation))
     distance = config.relative_distance / float(np.tan(fov / 2))
     cameras = orbit(config.views, elevation, distance, fov, config.size, config.size)

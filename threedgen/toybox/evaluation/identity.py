@@ -33,7 +33,7 @@ TEMPERATURE = 0.1
 
 
 class IdentityNet(nn.Module):
-    """Convolutional network that encodes an image of a subject as a unit vector; images of the same subject are close.
+    """Convolutional network that encodes an image as a unit vector. Vectors of images of the same object are close.
 
     It has four levels, each at half the resolution of the level before. ``options`` are its sizes; None: the defaults.
     """
@@ -47,7 +47,7 @@ class IdentityNet(nn.Module):
         self.out = nn.Linear(2 * d, self.options.width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Encode images (B, 3, S, S) in [0, 1] as unit vectors (B, D), float32."""
+        """Encode B images (B, 3, S, S) in [0, 1] as unit vectors (B, D), float32."""
         return F.normalize(self.out(pooled(self.levels((x - 0.5) * 4))).float(), dim=1)
 
     def save(self, path: Path, about: Json | None = None) -> None:
@@ -55,7 +55,10 @@ class IdentityNet(nn.Module):
 
 
 class ToyboxIdentity:
-    """Frozen `IdentityNet` of a train-toybox-identity run. The constructor raises ConfigError for a damaged file."""
+    """Trained and frozen `IdentityNet`, loaded from the result of a train-toybox-identity run.
+
+    The constructor raises ConfigError for a damaged file.
+    """
 
     def __init__(self, config: ToyboxIdentityConfig) -> None:
         def make(card: Json) -> IdentityNet:
@@ -65,26 +68,29 @@ class ToyboxIdentity:
 
     @torch.no_grad()
     def __call__(self, images: Tensor, chunk: int = 64) -> Tensor:
-        """Encode square images (V, H, W, 3) in [0, 1] as unit vectors (V, D), float32, ``chunk`` images at a time."""
+        """Encode square images (V, H, W, 3) in [0, 1] as unit vectors (V, D), float32. ``chunk`` is the batch size."""
         size = self.net.options.image_size
         return torch.cat([self.net(prepare(part, size)) for part in images.split(chunk)])
 
 
 def similarity(ours: Tensor, theirs: Tensor) -> float:
-    """Return the mean cosine over all pairs of a unit vector of ``ours`` (V, D) and one of ``theirs`` (W, D)."""
+    """Return the mean cosine similarity of all pairs of one vector of ``ours`` (V, D) and one of ``theirs`` (W, D).
+
+    All vectors have length 1.
+    """
     return float((ours @ theirs.T).mean())
 
 
 def roc(same: Floats, different: Floats) -> dict[str, float]:
-    """Compute the ROC of a classifier that calls two subjects the same if their similarity reaches a threshold.
+    """Compute the ROC of a classifier that calls two images the same object if their similarity reaches a threshold.
 
     Args:
-        same: similarities (N,) of pairs of images of the same subject, N > 0.
-        different: similarities (M,) of pairs of images of different subjects, M > 0.
+        same: similarities (N,) of pairs of images of the same object, N > 0.
+        different: similarities (M,) of pairs of images of different objects, M > 0.
 
     Returns:
-        area: area under the ROC curve; threshold: similarity that maximises hits - alarms; hits, alarms: shares of
-        ``same`` and of ``different`` that are at or above the threshold.
+        Dict with "area": area under the ROC curve; "threshold": similarity that maximises hits - alarms; "hits",
+        "alarms": shares of ``same`` and of ``different`` that are at or above this threshold.
     """
     low = np.sort(different)
     below, up_to = (np.searchsorted(low, same, side) for side in ("left", "right"))
@@ -98,9 +104,10 @@ def roc(same: Floats, different: Floats) -> dict[str, float]:
 
 
 def pairs(vectors: Tensor, subject: NDArray[np.integer], kind: NDArray[np.integer]) -> tuple[Floats, Floats]:
-    """Return the cosines (N,) of all pairs of images of one subject, and (M,) of different subjects of the same kind.
+    """Return cosine similarities (N,) of all image pairs with the same object, and (M,) with other objects of one noun.
 
-    ``vectors`` (V, D) are unit vectors of images; ``subject`` and ``kind`` (V,) are indices of subject and kind (noun).
+    ``vectors`` (V, D) are unit vectors of V images. ``subject`` and ``kind`` (V,) are the index of the object that an
+    image shows, and the index of its noun.
     """
     cosine = (vectors @ vectors.T).numpy()
     once = np.triu(np.ones_like(cosine, bool), 1)
@@ -110,7 +117,7 @@ def pairs(vectors: Tensor, subject: NDArray[np.integer], kind: NDArray[np.intege
 
 @torch.no_grad()
 def measure_roc(net: IdentityNet, count: int, alike: int, seed: int) -> dict[str, float]:
-    """Measure the `roc` of a network on new subjects: ``alike`` subjects of each of ``count`` kinds (nouns)."""
+    """Measure the `roc` of a network on new objects: ``alike`` objects of each of ``count`` nouns."""
     rng, nouns = np.random.default_rng([seed, *b"measure"]), subject_nouns()
     vectors, subject, kind = [], [], []
     for k in range(count):
@@ -125,10 +132,11 @@ def measure_roc(net: IdentityNet, count: int, alike: int, seed: int) -> dict[str
 
 
 def contrastive(vectors: Tensor, temperature: float) -> tuple[Tensor, float]:
-    """Return the contrastive loss (scalar) of unit vectors (2 N, D), and the share of vectors nearest to their partner.
+    """Compute a contrastive loss of unit vectors (2 N, D). Vectors 2 k and 2 k + 1 show the same object (partners).
 
-    Vectors 2 k and 2 k + 1 are partners: they belong to the same subject. With the partner p(i) of vector e_i, the loss
-    is - mean_i log( exp(e_i e_p(i) / T) / sum_{j != i} exp(e_i e_j / T) ) (Khosla et al. 2020).
+    With the partner p(i) of vector e_i, the loss is - mean_i log( exp(e_i e_p(i) / T) / sum_{j != i} exp(e_i e_j / T) )
+    (Khosla et al. 2020), where T is ``temperature``. Return the loss (scalar), and the share of vectors whose nearest
+    other vector is their partner.
     """
     logits = vectors @ vectors.T / temperature
     logits = logits.masked_fill(torch.eye(len(vectors), dtype=torch.bool, device=vectors.device), -torch.inf)
@@ -137,7 +145,7 @@ def contrastive(vectors: Tensor, temperature: float) -> tuple[Tensor, float]:
 
 
 class IdentitySystem(ClassifierSystem):
-    """Training of an `IdentityNet`. A step has two views each of `ALIKE` subjects of each of `KINDS` nouns."""
+    """LightningModule that trains an `IdentityNet`. A batch has two views each of `ALIKE` objects of `KINDS` nouns."""
 
     stage, shown, result = "identity", ("right",), f"identity/{IDENTITY}.safetensors"
     net: IdentityNet
@@ -146,7 +154,7 @@ class IdentitySystem(ClassifierSystem):
         super().__init__(config, IdentityNet(config.network), RATE)
 
     def batch(self, step: int) -> Tensor:
-        """Render images (2 KINDS ALIKE, 3, S, S) in [0, 1]. Images 2 k and 2 k + 1 show the same subject."""
+        """Render a batch (2 KINDS ALIKE, 3, S, S) in [0, 1]. Images 2 k and 2 k + 1 show the same object."""
         rng, nouns = self.numpy_rng(step, "subjects"), subject_nouns()
         chosen = rng.permutation(len(nouns))[:KINDS]
         seed, images = int(rng.integers(2**31)), []

@@ -41,14 +41,14 @@ Answer = bool | list[bool] | None
 
 @dataclass(frozen=True)
 class Verdict:
-    """Verdict on one object.
+    """Comparison of an object with its specification: which of its attributes are correct, according to the probe.
 
     Attributes:
-        answers: maps keys of `FIGURES` to whether the object is correct (None if not applicable). Keys of single views
-            have a list with one answer per view.
-        words: noun, colour and part that the probe finds.
-        fronts: number of fronts; None if the noun has no front or the azimuths are unknown.
-        azimuth_error: mean absolute error over the views, degrees; None like ``fronts``.
+        answers: maps keys of `FIGURES`, such as "noun", to whether the attribute is correct; None: not applicable. Keys
+            that concern single views have a list with one answer per view.
+        words: maps "noun", "colour" and "part" to the words that the probe (an image classifier) finds.
+        fronts: number of fronts found; None if the noun has no front or the camera azimuths are unknown.
+        azimuth_error: mean absolute error of the predicted camera azimuths, degrees; None like ``fronts``.
     """
 
     answers: dict[str, Answer]
@@ -60,7 +60,7 @@ class Verdict:
         return {"said" if key == "words" else key: value for key, value in rounded(asdict(self)).items()}
 
     def all_wrong(self) -> Verdict:
-        """Return a verdict with the same keys in which all answers are wrong, for an object whose run failed."""
+        """Return a copy in which all answers are wrong, for an object whose run failed."""
         wrong: dict[str, Answer] = {
             key: [False] * len(value) if isinstance(value, list) else False for key, value in self.answers.items()
         }
@@ -75,13 +75,12 @@ def judge(
     vote: bool = False,
     threshold: float = 0.5,
 ) -> Verdict:
-    """Compare the answers of the probe for V views of one object with the specification ``spec`` of the object.
+    """Compare a classifier's answers for V views of one object with the specification ``spec`` of the object.
 
     Args:
-        labels: vocabulary of the probe.
+        labels: vocabulary of the classifier.
         azimuth: azimuths (V,) of the cameras, radians; None: viewing sides are not judged.
-        vote: whether noun and colour are the most frequent answer of the views. Otherwise they have the highest mean
-            log-probability.
+        vote: decide noun and colour by majority of the views. Otherwise the highest mean log-probability decides.
         threshold: a part is present if its probability is higher than this.
     """
     combined = combine_views(views)
@@ -119,8 +118,8 @@ def judge_views(
 ) -> Verdict:
     """Classify the views (V, H, W, 3) of one object, uint8 or floats in [0, 1], and compare them with ``spec``.
 
-    ``azimuth`` (V,) are the azimuths of the cameras in radians. None: sides are not judged. With ``vote``, noun and
-    colour are the most frequent answers of the views (`judge`).
+    ``azimuth`` (V,) are the camera azimuths in radians. None: viewing sides are not judged. With ``vote``, the majority
+    of the views decides noun and colour.
     """
     views = probe.classify(torch.from_numpy(to_uint8(images)).float() / 255)
     return judge(views, spec, probe.labels, azimuth, vote, probe.threshold)
@@ -138,7 +137,7 @@ def _sides(views: Answers, azimuth: np.ndarray) -> tuple[dict[str, Answer], int,
 
 
 def tally(verdicts: Sequence[Verdict]) -> dict[str, Share]:
-    """Return the share of correct answers over all verdicts for each key. Keys without any answer are left out."""
+    """Return the share of correct answers over all verdicts for each key of `FIGURES` that has answers."""
     figures = {}
     for key in FIGURES:
         answers: list[bool | None] = []
@@ -150,9 +149,10 @@ def tally(verdicts: Sequence[Verdict]) -> dict[str, Share]:
 
 
 def own_accuracy(probe: Probe, box: Toybox, indices: Sequence[int]) -> list[Verdict]:
-    """Judge four renders of each of the toybox objects ``indices`` like results, to measure the accuracy of the probe.
+    """Judge the probe on four ground-truth renders of each of the objects ``indices``, to measure its accuracy.
 
-    For the answer "part_absent", the probe must not find an accessory that the object could wear but does not have.
+    Return one verdict per object. Its answer "part_absent" is whether the probe does not find an accessory that the
+    object could wear but does not have.
     """
     verdicts = []
     for asset, views, truth in _classified(probe, box, indices):
@@ -167,9 +167,10 @@ def own_accuracy(probe: Probe, box: Toybox, indices: Sequence[int]) -> list[Verd
 
 
 def calibrate(probe: Probe, box: Toybox, indices: Sequence[int]) -> float:
-    """Set and return ``probe.threshold``, at which the probe misses accessories as often as it finds absent ones.
+    """Set ``probe.threshold``, the probability above which a part counts as present, and return it.
 
-    Most parts are absent from most training images, which lowers the probabilities of the probe.
+    At this threshold, as many accessories are missed as absent ones are found (equal shares). Most parts are absent
+    from most training images, which lowers the probabilities. ``indices`` are the objects of ``box`` to use.
     """
     present, absent = [], []
     for asset, views, truth in _classified(probe, box, indices):

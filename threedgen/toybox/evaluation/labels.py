@@ -25,7 +25,10 @@ MIN_VISIBLE = 1e-3
 
 @dataclass(frozen=True)
 class Labels:
-    """Vocabulary of the probe: nouns, colours, and ``words``, the names of all parts and accessories."""
+    """Class names of the probe, which classifies toybox images. Class k is the name at index k.
+
+    ``words`` are the names of all parts and accessories.
+    """
 
     nouns: tuple[str, ...]
     colours: tuple[str, ...]
@@ -46,14 +49,16 @@ class Labels:
 
 @dataclass(frozen=True)
 class Truth:
-    """Labels of B images, with W part words.
+    """Ground-truth labels of B images, with W words for parts and accessories.
+
+    `OPEN` (-1) marks an unknown label, which losses and metrics leave out.
 
     Attributes:
         noun, colour: class indices (B,); the colour may be `OPEN`.
-        seen: 1 for a visible part, 0 for an absent one, `OPEN` for one that is hardly visible; (B, W).
-        part_colour: colour index of each visible part, else `OPEN`; (B, W).
-        azimuth: azimuth (B,) of the camera, radians.
-        front: whether the object has a front; (B,), bool.
+        seen: (B, W), 1 for a visible part, 0 for an absent one, `OPEN` for one that is hardly visible.
+        part_colour: (B, W), colour index of each visible part, else `OPEN`.
+        azimuth: (B,), azimuth of the camera, radians.
+        front: (B,), bool, whether the object has a front.
     """
 
     noun: Tensor
@@ -75,16 +80,17 @@ class Truth:
 
 
 def nearest_colour(value: np.ndarray) -> int:
-    """Return the index of the named colour nearest to an sRGB colour (3,); `OPEN` if a second one is almost as near."""
+    """Return the index in COLOURS of the colour nearest to an sRGB value (3,), or `OPEN` (-1) if it is ambiguous."""
     distance = np.linalg.norm(np.array(list(COLOURS.values())) - value, axis=1)
     first, second = np.sort(distance)[:2]
     return int(distance.argmin()) if first <= 0.6 * second else OPEN
 
 
 def word_colours(asset: Asset, labels: Labels) -> dict[str, int]:
-    """Map the names of the parts of an asset to the indices of their colours.
+    """Map the names of all parts of an object to the indices of their colours.
 
-    Parts in default colours are included. Otherwise the probe could learn to answer with the most unusual colour.
+    Parts whose colours the caption does not name are included. Otherwise the probe could learn to answer with the most
+    unusual colour.
     """
     found = {asset.part: labels.colours.index(asset.part_colour)} if asset.part and asset.part_colour else {}
     for solid in asset.primitives:  # also words of other nouns, such as a dog's mouth
@@ -94,12 +100,12 @@ def word_colours(asset: Asset, labels: Labels) -> dict[str, int]:
 
 
 def image_truth(assets: Sequence[Asset], label: np.ndarray, azimuth: np.ndarray, labels: Labels) -> Truth:
-    """Return the labels of N n images: n consecutive views of each of the N ``assets``.
+    """Return the ground-truth labels of N n images: n adjacent views of each of the N ``assets``.
 
     Args:
-        label: part label of each pixel from the ray caster, (N n, H, W): k + 1 for asset.labels[k].
-        azimuth: azimuths (N n,) of the cameras, radians.
-        labels: vocabulary of the probe.
+        label: (N n, H, W), part of each pixel from the ray caster: k + 1 for asset.labels[k], 0 for the background.
+        azimuth: (N n,), azimuths of the cameras, radians.
+        labels: class names.
     """
     count, n_view = len(label), len(label) // len(assets)
     seen = np.zeros((count, len(labels.words)), np.int64)
@@ -128,9 +134,9 @@ def image_truth(assets: Sequence[Asset], label: np.ndarray, azimuth: np.ndarray,
 def labelled(
     box: Toybox, indices: Sequence[int], size: int, n_view: int, labels: Labels
 ) -> tuple[list[Asset], np.ndarray, Truth]:
-    """Render n = ``n_view`` views of each of the N toybox objects ``indices``. The views of an object are consecutive.
+    """Render n = ``n_view`` adjacent views of each of the N toybox objects ``indices``, with labels.
 
-    Return the N assets, images (N n, size, size, 3) in [0, 1], and their labels in the vocabulary ``labels``.
+    Return the N objects, images (N n, size, size, 3) in [0, 1], and the labels of the images.
     """
     assets = [box.asset(i) for i in indices]
     cameras = [box.cameras(i, n_view) for i in indices]
@@ -145,14 +151,13 @@ WIDE = View(fov=(33.0, 47.0), elevation=(-5.0, 35.0), relative_distance=(0.88, 1
 
 
 class ProbeToybox(Toybox):
-    """Toybox for the training of the probe: its objects have held-out combinations too, and many accessories, which are
-    hard to find."""
+    """Toybox for the training of the probe. It has held-out combinations too, and many accessories (hard to find)."""
 
     def __init__(self, seed: int = 0, view: View = WIDE) -> None:
         super().__init__(seed, "train", view)
 
     def spec(self, index: int) -> tuple[Spec, int]:
-        """Return the spec of object ``index``, and 0, the number of the basic wording of its caption.
+        """Return the specification of object ``index``, and 0, the number of its caption's wording.
 
         At least half of the objects can wear an accessory, and half of the objects that can wear one have one.
         """
@@ -188,14 +193,14 @@ def corrupt(
     share: float,
     rng: np.random.Generator,
 ) -> None:
-    """Replace the images of a random ``share`` of the objects, in place, by images of their meshes with added noise.
+    """Make a random ``share`` of the objects look like bad 3D results: replace their images by renders of noisy meshes.
 
     Half of the chosen objects that have a front get a second front on the back.
 
     Args:
-        indices: indices of the N objects in the toybox.
+        indices: (N,), numbers of the objects in ``box``.
         assets: the N objects.
-        rgb: images (N n, size, size, 3) in [0, 1], n consecutive views of each object; changed in place.
+        rgb: images (N n, size, size, 3) in [0, 1], n adjacent views of each object; changed in place.
         truth: labels of the images; changed in place for objects with two fronts.
     """
     n_view, size = len(rgb) // len(assets), rgb.shape[1]
@@ -214,9 +219,9 @@ def corrupt(
 
 
 def nearer_front(azimuth: Array) -> tuple[Array, Array]:
-    """Return azimuths (V,), in [0, 2 pi), from the nearer of two fronts (0 and pi), and whether it is clearly visible.
+    """Return azimuths (V,), in [0, 2 pi), relative to the nearer of two fronts, which are at 0 and pi.
 
-    ``azimuth`` (V,) is in radians. The second result (V,), bool, is True up to `CLEAR_ANGLE` from that front.
+    ``azimuth`` (V,) is in radians. The second result is a mask (V,), True up to `CLEAR_ANGLE` from that front.
     """
     relative = np.where(np.cos(azimuth) < 0, azimuth + np.pi, azimuth) % (2 * np.pi)
     return relative.astype(np.float32), np.cos(relative) >= np.cos(CLEAR_ANGLE)

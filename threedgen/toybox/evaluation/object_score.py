@@ -49,10 +49,16 @@ KEYS = ("noun", "colour", "part", "part_colour", "bound", "one_front", "order", 
 
 @dataclass(frozen=True)
 class MeasuredObject:
-    """Measurements of the object of a prompt and of a true object; None if not measurable.
+    """Measurements of the 3D object of one prompt, and of a ground-truth object (``true_...``). None: not measurable.
 
-    ``views`` (8, H, W, 3) are the turntable views, uint8 or in [0, 1]. They are grey if the run ``failed``, for example
-    because a loss was not finite. ``seconds`` is the time of the run.
+    Attributes:
+        judged: verdicts of the classifier on both.
+        views: (8, H, W, 3), turntable views, uint8 or in [0, 1]; grey if the run failed.
+        seconds: time of the run.
+        failed: whether the run failed, for example because a loss was not finite.
+        surface: properties of the extracted surface.
+        true_roughness: `roughness` of the ground-truth object, degrees.
+        mottle, true_mottle: Lab distance of the colours to a palette of four.
     """
 
     judged: Judged
@@ -66,7 +72,7 @@ class MeasuredObject:
 
 
 class Objects3D(Evaluation[Evaluate3DConfig, int, MeasuredObject]):
-    """Evaluation of 3D objects of held-out prompts. An item is the index of a prompt."""
+    """Evaluation that makes one 3D object per held-out prompt and measures it. An item is the index of a prompt."""
 
     stage = "objects"
 
@@ -144,10 +150,10 @@ Seconds per object: median {middle}, at most {most}."""
 
 
 def make(config: GenerateConfig) -> tuple[Array, float | None] | None:
-    """Start or resume a generate run. Return the turntable views (8, H, W, 3) of its object and the seconds of the run,
-    or None if it failed. A finished run is not repeated.
+    """Start or resume a generate run. A finished run is not repeated.
 
-    Raises Stopped after Ctrl-C, and ConfigError or OutOfMemory if the run fails before the first checkpoint.
+    Return the turntable views (8, H, W, 3) of the object and the seconds of the run, or None if the run failed. Raises
+    Stopped after Ctrl-C, and ConfigError or OutOfMemory if the run fails before the first checkpoint.
     """
     config, resume = runs.open_run(config, "objects")
     folder = Path(str(config.out))

@@ -28,10 +28,10 @@ MATTE = "toybox-matte"
 
 
 def network_file(weights: str, name: str, key: str, remedy: str) -> Path:
-    """Return the path of a network's weights. ``weights`` is a .safetensors file, a folder with <name>.safetensors, or
-    "embedded" for <name>.safetensors of this installation.
+    """Return the path of a network's weights. ConfigError for the config key ``key`` if the file is missing.
 
-    Raises ConfigError for the config key ``key`` if the file is missing. The message ends with ``remedy``.
+    ``weights`` is a .safetensors file, a folder with <name>.safetensors, or "embedded" for <name>.safetensors of this
+    installation. ``remedy`` is the last sentence of the error message.
     """
     path = folder("weights") if weights == "embedded" else user_path(weights, key)
     path = path / f"{name}.safetensors" if path.is_dir() or weights == "embedded" else path
@@ -46,9 +46,9 @@ def probe_file(weights: str, key: str, embedded: str = PROBE) -> Path:
 
 
 def load_task(key: str, task: str, name: str, overrides: Sequence[str], values: dict[str, Any]) -> Any:
-    """Load the config ``name`` with key=value ``overrides`` and ``values`` by key.
+    """Load the config ``name``, with "key=value" strings ``overrides`` and further ``values`` by key.
 
-    Raises ConfigError for the key ``key`` if its task is not ``task``.
+    Raises ConfigError for the config key ``key`` if the config is not of the task ``task``.
     """
     if (found := task_of(name)) != task:
         raise ConfigError(f"should be a config of the task {task} (got {name!r}, {found})", key)
@@ -73,7 +73,10 @@ class ProbeTrainingConfig(Config):
 
 
 class TrainProbeConfig(RunConfig):
-    """Train the probe of all toybox evaluations."""
+    """Train the probe of all toybox evaluations.
+
+    The probe is a classifier of toybox images: noun, colours, parts and viewing side.
+    """
 
     start: str | None = Field(None, description="initial probe, 'embedded' or a file; null: random weights")
     network: ProbeNetworkConfig = ProbeNetworkConfig()
@@ -83,7 +86,10 @@ class TrainProbeConfig(RunConfig):
 
 
 class IdentityNetworkConfig(ProbeNetworkConfig):
-    """Size of the network that encodes the identity of a subject."""
+    """Size of the network that encodes the identity of a subject.
+
+    A subject is an unusual toybox object on which a prior is personalised.
+    """
 
     channels: tuple[int, int, int, int] = Field((32, 64, 96, 128), description="width of each level")
     width: int = Field(64, ge=2, le=1024, description="dimension of the output vector")
@@ -109,7 +115,10 @@ class ProbeConfig(Config):
 
 
 class ProbeSidesConfig(ProbeConfig):
-    """Toybox probe as classifier of sides, trained further on noisy meshes and two-fronted objects."""
+    """Toybox probe as classifier of sides, trained further on noisy meshes and two-fronted objects.
+
+    The sides of an object are front, left, back and right.
+    """
 
     embedded: ClassVar[str] = "toybox-sides"
 
@@ -139,7 +148,10 @@ class ToyboxIdentityConfig(Config):
 
 
 class ToyboxScenesConfig(Config):
-    """Held-out captions, with views of toybox objects from a ring of cameras as original data."""
+    """Held-out captions, with views of toybox objects from a ring of cameras as original data.
+
+    Held-out captions have combinations of noun, colour and part that training excludes.
+    """
 
     name: Literal["toybox"] = "toybox"
     count: int = Field(40, ge=1, le=10_000, description="number of captions")
@@ -178,7 +190,10 @@ class Evaluate3DConfig(RunConfig):
 
 
 class EvaluateSubjectsConfig(RunConfig):
-    """Tune a prior on toybox subjects; measure identity in samples, and what the prior forgot."""
+    """Tune a prior on toybox subjects; measure identity in samples, and what the prior forgot.
+
+    A subject is an unusual toybox object. Identity is the similarity of samples to its true views.
+    """
 
     probe: ProbeConfig = ProbeConfig()
     identity: Identity = Field({}, description="network that compares subjects")
@@ -196,7 +211,7 @@ class EvaluateSubjectsConfig(RunConfig):
 
     @property
     def rows(self) -> list[tuple[str, float]]:
-        """Preservation method and personalisation strength of each row of the table."""
+        """Rows of the report's table, as pairs (preservation method, personalisation strength)."""
         first, strength = self.preservation[0], self.strengths[0]
         further: list[tuple[str, float]] = [(first, other) for other in self.strengths[1:]]
         return [(first, strength), *further, *((other, strength) for other in self.preservation[1:])]

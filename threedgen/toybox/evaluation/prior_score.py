@@ -54,9 +54,11 @@ Cases = dict[str, list[Case]]
 
 
 def open_cases(nouns: int, seeds: int) -> Cases:
-    """Return open prompts of ``nouns`` evenly spread nouns, and of as many accessories in turn, by purpose.
+    """Return prompts that leave colours unspecified, in groups by what they measure.
 
-    ``seeds`` is the number of seeds of each noun for "variety".
+    The groups are "agreement" of colours across views, "worn" and "plain" (with and without an accessory), and
+    "variety" between seeds. ``nouns`` is the number of prompts in each group but "variety". That group has the prompts of
+    a few nouns, each ``seeds`` times.
     """
     vocabulary, worn = list(NOUNS), []
     spread = [vocabulary[k * len(vocabulary) // nouns] for k in range(nouns)]
@@ -74,15 +76,16 @@ def open_cases(nouns: int, seeds: int) -> Cases:
 
 
 def true_views(case: Case, azimuth: Array, size: int, seed: int) -> Array:
-    """Render a random object of the prompt from azimuths (V,) in radians, as images (V, size, size, 3) in [0, 1]."""
+    """Render a ground-truth object of a prompt from azimuths (V,) in radians: (V, size, size, 3) in [0, 1]."""
     rng = numpy_generator(seed, case.index, f"open truth {case.caption}")
     return render_orbit(build(case.spec, rng), azimuth, np.deg2rad(15), size).rgb
 
 
 def measure(probe: Probe, matte: Matte, cases: Cases, views: Sequence[Array], truth: Sequence[Array]) -> Json:
-    """Compute agreement, presence of accessories and variety of samples ``views`` and true renders ``truth``, as JSON.
+    """Measure samples ``views`` of prompts without colours, and ground-truth renders ``truth`` of these prompts.
 
-    Both have images (V, H, W, 3) in [0, 1] for each prompt, in the order of ``cases``.
+    Both have images (V, H, W, 3) in [0, 1] for each prompt, in the order of ``cases``. Return JSON with "agreement" (of
+    colours across views), "accessories" (share that is present) and "variety" (between seeds) of both.
     """
     ends = np.cumsum([0, *map(len, cases.values())])
     parts = {name: slice(ends[k], ends[k + 1]) for k, name in enumerate(cases)}
@@ -108,21 +111,18 @@ def measure(probe: Probe, matte: Matte, cases: Cases, views: Sequence[Array], tr
 
 
 def opaque(matte: Matte, views: Array) -> Array:
-    """Return the foreground masks (V, H, W), bool, of images (V, H, W, 3) in [0, 1]."""
+    """Return the foreground masks (V, H, W), bool, of images (V, H, W, 3), float in [0, 1]."""
     return matte.opacity(torch.from_numpy(views).float()).numpy() > 0.5
 
 
 def is_present(probe: Probe, views: Array, word: str) -> bool:
-    """Return whether the probe finds the part or accessory ``word`` in any of the views (V, H, W, 3) in [0, 1]."""
+    """Return whether the classifier finds the part or accessory ``word`` in any of the views (V, H, W, 3) in [0, 1]."""
     answers = combine_views(probe.classify(torch.from_numpy(views).float()))
     return float(answers.part[probe.labels.words.index(word)]) > probe.threshold
 
 
 def _variety(probe: Probe, matte: Matte, cases: Sequence[Case], views: Sequence[Array]) -> dict[str, float]:
-    """Measure how much the seeds of a noun vary, and return the mean over the nouns.
-
-    colour_entropy is the entropy of the colour names in bits. shape_distance is 1 - IoU of the masks of view 0.
-    """
+    # entropy of colour names in bits, and 1 - IoU of the masks of view 0: means over nouns
     entropies, shapes = [], []
     for noun in dict.fromkeys(case.spec.noun for case in cases):
         own = [v for v, case in zip(views, cases, strict=True) if case.spec.noun == noun]
@@ -167,7 +167,7 @@ KEYS = ("noun", "colour", "part", "part_colour", "bound", "order", "each_side", 
 
 
 class ToyboxPrior(PriorEvaluation[EvaluatePriorConfig, Judged]):
-    """Evaluation of samples of held-out captions. An item is the index of a caption."""
+    """Evaluation that judges samples of held-out captions from a prior. An item is the index of a caption."""
 
     def __init__(self, task: Task) -> None:
         super().__init__(task)
@@ -215,7 +215,10 @@ counts as right within 15 degrees of its quarter."""
         write_judged(self.task, self.probe, rows, KEYS, intro, text, about, shown, summary={"prior": self.weights})
 
     def sections(self) -> tuple[list[str], Json]:
-        """Measure how views use each other, and open prompts. Return Markdown sections, and figures as JSON."""
+        """Measure how the views of an object use each other, and prompts without colours.
+
+        Return Markdown sections for the report, and the figures as JSON.
+        """
         config, sections, figures = self.config, list[str](), Json()
         # only MVDream accepts another time step for each view
         if config.view_use and isinstance(self.prior, MVDream):

@@ -33,10 +33,15 @@ N = TypeVar("N", bound=nn.Module)
 
 
 class Logits(NamedTuple):
-    """Outputs for B images with N nouns, C colours and W part words.
+    """Outputs of the probe for B images, with N nouns, C colours and W words for parts and accessories.
 
-    Logits: noun (B, N), colour (B, C), seen (B, W), part_colour (B, W, C), side (B, 4) of front, left, back, right.
-    ``heading`` (B, 2) estimates (cos, sin) of the camera azimuth.
+    Attributes:
+        noun: logits (B, N).
+        colour: logits (B, C) of the colour of the object.
+        seen: logits (B, W) of independent probabilities that each part is visible.
+        part_colour: logits (B, W, C) of the colour of each part.
+        side: logits (B, 4) of the visible side: front, left, back, right.
+        heading: (B, 2), estimate of (cos, sin) of the camera azimuth.
     """
 
     noun: Tensor
@@ -49,10 +54,14 @@ class Logits(NamedTuple):
 
 @dataclass(frozen=True)
 class Answers:
-    """Answers of the probe for V views, on the CPU, with N nouns, C colours and W part words.
+    """Predictions of the probe for V views, on the CPU, with N nouns, C colours and W words for parts and accessories.
 
-    Log-probabilities: noun (V, N), colour (V, C), side (V, 4), part_colour (V, W, C). ``part`` (V, W) is the
-    probability that a part is visible. ``azimuth`` (V,) is the camera azimuth in radians, in [-pi, pi].
+    Attributes:
+        noun, colour: log-probabilities (V, N) and (V, C).
+        part: probability (V, W) that each part is visible.
+        part_colour: log-probabilities (V, W, C) of the colour of each part.
+        side: log-probabilities (V, 4) of the visible side: front, left, back, right.
+        azimuth: camera azimuth (V,), radians, in [-pi, pi].
     """
 
     noun: Tensor
@@ -67,10 +76,10 @@ class Answers:
 
 
 def combine_views(views: Answers) -> Answers:
-    """Combine the answers for V views of an object into noun (N,), colour (C,), part (W,) and part_colour (W, C).
+    """Combine the answers for V views of one object. The axis V disappears, except in ``side`` and ``azimuth``.
 
-    Noun and colour are means of log-probabilities, part is the maximum, and part_colour is the mean weighted by part.
-    ``side`` (V, 4) and ``azimuth`` (V,) are not combined.
+    ``noun`` and ``colour`` are means of log-probabilities, ``part`` is the maximum, and ``part_colour`` is the mean of
+    log-probabilities weighted by the ``part`` of the views.
     """
     weight = views.part / views.part.sum(0).clamp(min=1e-6)
     part_colour = (weight[..., None] * views.part_colour).sum(0)
@@ -79,7 +88,7 @@ def combine_views(views: Answers) -> Answers:
 
 
 class Residual(nn.Module):
-    """Residual block relu(x + f(x)), where f has two 3 x 3 convolutions (He et al. 2015)."""
+    """Residual block relu(x + f(x)), where f has two 3 x 3 convolutions of ``width`` channels (He et al. 2015)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -92,12 +101,13 @@ class Residual(nn.Module):
 
 
 class Probe(nn.Module):
-    """Convolutional classifier of toybox images with an attention map for each part.
+    """Convolutional classifier of toybox images: noun, colour, parts with their colours, and viewing side.
 
-    It has four levels, each at half the resolution of the level before. The object and each part have a spatial softmax
-    at a quarter of the input resolution. The features that it selects give the colour of the object or part.
+    It has four levels, each at half the resolution of the level before. One attention map (softmax over pixels) for the
+    object and one for each part select the features that give its colour.
 
     Attributes:
+        labels: class names.
         threshold: a part is visible if its probability is higher than this; calibrated after training.
         accuracy: accuracy on new objects, measured after training; None: not measured.
     """
@@ -123,7 +133,7 @@ class Probe(nn.Module):
                 module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor) -> Logits:
-        """Classify images (B, 3, S, S) in [0, 1], S being the configured side. The outputs are float32."""
+        """Classify B images (B, 3, S, S) in [0, 1]. S is ``options.image_size``. The outputs are float32."""
         fine, middle, coarse = self._levels(x)
         levels = [lateral(y) for lateral, y in zip(self.laterals, (fine, middle, coarse), strict=True)]
         features = F.relu(torch.stack([F.interpolate(y, size=fine.shape[-2:]) for y in levels]).sum(0))
@@ -143,14 +153,16 @@ class Probe(nn.Module):
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
-        """Return the pooled features (V, D), float32, of the last level for square images (V, S, S, 3) in [0, 1] of any
-        size. Call it in eval mode."""
+        """Return pooled features (V, D), float32, of the last level for images (V, S, S, 3) in [0, 1] of any size S.
+
+        Call it in eval mode.
+        """
         *_, coarse = self._levels(prepare(images, self.options.image_size))
         return pooled(coarse).float()
 
     @torch.no_grad()
     def classify(self, images: Tensor, chunk: int = 64) -> Answers:
-        """Classify square images (V, S, S, 3) in [0, 1] of any size in eval mode, ``chunk`` images at a time."""
+        """Classify square images (V, S, S, 3) in [0, 1] of any size, in eval mode. ``chunk`` is the batch size."""
         device, training = next(self.parameters()).device, self.training
         self.eval()
         try:
@@ -177,12 +189,13 @@ class Probe(nn.Module):
     def load(cls, weights: str = "embedded", key: str = "probe.weights", embedded: str = PROBE) -> Probe:
         """Load a probe in eval mode on the CPU.
 
-        Raises ConfigError if the file is missing, damaged, or from an older toybox with fewer words.
-
         Args:
-            weights: .safetensors file, folder with such a file, or "embedded".
+            weights: .safetensors file, folder with such a file, or "embedded" for the file of this installation.
             key: config key of ``weights``, for error messages.
-            embedded: name of the file that "embedded" stands for.
+            embedded: name of the file that "embedded" stands for, without suffix.
+
+        Raises:
+            ConfigError: the file is missing, damaged, or from an older toybox with fewer words.
         """
 
         def make(card: Json) -> Probe:
@@ -201,7 +214,10 @@ class Probe(nn.Module):
 
 
 def write_network(path: Path, network: nn.Module, card: Json, half: bool = False) -> None:
-    """Write weights as .safetensors (float16 if ``half``), and ``card`` to a .json file beside it. Raises OSError."""
+    """Write weights as .safetensors to ``path`` (float16 if ``half``), and ``card`` to a .json file beside it.
+
+    ``card`` has the settings from which `read_network` builds the network again. Raises OSError.
+    """
     tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
     if half:
         tensors = {name: value.half() if value.is_floating_point() else value for name, value in tensors.items()}
@@ -229,12 +245,15 @@ def read_network(path: Path, make: Callable[[Json], N], key: str, remedy: str) -
 
 
 def pooled(x: Tensor) -> Tensor:
-    """Pool feature maps (B, D, H, W) to vectors (B, 2 D): the mean, then the maximum of each channel."""
+    """Pool feature maps (B, D, H, W) to vectors (B, 2 D): the means, then the maxima of the D channels."""
     return torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1)
 
 
 def prepare(images: Tensor, size: int) -> Tensor:
-    """Resize square images (V, S, S, 3) in [0, 1], by area or bilinearly, to inputs (V, 3, size, size), float32."""
+    """Resize square images (V, S, S, 3) in [0, 1] to network inputs (V, 3, size, size), float32.
+
+    Larger images are averaged over areas, smaller ones interpolated bilinearly.
+    """
     if images.ndim != 4 or images.shape[-1] != 3 or images.shape[1] != images.shape[2]:
         raise ValueError(f"images are not square (V, H, W, 3): {tuple(images.shape)}")
     x = images.permute(0, 3, 1, 2).float()
@@ -244,7 +263,7 @@ def prepare(images: Tensor, size: int) -> Tensor:
 
 
 class ProbeSides:
-    """Classifier of the visible side of toybox objects (`janus.meter.ViewClassifier`).
+    """Classifier that tells from which side an image shows a toybox object (`janus.meter.ViewClassifier`).
 
     The constructor raises ConfigError for missing or damaged weights.
     """
@@ -256,10 +275,10 @@ class ProbeSides:
         return self.probe.classify(images).side.exp()
 
     def likeness(self, images: Tensor, prompts: Sequence[str]) -> Tensor | None:
-        """Return scores (V, N) of N prompts for images (V, S, S, 3) in [0, 1].
+        """Return scores (V, N) of N prompts for images (V, S, S, 3) in [0, 1]. A higher score means a better match.
 
-        A score is the log-probability of the noun, plus that of the colour if the prompt names one. The result is None
-        if a prompt has no toybox noun.
+        It is the log-probability of the prompt's noun, plus that of its colour if it names one. The result is None if a
+        prompt has no toybox noun.
         """
         specs, labels = [parse_prompt(prompt) for prompt in prompts], self.probe.labels
         answers, columns = self.probe.classify(images), []
@@ -272,9 +291,10 @@ class ProbeSides:
 
 
 class ProbeFeatures(FeatureNetwork):
-    """Feature network that uses the probe: features of the last level, log-probabilities of the nouns as logits.
+    """Feature network for FID, KID and Inception score: the probe, a classifier of toybox images.
 
-    The constructor raises ConfigError for missing or damaged weights.
+    Features are those of its last level, logits the log-probabilities of the nouns. The constructor raises ConfigError
+    for missing or damaged weights.
     """
 
     description = (

@@ -32,7 +32,10 @@ Views = Sequence[Array]
 
 
 def features(probe: Probe, objects: Views) -> Array:
-    """Return the probe's pooled features (N V, D), float32, of the last level for V views of each of N objects."""
+    """Return feature vectors (N V, D), float32, of V views of each of N objects, from the probe's last level.
+
+    ``objects`` has images (V, H, W, 3) of each object, uint8 or in [0, 1].
+    """
     probe.eval()
     rows = []
     for views in objects:
@@ -42,9 +45,10 @@ def features(probe: Probe, objects: Views) -> Array:
 
 
 def distances(probe: Probe, results: Views, truth: Views, other: Views) -> dict[str, float]:
-    """Return "fid" and "kid" of results to the truth, and "floor_fid" and "floor_kid" of ``other`` true objects to it.
+    """Return FID and KID ("fid", "kid") between views of generated objects ``results`` and of ground-truth objects.
 
-    ``results``, ``truth`` and ``other`` have images (V, H, W, 3) of each object, uint8 or in [0, 1].
+    ``truth`` and ``other`` are two sets of ground-truth objects. "floor_fid" and "floor_kid" are the distances of
+    ``other`` to ``truth``. Each argument has images (V, H, W, 3) of each object, uint8 or in [0, 1].
     """
     ours, first, second = (features(probe, views) for views in (results, truth, other))
     half = len(first) // 2
@@ -73,17 +77,22 @@ def roughness(normal: Array, mask: Array) -> float | None:
 
 
 class Surface(NamedTuple):
-    """Properties of a field's surface: `roughness` in degrees (None: unknown), and whether the field is translucent."""
+    """Measurements of the surface of a generated object.
+
+    Attributes:
+        roughness: mean angle between normals of neighbouring pixels, degrees; None: no visible surface.
+        translucent: whether the density field behind the surface is translucent.
+    """
 
     roughness: float | None
     translucent: bool
 
 
 def surface(run: Path, c2w: Array, fov: float, size: int, resolution: int) -> Surface | None:
-    """Measure the surface that the export extracts from the field of a run; None if there is no surface.
+    """Measure the surface that the mesh export extracts from a generate run; None if there is no surface.
 
     Args:
-        run: folder of a generate run. Raises ConfigError if it cannot be read.
+        run: folder of the run. Raises ConfigError if it cannot be read.
         c2w: camera-to-world poses (V, 4, 4) of the renders of normals.
         fov: vertical field of view, radians.
         size: side of the renders, pixels.
@@ -101,8 +110,11 @@ def surface(run: Path, c2w: Array, fov: float, size: int, resolution: int) -> Su
 
 
 def surface_figures(surfaces: Sequence[Surface | None], truth: Sequence[float | None]) -> Json:
-    """Return, as JSON, median roughness and counts of the surfaces of results (None: no surface), and the median of the
-    roughness ``truth`` of true objects in degrees (None: unknown)."""
+    """Summarise surfaces of generated objects as JSON: median roughness, and counts of translucent and missing ones.
+
+    In ``surfaces``, None means no surface. ``truth`` is the roughness of ground-truth objects in degrees (None:
+    unknown), whose median is returned too.
+    """
     found = [one for one in surfaces if one is not None]
     return {
         "roughness": median([one.roughness for one in found]),
@@ -122,7 +134,7 @@ COUNTS = {"translucent": "translucent objects", "without_surface": "objects with
 
 
 def fidelity_table(figures: Json) -> str:
-    """Return a Markdown table of `distances` and `surface_figures`, with their floors in the last column."""
+    """Return a Markdown table of `distances` and `surface_figures`, with their "floor_" values in the last column."""
     rows = []
     for key, name in NAMES.items():
         if key in figures:
@@ -138,10 +150,10 @@ SHEET_KEYS = ("noun", "colour", "bound", "order", "one_front")
 
 @dataclass(frozen=True)
 class Judged:
-    """Judged result for a held-out caption.
+    """Judged result for one held-out caption, with ground-truth objects for comparison.
 
     Attributes:
-        case: held-out combination and its caption.
+        case: specification of the object, with its caption.
         views: images (V, H, W, 3) of the result, uint8 or in [0, 1].
         verdict: verdict on the result.
         truth: verdicts on true objects of the caption.
@@ -172,7 +184,7 @@ def judge_case(
         azimuth: azimuths (V,) of the cameras, radians.
         true_views: images (V, H, W, 3) of each of two or more true objects.
         calibration: number of true objects to judge.
-        vote: whether noun and colour are decided by the majority of the views.
+        vote: decide noun and colour by majority of the views.
         failed: whether the run of the result failed. If so, all answers are wrong.
     """
     verdict, *truth = (
@@ -183,14 +195,16 @@ def judge_case(
 
 
 def verdict_figures(verdicts: Sequence[Verdict]) -> Json:
-    """Return the share of correct answers for each key, and the median azimuth error in degrees, as JSON."""
+    """Return as JSON the share of correct answers per key of `FIGURES`, and the median azimuth error in degrees."""
     shares = {key: figure.plain() for key, figure in tally(verdicts).items()}
     return shares | {"azimuth_error_median": median([verdict.azimuth_error for verdict in verdicts])}
 
 
 def verdict_table(measured: Sequence[Verdict], truth: Sequence[Verdict], keys: Sequence[str]) -> str:
-    """Return a Markdown table of the shares of correct answers of results and of true objects, one row per key of
-    `FIGURES` in ``keys``."""
+    """Return a Markdown table with the shares of correct answers of results ``measured`` and of true objects ``truth``.
+
+    It has one row per key of `FIGURES` in ``keys``.
+    """
     ours, theirs = tally(measured), tally(truth)
     heads = ["figure", "measured", "95 % interval", "probe on ground truth", "95 % interval"]
     rows = [
@@ -205,7 +219,7 @@ def verdict_table(measured: Sequence[Verdict], truth: Sequence[Verdict], keys: S
 
 
 def label(verdict: Verdict) -> str:
-    """Return the label of an image on the contact sheet: "ok", or the wrong answers and what the probe finds."""
+    """Return the label of an image on the contact sheet: "ok", or the wrong answers and the words that were found."""
     words, wrong = verdict.words, [key for key in SHEET_KEYS if verdict.answers.get(key) is False]
     found = ", ".join(filter(None, (f"{words['colour']} {words['noun']}", words.get("part"))))
     return f"{'+'.join(wrong)}: {found}" if wrong else "ok"
@@ -224,16 +238,16 @@ def write_judged(
     fidelity: Json | None = None,
     summary: Json | None = None,
 ) -> None:
-    """Write report.json, report.md, sheet.png and the summary of the run.
+    """Write report.json, report.md, the contact sheet sheet.png, and the summary of the run.
 
     Args:
-        rows: judged results.
+        rows: judged results, one per object.
         keys: keys of `FIGURES` for the rows of the table.
         intro, notes: text before and after the tables.
         figures: first entries of report.json.
         shown: maps indices of ``rows`` to images (V, H, W, 3) for the contact sheet.
         own: further entries of each object in report.json; None: none.
-        fidelity: further distances to the truth, for `fidelity_table`; None: none.
+        fidelity: further figures for `fidelity_table`; None: none.
         summary: further entries of the summary; None: none.
     """
     captions, measured = [row.case.caption for row in rows], [row.verdict for row in rows]

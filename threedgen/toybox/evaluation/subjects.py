@@ -62,7 +62,10 @@ Rows = Sequence[Json]
 
 @dataclass(frozen=True)
 class Subject:
-    """Toybox object, its folder, and identity vectors ``truth`` (V, D) of V true views, with length 1."""
+    """Toybox object for a personalisation test.
+
+    Its ``folder`` has photos, runs and measurements. ``truth`` (V, D) are unit identity vectors of V true views.
+    """
 
     asset: Asset
     folder: Path
@@ -70,7 +73,7 @@ class Subject:
 
 
 class Subjects(Evaluation[EvaluateSubjectsConfig, int, Json]):
-    """Evaluation of priors that are tuned on toybox subjects. An item is the number of a subject."""
+    """Evaluation of priors that are personalised on photos of toybox objects. An item is the number of an object."""
 
     stage = "subjects"
 
@@ -97,7 +100,7 @@ class Subjects(Evaluation[EvaluateSubjectsConfig, int, Json]):
         return {"subject": subject.folder.name, "found": found}
 
     def make_subject(self, number: int) -> Subject:
-        """Create subject ``number``, write its photos, and encode its true views from the cameras of setting 0."""
+        """Create test object ``number``, write its photos, and encode ground-truth views with the identity network."""
         config, size = self.config, self.base.image_size
         asset = make_subject(config.seed, number, wearing=[word for _, word in SETTINGS if word])
         folder = self.folder / "subjects" / f"{number:03d}-{asset.noun.replace(' ', '-')}"
@@ -114,9 +117,10 @@ class Subjects(Evaluation[EvaluateSubjectsConfig, int, Json]):
     def sample(
         self, prior: Prior, prompts: Sequence[str], places: Sequence[tuple[int, int]]
     ) -> list[tuple[Array, Array]]:
-        """Sample a batch of prompts. ``places`` has the (subject number, setting) that seeds cameras and noise of each.
+        """Sample views of prompts. ``places`` has a pair (subject number, index in `SETTINGS`) per prompt.
 
-        Returns for each prompt views (V, S, S, 3), uint8, and azimuths (V,) of the cameras in radians.
+        The pair seeds cameras and noise. Return for each prompt views (V, S, S, 3), uint8, and the azimuths (V,) of the
+        cameras in radians.
         """
         config = self.config
         rings = [self.ring(*place) for place in places]
@@ -135,10 +139,10 @@ class Subjects(Evaluation[EvaluateSubjectsConfig, int, Json]):
         return {"scores": scores}
 
     def samples(self, subject: Subject, prior: Prior, name: str, identifier: str = "") -> Json:
-        """Sample a subject with each of `SETTINGS`, and write the views of setting k to <name>-k.png in its folder.
+        """Sample an object with each accessory of `SETTINGS`, and write the views for setting k to <name>-k.png.
 
-        ``identifier`` is the word for the subject in prompts; empty: none. Return the identity, answers and score of
-        each setting as JSON.
+        ``identifier`` is the word for the object in prompts, such as "[v]"; "": none. Return JSON lists over the
+        settings: "identity" (similarity to true views), "answers" and "scores".
         """
         noun, number = subject.asset.noun, subject.asset.index
         prompts = [prompt_of(noun, worn, identifier) for worn in SETTINGS]
@@ -152,9 +156,10 @@ class Subjects(Evaluation[EvaluateSubjectsConfig, int, Json]):
         return {"identity": identity, "answers": answers, "scores": [score(verdict) for verdict in verdicts]}
 
     def tuned(self, subject: Subject, tuning: MVDreamBoothConfig, key: str, strength: float) -> Json:
-        """Measure a tuned prior by samples of the subject, of its noun ("class") and of held-out prompts ("held_out").
+        """Measure a prior that the run ``tuning`` personalised: `samples` of the object, and what the prior forgot.
 
-        ``key`` starts the names of the images, ``strength`` is that of the personalisation. Return JSON.
+        ``key`` starts the names of images, ``strength`` is that of the personalisation. Return JSON with the further
+        keys "class" (samples of the plain noun), "held_out" (scores of unrelated prompts) and "seconds" of the run.
         """
         folder = Path(str(tuning.out))
         options = {"personalisation": str(folder / dreambooth.RESULT), "personalisation_strength": strength}
@@ -185,9 +190,9 @@ correct answers: for prompts of the subject (compared with the base's for the cl
 
 
 def tuning_config(config: EvaluateSubjectsConfig, folder: Path, method: str, noun: str) -> MVDreamBoothConfig:
-    """Load the config that tunes the prior on the photos of the subject in ``folder``. Raises ConfigError.
+    """Load the config of the run that personalises the prior on the photos of an object in ``folder``.
 
-    ``method`` is the preservation method, ``noun`` that of the subject.
+    ``method`` is the method against forgetting, such as "l1", ``noun`` that of the object. Raises ConfigError.
     """
     values = {
         "prompt": f"{article(noun)} [v] {noun}", "identifier": "[v]", "photos": [str(folder / "photos")],
@@ -203,7 +208,7 @@ def prior_of(tuning: MVDreamBoothConfig, **options: object) -> Prior:
 
 
 def tune(config: MVDreamBoothConfig) -> None:
-    """Start or resume a tuning run. A finished run is not repeated. Raises Stopped if the run does not finish."""
+    """Start or resume a personalisation run. A finished run is not repeated. Raises Stopped if it does not finish."""
     config.check()
     if not finished(Path(str(config.out)), config.trainer.max_steps):
         run_config, resume = runs.open_run(config, "subjects")
@@ -217,12 +222,15 @@ def spec_of(noun: str, worn: Accessory) -> Spec:
 
 
 def prompt_of(noun: str, worn: Accessory, identifier: str = "") -> str:
-    """Return a prompt like "a dog wearing a red hat", or "a [v] dog wearing a red hat" with the identifier "[v]"."""
+    """Return a prompt like "a dog wearing a red hat". With ``identifier`` "[v]" it is "a [v] dog wearing a red hat".
+
+    ``worn`` is the (colour, noun) of an accessory; both are "" for none.
+    """
     return caption(spec_of(noun, worn)).replace(noun, f"{identifier} {noun}".strip(), 1)
 
 
 def score(verdict: Verdict) -> float:
-    """Return the share of correct answers to `KEYS`, in [0, 1]. Answers that do not apply are not counted."""
+    """Return the share of correct answers among those to `KEYS`, in [0, 1]. Answers that do not apply are left out."""
     return float(np.mean([verdict.answers[key] for key in KEYS if verdict.answers.get(key) is not None]))
 
 
@@ -230,21 +238,19 @@ def score(verdict: Verdict) -> float:
 
 
 def row_key(method: str, strength: float) -> str:
-    """Return the name of a table row in files: "images" for strength 1, "images-0.6" for strength 0.6."""
     return method if strength == 1 else f"{method}-{strength:g}"
 
 
 def row_name(key: str) -> str:
-    """Return the name of a table row in reports: "class images", or "class images, strength 0.6"."""
     method, _, strength = key.partition("-")
     return f"{NAMES[method]}, strength {strength}" if strength else NAMES[method]
 
 
 def sheet(config: EvaluateSubjectsConfig, folder: Path, rows: Rows) -> Array:
-    """Return a contact sheet (H, W, 3), uint8, with a line of images per subject. ``folder`` has all subjects' folders.
+    """Return a contact sheet (H, W, 3), uint8, with a line of images per subject, whose folders are in ``folder``.
 
-    A line shows the photos, then four views each of: a sample of the base prior, samples of the tuned prior in the
-    first two settings, and a sample of the tuned prior for the class.
+    A line shows photos, then four views each of: a sample of the original prior, samples of the personalised prior
+    for the first two of `SETTINGS`, and a sample of the personalised prior for the plain noun.
     """
     key = row_key(*config.rows[0])
     shown = {"base-0": "{}, base"}
@@ -263,8 +269,10 @@ def sheet(config: EvaluateSubjectsConfig, folder: Path, rows: Rows) -> Array:
 
 
 def compare(rows: Rows, key: str) -> Json:
-    """Compare the tuned priors ``key`` (`row_key`) with the base prior: differences with 95 % intervals, shares of
-    correct answers and seconds of the tuning, as JSON."""
+    """Compare personalised priors with the original prior: differences with 95 % intervals, shares, seconds, as JSON.
+
+    ``rows`` has the measurements of each object, and ``key`` selects a row of the table, such as "l1".
+    """
     tuned, base = ([row["found"][name] for row in rows] for name in (key, "base"))
 
     def difference(ours: Sequence[Sequence[float]], name: str) -> tuple[float, float, float]:
@@ -287,7 +295,7 @@ def compare(rows: Rows, key: str) -> Json:
 
 
 def mean_difference(differences: Sequence[float]) -> tuple[float, float, float]:
-    """Return mean, lower and upper limit of the 95 % interval of differences. For one value, all three are equal."""
+    """Return the mean of the differences, and the limits of its 95 % interval. For one value, all three are equal."""
     value = float(np.mean(differences))
     return value, *(bootstrap(differences) or (value, value))
 

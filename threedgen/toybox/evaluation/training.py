@@ -44,9 +44,9 @@ BLOCK, BLOCKS, WINDOW = 8, 4, 256
 
 
 class ClassifierSystem(System):
-    """Base class for training a small network ``net`` on augmented toybox images.
+    """Base class of LightningModules that train a small network ``net`` on augmented toybox images.
 
-    The data of a step depends only on the seed and the number of the step.
+    The data of a step depends only on the seed and the number of the step. ``rate`` is the learning rate.
 
     Attributes:
         result: file of the trained network, relative to the run folder.
@@ -62,15 +62,17 @@ class ClassifierSystem(System):
         self.config, self.options, self.net, self.rate = config, None, net, rate
 
     def start(self) -> None:
-        """Load the initial weights of a new run. Raises ConfigError if they are missing or do not fit."""
+        """Load initial weights at the start of a new run. Raises ConfigError if they are missing or do not fit."""
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
-        """Return the scalar loss of a step, and metrics by name."""
+        """Return the scalar loss of a step, and a dict of metrics."""
         raise NotImplementedError
 
     def finish(self, path: Path, about: Json) -> tuple[Json, str]:
-        """Measure the network and write it to ``path``, with the facts ``about`` it. Return measurements as JSON and as
-        a sentence."""
+        """Measure the network and write it, with the facts ``about`` it, to ``path``.
+
+        Return the measurements as JSON and as a sentence.
+        """
         raise NotImplementedError
 
     def training_step(self, batch: int, index: int) -> Tensor:
@@ -102,7 +104,10 @@ def train(kind: Callable[[Any], ClassifierSystem], task: Task) -> Status:
 
 
 def measure_accuracy(probe: Probe, count: int, seed: int) -> Json:
-    """Return the accuracy (`verdict_figures`) on four views of ``count`` new objects, half of them held out."""
+    """Measure the accuracy of a probe on four renders of each of ``count`` new objects, half of them held out.
+
+    Return it as JSON (`verdict_figures`).
+    """
     verdicts = []
     splits: dict[Split, int] = {"train": count - count // 2, "held-out": count // 2}
     for split, number in splits.items():
@@ -111,7 +116,10 @@ def measure_accuracy(probe: Probe, count: int, seed: int) -> Json:
 
 
 class ProbeSystem(ClassifierSystem):
-    """Training of a `Probe`. A step renders one new block of samples and reuses random earlier ones, to save time."""
+    """LightningModule that trains a `Probe`, the classifier of toybox images.
+
+    To save time, the batch of a step has one newly rendered block of images and random earlier blocks.
+    """
 
     stage, shown, result = "probe", ("noun", "colour", "side"), f"probe/{PROBE}.safetensors"
     config: TrainProbeConfig
@@ -168,12 +176,15 @@ class ProbeSystem(ClassifierSystem):
 
 
 def probe_loss(raw: Logits, truth: Truth, emphasis: Tensor | float = 1.0) -> tuple[Tensor, dict[str, float]]:
-    """Return the sum (scalar) of the losses of all outputs of the probe, and each loss and accuracy by name.
+    """Compute the loss of a probe.
 
     Args:
         raw: outputs for B images.
-        truth: labels of the images. Labels equal to `OPEN` do not count.
+        truth: labels of the images. Labels equal to `OPEN` (-1) do not count.
         emphasis: loss weights (W,) of the W parts and accessories of the vocabulary, or one weight for all.
+
+    Returns:
+        Sum (scalar) of the losses of all outputs, and dict of each loss ("loss_noun", ...) and accuracy ("noun", ...).
     """
     front = torch.where(truth.front, torch.round(truth.azimuth / (torch.pi / 2)).long() % 4, OPEN)
     applicable = truth.seen != OPEN
@@ -208,8 +219,8 @@ def probe_loss(raw: Logits, truth: Truth, emphasis: Tensor | float = 1.0) -> tup
 def augment(x: Tensor, rng: torch.Generator) -> Tensor:
     """Augment images (B, 3, S, S) in [0, 1] by random shift, scale, blur, saturation, tint and noise.
 
-    The augmented images resemble samples and volume renders. They are never mirrored, which would swap left and right.
-    ``rng`` is a generator on the CPU.
+    The result has the same shape and range, and resembles samples and volume renders. Images are never mirrored, which
+    would swap left and right. ``rng`` is a generator on the CPU.
     """
     count, size = len(x), x.shape[-1]
 

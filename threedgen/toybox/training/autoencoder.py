@@ -61,7 +61,7 @@ def build(options: AutoencoderConfig) -> AutoencoderKL:
 
 @torch.no_grad()
 def initialise_averaging(vae: Any) -> None:
-    """Initialise the weights so that the encoder averages pixels and the decoder repeats them.
+    """Initialise the weights of an AutoencoderKL so that the encoder averages pixels and the decoder repeats them.
 
     From random weights, each colour axis takes hundreds of steps. Here channels 0 to 5 carry (r, g, b, -r, -g, -b)
     through all layers. Since silu(a) - silu(-a) = a, the activations at both ends do not change the colours. Residual
@@ -89,10 +89,7 @@ def initialise_averaging(vae: Any) -> None:
 
 
 def _set_taps(conv: Any, matrix: Tensor, weight: float, taps: slice | None = None) -> None:
-    """Set the first outputs of a convolution to `weight` * `matrix` (out, in) times its first inputs.
-
-    `taps` are the rows and columns of the kernel that get these weights; None: the middle one.
-    """
+    # out[:o] = weight * matrix (o, i) @ in[:i]; taps are the kernel rows and columns, None: the middle one
     out, inputs = matrix.shape
     middle = conv.kernel_size[0] // 2
     taps = taps or slice(middle, middle + 1)
@@ -102,7 +99,10 @@ def _set_taps(conv: Any, matrix: Tensor, weight: float, taps: slice | None = Non
 
 
 def edges(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the differences of neighbouring pixels of images (B, C, H, W): (B, C, H - 1, W) and (B, C, H, W - 1)."""
+    """Return the vertical and the horizontal differences of neighbouring pixels of images (B, C, H, W).
+
+    Their shapes are (B, C, H - 1, W) and (B, C, H, W - 1).
+    """
     return x[..., 1:, :] - x[..., :-1, :], x[..., 1:] - x[..., :-1]
 
 
@@ -130,8 +130,8 @@ def psnr(y: Tensor, x: Tensor) -> float:
 class AutoencoderSystem(System):
     """LightningModule that trains an AutoencoderKL. Each step renders new toybox images.
 
-    `max_steps`, if not None, replaces that of the options. `facts` are further settings that must stay the same when
-    a run is resumed.
+    If `max_steps` is not None, it replaces `options.max_steps`. `facts` are further settings that must stay the same
+    when a run is resumed.
     """
 
     stage = "autoencoder"
@@ -152,10 +152,10 @@ class AutoencoderSystem(System):
         self.box, self.rooms = Toybox(seed + 1, "train"), Rooms(seed + 1, "train")
 
     def images(self, step: int) -> Tensor:
-        """Return the images of a step, float32 in [-1, 1].
+        """Return the training images of a step, float32 in [-1, 1].
 
-        In the last fraction WHOLE of the steps these are whole images (batch, 3, image_size, image_size). Before, they
-        are two random crops of each image, (2 batch, 3, image_size / 2, image_size / 2).
+        At first they are two random crops of each image, (2 batch, 3, image_size / 2, image_size / 2). In the last
+        fraction WHOLE of the steps they are whole images (batch, 3, image_size, image_size).
         """
         batch, size, rng = self.options.batch, self.image_size, self.numpy_rng(step, "crops")
         interiors = round(ROOMS * batch)
@@ -187,7 +187,7 @@ class AutoencoderSystem(System):
         return loss
 
     def validate(self, step: int, folder: Path) -> None:
-        """Write reconstructions.png: held-out images above their reconstructions."""
+        """Write reconstructions.png to `folder`: held-out images above their reconstructions."""
         _, rgb, _, _ = Toybox(self.seed, "held-out").batch(range(8), self.image_size, n_view=1)
         x = torch.from_numpy(rgb).permute(0, 3, 1, 2).to(self.device) * 2 - 1
         y = self.vae.decode(self.vae.encode(x).latent_dist.mode()).sample
@@ -202,9 +202,10 @@ class AutoencoderSystem(System):
 
 
 class DecoderSystem(AutoencoderSystem):
-    """LightningModule that trains the decoder on noisy latents of the frozen encoder.
+    """LightningModule that trains the decoder of a VAE on noisy latents of its frozen encoder.
 
     The decoder then tolerates the errors of sampled latents (Zheng et al. 2025, arXiv 2510.11690, section 3.3).
+    `images` are the settings of the training images.
     """
 
     stage = "decoder"
@@ -234,7 +235,7 @@ class DecoderSystem(AutoencoderSystem):
 
 @torch.no_grad()
 def standardise(vae: Any, rgb: Tensor) -> None:
-    """Standardise the latents of an autoencoder by changing its two 1x1 convolutions in place.
+    """Standardise the latents of an autoencoder by changing its two 1x1 convolutions around the latents in place.
 
     Afterwards each latent channel has mean 0 and variance 1 on the images `rgb` (N, H, W, 3) in [0, 1], so that
     `scaling_factor` can be 1. Reconstructions do not change.

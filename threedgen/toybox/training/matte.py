@@ -43,9 +43,9 @@ FRESH, JUMBLES, MEASURED = 3, 0.1, 256
 
 
 class MatteImages:
-    """Disk cache of `count` RGB images with opacity, uint8 (S, S, 4). Blocks of images are rendered on first use.
+    """Disk cache of `count` training images with opacity (RGBA), uint8 (S, S, 4). Images are rendered on first use.
 
-    `prior` is the model whose VAE encodes and decodes the renders.
+    To look like samples of `prior`, the colours are encoded and decoded by its VAE.
     """
 
     def __init__(
@@ -58,13 +58,12 @@ class MatteImages:
         self.cache = BlockCache(folder, "pictures", count, (self.size, self.size, 4), np.uint8, source, BLOCK)
 
     def __call__(self, indices: Array) -> Tensor:
-        """Return RGB and opacity (N, S, S, 4) in [0, 1] of the images at N indices."""
+        """Return the images at N indices, with opacity as the fourth channel: (N, S, S, 4), float32 in [0, 1]."""
         for block in self.cache.missing_blocks(indices):
             self.cache.store(block, self.make(range(block * BLOCK, (block + 1) * BLOCK)))
         return torch.from_numpy(np.stack([self.cache[i] for i in indices])).float() / 255
 
     def make(self, indices: range) -> Array:
-        """Render a block of N images of one object each, with opacity: uint8 (N, S, S, 4)."""
         rng = numpy_generator(self.seed, indices.start, "matte")
         assets = [jumble(rng, i) if rng.random() < JUMBLES else self.box.asset(i) for i in indices]
         c2w, fov, _, grey = zip(*(self.box.cameras(i, 1) for i in indices), strict=True)
@@ -76,15 +75,17 @@ class MatteImages:
 
     @torch.no_grad()
     def decode_noisy(self, rgb: Array, rng: np.random.Generator) -> Array:
-        """Encode images (N, S, S, 3) in [0, 1] by the VAE, add noise of random strength up to `LATENT_NOISE` to the
-        latents, and decode them to images of the same shape, float32."""
+        """Add noise to images (N, S, S, 3) in [0, 1] in the latent space of the VAE. The result is float32.
+
+        The standard deviation of the noise is random for each image, up to `LATENT_NOISE`.
+        """
         z = encode(self.prior.vae, torch.from_numpy(rgb).float())
         noise = LATENT_NOISE * rng.random((len(z), 1, 1, 1)) * rng.standard_normal(z.shape)
         return self.prior.decode_latents(z + torch.from_numpy(noise).to(z)).float().cpu().numpy()
 
 
 class MatteSystem(System):
-    """LightningModule that trains a `Matte` to predict the opacity of images."""
+    """LightningModule that trains a `Matte`, a network that predicts the opacity of an object at each pixel."""
 
     stage = "matte"
     rate, weight_decay = {"0%": 0.0, "3%": 2e-3, "40%": 2e-3, "100%": 1e-5}, 0.001
@@ -116,9 +117,11 @@ def augment(x: Tensor, rng: torch.Generator) -> Tensor:
 
 @torch.no_grad()
 def evaluate(net: Matte, images: MatteImages, count: int) -> dict[str, float]:
-    """Return two metrics of the first `count` images: "error", the mean absolute error of the opacity, and "iou".
+    """Measure a matte network on the first `count` images.
 
-    The IoU (intersection over union) compares the pixels with an opacity above 0.5.
+    Returns:
+        Dict with "error", the mean absolute error of the opacity, and "iou", the intersection over union of the masks
+        of pixels with an opacity above 0.5.
     """
     rgba = images(np.arange(count))
     opacity, truth = net.opacity(rgba[..., :3].to(net.out.weight.device)).cpu(), rgba[..., 3]

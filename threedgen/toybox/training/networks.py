@@ -38,11 +38,12 @@ def base_model(
     tokenizer: PreTrainedTokenizerFast,
     image_size: int,
 ) -> LatentDiffusion:
-    """Build a 2D model from an untrained UNet of widths `channels`, a trained autoencoder and a trained text encoder.
+    """Build a 2D latent diffusion model from an untrained UNet, a trained autoencoder and a trained text encoder.
 
-    The time embedding includes the pooled caption, and scales and shifts features. The model predicts v, which weights
-    all noise levels equally. Latents of this small size would still be visible at the last noise level of Stable
-    Diffusion, so the noise is stronger there.
+    `channels` are the widths of the UNet's levels, and `image_size` is the side of an image in pixels. The time
+    embedding includes the pooled caption, and scales and shifts features. The model predicts v, which weights all noise
+    levels equally. Its noise is stronger than that of Stable Diffusion, whose last noise level would still show latents
+    of this small size.
     """
     latent_channels, levels = int(vae.config["latent_channels"]), len(channels) - 1
     unet = UNet2DConditionModel(
@@ -69,12 +70,12 @@ def base_model(
 def multiview_model(
     base: LatentDiffusion, coarse: CoarsePredictor | None, attention: bool = False, rotary: bool = False
 ) -> MVDream:
-    """Build a multi-view prior from the networks of `base`, which are not copied.
+    """Build a multi-view prior from the networks of `base`, a 2D model or a multi-view prior. Networks are not copied.
 
-    Except for `rotary`, the additions do not change the output before training, because some of their weights are zero.
+    Additions to the UNet do not change its output before training, because some of their weights are zero. `rotary` is
+    the exception.
 
     Args:
-        base: a 2D model or a multi-view prior.
         coarse: predictor whose latents become an input of the UNet; None: no such input.
         attention: add attention to the UNet levels that have none.
         rotary: rotate queries and keys by the world positions of their pixels (rotary embedding).
@@ -91,7 +92,10 @@ def multiview_model(
 
 @torch.no_grad()
 def with_camera(unet: UNet2DConditionModel) -> UNet2DConditionModel:
-    """Return a copy of the UNet with a camera embedding whose last layer is zero, or `unet` itself if it has one."""
+    """Return a copy of the UNet with a camera embedding, or `unet` itself if it has one.
+
+    The last layer of the embedding is zero, so the output does not change.
+    """
     if unet.class_embedding is not None:
         return unet
     camera = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": CAMERA_DIM}
@@ -104,7 +108,7 @@ def with_camera(unet: UNet2DConditionModel) -> UNet2DConditionModel:
 
 @torch.no_grad()
 def with_attention(unet: UNet2DConditionModel) -> UNet2DConditionModel:
-    """Return a copy of the UNet with attention at all levels. The output of the added layers is zero."""
+    """Return a copy of the UNet with attention at all levels. The output of the added layers is zero at first."""
     config: Any = unet.config
     widths, heads = config["block_out_channels"], list(config["attention_head_dim"])  # numbers of heads
     for level, kind in enumerate(config["down_block_types"]):
@@ -176,7 +180,7 @@ def _widened(
 
 
 def _sources(parts: Parts) -> Tensor:
-    """Return the index (new,) of the old channel that each new channel copies."""
+    # index (new,) of the old channel that each new channel copies
     starts = [0, *torch.cumsum(torch.tensor([old for old, _ in parts]), 0).tolist()]
     return torch.cat(
         [
@@ -187,10 +191,7 @@ def _sources(parts: Parts) -> Tensor:
 
 
 def _widened_sinusoids(weight: Tensor, n: int) -> Tensor:
-    """Return the weight (out, n) for n sines and cosines. Columns of frequencies that the old weight lacks are 0.
-
-    In diffusers one half of the inputs are sines and the other half cosines. Frequency k is 10000^(-k / half).
-    """
+    # in diffusers one half of the inputs are sines, the other cosines; frequency k is 10000^(-k / half)
     out = weight.new_zeros(len(weight), n)
     for new, old in zip(out.chunk(2, 1), weight.chunk(2, 1), strict=True):
         new[:, :: n // weight.shape[1]] = old
@@ -198,7 +199,7 @@ def _widened_sinusoids(weight: Tensor, n: int) -> Tensor:
 
 
 def _concatenated_inputs(unet: Any, wide: Any) -> dict[str, Parts]:
-    """Return the (old, new) widths of the two maps that are concatenated as input, by the names of the layers."""
+    # by layer: the (old, new) widths of the two feature maps that are concatenated as its input
     found = dict[str, Parts]()
     for i, block in enumerate(wide.up_blocks):
         for j in range(len(block.resnets)):
@@ -209,7 +210,7 @@ def _concatenated_inputs(unet: Any, wide: Any) -> dict[str, Parts]:
 
 
 def _input_widths(unet: Any, i: int, j: int) -> tuple[int, int]:
-    """Return the input widths of residual block j in up block i: (map of the level below, skip connection)."""
+    # of residual block j in up block i: (map of the level below, skip connection)
     blocks = unet.up_blocks
     before = blocks[i].resnets[j - 1] if j else blocks[i - 1].resnets[-1] if i else unet.mid_block.resnets[-1]
     below = int(before.conv2.out_channels)

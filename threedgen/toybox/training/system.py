@@ -59,7 +59,7 @@ SHEET_PROMPTS = (
 
 
 def objects_of(images: int, n_view: int) -> int:
-    """Return the minimum number of objects with `n_view` images each that have `images` images or more in all."""
+    """Return the smallest number of objects, with `n_view` images each, that have at least `images` images in all."""
     return -(-images // n_view)
 
 
@@ -71,7 +71,7 @@ class PriorSystem(DenoisingSystem):
 
     Args:
         prior: model whose UNet is trained in place.
-        banks: cached latents, each with the share of the steps that train on them.
+        banks: pairs (share of the steps, disk cache of latents on which these steps train).
     """
 
     stage = "UNet"
@@ -99,7 +99,7 @@ class PriorSystem(DenoisingSystem):
 
     @property
     def process(self) -> tuple[int, int]:
-        """Rank of this process, from 0, and the number of processes."""
+        """Pair of the rank of this process, from 0, and the number of processes."""
         return (self.global_rank, self.trainer.world_size) if getattr(self, "_trainer", None) else (0, 1)
 
     def mean_of_processes(self, loss: Tensor) -> float:
@@ -113,17 +113,19 @@ class PriorSystem(DenoisingSystem):
         return numpy_generator(self.seed, step, purpose)
 
     def entries(self, step: int, n_view: int, share: float) -> Array:
-        """Sample the indices (n,) of the objects (or images, for ``n_view`` = 1) of a step in their latent cache.
+        """Sample the indices (n,) of the cache entries on which a step trains. An entry has ``n_view`` images.
 
-        ``n_view`` is the number of images per object, ``share`` the share of the steps that use the cache.
+        ``share`` is the share of the steps that use this cache.
         """
         o, rng = self.options, self.numpy_rng(step, "pictures")
         numbers = (objects_of(number, n_view) for number in (o.batch, o.pictures, o.first, o.fresh))
         return sample_entries(rng, int(step * share), *numbers)
 
     def fill(self, bank: LatentBank, chosen: Array) -> None:
-        """Render and encode the entries `chosen` (n,) that the cache lacks, each process a part; with one process, do
-        nothing: reading then fills the cache."""
+        """With several processes, render and encode those of the entries `chosen` (n,) that the cache `bank` lacks.
+
+        Each process makes a part. With one process nothing is done, because reading then fills the cache.
+        """
         if self.process[1] > 1:
             self.trainer.strategy.barrier()  # so that all find the same entries missing
             bank.prepare(chosen, self.process)
@@ -160,7 +162,7 @@ class PriorSystem(DenoisingSystem):
         self.model.save(folder / ("prior" if self.n_view > 1 else "base"))
 
     def sample_sheet(self) -> Sheet:
-        """Return samples of `SHEET_PROMPTS`: single images, or views all around for a multi-view prior."""
+        """Return samples of `SHEET_PROMPTS`: single images of a 2D model, or views all around of a multi-view prior."""
         n_view, c2w = self.n_view, None
         prompts = SHEET_PROMPTS[:8] if n_view > 1 else SHEET_PROMPTS
         if n_view > 1:
@@ -170,20 +172,20 @@ class PriorSystem(DenoisingSystem):
         return Sheet(images, 4, [prompt for prompt in prompts for _ in range(n_view)])
 
     def sample(self, number: int, prompt: str, c2w: Tensor | None) -> Tensor:
-        """Sample views (V, H, W, 3) in [0, 1] for camera-to-world poses `c2w` (V, 4, 4); None: one image (1, H, W, 3).
+        """Sample views (V, H, W, 3) in [0, 1] of a prompt. `number` seeds the noise.
 
-        `number` seeds the noise.
+        `c2w` (V, 4, 4) are camera-to-world poses; None: one image (1, H, W, 3) without a camera.
         """
         rng = self.rng(number, "sheet")
         return self.model.sample(prompt, c2w, steps=30, guidance_scale=4.0, generator=rng)
 
 
 class OwnPriorSystem(PriorSystem):
-    """LightningModule that trains a prior on user assets.
+    """LightningModule that trains a prior on renders of the user's 3D assets.
 
     The sample sheet has renders of the held-out assets `shown` beside samples of their captions from the same cameras.
     The FID between the two is logged as `fid`. It is computed from few images, so compare it within one run only. If
-    `shown` is None, the sheet has only samples of the prompts in the config.
+    `shown` is None, there is no sheet.
     """
 
     features: FeatureNetwork
@@ -209,11 +211,11 @@ class OwnPriorSystem(PriorSystem):
 
 
 class CoarseSystem(AveragedSystem):
-    """LightningModule that trains the predictor `coarse` in place, by the squared error of its latents.
+    """LightningModule that trains `coarse`, a network that predicts latents from caption and camera in one step.
 
-    The predictor computes latents from caption and camera in one step (`guidance/coarse.py`). It trains on one image of
-    each object, without the random variation that captions do not describe, which it could not predict. The text
-    encoder of `prior` is used, and stays frozen. `bank` has cached latents, captions and cameras.
+    The loss is the squared error of the latents. `bank` has cached latents, captions and cameras, one image per object.
+    The objects lack the random variation that captions do not describe, which could not be predicted. The text encoder
+    of `prior` is used, and stays frozen.
     """
 
     stage = "coarse predictor"

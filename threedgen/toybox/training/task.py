@@ -55,9 +55,10 @@ def train_base(task: Task) -> Status:
 
 
 def load_start(task: Task, start: str, image_size: int | None = None) -> LatentDiffusion:
-    """Load the model `start` that a training starts from. Its UNet gets the widths `widen` of the config, if set.
+    """Load the model with which a training starts, from the weights `start`.
 
-    `image_size` is in pixels; None: that of the model.
+    If `widen` is set in the config, the levels of its UNet are widened to these numbers of channels. `image_size` is in
+    pixels; None: that of the model.
     """
     config: TrainBaseConfig | TrainPriorConfig = task.config
     prior = LatentDiffusion.load(start, image_size=image_size)
@@ -70,12 +71,14 @@ def load_start(task: Task, start: str, image_size: int | None = None) -> LatentD
 def banks(
     task: Task, prior: LatentDiffusion, name: str, source: Source, share: float = 1.0
 ) -> list[tuple[float, LatentBank]]:
-    """Return the cached latents of a source, each with the share of the steps that train on them.
+    """Create the disk caches of latents that a training reads, each with the share of the steps that train on it.
 
-    There are latents at full size and, if `training.half` is above 0, at half size for this share of the steps.
+    There is a cache of full-size latents and, if the config's `training.half` is above 0, one of half-size latents for
+    this fraction of the steps.
 
     Args:
         name: folder of the full-size cache in the run folder.
+        source: source of the images.
         share: share of the steps that use the source.
     """
     half, size = task.config.training.half, prior.image_size
@@ -92,9 +95,9 @@ def bank(task: Task, name: str, source: Source, vae: AutoencoderKL, size: int) -
 
 
 def train_networks(task: Task, source: Source) -> LatentDiffusion:
-    """Train autoencoder, decoder and text encoder on images of `source`, and return them with an untrained UNet.
+    """Train autoencoder, decoder and text encoder on images of `source`, one after the other.
 
-    Finished stages are loaded.
+    Return a model of these networks and an untrained UNet. Stages that finished in an earlier run are loaded.
     """
     config: TrainBaseConfig = task.config
     seed, size, vae = config.seed, config.image_size, autoencoder.build(config.autoencoder)
@@ -142,7 +145,10 @@ def train_prior(task: Task) -> Status:
 
 
 def train_coarse(task: Task, base: LatentDiffusion, o: CoarseConfig) -> CoarsePredictor:
-    """Train the coarse predictor, or load it if it is finished. Return it frozen, with the averaged weights."""
+    """Train the coarse predictor, which computes latents from caption and camera in one step, or load the finished one.
+
+    Return it frozen, with the moving average of its weights.
+    """
     seed = task.config.seed
     seed_networks(seed, "coarse")
     channels, side, _ = base.latent_shape
@@ -196,7 +202,10 @@ def train_own(task: Task) -> Status:
 
 
 def load_own_start(config: TrainOwnPriorConfig) -> MVDream:
-    """Load the prior to train; a 2D model gets a camera embedding without effect at first. Raises ConfigError."""
+    """Load the prior to train further. Raises ConfigError.
+
+    A 2D model becomes a multi-view prior by a camera embedding, which has no effect before training.
+    """
     with called("prior.weights"):
         prior: LatentDiffusion = load_prior(LatentDiffusion, config.prior, device(config.trainer.accelerator))
     if prior.unet.class_embedding is None:

@@ -32,7 +32,7 @@ PAD, START, END, UNKNOWN = "<pad>", "<start>", "<end>", "<unknown>"
 
 
 def captions() -> Iterator[str]:
-    """Yield texts that together contain all words of object captions and room captions."""
+    """Yield texts that together contain all words of toybox captions, of objects and of rooms."""
     colours, sizes = list(COLOURS), [s for s in SIZES if s]
     n = 0
     for entry in NOUNS.values():
@@ -46,7 +46,10 @@ def captions() -> Iterator[str]:
 
 
 def train_tokenizer() -> PreTrainedTokenizerFast:
-    """Build a tokenizer with one token per toybox word. Token sequences are <start> ... <end>, padded with <pad>."""
+    """Build a tokenizer with one token per word of toybox captions.
+
+    Token sequences are <start> ... <end>, padded with <pad>. Other words become <unknown>.
+    """
     tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -66,7 +69,7 @@ def train_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def vocabulary_digest(tokenizer: Any) -> str:
-    """Return a hash of all (token, id) pairs. A run can be resumed only while the hash stays the same."""
+    """Return a hash of all (token, id) pairs of a tokenizer. A run can be resumed only if the hash is the same."""
     return hashlib.blake2b(repr(sorted(tokenizer.get_vocab().items())).encode(), digest_size=8).hexdigest()
 
 
@@ -88,7 +91,7 @@ def build(tokenizer: PreTrainedTokenizerFast) -> CLIPTextModel:
 
 
 def latent_tower(channels: int, width: int) -> nn.Sequential:
-    """Build CLIP's image encoder for latents (B, channels, h, w), with embeddings (B, width) that are not normalised.
+    """Build CLIP's image encoder for latents: (B, channels, h, w) to embeddings (B, width), which are not normalised.
 
     The features of its submodule `body` are (B, 256, h / 4, w / 4).
     """
@@ -107,7 +110,10 @@ def latent_tower(channels: int, width: int) -> nn.Sequential:
 
 
 class TextEncoderSystem(System):
-    """LightningModule that trains a text encoder in place, to match the cached latents `bank` with their captions."""
+    """LightningModule that trains a text encoder in place by a contrastive loss, as in CLIP.
+
+    `bank` is a disk cache of captions and of the latents of their images, which take the place of images.
+    """
 
     stage = "text encoder"
     rate, weight_decay = {"0%": 0.0, "5%": 1e-3, "60%": 1e-3, "100%": 2e-5}, 0.05

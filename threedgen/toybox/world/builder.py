@@ -115,11 +115,9 @@ class Builder:
         return c * factor if factor <= 1 else 1 - (1 - c) / factor
 
     def add(self, kind: int, at, size, colour=None, label: str = "body", rotate=(0, 0, 0), param: float = 1.0) -> None:
-        """Add a solid.
+        """Add a solid of half extent ``size``, scalar or (3,), along its local axes.
 
-        Args:
-            kind, param: shape, as in `Primitive`: SPHERE, BOX, ..., and the radius of a FRUSTUM's top or TORUS' tube.
-            size: half the extent along the local axes, scalar or (3,).
+        ``kind`` and ``param`` define its shape as in `Primitive`. `Builder` explains the other arguments.
         """
         stretch = np.broadcast_to(np.asarray(size, float), (3,))
         self._place(kind, param, rotation(rotate) @ np.diag(np.maximum(stretch, 1e-3)), at, colour, label)

@@ -193,7 +193,8 @@ def parse_prompt(text: str) -> Spec | None:
 def held_out(spec: Spec) -> bool:
     """Return whether the object of a spec is held out of training.
 
-    That is so if a combination (noun, main colour, part or accessory) of it is held out: 1 in 16, selected by a hash.
+    A hash selects 1 in 16 of the combinations (noun, main colour, part or accessory). An object is held out if it has
+    one of these.
     """
     keys = [f"{spec.noun}/{spec.colour}/{word}".encode() for word, _ in spec.details if spec.colour]
     return any(hashlib.blake2b(key, digest_size=8).digest()[0] % 16 == 0 for key in keys)

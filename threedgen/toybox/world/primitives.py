@@ -78,8 +78,7 @@ class Asset:
 
         Returns:
             Dict with kind, param, reach (radius of a ball around the centre that contains the solid) and label (k + 1
-            for ``labels[k]``), each (S,); inverse (S, 3, 3), from world to local axes; centre (S, 3); and colour (S, 3),
-            in sRGB.
+            for ``labels[k]``), each (S,); inverse (S, 3, 3), from world to local axes; centre (S, 3); colour (S, 3).
         """
         label_ids = {name: i + 1 for i, name in enumerate(self.labels)}
         matrix = np.stack([p.matrix for p in self.primitives])

@@ -127,7 +127,10 @@ class Furnisher:
 
 
 def inward_yaw(direction: np.ndarray) -> float:
-    """Return the yaw, in degrees, that turns +x to the room's centre, for an object in ``direction`` (2,) of it."""
+    """Return the yaw in degrees that turns the front (+x) of an object to the room's centre.
+
+    The object lies in ``direction`` (2,), along x and y, from the centre.
+    """
     return float(np.rad2deg(np.arctan2(*-direction[::-1])))
 
 
@@ -189,7 +192,7 @@ def render_rooms(
         fov: (V,), vertical field of view in radians.
         supersample, with_gbuffer: as in ``raycast.render``.
 
-    In the label images of a room with n items, k + 1 is item k, and n + 1 is the bare room.
+    In the label images of a room with n items, k + 1 stands for ``items[k]``, and n + 1 for the bare room.
     """
     lamps = np.stack([room.lamp for room in rooms])[room_index]
     assets = [room.asset for room in rooms]
