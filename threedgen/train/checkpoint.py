@@ -148,7 +148,7 @@ def check_weights(checkpoint: CheckpointData, weights: Mapping[str, str]) -> Non
 
 
 def numerics(trainer: pl.Trainer) -> dict[str, str]:
-    """Return what the last bits of results depend on, by name: versions, processors, numbers of threads and devices."""
+    """Return {name: value} of versions, processors, thread and device counts, which affect the last bits of results."""
     numba_threads = numba.get_num_threads()  # first: this call may change torch's number, see threads.py
     device = trainer.strategy.root_device
     result = {
@@ -166,7 +166,7 @@ def numerics(trainer: pl.Trainer) -> dict[str, str]:
 
 
 def warn_numerics(checkpoint: CheckpointData, now: dict[str, str]) -> None:
-    """Log a warning that results may differ if `now`, from `numerics`, differs from the values in a checkpoint."""
+    """Log a warning if `now`, versions and hardware from `numerics`, differs from the values in a checkpoint."""
     before = checkpoint.get(NUMERICS_KEY, {})
     names = [name for name in (before | now) if before and before.get(name) != now.get(name)]
     changes = [f"{name} {before.get(name, 'none')} -> {now.get(name, 'none')}" for name in names]

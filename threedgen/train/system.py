@@ -191,7 +191,7 @@ class EMA(torch.nn.Module):
 
 
 class AveragedSystem(System):
-    """System whose result is a moving average of one network's weights. `keep_average` starts it."""
+    """System whose result is a moving average of one network's weights. Call `keep_average` with the network."""
 
     average: EMA
     averaged: torch.nn.Module | None = None

@@ -113,7 +113,7 @@ class Task:
         return status
 
     def has_results(self, status: Status) -> bool:
-        """Return whether this process writes results after a training: of a finished one, or with the flag --finish."""
+        """Return whether this process writes results: on rank 0, if the training is finished or --finish is set."""
         return self.is_global_zero and (status is Status.FINISHED or status is Status.INTERRUPTED and self.finish)
 
     def train(

@@ -130,7 +130,7 @@ def plan(config: BatchConfig) -> list[Job]:
 def check_prompts(methods: Mapping[str, RunConfig], prompts: Sequence[str]) -> None:
     """Raise ConfigError if the prior of a config knows no noun of a prompt. Other errors of the configs are ignored.
 
-    `methods` has the configs by method.
+    `methods` maps names of methods to their configs.
     """
     for method, config in methods.items():
         try:

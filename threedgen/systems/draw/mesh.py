@@ -176,7 +176,7 @@ def _normals(parts: tuple[Submesh, ...], points: Array, triangles: Array) -> Arr
 
 
 def read_object(config: SamplingConfig) -> SourceMesh:
-    """Read the mesh of an object and move it to the origin. Its largest absolute coordinate becomes `HALF`.
+    """Read the mesh of an object. Centre it at the origin and scale its largest absolute coordinate to `HALF` = 0.5.
 
     A mesh with more triangles than `config.budget` is simplified. Raises ConfigError.
     """

@@ -183,12 +183,14 @@ class MeasuredSystem(GenerateSystem):
 def memory(
     config: GenerateConfig, device: torch.device, free: float | None = None, fraction: float = 1.0
 ) -> dict[str, float]:
-    """Measure the peak memory of a run without its stages, in bytes by phase, such as {"step at 64 px": 5e9}.
+    """Measure the peak memory of a run, without its stages (earlier runs).
 
     Args:
         device: device of the run; it decides the precision of the prior.
         free: free bytes before the run, for `march.chunk: auto`; None: those of `device` now.
         fraction: samples per ray as a fraction of `march.samples`; 1 is the worst case.
+
+    Returns bytes by phase, such as {"step at 64 px": 5e9}.
     """
     networks = meta_networks(config.prior.weights, config.prior.parts)
     prior = MetaPrior(networks, config, device)

@@ -128,7 +128,7 @@ def make_asset(system: GenerateSystem, folder: Path, quiet: bool = True) -> Expo
 
 
 def write_asset(system: GenerateSystem, folder: Path, notes: list[str], quiet: bool = True) -> Figures:
-    """Write folder/asset, and return entries for summary.json. An error appends a note instead of raising."""
+    """Write folder/asset, and return entries for summary.json. An error is appended to `notes`, not raised."""
     retry = f" ({command('--config', 'export', f'run={folder}')} tries again)"
     return try_asset(lambda: make_asset(system, folder / FOLDER, quiet), folder, notes, retry)
 

@@ -144,11 +144,11 @@ def resample_views(
     Args:
         renders: (V, H, W, 3) images in [0, 1] to start from. None: start from the latents of the prior's coarse
             predictor, or from pure noise if the prior has no such predictor.
-        rig, condition: cameras of the V views, and what the prior is conditioned on for these views.
+        rig: cameras of the V views.
+        condition: inputs of the prior for these views: text, cameras and reference image.
         strength: img2img noise strength in (0, 1].
 
-    Returns:
-        Images (V, H, W, 3) in [0, 1] at the prior's image size.
+    Returns images (V, H, W, 3) in [0, 1] at the prior's image size.
     """
     if renders is not None:
         z: Tensor | None = prior.encode_images(renders, rng)

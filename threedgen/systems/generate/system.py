@@ -118,7 +118,7 @@ class GenerateSystem(Scene):
 
     @cached_property
     def regularisers(self) -> dict[str, Regulariser]:
-        """Functions from a render to a scalar loss, by the keys of the config section `loss`.
+        """Regularisers by their key in the config section `loss`: functions from a render to a scalar loss.
 
         A function of the representation replaces the registered function of the same name.
         """

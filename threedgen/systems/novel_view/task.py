@@ -129,7 +129,7 @@ def gap_test(
 
 
 def once_around(views: Views, count: int) -> Views:
-    """Return at most `count` views in order of azimuth, evenly spaced in this order."""
+    """Sort views by camera azimuth, and return at most `count` of them, picked at even intervals."""
     position = views.cameras.position
     order = torch.atan2(position[:, 1], position[:, 0]).argsort()
     chosen = torch.linspace(0, len(order) - 1, min(count, len(order))).round().long()
@@ -229,7 +229,7 @@ class PairSystem(AveragedSystem):
 
 
 def rate_factor(warmup: float, decay: float, max_steps: int) -> Callable[[int], float]:
-    """Return the function from the step to the factor on the learning rate, in [0, 1].
+    """Return a learning rate schedule: a function from the step to a factor in [0, 1].
 
     The factor rises linearly over the first `warmup` steps, and falls to 0 over the last fraction `decay` of the steps.
     """

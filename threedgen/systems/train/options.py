@@ -57,7 +57,6 @@ class ViewNoiseConfig(Config):
 
 
 def default_trainer(max_steps: int, gradient_clip_val: float = 1.0, val_check_interval: int = 500) -> TrainerConfig:
-    """Return the default section `trainer` of a training config."""
     clip, interval = gradient_clip_val, val_check_interval
     return TrainerConfig(max_steps=max_steps, gradient_clip_val=clip, val_check_interval=interval)
 
