@@ -57,8 +57,8 @@ def open_cases(nouns: int, seeds: int) -> Cases:
     """Return prompts that leave colours unspecified, in groups by what they measure.
 
     The groups are "agreement" of colours across views, "worn" and "plain" (with and without an accessory), and
-    "variety" between seeds. ``nouns`` is the number of prompts in each group but "variety". That group has the prompts of
-    a few nouns, each ``seeds`` times.
+    "variety" between seeds. ``nouns`` is the number of prompts in each group but "variety". That group has the prompts
+    of a few nouns, each ``seeds`` times.
     """
     vocabulary, worn = list(NOUNS), []
     spread = [vocabulary[k * len(vocabulary) // nouns] for k in range(nouns)]
