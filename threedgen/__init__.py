@@ -31,7 +31,7 @@ _HERE = Path(__file__).resolve().parent
 
 
 def _bridge(name: str) -> None:
-    """Import the folder `name` beside this package in a checkout as `threedgen.name`. Installed packages contain it."""
+    # in a checkout, imports the folder `name` beside this package; installed packages contain it
     init = _HERE.parent / name / "__init__.py"
     if (_HERE / name).is_dir() or not (_HERE.parent / "launch.py").is_file() or not init.is_file():
         return

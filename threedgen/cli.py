@@ -31,7 +31,7 @@ OK, FAILED, INTERRUPTED = 0, 1, 130
 
 @dataclass
 class Command:
-    """Parsed command line: flags with their values ("" for a flag without a value), and the `key=value` overrides."""
+    """Parsed command line: `flags`, a dict flag -> value ("" for a flag without value), and `overrides`, key=value."""
 
     flags: dict[str, str] = field(default_factory=dict)
     overrides: list[str] = field(default_factory=list)
@@ -47,7 +47,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse(words: list[str]) -> Command:
-    """Parse command-line arguments. Raises ConfigError for unknown, contradictory and invalid arguments."""
+    """Parse the arguments `words` of the command line. Raises ConfigError for unknown or contradictory ones."""
     parser, names = _Parser(add_help=False, allow_abbrev=False), [flag.split()[0] for flag in help.FLAGS]
     for flag, name in zip(help.FLAGS, names, strict=True):
         _, _, value = flag.partition(" ")
@@ -86,8 +86,10 @@ def _override(word: str) -> str:
 
 
 def load_plugins(command: Command) -> None:
-    """Import the plug-ins of the flag --plugin, and those that the config of the flag --config lists under `plugins`.
-    If that config is the config.yaml of a run, its list is not imported and a warning is logged."""
+    """Import the plug-ins that the flag --plugin names, and those under `plugins` in the config that --config names.
+
+    The list in the config.yaml of a run is not imported, but a warning is logged.
+    """
     if plugins.FLAG in command.flags:
         plugins.load(command.flags[plugins.FLAG])
     if "--config" not in command.flags:
@@ -117,8 +119,10 @@ def answer(command: Command) -> str | None:
 
 
 def dry_run(checked: Any, name: str) -> int:
-    """Print what a run with the config `checked` would do, and return 0. The run folder is named after `name`, the
-    config's name. Raises AbsentWeights after the plan is printed if weights are missing."""
+    """Print what a run would do, without starting it; return 0. Raises AbsentWeights at the end if weights are missing.
+
+    `checked` is the config of the run, `name` the config's name for the run folder.
+    """
     absent: AbsentWeights | None = None
     try:
         checked.check()
@@ -134,7 +138,7 @@ def dry_run(checked: Any, name: str) -> int:
 
 
 def finishing(checked: Any, folder: Path) -> Any:
-    """Return the config `checked` with the flag --finish set. Raises ConfigError if the run has no checkpoint."""
+    """Return the config `checked` with the flag --finish set. ConfigError if the run in `folder` has no checkpoint."""
     if (checkpoint := getattr(checked, "checkpoint", None)) is None:
         raise ConfigError("needs a task that trains and has checkpoints", "--finish", checked.task)
     if not any((folder / runs.CHECKPOINTS).glob("*.ckpt")):
@@ -143,7 +147,7 @@ def finishing(checked: Any, folder: Path) -> Any:
 
 
 def run(command: Command) -> int:
-    """Load and check the config of a command, import and run its task in the run folder, and return the exit code."""
+    """Start the task of a command: load and check the config, choose the run folder, run. Returns the exit code."""
     try:
         os.getcwd()
     except OSError as error:

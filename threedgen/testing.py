@@ -41,7 +41,9 @@ def seeded(seed: int) -> torch.Generator:
 def check_representation(
     build: Callable[[torch.Generator], Representation], steps: int = 6, radius: float = 1.0
 ) -> None:
-    """Check the parameter groups, renders, gradients, regularisers and exact resuming of a representation.
+    """Assert that a representation (a trainable 3D object) fulfils its interface; renders and trains it for some steps.
+
+    It checks parameter groups, renders, gradients, regularisers, and that a resumed training equals one without a stop.
 
     Args:
         build: creates the representation from a CPU generator. Equal seeds must give equal parameters.
@@ -86,7 +88,10 @@ def optimizer_of(field: Representation) -> torch.optim.Optimizer:
 
 
 def train(field: Representation, optimizer: torch.optim.Optimizer, steps: range, max_steps: int, radius: float) -> None:
-    """Fit the renders of `CAMERAS` to random colours, in the training steps `steps` of a run of `max_steps` steps."""
+    """Train renders of `CAMERAS` towards random colours, for the training steps `steps` of a run of `max_steps` steps.
+
+    `radius`: half the side of the representation's cube, world units.
+    """
     target = torch.rand(N_VIEW * SIZE * SIZE, 3, generator=seeded(7))
     for step in steps:
         field.before_step(step, max_steps)
@@ -98,7 +103,7 @@ def train(field: Representation, optimizer: torch.optim.Optimizer, steps: range,
 
 
 def render_views(field: Representation, radius: float, generator: torch.Generator) -> Render:
-    """Render `CAMERAS` in training mode: N_VIEW * SIZE * SIZE rays. `radius`: half the cube's side, world units."""
+    """Render `CAMERAS` (N_VIEW * SIZE * SIZE rays) in training mode. `radius`: half the cube's side, world units."""
     background, material = SolidBackground(), Material()
     if field.rasterised:
         return field.render(CAMERAS, background, material, generator=generator, training=True)
@@ -118,10 +123,10 @@ def assert_equal_states(one: torch.nn.Module, other: torch.nn.Module, what: str)
 def check_distillation(
     build: Callable[[Prior, torch.Generator], Distillation], prior: Prior | None = None, step: int = 3
 ) -> None:
-    """Check that a loss is a finite scalar, is equal for equal seeds, and has gradients for images and own parameters.
+    """Assert that a loss is a finite scalar, is equal for equal seeds, and has gradients for images and its parameters.
 
     Args:
-        build: creates the loss from a prior and a CPU generator for its initial parameters.
+        build: creates the distillation loss from a prior and a CPU generator for its initial parameters.
         prior: prior of the loss; None: `tiny_prior`.
         step: training step at which the loss is evaluated.
     """
@@ -154,7 +159,7 @@ def check_distillation(
 
 
 def check_prior(prior: Prior) -> None:
-    """Check the shapes of a prior's text, latents, images and noise, its encoder's gradients, and seeded sampling."""
+    """Assert that a prior's tensors have the right shapes, its encoder has gradients, and equal seeds equal samples."""
     text, size = prior.encode_prompt(["a red dog", ""]), prior.image_size
     assert text.shape == (2, *prior.text_shape), f"encode_prompt() has the shape {tuple(text.shape)}"
     images = torch.rand(N_VIEW, SIZE, SIZE, 3, generator=seeded(0)).requires_grad_()
@@ -183,7 +188,7 @@ TEXT_WIDTH = 24
 
 
 def tiny_unet(**config: Any) -> UNet2DConditionModel:
-    """Build a UNet with random weights for 8 x 8 latents. `config` overrides diffusers config values."""
+    """Build a UNet with random weights for 8 x 8 latents. `config`: arguments of UNet2DConditionModel."""
     torch.manual_seed(1)
     default = {
         "sample_size": 8,
@@ -199,7 +204,7 @@ def tiny_unet(**config: Any) -> UNet2DConditionModel:
 
 
 def tiny_vae(**config: Any) -> AutoencoderKL:
-    """Build a VAE with random weights. Latents have half the height and width of the images."""
+    """Build a VAE with random weights; latents have half the image size. `config`: arguments of AutoencoderKL."""
     torch.manual_seed(2)
     default = {
         "block_out_channels": (32, 32),
@@ -211,7 +216,7 @@ def tiny_vae(**config: Any) -> AutoencoderKL:
 
 
 def tiny_text_encoder(vocab: int = 40, **config: Any) -> CLIPTextModel:
-    """Build a two-layer CLIP text encoder with random weights for a vocabulary of `vocab` tokens."""
+    """Build a CLIP text encoder with random weights for `vocab` tokens. `config`: arguments of CLIPTextConfig."""
     torch.manual_seed(3)
     default = {
         "hidden_size": TEXT_WIDTH,
@@ -241,5 +246,5 @@ def word_tokenizer(words: list[str] | None = None) -> PreTrainedTokenizerFast:
 
 
 def tiny_prior(**unet: Any) -> MVDream:
-    """Build an MVDream prior with random weights for 16 x 16 images. `unet` overrides config values of its UNet."""
+    """Build an MVDream prior with random weights for 16 x 16 images. `unet`: see `tiny_unet`."""
     return MVDream(tiny_unet(**unet), tiny_vae(), tiny_text_encoder(), word_tokenizer(), dtype="fp32")

@@ -85,9 +85,9 @@ class DecoupledAttnProcessor(nn.Module):
         cache_hidden_states: dict[str, Tensor] | None = None,
         ref_hidden_states: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
-        """Return the layer's output (B V, L, C), for B objects with V consecutive views of L tokens.
+        """Return the output (B V, L, C), for B objects with V views of L tokens. Arguments not listed are diffusers'.
 
-        Args (the others are those of diffusers' attention processors):
+        Args:
             hidden_states: input (B V, L, C).
             n_view: V.
             latent_size: (h, w) of the UNet's input, needed for the layouts "row" and "rowcol".
@@ -189,8 +189,8 @@ def decouple(
         branches: "mv" attends to the other views, "ref" to a reference image.
         layout: tokens that "mv" attends to. "row": the token's image row in all views. "rowcol": its row and column in
             the views front, right, back, left, top, bottom.
-        arrangement: input of a branch. "parallel": the layer's input; "serial": plus the output of the layers before
-            it.
+        arrangement: input of a branch. "parallel": the input of the layer; "serial": the same plus the outputs of the
+            self-attention and of the branches before.
     """
     processors: dict[str, Any] = {}  # diffusers' type lists its own processors only
     for name, old in unet.attn_processors.items():

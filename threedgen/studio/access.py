@@ -21,14 +21,16 @@ HEADERS = {
 
 
 class Access:
-    """ASGI middleware that answers requests with status 403 unless they have the token and come from our own page.
+    """ASGI middleware that answers with status 403, unless a request has the token and comes from our own page.
 
-    The token is the first part of the path, or the header `Authorization: Bearer TOKEN`. A foreign site that makes its
-    own name resolve to this machine (DNS rebinding) is refused, because the browser sends that name as Host.
+    The token is the first part of the path, or in the header `Authorization: Bearer TOKEN`. The header Host is checked
+    against DNS rebinding: a foreign site can make its own name resolve to this machine, but the browser sends that
+    name.
 
     Args:
-        host: address that the server listens on. If other machines can connect, all IP addresses and the names of this
-            machine are valid in the header Host, otherwise only `LOCAL_NAMES`. Any port is, as ssh tunnels change it.
+        host: address that the server listens on. If it is local, only `LOCAL_NAMES` are valid in the header Host;
+            otherwise
+            also the names of this machine and all IP addresses. Ports are not checked, because ssh tunnels change them.
     """
 
     def __init__(self, app: ASGIApp, token: str, host: str) -> None:

@@ -42,7 +42,10 @@ class Jpeg(Response):
 
 
 def create_app(config: StudioConfig, root: Path, queue: Queue, token: str) -> FastAPI:
-    """Return the server's application for the runs in the folder `root`, which access control surrounds."""
+    """Return the web application of the studio, with access control by the secret `token`.
+
+    `root` is the folder of the runs, `queue` their job queue.
+    """
     app = FastAPI(
         title="threedgen studio",
         version=__version__,
@@ -69,12 +72,12 @@ def create_app(config: StudioConfig, root: Path, queue: Queue, token: str) -> Fa
 
     @app.get(f"{ROOT}/words")
     def words(prompt: str = "") -> Words:
-        """Check a prompt against the words that the prior knows."""
+        """Check a prompt: which of its words are in the vocabulary of the prior (the text-to-image model)."""
         return check_prompt(prompt[:2000], any_prompt)
 
     @app.get(f"{ROOT}/vocabulary")
     def vocabulary() -> dict[str, list[str]]:
-        """Return all words that the prior knows, by category; empty if it takes any text."""
+        """Return the vocabulary of the prior (the text-to-image model) by category; empty if it takes any text."""
         return vocabulary_of(any_prompt)
 
     @app.get(f"{ROOT}/jobs")

@@ -7,8 +7,10 @@ _KEY = re.compile(r"^(?:\w+\.)*(\w+): (?=(?:contains|has|is|are|needs|should|was
 
 
 def plain_words(text: str) -> str:
-    """Return an error message without options, flags, commands and doc pages: "prompt: is empty. Set it, for example
-    prompt=..." becomes "The prompt is empty."."""
+    """Return an error message for users of the page, without options, flags, commands and names of doc pages.
+
+    "prompt: is empty. Set it, for example prompt=..." becomes "The prompt is empty.".
+    """
     sentences = re.split(r"(?<=[.;?!]) ", re.sub(r" \(got [^()]*(\([^()]*\))?[^()]*\)", "", text).strip())
     kept = [part for part in sentences if not _ADVICE.search(part)]
     return _KEY.sub(r"The \1 ", " ".join(kept or sentences[:1])).rstrip(";")

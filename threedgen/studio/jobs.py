@@ -45,7 +45,7 @@ PROGRESS_ENV = {"THREEDGEN_PROGRESS_SECONDS": "1", "CI": "1", "PYTHONUNBUFFERED"
 
 @dataclass
 class Job:
-    """Entry of the queue: a run or an export, with its state and progress."""
+    """Entry of the queue: the command of a run or of an export, with its state and progress."""
 
     prompt: str
     seed: int
@@ -66,11 +66,13 @@ def make_job(
     export: AssetConfig | None = None,
     files: Mapping[str, Path] | None = None,
 ) -> Job:
-    """Return the job that makes an object, finished if its run in the folder `root` is finished. Raises ConfigError.
+    """Return the job that makes an object from a prompt or an uploaded file. Raises ConfigError.
+
+    The job has the state "finished" if the folder `root` already has a finished run of the same request.
 
     Args:
         export: options of the asset; unset ones are those of the config.
-        files: uploaded files by config key: `image`, for an object of an image, or `mesh`, for a texture.
+        files: uploaded files: {"image": path} to make an object from an image, {"mesh": path} to texture a mesh.
     """
     files = files or {}
     given: dict[str, Any] = {key: str(path) for key, path in files.items()}
@@ -98,7 +100,7 @@ def make_job(
 
 
 def export_job(root: Path, name: str, options: AssetConfig) -> Job:
-    """Return the job that exports the run `name` in the folder `root` again, with other options. Raises ConfigError."""
+    """Return the job that exports the asset of the run root/name again, with other options. Raises ConfigError."""
     folder = root / name
     values = {"run": str(folder)} | {key: plain(options)[key] for key in sorted(options.model_fields_set)}
     load("export", values=values).check()
@@ -113,9 +115,9 @@ def _text(value: object) -> str:
 
 
 class Queue:
-    """List of jobs, and a worker thread that runs them in turn, in the folder `root`.
+    """Job queue, with a worker thread that runs one job at a time. The runs are in the folder `root`.
 
-    `over` is the number of runs that have ended or were deleted.
+    `over` counts the runs that have ended or were deleted.
     """
 
     def __init__(self, root: Path) -> None:
@@ -136,7 +138,7 @@ class Queue:
         return next((job for job in self.jobs() if job.number == number), None)
 
     def add(self, job: Job) -> None:
-        """Append a job. It replaces an ended job with the same name; ConfigError if that job has not ended."""
+        """Append a job, in place of an ended one with the same name. ConfigError if that one has not ended."""
         with self._lock:
             if any(other.name == job.name and other.state in (WAITING, *LIVE) for other in self._jobs):
                 raise ConfigError("is already running or waiting with this seed", "prompt", job.prompt)
@@ -146,7 +148,7 @@ class Queue:
             self._worker.submit(self._work, job)
 
     def cancel(self, job: Job) -> None:
-        """End a job within two seconds: a run saves a checkpoint if it can do so in KILL_SECONDS, else it is killed."""
+        """End a job within two seconds. A run saves a checkpoint before, or is killed after KILL_SECONDS."""
         with self._lock:
             if job.state == WAITING:
                 job.state = CANCELLED
@@ -155,7 +157,7 @@ class Queue:
                 self._terminate(kill=True)
 
     def finish(self, job: Job) -> None:
-        """Stop a run after its current step, then make its asset. Raises ConfigError if it has no object yet."""
+        """Stop a run after its current step and make its asset. ConfigError if `can_finish` is False."""
         with self._lock:
             if not self.can_finish(job):
                 raise ConfigError("this run has no object yet to make an asset of")
@@ -166,7 +168,7 @@ class Queue:
                 self._start_again(job, finish=True)
 
     def can_finish(self, job: Job) -> bool:
-        """Return whether a job has not ended, but has an object: a checkpoint, or steps that a stop will save."""
+        """Return whether an unfinished run has an object: a checkpoint, or, while it runs, steps that a stop saves."""
         folder = self.root / job.name
         has_checkpoint = any((folder / CHECKPOINTS).glob("*.ckpt"))
         if job.state == RUNNING:
@@ -174,7 +176,6 @@ class Queue:
         return job.state in (CANCELLED, FAILED) and has_checkpoint
 
     def again(self, job: Job) -> None:
-        """Continue a job that was cancelled or failed. Raises ConfigError for any other job."""
         with self._lock:
             if job.state not in (CANCELLED, FAILED):
                 raise ConfigError("this job was not cancelled and has not failed")
@@ -192,7 +193,6 @@ class Queue:
             self._jobs = [other for other in self._jobs if other is not job]
 
     def close(self) -> None:
-        """Start no further jobs, and cancel the running one."""
         with self._lock:
             self._closed = True
             for job in self._jobs:
@@ -203,7 +203,7 @@ class Queue:
         self._worker.shutdown()
 
     def _terminate(self, kill: bool = False) -> None:
-        """Ask the process to stop, also if it is frozen; `kill`: kill it and its children after KILL_SECONDS."""
+        # SIGCONT wakes a frozen process; `kill`: kill it and its children after KILL_SECONDS
         process = self._process
         if process is None or process.poll() is not None:
             return
@@ -234,7 +234,7 @@ class Queue:
                 job.state = FINISHED
 
     def _run(self, job: Job, command: list[str], messages: deque[str]) -> int | None:
-        """Run a command to its end; return its exit code, or None if it was not started."""
+        # exit code, or None if the command was not started
         with self._lock:
             if self._closed or job not in self._jobs or job.state in (STOPPING, CANCELLED):
                 job.state = CANCELLED
@@ -266,7 +266,7 @@ def _kill(process: subprocess.Popen[str]) -> None:
 
 
 def _start(command: list[str]) -> subprocess.Popen[str]:
-    """Start a run in its own session, so that it receives Ctrl-C only from the queue and not from the terminal."""
+    # in its own session, so that it receives Ctrl-C from the queue and not from the terminal
     paths = [str(Path(threedgen.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     return subprocess.Popen(
         command,

@@ -31,19 +31,19 @@ class StudioConfig(TaskConfig):
     )
 
     def run_config(self, prompt: str, **values: object) -> Any:
-        """Return the config of the run for a prompt. `values` override keys that it has. Raises ConfigError."""
+        """Return the config of a run for a prompt. `values`: overrides of keys that it has. Raises ConfigError."""
         from threedgen.systems.batch.jobs import object_config
 
         return object_config(self.config, self.overrides, prompt, "config", "the studio", values)
 
     @property
     def local(self) -> bool:
-        """True if only this machine can connect."""
+        """Whether the server is reachable only from this machine."""
         return self.host in LOCAL_NAMES
 
     @property
     def own_token(self) -> str | None:
-        """Token from the config or the environment; None if neither has one. Raises ConfigError."""
+        """Token from the config, or from the environment variable THREEDGEN_TOKEN, or None. Raises ConfigError."""
         found = self.token or os.environ.get(TOKEN_VARIABLE)
         return found and type(self)(task=self.task, token=found).token
 

@@ -12,7 +12,7 @@ FileName = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{8}-[\w.-]{1,100}
 
 
 class Order(BaseModel):
-    """Request for an object: a prompt, or an uploaded file, or a mesh and a prompt or an image for its texture."""
+    """Request for an object: a prompt, or an image, or a mesh to be textured by a prompt or an image."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -34,7 +34,7 @@ class Progress(BaseModel):
 
 
 class JobInfo(BaseModel):
-    """Job in the queue. `run` is the name of its run, for the requests about runs."""
+    """Job in the queue. `run` is the name of its run, for requests such as GET /runs/NAME."""
 
     number: int
     prompt: str

@@ -47,7 +47,7 @@ def run(config: StudioConfig, resume: Path | None = None, quiet: bool = False) -
 
 
 def listen(config: StudioConfig) -> socket.socket:
-    """Return a socket that listens on the port of the config, or on any port if that one is in use."""
+    """Return a socket that listens on the host and port of the config, or on any free port if that is in use."""
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     for port in (config.port, 0):
         with suppress(OSError):
@@ -56,7 +56,7 @@ def listen(config: StudioConfig) -> socket.socket:
 
 
 class Server:
-    """Context with the server in a thread of its own. `url` is the address of the page, which contains the token."""
+    """Context that runs the web server in a thread. `url` is the page's address, which contains the secret token."""
 
     def __init__(self, config: StudioConfig, root: Path, queue: Queue, token: str | None = None) -> None:
         token = token or config.own_token or secrets.token_urlsafe(16)

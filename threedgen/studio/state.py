@@ -31,7 +31,7 @@ UPDATE_SECONDS = 0.5  # interval at which the event stream looks for changes
 
 
 class Studio:
-    """The queue and the runs in the folder `root`, as the requests see them."""
+    """Operations of the API on the job queue and on the runs in the folder `root`."""
 
     def __init__(self, config: StudioConfig, root: Path, queue: Queue) -> None:
         self.config, self.root, self.queue = config, root, queue
@@ -52,7 +52,7 @@ class Studio:
         return make_job(self.config, self.root, prompt, order.seed, order.export, uploads)
 
     def status(self) -> Status:
-        """Return the state of the queue, at most half of UPDATE_SECONDS old: many clients cost as much as one."""
+        """Return the state of the queue. It is cached for UPDATE_SECONDS / 2, so that many clients cost little."""
         with self._lock:
             if time.monotonic() - self._status_at > UPDATE_SECONDS / 2:
                 jobs, over = self.queue.jobs(), self.queue.over
@@ -61,7 +61,7 @@ class Studio:
             return self._status
 
     def describe(self, job: Job) -> JobInfo:
-        """Return the state of a job, with the newest image of a running one."""
+        """Return the state of a job as the API sends it, with the file of the newest image if the job is running."""
         folder, image, finished = self.root / job.name, "", False
         try:
             record = read_record(folder, RUN_TASKS)
@@ -90,7 +90,7 @@ class Studio:
         )
 
     def folder(self, name: str) -> Path:
-        """Return the folder of a run. Raises HTTPException 404 for a path outside `root` or a folder without a run."""
+        """Return the folder of the run `name`. HTTPException 404 if it is outside `root` or no run."""
         try:
             folder = (self.root / name).resolve()
             inside = folder.is_relative_to(self.root.resolve()) and folder != self.root.resolve()
@@ -117,7 +117,10 @@ class Studio:
         raise HTTPException(404, "there is no such file")
 
     def store(self, name: str, data: bytes) -> Upload:
-        """Store an upload under a name that its content determines. Raises ConfigError for other kinds of files."""
+        """Save an uploaded file; return its new name, with a hash of the content, and its kind (image or mesh).
+
+        `name` is the original file name, whose suffix determines the kind. Raises ConfigError for other suffixes.
+        """
         suffix = Path(name).suffix.lower()
         kind = next((kind for kind, suffixes in SUFFIXES.items() if suffix in suffixes), None)
         if kind is None or not data:
@@ -163,7 +166,7 @@ def describe_run(record: Record, root: Path) -> RunInfo:
 
 @contextmanager
 def conflicts() -> Iterator[None]:
-    """Return a context in which a ConfigError becomes status 409."""
+    """Return a context that converts a ConfigError to an HTTPException with status 409 (conflict)."""
     try:
         yield
     except ConfigError as error:

@@ -9,7 +9,7 @@ from threedgen.systems.prompted import PromptedConfig
 
 
 class Word(BaseModel):
-    """Word of a prompt: whether the vocabulary contains it, and similar known words."""
+    """Word of a prompt, whether the vocabulary contains it (`known`), and similar words in the vocabulary (`near`)."""
 
     word: str
     known: bool
@@ -17,9 +17,10 @@ class Word(BaseModel):
 
 
 class Words(BaseModel):
-    """Check of a prompt; everything is empty for a prior that takes any text.
+    """Check of a prompt. All fields are empty for a prior that takes any text.
 
     Attributes:
+        words: all words of the prompt.
         notes: warnings for the user.
         nouns: suggested nouns.
         typed: the unfinished last word, which a suggested noun replaces, or "".
@@ -32,13 +33,13 @@ class Words(BaseModel):
 
 
 def vocabulary_of(config: Any) -> dict[str, list[str]]:
-    """Return the words that the prior of a run config knows, by category. Raises ConfigError."""
+    """Return the vocabulary of a run config's prior as category -> words; {} if it takes any text. ConfigError."""
     vocabulary = config.vocabulary() if isinstance(config, PromptedConfig) else None
     return {} if vocabulary is None else prompt_reader(vocabulary).categories()
 
 
 def check_prompt(prompt: str, config: Any) -> Words:
-    """Check a prompt against the vocabulary of a run config's prior. Raises ConfigError for a damaged vocabulary."""
+    """Check a prompt for the prior of a run config. Raises ConfigError if the vocabulary is damaged."""
     vocabulary = config.vocabulary() if isinstance(config, PromptedConfig) else None
     if vocabulary is None:
         return Words()

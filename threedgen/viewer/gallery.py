@@ -43,7 +43,10 @@ def run(config: GalleryConfig, resume: Path | None = None, quiet: bool = False) 
 
 
 def gallery(folder: Path, home: Path) -> tuple[str, list[str]]:
-    """Return the HTML of the gallery of `folder`, with links relative to `home`, and a reason for each skipped run."""
+    """Return the HTML page of the runs below `folder`, and the reason for each run that cannot be read.
+
+    Links are relative to `home`, the folder of the page.
+    """
     found, broken = records(folder)
     cards = [card(record, home) for record in found if record.has_result]
     unfinished = [f"{record.folder}: {record.state}" for record in found if not record.has_result]
@@ -53,7 +56,7 @@ def gallery(folder: Path, home: Path) -> tuple[str, list[str]]:
 
 
 def records(folder: Path, tasks: Sequence[str] = TASKS) -> tuple[list[Record], list[str]]:
-    """Return the records of all runs of `tasks` below a folder, newest first, and the reason for each skipped run."""
+    """Return the runs of `tasks` below a folder, newest first, and the reason for each run that cannot be read."""
     found, broken = [], []
     for where, folders, names in os.walk(folder):
         folders.sort()
@@ -67,7 +70,7 @@ def records(folder: Path, tasks: Sequence[str] = TASKS) -> tuple[list[Record], l
 
 
 def card(record: Record, home: Path) -> Tree:
-    """Return the values of a run's card for the page template. Links are relative to the folder `home`."""
+    """Return the template variables for a run's card on the gallery page, which lies in the folder `home`."""
     report, seconds = record.file(PAGE), record.summary.seconds
     facts = [record.method, f"seed {record.option('seed')}", duration(seconds) if seconds else ""]
     facts = [fact for fact in (*facts, f"{record.ended:%Y-%m-%d}") if fact]
@@ -82,7 +85,7 @@ def card(record: Record, home: Path) -> Tree:
 
 
 def figures(record: Record) -> dict[str, str]:
-    """Return the columns of the run's row in the table of figures, as column -> text; "" if unknown."""
+    """Return the row of a run in the table of figures, as column name -> text; "" if unknown."""
     asset, summary = record.asset, record.summary
     triangles = next(iter(asset.levels.values()), summary.triangles)
     high, file_bytes = asset.size_m.get("high"), next(iter(asset.files.values()), None)
@@ -105,13 +108,13 @@ def relative_url(path: Path, home: Path) -> str:
 
 
 def best_image(record: Record) -> Markup | None:
-    """Return one view of the first readable contact sheet as a data URI; None if no sheet is readable."""
+    """Return the image of `best_jpeg` as a data URI, for HTML; None if there is no image."""
     data = best_jpeg(record)
     return None if data is None else data_uri(data, ".jpg")
 
 
 def best_jpeg(record: Record) -> bytes | None:
-    """Return one view of the first readable contact sheet as a JPEG file; None if no sheet is readable."""
+    """Return a JPEG file with one view of a run, cut out of its first readable contact sheet; None without one."""
     for path, columns, rows, index in contact_sheets(record):
         try:
             sheet = load_image(path)
@@ -127,10 +130,12 @@ def best_jpeg(record: Record) -> bytes | None:
 
 
 def contact_sheets(record: Record) -> Iterator[tuple[Path, int, int, int]]:
-    """Yield (path, columns, rows, index) of the run's contact sheets, which are images with several views in a grid.
+    """Yield (path, columns, rows, index) of the contact sheets of a run: image files with a grid of views.
 
-    The result comes first, then the validation images, newest first, then the views sampled by the prior. `index` is
-    the view to show alone: that of the result nearest to azimuth THREE_QUARTER.
+    The result comes first, then validation images, newest first, then views sampled by the prior. `index` is the grid
+    cell
+    of the view to show alone, counted row by row from 0. For the result it is the view nearest to azimuth
+    THREE_QUARTER.
     """
     if sheet := record.file("after.png"):  # of a texture: two rings, the first one from above
         yield sheet, 3, 4, 0
@@ -144,7 +149,9 @@ def contact_sheets(record: Record) -> Iterator[tuple[Path, int, int, int]]:
 
 
 def three_quarter_view(n_views: int, first: object) -> int:
-    """Return the index of the view nearest to azimuth THREE_QUARTER among views around the object, evenly spaced from
-    the azimuth `first` in degrees (anything but a number counts as 0)."""
+    """Return the index of the view nearest to azimuth THREE_QUARTER, among `n_views` evenly spaced around the object.
+
+    `first` is the azimuth of view 0 in degrees; it is 0 if it is not a number.
+    """
     start = first if isinstance(first, int | float) else 0.0
     return min(range(n_views), key=lambda k: abs((start + 360 * k / n_views - THREE_QUARTER + 180) % 360 - 180))

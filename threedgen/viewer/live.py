@@ -37,16 +37,18 @@ UPDATE_SECONDS = 0.5  # seconds between two updates of the metrics, as reading t
 
 
 class LiveView(pl.Callback):
-    """Lightning callback that shows a run in a browser window with a button to stop it.
+    """Lightning callback that shows a training run in a browser window with a button to stop it.
 
     Rendering takes at most the fraction `options.share` of the run time, and no time while no browser is connected. If
-    the open window raises an error, it is closed with a warning and the run continues. If the window cannot be opened,
-    the run ends with a ConfigError.
+    the
+    open window raises an error, it is closed with a warning and the run continues. If the window cannot be opened, the
+    run
+    ends with a ConfigError.
 
     Args:
-        window: opens the window; called before the first step, only in the process of the first device.
-        render: one camera -> image (1, H, W, 3) in [0, 1].
-        interrupts: its `stop` is set when the user stops the run.
+        window: function that opens the window. Called before the first step, on rank 0 only.
+        render: function that renders a camera (batch of one) as an image (1, H, W, 3) in [0, 1].
+        interrupts: its attribute `stop` is set to True when the user stops the run.
         on_stop: called when the user stops the run, whose results are then written.
     """
 
@@ -97,7 +99,7 @@ class LiveView(pl.Callback):
                 logger.debug("error in the live view", exc_info=error)
 
     def _guarded(self, action: Callable[[ViserWindow], None]) -> None:
-        """Call `action` with the window if it is open. An error closes the window and does not end the run."""
+        # an error closes the window and does not end the run
         if self._window is None:
             return
         try:
@@ -123,7 +125,7 @@ class LiveView(pl.Callback):
             self._send_image(window, module)
 
     def _send_image(self, window: ViserWindow, module: pl.LightningModule) -> None:
-        """Render an image for the next client in turn, and set the time of the next image by `options.share`."""
+        # the clients take turns; the next image waits until rendering takes the fraction `options.share` of the time
         clients = list(window.cameras(self.options.size).items())
         if not clients:
             return

@@ -13,9 +13,9 @@ REFUSAL = "Access denied. Open the address that was printed in the terminal.\n"
 
 
 def admitted(path: str, key: str, hosts: Sequence[str], origins: Sequence[str]) -> str | None:
-    """Return the part of a request path after the secret /`key`/; return None if the request is forbidden.
+    """Check a request for the secret key. Return the rest of its path after /KEY/, or None if it is forbidden.
 
-    `hosts` and `origins` are the values of all Host and Origin headers of the request.
+    `hosts` and `origins` are the values of all Host and Origin headers of the request, which must be local.
     """
     first, _, rest = path.removeprefix("/").partition("/")
     has_key = secrets.compare_digest(first.encode("utf-8", "replace"), key.encode())

@@ -31,7 +31,6 @@ Row = tuple[str, str, Sequence[tuple[str, str]]]
 
 @cache
 def _environment() -> Environment:
-    """Return the Jinja environment. It escapes values, makes control characters visible and rejects undefined names."""
     environment = Environment(
         loader=FileSystemLoader(ASSETS),
         autoescape=True,
@@ -45,9 +44,13 @@ def _environment() -> Environment:
 
 
 def page(template: str, scripts: Sequence[str], served: bool = False, **values: object) -> str:
-    """Render a template of `assets/` as a whole page, with page.css and the scripts inline. Returns the HTML.
+    """Render a template in `assets/` as a complete HTML page, with the style sheet and scripts inline; return the HTML.
 
-    `scripts`: files in `assets/`; `values`: variables of the template. `served`: allow requests to the page's server.
+    Args:
+        template: file in `assets/`.
+        scripts: files in `assets/`.
+        served: allow the page to send requests to its own server.
+        values: variables of the template.
     """
     style, *texts = ((ASSETS / name).read_text(encoding="utf-8") for name in ("page.css", *scripts))
     script = "\n".join(texts)
@@ -60,7 +63,7 @@ def page(template: str, scripts: Sequence[str], served: bool = False, **values: 
 
 
 def fragment(template: str, **values: object) -> str:
-    """Render a template of `assets/` as a part of a page. Returns the HTML."""
+    """Render a template in `assets/` as a part of an HTML page; return the HTML."""
     return _environment().get_template(template).render(**values)
 
 
@@ -69,20 +72,20 @@ def _digest(text: str) -> str:
 
 
 def data_uri(data: bytes, suffix: str) -> Markup:
-    """Encode the content of a file as a data URI. The file name's `suffix`, such as .png, determines the media type."""
+    """Encode the content of a file as a data URI, for HTML. `suffix`, such as .png, determines the media type."""
     kind = _TYPES.get(suffix, "application/octet-stream")
     return Markup(f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}")
 
 
 def jpeg(image: Image.Image) -> bytes:
-    """Return an image as a JPEG file."""
+    """Return an image as the bytes of a JPEG file."""
     buffer = io.BytesIO()
     image.convert("RGB").save(buffer, format="JPEG", quality=85)
     return buffer.getvalue()
 
 
 def embedded(path: Path | None) -> Markup | None:
-    """Encode a file as a data URI; return None if `path` is None or the file exceeds MAX_EMBEDDED_BYTES."""
+    """Encode a file as a data URI, for HTML; None if `path` is None or the file exceeds MAX_EMBEDDED_BYTES."""
     if path is None or path.stat().st_size > MAX_EMBEDDED_BYTES:
         return None
     return data_uri(path.read_bytes(), path.suffix)
@@ -94,10 +97,10 @@ def link(path: Path | str) -> str:
 
 
 def write_panorama_page(path: Path, image_path: Path, title: str) -> None:
-    """Write the page of an equirectangular image as seen from its centre, with the image embedded. Raises OSError.
+    """Write an HTML page with a 3D view from the centre of an equirectangular image. Raises OSError.
 
-    The image must cover 360 degrees, with the horizon in the middle row and the same number of pixels per degree along
-    both axes. An image file that is too large for a page is embedded as a JPEG.
+    `path` is the page. The image file is embedded, as a JPEG if it is too large. It must cover 360 degrees, with the
+    horizon in the middle row and the same number of pixels per degree along both axes.
     """
     data = embedded(image_path)
     if data is None:
@@ -110,10 +113,15 @@ def write_panorama_page(path: Path, image_path: Path, title: str) -> None:
 def write_textured_page(
     path: Path, title: str, model: str, rows: Sequence[Row], headline: Sequence[str] = (), notes: Sequence[str] = ()
 ) -> None:
-    """Write the page of the GLB file `model`, which lies in the page's folder, with a 3D view. Raises OSError.
+    """Write an HTML page with a 3D view of a GLB file and rows of images. Raises OSError.
 
-    `rows`: rows of images (`Row`); missing and too large images are left out. `headline`: texts for the line under the
-    title; `notes`: remarks for the user, one sentence each.
+    Args:
+        path: path of the page.
+        title: heading of the page.
+        model: name of the GLB file, in the folder of the page.
+        rows: rows (title, description, [(file name, caption), ...]); missing and too large images are left out.
+        headline: texts for the line under the title.
+        notes: remarks for the user, one sentence each.
     """
     sections = []
     for name, hint, images in rows:

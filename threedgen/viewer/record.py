@@ -30,7 +30,7 @@ class Environment(BaseModel):
 
 
 class Summary(BaseModel):
-    """Entries of summary.json that the pages show."""
+    """Entries of summary.json (results of a run) that the pages show."""
 
     status: str = "unfinished"
     reason: str = ""
@@ -46,7 +46,7 @@ class Summary(BaseModel):
 
 
 class Asset(BaseModel):
-    """Entries of asset.json that the pages show."""
+    """Entries of asset.json (data about an exported asset) that the pages show."""
 
     files: dict[str, int] = {}
     preset: str | None = None
@@ -62,7 +62,15 @@ Entries = TypeVar("Entries", bound=BaseModel)
 
 @dataclass(frozen=True)
 class Record:
-    """Data of a run for its report page and gallery card: config.yaml, summary.json, and values derived from them."""
+    """Data of a run for its report page and gallery card.
+
+    Attributes:
+        folder: folder of the run.
+        config: content of config.yaml, as nested dicts.
+        summary: entries of summary.json.
+        asset: entries of asset.json; empty without an export.
+        text: text of config.yaml.
+    """
 
     folder: Path
     config: Tree
@@ -77,7 +85,7 @@ class Record:
 
     @property
     def model(self) -> Path | None:
-        """Path of the file for the 3D view: the asset's GLB, or mesh.glb if there is no such GLB, or None."""
+        """Path of the file for the 3D view: GLB of the asset, else mesh.glb, else textured.glb, else None."""
         first = Path(next(iter(self.asset.files), "")).name  # later entries are LODs and colliders
         asset = self.file(f"{FOLDER}/{first}") if first.lower().endswith(".glb") else None
         return asset or self.file("mesh.glb") or self.file("textured.glb")
@@ -101,7 +109,7 @@ class Record:
 
     @property
     def method(self) -> str:
-        """Name of the run's config, followed by the overrides that a batch recorded; "" if unknown."""
+        """Name of the run's config, for a run of a batch with its overrides; "" if unknown."""
         return str(read_json(self.folder / "job.json").get("method") or stored_config_name(self.text))
 
     @property
@@ -115,19 +123,19 @@ class Record:
 
     @property
     def state(self) -> str:
-        """Finished, interrupted, failed or unfinished, as after a later increase of max_steps."""
+        """ "finished", "interrupted", "failed" or "unfinished", as after a later increase of max_steps."""
         status = self.summary.status
         longer = status == "finished" and (self.summary.steps or 0) < (self.max_steps or 0)
         return status if status in ("finished", "interrupted", "failed") and not longer else "unfinished"
 
     @property
     def has_result(self) -> bool:
-        """Whether the run has made its result, also early: one that was stopped, or failed, has only checkpoints."""
+        """Whether the object was written, at the end or early. A stopped or failed run has only checkpoints."""
         return self.state in ("finished", "interrupted")
 
     @property
     def ended(self) -> datetime:
-        """Time when the run ended, in UTC. If the summary does not contain it, the last change of its files."""
+        """End of the run (UTC) from summary.json, or else the last change of its files."""
         if self.summary.ended is not None:
             return self.summary.ended.astimezone(UTC)
         path = self.file(SUMMARY) or self.file("metrics.jsonl") or self.file(CONFIG)
@@ -135,7 +143,7 @@ class Record:
 
 
 def read_record(folder: Path, tasks: Sequence[str] = TASKS) -> Record:
-    """Read a run's folder. Raises ConfigError if config or summary is invalid, or the task is not in `tasks`."""
+    """Read the data of a run. ConfigError if config or summary is invalid, or the task is not one of `tasks`."""
     config = stored_config(folder)
     if config is None:
         raise ConfigError(f"{folder / CONFIG} is missing or damaged. Give the folder of a run")
@@ -150,7 +158,7 @@ def read_record(folder: Path, tasks: Sequence[str] = TASKS) -> Record:
 
 
 def _read(model: type[Entries], path: Path) -> Entries | None:
-    """Return the entries of a JSON file; defaults if the file does not exist, None if it is invalid."""
+    # defaults if the file does not exist, None if it is invalid
     tree = read_json(path)
     with suppress(ValidationError):
         return model.model_validate(tree) if tree or not path.exists() else None

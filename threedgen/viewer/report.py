@@ -87,20 +87,20 @@ def headline(record: Record) -> list[str]:
 
 
 def validations(record: Record) -> list[tuple[str, Markup]]:
-    """Return up to MAX_VALIDATIONS evenly spaced validation images as (step, data URI)."""
+    """Return up to MAX_VALIDATIONS validation images of a run, evenly spaced in time, as (step, data URI)."""
     found = sorted(record.folder.glob("validation/[0-9]*.png"))
     paths = [found[k] for k in evenly_spaced(len(found), MAX_VALIDATIONS)]
     return [(path.stem.lstrip("0") or "0", uri) for path in paths if (uri := embedded(path))]
 
 
 def logged_images(record: Record) -> list[tuple[str, Markup]]:
-    """Return the newest logged image of each name, as (NAME-STEP, data URI)."""
+    """Return the newest of the images logged under each name, as ("NAME-STEP", data URI)."""
     newest = {path.stem.rpartition("-")[0]: path for path in sorted(record.folder.glob("images/*-[0-9]*.png"))}
     return [(path.stem, uri) for path in newest.values() if (uri := embedded(path))]
 
 
 def facts(record: Record) -> list[tuple[str, Rows]]:
-    """Return the tables of the page as (title, rows); a row is (name, text). A table may have no rows."""
+    """Return the tables of the page as (title, rows). A row is (name, text); a table can be empty."""
     summary, machine = record.summary, record.summary.environment
     tables: dict[str, Tree] = {
         "Asset": asset_facts(record),
@@ -119,7 +119,7 @@ def facts(record: Record) -> list[tuple[str, Rows]]:
 
 
 def asset_facts(record: Record) -> dict[str, str]:
-    """Return the rows of the table of the asset as name -> text; an empty text is not shown."""
+    """Return the rows of the table about the asset, as name -> text; "" if unknown."""
     asset, sizes = record.asset, [number(edge) for edge in record.asset.size_m.values()]
     return {
         "Triangles": ", ".join(f"{count:,}" for count in asset.levels.values()),
@@ -142,7 +142,7 @@ def costs(record: Record) -> dict[str, str]:
 
 
 def files(folder: Path) -> list[tuple[str, int]]:
-    """Return (relative path, bytes) of a run's files except the page, in the order asset, main folder, subfolders."""
+    """Return (relative path, size in bytes) of a run's files, the asset first, then the main folder. No report page."""
     paths = [path for path in folder.rglob("[!.]*") if path.is_file() and path.suffix != ".tmp"]
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths if path != folder / PAGE}
     return sorted(sizes.items(), key=lambda item: (not item[0].startswith(f"{FOLDER}/"), "/" in item[0], item[0]))
@@ -161,17 +161,21 @@ def plots(record: Record) -> list[tuple[str, Markup]]:
 
 
 def _plottable(value: object) -> float | None:
-    """Return a logged number as a float; None for any other value and for absurdly large numbers."""
+    # None for non-numbers and for absurdly large numbers
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e30:
         return None
     return float(value)
 
 
 def plot(title: str, points: Sequence[tuple[float, float]], steps: tuple[float, float], from_zero: bool) -> Markup:
-    """Return a line plot over training steps as SVG. The file page.css sets colours and fonts.
+    """Return a line plot over training steps as SVG; page.css sets its colours and fonts.
 
-    Takes at least two points (step, value), sorted by step, and the first and last step of the horizontal axis.
-    `from_zero`: the vertical axis includes 0; else it is logarithmic for positive values of very different size.
+    Args:
+        title: text for screen readers.
+        points: two or more (step, value), sorted by step.
+        steps: first and last step of the horizontal axis.
+        from_zero: the vertical axis includes 0; else it is logarithmic if positive values differ by a factor >
+            LOG_RATIO.
     """
     values = np.array([value for _, value in points])
     log = bool(values.min() > 0 and values.max() / values.min() > LOG_RATIO and not from_zero)
@@ -208,7 +212,7 @@ def plot(title: str, points: Sequence[tuple[float, float]], steps: tuple[float, 
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """Return at most MAX_TICKS values in [low, high]: multiples of 1, 2 or 5 times a power of ten."""
+    """Return round numbers in [low, high] for an axis, at most MAX_TICKS: multiples of 1, 2 or 5 times 10^n."""
     unit = 10.0 ** math.floor(math.log10((high - low) / MAX_TICKS))
     for step in (unit, 2 * unit, 5 * unit, 10 * unit, 20 * unit):
         first, last = math.ceil(low / step), math.floor(high / step)

@@ -26,17 +26,16 @@ MIN_FOV, MAX_FOV = math.radians(1), math.radians(150)
 
 
 class _LocalServer(viser.ViserServer):
-    """Viser server that never creates a public share URL."""
-
+    # never creates a public share URL
     def request_share_url(self, verbose: bool = True) -> str | None:
         return None
 
 
 class ViserWindow:
-    """Browser window of a run: it shows renders of the field, and a panel with prompt, metrics and a button to stop.
+    """Browser window of a run: renders of the object, and a panel with prompt, metrics and a button to stop the run.
 
-    `LiveView` calls the methods on the training thread; they do not block. A client is one open browser tab, which
-    starts with the camera `start`. `stop_clicked` is True after a click on the button.
+    A client is one open browser tab with its own camera, which starts at `start` (batch of one). `LiveView` calls the
+    methods on the training thread; they do not block. `stop_clicked` is True after a click on the button.
     """
 
     stop_clicked = False
@@ -61,7 +60,7 @@ class ViserWindow:
             self.stop_clicked = True
 
     def cameras(self, size: int) -> dict[int, Cameras]:
-        """Return client id -> camera (batch of one) of each connected client, for an image height of `size` pixels."""
+        """Return client id -> camera (batch of one) for all connected clients. `size`: image height in pixels."""
         found = {}
         for client_id, client in self._server.get_clients().items():
             view = client.camera
@@ -71,13 +70,13 @@ class ViserWindow:
         return {client_id: camera for client_id, camera in found.items() if camera is not None}
 
     def show(self, client_id: int, image: Array) -> None:
-        """Show an image (H, W, 3) uint8 to a client. Does nothing if the client has disconnected."""
+        """Show an image (H, W, 3) uint8 to one client. Does nothing if the client has disconnected."""
         client = self._server.get_clients().get(client_id)
         if client is not None:
             client.scene.set_background_image(image, format="png")
 
     def update(self, progress: float, lines: list[str], busy: bool) -> None:
-        """Show the progress in [0, 1] and lines of plain text. `busy` disables the button."""
+        """Update the panel: progress in [0, 1], and lines of plain text. `busy` disables the button."""
         self._bar.value = 100 * progress
         self._lines.content = _paragraphs(lines)
         self._button.disabled = busy
@@ -89,10 +88,14 @@ class ViserWindow:
 
 
 def client_camera(rotation: Array, position: Array, fov: float, aspect: float, size: int) -> Cameras | None:
-    """Return the camera of a client as a batch of one; None for the invalid numbers of a tab that is just opening.
+    """Return the camera of a browser tab (batch of one); None if its numbers are invalid, as in a tab that just opens.
 
-    Takes the camera-to-world rotation (3, 3) with OpenCV axes, the position (3,) in world units, the vertical field of
-    view in radians, width / height, and the image height `size` in pixels. Field of view and aspect are clamped.
+    Args:
+        rotation: camera-to-world rotation (3, 3), OpenCV axes.
+        position: camera position (3,), world units.
+        fov: vertical field of view, radians; clamped.
+        aspect: width / height; clamped.
+        size: image height, pixels.
     """
     c2w = np.eye(4)
     c2w[:3, :3], c2w[:3, 3] = rotation, position
@@ -105,11 +108,8 @@ def client_camera(rotation: Array, position: Array, fov: float, aspect: float, s
 
 @contextmanager
 def _guarded(key: str) -> Iterator[None]:
-    """Restrict a viser server that starts inside the `with` block to local requests below the secret path /`key`/.
-
-    Viser itself has no access control, so the code replaces `websockets.serve`. Raises RuntimeError if viser did not
-    call that function, because its server would then be unprotected.
-    """
+    # A viser server that starts inside answers only local requests below the secret path /KEY/. Viser has no access
+    # control, so `websockets.serve` is replaced meanwhile. RuntimeError if viser did not call it.
     serve, calls = web.serve, list[bool]()
 
     def guarded_serve(*args: Any, process_request: Callable[..., Any], **options: Any) -> Any:
