@@ -45,7 +45,7 @@ def exported_files(folder: Path) -> set[Path]:
 def check_overwrite(folder: Path, names: Iterable[str]) -> None:
     """Raise ConfigError if an export of files with these `names` would overwrite a file of the user.
 
-    A file of the user has one of the names, or is asset.json, and no export wrote it, or it has changed since.
+    A file with one of the names, or asset.json, is a file of the user unless an export wrote it and it is unchanged.
     """
     own = exported_files(folder) | ({folder / MANIFEST} if "files" in read_manifest(folder) else set())
     for path in (folder / name for name in (*names, MANIFEST)):

@@ -112,9 +112,9 @@ class AssetConfig(Config):
 
 
 def resize_command(run: Path, preset: object) -> str:
-    """Return the shell command that exports the run in the folder `run` again, with the placeholder "height=METRES".
+    """Return the shell command that exports the run in the folder `run` again with another height.
 
-    The command repeats `preset` only if it is a name in `PRESETS`.
+    The user replaces METRES in it. The command repeats `preset` only if it is a name in `PRESETS`.
     """
     options = [f"preset={preset}"] if isinstance(preset, str) and preset in PRESETS else []
     return command("--config", "export", f"run={run}", *options, "height=METRES")

@@ -79,10 +79,7 @@ def field_renderer(
 
 
 class DepthFusion:
-    """Density and colour at any point, fused from rendered depth images as in TSDF fusion.
-
-    It is for representations that have no density of their own.
-    """
+    """Density and colour of a representation that has no density, fused from its depth images as in TSDF fusion."""
 
     @torch.no_grad()
     def __init__(self, render: Callable[[Cameras], Render], cameras: Cameras, radius: float) -> None:
@@ -109,11 +106,9 @@ class DepthFusion:
         return (weight[..., None] * colours).sum(0) / weight.sum(0)[:, None]
 
     def _lookup(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Look up points x (N, 3) in the V depth images; return flat pixel indices (V, N) and signed distances (V, N).
-
-        The distance is from the point to the visible surface, along the ray: positive in front of the surface, inf
-        where the image shows background.
-        """
+        # Flat pixel index (V, N) of points x (N, 3) in each of V depth images, and signed distance (V, N) from the
+        # point to the visible surface, along the ray: positive in front of the surface, inf where the image shows
+        # background.
         pixels, _ = self.cameras.project(x)
         height, width = self.cameras.height, self.cameras.width
         column, row = (pixels[..., k].floor().long().clamp(0, size - 1) for k, size in ((0, width), (1, height)))

@@ -27,7 +27,7 @@ from .shape.from_field import Field, FieldView
 
 @dataclass(frozen=True)
 class RunField:
-    """Trained field of a run."""
+    """Trained field of a run, with the run's config and the number of training steps of the checkpoint."""
 
     view: FieldView  # the field as functions of points, as the export uses it
     config: Any  # config of the run

@@ -22,9 +22,11 @@ Index = slice | Sequence[int] | Tensor
 
 @dataclass(frozen=True)
 class Projection:
-    """Projection of B cameras: K (B, 3, 3) with rows [fx, skew, cx], [0, fy, cy], [0, 0, 1].
+    """Projection of B cameras onto their images.
 
-    K is in pixels. For orthographic cameras (`parallel=True`) fx and fy are in pixels per world unit.
+    Attributes:
+        K: (B, 3, 3) in pixels, with rows [fx, skew, cx], [0, fy, cy], [0, 0, 1].
+        parallel: True for orthographic cameras. fx and fy are then in pixels per world unit.
     """
 
     K: Tensor
@@ -37,25 +39,25 @@ class Projection:
 
     @classmethod
     def orthographic(cls, half_height: Tensor, height: int, width: int) -> Projection:
-        """Create a centred projection with square pixels from half the height (B,) of the image in world units."""
+        """Create a centred projection with square pixels; `half_height` (B,) is half the image height, world units."""
         return cls(square_pixels(0.5 * height / half_height, height, width), parallel=True)
 
 
 @dataclass(frozen=True)
 class Cameras:
-    """B cameras with one image size."""
+    """B cameras: poses, projection, and one image size for all."""
 
     c2w: Tensor  # (B, 4, 4) camera-to-world poses with OpenGL axes
-    projection: Projection
-    height: int  # of the images, in pixels
-    width: int
+    projection: Projection  # intrinsics of the B cameras
+    height: int  # image height in pixels
+    width: int  # image width in pixels
 
     def __len__(self) -> int:
         return len(self.c2w)
 
     @property
     def position(self) -> Tensor:
-        """Camera positions (B, 3) in world units. Orthographic cameras: principal points on the image planes."""
+        """Camera positions (B, 3) in world units. For orthographic cameras, principal points on the image planes."""
         return self.c2w[:, :3, 3]
 
     @property
@@ -87,7 +89,7 @@ class Cameras:
         return replace(self, c2w=c2w, projection=replace(self.projection, K=K))
 
     def rays(self) -> tuple[Tensor, Tensor]:
-        """Return origins and unit directions, (B, H, W, 3) each, of rays through the pixel centres, in the world."""
+        """Return the rays through the pixel centres: origins and unit directions, (B, H, W, 3) each, in world space."""
         if not self.projection.parallel:
             origins, directions = pixel_rays(self.c2w, self.K, self.height, self.width)
             return origins.expand_as(directions), directions
@@ -114,12 +116,12 @@ class Cameras:
 
 
 def view_rays(c2w: Tensor) -> Tensor:
-    """Return (B, 6) for c2w poses (B, 4, 4): the unit viewing direction, then the position scaled to length 1."""
+    """Encode camera-to-world poses (B, 4, 4) as (B, 6): unit viewing direction, then position scaled to length 1."""
     return torch.cat([-normalize(c2w[:, :3, 2], dim=-1), normalize(c2w[:, :3, 3], dim=-1)], dim=1)
 
 
 def plucker_rays(cameras: Cameras) -> Tensor:
-    """Return Pluecker coordinates (B, 6, H, W) of the pixel rays: unit direction d, then moment origin x d."""
+    """Return the Pluecker coordinates (B, 6, H, W) of the pixel rays: unit direction d, then moment origin x d."""
     origins, directions = cameras.rays()
     moments = torch.linalg.cross(origins, directions, dim=-1)
     return torch.cat([directions, moments], dim=-1).permute(0, 3, 1, 2)
@@ -131,9 +133,10 @@ def ray_control(rays: Tensor) -> Tensor:
 
 
 def geometry_control(points: Tensor, normals: Tensor, mask: Tensor) -> Tensor:
-    """Return (B, 6, H, W) in [0, 1]: position maps, then normal maps, both 0.5 outside the foreground.
+    """Encode surface points and normals as control images (B, 6, H, W) in [0, 1]: three channels of each.
 
-    Surface points in [-0.5, 0.5] and unit normals are (B, H, W, 3), the foreground `mask` is (B, H, W).
+    Takes points (B, H, W, 3) in [-0.5, 0.5], unit normals (B, H, W, 3) and the foreground `mask` (B, H, W). All
+    channels are 0.5 in the background.
     """
     maps = torch.cat([points + 0.5, (normals + 1) / 2], dim=-1).clamp(0, 1)
     return torch.where(mask.bool()[..., None], maps, 0.5).permute(0, 3, 1, 2)

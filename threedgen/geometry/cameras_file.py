@@ -30,7 +30,7 @@ MAX_CAMERAS = 100_000
 
 
 class CamerasFile(NamedTuple):
-    """Content of a cameras file: N cameras and, if the file has them, N image paths and N prompts."""
+    """Content of a cameras file: N cameras, N image paths relative to the file, N prompts. Missing parts are None."""
 
     cameras: Cameras
     files: tuple[str, ...] | None = None
@@ -49,7 +49,7 @@ class _Content(BaseModel):
 
 
 def write_cameras(path: Path, cameras: Cameras, files: list[str], prompts: list[str]) -> None:
-    """Write N cameras with N image paths (relative to the file) and N prompts. Raises OSError."""
+    """Write N cameras with N image paths, relative to the file at `path`, and N prompts as JSON. Raises OSError."""
     header = {"axes": "opengl", "height": cameras.height, "width": cameras.width}
     matrices = {"K": cameras.K.double().tolist(), "c2w": cameras.c2w.double().tolist()}
     write_json(path, header | matrices | {"files": files, "prompts": prompts})
@@ -58,7 +58,7 @@ def write_cameras(path: Path, cameras: Cameras, files: list[str], prompts: list[
 def read_cameras(
     path: Path, key: str, poses: Poses = "c2w", size: tuple[int, int] | None = None, fov: float | None = None
 ) -> CamerasFile:
-    """Read a file of two or more cameras. Raises ConfigError with the config `key`.
+    """Read a file of two or more cameras. Raises ConfigError with the config key `key` if it is invalid.
 
     Args:
         poses: whether the matrices in the file are camera-to-world ("c2w") or world-to-camera ("w2c").
@@ -103,7 +103,7 @@ def _convert(file: _Content, poses: Poses, size: tuple[int, int] | None, fov: fl
 
 
 def _matrices(value: Any, side: int, name: str, count: int | None = None) -> Tensor:
-    """Convert JSON to matrices (N, side, side), float64. With `count`, a single matrix (side, side) is repeated."""
+    # JSON to (N, side, side) float64. With `count`, a single matrix (side, side) is repeated.
     try:
         matrices = np.array(value, np.float64)
     except (TypeError, OverflowError, ValueError):

@@ -13,9 +13,10 @@ LUMA = np.array([0.299, 0.587, 0.114])
 
 
 def detect(image: NDArray[np.uint8]) -> Features | None:
-    """Detect SIFT features of an image (H, W, 3), uint8; None if there are none.
+    """Detect SIFT features of an image (H, W, 3), uint8. Return None if there are none.
 
-    Returns positions (M, 2) as (u, v) in pixels, with the first pixel centre at (0.5, 0.5), and descriptors (M, 128).
+    The result has the positions (M, 2) of M features as (x, y) in pixels, with the first pixel centre at (0.5, 0.5),
+    and their descriptors (M, 128).
     """
     sift = SIFT()
     try:
@@ -27,9 +28,10 @@ def detect(image: NDArray[np.uint8]) -> Features | None:
 
 
 def match(first: Features | None, second: Features | None) -> Floats:
-    """Match the features of two images. Return pixels (M, 4): (u, v) in the first, then in the second image.
+    """Match the features of two images (results of `detect`). Return the M matches as (M, 4) float64.
 
-    There are no matches if an image has fewer than two features.
+    A row has the position (x, y) in the first image, then that in the second image, in pixels. There are no matches if
+    an image has fewer than two features.
     """
     if first is None or second is None or min(len(first[0]), len(second[0])) < 2:
         return np.zeros((0, 4))

@@ -46,7 +46,10 @@ WRAPS: dict[int, Wrap] = {33071: "clamp", 33648: "mirror"}
 
 
 def gltf_tree(data: bytes) -> Any:
-    """Parse the JSON part of the bytes of a GLB or glTF file. Raises ValueError, ConfigError if it is too large."""
+    """Parse the JSON part of a GLB or glTF file from the bytes of the file.
+
+    Raises ValueError for invalid JSON, and ConfigError if it has too many values.
+    """
     text = data[20 : 20 + int.from_bytes(data[12:16], "little")] if data[:4] == b"glTF" else data
     if text.count(b",") >= MAX_JSON_VALUES:
         raise ConfigError(f"its JSON part has more than {MAX_JSON_VALUES:,} values")
@@ -54,7 +57,10 @@ def gltf_tree(data: bytes) -> Any:
 
 
 class GltfFile:
-    """Reader of one GLB or glTF file with the bytes `data`. If it is damaged, methods raise many types of errors."""
+    """Reader of one GLB or glTF file. For a damaged file, the methods raise exceptions of many types.
+
+    `data` has the bytes of the file, and `files` reads the other files that it names.
+    """
 
     def __init__(self, data: bytes, files: SideFiles) -> None:
         self.tree, self.files, self.numbers = gltf_tree(data), files, 0
@@ -67,7 +73,10 @@ class GltfFile:
             self.buffer(index)
 
     def submeshes(self, colours: bool) -> Iterator[Submesh]:
-        """Read the triangles of all nodes and, if `colours` is True, materials, vertex colours and textures."""
+        """Read the triangles of all nodes in the scene: one submesh per primitive, in scene coordinates.
+
+        If `colours` is True, the submeshes have materials, vertex colours and textures.
+        """
         for name in self.tree.get("extensionsRequired", []):
             if name in REFUSED and (colours or "texture" not in name):
                 raise _refusal(name)
@@ -90,9 +99,9 @@ class GltfFile:
                     yield submesh
 
     def submesh(self, primitive: Tree, node: Tree, weights: list[float], matrices: Array, colours: bool) -> Submesh:
-        """Read a primitive of the mesh of `node`, once for each of the node-to-scene transforms `matrices` (N, 4, 4).
+        """Read a primitive (JSON object) of the mesh of `node`, with one copy per node-to-scene transform (N, 4, 4).
 
-        `weights` are the default weights of the mesh's morph targets.
+        `weights` are the default weights of the mesh's morph targets. `colours`: also read the material.
         """
         position, weights = primitive["attributes"]["POSITION"], node.get("weights", weights)
         if DRACO in primitive.get("extensions", {}) and "bufferView" not in self.tree["accessors"][position]:
@@ -112,25 +121,25 @@ class GltfFile:
         return _copies(submesh, matrices)
 
     def count(self, primitive: Tree) -> int:
-        """Return the number of triangles of a primitive, without reading its indices."""
+        """Return the number of triangles of a primitive, without reading its vertex indices."""
         mode, index = primitive.get("mode", 4), primitive.get("indices", primitive["attributes"]["POSITION"])
         count: int = self.tree["accessors"][index]["count"]
         return {4: count // 3, 5: count - 2, 6: count - 2}.get(mode, 0)
 
     def _buffer(self, index: int) -> bytes | memoryview | Path:
-        """Return the bytes of a buffer, or the path of the side file that has them."""
+        # bytes of a buffer, or path of the file that has them
         uri = self.tree["buffers"][index].get("uri")
         if uri is None:
             return self.binary if index == 0 else b""
         return _data_uri(uri) if uri.startswith("data:") else self.files.locate(self.file_name(uri))
 
     def file_name(self, uri: str) -> str:
-        """Decode the percent-encoding of a URI, unless only a file with the encoded name exists."""
+        """Return the file name that a URI encodes, or the URI itself if only a file with that name exists."""
         name = unquote(uri)
         return uri if self.files.find(name) is None and self.files.find(uri) is not None else name
 
     def view(self, index: int, offset: int, dtype: str, count: int, columns: int = 1) -> Array:
-        """Return an array (count, columns) of `dtype` from a buffer view, whose first `offset` bytes are skipped."""
+        """Return an array (count, columns) of type `dtype` from buffer view `index`, `offset` bytes after its start."""
         view = _typed(BufferView, self.tree["bufferViews"][index])
         data, size = self.buffer(view.buffer), np.dtype(dtype).itemsize
         if not data and (compressed := [name for name in view.extensions if name in REFUSED]):
@@ -147,9 +156,9 @@ class GltfFile:
         return np.ndarray((count, columns), dtype, data, 0, (stride, size))
 
     def array(self, index: int, rows: Array | None = None, normalise: bool = False) -> Array:
-        """Return the values (count, columns) of an accessor, or only its `rows` (R,).
+        """Return the values (count, columns) of accessor `index`, or only the R values with the indices `rows` (R,).
 
-        Integers become floats in [-1, 1] if the accessor is normalised or `normalise` is True.
+        Integers become floats in [-1, 1] if the accessor has the flag `normalized` or `normalise` is True.
         """
         accessor = _typed(Accessor, self.tree["accessors"][index])
         dtype, columns = DTYPES[accessor.componentType], COLUMNS[accessor.type]
@@ -173,7 +182,10 @@ class GltfFile:
         return values
 
     def morphed(self, primitive: Tree, key: str, weights: list[float], rows: Array | None) -> Array:
-        """Return `rows` of the attribute `key` (V, 3), float64, plus the weighted morph targets."""
+        """Return the vertex attribute `key`, such as POSITION, plus morph targets times `weights`; (R, 3) float64.
+
+        `rows` (R,): indices of the vertices to read; None: all.
+        """
         values = self.array(primitive["attributes"][key], rows).astype(np.float64)
         for weight, target in zip(weights, primitive.get("targets", []), strict=False):
             if weight and key in target:
@@ -181,7 +193,7 @@ class GltfFile:
         return values
 
     def faces(self, primitive: Tree) -> Array:
-        """Return the faces (F, 3) of a primitive with triangles, a triangle strip or a fan; else F = 0."""
+        """Return the triangles (F, 3) of a primitive as vertex indices. Lines and points give F = 0."""
         mode = primitive.get("mode", 4)
         if "indices" in primitive:
             corners = self.array(primitive["indices"])[:, 0].astype(np.int64)
@@ -196,7 +208,7 @@ class GltfFile:
 
     @cached_property
     def transforms(self) -> dict[int, Array]:
-        """Node-to-scene transforms (4, 4) of the scene's nodes by node index."""
+        """Node-to-scene transforms (4, 4) of all nodes in the scene, by node index."""
         nodes, scenes = self.tree.get("nodes", []), self.tree.get("scenes", [])
         children = {child for node in nodes for child in node.get("children", [])}
         roots = [index for index in range(len(nodes)) if index not in children]
@@ -215,7 +227,10 @@ class GltfFile:
         return found
 
     def instances(self, index: int) -> Array:
-        """Return the node-to-scene transforms (N, 4, 4) of the N copies of a node's mesh: GPU instances, or N = 1."""
+        """Return the node-to-scene transforms (N, 4, 4) of the N copies of the mesh of node `index`. Usually N is 1.
+
+        Only nodes with EXT_mesh_gpu_instancing have more copies.
+        """
         extension = self.tree["nodes"][index].get("extensions", {}).get(INSTANCES)
         if extension is None:
             return self.transforms[index][None]
@@ -225,7 +240,7 @@ class GltfFile:
         return np.asarray(self.transforms[index] @ local)
 
     def _joints(self, index: int) -> Array:
-        """Return the transforms (J, 4, 4) of the joints of a skin, by which the vertices in its bind pose are moved."""
+        # matrices (J, 4, 4) of the J joints of a skin: they map vertices from the bind pose to the scene
         skin = self.tree["skins"][index]
         joints = np.stack([self.transforms[joint] for joint in skin["joints"]])
         if "inverseBindMatrices" in skin:
@@ -234,9 +249,9 @@ class GltfFile:
         return joints
 
     def skinning(self, primitive: Tree, index: int, rows: Array | None) -> Array:
-        """Return vertex-to-scene transforms (V, 4, 4): for each vertex, the weighted mean of its joints' transforms.
+        """Return the vertex-to-scene transform of each vertex (R, 4, 4), the weighted mean of its joints' transforms.
 
-        `index`: number of the skin. `rows`: numbers of the vertices; None: all.
+        `index`: index of the skin. `rows` (R,): indices of the vertices to read; None: all.
         """
         joints, attributes = self.joints(index), primitive["attributes"]
         sets = [key[7:] for key in attributes if key.startswith("JOINTS_")]
@@ -249,10 +264,10 @@ class GltfFile:
         return result
 
     def coloured(self, primitive: Tree, submesh: Submesh, colours: bool, rows: Array | None) -> Submesh:
-        """Return the submesh with the texture coordinates, texture and colours of its material's base colour.
+        """Return `submesh` with texture coordinates and the base colour of its material (texture or vertex colours).
 
-        If `colours` is False, only the texture coordinates TEXCOORD_0 are added. `rows`: numbers of the vertices; None:
-        all.
+        If `colours` is False, only the texture coordinates are added. `rows` (R,): indices of the vertices to read;
+        None: all.
         """
         tree = self.tree["materials"][primitive["material"]] if colours and "material" in primitive else {}
         material = _typed(Material, tree)
@@ -285,7 +300,7 @@ class GltfFile:
         return replace(submesh, colours=product, cutoff=cutoff, flat=vertex is None)
 
     def _texture(self, index: int, factor: tuple[float, ...]) -> tuple[Texture | None, tuple[Wrap, Wrap]]:
-        """Return a texture times a linear RGB or RGBA factor (None if it is missing), and its wrap modes (u, v)."""
+        # texture times a linear RGB or RGBA factor (None if it is missing), and its wrap modes (u, v)
         texture, image = self.tree["textures"][index], None
         sampler: Tree = self.tree["samplers"][texture["sampler"]] if "sampler" in texture else {}
         u: Wrap = WRAPS.get(sampler.get("wrapS", 0), "repeat")
@@ -299,7 +314,10 @@ class GltfFile:
         return None if image is None else Texture.tinted(image, factor), (u, v)
 
     def image(self, tree: Tree, index: int) -> Array | None:
-        """Return an image, uint8 (H, W, 3 or 4), or None if it cannot be read."""
+        """Return an image as uint8 (H, W, 3 or 4); None if it cannot be read.
+
+        `tree` is the JSON object of the image, and `index` is its number in error messages.
+        """
         uri = tree.get("uri", "")
         if tree.get("mimeType") == "image/ktx2" or uri.lower().endswith(".ktx2"):
             raise _refusal("KHR_texture_basisu")
@@ -313,7 +331,7 @@ class GltfFile:
 
 
 def _typed(kind: type[T], tree: Tree) -> T:
-    """Create a pygltflib object, which has glTF's default values, from the known keys of `tree`."""
+    # pygltflib objects have glTF's default values for missing keys
     known = vars(kind)["__dataclass_fields__"]
     return kind(**{key: value for key, value in tree.items() if key in known})
 
@@ -328,7 +346,7 @@ def _data_uri(uri: str) -> bytes:
 
 
 def _local(parts: dict[str, Array]) -> Array:
-    """Return transforms (N, 4, 4) from arrays "TRANSLATION" (N, 3), "ROTATION" (N, 4), x y z w, and "SCALE" (N, 3)."""
+    # transforms (N, 4, 4) from "TRANSLATION" (N, 3), "ROTATION" (N, 4), x y z w, and "SCALE" (N, 3)
     from trimesh.transformations import quaternion_matrix
 
     result: Array = quaternion_matrix(parts["ROTATION"][:, [3, 0, 1, 2]]).reshape(-1, 4, 4)
@@ -338,7 +356,7 @@ def _local(parts: dict[str, Array]) -> Array:
 
 
 def _copies(submesh: Submesh, matrices: Array) -> Submesh:
-    """Return a submesh with N copies of the triangles, transformed by the matrices (N, 4, 4)."""
+    # copies of all triangles, transformed by each of the matrices (N, 4, 4)
     copies, count, linear = len(matrices), len(submesh.vertices), matrices[:, :3, :3]
     with np.errstate(all="ignore"):  # of vertices that are not finite
         points = submesh.vertices @ linear.swapaxes(1, 2) + matrices[:, None, :3, 3]
@@ -355,7 +373,7 @@ def _copies(submesh: Submesh, matrices: Array) -> Submesh:
 
 
 def _transformed(uv: Array, transform: Tree) -> Array:
-    """Apply KHR_texture_transform to texture coordinates (V, 2), v downwards: scale, then rotation, then offset."""
+    # KHR_texture_transform, for (V, 2) with v downwards: scale, then rotation, then offset
     c, s = np.cos(transform.get("rotation", 0)), np.sin(transform.get("rotation", 0))
     scaled = uv * transform.get("scale", (1, 1))
     with np.errstate(all="ignore"):  # of coordinates that are not finite

@@ -65,7 +65,10 @@ def _rgb(image: Any) -> Array:
 
 
 def write_png(path: Path | str, image: Any) -> Path:
-    """Write an image (H, W, 3), (H, W, 1) or (H, W) atomically. Creates the folder. Raises OSError."""
+    """Write an image, uint8 or floats in [0, 1], (H, W, 3), (H, W, 1) or (H, W). Return the path.
+
+    The folder is created and the file replaced atomically. Raises OSError.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, png(_rgb(image)))
@@ -85,15 +88,16 @@ def png(pixels: Array) -> bytes:
 
 
 def enlarge_small(images: Any) -> Array:
-    """Enlarge images (N, H, W, 3) by an integer factor to at least 128 pixels width, for labels. Returns uint8."""
+    """Enlarge images (N, H, W, 3) by an integer factor to a width of at least 128 pixels. Returns uint8."""
     factor = -(-128 // np.shape(images)[-2])
     return to_uint8(images).repeat(factor, axis=-3).repeat(factor, axis=-2)
 
 
 def grid(images: Any, columns: int, labels: Sequence[str] | None = None) -> Array:
-    """Arrange N >= 1 images (H, W, 3) row by row on a white contact sheet, uint8 (H', W', 3).
+    """Arrange N >= 1 images (H, W, 3), which may differ in size, row by row on a white sheet, uint8 (H', W', 3).
 
-    Images may differ in size. Each of N `labels` is printed below its image in at most three lines; None: no labels.
+    `columns`: number of images per row. `labels`: N texts, each printed below its image in at most three lines; None:
+    no labels.
     """
     cells = [_rgb(image) for image in images]
     height, width = max(cell.shape[0] for cell in cells), max(cell.shape[1] for cell in cells)
@@ -122,7 +126,7 @@ def _label_strips(labels: Sequence[str], width: int) -> list[Array]:
 
 
 def _wrap(text: str, width: int, font: Any, max_lines: int = 3) -> list[str]:
-    """Break a label into lines of `width` pixels. Text after `max_lines` lines is cut off."""
+    # text after `max_lines` lines is cut off
     lines = [""]
     for word in "".join(c if c.isprintable() else " " for c in text[: max_lines * width]).split():
         longer = f"{lines[-1]} {word}".strip()
@@ -134,7 +138,10 @@ def _wrap(text: str, width: int, font: Any, max_lines: int = 3) -> list[str]:
 
 
 def write_mp4(frames: Iterable[Any], path: Path | str, fps: int = 30) -> Path:
-    """Write frames (H, W, 3) of equal size as an H.264 video. Odd sides are padded by a pixel. Raises OSError."""
+    """Write frames (H, W, 3) of equal size, uint8 or floats in [0, 1], as an H.264 video. Return the path.
+
+    An odd height or width is padded by a pixel. Raises OSError.
+    """
     path = Path(path).absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary, count = temporary_path(path), 0
@@ -159,7 +166,7 @@ def write_mp4(frames: Iterable[Any], path: Path | str, fps: int = 30) -> Path:
 
 
 def _check_frame_count(video: Path, count: int) -> None:
-    """Raise OSError if frames are missing, because imageio does not report encoder failures at the end."""
+    # imageio does not report encoder failures at the end
     from imageio_ffmpeg import count_frames_and_secs  # type: ignore[import-untyped]  # not needed for images
 
     try:

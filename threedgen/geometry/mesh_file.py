@@ -27,16 +27,16 @@ MAX_COVER = 5000
 
 @dataclass(frozen=True)
 class MeshFile:
-    """Submeshes of a mesh file, and messages for the user about textures and MTL files that cannot be read."""
+    """Content of a mesh file: submeshes, and messages for the user about textures and MTL files that cannot be read."""
 
     submeshes: tuple[Submesh, ...]
     failures: tuple[str, ...]
 
 
 def read_mesh_file(path: Path, key: str = "", colours: bool = True) -> MeshFile:
-    """Read a mesh file, with `colours` also its materials, vertex colours and textures.
+    """Read a GLB, glTF, OBJ, PLY, STL or OFF file. With `colours`, also read materials, vertex colours and textures.
 
-    Raises ConfigError with the config `key` and the file name.
+    Raises ConfigError with the config key `key` and the file name if the file cannot be read.
     """
     files, kind = SideFiles(path), path.suffix.lower()
     try:
@@ -62,7 +62,10 @@ def read_mesh_file(path: Path, key: str = "", colours: bool = True) -> MeshFile:
 
 
 def _finite(submesh: Submesh, failures: list[str]) -> Submesh:
-    """Leave out triangles with corners that are not finite, set other values that are not to 0, and note it."""
+    """Return a submesh without NaN and infinity, and add messages about the changes to `failures`.
+
+    Triangles with NaN or infinity at a corner are removed. In texture coordinates, colours and normals they become 0.
+    """
     attributes = {"texture coordinates": submesh.uv, "colours": submesh.colours, "normals": submesh.normals}
     wrong = [name for name, values in attributes.items() if values is not None and not np.isfinite(values).all()]
     failures += [f"{name} that are not finite were set to 0" for name in wrong]
@@ -130,7 +133,7 @@ def _plain(mesh: Any) -> Submesh:
 
 
 def _coloured(mesh: Any, image: Array | None) -> Submesh:
-    """Convert a trimesh mesh with its vertex colours or face colours, or with the texture `image`, without normals."""
+    # vertex colours, face colours, or the texture `image`
     points, faces, visual = np.asarray(mesh.vertices, np.float64), np.asarray(mesh.faces, np.int64), mesh.visual
     submesh = Submesh(points, faces, uv=getattr(visual, "uv", None))
     if image is not None and submesh.uv is not None:

@@ -28,13 +28,12 @@ MAX_LINES = 20_000_000
 
 @dataclass
 class Material:
-    """Material of an MTL file in `folder`: sRGB colour and opacity in [0, 1], and texts of its texture lines by key
-    ("map_kd")."""
+    """Material of an MTL file: colour, opacity and texture lines."""
 
-    colour: tuple[float, ...] = (1.0, 1.0, 1.0)
-    opacity: float | None = None
-    maps: dict[str, str] = field(default_factory=dict)
-    folder: Path | None = None
+    colour: tuple[float, ...] = (1.0, 1.0, 1.0)  # sRGB in [0, 1]
+    opacity: float | None = None  # in [0, 1]; None: not in the file
+    maps: dict[str, str] = field(default_factory=dict)  # key of a texture line ("map_kd") -> options and file name
+    folder: Path | None = None  # folder of the MTL file
 
 
 class ObjText:
@@ -42,7 +41,8 @@ class ObjText:
 
     Attributes:
         rows: texts of the lines by key "v", "vt" or "vn".
-        faces: texts of the faces, with indices from 1, by (material, has vt, has vn, number of corners).
+        faces: (material name, whether they have vt, whether they have vn, number of corners) -> texts of the faces.
+            Indices in the texts start at 1.
         libraries: texts of the lines "mtllib", which name MTL files.
     """
 
@@ -73,12 +73,16 @@ class ObjText:
         check_count(triangles, len({form[:3] for form in self.faces}))
 
     def _absolute(self, corner: str) -> str:
-        """Replace negative indices, which count backwards from the last line, by indices from 1."""
+        # negative indices count backwards from the last line
         pairs = zip(corner.split("/"), self.rows.values(), strict=False)
         return "/".join(str(int(part) + len(rows) + 1) if part.startswith("-") else part for part, rows in pairs)
 
     def triangles(self) -> dict[tuple[str, bool, bool], Array]:
-        """Return the triangles (F, 3, C) by (material, has vt, has vn): indices from 0 of v, then of vt, vn if any."""
+        """Return the triangles by (material name, whether they have vt, whether they have vn).
+
+        They are int64 (F, 3, C): for each corner the index of its v, then those of its vt and vn if any. Indices start
+        at 0. Polygons are split into triangles.
+        """
         groups = dict[tuple[str, bool, bool], list[Array]]()
         for (material, vt, vn, corners), lines in self.faces.items():
             numbers = np.fromstring(" ".join(lines).replace("/", " "), np.int64, sep=" ") - 1
@@ -89,7 +93,10 @@ class ObjText:
         return {group: np.concatenate(parts) for group, parts in groups.items()}
 
     def table(self, key: str, columns: int, missing: float = np.nan) -> Array:
-        """Return the numbers (N, columns) of the N lines `key`. Surplus numbers are ignored."""
+        """Return the first `columns` numbers of all N lines of `key` ("v", "vt" or "vn") as (N, columns) float64.
+
+        Shorter lines are padded with `missing`.
+        """
         rows = self.rows[key]
         width = len(rows[0].split()) if rows else columns
         found = np.fromstring(" ".join(rows), np.float64, sep=" ")
@@ -101,8 +108,9 @@ class ObjText:
 
 
 def read_obj(data: bytes, files: SideFiles, colours: bool) -> Iterator[Submesh]:
-    """Read the submeshes of an OBJ file, with `colours` also its materials, vertex colours and textures.
+    """Read the triangles of an OBJ file. With `colours`, also read materials, vertex colours and textures.
 
+    `data` has the bytes of the file; `files` reads MTL files and textures. Yields submeshes with one material each.
     Raises ConfigError, IndexError or ValueError for damaged files.
     """
     from trimesh.visual.texture import unmerge_faces
@@ -134,7 +142,7 @@ def read_obj(data: bytes, files: SideFiles, colours: bool) -> Iterator[Submesh]:
 
 
 def _read_materials(libraries: list[str], files: SideFiles) -> dict[str, Material]:
-    """Return the materials of MTL files by name. Each text in `libraries` names one file, or several."""
+    # material name -> material; a text in `libraries` names one MTL file, or several
     materials, material = dict[str, Material](), Material()
     for library in dict.fromkeys(libraries):
         several = files.find(library) is None and any(files.find(name) for name in library.split())
@@ -155,7 +163,7 @@ def _read_materials(libraries: list[str], files: SideFiles) -> dict[str, Materia
 
 
 def _set(material: Material, key: str, text: str) -> None:
-    """Set a property of a material from a line of an MTL file. Unknown and damaged lines are ignored."""
+    # unknown and damaged lines are ignored
     try:
         if key in ("map_kd", "map_ka", "map_d"):
             material.maps[key] = text
@@ -171,7 +179,7 @@ def _set(material: Material, key: str, text: str) -> None:
 
 
 def _parsed(line: str, uv: Array) -> tuple[str, Array, tuple[Wrap, Wrap]]:
-    """Parse a texture line. Return its file name, uv (V, 2) with its options applied, and its wrap modes."""
+    # file name of a texture line, uv (V, 2) with the options of the line applied, and wrap modes
     options: dict[str, list[float]] = {"s": [1, 1], "o": [0, 0], "t": [0, 0]}
     wrap: Wrap = "repeat"
     while match := _OPTION.match(line):
@@ -183,10 +191,7 @@ def _parsed(line: str, uv: Array) -> tuple[str, Array, tuple[Wrap, Wrap]]:
 
 
 def _coloured(submesh: Submesh, name: str, material: Material, vertex: Array | None, files: SideFiles) -> Submesh:
-    """Return the submesh with a texture, or else with vertex colours (V, 3), or else with the material's colour.
-
-    A texture is not multiplied by the material's colour, because most exporters write an arbitrary colour with it.
-    """
+    # A texture is not multiplied by the material's colour, because most exporters write an arbitrary colour with it.
     maps, opacity = material.maps, 1.0 if material.opacity is None else min(max(material.opacity, 0.0), 1.0)
     if opacity == 0 and "map_d" in maps:  # some exporters write d 0 beside a texture of the opacity
         opacity = 1.0

@@ -20,27 +20,34 @@ SKYBOX = ((-pi / 2, pi / 2), (1.5 * pi, 0.0), (0.0, 0.0), (pi / 2, 0.0), (pi, 0.
 
 
 def intrinsics(fov: float, height: int, width: int) -> Tensor:
-    """Return centred intrinsics K (3, 3), float64, with square pixels, for a horizontal field of view."""
+    """Return intrinsics K (3, 3), float64, with square pixels and the centre of the image as principal point.
+
+    `fov` is the horizontal field of view in radians. The centre of the first pixel is (0, 0).
+    """
     focal = 0.5 * width / tan(0.5 * fov)
     return torch.tensor([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1]], dtype=torch.float64)
 
 
 def rotation(yaw: float, pitch: float = 0.0) -> Tensor:
-    """Return a camera-to-world rotation (3, 3), float64: pitch about the x axis, then yaw about the vertical axis."""
+    """Return a camera-to-world rotation (3, 3), float64: pitch upwards, then yaw to the right, both in radians."""
     turn = [[cos(yaw), 0, sin(yaw)], [0, 1, 0], [-sin(yaw), 0, cos(yaw)]]
     tilt = [[1, 0, 0], [0, cos(pitch), -sin(pitch)], [0, sin(pitch), cos(pitch)]]
     return torch.tensor(turn, dtype=torch.float64) @ torch.tensor(tilt, dtype=torch.float64)
 
 
 def ring(views: int = 8, first_yaw: float = 0.0) -> Tensor:
-    """Return the rotations (V, 3, 3) of V horizontal cameras at evenly spaced yaws, from `first_yaw` to the right."""
+    """Return camera-to-world rotations (V, 3, 3) of V = `views` horizontal cameras at evenly spaced yaws.
+
+    The first one has `first_yaw`, in radians; yaw increases to the right.
+    """
     return torch.stack([rotation(first_yaw + 2 * pi * n / views) for n in range(views)])
 
 
 def cameras(R: Tensor, fov: float, height: int, width: int, position: Sequence[float] = (0.0, 0.0, 0.0)) -> Cameras:
-    """Convert rotations R (V, 3, 3) to `Cameras` in the z-up world, where yaw 0 looks along +x and yaw pi / 2 along -y.
+    """Create V cameras at one position from panorama rotations R (V, 3, 3), camera-to-world with OpenCV axes.
 
-    `fov` is the horizontal field of view. `position` (x, y, z), in world units, is the same for all cameras.
+    In the z-up world of `Cameras`, yaw 0 looks along +x and yaw pi / 2 along -y. `fov` is the horizontal field of view
+    in radians. `position` is (x, y, z) in world units.
     """
     K = intrinsics(fov, height, width)
     K[:2, 2] += 0.5
@@ -52,7 +59,10 @@ def cameras(R: Tensor, fov: float, height: int, width: int, position: Sequence[f
 
 
 def skybox_views(faces: Tensor, K: Tensor, R: Tensor, height: int, width: int) -> Tensor:
-    """Render views (V, 3, height, width) with K (3, 3) and R (V, 3, 3) from a skybox (6, 3, S, S), as in `SKYBOX`."""
+    """Render V perspective views (V, 3, height, width) from six skybox images (6, 3, S, S), ordered as in `SKYBOX`.
+
+    The views have the intrinsics K (3, 3) and the camera-to-world rotations R (V, 3, 3).
+    """
     size = faces.shape[-1]
     K_face, R_face = intrinsics(pi / 2, size, size), torch.stack([rotation(*angles) for angles in SKYBOX])
     return render_from_views(faces, K_face, R_face, K, R, height, width)
@@ -61,10 +71,11 @@ def skybox_views(faces: Tensor, K: Tensor, R: Tensor, height: int, width: int) -
 def render_from_views(
     faces: Tensor, K_face: Tensor, R_face: Tensor, K: Tensor, R: Tensor, height: int, width: int
 ) -> Tensor:
-    """Render views (V, C, height, width) with K (3, 3) and R (V, 3, 3) from source views at the same position.
+    """Render V views (V, C, height, width) from N source views (N, C, h, w) at the same position.
 
-    Each pixel is sampled bilinearly from the source view whose viewing axis is nearest to the pixel's ray. The source
-    views are `faces` (N, C, h, w) with K_face (3, 3) and R_face (N, 3, 3).
+    The rendered views have intrinsics K (3, 3) and camera-to-world rotations R (V, 3, 3). The source views `faces` have
+    intrinsics K_face (3, 3) and rotations R_face (N, 3, 3). Each pixel is sampled bilinearly from the source view whose
+    viewing axis is nearest to the pixel's ray.
     """
     R_face = R_face.double()
     grid = F.pad(pixel_grid(height, width), (0, 1), value=1.0)
@@ -80,7 +91,7 @@ def render_from_views(
 
 
 def equirectangular_rays(height: int, width: int) -> Tensor:
-    """Return unit ray directions (H, W, 3), float64, of the pixels of an equirectangular image. Its centre is +z."""
+    """Return unit ray directions (H, W, 3), float64, of an equirectangular image: x right, y down, +z at its centre."""
     steps = [(torch.arange(n) + 0.5) / n * 2 - 1 for n in (height, width)]
     latitude, longitude = -steps[0].double()[:, None] * pi / 2, steps[1].double() * pi
     down = -torch.sin(latitude).expand(height, width)
@@ -90,7 +101,7 @@ def equirectangular_rays(height: int, width: int) -> Tensor:
 
 
 def stitch(views: Tensor, K: Tensor, R: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Blend views (V, C, h, w) with K (3, 3) and R (V, 3, 3) into an equirectangular image.
+    """Blend views (V, C, h, w) with K (3, 3) and camera-to-world rotations R (V, 3, 3) into an equirectangular image.
 
     The weight of a view falls linearly from 1 in its middle column to 0 at its left and right borders. Returns the
     image (C, height, width), 0 where no view covers it, and the sums of weights (height, width).
@@ -109,7 +120,7 @@ def stitch(views: Tensor, K: Tensor, R: Tensor, height: int, width: int) -> tupl
 
 
 def covered_rows(weights: Tensor) -> slice:
-    """Return the largest range of rows, symmetric about the middle row, in which all weights (H, W) are above 0."""
+    """Return the largest slice of rows, symmetric about the middle row, in which all weights (H, W) are above 0."""
     height, complete = len(weights), (weights > 0).all(1)
     complete &= complete.flip(0)
     top = height // 2 - int(complete[: height // 2].flip(0).long().cumprod(0).sum())
@@ -117,10 +128,10 @@ def covered_rows(weights: Tensor) -> slice:
 
 
 def equirectangular_views(image: Tensor, K: Tensor, R: Tensor, height: int, width: int) -> Tensor:
-    """Render views (V, C, height, width) with K (3, 3) and R (V, 3, 3) from an equirectangular image (C, h, w).
+    """Render V perspective views (V, C, height, width) from an equirectangular image (C, h, w).
 
-    The image covers 360 degrees, with square pixels and the horizon in the middle. Directions above or below the image
-    get the colours of its border.
+    The views have intrinsics K (3, 3) and camera-to-world rotations R (V, 3, 3). The image covers 360 degrees, with
+    square pixels and the horizon in the middle. Directions above or below the image get the colours of its border.
     """
     rows, columns = image.shape[-2:]
     rays = F.pad(pixel_grid(height, width), (0, 1), value=1.0) @ (R.double() @ torch.linalg.inv(K.double())).mT[:, None]

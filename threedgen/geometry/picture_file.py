@@ -27,7 +27,10 @@ MIN_OPAQUE_ALPHA = 0.99
 
 
 def open_image(file: Path | bytes, name: str = "", key: str = "") -> Image.Image:
-    """Open an image and read only its header. Raises ConfigError with `name` and the config `key`."""
+    """Open an image, from a path or its bytes, and read only the header.
+
+    Raises ConfigError with the config key `key`. `name` is the file name in its message; empty: the path.
+    """
     name = name or str(file)
     register_heif_opener()
     try:
@@ -49,7 +52,7 @@ def open_image(file: Path | bytes, name: str = "", key: str = "") -> Image.Image
 
 
 def image_shape(path: Path) -> tuple[int, int]:
-    """Read height and width in pixels from the file header, after rotation upright by EXIF. Raises ConfigError."""
+    """Return (height, width) in pixels from the header of an image, as after EXIF rotation. Raises ConfigError."""
     with open_image(path) as image:
         try:
             sideways = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
@@ -61,10 +64,10 @@ def image_shape(path: Path) -> tuple[int, int]:
 def load_image(
     file: Path | bytes, name: str = "", key: str = "", max_side: int | None = None, upright: bool = True
 ) -> Image.Image:
-    """Load an image as RGB, or as RGBA if it has transparency. Raises ConfigError with `name` and the config `key`.
+    """Load an image, from a path or its bytes, as RGB, or as RGBA if it has transparency.
 
-    A larger image is reduced to `max_side` pixels on the longer side; None: it is not reduced. With `upright`, EXIF
-    rotation is applied.
+    Raises ConfigError with the config key `key`. `name` is the file name in its message; empty: the path. If `max_side`
+    is not None, a larger image is reduced to this length of the longer side in pixels. `upright`: apply EXIF rotation.
     """
     name = name or str(file)
     with open_image(file, name, key) as image, warnings.catch_warnings():
@@ -108,10 +111,10 @@ def read_depth(path: Path, key: str = "") -> Array:
 
 
 def read_foreground(path: str, opacity: Callable[[Array], Array] | None = None) -> Array:
-    """Read an image and return RGBA (H, W, 4) float in [0, 1] with the foreground in alpha. Raises ConfigError.
+    """Read an image; return RGBA (H, W, 4) in [0, 1] with the opacity of the foreground in alpha. Raises ConfigError.
 
-    `opacity` is a function from the pixels (H, W, 3) of an opaque photo to the foreground (H, W); None: the photo needs
-    a background of one colour.
+    `opacity` is for images without transparency: a function from pixels (H, W, 3) in [0, 1] to the foreground's opacity
+    (H, W). None: such an image needs a background of one colour.
     """
     image = load_image(Path(path).expanduser(), key="image", max_side=WORKING_SIZE).convert("RGBA")
     pixels = np.asarray(image, np.float32) / 255
@@ -121,10 +124,10 @@ def read_foreground(path: str, opacity: Callable[[Array], Array] | None = None) 
 
 
 def extract_foreground(pixels: Array, name: str) -> Array:
-    """Return RGBA (H, W, 4) in [0, 1] with the foreground in alpha, for `pixels` (H, W, 4) of the image file `name`.
+    """Return RGBA pixels (H, W, 4) in [0, 1] with the foreground in alpha. Transparent images are unchanged.
 
-    An opaque image gets the alpha `foreground_mask`. Raises ConfigError if all pixels are background, or if an opaque
-    image has no uniform background.
+    In an opaque image, alpha becomes the result of `foreground_mask`. Raises ConfigError, naming the file `name`, if
+    all pixels are background, or if an opaque image has no uniform background.
     """
     if pixels[..., 3].min() > MIN_OPAQUE_ALPHA:
         pixels = np.dstack([pixels[..., :3], foreground_mask(pixels[..., :3])]).astype(np.float32)
@@ -140,7 +143,11 @@ def extract_foreground(pixels: Array, name: str) -> Array:
 
 
 def foreground_mask(rgb: Array) -> Array:
-    """Return a mask (H, W) of an image (H, W, 3) in [0, 1]: 0 in a uniform background at the border, else 1."""
+    """Return the foreground (H, W) of an image (H, W, 3) in [0, 1]: 0 in the background, 1 elsewhere, float64.
+
+    The background consists of regions of one colour that touch the image border. If the border has no uniform colour,
+    all pixels are foreground.
+    """
     from skimage.measure import label
 
     edge = max(1, min(rgb.shape[:2]) // 50)

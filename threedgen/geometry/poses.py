@@ -16,7 +16,7 @@ Poses = Literal["c2w", "w2c"]
 
 
 def unit_vector(elevation: Tensor, azimuth: Tensor) -> Tensor:
-    """Return unit vectors (..., 3), (cosE cosA, cosE sinA, sinE), for elevation E and azimuth A (...) in radians."""
+    """Return unit vectors (..., 3) at elevations and azimuths (...) in radians. Azimuth 0 is +x and pi / 2 is +y."""
     flat = torch.cos(elevation)
     return torch.stack([flat * torch.cos(azimuth), flat * torch.sin(azimuth), torch.sin(elevation)], dim=-1)
 
@@ -32,7 +32,7 @@ def opencv_axes(c2w: Tensor) -> Tensor:
 
 
 def opengl_to_blender(c2w: Tensor) -> Tensor:
-    """Convert c2w poses (B, 4, 4) from a y-up to a z-up world: the point (x, y, z) becomes (x, -z, y)."""
+    """Convert c2w poses (B, 4, 4) from a y-up to a z-up world: the world point (x, y, z) becomes (x, -z, y)."""
     turn = torch.tensor([[1.0, 0, 0, 0], [0, 0, -1, 0], [0, 1, 0, 0], [0, 0, 0, 1]])
     return turn.to(c2w) @ c2w
 
@@ -52,9 +52,9 @@ def pixel_centres(height: int, width: int, device: torch.device) -> Tensor:
 
 
 def pixels_to_plane(pixels: Tensor, K: Tensor) -> Tensor:
-    """Apply K^-1 to pixels (..., N, 2), for upper triangular K (..., 3, 3).
+    """Convert pixels (..., N, 2) to points (x right, y down), (..., N, 2), on the image plane, with K^-1.
 
-    Return (x right, y down) (..., N, 2) in world units, for perspective cameras at depth 1.
+    K (..., 3, 3) is upper triangular. The points are in world units; for perspective cameras, they are at depth 1.
     """
     y = (pixels[..., 1] - K[..., 1, 2, None]) / K[..., 1, 1, None]
     x = (pixels[..., 0] - K[..., 0, 2, None] - K[..., 0, 1, None] * y) / K[..., 0, 0, None]
@@ -62,14 +62,17 @@ def pixels_to_plane(pixels: Tensor, K: Tensor) -> Tensor:
 
 
 def plane_to_pixels(plane: Tensor, K: Tensor) -> Tensor:
-    """Apply K (..., 3, 3) to the results (..., N, 2) of `pixels_to_plane`. Return pixels (..., N, 2)."""
+    """Convert points on the image plane (..., N, 2) to pixels (..., N, 2). It is the inverse of `pixels_to_plane`."""
     x, y = plane.unbind(-1)
     x = x * K[..., 0, 0, None] + y * K[..., 0, 1, None] + K[..., 0, 2, None]
     return torch.stack([x, y * K[..., 1, 1, None] + K[..., 1, 2, None]], dim=-1)
 
 
 def pixel_rays(c2w: Tensor, K: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Return ray origins (..., 1, 1, 3), unit directions (..., H, W, 3), float32, of c2w (..., 4, 4), K (..., 3, 3)."""
+    """Return origins (..., 1, 1, 3) and unit directions (..., H, W, 3) of the pixel rays of perspective cameras.
+
+    Takes camera-to-world poses (..., 4, 4) and K (..., 3, 3). The results are float32.
+    """
     c2w, K = c2w.float(), K.float()
     with no_autocast(c2w.device):  # bfloat16 products would shift rays by pixels
         x, y = pixels_to_plane(pixel_centres(height, width, c2w.device).reshape(-1, 2), K).unbind(-1)
@@ -79,7 +82,10 @@ def pixel_rays(c2w: Tensor, K: Tensor, height: int, width: int) -> tuple[Tensor,
 
 
 def orbit_c2w(elevation: Tensor, azimuth: Tensor, distance: Tensor) -> Tensor:
-    """Return c2w poses (B, 4, 4) that look at the origin, for elevation, azimuth (radians) and distance, (B,) each."""
+    """Return camera-to-world poses (B, 4, 4) that look at the origin, z up.
+
+    Takes elevations and azimuths (B,) in radians, and distances (B,) from the origin.
+    """
     back = unit_vector(elevation, azimuth)
     right = unit_vector(torch.zeros_like(elevation), azimuth + pi / 2)
     up = unit_vector(elevation + pi / 2, azimuth)
@@ -87,7 +93,7 @@ def orbit_c2w(elevation: Tensor, azimuth: Tensor, distance: Tensor) -> Tensor:
 
 
 def orbit_array(elevation: ArrayLike, azimuth: ArrayLike, distance: ArrayLike) -> NDArray[np.float32]:
-    """Return the poses of `orbit_c2w` (B, 4, 4) as a float32 array, for arguments that broadcast to (B,)."""
+    """Return the result of `orbit_c2w`, (B, 4, 4), as a float32 array, for arguments that broadcast to (B,)."""
     tensors = (torch.from_numpy(np.array(x, np.float64)) for x in np.broadcast_arrays(elevation, azimuth, distance))
     return orbit_c2w(*tensors).float().numpy()
 

@@ -49,7 +49,7 @@ def rasterise(
         fov: vertical field of view in radians, scalar or (V,).
         size: image side in pixels, or (height, width).
         near: depth of the clipping plane in world units. Faces that cross it are clipped exactly.
-        behind: (V, H, W) float32 depths. Nearer and equally distant surfaces are invisible; None: no limit.
+        behind: (V, H, W) float32 depths. Only surfaces with a larger depth are visible; None: no limit.
     """
     height, width = _pair(size)
     focal = 0.5 * height / np.tan(0.5 * np.broadcast_to(np.asarray(fov, np.float64), (len(c2w),)))
@@ -59,7 +59,11 @@ def rasterise(
 
 
 def rasterise_views(vertices: Array, faces: Array, cameras: Cameras, behind: Depths = None) -> Buffers:
-    """Rasterise a mesh as `rasterise` does, with V perspective or orthographic cameras on the CPU."""
+    """Rasterise a mesh, vertices (N, 3) in world units and faces (F, 3), with V cameras on the CPU.
+
+    The cameras are perspective or orthographic. `behind` (V, H, W): only surfaces with a larger depth are visible;
+    None: no limit. Raises ConfigError for invalid meshes.
+    """
     projection, size = cameras.projection, (cameras.height, cameras.width)
     matrices = cameras.c2w.numpy(), projection.K.numpy()
     return _rasterise(vertices, faces, *matrices, size, behind, 1e-2, projection.parallel)
@@ -85,7 +89,7 @@ def rasterise_uv(uv: Array, faces: Array | None, size: Size) -> Buffers:
     """Rasterise a mesh in texture space into (H, W) buffers with z = 1. Where charts overlap, the first face wins.
 
     `uv` in [0, 1] is (N, 2) per vertex, or (F, 3, 2) per face corner if `faces` is None. v points up, and row 0 is the
-    top. Raises ConfigError for invalid meshes.
+    top. `size`: edge in texels, or (height, width). Raises ConfigError for invalid meshes.
     """
     height, width = _pair(size)
     if faces is None:
@@ -99,7 +103,7 @@ def rasterise_uv(uv: Array, faces: Array | None, size: Size) -> Buffers:
 def _run(
     views: Iterable[tuple[Array, Array]], count: int, faces: Array, near: float, size: Pair, behind: Depths = None
 ) -> Buffers:
-    """Rasterise `count` views, each with vertices P (N, 3), see the module docstring, and depths (N,)."""
+    # a view is the vertices P (N, 3), see the module docstring, and their depths (N,)
     shape = (count, *size)
     face, bary = np.full(shape, -1, np.int32), np.zeros((*shape, 3), np.float32)
     z = np.full(shape, np.inf, np.float32)
@@ -116,9 +120,10 @@ def _pair(size: Size) -> Pair:
 
 
 def interpolate(attribute: Array, faces: Array | None, buffers: Buffers) -> Array:
-    """Interpolate an attribute (N, C), or (F, 3, C) per face corner if `faces` is None, at the pixels of `buffers`.
+    """Interpolate a vertex attribute (N, C) of a mesh with faces (F, 3) at the pixels of V rasterised views.
 
-    Returns (V, H, W, C) float32, 0 for background.
+    If `faces` is None, the attribute is (F, 3, C), with a value per corner of each face. Returns (V, H, W, C) float32,
+    0 in the background; without V for buffers of `rasterise_uv`.
     """
     out = np.zeros((*buffers.face.shape, attribute.shape[-1]), np.float32)
     mask = buffers.mask
@@ -141,7 +146,10 @@ def box_downsample(images: Array, factor: int) -> Array:
 
 
 def validate_mesh(points: Array, faces: Array, columns: int) -> tuple[Array, Array]:
-    """Return points (N, columns) as float64 and faces (F, 3) as int64. Raises ConfigError for an invalid mesh."""
+    """Return points (N, columns) as float64 and faces (F, 3) as int64.
+
+    Raises ConfigError if shapes are wrong, coordinates are not finite, or face indices are out of range.
+    """
     points, faces = np.asarray(points, np.float64), np.ascontiguousarray(faces, np.int64)
     if points.ndim != 2 or points.shape[1] != columns or faces.ndim != 2 or faces.shape[1] != 3:
         raise ConfigError(f"Mesh shapes are {points.shape}, {faces.shape}. Use points (N, {columns}) and faces (F, 3).")
@@ -166,10 +174,8 @@ def _snap(value):
 
 @njit(cache=True, error_model="numpy", parallel=True)
 def _prepare(plane, depth, faces, near, height, width, triangles, bounds):
-    """Clip each face at depth `near` into at most two triangles of positive area, with corners in integer subpixels.
-
-    Writes `triangles` (F, 2, 3, 2) and their pixel ranges `bounds` (F, 2, 4): first and end row, first and end column.
-    """
+    # Clip each face at depth `near` into at most two triangles of positive area, with corners in integer subpixels.
+    # Writes `triangles` (F, 2, 3, 2) and their pixel ranges `bounds` (F, 2, 4): first and end row, then column.
     half = SUBPIXELS // 2
     for f in prange(faces.shape[0]):
         corner = np.empty((4, 2), np.int64)
@@ -208,10 +214,8 @@ def _prepare(plane, depth, faces, near, height, width, triangles, bounds):
 
 @njit(cache=True, error_model="numpy", inline="always")
 def _edge(px, py, ax, ay, bx, by):
-    """Return twice the signed area of (a, b, p), minus 1 if the fill rule excludes points p on the edge (a, b).
-
-    The two triangles beside an edge have it in opposite directions. The rule excludes exactly one direction.
-    """
+    # Twice the signed area of (a, b, p), minus 1 if the fill rule excludes points p on the edge (a, b). The triangles
+    # beside an edge have it in opposite directions. The rule excludes exactly one direction.
     dx, dy = bx - ax, by - ay
     included = dy < 0 or (dy == 0 and dx > 0)
     return dx * (py - ay) - dy * (px - ax) - (0 if included else 1)
@@ -245,7 +249,7 @@ def _fill(plane, depth, faces, triangles, bounds, behind, face, bary, z):
 
 @njit(cache=True, error_model="numpy", inline="always")
 def _shade(plane, depth, corners, f, i, j, behind, face, bary, z):
-    """Write pixel (column i, row j) if the depth of face f is larger than `behind` and smaller than `z` there."""
+    # write pixel (column i, row j) if the depth of face f is larger than `behind` and smaller than `z` there
     x, y = i + 0.5, j + 0.5
     a, b, c = corners[0], corners[1], corners[2]
     ax, ay = plane[a, 0] - x * plane[a, 2], plane[a, 1] - y * plane[a, 2]

@@ -18,14 +18,14 @@ from threedgen.geometry.poses import look_at, orbit_c2w, unit_vector
 
 @dataclass(frozen=True)
 class Rig:
-    """B cameras around an object, with lights. Each group of `n_view` consecutive cameras is one multi-view sample."""
+    """B cameras around an object, with one light each. `n_view` consecutive cameras are one multi-view sample."""
 
     cameras: Cameras
     elevation: Tensor  # (B,) radians; like azimuth and distance, without the random perturbation of the poses
     azimuth: Tensor  # (B,) radians
     distance: Tensor  # (B,) from the origin, world units
     light: Tensor  # (B, 3) world position of the point light of each camera
-    n_view: int = 1
+    n_view: int = 1  # number of cameras per group
 
     def groups(self) -> list[Rig]:
         rigs = []
@@ -39,9 +39,10 @@ class Rig:
 def orbit(
     n: int, elevation: float, distance: float, fov: float, height: int, width: int, azimuth: float = 0.0
 ) -> Cameras:
-    """Place `n` cameras evenly around the origin, counter-clockwise from `azimuth`.
+    """Place `n` cameras on a circle around the origin, evenly, counter-clockwise from `azimuth`.
 
-    Angles and the vertical `fov` are in radians.
+    Elevation, azimuth and vertical `fov` are in radians, the distance from the origin in world units, height and width
+    of the images in pixels.
     """
     azimuths = torch.linspace(0.0, 2 * pi, n + 1)[:n] + azimuth
     c2w = orbit_c2w(torch.full((n,), float(elevation)), azimuths, torch.full((n,), float(distance)))
@@ -58,8 +59,9 @@ def ring_rig(
 ) -> Rig:
     """Place `groups` rings of `n_view` cameras around the origin, rotated so that all azimuths are equally spaced.
 
-    Each ring has another elevation in the range `elevations` in degrees. The first camera is at `azimuth` in radians.
-    Distance and field of view are from `options`. Images have `size` x `size` pixels, and lights are at the cameras.
+    `elevations`: lowest and highest elevation in degrees; the rings have different ones in this range. `size`: edge of
+    the square images in pixels. `azimuth`: that of the first camera in radians. Distance and field of view are those of
+    `options`. The lights are at the cameras.
     """
     ring = torch.arange(groups)
     low, high = elevations
@@ -71,7 +73,7 @@ def ring_rig(
 
 
 def turntable(options: OrbitCameraConfig, n: int | None = None) -> Cameras:
-    """Return the cameras of the orbit in `options`. `n`, unless None, replaces its number of cameras."""
+    """Return the cameras of the circle that `options` describes. `n`: number of cameras; None: `options.n_view`."""
     elevation, fov = radians(options.elevation), radians(options.fov)
     return orbit(n or options.n_view, elevation, options.distance, fov, options.height, options.width)
 
@@ -93,13 +95,20 @@ def sample_multiview(
     height: int = 64,
     width: int = 64,
 ) -> Rig:
-    """Sample `n_groups` groups of `options.n_view` training cameras for a step, on the generator's device."""
+    """Sample `n_groups` groups of `options.n_view` training cameras, with images of height x width pixels.
+
+    `step` is the training step. Until `options.progressive_until`, the ranges of elevation and azimuth widen with it.
+    The cameras are on the device of the generator.
+    """
     ramp = min(1.0, step / options.progressive_until) if options.progressive_until else 1.0
     return rig_from_random_inputs(options, sample_random_inputs(options, n_groups, generator), height, width, ramp)
 
 
 def sample_random_inputs(options: MultiviewCameraConfig, n: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """Return random numbers by name for `n` groups of cameras: (), (n,) or (n, 3), uniform in [0, 1) or normal."""
+    """Return the random numbers that `n` groups of cameras need: name -> tensor, uniform in [0, 1) or normal.
+
+    The tensors are (n,) or (n, 3), but `elevation_coin` is ().
+    """
     uniform, gaussian = (partial(f, generator=generator, device=generator.device) for f in (torch.rand, torch.randn))
     inputs = {"elevation_coin": uniform(())}
     inputs |= {name: uniform(n) for name in ("elevation", "azimuth", "fov", "distance", "zoom")}
@@ -113,9 +122,10 @@ def sample_random_inputs(options: MultiviewCameraConfig, n: int, generator: torc
 def rig_from_random_inputs(
     options: MultiviewCameraConfig, inputs: Mapping[str, Tensor], height: int, width: int, ramp: float = 1.0
 ) -> Rig:
-    """Compute the rig for the random numbers `inputs` from `sample_random_inputs`.
+    """Compute cameras and lights from random numbers (result of `sample_random_inputs`).
 
-    `ramp` in [0, 1] widens the ranges of elevation and azimuth, from the front view (0) to the configured ranges (1).
+    Images have height x width pixels. `ramp` in [0, 1] scales the ranges of elevation and azimuth. 0: only the front
+    view; 1: the ranges in `options`.
     """
     n_view = options.n_view
     elevation = _elevation(options, inputs, ramp)
@@ -149,7 +159,7 @@ def _ramped(bounds: tuple[float, float], start: float, ramp: float) -> tuple[flo
 
 
 def _elevation(options: MultiviewCameraConfig, inputs: Mapping[str, Tensor], ramp: float) -> Tensor:
-    """Return elevations (n_groups,) in radians. `elevation_coin` selects: uniform in angle, or on the sphere."""
+    # elevations (n_groups,) in radians; the coin selects a distribution that is uniform in angle, or on the sphere
     bounds = _ramped(options.elevation_range, options.progressive_elevation, ramp)
     uniform = inputs["elevation"]
     if float(inputs["elevation_coin"]) < 0.5:
@@ -163,7 +173,7 @@ def _elevation(options: MultiviewCameraConfig, inputs: Mapping[str, Tensor], ram
 
 
 def _light(options: MultiviewCameraConfig, inputs: Mapping[str, Tensor], position: Tensor) -> Tensor:
-    """Return light positions (B, 3), relative to the cameras at `position` (B, 3) and with one offset per group."""
+    # light positions (B, 3), relative to the cameras at `position` (B, 3), with one offset per group
     n_view = options.n_view
     distance = _lerp(LIGHT_DISTANCE_RANGE, inputs["light_distance"])
     distance = distance.repeat_interleave(n_view)[:, None]

@@ -25,10 +25,10 @@ TEXTURES = "textures"
 class SideFiles:
     """Reader of the textures, MTL files and buffers that the mesh file `path` names.
 
-    A relative path without ".." is searched below the folder of the mesh file. Then the last part of any path is
-    searched in this folder, in `textures/` below it and in `textures/` beside it. Upper and lower case are equal, and
-    slashes and backslashes. Files of other folders are never opened, not even by a symbolic link, nor are pipes and
-    devices. `failures` collects messages for the user about missing and unreadable files.
+    A relative path without ".." is searched below the folder of the mesh file. Then the file name alone is searched in
+    this folder, in its subfolder `textures/`, and in a folder `textures/` next to it. Upper and lower case are equal,
+    and so are slashes and backslashes. Files of other folders, also through symbolic links, pipes and devices are never
+    opened. `failures` collects messages for the user about missing and unreadable files.
     """
 
     def __init__(self, path: Path) -> None:
@@ -37,12 +37,15 @@ class SideFiles:
         self._entries = cache(_entries)
 
     def find(self, name: str, beside: Path | None = None) -> Path | None:
-        """Return the path of the file `name`, or None. The folder `beside`, that of an MTL file, is searched first."""
+        """Return the path of the file that is called `name` in the mesh file; None if there is no such file.
+
+        `beside`: folder of the MTL file that names it, which is searched first; None: the mesh file names it.
+        """
         found = self._candidates(name, beside)
         return next((path for path in found if os.path.isfile(path) and self._inside(path)), None)
 
     def locate(self, name: str, beside: Path | None = None) -> Path:
-        """Return `find(name, beside)`. Raises ConfigError with the reason if it is None."""
+        """Return the path of a file as `find` does. Raises ConfigError with the reason if it is not found."""
         if path := self.find(name, beside):
             return path
         for path in self._candidates(name, beside):
@@ -55,7 +58,10 @@ class SideFiles:
         raise ConfigError(f"{last} is missing. Searched in {', '.join(dict.fromkeys(places))}.")
 
     def read(self, path: Path, max_bytes: int = MAX_BYTES, start: int = 0, count: int | None = None) -> bytes:
-        """Read a file like `read_bytes`, but raise ConfigError if it is unreadable or too large."""
+        """Read at most `count` bytes of a file from the byte `start` on; None: all bytes.
+
+        Raises ConfigError if the file is unreadable or if that is more than `max_bytes`.
+        """
         try:
             return read_bytes(path, max_bytes, start, count)
         except OSError as error:
@@ -72,7 +78,7 @@ class SideFiles:
         return [path for path in found if path is not None]
 
     def _match(self, folder: Path, names: list[str]) -> Path | None:
-        """Return the path folder / names[0] / names[1] ... of an existing file, ignoring case, or None."""
+        # folder / names[0] / names[1] ..., ignoring case
         for name in names:
             entry = name if os.path.exists(folder / name) else self._entries(folder).get(name.casefold())
             if entry is None:
@@ -81,16 +87,17 @@ class SideFiles:
         return folder
 
     def _inside(self, path: Path) -> bool:
-        """Return whether a file is, after its links are followed, in the mesh's folder or in `textures/` beside it."""
+        # after links are followed: in the mesh's folder, or in `textures/` beside it
         real, root = Path(os.path.realpath(path)), Path(os.path.realpath(self.folder))
         if real.is_relative_to(root):
             return True
         return real.is_relative_to(root.parent) and real.relative_to(root.parent).parts[0].casefold() == TEXTURES
 
     def image(self, name: str, beside: Path | None = None, data: bytes | None = None) -> Array | None:
-        """Return the texture in the file `name`, or in `data`, as uint8 (H, W, 3), or (H, W, 4) with transparency.
+        """Load a texture from the file `name` or from the bytes `data`: (H, W, 3) uint8, with transparency (H, W, 4).
 
-        If it cannot be read, add a message to `failures` and return None.
+        `beside` is the folder of the MTL file that names the texture, or None. If the texture cannot be read, add a
+        message to `failures` and return None.
         """
         key = name, beside
         if key not in self._images:
@@ -108,9 +115,10 @@ class SideFiles:
         return np.asarray(load_image(data, name, upright=False))
 
     def masked(self, base: Array | None, mask: Array) -> Array:
-        """Return the pixels (H, W, 4) of a texture (None: the mask itself), with a mask as alpha.
+        """Return the pixels `base` of a texture with another texture `mask`, of any size, as alpha: (H, W, 4) uint8.
 
-        `mask` is a texture: its alpha is used, or the mean of its channels if it has none. Raises ConfigError.
+        Alpha is the alpha of `mask`, or the mean of its channels if it has no alpha. If `base` is None, the colours are
+        these values too. Raises ConfigError if the textures have too many pixels together.
         """
         key = id(base), id(mask)
         if key not in self._masked:
@@ -128,7 +136,7 @@ class SideFiles:
 
 
 def _entries(folder: Path) -> dict[str, str]:
-    """Return the names of the files in a folder by their case-folded names; the first name wins."""
+    # case-folded file name -> file name; the first name wins
     try:
         return {name.casefold(): name for name in sorted(os.listdir(folder), reverse=True)}
     except OSError:
@@ -136,7 +144,7 @@ def _entries(folder: Path) -> dict[str, str]:
 
 
 def encoding(data: bytes) -> str:
-    """Return the encoding of a text: UTF-8, or else `LEGACY_ENCODING`."""
+    """Return the encoding of text bytes: UTF-8 if they are valid UTF-8, else `LEGACY_ENCODING`."""
     try:
         data.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -145,5 +153,5 @@ def encoding(data: bytes) -> str:
 
 
 def decode(data: bytes) -> str:
-    """Decode text in UTF-8, or else in `LEGACY_ENCODING`."""
+    """Decode text bytes as UTF-8, or as `LEGACY_ENCODING` if they are no valid UTF-8."""
     return data.decode(encoding(data), "replace")

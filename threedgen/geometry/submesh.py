@@ -25,7 +25,7 @@ class Submesh:
         colours: (V, 3) sRGB or (V, 4) with alpha, in [0, 1]. With a texture: linear factors of the texture, or None.
         texture: texture, or None.
         wrap: wrap modes of the texture along u and v.
-        cutoff: points with at least this alpha are opaque, others invisible (None: alpha is the opacity).
+        cutoff: points with at least this alpha are opaque, others invisible. None: alpha is the opacity.
         flat: True if the file has neither vertex colours nor a texture for this submesh.
     """
 
@@ -48,7 +48,7 @@ class Submesh:
 
 
 def check_count(triangles: int, parts: int = 1) -> None:
-    """Raise ConfigError for more than `MAX_TRIANGLES` triangles or `MAX_PARTS` parts."""
+    """Raise ConfigError if a mesh file has more than `MAX_TRIANGLES` triangles or `MAX_PARTS` submeshes."""
     if triangles > MAX_TRIANGLES:
         raise ConfigError(f"too many triangles: {triangles:,}; the maximum is {MAX_TRIANGLES:,}. Simplify the mesh")
     if parts > MAX_PARTS:

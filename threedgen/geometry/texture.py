@@ -24,8 +24,8 @@ class Texture:
 
     Attributes:
         pixels: (H, W, 3 or 4) uint8.
-        table: (256, 3 or 4) float32 in [0, 1]. Column c has the sRGB values, or the straight alpha (c = 3), of the
-            values 0 to 255 of channel c of the pixels. Pixels without alpha count as 255 there.
+        table: (256, 3 or 4) float32 in [0, 1]: values that the bytes stand for. table[b, c] is the sRGB value, or the
+            straight alpha (c = 3), of byte b in channel c. Pixels without alpha count as 255 there.
     """
 
     pixels: Array
@@ -33,9 +33,9 @@ class Texture:
 
     @classmethod
     def tinted(cls, image: Array, factor: tuple[float, ...]) -> Texture:
-        """Multiply an image, uint8 (H, W, 3 or 4), by a linear RGB or RGBA factor.
+        """Create a texture from an image, uint8 (H, W, 3 or 4), multiplied by a linear RGB or RGBA factor.
 
-        The result has alpha if the factor is RGBA, and the image has alpha or the factor's alpha is not 1.
+        It has alpha only if the factor has four values, and the image has alpha or the factor's alpha is not 1.
         """
         levels = np.arange(256, dtype=np.float32)[:, None] / 255
         table = np.repeat(levels, 3, axis=1)
@@ -50,7 +50,7 @@ class Texture:
         return self.table.shape[1] == 4
 
     def sample(self, uv: Array) -> Array:
-        """Sample bilinearly at uv (P, 2) in [0, 1], v up. Returns (P, C) float32."""
+        """Sample bilinearly at uv (P, 2) in [0, 1], v up. Returns (P, C) float32, where C is 4 with alpha, else 3."""
         out = np.empty((len(uv), self.table.shape[1]), np.float32)
         _sample(self.pixels, self.table, np.ascontiguousarray(uv, np.float32), out)
         return out
@@ -65,7 +65,10 @@ def sample(texture: Array, uv: Array) -> Array:
 
 
 def scatter(values: Array, uv: Array, shape: tuple[int, int]) -> Array:
-    """Apply the adjoint of `sample`: add values (..., C) at uv (..., 2) to a zero texture (*shape, C). Return it."""
+    """Apply the adjoint of `sample`: add values (..., C) bilinearly at uv (..., 2) to a texture of zeros.
+
+    `shape` is (height, width). Returns the texture (height, width, C) float32.
+    """
     points = np.ascontiguousarray(uv, np.float32).reshape(-1, 2)
     rows = np.ascontiguousarray(values, np.float32).reshape(len(points), -1)
     out = np.zeros((*shape, rows.shape[1]), np.float64)
@@ -74,7 +77,7 @@ def scatter(values: Array, uv: Array, shape: tuple[int, int]) -> Array:
 
 
 def fill(texture: Array, covered: Array) -> Array:
-    """Return the texture (H, W, C); texels outside the bool mask `covered` (H, W) get the nearest covered value.
+    """Return a texture (H, W, C) in which texels outside the bool mask `covered` (H, W) have the nearest covered value.
 
     Raises ConfigError if no texel is covered.
     """
@@ -87,7 +90,7 @@ def fill(texture: Array, covered: Array) -> Array:
 
 @njit(cache=True, error_model="numpy", inline="always")
 def _corners(u, v, height, width):
-    """Return rows j0, j1 and columns i0, i1 of the four nearest texels, and the weights of row j1 and column i1."""
+    # rows j0, j1 and columns i0, i1 of the four nearest texels, and the weights of row j1 and column i1
     x = u * width - 0.5
     y = (1.0 - v) * height - 0.5
     left, up = np.floor(x), np.floor(y)
@@ -106,7 +109,7 @@ def _texel(texture, table, j, i, c):
 
 @njit(cache=True, error_model="numpy", parallel=True)
 def _sample(texture, table, uv, out):
-    """Sample a float texture, or the values in `table` of a uint8 texture."""
+    # `table` is for uint8 textures; empty for float textures
     height, width, _ = texture.shape
     for n in prange(len(uv)):
         j0, j1, i0, i1, b, a = _corners(np.float64(uv[n, 0]), np.float64(uv[n, 1]), height, width)
@@ -118,7 +121,7 @@ def _sample(texture, table, uv, out):
 
 @njit(cache=True, error_model="numpy")
 def _scatter(values, uv, out):
-    """Scatter on one thread, so that the order of the sums does not depend on the machine."""
+    # on one thread, so that the order of the sums does not depend on the machine
     height, width, channels = out.shape
     for n in range(len(uv)):
         j0, j1, i0, i1, b, a = _corners(np.float64(uv[n, 0]), np.float64(uv[n, 1]), height, width)

@@ -33,14 +33,14 @@ class Views:
         return Views(self.images[index], self.cameras.select(index))
 
     def resized(self, size: int) -> Views:
-        """Return views of size x size pixels, with images from `resize` and the intrinsics scaled to match."""
+        """Return views of size x size pixels: resized images, and cameras with the same field of view."""
         if (self.cameras.height, self.cameras.width) == (size, size):
             return self
         return Views(resize(self.images, size, size), self.cameras.with_size(size, size))
 
 
 def resize(images: Tensor, height: int, width: int) -> Tensor:
-    """Resize images (N, h, w, 3) to (N, height, width, 3), by area averaging if no side grows, else bilinearly."""
+    """Resize images (N, h, w, 3) to (N, height, width, 3): by area averaging if no side grows, else bilinearly."""
     x = images.permute(0, 3, 1, 2)
     if height <= x.shape[-2] and width <= x.shape[-1]:
         x = F.interpolate(x, (height, width), mode="area")
@@ -62,7 +62,7 @@ class Pixels:
     """All P = N * H * W pixels of N views as training rays, on the CPU.
 
     Attributes:
-        origins, directions: (P, 3) each, in world units and of unit length.
+        origins, directions: (P, 3) each, in world units; directions have length 1.
         colours, background: (P, 3) in [0, 1]. The background is the median of the image's border pixels.
         opacity: (P, 1) opacity of the object in [0, 1], or None if unknown.
         near: (K,) int64 indices of the pixels on the object or within 1/32 of the shorter image side around it.
@@ -70,7 +70,10 @@ class Pixels:
     """
 
     def __init__(self, views: Views, opacity: Tensor | None = None) -> None:
-        """Create rays. `opacity` is (N, H, W) in [0, 1]. None: the object is what differs from the background."""
+        """Create one ray per pixel. `opacity` is that of the object, (N, H, W) in [0, 1].
+
+        None: unknown. Then the pixels whose colour differs from the background count as object.
+        """
         images, side = views.images.cpu(), min(views.cameras.height, views.cameras.width)
         self.origins, self.directions = (part.reshape(-1, 3) for part in views.cameras.rays())
         self.colours = images.reshape(-1, 3)
@@ -84,9 +87,9 @@ class Pixels:
         self.near, self.empty = near.nonzero()[:, 0], near == 0
 
     def composite(self, indices: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Return target and background colours of pixels `indices` (K,), (K, 3) each.
+        """Return the target colours and background colours, (K, 3) each, of the pixels with `indices` (K,).
 
-        If the opacity is known, the background is random.
+        If the opacity is known, the background is random, and the target is blended with it.
         """
         colours, background = self.colours[indices], self.background[indices]
         if self.opacity is None:
@@ -103,27 +106,27 @@ class Pixels:
 
 @dataclass(frozen=True)
 class Request:
-    """Input of a novel-view sampler: a request for N novel views of one scene."""
+    """Request to a novel-view sampler for N novel views of one scene: input views, target cameras, prompt, seed."""
 
-    scene: str  # name
-    condition: Views | None  # input views
+    scene: str  # name of the scene
+    condition: Views | None  # input views of the scene; None: there are none
     target: Cameras  # N cameras of the novel views
     numbers: tuple[int, ...]  # frame numbers of the N novel views, as in the scene's file names
     text: str = ""  # prompt for text-conditioned samplers
-    seed: int = 0
+    seed: int = 0  # of the sampler's random numbers
 
 
 class NovelViewSampler(Protocol):
-    """Interface of novel-view samplers. The registry builds them as kind "sampler"."""
+    """Interface of novel-view samplers, which the plug-in registry knows as kind "sampler"."""
 
     def __call__(self, requests: Sequence[Request]) -> list[Tensor]:
-        """Return images (N, H, W, 3) in [0, 1] on the CPU for each request with N target cameras. Raises ConfigError.
+        """Return for each request the images (N, H, W, 3) in [0, 1], on the CPU, of its N target cameras.
 
-        H and W are the size of the target cameras or the sampler's own resolution. A result must not depend on the
-        other requests.
+        H and W are the size of the target cameras or the sampler's own resolution. The images must not depend on the
+        other requests. Raises ConfigError.
         """
         ...
 
     def fingerprint(self) -> str:
-        """Return a string that changes with all inputs of the results: weights, settings and files."""
+        """Return a string that identifies all inputs of the results: weights, settings and files."""
         ...

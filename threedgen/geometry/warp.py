@@ -22,30 +22,33 @@ EPSILON = 1e-6  # world units, added to depths before a division
 
 
 def to_opencv(cameras: Cameras) -> tuple[Tensor, Tensor]:
-    """Return intrinsics (B, 3, 3) and camera-to-world poses (B, 4, 4) with the pixels and axes of this module."""
+    """Convert cameras to intrinsics K (B, 3, 3) and camera-to-world poses (B, 4, 4) with OpenCV axes.
+
+    K is for pixels with the first pixel centre at (0, 0), as in all functions of this module.
+    """
     K = cameras.K.clone()
     K[:, :2, 2] -= 0.5
     return K, opencv_axes(cameras.c2w)
 
 
 def pixel_grid(height: int, width: int) -> Tensor:
-    """Return the pixel centres (H, W, 2) of an image as (x, y), float64."""
+    """Return the pixel centres (H, W, 2) of an image as (x, y), float64; the first centre is (0, 0)."""
     x, y = torch.arange(width, dtype=torch.float64), torch.arange(height, dtype=torch.float64)
     return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
 
 
 def homography(K_from: Tensor, R_from: Tensor, K_to: Tensor, R_to: Tensor) -> Tensor:
-    """Return the map K_to R_to^-1 R_from K_from^-1 (..., 3, 3) of pixels between cameras at the same position.
+    """Return the matrix (..., 3, 3) that maps pixels of camera "from" to pixels of camera "to" at the same position.
 
-    Intrinsics K and camera-to-world rotations R are (..., 3, 3).
+    It is K_to R_to^-1 R_from K_from^-1. Intrinsics K and camera-to-world rotations R are (..., 3, 3).
     """
     return K_to @ R_to.mT @ R_from @ torch.linalg.inv(K_from)
 
 
 def apply_homography(H: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Map pixels or rays (..., N, 2 or 3) by H (..., 3, 3). Return pixels (..., N, 2) and a mask (..., N).
+    """Map pixels (..., N, 2), or rays (..., N, 3), by a homography H (..., 3, 3).
 
-    The mask is True in front of the camera.
+    Returns pixels (..., N, 2), and a bool mask (..., N) that is True in front of the target camera.
     """
     rays = pixels if pixels.shape[-1] == 3 else F.pad(pixels, (0, 1), value=1.0)
     mapped = rays @ H.mT
@@ -53,13 +56,13 @@ def apply_homography(H: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def unproject(pixels: Tensor, depth: Tensor, K: Tensor, c2w: Tensor) -> Tensor:
-    """Return world points (N, 3) of pixels (N, 2) at `depth` (N,), for one camera: K (3, 3) and c2w (4, 4)."""
+    """Return the world points (N, 3) of pixels (N, 2) with depths (N,), for one camera with K (3, 3) and c2w (4, 4)."""
     rays = F.pad(pixels, (0, 1), value=1.0) @ torch.linalg.inv(K).mT
     return (rays * depth[:, None]) @ c2w[:3, :3].mT + c2w[:3, 3]
 
 
 def project(points: Tensor, K: Tensor, c2w: Tensor) -> tuple[Tensor, Tensor]:
-    """Project world points (N, 3) to pixels (N, 2) and depths (N,) of one camera: K (3, 3) and c2w (4, 4)."""
+    """Project world points (N, 3) to pixels (N, 2) and depths (N,) of one camera with K (3, 3) and c2w (4, 4)."""
     w2c = world_to_camera(c2w)
     local = (points @ w2c[:3, :3].mT + w2c[:3, 3]) @ K.mT
     return local[:, :2] / (local[:, 2:] + EPSILON), local[:, 2]
@@ -68,16 +71,17 @@ def project(points: Tensor, K: Tensor, c2w: Tensor) -> tuple[Tensor, Tensor]:
 def reproject(
     pixels: Tensor, depth: Tensor, K: Tensor, c2w: Tensor, K_to: Tensor, c2w_to: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Map pixels (N, 2) with `depth` (N,) from camera (K, c2w) to camera (K_to, c2w_to), K (3, 3) and c2w (4, 4).
+    """Map pixels (N, 2) with depths (N,) of camera (K, c2w) to pixels of camera (K_to, c2w_to).
 
-    Returns pixels (N, 2), which are `INVALID_PIXEL` for unknown depth, and depths (N,), negative behind the camera.
+    K is (3, 3) and c2w (4, 4). Returns pixels (N, 2), `INVALID_PIXEL` where the input depth is 0 = unknown, and depths
+    (N,) in the second camera, negative behind it.
     """
     projected, z = project(unproject(pixels, depth, K, c2w), K_to, c2w_to)
     return torch.where(depth[:, None] > 0, projected, INVALID_PIXEL), z
 
 
 def inside(pixels: Tensor, height: int, width: int) -> Tensor:
-    """Return a bool mask (...) of the pixels (..., 2) that lie between the outermost pixel centres of an image."""
+    """Return a bool mask (...) of pixels (..., 2): True from the first to the last pixel centre of an image."""
     return ((pixels >= 0) & (pixels <= pixels.new_tensor([width - 1, height - 1]))).all(-1)
 
 
@@ -87,7 +91,10 @@ def sample(
     mode: Literal["bilinear", "nearest", "bicubic"] = "bilinear",
     padding: Literal["zeros", "border"] = "zeros",
 ) -> Tensor:
-    """Sample images (N, C, H, W) at `pixels` (N, h, w, 2). Returns (N, C, h, w) in the dtype of the images."""
+    """Sample images (N, C, H, W) at `pixels` (N, h, w, 2) in (x, y). Returns (N, C, h, w) in the dtype of the images.
+
+    `padding`: values outside the image are 0 ("zeros") or those of its nearest border pixel ("border").
+    """
     height, width = images.shape[-2:]
     pixels = pixels.double() if images.dtype == torch.float64 else pixels.float()  # half precision would shift them
     # align_corners=False also works for images that are one pixel wide
@@ -118,8 +125,8 @@ MIN_SUPPORT = 0.25  # minimum fraction of pairs that support the inverted poses,
 def overlap_fractions(depth: Tensor, c2w: Tensor, K: Tensor, behind: bool = False) -> Tensor:
     """Return the overlaps (F, F), float64 in [0, 1], of all pairs of F views.
 
-    The overlap is the fraction of pixels of one view that reproject into the image of the other view, for the direction
-    with the smaller fraction.
+    A fraction of the pixels of one view reprojects into the image of the other view. The overlap is the smaller one of
+    the fractions in both directions.
 
     Args:
         depth: (F, H, W), along the viewing axis in world units, 0 = unknown. Such pixels never count as overlap.
@@ -138,16 +145,19 @@ def overlap_fractions(depth: Tensor, c2w: Tensor, K: Tensor, behind: bool = Fals
 
 
 def overlap(depth: Tensor, cameras: Cameras, one: int, other: int) -> float:
-    """Return the overlap in [0, 1] of two of N views, by index, as in `overlap_fractions`; depth is (N, H, W)."""
+    """Return the overlap in [0, 1] of views `one` and `other`, which are indices of N views; see `overlap_fractions`.
+
+    `depth` is (N, H, W) along the viewing axis in world units, 0 = unknown.
+    """
     K, c2w = to_opencv(cameras.select([one, other]))
     return float(overlap_fractions(depth[[one, other]], c2w, K)[0, 1])
 
 
 def key_frames(depth: Tensor, cameras: Cameras, min_overlap: float) -> list[int]:
-    """Return the numbers of the key frames among N frames (MVDiffusion, section 4.2); `depth` is (N, H, W).
+    """Return the indices of the key frames of a video of N frames (MVDiffusion, section 4.2).
 
     Frame 0 is the first key frame. The next one is the last frame before the overlap with the current key frame falls
-    below `min_overlap`, but at least the following frame.
+    below `min_overlap`, but at least the following frame. `depth` is (N, H, W) in world units, 0 = unknown.
     """
     keys = [0]
     for number in range(2, len(depth)):
@@ -157,7 +167,10 @@ def key_frames(depth: Tensor, cameras: Cameras, min_overlap: float) -> list[int]
 
 
 def spread_pairs(count: int) -> list[int]:
-    """Return [a0, b0, a1, b1, ...]: pairs of frame numbers `FRAME_GAPS` apart, spread evenly over `count` frames."""
+    """Return frame indices [a0, b0, a1, b1, ...]: pairs (a, b) that are spread evenly over `count` frames.
+
+    The distances b - a are the numbers in FRAME_GAPS; pairs of the smallest distance come first.
+    """
     pairs = list[int]()
     for gap in (each for each in FRAME_GAPS if each < count):
         first = np.unique(np.linspace(0, count - 1 - gap, min(MAX_PAIRS, count - gap)).round().astype(int))
@@ -166,7 +179,10 @@ def spread_pairs(count: int) -> list[int]:
 
 
 def depth_agreement(depth: Tensor, cameras: Cameras) -> Tensor:
-    """Return the fraction (P,) of pixels whose depth agrees in the views 2 i and 2 i + 1; `depth` is (2 P, H, W)."""
+    """Return for each of P pairs of views the fraction (P,) of pixels whose depths in both views agree.
+
+    Pair i has the views 2 i and 2 i + 1. Their `depth` is (2 P, H, W) in world units, 0 = unknown.
+    """
     K, c2w = (part.double() for part in to_opencv(cameras))
     pixels, depth, fractions = pixel_grid(*depth.shape[1:]).flatten(0, 1), depth.double(), []
     for a in range(0, len(depth), 2):
@@ -182,9 +198,10 @@ def check_pose_convention(
     """Raise ConfigError if depths of nearby frames agree much better with inverted poses than with configured ones.
 
     Args:
-        read: maps the kind of the stored poses, "c2w" or "w2c", to depth (2 P, H, W) and cameras of `spread_pairs`.
+        read: function from the kind of the stored poses, "c2w" or "w2c", to the depth (2 P, H, W) and the cameras of
+            the frames that `spread_pairs` returns.
         convention: configured kind of the stored poses.
-        name, key: name of the pose source and config key, for the error.
+        name, key: name of the data set and config key, for the error.
     """
     inverse: Poses = "w2c" if convention == "c2w" else "c2w"
     configured, inverted = (depth_agreement(*read(poses)) for poses in (convention, inverse))

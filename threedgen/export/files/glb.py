@@ -36,7 +36,7 @@ class _Buffer:
         self.accessors: list[Tree] = []
 
     def blob(self, raw: bytes, **fields: object) -> int:
-        """Append bytes and zeros up to a multiple of 4; return the index of a new glTF buffer view of the bytes.
+        """Append bytes, with zeros up to a multiple of 4 bytes. Return the index of the new glTF buffer view of them.
 
         `fields` are further keys of the buffer view.
         """
@@ -45,7 +45,7 @@ class _Buffer:
         return len(self.views) - 1
 
     def add(self, array: Array, **fields: object) -> int:
-        """Append an array; return the index of a new glTF accessor of it. `fields` are further keys of the accessor.
+        """Append an array. Return the index of the new glTF accessor of it, which has the further keys `fields`.
 
         The array is a vertex attribute (V, 2), (V, 3) or (V, 4), or the indices (3 F,) of F triangles.
         """

@@ -42,7 +42,7 @@ class FieldView:
 
     @torch.no_grad()
     def on_arrays(self, function: Field, points: Array) -> Array:
-        """Evaluate `function`, the density or the colour, at points (N, 3) in chunks; return float32 (N,) or (N, 3)."""
+        """Evaluate `function`, a density or colour, at points (N, 3) in chunks; return float32 (N,) or (N, 3)."""
         parts = torch.from_numpy(np.ascontiguousarray(points, np.float32)).split(CHUNK)
         return np.concatenate([function(part.to(self.device)).float().cpu().numpy() for part in parts])
 

@@ -101,5 +101,5 @@ def _add(total: Array, index: Array, vectors: Array) -> None:
 
 
 def _flatten(vectors: Array, normals: Array) -> Array:
-    """Return the component of vectors (N, 3) perpendicular to unit normals (N, 3)."""
+    # component perpendicular to unit normals
     return vectors - normals * (vectors * normals).sum(axis=1, keepdims=True)

@@ -92,11 +92,12 @@ def optical_depth(sigma: Array, cell: float) -> Array:
 
 
 def clean(tau: Array, level: float) -> tuple[Array, Tree]:
-    """Remove small parts of the object {tau > level} and fill its cavities, in place. Return tau and statistics.
+    """Remove small parts of the object {tau > level} and fill its cavities, in place. Return tau and named statistics.
 
-    A part is a set of connected points of the grid tau (R, R, R), with 26 neighbours each. It is small if it has fewer
-    surface points than MIN_PART times the largest part. Values are clipped at 2 * level, which puts the surface
-    half-way between an empty and an opaque point. tau must be 0 at the grid's border and above `level` somewhere.
+    A part is a connected set of points of the grid tau (R, R, R); each point has 26 neighbours. A part is small if it
+    has fewer surface points than MIN_PART times the largest part. Values are clipped at 2 * level, which puts the
+    surface half-way between an empty and an opaque point. tau must be 0 at the grid's border and above `level`
+    somewhere.
     """
     np.minimum(tau, 2 * level, out=tau)
     inside = tau > level

@@ -58,9 +58,10 @@ def simplify(vertices: Array, faces: Array, budget: int, nearest: bool = False) 
 
 
 def simplify_level(mesh: TexturedMesh, triangles: int) -> TexturedMesh:
-    """Return a level of detail with at most `triangles` triangles, or more if the shape and UV seams allow no fewer.
+    """Return a coarser level of detail of `mesh`, with at most `triangles` triangles.
 
-    The remaining vertices keep their position, normal, tangent and UV, so that all levels can use the same texture.
+    It has more if the shape and UV seams allow no fewer. The remaining vertices keep their position, normal, tangent
+    and UV, so that all levels can use the same texture.
     """
     points, faces, _ = weld(mesh.vertices, mesh.faces)
     _, corners = collapse(points, faces, triangles, mesh.faces, mesh.uv)

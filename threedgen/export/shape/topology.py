@@ -92,7 +92,7 @@ def degenerate(vertices: Array, faces: Array) -> Array:
 
 
 def pieces(faces: Array, vertices: int) -> Array:
-    """Return the label (F,) of the connected component of each face, from 0. `vertices` is the number of vertices."""
+    """Return the label (F,), from 0, of the connected component of each face. `vertices` is the vertex count."""
     ends = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]]])
     graph = sparse.coo_matrix((np.ones(len(ends), np.int8), (ends[:, 0], ends[:, 1])), shape=(vertices, vertices))
     _, label = csgraph.connected_components(graph, directed=False)

@@ -128,7 +128,7 @@ def texel_frames(low: TexturedMesh, buffers: Buffers) -> Texels:
 
 
 class Projected(NamedTuple):
-    """Result of projecting N points onto the dense surface."""
+    """Result of projecting N points onto the dense surface: new points, and faces and barycentric weights there."""
 
     points: Array  # (N, 3) projected points, world units; the input points where `hit` is False
     face: Array  # (N,) index of the dense face; where `hit` is False, a face of the nearest dense vertex

@@ -39,7 +39,8 @@ class BlendOptions:
     def weight(self, cosine: Array, valid: Array) -> Array:
         """Return the weights (M,) of an image at M texels: cosine^power, or 0 where `valid` (M,) is False.
 
-        `cosine` (M,) is that of `valid`, and may be divided by the distance to the camera. Negative ones give 0.
+        `cosine` (M,) is between surface normal and direction to the camera; negative ones count as 0. It may be divided
+        by the distance to the camera.
         """
         weights: Array = np.where(valid, np.maximum(cosine, 0), 0) ** self.power
         return weights
@@ -67,13 +68,13 @@ class WeightedMean:
 
     @property
     def known(self) -> Array:
-        """Mask (N,) of texels that have received a positive weight."""
+        """Bool mask (N,) of texels that have received a positive weight."""
         return self.weights > 0
 
     def over(self, existing: Array, min_weight: float = MIN_WEIGHT) -> Array:
         """Return the mean colours (N, 3). Texels without weight get the colours `existing` (N, 3) instead.
 
-        The sum of weights that divides is at least `min_weight`. A texel with a smaller sum is darkened.
+        The divisor is the texel's sum of weights, but at least `min_weight`. A texel with a smaller sum is darkened.
         """
         mean = self.total / np.maximum(self.weights, min_weight)[:, None]
         return np.where(self.known[:, None], mean, existing)

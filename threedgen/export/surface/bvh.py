@@ -28,7 +28,7 @@ class Bvh(NamedTuple):
 def build(vertices: Array, faces: Array) -> Bvh:
     """Build the bounding volume hierarchy of a mesh with vertices (V, 3) and faces (F, 3).
 
-    Each node is split at the median of its longest side.
+    Nodes are split along their longest side, at the median of the triangles.
     """
     corners = np.asarray(vertices, np.float32)[faces]
     levels = max(int(np.ceil(np.log2(len(faces) / LEAF))), 0)
@@ -152,11 +152,8 @@ def _nearest(bounds, corners, stack, origin, direction, reach, both_ways, any_hi
 
 @njit(cache=True, error_model="numpy", inline="always")
 def _meet(corners, k, ox, oy, oz, dx, dy, dz):
-    """Intersect triangle k with the line through (ox, oy, oz) along (dx, dy, dz) (Moeller and Trumbore 1997).
-
-    Returns the line parameter t (inf: none), the barycentric weights of corners 1 and 2, and the dot product of the
-    direction with the unnormalised normal.
-    """
+    # Moeller and Trumbore 1997. Returns the line parameter t (inf: none), the barycentric weights of corners 1 and 2,
+    # and the dot product of the direction with the unnormalised normal.
     px, py, pz = np.float64(corners[k, 0, 0]), np.float64(corners[k, 0, 1]), np.float64(corners[k, 0, 2])
     ax, ay, az = corners[k, 1, 0] - px, corners[k, 1, 1] - py, corners[k, 1, 2] - pz
     bx, by, bz = corners[k, 2, 0] - px, corners[k, 2, 1] - py, corners[k, 2, 2] - pz

@@ -100,7 +100,8 @@ def texture_from_views(
 def texel_geometry(mesh: TexturedMesh, buffers: Buffers, normals: Array, sides: Array) -> TexelGeometry:
     """Return the geometry of the texels that a face covers, row by row. `buffers` is the result of `rasterise_uv`.
 
-    `sides` (F,) is from `render_depths`. The unit face normals (F, 3) are reversed where it is negative.
+    `sides` (F,) from `render_depths` is negative for faces that cameras see from behind. Their `normals` (F, 3) are
+    reversed.
     """
     face = buffers.face[buffers.mask]
     outwards = np.where(sides < 0, -1, 1)
@@ -196,10 +197,8 @@ def _farthest(depth: Array, jump: float, parallel: bool) -> Array:
 
 
 def _jumps(depth: Array, reach: int, parallel: bool) -> Array:
-    """Return the largest deviation (H, W) of the depth map from a plane within `reach` pixels of each pixel.
-
-    It is in world units for orthographic cameras (`parallel`), else a fraction of the depth.
-    """
+    # Largest deviation (H, W) of the depth map from a plane within `reach` pixels. It is in world units for
+    # orthographic cameras, else a fraction of the depth. In perspective, 1 / depth is linear.
     valid = np.isfinite(depth)
     if parallel:
         linear = np.where(valid, depth, 2 * np.max(depth, where=valid, initial=1))

@@ -34,7 +34,7 @@ ADAM_EPS = 1e-3  # epsilon of Adam. It makes texels with a small gradient change
 
 
 class Refined(NamedTuple):
-    """Result of the texture refinement."""
+    """Result of the texture refinement: the texture, which texels the images show, and the PSNR before and after."""
 
     texture: Array  # (H, W, 3) float32 in [0, 1]
     visible: Array  # (H, W) bool, texels that contribute to a compared pixel
@@ -44,7 +44,7 @@ class Refined(NamedTuple):
 
 
 class Samples(NamedTuple):
-    """Texture samples of P compared pixels. The colour of a pixel is the mean of S samples."""
+    """Texture coordinates and target colours of P image pixels. The colour of a pixel is the mean of S samples."""
 
     uv: Array  # (P, S, 2) float32, v upwards
     target: Array  # (P, 3) target colours
@@ -80,7 +80,10 @@ def refine_texture(texture: Array, mesh: TexturedMesh, c2w: Array, fov: float, t
 
 
 def sample_pixels(mesh: TexturedMesh, c2w: Array, fov: float, targets: Array, masks: Array) -> Samples:
-    """Return texture samples and target colours of all pixels that `refine_texture` compares. Arguments as there."""
+    """Return texture samples and target colours of all pixels that `refine_texture` compares.
+
+    The arguments are those of `refine_texture`.
+    """
     size = targets.shape[1] * SUPERSAMPLE, targets.shape[2] * SUPERSAMPLE
     vertices, normals = mesh.vertices.astype(np.float64), unit(area_vectors(mesh.vertices, mesh.faces))
     uvs, colours = [], []
