@@ -88,9 +88,10 @@ def optimizer_of(field: Representation) -> torch.optim.Optimizer:
 
 
 def train(field: Representation, optimizer: torch.optim.Optimizer, steps: range, max_steps: int, radius: float) -> None:
-    """Train renders of `CAMERAS` towards random colours, for the training steps `steps` of a run of `max_steps` steps.
+    """Train a representation on random target colours for `CAMERAS`.
 
-    `radius`: half the side of the representation's cube, world units.
+    `steps` are the indices of the training steps, in a run of `max_steps` steps. `radius` is half the side of the
+    representation's cube, in world units.
     """
     target = torch.rand(N_VIEW * SIZE * SIZE, 3, generator=seeded(7))
     for step in steps:

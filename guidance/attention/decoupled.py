@@ -95,8 +95,7 @@ class DecoupledAttnProcessor(nn.Module):
             mv_scale, ref_scale: factors of the branches' outputs.
             cache_hidden_states: dict to which the layer adds its input (B V, L, C) under the key `name`, or None.
             ref_hidden_states: dict of cached inputs (R, L', C) by `name`, for R reference images. Each is used for the
-                same
-                number of consecutive views. None: the "ref" branch attends to zeros.
+                same number of consecutive views. None: the "ref" branch attends to zeros.
         """
         out: Tensor = self.base(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
         if encoder_hidden_states is not None:

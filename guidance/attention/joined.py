@@ -39,8 +39,7 @@ class WorldRotary:
 
     A token gets the point where the ray of its pixel meets the plane that faces the camera and contains the object's
     centre. Attention between two tokens then depends on the 3D offset of their points, also across views. A pixel and
-    its
-    mirror image in the opposite view have the same point.
+    its mirror image in the opposite view have the same point.
     """
 
     def __init__(self, camera: Tensor | None, batch: int, device: torch.device) -> None:
@@ -82,10 +81,8 @@ class FlashAttention(torch.autograd.Function):
     """Attention softmax(q k^T / sqrt(D)) v for training on a CPU: q, k, v (B, H, L, D) -> (B, H, L, D).
 
     An explicit softmax would keep 4 L^2 bytes per head for the backward pass. The fused backward pass of torch 2.13 is
-    five
-    times as slow in bf16. This backward pass recomputes the attention weights, one head at a time (FlashAttention, Dao
-    et
-    al. 2022, arXiv 2205.14135, algorithm 4, with one tile).
+    five times as slow in bf16. This backward pass recomputes the attention weights, one head at a time (FlashAttention,
+    Dao et al. 2022, arXiv 2205.14135, algorithm 4, with one tile).
     """
 
     @staticmethod
@@ -234,8 +231,7 @@ def predict(
         camera: camera vectors (B F, 16) from `camera_vector`; None: no camera (2D mode).
         n_view: F, number of consecutive images that attend to each other; 1: 2D model.
         features: one tensor per down block, added to the block's features of the same shape, as in a T2I-Adapter (Mou
-            et
-            al. 2023); None: nothing is added.
+            et al. 2023); None: nothing is added.
         factor: image pixels per latent pixel along each axis, for SDXL's size conditioning.
         views: further arguments of the attention processors.
     """
@@ -257,13 +253,11 @@ def has_added_conditioning(unet: UNet2DConditionModel) -> bool:
 
 
 def split_text(unet: UNet2DConditionModel, text: Tensor, height: int, width: int) -> tuple[Tensor, dict[str, Any]]:
-    """Split SDXL's text embeddings (B, L + 1, D) into those of L tokens (B, L, D), and keyword arguments of the UNet.
+    """Split SDXL's text embeddings (B, L + 1, D) into those of L tokens (B, L, D) and keyword arguments of the UNet.
 
-    The last of the L + 1 is the pooled embedding of the second text encoder, padded with zeros. The keyword arguments
-    have
-    it and the image size `height` x `width` in pixels, without a crop (Podell et al. 2023, arXiv 2307.01952, section
-    2.2).
-    For a UNet without added conditioning, the text is returned unchanged, with {}.
+    The last of the L + 1 vectors is the pooled embedding of the second text encoder, padded with zeros. The keyword
+    arguments contain it and the image size `height` x `width` in pixels, without a crop (Podell et al. 2023, arXiv
+    2307.01952, section 2.2). For a UNet without added conditioning, the text is returned unchanged, with {}.
     """
     if not has_added_conditioning(unet):
         return text, {}

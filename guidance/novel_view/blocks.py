@@ -131,8 +131,7 @@ def encode_rays(origins: Tensor, directions: Tensor, origin_degrees: int = 15, d
     """Encode ray origins and directions by `posenc`, as (..., 6 + 6 (origin_degrees + direction_degrees)).
 
     `origins` and `directions` are (..., 3); origins broadcast to the shape of the directions. The degrees are numbers
-    of
-    frequencies. NeRF, eq. 4; 3DiM, section 7.1.
+    of frequencies. NeRF, eq. 4; 3DiM, section 7.1.
     """
     position = posenc(origins, origin_degrees).expand(*directions.shape[:-1], -1)
     return torch.cat([position, posenc(directions, direction_degrees)], dim=-1)

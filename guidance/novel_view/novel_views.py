@@ -35,8 +35,7 @@ class ThreeDiMSampler:
     """Sampler of novel views with a 3DiM model. The target views of a scene are sampled one after the other.
 
     A call takes requests, each with input views, target cameras and a seed. It returns one tensor (T, H, W, 3) in [0,
-    1] on
-    the CPU per request, with T target views.
+    1] on the CPU per request, with T target views.
     """
 
     needs_text, needs_condition, on_disk = False, True, False

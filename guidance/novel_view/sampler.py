@@ -123,8 +123,7 @@ def candidates(strategy: StrategyName, known: int, last: int = 1) -> range:
     """Return the indices of the known views that may be the condition of a denoising step.
 
     The `known` known views are the input views, followed by the finished ones. With the strategy "stochastic" all of
-    them
-    may be the condition, with "first" only the first view, with "last" the newest `last` views.
+    them may be the condition, with "first" only the first view, with "last" the newest `last` views.
     """
     return {"stochastic": range(known), "first": range(1), "last": range(max(0, known - last), known)}[strategy]
 
@@ -152,8 +151,7 @@ def sample_views(
     """Sample T novel views of each of S scenes, one after the other. Returns encoded views (S, T, C, H, W), float32.
 
     Encoded views are images or latents, as `model.encode_images` returns them. The model runs in the autocast context
-    of
-    the caller; everything else is float32.
+    of the caller; everything else is float32.
 
     Args:
         images: encoded input views (S, N, C, H, W), N >= 1.
@@ -203,10 +201,8 @@ def guided_x0(
     """Predict the clean target views (S, C, H, W) with classifier-free guidance.
 
     In the unconditional branch, the noise `blank` (S, C, H, W) replaces the condition `x`. `logsnr` is a scalar tensor
-    ().
-    The other arguments are those of `ViewModel.predict`. Guidance has the same result for outputs x0, eps and v,
-    because
-    for a fixed z they are affine functions of each other.
+    (). The other arguments are those of `ViewModel.predict`. Guidance has the same result for outputs x0, eps and v,
+    because for a fixed z they are affine functions of each other.
     """
     branches = [(x, True)] if guidance_scale != 0 else []
     branches += [(blank, False)] if guidance_scale != 1 else []

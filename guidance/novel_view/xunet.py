@@ -43,8 +43,7 @@ class Conditioning(nn.Module):
         """Return one embedding (B F, E, H / 2^i, W / 2^i) per resolution level i, for B scenes with F frames.
 
         `logsnr` (B, F) is the log-SNR of each frame; `encoded` (B, F, D, H, W) has the encoded ray of each pixel. SiLU,
-        with
-        which each FiLM layer starts, is already applied.
+        with which each FiLM layer starts, is already applied.
         """
         noise = self.logsnr(noise_level_encoding(logsnr, self.config.emb_channels)).flatten(0, 1)
         if self.pos_emb is not None:
@@ -199,11 +198,9 @@ class LatentPairs(nn.Module):
     """Novel-view model on latents (a `sampler.ViewModel`), which uses the UNet of an MVDream prior for two views.
 
     The views attend to each other: the clean condition at timestep 0, and the noisy target. The prompt is empty. A
-    dropped
-    condition is noise at the last timestep, with zeros as camera vectors of both views. Intrinsics are ignored, because
-    the
-    prior takes camera directions only. If the prior also takes a coarse sample, this is zero. Only the UNet is
-    trainable.
+    dropped condition is noise at the last timestep, with zeros as camera vectors of both views. Intrinsics are ignored,
+    because the prior takes camera directions only. If the prior also takes a coarse sample, this is zero. Only the UNet
+    is trainable.
     """
 
     clip = None

@@ -77,17 +77,17 @@ def expected(error: BaseException) -> ExpectedError | None:
 
 
 def within(section: str) -> AbstractContextManager[None]:
-    """Return a context manager that puts "SECTION." in front of the key of an ExpectedError, unless the key is ""."""
+    """Return a context manager that puts "SECTION." before the key of an ExpectedError raised inside, if it has one."""
     return _rekeyed(lambda key: key and f"{section}.{key}")
 
 
 def called(name: str) -> AbstractContextManager[None]:
-    """Return a context manager that replaces the key of an ExpectedError by `name`, unless the key is ""."""
+    """Return a context manager that replaces the key of an ExpectedError raised inside, if it has one, by `name`."""
     return _rekeyed(lambda key: key and name)
 
 
 def keyed(name: str) -> AbstractContextManager[None]:
-    """Return a context manager that gives an ExpectedError the key `name` if its key is ""."""
+    """Return a context manager that gives an ExpectedError raised inside the key `name`, if it has no key."""
     return _rekeyed(lambda key: key or name)
 
 
@@ -108,7 +108,10 @@ def in_a_line(error: BaseException) -> str:
 
 
 def nearest(word: str, choices: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """Return the text in `choices` most similar to `word`, or None below the similarity `cutoff` (1: equal)."""
+    """Return the text in `choices` that is most similar to `word`, ignoring case, such as for a misspelt name.
+
+    Returns None if all similarities, from 0 to 1 (equal), are below `cutoff`.
+    """
     found = process.extractOne(word, list(choices), scorer=fuzz.ratio, processor=str.lower, score_cutoff=100 * cutoff)
     return found[0] if found else None
 
@@ -127,8 +130,7 @@ def nearest_keys(key: str, paths: Iterable[str]) -> list[str]:
     """Return the known config keys in `paths` that the user may mean by the unknown `key`, likeliest first.
 
     Keys are dotted, such as "trainer.max_steps". First choice: keys with the same last part or a synonym of it
-    (`ALIASES`),
-    in the section with the most similar name. Otherwise at most one key is returned, the most similar one.
+    (`ALIASES`), in the section with the most similar name. Otherwise at most one key is returned, the most similar one.
     """
     paths = list(paths)
     section, _, last = key.rpartition(".")

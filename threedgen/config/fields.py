@@ -79,8 +79,7 @@ def section(field: FieldInfo, value: object = None) -> type[BaseModel] | None:
     """Return the config model of a field that is a section (a nested config); None for other fields.
 
     `value` is the section's value (None: the default). Its key `name` selects one of several models; an unknown name of
-    a
-    registered component gives None.
+    a registered component gives None.
     """
     value = with_default(field, value)
     if mark := component(field):

@@ -128,8 +128,7 @@ def find(name_or_path: str | Path, beside: Path | None = None) -> Path:
     """Return the path of a config file. Raises ConfigError if there is none, and suggests a similar name.
 
     `name_or_path` is the name of a shipped config or a path, relative to `beside` (None: the working directory). The
-    suffix
-    `.yaml` can be left out.
+    suffix `.yaml` can be left out.
     """
     text = str(name_or_path)
     if not text.strip() or "\0" in text:

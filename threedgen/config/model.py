@@ -39,8 +39,7 @@ class Config(BaseModel):
         """Check what a run needs beside its config: files, devices, the network. Raises ConfigError.
 
         Called before a run starts, not when a config is loaded, so it must be fast. Subclasses with requirements
-        override it.
-        The base class calls `check` of all sections (nested configs).
+        override it. The base class calls `check` of all sections (nested configs).
         """
         values = {name: getattr(self, name) for name in type(self).model_fields}
         for name in [name for name, value in values.items() if isinstance(value, dict)]:

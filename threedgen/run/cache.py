@@ -28,8 +28,7 @@ class BlockCache:
 
     `cache[i]` returns row i, an array of `shape`; its block must be stored before. The folder has the files NAME.npy,
     done.npy (1 for each stored block) and source.txt. The text `source` describes everything that the values depend on.
-    If
-    a file is missing or has another shape, dtype or source, the cache starts empty.
+    If a file is missing or has another shape, dtype or source, the cache starts empty.
     """
 
     def __init__(
@@ -81,7 +80,7 @@ def _new(path: Path, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
 
 
 def cached_tensor(path: Path, name: str, shape: tuple[int | None, ...], make: Callable[[], Tensor]) -> Tensor:
-    """Return the float32 tensor `name` of a safetensors file. If the file is not valid, write `make()` to it.
+    """Return the float32 tensor `name` of a safetensors file. If the file is invalid, call `make` and write its result.
 
     A valid file is undamaged, and its tensor is finite and has the shape `shape`, in which None allows any size. Raises
     DiskFull.

@@ -186,8 +186,7 @@ def open_run(config: C, config_name: str) -> tuple[C, Path | None]:
     """Choose (`choose_folder`), create and lock the folder of a run, and write its config.yaml.
 
     Returns the config with `out` set to the folder, and the folder to resume from (None for a new run). Raises
-    ConfigError
-    if the folder has other files or another run, cannot be written, or is used by another process.
+    ConfigError if the folder has other files or another run, cannot be written, or is used by another process.
     """
     folder, stored = choose_folder(config, config_name)
     return _prepare_folder(folder, config, config_name, stored), None if stored is None else folder

@@ -70,7 +70,7 @@ def require_memory(size: int, what: str) -> None:
 
 @contextmanager
 def explain_out_of_memory(what: str, remedy: str) -> Iterator[None]:
-    """Return a context that converts torch's OutOfMemoryError to `OutOfMemory`: "WHAT takes more ...: REMEDY"."""
+    """Return a context that converts torch's OutOfMemoryError to `OutOfMemory` with advice, the text `remedy`."""
     try:
         yield
     except torch.OutOfMemoryError:

@@ -58,8 +58,7 @@ class Speed:
         """Return ["6 s left"], the time until step `total`; [] at the end, and while the speed is unknown.
 
         The speed is known after WINDOW seconds or the fraction MIN_SHARE of `total`. The first step is not measured if
-        it is
-        shorter than WINDOW, because it compiles kernels.
+        it is shorter than WINDOW, because it compiles kernels.
         """
         if self._warm is None:
             return []

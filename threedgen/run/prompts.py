@@ -42,7 +42,7 @@ class PromptReader(Protocol):
 
 
 def normalise_prompt(prompt: str, key: str = "prompt", example: str = EXAMPLE_OBJECT) -> str:
-    """Return a prompt on one line with single spaces. ConfigError if it is empty: "KEY is empty ... EXAMPLE"."""
+    """Return a prompt on one line, with single spaces. If it is empty, raise ConfigError with the given `example`."""
     text = " ".join(prompt.split())
     if not any(character.isprintable() for character in text.replace(" ", "")):
         raise ConfigError(f'is empty. Set it, for example {key}="{example}"', key)

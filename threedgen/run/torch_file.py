@@ -144,7 +144,7 @@ def _in_python3(name: str) -> str:
 
 
 def check_architecture(stored: Mapping[str, object], state: Mapping[str, Tensor], what: str) -> None:
-    """Raise ConfigError unless stored weights have the names and shapes of `state`, a network's state_dict."""
+    """Raise ConfigError, about `what`, unless `stored` weights have the names and shapes of the state_dict `state`."""
     needed = {name: str(tuple(t.shape)) for name, t in state.items()}
     shapes = {str(name): str(tuple(t.shape)) if isinstance(t, Tensor) else "none" for name, t in stored.items()}
     if wrong := [name for name in needed | shapes if shapes.get(name) != needed.get(name)]:

@@ -72,7 +72,10 @@ def run_jobs(
 
 
 def attempt(work: Callable[[J], R], job: J, table: dict[str, dict[str, registry.Entry]]) -> Answer:
-    """Call `work(job)` in a worker; return its result or error as `Answer`. `table`: registry of the main process."""
+    """Call `work(job)` in a worker. Returns ("done", result), or another state and the exit code or error.
+
+    `table` is the component registry of the main process, with the components of its plug-ins.
+    """
     registry.TABLE.update(table)
     try:
         return "done", work(job)
@@ -164,9 +167,10 @@ class WorkerPool(Generic[J, R]):
 
 
 class Worker:
-    """Worker in the current process, and base class of other workers. A task is the arguments of `attempt`.
+    """Worker in the current process, and base class of other workers.
 
-    `submit` returns a future of an `Answer`. If the worker dies, the future has an exception.
+    `submit` takes the arguments of `attempt` and returns a future of its result. If the worker dies, the future has an
+    exception.
     """
 
     def submit(self, *task: Any) -> Future[Answer]:
@@ -243,7 +247,7 @@ class RayTask(Worker):
 
 
 def attempt_for_ray(*task: Any) -> Answer:
-    """Call `attempt(*task)` in a Ray task. The answer is "stopped" if Ray cancels the task, which it does by SIGINT."""
+    """Call `attempt(*task)` in a Ray task. If Ray cancels the task, by SIGINT, return ("stopped", 130)."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # processes started with & ignore SIGINT
     try:
         return attempt(*task)
@@ -255,8 +259,7 @@ def ray_tasks(address: str | None, cpus: float, gpus: float) -> Callable[[], Wor
     """Connect to a Ray cluster; return a function that creates workers there. Raises ConfigError.
 
     `address` is that of the cluster (None: the variable RAY_ADDRESS, or a new local cluster). Ray reserves `cpus` CPUs
-    and
-    `gpus` GPUs per job.
+    and `gpus` GPUs per job.
     """
     import ray
 

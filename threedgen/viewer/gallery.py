@@ -27,7 +27,10 @@ CARD_PIXELS = 320  # maximum width and height of the image on a card, in pixels
 
 
 def run(config: GalleryConfig, resume: Path | None = None, quiet: bool = False) -> int:
-    """Run the task `gallery`: write the page of all runs below a folder and print its path. Returns exit code 0."""
+    """Run the task `gallery`: write the page of all runs below a folder and print its path. Returns exit code 0.
+
+    `resume` and `quiet` are arguments of all tasks; they have no effect here.
+    """
     folder = user_path(config.runs, "runs")
     path = folder / NAME if config.out is None else user_path(config.out, "out")
     if config.out is not None and (path.is_dir() or path.suffix.lower() not in (".html", ".htm")):
@@ -133,8 +136,7 @@ def contact_sheets(record: Record) -> Iterator[tuple[Path, int, int, int]]:
     """Yield (path, columns, rows, index) of the contact sheets of a run: image files with a grid of views.
 
     The result comes first, then validation images, newest first, then views sampled by the prior. `index` is the grid
-    cell
-    of the view to show alone, counted row by row from 0. For the result it is the view nearest to azimuth
+    cell of the view to show alone, counted row by row from 0. For the result it is the view nearest to azimuth
     THREE_QUARTER.
     """
     if sheet := record.file("after.png"):  # of a texture: two rings, the first one from above

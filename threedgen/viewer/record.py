@@ -123,7 +123,9 @@ class Record:
 
     @property
     def state(self) -> str:
-        """ "finished", "interrupted", "failed" or "unfinished", as after a later increase of max_steps."""
+        """State: "finished", "interrupted", "failed" or "unfinished", also after max_steps of a finished run was
+        increased.
+        """
         status = self.summary.status
         longer = status == "finished" and (self.summary.steps or 0) < (self.max_steps or 0)
         return status if status in ("finished", "interrupted", "failed") and not longer else "unfinished"

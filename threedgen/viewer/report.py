@@ -41,7 +41,10 @@ Rows = list[tuple[str, str]]
 
 
 def run(config: ReportConfig, resume: Path | None = None, quiet: bool = False) -> int:
-    """Run the task `report`: rewrite the page of a run and print its path. Returns exit code 0."""
+    """Run the task `report`: rewrite the report page of a run and print its path. Returns exit code 0.
+
+    `resume` and `quiet` are arguments of all tasks; they have no effect here.
+    """
     folder = run_folder(config.run, "run")
     with writing(folder / PAGE):
         say(str(write_report(folder)))
