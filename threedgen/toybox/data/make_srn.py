@@ -46,10 +46,8 @@ FRAME_WIDTH = 0.05
 
 
 def make_marked_object(family: str, rng: np.random.Generator, index: int = -1) -> Asset:
-    """Build a car or a chair whose four sides differ: each has a panel and a symbol in random colours.
-
-    ``family`` is "cars" or "chairs"; other values raise KeyError. ``index`` is stored in the result.
-    """
+    """Build a car or a chair whose four sides differ: each has a panel and a symbol in random colours. ``family`` is
+    "cars" or "chairs"; other values raise KeyError. ``index`` is stored in the result."""
     noun = NOUNS[FAMILIES[family]]
     main = sample_colour(rng)
     builder = Builder(rng, colour_value(main, rng))
@@ -74,14 +72,10 @@ def _chest(b: Builder) -> None:
 
 
 def surface(solids: Sequence[Primitive], box: np.ndarray, side: str, across: float, up: float) -> np.ndarray | None:
-    """Cast a ray from a side of the bounding box `box` (2, 3) to the middle of the box, at right angles to the side.
+    """Cast a ray from a side of the bounding box `box` (2, 3) to its middle plane. Return the first hit (3,), or None.
 
-    Args:
-        side: key of `SIDES`, such as "front".
-        across, up: start of the ray on the side, in [-1, 1]; 0 is the middle.
-
-    Returns:
-        The first point (3,) inside one of the `solids`, or None.
+    The ray is perpendicular to the side, a key of `SIDES` such as "front". It starts at `across` and `up`, both in
+    [-1, 1]; 0 is the middle of the side.
     """
     centre, half = (box[0] + box[1]) / 2, (box[1] - box[0]) / 2
     normal = np.array([*SIDES[side][0], 0.0])
@@ -200,11 +194,8 @@ def scene(config: MakeSRNToyboxConfig, job: Job) -> Views:
 
 
 def viewpoints(config: MakeSRNToyboxConfig, job: Job) -> Cameras:
-    """Return the cameras of a scene, which look at the origin.
-
-    In the split "train" they are random, uniform on a zone of a sphere. In "val" and "test" all scenes have the same
-    cameras, on a spiral.
-    """
+    """Return the cameras of a scene, which look at the origin. In the split "train" they are random, uniform on a zone
+    of a sphere. In "val" and "test" all scenes have the same cameras, on a spiral."""
     if job.split == "train":
         rng, n = job.rng(config.seed, "cameras"), config.train_views
         low, high = np.sin(np.deg2rad(TRAIN_ELEVATION))
@@ -221,10 +212,8 @@ def viewpoints(config: MakeSRNToyboxConfig, job: Job) -> Cameras:
 
 
 class ToyboxScenes:
-    """Training source (`PairSource`) of rendered cars and chairs with different marks on their four sides.
-
-    The task `make-srn-toybox` writes the same scenes to disk for the same seed and sizes.
-    """
+    """Training source (`PairSource`) of rendered cars and chairs with different marks on their four sides. The task
+    `make-srn-toybox` writes the same scenes to disk for the same seed and sizes."""
 
     def __init__(self, config: ToyboxPairsConfig, size: int, seed: int) -> None:
         self.count, self.views, self.n_families = config.scenes, config.views, len(config.families)

@@ -53,7 +53,6 @@ def sheet_specs(noun: str, count: int, split: str, seed: int) -> list[Spec]:
 
 
 def run_sheet(config: ToyboxSheetConfig, resume: Path | None = None, quiet: bool = False) -> int:
-    """Run the task toybox-sheet: write sheet.png, sheet-2.png, ... to the run folder, with up to 12 nouns per page."""
     folder = Path(str(config.out))
     words = list(config.nouns) or list(NOUNS)
     for noun in words:

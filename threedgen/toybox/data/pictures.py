@@ -67,10 +67,8 @@ class Photographs:
         return Captioned(rgb, captions, c2w)
 
     def object_images(self, indices: list[int], size: int) -> tuple[np.ndarray, list[str], np.ndarray]:
-        """Render the images with the numbers ``indices``, each of one object.
-
-        Returns:
-            rgb (N, size, size, 3) in [0, 1], N captions, and c2w (N, 4, 4), camera-to-world, OpenGL axes.
+        """Render the images ``indices``, of one object each: rgb (N, size, size, 3) in [0, 1], N captions, and c2w
+        (N, 4, 4), camera-to-world, OpenGL axes.
         """
         assets = [self.box.asset(i) for i in indices]
         rngs, view = [self.box.rng(i, 4) for i in indices], self.box.view

@@ -23,10 +23,8 @@ from .options import ToyboxScenesConfig
 
 @dataclass(frozen=True)
 class Case:
-    """Test prompt: the specification of an object, usually a combination that is held out of training.
-
-    ``index`` is the number of the specification in the held-out split of the toybox, or a seed.
-    """
+    """Test prompt: the specification of an object, usually a combination that is held out of training. ``index`` is the
+    number of the specification in the held-out split of the toybox, or a seed."""
 
     index: int
     spec: Spec
@@ -37,9 +35,7 @@ class Case:
 
     def truth(self, seed: int, number: int = 0) -> Asset:
         """Build a true object of this specification, with random shape and pose. No training uses these objects.
-
-        Different values of ``number`` give different objects.
-        """
+        Different values of ``number`` give different objects."""
         return build(self.spec, numpy_generator(seed, self.index, f"truth {number}"), index=self.index)
 
 
@@ -107,10 +103,8 @@ class FrontObjects:
         return {prompt: noun for prompt, noun in nouns.items() if not NOUNS[noun].front}
 
     def meshes(self, seed: int, first: int, count: int) -> Iterator[tuple[str, ColouredMesh]]:
-        """Yield pairs (caption, mesh) of ``count`` true objects, cycling through the nouns with a clear front.
-
-        The objects of a noun have the numbers ``first``, ``first`` + 1, ..., which give different shapes.
-        """
+        """Yield pairs (caption, mesh) of ``count`` true objects, cycling through the nouns with a clear front. The
+        objects of a noun have the numbers ``first``, ``first`` + 1, ..., which give different shapes."""
         nouns = clear_nouns()
         cases = held_out_cases(len(nouns), seed, spread=True, nouns=nouns)
         for k in range(count):

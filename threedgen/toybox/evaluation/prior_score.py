@@ -215,10 +215,8 @@ counts as right within 15 degrees of its quarter."""
         write_judged(self.task, self.probe, rows, KEYS, intro, text, about, shown, summary={"prior": self.weights})
 
     def sections(self) -> tuple[list[str], Json]:
-        """Measure how the views of an object use each other, and prompts without colours.
-
-        Return Markdown sections for the report, and the figures as JSON.
-        """
+        """Measure how the views of an object use each other, and prompts without colours. Return Markdown sections for
+        the report, and the figures as JSON."""
         config, sections, figures = self.config, list[str](), Json()
         # only MVDream accepts another time step for each view
         if config.view_use and isinstance(self.prior, MVDream):

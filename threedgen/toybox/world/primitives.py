@@ -94,19 +94,14 @@ class Asset:
         }
 
     def move_and_scale(self, centre: np.ndarray | float, scale: float) -> Asset:
-        """Return a copy, translated by -``centre`` and then scaled about the origin by the factor ``scale``.
-
-        ``centre`` is a point (3,), or 0.0 for no translation.
-        """
+        """Return a copy, translated by -``centre`` and then scaled about the origin by the factor ``scale``. ``centre``
+        is a point (3,), or 0.0 for no translation."""
         poses = ((scale * solid.matrix, scale * (solid.centre - centre)) for solid in self.primitives)
         solids = zip(self.primitives, poses, strict=True)
         return replace(self, primitives=tuple(replace(s, matrix=m, centre=c) for s, (m, c) in solids))
 
     def mesh(self, segments: int = 24) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Return a triangle mesh of all solids. The closed meshes of the solids can overlap.
-
-        Args:
-            segments: number of sides of each circle around a local z axis.
+        """Return a mesh of closed solids, which can overlap. Circles around local z axes have ``segments`` sides.
 
         Returns:
             Vertices (V, 3), vertex indices (F, 3), and per face sRGB colours (F, 3) in [0, 1] and labels (F,). Label
@@ -163,10 +158,8 @@ def _inside(kind: int, param: float, q: np.ndarray) -> np.ndarray:
 def profile(kind: int, param: float, segments: int) -> np.ndarray:
     """Return the outline of a solid of revolution about its local z axis, as points (P, 2) with columns (radius, z).
 
-    Args:
-        kind: SPHERE, DOME, FRUSTUM or TORUS.
-        param: top radius of a FRUSTUM or tube radius of a TORUS.
-        segments: a half circle, or the full circle of a torus, has ``segments`` // 2 edges.
+    ``kind`` and ``param`` are those of `Primitive`. A half circle, or the full circle of a torus, gets
+    ``segments`` // 2 edges.
     """
     if kind == SPHERE:
         a = np.linspace(-np.pi / 2, np.pi / 2, segments // 2 + 1)
@@ -181,14 +174,10 @@ def profile(kind: int, param: float, segments: int) -> np.ndarray:
 
 
 def tessellate(kind: int, param: float, segments: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the closed triangle mesh of a solid in its local axes.
+    """Return the closed triangle mesh of a solid in its local axes: vertices (V, 3) and faces (F, 3).
 
-    Args:
-        kind, param: shape of the solid, as in `Primitive`.
-        segments: number of sides of each circle around the z axis.
-
-    Returns:
-        Vertices (V, 3) and faces (F, 3), counter-clockwise seen from outside.
+    ``kind`` and ``param`` are those of `Primitive`. Circles around the z axis have ``segments`` sides. Faces are
+    counter-clockwise seen from outside.
     """
     if kind == BOX:
         v = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], float)

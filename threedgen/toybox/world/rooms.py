@@ -103,11 +103,8 @@ class Furnisher:
         return False
 
     def reserve_span(self, width: float) -> tuple[int, float] | None:
-        """Reserve ``width`` metres of a random wall, for a door or a window.
-
-        Return the index in ``WALLS`` and the middle of the reserved part in metres from the centre of the wall. Return
-        None if 12 random tries fail.
-        """
+        """Reserve ``width`` metres of a random wall, for a door or a window. Return the index in ``WALLS`` and the
+        middle of the reserved part in metres from the centre of the wall. Return None if 12 random tries fail."""
         for _ in range(12):
             wall, at = int(self.rng.integers(4)), float(self.rng.choice(WALL_SLOTS))
             low, high = at - width / 2 - 0.1, at + width / 2 + 0.1
@@ -117,20 +114,16 @@ class Furnisher:
         return None
 
     def mount(self, wall: int, at: float, z: float, builder: Builder, phrase: str) -> None:
-        """Add the solids of ``builder``, which face +x, to the wall ``WALLS[wall]``. Captions call them ``phrase``.
-
-        The builder's origin is placed ``at`` metres along the wall from its centre, and ``z`` metres high.
-        """
+        """Add the solids of ``builder``, which face +x, to the wall ``WALLS[wall]``. Captions call them ``phrase``. The
+        builder's origin is placed ``at`` metres along the wall from its centre, and ``z`` metres high."""
         position = np.append(WALLS[wall] * HALF_WIDTH + np.abs(WALLS[wall][::-1]) * at, z)
         yaw = inward_yaw(WALLS[wall])
         self.add([transform(solid, 1.0, yaw, position) for solid in builder.solids], phrase)
 
 
 def inward_yaw(direction: np.ndarray) -> float:
-    """Return the yaw in degrees that turns the front (+x) of an object to the room's centre.
-
-    The object lies in ``direction`` (2,), along x and y, from the centre.
-    """
+    """Return the yaw in degrees that turns the front (+x) of an object to the room's centre. The object lies in
+    ``direction`` (2,), along x and y, from the centre."""
     return float(np.rad2deg(np.arctan2(*-direction[::-1])))
 
 
@@ -141,10 +134,8 @@ def transform(solid: Primitive, scale: float, yaw: float, at: np.ndarray) -> Pri
 
 
 class Rooms:
-    """Infinite data set of captioned toy rooms, addressed by ``index``. The splits have different rooms.
-
-    ``clutter``, usually in [0, 1], is a factor on the number of objects in a room (`furnish`).
-    """
+    """Infinite data set of captioned toy rooms, addressed by ``index``. The splits have different rooms. ``clutter``,
+    usually in [0, 1], is a factor on the number of objects in a room (`furnish`)."""
 
     def __init__(self, seed: int = 0, split: Split = "train", clutter: float = 1.0) -> None:
         self.seed, self.split, self.clutter = seed, split, clutter
@@ -184,15 +175,11 @@ def render_rooms(
     supersample: int = 2,
     with_gbuffer: bool = False,
 ) -> RenderResult:
-    """Render V square views of ``size`` x ``size`` pixels inside rooms.
+    """Render V square views of ``size`` x ``size`` pixels inside rooms. View v shows the room ``room_index[v]``.
 
-    Args:
-        room_index: (V,), index into ``rooms`` of the room in each view.
-        c2w: (V, 4, 4), camera-to-world, OpenGL axes.
-        fov: (V,), vertical field of view in radians.
-        supersample, with_gbuffer: as in ``raycast.render``.
-
-    In the label images of a room with n items, k + 1 stands for ``items[k]``, and n + 1 for the bare room.
+    ``c2w`` (V, 4, 4) is camera-to-world with OpenGL axes, and ``fov`` (V,) the vertical field of view in radians. The
+    other arguments are those of ``raycast.render``. In the label images of a room with n items, k + 1 stands for
+    ``items[k]``, and n + 1 for the bare room.
     """
     lamps = np.stack([room.lamp for room in rooms])[room_index]
     assets = [room.asset for room in rooms]
@@ -200,12 +187,10 @@ def render_rooms(
 
 
 def look_c2w(position: np.ndarray, azimuth: np.ndarray, elevation: np.ndarray) -> np.ndarray:
-    """Return camera-to-world matrices (..., 4, 4), float32, OpenGL axes.
+    """Return camera-to-world matrices (..., 4, 4), float32, OpenGL axes, of cameras at positions (..., 3).
 
-    Args:
-        position: (..., 3), camera positions.
-        azimuth: (...), of the viewing direction, radians. 0 looks along +x, pi / 2 along +y.
-        elevation: (...), of the viewing direction, radians. Positive looks up.
+    ``azimuth`` and ``elevation`` (...) are those of the viewing direction in radians. Azimuth 0 looks along +x, pi / 2
+    along +y. A positive elevation looks up.
     """
     ce, se, ca, sa = np.cos(elevation), np.sin(elevation), np.cos(azimuth), np.sin(azimuth)
     back = -np.stack([ce * ca, ce * sa, se], -1)
@@ -237,13 +222,10 @@ def sample_camera(rng: np.random.Generator) -> tuple[np.ndarray, float]:
 def describe_view(
     room: Room, label: np.ndarray, rng: np.random.Generator, max_items: int = 3, min_area: float = 0.012
 ) -> str:
-    """Write the caption of a view: colours of the room, and its largest visible items from left to right.
+    """Write the caption of a view, which names colours of the room and its largest visible items from left to right.
 
-    Args:
-        label: (H, W), label image of `render_rooms`.
-        rng: source of the random wording.
-        max_items: maximum number of items to name.
-        min_area: minimum area of an item to name, as a fraction of the image.
+    ``label`` (H, W) is a label image of ``render_rooms``, and ``rng`` chooses the wording. At most ``max_items`` items
+    are named, and only those that cover at least the fraction ``min_area`` of the image.
     """
     n, wording = len(room.items), int(rng.integers(ROOM_WORDINGS))
     area = np.bincount(label.ravel(), minlength=n + 2)[1 : n + 1] / label.size
@@ -267,10 +249,8 @@ ROOM_WORDINGS, FLOOR_WORDING = 6, 1
 
 
 def sentence(wall: str, floor: str, items: list[str], wording: int) -> str:
-    """Write a room caption, such as "a blue room with a red sofa and a window".
-
-    ``wall`` and ``floor`` are colour words, ``items`` are phrases, ``wording`` is the number of the sentence pattern.
-    """
+    """Write a room caption, such as "a blue room with a red sofa and a window". ``wall`` and ``floor`` are colour
+    words, ``items`` are phrases, ``wording`` is the number of the sentence pattern."""
     core = f"{wall} room"
     plain = f"{article(core)} {core}"
     for k, pair in enumerate(zip(items, items[1:], strict=False)):

@@ -217,10 +217,8 @@ def toybox_mesh(asset: Asset, segments: int = 32) -> ColouredMesh:
 
 
 def blocks(asset: Asset) -> Asset:
-    """Return a copy of an object in which each solid is replaced by its bounding box (`block`).
-
-    If the boxes exceed the ball of radius ``OBJECT_RADIUS``, the copy is shrunk to fit into it.
-    """
+    """Return a copy of an object in which each solid is replaced by its bounding box (`block`). If the boxes exceed the
+    ball of radius ``OBJECT_RADIUS``, the copy is shrunk to fit into it."""
     boxes = replace(asset, primitives=tuple(block(solid) for solid in asset.primitives))
     reach = max(float(np.linalg.norm(boxes.mesh()[0], axis=1).max()), 1e-6)
     return boxes.move_and_scale(0.0, min(1.0, OBJECT_RADIUS / reach))
@@ -248,11 +246,8 @@ SCATTERED_ELEVATION = (-30.0, 60.0)
 class OpenToybox(Toybox):
     """Toybox with open captions, which leave some colours unspecified and name up to two parts or accessories.
 
-    The split of an object depends on its actual colours, even if its caption does not state them.
-
-    Args:
-        scattered: share of the objects whose cameras are sampled independently of each other, in [0, 1]. The other
-            objects have evenly spaced cameras. The further arguments are those of `Toybox`.
+    The share ``scattered`` of the objects, in [0, 1], has cameras that are sampled independently of each other instead
+    of evenly spaced. The split of an object depends on its actual colours, even if its caption does not state them.
     """
 
     def __init__(
@@ -302,10 +297,8 @@ def sample_detailed_spec(rng: np.random.Generator) -> Spec:
 
 
 def conflicts(a: str, b: str) -> bool:
-    """Return whether an object cannot have both of two parts or accessories ``a`` and ``b``.
-
-    That is so if they are the same, or if one tuple of `EXCLUSIVE_GROUPS` contains both.
-    """
+    """Return whether an object cannot have both of two parts or accessories ``a`` and ``b``. That is so if they are the
+    same, or if one tuple of `EXCLUSIVE_GROUPS` contains both."""
     return a == b or any(a in group and b in group for group in EXCLUSIVE_GROUPS)
 
 

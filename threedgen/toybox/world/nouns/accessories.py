@@ -10,7 +10,7 @@ GOLD = (0.93, 0.75, 0.2)
 
 
 def upright(b: Builder) -> bool:
-    """Return whether the wearer stands upright. Then the anchor "back" is behind the anchor "waist", not above it."""
+    # the anchor back of upright wearers is behind the anchor waist, not above it
     away = b.anchors["back"][0] - b.anchors["waist"][0]
     return bool(abs(away[0]) > away[2])
 
