@@ -17,9 +17,10 @@ NOISE_TERMS = 24
 
 
 def rough(mesh: ColouredMesh, rng: np.random.Generator, strength: float = 1.0) -> ColouredMesh:
-    """Return a mesh with smooth noise in positions and vertex colours. Strength 1 is typical of text-to-3D results.
+    """Return a mesh with smooth random noise added to its vertex positions and vertex colours.
 
-    Vertices at equal positions get equal noise, so a closed mesh stays closed. Textures are not changed.
+    ``strength`` scales the noise; 1 is typical of text-to-3D results. Vertices at equal positions get equal noise, so a
+    closed mesh stays closed. Textures are not changed.
     """
     if strength == 0:
         return mesh
@@ -38,7 +39,8 @@ def rough(mesh: ColouredMesh, rng: np.random.Generator, strength: float = 1.0) -
 
 
 class SmoothNoise:
-    """Smooth random vector field: maps points (..., 3) to sums of sine waves (..., 3) with mean 0 and variance 1."""
+    """Smooth random vector field: a sum of sine waves of random directions. A call maps points (..., 3) to vectors
+    (..., 3), whose components have mean 0 and variance 1. ``wavelength`` is in world units."""
 
     def __init__(self, rng: np.random.Generator, wavelength: float) -> None:
         self.frequency = rng.normal(size=(3, NOISE_TERMS)) * (2 * np.pi / wavelength) / np.sqrt(3)
@@ -51,7 +53,8 @@ class SmoothNoise:
 
 
 def subdivided(part: Part) -> Part:
-    """Split triangles into four until no edge is longer than `MAX_EDGE`. The shape of the surface does not change."""
+    """Return a mesh part whose triangles are split into four until no edge is longer than `MAX_EDGE` world units. The
+    shape of the surface does not change."""
     triangles, done = np.concatenate([part.corners, part.values], axis=2), []
     while len(triangles):
         corners = triangles[..., :3]

@@ -24,17 +24,17 @@ ENCODER_BATCH = 16
 
 
 class NetworkOutput(NamedTuple):
-    """Float features (V, D) of a hidden layer and class logits (V, K) of V images, as NumPy arrays on the CPU."""
+    """Float features (V, D) of a hidden layer and class logits (V, K), for V images, on the CPU."""
 
     features: np.ndarray
     logits: np.ndarray
 
 
 class FeatureNetwork(Protocol):
-    """Network whose features are compared by FID and KID and whose logits give the Inception score (kind "features").
+    """Network for FID and KID (by its features) and the Inception score (by its logits), registered as kind "features".
 
-    A call maps images (V, H, W, 3), uint8, to a `NetworkOutput`. ``description`` is its name and preprocessing in
-    reports.
+    A call maps images (V, H, W, 3), uint8, to a `NetworkOutput`. ``description`` names the network and its
+    preprocessing in reports.
     """
 
     description: str
@@ -43,7 +43,8 @@ class FeatureNetwork(Protocol):
     def __call__(self, images: Tensor) -> NetworkOutput: ...
 
     def fid(self, images: Tensor, truth: Tensor) -> float:
-        """Return the FID of two sets of images (N, H, W, 3) and (M, H, W, 3), uint8. The order does not matter."""
+        """Return the FID between two sets of images, (N, H, W, 3) and (M, H, W, 3), uint8. Swapping the sets changes
+        nothing."""
         return fid(self(images).features, self(truth).features)
 
 
@@ -70,11 +71,8 @@ class InceptionFeatures(FeatureNetwork):
 
 
 class CLIP:
-    """Frozen CLIP that embeds images and texts as unit vectors (N, D), float32.
-
-    ``weights`` is a folder or hub id. ``key`` and ``example`` are for the ConfigError if they cannot be loaded
-    (`load_hub`).
-    """
+    """Frozen CLIP that embeds images and texts as unit vectors. Raises ConfigError if it cannot be loaded. ``weights``
+    is a folder or hub id. The error message names its config key ``key`` and a valid value ``example``."""
 
     def __init__(self, weights: str, key: str, example: str = CLIP_WEIGHTS) -> None:
         from transformers import AutoProcessor, CLIPModel
@@ -84,13 +82,14 @@ class CLIP:
 
     @torch.no_grad()
     def embed_images(self, pixels: Tensor) -> Tensor:
-        """Embed images (N, 3, image_size, image_size) that are already preprocessed for the weights."""
+        """Embed images (N, 3, S, S) that are preprocessed for CLIP; S is ``image_size``. Return unit vectors (N, D),
+        float32."""
         parts = pixels.split(ENCODER_BATCH)
         return torch.cat([unit_vectors(self.net.get_image_features(pixel_values=part)) for part in parts])
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """Embed N texts, cut off at the maximum length of CLIP."""
+        """Embed N texts, truncated to the maximum length of CLIP. Return unit vectors (N, D), float32."""
         longest = int(self.net.config.text_config.max_position_embeddings)
         tokens = self.processor.tokenizer(
             list(texts), padding=True, truncation=True, max_length=longest, return_tensors="pt"
@@ -101,10 +100,10 @@ class CLIP:
 
 
 def load_hub(weights: str, description: str, example: str, key: str, *classes: Any) -> list[Any]:
-    """Load a frozen network in eval mode and its processor, which have the transformers ``classes``.
+    """Load [network, processor] with the two transformers ``classes``. The network is frozen and in eval mode.
 
-    ``weights`` is a folder or hub id, and ``key`` its config key. The ConfigError for weights that cannot be loaded
-    says what they should be (``description``) and names a valid ``example``.
+    ``weights`` is a folder or hub id. If loading fails, the ConfigError names its config key ``key``, the expected
+    model ``description`` such as "CLIP", and a valid value ``example``.
     """
     try:
         net, processor = [
@@ -120,7 +119,7 @@ def load_hub(weights: str, description: str, example: str, key: str, *classes: A
 
 
 def unit_vectors(output: Any) -> Tensor:
-    """Scale embeddings (N, D) to length 1, float32. In transformers 5, ``output`` has them as ``pooler_output``."""
+    # (N, D); transformers 5 returns an object with `pooler_output`
     return F.normalize((output if isinstance(output, Tensor) else output.pooler_output).float(), dim=1)
 
 

@@ -50,7 +50,7 @@ Row = TypeVar("Row")
 
 
 class PriorEvaluation(Evaluation[P, int, Row]):
-    """Base class of evaluations that sample a diffusion prior. An item is the index of an object."""
+    """Base class of evaluations that sample a diffusion prior. The items are indices of objects: 0, 1, ..."""
 
     def load_prior(self) -> None:
         self.prior: Prior = self.task.load_prior()
@@ -66,7 +66,9 @@ class PriorEvaluation(Evaluation[P, int, Row]):
         folder: str = "samples",
         from_noise: bool = False,
     ) -> Array:
-        """Sample views (N, V, H, W, 3), uint8, of N prompts in batches. Batches of an earlier run are read from files.
+        """Sample V views of each of N prompts, in batches. Return images (N, V, H, W, 3), uint8.
+
+        Each batch is written to a file, and read from it in a later run.
 
         Args:
             c2w: camera-to-world poses (N, V, 4, 4).
@@ -92,16 +94,20 @@ class PriorEvaluation(Evaluation[P, int, Row]):
         return np.concatenate(found)
 
     def view_use(self, objects: Captioned) -> tuple[str, Json]:
-        """Measure `view_use` of an MVDream prior. Return a section of the report in Markdown, and the JSON."""
+        """Run the function `view_use` for an MVDream prior. Return a section of the report in Markdown, and the JSON
+        result."""
         assert isinstance(self.prior, MVDream)
         figures = view_use(self.prior, Objects.encoded(self.prior, objects), self.config.seed)
         return view_use_table(figures), figures
 
 
 class Objects(NamedTuple):
-    """Encoded views of N objects: clean latents z (N, V, C, h, w), camera-to-world poses (N, V, 4, 4), N captions.
+    """Encoded views of N objects with V views each.
 
-    `opposite` (N, C, h, w) holds the latents of view V // 2, opposite to view 0, mirrored left to right.
+    Attributes:
+        z: clean latents (N, V, C, h, w).
+        c2w: camera-to-world poses (N, V, 4, 4).
+        opposite: (N, C, h, w), latents of the image of view V // 2, mirrored left to right. It is opposite to view 0.
     """
 
     z: Tensor
@@ -111,7 +117,7 @@ class Objects(NamedTuple):
 
     @classmethod
     def encoded(cls, prior: MVDream, views: Captioned) -> Objects:
-        """Encode captioned views by the VAE of a prior. All objects have the same number of views."""
+        """Encode the images of N captioned objects with the VAE of a prior."""
         rgb, count = torch.from_numpy(views.rgb), len(views.captions)
         mirrored = rgb.unflatten(0, (count, -1))[:, len(rgb) // count // 2].flip(2)
         z, opposite = (encode(prior.vae, images).to(prior.device) for images in (rgb, mirrored))
@@ -157,8 +163,9 @@ def view_use(prior: MultiviewPrior, objects: Objects, seed: int) -> Json:
         caption      as true, but with the caption of the object; all other cases have the empty prompt
         clean        companions are the other views with little noise (t = CLEAN), and view 0 is at the last time step
 
-    A prior that ignores the companions has equal errors in the cases true, wrong and alone. The result has mean errors
-    and their ratios with 95 % intervals over the objects.
+    A prior that ignores the companions has equal errors in the cases true, wrong and alone. The result has, for each
+    time step in `LEVELS`, the mean squared errors and their ratios to the case alone, with 95 % intervals over the
+    objects.
     """
     z, last = objects.z, prior.schedule.T - 1
     noise = torch.randn(z.shape, generator=generator(seed, 0, "view use")).to(z)
@@ -209,7 +216,8 @@ AssetFeatures = tuple[Array, Array, Array]
 
 
 class OwnPrior(PriorEvaluation[EvaluateOwnPriorConfig, AssetFeatures]):
-    """Evaluation of samples of the captions of user assets against renders from the same cameras."""
+    """Task "evaluate-own-prior": sample the captions of user assets, and compare the samples with renders of the assets
+    from the same cameras."""
 
     def __init__(self, task: Task) -> None:
         super().__init__(task)
@@ -270,10 +278,10 @@ the assets: jackknife for FID, bootstrap for the likeness. Other renders of the 
 
 
 def compare(ours: Array, truth: Array) -> dict[str, Estimate]:
-    """Return FID and likeness, with 95 % intervals, of two sets of features (N, V, D) of V views of N objects.
+    """Compare two sets of features (N, V, D) of V views of N objects. Return their "fid" and "likeness".
 
-    The intervals show the uncertainty due to the choice of the N objects. Likeness is the mean cosine between the mean
-    features (D,) of the same object in both sets.
+    Both have 95 % intervals, which show the uncertainty due to the choice of the N objects. Likeness is the cosine
+    between the mean features (D,) of an object in both sets, averaged over the objects.
     """
 
     def distance(kept: Array) -> float:

@@ -49,7 +49,7 @@ def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def figure_table(first_head: str, rows: Mapping[str, Json], heads: Mapping[str, str]) -> str:
-    """Return a Markdown table with one column per metric.
+    """Return a Markdown table with one row per name and one column per metric.
 
     Args:
         first_head: head of the column of row names.
@@ -86,12 +86,14 @@ def write_report(
     tables: Mapping[str, str] | None = None,
     summary: Json | None = None,
 ) -> None:
-    """Write ``figures`` to NAME.json, ``text`` to NAME.md, and the summary of the run, which marks it as finished.
+    """Write ``figures`` to NAME.json and ``text`` to NAME.md in the run folder.
+
+    Then write the summary file of the run, which marks the run as finished.
 
     Args:
         printed: text for stdout, unless the task is quiet.
         tables: maps the names of further text files, such as CSV files, to their contents.
-        summary: further entries of the summary.
+        summary: further entries of the summary file.
     """
     for file, content in (tables or {}).items():
         write_atomic(task.folder / file, content)
@@ -103,7 +105,8 @@ def write_report(
 
 
 def write_strips(path: Path, strips: Iterable[Array], labels: Sequence[str], columns: int = 1) -> None:
-    """Write a PNG contact sheet with ``columns`` labelled cells per row. A cell is images (V, H, W, 3) side by side."""
+    """Write a PNG contact sheet with ``columns`` cells per row. A cell is images (V, H, W, 3) side by side, with its
+    label."""
     if cells := [grid(strip, len(strip)) for strip in strips]:
         write_png(path, grid(cells, columns, labels))
 

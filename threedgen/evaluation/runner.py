@@ -34,12 +34,13 @@ ATTEMPTS = 2
 
 
 class Evaluation(Generic[C, Item, Row]):
-    """Base class of evaluations. Its constructor checks the config and raises ConfigError before any slow work.
+    """Base class of evaluations: `prepare`, then `measure` each item (giving a row), then `report` all rows.
 
-    `prepare` and `measure` raise ConfigError, or Stopped after Ctrl-C.
+    The constructor checks the config and raises ConfigError before any slow work. `prepare` and `measure` raise
+    ConfigError, or Stopped after Ctrl-C.
 
     Attributes:
-        stage: text of the progress bar.
+        stage: label of the progress bar.
         items: objects, scenes or other units to measure. An iterator may do slow work between its items.
         total: number of items. It is needed only if ``items`` has no length.
         work: function like `measure` that can be pickled for worker processes.
@@ -66,7 +67,7 @@ class Evaluation(Generic[C, Item, Row]):
         raise NotImplementedError
 
     def report(self, rows: list[Row]) -> None:
-        """Write the report. With several workers, ``rows`` are in the order in which they were finished."""
+        """Write the report. With several workers, ``rows`` are in the order in which their items were finished."""
         raise NotImplementedError
 
 
@@ -105,15 +106,14 @@ def evaluate(kind: Callable[[Task], Evaluation[C, Item, Row]], task: Task) -> No
 def evaluation_task(
     kind: Callable[[Task], Evaluation[C, Item, Row]], result: str = "report.md", files: tuple[str, ...] = ()
 ) -> Callable[..., int]:
-    """Return the function that runs an evaluation as a task.
-
-    ``result`` is the file in the run folder whose path is printed, ``files`` are further result files (`run_task`).
-    """
+    """Return the function that runs an evaluation as a task. ``kind`` is the class of the evaluation. ``result`` is the
+    main result file in the run folder, whose path is printed. ``files`` are further result files."""
     return partial(run_task, partial(evaluate, kind), result=result, files=files, again=True)
 
 
 def kept_json(path: Path, make: Callable[[], Json], **key: object) -> Json:
-    """Read the JSON object in a file. If it lacks the entries ``key``, make it and write it with these entries."""
+    """Return the JSON object in the file ``path`` if it has the entries ``key``. Otherwise call ``make`` for a new
+    object, add the entries, and write it to the file."""
     found = read_json(path)
     if not found or not found.items() >= key.items():
         found = make() | key

@@ -25,13 +25,14 @@ Ring = tuple[np.ndarray, float]
 
 
 def random_ring(rng: np.random.Generator, n_view: int, elevation_range: tuple[float, float]) -> Ring:
-    """Return evenly spaced cameras with random first azimuth and random elevation; `elevation_range` is in degrees."""
+    """Return `n_view` evenly spaced cameras. The azimuth of the first camera and the common elevation are random.
+    `elevation_range` is in degrees; azimuths (V,) and elevation in the result are in radians."""
     azimuth = rng.uniform(0, 2 * np.pi) + 2 * np.pi / n_view * np.arange(n_view)
     return azimuth % (2 * np.pi), float(np.deg2rad(rng.uniform(*elevation_range)))
 
 
 def ring_poses(ring: Ring) -> Tensor:
-    """Return the camera-to-world poses (V, 4, 4) of a ring; cameras look at the origin, with OpenGL axes."""
+    """Return the camera-to-world poses (V, 4, 4), OpenGL axes, of a ring of cameras that look at the origin."""
     azimuth = torch.from_numpy(ring[0]).float()
     distance = RELATIVE_DISTANCE / np.tan(FOV / 2)
     return orbit_c2w(torch.full_like(azimuth, ring[1]), azimuth, torch.full_like(azimuth, distance))
@@ -49,8 +50,11 @@ def sample_objects(
 ) -> Array:
     """Sample V views of each of N prompts in one batch. Return images (N, V, H, W, 3), uint8.
 
-    ``c2w`` are camera-to-world poses (N, V, 4, 4), ``rngs`` one generator per prompt. ``from_noise``: start from pure
-    noise, even if the prior predicts coarse latents to start from.
+    Args:
+        c2w: camera-to-world poses (N, V, 4, 4).
+        rngs: one generator per prompt.
+        steps: number of denoising steps.
+        from_noise: start from pure noise, even if the prior predicts coarse latents to start from.
     """
     strength = 1.0 if from_noise else COARSE_STRENGTH
     views = prior.sample(prompts, c2w, steps, guidance_scale, negative_prompt, rngs, init_strength=strength)
@@ -58,7 +62,8 @@ def sample_objects(
 
 
 def kept_views(path: Path, metadata: dict[str, str], sample: Callable[[], Array | Tensor]) -> Array:
-    """Read views by `read_views`; if there are none, call ``sample`` and write its views. Return uint8."""
+    """Return the views (..., H, W, 3), uint8, in the file ``path`` if it has this metadata. Otherwise call ``sample``,
+    and write the views that it returns to the file."""
     views = read_views(path, metadata)
     if views is None:
         views = to_uint8(sample())
@@ -67,13 +72,13 @@ def kept_views(path: Path, metadata: dict[str, str], sample: Callable[[], Array 
 
 
 def write_views(path: Path, views: Array | Tensor, metadata: dict[str, str]) -> None:
-    """Write views (..., H, W, 3) as uint8. ``metadata`` names everything that determines them."""
+    """Write views (..., H, W, 3) as uint8 to a file. ``metadata`` describes everything that determines the views."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, save({"views": torch.from_numpy(to_uint8(views))}, metadata))
 
 
 def read_views(path: Path, metadata: dict[str, str]) -> Array | None:
-    """Read views (..., H, W, 3), uint8. Return None if the file is missing, damaged or has other metadata."""
+    """Read views (..., H, W, 3), uint8, from a file. Return None if it is missing, damaged or has other metadata."""
     if not path.is_file():
         return None
     try:

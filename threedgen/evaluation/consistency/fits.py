@@ -37,15 +37,15 @@ SSIM_WINDOW = 11
 
 @dataclass(frozen=True)
 class Job:
-    """One scene of one sampler to score.
+    """One scene of one sampler to score: V views and their cameras.
 
     Attributes:
-        row: name of the sampler, or "original".
-        images: views (V, H, W, 3), uint8.
-        held_out: indices of the views that the field is not fitted to.
+        row: name of the sampler, or "original" for the original views.
+        images: (V, H, W, 3), uint8.
+        held_out: indices of the views that the neural field is not fitted to.
         truth: original views (V, H, W, 3), uint8, to compare ``images`` with; None: no comparison.
         sampled: indices of the views that are compared with ``truth``.
-        bounds: ball of the field; None: from the cameras.
+        bounds: ball that the field covers; None: computed from the cameras.
     """
 
     config: ConsistencyConfig
@@ -67,7 +67,7 @@ class Job:
         return Path(str(self.config.out)) / "scores" / f"{self.scene}.{self.row}.json"
 
     def key(self) -> str:
-        """Return a hash of everything that determines the score."""
+        """Return a hash of everything that determines the score. A stored score with another hash is outdated."""
         digest, c = hashlib.sha256(), self.config
         truth = () if self.truth is None else (self.truth,)
         for array in (self.images, self.cameras.c2w.numpy(), self.cameras.K.numpy(), *truth):
@@ -79,7 +79,8 @@ class Job:
 
 
 def stored_or_scored(job: Job, threads: int) -> Json:
-    """Read a job's score from the run folder. If it is missing or outdated, compute it with ``threads`` CPU threads."""
+    """Read the score of a job (see `score`) from the run folder. If it is missing or outdated, compute it. ``threads``
+    is the number of CPU threads for the computation."""
     found = read_json(job.path)
     if found.get("key") != job.key() or "mean_psnr" not in found or not job.path.with_suffix(".npz").is_file():
         set_threads(threads)
@@ -88,7 +89,11 @@ def stored_or_scored(job: Job, threads: int) -> Json:
 
 
 def score(job: Job) -> Json:
-    """Fit a field to a scene, and compare its renders with the held-out views. Write and return the score."""
+    """Fit a neural field to the views of a job that are not held out, and compare its renders with the held-out views.
+
+    Returns the metrics as a JSON dict, with keys such as "psnr" and "tsed". Writes it to ``job.path``, and the held-out
+    views and renders to an .npz file beside it.
+    """
     start, views, config = time.monotonic(), job.views, job.config
     kept = [k for k in range(len(views)) if k not in job.held_out]
     bounds = job.bounds or Bounds.from_cameras(views.cameras)
@@ -119,9 +124,11 @@ def score(job: Job) -> Json:
 
 
 def compare(truth: Floats, images: Floats) -> dict[str, list[float] | list[None]]:
-    """Compare image k of ``truth`` with image k of ``images``, both (N, H, W, 3) in [0, 1].
+    """Compute PSNR and SSIM of each pair of images ``truth[k]`` and ``images[k]``; both arrays are (N, H, W, 3) in [0,
+    1].
 
-    Returns N values of "psnr" in dB, and N of "ssim", which are None for images smaller than `SSIM_WINDOW`.
+    Returns N values of "psnr" in dB and N values of "ssim". SSIM is None if an image side is below `SSIM_WINDOW`
+    pixels.
     """
     similarity: list[float] | list[None] = [None] * len(truth)
     if min(truth.shape[1:3]) >= SSIM_WINDOW:
@@ -131,6 +138,7 @@ def compare(truth: Floats, images: Floats) -> dict[str, list[float] | list[None]
 
 
 def held_out_images(folder: Path, score: Json) -> tuple[Array, Array]:
-    """Read from ``folder`` the V held-out views of a score and their renders; two arrays (V, H, W, 3), uint8."""
+    """Read the V held-out views of a scene and the renders of its field, which `score` has written to ``folder``.
+    ``score`` is the result of `score`. Returns two arrays (V, H, W, 3), uint8."""
     with np.load(folder / f"{score['scene']}.{score['row']}.npz", allow_pickle=False) as file:
         return file["held"], file["render"]

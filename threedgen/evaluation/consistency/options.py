@@ -71,7 +71,8 @@ class FolderSamplerConfig(Config):
                 read_scene(scene, MIN_VIEWS, allow_gaps=True)
 
     def folders(self) -> list[Path]:
-        """List the scenes: folders, or one transforms.json. Raises ConfigError if there are none."""
+        """Return the paths of all scenes at ``path``: scene folders, or one transforms.json. Raises ConfigError if
+        there are none."""
         from threedgen.data.posed.reader import posed_scenes
 
         path = user_path(self.path, "path")
@@ -156,7 +157,7 @@ class ConsistencyConfig(RunConfig):
 
     @property
     def named_samplers(self) -> dict[str, Any]:
-        """Configs of all samplers, by the name of their row in the table."""
+        """Configs of all samplers. The key is the name of the sampler in the result table."""
         return self.samplers or {self.sampler.name: self.sampler}
 
     @model_validator(mode="before")

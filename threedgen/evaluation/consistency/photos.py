@@ -30,7 +30,8 @@ MAX_DIFFERENCE, CHECKED_PHOTOS = 0.1, 6
 
 
 class FolderScene(NamedTuple):
-    """Existing views, the ball of their field (None: from the cameras), and notes for the user."""
+    """Reader of existing views, the ball that a field of them covers, and notes for the user such as missing photos.
+    ``bounds`` is None if the ball is to be computed from the cameras."""
 
     views: Instance
     bounds: Bounds | None = None
@@ -38,7 +39,8 @@ class FolderScene(NamedTuple):
 
 
 def open_scene(path: Path, config: FolderSamplerConfig | SRNScenesConfig) -> FolderScene:
-    """Read the scene at `path` and check its files. Raises ConfigError."""
+    """Open the scene at `path` and check its files. Raises ConfigError if a file is unusable. `path` is a
+    transforms.json, a folder of photos with poses, or a scene folder in the layout of the SRN archives."""
     if posed_source(path):
         return open_photo_scene(path, config.size or PHOTO_SIZE, config.poses)
     instance = open_instance(path, config.up, MIN_VIEWS, allow_gaps=isinstance(config, FolderSamplerConfig))
@@ -47,10 +49,11 @@ def open_scene(path: Path, config: FolderSamplerConfig | SRNScenesConfig) -> Fol
 
 
 def open_photo_scene(path: Path, size: int, convention: PoseConvention | None) -> FolderScene:
-    """Read the photos at `path`, check their poses, and move the point that the cameras look at to the origin.
+    """Open photos with poses, check the poses, and move the point that the cameras look at to the origin.
 
-    `size` is the longer side of the images in pixels, `convention` that of the poses (None: that of the file format).
-    Raises ConfigError for unreadable files, for too few photos, and for poses in another convention.
+    `size` is the maximum of the longer image side in pixels. `convention` is that of the poses; None: that of the file
+    format. Raises ConfigError for unreadable files, for fewer than `MIN_VIEWS` photos, and for poses in another
+    convention.
     """
     photos = open_photos(path, size, convention)
     if len(photos) < MIN_VIEWS:
@@ -73,15 +76,16 @@ def open_photo_scene(path: Path, size: int, convention: PoseConvention | None) -
 
 
 def has_plain_background(photos: PosedPhotos) -> bool:
-    """Return whether most border pixels of a few photos have one colour, as of an object on white."""
+    # most border pixels have one colour, as in photos of an object on white
     views = photos.views(evenly_spaced(len(photos), CHECKED_PHOTOS))
     return bool((border_pixels(views.images) - border_colour(views)).abs().amax(-1).median() < MAX_DIFFERENCE)
 
 
 def scene_centre(photos: PosedPhotos) -> tuple[Array, float | None]:
-    """Return the centre (3,) of a scene and the radius of the ball to fit, in units of the poses; None: unknown.
+    """Return the centre (3,) of a scene and the radius of the ball that a field should cover, in units of the poses.
 
-    They are from the cube of Instant-NGP's file, from the points of a COLMAP model, or from the viewing axes.
+    With the scene cube of an Instant-NGP file, both come from the cube. Else the centre is the point that the cameras
+    look at, and the radius covers the points of the COLMAP model. Without such points the radius is None.
     """
     posed, c2w = photos.posed, photos.cameras.c2w.double().numpy()
     if posed.box is not None:

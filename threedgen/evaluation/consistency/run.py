@@ -44,10 +44,11 @@ STRIP_VIEWS = 10
 
 
 class Consistency(Evaluation[ConsistencyConfig, Job, Json]):
-    """Evaluation of the 3D consistency of samplers, and of the original views if the scenes have any.
+    """Evaluation of the 3D consistency of the views from each sampler, and of the original views if the scenes have
+    any.
 
-    An item is one scene of one sampler. ``strips`` maps the name of a scene to its cells of views.png. A cell is a
-    label and images (V, H, W, 3), uint8.
+    An item (`Job`) is one scene of one sampler. ``strips`` maps the name of a scene to its cells of the contact sheet
+    views.png. A cell is a label and images (V, H, W, 3), uint8.
     """
 
     stage = "fields"
@@ -90,7 +91,8 @@ class Consistency(Evaluation[ConsistencyConfig, Job, Json]):
                 sampler.indices(scene.request(self.config.seed, with_images=False))  # type: ignore[attr-defined]
 
     def jobs(self) -> Iterator[Job]:
-        """Yield a job for each scene and sampler. Views that are not in the run folder are sampled here."""
+        """Yield one job per scene and sampler, and one for the original views of each scene. Views that are not in the
+        run folder yet are sampled here."""
         size = self.config.batch
         for batch in (self.scenes[start : start + size] for start in range(0, len(self.scenes), size)):
             true = [
@@ -114,7 +116,8 @@ class Consistency(Evaluation[ConsistencyConfig, Job, Json]):
                     yield Job(self.config, scene.name, row, images, scene.cameras, held, *compared_views)
 
     def sample(self, row: str, batch: Sequence[Scene]) -> list[Views]:
-        """Return all views of scenes, condition views included, from the sampler ``row`` or from an earlier run."""
+        """Return all views of each scene in ``batch``, with the condition views. Target views are read from the run
+        folder; missing ones are sampled by the sampler with the name ``row``."""
         sampler, requests = self.samplers[row], [scene.request(self.config.seed) for scene in batch]
         paths = [self.folder / "views" / row / f"{scene.name}.safetensors" for scene in batch]
         determined_by = {"sampler": sampler.fingerprint(), "seed": str(self.config.seed)}
@@ -181,10 +184,10 @@ within one protocol and settings. In brackets 95 % bootstrap intervals over the 
         return found
 
     def write_sheets(self, scores: Sequence[Json]) -> None:
-        """Write views.png, the views of each scene from each sampler and from the original, and sheet.png.
+        """Write the contact sheets views.png and sheet.png of the first scenes. ``scores`` are results of `score`.
 
-        A cell of sheet.png shows one scene of one sampler: the held-out view of median PSNR, the render of the fitted
-        field, and their amplified difference.
+        views.png shows the views of each scene, sampled and original. A cell of sheet.png shows one held-out view (that
+        of median PSNR) of a scene and sampler, the render of the field, and their amplified difference.
         """
         labelled = [strip for scene in self.strips.values() for strip in scene]
         labels = [label for label, _ in labelled]
@@ -204,10 +207,10 @@ within one protocol and settings. In brackets 95 % bootstrap intervals over the 
 
 
 def feature_distances(features: FeatureNetwork, folder: Path, of: Mapping[str, Sequence[Json]]) -> dict[str, Json]:
-    """Compute FID and unscaled KID between all held-out views of a sampler and all renders of the fitted fields.
+    """Compute FID and unscaled KID of each sampler: between all held-out views and all renders of the fitted fields.
 
-    ``of`` maps the name of a sampler, or "original", to its scores in ``folder``. Samplers with fewer than two held-out
-    views are left out.
+    ``of`` maps the name of a sampler, or "original", to its results of `score` in ``folder``. Returns "fid", "kid" and
+    "pictures" (number of held-out views) for each name. Names with fewer than two held-out views are left out.
     """
     found: dict[str, Json] = {}
     for row, scores in of.items():
@@ -223,7 +226,8 @@ def feature_distances(features: FeatureNetwork, folder: Path, of: Mapping[str, S
 
 
 def strip(scene: Scene, views: Views) -> np.ndarray:
-    """Choose `STRIP_VIEWS` views of a scene for views.png, condition views first. Return images (V, H, W, 3), uint8."""
+    """Select at most `STRIP_VIEWS` views of a scene for views.png: condition views, then evenly spaced target views.
+    Return images (V, H, W, 3), uint8."""
     targets = scene.targets
     chosen = [targets[k] for k in evenly_spaced(len(targets), STRIP_VIEWS - len(scene.condition))]
     return to_uint8(views.images[[*scene.condition, *chosen]])

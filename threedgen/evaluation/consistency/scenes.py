@@ -57,13 +57,12 @@ class Scene:
     """One scene of V views. A sampler receives the condition views or the prompt, and samples all other views.
 
     Attributes:
-        cameras: V cameras.
         numbers: V view numbers, as in the names of the image files.
         condition: indices of the condition views.
         text: prompt, or "".
         original: function that returns the original views at a list of indices; None if there are no original views.
-        bounds: ball of the field; None: from the cameras.
-        notes: texts for the user about the cameras of photos.
+        bounds: ball that a neural field of the scene covers; None: computed from the cameras.
+        notes: remarks for the user about the cameras of photos.
     """
 
     name: str
@@ -77,19 +76,20 @@ class Scene:
 
     @property
     def targets(self) -> list[int]:
-        """Indices of the views to sample: those after the last condition view, then those before it, backwards."""
+        """Indices of the views to sample: first those after the last condition view, then those before it in reverse
+        order."""
         start = self.condition[-1] if self.condition else -1
         outward = [*range(start + 1, len(self.cameras)), *reversed(range(max(start, 0)))]
         return [k for k in outward if k not in self.condition]
 
     def request(self, seed: int, with_images: bool = True) -> Request:
-        """Return the request for all target views. ``with_images`` adds the images of the condition views."""
+        """Return the input of a sampler for all target views. ``with_images``: include the condition images."""
         given = self.original(self.condition) if with_images and self.original and self.condition else None
         numbers = tuple(self.numbers[k] for k in self.targets)
         return Request(self.name, given, self.cameras.select(self.targets), numbers, self.text, seed)
 
     def together(self, request: Request, sampled: Tensor) -> Views:
-        """Join condition views and sampled target views (N, H, W, 3), in the order of ``cameras``."""
+        """Combine the condition images of ``request`` and the sampled target views (N, H, W, 3). Return all V views."""
         images = torch.empty(len(self.cameras), *sampled.shape[1:])
         images[self.targets] = sampled
         if request.condition is not None:
@@ -128,7 +128,8 @@ def sampled(config: SampledScenesConfig, sampler: object, seed: int) -> list[Sce
 
 
 def fit_to(scene: Scene, images: Tensor) -> Tensor:
-    """Resize samples (N, h, w, 3) in [0, 1] to the image size of a scene, and round them to the 256 values of uint8."""
+    """Resize samples (N, h, w, 3) in [0, 1] to the image size of a scene, and round them to multiples of 1 / 255.
+    Return images (N, H, W, 3), float32."""
     size = (scene.cameras.height, scene.cameras.width)
     if tuple(images.shape[1:3]) != size:
         images = resize(images, *size)
@@ -136,9 +137,10 @@ def fit_to(scene: Scene, images: Tensor) -> Tensor:
 
 
 def held_out_views(scene: Scene, seed: int, share: float = HELD_OUT) -> list[int]:
-    """Return the sorted indices of random target views to hold out. Raises ConfigError if there are too few views.
+    """Return the sorted indices of random target views to hold out, about the fraction ``share`` of all views.
 
     They depend only on the seed, the number of views and the condition views, so all samplers have the same ones.
+    Raises ConfigError if there are too few views.
     """
     count, targets = len(scene.cameras), scene.targets
     number = max(1, round(share * count))
@@ -149,8 +151,8 @@ def held_out_views(scene: Scene, seed: int, share: float = HELD_OUT) -> list[int
 
 
 def camera_warnings(scene: Scene) -> list[str]:
-    """Return the notes of photos; of other scenes, a warning if the median camera does not look at the origin within
-    `MAX_ANGLE`, else an empty list."""
+    """Return remarks for the user about the cameras: ``scene.notes`` if there are any, else at most one warning. The
+    warning is that the median angle between viewing axis and direction to the origin is above `MAX_ANGLE` degrees."""
     if scene.notes:
         return list(scene.notes)
     at = scene.cameras
@@ -166,7 +168,8 @@ def camera_warnings(scene: Scene) -> list[str]:
 
 
 class GroupSampler:
-    """Base class of samplers that use a diffusion prior, which denoises at most ``config.together`` views at a time."""
+    """Base class of samplers that use a diffusion prior. The views of a scene are sampled in groups of at most
+    ``config.together`` views (0: all); only views of one group are sampled jointly."""
 
     needs_text, on_disk = False, False
     config: MVDreamSamplerConfig | MVAdapterSamplerConfig
@@ -180,11 +183,11 @@ class GroupSampler:
         return [self._sample(request) for request in requests]
 
     def fingerprint(self) -> str:
-        """Return a text that identifies the weights and options of the sampler."""
         return f"{digest(self.prior.networks)} {config_hash(self.config)}"
 
     def sample_group(self, request: Request, c2w: Tensor, rng: torch.Generator) -> Tensor:
-        """Sample the views at camera-to-world poses ``c2w`` (V, 4, 4) together; images (V, H, W, 3) in [0, 1]."""
+        """Sample a group of G views jointly at the camera-to-world poses ``c2w`` (G, 4, 4). Return images (G, H, W, 3)
+        in [0, 1]."""
         raise NotImplementedError
 
     def _sample(self, request: Request) -> Tensor:
@@ -209,10 +212,10 @@ class MVDreamSampler(GroupSampler):
 
 
 class MVAdapterSampler(GroupSampler):
-    """Sampler that uses a 2D model with MV-Adapter. It is conditioned on the first condition view, or else on text.
+    """Sampler that uses a 2D model with MV-Adapter, conditioned on the first condition view, or else on the prompt.
 
-    The adapter receives the directions of the cameras, but neither distances nor fields of view. It chooses the size
-    and place of the object, and puts its front at azimuth 0.
+    The adapter receives the directions of the cameras, but neither distances nor fields of view. The model chooses the
+    size and position of the object, and shows its front at azimuth 0.
     """
 
     config: MVAdapterSamplerConfig
@@ -255,7 +258,8 @@ class FolderSampler:
         return [self.scenes[request.scene].views.views(self.indices(request)).images for request in requests]
 
     def indices(self, request: Request) -> list[int]:
-        """Return the indices of the requested views. Raises ConfigError if a view is missing or its pose differs."""
+        """Return the index in the folder of each requested view. Raises ConfigError if a view is missing or its pose
+        differs from the requested one."""
         if request.scene not in self.scenes:
             raise ConfigError(f"{self.folder / request.scene} is missing. The scenes to score include it.")
         instance = self.scenes[request.scene].views

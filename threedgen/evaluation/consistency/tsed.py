@@ -36,7 +36,7 @@ class Pairs(NamedTuple):
     """Epipolar consistency of P pairs of views.
 
     Attributes:
-        consistent: number of consistent pairs.
+        consistent: number of consistent pairs, as defined in `judge`.
         total: number of pairs P.
         matches: number of feature matches of each pair.
         median_sed: median symmetric epipolar distance of each pair, pixels; inf for a pair without a match.
@@ -65,9 +65,10 @@ def fundamental(first: Cameras, second: Cameras) -> Tensor:
 
 
 def symmetric_epipolar_distance(matches: Floats, F: Tensor) -> Floats:
-    """Return the mean distance in pixels of the two points of each match to their epipolar lines, (M,); inf if F is 0.
+    """Return the symmetric epipolar distance (M,) of M matches in pixels; inf if F is 0.
 
-    ``matches`` (M, 4) are (u, v) in the first image, then in the second image. F is the fundamental matrix (3, 3).
+    It is the mean of two distances: of each matching point to the epipolar line of the other one. ``matches`` (M, 4)
+    are pixels (u, v) in the first image, then in the second image. F is the matrix (3, 3) from `fundamental`.
     """
     p, q = torch.from_numpy(np.asarray(matches, np.float64)).split(2, 1)
     left, right = epipolar.left_to_right_epipolar_distance(p, q, F), epipolar.right_to_left_epipolar_distance(p, q, F)
@@ -75,9 +76,11 @@ def symmetric_epipolar_distance(matches: Floats, F: Tensor) -> Floats:
 
 
 def judge(distances: Sequence[Floats], max_error: float = MAX_ERROR, min_matches: int = MIN_MATCHES) -> Pairs:
-    """Count the consistent pairs: at least ``min_matches`` matches and a median distance below ``max_error`` pixels.
+    """Count the consistent pairs of views. ``distances`` has, for each pair, the epipolar distances (M,) of its M
+    matches.
 
-    ``distances`` has, for each pair of views, the epipolar distances (M,) of its M matches in pixels.
+    A pair is consistent if it has at least ``min_matches`` matches and a median distance below ``max_error``, in
+    pixels.
     """
     medians = [float(np.median(d)) if len(d) else float("inf") for d in distances]
     counts = [len(d) for d in distances]
@@ -86,7 +89,8 @@ def judge(distances: Sequence[Floats], max_error: float = MAX_ERROR, min_matches
 
 
 def tsed(views: Views, count: int) -> Pairs:
-    """Compute TSED of at most ``count`` evenly spaced pairs of consecutive views, resized to `SIZE` first."""
+    """Count the consistent pairs (`judge`) among at most ``count`` evenly spaced pairs of consecutive views. The views
+    are resized to `SIZE` pixels first. TSED is ``share`` of the result."""
     pairs = neighbours(len(views), count)
     if not pairs:
         return judge([])

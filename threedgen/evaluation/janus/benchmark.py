@@ -43,7 +43,8 @@ MESH = "mesh.glb"
 
 
 class JanusRates(Evaluation[M, Asset, Result]):
-    """Base class of both tasks: measures the error rates of the meter and writes the report."""
+    """Base class of the tasks "janus-benchmark" and "janus-score": measures the meter's error rates, writes the report.
+    The Janus rate of a method is the share of its objects that have two or more fronts."""
 
     free = False
     prompts: Sequence[str]
@@ -74,7 +75,8 @@ class JanusRates(Evaluation[M, Asset, Result]):
 
 
 class Benchmark(JanusRates[JanusBenchmarkConfig, Job]):
-    """Task "janus-benchmark": make an object for each prompt, method and seed, and compute the Janus rates."""
+    """Task "janus-benchmark": make an object for each prompt, method and seed, and compute the Janus rate of each
+    method."""
 
     def __init__(self, task: Task) -> None:
         super().__init__(task)
@@ -110,8 +112,8 @@ class Benchmark(JanusRates[JanusBenchmarkConfig, Job]):
 class Score(JanusRates[JanusScoreConfig, tuple[Path, str, str]]):
     """Task "janus-score": compute Janus rates of mesh files ASSETS/METHOD/a-blue-dog.glb or ASSETS/a-blue-dog.glb.
 
-    The prompt is the stem of the file, unless the config sets another one. Meshes are first fitted to a ball. An item
-    is the path of a file, its method and its prompt.
+    The prompt is the file name without suffix, unless the config sets another one. Each mesh is scaled to fit into a
+    ball. An item is (path of the file, method, prompt).
     """
 
     def __init__(self, task: Task) -> None:

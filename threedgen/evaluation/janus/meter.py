@@ -58,17 +58,21 @@ SHEET_OBJECTS = 12
 
 
 class ViewClassifier(Protocol):
-    """Classifier of single square images (V, S, S, 3) in [0, 1], registered as "view-classifier"."""
+    """Classifier of the side of an object that an image shows, registered as kind "view-classifier". Images are square,
+    (V, S, S, 3) in [0, 1], and classified one by one."""
 
     def sides(self, images: Tensor, prompt: str) -> Tensor:
-        """Return the probabilities (V, 4) of front, left, back and right in V views of an object of the prompt."""
+        """Return the probabilities (V, 4) that an image shows the front, left, back or right of the object in the
+        prompt."""
 
     def likeness(self, images: Tensor, prompts: Sequence[str]) -> Tensor | None:
-        """Return the similarity (V, N) of each view to each of N prompts; None if a prompt is not supported."""
+        """Return the similarity (V, N) of each image to each of N prompts; None if the classifier does not support a
+        prompt."""
 
 
 class CLIPSides:
-    """Zero-shot CLIP classifier: softmax over the similarities of a view to four sentences, at CLIP's temperature."""
+    """Zero-shot classifier with CLIP. It compares an image with one sentence per side, such as "a dog, back view":
+    softmax over the similarities, at CLIP's temperature."""
 
     def __init__(self, config: CLIPSidesConfig) -> None:
         self.clip = CLIP(config.weights, "meter.classifier.weights", f"{CLIP_WEIGHTS}; {WITHOUT_CLIP}")
@@ -83,19 +87,20 @@ class CLIPSides:
 
 
 class Reading(NamedTuple):
-    """Views (V, S, S, 3) of an object, and probabilities (V, 4) of front, left, back and right in each view."""
+    """Views (V, S, S, 3) of an object, and probabilities (V, 4) that a view shows the front, left, back or right."""
 
     views: Array
     sides: Array
 
 
 def view_labels(sides: Array) -> list[str]:
-    """Format the most probable side of each view like "front 0.93", from probabilities (V, 4) of the sides."""
+    """Return a label such as "front 0.93" for each view: its most probable side. ``sides`` are probabilities (V, 4)."""
     return [f"{SIDES[int(view.argmax())]} {view.max():.2f}" for view in np.asarray(sides)]
 
 
 class Meter:
-    """Renderer and classifier of the views of an object. Raises ConfigError if the classifier cannot be loaded."""
+    """Janus meter: renders an object from a ring of cameras, and classifies the side that each view shows. Raises
+    ConfigError if the classifier cannot be loaded."""
 
     def __init__(self, config: MeterConfig) -> None:
         self.config = config
@@ -105,25 +110,25 @@ class Meter:
         self.c2w = orbit_c2w(ELEVATION * ones, torch.from_numpy(self.azimuth).float(), DISTANCE * ones).numpy()
 
     def classify(self, mesh: ColouredMesh, prompt: str, light: bool | None = None) -> Reading:
-        """Render an object in the unit sphere and classify its views.
-
-        ``light``: shade the mesh like a toybox object; None: only if it has neither vertex colours nor a texture.
-        """
+        """Render the views of an object, which fits into the unit sphere, and classify their sides. ``light``: shade
+        the mesh like a toybox object; None: only if it has neither vertex colours nor a texture."""
         views = mesh.render(self.c2w, FOV, self.config.size, BACKGROUND, mesh.flat if light is None else light)
         return Reading(views, self.classifier.sides(torch.from_numpy(views), prompt).double().numpy())
 
     def evaluate(self, sides: Array, free: bool = False) -> RingResult:
-        """Count the fronts from the side probabilities (V, 4) of the views. ``free``: the orientation is unknown."""
+        """Count the fronts from the side probabilities (V, 4) of the views. ``free``: the object's orientation is
+        unknown."""
         return classify_ring(sides, self.azimuth, self.config.threshold, free)
 
     def likeness(self, views: Array, prompts: Sequence[str]) -> list[float] | None:
-        """Return the mean similarity of the views (V, S, S, 3) to each prompt; None if a prompt is not supported."""
+        """Return, for each of N prompts, the mean similarity of the views (V, S, S, 3). None if a prompt is not
+        supported."""
         scores = self.classifier.likeness(torch.from_numpy(views), prompts)
         return None if scores is None else scores.double().mean(0).tolist()
 
 
 class KnownObject(NamedTuple):
-    """Classified views of one object: of the correct mesh, and of the mesh with two fronts."""
+    """Classified views of an object: of the correct mesh, which has one front, and of the same mesh with two fronts."""
 
     prompt: str
     correct: Reading
@@ -131,9 +136,10 @@ class KnownObject(NamedTuple):
 
 
 class MeterErrors(Evaluation[MeteredConfig, tuple[str, ColouredMesh], KnownObject]):
-    """Measurement of the errors of the meter on objects with known fronts, for all Janus evaluations.
+    """Task "janus-meter": error rates of the Janus meter on objects with a known number of fronts.
 
-    An item is the prompt and the mesh of a correct object, with smooth noise of the configured strength (`rough`).
+    The other Janus tasks use it too. An item is (prompt, mesh) of an object with one front. Smooth noise of the
+    strength ``truth.rough`` is added to the mesh (`rough`).
     """
 
     stage = "ground truth"

@@ -104,7 +104,8 @@ class JanusScoreConfig(MeteredConfig):
 
 
 def folder_of_assets(text: str, key: str) -> Path:
-    """Return the folder at the path ``text``. Raises ConfigError for the key ``key`` unless it has a mesh file."""
+    """Return the folder at the path ``text``. Raises ConfigError, which names the config key ``key``, if it has no mesh
+    file."""
     folder = user_path(text, key)
     if not folder.is_dir() or not asset_files(folder):
         raise ConfigError("should be a folder with GLB, glTF, OBJ or PLY files", key, text)
@@ -143,16 +144,16 @@ class JanusBenchmarkConfig(MeteredConfig, WorkersConfig):
 
 
 class FrontObjects(Protocol):
-    """Source of objects with one clear front, registered as "front-objects"."""
+    """Source of prompts and meshes of objects with one clear front, registered as kind "front-objects"."""
 
     def prompts(self, count: int, seed: int) -> list[str]:
-        """Return ``count`` prompts that no training uses. Raises ConfigError if there are not enough."""
+        """Return ``count`` random prompts that no training uses. Raises ConfigError if there are not enough."""
 
     def without_front(self, prompts: Sequence[str]) -> dict[str, str]:
-        """Map each prompt of an object without a front, such as a ball, to the noun of the object."""
+        """Return the prompts whose object has no front, such as a ball. Each is mapped to the noun of the object."""
 
     def meshes(self, seed: int, first: int, count: int) -> Iterator[tuple[str, ColouredMesh]]:
-        """Yield the prompt and the mesh of ``count`` objects, from number ``first`` on."""
+        """Yield (prompt, mesh) of ``count`` random objects. ``first`` is the index of the first object."""
 
 
 def front_objects() -> FrontObjects:
@@ -162,7 +163,8 @@ def front_objects() -> FrontObjects:
 
 @dataclass(frozen=True)
 class Plan:
-    """Jobs of a Janus benchmark, and the reason for each method (``refused``) or prompt (``left_out``) without jobs."""
+    """Plan of a Janus benchmark: jobs, and prompts that have jobs. ``refused`` maps each method without jobs to the
+    reason, and ``left_out`` each prompt without jobs."""
 
     jobs: list[Job]
     prompts: list[str]
@@ -175,9 +177,12 @@ class Plan:
 
 
 def make_plan(methods: Sequence[str], overrides: Sequence[str], prompts: Sequence[str], seeds: Sequence[int]) -> Plan:
-    """List all jobs, ordered by seed, prompt, method. An unfinished run can thus compare all methods.
+    """Plan the jobs of a benchmark, ordered by seed, then prompt, then method. An unfinished run can thus compare
+    methods.
 
-    Raises ConfigError if a config makes no 3D object, a prompt names an unknown object, or no prompt has a front.
+    ``methods`` are names of configs, and ``overrides`` are "key=value" for all of them. Prompts without a front are
+    left out. Raises ConfigError if a config makes no 3D object, a prompt names an unknown object, or no prompt has a
+    front.
     """
     left_out = reasons(front_objects().without_front(prompts))
     kept = [prompt for prompt in prompts if prompt not in left_out]
@@ -203,5 +208,4 @@ def make_plan(methods: Sequence[str], overrides: Sequence[str], prompts: Sequenc
 
 
 def reasons(nouns: dict[str, str]) -> dict[str, str]:
-    """Map each prompt to the reason why it is left out. ``nouns`` maps prompts to nouns of objects without a front."""
     return {prompt: f"a {noun} has no front" for prompt, noun in nouns.items()}

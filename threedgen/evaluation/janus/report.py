@@ -51,15 +51,17 @@ STATES = {"seen": "seen", "empty": "empty", "unreadable": "unreadable", "failed"
 
 @dataclass(frozen=True)
 class Result:
-    """Result of one asset, the object that a method made of a prompt.
+    """Result of one asset: an object that a method made of a prompt.
 
     Attributes:
-        folder: folder of the run, or name of the files with the classified views.
+        folder: folder of the run, or name of the files in which `Reader` stores the result.
         state: "seen" (evaluated), "empty" (nothing to render), "unreadable", "failed" (its run failed) or "missing"
             (not made yet). Only assets with the state "seen" have values from ``fronts`` to ``likeness``.
-        fronts: number of fronts. `RingResult` explains ``shown`` and ``right``.
+        fronts: number of fronts.
+        shown: for each view, whether it shows a front.
+        right: for each view, whether the classified side is the side that the camera sees.
         sides: probabilities (V, 4) of front, left, back and right in each view.
-        likeness: mean similarity of the views to each prompt of the benchmark.
+        likeness: similarity to each prompt of the benchmark, mean over the views.
         seconds, memory_mib: duration and peak memory of the run that made the object.
     """
 
@@ -86,10 +88,8 @@ class Result:
 
 
 class Reader:
-    """Classifier of the views of assets. It stores the results in ``folder``/NAME.json and the views in NAME.png.
-
-    ``prompts`` are all prompts of the benchmark. ``free`` is whether the orientation of the assets is unknown.
-    """
+    """Classifier of mesh files. It stores results in ``folder``/NAME.json and views in ``folder``/NAME.png. ``prompts``
+    are all prompts of the benchmark. ``free`` is whether the orientation of the assets is unknown."""
 
     def __init__(self, config: MeterConfig, prompts: Sequence[str], folder: Path, free: bool = False) -> None:
         self.config, self.prompts, self.folder, self.free = config, list(prompts), folder, free
@@ -99,11 +99,8 @@ class Reader:
         return Meter(self.config)
 
     def read(self, path: Path, name: str, prompt: str, up: Literal["y", "z"] = "y", fit: bool = False) -> Json:
-        """Classify the views of a mesh file, or read earlier results. Return keyword arguments of `Result`.
-
-        ``name`` names the stored results. ``up`` is the up axis of the file. ``fit``: centre and scale the mesh first
-        (`fit_to_ball`).
-        """
+        """Render and classify a mesh file, or read the stored result. Return keyword arguments of `Result`. ``name``
+        names the stored files. ``up`` is the up axis of the mesh file. ``fit``: first centre and scale the mesh."""
         if not path.exists():
             return {"state": "empty", "reason": f"there is no {path.name}"}
         kept = self.folder / f"{name}.json"
@@ -138,10 +135,11 @@ def method_row(
     ``refused`` is the reason why the method cannot run; None: it can.
 
     Returns:
-        raw: Janus rate, the share of assets with two or more fronts; corrected: Janus rate corrected for the errors of
-        the meter; no_front: share of assets without a front; right: share of views that show the side that the camera
-        sees; match: R-Precision, the share of assets that are most similar to their own prompt; states: number of
-        assets by state; seconds: median duration; memory_mib: maximum peak memory.
+        "raw": Janus rate, the share of assets with two or more fronts; "corrected": Janus rate corrected for the errors
+            of the meter; "no_front": share of assets without a front; "right": share of views with correctly classified
+            side; "match": R-Precision, the share of assets that are most similar to their own prompt; "states": number
+            of assets in each state; "seconds": median duration; "memory_mib": maximum peak memory; "reason": error
+            message or "".
     """
     seen = [result for result in results if result.state == "seen"]
     matches = [prompts[int(np.argmax(one.likeness))] == one.prompt for one in seen if one.likeness is not None]
@@ -170,10 +168,10 @@ def write_janus_report(
     left_out: dict[str, str],
     free: bool,
 ) -> None:
-    """Write all files of the report and the summary of the run.
+    """Write all files of the report, and the summary of the run.
 
-    ``rows`` are from `method_row`. ``left_out`` maps each prompt or file that was not evaluated to the reason. ``free``
-    is whether the orientation of the assets is unknown.
+    ``rows`` are from `method_row`. ``rates`` are the error rates of the meter; None: not measured. ``left_out`` maps
+    each prompt or file without result to the reason. ``free`` is whether the orientation of the assets is unknown.
     """
     config: MeteredConfig = task.config
     about = explanation(config, rates, free)
@@ -240,17 +238,15 @@ def cells(row: Json) -> list[str]:
 
 
 def notes(row: Json, results: Sequence[Result]) -> list[str]:
-    """Return remarks on a method: the number of assets that were not evaluated, and each reason once."""
+    """Return remarks on the method of ``row``: how many assets were not evaluated, and each error message once."""
     counts = ", ".join(f"{n} {STATES[state]}" for state, n in row["states"].items() if state != "seen")
     found = (counts, row["reason"], *(result.reason for result in results))
     return list(dict.fromkeys(sentence for sentence in found if sentence))
 
 
 def strip(folder: Path, result: Result) -> tuple[Markup | None, list[tuple[str, bool, bool]]]:
-    """Return the views of an asset as one JPEG data URI, and a label for each view; None and no labels without views.
-
-    A label is a text, whether the view shows a front, and whether it shows the correct side.
-    """
+    """Read the stored views of an asset from ``folder``. Return a JPEG data URI of all views, and a label for each
+    view. A label is (text, whether the view shows a front, whether the side is correct). Without views: (None, [])."""
     if result.state != "seen":
         return None, []
     image = load_image(folder / f"{Path(result.folder).name}.png")

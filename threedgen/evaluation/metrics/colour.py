@@ -18,10 +18,8 @@ MIN_FOREGROUND = 0.01
 
 
 def foreground_means(views: np.ndarray, masks: np.ndarray) -> list[np.ndarray | None]:
-    """Return the mean Lab colour (3,) of the foreground of each of V views; None for a view below `MIN_FOREGROUND`.
-
-    ``views`` are sRGB images (V, H, W, 3) in [0, 1], ``masks`` is the foreground (V, H, W), bool.
-    """
+    """Return the mean Lab colour (3,) of the foreground of each view; None if it covers less than `MIN_FOREGROUND`.
+    ``views`` are sRGB images (V, H, W, 3) in [0, 1], ``masks`` are bool (V, H, W), True for the foreground."""
     return [
         rgb2lab(view[mask][None])[0].mean(0) if mask.mean() >= MIN_FOREGROUND else None
         for view, mask in zip(views, masks, strict=True)
@@ -29,21 +27,21 @@ def foreground_means(views: np.ndarray, masks: np.ndarray) -> list[np.ndarray | 
 
 
 def colour_disagreement(means: Sequence[np.ndarray | None], missing: float) -> float:
-    """Return the mean Lab distance between the colours of two views, over all pairs of views of an object.
+    """Return the mean distance in Lab between the colours of two views of an object, over all pairs of views.
 
-    ``means`` has the mean Lab colour (3,) of each view, or None for a missing view. A pair with a missing view has the
-    distance ``missing``.
+    ``means`` has the mean Lab colour (3,) of each view, or None for a missing view. For a pair with a missing view, the
+    distance is ``missing``.
     """
     pairs = [missing if a is None or b is None else float(np.linalg.norm(a - b)) for a, b in combinations(means, 2)]
     return float(np.mean(pairs))
 
 
 def mottle(views: np.ndarray, masks: np.ndarray, seed: int = 0) -> float | None:
-    """Measure how patchy the colours of an object are; None if almost no foreground remains.
+    """Measure how patchy the colours of an object are. Return None if almost no foreground remains.
 
-    The value is the mean (a, b) distance in Lab between foreground pixels and the nearest of `PALETTE` colours. These
-    colours are found by k-means over all views of the object. Pixels at the outline are left out. ``views`` are sRGB
-    images (V, H, W, 3) in [0, 1], ``masks`` is the foreground (V, H, W), bool.
+    The value is the mean distance from a foreground pixel to the nearest of `PALETTE` colours in the (a, b) plane of
+    Lab. These colours are found by k-means over all views. Pixels at the outline are left out. ``views`` are sRGB
+    images (V, H, W, 3) in [0, 1], ``masks`` are bool (V, H, W), True for the foreground.
     """
     inner = np.stack([binary_erosion(mask, iterations=max(1, views.shape[1] // 64)) for mask in masks])
     pixels = views[inner]

@@ -27,10 +27,10 @@ def fid(x: Array, y: Array) -> float:
 
 
 def kid(x: Array, y: Array, subsets: int = 100, size: int = 1000, seed: int = 0) -> tuple[float, float]:
-    """Return the KID: unbiased squared MMD with the kernel (x.y / D + 1)^3 (Binkowski et al. 2018, eq. 4), unscaled.
+    """Return the KID: unbiased squared MMD with the kernel (x.y / D + 1)^3 (Binkowski et al. 2018, eq. 4).
 
     The result is the mean and the standard deviation over ``subsets`` random subsets of ``size`` features of x (N, D)
-    and of y (M, D). The mean may be negative.
+    and of y (M, D). It is not multiplied by 1000, as in some papers. The mean may be negative.
     """
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):  # torchmetrics uses the global generator
         warnings.filterwarnings("ignore", message=".*Kernel Inception Distance.*")  # on memory; features are small
@@ -57,8 +57,8 @@ def _compare(metric: Metric, x: Array, y: Array) -> Tensor:
 def inception_score(logits: Array, splits: int = 10) -> tuple[float, float]:
     """Return the Inception score exp(E KL(p(y|x) || p(y))) of class logits (N, K) (Salimans et al. 2016).
 
-    The result is the mean and the unbiased standard deviation over ``splits`` parts. The parts are consecutive logits,
-    as in the code of the paper; torchmetrics shuffles them. The deviation is 0 for one part.
+    The N rows are split into ``splits`` consecutive parts, as in the code of the paper; torchmetrics shuffles them. The
+    result is the mean and the unbiased standard deviation over the parts. The deviation is 0 for one part.
     """
     logits = np.asarray(logits, np.float64)
     log_p = logits - logsumexp(logits, axis=1, keepdims=True)

@@ -32,7 +32,8 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Share:
-    """Share ``hits / total`` with its 95 % score interval (Wilson 1927). Both are None if ``total`` is 0."""
+    """Share ``hits / total`` as ``value``, with its 95 % score interval (low, high) (Wilson 1927) as ``interval``.
+    ``value`` and ``interval`` are None if ``total`` is 0."""
 
     hits: int
     total: int
@@ -58,15 +59,16 @@ class Share:
 
 
 def share(answers: Sequence[bool | None]) -> Share:
-    """Return the share of true answers. Answers that are None are not counted."""
+    """Return the share of answers that are True. Answers that are None are not counted."""
     applicable = [answer for answer in answers if answer is not None]
     return Share(sum(map(bool, applicable)), len(applicable))
 
 
 def majority(log_probability: Floats) -> int:
-    """Return the index of the class that is the most probable one in most of V views.
+    """Return the index of the class that is most probable in the largest number of views.
 
-    The mean log-probability decides between classes with equally many views. ``log_probability`` is (V, K), K classes.
+    ``log_probability`` is (V, K) for V views and K classes. If classes have equally many views, the class with the
+    highest mean log-probability is returned.
     """
     votes = np.bincount(log_probability.argmax(1), minlength=log_probability.shape[1])
     best = np.flatnonzero(votes == votes.max())
@@ -74,10 +76,8 @@ def majority(log_probability: Floats) -> int:
 
 
 def equal_error(positive: Sequence[float], negative: Sequence[float]) -> float:
-    """Return the threshold at which the miss rate is nearest to the false alarm rate; 0.5 if a list is empty.
-
-    ``positive`` has the scores of items that should be above the threshold, ``negative`` the scores of all other items.
-    """
+    """Return the threshold at which miss rate and false alarm rate are most equal; 0.5 if a list is empty. ``positive``
+    has the scores of items that should be above the threshold, ``negative`` those of all other items."""
     if not positive or not negative:
         return 0.5
     above, below = np.sort(positive), np.sort(negative)
@@ -105,9 +105,10 @@ def median(values: Values) -> float | None:
 
 
 def bootstrap(values: Values, rng: np.random.Generator | None = None, resamples: int = 10_000) -> Interval | None:
-    """Return the 95 % percentile bootstrap interval of the mean (Efron 1979); None for fewer than two values.
+    """Return the 95 % percentile bootstrap interval (low, high) of the mean (Efron 1979); None for fewer than two
+    values.
 
-    Values that are None are left out. ``rng`` None: a generator with seed 0.
+    Values that are None are left out. ``rng`` None: a generator with seed 0. ``resamples`` is the number of resamples.
     """
     found = defined(values)
     if len(found) < 2:
@@ -125,7 +126,8 @@ def mean_estimate(values: Values, rng: np.random.Generator | None = None, resamp
 def paired_differences(
     ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]], names: Collection[str]
 ) -> list[dict[str, float | None]]:
-    """Return, per item, the value in ``ours`` minus that in ``theirs`` of each metric; None if a value is undefined."""
+    """Return, for each item k and metric in ``names``, the value of ``ours[k]`` minus that of ``theirs[k]``, in a dict
+    per item. It is None if a value is None."""
     return [
         {name: None if None in (a[name], b[name]) else a[name] - b[name] for name in names}
         for a, b in zip(ours, theirs, strict=True)
@@ -133,9 +135,10 @@ def paired_differences(
 
 
 def bootstrap_ratio(above: Values, below: Values) -> Interval | None:
-    """Return the 95 % bootstrap interval of mean(above) / mean(below); None for fewer than two values.
+    """Return the 95 % bootstrap interval (low, high) of mean(above) / mean(below); None for fewer than two values.
 
-    If both have the same length, their values are resampled in pairs, without pairs that have an undefined value.
+    Values of equal index belong together if both have the same length: they are resampled in pairs, and a pair with a
+    None is left out.
     """
     paired = len(above) == len(below)
     kept = [k for k in range(len(above)) if not paired or None not in (above[k], below[k])]
@@ -156,10 +159,10 @@ def bootstrap_ratio(above: Values, below: Values) -> Interval | None:
 
 
 def jackknife_estimate(figure: Callable[[NDArray[np.intp]], float], count: int, groups: int = 20) -> Estimate:
-    """Compute a metric of a set of items, such as FID, with its 95 % jackknife interval (Tukey 1958).
+    """Compute a metric of a set of items, such as FID, and its 95 % jackknife interval (Tukey 1958).
 
-    The interval follows from the values without each of the groups and Student's t distribution. A bootstrap would bias
-    FID, because it repeats items.
+    The items are split into groups. The metric is computed again without each group, and Student's t distribution gives
+    the interval. A bootstrap would bias FID, because it repeats items.
 
     Args:
         figure: function from the indices (N,) of the included items to the metric.
@@ -177,14 +180,16 @@ def jackknife_estimate(figure: Callable[[NDArray[np.intp]], float], count: int, 
 
 
 def side_of(azimuth: Floats | float) -> NDArray[np.int64]:
-    """Return the index in `SIDES` of the side that a camera at ``azimuth`` (V,) or () sees, in the same shape."""
+    """Return the side that a camera at ``azimuth`` sees, as index in `SIDES`. Input in radians and result are (V,) or
+    ()."""
     return np.round(np.asarray(azimuth, float) / (pi / 2)).astype(np.int64) % 4
 
 
 def sides_right(sides: Sequence[int] | NDArray[np.integer], azimuth: Floats) -> NDArray[np.bool_]:
-    """Return which predicted sides (V,), indices in `SIDES`, are correct for cameras at ``azimuth`` (V,).
+    """Return a bool mask (V,) of the views whose predicted side is correct.
 
-    A side is correct within 45 degrees + `SIDE_TOLERANCE` of its centre.
+    ``sides`` (V,) are predicted indices in `SIDES`, and ``azimuth`` (V,) are azimuths of the cameras in radians. A side
+    is correct for cameras within 60 degrees of its centre (45 degrees + `SIDE_TOLERANCE`).
     """
     difference = np.asarray(azimuth, float) - np.asarray(sides, float) * (pi / 2)
     return np.abs((difference + pi) % (2 * pi) - pi) <= pi / 4 + SIDE_TOLERANCE + 1e-9
@@ -193,8 +198,8 @@ def sides_right(sides: Sequence[int] | NDArray[np.integer], azimuth: Floats) -> 
 def in_order(log_probability: Floats, azimuth: Floats) -> bool:
     """Return whether the views of an object show its four sides in the order of the cameras.
 
-    For each four views at right angles, the most probable of the 24 assignments of sides to views must agree with the
-    cameras. Mirrored, rotated or swapped sides are therefore wrong.
+    The views are divided into groups of four at right angles. In each group, the most probable of the 24 assignments of
+    sides to views must agree with the cameras. Mirrored, rotated or swapped sides are therefore wrong.
 
     Args:
         log_probability: log-probabilities (V, 4) of the sides in each view.

@@ -30,7 +30,7 @@ class RingResult:
     Attributes:
         fronts: largest number of views that show a front and are pairwise more than 90 degrees apart.
         shown: for each view, whether it shows a front.
-        right: for each view, whether the classifier finds the side that the camera sees; see `directions`.
+        right: for each view, whether the classified side is the side that the camera sees; see `directions`.
     """
 
     fronts: int
@@ -39,12 +39,12 @@ class RingResult:
 
     @property
     def failed(self) -> bool:
-        """Whether the object has the Janus problem: two views that are more than 90 degrees apart show a front."""
+        """Whether the object has the Janus problem: two views more than 90 degrees apart show a front."""
         return self.fronts > 1
 
 
 def classify_ring(sides: Floats, azimuth: Floats, threshold: float, free: bool = False) -> RingResult:
-    """Count the fronts of an object and check the sides that its V views show.
+    """Count the fronts of an object in V views from a ring of cameras, and check the side that each view shows.
 
     Args:
         sides: probabilities (V, 4) of front, left, back and right in each view.
@@ -83,9 +83,11 @@ def front_curve(sides: Floats) -> Floats:
 
 
 def front_count(front: Floats, threshold: float) -> int:
-    """Return the maximum number of views with ``front`` >= ``threshold`` that are pairwise more than 90 degrees apart.
+    """Return the number of fronts: the maximum number of views that show a front and are pairwise more than 90 degrees
+    apart.
 
-    ``front`` (V,) has the smoothed front probabilities of evenly spaced views.
+    ``front`` (V,) has the smoothed front probabilities of evenly spaced views. A view shows a front from ``threshold``
+    on.
     """
     angles = 2 * pi * np.flatnonzero(np.asarray(front) >= threshold) / len(front)
     most = 0
@@ -99,7 +101,7 @@ def front_count(front: Floats, threshold: float) -> int:
 
 
 def directions(sides: NDArray[np.integer], azimuth: Floats, free: bool = False) -> NDArray[np.bool_]:
-    """Return for which views (V,) the classifier finds the side that the camera sees.
+    """Return a bool mask (V,) of the views whose classified side is the side that the camera sees.
 
     Args:
         sides: most probable side of each view, indices (V,) in `figures.SIDES`.
@@ -116,11 +118,12 @@ def directions(sides: NDArray[np.integer], azimuth: Floats, free: bool = False) 
 
 @dataclass(frozen=True)
 class ErrorRates:
-    """Error rates of the meter on objects with a known number of fronts.
+    """Error rates of the Janus meter (a classifier of views and `classify_ring`) on objects with one or two known
+    fronts.
 
     Attributes:
-        alarms: false alarm rate, the share of objects with one front that the meter calls Janus.
-        hits: recall, the share of objects with two fronts that the meter calls Janus.
+        alarms: false alarm rate, the share of objects with one front in which the meter finds several.
+        hits: recall, the share of objects with two fronts in which the meter finds several.
     """
 
     alarms: Share
@@ -135,18 +138,17 @@ class ErrorRates:
 
     def corrected(self, raw: Share) -> float | None:
         """Correct a measured Janus rate: (raw - alarms) / (hits - alarms), clipped to [0, 1] (Rogan and Gladen 1978).
-
-        The result is None if the rate is undefined or the error rates are not `useful`.
-        """
+        The result is None if ``raw`` is undefined, or if ``hits - alarms`` is below `MIN_DIFFERENCE`."""
         if not self.useful or raw.value is None or self.alarms.value is None:
             return None
         return min(1.0, max(0.0, (raw.value - self.alarms.value) / self._difference()))
 
     def interval(self, raw: Share) -> Interval | None:
-        """Return the 95 % interval of the corrected rate of `raw`, a measured Janus rate; None if `corrected` is None.
+        """Return the 95 % interval of the corrected Janus rate; None if `corrected` returns None. ``raw`` is the
+        measured rate.
 
-        The interval includes the uncertainty of the error rates (Lang and Reiczigel 2014): each of the three shares
-        (raw, hits, alarms) is moved slightly towards one half, and the variances, weighted by their effect, are added.
+        The interval includes the uncertainty of the error rates (Lang and Reiczigel 2014). Each of the three shares
+        (raw, hits, alarms) is moved slightly towards one half. Their variances are weighted by their effect and added.
         """
         rate = self.corrected(raw)
         if rate is None:

@@ -27,12 +27,12 @@ def warped(image: Tensor, pixels: Tensor, visible: Tensor) -> tuple[Tensor, Tens
     """Warp an image (H, W, 3) into another view of the same size.
 
     Args:
-        pixels: for each pixel of the other view, in row-major order, its (x, y) in ``image``; (H W, 2).
-        visible: for each pixel of the other view, whether ``image`` shows it; (H W,), bool.
+        pixels: (H W, 2), position (x, y) in ``image`` of each pixel of the other view, in row-major order.
+        visible: (H W,), bool, whether ``image`` shows the point at each pixel of the other view.
 
     Returns:
-        Warped image (H, W, 3), and mask (H, W) of the pixels that are visible and inside ``image``. Pixels outside the
-        mask are 0.
+        Warped image (H, W, 3), and bool mask (H, W) of its pixels that are visible and inside ``image``. Pixels outside
+        the mask are 0.
     """
     height, width = image.shape[:2]
     found = sample(image.permute(2, 0, 1)[None], pixels.view(1, height, width, 2))[0].permute(1, 2, 0)
@@ -41,12 +41,14 @@ def warped(image: Tensor, pixels: Tensor, visible: Tensor) -> tuple[Tensor, Tens
 
 
 def turned_into(image: Tensor, H: Tensor) -> tuple[Tensor, Tensor]:
-    """Warp an image (H, W, 3) by `warped`. ``H`` (3, 3) maps homogeneous pixels of the other view to the image."""
+    """Warp an image (H, W, 3) into another view by a homography. Return the warped image and a mask, as `warped` does.
+    ``H`` (3, 3) maps homogeneous pixels of the other view to pixels of ``image``."""
     return warped(image, *apply_homography(H, pixel_grid(*image.shape[:2]).flatten(0, 1)))
 
 
 def panorama_overlap(views: Tensor, K: Tensor, R: Tensor) -> list[float | None]:
-    """Return the PSNR in dB of each view i of a panorama and view i + 1 warped into it; None without overlap.
+    """Compare each view i of a panorama with view i + 1, warped into view i. Return V PSNRs in dB; None without
+    overlap.
 
     Args:
         views: images (V, H, W, 3). View 0 follows the last view.
@@ -61,11 +63,12 @@ def panorama_overlap(views: Tensor, K: Tensor, R: Tensor) -> list[float | None]:
 
 
 def depth_overlap(views: Tensor, depth: Tensor, K: Tensor, c2w: Tensor) -> list[float | None]:
-    """Return the PSNR in dB of each view i < V - 1 and view i + 1 warped into it; None without a visible pixel.
+    """Compare each view i of a path with view i + 1, warped into view i. Return V - 1 PSNRs in dB; None without
+    overlap.
 
     Args:
-        views: images (V, H, W, 3) of a path.
-        depth: depth (V, H, W) along the viewing axis in metres, 0 where unknown. The depth of view i is used.
+        views: images (V, H, W, 3).
+        depth: depth (V, H, W) along the viewing axis in metres, 0 where unknown. The warp uses the depth of view i.
         K: intrinsics (3, 3) or (V, 3, 3).
         c2w: camera-to-world poses (V, 4, 4).
     """
@@ -90,7 +93,8 @@ def given_view(views: Tensor, given: Tensor, K: Tensor, R: Tensor) -> dict[str, 
         R: camera-to-world rotations (V, 3, 3).
 
     Returns:
-        PSNR in dB of the condition image: "given", to generated view 0; "beside_given", mean to both its neighbours.
+        "given": PSNR in dB between ``given`` and view 0; "beside_given": mean overlap PSNR between ``given`` and the
+            two neighbours of view 0.
     """
     ring = [len(views) - 1, 0, 1]
     around = panorama_overlap(torch.stack([views[-1], given, views[1]]), K.expand(len(R), 3, 3)[ring], R[ring])

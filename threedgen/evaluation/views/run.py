@@ -63,14 +63,16 @@ Indices = NDArray[np.intp]
 
 
 class Item(NamedTuple):
-    """Scene to measure: the kind of its views (``row``, a key of `ROWS`), and its number among the scenes."""
+    """One scene to measure: the kind of its views (``row``, a key of `ROWS` such as "truth") and its index
+    (``number``)."""
 
     row: str
     number: int
 
 
 class Measurement(NamedTuple):
-    """Metrics and network output of an item. ``strip`` is its label and images (V, H, W, 3) for the contact sheet."""
+    """Metrics by name, and network output, of one item. ``strip`` is None or its part of the contact sheet: a label and
+    images (V, H, W, 3), uint8."""
 
     item: Item
     figures: dict[str, float | None]
@@ -79,7 +81,8 @@ class Measurement(NamedTuple):
 
 
 class EvaluatedViews(Evaluation[EvaluateViewsConfig, Item, Measurement]):
-    """Evaluation of true views, samples with and without attention, other true scenes, or views of a folder."""
+    """Task "evaluate-views": measure the views of scenes. They are true views, samples with and without attention
+    between views, other true scenes, or views of a folder."""
 
     stage = "views"
 
@@ -177,7 +180,8 @@ With few images FID is too high: compare rows of one table. Definitions: docs/mv
 
 
 def overlap(scene: SceneViews) -> float | None:
-    """Return the mean overlap PSNR in dB of neighbouring views of a panorama, or of consecutive views of a path."""
+    """Return the mean overlap PSNR in dB of consecutive views of a scene; None if no views overlap. In a panorama, that
+    is a scene without depth, view 0 also follows the last view."""
     views = scene.views
     K, c2w = to_opencv(views.cameras)
     if scene.depth is not None:
@@ -186,7 +190,7 @@ def overlap(scene: SceneViews) -> float | None:
 
 
 def require_overlap(source: SceneSource, key: str) -> None:
-    """Raise ConfigError unless each scene has at least two views. ``key`` is the config key of the source."""
+    """Raise ConfigError if the scenes have fewer than two views. ``key`` is the config key of ``source``."""
     if source.n_view < 2:
         raise ConfigError(f"{source.describe()}: a scene needs 2 views or more to overlap: {source.n_view}", key)
 
@@ -204,7 +208,8 @@ def strip(images: Tensor) -> Array:
 
 
 class MeasuredViews:
-    """Metrics by name and network outputs of each scene, for views of one kind (`ROWS`), and the number of images."""
+    """Measured scenes with one kind of views (`ROWS`): metrics by name and network output of each scene. ``images`` is
+    the number of images in all scenes."""
 
     def __init__(self, scenes: Sequence[Measurement]) -> None:
         self.figures = [scene.figures for scene in scenes]
@@ -220,10 +225,11 @@ class MeasuredViews:
 
 
 def set_figures(row: MeasuredViews, truth: MeasuredViews) -> dict[str, Callable[[Indices], float]]:
-    """Return FID, KID and Inception score of a row as functions of the indices of the included scenes.
+    """Return the metrics "fid", "kid" and "is" (Inception score) of the views in ``row``, as functions.
 
-    The truth is the same scenes if the row has as many scenes as the truth, else all true scenes. The row of the truth
-    has only the Inception score.
+    Each function maps the indices of the included scenes to the metric. FID and KID compare with the true views of the
+    same scenes if ``row`` has as many scenes as ``truth``, else with all of ``truth``. ``row`` = ``truth`` has only
+    "is".
     """
 
     def features(scenes: Indices) -> tuple[np.ndarray, np.ndarray]:
@@ -253,7 +259,8 @@ def summary(row: MeasuredViews, truth: MeasuredViews) -> Json:
 
 
 def difference(row: MeasuredViews, other: MeasuredViews, truth: MeasuredViews) -> Json:
-    """Compute the metrics of a row minus those of another row with the same scenes, with 95 % intervals, as JSON."""
+    """Compute the metrics of ``row`` minus those of ``other``, which has the same scenes. Return JSON with 95 %
+    intervals."""
     differences = paired_differences(row.figures, other.figures, row.figures[0])
     found: Json = {**means(differences)}
     found["psnr"]["won"] = sum((one["psnr"] or 0) > 0 for one in differences)

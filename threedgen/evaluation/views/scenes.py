@@ -41,10 +41,10 @@ MAX_MOVE = 1e-3
 
 
 class SceneSampler:
-    """Sampler that uses the MVDiffusion model of a task and writes the views of scenes to the run folder.
+    """Sampler that uses the MVDiffusion model of a task, and writes the sampled views of scenes to the run folder.
 
-    The constructor raises ConfigError if the model does not fit the first scene. ``scenes`` is a text that identifies
-    the scenes. ``given`` is whether the model receives the true view 0 as a condition.
+    The constructor raises ConfigError if the model does not fit the scene ``first``. ``scenes`` is a text that
+    identifies the list of scenes. ``given`` is whether the model receives the true view 0 as a condition.
     """
 
     def __init__(self, task: Task, scenes: str, first: SceneViews) -> None:
@@ -58,10 +58,10 @@ class SceneSampler:
         self.weights = {ATTENTION: digest(networks), BASE: digest(base)}
 
     def __call__(self, row: str, number: int, scene: SceneViews, on_step: Callable[[], None]) -> Tensor:
-        """Return the views (V, H, W, 3), uint8, of scene ``number``, from the run folder or sampled.
+        """Return the views (V, H, W, 3), uint8, of a scene: from the run folder if they are there, else sampled.
 
-        ``row`` is `ATTENTION` or `BASE`; both start from the same noise. ``on_step`` is called during sampling and may
-        raise.
+        ``row`` is `ATTENTION` or `BASE` (no attention between views); both start from the same noise. ``number`` is the
+        index of the scene. ``on_step`` is called before each sampling step and may raise an exception to stop.
         """
         path = self.folder / row / f"{number:05d}.safetensors"
         sample = partial(self._sample, row, number, scene, on_step)
@@ -121,10 +121,8 @@ def size_of(scene: SceneViews) -> tuple[int, int]:
 
 
 class FolderScenes:
-    """Scenes of a folder (`threedgen.data.scene_views.SceneSource`), with depth maps if required.
-
-    The constructor raises ConfigError if a file is missing or the cameras are unsuitable.
-    """
+    """Existing scenes in a folder (a `SceneSource`). ``depth``: each scene must have depth maps. The constructor raises
+    ConfigError if a file is missing or the cameras are unsuitable."""
 
     def __init__(self, folder: Path, depth: bool) -> None:
         self.folder, self.depth = folder, depth
@@ -147,7 +145,7 @@ class FolderScenes:
 
 
 class Scene:
-    """One existing scene: the ``path`` of its cameras.json, and ``file``, the content. Methods raise ConfigError."""
+    """One existing scene. ``path`` is its cameras.json, and ``file`` the parsed content. Methods raise ConfigError."""
 
     def __init__(self, path: Path, file: CamerasFile) -> None:
         self.path, self.file = path, file
