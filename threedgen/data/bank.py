@@ -45,23 +45,24 @@ class Captioned(NamedTuple):
 
 
 class Source(Protocol):
-    """Endless, deterministic list of training entries. Each entry has one caption and `n_view` square images."""
+    """Endless, deterministic list of training entries. An entry has one caption and `n_view` square images."""
 
     n_view: int
 
     def describe(self) -> str:
-        """Return one line that names everything that determines the images. It is part of the cache key."""
+        """Return one line of text that identifies everything that determines the images, for the cache key."""
 
     def block(self, indices: range, size: int) -> Captioned:
-        """Render the entries `indices` with images of `size` x `size` pixels."""
+        """Render the entries with the indices `indices`, as images of `size` x `size` pixels."""
 
 
 class Bank(ABC):
     """Base class of disk caches of latents and cameras. A block of entries is made when one of them is first used.
 
     Args:
+        folder: folder of the cache.
         name: name of the array file in the folder.
-        description: text that names everything that determines the entries, except the VAE encoder.
+        description: text that identifies everything that determines the entries, except the VAE encoder.
         vae: diffusers AutoencoderKL. The cache key contains its encoder weights, which must not change during use.
         count: number of entries.
         dtype: structured numpy dtype of an entry, with the fields z (V, C, h, w), float16, and c2w (V, 4, 4).
@@ -74,10 +75,10 @@ class Bank(ABC):
         self.cache = BlockCache(folder, name, count, (), dtype, f"{description}\nVAE {digest(encoder)}\n", block)
 
     def prepare(self, indices: Sequence[int] | np.ndarray, rank: tuple[int, int] = (0, 1)) -> None:
-        """Make and store the missing blocks that contain the entries `indices` (N,).
+        """Make and store the blocks that contain the entries `indices` (N,), except those that are stored already.
 
-        With `rank` = (k, n), process k of n makes every n-th missing block. If the number of missing blocks is not a
-        multiple of n, some of the next missing blocks are added, so that no process is idle.
+        `rank` = (k, n) shares the work between n processes: process k makes every n-th missing block. If the number of
+        missing blocks is not a multiple of n, some of the next missing blocks are added, so that no process is idle.
         """
         lacking, (number, count) = self.cache.missing_blocks(indices), rank
         if lacking:
@@ -92,7 +93,8 @@ class Bank(ABC):
         """Make and store all entries of the block with number `block`."""
 
     def latents(self, indices: Sequence[int] | np.ndarray) -> Tensor:
-        """Return the latents (N, V, C, h, w), float32, of the entries `indices` (N,), scaled as `encode` describes."""
+        """Return the latents (N, V, C, h, w), float32, of the entries `indices` (N,), multiplied by the VAE's scaling
+        factor."""
         return torch.from_numpy(self._read(indices, "z")).float()
 
     def c2w(self, indices: Sequence[int] | np.ndarray) -> Tensor:
@@ -106,7 +108,8 @@ class Bank(ABC):
 
 class LatentBank(Bank):
     """Disk cache of the latents, captions and cameras of the first `count` entries of a source. Images are rendered at
-    `size` x `size` pixels. `block` is in entries; `text` is the number of bytes per caption."""
+    `size` x `size` pixels. `block` is the number of entries per block, `text` the number of bytes stored per caption.
+    """
 
     def __init__(
         self, folder: Path, source: Source, vae: Any, size: int, count: int, block: int = BLOCK, text: int = TEXT_BYTES
@@ -133,11 +136,12 @@ class LatentBank(Bank):
 
 
 class SceneBank(Bank):
-    """Disk cache of the latents, captions, cameras and depth of scenes. Depth is float16: 2 mm resolution at 4 m.
+    """Disk cache of the latents, captions, cameras and depth of scenes. Depth is stored as float16: steps of 2 mm at 4
+    m.
 
     Args:
         source: scenes to cache, each with V views of H x W pixels.
-        count: number of scenes, the first ones of the source; None: all.
+        count: number of scenes to cache, the first ones of the source; None: all.
         half: encode the images at half their height and width. Cameras and depth keep the full size.
     """
 
@@ -163,15 +167,16 @@ class SceneBank(Bank):
         super().__init__(folder, "scenes", description, vae, self.count, np.dtype(entry), SCENE_BLOCK)
 
     def captions(self, indices: Sequence[int] | np.ndarray) -> list[tuple[str, ...]]:
-        """Return one tuple of V captions for each of the scenes `indices` (N,)."""
+        """Return, for each of the scenes `indices` (N,), a tuple of its V captions."""
         return [tuple(unpack(text) for text in texts) for texts in self._read(indices, "text")]
 
     def depth(self, indices: Sequence[int] | np.ndarray) -> Tensor:
-        """Return the depth (N, V, H, W), float32, of scenes: metres along the viewing axis, 0 where unknown."""
+        """Return the depth (N, V, H, W), float32, of the scenes `indices` (N,): metres along the viewing axis, 0 where
+        unknown."""
         return torch.from_numpy(self._read(indices, "depth")).float()
 
     def condition_mask(self, indices: Sequence[int] | np.ndarray) -> Tensor:
-        """Return a bool mask (N, V) for the scenes `indices` (N,): True for views that are conditions of the model."""
+        """Return a bool mask (N, V) for the scenes `indices` (N,): True for views that are inputs of the model."""
         return torch.from_numpy(self._read(indices, "given"))
 
     def cameras(self, index: int) -> Cameras:
@@ -180,8 +185,7 @@ class SceneBank(Bank):
         return Cameras(c2w, Projection(torch.from_numpy(K)), *self.size)
 
     def fill(self, block: int) -> None:
-        """Render, encode and store a block of scenes. Entries after the last scene are zero."""
-        entries = np.zeros(SCENE_BLOCK, self.cache.dtype)
+        entries = np.zeros(SCENE_BLOCK, self.cache.dtype)  # entries after the last scene stay zero
         for offset, index in enumerate(range(block * SCENE_BLOCK, min((block + 1) * SCENE_BLOCK, self.count))):
             scene, row = self.source.scene(index), entries[offset]
             row["z"] = encode(self.vae, resize(scene.views.images, *self.encoded_size)).cpu().numpy()
@@ -203,8 +207,8 @@ def latent_shape(vae: Any, height: int, width: int) -> tuple[int, int, int]:
 
 
 def choose_by_share(parts: Sequence[tuple[float, T]], u: float) -> tuple[float, T]:
-    """Return the pair (share, part) in `parts` that a uniform random number `u` in [0, 1) selects. A pair is selected
-    with the probability `share`; the shares sum to 1."""
+    """Select one of `parts` at random: a pair (share, part) with the probability `share`. The shares sum to 1. `u` is a
+    uniform random number in [0, 1)."""
     cumulative = 0.0
     for share, part in parts:
         cumulative += share
@@ -214,15 +218,17 @@ def choose_by_share(parts: Sequence[tuple[float, T]], u: float) -> tuple[float, 
 
 
 def available_entries(step: int, count: int, first: int, fresh: int) -> int:
-    """Return how many entries a step can reuse: `first` at step 0, and `fresh` more per step, but at most `count`."""
+    """Return the number of entries that a training step can reuse: `first` at step 0, `fresh` more per step, and at
+    most `count`."""
     return min(count, first + step * fresh)
 
 
 def sample_entries(rng: np.random.Generator, step: int, batch: int, count: int, first: int, fresh: int) -> np.ndarray:
     """Sample the entry indices (batch,) of a training step.
 
-    The first `fresh` indices are entries that no earlier step used, until all `count` entries are used. The others are
-    sampled uniformly from the entries that were available before this step.
+    The first `fresh` indices are new: no earlier step used them. When all `count` entries are used, there are no new
+    ones. The other indices are sampled uniformly from the entries before. At step 0 these are the first `first`
+    entries.
     """
     available = available_entries(step, count, first, fresh)
     indices = rng.integers(0, available, batch)
@@ -232,19 +238,19 @@ def sample_entries(rng: np.random.Generator, step: int, batch: int, count: int, 
 
 
 def pack(text: str, length: int) -> np.ndarray:
-    """Return the UTF-8 bytes of a text as a uint8 array (length,), truncated or padded with zeros."""
+    """Encode a text as UTF-8 bytes, truncated or padded with zeros to a uint8 array (length,)."""
     return np.frombuffer(text.encode()[:length].ljust(length, b"\0"), np.uint8)
 
 
 def unpack(data: np.ndarray) -> str:
-    """Decode a byte array from `pack`, without a last character that was cut."""
+    """Decode a byte array from `pack`. A last character that was cut is dropped."""
     return bytes(data).rstrip(b"\0").decode(errors="ignore")
 
 
 @torch.no_grad()
 def encode(vae: Any, rgb: Tensor) -> Tensor:
-    """Encode images (B, H, W, 3) in [0, 1] to scaled latents (B, C, h, w), float32, on the VAE's device. A scaled
-    latent is the posterior mean times the VAE's `scaling_factor`."""
+    """Encode images (B, H, W, 3) in [0, 1] by a VAE. Return its posterior means times its `scaling_factor`: latents (B,
+    C, h, w), float32, on the device of the VAE."""
     with autocast_bf16(vae.device):
         x = (rgb.permute(0, 3, 1, 2) * 2 - 1).to(vae.device)
         z = torch.cat([vae.encode(part).latent_dist.mean.float() for part in x.split(16)])

@@ -37,20 +37,21 @@ MAX_COORDINATE = 1e9
 
 
 class EmptyMesh(ConfigError):
-    """Error for a mesh or field that has no surface to render."""
+    """Error: a mesh or field has no surface to render."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """F triangles of a mesh with one kind of colour: vertex colours, or one texture.
+    """F triangles of a mesh with one kind of colour: colours of the vertices, or one texture.
 
     Attributes:
         corners: (F, 3, 3), as (triangle, corner, xyz), in world units.
-        values: without texture, sRGB (F, 3, 3) or RGBA (F, 3, 4) of the corners, in [0, 1]. With a texture, uv
-            (F, 3, 2), v upwards, or (F, 3, 5 or 6): uv, and linear RGB or RGBA by which the texture is multiplied.
+        values: values at the corners. Without a texture: sRGB (F, 3, 3) or RGBA (F, 3, 4), in [0, 1]. With a texture:
+            uv (F, 3, 2), v upwards. It may be followed by linear RGB or RGBA that multiplies the texture: (F, 3, 5 or
+            6).
         texture: texture; None: `values` are colours.
         wrap: wrap modes of the texture along u and v.
-        cutoff: alpha from which a point is visible and opaque; None: alpha is the opacity.
+        cutoff: points with at least this alpha are opaque, others invisible; None: alpha is the opacity.
     """
 
     corners: Array
@@ -107,8 +108,9 @@ class ColouredMesh:
         return self._shade(layer, len(c2w), background, c2w[:, :3, 3] if light else None)
 
     def photograph(self, at: Cameras, background: float | None = 0.5, light: bool = False) -> Array:
-        """Render images (V, H, W, 3), sRGB in [0, 1], from V perspective or orthographic cameras. `background`: grey
-        value in [0, 1]; None: images are RGBA (V, H, W, 4) with straight alpha. `light` is described in `render`."""
+        """Render V perspective or orthographic cameras. Return images (V, H, W, 3), sRGB in [0, 1]. `background` is a
+        grey value in [0, 1]; None: images are RGBA (V, H, W, 4) with straight alpha. `light` is described in `render`.
+        """
         fine, soup = at.with_size(at.height * SUPERSAMPLE, at.width * SUPERSAMPLE), self._soup()
 
         def layer(view: int, behind: Array | None) -> raster.Buffers:
@@ -140,14 +142,8 @@ class ColouredMesh:
         return points, np.arange(len(points)).reshape(-1, 3)
 
     def _shade(self, layer: Layer, views: int, background: float | None, eyes: Array | None) -> Array:
-        """Render V views and average the supersampled pixels to images (V, H, W, 3 or 4), in [0, 1].
-
-        Args:
-            layer: function (view index, depths) that returns raster buffers SUPERSAMPLE times larger than the image.
-                They show the nearest surface behind the depths (1, H, W); None: the nearest surface of all.
-            background: grey value in [0, 1]; None: images are RGBA.
-            eyes: camera positions (V, 3) for the shading; None: unlit colours.
-        """
+        # `layer` maps (view, depths) to raster buffers, SUPERSAMPLE times larger than the image. They show the nearest
+        # surface behind the depths (1, H, W); None: the nearest surface of all.
         corners, images = self.corners, list[Array]()
         layers = MAX_LAYERS if any(part.transparent for part in self.parts) else 1
         for view in range(views):
@@ -174,7 +170,7 @@ class ColouredMesh:
         return np.clip(np.stack(images), 0, 1)
 
     def _colours(self, face: Array, weight: Array) -> Array:
-        """Return sRGB colours with alpha (P, 4) at P points: triangle `face` (P,), barycentric `weight` (P, 3, 1)."""
+        # P triangle indices `face`, barycentric `weight` (P, 3, 1)
         colour, starts = np.ones((len(face), 4), np.float32), np.cumsum([0, *(len(p.corners) for p in self.parts)])
         number = np.searchsorted(starts, face, side="right") - 1
         order = np.argsort(number, kind="stable")
@@ -196,7 +192,6 @@ class ColouredMesh:
 
 
 def _wrapped(t: Array, mode: Wrap) -> Array:
-    """Map texture coordinates (P,) along one axis into [0, 1]."""
     if mode == "clamp":
         return t.clip(0, 1)
     if mode == "mirror":
@@ -205,8 +200,7 @@ def _wrapped(t: Array, mode: Wrap) -> Array:
 
 
 def _light(corners: Array, weight: Array, eye: Array) -> Array:
-    """Return the shading factor (P,) at P points on triangles with `corners` (P, 3, 3), seen from `eye` (3,). `weight`
-    (P, 3, 1) has the barycentric weights of the points. Front and back sides are shaded equally."""
+    # front and back sides are shaded equally
     a, b, c = corners.swapaxes(0, 1)
     normal = raster.unit(np.cross(b - a, c - a))
     facing = (normal * raster.unit(eye - (corners * weight).sum(1))).sum(1)
@@ -214,7 +208,8 @@ def _light(corners: Array, weight: Array, eye: Array) -> Array:
 
 
 def fit_to_ball(mesh: ColouredMesh, radius: float = 0.8) -> ColouredMesh:
-    """Centre the bounding box of a mesh at the origin, and scale it: the farthest corner is at `radius` world units."""
+    """Move the centre of a mesh's bounding box to the origin, and scale the mesh until its farthest corner is at the
+    distance `radius`."""
     points = mesh.corners.reshape(-1, 3)
     centre = (points.min(0) + points.max(0)) / 2
     scale = radius / np.linalg.norm(points - centre, axis=1).max()
@@ -222,7 +217,8 @@ def fit_to_ball(mesh: ColouredMesh, radius: float = 0.8) -> ColouredMesh:
 
 
 def fit_to_cube(mesh: ColouredMesh, half: float) -> ColouredMesh:
-    """Centre the bounding box of a mesh at the origin, and scale it so that the largest |coordinate| is `half`."""
+    """Move the centre of a mesh's bounding box to the origin, and scale the mesh until its largest |coordinate| is
+    `half`."""
     low, high = mesh.corners.min((0, 1)), mesh.corners.max((0, 1))
     scale = 2 * half / (high - low).max()
     return mesh.map_corners(lambda corners: (corners - (low + high) / 2) * scale)
@@ -234,8 +230,8 @@ def fit_to_cube(mesh: ColouredMesh, half: float) -> ColouredMesh:
 def read_mesh(path: Path, up: Literal["y", "z"] = "y", warn: bool = False) -> ColouredMesh:
     """Read a GLB, glTF, OBJ or PLY file and convert it to a z-up world in which the front faces +x.
 
-    `up` is the up axis of the file: the front of a y-up file faces +z, that of a z-up file +x. `warn`: log the notes of
-    the mesh as warnings. Raises ConfigError for an unreadable file, EmptyMesh if no triangle has an area.
+    `up` is the up axis of the file: the front of a y-up file faces +z, that of a z-up file +x. `warn`: log `notes` of
+    the mesh as warnings. Raises ConfigError for an unreadable file, and EmptyMesh if all triangles have area 0.
     """
     file = read_mesh_file(path)
     parts = tuple(part for part in map(_part, file.submeshes) if len(part.corners))
@@ -252,7 +248,7 @@ def read_mesh(path: Path, up: Literal["y", "z"] = "y", warn: bool = False) -> Co
 
 
 def drop_degenerate(part: Part) -> Part:
-    """Return a part without its triangles that have no area or whose corners or values are not finite."""
+    """Return a mesh part without triangles that have area 0, or corners or values that are not finite."""
     a, b, c = (part.corners[:, k] for k in range(3))
     with np.errstate(all="ignore"):
         area = np.linalg.norm(np.cross(b - a, c - a), axis=1)

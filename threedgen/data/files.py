@@ -11,7 +11,7 @@ from threedgen.run.arrays import Array
 
 
 def read_lines(path: Path) -> list[str]:
-    """Return the non-empty lines of a text file, stripped of spaces. Raises ConfigError."""
+    """Return the non-empty lines of a text file, stripped of spaces. Raises ConfigError if it cannot be read."""
     return [line.strip() for line in read_text(path).splitlines() if line.strip()]
 
 
@@ -24,7 +24,8 @@ def first_line(path: Path) -> str:
 
 
 def read_frame_numbers(path: Path) -> list[int]:
-    """Return the distinct frame numbers of a text file, one per line, ascending. Raises ConfigError."""
+    """Read a text file with one frame number per line. Return the distinct numbers, ascending. Raises ConfigError for a
+    missing file or another content."""
     lines = read_lines(path)
     for line in lines:
         if not line.isdecimal():
@@ -33,7 +34,8 @@ def read_frame_numbers(path: Path) -> list[int]:
 
 
 def read_numbers(path: Path) -> list[list[float]]:
-    """Return the numbers in each non-empty line of a text file. Raises ConfigError if a word is not a finite number."""
+    """Read a text file of numbers. Return a list for each non-empty line. Raises ConfigError if a word is not a finite
+    number."""
     text = read_text(path, max_bytes=1 << 16)
     try:
         rows = [[float(word) for word in line.split()] for line in text.splitlines() if line.strip()]

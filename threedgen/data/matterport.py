@@ -36,10 +36,11 @@ MAX_SUPERSAMPLE = 2
 
 
 class MatterportPanoramas:
-    """Source (`SceneSource`) of perspective views of panoramas, evenly spaced in yaw.
+    """Source of training entries from panoramas (a `SceneSource`). An entry has perspective views, evenly spaced in
+    yaw.
 
-    The first yaw of a training entry is a random whole number of degrees that depends on the seed and the index. In the
-    test split it is 0. Raises ConfigError for an unusable file.
+    The yaw of its first view is 0 in the test split. For training, it is a random whole number of degrees that depends
+    on the seed and the entry's index. Raises ConfigError for an unusable file.
     """
 
     def __init__(self, config: MatterportConfig, seed: int = 0, split: SceneSplit = "train") -> None:
@@ -71,8 +72,8 @@ class MatterportPanoramas:
         return SceneViews(Views(resize(images, o.size, o.size), at), tuple(captions))
 
     def caption(self, face: str, yaw: float) -> str:
-        """Read the caption of a panorama for the yaw nearest to `yaw`, degrees. Raises ConfigError. `face` is the path
-        of any cube side of the panorama, relative to the data folder."""
+        """Read the caption of a panorama whose yaw is nearest to `yaw`, in degrees. `face` is the path of any cube side
+        of the panorama, relative to the data folder. Raises ConfigError."""
         nearest = round(yaw / YAW_STEP) * YAW_STEP % 360
         path = PurePosixPath(face)
         file = self.root / path.parent.parent / CAPTIONS / f"{path.name.split('_')[0]}_{nearest}.txt"
@@ -90,8 +91,8 @@ class MatterportPanoramas:
 
 
 def read_paths(path: Path) -> list[list[str]]:
-    """Read the paths of the six cube sides of each panorama from a .npy file. Raises ConfigError for an unusable file,
-    and for paths that lead out of the data folder."""
+    """Read a .npy file with the paths of the cube sides of each panorama. Return six paths per panorama. Raises
+    ConfigError for an unusable file, and for paths that lead out of the data folder."""
     array = read_npy(path)
     if array.dtype.kind != "U" or array.ndim != 2 or array.shape[1] != 6 or not len(array):
         raise ConfigError(f"{path} should hold strings (N, 6), six face paths each (got {array.dtype} {array.shape})")

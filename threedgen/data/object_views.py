@@ -37,11 +37,11 @@ MAX_CACHED_MESHES = 32
 
 
 class ObjectViews(ABC):
-    """Base class of the sources (`bank.Source`) of six views of an object on a grey background.
+    """Base class of training sources with six views of an object on a grey background.
 
     A subclass provides captions, images and surfaces. This class samples the cameras. Azimuth 0 is the front of the
-    object (+x); azimuths increase counter-clockwise seen from above. A reference image shows the object from near the
-    front, centred and scaled as in the images that users give.
+    object (+x); azimuths increase counter-clockwise seen from above. A reference image is an input of the model: it
+    shows the object from near the front, centred and scaled like the images of users.
 
     Args:
         control: kind of the condition maps, "rays" or "geometry". It determines the six view directions.
@@ -71,8 +71,8 @@ class ObjectViews(ABC):
 
     @abstractmethod
     def photograph(self, index: int, at: Cameras) -> Array:
-        """Render object `index` on grey from the V cameras `at`: images (V, H, W, 3), in [0, 1]. The object is centred
-        at the origin, and no coordinate exceeds `HALF`."""
+        """Render object `index` on grey from V cameras. Return images (V, H, W, 3) in [0, 1]. The object is centred at
+        the origin, and its largest |coordinate| is at most `HALF`."""
 
     @abstractmethod
     def surface(self, index: int, at: Cameras) -> tuple[Array, Array, Array]:
@@ -83,15 +83,15 @@ class ObjectViews(ABC):
         """
 
     def reference_angles(self, index: int) -> tuple[float, float]:
-        """Return the random (elevation, azimuth) of the reference image of object `index`, degrees."""
+        """Return (elevation, azimuth) of the camera of the reference image of object `index`, random, in degrees."""
         rng = np.random.default_rng([self.seed, self.split == "train", index, 5])
         return float(rng.uniform(*ELEVATION)), float(rng.uniform(-AZIMUTH, AZIMUTH))
 
     def angles(self, index: int) -> list[tuple[float, float]]:
-        """Return (elevation, azimuth) of each of the six views of object `index`, degrees.
+        """Return (elevation, azimuth) of each of the six views of object `index`, in degrees.
 
-        They are `sides`, except for the fraction `anywhere` of the objects. For these, all views get one random
-        elevation in `RAISED`, and one random offset is added to all azimuths.
+        For most objects they are the fixed directions `sides`. For the random fraction `anywhere` of the objects, all
+        views have one random elevation in `RAISED`, and one random offset is added to all azimuths.
         """
         rng = np.random.default_rng([self.seed, self.split == "train", index, 6])
         if rng.random() >= self.anywhere:
@@ -116,10 +116,11 @@ class ObjectViews(ABC):
         return Captioned(np.concatenate(rgb), [self.caption(index) for index in indices], np.concatenate(c2w))
 
     def maps(self, index: int, size: int) -> Tensor:
-        """Return the condition maps (6, 6, size, size) of the six views of object `index`: six channels, in [0, 1].
+        """Return the condition maps of the six views of object `index`: (6, 6, size, size), in [0, 1], as (view,
+        channel, y, x).
 
-        Channels are Pluecker rays (control "rays"), or positions and normals ("geometry"). Ray maps of orthographic
-        cameras are (6, 6, 1, 1), because all pixels have the same direction.
+        The channels are Pluecker rays if `control` is "rays", or position and normal if it is "geometry". Ray maps of
+        orthographic cameras are (6, 6, 1, 1), because all pixels have the same direction.
         """
         at = self.cameras(index, size)
         if self.control == "rays":
@@ -128,17 +129,17 @@ class ObjectViews(ABC):
 
 
 def frame_on_grey(image: Tensor) -> Tensor:
-    """Return an image (H, W, 3) in [0, 1] with its object centred and scaled on grey, as images of users are prepared
-    (`framed`). Pixels that differ from `GREY` are the object. An image without an object is returned unchanged."""
+    """Centre and scale the object in an image (H, W, 3) in [0, 1], as for images of users. The object is all pixels
+    that differ from the background `GREY`. An image without an object is returned unchanged."""
     mask = (image != GREY).any(-1, keepdim=True)
     return framed(torch.cat([image, mask.float()], dim=-1), *image.shape[:2]) if mask.any() else image
 
 
 class MeshObjects(ObjectViews):
-    """Source of training views of MV-Adapter from a folder of meshes.
+    """Training source for MV-Adapter from a folder of meshes.
 
-    Each mesh has `options.pictures` entries with different reference images, or one entry without reference images. The
-    split "held-out" has the last `options.held_out` meshes, the split "train" all others.
+    With reference images, each mesh has `options.pictures` entries, which differ in the reference image. Without, it
+    has one entry. The last `options.held_out` meshes are the split "held-out", all others the split "train".
     """
 
     def __init__(
@@ -168,7 +169,7 @@ class MeshObjects(ObjectViews):
         return self.files[index % len(self.files)][1]
 
     def read(self, number: int) -> ColouredMesh:
-        """Read mesh `number` of the split, scaled into the cube [-HALF, HALF]^3. Raises ConfigError."""
+        """Read mesh `number` of the split, and scale it into the cube [-HALF, HALF]^3. Raises ConfigError."""
         return fit_to_cube(read_mesh(self.folder / self.files[number][0], self.options.up, warn=True), HALF)
 
     def photograph(self, index: int, at: Cameras) -> Array:

@@ -81,8 +81,8 @@ class MeshFolderConfig(_Folder):
     held_out: int = Field(8, ge=1, description="last meshes of the list, used for the sample sheet only")
 
     def files(self) -> list[str]:
-        """List the mesh files as sorted paths relative to the folder. Raises ConfigError unless there are more than
-        `held_out` meshes."""
+        """Return the paths of all mesh files relative to the folder, sorted. Raises ConfigError unless there are more
+        than `held_out`."""
         folder = existing_folder(self.path, "path")
         found = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.suffix.lower() in MESHES)
         if len(found) <= self.held_out:
@@ -94,8 +94,9 @@ class MeshFolderConfig(_Folder):
         return found
 
     def texts(self) -> dict[str, str]:
-        """Return a dict from mesh file to caption, which is made from the file name if the captions file has none.
-        Raises ConfigError for an unreadable captions file, and for a caption whose mesh is missing."""
+        """Return the captions of all meshes, as a dict from mesh file to caption. A caption that is not in the captions
+        file is made from the file name. Raises ConfigError for an unreadable captions file, and for a caption whose
+        mesh is missing."""
         files = self.files()
         captions = {} if self.captions is None else _read_captions(Path(self.captions).expanduser())
         for name in captions.keys() - set(files):
@@ -119,6 +120,5 @@ def _read_captions(path: Path) -> dict[str, str]:
 
 
 def _words(stem: str) -> str:
-    """Make a caption from a file name without suffix: "red_chair-2" becomes "red chair"."""
     words = stem.replace("_", " ").replace("-", " ").split()
     return " ".join(word for word in words if not word.isdecimal()) or "an object"

@@ -25,13 +25,11 @@ GREY = 0.5
 
 
 def find(paths: Sequence[str]) -> list[Path]:
-    """List and check the image files among `paths`, which are files and folders.
+    """Return the paths of the image files in `paths`, which are files and folders. All images are checked.
 
-    Unreadable images in a folder, and files that are no images, are skipped with a warning.
-
-    Raises:
-        ConfigError: for fewer than `MIN_PHOTOS` or more than `MAX_PHOTOS` images, for a path that does not exist, and
-            for an unreadable or too large image that `paths` names directly.
+    Unreadable images in a folder, and files that are no images, are skipped with a warning. Raises ConfigError for
+    fewer than `MIN_PHOTOS` or more than `MAX_PHOTOS` images, for a path that does not exist, and for an unreadable or
+    too large image that `paths` names directly.
     """
     found: list[Path] = []
     for text in paths:
@@ -83,9 +81,14 @@ def _images(folder: Path) -> list[Path]:
 def read(
     files: Sequence[Path], size: int, fill: float = 0.75, opacity: Callable[[Array], Array] = foreground_mask
 ) -> Array:
-    """Read photos and return square images (N, size, size, 3), uint8, on neutral grey. Raises ConfigError. If the
-    subject can be separated, the longer side of its bounding box is the fraction `fill` of the image side. `opacity` is
-    a function from the pixels (H, W, 3) of an opaque photo to the subject (H, W), in [0, 1]."""
+    """Read photos as square images (N, size, size, 3), uint8, with the subject on neutral grey. Raises ConfigError.
+
+    Args:
+        fill: longer side of the subject's bounding box, as fraction of the image side.
+        opacity: function from the pixels (H, W, 3) of a photo to the mask (H, W) of its subject, in [0, 1]. It is used
+            for photos without transparent pixels. If it finds no background, the middle square of the photo is
+            returned.
+    """
     return np.stack([_centre_subject(_load(path), path, size, fill, opacity) for path in files])
 
 

@@ -35,7 +35,7 @@ POSE_CHECK_SIZE = (36, 48)
 
 
 class ScanNetWalk:
-    """Walk (`scene_views.Walk`) of one scene folder. Images and depth are resized to `height` x `width` pixels.
+    """Camera path (a `Walk`) through one scene folder. Images and depth are resized to `height` x `width` pixels.
 
     Args:
         key_frames: name of the file in `folder` that lists the key frame numbers.
@@ -72,8 +72,8 @@ class ScanNetWalk:
         return sorted(int(path.stem) for path in self.folder.glob(pattern) if path.stem.isdecimal())
 
     def has_pose(self, number: int) -> bool:
-        """Return whether frame `number` has a finite pose. Raises ConfigError for an unreadable file. ScanNet has
-        infinite poses where tracking was lost."""
+        """Return whether the pose of frame `number` exists and is finite. ScanNet has infinite poses where tracking was
+        lost. Raises ConfigError for an unreadable file."""
         path = self._pose(number)
         return path.is_file() and not re.search("inf|nan", read_text(path).lower())
 
@@ -94,7 +94,7 @@ class ScanNetWalk:
         self.poses_checked = True
 
     def check_pose_convention(self, numbers: Sequence[int]) -> None:
-        """Raise ConfigError if the depth maps of the frames `numbers` fit together only with inverted poses."""
+        """Raise ConfigError if the depth maps of the frames `numbers` are consistent only with inverted poses."""
         subset = [numbers[n] for n in spread_pairs(len(numbers))]
 
         def read(poses: Poses) -> tuple[torch.Tensor, Cameras]:
@@ -106,7 +106,8 @@ class ScanNetWalk:
         """Read depth and cameras of the frames `numbers` (N,). Raises ConfigError for a missing or unusable file.
 
         Returns:
-            Depth (N, H, W) in metres along the viewing axis, 0 where unknown (nearest-pixel resizing), and N cameras.
+            Depth (N, H, W), metres along the viewing axis, 0 where unknown, resized to the nearest pixel; and N
+            cameras.
         """
         depth, sizes = zip(*(self._depth(number) for number in numbers), strict=True)
         if len(set(sizes)) > 1:
@@ -130,7 +131,6 @@ class ScanNetWalk:
         return resize(torch.from_numpy(image)[None] / 255, self.height, self.width)
 
     def _depth(self, number: int) -> tuple[Array, tuple[int, int]]:
-        """Read the depth (H, W) of a frame in metres, and the (height, width) of the depth image in its file."""
         full = read_depth(self.folder / "depth" / f"{number}.png")
         height, width = full.shape
         rows = ((np.arange(self.height) + 0.5) * height / self.height).astype(int)
@@ -141,8 +141,6 @@ class ScanNetWalk:
         return self.folder / "pose" / f"{number}.txt"
 
     def _intrinsics(self) -> Array:
-        """Read K (3, 3), float32, in pixels of the depth images, with the centre of the first pixel at (0.5, 0.5). In
-        the file, the centre of the first pixel is at (0, 0)."""
         path = self.folder / "intrinsic" / "intrinsic_depth.txt"
         numbers = [x for row in read_numbers(path) for x in row]
         if len(numbers) not in (9, 16):
@@ -151,12 +149,13 @@ class ScanNetWalk:
         K = np.array(numbers).reshape(side, side)[:3, :3]
         if K[0, 0] <= 0 or K[1, 1] <= 0 or not np.allclose(K[2], [0, 0, 1], atol=1e-6):
             raise ConfigError(f"{path} is no matrix of intrinsics: rows 'fx s cx', '0 fy cy', '0 0 1'")
-        K[:2, 2] += 0.5
+        K[:2, 2] += 0.5  # the centre of the first pixel is (0, 0) in the file, and (0.5, 0.5) here
         return K.astype(np.float32)
 
 
 def scenes(path: str, split: SceneSplit) -> list[Path]:
-    """List the scene folders in the first of PATH/SPLIT, PATH/scannet/SPLIT, PATH that has any. Raises ConfigError."""
+    """Return the scene folders in PATH/SPLIT, sorted by name; if there are none, those in PATH/scannet/SPLIT, then in
+    PATH. Raises ConfigError if there are none at all."""
     root = Path(path).expanduser()
     for folder in (root / split, root / "scannet" / split, root):
         found = sorted(scene for scene in folder.glob("*") if (scene / "pose").is_dir())
@@ -166,8 +165,8 @@ def scenes(path: str, split: SceneSplit) -> list[Path]:
 
 
 def walks(config: ScanNetConfig, split: SceneSplit) -> list[ScanNetWalk]:
-    """Return the walks of a split that have at least `config.least_keys` key frames. Raises ConfigError if there are
-    none, and if the poses of the first walk seem to be inverted."""
+    """Return the camera paths (walks) of a split, without scenes that have fewer than `config.least_keys` key frames.
+    Raises ConfigError if none is left, and if the poses of the first one seem to be inverted."""
     o = config
     every = [ScanNetWalk(folder, o.height, o.width, poses=o.poses) for folder in scenes(o.path, split)]
     found = [walk for walk in every if len(walk.keys) >= o.least_keys]
@@ -181,8 +180,8 @@ def walks(config: ScanNetConfig, split: SceneSplit) -> list[ScanNetWalk]:
 
 
 def build(config: ScanNetConfig, seed: int = 0, split: SceneSplit = "train") -> WalkScenes:
-    """Build the source of a split. Training entries are random; test entries divide the key frames in order. Raises
-    ConfigError for unusable data."""
+    """Build the source of the training entries of a split. In the split "train" the entries are random. In "test" they
+    are consecutive parts of the key frames. Raises ConfigError for unusable data."""
     o, found = config, walks(config, split)
     description = f"{Path(o.path).expanduser().resolve()}, {split}, {o.height} x {o.width} px, {KEY_FRAMES}"
     description += f", {len(found)} scenes of {o.least_keys} keys"

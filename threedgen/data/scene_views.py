@@ -21,13 +21,13 @@ INTERPOLATED_KEYS = 2
 
 @dataclass(frozen=True)
 class SceneViews:
-    """N captioned views of one scene, as the training of MVDiffusion reads them.
+    """N captioned views of one scene: a training entry of MVDiffusion.
 
     Attributes:
         views: images (N, H, W, 3), in [0, 1], and their cameras.
         captions: one caption per view.
         depth: (N, H, W), metres along the viewing axis, 0 where unknown; None for a panorama.
-        condition_views: indices of the views that are conditions of the model; the model generates the other views.
+        condition_views: indices of the views that are inputs of the model; the model generates the other views.
     """
 
     views: Views
@@ -40,10 +40,10 @@ class SceneViews:
 
 
 class SceneSource(Protocol):
-    """Deterministic list of training scenes. All scenes have `n_view` views of the same image size.
+    """Deterministic list of training entries. Each entry has `n_view` views of one scene, all of the same image size.
 
     The registry builds a source of the kind "scene-source" from a config, a seed and a split ("train" or "test"). The
-    attribute `has_depth` of the config states whether the scenes have depth.
+    attribute `has_depth` of the config states whether the entries have depth.
     """
 
     n_view: int
@@ -51,13 +51,14 @@ class SceneSource(Protocol):
     def __len__(self) -> int: ...
 
     def describe(self) -> str:
-        """Return one line that names everything that determines the scenes. It is part of the cache key."""
+        """Return one line of text that identifies everything that determines the entries, for the cache key."""
 
     def scene(self, index: int) -> SceneViews: ...
 
 
 class Walk(Protocol):
-    """Camera path through a scene. `frames` (all usable frames) and `keys` (key frames) are ascending frame numbers."""
+    """Camera path through a scene, with numbered frames. `frames` are the numbers of all usable frames, ascending.
+    `keys` are the numbers of the key frames, a subset, ascending."""
 
     @property
     def frames(self) -> Sequence[int]: ...
@@ -66,7 +67,7 @@ class Walk(Protocol):
     def keys(self) -> Sequence[int]: ...
 
     def views(self, numbers: Sequence[int]) -> SceneViews:
-        """Return the views of the frames `numbers`, with depth. Raises ConfigError for an unreadable file."""
+        """Return the views of the frames with these numbers, with depth. Raises ConfigError for an unreadable file."""
         ...
 
 
@@ -75,14 +76,18 @@ Entry = tuple[int, int]
 
 
 class WalkScenes:
-    """Source (`SceneSource`) of training entries from walks. Random entry i comes from walk i % len(walks).
+    """Source (`SceneSource`) of training entries from camera paths (walks). Random entry i comes from walk i %
+    len(walks).
+
+    An entry has consecutive key frames, or it is an interpolation: two key frames as inputs, with frames between them.
 
     Args:
-        description: one line that names everything that determines the walks.
+        n_view: number of views per entry.
+        description: one line of text that identifies everything that determines the walks.
         seed: seed of random entries; entry i depends only on the seed and i.
         between: fraction of the entries that are interpolations, in [0, 1].
-        count: number of entries; None: one per walk.
-        entries: fixed entries to use instead of random ones; they set the number of entries.
+        count: number of random entries; None: one per walk.
+        entries: entries to use instead of random ones: (index of the walk, index of the first key frame).
     """
 
     def __init__(
@@ -120,9 +125,10 @@ class WalkScenes:
 
 
 def window(walk: Walk, n_view: int, first: int, rng: np.random.Generator | None = None) -> list[int]:
-    """Return the frame numbers of `n_view` consecutive key frames, starting at index `first` of the walk's `keys`.
+    """Return the frame numbers of `n_view` consecutive key frames. `first` is the index of the first one in
+    `walk.keys`.
 
-    If there are too few key frames after `first`, random other frames of the walk complete the list. `rng` samples
+    If there are too few key frames after `first`, random other frames of the walk complete the list. `rng` selects
     them; None: a generator with the seed `first`.
     """
     keys = list(walk.keys[first : first + n_view])
@@ -133,10 +139,10 @@ def window(walk: Walk, n_view: int, first: int, rng: np.random.Generator | None 
 
 
 def between_keys(walk: Walk, n_view: int, rng: np.random.Generator) -> list[int]:
-    """Return the frame numbers of a random interpolation entry.
+    """Return the frame numbers of a random interpolation: two key frames and `n_view` - 2 frames between them.
 
-    The first number is a random key frame, and the last one is the key frame `INTERPOLATED_KEYS` later. Between them
-    are `n_view` - 2 random frames of this part of the walk. If it has too few frames, one of them is repeated.
+    The first number is a random key frame, and the last one is `INTERPOLATED_KEYS` key frames later. The frames between
+    are random. If there are too few, the last of them is repeated.
     """
     apart = min(INTERPOLATED_KEYS, len(walk.keys) - 1)
     first = int(rng.integers(len(walk.keys) - apart))
@@ -148,5 +154,6 @@ def between_keys(walk: Walk, n_view: int, rng: np.random.Generator) -> list[int]
 
 
 def windows(walks: Sequence[Walk], n_view: int) -> list[Entry]:
-    """Divide the key frames of each walk into entries of `n_view` consecutive key frames; the rest are dropped."""
+    """Divide the key frames of each walk into entries of `n_view` consecutive key frames. The rest of a walk is not
+    used."""
     return [(k, i) for k, walk in enumerate(walks) for i in range(0, len(walk.keys) - n_view + 1, n_view)]

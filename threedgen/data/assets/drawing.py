@@ -21,10 +21,8 @@ from .options import ViewsConfig
 
 
 def read_asset(folder: Path, asset: Asset) -> ColouredMesh:
-    """Read an asset, turn its front to +x and fit it into the ball of radius `OBJECT_RADIUS`.
-
-    Raises ConfigError for a broken, empty or too large file.
-    """
+    """Read the mesh of an asset, turn its front to +x and scale it into the ball of radius `OBJECT_RADIUS` around the
+    origin. `folder` is the folder of all assets. Raises ConfigError for a broken, empty or too large file."""
     path = folder / asset.file
     try:
         mesh = read_mesh(path, asset.up)
@@ -36,10 +34,11 @@ def read_asset(folder: Path, asset: Asset) -> ColouredMesh:
 
 
 def cameras(options: ViewsConfig, seed: int, name: str) -> Cameras:
-    """Sample the cameras of the asset `name`, which look at the origin. Views are ordered ring by ring.
+    """Sample the cameras of the asset `name`. They look at the origin. The order is ring by ring.
 
-    Each ring has a random elevation, field of view and distance that depend only on the seed and the name. It starts at
-    the front (azimuth 0, +x) and continues counter-clockwise seen from above.
+    A ring is a circle of cameras with the same elevation, field of view and distance. These are random, and depend only
+    on the seed and the name. A ring starts at the front of the object (azimuth 0, +x) and continues counter-clockwise
+    seen from above.
     """
     o, rng = options, numpy_generator(seed, 0, f"views of {name}")
     fov, elevation = (np.deg2rad(rng.uniform(*bounds, o.rings)) for bounds in (o.fov, o.elevation))

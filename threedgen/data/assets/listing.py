@@ -27,7 +27,8 @@ COLUMNS = ("file", "caption", "up", "turn")
 
 @dataclass(frozen=True)
 class Asset:
-    """Mesh with a caption, from a row of the captions file. `file` is relative to the folder, `turn` in degrees."""
+    """Mesh file with a caption. `file` is relative to the data folder. `up` is the up axis of the file. `turn` is a
+    rotation about this axis in degrees, counter-clockwise seen from above."""
 
     file: str
     caption: str
@@ -36,12 +37,12 @@ class Asset:
 
     @property
     def name(self) -> str:
-        """Name of the asset's files in a shard, unique and without dots."""
+        """Common name of the asset's files in a shard: unique and without dots."""
         return slug(self.file)
 
 
 class Listing(NamedTuple):
-    """Assets to render, and a dict from each mesh file or captions line that is left out to the reason."""
+    """Assets to render. `left_out` maps each mesh file or captions line that is not rendered to the reason."""
 
     assets: tuple[Asset, ...]
     left_out: dict[str, str]
@@ -49,7 +50,7 @@ class Listing(NamedTuple):
 
 def list_assets(folder: Path, captions: str, up: Up = "y") -> Listing:
     """List the meshes in `folder` and its subfolders that have captions, sorted by file. `captions` is the path of the
-    captions file, and `up` the default up axis. Raises ConfigError if no mesh has a caption."""
+    captions file, `up` the up axis of meshes without their own. Raises ConfigError if no mesh has a caption."""
     path = find_captions(folder, captions)
     files = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("[!.]*") if p.suffix.lower() in MESHES)
     if not files:
@@ -74,7 +75,8 @@ def list_assets(folder: Path, captions: str, up: Up = "y") -> Listing:
 
 
 def find_captions(folder: Path, captions: str) -> Path:
-    """Return the path of the captions file `captions` in the working directory or in `folder`. Raises ConfigError."""
+    """Return the path of the captions file `captions`, which is in the working directory or in `folder`. Raises
+    ConfigError if it is in neither."""
     for path in (Path(captions).expanduser(), folder / captions):
         if path.is_file():
             return path
@@ -82,8 +84,8 @@ def find_captions(folder: Path, captions: str) -> Path:
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield (line number, cells) for each row of a captions file. Raises ConfigError for an unreadable file. Cells are
-    a dict from column name to text, "" for missing cells. Without a header row, columns are `COLUMNS`."""
+    """Yield (line number, cells) for each row of a captions file. Cells are a dict from column name to text, "" if
+    missing. Without a header row, the columns are `COLUMNS`. Raises ConfigError for an unreadable file."""
     lines = read_text(path, "captions").splitlines()
     rows = csv.reader(lines, delimiter=_delimiter(lines))
     columns: tuple[str, ...] = COLUMNS
@@ -99,7 +101,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
 
 
 def _delimiter(lines: list[str]) -> str:
-    """Return the first comma, semicolon or tab outside quotes in the lines, or a comma if they have none."""
+    # first separator outside quotes
     unquoted = (re.sub(r'"[^"]*"', "", line) for line in lines)
     return next((match[0] for line in unquoted if (match := re.search(r"[,;\t]", line))), ",")
 

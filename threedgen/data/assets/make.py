@@ -43,8 +43,8 @@ MAX_WARNINGS = 20
 
 @dataclass(frozen=True)
 class Job:
-    """Shard to make: its number, assets, and file name without suffix. `key` is a hash of the assets, the sizes and
-    times of their files, and the render settings. A shard on disk with another key is outdated."""
+    """Shard to make, with its number, assets, and file name without suffix. `key` is a hash of the render settings, the
+    assets and the sizes and times of their files. If a shard on disk has another key, it is outdated."""
 
     number: int
     assets: tuple[Asset, ...]
@@ -53,7 +53,8 @@ class Job:
 
 
 def make(task: Task) -> None:
-    """Render the missing shards. Raises Stopped after Ctrl-C or SIGTERM, and ConfigError if no mesh can be rendered."""
+    """Run the task: render all shards that are missing. Raises Stopped after Ctrl-C or SIGTERM, and ConfigError if no
+    mesh can be rendered."""
     shards = render(task.config, task.folder, task.quiet)
     left_out = len(shards.index["left_out"])
     task.summarise(assets=len(shards), left_out=left_out, views=len(shards) * shards.azimuths * shards.rings)
@@ -63,8 +64,11 @@ run = partial(run_task, make, result="sheet.png", files=("sheet.png", "assets.cs
 
 
 def render(config: AssetsConfig, run_folder: Path, quiet: bool) -> Shards:
-    """Render the meshes in `config.data`, and write shards, assets.csv and contact sheet to `run_folder`. `quiet`: show
-    no progress. Raises Stopped after Ctrl-C or SIGTERM, and ConfigError if no mesh can be rendered."""
+    """Render the meshes in the folder `config.data` into shards. Return a reader of all shards.
+
+    Shards, assets.csv and the contact sheet are written to `run_folder`. `quiet`: show no progress. Raises Stopped
+    after Ctrl-C or SIGTERM, and ConfigError if no mesh can be rendered.
+    """
     folder, data = run_folder / SHARDS, Path(config.data).expanduser()
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -89,7 +93,7 @@ def render(config: AssetsConfig, run_folder: Path, quiet: bool) -> Shards:
 
 
 def jobs(config: AssetsConfig, data: Path, assets: tuple[Asset, ...]) -> list[Job]:
-    """Divide the assets, whose files are in the folder `data`, into shards, and return them in order."""
+    """Divide the assets into shards. Return one job per shard, in order. `data` is the folder of the mesh files."""
     size, result = config.views.per_shard, list[Job]()
     settings = {"seed": config.seed, "views": plain(config.views)}
     for number, start in enumerate(range(0, len(assets), size)):
@@ -105,13 +109,14 @@ def _size_and_time(path: Path) -> tuple[int, int]:
 
 
 def read_finished(folder: Path, job: Job) -> dict[str, Any] | None:
-    """Read the JSON file of a shard. Return None if the shard is missing, outdated or truncated."""
+    """Read the JSON file of a shard from `folder`. Return None if the shard is missing, outdated or truncated."""
     found = read_json(folder / f"{job.name}.json")
     return found if found.get("key") == job.key and is_complete(folder, found) else None
 
 
 def make_shards(config: AssetsConfig, every: list[Job], run_folder: Path, data: Path, quiet: bool) -> int:
-    """Make the missing shards of `every` in parallel workers. Return 0, or the exit code of the stopping signal."""
+    """Make the missing shards among the jobs `every` in parallel workers. The meshes are in the folder `data`. Return
+    0, or the exit code of the signal that stopped the work."""
     folder = run_folder / SHARDS
     work = partial(
         make_shard,
@@ -139,7 +144,8 @@ def make_shards(config: AssetsConfig, every: list[Job], run_folder: Path, data: 
 
 
 def skip_asset(job: Job, reason: str, folder: Path) -> None:
-    """Record the asset whose rendering failed repeatedly in `CRASHES`, so that the next attempt leaves it out."""
+    """Record in the file `CRASHES` the asset of `job` whose rendering failed repeatedly. The next attempt leaves it
+    out."""
     current = read_json(folder / f"{job.name}.at") or {"file": job.assets[0].file, "mark": None}
     logger.warning("asset skipped after repeated failures: %s (%s)", current["file"], reason)
     with writing(folder):
@@ -148,8 +154,8 @@ def skip_asset(job: Job, reason: str, folder: Path) -> None:
 
 
 def make_shard(job: Job, views: ViewsConfig, seed: int, folder: Path, data: Path, threads: int | None) -> None:
-    """Render and write one shard in a worker. `threads`: CPU threads; None: one per core. Raises ConfigError if the
-    disk is full."""
+    """Render and write one shard in a worker. `folder` is for the shards, and `data` has the meshes. `threads` is the
+    number of CPU threads; None: one per core. Raises ConfigError if the disk is full."""
     set_threads(threads)
     left_out, entries, crashes = dict[str, str](), list[dict[str, Any]](), read_json(folder / CRASHES)
     path, current_file = folder / f"{job.name}.tar", folder / f"{job.name}.at"
@@ -179,7 +185,8 @@ def make_shard(job: Job, views: ViewsConfig, seed: int, folder: Path, data: Path
 
 
 def build_index(config: AssetsConfig, every: list[Job], folder: Path, left_out: dict[str, str]) -> dict[str, Any]:
-    """Return the content of index.json: render settings, shards in the order of the jobs, and the assets left out."""
+    """Return the content of index.json: render settings, shards in the order of the jobs `every`, and assets that are
+    left out with the reasons."""
     found = [read_finished(folder, job) or {} for job in every]
     left_out = left_out | {file: reason for shard in found for file, reason in shard["left_out"].items()}
     shards = [{key: shard[key] for key in ("file", "bytes", "sha256", "assets")} for shard in found if shard["assets"]]

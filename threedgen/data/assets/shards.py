@@ -34,7 +34,8 @@ REMEDY = "run the command that made it again; it renders only the missing shards
 
 
 def add_asset(tar: tarfile.TarFile, name: str, metadata: dict[str, Any], images: list[bytes]) -> None:
-    """Add the metadata of an asset as NAME.json, and its images, PNG data, as NAME.v00.png, ... Raises OSError."""
+    """Add the files of an asset to a shard: `metadata` as NAME.json, and `images` (PNG bytes) as NAME.v00.png,
+    NAME.v01.png and so on. Raises OSError."""
     files = {f"{name}.json": json.dumps(metadata, ensure_ascii=False).encode()}
     for file, data in (files | {f"{name}.v{number:02d}.png": image for number, image in enumerate(images)}).items():
         info = tarfile.TarInfo(file)
@@ -44,27 +45,28 @@ def add_asset(tar: tarfile.TarFile, name: str, metadata: dict[str, Any], images:
 
 @contextmanager
 def new_shard(path: Path) -> Iterator[tarfile.TarFile]:
-    """Open a shard for writing. The file appears at `path` only when it is complete. Raises OSError."""
+    """Context manager that opens a shard for writing. The file appears at `path` only when complete. Raises OSError."""
     with atomic_file(path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         yield tar
 
 
 def checksum(path: Path) -> dict[str, Any]:
-    """Return the name, the size in bytes and the SHA-256 of a shard. Raises OSError."""
+    """Return a dict of a shard's file name ("file"), size in bytes ("bytes") and SHA-256 ("sha256"). Raises OSError."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {"file": path.name, "bytes": path.stat().st_size, "sha256": digest}
 
 
 def is_complete(folder: Path, summary: dict[str, Any]) -> bool:
-    """Return whether the tar file of a shard has the size in bytes that `summary`, its JSON file, states."""
+    """Return whether the tar file of a shard exists and has the size in bytes that its JSON file `summary` states."""
     path = folder / str(summary.get("file"))
     return path.is_file() and path.stat().st_size == summary.get("bytes")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Asset in a shard: file name of the shard, name in it, mesh file, caption, and notes for the user."""
+    """One asset in a shard. `shard` is the file name of the shard, `name` the common name of the asset's files in it,
+    and `file` the original mesh file. `notes` are remarks for the user."""
 
     shard: str
     name: str
@@ -75,7 +77,7 @@ class Entry:
 
 class Shards:
     """Reader for a folder of shards. `entries` lists the assets of all shards. `index` is the content of index.json;
-    None: read the file. Raises ConfigError for missing or truncated shards."""
+    None: read it from the folder. Raises ConfigError for missing or truncated shards."""
 
     def __init__(self, folder: Path, index: dict[str, Any] | None = None) -> None:
         self.folder, self.index = folder, index or read_json(folder / INDEX)
@@ -108,11 +110,12 @@ class Shards:
         return found
 
     def image(self, entry: Entry, view: int) -> Image.Image:
-        """Read the image of the view with number `view`. Raises ConfigError for a missing or truncated file."""
+        """Read the image of view number `view` of an asset. Raises ConfigError for a missing or truncated file."""
         return load_image(self.read(entry, f"v{view:02d}.png"), "an image in a shard")
 
     def read(self, entry: Entry, part: str) -> bytes:
-        """Read a file of an asset. `part` is the end of its name, such as "json" or "v00.png". Raises ConfigError."""
+        """Return the bytes of a file of an asset. `part` is the end of its name, such as "json" or "v00.png". Raises
+        ConfigError."""
         path = self.folder / entry.shard
         try:
             start, size = self._members(entry.shard)[f"{entry.name}.{part}"]

@@ -15,8 +15,8 @@ SIDES, SIDE_PIXELS, COLUMNS, PER_PAGE = 4, 96, 3, 60
 
 
 def write_sheet(folder: Path, shards: Shards, max_count: int) -> None:
-    """Write the pages sheet.png, sheet-2.png, ... to `folder`, with at most `max_count` assets, evenly spaced in the
-    list of all assets. Raises OSError and ConfigError."""
+    """Write contact sheets sheet.png, sheet-2.png, ... to `folder`. They show at most `max_count` assets, which are
+    evenly spaced in the list of all assets. Raises OSError and ConfigError."""
     count = min(max_count, len(shards))
     subset = [shards.entries[k * len(shards) // count] for k in range(count)]
     for number, start in enumerate(range(0, count, PER_PAGE), 1):
@@ -27,13 +27,14 @@ def write_sheet(folder: Path, shards: Shards, max_count: int) -> None:
 
 
 def sides(shards: Shards, entry: Entry) -> Array:
-    """Return the front, left, back and right views of the first ring, side by side (S, 4 S, 3), in [0, 1]."""
+    """Return four views of an asset side by side: front, left, back and right, from the first ring. The result is (S, 4
+    S, 3) in [0, 1] with S = `SIDE_PIXELS`."""
     views = (k * shards.azimuths // SIDES for k in range(SIDES))
     return np.concatenate([on_grey(shards.image(entry, view), SIDE_PIXELS) for view in views], axis=1)
 
 
 def on_grey(image: Image.Image, size: int, grey: float = 0.5) -> Array:
-    """Composite an image on the grey value `grey` and resize its middle square to (size, size, 3), in [0, 1]."""
+    """Composite an image on grey of value `grey`, and resize its middle square. Return (size, size, 3) in [0, 1]."""
     pixels = np.asarray(image.convert("RGBA"), np.float32) / 255
     rgb = pixels[..., :3] * pixels[..., 3:] + grey * (1 - pixels[..., 3:])
     side = min(rgb.shape[:2])

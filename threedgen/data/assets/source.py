@@ -24,9 +24,10 @@ GREY = (0.4, 0.6)
 
 
 class AssetViews:
-    """Source of entries with `n_view` views of an asset. Entry i shows the asset with the index i % len(entries).
+    """Training source whose entries have `n_view` views of one asset. Entry i shows the asset `entries[i %
+    len(entries)]`.
 
-    The views are evenly spaced on one random ring (`drawing.py`), from a random azimuth on. They share a background of
+    The views are evenly spaced on one random ring of cameras, from a random azimuth on. They share a background of
     random grey. Raises ConfigError if `entries` is empty.
     """
 
@@ -50,7 +51,8 @@ class AssetViews:
         return Captioned(np.stack(rgb), captions, np.concatenate(c2w))
 
     def sample(self, index: int) -> tuple[list[int], float]:
-        """Sample the numbers of the `n_view` views of entry `index` in its shard, and the grey value in [0, 1]."""
+        """Select random views of entry `index`. Return the numbers of the `n_view` views in the shard, and the grey
+        value of their background in [0, 1]."""
         rng, n = numpy_generator(self.seed, index, "views of an asset"), self.shards.azimuths
         ring, start, grey = rng.integers(self.shards.rings), rng.integers(n), rng.uniform(*GREY)
         azimuths = (start + np.arange(self.n_view) * n // self.n_view) % n
@@ -58,8 +60,8 @@ class AssetViews:
 
 
 class CaptionedImages:
-    """Source of single images, cropped to their middle square, from a folder with a captions.csv (file, caption).
-    Unreadable images are skipped with a warning. Raises ConfigError if no image is left."""
+    """Training source of single images, cropped to their middle square. The folder has a captions.csv with the columns
+    file and caption. Unreadable images are skipped with a warning. Raises ConfigError if no image is left."""
 
     n_view = 1
 
@@ -90,8 +92,8 @@ class CaptionedImages:
 
 
 def split(shards: Shards, held_out: int, which: Literal["train", "held-out"]) -> list[Entry]:
-    """Return the assets of the split `which`: `held_out` assets are "held-out", all others "train". Hashes of the asset
-    names decide the split, so most assets stay in their split when assets are added."""
+    """Return the assets of the split `which`. `held_out` is the number of held-out assets; all others are for training.
+    Hashes of the asset names decide the split, so most assets stay in their split when assets are added."""
     ordered = sorted(shards.entries, key=lambda entry: hashlib.sha256(entry.name.encode()).digest())
     held_out_names = {entry.name for entry in ordered[:held_out]}
     return [entry for entry in shards.entries if (entry.name in held_out_names) == (which == "held-out")]

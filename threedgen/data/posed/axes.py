@@ -20,9 +20,10 @@ ROTATION_TOLERANCE = 1e-2
 
 
 class Focus(NamedTuple):
-    """Point (3,) nearest to the viewing axes of N cameras, and the median cosine of the axes with the directions to it.
+    """Point (3,) that is nearest to the viewing axes of N cameras, and how well the cameras look at it.
 
-    `agreement` is 0 if there is no such point, because the axes are parallel or all cameras are at one position.
+    `agreement` is the median cosine between viewing axis and direction to the point. It is 0 if there is no such point,
+    because the axes are parallel or all cameras are at one position.
     """
 
     point: Array
@@ -30,13 +31,14 @@ class Focus(NamedTuple):
 
 
 def to_c2w(matrices: Array, convention: PoseConvention) -> Array:
-    """Convert pose matrices (N, 4, 4) of a convention to camera-to-world with OpenGL axes."""
+    """Convert pose matrices (N, 4, 4) from `convention` to camera-to-world poses (N, 4, 4) with OpenGL axes."""
     c2w: Array = np.linalg.inv(matrices) if convention.startswith("w2c") else matrices
     return c2w @ FLIP if convention.endswith("opencv") else c2w
 
 
 def alternatives(matrices: Array) -> dict[str, Array]:
-    """Return camera-to-world poses (N, 4, 4) with OpenGL axes by the name of each convention that keeps them rigid."""
+    """Interpret pose matrices (N, 4, 4) in each convention, also with y and z swapped. Return camera-to-world poses (N,
+    4, 4), OpenGL axes, by name of the convention. Conventions that would mirror the scene are left out."""
     swapped = {
         "": matrices,
         " with y and z of the world swapped": SWAP @ matrices,
@@ -52,10 +54,8 @@ def alternatives(matrices: Array) -> dict[str, Array]:
 
 
 def without_scale(matrices: Array, source: str) -> Array:
-    """Return pose matrices (N, 4, 4) without a common scale of their axes. Raises ConfigError if they are not rigid.
-
-    Mirrored matrices, whose determinant is negative, are returned.
-    """
+    """Divide out a common scale of the axes of pose matrices (N, 4, 4). Mirrored matrices, whose determinant is
+    negative, are accepted. `source` names the file for the ConfigError, which is raised if a matrix is not rigid."""
     scale = np.cbrt(np.abs(np.linalg.det(matrices[:, :3, :3])))
     unit = matrices.copy()
     unit[:, :3, :3] /= np.maximum(scale, 1e-12)[:, None, None]
@@ -68,7 +68,7 @@ def without_scale(matrices: Array, source: str) -> Array:
 
 
 def focus(c2w: Array) -> Focus:
-    """Find the point that cameras with the poses `c2w` (N, 4, 4), OpenGL axes, look at."""
+    """Find the point that cameras with the camera-to-world poses `c2w` (N, 4, 4), OpenGL axes, look at."""
     position, axis = c2w[:, :3, 3], -c2w[:, :3, 2]
     projector = np.eye(3) - axis[:, :, None] * axis[:, None]
     point = np.linalg.lstsq(projector.sum(0), np.einsum("nij,nj->i", projector, position), rcond=1e-6)[0]

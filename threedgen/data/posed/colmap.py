@@ -21,18 +21,14 @@ MAX_BYTES = 4 << 30
 
 
 class _Model(NamedTuple):
-    """Cameras (number: model, then width, height and parameters), images (name, camera, pose), and points (3,)."""
-
-    cameras: dict[int, tuple[str, list[float]]]
-    images: list[tuple[str, int, list[float]]]
-    points: list[list[float]]
+    cameras: dict[int, tuple[str, list[float]]]  # number: (camera model, [width, height, *parameters])
+    images: list[tuple[str, int, list[float]]]  # (file name, number of the camera, pose)
+    points: list[list[float]]  # (3,) each
 
 
 def read_colmap(folder: Path) -> PosedFiles:
-    """Read the model in `folder`. The photos are in images/, in `folder` or in one of the three folders above it.
-
-    Raises ConfigError for a missing or damaged file, and for a camera model that is not supported.
-    """
+    """Read the COLMAP model in `folder`. Its photos are in a folder images/, in `folder` or up to three levels above
+    it. Raises ConfigError for a missing or damaged file, and for a camera model that is not supported."""
     try:
         model = _binary(folder) if (folder / "images.bin").is_file() else _text(folder)
         lenses = {number: _lens(folder, *row) for number, row in model.cameras.items()}
@@ -66,8 +62,6 @@ def _lens(folder: Path, model: str, numbers: list[float]) -> Lens:
 
 
 class _Cursor:
-    """Reads the little-endian numbers of a file one after the other."""
-
     def __init__(self, path: Path) -> None:
         self.data, self.position = read_bytes(path, MAX_BYTES), 0
 
@@ -80,8 +74,7 @@ class _Cursor:
         return int(self.read("Q")[0])
 
     def skip(self, size: int) -> None:
-        """Skip a number of entries, which is read first, of `size` bytes each."""
-        self.read(f"{size * self.count()}x")
+        self.read(f"{size * self.count()}x")  # a number of entries, and the entries of `size` bytes each
 
     def text(self) -> str:
         start = self.position
@@ -120,8 +113,7 @@ def _text(folder: Path) -> _Model:
 
 
 def _lines(path: Path) -> list[str]:
-    """Return the lines without comments. A model without points3D is valid."""
-    if path.stem == "points3D" and not path.is_file():
+    if path.stem == "points3D" and not path.is_file():  # a model without points is valid
         return []
     lines = read_text(path, max_bytes=MAX_BYTES).strip("\r\n").splitlines()
     return [line for line in lines if not line.startswith("#")]

@@ -28,7 +28,8 @@ MAX_MISS = 2.0
 
 
 class Match(NamedTuple):
-    """Matching pixels (M, 4) of the photos `first` and `second`: (x, y) in the first, then in the second."""
+    """Pixels (M, 4) that match in two photos: (x, y) in the first photo, then (x, y) in the second. `first` and
+    `second` are the indices of the photos."""
 
     first: int
     second: int
@@ -36,7 +37,8 @@ class Match(NamedTuple):
 
 
 def check_convention(photos: PosedPhotos) -> list[str]:
-    """Return a note if no convention of the poses fits the photos, else []. Raises ConfigError if another one fits."""
+    """Check with the images that the declared convention of the poses is right. Returns a list of at most one remark:
+    no convention fits. Raises ConfigError if only another convention fits."""
     poses, declared = alternatives(photos.matrices), photos.convention
     matches, K = matching_pixels(photos), photos.cameras.K.double().numpy()
     if len(matches) >= MIN_PAIRS:
@@ -54,7 +56,7 @@ def check_convention(photos: PosedPhotos) -> list[str]:
 
 
 def matching_pixels(photos: PosedPhotos) -> list[Match]:
-    """Match SIFT features of a few photos. Return the pairs with at least `MIN_MATCHES` matches."""
+    """Match SIFT features between a few photos. Return all pairs of photos with at least `MIN_MATCHES` matches."""
     anchors = evenly_spaced(len(photos) - 1, ANCHORS)
     index = sorted({*anchors, *(k + 1 for k in anchors)})
     features = [detect(image) for image in to_uint8(photos.views(index).images)]
@@ -64,10 +66,8 @@ def matching_pixels(photos: PosedPhotos) -> list[Match]:
 
 
 def share_that_meets(c2w: Array, K: Array, match: Match) -> float:
-    """Return the share of matching pixels whose rays meet in front of both cameras, within `MAX_MISS` pixels.
-
-    `c2w` (N, 4, 4) are poses with OpenGL axes, `K` (N, 3, 3) the intrinsics of all photos.
-    """
+    """Return the share of matches whose two rays meet in front of both cameras, within `MAX_MISS` pixels. `c2w` (N, 4,
+    4) are camera-to-world poses with OpenGL axes, `K` (N, 3, 3) the intrinsics of all N photos."""
     i, j = match.first, match.second
     a, b = (_rays(c2w[k], K[k], pixels) for k, pixels in ((i, match.pixels[:, :2]), (j, match.pixels[:, 2:])))
     base = c2w[i, :3, 3] - c2w[j, :3, 3]
@@ -81,7 +81,6 @@ def share_that_meets(c2w: Array, K: Array, match: Match) -> float:
 
 
 def _rays(c2w: Array, K: Array, pixels: Array) -> Array:
-    """Return the directions (M, 3) of the rays through pixels (M, 2), of depth 1."""
     x, y = ((pixels - K[:2, 2]) / K[[0, 1], [0, 1]]).T
     directions: Array = np.stack([x, -y, -np.ones_like(x)], axis=1) @ c2w[:3, :3].T
     return directions

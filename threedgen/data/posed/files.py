@@ -22,10 +22,8 @@ MAX_LISTED = 5
 
 
 class Lens(NamedTuple):
-    """Intrinsics of a photo in pixels of an image of `height` x `width`; the first pixel's centre is (0.5, 0.5).
-
-    `distortion` has OpenCV's coefficients (k1, k2, p1, p2, k3, k4, k5, k6).
-    """
+    """Intrinsics of a photo, in pixels of an image of `height` x `width`. The centre of the first pixel is (0.5, 0.5).
+    `distortion` has OpenCV's coefficients (k1, k2, p1, p2, k3, k4, k5, k6)."""
 
     fx: float
     fy: float
@@ -38,14 +36,15 @@ class Lens(NamedTuple):
 
 @dataclass(frozen=True)
 class PosedFiles:
-    """N photos with poses.
+    """N photos with poses, as a camera file describes them.
 
     Attributes:
-        source: the file or folder that has the poses.
+        source: camera file (transforms.json), or folder of the COLMAP model.
         files: N image files.
-        matrices: (N, 4, 4), float64, poses as in the file, in the `convention` of its format.
+        matrices: (N, 4, 4), float64, poses as in the file.
         lenses: N intrinsics.
-        missing: photos that `source` lists but that do not exist.
+        convention: convention of `matrices`, which the file format defines.
+        missing: names of photos that `source` lists but that do not exist.
         points: (P, 3), scene points of a COLMAP model; None: unknown.
         box: centre (3,) and half the side of the scene's cube in Instant-NGP's file; None: unspecified.
         applied: (4, 4), transform that nerfstudio has applied to the original world; None: no transform.
@@ -69,7 +68,8 @@ class PosedFiles:
 
 
 def find_photo(folders: Sequence[Path], name: str) -> Path | None:
-    """Return the file `name`, with or without its suffix, in the first of `folders` that has it; None if none has."""
+    """Return the path of the photo `name`, with or without suffix, in the first of `folders` that has it; None if none
+    has it."""
     for folder in folders:
         path = folder / name.replace("\\", "/")
         for candidate in (path, *(path.with_name(path.name + suffix) for suffix in SUFFIXES)):
@@ -79,13 +79,13 @@ def find_photo(folders: Sequence[Path], name: str) -> Path | None:
 
 
 def stored_shape(path: Path) -> tuple[int, int]:
-    """Read height and width in pixels from an image header, without rotation by EXIF. Raises ConfigError."""
+    """Read (height, width) in pixels from an image header, without the rotation by EXIF. Raises ConfigError."""
     with open_image(path) as image:
         return image.height, image.width
 
 
 def check_model(model: str, source: Path) -> None:
-    """Raise ConfigError if a camera model cannot be read."""
+    """Raise ConfigError unless the COLMAP camera model `model` is supported. The error names the file `source`."""
     if model not in SUPPORTED:
         advice = "Undistort the photos first, such as with `colmap image_undistorter`, or use"
         raise ConfigError(f"{source} has a camera model that cannot be read: {model}. {advice} {', '.join(SUPPORTED)}")

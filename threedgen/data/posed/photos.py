@@ -34,11 +34,12 @@ ZOOM_STEP, MAX_ZOOM = 1.01, 2.0
 
 @dataclass(frozen=True)
 class PosedPhotos(Instance):
-    """Photos of one scene. Images and cameras are without lens distortion.
+    """N photos of one scene. Images and cameras are without lens distortion.
 
     Attributes:
         posed: content of the camera file.
-        matrices: (N, 4, 4), its poses in the `convention`, without scale.
+        matrices: (N, 4, 4), poses as in the file, but without scale.
+        convention: convention of `matrices`.
     """
 
     posed: PosedFiles
@@ -46,7 +47,8 @@ class PosedPhotos(Instance):
     convention: PoseConvention
 
     def verify(self) -> None:
-        """Read the headers of all images. Raises ConfigError for an unreadable file or another aspect ratio."""
+        """Check image headers. Raises ConfigError for an unreadable file, or if aspect ratios of image and intrinsics
+        differ."""
         for file, lens in zip(self.files, self.posed.lenses, strict=True):
             height, width = stored_shape(file)
             if abs(height / width * lens.width / lens.height - 1) > MAX_ASPECT_ERROR:
@@ -54,12 +56,12 @@ class PosedPhotos(Instance):
                 raise ConfigError(f"{size}, but its intrinsics are for {lens.height} x {lens.width}. Correct w and h")
 
     def read(self, k: int) -> Array:
-        """Read photo `k`, composited on white."""
         rgba = self.rgba(k)
         return rgba[..., :3] * rgba[..., 3:] + (1 - rgba[..., 3:])
 
     def rgba(self, k: int) -> Array:
-        """Read photo `k` with its alpha channel, (H, W, 4) in [0, 1]. Raises ConfigError for an unreadable file."""
+        """Read photo `k` as RGBA (H, W, 4) in [0, 1], without lens distortion. Raises ConfigError for an unreadable
+        file."""
         image = load_image(self.files[k], max_side=max(self.height, self.width), upright=False).convert("RGBA")
         pixels = np.asarray(image.resize((self.width, self.height), Image.Resampling.BICUBIC), np.float32) / 255
         _, source = undistortion(self.posed.lenses[k], self.height, self.width)
@@ -71,11 +73,10 @@ class PosedPhotos(Instance):
 
 
 def open_photos(path: Path, max_side: int, convention: PoseConvention | None = None) -> PosedPhotos:
-    """Read the camera file at `path` and the image headers. Raises ConfigError.
+    """Read the camera file at `path` and the image headers; the pixels are read later. Raises ConfigError.
 
-    Args:
-        max_side: maximum longer side of the images in pixels.
-        convention: convention of the poses; None: that of the file's format.
+    `max_side` is the maximum of the longer image side in pixels: larger photos are reduced when they are read.
+    `convention` is that of the poses; None: that of the file format.
     """
     posed = read_posed(path)
     convention, matrices = convention or posed.convention, without_scale(posed.matrices, str(posed.source))
@@ -97,12 +98,13 @@ def open_photos(path: Path, max_side: int, convention: PoseConvention | None = N
 
 @lru_cache(maxsize=256)
 def undistortion(lens: Lens, height: int, width: int) -> tuple[Tensor, Tensor | None]:
-    """Return how an image of `height` x `width` is freed of the distortion of a lens.
+    """Return the camera and the sampling grid that remove the distortion of a lens from an image of `height` x `width`.
 
     Returns:
-        Intrinsics K (3, 3) of the undistorted image, float64, zoomed in until it has no pixel from outside of the
-        image; and for each of its pixels the image pixel (1, H, W, 2) it comes from, as (x, y) with the first pixel's
-        centre at (0, 0). None: no distortion.
+        K: intrinsics (3, 3), float64, of the undistorted image. It is zoomed in until it shows nothing outside of the
+            original image.
+        grid: (1, H, W, 2), for each pixel of the undistorted image its position (x, y) in the original image. The
+            centre of the first pixel is (0, 0). None: the lens has no distortion.
     """
     sx, sy = width / lens.width, height / lens.height
     rows = [[lens.fx * sx, 0, lens.cx * sx], [0, lens.fy * sy, lens.cy * sy], [0, 0, 1]]

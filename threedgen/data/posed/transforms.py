@@ -23,7 +23,7 @@ NGP_SCALE, NGP_OFFSET = 0.33, (0.5, 0.5, 0.5)  # defaults of Instant-NGP
 
 
 def read_transforms(path: Path) -> PosedFiles:
-    """Read a transforms.json. Raises ConfigError for a damaged file and for intrinsics that are missing."""
+    """Read a transforms.json. Raises ConfigError for a damaged file, and if intrinsics are missing."""
     where, found, missing = "", list[tuple[Path, Array, Lens]](), list[str]()
     try:
         tree = parse_json(read_text(path))
@@ -49,7 +49,6 @@ def read_transforms(path: Path) -> PosedFiles:
 
 
 def _lens(values: Mapping[str, str | float | None], path: Path, photo: Path) -> Lens:
-    """Return the intrinsics of an image file from the values of its frame. Raises ConfigError, ValueError."""
     check_model("OPENCV_FISHEYE" if values.get("is_fisheye") else str(values.get("camera_model", "OPENCV")), path)
     known = {name: float(value) for name in NUMBERS if (value := values.get(name)) is not None}
     h, w = (known["h"], known["w"]) if {"h", "w"} <= known.keys() else stored_shape(photo)
@@ -65,7 +64,6 @@ def _lens(values: Mapping[str, str | float | None], path: Path, photo: Path) -> 
 
 
 def _matrix(rows: object) -> Array:
-    """Return 3 or 4 rows of 4 numbers as a matrix (4, 4). Raises ValueError or TypeError for other values."""
     matrix = np.array(rows, np.float64)
     if matrix.shape not in ((3, 4), (4, 4)):
         raise ValueError("a matrix should have 3 or 4 rows of 4 numbers")

@@ -16,7 +16,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 def split_folder(root: Path | str, split: str) -> Path:
-    """Find the folder that contains the scenes of a split: ROOT/SPLIT, ROOT/SPLIT/ANY, ROOT/ANY/SPLIT or ROOT. Raises
+    """Return the folder with the scenes of a split, which is ROOT/SPLIT, ROOT/SPLIT/ANY, ROOT/ANY/SPLIT or ROOT. Raises
     ConfigError if none of them contains a scene."""
     root = existing_folder(root, "path")
     candidates = [root / split, *_folders(root / split), *(folder / split for folder in _folders(root))]
@@ -29,12 +29,12 @@ def split_folder(root: Path | str, split: str) -> Path:
 
 
 def scenes(folder: Path) -> list[Path]:
-    """List the scene folders in a folder, sorted by name. A subfolder is a scene if it contains pose/ or rgb/."""
+    """Return the scene folders in `folder`, sorted by name. A subfolder is a scene if it contains pose/ or rgb/."""
     return [path for path in _folders(folder) if (path / "pose").is_dir() or (path / "rgb").is_dir()]
 
 
 def image_files(folder: Path, min_views: int) -> list[Path]:
-    """List the image files of a scene folder, sorted by number, or by name if a name is not a number. Raises
+    """Return the image files of a scene folder, sorted by number, or by name if a name is not a number. Raises
     ConfigError for missing images or poses, and for fewer than `min_views` images."""
     if not folder.is_dir():
         raise ConfigError(f"{folder} is not a folder")

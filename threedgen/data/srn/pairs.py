@@ -25,7 +25,7 @@ Indices = Sequence[int] | Array
 
 
 class PairSource(Protocol):
-    """Source of scenes, which the registry builds from a config, an image size and a seed.
+    """Source of scenes with several views. The registry builds it from a config, an image size and a seed.
 
     Attributes:
         views: number of views of each scene.
@@ -42,13 +42,13 @@ class PairSource(Protocol):
         ...
 
     def describe(self) -> str:
-        """Return one line that names everything that determines the images. It is part of the cache key."""
+        """Return one line of text that identifies everything that determines the images, for the cache key."""
         ...
 
 
 class ArchiveScenes:
-    """Source of the scenes of an archive split, sorted by name, with images of `size` x `size` pixels. Each scene has
-    as many views as the first scene; further views of a scene are not used."""
+    """Source of the scenes of a split of the SRN archives, sorted by name, with images of `size` x `size` pixels. Each
+    scene has as many views as the first scene; further views of a scene are not used."""
 
     n_families = 1
 
@@ -72,14 +72,15 @@ class ArchiveScenes:
 
 
 class PairBank:
-    """Disk cache of all views of the scenes of a source, read and encoded on first use.
+    """Disk cache of all views of all scenes of a source. A scene is read and encoded on first use.
 
     Args:
+        folder: folder of the cache.
         size: image side, pixels.
         held_out: number of scenes at the end of the source that are not used for training; fewer than all.
         encode: function from images (V, H, W, 3), in [0, 1], to latents (V, C, h, w), which are stored as float16.
             None: the images are stored with 8 bits per channel.
-        encoder: text that names everything that determines `encode`. It is part of the cache key.
+        encoder: text that identifies everything that determines `encode`. It is part of the cache key.
     """
 
     def __init__(
@@ -118,7 +119,8 @@ class PairBank:
         """Return one view of each of B scenes.
 
         Args:
-            scenes, views: (B,), indices of the scenes, and the index of the view in each scene.
+            scenes: (B,), indices of the scenes.
+            views: (B,), index of the view in each scene.
 
         Returns:
             Images (B, H, W, 3), in [0, 1], or latents (B, C, h, w); camera-to-world poses (B, 4, 4), OpenGL axes; and
@@ -132,12 +134,11 @@ class PairBank:
         return x / 255 if self.encode is None else x, c2w, K
 
     def pairs(self, scenes: Indices, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Sample two different views, a condition and a target, of each of the B `scenes`.
+        """Sample two different random views of each of the B `scenes`: a condition and a target.
 
         Returns:
-            Conditions and targets, each images (B, H, W, 3) or latents (B, C, h, w); camera-to-world poses
-            (B, 2, 4, 4), OpenGL axes, with the condition at index 0 and the target at index 1; and K (B, 3, 3) in
-            pixels.
+            Conditions, and targets: images (B, H, W, 3) or latents (B, C, h, w) each; camera-to-world poses (B, 2, 4,
+                4), OpenGL axes, with the condition at index 0 and the target at index 1; and K (B, 3, 3) in pixels.
         """
         count = self.source.views
         first = rng.integers(0, count, len(scenes))

@@ -27,13 +27,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Instance(SceneFiles):
-    """Scene on disk whose images can be read. `cameras` are the cameras of all N views at the size of the files."""
+    """Scene on disk with N views, whose images can be read. `cameras` are N cameras at the image size of the files."""
 
     cameras: Cameras
 
     def views(self, index: Sequence[int] | None = None, size: int | None = None) -> Views:
-        """Read the images and cameras of the views `index`; None: all views. Images are resized to `size` x `size`
-        pixels; None: they keep their size. Raises ConfigError for an unreadable file."""
+        """Read the images and cameras of the views with the indices `index`; None: all views. Images are resized to
+        `size` x `size` pixels; None: they keep their size. Raises ConfigError for an unreadable file."""
         indices = list(range(len(self)) if index is None else index)
         images = np.stack([self.read(k) for k in indices])
         views = Views(torch.from_numpy(images), self.cameras.select(indices))
@@ -52,8 +52,8 @@ class Instance(SceneFiles):
 def open_instance(
     folder: Path | str, up: Literal["z", "y"] = "z", min_views: int = 2, allow_gaps: bool = False
 ) -> Instance:
-    """Read and check the poses, intrinsics and image headers of a scene, but not the pixels. A world with the up axis
-    `up` = "y" is rotated to z-up. Other arguments and errors are those of `read_scene`."""
+    """Open a scene folder: read and check poses, intrinsics and image headers, but not the pixels. `up` is the up axis
+    of its world; a y-up world is rotated to z-up. Other arguments and errors are those of `read_scene`."""
     scene = read_scene(folder, min_views, allow_gaps)
     c2w = opencv_axes(torch.from_numpy(scene.poses).double())
     c2w = opengl_to_blender(c2w) if up == "y" else c2w
@@ -62,7 +62,6 @@ def open_instance(
 
 
 def _read_rgb(path: Path) -> Array:
-    """Read an image (H, W, 3), in [0, 1], composited on white."""
     pixels: Array = np.asarray(load_image(path), np.float32) / np.float32(255)
     if pixels.shape[-1] == 3:
         return pixels
@@ -78,10 +77,10 @@ _WARNED: set[Path] = set()
 
 
 def write_instance(folder: Path | str, views: Views, numbers: Sequence[int] | None = None) -> Path:
-    """Write views atomically to a new folder with rgb/ (8 bits), pose/ and intrinsics.txt, and return its path.
+    """Write views atomically to a new scene folder with rgb/ (8 bits), pose/ and intrinsics.txt. Return its path.
 
-    `numbers` are the numbers of the views in the file names; None: 0, 1, ... Raises ValueError unless all views have
-    the same K with square pixels and no skew, FileExistsError if the folder exists, and OSError.
+    `numbers` are the view numbers for the file names; None: 0, 1, ... Raises ValueError unless all views have the same
+    K with square pixels and no skew, FileExistsError if the folder exists, and OSError.
     """
     folder = Path(folder)
     K = views.cameras.K[0].double().numpy()

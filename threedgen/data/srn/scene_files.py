@@ -32,7 +32,7 @@ MAX_OFFSET = 0.2
 
 @dataclass(frozen=True)
 class SceneFiles:
-    """Checked scene on disk, with N views.
+    """Scene folder with N views, whose poses, intrinsics and image headers are read and checked.
 
     Attributes:
         files: N image files of `height` x `width` pixels.
@@ -71,9 +71,9 @@ def read_scene(folder: Path | str, min_views: int = 2, allow_gaps: bool = False)
     """Read and check the image headers, poses and intrinsics of a scene folder.
 
     Raises:
-        ConfigError: for fewer than `min_views` views, images without poses, poses without images, missing file numbers
-            (unless `allow_gaps`), different image sizes, intrinsics for another size, poses that are not rigid, and if
-            all cameras are at one position.
+        ConfigError: for fewer than `min_views` views, images without poses, poses without images, gaps in the file
+            numbers (unless `allow_gaps`), different image sizes, intrinsics for another size, poses that are not rigid,
+            and if all cameras are at one position.
     """
     folder = Path(folder)
     files = image_files(folder, min_views)
@@ -89,8 +89,8 @@ def read_scene(folder: Path | str, min_views: int = 2, allow_gaps: bool = False)
 
 
 def condition_and_targets(scene: SceneFiles, condition: int = CONDITION_VIEW) -> tuple[int, list[int]]:
-    """Return the index of the view with the file number `condition`, and the indices of all other views. Raises
-    ConfigError if no view has this number."""
+    """Return the index of the condition view, and the indices of all other views. `condition` is the number of the
+    condition view in its file name. Raises ConfigError if no view has this number."""
     numbers = scene.numbers
     if condition not in numbers:
         available = f"numbers are from {min(numbers)} to {max(numbers)}"
@@ -147,7 +147,7 @@ def _check_spread(folder: Path, poses: Array) -> None:
 
 
 def read_intrinsics(folder: Path, names: Sequence[str], height: int, width: int) -> tuple[Array, bool]:
-    """Read the intrinsics of the views `names`, which are file names without suffix, in the scene `folder`.
+    """Read the intrinsics of N views. `names` are their file names without suffix, and `folder` is the scene folder.
 
     Raises ConfigError for an unusable file, and if K does not fit images of `height` x `width` pixels.
 
