@@ -60,8 +60,7 @@ class Bank(ABC):
     """Base class of disk caches of latents and cameras. A block of entries is made when one of them is first used.
 
     Args:
-        folder: folder of the cache.
-        name: name of the array file in the folder.
+        name: name of the array file in `folder`.
         description: text that identifies everything that determines the entries, except the VAE encoder.
         vae: diffusers AutoencoderKL. The cache key contains its encoder weights, which must not change during use.
         count: number of entries.
@@ -93,8 +92,7 @@ class Bank(ABC):
         """Make and store all entries of the block with number `block`."""
 
     def latents(self, indices: Sequence[int] | np.ndarray) -> Tensor:
-        """Return the latents (N, V, C, h, w), float32, of the entries `indices` (N,), multiplied by the VAE's scaling
-        factor."""
+        """Return the latents (N, V, C, h, w), float32, of the entries `indices` (N,), times the scaling factor."""
         return torch.from_numpy(self._read(indices, "z")).float()
 
     def c2w(self, indices: Sequence[int] | np.ndarray) -> Tensor:
@@ -136,8 +134,7 @@ class LatentBank(Bank):
 
 
 class SceneBank(Bank):
-    """Disk cache of the latents, captions, cameras and depth of scenes. Depth is stored as float16: steps of 2 mm at 4
-    m.
+    """Disk cache of the latents, captions, cameras and depth of scenes. Depth is float16: steps of 2 mm at 4 m.
 
     Args:
         source: scenes to cache, each with V views of H x W pixels.
@@ -171,8 +168,7 @@ class SceneBank(Bank):
         return [tuple(unpack(text) for text in texts) for texts in self._read(indices, "text")]
 
     def depth(self, indices: Sequence[int] | np.ndarray) -> Tensor:
-        """Return the depth (N, V, H, W), float32, of the scenes `indices` (N,): metres along the viewing axis, 0 where
-        unknown."""
+        """Return the depth (N, V, H, W) of scenes `indices` (N,): metres along the viewing axis, 0 where unknown."""
         return torch.from_numpy(self._read(indices, "depth")).float()
 
     def condition_mask(self, indices: Sequence[int] | np.ndarray) -> Tensor:
@@ -218,8 +214,7 @@ def choose_by_share(parts: Sequence[tuple[float, T]], u: float) -> tuple[float, 
 
 
 def available_entries(step: int, count: int, first: int, fresh: int) -> int:
-    """Return the number of entries that a training step can reuse: `first` at step 0, `fresh` more per step, and at
-    most `count`."""
+    """Return how many entries a training step can reuse: `first` at step 0, `fresh` more per step, at most `count`."""
     return min(count, first + step * fresh)
 
 
@@ -227,8 +222,7 @@ def sample_entries(rng: np.random.Generator, step: int, batch: int, count: int, 
     """Sample the entry indices (batch,) of a training step.
 
     The first `fresh` indices are new: no earlier step used them. When all `count` entries are used, there are no new
-    ones. The other indices are sampled uniformly from the entries before. At step 0 these are the first `first`
-    entries.
+    ones. The other indices are sampled uniformly from the entries before; at step 0 from the first `first` ones.
     """
     available = available_entries(step, count, first, fresh)
     indices = rng.integers(0, available, batch)
@@ -249,8 +243,8 @@ def unpack(data: np.ndarray) -> str:
 
 @torch.no_grad()
 def encode(vae: Any, rgb: Tensor) -> Tensor:
-    """Encode images (B, H, W, 3) in [0, 1] by a VAE. Return its posterior means times its `scaling_factor`: latents (B,
-    C, h, w), float32, on the device of the VAE."""
+    """Encode images (B, H, W, 3) in [0, 1] by a VAE. Return latents (B, C, h, w), float32, on the device of the VAE:
+    the mean of the posterior, times `scaling_factor`."""
     with autocast_bf16(vae.device):
         x = (rgb.permute(0, 3, 1, 2) * 2 - 1).to(vae.device)
         z = torch.cat([vae.encode(part).latent_dist.mean.float() for part in x.split(16)])

@@ -47,8 +47,7 @@ class Part:
     Attributes:
         corners: (F, 3, 3), as (triangle, corner, xyz), in world units.
         values: values at the corners. Without a texture: sRGB (F, 3, 3) or RGBA (F, 3, 4), in [0, 1]. With a texture:
-            uv (F, 3, 2), v upwards. It may be followed by linear RGB or RGBA that multiplies the texture: (F, 3, 5 or
-            6).
+            uv (F, 3, 2), v upwards; or (F, 3, 5 or 6): uv, and linear RGB or RGBA that multiplies the texture.
         texture: texture; None: `values` are colours.
         wrap: wrap modes of the texture along u and v.
         cutoff: points with at least this alpha are opaque, others invisible; None: alpha is the opacity.
@@ -208,8 +207,7 @@ def _light(corners: Array, weight: Array, eye: Array) -> Array:
 
 
 def fit_to_ball(mesh: ColouredMesh, radius: float = 0.8) -> ColouredMesh:
-    """Move the centre of a mesh's bounding box to the origin, and scale the mesh until its farthest corner is at the
-    distance `radius`."""
+    """Centre the bounding box of a mesh at the origin, and scale the mesh: its farthest corner is at `radius`."""
     points = mesh.corners.reshape(-1, 3)
     centre = (points.min(0) + points.max(0)) / 2
     scale = radius / np.linalg.norm(points - centre, axis=1).max()
@@ -217,8 +215,7 @@ def fit_to_ball(mesh: ColouredMesh, radius: float = 0.8) -> ColouredMesh:
 
 
 def fit_to_cube(mesh: ColouredMesh, half: float) -> ColouredMesh:
-    """Move the centre of a mesh's bounding box to the origin, and scale the mesh until its largest |coordinate| is
-    `half`."""
+    """Centre the bounding box of a mesh at the origin, and scale the mesh: its largest |coordinate| is `half`."""
     low, high = mesh.corners.min((0, 1)), mesh.corners.max((0, 1))
     scale = 2 * half / (high - low).max()
     return mesh.map_corners(lambda corners: (corners - (low + high) / 2) * scale)

@@ -24,8 +24,7 @@ def first_line(path: Path) -> str:
 
 
 def read_frame_numbers(path: Path) -> list[int]:
-    """Read a text file with one frame number per line. Return the distinct numbers, ascending. Raises ConfigError for a
-    missing file or another content."""
+    """Read a text file with one frame number per line. Return the distinct numbers, ascending. Raises ConfigError."""
     lines = read_lines(path)
     for line in lines:
         if not line.isdecimal():
@@ -34,8 +33,7 @@ def read_frame_numbers(path: Path) -> list[int]:
 
 
 def read_numbers(path: Path) -> list[list[float]]:
-    """Read a text file of numbers. Return a list for each non-empty line. Raises ConfigError if a word is not a finite
-    number."""
+    """Read a text file of numbers. Return one list per non-empty line. Raises ConfigError for other content."""
     text = read_text(path, max_bytes=1 << 16)
     try:
         rows = [[float(word) for word in line.split()] for line in text.splitlines() if line.strip()]

@@ -36,11 +36,10 @@ MAX_SUPERSAMPLE = 2
 
 
 class MatterportPanoramas:
-    """Source of training entries from panoramas (a `SceneSource`). An entry has perspective views, evenly spaced in
-    yaw.
+    """Source (`SceneSource`) of entries from panoramas: perspective views of a panorama, evenly spaced in yaw.
 
-    The yaw of its first view is 0 in the test split. For training, it is a random whole number of degrees that depends
-    on the seed and the entry's index. Raises ConfigError for an unusable file.
+    The yaw of the first view is 0 in the test split. For training, it is a random whole number of degrees that depends
+    on the seed and the index of the entry. Raises ConfigError for an unusable file.
     """
 
     def __init__(self, config: MatterportConfig, seed: int = 0, split: SceneSplit = "train") -> None:
@@ -72,7 +71,7 @@ class MatterportPanoramas:
         return SceneViews(Views(resize(images, o.size, o.size), at), tuple(captions))
 
     def caption(self, face: str, yaw: float) -> str:
-        """Read the caption of a panorama whose yaw is nearest to `yaw`, in degrees. `face` is the path of any cube side
+        """Read the caption file of a panorama that is nearest to `yaw`, in degrees. `face` is the path of any cube side
         of the panorama, relative to the data folder. Raises ConfigError."""
         nearest = round(yaw / YAW_STEP) * YAW_STEP % 360
         path = PurePosixPath(face)

@@ -83,7 +83,7 @@ class ObjectViews(ABC):
         """
 
     def reference_angles(self, index: int) -> tuple[float, float]:
-        """Return (elevation, azimuth) of the camera of the reference image of object `index`, random, in degrees."""
+        """Return the random (elevation, azimuth) in degrees of the reference camera of object `index`."""
         rng = np.random.default_rng([self.seed, self.split == "train", index, 5])
         return float(rng.uniform(*ELEVATION)), float(rng.uniform(-AZIMUTH, AZIMUTH))
 
@@ -116,8 +116,7 @@ class ObjectViews(ABC):
         return Captioned(np.concatenate(rgb), [self.caption(index) for index in indices], np.concatenate(c2w))
 
     def maps(self, index: int, size: int) -> Tensor:
-        """Return the condition maps of the six views of object `index`: (6, 6, size, size), in [0, 1], as (view,
-        channel, y, x).
+        """Return condition maps (6, 6, size, size) in [0, 1]: six channels for each of the six views of object `index`.
 
         The channels are Pluecker rays if `control` is "rays", or position and normal if it is "geometry". Ray maps of
         orthographic cameras are (6, 6, 1, 1), because all pixels have the same direction.

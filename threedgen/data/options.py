@@ -17,7 +17,7 @@ OBJECT_RADIUS = 0.85
 
 
 class WalksConfig(Config):
-    """Options that select the views of an entry from a walk with depth."""
+    """Base class of the options of scene sources that select the views of an entry from a camera path with depth."""
 
     has_depth: ClassVar[bool] = True
 
@@ -28,8 +28,6 @@ class WalksConfig(Config):
 
 
 class _Folder(Config):
-    """Base class of data sets that are read from an existing folder."""
-
     path: str = Field(min_length=1, description="folder of the data set")
 
     def check(self) -> None:
@@ -81,8 +79,8 @@ class MeshFolderConfig(_Folder):
     held_out: int = Field(8, ge=1, description="last meshes of the list, used for the sample sheet only")
 
     def files(self) -> list[str]:
-        """Return the paths of all mesh files relative to the folder, sorted. Raises ConfigError unless there are more
-        than `held_out`."""
+        """Return the paths of the mesh files relative to the folder, sorted. Raises ConfigError unless there are more
+        than `held_out` meshes."""
         folder = existing_folder(self.path, "path")
         found = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.suffix.lower() in MESHES)
         if len(found) <= self.held_out:
@@ -94,9 +92,8 @@ class MeshFolderConfig(_Folder):
         return found
 
     def texts(self) -> dict[str, str]:
-        """Return the captions of all meshes, as a dict from mesh file to caption. A caption that is not in the captions
-        file is made from the file name. Raises ConfigError for an unreadable captions file, and for a caption whose
-        mesh is missing."""
+        """Return a dict from mesh file to caption. A missing caption is made from the file name. Raises ConfigError for
+        an unreadable captions file, and for a caption whose mesh is missing."""
         files = self.files()
         captions = {} if self.captions is None else _read_captions(Path(self.captions).expanduser())
         for name in captions.keys() - set(files):

@@ -106,8 +106,7 @@ class ScanNetWalk:
         """Read depth and cameras of the frames `numbers` (N,). Raises ConfigError for a missing or unusable file.
 
         Returns:
-            Depth (N, H, W), metres along the viewing axis, 0 where unknown, resized to the nearest pixel; and N
-            cameras.
+            Depth (N, H, W), metres along the viewing axis, 0 where unknown (nearest-pixel resizing); and N cameras.
         """
         depth, sizes = zip(*(self._depth(number) for number in numbers), strict=True)
         if len(set(sizes)) > 1:
@@ -119,7 +118,6 @@ class ScanNetWalk:
         return torch.from_numpy(np.stack(depth)), cameras.with_size(self.height, self.width)
 
     def caption(self, number: int) -> str:
-        """Read the caption of frame `number`. Raises ConfigError for a missing or empty file."""
         return first_line(self.folder / "prompt" / f"{number}.txt")
 
     def _image(self, number: int) -> torch.Tensor:

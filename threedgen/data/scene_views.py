@@ -76,13 +76,11 @@ Entry = tuple[int, int]
 
 
 class WalkScenes:
-    """Source (`SceneSource`) of training entries from camera paths (walks). Random entry i comes from walk i %
-    len(walks).
+    """Source (`SceneSource`) of training entries from camera paths. Random entry i comes from walk i % len(walks).
 
     An entry has consecutive key frames, or it is an interpolation: two key frames as inputs, with frames between them.
 
     Args:
-        n_view: number of views per entry.
         description: one line of text that identifies everything that determines the walks.
         seed: seed of random entries; entry i depends only on the seed and i.
         between: fraction of the entries that are interpolations, in [0, 1].
@@ -125,11 +123,10 @@ class WalkScenes:
 
 
 def window(walk: Walk, n_view: int, first: int, rng: np.random.Generator | None = None) -> list[int]:
-    """Return the frame numbers of `n_view` consecutive key frames. `first` is the index of the first one in
-    `walk.keys`.
+    """Return the frame numbers of `n_view` consecutive key frames, starting with the key frame `walk.keys[first]`.
 
-    If there are too few key frames after `first`, random other frames of the walk complete the list. `rng` selects
-    them; None: a generator with the seed `first`.
+    If there are too few key frames after it, random other frames of the walk complete the list. `rng` selects them;
+    None: a generator with the seed `first`.
     """
     keys = list(walk.keys[first : first + n_view])
     rng = rng or np.random.default_rng(first)
@@ -154,6 +151,5 @@ def between_keys(walk: Walk, n_view: int, rng: np.random.Generator) -> list[int]
 
 
 def windows(walks: Sequence[Walk], n_view: int) -> list[Entry]:
-    """Divide the key frames of each walk into entries of `n_view` consecutive key frames. The rest of a walk is not
-    used."""
+    """Divide the key frames of each walk into entries of `n_view` consecutive key frames. The rest is not used."""
     return [(k, i) for k, walk in enumerate(walks) for i in range(0, len(walk.keys) - n_view + 1, n_view)]

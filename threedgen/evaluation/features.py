@@ -33,8 +33,7 @@ class NetworkOutput(NamedTuple):
 class FeatureNetwork(Protocol):
     """Network for FID and KID (by its features) and the Inception score (by its logits), registered as kind "features".
 
-    A call maps images (V, H, W, 3), uint8, to a `NetworkOutput`. ``description`` names the network and its
-    preprocessing in reports.
+    A call maps images (V, H, W, 3), uint8, to a `NetworkOutput`. ``description`` is its name in reports.
     """
 
     description: str
@@ -43,8 +42,7 @@ class FeatureNetwork(Protocol):
     def __call__(self, images: Tensor) -> NetworkOutput: ...
 
     def fid(self, images: Tensor, truth: Tensor) -> float:
-        """Return the FID between two sets of images, (N, H, W, 3) and (M, H, W, 3), uint8. Swapping the sets changes
-        nothing."""
+        """Return the FID between two sets of images, (N, H, W, 3) and (M, H, W, 3), uint8. It is symmetric."""
         return fid(self(images).features, self(truth).features)
 
 
@@ -72,7 +70,7 @@ class InceptionFeatures(FeatureNetwork):
 
 class CLIP:
     """Frozen CLIP that embeds images and texts as unit vectors. Raises ConfigError if it cannot be loaded. ``weights``
-    is a folder or hub id. The error message names its config key ``key`` and a valid value ``example``."""
+    is a folder or hub id. The error message names its config key (``key``) and a valid value (``example``)."""
 
     def __init__(self, weights: str, key: str, example: str = CLIP_WEIGHTS) -> None:
         from transformers import AutoProcessor, CLIPModel
@@ -82,14 +80,13 @@ class CLIP:
 
     @torch.no_grad()
     def embed_images(self, pixels: Tensor) -> Tensor:
-        """Embed images (N, 3, S, S) that are preprocessed for CLIP; S is ``image_size``. Return unit vectors (N, D),
-        float32."""
+        """Embed N images (N, 3, S, S), preprocessed for CLIP, with S = ``image_size``. Return unit vectors (N, D)."""
         parts = pixels.split(ENCODER_BATCH)
         return torch.cat([unit_vectors(self.net.get_image_features(pixel_values=part)) for part in parts])
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """Embed N texts, truncated to the maximum length of CLIP. Return unit vectors (N, D), float32."""
+        """Embed N texts, truncated to the maximum length of CLIP. Return unit vectors (N, D)."""
         longest = int(self.net.config.text_config.max_position_embeddings)
         tokens = self.processor.tokenizer(
             list(texts), padding=True, truncation=True, max_length=longest, return_tensors="pt"

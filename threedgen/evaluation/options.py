@@ -29,7 +29,7 @@ class InceptionFeaturesConfig(Config):
 
 
 class SamplingConfig(RunConfig):
-    """Evaluation that samples a prior."""
+    """Base class of the options of evaluations that sample a diffusion prior."""
 
     steps: int = Field(50, ge=1, le=1000, description="DDIM steps")
     guidance_scale: float = Field(5.0, ge=0, description="scale of classifier-free guidance")

@@ -94,8 +94,7 @@ class PriorEvaluation(Evaluation[P, int, Row]):
         return np.concatenate(found)
 
     def view_use(self, objects: Captioned) -> tuple[str, Json]:
-        """Run the function `view_use` for an MVDream prior. Return a section of the report in Markdown, and the JSON
-        result."""
+        """Run the function `view_use` for an MVDream prior. Return a Markdown section of the report, and the result."""
         assert isinstance(self.prior, MVDream)
         figures = view_use(self.prior, Objects.encoded(self.prior, objects), self.config.seed)
         return view_use_table(figures), figures
@@ -107,7 +106,7 @@ class Objects(NamedTuple):
     Attributes:
         z: clean latents (N, V, C, h, w).
         c2w: camera-to-world poses (N, V, 4, 4).
-        opposite: (N, C, h, w), latents of the image of view V // 2, mirrored left to right. It is opposite to view 0.
+        opposite: latents (N, C, h, w) of view V // 2, opposite to view 0, after mirroring its image left to right.
     """
 
     z: Tensor
@@ -163,9 +162,8 @@ def view_use(prior: MultiviewPrior, objects: Objects, seed: int) -> Json:
         caption      as true, but with the caption of the object; all other cases have the empty prompt
         clean        companions are the other views with little noise (t = CLEAN), and view 0 is at the last time step
 
-    A prior that ignores the companions has equal errors in the cases true, wrong and alone. The result has, for each
-    time step in `LEVELS`, the mean squared errors and their ratios to the case alone, with 95 % intervals over the
-    objects.
+    A prior that ignores the companions has equal errors in the cases true, wrong and alone. The result has mean squared
+    errors for each time step in `LEVELS`, and their ratios to the case alone, with 95 % intervals.
     """
     z, last = objects.z, prior.schedule.T - 1
     noise = torch.randn(z.shape, generator=generator(seed, 0, "view use")).to(z)
@@ -216,8 +214,7 @@ AssetFeatures = tuple[Array, Array, Array]
 
 
 class OwnPrior(PriorEvaluation[EvaluateOwnPriorConfig, AssetFeatures]):
-    """Task "evaluate-own-prior": sample the captions of user assets, and compare the samples with renders of the assets
-    from the same cameras."""
+    """Task "evaluate-own-prior": compare samples of the captions of user assets with renders from the same cameras."""
 
     def __init__(self, task: Task) -> None:
         super().__init__(task)

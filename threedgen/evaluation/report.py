@@ -105,8 +105,7 @@ def write_report(
 
 
 def write_strips(path: Path, strips: Iterable[Array], labels: Sequence[str], columns: int = 1) -> None:
-    """Write a PNG contact sheet with ``columns`` cells per row. A cell is images (V, H, W, 3) side by side, with its
-    label."""
+    """Write a PNG contact sheet with ``columns`` labelled cells per row. A cell is images (V, H, W, 3) in a row."""
     if cells := [grid(strip, len(strip)) for strip in strips]:
         write_png(path, grid(cells, columns, labels))
 

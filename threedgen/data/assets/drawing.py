@@ -34,7 +34,7 @@ def read_asset(folder: Path, asset: Asset) -> ColouredMesh:
 
 
 def cameras(options: ViewsConfig, seed: int, name: str) -> Cameras:
-    """Sample the cameras of the asset `name`. They look at the origin. The order is ring by ring.
+    """Sample the cameras of the asset `name`, which look at the origin. They are ordered ring by ring.
 
     A ring is a circle of cameras with the same elevation, field of view and distance. These are random, and depend only
     on the seed and the name. A ring starts at the front of the object (azimuth 0, +x) and continues counter-clockwise

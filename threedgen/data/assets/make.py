@@ -53,8 +53,6 @@ class Job:
 
 
 def make(task: Task) -> None:
-    """Run the task: render all shards that are missing. Raises Stopped after Ctrl-C or SIGTERM, and ConfigError if no
-    mesh can be rendered."""
     shards = render(task.config, task.folder, task.quiet)
     left_out = len(shards.index["left_out"])
     task.summarise(assets=len(shards), left_out=left_out, views=len(shards) * shards.azimuths * shards.rings)
@@ -115,8 +113,8 @@ def read_finished(folder: Path, job: Job) -> dict[str, Any] | None:
 
 
 def make_shards(config: AssetsConfig, every: list[Job], run_folder: Path, data: Path, quiet: bool) -> int:
-    """Make the missing shards among the jobs `every` in parallel workers. The meshes are in the folder `data`. Return
-    0, or the exit code of the signal that stopped the work."""
+    """Make the missing shards of the jobs `every` in parallel workers. `data` is the folder of the meshes. Return 0, or
+    the exit code of the signal that stopped the work."""
     folder = run_folder / SHARDS
     work = partial(
         make_shard,
@@ -144,8 +142,7 @@ def make_shards(config: AssetsConfig, every: list[Job], run_folder: Path, data: 
 
 
 def skip_asset(job: Job, reason: str, folder: Path) -> None:
-    """Record in the file `CRASHES` the asset of `job` whose rendering failed repeatedly. The next attempt leaves it
-    out."""
+    """Record the asset of `job` whose rendering failed repeatedly in the file `CRASHES`. The next attempt skips it."""
     current = read_json(folder / f"{job.name}.at") or {"file": job.assets[0].file, "mark": None}
     logger.warning("asset skipped after repeated failures: %s (%s)", current["file"], reason)
     with writing(folder):
@@ -154,7 +151,7 @@ def skip_asset(job: Job, reason: str, folder: Path) -> None:
 
 
 def make_shard(job: Job, views: ViewsConfig, seed: int, folder: Path, data: Path, threads: int | None) -> None:
-    """Render and write one shard in a worker. `folder` is for the shards, and `data` has the meshes. `threads` is the
+    """Render one shard in a worker and write it to `folder`. `data` is the folder of the meshes. `threads` is the
     number of CPU threads; None: one per core. Raises ConfigError if the disk is full."""
     set_threads(threads)
     left_out, entries, crashes = dict[str, str](), list[dict[str, Any]](), read_json(folder / CRASHES)

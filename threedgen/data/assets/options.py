@@ -38,7 +38,7 @@ class ViewsConfig(Config):
 
 
 class AssetsConfig(WorkersConfig):
-    """User assets and their rendering."""
+    """Base class of the options of tasks that read user assets, and render them if necessary."""
 
     data: str = Field("", description="folder of GLB, glTF, OBJ or PLY files, or a run of make-asset-views")
     captions: str = Field(
@@ -63,7 +63,6 @@ class AssetsConfig(WorkersConfig):
         return next((path for path in (folder, folder / SHARDS) if (path / INDEX).is_file()), None)
 
     def listing(self) -> Listing:
-        """List the assets to render. Raises ConfigError if no mesh in `data` has a caption."""
         return list_assets(user_path(self.data, "data"), self.captions, self.up)
 
     def check(self) -> None:

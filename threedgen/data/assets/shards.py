@@ -114,8 +114,7 @@ class Shards:
         return load_image(self.read(entry, f"v{view:02d}.png"), "an image in a shard")
 
     def read(self, entry: Entry, part: str) -> bytes:
-        """Return the bytes of a file of an asset. `part` is the end of its name, such as "json" or "v00.png". Raises
-        ConfigError."""
+        """Return the bytes of an asset's file. `part` is the end of its name, such as "v00.png". Raises ConfigError."""
         path = self.folder / entry.shard
         try:
             start, size = self._members(entry.shard)[f"{entry.name}.{part}"]

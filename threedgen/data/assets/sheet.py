@@ -27,8 +27,8 @@ def write_sheet(folder: Path, shards: Shards, max_count: int) -> None:
 
 
 def sides(shards: Shards, entry: Entry) -> Array:
-    """Return four views of an asset side by side: front, left, back and right, from the first ring. The result is (S, 4
-    S, 3) in [0, 1] with S = `SIDE_PIXELS`."""
+    """Return the front, left, back and right views of the first ring side by side: (S, 4 S, 3) in [0, 1], S =
+    `SIDE_PIXELS`."""
     views = (k * shards.azimuths // SIDES for k in range(SIDES))
     return np.concatenate([on_grey(shards.image(entry, view), SIDE_PIXELS) for view in views], axis=1)
 

@@ -24,8 +24,7 @@ GREY = (0.4, 0.6)
 
 
 class AssetViews:
-    """Training source whose entries have `n_view` views of one asset. Entry i shows the asset `entries[i %
-    len(entries)]`.
+    """Training source whose entries have `n_view` views of one asset. The asset of entry i is number i % len(entries).
 
     The views are evenly spaced on one random ring of cameras, from a random azimuth on. They share a background of
     random grey. Raises ConfigError if `entries` is empty.

@@ -37,8 +37,8 @@ def to_c2w(matrices: Array, convention: PoseConvention) -> Array:
 
 
 def alternatives(matrices: Array) -> dict[str, Array]:
-    """Interpret pose matrices (N, 4, 4) in each convention, also with y and z swapped. Return camera-to-world poses (N,
-    4, 4), OpenGL axes, by name of the convention. Conventions that would mirror the scene are left out."""
+    """Interpret pose matrices (N, 4, 4) in each convention, also with y and z swapped. Return camera-to-world poses
+    (N, 4, 4), OpenGL axes, by name of the convention. Conventions that would mirror the scene are left out."""
     swapped = {
         "": matrices,
         " with y and z of the world swapped": SWAP @ matrices,

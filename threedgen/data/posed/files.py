@@ -68,8 +68,7 @@ class PosedFiles:
 
 
 def find_photo(folders: Sequence[Path], name: str) -> Path | None:
-    """Return the path of the photo `name`, with or without suffix, in the first of `folders` that has it; None if none
-    has it."""
+    """Return the path of the photo `name`, with or without suffix, in the first of `folders` that has it, or None."""
     for folder in folders:
         path = folder / name.replace("\\", "/")
         for candidate in (path, *(path.with_name(path.name + suffix) for suffix in SUFFIXES)):

@@ -47,8 +47,8 @@ class PosedPhotos(Instance):
     convention: PoseConvention
 
     def verify(self) -> None:
-        """Check image headers. Raises ConfigError for an unreadable file, or if aspect ratios of image and intrinsics
-        differ."""
+        """Check the image headers. Raises ConfigError for an unreadable file, or another aspect ratio than in the
+        camera file."""
         for file, lens in zip(self.files, self.posed.lenses, strict=True):
             height, width = stored_shape(file)
             if abs(height / width * lens.width / lens.height - 1) > MAX_ASPECT_ERROR:
@@ -60,8 +60,7 @@ class PosedPhotos(Instance):
         return rgba[..., :3] * rgba[..., 3:] + (1 - rgba[..., 3:])
 
     def rgba(self, k: int) -> Array:
-        """Read photo `k` as RGBA (H, W, 4) in [0, 1], without lens distortion. Raises ConfigError for an unreadable
-        file."""
+        """Read photo `k` as RGBA (H, W, 4) in [0, 1], without lens distortion. Raises ConfigError."""
         image = load_image(self.files[k], max_side=max(self.height, self.width), upright=False).convert("RGBA")
         pixels = np.asarray(image.resize((self.width, self.height), Image.Resampling.BICUBIC), np.float32) / 255
         _, source = undistortion(self.posed.lenses[k], self.height, self.width)
@@ -73,10 +72,10 @@ class PosedPhotos(Instance):
 
 
 def open_photos(path: Path, max_side: int, convention: PoseConvention | None = None) -> PosedPhotos:
-    """Read the camera file at `path` and the image headers; the pixels are read later. Raises ConfigError.
+    """Read the camera file at `path` and the image headers; pixels are read later. Raises ConfigError.
 
-    `max_side` is the maximum of the longer image side in pixels: larger photos are reduced when they are read.
-    `convention` is that of the poses; None: that of the file format.
+    `max_side` is the maximum of the longer image side in pixels; larger photos are reduced. `convention` is that of the
+    poses; None: that of the file format.
     """
     posed = read_posed(path)
     convention, matrices = convention or posed.convention, without_scale(posed.matrices, str(posed.source))

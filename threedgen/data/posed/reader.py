@@ -15,8 +15,8 @@ COLMAP_FOLDERS = (".", "0", "sparse/0", "sparse", "colmap/sparse/0")
 
 
 def posed_source(path: Path) -> Path | None:
-    """Return the camera file (transforms.json) or the COLMAP model folder at `path`, which is a file or folder. Return
-    None if there is neither."""
+    """Return the camera file (transforms.json) or the COLMAP model folder at `path`, a file or folder; None without
+    one."""
     if path.is_file():
         return path if path.suffix.lower() == ".json" else None
     found = [path / name for name in TRANSFORMS if (path / name).is_file()]
@@ -33,8 +33,8 @@ def posed_scenes(path: Path) -> list[Path]:
 
 
 def read_posed(path: Path) -> PosedFiles:
-    """Read poses and intrinsics of the photos at `path`: a transforms.json, a COLMAP model or a folder with one. Raises
-    ConfigError."""
+    """Read poses and intrinsics of the photos at `path`: a transforms.json, or a folder with one or with a COLMAP
+    model. Raises ConfigError."""
     source = posed_source(path) or path
     found = read_colmap(source) if source.is_dir() else read_transforms(source)
     if not found.files:

@@ -75,7 +75,6 @@ class PairBank:
     """Disk cache of all views of all scenes of a source. A scene is read and encoded on first use.
 
     Args:
-        folder: folder of the cache.
         size: image side, pixels.
         held_out: number of scenes at the end of the source that are not used for training; fewer than all.
         encode: function from images (V, H, W, 3), in [0, 1], to latents (V, C, h, w), which are stored as float16.
@@ -104,7 +103,6 @@ class PairBank:
         self.cache = BlockCache(folder, "views", count, (views,), entry, text)
 
     def fill(self, index: int) -> None:
-        """Read, encode and store all views of the scene `index`."""
         views = self.source.scene(index)
         entries = np.empty(len(views), self.cache.dtype)
         if self.encode is None:
@@ -137,8 +135,9 @@ class PairBank:
         """Sample two different random views of each of the B `scenes`: a condition and a target.
 
         Returns:
-            Conditions, and targets: images (B, H, W, 3) or latents (B, C, h, w) each; camera-to-world poses (B, 2, 4,
-                4), OpenGL axes, with the condition at index 0 and the target at index 1; and K (B, 3, 3) in pixels.
+            Conditions and targets, each as images (B, H, W, 3) or latents (B, C, h, w). Camera-to-world poses
+            (B, 2, 4, 4), OpenGL axes, with the condition at index 0 and the target at index 1. Intrinsics K (B, 3, 3)
+            in pixels.
         """
         count = self.source.views
         first = rng.integers(0, count, len(scenes))

@@ -44,7 +44,6 @@ class Instance(SceneFiles):
         return _read_rgb(self.files[k])
 
     def verify(self) -> None:
-        """Read all images to check them. Raises ConfigError for a damaged file."""
         for path in self.files:
             load_image(path)
 

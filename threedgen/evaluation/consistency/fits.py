@@ -67,7 +67,7 @@ class Job:
         return Path(str(self.config.out)) / "scores" / f"{self.scene}.{self.row}.json"
 
     def key(self) -> str:
-        """Return a hash of everything that determines the score. A stored score with another hash is outdated."""
+        """Return a hash of everything that determines the score."""
         digest, c = hashlib.sha256(), self.config
         truth = () if self.truth is None else (self.truth,)
         for array in (self.images, self.cameras.c2w.numpy(), self.cameras.K.numpy(), *truth):
@@ -79,8 +79,10 @@ class Job:
 
 
 def stored_or_scored(job: Job, threads: int) -> Json:
-    """Read the score of a job (see `score`) from the run folder. If it is missing or outdated, compute it. ``threads``
-    is the number of CPU threads for the computation."""
+    """Read the score of a job (see `score`) from the run folder. If it is missing or outdated, compute it.
+
+    ``threads`` is the number of CPU threads for the computation.
+    """
     found = read_json(job.path)
     if found.get("key") != job.key() or "mean_psnr" not in found or not job.path.with_suffix(".npz").is_file():
         set_threads(threads)
@@ -124,11 +126,9 @@ def score(job: Job) -> Json:
 
 
 def compare(truth: Floats, images: Floats) -> dict[str, list[float] | list[None]]:
-    """Compute PSNR and SSIM of each pair of images ``truth[k]`` and ``images[k]``; both arrays are (N, H, W, 3) in [0,
-    1].
+    """Compute PSNR and SSIM between image k of ``truth`` and image k of ``images``, both (N, H, W, 3) in [0, 1].
 
-    Returns N values of "psnr" in dB and N values of "ssim". SSIM is None if an image side is below `SSIM_WINDOW`
-    pixels.
+    Returns N values of "psnr" in dB and N of "ssim". All of "ssim" are None for images smaller than `SSIM_WINDOW`.
     """
     similarity: list[float] | list[None] = [None] * len(truth)
     if min(truth.shape[1:3]) >= SSIM_WINDOW:
@@ -139,6 +139,8 @@ def compare(truth: Floats, images: Floats) -> dict[str, list[float] | list[None]
 
 def held_out_images(folder: Path, score: Json) -> tuple[Array, Array]:
     """Read the V held-out views of a scene and the renders of its field, which `score` has written to ``folder``.
-    ``score`` is the result of `score`. Returns two arrays (V, H, W, 3), uint8."""
+
+    ``score`` is the result of `score`. Returns two arrays (V, H, W, 3), uint8.
+    """
     with np.load(folder / f"{score['scene']}.{score['row']}.npz", allow_pickle=False) as file:
         return file["held"], file["render"]

@@ -85,7 +85,10 @@ class FolderSamplerConfig(Config):
 
 
 class SRNScenesConfig(Config):
-    """Scenes of an archive, or photos with poses: one view is given, the others are targets."""
+    """Scenes of an archive, or photos with poses: one view is given, the others are targets.
+
+    The sampler receives the given view and samples the target views.
+    """
 
     name: Literal["srn"] = "srn"
     path: str = Field(min_length=1, description="folder of the split, or of its scenes; or photos with poses")
@@ -116,7 +119,10 @@ class SRNScenesConfig(Config):
 
 
 class SampledScenesConfig(Config):
-    """Scenes of a folder of samples, without original data."""
+    """Scenes of a folder of samples, without original data.
+
+    The sampler must be this folder.
+    """
 
     name: Literal["sampled"] = "sampled"
 
@@ -157,7 +163,7 @@ class ConsistencyConfig(RunConfig):
 
     @property
     def named_samplers(self) -> dict[str, Any]:
-        """Configs of all samplers. The key is the name of the sampler in the result table."""
+        """Configs of all samplers. The keys are their names in the result table."""
         return self.samplers or {self.sampler.name: self.sampler}
 
     @model_validator(mode="before")

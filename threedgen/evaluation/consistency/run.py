@@ -44,8 +44,7 @@ STRIP_VIEWS = 10
 
 
 class Consistency(Evaluation[ConsistencyConfig, Job, Json]):
-    """Evaluation of the 3D consistency of the views from each sampler, and of the original views if the scenes have
-    any.
+    """Evaluation of the 3D consistency of views: those from each sampler, and the original views of the scenes.
 
     An item (`Job`) is one scene of one sampler. ``strips`` maps the name of a scene to its cells of the contact sheet
     views.png. A cell is a label and images (V, H, W, 3), uint8.
@@ -186,8 +185,8 @@ within one protocol and settings. In brackets 95 % bootstrap intervals over the 
     def write_sheets(self, scores: Sequence[Json]) -> None:
         """Write the contact sheets views.png and sheet.png of the first scenes. ``scores`` are results of `score`.
 
-        views.png shows the views of each scene, sampled and original. A cell of sheet.png shows one held-out view (that
-        of median PSNR) of a scene and sampler, the render of the field, and their amplified difference.
+        views.png shows the views of each scene, sampled and original. A cell of sheet.png shows one held-out view
+        (that of median PSNR) of a scene and sampler, the render of the field, and their amplified difference.
         """
         labelled = [strip for scene in self.strips.values() for strip in scene]
         labels = [label for label, _ in labelled]

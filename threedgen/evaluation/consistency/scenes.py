@@ -76,8 +76,7 @@ class Scene:
 
     @property
     def targets(self) -> list[int]:
-        """Indices of the views to sample: first those after the last condition view, then those before it in reverse
-        order."""
+        """Indices of the views to sample: those after the last condition view, then those before in reverse order."""
         start = self.condition[-1] if self.condition else -1
         outward = [*range(start + 1, len(self.cameras)), *reversed(range(max(start, 0)))]
         return [k for k in outward if k not in self.condition]
@@ -151,8 +150,10 @@ def held_out_views(scene: Scene, seed: int, share: float = HELD_OUT) -> list[int
 
 
 def camera_warnings(scene: Scene) -> list[str]:
-    """Return remarks for the user about the cameras: ``scene.notes`` if there are any, else at most one warning. The
-    warning is that the median angle between viewing axis and direction to the origin is above `MAX_ANGLE` degrees."""
+    """Return remarks for the user about the cameras: ``scene.notes`` if there are any, else at most one warning.
+
+    The warning is that the median angle between viewing axis and direction to the origin is above `MAX_ANGLE` degrees.
+    """
     if scene.notes:
         return list(scene.notes)
     at = scene.cameras
@@ -168,8 +169,8 @@ def camera_warnings(scene: Scene) -> list[str]:
 
 
 class GroupSampler:
-    """Base class of samplers that use a diffusion prior. The views of a scene are sampled in groups of at most
-    ``config.together`` views (0: all); only views of one group are sampled jointly."""
+    """Base class of samplers that use a diffusion prior. The views of a scene are divided into groups of at most
+    ``config.together`` views (0: one group). The views of a group are sampled jointly."""
 
     needs_text, on_disk = False, False
     config: MVDreamSamplerConfig | MVAdapterSamplerConfig
@@ -186,8 +187,7 @@ class GroupSampler:
         return f"{digest(self.prior.networks)} {config_hash(self.config)}"
 
     def sample_group(self, request: Request, c2w: Tensor, rng: torch.Generator) -> Tensor:
-        """Sample a group of G views jointly at the camera-to-world poses ``c2w`` (G, 4, 4). Return images (G, H, W, 3)
-        in [0, 1]."""
+        """Sample G views jointly at camera-to-world poses ``c2w`` (G, 4, 4). Return (G, H, W, 3) in [0, 1]."""
         raise NotImplementedError
 
     def _sample(self, request: Request) -> Tensor:

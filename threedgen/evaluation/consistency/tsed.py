@@ -76,11 +76,10 @@ def symmetric_epipolar_distance(matches: Floats, F: Tensor) -> Floats:
 
 
 def judge(distances: Sequence[Floats], max_error: float = MAX_ERROR, min_matches: int = MIN_MATCHES) -> Pairs:
-    """Count the consistent pairs of views. ``distances`` has, for each pair, the epipolar distances (M,) of its M
-    matches.
+    """Count the consistent pairs: those with ``min_matches`` or more matches whose median distance is below
+    ``max_error``.
 
-    A pair is consistent if it has at least ``min_matches`` matches and a median distance below ``max_error``, in
-    pixels.
+    ``distances`` has, for each pair of views, the epipolar distances (M,) of its M matches. Distances are in pixels.
     """
     medians = [float(np.median(d)) if len(d) else float("inf") for d in distances]
     counts = [len(d) for d in distances]

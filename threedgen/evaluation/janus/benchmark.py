@@ -44,7 +44,9 @@ MESH = "mesh.glb"
 
 class JanusRates(Evaluation[M, Asset, Result]):
     """Base class of the tasks "janus-benchmark" and "janus-score": measures the meter's error rates, writes the report.
-    The Janus rate of a method is the share of its objects that have two or more fronts."""
+
+    The Janus rate of a method is the share of its objects that have two or more fronts.
+    """
 
     free = False
     prompts: Sequence[str]
@@ -75,8 +77,7 @@ class JanusRates(Evaluation[M, Asset, Result]):
 
 
 class Benchmark(JanusRates[JanusBenchmarkConfig, Job]):
-    """Task "janus-benchmark": make an object for each prompt, method and seed, and compute the Janus rate of each
-    method."""
+    """Task "janus-benchmark": make an object per prompt, method and seed, and compute Janus rates of the methods."""
 
     def __init__(self, task: Task) -> None:
         super().__init__(task)

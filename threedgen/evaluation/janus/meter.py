@@ -62,12 +62,10 @@ class ViewClassifier(Protocol):
     (V, S, S, 3) in [0, 1], and classified one by one."""
 
     def sides(self, images: Tensor, prompt: str) -> Tensor:
-        """Return the probabilities (V, 4) that an image shows the front, left, back or right of the object in the
-        prompt."""
+        """Return the probabilities (V, 4) that a view of the prompt's object shows its front, left, back or right."""
 
     def likeness(self, images: Tensor, prompts: Sequence[str]) -> Tensor | None:
-        """Return the similarity (V, N) of each image to each of N prompts; None if the classifier does not support a
-        prompt."""
+        """Return the similarity (V, N) of each view to each of N prompts; None if it does not support a prompt."""
 
 
 class CLIPSides:
@@ -110,19 +108,19 @@ class Meter:
         self.c2w = orbit_c2w(ELEVATION * ones, torch.from_numpy(self.azimuth).float(), DISTANCE * ones).numpy()
 
     def classify(self, mesh: ColouredMesh, prompt: str, light: bool | None = None) -> Reading:
-        """Render the views of an object, which fits into the unit sphere, and classify their sides. ``light``: shade
-        the mesh like a toybox object; None: only if it has neither vertex colours nor a texture."""
+        """Render the views of an object, which fits into the unit sphere, and classify their sides.
+
+        ``light``: shade the mesh like a toybox object; None: only if it has neither vertex colours nor a texture.
+        """
         views = mesh.render(self.c2w, FOV, self.config.size, BACKGROUND, mesh.flat if light is None else light)
         return Reading(views, self.classifier.sides(torch.from_numpy(views), prompt).double().numpy())
 
     def evaluate(self, sides: Array, free: bool = False) -> RingResult:
-        """Count the fronts from the side probabilities (V, 4) of the views. ``free``: the object's orientation is
-        unknown."""
+        """Count fronts from the side probabilities (V, 4) of the views. ``free``: the orientation is unknown."""
         return classify_ring(sides, self.azimuth, self.config.threshold, free)
 
     def likeness(self, views: Array, prompts: Sequence[str]) -> list[float] | None:
-        """Return, for each of N prompts, the mean similarity of the views (V, S, S, 3). None if a prompt is not
-        supported."""
+        """Return the similarity to each prompt, averaged over views (V, S, S, 3); None if a prompt is not supported."""
         scores = self.classifier.likeness(torch.from_numpy(views), prompts)
         return None if scores is None else scores.double().mean(0).tolist()
 

@@ -61,7 +61,10 @@ class MeterConfig(Config):
 
 
 class TruthConfig(Config):
-    """Objects with known fronts: each unchanged, and with its front half twice."""
+    """Objects with known fronts: each unchanged, and with its front half twice.
+
+    The Janus meter counts their fronts, which gives its error rates.
+    """
 
     objects: int = Field(300, ge=0, le=100_000, description="objects that the meter's errors are measured on")
     rough: float = Field(0.0, ge=0, le=10, description="strength of smooth noise on surfaces and colours; typical: 1")
@@ -74,7 +77,7 @@ class TruthConfig(Config):
 
 
 class MeteredConfig(RunConfig):
-    """Meter and ground truth of all Janus evaluations."""
+    """Base class of the options of all Janus tasks: the meter, and the objects that measure its errors."""
 
     meter: MeterConfig = MeterConfig()
     truth: TruthConfig = TruthConfig()
@@ -104,8 +107,7 @@ class JanusScoreConfig(MeteredConfig):
 
 
 def folder_of_assets(text: str, key: str) -> Path:
-    """Return the folder at the path ``text``. Raises ConfigError, which names the config key ``key``, if it has no mesh
-    file."""
+    """Return the folder at the path ``text``. Raises ConfigError for the config key ``key`` if it has no mesh file."""
     folder = user_path(text, key)
     if not folder.is_dir() or not asset_files(folder):
         raise ConfigError("should be a folder with GLB, glTF, OBJ or PLY files", key, text)
@@ -150,7 +152,7 @@ class FrontObjects(Protocol):
         """Return ``count`` random prompts that no training uses. Raises ConfigError if there are not enough."""
 
     def without_front(self, prompts: Sequence[str]) -> dict[str, str]:
-        """Return the prompts whose object has no front, such as a ball. Each is mapped to the noun of the object."""
+        """Return the prompts whose object has no front, each mapped to the noun of the object, such as "ball"."""
 
     def meshes(self, seed: int, first: int, count: int) -> Iterator[tuple[str, ColouredMesh]]:
         """Yield (prompt, mesh) of ``count`` random objects. ``first`` is the index of the first object."""
@@ -177,12 +179,11 @@ class Plan:
 
 
 def make_plan(methods: Sequence[str], overrides: Sequence[str], prompts: Sequence[str], seeds: Sequence[int]) -> Plan:
-    """Plan the jobs of a benchmark, ordered by seed, then prompt, then method. An unfinished run can thus compare
-    methods.
+    """Plan the jobs of a benchmark, ordered by seed, prompt, method. An unfinished run can thus compare all methods.
 
-    ``methods`` are names of configs, and ``overrides`` are "key=value" for all of them. Prompts without a front are
-    left out. Raises ConfigError if a config makes no 3D object, a prompt names an unknown object, or no prompt has a
-    front.
+    ``methods`` are names of configs, and ``overrides`` are "key=value" for all of them. Prompts of objects without a
+    front are left out. Raises ConfigError if a config makes no 3D object, a prompt names an unknown object, or no
+    prompt is left.
     """
     left_out = reasons(front_objects().without_front(prompts))
     kept = [prompt for prompt in prompts if prompt not in left_out]

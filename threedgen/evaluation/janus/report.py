@@ -88,8 +88,10 @@ class Result:
 
 
 class Reader:
-    """Classifier of mesh files. It stores results in ``folder``/NAME.json and views in ``folder``/NAME.png. ``prompts``
-    are all prompts of the benchmark. ``free`` is whether the orientation of the assets is unknown."""
+    """Classifier of mesh files. It stores results in ``folder``/NAME.json and views in ``folder``/NAME.png.
+
+    ``prompts`` are all prompts of the benchmark. ``free`` is whether the orientation of the assets is unknown.
+    """
 
     def __init__(self, config: MeterConfig, prompts: Sequence[str], folder: Path, free: bool = False) -> None:
         self.config, self.prompts, self.folder, self.free = config, list(prompts), folder, free
@@ -99,8 +101,11 @@ class Reader:
         return Meter(self.config)
 
     def read(self, path: Path, name: str, prompt: str, up: Literal["y", "z"] = "y", fit: bool = False) -> Json:
-        """Render and classify a mesh file, or read the stored result. Return keyword arguments of `Result`. ``name``
-        names the stored files. ``up`` is the up axis of the mesh file. ``fit``: first centre and scale the mesh."""
+        """Render and classify a mesh file, or read the stored result. Return keyword arguments of `Result`.
+
+        ``name`` names the stored files. ``up`` is the up axis of the mesh file. ``fit``: first centre and scale the
+        mesh.
+        """
         if not path.exists():
             return {"state": "empty", "reason": f"there is no {path.name}"}
         kept = self.folder / f"{name}.json"
@@ -135,11 +140,15 @@ def method_row(
     ``refused`` is the reason why the method cannot run; None: it can.
 
     Returns:
-        "raw": Janus rate, the share of assets with two or more fronts; "corrected": Janus rate corrected for the errors
-            of the meter; "no_front": share of assets without a front; "right": share of views with correctly classified
-            side; "match": R-Precision, the share of assets that are most similar to their own prompt; "states": number
-            of assets in each state; "seconds": median duration; "memory_mib": maximum peak memory; "reason": error
-            message or "".
+        "raw": Janus rate, the share of assets with two or more fronts.
+        "corrected": Janus rate corrected for the errors of the meter.
+        "no_front": share of assets without a front.
+        "right": share of views whose side is classified correctly.
+        "match": R-Precision, the share of assets that are most similar to their own prompt.
+        "states": number of assets in each state.
+        "seconds": median duration.
+        "memory_mib": maximum peak memory.
+        "reason": error message or "".
     """
     seen = [result for result in results if result.state == "seen"]
     matches = [prompts[int(np.argmax(one.likeness))] == one.prompt for one in seen if one.likeness is not None]
@@ -246,7 +255,10 @@ def notes(row: Json, results: Sequence[Result]) -> list[str]:
 
 def strip(folder: Path, result: Result) -> tuple[Markup | None, list[tuple[str, bool, bool]]]:
     """Read the stored views of an asset from ``folder``. Return a JPEG data URI of all views, and a label for each
-    view. A label is (text, whether the view shows a front, whether the side is correct). Without views: (None, [])."""
+    view.
+
+    A label is (text, whether the view shows a front, whether the side is correct). Without views: (None, []).
+    """
     if result.state != "seen":
         return None, []
     image = load_image(folder / f"{Path(result.folder).name}.png")

@@ -76,8 +76,10 @@ def majority(log_probability: Floats) -> int:
 
 
 def equal_error(positive: Sequence[float], negative: Sequence[float]) -> float:
-    """Return the threshold at which miss rate and false alarm rate are most equal; 0.5 if a list is empty. ``positive``
-    has the scores of items that should be above the threshold, ``negative`` those of all other items."""
+    """Return the threshold at which miss rate and false alarm rate are most equal; 0.5 if a list is empty.
+
+    ``positive`` has the scores of items that should be above the threshold, ``negative`` those of all other items.
+    """
     if not positive or not negative:
         return 0.5
     above, below = np.sort(positive), np.sort(negative)
@@ -105,10 +107,10 @@ def median(values: Values) -> float | None:
 
 
 def bootstrap(values: Values, rng: np.random.Generator | None = None, resamples: int = 10_000) -> Interval | None:
-    """Return the 95 % percentile bootstrap interval (low, high) of the mean (Efron 1979); None for fewer than two
-    values.
+    """Return the 95 % percentile bootstrap interval (low, high) of the mean (Efron 1979).
 
-    Values that are None are left out. ``rng`` None: a generator with seed 0. ``resamples`` is the number of resamples.
+    Values that are None are left out. With fewer than two values the result is None. ``rng`` None: a generator with
+    seed 0.
     """
     found = defined(values)
     if len(found) < 2:
@@ -126,8 +128,8 @@ def mean_estimate(values: Values, rng: np.random.Generator | None = None, resamp
 def paired_differences(
     ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]], names: Collection[str]
 ) -> list[dict[str, float | None]]:
-    """Return, for each item k and metric in ``names``, the value of ``ours[k]`` minus that of ``theirs[k]``, in a dict
-    per item. It is None if a value is None."""
+    """Return one dict per item k: for each metric in ``names``, the value in ``ours[k]`` minus the value in
+    ``theirs[k]``. The difference is None if a value is None."""
     return [
         {name: None if None in (a[name], b[name]) else a[name] - b[name] for name in names}
         for a, b in zip(ours, theirs, strict=True)
@@ -137,8 +139,7 @@ def paired_differences(
 def bootstrap_ratio(above: Values, below: Values) -> Interval | None:
     """Return the 95 % bootstrap interval (low, high) of mean(above) / mean(below); None for fewer than two values.
 
-    Values of equal index belong together if both have the same length: they are resampled in pairs, and a pair with a
-    None is left out.
+    If both have the same length, their values are resampled in pairs, and pairs with a None are left out.
     """
     paired = len(above) == len(below)
     kept = [k for k in range(len(above)) if not paired or None not in (above[k], below[k])]
@@ -180,8 +181,8 @@ def jackknife_estimate(figure: Callable[[NDArray[np.intp]], float], count: int, 
 
 
 def side_of(azimuth: Floats | float) -> NDArray[np.int64]:
-    """Return the side that a camera at ``azimuth`` sees, as index in `SIDES`. Input in radians and result are (V,) or
-    ()."""
+    """Return the index in `SIDES` of the side that a camera sees. ``azimuth`` is in radians; it has the shape (V,) or
+    (), as the result."""
     return np.round(np.asarray(azimuth, float) / (pi / 2)).astype(np.int64) % 4
 
 

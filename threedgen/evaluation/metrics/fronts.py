@@ -83,11 +83,10 @@ def front_curve(sides: Floats) -> Floats:
 
 
 def front_count(front: Floats, threshold: float) -> int:
-    """Return the number of fronts: the maximum number of views that show a front and are pairwise more than 90 degrees
-    apart.
+    """Return the largest number of views that show a front and are pairwise more than 90 degrees apart.
 
-    ``front`` (V,) has the smoothed front probabilities of evenly spaced views. A view shows a front from ``threshold``
-    on.
+    ``front`` (V,) has the smoothed front probabilities of evenly spaced views. At ``threshold`` or more, a view shows a
+    front.
     """
     angles = 2 * pi * np.flatnonzero(np.asarray(front) >= threshold) / len(front)
     most = 0
@@ -118,8 +117,7 @@ def directions(sides: NDArray[np.integer], azimuth: Floats, free: bool = False) 
 
 @dataclass(frozen=True)
 class ErrorRates:
-    """Error rates of the Janus meter (a classifier of views and `classify_ring`) on objects with one or two known
-    fronts.
+    """Error rates of the Janus meter (view classifier and `classify_ring`) on objects with one or two known fronts.
 
     Attributes:
         alarms: false alarm rate, the share of objects with one front in which the meter finds several.
@@ -138,14 +136,15 @@ class ErrorRates:
 
     def corrected(self, raw: Share) -> float | None:
         """Correct a measured Janus rate: (raw - alarms) / (hits - alarms), clipped to [0, 1] (Rogan and Gladen 1978).
-        The result is None if ``raw`` is undefined, or if ``hits - alarms`` is below `MIN_DIFFERENCE`."""
+
+        The result is None if ``raw`` is undefined, or if ``hits - alarms`` is below `MIN_DIFFERENCE`.
+        """
         if not self.useful or raw.value is None or self.alarms.value is None:
             return None
         return min(1.0, max(0.0, (raw.value - self.alarms.value) / self._difference()))
 
     def interval(self, raw: Share) -> Interval | None:
-        """Return the 95 % interval of the corrected Janus rate; None if `corrected` returns None. ``raw`` is the
-        measured rate.
+        """Return the 95 % interval of the rate that `corrected` returns for ``raw``; None if this rate is None.
 
         The interval includes the uncertainty of the error rates (Lang and Reiczigel 2014). Each of the three shares
         (raw, hits, alarms) is moved slightly towards one half. Their variances are weighted by their effect and added.

@@ -63,8 +63,7 @@ Indices = NDArray[np.intp]
 
 
 class Item(NamedTuple):
-    """One scene to measure: the kind of its views (``row``, a key of `ROWS` such as "truth") and its index
-    (``number``)."""
+    """One scene to measure. ``row`` is the kind of its views (a key of `ROWS`), and ``number`` its index."""
 
     row: str
     number: int
@@ -81,8 +80,10 @@ class Measurement(NamedTuple):
 
 
 class EvaluatedViews(Evaluation[EvaluateViewsConfig, Item, Measurement]):
-    """Task "evaluate-views": measure the views of scenes. They are true views, samples with and without attention
-    between views, other true scenes, or views of a folder."""
+    """Task "evaluate-views": measure the views of scenes.
+
+    They are true views, samples with and without attention between views, other true scenes, or views of a folder.
+    """
 
     stage = "views"
 
@@ -180,8 +181,8 @@ With few images FID is too high: compare rows of one table. Definitions: docs/mv
 
 
 def overlap(scene: SceneViews) -> float | None:
-    """Return the mean overlap PSNR in dB of consecutive views of a scene; None if no views overlap. In a panorama, that
-    is a scene without depth, view 0 also follows the last view."""
+    """Return the mean overlap PSNR in dB of consecutive views; None if none overlap. In a panorama
+    (a scene without depth), view 0 follows the last view."""
     views = scene.views
     K, c2w = to_opencv(views.cameras)
     if scene.depth is not None:
@@ -225,11 +226,10 @@ class MeasuredViews:
 
 
 def set_figures(row: MeasuredViews, truth: MeasuredViews) -> dict[str, Callable[[Indices], float]]:
-    """Return the metrics "fid", "kid" and "is" (Inception score) of the views in ``row``, as functions.
+    """Return functions that compute the metrics "fid", "kid" and "is" (Inception score) of the views in ``row``.
 
-    Each function maps the indices of the included scenes to the metric. FID and KID compare with the true views of the
-    same scenes if ``row`` has as many scenes as ``truth``, else with all of ``truth``. ``row`` = ``truth`` has only
-    "is".
+    Their argument is the indices of the included scenes. FID and KID compare with the true views of the same scenes if
+    ``row`` has as many scenes as ``truth``, else with all true views. For ``truth`` itself there is only "is".
     """
 
     def features(scenes: Indices) -> tuple[np.ndarray, np.ndarray]:
@@ -259,8 +259,7 @@ def summary(row: MeasuredViews, truth: MeasuredViews) -> Json:
 
 
 def difference(row: MeasuredViews, other: MeasuredViews, truth: MeasuredViews) -> Json:
-    """Compute the metrics of ``row`` minus those of ``other``, which has the same scenes. Return JSON with 95 %
-    intervals."""
+    """Compute the metrics of ``row`` minus those of ``other``, for the same scenes, as JSON with 95 % intervals."""
     differences = paired_differences(row.figures, other.figures, row.figures[0])
     found: Json = {**means(differences)}
     found["psnr"]["won"] = sum((one["psnr"] or 0) > 0 for one in differences)
