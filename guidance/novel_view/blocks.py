@@ -119,8 +119,8 @@ def posenc(x: Tensor, degrees: int) -> Tensor:
     """Encode vectors x (..., 3) by sines and cosines as (..., 3 + 6 degrees), as in NeRF, with `degrees` frequencies.
 
     The channels are x, all sin(2^k x), then all cos(2^k x), for k = 0 .. degrees - 1; for each k there are three
-    channels.
-    The cosine is computed as sin(y + pi/2), as in the training of the weights; in float32 it differs if 2^k x is large.
+    channels. The cosine is computed as sin(y + pi/2), as in the training of the weights; in float32 it differs if 2^k x
+    is large.
     """
     octaves = 2.0 ** torch.arange(degrees, device=x.device, dtype=x.dtype)
     phases = (x[..., None, :] * octaves[:, None]).flatten(-2)

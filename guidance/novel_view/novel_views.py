@@ -34,8 +34,8 @@ INTRINSICS_TOLERANCE = 1e-3
 class ThreeDiMSampler:
     """Sampler of novel views with a 3DiM model. The target views of a scene are sampled one after the other.
 
-    A call takes requests, each with input views, target cameras and a seed. It returns one tensor (T, H, W, 3) in [0,
-    1] on the CPU per request, with T target views.
+    A call takes requests, each with input views, target cameras and a seed. For each request it returns the T target
+    views as a tensor (T, H, W, 3) in [0, 1] on the CPU.
     """
 
     needs_text, needs_condition, on_disk = False, True, False
@@ -60,7 +60,10 @@ class ThreeDiMSampler:
         return [views[k] for k in range(len(requests))]
 
     def sample(self, requests: Sequence[Request]) -> Tensor:
-        """Sample T target views for each of S requests with equal numbers of views: (S, T, H, W, 3) in [0, 1], CPU."""
+        """Sample the target views of S requests with equal numbers of input views and of target views.
+
+        Returns (S, T, H, W, 3) in [0, 1] on the CPU, for T target views.
+        """
         height, width = self.model.image_size
         images = torch.stack([resize(condition_views(r).images, height, width) for r in requests]).to(self.device)
         x = self.model.encode_images(images.flatten(0, 1)).unflatten(0, images.shape[:2])

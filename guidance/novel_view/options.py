@@ -13,7 +13,7 @@ from threedgen.guidance.weights.loading import novel_view_model
 
 
 class CamerasConfig(Config):
-    """Training cameras of a model, in the units of their poses; saved beside its weights."""
+    """Ranges of elevation, distance and focal length of a model's training cameras; saved beside its weights."""
 
     elevation: tuple[float, float] = Field(description="lowest and highest elevation, degrees above the horizon")
     distance: tuple[float, float] = Field(description="smallest and largest distance to the origin")

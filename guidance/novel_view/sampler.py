@@ -25,8 +25,8 @@ LOGSNR_MIN, LOGSNR_MAX = -20.0, 20.0
 def logsnr_cosine(t: Tensor) -> Tensor:
     """Return the log-SNR (...) of the cosine schedule at times t (...): 20 (clean) at t = 0, -20 (noise) at t = 1.
 
-    logsnr = -2 log tan(a t + b) with constants a, b (Nichol and Dhariwal 2021, Salimans and Ho 2022). The
-    result is float32. It is computed in float64, because tan has a pole near t = 1.
+    logsnr = -2 log tan(a t + b) with constants a, b (Nichol and Dhariwal 2021, Salimans and Ho 2022). The result is
+    float32. It is computed in float64, because tan has a pole near t = 1.
     """
     b = atan(exp(-0.5 * LOGSNR_MAX))
     a = atan(exp(-0.5 * LOGSNR_MIN)) - b
@@ -39,28 +39,36 @@ def logsnr_steps(steps: int = 256) -> Tensor:
 
 
 def alpha_sigma(logsnr: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Return alpha and sigma for log-SNR (B,) or (), as (B or 1, 1, ...) to broadcast with `like` (B, ...)."""
+    """Return alpha and sigma of z = alpha x0 + sigma eps, as (B or 1, 1, ...) to broadcast with `like` (B, ...).
+
+    alpha^2 = sigmoid(logsnr) and sigma^2 = sigmoid(-logsnr), for a log-SNR (B,) or ().
+    """
     level = logsnr.to(like.device).reshape(-1, *[1] * (like.dim() - 1))
     return level.sigmoid().sqrt(), (-level).sigmoid().sqrt()
 
 
 def add_noise(x0: Tensor, noise: Tensor, logsnr: Tensor) -> Tensor:
-    """Return the noisy tensor alpha x0 + sigma noise (B, ...) for clean `x0` and Gaussian `noise`, both (B, ...)."""
+    """Return alpha x0 + sigma noise (B, ...) at log-SNR (B,) or (); `x0` and Gaussian `noise` are (B, ...)."""
     alpha, sigma = alpha_sigma(logsnr, x0)
     return alpha * x0 + sigma * noise
 
 
 def target(x0: Tensor, noise: Tensor, logsnr: Tensor, prediction: Prediction = "epsilon") -> Tensor:
-    """Return what a network is trained to predict, (B, ...), for clean `x0` and Gaussian `noise`, both (B, ...).
+    """Return the training target (B, ...) of a network, for clean `x0` and Gaussian `noise`, both (B, ...).
 
     It is `noise` for prediction "epsilon", `x0` for "sample", and v = alpha noise - sigma x0 for "v_prediction".
+    `logsnr`
+    is (B,) or ().
     """
     alpha, sigma = alpha_sigma(logsnr, x0)
     return {"epsilon": noise, "sample": x0, "v_prediction": alpha * noise - sigma * x0}[prediction]
 
 
 def x0_from_output(z: Tensor, output: Tensor, logsnr: Tensor, prediction: Prediction = "epsilon") -> Tensor:
-    """Convert the output (B, ...) of a network for noisy `z` (B, ...) to the clean tensor x0 (B, ...) it predicts."""
+    """Return the clean tensor x0 (B, ...) that a network predicts by its `output` (B, ...) for noisy `z` (B, ...).
+
+    `logsnr` (B,) or () is the log-SNR of z. `prediction` is the kind of output: noise, v or x0, see `target`.
+    """
     alpha, sigma = alpha_sigma(logsnr, z)
     if prediction == "sample":
         return output
@@ -70,9 +78,10 @@ def x0_from_output(z: Tensor, output: Tensor, logsnr: Tensor, prediction: Predic
 def posterior(z: Tensor, x0: Tensor, logsnr: Tensor, logsnr_next: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean (B, ...) and variance (B or 1, 1, ...) of q(z' | z, x0), for a step from z to the less noisy z'.
 
-    `z` and `x0` are (B, ...). `logsnr` and `logsnr_next` are the log-SNR of z and of z'. With
-    c = 1 - exp(logsnr - logsnr_next), the mean is alpha' ((1 - c) z / alpha + c x0). The variance is sigma'^2 c, the
-    smaller of the two usual choices (Ho et al. 2020, eq. 7).
+    `z` and `x0` are (B, ...). `logsnr` and `logsnr_next`, (B,) or (), are the log-SNR of z and of z'. The mean is
+    alpha' ((1 - c) z / alpha + c x0) with c = 1 - exp(logsnr - logsnr_next). The variance is sigma'^2 c, the smaller of
+    the
+    two usual choices (Ho et al. 2020, eq. 7).
     """
     alpha, _ = alpha_sigma(logsnr, z)
     alpha_next, sigma_next = alpha_sigma(logsnr_next, z)

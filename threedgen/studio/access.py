@@ -29,8 +29,8 @@ class Access:
 
     Args:
         host: address that the server listens on. If it is local, only `LOCAL_NAMES` are valid in the header Host;
-            otherwise
-            also the names of this machine and all IP addresses. Ports are not checked, because ssh tunnels change them.
+            otherwise also the names of this machine and all IP addresses. Ports are not checked, because ssh tunnels
+            change them.
     """
 
     def __init__(self, app: ASGIApp, token: str, host: str) -> None:

@@ -123,8 +123,9 @@ class Record:
 
     @property
     def state(self) -> str:
-        """State: "finished", "interrupted", "failed" or "unfinished", also after max_steps of a finished run was
-        increased.
+        """State of the run: "finished", "interrupted", "failed" or "unfinished".
+
+        A finished run whose max_steps was increased afterwards is also "unfinished".
         """
         status = self.summary.status
         longer = status == "finished" and (self.summary.steps or 0) < (self.max_steps or 0)
