@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 ROOT = Path(__file__).parents[2]
+PRODUCT = tuple(f"{ROOT / name}/" for name in ("threedgen", "guidance", "representations"))
 SYNCS = {"_local_scalar_dense", "nonzero", "masked_select", "unique_dim", "_unique2", "repeat_interleave", "equal"}
 """Operators after which the host knows a value or a size, so it waits for the GPU."""
 FREE = {"empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided", "detach", "_to_copy", "copy_"}
@@ -71,7 +72,7 @@ class Simulation(TorchDispatchMode):
         current.pop()
 
     def sync(self, what: str) -> None:
-        frames = [f for f in traceback.extract_stack() if str(ROOT) in f.filename and "/tests/" not in f.filename]
+        frames = [f for f in traceback.extract_stack() if f.filename.startswith(PRODUCT)]
         where = f"{Path(frames[-1].filename).relative_to(ROOT)} {frames[-1].name}" if frames else "library"
         self.syncs[f"{where}: {what}"] += 1
 

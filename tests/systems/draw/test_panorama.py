@@ -117,10 +117,10 @@ def test_bad_input_is_one_sentence(
 
 
 def test_dry_run_names_unknown_words_and_depth_models_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    Path("lines.txt").write_text("a zzgrblx\n" + "a red hoouse\n" * 7)
+    Path("lines.txt").write_text("a zzgrblx\n" + "a red huose\n" * 7)
     code, out, _ = ask(capsys, "panorama", "prompts=lines.txt", "--dry-run", "threads=1")
     assert code == 0 and not Path("outputs").exists()
-    assert "note: this prior does not know 'zzgrblx', 'hoouse' (nearest: house)" in out
+    assert "note: this prior does not know 'zzgrblx', 'huose' (nearest: house)" in out
     code, _, err = ask(capsys, "depth", "prompt=a dog", "out=run")
     assert code == 2 and err.startswith("prior.weights: ") and "mvdiffusion-pano-toybox" in err
 

@@ -122,7 +122,6 @@ def test_shading_config_adds_light_normals_and_orientation() -> None:
     plain, lit = (loaded(name).model_dump() for name in ("mvdream-sd21", "mvdream-sd21-shading"))
     changed = {key for key in plain if plain[key] != lit[key]}
     assert changed == {"about", "material", "loss"}
-    assert lit["field"]["normal"] == "analytic"
     assert lit["loss"] == plain["loss"] | {"orientation": {0: 10.0, 5000: 1000.0}}
     assert lit["material"] == {
         "name": "diffuse",

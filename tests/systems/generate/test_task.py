@@ -208,11 +208,9 @@ def test_ctrl_c_saves_and_finish_makes_the_asset(tmp_path: Path) -> None:
     assert log(tmp_path).count("stopping after this step") == 1
     assert "Traceback" not in log(tmp_path)
     assert server().run(tmp_path, words=command(tmp_path)) == 0
-    before, summary = summary, read_summary(run)
+    summary = read_summary(run)
     assert summary["status"] == "finished"
     assert_same(weights(run), weights(undisturbed()))
-    for part in ("prepare", "optimise"):  # the time is that of both starts
-        assert summary["seconds_of"][part] > before["seconds_of"][part]
     assert summary["seconds"] == pytest.approx(sum(summary["seconds_of"].values()), abs=0.05)
 
 

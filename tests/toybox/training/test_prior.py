@@ -1,6 +1,7 @@
 """Systems of train-base and train-prior, step by step."""
 
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from threedgen import config
 from threedgen.data.bank import LatentBank
 from threedgen.toybox.data.pictures import FourSides, Photographs
 from threedgen.toybox.training import autoencoder, text_encoder
+from threedgen.toybox.training import system as training_system
 from threedgen.toybox.training.options import AutoencoderConfig, TrainPriorConfig, WordsConfig
 from threedgen.toybox.training.system import PriorSystem, objects_of
 from threedgen.toybox.world.toybox import Toybox
@@ -40,8 +42,9 @@ def standard_vae() -> AutoencoderKL:
 
 def test_decoder_improves_on_noisy_latents(standard_vae: AutoencoderKL, monkeypatch: pytest.MonkeyPatch) -> None:
     """The encoder is unchanged."""
+    monkeypatch.setattr(autoencoder, "autocast_bf16", lambda device: nullcontext())
     monkeypatch.setattr(autoencoder, "RATE", {"0%": 3e-3, "100%": 1e-3})
-    system = autoencoder.DecoderSystem(40, AutoencoderConfig(batch=4), 32, 0, standard_vae, False)
+    system = autoencoder.DecoderSystem(40, AutoencoderConfig(batch=4), 32, 0, standard_vae)
     before = {name: value.clone() for name, value in standard_vae.state_dict().items()}
     made = system.configure_optimizers()
     losses = []
@@ -61,7 +64,7 @@ def test_text_encoder_matches_captions_after_a_few_steps(tmp_path: Path, standar
     bank, tokenizer = LatentBank(tmp_path, Photographs(5), standard_vae, 16, 96), text_encoder.train_tokenizer()
     torch.manual_seed(0)
     text = text_encoder.build(tokenizer)
-    system = text_encoder.TextEncoderSystem(options, 0, text, tokenizer, bank, True)
+    system = text_encoder.TextEncoderSystem(options, 0, text, tokenizer, bank)
     before = {name: value.clone() for name, value in text.state_dict().items()}
     made = system.configure_optimizers()
     for step in range(options.max_steps):
@@ -129,6 +132,7 @@ def test_steps_have_joined_views_or_single_images(tmp_path: Path, monkeypatch: p
 
 def test_two_processes_train_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each takes half of the batch; mean losses and gradients are those of the whole."""
+    monkeypatch.setattr(training_system, "autocast_bf16", lambda device: nullcontext())  # rounds by batch
     options = load_prior_config(tmp_path, "training.batch=8", "training.no_text=0.5")
     prior = tiny_prior()
     system = PriorSystem(options, prior, *banks(tmp_path, prior.vae))
