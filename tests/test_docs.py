@@ -88,6 +88,13 @@ def test_options_named_in_page_exist(page: Path, option_names: set[str]) -> None
     assert not [key for key in named if key.split(".")[-1] not in option_names]
 
 
+def test_lines_of_the_core_loop_are_right() -> None:
+    rows = re.findall(r"\| `(\S+\.py)`, line (\d+) \| `(\w+)` \|", (DOCS / "architecture.md").read_text())
+    assert len(rows) == 2
+    for file, line, name in rows:
+        assert f"def {name}(" in (ROOT / file).read_text().splitlines()[int(line) - 1]
+
+
 def test_every_config_is_in_the_table() -> None:
     table = text(DOCS / "configs.md")
     assert not [config for config in shipped() if f"`{config}`" not in table]
