@@ -53,9 +53,10 @@ class Bounds(NamedTuple):
 
     @classmethod
     def from_cameras(cls, cameras: Cameras) -> Bounds:
-        """Return bounds from all cameras of a scene, including held-out ones.
+        """Return the bounds of a scene that all its cameras, also held-out ones, look at.
 
-        The radius is half the largest camera distance, or less if the fields of view cover only a smaller ball.
+        The scene is a ball around the origin. Its radius is half the largest distance of a camera from the origin, or
+        less if the images show only a smaller ball.
         """
         distance, K = cameras.position.norm(dim=-1), cameras.K
         corner = torch.stack([cameras.width / K[:, 0, 0], cameras.height / K[:, 1, 1]], -1).norm(dim=-1) / 2

@@ -78,10 +78,10 @@ class DiffuseMaterial(Material):
     def sample_shading(
         self, step: int = 0, training: bool = False, generator: torch.Generator | None = None
     ) -> Shading:
-        """Choose the shading of one render; `generator` is on the CPU.
+        """Choose and return the shading of one render: unlit albedo, lit colours, or lit without colours.
 
-        It is unlit before step `ambient_only_steps`. Later it is lit at random in training, and otherwise if the option
-        `diffuse` is above 0.
+        Before step `ambient_only_steps` a render is unlit. Later a training render is lit at random, with `generator`
+        (on the CPU). Other renders are lit if the option `diffuse` is above 0.
         """
         options = self.options
         if not training:

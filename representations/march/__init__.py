@@ -64,7 +64,10 @@ class Samples:
 
     @torch.no_grad()
     def positions(self, origins: Tensor, directions: Tensor) -> Tensor:
-        """Return world points (N, 3) at the midpoints, without gradient, for ray origins and unit directions (R, 3)."""
+        """Return the world position (N, 3) of the middle of each of the N samples, without gradient.
+
+        `origins` and `directions` (R, 3) are those of the R rays that the samples lie on; directions are unit vectors.
+        """
         points = self.t_mid[:, None] * directions.index_select(0, self.ray_index)
         return points.add_(origins.index_select(0, self.ray_index))
 

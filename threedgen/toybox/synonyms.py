@@ -88,11 +88,11 @@ def also_called(word: str, known: Collection[str]) -> list[str]:
 
 
 def similar(word: str, known: Collection[str], families: Mapping[str, Sequence[str]] | None = None) -> list[str]:
-    """Return up to three words of `known` for a similar thing, most similar first. The list can be empty.
+    """Return up to three of the `known` words that could replace an unknown word, best first. The list can be empty.
 
-    The words of `also_called` come first, then those that differ by a likely typing error: two adjacent letters are
-    swapped, or in a word of seven or more letters one letter is wrong, missing or too much. If there are none, the
-    first nouns of the same family are returned. `families` maps a family, such as "animals", to its nouns.
+    Words of the same meaning come first (`also_called`), then those that differ by a likely typing error: two adjacent
+    letters are swapped, or in a word of seven or more letters one letter is wrong, missing or too much. If there are
+    none, the first nouns of the same family are returned. `families` maps a family, such as "animals", to its nouns.
     """
     found = [*also_called(word, known), *_misspelt(word, known)]
     if not found and families:

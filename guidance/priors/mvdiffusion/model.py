@@ -79,10 +79,14 @@ class MVDiffusion(LatentDiffusion):
             self.check_pairs(size, self.draft is not None, keys[1])
 
     def check_pairs(self, size: Size, halved: bool, key: str) -> None:
-        """Raise ConfigError for the config `key` if the UNet's smallest feature map has an odd number of tokens.
+        """Raise ConfigError if the number of pixels of the UNet's smallest feature map is odd.
 
-        The "reference" encoding of depth needs pairs of tokens. `size` is (H, W) in pixels. `halved`: images are first
-        sampled at half this size.
+        MVDiffusion's depth encoding joins these pixels in pairs.
+
+        Args:
+            size: image height and width in pixels.
+            halved: whether sampling starts with images of half this size, which then have to fit too.
+            key: config key that the error names.
         """
         (height, width), token = size, self.unit * (2 if halved else 1)
         if height // token * (width // token) % 2:

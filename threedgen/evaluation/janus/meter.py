@@ -126,7 +126,13 @@ class Meter:
 
 
 class KnownObject(NamedTuple):
-    """Classified views of an object: of the correct mesh, which has one front, and of the same mesh with two fronts."""
+    """Results of the meter for one object whose number of fronts is known.
+
+    Attributes:
+        prompt: name of the object, which the classifier compares with the views.
+        correct: the meter's reading of the mesh, which has one front.
+        two_fronted: its reading of the same mesh after a second front was put on its back.
+    """
 
     prompt: str
     correct: Reading

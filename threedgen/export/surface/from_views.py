@@ -144,9 +144,10 @@ def render_depths(
 def _weights(
     texels: TexelGeometry, at: Cameras, n: int, depth: Array, options: BlendOptions, mask: Array | None
 ) -> tuple[Array, Array, Array]:
-    """Return the indices (M,) of texels that image n shows, their weights (M,) and pixel coordinates (x, y), (M, 2).
+    """Return the M texels that image n shows: indices (M,), weights of its colours (M,), pixel positions x, y (M, 2).
 
-    `depth` (H, W) is the camera's depth map of `render_depths`. `mask` (h, w) is the opacity of the mesh in the image.
+    `depth` (H, W) is the depth map of camera n from `render_depths`. `mask` (h, w) in [0, 1] is the opacity of the mesh
+    in image n; the image may have another size than the depth map.
     """
     c2w, K, size = at.c2w[n].double().numpy(), at.projection.K[n].numpy(), np.array([at.width, at.height])
     w2c = (c2w[:3, :3] * (1, -1, -1)).astype(np.float32)

@@ -43,9 +43,9 @@ class Phase:
 
 
 def warm_start(scene: Scene, images: Tensor | None, cameras: Cameras | None) -> list[Phase]:
-    """Return the phases of the warm start: one, which fits the object to V images, or none ([]).
+    """Return a list with the `Phase` that fits the object to V images; an empty list if the run has no warm start.
 
-    `images` are (V, H, W, 3) in [0, 1], and `cameras` are their V cameras. With None there is no warm start.
+    `images` are (V, H, W, 3) in [0, 1], and `cameras` are their V cameras. Both are None without a warm start.
     """
     if images is None or cameras is None or not scene.config.warm_steps:
         return []

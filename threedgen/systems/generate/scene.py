@@ -162,7 +162,10 @@ class Scene(System):
         return result
 
     def chunk(self, normals: bool) -> int | None:
-        """Return the maximum number of ray samples in a chunk of a training render; None: no limit."""
+        """Return the maximum number of ray samples that a training render processes at once; None: no limit.
+
+        `normals`: whether the render also computes surface normals, which needs more memory per sample.
+        """
         scene = (self.field, self.background, self.material, self.config.march)
         return self.chunks.size(normals, self.device, lambda: sample_bytes(*scene, normals, self.device))
 

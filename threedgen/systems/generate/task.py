@@ -34,9 +34,10 @@ logger = logging.getLogger(__name__)
 
 
 def generate(prompt: str, config: str | os.PathLike[str] = "mvdream-toybox", quiet: bool = False, **values: Any) -> Run:
-    """Generate a 3D object from a prompt (implements `threedgen.generate`). Raises ConfigError.
+    """Generate a 3D object from a prompt, and return the finished `Run` with its folder. Raises ConfigError.
 
     `config` is the name or file of a config, and `values` are its overrides, such as seed=3. `quiet`: show no progress.
+    Users call this function as `threedgen.generate`.
     """
     path = find(os.fspath(config))
     if (task := task_of(path)) != "generate":

@@ -236,7 +236,7 @@ def describe_view(
 
 
 def captions() -> Iterator[str]:
-    """Yield room captions that together contain all words of room captions that object captions lack."""
+    """Yield captions of rooms, from which a tokenizer learns the words that captions of objects lack."""
     items = ["a red door", "a window", "a picture"]
     for wording in range(ROOM_WORDINGS):
         yield sentence("red", "orange", items, wording)
