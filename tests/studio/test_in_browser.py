@@ -33,7 +33,7 @@ def test_prompt_becomes_a_download(chromium: Any, client: Client) -> None:
     page.click("#words .chip")
     assert page.input_value("#prompt") == "a red dog that waits"
     press(tab, "Generate")
-    tab.until(f"{STATE} === 'running' && document.querySelector('.told').textContent.includes('25 %, 6 s left')")
+    tab.until(f"{STATE} === 'running' && document.querySelector('.status').textContent.includes('25 %, 6 s left')")
     page.fill("#prompt", "a cat")
     page.keyboard.press("Enter")
     tab.until(f"{STATE} === 'waiting'")
@@ -54,7 +54,7 @@ def test_job_can_be_stopped_and_its_error_is_shown(chromium: Any, client: Client
     tab = Tab(chromium, client.url)
     tab.page.fill("#prompt", "a dog that waits")
     press(tab, "Generate")
-    tab.until("document.querySelector('.told')?.textContent.includes('left')")
+    tab.until("document.querySelector('.status')?.textContent.includes('left')")
     press(tab, "Stop")
     tab.until(f"{STATE} === 'cancelled' && {CARDS} === 0")
     press(tab, "Finish now")

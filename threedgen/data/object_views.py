@@ -13,14 +13,13 @@ import torch
 from torch import Tensor
 
 from threedgen.geometry.cameras import Cameras
+from threedgen.geometry.views import GREY, framed
 from threedgen.guidance.options import Control
 from threedgen.guidance.priors.mvadapter.inputs import (
     GEOMETRY_VIEWS,
-    GREY,
     HALF,
     RAISED,
     RAY_VIEWS,
-    framed,
     geometry_maps,
     ray_maps,
     views,

@@ -12,6 +12,9 @@ from torch import Tensor
 
 from threedgen.geometry.cameras import Cameras, Index
 
+SHARE, GREY = 0.9, 0.5
+"""Fraction of a reference image that the object's longer side fills, and grey level of the background."""
+
 
 @dataclass(frozen=True)
 class Views:
@@ -47,6 +50,27 @@ def resize(images: Tensor, height: int, width: int) -> Tensor:
     else:
         x = F.interpolate(x, (height, width), mode="bilinear", align_corners=False, antialias=True)
     return x.permute(0, 2, 3, 1)
+
+
+def framed(cut: Tensor, height: int, width: int, share: float = SHARE) -> Tensor:
+    """Place a cut-out object in the middle of a grey image; return the image (height, width, 3) in [0, 1].
+
+    `cut` is the object, RGBA (h, w, 4) in [0, 1]. It is resized to fill the fraction `share` of the image's height or
+    width, whichever it reaches first.
+    """
+    rows, columns = (cut[..., 3] > 0).nonzero(as_tuple=True)
+    (top, bottom), (left, right) = ((max(0, int(at.min()) - 1), int(at.max()) + 2) for at in (rows, columns))
+    part = cut[top:bottom, left:right]
+    part = torch.cat([part[..., :3] * part[..., 3:], part[..., 3:]], dim=-1)  # transparent colours do not bleed
+    scale = share * min(height / part.shape[0], width / part.shape[1])
+    sides = [max(1, round(scale * side)) for side in part.shape[:2]]
+    colour, opaque = (
+        resize(channels[None], *sides)[0] for channels in (part[..., :3], part[..., 3:].expand(-1, -1, 3))
+    )
+    image = torch.full((height, width, 3), GREY)
+    y, x = (height - sides[0]) // 2, (width - sides[1]) // 2
+    image[y : y + sides[0], x : x + sides[1]] = (colour + (1 - opaque) * GREY).clamp(0, 1)
+    return image
 
 
 def border_pixels(images: Tensor) -> Tensor:

@@ -27,10 +27,10 @@ from threedgen.viewer.report import files
 
 from .access import RUN_POLICY, Access
 from .errors import plain_words
-from .jobs import Queue, export_job
+from .jobs import Conflict, Queue, export_job
 from .options import StudioConfig
 from .schema import Error, JobInfo, Order, RunInfo, Status, Upload
-from .state import RUN_TASKS, UPDATE_SECONDS, Studio, conflicts, describe_run
+from .state import RUN_TASKS, UPDATE_SECONDS, Studio, describe_run
 from .words import Words, check_prompt, vocabulary_of
 
 ROOT = "/api/v1"
@@ -108,24 +108,21 @@ def create_app(config: StudioConfig, root: Path, queue: Queue, token: str) -> Fa
     def finish(number: int) -> JobInfo:
         """Stop the optimisation of a running or cancelled job and make the asset of the object as it is."""
         job = studio.find(number)
-        with conflicts():
-            queue.finish(job)
+        queue.finish(job)
         return studio.describe(job)
 
     @app.post(f"{ROOT}/jobs/{{number}}/again", status_code=202)
     def again(number: int) -> JobInfo:
         """Continue a job that was cancelled or failed, from its last checkpoint."""
         job = studio.find(number)
-        with conflicts():
-            queue.again(job)
+        queue.again(job)
         return studio.describe(job)
 
     @app.delete(f"{ROOT}/jobs/{{number}}", status_code=204)
     def remove(number: int) -> None:
         """Remove a job that waits or has ended from the queue. The files of its run stay."""
         job = studio.find(number)
-        with conflicts():
-            queue.remove(job)
+        queue.remove(job)
 
     @app.get(f"{ROOT}/events", response_class=EventSourceResponse)
     async def events() -> AsyncIterable[Status]:
@@ -202,6 +199,10 @@ def _add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(ConfigError)
     def refused(request: Request, error: ConfigError) -> JSONResponse:
         return answer(422, plain_words(str(error)))
+
+    @app.exception_handler(Conflict)
+    def conflict(request: Request, error: Conflict) -> JSONResponse:
+        return answer(409, error.problem)
 
     @app.exception_handler(AnyHTTPException)
     def failed(request: Request, error: AnyHTTPException) -> JSONResponse:

@@ -43,6 +43,10 @@ PROGRESS_ENV = {"THREEDGEN_PROGRESS_SECONDS": "1", "CI": "1", "PYTHONUNBUFFERED"
 """Environment variables that make a run print a progress line every second."""
 
 
+class Conflict(ConfigError):
+    """Error for a request that the state of a job does not allow."""
+
+
 @dataclass
 class Job:
     """Entry of the queue: the command of a run or of an export, with its state and progress."""
@@ -157,10 +161,10 @@ class Queue:
                 self._terminate(kill=True)
 
     def finish(self, job: Job) -> None:
-        """Stop a run after its current step and make its asset. ConfigError if `can_finish` is False."""
+        """Stop a run after its current step and make its asset. Conflict if `can_finish` is False."""
         with self._lock:
             if not self.can_finish(job):
-                raise ConfigError("this run has no object yet to make an asset of")
+                raise Conflict("this run has no object yet to make an asset of")
             if job.state == RUNNING:
                 job.state, job.finish = FINISHING, True
                 self._terminate()
@@ -178,7 +182,7 @@ class Queue:
     def again(self, job: Job) -> None:
         with self._lock:
             if job.state not in (CANCELLED, FAILED):
-                raise ConfigError("this job was not cancelled and has not failed")
+                raise Conflict("this job was not cancelled and has not failed")
             self._start_again(job, finish=False)
 
     def _start_again(self, job: Job, finish: bool) -> None:
@@ -186,10 +190,10 @@ class Queue:
         self._worker.submit(self._work, job)
 
     def remove(self, job: Job) -> None:
-        """Remove a job that has ended or waits. Raises ConfigError for a job that runs."""
+        """Remove a job that has ended or waits. Raises Conflict for a job that runs."""
         with self._lock:
             if job.state in LIVE:
-                raise ConfigError("this job is running. Cancel it first")
+                raise Conflict("this job is running. Cancel it first")
             self._jobs = [other for other in self._jobs if other is not job]
 
     def close(self) -> None:

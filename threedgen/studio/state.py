@@ -4,14 +4,12 @@ import hashlib
 import shutil
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from fastapi import HTTPException
 
 from threedgen.config.errors import ConfigError
-from threedgen.run.disk import temporary_path
+from threedgen.run.disk import write_atomic
 from threedgen.run.prompts import normalise_prompt
 from threedgen.run.text import clean
 from threedgen.viewer.gallery import contact_sheets
@@ -129,9 +127,7 @@ class Studio:
         stem = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "-" for c in Path(name).stem)[:60]
         path = self.root / UPLOADS / f"{hashlib.sha256(data).hexdigest()[:8]}-{stem or 'file'}{suffix}"
         path.parent.mkdir(exist_ok=True)
-        temporary = temporary_path(path)
-        temporary.write_bytes(data)
-        temporary.replace(path)
+        write_atomic(path, data)
         return Upload(name=path.name, kind=kind)
 
     def upload(self, name: str, kind: str) -> Path:
@@ -144,8 +140,7 @@ class Studio:
         folder = self.folder(name)
         for job in self.queue.jobs():
             if (self.root / job.name).resolve() == folder:
-                with conflicts():
-                    self.queue.remove(job)
+                self.queue.remove(job)
         shutil.rmtree(folder)
         self.queue.over += 1
 
@@ -162,12 +157,3 @@ def describe_run(record: Record, root: Path) -> RunInfo:
         report=record.file(PAGE) is not None,
         asset=record.asset,
     )
-
-
-@contextmanager
-def conflicts() -> Iterator[None]:
-    """Return a context that converts a ConfigError to an HTTPException with status 409 (conflict)."""
-    try:
-        yield
-    except ConfigError as error:
-        raise HTTPException(409, error.problem) from None

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from threedgen.geometry.cameras import Cameras, Projection, geometry_control, plucker_rays, ray_control, view_rays
 from threedgen.geometry.poses import orbit_c2w
-from threedgen.geometry.views import resize
 
 DISTANCE, HALF_HEIGHT, HALF = 1.8, 0.55, 0.5
 """Camera distance, half of the image side, and largest coordinate of a mesh, all in world units."""
@@ -24,8 +23,6 @@ GEOMETRY_VIEWS = (*((0.0, azimuth) for azimuth in (0.0, 90.0, 180.0, 270.0)), (8
 """(elevation, azimuth) in degrees for adapters that take mesh geometry: front, right, back, left, top, bottom."""
 RAISED = (0.0, 30.0)
 """Lowest and highest elevation in degrees of additional training views (`Form.anywhere` > 0)."""
-SHARE, GREY = 0.9, 0.5
-"""Fraction of a reference image that the object's longer side fills, and grey level of the background."""
 
 
 def views(angles: Sequence[tuple[float, float]], height: int, width: int, fov: float = 0.0) -> Cameras:
@@ -84,24 +81,3 @@ def geometry_maps(points: Tensor, normals: Tensor, mask: Tensor) -> Tensor:
         mask: (B, H, W), 1 where the pixel shows the mesh, 0 elsewhere.
     """
     return geometry_control(to_adapter_world(points), to_adapter_world(normals), mask)
-
-
-def framed(cut: Tensor, height: int, width: int, share: float = SHARE) -> Tensor:
-    """Place a cut-out object in the middle of a grey image; return the image (height, width, 3) in [0, 1].
-
-    `cut` is the object, RGBA (h, w, 4) in [0, 1]. It is resized to fill the fraction `share` of the image's height or
-    width, whichever it reaches first.
-    """
-    rows, columns = (cut[..., 3] > 0).nonzero(as_tuple=True)
-    (top, bottom), (left, right) = ((max(0, int(at.min()) - 1), int(at.max()) + 2) for at in (rows, columns))
-    part = cut[top:bottom, left:right]
-    part = torch.cat([part[..., :3] * part[..., 3:], part[..., 3:]], dim=-1)  # transparent colours do not bleed
-    scale = share * min(height / part.shape[0], width / part.shape[1])
-    sides = [max(1, round(scale * side)) for side in part.shape[:2]]
-    colour, opaque = (
-        resize(channels[None], *sides)[0] for channels in (part[..., :3], part[..., 3:].expand(-1, -1, 3))
-    )
-    image = torch.full((height, width, 3), GREY)
-    y, x = (height - sides[0]) // 2, (width - sides[1]) // 2
-    image[y : y + sides[0], x : x + sides[1]] = (colour + (1 - opaque) * GREY).clamp(0, 1)
-    return image

@@ -17,7 +17,7 @@ from torch.nn.functional import interpolate
 from threedgen.config import ConfigError
 from threedgen.config.errors import called
 from threedgen.geometry.picture_file import read_foreground
-from threedgen.geometry.views import resize
+from threedgen.geometry.views import framed, resize
 from threedgen.guidance.coarse import CoarsePredictor
 from threedgen.guidance.guidance import Condition, Features, guided
 from threedgen.guidance.options import Control, MVAdapterConfig
@@ -38,7 +38,7 @@ from threedgen.guidance.schedule import Schedule
 from threedgen.guidance.weights.plugins import locate
 from threedgen.run.arrays import Array
 
-from .inputs import framed, ray_maps, towards_middle
+from .inputs import ray_maps, towards_middle
 from .network import AdaptedUNet, Form
 from .weights import load_adapter
 

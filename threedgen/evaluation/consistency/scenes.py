@@ -23,9 +23,8 @@ from threedgen.data.srn.scene_files import condition_and_targets
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import to_uint8
 from threedgen.geometry.picture_file import extract_foreground
-from threedgen.geometry.views import Request, Views, resize
+from threedgen.geometry.views import Request, Views, framed, resize
 from threedgen.guidance.prior import Prior
-from threedgen.guidance.priors.mvadapter.inputs import framed
 from threedgen.guidance.priors.mvadapter.model import MVAdapter
 from threedgen.representations.fit import Bounds
 from threedgen.run.arrays import evenly_spaced

@@ -11,8 +11,9 @@ from threedgen.config.errors import within
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import grid, write_png
 from threedgen.geometry.picture_file import read_foreground
+from threedgen.geometry.views import framed
 from threedgen.guidance.matte import remover
-from threedgen.guidance.priors.mvadapter.inputs import GEOMETRY_VIEWS, RAY_VIEWS, framed, ray_maps, views
+from threedgen.guidance.priors.mvadapter.inputs import GEOMETRY_VIEWS, RAY_VIEWS, ray_maps, views
 from threedgen.guidance.priors.mvadapter.model import MVAdapter
 from threedgen.guidance.sampling import NO_SYNC, ViewSync, check_image_size, total_steps
 from threedgen.run.cache import cached_tensor

@@ -20,9 +20,9 @@ from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.images import grid, write_png
 from threedgen.geometry.picture_file import read_foreground
 from threedgen.geometry.rigs import orbit, ring_rig
+from threedgen.geometry.views import framed
 from threedgen.guidance.completion import complete_views
 from threedgen.guidance.prior import Prior
-from threedgen.guidance.priors.mvadapter.inputs import framed
 from threedgen.guidance.sampling import OnStep
 from threedgen.run.cache import cached_tensor
 from threedgen.run.disk import writing

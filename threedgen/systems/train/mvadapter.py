@@ -22,8 +22,8 @@ from threedgen.config import registry
 from threedgen.config.errors import ConfigError, called
 from threedgen.data.bank import LatentBank, choose_by_share, sample_entries
 from threedgen.data.object_views import ObjectViews
+from threedgen.geometry.views import GREY
 from threedgen.guidance.options import Layout
-from threedgen.guidance.priors.mvadapter.inputs import GREY
 from threedgen.guidance.priors.mvadapter.model import MVAdapter
 from threedgen.guidance.priors.mvadapter.network import AdaptedUNet, Form
 from threedgen.guidance.priors.mvadapter.weights import load_adapter, save_adapter

@@ -7,8 +7,9 @@ from threedgen.data.object_views import ObjectViews
 from threedgen.data.options import OBJECT_RADIUS, ObjectSplit
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.poses import orbit_array
+from threedgen.geometry.views import GREY
 from threedgen.guidance.options import Control
-from threedgen.guidance.priors.mvadapter.inputs import GREY, HALF
+from threedgen.guidance.priors.mvadapter.inputs import HALF
 from threedgen.toybox.options import ToyboxObjectsConfig
 from threedgen.toybox.world.builder import bounds
 from threedgen.toybox.world.primitives import Asset

@@ -179,7 +179,7 @@
     const status = phase ? [phase, `${Math.floor(100 * done / total)} %`, left && `${left} left`].filter(Boolean).join(", ") : "starting";
     find(".state").textContent = job.state;
     find(".state").className = `state ${job.state}`;
-    find(".told").textContent = live ? status : `seed ${job.seed}`;
+    find(".status").textContent = live ? status : `seed ${job.seed}`;
     say(find(".problem"), job.error);
     bar.hidden = find("details").hidden = !live || !phase;
     if (phase) {

@@ -22,11 +22,12 @@ from tests.support.tiny_prior import (
 )
 from threedgen.config.registry import build
 from threedgen.geometry.rigs import orbit
+from threedgen.geometry.views import framed
 from threedgen.guidance.guidance import Condition
 from threedgen.guidance.losses.options import SDSConfig
 from threedgen.guidance.losses.sds import SDS
 from threedgen.guidance.options import MVAdapterConfig, Shift
-from threedgen.guidance.priors.mvadapter.inputs import GEOMETRY_VIEWS, RAY_VIEWS, framed, geometry_maps, ray_maps, views
+from threedgen.guidance.priors.mvadapter.inputs import GEOMETRY_VIEWS, RAY_VIEWS, geometry_maps, ray_maps, views
 from threedgen.guidance.priors.mvadapter.model import MVAdapter
 from threedgen.guidance.priors.mvadapter.network import Form
 from threedgen.guidance.priors.mvdream import MVDream
