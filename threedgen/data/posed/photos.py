@@ -95,7 +95,7 @@ def open_photos(path: Path, max_side: int, convention: PoseConvention | None = N
     return photos
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=32)  # a grid of 768 x 1024 pixels has 6 MB
 def undistortion(lens: Lens, height: int, width: int) -> tuple[Tensor, Tensor | None]:
     """Return the camera and the sampling grid that remove the distortion of a lens from an image of `height` x `width`.
 
