@@ -3,7 +3,6 @@
 Images are arrays or tensors (H, W, 3) in sRGB, either floats in [0, 1] or uint8.
 """
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from threedgen.run.arrays import Array
-from threedgen.run.disk import temporary_path, write_atomic
+from threedgen.run.disk import publish, temporary_path, write_atomic
 
 SHEET_GAP = 2  # pixels between the images of a contact sheet and at its border
 MAX_PSNR = 100.0  # dB, the PSNR of equal images
@@ -157,7 +156,7 @@ def write_mp4(frames: Iterable[Any], path: Path | str, fps: int = 30) -> Path:
         stream: Any = even_frames()  # the plugin accepts iterators, but its annotations do not
         iio.imwrite(temporary, stream, plugin="FFMPEG", extension=".mp4", is_batch=True, fps=fps, **H264)
         _check_frame_count(temporary, count)
-        os.replace(temporary, path)
+        publish(temporary, path)
     except OSError as error:
         raise OSError(f"{path} could not be written: {str(error).splitlines()[0]}") from error
     finally:

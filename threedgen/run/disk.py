@@ -19,7 +19,7 @@ TEMPORARY_NAME = re.compile(r"\.\d+\.threedgen\.tmp$")  # end of the names from 
 def prepare(folder: Path, megabytes: float = 200) -> None:
     """Create a folder. Raises FileError if it is not writable, DiskFull for less than `megabytes` MiB of free space."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         with TemporaryFile(dir=folder):
             free = free_megabytes(folder)
     except OSError as error:
@@ -39,6 +39,33 @@ def temporary_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.{os.getpid()}.threedgen.tmp")
 
 
+def make_folder(path: Path) -> None:
+    """Create a folder and its missing parents, and sync their entries to the disk. An existing folder is accepted."""
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Write the data of a file, or the list of entries of a folder, to the disk. Windows cannot sync a folder."""
+    if os.name == "nt" and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Rename a temporary file or folder to `path` so that after a power loss `path` is either complete or as before."""
+    for part in (*temporary.rglob("*"), temporary) if temporary.is_dir() else (temporary,):
+        sync(part)
+    os.replace(temporary, path)
+    sync(path.parent)
+
+
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder. On exit it is renamed to `path`, which must not exist; after an error it is removed."""
@@ -47,7 +74,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     try:
         temporary.mkdir(parents=True)
         yield temporary
-        os.replace(temporary, path)
+        publish(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -60,7 +87,7 @@ def write_atomic(path: Path, data: bytes | str) -> None:
 
 def write_json(path: Path, tree: object) -> None:
     """Write plain data as JSON atomically; create the parent folder. Raises OSError, and ValueError for NaN."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_atomic(path, json_text(tree))
 
 
@@ -83,12 +110,7 @@ def atomic_file(path: Path, before: Callable[[], None] = lambda: None) -> Iterat
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    if os.name != "nt":  # syncs the rename; Windows cannot open a folder
-        descriptor = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    sync(path.parent)
 
 
 @contextmanager

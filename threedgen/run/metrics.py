@@ -21,7 +21,7 @@ from threedgen import __version__
 from threedgen.config import config_hash, plugins
 from threedgen.config.errors import FileError
 from threedgen.config.plain_file import parse_json, read_bytes, read_json
-from threedgen.run.disk import Tree, write_atomic, write_json
+from threedgen.run.disk import Tree, sync, write_atomic, write_json
 from threedgen.run.folder import SUMMARY
 
 logger = logging.getLogger(__name__)
@@ -73,6 +73,12 @@ class Metrics:
             if not self._failed:
                 logger.warning("cannot write %s (%s). The run continues", self.path, error.strerror)
             self._failed = True
+
+    def sync(self) -> None:
+        """Write the lines so far to the disk, as a checkpoint of this step must not outlive them. Raises OSError."""
+        if self.path.exists():
+            sync(self.path)
+            sync(self.path.parent)
 
     def write_csv(self) -> Path:
         """Write metrics.csv, with one column per key in the order of appearance. Raises OSError."""

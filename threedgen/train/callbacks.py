@@ -120,6 +120,12 @@ class Logging(StepCallback):
         for extra in trainer.loggers:
             extra.log_metrics({name: float(value) for name, value in values.items()}, step)
 
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if self._metrics is not None:
+            self._metrics.sync()
+
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         # also runs when the last step was done before a kill: then on_train_start is not called
         if not trainer.is_global_zero:

@@ -24,7 +24,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from threedgen.config import registry
 from threedgen.config.errors import ConfigError, DiskFull
 from threedgen.config.sections import CheckpointConfig, LoggerConfig, TrainerConfig, WandbConfig
-from threedgen.run.disk import free_megabytes, write_error
+from threedgen.run.disk import free_megabytes, make_folder, write_error
 from threedgen.run.folder import CHECKPOINTS, MAX_STEPS_KEY
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.memory import keep_freed_memory
@@ -121,7 +121,7 @@ def _resume_path(
     module: System, checkpoints: Path, max_steps: int, resume: bool, checkpoint_io: AtomicCheckpointIO
 ) -> Path | None:
     try:
-        checkpoints.mkdir(parents=True, exist_ok=True)
+        make_folder(checkpoints)
     except OSError as error:
         raise write_error(checkpoints, error) from None
     if not resume and any(checkpoints.glob("*.ckpt")):
