@@ -20,7 +20,7 @@ from threedgen.config import load, registry
 from threedgen.export import task as export_run
 from threedgen.export.asset import ExportedAsset
 from threedgen.export.asset_folder import asset_name, clear
-from threedgen.export.options import PRESETS, AssetConfig
+from threedgen.export.options import PRESETS, AssetConfig, material_of
 from threedgen.export.run_field import load_run_field
 from threedgen.export.shape.from_field import dense_surface
 from threedgen.geometry.raster import box_downsample
@@ -133,6 +133,18 @@ def test_load_run_field_restores_field_and_occupancy_grid(tmp_path: Path) -> Non
     assert asset.figures["refine"]["views"] == 2 and asset.figures["topology"]["open_edges"] == 0
     assert asset.figures["refine"]["psnr_after"] >= asset.figures["refine"]["psnr_before"]
     assert {"pictures", "refine"} <= asset.seconds.keys()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "name"),
+    [
+        ("a dog", "matte"), ("A shiny red car", "shiny"), ("an old wooden chair", "wooden"), ("an iron pot", "metal"),
+        ("a glass bottle with a metal cap", "glass"), ("a dog wearing a metal hat", "matte"), ("", "matte"),
+        ("a robot of steel", "metal"), ("a steelworker", "matte"),
+    ],
+)  # fmt: skip
+def test_prompt_sets_the_material(prompt: str, name: str) -> None:
+    assert material_of(prompt) == name
 
 
 def test_presets_set_defaults_and_match_documentation() -> None:

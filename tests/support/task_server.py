@@ -19,6 +19,7 @@ from typing import Any
 from tests.support import toy_run
 from tests.support.kept_folder import kept_folder
 from tests.support.power_loss import record
+from tests.support.storage_faults import inject
 from tests.support.waiting import when
 from threedgen.run import lock
 
@@ -99,6 +100,7 @@ def child(
     full_from: str = "",
     window: int | None = None,
     power_loss: str = "",
+    fault: dict[str, Any] | None = None,
     **rest: Any,
 ) -> int:
     """One command.
@@ -106,7 +108,8 @@ def child(
     `hold_at`: in this step (of the system `hold_in`, if that is given) write a file "held" and wait for one named
     "go"; `nan_from`: the first step at which the prior answers NaN; `die_in`: a function whose call is the end of
     the process; `full_from`: one from which on the disk is full; `window`: the live view is a FakeWindow, whose
-    button is pressed after this step (0: never); `power_loss`: a new folder for what a power loss would leave.
+    button is pressed after this step (0: never); `power_loss`: a new folder for what a power loss would leave; `fault`:
+    what fails in the working folder (arguments of `inject`).
     """
     from threedgen import cli
     from threedgen.guidance.priors.mvdream import MVDream
@@ -141,6 +144,8 @@ def child(
         _look_in(window)
     if power_loss:
         record(Path.cwd(), Path(power_loss))
+    if fault:
+        inject(Path.cwd(), **fault)
     return cli.main(words)
 
 

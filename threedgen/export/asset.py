@@ -12,7 +12,7 @@ from threedgen.config.errors import ConfigError
 from threedgen.export.files.glb import plain_glb_bytes, textured_glb_bytes
 from threedgen.export.files.khronos import validate
 from threedgen.export.files.obj_usdz import obj_zip, usdz_bytes
-from threedgen.export.options import ENGINES, AssetConfig
+from threedgen.export.options import ENGINES, MATERIALS, AssetConfig
 from threedgen.export.renders import FOV, spiral_cameras
 from threedgen.export.shape.from_field import FieldView
 from threedgen.export.shape.mesh import Mesh, TexturedMesh, placed, placement
@@ -161,7 +161,8 @@ def _textured(
         low, charts = unwrap(vertices, faces, texture)
     with asset.timed("bake"):
         low = with_dense_normals(low, dense)
-        maps = bake(low, dense, texture, None if view is None else view.colours)
+        material = MATERIALS[config.material or "matte"]
+        maps = bake(low, dense, texture, None if view is None else view.colours, material)
     asset.figures |= {"budget": budget, "charts": charts, "bake": {k: round(v, 6) for k, v in maps.info.items()}}
     if view is not None and view.renderer is not None and config.refine:
         with asset.timed("pictures"):

@@ -1,5 +1,6 @@
 """Config models of the export. This module does not import torch."""
 
+import re
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal, NamedTuple, Self
@@ -36,6 +37,36 @@ PRESETS = {
 }
 
 
+class Material(NamedTuple):
+    """Roughness and metallic value in [0, 1] of a whole surface, as glTF defines them."""
+
+    roughness: float
+    metallic: float
+
+
+MATERIALS = {
+    "matte": Material(0.6, 0),
+    "shiny": Material(0.2, 0),
+    "glass": Material(0.05, 0),
+    "metal": Material(0.3, 1),
+    "plastic": Material(0.4, 0),
+    "wooden": Material(0.75, 0),
+}
+MATERIAL_WORDS = {name: name for name in MATERIALS} | {
+    "glossy": "shiny", "polished": "shiny", "metallic": "metal", "steel": "metal", "iron": "metal", "brass": "metal",
+    "copper": "metal", "bronze": "metal", "chrome": "metal", "wood": "wooden",
+}  # fmt: skip
+
+
+def material_of(prompt: str) -> str:
+    """Return the name in `MATERIALS` of the object in a prompt.
+
+    Words after "with", "wearing", "in", "on" or "and" belong to a part or to another object and do not count.
+    """
+    head = re.split(r"\b(?:with|wearing|in|on|and)\b", prompt.lower())[0]
+    return next((MATERIAL_WORDS[word] for word in re.findall(r"\w+", head) if word in MATERIAL_WORDS), "matte")
+
+
 class AssetConfig(Config):
     """A game-ready asset: a triangle budget, textures, levels of detail, a collider."""
 
@@ -60,6 +91,9 @@ class AssetConfig(Config):
     refine: int = Field(16, ge=0, le=256, description="number of field renders that the texture is fitted to; 0: none")
     height: float | None = Field(
         None, gt=0, description="height in metres; null: usual height of the prompt's object, else 1 field unit = 1 m"
+    )
+    material: Literal["matte", "shiny", "glass", "metal", "plastic", "wooden"] | None = Field(
+        None, description="roughness and metallic value of the surface; null: by the prompt's words, else matte"
     )
     resolution: int | None = Field(
         None, ge=16, le=512, description="grid points per edge for surface extraction; null: from the preset"

@@ -20,7 +20,7 @@ from threedgen.run.threads import set_threads
 
 from .asset import STEPS, ExportedAsset, make_asset
 from .asset_folder import FOLDER, asset_name, check_overwrite, write_files
-from .options import AssetConfig, ExportConfig, resize_command
+from .options import AssetConfig, ExportConfig, material_of, resize_command
 from .run_field import RunField, load_run_field
 from .shape.from_field import dense_surface
 
@@ -79,6 +79,8 @@ def export(
     extras |= {"config_hash": config_hash(run), "version": __version__}
     if height is None and usual is not None:
         config = config.model_copy(update={"height": usual[1]})
+    if config.material is None:
+        config = config.model_copy(update={"material": material_of(run.prompt)})
     with progress_bar(quiet) as on_step:
         on_step("surface")
         start = time.perf_counter()

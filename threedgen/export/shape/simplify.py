@@ -22,6 +22,7 @@ STOPS = (1.0, 1.15, 1.5, 2.5, 5.0)
 `collapse` then reduces the mesh to the budget."""
 MIN_TURN_COSINE = 0.2  # smallest cosine between the normals of a face before and after a collapse
 MIN_ASPECT = 0.02  # smallest `_shape` of a face after a collapse, or its `_shape` before if that is smaller
+CONTACT = 0.01  # a vertex this part of the height above the lowest one stands on the ground
 LENGTH_WEIGHT = 1e-7  # weight of the squared edge length in the cost; on flat surfaces short edges collapse first
 
 
@@ -61,13 +62,25 @@ def simplify_level(mesh: TexturedMesh, triangles: int) -> TexturedMesh:
     """Return a coarser level of detail of `mesh`, with at most `triangles` triangles.
 
     It has more if the shape and UV seams allow no fewer. The remaining vertices keep their position, normal, tangent
-    and UV, so that all levels can use the same texture.
+    and UV, so that all levels can use the same texture. The bounding box and the contact with the ground stay.
     """
     points, faces, _ = weld(mesh.vertices, mesh.faces)
-    _, corners = collapse(points, faces, triangles, mesh.faces, mesh.uv)
+    _, corners = collapse(points, faces, triangles, mesh.faces, mesh.uv, support(points))
     used, index = np.unique(corners, return_inverse=True)
     faces = index.reshape(-1, 3).astype(np.int32)
     return TexturedMesh(mesh.vertices[used], faces, mesh.normals[used], mesh.uv[used], mesh.tangents[used])
+
+
+def support(vertices: Array) -> Array:
+    """Return indices of vertices (V, 3), z up, that span the bounding box and the contact with the ground.
+
+    The contact is the farthest vertex in each of 8 horizontal directions, among those within CONTACT of the lowest.
+    """
+    height = vertices[:, 2] - vertices[:, 2].min()
+    low = np.flatnonzero(height <= CONTACT * max(float(height.max()), 1e-30))
+    angle = np.arange(8) * (np.pi / 4)
+    ends = low[(vertices[low, :2] @ np.stack([np.cos(angle), np.sin(angle)])).argmax(axis=0)]
+    return np.unique(np.concatenate([ends, vertices.argmin(axis=0), vertices.argmax(axis=0)]))
 
 
 def _library(vertices: Array, faces: Array, target: int) -> tuple[Array, Array]:
@@ -81,7 +94,12 @@ def _library(vertices: Array, faces: Array, target: int) -> tuple[Array, Array]:
 
 
 def collapse(
-    vertices: Array, faces: Array, target: int, corners: Array | None = None, uv: Array | None = None
+    vertices: Array,
+    faces: Array,
+    target: int,
+    corners: Array | None = None,
+    uv: Array | None = None,
+    keep: Array | None = None,
 ) -> tuple[Array, Array]:
     """Collapse edges until at most `target` triangles are left, or until no edge may collapse. Deterministic.
 
@@ -93,6 +111,7 @@ def collapse(
         target: number of triangles.
         corners: for a mesh with UVs, the index into `uv` of each corner of each face (F, 3); else None.
         uv: texture coordinates (N, 2); None without `corners`.
+        keep: indices of vertices that are not removed either.
 
     Returns:
         The remaining faces (F', 3) int32 and their corners (F', 3) int32. Their values still are indices into the input
@@ -109,6 +128,8 @@ def collapse(
         edges, _, face_count = unique_pairs(directed_edges(faces)[0])
         locked = np.zeros(len(points), bool)
         locked[edges[face_count != 2].ravel()] = True
+        if keep is not None:
+            locked[keep] = True
         around = np.argsort(faces.reshape(-1), kind="stable") // 3  # sorted by their vertices
         first = np.concatenate([[0], np.cumsum(np.bincount(faces.reshape(-1), minlength=len(points)))])
         count = 0

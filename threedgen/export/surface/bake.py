@@ -24,8 +24,6 @@ OCCLUSION_RAYS = 64  # number of rays per dense vertex for the ambient occlusion
 AO_OFFSET = 0.004  # start of occlusion rays above the surface, as a fraction of the diagonal, to miss nearby faces
 AO_DISTANCE = 0.3  # length of occlusion rays, as a fraction of the bounding-box diagonal
 MIN_NORMAL_COSINE = 0.5  # smallest cosine of dense and low-poly normals on the same side of a thin part
-ROUGHNESS_METALLIC = np.array([1.0, 0.0], np.float32)
-"""Roughness and metallic value of all texels. They are constant because a field does not define them."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,11 @@ class Maps:
 
 
 def bake(
-    low: TexturedMesh, dense: Mesh, size: int | tuple[int, int], colours: Callable[[Array], Array] | None = None
+    low: TexturedMesh,
+    dense: Mesh,
+    size: int | tuple[int, int],
+    colours: Callable[[Array], Array] | None = None,
+    material: tuple[float, float] = (0.6, 0.0),
 ) -> Maps:
     """Bake the colours, normals and ambient occlusion of the dense surface into textures of the low-poly mesh.
 
@@ -67,6 +69,7 @@ def bake(
         size: texture edge in texels, or (height, width).
         colours: function from points (N, 3) float32 in world units to sRGB (N, 3) in [0, 1]; None: use the vertex
             colours of `dense`.
+        material: roughness and metallic value of all texels, because a field does not define them.
     """
     buffers = rasterise_uv(low.uv, low.faces, size)
     texels = texel_frames(low, buffers)
@@ -86,7 +89,7 @@ def bake(
     image = np.zeros((*buffers.mask.shape, 7), np.float32)
     image[buffers.mask] = np.concatenate([rgb, relief, openness], axis=1)
     image = fill(image, buffers.mask)
-    constant = np.broadcast_to(ROUGHNESS_METALLIC, (*buffers.mask.shape, 2))
+    constant = np.broadcast_to(np.float32(material), (*buffers.mask.shape, 2))
     return Maps(
         base_colour=np.clip(image[..., :3], 0, 1),
         normal=unit(image[..., 3:6]).astype(np.float32),
