@@ -98,8 +98,8 @@ setup(
         "xformers": ["xformers"],
         # engine=ray of janus-benchmark
         "ray": ["ray>=2.9"],
-        # matte=rembg
-        "matte": ["onnxruntime", "rembg"],
+        # matte=rembg, matte=grabcut
+        "matte": ["onnxruntime", "opencv-python-headless", "rembg"],
         # T5's vocabulary as DeepFloyd IF ships it
         "deepfloyd": ["sentencepiece", "protobuf"],
         # --view; viser wants rich below 15, so constraints.txt has it there

@@ -16,12 +16,14 @@ from torch import Tensor, nn
 
 from threedgen.geometry.views import resize
 from threedgen.guidance.weights import files, loading
-from threedgen.guidance.weights.loading import CONFIG, REMBG, TENSORS
+from threedgen.guidance.weights.loading import CONFIG, GRABCUT, REMBG, TENSORS
 from threedgen.run.arrays import Array
 from threedgen.run.disk import write_json
 
 BATCH, MAX_SIZE = 16, 1024
 """Number of images that the network processes together, and the largest `size` of its input in pixels."""
+GRABCUT_SIZE, GRABCUT_MARGIN = 256, 0.1
+"""Longer side in pixels of the image that GrabCut segments, and the fraction at each side that is background."""
 
 
 class Matte(nn.Module):
@@ -95,11 +97,26 @@ def convolution(inner: int, outer: int, stride: int = 1) -> nn.Sequential:
     )
 
 
+def _by_grabcut(rgb: Array) -> Array:
+    # GrabCut (Rother et al. 2004) starts from the colours inside and outside of a rectangle
+    import cv2
+
+    height, width = rgb.shape[:2]
+    scale = min(1.0, GRABCUT_SIZE / max(height, width))
+    sides = w, h = max(16, round(width * scale)), max(16, round(height * scale))
+    small = cv2.resize(np.round(rgb * 255).astype(np.uint8), sides, interpolation=cv2.INTER_AREA)
+    x, y = round(w * GRABCUT_MARGIN), round(h * GRABCUT_MARGIN)
+    mask, models = np.zeros((h, w), np.uint8), np.zeros((2, 65))
+    cv2.setRNGSeed(0)
+    cv2.grabCut(small, mask, (x, y, w - 2 * x, h - 2 * y), models[:1], models[1:], 5, cv2.GC_INIT_WITH_RECT)
+    return np.asarray(cv2.resize((mask & 1).astype(np.float32), (width, height)))  # odd values are foreground
+
+
 def remover(name: str | None) -> Callable[[Array], Array] | None:
     """Load a function that removes backgrounds: it maps an image (H, W, 3) in [0, 1] to the object's opacity (H, W).
 
-    `name` is "rembg" (the package of that name), or the weights of a `Matte`. If it is None, the result is None.
-    Raises ConfigError.
+    `name` is "rembg" (the package of that name), "grabcut", or the weights of a `Matte`. If it is None, the result is
+    None. Raises ConfigError.
     """
     if name is None:
         return None
@@ -112,5 +129,7 @@ def remover(name: str | None) -> Callable[[Array], Array] | None:
             return np.asarray(mask, np.float32) / 255
 
         return by_rembg
+    if name == GRABCUT:
+        return _by_grabcut
     net = Matte.load(name)
     return lambda rgb: net.opacity(torch.from_numpy(np.asarray(rgb, np.float32))[None])[0].numpy()

@@ -43,6 +43,10 @@ MultiviewWeights = Annotated[str, embedded_as("toybox-prior")]
 GuideViews = Annotated[
     bool, Field(description="the unconditional branch denoises each view by itself (in the papers: all views together)")
 ]
+MatteName = Annotated[
+    str | None,
+    Field(min_length=1, description="remover of photo backgrounds: rembg, grabcut, toybox-matte or RUN/matte"),
+]
 
 
 class PriorConfig(Config):

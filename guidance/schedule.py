@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 from torch import Tensor
 
 from threedgen.guidance.options import Shift
@@ -20,6 +21,8 @@ Prediction = Literal["epsilon", "v_prediction"]
 Timesteps = Tensor | int
 MAX_TIMESTEPS = 10_000
 MIN_ALPHA_BAR = 1e-12
+NO_SIGNAL = 2.0**-24
+"""alpha_bar of a timestep without signal. It is not 0, because x_0 is computed by a division by its root."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,9 @@ class Schedule:
         if not 1 <= T <= MAX_TIMESTEPS:
             raise ValueError(f"num_train_timesteps should be 1 to {MAX_TIMESTEPS} (got {T})")
         if config.get("rescale_betas_zero_snr"):
-            raise ValueError("rescale_betas_zero_snr is not supported: at alpha_bar 0 eps does not give x0")
+            if prediction == "epsilon":
+                raise ValueError("rescale_betas_zero_snr needs v_prediction: at alpha_bar 0 eps does not give x0")
+            return cls.from_diffusers({**config, "rescale_betas_zero_snr": False}).with_zero_snr()
         if config.get("trained_betas") is not None:
             return cls.from_betas(torch.tensor(config["trained_betas"], dtype=torch.float64), prediction)
         if name == "squaredcos_cap_v2":
@@ -88,6 +93,17 @@ class Schedule:
         make = cls.linear if name == "linear" else cls.scaled_linear
         return make(config.get("beta_start", 1e-4), config.get("beta_end", 0.02), T, prediction)
 
+    @classmethod
+    def _from_alpha_bar(cls, alpha_bar: Tensor, prediction: Prediction) -> Schedule:
+        before = torch.cat([torch.ones_like(alpha_bar[:1]), alpha_bar[:-1]])
+        return cls.from_betas(1 - alpha_bar / before, prediction)
+
+    def with_zero_snr(self) -> Schedule:
+        """Return the schedule rescaled to at most `NO_SIGNAL` at the last timestep (Lin et al. 2024, algorithm 1)."""
+        alpha_bar = torch.cumprod(1 - rescale_zero_terminal_snr(self.betas.double()), 0)
+        alpha_bar[-1] = min(NO_SIGNAL, float(alpha_bar[-2]) / 2)
+        return self._from_alpha_bar(alpha_bar, self.prediction)
+
     def shifted(self, scale: float, mode: Shift = "interpolated") -> Schedule:
         """Return a schedule with a lower signal-to-noise ratio: log SNR'_t = log SNR_t - w_t log scale.
 
@@ -97,8 +113,7 @@ class Schedule:
         log_snr = torch.logit(torch.cumprod(1 - self.betas.cpu().double(), 0))
         share = torch.linspace(0, 1, self.T).to(log_snr) if mode == "interpolated" else 1.0
         alpha_bar = torch.sigmoid(log_snr - share * log(scale))
-        before = torch.cat([torch.ones_like(alpha_bar[:1]), alpha_bar[:-1]])
-        return Schedule.from_betas(1 - alpha_bar / before, self.prediction).to(self.betas.device)
+        return self._from_alpha_bar(alpha_bar, self.prediction).to(self.betas.device)
 
     def timesteps_in(self, other: Schedule) -> Tensor:
         """Convert the timesteps 0..T-1 of this schedule to timesteps of `other` with equal signal-to-noise ratio.

@@ -111,8 +111,9 @@ def fitting(pipe: Any, tensors: Tensors, options: files.Json) -> dict[str, Tenso
     Raises:
         ValueError: no name is that of a layer, or a tensor does not fit its layer.
     """
-    bare = re.compile(r"(?:base_model\.model\.)?((?:down_blocks|mid_block|up_blocks|conv_|time_|add_emb).*)")
-    prefixed = {f"unet.{found[1]}" if (found := bare.fullmatch(name)) else name: t for name, t in tensors.items()}
+    plain = {re.sub(r"base_model\.model\.|(?<=lora_[AB])\.default", "", name): t for name, t in tensors.items()}
+    unet = re.compile(r"down_blocks|mid_block|up_blocks|conv_|time_|add_emb")
+    prefixed = {f"unet.{name}" if unet.match(name) else name: t for name, t in plain.items()}
     state, alphas = pipe.lora_state_dict(prefixed, unet_config=pipe.unet.config)
     result, used = dict[str, Tensor](), set[str]()
     for prefix, network in pipe.components.items():

@@ -69,6 +69,8 @@ RANGES = {
 """Exclusive minimum and inclusive maximum of numbers in config.json, by sub-folder and key."""
 EPS_RANGE, OTHER_RANGE = (0.0, 0.1), (-1e6, 1e6)
 MIN_TIMESTEPS = 1000
+ZERO_SNR = "ztsnr"
+"""Name of an empty tensor in files of models that were trained with zero terminal SNR."""
 
 
 class SecondText(NamedTuple):
@@ -148,6 +150,9 @@ def load_file(path: Path, tokenizer: str | None = None, prediction: Prediction |
         logger.warning(
             "%s does not declare whether it predicts noise (epsilon) or v; epsilon is assumed. %s", path, hint
         )
+    schedule = Schedule.scaled_linear(prediction=found.prediction or prediction or "epsilon")
+    if schedule.prediction == "v_prediction" and ZERO_SNR in files.read_header(path)[0]:
+        schedule = schedule.with_zero_snr()
     second = None
     if found.second is not None:
         second = SecondText(make(SECOND, *found.second), tokens.clip_tokenizer(tokenizer, open_clip=True))
@@ -156,7 +161,7 @@ def load_file(path: Path, tokenizer: str | None = None, prediction: Prediction |
         make("vae", *found.vae),
         make("text_encoder", *found.text_encoder),
         tokens.clip_tokenizer(tokenizer, found.open_clip),
-        Schedule.scaled_linear(prediction=found.prediction or prediction or "epsilon"),
+        schedule,
         second=second,
     )
 

@@ -42,7 +42,7 @@ COARSE, SECOND = "coarse", "text_encoder_2"
 """Optional sub-folders: coarse predictor, SDXL's second text encoder."""
 EMBEDDED = ("toybox-base", "toybox-prior")
 """Folders in weights/: the 2D model of the toybox, and the multi-view prior fine-tuned from it."""
-MATTE, REMBG = "toybox-matte", "rembg"
+MATTE, REMBG, GRABCUT = "toybox-matte", "rembg", "grabcut"
 NOVEL_VIEW = {"embedded": "threedim-toybox", "embedded-concat": "threedim-toybox-concat"}
 NOVEL_VIEW_CLASSES = ("XUNet", "LatentPairs")
 NOVEL_VIEW_TENSORS, NOVEL_VIEW_PRIOR = "model.safetensors", "prior"
@@ -281,7 +281,7 @@ def matte(weights: str) -> Path:
     """Return the folder of a matte network, from the name "toybox-matte" or a path; no tensor is read."""
     path = embedded(MATTE) if weights == MATTE else existing(weights)
     if path is None or not (path / CONFIG).is_file():
-        sources = f"take {REMBG}, {MATTE}, or the folder RUN/matte of a train-toybox-matte run"
+        sources = f"take {REMBG}, {GRABCUT}, {MATTE}, or the folder RUN/matte of a train-toybox-matte run"
         raise ConfigError(f"there is no matte {short(weights)}; {sources}", "matte")
     class_name(path, ("Matte",), "a matte", "matte")
     sniff(path / TENSORS)
@@ -289,11 +289,23 @@ def matte(weights: str) -> Path:
 
 
 def check_matte(name: str) -> None:
-    """Raise ConfigError if `name` is neither "rembg" and installed, nor the weights of a matte network, see `matte`."""
-    if name != REMBG:
+    """Raise ConfigError unless `name` is an installed package ("rembg", "grabcut") or a matte network, see `matte`."""
+    module = {REMBG: "rembg", GRABCUT: "cv2"}.get(name)
+    if module is None:
         matte(name)
     else:
-        require(REMBG, f"matte: {REMBG}", f"take matte={MATTE} or an image with a transparent background")
+        require(module, f"matte: {name}", f"take matte={MATTE} or an image with a transparent background")
+
+
+def check_image(path: Path, matte: str | None) -> None:
+    """Raise ConfigError unless an object can be cut out of an image: by the network `matte`, or None: by itself."""
+    from threedgen.geometry.picture_file import load_image, read_foreground  # NumPy, which --help does without
+
+    if matte is None:
+        read_foreground(str(path))
+    else:
+        load_image(path, key="image")
+        check_matte(matte)
 
 
 def class_name(path: Path, known: tuple[str, ...], what: str, key: str = "weights") -> str:

@@ -71,6 +71,63 @@ def test_transforms_with_an_angle_alone_and_names_without_suffix(tmp_path: Path)
     assert "./images/004" in found.posed.missing_note
 
 
+@pytest.mark.parametrize(("model", "coefficients"), [(0, 0), (2, 1), (3, 2), (4, 4), (6, 8)])
+@pytest.mark.parametrize("binary", [True, False])
+def test_colmap_camera_models(tmp_path: Path, model: int, coefficients: int, binary: bool) -> None:
+    views = photographs(3)
+    write_colmap(tmp_path, views, binary, model, (0.0,) * coefficients)
+    found = open_photos(tmp_path, 256).cameras
+    assert torch.allclose(found.K, views.cameras.K, atol=1e-4)
+    assert torch.allclose(found.c2w, views.cameras.c2w, atol=1e-5)
+
+
+@pytest.mark.parametrize("keypoints", ["", "1.0 2.5 -1 3e-05 4 17 10.0 11.0 -1 1.0 5.0 7\n", None])
+@pytest.mark.parametrize("place", ["images", "images_4", "input", "."])
+def test_colmap_text_and_folders_of_photos(tmp_path: Path, keypoints: str | None, place: str) -> None:
+    """The line of keypoints can be empty, and other programs leave it out."""
+    views = photographs(3)
+    path = write_colmap(tmp_path, views, binary=False) / "sparse" / "0" / "images.txt"
+    rows = [line for line in path.read_text().splitlines() if line.strip()]
+    path.write_text(
+        "\n\n".join(rows[:1])
+        + "".join(f"\n{row}" + ("" if keypoints is None else f"\n{keypoints}") for row in rows[1:])
+    )
+    for photo in (tmp_path / "images").iterdir():
+        (tmp_path / place).mkdir(exist_ok=True)
+        photo.rename(tmp_path / place / photo.name)
+    found = open_photos(tmp_path, 256)
+    assert torch.allclose(found.cameras.c2w, views.cameras.c2w, atol=1e-5) and len(found) == 3
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda tree: [tree.pop(name) for name in "wh"],
+        lambda tree: tree.update({name: str(tree[name]) for name in "wh"}, camera_model="PINHOLE"),
+        lambda tree: tree.update(k1=None, aabb_scale=None, offset=None, ply_file_path="sparse_pc.ply"),
+        lambda tree: [
+            frame.update(mask_path="mask.png", sharpness=3, w=tree["w"], h=tree["h"]) for frame in tree["frames"]
+        ],
+        lambda tree: [frame.update(file_path="C:\\me\\fox\\" + frame["file_path"][7:]) for frame in tree["frames"]],
+        lambda tree: [frame.update(file_path="/home/me/fox/" + frame["file_path"]) for frame in tree["frames"]],
+        lambda tree: [frame.update(file_path=frame["file_path"].replace("/", "\\")[:-4]) for frame in tree["frames"]],
+        lambda tree: [
+            tree.update({name: frame.pop(name)}) for frame in tree["frames"] for name in ("fl_x", "fl_y", "cx", "cy")
+        ],
+        lambda tree: [frame.update(transform_matrix=frame["transform_matrix"][:3]) for frame in tree["frames"]],
+        lambda tree: tree["frames"].append({"file_path": "images/lost.png", "transform_matrix": np.eye(4).tolist()}),
+    ],
+    ids=["size", "text", "null", "frame", "Windows", "absolute", "backslash", "file", "rows", "lost"],
+)
+def test_variants_of_transforms(tmp_path: Path, edit: Any) -> None:
+    views = photographs(3)
+    edit_transforms(write_transforms(tmp_path, views), edit)
+    found = open_photos(tmp_path, 256)
+    assert torch.allclose(found.cameras.c2w, views.cameras.c2w, atol=1e-5)
+    assert torch.allclose(found.cameras.K, views.cameras.K, atol=1e-4)
+    assert (found.views().images - views.images).abs().max() < 0.01
+
+
 def test_instant_ngp_box_and_nerfstudio_transform(tmp_path: Path) -> None:
     turn = [[1, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0.5]]
     write_transforms(tmp_path, photographs(4), aabb_scale=4, scale=0.5, offset=[0.5, 0.5, 1], applied_transform=turn)

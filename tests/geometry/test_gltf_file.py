@@ -267,6 +267,12 @@ def test_compressed_files_are_refused(tmp_path: Path, name: str, place: str, req
         assert len(read_mesh_file(path, colours=False).submeshes) == 1, "its geometry is readable"
 
 
+def test_gltf_1_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.gltf").write_text('{"asset": {"version": "1.0"}, "nodes": {}, "meshes": {}}')
+    with refused("", tmp_path / "a.gltf", "glTF 2.0"):
+        read_mesh_file(tmp_path / "a.gltf")
+
+
 @TEN
 def test_gpu_instances_equal_nodes(tmp_path: Path, seed: int) -> None:
     rng, glb = np.random.default_rng(seed), Glb()

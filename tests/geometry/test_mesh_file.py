@@ -127,6 +127,28 @@ def test_polygons(tmp_path: Path, corners: int) -> None:
     assert len(read_mesh_file(tmp_path / "a.obj").submeshes[0].faces) == corners - 2
 
 
+@pytest.mark.parametrize("form", ["ascii", "binary_little_endian", "binary_big_endian"])
+@pytest.mark.parametrize("kind", ["u1", "u2", "f4"])
+@pytest.mark.parametrize("name", ["{}", "diffuse_{}"])
+def test_ply_colours(tmp_path: Path, form: str, kind: str, name: str) -> None:
+    colours = np.array([[255, 51, 0]] * 4) / 255
+    rows = np.rec.fromarrays(
+        [*SQUARE.T, *(colours.T * (1 if kind == "f4" else np.iinfo(kind).max)).astype(kind)],
+        dtype=np.dtype([(f"a{k}", "f4") for k in range(3)] + [(f"b{k}", kind) for k in range(3)]),
+    )
+    order = rows.dtype.newbyteorder(">" if "big" in form else "<")
+    body, faces = rows.astype(order).tobytes(), bytes.fromhex("0300010203000203")
+    if form == "ascii":
+        body = "".join(" ".join(map(str, row.tolist())) + "\n" for row in rows).encode()
+        faces = b"3 0 1 2\n3 0 2 3\n"
+    types = {"u1": "uchar", "u2": "ushort", "f4": "float"}
+    head = f"ply\nformat {form} 1.0\nelement vertex 4\n" + "".join(f"property float {axis}\n" for axis in "xyz")
+    head += "".join(f"property {types[kind]} {name.format(channel)}\n" for channel in ("red", "green", "blue"))
+    head += "element face 2\nproperty list uchar uchar vertex_indices\nend_header\n"
+    (tmp_path / "a.PLY").write_bytes(head.encode() + body + faces)
+    assert (seen(read_mesh(tmp_path / "a.PLY")) == [255, 51, 0, 255]).all()
+
+
 @TEN
 @pytest.mark.parametrize("attribute", ["POSITION", "TEXCOORD_0"])
 def test_values_that_are_not_finite_are_repaired(tmp_path: Path, attribute: str, seed: int) -> None:

@@ -91,6 +91,8 @@ def test_texture_formats(tmp_path: Path, suffix: str) -> None:
         "f 1/1/ 2/2/ 3/3/ 4/4/",
         "f 1/1 2/2 3/3 3/3 4/4",
         "g a\ns off\nf 1/1 2/2 3/3\no b\ng\nf 1/1 3/3 4/4\nl 1 2\np 1",
+        "V 5 5 5 # unused\nVT 0 0 # unused\nF 1/1 2/2 3/3 4/4",
+        "v 5 5 5 1.0\nf 1/1 2/2 3/3 4/4",
     ],
 )
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
@@ -98,7 +100,7 @@ def test_faces(tmp_path: Path, faces: str, end: str) -> None:
     Image.fromarray(TEXTURE).save(tmp_path / "tex.png")
     path = write_obj(tmp_path, "map_Kd tex.png")
     text = path.read_text().partition("f ")[0] + "vn 0 0 1\n" + faces + "\n"
-    path.write_bytes(text.replace("\n", end).encode())
+    path.write_bytes(text.replace("\n", end).rstrip("\r\n").encode())
     assert_colours(path, texel(uv_of()))
     assert sum(len(submesh.uv) for submesh in read_mesh_file(path).submeshes if submesh.uv is not None) >= 4
 
@@ -112,6 +114,13 @@ def test_materials_of_several_files_and_parts(tmp_path: Path) -> None:
         text += "".join(f"v {k} {y} {z}\n" for y, z in ((0, 0), (1, 0), (1, 1)))
         text += f"usemtl {name}\nf -3 -2 -1\n"
     (tmp_path / "a.obj").write_text(text)
+    (tmp_path / "b.obj").write_text("usemtl m # 1\nv 0 0 0 1\nv 1 0 0 1\nv 0 1 0 1\nf 1 2 3\nmtllib c.mtl # last\n")
+    (tmp_path / "c.mtl").write_text("newmtl m # 1\nKd 0 1 0 # green\n")
+    assert (
+        read_mesh(tmp_path / "b.obj").parts[0].values[0].tolist() == [[0, 1, 0]] * 3
+    )  # the fourth numbers are weights
+    (tmp_path / "c.mtl").write_text("newmtl other\n")
+    assert "m # 1" in read_mesh(tmp_path / "b.obj").notes[0]
     mesh = read_mesh(tmp_path / "a.obj", up="z")
     found = {float(part.corners[0, 0, 0]): part.values[0, 0].tolist() for part in mesh.parts}
     assert found == {0: [1, 0, 0], 1: [0, 0, 1], 2: [0.5, 0.5, 0.5]} and mesh.flat and not mesh.plain

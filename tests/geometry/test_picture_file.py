@@ -3,16 +3,20 @@
 import io
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.Image import Transpose as Flip
+from pillow_heif import register_heif_opener
 
 from tests.support.errors import refused
 from threedgen.config import ConfigError
 from threedgen.geometry.images import write_depth
 from threedgen.geometry.picture_file import image_shape, load_image, read_depth, read_foreground
 
+QUADRANTS = np.array([[[220, 30, 30], [30, 200, 30]], [[30, 60, 220], [240, 220, 40]]], np.uint8)
 NOISE = np.random.default_rng(0).integers(0, 255, (40, 60, 3)).astype(np.uint8)
 
 
@@ -31,11 +35,58 @@ def test_load_image_refuses_truncated_file(tmp_path: Path, kind: str) -> None:
     assert load_image(data).size == (60, 40)
 
 
-def test_load_image_applies_exif_rotation(tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    (tmp_path / "a.jpg").write_bytes(encoded("JPEG", exif=exif))
-    assert load_image(tmp_path / "a.jpg").size == (40, 60) and image_shape(tmp_path / "a.jpg") == (60, 40)
+@pytest.mark.parametrize("kind", ["jpg", "png", "webp", "tif", "avif", "heic"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_load_image_applies_exif_rotation(tmp_path: Path, kind: str, orientation: int) -> None:
+    register_heif_opener()
+    upright, exif, path = np.kron(QUADRANTS, np.ones((32, 48, 1), np.uint8)), Image.Exif(), tmp_path / f"a.{kind}"
+    exif[0x0112] = orientation
+    undo = [None, Flip.FLIP_LEFT_RIGHT, Flip.ROTATE_180, Flip.FLIP_TOP_BOTTOM]
+    undo += [Flip.TRANSPOSE, Flip.ROTATE_90, Flip.TRANSVERSE, Flip.ROTATE_270]
+    turn = None if kind == "heic" else undo[orientation - 1]  # HEIC files have their own rotation instead
+    image = Image.fromarray(upright)
+    (image if turn is None else image.transpose(turn)).save(path, exif=exif)
+    found = np.asarray(load_image(path)).astype(int)
+    assert found.shape == upright.shape and image_shape(path) == upright.shape[:2]
+    assert np.abs(found - upright)[16::32, 24::48].max() < 12
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "options"),
+    [
+        ("a.jpg", "CMYK", {"quality": 100}),
+        ("a.tif", "CMYK", {}),
+        ("a.tif", "LAB", {}),
+        ("a.png", "P", {}),
+        ("a.png", "P", {"transparency": 0}),
+        ("a.png", "RGB", {"transparency": tuple(QUADRANTS[1, 1].tolist())}),
+        ("a.png", "LA", {}),
+        ("a.tif", "1", {}),
+        ("a.gif", "P", {"save_all": True}),
+        ("a.webp", "RGB", {"save_all": True, "lossless": True}),
+        ("a.PNG", "RGB", {"save_all": True}),
+        ("a.tif", "I;16B", {}),
+    ],
+)
+def test_load_image_converts_all_modes(tmp_path: Path, name: str, mode: str, options: dict[str, Any]) -> None:
+    """The first image of several, in 8 bits, with transparency where the file has it."""
+    rgb = Image.fromarray(QUADRANTS).resize((4, 4), Image.Resampling.NEAREST)
+    if mode == "I;16B":
+        grey = np.asarray(rgb.convert("L")).astype(">u2") * 257
+        image = Image.frombytes(mode, (4, 4), grey.astype(">u2").tobytes())
+    else:
+        image = rgb.quantize(4) if mode == "P" else rgb.convert(mode)
+    if "save_all" in options:
+        options["append_images"] = [rgb.rotate(180)]
+    image.save(tmp_path / name, **options)
+    shown = image if mode == "1" else rgb.convert("L") if mode in ("LA", "I;16B") else rgb
+    expected = np.asarray(shown.convert("RGB")).astype(int)
+    found = load_image(tmp_path / name)
+    assert found.mode == ("RGBA" if "transparency" in options or mode == "LA" else "RGB")
+    pixels = np.asarray(found).astype(int)
+    assert np.abs(pixels[..., :3] - expected).max() <= 9
+    if "transparency" in options:
+        assert sorted(np.unique(pixels[..., 3], return_counts=True)[1].tolist()) == [4, 12]
 
 
 def test_load_image_converts_16_bits_to_8(tmp_path: Path) -> None:

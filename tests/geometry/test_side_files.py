@@ -165,8 +165,17 @@ def test_messages_about_many_missing_files_are_summarised(tmp_path: Path) -> Non
 
 def test_ply_texture_is_a_side_file(tmp_path: Path) -> None:
     Image.fromarray(TEXTURE).save(tmp_path / "tex.png")
-    for reference in ("tex.png", "C:\\me\\Tex.png"):
-        (tmp_path / "a.ply").write_text(PLY.format(reference))
+    for reference, names in (("tex.png", "st"), ("C:\\me\\Tex.png", "uv"), ("tex.png", ("texcoord_u", "texcoord_v"))):
+        text = (
+            PLY.format(reference)
+            .replace("float s\n", f"float {names[0]}\n")
+            .replace("float t\n", f"float {names[1]}\n")
+        )
+        (tmp_path / "a.ply").write_text(text)
         assert_colours(tmp_path / "a.ply", texel(uv_of()))
+    (tmp_path / "a.ply").write_text(
+        text.replace("_v", "_w").replace("element vertex", "comment TextureFile b\nelement vertex")
+    )
+    assert ["'b'" in note for note in read_mesh(tmp_path / "a.ply").notes] == [True, False]
     (tmp_path / "a.ply").write_text(PLY.format("gone.png"))
     assert "gone.png" in read_mesh(tmp_path / "a.ply").notes[0]

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -191,12 +191,24 @@ def test_ddim_img2img_of_gaussian_data_returns_noisy_latents(strength: float) ->
     assert sample.std() == pytest.approx(1, abs=0.12)
 
 
+@pytest.mark.parametrize("name", ["linear", "scaled_linear"])
+def test_zero_snr_schedule_is_that_of_diffusers(name: str) -> None:
+    options = {"beta_schedule": name, "prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+    found, theirs = Schedule.from_diffusers(options), DDIMScheduler(**options)
+    torch.testing.assert_close(found.alpha_bar, theirs.alphas_cumprod, atol=1e-6, rtol=1e-4)
+    x0, noise = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    t = found.T - 1
+    x = found.add_noise(x0, noise, t)
+    eps = found.eps_from_output(x, found.target(x0, noise, torch.tensor([t])), t)
+    torch.testing.assert_close(found.x0_from_eps(x, eps, t), x0, atol=2e-2, rtol=0)
+
+
 @pytest.mark.parametrize(
     "config, value",
     [
         ({"beta_schedule": "sigmoid"}, "sigmoid"),
         ({"prediction_type": "sample"}, "sample"),
-        ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr"),
+        ({"rescale_betas_zero_snr": True}, "v_prediction"),
         ({"num_train_timesteps": 10**8}, ""),
         ({"num_train_timesteps": 0}, ""),
         ({"beta_end": 50}, ""),

@@ -36,13 +36,14 @@ def edit_transforms(folder: Path, edit: Any) -> None:
 def write_colmap(folder: Path, views: Views, binary: bool, model: int = 1, distortion: tuple[float, ...] = ()) -> Path:
     """Write images/ and sparse/0 with a camera for each image (model 1: PINHOLE, 4: OPENCV) and one point."""
     names = {0: "SIMPLE_PINHOLE", 1: "PINHOLE", 2: "SIMPLE_RADIAL", 3: "RADIAL", 4: "OPENCV", 5: "OPENCV_FISHEYE"}
+    names[6] = "FULL_OPENCV"
     at, sparse = views.cameras, folder / "sparse" / "0"
     sparse.mkdir(parents=True)
     w2c = np.linalg.inv(opencv_axes(at.c2w).double().numpy())
     cameras, images = [], []
     for k, (matrix, K) in enumerate(zip(w2c, at.K.double().tolist(), strict=True)):
         x, y, z, w = Rotation.from_matrix(matrix[:3, :3]).as_quat()
-        focal = [K[0][0], K[1][1]] if model in (1, 4, 5) else [K[0][0]]
+        focal = [K[0][0], K[1][1]] if model in (1, 4, 5, 6) else [K[0][0]]
         cameras.append((k + 1, model, at.width, at.height, (*focal, K[0][2], K[1][2], *distortion)))
         images.append((k + 7, (w, x, y, z, *matrix[:3, 3]), k + 1, f"{k:03d}.png"))
         write_png(folder / "images" / f"{k:03d}.png", to_uint8(views.images[k]))

@@ -10,6 +10,7 @@ EXTRAS = {
     "coacd": ("coacd", install("parts")),
     "ray": ("ray", install("ray")),
     "sentencepiece": ("sentencepiece", install("deepfloyd")),
+    "cv2": ("opencv-python-headless", install("matte")),
     "rembg": ("rembg", install("matte")),
     "torch_fidelity": ("torch-fidelity", "pip install torch-fidelity"),
     "viser": ("viser", install("viser")),

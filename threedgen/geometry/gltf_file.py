@@ -68,6 +68,8 @@ class GltfFile:
         if data[:4] == b"glTF":
             start = 20 + int.from_bytes(data[12:16], "little")
             self.binary = memoryview(data)[start + 8 : start + 8 + int.from_bytes(data[start : start + 4], "little")]
+        if data[:5] == b"glTF\1" or isinstance(self.tree.get("nodes"), dict):
+            raise ConfigError("it is glTF 1.0. Save it as glTF 2.0")
         self.buffer, self.texture, self.joints = cache(self._buffer), cache(self._texture), cache(self._joints)
         for index in range(len(self.tree.get("buffers", []))):
             self.buffer(index)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from threedgen.config.errors import ConfigError
+from threedgen.config.errors import ConfigError, short
 from threedgen.config.plain_file import read_bytes
 from threedgen.geometry.gltf_file import GltfFile
 from threedgen.geometry.obj_file import read_obj
@@ -111,8 +111,10 @@ def _read_by_trimesh(data: bytes, kind: str, files: SideFiles, colours: bool) ->
         check_count(counts.get(b"face", 0))
         if (count := max(counts.values(), default=0)) > len(data):
             raise ConfigError(f"its header declares {count} values, but the file has {len(data)} bytes")
-        if colours and (named := re.search(rb"comment\s+texturefile\s+([^\r\n]+)", header, re.IGNORECASE)):
-            image = files.image(decode(named[1]))
+        if colours and (named := re.findall(rb"comment\s+texturefile\s+([^\r\n]+)", header, re.IGNORECASE)):
+            image = files.image(decode(named[0]))
+            files.failures += [f"texture {short(decode(name))} is not used, only the first one" for name in named[1:]]
+        data = re.sub(rb"(\nproperty\s+\w+\s+)(?:diffuse|texcoord)_(?=\w)", rb"\1", header) + data[len(header) :]
         options = {"skip_materials": True}  # trimesh would open textures in any folder
     elif kind == ".stl":
         binary = int.from_bytes(data[80:84], "little")
@@ -123,7 +125,10 @@ def _read_by_trimesh(data: bytes, kind: str, files: SideFiles, colours: bool) ->
     for mesh in scene.geometry.values():
         if isinstance(mesh, trimesh.Trimesh) and len(mesh.faces):
             check_count(len(mesh.faces))
-            yield _coloured(mesh, image) if colours else _plain(mesh)
+            submesh = _coloured(mesh, image) if colours else _plain(mesh)
+            if image is not None and submesh.uv is None:
+                files.failures.append("it names a texture, but has no texture coordinates")
+            yield submesh
 
 
 def _plain(mesh: Any) -> Submesh:

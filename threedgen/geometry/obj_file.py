@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from threedgen.config.errors import ConfigError
+from threedgen.config.errors import ConfigError, short
 from threedgen.geometry.side_files import MAX_MTL_BYTES, SideFiles, decode, encoding
 from threedgen.geometry.submesh import Submesh, Wrap, check_count
 from threedgen.geometry.texture import Texture
@@ -56,8 +56,9 @@ class ObjText:
         joined = re.sub(rb"\\\r?\n|\t", b" ", data)
         for line in io.TextIOWrapper(io.BytesIO(joined), encoding(data), "replace"):
             key, _, rest = line.strip().partition(" ")
+            key = key.lower()
             if key in self.rows:
-                self.rows[key].append(rest)
+                self.rows[key].append(rest.partition("#")[0] if "#" in rest else rest)
             elif key == "f":
                 corners = rest.partition("#")[0].split()
                 if "-" in rest:
@@ -119,7 +120,7 @@ def read_obj(data: bytes, files: SideFiles, colours: bool) -> Iterator[Submesh]:
     vertices, uv, normals = obj.table("v", 6), obj.table("vt", 2, 0.0), obj.table("vn", 3)
     materials = _read_materials(obj.libraries, files) if colours else {}
     scale = 255 if np.nanmax(vertices[:, 3:], initial=0) > 1 else 1
-    has_colours = bool(np.isfinite(vertices[:, 3:]).any())
+    has_colours = bool(np.isfinite(vertices[:, 3:]).all(1).any())  # one further number is a weight
     vertex_colours = np.nan_to_num(vertices[:, 3:] / scale, nan=1).clip(0, 1)
     for (name, vt, vn), corners in reversed(obj.triangles().items()):
         if corners.min() < 0:
@@ -137,6 +138,8 @@ def read_obj(data: bytes, files: SideFiles, colours: bool) -> Iterator[Submesh]:
             submesh = replace(submesh, normals=normals[others[-1]])
         if colours:
             vertex = vertex_colours[rows] if has_colours else None
+            if materials and name and name not in materials:
+                files.failures.append(f"material {short(name)} is missing in the MTL file")
             submesh = _coloured(submesh, name, materials.get(name, Material()), vertex, files)
         yield submesh
 
@@ -145,6 +148,7 @@ def _read_materials(libraries: list[str], files: SideFiles) -> dict[str, Materia
     # material name -> material; a text in `libraries` names one MTL file, or several
     materials, material = dict[str, Material](), Material()
     for library in dict.fromkeys(libraries):
+        library = library if files.find(library) else library.partition(" #")[0]
         several = files.find(library) is None and any(files.find(name) for name in library.split())
         for name in library.split() if several else [library]:
             try:
@@ -187,7 +191,7 @@ def _parsed(line: str, uv: Array) -> tuple[str, Array, tuple[Wrap, Wrap]]:
         if match["name"]:
             numbers = [float(number) for number in match["numbers"].split()][:2]
             options[match["name"].lower()][: len(numbers)] = numbers
-    return line.strip(), uv * options["s"] + options["o"], (wrap, wrap)
+    return line.partition(" #")[0].strip(), uv * options["s"] + options["o"], (wrap, wrap)
 
 
 def _coloured(submesh: Submesh, name: str, material: Material, vertex: Array | None, files: SideFiles) -> Submesh:

@@ -55,7 +55,7 @@ def image_shape(path: Path) -> tuple[int, int]:
     """Return (height, width) in pixels from the header of an image, as after EXIF rotation. Raises ConfigError."""
     with open_image(path) as image:
         try:
-            sideways = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+            sideways = image.format != "TIFF" and image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
         except Exception:  # damaged metadata: exif_transpose ignores it too
             sideways = False
         return image.size if sideways else (image.height, image.width)
@@ -133,8 +133,8 @@ def extract_foreground(pixels: Array, name: str) -> Array:
         pixels = np.dstack([pixels[..., :3], foreground_mask(pixels[..., :3])]).astype(np.float32)
         if pixels[..., 3].min() > MIN_OPAQUE_ALPHA:
             raise ConfigError(
-                f"{name} has no transparent or uniform background. Save it as PNG with transparency, or use a photo "
-                "with a background of one colour.",
+                f"{name} has no transparent or uniform background. Save it as PNG with transparency, use a photo with "
+                "a background of one colour, or remove the background with matte=grabcut.",
                 "image",
             )
     if not pixels[..., 3].any():

@@ -101,7 +101,8 @@ def test_list_assets_reads_headers_and_optional_columns(folder: Path) -> None:
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
 def test_list_assets_reads_the_csv_of_spreadsheets(folder: Path, delimiter: str, encoding: str) -> None:
-    lines = [("file", "caption"), ("sub\\plate.ply", '"a plate, très; jolie"'), ("box.glb", "a box")]
+    lines = [(f"sep={delimiter}",), ("# some, old",), ("",), ("File", "caption")]
+    lines += [("sub\\plate.ply", ' "a plate, très;\r\njolie"'), ("box.glb", "a box")]
     text = "\r\n".join(delimiter.join(cells) for cells in lines)
     (folder / "captions.csv").write_bytes(text.encode(encoding))
     found = {asset.file: asset.caption for asset in list_assets(folder, "captions.csv").assets}

@@ -56,7 +56,7 @@ def test_photos_are_scored_around_their_common_point(tmp_path: Path, colmap: boo
 
 def test_photos_are_targets_of_a_sampler_that_gets_one_of_them(tmp_path: Path) -> None:
     folder, out = write_transforms(tmp_path / "duck", shifted()), tmp_path / "run"
-    scenes = {"name": "srn", "path": str(folder), "condition": 2, "views": 8}
+    scenes = {"name": "posed", "path": str(folder), "condition": 2, "views": 8}
     config = settings(out, sampler=str(folder), scenes=scenes)
     config.check()
     assert run.run(config, quiet=True) == 0

@@ -59,16 +59,19 @@ def lora(pipe: Any, form: str, rank: int = 4) -> dict[str, Tensor]:
     short = {"unet": "lora_unet", "text_encoder": "lora_te1" if hasattr(pipe, "text_encoder_2") else "lora_te"}
     for part in ("unet", "text_encoder", "text_encoder_2"):
         for name, layer in getattr(pipe, part, nn.Identity()).named_modules():
-            if not name.endswith(LAYERS) or "time_emb" in name:
+            layers = (*LAYERS, "conv1", "conv2") if form.endswith("convolutions") else LAYERS
+            other = form.endswith("text" if part == "unet" else "unet")
+            if other or not name.endswith(layers) or "time_emb" in name:
                 continue
             weight, kernel = layer.weight, layer.weight.shape[2:]
             a = torch.randn(rank, weight.shape[1], *kernel, generator=generator) / 8
             b = torch.randn(weight.shape[0], rank, *(1 for _ in kernel), generator=generator) / 8
-            if form == "kohya":
+            if form.startswith("kohya"):
                 name = name if part == "unet" or name.startswith("text_model.") else f"text_model.{name}"
                 stem = f"{short.get(part, 'lora_te2')}_{name.replace('.', '_')}"
                 tensors |= {f"{stem}.lora_down.weight": a, f"{stem}.lora_up.weight": b}
-                tensors[f"{stem}.alpha"] = torch.tensor(3.0)
+                if not form.endswith("alpha"):
+                    tensors[f"{stem}.alpha"] = torch.tensor(3.0)
             elif form == "diffusers":
                 tensors |= {f"{part}.{name}.lora_A.weight": a, f"{part}.{name}.lora_B.weight": b}
             elif part == "unet":  # peft
@@ -81,8 +84,17 @@ def states(networks: Any) -> dict[str, Tensor]:
     return {f"{p}.{n}": t for p in parts if p in networks for n, t in networks[p].state_dict().items()}
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("form", ["kohya", "diffusers"])
+@pytest.mark.parametrize(
+    ("kind", "form"),
+    [
+        *((kind, form) for kind in KINDS for form in ("kohya", "diffusers")),
+        ("sd15", "kohya without alpha"),
+        ("sd15", "kohya with convolutions"),
+        ("sd21", "kohya of the text"),
+        ("sdxl", "kohya of the text"),
+        ("sd15", "kohya of the unet"),
+    ],
+)
 def test_fused_lora_equals_fusion_of_diffusers(pipes: Any, tmp_path: Path, kind: str, form: str) -> None:
     file, tensors = tmp_path / "lora.safetensors", lora(pipes[kind], form)
     save_file(tensors, file, {"ss_network_dim": "4"})
@@ -97,6 +109,21 @@ def test_fused_lora_equals_fusion_of_diffusers(pipes: Any, tmp_path: Path, kind:
     assert max((own[name] - expected[name]).abs().max().item() for name in own) < 1e-7
     changed = [name for name in own if not torch.equal(own[name], before[name])]
     assert len(changed) == len([name for name in tensors if "lora_A" in name or "lora_down" in name])
+
+
+@pytest.mark.parametrize("name", ["{}", "base_model.model.unet.{}", "unet.base_model.model.{}", "base_model.model.{}"])
+def test_names_of_peft(pipes: Any, tmp_path: Path, name: str) -> None:
+    layer, rows = "mid_block.attentions.0.proj_in", lora(pipes["sd21"], "diffusers")
+    a, b = (rows[f"unet.{layer}.lora_{side}.weight"] for side in "AB")
+    side = "lora_{}.default" if name == "{}" else "lora_{}"
+    file = tmp_path / "lora.safetensors"
+    save_file({name.format(f"{layer}.{side.format(s)}.weight"): t for s, t in (("A", a), ("B", b))}, file)
+    prior = prior_of(pipes["sd21"])
+    additions.add(prior, [LoraFile(file=str(file))], [])
+    change = (
+        prior.unet.mid_block.attentions[0].proj_in.weight - pipes["sd21"].unet.mid_block.attentions[0].proj_in.weight
+    )
+    torch.testing.assert_close(change, b @ a, atol=1e-6, rtol=0)
 
 
 def test_peft_folder_has_its_alpha(pipes: Any, tmp_path: Path) -> None:

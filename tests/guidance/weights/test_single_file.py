@@ -94,6 +94,8 @@ def test_undeclared_prediction_is_epsilon_with_a_warning_unless_set(tensors: Any
     caplog.clear()
     found = prior(tmp_path / "mine.safetensors", tensors["sd21"], prediction="v")
     assert found.schedule.prediction == "v_prediction" and found.image_size == 96 * found.factor and not caplog.records
+    zero = prior(tmp_path / "zero.safetensors", tensors["sd21"] | {n: torch.zeros(0) for n in ("v_pred", "ztsnr")})
+    assert zero.schedule.alpha_bar[-1] < 1e-6 < found.schedule.alpha_bar[-1] and not caplog.records
     found = prior(tmp_path / "768-v.safetensors", tensors["sd21"], prediction="epsilon")
     assert found.schedule.prediction == "epsilon" and caplog.records  # contradicts the name
 

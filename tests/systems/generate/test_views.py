@@ -10,9 +10,12 @@ from PIL import Image
 from tests.support.errors import refused
 from tests.support.tiny_prior import tiny_prior
 from threedgen import config
+from threedgen.geometry.picture_file import read_foreground
+from threedgen.geometry.views import framed
 from threedgen.guidance.attention.joined import SEPARATE_LEVELS
+from threedgen.guidance.matte import Matte, remover
 from threedgen.guidance.priors.mvdream import MVDream
-from threedgen.systems.generate.views import IMAGE_WEIGHT, sample_views
+from threedgen.systems.generate.views import IMAGE_SHARE, IMAGE_WEIGHT, sample_views
 
 SHORT = ("preview.steps=2", "preview.elevation=20", "preview.azimuth=30", "warm_start.share=0.5", "warm_start.groups=3")
 
@@ -66,9 +69,26 @@ def test_views_of_an_image_are_completed_from_it(prior: MVDream, tmp_path: Path)
     torch.testing.assert_close(views[0, 0, 0], torch.full((3,), 0.5))
     with refused("image"):
         sample_views(options, tiny_prior(), "", tmp_path / "other", quiet=True)
+    Matte(16, (4, 6)).save(tmp_path / "matte")  # of a photo without transparency, an untrained network leaves all
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (16, 16, 3), np.uint8)).save(tmp_path / "photo.png")
+    photo = [*SHORT, f"image={tmp_path / 'photo.png'}", f"matte={tmp_path / 'matte'}"]
+    (tmp_path / "photo").mkdir()
+    views, _ = sample_views(config.load("mvdream-toybox", photo), prior, "", tmp_path / "photo", quiet=True)
+    cut = read_foreground(str(tmp_path / "photo.png"), remover(str(tmp_path / "matte")))
+    assert views is not None and 0 < cut[..., 3].mean() < 1
+    assert torch.equal(views[0], framed(torch.from_numpy(cut), 16, 16, IMAGE_SHARE))
 
 
-@pytest.mark.parametrize("key", [["prompt="], ["image={folder}/none.png"], ["image={bar}", "warm_start.share=0"]])
+@pytest.mark.parametrize(
+    "key",
+    [
+        ["prompt="],
+        ["image={folder}/none.png"],
+        ["image={folder}/none.png", "matte=toybox-matte"],
+        ["image={bar}", "warm_start.share=0"],
+        ["matte=none", "image={bar}"],
+    ],
+)
 def test_image_is_checked_before_the_run(key: list[str], tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "bar.png")
     values = [value.format(folder=tmp_path, bar=tmp_path / "bar.png") for value in key]

@@ -86,15 +86,15 @@ def find_captions(folder: Path, captions: str) -> Path:
 def read_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield (line number, cells) for each row of a captions file. Cells are a dict from column name to text, "" if
     missing. Without a header row, the columns are `COLUMNS`. Raises ConfigError for an unreadable file."""
-    lines = read_text(path, "captions").splitlines()
-    rows = csv.reader(lines, delimiter=_delimiter(lines))
+    lines = [line + "\n" for line in read_text(path, "captions").splitlines()]
+    rows = csv.reader(lines, delimiter=_delimiter(lines), skipinitialspace=True)
     columns: tuple[str, ...] = COLUMNS
     try:
         for cells in rows:
-            texts = [cell.strip() for cell in cells]
-            if rows.line_num == 1 and {"file", "caption"} <= {text.lower() for text in texts}:
+            texts = [" ".join(cell.splitlines()).strip() for cell in cells]
+            if {"file", "caption"} <= {text.lower() for text in texts}:
                 columns = tuple(text.lower() for text in texts)
-            elif any(texts):
+            elif any(texts) and not texts[0].startswith(("#", "sep=")):  # the latter is a separator for Excel
                 yield rows.line_num, dict.fromkeys(COLUMNS, "") | dict(zip(columns, texts, strict=False))
     except csv.Error as error:
         raise ConfigError(f"{path}, line {rows.line_num}, cannot be read ({error})", "captions") from None
@@ -102,7 +102,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
 
 def _delimiter(lines: list[str]) -> str:
     # first separator outside quotes
-    unquoted = (re.sub(r'"[^"]*"', "", line) for line in lines)
+    unquoted = (re.sub(r'"[^"]*"', "", line) for line in lines if line[:1] != "#")
     return next((match[0] for line in unquoted if (match := re.search(r"[,;\t]", line))), ",")
 
 

@@ -4,6 +4,7 @@ Poses are world-to-camera with OpenCV axes, as a quaternion (w, x, y, z) and a t
 https://colmap.github.io/format.html.
 """
 
+import re
 import struct
 from pathlib import Path
 from typing import NamedTuple
@@ -27,13 +28,17 @@ class _Model(NamedTuple):
 
 
 def read_colmap(folder: Path) -> PosedFiles:
-    """Read the COLMAP model in `folder`. Its photos are in a folder images/, in `folder` or up to three levels above
-    it. Raises ConfigError for a missing or damaged file, and for a camera model that is not supported."""
+    """Read the COLMAP model in `folder`. Its photos are in `folder` or up to three levels above it, there in images/,
+    images_4/ or the like, in input/, or beside these folders.
+
+    Raises ConfigError for a missing or damaged file, and for a camera model that is not supported.
+    """
     try:
         model = _binary(folder) if (folder / "images.bin").is_file() else _text(folder)
         lenses = {number: _lens(folder, *row) for number, row in model.cameras.items()}
         base, found, missing = folder.resolve(), list[tuple[Path, Array, Lens]](), list[str]()
-        roots = [root / "images" for root in (base, *list(base.parents)[:3])]
+        above = (base, *list(base.parents)[:3])
+        roots = [path for root in above for path in (*sorted(root.glob("images*")), root / "input", root)]
         for name, camera, pose in sorted(model.images):
             if photo := find_photo(roots, name):
                 matrix = np.eye(4)
@@ -106,10 +111,15 @@ def _text(folder: Path) -> _Model:
     rows = _Model({}, [], [[float(x) for x in line.split()[1:4]] for line in points if line.strip()])
     for number, model, *numbers in (line.split() for line in cameras if line.strip()):
         rows.cameras[int(number)] = model, list(map(float, numbers))
-    for line in images[::2]:  # the lines between have the keypoints and may be empty
+    for line in images:
         words = line.split(maxsplit=9)
-        rows.images.append((words[9].strip(), int(words[8]), list(map(float, words[1:8]))))
+        if len(words) == 10 and not _is_number(words[9].split()[-1]):  # else keypoints: x, y, point, x, y, ...
+            rows.images.append((words[9].strip(), int(words[8]), list(map(float, words[1:8]))))
     return rows
+
+
+def _is_number(text: str) -> bool:
+    return text.lstrip("+-")[:1].isdigit() and re.fullmatch(r"[-+\d.eE]+", text) is not None
 
 
 def _lines(path: Path) -> list[str]:

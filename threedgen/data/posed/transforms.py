@@ -5,6 +5,7 @@ Poses are camera-to-world with OpenGL axes. Instant-NGP maps a position p to sca
 cube of side aabb_scale around (0.5, 0.5, 0.5).
 """
 
+import re
 from collections.abc import Mapping
 from math import tan
 from pathlib import Path
@@ -30,7 +31,8 @@ def read_transforms(path: Path) -> PosedFiles:
         for number, frame in enumerate(tree["frames"]):
             where = f"frames.{number}: "
             matrix, name = _matrix(frame["transform_matrix"]), str(frame["file_path"])
-            if photo := find_photo([path.parent], name):
+            folders, last = [path.parent, path.parent / "images"], re.split(r"[\\/]", name)[-1]
+            if photo := find_photo(folders[:1], name) or find_photo(folders, last):  # paths of another machine
                 found.append((photo, matrix, _lens(tree | frame, path, photo)))
             else:
                 missing.append(name)

@@ -84,13 +84,13 @@ class FolderSamplerConfig(Config):
         return found
 
 
-class SRNScenesConfig(Config):
-    """Scenes of an archive, or photos with poses: one view is given, the others are targets.
+class PosedScenesConfig(Config):
+    """Photos with poses, or scenes of an SRN archive: one view is given, the others are targets.
 
     The sampler receives the given view and samples the target views.
     """
 
-    name: Literal["srn"] = "srn"
+    name: Literal["posed", "srn"] = "posed"
     path: str = Field(min_length=1, description="folder of the split, or of its scenes; or photos with poses")
     split: Split = Field("cars_test", description="category and split of the archive")
     count: int = Field(40, ge=1, le=100_000, description="maximum number of scenes, evenly chosen")

@@ -18,7 +18,7 @@ from threedgen.geometry.views import border_pixels
 from threedgen.representations.fit import Bounds, border_colour
 from threedgen.run.arrays import Array, evenly_spaced
 
-from .options import MIN_VIEWS, PHOTO_SIZE, FolderSamplerConfig, SRNScenesConfig
+from .options import MIN_VIEWS, PHOTO_SIZE, FolderSamplerConfig, PosedScenesConfig
 
 SURROUNDINGS, MAX_SURROUNDINGS = 1.5, 4.0
 """Radius of the ball relative to the largest camera distance: of photos with surroundings whose file has neither a box
@@ -40,7 +40,7 @@ class FolderScene(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def open_scene(path: Path, config: FolderSamplerConfig | SRNScenesConfig) -> FolderScene:
+def open_scene(path: Path, config: FolderSamplerConfig | PosedScenesConfig) -> FolderScene:
     """Open the scene at `path` and check its files. Raises ConfigError if a file is unusable.
 
     `path` is a transforms.json, a folder of photos with poses, or a scene folder in the layout of the SRN archives.

@@ -77,7 +77,7 @@ class Consistency(Evaluation[ConsistencyConfig, Job, Json]):
         self.total = sum(len(self.samplers) + (scene.original is not None) for scene in self.scenes)
 
     def check(self, row: str, sampler: NovelViewSampler) -> None:
-        needs = {"needs_text": ("text", "a prompt", "toybox"), "needs_condition": ("condition", "a given view", "srn")}
+        needs = {"needs_text": ("text", "a prompt", "toybox"), "needs_condition": ("condition", "an image", "posed")}
         for scene in self.scenes:
             for need, (attribute, name, other) in needs.items():
                 if getattr(sampler, need, False) and not getattr(scene, attribute):

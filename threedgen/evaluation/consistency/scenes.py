@@ -36,8 +36,8 @@ from .options import (
     FolderSamplerConfig,
     MVAdapterSamplerConfig,
     MVDreamSamplerConfig,
+    PosedScenesConfig,
     SampledScenesConfig,
-    SRNScenesConfig,
 )
 from .photos import FolderScene, open_scene
 
@@ -95,11 +95,11 @@ class Scene:
         return Views(images, self.cameras)
 
 
-def srn(config: SRNScenesConfig, sampler: object, seed: int) -> list[Scene]:
+def srn(config: PosedScenesConfig, sampler: object, seed: int) -> list[Scene]:
     return [_with_condition(config, open_scene(path, config)) for path in config.folders()]
 
 
-def _with_condition(config: SRNScenesConfig, scene: FolderScene) -> Scene:
+def _with_condition(config: PosedScenesConfig, scene: FolderScene) -> Scene:
     instance, size = scene.views, None if isinstance(scene.views, PosedPhotos) else config.size
     with within("scenes"):
         given, targets = condition_and_targets(instance, config.condition)

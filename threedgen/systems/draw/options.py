@@ -9,9 +9,9 @@ from pydantic import BeforeValidator, Field, model_validator
 from threedgen.config import Config, ConfigError
 from threedgen.config.plain_file import read_text
 from threedgen.config.registry import Component
-from threedgen.geometry.picture_file import load_image, read_foreground
-from threedgen.guidance.options import MVAdapterConfig
-from threedgen.guidance.weights.loading import check_matte
+from threedgen.geometry.picture_file import load_image
+from threedgen.guidance.options import MatteName, MVAdapterConfig
+from threedgen.guidance.weights.loading import check_image
 from threedgen.run.folder import user_path
 from threedgen.run.prompts import EXAMPLE_ROOM, normalise_prompt, with_suffix
 from threedgen.systems.prompted import PromptedConfig
@@ -32,7 +32,7 @@ Angles = tuple[Annotated[float, Field(ge=-360, le=360)], Annotated[float, Field(
 
 
 def read_lines(value: object) -> object:
-    """Replace the name of a text file by its non-empty lines; return values other than a string unchanged.
+    """Replace the name of a text file by its lines without empty ones and comments (#); return other values unchanged.
 
     Raises ValueError if the file is empty or cannot be read.
     """
@@ -42,7 +42,7 @@ def read_lines(value: object) -> object:
         text = read_text(user_path(value, "prompts"))
     except ConfigError as error:
         raise ValueError(error.problem) from None
-    lines = tuple(line for line in map(str.strip, text.splitlines()) if line)
+    lines = tuple(line for line in map(str.strip, text.splitlines()) if line and line[0] != "#")
     if not lines:
         raise ValueError("is an empty file, and should have one line per view")
     return lines
@@ -64,9 +64,7 @@ class SamplingConfig(PromptedConfig):
     prompts: Lines = Field((), description="text file with one prompt per view of a scene, instead of prompt")
     negative_prompt: str = Field("", description="text to steer away from")
     image: str | None = Field(None, min_length=1, description="image file that the samples are conditioned on")
-    matte: str | None = Field(
-        None, min_length=1, description="remover of photo backgrounds: rembg, toybox-matte or RUN/matte; null: none"
-    )
+    matte: MatteName = None
     image_prompt: str = Field("", description="text of an adapter if there is an image and no prompt")
     mesh: str | None = Field(None, description=f"mesh file of the object or scene ({', '.join(MESH_FORMATS)})")
     up: Axis = Field("auto", description="up axis of the mesh file; auto: +y for GLB, glTF, OBJ, else +z")
@@ -135,11 +133,8 @@ class SamplingConfig(PromptedConfig):
         condition = "mesh" if control == "geometry" else "image" if self.image is not None else ""
         if condition and self.prior.adapter is None:
             raise ConfigError(f"is missing: the 2D model alone takes no {condition}. Give a file", "prior.adapter")
-        if self.image is not None and self.matte is None:
-            read_foreground(str(user_path(self.image, "image")))
-        elif self.image is not None and self.matte is not None:
-            load_image(user_path(self.image, "image"), key="image")
-            check_matte(self.matte)
+        if self.image is not None:
+            check_image(user_path(self.image, "image"), self.matte)
         if self.prompt.strip():
             self.check_prompt()
 

@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from threedgen.config import Config, ConfigError, Scheduled
 from threedgen.config.registry import Component
 from threedgen.config.sections import CheckpointConfig, TrainerConfig
+from threedgen.guidance.options import MatteName
 from threedgen.run.prompts import normalise_prompt, remove_words
 from threedgen.systems.prompted import PromptedConfig
 from threedgen.systems.train.options import Guidance, default_trainer
@@ -46,9 +47,7 @@ class MVDreamBoothConfig(PromptedConfig):
     """Training of a multi-view prior on a few photos of one subject."""
 
     photos: Paths = Field((), description="folder or files of 2 to 100 photos of one subject; usually 4 to 6")
-    matte: str | None = Field(
-        None, min_length=1, description="remover of photo backgrounds: rembg, toybox-matte or RUN/matte; null: none"
-    )
+    matte: MatteName = None
     prompt: str = Field("", description="caption of the photos with the identifier, such as 'a [v] dog'")
     identifier: str = Field("[v]", min_length=1, max_length=32, pattern=r"^\S+$", description="word for the subject")
     prior: Annotated[Any, Component("prior", default="mvdream", only=("mvdream",))] = Field(

@@ -23,8 +23,9 @@ from threedgen.config.sections import (
 )
 from threedgen.export.options import ExportSection
 from threedgen.guidance.losses.options import DistillationConfig, ViewPromptsConfig
-from threedgen.guidance.options import PriorConfig
+from threedgen.guidance.options import MatteName, PriorConfig
 from threedgen.representations.options import FieldConfig, MarchConfig, MaterialConfig, OccupancyConfig
+from threedgen.run.folder import user_path
 from threedgen.run.prompts import normalise_prompt
 from threedgen.systems.prompted import PromptedConfig
 from threedgen.viewer.options import ViewConfig
@@ -193,7 +194,7 @@ class GenerateConfig(PromptedConfig):
     """Generation of a 3D object from a prompt, or from an image, by score distillation."""
 
     common: ClassVar[tuple[str, ...]] = (
-        "prompt", "image", "negative_prompt", "prompt_check", "seed", "out", "threads",
+        "prompt", "image", "matte", "negative_prompt", "prompt_check", "seed", "out", "threads",
         "prior.name", "prior.weights", "distillation.name", "distillation.guidance_scale", "field.name",
         "material.name", "background.name", "camera.n_view", "size", "scenes_per_step", "stages",
         "optimizer.encoding", "optimizer.networks", "warm_start.share", "refine.strengths", "refine.share",
@@ -205,6 +206,7 @@ class GenerateConfig(PromptedConfig):
     image: str | None = Field(
         None, min_length=1, description="front view of the object: PNG with alpha, or on a plain background"
     )
+    matte: MatteName = None
     negative_prompt: str = Field("", description="text of the unconditional branch of the guidance")
     view_prompts: ViewPromptsConfig = ViewPromptsConfig()
     system: Annotated[SystemConfig, Component("system", default="generate")] = Field(
@@ -382,13 +384,13 @@ class GenerateConfig(PromptedConfig):
         if prompt:
             self.check_prompt()
         if self.image is not None:
-            from threedgen.geometry.picture_file import read_foreground  # NumPy and Pillow, which --help does without
+            from threedgen.guidance.weights.loading import check_image
 
             if not self.warm_steps:
                 raise ConfigError(
                     "needs a warm start of a multi-view prior. Set warm_start.share=0.2", "image", self.image
                 )
-            read_foreground(self.image)
+            check_image(user_path(self.image, "image"), self.matte)
         if self.fit.matte is not None:
             from threedgen.guidance.weights.loading import matte
 

@@ -22,6 +22,7 @@ from threedgen.geometry.picture_file import read_foreground
 from threedgen.geometry.rigs import orbit, ring_rig
 from threedgen.geometry.views import framed
 from threedgen.guidance.completion import complete_views
+from threedgen.guidance.matte import remover
 from threedgen.guidance.prior import Prior
 from threedgen.guidance.sampling import OnStep
 from threedgen.run.cache import cached_tensor
@@ -55,7 +56,7 @@ def sample_views(
     if groups > 1 and not prior.completes_views:
         logger.warning("warm_start.groups=%d has no effect: these weights were not trained to complete views", groups)
         groups = 1
-    cut = None if config.image is None else read_foreground(config.image)
+    cut = None if config.image is None else read_foreground(config.image, remover(config.matte))
     if cut is not None and not prior.completes_views:
         raise ConfigError("the weights of this prior were not trained to complete views", "image", config.image)
     cameras = view_cameras(config, groups, size)

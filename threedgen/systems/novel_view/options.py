@@ -12,7 +12,7 @@ from threedgen.config.sections import OrbitCameraConfig, RunConfig, TrainerConfi
 from threedgen.export.options import ExportSection
 from threedgen.geometry.picture_file import load_image
 from threedgen.guidance.novel_view.options import SamplingConfig, ThreeDiMSamplerConfig, XUNetConfig
-from threedgen.guidance.options import MultiviewWeights
+from threedgen.guidance.options import MatteName, MultiviewWeights
 from threedgen.guidance.weights.loading import check, check_matte, novel_view_model
 from threedgen.representations.options import PaperProtocolConfig, SubsampledProtocolConfig
 from threedgen.run.folder import user_path
@@ -76,9 +76,7 @@ class ImageTo3DConfig(RunConfig):
     """3D object from an image, by sampling views and fitting a field to them."""
 
     image: str = Field("", description="image file of an object on white or with a transparent background")
-    matte: str | None = Field(
-        None, min_length=1, description="remover of photo backgrounds: rembg, toybox-matte or RUN/matte; null: none"
-    )
+    matte: MatteName = None
     weights: str = Field("embedded", min_length=1, description="embedded (toybox cars and chairs) or a trained folder")
     elevation: float = Field(20.0, gt=-90, lt=90, description="elevation of the image's camera, degrees")
     azimuth: float = Field(0.0, ge=-360, le=360, description="azimuth of the image's camera, degrees; 0: front")
