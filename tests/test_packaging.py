@@ -105,8 +105,8 @@ def test_the_pins_cover_what_is_required() -> None:
 
 
 DISTRIBUTIONS = {
-    "PIL": "pillow", "lightning_fabric": "pytorch-lightning", "pxr": "usd-core", "pydantic_core": "pydantic",
-    "skimage": "scikit-image", "yaml": "pyyaml",
+    "PIL": "pillow", "cv2": "opencv-python-headless", "lightning_fabric": "pytorch-lightning", "pxr": "usd-core",
+    "pydantic_core": "pydantic", "skimage": "scikit-image", "yaml": "pyyaml",
 }  # fmt: skip
 """Import names that are not those of the packages."""
 ON_NO_INDEX = {"tinycudann"}
