@@ -12,6 +12,7 @@ from pathlib import Path
 from threedgen.config.errors import ExpectedError
 
 BENCHMARKS = {
+    "here": "times that the documentation names, next to other machines: demo, quick run, step, export; minutes",
     "hashgrid": "hash grid: numba kernels against PyTorch",
     "step": "a generate step of the default config, against PyTorch versions without empty-space skipping",
     "mvdream": "a step of mvdream-sd21 and mvdream-sd21-shading with random weights, against plain PyTorch; for a GPU",
@@ -38,7 +39,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "words",
         nargs="+",
         metavar="NAME | key=value",
-        help="benchmark, or option of the config that step, mvdream or whole_run measures, such as threads=2",
+        help="benchmark, or option of the config that here, step, mvdream or whole_run measures, such as threads=2",
     )
     parser.add_argument("--rounds", type=int, default=3, help="repetitions of every measurement (default 3)")
     parser.add_argument("--size", type=int, default=64, help="image or view size in pixels (default 64)")

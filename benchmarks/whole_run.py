@@ -15,15 +15,19 @@ ALONE, BESIDE = "alone", "beside a busy core"
 BUSY_LOOP = "while True: pass"
 
 
+def launch(config: str, out: Path, *overrides: str) -> None:
+    """Run a config in a new process, with its results in the folder `out`. Raises CalledProcessError if it fails."""
+    script = folder("configs").parent / "launch.py"
+    args = [sys.executable, script, "--config", config, "--quiet", f"out={out}", *overrides]
+    subprocess.run(args, check=True, stdout=subprocess.DEVNULL)
+
+
 def table(rounds: int, overrides: list[str]) -> Table:
     """Return a row for each case. `overrides` change the config. Raises CalledProcessError if a run fails."""
-    root = folder("configs").parent
 
     def run() -> None:
         with tempfile.TemporaryDirectory() as temporary:
-            out = Path(temporary, "run")
-            args = ["--config", "quick-toybox", "--quiet", "prompt=a green frog", f"out={out}", *overrides]
-            subprocess.run([sys.executable, root / "launch.py", *args], check=True, stdout=subprocess.DEVNULL)
+            launch("quick-toybox", Path(temporary, "run"), "prompt=a green frog", *overrides)
 
     def beside() -> None:
         busy = subprocess.Popen([sys.executable, "-c", BUSY_LOOP])

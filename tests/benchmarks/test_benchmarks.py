@@ -19,6 +19,7 @@ from benchmarks import (
     export_asset,
     gpu_networks,
     hashgrid,
+    here,
     janus,
     mvadapter,
     mvdiffusion,
@@ -163,6 +164,24 @@ def test_whole_run_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(whole_run, "folder", lambda name: tmp_path / name)
     alone, beside = whole_run.table(1, [str(tmp_path / "log")]).rows
     assert [alone["case"], beside["case"]] == ["alone", "beside a busy core"] and beside["ratio"] > 0
+
+
+def test_here_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words: list[tuple[str, ...]] = []
+
+    def launch(config: str, out: Path, *overrides: str) -> None:
+        words.append((config, *overrides))
+        out.mkdir()
+        lines = ["step,step_seconds,distillation", "10,9,", "20,0.25,1.5", "30,0.5,1.5", "40,0.125,1.5"]
+        (out / "metrics.csv").write_text("\n".join(lines))
+
+    monkeypatch.setattr(here, "launch", launch)
+    found = here.table(["threads=1"])
+    assert [line[0] for line in words] == ["mvdream-toybox", "quick-toybox", "export"]
+    assert words[0][1:] == words[1][1:] == ("prompt=a red penguin", "threads=1") and words[2][1].endswith("demo")
+    own, *others = found.rows
+    assert own["step, ms"] == "250" and {"50 - 53", "126"} <= {row["demo, s"] for row in others}
+    assert '"step, ms": [250.0, 250.0]' in found.notes[0] and found.text().count("\n| ") == len(found.rows) + 2
 
 
 def test_mvdream_rows(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,6 +90,6 @@ def test_figure_table_formats_shares_estimates_and_numbers() -> None:
     assert text.splitlines() == [
         "| row | PSNR | won | FID | Janus |",
         "|---|---|---|---|---|",
-        "| ours | 20.000 (19.000 - 21.000) | 3 | 1.500 | 25.0 % (1/4) |",
+        "| ours | 20.000 (19.000 - 21.000) | 3 | 1.500 | 25.0 % (1/4; 4.6 - 69.9 %) |",
         "| theirs | - | 0 | - | - |",
     ]

@@ -26,6 +26,12 @@ def format_share(figure: Share | None) -> str:
     return f"{100 * figure.value:.1f} % ({figure.hits}/{figure.total})"
 
 
+def format_rate(figure: Share | None) -> str:
+    """Format a share and its 95 % interval like "97.5 % (195/200; 94.3 - 98.9 %)"; "-" if it is undefined."""
+    text, limits = format_share(figure), format_limits(figure)
+    return text if limits == "-" else f"{text[:-1]}; {limits})"
+
+
 def format_limits(figure: Share | None) -> str:
     """Format the 95 % interval of a share like "94.3 - 98.9 %"."""
     return format_range(*((figure and figure.interval) or (None, None)))
@@ -59,7 +65,7 @@ def figure_table(first_head: str, rows: Mapping[str, Json], heads: Mapping[str, 
 
     def cell(value: Any) -> str:
         if isinstance(value, dict):
-            return format_share(Share.of(value)) if "hits" in value else format_estimate(value)
+            return format_rate(Share.of(value)) if "hits" in value else format_estimate(value)
         return f"{value:.3f}" if isinstance(value, float) else str(value)
 
     cells = {name: {key: cell(row[key]) for key in heads if row.get(key) is not None} for name, row in rows.items()}

@@ -51,7 +51,7 @@ def test_rate_is_corrected_by_errors_that_are_measured_once(monkeypatch: pytest.
     assert (report()["errors"]["recall"]["hits"], report()["errors"]["recall"]["total"]) == (5, 5)
     assert good["corrected"]["share"] == 0 and bad["corrected"]["share"] == 1
     assert 0 < good["corrected"]["high"] < 1 and 0 < bad["corrected"]["low"] < 1
-    assert "100.0 % (5/5)" in Path("run/report.html").read_text()
+    assert "100.0 % (5/5; 56.6 - 100.0 %)" in Path("run/report.html").read_text()
     monkeypatch.setattr(benchmark, "MeterErrors", lambda *args: pytest.fail("errors are measured again"))
     assert cli.main(words("truth.assets=truth", "truth.objects=5")) == 0
 
@@ -158,17 +158,22 @@ def test_score_of_mesh_files(capsys: pytest.CaptureFixture[str]) -> None:
     turned = (30 * box.vertices @ np.array([[0, 1, 0], [-1, 0, 0], [0, 0, 1]])).astype(np.float32)
     save_glb(replace(box, vertices=turned), Path("assets/theirs/x.glb"))
     Path("assets/theirs/a-cow.obj").write_text("v 0 0 0\n")
-    Path("assets/theirs/a-ball.obj").write_text("v 0 0 0\n")
+    for name in ("a-dog", "a-ball"):  # without a front, whatever their names say
+        save_glb(janus_stub.box(0), Path(f"assets/theirs/{name}.glb"))
     Path("score.yaml").write_text(
-        "task: janus-score\nmeter: {classifier: {name: stub}, size: 24}\ntruth: {objects: 0}\nprompts: {x: a red car}\n"
+        "task: janus-score\nmeter: {classifier: {name: stub}, size: 24}\nprompts: {x: a red car}\n"
     )
     assert cli.main(["--config", "score.yaml", "assets=assets", "out=run"]) == 0
     ours, theirs = report()["methods"]
     assert (ours["method"], ours["raw"]["hits"], ours["raw"]["total"]) == ("ours", 0, 1)
-    assert (theirs["raw"]["hits"], theirs["raw"]["total"], theirs["states"]) == (1, 2, {"seen": 2, "empty": 1})
+    assert (theirs["raw"]["hits"], theirs["raw"]["total"], theirs["states"]) == (1, 2, {"seen": 4, "empty": 1})
+    assert (theirs["no_front"]["hits"], theirs["no_front"]["total"]) == (2, 4) and theirs["right"]["share"] == 13 / 16
+    assert theirs["corrected"]["share"] is None and report()["errors"] is None  # these files are unlike the toybox
     car = next(asset for asset in report()["assets"] if asset["prompt"] == "a red car")
     assert car["fronts"] == 1 and all(car["right"])  # rotated by 90 degrees, which the free orientation ignores
-    assert "a ball" in report()["left_out"] and "| theirs |" in capsys.readouterr().out
+    plain = [asset for asset in report()["assets"] if asset["prompt"] in ("a dog", "a ball")]
+    assert [(one["fronts"], one["janus"]) for one in plain] == [(0, False)] * 2 and plain[0]["certainty"] < 0.4
+    assert not report()["left_out"] and "| theirs |" in capsys.readouterr().out
     assert cli.main(["--config", "score.yaml", "assets=assets", "out=known", "orientation=known", "-q"]) == 0
     car = next(asset for asset in report(Path("known"))["assets"] if asset["prompt"] == "a red car")
     assert not car["right"][0] and sum(car["right"]) < 4

@@ -91,15 +91,15 @@ def test_errors_on_files_with_known_fronts(tmp_path: Path) -> None:
     errors = stub_errors(tmp_path, assets=str(tmp_path), objects=10)
     rates = errors.rates(measure_all(errors))
     assert (rates.alarms.hits, rates.alarms.total) == (2, 4)
-    assert (rates.hits.hits, rates.hits.total) == (4, 4)
+    assert (rates.hits.hits, rates.hits.total) == (4, 4) and (rates.missed.hits, rates.missed.total) == (0, 8)
+    assert rates.invented.total == 0
 
 
 def test_errors_on_rough_objects(tmp_path: Path) -> None:
     smooth, shaken = (measure_all(stub_errors(tmp_path, objects=2, rough=strength)) for strength in (0, 1))
+    assert [one.fronts for one in smooth] == [1, 2, 1, 2, 0, 0]
     for one, other in zip(smooth, shaken, strict=True):
-        assert one.prompt == other.prompt
-        assert (one.correct.views != other.correct.views).any()
-        assert (one.two_fronted.views != other.two_fronted.views).any()
+        assert one.prompt == other.prompt and (one.reading.views != other.reading.views).any()
 
 
 def test_errors_of_the_probe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -107,8 +107,9 @@ def test_errors_of_the_probe(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert cli.main(["--config", "janus-meter", *words]) == 0
     assert "false alarms" in capsys.readouterr().out
     found = json.loads((tmp_path / "run" / "meter.json").read_text())
-    assert found["false_alarms"]["total"] == found["recall"]["total"] == 6
-    assert found["recall"]["hits"] >= 4 > found["false_alarms"]["hits"]
+    assert found["false_alarms"]["total"] == found["recall"]["total"] == found["front_invented"]["total"] == 6
+    assert found["recall"]["hits"] >= 4 > found["false_alarms"]["hits"] and found["front_missed"]["total"] == 12
+    assert found["front_invented"]["hits"] == 0 and 0.9 < found["direction_accuracy"]["share"] <= 1
     assert (tmp_path / "run" / "sheet.png").is_file() and (tmp_path / "run" / "meter.md").is_file()
 
 

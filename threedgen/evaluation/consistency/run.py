@@ -14,13 +14,13 @@ import torch
 from threedgen.config import ConfigError, config_hash, registry
 from threedgen.evaluation.features import FeatureNetwork
 from threedgen.evaluation.metrics.distributions import fid, kid
-from threedgen.evaluation.metrics.figures import Json, mean_estimate, paired_differences
+from threedgen.evaluation.metrics.figures import Json, jackknife_estimate, mean_estimate, paired_differences
 from threedgen.evaluation.report import figure_table, write_report, write_strips
 from threedgen.evaluation.runner import Evaluation, evaluation_task
 from threedgen.evaluation.samples import read_views, write_views
 from threedgen.geometry.images import enlarge_small, to_uint8
 from threedgen.geometry.views import NovelViewSampler, Views
-from threedgen.run.arrays import evenly_spaced
+from threedgen.run.arrays import Array, evenly_spaced
 from threedgen.run.seeding import numpy_generator
 from threedgen.run.threads import set_threads
 from threedgen.train.task import Task
@@ -207,6 +207,7 @@ within one protocol and settings. In brackets 95 % bootstrap intervals over the 
 
 def feature_distances(features: FeatureNetwork, folder: Path, of: Mapping[str, Sequence[Json]]) -> dict[str, Json]:
     """Compute FID and unscaled KID of each sampler: between all held-out views and all renders of the fitted fields.
+    Their 95 % intervals are jackknives over scenes.
 
     ``of`` maps the name of a sampler, or "original", to its results of `score` in ``folder``. Returns "fid", "kid" and
     "pictures" (number of held-out views) for each name. Names with fewer than two held-out views are left out.
@@ -215,12 +216,20 @@ def feature_distances(features: FeatureNetwork, folder: Path, of: Mapping[str, S
     for row, scores in of.items():
         stacks = [held_out_images(folder, score) for score in scores]
         held, renders = (
-            np.concatenate([features(torch.from_numpy(stack)).features for stack in column])
-            for column in zip(*stacks, strict=True)
+            [features(torch.from_numpy(stack)).features for stack in column] for column in zip(*stacks, strict=True)
         )
-        if (count := len(held)) > 1:
-            subsets, size = (100, KID_SUBSET) if count > KID_SUBSET else (1, count)
-            found[row] = {"fid": fid(held, renders), "kid": kid(held, renders, subsets, size)[0], "pictures": count}
+
+        def frechet(scenes: np.ndarray, held: list[Array] = held, renders: list[Array] = renders) -> float:
+            return fid(*(np.concatenate([each[k] for k in scenes]) for each in (held, renders)))
+
+        def kernel(scenes: np.ndarray, held: list[Array] = held, renders: list[Array] = renders) -> float:
+            one, other = (np.concatenate([each[k] for k in scenes]) for each in (held, renders))
+            subsets, size = (100, KID_SUBSET) if len(one) > KID_SUBSET else (1, len(one))
+            return kid(one, other, subsets, size)[0]
+
+        if (count := sum(map(len, held))) > 1:
+            estimates = {"fid": jackknife_estimate(frechet, len(held)), "kid": jackknife_estimate(kernel, len(held))}
+            found[row] = {**estimates, "pictures": count}
     return found
 
 

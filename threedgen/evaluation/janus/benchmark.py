@@ -23,17 +23,8 @@ from threedgen.systems.batch.jobs import FAILED, FINISHED, RECORD, REFUSED, Job,
 from threedgen.train.task import Stopped, Task
 
 from .meter import Meter, MeterErrors
-from .options import (
-    UNREADABLE,
-    JanusBenchmarkConfig,
-    JanusScoreConfig,
-    MeteredConfig,
-    asset_files,
-    folder_of_assets,
-    front_objects,
-    reasons,
-)
-from .report import READINGS, Reader, Result, method_row, write_janus_report
+from .options import UNREADABLE, JanusBenchmarkConfig, JanusScoreConfig, MeteredConfig, asset_files, folder_of_assets
+from .report import READINGS, VERSION, Reader, Result, method_row, write_janus_report
 
 logger = logging.getLogger(__name__)
 M = TypeVar("M", bound=MeteredConfig)
@@ -49,6 +40,7 @@ class JanusRates(Evaluation[M, Asset, Result]):
     """
 
     free = False
+    toybox = False  # whether all assets are toybox objects
     prompts: Sequence[str]
 
     def prepare(self) -> None:
@@ -56,9 +48,12 @@ class JanusRates(Evaluation[M, Asset, Result]):
         self.reader = Reader(self.config.meter, self.prompts, self.folder / READINGS, self.free)
 
     def error_rates(self) -> ErrorRates | None:
-        """Return the error rates of the meter, measured or from RUN/meter.json; None if ``truth.objects`` is 0."""
+        """Return the error rates of the meter, measured or from RUN/meter.json.
+
+        None if ``truth.objects`` is 0, or if the assets look unlike the objects with known fronts.
+        """
         config = self.config
-        if not config.truth.objects:
+        if not config.truth.objects or not (self.toybox or config.truth.assets):
             return None
         key = {name: getattr(config, name).model_dump(mode="json") for name in ("meter", "truth")}
 
@@ -66,7 +61,8 @@ class JanusRates(Evaluation[M, Asset, Result]):
             errors = MeterErrors(self.task)
             return errors.rates(measure_all(errors)).plain()
 
-        return ErrorRates.from_plain(kept_json(self.folder / "meter.json", measure, **key, seed=config.seed))
+        kept = kept_json(self.folder / "meter.json", measure, **key, seed=config.seed, version=VERSION)
+        return ErrorRates.from_plain(kept)
 
     def write(
         self, methods: Sequence[str], rows: Sequence[Result], left_out: dict[str, str], refused: Mapping[str, str]
@@ -82,7 +78,7 @@ class Benchmark(JanusRates[JanusBenchmarkConfig, Job]):
     def __init__(self, task: Task) -> None:
         super().__init__(task)
         self.plan = self.config.plan()
-        self.items, self.prompts = self.plan.jobs, self.plan.prompts
+        self.items, self.prompts, self.toybox = self.plan.jobs, self.plan.prompts, self.plan.toybox
         for note in self.plan.notes():
             logger.warning("%s", note)
         Meter(self.config.meter)  # a missing classifier is reported before hours of work
@@ -114,21 +110,19 @@ class Score(JanusRates[JanusScoreConfig, tuple[Path, str, str]]):
     """Task "janus-score": compute Janus rates of mesh files ASSETS/METHOD/a-blue-dog.glb or ASSETS/a-blue-dog.glb.
 
     The prompt is the file name without suffix, unless the config sets another one. Each mesh is scaled to fit into a
-    ball. An item is (path of the file, method, prompt).
+    ball. The meter decides whether it has a front. An item is (path of the file, method, prompt).
     """
 
     def __init__(self, task: Task) -> None:
         super().__init__(task)
         self.free = self.config.orientation == "free"
         self.assets = folder_of_assets(self.config.assets, "assets")
-        found = []
+        self.items = []
         for path in asset_files(self.assets):
             first, *inside = path.relative_to(self.assets).parts
-            found.append((path, first if inside else self.assets.resolve().name, prompt_of(path, self.config)))
-        self.left_out = reasons(front_objects().without_front([prompt for _, _, prompt in found]))
-        self.items = [asset for asset in found if asset[2] not in self.left_out]
-        for path in asset_files(self.assets, UNREADABLE):
-            self.left_out[path.relative_to(self.assets).as_posix()] = "only GLB, glTF, OBJ and PLY files are read"
+            self.items.append((path, first if inside else self.assets.resolve().name, prompt_of(path, self.config)))
+        skipped = [path.relative_to(self.assets).as_posix() for path in asset_files(self.assets, UNREADABLE)]
+        self.left_out = dict.fromkeys(skipped, "only GLB, glTF, OBJ and PLY files are read")
         self.prompts = list(dict.fromkeys(prompt for _, _, prompt in self.items))
 
     def measure(self, item: tuple[Path, str, str]) -> Result:

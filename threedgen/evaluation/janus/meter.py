@@ -2,11 +2,12 @@
 
 Task "janus-meter" measures its errors on objects with known fronts:
 
-    RUN/meter.json, meter.md    false alarm rate on correct objects, recall on two-fronted objects, with intervals
+    RUN/meter.json, meter.md    false alarm rate on objects with one front, recall on two-fronted objects, share of
+                                fronts missed and invented, with intervals
     RUN/sheet.png               views of the objects with the results of the meter, wrong results first
 
-A correct object has one front: a toybox object that no training uses, or a mesh file that faces +z (y up). For a
-two-fronted object, the back half of a correct object is replaced by a copy of its front half.
+An object with one front is a toybox object that no training uses, or a mesh file that faces +z (y up). For a
+two-fronted object, its back half is replaced by a copy of its front half. Toybox objects such as balls have no front.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,7 +21,7 @@ from threedgen.config import registry
 from threedgen.data.coloured_mesh import ColouredMesh, fit_to_ball, read_mesh
 from threedgen.evaluation.corruption import rough, two_fronted
 from threedgen.evaluation.features import CLIP, CLIP_MEAN, CLIP_STD, encoder_input
-from threedgen.evaluation.metrics.figures import SIDES, share
+from threedgen.evaluation.metrics.figures import SIDES, share, share_of_groups
 from threedgen.evaluation.metrics.fronts import ErrorRates, RingResult, classify_ring
 from threedgen.evaluation.options import CLIP_WEIGHTS
 from threedgen.evaluation.report import (
@@ -58,11 +59,14 @@ SHEET_OBJECTS = 12
 
 
 class ViewClassifier(Protocol):
-    """Classifier of the side of an object that an image shows, registered as kind "view-classifier". Images are square,
-    (V, S, S, 3) in [0, 1], and classified one by one."""
+    """Classifier of the side of an object that an image shows, registered as kind "view-classifier". Images are square
+    views (V, S, S, 3) of one object, in [0, 1]."""
 
     def sides(self, images: Tensor, prompt: str) -> Tensor:
-        """Return the probabilities (V, 4) that a view of the prompt's object shows its front, left, back or right."""
+        """Return the probabilities (V, 4) that a view of the prompt's object shows its front, left, back or right.
+
+        The rest up to 1 is the probability that the object has no front, for classifiers that recognise such objects.
+        """
 
     def likeness(self, images: Tensor, prompts: Sequence[str]) -> Tensor | None:
         """Return the similarity (V, N) of each view to each of N prompts; None if it does not support a prompt."""
@@ -126,24 +130,26 @@ class Meter:
 
 
 class KnownObject(NamedTuple):
-    """Results of the meter for one object whose number of fronts is known.
+    """Result of the meter for an object whose number of fronts is known.
 
     Attributes:
         prompt: name of the object, which the classifier compares with the views.
-        correct: the meter's reading of the mesh, which has one front.
-        two_fronted: its reading of the same mesh after a second front was put on its back.
+        fronts: true number of fronts: 0, 1 or 2.
+        reading: views of the object, as thumbnails, and their sides.
+        result: number of fronts that the meter finds.
     """
 
     prompt: str
-    correct: Reading
-    two_fronted: Reading
+    fronts: int
+    reading: Reading
+    result: RingResult
 
 
-class MeterErrors(Evaluation[MeteredConfig, tuple[str, ColouredMesh], KnownObject]):
+class MeterErrors(Evaluation[MeteredConfig, tuple[str, ColouredMesh, int], KnownObject]):
     """Task "janus-meter": error rates of the Janus meter on objects with a known number of fronts.
 
-    The other Janus tasks use it too. An item is (prompt, mesh) of an object with one front. Smooth noise of the
-    strength ``truth.rough`` is added to the mesh (`rough`).
+    The other Janus tasks use it too. An item is (prompt, mesh, number of fronts). Each object with one front is
+    followed by the same object with two. Smooth noise of the strength ``truth.rough`` is added to the mesh (`rough`).
     """
 
     stage = "ground truth"
@@ -151,33 +157,38 @@ class MeterErrors(Evaluation[MeteredConfig, tuple[str, ColouredMesh], KnownObjec
     def __init__(self, task: Task) -> None:
         super().__init__(task)
         self.truth, self.meter = self.config.truth, Meter(self.config.meter)
-        self.items, self.total = self.objects(), self.truth.objects
+        self.items, self.total = self.objects(), self.truth.objects * (3 if self.truth.assets is None else 2)
 
-    def objects(self) -> Iterator[tuple[str, ColouredMesh]]:
+    def objects(self) -> Iterator[tuple[str, ColouredMesh, int]]:
+        seed, count = self.config.seed, self.truth.objects
         pairs: Iterable[tuple[str, ColouredMesh]]
+        without: Iterable[tuple[str, ColouredMesh]] = ()
         if self.truth.assets is None:
-            pairs = front_objects().meshes(self.config.seed, FIRST_OBJECT, self.truth.objects)
+            pairs, without = (front_objects().meshes(seed, FIRST_OBJECT, count, front) for front in (True, False))
         else:
-            files = asset_files(folder_of_assets(self.truth.assets, "truth.assets"))[: self.truth.objects]
+            files = asset_files(folder_of_assets(self.truth.assets, "truth.assets"))[:count]
             pairs = ((path.stem.replace("_", " "), fit_to_ball(read_mesh(path, warn=True))) for path in files)
         for number, (prompt, mesh) in enumerate(pairs, FIRST_OBJECT):
-            yield prompt, rough(mesh, numpy_generator(self.config.seed, number, "rough"), self.truth.rough)
+            mesh = rough(mesh, numpy_generator(seed, number, "rough"), self.truth.rough)
+            yield prompt, mesh, 1
+            yield prompt, two_fronted(mesh), 2
+        for number, (prompt, mesh) in enumerate(without, FIRST_OBJECT):
+            yield prompt, rough(mesh, numpy_generator(seed, number, "rough without front"), self.truth.rough), 0
 
-    def measure(self, item: tuple[str, ColouredMesh]) -> KnownObject:
-        prompt, mesh = item
-        light = True if self.truth.assets is None else None
-        readings = [self.meter.classify(each, prompt, light) for each in (mesh, two_fronted(mesh))]
-        return KnownObject(prompt, *(Reading(thumbnails(views), sides) for views, sides in readings))
+    def measure(self, item: tuple[str, ColouredMesh, int]) -> KnownObject:
+        prompt, mesh, fronts = item
+        views, sides = self.meter.classify(mesh, prompt, True if self.truth.assets is None else None)
+        return KnownObject(prompt, fronts, Reading(thumbnails(views), sides), self.meter.evaluate(sides))
 
     def rates(self, known: Sequence[KnownObject]) -> ErrorRates:
-        correct = share([self.meter.evaluate(one.correct.sides).failed for one in known])
-        two = share([self.meter.evaluate(one.two_fronted.sides).failed for one in known])
-        return ErrorRates(correct, two)
+        several = {n: share([one.result.several for one in known if one.fronts == n]) for n in (1, 2)}
+        missed = share([one.result.fronts == 0 for one in known if one.fronts])
+        invented = share([one.result.fronts > 0 for one in known if not one.fronts])
+        return ErrorRates(several[1], several[2], missed, invented)
 
     def report(self, rows: list[KnownObject]) -> None:
         config, rates = self.config, self.rates(rows)
-        rings = [self.meter.evaluate(one.correct.sides) for one in rows]
-        right = share([view for ring in rings for view in ring.right])
+        right = share_of_groups(one.result.right for one in rows if one.fronts == 1)
         figures = rates.plain() | {
             "direction_accuracy": right.plain(),
             "meter": config.meter.model_dump(mode="json"),
@@ -185,9 +196,11 @@ class MeterErrors(Evaluation[MeteredConfig, tuple[str, ColouredMesh], KnownObjec
             "seed": config.seed,
         }
         shares = {
-            "false alarms, correct objects": rates.alarms,
+            "false alarms, one front": rates.alarms,
             "recall, two fronts": rates.hits,
-            "views with the right side, correct objects": right,
+            "front missed, one or two fronts": rates.missed,
+            "front invented, no front": rates.invented,
+            "views with the right side, one front": right,
         }
         cells = [(name, format_share(value), format_limits(value)) for name, value in shares.items()]
         text = f"""# Errors of the Janus meter
@@ -196,18 +209,19 @@ Classifier {config.meter.classifier.name}, {config.meter.n_view} views, threshol
 Truth: {config.truth.assets or "fresh toybox objects"}, seed {config.seed}.
 
 {markdown_table(("figure", "measured", "95 % interval"), cells)}
+
+False alarms and recall are shares of the objects in which the meter finds a front. The interval of views is a bootstrap
+over objects.
 """
         self.write_sheet(rows)
         write_report(self.task, "meter", figures, text, text)
 
     def write_sheet(self, known: Sequence[KnownObject]) -> None:
         strips = []
-        for one in known:
-            for truth, reading in ((1, one.correct), (2, one.two_fronted)):
-                result = self.meter.evaluate(reading.sides)
-                wrong = result.failed != (truth == 2)
-                label = f"{one.prompt}: {truth} front{'s' * (truth > 1)}, found {result.fronts}{' WRONG' * wrong}"
-                strips.append((not wrong, f"{label} ({', '.join(view_labels(reading.sides))})", reading.views))
+        for prompt, truth, reading, result in known:
+            wrong = min(result.fronts, 2) != truth
+            label = f"{prompt}: {truth} front{'s' * (truth != 1)}, found {result.fronts}{' WRONG' * wrong}"
+            strips.append((not wrong, f"{label} ({', '.join(view_labels(reading.sides))})", reading.views))
         strips = sorted(strips, key=lambda strip: strip[0])[:SHEET_OBJECTS]
         write_strips(self.folder / "sheet.png", [strip[2] for strip in strips], [strip[1] for strip in strips])
 

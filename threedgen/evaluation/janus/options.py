@@ -17,6 +17,7 @@ from threedgen.evaluation.options import CLIP_WEIGHTS, FRONT_THRESHOLD
 from threedgen.run.folder import user_path
 from threedgen.run.options import DISTINCT, WorkersConfig
 from threedgen.systems.batch.jobs import Job, check_prompts, job, object_config
+from threedgen.systems.prompted import PromptedConfig
 
 if TYPE_CHECKING:
     from threedgen.data.coloured_mesh import ColouredMesh
@@ -63,10 +64,10 @@ class MeterConfig(Config):
 class TruthConfig(Config):
     """Objects with known fronts: each unchanged, and with its front half twice.
 
-    The Janus meter counts their fronts, which gives its error rates.
+    The Janus meter counts their fronts, which gives its error rates. Toybox objects without a front are added.
     """
 
-    objects: int = Field(300, ge=0, le=100_000, description="objects that the meter's errors are measured on")
+    objects: int = Field(300, ge=0, le=100_000, description="objects of each kind to measure the meter's errors on")
     rough: float = Field(0.0, ge=0, le=10, description="strength of smooth noise on surfaces and colours; typical: 1")
     assets: str | None = Field(None, description="folder of meshes that face +z (y up); null: toybox objects")
 
@@ -154,8 +155,9 @@ class FrontObjects(Protocol):
     def without_front(self, prompts: Sequence[str]) -> dict[str, str]:
         """Return the prompts whose object has no front, each mapped to the noun of the object, such as "ball"."""
 
-    def meshes(self, seed: int, first: int, count: int) -> Iterator[tuple[str, ColouredMesh]]:
-        """Yield (prompt, mesh) of ``count`` random objects. ``first`` is the index of the first object."""
+    def meshes(self, seed: int, first: int, count: int, front: bool = True) -> Iterator[tuple[str, ColouredMesh]]:
+        """Yield (prompt, mesh) of ``count`` random objects with or without a front. ``first`` is the index of the first
+        object."""
 
 
 def front_objects() -> FrontObjects:
@@ -166,12 +168,13 @@ def front_objects() -> FrontObjects:
 @dataclass(frozen=True)
 class Plan:
     """Plan of a Janus benchmark: jobs, and prompts that have jobs. ``refused`` maps each method without jobs to the
-    reason, and ``left_out`` each prompt without jobs."""
+    reason, and ``left_out`` each prompt without jobs. ``toybox``: all methods make toybox objects."""
 
     jobs: list[Job]
     prompts: list[str]
     refused: dict[str, str]
     left_out: dict[str, str]
+    toybox: bool
 
     def notes(self) -> list[str]:
         prompts = [f"left out: {prompt!r}, {reason}" for prompt, reason in self.left_out.items()]
@@ -185,7 +188,8 @@ def make_plan(methods: Sequence[str], overrides: Sequence[str], prompts: Sequenc
     front are left out. Raises ConfigError if a config makes no 3D object, a prompt names an unknown object, or no
     prompt is left.
     """
-    left_out = reasons(front_objects().without_front(prompts))
+    nouns = front_objects().without_front(prompts)
+    left_out = {prompt: f"a {noun} has no front" for prompt, noun in nouns.items()}
     kept = [prompt for prompt in prompts if prompt not in left_out]
     if not kept:
         raise ConfigError("No object has a front. Name some that do, such as a dog.", "prompts", ", ".join(prompts))
@@ -205,8 +209,5 @@ def make_plan(methods: Sequence[str], overrides: Sequence[str], prompts: Sequenc
         for method, base in bases.items()
         if method not in refused
     ]
-    return Plan(jobs, kept, refused, left_out)
-
-
-def reasons(nouns: dict[str, str]) -> dict[str, str]:
-    return {prompt: f"a {noun} has no front" for prompt, noun in nouns.items()}
+    toybox = all(isinstance(base, PromptedConfig) and base.vocabulary() is not None for base in bases.values())
+    return Plan(jobs, kept, refused, left_out, toybox)

@@ -19,11 +19,12 @@ from markupsafe import Markup
 from threedgen.config.errors import ConfigError
 from threedgen.config.plain_file import read_bytes, read_json
 from threedgen.data.coloured_mesh import EmptyMesh, fit_to_ball, read_mesh
-from threedgen.evaluation.metrics.figures import Json, Share, median, share
+from threedgen.evaluation.metrics.figures import Json, Share, median, share, share_of_groups
 from threedgen.evaluation.metrics.fronts import ErrorRates
 from threedgen.evaluation.report import (
     format_limits,
     format_range,
+    format_rate,
     format_share,
     markdown_table,
     rounded,
@@ -45,6 +46,12 @@ HEADS = (
     "method", "Janus rate", "95 %", "corrected", "95 %", "no front", "right side", "R-Precision", "seconds", "memory",
 )  # fmt: skip
 READINGS = "looks"
+VERSION = 2
+"""Version of the meter. Results that another version stored are computed again."""
+UNKNOWN = (
+    "Meter errors unknown for these assets, so no rate is corrected. truth.assets=FOLDER measures them on your own "
+    "files with one front."
+)
 STATES = {"seen": "seen", "empty": "empty", "unreadable": "unreadable", "failed": "failed", "missing": "not made"}
 """States of an asset and their names in the report."""
 
@@ -58,6 +65,7 @@ class Result:
         state: "seen" (evaluated), "empty" (nothing to render), "unreadable", "failed" (its run failed) or "missing"
             (not made yet). Only assets with the state "seen" have values from ``fronts`` to ``likeness``.
         fronts: number of fronts.
+        certainty: the meter's certainty of the front, in [0, 1]; see `RingResult`.
         shown: for each view, whether it shows a front.
         right: for each view, whether the classified side is the side that the camera sees.
         sides: probabilities (V, 4) of front, left, back and right in each view.
@@ -72,6 +80,7 @@ class Result:
     state: str
     reason: str = ""
     fronts: int | None = None
+    certainty: float | None = None
     shown: tuple[bool, ...] = ()
     right: tuple[bool, ...] = ()
     sides: Sequence[Sequence[float]] = ()
@@ -114,7 +123,7 @@ class Reader:
         except OSError as error:
             return {"state": "unreadable", "reason": f"{path} cannot be read ({error.strerror})"}
         options = self.config.model_dump(mode="json", exclude={"threshold"})
-        described = json.dumps([options, self.prompts, prompt, up, fit])
+        described = json.dumps([VERSION, options, self.prompts, prompt, up, fit])
         key = hashlib.sha256(described.encode() + content).hexdigest()
         found = read_json(kept)
         if found.get("key") != key or not kept.with_suffix(".png").is_file():
@@ -140,10 +149,10 @@ def method_row(
     ``refused`` is the reason why the method cannot run; None: it can.
 
     Returns:
-        "raw": Janus rate, the share of assets with two or more fronts.
+        "raw": Janus rate, the share of assets with two or more fronts among those with a front.
         "corrected": Janus rate corrected for the errors of the meter.
-        "no_front": share of assets without a front.
-        "right": share of views whose side is classified correctly.
+        "no_front": share of assets in which the meter finds no front.
+        "right": share of views whose side is classified correctly, over assets with a front.
         "match": R-Precision, the share of assets that are most similar to their own prompt.
         "states": number of assets in each state.
         "seconds": median duration.
@@ -152,7 +161,10 @@ def method_row(
     """
     seen = [result for result in results if result.state == "seen"]
     matches = [prompts[int(np.argmax(one.likeness))] == one.prompt for one in seen if one.likeness is not None]
-    raw = share([result.janus for result in seen])
+    raw = share([result.janus if result.fronts else None for result in seen])
+    right: dict[str, list[bool]] = {}
+    for result in seen:
+        right.setdefault(result.prompt, []).extend(result.right if result.fronts else ())
     low, high = (rates and rates.interval(raw)) or (None, None)
     states = Counter(result.state for result in results)
     return {
@@ -160,7 +172,7 @@ def method_row(
         "raw": raw.plain(),
         "no_front": share([result.fronts == 0 for result in seen]).plain(),
         "corrected": {"share": rates.corrected(raw) if rates else None, "low": low, "high": high},
-        "right": share([view for result in seen for view in result.right]).plain(),
+        "right": share_of_groups(right.values()).plain(),
         "match": share(matches).plain(),
         "states": {state: states[state] for state in STATES if states[state]},
         "seconds": median([result.seconds for result in results]),
@@ -221,14 +233,16 @@ def explanation(config: MeteredConfig, rates: ErrorRates | None, free: bool) -> 
     lines = [
         f"Meter: {meter.classifier.name} ({meter.classifier.weights}), {meter.n_view} views, threshold "
         f"{meter.threshold:.3g}, assets {turn}. Intervals are 95 %: Wilson's, for the corrected rate Lang and "
-        "Reiczigel's. Definitions: docs/janus.md."
+        "Reiczigel's, for the right side a bootstrap over prompts. Definitions: docs/janus.md.",
+        "Assets in which the meter finds no front are not part of the Janus rate and of the right side.",
     ]
     if rates is None:
-        return [*lines, "The meter's errors were not measured, so no rate is corrected."]
-    alarms, recall = (f"{format_share(one)}, {format_limits(one)}" for one in (rates.alarms, rates.hits))
+        return [*lines, UNKNOWN]
+    names = {"false alarms": rates.alarms, "recall of two fronts": rates.hits, "front missed": rates.missed}
+    names |= {"front invented": rates.invented} if rates.invented.total else {}
+    errors = ", ".join(f"{name} {format_rate(one)}" for name, one in names.items())
     useless = "" if rates.useful else " They are too similar to correct any rate."
-    truth = config.truth.assets or "toybox objects"
-    return [*lines, f"Errors on {truth}: false alarms {alarms}; recall of two fronts {recall}.{useless}"]
+    return [*lines, f"Errors on {config.truth.assets or 'toybox objects'}: {errors}.{useless}"]
 
 
 def cells(row: Json) -> list[str]:
@@ -240,7 +254,7 @@ def cells(row: Json) -> list[str]:
         format_limits(raw),
         "-" if rate["share"] is None else f"{100 * rate['share']:.1f} %",
         format_range(rate["low"], rate["high"]),
-        *map(format_share, others),
+        *map(format_rate, others),
         "-" if seconds is None else f"{seconds:.3g}",
         "-" if memory is None else f"{memory:.0f} MiB",
     ]

@@ -6,8 +6,8 @@ from above (`threedgen.geometry.cameras`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import permutations
 from math import pi
 from typing import Any
@@ -32,11 +32,15 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Share:
-    """Share ``hits / total`` as ``value``, with its 95 % score interval (low, high) (Wilson 1927) as ``interval``.
-    ``value`` and ``interval`` are None if ``total`` is 0."""
+    """Share ``hits / total`` as ``value``, with its 95 % interval (low, high) as ``interval``.
+
+    The interval is ``limits`` if given, else the score interval of independent answers (Wilson 1927). ``value`` and
+    ``interval`` are None if ``total`` is 0.
+    """
 
     hits: int
     total: int
+    limits: Interval | None = field(default=None, compare=False)
 
     @property
     def value(self) -> float | None:
@@ -44,8 +48,8 @@ class Share:
 
     @property
     def interval(self) -> Interval | None:
-        if not self.total:
-            return None
+        if not self.total or self.limits:
+            return self.limits
         low, high = stats.binomtest(self.hits, self.total).proportion_ci(0.95, "wilson")
         return float(low), float(high)
 
@@ -55,13 +59,28 @@ class Share:
 
     @classmethod
     def of(cls, tree: Json) -> Share:
-        return cls(int(tree["hits"]), int(tree["total"]))
+        limits = None if tree.get("low") is None else (float(tree["low"]), float(tree["high"]))
+        return cls(int(tree["hits"]), int(tree["total"]), limits)
 
 
 def share(answers: Sequence[bool | None]) -> Share:
     """Return the share of answers that are True. Answers that are None are not counted."""
     applicable = [answer for answer in answers if answer is not None]
     return Share(sum(map(bool, applicable)), len(applicable))
+
+
+def share_of_groups(groups: Iterable[Sequence[bool | None]]) -> Share:
+    """Return the share of True answers over groups of dependent answers, such as those for the views of an object.
+
+    Its interval is a bootstrap over groups. If all answers are equal, it is Wilson's for one answer per group. Answers
+    that are None are not counted.
+    """
+    counted = [found for found in map(share, groups) if found.total]
+    hits, total = sum(found.hits for found in counted), sum(found.total for found in counted)
+    if 0 < hits < total:
+        limits = bootstrap_ratio([found.hits for found in counted], [found.total for found in counted])
+        return Share(hits, total, limits or (0.0, 1.0))
+    return Share(hits, total, Share(len(counted) if hits else 0, len(counted)).interval)
 
 
 def majority(log_probability: Floats) -> int:
@@ -106,17 +125,22 @@ def median(values: Values) -> float | None:
     return float(np.median(found)) if len(found := defined(values)) else None
 
 
-def bootstrap(values: Values, rng: np.random.Generator | None = None, resamples: int = 10_000) -> Interval | None:
-    """Return the 95 % percentile bootstrap interval (low, high) of the mean (Efron 1979).
+def bootstrap(
+    values: Values,
+    rng: np.random.Generator | None = None,
+    resamples: int = 10_000,
+    statistic: Callable[..., object] = np.mean,
+) -> Interval | None:
+    """Return the 95 % percentile bootstrap interval (low, high) of the mean or another statistic (Efron 1979).
 
     Values that are None are left out. With fewer than two values the result is None. ``rng`` None: a generator with
-    seed 0.
+    seed 0. ``statistic`` is a numpy function with the argument ``axis``.
     """
     found = defined(values)
     if len(found) < 2:
         return None
     rng = rng or np.random.default_rng(0)
-    result = stats.bootstrap((found,), np.mean, n_resamples=resamples, method="percentile", rng=rng)
+    result = stats.bootstrap((found,), statistic, n_resamples=resamples, method="percentile", rng=rng)
     low, high = result.confidence_interval
     return float(low), float(high)
 

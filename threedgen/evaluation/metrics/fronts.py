@@ -19,6 +19,8 @@ FRONT = SIDES.index("front")
 MIN_ANGLE = pi / 2
 """Angle in radians that separates fronts: two views of the same front are at most this far apart."""
 Z = 1.959963984540054
+RATE_KEYS = {"alarms": "false_alarms", "hits": "recall", "missed": "front_missed", "invented": "front_invented"}
+"""Attribute of `ErrorRates` -> its key in JSON files."""
 MIN_DIFFERENCE = 0.2
 """Minimum difference between recall and false alarm rate. If it is smaller, rates are not corrected."""
 
@@ -29,25 +31,28 @@ class RingResult:
 
     Attributes:
         fronts: largest number of views that show a front and are pairwise more than 90 degrees apart.
+        certainty: largest smoothed probability of a front, of the views whose likeliest side is front; 0 without any.
         shown: for each view, whether it shows a front.
         right: for each view, whether the classified side is the side that the camera sees; see `directions`.
     """
 
     fronts: int
+    certainty: float
     shown: tuple[bool, ...]
     right: tuple[bool, ...]
 
     @property
-    def failed(self) -> bool:
-        """Whether the object has the Janus problem: two views more than 90 degrees apart show a front."""
-        return self.fronts > 1
+    def several(self) -> bool | None:
+        """Whether it is a Janus object: two views more than 90 degrees apart show a front. None if no view does."""
+        return self.fronts > 1 if self.fronts else None
 
 
 def classify_ring(sides: Floats, azimuth: Floats, threshold: float, free: bool = False) -> RingResult:
     """Count the fronts of an object in V views from a ring of cameras, and check the side that each view shows.
 
     Args:
-        sides: probabilities (V, 4) of front, left, back and right in each view.
+        sides: probabilities (V, 4) of front, left, back and right in each view. The rest up to 1 is the probability
+            that the object has no front.
         azimuth: azimuths (V,) of the cameras, radians.
         threshold: minimum smoothed probability of a front.
         free: whether the orientation of the object is unknown; see `directions`.
@@ -55,6 +60,7 @@ def classify_ring(sides: Floats, azimuth: Floats, threshold: float, free: bool =
     curve = front_curve(sides)
     return RingResult(
         fronts=front_count(curve, threshold),
+        certainty=float(curve.max() * has_front(sides)),
         shown=tuple((curve >= threshold).tolist()),
         right=tuple(directions(np.asarray(sides).argmax(1), azimuth, free).tolist()),
     )
@@ -73,12 +79,20 @@ def smooth(values: Floats) -> Floats:
     return result
 
 
+def has_front(sides: Floats) -> float:
+    """Return the probability that an object has a front, from the side probabilities (V, 4) of its views."""
+    return float(np.sum(sides, axis=1).mean())
+
+
 def front_curve(sides: Floats) -> Floats:
     """Return smoothed front probabilities (V,) of a ring of V evenly spaced views, 0 where another side is likelier.
 
-    `sides` (V, 4) has the probabilities of the sides in the order of `figures.SIDES`.
+    `sides` (V, 4) has the probabilities of the sides in the order of `figures.SIDES`. The result is 0 if the object has
+    no front, by a probability of more than 0.5.
     """
-    smoothed = smooth(sides)
+    if (probability := has_front(sides)) < 0.5:
+        return np.zeros(len(sides))
+    smoothed = smooth(sides) / probability
     return np.where(smoothed.argmax(1) == FRONT, smoothed[:, FRONT], 0.0)
 
 
@@ -117,15 +131,21 @@ def directions(sides: NDArray[np.integer], azimuth: Floats, free: bool = False) 
 
 @dataclass(frozen=True)
 class ErrorRates:
-    """Error rates of the Janus meter (view classifier and `classify_ring`) on objects with one or two known fronts.
+    """Error rates of the Janus meter (view classifier and `classify_ring`) on objects with a known number of fronts.
+
+    Like a Janus rate, ``alarms`` and ``hits`` include only objects in which the meter finds a front.
 
     Attributes:
         alarms: false alarm rate, the share of objects with one front in which the meter finds several.
         hits: recall, the share of objects with two fronts in which the meter finds several.
+        missed: share of objects with one or two fronts in which the meter finds none.
+        invented: share of objects without a front in which the meter finds at least one.
     """
 
     alarms: Share
     hits: Share
+    missed: Share = Share(0, 0)
+    invented: Share = Share(0, 0)
 
     @property
     def useful(self) -> bool:
@@ -167,8 +187,8 @@ class ErrorRates:
         return min(low, rate), max(high, rate)
 
     def plain(self) -> Json:
-        return {"false_alarms": self.alarms.plain(), "recall": self.hits.plain()}
+        return {key: getattr(self, name).plain() for name, key in RATE_KEYS.items()}
 
     @classmethod
     def from_plain(cls, tree: Json) -> ErrorRates:
-        return cls(Share.of(tree["false_alarms"]), Share.of(tree["recall"]))
+        return cls(**{name: Share.of(tree[key]) for name, key in RATE_KEYS.items()})

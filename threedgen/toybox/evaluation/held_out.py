@@ -102,10 +102,11 @@ class FrontObjects:
         nouns = {prompt: spec.noun for prompt in prompts if (spec := parse_prompt(prompt))}
         return {prompt: noun for prompt, noun in nouns.items() if not NOUNS[noun].front}
 
-    def meshes(self, seed: int, first: int, count: int) -> Iterator[tuple[str, ColouredMesh]]:
-        """Yield pairs (caption, mesh) of ``count`` true objects, cycling through the nouns with a clear front. The
-        objects of a noun have the numbers ``first``, ``first`` + 1, ..., which give different shapes."""
-        nouns = clear_nouns()
+    def meshes(self, seed: int, first: int, count: int, front: bool = True) -> Iterator[tuple[str, ColouredMesh]]:
+        """Yield pairs (caption, mesh) of ``count`` true objects, cycling through the nouns with a clear front, or with
+        none if ``front`` is False. The objects of a noun have the numbers ``first``, ``first`` + 1, ..., which give
+        different shapes."""
+        nouns = clear_nouns() if front else tuple(word for word in held_out_pairs() if not NOUNS[word].front)
         cases = held_out_cases(len(nouns), seed, spread=True, nouns=nouns)
         for k in range(count):
             case, number = cases[k % len(cases)], first + k // len(cases)

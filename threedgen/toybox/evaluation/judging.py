@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from threedgen.evaluation.metrics.figures import Json, Share, equal_error, in_order, majority, share
+from threedgen.evaluation.metrics.figures import Json, Share, equal_error, in_order, majority, share, share_of_groups
 from threedgen.evaluation.metrics.fronts import classify_ring
 from threedgen.evaluation.options import FRONT_THRESHOLD
 from threedgen.evaluation.report import rounded
@@ -137,14 +137,16 @@ def _sides(views: Answers, azimuth: np.ndarray) -> tuple[dict[str, Answer], int,
 
 
 def tally(verdicts: Sequence[Verdict]) -> dict[str, Share]:
-    """Return the share of correct answers over all verdicts for each key of `FIGURES` that has answers."""
+    """Return the share of correct answers over all verdicts for each key of `FIGURES` that has answers.
+
+    The intervals of answers about single views are bootstrapped over objects.
+    """
     figures = {}
     for key in FIGURES:
-        answers: list[bool | None] = []
-        for verdict in verdicts:
-            answer = verdict.answers.get(key)
-            answers += answer if isinstance(answer, list) else [answer]
-        figures[key] = share(answers)
+        found = [verdict.answers.get(key) for verdict in verdicts]
+        groups = [answer for answer in found if isinstance(answer, list)]
+        single = [answer for answer in found if not isinstance(answer, list)]
+        figures[key] = share_of_groups(groups) if groups else share(single)
     return {key: figure for key, figure in figures.items() if figure.total}
 
 

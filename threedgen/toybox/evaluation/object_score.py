@@ -15,7 +15,7 @@ import numpy as np
 from threedgen.config import ConfigError
 from threedgen.config.errors import OutOfMemory
 from threedgen.evaluation.metrics.colour import mottle
-from threedgen.evaluation.metrics.figures import Json, mean, median
+from threedgen.evaluation.metrics.figures import Json, bootstrap, mean, median
 from threedgen.evaluation.report import thumbnails
 from threedgen.evaluation.runner import Evaluation, evaluation_task
 from threedgen.geometry.images import to_uint8
@@ -121,8 +121,8 @@ class Objects3D(Evaluation[Evaluate3DConfig, int, MeasuredObject]):
     def report(self, rows: list[MeasuredObject]) -> None:
         config = self.config
         fidelity = surface_figures([row.surface for row in rows], [row.true_roughness for row in rows])
-        fidelity["mottle"] = mean([row.mottle for row in rows])
-        fidelity["floor_mottle"] = mean([row.true_mottle for row in rows])
+        for key, values in {"mottle": [r.mottle for r in rows], "floor_mottle": [r.true_mottle for r in rows]}.items():
+            fidelity |= {key: mean(values), f"{key}_interval": bootstrap(values)}
         own: list[Json] = [
             {"folder": place, "seconds": row.seconds, "mottle": row.mottle}
             for place, row in zip(self.places, rows, strict=True)

@@ -16,16 +16,9 @@ import numpy as np
 import torch
 
 from threedgen.evaluation.metrics.colour import colour_disagreement, foreground_means
-from threedgen.evaluation.metrics.figures import Json, Share, mean_estimate, share
+from threedgen.evaluation.metrics.figures import Estimate, Json, Share, mean_estimate, share
 from threedgen.evaluation.prior import PriorEvaluation
-from threedgen.evaluation.report import (
-    format_estimate,
-    format_limits,
-    format_share,
-    markdown_table,
-    rounded,
-    write_strips,
-)
+from threedgen.evaluation.report import format_estimate, format_rate, markdown_table, rounded, write_strips
 from threedgen.evaluation.runner import evaluation_task
 from threedgen.evaluation.samples import random_ring, ring_poses
 from threedgen.guidance.matte import Matte
@@ -121,7 +114,7 @@ def is_present(probe: Probe, views: Array, word: str) -> bool:
     return float(answers.part[probe.labels.words.index(word)]) > probe.threshold
 
 
-def _variety(probe: Probe, matte: Matte, cases: Sequence[Case], views: Sequence[Array]) -> dict[str, float]:
+def _variety(probe: Probe, matte: Matte, cases: Sequence[Case], views: Sequence[Array]) -> dict[str, Estimate]:
     # entropy of colour names in bits, and 1 - IoU of the masks of view 0: means over nouns
     entropies, shapes = [], []
     for noun in dict.fromkeys(case.spec.noun for case in cases):
@@ -132,23 +125,22 @@ def _variety(probe: Probe, matte: Matte, cases: Sequence[Case], views: Sequence[
         masks = [opaque(matte, v[:1])[0] for v in own]
         distances = [1 - (a & b).sum() / max(1, (a | b).sum()) for a, b in combinations(masks, 2)]
         shapes.append(float(np.mean(distances)))
-    return {"colour_entropy": float(np.mean(entropies)), "shape_distance": float(np.mean(shapes))}
+    return {"colour_entropy": mean_estimate(entropies), "shape_distance": mean_estimate(shapes)}
 
 
 def open_table(figures: Json, count: int, seeds: int) -> str:
     both, agreement, entropy = ("measured", "truth"), figures["agreement"], f"{math.log2(min(seeds, 12)):.2f}"
 
     def rates(kind: str) -> list[str]:
-        shares = [Share.of(figures["accessories"][name][kind]) for name in both]
-        return [f"{format_share(found)}, {format_limits(found)}" for found in shares]
+        return [format_rate(Share.of(figures["accessories"][name][kind])) for name in both]
 
     def numbers(key: str) -> list[str]:
-        return [f"{figures['variety'][name][key]:.3f}" for name in both]
+        return [format_estimate(figures["variety"][name][key]) for name in both]
 
     colours = [format_estimate(agreement[name]) for name in both]
     rows = [
         ["Lab distance of the four views, no colour named", *colours, f"{agreement['chance']:.1f}"],
-        [f"of {count} nouns below {LOW_DISTANCE}", str(agreement["below_15"]), "", ""],
+        [f"nouns below {LOW_DISTANCE}", format_rate(Share(agreement["below_15"], count)), "", ""],
         ["accessory without a colour is present", *rates("with"), ""],
         ["the same without its word", *rates("without"), ""],
         [f"entropy of colour names over {seeds} seeds, bits", *numbers("colour_entropy"), entropy],

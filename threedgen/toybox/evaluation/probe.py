@@ -24,7 +24,7 @@ from threedgen.evaluation.metrics.figures import Json
 from threedgen.geometry.views import resize
 from threedgen.guidance.matte import convolution
 from threedgen.run.disk import write_atomic, write_json
-from threedgen.toybox.world.grammar import parse_prompt
+from threedgen.toybox.world.grammar import NOUNS, parse_prompt
 
 from .labels import Labels
 from .options import PROBE, TRAIN_PROBE, ProbeFeaturesConfig, ProbeNetworkConfig, ProbeSidesConfig, probe_file
@@ -262,9 +262,12 @@ class ProbeSides:
 
     def __init__(self, config: ProbeSidesConfig) -> None:
         self.probe = Probe.load(config.weights, "meter.classifier.weights", config.embedded)
+        self.fronted = torch.tensor([NOUNS[noun].front for noun in self.probe.labels.nouns])
 
     def sides(self, images: Tensor, prompt: str) -> Tensor:
-        return self.probe.classify(images).side.exp()
+        answers = self.probe.classify(images)
+        has_front = answers.noun[:, self.fronted].exp().sum(1).mean()  # over all views: a back shows little of the noun
+        return answers.side.exp() * has_front
 
     def likeness(self, images: Tensor, prompts: Sequence[str]) -> Tensor | None:
         """Return scores (V, N) of N prompts for images (V, S, S, 3) in [0, 1]. A higher score means a better match.

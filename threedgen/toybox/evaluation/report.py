@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from threedgen.evaluation.metrics.distributions import fid, kid
-from threedgen.evaluation.metrics.figures import Json, median
+from threedgen.evaluation.metrics.figures import Estimate, Json, bootstrap, jackknife_estimate, median
 from threedgen.evaluation.report import format_limits, format_share, markdown_table, rounded, write_report, write_strips
 from threedgen.export.run_field import load_run_field
 from threedgen.export.shape.from_field import MAX_HALF_DEPTH, field_surface, half_depth
@@ -31,6 +31,10 @@ Views = Sequence[Array]
 """Images (V, H, W, 3) of each of N objects, floats in [0, 1] or uint8."""
 
 
+GROUPS = 20
+"""Maximum number of groups of objects of jackknife intervals."""
+
+
 def features(probe: Probe, objects: Views) -> Array:
     """Return feature vectors (N V, D), float32, of V views of each of N objects, from the probe's last level.
     ``objects`` has images (V, H, W, 3) of each object, uint8 or in [0, 1]."""
@@ -42,19 +46,37 @@ def features(probe: Probe, objects: Views) -> Array:
     return np.concatenate(rows)
 
 
-def distances(probe: Probe, results: Views, truth: Views, other: Views) -> dict[str, float]:
+def distances(probe: Probe, results: Views, truth: Views, other: Views) -> Json:
     """Return FID and KID ("fid", "kid") between views of generated objects ``results`` and of ground-truth objects.
 
     ``truth`` and ``other`` are two sets of ground-truth objects. "floor_fid" and "floor_kid" are the distances of
-    ``other`` to ``truth``. Each argument has images (V, H, W, 3) of each object, uint8 or in [0, 1].
+    ``other`` to ``truth``. Entries such as "fid_interval" are 95 % jackknife intervals over objects. Each argument has
+    images (V, H, W, 3) of each object, uint8 or in [0, 1].
     """
-    ours, first, second = (features(probe, views) for views in (results, truth, other))
-    half = len(first) // 2
-    figures: dict[str, float] = {}
+    ours, first, second = (
+        (rows := features(probe, views)).reshape(len(views), -1, rows.shape[1]) for views in (results, truth, other)
+    )
+    half, found = first.shape[0] * first.shape[1] // 2, Json()
     for prefix, rows in (("", ours), ("floor_", second)):
-        figures[f"{prefix}fid"] = fid(rows, first)
-        figures[f"{prefix}kid"] = kid(rows, first, subsets=50, size=half)[0]
-    return figures
+
+        def frechet(chosen: Array, rows: Array = rows) -> float:
+            return fid(np.concatenate(rows[chosen]), np.concatenate(first[chosen]))
+
+        def kernel(chosen: Array, rows: Array = rows) -> float:
+            size = min(half, rows[chosen].size // rows.shape[2])
+            return kid(np.concatenate(rows[chosen]), np.concatenate(first[chosen]), subsets=50, size=size)[0]
+
+        for name, figure in (("fid", frechet), ("kid", kernel)):
+            estimated = jackknife_estimate(figure, len(first), GROUPS)
+            found[f"{prefix}{name}"] = estimated["mean"]
+            found[f"{prefix}{name}_interval"] = interval(estimated)
+    return found
+
+
+def interval(figure: Estimate) -> list[float] | None:
+    """Return the limits of an estimate as a list for JSON; None without an interval."""
+    low, high = figure["low"], figure["high"]
+    return None if low is None or high is None else [low, high]
 
 
 def roughness(normal: Array, mask: Array) -> float | None:
@@ -108,15 +130,17 @@ def surface(run: Path, c2w: Array, fov: float, size: int, resolution: int) -> Su
 
 
 def surface_figures(surfaces: Sequence[Surface | None], truth: Sequence[float | None]) -> Json:
-    """Summarise surfaces of generated objects as JSON: median roughness, and counts of translucent and missing ones.
+    """Summarise surfaces of generated objects as JSON: median roughness with its 95 % bootstrap interval, and counts of
+    translucent and missing ones.
 
     In ``surfaces``, None means no surface. ``truth`` is the roughness of ground-truth objects in degrees (None:
     unknown), whose median is returned too.
     """
     found = [one for one in surfaces if one is not None]
+    values = {"roughness": [one.roughness for one in found], "floor_roughness": list(truth)}
     return {
-        "roughness": median([one.roughness for one in found]),
-        "floor_roughness": median(list(truth)),
+        **{key: median(each) for key, each in values.items()},
+        **{f"{key}_interval": bootstrap(each, statistic=np.median) for key, each in values.items()},
         "translucent": sum(one.translucent for one in found),
         "without_surface": len(surfaces) - len(found),
     }
@@ -132,12 +156,16 @@ COUNTS = {"translucent": "translucent objects", "without_surface": "objects with
 
 
 def fidelity_table(figures: Json) -> str:
-    """Return a Markdown table of `distances` and `surface_figures`, with their "floor_" values in the last column."""
-    rows = []
-    for key, name in NAMES.items():
-        if key in figures:
-            values = (figures.get(key), figures.get(f"floor_{key}"))
-            rows.append([name, *("-" if value is None else f"{value:.3g}" for value in values)])
+    """Return a Markdown table of `distances` and `surface_figures`, with their "floor_" values in the last column, and
+    95 % intervals in brackets."""
+
+    def cell(key: str) -> str:
+        if (value := figures.get(key)) is None:
+            return "-"
+        limits = figures.get(f"{key}_interval")
+        return f"{value:.3g}" + (f" ({limits[0]:.3g} - {limits[1]:.3g})" if limits else "")
+
+    rows = [[name, cell(key), cell(f"floor_{key}")] for key, name in NAMES.items() if key in figures]
     rows += [[name, str(figures[key]), "0"] for key, name in COUNTS.items() if key in figures]
     return markdown_table(["distance", "measured", "other true objects"], rows)
 

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from threedgen.config import registry
-from threedgen.evaluation.metrics.figures import Json, Share, bootstrap, median, share
-from threedgen.evaluation.report import format_limits, format_share, markdown_table, write_report
+from threedgen.evaluation.metrics.figures import Json, Share, bootstrap, median, share_of_groups
+from threedgen.evaluation.report import format_estimate, format_rate, markdown_table, write_report
 from threedgen.evaluation.runner import Evaluation, evaluation_task, kept_json
 from threedgen.evaluation.samples import Ring, random_ring, ring_poses, sample_objects
 from threedgen.geometry.images import grid, write_png
@@ -171,14 +171,15 @@ class Subjects(Evaluation[EvaluateSubjectsConfig, int, Json]):
     def report(self, rows: list[Json]) -> None:
         config = self.config
         figures = {key: compare(rows, key) for key in (row_key(*row) for row in config.rows)}
-        base = float(np.mean([row["found"]["base"]["identity"] for row in rows]))
+        base, low, high = mean_difference([np.mean(row["found"]["base"]["identity"]) for row in rows])
         text = f"""# Subjects
 
 {len(rows)} toybox subjects, {PHOTOS} photos each, {len(SETTINGS)} prompts, four views, DDIM
 {config.steps} steps, guidance {config.guidance_scale:g}, seed {config.seed}. Identity is the mean cosine to the
-subject's true views; that of the base prior, with the noun as prompt, is {base:.3f}. Differences are tuned minus base
-with the same noise and cameras, their 95 % intervals bootstrapped over subjects. A score is the share of the probe's
-correct answers: for prompts of the subject (compared with the base's for the class), of the class, and held-out ones.
+subject's true views; that of the base prior, with the noun as prompt, is {base:.3f} ({low:.3f} to {high:.3f}).
+Differences are tuned minus base with the same noise and cameras. 95 % intervals are bootstraps over subjects. A score
+is the share of the probe's correct answers: for prompts of the subject (compared with the base's for the class), of
+the class, and held-out ones.
 
 {table(figures)}
 """
@@ -271,10 +272,11 @@ def compare(rows: Rows, key: str) -> Json:
         return mean_difference([np.mean(a) - np.mean(b) for a, b in zip(ours, theirs, strict=True)])
 
     def correct(name: str) -> Json:
-        return share([answer[name] for found in tuned for answer in found["answers"]]).plain()
+        return share_of_groups([answer[name] for answer in found["answers"]] for found in tuned).plain()
 
     return {
         "identity": float(np.mean([found["identity"] for found in tuned])),
+        "identity_interval": bootstrap([float(np.mean(found["identity"])) for found in tuned]),
         "identity_gain": difference([found["identity"] for found in tuned], "identity"),
         "own_change": difference([found["scores"] for found in tuned], "scores"),
         "class_change": difference([found["class"]["scores"] for found in tuned], "scores"),
@@ -300,9 +302,10 @@ def table(figures: Mapping[str, Json]) -> str:
              "its prompts, points", "class prompts, points", "held-out prompts, points", "seconds"]  # fmt: skip
     rows = []
     for key, found in figures.items():
-        cells = [row_name(key), f"{found['identity']:.3f}", interval(found["identity_gain"], 1, 3)]
-        for one in (Share.of(found["order"]), Share.of(found["bound"])):
-            cells.append(f"{format_share(one)}, {format_limits(one)}")
+        low, high = found["identity_interval"] or (None, None)
+        identity = format_estimate({"mean": found["identity"], "low": low, "high": high})
+        cells = [row_name(key), identity, interval(found["identity_gain"], 1, 3)]
+        cells += [format_rate(Share.of(found[name])) for name in ("order", "bound")]
         cells += [interval(found[name], 100, 1) for name in ("own_change", "class_change", "held_out_change")]
         rows.append([*cells, "-" if found["seconds"] is None else f"{found['seconds']:.0f}"])
     return markdown_table(heads, rows)
