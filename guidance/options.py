@@ -270,6 +270,7 @@ class MVAdapterConfig(DraftedConfig):
     image: str | None = Field(
         None, min_length=1, description="reference image, cut out (PNG with alpha) or on a plain background"
     )
+    matte: MatteName = None
     mv_scale: float = Field(1.0, ge=0, le=10, description="scale of the attention between views")
     ref_scale: float = Field(1.0, ge=0, le=10, description="scale of the attention to the reference image")
     guide_views: GuideViews = False
@@ -299,15 +300,13 @@ class MVAdapterConfig(DraftedConfig):
         return self.adapter is not None  # without an adapter, the prior is the 2D model
 
     def check(self) -> None:
-        from threedgen.geometry.picture_file import read_foreground
-
         super().check()
         plugins.check("adapter", self.released().adapter)
         if self.guess is not None:
             with called("guess"):
                 loading.check(self.guess, None, (COARSE,))
         if self.image is not None:
-            read_foreground(self.image)
+            loading.check_image(Path(self.image).expanduser(), self.matte)
 
     def added_files(self) -> dict[str, Identity]:
         guess = {} if self.guess is None else {"guess": loading.identify(self.guess, (COARSE,))}

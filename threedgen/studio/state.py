@@ -9,6 +9,7 @@ from pathlib import Path
 from fastapi import HTTPException
 
 from threedgen.config.errors import ConfigError
+from threedgen.geometry import picture_file
 from threedgen.run.disk import write_atomic
 from threedgen.run.prompts import normalise_prompt
 from threedgen.run.text import clean
@@ -23,7 +24,7 @@ from .schema import JobInfo, Order, Progress, RunInfo, Status, Upload
 
 RUN_TASKS = (*TASKS, "texture")
 UPLOADS = "uploads"
-SUFFIXES = {"image": (".png", ".jpg", ".jpeg", ".webp"), "mesh": (".glb", ".obj", ".ply", ".stl", ".off")}
+SUFFIXES = {"image": picture_file.SUFFIXES, "mesh": (".glb", ".obj", ".ply", ".stl", ".off")}
 """File name endings of uploads, by the key of the request that they are for."""
 UPDATE_SECONDS = 0.5  # interval at which the event stream looks for changes
 

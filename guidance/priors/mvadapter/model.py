@@ -20,6 +20,7 @@ from threedgen.geometry.picture_file import read_foreground
 from threedgen.geometry.views import framed, resize
 from threedgen.guidance.coarse import CoarsePredictor
 from threedgen.guidance.guidance import Condition, Features, guided
+from threedgen.guidance.matte import remover
 from threedgen.guidance.options import Control, MVAdapterConfig
 from threedgen.guidance.prior import COARSE_STRENGTH
 from threedgen.guidance.priors.latent_diffusion import LatentDiffusion, load_prior, with_additions
@@ -48,7 +49,7 @@ NEGATIVE = "watermark, ugly, deformed, noisy, blurry, low contrast"
 def build(options: MVAdapterConfig, device: torch.device | str = "cpu") -> MVAdapter:
     """Build the prior from its config section. Raises ConfigError if its files are missing or damaged."""
     o = options.released()
-    cut = None if o.image is None else read_foreground(o.image)
+    cut = None if o.image is None else read_foreground(o.image, remover(o.matte))
     model = with_additions(load_prior(MVAdapter, o, device), o)
     model.guide_views = o.guide_views
     if o.guess is not None:

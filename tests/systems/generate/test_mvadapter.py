@@ -86,6 +86,7 @@ def halve(file: Path) -> None:
     [
         (["prior.image=none.png"], ("prior.image: ", "none.png")),
         (["prior.image=white.png"], ("prior.image: ", "white.png")),
+        (["prior.image=white.png", "prior.matte=none"], ("prior.matte: ", "none")),
         (["prior.image=car.png", "prior.adapter=null"], ("prior: ", "image", "adapter=")),
     ],
 )

@@ -89,7 +89,7 @@ def bake(
     image = np.zeros((*buffers.mask.shape, 7), np.float32)
     image[buffers.mask] = np.concatenate([rgb, relief, openness], axis=1)
     image = fill(image, buffers.mask)
-    constant = np.broadcast_to(np.float32(material), (*buffers.mask.shape, 2))
+    constant = np.broadcast_to(np.asarray(material, np.float32), (*buffers.mask.shape, 2))
     return Maps(
         base_colour=np.clip(image[..., :3], 0, 1),
         normal=unit(image[..., 3:6]).astype(np.float32),
