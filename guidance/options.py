@@ -38,11 +38,10 @@ def embedded_as(name: str) -> AfterValidator:
     return AfterValidator(lambda weights: name if weights == "embedded" else weights)
 
 
+Dtype = Literal["auto", "fp32", "bf16", "fp16"]
 BaseWeights = Annotated[str, embedded_as("toybox-base")]
 MultiviewWeights = Annotated[str, embedded_as("toybox-prior")]
-GuideViews = Annotated[
-    bool, Field(description="the unconditional branch denoises each view by itself (in the papers: all views together)")
-]
+GuideViews = Annotated[bool, Field(description="unconditional branch without other views (papers: all views together)")]
 MatteName = Annotated[
     str | None,
     Field(min_length=1, description="remover of photo backgrounds: rembg, grabcut, toybox-matte or RUN/matte"),
@@ -59,18 +58,10 @@ class PriorConfig(Config):
 
     name: str = Field(description="name of the prior")
     weights: str = Field(min_length=1, description="its weights")
-    tokenizer: str | None = Field(
-        None, description="tokenizer for .pt files without one, a folder or hub id; null: CLIP's"
-    )
-    dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="precision of the UNet; auto: bf16 where the device supports it, else fp32"
-    )
-    attention: Literal["sdpa", "xformers"] = Field(
-        "sdpa", description="attention backend of the UNet: torch, or xformers if installed"
-    )
-    image_size: int | None = Field(
-        None, ge=8, le=2048, description="image size of the prior in pixels per side; null: that of its training"
-    )
+    tokenizer: str | None = Field(None, description="tokenizer of files without one, folder or hub id; null: CLIP's")
+    dtype: Dtype = Field("auto", description="precision of the UNet; auto: bf16 if the device supports it, else fp32")
+    attention: Literal["sdpa", "xformers"] = Field("sdpa", description="attention back end; xformers: if installed")
+    image_size: int | None = Field(None, ge=8, le=2048, description="side of the prior's images, px; null: as trained")
 
     @property
     def multiview(self) -> bool:
@@ -120,9 +111,7 @@ def file_entries(value: object) -> list[object]:
 class LoraFile(Config):
     """Config of one LoRA. In a config file, the file name alone is enough."""
 
-    file: str = Field(
-        min_length=1, description="file (kohya, diffusers or peft), folder, or owner/name/FILE of the hub"
-    )
+    file: str = Field(min_length=1, description="kohya, diffusers or peft file, folder, or owner/name/FILE of the hub")
     scale: float = Field(1.0, ge=-10, le=10, description="factor of its changes")
 
 
@@ -142,12 +131,8 @@ class DraftedConfig(PriorConfig):
     embeddings: Annotated[list[EmbeddingFile], BeforeValidator(file_entries)] = Field(
         [], description="textual inversions: files, or {file: FILE, token: WORD}"
     )
-    prediction: Literal["epsilon", "v"] | None = Field(
-        None, description="output of the UNet, noise or v; null: as the weights declare, else epsilon"
-    )
-    draft: float | None = Field(
-        None, gt=0, le=1, description="img2img strength at full size after a sample at half the size; null: one pass"
-    )
+    prediction: Literal["epsilon", "v"] | None = Field(None, description="null: as the weights declare, else epsilon")
+    draft: float | None = Field(None, gt=0, le=1, description="strength after a half-size sample; null: one pass")
 
     def check(self) -> None:
         super().check()
@@ -170,20 +155,10 @@ class MVDreamConfig(DraftedConfig):
     """Config of MVDream: a prior that samples several views of an object together, each with its camera."""
 
     name: Literal["mvdream"] = Field("mvdream", description="multi-view diffusion (arXiv 2308.16512)")
-    weights: MultiviewWeights = Field(
-        "toybox-prior",
-        min_length=1,
-        description="toybox-prior (embedded), a diffusers folder, a hub id, or an original MVDream .pt file",
-    )
-    personalisation: str | None = Field(
-        None, description="file of an mvdreambooth run with these weights, which adds its subject"
-    )
-    personalisation_strength: float = Field(
-        1.0, ge=0, le=2, description="strength of the personalisation: lower follows the prompt more, the subject less"
-    )
-    guide_views: bool | None = Field(
-        None, description="the unconditional branch denoises each view by itself; null: if trained for it"
-    )
+    weights: MultiviewWeights = Field("toybox-prior", min_length=1, description="embedded, folder, hub id or .pt file")
+    personalisation: str | None = Field(None, description="file of an mvdreambooth run, which adds its subject")
+    personalisation_strength: float = Field(1.0, ge=0, le=2, description="lower: more of the prompt, less subject")
+    guide_views: bool | None = Field(None, description="unconditional branch without other views; null: as trained")
 
     @property
     def multiview(self) -> bool:
@@ -209,11 +184,7 @@ class StableDiffusionConfig(DraftedConfig):
     """Config of a 2D latent diffusion prior: single images, no camera."""
 
     name: Literal["stable-diffusion"] = Field("stable-diffusion", description="2D diffusion (arXiv 2112.10752)")
-    weights: BaseWeights = Field(
-        "toybox-base",
-        min_length=1,
-        description="toybox-base (embedded), a diffusers folder, a hub id, or a single-file checkpoint",
-    )
+    weights: BaseWeights = Field("toybox-base", min_length=1, description="embedded, folder, hub id or single file")
 
 
 class MVDiffusionConfig(DraftedConfig):
@@ -259,17 +230,9 @@ class MVAdapterConfig(DraftedConfig):
         min_length=1,
         description=f"{plugins.choice('adapter', 'a released adapter')}, or your own file; null: the 2D model alone",
     )
-    control: Control | None = Field(
-        None, description="guider input: camera rays or mesh geometry; null: the adapter's, else rays"
-    )
-    guess: str | None = Field(
-        None,
-        min_length=1,
-        description="multi-view prior whose coarse prediction starts the samples; null: they start from noise",
-    )
-    image: str | None = Field(
-        None, min_length=1, description="reference image, cut out (PNG with alpha) or on a plain background"
-    )
+    control: Control | None = Field(None, description="input: camera rays or mesh geometry; null: the adapter's")
+    guess: str | None = Field(None, min_length=1, description="start from this prior's coarse prediction; null: noise")
+    image: str | None = Field(None, min_length=1, description="reference image: PNG with alpha, or plain background")
     matte: MatteName = None
     mv_scale: float = Field(1.0, ge=0, le=10, description="scale of the attention between views")
     ref_scale: float = Field(1.0, ge=0, le=10, description="scale of the attention to the reference image")
@@ -319,11 +282,7 @@ class DeepFloydConfig(PriorConfig):
     parts: ClassVar[tuple[str, ...]] = ("unet", "text_encoder")
 
     name: Literal["deepfloyd"] = Field("deepfloyd", description="2D diffusion on pixels (DeepFloyd IF, first stage)")
-    weights: str = Field(
-        "DeepFloyd/IF-I-XL-v1.0",
-        min_length=1,
-        description="diffusers folder with UNet and T5 text encoder, or a hub id",
-    )
+    weights: str = Field("DeepFloyd/IF-I-XL-v1.0", min_length=1, description="diffusers folder or hub id")
     tokenizer: str | None = Field(None, description="folder of T5's tokenizer; null: that of the weights")
 
     def check(self) -> None:

@@ -63,13 +63,14 @@ class FieldConfig(Config):
         return self
 
 
+Encoding = Annotated[Any, registry.Component("encoding", default="hashgrid")]
+
+
 class EncodedFieldConfig(FieldConfig):
     """Base class of the configs of fields that are made of an encoding and small MLPs."""
 
     radius: float = Field(1.0, gt=0, le=100, description="half the side of the field's cube, world units")
-    encoding: Annotated[Any, registry.Component("encoding", default="hashgrid")] = Field(
-        {}, description="position encoding"
-    )
+    encoding: Encoding = Field({}, description="position encoding")
     levels: Scheduled | None = Field(None, ge=1, description="active hash grid levels, coarse first; null: all")
     width: int = Field(64, ge=1, le=1024, description="units per hidden layer")
     hidden_layers: int = Field(1, ge=1, le=8, description="hidden layers per MLP")
@@ -86,9 +87,7 @@ class NGPConfig(EncodedFieldConfig):
     """Instant-NGP field: an encoding, a small MLP for density and one for features (colours before shading)."""
 
     name: Literal["ngp"] = "ngp"
-    feature_hidden_layers: int | None = Field(
-        None, ge=1, le=8, description="hidden layers of the feature MLP; null: same as hidden_layers"
-    )
+    feature_hidden_layers: int | None = Field(None, ge=1, le=8, description="of the feature MLP; null: hidden_layers")
     shared_mlp: bool = Field(False, description="one MLP for density and features; faster on a CPU")
     density_activation: Literal["softplus", "exp", "relu"] = "softplus"
     density_scale: float = Field(1.0, gt=0, le=1000, description="factor on the density after the activation")
@@ -108,12 +107,7 @@ class SDFConfig(EncodedFieldConfig):
     name: Literal["sdf"] = "sdf"
     sphere: float = Field(0.5, gt=0, le=100, description="radius of the initial ball, world units")
     log_sharpness: float = Field(3.0, ge=0, le=10, description="initial log s; the surface is about 1/s thick")
-    cosine: Scheduled = Field(
-        {"0%": 0.0, "100%": 1.0},
-        ge=0,
-        le=1,
-        description="weight of the ray-surface angle in the opacity, by step; below 1: softer (NeuS annealing)",
-    )
+    cosine: Scheduled = Field({"0%": 0.0, "100%": 1.0}, ge=0, le=1, description="weight of the surface angle (NeuS)")
     normal_eps: Literal["cell"] | Annotated[float, Field(gt=0, le=1)] = Field(
         "cell", description="finite difference step of the gradient, world units; cell: finest active cell"
     )
@@ -183,9 +177,7 @@ class MarchConfig(Config):
     """Options of ray marching: where samples are placed on rays, and which of them are skipped before shading."""
 
     samples: int = Field(512, ge=1, le=8192, description="samples on the longest chord of the bound")
-    shown: int | None = Field(
-        None, ge=1, le=8192, description="samples per ray in evaluation renders, against banding; null: same as samples"
-    )
+    shown: int | None = Field(None, ge=1, le=8192, description="samples in evaluation renders; null: same as samples")
     bound: Literal["box", "sphere"] = Field("box", description="bounding volume: [-radius, radius]^3 or its ball")
     radius: float = Field(1.0, gt=0, le=100, description="half the side of the bound, as field.radius, world units")
     near: float = Field(0.0, ge=0, le=100, description="minimum distance of samples to the camera, world units")
@@ -247,15 +239,13 @@ class ProtocolConfig(Config):
     rays: int | None = Field(None, ge=1, description="random pixels per step; null: all pixels of all views")
     samples: int = Field(256, ge=2, le=8192, description="samples per ray on the diameter of the scene's ball")
     width: int = Field(64, ge=1, le=1024, description="units per hidden layer")
-    encoding: Annotated[Any, registry.Component("encoding", default="hashgrid")] = Field(
-        {}, description="position encoding"
-    )
+    encoding: Encoding = Field({}, description="position encoding")
     learning_rate: Scheduled = Field({0: 0.01, 100: 0.001}, ge=0, description="AdamW learning rate by step")
     orientation: Scheduled = Field(
         # 0 at first: haze has no surface, and the gradients of its normals would dominate those of the colours
         {"0%": 0, "40%": 0, "60%": 0.01},
         ge=0,
-        description="weight of the orientation loss (Ref-NeRF), by step; unspecified in the paper",
+        description="weight of the orientation loss (Ref-NeRF)",
     )
     normals: float = Field(1.0, gt=0, le=1, description="fraction of each step's pixels in the orientation loss")
     sparsity: float = Field(0.0, ge=0, description="weight of the sparsity loss on opacity; not in the paper")
@@ -276,9 +266,12 @@ class SubsampledProtocolConfig(ProtocolConfig):
     steps: int = Field(1200, ge=1)
     rays: int | None = Field(4096, ge=1, description="random pixels per step; null: all pixels of all views")
     samples: int = Field(96, ge=2, le=8192, description="samples per ray on the diameter of the scene's ball")
-    encoding: Annotated[Any, registry.Component("encoding", default="hashgrid")] = Field(
+    encoding: Encoding = Field(
         {"n_levels": 8, "log2_hashmap_size": 15, "base_resolution": 8, "per_level_scale": 1.5},
         description="position encoding",
     )
     learning_rate: Scheduled = Field({"0%": 0.01, "100%": 0.001}, ge=0, description="AdamW learning rate by step")
     normals: float = Field(0.125, gt=0, le=1, description="fraction of each step's pixels in the orientation loss")
+
+
+Protocol = Annotated[PaperProtocolConfig | SubsampledProtocolConfig, Field(discriminator="name")]

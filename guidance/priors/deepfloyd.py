@@ -44,11 +44,7 @@ def read_unet(path: Path) -> UNet2DConditionModel:
     config, tensors = components.read_part(path / "unet")
     components.expect(config, *components.NETWORKS["unet"].class_entry, path / "unet")
     if config.get("in_channels") != CHANNELS or config.get("class_embed_type") is not None:
-        raise ConfigError(
-            f"{path} is no first stage on pixels: its UNet takes {config.get('in_channels')} channels, not "
-            f"{CHANNELS} alone; Stable Diffusion's weights go with prior.name=stable-diffusion",
-            "weights",
-        )
+        raise ConfigError(f"{path} is no first stage on pixels; try prior.name=stable-diffusion", "weights")
     return components.make("unet", config, tensors)
 
 

@@ -195,10 +195,7 @@ class LatentDiffusion(Prior):
         Raises ConfigError if the prior cannot sample at half the size first.
         """
         if draft is not None and self.coarse is not None:
-            raise ConfigError(
-                "needs samples that start from noise, and these weights start from a coarse prediction; remove it",
-                "draft",
-            )
+            raise ConfigError("these weights start from a coarse prediction, not from noise; remove it", "draft")
         check_half_size((self.image_size, self.image_size), draft, self.unit)
         self.draft = draft
         return self

@@ -63,11 +63,7 @@ def check_identifier(tokenizer: PreTrainedTokenizerBase, identifier: str) -> Non
         raise ConfigError("should be one word, such as [v]", "identifier", identifier)
     pieces = tokenizer.tokenize(identifier)
     if len(pieces) == 1 and pieces[0] != tokenizer.unk_token:
-        raise ConfigError(
-            f"{identifier!r} is a word of this prior's vocabulary, and it would lose its meaning; "
-            "choose one that is no word, such as [v]",
-            "identifier",
-        )
+        raise ConfigError("is in the vocabulary; choose one that is no word, such as [v]", "identifier", identifier)
 
 
 def add_word(

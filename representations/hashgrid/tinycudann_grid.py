@@ -28,9 +28,7 @@ def encode(x: Tensor, table: Tensor, levels: Levels) -> Tensor:
 def _module(levels: Levels, n_features: int) -> Any:
     # its own parameters are not used
     if n_features not in (1, 2, 4, 8):
-        raise ConfigError(
-            f"backend=tinycudann supports n_features 1, 2, 4 and 8, not {n_features}. Set backend=auto.", "n_features"
-        )
+        raise ConfigError("should be 1, 2, 4 or 8 for tinycudann. Set backend=auto", "n_features", n_features)
     return tinycudann.Encoding(
         n_input_dims=3,
         encoding_config={

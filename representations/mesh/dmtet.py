@@ -161,9 +161,7 @@ class DMTet(Representation):
             level = float(density[density > EMPTY_DENSITY].mean()) if bool((density > EMPTY_DENSITY).any()) else 1.0
         inside = density > level
         if not inside.any():
-            raise ConfigError(
-                f"the field is empty: no density above level={level:.3g}. Train the previous stage longer."
-            )
+            raise ConfigError(f"the field is empty: no density above level={level:.3g}. Train its stage longer")
         occupied = self.grid()[inside]
         low, high = occupied.min(0).values, occupied.max(0).values
         margin = MARGIN * (high - low) + (self.high - self.low) / self.options.resolution

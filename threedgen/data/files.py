@@ -54,9 +54,7 @@ def read_npy(path: Path) -> Array:
     except ValueError as error:
         if "allow_pickle" not in str(error):
             raise ConfigError(f"{path} is not a NumPy array (.npy), or is truncated") from None
-        raise ConfigError(
-            f"{path} holds pickled objects, which could run code. Save it as an array of strings or numbers."
-        ) from None
+        raise ConfigError(f"{path} holds pickled objects, which could run code. Save it as a plain array") from None
     except OSError as error:
         raise ConfigError(f"{path} cannot be read ({error})") from None
     return array

@@ -46,11 +46,7 @@ def find(paths: Sequence[str]) -> list[Path]:
         where = f" in {', '.join(map(short, paths))}" if paths else ""
         raise ConfigError(f"no photos found{where}. Give 4 to 6 photos of one subject, photos=FOLDER.", "photos")
     if len(found) < MIN_PHOTOS:
-        raise ConfigError(
-            f"one photo is not enough to separate the subject from its background: {found[0]}. Give 4 to 6 photos "
-            "from different sides.",
-            "photos",
-        )
+        raise ConfigError(f"one photo is not enough: {found[0]}. Give 4 to 6 photos from different sides.", "photos")
     if len(found) > MAX_PHOTOS:
         raise ConfigError(f"too many photos: {len(found)}. Give at most {MAX_PHOTOS} of one subject.", "photos")
     for path in found:

@@ -170,9 +170,7 @@ def walks(config: ScanNetConfig, split: SceneSplit) -> list[ScanNetWalk]:
     found = [walk for walk in every if len(walk.keys) >= o.least_keys]
     if not found:
         most = max(len(walk.keys) for walk in every)
-        raise ConfigError(
-            f"no scene in {o.path} has {o.least_keys} key frames; the most are {most}. Lower least_keys.", "least_keys"
-        )
+        raise ConfigError(f"should be {most} or less, the most key frames of a scene in {o.path}", "least_keys")
     found[0].check_pose_convention(found[0].keys)
     return found
 

@@ -58,10 +58,7 @@ class InceptionFeatures(FeatureNetwork):
             self.nets: list[nn.Module] = [FrechetInceptionDistance(2048).inception, InceptionScore().inception]
         except Exception as error:  # network, disk or damaged file
             reason = " ".join(str(error).split())[:120]
-            raise ConfigError(
-                f"Inception's weights, which torch-fidelity fetches from github.com, cannot be loaded ({reason})",
-                "features",
-            ) from None
+            raise ConfigError(f"Inception's weights of github.com cannot be loaded ({reason})", "features") from None
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> NetworkOutput:

@@ -50,9 +50,7 @@ def check_overwrite(folder: Path, names: Iterable[str]) -> None:
     own = exported_files(folder) | ({folder / MANIFEST} if "files" in read_manifest(folder) else set())
     for path in (folder / name for name in (*names, MANIFEST)):
         if os.path.lexists(path) and path not in own:
-            raise ConfigError(
-                f"{path} was not written by an export or has changed; move it, or set another out=", "out"
-            )
+            raise ConfigError(f"{path} was not written by an export or has changed. Move it, or set another out", "out")
 
 
 def write_files(folder: Path, files: Mapping[str, bytes], manifest: Tree) -> None:

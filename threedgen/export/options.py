@@ -89,15 +89,11 @@ class AssetConfig(Config):
         ("glb",), min_length=1, examples=[["glb", "obj"]], description="obj: zip with textures; usdz: extra 'usd'"
     )
     refine: int = Field(16, ge=0, le=256, description="number of field renders that the texture is fitted to; 0: none")
-    height: float | None = Field(
-        None, gt=0, description="height in metres; null: usual height of the prompt's object, else 1 field unit = 1 m"
-    )
+    height: float | None = Field(None, gt=0, description="metres; null: usual height of the object, else 1 unit = 1 m")
     material: Literal["matte", "shiny", "glass", "metal", "plastic", "wooden"] | None = Field(
         None, description="roughness and metallic value of the surface; null: by the prompt's words, else matte"
     )
-    resolution: int | None = Field(
-        None, ge=16, le=512, description="grid points per edge for surface extraction; null: from the preset"
-    )
+    resolution: int | None = Field(None, ge=16, le=512, description="grid points per edge; null: from the preset")
     name: str | None = Field(None, min_length=1, description="name of files and mesh; null: from the prompt")
 
     @model_validator(mode="after")
@@ -105,10 +101,7 @@ class AssetConfig(Config):
         counts = (self.sizes.budget, *(self.lods or ()))
         for finer, coarser in pairwise(counts):
             if not 12 <= coarser <= finer / 2:
-                raise ValueError(
-                    f"each of lods needs at least 12 triangles and at most half of the level before: {coarser} "
-                    f"follows {finer}"
-                )
+                raise ValueError(f"lods: {coarser} after {finer} should be at least 12 and at most half of it")
         return self
 
     @property

@@ -175,10 +175,7 @@ def choose_folder(config: BaseModel, config_name: str) -> tuple[Path, Tree | Non
         raise ConfigError("contains files that do not belong to a run. Choose a new folder", "out", str(out))
     changed = [] if stored is None else differences(stored, plain(config), getattr(config, "extends", ()))
     if changed and work:
-        raise ConfigError(
-            f"{folder} contains a run of another config: {'; '.join(changed)}. "
-            "Choose another out=, or use the same values"
-        )
+        raise ConfigError(f"{folder} contains a run of another config: {'; '.join(changed)}. Choose another out=")
     return folder, None if changed else stored
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -17,16 +17,17 @@ def _distinct(values: tuple[object, ...]) -> tuple[object, ...]:
     return values
 
 
-DISTINCT = AfterValidator(_distinct)
-"""Validator of options whose values must differ."""
+Names = Annotated[tuple[str, ...], AfterValidator(_distinct)]
+"""Type of options that are a list of different texts."""
+Seeds = Annotated[tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], AfterValidator(_distinct)]
+Engine = Literal["here", "processes", "ray"]
+"""Where jobs run: in this process, in local processes or on a Ray cluster."""
 
 
 class WorkersConfig(RunConfig):
     """Run whose jobs are done by this process, by several local processes, or on a Ray cluster."""
 
-    engine: Literal["here", "processes", "ray"] = Field(
-        "here", description="where jobs run: this process, local processes, or a Ray cluster"
-    )
+    engine: Engine = Field("here", description="where jobs run: this process, local processes, or a Ray cluster")
     workers: int = Field(1, ge=1, le=10_000, description="number of parallel workers of the engines processes and ray")
     address: str | None = Field(None, description="address of the Ray cluster; null: RAY_ADDRESS, or a new local one")
     cpus: float = Field(1.0, gt=0, description="CPUs per Ray worker")

@@ -157,6 +157,4 @@ def require_finite(stored: Mapping[str, object], what: str) -> None:
     for name, value in stored.items():
         if isinstance(value, float) or (isinstance(value, Tensor) and value.is_floating_point()):
             if not (torch.as_tensor(value).float().abs() <= MAX_WEIGHT).all():  # float16 cannot represent MAX_WEIGHT
-                raise ConfigError(
-                    f"{what} are not finite: {str(name)[:80]!r} has NaN, infinity or more than {MAX_WEIGHT:g}"
-                )
+                raise ConfigError(f"{what} are not finite: {str(name)[:80]!r} has NaN or more than {MAX_WEIGHT:g}")

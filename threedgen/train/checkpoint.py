@@ -129,10 +129,7 @@ def check_config(checkpoint: CheckpointData, config_yaml: str) -> None:
         return
     before, after = (yaml_text.parse(text, "the config in the checkpoint") for text in (old, config_yaml))
     if changed := runs.differences(before, after):
-        raise ConfigError(
-            f"the checkpoint was made with another config: {'; '.join(changed)}. "
-            "Use the old values or another output folder"
-        )
+        raise ConfigError(f"the checkpoint has another config: {'; '.join(changed)}. Use another output folder")
 
 
 def check_weights(checkpoint: CheckpointData, weights: Mapping[str, str]) -> None:

@@ -83,9 +83,7 @@ class MVAdapter(LatentDiffusion):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self.coarse is not None:
-            raise ConfigError(
-                "an adapter needs a 2D model, and these are the weights of a multi-view one; try toybox-base", "weights"
-            )
+            raise ConfigError("an adapter needs a 2D model, not a multi-view one; try toybox-base", "weights")
         self.base_schedule = self.schedule
 
     def with_adapter(

@@ -74,9 +74,7 @@ def convert_adapter(
     ours = {name: tensor.float() for name, tensor in tensors.items() if OURS.match(name)}
     branches: list[Branch] = [branch for branch in ("mv", "ref") if any(f"_{branch}." in name for name in ours)]
     if not branches and not card:  # a file of ours may have a guider only
-        raise ConfigError(
-            "these weights have no attention of MV-Adapter ('to_q_mv'): they are not an adapter", "adapter"
-        )
+        raise ConfigError("these weights have no attention of MV-Adapter ('to_q_mv'): they are no adapter", "adapter")
     width = str(unet.config["cross_attention_dim"])
     if card.get(TEXT_WIDTH, width) != width:
         problem = f"its text had {card[TEXT_WIDTH][:20]} features, this one's has {width}"

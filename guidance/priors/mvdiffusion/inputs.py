@@ -25,11 +25,7 @@ def extra_kind(extra: int, latent: int) -> Extra:
     """
     kinds: dict[int, Extra] = {0: "nothing", 1: "depth", latent + 1: "mask"}
     if extra not in kinds:
-        raise ConfigError(
-            f"a UNet with {extra} input channels beside {latent} latents takes neither depth (1) nor a mask and the "
-            f"masked image ({latent + 1})",
-            "weights",
-        )
+        raise ConfigError(f"a UNet of {latent} + {extra} input channels takes no depth or masked image", "weights")
     return kinds[extra]
 
 

@@ -119,9 +119,7 @@ def convert_released(weights: Mapping[str, Tensor], unet: UNet2DConditionModel) 
     warn_unused([name for name in named if name not in ours and not name.startswith(LORA)], "of MVDiffusion")
     bands = {name: ours.pop(name).float() for name in list(ours) if name.endswith(BANDS)}
     if not any(name.startswith("cp_blocks_mid.") for name in ours):
-        raise ConfigError(
-            "the weights have no correspondence-aware blocks ('cp_blocks_mid'): they are not MVDiffusion's"
-        )
+        raise ConfigError("these are no weights of MVDiffusion: no correspondence-aware blocks ('cp_blocks_mid')")
     convolution, condition = "cp_blocks_mid.resnet.conv1.weight" in ours, "condition_conv_in.weight" in ours
     kind: Kind = "depth" if any(TO_DEPTH in name for name in ours) else "panorama"
     try:

@@ -109,10 +109,7 @@ def read_pose(path: Path) -> Array:
     if not np.allclose(pose[3], [0, 0, 0, 1], atol=1e-6):
         raise ConfigError(f"{path} is not rigid: its last row should be 0 0 0 1 (got {pose[3].tolist()})")
     if np.abs(R.T @ R - np.eye(3)).max() > ROTATION_TOLERANCE or np.linalg.det(R) < 0:
-        raise ConfigError(
-            f"{path} is not rigid: its first three columns should be a rotation (lengths "
-            f"{', '.join(f'{x:.4g}' for x in np.linalg.norm(R, axis=0))}, determinant {np.linalg.det(R):.4g})"
-        )
+        raise ConfigError(f"{path} is not rigid: its first three columns should be a rotation (got {R.tolist()})")
     return pose
 
 
@@ -178,10 +175,7 @@ def _archive(path: Path, rows: list[list[float]], height: int, width: int) -> tu
         size = " x ".join(f"{side:g}" for side in rows[3])
         raise ConfigError(f"{path} states the image size {size} (height x width); the images have {height} x {width}")
     if f <= 0 or not (0 < cx < width and 0 < cy < height):
-        raise ConfigError(
-            f"{path} has an invalid focal length {f:g} or principal point ({cx:g}, {cy:g}) for images of {height} x "
-            f"{width} pixels (height x width)"
-        )
+        raise ConfigError(f"{path}: focal length {f:g} or centre ({cx:g}, {cy:g}) is outside {height} x {width} pixels")
     return np.array([[f, 0, cx], [0, f, cy], [0, 0, 1]]), len(rows) > 4 and bool(rows[4][0])
 
 
@@ -190,8 +184,5 @@ def _matrix(path: Path, K: Array, height: int, width: int) -> tuple[Array, bool]
     if not valid:
         raise ConfigError(f"{path} is no matrix of intrinsics: rows 'fx s cx', '0 fy cy', '0 0 1' (got {K.tolist()})")
     if abs(K[0, 2] / width - 0.5) > MAX_OFFSET or abs(K[1, 2] / height - 0.5) > MAX_OFFSET:
-        raise ConfigError(
-            f"{path} seems to be for another image size: its principal point ({K[0, 2]:g}, {K[1, 2]:g}) is far "
-            f"from the centre of {height} x {width} pixels (height x width)"
-        )
+        raise ConfigError(f"{path}: the principal point is far from the centre of {height} x {width} pixels")
     return K, False

@@ -14,7 +14,7 @@ from threedgen.config.sections import RunConfig
 from threedgen.data.posed.options import PoseConvention
 from threedgen.data.srn.layout import scenes, split_folder
 from threedgen.evaluation.options import MultiviewPrior
-from threedgen.representations.options import PaperProtocolConfig, SubsampledProtocolConfig
+from threedgen.representations.options import Protocol, SubsampledProtocolConfig
 from threedgen.run.folder import existing_folder, user_path
 
 AdapterPrior = Annotated[Any, Component("prior", default="mvadapter", only=("mvadapter",))]
@@ -153,9 +153,7 @@ class ConsistencyConfig(RunConfig):
     sampler: Sampler = Field({}, description="sampler to score; short form: its name, or the path of a folder")
     samplers: dict[str, Sampler] = Field({}, description="several by name; the first is compared with the others")
     scenes: Scenes = Field({}, description="scenes to sample; default for folders of samples: their own")
-    protocol: Annotated[PaperProtocolConfig | SubsampledProtocolConfig, Field(discriminator="name")] = (
-        SubsampledProtocolConfig()
-    )
+    protocol: Protocol = SubsampledProtocolConfig()
     tsed: TSEDConfig = TSEDConfig()
     features: ProbeWeightsConfig | None = Field(None, description="toybox probe for FID and KID; null: neither")
     batch: int = Field(1, ge=1, le=1024, description="scenes that the sampler gets together")
@@ -181,9 +179,7 @@ class ConsistencyConfig(RunConfig):
     def _consistent(self) -> ConsistencyConfig:
         for name in self.samplers:
             if not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", name) or name == ORIGINAL:
-                raise ValueError(
-                    f"samplers: {name!r} is not a valid name. Use letters, digits, - and _, and not {ORIGINAL!r}."
-                )
+                raise ValueError(f"samplers: {name!r} is no valid name. Use letters, digits, - and _, not {ORIGINAL!r}")
         first = next(iter(self.named_samplers.values()))
         if self.scenes.name == "sampled" and first.name != "folder":
             raise ValueError(f"scenes.name=sampled needs a folder of samples, but the sampler is {first.name!r}")

@@ -15,7 +15,7 @@ from threedgen.config.sections import RunConfig
 from threedgen.data.options import MESHES
 from threedgen.evaluation.options import CLIP_WEIGHTS, FRONT_THRESHOLD
 from threedgen.run.folder import user_path
-from threedgen.run.options import DISTINCT, WorkersConfig
+from threedgen.run.options import Names, Seeds, WorkersConfig
 from threedgen.systems.batch.jobs import Job, check_prompts, job, object_config
 from threedgen.systems.prompted import PromptedConfig
 
@@ -35,9 +35,7 @@ class CLIPSidesConfig(Config):
     """Zero-shot classification by CLIP, for objects beyond the toybox."""
 
     name: Literal["clip"] = Field("clip", description="zero-shot CLIP, for anything that photos show")
-    weights: str = Field(
-        CLIP_WEIGHTS, min_length=1, description="folder or hub id; not one that assets were optimised with"
-    )
+    weights: str = Field(CLIP_WEIGHTS, min_length=1, description="folder or hub id, not those of the optimisation")
 
     def check(self) -> None:
         from threedgen.guidance.weights.hub import cached, is_hub_id, reachable
@@ -122,17 +120,13 @@ def asset_files(folder: Path, suffixes: tuple[str, ...] = MESHES) -> list[Path]:
 class JanusBenchmarkConfig(MeteredConfig, WorkersConfig):
     """Make objects of prompts x methods x seeds and measure the Janus rate of each method."""
 
-    methods: Annotated[tuple[str, ...], DISTINCT] = Field(
+    methods: Names = Field(
         METHODS, min_length=1, description="configs that make an object of a prompt, each with optional overrides"
     )
     overrides: tuple[str, ...] = Field((), description="key=value overrides of all methods")
-    prompts: Annotated[tuple[str, ...], DISTINCT] = Field(
-        (), description="objects with one clear front; default: held-out toybox prompts"
-    )
+    prompts: Names = Field((), description="objects with one front; []: of the toybox")
     toybox: int = Field(36, ge=1, le=1000, description="number of held-out toybox prompts if `prompts` is empty")
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], DISTINCT] = Field(
-        (0, 1, 2), min_length=1, description="seeds of each prompt and method"
-    )
+    seeds: Seeds = Field((0, 1, 2), min_length=1, description="seeds of each prompt and method")
 
     def plan(self) -> Plan:
         prompts = self.prompts or front_objects().prompts(self.toybox, self.seed)

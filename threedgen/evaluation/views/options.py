@@ -31,11 +31,7 @@ class EvaluateViewsConfig(RunConfig):
     def check(self) -> None:
         if self.views is None:
             if self.prior.blocks is None:
-                raise ConfigError(
-                    "is missing. Give the attention between views, such as "
-                    "prior.blocks=RUN/blocks.safetensors of train-mvdiffusion.",
-                    "prior.blocks",
-                )
+                raise ConfigError("is missing. Give RUN/blocks.safetensors of train-mvdiffusion", "prior.blocks")
             super().check()
         else:
             existing_folder(self.views, "views")

@@ -110,9 +110,7 @@ class SceneSampler:
             else ("depth", "mask", "those of train-mvdiffusion variant=depth")
         )
         if model.multiview is None or model.multiview.kind != kind or model.extra == other:
-            raise ConfigError(
-                f"does not fit the {kind} scenes {name}. Use blocks such as {example}", "prior.blocks", blocks
-            )
+            raise ConfigError(f"does not fit the {kind} scenes {name}. Use {example}", "prior.blocks", blocks)
         model.check_size(size_of(scene), ("scenes", "scenes"))
 
 
@@ -168,8 +166,6 @@ class Scene:
         depths = [read_depth(file, KEY) for file in self.depths * depth]
         if wrong := {part.shape[:2] for part in (*images, *depths)} - {(at.height, at.width)}:
             height, width = wrong.pop()
-            raise ConfigError(
-                f"{self.path} is for images of {at.height} x {at.width} pixels, but some have {height} x {width}", KEY
-            )
+            raise ConfigError(f"{self.path} is for {at.height} x {at.width} pixels, not {height} x {width}", KEY)
         views = Views(torch.from_numpy(np.stack(images)).float() / 255, at)
         return SceneViews(views, prompts, torch.from_numpy(np.stack(depths)) if depth else None)

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 from pydantic import Field
 
 from threedgen.config.errors import ConfigError
 from threedgen.config.plain_file import read_text
 from threedgen.run.folder import user_path
-from threedgen.run.options import DISTINCT, WorkersConfig
+from threedgen.run.options import Names, Seeds, WorkersConfig
 
 
 class BatchConfig(WorkersConfig):
     """Objects for all combinations of prompt, config and seed, with a gallery page."""
 
     prompts: str = Field("", description="text file with one prompt per line; # starts a comment")
-    configs: Annotated[tuple[str, ...], DISTINCT] = Field(
-        ("mvdream-toybox",), min_length=1, description="configs, with key=value changes"
-    )
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], DISTINCT] = Field(
-        (0,), min_length=1, description="seeds of each"
-    )
+    configs: Names = Field(("mvdream-toybox",), min_length=1, description="configs, with key=value changes")
+    seeds: Seeds = Field((0,), min_length=1, description="seeds of each")
     overrides: tuple[str, ...] = Field((), description="key=value changes of all configs")
     strict: bool = Field(False, description="stop at a prompt without known nouns; off: skip it, report it at the end")
 

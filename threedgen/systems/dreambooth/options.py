@@ -24,14 +24,10 @@ class TuningConfig(Config):
     weight: float = Field(1.0, ge=0, description="weight of the preservation loss")
     batch: int = Field(4, ge=1, le=256, description="photos per step")
     learning_rate: Scheduled = Field({"0%": 0.0, "5%": 1e-4}, ge=0, description="learning rate of the UNet")
-    word_learning_rate: Scheduled = Field(
-        0.0, ge=0, description="learning rate of the identifier's embedding; 0: frozen"
-    )
+    word_learning_rate: Scheduled = Field(0.0, ge=0, description="learning rate of the word's embedding; 0: frozen")
     like: str = Field("", description="words whose mean embedding the identifier starts from; empty: all words")
     class_images: int = Field(16, ge=1, le=1000, description="class images, for preservation=images")
-    class_prompts: tuple[str, ...] = Field(
-        ("{class}",), min_length=1, description="their prompts; {class} is the prompt without the identifier"
-    )
+    class_prompts: tuple[str, ...] = Field(("{class}",), min_length=1, description="{class}: prompt without identifier")
     class_steps: int = Field(30, ge=1, le=1000, description="DDIM steps of class images")
     class_guidance: float = Field(5.0, ge=0, description="guidance scale of class images")
 

@@ -45,9 +45,7 @@ class OptimizerConfig(Config):
     name: str = Field(description="optimizer")
     encoding: Scheduled = Field(0.01, ge=0, description="learning rate of the field's encoding")
     networks: Scheduled = Field(0.001, ge=0, description="learning rate of the field's networks")
-    geometry: Scheduled | None = Field(
-        None, ge=0, description="learning rate of a mesh's shape, 0: fixed shape; null: same as networks"
-    )
+    geometry: Scheduled | None = Field(None, ge=0, description="learning rate of a mesh's shape; null: as networks")
     background: Scheduled = Field(0.001, ge=0, description="learning rate of the background")
     distillation: Scheduled = Field(1e-4, ge=0, description="learning rate of the parameters of the loss (vsd)")
 
@@ -113,19 +111,11 @@ class FitConfig(Config):
     """Fit of the object to images, in the warm start and in refinement."""
 
     rays: int = Field(4096, ge=1, description="random pixels per step; meshes: about as many, in whole images")
-    distortion: Scheduled = Field(
-        0.0, ge=0, description="weight of the distortion loss (Mip-NeRF 360); volumes rendered in one chunk only"
-    )
-    matte: str | None = Field(
-        None,
-        min_length=1,
-        description="foreground network: toybox-matte or RUN/matte; null: compare with the border's colour",
-    )
+    distortion: Scheduled = Field(0.0, ge=0, description="distortion loss (Mip-NeRF 360); volumes in one chunk only")
+    matte: str | None = Field(None, min_length=1, description="toybox-matte or RUN/matte; null: by border colour")
 
 
-Sharpen = Annotated[
-    float, Field(ge=0, le=4, description="amount of the unsharp mask on the views; its blur is 1/64 of their side")
-]
+Sharpen = Annotated[float, Field(ge=0, le=4, description="amount of the unsharp mask, with a blur of side / 64")]
 
 
 class WarmStartConfig(Config):
@@ -143,9 +133,7 @@ DEFAULT_DISTILLATION = "reconstruction"
 class RefineConfig(Config):
     """Final rounds in which the prior resamples views and the object is fitted to them."""
 
-    strengths: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
-        (), description="img2img noise strength of each round; []: no refinement"
-    )
+    strengths: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field((), description="img2img strength per round")
     share: float = Field(0.2, gt=0, le=1, description="fraction of trainer.max_steps per round")
     groups: int = Field(6, ge=1, le=64, description="groups of camera.n_view views")
     steps: int = Field(25, ge=1, le=1000, description="DDIM steps at strength 1; fewer in proportion below")
@@ -185,9 +173,7 @@ class ResultConfig(Config):
     )
     fps: int = Field(20, ge=1, le=120, description="frames per second of turntable.mp4")
     mesh_resolution: int = Field(128, ge=16, le=512, description="grid points per axis of marching cubes")
-    exporters: Annotated[tuple[str, ...], registered("exporter")] = Field(
-        (), description="plug-ins that write further files, by name"
-    )
+    exporters: Annotated[tuple[str, ...], registered("exporter")] = Field((), description="plug-ins that write files")
 
 
 class GenerateConfig(PromptedConfig):
@@ -203,38 +189,26 @@ class GenerateConfig(PromptedConfig):
         "trainer.val_check_interval", "checkpoint.seconds",
     )  # fmt: skip
 
-    image: str | None = Field(
-        None, min_length=1, description="front view of the object: PNG with alpha, or on a plain background"
-    )
+    image: str | None = Field(None, min_length=1, description="front view: PNG with alpha, or on a plain background")
     matte: MatteName = None
     negative_prompt: str = Field("", description="text of the unconditional branch of the guidance")
     view_prompts: ViewPromptsConfig = ViewPromptsConfig()
-    system: Annotated[SystemConfig, Component("system", default="generate")] = Field(
-        SECTION, description="training step"
-    )
+    system: Annotated[SystemConfig, Component("system", default="generate")] = Field(SECTION, description="training")
     prior: Annotated[PriorConfig, Component("prior", default="mvdream")] = Field(SECTION, description="diffusion prior")
     distillation: Annotated[DistillationConfig, Component("distillation", default=DEFAULT_DISTILLATION)] = Field(
         SECTION, description="loss from the prior"
     )
-    field: Annotated[FieldConfig, Component("representation", default="ngp")] = Field(
-        SECTION, description="representation of the object"
-    )
+    field: Annotated[FieldConfig, Component("representation", default="ngp")] = Field(SECTION, description="object")
     background: Annotated[Config, Component("background", default="solid")] = Field(SECTION, description="background")
-    material: Annotated[MaterialConfig, Component("material", default="none")] = Field(
-        SECTION, description="lighting of the features"
-    )
+    material: Annotated[MaterialConfig, Component("material", default="none")] = Field(SECTION, description="lighting")
     march: MarchConfig = MarchConfig()
     occupancy: OccupancyConfig | None = Field(OccupancyConfig(), description="null: no empty-space skipping")
     camera: Annotated[MultiviewCameraConfig, Component("camera", default="multiview")] = Field(
         SECTION, description="sampler of training cameras"
     )
-    guidance_input: Literal["colour", "normal"] = Field(
-        "colour", description="input of the prior: the colour image, or the normals as colours"
-    )
+    guidance_input: Literal["colour", "normal"] = Field("colour", description="input of the prior")
     size: Scheduled = Field(64, ge=8, le=2048, description="height and width of training renders, pixels; no ramps")
-    scenes_per_step: Scheduled = Field(
-        1, ge=1, le=64, description="groups of camera.n_view views rendered per step; no ramps"
-    )
+    scenes_per_step: Scheduled = Field(1, ge=1, le=64, description="groups of camera.n_view views per step; no ramps")
     optimizer: Annotated[OptimizerConfig, Component("optimizer", default="adam")] = Field(
         SECTION, description="optimizer and learning rates"
     )
@@ -324,37 +298,22 @@ class GenerateConfig(PromptedConfig):
         self._check_representation()
         warm, share, rounds = self.warm_start.share, self.refine.share, len(self.refine.strengths)
         if rounds * share > 1:
-            raise ValueError(
-                f"refine.share={share:g} in each of {rounds} rounds is more than the run. "
-                f"Set refine.share={0.5 / rounds:.2g} or less"
-            )
+            raise ValueError(f"{rounds} x refine.share={share:g} is more than the run. Set {0.5 / rounds:.2g} or less")
         if warm > (left := round(1 - rounds * share, 9)):  # 1 - 4 * 0.2 is a little less than 0.2
-            raise ValueError(
-                f"warm_start.share={warm:g} is more than the {left:.2g} that refine leaves of the run. "
-                f"Set warm_start.share={left / 2:.2g}"
-            )
+            raise ValueError(f"warm_start.share={warm:g} exceeds the {left:.2g} that refine leaves. Set {left / 2:.2g}")
         if self.trainer.accumulate_grad_batches > 1:
-            raise ValueError(
-                f"trainer.accumulate_grad_batches={self.trainer.accumulate_grad_batches} is not supported. "
-                "Set scenes_per_step for more views in a step"
-            )
+            raise ValueError("trainer.accumulate_grad_batches should be 1. For more views, set scenes_per_step")
         return self
 
     def _check_representation(self) -> None:
         field, radius = self.field, getattr(self.field, "radius", self.march.radius)
         if radius != self.march.radius:
-            raise ValueError(
-                f"the field and the rays have different bounds: field.radius={radius:g}, "
-                f"march.radius={self.march.radius:g}. Set both to the same number"
-            )
+            raise ValueError(f"field.radius={radius:g} differs from march.radius={self.march.radius:g}. Set them equal")
         for name in type(self.loss).model_fields:
             value = getattr(self.loss, name)
             owners = [owner for owner, losses in representation_losses().items() if name in losses]
             if value != 0 and owners and field.name not in owners:
-                raise ValueError(
-                    f"field.name={field.name} has no such loss: loss.{name}={value}. "
-                    f"Set loss.{name}=0 or field.name={' or '.join(owners)}"
-                )
+                raise ValueError(f"loss.{name}={value} needs field.name={' or '.join(owners)}, not {field.name}")
         needs = {
             "guidance_input=normal": self.guidance_input == "normal",
             "loss.orientation": self.loss.orientation != 0,
@@ -387,9 +346,7 @@ class GenerateConfig(PromptedConfig):
             from threedgen.guidance.weights.loading import check_image
 
             if not self.warm_steps:
-                raise ConfigError(
-                    "needs a warm start of a multi-view prior. Set warm_start.share=0.2", "image", self.image
-                )
+                raise ConfigError("needs a warm start of a multi-view prior. Set warm_start.share=0.2", "image")
             check_image(user_path(self.image, "image"), self.matte)
         if self.fit.matte is not None:
             from threedgen.guidance.weights.loading import matte

@@ -14,7 +14,7 @@ from threedgen.geometry.picture_file import load_image
 from threedgen.guidance.novel_view.options import SamplingConfig, ThreeDiMSamplerConfig, XUNetConfig
 from threedgen.guidance.options import MatteName, MultiviewWeights
 from threedgen.guidance.weights.loading import check, check_matte, novel_view_model
-from threedgen.representations.options import PaperProtocolConfig, SubsampledProtocolConfig
+from threedgen.representations.options import Protocol, SubsampledProtocolConfig
 from threedgen.run.folder import user_path
 from threedgen.systems.generate.options import ResultConfig
 from threedgen.systems.train.options import Count, Guidance, Share, TrainConfig, default_trainer
@@ -87,9 +87,7 @@ class ImageTo3DConfig(RunConfig):
     )
     views: int = Field(16, ge=2, le=1000, description="views per ring, evenly spaced")
     sampler: SamplingConfig = Field(SamplingConfig(steps=64), description="sampler of the views")
-    protocol: Annotated[PaperProtocolConfig | SubsampledProtocolConfig, Field(discriminator="name")] = Field(
-        SubsampledProtocolConfig(), description="fit of the field, as in the task consistency"
-    )
+    protocol: Protocol = Field(SubsampledProtocolConfig(), description="fit of the field, as in consistency")
     result: ResultConfig = Field(
         ResultConfig(turntable=OrbitCameraConfig(n_view=60, distance=2.0, height=256, width=256)),
         description="outputs; distances in radii of the field, 2 at the sampled views",

@@ -200,9 +200,7 @@ def place_photos(photos: PosedPhotos, mesh: TexturedMesh, frame: MeshFrame) -> t
     best = "" if scores[best] < scores[""] + MIN_GAIN else best
     if not scores[best] or with_outlines and scores[best] < MIN_OVERLAP:
         found = f"the overlap of their outlines is {scores[best]:.2f}" if with_outlines else "they do not show it"
-        raise ConfigError(
-            f"the photos do not fit the mesh: {found}. Give poses in the mesh file's coordinates", "views"
-        )
+        raise ConfigError(f"the photos do not fit the mesh: {found}. Give poses in coordinates of the mesh", "views")
     notes += [f"the world of the photos is {best}, which fits the mesh"] if best else []
     for note in notes:
         logger.warning("%s", note)

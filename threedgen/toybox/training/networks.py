@@ -145,9 +145,7 @@ def widen(unet: Any, channels: Sequence[int], rng: torch.Generator) -> Any:
     if len(channels) != len(old) or any(new < width or new % width for new, width in zip(channels, old, strict=True)):
         raise ConfigError(f"{list(channels)} should be multiples of the widths in start, {old}", "widen")
     if any(a == b and new_a != new_b for (a, b), (new_a, new_b) in zip(pairwise(old), pairwise(channels), strict=True)):
-        raise ConfigError(
-            f"{list(channels)} and {old}: levels of one width have no layer between them and must stay equal", "widen"
-        )
+        raise ConfigError(f"{list(channels)} and {old}: neighbouring levels of one width must stay equal", "widen")
     embedding = unet.time_embedding.linear_1.out_features
     wide: Any = unet_from_config(unet.config, block_out_channels=tuple(channels), time_embedding_dim=embedding)
     concatenated = _concatenated_inputs(unet, wide)
