@@ -17,7 +17,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from threedgen.config import load
-from threedgen.systems.generate.fitting import StepResult
+from threedgen.systems.generate.phases import StepResult
 from threedgen.systems.generate.system import GenerateSystem
 from threedgen.testing import tiny_prior
 from threedgen.train.loop import fit

@@ -52,11 +52,12 @@ class Prior(Protocol):
             the first pass has half the size. None: one pass at full size.
         guide_views: whether the unconditional branch denoises each of several views separately. The guidance then also
             amplifies the attention between views; see `Condition.single_view_uncond`.
+        timestep_per_view: whether `denoise` takes a different timestep for each view of an object.
         half_weights: whether all weights have the type `dtype`, so that networks compute without autocast.
     """
 
     half_weights: bool = False
-
+    timestep_per_view: bool = False
     draft: float | None = None
     guide_views: bool = False
     unet: nn.Module

@@ -3,8 +3,6 @@
 `place` fills every ray with the same number of samples. Temporary tensors are those of the Triton back ends.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -14,18 +12,6 @@ from torch import Tensor
 from threedgen.representations.hashgrid.torch_twin import Levels
 from threedgen.representations.march import Samples, differentiable
 from threedgen.representations.options import MarchConfig
-
-_fraction = [1.0]
-
-
-@contextmanager
-def filled(fraction: float) -> Iterator[None]:
-    """Within a `with` block, give each ray the number `march.samples` of samples times a fraction in (0, 1]."""
-    _fraction.append(fraction)
-    try:
-        yield
-    finally:
-        _fraction.pop()
 
 
 def encode(x: Tensor, table: Tensor, levels: Levels, direction: Tensor | None = None) -> Tensor:
@@ -43,7 +29,7 @@ def position_gradient(x: Tensor, table: Tensor, grad: Tensor, levels: Levels) ->
 
 
 def place(origins: Tensor, directions: Tensor, spans: Tensor, options: MarchConfig, grid: Tensor | None) -> Samples:
-    rays, each = len(origins), max(1, round(options.samples * _fraction[-1]))
+    rays, each = len(origins), options.samples
     count = torch.full((rays,), each)  # on the CPU, where the rays of a chunk are chosen
     index = torch.empty(rays * each, dtype=torch.long, device=origins.device)
     t_start, t_end = (origins.new_empty(rays * each) for _ in range(2))

@@ -27,7 +27,7 @@ def build(options: MVDreamConfig, device: torch.device | str = "cpu") -> MVDream
 class MVDream(LatentDiffusion, MultiviewPrior):
     """Latent diffusion prior that denoises the views of an object together and is conditioned on their cameras."""
 
-    needs_camera = True
+    needs_camera = timestep_per_view = True
 
     @property
     def completes_views(self) -> bool:

@@ -12,7 +12,7 @@ from PIL import Image
 from tests.support.errors import refused
 from tests.support.photographs import photographs
 from tests.support.posed_photos import edit_transforms, write_colmap, write_transforms
-from threedgen.data.posed.axes import FLIP, alternatives, focus
+from threedgen.data.posed.files import FLIP, alternatives, focus
 from threedgen.data.posed.photos import open_photos
 from threedgen.data.posed.reader import read_posed
 from threedgen.geometry.cameras import Cameras, Projection

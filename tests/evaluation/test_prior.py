@@ -76,11 +76,11 @@ def test_renders_are_nearer_than_samples_and_nothing_is_sampled_twice(
     command += ["steps=1", "views.size=16", "views.azimuths=4", "engine=here", "threads=1", "batch=4", "out=run", "-q"]
     assert cli.main(command) == 0
     figures = json.loads(Path("run/report.json").read_text())
-    assert figures["drawn"]["fid"]["mean"] > figures["other renders"]["fid"]["mean"] >= 0
-    near, far = figures["other renders"]["likeness"], figures["drawn"]["likeness"]
+    assert figures["samples"]["fid"]["mean"] > figures["other renders"]["fid"]["mean"] >= 0
+    near, far = figures["other renders"]["likeness"], figures["samples"]["likeness"]
     assert far["high"] < near["low"] <= near["mean"] <= 1
     assert figures["view_use"]["clean"]["mean"] > 0 and "copied" in figures["view_use"]
-    assert "| drawn | " in Path("run/report.md").read_text() and Path("run/drawn.png").exists()
+    assert "| samples | " in Path("run/report.md").read_text() and Path("run/samples.png").exists()
     kept = {path: path.stat().st_mtime_ns for path in Path("run/samples").iterdir()}
     assert len(kept) == 2 and cli.main(command) == 0
     assert {path: path.stat().st_mtime_ns for path in Path("run/samples").iterdir()} == kept

@@ -24,8 +24,8 @@ from threedgen import cli
 from threedgen.config import ConfigError, load, registry, yaml_text
 from threedgen.data import photos
 from threedgen.data.coloured_mesh import read_mesh
-from threedgen.data.srn.layout import scenes, split_folder
 from threedgen.data.srn.reader import open_instance, write_instance
+from threedgen.data.srn.scene_files import scenes, split_folder
 from threedgen.export.asset import ExportedAsset
 from threedgen.export.options import AssetConfig
 from threedgen.export.run_field import load_run_field

@@ -25,10 +25,10 @@ from tests.support.waiting import when
 from threedgen import cli
 from threedgen.config import load
 from threedgen.export.options import AssetConfig
-from threedgen.studio.errors import plain_words
 from threedgen.studio.jobs import make_job
 from threedgen.studio.options import StudioConfig
 from threedgen.studio.server import listen
+from threedgen.studio.state import plain_words
 
 DOCS = Path(__file__).parents[2] / "docs" / "studio.md"
 

@@ -66,8 +66,8 @@ system  generate  systems.generate.system:GenerateSystem  systems.generate.optio
 # training cameras: threedgen.geometry.rigs.RigSampler
 camera  multiview  geometry.rigs:sample_multiview  config.sections:MultiviewCameraConfig
 # (options, parameter groups) -> torch optimizer
-optimizer  adam   systems.generate.optimizers:adam   systems.generate.options:AdamConfig
-optimizer  adamw  systems.generate.optimizers:adamw  systems.generate.options:AdamWConfig
+optimizer  adam   systems.generate.system:adam   systems.generate.options:AdamConfig
+optimizer  adamw  systems.generate.system:adamw  systems.generate.options:AdamWConfig
 # (options, run folder) -> Lightning logger or None
 logger  csv          train.loop:csv_logger          config.sections:CSVLoggerConfig
 logger  tensorboard  train.loop:tensorboard_logger  config.sections:TensorBoardConfig

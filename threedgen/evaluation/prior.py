@@ -4,7 +4,7 @@ The task samples the captions of user assets:
 
 RUN/samples/00003.safetensors   batch 3 of the samples; a killed run resumes after its last batch
 RUN/report.json, .md            FID and likeness with intervals, for the samples and for other renders of the assets
-RUN/drawn.png                   renders and samples of the first assets
+RUN/samples.png                 renders and samples of the first assets
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ from threedgen.data.assets.shards import Shards
 from threedgen.data.assets.source import AssetViews
 from threedgen.data.bank import Captioned, encode
 from threedgen.geometry.images import to_uint8
-from threedgen.guidance.prior import MultiviewPrior, Prior
-from threedgen.guidance.priors.mvdream import MVDream
+from threedgen.guidance.prior import Prior
 from threedgen.run.arrays import Array
 from threedgen.run.cache import digest
 from threedgen.run.interrupts import Interrupts
@@ -36,8 +35,7 @@ from .metrics.distributions import fid
 from .metrics.figures import Estimate, Json, bootstrap_ratio, estimate, jackknife_estimate, mean_estimate
 from .options import EvaluateOwnPriorConfig, SamplingConfig
 from .report import figure_table, format_estimate, rounded, thumbnails, write_report, write_strips
-from .runner import Evaluation, evaluation_task
-from .samples import kept_views, sample_objects
+from .runner import Evaluation, evaluation_task, kept_views, sample_objects
 
 SHEET_ASSETS = 24
 LEVELS = (350, 500, 650, 800, 950)
@@ -94,8 +92,7 @@ class PriorEvaluation(Evaluation[P, int, Row]):
         return np.concatenate(found)
 
     def view_use(self, objects: Captioned) -> tuple[str, Json]:
-        """Run the function `view_use` for an MVDream prior. Return a Markdown section of the report, and the result."""
-        assert isinstance(self.prior, MVDream)
+        """Run the function `view_use` for a prior with `timestep_per_view`. Return a Markdown section of the report, and the result."""
         figures = view_use(self.prior, Objects.encoded(self.prior, objects), self.config.seed)
         return view_use_table(figures), figures
 
@@ -115,18 +112,18 @@ class Objects(NamedTuple):
     opposite: Tensor
 
     @classmethod
-    def encoded(cls, prior: MVDream, views: Captioned) -> Objects:
+    def encoded(cls, prior: Prior, views: Captioned) -> Objects:
         """Encode the images of N captioned objects with the VAE of a prior."""
         rgb, count = torch.from_numpy(views.rgb), len(views.captions)
         mirrored = rgb.unflatten(0, (count, -1))[:, len(rgb) // count // 2].flip(2)
-        z, opposite = (encode(prior.vae, images).to(prior.device) for images in (rgb, mirrored))
+        z, opposite = (encode(prior.networks["vae"], images).to(prior.device) for images in (rgb, mirrored))
         c2w = torch.from_numpy(views.c2w).float().to(prior.device)
         return cls(z.unflatten(0, (count, -1)), c2w.reshape(count, -1, 4, 4), views.captions, opposite)
 
 
 @torch.no_grad()
 def x0_errors(
-    prior: MultiviewPrior, objects: Objects, z: Tensor, t: Tensor, noise: Tensor, captions: Sequence[str] | None = None
+    prior: Prior, objects: Objects, z: Tensor, t: Tensor, noise: Tensor, captions: Sequence[str] | None = None
 ) -> np.ndarray:
     """Predict the clean latents of view 0 in one step. Return the mean squared error (N,) of each object, float64.
 
@@ -150,7 +147,7 @@ def x0_errors(
     return torch.cat(errors).numpy().astype(float)
 
 
-def view_use(prior: MultiviewPrior, objects: Objects, seed: int) -> Json:
+def view_use(prior: Prior, objects: Objects, seed: int) -> Json:
     """Measure how much a multi-view prior uses the other views of an object when it denoises one view.
 
     Noise is added to view 0, and the prior predicts its clean latents in one step. Views 1 to V - 1 of the input, here
@@ -250,9 +247,9 @@ class OwnPrior(PriorEvaluation[EvaluateOwnPriorConfig, AssetFeatures]):
     def report(self, rows: list[AssetFeatures]) -> None:
         config = self.config
         truth, samples, other = (np.stack(column) for column in zip(*rows, strict=True))
-        compared = {"drawn": compare(samples, truth), "other renders": compare(other, truth)}
+        compared = {"samples": compare(samples, truth), "other renders": compare(other, truth)}
         section, use = "", Json()
-        if isinstance(self.prior, MVDream) and config.n_view > 1:
+        if self.prior.timestep_per_view and config.n_view > 1:
             section, use = self.view_use(self.renders)
         text = f"""# Samples of assets
 
@@ -269,7 +266,7 @@ the assets: jackknife for FID, bootstrap for the likeness. Other renders of the 
         shown = self.entries[:SHEET_ASSETS]
         strips = [thumbnails(views[k]) for k in range(len(shown)) for views in (self.truth, self.samples)]
         labels = [label for entry in shown for label in (entry.caption, "sample")]
-        write_strips(self.folder / "drawn.png", strips, labels, columns=2)
+        write_strips(self.folder / "samples.png", strips, labels, columns=2)
         figures = rounded(compared | {"view_use": use})
         write_report(self.task, "report", figures, text, text, summary={"assets": len(rows)})
 

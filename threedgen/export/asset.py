@@ -9,8 +9,7 @@ import numpy as np
 from scipy.spatial import ConvexHull, QhullError
 
 from threedgen.config.errors import ConfigError
-from threedgen.export.files.glb import plain_glb_bytes, textured_glb_bytes
-from threedgen.export.files.khronos import validate
+from threedgen.export.files.glb import plain_glb_bytes, textured_glb_bytes, validate
 from threedgen.export.files.obj_usdz import obj_zip, usdz_bytes
 from threedgen.export.options import ENGINES, MATERIALS, AssetConfig
 from threedgen.export.renders import FOV, spiral_cameras

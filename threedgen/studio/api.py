@@ -1,4 +1,4 @@
-"""JSON API of the studio, version 1, and its page. `docs/studio.md` describes it for users.
+"""JSON API of the studio, version 1, its page and its access control. `docs/studio.md` describes it for users.
 
 Errors are {"error": text} with status 404 for a missing job, run or file, 409 for a request that the state of a job
 does not allow, and 422 for an invalid value.
@@ -6,15 +6,20 @@ does not allow, and 422 for an invalid value.
 
 import asyncio
 import mimetypes
+import secrets
+import socket
 from collections.abc import AsyncIterable
 from pathlib import Path
+from urllib.parse import unquote
 
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
 from fastapi.sse import EventSourceResponse
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException as AnyHTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from threedgen import __version__
 from threedgen.config.errors import ConfigError
@@ -22,16 +27,72 @@ from threedgen.export.options import PRESETS, AssetConfig
 from threedgen.run.disk import Tree
 from threedgen.run.text import clean
 from threedgen.viewer.gallery import best_jpeg, records
+from threedgen.viewer.local import LOCAL_NAMES, REFUSAL, is_local
 from threedgen.viewer.page import SCRIPTS, embedded, page
 from threedgen.viewer.report import files
 
-from .access import RUN_POLICY, Access
-from .errors import plain_words
 from .jobs import Conflict, Queue, export_job
 from .options import StudioConfig
-from .schema import Error, JobInfo, Order, RunInfo, Status, Upload
-from .state import RUN_TASKS, UPDATE_SECONDS, Studio, describe_run
-from .words import Words, check_prompt, vocabulary_of
+from .schema import Error, JobInfo, Order, RunInfo, Status, Upload, Words, check_prompt, vocabulary_of
+from .state import RUN_TASKS, SUFFIXES, UPDATE_SECONDS, Studio, describe_run, plain_words
+
+OWN_POLICY, RUN_POLICY = "frame-ancestors 'self'", "sandbox allow-scripts allow-downloads"
+"""Content security policy of the studio's own page, and that of the files of runs."""
+HEADERS = {
+    "Content-Security-Policy": OWN_POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+
+
+class Access:
+    """ASGI middleware that answers with status 403, unless a request has the token and comes from our own page.
+
+    The token is the first part of the path, or in the header `Authorization: Bearer TOKEN`. The header Host is checked
+    against DNS rebinding: a foreign site can make its own name resolve to this machine, but the browser sends that
+    name.
+
+    Args:
+        host: address that the server listens on. If it is local, only `LOCAL_NAMES` are valid in the header Host;
+            otherwise also the names of this machine and all IP addresses. Ports are not checked, because ssh tunnels
+            change them.
+    """
+
+    def __init__(self, app: ASGIApp, token: str, host: str) -> None:
+        self.app, self.token = app, token
+        self.any_address = host not in LOCAL_NAMES
+        self.names = {*LOCAL_NAMES, *((host, socket.gethostname(), socket.getfqdn()) if self.any_address else ())}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        headers = Headers(scope=scope)
+        first, _, rest = scope["path"].removeprefix("/").partition("/")
+        scheme, _, bearer = headers.get("authorization", "").partition(" ")
+        if self._is_token(unquote(first)):
+            scope = {**scope, "path": f"/{rest}", "raw_path": None}
+        elif scheme.lower() != "bearer" or not self._is_token(bearer.strip()):
+            return await _refuse(scope, receive, send)
+        if not is_local(headers.getlist("host"), headers.getlist("origin"), self.names, self.any_address):
+            return await _refuse(scope, receive, send)
+
+        async def send_protected(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                sent = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    sent.setdefault(name, value)
+            await send(message)
+
+        return await self.app(scope, receive, send_protected)
+
+    def _is_token(self, text: str) -> bool:
+        return secrets.compare_digest(text.encode("utf-8", "replace"), self.token.encode())
+
+
+async def _refuse(scope: Scope, receive: Receive, send: Send) -> None:
+    await JSONResponse({"error": REFUSAL.strip()}, 403, HEADERS)(scope, receive, send)
+
 
 ROOT = "/api/v1"
 MAX_BODY_BYTES, MAX_UPLOAD_BYTES = 65_536, 64_000_000
@@ -64,7 +125,8 @@ def create_app(config: StudioConfig, root: Path, queue: Queue, token: str) -> Fa
 
     @app.get("/", include_in_schema=False)
     def home() -> HTMLResponse:
-        return HTMLResponse(page("studio.html", ("studio.js",), served=True, title="threedgen studio", presets=PRESETS))
+        values: Tree = {"title": "threedgen studio", "presets": PRESETS, "suffixes": sum(SUFFIXES.values(), ())}
+        return HTMLResponse(page("studio.html", ("studio.js",), served=True, **values))
 
     @app.get(f"{ROOT}/", include_in_schema=False)
     def documentation() -> HTMLResponse:

@@ -1,6 +1,7 @@
 """Queue and runs of the studio as the requests see them: descriptions, files, uploads, deletion."""
 
 import hashlib
+import re
 import shutil
 import threading
 import time
@@ -9,7 +10,7 @@ from pathlib import Path
 from fastapi import HTTPException
 
 from threedgen.config.errors import ConfigError
-from threedgen.geometry import picture_file
+from threedgen.geometry import mesh_file, picture_file
 from threedgen.run.disk import write_atomic
 from threedgen.run.prompts import normalise_prompt
 from threedgen.run.text import clean
@@ -17,14 +18,27 @@ from threedgen.viewer.gallery import contact_sheets
 from threedgen.viewer.record import TASKS, Record, read_record
 from threedgen.viewer.report import PAGE
 
-from .errors import plain_words
 from .jobs import LIVE, WAITING, Job, Queue, make_job
 from .options import StudioConfig
 from .schema import JobInfo, Order, Progress, RunInfo, Status, Upload
 
+_ADVICE = re.compile(r"`|--\w|\b\w+(\.\w+)*=|\.(md|yaml)\b")
+_KEY = re.compile(r"^(?:\w+\.)*(\w+): (?=(?:contains|has|is|are|needs|should|was|were)\b)")
+
+
+def plain_words(text: str) -> str:
+    """Return an error message for users of the page, without options, flags, commands and names of doc pages.
+
+    "prompt: is empty. Set it, for example prompt=..." becomes "The prompt is empty.".
+    """
+    sentences = re.split(r"(?<=[.;?!]) ", re.sub(r" \(got [^()]*(\([^()]*\))?[^()]*\)", "", text).strip())
+    kept = [part for part in sentences if not _ADVICE.search(part)]
+    return _KEY.sub(r"The \1 ", " ".join(kept or sentences[:1])).rstrip(";")
+
+
 RUN_TASKS = (*TASKS, "texture")
 UPLOADS = "uploads"
-SUFFIXES = {"image": picture_file.SUFFIXES, "mesh": (".glb", ".obj", ".ply", ".stl", ".off")}
+SUFFIXES = {"image": picture_file.SUFFIXES, "mesh": mesh_file.SUFFIXES}
 """File name endings of uploads, by the key of the request that they are for."""
 UPDATE_SECONDS = 0.5  # interval at which the event stream looks for changes
 
@@ -123,7 +137,7 @@ class Studio:
         suffix = Path(name).suffix.lower()
         kind = next((kind for kind, suffixes in SUFFIXES.items() if suffix in suffixes), None)
         if kind is None or not data:
-            known = " ".join(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
+            known = " ".join(sum(SUFFIXES.values(), ()))
             raise ConfigError(f"is not an image or a mesh that can be read here. Use {known}", "file")
         stem = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "-" for c in Path(name).stem)[:60]
         path = self.root / UPLOADS / f"{hashlib.sha256(data).hexdigest()[:8]}-{stem or 'file'}{suffix}"

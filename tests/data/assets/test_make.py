@@ -22,9 +22,8 @@ from tests.support.asset_folder import GOOD, add_bad, captions, make_assets, sho
 from tests.support.errors import refused
 from threedgen import cli
 from threedgen.data.assets import make as rendering
-from threedgen.data.assets.drawing import cameras, read_asset
-from threedgen.data.assets.listing import Asset, list_assets
-from threedgen.data.assets.options import ViewsConfig
+from threedgen.data.assets.make import cameras, read_asset
+from threedgen.data.assets.options import Asset, ViewsConfig, list_assets
 from threedgen.data.assets.shards import Shards
 
 ROOT = Path(__file__).parents[3]

@@ -14,9 +14,8 @@ from PIL import Image
 
 from tests.data.conftest import damage
 from tests.support.errors import refused
-from threedgen.data.srn.layout import scenes, split_folder
 from threedgen.data.srn.reader import open_instance, write_instance
-from threedgen.data.srn.scene_files import condition_and_targets
+from threedgen.data.srn.scene_files import condition_and_targets, scenes, split_folder
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.rigs import orbit
 from threedgen.geometry.views import Views

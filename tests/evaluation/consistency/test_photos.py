@@ -14,8 +14,8 @@ from tests.support.errors import refused
 from tests.support.photographs import photographs
 from tests.support.posed_photos import edit_transforms, write_colmap, write_transforms
 from threedgen.data.posed import convention
-from threedgen.data.posed.axes import SWAP, alternatives
 from threedgen.data.posed.convention import Match, share_that_meets
+from threedgen.data.posed.files import SWAP, alternatives
 from threedgen.evaluation.consistency import run
 from threedgen.evaluation.consistency.options import FolderSamplerConfig
 from threedgen.evaluation.consistency.photos import open_scene

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from threedgen.evaluation.metrics.colour import colour_disagreement, foreground_means, mottle
+from threedgen.evaluation.metrics.distributions import colour_disagreement, foreground_means, mottle
 
 MASK = np.zeros((2, 64, 64), bool)
 MASK[:, 16:48, 16:48] = True

@@ -11,9 +11,8 @@ from tests.support.ball_run import SMALL, asset_manifest, ball_run, register
 from tests.support.textured_box import files, textured
 from threedgen import cli
 from threedgen.export.asset import hull
-from threedgen.export.files import khronos
-from threedgen.export.files.glb import plain_glb_bytes, textured_glb_bytes
-from threedgen.export.files.khronos import validate
+from threedgen.export.files import glb
+from threedgen.export.files.glb import plain_glb_bytes, textured_glb_bytes, validate
 
 unix = pytest.mark.skipif(os.name == "nt", reason="needs a shell")
 TWO = {"a.glb": b"one", "b.glb": b"two"}
@@ -56,7 +55,7 @@ def test_validate_returns_the_reason_of_a_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, values: tuple[str, ...]
 ) -> None:
     if "sleep" in script:
-        monkeypatch.setattr(khronos, "TIMEOUT_S", 0.3)
+        monkeypatch.setattr(glb, "TIMEOUT_S", 0.3)
     fake_node(tmp_path, monkeypatch, script)
     findings, status = validate(TWO)
     assert findings == {} and all(value in status for value in ("failed", *values))

@@ -21,9 +21,8 @@ from threedgen.geometry.rigs import orbit
 from threedgen.representations.field.background import SolidBackground
 from threedgen.representations.field.ngp import NGP
 from threedgen.representations.losses import laplacian, normal_consistency, vertex_normals
-from threedgen.representations.mesh.dmtet import DMTet, remove_small_parts
+from threedgen.representations.mesh.dmtet import DMTet, marching_tetrahedra, remove_small_parts, tetrahedral_grid
 from threedgen.representations.mesh.raster import antialias, surface_points
-from threedgen.representations.mesh.tetrahedra import marching_tetrahedra, tetrahedral_grid
 from threedgen.representations.options import DMTetConfig, MarchConfig, NGPConfig
 from threedgen.representations.shading import DiffuseMaterial, Material, Shading
 from threedgen.run.seeding import generator

@@ -319,7 +319,7 @@ def test_auto_chunk_is_restored_from_the_checkpoint(tmp_path: Path, monkeypatch:
     chunk = system.chunk(normals=True)
     assert chunk is not None and chunk & (chunk - 1) == 0
     system.on_save_checkpoint(checkpoint)
-    monkeypatch.setattr("threedgen.systems.generate.chunks.free_bytes", lambda device: 1 << 20)
+    monkeypatch.setattr("threedgen.systems.generate.scene.free_bytes", lambda device: 1 << 20)
     resumed = build_system(tmp_path, chunk="auto")
     resumed.on_load_checkpoint(checkpoint)
     assert resumed.chunk(normals=True) == chunk

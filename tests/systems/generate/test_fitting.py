@@ -14,8 +14,7 @@ from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.rigs import orbit
 from threedgen.guidance.matte import Matte
 from threedgen.guidance.schedule import Schedule
-from threedgen.systems.generate.fitting import Fit
-from threedgen.systems.generate.phases import sharpen
+from threedgen.systems.generate.phases import Fit, sharpen
 from threedgen.systems.generate.system import GenerateSystem
 
 SIDE, STEPS, GREY = 32, 100, 0.5

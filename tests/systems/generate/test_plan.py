@@ -213,9 +213,9 @@ def test_measured_memory_equals_that_of_real_tensors(chunk: str, tmp_path: Path)
         real.distillation_loss(step).loss.backward()
         del moments
     networks = meta_networks(str(prior_folder()))
-    measured = MeasuredSystem(options, MetaPrior(networks, options, torch.device("cpu"))).to("meta")
+    measured = MeasuredSystem(options, MetaPrior(networks, options, torch.device("cpu")), fraction).to("meta")
     assert isinstance(measured, MeasuredSystem)
-    found = measured.peak(fraction, lambda: measured.distillation_loss(step).loss)
+    found = measured.peak(lambda: measured.distillation_loss(step).loss)
     assert found == pytest.approx(tracker.peak, rel=0.1)
 
 

@@ -14,25 +14,61 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from threedgen.config import plain, tree_hash
 from threedgen.config.errors import ConfigError
 from threedgen.config.plain_file import read_json
+from threedgen.data.coloured_mesh import ColouredMesh, fit_to_ball, read_mesh
+from threedgen.data.options import OBJECT_RADIUS
+from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.images import png, to_uint8
+from threedgen.geometry.poses import orbit_array
 from threedgen.run.disk import write_atomic, write_json, writing
 from threedgen.run.interrupts import Stopped
 from threedgen.run.metrics import csv_table
 from threedgen.run.progress import Count
+from threedgen.run.seeding import numpy_generator
 from threedgen.run.threads import set_threads, threads_each
 from threedgen.run.workers import run_jobs
 from threedgen.train.task import Task, run_task
 
-from .drawing import cameras, read_asset
-from .listing import Asset
-from .options import INDEX, SHARDS, AssetsConfig, ViewsConfig
-from .shards import Shards, add_asset, checksum, is_complete, new_shard
-from .sheet import write_sheet
+from .options import INDEX, SHARDS, Asset, AssetsConfig, ViewsConfig
+from .shards import Shards, add_asset, checksum, is_complete, new_shard, write_sheet
 
 logger = logging.getLogger(__name__)
+
+
+def read_asset(folder: Path, asset: Asset) -> ColouredMesh:
+    """Read the mesh of an asset, turn its front to +x and scale it into the ball of radius `OBJECT_RADIUS` around the
+    origin. `folder` is the folder of all assets. Raises ConfigError for a broken, empty or too large file."""
+    path = folder / asset.file
+    try:
+        mesh = read_mesh(path, asset.up)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace(str(path), "it", 1)) from None
+    c, s = np.cos(np.deg2rad(asset.turn)), np.sin(np.deg2rad(asset.turn))
+    turn = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
+    return fit_to_ball(mesh.map_corners(lambda corners: corners @ turn.T), OBJECT_RADIUS)
+
+
+def cameras(options: ViewsConfig, seed: int, name: str) -> Cameras:
+    """Sample the cameras of the asset `name`, which look at the origin. They are ordered ring by ring.
+
+    A ring is a circle of cameras with the same elevation, field of view and distance. These are random, and depend only
+    on the seed and the name. A ring starts at the front of the object (azimuth 0, +x) and continues counter-clockwise
+    seen from above.
+    """
+    o, rng = options, numpy_generator(seed, 0, f"views of {name}")
+    fov, elevation = (np.deg2rad(rng.uniform(*bounds, o.rings)) for bounds in (o.fov, o.elevation))
+    distance = rng.uniform(*o.relative_distance, o.rings) / np.tan(fov / 2)
+    azimuth = np.tile(2 * np.pi * np.arange(o.azimuths) / o.azimuths, o.rings)
+    fov, elevation, distance = (np.repeat(part, o.azimuths) for part in (fov, elevation, distance))
+    projection = Projection.perspective(torch.from_numpy(fov).float(), o.size, o.size)
+    return Cameras(torch.from_numpy(orbit_array(elevation, azimuth, distance)), projection, o.size, o.size)
+
+
 PLAIN = "no colours: rendered white"
 """Note to the user about an asset."""
 CRASHES = "lost.json"

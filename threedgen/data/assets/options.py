@@ -1,17 +1,121 @@
-"""Config models of the tasks that read user assets. Imports no torch."""
+"""Config models of the tasks that read user assets, and the list of meshes with captions. Imports no torch."""
 
+import csv
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import Field
 
 from threedgen.config import Config
-from threedgen.config.errors import ConfigError
+from threedgen.config.errors import ConfigError, did_you_mean, nearest, short
+from threedgen.config.plain_file import read_text
 from threedgen.config.sections import Elevations, Fovs, Positives
-from threedgen.run.folder import user_path
+from threedgen.data.options import MESHES
+from threedgen.run.folder import slug, user_path
 from threedgen.run.options import Engine, WorkersConfig, cores
 
-from .listing import Listing, list_assets
+Up = Literal["y", "z"]
+COLUMNS = ("file", "caption", "up", "turn")
+
+
+@dataclass(frozen=True)
+class Asset:
+    """Mesh file with a caption. `file` is relative to the data folder. `up` is the up axis of the file. `turn` is a
+    rotation about this axis in degrees, counter-clockwise seen from above."""
+
+    file: str
+    caption: str
+    up: Up = "y"
+    turn: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """Common name of the asset's files in a shard: unique and without dots."""
+        return slug(self.file)
+
+
+class Listing(NamedTuple):
+    """Assets to render. `left_out` maps each mesh file or captions line that is not rendered to the reason."""
+
+    assets: tuple[Asset, ...]
+    left_out: dict[str, str]
+
+
+def list_assets(folder: Path, captions: str, up: Up = "y") -> Listing:
+    """List the meshes in `folder` and its subfolders that have captions, sorted by file. `captions` is the path of the
+    captions file, `up` the up axis of meshes without their own. Raises ConfigError if no mesh has a caption."""
+    path = find_captions(folder, captions)
+    files = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("[!.]*") if p.suffix.lower() in MESHES)
+    if not files:
+        raise ConfigError(f"should contain meshes ({', '.join(MESHES)})", "data", str(folder))
+    by_file, left_out = dict[str, Asset](), dict[str, str]()
+    for line, row in read_rows(path):
+        file = Path(row["file"].replace("\\", "/")).as_posix()
+        try:
+            asset = _asset(file, row, up)
+            if file not in files:
+                raise ValueError(f"mesh not found{did_you_mean(nearest(file, files))}")
+            if file in by_file:
+                raise ValueError("second caption of this mesh")
+            by_file[file] = asset
+        except ValueError as error:
+            left_out[f"{path.name}, line {line}"] = f"{short(file)}: {error}"
+    left_out |= {file: f"no caption in {path.name}" for file in files if file not in by_file}
+    if not by_file:
+        first = f" ({next(iter(left_out))}: {next(iter(left_out.values()))})"
+        raise ConfigError(f"{path} has no caption of a mesh in {folder}{first}", "captions")
+    return Listing(tuple(by_file[file] for file in files if file in by_file), left_out)
+
+
+def find_captions(folder: Path, captions: str) -> Path:
+    """Return the path of the captions file `captions`, which is in the working directory or in `folder`. Raises
+    ConfigError if it is in neither."""
+    for path in (Path(captions).expanduser(), folder / captions):
+        if path.is_file():
+            return path
+    raise ConfigError(f"there is no file {short(captions)}, neither here nor in {folder}", "captions")
+
+
+def read_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yield (line number, cells) for each row of a captions file. Cells are a dict from column name to text, "" if
+    missing. Without a header row, the columns are `COLUMNS`. Raises ConfigError for an unreadable file."""
+    lines = [line + "\n" for line in read_text(path, "captions").splitlines()]
+    rows = csv.reader(lines, delimiter=_delimiter(lines), skipinitialspace=True)
+    columns: tuple[str, ...] = COLUMNS
+    try:
+        for cells in rows:
+            texts = [" ".join(cell.splitlines()).strip() for cell in cells]
+            if {"file", "caption"} <= {text.lower() for text in texts}:
+                columns = tuple(text.lower() for text in texts)
+            elif any(texts) and not texts[0].startswith(("#", "sep=")):  # the latter is a separator for Excel
+                yield rows.line_num, dict.fromkeys(COLUMNS, "") | dict(zip(columns, texts, strict=False))
+    except csv.Error as error:
+        raise ConfigError(f"{path}, line {rows.line_num}, cannot be read ({error})", "captions") from None
+
+
+def _delimiter(lines: list[str]) -> str:
+    # first separator outside quotes
+    unquoted = (re.sub(r'"[^"]*"', "", line) for line in lines if line[:1] != "#")
+    return next((match[0] for line in unquoted if (match := re.search(r"[,;\t]", line))), ",")
+
+
+def _asset(file: str, row: dict[str, str], up: Up) -> Asset:
+    own: Any = row["up"].lower() or up
+    if not row["caption"]:
+        raise ValueError("empty caption")
+    if own not in ("y", "z"):
+        raise ValueError(f"up should be y or z (got {short(row['up'], 20)})")
+    try:
+        turn = float(row["turn"] or 0)
+    except ValueError:
+        turn = float("nan")
+    if not -360 <= turn <= 360:
+        raise ValueError(f"turn should be degrees from -360 to 360 (got {short(row['turn'], 20)})")
+    return Asset(file, row["caption"], own, turn)
+
 
 INDEX = "index.json"
 """Name of the file that lists the shards and their content."""

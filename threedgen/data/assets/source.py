@@ -14,9 +14,8 @@ from threedgen.geometry.picture_file import load_image, open_image
 from threedgen.run.arrays import Array
 from threedgen.run.seeding import numpy_generator
 
-from .listing import find_captions, read_rows
-from .shards import Entry, Shards
-from .sheet import on_grey
+from .options import find_captions, read_rows
+from .shards import Entry, Shards, on_grey
 
 logger = logging.getLogger(__name__)
 GREY = (0.4, 0.6)

@@ -13,7 +13,7 @@ from threedgen.geometry.features import detect, match
 from threedgen.geometry.images import to_uint8
 from threedgen.run.arrays import Array, evenly_spaced
 
-from .axes import alternatives, focus
+from .files import alternatives, focus
 from .options import PoseConvention
 from .photos import PosedPhotos
 

@@ -21,8 +21,7 @@ from threedgen.geometry.picture_file import load_image
 from threedgen.geometry.poses import opencv_axes, pixel_centres
 from threedgen.run.arrays import Array
 
-from .axes import to_c2w, without_scale
-from .files import Lens, PosedFiles, stored_shape
+from .files import Lens, PosedFiles, stored_shape, to_c2w, without_scale
 from .options import PoseConvention
 from .reader import read_posed
 

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from threedgen.config import Config
 
-from .layout import split_folder
+from .scene_files import split_folder
 
 
 class SRNPairsConfig(Config):

@@ -17,9 +17,9 @@ from threedgen.geometry.views import Views
 from threedgen.run.arrays import Array
 from threedgen.run.cache import BlockCache
 
-from .layout import scenes, split_folder
 from .options import SRNPairsConfig
 from .reader import open_instance
+from .scene_files import scenes, split_folder
 
 Indices = Sequence[int] | Array
 

@@ -12,7 +12,7 @@ from threedgen.config import Config, ConfigError
 from threedgen.config.registry import Component, config_model
 from threedgen.config.sections import RunConfig
 from threedgen.data.posed.options import PoseConvention
-from threedgen.data.srn.layout import scenes, split_folder
+from threedgen.data.srn.scene_files import scenes, split_folder
 from threedgen.evaluation.options import MultiviewPrior
 from threedgen.representations.options import Protocol, SubsampledProtocolConfig
 from threedgen.run.folder import existing_folder, user_path

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from threedgen.config import ConfigError
-from threedgen.data.posed.axes import focus
 from threedgen.data.posed.convention import check_convention
+from threedgen.data.posed.files import focus
 from threedgen.data.posed.options import PoseConvention
 from threedgen.data.posed.photos import PosedPhotos, open_photos
 from threedgen.data.posed.reader import posed_source

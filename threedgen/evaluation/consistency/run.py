@@ -16,8 +16,7 @@ from threedgen.evaluation.features import FeatureNetwork
 from threedgen.evaluation.metrics.distributions import fid, kid
 from threedgen.evaluation.metrics.figures import Json, jackknife_estimate, mean_estimate, paired_differences
 from threedgen.evaluation.report import figure_table, write_report, write_strips
-from threedgen.evaluation.runner import Evaluation, evaluation_task
-from threedgen.evaluation.samples import read_views, write_views
+from threedgen.evaluation.runner import Evaluation, evaluation_task, read_views, write_views
 from threedgen.geometry.images import enlarge_small, to_uint8
 from threedgen.geometry.views import NovelViewSampler, Views
 from threedgen.run.arrays import Array, evenly_spaced

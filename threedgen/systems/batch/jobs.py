@@ -52,7 +52,7 @@ logger = logging.getLogger(__name__)
 OWN_KEYS = ("prompt", "seed", "out", "threads", "task")
 """Config keys that a batch sets for each job."""
 RECORD, RUNS, TABLE = "job.json", "runs", "batch.csv"
-BEGUN, REFUSED, FINISHED, FAILED, SKIPPED = "begun", "refused", "finished", "failed", "skipped"
+STARTED, REFUSED, FINISHED, FAILED, SKIPPED = "started", "refused", "finished", "failed", "skipped"
 """States of a job. Refused: its method could not start on this machine. Failed: it started, but made no object.
 Skipped: the prior knows no noun of the prompt."""
 
@@ -183,7 +183,7 @@ def make(job: Job, root: Path, threads: int | None) -> str:
     folder = root / job.key
     config = job.config.model_copy(update={"out": str(folder), "threads": threads})
     start, before = time.monotonic(), read_json(folder / RECORD).get("seconds", 0.0)
-    state, figures = BEGUN, dict[str, object]()
+    state, figures = STARTED, dict[str, object]()
     reset_peak_memory()
     try:
         config, resume = runs.open_run(config, job.method)
@@ -258,7 +258,7 @@ def run(config: BatchConfig, resume: object = None, quiet: bool = False) -> int:
             row |= {"seconds": record.get("seconds"), **figures(root / job.key)}
             rows.append(row | {"folder": f"{RUNS}/{job.key}", "reason": reason})
             if state != FINISHED:
-                named = (state, job.prompt, job.method, job.seed, reason or "not begun")
+                named = (state, job.prompt, job.method, job.seed, reason or "not started")
                 logger.warning("%s: %r, %s, seed %d (%s)", *named)
         with writing(task.folder):
             write_atomic(task.folder / TABLE, csv_table(rows))

@@ -16,7 +16,6 @@ from threedgen.guidance.attention.joined import CAMERA_DIM, has_added_conditioni
 from threedgen.guidance.prior import Prior
 from threedgen.guidance.schedule import Schedule
 from threedgen.guidance.weights.meta_networks import MetaNetworks, meta_networks
-from threedgen.representations import shapes_only
 from threedgen.representations.base import Render
 from threedgen.representations.volume.render import sample_bytes, samples_that_fit
 from threedgen.run.dtypes import compute_dtype
@@ -124,10 +123,14 @@ class _Attention(torch.autograd.Function):
 
 
 class MeasuredSystem(GenerateSystem):
-    """System that measures memory on the meta device. All rays have the same number of samples; none is skipped."""
+    """System that measures memory on the meta device. All rays have the same number of samples; none is skipped.
 
-    def __init__(self, config: GenerateConfig, prior: MetaPrior) -> None:
-        march = config.march.model_copy(update={"alpha_threshold": 0.0, "early_stop": 0.0})
+    `fraction` is the number of samples per ray as a fraction of `march.samples`.
+    """
+
+    def __init__(self, config: GenerateConfig, prior: MetaPrior, fraction: float = 1.0) -> None:
+        samples = max(1, round(config.march.samples * fraction))
+        march = config.march.model_copy(update={"samples": samples, "alpha_threshold": 0.0, "early_stop": 0.0})
         config = config.model_copy(update={"march": march, "occupancy": None})
         super().__init__(config, prior, torch.zeros(6, 1, 1))
         self.networks = list(prior.networks.values())
@@ -162,12 +165,9 @@ class MeasuredSystem(GenerateSystem):
             ):
                 self.chunks.measured[kind] = samples_that_fit(int(free), sample_bytes(*scene, normals))
 
-    def peak(self, fraction: float, run: Callable[[], Tensor | None]) -> int:
-        """Return the peak memory in bytes of the function `run` and, if it returns a loss, of its backward pass.
-
-        `fraction` is the number of samples per ray as a fraction of `march.samples`.
-        """
-        with PeakMemory() as memory, FusedAttention(), shapes_only.filled(fraction):
+    def peak(self, run: Callable[[], Tensor | None]) -> int:
+        """Return the peak memory in bytes of the function `run` and, if it returns a loss, of its backward pass."""
+        with PeakMemory() as memory, FusedAttention():
             trained = list(self.parameters())
             memory.add(*trained, *self.buffers(), *(t for n in self.networks for t in (*n.parameters(), *n.buffers())))
             moments = [torch.empty_like(p) for p in trained for _ in range(2)]  # of Adam
@@ -195,15 +195,15 @@ def memory(
     networks = meta_networks(config.prior.weights, config.prior.parts)
     prior = MetaPrior(networks, config, device)
     found = {"loading and preview": float(preview_bytes(prior, config.views_per_scene))}
-    system = MeasuredSystem(config, prior)
+    system = MeasuredSystem(config, prior, fraction)
     weights = sum(t.numel() * t.element_size() for n in system.networks for t in n.parameters())
     system.choose_chunks((free_bytes(device) if free is None else free) - weights)
     system.to(META)
     for size, step in distinct_steps(system):
-        found[f"step at {size} px"] = system.peak(fraction, lambda: system.distillation_loss(step).loss)  # noqa: B023
+        found[f"step at {size} px"] = system.peak(lambda: system.distillation_loss(step).loss)  # noqa: B023
     if (config.warm_steps or config.round_steps) and not system.field.rasterised:
-        found["fit to views"] = system.peak(fraction, lambda: system.fit_loss(config.fit.rays))
-    found["final images"] = system.peak(fraction, system.image)
+        found["fit to views"] = system.peak(lambda: system.fit_loss(config.fit.rays))
+    found["final images"] = system.peak(system.image)
     if config.round_steps:  # the decoder is kept
         found = {name: size + 4.0 * (networks.parameters - networks.kept) for name, size in found.items()}
     if device.type == "cpu":

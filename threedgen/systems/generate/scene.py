@@ -1,4 +1,5 @@
-"""Base LightningModule of text to 3D: holds object and prior, renders, conditions the prior, and takes steps."""
+"""Base LightningModule of text to 3D: holds object and prior, renders in chunks of samples, conditions the prior, takes
+steps."""
 
 import logging
 from collections.abc import Callable
@@ -21,15 +22,58 @@ from threedgen.guidance.priors.view_prompts import view_text
 from threedgen.representations.base import Render, Representation
 from threedgen.representations.march import step_size
 from threedgen.representations.shading import Material, Shading
-from threedgen.representations.volume.render import OccupancyGrid, render, sample_bytes
-from threedgen.run.memory import explain_out_of_memory, to_device
+from threedgen.representations.volume.render import OccupancyGrid, render, sample_bytes, samples_that_fit
+from threedgen.run.memory import explain_out_of_memory, free_bytes, to_device
 from threedgen.run.seeding import generator
-from threedgen.systems.generate.options import GenerateConfig
 from threedgen.train.system import System
 
-from .chunks import RenderChunks
+from .options import GenerateConfig
 
 logger = logging.getLogger(__name__)
+
+OOM_FALLBACK_SAMPLES = 1 << 18
+"""Chunk size assumed for a render that ran out of memory before its real chunk size was known."""
+OOM_FACTOR = 4
+"""Divisor of the chunk size after a step that ran out of memory."""
+
+
+class RenderChunks:
+    """Maximum number of ray samples whose autograd graph is in memory at one time in a training render (chunk size).
+
+    It is `march.chunk`; for "auto" it is computed from the free memory.
+
+    Attributes:
+        measured: sizes computed for "auto", by the keys "with normals" and "without normals"; saved in checkpoints.
+        limit: upper bound since a step ran out of memory, or None.
+        last: number of samples in the largest chunk of the last render, or None before the first render.
+    """
+
+    def __init__(self, chunk: int | str | None) -> None:
+        self.chunk = chunk
+        # saved because the order of summation, and so the last bits of a gradient, depends on the size
+        self.measured: dict[str, int] = {}
+        self.limit: int | None = None
+        self.last: int | None = None
+
+    def size(self, normals: bool, device: torch.device, sample_bytes: Callable[[], float]) -> int | None:
+        """Return the maximum number of samples in a chunk; None: no limit, the render is one chunk.
+
+        `normals` is True for renders with normals. `device` is the device whose free memory counts for "auto".
+        `sample_bytes` measures the bytes of the autograd graph per sample; it is called once per value of `normals`.
+        """
+        chunk = self.chunk
+        if isinstance(chunk, str):  # auto
+            kind = "with normals" if normals else "without normals"
+            if kind not in self.measured:
+                self.measured[kind] = samples_that_fit(free_bytes(device), sample_bytes())
+            chunk = self.measured[kind]
+        return chunk if self.limit is None else min(self.limit, chunk or self.limit)
+
+    def reduce(self) -> int:
+        """Reduce the chunk size after a step that ran out of memory, and return the new upper bound."""
+        self.limit = max(1, (self.last or OOM_FALLBACK_SAMPLES) // OOM_FACTOR)
+        return self.limit
+
 
 EVAL_CHUNK = 1 << 20
 """Ray samples per chunk of renders without gradients."""

@@ -1,4 +1,4 @@
-"""LightningModule of text to 3D. The core loop is `training_step` and `distillation_loss`."""
+"""LightningModule of text to 3D, and its optimizers. The core loop is `training_step` and `distillation_loss`."""
 
 from functools import cached_property
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Adam, AdamW, Optimizer
 
 from threedgen.config import at, registry
 from threedgen.geometry.cameras import Cameras
@@ -15,10 +16,9 @@ from threedgen.guidance.losses.sds import Distillation, RenderedViews
 from threedgen.guidance.prior import Prior
 from threedgen.representations.base import ParameterGroup, Regulariser, Render
 from threedgen.run.seeding import generator
-from threedgen.systems.generate.options import GenerateConfig
 
-from .fitting import StepResult
-from .phases import Phase, Refinement, warm_start
+from .options import AdamConfig, AdamWConfig, GenerateConfig
+from .phases import Phase, Refinement, StepResult, warm_start
 from .scene import Scene
 
 
@@ -192,3 +192,16 @@ def piecewise_constant(schedule: float | dict, step: int, max_steps: int) -> flo
 def key_steps(schedule: dict, max_steps: int) -> dict[int | str, float]:
     """Return {key: step} for the keys of a schedule. A key is a step, or a percentage of `max_steps` such as "50%"."""
     return {k: float(k[:-1]) / 100 * max_steps if isinstance(k, str) else k for k in schedule}
+
+
+BETAS, EPS = (0.9, 0.99), 1e-15
+Groups = list[dict[str, Any]]
+"""PyTorch parameter groups with the keys `params` and `name`. Schedules multiply the base learning rate of 1."""
+
+
+def adam(options: AdamConfig, groups: Groups) -> Optimizer:
+    return Adam(groups, lr=1.0, betas=BETAS, eps=EPS, fused=True)
+
+
+def adamw(options: AdamWConfig, groups: Groups) -> Optimizer:
+    return AdamW(groups, lr=1.0, betas=BETAS, eps=EPS, weight_decay=0.01, fused=True)

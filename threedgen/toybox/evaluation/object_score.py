@@ -14,7 +14,7 @@ import numpy as np
 
 from threedgen.config import ConfigError
 from threedgen.config.errors import OutOfMemory
-from threedgen.evaluation.metrics.colour import mottle
+from threedgen.evaluation.metrics.distributions import mottle
 from threedgen.evaluation.metrics.figures import Json, bootstrap, mean, median
 from threedgen.evaluation.report import thumbnails
 from threedgen.evaluation.runner import Evaluation, evaluation_task

@@ -15,14 +15,12 @@ from itertools import combinations
 import numpy as np
 import torch
 
-from threedgen.evaluation.metrics.colour import colour_disagreement, foreground_means
+from threedgen.evaluation.metrics.distributions import colour_disagreement, foreground_means
 from threedgen.evaluation.metrics.figures import Estimate, Json, Share, mean_estimate, share
 from threedgen.evaluation.prior import PriorEvaluation
 from threedgen.evaluation.report import format_estimate, format_rate, markdown_table, rounded, write_strips
-from threedgen.evaluation.runner import evaluation_task
-from threedgen.evaluation.samples import random_ring, ring_poses
+from threedgen.evaluation.runner import evaluation_task, random_ring, ring_poses
 from threedgen.guidance.matte import Matte
-from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.run.arrays import Array, evenly_spaced
 from threedgen.run.seeding import numpy_generator
 from threedgen.toybox.data.pictures import FourSides
@@ -210,8 +208,7 @@ counts as right within 15 degrees of its quarter."""
         """Measure how the views of an object use each other, and prompts without colours. Return Markdown sections for
         the report, and the figures as JSON."""
         config, sections, figures = self.config, list[str](), Json()
-        # only MVDream accepts another time step for each view
-        if config.view_use and isinstance(self.prior, MVDream):
+        if config.view_use and self.prior.timestep_per_view:
             world = FourSides(OpenToybox(config.seed + HELD_BACK, "train"), config.n_view)
             section, figures["view_use"] = self.view_use(world.block(range(config.view_use), self.prior.image_size))
             sections.append(section)

@@ -21,8 +21,15 @@ from torch import Tensor
 from threedgen.config import registry
 from threedgen.evaluation.metrics.figures import Json, Share, bootstrap, median, share_of_groups
 from threedgen.evaluation.report import format_estimate, format_rate, markdown_table, write_report
-from threedgen.evaluation.runner import Evaluation, evaluation_task, kept_json
-from threedgen.evaluation.samples import Ring, random_ring, ring_poses, sample_objects
+from threedgen.evaluation.runner import (
+    Evaluation,
+    Ring,
+    evaluation_task,
+    kept_json,
+    random_ring,
+    ring_poses,
+    sample_objects,
+)
 from threedgen.geometry.images import grid, write_png
 from threedgen.geometry.picture_file import load_image
 from threedgen.guidance.prior import Prior
