@@ -283,7 +283,6 @@ class DeepFloydConfig(PriorConfig):
 
     name: Literal["deepfloyd"] = Field("deepfloyd", description="2D diffusion on pixels (DeepFloyd IF, first stage)")
     weights: str = Field("DeepFloyd/IF-I-XL-v1.0", min_length=1, description="diffusers folder or hub id")
-    tokenizer: str | None = Field(None, description="folder of T5's tokenizer; null: that of the weights")
 
     def check(self) -> None:
         super().check()

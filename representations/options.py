@@ -206,15 +206,9 @@ class OccupancyConfig(Config):
 
 
 class MaterialConfig(Config):
-    """Base class of the materials' configs."""
+    """Unlit material: the colour is the sigmoid of the features. Base class of the other materials' configs."""
 
     name: str = Field(description="material")
-
-
-class NoMaterialConfig(MaterialConfig):
-    """Unlit material: the colour is the sigmoid of the features."""
-
-    name: Literal["none"] = "none"
 
 
 class DiffuseMaterialConfig(MaterialConfig):

@@ -18,7 +18,6 @@ class ViewPromptsConfig(Config):
     perp_neg: bool = Field(False, description="interpolate between sides by angle, with their neighbours as negatives")
     front_within: Angle = Field(45.0, description="front views: degrees to either side of azimuth 0")
     back_within: Angle = Field(45.0, description="back views: degrees to either side of azimuth 180")
-    overhead_above: float = Field(60.0, ge=-90, le=90, description="overhead views: degrees of elevation, at least")
 
     @model_validator(mode="after")
     def _check_enabled(self) -> ViewPromptsConfig:

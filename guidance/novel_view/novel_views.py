@@ -43,8 +43,7 @@ class ThreeDiMSampler:
     def __init__(self, config: ThreeDiMSamplerConfig, progress: Progress | None = None) -> None:
         self.config, self.progress = config, progress
         model, self.cameras = load(config.weights)
-        gpu = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
-        self.device = torch.device("cuda" if gpu else "cpu")
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model: XUNet | LatentPairs = model.to(self.device)
         self.dtype = compute_dtype(config.dtype, self.device)
         if config.compile:
@@ -80,7 +79,7 @@ class ThreeDiMSampler:
         return decoded.float().cpu().unflatten(0, views.shape[:2])
 
     def fingerprint(self) -> str:
-        rest = self.config.model_copy(update={"weights": None, "device": "auto", "compile": False})
+        rest = self.config.model_copy(update={"weights": None, "compile": False})
         return f"{digest(self.config.weights)} {config_hash(rest)}"
 
 

@@ -39,7 +39,6 @@ class ThreeDiMSamplerConfig(SamplingConfig):
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="precision of the network; auto: bf16 where the device supports it, else fp32"
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="device; auto: a GPU if there is one")
     compile: bool = Field(False, description="torch.compile of the network; needs a C++ compiler")
 
     def check(self) -> None:

@@ -16,6 +16,8 @@ from threedgen.guidance.losses.options import ViewPromptsConfig
 from threedgen.run.memory import to_device
 
 DIRECTIONS = ("side", "front", "back", "overhead")
+OVERHEAD = 60.0
+"""Elevation in degrees above which a view is overhead (DreamFusion)."""
 
 # Constants (a, b, c) of the weight a exp(-b r) + c of a negative prompt, from threestudio. A camera between front and
 # side has the negative prompts front and side, a camera between side and back has side and front. r is 1 where the
@@ -51,7 +53,7 @@ def direction(rig: Rig, options: ViewPromptsConfig) -> Tensor:
     found = torch.zeros(len(rig.azimuth), dtype=torch.long, device=turn.device)
     found[turn < options.front_within] = 1
     found[turn > 180 - options.back_within] = 2
-    found[steep > options.overhead_above] = 3
+    found[steep > OVERHEAD] = 3
     return found
 
 

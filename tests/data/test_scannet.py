@@ -13,6 +13,7 @@ from PIL import Image
 
 from tests.data.conftest import damage, toy_rooms_config
 from tests.support.errors import refused
+from threedgen.data import scannet
 from threedgen.data.options import ScanNetConfig
 from threedgen.data.scannet import build
 from threedgen.data.scene_views import WalkScenes
@@ -26,9 +27,14 @@ from threedgen.toybox.world.rooms import HALF_WIDTH, HEIGHT
 SCENE = "test/walk-test-00000"
 
 
+@pytest.fixture(autouse=True)
+def few_key_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scannet, "MIN_KEYS", 4)
+
+
 def options(root: Path, **more: object) -> ScanNetConfig:
     return ScanNetConfig.model_validate(
-        {"path": str(root), "height": 36, "width": 48, "views": 4, "least_keys": 4, **more}
+        {"path": str(root), "height": 36, "width": 48, "views": 4, **more}
     )
 
 
@@ -110,9 +116,10 @@ def test_unusable_files_are_named(toy_rooms: Path, tmp_path: Path, file: str, co
         walk.views(walk.frames[:1])
 
 
-def test_least_keys_is_refused_if_no_scene_has_so_many(toy_rooms: Path) -> None:
-    with refused("least_keys", toy_rooms, 1000):
-        reader(toy_rooms, least_keys=1000)
+def test_folder_is_refused_if_no_scene_has_enough_key_frames(toy_rooms: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scannet, "MIN_KEYS", 1000)
+    with refused("path", toy_rooms, 1000):
+        reader(toy_rooms)
 
 
 def test_folder_without_scenes_is_refused(tmp_path: Path) -> None:

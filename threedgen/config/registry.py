@@ -66,12 +66,12 @@ system  generate  systems.generate.system:GenerateSystem  systems.generate.optio
 # training cameras: threedgen.geometry.rigs.RigSampler
 camera  multiview  geometry.rigs:sample_multiview  config.sections:MultiviewCameraConfig
 # (options, parameter groups) -> torch optimizer
-optimizer  adam   systems.generate.system:adam   systems.generate.options:AdamConfig
-optimizer  adamw  systems.generate.system:adamw  systems.generate.options:AdamWConfig
+optimizer  adam   systems.generate.system:adam   systems.generate.options:OptimizerConfig
+optimizer  adamw  systems.generate.system:adamw  systems.generate.options:OptimizerConfig
 # (options, run folder) -> Lightning logger or None
-logger  csv          train.loop:csv_logger          config.sections:CSVLoggerConfig
-logger  tensorboard  train.loop:tensorboard_logger  config.sections:TensorBoardConfig
-logger  wandb        train.loop:wandb_logger        config.sections:WandbConfig
+logger  csv          train.loop:csv_logger          config.sections:LoggerConfig
+logger  tensorboard  train.loop:tensorboard_logger  config.sections:LoggerConfig
+logger  wandb        train.loop:wandb_logger        config.sections:LoggerConfig
 # losses of a render, Render -> scalar; the weight is the key of this name in the section `loss`
 regulariser  orientation  representations.losses:orientation        systems.generate.options:LossConfig
 regulariser  sparsity     representations.losses:sparsity           systems.generate.options:LossConfig
@@ -121,7 +121,7 @@ representation  ngp    representations.field.ngp:NGP     representations.options
 representation  sdf    representations.field.sdf:SDF     representations.options:SDFConfig
 representation  dmtet  representations.mesh.dmtet:DMTet  representations.options:DMTetConfig
 encoding  hashgrid   representations.hashgrid.encoding:HashGrid   representations.options:HashGridConfig
-material  none     representations.shading:Material         representations.options:NoMaterialConfig
+material  none     representations.shading:Material         representations.options:MaterialConfig
 material  diffuse  representations.shading:DiffuseMaterial  representations.options:DiffuseMaterialConfig
 background  solid   representations.field.background:SolidBackground   representations.options:SolidBackgroundConfig
 background  neural  representations.field.background:NeuralBackground  representations.options:NeuralBackgroundConfig

@@ -73,11 +73,7 @@ class TrainerConfig(Config):
 
     max_steps: int = Field(1000, ge=1, le=1_000_000_000, description="optimisation steps")
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = Field("auto", description="kind of device")
-    devices: Literal["auto"] | Annotated[int, Field(ge=1)] = Field("auto", description="devices on each machine")
-    num_nodes: int = Field(1, ge=1, description="number of machines")
-    strategy: Literal["auto", "ddp", "ddp_find_unused_parameters_true"] = Field(
-        "auto", description="distribution of the work over devices"
-    )
+    devices: Literal["auto"] | Annotated[int, Field(ge=1)] = Field("auto", description="number of devices")
     precision: Literal["32-true", "16-mixed", "bf16-mixed", "bf16-true", "16-true", "64-true"] = Field(
         "32-true", description="number format of the training step"
     )
@@ -104,33 +100,13 @@ class CheckpointConfig(Config):
 
 
 class LoggerConfig(Config):
-    """Base class of the config models of loggers."""
+    """Log beside the CSV and JSON lines of each run: none, RUN/tensorboard, or Weights & Biases after `wandb login`."""
 
     name: str = Field(description="logger")
 
-
-class CSVLoggerConfig(LoggerConfig):
-    """No additional logger: each run writes metrics as CSV and JSON lines."""
-
-    name: Literal["csv"] = "csv"
-
-
-class TensorBoardConfig(LoggerConfig):
-    """TensorBoard logger that writes to RUN/tensorboard."""
-
-    name: Literal["tensorboard"] = "tensorboard"
-
     def check(self) -> None:
-        require("tensorboard", "name: tensorboard", "set logger=csv")
-
-
-class WandbConfig(LoggerConfig):
-    """Weights & Biases logger; needs `wandb login` or WANDB_MODE=offline."""
-
-    name: Literal["wandb"] = "wandb"
-
-    def check(self) -> None:
-        require("wandb", "name: wandb", "set logger=csv")
+        if self.name in ("tensorboard", "wandb"):
+            require(self.name, f"name: {self.name}", "set logger=csv")
 
 
 class TaskConfig(Config):

@@ -52,7 +52,6 @@ class ScanNetConfig(_Folder, WalksConfig):
     height: int = Field(192, ge=8, le=2048, description="image height, pixels")
     width: int = Field(256, ge=8, le=2048, description="image width, pixels")
     poses: Literal["c2w", "w2c"] = Field("c2w", description="meaning of pose/N.txt: camera-to-world or world-to-camera")
-    least_keys: int = Field(10, ge=2, description="minimum number of key frames; scenes with fewer are skipped")
 
 
 MESHES = (".glb", ".gltf", ".obj", ".ply")

@@ -30,6 +30,8 @@ from .scene_views import SceneViews, WalkScenes, windows
 from .srn.scene_files import read_pose
 
 KEY_FRAMES = "key_frame_0.6.txt"
+MIN_KEYS = 10
+"""Minimum number of key frames; scenes with fewer are skipped."""
 POSE_CHECK_SIZE = (36, 48)
 """Size (H, W) of the depth maps that are read to check whether the poses are inverted."""
 
@@ -163,14 +165,14 @@ def scenes(path: str, split: SceneSplit) -> list[Path]:
 
 
 def walks(config: ScanNetConfig, split: SceneSplit) -> list[ScanNetWalk]:
-    """Return the camera paths (walks) of a split, without scenes that have fewer than `config.least_keys` key frames.
+    """Return the camera paths (walks) of a split, without scenes that have fewer than `MIN_KEYS` key frames.
     Raises ConfigError if none is left, and if the poses of the first one seem to be inverted."""
     o = config
     every = [ScanNetWalk(folder, o.height, o.width, poses=o.poses) for folder in scenes(o.path, split)]
-    found = [walk for walk in every if len(walk.keys) >= o.least_keys]
+    found = [walk for walk in every if len(walk.keys) >= MIN_KEYS]
     if not found:
         most = max(len(walk.keys) for walk in every)
-        raise ConfigError(f"should be {most} or less, the most key frames of a scene in {o.path}", "least_keys")
+        raise ConfigError(f"no scene in {o.path} has {MIN_KEYS} key frames; the most are {most}", "path")
     found[0].check_pose_convention(found[0].keys)
     return found
 
@@ -180,7 +182,7 @@ def build(config: ScanNetConfig, seed: int = 0, split: SceneSplit = "train") -> 
     are consecutive parts of the key frames. Raises ConfigError for unusable data."""
     o, found = config, walks(config, split)
     description = f"{Path(o.path).expanduser().resolve()}, {split}, {o.height} x {o.width} px, {KEY_FRAMES}"
-    description += f", {len(found)} scenes of {o.least_keys} keys"
+    description += f", {len(found)} scenes of {MIN_KEYS} keys"
     if split == "test":
         entries = windows(found, o.views)
         if not entries:

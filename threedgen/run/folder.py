@@ -41,7 +41,7 @@ NAME_WITHOUT_PROMPT = "run"  # name of the run folder if the config has no promp
 NEUTRAL_KEYS = (
     "about needs out threads prompt_check trainer.max_steps trainer.log_every_n_steps trainer.val_check_interval "
     "checkpoint export march.chunk validation logging "
-    "trainer.accelerator trainer.devices trainer.num_nodes trainer.strategy "
+    "trainer.accelerator trainer.devices "
     "engine workers address cpus gpus attempts"
 ).split()
 """Config keys and sections that may change when a run is resumed. Other hardware changes the last bits of results,

@@ -35,6 +35,8 @@ from .options import StudioConfig
 WAITING, RUNNING, STOPPING, FINISHING = "waiting", "running", "stopping", "finishing"
 FINISHED, CANCELLED, FAILED = "finished", "cancelled", "failed"
 LIVE = (RUNNING, STOPPING, FINISHING)
+IMAGE_CONFIG, MESH_CONFIG = "threedim-toybox", "texture-toybox"
+"""Configs of the runs that make an object of an image, and that texture a mesh."""
 KILL_SECONDS = 1.5
 """Seconds that a cancelled run has to save a checkpoint before it is killed."""
 PROGRESS = re.compile(r"(?P<phase>[^:]+(?:: [^:]+)?): (?P<done>\d+)/(?P<total>\d+)(?:, (?P<details>.*))?")
@@ -80,7 +82,7 @@ def make_job(
     """
     files = files or {}
     given: dict[str, Any] = {key: str(path) for key, path in files.items()}
-    method = config.mesh_config if "mesh" in files else config.image_config if "image" in files else config.config
+    method = MESH_CONFIG if "mesh" in files else IMAGE_CONFIG if "image" in files else config.config
     name, *own = words_of(method)
     if files:
         values = given | {"seed": seed} | ({"prompt": prompt} if "mesh" in files else {})

@@ -19,8 +19,6 @@ class StudioConfig(TaskConfig):
 
     config: str = Field("quick-toybox", description="config of the runs, optionally followed by key=value overrides")
     overrides: tuple[str, ...] = Field((), description="further key=value overrides of that config")
-    image_config: str = Field("threedim-toybox", description="config of the runs that make an object of an image")
-    mesh_config: str = Field("texture-toybox", description="config of the runs that texture a mesh")
     out: str = Field(str(ROOT / "studio"), description="folder of the runs; existing runs in it are listed")
     host: str = Field(HOST, min_length=1, description="address to listen on; other than 127.0.0.1 it needs a token")
     port: int = Field(8090, ge=0, le=65_535, description="port; 0 or a port in use: any free port")

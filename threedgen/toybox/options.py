@@ -99,7 +99,6 @@ class MakeSRNToyboxConfig(RunConfig):
     test: Count = Field(40, description="test scenes per family, with views on a spiral")
     size: int = Field(64, ge=8, le=1024, description="side of a view, pixels; the archives have 128")
     train_views: int = Field(50, ge=1, le=10_000, description="random views per training scene")
-    test_views: int = Field(251, ge=2, le=10_000, description="spiral views per validation or test scene")
 
 
 class ToyboxPairsConfig(Config):

@@ -23,7 +23,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from threedgen.config import registry
 from threedgen.config.errors import ConfigError, DiskFull
-from threedgen.config.sections import CheckpointConfig, LoggerConfig, TrainerConfig, WandbConfig
+from threedgen.config.sections import CheckpointConfig, LoggerConfig, TrainerConfig
 from threedgen.run.disk import free_megabytes, make_folder, write_error
 from threedgen.run.folder import CHECKPOINTS, MAX_STEPS_KEY
 from threedgen.run.interrupts import Interrupts
@@ -162,7 +162,7 @@ def _trainer(
     if SLURMEnvironment.detect():
         plugins.append(SLURMEnvironment(auto_requeue=False))
     return pl.Trainer(
-        **config.trainer.model_dump(exclude={"val_check_interval", "strategy", "deterministic"})
+        **config.trainer.model_dump(exclude={"val_check_interval", "deterministic"})
         | {"max_steps": max_steps, "deterministic": deterministic(config.trainer)},
         strategy=_strategy(config.trainer),
         callbacks=callbacks,
@@ -181,9 +181,8 @@ def _trainer(
 
 def _strategy(options: TrainerConfig) -> str:
     gpus = torch.cuda.device_count() if options.accelerator in ("auto", "gpu", "cuda") else 0
-    count = options.num_nodes * (max(1, gpus) if options.devices == "auto" else options.devices)
-    several = options.strategy == "auto" and count > 1  # DDP that allows parameters without gradients
-    return "ddp_find_unused_parameters_true" if several else options.strategy
+    count = gpus if options.devices == "auto" else options.devices
+    return "ddp_find_unused_parameters_true" if count > 1 else "auto"  # DDP that allows parameters without gradients
 
 
 def _logger(config: Any, folder: Path) -> Any:
@@ -199,7 +198,7 @@ def tensorboard_logger(options: LoggerConfig, folder: Path) -> Logger:
     return TensorBoardLogger(folder, name="tensorboard", version="")
 
 
-def wandb_logger(options: WandbConfig, folder: Path) -> Logger:
+def wandb_logger(options: LoggerConfig, folder: Path) -> Logger:
     """Return a logger to Weights & Biases. The run id is the folder name, so a resumed run continues its curves."""
     return WandbLogger(
         name=folder.name,

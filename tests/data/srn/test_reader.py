@@ -256,8 +256,13 @@ def test_truncated_image_is_named_when_it_is_read(scene: Path) -> None:
         instance.views()
 
 
+@pytest.fixture(autouse=True)
+def few_test_views(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(make, "TEST_VIEWS", 66)
+
+
 def tiny(out: Path, **more: object) -> MakeSRNToyboxConfig:
-    counts = {"train": 2, "val": 0, "test": 1, "size": 16, "train_views": 3, "test_views": 66}
+    counts = {"train": 2, "val": 0, "test": 1, "size": 16, "train_views": 3}
     values = {"task": "make-srn-toybox", "out": str(out), "threads": 1, **counts, **more}
     return MakeSRNToyboxConfig.model_validate(values)
 

@@ -118,7 +118,8 @@ class Compass:
 
 def test_grouped_views_are_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "build", lambda *words: Compass())
-    sampler = MVDreamSampler(MVDreamSamplerConfig(together=4))
+    monkeypatch.setattr(MVDreamSamplerConfig, "together", 4)
+    sampler = MVDreamSampler(MVDreamSamplerConfig())
     at = orbit(10, 0.2, 2.0, 0.7, 4, 4)
     (images,) = sampler([Request("one", None, at, tuple(range(10)), "a dog")])
     assert torch.allclose(images[:, 0, 0, 0], torch.arange(10) / 10, atol=1e-4)

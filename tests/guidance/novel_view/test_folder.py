@@ -205,7 +205,7 @@ def test_consistency_run_samples_views_of_threedim(saved: Path, tmp_path: Path) 
             "task": "consistency",
             "out": str(tmp_path / "run"),
             "threads": 1,
-            "sampler": {"name": "threedim", "weights": str(saved), "steps": 2, "device": "cpu"},
+            "sampler": {"name": "threedim", "weights": str(saved), "steps": 2},
             "scenes": {"name": "srn", "path": str(tmp_path / "data"), "condition": 2},
             "tsed": {"pairs": 0},
             "protocol": protocol,

@@ -152,7 +152,7 @@ def test_one_prompt_per_frame(place: Path, capsys: pytest.CaptureFixture[str]) -
         (["rig.scannet=nowhere", "rig.file="], ("rig.scannet: ", "nowhere")),
         (["synchronise=1", "mesh=", "rig.file=", "rig.scannet=."], ("synchronise 1", "mesh")),
         (["rig.poses=w2c"], ("rig.file: ", "poses=c2w")),
-        (["rig.every=8", "rig.key_overlap=0.9"], ("rig.file: ", "30%")),
+        (["rig.every=8"], ("rig.file: ", "30%")),
         (["rig.every=9"], ("rig.poses: ", "1 of 1", "rig.every")),
         ([f"prior.blocks={tiny_prior_config('panorama')['blocks']}"], ("prior.blocks: ", "depth")),
         (["image=a.png"], ("image", "path")),

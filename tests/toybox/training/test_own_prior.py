@@ -75,7 +75,7 @@ if __name__ == "__main__":
 
 @pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    several = ["trainer.accelerator=cpu", "trainer.devices=2", "trainer.strategy=ddp_find_unused_parameters_true"]
+    several = ["trainer.accelerator=cpu", "trainer.devices=2"]
     (tmp_path / "launch_fp32.py").write_text(FP32_LAUNCHER)
     words = [sys.executable, "launch_fp32.py", *own_command(tmp_path, *several)]
     subprocess.run(words, cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)

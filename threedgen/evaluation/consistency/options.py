@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -33,9 +33,10 @@ MIN_VIEWS = 4
 class MVDreamSamplerConfig(Config):
     """Multi-view prior that samples many views of a prompt."""
 
+    together: ClassVar[int] = 0  # all views
+
     name: Literal["mvdream"] = Field("mvdream", description="multi-view diffusion prior, conditioned on text only")
     prior: MultiviewPrior = Field({}, description="multi-view prior to evaluate")
-    together: int = Field(0, ge=0, le=1024, description="evenly spread views denoised together; 0: all")
     steps: int = Field(50, ge=1, le=1000, description="DDIM steps")
     guidance_scale: float = Field(5.0, ge=0, description="scale of classifier-free guidance")
 
@@ -48,7 +49,6 @@ class MVAdapterSamplerConfig(Config):
     together: int = Field(6, ge=0, le=1024, description="evenly spread views denoised together; 0: all")
     steps: int = Field(50, ge=1, le=1000, description="DDIM steps")
     guidance_scale: float | None = Field(None, ge=0, description="null: 7, or 3 with a given view")
-    image_prompt: str = Field("", description="prompt with a given view; released adapters trained on 'high quality'")
 
 
 class FolderSamplerConfig(Config):

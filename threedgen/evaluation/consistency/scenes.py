@@ -223,16 +223,15 @@ class MVAdapterSampler(GroupSampler):
     def sample_group(self, request: Request, c2w: Tensor, rng: torch.Generator) -> Tensor:
         c, model = self.config, self.prior
         image = None if request.condition is None else self._condition(request)
-        text = request.text or ("" if image is None else c.image_prompt)
         return model.sample_views(
-            text,
+            request.text,
             model.camera(c2w),
             image,
             steps=c.steps,
             guidance_scale=c.guidance_scale,
             negative_prompt="",
             generator=rng,
-            init=None if image is not None else model.init_latents(text, c2w),
+            init=None if image is not None else model.init_latents(request.text, c2w),
         )
 
     def _condition(self, request: Request) -> Tensor:

@@ -50,18 +50,6 @@ class OptimizerConfig(Config):
     distillation: Scheduled = Field(1e-4, ge=0, description="learning rate of the parameters of the loss (vsd)")
 
 
-class AdamConfig(OptimizerConfig):
-    """Adam optimizer (Kingma and Ba 2015)."""
-
-    name: Literal["adam"] = "adam"
-
-
-class AdamWConfig(OptimizerConfig):
-    """Adam optimizer with decoupled weight decay (Loshchilov and Hutter 2019)."""
-
-    name: Literal["adamw"] = "adamw"
-
-
 class LossConfig(Config):
     """Weights of the loss terms, as numbers or as schedules over the steps."""
 

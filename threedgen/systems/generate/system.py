@@ -17,7 +17,7 @@ from threedgen.guidance.prior import Prior
 from threedgen.representations.base import ParameterGroup, Regulariser, Render
 from threedgen.run.seeding import generator
 
-from .options import AdamConfig, AdamWConfig, GenerateConfig
+from .options import GenerateConfig, OptimizerConfig
 from .phases import Phase, Refinement, StepResult, warm_start
 from .scene import Scene
 
@@ -199,9 +199,9 @@ Groups = list[dict[str, Any]]
 """PyTorch parameter groups with the keys `params` and `name`. Schedules multiply the base learning rate of 1."""
 
 
-def adam(options: AdamConfig, groups: Groups) -> Optimizer:
+def adam(options: OptimizerConfig, groups: Groups) -> Optimizer:
     return Adam(groups, lr=1.0, betas=BETAS, eps=EPS, fused=True)
 
 
-def adamw(options: AdamWConfig, groups: Groups) -> Optimizer:
+def adamw(options: OptimizerConfig, groups: Groups) -> Optimizer:
     return AdamW(groups, lr=1.0, betas=BETAS, eps=EPS, weight_decay=0.01, fused=True)

@@ -36,7 +36,6 @@ class PathConfig(Config):
     width: int = Field(256, ge=8, le=2048, description="frame width in pixels")
     fov: float = Field(60.0, ge=5, le=150, description="vertical field of view if the file has none, degrees")
     frames: int = Field(72, ge=2, le=10_000, description="cameras of an automatic path")
-    key_overlap: float = Field(0.65, gt=0, lt=1, description="minimum overlap of a key frame with the next")
     views: int = Field(12, ge=2, le=64, description="frames sampled together")
 
     @model_validator(mode="after")

@@ -44,6 +44,8 @@ from .options import PathConfig, TextureConfig
 from .windows import WindowSampler, check_model, plan, saved_images, stack
 
 logger = logging.getLogger(__name__)
+KEY_OVERLAP = 0.65
+"""Minimum overlap of a key frame with the next."""
 UNWRAP_SECONDS = 1e-8
 """Time in which xatlas unwraps a mesh on a core, divided by the square of the number of triangles."""
 
@@ -65,7 +67,7 @@ def texture_scene(task: Task, rig: PathConfig) -> None:
     source = None if config.mesh is None else read_source(Path(config.mesh).expanduser(), frame)
     frames, notes = read_frames(config, rig, source, frame)
     notes = [*(size_warning(source) if source is not None else []), *notes]
-    keys = choose_keys(frames, rig.key_overlap)
+    keys = choose_keys(frames, KEY_OVERLAP)
     key = "rig.file" if rig.scannet is None else "rig.scannet"
     notes += check_overlap(frames, keys, MIN_OVERLAP, key)
     for note in notes:

@@ -142,6 +142,8 @@ def _attach(
 
 
 WHITE, SUPERSAMPLE = 1.0, 3
+TEST_VIEWS = 251
+"""Spiral views per validation or test scene."""
 FOV, RELATIVE_DISTANCE = 40.0, 0.95
 """Field of view in degrees, and camera distance in units of 1 / tan(fov / 2), at which an object fills the image."""
 TRAIN_ELEVATION, TEST_ELEVATION, TURNS = (-10.0, 80.0), (0.0, 45.0), 3.2
@@ -201,7 +203,7 @@ def viewpoints(config: MakeSRNToyboxConfig, job: Job) -> Cameras:
         low, high = np.sin(np.deg2rad(TRAIN_ELEVATION))
         elevation, azimuth = np.arcsin(rng.uniform(low, high, n)), rng.uniform(0, 2 * np.pi, n)
     else:
-        t = np.linspace(0, 1, config.test_views)
+        t = np.linspace(0, 1, TEST_VIEWS)
         elevation = np.deg2rad(TEST_ELEVATION[0] + t * np.ptp(TEST_ELEVATION))
         azimuth = 2 * np.pi * TURNS * t
     tan_half = np.tan(np.deg2rad(FOV) / 2)
