@@ -15,15 +15,7 @@ from torch import Tensor
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.views import GREY, framed
 from threedgen.guidance.options import Control
-from threedgen.guidance.priors.mvadapter.inputs import (
-    GEOMETRY_VIEWS,
-    HALF,
-    RAISED,
-    RAY_VIEWS,
-    geometry_maps,
-    ray_maps,
-    views,
-)
+from threedgen.guidance.priors.mvadapter import inputs
 from threedgen.run.arrays import Array
 
 from .bank import Captioned
@@ -54,7 +46,7 @@ class ObjectViews(ABC):
     ) -> None:
         self.seed, self.split, self.control, self.reference = seed, split, control, reference
         self.anywhere, self.fov = anywhere, fov
-        self.sides = RAY_VIEWS if control == "rays" else GEOMETRY_VIEWS
+        self.sides = inputs.RAY_VIEWS if control == "rays" else inputs.GEOMETRY_VIEWS
         self.n_view = len(self.sides) + reference
 
     @abstractmethod
@@ -95,18 +87,18 @@ class ObjectViews(ABC):
         rng = np.random.default_rng([self.seed, self.split == "train", index, 6])
         if rng.random() >= self.anywhere:
             return list(self.sides)
-        offset, elevation = rng.uniform(0, 360), rng.uniform(*RAISED)
+        offset, elevation = rng.uniform(0, 360), rng.uniform(*inputs.RAISED)
         return [(elevation, (offset + azimuth) % 360) for _, azimuth in self.sides]
 
     def cameras(self, index: int, size: int) -> Cameras:
         """Return the six cameras of object `index`, without the reference camera, for `size` x `size` pixels."""
-        return views(self.angles(index), size, size, self.fov)
+        return inputs.views(self.angles(index), size, size, self.fov)
 
     def block(self, indices: range, size: int) -> Captioned:
         rgb, c2w = [], []
         for index in indices:
             reference = [self.reference_angles(index)] if self.reference else []
-            at = views([*self.angles(index), *reference], size, size, self.fov)
+            at = inputs.views([*self.angles(index), *reference], size, size, self.fov)
             images = torch.from_numpy(self.photograph(index, at))
             if self.reference:
                 images[-1] = frame_on_grey(images[-1])
@@ -122,8 +114,8 @@ class ObjectViews(ABC):
         """
         at = self.cameras(index, size)
         if self.control == "rays":
-            return ray_maps(at)
-        return geometry_maps(*(torch.from_numpy(part) for part in self.surface(index, at)))
+            return inputs.ray_maps(at)
+        return inputs.geometry_maps(*(torch.from_numpy(part) for part in self.surface(index, at)))
 
 
 def frame_on_grey(image: Tensor) -> Tensor:
@@ -168,7 +160,7 @@ class MeshObjects(ObjectViews):
 
     def read(self, number: int) -> ColouredMesh:
         """Read mesh `number` of the split, and scale it into the cube [-HALF, HALF]^3. Raises ConfigError."""
-        return fit_to_cube(read_mesh(self.folder / self.files[number][0], self.options.up, warn=True), HALF)
+        return fit_to_cube(read_mesh(self.folder / self.files[number][0], self.options.up, warn=True), inputs.HALF)
 
     def photograph(self, index: int, at: Cameras) -> Array:
         return self.mesh(index % len(self.files)).photograph(at, GREY, self.options.light)

@@ -92,7 +92,7 @@ class PriorEvaluation(Evaluation[P, int, Row]):
         return np.concatenate(found)
 
     def view_use(self, objects: Captioned) -> tuple[str, Json]:
-        """Run the function `view_use`, for a prior with `timestep_per_view`. Return a Markdown section and the result."""
+        """Run the function `view_use`, for a prior with `timestep_per_view`. Return a Markdown section and result."""
         figures = view_use(self.prior, Objects.encoded(self.prior, objects), self.config.seed)
         return view_use_table(figures), figures
 

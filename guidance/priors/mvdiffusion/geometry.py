@@ -14,14 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from threedgen.geometry.warp import (
-    apply_homography,
-    homography,
-    overlap_fractions,
-    pixel_grid,
-    reproject,
-    sample_nearest,
-)
+from threedgen.geometry import warp
 
 Neighbours = Literal["ring", "all"]
 UNKNOWN_DEPTH = 1e6
@@ -121,8 +114,8 @@ class PanoramaGeometry(Geometry):
         # for "ring" the reference implementation divides the width; no difference in training, where views are square
         key_scale = (self.size[1] if self.kind == "ring" else self.size[0]) // height
         pixels = token_pixels(height, width, scale)
-        there = homography(self.K[view], self.R[view], self.K[others], self.R[others])
-        counterpart, front = apply_homography(there, pixels)
+        there = warp.homography(self.K[view], self.R[view], self.K[others], self.R[others])
+        counterpart, front = warp.apply_homography(there, pixels)
         around = torch.arange(-(self.k // 2), self.k // 2 + 1, dtype=torch.float64)
         square = torch.cartesian_prod(around, around)  # x outside, y inside
         places = counterpart[:, :, None] / key_scale - 0.5 + square
@@ -131,7 +124,7 @@ class PanoramaGeometry(Geometry):
         mask = ((targets > 0) & (targets < limits)).all(-1)
         if self.kind == "all":
             mask &= front[:, :, None]
-        back, _ = apply_homography(torch.linalg.inv(there), targets.flatten(1, 2))
+        back, _ = warp.apply_homography(torch.linalg.inv(there), targets.flatten(1, 2))
         relation = (back.view_as(targets) - pixels[:, None]) / scale
         # masked positions may be infinite, and infinity times zero is NaN
         return Keys(torch.tensor(others), places, mask, torch.where(mask[..., None], relation, 0.0))
@@ -160,17 +153,17 @@ class DepthGeometry(Geometry):
         self.depth, self.c2w, K = (t.detach().cpu().double() for t in (depth, c2w, K))
         self.depth = torch.where((self.depth > 0) & self.depth.isfinite(), self.depth, 0.0)
         self.K, self.released = K.expand(len(depth), 3, 3), released
-        self.overlap = overlap_fractions(self.depth, self.c2w, self.K, released)
+        self.overlap = warp.overlap_fractions(self.depth, self.c2w, self.K, released)
         self._adjacent = overlap_neighbours(self.overlap, overlap)
 
     def _keys(self, view: int, height: int, width: int) -> Keys:
         scale = self.depth.shape[1] // height
         pixels, others = token_pixels(height, width, scale), self._adjacent[view]
-        here = sample_nearest(self.depth[view], pixels)
-        found = [reproject(pixels, here, *self._camera(view), *self._camera(other)) for other in others]
+        here = warp.sample_nearest(self.depth[view], pixels)
+        found = [warp.reproject(pixels, here, *self._camera(view), *self._camera(other)) for other in others]
         counterpart, z = (torch.stack(part) for part in zip(*found, strict=True))
         there = torch.stack(
-            [sample_nearest(self.depth[other], at) for other, at in zip(others, counterpart, strict=True)]
+            [warp.sample_nearest(self.depth[other], at) for other, at in zip(others, counterpart, strict=True)]
         )
         mask = (here > 0) & (there > 0) & (self.released | (z > 0))
         relation = ((here if self.released else z) - torch.where(mask, there, UNKNOWN_DEPTH)).abs()
@@ -183,7 +176,7 @@ class DepthGeometry(Geometry):
 
 def token_pixels(height: int, width: int, scale: int) -> Tensor:
     """Return the pixel (x, y) at the centre of each token of a feature map, (T, 2), for `scale` pixels per token."""
-    return pixel_grid(height, width).flatten(0, 1) * scale + scale // 2
+    return warp.pixel_grid(height, width).flatten(0, 1) * scale + scale // 2
 
 
 def overlap_neighbours(overlap: Tensor, minimum: float = 0.3) -> list[list[int]]:

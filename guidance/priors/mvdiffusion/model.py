@@ -17,21 +17,11 @@ from threedgen.config import ConfigError
 from threedgen.config.errors import keyed
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.warp import to_opencv
+from threedgen.guidance import sampling
 from threedgen.guidance.attention.joined import predict
 from threedgen.guidance.guidance import Condition, guided
 from threedgen.guidance.options import MVDiffusionConfig
 from threedgen.guidance.priors.latent_diffusion import LatentDiffusion, load_prior, with_additions
-from threedgen.guidance.sampling import (
-    NO_SYNC,
-    Generators,
-    InitLatents,
-    Size,
-    ViewSync,
-    before_steps,
-    check_image_size,
-    sample_images,
-    sample_latents,
-)
 from threedgen.guidance.weights.files import read_tensors
 from threedgen.guidance.weights.plugins import locate
 
@@ -50,7 +40,7 @@ def build(options: MVDiffusionConfig, device: torch.device | str = "cpu") -> MVD
     return with_additions(model, options)  # at the end: a file with blocks may replace the UNet
 
 
-ImageConditions = Callable[[Size], tuple[Tensor | None, Tensor | None]]
+ImageConditions = Callable[[sampling.Size], tuple[Tensor | None, Tensor | None]]
 """Function from an image size (H, W) to image conditions of F views: extra UNet channels (F, E, h, w) and the input of
 the branch for known views (F, C + 1, h, w); each may be None."""
 
@@ -72,13 +62,13 @@ class MVDiffusion(LatentDiffusion):
         channels = self.latent_shape[0]
         return extra_kind(self.unet.config["in_channels"] - channels, channels)
 
-    def check_size(self, size: Size, keys: tuple[str, str]) -> None:
+    def check_size(self, size: sampling.Size, keys: tuple[str, str]) -> None:
         """Raise ConfigError, with the config `keys` of height and width, if a size (H, W) cannot be sampled."""
-        check_image_size(size, self.unit, self.draft, keys)
+        sampling.check_image_size(size, self.unit, self.draft, keys)
         if self.multiview is not None and self.multiview.kind == "depth" and self.multiview.encoding == "reference":
             self.check_pairs(size, self.draft is not None, keys[1])
 
-    def check_pairs(self, size: Size, halved: bool, key: str) -> None:
+    def check_pairs(self, size: sampling.Size, halved: bool, key: str) -> None:
         """Raise ConfigError if the number of pixels of the UNet's smallest feature map is odd.
 
         MVDiffusion's depth encoding joins these pixels in pairs.
@@ -208,15 +198,15 @@ class MVDiffusion(LatentDiffusion):
         self,
         prompts: Sequence[str],
         geometry: Geometry | None,
-        size: Size,
+        size: sampling.Size,
         conditions: ImageConditions = lambda size: (None, None),
         steps: int = 50,
         guidance_scale: float = 9.0,
         negative_prompt: str = "",
-        generator: Generators = None,
+        generator: sampling.Generators = None,
         on_step: Callable[[], None] = lambda: None,
         eta: float = 0.0,
-        sync: ViewSync = NO_SYNC,
+        sync: sampling.ViewSync = sampling.NO_SYNC,
     ) -> Tensor:
         """Sample the F views of a scene by DDIM and return images (F, H, W, 3) in [0, 1], on the CPU.
 
@@ -232,7 +222,7 @@ class MVDiffusion(LatentDiffusion):
         """
         count, text = len(prompts), self.encode_prompt([*prompts, negative_prompt]).split([len(prompts), 1])
 
-        def sample_pass(size: Size, start: Tensor, init: InitLatents | None) -> Tensor:
+        def sample_pass(size: sampling.Size, start: Tensor, init: sampling.InitLatents | None) -> Tensor:
             extra, condition = (None if part is None else part.to(self.device) for part in conditions(size))
             fixed = self.fixed_latents(extra, condition)
             condition = condition if self.has_condition_branch else None
@@ -248,7 +238,9 @@ class MVDiffusion(LatentDiffusion):
 
             text_condition = Condition(text, n_view=count, single_view_uncond=self.guide_views)
             predict = guided(denoise, text_condition, guidance_scale)
-            z = sample_latents(predict, start, self.schedule, steps, init, eta, generator, before_steps(on_step))
+            z = sampling.sample_latents(
+                predict, start, self.schedule, steps, init, eta, generator, sampling.before_steps(on_step)
+            )
             return z if fixed is None else torch.where(fixed[0] > 0, fixed[1], z)
 
-        return sample_images(self, count, size, sample_pass, generator, sync)
+        return sampling.sample_images(self, count, size, sample_pass, generator, sync)

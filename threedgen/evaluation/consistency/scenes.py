@@ -32,13 +32,7 @@ from threedgen.run.cache import digest
 from threedgen.run.seeding import generator, numpy_generator
 from threedgen.train.task import device
 
-from .options import (
-    FolderSamplerConfig,
-    MVAdapterSamplerConfig,
-    MVDreamSamplerConfig,
-    PosedScenesConfig,
-    SampledScenesConfig,
-)
+from . import options
 from .photos import FolderScene, open_scene
 
 logger = logging.getLogger(__name__)
@@ -95,11 +89,11 @@ class Scene:
         return Views(images, self.cameras)
 
 
-def srn(config: PosedScenesConfig, sampler: object, seed: int) -> list[Scene]:
+def srn(config: options.PosedScenesConfig, sampler: object, seed: int) -> list[Scene]:
     return [_with_condition(config, open_scene(path, config)) for path in config.folders()]
 
 
-def _with_condition(config: PosedScenesConfig, scene: FolderScene) -> Scene:
+def _with_condition(config: options.PosedScenesConfig, scene: FolderScene) -> Scene:
     instance, size = scene.views, None if isinstance(scene.views, PosedPhotos) else config.size
     with within("scenes"):
         given, targets = condition_and_targets(instance, config.condition)
@@ -117,7 +111,7 @@ def _with_condition(config: PosedScenesConfig, scene: FolderScene) -> Scene:
     return Scene(instance.name, cameras, numbers, condition, "", original, scene.bounds, scene.notes)
 
 
-def sampled(config: SampledScenesConfig, sampler: object, seed: int) -> list[Scene]:
+def sampled(config: options.SampledScenesConfig, sampler: object, seed: int) -> list[Scene]:
     assert isinstance(sampler, FolderSampler)
     return [
         Scene(name, one.views.cameras, one.views.numbers, bounds=one.bounds, notes=one.notes)
@@ -172,10 +166,10 @@ class GroupSampler:
     ``config.together`` views (0: one group). The views of a group are sampled jointly."""
 
     needs_text, on_disk = False, False
-    config: MVDreamSamplerConfig | MVAdapterSamplerConfig
+    config: options.MVDreamSamplerConfig | options.MVAdapterSamplerConfig
     prior: Prior
 
-    def __init__(self, config: MVDreamSamplerConfig | MVAdapterSamplerConfig) -> None:
+    def __init__(self, config: options.MVDreamSamplerConfig | options.MVAdapterSamplerConfig) -> None:
         self.config = config
         self.prior = registry.build("prior", config.prior, device())
 
@@ -203,7 +197,7 @@ class MVDreamSampler(GroupSampler):
     """Sampler that uses an MVDream prior, which is conditioned on the prompt and the cameras."""
 
     needs_text = True
-    config: MVDreamSamplerConfig
+    config: options.MVDreamSamplerConfig
 
     def sample_group(self, request: Request, c2w: Tensor, rng: torch.Generator) -> Tensor:
         c = self.config
@@ -217,7 +211,7 @@ class MVAdapterSampler(GroupSampler):
     size and position of the object, and shows its front at azimuth 0.
     """
 
-    config: MVAdapterSamplerConfig
+    config: options.MVAdapterSamplerConfig
     prior: MVAdapter
 
     def sample_group(self, request: Request, c2w: Tensor, rng: torch.Generator) -> Tensor:
@@ -247,7 +241,7 @@ class FolderSampler:
 
     needs_text, on_disk = False, True
 
-    def __init__(self, config: FolderSamplerConfig) -> None:
+    def __init__(self, config: options.FolderSamplerConfig) -> None:
         self.folder = Path(config.path).expanduser()
         scenes = [open_scene(path, config) for path in config.folders()]
         self.scenes = {scene.views.name: scene for scene in scenes}

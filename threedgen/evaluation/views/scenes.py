@@ -20,7 +20,7 @@ from torch import Tensor
 
 from threedgen.config import ConfigError
 from threedgen.data.scene_views import SceneViews
-from threedgen.evaluation.samples import kept_views
+from threedgen.evaluation.runner import kept_views
 from threedgen.geometry.cameras_file import CAMERAS_FILE, CamerasFile, read_cameras
 from threedgen.geometry.picture_file import load_image, read_depth
 from threedgen.geometry.views import Views, resize

@@ -11,16 +11,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, Field, create_model, model_validator
 
-from threedgen.config import Config, ConfigError, Layer, Scheduled, merge, plain, registry, validate
+from threedgen.config import Config, ConfigError, Layer, Scheduled, merge, plain, registry, sections, validate
 from threedgen.config.errors import within
 from threedgen.config.registry import SECTION, Component
-from threedgen.config.sections import (
-    CheckpointConfig,
-    LoggerConfig,
-    MultiviewCameraConfig,
-    OrbitCameraConfig,
-    TrainerConfig,
-)
 from threedgen.export.options import ExportSection
 from threedgen.guidance.losses.options import DistillationConfig, ViewPromptsConfig
 from threedgen.guidance.options import MatteName, PriorConfig
@@ -156,8 +149,9 @@ def registered(kind: str) -> AfterValidator:
 class ResultConfig(Config):
     """Files written at the end of a run."""
 
-    turntable: OrbitCameraConfig = Field(
-        OrbitCameraConfig(n_view=60, distance=2.6, height=256, width=256), description="cameras of turntable.mp4"
+    turntable: sections.OrbitCameraConfig = Field(
+        sections.OrbitCameraConfig(n_view=60, distance=2.6, height=256, width=256),
+        description="cameras of turntable.mp4",
     )
     fps: int = Field(20, ge=1, le=120, description="frames per second of turntable.mp4")
     mesh_resolution: int = Field(128, ge=16, le=512, description="grid points per axis of marching cubes")
@@ -191,7 +185,7 @@ class GenerateConfig(PromptedConfig):
     material: Annotated[MaterialConfig, Component("material", default="none")] = Field(SECTION, description="lighting")
     march: MarchConfig = MarchConfig()
     occupancy: OccupancyConfig | None = Field(OccupancyConfig(), description="null: no empty-space skipping")
-    camera: Annotated[MultiviewCameraConfig, Component("camera", default="multiview")] = Field(
+    camera: Annotated[sections.MultiviewCameraConfig, Component("camera", default="multiview")] = Field(
         SECTION, description="sampler of training cameras"
     )
     guidance_input: Literal["colour", "normal"] = Field("colour", description="input of the prior")
@@ -208,9 +202,9 @@ class GenerateConfig(PromptedConfig):
     result: ResultConfig = ResultConfig()
     export: ExportSection = ExportSection()
     view: ViewConfig = Field(ViewConfig(), exclude=True)  # not part of the result: not in config.yaml, not hashed
-    trainer: TrainerConfig = TrainerConfig(val_check_interval=100)
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    logger: Annotated[LoggerConfig, Component("logger", default="csv")] = Field(
+    trainer: sections.TrainerConfig = sections.TrainerConfig(val_check_interval=100)
+    checkpoint: sections.CheckpointConfig = sections.CheckpointConfig()
+    logger: Annotated[sections.LoggerConfig, Component("logger", default="csv")] = Field(
         SECTION, description="further log beside metrics.jsonl and metrics.csv"
     )
     metrics: Annotated[tuple[str, ...], registered("metric")] = Field(

@@ -27,16 +27,8 @@ from threedgen.data.srn.pairs import PairBank
 from threedgen.geometry.images import enlarge_small, grid, psnr, write_png
 from threedgen.geometry.views import Views
 from threedgen.guidance.novel_view import novel_views as folders
+from threedgen.guidance.novel_view import sampler
 from threedgen.guidance.novel_view.options import CamerasConfig, XUNetConfig
-from threedgen.guidance.novel_view.sampler import (
-    ViewModel,
-    add_noise,
-    clipped,
-    logsnr_cosine,
-    sample_views,
-    target,
-    x0_from_output,
-)
 from threedgen.guidance.novel_view.xunet import LatentPairs, XUNet
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.run.arrays import Array
@@ -99,7 +91,7 @@ class Pairs(NamedTuple):
 
 @torch.no_grad()
 def gap_test(
-    model: ViewModel, pairs: Pairs, alpha_bars: tuple[float, ...], rng: torch.Generator, kinds: int = 1
+    model: sampler.ViewModel, pairs: Pairs, alpha_bars: tuple[float, ...], rng: torch.Generator, kinds: int = 1
 ) -> list[Gap]:
     """Measure how much a model uses its condition view: the PSNR with the true view, and with one of another scene.
 
@@ -116,11 +108,11 @@ def gap_test(
     truth = decode(pairs.x0).numpy()
 
     def fidelity(x: Tensor, logsnr: Tensor) -> float:
-        z = add_noise(pairs.x0, noise, logsnr)
+        z = sampler.add_noise(pairs.x0, noise, logsnr)
         inputs = (x, z, logsnr, pairs.c2w, pairs.K, keep)
         output = torch.cat([model.predict(*part) for part in zip(*(t.split(CHUNK) for t in inputs), strict=True)])
-        x0 = x0_from_output(z, output, logsnr, model.prediction)
-        views = decode(clipped(model, x0))
+        x0 = sampler.x0_from_output(z, output, logsnr, model.prediction)
+        views = decode(sampler.clipped(model, x0))
         return fmean(psnr(*pair) for pair in zip(truth, views.numpy(), strict=True))
 
     levels = {a: torch.full((len(pairs.x),), log(a) - log(1 - a), device=pairs.x.device) for a in alpha_bars}
@@ -136,7 +128,9 @@ def once_around(views: Views, count: int) -> Views:
     return views.select(order[chosen])
 
 
-def pair_loss(model: ViewModel, pairs: Pairs, logsnr: Tensor, keep: Tensor, noise: Tensor, blank: Tensor) -> Tensor:
+def pair_loss(
+    model: sampler.ViewModel, pairs: Pairs, logsnr: Tensor, keep: Tensor, noise: Tensor, blank: Tensor
+) -> Tensor:
     """Return the mean squared error of the network's prediction for noisy target views, a scalar.
 
     Args:
@@ -145,9 +139,9 @@ def pair_loss(model: ViewModel, pairs: Pairs, logsnr: Tensor, keep: Tensor, nois
         noise, blank: (B, C, h, w) unit Gaussian noise.
     """
     x = torch.where(keep[:, None, None, None], pairs.x, blank)
-    z = add_noise(pairs.x0, noise, logsnr)
+    z = sampler.add_noise(pairs.x0, noise, logsnr)
     out = model.predict(x, z, logsnr, pairs.c2w, pairs.K, keep)
-    return F.mse_loss(out, target(pairs.x0, noise, logsnr, model.prediction))
+    return F.mse_loss(out, sampler.target(pairs.x0, noise, logsnr, model.prediction))
 
 
 class PairSystem(AveragedSystem):
@@ -173,7 +167,7 @@ class PairSystem(AveragedSystem):
         step, o = int(batch), self.options
         rng, gen = self.numpy_rng(step, "pairs"), self.rng(step, "diffusion")
         pairs = self.load_pairs(rng.integers(0, self.bank.train, o.batch), rng)
-        logsnr = logsnr_cosine(stratified_uniform(o.batch, gen) ** o.time_power)
+        logsnr = sampler.logsnr_cosine(stratified_uniform(o.batch, gen) ** o.time_power)
         keep = torch.rand(o.batch, generator=gen) >= DROPPED
         noise, blank = (torch.randn(pairs.x.shape, generator=gen).to(self.device) for _ in range(2))
         with self.autocast():
@@ -220,7 +214,7 @@ class PairSystem(AveragedSystem):
         K = torch.stack([views.cameras.K[0] for views in truth]).to(self.device)
         rngs = [generator(self.seed, scene, "sheet") for scene in scenes]
         poses = (c2w[:, :1], c2w[:, 1:])
-        samples = sample_views(model, x, *poses, K, rngs, steps=SHEET_STEPS, guidance_scale=scale)
+        samples = sampler.sample_views(model, x, *poses, K, rngs, steps=SHEET_STEPS, guidance_scale=scale)
         rows, count = list[Tensor](), len(truth[0])
         for views, sampled in zip(truth, samples, strict=True):
             rows += [views.images[:1], model.decode_images(sampled).float().cpu(), views.images]

@@ -23,20 +23,13 @@ from threedgen.config import registry
 from threedgen.config.errors import ConfigError, keyed
 from threedgen.data.bank import SceneBank, available_entries, choose_by_share, sample_entries
 from threedgen.data.scene_views import SceneSource
-from threedgen.guidance.losses.lora import ATTENTION, CONVOLUTIONS, LoRA
+from threedgen.guidance.losses.vsd import ATTENTION, CONVOLUTIONS, LoRA
+from threedgen.guidance.priors.mvdiffusion import weights
 from threedgen.guidance.priors.mvdiffusion.geometry import Geometry, Scenes
 from threedgen.guidance.priors.mvdiffusion.inputs import Extra, depth_channels, given_condition
 from threedgen.guidance.priors.mvdiffusion.model import MVDiffusion
 from threedgen.guidance.priors.mvdiffusion.unet import Kind, MultiviewUNet
-from threedgen.guidance.priors.mvdiffusion.weights import (
-    difference,
-    difference_in,
-    load_blocks,
-    load_difference,
-    save_blocks,
-    widened,
-    with_difference,
-)
+from threedgen.guidance.priors.mvdiffusion.weights import difference
 from threedgen.guidance.sampling import REFINE_STRENGTH, Size, check_half_size, check_image_size
 from threedgen.guidance.weights.files import read_tensors, sha256
 from threedgen.guidance.weights.loading import identify
@@ -214,7 +207,7 @@ class ViewsSystem(MVDiffusionSystem):
     def save(self, folder: Path) -> None:
         assert self.model.multiview is not None
         options = {} if self.config.variant == "depth" else SAVED
-        save_blocks(folder / RESULT, self.model.multiview, self.difference, options)
+        weights.save_blocks(folder / RESULT, self.model.multiview, self.difference, options)
 
     def sample_sheet(self) -> Sheet:
         """Return rows with the true views of training scenes, each above a row of samples."""
@@ -243,7 +236,7 @@ def train(task: Task) -> Status:
     reused = blocks if o is None else None  # the UNet of another run is used as it is
     if reused is not None:
         with keyed("blocks"):
-            model.unet = with_difference(model.unet, reused)
+            model.unet = weights.with_difference(model.unet, reused)
     if model.extra != needed and (o is None or model.extra != "nothing"):
         problem = f"the further input of the 2D model is {model.extra}, and variant {config.variant} needs {needed}"
         key = "start" if reused is None else "blocks"
@@ -257,9 +250,9 @@ def train(task: Task) -> Status:
     network = MultiviewUNet(model.unet, kind, config.training.encoding, condition=full, convolution=full)
     if blocks is not None:
         with keyed("blocks"):
-            load_blocks(network, blocks, unet=reused is not None)
+            weights.load_blocks(network, blocks, unet=reused is not None)
     model.with_network(network)
-    changes = difference(model.unet, lora) if reused is None else difference_in(reused)
+    changes = difference(model.unet, lora) if reused is None else weights.difference_in(reused)
     facts = {} if file is None or reused is None else {"blocks_sha256": sha256(file)}
     return task.train(ViewsSystem(config, model, data, changes, lora, **facts), metrics=("loss",))
 
@@ -303,14 +296,14 @@ def train_single_views(
     config: TrainMVDiffusionConfig = task.config
     needed = EXTRA[config.variant]
     if model.extra != needed:
-        model.unet = widened(model.unet, 1 if needed == "depth" else 1 + model.latent_shape[0])
+        model.unet = weights.widened(model.unet, 1 if needed == "depth" else 1 + model.latent_shape[0])
     targets = ATTENTION if o.layers == "attention" else ATTENTION + CONVOLUTIONS
     lora = LoRA(model.unet, o.rank, generator(config.seed, 0, "lora"), targets=targets)
-    changes = (blocks and difference_in(blocks)) or {}
+    changes = (blocks and weights.difference_in(blocks)) or {}
     first = changes.get("unet.conv_in.weight")
     if first is not None and first.shape == model.unet.conv_in.weight.shape:
         with keyed("blocks"):
-            load_difference(model.unet, lora, changes)
+            weights.load_difference(model.unet, lora, changes)
     lora.attach(model.unet)
     system = SingleViewSystem(config, o, model, data, lora)
     task.stage("single-view", system.learning, system, "loss")

@@ -15,10 +15,10 @@ from itertools import combinations
 import numpy as np
 import torch
 
+from threedgen.evaluation import report
 from threedgen.evaluation.metrics.distributions import colour_disagreement, foreground_means
 from threedgen.evaluation.metrics.figures import Estimate, Json, Share, mean_estimate, share
 from threedgen.evaluation.prior import PriorEvaluation
-from threedgen.evaluation.report import format_estimate, format_rate, markdown_table, rounded, write_strips
 from threedgen.evaluation.runner import evaluation_task, random_ring, ring_poses
 from threedgen.guidance.matte import Matte
 from threedgen.run.arrays import Array, evenly_spaced
@@ -97,7 +97,7 @@ def measure(probe: Probe, matte: Matte, cases: Cases, views: Sequence[Array], tr
             for kind, group in (("with", "worn"), ("without", "plain"))
         }
         found["variety"][name] = _variety(probe, matte, cases["variety"], of[parts["variety"]])
-    result: Json = rounded(found)
+    result: Json = report.rounded(found)
     return result
 
 
@@ -130,21 +130,21 @@ def open_table(figures: Json, count: int, seeds: int) -> str:
     both, agreement, entropy = ("measured", "truth"), figures["agreement"], f"{math.log2(min(seeds, 12)):.2f}"
 
     def rates(kind: str) -> list[str]:
-        return [format_rate(Share.of(figures["accessories"][name][kind])) for name in both]
+        return [report.format_rate(Share.of(figures["accessories"][name][kind])) for name in both]
 
     def numbers(key: str) -> list[str]:
-        return [format_estimate(figures["variety"][name][key]) for name in both]
+        return [report.format_estimate(figures["variety"][name][key]) for name in both]
 
-    colours = [format_estimate(agreement[name]) for name in both]
+    colours = [report.format_estimate(agreement[name]) for name in both]
     rows = [
         ["Lab distance of the four views, no colour named", *colours, f"{agreement['chance']:.1f}"],
-        [f"nouns below {LOW_DISTANCE}", format_rate(Share(agreement["below_15"], count)), "", ""],
+        [f"nouns below {LOW_DISTANCE}", report.format_rate(Share(agreement["below_15"], count)), "", ""],
         ["accessory without a colour is present", *rates("with"), ""],
         ["the same without its word", *rates("without"), ""],
         [f"entropy of colour names over {seeds} seeds, bits", *numbers("colour_entropy"), entropy],
         ["distance of outlines between seeds", *numbers("shape_distance"), ""],
     ]
-    return "## Open prompts\n\n" + markdown_table(["figure", "measured", "truth", "chance or maximum"], rows)
+    return "## Open prompts\n\n" + report.markdown_table(["figure", "measured", "truth", "chance or maximum"], rows)
 
 
 HELD_BACK = 7_000_000
@@ -232,7 +232,7 @@ counts as right within 15 degrees of its quarter."""
         truth = [true_views(case, azimuth, views.shape[2], config.seed) for case in every]
         figures = measure(self.probe, Matte.load(MATTE), cases, list(views), truth)
         shown = range(2 * config.open_nouns)
-        write_strips(self.folder / "open.png", [views[k] for k in shown], [prompts[k] for k in shown], 4)
+        report.write_strips(self.folder / "open.png", [views[k] for k in shown], [prompts[k] for k in shown], 4)
         return open_table(figures, config.open_nouns, VARIETY_SEEDS), figures
 
 

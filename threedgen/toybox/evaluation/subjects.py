@@ -19,17 +19,9 @@ import torch
 from torch import Tensor
 
 from threedgen.config import registry
+from threedgen.evaluation import runner
 from threedgen.evaluation.metrics.figures import Json, Share, bootstrap, median, share_of_groups
 from threedgen.evaluation.report import format_estimate, format_rate, markdown_table, write_report
-from threedgen.evaluation.runner import (
-    Evaluation,
-    Ring,
-    evaluation_task,
-    kept_json,
-    random_ring,
-    ring_poses,
-    sample_objects,
-)
 from threedgen.geometry.images import grid, write_png
 from threedgen.geometry.picture_file import load_image
 from threedgen.guidance.prior import Prior
@@ -77,7 +69,7 @@ class Subject:
     truth: Tensor
 
 
-class Subjects(Evaluation[EvaluateSubjectsConfig, int, Json]):
+class Subjects(runner.Evaluation[EvaluateSubjectsConfig, int, Json]):
     """Evaluation of priors that are personalised on photos of toybox objects. An item is the number of an object."""
 
     stage = "subjects"
@@ -91,16 +83,20 @@ class Subjects(Evaluation[EvaluateSubjectsConfig, int, Json]):
         self.base = prior_of(tuning_config(config, self.folder, config.preservation[0], "thing"))
 
     def prepare(self) -> None:
-        self.base_scores = kept_json(self.folder / "held-out.json", partial(self.held_out, self.base))["scores"]
+        self.base_scores = runner.kept_json(self.folder / "held-out.json", partial(self.held_out, self.base))["scores"]
 
     def measure(self, item: int) -> Json:
         config, subject = self.config, self.make_subject(item)
         self.progress.note(subject.folder.name)
-        found = {"base": kept_json(subject.folder / "base.json", partial(self.samples, subject, self.base, "base"))}
+        found = {
+            "base": runner.kept_json(subject.folder / "base.json", partial(self.samples, subject, self.base, "base"))
+        }
         for method, strength in config.rows:
             tuning, key = tuning_config(config, subject.folder, method, subject.asset.noun), row_key(method, strength)
             tune(tuning)
-            found[key] = kept_json(subject.folder / f"{key}.json", partial(self.tuned, subject, tuning, key, strength))
+            found[key] = runner.kept_json(
+                subject.folder / f"{key}.json", partial(self.tuned, subject, tuning, key, strength)
+            )
         found["base"]["held_out"] = self.base_scores
         return {"subject": subject.folder.name, "found": found}
 
@@ -115,8 +111,10 @@ class Subjects(Evaluation[EvaluateSubjectsConfig, int, Json]):
         rgb = render_orbit(asset, azimuth, np.full(VIEWS, elevation), size).rgb
         return Subject(asset, folder, self.embed(torch.from_numpy(rgb)))
 
-    def ring(self, number: int, setting: int) -> Ring:
-        return random_ring(numpy_generator(self.config.seed, number, f"subject cameras {setting}"), VIEWS, (5, 30))
+    def ring(self, number: int, setting: int) -> runner.Ring:
+        return runner.random_ring(
+            numpy_generator(self.config.seed, number, f"subject cameras {setting}"), VIEWS, (5, 30)
+        )
 
     def sample(
         self, prior: Prior, prompts: Sequence[str], places: Sequence[tuple[int, int]]
@@ -129,8 +127,8 @@ class Subjects(Evaluation[EvaluateSubjectsConfig, int, Json]):
         config = self.config
         rings = [self.ring(*place) for place in places]
         rngs = [generator(config.seed, number, f"subject sample {setting}") for number, setting in places]
-        c2w = torch.stack([ring_poses(ring) for ring in rings])
-        views = sample_objects(prior, prompts, c2w, rngs, config.steps, config.guidance_scale)
+        c2w = torch.stack([runner.ring_poses(ring) for ring in rings])
+        views = runner.sample_objects(prior, prompts, c2w, rngs, config.steps, config.guidance_scale)
         return [(images, azimuth) for images, (azimuth, _) in zip(views, rings, strict=True)]
 
     def held_out(self, prior: Prior) -> Json:
@@ -318,4 +316,4 @@ def table(figures: Mapping[str, Json]) -> str:
     return markdown_table(heads, rows)
 
 
-run = evaluation_task(Subjects)
+run = runner.evaluation_task(Subjects)

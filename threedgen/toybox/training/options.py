@@ -10,23 +10,10 @@ from threedgen.config.registry import Component
 from threedgen.config.sections import CheckpointConfig, Fovs, Positives, TrainerConfig
 from threedgen.data.assets.options import AssetsConfig
 from threedgen.run.folder import user_path
-from threedgen.systems.train.options import (
-    Average,
-    Batch,
-    Count,
-    DenoisingConfig,
-    First,
-    Fresh,
-    NoText,
-    Share,
-    TrainConfig,
-    ViewNoiseConfig,
-    check_multiple,
-    default_trainer,
-)
+from threedgen.systems.train import options as base
 
 Images = Annotated[int, Field(ge=1, description="number of distinct images; afterwards only these are sampled")]
-Widths = Annotated[tuple[Count, ...], Field(min_length=1, description="channels of each level")]
+Widths = Annotated[tuple[base.Count, ...], Field(min_length=1, description="channels of each level")]
 GROUPS = 16
 """Number of groups of the group norms of a UNet."""
 
@@ -35,8 +22,8 @@ class AutoencoderConfig(Config):
     """The autoencoder and its training."""
 
     channels: Widths = (24, 48, 96, 160)
-    batch: Count = Field(16, description="images per step; a crop step takes two crops of each")
-    max_steps: Count = 5000
+    batch: base.Count = Field(16, description="images per step; a crop step takes two crops of each")
+    max_steps: base.Count = 5000
 
     @property
     def factor(self) -> int:
@@ -47,7 +34,7 @@ class AutoencoderConfig(Config):
 class DecoderConfig(Config):
     """Training of the autoencoder's decoder on noisy latents."""
 
-    max_steps: Count = 2500
+    max_steps: base.Count = 2500
 
 
 class NetworkConfig(Config):
@@ -58,36 +45,38 @@ class NetworkConfig(Config):
     @model_validator(mode="after")
     def _check_groups(self) -> Self:
         for width in self.channels:
-            check_multiple("channels", width, GROUPS, "the groups of its norms")
+            base.check_multiple("channels", width, GROUPS, "the groups of its norms")
         return self
 
 
 class WordsConfig(Config):
     """Contrastive training of the text encoder, as in CLIP: captions against latents of their images."""
 
-    max_steps: Count = 800
+    max_steps: base.Count = 800
     batch: int = Field(256, ge=2, description="images per step, each with its caption")
 
 
-class DiffusionConfig(DenoisingConfig):
+class DiffusionConfig(base.DenoisingConfig):
     """Training of the UNet."""
 
-    batch: Batch = 64
-    fresh: Fresh = 4
-    first: First = 8192
+    batch: base.Batch = 64
+    fresh: base.Fresh = 4
+    first: base.First = 8192
     pictures: Images = 600_000
-    variation: Share = Field(0.3, description="variation of what captions leave unspecified; 0: always the mean shape")
-    no_text: NoText = 0.1
+    variation: base.Share = Field(
+        0.3, description="variation of what captions leave unspecified; 0: always the mean shape"
+    )
+    no_text: base.NoText = 0.1
     timestep_power: Scheduled = Field(2.0, gt=0, le=3, description="t = T u^timestep_power; above 1 favours low noise")
     learning_rate: Scheduled = Field({"0%": 0.0, "1%": 2e-3, "60%": 2e-3, "100%": 2e-5})
-    ema: Average = 0.999
+    ema: base.Average = 0.999
 
 
 class PhotographsConfig(DiffusionConfig):
     """Training of the UNet of the 2D model on images of objects and rooms."""
 
-    rooms: Share = Field(0.25, description="share of images inside rooms")
-    clutter: Share = Field(1.0, description="share of the possible objects that stand in a room")
+    rooms: base.Share = Field(0.25, description="share of images inside rooms")
+    clutter: base.Share = Field(1.0, description="share of the possible objects that stand in a room")
     style: Literal["plain", "blocks"] = Field("plain", description="style of the objects; blocks: each part a box")
 
 
@@ -98,19 +87,19 @@ class MultiviewDiffusionConfig(DiffusionConfig):
     """
 
     n_view: int = Field(4, ge=2, le=16, description="views of an object that attend to each other")
-    two_d: Share = Field(0.3, description="share of batches of single images without cameras")
-    view_noise: ViewNoiseConfig = ViewNoiseConfig()
+    two_d: base.Share = Field(0.3, description="share of batches of single images without cameras")
+    view_noise: base.ViewNoiseConfig = base.ViewNoiseConfig()
 
 
 class CoarseConfig(Config):
     """Training of the coarse predictor, which computes latents from caption and camera in one step."""
 
-    max_steps: Count = 20_000
+    max_steps: base.Count = 20_000
     pictures: Images = 200_000
     learning_rate: Scheduled = Field({"0%": 0.0, "1%": 2e-3, "40%": 2e-3, "100%": 2e-5})
 
 
-class TrainBaseConfig(TrainConfig):
+class TrainBaseConfig(base.TrainConfig):
     """Train the toybox's 2D model, from the autoencoder to the UNet, or only `start`'s UNet.
 
     The stages are autoencoder, decoder, text encoder and UNet.
@@ -124,18 +113,18 @@ class TrainBaseConfig(TrainConfig):
     network: NetworkConfig = NetworkConfig()
     words: WordsConfig = WordsConfig()
     training: PhotographsConfig = PhotographsConfig()
-    trainer: TrainerConfig = default_trainer(24_000)
+    trainer: TrainerConfig = base.default_trainer(24_000)
 
     @model_validator(mode="after")
     def _check_sizes(self) -> Self:
         double = 2 * self.autoencoder.factor
-        check_multiple("image_size", self.image_size, double, "2 ** (levels of the autoencoder)")
+        base.check_multiple("image_size", self.image_size, double, "2 ** (levels of the autoencoder)")
         if self.widen is not None and self.start is None:
             raise ValueError("widen goes with start; the width of a new UNet is network.channels")
         return self
 
 
-class TrainPriorConfig(TrainConfig):
+class TrainPriorConfig(base.TrainConfig):
     """Train the toybox's multi-view prior from its 2D model, or train a prior further."""
 
     start: str = Field(min_length=1, description="2D model or multi-view prior to start from")
@@ -144,11 +133,11 @@ class TrainPriorConfig(TrainConfig):
     attention: bool = Field(False, description="attention added at the levels without it")
     rotary: bool = Field(False, description="rotary embedding of world positions in self-attention")
     open_captions: bool = Field(False, description="captions with some colours or none and up to two parts")
-    scattered: Share = Field(0.0, description="share of objects with independent cameras; open captions only")
+    scattered: base.Share = Field(0.0, description="share of objects with independent cameras; open captions only")
     fov_range: Fovs = Field((35.0, 45.0), description="range of fields of view, degrees")
     distance_range: Positives = Field((0.9, 1.0), description="range of camera distances, in 1 / tan(fov / 2)")
     training: MultiviewDiffusionConfig = MultiviewDiffusionConfig()
-    trainer: TrainerConfig = default_trainer(24_000)
+    trainer: TrainerConfig = base.default_trainer(24_000)
 
     @model_validator(mode="after")
     def _check_half(self) -> Self:
@@ -160,7 +149,7 @@ class TrainPriorConfig(TrainConfig):
 class OwnTrainingConfig(MultiviewDiffusionConfig):
     """Training of the UNet on renders of user assets."""
 
-    first: First = 2048
+    first: base.First = 2048
     pictures: Images = 100_000
     learning_rate: Scheduled = Field({"0%": 0.0, "2%": 1e-4, "60%": 1e-4, "100%": 1e-5})
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, a third more time")
@@ -176,7 +165,7 @@ class TrainOwnPriorConfig(AssetsConfig):
     held_out: int = Field(8, ge=0, le=100_000, description="assets for the sample sheet, not trained on")
     features: Annotated[Any, Component("features", default="probe")] = Field({}, description="features of the FID")
     training: OwnTrainingConfig = OwnTrainingConfig()
-    trainer: TrainerConfig = default_trainer(4000)
+    trainer: TrainerConfig = base.default_trainer(4000)
     checkpoint: CheckpointConfig = CheckpointConfig(seconds=60)
 
     @model_validator(mode="after")
@@ -204,21 +193,21 @@ class MatteNetworkConfig(Config):
 
     @model_validator(mode="after")
     def _check_size(self) -> Self:
-        check_multiple("size", self.size, 2 ** len(self.channels), "2 ** levels")
+        base.check_multiple("size", self.size, 2 ** len(self.channels), "2 ** levels")
         return self
 
 
 class MatteTrainingConfig(Config):
     """Training of the network that predicts the object's opacity in an image."""
 
-    batch: Batch = 16
-    first: First = 1024
-    pictures: Count = Field(20_000, description="number of distinct images")
+    batch: base.Batch = 16
+    first: base.First = 1024
+    pictures: base.Count = Field(20_000, description="number of distinct images")
 
 
-class TrainMatteConfig(TrainConfig):
+class TrainMatteConfig(base.TrainConfig):
     """Train the network that separates objects of toybox images from their grey background."""
 
     network: MatteNetworkConfig = MatteNetworkConfig()
     training: MatteTrainingConfig = MatteTrainingConfig()
-    trainer: TrainerConfig = default_trainer(1200, gradient_clip_val=5.0, val_check_interval=0)
+    trainer: TrainerConfig = base.default_trainer(1200, gradient_clip_val=5.0, val_check_interval=0)

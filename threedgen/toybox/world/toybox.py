@@ -16,23 +16,12 @@ from threedgen.data.coloured_mesh import ColouredMesh, Part
 from threedgen.data.options import OBJECT_RADIUS
 from threedgen.geometry.poses import orbit_array
 
-from . import nouns  # noqa: F401  (registers the recipes)
-from .builder import Builder, ReducedVariation
-from .grammar import (
-    ACCESSORIES,
-    HEADWEAR,
-    NOUNS,
-    SIZES,
-    WORDINGS,
-    Spec,
-    article,
-    caption,
-    colour_value,
-    detail_phrase,
-    held_out,
-    sample_colour,
-    sample_spec,
+from . import (
+    grammar,
+    nouns,  # noqa: F401  (registers the recipes)
 )
+from .builder import Builder, ReducedVariation
+from .grammar import caption
 from .primitives import BOX, DOME, TORUS, Asset, Primitive
 from .raycast import RenderResult, render
 
@@ -92,13 +81,13 @@ class Toybox:
     def rng(self, index: int, purpose: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, 0 if self.split == "train" else 1, index, purpose])
 
-    def spec(self, index: int) -> tuple[Spec, int]:
+    def spec(self, index: int) -> tuple[grammar.Spec, int]:
         """Return the specification of sample ``index``, and the number of its caption's wording (`grammar.caption`)."""
         rng = self.rng(index, 0)
         while True:
-            spec = sample_spec(rng)
-            if held_out(spec) == (self.split == "held-out"):
-                return spec, int(rng.integers(WORDINGS))
+            spec = grammar.sample_spec(rng)
+            if grammar.held_out(spec) == (self.split == "held-out"):
+                return spec, int(rng.integers(grammar.WORDINGS))
 
     def asset(self, index: int) -> Asset:
         spec, wording = self.spec(index)
@@ -143,7 +132,7 @@ class Toybox:
 
 
 def build(
-    spec: Spec, rng: np.random.Generator, text: str | None = None, index: int = -1, variation: float = 1.0
+    spec: grammar.Spec, rng: np.random.Generator, text: str | None = None, index: int = -1, variation: float = 1.0
 ) -> Asset:
     """Build the object of a specification. Shape, pose and unspecified colours are sampled from ``rng``.
 
@@ -152,15 +141,17 @@ def build(
         index: number of the object in its data set, which is stored in the result.
         variation: factor on all random variation except the choice of unspecified colours, in [0, 1].
     """
-    entry, source = NOUNS[spec.noun], rng if variation == 1 else ReducedVariation(rng, variation)
-    main = colour_value(spec.colour or sample_colour(rng), source)
-    named_parts = {word: colour_value(colour or sample_colour(rng), source) for word, colour in spec.details}
+    entry, source = grammar.NOUNS[spec.noun], rng if variation == 1 else ReducedVariation(rng, variation)
+    main = grammar.colour_value(spec.colour or grammar.sample_colour(rng), source)
+    named_parts = {
+        word: grammar.colour_value(colour or grammar.sample_colour(rng), source) for word, colour in spec.details
+    }
     builder = Builder(source, main, named_parts)
     entry.recipe(builder)
     for word in named_parts:
-        if word in ACCESSORIES and word in entry.wears:
-            ACCESSORIES[word](builder, named_parts[word])
-    radius, stretch = SIZES[spec.size]
+        if word in grammar.ACCESSORIES and word in entry.wears:
+            grammar.ACCESSORIES[word](builder, named_parts[word])
+    radius, stretch = grammar.SIZES[spec.size]
     radius *= source.uniform(0.85, 1.0) if spec.size == "" else source.uniform(0.95, 1.0)
     wobble = np.exp(np.clip(source.normal(0, 0.05, 3), -0.1, 0.1))
     solids = builder.finish(radius, list(np.asarray(stretch) * wobble))
@@ -172,7 +163,7 @@ def jumble(rng: np.random.Generator, index: int = -1) -> Asset:
     """Build an object of 4 to 24 random solids in random colours, without noun and caption."""
     builder = Builder(rng, (0.5, 0.5, 0.5))
     for _ in range(int(rng.integers(4, 25))):
-        colour = colour_value(sample_colour(rng), rng)
+        colour = grammar.colour_value(grammar.sample_colour(rng), rng)
         size = np.exp(rng.uniform(np.log(0.05), np.log(0.5), 3))
         kind, param = int(rng.integers(6)), float(rng.uniform(0.1, 0.5))
         builder.add(kind, rng.normal(0, 0.4, 3), size, colour, rotate=rng.uniform(0, 360, 3), param=param)
@@ -235,7 +226,7 @@ DETAIL_COUNT = (0.40, 0.42, 0.18)
 """Probabilities that a caption names zero, one or two parts or accessories."""
 COLOURS_OPEN, COLOURS_STATED = 0.3, 0.3
 """Shares of captions that state no colour and all colours. The others state each colour with probability 0.5."""
-EXCLUSIVE_GROUPS = (HEADWEAR, ("backpack", "cape"), ("scarf", "bow"))
+EXCLUSIVE_GROUPS = (grammar.HEADWEAR, ("backpack", "cape"), ("scarf", "bow"))
 """Tuples of accessories that sit at the same place of the body. An object wears at most one of each tuple."""
 WORN_IN = ("hat", "crown", "helmet", "headphones", "scarf", "glasses", "cape")
 """Accessories that some captions introduce by "in", as in "a dog in a hat"."""
@@ -267,7 +258,7 @@ class OpenToybox(Toybox):
     def asset(self, index: int) -> Asset:
         rng = self.rng(index, 6)
         spec = sample_detailed_spec(rng)
-        while held_out(spec) != (self.split == "held-out"):
+        while grammar.held_out(spec) != (self.split == "held-out"):
             spec = sample_detailed_spec(rng)
         caption = phrase(drop_colours(spec, rng), rng)
         return build(spec, self.rng(index, 1), caption, index, self.variation)
@@ -283,17 +274,17 @@ class OpenToybox(Toybox):
         return c2w, fov, azimuth, grey
 
 
-def sample_detailed_spec(rng: np.random.Generator) -> Spec:
+def sample_detailed_spec(rng: np.random.Generator) -> grammar.Spec:
     """Sample a specification with all colours and up to two parts or accessories. It may be held out of training."""
-    entry = NOUNS[list(NOUNS)[int(rng.integers(len(NOUNS)))]]
-    size = list(SIZES)[1 + int(rng.integers(len(SIZES) - 1))] if rng.random() < 0.25 else ""
+    entry = grammar.NOUNS[list(grammar.NOUNS)[int(rng.integers(len(grammar.NOUNS)))]]
+    size = list(grammar.SIZES)[1 + int(rng.integers(len(grammar.SIZES) - 1))] if rng.random() < 0.25 else ""
     words = list[str]()
     for _ in range(int(rng.choice(len(DETAIL_COUNT), p=DETAIL_COUNT))):
         free = [word for word in entry.parts + entry.wears if not any(conflicts(word, other) for other in words)]
         if free:
             words.append(free[int(rng.integers(len(free)))])
-    details = [(word, sample_colour(rng)) for word in words] + [("", "")] * 2
-    return Spec(entry.word, sample_colour(rng), size, *details[0], *details[1])
+    details = [(word, grammar.sample_colour(rng)) for word in words] + [("", "")] * 2
+    return grammar.Spec(entry.word, grammar.sample_colour(rng), size, *details[0], *details[1])
 
 
 def conflicts(a: str, b: str) -> bool:
@@ -302,7 +293,7 @@ def conflicts(a: str, b: str) -> bool:
     return a == b or any(a in group and b in group for group in EXCLUSIVE_GROUPS)
 
 
-def drop_colours(spec: Spec, rng: np.random.Generator) -> Spec:
+def drop_colours(spec: grammar.Spec, rng: np.random.Generator) -> grammar.Spec:
     """Return a copy of a spec in which a random subset of the colour words is removed."""
     mode = rng.random()
     if mode < COLOURS_STATED:
@@ -312,7 +303,7 @@ def drop_colours(spec: Spec, rng: np.random.Generator) -> Spec:
     return replace(spec, **{name: getattr(spec, name) if kept else "" for name, kept in zip(names, keep, strict=True)})
 
 
-def phrase(spec: Spec, rng: np.random.Generator) -> str:
+def phrase(spec: grammar.Spec, rng: np.random.Generator) -> str:
     """Write a caption for a spec, such as "a small red dog wearing a hat", in a random wording."""
     adjectives = [word for word in (spec.size, spec.colour) if word]
     if rng.random() < 0.15:
@@ -327,12 +318,12 @@ def phrase(spec: Spec, rng: np.random.Generator) -> str:
     u = rng.random()
     if u < 0.12:
         return body
-    body = f"{'the' if u < 0.16 else article(lead)} {body}"
+    body = f"{'the' if u < 0.16 else grammar.article(lead)} {body}"
     prefix = ("", "a toy of ", "a 3d model of ", "of ")[int(rng.choice(4, p=(0.78, 0.09, 0.09, 0.04)))]
     return prefix + body
 
 
-def _clauses(spec: Spec, rng: np.random.Generator) -> str:
+def _clauses(spec: grammar.Spec, rng: np.random.Generator) -> str:
     details = list(spec.details)
     if rng.random() < 0.5:
         details.reverse()
@@ -340,10 +331,10 @@ def _clauses(spec: Spec, rng: np.random.Generator) -> str:
     verb = ""
     for word, colour in details:
         choices = ["with"]
-        if word in ACCESSORIES:
+        if word in grammar.ACCESSORIES:
             choices = ["wearing", "wearing", "with", *(["in"] if word in WORN_IN else [])]
         new_verb = choices[int(rng.integers(len(choices)))]
-        detail = detail_phrase(word, colour)
+        detail = grammar.detail_phrase(word, colour)
         if not clauses:
             clauses.append(f"{new_verb} {detail}")
         elif verb in choices and rng.random() < 0.7:
