@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from threedgen.config.command import installed
+from threedgen.config.optional import installed
 from threedgen.places import folder
 
 from .table import Row, Table

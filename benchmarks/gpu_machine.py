@@ -8,7 +8,7 @@ import time
 
 import torch
 
-from threedgen.config.command import installed
+from threedgen.config.optional import installed
 from threedgen.run.metrics import environment
 
 from .gpu import ROOT

@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import Field
 
 from threedgen.config import load, registry
-from threedgen.config.command import installed
+from threedgen.config.optional import installed
 from threedgen.config.sections import RunConfig
 from threedgen.run.metrics import write_summary
 from threedgen.systems.batch.jobs import make_all

@@ -8,8 +8,8 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from threedgen.config import Config, ConfigError
-from threedgen.config.command import require
 from threedgen.config.errors import called, within
+from threedgen.config.optional import require
 from threedgen.guidance.weights import loading, plugins
 from threedgen.guidance.weights.hub import is_hub_id
 from threedgen.guidance.weights.loading import COARSE, PARTS, Identity

@@ -11,8 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from threedgen.guidance import sampling
 from threedgen.guidance.guidance import Condition, Features, guided, per_image
+from threedgen.guidance.sampling import (
+    Generators,
+    InitLatents,
+    OnStep,
+    Size,
+    no_callback,
+    sample_images,
+    sample_latents,
+)
 from threedgen.guidance.schedule import Schedule
 from threedgen.guidance.weights import tokens
 from threedgen.run.prompts import Reading
@@ -206,8 +214,8 @@ class Prior(Protocol):
         steps: int = 50,
         guidance_scale: float = 10.0,
         negative_prompt: str = "",
-        generator: sampling.Generators = None,
-        on_step: sampling.OnStep = sampling.no_callback,
+        generator: Generators = None,
+        on_step: OnStep = no_callback,
         init_strength: float = COARSE_STRENGTH,
     ) -> Tensor:
         """Sample V views of each of P prompts by DDIM, in one batch.
@@ -238,14 +246,14 @@ class Prior(Protocol):
         reference, separate = self.reference(text[0][:1]), self.guide_views and n_view > 1
         condition = Condition(text, camera, n_view, reference=reference, single_view_uncond=separate)
         coarse = self.coarse_latents(per_image(text[0], count), poses) if init_strength < 1 else None
-        init = None if coarse is None else sampling.InitLatents(coarse, init_strength)
+        init = None if coarse is None else InitLatents(coarse, init_strength)
         predict = guided(self.denoise, condition, guidance_scale)
 
-        def sample_pass(size: sampling.Size, noise: Tensor, init: sampling.InitLatents | None) -> Tensor:
-            return sampling.sample_latents(predict, noise, self.schedule, steps, init, on_step=on_step)
+        def sample_pass(size: Size, noise: Tensor, init: InitLatents | None) -> Tensor:
+            return sample_latents(predict, noise, self.schedule, steps, init, on_step=on_step)
 
         size = (self.image_size, self.image_size)
-        return sampling.sample_images(self, count, size, sample_pass, generator, decode_batch=n_view, init=init)
+        return sample_images(self, count, size, sample_pass, generator, decode_batch=n_view, init=init)
 
 
 class MultiviewPrior(Prior, Protocol):

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from threedgen.config.command import EXTRAS, installed
 from threedgen.config.errors import ConfigError
+from threedgen.config.optional import EXTRAS, installed
 
 from .options import require_backend
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from threedgen.config import Config, Scheduled, registry
-from threedgen.config.command import EXTRAS, require
+from threedgen.config.optional import EXTRAS, require
 from threedgen.config.sections import Shares
 
 

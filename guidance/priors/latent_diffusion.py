@@ -12,7 +12,13 @@ from transformers import CLIPTextModel, PreTrainedTokenizerBase
 
 from threedgen.config import ConfigError
 from threedgen.config.errors import in_a_line, short
-from threedgen.guidance.attention import joined
+from threedgen.guidance.attention.joined import (
+    camera_vector,
+    has_added_conditioning,
+    make_multiview,
+    predict,
+    set_attention,
+)
 from threedgen.guidance.coarse import CoarsePredictor
 from threedgen.guidance.options import DraftedConfig, StableDiffusionConfig
 from threedgen.guidance.prior import Prior
@@ -42,7 +48,7 @@ def load_prior(kind: type[P], options: DraftedConfig, device: torch.device | str
         raise ConfigError(f"'xformers' computes on a CUDA device, not on {device}; choose attention=sdpa", "attention")
     prediction: Prediction | None = "v_prediction" if o.prediction == "v" else o.prediction
     prior = kind.load(o.weights, device, o.dtype, o.tokenizer, o.image_size, prediction)
-    joined.set_attention(prior.unet, o.attention)
+    set_attention(prior.unet, o.attention)
     return prior.with_draft(o.draft)
 
 
@@ -97,7 +103,7 @@ class LatentDiffusion(Prior):
         """
         self.schedule = schedule or Schedule.scaled_linear()
         components.check_vocabulary(text_encoder, tokenizer)
-        self.unet, self.vae = joined.make_multiview(unet), vae
+        self.unet, self.vae = make_multiview(unet), vae
         self.text_encoder: Any = text_encoder
         self.tokenizer, self.coarse, self.second = tokenizer, coarse, second
         self.text_positions = int(text_encoder.config.max_position_embeddings)
@@ -225,7 +231,7 @@ class LatentDiffusion(Prior):
 
     @property
     def text_shape(self) -> tuple[int, int]:
-        count = self.max_tokens * len(self.prompt_variants([""])) + joined.has_added_conditioning(self.unet)
+        count = self.max_tokens * len(self.prompt_variants([""])) + has_added_conditioning(self.unet)
         return count, self.unet.config["cross_attention_dim"]
 
     @torch.no_grad()
@@ -288,7 +294,7 @@ class LatentDiffusion(Prior):
     @property
     def half_vae(self) -> bool:
         """Whether the VAE encoder may compute in `dtype`; False for SDXL in float16, where it overflows."""
-        return self.dtype != torch.float16 or not joined.has_added_conditioning(self.unet)
+        return self.dtype != torch.float16 or not has_added_conditioning(self.unet)
 
     def posterior(self, rgb: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation (B, C, h, w) of the unscaled latents of images (B, H, W, 3) in [0, 1]."""
@@ -329,7 +335,7 @@ class LatentDiffusion(Prior):
                 coarse = F.interpolate(coarse, x.shape[-2:], mode="bilinear", align_corners=False)
             x = torch.cat([x, coarse.to(x.dtype)], dim=1)
         text = text.to(x.dtype) if self.half_weights else text
-        return joined.predict(self.unet, x, t, text, camera, n_view, factor=self.factor)
+        return predict(self.unet, x, t, text, camera, n_view, factor=self.factor)
 
     @torch.no_grad()
     def predict_coarse(self, coarse: CoarsePredictor | None, text: Tensor, c2w: Tensor) -> Tensor | None:
@@ -340,7 +346,7 @@ class LatentDiffusion(Prior):
         if coarse is None:
             return None
         with self.autocast():
-            found = coarse(text, joined.camera_vector(c2w.to(self.device).float())).float()
+            found = coarse(text, camera_vector(c2w.to(self.device).float())).float()
         return F.interpolate(found, self.latent_shape[1:], mode="bilinear", align_corners=False)
 
     def network(self, x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None = None, n_view: int = 1) -> Tensor:

@@ -10,7 +10,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
-from diffusers.loaders import single_file_utils
+from diffusers.loaders.single_file_utils import (
+    LDM_UNET_KEY,
+    convert_ldm_unet_checkpoint,
+    convert_ldm_vae_checkpoint,
+    convert_open_clip_checkpoint,
+)
 from torch import Tensor
 
 from threedgen.config import ConfigError
@@ -112,9 +117,7 @@ def convert_unet(tensors: Tensors) -> Converted:
     renamed = {new: old for new, old in renamed.items() if old in tensors}
     plain = {name: value for name, value in config.items() if name != "class_embed_type"}
     try:
-        renamed |= single_file_utils.convert_ldm_unet_checkpoint(
-            {single_file_utils.LDM_UNET_KEY + name: name for name in tensors}, plain
-        )
+        renamed |= convert_ldm_unet_checkpoint({LDM_UNET_KEY + name: name for name in tensors}, plain)
     except KeyError as error:  # of SDXL's four tensors label_emb
         raise ConfigError(f"another architecture: there is no tensor {error}") from None
     if unknown := sorted(set(tensors) - set(renamed.values())):
@@ -166,7 +169,7 @@ def convert_vae(tensors: Tensors, scaling_factor: float | None = None) -> Conver
     """Convert ldm's AutoencoderKL, with attention in the middle block only, to diffusers' AutoencoderKL."""
     config = vae_config(tensors) | ({} if scaling_factor is None else {"scaling_factor": scaling_factor})
     found = {name: tensor for name, tensor in tensors.items() if not name.startswith("loss.")}
-    renamed = single_file_utils.convert_ldm_vae_checkpoint(found, config)
+    renamed = convert_ldm_vae_checkpoint(found, config)
     if len(renamed) != len(found):
         raise ConfigError(f"{len(found) - len(renamed)} tensors are unknown in the VAE: not an ldm VAE's architecture")
     return Converted(config, renamed)
@@ -203,7 +206,7 @@ def convert_open_clip(tensors: Tensors, projection: bool = False) -> Converted:
     used = {name: tensor for name, tensor in tensors.items() if not name.startswith(unused)}
     width = size(tensors, "token_embedding.weight", 1)
     model = SimpleNamespace(config=SimpleNamespace(hidden_size=width))
-    named = single_file_utils.convert_open_clip_checkpoint(model, used, prefix="")
+    named = convert_open_clip_checkpoint(model, used, prefix="")
     renamed = short_names(named)
     fused = sum(name.endswith((".in_proj_weight", ".in_proj_bias")) for name in used)
     if len(renamed) != len(used) + 2 * fused:

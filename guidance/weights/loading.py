@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from threedgen.config import ConfigError
-from threedgen.config.command import require
 from threedgen.config.errors import called, keyed, short
+from threedgen.config.optional import require
 from threedgen.places import folder
 from threedgen.run.folder import made_by
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from tests.support.errors import refused
-from threedgen.config.command import installed
+from threedgen.config.optional import installed
 from threedgen.geometry.picture_file import read_foreground
 from threedgen.geometry.poses import orbit_array
 from threedgen.guidance.matte import Matte, remover

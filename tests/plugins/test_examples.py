@@ -15,8 +15,7 @@ from tests.support.marks import unix
 from tests.support.task_server import server, tiny_generate, weights
 from tests.support.toy_run import log
 from threedgen import folder
-from threedgen.config import command as config_command
-from threedgen.config import load, plugins, registry
+from threedgen.config import load, optional, plugins, registry
 from threedgen.run.metrics import read_metrics, read_summary
 from threedgen.testing import check_distillation, check_prior, check_representation, tiny_prior
 
@@ -198,7 +197,7 @@ def test_tensorboard_receives_metrics_and_images(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])
 def test_missing_logger_package_is_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(config_command, "installed", lambda module: False)
+    monkeypatch.setattr(optional, "installed", lambda module: False)
     with refused("logger.name", name):
         load(tiny_generate(tmp_path), [f"logger={name}"]).check()
 

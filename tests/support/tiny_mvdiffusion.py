@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tests.support.kept_folder import kept_folder
 from tests.support.tiny_prior import tiny_text_encoder, tiny_unet, tiny_vae, word_tokenizer
 from threedgen.geometry import panorama
-from threedgen.guidance.losses.vsd import LoRA
+from threedgen.guidance.losses.lora import LoRA
 from threedgen.guidance.priors.mvdiffusion.geometry import DepthGeometry, PanoramaGeometry
 from threedgen.guidance.priors.mvdiffusion.model import MVDiffusion
 from threedgen.guidance.priors.mvdiffusion.unet import MultiviewUNet

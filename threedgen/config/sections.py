@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import AfterValidator, Field
 
 from threedgen.config import Config, ConfigError
-from threedgen.config.command import require
+from threedgen.config.optional import require
 
 Pair = tuple[float, float]
 BETAS = (0.9, 0.98)

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from threedgen.config import Config
-from threedgen.config.command import require
+from threedgen.config.optional import require
 from threedgen.config.registry import Component
 from threedgen.config.sections import RunConfig
 from threedgen.data.assets.options import AssetsConfig

@@ -8,8 +8,9 @@ from typing import Literal, NamedTuple, Self
 from pydantic import Field, model_validator
 
 from threedgen.config import Config, Layer, load, plain, validate
-from threedgen.config.command import command, require
+from threedgen.config.command import command
 from threedgen.config.errors import ConfigError, short
+from threedgen.config.optional import require
 from threedgen.config.sections import TaskConfig
 from threedgen.run import folder as runs
 

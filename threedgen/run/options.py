@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from threedgen.config.command import require
+from threedgen.config.optional import require
 from threedgen.config.sections import RunConfig
 
 

@@ -3,8 +3,8 @@
 from pydantic import Field
 
 from threedgen.config import Config
-from threedgen.config.command import require
 from threedgen.config.errors import ConfigError
+from threedgen.config.optional import require
 from threedgen.config.sections import TaskConfig
 from threedgen.run.folder import ROOT, run_folder, user_path
 

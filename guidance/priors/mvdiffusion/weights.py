@@ -17,7 +17,7 @@ from torch import Tensor
 
 from threedgen.config import ConfigError
 from threedgen.guidance.attention.joined import unet_from_config
-from threedgen.guidance.losses.vsd import LoRA
+from threedgen.guidance.losses.lora import LoRA
 from threedgen.guidance.weights.files import warn_unused
 from threedgen.run.disk import write_atomic
 from threedgen.run.torch_file import check_architecture, require_finite

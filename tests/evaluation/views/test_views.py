@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tests.support.errors import refused
 from tests.support.tiny_scenes import TinyScenes, TinyScenesConfig, tiny
-from threedgen.config.command import installed
+from threedgen.config.optional import installed
 from threedgen.data.scene_views import SceneViews
 from threedgen.evaluation.options import InceptionFeaturesConfig
 from threedgen.evaluation.views.options import EvaluateViewsConfig

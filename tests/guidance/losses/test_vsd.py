@@ -16,8 +16,9 @@ from tests.support.task_server import TINY, assert_same, prior_folder, server, w
 from tests.support.tiny_prior import TEXT_WIDTH, cpu, tiny_prior
 from tests.support.toy_run import log
 from threedgen.guidance.guidance import Condition
+from threedgen.guidance.losses.lora import LoRA, PosedLoRA
 from threedgen.guidance.losses.options import VSDConfig
-from threedgen.guidance.losses.vsd import VSD, LoRA, PosedLoRA
+from threedgen.guidance.losses.vsd import VSD
 from threedgen.guidance.priors.mvdream import MVDream, camera_vector
 from threedgen.guidance.schedule import Schedule
 

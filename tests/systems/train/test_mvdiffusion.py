@@ -14,7 +14,7 @@ from tests.support.task_server import assert_same
 from tests.support.tiny_prior import cpu, tiny_unet
 from tests.support.tiny_trainings import TRAINER, scene_base, scene_config
 from threedgen import cli, config
-from threedgen.guidance.losses.vsd import LoRA
+from threedgen.guidance.losses.lora import LoRA
 from threedgen.guidance.priors.mvdiffusion.model import MVDiffusion
 from threedgen.guidance.priors.mvdiffusion.weights import FORMAT, widened
 from threedgen.guidance.weights.files import read_card

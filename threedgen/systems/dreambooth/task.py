@@ -29,7 +29,7 @@ from threedgen.data import photos
 from threedgen.geometry.images import enlarge_small, grid, write_png
 from threedgen.geometry.picture_file import foreground_mask
 from threedgen.geometry.rigs import orbit
-from threedgen.guidance.losses.vsd import LoRA
+from threedgen.guidance.losses.lora import LoRA
 from threedgen.guidance.matte import remover
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.guidance.weights import subject_weights

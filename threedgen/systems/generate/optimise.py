@@ -108,7 +108,7 @@ def live_view(system: GenerateSystem, task: Task, interrupts: Interrupts) -> Liv
 
 
 def open_window(system: GenerateSystem) -> ViserWindow:
-    from threedgen.viewer.viser_window import ViserWindow  # optional, see threedgen.config.command
+    from threedgen.viewer.viser_window import ViserWindow  # optional, see threedgen.config.optional
 
     config = system.config
     return ViserWindow(config.prompt, config.view.port, turntable(config.result.turntable, 1))

@@ -23,7 +23,7 @@ from threedgen.config import registry
 from threedgen.config.errors import ConfigError, keyed
 from threedgen.data.bank import SceneBank, available_entries, choose_by_share, sample_entries
 from threedgen.data.scene_views import SceneSource
-from threedgen.guidance.losses.vsd import ATTENTION, CONVOLUTIONS, LoRA
+from threedgen.guidance.losses.lora import ATTENTION, CONVOLUTIONS, LoRA
 from threedgen.guidance.priors.mvdiffusion import weights
 from threedgen.guidance.priors.mvdiffusion.geometry import Geometry, Scenes
 from threedgen.guidance.priors.mvdiffusion.inputs import Extra, depth_channels, given_condition

@@ -12,7 +12,7 @@ from torch import Tensor
 from tests.support.errors import refused
 from tests.support.tiny_mvdiffusion import awaken, ring, tiny_model, tiny_weights, wall
 from tests.support.tiny_prior import cpu
-from threedgen.guidance.losses.vsd import ATTENTION, CONVOLUTIONS, LoRA
+from threedgen.guidance.losses.lora import ATTENTION, CONVOLUTIONS, LoRA
 from threedgen.guidance.priors.mvdiffusion.inputs import (
     depth_channels,
     given_condition,
