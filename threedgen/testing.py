@@ -28,6 +28,7 @@ from threedgen.representations.field.background import SolidBackground
 from threedgen.representations.options import MarchConfig
 from threedgen.representations.shading import Material
 from threedgen.representations.volume.render import render
+from threedgen.run.disk import Tree
 
 SIZE, N_VIEW = 16, 2
 """Height and width of the test images in pixels, and number of test cameras."""
@@ -176,7 +177,7 @@ def check_prior(prior: Prior) -> None:
     with torch.no_grad():
         eps = prior.denoise(latents, t, text[:1].expand(N_VIEW, -1, -1), camera, n_view)
     assert eps.shape == latents.shape and eps.dtype == torch.float32, "denoise() must be float32 and like the latents"
-    options: dict[str, Any] = {"steps": 2, "guidance_scale": 2.0}
+    options: Tree = {"steps": 2, "guidance_scale": 2.0}
     c2w = None if camera is None else CAMERAS.c2w
     one, other = (prior.sample("a red dog", c2w, generator=seeded(4), **options) for _ in range(2))
     assert one.shape == (n_view, size, size, 3) and torch.equal(one, other), "equal generators must give equal samples"

@@ -248,7 +248,7 @@ class Component:
         return ValidationError.from_exception_data(self.kind, [InitErrorDetails(type=error, loc=("name",), input=name)])
 
     def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
-        def dump(value: BaseModel, info: core_schema.SerializationInfo) -> dict[str, Any]:
+        def dump(value: BaseModel, info: core_schema.SerializationInfo) -> dict[str, object]:
             return value.model_dump(mode=info.mode)
 
         return core_schema.no_info_plain_validator_function(

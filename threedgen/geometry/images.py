@@ -12,12 +12,12 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from threedgen.run.arrays import Array
-from threedgen.run.disk import publish, temporary_path, write_atomic
+from threedgen.run.disk import Tree, publish, temporary_path, write_atomic
 
 SHEET_GAP = 2  # pixels between the images of a contact sheet and at its border
 MAX_PSNR = 100.0  # dB, the PSNR of equal images
 MAX_DEPTH = 65.535  # metres, the largest depth in a 16-bit PNG in millimetres
-H264: dict[str, Any] = {
+H264: Tree = {
     "codec": "libx264",
     "pixelformat": "yuv420p",
     "macro_block_size": 2,

@@ -18,6 +18,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from threedgen.config import plugins, registry
 from threedgen.config.errors import ConfigError, ExpectedError, WorkerLost
+from threedgen.run.disk import Tree
 from threedgen.run.interrupts import STOP_CODES, Interrupts, Stopped
 from threedgen.run.options import WorkersConfig
 from threedgen.run.text import clean
@@ -265,7 +266,7 @@ def ray_tasks(address: str | None, cpus: float, gpus: float) -> Callable[[], Wor
 
     # import path and plug-ins of this process, valid on all machines that share the disk
     paths = {"PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in sys.path)}
-    environment: dict[str, Any] = {"env_vars": paths}
+    environment: Tree = {"env_vars": paths}
     if loaded := plugins.LOADED:
 
         def setup() -> None:  # Ray needs its __name__

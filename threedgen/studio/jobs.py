@@ -18,12 +18,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import threedgen
 from threedgen.config import load, plain, tree_hash
 from threedgen.config.errors import ConfigError, in_a_line
 from threedgen.export.options import AssetConfig
+from threedgen.run.disk import Tree
 from threedgen.run.folder import CHECKPOINTS, slug
 from threedgen.systems.batch.jobs import job as run_job
 from threedgen.systems.batch.jobs import words_of
@@ -81,7 +81,7 @@ def make_job(
         files: uploaded files: {"image": path} to make an object from an image, {"mesh": path} to texture a mesh.
     """
     files = files or {}
-    given: dict[str, Any] = {key: str(path) for key, path in files.items()}
+    given: Tree = {key: str(path) for key, path in files.items()}
     method = MESH_CONFIG if "mesh" in files else IMAGE_CONFIG if "image" in files else config.config
     name, *own = words_of(method)
     if files:

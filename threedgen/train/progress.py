@@ -11,6 +11,7 @@ import torch
 from pytorch_lightning.utilities.types import STEP_OUTPUT
 from rich.console import Console
 
+from threedgen.run.disk import Tree
 from threedgen.run.progress import Count, Speed
 from threedgen.run.text import clean, number
 
@@ -99,7 +100,7 @@ def details(
     terms: dict[str, float] = getattr(module, "terms", {})
     loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
     first = next(iter(terms), None)
-    shown: dict[str, Any] = {"loss": loss} if first is None else {first: terms[first]}
+    shown: Tree = {"loss": loss} if first is None else {first: terms[first]}
     values: dict[str, float] = getattr(module, "metrics", {})
     shown |= {name: values.get(name) for name in metrics}
     for name, value in shown.items():

@@ -24,7 +24,7 @@ from threedgen.config import plugins, registry
 from threedgen.config.command import command
 from threedgen.config.errors import within
 from threedgen.run import cache
-from threedgen.run.disk import writing
+from threedgen.run.disk import Tree, writing
 from threedgen.run.interrupts import Interrupts, Stopped
 from threedgen.run.lock import release
 from threedgen.run.metrics import read_summary, write_summary
@@ -117,11 +117,7 @@ class Task:
         return self.is_global_zero and (status is Status.FINISHED or status is Status.INTERRUPTED and self.finish)
 
     def train(
-        self,
-        system: System,
-        metrics: Iterable[str] = (),
-        finish: Callable[[], dict[str, Any]] = dict,
-        partial: bool = True,
+        self, system: System, metrics: Iterable[str] = (), finish: Callable[[], Tree] = dict, partial: bool = True
     ) -> Status:
         """Train a system, validate it once more, write results and summary, and return the final status.
 

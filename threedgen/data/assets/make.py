@@ -12,7 +12,6 @@ import os
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +24,7 @@ from threedgen.data.options import OBJECT_RADIUS
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.images import png, to_uint8
 from threedgen.geometry.poses import orbit_array
-from threedgen.run.disk import write_atomic, write_json, writing
+from threedgen.run.disk import Tree, write_atomic, write_json, writing
 from threedgen.run.interrupts import Stopped
 from threedgen.run.metrics import csv_table
 from threedgen.run.progress import Count
@@ -142,7 +141,7 @@ def _size_and_time(path: Path) -> tuple[int, int]:
     return stat.st_size, stat.st_mtime_ns
 
 
-def read_finished(folder: Path, job: Job) -> dict[str, Any] | None:
+def read_finished(folder: Path, job: Job) -> Tree | None:
     """Read the JSON file of a shard from `folder`. Return None if the shard is missing, outdated or truncated."""
     found = read_json(folder / f"{job.name}.json")
     return found if found.get("key") == job.key and is_complete(folder, found) else None
@@ -190,7 +189,7 @@ def make_shard(job: Job, views: ViewsConfig, seed: int, folder: Path, data: Path
     """Render one shard in a worker and write it to `folder`. `data` is the folder of the meshes. `threads` is the
     number of CPU threads; None: one per core. Raises ConfigError if the disk is full."""
     set_threads(threads)
-    left_out, entries, crashes = dict[str, str](), list[dict[str, Any]](), read_json(folder / CRASHES)
+    left_out, entries, crashes = dict[str, str](), list[Tree](), read_json(folder / CRASHES)
     path, current_file = folder / f"{job.name}.tar", folder / f"{job.name}.at"
     with writing(folder):
         (folder / f"{job.name}.json").unlink(missing_ok=True)
@@ -217,7 +216,7 @@ def make_shard(job: Job, views: ViewsConfig, seed: int, folder: Path, data: Path
         current_file.unlink(missing_ok=True)
 
 
-def build_index(config: AssetsConfig, every: list[Job], folder: Path, left_out: dict[str, str]) -> dict[str, Any]:
+def build_index(config: AssetsConfig, every: list[Job], folder: Path, left_out: dict[str, str]) -> Tree:
     """Return the content of index.json: render settings, shards in the order of the jobs `every`, and assets that are
     left out with the reasons."""
     found = [read_finished(folder, job) or {} for job in every]

@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -27,7 +26,7 @@ from threedgen.config.plain_file import parse_json, read_json
 from threedgen.geometry.images import grid, write_png
 from threedgen.geometry.picture_file import load_image
 from threedgen.run.arrays import Array
-from threedgen.run.disk import atomic_file
+from threedgen.run.disk import Tree, atomic_file
 
 from .options import INDEX
 
@@ -36,7 +35,7 @@ MAX_CACHED = 64
 REMEDY = "run the command that made it again; it renders only the missing shards"
 
 
-def add_asset(tar: tarfile.TarFile, name: str, metadata: dict[str, Any], images: list[bytes]) -> None:
+def add_asset(tar: tarfile.TarFile, name: str, metadata: Tree, images: list[bytes]) -> None:
     """Add the files of an asset to a shard: `metadata` as NAME.json, and `images` (PNG bytes) as NAME.v00.png,
     NAME.v01.png and so on. Raises OSError."""
     files = {f"{name}.json": json.dumps(metadata, ensure_ascii=False).encode()}
@@ -53,14 +52,14 @@ def new_shard(path: Path) -> Iterator[tarfile.TarFile]:
         yield tar
 
 
-def checksum(path: Path) -> dict[str, Any]:
+def checksum(path: Path) -> Tree:
     """Return a dict of a shard's file name ("file"), size in bytes ("bytes") and SHA-256 ("sha256"). Raises OSError."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {"file": path.name, "bytes": path.stat().st_size, "sha256": digest}
 
 
-def is_complete(folder: Path, summary: dict[str, Any]) -> bool:
+def is_complete(folder: Path, summary: Tree) -> bool:
     """Return whether the tar file of a shard exists and has the size in bytes that its JSON file `summary` states."""
     path = folder / str(summary.get("file"))
     return path.is_file() and path.stat().st_size == summary.get("bytes")
@@ -82,7 +81,7 @@ class Shards:
     """Reader for a folder of shards. `entries` lists the assets of all shards. `index` is the content of index.json;
     None: read it from the folder. Raises ConfigError for missing or truncated shards."""
 
-    def __init__(self, folder: Path, index: dict[str, Any] | None = None) -> None:
+    def __init__(self, folder: Path, index: Tree | None = None) -> None:
         self.folder, self.index = folder, index or read_json(folder / INDEX)
         try:
             self.azimuths, self.rings = int(self.index["azimuths"]), int(self.index["rings"])
@@ -107,9 +106,9 @@ class Shards:
         sums = "".join(str(shard["sha256"]) for shard in self.index["shards"])
         return hashlib.sha256(sums.encode()).hexdigest()[:16]
 
-    def metadata(self, entry: Entry) -> dict[str, Any]:
+    def metadata(self, entry: Entry) -> Tree:
         """Read the metadata of an asset from its NAME.json. Raises ConfigError for a missing or truncated file."""
-        found: dict[str, Any] = parse_json(self.read(entry, "json"))
+        found: Tree = parse_json(self.read(entry, "json"))
         return found
 
     def image(self, entry: Entry, view: int) -> Image.Image:

@@ -15,6 +15,7 @@ from threedgen.data.posed.options import PoseConvention
 from threedgen.data.srn.scene_files import scenes, split_folder
 from threedgen.evaluation.options import MultiviewPrior
 from threedgen.representations.options import Protocol, SubsampledProtocolConfig
+from threedgen.run.disk import Tree
 from threedgen.run.folder import existing_folder, user_path
 
 AdapterPrior = Annotated[Any, Component("prior", default="mvadapter", only=("mvadapter",))]
@@ -160,7 +161,7 @@ class ConsistencyConfig(RunConfig):
     workers: int = Field(1, ge=1, le=256, description="fields fitted in parallel; they share the threads")
 
     @property
-    def named_samplers(self) -> dict[str, Any]:
+    def named_samplers(self) -> Tree:
         """Configs of all samplers. The keys are their names in the result table."""
         return self.samplers or {self.sampler.name: self.sampler}
 

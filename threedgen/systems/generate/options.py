@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, Field, create_model, model_validator
 
@@ -18,6 +18,7 @@ from threedgen.export.options import ExportSection
 from threedgen.guidance.losses.options import DistillationConfig, ViewPromptsConfig
 from threedgen.guidance.options import MatteName, PriorConfig
 from threedgen.representations.options import FieldConfig, MarchConfig, MaterialConfig, OccupancyConfig
+from threedgen.run.disk import Tree
 from threedgen.run.folder import user_path
 from threedgen.run.prompts import normalise_prompt
 from threedgen.systems.prompted import PromptedConfig
@@ -210,7 +211,7 @@ class GenerateConfig(PromptedConfig):
     metrics: Annotated[tuple[str, ...], registered("metric")] = Field(
         (), description="plug-ins that measure the object at each validation, by name"
     )
-    stages: dict[str, dict[str, Any]] = Field(
+    stages: dict[str, Tree] = Field(
         {}, description="earlier runs, name: {options that differ}; each starts from the object of the one before"
     )
 

@@ -4,7 +4,6 @@ steps."""
 import logging
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import torch
 from pytorch_lightning.core.optimizer import LightningOptimizer
@@ -25,6 +24,7 @@ from threedgen.representations.shading import Material, Shading
 from threedgen.representations.volume.render import OccupancyGrid, render, sample_bytes, samples_that_fit
 from threedgen.run.memory import explain_out_of_memory, free_bytes, to_device
 from threedgen.run.seeding import generator
+from threedgen.train.checkpoint_file import CheckpointData
 from threedgen.train.system import System
 
 from .options import GenerateConfig
@@ -266,11 +266,11 @@ class Scene(System):
     def adapt_to(self, state: dict[str, Tensor]) -> None:
         self.field.resize(part_of(state, "field"))
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, checkpoint: CheckpointData) -> None:
         super().on_save_checkpoint(checkpoint)
         checkpoint["chunks"] = self.chunks.measured
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(self, checkpoint: CheckpointData) -> None:
         super().on_load_checkpoint(checkpoint)
         self.chunks.measured |= checkpoint.get("chunks", {})
 

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -32,7 +31,7 @@ from threedgen.geometry.cameras_file import CAMERAS_FILE, write_cameras
 from threedgen.geometry.images import enlarge_small, grid, png, to_uint8, write_depth, write_mp4, write_png
 from threedgen.guidance.options import MIN_OVERLAP
 from threedgen.run.arrays import Array
-from threedgen.run.disk import write_atomic, writing
+from threedgen.run.disk import Tree, write_atomic, writing
 from threedgen.run.progress import Count
 from threedgen.run.prompts import prompt_warnings
 from threedgen.run.text import duration
@@ -82,7 +81,7 @@ def texture_scene(task: Task, rig: PathConfig) -> None:
     saved = saved_images(folder, frames, keys, task.weights)
     synchronise = None if mesh is None else partial(render_consistent, mesh, config.texture, SCENE_BLEND)
     WindowSampler(config, model, frames, windows, saved, synchronise).sample_all(folder, task.quiet)
-    figures: dict[str, Any] = {"frames": len(sampled), "key_frames": len(keys), "draws": len(windows)}
+    figures: Tree = {"frames": len(sampled), "key_frames": len(keys), "draws": len(windows)}
     with writing(task.folder):
         images = stack(saved, sampled)
         write_frames(task.folder, frames, sampled, keys, images, frame)

@@ -15,7 +15,6 @@ import logging
 from functools import partial
 from math import radians
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +29,7 @@ from threedgen.geometry.rigs import orbit
 from threedgen.geometry.views import resize
 from threedgen.guidance.sampling import ViewSync
 from threedgen.run.arrays import evenly_spaced
-from threedgen.run.disk import writing
+from threedgen.run.disk import Tree, writing
 from threedgen.run.progress import Count
 from threedgen.systems.draw.adapter import sample_views, write_views
 from threedgen.systems.draw.mesh import (
@@ -101,7 +100,7 @@ def texture_sides(task: Task, rig: SidesConfig) -> None:
             images, prompt_notes = sample_views(task, model, six_sides(size), maps, keys, sync)
             views, files = MeshViews(images.numpy(), six_sides(size)), write_views(task.folder, images, SIDES)
             notes += prompt_notes
-        figures: dict[str, Any] = {"triangles": len(mesh.faces)}
+        figures: Tree = {"triangles": len(mesh.faces)}
         if views is not None:
             figures |= texture_mesh(task, source, mesh, views, notes)
         task.summarise(files=files, notes=notes, **figures)

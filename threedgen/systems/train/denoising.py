@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from threedgen.config import Config, Scheduled, at
 from threedgen.geometry.images import grid, write_png
 from threedgen.guidance.priors.latent_diffusion import LatentDiffusion
 from threedgen.run.arrays import Array
+from threedgen.run.disk import Tree
 from threedgen.train.system import AveragedSystem, sample_timesteps
 
 from .options import ViewNoiseConfig
@@ -38,7 +39,7 @@ class Batch:
     t: Tensor
     noise: Tensor
     text: Tensor
-    condition: dict[str, Any] = field(default_factory=dict)
+    condition: Tree = field(default_factory=dict)
     weights: Tensor | None = None
 
 

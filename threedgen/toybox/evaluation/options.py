@@ -14,6 +14,7 @@ from threedgen.config.registry import Component
 from threedgen.config.sections import CheckpointConfig, RunConfig, TrainerConfig
 from threedgen.evaluation.options import SamplingConfig
 from threedgen.places import folder
+from threedgen.run.disk import Tree
 from threedgen.run.folder import user_path
 
 PROBE, IDENTITY = "toybox-probe", "toybox-identity"
@@ -45,7 +46,7 @@ def probe_file(weights: str, key: str, embedded: str = PROBE) -> Path:
     return network_file(weights, embedded if weights == "embedded" else PROBE, key, TRAIN_PROBE)
 
 
-def load_task(key: str, task: str, name: str, overrides: Sequence[str], values: dict[str, Any]) -> Any:
+def load_task(key: str, task: str, name: str, overrides: Sequence[str], values: Tree) -> Any:
     """Load the config ``name``, with "key=value" strings ``overrides`` and further ``values`` by key. Raises
     ConfigError for the config key ``key`` if the config is not of the task ``task``."""
     if (found := task_of(name)) != task:
