@@ -25,19 +25,8 @@ from threedgen.geometry.images import png
 from threedgen.run.arrays import Array
 from threedgen.run.disk import Tree
 
-STEPS = (
-    "surface",
-    "simplify",
-    "unwrap",
-    "bake",
-    "pictures",
-    "refine",
-    "unseen",
-    "levels",
-    "write",
-    "collision",
-    "khronos",
-)  # names of the export steps, in order of execution; some assets skip steps
+STEPS = "surface simplify unwrap bake pictures refine unseen levels write collision khronos".split()
+"""Names of the export steps, in order of execution. Some assets skip steps."""
 MIN_LOD_TEXTURE = 64  # smallest texture edge in texels; each further level of detail halves the edge down to it
 DIRECTIONS = 64  # maximum number of vertices of the convex hull
 MAX_PARTS, MAX_PART_VERTICES, MAX_PARTS_INPUT = 8, 32, 3000

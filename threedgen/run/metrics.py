@@ -117,13 +117,8 @@ def environment() -> dict[str, object]:
     threads: dict[str, object] = {name: os.environ[name] for name in THREAD_VARIABLES if name in os.environ}
     if "torch" in sys.modules:
         threads["torch"] = sys.modules["torch"].get_num_threads()
-    return {
-        "versions": versions,
-        "platform": platform.platform(),
-        "cpu": _cpu(),
-        "cores": os.cpu_count(),
-        "threads": threads,
-    }
+    machine = {"platform": platform.platform(), "cpu": _cpu(), "cores": os.cpu_count()}
+    return {"versions": versions, **machine, "threads": threads}
 
 
 def _cpu() -> str:

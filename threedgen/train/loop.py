@@ -152,13 +152,9 @@ def _check_space(module: torch.nn.Module, folder: Path) -> None:
 
 
 def _trainer(
-    config: TrainingConfig,
-    folder: Path,
-    checkpoint_io: AtomicCheckpointIO,
-    max_steps: int,
-    callbacks: list[pl.Callback],
+    config: TrainingConfig, folder: Path, saver: AtomicCheckpointIO, max_steps: int, callbacks: list[pl.Callback]
 ) -> pl.Trainer:
-    plugins: list[Any] = [checkpoint_io]
+    plugins: list[Any] = [saver]
     if SLURMEnvironment.detect():
         plugins.append(SLURMEnvironment(auto_requeue=False))
     return pl.Trainer(
@@ -200,13 +196,8 @@ def tensorboard_logger(options: LoggerConfig, folder: Path) -> Logger:
 
 def wandb_logger(options: LoggerConfig, folder: Path) -> Logger:
     """Return a logger to Weights & Biases. The run id is the folder name, so a resumed run continues its curves."""
-    return WandbLogger(
-        name=folder.name,
-        save_dir=folder,
-        project=os.environ.get("WANDB_PROJECT", "threedgen"),
-        id=folder.name,
-        resume="allow",
-    )
+    project = os.environ.get("WANDB_PROJECT", "threedgen")
+    return WandbLogger(name=folder.name, id=folder.name, save_dir=folder, project=project, resume="allow")
 
 
 def _run(trainer: pl.Trainer, module: pl.LightningModule, path: Path | None) -> bool:

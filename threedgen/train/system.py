@@ -118,14 +118,10 @@ class System(pl.LightningModule):
         return ()
 
     def adamw(
-        self,
-        parameters: Iterable[Any],
-        *rates: Scheduled,
-        weight_decay: float = 0.0,
-        betas: tuple[float, float] = BETAS,
+        self, params: Iterable[Any], *rates: Scheduled, weight_decay: float = 0.0, betas: tuple[float, float] = BETAS
     ) -> OptimizerLRSchedulerConfig:
         """Return AdamW with learning rate schedules `rates`: one for all parameter groups, or one for each."""
-        optimizer = torch.optim.AdamW(parameters, lr=1.0, betas=betas, weight_decay=weight_decay, fused=True)
+        optimizer = torch.optim.AdamW(params, lr=1.0, betas=betas, weight_decay=weight_decay, fused=True)
         return self.scheduled(optimizer, *rates)
 
     def scheduled(self, optimizer: torch.optim.Optimizer, *rates: Scheduled) -> OptimizerLRSchedulerConfig:

@@ -59,19 +59,14 @@ def sample_angles(task: Task, rig: AnglesConfig) -> None:
 
 
 def sample_views(
-    task: Task,
-    model: MVAdapter,
-    cameras: Cameras,
-    maps: Tensor | None,
-    size_keys: tuple[str, str],
-    sync: ViewSync = NO_SYNC,
+    task: Task, model: MVAdapter, cameras: Cameras, maps: Tensor | None, keys: tuple[str, str], sync: ViewSync = NO_SYNC
 ) -> tuple[Tensor, list[str]]:
     """Sample V views of an object, or read them from views.safetensors in the folder of a resumed run.
 
     Args:
         cameras: V cameras of the views, with the image size H x W.
         maps: (V, 6, H, W) in [0, 1], positions and normals of a mesh; None: the condition is the camera rays.
-        size_keys: names of the options for height and width, for error messages.
+        keys: names of the options for height and width, for error messages.
         sync: number of img2img rounds, and the function that makes the views consistent before each round.
 
     Returns images (V, H, W, 3) in [0, 1], and warnings about the prompt. Raises ConfigError, and Stopped after Ctrl-C.
@@ -80,7 +75,7 @@ def sample_views(
     check_model(model, config, cameras, maps is not None)
     size, text = (cameras.height, cameras.width), config.object_text()
     cut = None if config.image is None else read_foreground(config.image, remover(config.matte))
-    check_image_size(size, model.unit, model.draft, size_keys)
+    check_image_size(size, model.unit, model.draft, keys)
     notes = prompt_warnings(config.prompt, model, config.prompt_notes()) if config.prompt.strip() else []
     image = None if cut is None else framed(torch.from_numpy(cut), *size)
 

@@ -14,7 +14,7 @@ from threedgen.export.run_field import load_field
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.rigs import turntable
 from threedgen.guidance.prior import Prior
-from threedgen.run.disk import writing
+from threedgen.run.disk import Tree, writing
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.progress import Count
 from threedgen.train.callbacks import FiniteGuard
@@ -23,7 +23,7 @@ from threedgen.train.task import Task
 from threedgen.viewer.live import LiveView
 from threedgen.viewer.report import PAGE, write_report
 
-from .outputs import Figures, write_results
+from .outputs import write_results
 from .scene import part_of
 from .system import GenerateSystem
 
@@ -65,7 +65,7 @@ def optimise(
         if not (task.has_results(status) or failed and task.is_global_zero):
             return status
         with writing(folder):
-            figures: Figures = {} if failed else write_results(system, folder, notes, task.quiet)
+            figures: Tree = {} if failed else write_results(system, folder, notes, task.quiet)
             if failed:
                 callbacks = system.trainer.callbacks  # type: ignore[attr-defined]
                 figures["reason"] = next(c.failure for c in callbacks if isinstance(c, FiniteGuard))

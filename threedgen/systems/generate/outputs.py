@@ -5,7 +5,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +26,7 @@ from threedgen.export.task import export, summary_entry
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import grid, to_uint8, write_mp4, write_png
 from threedgen.geometry.rigs import turntable
-from threedgen.run.disk import atomic_file
+from threedgen.run.disk import Tree, atomic_file
 from threedgen.run.metrics import read_summary
 from threedgen.run.progress import Count
 from threedgen.run.text import say
@@ -36,9 +35,6 @@ from .options import ResultConfig
 from .system import GenerateSystem
 
 logger = logging.getLogger(__name__)
-
-Figures = dict[str, Any]
-"""Entries of summary.json: numbers and file names by key."""
 VIEWS = 8
 """Number of views in views.png, in two rows."""
 
@@ -54,7 +50,7 @@ def view_indices(n: int) -> list[int]:
     return [k * n // count for k in range(count)]
 
 
-def write_results(system: GenerateSystem, folder: Path, notes: list[str], quiet: bool = False) -> Figures:
+def write_results(system: GenerateSystem, folder: Path, notes: list[str], quiet: bool = False) -> Tree:
     """Render and export the object, and return entries for summary.json.
 
     An object without a surface gets neither mesh nor asset; a warning is appended to `notes`. `quiet`: no progress.
@@ -62,15 +58,11 @@ def write_results(system: GenerateSystem, folder: Path, notes: list[str], quiet:
     config = system.config
     system.eval()
     write_turn(system.images, config.result, folder, quiet)
-    figures: Figures = {}
+    figures: Tree = {}
     for name in config.result.exporters:
         figures |= registry.implementation("exporter", name)(system, folder) or {}
     view = field_view(system.field, system.occupancy, config.march, system.device)
-    provenance: dict[str, str | int] = {
-        "prompt": config.prompt,
-        "seed": config.seed,
-        "config_hash": config_hash(config),
-    }
+    provenance: Tree = {"prompt": config.prompt, "seed": config.seed, "config_hash": config_hash(config)}
     with Count("surface", 1, quiet) as count:
         mesh = write_mesh(view, config.result.mesh_resolution, folder, provenance, notes)
         count.add(1)
@@ -103,9 +95,7 @@ def write_views(views: Tensor, folder: Path) -> None:
         np.savez_compressed(file, views=to_uint8(views))
 
 
-def write_mesh(
-    view: FieldView, resolution: int, folder: Path, provenance: dict[str, str | int], notes: list[str]
-) -> Figures:
+def write_mesh(view: FieldView, resolution: int, folder: Path, provenance: Tree, notes: list[str]) -> Tree:
     """Extract the surface of a field by marching cubes with `resolution` grid points per axis, and write mesh.glb.
 
     `provenance` (prompt, seed, config hash) is stored in the file. Returns the number of vertices and triangles. For a
@@ -133,13 +123,13 @@ def make_asset(system: GenerateSystem, folder: Path, quiet: bool = True) -> Expo
     return export(field, config.export, folder, nearest_budget=True, quiet=quiet)
 
 
-def write_asset(system: GenerateSystem, folder: Path, notes: list[str], quiet: bool = True) -> Figures:
+def write_asset(system: GenerateSystem, folder: Path, notes: list[str], quiet: bool = True) -> Tree:
     """Write folder/asset, and return entries for summary.json. An error is appended to `notes`, not raised."""
     retry = f" ({command('--config', 'export', f'run={folder}')} tries again)"
     return try_asset(lambda: make_asset(system, folder / FOLDER, quiet), folder, notes, retry)
 
 
-def try_asset(make: Callable[[], ExportedAsset], folder: Path, notes: list[str], retry: str = "") -> Figures:
+def try_asset(make: Callable[[], ExportedAsset], folder: Path, notes: list[str], retry: str = "") -> Tree:
     """Call `make`, which writes folder/asset, and turn every error into a note.
 
     The other results of the run must survive any error, such as a full disk or a bug in a library. Returns
