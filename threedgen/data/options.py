@@ -55,7 +55,8 @@ class ScanNetConfig(_Folder, WalksConfig):
 
 
 MESHES = (".glb", ".gltf", ".obj", ".ply")
-"""Suffixes of mesh files, in lower case."""
+MESH_FORMATS = (*MESHES, ".stl", ".off")
+"""Suffixes of mesh files, in lower case: those with colours, and all that are read."""
 
 
 class MeshFolderConfig(_Folder):

@@ -19,8 +19,6 @@ from threedgen.geometry.texture import Texture
 from threedgen.run.arrays import Array
 from threedgen.run.disk import Tree
 
-SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off")
-"""File name endings of meshes."""
 MAX_PLY_HEADER = 1_000_000
 """Largest size in bytes of the header of a PLY file."""
 MAX_COVER = 5000

@@ -10,7 +10,8 @@ from pathlib import Path
 from fastapi import HTTPException
 
 from threedgen.config.errors import ConfigError
-from threedgen.geometry import mesh_file, picture_file
+from threedgen.data.options import MESH_FORMATS
+from threedgen.geometry.picture_file import SUFFIXES as IMAGES
 from threedgen.run.disk import write_atomic
 from threedgen.run.prompts import normalise_prompt
 from threedgen.run.text import clean
@@ -38,7 +39,7 @@ def plain_words(text: str) -> str:
 
 RUN_TASKS = (*TASKS, "texture")
 UPLOADS = "uploads"
-SUFFIXES = {"image": picture_file.SUFFIXES, "mesh": mesh_file.SUFFIXES}
+SUFFIXES = {"image": IMAGES, "mesh": MESH_FORMATS}
 """File name endings of uploads, by the key of the request that they are for."""
 UPDATE_SECONDS = 0.5  # interval at which the event stream looks for changes
 

@@ -18,17 +18,8 @@ from torch import Tensor
 from threedgen.config import ConfigError, registry
 from threedgen.data.scene_views import SceneSource, SceneViews
 from threedgen.evaluation.features import FeatureNetwork, NetworkOutput
+from threedgen.evaluation.metrics import figures as stats
 from threedgen.evaluation.metrics.distributions import fid, inception_score, kid
-from threedgen.evaluation.metrics.figures import (
-    Estimate,
-    Json,
-    bootstrap_ratio,
-    estimate,
-    jackknife_estimate,
-    mean,
-    mean_estimate,
-    paired_differences,
-)
 from threedgen.evaluation.metrics.overlap import depth_overlap, given_view, overlap_ratio, panorama_overlap
 from threedgen.evaluation.report import figure_table, rounded, write_report, write_strips
 from threedgen.evaluation.runner import Evaluation, evaluation_task
@@ -170,8 +161,8 @@ With few images FID is too high: compare rows of one table. Definitions: docs/mv
 """
         write_report(self.task, "report", rounded(figures), whole, text, summary={"scenes": len(truth)})
 
-    def about(self) -> Json:
-        c, about = self.config, Json(scenes_of=self.source.describe(), count=self.count, size=size_of(self.first))
+    def about(self) -> stats.Json:
+        c, about = self.config, stats.Json(scenes_of=self.source.describe(), count=self.count, size=size_of(self.first))
         if self.existing is not None:
             return about | {"drawn": self.existing.describe()}
         return about | {
@@ -186,8 +177,8 @@ def overlap(scene: SceneViews) -> float | None:
     views = scene.views
     K, c2w = to_opencv(views.cameras)
     if scene.depth is not None:
-        return mean(depth_overlap(views.images, scene.depth, K, c2w))
-    return mean(panorama_overlap(views.images, K, c2w[:, :3, :3]))
+        return stats.mean(depth_overlap(views.images, scene.depth, K, c2w))
+    return stats.mean(panorama_overlap(views.images, K, c2w[:, :3, :3]))
 
 
 def require_overlap(source: SceneSource, key: str) -> None:
@@ -249,19 +240,19 @@ def set_figures(row: MeasuredViews, truth: MeasuredViews) -> dict[str, Callable[
     return {"fid": lambda scenes: fid(*features(scenes)), "kid": kernel, "is": inception}
 
 
-def summary(row: MeasuredViews, truth: MeasuredViews) -> Json:
-    found: Json = {"scenes": len(row)} | means(row.figures)
+def summary(row: MeasuredViews, truth: MeasuredViews) -> stats.Json:
+    found: stats.Json = {"scenes": len(row)} | means(row.figures)
     ours, true = ([figures["psnr"] for figures in views.figures] for views in (row, truth))
-    found["ratio"] = estimate(overlap_ratio(ours, true), bootstrap_ratio(ours, true))
+    found["ratio"] = stats.estimate(overlap_ratio(ours, true), stats.bootstrap_ratio(ours, true))
     for name, figure in set_figures(row, truth).items():
-        found[name] = jackknife_estimate(figure, len(row))
+        found[name] = stats.jackknife_estimate(figure, len(row))
     return found
 
 
-def difference(row: MeasuredViews, other: MeasuredViews, truth: MeasuredViews) -> Json:
+def difference(row: MeasuredViews, other: MeasuredViews, truth: MeasuredViews) -> stats.Json:
     """Compute the metrics of ``row`` minus those of ``other``, for the same scenes, as JSON with 95 % intervals."""
-    differences = paired_differences(row.figures, other.figures, row.figures[0])
-    found: Json = {**means(differences)}
+    differences = stats.paired_differences(row.figures, other.figures, row.figures[0])
+    found: stats.Json = {**means(differences)}
     found["psnr"]["won"] = sum((one["psnr"] or 0) > 0 for one in differences)
     ours, theirs = set_figures(row, truth), set_figures(other, truth)
     for name in ours:
@@ -269,13 +260,13 @@ def difference(row: MeasuredViews, other: MeasuredViews, truth: MeasuredViews) -
         def figure(scenes: Indices, name: str = name) -> float:
             return ours[name](scenes) - theirs[name](scenes)
 
-        found[name] = jackknife_estimate(figure, len(row))
+        found[name] = stats.jackknife_estimate(figure, len(row))
     return found
 
 
-def means(scenes: list[dict[str, float | None]]) -> dict[str, Estimate]:
+def means(scenes: list[dict[str, float | None]]) -> dict[str, stats.Estimate]:
     """Return the mean of each metric over the scenes. Metrics that are undefined in all scenes are left out."""
-    found = {name: mean_estimate([one.get(name) for one in scenes]) for name in MEANS}
+    found = {name: stats.mean_estimate([one.get(name) for one in scenes]) for name in MEANS}
     return {name: figure for name, figure in found.items() if figure["mean"] is not None}
 
 

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from threedgen.config import Config, ConfigError
 from threedgen.config.plain_file import read_text
 from threedgen.config.registry import Component
+from threedgen.data.options import MESH_FORMATS
 from threedgen.geometry.picture_file import load_image
 from threedgen.guidance.options import MatteName, MVAdapterConfig
 from threedgen.guidance.weights.loading import check_image
@@ -16,7 +17,6 @@ from threedgen.run.folder import user_path
 from threedgen.run.prompts import EXAMPLE_ROOM, normalise_prompt, with_suffix
 from threedgen.systems.prompted import PromptedConfig
 
-MESH_FORMATS = (".glb", ".gltf", ".obj", ".ply", ".off", ".stl")
 PRIORS = {
     "orbit": ("mvdream", "stable-diffusion"),
     "angles": ("mvadapter",),

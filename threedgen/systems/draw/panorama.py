@@ -21,18 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from threedgen.config import ConfigError
+from threedgen.geometry import panorama as pano
 from threedgen.geometry.cameras_file import CAMERAS_FILE, write_cameras
 from threedgen.geometry.images import png, to_uint8, write_mp4, write_png
-from threedgen.geometry.panorama import (
-    cameras,
-    covered_rows,
-    equirectangular_views,
-    intrinsics,
-    render_from_views,
-    ring,
-    rotation,
-    stitch,
-)
 from threedgen.geometry.picture_file import load_image
 from threedgen.geometry.views import resize
 from threedgen.geometry.warp import apply_homography, homography, inside, pixel_grid
@@ -71,8 +62,8 @@ def sample(task: Task, rig: PanoramaConfig) -> None:
     if model.extra == "mask" and config.image is None:
         notes.append("image is not set, so the panorama is sampled from the text alone")
         logger.warning("%s", notes[-1])
-    K, R = intrinsics(radians(rig.fov), rig.size, rig.size), ring(rig.views)
-    at = cameras(R, radians(rig.fov), rig.size, rig.size)
+    K, R = pano.intrinsics(radians(rig.fov), rig.size, rig.size), pano.ring(rig.views)
+    at = pano.cameras(R, radians(rig.fov), rig.size, rig.size)
     known, mask = known_views(config, rig, rig.size)
 
     def conditions(size: Size) -> tuple[Tensor | None, None]:
@@ -81,7 +72,7 @@ def sample(task: Task, rig: PanoramaConfig) -> None:
         return model.masked_extra(*known_views(config, rig, size[0])), None
 
     def synchronise(views: Tensor) -> Tensor:
-        rendered = render_from_views(views.permute(0, 3, 1, 2), K, R, K, R, rig.size, rig.size)
+        rendered = pano.render_from_views(views.permute(0, 3, 1, 2), K, R, K, R, rig.size, rig.size)
         return rendered.permute(0, 2, 3, 1)
 
     def sample_views() -> Tensor:
@@ -129,8 +120,8 @@ def known_views(config: SampleConfig, rig: PanoramaConfig, size: int) -> tuple[T
     if config.image is None or rig.image_fov is None:
         return torch.zeros(rig.views, size, size, 3), torch.zeros(rig.views, size, size, dtype=torch.bool)
     image = load_image(Path(config.image).expanduser(), key="image").convert("RGB")
-    pixels, K = torch.from_numpy(np.asarray(image, np.float32) / 255), intrinsics(radians(rig.fov), size, size)
-    return warp_image(pixels, radians(rig.image_fov), K, ring(rig.views), size)
+    pixels, K = torch.from_numpy(np.asarray(image, np.float32) / 255), pano.intrinsics(radians(rig.fov), size, size)
+    return warp_image(pixels, radians(rig.image_fov), K, pano.ring(rig.views), size)
 
 
 def warp_image(image: Tensor, fov: float, K: Tensor, R: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -147,13 +138,13 @@ def warp_image(image: Tensor, fov: float, K: Tensor, R: Tensor, size: int) -> tu
     Returns:
         Views (V, size, size, 3), 0 where unknown, and bool masks (V, size, size) of the known pixels.
     """
-    K_image, K_fine = intrinsics(fov, *image.shape[:2]), resize_intrinsics(K, SUPERSAMPLE, SUPERSAMPLE)
+    K_image, K_fine = pano.intrinsics(fov, *image.shape[:2]), resize_intrinsics(K, SUPERSAMPLE, SUPERSAMPLE)
     reduction = float(K_image[0, 0] / K_fine[0, 0])
     if reduction > 1:  # else the samples would skip pixels
         rows, columns = image.shape[:2]
         image = resize(image[None], *(max(1, round(side / reduction)) for side in (rows, columns)))[0]
         K_image = resize_intrinsics(K_image, image.shape[1] / columns, image.shape[0] / rows)
-    H = homography(K_fine, R, K_image, rotation(0.0))[:, None]
+    H = homography(K_fine, R, K_image, pano.rotation(0.0))[:, None]
     pixels, front = apply_homography(H, pixel_grid(SUPERSAMPLE * size, SUPERSAMPLE * size))
     height, width = image.shape[:2]
     visible = front & inside(pixels + 0.5, height + 1, width + 1)  # up to the outer borders of the pixels
@@ -187,9 +178,9 @@ def write_panorama(folder: Path, views: Tensor, rig: PanoramaConfig, title: str)
 
     `title` is the title of the page. Returns the vertical field of view of the panorama in degrees.
     """
-    K = intrinsics(radians(rig.fov), rig.size, rig.size)
-    stitched, weights = stitch(views.permute(0, 3, 1, 2), K, ring(rig.views), rig.height, 2 * rig.height)
-    panorama = stitched[:, covered_rows(weights)].clamp(0, 1)
+    K = pano.intrinsics(radians(rig.fov), rig.size, rig.size)
+    stitched, weights = pano.stitch(views.permute(0, 3, 1, 2), K, pano.ring(rig.views), rig.height, 2 * rig.height)
+    panorama = stitched[:, pano.covered_rows(weights)].clamp(0, 1)
     write_png(folder / IMAGE, panorama.permute(1, 2, 0))
     write_mp4(film_frames(panorama, rig.film), folder / FILM, rig.film.fps)
     write_panorama_page(folder / PAGE, folder / IMAGE, title)
@@ -203,8 +194,8 @@ def film_frames(panorama: Tensor, film: FilmConfig) -> Iterator[Array]:
     """
     half_height = 0.98 * pi * panorama.shape[1] / panorama.shape[2]  # radians
     max_fov = 2 * atan(tan(half_height) * film.width / film.height) if half_height < pi / 2 else pi
-    K = intrinsics(min(radians(film.fov), max_fov), film.height, film.width)
+    K = pano.intrinsics(min(radians(film.fov), max_fov), film.height, film.width)
     for first in range(0, film.frames, FRAME_BATCH):
         numbers = range(first, min(first + FRAME_BATCH, film.frames))
-        R = torch.stack([rotation(2 * pi * n / film.frames) for n in numbers])
-        yield from to_uint8(equirectangular_views(panorama, K, R, film.height, film.width).permute(0, 2, 3, 1))
+        R = torch.stack([pano.rotation(2 * pi * n / film.frames) for n in numbers])
+        yield from to_uint8(pano.equirectangular_views(panorama, K, R, film.height, film.width).permute(0, 2, 3, 1))

@@ -121,9 +121,7 @@ def write_frames(
     write_mp4(enlarge_small(images), folder / FILM, FPS)
 
 
-def texture_mesh(
-    task: Task, mesh: TexturedMesh, frame: MeshFrame, cameras: Cameras, images: np.ndarray
-) -> dict[str, object]:
+def texture_mesh(task: Task, mesh: TexturedMesh, frame: MeshFrame, cameras: Cameras, images: np.ndarray) -> Tree:
     """Project images (N, H, W, 3) in [0, 1] of N cameras onto a mesh. Write the textured mesh, and renders of it.
 
     `frame` is the coordinate transform from the mesh file to the world. Returns metrics for summary.json. Raises
