@@ -46,9 +46,7 @@ class MVDreamBoothConfig(PromptedConfig):
     matte: MatteName = None
     prompt: str = Field("", description="caption of the photos with the identifier, such as 'a [v] dog'")
     identifier: str = Field("[v]", min_length=1, max_length=32, pattern=r"^\S+$", description="word for the subject")
-    prior: Annotated[Any, Component("prior", default="mvdream", only=("mvdream",))] = Field(
-        {}, description="prior that is trained"
-    )
+    prior: Annotated[Any, Component("prior", default="mvdream", only=("mvdream",))] = {}
     tuning: TuningConfig = TuningConfig()
     sheet: SheetConfig = SheetConfig()
     trainer: TrainerConfig = default_trainer(400, val_check_interval=100)

@@ -176,26 +176,20 @@ class GenerateConfig(PromptedConfig):
     matte: MatteName = None
     negative_prompt: str = Field("", description="text of the unconditional branch of the guidance")
     view_prompts: ViewPromptsConfig = ViewPromptsConfig()
-    system: Annotated[SystemConfig, Component("system", default="generate")] = Field(SECTION, description="training")
-    prior: Annotated[PriorConfig, Component("prior", default="mvdream")] = Field(SECTION, description="diffusion prior")
-    distillation: Annotated[DistillationConfig, Component("distillation", default=DEFAULT_DISTILLATION)] = Field(
-        SECTION, description="loss from the prior"
-    )
-    field: Annotated[FieldConfig, Component("representation", default="ngp")] = Field(SECTION, description="object")
-    background: Annotated[Config, Component("background", default="solid")] = Field(SECTION, description="background")
-    material: Annotated[MaterialConfig, Component("material", default="none")] = Field(SECTION, description="lighting")
+    system: Annotated[SystemConfig, Component("system", default="generate")] = SECTION
+    prior: Annotated[PriorConfig, Component("prior", default="mvdream")] = SECTION
+    distillation: Annotated[DistillationConfig, Component("distillation", default=DEFAULT_DISTILLATION)] = SECTION
+    field: Annotated[FieldConfig, Component("representation", default="ngp")] = SECTION
+    background: Annotated[Config, Component("background", default="solid")] = SECTION
+    material: Annotated[MaterialConfig, Component("material", default="none")] = SECTION
     march: MarchConfig = MarchConfig()
     occupancy: OccupancyConfig | None = Field(OccupancyConfig(), description="null: no empty-space skipping")
-    camera: Annotated[sections.MultiviewCameraConfig, Component("camera", default="multiview")] = Field(
-        SECTION, description="sampler of training cameras"
-    )
+    camera: Annotated[sections.MultiviewCameraConfig, Component("camera", default="multiview")] = SECTION
     guidance_input: Literal["colour", "normal"] = Field("colour", description="input of the prior")
     size: Scheduled = Field(64, ge=8, le=2048, description="height and width of training renders, pixels; no ramps")
     scenes_per_step: Scheduled = Field(1, ge=1, le=64, description="groups of camera.n_view views per step; no ramps")
-    optimizer: Annotated[OptimizerConfig, Component("optimizer", default="adam")] = Field(
-        SECTION, description="optimizer and learning rates"
-    )
-    loss: Annotated[LossConfig, LossWeights()] = Field(SECTION, description="weights of the loss terms, by step")
+    optimizer: Annotated[OptimizerConfig, Component("optimizer", default="adam")] = SECTION
+    loss: Annotated[LossConfig, LossWeights()] = SECTION
     preview: PreviewConfig = PreviewConfig()
     fit: FitConfig = FitConfig()
     warm_start: WarmStartConfig = WarmStartConfig()
@@ -205,9 +199,7 @@ class GenerateConfig(PromptedConfig):
     view: ViewConfig = Field(ViewConfig(), exclude=True)  # not part of the result: not in config.yaml, not hashed
     trainer: sections.TrainerConfig = sections.TrainerConfig(val_check_interval=100)
     checkpoint: sections.CheckpointConfig = sections.CheckpointConfig()
-    logger: Annotated[sections.LoggerConfig, Component("logger", default="csv")] = Field(
-        SECTION, description="further log beside metrics.jsonl and metrics.csv"
-    )
+    logger: Annotated[sections.LoggerConfig, Component("logger", default="csv")] = SECTION
     metrics: Annotated[tuple[str, ...], registered("metric")] = Field(
         (), description="plug-ins that measure the object at each validation, by name"
     )

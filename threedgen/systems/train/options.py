@@ -111,9 +111,7 @@ class TrainMVAdapterConfig(TrainConfig):
 
     start: str = Field(min_length=1, description="2D model: a diffusers folder or a hub id")
     image_size: int | None = Field(None, ge=8, le=2048, description="side of a view, pixels; null: the model's")
-    objects: Annotated[Any, Component("object-source", default="toybox", path_of="meshes")] = Field(
-        {}, description="training objects: toybox or a folder of meshes"
-    )
+    objects: Annotated[Any, Component("object-source", default="toybox", path_of="meshes")] = {}
     adapter: str | None = Field(None, min_length=1, description="adapter to start from; null: a new one")
     branches: tuple[Literal["mv", "ref"], ...] = Field(("mv", "ref"), description="attention to other views, reference")
     arrangement: Arrangement = Field("parallel", description="arrangement of the branches")
@@ -176,7 +174,7 @@ class TrainMVDiffusionConfig(TrainConfig):
 
     variant: Variant = Field("panorama", description="panorama; outpaint: from a view; depth: posed views with depth")
     start: str = Field(min_length=1, description="2D model: a diffusers folder or a hub id")
-    scenes: Annotated[Any, Component("scene-source")] = Field({}, description="training scenes")
+    scenes: Annotated[Any, Component("scene-source")] = {}
     single_view: SingleViewConfig | None = Field(SingleViewConfig(), description="first stage; null: without it")
     blocks: str | None = Field(None, min_length=1, description="blocks of another run to start from")
     training: ViewsConfig = ViewsConfig()

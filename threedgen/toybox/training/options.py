@@ -158,12 +158,10 @@ class OwnTrainingConfig(MultiviewDiffusionConfig):
 class TrainOwnPriorConfig(AssetsConfig):
     """Train a multi-view prior, or a 2D model, further on your own meshes and captions."""
 
-    prior: Annotated[Any, Component("prior", default="mvdream", only=("mvdream",))] = Field(
-        {}, description="weights to start from: toybox-prior, MVDream's, or a 2D model"
-    )
+    prior: Annotated[Any, Component("prior", default="mvdream", only=("mvdream",))] = {}
     pictures: str | None = Field(None, description="images with captions.csv for 2D batches; null: views")
     held_out: int = Field(8, ge=0, le=100_000, description="assets for the sample sheet, not trained on")
-    features: Annotated[Any, Component("features", default="probe")] = Field({}, description="features of the FID")
+    features: Annotated[Any, Component("features", default="probe")] = {}
     training: OwnTrainingConfig = OwnTrainingConfig()
     trainer: TrainerConfig = base.default_trainer(4000)
     checkpoint: CheckpointConfig = CheckpointConfig(seconds=60)
