@@ -77,9 +77,7 @@ class MeshFolderConfig(_Folder):
         found = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.suffix.lower() in MESHES)
         if len(found) <= self.held_out:
             raise ConfigError(
-                f"too few meshes ({', '.join(MESHES)}) in {self.path!r}: {len(found)}, of which held_out="
-                f"{self.held_out}. Add meshes or lower held_out.",
-                "path",
+                f"has {len(found)} meshes, of which held_out={self.held_out}. Add some", "path", self.path
             )
         return found
 

@@ -104,11 +104,8 @@ def load_hub(weights: str, description: str, example: str, key: str, *classes: A
             kind.from_pretrained(weights, local_files_only=not reachable(), trust_remote_code=False) for kind in classes
         ]
     except Exception as error:  # transformers raises many classes
-        raise ConfigError(
-            f"cannot be loaded as {description} ({type(error).__name__}): {weights!r}. Give a folder or a hub id such "
-            f"as {example}.",
-            key,
-        ) from None
+        problem = f"cannot be loaded as {description} ({type(error).__name__}). Give a folder or hub id like {example}"
+        raise ConfigError(problem, key, weights) from None
     return [net.eval().requires_grad_(False), processor]
 
 

@@ -67,6 +67,9 @@ def material_of(prompt: str) -> str:
     return next((MATERIAL_WORDS[word] for word in re.findall(r"\w+", head) if word in MATERIAL_WORDS), "matte")
 
 
+Texels = Literal[64, 128, 256, 512, 1024, 2048, 4096, 8192]
+
+
 class AssetConfig(Config):
     """A game-ready asset: a triangle budget, textures, levels of detail, a collider."""
 
@@ -76,15 +79,11 @@ class AssetConfig(Config):
         + "; ".join(f"{name}: {size.budget} triangles, {size.texture} texels" for name, size in PRESETS.items()),
     )
     budget: int | None = Field(None, ge=12, le=1_000_000, description="maximum triangles; null: from the preset")
-    texture: Literal[64, 128, 256, 512, 1024, 2048, 4096, 8192] | None = Field(
-        None, description="texture edge in texels; null: from the preset"
-    )
+    texture: Texels | None = Field(None, description="texture edge in texels; null: from the preset")
     lods: tuple[int, ...] | None = Field(
         None, examples=[[1000, 300]], description="triangles of each further level of detail; null: from the preset"
     )
-    collision: Literal["hull", "parts", "none"] = Field(
-        "hull", description="collider: one convex hull, up to eight convex parts (extra 'parts'), or none"
-    )
+    collision: Literal["hull", "parts", "none"] = Field("hull", description="collider; parts: needs the extra 'parts'")
     formats: tuple[Literal["glb", "obj", "usdz"], ...] = Field(
         ("glb",), min_length=1, examples=[["glb", "obj"]], description="obj: zip with textures; usdz: extra 'usd'"
     )

@@ -234,10 +234,8 @@ def reopen(run: str | Path, overrides: list[str]) -> tuple[Any, Path]:
     config, stored = load((folder / CONFIG).resolve(), overrides), stored_config(folder)
     changed = differences(stored or {}, plain(config), getattr(config, "extends", ()))
     if changed:
-        raise ConfigError(
-            f"{COMMAND_LINE}: a resumed run cannot change {'; '.join(changed)}. "
-            f"Start a new run with {command('--config', str(folder / CONFIG))}"
-        )
+        again = f"Start a new run with {command('--config', str(folder / CONFIG))}"
+        raise ConfigError(f"{COMMAND_LINE}: a resumed run cannot change {'; '.join(changed)}. {again}")
     name = stored_config_name((folder / CONFIG).read_text(encoding="utf-8"))
     return _prepare_folder(folder, config, name, stored), folder
 

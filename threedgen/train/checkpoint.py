@@ -137,11 +137,8 @@ def check_weights(checkpoint: CheckpointData, weights: Mapping[str, str]) -> Non
     before = checkpoint.get(WEIGHTS_KEY, {})
     for key, now in weights.items():
         if before.get(key, now) != now:
-            raise ConfigError(
-                f"the checkpoint was made with other weights (SHA-256 {before[key][:12]}..., now {now[:12]}...). "
-                "Use the former weights, or start a new run in another output folder",
-                key,
-            )
+            problem = f"the checkpoint has other weights (SHA-256 {before[key][:12]}..., now {now[:12]}...)"
+            raise ConfigError(f"{problem}. Use them, or another output folder", key)
 
 
 def numerics(trainer: pl.Trainer) -> dict[str, str]:

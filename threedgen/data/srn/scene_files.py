@@ -181,10 +181,8 @@ def _check_spread(folder: Path, poses: Array) -> None:
     centres = poses[:, :3, 3]
     spread = np.linalg.norm(centres - centres.mean(0), axis=1).max()
     if len(poses) > 1 and spread <= MIN_SPREAD * max(1e-9, np.linalg.norm(centres, axis=1).max()):
-        raise ConfigError(
-            f"{folder / 'pose'}: all cameras are at one position. If the poses are world-to-camera, invert them or add "
-            "a fifth line with 1 to intrinsics.txt."
-        )
+        remedy = "Invert world-to-camera poses, or add a fifth line with 1 to intrinsics.txt"
+        raise ConfigError(f"{folder / 'pose'}: all cameras are at one position. {remedy}")
 
 
 def read_intrinsics(folder: Path, names: Sequence[str], height: int, width: int) -> tuple[Array, bool]:

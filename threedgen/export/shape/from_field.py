@@ -64,10 +64,8 @@ def dense_surface(field: FieldView, resolution: int) -> tuple[Mesh, list[str]]:
     border = np.linalg.norm(middle, axis=1) > field.radius - 4 * field.radius / (resolution - 1)  # two grid cells
     share = float(area[border].sum() / max(area.sum(), 1e-30))
     if share > MAX_BORDER_SHARE:
-        raise ConfigError(
-            f"the object fills the whole scene: {share:.0%} of its surface lies on the scene boundary. Train longer "
-            "or raise loss.sparsity"
-        )
+        problem = f"the object fills the scene: {share:.0%} of its surface lies on the scene boundary"
+        raise ConfigError(f"{problem}. Train longer or raise loss.sparsity")
     notes = []
     if share > CUT_BORDER_SHARE:
         notes.append(f"the object is cut off at the scene boundary: {share:.0%} of its surface. Try another seed")

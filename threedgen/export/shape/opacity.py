@@ -51,10 +51,8 @@ def depth_field(sigma: Array, cell: float, radius: float) -> tuple[Array, Tree]:
         np.moveaxis(tau, axis, 0)[[0, -1]] = 0
     if not tau.max() > HALF_OPAQUE:
         opacity = 100 * (1 - math.exp(-2 * float(tau.max())))
-        raise EmptyField(
-            f"the field has no solid object: its maximum opacity is {opacity:.0f} %. Train longer, use another seed or "
-            "lower the learning rates (section optimizer)"
-        )
+        problem = f"the field has no solid object: its maximum opacity is {opacity:.0f} %"
+        raise EmptyField(f"{problem}. Train longer, use another seed or lower the learning rates (section optimizer)")
     level = max(HALF_OPAQUE, min(MIN_DEPTH * radius * typical, float(tau.max()) / 2))
     level = min(level, MAX_DEPTH * radius * typical)
     tau, info = clean(tau, level)

@@ -18,9 +18,7 @@ Paths = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isi
 class TuningConfig(Config):
     """Training on the photos, and prior preservation."""
 
-    preservation: Literal["l1", "l2", "images", "lora", "none"] = Field(
-        "l1", description="prior preservation: l1 or l2 distance of the weights, class images, or LoRA"
-    )
+    preservation: Literal["l1", "l2", "images", "lora", "none"] = Field("l1", description="prior preservation")
     weight: float = Field(1.0, ge=0, description="weight of the preservation loss")
     batch: int = Field(4, ge=1, le=256, description="photos per step")
     learning_rate: Scheduled = Field({"0%": 0.0, "5%": 1e-4}, ge=0, description="learning rate of the UNet")

@@ -200,9 +200,7 @@ class GenerateConfig(PromptedConfig):
     trainer: sections.TrainerConfig = sections.TrainerConfig(val_check_interval=100)
     checkpoint: sections.CheckpointConfig = sections.CheckpointConfig()
     logger: Annotated[sections.LoggerConfig, Component("logger", default="csv")] = SECTION
-    metrics: Annotated[tuple[str, ...], registered("metric")] = Field(
-        (), description="plug-ins that measure the object at each validation, by name"
-    )
+    metrics: Annotated[tuple[str, ...], registered("metric")] = Field((), description="plug-ins, by name")
     stages: dict[str, Tree] = Field(
         {}, description="earlier runs, name: {options that differ}; each starts from the object of the one before"
     )
