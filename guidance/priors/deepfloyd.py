@@ -44,7 +44,10 @@ def read_unet(path: Path) -> UNet2DConditionModel:
     config, tensors = components.read_part(path / "unet")
     components.expect(config, *components.NETWORKS["unet"].class_entry, path / "unet")
     if config.get("in_channels") != CHANNELS or config.get("class_embed_type") is not None:
-        raise ConfigError(f"{path} is no first stage on pixels; try prior.name=stable-diffusion", "weights")
+        problem = (
+            f"{path} is no first stage on pixels: it has {config.get('in_channels')} input channels, not {CHANNELS}"
+        )
+        raise ConfigError(f"{problem}; try prior.name=stable-diffusion", "weights")
     return components.make("unet", config, tensors)
 
 

@@ -25,7 +25,9 @@ def extra_kind(extra: int, latent: int) -> Extra:
     """
     kinds: dict[int, Extra] = {0: "nothing", 1: "depth", latent + 1: "mask"}
     if extra not in kinds:
-        raise ConfigError(f"a UNet of {latent} + {extra} input channels takes no depth or masked image", "weights")
+        raise ConfigError(
+            f"{extra} input channels are neither depth (1) nor a mask and image ({latent + 1})", "weights"
+        )
     return kinds[extra]
 
 

@@ -15,7 +15,8 @@ from tests.support.ball_run import Ball, ball, ball_run  # noqa: F401
 from tests.support.kept_folder import kept_folder
 from threedgen.config import ConfigError, load, plain, shipped
 from threedgen.run import folder as runs
-from threedgen.systems.generate.outputs import Run, write_asset
+from threedgen.systems.generate.outputs import write_asset
+from threedgen.systems.generate.result import Run
 
 WORDS = [
     "field.name=ball", "occupancy=null", "prompt=a ball", "trainer.max_steps=10", "export.texture=128",

@@ -16,7 +16,8 @@ from threedgen.config import ConfigError
 from threedgen.run.metrics import read_summary
 from threedgen.systems.generate import task as generate_run
 from threedgen.systems.generate.options import GenerateConfig
-from threedgen.systems.generate.outputs import VIEWS, Run, print_result, view_indices
+from threedgen.systems.generate.outputs import VIEWS, view_indices
+from threedgen.systems.generate.result import Run, print_result
 from threedgen.systems.generate.system import piecewise_constant
 from threedgen.train.status import Status
 from threedgen.viewer.record import MAX_VIEWS, VIEWS_PER_ROW

@@ -33,7 +33,7 @@ from threedgen import cli, config
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.run.metrics import read_summary
 from threedgen.systems.generate import task as generate_run
-from threedgen.systems.generate.outputs import FILES
+from threedgen.systems.generate.result import FILES
 from threedgen.systems.generate.views import sample_views
 from threedgen.viewer.record import read_record
 from threedgen.viewer.report import PAGE, PLOTS

@@ -153,7 +153,8 @@ def read_pose(path: Path) -> Array:
     if not np.allclose(pose[3], [0, 0, 0, 1], atol=1e-6):
         raise ConfigError(f"{path} is not rigid: its last row should be 0 0 0 1 (got {pose[3].tolist()})")
     if np.abs(R.T @ R - np.eye(3)).max() > ROTATION_TOLERANCE or np.linalg.det(R) < 0:
-        raise ConfigError(f"{path} is not rigid: its first three columns should be a rotation (got {R.tolist()})")
+        sizes = f"lengths {np.linalg.norm(R, axis=0).round(4).tolist()}, determinant {np.linalg.det(R):.4g}"
+        raise ConfigError(f"{path} is not rigid: its first three columns should be a rotation ({sizes})")
     return pose
 
 
@@ -226,5 +227,6 @@ def _matrix(path: Path, K: Array, height: int, width: int) -> tuple[Array, bool]
     if not valid:
         raise ConfigError(f"{path} is no matrix of intrinsics: rows 'fx s cx', '0 fy cy', '0 0 1' (got {K.tolist()})")
     if abs(K[0, 2] / width - 0.5) > MAX_OFFSET or abs(K[1, 2] / height - 0.5) > MAX_OFFSET:
-        raise ConfigError(f"{path}: the principal point is far from the centre of {height} x {width} pixels")
+        centre = f"({K[0, 2]:g}, {K[1, 2]:g}) is far from the centre of {height} x {width} pixels"
+        raise ConfigError(f"{path} seems to be for another image size: its principal point {centre}")
     return K, False

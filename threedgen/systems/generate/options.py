@@ -271,11 +271,14 @@ class GenerateConfig(PromptedConfig):
         self._check_representation()
         warm, share, rounds = self.warm_start.share, self.refine.share, len(self.refine.strengths)
         if rounds * share > 1:
-            raise ValueError(f"{rounds} x refine.share={share:g} is more than the run. Set {0.5 / rounds:.2g} or less")
+            problem = f"refine.share={share:g} in each of {rounds} rounds is more than the run"
+            raise ValueError(f"{problem}. Set refine.share={0.5 / rounds:.2g} or less")
         if warm > (left := round(1 - rounds * share, 9)):  # 1 - 4 * 0.2 is a little less than 0.2
-            raise ValueError(f"warm_start.share={warm:g} exceeds the {left:.2g} that refine leaves. Set {left / 2:.2g}")
-        if self.trainer.accumulate_grad_batches > 1:
-            raise ValueError("trainer.accumulate_grad_batches should be 1. For more views, set scenes_per_step")
+            problem = f"warm_start.share={warm:g} is more than the {left:.2g} that refine leaves of the run"
+            raise ValueError(f"{problem}. Set warm_start.share={left / 2:.2g}")
+        if (batches := self.trainer.accumulate_grad_batches) > 1:
+            problem = f"trainer.accumulate_grad_batches={batches} is not supported"
+            raise ValueError(f"{problem}. Set scenes_per_step for more views in a step")
         return self
 
     def _check_representation(self) -> None:
@@ -286,7 +289,8 @@ class GenerateConfig(PromptedConfig):
             value = getattr(self.loss, name)
             owners = [owner for owner, losses in representation_losses().items() if name in losses]
             if value != 0 and owners and field.name not in owners:
-                raise ValueError(f"loss.{name}={value} needs field.name={' or '.join(owners)}, not {field.name}")
+                problem = f"loss.{name}={value} is no loss of field.name={field.name}"
+                raise ValueError(f"{problem}. Set loss.{name}=0 or field.name={' or '.join(owners)}")
         needs = {
             "guidance_input=normal": self.guidance_input == "normal",
             "loss.orientation": self.loss.orientation != 0,

@@ -27,7 +27,7 @@ from threedgen.systems.generate.options import GenerateConfig
 from threedgen.train.status import Status
 from threedgen.train.task import Stopped, Task, device, execute, finished
 
-from .outputs import FILES, Run, print_result
+from .result import FILES, Run, print_result
 from .views import sample_views
 
 logger = logging.getLogger(__name__)

@@ -37,7 +37,8 @@ from threedgen.run.arrays import Array
 from threedgen.run.cache import cached_tensor
 from threedgen.run.disk import writing
 from threedgen.run.progress import Count
-from threedgen.systems.generate.outputs import Run, print_result, try_asset, write_mesh, write_turn
+from threedgen.systems.generate.outputs import try_asset, write_mesh, write_turn
+from threedgen.systems.generate.result import Run, print_result
 from threedgen.train.status import Status
 from threedgen.train.task import Task, execute
 from threedgen.viewer.report import PAGE, write_report
