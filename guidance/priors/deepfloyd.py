@@ -44,9 +44,7 @@ def read_unet(path: Path) -> UNet2DConditionModel:
     config, tensors = components.read_part(path / "unet")
     components.expect(config, *components.NETWORKS["unet"].class_entry, path / "unet")
     if config.get("in_channels") != CHANNELS or config.get("class_embed_type") is not None:
-        problem = (
-            f"{path} is no first stage on pixels: it has {config.get('in_channels')} input channels, not {CHANNELS}"
-        )
+        problem = f"{path} is no first stage on pixels: {config.get('in_channels')} input channels, not {CHANNELS}"
         raise ConfigError(f"{problem}; try prior.name=stable-diffusion", "weights")
     return components.make("unet", config, tensors)
 

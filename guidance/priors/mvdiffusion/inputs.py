@@ -25,9 +25,8 @@ def extra_kind(extra: int, latent: int) -> Extra:
     """
     kinds: dict[int, Extra] = {0: "nothing", 1: "depth", latent + 1: "mask"}
     if extra not in kinds:
-        raise ConfigError(
-            f"{extra} input channels are neither depth (1) nor a mask and image ({latent + 1})", "weights"
-        )
+        problem = f"neither depth (1) nor a mask and the masked image ({latent + 1})"
+        raise ConfigError(f"a UNet with {extra} further input channels takes {problem}", "weights")
     return kinds[extra]
 
 
