@@ -70,7 +70,7 @@ class EncodedFieldConfig(FieldConfig):
     """Base class of the configs of fields that are made of an encoding and small MLPs."""
 
     radius: float = Field(1.0, gt=0, le=100, description="half the side of the field's cube, world units")
-    encoding: Encoding = {}
+    encoding: Encoding = Field({}, description="position encoding")
     levels: Scheduled | None = Field(None, ge=1, description="active hash grid levels, coarse first; null: all")
     width: int = Field(64, ge=1, le=1024, description="units per hidden layer")
     hidden_layers: int = Field(1, ge=1, le=8, description="hidden layers per MLP")
@@ -233,7 +233,7 @@ class ProtocolConfig(Config):
     rays: int | None = Field(None, ge=1, description="random pixels per step; null: all pixels of all views")
     samples: int = Field(256, ge=2, le=8192, description="samples per ray on the diameter of the scene's ball")
     width: int = Field(64, ge=1, le=1024, description="units per hidden layer")
-    encoding: Encoding = {}
+    encoding: Encoding = Field({}, description="position encoding")
     learning_rate: Scheduled = Field({0: 0.01, 100: 0.001}, ge=0, description="AdamW learning rate by step")
     orientation: Scheduled = Field(
         # 0 at first: haze has no surface, and the gradients of its normals would dominate those of the colours

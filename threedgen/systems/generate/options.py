@@ -176,12 +176,12 @@ class GenerateConfig(PromptedConfig):
     matte: MatteName = None
     negative_prompt: str = Field("", description="text of the unconditional branch of the guidance")
     view_prompts: ViewPromptsConfig = ViewPromptsConfig()
-    system: Annotated[SystemConfig, Component("system", default="generate")] = SECTION
-    prior: Annotated[PriorConfig, Component("prior", default="mvdream")] = SECTION
+    system: Annotated[SystemConfig, Component("system", default="generate")] = Field(SECTION, description="training")
+    prior: Annotated[PriorConfig, Component("prior", default="mvdream")] = Field(SECTION, description="diffusion prior")
     distillation: Annotated[DistillationConfig, Component("distillation", default=DEFAULT_DISTILLATION)] = SECTION
-    field: Annotated[FieldConfig, Component("representation", default="ngp")] = SECTION
-    background: Annotated[Config, Component("background", default="solid")] = SECTION
-    material: Annotated[MaterialConfig, Component("material", default="none")] = SECTION
+    field: Annotated[FieldConfig, Component("representation", default="ngp")] = Field(SECTION, description="object")
+    background: Annotated[Config, Component("background", default="solid")] = Field(SECTION, description="background")
+    material: Annotated[MaterialConfig, Component("material", default="none")] = Field(SECTION, description="lighting")
     march: MarchConfig = MarchConfig()
     occupancy: OccupancyConfig | None = Field(OccupancyConfig(), description="null: no empty-space skipping")
     camera: Annotated[sections.MultiviewCameraConfig, Component("camera", default="multiview")] = SECTION
@@ -189,7 +189,7 @@ class GenerateConfig(PromptedConfig):
     size: Scheduled = Field(64, ge=8, le=2048, description="height and width of training renders, pixels; no ramps")
     scenes_per_step: Scheduled = Field(1, ge=1, le=64, description="groups of camera.n_view views per step; no ramps")
     optimizer: Annotated[OptimizerConfig, Component("optimizer", default="adam")] = SECTION
-    loss: Annotated[LossConfig, LossWeights()] = SECTION
+    loss: Annotated[LossConfig, LossWeights()] = Field(SECTION, description="weights of the loss terms, by step")
     preview: PreviewConfig = PreviewConfig()
     fit: FitConfig = FitConfig()
     warm_start: WarmStartConfig = WarmStartConfig()

@@ -174,7 +174,7 @@ class TrainMVDiffusionConfig(TrainConfig):
 
     variant: Variant = Field("panorama", description="panorama; outpaint: from a view; depth: posed views with depth")
     start: str = Field(min_length=1, description="2D model: a diffusers folder or a hub id")
-    scenes: Annotated[Any, Component("scene-source")] = {}
+    scenes: Annotated[Any, Component("scene-source")] = Field({}, description="training scenes")
     single_view: SingleViewConfig | None = Field(SingleViewConfig(), description="first stage; null: without it")
     blocks: str | None = Field(None, min_length=1, description="blocks of another run to start from")
     training: ViewsConfig = ViewsConfig()

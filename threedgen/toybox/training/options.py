@@ -161,7 +161,7 @@ class TrainOwnPriorConfig(AssetsConfig):
     prior: Annotated[Any, Component("prior", default="mvdream", only=("mvdream",))] = {}
     pictures: str | None = Field(None, description="images with captions.csv for 2D batches; null: views")
     held_out: int = Field(8, ge=0, le=100_000, description="assets for the sample sheet, not trained on")
-    features: Annotated[Any, Component("features", default="probe")] = {}
+    features: Annotated[Any, Component("features", default="probe")] = Field({}, description="features of the FID")
     training: OwnTrainingConfig = OwnTrainingConfig()
     trainer: TrainerConfig = base.default_trainer(4000)
     checkpoint: CheckpointConfig = CheckpointConfig(seconds=60)
