@@ -44,10 +44,8 @@ class ScanNetWalk:
         poses: "c2w" if the pose files are camera-to-world matrices, "w2c" if they are world-to-camera matrices.
     """
 
-    def __init__(
-        self, folder: Path, height: int, width: int, key_frames: str = KEY_FRAMES, poses: Poses = "c2w"
-    ) -> None:
-        self.folder, self.height, self.width, self.key_file, self.poses = folder, height, width, key_frames, poses
+    def __init__(self, folder: Path, height: int, width: int, key_file: str = KEY_FRAMES, poses: Poses = "c2w") -> None:
+        self.folder, self.height, self.width, self.key_file, self.poses = folder, height, width, key_file, poses
         self.poses_checked = False
 
     @cached_property

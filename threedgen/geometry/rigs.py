@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import pi, radians
@@ -50,12 +50,7 @@ def orbit(
 
 
 def ring_rig(
-    options: OrbitCameraConfig,
-    groups: int,
-    n_view: int,
-    elevations: tuple[float, float],
-    size: int,
-    azimuth: float = 0.0,
+    options: OrbitCameraConfig, groups: int, n_view: int, elevations: Sequence[float], size: int, azimuth: float = 0.0
 ) -> Rig:
     """Place `groups` rings of `n_view` cameras around the origin, rotated so that all azimuths are equally spaced.
 

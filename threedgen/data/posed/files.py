@@ -119,17 +119,14 @@ def to_c2w(matrices: Array, convention: PoseConvention) -> Array:
 def alternatives(matrices: Array) -> dict[str, Array]:
     """Interpret pose matrices (N, 4, 4) in each convention, also with y and z swapped. Return camera-to-world poses
     (N, 4, 4), OpenGL axes, by name of the convention. Conventions that would mirror the scene are left out."""
+    positions = np.concatenate([matrices[..., :3], (SWAP @ matrices)[..., 3:]], axis=-1)
     swapped = {
         "": matrices,
         " with y and z of the world swapped": SWAP @ matrices,
         " with y and z of the camera swapped": matrices @ SWAP,
-        " with y and z of the positions swapped": np.concatenate(
-            [matrices[..., :3], (SWAP @ matrices)[..., 3:]], axis=-1
-        ),
+        " with y and z of the positions swapped": positions,
     }
-    found = {
-        name + change: to_c2w(poses, name) for change, poses in swapped.items() for name in get_args(PoseConvention)
-    }
+    found = {name + how: to_c2w(poses, name) for how, poses in swapped.items() for name in get_args(PoseConvention)}
     return {name: c2w for name, c2w in found.items() if (np.linalg.det(c2w[:, :3, :3]) > 0).all()}
 
 

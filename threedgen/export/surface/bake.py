@@ -38,9 +38,8 @@ class Maps:
 
     def halved(self) -> Self:
         """Return the textures at half resolution, as means of 2 x 2 texels. Normals have length 1 again."""
-        base_colour, normal, orm = (
-            box_downsample(map_[None], 2)[0] for map_ in (self.base_colour, self.normal, self.orm)
-        )
+        maps = self.base_colour, self.normal, self.orm
+        base_colour, normal, orm = (box_downsample(image[None], 2)[0] for image in maps)
         covered = self.covered[::2, ::2] | self.covered[1::2, ::2] | self.covered[::2, 1::2] | self.covered[1::2, 1::2]
         normal = unit(normal).astype(np.float32)
         return replace(self, base_colour=base_colour, normal=normal, orm=orm, covered=covered)

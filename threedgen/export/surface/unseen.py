@@ -142,7 +142,6 @@ def _solve(known: Array, colours: Array, nodes: Array) -> Array:
     matrix, jacobi = sparse.diags(total + anchor) - inner, sparse.diags(1 / (total + anchor))
     start = colours[nearest]
     right = outer @ colours + anchor[:, None] * start
-    solved = [
-        cg(matrix, right[:, c], x0=start[:, c], rtol=1e-4, maxiter=500, M=jacobi)[0] for c in range(right.shape[1])
-    ]
+    columns = zip(right.T, start.T, strict=True)
+    solved = [cg(matrix, b, x0=x0, rtol=1e-4, maxiter=500, M=jacobi)[0] for b, x0 in columns]
     return np.clip(np.stack(solved, 1), colours.min(0), colours.max(0)).astype(np.float32)

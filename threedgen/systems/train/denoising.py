@@ -63,14 +63,9 @@ class DenoisingSystem(AveragedSystem):
     view_noise = ViewNoiseConfig()
 
     def __init__(
-        self,
-        config: Config,
-        model: LatentDiffusion,
-        seed: int | None = None,
-        max_steps: int | None = None,
-        **facts: str,
+        self, config: Config, model: LatentDiffusion, seed: int | None = None, max_steps: int | None = None, **info: str
     ) -> None:
-        super().__init__(config, seed, max_steps, **facts)
+        super().__init__(config, seed, max_steps, **info)
         self.set_unregistered(model=model)
 
     def setup(self, stage: str) -> None:
