@@ -3,7 +3,7 @@
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.nn.functional import normalize
 
 from threedgen.config import Config
@@ -40,9 +40,7 @@ class Material:
     def __init__(self, options: Config | None = None) -> None:
         self.options = options
 
-    def sample_shading(
-        self, step: int = 0, training: bool = False, generator: torch.Generator | None = None
-    ) -> Shading:
+    def sample_shading(self, step: int = 0, training: bool = False, generator: Generator | None = None) -> Shading:
         """Choose the shading of one render at an optimisation step; `generator` is on the CPU."""
         return ALBEDO
 
@@ -75,9 +73,7 @@ class DiffuseMaterial(Material):
     def __init__(self, options: DiffuseMaterialConfig | None = None) -> None:
         super().__init__(options or DiffuseMaterialConfig())
 
-    def sample_shading(
-        self, step: int = 0, training: bool = False, generator: torch.Generator | None = None
-    ) -> Shading:
+    def sample_shading(self, step: int = 0, training: bool = False, generator: Generator | None = None) -> Shading:
         """Choose and return the shading of one render: unlit albedo, lit colours, or lit without colours.
 
         Before step `ambient_only_steps` a render is unlit. Later a training render is lit at random, with `generator`

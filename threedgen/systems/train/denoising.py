@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from threedgen.config import Config, Scheduled, at
@@ -94,7 +94,7 @@ class DenoisingSystem(AveragedSystem):
             return F.mse_loss(output, target)
         return (batch.weights * (output - target).square().mean((1, 2, 3))).mean()
 
-    def sample_noise(self, step: int, shape: Sequence[int], rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    def sample_noise(self, step: int, shape: Sequence[int], rng: Generator) -> tuple[Tensor, Tensor]:
         """Sample int64 time steps (N, V) and unit Gaussian noise (N, V, C, h, w) for V views of each of N objects.
 
         `step` is the training step, for a scheduled distribution of time steps. `shape` is (N, V, C, h, w).
@@ -124,9 +124,7 @@ def drop_captions(captions: Sequence[str], dropped: Iterable[bool]) -> list[str]
     return ["" if drop else caption for caption, drop in zip(captions, dropped, strict=True)]
 
 
-def view_timesteps(
-    objects: int, n_view: int, T: int, power: float, options: ViewNoiseConfig, rng: torch.Generator
-) -> Tensor:
+def view_timesteps(objects: int, n_view: int, T: int, power: float, options: ViewNoiseConfig, rng: Generator) -> Tensor:
     """Sample time steps (objects, n_view), int64 in [0, T), for the views of each object.
 
     By default all views of an object have the same time step t = T u^power, with u uniform in [0, 1), so a `power`
