@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tests.support.errors import refused
 from threedgen import cli, config
-from threedgen.config import command as extras
+from threedgen.config import optional as extras
 from threedgen.representations import backends
 from threedgen.representations.backends import choose
 from threedgen.representations.hashgrid import encoding, torch_twin

@@ -152,7 +152,7 @@ def child(
 def _look_in(stop_at: int) -> None:
     """A live view without viser, which writes what was seen into the file seen.json."""
     from tests.support.fake_window import FakeWindow
-    from threedgen.config import command as extras
+    from threedgen.config import optional as extras
     from threedgen.systems.generate import optimise
 
     extras.installed = lambda module: True
