@@ -17,7 +17,7 @@ from tests.support.fake_window import FakeWindow
 from tests.support.task_server import TINY, assert_same, finished_run, prior_folder, server, weights, write_config
 from tests.support.toy_run import log
 from threedgen import cli, config
-from threedgen.config import command as extras
+from threedgen.config import optional as extras
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.metrics import read_summary
 from threedgen.train.checkpoint_file import LAST, read

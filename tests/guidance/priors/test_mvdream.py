@@ -12,7 +12,7 @@ from tests.support.errors import refused
 from tests.support.parity_files import recorded, tensors
 from tests.support.script_poses import script_poses
 from tests.support.tiny_prior import TEXT_WIDTH, coarse_prior, cpu, output, tiny_prior
-from threedgen.config import command as extras
+from threedgen.config import optional as extras
 from threedgen.geometry.poses import opengl_to_blender
 from threedgen.guidance.options import MVDreamConfig
 from threedgen.guidance.priors import mvdream

@@ -16,7 +16,7 @@ from tests.support.task_server import prior_folder
 from tests.support.tiny_methods import folders, if_pipeline, sd_pipeline
 from tests.support.tiny_prior import cpu
 from threedgen import config
-from threedgen.config import command as extras
+from threedgen.config import optional as extras
 from threedgen.guidance.guidance import Condition
 from threedgen.guidance.losses.options import VSDConfig
 from threedgen.guidance.losses.vsd import VSD
