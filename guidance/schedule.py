@@ -3,8 +3,6 @@
 Ho et al. 2020, eq. 4. A timestep argument `t` is an int tensor (B,), or one number for the whole batch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import cos, log, pi
@@ -40,7 +38,7 @@ class Schedule:
     prediction: Prediction = "epsilon"
 
     @classmethod
-    def from_betas(cls, betas: Tensor, prediction: Prediction = "epsilon") -> Schedule:
+    def from_betas(cls, betas: Tensor, prediction: Prediction = "epsilon") -> "Schedule":
         """Build a schedule from `betas` (T,). Raises ValueError unless betas are in (0, 1) and alpha_bar > 1e-12."""
         betas = betas.double()  # a float32 product of 1000 factors is off by 1e-5
         alpha_bar = torch.cumprod(1 - betas, 0)
@@ -51,7 +49,7 @@ class Schedule:
     @classmethod
     def scaled_linear(
         cls, beta_start: float = 0.00085, beta_end: float = 0.012, T: int = 1000, prediction: Prediction = "epsilon"
-    ) -> Schedule:
+    ) -> "Schedule":
         """Build Stable Diffusion's schedule: sqrt(beta) is linear in t (the ldm code base calls it "linear")."""
         roots = torch.linspace(beta_start**0.5, beta_end**0.5, T, dtype=torch.float64)
         return cls.from_betas(roots**2, prediction)
@@ -59,19 +57,19 @@ class Schedule:
     @classmethod
     def linear(
         cls, beta_start: float = 1e-4, beta_end: float = 0.02, T: int = 1000, prediction: Prediction = "epsilon"
-    ) -> Schedule:
+    ) -> "Schedule":
         """Build a schedule whose beta is linear in t (Ho et al. 2020, section 4)."""
         return cls.from_betas(torch.linspace(beta_start, beta_end, T, dtype=torch.float64), prediction)
 
     @classmethod
-    def cosine(cls, T: int = 1000, prediction: Prediction = "epsilon") -> Schedule:
+    def cosine(cls, T: int = 1000, prediction: Prediction = "epsilon") -> "Schedule":
         """Build a schedule with squared-cosine alpha_bar and beta <= 0.999 (Nichol and Dhariwal 2021, eq. 17)."""
         curve = [cos((i / T + 0.008) / 1.008 * pi / 2) ** 2 for i in range(T + 1)]
         betas = [min(1 - curve[i + 1] / curve[i], 0.999) for i in range(T)]
         return cls.from_betas(torch.tensor(betas, dtype=torch.float64), prediction)
 
     @classmethod
-    def from_diffusers(cls, config: Mapping[str, Any]) -> Schedule:
+    def from_diffusers(cls, config: Mapping[str, Any]) -> "Schedule":
         """Build a schedule from the content of a diffusers scheduler_config.json. Raises ValueError if unsupported."""
         prediction = config.get("prediction_type", "epsilon")
         name, T = config.get("beta_schedule", "linear"), int(config.get("num_train_timesteps", 1000))
@@ -94,17 +92,17 @@ class Schedule:
         return make(config.get("beta_start", 1e-4), config.get("beta_end", 0.02), T, prediction)
 
     @classmethod
-    def _from_alpha_bar(cls, alpha_bar: Tensor, prediction: Prediction) -> Schedule:
+    def _from_alpha_bar(cls, alpha_bar: Tensor, prediction: Prediction) -> "Schedule":
         before = torch.cat([torch.ones_like(alpha_bar[:1]), alpha_bar[:-1]])
         return cls.from_betas(1 - alpha_bar / before, prediction)
 
-    def with_zero_snr(self) -> Schedule:
+    def with_zero_snr(self) -> "Schedule":
         """Return the schedule rescaled to at most `NO_SIGNAL` at the last timestep (Lin et al. 2024, algorithm 1)."""
         alpha_bar = torch.cumprod(1 - rescale_zero_terminal_snr(self.betas.double()), 0)
         alpha_bar[-1] = min(NO_SIGNAL, float(alpha_bar[-2]) / 2)
         return self._from_alpha_bar(alpha_bar, self.prediction)
 
-    def shifted(self, scale: float, mode: Shift = "interpolated") -> Schedule:
+    def shifted(self, scale: float, mode: Shift = "interpolated") -> "Schedule":
         """Return a schedule with a lower signal-to-noise ratio: log SNR'_t = log SNR_t - w_t log scale.
 
         w_t is 1 for mode "default" and t / (T - 1) for "interpolated". Several views together reveal details that noise
@@ -115,7 +113,7 @@ class Schedule:
         alpha_bar = torch.sigmoid(log_snr - share * log(scale))
         return self._from_alpha_bar(alpha_bar, self.prediction).to(self.betas.device)
 
-    def timesteps_in(self, other: Schedule) -> Tensor:
+    def timesteps_in(self, other: "Schedule") -> Tensor:
         """Convert the timesteps 0..T-1 of this schedule to timesteps of `other` with equal signal-to-noise ratio.
 
         Returns (T,) float32; the timesteps of `other` are fractional.
@@ -127,7 +125,7 @@ class Schedule:
     def T(self) -> int:
         return len(self.alpha_bar)
 
-    def to(self, device: torch.device | str) -> Schedule:
+    def to(self, device: torch.device | str) -> "Schedule":
         return Schedule(self.betas.to(device), self.alpha_bar.to(device), self.prediction)
 
     def alpha_sigma(self, t: Timesteps, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,8 +5,6 @@ samples points on rays and calls `forward`, `density` and `with_normal`. If it i
 rasterised representation needs no density: the export can extract the mesh from rendered depth images.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
@@ -124,7 +122,7 @@ class Representation(nn.Module):
                 new = old.detach().new_zeros(stored.shape)
                 setattr(self, name, nn.Parameter(new) if isinstance(old, nn.Parameter) else new)
 
-    def init_from(self, other: Representation) -> None:
+    def init_from(self, other: "Representation") -> None:
         """Copy the state of a trained representation `other`. Raises ConfigError if classes or tensor shapes differ."""
         same_class = type(self) is type(other)
         if same_class:

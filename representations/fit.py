@@ -6,8 +6,6 @@ distances r_min to r_max, the paper samples rays from t_n = 3 r_min / 8 to t_f =
 t_f - r_max.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -52,7 +50,7 @@ class Bounds(NamedTuple):
     far: float
 
     @classmethod
-    def from_cameras(cls, cameras: Cameras) -> Bounds:
+    def from_cameras(cls, cameras: Cameras) -> "Bounds":
         """Return the bounds of a scene that all its cameras, also held-out ones, look at.
 
         The scene is a ball around the origin. Its radius is half the largest distance of a camera from the origin, or

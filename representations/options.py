@@ -1,7 +1,5 @@
 """Config classes of the representations. They do not import torch, so a config is validated quickly."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -35,7 +33,7 @@ class HashGridConfig(Config):
         require_backend(self.backend)
 
     @model_validator(mode="after")
-    def _finest(self) -> HashGridConfig:
+    def _finest(self) -> "HashGridConfig":
         finest = self.base_resolution * self.per_level_scale ** (self.n_levels - 1)
         if finest > 2**20:  # float32 cannot resolve smaller cells
             largest = (2**20 / self.base_resolution) ** (1 / (self.n_levels - 1))
@@ -58,7 +56,7 @@ class FieldConfig(Config):
     name: str = Field(description="representation")
 
     @property
-    def volume(self) -> FieldConfig:
+    def volume(self) -> "FieldConfig":
         """Config of the field that gives colours at points: the field itself, or the `paint` of a mesh."""
         return self
 
@@ -77,7 +75,7 @@ class EncodedFieldConfig(FieldConfig):
     n_features: int = Field(3, ge=1, le=64, description="output features per point; 3 for RGB")
 
     @model_validator(mode="after")
-    def _levels(self) -> EncodedFieldConfig:
+    def _levels(self) -> "EncodedFieldConfig":
         if self.levels is not None and not hasattr(self.encoding, "n_levels"):
             raise ValueError(f"levels needs a hash grid: encoding.name={self.encoding.name}. Set levels=null.")
         return self
@@ -113,7 +111,7 @@ class SDFConfig(EncodedFieldConfig):
     )
 
     @model_validator(mode="after")
-    def _cell(self) -> SDFConfig:
+    def _cell(self) -> "SDFConfig":
         if self.normal_eps == "cell" and not hasattr(self.encoding, "n_levels"):
             raise ValueError(f"normal_eps=cell needs a hash grid, not {self.encoding.name}. Set normal_eps=0.01.")
         if self.sphere >= self.radius:
@@ -188,7 +186,7 @@ class MarchConfig(Config):
     )
     backend: Literal["auto", "numba", "torch", "triton", "nerfacc"] = Field("auto", description=_BACKEND)
 
-    def for_evaluation(self) -> MarchConfig:
+    def for_evaluation(self) -> "MarchConfig":
         return self if self.shown is None else self.model_copy(update={"samples": self.shown})
 
     def check(self) -> None:

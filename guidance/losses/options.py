@@ -1,7 +1,5 @@
 """Config models of distillation losses and of view-dependent prompts; imports no torch."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -20,7 +18,7 @@ class ViewPromptsConfig(Config):
     back_within: Angle = Field(45.0, description="back views: degrees to either side of azimuth 180")
 
     @model_validator(mode="after")
-    def _check_enabled(self) -> ViewPromptsConfig:
+    def _check_enabled(self) -> "ViewPromptsConfig":
         if self.perp_neg and not self.enabled:
             raise ValueError("perp_neg needs view prompts: set enabled=true with it")
         return self

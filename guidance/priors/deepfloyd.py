@@ -1,7 +1,5 @@
 """DeepFloyd IF's first stage as a prior: text-to-image diffusion on 64 x 64 pixels, without a VAE, with T5."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,7 +21,7 @@ from threedgen.run.memory import GPUS
 CHANNELS = 3
 
 
-def build(options: DeepFloydConfig, device: torch.device | str = "cpu") -> DeepFloyd:
+def build(options: DeepFloydConfig, device: torch.device | str = "cpu") -> "DeepFloyd":
     """Build the prior from its config section. Raises ConfigError if its files are missing or damaged."""
     o = options
     if o.attention != "sdpa":

@@ -1,7 +1,5 @@
 """MVDream (arXiv 2308.16512): a text-to-image diffusion model that samples several views of one object at once."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch
@@ -15,7 +13,7 @@ from threedgen.guidance.weights import subject_weights
 from .latent_diffusion import LatentDiffusion, load_prior, with_additions
 
 
-def build(options: MVDreamConfig, device: torch.device | str = "cpu") -> MVDream:
+def build(options: MVDreamConfig, device: torch.device | str = "cpu") -> "MVDream":
     """Build the prior from its config section. Raises ConfigError if its files are missing or damaged."""
     prior = with_additions(load_prior(MVDream, options, device), options)
     if options.personalisation is not None:

@@ -5,8 +5,6 @@ pipe = MVDreamPipeline.from_single_file("sd-v2.1-base-4view.pt")        # a chec
 images = pipe("an astronaut riding a horse, 3d asset", guidance_scale=10.0).images
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -70,7 +68,7 @@ class MVDreamPipeline(DiffusionPipeline):
         """Pixels per side of the samples; None: the size that the UNet was trained on."""
 
     @classmethod
-    def from_prior(cls, prior: LatentDiffusion) -> MVDreamPipeline:
+    def from_prior(cls, prior: LatentDiffusion) -> "MVDreamPipeline":
         """Return a pipeline that shares the networks of `prior`."""
         scheduler = components.scheduler(prior.schedule)
         found = cls(prior.unet, prior.vae, prior.text_encoder, prior.tokenizer, scheduler, prior.coarse)
@@ -78,7 +76,7 @@ class MVDreamPipeline(DiffusionPipeline):
         return found
 
     @classmethod
-    def from_single_file(cls, weights: str, tokenizer: str | None = None) -> MVDreamPipeline:
+    def from_single_file(cls, weights: str, tokenizer: str | None = None) -> "MVDreamPipeline":
         """Load a checkpoint file, a folder or a hub id, as the option `prior.weights`. Raises ConfigError.
 
         `tokenizer` is a folder or hub id; None: the tokenizer of the weights, or CLIP's for a single file.

@@ -122,34 +122,27 @@ class PromptReader(Protocol):
 
     def read(self, prompt: str) -> Reading:
         """Rewrite a prompt in known words, as `Vocabulary.read` does."""
-        ...
 
     def similar(self, word: str) -> list[str]:
         """Return up to three known words similar to a word, most similar first."""
-        ...
 
     def check(self, prompt: str) -> None:
         """Raise ConfigError, with suggestions, if the prompt names no object that the prior knows."""
-        ...
 
     def notes(self, prompt: str) -> list[str]:
         """Return warnings about the objects in a prompt, one sentence each."""
-        ...
 
     def suggest(self, prompt: str) -> tuple[str, list[str]]:
         """Suggest words while a prompt is typed.
 
         Returns the last word if it is unfinished, else "", and known nouns that complete it or could be added.
         """
-        ...
 
     def categories(self) -> dict[str, list[str]]:
         """Return the known nouns, colours, sizes and accessories by category, such as "animals"."""
-        ...
 
     def usual_height(self, prompt: str) -> tuple[str, float] | None:
         """Return the object of a prompt, such as "a dog", and its usual height in metres; None if it is unknown."""
-        ...
 
 
 def prompt_reader(vocabulary: Vocabulary | None) -> PromptReader:

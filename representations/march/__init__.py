@@ -6,8 +6,6 @@ occupancy grid, in an occupied cell. All back ends return the same samples, exce
 cell borders.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -76,14 +74,14 @@ class Samples:
         total = values.new_zeros((self.n_rays, *values.shape[1:]))
         return total.index_add(0, self.ray_index, values)
 
-    def select(self, keep: Tensor) -> Samples:
+    def select(self, keep: Tensor) -> "Samples":
         """Return the samples for which the bool mask `keep` (N,) is True. The number of rays stays."""
         index = keep.nonzero()[:, 0]
         columns = (column.index_select(0, index) for column in (self.ray_index, self.t_start, self.t_end))
         ray_index, t_start, t_end = columns
         return pack(ray_index, t_start, t_end, self.n_rays)
 
-    def select_rays(self, part: slice) -> Samples:
+    def select_rays(self, part: slice) -> "Samples":
         """Return the samples of a slice of rays. The first ray of the slice gets the index 0."""
         if (part.start, part.stop) == (0, self.n_rays):
             return self
@@ -135,15 +133,19 @@ def join(groups: Sequence[Samples]) -> Samples:
     return Samples(index, t_start, t_end, count.cumsum(0) - count, count)
 
 
-def step_size(options: MarchConfig) -> float:
+def step_size(options: "MarchConfig") -> float:
     """Return the step length in world units: the longest chord of the bounding volume divided by `options.samples`."""
     diagonal = math.sqrt(3.0) if options.bound == "box" else 1.0
     return 2.0 * options.radius * diagonal / options.samples
 
 
 def march(
-    origins: Tensor, directions: Tensor, options: MarchConfig, grid: Tensor | None = None, jitter: Tensor | None = None
-) -> Samples:
+    origins: Tensor,
+    directions: Tensor,
+    options: "MarchConfig",
+    grid: Tensor | None = None,
+    jitter: Tensor | None = None,
+) -> "Samples":
     """Place samples of the length `step_size` in the occupied cells on R rays.
 
     Args:
@@ -155,7 +157,7 @@ def march(
     return backend(origins, options.backend).place(*rays, spans_of(*rays, options, jitter), options, grid)
 
 
-def spans_of(origins: Tensor, directions: Tensor, options: MarchConfig, jitter: Tensor | None) -> Tensor:
+def spans_of(origins: Tensor, directions: Tensor, options: "MarchConfig", jitter: Tensor | None) -> Tensor:
     """Return (R, 3): start of the first sample, exit from the bounding volume, and step, as distances along the ray.
 
     Origins and unit directions are (R, 3), `jitter` is (R,) as in `march`. A ray outside the volume has exit <= start.

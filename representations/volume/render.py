@@ -1,7 +1,5 @@
 """Volume rendering of a field along rays (Mildenhall et al. 2020, "NeRF"), and the occupancy grid of empty space."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -24,7 +22,7 @@ def render(
     field: Representation,
     background: nn.Module,
     material: Material,
-    occupancy: OccupancyGrid | None,
+    occupancy: "OccupancyGrid | None",
     options: MarchConfig,
     origins: Tensor,
     directions: Tensor,
@@ -77,7 +75,7 @@ class _Rays(NamedTuple):
     jitter: Tensor | None
     light: Tensor | None
 
-    def select(self, part: slice) -> _Rays:
+    def select(self, part: slice) -> "_Rays":
         jitter, light = (None if value is None else value[part] for value in (self.jitter, self.light))
         return _Rays(self.origins[part], self.directions[part], jitter, light)
 
@@ -90,7 +88,7 @@ MARCH_FACTORS = {"triton": 16, "meta": 1 << 40}  # of the marched samples, as a 
 
 @torch.no_grad()
 def _sample_rays(
-    field: Representation, occupancy: OccupancyGrid | None, options: MarchConfig, rays: _Rays, chunk: int | None
+    field: Representation, occupancy: "OccupancyGrid | None", options: MarchConfig, rays: "_Rays", chunk: int | None
 ) -> Samples:
     # Dropping samples is off by default: it costs one density evaluation per sample, and saves time if it removes over
     # 40 % of them. As in nerfacc, the alpha threshold is at most the mean of the occupancy grid, so that a scene of

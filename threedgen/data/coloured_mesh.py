@@ -3,8 +3,6 @@
 The z axis points up, and the front of the object faces +x. A mesh has parts with vertex colours or a texture each.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -84,7 +82,7 @@ class ColouredMesh:
         """Corners (F, 3, 3) of the triangles of all parts, in the order of the parts."""
         return np.concatenate([part.corners for part in self.parts])
 
-    def map_corners(self, transform: Callable[[Array], Array]) -> ColouredMesh:
+    def map_corners(self, transform: Callable[[Array], Array]) -> "ColouredMesh":
         """Return a copy in which each part has the corners `transform(corners)`; both arrays are (F, 3, 3)."""
         return replace(self, parts=tuple(replace(part, corners=transform(part.corners)) for part in self.parts))
 

@@ -68,7 +68,6 @@ class Walk(Protocol):
 
     def views(self, numbers: Sequence[int]) -> SceneViews:
         """Return the views of the frames with these numbers, with depth. Raises ConfigError for an unreadable file."""
-        ...
 
 
 Entry = tuple[int, int]

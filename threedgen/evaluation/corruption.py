@@ -50,8 +50,7 @@ class SmoothNoise:
         self.weight = rng.normal(size=(NOISE_TERMS, 3)) * np.sqrt(2 / NOISE_TERMS)
 
     def __call__(self, points: Array) -> Array:
-        value: Array = np.sin(points @ self.frequency + self.phase) @ self.weight
-        return value
+        return np.sin(points @ self.frequency + self.phase) @ self.weight
 
 
 def subdivided(part: Part) -> Part:

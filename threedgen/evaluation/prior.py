@@ -7,8 +7,6 @@ RUN/report.json, .md            FID and likeness with intervals, for the samples
 RUN/samples.png                 renders and samples of the first assets
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
@@ -112,7 +110,7 @@ class Objects(NamedTuple):
     opposite: Tensor
 
     @classmethod
-    def encoded(cls, prior: Prior, views: Captioned) -> Objects:
+    def encoded(cls, prior: Prior, views: Captioned) -> "Objects":
         """Encode the images of N captioned objects with the VAE of a prior."""
         rgb, count = torch.from_numpy(views.rgb), len(views.captions)
         mirrored = rgb.unflatten(0, (count, -1))[:, len(rgb) // count // 2].flip(2)
@@ -186,8 +184,7 @@ def view_use(prior: Prior, objects: Objects, seed: int) -> Json:
     clean = mean_estimate(list(x0_errors(prior, objects, z, t, noise)))
     copied = mean_estimate((objects.opposite - z[:, 0]).square().flatten(1).mean(1).tolist())
     figures: Json = {"objects": len(z), "variance": float(z.var()), "levels": rows, "clean": clean, "copied": copied}
-    result: Json = rounded(figures)
-    return result
+    return rounded(figures)
 
 
 def view_use_table(figures: Json) -> str:

@@ -203,8 +203,7 @@ def read_views(path: Path, metadata: dict[str, str]) -> Array | None:
     try:
         with safe_open(path, "pt") as file:
             if file.metadata() == metadata:
-                views: Array = file.get_tensor("views").numpy()
-                return views
+                return file.get_tensor("views").numpy()
         logger.warning("%s has views of another prior or other options; sampling them again", path)
     except (SafetensorError, OSError) as error:
         logger.warning("%s is damaged (%s); sampling it again", path, str(error).split("\n")[0])

@@ -5,8 +5,6 @@ World: right-handed, z up. Azimuth 0 is +x and increases counter-clockwise, seen
 centre of the first pixel is (0.5, 0.5). Angles are in radians (config options: degrees). A field of view is vertical.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -33,12 +31,12 @@ class Projection:
     parallel: bool = False
 
     @classmethod
-    def perspective(cls, fov: Tensor, height: int, width: int) -> Projection:
+    def perspective(cls, fov: Tensor, height: int, width: int) -> "Projection":
         """Create a centred projection with square pixels from vertical fields of view (B,) in radians."""
         return cls(square_pixels(0.5 * height / torch.tan(0.5 * fov), height, width))
 
     @classmethod
-    def orthographic(cls, half_height: Tensor, height: int, width: int) -> Projection:
+    def orthographic(cls, half_height: Tensor, height: int, width: int) -> "Projection":
         """Create a centred projection with square pixels; `half_height` (B,) is half the image height, world units."""
         return cls(square_pixels(0.5 * height / half_height, height, width), parallel=True)
 
@@ -72,20 +70,20 @@ class Cameras:
         """Vertical fields of view (B,) in radians. Raises ValueError for orthographic cameras."""
         return 2 * torch.atan(0.5 * self.height / self.K[:, 1, 1])
 
-    def to(self, device: torch.device | str) -> Cameras:
+    def to(self, device: torch.device | str) -> "Cameras":
         target = torch.device(device)
         return self._with(to_device(self.c2w, target), to_device(self.projection.K, target))
 
-    def select(self, index: Index) -> Cameras:
+    def select(self, index: Index) -> "Cameras":
         """Return the cameras at `index` (slice, integers or bool mask), in that order."""
         return self._with(self.c2w[index], self.projection.K[index])
 
-    def with_size(self, height: int, width: int) -> Cameras:
+    def with_size(self, height: int, width: int) -> "Cameras":
         """Return cameras with the same field of view and another image size in pixels. K is scaled to match."""
         scale = self.projection.K.new_tensor([width / self.width, height / self.height, 1.0])
         return replace(self._with(self.c2w, self.projection.K * scale[:, None]), height=height, width=width)
 
-    def _with(self, c2w: Tensor, K: Tensor) -> Cameras:
+    def _with(self, c2w: Tensor, K: Tensor) -> "Cameras":
         return replace(self, c2w=c2w, projection=replace(self.projection, K=K))
 
     def rays(self) -> tuple[Tensor, Tensor]:

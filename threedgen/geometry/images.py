@@ -82,8 +82,7 @@ def write_depth(path: Path, depth: Array) -> None:
 
 def png(pixels: Array) -> bytes:
     """Encode uint8 or uint16 pixels (H, W), (H, W, 3) or (H, W, 4) as a PNG file."""
-    encoded: bytes = iio.imwrite("<bytes>", pixels, extension=".png")
-    return encoded
+    return iio.imwrite("<bytes>", pixels, extension=".png")
 
 
 def enlarge_small(images: Any) -> Array:

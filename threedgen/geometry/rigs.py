@@ -1,7 +1,5 @@
 """Camera rigs: random cameras and lights of training steps, and fixed orbits. Axes and angles are as in `cameras`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -27,7 +25,7 @@ class Rig:
     light: Tensor  # (B, 3) world position of the point light of each camera
     n_view: int = 1  # number of cameras per group
 
-    def groups(self) -> list[Rig]:
+    def groups(self) -> "list[Rig]":
         rigs = []
         for k in torch.arange(len(self.cameras)).split(self.n_view):
             columns = (column[k] for column in (self.elevation, self.azimuth, self.distance, self.light))

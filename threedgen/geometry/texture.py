@@ -5,8 +5,6 @@ centre of row j and column i is u = (i + 0.5) / W, v = 1 - (j + 0.5) / H. Beyond
 is used.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,7 +30,7 @@ class Texture:
     table: Array
 
     @classmethod
-    def tinted(cls, image: Array, factor: tuple[float, ...]) -> Texture:
+    def tinted(cls, image: Array, factor: tuple[float, ...]) -> "Texture":
         """Create a texture from an image, uint8 (H, W, 3 or 4), multiplied by a linear RGB or RGBA factor.
 
         It has alpha only if the factor has four values, and the image has alpha or the factor's alpha is not 1.
@@ -84,8 +82,7 @@ def fill(texture: Array, covered: Array) -> Array:
     if not covered.any():
         raise ConfigError("No face covers a texel. Check that uv coordinates are in [0, 1].")
     nearest = ndimage.distance_transform_edt(~covered, return_distances=False, return_indices=True)
-    filled: Array = texture[tuple(nearest)]
-    return filled
+    return texture[tuple(nearest)]
 
 
 @njit(cache=True, error_model="numpy", inline="always")

@@ -149,8 +149,6 @@ class NovelViewSampler(Protocol):
         H and W are the size of the target cameras or the sampler's own resolution. The images must not depend on the
         other requests. Raises ConfigError.
         """
-        ...
 
     def fingerprint(self) -> str:
         """Return a string that identifies all inputs of the results: weights, settings and files."""
-        ...

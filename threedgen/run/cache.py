@@ -52,8 +52,7 @@ class BlockCache:
         return [block for block in sorted({int(i) // self.size for i in indices}) if not self.done[block]]
 
     def __getitem__(self, index: int) -> Array:
-        value: Array = self.array[int(index)]
-        return value
+        return self.array[int(index)]
 
     def store(self, block: int, values: Array) -> None:
         """Write the rows `values` (size, *shape) of the block with the index `block`. Raises DiskFull."""

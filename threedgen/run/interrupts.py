@@ -1,7 +1,5 @@
 """Handlers of Ctrl-C and SIGTERM: the first Ctrl-C stops after the current step, the second at once."""
 
-from __future__ import annotations
-
 import os
 import signal
 import threading
@@ -36,7 +34,7 @@ class Interrupts:
         self._depth = 0
         self._before: dict[int, tuple[Handler, Handler]] = {}  # signal -> (our handler, previous handler)
 
-    def __enter__(self) -> Interrupts:
+    def __enter__(self) -> "Interrupts":
         self._depth += 1
         if self._depth == 1:
             self._take(signal.SIGINT, self._handle)

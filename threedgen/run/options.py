@@ -1,7 +1,5 @@
 """Options of tasks that run jobs in workers; cores and ranks of this process. Imports no torch."""
 
-from __future__ import annotations
-
 import os
 from typing import Annotated, Literal
 
@@ -35,7 +33,7 @@ class WorkersConfig(RunConfig):
     attempts: int = Field(3, ge=1, le=100, description="attempts per job that fails or loses its worker")
 
     @model_validator(mode="after")
-    def _address(self) -> WorkersConfig:
+    def _address(self) -> "WorkersConfig":
         if self.address is not None and self.engine != "ray":
             raise ValueError(f"address belongs to engine=ray (got engine={self.engine})")
         return self

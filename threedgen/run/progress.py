@@ -1,7 +1,5 @@
 """Progress display: a bar in a terminal, one line per minute elsewhere."""
 
-from __future__ import annotations
-
 import logging
 import os
 import time
@@ -109,7 +107,7 @@ class Count:
     def shows_bar(self) -> bool:
         return self._bar is not None
 
-    def __enter__(self) -> Count:
+    def __enter__(self) -> "Count":
         if not self.quiet and self.console.is_terminal and not os.environ.get("CI"):
             self._bar = Bar(
                 TextColumn("{task.description}", markup=False),

@@ -1,7 +1,5 @@
 """Execution of jobs in this process, in local processes, or on a Ray cluster."""
 
-from __future__ import annotations
-
 import logging
 import multiprocessing
 import os
@@ -93,7 +91,7 @@ class WorkerPool(Generic[J, R]):
     """Pool of `count` workers from `start`. It retries failed jobs (`attempts` in all) and replaces dead workers."""
 
     def __init__(
-        self, start: Callable[[], Worker], count: int, work: Callable[[J], R], attempts: int, interrupts: Interrupts
+        self, start: "Callable[[], Worker]", count: int, work: Callable[[J], R], attempts: int, interrupts: Interrupts
     ) -> None:
         self.start, self.count, self.work, self.attempts, self.interrupts = start, count, work, attempts, interrupts
         self.idle = [start() for _ in range(count)]
@@ -146,7 +144,7 @@ class WorkerPool(Generic[J, R]):
             self.queue += [(job, 1) for _, job in zip(range(1), jobs, strict=False)]
         return bool(self.queue) and not self.stopped()
 
-    def answer(self, future: Future[Answer], worker: Worker) -> Answer:
+    def answer(self, future: Future[Answer], worker: "Worker") -> Answer:
         """Return the answer of a finished attempt; replace a dead worker. Raises the same errors as `run_jobs`."""
         if death := future.exception():
             worker.close()
@@ -236,8 +234,7 @@ class RayTask(Worker):
 
     def submit(self, *task: Any) -> Future[Answer]:
         self.reference = self.remote.remote(*task)
-        future: Future[Answer] = self.reference.future()  # type: ignore[attr-defined]
-        return future
+        return self.reference.future()  # type: ignore[attr-defined]
 
     def stop(self) -> None:
         self.cancel(self.reference)

@@ -1,7 +1,5 @@
 """Config model of runs with a prompt, and the checks of the prompt's words. The module does not import torch."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any, Literal
 

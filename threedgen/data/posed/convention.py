@@ -82,5 +82,4 @@ def share_that_meets(c2w: Array, K: Array, match: Match) -> float:
 
 def _rays(c2w: Array, K: Array, pixels: Array) -> Array:
     x, y = ((pixels - K[:2, 2]) / K[[0, 1], [0, 1]]).T
-    directions: Array = np.stack([x, -y, -np.ones_like(x)], axis=1) @ c2w[:3, :3].T
-    return directions
+    return np.stack([x, -y, -np.ones_like(x)], axis=1) @ c2w[:3, :3].T

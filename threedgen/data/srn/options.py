@@ -1,7 +1,5 @@
 """Config models of data in the layout of Scene Representation Networks. Imports no torch."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from pydantic import Field

@@ -39,11 +39,9 @@ class PairSource(Protocol):
 
     def scene(self, index: int) -> Views:
         """Return all views of a scene. Raises ConfigError for an unreadable file."""
-        ...
 
     def describe(self) -> str:
         """Return one line of text that identifies everything that determines the images, for the cache key."""
-        ...
 
 
 class ArchiveScenes:

@@ -1,7 +1,5 @@
 """Config models of the consistency score: samplers, scenes, task. This module does not import torch."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -177,7 +175,7 @@ class ConsistencyConfig(RunConfig):
         return data | {"scenes": {"name": "sampled"}} if own else data
 
     @model_validator(mode="after")
-    def _consistent(self) -> ConsistencyConfig:
+    def _consistent(self) -> "ConsistencyConfig":
         for name in self.samplers:
             if not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", name) or name == ORIGINAL:
                 raise ValueError(f"samplers: {name!r} is no valid name. Use letters, digits, - and _, not {ORIGINAL!r}")

@@ -55,8 +55,7 @@ class _Identity(nn.Identity):
 def _compare(metric: Metric, x: Array, y: Array) -> Tensor:
     metric.update(torch.from_numpy(np.asarray(x, np.float64)), real=True)
     metric.update(torch.from_numpy(np.asarray(y, np.float64)), real=False)
-    result: Tensor = metric.compute()
-    return result
+    return metric.compute()
 
 
 def inception_score(logits: Array, splits: int = 10) -> tuple[float, float]:

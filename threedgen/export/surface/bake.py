@@ -139,8 +139,7 @@ class Projected(NamedTuple):
 
     def interpolate(self, attribute: Array, faces: Array) -> Array:
         """Interpolate a vertex attribute (V, C) of the dense mesh with faces (F, 3) at the N points; return (N, C)."""
-        values: Array = (attribute[faces[self.face]] * self.bary[..., None]).sum(axis=1)
-        return values
+        return (attribute[faces[self.face]] * self.bary[..., None]).sum(axis=1)
 
 
 def project(tree: rays.Bvh, dense: Mesh, points: Array, normals: Array, cage: float) -> Projected:

@@ -42,8 +42,7 @@ class BlendOptions:
         `cosine` (M,) is between surface normal and direction to the camera; negative ones count as 0. It may be divided
         by the distance to the camera.
         """
-        weights: Array = np.where(valid, np.maximum(cosine, 0), 0) ** self.power
-        return weights
+        return np.where(valid, np.maximum(cosine, 0), 0) ** self.power
 
 
 SCENE_BLEND = BlendOptions()

@@ -185,8 +185,7 @@ def _weights(
 
 
 def _image_uv(pixels: Array, at: Cameras) -> Array:
-    uv: Array = pixels / (at.width, -at.height) + (0, 1)
-    return uv
+    return pixels / (at.width, -at.height) + (0, 1)
 
 
 def _farthest(depth: Array, jump: float, parallel: bool) -> Array:
@@ -212,8 +211,7 @@ def _jumps(depth: Array, reach: int, parallel: bool) -> Array:
         curve = curve if parallel else curve / np.maximum(rows[1:-1], 1e-6)
         part = np.moveaxis(curvature, axis, 0)[1:-1]
         np.maximum(part, curve, out=part)
-    jumps: Array = ndimage.maximum_filter(curvature, 2 * reach + 1)
-    return jumps
+    return ndimage.maximum_filter(curvature, 2 * reach + 1)
 
 
 def render(mesh: TexturedMesh, texture: Array, at: Cameras, supersample: int = 2, background: float = 0.5) -> Array:

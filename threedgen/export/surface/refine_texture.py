@@ -151,8 +151,7 @@ def _blur(values: Tensor, sigma: float) -> Tensor:
 
 def predict(texture: Array, samples: Samples) -> Array:
     """Return the colours (P, 3) that a texture (H, W, 3) gives to the P pixels of `samples`."""
-    mean: Array = torch.from_numpy(sample(texture, samples.uv)).mean(1).numpy()  # NumPy's mean is ten times slower here
-    return mean
+    return torch.from_numpy(sample(texture, samples.uv)).mean(1).numpy()  # NumPy's mean is ten times slower here
 
 
 def gradient(colours: Array, samples: Samples, shape: tuple[int, ...]) -> Array:

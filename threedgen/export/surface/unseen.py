@@ -51,8 +51,7 @@ def visible_faces(mesh: TexturedMesh, elevations: tuple[float, float], radius: f
         faces = np.unique(buffers.face[buffers.mask])
         toward = unit(camera.position[0].numpy() - middle[faces])
         count[faces] += (toward * normals[faces]).sum(axis=1) >= MIN_COSINE
-    visible: Array = count >= MIN_SHARE * len(cameras)
-    return visible
+    return count >= MIN_SHARE * len(cameras)
 
 
 def fill_unseen(texture: Array, mesh: TexturedMesh, visible: Array) -> tuple[Array, float]:

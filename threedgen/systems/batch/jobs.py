@@ -102,8 +102,7 @@ def object_config(
         if not issubclass(model, RunConfig) or "prompt" not in model.model_fields:
             raise ConfigError(f"should be the config of a task that makes an object of a prompt (got {task})")
         fitting = {path: value for path, value in (spared or {}).items() if path.split(".")[0] in model.model_fields}
-        made: RunConfig = load(name, overrides, {"prompt": prompt, **fitting})
-        return made
+        return load(name, overrides, {"prompt": prompt, **fitting})
     except ConfigError as error:
         raise ConfigError(f"{method}: {error}", key) from None
 

@@ -1,7 +1,5 @@
 """Config model of the task "batch". The module does not import torch."""
 
-from __future__ import annotations
-
 from pydantic import Field
 
 from threedgen.config.errors import ConfigError

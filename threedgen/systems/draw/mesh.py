@@ -1,7 +1,5 @@
 """Triangle meshes of objects and scenes: reading from files, transform to the world (z up), untextured renders."""
 
-from __future__ import annotations
-
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -58,7 +56,7 @@ class MeshFrame:
     written: tuple[str, str] | None = None
 
     @classmethod
-    def of(cls, config: SamplingConfig, scale: float = 1.0) -> MeshFrame:
+    def of(cls, config: SamplingConfig, scale: float = 1.0) -> "MeshFrame":
         """Create the transform from the mesh options of a config. Raises ConfigError if the axes are parallel.
 
         `scale` is in metres per unit of the file. For up or front "auto", the axes are those of the file format.

@@ -1,7 +1,5 @@
 """Config models of the task "texture". The module does not import torch."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -39,7 +37,7 @@ class PathConfig(Config):
     views: int = Field(12, ge=2, le=64, description="frames sampled together")
 
     @model_validator(mode="after")
-    def _consistent(self) -> PathConfig:
+    def _consistent(self) -> "PathConfig":
         if self.scannet is not None and self.file != AUTO:
             raise ValueError("file and scannet cannot both be given: each has the cameras")
         return self
@@ -57,7 +55,7 @@ class TextureConfig(SamplingConfig):
     uv: Literal["auto", "own", "unwrap"] = Field("auto", description="texture coordinates; auto: own if usable")
 
     @model_validator(mode="after")
-    def _consistent(self) -> TextureConfig:
+    def _consistent(self) -> "TextureConfig":
         sides = "image image_prompt views poses budget"
         self.check_rig(self.rig.name, sides=sides, path="prompts scale")
         if self.texture & (self.texture - 1):

@@ -148,8 +148,7 @@ def train(task: Task) -> Status:
 
     def source(split: str) -> ObjectViews:
         views = (config.control, "ref" in config.branches, config.anywhere, config.fov)
-        built: ObjectViews = registry.build("object-source", config.objects, config.seed, split, *views)
-        return built
+        return registry.build("object-source", config.objects, config.seed, split, *views)
 
     objects, half, size = source("train"), config.training.half, model.image_size
     check_half_size((size, size), half or None, model.unit, "training.half")

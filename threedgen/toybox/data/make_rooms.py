@@ -139,5 +139,4 @@ def rows(matrix: Array) -> str:
 
 
 def jpeg(pixels: Array) -> bytes:
-    encoded: bytes = iio.imwrite("<bytes>", pixels, extension=".jpg", quality=95, subsampling=0)
-    return encoded
+    return iio.imwrite("<bytes>", pixels, extension=".jpg", quality=95, subsampling=0)

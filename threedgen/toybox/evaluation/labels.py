@@ -1,7 +1,5 @@
 """Labels of toybox images for training and testing the probe: noun, colours, visible parts, azimuth of the camera."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -33,12 +31,12 @@ class Labels:
     words: tuple[str, ...]
 
     @classmethod
-    def of_toybox(cls) -> Labels:
+    def of_toybox(cls) -> "Labels":
         words = {word for noun in NOUNS.values() for word in (*noun.parts, *noun.wears)}
         return cls(tuple(NOUNS), tuple(COLOURS), tuple(sorted(words)))
 
     @classmethod
-    def from_plain(cls, tree: Json) -> Labels:
+    def from_plain(cls, tree: Json) -> "Labels":
         return cls(*(tuple(str(word) for word in tree[name]) for name in ("nouns", "colours", "words")))
 
     def plain(self) -> dict[str, list[str]]:
@@ -66,14 +64,14 @@ class Truth:
     azimuth: Tensor
     front: Tensor
 
-    def __getitem__(self, views: slice) -> Truth:
+    def __getitem__(self, views: slice) -> "Truth":
         return Truth(*(value[views] for value in vars(self).values()))
 
-    def to(self, device: torch.device | str) -> Truth:
+    def to(self, device: torch.device | str) -> "Truth":
         return Truth(**{name: value.to(device) for name, value in vars(self).items()})
 
     @classmethod
-    def cat(cls, parts: Sequence[Truth]) -> Truth:
+    def cat(cls, parts: "Sequence[Truth]") -> "Truth":
         return cls(**{name: torch.cat([vars(part)[name] for part in parts]) for name in vars(parts[0])})
 
 

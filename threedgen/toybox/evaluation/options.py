@@ -1,7 +1,5 @@
 """Config models of the probe, the identity network and the toybox evaluations. This module does not import torch."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args

@@ -6,8 +6,6 @@ RUN/sheet.png                   some of the samples with captions and verdicts
 RUN/open/, open.png             samples of open prompts, which leave the colour unspecified
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from itertools import combinations
@@ -97,8 +95,7 @@ def measure(probe: Probe, matte: Matte, cases: Cases, views: Sequence[Array], tr
             for kind, group in (("with", "worn"), ("without", "plain"))
         }
         found["variety"][name] = _variety(probe, matte, cases["variety"], of[parts["variety"]])
-    result: Json = report.rounded(found)
-    return result
+    return report.rounded(found)
 
 
 def opaque(matte: Matte, views: Array) -> Array:

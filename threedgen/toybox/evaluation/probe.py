@@ -4,8 +4,6 @@ Noun and colour of an object have the mean log-probability over its views. A par
 colour of a part is the mean over the views, weighted by its visibility.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -71,7 +69,7 @@ class Answers:
     side: Tensor
     azimuth: Tensor
 
-    def __getitem__(self, views: slice) -> Answers:
+    def __getitem__(self, views: slice) -> "Answers":
         return Answers(*(value[views] for value in vars(self).values()))
 
 
@@ -184,7 +182,7 @@ class Probe(nn.Module):
         write_network(path, self, card | {"threshold": self.threshold, **(about or {})}, half=True)
 
     @classmethod
-    def load(cls, weights: str = "embedded", key: str = "probe.weights", embedded: str = PROBE) -> Probe:
+    def load(cls, weights: str = "embedded", key: str = "probe.weights", embedded: str = PROBE) -> "Probe":
         """Load a probe in eval mode on the CPU.
 
         Args:

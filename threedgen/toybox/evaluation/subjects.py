@@ -199,13 +199,11 @@ def tuning_config(config: EvaluateSubjectsConfig, folder: Path, method: str, nou
         "prompt": f"{article(noun)} [v] {noun}", "identifier": "[v]", "photos": [str(folder / "photos")],
         "seed": config.seed, "threads": config.threads, "out": str(folder / method), "tuning.preservation": method,
     }  # fmt: skip
-    tuning: MVDreamBoothConfig = load_task("config", "mvdreambooth", config.config, config.overrides, values)
-    return tuning
+    return load_task("config", "mvdreambooth", config.config, config.overrides, values)
 
 
 def prior_of(tuning: MVDreamBoothConfig, **options: object) -> Prior:
-    prior: Prior = registry.build("prior", tuning.prior.model_copy(update=options), device(tuning.trainer.accelerator))
-    return prior
+    return registry.build("prior", tuning.prior.model_copy(update=options), device(tuning.trainer.accelerator))
 
 
 def tune(config: MVDreamBoothConfig) -> None:

@@ -4,8 +4,6 @@ In its local axes, every solid fits into [-1, 1]^3, except a frustum that widens
 the world.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -93,7 +91,7 @@ class Asset:
             "label": np.array([label_ids[p.label] for p in self.primitives], np.int32),
         }
 
-    def move_and_scale(self, centre: np.ndarray | float, scale: float) -> Asset:
+    def move_and_scale(self, centre: np.ndarray | float, scale: float) -> "Asset":
         """Return a copy, translated by -``centre`` and then scaled about the origin by the factor ``scale``. ``centre``
         is a point (3,), or 0.0 for no translation."""
         poses = ((scale * solid.matrix, scale * (solid.centre - centre)) for solid in self.primitives)
