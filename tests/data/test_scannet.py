@@ -33,9 +33,7 @@ def few_key_frames(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def options(root: Path, **more: object) -> ScanNetConfig:
-    return ScanNetConfig.model_validate(
-        {"path": str(root), "height": 36, "width": 48, "views": 4, **more}
-    )
+    return ScanNetConfig.model_validate({"path": str(root), "height": 36, "width": 48, "views": 4, **more})
 
 
 def reader(root: Path, split: str = "test", **more: object) -> WalkScenes:
