@@ -153,7 +153,7 @@ def request(name: str = "one", views: int = 3, size: int = 16, distance: float =
 
 
 def test_sampler_matches_sample_views(saved: Path) -> None:
-    config = ThreeDiMSamplerConfig(weights=str(saved), steps=3, guidance_scale=1.5, dtype="fp32", device="cpu")
+    config = ThreeDiMSamplerConfig(weights=str(saved), steps=3, guidance_scale=1.5, dtype="fp32")
     sampler = registry.build("sampler", config)
     one, other = request(), request("two", views=2)
     first, second = sampler([one, other])
@@ -168,7 +168,7 @@ def test_sampler_matches_sample_views(saved: Path) -> None:
 
 def test_latent_model_samples_images(tmp_path: Path) -> None:
     folder.save(latent_pairs(), tmp_path / "model")
-    config = ThreeDiMSamplerConfig(weights=str(tmp_path / "model"), steps=2, dtype="fp32", device="cpu")
+    config = ThreeDiMSamplerConfig(weights=str(tmp_path / "model"), steps=2, dtype="fp32")
     (views,) = ThreeDiMSampler(config)([request(size=16)])
     assert views.shape == (3, 16, 16, 3) and torch.isfinite(views).all() and 0 <= views.min() and views.max() <= 1
 
