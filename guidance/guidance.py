@@ -28,6 +28,11 @@ def per_image(text: Tensor, count: int) -> Tensor:
     return text.repeat_interleave(count // len(text), dim=0)
 
 
+def add_view(values: Tensor, last: Tensor) -> Tensor:
+    """Append one more view to the views of each of B objects: (B V, ...) and (B, ...) -> (B (V + 1), ...)."""
+    return torch.cat([values.unflatten(0, (len(last), -1)), last[:, None]], dim=1).flatten(0, 1)
+
+
 def branches(
     denoise: Any, x: Tensor, t: Tensor, texts: Sequence[Tensor], camera: Tensor | None, n_view: int, **kwargs: Features
 ) -> tuple[Tensor, ...]:

@@ -14,7 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from threedgen.geometry.picture_file import read_foreground
 from threedgen.geometry.views import resize
+from threedgen.guidance.options import ReferenceConfig
 from threedgen.guidance.weights import files, loading
 from threedgen.guidance.weights.loading import CONFIG, GRABCUT, REMBG, TENSORS
 from threedgen.run.arrays import Array
@@ -110,6 +112,14 @@ def _by_grabcut(rgb: Array) -> Array:
     cv2.setRNGSeed(0)
     cv2.grabCut(small, mask, (x, y, w - 2 * x, h - 2 * y), models[:1], models[1:], 5, cv2.GC_INIT_WITH_RECT)
     return np.asarray(cv2.resize((mask & 1).astype(np.float32), (width, height)))  # odd values are foreground
+
+
+def reference_foreground(options: ReferenceConfig) -> Array | None:
+    """Return the cut-out object of a prior's reference image, RGBA (h, w, 4) in [0, 1]; None without an image.
+
+    Raises ConfigError.
+    """
+    return None if options.image is None else read_foreground(options.image, remover(options.matte))
 
 
 def remover(name: str | None) -> Callable[[Array], Array] | None:

@@ -12,8 +12,9 @@ from threedgen.config.errors import called, within
 from threedgen.config.optional import require
 from threedgen.guidance.weights import loading, plugins
 from threedgen.guidance.weights.hub import is_hub_id
-from threedgen.guidance.weights.loading import COARSE, PARTS, Identity
+from threedgen.guidance.weights.loading import COARSE, IMAGE_ENCODER, PARTS, Identity
 from threedgen.guidance.weights.tokens import Vocabulary, read_vocabulary
+from threedgen.run.folder import user_path
 
 Shift = Literal["default", "interpolated"]
 """Shift of the log signal-to-noise ratio: "default" is equal at all timesteps, "interpolated" grows linearly from zero
@@ -66,6 +67,11 @@ class PriorConfig(Config):
     @property
     def multiview(self) -> bool:
         """Whether the prior samples several views of an object together, each with its camera."""
+        return False
+
+    @property
+    def takes_image(self) -> bool:
+        """Whether the prior takes a reference image, by its option `image`."""
         return False
 
     def check(self) -> None:
@@ -151,6 +157,20 @@ class DraftedConfig(PriorConfig):
         return loras + [(f"embeddings.{n}.file", one.file) for n, one in enumerate(self.embeddings)]
 
 
+class ReferenceConfig(DraftedConfig):
+    """Config of a prior that may take a reference image."""
+
+    image: str | None = Field(
+        None, min_length=1, description="reference image, cut out (PNG with alpha) or on a plain background"
+    )
+    matte: MatteName = None
+
+    def check(self) -> None:
+        super().check()
+        if self.image is not None:
+            loading.check_image(user_path(self.image, "image"), self.matte)
+
+
 class MVDreamConfig(DraftedConfig):
     """Config of MVDream: a prior that samples several views of an object together, each with its camera."""
 
@@ -178,6 +198,39 @@ class MVDreamConfig(DraftedConfig):
         if self.personalisation is None:
             return super().subjects()
         return [loading.subject_card(self.personalisation).get("identifier", "[v]"), *super().subjects()]
+
+
+class ImageDreamConfig(ReferenceConfig):
+    """Config of ImageDream: MVDream conditioned on an image of the object, which is its front view."""
+
+    parts: ClassVar[tuple[str, ...]] = (*PARTS, IMAGE_ENCODER)
+
+    name: Literal["imagedream"] = Field(
+        "imagedream", description="multi-view diffusion from an image (arXiv 2312.02201)"
+    )
+    weights: str = Field(
+        "sd-v2.1-base-4view-ipmv.pt",
+        min_length=1,
+        description="an original ImageDream .pt file, its folder in diffusers format, or a hub id",
+    )
+    controller: Literal["pixel", "local"] = Field(
+        "pixel", description="the image is a further view; or tokens only, for the file ...-ipmv-local.pt"
+    )
+
+    @property
+    def multiview(self) -> bool:
+        return True
+
+    @property
+    def takes_image(self) -> bool:
+        return True
+
+    def check(self) -> None:
+        if self.draft is not None:
+            raise ConfigError("is not supported with a reference image. Remove it", "draft", self.draft)
+        if self.image is None:
+            raise ConfigError("is missing. Give an image of the object, image=car.png", "image")
+        super().check()
 
 
 class StableDiffusionConfig(DraftedConfig):
@@ -216,7 +269,7 @@ class MVDiffusionConfig(DraftedConfig):
         return plugins.identify("blocks", self.blocks) | super().added_files()
 
 
-class MVAdapterConfig(DraftedConfig):
+class MVAdapterConfig(ReferenceConfig):
     """Config of MV-Adapter: a frozen 2D model that samples several views of an object by added attention layers."""
 
     name: Literal["mvadapter"] = Field("mvadapter", description="multi-view adapter of a 2D model (arXiv 2412.03632)")
@@ -232,8 +285,6 @@ class MVAdapterConfig(DraftedConfig):
     )
     control: Control | None = Field(None, description="input: camera rays or mesh geometry; null: the adapter's")
     guess: str | None = Field(None, min_length=1, description="start from this prior's coarse prediction; null: noise")
-    image: str | None = Field(None, min_length=1, description="reference image: PNG with alpha, or plain background")
-    matte: MatteName = None
     mv_scale: float = Field(1.0, ge=0, le=10, description="scale of the attention between views")
     ref_scale: float = Field(1.0, ge=0, le=10, description="scale of the attention to the reference image")
     guide_views: GuideViews = False
@@ -262,14 +313,16 @@ class MVAdapterConfig(DraftedConfig):
     def multiview(self) -> bool:
         return self.adapter is not None  # without an adapter, the prior is the 2D model
 
+    @property
+    def takes_image(self) -> bool:
+        return self.adapter is not None
+
     def check(self) -> None:
         super().check()
         plugins.check("adapter", self.released().adapter)
         if self.guess is not None:
             with called("guess"):
                 loading.check(self.guess, None, (COARSE,))
-        if self.image is not None:
-            loading.check_image(Path(self.image).expanduser(), self.matte)
 
     def added_files(self) -> dict[str, Identity]:
         guess = {} if self.guess is None else {"guess": loading.identify(self.guess, (COARSE,))}

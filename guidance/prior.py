@@ -54,12 +54,15 @@ class Prior(Protocol):
             amplifies the attention between views; see `Condition.single_view_uncond`.
         timestep_per_view: whether `denoise` takes a different timestep for each view of an object.
         half_weights: whether all weights have the type `dtype`, so that networks compute without autocast.
+        composites_reference: whether the reference image gets the background of the renders, so that its features are
+            computed again in each distillation step.
     """
 
     half_weights: bool = False
     timestep_per_view: bool = False
     draft: float | None = None
     guide_views: bool = False
+    composites_reference: bool = False
     unet: nn.Module
     tokenizer: PreTrainedTokenizerBase
     schedule: Schedule
@@ -192,10 +195,12 @@ class Prior(Protocol):
         """
         return self.schedule.eps_from_output(x, self.network(x, t, text, camera, n_view), t)
 
-    def reference(self, text: Tensor) -> Features | None:
+    def reference(self, text: Tensor, background: Tensor | None = None) -> Features | None:
         """Compute features of the reference image in the config, with the prompt `text` (1, L, D).
 
-        Returns features (1, L', C) by UNet layer; None without a reference image.
+        Returns features (1, ...) by name, such as that of a UNet layer; None without a reference image. `background` is
+        the grey level in [0, 1] behind the object, a scalar (None: 0.5); it has no effect without
+        `composites_reference`.
         """
         return None
 

@@ -16,13 +16,15 @@ from diffusers.models.embeddings import TimestepEmbedding
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .image_tokens import IMAGE_TOKENS, add_image_tokens, attend_to_image
+
 CAMERA_DIM = 16
 WORLD_ROTARY = "world_rotary"
 """Entry of a UNet's config: whether `predict` passes a `WorldRotary` to the self-attention."""
 SEPARATE_LEVELS = "separate_levels"
 """Entry of a UNet's config: whether the views of an object had separate noise levels in training. Such a network can
 sample new views beside known ones (`completion.py`), and its single-view output is a valid unconditional branch."""
-OWN_KEYS = (WORLD_ROTARY, SEPARATE_LEVELS)
+OWN_KEYS = (WORLD_ROTARY, SEPARATE_LEVELS, IMAGE_TOKENS)
 Kind = Literal["sdpa", "xformers"]
 """Attention backend: torch's scaled_dot_product_attention or xformers' memory_efficient_attention."""
 MIN_TOKENS = 512
@@ -128,11 +130,15 @@ class MultiviewAttnProcessor(AttnProcessor2_0):
         temb: Tensor | None = None,
         n_view: int = 1,
         rotary: WorldRotary | None = None,
+        image_tokens: Tensor | None = None,
     ) -> Tensor:
         """Return the layer's output (B F, L, C) for hidden_states (B F, L, C), of B objects with F = `n_view` views.
 
         Self-attention runs on sequences of F L tokens. `rotary` rotates its queries and keys; None: no rotation.
+        Cross-attention also attends to `image_tokens` (B F, N, D); None: to the text only.
         """
+        if image_tokens is not None and encoder_hidden_states is not None:
+            return attend_to_image(attn, hidden_states, encoder_hidden_states, image_tokens)
         joined = n_view > 1 and encoder_hidden_states is None
         tokens = hidden_states.unflatten(0, (-1, n_view)).flatten(1, 2) if joined else hidden_states
         training = trains_on_cpu(tokens) and attention_mask is None
@@ -201,6 +207,8 @@ def unet_from_config(config: Any, **changes: Any) -> UNet2DConditionModel:
     stock = {name: value for name, value in config.items() if name not in OWN_KEYS}
     unet: Any = UNet2DConditionModel.from_config(stock, **changes)
     unet.register_to_config(**{name: config[name] for name in OWN_KEYS if name in config})
+    if IMAGE_TOKENS in config:
+        add_image_tokens(unet, **config[IMAGE_TOKENS])
     return unet
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from threedgen.config import ConfigError
+from threedgen.guidance.guidance import add_view
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 CONVOLUTIONS = ("conv1", "conv2", "conv_shortcut")
@@ -85,8 +86,14 @@ class PosedLoRA(LoRA):
     @contextmanager
     def applied(self, unet: nn.Module, c2w: Tensor) -> Iterator[None]:
         """Within a `with` block, apply the LoRA to `unet` for images with camera-to-world matrices `c2w` (B, 16)."""
-        time = unet.get_submodule("time_embedding")
-        pose = time.register_forward_hook(lambda module, inputs, out: out + self.pose(c2w).to(out.dtype))
+
+        def add_pose(module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> Tensor:
+            poses = c2w
+            if images := len(out) - len(c2w):  # ImageDream's UNet also takes the reference image of each object
+                poses = add_view(c2w, c2w.new_zeros(images, POSE))
+            return out + self.pose(poses).to(out.dtype)
+
+        pose = unet.get_submodule("time_embedding").register_forward_hook(add_pose)
         with ExitStack() as stack:
             for handle in (*self.attach(unet), pose):
                 stack.enter_context(handle)  # which removes it

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from diffusers.models import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
-from transformers import CLIPTextModel, PreTrainedTokenizerBase
+from transformers import CLIPTextModel, CLIPVisionModel, PreTrainedTokenizerBase
 
 from threedgen.config import ConfigError
 from threedgen.config.errors import in_a_line, short
@@ -26,7 +26,7 @@ from threedgen.guidance.sampling import check_half_size, fresh_noise
 from threedgen.guidance.schedule import Prediction, Schedule
 from threedgen.guidance.weights import components, ldm, tokens
 from threedgen.guidance.weights.components import SecondText
-from threedgen.guidance.weights.loading import COARSE, SECOND
+from threedgen.guidance.weights.loading import COARSE, IMAGE_ENCODER, PARTS, SECOND
 from threedgen.run.dtypes import cast_weights, compute_dtype
 from threedgen.run.memory import GPUS
 from threedgen.run.prompts import remove_words
@@ -73,6 +73,8 @@ class LatentDiffusion(Prior):
     """Words of textual inversions, in addition to those of the text encoder."""
     needs_camera = False
     """Whether this class uses the UNet's camera branch; weights without that branch are then an error."""
+    parts: tuple[str, ...] = PARTS
+    """Networks that the weights must have."""
 
     def __init__(
         self,
@@ -83,6 +85,7 @@ class LatentDiffusion(Prior):
         schedule: Schedule | None = None,
         coarse: CoarsePredictor | None = None,
         second: SecondText | None = None,
+        image_encoder: CLIPVisionModel | None = None,
         image_size: int | None = None,
         dtype: str = "auto",
         device: torch.device | str | None = "cpu",
@@ -94,6 +97,7 @@ class LatentDiffusion(Prior):
             coarse: network that predicts coarse latents, which the UNet takes as additional input channels; None: no
                 such channels.
             second: second text encoder of SDXL; None for other models.
+            image_encoder: CLIP's image encoder of ImageDream; None for other models.
             image_size: pixels per side; None: the size that the UNet was trained on.
             dtype: precision of the computation, "auto", "fp32", "bf16" or "fp16".
             device: device to move the networks to; None: keep their device.
@@ -105,7 +109,7 @@ class LatentDiffusion(Prior):
         components.check_vocabulary(text_encoder, tokenizer)
         self.unet, self.vae = make_multiview(unet), vae
         self.text_encoder: Any = text_encoder
-        self.tokenizer, self.coarse, self.second = tokenizer, coarse, second
+        self.tokenizer, self.coarse, self.second, self.image_encoder = tokenizer, coarse, second, image_encoder
         self.text_positions = int(text_encoder.config.max_position_embeddings)
         self.factor = 2 ** (len(vae.config["block_out_channels"]) - 1)
         side = unet.config["sample_size"] or ldm.LATENT_SIZE[True]
@@ -137,7 +141,7 @@ class LatentDiffusion(Prior):
             tokenizer: folder or hub id of the tokenizer; None: the tokenizer of the weights.
             prediction: output of the UNet; None: as the weights declare.
         """
-        found = components.load(weights, tokenizer, cls.needs_camera, prediction)
+        found = components.load(weights, tokenizer, cls.needs_camera, prediction, cls.parts)
         try:
             prior = cls(*found, image_size=image_size, dtype=dtype, device=device)
             output = prior.check_networks()
@@ -185,7 +189,7 @@ class LatentDiffusion(Prior):
             self.compact()
             return
         encoder = (self.vae.encoder, self.vae.quant_conv) if self.half_vae else ()
-        for network in filter(None, (self.unet, *encoder)):
+        for network in filter(None, (self.unet, self.image_encoder, *encoder)):
             torch.nn.Module.to(network, self.dtype)  # that of diffusers warns of nothing
         self.half_weights = True
 
@@ -208,7 +212,7 @@ class LatentDiffusion(Prior):
     @property
     def networks(self) -> dict[str, torch.nn.Module]:
         every = {"unet": self.unet, "vae": self.vae, "text_encoder": self.text_encoder, COARSE: self.coarse}
-        every |= {} if self.second is None else {SECOND: self.second.network}
+        every |= {SECOND: None if self.second is None else self.second.network, IMAGE_ENCODER: self.image_encoder}
         return {name: network for name, network in every.items() if network is not None}
 
     def free_text_encoder(self) -> None:

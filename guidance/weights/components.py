@@ -14,10 +14,18 @@ from diffusers import __version__
 from diffusers.models import AutoencoderKL, UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, PreTrainedTokenizerBase
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    PreTrainedTokenizerBase,
+)
 
 from threedgen.config import ConfigError
 from threedgen.config.errors import in_a_line, short
+from threedgen.guidance.attention.image_tokens import IMAGE_TOKENS
 from threedgen.guidance.attention.joined import unet_from_config
 from threedgen.guidance.coarse import CoarsePredictor
 from threedgen.guidance.schedule import Prediction, Schedule
@@ -25,7 +33,7 @@ from threedgen.run.disk import write_json
 
 from . import files, ldm, loading, tokens
 from .files import Json
-from .loading import COARSE, CONFIG, SECOND, TENSORS
+from .loading import COARSE, CONFIG, IMAGE_ENCODER, PARTS, SECOND, TENSORS
 
 if TYPE_CHECKING:
     from threedgen.guidance.priors.latent_diffusion import LatentDiffusion
@@ -58,6 +66,9 @@ NETWORKS = {
         ("model_type", "clip_text_model"),
         lambda c: CLIPTextModelWithProjection(CLIPTextConfig.from_dict(c)),
     ),
+    IMAGE_ENCODER: Network(
+        "image encoder", ("model_type", "clip_vision_model"), lambda c: CLIPVisionModel(CLIPVisionConfig.from_dict(c))
+    ),
     COARSE: Network("coarse predictor", ("_class_name", "CoarsePredictor"), CoarsePredictor.from_config),
 }
 RANGES = {
@@ -86,6 +97,7 @@ class Components(NamedTuple):
     Attributes:
         coarse: network that predicts coarse latents; None: the prior has none.
         second: second text encoder; None for all models except SDXL.
+        image_encoder: CLIP's image encoder; None for all models except ImageDream.
     """
 
     unet: UNet2DConditionModel
@@ -95,10 +107,15 @@ class Components(NamedTuple):
     schedule: Schedule
     coarse: CoarsePredictor | None = None
     second: SecondText | None = None
+    image_encoder: CLIPVisionModel | None = None
 
 
 def load(
-    weights: str, tokenizer: str | None = None, camera: bool = True, prediction: Prediction | None = None
+    weights: str,
+    tokenizer: str | None = None,
+    camera: bool = True,
+    prediction: Prediction | None = None,
+    wanted: tuple[str, ...] = PARTS,
 ) -> Components:
     """Load the frozen networks of a prior on the CPU. Raises ConfigError if a file is missing or damaged.
 
@@ -107,24 +124,31 @@ def load(
         tokenizer: folder or hub id; None: the tokenizer of the weights, or CLIP's for a single file.
         camera: if True, a UNet without camera branch is an error.
         prediction: output of the UNet; None: as the weights declare, else "epsilon" with a warning.
+        wanted: required networks; with `IMAGE_ENCODER` the weights must be those of ImageDream, else they must not.
     """
-    path = loading.locate(weights)
-    found = load_folder(path, tokenizer) if path.is_dir() else load_file(path, tokenizer, prediction)
+    path = loading.locate(weights, wanted)
+    found = load_folder(path, tokenizer, wanted) if path.is_dir() else load_file(path, tokenizer, prediction)
     if camera and found.unet.class_embedding is None:
         raise ConfigError(f"{weights!r} has no camera branch, so it is not a multi-view model but a 2D one", "weights")
+    if (IMAGE_TOKENS in found.unet.config) != (IMAGE_ENCODER in wanted):
+        kind = "imagedream" if IMAGE_TOKENS in found.unet.config else "mvdream"
+        raise ConfigError(f"{weights!r} are weights of another prior; choose prior.name={kind}", "weights")
+    if IMAGE_ENCODER in wanted and found.image_encoder is None:
+        problem = f"{path} lacks CLIP's image encoder: it has no tensor named clip_model.model.visual..."
+        raise ConfigError(f"{problem}; ashawkey/imagedream-ipmv-diffusers on the hub has it", "weights")
     if prediction is not None and prediction != found.schedule.prediction:
         logger.warning("prior.prediction replaces %s, the prediction type in %s", found.schedule.prediction, path)
         return found._replace(schedule=replace(found.schedule, prediction=prediction))
     return found
 
 
-def load_folder(path: Path, tokenizer: str | None = None) -> Components:
+def load_folder(path: Path, tokenizer: str | None = None, wanted: tuple[str, ...] = PARTS) -> Components:
     """Load the networks of a diffusers folder; `tokenizer` is a folder or hub id; None: that of `path`."""
-    loading.check_folder(path)
+    loading.check_folder(path, wanted)
     files.check_sums(path)
     words = tokens.read_tokenizer(path) if tokenizer is None else tokens.clip_tokenizer(tokenizer, open_clip=False)
     schedule = read_schedule(path)
-    networks = {part: read_network(path, part) for part in loading.parts(path)}
+    networks = {part: read_network(path, part) for part in loading.parts(path, wanted)}
     second = networks.pop(SECOND, None)
     if second is not None:
         second = SecondText(second, tokens.read_tokenizer(path / "tokenizer_2"))
@@ -163,6 +187,7 @@ def load_file(path: Path, tokenizer: str | None = None, prediction: Prediction |
         tokens.clip_tokenizer(tokenizer, found.open_clip),
         schedule,
         second=second,
+        image_encoder=None if found.image_encoder is None else make(IMAGE_ENCODER, *found.image_encoder),
     )
 
 
@@ -174,7 +199,7 @@ def read_network(path: Path, part: str) -> Any:
     expect(config, *NETWORKS[part].class_entry, path / part)
     if part == "vae":
         tensors = {rename_vae_attention(name): tensor for name, tensor in tensors.items()}
-    elif part == "text_encoder":
+    elif part in ("text_encoder", IMAGE_ENCODER):
         tensors = ldm.short_names(tensors)
     tensors.pop("text_model.embeddings.position_ids", None)  # a constant in older files
     return make(part, config, tensors)
@@ -231,10 +256,11 @@ def check_vocabulary(text_encoder: CLIPTextModel, tokenizer: PreTrainedTokenizer
 def save(prior: LatentDiffusion, folder: Path) -> None:
     """Write the prior to a diffusers folder with float16 tensors and SHA256SUMS, atomically.
 
-    Raises ConfigError if the folder contains other files, a weight overflows in float16, or the prior is SDXL.
+    Raises ConfigError if the folder contains other files, a weight overflows in float16, or the prior is SDXL or
+    ImageDream.
     """
-    if prior.second is not None:
-        raise ConfigError("weights of SDXL are read here and not written; copy the folder that they came from")
+    if {SECOND, IMAGE_ENCODER} & prior.networks.keys():
+        raise ConfigError("weights of SDXL and ImageDream are read here and not written; copy their folder or file")
     with files.whole_folder(folder, "model_index.json") as part:
         network: Any  # a diffusers model
         for name, network in prior.networks.items():

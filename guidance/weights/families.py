@@ -12,7 +12,7 @@ from threedgen.config import ConfigError
 if TYPE_CHECKING:
     from threedgen.guidance.schedule import Prediction
 
-SUPPORTED = "Stable Diffusion 1.x, 2.x and XL and MVDream are"
+SUPPORTED = "Stable Diffusion 1.x, 2.x and XL, MVDream and ImageDream are"
 UNET = "model.diffusion_model.input_blocks."
 FAMILIES = {
     r"edm_|.*\bedm_": "Playground 2.5 or another EDM model",

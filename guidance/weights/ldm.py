@@ -19,11 +19,12 @@ from diffusers.loaders.single_file_utils import (
 from torch import Tensor
 
 from threedgen.config import ConfigError
+from threedgen.guidance.attention.image_tokens import HEAD_WIDTH, IMAGE_TOKENS
 from threedgen.guidance.schedule import Prediction
 
 from .families import check_family, traits
 from .files import Json, read_header, read_tensors
-from .loading import SECOND
+from .loading import IMAGE_ENCODER, SECOND
 
 Tensors = Mapping[str, Tensor]  # by name
 KINDS = ("weight", "bias")
@@ -40,8 +41,33 @@ PREFIXES = {
     "cond_stage_model.transformer.": "clip",
     "conditioner.embedders.0.transformer.": "clip",
     "conditioner.embedders.1.model.": SECOND,
+    "vae_model.": "vae",  # this and the next two: ImageDream
+    "clip_model.model.visual.": IMAGE_ENCODER,
+    "clip_model.model.": "open_clip",
 }
 """Start of tensor names in a single file, and the network that they belong to."""
+RESAMPLER = "image_embed."
+"""Start of the names of ImageDream's resampler in a UNet."""
+RESAMPLER_LAYERS = {
+    "0.norm1": "ln0",
+    "0.norm2": "ln1",
+    "0.to_q": "attn.to_q",
+    "0.to_out": "attn.to_out.0",
+    "1.0": "ff.0",
+    "1.1": "ff.1.net.0.proj",
+    "1.3": "ff.1.net.2",
+}
+"""Names in a layer of the resampler, ImageDream's and those of diffusers."""
+VISUAL = {
+    "embeddings.class_embedding": "class_embedding",
+    "embeddings.position_embedding.weight": "positional_embedding",
+    "embeddings.patch_embedding.weight": "conv1.weight",
+    **{f"pre_layrnorm.{kind}": f"ln_pre.{kind}" for kind in KINDS},
+    **{f"post_layernorm.{kind}": f"ln_post.{kind}" for kind in KINDS},
+}
+"""Names outside of the layers of CLIP's image encoder: those of transformers and of OpenCLIP."""
+VISUAL_HEAD_WIDTH = 80
+"""Channels per head of OpenCLIP's ViT-H image encoder; no file contains it."""
 
 
 class Converted(NamedTuple):
@@ -56,6 +82,7 @@ class SingleFile(NamedTuple):
 
     Attributes:
         second: second text encoder of SDXL; None for other models.
+        image_encoder: CLIP's image encoder in a file of ImageDream; None for other models.
         open_clip: whether the first text encoder is OpenCLIP's (Stable Diffusion 2) instead of OpenAI's.
         prediction: output of the UNet; None if neither the file nor its kind of model determines it.
     """
@@ -64,12 +91,13 @@ class SingleFile(NamedTuple):
     vae: Converted
     text_encoder: Converted
     second: Converted | None
+    image_encoder: Converted | None
     open_clip: bool
     prediction: Prediction | None
 
 
 def convert_file(path: Path, prediction: Prediction | None = None) -> SingleFile:
-    """Read and convert a checkpoint of MVDream, Stable Diffusion 1 or 2 (also inpainting and depth models), or SDXL.
+    """Read and convert a checkpoint of MVDream, ImageDream, SDXL, Stable Diffusion 1 or 2 (also inpainting and depth).
 
     `prediction` is the output of the UNet; None: unknown. It determines the image size of Stable Diffusion 2 (v: 768,
     epsilon: 512) if the file does not.
@@ -97,7 +125,9 @@ def convert_file(path: Path, prediction: Prediction | None = None) -> SingleFile
         unet.config["sample_size"] = found.image_size // PIXELS
     elif open_clip and not epsilon and (prediction or declared) == "v_prediction":
         unet.config["sample_size"] = V_LATENT_SIZE
-    return SingleFile(unet, vae, text(parts["open_clip" if open_clip else "clip"]), second, open_clip, declared)
+    encoder = convert_image_encoder(parts[IMAGE_ENCODER]) if IMAGE_ENCODER in parts else None
+    words = text(parts["open_clip" if open_clip else "clip"])
+    return SingleFile(unet, vae, words, second, encoder, open_clip, declared)
 
 
 def split_checkpoint(tensors: Tensors) -> dict[str, dict[str, Tensor]]:
@@ -112,7 +142,8 @@ def split_checkpoint(tensors: Tensors) -> dict[str, dict[str, Tensor]]:
 
 def convert_unet(tensors: Tensors) -> Converted:
     """Convert ldm's UNetModel to UNet2DConditionModel; MVDream's camera embedding becomes the class embedding."""
-    config = unet_config(tensors)
+    config, image = unet_config(tensors), convert_resampler(tensors)
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(RESAMPLER)}
     renamed = {f"class_embedding.linear_{1 + n // 2}.{k}": f"camera_embed.{n}.{k}" for n in (0, 2) for k in KINDS}
     renamed = {new: old for new, old in renamed.items() if old in tensors}
     plain = {name: value for name, value in config.items() if name != "class_embed_type"}
@@ -122,7 +153,22 @@ def convert_unet(tensors: Tensors) -> Converted:
         raise ConfigError(f"another architecture: there is no tensor {error}") from None
     if unknown := sorted(set(tensors) - set(renamed.values())):
         raise ConfigError(f"unknown tensor {unknown[0]!r} in the UNet: another architecture than the ldm UNet")
-    return Converted(config, {new: tensors[old] for new, old in renamed.items()})
+    return Converted(config, {new: tensors[old] for new, old in renamed.items()} | image)
+
+
+def convert_resampler(tensors: Tensors) -> dict[str, Tensor]:
+    """Return the tensors of ImageDream's resampler by their names in diffusers; {} for a UNet without resampler."""
+    renamed = {}
+    for name, tensor in tensors.items():
+        layer = re.fullmatch(rf"({re.escape(RESAMPLER)}layers\.\d+)\.(.+)\.(weight|bias)", name)
+        if layer and layer[2] == "0.to_kv":
+            key, value = tensor.chunk(2)
+            renamed |= {f"{layer[1]}.attn.to_k.{layer[3]}": key, f"{layer[1]}.attn.to_v.{layer[3]}": value}
+        elif layer:
+            renamed[f"{layer[1]}.{RESAMPLER_LAYERS.get(layer[2], layer[2])}.{layer[3]}"] = tensor
+        elif name.startswith(RESAMPLER):
+            renamed[name] = tensor
+    return renamed
 
 
 def unet_config(tensors: Tensors) -> Json:
@@ -155,6 +201,12 @@ def unet_config(tensors: Tensors) -> Json:
         "use_linear_projection": linear,
         "cross_attention_dim": size(tensors, "middle_block.1.transformer_blocks.0.attn2.to_k.weight", 1),
     }
+    if RESAMPLER + "latents" in tensors:
+        config[IMAGE_TOKENS] = {
+            "image_width": size(tensors, RESAMPLER + "proj_in.weight", 1),
+            "tokens": size(tensors, RESAMPLER + "latents", 1),
+            "heads": size(tensors, RESAMPLER + "layers.0.0.to_q.weight", 0) // HEAD_WIDTH,
+        }
     if cameras:
         config["class_embed_type"] = "projection"
         config["projection_class_embeddings_input_dim"] = size(tensors, "camera_embed.0.weight", 1)
@@ -217,6 +269,25 @@ def convert_open_clip(tensors: Tensors, projection: bool = False) -> Converted:
     return Converted(config | {"projection_dim": size(renamed, "text_projection.weight", 0)}, named)
 
 
+def convert_image_encoder(tensors: Tensors) -> Converted:
+    """Convert OpenCLIP's ViT-H image encoder to transformers' CLIPVisionModel, without its projection to text space."""
+    width, patch = (size(tensors, "conv1.weight", i) for i in (0, 2))
+    model = SimpleNamespace(config=SimpleNamespace(hidden_size=width))
+    blocks = {name: tensor for name, tensor in tensors.items() if name.startswith("transformer.")}
+    renamed = short_names(convert_open_clip_checkpoint(model, blocks, prefix=""))
+    renamed |= {new: tensors[old] for new, old in VISUAL.items() if old in tensors}
+    config = {
+        "hidden_size": width,
+        "intermediate_size": size(renamed, "encoder.layers.0.mlp.fc1.weight", 0),
+        "num_hidden_layers": count(renamed, r"encoder\.layers\.(\d+)\."),
+        "num_attention_heads": max(1, width // VISUAL_HEAD_WIDTH),
+        "image_size": patch * round((size(tensors, "positional_embedding", 0) - 1) ** 0.5),
+        "patch_size": patch,
+        "hidden_act": "gelu",
+    }
+    return Converted(config, renamed)
+
+
 def convert_clip(tensors: Tensors) -> Converted:
     """Convert a text encoder with the tensor names of transformers, as in Stable Diffusion 1, to CLIPTextModel."""
     renamed = short_names(tensors)
@@ -227,8 +298,8 @@ def convert_clip(tensors: Tensors) -> Converted:
 
 
 def short_names(tensors: Tensors) -> dict[str, Tensor]:
-    """Return tensors with the names of transformers 5: no prefix "text_model." and no buffer position_ids."""
-    renamed = {name.removeprefix("text_model."): tensor for name, tensor in tensors.items()}
+    """Return tensors with the names of transformers 5: no "text_model." or "vision_model.", no buffer position_ids."""
+    renamed = {re.sub(r"^(text|vision)_model\.", "", name): tensor for name, tensor in tensors.items()}
     renamed.pop("embeddings.position_ids", None)
     return renamed
 

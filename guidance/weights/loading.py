@@ -38,8 +38,8 @@ Parts = tuple[str, ...]
 
 PARTS: Parts = ("unet", "vae", "text_encoder")
 """Sub-folders with networks that a latent prior in diffusers format must have."""
-COARSE, SECOND = "coarse", "text_encoder_2"
-"""Optional sub-folders: coarse predictor, SDXL's second text encoder."""
+COARSE, SECOND, IMAGE_ENCODER = "coarse", "text_encoder_2", "image_encoder"
+"""Other sub-folders: coarse predictor, SDXL's second text encoder, CLIP's image encoder of ImageDream."""
 EMBEDDED = ("toybox-base", "toybox-prior")
 """Folders in weights/: the 2D model of the toybox, and the multi-view prior fine-tuned from it."""
 MATTE, REMBG, GRABCUT = "toybox-matte", "rembg", "grabcut"

@@ -7,6 +7,7 @@ from diffusers.models import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 
 from threedgen.config import ConfigError
+from threedgen.guidance.attention.image_tokens import IMAGE_TOKENS
 from threedgen.guidance.attention.joined import unet_from_config
 
 from . import components, ldm, loading
@@ -21,20 +22,31 @@ _UNET: Json = {
     "class_embed_type": "projection",
     "projection_class_embeddings_input_dim": 16,
 }
+_SD21 = _UNET | {"attention_head_dim": (5, 10, 20, 20), "use_linear_projection": True, "cross_attention_dim": 1024}
+_IMAGEDREAM = _SD21 | {IMAGE_TOKENS: {"image_width": 1280, "tokens": 16, "heads": 12}}
 RELEASED_UNETS: dict[str, Json] = {
-    "sd-v2.1-base-4view.pt": _UNET
-    | {"attention_head_dim": (5, 10, 20, 20), "use_linear_projection": True, "cross_attention_dim": 1024},
+    "sd-v2.1-base-4view.pt": _SD21,
     "sd-v1.5-4view.pt": _UNET | {"attention_head_dim": 8, "cross_attention_dim": 768},
+    "sd-v2.1-base-4view-ipmv.pt": _IMAGEDREAM,
+    "sd-v2.1-base-4view-ipmv-local.pt": _IMAGEDREAM,
 }
-"""Arguments of UNet2DConditionModel for the original MVDream files, needed before they are downloaded."""
+"""Arguments of UNet2DConditionModel for the original files, needed before they are downloaded."""
+RELEASED_IMAGE_ENCODER: Json = {
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 16,
+    "patch_size": 14,
+}
+"""Arguments of CLIPVisionConfig for the image encoder in ImageDream's files, OpenCLIP's ViT-H."""
 RELEASED_VAE: Json = {
     "block_out_channels": (128, 256, 512, 512),
     "layers_per_block": 2,
     "down_block_types": ("DownEncoderBlock2D",) * 4,
     "up_block_types": ("UpDecoderBlock2D",) * 4,
 }
-"""Arguments of AutoencoderKL for both original MVDream files."""
-RELEASED_TEXT = {"sd-v2.1-base-4view.pt": 340_387_840, "sd-v1.5-4view.pt": 123_060_480}
+"""Arguments of AutoencoderKL for all original files."""
+RELEASED_TEXT = dict.fromkeys(RELEASED_UNETS, 340_387_840) | {"sd-v1.5-4view.pt": 123_060_480}
 """Parameter counts of the text encoders: OpenCLIP ViT-H without its last layer, CLIP ViT-L."""
 
 
@@ -44,12 +56,14 @@ class MetaNetworks(NamedTuple):
     Attributes:
         parameters: number of parameters of all networks, including the text encoder.
         kept: number of parameters that remain in memory after `Prior.free_text_encoder`.
+        image_encoder: CLIP's image encoder of ImageDream; None for other priors.
     """
 
     unet: UNet2DConditionModel
     vae: AutoencoderKL | None
     parameters: int
     kept: int
+    image_encoder: nn.Module | None = None
 
     @property
     def factor(self) -> int:
@@ -60,12 +74,13 @@ class MetaNetworks(NamedTuple):
 def meta_networks(weights: str, wanted: tuple[str, ...] = loading.PARTS) -> MetaNetworks:
     """Build UNet and VAE on the meta device for `weights` with the sub-folders `wanted` (see `loading.locate`).
 
-    Weights on the hub are downloaded, except original MVDream checkpoints. Raises ConfigError.
+    Weights on the hub are downloaded, except original checkpoints. Raises ConfigError.
     """
-    if loading.awaited(weights):  # an original MVDream checkpoint, not downloaded for this
+    if loading.awaited(weights):  # an original checkpoint, not downloaded for this
         unet, vae = _build(RELEASED_UNETS[weights], RELEASED_VAE)
-        whole = _parameters(unet, vae) + RELEASED_TEXT[weights]
-        return MetaNetworks(unet, vae, whole, _kept(unet, vae))
+        image = _image_encoder(RELEASED_IMAGE_ENCODER) if IMAGE_TOKENS in unet.config else None
+        whole = _parameters(unet, vae, image) + RELEASED_TEXT[weights]
+        return MetaNetworks(unet, vae, whole, _kept(unet, vae) + _parameters(image), image)
     path = loading.locate(weights, wanted)
     configs: dict[str, Json] = {}
     tensors: dict[str, dict[str, Tensor]] = {}
@@ -77,22 +92,29 @@ def meta_networks(weights: str, wanted: tuple[str, ...] = loading.PARTS) -> Meta
     else:
         file = ldm.convert_file(path)
         networks = {"unet": file.unet, "vae": file.vae, "text_encoder": file.text_encoder, loading.SECOND: file.second}
+        networks |= {loading.IMAGE_ENCODER: file.image_encoder}
         for part, network in networks.items():
             if network is not None:
                 configs[part], tensors[part] = network
     try:
         unet, vae = _build(configs["unet"], configs.get("vae"))
+        image = _image_encoder(configs[loading.IMAGE_ENCODER]) if loading.IMAGE_ENCODER in configs else None
     except Exception as error:  # any kind, for a config from outside
         raise ConfigError(f"{path}: its config describes no known network ({type(error).__name__})") from None
     coarse = sum(tensor.numel() for tensor in tensors.get("coarse", {}).values())
     whole = sum(tensor.numel() for part in tensors.values() for tensor in part.values())
-    return MetaNetworks(unet, vae, whole, _kept(unet, vae) + coarse)
+    return MetaNetworks(unet, vae, whole, _kept(unet, vae) + coarse + _parameters(image), image)
 
 
 def _build(unet: Json, vae: Json | None) -> tuple[UNet2DConditionModel, AutoencoderKL | None]:
     with torch.device("meta"):
         networks = unet_from_config(unet), None if vae is None else AutoencoderKL.from_config(vae)
     return networks
+
+
+def _image_encoder(config: Json) -> nn.Module:
+    with torch.device("meta"):
+        return components.NETWORKS[loading.IMAGE_ENCODER].build(config)
 
 
 def _kept(unet: nn.Module, vae: AutoencoderKL | None) -> int:

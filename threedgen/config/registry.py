@@ -80,6 +80,7 @@ regulariser  z_variance   representations.losses:z_variance         systems.gene
 # checks and rewriting of prompts for a prior with a closed vocabulary: threedgen.guidance.weights.tokens.PromptReader
 prompt-reader  toybox  toybox.prompts:ToyboxPrompts  config:Config
 prior  mvdream           guidance.priors.mvdream:build           guidance.options:MVDreamConfig
+prior  imagedream        guidance.priors.imagedream:build      guidance.options:ImageDreamConfig
 prior  stable-diffusion  guidance.priors.latent_diffusion:build  guidance.options:StableDiffusionConfig
 prior  deepfloyd         guidance.priors.deepfloyd:build         guidance.options:DeepFloydConfig
 prior  mvdiffusion       guidance.priors.mvdiffusion.model:build        guidance.options:MVDiffusionConfig

@@ -55,6 +55,15 @@ def resize(images: Tensor, height: int, width: int) -> Tensor:
 def framed(cut: Tensor, height: int, width: int, share: float = SHARE) -> Tensor:
     """Place a cut-out object in the middle of a grey image; return the image (height, width, 3) in [0, 1].
 
+    The arguments are those of `centred`.
+    """
+    image = centred(cut, height, width, share)
+    return (image[..., :3] + (1 - image[..., 3:]) * GREY).clamp(0, 1)
+
+
+def centred(cut: Tensor, height: int, width: int, share: float = SHARE) -> Tensor:
+    """Place a cut-out object in the middle of a transparent image; return premultiplied RGBA (height, width, 4).
+
     `cut` is the object, RGBA (h, w, 4) in [0, 1]. It is resized to fill the fraction `share` of the image's height or
     width, whichever it reaches first.
     """
@@ -67,9 +76,9 @@ def framed(cut: Tensor, height: int, width: int, share: float = SHARE) -> Tensor
     colour, opaque = (
         resize(channels[None], *sides)[0] for channels in (part[..., :3], part[..., 3:].expand(-1, -1, 3))
     )
-    image = torch.full((height, width, 3), GREY)
+    image = torch.zeros(height, width, 4)
     y, x = (height - sides[0]) // 2, (width - sides[1]) // 2
-    image[y : y + sides[0], x : x + sides[1]] = (colour + (1 - opaque) * GREY).clamp(0, 1)
+    image[y : y + sides[0], x : x + sides[1]] = torch.cat([colour, opaque[..., :1]], dim=-1)
     return image
 
 

@@ -16,11 +16,10 @@ from torch.nn.functional import interpolate
 
 from threedgen.config import ConfigError
 from threedgen.config.errors import called
-from threedgen.geometry.picture_file import read_foreground
 from threedgen.geometry.views import framed, resize
 from threedgen.guidance.coarse import CoarsePredictor
 from threedgen.guidance.guidance import Condition, Features, guided
-from threedgen.guidance.matte import remover
+from threedgen.guidance.matte import reference_foreground
 from threedgen.guidance.options import Control, MVAdapterConfig
 from threedgen.guidance.prior import COARSE_STRENGTH
 from threedgen.guidance.priors.latent_diffusion import LatentDiffusion, load_prior, with_additions
@@ -49,7 +48,7 @@ NEGATIVE = "watermark, ugly, deformed, noisy, blurry, low contrast"
 def build(options: MVAdapterConfig, device: torch.device | str = "cpu") -> MVAdapter:
     """Build the prior from its config section. Raises ConfigError if its files are missing or damaged."""
     o = options.released()
-    cut = None if o.image is None else read_foreground(o.image, remover(o.matte))
+    cut = reference_foreground(o)
     model = with_additions(load_prior(MVAdapter, o, device), o)
     model.guide_views = o.guide_views
     if o.guess is not None:
@@ -140,7 +139,7 @@ class MVAdapter(LatentDiffusion):
             return None
         return self.predict_coarse(self.coarse_predictor, text, c2w)
 
-    def reference(self, text: Tensor) -> Features | None:
+    def reference(self, text: Tensor, background: Tensor | None = None) -> Features | None:
         return None if self.reference_image is None else self.reference_features(self.reference_image[None], text)
 
     @property

@@ -36,9 +36,9 @@ def write_views(folder: Path, size: int = 64) -> None:
         write_png(folder / f"{side}.png", view)
 
 
-def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
-    write_config(Path("views.yaml"), {"task": "texture", "threads": 1, "texture": 128, "rig": {"size": 64}})
-    return command.ask(capsys, "--config", "views.yaml", *words)
+def run(capsys: pytest.CaptureFixture[str], *words: str, config: str = "views.yaml") -> tuple[int, str, str]:
+    write_config(Path("views.yaml"), {"task": "texture"})
+    return command.ask(capsys, "--config", config, "threads=1", "texture=128", "rig.size=64", *words)
 
 
 def test_given_sides_are_projected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -80,7 +80,7 @@ def test_sides_are_sampled_once(tmp_path: Path, capsys: pytest.CaptureFixture[st
     """A run that lost its mesh makes it again from the same sides; so does one that is given them."""
     prior = tiny_prior_config(tmp_path / "prior", GEOMETRY)
     words = ["mesh=a.glb", *(f"prior.{name}={value}" for name, value in prior.items()), "steps=2"]
-    code, out, err = run(capsys, *words, "prompt=a red dog", "synchronise=2", "out=run")
+    code, out, err = run(capsys, *words, "prompt=a red dog", "synchronise=2", "out=run", config="texture-sd21")
     assert code == 0 and out.splitlines()[-1] == str(Path("run", "textured.glb")), err
     assert {path.stem for path in Path("run", "views").iterdir()} == set(SIDES)
     first, kept = Path("run", "texture.png").read_bytes(), Path("run", "views.safetensors")

@@ -37,7 +37,7 @@ class MetaPrior(Prior):
 
     def __init__(self, networks: MetaNetworks, config: GenerateConfig, device: torch.device) -> None:
         self.meta, self.unet, self.schedule, self.device = networks, networks.unet, Schedule.scaled_linear(), META
-        self.factor, self.guide_views = networks.factor, False
+        self.factor, self.guide_views, self.views = networks.factor, False, config.views_per_scene
         self.tokenizer: Any = None
         self.image_size = config.prior.image_size or self.unet.config["sample_size"] * self.factor
         half = compute_dtype(config.prior.dtype, device) if device.type in GPUS else torch.float32
@@ -48,7 +48,8 @@ class MetaPrior(Prior):
     def cast_networks(self, lora: bool = False) -> None:
         self.dtype = self.half
         vae: Any = self.meta.vae
-        for network in (self.unet, *(() if vae is None else (vae.encoder, vae.quant_conv))):
+        encoder = () if vae is None else (vae.encoder, vae.quant_conv)
+        for network in (self.unet, self.meta.image_encoder, *encoder):
             if network is not None:
                 torch.nn.Module.to(network, self.dtype)
         if vae is not None:
@@ -59,7 +60,9 @@ class MetaPrior(Prior):
         return images.float() if self.meta.vae is None else self.meta.vae.encode(images).latent_dist.mean.float()
 
     def network(self, x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None = None, n_view: int = 1) -> Tensor:
-        c, x = self.unet.config, x.to(self.dtype)
+        c, images, x = self.unet.config, len(x), x.to(self.dtype)
+        if self.meta.image_encoder is not None:  # the image is one more view of each object
+            x, t = torch.cat([x, x[: images // self.views]]), t[:1]
         text = x.new_empty(
             len(x), TOKENS + has_added_conditioning(self.unet), c["encoder_hid_dim"] or c["cross_attention_dim"]
         )
@@ -67,14 +70,15 @@ class MetaPrior(Prior):
         more = x.new_empty(len(x), c["in_channels"] - x.shape[1], *x.shape[2:])
         words, added = split_text(self.unet, text, *(self.factor * side for side in x.shape[2:]))
         out = self.unet(torch.cat([x, more], 1), t, words, class_labels=labels, **added).sample
-        return out[:, : x.shape[1]].float()
+        return out[:images, : x.shape[1]].float()
 
     def decode_latents(self, z: Tensor) -> Tensor:
         return z if self.meta.vae is None else self.meta.vae.decode(z.float()).sample
 
     @property
     def networks(self) -> dict[str, torch.nn.Module]:
-        return {"unet": self.unet} if self.meta.vae is None else {"unet": self.unet, "vae": self.meta.vae}
+        every = {"unet": self.unet, "vae": self.meta.vae, "image_encoder": self.meta.image_encoder}
+        return {name: network for name, network in every.items() if network is not None}
 
     max_tokens = TOKENS
     text_shape = (1, 1)

@@ -123,6 +123,9 @@ class RefineConfig(Config):
     sharpen: Sharpen = 0.0
 
 
+Azimuth = Annotated[float, Field(ge=-360, le=360)]
+
+
 class PreviewConfig(Config):
     """Views that the prior samples from the prompt at the beginning of a run."""
 
@@ -130,7 +133,9 @@ class PreviewConfig(Config):
     steps: int = Field(30, ge=1, le=1000, description="DDIM steps from noise; fewer from a coarse prediction")
     guidance_scale: float = Field(5.0, ge=0, description="classifier-free guidance scale")
     elevation: float = Field(15.0, ge=-90, le=90, description="camera elevation, degrees")
-    azimuth: float = Field(0.0, ge=-360, le=360, description="azimuth of the first view, degrees; 0 is the front")
+    azimuth: Azimuth | Annotated[tuple[Azimuth, ...], Field(min_length=2, max_length=64)] = Field(
+        0.0, description="azimuth of the first view, or a list of that of each; degrees, 0 is the front"
+    )
 
 
 def registered(kind: str) -> AfterValidator:
@@ -219,6 +224,18 @@ class GenerateConfig(PromptedConfig):
         return validate(type(self), [Layer(f"stages.{name}", tree)])
 
     @model_validator(mode="after")
+    def _reference_image(self) -> GenerateConfig:
+        if self.image is not None and self.prior.takes_image:
+            image = {"image": self.image, "matte": self.matte}
+            self.__dict__["prior"] = self.prior.model_copy(update=image)
+        return self
+
+    @property
+    def first_view(self) -> str | None:
+        """Image file of the first view, which the prior completes; None if the image is the prior's reference image."""
+        return None if self.prior.takes_image else self.image
+
+    @model_validator(mode="after")
     def _stages(self) -> GenerateConfig:
         for name in self.stages:
             if not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", name):
@@ -269,6 +286,12 @@ class GenerateConfig(PromptedConfig):
     @model_validator(mode="after")
     def _consistent(self) -> GenerateConfig:
         self._check_representation()
+        azimuth, n_view = self.preview.azimuth, self.camera.n_view
+        if isinstance(azimuth, tuple) and len(azimuth) != n_view:
+            raise ValueError(
+                f"{len(azimuth)} azimuths for {n_view} views: preview.azimuth={list(azimuth)}. "
+                f"Set camera.n_view={len(azimuth)} or give one azimuth"
+            )
         warm, share, rounds = self.warm_start.share, self.refine.share, len(self.refine.strengths)
         if rounds * share > 1:
             problem = f"refine.share={share:g} in each of {rounds} rounds is more than the run"
@@ -319,12 +342,12 @@ class GenerateConfig(PromptedConfig):
         super().check()
         if prompt:
             self.check_prompt()
-        if self.image is not None:
-            from threedgen.guidance.weights.loading import check_image
-
+        if self.first_view is not None:
             if not self.warm_steps:
-                raise ConfigError("needs a warm start of a multi-view prior. Set warm_start.share=0.2", "image")
-            check_image(user_path(self.image, "image"), self.matte)
+                raise ConfigError(
+                    "needs a warm start of a multi-view prior. Set warm_start.share=0.2", "image", self.first_view
+                )
+            check_image(user_path(self.first_view, "image"), self.matte)
         if self.fit.matte is not None:
             from threedgen.guidance.weights.loading import matte
 

@@ -130,16 +130,22 @@ class Scene(System):
             self.matte.to(self.device)
         self.reference = self.prior.reference(self.text[:1].to(self.device))
 
-    def condition(self, rig: Rig) -> Condition:
-        """Return the condition of the prior (text, cameras, reference image) for the views of the cameras in `rig`."""
+    def condition(self, rig: Rig, background: Tensor | None = None) -> Condition:
+        """Return the condition of the prior (text, cameras, reference image) for the views of the cameras in `rig`.
+
+        `background` are colours (R, 3) behind the object, whose mean a prior may give to its image; None: grey.
+        """
         n_view, c2w = self.config.views_per_scene, to_device(rig.cameras.c2w, self.device)
+        reference = self.reference
+        if self.prior.composites_reference and background is not None:
+            reference = self.prior.reference(self.text[:1], background.detach().mean())
         return replace(
             view_text(self.text, rig, self.config.view_prompts),
             camera=self.prior.camera(c2w) if n_view > 1 else None,
             n_view=n_view,
             c2w=c2w,
             plain_text=self.text[:1],
-            reference=self.reference,
+            reference=reference,
             single_view_uncond=self.prior.guide_views and n_view > 1,
         )
 

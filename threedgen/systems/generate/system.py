@@ -80,9 +80,8 @@ class GenerateSystem(Scene):
         render = self.render(rig.cameras, step, light=rig.light, training=True, normals=normals)
         views = self.rendered_views(render, rig)
         latents = self.prior.encode_images(views.images, self.rng(step, "posterior"))
-        guidance, logs = self.distillation(
-            latents, self.prior.denoise, self.condition(rig), step, self.rng(step, "distillation"), views
-        )
+        condition, rng = self.condition(rig, render.background), self.rng(step, "distillation")
+        guidance, logs = self.distillation(latents, self.prior.denoise, condition, step, rng, views)
         loss, terms = weights["distillation"] * guidance, {"distillation": guidance.detach()}
         for name, regulariser in self.regularisers.items():
             if weights[name]:

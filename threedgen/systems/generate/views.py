@@ -9,6 +9,7 @@ import logging
 import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from threedgen.config import ConfigError
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.images import grid, write_png
 from threedgen.geometry.picture_file import read_foreground
+from threedgen.geometry.poses import orbit_c2w
 from threedgen.geometry.rigs import orbit, ring_rig
 from threedgen.geometry.views import framed
 from threedgen.guidance.completion import complete_views
@@ -56,9 +58,10 @@ def sample_views(
     if groups > 1 and not prior.completes_views:
         logger.warning("warm_start.groups=%d has no effect: these weights were not trained to complete views", groups)
         groups = 1
-    cut = None if config.image is None else read_foreground(config.image, remover(config.matte))
+    image = config.first_view
+    cut = None if image is None else read_foreground(image, remover(config.matte))
     if cut is not None and not prior.completes_views:
-        raise ConfigError("the weights of this prior were not trained to complete views", "image", config.image)
+        raise ConfigError("the weights of this prior were not trained to complete views", "image", image)
     cameras = view_cameras(config, groups, size)
 
     def sample() -> Tensor:
@@ -114,8 +117,13 @@ def view_cameras(config: GenerateConfig, groups: int, size: int) -> Cameras:
     `camera.elevation_range`.
     """
     p, table, n_view = config.preview, config.result.turntable, config.views_per_scene
-    elevation, azimuth, fov = (math.radians(angle) for angle in (p.elevation, p.azimuth, table.fov))
+    azimuths = torch.deg2rad(torch.tensor(p.azimuth)) if isinstance(p.azimuth, tuple) else None
+    start = p.azimuth[0] if isinstance(p.azimuth, tuple) else p.azimuth
+    elevation, azimuth, fov = (math.radians(angle) for angle in (p.elevation, start, table.fov))
     first = orbit(n_view, elevation, table.distance, fov, size, size, azimuth=azimuth)
+    if azimuths is not None:
+        parts = torch.full_like(azimuths, elevation), azimuths, torch.full_like(azimuths, table.distance)
+        first = replace(first, c2w=orbit_c2w(*parts))
     if groups == 1:
         return first
     rings = ring_rig(table, groups, n_view, config.camera.elevation_range, size, azimuth).cameras

@@ -1,0 +1,59 @@
+"""Image tokens in cross-attention: the local controller of ImageDream (Wang and Shi 2023, arXiv 2312.02201).
+
+A resampler (that of IP-Adapter Plus) turns the features of CLIP's image encoder into a few tokens. Each cross-attention
+layer attends to the text and, with keys and values of its own (`to_k_ip`, `to_v_ip`), to these tokens, and adds both.
+"""
+
+import torch.nn.functional as F
+from diffusers.models import UNet2DConditionModel
+from diffusers.models.attention_processor import Attention
+from diffusers.models.embeddings import IPAdapterPlusImageProjection
+from torch import Tensor, nn
+
+IMAGE_TOKENS = "image_tokens"
+"""Entry of a UNet's config: the arguments of `add_image_tokens`; missing for a UNet without image tokens."""
+HEAD_WIDTH = 64
+"""Channels per head of the resampler."""
+
+
+def add_image_tokens(unet: UNet2DConditionModel, image_width: int, tokens: int, heads: int) -> None:
+    """Add a resampler (`unet.image_embed`) and the keys and values of its tokens to `unet`, in place, untrained.
+
+    Args:
+        image_width: features per token of the image encoder.
+        tokens: number of tokens that the resampler returns.
+        heads: attention heads of the resampler, with `HEAD_WIDTH` channels each.
+    """
+    width = int(unet.config["cross_attention_dim"])
+    resampler = IPAdapterPlusImageProjection(
+        image_width, width, width, dim_head=HEAD_WIDTH, heads=heads, num_queries=tokens
+    )
+    for name, layer in [*unet.named_modules()]:
+        if isinstance(layer, Attention) and name.endswith(".attn2"):
+            for letter in "kv":
+                layer.add_module(f"to_{letter}_ip", nn.Linear(width, layer.inner_dim, bias=False))
+    unet.add_module("image_embed", resampler)
+
+
+def attend_to_image(attn: Attention, x: Tensor, text: Tensor, tokens: Tensor) -> Tensor:
+    """Return the output (B, L, C) of a cross-attention layer with image tokens.
+
+    Args:
+        attn: attention layer of diffusers, extended by `add_image_tokens`.
+        x: input (B, L, C).
+        text: embeddings (B, S, D).
+        tokens: image tokens (B, N, D).
+    """
+
+    def heads(features: Tensor) -> Tensor:
+        return features.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+
+    def attend(context: Tensor, ending: str) -> Tensor:
+        k, v = (heads(getattr(attn, f"to_{letter}{ending}")(context)) for letter in "kv")
+        return F.scaled_dot_product_attention(q, k, v)
+
+    q = heads(attn.to_q(x))
+    out = (attend(text, "") + attend(tokens, "_ip")).transpose(1, 2).flatten(2)
+    for layer in attn.to_out:  # linear, dropout
+        out = layer(out)
+    return out
