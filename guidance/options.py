@@ -166,9 +166,9 @@ class ReferenceConfig(DraftedConfig):
     matte: MatteName = None
 
     def check(self) -> None:
-        super().check()
         if self.image is not None:
             loading.check_image(user_path(self.image, "image"), self.matte)
+        super().check()
 
 
 class MVDreamConfig(DraftedConfig):

@@ -214,6 +214,9 @@ def check_folder(path: Path, wanted: Parts = PARTS) -> Path:
 
     It must have a scheduler, a tokenizer, and config and tensors of each network in `parts(path, wanted)`.
     """
+    if IMAGE_ENCODER in wanted and not (path / IMAGE_ENCODER).is_dir():
+        problem = f"{path} has no folder {IMAGE_ENCODER!r}, so it holds no weights of ImageDream"
+        raise ConfigError(f"{problem}; choose prior.name=mvdream", "weights")
     for part in parts(path, wanted):
         read_json(path / part / CONFIG)
         for file in tensor_files(path / part):

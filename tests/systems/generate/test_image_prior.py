@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.errors import refused
 from tests.support.marks import unix
 from tests.support.small_run import SMALL, small_field
 from tests.support.task_server import server
@@ -32,7 +33,8 @@ def test_image_becomes_a_mesh(config: str, tmp_path: Path) -> None:
         words += ["loss.orientation={0: 10, 10: 1000}", "scenes_per_step={0: 2, 10: 1}"]
     else:
         files = tiny_prior_config(tmp_path / "prior")
-        words = [f"prior.{key}={files[key]}" for key in ("weights", "adapter")] + ["prior.image_size=null", "prompt=a red dog"]
+        words = ["prior.image_size=null", "prompt=a red dog"]
+        words += [f"prior.{key}={files[key]}" for key in ("weights", "adapter")]
     assert server().run(tmp_path, words=["--config", config, *WORDS, *words]) == 0, log(tmp_path)
     summary = read_summary(tmp_path / "run")
     assert (summary["status"], summary["steps"]) == ("finished", 20) and summary["triangles"] > 10
@@ -43,8 +45,9 @@ def test_image_is_the_reference_of_a_prior_that_takes_one() -> None:
     made = load("imagedream-sd21", ["image=car.png", "matte=toybox-matte"])
     assert (made.prior.image, made.prior.matte, made.first_view) == ("car.png", "toybox-matte", None)
     assert load("mvdream-toybox", ["image=car.png"]).first_view == "car.png"
-    with pytest.raises(ConfigError, match=r"prior\.image"):
-        load("imagedream-sd21", ["prompt=a car"]).check()
+    for words, key in (([], "image"), (["prompt=a car"], "prior.image"), (["image=no.png"], "image")):
+        with refused(key):
+            load("imagedream-sd21", words).check()
 
 
 REFERENCE: dict[str, Any] = {

@@ -17,6 +17,7 @@ from threedgen.config.registry import SECTION, Component
 from threedgen.export.options import ExportSection
 from threedgen.guidance.losses.options import DistillationConfig, ViewPromptsConfig
 from threedgen.guidance.options import MatteName, PriorConfig
+from threedgen.guidance.weights import loading
 from threedgen.representations.options import FieldConfig, MarchConfig, MaterialConfig, OccupancyConfig
 from threedgen.run.disk import Tree
 from threedgen.run.folder import user_path
@@ -248,7 +249,13 @@ class GenerateConfig(PromptedConfig):
 
     def object_text(self) -> str:
         """Return the prompt on one line; "" with an image and no prompt. Raises ConfigError if both are missing."""
-        return "" if self.image is not None and not self.prompt.strip() else normalise_prompt(self.prompt)
+        if self.prompt.strip():
+            return normalise_prompt(self.prompt)
+        if self.image is not None or getattr(self.prior, "image", None) is not None:
+            return ""
+        if self.prior.takes_image:
+            raise ConfigError('is missing. Give an image of the object, image=car.png, or a prompt="a car"', "image")
+        return normalise_prompt(self.prompt)
 
     @property
     def views_per_scene(self) -> int:
@@ -339,17 +346,13 @@ class GenerateConfig(PromptedConfig):
                 f"are not consistent. Set refine.strengths=[]. Or: {MULTIVIEW}",
                 "refine.share",
             )
+        if self.image is not None:
+            loading.check_image(user_path(self.image, "image"), self.matte)
         super().check()
         if prompt:
             self.check_prompt()
-        if self.first_view is not None:
-            if not self.warm_steps:
-                raise ConfigError(
-                    "needs a warm start of a multi-view prior. Set warm_start.share=0.2", "image", self.first_view
-                )
-            check_image(user_path(self.first_view, "image"), self.matte)
+        if self.first_view is not None and not self.warm_steps:
+            raise ConfigError("needs a warm start of a multi-view prior. Set warm_start.share=0.2", "image", self.image)
         if self.fit.matte is not None:
-            from threedgen.guidance.weights.loading import matte
-
             with within("fit"):
-                matte(self.fit.matte)
+                loading.matte(self.fit.matte)
