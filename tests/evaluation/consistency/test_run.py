@@ -17,7 +17,7 @@ from threedgen import config as configs
 from threedgen.config import registry
 from threedgen.data.srn.reader import write_instance
 from threedgen.evaluation.consistency import fits, run
-from threedgen.evaluation.consistency.options import ConsistencyConfig
+from threedgen.evaluation.consistency.options import ConsistencyConfig, MVDreamSamplerConfig
 from threedgen.evaluation.consistency.scenes import MVDreamSampler
 from threedgen.evaluation.metrics.figures import Json
 from threedgen.geometry.images import to_uint8
@@ -150,7 +150,8 @@ def test_prior_is_scored_and_its_samples_are_kept(tmp_path: Path, monkeypatch: p
     sample = prior.sample
     monkeypatch.setattr(prior, "sample", lambda *args, **options: calls.append(1) or sample(*args, **options))
     scenes = {"name": "toybox", "count": 1, "views": 8, "size": SIZE}
-    config = settings(tmp_path, sampler={"name": "mvdream", "together": 4, "steps": 1}, scenes=scenes)
+    monkeypatch.setattr(MVDreamSamplerConfig, "together", 4)
+    config = settings(tmp_path, sampler={"name": "mvdream", "steps": 1}, scenes=scenes)
     assert run.run(config, quiet=True) == 0 and len(calls) == 2
     assert run.run(config, resume=tmp_path, quiet=True) == 0 and len(calls) == 2
     rows = json.loads((tmp_path / "consistency.json").read_text())["rows"]
