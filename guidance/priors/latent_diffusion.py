@@ -189,7 +189,8 @@ class LatentDiffusion(Prior):
             self.compact()
             return
         encoder = (self.vae.encoder, self.vae.quant_conv) if self.half_vae else ()
-        for network in filter(None, (self.unet, self.image_encoder, *encoder)):
+        networks: tuple[torch.nn.Module | None, ...] = (self.unet, self.image_encoder, *encoder)
+        for network in filter(None, networks):
             torch.nn.Module.to(network, self.dtype)  # that of diffusers warns of nothing
         self.half_weights = True
 
@@ -211,8 +212,14 @@ class LatentDiffusion(Prior):
 
     @property
     def networks(self) -> dict[str, torch.nn.Module]:
-        every = {"unet": self.unet, "vae": self.vae, "text_encoder": self.text_encoder, COARSE: self.coarse}
-        every |= {SECOND: None if self.second is None else self.second.network, IMAGE_ENCODER: self.image_encoder}
+        every: dict[str, torch.nn.Module | None] = {
+            "unet": self.unet,
+            "vae": self.vae,
+            "text_encoder": self.text_encoder,
+            COARSE: self.coarse,
+            SECOND: None if self.second is None else self.second.network,
+            IMAGE_ENCODER: self.image_encoder,
+        }
         return {name: network for name, network in every.items() if network is not None}
 
     def free_text_encoder(self) -> None:

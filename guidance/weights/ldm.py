@@ -158,7 +158,7 @@ def convert_unet(tensors: Tensors) -> Converted:
 
 def convert_resampler(tensors: Tensors) -> dict[str, Tensor]:
     """Return the tensors of ImageDream's resampler by their names in diffusers; {} for a UNet without resampler."""
-    renamed = {}
+    renamed: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         layer = re.fullmatch(rf"({re.escape(RESAMPLER)}layers\.\d+)\.(.+)\.(weight|bias)", name)
         if layer and layer[2] == "0.to_kv":

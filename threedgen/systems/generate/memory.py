@@ -77,7 +77,11 @@ class MetaPrior(Prior):
 
     @property
     def networks(self) -> dict[str, torch.nn.Module]:
-        every = {"unet": self.unet, "vae": self.meta.vae, "image_encoder": self.meta.image_encoder}
+        every: dict[str, torch.nn.Module | None] = {
+            "unet": self.unet,
+            "vae": self.meta.vae,
+            "image_encoder": self.meta.image_encoder,
+        }
         return {name: network for name, network in every.items() if network is not None}
 
     max_tokens = TOKENS
