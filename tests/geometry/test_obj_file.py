@@ -114,13 +114,17 @@ def test_materials_of_several_files_and_parts(tmp_path: Path) -> None:
         text += "".join(f"v {k} {y} {z}\n" for y, z in ((0, 0), (1, 0), (1, 1)))
         text += f"usemtl {name}\nf -3 -2 -1\n"
     (tmp_path / "a.obj").write_text(text)
-    (tmp_path / "b.obj").write_text("usemtl m # 1\nv 0 0 0 1\nv 1 0 0 1\nv 0 1 0 1\nf 1 2 3\nmtllib c.mtl # last\n")
-    (tmp_path / "c.mtl").write_text("newmtl m # 1\nKd 0 1 0 # green\n")
-    assert (
-        read_mesh(tmp_path / "b.obj").parts[0].values[0].tolist() == [[0, 1, 0]] * 3
-    )  # the fourth numbers are weights
-    (tmp_path / "c.mtl").write_text("newmtl other\n")
-    assert "m # 1" in read_mesh(tmp_path / "b.obj").notes[0]
     mesh = read_mesh(tmp_path / "a.obj", up="z")
     found = {float(part.corners[0, 0, 0]): part.values[0, 0].tolist() for part in mesh.parts}
     assert found == {0: [1, 0, 0], 1: [0, 0, 1], 2: [0.5, 0.5, 0.5]} and mesh.flat and not mesh.plain
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_weights_comments_and_missing_materials(tmp_path: Path, encoding: str) -> None:
+    """A fourth number of a vertex is a weight, and no colour."""
+    text = "usemtl m # 1\nv 0 0 0 1\nv 1 0 0 1\nv 0 1 0 1\nf 1 2 3\nmtllib c.mtl # last\n"
+    (tmp_path / "b.obj").write_text(text, encoding)
+    (tmp_path / "c.mtl").write_text("newmtl m # 1\nKd 0 1 0 # green\n", encoding)
+    assert read_mesh(tmp_path / "b.obj").parts[0].values[0].tolist() == [[0, 1, 0]] * 3
+    (tmp_path / "c.mtl").write_text("newmtl other\n", encoding)
+    assert "m # 1" in read_mesh(tmp_path / "b.obj").notes[0]

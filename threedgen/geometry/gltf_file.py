@@ -91,11 +91,12 @@ class GltfFile:
                 groups.setdefault((node["mesh"], node.get("skin"), str(node.get("weights"))), []).append(index)
         instances = [np.concatenate([self.instances(index) for index in group]) for group in groups.values()]
         meshes = [self.tree["meshes"][mesh] for mesh, *_ in groups]
-        counts = [sum(map(self.count, mesh["primitives"])) for mesh in meshes]
+        parts = [[part for part in mesh["primitives"] if "POSITION" in part["attributes"]] for mesh in meshes]
+        counts = [sum(map(self.count, primitives)) for primitives in parts]
         triangles = sum(count * len(matrices) for count, matrices in zip(counts, instances, strict=True))
-        check_count(triangles, sum(len(mesh["primitives"]) for mesh in meshes))
-        for mesh, group, matrices in zip(meshes, groups.values(), instances, strict=True):
-            for primitive in mesh["primitives"]:
+        check_count(triangles, sum(map(len, parts)))
+        for mesh, primitives, group, matrices in zip(meshes, parts, groups.values(), instances, strict=True):
+            for primitive in primitives:
                 submesh = self.submesh(primitive, nodes[group[0]], mesh.get("weights", []), matrices, colours)
                 if len(submesh.faces):
                     yield submesh

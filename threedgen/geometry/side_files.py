@@ -1,5 +1,6 @@
 """Files that a mesh file names: textures, MTL files and buffers."""
 
+import codecs
 import os
 from functools import cache
 from pathlib import Path
@@ -144,7 +145,9 @@ def _entries(folder: Path) -> dict[str, str]:
 
 
 def encoding(data: bytes) -> str:
-    """Return the encoding of text bytes: UTF-8 if they are valid UTF-8, else `LEGACY_ENCODING`."""
+    """Return the encoding of text bytes: UTF-16 with a byte order mark, valid UTF-8, or else `LEGACY_ENCODING`."""
+    if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        return "utf-16"
     try:
         data.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -153,5 +156,5 @@ def encoding(data: bytes) -> str:
 
 
 def decode(data: bytes) -> str:
-    """Decode text bytes as UTF-8, or as `LEGACY_ENCODING` if they are no valid UTF-8."""
+    """Decode text bytes in the encoding that `encoding` finds."""
     return data.decode(encoding(data), "replace")
