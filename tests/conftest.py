@@ -1,12 +1,13 @@
 """For all tests: repeatable property tests, no wait for the disk, a GPU or a browser only where there is one."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
-from tests.support import disk
+from tests.support import disk, kept_folder
 from tests.support.browser import chromium, launched  # noqa: F401  fixtures
 
 settings.register_profile("ci", deadline=None, derandomize=True, database=None)  # busy machines are slow
@@ -18,10 +19,46 @@ GPU_FILES = ("/dev/nvidia0", "/dev/dxg")
 """Device files of an NVIDIA GPU on Linux, and in the Linux of Windows."""
 
 
-def pytest_configure() -> None:
+@pytest.fixture
+def refuses(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run a command that prints nothing but an error, one line with these parts, and ends with code 2; its stderr."""
+    from threedgen import cli
+
+    def run(words: list[str], *parts: str) -> str:
+        capsys.readouterr()
+        code = cli.main(words)
+        output = capsys.readouterr()
+        assert code == 2 and not output.out and output.err.count("\n") == 1, output.err
+        assert all(part in output.err for part in parts), output.err
+        return output.err
+
+    return run
+
+
+@pytest.fixture
+def no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The empty cache of a hub that cannot be reached."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def is_worker(config: pytest.Config) -> bool:
+    """Whether this process is a worker of pytest-xdist."""
+    return hasattr(config, "workerinput")
+
+
+def pytest_configure(config: pytest.Config) -> None:
     disk.never_wait()
+    if not is_worker(config):
+        kept_folder.start_session()
     if not any(Path(file).exists() for file in GPU_FILES):
         os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported, by any library
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if not is_worker(config):
+        kept_folder.end_session()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

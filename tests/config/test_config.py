@@ -34,6 +34,7 @@ def mistakes(path: Path | str, *overrides: str) -> str:
     return str(error.value)
 
 
+@settings(max_examples=60)
 @given(TREES)
 def test_yaml_round_trip(tree: Any) -> None:
     assume("inf" not in repr(tree))
@@ -122,27 +123,6 @@ def test_prompt_is_unchanged_by_load_and_dump(toy: Path, prompt: str) -> None:  
     again = config.load(saved)
     assert again == first and again.prompt == prompt
     assert config.config_hash(again) == config.config_hash(first)
-
-
-@in_place
-@given(st.lists(st.tuples(st.sampled_from(["seed", "prior.guidance_scale", "trainer.devices", "x", "", "a.b"]), TEXTS)))
-def test_load_raises_only_config_error(toy: Path, words: list[tuple[str, str]]) -> None:  # noqa: F811
-    try:
-        config.load(toy, [f"{key}={value}" for key, value in words])
-    except ConfigError as error:
-        assert all(character.isprintable() or character == "\n" for character in str(error))
-
-
-@in_place
-@given(TREES)
-def test_load_random_files_or_refuse_them(toy: Path, tree: Any) -> None:  # noqa: F811
-    data = {"task": "toy", "prompt": "a", "prior": tree, "shape": tree, "trainer": {"max_steps": tree}}
-    toy.write_text(yaml_text.write(data), encoding="utf-8", newline="")
-    try:
-        loaded = config.load(toy)
-    except ConfigError:
-        return
-    assert config.load(toy, ["seed=0"]) == loaded
 
 
 def test_overrides_are_typed_by_their_field(toy: Path) -> None:  # noqa: F811

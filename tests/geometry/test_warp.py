@@ -110,8 +110,6 @@ def test_sample_is_bilinear_and_sample_nearest_rounds() -> None:
     assert sample_nearest(ramp[0, 0], torch.tensor([[2.3, 3.4], [7.6, 1], [-0.4, 1]])).tolist() == [32, 0, 10]
 
 
-# --- overlap of views on a wall and in a room
-
 SIZE = (24, 32)
 
 

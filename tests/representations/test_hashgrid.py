@@ -44,9 +44,6 @@ def rand_like(x: Tensor, seed: int) -> Tensor:
     return torch.randn(x.shape, generator=torch.Generator().manual_seed(seed))
 
 
-# --- recorded values of tiny-cuda-nn ---
-
-
 @recorded("hashgrid")
 def test_grid_levels_equal_tiny_cuda_nn(path: Path) -> None:
     data = tensors(path)
@@ -70,9 +67,6 @@ def test_features_and_gradients_equal_tiny_cuda_nn(path: Path, backend: str) -> 
     columns = encoded.unbind(dim=1)[columns_used]
     gradients = [torch.autograd.grad(column.sum(), x, retain_graph=True)[0] for column in columns]
     close(torch.stack(gradients, dim=1), data["d_encoded_d_pos"][:, columns_used], 1e-3)
-
-
-# --- kernels against the torch back end ---
 
 
 @pytest.mark.parametrize("name", KERNELS)
@@ -159,9 +153,6 @@ def test_run_in_threads_runs_every_share_once_and_reports_errors(threads: int, m
         numba_kernels.run_in_threads(kernel, 3 * numba_kernels.BLOCK, True)
 
 
-# --- interpolation ---
-
-
 def test_points_outside_and_nan_are_clamped(grid: HashGrid) -> None:
     x = torch.tensor([[-0.5, 0.2, 0.3], [0.1, 7.0, 0.6], [0.4, 0.5, float("inf")]], requires_grad=True)
     encoded = grid(x)
@@ -180,9 +171,6 @@ def test_empty_input_gives_empty_output(grid: HashGrid) -> None:
     to_x, to_table = torch.autograd.grad(encoded.sum(), (x, grid.table), create_graph=True)
     assert to_x.shape == (0, 3) and not to_table.any()
     assert position_gradient(grid, x, encoded).shape == (0, 3)
-
-
-# --- the module ---
 
 
 def test_backend_falls_back_to_torch_or_refuses() -> None:

@@ -106,9 +106,6 @@ def test_normal_smoothness_grows_with_bumps() -> None:
     assert losses.normal_smoothness(ball, points[:0], offsets[:0]) == 0
 
 
-# --- cumulative sums where torch refuses its own (`trainer.deterministic=true` on CUDA)
-
-
 class RefuseCumsum(TorchFunctionMode):
     """Raise for a floating-point cumsum, as CUDA does with deterministic algorithms."""
 

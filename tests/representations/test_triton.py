@@ -12,7 +12,7 @@ import torch
 from tests.support.interpreted import needs_triton
 
 ROOT = Path(__file__).parents[2]
-CAPABILITIES = ("80", "86", "89", "90", "120")
+CAPABILITIES = ("80", "90", "120")
 
 
 def triton_check(*words: str) -> str:

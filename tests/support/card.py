@@ -1,12 +1,8 @@
 """A simulated GPU: tensors on the device "card" hold CPU data, so that code for a GPU runs without one.
 
-    python card.py JSON    training steps; {"name": {"config": "mvdream-sd21", "words": [...], "steps": [0, 300]}, ...}
-
-prints a line of JSON per name: {"name": ..., "launches": {...}, "syncs": {...}} of the last step.
-
 Like a GPU, the device refuses to mix its tensors with CPU tensors. It counts kernel launches (operators that are not
 views), blocking copies and other synchronisations of the host. The kernels of hash grid and ray marching count as one
-launch each. Needs a process of its own: a device is registered for good.
+launch each. Needs a child of fork_server.py: a device is registered for good.
 """
 
 import json
@@ -113,9 +109,6 @@ class Simulation(TorchDispatchMode):
         """Return the results as tensors of the device; a result that is an argument keeps its identity."""
         known = {id(a.values): a for a in tree_leaves((args, kwargs)) if isinstance(a, Card)}
         return tree_map_only(Tensor, lambda t: known[id(t)] if id(t) in known else Card(t), out)
-
-
-# --- registration
 
 
 class Backend(SimpleNamespace):
@@ -257,9 +250,6 @@ def march_kernels() -> ModuleType:
     return module
 
 
-# --- training steps
-
-
 def run_steps(config: str, words: list[str], steps: list[int], stage: str | None = None) -> Simulation:
     """Run training steps of a config on the device, and return the simulation of the last one."""
     from threedgen.config import load, registry
@@ -296,8 +286,10 @@ def run_steps(config: str, words: list[str], steps: list[int], stage: str | None
     return simulation
 
 
-if __name__ == "__main__":
+def main(cases: dict[str, dict[str, Any]], folder: str) -> int:
+    """Run cases, each with the arguments of `run_steps`; write launches and syncs of their last steps to steps.json."""
     register()
-    for name, case in json.loads(sys.argv[1]).items():
-        found = run_steps(**case)
-        print(json.dumps({"name": name, "launches": found.launches, "syncs": found.syncs}), flush=True)
+    found = {name: run_steps(**case) for name, case in cases.items()}
+    counts = {name: {"launches": steps.launches, "syncs": steps.syncs} for name, steps in found.items()}
+    Path("steps.json").write_text(json.dumps(counts))
+    return 0

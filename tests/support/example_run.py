@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tests.support.kept_folder import kept_folder
+from tests.support.kept_folder import made_once
 from threedgen.config import yaml_text
 from threedgen.geometry.images import grid, write_mp4, write_png
+from threedgen.viewer.report import write_report
 
 CONFIG: dict[str, Any] = {
     "task": "generate",
@@ -52,7 +53,7 @@ def example(folder: Path, summary: dict[str, Any] | None = None, **config: Any) 
     """A finished run in `folder`; `config` replaces top-level keys, `summary` keys of the summary."""
     if folder.exists():
         shutil.rmtree(folder)
-    shutil.copytree(_pictures(), folder)
+    shutil.copytree(made_once("example", _write_pictures), folder)
     (folder / "config.yaml").write_text(yaml_text.write(CONFIG | config), encoding="utf-8")
     told = SUMMARY | {"prompt": config.get("prompt", CONFIG["prompt"])} | (summary or {})
     (folder / "summary.json").write_text(json.dumps(told), encoding="utf-8")
@@ -64,10 +65,8 @@ def example(folder: Path, summary: dict[str, Any] | None = None, **config: Any) 
     return folder
 
 
-@functools.cache
-def _pictures() -> Path:
+def _write_pictures(folder: Path) -> None:
     """What all examples have in common."""
-    folder = kept_folder() / "run"
     frames = [np.full((32, 32, 3), 0.5, np.float32) for _ in range(8)]
     for k, frame in enumerate(frames):
         frame[8:24, 2 * k + 4 : 2 * k + 14] = (0.9, k / 8, 0.1)
@@ -77,7 +76,6 @@ def _pictures() -> Path:
         write_png(folder / "validation" / f"{step:06d}.png", grid(frames[1::2], 4))
     write_mp4(frames, folder / "turntable.mp4", fps=8)
     (folder / "mesh.glb").write_bytes(box_glb())
-    return folder
 
 
 FACES = [(axis, sign) for axis in range(3) for sign in (1, -1)]
@@ -226,6 +224,11 @@ class Page(HTMLParser):
         """Everything that a browser could load or go to."""
         names = ("src", "href", "srcset", "action", "poster", "data", "xlink:href")
         return [given[name] for _, given in self.attributes for name in names if name in given]
+
+
+def make_page(folder: Path) -> Page:
+    """Write and parse the report of a run."""
+    return Page(write_report(folder).read_text(encoding="utf-8"))
 
 
 def decoded(uri: str) -> bytes:

@@ -1,9 +1,4 @@
-"""Whole commands in forked processes, for tests that kill them; see toy_run.py for the idea.
-
-    python tests/support/task_server.py        then lines on stdin: {"folder": ..., "words": [...], faults of child()}
-
-The server has imported what the tasks need and computed nothing.  `folder` is the child's working directory.
-"""
+"""Whole commands in the children of fork_server.py, with faults; and the configs of runs of a second."""
 
 import errno
 import functools
@@ -11,13 +6,12 @@ import importlib
 import json
 import os
 import signal
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.support import toy_run
-from tests.support.kept_folder import kept_folder
+from tests.support.fork_server import Server, log
+from tests.support.kept_folder import made_once
 from tests.support.power_loss import record
 from tests.support.storage_faults import inject
 from tests.support.waiting import when
@@ -185,102 +179,25 @@ def _fill_the_disk() -> None:
     os.fsync = fsync
 
 
-def _run(order: dict[str, Any]) -> None:
-    os.chdir(order["folder"])
-    log = os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    code = 70
-    try:
-        code = child(**order)
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-
-
-def _load_kernels() -> None:
-    """Loads what numba needs, and the kernels without threads, once for all children."""
-    import torch
-
-    from threedgen.representations.field.ngp import NGP
-    from threedgen.representations.options import NGPConfig
-
-    field = NGP(NGPConfig(encoding={"n_levels": 2, "log2_hashmap_size": 4}, width=2))
-    field.density(torch.zeros(2, 3)).sum().backward()
-
-
-def serve() -> None:
-    import torch
-
-    import threedgen.systems.draw.task
-    import threedgen.systems.dreambooth.task
-    import threedgen.systems.generate.optimise  # noqa: F401  what every child needs
-    import threedgen.systems.generate.task
-    import threedgen.systems.novel_view.task
-    import threedgen.systems.train.mvdiffusion
-    import threedgen.toybox.training.task
-    from threedgen.run import dtypes
-
-    dtypes.bf16_cpu = lambda: False  # the same bytes on all CPUs
-    small = threedgen.toybox.training.system
-    small.SHEET_PROMPTS, small.BATCH, small.FIRST = ("a red dog",), 4, 8
-    torch.set_num_threads(1)
-    _load_kernels()
-    toy_run.serve(_run)
-
-
-class Server(toy_run.Server):
-    """`run(folder, words=[...])` and `start(folder, words=[...])` of commands."""
-
-    def __init__(self) -> None:
-        super().__init__(__file__)
-
-    def held(self, folder: Path, **options: Any) -> int:
-        """Starts a command with `hold_at` and returns its process id when it has come there."""
-        for name in ("held", "go"):
-            (folder / name).unlink(missing_ok=True)
-        pid = self.start(folder, **options)
-        when((folder / "held").exists, seconds=600)
-        return pid
-
-    def signalled(self, folder: Path, number: int, **options: Any) -> int:
-        """A command that gets a signal in the middle of step `hold_at`; its exit code."""
-        pid = self.held(folder, **options)
-        os.kill(pid, number)
-        (folder / "go").touch()
-        return self.wait(pid)
-
-    def killed(self, folder: Path, **options: Any) -> None:
-        """A command that is killed in the middle of step `hold_at`."""
-        assert self.signalled(folder, signal.SIGKILL, **options) == -signal.SIGKILL, toy_run.log(folder)
-
-
-@functools.cache
 def server() -> Server:
-    import atexit
-
-    made = Server()
-    atexit.register(made.process.kill)
-    return made
+    """Runs commands: options of `child`."""
+    return Server("tests.support.task_server:child")
 
 
-@functools.cache
 def prior_folder() -> Path:
-    """A tiny prior, saved; for all tests of the process."""
+    """Return the folder of a tiny prior."""
     from tests.support.tiny_prior import tiny_prior
 
-    folder = kept_folder() / "prior"
-    tiny_prior().save(folder)
-    return folder
+    return made_once("prior", lambda folder: tiny_prior().save(folder / "prior")) / "prior"
 
 
-@functools.cache
 def finished_run(command: Callable[[Path], list[str]]) -> Path:
-    """The folder of a run that nothing disturbed, of the words that `command` gives for a folder; one per command."""
-    folder = kept_folder()
-    assert server().run(folder, words=command(folder)) == 0, toy_run.log(folder)
-    return folder / "run"
+    """Return the folder of a run that nothing disturbed, of the words that `command` gives for a folder."""
+
+    def make(folder: Path) -> None:
+        assert server().run(folder, words=command(folder)) == 0, log(folder)
+
+    return made_once(f"{command.__module__}.{command.__name__}", make) / "run"
 
 
 def write_config(path: Path, tree: dict[str, Any], **values: Any) -> Path:
@@ -312,16 +229,30 @@ def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
     assert not different, different
 
 
+Kill = tuple[int | str, str, str]
+
+
 def assert_killed_ends_the_same(
-    folder: Path, command: Callable[[Path], list[str]], kills: Sequence[tuple[int, str, str]], files: Sequence[str]
+    folder: Path,
+    command: Callable[[Path], list[str]],
+    kills: Sequence[tuple[int | str, str, str]],
+    files: Sequence[str],
 ) -> None:
-    """A command that is killed in `folder` now and then, and goes on, leaves the weights and `files` of a run that
-    nothing disturbed. `kills`: a step, the system that makes it, where in the run its checkpoints are."""
+    """Assert that a command that is killed in `folder` and resumes leaves the same weights and `files` as one that is
+    not.
+
+    Args:
+        kills: a step, the start of the name of the system that makes it, and the folder of its checkpoints in the run;
+            or the name of a function, with two empty texts.
+    """
     run, whole, words = folder / "run", finished_run(command), command(folder)
-    for step, system, stage in kills:
-        server().killed(folder, words=words, hold_at=step, hold_in=system)
+    for moment, system, stage in kills:
+        if isinstance(moment, str):
+            assert server().run(folder, words=words, die_in=moment) == -signal.SIGKILL, log(folder)
+            continue
+        server().killed(folder, words=words, hold_at=moment, hold_in=system)
         assert saved_at(run / stage)
-    assert server().run(folder, words=["--resume", "run"]) == 0, toy_run.log(folder)
+    assert server().run(folder, words=["--resume", "run"]) == 0, log(folder)
     assert_same(weights(run), weights(whole))
     for name in files:
         assert (run / name).read_bytes() == (whole / name).read_bytes(), name
@@ -339,7 +270,3 @@ def saved_at(run: Path) -> int:
         return (run / "checkpoints" / "last.ckpt").stat().st_mtime_ns
     except FileNotFoundError:
         return 0
-
-
-if __name__ == "__main__":
-    serve()

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tests.support.kept_folder import made_once
 from tests.support.tiny_prior import tiny_text_encoder, tiny_unet, tiny_vae, word_tokenizer
 from threedgen.guidance.attention.decoupled import Branch
 from threedgen.guidance.priors.mvadapter.model import MVAdapter
@@ -44,13 +45,18 @@ def adapted_model(form: Form | None = None, branches: tuple[Branch, ...] = BOTH,
     return model.with_network(network)
 
 
+def adapter_base() -> Path:
+    """Return the folder of a 2D model for adapters."""
+    return made_once("adapter-base", lambda folder: tiny_model().save(folder / "base")) / "base"
+
+
 def tiny_prior_config(folder: Path, form: Form | None = None, **options: Any) -> dict[str, Any]:
-    """Return the section "prior" of a config and write its files into `folder`."""
-    tiny_model().save(folder / "base")
+    """Return the section "prior" of a config and write its adapter into `folder`."""
+    folder.mkdir(exist_ok=True)
     network = adapted_model(form).adapted
     assert network is not None
     save_adapter(folder / "adapter.safetensors", network)
-    files = {"weights": str(folder / "base"), "adapter": str(folder / "adapter.safetensors")}
+    files = {"weights": str(adapter_base()), "adapter": str(folder / "adapter.safetensors")}
     return {"name": "mvadapter", **files, "dtype": "fp32", **options}
 
 

@@ -1,11 +1,4 @@
-"""A small run for crash tests, and a server that forks one after the other.
-
-    python tests/support/toy_run.py        then lines on stdin: {"folder": ..., options of run()} or {"wait": pid}
-
-A line starts a child and is answered by its pid; `wait` by its exit code (negative: what signal ended it).
-The server has imported everything and computes nothing, so that its children may fork from it safely and a
-test costs tenths of a second instead of the seconds that the imports take.
-"""
+"""A small fit for tests that kill it, fill its disk or spoil its loss; run by fork_server.py."""
 
 import errno
 import functools
@@ -15,16 +8,13 @@ import logging
 import os
 import random
 import signal
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from tests.support import disk
+from tests.support.fork_server import Server, log
 
 STEPS = 60
 CONFIG_YAML = "task: toy\nseed: 3\ntrainer:\n  max_steps: 60\nlearning_rate: 0.01\n"
@@ -167,90 +157,12 @@ def run(
     return status.exit_code
 
 
-def _child(options: dict[str, Any]) -> None:
-    folder = Path(options["folder"])
-    folder.mkdir(parents=True, exist_ok=True)
-    log = os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    code = 70
-    try:
-        code = run(**options)
-    finally:
-        sys.stderr.flush()
-        os._exit(code)
-
-
-def serve(child: Callable[[dict[str, Any]], None]) -> None:
-    """Forks a child for each order that is read, or waits for one; `child` ends its process."""
-    disk.never_wait()
-    print("ready", flush=True)
-    for line in sys.stdin:
-        order = json.loads(line)
-        if "wait" in order:
-            print(os.waitstatus_to_exitcode(os.waitpid(order["wait"], 0)[1]), flush=True)
-            continue
-        pid = os.fork()
-        if not pid:
-            child(order)
-        print(pid, flush=True)
-
-
-class Server:
-    """The process that forks; one for all tests, ended with them."""
-
-    def __init__(self, script: str = __file__) -> None:
-        variables = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "CI")}
-        root = Path(__file__).resolve().parents[2]
-        self.process = subprocess.Popen(
-            [sys.executable, script],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=root,
-            env={**os.environ, **variables, "PYTHONPATH": str(root)},
-        )
-        assert self._line() == "ready"
-
-    def _line(self) -> str:
-        assert self.process.stdout is not None
-        return self.process.stdout.readline().strip()
-
-    def _ask(self, order: dict[str, Any]) -> int:
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(order) + "\n")
-        self.process.stdin.flush()
-        return int(self._line())
-
-    def start(self, folder: Path, **options: Any) -> int:
-        """Starts a run and returns its process id."""
-        return self._ask({"folder": str(folder), **options})
-
-    def wait(self, pid: int) -> int:
-        return self._ask({"wait": pid})
-
-    def run(self, folder: Path, **options: Any) -> int:
-        """A whole run; its exit code."""
-        return self.wait(self.start(folder, **options))
-
-
-@functools.cache
 def server() -> Server:
-    import atexit
-
-    made = Server()
-    atexit.register(made.process.kill)
-    return made
+    return Server("tests.support.toy_run:run")
 
 
 def result(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "result.json").read_text())
-
-
-def log(folder: Path) -> str:
-    """What the runs in `folder` have said so far."""
-    path = folder / "log.txt"
-    return path.read_text() if path.exists() else ""
 
 
 @functools.cache
@@ -261,12 +173,3 @@ def undisturbed(**options: Any) -> str:
         code = server().run(folder, seconds=1000, pause=0, **options)
         assert code == 0, log(folder)
         return result(folder)["digest"]
-
-
-if __name__ == "__main__":
-    import torch
-
-    import threedgen.train.loop  # noqa: F401  what every child needs
-
-    torch.set_num_threads(1)
-    serve(_child)

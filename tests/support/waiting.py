@@ -10,5 +10,5 @@ def when(condition: Callable[[], Any], what: str = "it", seconds: float = 120) -
     end = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < end, f"{what} never happened"
-        time.sleep(0.002)
+        time.sleep(0.01)
     return found

@@ -1,5 +1,7 @@
 """Pages in a real browser: 3D view, video, filter, no requests. Needs playwright and a Chromium."""
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,33 +42,33 @@ def test_asset_is_rendered_and_follows_gestures(chromium: Any, tmp_path: Path) -
     box = tab.page.locator("#view").bounding_box()
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
 
-    def after(action: Any) -> np.ndarray:
-        count = tab.drawn()
-        action()
-        frames = tab.drawn(count)
-        tab.page.wait_for_timeout(300)
-        while (now := tab.drawn()) > frames:  # one action may draw several frames
-            frames = now
-            tab.page.wait_for_timeout(300)
-        return tab.picture()
+    def settles(shown: Callable[[np.ndarray], bool]) -> np.ndarray:
+        """The picture for which `shown` is true: an action draws when the browser gets to it, maybe several times."""
+        end = time.monotonic() + PATIENCE / 1000
+        while not shown(now := tab.picture()):
+            assert time.monotonic() < end
+        return now
 
-    def drag() -> None:
-        tab.page.mouse.move(x, y)
-        tab.page.mouse.down()
-        tab.page.mouse.move(x + 90, y + 30, steps=3)
-        tab.page.mouse.up()
-
-    assert changed(first, after(drag)) > 0.02
-    assert np.array_equal(after(lambda: tab.page.mouse.dblclick(x, y)), first)
-    assert colourful(after(lambda: tab.page.mouse.wheel(0, -200))) > 1.2 * colourful(first)
-    after(lambda: tab.page.mouse.dblclick(x, y))
+    tab.page.mouse.move(x, y)
+    tab.page.mouse.down()
+    tab.page.mouse.move(x + 90, y + 30, steps=3)
+    tab.page.mouse.up()
+    settles(lambda now: changed(first, now) > 0.02)
+    tab.page.mouse.dblclick(x, y)
+    settles(lambda now: np.array_equal(now, first))
+    tab.page.mouse.wheel(0, -200)
+    settles(lambda now: colourful(now) > 1.2 * colourful(first))
+    tab.page.mouse.dblclick(x, y)
+    settles(lambda now: np.array_equal(now, first))
     tab.page.focus("#view")
-    focused = after(lambda: tab.page.keyboard.press("Home"))
-    assert changed(focused, after(lambda: tab.page.keyboard.press("ArrowLeft"))) > 0.02
-    assert np.array_equal(after(lambda: tab.page.keyboard.press("Home")), focused)
+    focused = tab.picture()
+    tab.page.keyboard.press("ArrowLeft")
+    settles(lambda now: changed(focused, now) > 0.02)
+    tab.page.keyboard.press("Home")
+    settles(lambda now: np.array_equal(now, focused))
     for name in ("Colour", "Normals", "Wireframe"):
-        other = after(lambda name=name: tab.page.get_by_role("button", name=name).click())
-        assert changed(first, other) > 0.005, name
+        tab.page.get_by_role("button", name=name).click()
+        settles(lambda now: changed(first, now) > 0.005)
     assert tab.outside() == [] and tab.errors == []
 
 

@@ -5,6 +5,8 @@ are text. Repeated keys, tags, anchors and aliases are errors, so that an untrus
 expand in memory.
 """
 
+import copy
+import functools
 import re
 from pathlib import Path
 from typing import Any
@@ -89,6 +91,11 @@ _Loader.add_constructor("tag:yaml.org,2002:float", lambda loader, node: float(no
 
 def parse(text: str, where: str) -> Any:
     """Parse one YAML document. Raises ConfigError with the line and `where`, the source such as a file name."""
+    return copy.deepcopy(_parse(text, where))
+
+
+@functools.lru_cache(maxsize=256)  # a run reads its config several times, a batch those of all its jobs
+def _parse(text: str, where: str) -> Any:
     try:
         return _Loader(text).get_single_data()
     except yaml.YAMLError as error:

@@ -138,9 +138,6 @@ def test_mlp_computes_float32_under_autocast() -> None:
     assert y.dtype == torch.float32 and torch.equal(y, network(x))
 
 
-# --- normals ---
-
-
 def test_finite_difference_normals_of_small_gradients() -> None:
     """Below 1e-12 the length of the normal is the gradient / 1e-12, which reveals a wrong factor."""
     x = points(20).double()

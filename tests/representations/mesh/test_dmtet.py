@@ -46,9 +46,6 @@ def sphere(radius: float = 0.6, resolution: int = 12) -> tuple[Tensor, Tensor]:
     return marching_tetrahedra(points, points.norm(dim=-1) - radius, tets)
 
 
-# --- tetrahedra
-
-
 @pytest.mark.parametrize("resolution", [1, 2, 5])
 def test_tetrahedral_grid_fills_the_cube(resolution: int) -> None:
     points, tets = tetrahedral_grid(resolution)
@@ -88,9 +85,6 @@ def test_surface_of_a_ball_and_gradient_of_its_distances() -> None:
     assert (grad <= 1e-6).all() and float(grad.sum()) == pytest.approx(-len(moved), rel=0.15)
 
 
-# --- rasterisation
-
-
 def test_surface_points_lie_on_the_mesh() -> None:
     vertices, faces = sphere()
     result = surface_points(vertices, faces, cameras())
@@ -121,9 +115,6 @@ def test_antialias_covers_the_true_area_with_a_correct_gradient() -> None:
     (gradient,) = torch.autograd.grad(coverage(vertices * scale, faces), scale)
     difference = (coverage(vertices * 1.03, faces) - coverage(vertices * 0.97, faces)) / 0.06
     assert float(gradient) == pytest.approx(float(difference), rel=0.25)
-
-
-# --- DMTet
 
 
 def render_mesh(field: DMTet, material: Any = None, **options: Any) -> Any:

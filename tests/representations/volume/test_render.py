@@ -197,9 +197,6 @@ def test_gradients_equal_the_recorded_reference(path, monkeypatch):
         assert_near(grad, file["grad." + name.replace("_mlp", "_network")], 1e-3)
 
 
-# --- occupancy grid
-
-
 def cells(**options) -> OccupancyGrid:
     return OccupancyGrid(OccupancyConfig(**{"resolution": 16} | options), radius=1.0, step_size=0.02)
 

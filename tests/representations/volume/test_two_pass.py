@@ -28,8 +28,6 @@ from threedgen.run.memory import graph_bytes
 from threedgen.run.seeding import generator
 from threedgen.systems.generate.system import GenerateSystem
 
-# --- two_pass
-
 
 class Rows(nn.Module):
     """Squares of a linear map of rows x (R, 3); records the calls as (number of rows, grad mode)."""
@@ -148,9 +146,6 @@ def test_two_pass_gives_ddp_each_gradient_once() -> None:
         torch.testing.assert_close(rows.used.grad, expected(rows))
 
 
-# --- Samples.split
-
-
 def packed(*counts: int) -> Samples:
     """Return samples with these counts per ray; sample k starts at k."""
     index = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
@@ -185,8 +180,6 @@ def test_samples_split_and_join(counts: tuple[int, ...], max_samples: int | None
         assert torch.equal(piece.ray_index.bincount(minlength=len(piece.count)), piece.count)
     assert equal(join(pieces), samples)
 
-
-# --- renders
 
 RIG = sample_multiview(MultiviewCameraConfig(n_view=2), torch.Generator().manual_seed(3), 0, height=9, width=9)
 
@@ -278,9 +271,6 @@ def test_graph_memory_of_chunks_does_not_grow_with_the_samples() -> None:
 
     assert memory(160, None) > 2 * memory(40, None)
     assert memory(160, 100) == memory(40, 100) < memory(40, None)
-
-
-# --- GenerateSystem
 
 
 def build_system(folder: Path, **march: Any) -> GenerateSystem:

@@ -4,20 +4,17 @@ A step fails if it mixes the GPU with CPU tensors. It may wait for the GPU only 
 """
 
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.fork_server import Server, log
+from tests.support.marks import unix
 from tests.support.small_run import small_field
 from tests.support.task_server import prior_folder
 from tests.support.tiny_methods import folders
 
-ROOT = Path(__file__).parents[3]
+pytestmark = unix
 SYNCS = {
     "march: number of samples",  # memory for them is allocated
     "select: nonzero",  # only the visible ones are kept
@@ -48,18 +45,15 @@ CASES: dict[str, tuple[str, str, list[str], list[int], int]] = {
 
 
 @pytest.fixture(scope="module")
-def steps() -> Iterator[dict[str, dict[str, Any]]]:
+def steps(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """Results of all cases, from one process."""
-    cases = {}
+    cases, folder = {}, tmp_path_factory.mktemp("card")
     for name, (config, weights, words, numbers, _) in CASES.items():
         place = prior_folder() if weights == "toybox" else folders() / weights
         stage = "field" if config == "prolificdreamer-sd" else None
         cases[name] = {"config": config, "words": [*words, f"prior.weights={place}"], "steps": numbers, "stage": stage}
-    command = [sys.executable, str(ROOT / "tests" / "support" / "card.py"), json.dumps(cases)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    yield {row.pop("name"): row for row in map(json.loads, done.stdout.splitlines())}
+    assert Server("tests.support.card:main").run(folder, cases=cases) == 0, log(folder)[-3000:]
+    return json.loads((folder / "steps.json").read_text())
 
 
 @pytest.mark.parametrize("name", CASES)

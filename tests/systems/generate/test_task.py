@@ -1,11 +1,8 @@
 """Task `generate`: results, exact resume, interrupts, damaged files."""
 
 import json
-import os
-import random
 import shutil
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +12,7 @@ import torch
 from PIL import Image
 
 from tests.support.example_run import SHOWN, Page
+from tests.support.fork_server import log
 from tests.support.marks import unix
 from tests.support.task_server import (
     TINY,
@@ -27,8 +25,6 @@ from tests.support.task_server import (
     tiny_generate,
     weights,
 )
-from tests.support.toy_run import log
-from tests.support.waiting import when
 from threedgen import cli, config
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.run.metrics import read_summary
@@ -59,9 +55,6 @@ def copy(tmp_path: Path) -> Path:
 
 def steps_logged(run: Path) -> list[int]:
     return [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-# ---------------------------------------------------------------- what a run leaves behind
 
 
 @unix
@@ -139,44 +132,22 @@ def test_checkpoint_has_no_prior_and_no_path() -> None:
     assert str(undisturbed().parent).encode() not in path.read_bytes()
 
 
-# ---------------------------------------------------------------- kills and signals
-
-
 @unix
-def test_three_kills_keep_the_result(tmp_path: Path) -> None:
-    rng, run = random.Random(7), tmp_path / "run"
-    for hold in (5, 10, 14):  # further than that it does not come before it is killed
-        before = saved_at(run)
-        (tmp_path / "go").unlink(missing_ok=True)
-        pid = server().start(tmp_path, words=command(tmp_path), hold_at=hold)
-        when(lambda before=before: saved_at(run) > before, seconds=600)
-        time.sleep(rng.uniform(0, 0.15))
-        os.kill(pid, signal.SIGKILL)
-        assert server().wait(pid) == -signal.SIGKILL
-    assert server().run(tmp_path, words=["--resume", "run"]) == 0, log(tmp_path)
-    assert_same(weights(run), weights(undisturbed()))
-    assert read_summary(run)["triangles"] == read_summary(undisturbed())["triangles"]
-    assert (run / "views.png").read_bytes() == (undisturbed() / "views.png").read_bytes()
-
-
-@unix
-def test_kill_during_a_write_leaves_no_file(tmp_path: Path) -> None:
+def test_kills_during_and_after_the_run_keep_its_result(tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert server().run(tmp_path, words=command(tmp_path), die_in="os.replace") == -signal.SIGKILL
     assert [path.name.partition(".yaml")[0] for path in run.glob("*.tmp")] == ["config"]
-    assert server().run(tmp_path, words=command(tmp_path)) == 0, log(tmp_path)
-    assert snapshot(run).keys() == snapshot(undisturbed()).keys()
-
-
-@unix
-@pytest.mark.parametrize("dies", ["threedgen.run.metrics.csv_table", "threedgen.train.task.write_summary"])
-def test_kill_after_the_last_step_keeps_the_files(tmp_path: Path, dies: str) -> None:
-    run = tmp_path / "run"
-    assert server().run(tmp_path, words=command(tmp_path), die_in=dies) == -signal.SIGKILL
+    for hold in (5, 10, 14):
+        server().killed(tmp_path, words=command(tmp_path), hold_at=hold)
+    for dies in ("threedgen.run.metrics.csv_table", "threedgen.train.task.write_summary"):  # after the last step
+        assert server().run(tmp_path, words=["--resume", "run"], die_in=dies) == -signal.SIGKILL
     lines = (run / "metrics.jsonl").read_bytes()
     assert server().run(tmp_path, words=["--resume", "run"]) == 0, log(tmp_path)
-    assert snapshot(run).keys() == snapshot(undisturbed()).keys()
     assert (run / "metrics.jsonl").read_bytes() == lines and (run / "metrics.csv").read_text().count("\n") == 5
+    assert snapshot(run).keys() == snapshot(undisturbed()).keys()
+    assert_same(weights(run), weights(undisturbed()))
+    assert read_summary(run)["triangles"] == read_summary(undisturbed())["triangles"]
+    assert (run / "views.png").read_bytes() == (undisturbed() / "views.png").read_bytes()
 
 
 @unix
@@ -212,9 +183,6 @@ def test_ctrl_c_saves_and_finish_makes_the_asset(tmp_path: Path) -> None:
     assert summary["status"] == "finished"
     assert_same(weights(run), weights(undisturbed()))
     assert summary["seconds"] == pytest.approx(sum(summary["seconds_of"].values()), abs=0.05)
-
-
-# ---------------------------------------------------------------- nothing else counts
 
 
 @unix
@@ -291,9 +259,6 @@ def test_resume_refuses_another_config(
     error = capsys.readouterr().err
     assert expected in error and error.count("\n") == 1
     assert snapshot(copy / "run") == before
-
-
-# ---------------------------------------------------------------- what goes wrong
 
 
 @unix
