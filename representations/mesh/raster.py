@@ -1,4 +1,6 @@
-"""Rasterisation of a mesh, differentiable in the vertices. `threedgen.geometry.raster` finds the face in each pixel.
+"""Rasterisation of a mesh, differentiable in the vertices.
+
+`threedgen.geometry.raster` finds the face in each pixel on the CPU, `cuda_raster` on a GPU with nvdiffrast.
 
 The choice of a pixel's face is not differentiable, but the point on it is: `surface_points` intersects the pixel's ray
 with the plane of the face. `antialias` makes the outline of the object differentiable (Laine et al. 2020, "Modular
@@ -11,9 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, relu
 
+from threedgen.config.optional import installed
 from threedgen.geometry import raster
 from threedgen.geometry.cameras import Cameras
 from threedgen.representations.losses import vertex_normals
+
+from . import cuda_raster
 
 
 class SurfacePoints(NamedTuple):
@@ -32,9 +37,12 @@ def surface_points(vertices: Tensor, faces: Tensor, cameras: Cameras) -> Surface
 
     `vertices` are (N, 3) in world units, `faces` (F, 3) int64.
     """
-    size, device = (cameras.height, cameras.width), vertices.device
-    shape = vertices.detach().cpu().numpy(), faces.cpu().numpy(), cameras.c2w.cpu().numpy(), cameras.fov.cpu().numpy()
-    face = torch.from_numpy(raster.rasterise(*shape, size).face).long().to(device)
+    device = vertices.device
+    if device.type == "cuda" and installed("nvdiffrast"):
+        face = cuda_raster.visible_faces(vertices, faces, cameras)
+    else:
+        shape = (t.detach().cpu().numpy() for t in (vertices, faces, cameras.c2w, cameras.fov))
+        face = torch.from_numpy(raster.rasterise(*shape, (cameras.height, cameras.width)).face).long().to(device)
     index = (face.reshape(-1) >= 0).nonzero()[:, 0]
     visible = face.reshape(-1)[index]
     origins, directions = (rays.reshape(-1, 3).to(device)[index] for rays in cameras.rays())

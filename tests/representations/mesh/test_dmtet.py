@@ -1,6 +1,8 @@
 """DMTet: tetrahedral grid, marching tetrahedra, differentiable rasterisation and initialisation from a field."""
 
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from threedgen.geometry.rigs import orbit
 from threedgen.representations.field.background import SolidBackground
 from threedgen.representations.field.ngp import NGP
 from threedgen.representations.losses import laplacian, normal_consistency, vertex_normals
+from threedgen.representations.mesh import cuda_raster
 from threedgen.representations.mesh.dmtet import DMTet, marching_tetrahedra, remove_small_parts, tetrahedral_grid
 from threedgen.representations.mesh.raster import antialias, surface_points
 from threedgen.representations.options import DMTetConfig, MarchConfig, NGPConfig
@@ -95,6 +98,31 @@ def test_surface_points_lie_on_the_mesh() -> None:
     axis = -cameras().c2w[:, None, None, :3, 2]
     depth = torch.from_numpy(buffers.z) / (cameras().rays()[1] * axis).sum(-1)
     torch.testing.assert_close(result.depth, depth[torch.from_numpy(buffers.mask)], atol=1e-4, rtol=0)
+
+
+def rasterize(_: object, clip: Tensor, faces: Tensor, size: list[int], grad_db: bool) -> tuple[Tensor, Tensor]:
+    """Stand-in of nvdiffrast: the nearest triangle at each pixel centre, in clip space (Olano and Greer 1997)."""
+    centres = [2 * (torch.arange(count) + 0.5) / count - 1 for count in size]
+    y, x = torch.meshgrid(*centres, indexing="ij")
+    pixels = torch.stack([x, y, torch.ones_like(x)], -1).view(-1, 3)
+    images = []
+    for corners in (view[faces.long()] for view in clip):  # (F, 3, 4)
+        shares = pixels @ torch.linalg.inv_ex(corners[..., [0, 1, 3]]).inverse  # (F, P, 3); their depth is 1
+        z = torch.where((shares >= 0).all(-1), (shares * corners[:, None, :, 2]).sum(-1), torch.inf)
+        nearest = z.min(0)
+        images.append(torch.where(nearest.values <= 1, nearest.indices + 1, 0).view(*size, 1).expand(-1, -1, 4))
+    return torch.stack(images).float(), torch.empty(0)
+
+
+def test_nvdiffrast_finds_the_same_faces(monkeypatch: pytest.MonkeyPatch) -> None:
+    library: Any = ModuleType("nvdiffrast.torch")
+    library.RasterizeCudaContext, library.rasterize = str, rasterize
+    monkeypatch.setitem(sys.modules, "nvdiffrast", ModuleType("nvdiffrast"))
+    monkeypatch.setitem(sys.modules, "nvdiffrast.torch", library)
+    vertices, faces = sphere(0.6, 6)
+    expected = surface_points(vertices, faces, cameras()).face
+    found = cuda_raster.visible_faces(vertices, faces, cameras())
+    assert (expected >= 0).any() and (found == expected).float().mean() > 0.995  # others have two equal faces
 
 
 def coverage(vertices: Tensor, faces: Tensor, size: int = SIZE) -> Tensor:
