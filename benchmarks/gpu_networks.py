@@ -10,6 +10,7 @@ from torch import Tensor
 
 from threedgen.geometry.rigs import orbit
 from threedgen.guidance.attention.joined import camera_vector, predict
+from threedgen.guidance.cuda_graph import record
 from threedgen.guidance.guidance import Condition, guided
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.guidance.sampling import sample_latents
@@ -95,16 +96,8 @@ def unet_call(network: Any, batch: int, device: torch.device, dtype: torch.dtype
 
 def captured(bench: Bench, run: Callable[[], Tensor], expected: Tensor) -> dict[str, object]:
     """Capture a call as a CUDA graph and return the time of a replay and whether it gives the expected output."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            run()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = run()
-    ms = bench.milliseconds(graph.replay)
+    replay, out = record(run)
+    ms = bench.milliseconds(replay)
     return {"ms": ms, "error": float((out.float() - expected).norm() / expected.norm())}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, model_validator
 
 from threedgen.config import Config, ConfigError
 from threedgen.config.errors import called, within
@@ -62,7 +62,21 @@ class PriorConfig(Config):
     tokenizer: str | None = Field(None, description="tokenizer of files without one, folder or hub id; null: CLIP's")
     dtype: Dtype = Field("auto", description="precision of the UNet; auto: bf16 if the device supports it, else fp32")
     attention: Literal["sdpa", "xformers"] = Field("sdpa", description="attention back end; xformers: if installed")
+    cuda_graph: bool = Field(True, description="UNet of a distillation as a CUDA graph on a GPU: faster, 0.7 GB more")
     image_size: int | None = Field(None, ge=8, le=2048, description="side of the prior's images, px; null: as trained")
+
+    _compact: bool = PrivateAttr(False)
+
+    def compact(self) -> Self:
+        """Return a copy that loads the UNet of a run on a GPU in `dtype`; it can then not be trained or saved."""
+        copy = self.model_copy()
+        copy._compact = not self.alters_weights
+        return copy
+
+    @property
+    def alters_weights(self) -> bool:
+        """Whether weights are added to those of the UNet, which takes float32."""
+        return False
 
     @property
     def multiview(self) -> bool:
@@ -140,6 +154,10 @@ class DraftedConfig(PriorConfig):
     prediction: Literal["epsilon", "v"] | None = Field(None, description="null: as the weights declare, else epsilon")
     draft: float | None = Field(None, gt=0, le=1, description="strength after a half-size sample; null: one pass")
 
+    @property
+    def alters_weights(self) -> bool:
+        return bool(self.loras)
+
     def check(self) -> None:
         super().check()
         for key, name in self._weight_files():
@@ -179,6 +197,10 @@ class MVDreamConfig(DraftedConfig):
     personalisation: str | None = Field(None, description="file of an mvdreambooth run, which adds its subject")
     personalisation_strength: float = Field(1.0, ge=0, le=2, description="lower: more of the prompt, less subject")
     guide_views: bool | None = Field(None, description="unconditional branch without other views; null: as trained")
+
+    @property
+    def alters_weights(self) -> bool:
+        return super().alters_weights or self.personalisation is not None
 
     @property
     def multiview(self) -> bool:
@@ -260,6 +282,10 @@ class MVDiffusionConfig(DraftedConfig):
     k: Literal[1, 3, 5, 7, 9] = Field(3, description="side of the k x k neighbourhood of a corresponding pixel")
     hold: bool = Field(False, description="given views stay fixed in each step (the released weights resample them)")
     guide_views: GuideViews = False
+
+    @property
+    def alters_weights(self) -> bool:
+        return super().alters_weights or self.blocks is not None
 
     def check(self) -> None:
         super().check()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from threedgen.guidance.cuda_graph import GraphedCalls
 from threedgen.guidance.guidance import Condition, Features, guided, per_image
 from threedgen.guidance.sampling import (
     Generators,
@@ -23,6 +24,7 @@ from threedgen.guidance.sampling import (
 )
 from threedgen.guidance.schedule import Schedule
 from threedgen.guidance.weights import tokens
+from threedgen.run.memory import GPUS
 from threedgen.run.prompts import Reading
 
 if TYPE_CHECKING:
@@ -56,10 +58,14 @@ class Prior(Protocol):
         half_weights: whether all weights have the type `dtype`, so that networks compute without autocast.
         composites_reference: whether the reference image gets the background of the renders, so that its features are
             computed again in each distillation step.
+        cuda_graph: whether `cast_networks` lets the UNet run as a CUDA graph.
+        graph: the UNet as a CUDA graph, used without gradients; None: it runs normally.
     """
 
     half_weights: bool = False
     timestep_per_view: bool = False
+    cuda_graph: bool = True
+    graph: GraphedCalls | None = None
     draft: float | None = None
     guide_views: bool = False
     composites_reference: bool = False
@@ -146,13 +152,21 @@ class Prior(Protocol):
     def cast_networks(self, lora: bool = False) -> None:
         """Cast the weights to `dtype` on a GPU, where autocast would cast every frozen weight at each call.
 
+        With `cuda_graph`, the UNet then runs as a CUDA graph.
+
         `lora`: whether a LoRA is trained on the UNet. Normalisation layers then keep float32, and autocast stays on.
         """
         return
 
+    def replayed(self, function: Callable[..., Tensor], *inputs: Tensor | int | None) -> Tensor:
+        """Return `function(*inputs)`, the output of the UNet, as a CUDA graph if there is one and without gradients."""
+        return function(*inputs) if self.graph is None or torch.is_grad_enabled() else self.graph(function, *inputs)
+
     def resized(self, rgb: Tensor) -> Tensor:
         """Resize images (B, H, W, 3) in [0, 1] to (B, 3, s, s) in [-1, 1] on the prior's device; s = `image_size`."""
         x = rgb.to(self.device, torch.float32).permute(0, 3, 1, 2)
+        if self.device.type in GPUS:  # group norm on a GPU would copy each channels_last tensor
+            x = x.contiguous()
         if x.shape[-2:] != (size := (self.image_size, self.image_size)):
             x = F.interpolate(x, size, mode="bilinear", align_corners=False)
         return x * 2 - 1

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from threedgen.config import ConfigError
 from threedgen.config.errors import in_a_line, short
+from threedgen.guidance.cuda_graph import GraphedCalls
 from threedgen.guidance.options import DeepFloydConfig
 from threedgen.guidance.prior import Prior
 from threedgen.guidance.schedule import Schedule
@@ -33,18 +34,24 @@ def build(options: DeepFloydConfig, device: torch.device | str = "cpu") -> "Deep
     files.check_sums(path)
     place = path if o.tokenizer is None else Path(o.tokenizer).expanduser()
     words = read_tokenizer(loading.t5_tokenizer(place))
-    parts = read_unet(path), path / "text_encoder", words, components.read_schedule(path)
-    return DeepFloyd(*parts, o.image_size, o.dtype, device)
+    dtype = compute_dtype(o.dtype, torch.device(device))
+    parts = read_unet(path, dtype), path / "text_encoder", words, components.read_schedule(path)
+    prior = DeepFloyd(*parts, o.image_size, o.dtype, device)
+    prior.cuda_graph = o.cuda_graph
+    return prior
 
 
-def read_unet(path: Path) -> UNet2DConditionModel:
-    """Load the UNet of the diffusers folder `path`, in float32. Raises ConfigError unless it denoises RGB pixels."""
+def read_unet(path: Path, dtype: torch.dtype) -> UNet2DConditionModel:
+    """Load the UNet of the diffusers folder `path`, with linear and convolution layers of type `dtype`.
+
+    Raises ConfigError unless it denoises RGB pixels.
+    """
     config, tensors = components.read_part(path / "unet")
     components.expect(config, *components.NETWORKS["unet"].class_entry, path / "unet")
     if config.get("in_channels") != CHANNELS or config.get("class_embed_type") is not None:
         problem = f"{path} is no first stage on pixels: {config.get('in_channels')} input channels, not {CHANNELS}"
         raise ConfigError(f"{problem}; try prior.name=stable-diffusion", "weights")
-    return components.make("unet", config, tensors)
+    return components.make("unet", config, tensors, dtype)
 
 
 def read_text_encoder(folder: Path, dtype: torch.dtype) -> Any:
@@ -139,7 +146,13 @@ class DeepFloyd(Prior):
     def decode_latents(self, z: Tensor) -> Tensor:
         return (z / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
 
+    def cast_networks(self, lora: bool = False) -> None:
+        self.graph = GraphedCalls() if self.half_weights and self.cuda_graph and not lora else None
+
     def network(self, x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None = None, n_view: int = 1) -> Tensor:
+        inputs = x.to(self.dtype), t, text.to(self.dtype)
         with self.autocast():
-            out = self.unet(x.to(self.dtype), t, text.to(self.dtype), return_dict=False)[0]
-        return out[:, : x.shape[1]].float()  # without the predicted variance
+            return self.replayed(self._network, *inputs)
+
+    def _network(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        return self.unet(x, t, text, return_dict=False)[0][:, : x.shape[1]].float()  # without the predicted variance

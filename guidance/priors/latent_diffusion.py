@@ -20,6 +20,7 @@ from threedgen.guidance.attention.joined import (
     set_attention,
 )
 from threedgen.guidance.coarse import CoarsePredictor
+from threedgen.guidance.cuda_graph import GraphedCalls
 from threedgen.guidance.options import DraftedConfig, StableDiffusionConfig
 from threedgen.guidance.prior import Prior
 from threedgen.guidance.sampling import check_half_size, fresh_noise
@@ -47,8 +48,9 @@ def load_prior(kind: type[P], options: DraftedConfig, device: torch.device | str
     if o.attention == "xformers" and torch.device(device).type != "cuda":
         raise ConfigError(f"'xformers' computes on a CUDA device, not on {device}; choose attention=sdpa", "attention")
     prediction: Prediction | None = "v_prediction" if o.prediction == "v" else o.prediction
-    prior = kind.load(o.weights, device, o.dtype, o.tokenizer, o.image_size, prediction)
+    prior = kind.load(o.weights, device, o.dtype, o.tokenizer, o.image_size, prediction, o._compact)
     set_attention(prior.unet, o.attention)
+    prior.cuda_graph = o.cuda_graph
     return prior.with_draft(o.draft)
 
 
@@ -132,6 +134,7 @@ class LatentDiffusion(Prior):
         tokenizer: str | None = None,
         image_size: int | None = None,
         prediction: Prediction | None = None,
+        compact: bool = False,
     ) -> Self:
         """Load frozen networks without executing code from the files. Raises ConfigError if they do not work.
 
@@ -140,8 +143,11 @@ class LatentDiffusion(Prior):
             dtype, image_size: see the constructor.
             tokenizer: folder or hub id of the tokenizer; None: the tokenizer of the weights.
             prediction: output of the UNet; None: as the weights declare.
+            compact: on a GPU, load the UNet in `dtype`, as after the method `compact`.
         """
-        found = components.load(weights, tokenizer, cls.needs_camera, prediction, cls.parts)
+        target = torch.device(device)
+        half = compute_dtype(dtype, target) if compact and target.type in GPUS else None
+        found = components.load(weights, tokenizer, cls.needs_camera, prediction, cls.parts, half)
         try:
             prior = cls(*found, image_size=image_size, dtype=dtype, device=device)
             output = prior.check_networks()
@@ -193,6 +199,7 @@ class LatentDiffusion(Prior):
         for network in filter(None, networks):
             torch.nn.Module.to(network, self.dtype)  # that of diffusers warns of nothing
         self.half_weights = True
+        self.graph = GraphedCalls() if self.cuda_graph else None
 
     def with_draft(self, draft: float | None) -> Self:
         """Set the img2img strength of coarse-to-fine sampling (`Prior.draft`; None: off), and return self.
@@ -363,4 +370,4 @@ class LatentDiffusion(Prior):
     def network(self, x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None = None, n_view: int = 1) -> Tensor:
         x = x.to(self.dtype if self.half_weights else torch.float32)
         with self.autocast():
-            return self.predict(x, t, text, camera, n_view).float()
+            return self.replayed(lambda *inputs: self.predict(*inputs).float(), x, t, text, camera, n_view)

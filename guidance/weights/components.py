@@ -30,6 +30,7 @@ from threedgen.guidance.attention.joined import unet_from_config
 from threedgen.guidance.coarse import CoarsePredictor
 from threedgen.guidance.schedule import Prediction, Schedule
 from threedgen.run.disk import write_json
+from threedgen.run.dtypes import cast_weights
 
 from . import files, ldm, loading, tokens
 from .files import Json
@@ -116,6 +117,7 @@ def load(
     camera: bool = True,
     prediction: Prediction | None = None,
     wanted: tuple[str, ...] = PARTS,
+    half: torch.dtype | None = None,
 ) -> Components:
     """Load the frozen networks of a prior on the CPU. Raises ConfigError if a file is missing or damaged.
 
@@ -125,9 +127,11 @@ def load(
         camera: if True, a UNet without camera branch is an error.
         prediction: output of the UNet; None: as the weights declare, else "epsilon" with a warning.
         wanted: required networks; with `IMAGE_ENCODER` the weights must be those of ImageDream, else they must not.
+        half: type of the linear and convolution layers of the UNet; None: float32.
     """
     path = loading.locate(weights, wanted)
-    found = load_folder(path, tokenizer, wanted) if path.is_dir() else load_file(path, tokenizer, prediction)
+    folder = path.is_dir()
+    found = load_folder(path, tokenizer, wanted, half) if folder else load_file(path, tokenizer, prediction, half)
     if camera and found.unet.class_embedding is None:
         raise ConfigError(f"{weights!r} has no camera branch, so it is not a multi-view model but a 2D one", "weights")
     if (IMAGE_TOKENS in found.unet.config) != (IMAGE_ENCODER in wanted):
@@ -142,13 +146,16 @@ def load(
     return found
 
 
-def load_folder(path: Path, tokenizer: str | None = None, wanted: tuple[str, ...] = PARTS) -> Components:
-    """Load the networks of a diffusers folder; `tokenizer` is a folder or hub id; None: that of `path`."""
+def load_folder(
+    path: Path, tokenizer: str | None = None, wanted: tuple[str, ...] = PARTS, half: torch.dtype | None = None
+) -> Components:
+    """Load the networks of a diffusers folder; `tokenizer` is a folder or hub id; None: that of `path`. See `load`."""
     loading.check_folder(path, wanted)
     files.check_sums(path)
     words = tokens.read_tokenizer(path) if tokenizer is None else tokens.clip_tokenizer(tokenizer, open_clip=False)
     schedule = read_schedule(path)
-    networks = {part: read_network(path, part) for part in loading.parts(path, wanted)}
+    types = {"unet": half}
+    networks = {part: read_network(path, part, types.get(part)) for part in loading.parts(path, wanted)}
     second = networks.pop(SECOND, None)
     if second is not None:
         second = SecondText(second, tokens.read_tokenizer(path / "tokenizer_2"))
@@ -166,7 +173,9 @@ def read_schedule(path: Path) -> Schedule:
         raise ConfigError(f"{path / 'scheduler'}: {in_a_line(error)}") from None
 
 
-def load_file(path: Path, tokenizer: str | None = None, prediction: Prediction | None = None) -> Components:
+def load_file(
+    path: Path, tokenizer: str | None = None, prediction: Prediction | None = None, half: torch.dtype | None = None
+) -> Components:
     """Load a single-file checkpoint of the ldm code base; `tokenizer` None: CLIP's. For the rest see `load`."""
     found = ldm.convert_file(path, prediction)
     if prediction is None and found.prediction is None:
@@ -181,7 +190,7 @@ def load_file(path: Path, tokenizer: str | None = None, prediction: Prediction |
     if found.second is not None:
         second = SecondText(make(SECOND, *found.second), tokens.clip_tokenizer(tokenizer, open_clip=True))
     return Components(
-        make("unet", *found.unet),
+        make("unet", *found.unet, half),
         make("vae", *found.vae),
         make("text_encoder", *found.text_encoder),
         tokens.clip_tokenizer(tokenizer, found.open_clip),
@@ -191,18 +200,21 @@ def load_file(path: Path, tokenizer: str | None = None, prediction: Prediction |
     )
 
 
-def read_network(path: Path, part: str) -> Any:
-    """Load the network in the sub-folder `part` of a diffusers folder; a UNet may have the tensor names of ldm."""
+def read_network(path: Path, part: str, half: torch.dtype | None = None) -> Any:
+    """Load the network in the sub-folder `part` of a diffusers folder; a UNet may have the tensor names of ldm.
+
+    `half` is the type of its linear and convolution layers; None: float32.
+    """
     config, tensors = read_part(path / part)
     if "input_blocks.0.0.weight" in tensors:
-        return make(part, *ldm.convert_unet(tensors))
+        return make(part, *ldm.convert_unet(tensors), half)
     expect(config, *NETWORKS[part].class_entry, path / part)
     if part == "vae":
         tensors = {rename_vae_attention(name): tensor for name, tensor in tensors.items()}
     elif part in ("text_encoder", IMAGE_ENCODER):
         tensors = ldm.short_names(tensors)
     tensors.pop("text_model.embeddings.position_ids", None)  # a constant in older files
-    return make(part, config, tensors)
+    return make(part, config, tensors, half)
 
 
 def read_part(part: Path) -> tuple[Json, dict[str, Tensor]]:
@@ -224,8 +236,10 @@ def rename_vae_attention(name: str) -> str:
     return name
 
 
-def make(part: str, config: Json, tensors: Mapping[str, Tensor]) -> Any:
+def make(part: str, config: Json, tensors: Mapping[str, Tensor], half: torch.dtype | None = None) -> Any:
     """Build the frozen network `part` ("unet", "vae", ...) from its config and tensors.
+
+    `half` is the type of its linear and convolution layers; None: float32. No second copy of their weights is made.
 
     Raises:
         ConfigError: a number in the config is out of range, the config has more layers than there are tensors (building
@@ -243,7 +257,14 @@ def make(part: str, config: Json, tensors: Mapping[str, Tensor]) -> Any:
         for value in values if isinstance(values, list) else [values]:
             if isinstance(value, int) and value > len(tensors):
                 raise ConfigError(f"the config of the {network.label} does not belong to its weights: {key} is {value}")
-    return files.fill(lambda: network.build(config), tensors, network.label)
+
+    def build() -> nn.Module:
+        built = network.build(config)
+        if half is not None:
+            cast_weights(built, half)
+        return built
+
+    return files.fill(build, tensors, network.label)
 
 
 def check_vocabulary(text_encoder: CLIPTextModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -176,7 +176,7 @@ def warn_unused(names: Sequence[str], what: str) -> None:
 
 
 def fill(make: Callable[[], Module], tensors: Mapping[str, Tensor], what: str) -> Module:
-    """Build a frozen float32 network on the CPU with `tensors` as its weights.
+    """Build a frozen network on the CPU with `tensors` as its weights, converted to the types of the network.
 
     `make` builds the network with random weights. It is called on the meta device, so that wrong names and shapes are
     found before memory is allocated. `what` is the name of the network in messages.

@@ -33,6 +33,7 @@ def render(
     need_normals: bool = False,
     shading: Shading = ALBEDO,
     chunk: int | None = None,
+    need_variance: bool = True,
 ) -> Render:
     """Render R rays through a field.
 
@@ -45,6 +46,7 @@ def render(
         light: (3,) or (R, 3) world positions of point lights; None only if `shading` is unlit.
         need_normals: if True, compute normals even if the shading is unlit.
         chunk: maximum number of samples per gradient-checkpointed chunk (`two_pass`); None: one chunk.
+        need_variance: if False, `z_variance` of the result is 0.
     """
     if training and generator is None:
         raise ValueError("missing generator for training=True. Pass a CPU generator.")
@@ -55,7 +57,8 @@ def render(
     samples = _sample_rays(field, occupancy, options, rays, chunk)
 
     def shade(part: slice) -> tuple[Tensor | None, ...]:
-        return _shade(field, material, options, rays.select(part), samples.select_rays(part), shading, need_normals)
+        selected = rays.select(part), samples.select_rays(part)
+        return _shade(field, material, options, *selected, shading, need_normals, need_variance)
 
     parts = samples.split(chunk)
     if len(parts) == 1:
@@ -126,6 +129,7 @@ def _shade(
     samples: Samples,
     shading: Shading,
     need_normals: bool,
+    need_variance: bool,
 ) -> tuple[Tensor | None, ...]:
     # returns the values of `_SHADED`; deterministic, as `two_pass` requires
     if len(samples) == 0:  # one sample of length 0 on the first ray keeps the graph
@@ -155,8 +159,10 @@ def _shade(
         normal = result.opacity * (normalize(normal_sum, dim=-1) + 1) / 2
         directions = rays.directions.index_select(0, samples.ray_index)
         orientation = samples.sum(orientation_terms(result.weights, normals, directions))[:, None]
-    from_depth = samples.t_mid - result.depth[:, 0].index_select(0, samples.ray_index)
-    variance = samples.sum(result.weights * from_depth * from_depth)[:, None]
+    variance = torch.zeros_like(result.depth)
+    if need_variance:
+        from_depth = samples.t_mid - result.depth[:, 0].index_select(0, samples.ray_index)
+        variance = samples.sum(result.weights * from_depth * from_depth)[:, None]
     return rgb_fg, result.opacity, result.depth, variance, normal, orientation, eikonal, result.weights, normals
 
 

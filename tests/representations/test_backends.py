@@ -33,7 +33,7 @@ def install_only(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
 
 @pytest.fixture
 def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Task, "load_prior", lambda task: pytest.fail("weights were loaded"))
+    monkeypatch.setattr(Task, "load_prior", lambda *_, **__: pytest.fail("weights were loaded"))
 
 
 def run(backend: str) -> None:

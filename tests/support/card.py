@@ -99,6 +99,9 @@ class Simulation(TorchDispatchMode):
             masks = any(isinstance(a, Tensor) and a.dtype in (torch.bool, torch.uint8) for a in indices)
             if name in SYNCS or masks:
                 self.sync(name)
+        if name in ("native_group_norm", "native_group_norm_backward") and on_card:  # CUDA's kernels want NCHW
+            strided = [isinstance(a, Tensor) and a.dim() == 4 and not a.is_contiguous() for a in args]
+            args = tuple(a.contiguous() if b else a for a, b in zip(args, strided, strict=True))
         if target and name not in FREE and not func.is_view:
             self.launches[name] += 1
         plain_args, plain_kwargs = tree_map_only(Card, lambda t: t.values, (args, kwargs))
@@ -142,6 +145,7 @@ def register() -> None:
         for name in names:
             packet, _, overload = name.partition(".")
             library[0].impl(name, autocast_rule(getattr(getattr(torch.ops.aten, packet), overload or "default"), half))
+    from threedgen.guidance import cuda_graph
     from threedgen.representations import backends, march
     from threedgen.representations.hashgrid import encoding
     from threedgen.run import memory
@@ -150,10 +154,33 @@ def register() -> None:
     torch.__future__.set_overwrite_module_params_on_conversion(True)  # a parameter keeps its attribute `values`
     memory.GPUS.add("card")
     torch.nn.functional.scaled_dot_product_attention = attention
+    cuda_graph.record = record
+    library.append(torch.library.Library("aten", "IMPL", "PrivateUse1"))
+    library[2].impl("silu_backward", lambda *args: None)  # has a kernel of its own, and is not computed by others
     Tensor.pin_memory = lambda self, device=None: self  # type: ignore[method-assign, assignment]
     for table, kernels in ((encoding.MODULES, grid_kernels()), (march.MODULES, march_kernels())):
         sys.modules[kernels.__name__] = kernels
         table["triton"] = kernels.__name__  # type: ignore[index]
+
+
+def record(function: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+    """Record a function as a CUDA graph: a replay is one launch. As on a GPU, it must not wait for the device."""
+    simulation = current[-1]
+
+    def run() -> Tensor:
+        launches, syncs = simulation.launches.copy(), simulation.syncs.copy()
+        result = function()
+        if simulation.syncs != syncs:
+            raise RuntimeError(f"operation not permitted when stream is capturing: {simulation.syncs - syncs}")
+        simulation.launches = launches
+        return result
+
+    def replay() -> None:
+        output.values.copy_(run().values)  # type: ignore[attr-defined]
+        simulation.launches["graph"] += 1
+
+    output = run()
+    return replay, output
 
 
 def autocast_rule(operator: Any, half: bool) -> Callable[..., Any]:

@@ -23,6 +23,8 @@ from threedgen.places import folder
 
 COMMAND_LINE, PYTHON = "command line", "arguments"
 CHOICES = "choices"
+PRESETS = "presets"
+"""Folder in configs/ with values for any config of the task generate, see `preset_layers`."""
 
 
 def load(name_or_path: str | Path, overrides: Iterable[str] = (), values: Mapping[str, Any] | None = None) -> Any:
@@ -46,10 +48,12 @@ def resolve(
 
     There is one layer per file, and one for all overrides. The arguments are those of `load`.
     """
-    layers = read_layers(find(name_or_path))
+    layers = [part for layer in read_layers(find(name_or_path)) for part in (*preset_layers(layer.tree), layer)]
     if values:
+        layers += preset_layers(values)
         layers.append(Layer(PYTHON, _merge_all(nested(tuple(key.split(".")), value) for key, value in values.items())))
     given = [split_override(text) for text in overrides]
+    layers += preset_layers({"preset": dict(given).get(("preset",))})
     task = dict(given).get(("task",), merged(layers).get("task"))
     where = COMMAND_LINE if ("task",) in dict(given) else layers[-1].where
     if task is None:
@@ -121,7 +125,8 @@ def _items(tree: object, where: str) -> list[tuple[str, Any]]:
 def shipped() -> list[str]:
     """Return the names of the configs that come with the project, such as "mvdream-toybox"."""
     root = folder("configs")
-    return sorted(path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml"))
+    files = (path for path in root.rglob("*.yaml") if path.parent.name != PRESETS)
+    return sorted(path.relative_to(root).with_suffix("").as_posix() for path in files)
 
 
 def find(name_or_path: str | Path, beside: Path | None = None) -> Path:
@@ -170,6 +175,18 @@ def read_layers(path: Path, chain: tuple[Path, ...] = ()) -> list[Layer]:
     except ConfigError as error:
         raise ConfigError(f"{path}: base: {error}") from None
     return [*read_layers(below, chain), layer]
+
+
+def preset_layers(tree: Mapping[str, Any]) -> list[Layer]:
+    """Return the layer of the memory preset that the value of `preset` names; [] without one.
+
+    It lies directly below the layer `tree`, whose own values win.
+    """
+    name = tree.get("preset")
+    if not isinstance(name, str) or not re.fullmatch(r"memory-\w+", name):
+        return []
+    path = folder("configs") / PRESETS / f"{name}.yaml"
+    return [Layer(str(path), yaml_text.read(path))] if path.is_file() else []
 
 
 def task_of(name_or_path: str | Path) -> str:

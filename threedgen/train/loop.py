@@ -155,11 +155,12 @@ def _trainer(
     config: TrainingConfig, folder: Path, saver: AtomicCheckpointIO, max_steps: int, callbacks: list[pl.Callback]
 ) -> pl.Trainer:
     plugins: list[Any] = [saver]
+    exact = deterministic(config.trainer)
     if SLURMEnvironment.detect():
         plugins.append(SLURMEnvironment(auto_requeue=False))
     return pl.Trainer(
         **config.trainer.model_dump(exclude={"val_check_interval", "deterministic"})
-        | {"max_steps": max_steps, "deterministic": deterministic(config.trainer)},
+        | {"max_steps": max_steps, "deterministic": exact, "benchmark": not exact},
         strategy=_strategy(config.trainer),
         callbacks=callbacks,
         plugins=plugins,

@@ -60,9 +60,13 @@ class Task:
         for file in plugins.changed(read_summary(self.folder).get("plugins")) if self.resume else ():
             logger.warning("the plug-in %s has changed since the run in %s stopped", file, self.folder)
 
-    def load_prior(self) -> Any:
-        """Load the config's prior on the device of the run and store its weight hashes. Raises ConfigError."""
+    def load_prior(self, compact: bool = False) -> Any:
+        """Load the config's prior on the device of the run and store its weight hashes. Raises ConfigError.
+
+        `compact`: on a GPU load the UNet in half precision, which saves memory; it can then not be trained.
+        """
         prior, trainer = self.config.prior, getattr(self.config, "trainer", None)
+        prior = prior.compact() if compact else prior
         with within("prior"):  # before hashing, which reads all files again
             built = registry.build("prior", prior, device(trainer.accelerator if trainer else "auto"))
         self.name_weights(prior.identify(), "prior.")

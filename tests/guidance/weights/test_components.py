@@ -26,11 +26,12 @@ from tests.support.tiny_prior import (
 )
 from threedgen.config import registry
 from threedgen.guidance.options import MVDreamConfig
-from threedgen.guidance.priors import mvdream
+from threedgen.guidance.priors import latent_diffusion, mvdream
 from threedgen.guidance.priors.latent_diffusion import LatentDiffusion
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.guidance.schedule import Schedule
 from threedgen.guidance.weights import components, loading, tokens
+from threedgen.run.memory import PeakMemory
 
 UNET, VAE = "unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors"
 SCHEDULER = "scheduler/scheduler_config.json"
@@ -303,6 +304,20 @@ def test_diffusers_folder_with_ldm_names_is_converted(folder: Path) -> None:
     edit_json(folder / "unet" / "config.json", _class_name="MultiViewUNetModel")
     expected = tiny_prior(use_linear_projection=False, attention_head_dim=8)
     assert (output(MVDream.load(str(folder), dtype="fp32")) - output(expected)).abs().max() < 1e-2
+
+
+def test_unet_for_a_gpu_is_loaded_in_half_precision_without_a_float32_copy(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with PeakMemory("cpu") as memory:
+        unet = components.read_network(saved, "unet", torch.bfloat16)
+    assert memory.peak < 4.5 * sum(t.numel() for t in unet.parameters())  # bytes: file and network, both in half
+    monkeypatch.setattr(latent_diffusion, "GPUS", {"cpu"})
+    options = MVDreamConfig(weights=str(saved), dtype="bf16")
+    whole, half = (registry.build("prior", one, "cpu") for one in (options, options.compact()))
+    assert half.unet.conv_in.weight.dtype == torch.bfloat16 and whole.unet.conv_in.weight.dtype == torch.float32
+    assert torch.equal(output(half), output(whole))
+    assert not options.model_copy(update={"personalisation": "mine.safetensors"}).compact()._compact
 
 
 def test_old_vae_attention_names_are_renamed() -> None:

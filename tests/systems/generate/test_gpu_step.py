@@ -33,7 +33,7 @@ SHADED = ["material.ambient_only_steps=5", "material.diffuse_probability=1", "lo
 CLASSIC = [*SMALL, WHOLE, *small_field("field", "encoding.per_level_scale=2"), "size=12", "field.levels={0: 1, 5: 3}"]
 VSD = [*SMALL, WHOLE, *small_field("stages.field.field", "encoding.per_level_scale=2"), "stages.field.size=12"]
 CASES: dict[str, tuple[str, str, list[str], list[int], int]] = {
-    "mvdream-sd21, 64 px": ("mvdream-sd21", "toybox", [*MVDREAM, WHOLE], [0, 1], 3),
+    "mvdream-sd21, 64 px": ("mvdream-sd21", "toybox", [*MVDREAM, WHOLE], [0, 1, 2], 3),
     "mvdream-sd21, 256 px": ("mvdream-sd21", "toybox", [*MVDREAM, WHOLE], [0, 6], 3),
     "mvdream-sd21, chunks": ("mvdream-sd21", "toybox", [*MVDREAM, "march.chunk=500"], [0, 6], 4),
     "mvdream-sd21-shading": ("mvdream-sd21-shading", "toybox", [*MVDREAM, WHOLE, *SHADED], [0, 6], 3),
@@ -62,3 +62,4 @@ def test_step_waits_only_where_it_must(name: str, steps: dict[str, dict[str, Any
     print(f"{name}: {sum(syncs.values())} synchronisations, {sum(launches.values())} launches")
     assert {place.split(" ", 1)[1] for place in syncs} <= SYNCS and sum(syncs.values()) <= CASES[name][4], syncs
     assert launches["grid encode"] and launches["composite backward"] and launches["march place"]
+    assert launches.get("graph", 0) == (len(CASES[name][3]) > 2)  # the UNet, after two steps

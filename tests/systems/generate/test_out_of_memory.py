@@ -67,7 +67,7 @@ def test_second_failure_is_refused_with_a_remedy(tmp_path: Path, monkeypatch: py
 
 
 def test_too_large_prior_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*args: Any) -> Any:
+    def full(*_: Any, **__: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr("threedgen.train.task.Task.load_prior", full)

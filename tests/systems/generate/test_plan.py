@@ -185,11 +185,11 @@ def test_memory_is_measured_for_each_kind_of_step(tmp_path: Path) -> None:
     assert vsd["final images"] > whole["final images"]
 
 
-def test_a_gpu_needs_half_of_the_frozen_weights(tmp_path: Path) -> None:
-    single, half = (needed(tmp_path, f"prior.dtype={d}", device="cuda", free=8e9) for d in ("fp32", "fp16"))
-    assert (
-        half["step at 8 px"] < single["step at 8 px"] and half["loading and preview"] == single["loading and preview"]
-    )
+def test_a_gpu_needs_half_of_the_frozen_weights_and_more_for_a_cuda_graph(tmp_path: Path) -> None:
+    cases = ("fp32",), ("fp16", "prior.cuda_graph=false"), ("fp16",)
+    single, half, graph = (needed(tmp_path, f"prior.dtype={d}", *more, device="cuda", free=8e9) for d, *more in cases)
+    assert half["step at 8 px"] < single["step at 8 px"] and half["step at 8 px"] < graph["step at 8 px"]
+    assert half["loading and preview"] == graph["loading and preview"] < single["loading and preview"]
 
 
 @pytest.mark.parametrize("chunk", ["null", "400"])

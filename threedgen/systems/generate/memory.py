@@ -28,6 +28,8 @@ META = torch.device("meta")
 TOKENS = 77
 LIBRARIES = 0.5e9
 """Resident bytes of a process on Linux after it has imported the libraries of a run."""
+GRAPHED = ("mvdream", "stable-diffusion", "deepfloyd")
+"""Priors whose UNet runs as a CUDA graph."""
 FIRST_STEPS = 50
 """Number of steps of which the first with a lit render is measured."""
 
@@ -42,11 +44,16 @@ class MetaPrior(Prior):
         self.image_size = config.prior.image_size or self.unet.config["sample_size"] * self.factor
         half = compute_dtype(config.prior.dtype, device) if device.type in GPUS else torch.float32
         self.half, self.dtype = half, torch.float32
+        self.cuda_graph = config.prior.cuda_graph and half != torch.float32 and config.prior.name in GRAPHED
+        self.graph_memory = torch.empty(0, device=META)
         for network in self.networks.values():
             network.requires_grad_(False)
+        if not config.prior.alters_weights:
+            torch.nn.Module.to(self.unet, half)
+            self.dtype = half
 
     def cast_networks(self, lora: bool = False) -> None:
-        self.dtype = self.half
+        self.dtype, self.cuda_graph = self.half, self.cuda_graph and not lora
         vae: Any = self.meta.vae
         encoder = () if vae is None else (vae.encoder, vae.quant_conv)
         for network in (self.unet, self.meta.image_encoder, *encoder):
@@ -59,7 +66,18 @@ class MetaPrior(Prior):
         images = self.resized(rgb).to(self.dtype)
         return images.float() if self.meta.vae is None else self.meta.vae.encode(images).latent_dist.mean.float()
 
+    def record_graph(self, images: int) -> None:
+        """Allocate the memory that a CUDA graph of the UNet for `images` latents holds, if it is used."""
+        self.graph_memory = torch.empty(0, device=META)
+        if self.cuda_graph:
+            z = torch.empty(images, *self.latent_shape, device=META)
+            with PeakMemory() as memory, FusedAttention(), torch.no_grad():
+                self.network(z, torch.empty(images, device=META), z)
+            self.graph_memory = torch.empty(memory.peak // 4, device=META)
+
     def network(self, x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None = None, n_view: int = 1) -> Tensor:
+        if self.graph_memory.numel() and not torch.is_grad_enabled():
+            return torch.empty_like(x)
         c, images, x = self.unet.config, len(x), x.to(self.dtype)
         if self.meta.image_encoder is not None:  # the image is one more view of each object
             x, t = torch.cat([x, x[: images // self.views]]), t[:1]
@@ -141,7 +159,7 @@ class MeasuredSystem(GenerateSystem):
         march = config.march.model_copy(update={"samples": samples, "alpha_threshold": 0.0, "early_stop": 0.0})
         config = config.model_copy(update={"march": march, "occupancy": None})
         super().__init__(config, prior, torch.zeros(6, 1, 1))
-        self.networks = list(prior.networks.values())
+        self.networks, self.measured_prior = list(prior.networks.values()), prior
 
     def render(
         self, cameras: Cameras, step: int, *, training: bool, normals: bool = False, light: Tensor | None = None
@@ -177,7 +195,12 @@ class MeasuredSystem(GenerateSystem):
         """Return the peak memory in bytes of the function `run` and, if it returns a loss, of its backward pass."""
         with PeakMemory() as memory, FusedAttention():
             trained = list(self.parameters())
-            memory.add(*trained, *self.buffers(), *(t for n in self.networks for t in (*n.parameters(), *n.buffers())))
+            memory.add(
+                self.measured_prior.graph_memory,
+                *trained,
+                *self.buffers(),
+                *(t for n in self.networks for t in (*n.parameters(), *n.buffers())),
+            )
             moments = [torch.empty_like(p) for p in trained for _ in range(2)]  # of Adam
             loss = run()
             if loss is not None:
@@ -208,6 +231,7 @@ def memory(
     system.choose_chunks((free_bytes(device) if free is None else free) - weights)
     system.to(META)
     for size, step in distinct_steps(system):
+        prior.record_graph(2 * len(system.training_rig(step).cameras))
         found[f"step at {size} px"] = system.peak(lambda: system.distillation_loss(step).loss)  # noqa: B023
     if (config.warm_steps or config.round_steps) and not system.field.rasterised:
         found["fit to views"] = system.peak(lambda: system.fit_loss(config.fit.rays))
@@ -222,13 +246,15 @@ def memory(
 def preview_bytes(prior: MetaPrior, views: int) -> int:
     """Return the peak memory of loading the prior and sampling `views` images, in bytes."""
     known = [t for network in prior.networks.values() for t in network.parameters()]
-    text_encoder = prior.meta.parameters - sum(t.numel() for t in known)
+    text_encoder = max(0, prior.meta.parameters - sum(t.numel() for t in known))
     with PeakMemory() as tracker, FusedAttention(), torch.no_grad():
         tracker.add(*known)
         z = torch.empty(views, *prior.latent_shape, device=META)
         prior.network(torch.cat([z, z]), torch.empty(2 * views, device=META), z)
         prior.decode_latents(z)
-    return tracker.peak + 4 * max(0, text_encoder)
+    if prior.meta.vae is None:  # T5 is freed before the views are sampled
+        return max(tracker.peak, sum(t.nbytes for t in known) + prior.half.itemsize * text_encoder)
+    return tracker.peak + 4 * text_encoder
 
 
 def distinct_steps(system: GenerateSystem) -> Iterator[tuple[int, int]]:

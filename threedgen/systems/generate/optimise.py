@@ -75,6 +75,7 @@ def optimise(
                 status,
                 steps=system.trainer.global_step,
                 notes=notes,
+                preset=None if task.config.preset == "auto" else task.config.preset,
                 files=[*asset, PAGE],
                 seconds_of={name: round(took, 2) for name, took in seconds.items()},
                 **figures,

@@ -175,7 +175,7 @@ class GenerateConfig(PromptedConfig):
         "optimizer.encoding", "optimizer.networks", "warm_start.share", "refine.strengths", "refine.share",
         "march.samples", "result.mesh_resolution", "export.preset", "export.budget", "export.formats",
         "trainer.max_steps", "trainer.accelerator", "trainer.devices", "trainer.precision",
-        "trainer.val_check_interval", "checkpoint.seconds",
+        "trainer.val_check_interval", "checkpoint.seconds", "preset",
     )  # fmt: skip
 
     image: str | None = Field(None, min_length=1, description="front view: PNG with alpha, or on a plain background")
@@ -207,6 +207,9 @@ class GenerateConfig(PromptedConfig):
     checkpoint: sections.CheckpointConfig = sections.CheckpointConfig()
     logger: Annotated[sections.LoggerConfig, Component("logger", default="csv")] = SECTION
     metrics: Annotated[tuple[str, ...], registered("metric")] = Field((), description="plug-ins, by name")
+    preset: Literal["auto", "memory-24gb", "memory-12gb", "memory-8gb"] | None = Field(
+        "auto", description="options that save memory, configs/presets; auto: if a GPU needs it; null: none"
+    )
     stages: dict[str, Tree] = Field(
         {}, description="earlier runs, name: {options that differ}; each starts from the object of the one before"
     )

@@ -12,6 +12,7 @@ from threedgen.train.plan import END, device_line, notes
 from threedgen.train.task import device as device_name
 
 from .memory import memory
+from .presets import needs
 from .task import check_backends
 
 
@@ -34,9 +35,22 @@ def plan(config: GenerateConfig) -> str:
         total = max(largest.values())
         by_phase = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in largest.items())
         lines.append(f"memory: about {total / 1e9:.1f} GB at most ({by_phase})")
-        if total > free_bytes(device):
+        if device.type == "cuda" and config.preset == "auto":
+            lines += preset_lines(config, device)
+        elif total > free_bytes(device):
             lines.append("memory: more than is free. Reduce march.chunk, scenes_per_step or size")
     return "\n".join([*lines, END])
+
+
+def preset_lines(config: GenerateConfig, device: torch.device) -> list[str]:
+    """Return a line with the memory that a run needs for each memory preset, from none to the first that fits."""
+    free, lines = free_bytes(device), []
+    for name, needed in needs(config, device, free):
+        fits = needed <= free
+        lines.append(f"preset {name or 'null'}: {needed / 1e9:.1f} GB with a margin, {'fits' if fits else 'too much'}")
+        if fits:
+            break
+    return lines
 
 
 def steps(config: GenerateConfig) -> str:

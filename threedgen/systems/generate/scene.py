@@ -4,6 +4,7 @@ steps."""
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property
 
 import torch
 from pytorch_lightning.core.optimizer import LightningOptimizer
@@ -77,6 +78,8 @@ class RenderChunks:
 
 EVAL_CHUNK = 1 << 20
 """Ray samples per chunk of renders without gradients."""
+WITHOUT_VARIANCE = {"distillation", "orientation", "sparsity", "opaque", "eikonal"}
+"""Weights of losses that do not use the depth variance of a render."""
 REMEDY = "set march.chunk=65536 or less, scenes_per_step=1, a smaller size, or prior.dtype=bf16, and go on with "
 
 
@@ -207,9 +210,16 @@ class Scene(System):
             need_normals=normals,
             shading=shading,
             chunk=chunk,
+            need_variance=not training or self.needs_variance,
         )
         self.chunks.last = min(chunk or result.n_samples, result.n_samples)
         return result
+
+    @cached_property
+    def needs_variance(self) -> bool:
+        """Whether a loss of the config may use the depth variance of the render: `z_variance`, or that of a plug-in."""
+        loss = self.config.loss
+        return any(getattr(loss, name) != 0 for name in type(loss).model_fields if name not in WITHOUT_VARIANCE)
 
     def chunk(self, normals: bool) -> int | None:
         """Return the maximum number of ray samples that a training render processes at once; None: no limit.

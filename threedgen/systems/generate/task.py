@@ -27,6 +27,7 @@ from threedgen.systems.generate.options import GenerateConfig
 from threedgen.train.status import Status
 from threedgen.train.task import Stopped, Task, device, execute, finished
 
+from .presets import chosen
 from .result import FILES, Run, print_result
 from .views import sample_views
 
@@ -76,6 +77,7 @@ def run_status(
     Raises:
         ConfigError: the prompt, the prior, the checkpoint or the disk do not allow the run.
     """
+    config = chosen(config, torch.device(device(config.trainer.accelerator)), Path(str(config.out)))
     task = Task(config, resume, quiet, FILES)
     lacking = config.export.enabled and "asset" not in read_summary(task.folder)
     export = command("--config", "export", f"run={task.folder}")
@@ -95,7 +97,7 @@ def work(task: Task, start: Path | None = None) -> Status:
     check_backends(config)
     prior: Prior
     with explain_out_of_memory("the prior", "set prior.image_size, preview.enabled=false, or trainer.accelerator=cpu"):
-        prior = task.load_prior()
+        prior = task.load_prior(compact=True)
         notes = prompt_warnings(prompt, prior, config.prompt_notes()) if prompt else []
         text = embeddings(folder, prior, prompts(prompt, config.negative_prompt, config.view_prompts))
         views, cameras = sample_views(config, prior, prompt, folder, task.quiet)

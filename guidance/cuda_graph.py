@@ -1,0 +1,72 @@
+"""Replay of a network as a CUDA graph: one launch by the host in place of hundreds."""
+
+import logging
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+WARM_UP = 2
+"""Number of calls with the same shapes that run normally before a graph is captured, so that rare shapes get none."""
+Recording = tuple[Callable[[], object], Tensor]
+"""Function that replays a graph, and the tensor in which each replay writes its result."""
+
+
+class GraphedCalls:
+    """Calls of one function of tensors on a GPU without gradients, replayed as a CUDA graph from the third call on.
+
+    The graph is for the latest shapes of the tensors only: its memory holds all activations of the function. If the
+    capture fails, all later calls run normally, and the reason is logged. Everything else that the function uses, such
+    as weights, must not change.
+    """
+
+    def __init__(self) -> None:
+        self.failed = False
+        self._key: object = None
+        self._calls = 0
+        self._inputs: list[Tensor] = []
+        self._recording: Recording | None = None
+
+    def __call__(self, function: Callable[..., Tensor], *inputs: Tensor | int | None) -> Tensor:
+        """Return `function(*inputs)`. The graph does not keep the function, which may belong to its owner."""
+        tensors = [value for value in inputs if isinstance(value, Tensor)]
+        key = tuple((v.shape, v.dtype, v.device) if isinstance(v, Tensor) else v for v in inputs)
+        if key != self._key:
+            self._key, self._calls, self._recording, self._inputs = key, 0, None, []
+        self._calls += 1
+        if self._recording is None and self._calls > WARM_UP and not self.failed:
+            self._capture(function, inputs)
+        if self._recording is None:
+            return function(*inputs)
+        replay, output = self._recording
+        for static, value in zip(self._inputs, tensors, strict=True):
+            static.copy_(value)
+        replay()
+        return output.clone()
+
+    def _capture(self, function: Callable[..., Tensor], inputs: tuple[Tensor | int | None, ...]) -> None:
+        static = [value.clone() if isinstance(value, Tensor) else value for value in inputs]
+        try:
+            self._recording = record(lambda: function(*static))
+            self._inputs = [value for value in static if isinstance(value, Tensor)]
+        except RuntimeError as error:  # also out of memory
+            self.failed = True
+            reason = str(error).split("\n")[0]
+            logger.warning("The UNet runs without a CUDA graph, which launches more kernels: %s", reason)
+
+
+def record(function: Callable[[], Tensor]) -> Recording:
+    """Capture the kernels of a function as a CUDA graph. Raises RuntimeError if it cannot be captured."""
+    current, stream = torch.cuda.current_stream(), torch.cuda.Stream()
+    stream.wait_stream(current)
+    with torch.cuda.stream(stream):  # libraries allocate their memory for this stream
+        function()
+    current.wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.stream(current):  # a failed capture leaves another one
+        # other threads may allocate memory meanwhile
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            output = function()
+    return graph.replay, output

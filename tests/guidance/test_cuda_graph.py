@@ -1,0 +1,51 @@
+"""CUDA graphs with a recorder for the CPU; tests/systems/generate/test_gpu_step.py records whole UNets."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from threedgen.guidance import cuda_graph
+from threedgen.guidance.cuda_graph import GraphedCalls
+
+calls: list[tuple[int, ...]] = []
+
+
+def scaled(x: Tensor, shift: Tensor | None, factor: int) -> Tensor:
+    calls.append(tuple(x.shape))
+    return factor * x if shift is None else factor * x + shift
+
+
+def record(function: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
+    output = function()
+    return lambda: output.copy_(function()), output
+
+
+def test_graph_gives_the_result_of_each_call_and_is_captured_again_for_other_shapes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    captured = list[tuple[int, ...]]()
+    monkeypatch.setattr(cuda_graph, "record", lambda f: (captured.append(calls[-1]), record(f))[1])
+    graphed, kept = GraphedCalls(), []
+    for k, count in enumerate([2, 2, 3, 3, 3, 3, 3, 2, 2, 2, 3]):
+        x, shift = torch.full((count,), float(k)), torch.arange(count) if k % 7 else None
+        kept.append((graphed(scaled, x, shift, 3), 3 * x if shift is None else 3 * x + shift))
+    assert all(torch.equal(result, expected) for result, expected in kept)  # also later: no result is overwritten
+    assert captured == [(3,)]
+    for k in range(3):
+        graphed(scaled, torch.full((2,), float(k)), None, 3)
+    assert captured == [(3,), (2,)]
+
+
+def test_failed_capture_falls_back_for_good(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def fail(_: Any) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(cuda_graph, "record", fail)
+    graphed = GraphedCalls()
+    assert all(
+        torch.equal(graphed(scaled, torch.full((2,), float(k)), None, 2), torch.full((2,), 2.0 * k)) for k in range(6)
+    )
+    assert len(caplog.records) == 1 and "capturing" in caplog.text

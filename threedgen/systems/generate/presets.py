@@ -1,0 +1,59 @@
+"""Memory presets (configs/presets): options with which a run fits the free memory of a GPU."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from threedgen.config import merge, plain, validate
+from threedgen.config.layers import preset_layers
+from threedgen.config.plain_file import read_json
+from threedgen.run.disk import write_json
+from threedgen.run.memory import free_bytes
+
+from .options import GenerateConfig
+
+logger = logging.getLogger(__name__)
+
+PRESETS = ("memory-24gb", "memory-12gb", "memory-8gb")
+MARGIN, ERROR = 1e9, 1.1
+"""Bytes of the libraries on a GPU, and the largest error of the measured memory as a factor."""
+RECORD = "preset.json"
+
+
+def chosen(config: GenerateConfig, device: torch.device, folder: Path) -> GenerateConfig:
+    """Return the config with the first preset that fits, if `preset` is "auto" and the run does not fit the GPU.
+
+    The name of the preset is stored in `folder`, for a resumed run.
+    """
+    if config.preset != "auto" or device.type != "cuda":
+        return config
+    record, free = folder / RECORD, free_bytes(device)
+    if not record.exists():
+        fitting = (name for name, needed in needs(config, device, free) if needed <= free)
+        write_json(record, {"preset": next(fitting, None)})
+    name = read_json(record).get("preset")
+    if name not in PRESETS:
+        return config
+    logger.info("preset=%s, to fit %.1f GB of free memory (preset=null: none)", name, free / 1e9)
+    return with_preset(config, name)
+
+
+def with_preset(config: GenerateConfig, name: str) -> GenerateConfig:
+    """Return the config with the options of a preset."""
+    (layer,) = preset_layers({"preset": name})
+    found: GenerateConfig = validate(type(config), [layer._replace(tree=merge(plain(config), layer.tree))])
+    return found.model_copy(update={"preset": name, "view": config.view, "checkpoint": config.checkpoint})
+
+
+def needs(config: GenerateConfig, device: torch.device, free: float) -> Iterator[tuple[str | None, float]]:
+    """Yield the bytes that a run needs, without a preset (None) and with each preset, with a margin for errors.
+
+    `free` is the number of bytes that are free before the run.
+    """
+    from .memory import memory  # takes seconds to import
+
+    for name in (None, *PRESETS):
+        part = config if name is None else with_preset(config, name)
+        yield name, ERROR * max(memory(part, device, free).values()) + MARGIN
