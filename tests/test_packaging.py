@@ -109,7 +109,7 @@ DISTRIBUTIONS = {
     "pydantic_core": "pydantic", "skimage": "scikit-image", "yaml": "pyyaml",
 }  # fmt: skip
 """Import names that are not those of the packages."""
-ON_NO_INDEX = {"tinycudann"}
+ON_NO_INDEX = {"nvdiffrast", "tinycudann"}
 USED_BY_LIBRARIES = {"onnxruntime", "peft", "protobuf", "sentencepiece", "tensorboard", "wandb", "xformers"}
 """Packages that transformers, diffusers and Lightning import where we ask them to."""
 

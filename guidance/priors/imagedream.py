@@ -7,7 +7,7 @@ azimuth 0 is the front, which the image shows; all views should have the elevati
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -74,7 +74,8 @@ class ImageDream(MVDream):
     @property
     def encoder_size(self) -> int:
         """Height and width in pixels of the images that CLIP's image encoder takes."""
-        return int(self.encoder.config.image_size)
+        config: Any = self.encoder.config
+        return int(config.image_size)
 
     @torch.no_grad()
     def reference(self, text: Tensor, background: Tensor | None = None) -> Features | None:
@@ -126,7 +127,7 @@ class ImageDream(MVDream):
     @property
     def no_image(self) -> tuple[Tensor, Tensor]:
         """Features and latents of the unconditional branch: zeros."""
-        config = self.encoder.config
+        config: Any = self.encoder.config
         count = (self.encoder_size // config.patch_size) ** 2 + 1
         features = torch.zeros(1, count, config.hidden_size, device=self.device)
         return features, torch.zeros(1, *self.latent_shape, device=self.device)

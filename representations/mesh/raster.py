@@ -41,8 +41,9 @@ def surface_points(vertices: Tensor, faces: Tensor, cameras: Cameras) -> Surface
     if device.type == "cuda" and installed("nvdiffrast"):
         face = cuda_raster.visible_faces(vertices, faces, cameras)
     else:
-        shape = (t.detach().cpu().numpy() for t in (vertices, faces, cameras.c2w, cameras.fov))
-        face = torch.from_numpy(raster.rasterise(*shape, (cameras.height, cameras.width)).face).long().to(device)
+        points, triangles, c2w, fov = (t.detach().cpu().numpy() for t in (vertices, faces, cameras.c2w, cameras.fov))
+        found = raster.rasterise(points, triangles, c2w, fov, (cameras.height, cameras.width))
+        face = torch.from_numpy(found.face).long().to(device)
     index = (face.reshape(-1) >= 0).nonzero()[:, 0]
     visible = face.reshape(-1)[index]
     origins, directions = (rays.reshape(-1, 3).to(device)[index] for rays in cameras.rays())

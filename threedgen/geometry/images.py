@@ -153,11 +153,12 @@ def write_mp4(frames: Iterable[Any], path: Path | str, fps: int = 30) -> Path:
 
     try:
         stream: Any = even_frames()  # the plugin accepts iterators, but its annotations do not
-        iio.imwrite(temporary, stream, plugin="FFMPEG", extension=".mp4", is_batch=True, fps=fps, **H264)
-        _check_frame_count(temporary, count)
+        try:
+            iio.imwrite(temporary, stream, plugin="FFMPEG", extension=".mp4", is_batch=True, fps=fps, **H264)
+            _check_frame_count(temporary, count)
+        except OSError as error:
+            raise OSError(f"{path} could not be written: {str(error).splitlines()[0]}") from error
         publish(temporary, path)
-    except OSError as error:
-        raise OSError(f"{path} could not be written: {str(error).splitlines()[0]}") from error
     finally:
         temporary.unlink(missing_ok=True)
     return path

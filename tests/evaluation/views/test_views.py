@@ -194,7 +194,7 @@ def test_unsuitable_scenes_and_models_are_refused_before_sampling(
 
 
 def test_missing_files_and_packages_are_refused_by_check(tmp_path: Path) -> None:
-    with refused("prior.blocks", "prior.blocks="):
+    with refused("prior.blocks", "blocks.safetensors"):
         options(tmp_path, blocks=None).check()
     with refused("views", "'1'"):
         options(tmp_path, views="1").check()

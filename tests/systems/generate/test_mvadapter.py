@@ -70,7 +70,7 @@ def test_resume_refuses_another_adapter(
     capsys.readouterr()
     assert cli.main(["--resume", "run", "trainer.max_steps=3"]) == 2
     output = capsys.readouterr().err.strip().splitlines()[-1]
-    assert output.startswith("prior.adapter: ") and "with other weights (SHA-256" in output
+    assert output.startswith("prior.adapter: ") and "other weights (SHA-256" in output
 
 
 def halve(file: Path) -> None:
