@@ -1,7 +1,8 @@
 """For all tests: repeatable property tests, no wait for the disk, a GPU or a browser only where there is one."""
 
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,15 @@ def no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
+
+
+@pytest.fixture(autouse=True)
+def one_thread_after_each_test() -> Iterator[None]:
+    """Undo `set_threads` of runs within this process, which the tests after them would inherit: with a worker for each
+    core, two threads each make them ten times slower."""
+    yield
+    if "torch" in sys.modules and "OMP_NUM_THREADS" in os.environ:
+        sys.modules["torch"].set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 def is_worker(config: pytest.Config) -> bool:
