@@ -130,10 +130,10 @@ def prepare() -> None:
 
     import threedgen.systems.generate.task
     import threedgen.viewer.report  # noqa: F401
-    from tests.support import task_server
+    from tests.support import fork_server
 
     torch.set_num_threads(1)
-    task_server._load_kernels()
+    fork_server.load_kernels()
 
 
 def serve() -> None:

@@ -121,7 +121,7 @@ def _import_everything() -> None:
     torch.set_num_threads(1)
 
 
-def _load_kernels() -> None:
+def load_kernels() -> None:
     """Load what numba needs, and the kernels without threads. No backward pass: a child may add a device."""
     import torch
 
@@ -151,5 +151,5 @@ def serve() -> None:
 
 if __name__ == "__main__":
     _import_everything()
-    _load_kernels()
+    load_kernels()
     serve()

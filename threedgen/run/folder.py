@@ -28,7 +28,7 @@ from threedgen.config.command import command
 from threedgen.config.errors import ConfigError, short
 from threedgen.config.plain_file import read_json
 from threedgen.config.scheduled import is_step
-from threedgen.run.disk import TEMPORARY_NAME, Tree, prepare, write_atomic
+from threedgen.run.disk import TEMPORARY_NAME, Tree, prepare, write_atomic, writing
 from threedgen.run.lock import NAME as LOCK
 from threedgen.run.lock import acquire, was_released
 
@@ -243,7 +243,8 @@ def reopen(run: str | Path, overrides: list[str]) -> tuple[Any, Path]:
 def write_config(folder: Path, config: BaseModel, config_name: str = "") -> None:
     """Write config.yaml, with `config_name` as a comment. `out` is left out, so the folder can be moved."""
     first = f"# {' '.join(config_name.split())}\n" if config_name else ""
-    write_atomic(folder / CONFIG, first + dump(config.model_copy(update={"out": None})))
+    with writing(folder):
+        write_atomic(folder / CONFIG, first + dump(config.model_copy(update={"out": None})))
 
 
 def stored_config_name(text: str) -> str:

@@ -102,7 +102,7 @@ def test_storage_fault_is_said_and_the_run_goes_on(tmp_path: Path, lasting: bool
 def test_storage_fails_at_any_moment(tmp_path: Path) -> None:
     rng, number = random.Random(11), uses(tmp_path / "count")
     codes: Counter[int] = Counter()
-    for k in range(int(os.environ.get("FAULTS", "40"))):
+    for k in range(int(os.environ.get("FAULTS", "14"))):
         fault = {"number": rng.randint(1, number), "error": rng.choice(ERRORS), "lasting": rng.random() < 0.5}
         codes[assert_fault_is_said(tmp_path / str(k), fault, **fault)] += 1
     print(f"{sum(codes.values())} faults at {number} uses of the storage, exit codes {dict(codes)}; differences: 0")
