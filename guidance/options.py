@@ -42,7 +42,9 @@ def embedded_as(name: str) -> AfterValidator:
 Dtype = Literal["auto", "fp32", "bf16", "fp16"]
 BaseWeights = Annotated[str, embedded_as("toybox-base")]
 MultiviewWeights = Annotated[str, embedded_as("toybox-prior")]
-GuideViews = Annotated[bool, Field(description="unconditional branch without other views (papers: all views together)")]
+GuideViews = Annotated[
+    bool, Field(description="the unconditional branch denoises each view by itself (in the papers: all views together)")
+]
 MatteName = Annotated[
     str | None,
     Field(min_length=1, description="remover of photo backgrounds: rembg, grabcut, toybox-matte or RUN/matte"),
@@ -57,13 +59,18 @@ class PriorConfig(Config):
 
     parts: ClassVar[tuple[str, ...]] = PARTS
 
+    graphs_unet: ClassVar[bool] = False
+    """Whether the UNet may run as a CUDA graph (`cuda_graph`): its inputs are tensors alone."""
+
     name: str = Field(description="name of the prior")
     weights: str = Field(min_length=1, description="its weights")
     tokenizer: str | None = Field(None, description="tokenizer of files without one, folder or hub id; null: CLIP's")
     dtype: Dtype = Field("auto", description="precision of the UNet; auto: bf16 if the device supports it, else fp32")
     attention: Literal["sdpa", "xformers"] = Field("sdpa", description="attention back end; xformers: if installed")
     cuda_graph: bool = Field(True, description="UNet of a distillation as a CUDA graph on a GPU: faster, 0.7 GB more")
-    image_size: int | None = Field(None, ge=8, le=2048, description="side of the prior's images, px; null: as trained")
+    image_size: int | None = Field(
+        None, ge=8, le=2048, description="image size of the prior in pixels per side; null: that of its training"
+    )
 
     _compact: bool = PrivateAttr(False)
 
@@ -151,8 +158,12 @@ class DraftedConfig(PriorConfig):
     embeddings: Annotated[list[EmbeddingFile], BeforeValidator(file_entries)] = Field(
         [], description="textual inversions: files, or {file: FILE, token: WORD}"
     )
-    prediction: Literal["epsilon", "v"] | None = Field(None, description="null: as the weights declare, else epsilon")
-    draft: float | None = Field(None, gt=0, le=1, description="strength after a half-size sample; null: one pass")
+    prediction: Literal["epsilon", "v"] | None = Field(
+        None, description="output of the UNet, noise or v; null: as the weights declare, else epsilon"
+    )
+    draft: float | None = Field(
+        None, gt=0, le=1, description="img2img strength at full size after a sample at half the size; null: one pass"
+    )
 
     @property
     def alters_weights(self) -> bool:
@@ -192,11 +203,23 @@ class ReferenceConfig(DraftedConfig):
 class MVDreamConfig(DraftedConfig):
     """Config of MVDream: a prior that samples several views of an object together, each with its camera."""
 
+    graphs_unet: ClassVar[bool] = True
+
     name: Literal["mvdream"] = Field("mvdream", description="multi-view diffusion (arXiv 2308.16512)")
-    weights: MultiviewWeights = Field("toybox-prior", min_length=1, description="embedded, folder, hub id or .pt file")
-    personalisation: str | None = Field(None, description="file of an mvdreambooth run, which adds its subject")
-    personalisation_strength: float = Field(1.0, ge=0, le=2, description="lower: more of the prompt, less subject")
-    guide_views: bool | None = Field(None, description="unconditional branch without other views; null: as trained")
+    weights: MultiviewWeights = Field(
+        "toybox-prior",
+        min_length=1,
+        description="toybox-prior (embedded), a diffusers folder, a hub id, or an original MVDream .pt file",
+    )
+    personalisation: str | None = Field(
+        None, description="file of an mvdreambooth run with these weights, which adds its subject"
+    )
+    personalisation_strength: float = Field(
+        1.0, ge=0, le=2, description="strength of the personalisation: lower follows the prompt more, the subject less"
+    )
+    guide_views: bool | None = Field(
+        None, description="the unconditional branch denoises each view by itself; null: if trained for it"
+    )
 
     @property
     def alters_weights(self) -> bool:
@@ -258,8 +281,14 @@ class ImageDreamConfig(ReferenceConfig):
 class StableDiffusionConfig(DraftedConfig):
     """Config of a 2D latent diffusion prior: single images, no camera."""
 
+    graphs_unet: ClassVar[bool] = True
+
     name: Literal["stable-diffusion"] = Field("stable-diffusion", description="2D diffusion (arXiv 2112.10752)")
-    weights: BaseWeights = Field("toybox-base", min_length=1, description="embedded, folder, hub id or single file")
+    weights: BaseWeights = Field(
+        "toybox-base",
+        min_length=1,
+        description="toybox-base (embedded), a diffusers folder, a hub id, or a single-file checkpoint",
+    )
 
 
 class MVDiffusionConfig(DraftedConfig):
@@ -309,8 +338,14 @@ class MVAdapterConfig(ReferenceConfig):
         min_length=1,
         description=f"{plugins.choice('adapter', 'a released adapter')}, or your own file; null: the 2D model alone",
     )
-    control: Control | None = Field(None, description="input: camera rays or mesh geometry; null: the adapter's")
-    guess: str | None = Field(None, min_length=1, description="start from this prior's coarse prediction; null: noise")
+    control: Control | None = Field(
+        None, description="guider input: camera rays or mesh geometry; null: the adapter's, else rays"
+    )
+    guess: str | None = Field(
+        None,
+        min_length=1,
+        description="multi-view prior whose coarse prediction starts the samples; null: they start from noise",
+    )
     mv_scale: float = Field(1.0, ge=0, le=10, description="scale of the attention between views")
     ref_scale: float = Field(1.0, ge=0, le=10, description="scale of the attention to the reference image")
     guide_views: GuideViews = False
@@ -360,8 +395,14 @@ class DeepFloydConfig(PriorConfig):
 
     parts: ClassVar[tuple[str, ...]] = ("unet", "text_encoder")
 
+    graphs_unet: ClassVar[bool] = True
+
     name: Literal["deepfloyd"] = Field("deepfloyd", description="2D diffusion on pixels (DeepFloyd IF, first stage)")
-    weights: str = Field("DeepFloyd/IF-I-XL-v1.0", min_length=1, description="diffusers folder or hub id")
+    weights: str = Field(
+        "DeepFloyd/IF-I-XL-v1.0",
+        min_length=1,
+        description="diffusers folder with UNet and T5 text encoder, or a hub id",
+    )
 
     def check(self) -> None:
         super().check()

@@ -28,17 +28,23 @@ class DistillationConfig(Config):
     """Options that all distillation losses have."""
 
     name: str = Field(description="name of the loss")
-    guidance_scale: Scheduled = Field(50.0, ge=0, description="guidance scale s of eps_u + s (eps_c - eps_u); 1: off")
+    guidance_scale: Scheduled = Field(
+        50.0, ge=0, description="classifier-free guidance scale s of eps_u + s (eps_c - eps_u); 1: off"
+    )
     min_step_percent: Scheduled = Field({"0%": 0.98, "80%": 0.02}, ge=0, le=1, description="lowest timestep, fraction")
     max_step_percent: Scheduled = Field({"0%": 0.98, "80%": 0.5}, ge=0, le=1, description="highest timestep, fraction")
-    timestep_per: Literal["batch", "group"] = Field("batch", description="one timestep for all images or each group")
+    timestep_per: Literal["batch", "group"] = Field(
+        "batch", description="one timestep for all images (MVDream), or one for each group of views"
+    )
 
 
 class VSDConfig(DistillationConfig):
     """Options of variational score distillation (ProlificDreamer, arXiv 2305.16213)."""
 
     name: Literal["vsd"] = Field("vsd", description="against a LoRA of the prior trained on the renders")
-    guidance_scale: Scheduled = Field(7.5, ge=0, description="guidance scale s of eps_u + s (eps_c - eps_u); 1: off")
+    guidance_scale: Scheduled = Field(
+        7.5, ge=0, description="classifier-free guidance scale s of eps_u + s (eps_c - eps_u); 1: off"
+    )
     min_step_percent: Scheduled = Field(0.02, ge=0, le=1, description="lowest timestep, fraction")
     max_step_percent: Scheduled = Field(
         {"0%": 0.98, "20%": 0.98, "20.01%": 0.5}, ge=0, le=1, description="highest timestep, fraction"
@@ -50,11 +56,15 @@ class SDSConfig(DistillationConfig):
     """Options of score distillation sampling (DreamFusion, arXiv 2209.14988)."""
 
     name: Literal["sds"] = Field("sds", description="score distillation, d loss / d z = w(t) (eps - noise)")
-    weighting: Literal["one_minus_alpha_bar", "uniform"] = Field("one_minus_alpha_bar", description="weight w(t)")
+    weighting: Literal["one_minus_alpha_bar", "uniform"] = Field(
+        "one_minus_alpha_bar", description="w(t): 1 - alpha_bar_t, or 1"
+    )
 
 
 class ReconstructionConfig(DistillationConfig):
     """Options of score distillation as reconstruction of the predicted image (MVDream, arXiv 2308.16512)."""
 
     name: Literal["reconstruction"] = Field("reconstruction", description="distance to the predicted image")
-    recon_std_rescale: Scheduled = Field(0.5, ge=0, le=1, description="CFG rescale to unguided contrast; 0: off")
+    recon_std_rescale: Scheduled = Field(
+        0.5, ge=0, le=1, description="CFG rescale towards the contrast without guidance; 0: off"
+    )

@@ -28,18 +28,26 @@ class SamplingConfig(Config):
     )
     last: int = Field(1, ge=1, description="number of newest views for strategy=last")
     steps: int = Field(256, ge=1, le=10_000, description="denoising steps per view; 1 for a one-step regression")
-    guidance_scale: float = Field(3.0, ge=0, description="s of eps_u + s (eps_c - eps_u); 1: off, half the time")
+    guidance_scale: float = Field(
+        3.0, ge=0, description="classifier-free guidance s of eps_u + s (eps_c - eps_u); 1: none, half the time"
+    )
 
 
 class ThreeDiMSamplerConfig(SamplingConfig):
     """Views of a scene sampled from a given view by a trained 3DiM model."""
 
     name: Literal["threedim"] = Field("threedim", description="novel views from a given view (3DiM)")
-    weights: str = Field("embedded", min_length=1, description="embedded, embedded-concat (cars and chairs), RUN/model")
+    weights: str = Field(
+        "embedded",
+        min_length=1,
+        description="embedded (toybox cars and chairs, 32 pixels), embedded-concat (its baseline), or RUN/model",
+    )
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="precision of the network; auto: bf16 where the device supports it, else fp32"
     )
-    compile: bool = Field(False, description="torch.compile of the network; needs a C++ compiler")
+    compile: bool = Field(
+        False, description="torch.compile of the network: a minute's wait, then faster; needs a C++ compiler"
+    )
 
     def check(self) -> None:
         novel_view_model(self.weights)
@@ -54,7 +62,9 @@ class XUNetConfig(Config):
         "xunet",
         description="xunet: views attend to each other in one network; concat: condition as input channels (baseline)",
     )
-    image_size: int | tuple[int, int] = Field(128, examples=[[128, 96]], description="side, or height and width, px")
+    image_size: int | tuple[int, int] = Field(
+        128, examples=[[128, 96]], description="pixels per side, or height and width"
+    )
     channels: int = Field(256, ge=1, le=4096, description="width of the first level")
     channel_mult: tuple[int, ...] = Field((1, 2, 2, 4), description="width of each level in multiples of channels")
     emb_channels: int = Field(1024, ge=4, le=16384, description="width of the embedding of noise level and pose")

@@ -115,8 +115,8 @@ object-source  meshes  data.object_views:MeshObjects       data.options:MeshFold
 pair-source  srn     data.srn.pairs:ArchiveScenes      data.srn.options:SRNPairsConfig
 pair-source  toybox  toybox.data.make_srn:ToyboxScenes  toybox.options:ToyboxPairsConfig
 scenes  toybox   toybox.evaluation.held_out:toybox_scenes  toybox.evaluation.options:ToyboxScenesConfig
-scenes  posed    evaluation.consistency.scenes:srn      evaluation.consistency.options:PosedScenesConfig
-scenes  srn      evaluation.consistency.scenes:srn      evaluation.consistency.options:PosedScenesConfig
+scenes  posed    evaluation.consistency.scenes:posed      evaluation.consistency.options:PosedScenesConfig
+scenes  srn      evaluation.consistency.scenes:posed      evaluation.consistency.options:PosedScenesConfig
 scenes  sampled  evaluation.consistency.scenes:sampled  evaluation.consistency.options:SampledScenesConfig
 representation  ngp    representations.field.ngp:NGP     representations.options:NGPConfig
 representation  sdf    representations.field.sdf:SDF     representations.options:SDFConfig

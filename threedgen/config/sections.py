@@ -42,8 +42,12 @@ class MultiviewCameraConfig(Config):
     n_view: int = Field(4, ge=1, le=64, description="views per group; 1: independent cameras")
     elevation_range: Elevations = Field((0.0, 30.0), description="degrees above the horizon")
     fov_range: Fovs = Field((15.0, 60.0), description="vertical field of view, degrees")
-    distance_range: Positives = Field((0.8, 1.0), description="distance to the centre, unit: see relative_distance")
-    relative_distance: bool = Field(True, description="distances in units of 1 / tan(fov / 2): same object size")
+    distance_range: Positives = Field(
+        (0.8, 1.0), description="distance to the centre, in the unit of relative_distance"
+    )
+    relative_distance: bool = Field(
+        True, description="distances in units of 1 / tan(fov / 2): the same object size at any fov"
+    )
     zoom_range: Positives = Field((1.0, 1.0), description="factor on the fov that does not change the distance")
     camera_perturb: float = Field(0.0, ge=0, description="maximum shift of the camera along each axis")
     center_perturb: float = Field(0.0, ge=0, description="standard deviation of the look-at point")
@@ -51,10 +55,14 @@ class MultiviewCameraConfig(Config):
     light_sample_strategy: Literal["dreamfusion", "magic3d"] = Field(
         "dreamfusion", description="point light near the camera, or on a cap around its direction"
     )
-    elevation_reference: bool = Field(False, description="elevations as in MVDream-threestudio, half of them lower")
+    elevation_reference: bool = Field(
+        False, description="sample elevations like MVDream-threestudio, half of them in a smaller range"
+    )
     light_reference: bool = Field(False, description="magic3d light as in threestudio, only from below the camera")
     progressive_until: int = Field(0, ge=0, description="step until which elevation and azimuth ranges widen; 0: off")
-    progressive_elevation: float = Field(15.0, ge=-90, le=90, description="elevation where the range starts, degrees")
+    progressive_elevation: float = Field(
+        15.0, ge=-90, le=90, description="elevation in degrees from which the range widens"
+    )
 
 
 class OrbitCameraConfig(Config):
@@ -81,7 +89,9 @@ class TrainerConfig(Config):
     accumulate_grad_batches: int = Field(1, ge=1, description="batches per optimisation step")
     log_every_n_steps: int = Field(10, ge=1, description="steps between two lines of metrics")
     val_check_interval: int = Field(0, ge=0, description="steps between two validation images; 0: only at the end")
-    deterministic: bool | Literal["warn"] = Field("warn", description="deterministic algorithms; warn: on CPUs, if any")
+    deterministic: bool | Literal["warn"] = Field(
+        "warn", description="deterministic algorithms; warn: on a CPU where one exists, off on a GPU"
+    )
 
     def check(self) -> None:
         if self.accelerator not in ("auto", "cpu"):
@@ -144,7 +154,9 @@ class RunConfig(TaskConfig):
 
     seed: int = Field(0, ge=0, lt=2**63, description="seed; the same seed, machine and versions give the same bytes")
     out: str | None = Field(None, description="run folder; null: outputs/CONFIG/words-of-the-prompt")
-    threads: int | None = Field(None, ge=1, le=1024, description="CPU threads; null: cores / trainer.devices")
+    threads: int | None = Field(
+        None, ge=1, le=1024, description="CPU threads; null: one per core, shared by trainer.devices"
+    )
 
     def destination(self) -> Path | None:
         return None if self.out is None else Path(self.out)

@@ -22,7 +22,9 @@ class WalksConfig(Config):
     has_depth: ClassVar[bool] = True
 
     views: int = Field(12, ge=2, le=64, description="views per entry")
-    between: float = Field(0.5, ge=0, le=1, description="share of entries conditioned on the first and last view")
+    between: float = Field(
+        0.5, ge=0, le=1, description="share of interpolation entries, whose first and last views are conditions"
+    )
 
 
 class _Folder(Config):
@@ -38,7 +40,9 @@ class MatterportConfig(_Folder):
     has_depth: ClassVar[bool] = False
 
     name: Literal["matterport"] = "matterport"
-    count: int | None = Field(None, ge=1, le=10_000_000, description="entries; null: one per panorama")
+    count: int | None = Field(
+        None, ge=1, le=10_000_000, description="number of entries, repeats start at another yaw; null: one per panorama"
+    )
     views: int = Field(8, ge=1, le=64, description="views per panorama, evenly spaced in azimuth")
     size: int = Field(512, ge=8, le=2048, description="side of a view, pixels")
     fov: float = Field(90.0, gt=0, lt=170, description="field of view, degrees")
@@ -48,7 +52,9 @@ class ScanNetConfig(_Folder, WalksConfig):
     """Camera walks of ScanNet, or other posed RGB-D images in the same layout."""
 
     name: Literal["scannet"] = "scannet"
-    count: int | None = Field(None, ge=1, le=10_000_000, description="entries; null: one per scene")
+    count: int | None = Field(
+        None, ge=1, le=10_000_000, description="number of entries, repeats take other frames; null: one per scene"
+    )
     height: int = Field(192, ge=8, le=2048, description="image height, pixels")
     width: int = Field(256, ge=8, le=2048, description="image width, pixels")
     poses: Literal["c2w", "w2c"] = Field("c2w", description="meaning of pose/N.txt: camera-to-world or world-to-camera")
@@ -64,7 +70,9 @@ class MeshFolderConfig(_Folder):
 
     name: Literal["meshes"] = "meshes"
     path: str = Field(min_length=1, description="folder of GLB, glTF, OBJ or PLY files, searched recursively")
-    captions: str | None = Field(None, description='JSON file such as {"chairs/1.glb": "a chair"}; null: file names')
+    captions: str | None = Field(
+        None, description='JSON file such as {"chairs/1.glb": "a wooden chair"}; null: captions from file names'
+    )
     up: Literal["y", "z"] = Field("y", description="up axis of the files; glTF uses y")
     light: bool = Field(True, description="toybox shading; false: unlit colours")
     pictures: int = Field(5, ge=1, le=1000, description="reference images per mesh for the adapter")

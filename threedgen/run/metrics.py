@@ -75,7 +75,7 @@ class Metrics:
             self._failed = True
 
     def sync(self) -> None:
-        """Write the lines so far to the disk, as a checkpoint of this step must not outlive them. Raises OSError."""
+        """Sync the lines so far to the disk; call it before a checkpoint of this step is saved. Raises OSError."""
         if self.path.exists():
             sync(self.path)
             sync(self.path.parent)

@@ -15,7 +15,9 @@ class PromptedConfig(RunConfig):
     """Prompt and check of its words; base of the configs with a prompt."""
 
     prompt: str = Field("", description="text for the prior, passed on as it is")
-    prompt_check: Literal["on", "off"] = Field("on", description="stop if the prior knows no noun of the prompt")
+    prompt_check: Literal["on", "off"] = Field(
+        "on", description="stop if the embedded prior knows no noun of the prompt; off: continue"
+    )
 
     @property
     def of_object(self) -> bool:

@@ -33,7 +33,9 @@ class MakeToyboxAssetsConfig(RunConfig):
 
     count: int = Field(200, ge=1, le=100_000, description="number of files")
     first: int = Field(0, ge=0, description="index of the first object")
-    style: Literal["plain", "blocks"] = Field("blocks", description="plain: original solids; blocks: their boxes")
+    style: Literal["plain", "blocks"] = Field(
+        "blocks", description="plain: original solids; blocks: each solid replaced by its box"
+    )
     split: Literal["train", "held-out"] = Field("train", description="split of (noun, colour, part) combinations")
 
 
@@ -51,7 +53,9 @@ class MakeToyRoomsConfig(RunConfig):
 
 # --- data sets ---------------------------------------------------------------------------------------------------
 
-Clutter = Annotated[float, Field(ge=0, le=1, description="objects, relative to the 2D model's rooms")]
+Clutter = Annotated[
+    float, Field(ge=0, le=1, description="objects in a room, as a share of those in the 2D model's training rooms")
+]
 DEFAULT_CLUTTER = 0.4
 """Default of `clutter`. At this value a caption, which names up to three objects, names most of the visible ones."""
 
@@ -85,7 +89,9 @@ class ToyboxObjectsConfig(Config):
 
     name: Literal["toybox"] = "toybox"
     count: int = Field(40_000, ge=1, le=10_000_000, description="number of objects")
-    variation: float = Field(1.0, ge=0, le=1, description="random variation of attributes without caption; 0: none")
+    variation: float = Field(
+        1.0, ge=0, le=1, description="random variation of attributes not in the caption, share of full range; 0: none"
+    )
 
 
 class MakeSRNToyboxConfig(RunConfig):

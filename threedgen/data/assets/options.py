@@ -134,7 +134,9 @@ class ViewsConfig(Config):
     size: int = Field(256, ge=16, le=2048, description="side of a view, pixels")
     elevation: Elevations = Field((0.0, 30.0), description="range of elevations above the horizon, degrees")
     fov: Fovs = Field((15.0, 60.0), description="range of vertical fields of view, degrees")
-    relative_distance: Positives = Field((0.9, 1.1), description="range of distances, in units of 1 / tan(fov / 2)")
+    relative_distance: Positives = Field(
+        (0.9, 1.1), description="range of camera distances, in units of 1 / tan(fov / 2)"
+    )
     light: bool = Field(True, description="shading from the camera and from above; false: unlit base colours")
     per_shard: int = Field(32, ge=1, le=10_000, description="assets per shard, the unit that a killed run repeats")
 
@@ -143,12 +145,18 @@ class AssetsConfig(WorkersConfig):
     """Base class of the options of tasks that read user assets, and render them if necessary."""
 
     data: str = Field("", description="folder of GLB, glTF, OBJ or PLY files, or a run of make-asset-views")
-    captions: str = Field("captions.csv", min_length=1, description="CSV, columns file, caption, up, turn")
+    captions: str = Field(
+        "captions.csv",
+        min_length=1,
+        description="CSV file with columns file, caption and optionally up, turn; here or in data",
+    )
     up: Literal["y", "z"] = Field("y", description="up axis of the files; y-up files face +z, z-up files +x")
     views: ViewsConfig = ViewsConfig()
     sheet: int = Field(120, ge=1, le=10_000, description="number of assets on the contact sheet")
     engine: Engine = Field("processes", description="where to render: this process, local processes, a Ray cluster")
-    workers: int = Field(default_factory=cores, ge=1, le=10_000, description="workers of processes and ray")
+    workers: int = Field(
+        default_factory=cores, ge=1, le=10_000, description="number of workers of the engines processes and ray"
+    )
 
     @property
     def rendered(self) -> Path | None:

@@ -89,7 +89,7 @@ class Scene:
         return Views(images, self.cameras)
 
 
-def srn(config: options.PosedScenesConfig, sampler: object, seed: int) -> list[Scene]:
+def posed(config: options.PosedScenesConfig, sampler: object, seed: int) -> list[Scene]:
     return [_with_condition(config, open_scene(path, config)) for path in config.folders()]
 
 

@@ -35,7 +35,9 @@ class CLIPSidesConfig(Config):
     """Zero-shot classification by CLIP, for objects beyond the toybox."""
 
     name: Literal["clip"] = Field("clip", description="zero-shot CLIP, for anything that photos show")
-    weights: str = Field(CLIP_WEIGHTS, min_length=1, description="folder or hub id, not those of the optimisation")
+    weights: str = Field(
+        CLIP_WEIGHTS, min_length=1, description="folder or hub id; not one that assets were optimised with"
+    )
 
     def check(self) -> None:
         from threedgen.guidance.weights.hub import cached, is_hub_id, reachable
@@ -124,7 +126,7 @@ class JanusBenchmarkConfig(MeteredConfig, WorkersConfig):
         METHODS, min_length=1, description="configs that make an object of a prompt, each with optional overrides"
     )
     overrides: tuple[str, ...] = Field((), description="key=value overrides of all methods")
-    prompts: Names = Field((), description="objects with one front; []: of the toybox")
+    prompts: Names = Field((), description="objects with one clear front; []: held-out toybox prompts")
     toybox: int = Field(36, ge=1, le=1000, description="number of held-out toybox prompts if `prompts` is empty")
     seeds: Seeds = Field((0, 1, 2), min_length=1, description="seeds of each prompt and method")
 

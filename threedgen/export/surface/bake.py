@@ -12,6 +12,7 @@ from typing import NamedTuple, Self
 import numpy as np
 from scipy.spatial import cKDTree
 
+from threedgen.export.options import MATERIALS, Material
 from threedgen.export.shape.mesh import Mesh, TexturedMesh, vertex_tangents
 from threedgen.geometry.raster import Buffers, box_downsample, interpolate, rasterise_uv, unit
 from threedgen.geometry.texture import fill
@@ -58,7 +59,7 @@ def bake(
     dense: Mesh,
     size: int | tuple[int, int],
     colours: Callable[[Array], Array] | None = None,
-    material: tuple[float, float] = (0.6, 0.0),
+    material: Material = MATERIALS["matte"],
 ) -> Maps:
     """Bake the colours, normals and ambient occlusion of the dense surface into textures of the low-poly mesh.
 

@@ -18,14 +18,20 @@ Paths = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isi
 class TuningConfig(Config):
     """Training on the photos, and prior preservation."""
 
-    preservation: Literal["l1", "l2", "images", "lora", "none"] = Field("l1", description="prior preservation")
+    preservation: Literal["l1", "l2", "images", "lora", "none"] = Field(
+        "l1", description="prior preservation: l1 or l2 distance of the weights, class images, or LoRA"
+    )
     weight: float = Field(1.0, ge=0, description="weight of the preservation loss")
     batch: int = Field(4, ge=1, le=256, description="photos per step")
     learning_rate: Scheduled = Field({"0%": 0.0, "5%": 1e-4}, ge=0, description="learning rate of the UNet")
-    word_learning_rate: Scheduled = Field(0.0, ge=0, description="learning rate of the word's embedding; 0: frozen")
+    word_learning_rate: Scheduled = Field(
+        0.0, ge=0, description="learning rate of the identifier's embedding; 0: frozen"
+    )
     like: str = Field("", description="words whose mean embedding the identifier starts from; empty: all words")
     class_images: int = Field(16, ge=1, le=1000, description="class images, for preservation=images")
-    class_prompts: tuple[str, ...] = Field(("{class}",), min_length=1, description="{class}: prompt without identifier")
+    class_prompts: tuple[str, ...] = Field(
+        ("{class}",), min_length=1, description="their prompts; {class} is the prompt without the identifier"
+    )
     class_steps: int = Field(30, ge=1, le=1000, description="DDIM steps of class images")
     class_guidance: float = Field(5.0, ge=0, description="guidance scale of class images")
 
@@ -44,7 +50,9 @@ class MVDreamBoothConfig(PromptedConfig):
     matte: MatteName = None
     prompt: str = Field("", description="caption of the photos with the identifier, such as 'a [v] dog'")
     identifier: str = Field("[v]", min_length=1, max_length=32, pattern=r"^\S+$", description="word for the subject")
-    prior: Annotated[Any, Component("prior", default="mvdream", only=("mvdream",))] = {}
+    prior: Annotated[Any, Component("prior", default="mvdream", only=("mvdream",))] = Field(
+        {}, description="prior that is trained"
+    )
     tuning: TuningConfig = TuningConfig()
     sheet: SheetConfig = SheetConfig()
     trainer: TrainerConfig = default_trainer(400, val_check_interval=100)

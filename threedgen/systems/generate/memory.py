@@ -28,8 +28,6 @@ META = torch.device("meta")
 TOKENS = 77
 LIBRARIES = 0.5e9
 """Resident bytes of a process on Linux after it has imported the libraries of a run."""
-GRAPHED = ("mvdream", "stable-diffusion", "deepfloyd")
-"""Priors whose UNet runs as a CUDA graph."""
 FIRST_STEPS = 50
 """Number of steps of which the first with a lit render is measured."""
 
@@ -44,7 +42,7 @@ class MetaPrior(Prior):
         self.image_size = config.prior.image_size or self.unet.config["sample_size"] * self.factor
         half = compute_dtype(config.prior.dtype, device) if device.type in GPUS else torch.float32
         self.half, self.dtype = half, torch.float32
-        self.cuda_graph = config.prior.cuda_graph and half != torch.float32 and config.prior.name in GRAPHED
+        self.cuda_graph = config.prior.cuda_graph and half != torch.float32 and config.prior.graphs_unet
         self.graph_memory = torch.empty(0, device=META)
         for network in self.networks.values():
             network.requires_grad_(False)

@@ -40,7 +40,9 @@ class OptimizerConfig(Config):
     name: str = Field(description="optimizer")
     encoding: Scheduled = Field(0.01, ge=0, description="learning rate of the field's encoding")
     networks: Scheduled = Field(0.001, ge=0, description="learning rate of the field's networks")
-    geometry: Scheduled | None = Field(None, ge=0, description="learning rate of a mesh's shape; null: as networks")
+    geometry: Scheduled | None = Field(
+        None, ge=0, description="learning rate of a mesh's shape, 0: fixed shape; null: same as networks"
+    )
     background: Scheduled = Field(0.001, ge=0, description="learning rate of the background")
     distillation: Scheduled = Field(1e-4, ge=0, description="learning rate of the parameters of the loss (vsd)")
 
@@ -94,11 +96,19 @@ class FitConfig(Config):
     """Fit of the object to images, in the warm start and in refinement."""
 
     rays: int = Field(4096, ge=1, description="random pixels per step; meshes: about as many, in whole images")
-    distortion: Scheduled = Field(0.0, ge=0, description="distortion loss (Mip-NeRF 360); volumes in one chunk only")
-    matte: str | None = Field(None, min_length=1, description="toybox-matte or RUN/matte; null: by border colour")
+    distortion: Scheduled = Field(
+        0.0, ge=0, description="weight of the distortion loss (Mip-NeRF 360); volumes rendered in one chunk only"
+    )
+    matte: str | None = Field(
+        None,
+        min_length=1,
+        description="foreground network: toybox-matte or RUN/matte; null: compare with the border's colour",
+    )
 
 
-Sharpen = Annotated[float, Field(ge=0, le=4, description="amount of the unsharp mask, with a blur of side / 64")]
+Sharpen = Annotated[
+    float, Field(ge=0, le=4, description="amount of the unsharp mask on the views; its blur is 1/64 of their side")
+]
 
 
 class WarmStartConfig(Config):
@@ -116,7 +126,9 @@ DEFAULT_DISTILLATION = "reconstruction"
 class RefineConfig(Config):
     """Final rounds in which the prior resamples views and the object is fitted to them."""
 
-    strengths: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field((), description="img2img strength per round")
+    strengths: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
+        (), description="img2img noise strength of each round; []: no refinement"
+    )
     share: float = Field(0.2, gt=0, le=1, description="fraction of trainer.max_steps per round")
     groups: int = Field(6, ge=1, le=64, description="groups of camera.n_view views")
     steps: int = Field(25, ge=1, le=1000, description="DDIM steps at strength 1; fewer in proportion below")
@@ -162,7 +174,9 @@ class ResultConfig(Config):
     )
     fps: int = Field(20, ge=1, le=120, description="frames per second of turntable.mp4")
     mesh_resolution: int = Field(128, ge=16, le=512, description="grid points per axis of marching cubes")
-    exporters: Annotated[tuple[str, ...], registered("exporter")] = Field((), description="plug-ins that write files")
+    exporters: Annotated[tuple[str, ...], registered("exporter")] = Field(
+        (), description="plug-ins that write further files, by name"
+    )
 
 
 class GenerateConfig(PromptedConfig):
@@ -182,19 +196,33 @@ class GenerateConfig(PromptedConfig):
     matte: MatteName = None
     negative_prompt: str = Field("", description="text of the unconditional branch of the guidance")
     view_prompts: ViewPromptsConfig = ViewPromptsConfig()
-    system: Annotated[SystemConfig, Component("system", default="generate")] = Field(SECTION, description="training")
+    system: Annotated[SystemConfig, Component("system", default="generate")] = Field(
+        SECTION, description="training step"
+    )
     prior: Annotated[PriorConfig, Component("prior", default="mvdream")] = Field(SECTION, description="diffusion prior")
-    distillation: Annotated[DistillationConfig, Component("distillation", default=DEFAULT_DISTILLATION)] = SECTION
-    field: Annotated[FieldConfig, Component("representation", default="ngp")] = Field(SECTION, description="object")
+    distillation: Annotated[DistillationConfig, Component("distillation", default=DEFAULT_DISTILLATION)] = Field(
+        SECTION, description="loss from the prior"
+    )
+    field: Annotated[FieldConfig, Component("representation", default="ngp")] = Field(
+        SECTION, description="representation of the object"
+    )
     background: Annotated[Config, Component("background", default="solid")] = Field(SECTION, description="background")
-    material: Annotated[MaterialConfig, Component("material", default="none")] = Field(SECTION, description="lighting")
+    material: Annotated[MaterialConfig, Component("material", default="none")] = Field(
+        SECTION, description="lighting of the features"
+    )
     march: MarchConfig = MarchConfig()
     occupancy: OccupancyConfig | None = Field(OccupancyConfig(), description="null: no empty-space skipping")
-    camera: Annotated[sections.MultiviewCameraConfig, Component("camera", default="multiview")] = SECTION
-    guidance_input: Literal["colour", "normal"] = Field("colour", description="input of the prior")
+    camera: Annotated[sections.MultiviewCameraConfig, Component("camera", default="multiview")] = Field(
+        SECTION, description="sampler of training cameras"
+    )
+    guidance_input: Literal["colour", "normal"] = Field(
+        "colour", description="input of the prior: the colour image, or the normals as colours"
+    )
     size: Scheduled = Field(64, ge=8, le=2048, description="height and width of training renders, pixels; no ramps")
     scenes_per_step: Scheduled = Field(1, ge=1, le=64, description="groups of camera.n_view views per step; no ramps")
-    optimizer: Annotated[OptimizerConfig, Component("optimizer", default="adam")] = SECTION
+    optimizer: Annotated[OptimizerConfig, Component("optimizer", default="adam")] = Field(
+        SECTION, description="optimizer and learning rates"
+    )
     loss: Annotated[LossConfig, LossWeights()] = Field(SECTION, description="weights of the loss terms, by step")
     preview: PreviewConfig = PreviewConfig()
     fit: FitConfig = FitConfig()
@@ -205,8 +233,12 @@ class GenerateConfig(PromptedConfig):
     view: ViewConfig = Field(ViewConfig(), exclude=True)  # not part of the result: not in config.yaml, not hashed
     trainer: sections.TrainerConfig = sections.TrainerConfig(val_check_interval=100)
     checkpoint: sections.CheckpointConfig = sections.CheckpointConfig()
-    logger: Annotated[sections.LoggerConfig, Component("logger", default="csv")] = SECTION
-    metrics: Annotated[tuple[str, ...], registered("metric")] = Field((), description="plug-ins, by name")
+    logger: Annotated[sections.LoggerConfig, Component("logger", default="csv")] = Field(
+        SECTION, description="further log beside metrics.jsonl and metrics.csv"
+    )
+    metrics: Annotated[tuple[str, ...], registered("metric")] = Field(
+        (), description="plug-ins that measure the object at each validation, by name"
+    )
     preset: Literal["auto", "memory-24gb", "memory-12gb", "memory-8gb"] | None = Field(
         "auto", description="options that save memory, configs/presets; auto: if a GPU needs it; null: none"
     )

@@ -1,5 +1,4 @@
-"""Base LightningModule of text to 3D: holds object and prior, renders in chunks of samples, conditions the prior, takes
-steps."""
+"""Base LightningModule of text to 3D: the object, the prior and its condition, and renders in chunks of samples."""
 
 import logging
 from collections.abc import Callable

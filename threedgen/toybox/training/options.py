@@ -159,9 +159,13 @@ class TrainOwnPriorConfig(AssetsConfig):
     """Train a multi-view prior, or a 2D model, further on your own meshes and captions."""
 
     prior: Annotated[Any, Component("prior", default="mvdream", only=("mvdream",))] = {}
-    pictures: str | None = Field(None, description="images with captions.csv for 2D batches; null: views")
+    pictures: str | None = Field(
+        None, description="folder of images with captions.csv for 2D batches; null: views of the assets"
+    )
     held_out: int = Field(8, ge=0, le=100_000, description="assets for the sample sheet, not trained on")
-    features: Annotated[Any, Component("features", default="probe")] = Field({}, description="features of the FID")
+    features: Annotated[Any, Component("features", default="probe")] = Field(
+        {}, description="features of the FID; inception for photos"
+    )
     training: OwnTrainingConfig = OwnTrainingConfig()
     trainer: TrainerConfig = base.default_trainer(4000)
     checkpoint: CheckpointConfig = CheckpointConfig(seconds=60)
