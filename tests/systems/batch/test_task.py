@@ -2,6 +2,7 @@
 
 import csv
 import json
+import pickle
 from collections import Counter
 from pathlib import Path
 
@@ -53,6 +54,12 @@ def test_batch_makes_only_missing_objects() -> None:
     with Path("prompts.txt").open("a") as file:
         file.write("a green frog\n")
     assert command() == 0 and set(log().values()) == {1} and len(table()) == 12
+
+
+def test_jobs_can_be_sent_to_worker_processes() -> None:
+    Path("prompts.txt").write_text("a blue dog\n")
+    (job,) = plan(load("batch", ["prompts=prompts.txt", "configs=[mvdream-toybox loss.orientation=0.1]"]))
+    assert pickle.loads(pickle.dumps(job)) == job
 
 
 def test_failed_jobs_are_listed(caplog: pytest.LogCaptureFixture) -> None:

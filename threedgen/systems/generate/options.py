@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -56,6 +56,9 @@ class LossConfig(Config):
     opaque: Scheduled = Field(0.0, ge=0, description="weight of the entropy of the opacity, against half-transparency")
     z_variance: Scheduled = Field(0.0, ge=0, description="weight of the depth variance along rays, against haze")
 
+    def __reduce__(self) -> tuple[Callable[[Tree], LossConfig], tuple[Tree]]:
+        return _loss_config, (self.model_dump(),)  # pickle does not find the classes that `_loss_model` makes
+
 
 @dataclass(frozen=True)
 class LossWeights(Component):
@@ -84,6 +87,10 @@ def representation_losses() -> dict[str, dict[str, str]]:
         with suppress(Exception):  # a broken plug-in fails only if a config names it
             found[name] = getattr(registry.config_model("representation", name), "losses", {})
     return found
+
+
+def _loss_config(values: Tree) -> LossConfig:
+    return LossWeights()._validate(values)
 
 
 @cache
