@@ -3,8 +3,10 @@
 `threedgen.generate(prompt="a red penguin")` returns the finished run. Its `folder` has the video and the mesh.
 """
 
+import atexit
 import importlib.util
 import os
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -22,6 +24,7 @@ if "OMP_WAIT_POLICY" not in os.environ:
 _writable = any(os.access(place, os.W_OK) for place in (Path(__file__).parent, os.path.expanduser("~")))
 if not os.environ.get("NUMBA_CACHE_DIR") and not _writable:
     os.environ["NUMBA_CACHE_DIR"] = tempfile.mkdtemp(prefix="threedgen-numba-")
+    atexit.register(shutil.rmtree, os.environ["NUMBA_CACHE_DIR"], ignore_errors=True)
 
 __version__ = "0.1.0"
 INTERFACE_VERSION = 1

@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.support import disk
+from tests.support import disk, storage_faults
 from tests.support.waiting import when
 
 
@@ -73,7 +73,7 @@ def _process() -> subprocess.Popen[str]:
     variables = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "CI")}
     root = Path(__file__).resolve().parents[2]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    environment = {**os.environ, **variables, "PYTHONPATH": str(root)}
+    environment = {**os.environ, **variables, **storage_faults.preloaded(), "PYTHONPATH": str(root)}
     made = subprocess.Popen([sys.executable, __file__], **pipes, text=True, cwd=root, env=environment)
     atexit.register(made.kill)
     return made

@@ -1,50 +1,46 @@
-"""Storage that fails: the n-th use of a file or folder below a root raises an OSError."""
+"""Storage that fails or is slow: the n-th use of a file or folder below a root, through storage_faults.c."""
 
+import ctypes
+import functools
 import os
-import sys
-import time
-from collections.abc import Callable
+import shutil
+import subprocess
 from pathlib import Path
-from typing import Any
 
-EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.listdir", "os.scandir")
+from tests.support.kept_folder import made_once
+
+SOURCE = Path(__file__).with_suffix(".c")
 
 
-def inject(root: Path, number: int, error: int, lasting: bool = False, seconds: float = 0) -> None:
+@functools.cache
+def preloaded() -> dict[str, str]:
+    """Return the environment of a process whose storage can fail; {} without a C compiler."""
+    compiler = shutil.which("cc")
+    if compiler is None or not os.path.exists("/proc/self/fd"):
+        return {}
+
+    def make(folder: Path) -> None:
+        command = [compiler, "-O1", "-w", "-shared", "-fPIC", "-o", str(folder / "faults.so"), str(SOURCE), "-ldl"]
+        subprocess.run(command, check=True)
+
+    return {"LD_PRELOAD": str(made_once("storage_faults", make) / "faults.so")}
+
+
+def inject(root: Path, number: int, error: int = 0, lasting: bool = False, seconds: float = 0) -> None:
     """Let the `number`-th use of what lies below `root` fail with the errno `error`, `lasting`: also all later ones.
 
-    With `seconds` it does not fail, but takes so long. Uses are opened, renamed, removed, made and listed paths, and
-    syncs. The number of uses is written into the file "uses" beside `root` when the process ends.
+    With `seconds` it does not fail, but takes so long. Uses are opened, read, written, synced, renamed, removed, made
+    and listed files and folders. Their number is written into the file "uses" beside `root` when the process ends.
     """
-    place, uses = str(root.resolve()), [0]
+    import posix
 
-    def use() -> None:
-        uses[0] += 1
-        if uses[0] == number or (lasting and uses[0] > number):
-            if not seconds:
-                raise OSError(error, os.strerror(error))
-            time.sleep(seconds)
-
-    def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        if event in EVENTS and isinstance(arguments[0], str | os.PathLike):
-            path = os.path.abspath(os.fspath(arguments[0]))
-            if path.startswith(place + os.sep) and not path.endswith("log.txt"):
-                use()
-
-    def fsync(descriptor: int) -> None:
-        if os.readlink(f"/proc/self/fd/{descriptor}").startswith(place + os.sep):
-            use()
-
-    sys.addaudithook(hook)
-    os.fsync = fsync
-    _at_end(lambda: (root.parent / "uses").write_text(str(uses[0])))
-
-
-def _at_end(action: Callable[[], object]) -> None:
-    leave = os._exit
+    library, leave = ctypes.CDLL(None), os._exit
+    os.fsync = posix.fsync
 
     def ends(code: int) -> None:
-        action()
+        (root.parent / "uses").write_text(str(library.storage_uses()))
         leave(code)
 
     os._exit = ends  # type: ignore[assignment]
+    place = os.fsencode(root.resolve())
+    library.storage_faults(place, ctypes.c_long(number), error, int(lasting), int(1e6 * seconds))

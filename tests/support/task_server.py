@@ -95,6 +95,8 @@ def child(
     window: int | None = None,
     power_loss: str = "",
     fault: dict[str, Any] | None = None,
+    environment: dict[str, str | None] | None = None,
+    descriptors: int | None = None,
     **rest: Any,
 ) -> int:
     """One command.
@@ -103,7 +105,8 @@ def child(
     "go"; `nan_from`: the first step at which the prior answers NaN; `die_in`: a function whose call is the end of
     the process; `full_from`: one from which on the disk is full; `window`: the live view is a FakeWindow, whose
     button is pressed after this step (0: never); `power_loss`: a new folder for what a power loss would leave; `fault`:
-    what fails in the working folder (arguments of `inject`).
+    what fails in the working folder (arguments of `inject`); `environment`: variables to set, or to unset (None);
+    `descriptors`: the maximum number of open files.
     """
     from threedgen import cli
     from threedgen.guidance.priors.mvdream import MVDream
@@ -116,6 +119,12 @@ def child(
     from threedgen.toybox.training.system import CoarseSystem, PriorSystem
     from threedgen.toybox.training.text_encoder import TextEncoderSystem
 
+    for name, value in (environment or {}).items():
+        os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+    if descriptors:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
     now = {"step": -1}
     stages = (AutoencoderSystem, DecoderSystem, TextEncoderSystem, CoarseSystem, MatteSystem)
     for system in (*stages, DenoisingSystem, PriorSystem, DreamBoothSystem, GenerateSystem, PairSystem):

@@ -55,21 +55,38 @@ class OutOfMemory(ExpectedError):
 
 
 class WorkerLost(ExpectedError):
-    """Error for worker processes that died repeatedly."""
+    """Error for processes of a run that died, in a batch repeatedly."""
 
     exit_code = 5
+
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+STORAGE_ERRORS = (*NO_SPACE, errno.EIO, errno.EROFS, errno.ESTALE)
+"""Error numbers of a full, broken, read-only or vanished disk. Other numbers are about one file."""
+
+
+def storage_failed(error: BaseException | None) -> bool:
+    """Return whether an exception, or one that it was raised from or while handling, is about a full or failed disk."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in STORAGE_ERRORS:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def expected(error: BaseException) -> ExpectedError | None:
     """Return the error to show to the user for an exception; None for a bug, whose traceback is shown.
 
-    A full disk becomes DiskFull, exhausted memory OutOfMemory. An `ExpectedError` is returned unchanged.
+    A full disk becomes DiskFull, a failed one FileError, exhausted memory OutOfMemory. An `ExpectedError` is returned
+    unchanged.
     """
     if isinstance(error, ExpectedError):
         return error
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and error.errno in STORAGE_ERRORS:
         place = f": {error.filename}" if error.filename else ""
-        return DiskFull(f"the disk is full{place}. Make room there and run the same command again")
+        if error.errno in NO_SPACE:
+            return DiskFull(f"the disk is full ({error.strerror}){place}. Make room and run the same command again")
+        return FileError(f"the disk failed ({error.strerror}){place}. Check it and run the same command again")
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch.OutOfMemoryError
         detail = str(error).partition("\n")[0]
         return OutOfMemory(f"out of memory ({detail}). Use smaller sizes, or a machine with more memory")

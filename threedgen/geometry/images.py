@@ -3,6 +3,7 @@
 Images are arrays or tensors (H, W, 3) in sRGB, either floats in [0, 1] or uint8.
 """
 
+import errno
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -157,7 +158,8 @@ def write_mp4(frames: Iterable[Any], path: Path | str, fps: int = 30) -> Path:
             iio.imwrite(temporary, stream, plugin="FFMPEG", extension=".mp4", is_batch=True, fps=fps, **H264)
             _check_frame_count(temporary, count)
         except OSError as error:
-            raise OSError(f"{path} could not be written: {str(error).splitlines()[0]}") from error
+            reason = error.strerror or str(error).splitlines()[0]
+            raise OSError(f"{path} could not be written: {reason}") from error
         publish(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -173,4 +175,4 @@ def _check_frame_count(video: Path, count: int) -> None:
     except RuntimeError:
         written = 0
     if written != count:
-        raise OSError(f"the encoder wrote {written} of {count} frames")
+        raise OSError(errno.EIO, f"the encoder wrote {written} of {count} frames")

@@ -8,6 +8,7 @@ import atexit
 import logging
 import os
 import platform
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -48,10 +49,11 @@ def acquire(folder: Path) -> bool:
         os.close(lock)
         logger.warning("cannot lock %s (%s). Do not start another run there", folder, error.strerror)
         return False
-    os.ftruncate(lock, 0)
-    started = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
-    os.write(lock, f"process {os.getpid()} on {platform.node()} since {started}\n".encode())
     _locks[folder] = lock
+    started = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+    with writing(folder):
+        os.ftruncate(lock, 0)
+        os.write(lock, f"process {os.getpid()} on {platform.node()} since {started}\n".encode())
     return True
 
 
@@ -67,7 +69,8 @@ def release(folder: Path) -> None:
     """Release the lock of a folder. The file remains, because deleting it could remove another process's lock."""
     lock = _locks.pop(folder.resolve(), None)
     if lock is not None:
-        os.ftruncate(lock, 0)
+        with suppress(OSError):  # the disk failed: the lock ends nevertheless
+            os.ftruncate(lock, 0)
         os.close(lock)
 
 

@@ -58,24 +58,33 @@ class Metrics:
 
     def __init__(self, folder: Path, step: int = 0) -> None:
         self.path = Path(folder) / "metrics.jsonl"
-        self._failed = False
+        self._unwritten, self._failed = "", False  # lines that could not be written yet
         if self.path.exists():
             rows = [row for row in read_metrics(self.path.parent) if row["step"] <= step]
             write_atomic(self.path, "".join(map(_line, rows)))
 
     def log(self, step: int, values: Mapping[str, object]) -> None:
-        """Append the metrics of a step to metrics.jsonl: numbers or one-element tensors by name. Warn if this fails."""
-        line = _line({"step": step} | {key: _number(value) for key, value in values.items()})
+        """Append the metrics of a step to metrics.jsonl: numbers or one-element tensors by name.
+
+        If this fails, warn, and try again with the next line.
+        """
+        self._unwritten += _line({"step": step} | {key: _number(value) for key, value in values.items()})
         try:
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(line)
+            self._write()
         except OSError as error:
             if not self._failed:
                 logger.warning("cannot write %s (%s). The run continues", self.path, error.strerror)
-            self._failed = True
+            self._failed, self._unwritten = True, f"\n{self._unwritten}"  # ends a line that was written in part
+
+    def _write(self) -> None:
+        if self._unwritten:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(self._unwritten)
+            self._unwritten = ""
 
     def sync(self) -> None:
         """Sync the lines so far to the disk; call it before a checkpoint of this step is saved. Raises OSError."""
+        self._write()
         if self.path.exists():
             sync(self.path)
             sync(self.path.parent)

@@ -76,7 +76,8 @@ def read_torch(path: Path, mmap: bool = False, skip_objects: bool = False) -> An
             intact = whole and archive.testzip() is None
             names = [e for e in entries if e.filename.endswith("data.pkl")] if intact else []
             imports = _imports(archive.read(names[0])) if names and _total(names) <= MAX_PICKLE_BYTES else None
-    except Exception:  # a damaged zip or pickle raises BadZipFile, EOFError, ValueError, UnicodeDecodeError, ...
+    except Exception as error:  # a damaged zip or pickle raises BadZipFile, EOFError, ValueError, ...
+        _raise_if_unreadable(path, error)
         imports = None
     if imports is None:
         raise FileError(f"{path} is damaged, cut off or not a checkpoint. Copy or download it again")
@@ -96,6 +97,7 @@ def read_torch(path: Path, mmap: bool = False, skip_objects: bool = False) -> An
     except UnpicklingError:  # torch's message recommends weights_only=False: not shown
         raise FileError(f"{path} holds Python objects, {problem}") from None
     except Exception as error:  # torch raises many classes for damaged files
+        _raise_if_unreadable(path, error)
         raise FileError(f"{path} is damaged and cannot be read ({type(error).__name__})") from None
     if isinstance(content, _Skipped):
         raise FileError(f"{path} holds Python objects ({short(foreign[0])[1:-1]}), {problem}")
@@ -108,10 +110,14 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     """Load a safetensors file to the CPU, as name -> tensor. Raises FileError if it is missing or damaged."""
     try:
         return load_file(ordinary(path))
-    except OSError as error:
-        raise FileError(f"{path} cannot be read: {error.strerror or error}") from None
     except Exception as error:  # SafetensorError, or torch's errors for unsupported dtypes
+        _raise_if_unreadable(path, error)
         raise FileError(f"{path} is damaged: it is not valid safetensors ({type(error).__name__})") from None
+
+
+def _raise_if_unreadable(path: Path, error: Exception) -> None:
+    if isinstance(error, OSError):
+        raise FileError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 def leaves(tree: object) -> Iterator[object]:

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from threedgen.config import ConfigError, find, load, plain, registry, split_override, task_of, tree_hash
-from threedgen.config.errors import OutOfMemory
+from threedgen.config.errors import OutOfMemory, storage_failed
 from threedgen.config.plain_file import read_json
 from threedgen.config.registry import config_model
 from threedgen.config.sections import RunConfig
@@ -177,7 +177,7 @@ def make(job: Job, root: Path, threads: int | None) -> str:
     """Run the task of a job in the folder root/KEY, where KEY is `job.key`. Return the final state of the job.
 
     The state is FINISHED, FAILED (started, but made no object) or REFUSED (could not start). `threads`: CPU threads.
-    Raises Stopped after a signal, and all errors except ConfigError and OutOfMemory, so that the caller can retry.
+    Raises Stopped after a signal, and other errors, so that the caller can retry.
     """
     folder = root / job.key
     config = job.config.model_copy(update={"out": str(folder), "threads": threads})
@@ -196,6 +196,8 @@ def make(job: Job, root: Path, threads: int | None) -> str:
         else:
             state, figures = FINISHED, {"memory_mib": summary.get("peak_memory_mib", peak_memory())}
     except (ConfigError, OutOfMemory) as error:
+        if storage_failed(error):  # of the machine, not of the job
+            raise
         has_run = any((folder / runs.CHECKPOINTS).glob("*.ckpt"))
         state, figures = FAILED if has_run else REFUSED, {"reason": str(error)}
     finally:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from threedgen.config import config_hash, registry
 from threedgen.config.command import command
-from threedgen.config.errors import in_a_line
+from threedgen.config.errors import in_a_line, storage_failed
 from threedgen.config.sections import OrbitCameraConfig
 from threedgen.export.asset import ExportedAsset
 from threedgen.export.asset_folder import FOLDER, clear
@@ -125,10 +125,10 @@ def write_asset(system: GenerateSystem, folder: Path, notes: list[str], quiet: b
 
 
 def try_asset(make: Callable[[], ExportedAsset], folder: Path, notes: list[str], retry: str = "") -> Tree:
-    """Call `make`, which writes folder/asset, and turn every error into a note.
+    """Call `make`, which writes folder/asset, and turn every error into a note, except those of the disk.
 
-    The other results of the run must survive any error, such as a full disk or a bug in a library. Returns
-    entries for summary.json, or an empty dict after an error.
+    The other results of the run must survive any error, such as a bug in a library. Returns entries for summary.json,
+    or an empty dict after an error. After a full or failed disk, the same command makes the asset again.
 
     Args:
         notes: warnings for summary.json. The function appends the error or the warnings of the asset.
@@ -137,6 +137,8 @@ def try_asset(make: Callable[[], ExportedAsset], folder: Path, notes: list[str],
     try:
         asset = make()
     except Exception as error:
+        if storage_failed(error):
+            raise
         logger.debug("no asset", exc_info=error)
         _note(notes, f"no asset: {in_a_line(error)}{retry}")
         clear(folder / FOLDER)  # of an earlier, shorter part of the run
