@@ -17,6 +17,7 @@ from threedgen.config import help, plugins, registry
 from threedgen.config.errors import AbsentWeights, ConfigError, did_you_mean, expected, nearest, short
 from threedgen.config.sections import RunConfig
 from threedgen.run import folder as runs
+from threedgen.run.interrupts import end_with_parent
 from threedgen.run.options import is_rank_zero
 from threedgen.run.text import log_to_stderr, say
 
@@ -183,6 +184,7 @@ def main(words: list[str] | None = None) -> int:
     """Run the command line `words` (None: sys.argv[1:]); return its exit code. Only bugs print a traceback."""
     try:
         command = parse(sys.argv[1:] if words is None else words)
+        end_with_parent()
         with log_to_stderr(command.flags.get("--log-level", "info")):
             load_plugins(command)
             text = answer(command)

@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 
 from tests.support.errors import refused
+from tests.support.marks import unix
 from tests.support.worker_jobs import Job, work
 from threedgen.config import plugins
 from threedgen.config.errors import WorkerLost
+from threedgen.run import watch
 from threedgen.run.options import WorkersConfig
 from threedgen.run.workers import run_jobs
 
@@ -88,12 +90,15 @@ def test_run_jobs_retries_failed_jobs(run: Run, engine: str, caplog: pytest.LogC
     assert len(set(run.done.values())) <= 2 and (os.getpid() in run.done.values()) == (engine == "here")
 
 
-def test_run_jobs_replaces_a_dead_worker(run: Run) -> None:
-    jobs = [run.job("once", "die", once=True), run.job("always", "die"), *map(run.job, "abcdef")]
+@unix
+def test_run_jobs_replaces_a_dead_or_frozen_worker(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "CHECK_SECONDS", 0.05)
+    troubles = [run.job("once", "die", once=True), run.job("always", "die"), run.job("frozen", "freeze", once=True)]
+    jobs = [*troubles, *map(run.job, "abcdef")]
     assert run(jobs, attempts=3) == 0
-    assert set(run.done) == {"once", *"abcdef"} and set(run.failed) == {"always"}
+    assert set(run.done) == {"once", "frozen", *"abcdef"} and set(run.failed) == {"always"}
     assert "BrokenProcessPool" in run.failed["always"]
-    assert [job.traces("begun") for job in jobs] == [2, 3, 1, 1, 1, 1, 1, 1]
+    assert [job.traces("begun") for job in jobs] == [2, 3, 2, 1, 1, 1, 1, 1, 1]
 
 
 def test_run_jobs_stops_if_workers_keep_dying(run: Run) -> None:
@@ -208,9 +213,11 @@ def test_missing_ray_cluster_is_named(run: Run, fake_ray: FakeRay) -> None:
 
 
 @pytest.mark.slow
-def test_ray_retries_after_a_killed_worker(run: Run) -> None:
+def test_ray_retries_after_a_killed_or_frozen_worker(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray")
+    monkeypatch.setattr(watch, "CHECK_SECONDS", 0.5)
     jobs = [run.job("a", "die", once=True), run.job("b", "fail", once=True), run.job("c"), run.job("d", "die")]
+    jobs.append(run.job("e", "freeze", once=True))
     assert run(jobs, "ray", attempts=2, cpus=0.5) == 0
-    assert set(run.done) == set("abc") and set(run.failed) == {"d"}
-    assert [job.traces("begun") for job in jobs] == [2, 2, 1, 2]
+    assert set(run.done) == set("abce") and set(run.failed) == {"d"}
+    assert [job.traces("begun") for job in jobs] == [2, 2, 1, 2, 2]

@@ -25,7 +25,7 @@ from tests.support.waiting import when
 from threedgen import cli
 from threedgen.config import load
 from threedgen.export.options import AssetConfig
-from threedgen.studio.jobs import make_job
+from threedgen.studio.jobs import _start, make_job
 from threedgen.studio.options import StudioConfig
 from threedgen.studio.server import listen
 from threedgen.studio.state import plain_words
@@ -148,6 +148,15 @@ def test_cancel_ends_any_run_within_two_seconds(client: Client, prompt: str) -> 
     assert time.monotonic() - start < 2.5
     client.until(["cancelled", "finished"])
     assert client.queue.jobs()[0].error == "" and [run["prompt"] for run in client.api("runs")] == ["a blue dog"]
+
+
+@unix
+def test_run_ends_when_its_studio_is_killed() -> None:
+    code = "from threedgen.run.interrupts import end_with_parent; end_with_parent(); import time; time.sleep(100)"
+    process = _start([sys.executable, "-c", code])
+    assert process.stdin is not None and process.poll() is None
+    process.stdin.close()  # as the system does for a killed process
+    assert process.wait(60) == -signal.SIGTERM
 
 
 def test_job_cancelled_at_once_is_cancelled(client: Client) -> None:

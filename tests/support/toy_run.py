@@ -128,18 +128,27 @@ def run(
     full: tuple[int, ...] = (),
     full_as: str = "system",
     environment: dict[str, str] | None = None,
+    devices: int = 1,
+    check_seconds: float = 5,
 ) -> int:
     """One fit; leaves result.json (status, step, digest) and log.txt in `folder`; returns the exit code."""
     from threedgen.config.errors import ExpectedError
     from threedgen.config.sections import CheckpointConfig, TrainerConfig
+    from threedgen.run import watch
     from threedgen.train.loop import fit
+
+    watch.CHECK_SECONDS = check_seconds
 
     os.environ.update(environment or {})
     _sabotage(die_at, die_after, list(full), full_as)
     module = _toy(width, pause, list(nan), spoil, sleep_at, config_yaml)
     config = SimpleNamespace(
         trainer=TrainerConfig(
-            max_steps=max_steps, accelerator="cpu", accumulate_grad_batches=accumulate, val_check_interval=validate
+            max_steps=max_steps,
+            accelerator="cpu",
+            accumulate_grad_batches=accumulate,
+            val_check_interval=validate,
+            devices=devices,
         ),
         checkpoint=CheckpointConfig(seconds=seconds),
         seed=3,

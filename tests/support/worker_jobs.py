@@ -51,6 +51,10 @@ def die(job: Job) -> None:
     os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
 
 
+def freeze(job: Job) -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
 def wait(job: Job) -> None:
     """Until a signal comes, at which it saves what it has."""
     try:
@@ -67,5 +71,6 @@ def deaf(job: Job) -> None:
 
 
 TROUBLES: dict[str, Any] = {
-    "fail": fail, "mistake": mistake, "obeyed": obeyed, "die": die, "wait": wait, "deaf": deaf,
+    "fail": fail, "mistake": mistake, "obeyed": obeyed, "die": die, "freeze": freeze,
+    "wait": wait, "deaf": deaf,
 }  # fmt: skip

@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
@@ -10,6 +11,9 @@ from types import FrameType
 STOP_CODES = (130, 143)  # exit codes of a task that was stopped by Ctrl-C or SIGTERM
 Handler = Callable[[int, FrameType | None], object] | int | None
 STOP_NOTE = "stopping after this step (Ctrl-C again: at once)"
+WATCH_STDIN = "THREEDGEN_WATCH_STDIN"
+"""Environment variable with which a parent that keeps the stdin of a process open makes it end when the parent dies."""
+GRACE_SECONDS = 20.0  # for a checkpoint
 
 
 class Stopped(SystemExit):
@@ -68,3 +72,18 @@ class Interrupts:
         with suppress(OSError):  # closed stderr
             # print and logging are not reentrant in a signal handler
             os.write(2, f"\n{self.note}\n".encode())
+
+
+def end_with_parent() -> None:
+    """If WATCH_STDIN is set, send SIGTERM to this process when its stdin closes, and end it after GRACE_SECONDS."""
+
+    def wait() -> None:
+        with suppress(OSError):
+            while os.read(0, 1):
+                pass
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(GRACE_SECONDS)
+        os._exit(128 + signal.SIGTERM)
+
+    if os.environ.pop(WATCH_STDIN, ""):  # not for processes that this one starts
+        threading.Thread(target=wait, daemon=True).start()

@@ -15,11 +15,12 @@ from functools import partial
 from typing import Any, Generic, Literal, TypeVar
 
 from threedgen.config import plugins, registry
-from threedgen.config.errors import ConfigError, ExpectedError, WorkerLost
+from threedgen.config.errors import ConfigError, ExpectedError, WorkerLost, expected, in_a_line, storage_failed
 from threedgen.run.disk import Tree
 from threedgen.run.interrupts import STOP_CODES, Interrupts, Stopped
 from threedgen.run.options import WorkersConfig
 from threedgen.run.text import clean
+from threedgen.run.watch import FrozenProcesses, children
 
 logger = logging.getLogger(__name__)
 J = TypeVar("J")
@@ -80,10 +81,11 @@ def attempt(work: Callable[[J], R], job: J, table: dict[str, dict[str, registry.
         return "done", work(job)
     except Stopped as stop:
         return "stopped", stop.code
-    except ExpectedError as error:  # as a class of config.errors: others may not be picklable
-        kind = next(kind for kind in type(error).__mro__ if kind.__module__ == ExpectedError.__module__)
-        return "expected", kind(error.problem, error.key)
     except (Exception, SystemExit) as error:
+        shown = expected(error) if storage_failed(error) or isinstance(error, ExpectedError) else None
+        if shown is not None:  # as a class of config.errors: others may not be picklable
+            kind = next(kind for kind in type(shown).__mro__ if kind.__module__ == ExpectedError.__module__)
+            return "expected", kind(shown.problem, shown.key)
         return "error", (f"{type(error).__name__}: {error}", traceback.format_exc())
 
 
@@ -98,6 +100,7 @@ class WorkerPool(Generic[J, R]):
         self.busy: dict[Future[Answer], tuple[Worker, J, int]] = {}
         self.queue: list[tuple[J, int]] = []  # jobs read ahead or to retry, with the number of the attempt
         self.code = self.deaths = 0
+        self.frozen = FrozenProcesses()
 
     def run(
         self,
@@ -120,6 +123,7 @@ class WorkerPool(Generic[J, R]):
                 stop_sent = True
                 for worker, _, _ in self.busy.values():
                     worker.stop()
+            self.frozen.kill(children)
             for future in wait(self.busy, POLL, return_when=FIRST_COMPLETED).done:
                 worker, job, number = self.busy.pop(future)
                 state, value = self.answer(future, worker)
@@ -152,7 +156,7 @@ class WorkerPool(Generic[J, R]):
             self.deaths += 1
             if self.deaths > self.count * (self.attempts + 1):
                 raise WorkerLost(f"{self.deaths} workers died in a row ({clean(str(death))})")
-            return "error", (f"its worker was lost ({type(death).__name__})", "")
+            return "error", (f"its worker was lost ({in_a_line(death)})", "")
         self.idle.append(worker)
         self.deaths, (state, value) = 0, future.result()
         if state == "expected":

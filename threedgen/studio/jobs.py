@@ -25,6 +25,7 @@ from threedgen.config.errors import ConfigError, in_a_line
 from threedgen.export.options import AssetConfig
 from threedgen.run.disk import Tree
 from threedgen.run.folder import CHECKPOINTS, slug
+from threedgen.run.interrupts import WATCH_STDIN
 from threedgen.systems.batch.jobs import job as run_job
 from threedgen.systems.batch.jobs import words_of
 from threedgen.train.status import finished
@@ -62,6 +63,7 @@ class Job:
     progress: Mapping[str, str] = field(default_factory=dict)  # groups of PROGRESS in the last progress line
     error: str = ""
     finish: bool = False  # make the asset of the object as it is
+    has_result: bool | None = None  # of the run of an ended job; None: not read yet
 
 
 def make_job(
@@ -188,7 +190,7 @@ class Queue:
             self._start_again(job, finish=False)
 
     def _start_again(self, job: Job, finish: bool) -> None:
-        job.state, job.finish, job.error = WAITING, finish, ""
+        job.state, job.finish, job.error, job.has_result = WAITING, finish, "", None
         self._worker.submit(self._work, job)
 
     def remove(self, job: Job) -> None:
@@ -276,11 +278,11 @@ def _start(command: list[str]) -> subprocess.Popen[str]:
     paths = [str(Path(threedgen.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     return subprocess.Popen(
         command,
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.PIPE,  # closes when this process dies, even by SIGKILL, and the run then ends
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         encoding="utf-8",
         errors="replace",
-        env=os.environ | PROGRESS_ENV | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
+        env=os.environ | PROGRESS_ENV | {WATCH_STDIN: "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))},
         start_new_session=True,
     )

@@ -76,15 +76,18 @@ class Studio:
 
     def describe(self, job: Job) -> JobInfo:
         """Return the state of a job as the API sends it, with the file of the newest image if the job is running."""
-        folder, image, finished = self.root / job.name, "", False
-        try:
-            record = read_record(folder, RUN_TASKS)
-            finished = job.state not in (WAITING, *LIVE) and record.has_result
-            if job.state in LIVE:
-                path = next((sheet[0] for sheet in contact_sheets(record)), None)
-                image = f"{path.relative_to(folder).as_posix()}?{path.stat().st_mtime_ns}" if path else ""
-        except (ConfigError, OSError):  # no files yet
-            finished = job.state == "finished" and folder.is_dir()
+        folder, image, state = self.root / job.name, "", job.state
+        if job.has_result is None:
+            try:
+                record = read_record(folder, RUN_TASKS)
+                finished = state not in (WAITING, *LIVE) and record.has_result
+                if state in LIVE:
+                    path = next((sheet[0] for sheet in contact_sheets(record)), None)
+                    image = f"{path.relative_to(folder).as_posix()}?{path.stat().st_mtime_ns}" if path else ""
+            except (ConfigError, OSError):  # no files yet
+                finished = state == "finished" and folder.is_dir()
+            if state == job.state and state not in (WAITING, *LIVE):
+                job.has_result = finished
         progress = None
         if job.progress:
             details = [part for part in job.progress["details"].split(", ") if part]
@@ -95,11 +98,11 @@ class Studio:
             prompt=clean(job.prompt),
             seed=job.seed,
             run=job.name,
-            state=job.state,
+            state=state,
             progress=progress,
             error=plain_words(job.error),
             image=image,
-            finished=finished,
+            finished=bool(job.has_result),
             can_finish=self.queue.can_finish(job),
         )
 

@@ -35,6 +35,7 @@ from threedgen.train.callbacks import FiniteGuard, Logging, Seeding, StopOnInter
 from threedgen.train.checkpoint import AtomicCheckpointIO, Checkpoint, check_config, check_weights
 from threedgen.train.checkpoint_file import latest
 from threedgen.train.progress import Progress
+from threedgen.train.ranks import WatchRanks
 from threedgen.train.status import Status
 from threedgen.train.system import System
 
@@ -98,6 +99,7 @@ def fit(
             checkpoint_io,
             max_steps or config.trainer.max_steps,
             [
+                WatchRanks(),
                 Seeding(config.seed),
                 guard,
                 *callbacks,

@@ -1,0 +1,44 @@
+"""A training of two processes, one of which is killed or frozen."""
+
+import os
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+
+from tests.support.marks import unix
+from tests.support.toy_run import log, result, server
+from tests.support.waiting import when
+from threedgen.config.errors import WorkerLost
+
+
+def start(folder: Path, **options: object) -> list[int]:
+    """Start both processes, as a launcher does, and return their ids."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    ranks = [address | {"NODE_RANK": "0", "LOCAL_RANK": rank} for rank in "01"]
+    return [server().start(folder, devices=2, max_steps=20, environment=rank, **options) for rank in ranks]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    """Return the result of a training that nothing disturbs."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert [server().wait(pid) for pid in start(folder)] == [0, 0], log(folder)
+    return result(folder)
+
+
+@unix
+@pytest.mark.parametrize(("victim", "number"), [(1, signal.SIGKILL), (1, signal.SIGSTOP), (0, signal.SIGSTOP)])
+def test_loss_of_a_process_ends_the_training_which_continues(
+    tmp_path: Path, whole: dict[str, object], victim: int, number: int
+) -> None:
+    folder = tmp_path
+    pids = start(folder, check_seconds=0.02, pause=0.05)
+    when((folder / "checkpoints" / "last.ckpt").exists)
+    os.kill(pids[victim], number)
+    assert server().wait(pids[1 - victim]) == WorkerLost.exit_code, log(folder)
+    assert server().wait(pids[victim]) == -signal.SIGKILL and str(pids[victim]) in log(folder)
+    assert [server().wait(pid) for pid in start(folder, resume=True)] == [0, 0], log(folder)
+    assert result(folder) == whole

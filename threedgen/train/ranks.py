@@ -1,0 +1,55 @@
+"""Callback that ends a training on several devices when one of its processes on this machine has died or is frozen."""
+
+import logging
+import os
+import platform
+import threading
+
+import psutil  # type: ignore[import-untyped]
+import pytorch_lightning as pl
+import torch
+
+from threedgen.config.errors import WorkerLost
+from threedgen.run.watch import FrozenProcesses, ended
+
+logger = logging.getLogger(__name__)
+POLL_SECONDS = 1.0
+
+
+class WatchRanks(pl.Callback):
+    """Callback that ends this process, with the exit code of WorkerLost, if another process of the training has ended.
+
+    Without it the others wait in a collective operation, for up to 30 minutes. A frozen process is killed first. Each
+    process watches those on its own machine; the loss of another machine ends with its connections.
+    """
+
+    def __init__(self) -> None:
+        self._over = threading.Event()
+        self._others: list[psutil.Process] = []
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.world_size > 1:
+            places = [("", 0)] * trainer.world_size
+            torch.distributed.all_gather_object(places, (platform.node(), os.getpid()))
+            pids = [pid for node, pid in places if node == platform.node() and pid != os.getpid()]
+            self._others = [psutil.Process(pid) for pid in pids]
+            threading.Thread(target=self._watch, daemon=True).start()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        trainer.strategy.barrier("end of the training")  # no process exits before all have stopped watching
+        self._over.set()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        if isinstance(exception, RuntimeError):  # perhaps a broken connection to a process that ends just now
+            self._over.wait(3 * POLL_SECONDS if self._others else 0)
+        self._over.set()
+
+    def _watch(self) -> None:
+        frozen = FrozenProcesses()
+        while not self._over.wait(POLL_SECONDS):
+            frozen.kill(lambda: self._others)
+            for process in filter(ended, self._others):
+                if not self._over.wait(POLL_SECONDS):
+                    reason = "was killed, ran out of memory or crashed. Run the same command again to continue"
+                    logger.error("the process %d of this training %s", process.pid, reason)
+                    os._exit(WorkerLost.exit_code)
