@@ -162,7 +162,8 @@ def run(
     except KeyboardInterrupt:
         return 130
     result = {"status": status.value, "step": module.trainer.global_step, "digest": digest(module)}
-    (Path(folder) / "result.json").write_text(json.dumps(result))
+    if module.trainer.is_global_zero:
+        (Path(folder) / "result.json").write_text(json.dumps(result))
     return status.exit_code
 
 

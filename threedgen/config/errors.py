@@ -1,6 +1,7 @@
 """Errors that are shown without a traceback, and suggestions for misspelt names."""
 
 import errno
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
@@ -63,15 +64,19 @@ class WorkerLost(ExpectedError):
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 STORAGE_ERRORS = (*NO_SPACE, errno.EIO, errno.EROFS, errno.ESTALE)
 """Error numbers of a full, broken, read-only or vanished disk. Other numbers are about one file."""
+_NO_MEMORY = re.compile("cannot allocate memory|failed to map segment", re.IGNORECASE)
+"""Pattern of the messages of torch's allocator, and of the system for a library that does not fit into memory."""
 
 
-def storage_failed(error: BaseException | None) -> bool:
+def storage_failed(error: BaseException) -> bool:
     """Return whether an exception, or one that it was raised from or while handling, is about a full or failed disk."""
+    return any(isinstance(one, OSError) and one.errno in STORAGE_ERRORS for one in _chain(error))
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
-        if isinstance(error, OSError) and error.errno in STORAGE_ERRORS:
-            return True
+        yield error
         error = error.__cause__ or error.__context__
-    return False
 
 
 def expected(error: BaseException) -> ExpectedError | None:
@@ -87,8 +92,9 @@ def expected(error: BaseException) -> ExpectedError | None:
         if error.errno in NO_SPACE:
             return DiskFull(f"the disk is full ({error.strerror}){place}. Make room and run the same command again")
         return FileError(f"the disk failed ({error.strerror}){place}. Check it and run the same command again")
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch.OutOfMemoryError
-        detail = str(error).partition("\n")[0]
+    reason = next((one for one in _chain(error) if _NO_MEMORY.search(str(one))), None)
+    if reason or isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # the last one of torch
+        detail = str(reason or error).partition("\n")[0]
         return OutOfMemory(f"out of memory ({detail}). Use smaller sizes, or a machine with more memory")
     return None
 

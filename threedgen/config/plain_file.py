@@ -11,7 +11,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from .errors import ConfigError
+from .errors import ConfigError, storage_failed
 
 logger = logging.getLogger(__name__)
 
@@ -78,10 +78,15 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the content of a JSON file as a dict. Return {} if the file is unreadable, or its content is no dict."""
+    """Return the content of a JSON file as a dict. Return {} if the file is unreadable, or its content is no dict.
+
+    Raises OSError if the disk fails, as the file may be whole.
+    """
     try:
         found = parse_json(read_bytes(path))
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
+        if storage_failed(error):
+            raise
         return {}
     return found if isinstance(found, dict) else {}
 

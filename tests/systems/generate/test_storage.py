@@ -144,7 +144,7 @@ def test_storage_fails_at_any_moment(tmp_path: Path, kind: str) -> None:
         fault |= {"seconds": 0.02} if k % 10 == 9 else {"error": rng.choice(ERRORS)}
         try:
             codes[assert_fault_is_said(tmp_path / str(k), kind, **fault)] += 1
-        except AssertionError as error:
+        except Exception as error:  # also a file or a value that is missing
             different.append(str(error))
             print(error, flush=True)
         shutil.rmtree(tmp_path / str(k))
