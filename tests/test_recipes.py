@@ -15,6 +15,10 @@ ROWS = re.findall(
     r"^\| `([\w-]+)` \| `([\w.]+)` \| (.*)\| (.*)\| (.*)\| (.*)\|$", (ROOT / "docs/recipes.md").read_text(), re.M
 )
 """(config, parameter, paper, released code, ours, reason)"""
+LOSSES = re.findall(
+    r"^\| (ism|csd|sdi|jsd) \| `(\w+)` \| (.*)\| (.*)\| (.*)\| (.*)\|$", (ROOT / "docs/recipes.md").read_text(), re.M
+)
+"""(loss, option, paper, released code, default, reason)"""
 NAMES = sorted({row[0] for row in ROWS})
 
 
@@ -41,6 +45,14 @@ def test_recipe_is_the_config(name: str) -> None:
     assert {key: value(made, key) for key in rows} == {key: plain(yaml.safe_load(ours)) for key, ours in rows.items()}
 
 
+@pytest.mark.parametrize("name", ["ism", "csd", "sdi", "jsd"])
+def test_recipe_has_the_defaults_of_a_loss(name: str) -> None:
+    rows = {option: plain(yaml.safe_load(default)) for loss, option, _, _, default, _ in LOSSES if loss == name}
+    made = config.registry.config_model("distillation", name)()
+    assert rows == {key: plain(getattr(made, key)) for key in type(made).model_fields if key in rows}
+    assert {*type(made).model_fields} - {*rows} == {"name", "timestep_per"}
+
+
 def test_every_config_for_a_gpu_is_in_the_table() -> None:
     configs = [name for name in shipped() if "toybox" not in name and "own-prior" not in name]
     needs = {name: yaml.safe_load((ROOT / f"configs/{name}.yaml").read_text())["needs"] for name in configs}
@@ -51,6 +63,6 @@ def test_every_config_for_a_gpu_is_in_the_table() -> None:
 def test_changed_values_have_a_reason() -> None:
     """Where paper, release and config are plain numbers that differ."""
     number = re.compile(r"\(?(-?[\d.]+(?:e-?\d+)?)\)?")
-    for name, parameter, *values, reason in ROWS:
+    for name, parameter, *values, reason in [*ROWS, *LOSSES]:
         numbers = {float(found[1]) for text in values if (found := number.fullmatch(text.strip().replace(",", "")))}
         assert len(numbers) < 2 or reason.strip(), (name, parameter, values)

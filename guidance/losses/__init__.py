@@ -1,1 +1,1 @@
-"""Distillation losses: SDS, its reconstruction form, and VSD."""
+"""Distillation losses: SDS, its reconstruction form, VSD, ISM, CSD, SDI and JSD."""

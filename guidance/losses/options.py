@@ -1,11 +1,12 @@
 """Config models of distillation losses and of view-dependent prompts; imports no torch."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from threedgen.config import Config, Scheduled
 
+GUIDANCE = "classifier-free guidance scale s of eps_u + s (eps_c - eps_u); 1: off"
 Angle = Annotated[float, Field(ge=0, le=180)]
 
 
@@ -25,12 +26,18 @@ class ViewPromptsConfig(Config):
 
 
 class DistillationConfig(Config):
-    """Options that all distillation losses have."""
+    """Options that all distillation losses have.
+
+    Class attributes:
+        needs_views: whether the loss needs several views of an object, from a multi-view prior.
+        empty_prompt: whether the loss needs the embedding of the empty prompt beside that of a negative prompt.
+    """
+
+    needs_views: ClassVar[bool] = False
+    empty_prompt: ClassVar[bool] = False
 
     name: str = Field(description="name of the loss")
-    guidance_scale: Scheduled = Field(
-        50.0, ge=0, description="classifier-free guidance scale s of eps_u + s (eps_c - eps_u); 1: off"
-    )
+    guidance_scale: Scheduled = Field(50.0, ge=0, description=GUIDANCE)
     min_step_percent: Scheduled = Field({"0%": 0.98, "80%": 0.02}, ge=0, le=1, description="lowest timestep, fraction")
     max_step_percent: Scheduled = Field({"0%": 0.98, "80%": 0.5}, ge=0, le=1, description="highest timestep, fraction")
     timestep_per: Literal["batch", "group"] = Field(
@@ -42,9 +49,7 @@ class VSDConfig(DistillationConfig):
     """Options of variational score distillation (ProlificDreamer, arXiv 2305.16213)."""
 
     name: Literal["vsd"] = Field("vsd", description="against a LoRA of the prior trained on the renders")
-    guidance_scale: Scheduled = Field(
-        7.5, ge=0, description="classifier-free guidance scale s of eps_u + s (eps_c - eps_u); 1: off"
-    )
+    guidance_scale: Scheduled = Field(7.5, ge=0, description=GUIDANCE)
     min_step_percent: Scheduled = Field(0.02, ge=0, le=1, description="lowest timestep, fraction")
     max_step_percent: Scheduled = Field(
         {"0%": 0.98, "20%": 0.98, "20.01%": 0.5}, ge=0, le=1, description="highest timestep, fraction"
@@ -52,13 +57,18 @@ class VSDConfig(DistillationConfig):
     rank: int = Field(4, ge=1, le=256, description="rank of the LoRA")
 
 
-class SDSConfig(DistillationConfig):
-    """Options of score distillation sampling (DreamFusion, arXiv 2209.14988)."""
+class WeightedConfig(DistillationConfig):
+    """Options of losses with a choice of the weight w(t) of a timestep."""
 
-    name: Literal["sds"] = Field("sds", description="score distillation, d loss / d z = w(t) (eps - noise)")
     weighting: Literal["one_minus_alpha_bar", "uniform"] = Field(
         "one_minus_alpha_bar", description="w(t): 1 - alpha_bar_t, or 1"
     )
+
+
+class SDSConfig(WeightedConfig):
+    """Options of score distillation sampling (DreamFusion, arXiv 2209.14988)."""
+
+    name: Literal["sds"] = Field("sds", description="score distillation, d loss / d z = w(t) (eps - noise)")
 
 
 class ReconstructionConfig(DistillationConfig):
@@ -67,4 +77,62 @@ class ReconstructionConfig(DistillationConfig):
     name: Literal["reconstruction"] = Field("reconstruction", description="distance to the predicted image")
     recon_std_rescale: Scheduled = Field(
         0.5, ge=0, le=1, description="CFG rescale towards the contrast without guidance; 0: off"
+    )
+
+
+class ISMConfig(DistillationConfig):
+    """Options of interval score matching (LucidDreamer, arXiv 2311.11284)."""
+
+    name: Literal["ism"] = Field("ism", description="between two timesteps of a DDIM inversion")
+    guidance_scale: Scheduled = Field(7.5, ge=0, description=GUIDANCE)
+    min_step_percent: Scheduled = Field(0.02, ge=0, le=1, description="lowest timestep, fraction")
+    max_step_percent: Scheduled = Field({"0%": 0.98, "30%": 0.5}, ge=0, le=1, description="highest timestep, fraction")
+    interval: Scheduled = Field({"0%": 100, "30%": 80}, ge=1, description="timesteps between the two predictions")
+    inversion_interval: int = Field(200, ge=1, description="timesteps of an inversion step before that interval")
+    inversion_steps: int = Field(5, ge=0, description="largest number of these steps; they start from added noise")
+
+
+class CSDConfig(WeightedConfig):
+    """Options of classifier score distillation (arXiv 2310.19415)."""
+
+    empty_prompt: ClassVar[bool] = True
+    name: Literal["csd"] = Field("csd", description="guidance part of SDS alone, against a negative prompt")
+    guidance_scale: Scheduled = Field(2.0, ge=1.01, description="scale s of the gradient (s - 1) (eps_c - eps_u)")
+    min_step_percent: Scheduled = Field(0.02, ge=0, le=1, description="lowest timestep, fraction")
+    max_step_percent: Scheduled = Field(
+        {"0%": 0.98, "50%": 0.98, "50.01%": 0.5}, ge=0, le=1, description="highest timestep, fraction"
+    )
+    negative_weight: Scheduled = Field(
+        {"0%": 0, "50%": 1}, ge=0, le=1, description="share of the negative prompt in eps_u; the rest: an empty prompt"
+    )
+
+
+class SDIConfig(DistillationConfig):
+    """Options of score distillation via inversion (arXiv 2405.15891)."""
+
+    name: Literal["sdi"] = Field("sdi", description="distance to the predicted image, noise from DDIM inversion")
+    guidance_scale: Scheduled = Field(8.5, ge=0, description=GUIDANCE)
+    min_step_percent: Scheduled = Field({"0%": 0.98, "100%": 0.25}, ge=0, le=1, description="lowest timestep, fraction")
+    max_step_percent: Scheduled = Field(
+        {"0%": 0.98, "100%": 0.25}, ge=0, le=1, description="highest timestep, fraction"
+    )
+    inversion_steps: int = Field(10, ge=1, description="inversion steps for the whole range of timesteps")
+    inversion_guidance_scale: float = Field(-6.5, description="guidance scale during inversion")
+    inversion_eta: float = Field(0.3, ge=0, le=1, description="fresh noise in the inversion; 0: deterministic")
+
+
+class JSDConfig(WeightedConfig):
+    """Options of joint score distillation (JointDreamer, arXiv 2407.12291)."""
+
+    needs_views: ClassVar[bool] = True
+    name: Literal["jsd"] = Field("jsd", description="SDS of single views, coupled by the multi-view prediction")
+    guidance_scale: Scheduled = Field(31.0, ge=0, description="guidance scale of the single-view prediction")
+    min_step_percent: Scheduled = Field({"0%": 0.98, "60%": 0.02}, ge=0, le=1, description="lowest timestep, fraction")
+    max_step_percent: Scheduled = Field({"0%": 0.98, "60%": 0.5}, ge=0, le=1, description="highest timestep, fraction")
+    view_weight: Scheduled = Field(
+        {"0%": 0, "12%": 0, "12.01%": 5}, ge=0, description="weight of the energy that couples the views"
+    )
+    view_guidance_scale: Scheduled = Field(50.0, ge=0, description="guidance scale of the multi-view prediction")
+    recon_std_rescale: Scheduled = Field(
+        0.5, ge=0, le=1, description="CFG rescale of the multi-view prediction; 0: off"
     )

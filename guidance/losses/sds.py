@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from threedgen.config import at
 from threedgen.geometry.cameras import Cameras
@@ -121,7 +121,13 @@ class Distillation(nn.Module):
     """Base class of distillation losses: it samples timestep and noise, and calls the prior to predict the noise.
 
     Parameters, if any, are trained together with the object.
+
+    Attributes:
+        empty_text: embedding (1, L, D) of the empty prompt, for options with `empty_prompt` in a run with a negative
+            prompt; None: no such embedding.
     """
+
+    empty_text: Tensor | None
 
     def __init__(
         self,
@@ -141,6 +147,7 @@ class Distillation(nn.Module):
         super().__init__()
         self.options: Any = options
         self.schedule, self.max_steps = schedule, max_steps
+        self.register_buffer("empty_text", None, persistent=False)
         self.make_parameters(prior, generator)
 
     def make_parameters(self, prior: Prior | None, generator: torch.Generator | None) -> None:
@@ -170,6 +177,16 @@ class Distillation(nn.Module):
         t = to_device(t.repeat_interleave(n_view) if groups > 1 else t, latents.device)
         return t, fresh_noise(latents.float(), generator), {"t_min": float(low), "t_max": float(high)}
 
+    def predictions(
+        self, z: Tensor, t: Tensor, noise: Tensor, denoise: Denoiser, condition: Condition, step: int, rng: Generator
+    ) -> NoisyLatents:
+        """Add `noise` to the clean latents `z` (B, C, h, w) at the timesteps `t`, and predict it. No gradients.
+
+        `sample_noise` explains `t` and `noise`, `forward` the other arguments; `rng` is its `generator`.
+        """
+        x = self.schedule.add_noise(z, noise, t)
+        return NoisyLatents(z, x, t, noise, *predict(denoise, x, t, condition, self.value("guidance_scale", step)))
+
     def direction(self, latents: NoisyLatents, condition: Condition, step: int) -> Tensor:
         """Return the gradient of the loss with respect to the clean latents, times B: (B, C, h, w)."""
         raise NotImplementedError
@@ -195,10 +212,8 @@ class Distillation(nn.Module):
         """
         t, noise, logs = self.sample_noise(latents, condition.n_view, step, generator)
         with torch.no_grad():
-            z = latents.float()
-            x = self.schedule.add_noise(z, noise, t)
-            eps, eps_cond = predict(denoise, x, t, condition, self.value("guidance_scale", step))
-            direction = self.direction(NoisyLatents(z, x, t, noise, eps, eps_cond), condition, step)
+            noisy = self.predictions(latents.float(), t, noise, denoise, condition, step, generator)
+            direction = self.direction(noisy, condition, step)
         loss, more = gradient_loss(latents, direction, t)
         return loss, more | logs
 

@@ -1,4 +1,4 @@
-"""Plug-ins: --plugin and `plugins:` of a config, with the example docs/plugins/ism.py."""
+"""Plug-ins: --plugin and `plugins:` of a config, with the example docs/plugins/antithetic.py."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ from threedgen.run.metrics import read_summary
 from threedgen.run.options import WorkersConfig
 from threedgen.run.workers import run_jobs
 
-EXAMPLE = Path(__file__).parents[2] / "docs" / "plugins" / "ism.py"
+EXAMPLE = Path(__file__).parents[2] / "docs" / "plugins" / "antithetic.py"
 MARKER = "open(__file__ + '.imported', 'w').close()\n"
 
 
@@ -35,7 +35,7 @@ def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture
-def ism(tmp_path: Path) -> Path:
+def plugin(tmp_path: Path) -> Path:
     return Path(shutil.copy(EXAMPLE, tmp_path))
 
 
@@ -44,33 +44,37 @@ def forget() -> None:
     for name in plugins.LOADED:
         sys.modules.pop(name)
     plugins.LOADED.clear()
-    registry.TABLE["distillation"].pop("ism", None)
+    registry.TABLE["distillation"].pop("antithetic", None)
 
 
-def test_help_shows_options_of_plugin(ism: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["--plugin", "ism.py", "--help", "distillation", "distillation.name=ism"]) == 0
-    assert "distillation.interval = 50" in capsys.readouterr().out
+def test_help_shows_options_of_plugin(plugin: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--plugin", "antithetic.py", "--help", "distillation", "distillation.name=antithetic"]) == 0
+    assert "distillation.pairs = 1" in capsys.readouterr().out
 
 
 def test_run_uses_and_resumes_with_plugin(
-    ism: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    plugin: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     tiny = tiny_generate(tmp_path / "tiny")
-    Path("mine.yaml").write_text(f"base: {tiny}\nplugins: [ism.py]\ndistillation: {{name: ism, guidance_scale: 9}}\n")
-    words = ["-q", "export.enabled=false", "distillation.interval=7", "out=run", "trainer.max_steps=3"]
+    Path("mine.yaml").write_text(
+        f"base: {tiny}\nplugins: [antithetic.py]\ndistillation: {{name: antithetic, guidance_scale: 9}}\n"
+    )
+    words = ["-q", "export.enabled=false", "distillation.pairs=2", "out=run", "trainer.max_steps=3"]
     assert cli.main(["--config", "mine.yaml", *words]) == 0
     run = tmp_path / "run"
-    assert read_summary(run)["status"] == "finished" and "interval: 7" in (run / "config.yaml").read_text()
+    assert read_summary(run)["status"] == "finished" and "pairs: 2" in (run / "config.yaml").read_text()
     ((path, record),) = read_summary(run)["plugins"].items()
-    assert path == str(ism) and len(record["sha256"]) == 64 and record["commit"] is None
+    assert path == str(plugin) and len(record["sha256"]) == 64 and record["commit"] is None
     forget()
-    ism.write_text(ism.read_text() + "# changed\n")
-    assert cli.main(["-q", "--plugin", "ism.py", "--resume", "run", "trainer.max_steps=4"]) == 0
-    assert read_summary(run)["steps"] == 4 and [str(ism) in one.getMessage() for one in caplog.records].count(True) == 1
+    plugin.write_text(plugin.read_text() + "# changed\n")
+    assert cli.main(["-q", "--plugin", "antithetic.py", "--resume", "run", "trainer.max_steps=4"]) == 0
+    assert (
+        read_summary(run)["steps"] == 4 and [str(plugin) in one.getMessage() for one in caplog.records].count(True) == 1
+    )
     forget()
     assert cli.main(["-q", "--resume", "run"]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert "distillation.name: " in error and "'ism'" in error and "sds, reconstruction, vsd" in error
+    assert "distillation.name: " in error and "'antithetic'" in error and "sds, reconstruction, vsd, ism" in error
 
 
 def test_plugins_of_a_run_folder_are_not_imported(tmp_path: Path) -> None:

@@ -54,12 +54,13 @@ def run(place: Path, name: str, *words: str, **options: Any) -> Path:
 
 def test_examples_have_a_limited_length() -> None:
     lengths = {path.stem: len(path.read_text().splitlines()) for path in EXAMPLES.glob("*.py")}
-    assert lengths["ism"] <= 60 and lengths["gaussians"] <= 200 and max(lengths.values()) <= 200
+    assert lengths["antithetic"] <= 60 and lengths["gaussians"] <= 200 and max(lengths.values()) <= 200
 
 
-def test_ism_fulfils_the_interface(example: Any) -> None:
-    ism = example("ism")
-    check_distillation(lambda prior, rng: ism.ISM(ism.ISMConfig(), prior.schedule, 10, prior, rng))
+def test_antithetic_fulfils_the_interface(example: Any) -> None:
+    made = example("antithetic")
+    options = made.AntitheticConfig(pairs=2)
+    check_distillation(lambda prior, rng: made.Antithetic(options, prior.schedule, 10, prior, rng))
 
 
 def test_loss_on_images_alone_fulfils_the_interface() -> None:
@@ -127,7 +128,7 @@ def test_solid_colour_fulfils_the_interface(example: Any) -> None:
     torch.testing.assert_close(image[0, 0, 0], torch.tensor(solid_colour.COLOURS["red"]), atol=0.05, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["sds", "reconstruction", "vsd"])
+@pytest.mark.parametrize("name", registry.names("distillation"))
 def test_losses_fulfil_the_interface(name: str) -> None:
     options = registry.config_model("distillation", name)()
     check_distillation(
@@ -148,8 +149,8 @@ def test_tiny_prior_fulfils_the_interface() -> None:
 
 
 @unix
-def test_ism_runs(tmp_path: Path) -> None:
-    place = run(tmp_path, "ism", "distillation.name=ism", "distillation.interval=100")
+def test_antithetic_runs(tmp_path: Path) -> None:
+    place = run(tmp_path, "antithetic", "distillation.name=antithetic", "distillation.pairs=2")
     assert read_summary(place)["steps"] == 4 and (place / "mesh.glb").exists()
 
 

@@ -88,6 +88,10 @@ prior  mvadapter         guidance.priors.mvadapter.model:build          guidance
 distillation sds guidance.losses.sds:SDS guidance.losses.options:SDSConfig
 distillation reconstruction guidance.losses.sds:Reconstruction guidance.losses.options:ReconstructionConfig
 distillation vsd guidance.losses.vsd:VSD guidance.losses.options:VSDConfig
+distillation ism guidance.losses.inversion:ISM guidance.losses.options:ISMConfig
+distillation csd guidance.losses.csd:CSD guidance.losses.options:CSDConfig
+distillation sdi guidance.losses.inversion:SDI guidance.losses.options:SDIConfig
+distillation jsd guidance.losses.jsd:JSD guidance.losses.options:JSDConfig
 # embedding of subjects: images (V, H, W, 3) -> unit vectors (V, D)
 identity  toybox  toybox.evaluation.identity:ToyboxIdentity  toybox.evaluation.options:ToyboxIdentityConfig
 # side of an object in a view: threedgen.evaluation.janus.meter.ViewClassifier

@@ -17,7 +17,8 @@ from threedgen.systems.batch.jobs import words_of
 
 PRIORS = ("mvdream", "stable-diffusion", "mvadapter")
 """Priors with embedded weights."""
-KINDS = tuple(itertools.product(registry.names("distillation"), registry.names("representation")))
+KINDS = tuple(itertools.product(("sds", "reconstruction", "vsd"), registry.names("representation")))
+SCALES = {"sds": 5, "reconstruction": 3, "vsd": 7.5, "ism": 5, "csd": 5, "sdi": 4, "jsd": 5}
 QUICK = [
     ("mvdream", "sds", "sdf"), ("mvdream", "vsd", "ngp"), ("mvdream", "reconstruction", "dmtet"),
     ("stable-diffusion", "reconstruction", "ngp"),
@@ -43,11 +44,12 @@ def rows() -> list[list[str]]:
 
 
 def test_every_combination_has_the_values_of_its_names() -> None:
-    for prior, (distillation, field) in itertools.product(registry.names("prior"), KINDS):
+    names = ("prior", "distillation", "representation")
+    for prior, distillation, field in itertools.product(*map(registry.names, names)):
         made = load("mvdream-toybox", words(prior, distillation, field))
         assert (made.prior.name, made.distillation.name, made.field.name) == (prior, distillation, field)
         assert made.field.volume.encoding.n_levels == 10 and made.field.volume.width == 32
-        assert made.distillation.guidance_scale == {"sds": 5, "reconstruction": 3, "vsd": 7.5}[distillation]
+        assert made.distillation.guidance_scale == SCALES[distillation]
         assert (made.loss.eikonal > 0) == (field == "sdf") and (made.loss.normal_consistency > 0) == (field == "dmtet")
 
 

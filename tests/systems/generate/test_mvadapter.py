@@ -19,8 +19,10 @@ from threedgen.run.metrics import read_summary
 SHORT = {"trainer": TINY["trainer"] | {"max_steps": 2}, "warm_start": {"share": 0}, "refine": {"strengths": []}}
 WAYS: dict[str, dict[str, Any]] = {
     "reconstruction": {},  # with a warm start from its views, and views that it draws again
-    "sds": SHORT,  # these two with a reference image
+    "sds": SHORT,  # these with a reference image
     "vsd": SHORT,
+    "ism": SHORT,
+    "jsd": SHORT,
 }
 
 

@@ -310,6 +310,11 @@ class GenerateConfig(PromptedConfig):
         return 0 if self.views_per_scene < 2 else int(self.warm_start.share * self.trainer.max_steps)
 
     @property
+    def empty_prompt(self) -> bool:
+        """Whether the distillation loss takes the embedding of the empty prompt beside that of a negative prompt."""
+        return self.distillation.empty_prompt and self.negative_prompt != ""
+
+    @property
     def round_steps(self) -> int:
         """Number of steps of each refinement round; 0 without refinement."""
         return int(self.refine.share * self.trainer.max_steps) if self.refine.strengths else 0
@@ -388,6 +393,9 @@ class GenerateConfig(PromptedConfig):
                 f"are not consistent. Set refine.strengths=[]. Or: {MULTIVIEW}",
                 "refine.share",
             )
+        if self.distillation.needs_views and self.views_per_scene < 2:
+            problem = f"couples the views of an object, but prior.name={self.prior.name} samples single views here"
+            raise ConfigError(f"{problem}. {MULTIVIEW}", "distillation.name", self.distillation.name)
         if self.image is not None:
             loading.check_image(user_path(self.image, "image"), self.matte)
         super().check()

@@ -46,15 +46,18 @@ class GenerateSystem(Scene):
         """Build the untrained object and the phases of its training.
 
         Args:
-            text: (2 or 6, L, D) embeddings: prompt, negative prompt, and any prompts for side, front, back, overhead
-                view.
+            text: (2 to 7, L, D) embeddings: prompt, negative prompt, any prompts for side, front, back, overhead
+                view, and with `config.empty_prompt` the empty prompt.
             views: (V, H, W, 3) images in [0, 1] for the warm start, sampled by the prior; None: no warm start.
             view_cameras: V cameras of `views`.
         """
+        text, empty = text.split([len(text) - config.empty_prompt, config.empty_prompt])
         super().__init__(config, prior, text)
         init_rng = generator(config.seed, 0, "distillation parameters")
         parts = (prior.schedule, self.max_steps, prior, init_rng)
         self.distillation = registry.build("distillation", config.distillation, *parts)
+        if config.empty_prompt:
+            self.distillation.empty_text = empty
         prior.cast_networks(lora=any(True for _ in self.distillation.parameters()))
         self.sample_cameras: RigSampler = registry.implementation("camera", config.camera.name)
         self.refinement = Refinement(self)

@@ -99,7 +99,8 @@ def work(task: Task, start: Path | None = None) -> Status:
     with explain_out_of_memory("the prior", "set prior.image_size, preview.enabled=false, or trainer.accelerator=cpu"):
         prior = task.load_prior(compact=True)
         notes = prompt_warnings(prompt, prior, config.prompt_notes()) if prompt else []
-        text = embeddings(folder, prior, prompts(prompt, config.negative_prompt, config.view_prompts))
+        texts = prompts(prompt, config.negative_prompt, config.view_prompts)
+        text = embeddings(folder, prior, texts + [""] * config.empty_prompt)
         views, cameras = sample_views(config, prior, prompt, folder, task.quiet)
     if not config.round_steps:
         prior.free_text_encoder()

@@ -1,0 +1,36 @@
+"""Classifier score distillation (CSD; Yu et al. 2023, arXiv 2310.19415)."""
+
+from dataclasses import replace
+
+import torch
+from torch import Generator, Tensor
+
+from threedgen.guidance.guidance import Condition, Denoiser
+
+from .sds import SDS, NoisyLatents
+
+
+class CSD(SDS):
+    """SDS without its generative part: the gradient is w(t) (s - 1) (eps_c - eps_u) / B, with guidance scale s.
+
+    The gradient of SDS is w(t) (eps_c - noise + (s - 1) (eps_c - eps_u)) / B. Its last part is the score of an implicit
+    classifier p(text | x) (section 3). eps_u mixes the predictions for the negative and the empty prompt (section 4):
+    negative_weight eps_negative + (1 - negative_weight) eps_empty.
+    """
+
+    def predictions(
+        self, z: Tensor, t: Tensor, noise: Tensor, denoise: Denoiser, condition: Condition, step: int, rng: Generator
+    ) -> NoisyLatents:
+        share = self.value("negative_weight", step)
+        if self.empty_text is None:  # there is no negative prompt: the unconditional text is the empty prompt
+            parts = [(1.0, condition)]
+        else:
+            empty = replace(condition, text=(condition.text[0], self.empty_text))
+            parts = [(share, condition), (1 - share, empty)]
+        found = [
+            (weight, SDS.predictions(self, z, t, noise, denoise, part, step, rng))
+            for weight, part in parts
+            if weight > 0
+        ]
+        eps = torch.stack([weight * one.eps for weight, one in found]).sum(0)
+        return found[0][1]._replace(eps=eps, noise=found[0][1].eps_cond)

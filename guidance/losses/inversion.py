@@ -1,0 +1,116 @@
+"""Losses on DDIM inversion: interval score matching (ISM) and score distillation via inversion (SDI).
+
+DDIM inversion runs DDIM sampling (Song et al. 2021, eq. 12) backwards: from the clean latents of a render to noisy
+latents, with the noise that the prior predicts. Noise that belongs to the render varies less than random noise.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from math import ceil
+
+import torch
+from torch import Generator, Tensor
+
+from threedgen.guidance.guidance import Condition, Denoiser, branches, guided, predict
+from threedgen.guidance.sampling import Generators, Predict, fresh_noise
+from threedgen.guidance.schedule import Schedule
+from threedgen.run.memory import to_device
+
+from .sds import Distillation, NoisyLatents, reconstruction_direction
+
+
+def inversion_timesteps(start: Tensor, end: Tensor, interval: int) -> list[Tensor]:
+    """Return two or more timesteps from `start` to `end`, each (1,) or (B,); the last step is shorter.
+
+    An image whose `end` comes early repeats it.
+    """
+    steps = max(1, ceil(int((end - start).max()) / interval))
+    return [*(torch.minimum(start + k * interval, end) for k in range(steps)), end]
+
+
+def invert(
+    predict_noise: Predict,
+    schedule: Schedule,
+    x: Tensor,
+    timesteps: Sequence[Tensor],
+    eta: float = 0.0,
+    generator: Generators = None,
+) -> tuple[Tensor, Tensor]:
+    """Move latents to more noise by DDIM inversion; calls `predict_noise` once for each step.
+
+    Args:
+        predict_noise: function (latents (B, C, h, w), timesteps (B,) or (1,)) -> predicted noise.
+        x: latents (B, C, h, w) at the first timestep.
+        timesteps: ascending, each (1,) or (B,).
+        eta, generator: amount of fresh noise in each step (0: none), and its random generator.
+
+    Returns:
+        Latents at the last timestep and the noise predicted at the one before it, both (B, C, h, w).
+    """
+    eps = torch.zeros_like(x)
+    for now, then in pairwise(timesteps):
+        eps = predict_noise(x, now)
+        x = schedule.add_noise(schedule.x0_from_eps(x, eps, now), eps, then)
+        if eta > 0:  # DDIM's variance, eq. 16
+            (alpha, sigma), (alpha_then, sigma_then) = schedule.alpha_sigma(now, x), schedule.alpha_sigma(then, x)
+            std = sigma / sigma_then * (1 - (alpha_then / alpha) ** 2).clamp(min=0).sqrt()
+            x = x + eta * std * fresh_noise(x, generator)
+    return x, eps
+
+
+def unconditional(denoise: Denoiser, condition: Condition) -> Predict:
+    """Return the function (latents (B, C, h, w), timesteps) -> noise of the unconditional branch of `predict` alone."""
+    text = condition.text[1:]
+    if condition.single_view_uncond:
+        return lambda x, t: branches(denoise, x, t, text, None, 1)[0]
+    image = condition.reference_kwargs(False)
+    return lambda x, t: branches(denoise, x, t, text, condition.camera, condition.n_view, **image)[0]
+
+
+class ISM(Distillation):
+    """Interval score matching (Liang et al. 2023, "LucidDreamer", arXiv 2311.11284, section 4.1).
+
+    Unconditional inversion reaches x_s, and then x_t with s = t - `interval`. The gradient of the loss L_ISM is
+    w(t) (eps(x_t, t, text) - eps(x_s, s)) / B; as in the released code, w(t) = sqrt((1 - alpha_bar_t) / alpha_bar_t).
+    """
+
+    def predictions(
+        self, z: Tensor, t: Tensor, noise: Tensor, denoise: Denoiser, condition: Condition, step: int, rng: Generator
+    ) -> NoisyLatents:
+        options = self.options
+        s = (t - int(self.value("interval", step))).clamp(min=0)
+        start = (s - options.inversion_interval * options.inversion_steps).clamp(min=0)
+        timesteps = [*inversion_timesteps(start, s, options.inversion_interval), t]
+        x = self.schedule.add_noise(z, noise, start)
+        x, eps_s = invert(unconditional(denoise, condition), self.schedule, x, timesteps)
+        return NoisyLatents(z, x, t, eps_s, *predict(denoise, x, t, condition, self.value("guidance_scale", step)))
+
+    def direction(self, latents: NoisyLatents, condition: Condition, step: int) -> Tensor:
+        alpha, sigma = self.schedule.alpha_sigma(latents.t, latents.z)
+        return sigma / alpha * (latents.eps - latents.noise)
+
+
+class SDI(Distillation):
+    """Score distillation via inversion (Lukoianov et al. 2024, arXiv 2405.15891, section 5).
+
+    kappa is the noise in the latents after inversion, with text and a negative guidance scale, to a timestep a little
+    above t. Then x_t = sqrt(alpha_bar_t) z + sqrt(1 - alpha_bar_t) kappa, and the gradient of the loss is (z - x0) / B
+    with the clean latents x0 predicted from x_t. t decreases during the run.
+    """
+
+    def predictions(
+        self, z: Tensor, t: Tensor, noise: Tensor, denoise: Denoiser, condition: Condition, step: int, rng: Generator
+    ) -> NoisyLatents:
+        options, T = self.options, self.schedule.T
+        interval = max(1, T // options.inversion_steps)
+        beyond = torch.randint(interval, (1,), generator=rng, device=rng.device)
+        end = (t + to_device(beyond, t.device)).clamp(max=T - 1)
+        timesteps = [*inversion_timesteps(torch.zeros_like(t), t, interval)[:-1], end]
+        inverse = guided(denoise, condition, options.inversion_guidance_scale)
+        x, _ = invert(inverse, self.schedule, z, timesteps, options.inversion_eta, rng)
+        alpha, sigma = self.schedule.alpha_sigma(end, z)
+        kappa = (x - alpha * z) / sigma
+        return super().predictions(z, t, kappa, denoise, condition, step, rng)
+
+    def direction(self, latents: NoisyLatents, condition: Condition, step: int) -> Tensor:
+        return reconstruction_direction(latents, self.schedule, 0, condition.n_view)

@@ -1,0 +1,43 @@
+"""Joint score distillation (JSD; Jiang et al. 2024, "JointDreamer", arXiv 2407.12291)."""
+
+from dataclasses import replace
+
+from torch import Generator, Tensor
+
+from threedgen.guidance.guidance import Condition, Denoiser, combine, predict
+
+from .sds import SDS, NoisyLatents, rescale_std
+
+
+class JSD(SDS):
+    """SDS of single views whose joint distribution has the factor exp(C), where the energy C couples the views.
+
+    The gradient is w(t) (eps - sigma_t dC / dx_t - noise) / B with the single-view prediction eps. C is the paper's
+    energy of a multi-view generation model (C_MVS; MVDream in the paper, here the run's prior):
+    -view_weight |x0_single - x0_views|^2 / (2 V) for V views. x0_views are the clean latents that the prior predicts
+    for all views together, x0_single those that it predicts for each view without camera and prompt. As in the released
+    code, C is differentiated with both noise predictions held fixed.
+    """
+
+    def predictions(
+        self, z: Tensor, t: Tensor, noise: Tensor, denoise: Denoiser, condition: Condition, step: int, rng: Generator
+    ) -> NoisyLatents:
+        scale, weight = self.value("guidance_scale", step), self.value("view_weight", step)
+        single = replace(condition, camera=None, n_view=1, reference=None, single_view_uncond=False)
+        x = self.schedule.add_noise(z, noise, t)
+        eps_uncond, eps_cond = predict(denoise, x, t, replace(single, negatives=None), 0)
+        if condition.negatives is None:
+            eps = combine(eps_cond, eps_uncond, scale)
+        else:
+            eps, _ = predict(denoise, x, t, single, scale)
+        if weight > 0:
+            alpha, sigma = self.schedule.alpha_sigma(t, x)
+            gap = self.schedule.x0_from_eps(x, eps_uncond, t) - self.joint_x0(x, t, denoise, condition, step)
+            eps = eps + sigma * weight / condition.n_view * gap / alpha
+        return NoisyLatents(z, x, t, noise, eps, eps_cond)
+
+    def joint_x0(self, x: Tensor, t: Tensor, denoise: Denoiser, condition: Condition, step: int) -> Tensor:
+        """Predict the clean latents (B, C, h, w) of all views together from `x`, noisy at the timesteps `t`."""
+        eps, eps_cond = predict(denoise, x, t, condition, self.value("view_guidance_scale", step))
+        x0, x0_cond = (self.schedule.x0_from_eps(x, one, t) for one in (eps, eps_cond))
+        return rescale_std(x0, x0_cond, self.value("recon_std_rescale", step), condition.n_view)
