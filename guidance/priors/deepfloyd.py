@@ -34,24 +34,26 @@ def build(options: DeepFloydConfig, device: torch.device | str = "cpu") -> "Deep
     files.check_sums(path)
     place = path if o.tokenizer is None else Path(o.tokenizer).expanduser()
     words = read_tokenizer(loading.t5_tokenizer(place))
-    dtype = compute_dtype(o.dtype, torch.device(device))
-    parts = read_unet(path, dtype), path / "text_encoder", words, components.read_schedule(path)
+    parts = path / "unet", path / "text_encoder", words, components.read_schedule(path)
     prior = DeepFloyd(*parts, o.image_size, o.dtype, device)
     prior.cuda_graph = o.cuda_graph
     return prior
 
 
-def read_unet(path: Path, dtype: torch.dtype) -> UNet2DConditionModel:
-    """Load the UNet of the diffusers folder `path`, with linear and convolution layers of type `dtype`.
-
-    Raises ConfigError unless it denoises RGB pixels.
-    """
-    config, tensors = components.read_part(path / "unet")
-    components.expect(config, *components.NETWORKS["unet"].class_entry, path / "unet")
+def read_config(folder: Path) -> files.Json:
+    """Read the config of the UNet in `folder`. Raises ConfigError unless it denoises RGB pixels."""
+    config = files.read_json(folder / "config.json")
+    components.expect(config, *components.NETWORKS["unet"].class_entry, folder)
     if config.get("in_channels") != CHANNELS or config.get("class_embed_type") is not None:
-        problem = f"{path} is no first stage on pixels: {config.get('in_channels')} input channels, not {CHANNELS}"
+        found = config.get("in_channels")
+        problem = f"{folder.parent} is no first stage on pixels: {found} input channels, not {CHANNELS}"
         raise ConfigError(f"{problem}; try prior.name=stable-diffusion", "weights")
-    return components.make("unet", config, tensors, dtype)
+    return config
+
+
+def read_unet(folder: Path, dtype: torch.dtype) -> UNet2DConditionModel:
+    """Load the UNet in `folder`, with linear and convolution layers of type `dtype`. Raises ConfigError."""
+    return components.make("unet", *components.read_part(folder), dtype)
 
 
 def read_text_encoder(folder: Path, dtype: torch.dtype) -> Any:
@@ -74,15 +76,15 @@ def read_text_encoder(folder: Path, dtype: torch.dtype) -> Any:
 class DeepFloyd(Prior):
     """Text-to-image prior on pixels, without cameras. Its "latents" are images (B, 3, h, w) in [-1, 1].
 
-    The UNet is frozen, and its weights are cast to `dtype`. T5, which is larger, is loaded only to encode a prompt.
+    The UNet is frozen, and its weights are cast to `dtype`. It is loaded at its first use, and T5, which is larger,
+    only to encode a prompt, so that only one of them is in memory if prompts are encoded first.
     """
 
-    unet: UNet2DConditionModel
     max_tokens = 77  # as in diffusers' own pipeline for these weights
 
     def __init__(
         self,
-        unet: UNet2DConditionModel,
+        unet: UNet2DConditionModel | Path,
         text_encoder: Path,
         tokenizer: PreTrainedTokenizerBase,
         schedule: Schedule,
@@ -93,16 +95,29 @@ class DeepFloyd(Prior):
         """Build the prior from its networks. Raises ConfigError if the image size does not fit the UNet.
 
         Args:
+            unet: the UNet, or its folder.
             text_encoder: folder of T5's weights, which are loaded only to encode a prompt.
             image_size: pixels per side; None: the size that the UNet was trained on.
         """
-        self.unet, self.text_folder, self.tokenizer, self.schedule = unet, text_encoder, tokenizer, schedule
-        self.image_size = image_size or int(unet.config["sample_size"])
+        self.text_folder, self.tokenizer, self.schedule = text_encoder, tokenizer, schedule
+        self._unet: torch.nn.Module | Path = unet
+        self.unet_config = read_config(unet) if isinstance(unet, Path) else dict(unet.config)
+        self.image_size = image_size or int(self.unet_config["sample_size"])
         self.factor = 1
-        if self.image_size % (unit := 2 ** (len(unet.config["block_out_channels"]) - 1)):
+        if self.image_size % (unit := 2 ** (len(self.unet_config["block_out_channels"]) - 1)):
             raise ConfigError(f"{self.image_size} is not a multiple of {unit}", "image_size")
         self.precision = dtype
         self.to(device)
+
+    @property
+    def unet(self) -> torch.nn.Module:
+        if isinstance(self._unet, Path):
+            self._unet = torch.nn.Module.to(read_unet(self._unet, self.dtype), self.device, self.dtype)
+        return self._unet
+
+    @unet.setter
+    def unet(self, network: torch.nn.Module) -> None:
+        self._unet = network
 
     @property
     def networks(self) -> dict[str, torch.nn.Module]:
@@ -116,14 +131,14 @@ class DeepFloyd(Prior):
         self.device = torch.device(device)
         self.schedule = self.schedule.to(self.device)
         self.dtype = compute_dtype(self.precision, self.device)
-        network: Any = self.unet
-        network.to(self.device, self.dtype)
+        if not isinstance(self._unet, Path):
+            torch.nn.Module.to(self._unet, self.device, self.dtype)
         self.half_weights = self.device.type in GPUS
         return self
 
     @property
     def text_shape(self) -> tuple[int, int]:
-        return self.max_tokens, self.unet.config["encoder_hid_dim"] or self.unet.config["cross_attention_dim"]
+        return self.max_tokens, self.unet_config.get("encoder_hid_dim") or self.unet_config["cross_attention_dim"]
 
     @torch.no_grad()
     def encode_prompt(self, prompts: list[str]) -> Tensor:
@@ -147,6 +162,7 @@ class DeepFloyd(Prior):
         return (z / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
 
     def cast_networks(self, lora: bool = False) -> None:
+        self.unet.requires_grad_(False)  # also loads it
         self.graph = GraphedCalls() if self.half_weights and self.cuda_graph and not lora else None
 
     def network(self, x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None = None, n_view: int = 1) -> Tensor:

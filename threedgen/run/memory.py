@@ -10,6 +10,7 @@ from weakref import WeakSet, finalize
 import psutil  # type: ignore[import-untyped]
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -90,6 +91,11 @@ def _container() -> int | None:
         return None
 
 
+ALLOCATIONS = ("empty", "empty_strided", "empty_like", "new_empty", "detach", "_unsafe_view")
+NO_KERNEL = {f"aten::{name}" for name in ALLOCATIONS}
+"""Operators that only allocate memory, or not even that."""
+
+
 class PeakMemory(TorchDispatchMode):
     """Context that measures the memory of the tensors that are created in it, such as those of a training step.
 
@@ -97,19 +103,23 @@ class PeakMemory(TorchDispatchMode):
         device: device type to measure; "meta" computes shapes only, without values.
         live: bytes of all tensors that exist now.
         peak: largest value of `live` so far.
+        launches: number of operators that computed something on the device, each by one kernel or more.
     """
 
     def __init__(self, device: str = "meta") -> None:
         super().__init__()
         self.device = device
-        self.live = self.peak = 0
+        self.live = self.peak = self.launches = 0
         self._sizes: dict[int, int] = {}
 
     def __torch_dispatch__(
         self, func: Callable[..., object], types: object, args: tuple[object, ...] = (), kwargs: object = None
     ) -> object:
         result = func(*args, **(kwargs if isinstance(kwargs, dict) else {}))
-        self.add(*(value for value in tree_leaves(result) if isinstance(value, Tensor)))
+        made = [value for value in tree_leaves(result) if isinstance(value, Tensor)]
+        if isinstance(func, OpOverload) and not func.is_view and func._schema.name not in NO_KERNEL:
+            self.launches += any(value.device.type == self.device for value in made)
+        self.add(*made)
         return result
 
     def add(self, *tensors: Tensor) -> None:

@@ -1,6 +1,7 @@
 """Stable Diffusion and DeepFloyd IF as priors, from folders in the official format."""
 
 import shutil
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from threedgen.guidance.priors.mvdream import MVDream, camera_vector
 from threedgen.guidance.priors.pipeline import MVDreamPipeline
 from threedgen.guidance.schedule import Schedule
 from threedgen.guidance.weights.meta_networks import meta_networks
+from threedgen.systems.generate.memory import MetaPrior, preview_bytes
 
 
 def sd(**options: Any) -> latent_diffusion.LatentDiffusion:
@@ -112,6 +114,26 @@ def test_deepfloyd_logs_words_cut_off(caplog: pytest.LogCaptureFixture) -> None:
     (record,) = (record for record in caplog.records if record.name.startswith("threedgen"))
     assert record.args == (prior.tokens_cut("a dog " * 40),) != ("",)
     assert prior.tokens_cut("a dog") == "" and prior.unknown_words("a dog") == []
+
+
+def test_deepfloyd_holds_its_text_encoder_or_its_unet_but_not_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, read = list[Any](), deepfloyd.read_text_encoder
+
+    def reading(*args: Any) -> Any:
+        encoder = read(*args)
+        made.append(weakref.ref(encoder))
+        return encoder
+
+    monkeypatch.setattr(deepfloyd, "read_text_encoder", reading)
+    prior = pixels()
+    prior.encode_prompt(["a dog"])
+    assert [encoder() for encoder in made] == [None] and isinstance(prior._unet, Path)
+    assert prior.unet is prior.networks["unet"]
+    assert not any(parameter.requires_grad for parameter in prior.unet.parameters())
+    run = config.load("dreamfusion-if", ["prompt=a dog", f"prior.weights={folders() / 'if'}"])
+    kept = meta_networks(run.prior.weights, run.prior.parts).kept
+    large = meta_networks(run.prior.weights, run.prior.parts)._replace(parameters=10 * kept)
+    assert preview_bytes(MetaPrior(large, run, torch.device("cuda")), 1) == 9 * kept * 2  # in half precision
 
 
 def test_deepfloyd_bfloat16_weights_are_close() -> None:

@@ -157,7 +157,7 @@ class MeasuredSystem(GenerateSystem):
         march = config.march.model_copy(update={"samples": samples, "alpha_threshold": 0.0, "early_stop": 0.0})
         config = config.model_copy(update={"march": march, "occupancy": None})
         super().__init__(config, prior, torch.zeros(6, 1, 1))
-        self.networks, self.measured_prior = list(prior.networks.values()), prior
+        self.networks, self.measured_prior, self.launches = list(prior.networks.values()), prior, 0
 
     def render(
         self, cameras: Cameras, step: int, *, training: bool, normals: bool = False, light: Tensor | None = None
@@ -206,11 +206,16 @@ class MeasuredSystem(GenerateSystem):
             del moments
             for parameter in trained:
                 parameter.grad = None
+        self.launches = memory.launches
         return memory.peak
 
 
 def memory(
-    config: GenerateConfig, device: torch.device, free: float | None = None, fraction: float = 1.0
+    config: GenerateConfig,
+    device: torch.device,
+    free: float | None = None,
+    fraction: float = 1.0,
+    launches: dict[str, int] | None = None,
 ) -> dict[str, float]:
     """Measure the peak memory of a run, without its stages (earlier runs).
 
@@ -218,6 +223,7 @@ def memory(
         device: device of the run; it decides the precision of the prior.
         free: free bytes before the run, for `march.chunk: auto`; None: those of `device` now.
         fraction: samples per ray as a fraction of `march.samples`; 1 is the worst case.
+        launches: gets the number of kernel launches of each step, without those of a CUDA graph and the optimizer.
 
     Returns bytes by phase, such as {"step at 64 px": 5e9}.
     """
@@ -231,8 +237,12 @@ def memory(
     for size, step in distinct_steps(system):
         prior.record_graph(2 * len(system.training_rig(step).cameras))
         found[f"step at {size} px"] = system.peak(lambda: system.distillation_loss(step).loss)  # noqa: B023
+        if launches is not None:
+            launches[f"step at {size} px"] = system.launches
     if (config.warm_steps or config.round_steps) and not system.field.rasterised:
         found["fit to views"] = system.peak(lambda: system.fit_loss(config.fit.rays))
+        if launches is not None:
+            launches["fit to views"] = system.launches
     found["final images"] = system.peak(system.image)
     if config.round_steps:  # the decoder is kept
         found = {name: size + 4.0 * (networks.parameters - networks.kept) for name, size in found.items()}
@@ -250,8 +260,8 @@ def preview_bytes(prior: MetaPrior, views: int) -> int:
         z = torch.empty(views, *prior.latent_shape, device=META)
         prior.network(torch.cat([z, z]), torch.empty(2 * views, device=META), z)
         prior.decode_latents(z)
-    if prior.meta.vae is None:  # T5 is freed before the views are sampled
-        return max(tracker.peak, sum(t.nbytes for t in known) + prior.half.itemsize * text_encoder)
+    if prior.meta.vae is None:  # T5 is freed before the UNet is loaded
+        return max(tracker.peak, prior.half.itemsize * text_encoder)
     return tracker.peak + 4 * text_encoder
 
 
