@@ -80,7 +80,7 @@ def add_word(
     old = token_embedding(text_encoder).weight.detach()
     if row is None:
         numbers = tokenizer(like, add_special_tokens=False).input_ids if like else []
-        row = old[numbers].mean(0) if numbers else old.mean(0)
+        row = old[torch.tensor(numbers)].mean(0) if numbers else old.mean(0)
     row = row.clone()
     tokenizer.add_tokens([identifier])
     if len(tokenizer) > len(old):

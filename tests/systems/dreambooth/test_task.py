@@ -154,6 +154,18 @@ def test_preservation_by_hand() -> None:
 
 
 @pytest.mark.parametrize("norm", ["l1", "l2"])
+def test_preservation_has_the_gradient_of_its_formula(norm: str) -> None:
+    rng = torch.Generator().manual_seed(0)
+    before = {str(k): torch.randn(k, 3, generator=rng) for k in range(1, 5)}
+    weights = {name: torch.randn(b.shape, generator=rng).requires_grad_() for name, b in before.items()}
+    distance = {"l1": torch.abs, "l2": torch.square}[norm]
+    plain = torch.stack([distance(weights[name] - b).sum() for name, b in before.items()]).sum() / 30
+    expected = torch.autograd.grad(0.7 * plain, list(weights.values()))
+    found = torch.autograd.grad(0.7 * preservation(weights, before, norm), list(weights.values()))
+    assert all(map(torch.equal, found, expected))
+
+
+@pytest.mark.parametrize("norm", ["l1", "l2"])
 def test_preservation_limits_the_drift(tmp_path: Path, norm: str) -> None:
     count = sum(p.numel() for p in tiny_prior().unet.parameters())
     free = system_of(tmp_path, tiny_prior(), "tuning.preservation=none")

@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 from torch.func import functional_call
 from torch.nn import functional as F
 
@@ -36,6 +37,7 @@ from threedgen.guidance.weights import subject_weights
 from threedgen.guidance.weights.tokens import token_ids
 from threedgen.run.cache import cached_tensor
 from threedgen.run.disk import writing
+from threedgen.run.memory import to_device
 from threedgen.run.progress import Count
 from threedgen.run.prompts import prompt_warnings
 from threedgen.run.seeding import generator
@@ -56,9 +58,40 @@ ELEVATION, AZIMUTH = math.radians(15.0), math.radians(20.0)
 
 def preservation(weights: Mapping[str, Tensor], originals: Mapping[str, Tensor], norm: str) -> Tensor:
     """Return the mean absolute (`norm` "l1") or squared ("l2") difference of weights to their originals, a scalar."""
-    distance = torch.abs if norm == "l1" else torch.square
-    total = torch.stack([distance(weights[name] - before).sum() for name, before in originals.items()]).sum()
+    total: Tensor = Distance.apply(norm, list(originals.values()), *(weights[name] for name in originals))
     return total / sum(before.numel() for before in originals.values())
+
+
+class _Context(FunctionCtx):
+    norm: str
+    originals: list[Tensor]
+    saved_tensors: tuple[Tensor, ...]
+
+
+class Distance(torch.autograd.Function):
+    """Sum of absolute ("l1") or squared ("l2") differences of two lists of tensors.
+
+    torch's functions on lists of tensors compute it, whose number of kernels does not grow with that of the tensors.
+    The differences, as large as the weights, are computed again for the gradient.
+    """
+
+    @staticmethod
+    def forward(ctx: _Context, norm: str, originals: list[Tensor], *weights: Tensor) -> Tensor:
+        ctx.norm, ctx.originals = norm, originals
+        ctx.save_for_backward(*weights)
+        terms = torch._foreach_sub(weights, originals)
+        terms = terms if norm == "l1" else torch._foreach_mul(terms, terms)
+        return torch.stack(torch._foreach_norm(terms, 1)).sum()
+
+    @staticmethod
+    def backward(ctx: _Context, grad: Tensor) -> tuple[Tensor | None, ...]:
+        change = torch._foreach_sub(ctx.saved_tensors, ctx.originals)
+        if ctx.norm == "l1":
+            torch._foreach_sign_(change)
+        else:
+            torch._foreach_mul_(change, 2.0)
+        torch._foreach_mul_(change, grad)
+        return None, None, *change
 
 
 def augment(images: Tensor, rng: torch.Generator) -> Tensor:
@@ -134,10 +167,10 @@ class DreamBoothSystem(DenoisingSystem):
         prior = self.model
         table = token_embeddings(prior)
         name = next(name for name, p in prior.text_encoder.named_parameters() if p is table)
-        trained = table.detach().index_copy(0, torch.tensor([self.token], device=table.device), self.word[None])
+        trained = table.detach().index_copy(0, to_device(torch.tensor([self.token]), table.device), self.word[None])
         encoded = list[Tensor]()
         for variant in prior.prompt_variants([prompt]):
-            ids = token_ids(prior.tokenizer, variant, prior.max_tokens).to(table.device)
+            ids = to_device(token_ids(prior.tokenizer, variant, prior.max_tokens), table.device)
             encoded.append(functional_call(prior.text_encoder, {name: trained}, (ids,)).last_hidden_state)
         return torch.cat(encoded, dim=1)
 
@@ -159,18 +192,18 @@ class DreamBoothSystem(DenoisingSystem):
         rng = self.rng(int(batch), "subject")
         chosen = photos[torch.randint(len(photos), (o.batch,), generator=rng)]
         loss = self.image_loss(augment(chosen, rng), self.config.prompt, rng)
-        self.metrics = {"loss_subject": float(loss.detach())}
+        self.metrics = {"loss_subject": loss.detach()}
         if class_images is not None:
             prompts = self.config.class_prompts
             count = len(prompts)
             number = int(torch.randint(count, (1,), generator=rng))
             indices = number + count * torch.randint(len(class_images[number::count]), (o.batch,), generator=rng)
             class_loss = self.image_loss(class_images[indices], prompts[number], rng)
-            self.metrics["loss_class"] = float(class_loss.detach())
+            self.metrics["loss_class"] = class_loss.detach()
             loss = loss + o.weight * class_loss
         elif o.preservation in ("l1", "l2"):
             drift = preservation(self.trained, self.originals, o.preservation)
-            self.metrics["drift"] = float(drift.detach())
+            self.metrics["drift"] = drift.detach()
             loss = loss + o.weight * drift
         return loss
 
