@@ -16,6 +16,7 @@ from torch import Tensor
 from threedgen.config.errors import ConfigError
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.poses import Poses, opencv_axes, world_to_camera
+from threedgen.run.memory import to_device
 
 INVALID_PIXEL = -1e6  # x and y of reprojected pixels with unknown depth
 EPSILON = 1e-6  # world units, added to depths before a division
@@ -98,7 +99,8 @@ def sample(
     height, width = images.shape[-2:]
     pixels = pixels.double() if images.dtype == torch.float64 else pixels.float()  # half precision would shift them
     # align_corners=False also works for images that are one pixel wide
-    grid = (pixels + 0.5) / pixels.new_tensor([width, height]) * 2 - 1
+    size = to_device(torch.tensor([width, height], dtype=pixels.dtype), pixels.device)
+    grid = (pixels + 0.5) / size * 2 - 1
     grid = grid.nan_to_num(nan=-9.0).clamp(-9.0, 9.0)  # far outside, finite
     return F.grid_sample(images.to(grid.dtype), grid, mode, padding, align_corners=False).to(images.dtype)
 

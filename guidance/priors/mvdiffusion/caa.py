@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from threedgen.geometry.warp import sample
+from threedgen.run.memory import to_device
 
 from .geometry import Keys
 
 Encoding = Literal["reference", "capped"]
 HEAD = 32  # channels of an attention head
-CHUNK = {"cpu": 1 << 21, "cuda": 1 << 24}
+CHUNK = {"cpu": 1 << 21, "cuda": 1 << 26}
 """Number of elements of the keys of one chunk: few fit into the cache of a CPU, many keep a GPU busy."""
 MAX_KEPT = 1 << 25
 """Largest number of elements of all keys for which training keeps activations in memory; else they are recomputed."""
@@ -148,39 +149,54 @@ class PanoramaBlock(nn.Module):
         """
         maps, large = x.unflatten(0, (-1, len(keys))), sum(each.count for each in keys) * x[0].numel() > MAX_KEPT
         call: Call = recomputed if large and torch.is_grad_enabled() else called
-        attended = (self._view(maps, number, keys[number], n_view, call) for number in range(len(keys)))
-        tokens = torch.stack(tuple(attended), dim=1).flatten(0, 2)  # no variable keeps the parts alive
+        groups = view_groups(keys, x.device)
+        order = torch.tensor([number for group in groups for number in group]).argsort()
+        attended = (self._views(maps, group, [keys[number] for number in group], n_view, call) for group in groups)
+        tokens = torch.cat(tuple(attended), dim=1)  # no variable keeps the parts alive
+        tokens = (tokens if len(groups) in (1, len(keys)) else tokens[:, to_device(order, x.device)]).flatten(0, 2)
         fed = torch.cat([call(self.transformer.feed, part) for part in tokens.split(self._size(x, FEED_FACTOR))])
         return fed.unflatten(0, (len(x), -1)).mT.reshape(x.shape)
 
     def _encoding(self, keys: Keys) -> Tensor:
-        return self.pe(keys.relation.transpose(0, 1).flatten(1, 2))
+        relation = keys.relation.transpose(1, 2).flatten(2, 3)  # (G, T, n P, r)
+        return self.pe(relation.flatten(0, 1)).unflatten(0, relation.shape[:2])
 
     def _query_encoding(self, tokens: Tensor) -> Tensor:
         zeros = tokens.new_zeros(tokens.shape[-2], 1, self.relation_dim, dtype=torch.float32)
         return self.pe(zeros)[:, 0].to(tokens)
 
-    def _view(self, maps: Tensor, number: int, keys: Keys, n_view: int, call: Call) -> Tensor:
-        # tokens (R, T, d) of view `number`, from features (R, V, d, h, w)
-        tokens, others = maps[:, number].flatten(2).mT, maps[:, number - number % n_view + keys.views]
-        size = self._size(maps[0], len(maps) * keys.count)
-        starts = range(0, tokens.shape[1], size)
-        attended = [call(self._attend, tokens[:, a : a + size], others, keys.tokens(a, a + size)) for a in starts]
-        return torch.cat(attended, dim=1)
+    def _views(self, maps: Tensor, group: Sequence[int], keys: Sequence[Keys], n_view: int, call: Call) -> Tensor:
+        # tokens (R, G, T, d) of the G views in `group`, from features (R, V, d, h, w)
+        tokens = torch.stack([maps[:, number] for number in group], dim=1).flatten(3).mT
+        others = maps[:, torch.stack([k - k % n_view + each.views for k, each in zip(group, keys, strict=True)])]
+        size, table = self._size(maps[0], len(maps) * sum(each.count for each in keys)), Keys.stack(keys)
+        starts = range(0, tokens.shape[2], size)
+        attended = [call(self._attend, tokens[:, :, a : a + size], others, table.tokens(a, a + size)) for a in starts]
+        return torch.cat(attended, dim=2)
 
     def _size(self, x: Tensor, count: int) -> int:
         # tokens per chunk for `count` keys per token; even, so that no pair is split
         return max(2, CHUNK.get(x.device.type, CHUNK["cpu"]) // (count * x.shape[1]) // 2 * 2)
 
     def _attend(self, tokens: Tensor, others: Tensor, keys: Keys) -> Tensor:
-        # tokens (R, T, d) of one view attend to maps (R, n, d, h, w) of n other views
-        places = keys.places.repeat(len(tokens), 1, 1, 1)
-        found = sample(others.flatten(0, 1), places).unflatten(0, others.shape[:2])
-        found = found.permute(0, 3, 1, 4, 2).flatten(2, 3)  # (R, T, n P, d)
-        mask = keys.mask[..., None].transpose(0, 1).flatten(1, 2)
+        # tokens (R, G, T, d) of G views attend to maps (R, G, n, d, h, w) of n other views
+        places = keys.places.repeat(len(tokens), 1, 1, 1, 1).flatten(0, 1)
+        found = sample(others.flatten(0, 2), places).unflatten(0, others.shape[:3])
+        found = found.permute(0, 1, 4, 2, 5, 3).flatten(3, 4)  # (R, G, T, n P, d)
+        mask = keys.mask[..., None].transpose(1, 2).flatten(2, 3)
         # a masked key is set to zero but stays in the softmax; the norm turns it into the norm's bias
         encoded = (found + self._encoding(keys).to(found)) * mask.to(found)
         return self.transformer.attend(tokens, self._query_encoding(tokens), encoded)
+
+
+def view_groups(keys: Sequence[Keys], device: torch.device) -> list[list[int]]:
+    """Return groups of views to compute together: on a CPU each alone, else all with equally many keys."""
+    if device.type == "cpu":
+        return [[number] for number in range(len(keys))]
+    groups: dict[torch.Size, list[int]] = {}
+    for number, each in enumerate(keys):
+        groups.setdefault(each.places.shape, []).append(number)
+    return list(groups.values())
 
 
 class DepthAttention(PanoramaBlock):

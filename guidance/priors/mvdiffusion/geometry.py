@@ -39,9 +39,15 @@ class Keys:
     def to(self, device: torch.device) -> "Keys":
         return Keys(self.views.to(device), *(t.to(device, torch.float32) for t in self.tables))
 
+    @staticmethod
+    def stack(keys: "Sequence[Keys]") -> "Keys":
+        """Join the tables of G views with equally many keys. All tensors of the result have one more dimension, G."""
+        columns = zip(*((each.views, *each.tables) for each in keys), strict=True)
+        return Keys(*(torch.stack(column) for column in columns))
+
     def tokens(self, start: int, stop: int) -> "Keys":
-        """Return the part of these tables for the tokens start to stop - 1 of the view."""
-        return Keys(self.views, *(t[:, start:stop] for t in self.tables))
+        """Return the part of stacked tables for the tokens start to stop - 1 of each view."""
+        return Keys(self.views, *(t[:, :, start:stop] for t in self.tables))
 
     @property
     def tables(self) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,5 +1,7 @@
 """Correspondence-aware attention: initial identity, plain reference, chunking, masking."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -40,6 +42,19 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         results.append(output_and_gradients(block, x, keys, 3))
     for other in results[1:]:
         torch.testing.assert_close(other, results[0], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [PanoramaBlock, DepthBlock])
+def test_views_together_give_the_same_as_one_by_one(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    panorama = kind is PanoramaBlock
+    x = (features() if panorama else features(3, 64, (4, 6))).requires_grad_()
+    keys = (ring().keys(8, 8, CPU) if panorama else wall(step=1.6).keys(4, 6, CPU)) * 2
+    x = torch.cat([x, 2 * x])
+    block, groups = awaken(kind(x.shape[1])), caa.view_groups
+    alone = output_and_gradients(block, x, keys, len(x) // 2)
+    monkeypatch.setattr(caa, "view_groups", lambda keys, device: groups(keys, torch.device("cuda")))
+    assert len(caa.view_groups(keys, CPU)) == (1 if panorama else 2)  # the middle one of three has more neighbours
+    torch.testing.assert_close(output_and_gradients(block, x, keys, len(x) // 2), alone, rtol=1e-4, atol=1e-6)
 
 
 def test_tokens_influence_only_corresponding_tokens() -> None:
