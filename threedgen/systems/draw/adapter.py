@@ -37,7 +37,7 @@ def sample_angles(task: Task, rig: AnglesConfig) -> None:
     """
     config: SampleConfig = task.config
     source = None if config.mesh is None else read_object(config)
-    model: MVAdapter = task.load_prior()
+    model: MVAdapter = task.load_prior().compact()
     if rig.views is not None:
         angles = [(elevation, azimuth) for azimuth, elevation in rig.views]
     else:
