@@ -24,7 +24,7 @@ from threedgen.guidance.sampling import (
 )
 from threedgen.guidance.schedule import Schedule
 from threedgen.guidance.weights import tokens
-from threedgen.run.memory import GPUS
+from threedgen.run.memory import GPUS, to_device
 from threedgen.run.prompts import Reading
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ class Prior(Protocol):
 
     def resized(self, rgb: Tensor) -> Tensor:
         """Resize images (B, H, W, 3) in [0, 1] to (B, 3, s, s) in [-1, 1] on the prior's device; s = `image_size`."""
-        x = rgb.to(self.device, torch.float32).permute(0, 3, 1, 2)
+        x = to_device(rgb, self.device).float().permute(0, 3, 1, 2)
         if self.device.type in GPUS:  # group norm on a GPU would copy each channels_last tensor
             x = x.contiguous()
         if x.shape[-2:] != (size := (self.image_size, self.image_size)):

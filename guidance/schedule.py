@@ -14,6 +14,7 @@ from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 from torch import Tensor
 
 from threedgen.guidance.options import Shift
+from threedgen.run.memory import to_device
 
 Prediction = Literal["epsilon", "v_prediction"]
 Timesteps = Tensor | int
@@ -163,7 +164,7 @@ class Schedule:
 
         The weight is min(SNR, gamma) / SNR for an epsilon model and min(SNR, gamma) / (SNR + 1) for a v model.
         """
-        alpha_bar = self.alpha_bar[t]
+        alpha_bar = self.alpha_bar[to_device(t, self.alpha_bar.device)]
         snr = alpha_bar / (1 - alpha_bar)
         return snr.clamp(max=gamma) / (snr if self.prediction == "epsilon" else snr + 1)
 

@@ -166,7 +166,9 @@ def _rows_and_columns(attention: Attend, *maps: Tensor) -> Tensor:
     if (n_view := maps[0].shape[1]) != SIDES + 2:
         raise ValueError(f"rowcol needs six views: front, right, back, left, top, bottom (got {n_view})")
     sides = _rows(attention, *(part[:, :SIDES] for part in maps))
-    ring = _columns(attention, *(torch.cat([part[:, :1].flip(3), part[:, RING]], 1) for part in maps))
+    # slices, since a list as index would be copied to the GPU each time
+    parts = ([part[:, :1].flip(3), *(part[:, k : k + 1] for k in RING)] for part in maps)
+    ring = _columns(attention, *(torch.cat(part, 1) for part in parts))
     front, back = (sides[:, 0] + ring[:, 0].flip(2)) / 2, (sides[:, 2] + ring[:, 1]) / 2
     return torch.stack([front, sides[:, 1], back, sides[:, 3], ring[:, 2], ring[:, 3]], dim=1)
 

@@ -16,6 +16,8 @@ from diffusers.models.embeddings import TimestepEmbedding
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from threedgen.run.memory import to_device
+
 from .image_tokens import IMAGE_TOKENS, add_image_tokens, attend_to_image
 
 CAMERA_DIM = 16
@@ -305,7 +307,8 @@ def split_text(unet: UNet2DConditionModel, text: Tensor, height: int, width: int
     """
     if not has_added_conditioning(unet):
         return text, {}
-    sizes = text.new_tensor([height, width, 0, 0, height, width]).expand(len(text), 6)
+    sizes = torch.tensor([height, width, 0, 0, height, width], dtype=text.dtype)
+    sizes = to_device(sizes, text.device).expand(len(text), 6)
     c = unet.config
     pooled = int(c["projection_class_embeddings_input_dim"]) - 6 * int(c["addition_time_embed_dim"])
     return text[:, :-1], {"added_cond_kwargs": {"text_embeds": text[:, -1, :pooled], "time_ids": sizes}}

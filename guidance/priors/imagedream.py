@@ -48,6 +48,7 @@ class ImageDream(MVDream):
         pixel_control: whether the latents of the image are one more view. False: image tokens only.
         images: the object on a transparent square, premultiplied RGBA (s, s, 4) in [0, 1], with s as CLIP's image
             encoder and as the VAE take it; () before `with_image`.
+        mean, std: (3,) statistics with which CLIP's image encoder normalises colours.
     """
 
     parts = ImageDreamConfig.parts
@@ -63,6 +64,7 @@ class ImageDream(MVDream):
     def to(self, device: torch.device | str) -> Self:
         super().to(device)
         self.images = tuple(image.to(self.device) for image in self.images)
+        self.mean, self.std = (torch.tensor(x, device=self.device) for x in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
         return self
 
     @property
@@ -87,7 +89,7 @@ class ImageDream(MVDream):
 
     def image_features(self, images: Tensor) -> Tensor:
         """Return CLIP's penultimate features (B, L, D) of images (B, s, s, 3) in [0, 1]; s is `encoder_size`."""
-        pixels = (images - images.new_tensor(OPENAI_CLIP_MEAN)) / images.new_tensor(OPENAI_CLIP_STD)
+        pixels = (images - self.mean) / self.std
         with self.autocast():
             return self.encoder(pixels.permute(0, 3, 1, 2), output_hidden_states=True).hidden_states[-2].float()
 

@@ -29,7 +29,7 @@ from threedgen.guidance.weights import components, ldm, tokens
 from threedgen.guidance.weights.components import SecondText
 from threedgen.guidance.weights.loading import COARSE, IMAGE_ENCODER, PARTS, SECOND
 from threedgen.run.dtypes import cast_weights, compute_dtype
-from threedgen.run.memory import GPUS
+from threedgen.run.memory import GPUS, to_device
 from threedgen.run.prompts import remove_words
 
 P = TypeVar("P", bound="LatentDiffusion")
@@ -274,10 +274,10 @@ class LatentDiffusion(Prior):
         return [prompts, *(usual if self.coarse is not None and added else [])]
 
     def _encode(self, prompts: list[str]) -> Tensor:
-        ids = tokens.token_ids(self.tokenizer, prompts, self.max_tokens).to(self.device)
+        ids = to_device(tokens.token_ids(self.tokenizer, prompts, self.max_tokens), self.device)
         if self.second is None:
             return self.text_encoder(ids).last_hidden_state.float()
-        again = tokens.token_ids(self.second.tokenizer, prompts, self.max_tokens).to(self.device)
+        again = to_device(tokens.token_ids(self.second.tokenizer, prompts, self.max_tokens), self.device)
         first = self.text_encoder(ids, output_hidden_states=True)
         second = self.second.network(again, output_hidden_states=True)
         words = torch.cat([part.hidden_states[-2].float() for part in (first, second)], dim=-1)

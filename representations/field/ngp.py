@@ -7,6 +7,7 @@ The state dict is that of threestudio's "implicit-volume", where `density_mlp.` 
 
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -77,12 +78,19 @@ class EncodedField(Representation):
     options: EncodedFieldConfig
     encoding: HashGrid
     used_levels: Tensor | None
+    levels: int  # the value of `used_levels`, known without a wait for the GPU
 
     def __init__(self, options: EncodedFieldConfig, generator: torch.Generator | None) -> None:
         super().__init__()
         self.options = o = options
         self.encoding = registry.build("encoding", o.encoding, generator=generator)
-        self.register_buffer("used_levels", None if o.levels is None else torch.tensor(int(at(o.levels, 0, 1))))
+        self.levels = o.encoding.n_levels if o.levels is None else int(at(o.levels, 0, 1))
+        self.register_buffer("used_levels", None if o.levels is None else torch.tensor(self.levels))
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        if self.used_levels is not None:
+            self.levels = int(self.used_levels)
 
     def parameter_groups(self) -> list[ParameterGroup]:
         encoding = list(self.encoding.parameters())
@@ -91,7 +99,8 @@ class EncodedField(Representation):
 
     def before_step(self, step: int, max_steps: int | None = None) -> None:
         if self.used_levels is not None and self.options.levels is not None:
-            self.used_levels.fill_(int(at(self.options.levels, step, max_steps)))
+            self.levels = int(at(self.options.levels, step, max_steps))
+            self.used_levels.fill_(self.levels)
 
     def _unit(self, x: Tensor) -> Tensor:
         return (x + self.options.radius) / (2 * self.options.radius)

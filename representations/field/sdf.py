@@ -119,5 +119,5 @@ class SDF(EncodedField):
         o = self.options
         if o.normal_eps != "cell":
             return o.normal_eps
-        used = o.encoding.n_levels if self.used_levels is None else min(int(self.used_levels), o.encoding.n_levels)
+        used = min(self.levels, o.encoding.n_levels)
         return 2 * o.radius / (o.encoding.base_resolution * o.encoding.per_level_scale ** (used - 1))

@@ -167,7 +167,8 @@ def spans_of(origins: Tensor, directions: Tensor, options: "MarchConfig", jitter
         nearest = origins - projection[:, None] * directions  # nearest point to the centre: no cancellation far away
         radius = origins.new_full((), options.radius)
         squared = (radius * radius - _dot(nearest, nearest)).clamp(min=0)
-        half = squared.double().sqrt().float()  # correctly rounded, unlike torch's float32 sqrt
+        # correctly rounded, as on a GPU, unlike torch's float32 sqrt on a CPU
+        half = squared.double().sqrt().float() if squared.device.type == "cpu" else squared.sqrt()
         enter, leave = -projection - half, -projection + half
     else:
         safe = torch.where(directions.abs() < 1e-12, 1e-12, directions)  # ray parallel to a side: huge, not NaN

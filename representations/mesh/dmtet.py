@@ -20,6 +20,7 @@ from threedgen.representations.field.ngp import EncodedField
 from threedgen.representations.losses import laplacian, normal_consistency, orientation_terms
 from threedgen.representations.options import DMTetConfig
 from threedgen.representations.shading import ALBEDO, Material, Shading
+from threedgen.run.memory import to_device
 
 from .raster import antialias, surface_points
 
@@ -81,16 +82,15 @@ def marching_tetrahedra(points: Tensor, distance: Tensor, tets: Tensor) -> tuple
         Vertices (N, 3), differentiable in points and distance, and faces (F, 3) int64, counter-clockwise seen from
             outside. The surface is closed if no border point of the grid is inside.
     """
-    inside = distance.detach() < 0
-    code = (inside[tets] * torch.tensor([1, 2, 4, 8], device=tets.device)).sum(1)
-    cut = (code > 0) & (code < 15)
+    inside, device = distance.detach() < 0, tets.device
+    code = (inside[tets] * to_device(torch.tensor([1, 2, 4, 8]), device)).sum(1)
+    cut = ((code > 0) & (code < 15)).nonzero()[:, 0]
     tets, code = tets[cut], code[cut]
-    ends = tets[:, torch.tensor(EDGES, device=tets.device)].sort(dim=-1).values  # (M, 6, 2)
-    crossed = inside[ends[..., 0]] != inside[ends[..., 1]]
+    ends = tets[:, to_device(torch.tensor(EDGES), device)].sort(dim=-1).values.flatten(0, 1)  # (6 M, 2)
+    crossed = (inside[ends[:, 0]] != inside[ends[:, 1]]).nonzero()[:, 0]
     count = len(points)
-    keys, vertex_index = torch.unique(ends[..., 0][crossed] * count + ends[..., 1][crossed], return_inverse=True)
-    vertex = torch.full(crossed.shape, -1, device=tets.device)
-    vertex[crossed] = vertex_index
+    keys, vertex_index = torch.unique(ends[crossed, 0] * count + ends[crossed, 1], return_inverse=True)
+    vertex = torch.full((len(ends),), -1, device=device).index_copy(0, crossed, vertex_index).view(-1, len(EDGES))
 
     a, b = keys // count, keys % count
     # the gradient of index_select adds up in a fixed order
@@ -98,8 +98,8 @@ def marching_tetrahedra(points: Tensor, distance: Tensor, tets: Tensor) -> tuple
     from_a, from_b = points.index_select(0, a), points.index_select(0, b)
     vertices = from_a + (at_a / (at_a - at_b))[:, None] * (from_b - from_a)
 
-    table = torch.tensor([edges + (-1,) * (6 - len(edges)) for edges in TRIANGLES], device=tets.device)
-    edges = table[code]
+    table = torch.tensor([edges + (-1,) * (6 - len(edges)) for edges in TRIANGLES])
+    edges = to_device(table, device)[code]
     faces = vertex.gather(1, edges.clamp(min=0)).reshape(-1, 3)
     return vertices, faces[edges.reshape(-1, 3)[:, 0] >= 0]
 
@@ -188,12 +188,12 @@ class DMTet(Representation):
         shading: Shading = ALBEDO,
     ) -> Render:
         device, count = self.distance.device, len(cameras) * cameras.height * cameras.width
-        _, directions = (rays.reshape(-1, 3).to(device) for rays in cameras.rays())
+        _, directions = (rays.reshape(-1, 3) for rays in cameras.to(device).rays())
         background_rgb = background(directions, training=training, generator=generator)
         vertices, faces = surface = self.surface()
         if len(faces):
             light = cameras.position if light is None else light
-            columns = self._columns(*surface, cameras, material, light.to(device), shading)
+            columns = self._columns(*surface, cameras, material, to_device(light, device), shading)
         else:  # empty mesh: return the background and keep the graph
             columns = background_rgb.new_zeros(count, 9) + 0 * (self.distance.sum() + self.deformation.sum())
         rgb_fg, opacity, depth, normal, orientation = columns.split([3, 1, 1, 3, 1], dim=-1)

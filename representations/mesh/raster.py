@@ -17,6 +17,7 @@ from threedgen.config.optional import installed
 from threedgen.geometry import raster
 from threedgen.geometry.cameras import Cameras
 from threedgen.representations.losses import vertex_normals
+from threedgen.run.memory import to_device
 
 from . import cuda_raster
 
@@ -43,10 +44,10 @@ def surface_points(vertices: Tensor, faces: Tensor, cameras: Cameras) -> Surface
     else:
         points, triangles, c2w, fov = (t.detach().cpu().numpy() for t in (vertices, faces, cameras.c2w, cameras.fov))
         found = raster.rasterise(points, triangles, c2w, fov, (cameras.height, cameras.width))
-        face = torch.from_numpy(found.face).long().to(device)
+        face = to_device(torch.from_numpy(found.face).long(), device)
     index = (face.reshape(-1) >= 0).nonzero()[:, 0]
     visible = face.reshape(-1)[index]
-    origins, directions = (rays.reshape(-1, 3).to(device)[index] for rays in cameras.rays())
+    origins, directions = (rays.reshape(-1, 3)[index] for rays in cameras.to(device).rays())
     corners = faces[visible].reshape(-1)
     v0, v1, v2 = vertices.index_select(0, corners).view(-1, 3, 3).unbind(1)
     n0, n1, n2 = vertex_normals(vertices, faces).index_select(0, corners).view(-1, 3, 3).unbind(1)
@@ -125,15 +126,15 @@ def _crossings(face: Tensor, start: Tensor, end: Tensor, view: Tensor, axis: int
     fraction = (line + 0.5 - a[:, other]) / torch.where(delta.abs() < 1e-9, torch.full_like(delta, 1e-9), delta)
     crossing = a[:, axis] + fraction * (b[:, axis] - a[:, axis])
     before = (crossing.detach() - 0.5).floor().long()
-    inside = (before >= 0) & (before < length - 1)
-    edge, line, crossing, before = edge[inside], line[inside], crossing[inside], before[inside]
+    inside = ((before >= 0) & (before < length - 1)).nonzero()[:, 0]  # a mask as index waits for the GPU each time
+    edge, line, crossing, before = edge[inside], line[inside], crossing.index_select(0, inside), before[inside]
 
     row, column = (line, before) if axis == 0 else (before, line)
     left = (view[edge] * height + row) * width + column
     right = left + (1 if axis == 0 else width)
     covered = face.reshape(-1) >= 0
-    border = covered[left] != covered[right]
-    left, right, crossing, before = left[border], right[border], crossing[border], before[border]
+    border = (covered[left] != covered[right]).nonzero()[:, 0]
+    left, right, crossing, before = left[border], right[border], crossing.index_select(0, border), before[border]
     near, far = torch.where(covered[left], left, right), torch.where(covered[left], right, left)
     t = crossing - (before + 0.5)
     t = torch.where(covered[left], t, 1 - t)

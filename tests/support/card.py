@@ -1,11 +1,11 @@
 """A simulated GPU: tensors on the device "card" hold CPU data, so that code for a GPU runs without one.
 
-Like a GPU, the device refuses to mix its tensors with CPU tensors. It counts kernel launches (operators that are not
-views), blocking copies and other synchronisations of the host. The kernels of hash grid and ray marching count as one
-launch each. Needs a child of fork_server.py: a device is registered for good.
+Like a GPU, the device refuses to mix its tensors with CPU tensors; it also refuses float64, which is slow on most
+GPUs. It counts kernel launches (operators that are not views), blocking copies and other synchronisations of the host.
+The kernels of hash grid and ray marching count as one launch each. Needs a child of fork_server.py: a device is
+registered for good.
 """
 
-import json
 import sys
 import traceback
 from collections import Counter
@@ -67,6 +67,11 @@ class Simulation(TorchDispatchMode):
         super().__exit__(*error)
         current.pop()
 
+    def clear(self) -> None:
+        """Begin to count anew."""
+        self.launches.clear()
+        self.syncs.clear()
+
     def sync(self, what: str) -> None:
         frames = [f for f in traceback.extract_stack() if f.filename.startswith(PRODUCT)]
         where = f"{Path(frames[-1].filename).relative_to(ROOT)} {frames[-1].name}" if frames else "library"
@@ -106,6 +111,8 @@ class Simulation(TorchDispatchMode):
             self.launches[name] += 1
         plain_args, plain_kwargs = tree_map_only(Card, lambda t: t.values, (args, kwargs))
         out = func(*plain_args, **plain_kwargs)
+        if target and any(t.dtype == torch.float64 and t.dim() for t in tree_leaves(out) if isinstance(t, Tensor)):
+            raise RuntimeError(f"{name} computes in float64 on the GPU")
         return self.wrapped(out, args, kwargs) if target else out
 
     def wrapped(self, out: Any, args: Any, kwargs: Any) -> Any:
@@ -148,8 +155,10 @@ def register() -> None:
     from threedgen.guidance import cuda_graph
     from threedgen.representations import backends, march
     from threedgen.representations.hashgrid import encoding
-    from threedgen.run import memory
+    from threedgen.run import dtypes, memory
 
+    native = dtypes._native
+    dtypes._native = lambda device: "bf16" if device.type == "card" else native(device)
     backends.DEVICE_TYPES["triton"] = "card"
     torch.__future__.set_overwrite_module_params_on_conversion(True)  # a parameter keeps its attribute `values`
     memory.GPUS.add("card")
@@ -157,6 +166,11 @@ def register() -> None:
     cuda_graph.record = record
     library.append(torch.library.Library("aten", "IMPL", "PrivateUse1"))
     library[2].impl("silu_backward", lambda *args: None)  # has a kernel of its own, and is not computed by others
+    make = torch.tensor  # on a GPU a blocking copy; torch makes the tensor without asking the mode
+    torch.tensor = lambda *args, device=None, **kwargs: make(*args, **kwargs).to(device or "cpu")
+    Tensor.new_tensor = lambda self, data, dtype=None, device=None, **kwargs: make(  # type: ignore[method-assign]
+        data, dtype=dtype or self.dtype, **kwargs
+    ).to(device or self.device)
     Tensor.pin_memory = lambda self, device=None: self  # type: ignore[method-assign, assignment]
     for table, kernels in ((encoding.MODULES, grid_kernels()), (march.MODULES, march_kernels())):
         sys.modules[kernels.__name__] = kernels
@@ -275,48 +289,3 @@ def march_kernels() -> ModuleType:
     forward, backward = kernel("composite", numba.forward), kernel("composite backward", numba.backward)
     module.composite = differentiable(forward, backward)  # type: ignore[attr-defined]
     return module
-
-
-def run_steps(config: str, words: list[str], steps: list[int], stage: str | None = None) -> Simulation:
-    """Run training steps of a config on the device, and return the simulation of the last one."""
-    from threedgen.config import load, registry
-    from threedgen.guidance.priors.view_prompts import prompts
-    from threedgen.systems.generate.system import GenerateSystem
-    from threedgen.train.callbacks import FiniteGuard
-
-    options = load(config, ["prompt=a red dog", *words])
-    options = options if stage is None else options.stage(stage)
-    prior = registry.build("prior", options.prior)
-    text = prior.encode_prompt(prompts("a red dog", options.negative_prompt, options.view_prompts))
-    prior.free_text_encoder()
-    mixed = options.trainer.precision == "16-mixed"
-    simulation = Simulation()
-    with simulation:
-        prior.to("card:0")
-        system = GenerateSystem(options, prior, text).to("card:0").train()
-        object.__setattr__(system, "_device", torch.device("card:0"))
-        optimizer = system.configure_optimizers()["optimizer"]
-        scaler = torch.amp.GradScaler("card", enabled=mixed)
-        trainer: Any = SimpleNamespace(world_size=1, precision_plugin=SimpleNamespace(scaler=scaler if mixed else None))
-        guard = FiniteGuard()
-        for step in steps:
-            simulation.launches.clear()
-            simulation.syncs.clear()
-            optimizer.zero_grad()
-            with torch.autocast("card", torch.bfloat16, enabled=mixed):
-                loss = system.training_step(step, step)
-            guard.on_before_backward(trainer, system, loss)
-            scaler.scale(loss).backward()
-            guard.on_before_optimizer_step(trainer, system, optimizer)
-            scaler.step(optimizer)
-            scaler.update()
-    return simulation
-
-
-def main(cases: dict[str, dict[str, Any]], folder: str) -> int:
-    """Run cases, each with the arguments of `run_steps`; write launches and syncs of their last steps to steps.json."""
-    register()
-    found = {name: run_steps(**case) for name, case in cases.items()}
-    counts = {name: {"launches": steps.launches, "syncs": steps.syncs} for name, steps in found.items()}
-    Path("steps.json").write_text(json.dumps(counts))
-    return 0

@@ -25,6 +25,7 @@ from threedgen.representations import losses
 from threedgen.representations.base import Render
 from threedgen.representations.field.ngp import finite_difference_normal
 from threedgen.representations.march import step_size
+from threedgen.run.memory import to_device
 from threedgen.run.seeding import generator
 
 from .options import RefineConfig
@@ -85,16 +86,17 @@ class Fit:
         else:
             result, indices, rays = self._render_pixels(step, rng)
             rough = [self._roughness(result, *rays, rng)]
-        colours, background = (part.to(device) for part in self.pixels.composite(indices, rng))
+        colours, background = (to_device(part, device) for part in self.pixels.composite(indices, rng))
         error = F.smooth_l1_loss(result.rgb_fg + background * (1 - result.opacity), colours, beta=HUBER_BETA)
         clear = opaque * losses.opaque(result) + SPARSITY_WEIGHT * losses.sparsity(result)
         # opacity far from the object, which has no colour error where its colour is that of the background
-        clear = clear + result.opacity[self.pixels.empty[indices].to(device)].sum() / len(colours)
+        empty = to_device(self.pixels.empty[indices].nonzero()[:, 0], device)
+        clear = clear + result.opacity.index_select(0, empty).sum() / len(colours)
         if distortion and (spread := losses.distortion(result, 2 * self.scene.config.march.radius)) is not None:
             clear = clear + distortion * spread
         loss = ERROR_WEIGHT * error + clear + SMOOTHNESS_WEIGHT * sum(rough)
         opacity = result.opacity.detach().mean()
-        return StepResult(loss, {"loss_views": ERROR_WEIGHT * error.item()}, {"opacity": opacity})
+        return StepResult(loss, {"loss_views": ERROR_WEIGHT * error.detach().double()}, {"opacity": opacity})
 
     def _render_images(self, step: int, rng: torch.Generator) -> tuple[Render, Tensor]:
         pixels = self.cameras.height * self.cameras.width
@@ -105,16 +107,17 @@ class Fit:
 
     def _render_pixels(self, step: int, rng: torch.Generator) -> tuple[Render, Tensor, tuple[Tensor, Tensor]]:
         indices, device = self.pixels.sample(self.scene.config.fit.rays, rng), self.scene.device
-        rays = (self.pixels.origins[indices].to(device), self.pixels.directions[indices].to(device))
+        origins, directions = (to_device(x[indices], device) for x in (self.pixels.origins, self.pixels.directions))
         shading = self.scene.material.sample_shading(step, False, rng)
-        return self.scene.render_rays(*rays, shading, rng, training=True), indices, rays
+        render = self.scene.render_rays(origins, directions, shading, rng, training=True)
+        return render, indices, (origins, directions)
 
     def _roughness(self, result: Render, origins: Tensor, directions: Tensor, rng: torch.Generator) -> Tensor:
         field, march = self.scene.field, self.scene.config.march
         solid = (result.opacity[:, 0] > 0.5).nonzero()[:SURFACE_POINTS, 0]
         depth = (result.depth / result.opacity)[solid].detach()
         points = origins[solid] + depth * directions[solid]
-        offsets = SURFACE_DISTANCE * march.radius * torch.randn(points.shape, generator=rng).to(points)
+        offsets = SURFACE_DISTANCE * march.radius * to_device(torch.randn(points.shape, generator=rng), points.device)
         length = step_size(march)
 
         def opacity(x: Tensor) -> Tensor:  # of one marching step: bounded, unlike the density

@@ -35,6 +35,7 @@ from threedgen.run.arrays import Array
 from threedgen.run.cache import digest
 from threedgen.run.disk import writing
 from threedgen.run.dtypes import autocast_bf16
+from threedgen.run.memory import to_device
 from threedgen.run.seeding import generator, seed_networks
 from threedgen.train.status import Status
 from threedgen.train.system import AveragedSystem, stratified_uniform
@@ -86,7 +87,7 @@ class Pairs(NamedTuple):
     K: Tensor
 
     def to(self, device: torch.device) -> Self:
-        return type(self)(*(tensor.to(device) for tensor in self))
+        return type(self)(*(to_device(tensor, device) for tensor in self))
 
 
 @torch.no_grad()
@@ -169,9 +170,10 @@ class PairSystem(AveragedSystem):
         pairs = self.load_pairs(rng.integers(0, self.bank.train, o.batch), rng)
         logsnr = sampler.logsnr_cosine(stratified_uniform(o.batch, gen) ** o.time_power)
         keep = torch.rand(o.batch, generator=gen) >= DROPPED
-        noise, blank = (torch.randn(pairs.x.shape, generator=gen).to(self.device) for _ in range(2))
+        noise, blank = (torch.randn(pairs.x.shape, generator=gen) for _ in range(2))
+        logsnr, keep, noise, blank = (to_device(part, self.device) for part in (logsnr, keep, noise, blank))
         with self.autocast():
-            return pair_loss(self.model, pairs, logsnr.to(self.device), keep.to(self.device), noise, blank)
+            return pair_loss(self.model, pairs, logsnr, keep, noise, blank)
 
     def load_pairs(self, scenes: Array, rng: np.random.Generator) -> Pairs:
         """Sample a pair of views of each scene, and encode it for the model. `scenes` are scene indices (B,)."""

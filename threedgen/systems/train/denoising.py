@@ -14,6 +14,7 @@ from threedgen.geometry.images import grid, write_png
 from threedgen.guidance.priors.latent_diffusion import LatentDiffusion
 from threedgen.run.arrays import Array
 from threedgen.run.disk import Tree
+from threedgen.run.memory import to_device
 from threedgen.train.system import AveragedSystem, sample_timesteps
 
 from .options import ViewNoiseConfig
@@ -81,13 +82,13 @@ class DenoisingSystem(AveragedSystem):
 
     def training_step(self, batch: int, index: int) -> Tensor:
         loss = self.denoising_loss(self.batch(int(batch)))
-        self.metrics = {"loss": float(loss.detach())}
+        self.metrics = {"loss": loss.detach()}
         return loss
 
     def denoising_loss(self, batch: Batch) -> Tensor:
         """Add noise to the latents of a batch; return the weighted mean squared error of the prediction, a scalar."""
         schedule = self.model.schedule.to(self.device)
-        z, t, noise = (part.to(self.device) for part in (batch.latents, batch.t, batch.noise))
+        z, t, noise = (to_device(part, self.device) for part in (batch.latents, batch.t, batch.noise))
         output = self.predict(schedule.add_noise(z, noise, t), t, batch)
         target = schedule.target(z, noise, t)
         if batch.weights is None:

@@ -32,6 +32,7 @@ from threedgen.guidance.weights.loading import identify
 from threedgen.guidance.weights.plugins import locate
 from threedgen.run.arrays import Array
 from threedgen.run.disk import writing
+from threedgen.run.memory import to_device
 from threedgen.run.seeding import seed_networks
 from threedgen.train.status import Status
 from threedgen.train.task import Task, run_task
@@ -95,19 +96,19 @@ class AdapterSystem(DenoisingSystem):
         views = list(sets[rng.integers(len(sets))] if sets else range(len(self.objects.sides)))
         no_text, no_image = sample_dropouts(rng, len(chosen), self.config.dropouts)
         text = model.encode_prompt(drop_captions(bank.captions(chosen), no_text))
-        latents, reference = bank.latents(chosen).to(self.device), None
-        z = latents[:, views]
+        latents, reference = bank.latents(chosen), None
+        z = to_device(latents[:, views], self.device)
         t, noise = (x.flatten(0, 1) for x in self.sample_noise(step, z.shape, gen))
         if self.objects.reference:  # the last latents are those of the reference image
             with model.autocast():
-                features = self.network.reference_features(latents[:, -1], text)
-            kept = torch.from_numpy(~no_image).to(latents)[:, None, None]
+                features = self.network.reference_features(to_device(latents[:, -1], self.device), text)
+            kept = to_device(torch.from_numpy(~no_image).to(z.dtype), self.device)[:, None, None]
             reference = {name: kept * tensor for name, tensor in features.items()}
-        maps = torch.cat([self.objects.maps(int(index), bank.size)[views] for index in chosen]).to(self.device)
-        condition = {"camera": maps, "n_view": len(views), "reference": reference}
+        maps = torch.cat([self.objects.maps(int(index), bank.size)[views] for index in chosen])
+        condition = {"camera": to_device(maps, self.device), "n_view": len(views), "reference": reference}
         weights = torch.ones(len(t)) if o.snr_gamma is None else model.schedule.min_snr_weight(t, o.snr_gamma)
         text = text.repeat_interleave(len(views), 0)
-        return Batch(z.flatten(0, 1), t, noise, text, condition, weights.to(self.device))
+        return Batch(z.flatten(0, 1), t, noise, text, condition, to_device(weights, self.device))
 
     def save(self, folder: Path) -> None:
         save_adapter(folder / RESULT, self.network)
