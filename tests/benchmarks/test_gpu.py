@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import gpu, gpu_stage
+from benchmarks import gpu, gpu_configs, gpu_stage
 from benchmarks.gpu import STAGES, Stage
 from tests.support.errors import refused
+from threedgen.guidance.weights.meta_networks import RELEASED_UNETS, meta_networks
 
 
 def results(folder: Path) -> list[dict]:
@@ -45,6 +46,17 @@ def test_a_stage_that_hangs_or_fails_does_not_stop_the_others(tmp_path: Path, mo
     table = (tmp_path / "table.md").read_text()
     assert "ms 2.5" in table and all(f"| {name} " in table for name in code)
     assert [row["status"] for row in gpu.table(0.0, True, tmp_path, ["a"]).rows] != ["finished"]
+
+
+def test_memory_of_configs_is_that_of_released_sizes(tmp_path: Path) -> None:
+    unet, vae = 865_910_724, 83_653_863  # parameters of Stable Diffusion 2.1
+    found = meta_networks(str(gpu_configs.write_weights(tmp_path / "sd", gpu_configs.SD21, gpu_configs.CLIP_H)))
+    assert found.parameters == unet + vae + gpu_configs.CLIP_H
+    assert sum(8 * 64 * path.stat().st_blocks for path in tmp_path.rglob("*.safetensors")) < 10_000_000
+    multiview = RELEASED_UNETS["sd-v2.1-base-4view.pt"]
+    peak, launches = gpu_configs.sampled(multiview, gpu_configs.CLIP_H, 4, (256, 256), gpu_configs.joined, 1)
+    weights = 2 * unet + 4 * (vae + gpu_configs.CLIP_H)
+    assert weights < peak < weights + 1e9 and 700 < launches < 800
 
 
 def test_unknown_stage_is_refused(tmp_path: Path) -> None:
