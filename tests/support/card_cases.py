@@ -120,7 +120,7 @@ def results(place: Path) -> dict[str, dict[str, Any]]:
     for name, (weights, more, _) in COMMANDS.items():
         given = ["--config", name, f"out=run-{name}", *words[weights], *more]
         if TRAINER[1] not in more:
-            given += ["steps=3", "threads=1", "prior.dtype=bf16", "prompt=a red dog"]
+            given += ["steps=2", "threads=1", "prior.dtype=bf16", "prompt=a red dog"]
         cases[name] = {"words": given}
     assert Server("tests.support.card_runs:main").run(place, cases=cases) == 0, log(place)[-3000:]
     return json.loads((place / "steps.json").read_text())

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,11 @@ from tests.support.card import Simulation, current, register
 STEPS = [0, 1]
 """Training steps of a command; the last one is counted."""
 sampled: list[tuple[Counter[str], Counter[str]]] = []
-"""Launches and synchronisations of the second denoising step of each pass of a sampler."""
+"""Launches and synchronisations of the step that is counted."""
+
+
+class Counted(BaseException):
+    """End of a command whose step has been counted."""
 
 
 def train_steps(system: Any, config: Any, steps: list[int]) -> None:
@@ -65,11 +70,10 @@ def run_steps(config: str, words: list[str], steps: list[int], stage: str | None
 
 
 def run_command(words: list[str]) -> None:
-    """Run a command whose device is the simulated GPU; a training has `STEPS` only."""
+    """Run a command on the simulated GPU, until its second denoising step or its last training step of `STEPS`."""
     from threedgen import cli
     from threedgen.guidance import sampling
     from threedgen.train import loop, task
-    from threedgen.train.status import Status
 
     denoise: Any = sampling.ddim_sample
 
@@ -82,21 +86,23 @@ def run_command(words: list[str]) -> None:
                 current[-1].clear()
             elif done == 2:
                 sampled.append((current[-1].launches.copy(), current[-1].syncs.copy()))
+                raise Counted
             on_step(done, steps)
 
         return denoise(*args, on_step=counted, **kwargs)
 
-    def fit(system: Any, config: Any, *_: Any, **__: Any) -> Status:
+    def fit(system: Any, config: Any, *_: Any, **__: Any) -> None:
         train_steps(system, config, STEPS)
         sampled.append((current[-1].launches.copy(), current[-1].syncs.copy()))
-        return Status.TERMINATED
+        raise Counted
 
     sampling.ddim_sample, loop.fit = ddim_sample, fit
     task.device = lambda accelerator="auto": "card:0"
     sampled.clear()
-    code = cli.main(words)
+    with suppress(Counted):
+        cli.main(words)
     sampling.ddim_sample = denoise
-    assert sampled, code
+    assert sampled
     simulation = current[-1]
     simulation.launches, simulation.syncs = sampled[-1]
 
