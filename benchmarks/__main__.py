@@ -23,6 +23,7 @@ BENCHMARKS = {
     "asset_views": "rendering of user assets by processes and on a Ray cluster, also with a killed node",
     "janus": "overhead of the Janus benchmark around jobs that only wait",
     "whole_run": "whole run of quick-toybox: alone, and next to a process that keeps one core busy",
+    "unseen": "colours of texels that no camera saw, against the true colours of toybox objects",
     "export": "quality of exported assets of synthetic fields or runs, against acceptance limits",
 }
 """Benchmark name -> description. The parameters of the function `table` in benchmarks/NAME.py are options by name."""

@@ -20,7 +20,7 @@ from threedgen.export.shape.topology import area_vectors, topology, weld
 from threedgen.export.shape.unwrap import unwrap
 from threedgen.export.surface.bake import Maps, bake, with_dense_normals
 from threedgen.export.surface.refine_texture import refine_texture
-from threedgen.export.surface.unseen import fill_unseen, visible_faces
+from threedgen.export.surface.unseen import fill_unseen
 from threedgen.geometry.images import png
 from threedgen.run.arrays import Array
 from threedgen.run.disk import Tree
@@ -168,8 +168,7 @@ def _textured(
             asset.figures["refine"] = figures
     if view is not None and view.elevations is not None:
         with asset.timed("unseen"):
-            visible = visible_faces(low, view.elevations, view.radius)
-            colours, asset.figures["unseen"] = fill_unseen(maps.base_colour, low, visible)
+            colours, asset.figures["unseen"] = fill_unseen(maps.base_colour, low, view.elevations, view.radius)
             maps = replace(maps, base_colour=colours)
     return low, maps
 

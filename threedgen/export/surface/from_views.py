@@ -89,7 +89,7 @@ def texture_from_views(
         raise ConfigError("no image shows the mesh; check cameras and images")
     colours = mean.over(before, min_weight=1e-30)
     if not known.all():
-        colours = diffuse_colours(texels.points, texels.normals, texel_pieces(mesh, buffers), colours, known)
+        colours = diffuse_colours(texels.points, texels.smooth, texel_pieces(mesh, buffers), colours, known)
     texture, visible = np.zeros((size, size, 3), np.float32), np.zeros((size, size), bool)
     texture[buffers.mask], visible[buffers.mask] = colours, known
     observed = np.concatenate(samples)

@@ -1,41 +1,59 @@
-"""Colour the texels that no image or training camera shows, by interpolating known colours over the surface."""
+"""Colour the texels that no image or training camera shows, by spreading known colours over the surface."""
 
 import math
+import warnings
 
 import numpy as np
 import torch
-from scipy import sparse
+from numba import njit, prange
+from scipy import ndimage, sparse
+from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.cluster.vq import kmeans2
 from scipy.sparse.linalg import cg
 from scipy.spatial import cKDTree
+from scipy.spatial.distance import cdist
+from skimage.color import rgb2lab
 
 from threedgen.export.renders import cameras_at
 from threedgen.export.shape.mesh import TexturedMesh
-from threedgen.export.shape.topology import area_vectors, pieces, weld
+from threedgen.export.shape.topology import pieces, weld
 from threedgen.geometry.raster import Buffers, interpolate, rasterise_uv, rasterise_views, unit
 from threedgen.geometry.texture import fill
 from threedgen.run.arrays import Array
 
 N_ELEVATIONS, N_AZIMUTHS, IMAGE_SIZE = 3, 12, 384  # camera elevations, cameras per elevation, image edge in pixels
 MIN_COSINE, MIN_SHARE = 0.2, 0.2
-"""Minimum cosine between a face's normal and the direction to the camera, and minimum fraction of cameras that see a
-visible face. About 0.4 of the cameras see an unobstructed side, and 0.3 see an unobstructed top. Faces below 0.2, such
-as those between legs or in folds, are hardly trained."""
-MAX_KNOWN, MAX_NODES = 200_000, 30_000
+"""Minimum cosine between a texel's normal and the direction to the camera, and minimum fraction of cameras that see a
+visible texel. About 0.4 of the cameras see an unobstructed side, and 0.3 see an unobstructed top. Texels below 0.2,
+such as those between legs or in folds, are hardly trained."""
+DEPTH_ERROR = 0.005  # maximum depth difference between a texel and the visible surface, in scene radii
+MAX_KNOWN, MAX_NODES = 40_000, 10_000
 """Maximum number of known texels and of solved texels; larger sets are sampled at random. Unknown texels that are not
 solved are interpolated from their four nearest neighbours."""
-NORMAL_DISTANCE = 0.2  # distance of texels at one point with opposite normals, as a fraction of the longest side
+NORMAL_SCALE = 0.05  # distance of texels at one point with opposite normals is twice this fraction of the size
+CREASE = 1.0  # decrease of the logarithm of a link's weight per concave curvature, for objects of size 1
 NEIGHBOURS = 8
-MAX_ANCHORS, ANCHOR_EPS = 20_000, 0.5
-"""Maximum number of known texels in the search for the nearest known texel, and relative error of the distance."""
-ANCHOR_WEIGHT = 1e-3  # relative weight of the link to the nearest known texel; keeps the system solvable
+MAX_COLOURS, MAX_CLUSTERED = 16, 4000  # maximum number of colour groups, and of texels that determine them
+COLOUR_GAP = 20.0  # smallest difference of two colour groups in Lab
+SHARPNESS, AREA_POWER = 6, 2  # exponents of a group's probability and area in its weight
+ANCHOR_WEIGHT, ANCHOR_EPS = 1e-3, 0.5
+"""Relative weight of the link to the nearest known texel, which keeps the system solvable, and relative error of the
+distance to this texel."""
 
 
-def visible_faces(mesh: TexturedMesh, elevations: tuple[float, float], radius: float = 1.0) -> Array:
-    """Return the bool mask (F,) of faces that a fraction MIN_SHARE or more of the cameras around the object see.
+def visible_texels(
+    mesh: TexturedMesh, points: Array, normals: Array, elevations: tuple[float, float], radius: float = 1.0
+) -> Array:
+    """Return the fraction (N,) of the cameras around the object that see each texel.
 
-    The cameras stand on rings around the origin. A camera sees a face only if the cosine between normal and direction
-    to the camera is at least MIN_COSINE. `elevations`: lowest and highest elevation of the rings in degrees. `radius`:
-    radius of the scene in world units.
+    The cameras stand on rings around the origin. A camera sees a texel only if the mesh does not hide it, and if the
+    cosine between normal and direction to the camera is at least MIN_COSINE.
+
+    Args:
+        points: positions (N, 3) of the texels on the mesh.
+        normals: smooth unit normals (N, 3).
+        elevations: lowest and highest elevation of the rings in degrees.
+        radius: radius of the scene in world units.
     """
     elevation, azimuth = torch.meshgrid(
         torch.linspace(math.radians(elevations[0]), math.radians(elevations[1]), N_ELEVATIONS),
@@ -43,31 +61,50 @@ def visible_faces(mesh: TexturedMesh, elevations: tuple[float, float], radius: f
         indexing="ij",
     )
     cameras = cameras_at(elevation.flatten(), azimuth.flatten(), IMAGE_SIZE, radius)
-    normals, middle = unit(area_vectors(mesh.vertices, mesh.faces)), mesh.vertices[mesh.faces].mean(axis=1)
-    count = np.zeros(len(mesh.faces))
+    count = np.zeros(len(points), np.int32)
     for k in range(len(cameras)):  # one by one: the buffers of all would be large
         camera = cameras.select([k])
-        buffers = rasterise_views(mesh.vertices, mesh.faces, camera)
-        faces = np.unique(buffers.face[buffers.mask])
-        toward = unit(camera.position[0].numpy() - middle[faces])
-        count[faces] += (toward * normals[faces]).sum(axis=1) >= MIN_COSINE
-    return count >= MIN_SHARE * len(cameras)
+        depth = rasterise_views(mesh.vertices, mesh.faces, camera).z[0]
+        farthest = ndimage.maximum_filter(np.where(np.isfinite(depth), depth, 0), 3)  # slopes do not hide themselves
+        focal = float(camera.projection.K[0, 0, 0])
+        _count_visible(points, normals, camera.c2w[0].numpy(), focal, farthest, DEPTH_ERROR * radius, count)
+    return count / len(cameras)
 
 
-def fill_unseen(texture: Array, mesh: TexturedMesh, visible: Array) -> tuple[Array, float]:
-    """Recolour the texels of faces that no training camera sees with colours from their surroundings.
+@njit(cache=True, parallel=True)
+def _count_visible(
+    points: Array, normals: Array, c2w: Array, focal: float, depth: Array, error: float, count: Array
+) -> None:
+    # add 1 to `count` (N,) for each point that a camera sees; `depth` (H, W) is its depth map
+    for n in prange(len(points)):
+        dx, dy, dz = points[n, 0] - c2w[0, 3], points[n, 1] - c2w[1, 3], points[n, 2] - c2w[2, 3]
+        right = c2w[0, 0] * dx + c2w[1, 0] * dy + c2w[2, 0] * dz
+        up = c2w[0, 1] * dx + c2w[1, 1] * dy + c2w[2, 1] * dz
+        ahead = -(c2w[0, 2] * dx + c2w[1, 2] * dy + c2w[2, 2] * dz)
+        column, row = int(depth.shape[1] / 2 + focal * right / ahead), int(depth.shape[0] / 2 - focal * up / ahead)
+        column, row = min(max(column, 0), depth.shape[1] - 1), min(max(row, 0), depth.shape[0] - 1)
+        facing = -(normals[n, 0] * dx + normals[n, 1] * dy + normals[n, 2] * dz)
+        towards = facing >= MIN_COSINE * math.sqrt(dx * dx + dy * dy + dz * dz)
+        if towards and ahead <= depth[row, column] + error:
+            count[n] += 1
+
+
+def fill_unseen(
+    texture: Array, mesh: TexturedMesh, elevations: tuple[float, float], radius: float = 1.0
+) -> tuple[Array, float]:
+    """Recolour the texels that hardly a training camera sees with colours from their surroundings.
 
     There the colour of the field comes from its initialisation, not from training. Takes a texture (H, W, 3) with row 0
-    at v = 1, and the bool mask `visible` (F,) of the faces that cameras see. Returns the new texture and the fraction
-    of covered texels on invisible faces. If no face is visible, the texture is unchanged.
+    at v = 1, the range of the cameras' elevations in degrees, and the radius of the scene. Returns the new texture and
+    the fraction of covered texels that are recoloured. If no texel or each one is visible, the texture is unchanged.
     """
     buffers = rasterise_uv(mesh.uv, mesh.faces, (texture.shape[0], texture.shape[1]))
-    known = visible[buffers.face[buffers.mask]]
+    points, normals = (interpolate(part, mesh.faces, buffers)[buffers.mask] for part in (mesh.vertices, mesh.normals))
+    normals = unit(normals)
+    known = visible_texels(mesh, points, normals, elevations, radius) >= MIN_SHARE
     share = float(1 - known.mean())
     if known.all() or not known.any():
         return texture, share
-    points = interpolate(mesh.vertices, mesh.faces, buffers)[buffers.mask]
-    normals = unit(area_vectors(mesh.vertices, mesh.faces)).astype(np.float32)[buffers.face[buffers.mask]]
     result = texture.copy()
     result[buffers.mask] = diffuse_colours(points, normals, texel_pieces(mesh, buffers), texture[buffers.mask], known)
     return fill(result, buffers.mask), share
@@ -83,64 +120,94 @@ def texel_pieces(mesh: TexturedMesh, buffers: Buffers) -> Array:
 
 
 def diffuse_colours(points: Array, normals: Array, piece: Array, colours: Array, known: Array) -> Array:
-    """Fill in the colours of unknown texels with the solution of Laplace's equation on a nearest-neighbour graph.
+    """Fill in the colours of unknown texels with random-walker segmentation (Grady 2006) on a nearest-neighbour graph.
 
-    Every unknown texel gets the weighted mean of its neighbours. Different normals increase the distance of two texels.
-    Colours spread only within a connected component of the mesh, unless it has no known texel.
+    The known colours are divided into groups. For each group, Laplace's equation gives the probability that a random
+    walk from an unknown texel ends at a texel of this group. Walks rarely cross concave edges, where parts usually meet
+    (Lai et al. 2008). The texel gets the mean colours of the groups, weighted by a power of these probabilities and by
+    the areas of the groups, plus the interpolated deviation of the known texels from these means. Walks stay within a
+    connected component of the mesh, unless it has no known texel.
 
     Args:
         points: positions (N, 3) of the texels.
-        normals: unit normals (N, 3).
+        normals: smooth unit normals (N, 3).
         piece: label (N,) of the texel's connected component.
-        colours: (N, C). Those of unknown texels are not used.
+        colours: sRGB (N, 3) in [0, 1]. Those of unknown texels are not used.
         known: bool mask (N,) of the texels whose colours do not change.
 
     Returns:
-        Colours (N, C) of all texels.
+        Colours (N, 3) of all texels.
     """
     size = float(np.ptp(points, axis=0).max()) or 1.0
-    features = np.concatenate([points / size, 0.5 * NORMAL_DISTANCE * normals], 1).astype(np.float32)
+    features = np.concatenate([points / size, NORMAL_SCALE * normals], 1).astype(np.float32)
     sources, unknown = _subsample(np.flatnonzero(known), MAX_KNOWN), np.flatnonzero(~known)
+    group = _colour_groups(colours[sources])
+    member = np.eye(int(group.max()) + 1, dtype=np.float32)[group]  # (sources, groups)
+    means = member.T @ colours[sources] / np.maximum(member.sum(0), 1)[:, None]
+    values = np.concatenate([member, colours[sources] - member @ means], 1)
     own = np.isin(piece[unknown], piece[sources])
     by_piece, result = np.column_stack([features, 10 * piece]), colours.copy()  # pieces are far apart
     for index, space in ((unknown[own], by_piece), (unknown[~own], features)):
         if len(index):
-            result[index] = _interpolate(space[sources], colours[sources], space[index])
+            solved = _interpolate(space[sources], values, space[index])
+            weight = np.maximum(solved[:, : len(means)], 0) ** SHARPNESS * member.mean(0) ** AREA_POWER
+            weight /= np.maximum(weight.sum(1, keepdims=True), 1e-30)
+            result[index] = np.clip(weight @ means + solved[:, len(means) :], 0, 1)
     return result
+
+
+def _colour_groups(colours: Array) -> Array:
+    # labels (N,) below MAX_COLOURS of sRGB colours (N, 3): k-means in Lab; centres closer than COLOUR_GAP are one group
+    lab = rgb2lab(colours).astype(np.float64)
+    some = lab[_subsample(np.arange(len(lab)), MAX_CLUSTERED)]
+    centres = some[:1]
+    while len(centres) < MAX_COLOURS:  # start with the farthest colours
+        distance = cdist(some, centres).min(1)
+        if distance.max() < COLOUR_GAP / 2:
+            break
+        centres = np.concatenate([centres, some[distance.argmax()][None]])
+    if len(centres) == 1:
+        return np.zeros(len(lab), np.intp)
+    with warnings.catch_warnings():  # a cluster that becomes empty keeps its centre
+        warnings.simplefilter("ignore")
+        centres = kmeans2(some, centres, minit="matrix")[0]
+    group = fcluster(linkage(centres, "single"), COLOUR_GAP, "distance") - 1
+    return group[cKDTree(centres).query(lab)[1]]
 
 
 def _subsample(index: Array, count: int) -> Array:
     return index if len(index) <= count else np.random.default_rng(0).permutation(index)[:count]
 
 
-def _interpolate(known: Array, colours: Array, targets: Array) -> Array:
-    # positions are (N, D) of known texels and (M, D) of targets; colours (N, C); returns (M, C)
+def _interpolate(known: Array, values: Array, targets: Array) -> Array:
+    # features are (N, D) of known texels and (M, D) of targets; values (N, C); returns (M, C)
     nodes = _subsample(np.arange(len(targets)), MAX_NODES)
-    solved = _solve(known, colours, targets[nodes])
+    solved = _solve(known, values, targets[nodes])
     if len(nodes) == len(targets):
         return solved
     distance, near = cKDTree(np.concatenate([known, targets[nodes]])).query(targets, 4)
     weight = 1 / (distance**2 + 1e-12)
-    values = np.concatenate([colours, solved])[near]
-    return (values * (weight / weight.sum(1, keepdims=True))[..., None]).sum(1).astype(np.float32)
+    found = np.concatenate([values, solved])[near]
+    return (found * (weight / weight.sum(1, keepdims=True))[..., None]).sum(1).astype(np.float32)
 
 
-def _solve(known: Array, colours: Array, nodes: Array) -> Array:
-    # Laplace's equation by conjugate gradients; returns the colours (M, C) of the nodes (M, D)
+def _solve(known: Array, values: Array, nodes: Array) -> Array:
+    # Laplace's equation by conjugate gradients; returns the values (M, C) of the nodes (M, D)
     count, points = len(nodes), np.concatenate([nodes, known])
     distance, near = cKDTree(points).query(nodes, min(NEIGHBOURS + 1, len(points)))
-    rows = np.repeat(np.arange(count), near.shape[1])
-    weight = 1 / (distance.ravel() ** 2 + np.square(np.median(distance[:, -1])) + 1e-20)
-    links = sparse.csr_matrix((weight * (near.ravel() != rows), (rows, near.ravel())), (count, len(points)))
+    rows, near = np.repeat(np.arange(count), near.shape[1]), near.ravel()
+    step = points[near, :6] - nodes[rows, :6]
+    bend = (step[:, :3] * step[:, 3:]).sum(1) / (NORMAL_SCALE * np.maximum((step[:, :3] ** 2).sum(1), 1e-12))
+    weight = np.exp(CREASE * np.minimum(bend, 0)) / (distance.ravel() ** 2 + np.median(distance[:, -1]) ** 2 + 1e-20)
+    links = sparse.csr_matrix((weight * (near != rows), (rows, near)), (count, len(points)))
     inner, outer = links[:, :count], links[:, count:]
     inner = inner.maximum(inner.T)
-    anchors = _subsample(np.arange(len(known)), MAX_ANCHORS)
-    nearest = anchors[cKDTree(known[anchors]).query(nodes, eps=ANCHOR_EPS)[1]]
+    nearest = cKDTree(known).query(nodes, eps=ANCHOR_EPS)[1]
     total = np.asarray(inner.sum(1)).ravel() + np.asarray(outer.sum(1)).ravel()
     anchor = ANCHOR_WEIGHT * np.maximum(total, 1e-20)
     matrix, jacobi = sparse.diags(total + anchor) - inner, sparse.diags(1 / (total + anchor))
-    start = colours[nearest]
-    right = outer @ colours + anchor[:, None] * start
+    start = values[nearest]
+    right = outer @ values + anchor[:, None] * start
     columns = zip(right.T, start.T, strict=True)
     solved = [cg(matrix, b, x0=x0, rtol=1e-4, maxiter=500, M=jacobi)[0] for b, x0 in columns]
-    return np.clip(np.stack(solved, 1), colours.min(0), colours.max(0)).astype(np.float32)
+    return np.stack(solved, 1).astype(np.float32)
