@@ -26,6 +26,7 @@ from benchmarks import (
     mvdiffusion_sides,
     mvdream,
     scene,
+    soak,
     step,
     whole_run,
 )
@@ -302,3 +303,10 @@ def test_every_rule_of_the_export_is_measured(tmp_path: Path, monkeypatch: pytes
     assert list(rows) == [rule.key for rule in RULES]
     assert rows["made"]["held"] == "2 of 3" and table.notes[1].startswith("two: ")
     assert float(rows["silhouette"]["worst"]) > 0.8 and float(rows["outline"]["worst"]) > 0.5
+
+
+def test_trends_are_slopes_per_unit() -> None:
+    samples = [{"at": float(k), "memory, MiB": 100 + 0.5 * k, "CPU, s": 0.02 * k} for k in range(200)]
+    memory, seconds = soak.trends("studio", samples, 100)
+    assert memory["slope"] == "+50.0000 [+50.0000, +50.0000]"
+    assert seconds["mean"] == pytest.approx(2.0) and str(seconds["slope"])[1:7] == "0.0000"

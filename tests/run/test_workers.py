@@ -1,5 +1,6 @@
 """Execution of jobs in this process, in local processes and on Ray."""
 
+import errno
 import os
 import signal
 import sys
@@ -18,7 +19,7 @@ from tests.support.marks import unix
 from tests.support.worker_jobs import Job, work
 from threedgen.config import plugins
 from threedgen.config.errors import WorkerLost
-from threedgen.run import watch
+from threedgen.run import watch, workers
 from threedgen.run.options import WorkersConfig
 from threedgen.run.workers import run_jobs
 
@@ -105,6 +106,15 @@ def test_run_jobs_stops_if_workers_keep_dying(run: Run) -> None:
     with refused(None, 5, kind=WorkerLost):
         run([run.job(name, "die") for name in "abcdefgh"], attempts=1)
     assert len(run.failed) == 4 and not run.done
+
+
+def test_run_jobs_says_that_no_process_can_be_started(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_semaphore(*args: Any) -> None:
+        raise FileNotFoundError(errno.ENOENT, "no /dev/shm")
+
+    monkeypatch.setattr(workers, "ProcessPoolExecutor", no_semaphore)
+    with refused("engine", "no /dev/shm", "engine=here"):
+        run([run.job("a")])
 
 
 @pytest.mark.parametrize("engine", ENGINES)

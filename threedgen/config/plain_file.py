@@ -11,7 +11,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from .errors import ConfigError, storage_failed
+from .errors import STORAGE_ERRORS, ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         found = parse_json(read_bytes(path))
     except (OSError, ValueError) as error:
-        if storage_failed(error):
+        if isinstance(error, OSError) and error.errno in STORAGE_ERRORS:
             raise
         return {}
     return found if isinstance(found, dict) else {}

@@ -58,7 +58,7 @@ class Metrics:
 
     def __init__(self, folder: Path, step: int = 0) -> None:
         self.path = Path(folder) / "metrics.jsonl"
-        self._unwritten, self._failed = "", False  # lines that could not be written yet
+        self._unwritten, self._failed = b"", False  # what could not be written yet
         if self.path.exists():
             rows = [row for row in read_metrics(self.path.parent) if row["step"] <= step]
             write_atomic(self.path, "".join(map(_line, rows)))
@@ -68,19 +68,18 @@ class Metrics:
 
         If this fails, warn, and try again with the next line.
         """
-        self._unwritten += _line({"step": step} | {key: _number(value) for key, value in values.items()})
+        self._unwritten += _line({"step": step} | {key: _number(value) for key, value in values.items()}).encode()
         try:
             self._write()
         except OSError as error:
             if not self._failed:
                 logger.warning("cannot write %s (%s). The run continues", self.path, error.strerror)
-            self._failed, self._unwritten = True, f"\n{self._unwritten}"  # ends a line that was written in part
+            self._failed = True
 
     def _write(self) -> None:
         if self._unwritten:
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(self._unwritten)
-            self._unwritten = ""
+            with open(self.path, "ab", buffering=0) as file:  # a buffer would not tell what was written
+                self._unwritten = self._unwritten[file.write(self._unwritten) :]
 
     def sync(self) -> None:
         """Sync the lines so far to the disk; call it before a checkpoint of this step is saved. Raises OSError."""

@@ -193,8 +193,12 @@ class LocalProcess(Worker):
 
     def __init__(self) -> None:
         spawn = multiprocessing.get_context("spawn")  # a fork would inherit locks and threads of torch
-        self.pool = ProcessPoolExecutor(1, spawn, init_process, (plugins.LOADED,))
-        self.pid = self.pool.submit(os.getpid)
+        try:
+            self.pool = ProcessPoolExecutor(1, spawn, init_process, (plugins.LOADED,))
+            self.pid = self.pool.submit(os.getpid)
+        except OSError as error:
+            problem = f"no worker process can be started ({error.strerror})"
+            raise ConfigError(f"{problem}. Check /dev/shm and `ulimit -n`, or set engine=here", "engine") from None
 
     def submit(self, *task: Any) -> Future[Answer]:
         with suppress(BrokenProcessPool):

@@ -33,6 +33,9 @@ class WatchRanks(pl.Callback):
             torch.distributed.all_gather_object(places, (platform.node(), os.getpid()))
             pids = [pid for node, pid in places if node == platform.node() and pid != os.getpid()]
             self._others = [psutil.Process(pid) for pid in pids]
+            for thread in threading.enumerate():  # Lightning's own would kill this process without a word
+                if thread.name == "child-process-observer":
+                    vars(thread)["_child_processes"] = []  # it then ends
             threading.Thread(target=self._watch, daemon=True).start()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
