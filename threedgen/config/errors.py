@@ -68,9 +68,10 @@ _NO_MEMORY = re.compile("cannot allocate memory|failed to map segment", re.IGNOR
 """Pattern of the messages of torch's allocator, and of the system for a library that does not fit into memory."""
 
 
-def storage_failed(error: BaseException) -> bool:
-    """Return whether an exception, or one that it was raised from or while handling, is about a full or failed disk."""
-    return any(isinstance(one, OSError) and one.errno in STORAGE_ERRORS for one in _chain(error))
+def storage_error(error: BaseException) -> OSError | None:
+    """Return the error of a full or failed disk that an exception is, or was raised from or while handling; or None."""
+    errors = (one for one in _chain(error) if isinstance(one, OSError))
+    return next((one for one in errors if one.errno in STORAGE_ERRORS), None)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

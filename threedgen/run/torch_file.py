@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from threedgen.config.errors import ConfigError, FileError, short
+from threedgen.config.errors import ConfigError, FileError, short, storage_error
 from threedgen.config.plain_file import ordinary
 from threedgen.run.memory import require_memory
 
@@ -116,8 +116,9 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _raise_if_unreadable(path: Path, error: Exception) -> None:
-    if isinstance(error, OSError):
-        raise FileError(f"{path} cannot be read: {error.strerror or error}") from error
+    cause = error if isinstance(error, OSError) else storage_error(error)  # zipfile hides it
+    if cause is not None:
+        raise FileError(f"{path} cannot be read: {cause.strerror or cause}") from error
 
 
 def leaves(tree: object) -> Iterator[object]:

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any, Generic, Literal, TypeVar
 
 from threedgen.config import plugins, registry
-from threedgen.config.errors import ConfigError, ExpectedError, WorkerLost, expected, in_a_line, storage_failed
+from threedgen.config.errors import ConfigError, ExpectedError, WorkerLost, expected, in_a_line, storage_error
 from threedgen.run.disk import Tree
 from threedgen.run.interrupts import STOP_CODES, Interrupts, Stopped
 from threedgen.run.options import WorkersConfig
@@ -82,7 +82,7 @@ def attempt(work: Callable[[J], R], job: J, table: dict[str, dict[str, registry.
     except Stopped as stop:
         return "stopped", stop.code
     except (Exception, SystemExit) as error:
-        shown = expected(error) if storage_failed(error) or isinstance(error, ExpectedError) else None
+        shown = expected(error) if storage_error(error) or isinstance(error, ExpectedError) else None
         if shown is not None:  # as a class of config.errors: others may not be picklable
             kind = next(kind for kind in type(shown).__mro__ if kind.__module__ == ExpectedError.__module__)
             return "expected", kind(shown.problem, shown.key)

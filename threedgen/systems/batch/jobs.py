@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from threedgen.config import ConfigError, find, load, plain, registry, split_override, task_of, tree_hash
-from threedgen.config.errors import OutOfMemory, storage_failed
+from threedgen.config.errors import OutOfMemory, storage_error
 from threedgen.config.plain_file import read_json
 from threedgen.config.registry import config_model
 from threedgen.config.sections import RunConfig
@@ -196,7 +196,7 @@ def make(job: Job, root: Path, threads: int | None) -> str:
         else:
             state, figures = FINISHED, {"memory_mib": summary.get("peak_memory_mib", peak_memory())}
     except (ConfigError, OutOfMemory) as error:
-        if storage_failed(error):  # of the machine, not of the job
+        if storage_error(error):  # of the machine, not of the job
             raise
         has_run = any((folder / runs.CHECKPOINTS).glob("*.ckpt"))
         state, figures = FAILED if has_run else REFUSED, {"reason": str(error)}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from threedgen.config import config_hash, registry
 from threedgen.config.command import command
-from threedgen.config.errors import in_a_line, storage_failed
+from threedgen.config.errors import in_a_line, storage_error
 from threedgen.config.sections import OrbitCameraConfig
 from threedgen.export.asset import ExportedAsset
 from threedgen.export.asset_folder import FOLDER, clear
@@ -137,7 +137,7 @@ def try_asset(make: Callable[[], ExportedAsset], folder: Path, notes: list[str],
     try:
         asset = make()
     except Exception as error:
-        if storage_failed(error):
+        if storage_error(error):
             raise
         logger.debug("no asset", exc_info=error)
         _note(notes, f"no asset: {in_a_line(error)}{retry}")
