@@ -190,9 +190,9 @@ def open_run(config: C, config_name: str) -> tuple[C, Path | None]:
 
 
 def has_work(folder: Path) -> bool:
-    """Return whether a run folder has results: any file besides config, lock and temporary files."""
+    """Return whether a run folder has results: any file besides config, lock, a batch's record and temporary files."""
     files = (name for _, _, names in os.walk(folder) for name in names)
-    return any(name not in (CONFIG, LOCK) and not TEMPORARY_NAME.search(name) for name in files)
+    return any(name not in (CONFIG, LOCK, "job.json") and not TEMPORARY_NAME.search(name) for name in files)
 
 
 def steps_done(folder: Path) -> int:
