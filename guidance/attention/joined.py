@@ -34,16 +34,19 @@ MIN_TOKENS = 512
 HALF_EXTENT = 0.95
 """Half the side, in world units, of the square that `WorldRotary` assumes to be visible; the toybox cameras are about
 0.95 / tan(fov / 2) away from the object's centre."""
+ROTARY_WIDTH = 32
+"""Channels of a self-attention head with `WorldRotary`; cross-attention has the heads of the UNet's config."""
 LOWEST, HIGHEST = 1.0, 25.0
 """Frequencies of `WorldRotary` in radians per world unit. The highest has a period of two pixels of 16 x 16 latents."""
 
 
 class WorldRotary:
-    """Rotary position embedding (Su et al. 2021, arXiv 2104.09864) with 3D positions, for the tokens of B images.
+    """Rotary position embedding (Su et al. 2021, arXiv 2104.09864) for self-attention over the views of an object.
 
-    A token gets the point where the ray of its pixel meets the plane that faces the camera and contains the object's
-    centre. Attention between two tokens then depends on the 3D offset of their points, also across views. A pixel and
-    its mirror image in the opposite view have the same point.
+    The first, third, ... head of a layer rotates by 3D positions: a token gets the point where the ray of its pixel
+    meets the plane that faces the camera and contains the object's centre. A pixel and its mirror image in the opposite
+    view have the same point. The other heads rotate by the position in the image, which finds the same pixel of another
+    view, as bodies of revolution need. Attention depends on the offset between the positions of two tokens.
     """
 
     def __init__(self, camera: Tensor | None, batch: int, device: torch.device) -> None:
@@ -54,36 +57,47 @@ class WorldRotary:
         else:
             pose = camera.float().unflatten(1, (4, 4))[:, :3, :3]
         self.right, self.up = pose[:, :, 0], pose[:, :, 1]
-        self.tables: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        self.tables: dict[tuple[int, int, int, int, torch.dtype], tuple[Tensor, Tensor]] = {}
 
     def table(self, tokens: int, width: int) -> tuple[Tensor, Tensor]:
-        """Return the arguments `cos` and `sin` of `rotate`, each (B, L, D); L = `tokens`, D = `width` of a head.
+        """Return the arguments `cos` and `sin` of `rotate` by kind of head, each (B, 2, L, D).
 
-        Both halves of the rotated channels have the cosines and signed sines of 3 (D // 8) angles. The channels that
-        are not rotated have 1 and 0.
+        L = `tokens` of an image, D = `width` of a head. Both halves of the rotated channels have the cosines and signed
+        sines of 3 (D // 8) angles. The channels that are not rotated have 1 and 0.
         """
-        if (tokens, width) not in self.tables:
-            side, count = round(tokens**0.5), width // 8
-            frequencies = torch.logspace(0, 1, count, base=HIGHEST / LOWEST, device=self.up.device) * LOWEST
-            u = torch.linspace(-1 + 1 / side, 1 - 1 / side, side, device=self.up.device)
-            points = self.right[:, None, None] * u[:, None] - self.up[:, None, None] * u[:, None, None]  # (B, h, w, 3)
-            angles = (HALF_EXTENT * points[..., None] * frequencies).flatten(3).flatten(1, 2)
-            cos, sin, rest = angles.cos(), angles.sin(), angles.new_ones(*angles.shape[:2], width - 6 * count)
-            self.tables[tokens, width] = torch.cat([cos, cos, rest], -1), torch.cat([-sin, sin, 0 * rest], -1)
-        return self.tables[tokens, width]
+        side, count = round(tokens**0.5), width // 8
+        u = HALF_EXTENT * torch.linspace(-1 + 1 / side, 1 - 1 / side, side, device=self.up.device)
+        points = self.right[:, None, None] * u[:, None] - self.up[:, None, None] * u[:, None, None]  # (B, h, w, 3)
+        pixels = torch.stack(torch.meshgrid(u, u, indexing="ij"), -1).expand(*points.shape[:3], 2)
+        angles = torch.stack([_angles(points, count), _angles(pixels, 3 * count // 2)], 1)
+        cos, sin, rest = angles.cos(), angles.sin(), angles.new_ones(*angles.shape[:3], width - 6 * count)
+        return torch.cat([cos, cos, rest], -1), torch.cat([-sin, sin, 0 * rest], -1)
 
     def __call__(self, x: Tensor, n_view: int) -> Tensor:
         """Rotate queries or keys x (B / n_view, H, n_view L, D) with H heads; return the same shape.
 
         The first 6 (D // 8) channels are rotated, the others unchanged.
         """
-        table = self.table(x.shape[2] // n_view, x.shape[3])
-        cos, sin = (part.to(x.dtype).unflatten(0, (-1, n_view)).flatten(1, 2)[:, None] for part in table)
-        return Rotate.apply(x, cos, sin)
+        heads, tokens, width = x.shape[1], x.shape[2] // n_view, x.shape[3]
+        key = heads, n_view, tokens, width, x.dtype
+        if key not in self.tables:
+            kind = torch.arange(heads, device=x.device) % 2
+            cos, sin = (
+                part.to(x.dtype).unflatten(0, (-1, n_view)).transpose(1, 2).flatten(2, 3)[:, kind]
+                for part in self.table(tokens, width)
+            )
+            self.tables[key] = cos, sin
+        return Rotate.apply(x, *self.tables[key])
+
+
+def _angles(positions: Tensor, count: int) -> Tensor:
+    # (B, h, w, N) positions in N dimensions times `count` frequencies: (B, h w, N count)
+    frequencies = torch.logspace(0, 1, count, base=HIGHEST / LOWEST, device=positions.device) * LOWEST
+    return (positions[..., None] * frequencies).flatten(3).flatten(1, 2)
 
 
 class Rotate(torch.autograd.Function):
-    """Rotation of pairs of channels of x (B, H, L, D), by the factors of `WorldRotary.table`, (B, 1, L, D) each.
+    """Rotation of pairs of channels of x (B, H, L, D), by `cos` and `sin` of the same shape, see `rotate`.
 
     The backward pass rotates back: faster than that of the single products.
     """
@@ -195,7 +209,8 @@ def self_attention(attn: Attention, tokens: Tensor, n_view: int = 1, rotary: Wor
     norms.
     """
     layers = (attn.to_q, attn.to_k, attn.to_v)
-    q, k, v = (layer(tokens).unflatten(-1, (attn.heads, -1)).transpose(1, 2) for layer in layers)
+    heads = attn.heads if rotary is None else max(1, attn.inner_dim // ROTARY_WIDTH)
+    q, k, v = (layer(tokens).unflatten(-1, (heads, -1)).transpose(1, 2) for layer in layers)
     if rotary is not None:
         q, k = rotary(q, n_view), rotary(k, n_view)
     if not trains_on_cpu(tokens):

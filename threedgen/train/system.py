@@ -214,6 +214,18 @@ def stratified_uniform(count: int, rng: torch.Generator) -> Tensor:
     return (torch.rand(count, generator=rng) + torch.randperm(count, generator=rng)) / count
 
 
-def sample_timesteps(count: int, T: int, power: float, rng: torch.Generator) -> Tensor:
-    """Sample int64 timesteps (count,) in [0, T - 1]: floor(T u^power), where u is from `stratified_uniform`."""
-    return (T * stratified_uniform(count, rng) ** power).long().clamp(max=T - 1)
+def sample_timesteps(
+    count: int, T: int, power: float, rng: torch.Generator, logit_normal: tuple[float, float] | None = None
+) -> Tensor:
+    """Sample int64 timesteps (count,) in [0, T - 1]: floor(T u^power), where u is from `stratified_uniform`.
+
+    With `logit_normal` = (mean, standard deviation) they are logit-normal instead (Esser et al. 2024, arXiv 2403.03206,
+    section 3.1): the logit of t / T is normal with these parameters.
+    """
+    u = stratified_uniform(count, rng)
+    if logit_normal is None:
+        u = u**power
+    else:
+        mean, std = logit_normal
+        u = torch.sigmoid(mean + std * torch.special.ndtri(u.double().clamp(1e-6, 1 - 1e-6)))
+    return (T * u).long().clamp(max=T - 1)

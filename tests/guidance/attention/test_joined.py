@@ -190,10 +190,17 @@ def ring(n_view: int = 4, elevation: float = 0.0) -> torch.Tensor:
 
 
 def test_mirrored_pixels_of_opposite_views_share_a_position() -> None:
-    cos, sin = (part.unflatten(1, (8, 8)) for part in WorldRotary(ring(), 4, CPU).table(64, 32))
-    for part in (cos, sin):
+    cos, sin = (part.unflatten(2, (8, 8)) for part in WorldRotary(ring(), 4, CPU).table(64, 32))
+    for part in (cos[:, 0], sin[:, 0]):
         assert torch.allclose(part[0], part[2].flip(1), atol=1e-5)
-    assert not torch.allclose(sin[0], sin[2], atol=0.1)
+    assert not torch.allclose(sin[0, 0], sin[2, 0], atol=0.1)
+
+
+def test_every_other_head_rotates_by_the_position_in_the_image() -> None:
+    rotary, x = WorldRotary(ring(), 4, CPU), torch.ones(1, 3, 4 * 64, 32)
+    world, image, again = rotary(x, 4)[0].unflatten(1, (4, 64))
+    assert torch.equal(image[0], image[1]) and not torch.allclose(world[0], world[1], atol=0.1)
+    assert torch.equal(world, again) and not torch.allclose(image[0, 0], image[0, 1], atol=0.1)
 
 
 def test_dot_products_depend_on_relative_position() -> None:

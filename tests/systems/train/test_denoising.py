@@ -8,6 +8,7 @@ from threedgen.config import Config
 from threedgen.guidance.schedule import Schedule
 from threedgen.systems.train.denoising import COMPANION_MAX, Batch, DenoisingSystem, view_timesteps
 from threedgen.systems.train.options import ViewNoiseConfig
+from threedgen.train.system import sample_timesteps
 
 T, OBJECTS, VIEWS = 1000, 600, 4
 
@@ -33,6 +34,12 @@ def test_noise_levels_of_views() -> None:
     assert torch.equal(t, sample(independent=0.2, companions=0.5)) and not torch.equal(t, sample(1, independent=0.2))
     options, rng = ViewNoiseConfig(independent=0.5, companions=0.5), torch.Generator().manual_seed(0)
     assert view_timesteps(8, 1, T, 1.0, options, rng).shape == (8, 1)
+
+
+def test_logit_normal_timesteps() -> None:
+    t = sample_timesteps(4000, T, 2.0, torch.Generator().manual_seed(0), (-0.4, 0.5))
+    logit = torch.logit((t + 0.5) / T)
+    assert abs(logit.mean() + 0.4) < 0.01 and abs(logit.std() - 0.5) < 0.01
 
 
 class Zero:

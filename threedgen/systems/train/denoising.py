@@ -61,6 +61,7 @@ class DenoisingSystem(AveragedSystem):
 
     model: LatentDiffusion
     timestep_power: Scheduled = 1.0
+    timestep_logit_normal: tuple[float, float] | None = None
     view_noise = ViewNoiseConfig()
 
     def __init__(
@@ -101,7 +102,8 @@ class DenoisingSystem(AveragedSystem):
         `step` is the training step, for a scheduled distribution of time steps. `shape` is (N, V, C, h, w).
         """
         power = float(at(self.timestep_power, step, self.max_steps))
-        t = view_timesteps(shape[0], shape[1], self.model.schedule.T, power, self.view_noise, rng)
+        logit_normal = self.timestep_logit_normal
+        t = view_timesteps(shape[0], shape[1], self.model.schedule.T, power, self.view_noise, rng, logit_normal)
         return t, torch.randn(*shape, generator=rng)
 
     def validate(self, step: int, folder: Path) -> None:
@@ -125,15 +127,23 @@ def drop_captions(captions: Sequence[str], dropped: Iterable[bool]) -> list[str]
     return ["" if drop else caption for caption, drop in zip(captions, dropped, strict=True)]
 
 
-def view_timesteps(objects: int, n_view: int, T: int, power: float, options: ViewNoiseConfig, rng: Generator) -> Tensor:
+def view_timesteps(
+    objects: int,
+    n_view: int,
+    T: int,
+    power: float,
+    options: ViewNoiseConfig,
+    rng: Generator,
+    logit_normal: tuple[float, float] | None = None,
+) -> Tensor:
     """Sample time steps (objects, n_view), int64 in [0, T), for the views of each object.
 
-    By default all views of an object have the same time step t = T u^power, with u uniform in [0, 1), so a `power`
-    above 1 favours low noise. `options` has the probabilities of two other cases: `independent`, a separate time step
-    for each view, and `companions`, low noise in 1 to n_view - 1 of the views. Low noise in some views makes the
-    network attend to these views (Diffusion Forcing, arXiv 2407.01392).
+    By default all views of an object have the same time step from `sample_timesteps`, t = T u^power with u uniform in
+    [0, 1), so a `power` above 1 favours low noise. `options` has the probabilities of two other cases: `independent`, a
+    separate time step for each view, and `companions`, low noise in 1 to n_view - 1 of the views. Low noise in some
+    views makes the network attend to these views (Diffusion Forcing, arXiv 2407.01392).
     """
-    equal = sample_timesteps(objects, T, power, rng)[:, None].expand(-1, n_view)
+    equal = sample_timesteps(objects, T, power, rng, logit_normal)[:, None].expand(-1, n_view)
     if n_view == 1 or not (options.independent or options.companions):
         return equal.clone()
     independent = (T * torch.rand(objects, n_view, generator=rng) ** power).long().clamp(max=T - 1)

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 
 from threedgen.config import Config, Scheduled
 from threedgen.config.errors import ConfigError
@@ -68,6 +68,9 @@ class DiffusionConfig(base.DenoisingConfig):
     )
     no_text: base.NoText = 0.1
     timestep_power: Scheduled = Field(2.0, gt=0, le=3, description="t = T u^timestep_power; above 1 favours low noise")
+    timestep_logit_normal: tuple[float, PositiveFloat] | None = Field(
+        None, description="mean and standard deviation of a normal logit of t / T, in place of timestep_power"
+    )
     learning_rate: Scheduled = Field({"0%": 0.0, "1%": 2e-3, "60%": 2e-3, "100%": 2e-5})
     ema: base.Average = 0.999
 

@@ -86,6 +86,7 @@ class PriorSystem(DenoisingSystem):
         super().__init__(config, prior, vocabulary=vocabulary_digest(prior.tokenizer))
         self.options, self.banks = config.training, banks
         self.timestep_power = self.options.timestep_power
+        self.timestep_logit_normal = self.options.timestep_logit_normal
         if isinstance(self.options, MultiviewDiffusionConfig):
             self.view_noise = self.options.view_noise
             if self.view_noise.companions:
