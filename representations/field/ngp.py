@@ -7,7 +7,6 @@ The state dict is that of threestudio's "implicit-volume", where `density_mlp.` 
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -87,8 +86,8 @@ class EncodedField(Representation):
         self.levels = o.encoding.n_levels if o.levels is None else int(at(o.levels, 0, 1))
         self.register_buffer("used_levels", None if o.levels is None else torch.tensor(self.levels))
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
+    def _load_from_state_dict(self, *args: object) -> None:
+        super()._load_from_state_dict(*args)
         if self.used_levels is not None:
             self.levels = int(self.used_levels)
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from weakref import WeakSet, finalize
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 import torch
 from torch import Tensor
 from torch._ops import OpOverload

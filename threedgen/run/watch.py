@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 
 logger = logging.getLogger(__name__)
 FROZEN_CHECKS, CHECK_SECONDS = 6, 5.0

@@ -5,7 +5,7 @@ import os
 import platform
 import threading
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 import pytorch_lightning as pl
 import torch
 
