@@ -63,9 +63,9 @@ class WorldRotary:
         """Return the arguments `cos` and `sin` of `rotate` by kind of head, each (B, 2, L, D).
 
         L = `tokens` of an image, D = `width` of a head. Both halves of the rotated channels have the cosines and signed
-        sines of 3 (D // 8) angles. The channels that are not rotated have 1 and 0.
+        sines of 6 (D // 16) angles. The channels that are not rotated have 1 and 0.
         """
-        side, count = round(tokens**0.5), width // 8
+        side, count = round(tokens**0.5), 2 * (width // 16)  # even: as many angles from 2 dimensions as from 3
         u = HALF_EXTENT * torch.linspace(-1 + 1 / side, 1 - 1 / side, side, device=self.up.device)
         points = self.right[:, None, None] * u[:, None] - self.up[:, None, None] * u[:, None, None]  # (B, h, w, 3)
         pixels = torch.stack(torch.meshgrid(u, u, indexing="ij"), -1).expand(*points.shape[:3], 2)
@@ -76,7 +76,7 @@ class WorldRotary:
     def __call__(self, x: Tensor, n_view: int) -> Tensor:
         """Rotate queries or keys x (B / n_view, H, n_view L, D) with H heads; return the same shape.
 
-        The first 6 (D // 8) channels are rotated, the others unchanged.
+        The first 12 (D // 16) channels are rotated, the others unchanged.
         """
         heads, tokens, width = x.shape[1], x.shape[2] // n_view, x.shape[3]
         key = heads, n_view, tokens, width, x.dtype
@@ -115,8 +115,8 @@ class Rotate(torch.autograd.Function):
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Return x cos + y sin, where y is x (..., D) with its first and second 3 (D // 8) channels exchanged."""
-    half = 3 * (x.shape[-1] // 8)
+    """Return x cos + y sin, where y is x (..., D) with its first and second 6 (D // 16) channels exchanged."""
+    half = 6 * (x.shape[-1] // 16)
     exchanged = torch.cat([x[..., half : 2 * half], x[..., :half], x[..., 2 * half :]], dim=-1)
     return (x * cos).addcmul_(exchanged, sin)
 

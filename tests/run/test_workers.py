@@ -87,7 +87,7 @@ def test_run_jobs_retries_failed_jobs(run: Run, engine: str, caplog: pytest.LogC
     assert run(jobs, engine, attempts=3) == 0
     assert set(run.done) == set("abdefg") and run.failed == {"c": "ValueError: no memory"}
     assert caplog.text.count("Traceback") == 1 and "in fail" in caplog.text
-    assert [job.traces("begun") for job in jobs] == [1, 2, 3, 1, 1, 1, 1]
+    assert [job.traces("started") for job in jobs] == [1, 2, 3, 1, 1, 1, 1]
     assert len(set(run.done.values())) <= 2 and (os.getpid() in run.done.values()) == (engine == "here")
 
 
@@ -99,7 +99,7 @@ def test_run_jobs_replaces_a_dead_or_frozen_worker(run: Run, monkeypatch: pytest
     assert run(jobs, attempts=3) == 0
     assert set(run.done) == {"once", "frozen", *"abcdef"} and set(run.failed) == {"always"}
     assert "BrokenProcessPool" in run.failed["always"]
-    assert [job.traces("begun") for job in jobs] == [2, 3, 2, 1, 1, 1, 1, 1, 1]
+    assert [job.traces("started") for job in jobs] == [2, 3, 2, 1, 1, 1, 1, 1, 1]
 
 
 def test_run_jobs_stops_if_workers_keep_dying(run: Run) -> None:
@@ -149,9 +149,9 @@ def test_run_jobs_reads_at_most_one_job_ahead(run: Run) -> None:
 def test_first_signal_lets_workers_save(run: Run, signal_: signal.Signals, code: int) -> None:
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     jobs = [run.job(name, "wait", once=True) for name in "ab"] + [run.job("c")]
-    send_signals(run, "*.begun.*", 2, [signal_])
+    send_signals(run, "*.started.*", 2, [signal_])
     assert run(jobs) == code and not run.done and not run.failed
-    assert [job.traces("saved") for job in jobs] == [1, 1, 0] and jobs[2].traces("begun") == 0
+    assert [job.traces("saved") for job in jobs] == [1, 1, 0] and jobs[2].traces("started") == 0
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
     assert run(jobs) == 0 and set(run.done) == set("abc")
 
@@ -230,4 +230,4 @@ def test_ray_retries_after_a_killed_or_frozen_worker(run: Run, monkeypatch: pyte
     jobs.append(run.job("e", "freeze", once=True))
     assert run(jobs, "ray", attempts=2, cpus=0.5) == 0
     assert set(run.done) == set("abce") and set(run.failed) == {"d"}
-    assert [job.traces("begun") for job in jobs] == [2, 2, 1, 2, 2]
+    assert [job.traces("started") for job in jobs] == [2, 2, 1, 2, 2]

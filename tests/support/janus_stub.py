@@ -30,7 +30,7 @@ class StubConfig(RunConfig):
     fronts: int = Field(1, ge=0, le=2)
     seconds: float = 0.0
     boxes: str = Field("", description="folder with 0.glb, 1.glb and 2.glb, so that workers need no torch")
-    log: str = Field("", description="file with a line for each time that a box is begun, and for each that is done")
+    log: str = Field("", description="file with a line for each time that a box is started, and for each that is done")
     trouble: Literal[
         "", "weights", "late weights", "error once", "error", "fails", "empty", "damaged", "stops once", "dies once"
     ] = ""
@@ -82,14 +82,14 @@ def run(config: StubConfig, resume: Path | None = None, quiet: bool = False) -> 
     from threedgen.run.metrics import write_summary
 
     folder = Path(str(config.out))
-    begun = note(config, "begun")
+    started = note(config, "started")
     if config.trouble == "late weights":
         raise ConfigError("weights: the hub has no such id")
-    if config.trouble == "error" or (config.trouble == "error once" and begun == 1):
+    if config.trouble == "error" or (config.trouble == "error once" and started == 1):
         raise RuntimeError("no memory")
-    if config.trouble == "stops once" and begun == 1:
+    if config.trouble == "stops once" and started == 1:
         return 130
-    if config.trouble == "dies once" and begun == 1:
+    if config.trouble == "dies once" and started == 1:
         os._exit(9)
     if config.trouble == "fails":
         write_summary(folder, config, 1.0, status="failed", reason="the loss was no longer a number")

@@ -24,8 +24,8 @@ class Job(NamedTuple):
 
 def work(job: Job) -> int:
     """Returns the number of the process that did it."""
-    trace(job, "begun")
-    if job.trouble and not (job.once and job.traces("begun") > 1):
+    trace(job, "started")
+    if job.trouble and not (job.once and job.traces("started") > 1):
         TROUBLES[job.trouble](job)
     trace(job, "done")
     return os.getpid()

@@ -13,7 +13,7 @@ FROZEN_CHECKS, CHECK_SECONDS = 6, 5.0
 
 
 class FrozenProcesses:
-    """Killer of frozen processes, which would block the others for ever. Call `kill` at any rate.
+    """Killer of frozen processes, which would block the others for ever. Call `kill` repeatedly, however often.
 
     A process is frozen if FROZEN_CHECKS checks in a row, one in CHECK_SECONDS, find it stopped.
     """

@@ -70,7 +70,7 @@ def test_methods_that_cannot_run_have_a_row_with_the_reason() -> None:
     reasons = {"weights": "sd.ckpt", "late-weights": "hub", "damaged": "mesh.glb", "error": "RuntimeError"}
     for name, value in reasons.items():
         assert value in rows[name]["reason"] and value in Path("run/report.md").read_text()
-    started = Counter(line.split()[1].rpartition("-a-")[0] for line in log().elements() if line.startswith("begun"))
+    started = Counter(line.split()[1].rpartition("-a-")[0] for line in log().elements() if line.startswith("started"))
     assert started["error"] == 12 and started["late-weights"] == 1 and started["fails"] == 4
 
 

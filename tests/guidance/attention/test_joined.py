@@ -212,6 +212,12 @@ def test_dot_products_depend_on_relative_position() -> None:
     assert torch.allclose(rotary(q, 1).norm(dim=-1), q.norm(dim=-1), atol=1e-4)
 
 
+@pytest.mark.parametrize("width", [8, 16, 24, 40])
+def test_gradient_of_rotation_matches_finite_differences(width: int) -> None:
+    x = torch.randn(1, 2, 4 * 4, width, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: WorldRotary(ring(), 4, CPU)(x, 4), x)
+
+
 def test_rotary_unet_gives_same_output_in_training() -> None:
     unet = tiny_unet(**CAMERA)
     x, t, text = torch.randn(4, 4, 8, 8), torch.tensor([500]), torch.randn(4, 6, 24)

@@ -93,7 +93,7 @@ def test_csd_matches_recording(path: Any) -> None:
 @recorded("sdi_")
 def test_sdi_matches_recording(path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     r = tensors(path)
-    noises: Iterator[Tensor] = iter(r["drawn"][1:])  # the released code begins with a step that changes nothing
+    noises: Iterator[Tensor] = iter(r["noises"][1:])  # the released code begins with a step that changes nothing
     monkeypatch.setattr(inversion, "fresh_noise", lambda like, generator: next(noises))
     replay("sdi", r, 1e-4, inversion_eta=float(r["eta"]))
 

@@ -78,7 +78,7 @@ def multiview_model(
     Args:
         coarse: predictor whose latents become an input of the UNet; None: no such input.
         attention: add attention to the UNet levels that have none.
-        rotary: rotate queries and keys by the world positions of their pixels (rotary embedding).
+        rotary: rotary embedding of 3D points and of image positions in self-attention (`WorldRotary`).
     """
     unet: Any = base.unet
     if coarse is not None and base.coarse is None:

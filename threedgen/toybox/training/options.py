@@ -69,7 +69,9 @@ class DiffusionConfig(base.DenoisingConfig):
     no_text: base.NoText = 0.1
     timestep_power: Scheduled = Field(2.0, gt=0, le=3, description="t = T u^timestep_power; above 1 favours low noise")
     timestep_logit_normal: tuple[float, PositiveFloat] | None = Field(
-        None, description="mean and standard deviation of a normal logit of t / T, in place of timestep_power"
+        None,
+        description="mean and standard deviation of a normal logit of t / T; in place of timestep_power, which "
+        "independent views keep",
     )
     learning_rate: Scheduled = Field({"0%": 0.0, "1%": 2e-3, "60%": 2e-3, "100%": 2e-5})
     ema: base.Average = 0.999
@@ -134,7 +136,7 @@ class TrainPriorConfig(base.TrainConfig):
     coarse: CoarseConfig | None = Field(CoarseConfig(), description="coarse predictor; null: as in start")
     widen: tuple[int, ...] | None = Field(None, description="channels of each level, multiples of those of start")
     attention: bool = Field(False, description="attention added at the levels without it")
-    rotary: bool = Field(False, description="rotary embedding of world positions in self-attention")
+    rotary: bool = Field(False, description="rotary embedding of 3D points and of image positions in self-attention")
     open_captions: bool = Field(False, description="captions with some colours or none and up to two parts")
     scattered: base.Share = Field(0.0, description="share of objects with independent cameras; open captions only")
     fov_range: Fovs = Field((35.0, 45.0), description="range of fields of view, degrees")
