@@ -35,6 +35,7 @@ from threedgen.run.lock import acquire, was_released
 logger = logging.getLogger(__name__)
 
 CONFIG, SUMMARY, CHECKPOINTS = "config.yaml", "summary.json", "checkpoints"
+JOB = "job.json"  # what a batch records about the run
 MAX_STEPS_KEY = "trainer.max_steps"
 ROOT = Path("outputs")
 NAME_WITHOUT_PROMPT = "run"  # name of the run folder if the config has no prompt
@@ -192,7 +193,7 @@ def open_run(config: C, config_name: str) -> tuple[C, Path | None]:
 def has_work(folder: Path) -> bool:
     """Return whether a run folder has results: any file besides config, lock, a batch's record and temporary files."""
     files = (name for _, _, names in os.walk(folder) for name in names)
-    return any(name not in (CONFIG, LOCK, "job.json") and not TEMPORARY_NAME.search(name) for name in files)
+    return any(name not in (CONFIG, LOCK, JOB) and not TEMPORARY_NAME.search(name) for name in files)
 
 
 def steps_done(folder: Path) -> int:

@@ -14,7 +14,7 @@ from threedgen.config.errors import ConfigError, short
 from threedgen.config.plain_file import read_json
 from threedgen.export.asset_folder import FOLDER, MANIFEST
 from threedgen.run.disk import Tree
-from threedgen.run.folder import CONFIG, SUMMARY, stored_config, stored_config_name
+from threedgen.run.folder import CONFIG, JOB, SUMMARY, stored_config, stored_config_name
 
 TASKS = ("generate", "image-to-3d")  # tasks whose runs have a report page. The result of such a run is one object.
 MAX_VIEWS, VIEWS_PER_ROW = 8, 4  # maximum number of views in the image grid views.png, and number of views per row
@@ -110,7 +110,7 @@ class Record:
     @property
     def method(self) -> str:
         """Name of the run's config, for a run of a batch with its overrides; "" if unknown."""
-        return str(read_json(self.folder / "job.json").get("method") or stored_config_name(self.text))
+        return str(read_json(self.folder / JOB).get("method") or stored_config_name(self.text))
 
     @property
     def max_steps(self) -> int | None:

@@ -51,7 +51,7 @@ logger = logging.getLogger(__name__)
 
 OWN_KEYS = ("prompt", "seed", "out", "threads", "task")
 """Config keys that a batch sets for each job."""
-RECORD, RUNS, TABLE = "job.json", "runs", "batch.csv"
+RECORD, RUNS, TABLE = runs.JOB, "runs", "batch.csv"
 STARTED, REFUSED, FINISHED, FAILED, SKIPPED = "started", "refused", "finished", "failed", "skipped"
 """States of a job. Refused: its method could not start on this machine. Failed: it started, but made no object.
 Skipped: the prior knows no noun of the prompt."""
