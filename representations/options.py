@@ -222,10 +222,7 @@ class DiffuseMaterialConfig(MaterialConfig):
 
 
 class ProtocolConfig(Config):
-    """Options of a NeRF that is fitted to views of a scene, to score their 3D consistency.
-
-    Scores are comparable only under equal options.
-    """
+    """NeRF that is fitted to views to score their 3D consistency; scores compare only under equal options."""
 
     steps: int = Field(1000, ge=1, description="optimiser steps")
     rays: int | None = Field(None, ge=1, description="random pixels per step; null: all pixels of all views")

@@ -55,10 +55,7 @@ def add(prior: LatentDiffusion, loras: Sequence[LoraFile], embeddings: Sequence[
 
 
 def fuse_lora(prior: LatentDiffusion, lora: LoraFile) -> None:
-    """Add a LoRA, multiplied with `lora.scale`, to the weights of UNet and text encoders, in place.
-
-    The file may have any format that diffusers reads. Raises ConfigError if it does not fit.
-    """
+    """Add a LoRA in any format of diffusers, times its scale, to `prior`, in place. Raises ConfigError."""
     path = loading.weight_file(lora.file)
     tensors, metadata = files.read_tensors(path), files.read_header(path)[1]
     for part, kind in OTHER_KINDS.items():

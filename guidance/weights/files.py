@@ -33,10 +33,7 @@ MAX_TEXT_BYTES, MAX_PICKLE_BYTES = 1 << 20, 32 << 20
 
 
 def check_sums(path: Path) -> None:
-    """Raise ConfigError if a file is missing or differs from its SHA-256 in SHA256SUMS of the folder `path`.
-
-    Without such a list, do nothing.
-    """
+    """Raise ConfigError if a file of a folder is missing or differs from SHA256SUMS, if there is such a list."""
     if not (path / SUMS).is_file():
         return
     for line in read_text(path / SUMS, max_bytes=MAX_TEXT_BYTES).splitlines():
@@ -135,10 +132,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_header(path: Path) -> tuple[list[str], dict[str, str]]:
-    """Return tensor names and metadata of a weight file without reading tensors.
-
-    A torch file has no metadata, {}; the names are then all strings in its pickle.
-    """
+    """Return tensor names and metadata without reading tensors; for a torch file, the strings of its pickle and {}."""
     from safetensors import SafetensorError, safe_open
 
     if sniff(path) == "torch":
@@ -160,10 +154,7 @@ def _strings(path: Path) -> list[str]:
 
 
 def read_card(path: Path, form: str) -> dict[str, str]:
-    """Return the metadata of a safetensors file written by threedgen, without reading tensors.
-
-    `form` is the expected value of its entry "format"; for other files the result is {}.
-    """
+    """Return the metadata of a safetensors file if its entry "format" is `form`, else {}; reads no tensors."""
     card = read_header(path)[1]
     return card if card.get("format") == form else {}
 
@@ -206,10 +197,7 @@ def fill(make: Callable[[], Module], tensors: Mapping[str, Tensor], what: str) -
 
 @contextmanager
 def whole_folder(folder: Path, label: str) -> Iterator[Path]:
-    """Replace the folder `folder` as a whole, with SHA256SUMS: yield a temporary folder to write into; move it on exit.
-
-    Raises ConfigError if `folder` has files, but not the file `label`: it is then a folder of another kind.
-    """
+    """Replace a folder as a whole, with SHA256SUMS. Raises ConfigError if it has files but not `label`."""
     if folder.exists() and any(folder.iterdir()) and not (folder / label).is_file():
         raise ConfigError(f"{folder} holds something else than a saved model: choose another folder")
     with atomic_folder(folder) as part:
@@ -220,10 +208,7 @@ def whole_folder(folder: Path, label: str) -> Iterator[Path]:
 
 
 def save_tensors(network: torch.nn.Module, path: Path, prefix: str = "") -> None:
-    """Write a network's tensors in float16. Raises ConfigError if a value overflows.
-
-    `prefix` is added to the names that do not start with it.
-    """
+    """Write tensors in float16, names with `prefix`. Raises ConfigError if a value overflows."""
     import torch
     from safetensors.torch import save_file
 

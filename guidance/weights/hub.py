@@ -42,10 +42,7 @@ def is_hub_id(name: str) -> bool:
 
 
 def hub_name(weights: str) -> tuple[str, str]:
-    """Return the hub repository of `weights` and a file that must be in it.
-
-    `weights` is the name of an original MVDream checkpoint, which is the file itself, or a hub id "owner/name".
-    """
+    """Return the hub repository of a hub id or of an original MVDream checkpoint, and a file that is in it."""
     return (ORIGINALS[weights], weights) if weights in ORIGINALS else (weights, "model_index.json")
 
 
@@ -112,10 +109,7 @@ def hub_file(repo: str, name: str) -> Path:
 
 
 def clip_folders(repo: str) -> list[str]:
-    """Return the sub-folders of a hub repository that may hold CLIP's tokenizer, such as "tokenizer/".
-
-    If one is in the local cache, only cached ones are returned. Raises ConfigError without cache and network.
-    """
+    """Return the sub-folders of a hub repository, cached ones if any, that may hold CLIP's tokenizer. ConfigError."""
     folders = ["", "tokenizer/"]
     here = [inside for inside in folders if all(cached(repo, inside + name) for name in CLIP_FILES)]
     if not here and not reachable():

@@ -328,10 +328,7 @@ def indices(names: Iterable[str], pattern: str) -> set[int]:
 
 
 def count(names: Iterable[str], pattern: str) -> int:
-    """Count the numbers that the first group of the regular expression `pattern` finds in tensor names.
-
-    Raises ConfigError if the numbers are not 0, 1, 2, ... without a gap.
-    """
+    """Count the numbers that `pattern` finds in tensor names. Raises ConfigError unless they are 0, 1, 2, ..."""
     found = indices(names, pattern)
     if found != set(range(len(found))):
         readable = pattern.replace("\\.", ".").replace(r"(\d+)", "N")

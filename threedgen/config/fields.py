@@ -189,10 +189,7 @@ def is_number(field: FieldInfo) -> bool:
 
 
 def type_name(annotation: object, marks: Iterable[object] = ()) -> str:
-    """Describe a type annotation for users, such as "whole number >= 1", "auto | numba" or "list of 3: number".
-
-    `marks`: metadata of the annotation with the bounds, such as annotated_types.Ge(1).
-    """
+    """Describe a type with bounds (`marks`) for users: "whole number >= 1", "auto | numba", "list of 3: number"."""
     origin, inner = get_origin(annotation), get_args(annotation)
     marks = [part for mark in marks for part in (mark.metadata if isinstance(mark, FieldInfo) else [mark])]
     if origin is Annotated:

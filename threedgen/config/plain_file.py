@@ -33,10 +33,7 @@ def ordinary(path: Path) -> Path:
 
 
 def read_bytes(path: Path, max_bytes: int = MAX_BYTES, start: int = 0, count: int | None = None) -> bytes:
-    """Read a file, or only `count` bytes from the byte `start` on. Raises OSError if the file is unreadable.
-
-    OSError is also raised if more than `max_bytes` bytes would be read.
-    """
+    """Read a file, or `count` bytes from `start`. OSError if it is unreadable or more than `max_bytes` are to read."""
     with open(ordinary(path), "rb") as file:
         size = os.fstat(file.fileno()).st_size - start
         if (size if count is None else min(count, size)) <= max_bytes:
@@ -78,10 +75,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the content of a JSON file as a dict. Return {} if the file is unreadable, or its content is no dict.
-
-    Raises OSError if the disk fails, as the file may be whole.
-    """
+    """Return the dict in a JSON file; {} for an unreadable file or another content. OSError if the disk fails."""
     try:
         found = parse_json(read_bytes(path))
     except (OSError, ValueError) as error:

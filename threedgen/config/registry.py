@@ -217,10 +217,7 @@ class Component:
     path_of: str | None = None
 
     def section(self, text: str) -> dict[str, str]:
-        """Convert the short form of a section, a text, to a dict. A name becomes {"name": text}.
-
-        If `path_of` is set, a text that is no known name becomes {"name": self.path_of, "path": text}.
-        """
+        """Convert the short form of a section: {"name": text} or, with `path_of`, {"name": path_of, "path": text}."""
         if self.path_of is None or text in names(self.kind):
             return {"name": text}
         return {"name": self.path_of, "path": text}

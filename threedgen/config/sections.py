@@ -33,10 +33,7 @@ Positives = Annotated[Pair, AfterValidator(_within(0, 1000, open_ends=True))]
 
 
 class MultiviewCameraConfig(Config):
-    """Random training cameras in groups of `n_view` around the object, as in MVDream.
-
-    The cameras of a group have the same random values, but their azimuths are evenly spaced.
-    """
+    """Groups of `n_view` random training cameras as in MVDream, equal but for evenly spaced azimuths."""
 
     name: Literal["multiview"] = "multiview"
     n_view: int = Field(4, ge=1, le=64, description="views per group; 1: independent cameras")
@@ -120,10 +117,7 @@ class LoggerConfig(Config):
 
 
 class TaskConfig(Config):
-    """Base class of the config models of tasks.
-
-    `common` lists the keys that --help shows; (): top-level options and a few more.
-    """
+    """Base config of tasks. `common` are the keys that --help shows; (): top-level ones and a few more."""
 
     common: ClassVar[tuple[str, ...]] = ()
 
@@ -145,10 +139,7 @@ class TaskConfig(Config):
 
 
 class RunConfig(TaskConfig):
-    """Base class of the config models of tasks that have a run folder.
-
-    `extends` lists keys that may change when a run is resumed, such as the number of views to evaluate.
-    """
+    """Base config of tasks with a run folder. `extends` are keys that may change on resume."""
 
     extends: ClassVar[tuple[str, ...]] = ()
 

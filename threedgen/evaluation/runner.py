@@ -142,10 +142,7 @@ Ring = tuple[np.ndarray, float]
 
 
 def random_ring(rng: np.random.Generator, n_view: int, elevation_range: tuple[float, float]) -> Ring:
-    """Return `n_view` evenly spaced cameras. The azimuth of the first camera and the common elevation are random.
-
-    `elevation_range` is in degrees; azimuths (V,) and elevation in the result are in radians.
-    """
+    """Return `n_view` evenly spaced azimuths (V,), random at first, and a random elevation, radians."""
     azimuth = rng.uniform(0, 2 * np.pi) + 2 * np.pi / n_view * np.arange(n_view)
     return azimuth % (2 * np.pi), float(np.deg2rad(rng.uniform(*elevation_range)))
 

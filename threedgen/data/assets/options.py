@@ -124,10 +124,7 @@ SHARDS = "views"
 
 
 class ViewsConfig(Config):
-    """Rings of views of an asset, each with one elevation, fov and distance.
-
-    From MVDream (arXiv 2308.16512), section 4.1.
-    """
+    """Rings of views of an asset, each with one elevation, fov and distance (MVDream, section 4.1)."""
 
     azimuths: int = Field(32, ge=4, le=360, description="views per ring, evenly spaced; the first shows the front")
     rings: int = Field(1, ge=1, le=16, description="rings per asset, each with its own elevation, fov and distance")

@@ -79,10 +79,7 @@ class Job:
 
 
 def stored_or_scored(job: Job, threads: int) -> Json:
-    """Read the score of a job (see `score`) from the run folder. If it is missing or outdated, compute it.
-
-    ``threads`` is the number of CPU threads for the computation.
-    """
+    """Return the stored score of a job or, if missing or outdated, compute it with this number of CPU threads."""
     found = read_json(job.path)
     if found.get("key") != job.key() or "mean_psnr" not in found or not job.path.with_suffix(".npz").is_file():
         set_threads(threads)
@@ -126,10 +123,7 @@ def score(job: Job) -> Json:
 
 
 def compare(truth: Floats, images: Floats) -> dict[str, list[float] | list[None]]:
-    """Compute PSNR and SSIM between image k of ``truth`` and image k of ``images``, both (N, H, W, 3) in [0, 1].
-
-    Returns N values of "psnr" in dB and N of "ssim". All of "ssim" are None for images smaller than `SSIM_WINDOW`.
-    """
+    """Return PSNR in dB and SSIM of N image pairs (N, H, W, 3) in [0, 1]; "ssim" is None below `SSIM_WINDOW`."""
     similarity: list[float] | list[None] = [None] * len(truth)
     if min(truth.shape[1:3]) >= SSIM_WINDOW:
         one, other = (torch.from_numpy(stack).double().permute(0, 3, 1, 2) for stack in (truth, images))
@@ -138,9 +132,6 @@ def compare(truth: Floats, images: Floats) -> dict[str, list[float] | list[None]
 
 
 def held_out_images(folder: Path, score: Json) -> tuple[Array, Array]:
-    """Read the V held-out views of a scene and the renders of its field, which `score` has written to ``folder``.
-
-    ``score`` is the result of `score`. Returns two arrays (V, H, W, 3), uint8.
-    """
+    """Read the held-out views and their renders, (V, H, W, 3) uint8 each, that `score` has written to ``folder``."""
     with np.load(folder / f"{score['scene']}.{score['row']}.npz", allow_pickle=False) as file:
         return file["held"], file["render"]

@@ -84,10 +84,7 @@ class FolderSamplerConfig(Config):
 
 
 class PosedScenesConfig(Config):
-    """Photos with poses, or scenes of an SRN archive: one view is given, the others are targets.
-
-    The sampler receives the given view and samples the target views.
-    """
+    """Posed photos or SRN scenes: one view is given to the sampler, the others are its targets."""
 
     name: Literal["posed", "srn"] = "posed"
     path: str = Field(min_length=1, description="folder of the split, or of its scenes; or photos with poses")
@@ -118,10 +115,7 @@ class PosedScenesConfig(Config):
 
 
 class SampledScenesConfig(Config):
-    """Scenes of a folder of samples, without original data.
-
-    The sampler must be this folder.
-    """
+    """Scenes of a folder of samples without original data; the sampler must be this folder."""
 
     name: Literal["sampled"] = "sampled"
 

@@ -112,10 +112,7 @@ class Meter:
         self.c2w = orbit_c2w(ELEVATION * ones, torch.from_numpy(self.azimuth).float(), DISTANCE * ones).numpy()
 
     def classify(self, mesh: ColouredMesh, prompt: str, light: bool | None = None) -> Reading:
-        """Render the views of an object, which fits into the unit sphere, and classify their sides.
-
-        ``light``: shade the mesh like a toybox object; None: only if it has neither vertex colours nor a texture.
-        """
+        """Render and classify an object in the unit sphere; ``light``: toybox shading (None: for flat colours only)."""
         views = mesh.render(self.c2w, FOV, self.config.size, BACKGROUND, mesh.flat if light is None else light)
         return Reading(views, self.classifier.sides(torch.from_numpy(views), prompt).double().numpy())
 

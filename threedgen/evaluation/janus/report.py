@@ -97,10 +97,7 @@ class Result:
 
 
 class Reader:
-    """Classifier of mesh files. It stores results in ``folder``/NAME.json and views in ``folder``/NAME.png.
-
-    ``prompts`` are all prompts of the benchmark. ``free`` is whether the orientation of the assets is unknown.
-    """
+    """Classifier of mesh files, which stores results in ``folder``; ``free``: the orientation is unknown."""
 
     def __init__(self, config: MeterConfig, prompts: Sequence[str], folder: Path, free: bool = False) -> None:
         self.config, self.prompts, self.folder, self.free = config, list(prompts), folder, free

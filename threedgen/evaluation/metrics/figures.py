@@ -84,21 +84,14 @@ def share_of_groups(groups: Iterable[Sequence[bool | None]]) -> Share:
 
 
 def majority(log_probability: Floats) -> int:
-    """Return the index of the class that is most probable in the largest number of views.
-
-    ``log_probability`` is (V, K) for V views and K classes. If classes have equally many views, the class with the
-    highest mean log-probability is returned.
-    """
+    """Return the class that is likeliest in most views, of (V, K) log-probabilities; the mean decides a tie."""
     votes = np.bincount(log_probability.argmax(1), minlength=log_probability.shape[1])
     best = np.flatnonzero(votes == votes.max())
     return int(best[log_probability.mean(0)[best].argmax()])
 
 
 def equal_error(positive: Sequence[float], negative: Sequence[float]) -> float:
-    """Return the threshold at which miss rate and false alarm rate are most equal; 0.5 if a list is empty.
-
-    ``positive`` has the scores of items that should be above the threshold, ``negative`` those of all other items.
-    """
+    """Return the threshold with the most equal shares of misses and false alarms; 0.5 if a list is empty."""
     if not positive or not negative:
         return 0.5
     above, below = np.sort(positive), np.sort(negative)
@@ -161,10 +154,7 @@ def paired_differences(
 
 
 def bootstrap_ratio(above: Values, below: Values) -> Interval | None:
-    """Return the 95 % bootstrap interval (low, high) of mean(above) / mean(below); None for fewer than two values.
-
-    If both have the same length, their values are resampled in pairs, and pairs with a None are left out.
-    """
+    """Return the 95 % bootstrap interval of mean(above) / mean(below), paired if equally long; None for too few."""
     paired = len(above) == len(below)
     kept = [k for k in range(len(above)) if not paired or None not in (above[k], below[k])]
     over = defined([above[k] for k in kept])

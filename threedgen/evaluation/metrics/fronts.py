@@ -97,11 +97,7 @@ def front_curve(sides: Floats) -> Floats:
 
 
 def front_count(front: Floats, threshold: float) -> int:
-    """Return the largest number of views that show a front and are pairwise more than 90 degrees apart.
-
-    ``front`` (V,) has the smoothed front probabilities of evenly spaced views. At ``threshold`` or more, a view shows a
-    front.
-    """
+    """Return the largest number of views with (V,) >= threshold that are pairwise more than 90 degrees apart."""
     angles = 2 * pi * np.flatnonzero(np.asarray(front) >= threshold) / len(front)
     most = 0
     for start in angles:  # greedily take every front far enough from the previous one, once around from each start
@@ -155,10 +151,7 @@ class ErrorRates:
         return self.hits.hits / self.hits.total - self.alarms.hits / self.alarms.total
 
     def corrected(self, raw: Share) -> float | None:
-        """Correct a measured Janus rate: (raw - alarms) / (hits - alarms), clipped to [0, 1] (Rogan and Gladen 1978).
-
-        The result is None if ``raw`` is undefined, or if ``hits - alarms`` is below `MIN_DIFFERENCE`.
-        """
+        """Return (raw - alarms) / (hits - alarms) in [0, 1] (Rogan and Gladen 1978); None if it is undefined."""
         if not self.useful or raw.value is None or self.alarms.value is None:
             return None
         return min(1.0, max(0.0, (raw.value - self.alarms.value) / self._difference()))

@@ -71,10 +71,7 @@ class Measurement(NamedTuple):
 
 
 class EvaluatedViews(Evaluation[EvaluateViewsConfig, Item, Measurement]):
-    """Task "evaluate-views": measure the views of scenes.
-
-    They are true views, samples with and without attention between views, other true scenes, or views of a folder.
-    """
+    """Task "evaluate-views": measure true, sampled (with and without attention), other or existing views."""
 
     stage = "views"
 
