@@ -63,10 +63,7 @@ def sample(texture: Array, uv: Array) -> Array:
 
 
 def scatter(values: Array, uv: Array, shape: tuple[int, int]) -> Array:
-    """Apply the adjoint of `sample`: add values (..., C) bilinearly at uv (..., 2) to a texture of zeros.
-
-    `shape` is (height, width). Returns the texture (height, width, C) float32.
-    """
+    """Apply the adjoint of `sample`: add values (..., C) at uv (..., 2) to zeros of `shape`, (H, W, C) float32."""
     points = np.ascontiguousarray(uv, np.float32).reshape(-1, 2)
     rows = np.ascontiguousarray(values, np.float32).reshape(len(points), -1)
     out = np.zeros((*shape, rows.shape[1]), np.float64)
@@ -75,10 +72,7 @@ def scatter(values: Array, uv: Array, shape: tuple[int, int]) -> Array:
 
 
 def fill(texture: Array, covered: Array) -> Array:
-    """Return a texture (H, W, C) in which texels outside the bool mask `covered` (H, W) have the nearest covered value.
-
-    Raises ConfigError if no texel is covered.
-    """
+    """Fill texels (H, W, C) outside `covered` (H, W) with the nearest covered value. ConfigError without any."""
     if not covered.any():
         raise ConfigError("No face covers a texel. Check that uv coordinates are in [0, 1].")
     nearest = ndimage.distance_transform_edt(~covered, return_distances=False, return_indices=True)

@@ -144,10 +144,7 @@ class _Saved:
 
 
 def graph_bytes(make: Callable[[], object]) -> int:
-    """Call `make` and return the bytes that autograd saves for its backward pass. Shared memory counts once.
-
-    Saved parameters are included; they cancel in the difference of two results.
-    """
+    """Return the bytes that autograd saves in `make`; parameters count too, and shared memory once."""
     alive: WeakSet[_Saved] = WeakSet()
 
     def pack(tensor: Tensor) -> _Saved:

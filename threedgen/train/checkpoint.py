@@ -30,10 +30,7 @@ NUMERICS_KEY = "numerics"
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning plug-in that writes checkpoints atomically, and returns a loaded one instead of reading a file.
-
-    `checkpoint` is the content that Lightning receives on resume; the training loop has read and checked it.
-    """
+    """Plug-in that writes checkpoints atomically; Lightning receives `checkpoint`, read and checked before."""
 
     checkpoint: CheckpointData | None = None
 

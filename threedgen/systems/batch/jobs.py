@@ -127,10 +127,7 @@ def plan(config: BatchConfig) -> list[Job]:
 
 
 def check_prompts(methods: Mapping[str, RunConfig], prompts: Sequence[str]) -> None:
-    """Raise ConfigError if the prior of a config knows no noun of a prompt. Other errors of the configs are ignored.
-
-    `methods` maps names of methods to their configs.
-    """
+    """Raise ConfigError if a method's prior knows no noun of a prompt. Other errors of configs are ignored."""
     for method, config in methods.items():
         try:
             if isinstance(config, PromptedConfig):
@@ -154,10 +151,7 @@ def wrong_jobs(jobs: Sequence[Job]) -> dict[str, str]:
 
 
 def figures(folder: Path) -> Tree:
-    """Read the table columns of a finished object from its run folder; a value is None if it is not recorded.
-
-    These are peak memory in MiB, number of triangles, texture side in texels, height in metres, file size in bytes.
-    """
+    """Return peak MiB, triangles, texture side, height in metres, bytes of a finished object, or None each."""
     asset = read_json(folder / ASSET / MANIFEST)
     sizes, levels = asset.get("size_m") or {}, asset.get("levels") or {}
     return {

@@ -31,10 +31,7 @@ MAX_ROW = 8
 
 
 def sample_angles(task: Task, rig: AnglesConfig) -> None:
-    """Sample views of an object at the angles in `rig` with MV-Adapter, and write them to the run folder.
-
-    Raises ConfigError, and Stopped after Ctrl-C.
-    """
+    """Sample views at the angles in `rig` with MV-Adapter. Raises ConfigError, and Stopped after Ctrl-C."""
     config: SampleConfig = task.config
     source = None if config.mesh is None else read_object(config)
     model: MVAdapter = task.load_prior().compact()

@@ -57,10 +57,7 @@ class MeshFrame:
 
     @classmethod
     def of(cls, config: SamplingConfig, scale: float = 1.0) -> "MeshFrame":
-        """Create the transform from the mesh options of a config. Raises ConfigError if the axes are parallel.
-
-        `scale` is in metres per unit of the file. For up or front "auto", the axes are those of the file format.
-        """
+        """Create the transform of a config; `scale`: metres per unit. Raises ConfigError for parallel axes."""
         y_up = config.mesh is not None and Path(config.mesh).suffix.lower() in (".glb", ".gltf", ".obj")
         up = config.up if config.up != "auto" else "+y" if y_up else "+z"
         usual = "+z" if up[-1] != "z" else "-y" if config.of_object else "+x"
@@ -174,10 +171,7 @@ def _normals(parts: tuple[Submesh, ...], points: Array, triangles: Array) -> Arr
 
 
 def read_object(config: SamplingConfig) -> SourceMesh:
-    """Read the mesh of an object. Centre it at the origin and scale its largest absolute coordinate to `HALF` = 0.5.
-
-    A mesh with more triangles than `config.budget` is simplified. Raises ConfigError.
-    """
+    """Read an object: centred, largest |coordinate| `HALF`, within `config.budget` triangles. ConfigError."""
     frame, notes = MeshFrame.of(config), list[str]()
     source = read_source(Path(str(config.mesh)).expanduser(), frame, np.float64)
     low, high = source.vertices.min(0), source.vertices.max(0)
@@ -221,10 +215,7 @@ def with_file_normals(mesh: TexturedMesh, source: SourceMesh) -> TexturedMesh:
 
 
 def six_sides(size: int) -> Cameras:
-    """Return the orthographic cameras of the sides front, right, back, left, top and bottom, as in MV-Adapter.
-
-    The images have size x size pixels. In the image of the top, the front of the object is at the upper edge.
-    """
+    """Return orthographic cameras of the six sides as in MV-Adapter; the front is at the top's upper edge."""
     return views(GEOMETRY_VIEWS, size, size)
 
 
@@ -241,10 +232,7 @@ def preview(mesh: TexturedMesh, size: int = 256) -> Array:
 
 
 def render_untextured(mesh: TexturedMesh, cameras: Cameras, supersample: int = 2) -> Array:
-    """Render a grey mesh on white for V cameras: images (V, H, W, 3) in [0, 1], lit from the camera and from above.
-
-    Each pixel is the mean of ``supersample`` x ``supersample`` samples.
-    """
+    """Render a grey mesh on white: (V, H, W, 3) in [0, 1], ``supersample`` samples per pixel and axis."""
     fine = cameras.with_size(cameras.height * supersample, cameras.width * supersample)
     buffers = rasterise_views(mesh.vertices, mesh.faces, fine)
     normals = interpolate(mesh.normals, mesh.faces, buffers)

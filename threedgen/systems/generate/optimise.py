@@ -87,10 +87,7 @@ def optimise(
 
 
 def start_from(system: GenerateSystem, folder: Path) -> None:
-    """Initialise the object from the run in `folder`, and the background too if its tensors have the same shapes.
-
-    Raises ConfigError if the representation of that run cannot initialise this one.
-    """
+    """Initialise object and, if shapes are equal, background from a run. ConfigError if it cannot."""
     _, field, _, checkpoint = load_field(folder)
     system.field.init_from(field)
     system.from_nothing = False

@@ -254,10 +254,7 @@ class GenerateConfig(PromptedConfig):
     )
 
     def stage(self, name: str) -> GenerateConfig:
-        """Return the config of the earlier run `stages.NAME`: this config with the options of that stage replaced.
-
-        It exports no asset unless the stage enables it. Raises ConfigError.
-        """
+        """Return this config with the options `stages.NAME` of an earlier run, usually without asset. ConfigError."""
         stage = self.stages[name]
         if "out" in stage:
             problem = f"a stage has no folder of its own choice. Remove it: the folder is stages/{name} in the run's"

@@ -225,10 +225,7 @@ class PairSystem(AveragedSystem):
 
 
 def rate_factor(warmup: float, decay: float, max_steps: int) -> Callable[[int], float]:
-    """Return a learning rate schedule: a function from the step to a factor in [0, 1].
-
-    The factor rises linearly over the first `warmup` steps, and falls to 0 over the last fraction `decay` of the steps.
-    """
+    """Return the factor in [0, 1] by step: linear rise over `warmup` steps, fall to 0 over the share `decay`."""
 
     def factor(step: int) -> float:
         rise = min(1.0, (step + 1) / warmup) if warmup > 0 else 1.0
@@ -239,10 +236,7 @@ def rate_factor(warmup: float, decay: float, max_steps: int) -> Callable[[int], 
 
 
 def cameras(bank: PairBank, scenes: int = 16) -> CamerasConfig:
-    """Measure the cameras of the first `scenes` held-out scenes.
-
-    Returns the ranges of the elevation in degrees and of the distance, and the mean focal length in image sides.
-    """
+    """Return ranges of elevation in degrees and distance, and mean focal length, of `scenes` held-out scenes."""
     views = bank.source.views
     held_out = np.arange(bank.train, bank.train + min(scenes, bank.held_out))
     _, pose, K = bank.views(np.repeat(held_out, views), np.tile(np.arange(views), len(held_out)))

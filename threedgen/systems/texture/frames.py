@@ -93,10 +93,7 @@ def read_frames(
 
 
 def path_frames(config: TextureConfig, rig: PathConfig, source: SourceMesh, frame: MeshFrame) -> Frames:
-    """Return the views of a camera path through the mesh `source`, with rendered depth. Raises ConfigError.
-
-    `frame` is the coordinate transform from the mesh file to the world.
-    """
+    """Return frames of a camera path through `source`, with rendered depth. Raises ConfigError."""
     cameras = auto_path(source, rig) if rig.file == AUTO else read_path(rig, frame)
     prompts, used = config.view_texts(len(cameras)), list(range(0, len(cameras), rig.every or 1))
     if rig.file != AUTO and len(used) > 1:

@@ -88,10 +88,7 @@ def read_views(config: TextureConfig, rig: SidesConfig) -> MeshViews | PosedPhot
 
 
 def read_sides(folder: Path) -> MeshViews:
-    """Read the six images SIDE.png of a folder, such as front.png. Their alpha channels become the masks.
-
-    Raises ConfigError.
-    """
+    """Read images front.png, ... of six sides, with alpha as masks. Raises ConfigError."""
     images = [np.asarray(load_image(folder / f"{side}.png", key="views").convert("RGBA")) for side in SIDES]
     height, width = images[0].shape[:2]
     if height != width or any(image.shape != images[0].shape for image in images):

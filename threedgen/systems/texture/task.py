@@ -60,10 +60,7 @@ SHEET_VIEWS = 12
 
 
 def texture_sides(task: Task, rig: SidesConfig) -> None:
-    """Texture the mesh of an object from six sides or from photos, and write all results.
-
-    Raises ConfigError, and Stopped after Ctrl-C.
-    """
+    """Texture an object from six sides or photos, and write all. ConfigError, Stopped after Ctrl-C."""
     config: TextureConfig = task.config
     found = read_views(config, rig)
     source, mesh, notes = read_mesh(config)
@@ -101,10 +98,7 @@ def texture_sides(task: Task, rig: SidesConfig) -> None:
 
 
 def read_mesh(config: TextureConfig) -> tuple[draw_mesh.SourceMesh, TexturedMesh, list[str]]:
-    """Return an object's mesh as in the file, the mesh with texture coordinates, and notes for the user.
-
-    Raises ConfigError.
-    """
+    """Return the mesh as in the file, the mesh with UV, and notes for the user. Raises ConfigError."""
     source = draw_mesh.read_object(config)
     mesh, uv = with_uv(source, config.texture, config.uv)
     notes = list(source.notes)

@@ -97,10 +97,7 @@ class DenoisingSystem(AveragedSystem):
         return (batch.weights * (output - target).square().mean((1, 2, 3))).mean()
 
     def sample_noise(self, step: int, shape: Sequence[int], rng: Generator) -> tuple[Tensor, Tensor]:
-        """Sample int64 time steps (N, V) and unit Gaussian noise (N, V, C, h, w) for V views of each of N objects.
-
-        `step` is the training step, for a scheduled distribution of time steps. `shape` is (N, V, C, h, w).
-        """
+        """Sample time steps (N, V), int64, and noise (N, V, C, h, w) = `shape`, for the schedule at `step`."""
         power = float(at(self.timestep_power, step, self.max_steps))
         logit_normal = self.timestep_logit_normal
         t = view_timesteps(shape[0], shape[1], self.model.schedule.T, power, self.view_noise, rng, logit_normal)

@@ -116,10 +116,7 @@ class SingleViewSystem(MVDiffusionSystem):
 def sample_views(
     bank: SceneBank, rng: np.random.Generator, available: int, count: int
 ) -> tuple[Tensor, Tensor | None, list[str]]:
-    """Sample n = `count` single views of the first `available` scenes.
-
-    Returns latents (n, C, h, w), inverse depth (n, 1, h, w) in [-1, 1] (-2: unknown) or None, and n captions.
-    """
+    """Sample n views of n scenes: latents (n, C, h, w), depth channel (n, 1, h, w) or None, and n captions."""
     scenes, views = rng.integers(0, available, count), rng.integers(0, bank.n_view, count)
     z = bank.latents(scenes)[range(count), views]
     captions = [texts[view] for texts, view in zip(bank.captions(scenes), views, strict=True)]

@@ -204,10 +204,7 @@ def room_triangles(room: world.Room) -> tuple[Array, Array, Array]:
 
 
 def glb(corners: Array, colours: Array) -> bytes:
-    """Encode triangles ``corners`` (T, 3, 3) with sRGB ``colours`` (T, 3) in [0, 1] as a GLB file with vertex colours.
-
-    z is up in the input, and y in the file.
-    """
+    """Encode triangles (T, 3, 3), z up, with sRGB colours (T, 3) in [0, 1] as a GLB file."""
     rgba = np.pad(np.round(to_linear(colours) * 255).astype(np.uint8), ((0, 0), (0, 1)), constant_values=255)
     mesh = trimesh.Trimesh(
         corners.reshape(-1, 3)[:, [1, 2, 0]],

@@ -148,10 +148,7 @@ class IdentitySystem(ClassifierSystem):
         super().__init__(config, IdentityNet(config.network), RATE)
 
     def batch(self, step: int) -> Tensor:
-        """Render the images of a training step, (B, 3, S, S) in [0, 1]. Images 2 k and 2 k + 1 show the same object.
-
-        The batch has `KINDS` nouns, `ALIKE` objects of each noun and 2 images of each object.
-        """
+        """Render (B, 3, S, S) in [0, 1]: 2 images each, 2 k and 2 k + 1, of `ALIKE` objects of `KINDS` nouns."""
         rng, nouns = self.numpy_rng(step, "subjects"), subject_nouns()
         chosen = rng.permutation(len(nouns))[:KINDS]
         seed, images = int(rng.integers(2**31)), []

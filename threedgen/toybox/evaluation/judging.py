@@ -137,10 +137,7 @@ def _sides(views: Answers, azimuth: np.ndarray) -> tuple[dict[str, Answer], int,
 
 
 def tally(verdicts: Sequence[Verdict]) -> dict[str, Share]:
-    """Return the share of correct answers over all verdicts for each key of `FIGURES` that has answers.
-
-    The intervals of answers about single views are bootstrapped over objects.
-    """
+    """Return the shares of correct answers by key of `FIGURES`, bootstrapped over objects for single views."""
     figures = {}
     for key in FIGURES:
         found = [verdict.answers.get(key) for verdict in verdicts]

@@ -80,11 +80,7 @@ def interval(figure: Estimate) -> list[float] | None:
 
 
 def roughness(normal: Array, mask: Array) -> float | None:
-    """Return the mean angle in degrees between the normals of neighbouring foreground pixels; None without such pairs.
-
-    The angle increases with the size of a pixel on the surface, so compare only images from the same cameras.
-    ``normal`` are unit normals (V, H, W, 3), ``mask`` is the foreground (V, H, W), bool.
-    """
+    """Return the mean angle in degrees of neighbouring normals (V, H, W, 3) in `mask` (V, H, W), or None."""
     angles = []
     for axis in (1, 2):
         count = normal.shape[axis]

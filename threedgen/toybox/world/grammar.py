@@ -111,10 +111,7 @@ def noun(
 
 
 def accessory(word: str):
-    """Return a decorator that registers a function as the recipe of the accessory ``word``.
-
-    The function ``f(builder, colour)`` adds the solids of the accessory at anchors of the builder.
-    """
+    """Return a decorator that registers f(builder, colour), which adds the solids of the accessory ``word``."""
 
     def register(recipe: Callable[[Builder, np.ndarray], None]):
         ACCESSORIES[word] = recipe

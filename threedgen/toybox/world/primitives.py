@@ -154,11 +154,7 @@ def _inside(kind: int, param: float, q: np.ndarray) -> np.ndarray:
 
 
 def profile(kind: int, param: float, segments: int) -> np.ndarray:
-    """Return the outline of a solid of revolution about its local z axis, as points (P, 2) with columns (radius, z).
-
-    ``kind`` and ``param`` are those of `Primitive`. A half circle, or the full circle of a torus, gets
-    ``segments`` // 2 edges.
-    """
+    """Return the outline (P, 2), (radius, z), of a solid of revolution; ``segments`` edges per circle."""
     if kind == SPHERE:
         a = np.linspace(-np.pi / 2, np.pi / 2, segments // 2 + 1)
         return np.stack([np.cos(a), np.sin(a)], 1)
@@ -172,11 +168,7 @@ def profile(kind: int, param: float, segments: int) -> np.ndarray:
 
 
 def tessellate(kind: int, param: float, segments: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the closed triangle mesh of a solid in its local axes: vertices (V, 3) and faces (F, 3).
-
-    ``kind`` and ``param`` are those of `Primitive`. Circles around the z axis have ``segments`` sides. Faces are
-    counter-clockwise seen from outside.
-    """
+    """Return vertices (V, 3), outward faces (F, 3) of a solid's closed mesh; ``segments`` sides per circle."""
     if kind == BOX:
         v = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], float)
         quads = [(0, 1, 3, 2), (4, 6, 7, 5), (0, 4, 5, 1), (2, 3, 7, 6), (0, 2, 6, 4), (1, 5, 7, 3)]

@@ -82,11 +82,7 @@ class Furnisher:
         return not any((low < b).all() and (high > a).all() for a, b in self.occupied)
 
     def stand(self, asset: Asset, radius: float, phrase: str, corner: bool) -> bool:
-        """Scale an object to the bounding radius ``radius`` in metres, and stand it at a free place on the floor.
-
-        The place is in a corner if ``corner``, else at a wall. Captions call the object ``phrase``. Return False if no
-        place is free; the object is then left out.
-        """
+        """Stand an object of this bounding radius in metres at a wall or ``corner``; False if there is no place."""
         scale = radius / max(float(np.linalg.norm(bounds(asset.primitives), axis=1).max()), 1e-6)
         for direction in self.rng.permutation(CORNERS if corner else WALLS):
             yaw = inward_yaw(direction)
@@ -187,11 +183,7 @@ def render_rooms(
 
 
 def look_c2w(position: np.ndarray, azimuth: np.ndarray, elevation: np.ndarray) -> np.ndarray:
-    """Return camera-to-world matrices (..., 4, 4), float32, OpenGL axes, of cameras at positions (..., 3).
-
-    ``azimuth`` and ``elevation`` (...) are those of the viewing direction in radians. Azimuth 0 looks along +x, pi / 2
-    along +y. A positive elevation looks up.
-    """
+    """Return float32 matrices (..., 4, 4), OpenGL axes, of cameras that look along angles (...) in radians."""
     ce, se, ca, sa = np.cos(elevation), np.sin(elevation), np.cos(azimuth), np.sin(azimuth)
     back = -np.stack([ce * ca, ce * sa, se], -1)
     right = np.stack([sa, -ca, np.zeros_like(sa)], -1)
