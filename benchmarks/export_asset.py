@@ -27,15 +27,13 @@ from .glb_check import check_asset, layout
 from .glb_reader import Glb, read_glb
 from .mesh_render import render
 
-Body = tuple[Array, Array]
-"""Triangle mesh: vertices (V, 3) and faces (F, 3)."""
+Body = tuple[Array, Array]  # triangle mesh: vertices (V, 3) and faces (F, 3)
 
 VIEWS, PIXELS, ANGLE, TURNTABLE = 8, 256, 0.75, 24
 """Number, edge in pixels and vertical fov in radians of the renders that compare meshes; number of field renders."""
 SAMPLES = 240_000
 """Number of points sampled per surface. Smaller distances than the spacing of these points cannot be measured."""
-LOW_POLY = 3000
-"""Number of triangles of a second, coarser mesh whose silhouette is compared."""
+LOW_POLY = 3000  # number of triangles of a second, coarser mesh whose silhouette is compared
 OPAQUE = 0.95
 
 

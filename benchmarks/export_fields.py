@@ -24,14 +24,12 @@ Vector = tuple[float, float, float]  # point, direction, or sRGB colour
 
 SKIN, PEAK = 0.008, 60.0
 """Width of the density transition at the surface in world units, and density just below the surface."""
-SHELL = 0.06
-"""Depth below the surface, in world units, over which the density falls to that of the hollow interior."""
+SHELL = 0.06  # depth below the surface, in world units, over which the density falls to that of the hollow interior
 HAZE, HAZE_DEPTH = 1.2, 0.15
 FLOATERS = 25
 SMOOTH = 0.015
 MARCH = MarchConfig(samples=256, early_stop=1e-3)
-CELLS, EMPTY = 64, 0.05
-"""Cells per edge of the occupancy grid, and maximum density of an empty cell."""
+CELLS, EMPTY = 64, 0.05  # cells per edge of the occupancy grid, and maximum density of an empty cell
 
 
 @dataclass(frozen=True)

@@ -40,8 +40,7 @@ STAGES = {
     "tests": Stage("gpu_machine", "tests", 120),
 }
 """The stages in their order. Cheap ones come first, since a stage gets at most what is left of `--minutes`."""
-SHORTEST = 10.0
-"""A stage is left out if fewer seconds are left."""
+SHORTEST = 10.0  # a stage is left out if fewer seconds are left
 
 
 def table(minutes: float, small: bool, folder: Path, stages: list[str]) -> Table:

@@ -36,8 +36,7 @@ from threedgen.systems.generate.presets import ERROR, MARGIN, PRESETS, with_pres
 
 from .table import Row, Table
 
-CARDS = (8, 12, 16, 24, 48, 80)
-"""Memory of usual cards in GB, of which a desktop and the driver take a part."""
+CARDS = (8, 12, 16, 24, 48, 80)  # memory of usual cards in GB, of which a desktop and the driver take a part
 CUDA = torch.device("cuda")
 SD21 = {k: v for k, v in RELEASED_UNETS["sd-v2.1-base-4view.pt"].items() if "class_embed" not in k}
 SD21["sample_size"] = 64
@@ -189,8 +188,7 @@ def networks() -> dict[str, tuple[float, int]]:
     }
 
 
-Call = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Function (noisy latents, timesteps, text) -> output of a network."""
+Call = Callable[[Tensor, Tensor, Tensor], Tensor]  # function (noisy latents, timesteps, text) -> output of a network
 
 
 def sampled(

@@ -16,11 +16,9 @@ from threedgen.run.metrics import environment
 from .table import Row, Table
 from .whole_run import launch
 
-STORED = Path(__file__).with_suffix(".json")
-"""Rows of other machines, with [minimum, maximum] of each time."""
+STORED = Path(__file__).with_suffix(".json")  # rows of other machines, with [minimum, maximum] of each time
 TIMES = ("demo, s", "quick, s", "step, ms", "export, s")
-BUSY = 0.5
-"""Load average from which the machine does not count as idle."""
+BUSY = 0.5  # load average from which the machine does not count as idle
 
 
 def table(overrides: list[str]) -> Table:

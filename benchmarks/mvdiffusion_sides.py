@@ -31,8 +31,7 @@ from threedgen.run.metrics import peak_memory, reset_peak_memory
 
 FACTOR, LATENTS, TEXT, TOKENS, HEAD = 8, 4, 1024, 77, 64
 """Stable Diffusion 2: VAE downsampling, latent channels, text embedding width, text tokens, channels per head."""
-COMPARED = 128
-"""Image edge in pixels of the views whose outputs are compared."""
+COMPARED = 128  # image edge in pixels of the views whose outputs are compared
 NETWORK = "models.pano.MVGenModel"
 Step = Callable[[int], Tensor]
 

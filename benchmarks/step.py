@@ -15,8 +15,7 @@ VARIANTS = {
     "numba, no skipping": NO_SKIPPING,
     DEFAULT: [],
 }
-START = 200
-"""Number of the first timed training step."""
+START = 200  # number of the first timed training step
 
 
 def table(rounds: int, size: int, overrides: list[str], runs: list[Path] | None) -> Table:

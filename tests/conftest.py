@@ -16,8 +16,7 @@ settings.register_profile("nightly", deadline=None, max_examples=2000)
 settings.load_profile("ci")
 
 
-GPU_FILES = ("/dev/nvidia0", "/dev/dxg")
-"""Device files of an NVIDIA GPU on Linux, and in the Linux of Windows."""
+GPU_FILES = ("/dev/nvidia0", "/dev/dxg")  # device files of an NVIDIA GPU on Linux, and in the Linux of Windows
 
 
 @pytest.fixture

@@ -20,8 +20,7 @@ DOCS = ROOT / "docs"
 PAGES = sorted({ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/README.md")})
 USER_PAGES = [page for page in PAGES if page == ROOT / "README.md" or (DOCS in page.parents)]
 USER_PAGES = [page for page in USER_PAGES if "experiments" not in page.parts]
-LONG_PAGES = ("configs.md", "toybox-words.md")
-"""Tables with a row per config or word: no limit per page."""
+LONG_PAGES = ("configs.md", "toybox-words.md")  # tables with a row per config or word: no limit per page
 MAX_WORDS, MAX_WORDS_IN_ALL = 900, 25_000
 TASK_PAGES = [page for page in USER_PAGES if page.stem not in ("README", "architecture", "glossary")]
 

@@ -30,8 +30,7 @@ from threedgen.representations.shading import Material
 from threedgen.representations.volume.render import render
 from threedgen.run.disk import Tree
 
-SIZE, N_VIEW = 16, 2
-"""Height and width of the test images in pixels, and number of test cameras."""
+SIZE, N_VIEW = 16, 2  # height and width of the test images in pixels, and number of test cameras
 CAMERAS = orbit(N_VIEW, 0.3, 2.6, math.radians(40), SIZE, SIZE)
 
 
@@ -70,7 +69,6 @@ def check_representation(
     for name, loss in field.regularisers().items():
         value = loss(render_views(field, radius, seeded(0)))
         assert value.ndim == 0 and value.isfinite(), f"the loss {name} must be a finite scalar"
-
     whole, half = build(seeded(0)), build(seeded(0))
     train(whole, optimizer_of(whole), range(steps), steps, radius)
     optimizer = optimizer_of(half)

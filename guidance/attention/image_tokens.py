@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 IMAGE_TOKENS = "image_tokens"
 """Entry of a UNet's config: the arguments of `add_image_tokens`; missing for a UNet without image tokens."""
-HEAD_WIDTH = 64
-"""Channels per head of the resampler."""
+HEAD_WIDTH = 64  # channels per head of the resampler
 
 
 def add_image_tokens(unet: UNet2DConditionModel, image_width: int, tokens: int, heads: int) -> None:

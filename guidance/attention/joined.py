@@ -29,8 +29,7 @@ sample new views beside known ones (`completion.py`), and its single-view output
 OWN_KEYS = (WORLD_ROTARY, SEPARATE_LEVELS, IMAGE_TOKENS)
 Kind = Literal["sdpa", "xformers"]
 """Attention backend: torch's scaled_dot_product_attention or xformers' memory_efficient_attention."""
-MIN_TOKENS = 512
-"""Sequence length from which on `FlashAttention` is faster than attention with an explicit softmax."""
+MIN_TOKENS = 512  # sequence length from which on `FlashAttention` is faster than attention with an explicit softmax
 HALF_EXTENT = 0.95
 """Half the side, in world units, of the square that `WorldRotary` assumes to be visible; the toybox cameras are about
 0.95 / tan(fov / 2) away from the object's centre."""

@@ -27,8 +27,7 @@ from .sampler import Progress, sample_views
 from .xunet import LatentPairs, XUNet
 
 DECODE_BATCH = 16
-INTRINSICS_TOLERANCE = 1e-3
-"""Largest difference, in image heights, between intrinsics that count as equal."""
+INTRINSICS_TOLERANCE = 1e-3  # largest difference, in image heights, between intrinsics that count as equal
 
 
 class ThreeDiMSampler:

@@ -32,8 +32,7 @@ LATENT_SIZE = {True: 32, False: 64}
 """Side of the latents in training, for networks with cameras (True, MVDream) and without; no file contains it."""
 V_LATENT_SIZE, SDXL_LATENT_SIZE, PIXELS = 96, 128, 8
 """Side of the latents in training of Stable Diffusion 2 with v-prediction and of SDXL; image pixels per latent."""
-SDXL_SCALING = 0.13025
-"""Factor of the latents of SDXL; other models have the default of diffusers."""
+SDXL_SCALING = 0.13025  # factor of the latents of SDXL; other models have the default of diffusers
 PREFIXES = {
     "model.diffusion_model.": "unet",
     "first_stage_model.": "vae",
@@ -46,8 +45,7 @@ PREFIXES = {
     "clip_model.model.": "open_clip",
 }
 """Start of tensor names in a single file, and the network that they belong to."""
-RESAMPLER = "image_embed."
-"""Start of the names of ImageDream's resampler in a UNet."""
+RESAMPLER = "image_embed."  # start of the names of ImageDream's resampler in a UNet
 RESAMPLER_LAYERS = {
     "0.norm1": "ln0",
     "0.norm2": "ln1",
@@ -66,8 +64,7 @@ VISUAL = {
     **{f"post_layernorm.{kind}": f"ln_post.{kind}" for kind in KINDS},
 }
 """Names outside of the layers of CLIP's image encoder: those of transformers and of OpenCLIP."""
-VISUAL_HEAD_WIDTH = 80
-"""Channels per head of OpenCLIP's ViT-H image encoder; no file contains it."""
+VISUAL_HEAD_WIDTH = 80  # channels per head of OpenCLIP's ViT-H image encoder; no file contains it
 
 
 class Converted(NamedTuple):

@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-OPEN_CLIP_PAD = "!"
-"""Padding token of OpenCLIP, with number 0; OpenAI's CLIP pads with the end token instead."""
+OPEN_CLIP_PAD = "!"  # padding token of OpenCLIP, with number 0; OpenAI's CLIP pads with the end token instead
 VOCABULARY_FILE = Path("tokenizer", "tokenizer.json")
 MAX_VOCABULARY_BYTES = 64 << 20
 

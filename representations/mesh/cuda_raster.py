@@ -8,8 +8,7 @@ from torch import Tensor
 
 from threedgen.geometry.cameras import Cameras
 
-NEAR = 1e-2
-"""Depth of the clipping plane in world units, as in `threedgen.geometry.raster`."""
+NEAR = 1e-2  # depth of the clipping plane in world units, as in `threedgen.geometry.raster`
 
 
 @torch.no_grad()

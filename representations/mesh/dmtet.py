@@ -91,13 +91,11 @@ def marching_tetrahedra(points: Tensor, distance: Tensor, tets: Tensor) -> tuple
     count = len(points)
     keys, vertex_index = torch.unique(ends[crossed, 0] * count + ends[crossed, 1], return_inverse=True)
     vertex = torch.full((len(ends),), -1, device=device).index_copy(0, crossed, vertex_index).view(-1, len(EDGES))
-
     a, b = keys // count, keys % count
     # the gradient of index_select adds up in a fixed order
     at_a, at_b = distance.index_select(0, a), distance.index_select(0, b)
     from_a, from_b = points.index_select(0, a), points.index_select(0, b)
     vertices = from_a + (at_a / (at_a - at_b))[:, None] * (from_b - from_a)
-
     table = torch.tensor([edges + (-1,) * (6 - len(edges)) for edges in TRIANGLES])
     edges = to_device(table, device)[code]
     faces = vertex.gather(1, edges.clamp(min=0)).reshape(-1, 3)

@@ -125,7 +125,6 @@ def _crossings(face: Tensor, start: Tensor, end: Tensor, view: Tensor, axis: int
     before = (crossing.detach() - 0.5).floor().long()
     inside = ((before >= 0) & (before < length - 1)).nonzero()[:, 0]  # a mask as index waits for the GPU each time
     edge, line, crossing, before = edge[inside], line[inside], crossing.index_select(0, inside), before[inside]
-
     row, column = (line, before) if axis == 0 else (before, line)
     left = (view[edge] * height + row) * width + column
     right = left + (1 if axis == 0 else width)
@@ -135,7 +134,6 @@ def _crossings(face: Tensor, start: Tensor, end: Tensor, view: Tensor, axis: int
     near, far = torch.where(covered[left], left, right), torch.where(covered[left], right, left)
     t = crossing - (before + 0.5)
     t = torch.where(covered[left], t, 1 - t)
-
     _, pair = torch.unique(left, return_inverse=True)
     outermost = torch.full((len(t),), -1.0, device=t.device).scatter_reduce(0, pair, t.detach(), "amax")
     selected = (t.detach() == outermost[pair]).nonzero()[:, 0]

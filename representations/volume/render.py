@@ -150,7 +150,6 @@ def _shade(
         sigma, features = field(points)
     light = None if rays.light is None else rays.light.index_select(0, samples.ray_index)
     colours = material(features, normals, points, light, shading)
-
     values = colours if normals is None else torch.cat([colours, normals], dim=-1)
     result = composite(sigma, values, samples, options.backend)
     rgb_fg, normal, orientation = result.values, None, None

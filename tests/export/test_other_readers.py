@@ -25,10 +25,8 @@ from threedgen.export.files.obj_usdz import obj_zip, usdz_bytes
 from threedgen.export.options import ENGINES
 
 SUPPORT = Path(__file__).parents[1] / "support"
-BLENDER = os.environ.get("BLENDER_PYTHON", sys.executable)
-"""Python with the package bpy."""
-THREE = Path(os.environ.get("THREE_JS", "node_modules/three"))
-"""Folder of the npm package three."""
+BLENDER = os.environ.get("BLENDER_PYTHON", sys.executable)  # Python with the package bpy
+THREE = Path(os.environ.get("THREE_JS", "node_modules/three"))  # folder of the npm package three
 MESH, TEXTURES = textured()
 PNGS = files(TEXTURES)
 EXTRAS = {"prompt": "a ball \u00e9 </script>", "seed": 3}
@@ -69,7 +67,6 @@ def test_assimp_reads_mesh_and_textures(tmp_path: Path) -> None:
     scene = assimp.import_file(str(tmp_path / "ball.glb"), assimp.Process_Triangulate)
     assert (scene.num_meshes, scene.root_node.name) == (1, "ball")
     (mesh,) = scene.meshes
-
     order = MESH.faces.reshape(-1)  # assimp reorders vertices, so compare face corners
 
     def corners(values: Any, columns: int = 3) -> np.ndarray:

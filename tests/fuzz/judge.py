@@ -27,8 +27,7 @@ from tests.fuzz.readers import READERS, Reader
 
 GOOD = ("clean error", "accepted")
 BAD = ("not finite", "exception", "hang", "memory", "code run")
-SECONDS, MEBIBYTES = 30, 2048
-"""Limits of a reader on a small input: time on a busy core, memory growth."""
+SECONDS, MEBIBYTES = 30, 2048  # limits of a reader on a small input: time on a busy core, memory growth
 
 
 def finite(value: Any) -> bool:

@@ -21,10 +21,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-TRAP = "code-was-run"
-"""Name of a folder that appears next to the damaged file if code in the file was executed."""
-NEIGHBOUR = "thesis.docx"
-"""Name of an unrelated file, which damaged data may refer to."""
+TRAP = "code-was-run"  # name of a folder that appears next to the damaged file if code in the file was executed
+NEIGHBOUR = "thesis.docx"  # name of an unrelated file, which damaged data may refer to
 NAN, INF = float("nan"), float("inf")
 HOSTILE: tuple[Any, ...] = (
     None, True, False, 0, -1, 1, 2**31, 2**63, -(2**63), 10**9, 10**40, 0.5, 1e-300, 1e200, 1e308, NAN, INF, -INF, "",

@@ -11,8 +11,7 @@ import pytest
 from tests.support.task_server import TINY, prior_folder, write_config
 
 STEPS, EARLY = 2000, 600
-GROWTH = 24.0
-"""Maximum memory growth in MiB after step EARLY; the graph and tensors of one step take about 5 MiB."""
+GROWTH = 24.0  # maximum memory growth in MiB after step EARLY; the graph and tensors of one step take about 5 MiB
 
 SCRIPT = """
 import gc, json, os, sys

@@ -18,10 +18,8 @@ from threedgen.representations.options import MarchConfig
 
 pytestmark = pytest.mark.usefixtures("nerfacc_on_a_cpu")
 ALL = [*BACKENDS, "nerfacc"]
-OTHERS = [*KERNELS, "nerfacc"]
-"""Back ends that are compared with torch."""
-RAYS = {"triton": 60}
-"""Number of test rays; 300 for the other back ends, whose kernels are not interpreted."""
+OTHERS = [*KERNELS, "nerfacc"]  # back ends that are compared with torch
+RAYS = {"triton": 60}  # number of test rays; 300 for the other back ends, whose kernels are not interpreted
 
 
 def rays(n: int, seed: int, distance: float = 2.5) -> tuple[Tensor, Tensor]:

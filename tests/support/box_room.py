@@ -15,8 +15,7 @@ from threedgen.geometry.raster import box_downsample, interpolate, rasterise_vie
 from threedgen.run.arrays import Array
 from threedgen.systems.draw.mesh import MeshFrame, SourceMesh
 
-SIZE = np.array([4.0, 5.0, 2.6])
-"""Metres; the floor is at z = 0, the middle over the origin."""
+SIZE = np.array([4.0, 5.0, 2.6])  # metres; the floor is at z = 0, the middle over the origin
 
 
 def solids() -> list[tuple[trimesh.Trimesh, Array]]:

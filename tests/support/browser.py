@@ -19,8 +19,7 @@ FLAGS = (
     "--disable-background-networking",
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 )
-PATIENCE = 300_000
-"""Milliseconds: a busy machine draws slowly."""
+PATIENCE = 300_000  # milliseconds: a busy machine draws slowly
 
 
 @pytest.fixture(scope="module")

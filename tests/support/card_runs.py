@@ -11,10 +11,8 @@ import torch
 
 from tests.support.card import Simulation, current, register
 
-STEPS = [0, 1]
-"""Training steps of a command; the last one is counted."""
-sampled: list[tuple[Counter[str], Counter[str]]] = []
-"""Launches and synchronisations of the step that is counted."""
+STEPS = [0, 1]  # training steps of a command; the last one is counted
+sampled: list[tuple[Counter[str], Counter[str]]] = []  # launches and synchronisations of the step that is counted
 
 
 class Counted(BaseException):

@@ -14,7 +14,5 @@ if not HAS_GPU:
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed")
 interprets_triton = pytest.mark.skipif(HAS_GPU or not HAS_TRITON, reason="no interpreter of triton in this process")
-BACKENDS = ["torch", "numba", pytest.param("triton", marks=interprets_triton)]
-"""For parametrize."""
-KERNELS = BACKENDS[1:]
-"""Those that are compared with the torch twin."""
+BACKENDS = ["torch", "numba", pytest.param("triton", marks=interprets_triton)]  # for parametrize
+KERNELS = BACKENDS[1:]  # those that are compared with the torch twin

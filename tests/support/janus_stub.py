@@ -19,8 +19,7 @@ from threedgen.config.sections import RunConfig
 if TYPE_CHECKING:
     from torch import Tensor
 
-COLOURS = np.array([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0]])
-"""Front, left, back, right."""
+COLOURS = np.array([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0]])  # front, left, back, right
 
 
 class StubConfig(RunConfig):

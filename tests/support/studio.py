@@ -21,8 +21,7 @@ from threedgen.studio.options import StudioConfig
 from threedgen.studio.server import Server
 from threedgen.viewer.report import write_report
 
-PATIENCE = 120.0
-"""Seconds."""
+PATIENCE = 120.0  # seconds
 TOKEN = "the-token-of-the-tests"
 LINE = "distilling at 64 px: 1/4, 2 s/step, 6 s left, loss 12.5"
 FAILURE = "prior.weights: there is no such file"

@@ -60,5 +60,4 @@ def tiny_prior_config(folder: Path, form: Form | None = None, **options: Any) ->
     return {"name": "mvadapter", **files, "dtype": "fp32", **options}
 
 
-GEOMETRY = Form(layout="rowcol", control="geometry")
-"""Form of an adapter for the six sides of a mesh."""
+GEOMETRY = Form(layout="rowcol", control="geometry")  # form of an adapter for the six sides of a mesh

@@ -138,7 +138,6 @@ def run(
     from threedgen.train.loop import fit
 
     watch.CHECK_SECONDS = check_seconds
-
     os.environ.update(environment or {})
     _sabotage(die_at, die_after, list(full), full_as)
     module = _toy(width, pause, list(nan), spoil, sleep_at, config_yaml)

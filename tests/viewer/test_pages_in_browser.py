@@ -94,7 +94,6 @@ def test_texture_is_mapped_correctly(chromium: Any, tmp_path: Path) -> None:
     tab = Tab(chromium, write_report(run))
     tab.drawn()
     tab.page.get_by_role("button", name="Colour").click()
-
     for _ in range(20):  # the texture is loaded after the first frame
         image = tab.picture()
         if near(image, (0, 0, 255)):

@@ -27,8 +27,7 @@ from threedgen.viewer.local import HOST  # noqa: E402
 from threedgen.viewer.viser_window import ViserWindow, client_camera  # noqa: E402
 
 PROMPT = "<b>a dog</b> ![x](http://example.com/x.png)"
-PATIENCE = 60.0
-"""Seconds."""
+PATIENCE = 60.0  # seconds
 
 
 @pytest.fixture
@@ -87,14 +86,12 @@ def test_client_camera_image_and_clicks(window: ViserWindow) -> None:
     assert directions.mean((0, 1))[::2].tolist() == pytest.approx([0, 0], abs=1e-5)
     assert float(directions[..., 1].max()) < 0 < float(directions[0, :, 2].min())  # the first row looks up
     assert float(directions[:, 0, 0].min()) > 0  # the left is +x, seen from +y
-
     image = np.zeros((20, 30, 3), np.uint8)
     image[:, :15] = (250, 20, 30)
     window.show(viewer, image)
     backgrounds = lambda: [m["rgb_data"] for m in client.received("BackgroundImageMessage") if m["rgb_data"]]  # noqa: E731
     data = when(backgrounds, "the image")[0]
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(data)).convert("RGB")), image)
-
     client.click("Stop the run")
     when(lambda: window.stop_clicked, "the click")
     client.socket.close()

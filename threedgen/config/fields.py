@@ -12,10 +12,8 @@ from threedgen.config import registry
 from threedgen.config.registry import Component
 from threedgen.config.scheduled import Scheduled, is_step
 
-Tree: TypeAlias = dict[str, Any]
-"""Config, or section of a config, as plain data (nested dict)."""
-INTERNAL = ("task", "about", "needs", "choices", "plugins")
-"""Keys of config files that are not options."""
+Tree: TypeAlias = dict[str, Any]  # config, or section of a config, as plain data (nested dict)
+INTERNAL = ("task", "about", "needs", "choices", "plugins")  # keys of config files that are not options
 
 _BOUNDS = {"gt": "> ", "ge": ">= ", "lt": "< ", "le": "<= ", "min_length": "length >= ", "max_length": "length <= "}
 _NAMES = {str: "text", Path: "path", int: "whole number", float: "number", bool: "true or false", type(None): "null"}

@@ -23,8 +23,7 @@ from threedgen.places import folder
 
 COMMAND_LINE, PYTHON = "command line", "arguments"
 CHOICES = "choices"
-PRESETS = "presets"
-"""Folder in configs/ with values for any config of the task generate, see `preset_layers`."""
+PRESETS = "presets"  # folder in configs/ with values for any config of the task generate, see `preset_layers`
 
 
 def load(name_or_path: str | Path, overrides: Iterable[str] = (), values: Mapping[str, Any] | None = None) -> Any:

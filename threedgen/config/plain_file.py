@@ -15,8 +15,7 @@ from .errors import STORAGE_ERRORS, ConfigError
 
 logger = logging.getLogger(__name__)
 
-LEGACY_ENCODING = "cp1252"
-"""Encoding of text files of older Windows programs, such as CSV files of Excel."""
+LEGACY_ENCODING = "cp1252"  # encoding of text files of older Windows programs, such as CSV files of Excel
 _LARGE_NUMBER = re.compile(r"\d{19}|\d[eE]\+?\d{3}")
 MAX_BYTES = 64 << 20
 """Default maximum size of a file. The largest files are the metrics of long runs."""

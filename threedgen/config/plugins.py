@@ -22,8 +22,7 @@ class Plugin(NamedTuple):
     sha256: str
 
 
-LOADED: dict[str, Plugin] = {}
-"""Dict from module name to imported plug-in."""
+LOADED: dict[str, Plugin] = {}  # dict from module name to imported plug-in
 
 
 def load(names: str) -> None:

@@ -26,8 +26,7 @@ BLOCK = 32
 """Entries per block. It is a constant, because the last bits of a convolution depend on the batch size."""
 TEXT_BYTES, SCENE_TEXT_BYTES = 160, 240
 """Bytes stored per caption of an object entry and of a scene view. Longer captions are truncated."""
-SCENE_BLOCK = 4
-"""Number of scenes per block."""
+SCENE_BLOCK = 4  # number of scenes per block
 
 
 class Captioned(NamedTuple):

@@ -24,14 +24,10 @@ logger = logging.getLogger(__name__)
 Layer = Callable[[int, Array | None], raster.Buffers]
 DEFAULT_COLOUR = 1.0
 """Value of all three channels for a mesh without colours: white, as in glTF, which stands out from grey backgrounds."""
-SUPERSAMPLE = 2
-"""Supersampling factor of renders along each axis."""
-MAX_LAYERS = 16
-"""Maximum number of transparent surfaces that are rendered behind each other (depth peeling)."""
-OPAQUE = 0.998
-"""Opacity of a pixel from which surfaces behind it are not rendered."""
-MAX_COORDINATE = 1e9
-"""Largest absolute coordinate accepted from a file."""
+SUPERSAMPLE = 2  # supersampling factor of renders along each axis
+MAX_LAYERS = 16  # maximum number of transparent surfaces that are rendered behind each other (depth peeling)
+OPAQUE = 0.998  # opacity of a pixel from which surfaces behind it are not rendered
+MAX_COORDINATE = 1e9  # largest absolute coordinate accepted from a file
 
 
 class EmptyMesh(ConfigError):

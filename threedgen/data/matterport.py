@@ -25,12 +25,9 @@ from .options import MatterportConfig, SceneSplit
 from .scene_views import SceneViews
 
 FOLDER, FACES, CAPTIONS = "mp3d_skybox", "matterport_skybox_images", "blip3"
-PREFIX = "This is one view of a scene. "
-"""Text before each caption, as in MVDiffusion."""
-YAW_STEP = 45
-"""Difference between the yaws of the caption files, degrees."""
-MIN_FACE = 8
-"""Minimum side of a cube side in pixels."""
+PREFIX = "This is one view of a scene. "  # text before each caption, as in MVDiffusion
+YAW_STEP = 45  # difference between the yaws of the caption files, degrees
+MIN_FACE = 8  # minimum side of a cube side in pixels
 MAX_SUPERSAMPLE = 2
 """Maximum supersampling factor of views along each axis. It is used if the cube sides have enough pixels."""
 

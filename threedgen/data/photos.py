@@ -18,10 +18,8 @@ from threedgen.run.arrays import Array
 
 logger = logging.getLogger(__name__)
 
-MIN_PHOTOS, MAX_PHOTOS = 2, 100
-"""Minimum and maximum number of photos."""
-GREY = 0.5
-"""Background of the returned images, in [0, 1]."""
+MIN_PHOTOS, MAX_PHOTOS = 2, 100  # minimum and maximum number of photos
+GREY = 0.5  # background of the returned images, in [0, 1]
 
 
 def find(paths: Sequence[str]) -> list[Path]:

@@ -30,10 +30,8 @@ from .scene_views import SceneViews, WalkScenes, windows
 from .srn.scene_files import read_pose
 
 KEY_FRAMES = "key_frame_0.6.txt"
-MIN_KEYS = 10
-"""Minimum number of key frames; scenes with fewer are skipped."""
-POSE_CHECK_SIZE = (36, 48)
-"""Size (H, W) of the depth maps that are read to check whether the poses are inverted."""
+MIN_KEYS = 10  # minimum number of key frames; scenes with fewer are skipped
+POSE_CHECK_SIZE = (36, 48)  # size (H, W) of the depth maps that are read to check whether the poses are inverted
 
 
 class ScanNetWalk:

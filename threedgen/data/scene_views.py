@@ -15,8 +15,7 @@ from torch import Tensor
 from threedgen.geometry.views import Views
 from threedgen.run.seeding import numpy_generator
 
-INTERPOLATED_KEYS = 2
-"""Distance from the first to the last view of an interpolation, in key frames (paper: 1)."""
+INTERPOLATED_KEYS = 2  # distance from the first to the last view of an interpolation, in key frames (paper: 1)
 
 
 @dataclass(frozen=True)

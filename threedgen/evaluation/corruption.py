@@ -11,8 +11,7 @@ POSITION_NOISE, COLOUR_NOISE = 0.02, 0.07
 """Root mean square noise at strength 1: per coordinate in world units, and per colour channel in [0, 1]."""
 WAVELENGTHS = 0.08, 0.3
 """Range of the wavelength of the noise in world units. Each object gets one random wavelength."""
-MAX_EDGE = 0.1
-"""Maximum edge length in world units after subdivision, so that noise also bends flat surfaces."""
+MAX_EDGE = 0.1  # maximum edge length in world units after subdivision, so that noise also bends flat surfaces
 NOISE_TERMS = 24
 
 

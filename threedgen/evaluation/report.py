@@ -15,8 +15,7 @@ from threedgen.train.task import Task
 
 from .metrics.figures import Estimate, Json, Share
 
-SHEET_PIXELS = 96
-"""Maximum side of a view in pixels on contact sheets of many views."""
+SHEET_PIXELS = 96  # maximum side of a view in pixels on contact sheets of many views
 
 
 def format_share(figure: Share | None) -> str:

@@ -137,8 +137,7 @@ def kept_json(path: Path, make: Callable[[], Json], **key: object) -> Json:
 
 RELATIVE_DISTANCE, FOV = 0.95, np.deg2rad(40.0)
 """Camera distance in units of 1 / tan(FOV / 2), and vertical field of view in radians."""
-Ring = tuple[np.ndarray, float]
-"""Cameras around the origin at one elevation: azimuths (V,) and elevation, in radians."""
+Ring = tuple[np.ndarray, float]  # cameras around the origin at one elevation: azimuths (V,) and elevation, in radians
 
 
 def random_ring(rng: np.random.Generator, n_view: int, elevation_range: tuple[float, float]) -> Ring:

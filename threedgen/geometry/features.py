@@ -7,8 +7,7 @@ from skimage.feature import SIFT, match_descriptors
 Floats = NDArray[np.float64]
 Features = tuple[Floats, NDArray[np.uint8]]
 
-RATIO = 0.8
-"""Threshold of Lowe's ratio test."""
+RATIO = 0.8  # threshold of Lowe's ratio test
 LUMA = np.array([0.299, 0.587, 0.114])
 
 

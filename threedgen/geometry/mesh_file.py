@@ -19,8 +19,7 @@ from threedgen.geometry.texture import Texture
 from threedgen.run.arrays import Array
 from threedgen.run.disk import Tree
 
-MAX_PLY_HEADER = 1_000_000
-"""Largest size in bytes of the header of a PLY file."""
+MAX_PLY_HEADER = 1_000_000  # largest size in bytes of the header of a PLY file
 MAX_COVER = 5000
 """Largest sum of the sizes of all triangles, relative to the mesh. Rendering takes time in proportion to it."""
 

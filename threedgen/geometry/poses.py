@@ -11,8 +11,7 @@ from torch.nn.functional import normalize, one_hot
 
 from threedgen.run.dtypes import no_autocast
 
-Poses = Literal["c2w", "w2c"]
-"""Kind of pose matrices: camera-to-world ("c2w"), or its inverse world-to-camera ("w2c")."""
+Poses = Literal["c2w", "w2c"]  # kind of pose matrices: camera-to-world ("c2w"), or its inverse world-to-camera ("w2c")
 
 
 def unit_vector(elevation: Tensor, azimuth: Tensor) -> Tensor:

@@ -14,12 +14,9 @@ from threedgen.geometry.picture_file import load_image, open_image
 from threedgen.geometry.submesh import MAX_BYTES
 from threedgen.run.arrays import Array
 
-MAX_TEXTURE_BYTES, MAX_MTL_BYTES = 1 << 28, 1 << 24
-"""Largest size in bytes of a texture and of an MTL file."""
-MAX_TEXELS = 400_000_000
-"""Largest number of pixels of all textures of a mesh file together."""
-MAX_FAILURES = 20
-"""Largest number of messages about missing and unreadable files."""
+MAX_TEXTURE_BYTES, MAX_MTL_BYTES = 1 << 28, 1 << 24  # largest size in bytes of a texture and of an MTL file
+MAX_TEXELS = 400_000_000  # largest number of pixels of all textures of a mesh file together
+MAX_FAILURES = 20  # largest number of messages about missing and unreadable files
 TEXTURES = "textures"
 
 

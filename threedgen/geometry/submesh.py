@@ -8,8 +8,7 @@ from threedgen.geometry.texture import Texture
 from threedgen.run.arrays import Array
 
 Wrap = Literal["repeat", "mirror", "clamp"]
-MAX_BYTES = 1 << 30
-"""Largest size in bytes of a mesh file, and of the part of a buffer that is read."""
+MAX_BYTES = 1 << 30  # largest size in bytes of a mesh file, and of the part of a buffer that is read
 MAX_TRIANGLES, MAX_PARTS = 5_000_000, 20_000
 """Largest number of triangles, and of parts: triangles of a file with one material or one primitive of a mesh."""
 

@@ -16,8 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from threedgen.config.errors import OutOfMemory
 
-BLOCK = 512
-"""Size in bytes of which torch's allocator on a GPU makes the size of each tensor a multiple."""
+BLOCK = 512  # size in bytes of which torch's allocator on a GPU makes the size of each tensor a multiple
 CGROUP = Path("/sys/fs/cgroup")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # mallopt parameters of glibc's malloc.h
 MAX_REUSED_BLOCK, MAX_REUSED_HEAP = 256 << 20, 512 << 20
@@ -40,8 +39,7 @@ def free_bytes(device: torch.device) -> int:
     return machine if container is None else min(machine, container)
 
 
-GPUS = {"cuda"}
-"""Device types that get asynchronous copies from pinned memory, and frozen networks in half precision."""
+GPUS = {"cuda"}  # device types that get asynchronous copies from pinned memory, and frozen networks in half precision
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
@@ -92,8 +90,7 @@ def _container() -> int | None:
 
 
 ALLOCATIONS = ("empty", "empty_strided", "empty_like", "new_empty", "detach", "_unsafe_view")
-NO_KERNEL = {f"aten::{name}" for name in ALLOCATIONS}
-"""Operators that only allocate memory, or not even that."""
+NO_KERNEL = {f"aten::{name}" for name in ALLOCATIONS}  # operators that only allocate memory, or not even that
 
 
 class PeakMemory(TorchDispatchMode):

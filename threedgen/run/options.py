@@ -15,11 +15,9 @@ def _distinct(values: tuple[object, ...]) -> tuple[object, ...]:
     return values
 
 
-Names = Annotated[tuple[str, ...], AfterValidator(_distinct)]
-"""Type of options that are a list of different texts."""
+Names = Annotated[tuple[str, ...], AfterValidator(_distinct)]  # type of options that are a list of different texts
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], AfterValidator(_distinct)]
-Engine = Literal["here", "processes", "ray"]
-"""Where jobs run: in this process, in local processes or on a Ray cluster."""
+Engine = Literal["here", "processes", "ray"]  # where jobs run: in this process, in local processes or on a Ray cluster
 
 
 class WorkersConfig(RunConfig):

@@ -38,8 +38,7 @@ FINISHED, CANCELLED, FAILED = "finished", "cancelled", "failed"
 LIVE = (RUNNING, STOPPING, FINISHING)
 IMAGE_CONFIG, MESH_CONFIG = "threedim-toybox", "texture-toybox"
 """Configs of the runs that make an object of an image, and that texture a mesh."""
-KILL_SECONDS = 1.5
-"""Seconds that a cancelled run has to save a checkpoint before it is killed."""
+KILL_SECONDS = 1.5  # seconds that a cancelled run has to save a checkpoint before it is killed
 PROGRESS = re.compile(r"(?P<phase>[^:]+(?:: [^:]+)?): (?P<done>\d+)/(?P<total>\d+)(?:, (?P<details>.*))?")
 """Pattern of the progress lines that `threedgen.run.progress.Count` prints, such as "train: 3/100, loss 0.1"."""
 PROGRESS_ENV = {"THREEDGEN_PROGRESS_SECONDS": "1", "CI": "1", "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}

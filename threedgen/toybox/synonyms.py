@@ -70,8 +70,7 @@ FAMILIES = {
     "puzzle racket saxophone skate spinner swing trampoline trumpet xylophone yoyo",
 }
 """Dict from family of nouns to words for other members, separated by spaces. Nouns of the family are suggested."""
-MIN_LETTERS = 7
-"""Minimum length of words of which one letter may be wrong; shorter ones resemble too many other words."""
+MIN_LETTERS = 7  # minimum length of words of which one letter may be wrong; shorter ones resemble too many other words
 
 SYNONYM_OF = {other: known for known, others in SYNONYMS.items() for other in others.split()}
 """Dict from synonym to known word."""

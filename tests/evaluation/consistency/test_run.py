@@ -79,7 +79,6 @@ def test_folder_is_scored_beside_the_original_and_a_killed_run_resumes(
     assert list(by) == [("a", "folder"), ("a", "original"), ("b", "folder"), ("b", "original")]
     text = (out / "consistency.md").read_text()
     assert "| original data | 2 |" in text and "| folder | 2 |" in text and (out / "sheet.png").is_file()
-
     (out / "scores" / "b.original.json").write_text('{"key": "')  # as after a full disk
     assert run.run(config, resume=out, quiet=True) == 0
     assert done[5:] == ["b original"] and without_times(out / "consistency.json") == tree

@@ -65,7 +65,6 @@ def test_truth_is_the_upper_bound_and_samples_are_kept(tmp_path: Path, samples: 
     assert rows["base"]["fid"]["mean"] > rows["other_truth"]["fid"]["mean"] > 0
     assert "| with minus without |" in (tmp_path / "report.md").read_text() and (tmp_path / "sheet.png").is_file()
     assert samples == [True, False] * 2
-
     (tmp_path / "views" / "base" / "00001.safetensors").write_bytes(b"cut off")
     assert run(options(tmp_path), None, True) == 0 and report(tmp_path) == before and samples[4:] == [False]
     assert run(options(tmp_path, count=3), None, True) == 0

@@ -89,7 +89,6 @@ def test_strategy_limits_conditioning_views(options: tuple[Any, ...]) -> None:
         for done in range(4):
             samples = model.conditions(scene)[32 * done : 32 * (done + 1)]
             assert set(samples) == set(candidates(options[0], 2 + done, *options[1:]))
-
     assert list(candidates("stochastic", 5)) == [0, 1, 2, 3, 4] and list(candidates("first", 5)) == [0]
     assert list(candidates("last", 1, 2)) == [0] and list(candidates("last", 5, 2)) == [3, 4]
     assert candidates("last", 6, 3) == range(3, 6)

@@ -15,8 +15,7 @@ from threedgen.config import ConfigError, load, registry
 from threedgen.run.metrics import read_summary
 from threedgen.systems.batch.jobs import words_of
 
-PRIORS = ("mvdream", "stable-diffusion", "mvadapter")
-"""Priors with embedded weights."""
+PRIORS = ("mvdream", "stable-diffusion", "mvadapter")  # priors with embedded weights
 KINDS = tuple(itertools.product(("sds", "reconstruction", "vsd"), registry.names("representation")))
 SCALES = {"sds": 5, "reconstruction": 3, "vsd": 7.5, "ism": 5, "csd": 5, "sdi": 4, "jsd": 5}
 QUICK = [

@@ -13,8 +13,7 @@ from threedgen import cli, config
 from threedgen.run.metrics import read_summary
 
 AROUND = [*SMALL, "trainer.max_steps=10", "trainer.precision=32-true"]
-WORDS = [*AROUND, *small_field("field", "encoding.per_level_scale=2")]
-"""Small sizes for the configs."""
+WORDS = [*AROUND, *small_field("field", "encoding.per_level_scale=2")]  # small sizes for the configs
 EARLY = ["material.ambient_only_steps=5"]
 
 

@@ -19,8 +19,7 @@ from tests.support.task_server import assert_same, finished_run, server, tiny_ge
 from tests.support.toy_run import log
 from threedgen.run.metrics import read_metrics, read_summary
 
-FILES = ("*.png", "*.mp4", "*.glb")
-"""Result files with the same bytes in each run."""
+FILES = ("*.png", "*.mp4", "*.glb")  # result files with the same bytes in each run
 ERRORS = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 SMALL_ASSET = {"budget": 200, "texture": 64, "lods": [], "resolution": 16, "refine": 2}
 faulty = pytest.mark.skipif(not preloaded(), reason="needs Linux and a C compiler")

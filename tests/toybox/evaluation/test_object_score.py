@@ -61,7 +61,6 @@ def test_objects_are_made_measured_and_not_repeated(
     assert figures["objects"][1]["answers"]["noun"] is False and figures["objects"][1]["seconds"] is None
     assert "| one front only |" in (tmp_path / "run" / "report.md").read_text()
     assert (tmp_path / "run" / "sheet.png").is_file()
-
     assert object_score.run(options, resume=tmp_path / "run", quiet=True) == 0
     assert made == [*cases, failing]  # only the failed one is repeated
     next((tmp_path / "run" / "objects").glob("*/views.npz")).write_bytes(b"PK")  # as after a full disk

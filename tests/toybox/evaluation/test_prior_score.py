@@ -42,13 +42,11 @@ def test_report_and_resume(tmp_path: Path, probe_file: str, monkeypatch: pytest.
     text = (out / "report.md").read_text()
     assert "| noun |" in text and "95 %" in text
     assert (out / "sheet.png").is_file() and (out / "summary.json").is_file()
-
     damaged = out / "samples" / "00001.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:100])
     assert prior_score.run(config, resume=out, quiet=True) == 0
     assert calls == [2, 2, 1, 2]
     assert (out / "report.json").read_bytes() == first
-
     with torch.no_grad():
         prior.unet.conv_in.bias += 1  # other weights: the kept samples do not fit
     assert prior_score.run(config, resume=out, quiet=True) == 0

@@ -68,10 +68,8 @@ def cameras(options: ViewsConfig, seed: int, name: str) -> Cameras:
     return Cameras(torch.from_numpy(orbit_array(elevation, azimuth, distance)), projection, o.size, o.size)
 
 
-PLAIN = "no colours: rendered white"
-"""Note to the user about an asset."""
-CRASHES = "lost.json"
-"""File that lists the assets whose rendering killed a process, with the reason."""
+PLAIN = "no colours: rendered white"  # note to the user about an asset
+CRASHES = "lost.json"  # file that lists the assets whose rendering killed a process, with the reason
 MAX_WARNINGS = 20
 """Maximum number of warnings in the log. The file assets.csv has all of them."""
 

@@ -117,10 +117,8 @@ def _asset(file: str, row: dict[str, str], up: Up) -> Asset:
     return Asset(file, row["caption"], own, turn)
 
 
-INDEX = "index.json"
-"""Name of the file that lists the shards and their content."""
-SHARDS = "views"
-"""Name of the folder of shards in a run folder."""
+INDEX = "index.json"  # name of the file that lists the shards and their content
+SHARDS = "views"  # name of the folder of shards in a run folder
 
 
 class ViewsConfig(Config):

@@ -30,8 +30,7 @@ from threedgen.run.disk import Tree, atomic_file
 
 from .options import INDEX
 
-MAX_CACHED = 64
-"""Maximum number of shards whose tables of files are kept in memory."""
+MAX_CACHED = 64  # maximum number of shards whose tables of files are kept in memory
 REMEDY = "run the command that made it again; it renders only the missing shards"
 
 

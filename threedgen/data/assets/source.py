@@ -18,8 +18,7 @@ from .options import find_captions, read_rows
 from .shards import Entry, Shards, on_grey
 
 logger = logging.getLogger(__name__)
-GREY = (0.4, 0.6)
-"""Range of the grey value of backgrounds, as for the toybox."""
+GREY = (0.4, 0.6)  # range of the grey value of backgrounds, as for the toybox
 
 
 class AssetViews:

@@ -17,14 +17,11 @@ from .files import alternatives, focus
 from .options import PoseConvention
 from .photos import PosedPhotos
 
-ANCHORS = 6
-"""Number of photos that are matched with each other, and each with the next photo."""
-MIN_MATCHES, MIN_PAIRS = 10, 3
-"""Minimum number of matches of a pair of photos, and minimum number of such pairs."""
+ANCHORS = 6  # number of photos that are matched with each other, and each with the next photo
+MIN_MATCHES, MIN_PAIRS = 10, 3  # minimum number of matches of a pair of photos, and minimum number of such pairs
 MIN_FIT, MIN_COSINE = 0.3, 0.7
 """Minimum share of matches whose rays meet; minimum median cosine of the viewing axes with the common point."""
-MAX_MISS = 2.0
-"""Maximum distance in pixels of a matching pixel from the point where the two rays meet."""
+MAX_MISS = 2.0  # maximum distance in pixels of a matching pixel from the point where the two rays meet
 
 
 class Match(NamedTuple):

@@ -19,8 +19,7 @@ MODELS = {
 }  # fmt: skip
 """Number of parameters of COLMAP's camera models, in the order of their numbers in binary files."""
 SUPPORTED = ("SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "FULL_OPENCV")
-MAX_LISTED = 5
-"""Maximum number of missing photos that a message names."""
+MAX_LISTED = 5  # maximum number of missing photos that a message names
 
 
 class Lens(NamedTuple):

@@ -25,8 +25,7 @@ from .files import Lens, PosedFiles, stored_shape, to_c2w, without_scale
 from .options import PoseConvention
 from .reader import read_posed
 
-MAX_ASPECT_ERROR = 0.02
-"""Maximum relative difference between the aspect ratios of an image and of its intrinsics."""
+MAX_ASPECT_ERROR = 0.02  # maximum relative difference between the aspect ratios of an image and of its intrinsics
 ZOOM_STEP, MAX_ZOOM = 1.01, 2.0
 """Step and maximum of the zoom that keeps undistorted images free of pixels that the photo does not show."""
 

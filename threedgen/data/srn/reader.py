@@ -71,8 +71,7 @@ def _read_rgb(path: Path) -> Array:
     return rgb * alpha + (1 - alpha)
 
 
-_WARNED: set[Path] = set()
-"""Folders for which the warning about transparent pixels was logged."""
+_WARNED: set[Path] = set()  # folders for which the warning about transparent pixels was logged
 
 
 def write_instance(folder: Path | str, views: Views, numbers: Sequence[int] | None = None) -> Path:

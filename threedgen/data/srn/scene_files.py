@@ -64,8 +64,7 @@ def _folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
 
 
-CONDITION_VIEW = 64
-"""File number of the condition view in the standard evaluation, which predicts the other 250 views."""
+CONDITION_VIEW = 64  # file number of the condition view in the standard evaluation, which predicts the other 250 views
 ROTATION_TOLERANCE, MIN_SPREAD = 1e-3, 1e-4
 """Maximum entry of |R^T R - I| for a rotation R, and minimum spread of the cameras. The spread is the largest distance
 of a camera from the mean position, divided by the largest one from the origin."""

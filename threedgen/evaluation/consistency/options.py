@@ -21,12 +21,9 @@ SAMPLER = Component("sampler", default="mvdream", path_of="folder")
 Sampler = Annotated[Any, SAMPLER]
 Scenes = Annotated[Any, Component("scenes", default="toybox")]
 Split = Literal["cars_train", "cars_val", "cars_test", "chairs_train", "chairs_val", "chairs_test"]
-PHOTO_SIZE = 256
-"""Default longer side of photos with poses in pixels."""
-ORIGINAL = "original"
-"""Name of the table row for the original views of the scenes."""
-MIN_VIEWS = 4
-"""Minimum number of views of a scene: the field is fitted to some, and the others are held out."""
+PHOTO_SIZE = 256  # default longer side of photos with poses in pixels
+ORIGINAL = "original"  # name of the table row for the original views of the scenes
+MIN_VIEWS = 4  # minimum number of views of a scene: the field is fitted to some, and the others are held out
 
 
 class MVDreamSamplerConfig(Config):

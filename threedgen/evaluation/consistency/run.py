@@ -36,10 +36,8 @@ FIGURES = {
 RESAMPLES = 2000
 KID_SUBSET = 1000
 SHEET_SCENES = 8
-ERROR_GAIN = 3.0
-"""Factor by which absolute differences of pixels are amplified on the contact sheet."""
-STRIP_VIEWS = 10
-"""Number of views per cell of views.png: condition views, then evenly spaced target views."""
+ERROR_GAIN = 3.0  # factor by which absolute differences of pixels are amplified on the contact sheet
+STRIP_VIEWS = 10  # number of views per cell of views.png: condition views, then evenly spaced target views
 
 
 class Consistency(Evaluation[ConsistencyConfig, Job, Json]):

@@ -37,10 +37,8 @@ from .photos import FolderScene, open_scene
 
 logger = logging.getLogger(__name__)
 
-HELD_OUT = 0.1
-"""Share of the views of a scene that are held out of the fit of the field."""
-MAX_ANGLE = 15
-"""Maximum angle in degrees between the viewing axes of the cameras and the origin, else a warning."""
+HELD_OUT = 0.1  # share of the views of a scene that are held out of the fit of the field
+MAX_ANGLE = 15  # maximum angle in degrees between the viewing axes of the cameras and the origin, else a warning
 SAME_POSE = 1e-3
 """Maximum difference of a matrix entry between equal poses, relative to the camera distance (at least 1)."""
 

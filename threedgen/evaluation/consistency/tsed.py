@@ -24,12 +24,9 @@ from threedgen.run.arrays import evenly_spaced
 
 Floats = NDArray[np.float64]
 
-MAX_ERROR = 2.0
-"""Maximum median epipolar distance of a consistent pair of views, in pixels of images of ``SIZE``."""
-MIN_MATCHES = 10
-"""Minimum number of feature matches of a consistent pair of views."""
-SIZE = 256
-"""Side in pixels to which views are resized before features are detected."""
+MAX_ERROR = 2.0  # maximum median epipolar distance of a consistent pair of views, in pixels of images of ``SIZE``
+MIN_MATCHES = 10  # minimum number of feature matches of a consistent pair of views
+SIZE = 256  # side in pixels to which views are resized before features are detected
 
 
 class Pairs(NamedTuple):

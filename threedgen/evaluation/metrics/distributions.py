@@ -73,10 +73,8 @@ def inception_score(logits: Array, splits: int = 10) -> tuple[float, float]:
     return float(np.mean(scores)), float(np.std(scores, ddof=1)) if splits > 1 else 0.0
 
 
-PALETTE = 4
-"""Number of colours of the palette in `mottle`."""
-MOTTLE_PIXELS = 4000
-"""Number of random foreground pixels, over all views, that `mottle` is computed on."""
+PALETTE = 4  # number of colours of the palette in `mottle`
+MOTTLE_PIXELS = 4000  # number of random foreground pixels, over all views, that `mottle` is computed on
 MIN_FOREGROUND = 0.01
 """Minimum share of foreground pixels of a view. A view with less foreground counts as missing."""
 

@@ -16,8 +16,7 @@ from scipy.linalg import circulant
 from .figures import SIDES, Floats, Interval, Json, Share, sides_right
 
 FRONT = SIDES.index("front")
-MIN_ANGLE = pi / 2
-"""Angle in radians that separates fronts: two views of the same front are at most this far apart."""
+MIN_ANGLE = pi / 2  # angle in radians that separates fronts: two views of the same front are at most this far apart
 Z = 1.959963984540054
 RATE_KEYS = {"alarms": "false_alarms", "hits": "recall", "missed": "front_missed", "invented": "front_invented"}
 """Attribute of `ErrorRates` -> its key in JSON files."""

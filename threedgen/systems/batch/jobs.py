@@ -49,8 +49,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-OWN_KEYS = ("prompt", "seed", "out", "threads", "task")
-"""Config keys that a batch sets for each job."""
+OWN_KEYS = ("prompt", "seed", "out", "threads", "task")  # config keys that a batch sets for each job
 RECORD, RUNS, TABLE = runs.JOB, "runs", "batch.csv"
 STARTED, REFUSED, FINISHED, FAILED, SKIPPED = "started", "refused", "finished", "failed", "skipped"
 """States of a job. Refused: its method could not start on this machine. Failed: it started, but made no object.

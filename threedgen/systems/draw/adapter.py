@@ -26,8 +26,7 @@ from .mesh import SIDES, control_maps, preview, read_object, without_uv
 from .options import AnglesConfig, SampleConfig, SamplingConfig
 
 VIEWS, PREVIEW = "views.png", "preview.png"
-MAX_ROW = 8
-"""Maximum number of columns in views.png."""
+MAX_ROW = 8  # maximum number of columns in views.png
 
 
 def sample_angles(task: Task, rig: AnglesConfig) -> None:

@@ -24,8 +24,7 @@ from .options import SamplingConfig
 logger = logging.getLogger(__name__)
 
 SIDES = ("front", "right", "back", "left", "top", "bottom")
-MAX_COORDINATE = 1e7
-"""Maximum absolute coordinate in metres."""
+MAX_COORDINATE = 1e7  # maximum absolute coordinate in metres
 MAX_RELATIVE_DISTANCE = 100
 """Distance from the origin, relative to the size of an object, up to which float32 vertices are exact enough."""
 MIN_NORMAL_COSINE = 0.5

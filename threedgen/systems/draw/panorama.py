@@ -45,8 +45,7 @@ logger = logging.getLogger(__name__)
 
 IMAGE, FILM, PAGE = "panorama.png", "panorama.mp4", "panorama.html"
 FILES: tuple[str, ...] = (IMAGE, FILM, PAGE, CAMERAS_FILE)
-SUPERSAMPLE = 2
-"""Samples per pixel along each axis when the image is warped into a view."""
+SUPERSAMPLE = 2  # samples per pixel along each axis when the image is warped into a view
 FRAME_BATCH = 8
 
 

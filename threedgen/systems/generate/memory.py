@@ -26,10 +26,8 @@ from .system import GenerateSystem, key_steps, piecewise_constant
 
 META = torch.device("meta")
 TOKENS = 77
-LIBRARIES = 0.5e9
-"""Resident bytes of a process on Linux after it has imported the libraries of a run."""
-FIRST_STEPS = 50
-"""Number of steps of which the first with a lit render is measured."""
+LIBRARIES = 0.5e9  # resident bytes of a process on Linux after it has imported the libraries of a run
+FIRST_STEPS = 50  # number of steps of which the first with a lit render is measured
 
 
 class MetaPrior(Prior):

@@ -30,8 +30,7 @@ from .options import ResultConfig
 from .system import GenerateSystem
 
 logger = logging.getLogger(__name__)
-VIEWS = 8
-"""Number of views in views.png, in two rows."""
+VIEWS = 8  # number of views in views.png, in two rows
 
 
 def view_azimuths(options: OrbitCameraConfig) -> NDArray[np.floating]:

@@ -17,8 +17,7 @@ from .options import GenerateConfig
 logger = logging.getLogger(__name__)
 
 PRESETS = ("memory-24gb", "memory-12gb", "memory-8gb")
-MARGIN, ERROR = 1e9, 1.1
-"""Bytes of the libraries on a GPU, and the largest error of the measured memory as a factor."""
+MARGIN, ERROR = 1e9, 1.1  # bytes of the libraries on a GPU, and the largest error of the measured memory as a factor
 RECORD = "preset.json"
 
 

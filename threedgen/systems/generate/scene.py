@@ -33,8 +33,7 @@ logger = logging.getLogger(__name__)
 
 OOM_FALLBACK_SAMPLES = 1 << 18
 """Chunk size assumed for a render that ran out of memory before its real chunk size was known."""
-OOM_FACTOR = 4
-"""Divisor of the chunk size after a step that ran out of memory."""
+OOM_FACTOR = 4  # divisor of the chunk size after a step that ran out of memory
 
 
 class RenderChunks:
@@ -75,8 +74,7 @@ class RenderChunks:
         return self.limit
 
 
-EVAL_CHUNK = 1 << 20
-"""Ray samples per chunk of renders without gradients."""
+EVAL_CHUNK = 1 << 20  # ray samples per chunk of renders without gradients
 WITHOUT_VARIANCE = {"distillation", "orientation", "sparsity", "opaque", "eikonal"}
 """Weights of losses that do not use the depth variance of a render."""
 REMEDY = "set march.chunk=65536 or less, scenes_per_step=1, a smaller size, or prior.dtype=bf16, and go on with "

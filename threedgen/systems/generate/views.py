@@ -37,8 +37,7 @@ logger = logging.getLogger(__name__)
 
 IMAGE_SHARE = 0.7
 """Fraction of the given image that the object's longer side fills; the mean of toybox renders with these cameras."""
-IMAGE_WEIGHT = 4
-"""Weight of the given image in the fit; each completed view has weight 1."""
+IMAGE_WEIGHT = 4  # weight of the given image in the fit; each completed view has weight 1
 
 
 def sample_views(

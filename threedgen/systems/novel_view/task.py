@@ -44,12 +44,10 @@ from threedgen.train.task import Task, run_task
 from .options import PixelsConfig, TrainThreeDiMConfig
 
 BETAS = (0.9, 0.99)
-DROPPED = 0.1
-"""Share of dropped conditions, for classifier-free guidance."""
+DROPPED = 0.1  # share of dropped conditions, for classifier-free guidance
 GAP_LEVELS, LOGGED_LEVEL = (0.5, 0.05, 0.006), 0.05
 """alpha_bar of the noise levels of the gap test, and of the one whose gap is logged."""
-CHUNK = 16
-"""Number of pairs per forward pass."""
+CHUNK = 16  # number of pairs per forward pass
 SHEET_SCENES, SHEET_VIEWS, SHEET_STEPS = 3, 6, 32
 
 

@@ -24,15 +24,13 @@ from threedgen.systems.draw.mesh import MeshFrame, SourceMesh
 
 from .options import AUTO, PathConfig, TextureConfig
 
-MIN_DEPTH = 0.1
-"""Minimum fraction of pixels with known depth; frames below it are left out."""
+MIN_DEPTH = 0.1  # minimum fraction of pixels with known depth; frames below it are left out
 SCANNET_EVERY = 20
 """Default frame step of a ScanNet folder, as in the reference code of MVDiffusion. ScanNet has 30 frames per second."""
 KEY_FILE = "key_frame_0.6.txt"
 GRID, POINTS = 64, 400_000
 """Voxels along the longest side of the scene, and number of random surface points that fill the voxel grid."""
-EYE_HEIGHT = (0.35, 0.65)
-"""Range of camera heights as a fraction of the room height: 0 is the floor, 1 the ceiling."""
+EYE_HEIGHT = (0.35, 0.65)  # range of camera heights as a fraction of the room height: 0 is the floor, 1 the ceiling
 RADIUS, MAX_RADIUS = 0.35, 0.8
 """Radius of the camera circle as a fraction of the distance from its centre to the surface, and maximum in metres."""
 TURNS, TILT = 2.0, 15.0

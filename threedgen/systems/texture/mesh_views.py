@@ -42,8 +42,7 @@ CHECKED_PHOTOS, CHECK_TEXELS, MAX_PSNR = 6, 128, 40.0
 which a few texels exceed."""
 MIN_GAIN = 0.05
 """Minimum gain of another world, in the overlap or in the visible share times the PSNR as a fraction of `MAX_PSNR`."""
-LARGE = 512
-"""Minimum image side in pixels at which the projection discards a wide margin beside depth edges."""
+LARGE = 512  # minimum image side in pixels at which the projection discards a wide margin beside depth edges
 PHOTO_ERROR = 0.01
 """Maximum difference of the depths of a texel and of the surface that a photo shows, as a fraction of the depth."""
 Z_TO_Y_UP = np.array([[1.0, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0], [0, 0, 0, 1]])

@@ -43,16 +43,13 @@ from .options import PathConfig, TextureConfig
 from .windows import WindowSampler, check_model, plan, saved_images, stack
 
 logger = logging.getLogger(__name__)
-KEY_OVERLAP = 0.65
-"""Minimum overlap of a key frame with the next."""
-UNWRAP_SECONDS = 1e-8
-"""Time in which xatlas unwraps a mesh on a core, divided by the square of the number of triangles."""
+KEY_OVERLAP = 0.65  # minimum overlap of a key frame with the next
+UNWRAP_SECONDS = 1e-8  # time in which xatlas unwraps a mesh on a core, divided by the square of the number of triangles
 
 GLB, FILM = "scene.glb", "frames.mp4"
 TEXTURE = "texture.png"
 FILES: tuple[str, ...] = (FILM, "sheet.png", CAMERAS_FILE, GLB, TEXTURE, "walk.png")
-SCENE_SIZE = (1.0, 100.0)
-"""Plausible range of a scene's longest side in metres; outside it the unit is probably wrong."""
+SCENE_SIZE = (1.0, 100.0)  # plausible range of a scene's longest side in metres; outside it the unit is probably wrong
 WALK_VIEWS, SHEET_COLUMNS, FPS = 12, 6, 8
 
 
@@ -152,8 +149,7 @@ def between(cameras: Cameras) -> Cameras:
 
 MAX_OVERLAP = 1e-3
 """Maximum fraction of covered texels that belong to two places of the mesh, as rounding causes at chart borders."""
-MAX_DEGENERATE = 0.01
-"""Maximum fraction of the surface that has no area in the texture."""
+MAX_DEGENERATE = 0.01  # maximum fraction of the surface that has no area in the texture
 
 
 def with_uv(source: SourceMesh, texture: int, choice: str = "auto") -> tuple[TexturedMesh, str]:

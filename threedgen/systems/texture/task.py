@@ -51,12 +51,10 @@ ROWS = (
     ("Sides", "the mesh, and the sampled or given views", ((PREVIEW, "Mesh"), (VIEWS, "Pictures"))),
     ("Texture", "unseen parts are completed", ((TEXTURE, "Texture"),)),
 )
-SYNC_TEXELS = 4
-"""Maximum ratio of texture side to image side in the projection that makes the sides consistent."""
+SYNC_TEXELS = 4  # maximum ratio of texture side to image side in the projection that makes the sides consistent
 RING_VIEWS, SHEET_SIZE = 6, 256
 """Number of cameras above, and of cameras below the horizon in before.png and after.png; image side in pixels."""
-SHEET_VIEWS = 12
-"""Maximum number of images in views.png."""
+SHEET_VIEWS = 12  # maximum number of images in views.png
 
 
 def texture_sides(task: Task, rig: SidesConfig) -> None:

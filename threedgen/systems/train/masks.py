@@ -16,8 +16,7 @@ from threedgen.run.arrays import Array
 
 Hole = Callable[[np.random.Generator, int], Array]
 """Function (rng, size) -> hole (size, size), bool: True where the image is unknown."""
-WHOLE = 0.25
-"""Probability that an image is unknown as a whole (`painted`) or known as a whole (`around_a_photo`)."""
+WHOLE = 0.25  # probability that an image is unknown as a whole (`painted`) or known as a whole (`around_a_photo`)
 
 
 def painted(rng: np.random.Generator, size: int) -> Array:

@@ -42,8 +42,7 @@ from .options import AdapterTrainingConfig, TrainMVAdapterConfig
 
 RESULT, SHEET = "adapter.safetensors", "samples.png"
 SHEET_OBJECTS, SHEET_STEPS, SHEET_GUIDANCE = 4, 30, 3.0
-BLOCK, TEXT_BYTES = 4, 240
-"""Number of objects that are rendered and encoded together; bytes stored per caption."""
+BLOCK, TEXT_BYTES = 4, 240  # number of objects that are rendered and encoded together; bytes stored per caption
 
 
 def sample_dropouts(rng: np.random.Generator, count: int, shares: tuple[float, float, float]) -> tuple[Array, Array]:

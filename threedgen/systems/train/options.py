@@ -80,8 +80,7 @@ def check_multiple(name: str, value: int, unit: int, meaning: str) -> None:
         raise ValueError(f"{name} {value} should be a multiple of {unit}, {meaning}; try {near}")
 
 
-SIDES = 6
-"""Number of views of a training object."""
+SIDES = 6  # number of views of a training object
 DROPPED = 0.1
 
 

@@ -28,13 +28,10 @@ from threedgen.train.task import Task, run_task
 from .room_scenes import RoomPanoramas, RoomWalk, glb, room_triangles, room_walks
 
 SPLITS: tuple[SceneSplit, ...] = ("train", "test")
-SKYBOX_SIZE = 256
-"""Side of a skybox image in pixels."""
-CHUNK = 16
-"""Number of frames of a walk that are rendered together."""
+SKYBOX_SIZE = 256  # side of a skybox image in pixels
+CHUNK = 16  # number of frames of a walk that are rendered together
 SCANNET = "scannet"
-NAME = "skybox"
-"""Name of a panorama, with which its file names start."""
+NAME = "skybox"  # name of a panorama, with which its file names start
 
 
 class Job(NamedTuple):

@@ -26,8 +26,7 @@ from threedgen.toybox.world.primitives import BOX, Asset, Primitive, inside
 from threedgen.toybox.world.raycast import render
 from threedgen.train.task import Task, run_task
 
-FAMILIES = {"cars": "car", "chairs": "chair"}
-"""Dict from SRN category to toybox noun."""
+FAMILIES = {"cars": "car", "chairs": "chair"}  # dict from SRN category to toybox noun
 SIDES = {
     "front": ((1.0, 0.0), (0.0, 90.0, 0.0)),
     "left": ((0.0, 1.0), (-90.0, 0.0, 0.0)),
@@ -38,11 +37,9 @@ SIDES = {
 SYMBOLS = ("disc", "ring", "cone", "bar", "cross")
 ATTACHMENTS = ("ball", "horn", "rod", "block")
 ATTACHMENT_PROBABILITY = 0.7
-PANEL_SIZE = (0.65, 0.85)
-"""Range of the width and height of a panel, relative to the width and height of the side."""
+PANEL_SIZE = (0.65, 0.85)  # range of the width and height of a panel, relative to the width and height of the side
 PANEL_HALF_THICKNESS = 0.02
-FRAME_WIDTH = 0.05
-"""Width of the frame around a panel, in the body's colour."""
+FRAME_WIDTH = 0.05  # width of the frame around a panel, in the body's colour
 
 
 def make_marked_object(family: str, rng: np.random.Generator, index: int = -1) -> Asset:
@@ -142,14 +139,12 @@ def _attach(
 
 
 WHITE, SUPERSAMPLE = 1.0, 3
-TEST_VIEWS = 251
-"""Spiral views per validation or test scene."""
+TEST_VIEWS = 251  # spiral views per validation or test scene
 FOV, RELATIVE_DISTANCE = 40.0, 0.95
 """Field of view in degrees, and camera distance in units of 1 / tan(fov / 2), at which an object fills the image."""
 TRAIN_ELEVATION, TEST_ELEVATION, TURNS = (-10.0, 80.0), (0.0, 45.0), 3.2
 """Elevation range of random views, first and last elevation of the spiral, both in degrees; turns of the spiral."""
-SPLITS = ("train", "val", "test")
-"""Names of the splits, and of the config fields with their numbers of scenes."""
+SPLITS = ("train", "val", "test")  # names of the splits, and of the config fields with their numbers of scenes
 
 
 class Job(NamedTuple):

@@ -22,12 +22,9 @@ from threedgen.toybox.world import rooms as world
 
 THICKNESS = 0.01
 """Triangles up to this distance in metres behind walls, floor and ceiling belong to the inside of a room."""
-CAPTION_PIXELS = 32
-"""Width in pixels of the label images from which captions are written."""
-KEY_WIDTH = 32
-"""Width in pixels of the depth images from which key frames are selected."""
-OVERLAP = 0.6
-"""Minimum overlap of consecutive key frames, as a fraction of the pixels."""
+CAPTION_PIXELS = 32  # width in pixels of the label images from which captions are written
+KEY_WIDTH = 32  # width in pixels of the depth images from which key frames are selected
+OVERLAP = 0.6  # minimum overlap of consecutive key frames, as a fraction of the pixels
 FRAMES_PER_KEY = 9
 """Number of frames of a walk for each view of an entry. Key frames are about six frames apart."""
 

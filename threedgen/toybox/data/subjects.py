@@ -20,15 +20,12 @@ from threedgen.toybox.world.grammar import COLOURS, NOUNS, Noun, article, colour
 from threedgen.toybox.world.primitives import BOX, FRUSTUM, SPHERE, Asset, Primitive
 from threedgen.toybox.world.toybox import render_orbit
 
-PHOTOS = 5
-"""Photos per subject, spread over all azimuths."""
+PHOTOS = 5  # photos per subject, spread over all azimuths
 PATTERNS = ("patches", "bands", "spots")
 STRETCHES = (0.7, 0.78, 1.28, 1.45)
 """Stretch factors, of which each axis gets a different one. Those of objects without a size word are 0.9 to 1.11."""
-ODD_PART_SCALES = (0.6, 1.5, 1.8)
-"""Possible scale factors of the oversized or undersized part."""
-MIN_COLOUR_DISTANCE = 0.5
-"""Minimum Euclidean distance between the sRGB colours of a subject."""
+ODD_PART_SCALES = (0.6, 1.5, 1.8)  # possible scale factors of the oversized or undersized part
+MIN_COLOUR_DISTANCE = 0.5  # minimum Euclidean distance between the sRGB colours of a subject
 MIN_GREY_DISTANCE = 0.3
 """Minimum Euclidean distance of these colours from the grey background, so that subjects can be segmented."""
 

@@ -77,8 +77,7 @@ def held_out_pairs() -> dict[str, int]:
 
 CLEAR_FAMILIES = ("animals", "people", "vehicles")
 """Families of nouns with a clear front. Furniture is left out, because two front halves of a bed look like a bed."""
-ROUND_NOUNS = ("rocket",)
-"""Nouns of `CLEAR_FAMILIES` that look the same from every side."""
+ROUND_NOUNS = ("rocket",)  # nouns of `CLEAR_FAMILIES` that look the same from every side
 
 
 def clear_nouns() -> tuple[str, ...]:
@@ -113,8 +112,7 @@ class FrontObjects:
             yield case.caption, toybox_mesh(case.truth(seed, number))
 
 
-BACKGROUND = 0.5
-"""Grey value of the background of toybox objects, equal to that of samples of the prior."""
+BACKGROUND = 0.5  # grey value of the background of toybox objects, equal to that of samples of the prior
 
 
 def toybox_scenes(config: ToyboxScenesConfig, sampler: object, seed: int) -> list[Scene]:

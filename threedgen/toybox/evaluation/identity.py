@@ -26,8 +26,7 @@ from .training import TEST_SEED, ClassifierSystem, train
 
 ROC_IMAGES, ROC_KINDS = 5, 40
 """Number of images per subject, and number of kinds (nouns) of subjects, for the measurement of the ROC."""
-KINDS, ALIKE = 6, 4
-"""Number of nouns per training step, and number of subjects per noun."""
+KINDS, ALIKE = 6, 4  # number of nouns per training step, and number of subjects per noun
 RATE = {"0%": 1e-4, "5%": 2e-3, "40%": 2e-3, "100%": 1e-5}
 TEMPERATURE = 0.1
 

@@ -15,10 +15,8 @@ from threedgen.toybox.world.primitives import Asset
 from threedgen.toybox.world.raycast import render
 from threedgen.toybox.world.toybox import Toybox, View, toybox_mesh
 
-OPEN = -1
-"""Label that losses and metrics leave out, such as an ambiguous colour or a part that is hardly visible."""
-MIN_VISIBLE = 1e-3
-"""Minimum share of the pixels of an image that show a visible part: 4 pixels of 64 x 64."""
+OPEN = -1  # label that losses and metrics leave out, such as an ambiguous colour or a part that is hardly visible
+MIN_VISIBLE = 1e-3  # minimum share of the pixels of an image that show a visible part: 4 pixels of 64 x 64
 
 
 @dataclass(frozen=True)
@@ -167,8 +165,7 @@ class ProbeToybox(Toybox):
 
 
 MAX_STRENGTH = 2.0
-SEGMENTS = 16
-"""Number of segments of a round solid in the meshes of corrupted objects; low for speed."""
+SEGMENTS = 16  # number of segments of a round solid in the meshes of corrupted objects; low for speed
 CLEAR_ANGLE = np.deg2rad(60)
 """Maximum angle (radians) from the nearer of two fronts at which a two-fronted object shows one clear side."""
 

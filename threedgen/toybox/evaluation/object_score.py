@@ -39,10 +39,8 @@ from .report import Judged, Surface, judge_case, roughness, surface, surface_fig
 
 logger = logging.getLogger(__name__)
 
-TRUTH_SIZE = 128
-"""Side of ground-truth renders and of the images for roughness, pixels."""
-CALIBRATION = 4
-"""Number of true objects per prompt, measured in the same way."""
+TRUTH_SIZE = 128  # side of ground-truth renders and of the images for roughness, pixels
+CALIBRATION = 4  # number of true objects per prompt, measured in the same way
 SHEET_OBJECTS, SHEET_VIEWS, SHEET_SIZE = 30, 4, 192
 KEYS = ("noun", "colour", "part", "part_colour", "bound", "one_front", "order", "each_side", "side", "noun_single")
 

@@ -15,15 +15,13 @@ from threedgen.places import folder
 from threedgen.run.disk import Tree
 from threedgen.run.folder import user_path
 
-PROBE, IDENTITY = "toybox-probe", "toybox-identity"
-"""Names of the files of the embedded networks, without suffix."""
+PROBE, IDENTITY = "toybox-probe", "toybox-identity"  # names of the files of the embedded networks, without suffix
 TRAIN_PROBE = f"Train one with `{command('--config', 'train-toybox-probe')}`; it is in RUN/probe."
 TRAIN_IDENTITY = f"Train one with `{command('--config', 'train-toybox-identity')}`; it is in RUN/identity."
 ObjectPrior = Annotated[Any, Component("prior", default="mvdream", only=("mvdream", "mvadapter"))]
 Identity = Annotated[Any, Component("identity", default="toybox")]
 Preservation = Literal["l1", "l2", "images", "lora", "none"]
-MATTE = "toybox-matte"
-"""Name of the embedded network that predicts the foreground mask of an image."""
+MATTE = "toybox-matte"  # name of the embedded network that predicts the foreground mask of an image
 
 
 def network_file(weights: str, name: str, key: str, remedy: str) -> Path:

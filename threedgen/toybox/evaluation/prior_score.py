@@ -32,8 +32,7 @@ from .probe import Probe, combine_views
 from .report import Judged, judge_case, write_judged
 
 VARIETY_NOUNS = 6
-LOW_DISTANCE = 15
-"""Maximum Lab distance between the views of an object that count as equal in colour."""
+LOW_DISTANCE = 15  # maximum Lab distance between the views of an object that count as equal in colour
 
 
 Cases = dict[str, list[Case]]
@@ -146,8 +145,7 @@ def open_table(figures: Json, count: int, seeds: int) -> str:
 
 HELD_BACK = 7_000_000
 """Offset of the seed of the objects for `view_use`. No usual training seed gives the same objects."""
-ELEVATION_RANGE = (0.0, 30.0)
-"""Range of the random elevation of the cameras of an object, degrees."""
+ELEVATION_RANGE = (0.0, 30.0)  # range of the random elevation of the cameras of an object, degrees
 SHEET_OBJECTS = 24
 VARIETY_SEEDS = 12
 KEYS = ("noun", "colour", "part", "part_colour", "bound", "order", "each_side", "side", "noun_single", "colour_single")

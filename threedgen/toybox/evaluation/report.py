@@ -27,12 +27,10 @@ from .held_out import Case
 from .judging import FIGURES, Verdict, judge_views, tally
 from .probe import Probe
 
-Views = Sequence[Array]
-"""Images (V, H, W, 3) of each of N objects, floats in [0, 1] or uint8."""
+Views = Sequence[Array]  # images (V, H, W, 3) of each of N objects, floats in [0, 1] or uint8
 
 
-GROUPS = 20
-"""Maximum number of groups of objects of jackknife intervals."""
+GROUPS = 20  # maximum number of groups of objects of jackknife intervals
 
 
 def features(probe: Probe, objects: Views) -> Array:

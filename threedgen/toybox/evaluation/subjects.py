@@ -48,11 +48,9 @@ KEYS = ("noun", "colour", "bound", "order")
 """Keys of the answers in the score of a sample, which is the share of correct answers."""
 VIEWS = 4
 BATCH = 5
-PHOTOS, HELD_OUT = 5, 20
-"""Training images per subject, and held-out prompts that show what was forgotten."""
+PHOTOS, HELD_OUT = 5, 20  # training images per subject, and held-out prompts that show what was forgotten
 NAMES = {"l1": "preservation L1", "l2": "preservation L2", "images": "class images", "lora": "LoRA", "none": "none"}
-Accessory = tuple[str, str]
-"""Colour and noun of an accessory; both are "" for no accessory."""
+Accessory = tuple[str, str]  # colour and noun of an accessory; both are "" for no accessory
 SETTINGS: tuple[Accessory, ...] = (("", ""), ("red", "hat"), ("blue", "scarf"), ("green", "glasses"))
 """Accessories in the prompts of a subject. A setting is the index of one of them."""
 Rows = Sequence[Json]

@@ -31,10 +31,8 @@ from .report import verdict_figures
 
 logger = logging.getLogger(__name__)
 
-TEST_SEED = 1_000_003
-"""Offset of the seed of test data, so that it differs from training data."""
-BLOCKS_PER_RANK = 10_000_000
-"""Offset of the block numbers of each device, so that devices train on different samples."""
+TEST_SEED = 1_000_003  # offset of the seed of test data, so that it differs from training data
+BLOCKS_PER_RANK = 10_000_000  # offset of the block numbers of each device, so that devices train on different samples
 ACCESSORY_WEIGHT = 4.0
 """Loss weight of accessories relative to other parts. Accessories are rare and small."""
 N_VIEW = 2

@@ -16,14 +16,12 @@ from .toybox import Split, build
 
 HALF_WIDTH, HEIGHT = 2.4, 2.6
 """Half the width, and the height, of every room. One shape for all rooms is easier for small models."""
-EYE_POSITION = np.array([0.0, 0.0, 1.4])
-"""Camera position (3,) of panoramas, metres."""
+EYE_POSITION = np.array([0.0, 0.0, 1.4])  # camera position (3,) of panoramas, metres
 YAW_STEP = 45
 """Yaw difference of adjacent panorama views in degrees. The views look at walls and corners in turn."""
 WALL_SLOTS = np.array([-1.35, 0.0, 1.35])
 """Possible positions in metres of doors, windows and pictures along a wall; 0 is the middle of the wall."""
-CORNER = 1.85
-"""Distance of objects in corners from the centre of the room, along x and along y."""
+CORNER = 1.85  # distance of objects in corners from the centre of the room, along x and along y
 FURNITURE = {
     "sofa": 1.05, "bed": 1.05, "bookshelf": 1.05, "table": 0.9, "chair": 0.8, "lamp": 0.8, "television": 0.85,
     "clock": 0.9,
@@ -32,10 +30,8 @@ CORNER_OBJECTS = {
     "tree": 1.0, "cactus": 0.95, "guitar": 0.95, "dog": 0.85, "ball": 0.65, "present": 0.7, "bucket": 0.7, "drum": 0.75,
 }  # fmt: skip
 """Dicts from nouns that stand against a wall (FURNITURE) or in a corner to the bounding radius in metres."""
-REPEATABLE = ("sofa", "table", "chair")
-"""Furniture that a room may have twice."""
-FREE_RADIUS = 0.85
-"""Half the diagonal in metres of the square in the centre of the floor that stays free for cameras."""
+REPEATABLE = ("sofa", "table", "chair")  # furniture that a room may have twice
+FREE_RADIUS = 0.85  # half the diagonal in metres of the square in the centre of the floor that stays free for cameras
 WALLS = np.array([[1, 0], [-1, 0], [0, 1], [0, -1]])
 CORNERS = np.array([[1, 1], [1, -1], [-1, 1], [-1, -1]])
 """Directions (4, 2), along x and y, from the centre of a room to its walls and to its corners."""

@@ -222,8 +222,7 @@ def block(solid: Primitive) -> Primitive:
     return replace(solid, kind=BOX, matrix=solid.matrix * half, centre=solid.centre + solid.matrix @ middle)
 
 
-DETAIL_COUNT = (0.40, 0.42, 0.18)
-"""Probabilities that a caption names zero, one or two parts or accessories."""
+DETAIL_COUNT = (0.40, 0.42, 0.18)  # probabilities that a caption names zero, one or two parts or accessories
 COLOURS_OPEN, COLOURS_STATED = 0.3, 0.3
 """Shares of captions that state no colour and all colours. The others state each colour with probability 0.5."""
 EXCLUSIVE_GROUPS = (grammar.HEADWEAR, ("backpack", "cape"), ("scarf", "bow"))
