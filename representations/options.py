@@ -186,9 +186,6 @@ class MarchConfig(Config):
     )
     backend: Literal["auto", "numba", "torch", "triton", "nerfacc"] = Field("auto", description=_BACKEND)
 
-    def for_evaluation(self) -> "MarchConfig":
-        return self if self.shown is None else self.model_copy(update={"samples": self.shown})
-
     def check(self) -> None:
         require_backend(self.backend)
 

@@ -97,11 +97,6 @@ class XUNetConfig(Config):
         """Whether each resolution level has attention, fine to coarse. The middle block is like the last level."""
         return tuple(self.size[0] >> level in self.attn_resolutions for level in range(len(self.channel_mult)))
 
-    @property
-    def encoding_channels(self) -> int:
-        """Number of channels of an encoded ray: values, sines and cosines of origin and direction."""
-        return 6 + 6 * (self.origin_degrees + self.direction_degrees)
-
     @model_validator(mode="after")
     def _fit(self) -> XUNetConfig:
         if not self.channel_mult or min(self.channel_mult) < 1:

@@ -138,7 +138,8 @@ class XUNet(nn.Module):
         self.prediction: Prediction = config.prediction
         joined = config.architecture == "concat"
         self.frames = 1 if joined else 2
-        self.conditioning = Conditioning(config, self.frames, config.encoding_channels * (2 if joined else 1))
+        ray = 6 + 6 * (config.origin_degrees + config.direction_degrees)  # values, sines and cosines of both
+        self.conditioning = Conditioning(config, self.frames, ray * (2 if joined else 1))
         self.unet = UNet(config, CHANNELS * (2 if joined else 1), cross=not joined)
         initialise(self)
         nn.init.zeros_(self.unet.conv_out.weight)

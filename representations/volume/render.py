@@ -50,7 +50,8 @@ def render(
     """
     if training and generator is None:
         raise ValueError("missing generator for training=True. Pass a CPU generator.")
-    options = options if training else options.for_evaluation()
+    if not training and options.shown is not None:
+        options = options.model_copy(update={"samples": options.shown})
     background_rgb = background(directions, training=training, generator=generator)
     jitter = to_device(torch.rand(len(origins), generator=generator), origins.device) if training else None
     rays = _Rays(origins, directions, jitter, None if light is None else light.expand(len(origins), 3))

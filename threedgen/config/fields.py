@@ -168,11 +168,9 @@ def members(annotation: object) -> tuple[Any, ...]:
 def is_text(field: FieldInfo) -> bool:
     """Return whether a field takes only text: str, Path or a Literal of texts, and possibly None."""
     kinds = [kind for kind in members(field.annotation) if kind is not type(None)]
-    return all(kind in (str, Path) or _is_text_literal(kind) for kind in kinds)
-
-
-def _is_text_literal(kind: object) -> bool:
-    return get_origin(kind) is Literal and all(isinstance(text, str) for text in get_args(kind))
+    texts = [text for kind in kinds if get_origin(kind) is Literal for text in get_args(kind)]
+    plain_kinds = [kind for kind in kinds if get_origin(kind) is not Literal]
+    return all(kind in (str, Path) for kind in plain_kinds) and all(isinstance(text, str) for text in texts)
 
 
 def is_dict(field: FieldInfo) -> bool:

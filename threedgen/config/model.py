@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
@@ -9,6 +10,7 @@ from threedgen.config import fields, yaml_text
 from threedgen.config.errors import within
 from threedgen.config.fields import Tree, plain
 
+SURROGATE = re.compile("[\ud800-\udfff]")  # not valid Unicode
 NOT_HASHED = ("out", "about", "needs", "prompt_check")
 
 
@@ -31,7 +33,7 @@ class Config(BaseModel):
                 result[key] = fields.with_default(field, value)
             elif isinstance(value, bool) and field and fields.is_number(field):
                 result[key] = str(value)
-            elif isinstance(value, str) and not _is_unicode(value):
+            elif isinstance(value, str) and SURROGATE.search(value):
                 result[key] = value.encode("utf-8", "surrogatepass")
         return result
 
@@ -48,14 +50,6 @@ class Config(BaseModel):
             if isinstance(section, Config):
                 with within(name):
                     section.check()
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def dump(config: BaseModel) -> str:

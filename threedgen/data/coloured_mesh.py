@@ -55,7 +55,7 @@ class Part:
 
     @property
     def transparent(self) -> bool:
-        return self.values.shape[-1] in (4, 6) or (self.texture is not None and self.texture.has_alpha)
+        return self.values.shape[-1] in (4, 6) or (self.texture is not None and self.texture.table.shape[1] == 4)
 
 
 @dataclass(frozen=True)

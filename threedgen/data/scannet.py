@@ -60,13 +60,8 @@ class ScanNetWalk:
         """Numbers of the key frames, ascending. Raises ConfigError for an unusable file."""
         return read_frame_numbers(self.folder / self.key_file)
 
-    def depth_frames(self) -> list[int]:
-        return self._numbers("depth/*.png")
-
-    def pose_frames(self) -> list[int]:
-        return self._numbers("pose/*.txt")
-
-    def _numbers(self, pattern: str) -> list[int]:
+    def numbers(self, pattern: str) -> list[int]:
+        """Return the numbers of the frames with a file like `pattern`, such as "depth/*.png", ascending."""
         return sorted(int(path.stem) for path in self.folder.glob(pattern) if path.stem.isdecimal())
 
     def has_pose(self, number: int) -> bool:
@@ -78,18 +73,15 @@ class ScanNetWalk:
     def views(self, numbers: Sequence[int]) -> SceneViews:
         """Read images, cameras, captions and depth of the frames `numbers`. Raises ConfigError for a missing or
         unusable file, and if the poses seem to be inverted."""
-        self._check_key_poses()
+        if not self.poses_checked and len(self.keys) > 1:
+            self.check_pose_convention(self.keys)
+        self.poses_checked = True
         depth, cameras = self.geometry(numbers)
         for number, has_depth in zip(numbers, (depth > 0).flatten(1).any(1), strict=True):
             if not has_depth:
                 raise ConfigError(f"{self.folder / 'depth' / str(number)}.png has no depth: all pixels are 0")
         images = torch.cat([self._image(number) for number in numbers])
         return SceneViews(Views(images, cameras), tuple(map(self.caption, numbers)), depth)
-
-    def _check_key_poses(self) -> None:
-        if not self.poses_checked and len(self.keys) > 1:
-            self.check_pose_convention(self.keys)
-        self.poses_checked = True
 
     def check_pose_convention(self, numbers: Sequence[int]) -> None:
         """Raise ConfigError if the depth maps of the frames `numbers` are consistent only with inverted poses."""

@@ -43,10 +43,6 @@ class Texture:
             table = np.hstack([table, levels * np.float32(factor[3])])
         return cls(image, table)
 
-    @property
-    def has_alpha(self) -> bool:
-        return self.table.shape[1] == 4
-
     def sample(self, uv: Array) -> Array:
         """Sample bilinearly at uv (P, 2) in [0, 1], v up. Returns (P, C) float32, where C is 4 with alpha, else 3."""
         out = np.empty((len(uv), self.table.shape[1]), np.float32)

@@ -167,11 +167,9 @@ class Count:
             task = self._bar.task_ids[0]
             self._bar.update(task, total=self.total, completed=self.done, description=description)
             if details is not None:
-                self._bar.update(task, detail=self._fitting(description, details))
-
-    def _fitting(self, description: str, details: list[str]) -> str:
-        room = self.console.width - len(description) - 2 * len(str(self.total)) - MIN_BAR_WIDTH - 4
-        return ", ".join(part for k, part in enumerate(details) if len(", ".join(details[: k + 1])) <= room)
+                room = self.console.width - len(description) - 2 * len(str(self.total)) - MIN_BAR_WIDTH - 4
+                starts = [", ".join(details[: k + 1]) for k in range(len(details))]
+                self._bar.update(task, detail=max((text for text in starts if len(text) <= room), key=len, default=""))
 
     def left(self) -> list[str]:
         """Return the time left, such as ["6 s left"]; [] while it is unknown."""

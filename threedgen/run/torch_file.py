@@ -75,7 +75,9 @@ def read_torch(path: Path, mmap: bool = False, skip_objects: bool = False) -> An
             whole = all(e.compress_type == zipfile.ZIP_STORED for e in entries) and _total(entries) <= length
             intact = whole and archive.testzip() is None
             names = [e for e in entries if e.filename.endswith("data.pkl")] if intact else []
-            imports = _imports(archive.read(names[0])) if names and _total(names) <= MAX_PICKLE_BYTES else None
+            pickled = genops(archive.read(names[0])) if names and _total(names) <= MAX_PICKLE_BYTES else None
+            kinds = ("GLOBAL", "INST", "STACK_GLOBAL")  # "module name" of the pickle's classes and functions
+            imports = None if pickled is None else {str(name) for code, name, _ in pickled if code.name in kinds}
     except Exception as error:  # a damaged zip or pickle raises BadZipFile, EOFError, ValueError, ...
         _raise_if_unreadable(path, error)
         imports = None
@@ -137,11 +139,6 @@ def leaves(tree: object) -> Iterator[object]:
 
 def _total(entries: list[zipfile.ZipInfo]) -> int:
     return sum(entry.file_size for entry in entries)
-
-
-def _imports(pickled: bytes) -> set[str]:
-    # "module name" of the classes and functions in a pickle, which is not executed
-    return {str(name) for code, name, _ in genops(pickled) if code.name in ("GLOBAL", "INST", "STACK_GLOBAL")}
 
 
 def _in_python3(name: str) -> str:

@@ -19,6 +19,7 @@ from threedgen.run.arrays import Array
 from .files import MODELS, Lens, PosedFiles, check_model, find_photo
 
 MAX_BYTES = 4 << 30
+NUMBER = re.compile(r"[-+]*\d[-+\d.eE]*")
 
 
 class _Model(NamedTuple):
@@ -113,13 +114,9 @@ def _text(folder: Path) -> _Model:
         rows.cameras[int(number)] = model, list(map(float, numbers))
     for line in images:
         words = line.split(maxsplit=9)
-        if len(words) == 10 and not _is_number(words[9].split()[-1]):  # else keypoints: x, y, point, x, y, ...
+        if len(words) == 10 and not NUMBER.fullmatch(words[9].split()[-1]):  # else keypoints: x, y, point, x, y, ...
             rows.images.append((words[9].strip(), int(words[8]), list(map(float, words[1:8]))))
     return rows
-
-
-def _is_number(text: str) -> bool:
-    return text.lstrip("+-")[:1].isdigit() and re.fullmatch(r"[-+\d.eE]+", text) is not None
 
 
 def _lines(path: Path) -> list[str]:

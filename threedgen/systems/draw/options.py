@@ -95,11 +95,6 @@ class SamplingConfig(PromptedConfig):
     def of_object(self) -> bool:
         return self.prior is None or self.prior.name != "mvdiffusion"
 
-    @property
-    def samples_object(self) -> bool:
-        """True if there is a text or an image, from which views of an object can be sampled."""
-        return bool(self.prompt.strip()) or self.image is not None
-
     def guidance(self, default: float) -> float:
         return default if self.guidance_scale is None else self.guidance_scale
 

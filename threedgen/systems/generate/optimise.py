@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,7 +59,9 @@ def optimise(
         watchers: list[LiveView] = []
         with Interrupts() as interrupts:
             if config.view.enabled:  # the window stays open until the results are written
-                watchers = [stack.enter_context(closing(live_view(system, task, interrupts)))]
+                end = partial(setattr, task, "finish", True)
+                live = LiveView(config.view, lambda: open_window(system), system.images, interrupts, end)
+                watchers = [stack.enter_context(closing(live))]
             status = task.fit(system, ("opacity", "t"), watchers, interrupts)
         seconds, trained = system.seconds(), time.monotonic()
         failed = status is Status.FAILED
@@ -94,15 +97,6 @@ def start_from(system: GenerateSystem, folder: Path) -> None:
     stored, own = part_of(checkpoint["state_dict"], "background"), system.background.state_dict()
     if {n: v.shape for n, v in own.items()} == {n: v.shape for n, v in stored.items()}:
         system.background.load_state_dict(stored)
-
-
-def live_view(system: GenerateSystem, task: Task, interrupts: Interrupts) -> LiveView:
-    """Return the callback that shows the object in a browser during training."""
-
-    def finish() -> None:
-        task.finish = True
-
-    return LiveView(system.config.view, lambda: open_window(system), system.images, interrupts, finish)
 
 
 def open_window(system: GenerateSystem) -> ViserWindow:

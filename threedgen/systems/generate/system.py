@@ -61,7 +61,8 @@ class GenerateSystem(Scene):
         prior.cast_networks(lora=any(True for _ in self.distillation.parameters()))
         self.sample_cameras: RigSampler = registry.implementation("camera", config.camera.name)
         self.refinement = Refinement(self)
-        distil = Phase(config.warm_steps, config.distilled_steps, self.distillation_label, self.distillation_loss)
+        labels, steps = lambda step: f"distilling at {self.size(step)} px", config.distilled_steps
+        distil = Phase(config.warm_steps, steps, labels, self.distillation_loss)
         self.phases = [*warm_start(self, views, view_cameras), distil, *self.refinement.phases()]
         self.phases = [phase for phase in self.phases if phase.steps > 0]
 
@@ -98,9 +99,6 @@ class GenerateSystem(Scene):
     @property
     def stage(self) -> str:  # type: ignore[override]
         return self.phase_at(self.global_step).label(self.global_step)
-
-    def distillation_label(self, step: int) -> str:
-        return f"distilling at {self.size(step)} px"
 
     def size(self, step: int) -> int:
         """Return the side of the square training renders at a step, in pixels."""

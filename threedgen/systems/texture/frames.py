@@ -134,12 +134,12 @@ def scannet_frames(config: TextureConfig, rig: PathConfig, folder: Path, notes: 
     key_files = [path.name for path in sorted(folder.glob("key_frame_*.txt"))]
     key_file = KEY_FILE if KEY_FILE in key_files or not key_files else key_files[0]
     walk = ScanNetWalk(folder, rig.height, rig.width, key_file, rig.poses)
-    numbers, keys, every = walk.depth_frames(), set(walk.keys if key_files else ()), rig.every or SCANNET_EVERY
+    numbers, keys, every = walk.numbers("depth/*.png"), set(walk.keys if key_files else ()), rig.every or SCANNET_EVERY
     if missing := sorted(keys - set(numbers)):
         raise ConfigError(f"{folder / walk.key_file} names frames without depth: {missing[:5]}")
     wanted = sorted({*numbers[::every], *keys})
     used = [n for n in wanted if walk.has_pose(n)]
-    if lost := sorted({*walk.pose_frames()} - {*numbers} | {*wanted} - {*used}):
+    if lost := sorted({*walk.numbers("pose/*.txt")} - {*numbers} | {*wanted} - {*used}):
         notes.append(f"{len(lost)} frames have no depth or no pose, left out: {', '.join(map(str, lost[:5]))}")
     if len(used) < 2:
         raise ConfigError(f"{folder}: {len(used)} frames have depth and a pose. Set rig.every below {every}")

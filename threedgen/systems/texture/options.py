@@ -68,7 +68,8 @@ class TextureConfig(SamplingConfig):
     @property
     def samples(self) -> bool:
         """True if the prior samples the images, False if they are given or there are none."""
-        return self.rig.name == "path" or self.views is None and self.samples_object
+        condition = self.prompt.strip() or self.image is not None
+        return self.rig.name == "path" or self.views is None and bool(condition)
 
     def used(self) -> Self:
         return self if self.samples else self.model_copy(update={"prior": None})

@@ -165,19 +165,17 @@ def add_adapter(config: TrainMVAdapterConfig, model: MVAdapter) -> AdaptedUNet:
     o = config
     layout: Layout = "row" if o.control == "rays" else "rowcol"
     form = Form(layout, o.arrangement, o.control, anywhere=o.anywhere, fov=o.fov, timestep=o.timestep)
-    network = new_adapter(o, model, form) if o.adapter is None else trained_adapter(o, model, form)
+    if o.adapter is not None:
+        network = trained_adapter(o, model, form)
+    else:  # it does not change the output at first
+        seed_networks(o.seed, "adapter")
+        parts = model.unet, model.factor, form, o.branches
+        try:
+            network = AdaptedUNet(*parts, downscale=o.guider_downscale, fine=o.guider_fine)
+        except ValueError as error:
+            raise ConfigError(f"cannot take an adapter: {error}", "start", o.start) from None
     check_image_size((model.image_size, model.image_size), network.multiple, None, ("image_size", "image_size"))
     return network
-
-
-def new_adapter(config: TrainMVAdapterConfig, model: MVAdapter, form: Form) -> AdaptedUNet:
-    """Add a new adapter to the model's UNet. At first it does not change the output. Raises ConfigError."""
-    seed_networks(config.seed, "adapter")
-    o = config
-    try:
-        return AdaptedUNet(model.unet, model.factor, form, o.branches, downscale=o.guider_downscale, fine=o.guider_fine)
-    except ValueError as error:
-        raise ConfigError(f"cannot take an adapter: {error}", "start", config.start) from None
 
 
 def trained_adapter(config: TrainMVAdapterConfig, model: MVAdapter, form: Form) -> AdaptedUNet:

@@ -74,9 +74,6 @@ class Furnisher:
         self.solids += [replace(solid, label=label) for solid in solids]
         self.items += [phrase] if phrase else []
 
-    def is_free(self, low: np.ndarray, high: np.ndarray) -> bool:
-        return not any((low < b).all() and (high > a).all() for a, b in self.occupied)
-
     def stand(self, asset: Asset, radius: float, phrase: str, corner: bool) -> bool:
         """Stand an object of this bounding radius in metres at a wall or ``corner``; False if there is no place."""
         scale = radius / max(float(np.linalg.norm(bounds(asset.primitives), axis=1).max()), 1e-6)
@@ -88,7 +85,7 @@ class Furnisher:
             at = np.clip((CORNER if corner else HALF_WIDTH) * direction, -span, span)
             shift = np.append(at, 0) - np.append((low + high)[:2] / 2, low[2])
             low, high = (low + shift)[:2] - 0.05, (high + shift)[:2] + 0.05
-            if self.is_free(low, high):
+            if not any((low < b).all() and (high > a).all() for a, b in self.occupied):
                 self.occupied.append((low, high))
                 self.add([transform(solid, 1.0, 0.0, shift) for solid in solids], phrase)
                 return True
