@@ -45,8 +45,7 @@ def read_numbers(path: Path) -> list[list[float]]:
 
 
 def read_npy(path: Path) -> Array:
-    """Read an array of numbers or strings from a .npy file. Raises ConfigError for a missing or damaged file, and for
-    pickled objects, because unpickling can run code."""
+    """Read numbers or strings from a .npy file. ConfigError if it is missing, damaged or holds pickled objects."""
     try:
         array: Array = np.lib.format.read_array(io.BytesIO(read_bytes(path)), allow_pickle=False)
     except FileNotFoundError:

@@ -71,8 +71,7 @@ def list_assets(folder: Path, captions: str, up: Up = "y") -> Listing:
 
 
 def find_captions(folder: Path, captions: str) -> Path:
-    """Return the path of the captions file `captions`, which is in the working directory or in `folder`. Raises
-    ConfigError if it is in neither."""
+    """Return the path of the captions file, in the working directory or in `folder`. Raises ConfigError."""
     for path in (Path(captions).expanduser(), folder / captions):
         if path.is_file():
             return path

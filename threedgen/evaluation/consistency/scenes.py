@@ -118,8 +118,7 @@ def sampled(config: options.SampledScenesConfig, sampler: object, seed: int) -> 
 
 
 def fit_to(scene: Scene, images: Tensor) -> Tensor:
-    """Resize samples (N, h, w, 3) in [0, 1] to the image size of a scene, and round them to multiples of 1 / 255.
-    Return images (N, H, W, 3), float32."""
+    """Resize samples (N, h, w, 3) in [0, 1] to the scene's (N, H, W, 3), rounded to multiples of 1 / 255."""
     size = (scene.cameras.height, scene.cameras.width)
     if tuple(images.shape[1:3]) != size:
         images = resize(images, *size)
@@ -248,8 +247,7 @@ class FolderSampler:
         return [self.scenes[request.scene].views.views(self.indices(request)).images for request in requests]
 
     def indices(self, request: Request) -> list[int]:
-        """Return the index in the folder of each requested view. Raises ConfigError if a view is missing or its pose
-        differs from the requested one."""
+        """Return the index of each requested view. ConfigError if one is missing or has another pose."""
         if request.scene not in self.scenes:
             raise ConfigError(f"{self.folder / request.scene} is missing. The scenes to score include it.")
         instance = self.scenes[request.scene].views

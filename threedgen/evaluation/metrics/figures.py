@@ -145,8 +145,7 @@ def mean_estimate(values: Values, rng: np.random.Generator | None = None, resamp
 def paired_differences(
     ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]], names: Collection[str]
 ) -> list[dict[str, float | None]]:
-    """Return one dict per item k: for each metric in ``names``, the value in ``ours[k]`` minus the value in
-    ``theirs[k]``. The difference is None if a value is None."""
+    """Return for each item the metrics in ``ours`` minus those in ``theirs``; None if either value is None."""
     return [
         {name: None if None in (a[name], b[name]) else a[name] - b[name] for name in names}
         for a, b in zip(ours, theirs, strict=True)
@@ -195,8 +194,7 @@ def jackknife_estimate(figure: Callable[[NDArray[np.intp]], float], count: int, 
 
 
 def side_of(azimuth: Floats | float) -> NDArray[np.int64]:
-    """Return the index in `SIDES` of the side that a camera sees. ``azimuth`` is in radians; it has the shape (V,) or
-    (), as the result."""
+    """Return the index in `SIDES` of the side that a camera sees, (V,) or (), from its azimuth in radians."""
     return np.round(np.asarray(azimuth, float) / (pi / 2)).astype(np.int64) % 4
 
 

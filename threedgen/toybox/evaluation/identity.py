@@ -52,8 +52,7 @@ class IdentityNet(nn.Module):
 
 
 class ToyboxIdentity:
-    """Trained and frozen `IdentityNet`, loaded from the result of a train-toybox-identity run. The constructor raises
-    ConfigError for a damaged file."""
+    """Trained, frozen `IdentityNet` of a train-toybox-identity run. Raises ConfigError for a damaged file."""
 
     def __init__(self, config: ToyboxIdentityConfig) -> None:
         def make(card: Json) -> IdentityNet:
@@ -69,8 +68,7 @@ class ToyboxIdentity:
 
 
 def similarity(ours: Tensor, theirs: Tensor) -> float:
-    """Return the mean cosine similarity of all pairs of one vector of ``ours`` (V, D) and one of ``theirs`` (W, D). All
-    vectors have length 1."""
+    """Return the mean cosine of all pairs of unit vectors, one of ``ours`` (V, D) and one of ``theirs`` (W, D)."""
     return float((ours @ theirs.T).mean())
 
 

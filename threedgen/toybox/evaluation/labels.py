@@ -21,8 +21,7 @@ MIN_VISIBLE = 1e-3  # minimum share of the pixels of an image that show a visibl
 
 @dataclass(frozen=True)
 class Labels:
-    """Class names of the probe, which classifies toybox images. Class k is the name at index k. ``words`` are the names
-    of all parts and accessories."""
+    """Class names of the probe; class k is the name at index k. ``words`` are all parts and accessories."""
 
     nouns: tuple[str, ...]
     colours: tuple[str, ...]

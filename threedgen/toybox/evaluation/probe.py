@@ -151,8 +151,7 @@ class Probe(nn.Module):
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
-        """Return pooled features (V, D), float32, of the last level for images (V, S, S, 3) in [0, 1] of any size S.
-        Call it in eval mode."""
+        """Return pooled features (V, D), float32, of images (V, S, S, 3) in [0, 1]. Call it in eval mode."""
         *_, coarse = self._levels(prepare(images, self.options.image_size))
         return pooled(coarse).float()
 
@@ -244,8 +243,7 @@ def pooled(x: Tensor) -> Tensor:
 
 
 def prepare(images: Tensor, size: int) -> Tensor:
-    """Resize square images (V, S, S, 3) in [0, 1] to network inputs (V, 3, size, size), float32. Larger images are
-    averaged over areas, smaller ones interpolated bilinearly."""
+    """Resize square images (V, S, S, 3), averaged or bilinear, to inputs (V, 3, size, size), float32."""
     if images.ndim != 4 or images.shape[-1] != 3 or images.shape[1] != images.shape[2]:
         raise ValueError(f"images are not square (V, H, W, 3): {tuple(images.shape)}")
     x = images.permute(0, 3, 1, 2).float()

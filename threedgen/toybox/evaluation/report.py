@@ -150,8 +150,7 @@ COUNTS = {"translucent": "translucent objects", "without_surface": "objects with
 
 
 def fidelity_table(figures: Json) -> str:
-    """Return a Markdown table of `distances` and `surface_figures`, with their "floor_" values in the last column, and
-    95 % intervals in brackets."""
+    """Return a Markdown table of `distances` and `surface_figures` with floors and 95 % intervals."""
 
     def cell(key: str) -> str:
         if (value := figures.get(key)) is None:
@@ -221,8 +220,7 @@ def verdict_figures(verdicts: Sequence[Verdict]) -> Json:
 
 
 def verdict_table(measured: Sequence[Verdict], truth: Sequence[Verdict], keys: Sequence[str]) -> str:
-    """Return a Markdown table with the shares of correct answers of results ``measured`` and of true objects ``truth``.
-    It has one row per key of `FIGURES` in ``keys``."""
+    """Return a Markdown table of shares of correct answers for ``keys``, of results and of true objects."""
     ours, theirs = tally(measured), tally(truth)
     heads = ["figure", "measured", "95 % interval", "probe on ground truth", "95 % interval"]
     rows = [

@@ -67,8 +67,7 @@ class ClassifierSystem(System):
         raise NotImplementedError
 
     def finish(self, path: Path, about: Json) -> tuple[Json, str]:
-        """Measure the network and write it, with the facts ``about`` it, to ``path``. Return the measurements as JSON
-        and as a sentence."""
+        """Measure the network; write it with ``about`` it to ``path``; return JSON and a sentence."""
         raise NotImplementedError
 
     def training_step(self, batch: int, index: int) -> Tensor:
@@ -100,8 +99,7 @@ def train(kind: Callable[[Any], ClassifierSystem], task: Task) -> Status:
 
 
 def measure_accuracy(probe: Probe, count: int, seed: int) -> Json:
-    """Measure the accuracy of a probe on four renders of each of ``count`` new objects, half of them held out. Return
-    it as JSON (`verdict_figures`)."""
+    """Return as JSON the accuracy of a probe on four renders of ``count`` new objects, half held out."""
     verdicts = []
     splits: dict[Split, int] = {"train": count - count // 2, "held-out": count // 2}
     for split, number in splits.items():

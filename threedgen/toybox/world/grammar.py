@@ -145,8 +145,7 @@ def detail_phrase(word: str, colour: str) -> str:
 
 
 def caption(spec: Spec, wording: int = 0) -> str:
-    """Return a caption of a spec. ``wording``, from 0 to ``WORDINGS`` - 1, selects the sentence pattern. Pattern 0 is
-    the plain one, as in "a small dog wearing a hat"."""
+    """Return a caption of a spec; ``wording`` selects a pattern, 0 the plain "a small dog wearing a hat"."""
     adjectives = " ".join(w for w in (spec.size, spec.colour) if w)
     core = f"{adjectives} {spec.noun}".strip()
     plain = f"{article(core)} {core}"

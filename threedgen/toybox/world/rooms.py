@@ -111,8 +111,7 @@ class Furnisher:
 
 
 def inward_yaw(direction: np.ndarray) -> float:
-    """Return the yaw in degrees that turns the front (+x) of an object to the room's centre. The object lies in
-    ``direction`` (2,), along x and y, from the centre."""
+    """Return the yaw in degrees that turns the front (+x) at ``direction`` (2,) to the room's centre."""
     return float(np.rad2deg(np.arctan2(*-direction[::-1])))
 
 
