@@ -13,13 +13,13 @@ import torch
 
 from threedgen.config import ConfigError, config_hash, registry
 from threedgen.evaluation.features import FeatureNetwork
-from threedgen.evaluation.metrics.distributions import fid, kid
+from threedgen.evaluation.metrics.distributions import distance_functions
 from threedgen.evaluation.metrics.figures import Json, jackknife_estimate, mean_estimate, paired_differences
 from threedgen.evaluation.report import figure_table, write_report, write_strips
 from threedgen.evaluation.runner import Evaluation, evaluation_task, read_views, write_views
 from threedgen.geometry.images import enlarge_small, to_uint8
 from threedgen.geometry.views import NovelViewSampler, Views
-from threedgen.run.arrays import Array, evenly_spaced
+from threedgen.run.arrays import evenly_spaced
 from threedgen.run.seeding import numpy_generator
 from threedgen.run.threads import set_threads
 from threedgen.train.task import Task
@@ -214,18 +214,10 @@ def feature_distances(features: FeatureNetwork, folder: Path, of: Mapping[str, S
         held, renders = (
             [features(torch.from_numpy(stack)).features for stack in column] for column in zip(*stacks, strict=True)
         )
-
-        def frechet(scenes: np.ndarray, held: list[Array] = held, renders: list[Array] = renders) -> float:
-            return fid(*(np.concatenate([each[k] for k in scenes]) for each in (held, renders)))
-
-        def kernel(scenes: np.ndarray, held: list[Array] = held, renders: list[Array] = renders) -> float:
-            one, other = (np.concatenate([each[k] for k in scenes]) for each in (held, renders))
-            subsets, size = (100, KID_SUBSET) if len(one) > KID_SUBSET else (1, len(one))
-            return kid(one, other, subsets, size)[0]
-
         if (count := sum(map(len, held))) > 1:
-            estimates = {"fid": jackknife_estimate(frechet, len(held)), "kid": jackknife_estimate(kernel, len(held))}
-            found[row] = {**estimates, "pictures": count}
+            figures = distance_functions(held, renders, 100, KID_SUBSET)
+            found[row] = {name: jackknife_estimate(figure, len(held)) for name, figure in figures.items()}
+            found[row]["pictures"] = count
     return found
 
 

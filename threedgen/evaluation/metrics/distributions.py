@@ -4,11 +4,12 @@ Compare only values that share the network, its preprocessing and the number of 
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import combinations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.cluster.vq import kmeans2
 from scipy.ndimage import binary_erosion
 from scipy.special import logsumexp
@@ -44,6 +45,27 @@ def kid(x: Array, y: Array, subsets: int = 100, size: int = 1000, seed: int = 0)
         metric = KernelInceptionDistance(net, subsets=subsets, subset_size=size, sync_on_compute=False)
         mean, deviation = _compare(metric, x, y)
     return float(mean), float(deviation)
+
+
+def distance_functions(
+    ours: Sequence[Array], truth: Sequence[Array], subsets: int, size: int
+) -> dict[str, Callable[[NDArray[np.intp]], float]]:
+    """Return functions "fid" and "kid" of item indices, for intervals over items, such as scenes.
+
+    Each item has features (N, D). If ``truth`` has other items than ``ours``, all of them are compared. KID has
+    ``subsets`` random subsets of ``size`` features, or one of all features if there are no more than ``size``.
+    """
+
+    def both(items: NDArray[np.intp]) -> tuple[Array, Array]:
+        true_items = items if len(ours) == len(truth) else range(len(truth))
+        return np.concatenate([ours[k] for k in items]), np.concatenate([truth[k] for k in true_items])
+
+    def kernel(items: NDArray[np.intp]) -> float:
+        x, y = both(items)
+        count = min(len(x), len(y))
+        return kid(x, y, *((subsets, size) if count > size else (1, count)))[0]
+
+    return {"fid": lambda items: fid(*both(items)), "kid": kernel}
 
 
 class _Identity(nn.Identity):

@@ -8,7 +8,7 @@ RUN/sheet.png                     true and sampled views of the first scenes
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from threedgen.config import ConfigError, registry
 from threedgen.data.scene_views import SceneSource, SceneViews
 from threedgen.evaluation.features import FeatureNetwork, NetworkOutput
 from threedgen.evaluation.metrics import figures as stats
-from threedgen.evaluation.metrics.distributions import fid, inception_score, kid
+from threedgen.evaluation.metrics.distributions import distance_functions, inception_score
 from threedgen.evaluation.metrics.overlap import depth_overlap, given_view, overlap_ratio, panorama_overlap
 from threedgen.evaluation.report import figure_table, rounded, write_report, write_strips
 from threedgen.evaluation.runner import Evaluation, evaluation_task
@@ -205,10 +205,6 @@ class MeasuredViews:
     def __len__(self) -> int:
         return len(self.figures)
 
-    def stack(self, part: Literal["features", "logits"], scenes: Indices) -> np.ndarray:
-        """Concatenate the features (N, D) or logits (N, K) of all N images of the scenes at indices ``scenes``."""
-        return np.concatenate([getattr(self.outputs[k], part) for k in scenes])
-
 
 def set_figures(row: MeasuredViews, truth: MeasuredViews) -> dict[str, Callable[[Indices], float]]:
     """Return functions that compute the metrics "fid", "kid" and "is" (Inception score) of the views in ``row``.
@@ -217,21 +213,14 @@ def set_figures(row: MeasuredViews, truth: MeasuredViews) -> dict[str, Callable[
     ``row`` has as many scenes as ``truth``, else with all true views. For ``truth`` itself there is only "is".
     """
 
-    def features(scenes: Indices) -> tuple[np.ndarray, np.ndarray]:
-        true_scenes = scenes if len(row) == len(truth) else np.arange(len(truth))
-        return row.stack("features", scenes), truth.stack("features", true_scenes)
-
     def inception(scenes: Indices) -> float:
-        logits = row.stack("logits", scenes)
+        logits = np.concatenate([row.outputs[k].logits for k in scenes])
         return inception_score(logits, min(SPLITS, len(logits)))[0]
-
-    def kernel(scenes: Indices) -> float:
-        ours, true = features(scenes)
-        return kid(ours, true, 1, min(len(ours), len(true), KID_SUBSET))[0]
 
     if row is truth:
         return {"is": inception}
-    return {"fid": lambda scenes: fid(*features(scenes)), "kid": kernel, "is": inception}
+    ours, true = ([output.features for output in views.outputs] for views in (row, truth))
+    return {**distance_functions(ours, true, 1, KID_SUBSET), "is": inception}
 
 
 def summary(row: MeasuredViews, truth: MeasuredViews) -> stats.Json:

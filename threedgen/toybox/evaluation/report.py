@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from threedgen.evaluation.metrics.distributions import fid, kid
+from threedgen.evaluation.metrics.distributions import distance_functions
 from threedgen.evaluation.metrics.figures import Estimate, Json, bootstrap, jackknife_estimate, median
 from threedgen.evaluation.report import format_limits, format_share, markdown_table, rounded, write_report, write_strips
 from threedgen.export.run_field import load_run_field
@@ -51,20 +51,10 @@ def distances(probe: Probe, results: Views, truth: Views, other: Views) -> Json:
     ``other`` to ``truth``. Entries such as "fid_interval" are 95 % jackknife intervals over objects. Each argument has
     images (V, H, W, 3) of each object, uint8 or in [0, 1].
     """
-    ours, first, second = (
-        (rows := features(probe, views)).reshape(len(views), -1, rows.shape[1]) for views in (results, truth, other)
-    )
-    half, found = first.shape[0] * first.shape[1] // 2, Json()
+    ours, first, second = (np.split(features(probe, views), len(views)) for views in (results, truth, other))
+    found, half = Json(), sum(map(len, first)) // 2
     for prefix, rows in (("", ours), ("floor_", second)):
-
-        def frechet(chosen: Array, rows: Array = rows) -> float:
-            return fid(np.concatenate(rows[chosen]), np.concatenate(first[chosen]))
-
-        def kernel(chosen: Array, rows: Array = rows) -> float:
-            size = min(half, rows[chosen].size // rows.shape[2])
-            return kid(np.concatenate(rows[chosen]), np.concatenate(first[chosen]), subsets=50, size=size)[0]
-
-        for name, figure in (("fid", frechet), ("kid", kernel)):
+        for name, figure in distance_functions(rows, first, 50, half).items():
             estimated = jackknife_estimate(figure, len(first), GROUPS)
             found[f"{prefix}{name}"] = estimated["mean"]
             found[f"{prefix}{name}_interval"] = interval(estimated)
