@@ -38,14 +38,10 @@ OCCUPANCY = OccupancyConfig(interval=8, decay=0.7, warmup=10_000)
 
 
 class Bounds(NamedTuple):
-    """Extent of a scene, in the unit of the camera positions.
+    """Extent of a scene, in the unit of the camera positions."""
 
-    Attributes:
-        radius: radius of the ball around the origin that contains the object.
-        near, far: distances of the first and the last sample on rays.
-    """
-
-    radius: float
+    radius: float  # radius of the ball around the origin that contains the object
+    # near, far: distances of the first and the last sample on rays
     near: float
     far: float
 

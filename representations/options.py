@@ -43,14 +43,10 @@ class HashGridConfig(Config):
 
 
 class FieldConfig(Config):
-    """Base class of the representations' configs. Subclasses add the `radius` of the object's cube.
+    """Base class of the representations' configs. Subclasses add the `radius` of the object's cube."""
 
-    Attributes:
-        has_normals: True if the renders of this representation have normals.
-        losses: help texts of the representation's own losses, by name. Their weights are keys of the section `loss`.
-    """
-
-    has_normals: ClassVar[bool] = True
+    has_normals: ClassVar[bool] = True  # True if the renders of this representation have normals
+    # help texts of the representation's own losses, by name. Their weights are keys of the section `loss`.
     losses: ClassVar[dict[str, str]] = {}
 
     name: str = Field(description="representation")

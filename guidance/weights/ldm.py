@@ -75,22 +75,15 @@ class Converted(NamedTuple):
 
 
 class SingleFile(NamedTuple):
-    """Converted networks of a single-file checkpoint.
-
-    Attributes:
-        second: second text encoder of SDXL; None for other models.
-        image_encoder: CLIP's image encoder in a file of ImageDream; None for other models.
-        open_clip: whether the first text encoder is OpenCLIP's (Stable Diffusion 2) instead of OpenAI's.
-        prediction: output of the UNet; None if neither the file nor its kind of model determines it.
-    """
+    """Converted networks of a single-file checkpoint."""
 
     unet: Converted
     vae: Converted
     text_encoder: Converted
-    second: Converted | None
-    image_encoder: Converted | None
-    open_clip: bool
-    prediction: Prediction | None
+    second: Converted | None  # second text encoder of SDXL; None for other models
+    image_encoder: Converted | None  # CLIP's image encoder in a file of ImageDream; None for other models
+    open_clip: bool  # whether the first text encoder is OpenCLIP's (Stable Diffusion 2) instead of OpenAI's
+    prediction: Prediction | None  # output of the UNet; None if neither the file nor its kind of model determines it
 
 
 def convert_file(path: Path, prediction: Prediction | None = None) -> SingleFile:

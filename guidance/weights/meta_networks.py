@@ -51,19 +51,13 @@ RELEASED_TEXT = dict.fromkeys(RELEASED_UNETS, 340_387_840) | {"sd-v1.5-4view.pt"
 
 
 class MetaNetworks(NamedTuple):
-    """UNet and VAE of a prior on the meta device, and parameter counts. A prior on pixels has no VAE.
-
-    Attributes:
-        parameters: number of parameters of all networks, including the text encoder.
-        kept: number of parameters that remain in memory after `Prior.free_text_encoder`.
-        image_encoder: CLIP's image encoder of ImageDream; None for other priors.
-    """
+    """UNet and VAE of a prior on the meta device, and parameter counts. A prior on pixels has no VAE."""
 
     unet: UNet2DConditionModel
     vae: AutoencoderKL | None
-    parameters: int
-    kept: int
-    image_encoder: nn.Module | None = None
+    parameters: int  # number of parameters of all networks, including the text encoder
+    kept: int  # number of parameters that remain in memory after `Prior.free_text_encoder`
+    image_encoder: nn.Module | None = None  # CLIP's image encoder of ImageDream; None for other priors
 
     @property
     def factor(self) -> int:

@@ -21,19 +21,12 @@ _SCHEDULE = get_args(Scheduled)[1]
 
 
 class Place(NamedTuple):
-    """Option or section of a config, as `walk` yields it. A section is a nested config.
+    """Option or section of a config, as `walk` yields it. A section is a nested config."""
 
-    Attributes:
-        path: key from the root of the config, such as ("trainer", "max_steps").
-        field: pydantic's definition of the option.
-        section: config model of a section; None for an option.
-        value: value in the config, or the default.
-    """
-
-    path: tuple[str, ...]
-    field: FieldInfo
-    section: type[BaseModel] | None
-    value: Any
+    path: tuple[str, ...]  # key from the root of the config, such as ("trainer", "max_steps")
+    field: FieldInfo  # pydantic's definition of the option
+    section: type[BaseModel] | None  # config model of a section; None for an option
+    value: Any  # value in the config, or the default
 
 
 def walk(model: type[BaseModel], tree: object = None, prefix: tuple[str, ...] = ()) -> Iterator[Place]:

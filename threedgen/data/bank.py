@@ -30,17 +30,11 @@ SCENE_BLOCK = 4  # number of scenes per block
 
 
 class Captioned(NamedTuple):
-    """N entries of V views each, as returned by `Source.block`. The V views of an entry are consecutive rows.
+    """N entries of V views each, as returned by `Source.block`. The V views of an entry are consecutive rows."""
 
-    Attributes:
-        rgb: (N * V, H, W, 3), in [0, 1].
-        captions: N captions, one per entry.
-        c2w: (N * V, 4, 4), camera-to-world, OpenGL axes; identity for images without a known camera.
-    """
-
-    rgb: np.ndarray
-    captions: list[str]
-    c2w: np.ndarray
+    rgb: np.ndarray  # (N * V, H, W, 3), in [0, 1]
+    captions: list[str]  # N captions, one per entry
+    c2w: np.ndarray  # (N * V, 4, 4), camera-to-world, OpenGL axes; identity for images without a known camera
 
 
 class Source(Protocol):

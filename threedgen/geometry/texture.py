@@ -18,15 +18,11 @@ from threedgen.run.arrays import Array
 
 @dataclass(frozen=True)
 class Texture:
-    """Texture of a material, with one byte per channel.
+    """Texture of a material, with one byte per channel."""
 
-    Attributes:
-        pixels: (H, W, 3 or 4) uint8.
-        table: (256, 3 or 4) float32 in [0, 1]: values that the bytes stand for. table[b, c] is the sRGB value, or the
-            straight alpha (c = 3), of byte b in channel c. Pixels without alpha count as 255 there.
-    """
-
-    pixels: Array
+    pixels: Array  # (H, W, 3 or 4) uint8
+    # (256, 3 or 4) float32 in [0, 1]: values that the bytes stand for. table[b, c] is the sRGB value, or the straight
+    # alpha (c = 3), of byte b in channel c. Pixels without alpha count as 255 there.
     table: Array
 
     @classmethod

@@ -32,17 +32,11 @@ ZOOM_STEP, MAX_ZOOM = 1.01, 2.0
 
 @dataclass(frozen=True)
 class PosedPhotos(Instance):
-    """N photos of one scene. Images and cameras are without lens distortion.
+    """N photos of one scene. Images and cameras are without lens distortion."""
 
-    Attributes:
-        posed: content of the camera file.
-        matrices: (N, 4, 4), poses as in the file, but without scale.
-        convention: convention of `matrices`.
-    """
-
-    posed: PosedFiles
-    matrices: Array
-    convention: PoseConvention
+    posed: PosedFiles  # content of the camera file
+    matrices: Array  # (N, 4, 4), poses as in the file, but without scale
+    convention: PoseConvention  # convention of `matrices`
 
     def verify(self) -> None:
         """Check the image headers. ConfigError if unreadable, or of another aspect ratio than in the camera file."""

@@ -74,18 +74,12 @@ MAX_OFFSET = 0.2
 
 @dataclass(frozen=True)
 class SceneFiles:
-    """Scene folder with N views, whose poses, intrinsics and image headers are read and checked.
-
-    Attributes:
-        files: N image files of `height` x `width` pixels.
-        K: (N, 3, 3), intrinsics in pixels.
-        poses: (N, 4, 4), camera-to-world, OpenCV axes.
-    """
+    """Scene folder with N views, whose poses, intrinsics and image headers are read and checked."""
 
     folder: Path
-    files: tuple[Path, ...]
-    K: Array
-    poses: Array
+    files: tuple[Path, ...]  # N image files of `height` x `width` pixels
+    K: Array  # (N, 3, 3), intrinsics in pixels
+    poses: Array  # (N, 4, 4), camera-to-world, OpenCV axes
     height: int
     width: int
 

@@ -37,26 +37,17 @@ SSIM_WINDOW = 11
 
 @dataclass(frozen=True)
 class Job:
-    """One scene of one sampler to score: V views and their cameras.
-
-    Attributes:
-        row: name of the sampler, or "original" for the original views.
-        images: (V, H, W, 3), uint8.
-        held_out: indices of the views that the neural field is not fitted to.
-        truth: original views (V, H, W, 3), uint8, to compare ``images`` with; None: no comparison.
-        sampled: indices of the views that are compared with ``truth``.
-        bounds: ball that the field covers; None: computed from the cameras.
-    """
+    """One scene of one sampler to score: V views and their cameras."""
 
     config: ConsistencyConfig
     scene: str
-    row: str
-    images: Array
+    row: str  # name of the sampler, or "original" for the original views
+    images: Array  # (V, H, W, 3), uint8
     cameras: Cameras
-    held_out: list[int]
-    truth: Array | None = None
-    sampled: Sequence[int] = ()
-    bounds: Bounds | None = None
+    held_out: list[int]  # indices of the views that the neural field is not fitted to
+    truth: Array | None = None  # original views (V, H, W, 3), uint8, to compare ``images`` with; None: no comparison
+    sampled: Sequence[int] = ()  # indices of the views that are compared with ``truth``
+    bounds: Bounds | None = None  # ball that the field covers; None: computed from the cameras
 
     @property
     def views(self) -> Views:

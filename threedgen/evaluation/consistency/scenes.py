@@ -45,25 +45,17 @@ SAME_POSE = 1e-3
 
 @dataclass(frozen=True)
 class Scene:
-    """One scene of V views. A sampler receives the condition views or the prompt, and samples all other views.
-
-    Attributes:
-        numbers: V view numbers, as in the names of the image files.
-        condition: indices of the condition views.
-        text: prompt, or "".
-        original: function that returns the original views at a list of indices; None if there are no original views.
-        bounds: ball that a neural field of the scene covers; None: computed from the cameras.
-        notes: remarks for the user about the cameras of photos.
-    """
+    """One scene of V views. A sampler receives the condition views or the prompt, and samples all other views."""
 
     name: str
     cameras: Cameras
-    numbers: tuple[int, ...]
-    condition: tuple[int, ...] = ()
-    text: str = ""
+    numbers: tuple[int, ...]  # V view numbers, as in the names of the image files
+    condition: tuple[int, ...] = ()  # indices of the condition views
+    text: str = ""  # prompt, or ""
+    # function that returns the original views at a list of indices; None if there are no original views
     original: Callable[[Sequence[int]], Views] | None = None
-    bounds: Bounds | None = None
-    notes: tuple[str, ...] = ()
+    bounds: Bounds | None = None  # ball that a neural field of the scene covers; None: computed from the cameras
+    notes: tuple[str, ...] = ()  # remarks for the user about the cameras of photos
 
     @property
     def targets(self) -> list[int]:

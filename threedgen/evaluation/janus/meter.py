@@ -124,19 +124,12 @@ class Meter:
 
 
 class KnownObject(NamedTuple):
-    """Result of the meter for an object whose number of fronts is known.
+    """Result of the meter for an object whose number of fronts is known."""
 
-    Attributes:
-        prompt: name of the object, which the classifier compares with the views.
-        fronts: true number of fronts: 0, 1 or 2.
-        reading: views of the object, as thumbnails, and their sides.
-        result: number of fronts that the meter finds.
-    """
-
-    prompt: str
-    fronts: int
-    reading: Reading
-    result: RingResult
+    prompt: str  # name of the object, which the classifier compares with the views
+    fronts: int  # true number of fronts: 0, 1 or 2
+    reading: Reading  # views of the object, as thumbnails, and their sides
+    result: RingResult  # number of fronts that the meter finds
 
 
 class MeterErrors(Evaluation[MeteredConfig, tuple[str, ColouredMesh, int], KnownObject]):

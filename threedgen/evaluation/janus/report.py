@@ -58,33 +58,23 @@ STATES = {"seen": "seen", "empty": "empty", "unreadable": "unreadable", "failed"
 
 @dataclass(frozen=True)
 class Result:
-    """Result of one asset: an object that a method made of a prompt.
-
-    Attributes:
-        folder: folder of the run, or name of the files in which `Reader` stores the result.
-        state: "seen" (evaluated), "empty" (nothing to render), "unreadable", "failed" (its run failed) or "missing"
-            (not made yet). Only assets with the state "seen" have values from ``fronts`` to ``likeness``.
-        fronts: number of fronts.
-        certainty: the meter's certainty of the front, in [0, 1]; see `RingResult`.
-        shown: for each view, whether it shows a front.
-        right: for each view, whether the classified side is the side that the camera sees.
-        sides: probabilities (V, 4) of front, left, back and right in each view.
-        likeness: similarity to each prompt of the benchmark, mean over the views.
-        seconds, memory_mib: duration and peak memory of the run that made the object.
-    """
+    """Result of one asset: an object that a method made of a prompt."""
 
     method: str
     prompt: str
     seed: int | None
-    folder: str
+    folder: str  # folder of the run, or name of the files in which `Reader` stores the result
+    # "seen" (evaluated), "empty" (nothing to render), "unreadable", "failed" (its run failed) or "missing" (not made
+    # yet). Only assets with the state "seen" have values from ``fronts`` to ``likeness``.
     state: str
     reason: str = ""
-    fronts: int | None = None
-    certainty: float | None = None
-    shown: tuple[bool, ...] = ()
-    right: tuple[bool, ...] = ()
-    sides: Sequence[Sequence[float]] = ()
-    likeness: Sequence[float] | None = None
+    fronts: int | None = None  # number of fronts
+    certainty: float | None = None  # the meter's certainty of the front, in [0, 1]; see `RingResult`
+    shown: tuple[bool, ...] = ()  # for each view, whether it shows a front
+    right: tuple[bool, ...] = ()  # for each view, whether the classified side is the side that the camera sees
+    sides: Sequence[Sequence[float]] = ()  # probabilities (V, 4) of front, left, back and right in each view
+    likeness: Sequence[float] | None = None  # similarity to each prompt of the benchmark, mean over the views
+    # seconds, memory_mib: duration and peak memory of the run that made the object
     seconds: float | None = None
     memory_mib: float | None = None
 

@@ -26,18 +26,13 @@ MIN_DIFFERENCE = 0.2
 
 @dataclass(frozen=True)
 class RingResult:
-    """Result of `classify_ring` for one object.
+    """Result of `classify_ring` for one object."""
 
-    Attributes:
-        fronts: largest number of views that show a front and are pairwise more than 90 degrees apart.
-        certainty: largest smoothed probability of a front, of the views whose likeliest side is front; 0 without any.
-        shown: for each view, whether it shows a front.
-        right: for each view, whether the classified side is the side that the camera sees; see `directions`.
-    """
-
-    fronts: int
+    fronts: int  # largest number of views that show a front and are pairwise more than 90 degrees apart
+    # largest smoothed probability of a front, of the views whose likeliest side is front; 0 without any
     certainty: float
-    shown: tuple[bool, ...]
+    shown: tuple[bool, ...]  # for each view, whether it shows a front
+    # for each view, whether the classified side is the side that the camera sees; see `directions`
     right: tuple[bool, ...]
 
     @property
@@ -129,18 +124,12 @@ class ErrorRates:
     """Error rates of the Janus meter (view classifier and `classify_ring`) on objects with a known number of fronts.
 
     Like a Janus rate, ``alarms`` and ``hits`` include only objects in which the meter finds a front.
-
-    Attributes:
-        alarms: false alarm rate, the share of objects with one front in which the meter finds several.
-        hits: recall, the share of objects with two fronts in which the meter finds several.
-        missed: share of objects with one or two fronts in which the meter finds none.
-        invented: share of objects without a front in which the meter finds at least one.
     """
 
-    alarms: Share
-    hits: Share
-    missed: Share = Share(0, 0)
-    invented: Share = Share(0, 0)
+    alarms: Share  # false alarm rate, the share of objects with one front in which the meter finds several
+    hits: Share  # recall, the share of objects with two fronts in which the meter finds several
+    missed: Share = Share(0, 0)  # share of objects with one or two fronts in which the meter finds none
+    invented: Share = Share(0, 0)  # share of objects without a front in which the meter finds at least one
 
     @property
     def useful(self) -> bool:

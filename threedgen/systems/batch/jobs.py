@@ -58,19 +58,13 @@ Skipped: the prior knows no noun of the prompt."""
 
 @dataclass(frozen=True)
 class Job:
-    """One object to make: method, prompt and seed, and the checked config of its run.
+    """One object to make: method, prompt and seed, and the checked config of its run."""
 
-    Attributes:
-        method: config name with optional key=value changes, such as "mvdream-toybox size=32".
-        key: name of the run folder. It contains a hash of the config and is the same on every machine.
-        config: config of the method, with the prompt and the seed.
-    """
-
-    method: str
+    method: str  # config name with optional key=value changes, such as "mvdream-toybox size=32"
     prompt: str
     seed: int
-    key: str
-    config: RunConfig
+    key: str  # name of the run folder. It contains a hash of the config and is the same on every machine.
+    config: RunConfig  # config of the method, with the prompt and the seed
 
 
 def words_of(method: str) -> list[str]:

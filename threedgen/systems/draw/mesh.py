@@ -37,21 +37,15 @@ def axis_vector(name: str) -> Array:
 
 @dataclass(frozen=True)
 class MeshFrame:
-    """Transform of points p in a mesh file to world coordinates (z up): zoom * (scale * rotation @ p - centre).
+    """Transform of points p in a mesh file to world coordinates (z up): zoom * (scale * rotation @ p - centre)."""
 
-    Attributes:
-        up, front: axes of the file that become +z and +x in the world, such as "+y".
-        scale: metres per unit of the file.
-        centre: (3,) centre of an object in metres, before `zoom`; 0 for a scene.
-        zoom: factor that scales an object to the size that the prior expects; 1 for a scene.
-        written: (up, front) for export, so that a written mesh is oriented as in the file; None: `up` and `front`.
-    """
-
+    # up, front: axes of the file that become +z and +x in the world, such as "+y"
     up: str = "+z"
     front: str = "+x"
-    scale: float = 1.0
-    centre: tuple[float, ...] = (0.0, 0.0, 0.0)
-    zoom: float = 1.0
+    scale: float = 1.0  # metres per unit of the file
+    centre: tuple[float, ...] = (0.0, 0.0, 0.0)  # (3,) centre of an object in metres, before `zoom`; 0 for a scene
+    zoom: float = 1.0  # factor that scales an object to the size that the prior expects; 1 for a scene
+    # (up, front) for export, so that a written mesh is oriented as in the file; None: `up` and `front`
     written: tuple[str, str] | None = None
 
     @classmethod
@@ -106,23 +100,14 @@ class MeshFrame:
 
 @dataclass(frozen=True)
 class SourceMesh:
-    """Triangle mesh of all parts of a file in world coordinates. Its surface may be open or closed.
+    """Triangle mesh of all parts of a file in world coordinates. Its surface may be open or closed."""
 
-    Attributes:
-        vertices: (V, 3) float32.
-        faces: (F, 3) vertex indices of the triangles.
-        uv: (V, 2) texture coordinates, v upwards; None unless all parts of the file have them.
-        normals: (V, 3) unit vertex normals from the file; None if the mesh was simplified.
-        frame: transform from the file to the world.
-        notes: texts for the user about changes of the mesh.
-    """
-
-    vertices: Array
-    faces: Array
-    uv: Array | None = None
-    normals: Array | None = None
-    frame: MeshFrame = MeshFrame()
-    notes: tuple[str, ...] = ()
+    vertices: Array  # (V, 3) float32
+    faces: Array  # (F, 3) vertex indices of the triangles
+    uv: Array | None = None  # (V, 2) texture coordinates, v upwards; None unless all parts of the file have them
+    normals: Array | None = None  # (V, 3) unit vertex normals from the file; None if the mesh was simplified
+    frame: MeshFrame = MeshFrame()  # transform from the file to the world
+    notes: tuple[str, ...] = ()  # texts for the user about changes of the mesh
 
 
 def read_source(path: Path, frame: MeshFrame, dtype: type[np.floating] = np.float32) -> SourceMesh:

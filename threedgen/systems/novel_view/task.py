@@ -52,17 +52,11 @@ SHEET_SCENES, SHEET_VIEWS, SHEET_STEPS = 3, 6, 32
 
 
 class Gap(NamedTuple):
-    """Result of the gap test at one noise level.
+    """Result of the gap test at one noise level."""
 
-    Attributes:
-        alpha_bar: noise level in (0, 1); 1 is without noise.
-        true: mean PSNR in dB if the model is conditioned on a view of the same scene.
-        shuffled: mean PSNR in dB if it is conditioned on a view of another scene.
-    """
-
-    alpha_bar: float
-    true: float
-    shuffled: float
+    alpha_bar: float  # noise level in (0, 1); 1 is without noise
+    true: float  # mean PSNR in dB if the model is conditioned on a view of the same scene
+    shuffled: float  # mean PSNR in dB if it is conditioned on a view of another scene
 
     @property
     def gap(self) -> float:
@@ -70,19 +64,12 @@ class Gap(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """B pairs of views, each of one scene, encoded for the model.
+    """B pairs of views, each of one scene, encoded for the model."""
 
-    Attributes:
-        x: (B, C, h, w) condition views, which the model is given.
-        x0: (B, C, h, w) target views, without noise.
-        c2w: (B, 2, 4, 4) camera-to-world poses; index 0 is the condition, index 1 the target.
-        K: (B, 3, 3) intrinsics in pixels.
-    """
-
-    x: Tensor
-    x0: Tensor
-    c2w: Tensor
-    K: Tensor
+    x: Tensor  # (B, C, h, w) condition views, which the model is given
+    x0: Tensor  # (B, C, h, w) target views, without noise
+    c2w: Tensor  # (B, 2, 4, 4) camera-to-world poses; index 0 is the condition, index 1 the target
+    K: Tensor  # (B, 3, 3) intrinsics in pixels
 
     def to(self, device: torch.device) -> Self:
         return type(self)(*(to_device(tensor, device) for tensor in self))

@@ -39,19 +39,14 @@ TURNS, TILT = 2.0, 15.0
 
 @dataclass(frozen=True)
 class Frames:
-    """N camera views (frames) of a scene, for which images are sampled.
+    """N camera views (frames) of a scene, for which images are sampled."""
 
-    Attributes:
-        cameras: N perspective cameras in world coordinates.
-        depth: (N, H, W) in metres along the viewing axis; 0 where unknown.
-        prompts, names: prompt and file name (without its suffix) of each frame.
-        keys: indices of the frames to sample first (key frames) if a ScanNet folder lists two or more, else None.
-    """
-
-    cameras: Cameras
-    depth: Tensor
+    cameras: Cameras  # N perspective cameras in world coordinates
+    depth: Tensor  # (N, H, W) in metres along the viewing axis; 0 where unknown
+    # prompts, names: prompt and file name (without its suffix) of each frame
     prompts: tuple[str, ...]
     names: tuple[str, ...]
+    # indices of the frames to sample first (key frames) if a ScanNet folder lists two or more, else None
     keys: tuple[int, ...] | None = None
 
     def __len__(self) -> int:

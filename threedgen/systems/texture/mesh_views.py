@@ -50,18 +50,12 @@ AXES = ("+x", "-x", "+y", "-y", "+z", "-z")
 
 
 class MeshViews(NamedTuple):
-    """N images of an object with their cameras.
+    """N images of an object with their cameras."""
 
-    Attributes:
-        images: (N, H, W, 3) in [0, 1].
-        masks: (N, H, W) opacity of the object in [0, 1]; None: unknown.
-        names: N names of the images.
-    """
-
-    images: Array
+    images: Array  # (N, H, W, 3) in [0, 1]
     cameras: Cameras
-    masks: Array | None = None
-    names: tuple[str, ...] = SIDES
+    masks: Array | None = None  # (N, H, W) opacity of the object in [0, 1]; None: unknown
+    names: tuple[str, ...] = SIDES  # N names of the images
 
     @property
     def blend(self) -> BlendOptions:

@@ -25,23 +25,14 @@ COMPANION_MAX = 0.3
 
 @dataclass(frozen=True)
 class Batch:
-    """Data of a training step: B images as latents, on any device.
+    """Data of a training step: B images as latents, on any device."""
 
-    Attributes:
-        latents: (B, C, h, w) clean latents.
-        t: (B,) int64 time steps.
-        noise: (B, C, h, w) unit Gaussian noise.
-        text: (B, L, D) encoded captions.
-        condition: further keyword arguments of the network.
-        weights: (B,) weights of the squared errors; None: all are 1.
-    """
-
-    latents: Tensor
-    t: Tensor
-    noise: Tensor
-    text: Tensor
-    condition: Tree = field(default_factory=dict)
-    weights: Tensor | None = None
+    latents: Tensor  # (B, C, h, w) clean latents
+    t: Tensor  # (B,) int64 time steps
+    noise: Tensor  # (B, C, h, w) unit Gaussian noise
+    text: Tensor  # (B, L, D) encoded captions
+    condition: Tree = field(default_factory=dict)  # further keyword arguments of the network
+    weights: Tensor | None = None  # (B,) weights of the squared errors; None: all are 1
 
 
 class Sheet(NamedTuple):

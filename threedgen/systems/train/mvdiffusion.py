@@ -55,16 +55,12 @@ SHEET_SCENES, SHEET_STEPS = 2, 30
 
 @dataclass(frozen=True)
 class SceneData:
-    """Cached training data of all scenes at one image size.
+    """Cached training data of all scenes at one image size."""
 
-    Attributes:
-        bank: latents of the views of each scene.
-        masks: single views with random holes, for the first stage of a model with a mask input; else None.
-        photos: first view of each scene with a hole around a photo, for the second stage of such a model; else None.
-    """
-
-    bank: SceneBank
+    bank: SceneBank  # latents of the views of each scene
+    # single views with random holes, for the first stage of a model with a mask input; else None
     masks: MaskBank | None = None
+    # first view of each scene with a hole around a photo, for the second stage of such a model; else None
     photos: MaskBank | None = None
 
 

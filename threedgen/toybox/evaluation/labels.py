@@ -45,21 +45,15 @@ class Truth:
     """Ground-truth labels of B images, with W words for parts and accessories.
 
     `OPEN` (-1) marks an unknown label, which losses and metrics leave out.
-
-    Attributes:
-        noun, colour: class indices (B,); the colour may be `OPEN`.
-        seen: (B, W), 1 for a visible part, 0 for an absent one, `OPEN` for one that is hardly visible.
-        part_colour: (B, W), colour index of each visible part, else `OPEN`.
-        azimuth: (B,), azimuth of the camera, radians.
-        front: (B,), bool, whether the object has a front.
     """
 
+    # noun, colour: class indices (B,); the colour may be `OPEN`
     noun: Tensor
     colour: Tensor
-    seen: Tensor
-    part_colour: Tensor
-    azimuth: Tensor
-    front: Tensor
+    seen: Tensor  # (B, W), 1 for a visible part, 0 for an absent one, `OPEN` for one that is hardly visible
+    part_colour: Tensor  # (B, W), colour index of each visible part, else `OPEN`
+    azimuth: Tensor  # (B,), azimuth of the camera, radians
+    front: Tensor  # (B,), bool, whether the object has a front
 
     def __getitem__(self, views: slice) -> "Truth":
         return Truth(*(value[views] for value in vars(self).values()))

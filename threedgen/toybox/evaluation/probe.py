@@ -31,43 +31,27 @@ N = TypeVar("N", bound=nn.Module)
 
 
 class Logits(NamedTuple):
-    """Outputs of the probe for B images, with N nouns, C colours and W words for parts and accessories.
+    """Outputs of the probe for B images, with N nouns, C colours and W words for parts and accessories."""
 
-    Attributes:
-        noun: logits (B, N).
-        colour: logits (B, C) of the colour of the object.
-        seen: logits (B, W) of independent probabilities that each part is visible.
-        part_colour: logits (B, W, C) of the colour of each part.
-        side: logits (B, 4) of the visible side: front, left, back, right.
-        heading: (B, 2), estimate of (cos, sin) of the camera azimuth.
-    """
-
-    noun: Tensor
-    colour: Tensor
-    seen: Tensor
-    part_colour: Tensor
-    side: Tensor
-    heading: Tensor
+    noun: Tensor  # logits (B, N)
+    colour: Tensor  # logits (B, C) of the colour of the object
+    seen: Tensor  # logits (B, W) of independent probabilities that each part is visible
+    part_colour: Tensor  # logits (B, W, C) of the colour of each part
+    side: Tensor  # logits (B, 4) of the visible side: front, left, back, right
+    heading: Tensor  # (B, 2), estimate of (cos, sin) of the camera azimuth
 
 
 @dataclass(frozen=True)
 class Answers:
-    """Predictions of the probe for V views, on the CPU, with N nouns, C colours and W words for parts and accessories.
+    """Predictions of the probe for V views, on the CPU, with N nouns, C colours and W words for parts and accessories."""
 
-    Attributes:
-        noun, colour: log-probabilities (V, N) and (V, C).
-        part: probability (V, W) that each part is visible.
-        part_colour: log-probabilities (V, W, C) of the colour of each part.
-        side: log-probabilities (V, 4) of the visible side: front, left, back, right.
-        azimuth: camera azimuth (V,), radians, in [-pi, pi].
-    """
-
+    # noun, colour: log-probabilities (V, N) and (V, C)
     noun: Tensor
     colour: Tensor
-    part: Tensor
-    part_colour: Tensor
-    side: Tensor
-    azimuth: Tensor
+    part: Tensor  # probability (V, W) that each part is visible
+    part_colour: Tensor  # log-probabilities (V, W, C) of the colour of each part
+    side: Tensor  # log-probabilities (V, 4) of the visible side: front, left, back, right
+    azimuth: Tensor  # camera azimuth (V,), radians, in [-pi, pi]
 
     def __getitem__(self, views: slice) -> "Answers":
         return Answers(*(value[views] for value in vars(self).values()))

@@ -81,15 +81,10 @@ def roughness(normal: Array, mask: Array) -> float | None:
 
 
 class Surface(NamedTuple):
-    """Measurements of the surface of a generated object.
+    """Measurements of the surface of a generated object."""
 
-    Attributes:
-        roughness: mean angle between normals of neighbouring pixels, degrees; None: no visible surface.
-        translucent: whether the density field behind the surface is translucent.
-    """
-
-    roughness: float | None
-    translucent: bool
+    roughness: float | None  # mean angle between normals of neighbouring pixels, degrees; None: no visible surface
+    translucent: bool  # whether the density field behind the surface is translucent
 
 
 def surface(run: Path, c2w: Array, fov: float, size: int, resolution: int) -> Surface | None:
@@ -159,21 +154,13 @@ SHEET_KEYS = ("noun", "colour", "bound", "order", "one_front")
 
 @dataclass(frozen=True)
 class Judged:
-    """Judged result for one held-out caption, with ground-truth objects for comparison.
+    """Judged result for one held-out caption, with ground-truth objects for comparison."""
 
-    Attributes:
-        case: specification of the object, with its caption.
-        views: images (V, H, W, 3) of the result, uint8 or in [0, 1].
-        verdict: verdict on the result.
-        truth: verdicts on true objects of the caption.
-        true_views: images (V, H, W, 3), uint8, of two true objects.
-    """
-
-    case: Case
-    views: Array
-    verdict: Verdict
-    truth: list[Verdict]
-    true_views: tuple[Array, Array]
+    case: Case  # specification of the object, with its caption
+    views: Array  # images (V, H, W, 3) of the result, uint8 or in [0, 1]
+    verdict: Verdict  # verdict on the result
+    truth: list[Verdict]  # verdicts on true objects of the caption
+    true_views: tuple[Array, Array]  # images (V, H, W, 3), uint8, of two true objects
 
 
 def judge_case(

@@ -45,14 +45,10 @@ class ClassifierSystem(System):
     """Base class of LightningModules that train a small network ``net`` on augmented toybox images.
 
     The data of a step depends only on the seed and the number of the step. ``rate`` is the learning rate.
-
-    Attributes:
-        result: file of the trained network, relative to the run folder.
-        shown: names of the metrics on the progress line.
     """
 
-    result: str
-    shown: tuple[str, ...]
+    result: str  # file of the trained network, relative to the run folder
+    shown: tuple[str, ...]  # names of the metrics on the progress line
     weight_decay = 0.02
 
     def __init__(self, config: TrainProbeConfig | TrainIdentityConfig, net: nn.Module, rate: Scheduled) -> None:

@@ -44,42 +44,28 @@ Recipe = Callable[[Builder], None]
 
 @dataclass(frozen=True)
 class Noun:
-    """Object class of the toybox, such as "dog".
+    """Object class of the toybox, such as "dog"."""
 
-    Attributes:
-        word: the noun itself.
-        family: group of nouns, such as "animals".
-        height: usual height in metres, including ears of animals, pots of plants and headboards of beds.
-        recipe: function that adds the solids of an object to a Builder.
-        front: False if the object looks the same from every side.
-        parts: parts that a caption can name and colour, such as "wheels".
-        wears: accessories that the object can have, such as "hat".
-    """
-
-    word: str
-    family: str
-    height: float
-    recipe: Recipe
-    front: bool
-    parts: tuple[str, ...]
-    wears: tuple[str, ...]
+    word: str  # the noun itself
+    family: str  # group of nouns, such as "animals"
+    height: float  # usual height in metres, including ears of animals, pots of plants and headboards of beds
+    recipe: Recipe  # function that adds the solids of an object to a Builder
+    front: bool  # False if the object looks the same from every side
+    parts: tuple[str, ...]  # parts that a caption can name and colour, such as "wheels"
+    wears: tuple[str, ...]  # accessories that the object can have, such as "hat"
 
 
 @dataclass(frozen=True)
 class Spec:
-    """Specification of an object in words, from which its caption is written. An empty string means unspecified.
+    """Specification of an object in words, from which its caption is written. An empty string means unspecified."""
 
-    Attributes:
-        noun: object class, such as "dog".
-        colour, size: words for the whole object, such as "red" and "small".
-        part, second: parts or accessories that the caption names, such as "hat".
-        part_colour, second_colour: colours of ``part`` and ``second``.
-    """
-
-    noun: str
+    noun: str  # object class, such as "dog"
+    # colour, size: words for the whole object, such as "red" and "small"
     colour: str = ""
     size: str = ""
+    # part, second: parts or accessories that the caption names, such as "hat"
     part: str = ""
+    # part_colour, second_colour: colours of ``part`` and ``second``
     part_colour: str = ""
     second: str = ""
     second_colour: str = ""

@@ -21,50 +21,36 @@ class Primitive:
     """Coloured solid, such as a sphere or a box, placed by an affine map.
 
     A point p in local axes is at ``matrix`` @ p + ``centre`` in world space.
-
-    Attributes:
-        kind: shape in local axes: SPHERE, BOX, FRUSTUM, TORUS, DOME or PRISM (constants of this module).
-        param: top radius of a FRUSTUM or tube radius of a TORUS, in local units; other kinds ignore it.
-        matrix: (3, 3), from local axes to world axes.
-        centre: (3,), position of the local origin in world space.
-        colour: (3,), sRGB in [0, 1].
-        label: name of the part or accessory to which the solid belongs, such as "body", "wheels" or "hat".
     """
 
-    kind: int
-    param: float
-    matrix: np.ndarray
-    centre: np.ndarray
-    colour: np.ndarray
-    label: str
+    kind: int  # shape in local axes: SPHERE, BOX, FRUSTUM, TORUS, DOME or PRISM (constants of this module)
+    param: float  # top radius of a FRUSTUM or tube radius of a TORUS, in local units; other kinds ignore it
+    matrix: np.ndarray  # (3, 3), from local axes to world axes
+    centre: np.ndarray  # (3,), position of the local origin in world space
+    colour: np.ndarray  # (3,), sRGB in [0, 1]
+    label: str  # name of the part or accessory to which the solid belongs, such as "body", "wheels" or "hat"
 
 
 @dataclass(frozen=True)
 class Asset:
-    """Captioned object made of solids. z is up, and the front faces +x. `Toybox` fits it into the ball of radius 0.85.
-
-    Attributes:
-        noun, colour, size: attributes of the object as words ("dog", "red", "small"). "" means unspecified.
-        part, second: parts or accessories to name in captions, such as "hat"; "" for none.
-        part_colour, second_colour: their colour words.
-        family: group of the noun, such as "animals".
-        front: False if the object looks the same from every side (a ball, an apple).
-        index: index in the data set, or -1.
-        labels: part names; label k + 1 in images and meshes is ``labels[k]``. Default: the labels of the solids.
-    """
+    """Captioned object made of solids. z is up, and the front faces +x. `Toybox` fits it into the ball of radius 0.85."""
 
     primitives: tuple[Primitive, ...]
     caption: str = ""
+    # noun, colour, size: attributes of the object as words ("dog", "red", "small"). "" means unspecified.
     noun: str = ""
-    family: str = ""
+    family: str = ""  # group of the noun, such as "animals"
     colour: str = ""
     size: str = ""
+    # part, second: parts or accessories to name in captions, such as "hat"; "" for none
     part: str = ""
+    # part_colour, second_colour: their colour words
     part_colour: str = ""
     second: str = ""
     second_colour: str = ""
-    front: bool = False
-    index: int = -1
+    front: bool = False  # False if the object looks the same from every side (a ball, an apple)
+    index: int = -1  # index in the data set, or -1
+    # part names; label k + 1 in images and meshes is ``labels[k]``. Default: the labels of the solids.
     labels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -40,19 +40,14 @@ GLASS, FRAME = (0.70, 0.86, 0.95), (0.93, 0.93, 0.90)
 
 @dataclass(frozen=True)
 class Room:
-    """Furnished room. Its items are the door, windows, furniture and other objects.
+    """Furnished room. Its items are the door, windows, furniture and other objects."""
 
-    Attributes:
-        asset: all solids. The label of a solid is ``str(k)`` if it belongs to ``items[k]``, and "" if it belongs to the
-            bare room (walls, floor, ceiling and lamp).
-        items: phrases for captions, such as "a red sofa".
-        lamp: position (3,) of the light in metres.
-        wall, floor: colour words of the walls and of the floor.
-    """
-
+    # all solids. The label of a solid is ``str(k)`` if it belongs to ``items[k]``, and "" if it belongs to the bare
+    # room (walls, floor, ceiling and lamp).
     asset: Asset
-    items: tuple[str, ...]
-    lamp: np.ndarray
+    items: tuple[str, ...]  # phrases for captions, such as "a red sofa"
+    lamp: np.ndarray  # position (3,) of the light in metres
+    # wall, floor: colour words of the walls and of the floor
     wall: str
     floor: str
 
