@@ -47,7 +47,7 @@ KEYS = ("noun", "colour", "part", "part_colour", "bound", "one_front", "order", 
 
 @dataclass(frozen=True)
 class MeasuredObject:
-    """Measurements of the 3D object of one prompt, and of a ground-truth object (``true_...``). None: not measurable."""
+    """Measurements of the 3D object of one prompt, and of a true object (``true_...``). None: not measurable."""
 
     judged: Judged  # verdicts of the classifier on both
     views: Array  # (8, H, W, 3), turntable views, uint8 or in [0, 1]; grey if the run failed

@@ -43,7 +43,7 @@ class Logits(NamedTuple):
 
 @dataclass(frozen=True)
 class Answers:
-    """Predictions of the probe for V views, on the CPU, with N nouns, C colours and W words for parts and accessories."""
+    """Predictions of the probe for V views, on the CPU: N nouns, C colours, W words for parts and accessories."""
 
     # noun, colour: log-probabilities (V, N) and (V, C)
     noun: Tensor

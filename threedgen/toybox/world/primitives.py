@@ -33,7 +33,7 @@ class Primitive:
 
 @dataclass(frozen=True)
 class Asset:
-    """Captioned object made of solids. z is up, and the front faces +x. `Toybox` fits it into the ball of radius 0.85."""
+    """Captioned object made of solids. z is up, the front faces +x. `Toybox` fits it into the ball of radius 0.85."""
 
     primitives: tuple[Primitive, ...]
     caption: str = ""
