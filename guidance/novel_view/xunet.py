@@ -128,7 +128,7 @@ class UNet(nn.Module):
 
 
 class XUNet(nn.Module):
-    """X-UNet of 3DiM on images (a `sampler.ViewModel`), or its baseline without cross-attention; at first zero."""
+    """X-UNet of 3DiM on images (`sampler.ViewModel`), or its baseline without cross-attention. Initial output: 0."""
 
     clip = 1.0
 
@@ -175,7 +175,7 @@ class XUNet(nn.Module):
         return self(x, z, levels, c2w, K, keep).float()
 
     def encode_cameras(self, c2w: Tensor, K: Tensor, cond_mask: Tensor | None) -> Tensor:
-        """Return the encoded rays (B, 2, D, H, W) of c2w (B, 2, 4, 4) and K (B, 3, 3); 0 without `cond_mask` (B,)."""
+        """Return encoded rays (B, 2, D, H, W) of c2w (B, 2, 4, 4), K (B, 3, 3); 0 where `cond_mask` (B,) is False."""
         c = self.config
         encoded = encode_rays(*pixel_rays(c2w, K[:, None], *c.size), c.origin_degrees, c.direction_degrees)
         if cond_mask is not None:

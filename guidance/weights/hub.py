@@ -109,7 +109,7 @@ def hub_file(repo: str, name: str) -> Path:
 
 
 def clip_folders(repo: str) -> list[str]:
-    """Return the sub-folders of a hub repository, cached ones if any, that may hold CLIP's tokenizer. ConfigError."""
+    """Return a hub repository's sub-folders, cached ones if any, for CLIP's tokenizer. Raises ConfigError."""
     folders = ["", "tokenizer/"]
     here = [inside for inside in folders if all(cached(repo, inside + name) for name in CLIP_FILES)]
     if not here and not reachable():

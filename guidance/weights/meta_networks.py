@@ -66,7 +66,7 @@ class MetaNetworks(NamedTuple):
 
 
 def meta_networks(weights: str, wanted: tuple[str, ...] = loading.PARTS) -> MetaNetworks:
-    """Build UNet and VAE on the meta device; weights on the hub are downloaded, except originals. ConfigError."""
+    """Build UNet and VAE on the meta device; downloads hub weights, except originals. Raises ConfigError."""
     if loading.awaited(weights):  # an original checkpoint, not downloaded for this
         unet, vae = _build(RELEASED_UNETS[weights], RELEASED_VAE)
         image = _image_encoder(RELEASED_IMAGE_ENCODER) if IMAGE_TOKENS in unet.config else None

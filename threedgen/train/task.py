@@ -61,7 +61,7 @@ class Task:
             logger.warning("the plug-in %s has changed since the run in %s stopped", file, self.folder)
 
     def load_prior(self, compact: bool = False) -> Any:
-        """Load the prior on the run's device, store its hashes; `compact`: GPU half precision. ConfigError."""
+        """Load the prior on the run's device, store its hashes; `compact`: GPU half precision. Raises ConfigError."""
         prior, trainer = self.config.prior, getattr(self.config, "trainer", None)
         prior = prior.compact() if compact else prior
         with within("prior"):  # before hashing, which reads all files again

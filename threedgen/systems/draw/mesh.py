@@ -155,7 +155,7 @@ def _normals(parts: tuple[Submesh, ...], points: Array, triangles: Array) -> Arr
 
 
 def read_object(config: SamplingConfig) -> SourceMesh:
-    """Read an object: centred, largest |coordinate| `HALF`, within `config.budget` triangles. ConfigError."""
+    """Read an object: centred, largest |coordinate| `HALF`, within `config.budget` triangles. Raises ConfigError."""
     frame, notes = MeshFrame.of(config), list[str]()
     source = read_source(Path(str(config.mesh)).expanduser(), frame, np.float64)
     low, high = source.vertices.min(0), source.vertices.max(0)

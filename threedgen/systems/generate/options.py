@@ -254,7 +254,7 @@ class GenerateConfig(PromptedConfig):
     )
 
     def stage(self, name: str) -> GenerateConfig:
-        """Return this config with the options `stages.NAME` of an earlier run, usually without asset. ConfigError."""
+        """Return this config with the options `stages.NAME`, usually without asset. Raises ConfigError."""
         stage = self.stages[name]
         if "out" in stage:
             problem = f"a stage has no folder of its own choice. Remove it: the folder is stages/{name} in the run's"

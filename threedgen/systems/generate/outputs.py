@@ -100,7 +100,7 @@ def write_mesh(view: FieldView, resolution: int, folder: Path, provenance: Tree,
 
 
 def make_asset(system: GenerateSystem, folder: Path, quiet: bool = True) -> ExportedAsset:
-    """Write the textured asset, with at least the smallest possible triangle budget; return it. ConfigError."""
+    """Write the textured asset, with at least the smallest possible triangle budget; return it. Raises ConfigError."""
     config = system.config
     elevations = config.camera.elevation_range
     view = field_view(system.field, system.occupancy, config.march, system.device, elevations)

@@ -79,7 +79,7 @@ def make(task: Task) -> None:
 def asset(
     view: FieldView, config: ImageTo3DConfig, provenance: dict[str, object], folder: Path, quiet: bool = True
 ) -> ExportedAsset:
-    """Write a field's textured asset with `provenance` (image, seed, hash), and return it. ConfigError."""
+    """Write a field's textured asset with `provenance` (image, seed, hash), and return it. Raises ConfigError."""
     name = asset_name(config.export.name or config.prompt)
     with progress_bar(quiet) as on_step:
         on_step("surface")

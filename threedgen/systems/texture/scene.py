@@ -54,7 +54,7 @@ WALK_VIEWS, SHEET_COLUMNS, FPS = 12, 6, 8
 
 
 def texture_scene(task: Task, rig: PathConfig) -> None:
-    """Sample images along a path, project them onto any mesh, write all. ConfigError, Stopped after Ctrl-C."""
+    """Sample images along a path, project them onto any mesh, write all. Raises ConfigError, Stopped after Ctrl-C."""
     config: TextureConfig = task.config
     frame = MeshFrame.of(config, config.scale)
     source = None if config.mesh is None else read_source(Path(config.mesh).expanduser(), frame)

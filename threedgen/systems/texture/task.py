@@ -58,7 +58,7 @@ SHEET_VIEWS = 12  # maximum number of images in views.png
 
 
 def texture_sides(task: Task, rig: SidesConfig) -> None:
-    """Texture an object from six sides or photos, and write all. ConfigError, Stopped after Ctrl-C."""
+    """Texture an object from six sides or photos, and write all. Raises ConfigError, Stopped after Ctrl-C."""
     config: TextureConfig = task.config
     found = read_views(config, rig)
     source, mesh, notes = read_mesh(config)
