@@ -127,7 +127,7 @@ class Schedule:
         return Schedule(self.betas.to(device), self.alpha_bar.to(device), self.prediction)
 
     def alpha_sigma(self, t: Timesteps, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Return sqrt(alpha_bar_t), sqrt(1 - alpha_bar_t) of one t or (B,), (1 or B, 1, ...) to multiply `like`."""
+        """Return sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t), (B or 1, 1, ...), to multiply `like` (B, ...)."""
         alpha_bar = self.alpha_bar.to(like.device)  # of a prior on a GPU it is there already
         index = t.to(like.device) if isinstance(t, Tensor) else t
         a = alpha_bar[index].reshape(-1, *[1] * (like.dim() - 1))

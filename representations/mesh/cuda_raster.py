@@ -13,7 +13,7 @@ NEAR = 1e-2  # depth of the clipping plane in world units, as in `threedgen.geom
 
 @torch.no_grad()
 def visible_faces(vertices: Tensor, faces: Tensor, cameras: Cameras) -> Tensor:
-    """Return the face index in each pixel, (B, H, W) int64, -1 without, of B perspective cameras."""
+    """Return the visible face of each pixel, (B, H, W) int64, -1 for the background, of B perspective cameras."""
     cameras = cameras.to(vertices.device)
     local = (vertices - cameras.position[:, None]) @ cameras.c2w[:, :3, :3]
     x, y, depth = (local * local.new_tensor([1.0, -1.0, -1.0]) @ cameras.K.mT).unbind(-1)  # pixel * depth, depth

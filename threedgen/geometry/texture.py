@@ -64,7 +64,7 @@ def scatter(values: Array, uv: Array, shape: tuple[int, int]) -> Array:
 
 
 def fill(texture: Array, covered: Array) -> Array:
-    """Fill texels (H, W, C) outside `covered` (H, W) with the nearest covered value. ConfigError without any."""
+    """Fill texels (H, W, C) outside `covered` (H, W) with the nearest covered value. ConfigError if none is."""
     if not covered.any():
         raise ConfigError("No face covers a texel. Check that uv coordinates are in [0, 1].")
     nearest = ndimage.distance_transform_edt(~covered, return_distances=False, return_indices=True)

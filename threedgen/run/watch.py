@@ -13,7 +13,7 @@ FROZEN_CHECKS, CHECK_SECONDS = 6, 5.0
 
 
 class FrozenProcesses:
-    """Killer of processes that FROZEN_CHECKS checks in a row, CHECK_SECONDS apart, find stopped. Call `kill` often."""
+    """Killer of frozen processes: stopped in FROZEN_CHECKS checks in a row, CHECK_SECONDS apart. Call `kill` often."""
 
     def __init__(self) -> None:
         self._checks, self._next = Counter[int](), 0.0
