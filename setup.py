@@ -1,6 +1,7 @@
 """Packaging. The folders guidance/ and representations/ stand at the top of the repository and are installed
-as threedgen.guidance and threedgen.representations; their bare names belong to other projects. configs/ and
-weights/ are installed as data beside them. In a checkout threedgen/__init__.py does the same mapping."""
+as threedgen.guidance and threedgen.representations; their bare names belong to other projects. configs/ and some of
+weights/ are installed as data beside them; weights/pyproject.toml packages the other weights. In a checkout
+threedgen/__init__.py does the same mapping."""
 
 import re
 from pathlib import Path
@@ -9,7 +10,7 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
 CODE = ("guidance", "representations")
-DATA = {"configs": ["**/*.yaml"], "weights": ["**/*"]}
+DATA = {"configs": ["**/*.yaml"], "weights": ["README.md", "toybox-prior/**/*", "toybox-matte/*", "threedim-toybox/*"]}
 
 VERSION = re.search(r'__version__ = "([^"]+)"', (ROOT / "threedgen/__init__.py").read_text(encoding="utf-8"))
 
@@ -92,6 +93,8 @@ setup(
         ],
         # make docs: the documentation as a site
         "docs": ["mkdocs>=1.6", "mkdocs-material>=9.7", "mkdocstrings[python]>=1.0"],
+        # embedded models that the default, quick and image configs do not need; see weights/pyproject.toml
+        "weights": ["threedgen-weights>=0.1,<0.2"],
         # back ends for GPUs; torch for CUDA brings triton along. tinycudann is on no index, see docs/gpu.md
         "nerfacc": ["nerfacc>=0.5.3"],
         "triton": ["triton>=3.2"],

@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 import threedgen
 from threedgen.config import registry
@@ -141,7 +142,7 @@ def imported() -> set[str]:
 
 def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None:
     groups, used = declared(), imported()
-    product = set().union(*(names for group, names in groups.items() if group not in ("dev", "docs")))
+    product = set().union(*(names for group, names in groups.items() if group not in ("dev", "docs", "weights")))
     assert used - product == ON_NO_INDEX
     assert product - used == USED_BY_LIBRARIES
 
@@ -180,26 +181,38 @@ def test_make_gives_the_prompt_as_it_was_typed(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_wheel_holds_everything_and_runs_alone(tmp_path: Path) -> None:
-    """Built from a copy, so that no build/ of the checkout leaks into it, and unpacked into a bare folder."""
+def test_wheels_hold_everything_and_run_alone(tmp_path: Path) -> None:
+    """Built from a copy, so that no build/ of the checkout leaks into them, and unpacked into a bare folder."""
     source = tmp_path / "source"
     ignored = shutil.ignore_patterns(
         ".git", ".venv", "build", "dist", "outputs", "*.egg-info", "__pycache__", ".*_cache"
     )
     shutil.copytree(ROOT, source, ignore=ignored)
-    build = python("-m", "pip", "wheel", "--no-deps", "-q", "-w", str(tmp_path / "wheels"), str(source), cwd=tmp_path)
+    files = {path for path in source.rglob("*") if path.is_file()}  # before the builds leave some
+    folders = [str(source), str(source / "weights")]
+    build = python("-m", "pip", "wheel", "--no-deps", "-q", "-w", str(tmp_path / "wheels"), *folders, cwd=tmp_path)
     assert build.returncode == 0, build.stderr
-    wheel = next((tmp_path / "wheels").glob("threedgen-*.whl"))
     site = tmp_path / "site"
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(site)
+    names: list[str] = []
+    for distribution in ("threedgen", "threedgen_weights"):
+        (wheel,) = (tmp_path / "wheels").glob(f"{distribution}-*.whl")
+        assert wheel.stat().st_size < 100e6
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(site)
+            names += archive.namelist()
+        words = ("-m", "threedgen", "--config", "sds-toybox", "prompt=a red car", "--dry-run")
+        done = python(*words, cwd=tmp_path, PYTHONPATH=str(site))
+        assert done.returncode == (2 if distribution == "threedgen" else 0), done.stderr
+        assert ("threedgen[weights]" in done.stderr) == (distribution == "threedgen")
+    assert len(names) == len(set(names))
+    (extra,) = re.findall(r'"(threedgen-weights.*)"', (ROOT / "setup.py").read_text(encoding="utf-8"))
+    assert Requirement(extra).specifier.contains(wheel.name.split("-")[1])
     assert sorted(path.name for path in site.iterdir() if not path.name.endswith(".dist-info")) == ["threedgen"]
     for folder in ("guidance", "representations", "configs", "weights"):
-        suffixes = (".py",) if folder in ("guidance", "representations") else None
-        for path in (ROOT / folder).rglob("*"):
-            wanted = path.is_file() and "__pycache__" not in path.parts
-            if wanted and (suffixes is None or path.suffix in suffixes):
-                assert (site / "threedgen" / path.relative_to(ROOT)).is_file(), path
+        suffixes = (".py",) if folder in ("guidance", "representations") else (".yaml", ".json", ".safetensors", "")
+        for path in files:
+            if source / folder in path.parents and path.suffix in suffixes:
+                assert (site / "threedgen" / path.relative_to(source)).is_file(), path
     for path in (ROOT / "threedgen").rglob("*"):
         if path.is_file() and path.suffix in (".py", ".typed", ".js", ".css", ".html"):
             assert (site / path.relative_to(ROOT)).is_file(), path

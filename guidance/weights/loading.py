@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from threedgen.config import ConfigError
+from threedgen.config.command import install
 from threedgen.config.errors import called, keyed, short
 from threedgen.config.optional import require
 from threedgen.places import folder
@@ -108,11 +109,14 @@ def local(weights: str) -> Path | None:
     raise ConfigError(f"there is no file or folder {weights!r}{fetch}; {RUNS_NOW}", "weights")
 
 
-def embedded(name: str) -> Path:
-    """Return the folder `name` of weights that come with threedgen."""
+def embedded(name: str, key: str = "weights") -> Path:
+    """Return the file or folder `name` in weights/. Raises ConfigError for the config key `key` if it is missing.
+
+    The package has the weights of the default config. The extra "weights" installs the others.
+    """
     path = folder("weights") / name
-    if not path.is_dir():
-        raise ConfigError(f"this installation lacks the embedded {name}; reinstall threedgen", "weights")
+    if not path.exists():
+        raise ConfigError(f"this installation lacks the embedded {Path(name).stem}: {install('weights')}", key)
     return path
 
 

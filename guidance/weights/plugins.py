@@ -4,12 +4,11 @@ from pathlib import Path
 from typing import Literal
 
 from threedgen.config.errors import ConfigError, called
-from threedgen.places import folder
 from threedgen.run.folder import made_by
 
 from .files import sniff
 from .hub import cached, hub_file, reachable
-from .loading import Identity, existing, hub_place
+from .loading import Identity, embedded, existing, hub_place
 
 Key = Literal["blocks", "adapter"]
 FILES: dict[Key, dict[str, str]] = {
@@ -33,7 +32,7 @@ def choice(key: Key, others: str) -> str:
 def locate(key: Key, name: str) -> Path:
     """Return the file of an embedded name, a path, or "owner/name/FILE" of the hub. ConfigError if it is missing."""
     file = FILES[key].get(name)
-    found = existing(name) if file is None else folder("weights") / f"{file}.safetensors"
+    found = existing(name) if file is None else embedded(f"{file}.safetensors", key)
     if found is None and (place := hub_place(name)) and not made_by(name) and (cached(*place) or reachable()):
         with called(key):
             found = hub_file(*place)

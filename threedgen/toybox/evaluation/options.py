@@ -11,7 +11,7 @@ from threedgen.config.command import command
 from threedgen.config.registry import Component
 from threedgen.config.sections import CheckpointConfig, RunConfig, TrainerConfig
 from threedgen.evaluation.options import SamplingConfig
-from threedgen.places import folder
+from threedgen.guidance.weights.loading import embedded
 from threedgen.run.disk import Tree
 from threedgen.run.folder import user_path
 
@@ -30,11 +30,12 @@ def network_file(weights: str, name: str, key: str, remedy: str) -> Path:
     ``weights`` is a .safetensors file, a folder with <name>.safetensors, or "embedded" for <name>.safetensors of this
     installation. ``remedy`` is the last sentence of the error message.
     """
-    path = folder("weights") if weights == "embedded" else user_path(weights, key)
-    path = path / f"{name}.safetensors" if path.is_dir() or weights == "embedded" else path
+    if weights == "embedded":
+        return embedded(f"{name}.safetensors", key)
+    path = user_path(weights, key)
+    path = path / f"{name}.safetensors" if path.is_dir() else path
     if not path.is_file():
-        problem = f"this installation lacks {name}" if weights == "embedded" else f"there is no file {weights[:120]!r}"
-        raise ConfigError(f"{problem}. {remedy}", key)
+        raise ConfigError(f"there is no file {weights[:120]!r}. {remedy}", key)
     return path
 
 
