@@ -116,7 +116,7 @@ def embedded(name: str, key: str = "weights") -> Path:
     """
     path = folder("weights") / name
     if not path.exists():
-        raise ConfigError(f"this installation lacks the embedded {Path(name).stem}: {install('weights')}", key)
+        raise ConfigError(f"this installation lacks the embedded {name}: {install('weights')}", key)
     return path
 
 

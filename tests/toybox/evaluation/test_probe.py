@@ -11,7 +11,8 @@ import torch
 from tests.support.errors import refused
 from tests.support.tiny_classifiers import TINY, tiny_probe
 from threedgen.config.plain_file import read_json
-from threedgen.toybox.evaluation import options, training
+from threedgen.guidance.weights import loading
+from threedgen.toybox.evaluation import training
 from threedgen.toybox.evaluation.labels import (
     OPEN,
     Labels,
@@ -177,14 +178,15 @@ def test_saved_probe_gives_the_same_answers(tmp_path: Path) -> None:
 
 
 def test_missing_and_damaged_probes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(options, "folder", lambda name: tmp_path / "nothing")
+    monkeypatch.setattr(loading, "folder", lambda name: tmp_path / "nothing")
     path = tmp_path / "toybox-probe.safetensors"
 
     def load(weights: str, *values: object) -> None:
         with refused("probe.weights", *values, "train-toybox-probe"):
             Probe.load(weights)
 
-    load("embedded", "toybox-probe")
+    with refused("probe.weights", "toybox-probe", "[weights]"):
+        Probe.load("embedded")
     load(str(tmp_path / "x.safetensors"), "x.safetensors")
     tiny_probe().save(path)
     content, card = path.read_bytes(), path.with_suffix(".json").read_text()

@@ -16,7 +16,7 @@ from threedgen import cli
 from threedgen.guidance.guidance import Condition
 from threedgen.guidance.priors.mvadapter.network import AdaptedUNet, Form, make_guider
 from threedgen.guidance.priors.mvadapter.weights import convert_adapter, load_adapter, save_adapter
-from threedgen.guidance.weights import plugins
+from threedgen.guidance.weights import loading
 from threedgen.guidance.weights.plugins import locate
 
 
@@ -142,8 +142,8 @@ def test_locate_suggests_embedded_names(tmp_path: Path, monkeypatch: pytest.Monk
         locate("adapter", "nowhere.safetensors")
     with refused("blocks", "toybox-pano", "toybox-panorama"):
         locate("blocks", "toybox-pano")
-    monkeypatch.setattr(plugins, "folder", lambda name: tmp_path / name)
-    with refused("adapter", "toybox-rays", "train-mvadapter"):  # not installed
+    monkeypatch.setattr(loading, "folder", lambda name: tmp_path / name)
+    with refused("adapter", "toybox-mvadapter/rays", "[weights]"):  # not installed
         locate("adapter", "toybox-rays")
 
 
