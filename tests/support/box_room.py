@@ -22,6 +22,7 @@ def solids() -> list[tuple[trimesh.Trimesh, Array]]:
     """Pieces and where they stand (4,4): walls, a pillar, a ball."""
     places = [(0, 0, SIZE[2] / 2), (1.2, 1.5, 0.6), (-1.2, -1.4, 0.5)]
     pieces = [trimesh.creation.box(SIZE), trimesh.creation.box((0.6, 0.6, 1.2)), trimesh.creation.icosphere(2, 0.5)]
+    pieces[0].invert()  # the walls face the inside
     return [(piece, trimesh.transformations.translation_matrix(at)) for piece, at in zip(pieces, places, strict=True)]
 
 

@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 
 from threedgen.toybox.world.builder import bounds
-from threedgen.toybox.world.rooms import HALF_WIDTH, HEIGHT, Room, Rooms, describe_view, look_c2w, render_rooms
+from threedgen.toybox.world.rooms import (
+    HALF_WIDTH,
+    HEIGHT,
+    Room,
+    Rooms,
+    describe_view,
+    furnish_from,
+    look_c2w,
+    render_rooms,
+)
 
 FIRST_ROOM = np.zeros(1, np.int64)
 FIXED = ("door", "window", "picture")
@@ -75,3 +84,15 @@ def test_clutter_scales_the_number_of_objects(rooms: list[Room]) -> None:
     full, few, none = counts(1.0), counts(0.4), counts(0.0)
     assert full == [len(standing(room)) for room in rooms]
     assert all(2 <= count <= 5 for count in few) and sum(few) < 0.7 * sum(full) and not any(none)
+
+
+def test_a_room_has_what_its_prompt_names() -> None:
+    text = "a pink room with a white floor, a red sofa, two green chairs, a blue door and a window"
+    room, lost = furnish_from(text, np.random.default_rng(0))
+    assert (room.wall, room.floor, lost) == ("pink", "white", [])
+    wanted = ["a red sofa", "a green chair", "a green chair", "a blue door", "a window"]
+    assert sorted(room.items) == sorted(wanted)
+    assert {solid.label for solid in room.asset.primitives} == {"", *map(str, range(5))}
+    crowded, lost = furnish_from("a red bed, " * 12, np.random.default_rng(0))
+    assert len(crowded.items) + len(lost) == 12 and set(lost) == {"bed"}
+    assert len(furnish_from("a pink room", np.random.default_rng(0))[0].items) == 4

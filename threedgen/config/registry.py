@@ -111,6 +111,8 @@ scene-source  toy-panoramas  toybox.data.room_scenes:RoomPanoramas  toybox.optio
 scene-source  toy-paths      toybox.data.room_scenes:room_paths     toybox.options:RoomPathsConfig
 scene-source  matterport     data.matterport:MatterportPanoramas    data.options:MatterportConfig
 scene-source  scannet        data.scannet:build                     data.options:ScanNetConfig
+# room for a prompt and a seed: triangles (T, 3, 3), function Cameras -> captions, notes
+room  toybox  toybox.data.room_scenes:prompted_room  config:Config
 # captioned sides of objects, built with a seed, a split, the control, and whether images are given:
 # threedgen.data.object_views.ObjectViews
 object-source  toybox  toybox.data.pictures:ToyboxObjects  toybox.options:ToyboxObjectsConfig

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import trimesh
 from PIL import Image
 
 from benchmarks.glb_check import Expected, check_glb
@@ -142,6 +143,25 @@ def test_one_prompt_per_frame(place: Path, capsys: pytest.CaptureFixture[str]) -
     (place / "lines.txt").write_text("a red house\n" * 8 + "a blue cat\n")
     assert ask(capsys, "prompt=", "prompts=lines.txt", "out=lines")[0] == 0
     assert json.loads(Path("lines", "cameras.json").read_text())["prompts"][-1] == "a blue cat"
+
+
+def test_room_of_its_own_names_in_each_frame_what_it_shows(capsys: pytest.CaptureFixture[str]) -> None:
+    text = "prompt=a red house, a blue room with a green sofa and a yellow bed"
+    code, out, err = ask(capsys, "mesh=", "rig.file=", "rig.frames=16", "rig.fov=90", text)
+    assert code == 0 and out.splitlines()[-1] == str(Path("run", "scene.glb")), err
+    prompts = json.loads(Path("run", "cameras.json").read_text())["prompts"]
+    assert all(prompt.startswith("a blue room with") for prompt in prompts)
+    for piece in ("green sofa", "yellow bed"):
+        assert 0 < sum(piece in prompt for prompt in prompts) < len(prompts)
+    ask(capsys, "mesh=", "rig.file=", "rig.frames=16", "rig.fov=90", text, "out=again")
+    assert frames() == frames("again")
+
+
+def test_object_seen_from_inside_is_no_room(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trimesh.creation.icosphere(2, 2.0).export(place / "ball.glb")
+    assert ask(capsys, "mesh=ball.glb", "rig.file=", "rig.frames=16", "rig.fov=90")[0] == 0
+    (note,) = summary()["notes"]
+    assert "100%" in note and "texture-toybox" in note
 
 
 @pytest.mark.parametrize(

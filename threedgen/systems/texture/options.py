@@ -100,7 +100,7 @@ class TextureConfig(SamplingConfig):
             self.check_adapter("geometry")
 
     def _check_path(self, rig: PathConfig) -> None:
-        if self.mesh is None and rig.scannet is None:
+        if self.mesh is None and rig.scannet is None and (rig.file != AUTO or self.vocabulary() is None):
             raise ConfigError("is missing. Give a scene, mesh=room.glb, or rig.scannet=FOLDER", "mesh")
         if self.mesh is not None:
             self.check_mesh()

@@ -19,7 +19,7 @@ import torch
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
-from threedgen.config import ConfigError
+from threedgen.config import ConfigError, registry
 from threedgen.export.files.glb import textured_glb_bytes
 from threedgen.export.shape.mesh import TexturedMesh, vertex_normals, vertex_tangents
 from threedgen.export.shape.topology import area_vectors, degenerate, weld
@@ -29,8 +29,9 @@ from threedgen.export.surface.from_views import render, texture_from_views
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.cameras_file import CAMERAS_FILE, write_cameras
 from threedgen.geometry.images import enlarge_small, grid, png, to_uint8, write_depth, write_mp4, write_png
+from threedgen.geometry.raster import rasterise_views
 from threedgen.guidance.options import MIN_OVERLAP
-from threedgen.run.arrays import Array
+from threedgen.run.arrays import Array, evenly_spaced
 from threedgen.run.disk import Tree, write_atomic, writing
 from threedgen.run.progress import Count
 from threedgen.run.prompts import prompt_warnings
@@ -51,6 +52,8 @@ TEXTURE = "texture.png"
 FILES: tuple[str, ...] = (FILM, "sheet.png", CAMERAS_FILE, GLB, TEXTURE, "walk.png")
 SCENE_SIZE = (1.0, 100.0)  # plausible range of a scene's longest side in metres; outside it the unit is probably wrong
 WALK_VIEWS, SHEET_COLUMNS, FPS = 12, 6, 8
+BACK_VIEWS, BACK_SIZE = 6, 48  # number and side in pixels of the renders in which back faces are counted
+MAX_BACK = 0.25  # toy rooms have 0, objects of the toybox 0.32 to 1
 
 
 def texture_scene(task: Task, rig: PathConfig) -> None:
@@ -58,8 +61,17 @@ def texture_scene(task: Task, rig: PathConfig) -> None:
     config: TextureConfig = task.config
     frame = MeshFrame.of(config, config.scale)
     source = None if config.mesh is None else read_source(Path(config.mesh).expanduser(), frame)
-    frames, notes = read_frames(config, rig, source, frame)
-    notes = [*(size_warning(source) if source is not None else []), *notes]
+    describe, notes = None, list[str]()
+    if source is None and rig.scannet is None:
+        triangles, describe, notes = registry.implementation("room", "toybox")(" ".join(config.texts()), config.seed)
+        vertices, faces, _ = weld(triangles.reshape(-1, 3), np.arange(3 * len(triangles)).reshape(-1, 3))
+        source = SourceMesh(vertices.astype(np.float32), faces)
+    frames, more = read_frames(config, rig, source, frame)
+    if describe is not None and config.prompt:
+        frames = replace(frames, prompts=tuple(describe(frames.cameras)))
+    if config.mesh is not None and source is not None:
+        notes += [*size_warning(source), *object_warning(source, frames.cameras)]
+    notes += more
     keys = choose_keys(frames, KEY_OVERLAP)
     key = "rig.file" if rig.scannet is None else "rig.scannet"
     notes += check_overlap(frames, keys, MIN_OVERLAP, key)
@@ -91,6 +103,19 @@ def size_warning(source: SourceMesh) -> list[str]:
     if SCENE_SIZE[0] <= size <= SCENE_SIZE[1]:
         return []
     return [f"the scene is {size:.4g} m long: if its unit is not the metre, set scale, such as 0.01 for centimetres"]
+
+
+def object_warning(source: SourceMesh, cameras: Cameras) -> list[str]:
+    """Return a list with a warning if cameras inside the mesh see back faces, as they do in an object, else []."""
+    at = cameras.select(evenly_spaced(len(cameras), BACK_VIEWS)).with_size(BACK_SIZE, BACK_SIZE)
+    faces = rasterise_views(source.vertices, source.faces, at).face
+    view, face = np.nonzero(faces >= 0)[0], faces[faces >= 0]
+    rays = source.vertices[source.faces[face, 0]] - at.c2w[view, :3, 3].numpy()
+    back = (np.einsum("nc,nc->n", area_vectors(source.vertices, source.faces)[face], rays) > 0).mean()
+    if back <= MAX_BACK:
+        return []
+    text = f"the cameras inside the mesh see {back:.0%} of its surface from behind, as in an object"
+    return [f"{text}; if it is one and no room, texture it with texture-toybox"]
 
 
 def write_frames(

@@ -152,7 +152,7 @@ def run(config: TextureConfig, resume: Path | None = None, quiet: bool = False) 
     rig = config.rig
     if isinstance(rig, PathConfig):
         work, files = partial(scene.texture_scene, rig=rig), scene.FILES
-        result = scene.FILM if config.mesh is None else scene.GLB
+        result = scene.GLB if config.mesh or rig.scannet is None else scene.FILM
     else:
         work, files = partial(texture_sides, rig=rig), FILES
         result = PREVIEW if config.views is None and not config.samples else GLB

@@ -1,6 +1,6 @@
 """Toy rooms as sources of scenes (``threedgen.data.scene_views.SceneSource``): panoramas and walks; room meshes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from math import radians
 
@@ -198,6 +198,22 @@ def room_triangles(room: world.Room) -> tuple[Array, Array, Array]:
     middle = corners.mean(1)
     inside = ((middle > low) & (middle < high)).all(1)
     return corners[inside], colours[inside], labels[inside]
+
+
+def prompted_room(prompt: str, seed: int) -> tuple[Array, Callable[[Cameras], list[str]], list[str]]:
+    """Make a room with the furniture that a prompt names.
+
+    Returns its triangles (T, 3, 3) in metres, a function that captions views from V cameras by what they show, and
+    notes for the user. The captions name two items at most, as in the training of the depth model.
+    """
+    room, lost = world.furnish_from(prompt, numpy_generator(seed, 0, "room"))
+
+    def describe(at: Cameras) -> list[str]:
+        labels = render_images(room, _resized(at, CAPTION_PIXELS), 1, True)[2]
+        return [world.describe_view(room, label, None) for label in labels]
+
+    notes = [f"the room has no place for another {noun}" for noun in lost]
+    return room_triangles(room)[0], describe, notes
 
 
 def glb(corners: Array, colours: Array) -> bytes:

@@ -3,6 +3,7 @@
 Lengths are metres; the origin is the centre of the floor, z points up. Room ``index`` depends only on seed and split.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -199,14 +200,14 @@ def sample_camera(rng: np.random.Generator) -> tuple[np.ndarray, float]:
 
 
 def describe_view(
-    room: Room, label: np.ndarray, rng: np.random.Generator, max_items: int = 3, min_area: float = 0.012
+    room: Room, label: np.ndarray, rng: np.random.Generator | None, max_items: int = 3, min_area: float = 0.012
 ) -> str:
     """Write the caption of a view, which names colours of the room and its largest visible items from left to right.
 
-    ``label`` (H, W) is a label image of ``render_rooms``, and ``rng`` chooses the wording. At most ``max_items`` items
-    are named, and only those that cover at least the fraction ``min_area`` of the image.
+    ``label`` (H, W) is a label image of ``render_rooms``, and ``rng`` chooses the wording; None: one with the floor.
+    At most ``max_items`` items are named, and only those that cover at least the fraction ``min_area`` of the image.
     """
-    n, wording = len(room.items), int(rng.integers(ROOM_WORDINGS))
+    n, wording = len(room.items), FLOOR_WORDING if rng is None else int(rng.integers(ROOM_WORDINGS))
     area = np.bincount(label.ravel(), minlength=n + 2)[1 : n + 1] / label.size
     largest = [k for k in np.argsort(-area, kind="stable") if area[k] >= min_area]
     visible = largest[: max_items - (wording == FLOOR_WORDING)]
@@ -270,6 +271,33 @@ def furnish(rng: np.random.Generator, clutter: float = 1.0) -> Room:
         _object(f, str(word), CORNER_OBJECTS, corner=True)
     if rng.random() < 0.6:
         _picture(f)
+    return _finish(f, wall, floor)
+
+
+def furnish_from(prompt: str, rng: np.random.Generator) -> tuple[Room, list[str]]:
+    """Furnish a room with the items and colours that ``prompt`` names; others are random. Without items it has four.
+
+    Returns the room, and the nouns for which there is no place.
+    """
+    found = ITEM.findall(prompt.lower())
+    colours = {noun: word for _, word, noun in found if noun in SURFACES}
+    items = [item for item in found if item[2] not in SURFACES] or [("", "", word) for word in UNPROMPTED]
+    items.sort(key=lambda item: item[2] != "door")  # a door needs free floor
+    wall, floor = colours.get("room") or colours.get("wall") or sample_colour(rng), colours.get("floor")
+    floor, f, lost = floor or sample_colour(rng), Furnisher(rng), list[str]()
+    _shell(f, colour_value(wall, rng), colour_value(floor, rng))
+    for count, colour, noun in items:
+        for _ in range(2 if count else 1):
+            before = len(f.items)
+            if noun in MOUNTED:
+                MOUNTED[noun](f, colour)
+            elif noun in CORNER_OBJECTS or not _object(f, noun, FURNITURE, False, colour):
+                _object(f, noun, FURNITURE | CORNER_OBJECTS, True, colour)
+            lost += [noun] if len(f.items) == before else []
+    return _finish(f, wall, floor), lost
+
+
+def _finish(f: Furnisher, wall: str, floor: str) -> Room:
     lamp = _ceiling_lamp(f)
     order = sorted(range(len(f.items)), key=lambda k: "door" in f.items[k] or "window" in f.items[k])
     rank = {str(old): str(new) for new, old in enumerate(order)} | {"": ""}
@@ -280,8 +308,8 @@ def furnish(rng: np.random.Generator, clutter: float = 1.0) -> Room:
     return Room(asset, items, lamp, wall, floor)
 
 
-def _sample_phrase(rng: np.random.Generator, noun: str) -> tuple[str, np.ndarray]:
-    word = sample_colour(rng)
+def _sample_phrase(rng: np.random.Generator, noun: str, word: str = "") -> tuple[str, np.ndarray]:
+    word = word or sample_colour(rng)
     return f"{article(word)} {word} {noun}", colour_value(word, rng)
 
 
@@ -298,11 +326,11 @@ def _shell(f: Furnisher, wall: np.ndarray, floor: np.ndarray) -> None:
     f.add(b.solids)
 
 
-def _door(f: Furnisher) -> None:
+def _door(f: Furnisher, colour_word: str = "") -> None:
     span = f.reserve_span(0.95)
     if span is None:
         return
-    phrase, colour = _sample_phrase(f.rng, "door")
+    phrase, colour = _sample_phrase(f.rng, "door", colour_word)
     b = Builder(f.rng, colour)
     b.box((0, 0, 1.0), (0.03, 0.47, 1.02), b.shade(colour, 0.65))
     b.box((0.02, 0, 0.98), (0.03, 0.41, 0.97))
@@ -315,7 +343,7 @@ def _door(f: Furnisher) -> None:
     f.occupied.append((front - 0.45, front + 0.45))
 
 
-def _window(f: Furnisher) -> None:
+def _window(f: Furnisher, _: str = "") -> None:
     width = 1.1
     span = f.reserve_span(width)
     if span is None:
@@ -328,7 +356,7 @@ def _window(f: Furnisher) -> None:
     f.mount(*span, 1.55, b, "a window")
 
 
-def _picture(f: Furnisher) -> None:
+def _picture(f: Furnisher, _: str = "") -> None:
     span = f.reserve_span(0.8)
     if span is None:
         return
@@ -354,7 +382,15 @@ def _ceiling_lamp(f: Furnisher) -> np.ndarray:
     return np.array([0.0, 0.0, h - 0.75])
 
 
-def _object(f: Furnisher, word: str, radii: dict[str, float], corner: bool) -> None:
+def _object(f: Furnisher, word: str, radii: dict[str, float], corner: bool, colour: str = "") -> bool:
     # radii is FURNITURE or CORNER_OBJECTS
-    spec = Spec(word, sample_colour(f.rng))
-    f.stand(build(spec, f.rng, variation=0), radii[word], caption(spec), corner)
+    spec = Spec(word, colour or sample_colour(f.rng))
+    return f.stand(build(spec, f.rng, variation=0), radii[word], caption(spec), corner)
+
+
+MOUNTED = {"door": _door, "window": _window, "picture": _picture}
+SURFACES, UNPROMPTED = ("room", "wall", "floor"), ("door", "window", "sofa", "table")
+"""Nouns whose colour is that of the walls or floor, and the items of a room whose prompt names none."""
+ITEM = re.compile(
+    rf"\b(two )?(?:({'|'.join(COLOURS)}) )?({'|'.join((*SURFACES, *MOUNTED, *FURNITURE, *CORNER_OBJECTS))})s?\b"
+)
