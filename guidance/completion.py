@@ -57,7 +57,8 @@ def complete_views(
     known_camera, camera = (prior.camera(poses.to(prior.device).float()) for poses in (views_c2w, c2w))
     if known_camera is None:
         raise ValueError("a prior without cameras cannot complete views")
-    text = prior.encode_prompt([prompt, negative_prompt]).split([1, 1])
+    text, negative = prior.encode_prompt([prompt, negative_prompt]).split([1, 1])
+    text = (prior.encode_code(text, z[None], views_c2w[None]), negative)
     condition = Condition(text, camera, len(c2w), single_view_uncond=prior.guide_views)
     denoise = with_companions(prior.denoise, Companions(noisy, known_camera), len(views))
     predict = guided(denoise, condition, guidance_scale)

@@ -218,6 +218,21 @@ class Prior(Protocol):
         """
         return None
 
+    def sample_code(self, text: Tensor, generator: Generators = None) -> Tensor:
+        """Sample an object code for each of n prompts, and return the embeddings `text` (n, L, D) that include it.
+
+        The code chooses what a prompt leaves unspecified, once for all views. Embeddings of a prior without object
+        codes are returned unchanged. `generator` is one random generator or a list of n.
+        """
+        return text
+
+    def encode_code(self, text: Tensor, latents: Tensor, c2w: Tensor) -> Tensor:
+        """Return the embeddings `text` (n, L, D) with the object codes of n objects of which V views are known.
+
+        `latents` are clean (n, V, C, h, w), `c2w` camera-to-world matrices (n, V, 4, 4). See `sample_code`.
+        """
+        return text
+
     def coarse_latents(self, text: Tensor, c2w: Tensor | None) -> Tensor | None:
         """Predict latents (B, C, h, w) from text (B, L, D) and camera-to-world matrices (B, 4, 4), without denoising.
 
@@ -261,6 +276,7 @@ class Prior(Protocol):
             poses = c2w.expand(len(prompts), n_view, 4, 4).flatten(0, 1).to(self.device).float()
             camera = self.camera(poses)
         text = self.encode_prompt([*prompts, negative_prompt]).split([len(prompts), 1])
+        text = (self.sample_code(text[0], generator), text[1])
         count = len(prompts) * n_view
         reference, separate = self.reference(text[0][:1]), self.guide_views and n_view > 1
         condition = Condition(text, camera, n_view, reference=reference, single_view_uncond=separate)

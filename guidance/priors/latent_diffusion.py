@@ -23,7 +23,7 @@ from threedgen.guidance.coarse import CoarsePredictor
 from threedgen.guidance.cuda_graph import GraphedCalls
 from threedgen.guidance.options import DraftedConfig, StableDiffusionConfig
 from threedgen.guidance.prior import Prior
-from threedgen.guidance.sampling import check_half_size, fresh_noise
+from threedgen.guidance.sampling import Generators, check_half_size, fresh_noise
 from threedgen.guidance.schedule import Prediction, Schedule
 from threedgen.guidance.weights import components, ldm, tokens
 from threedgen.guidance.weights.components import SecondText
@@ -249,8 +249,42 @@ class LatentDiffusion(Prior):
 
     @property
     def text_shape(self) -> tuple[int, int]:
-        count = self.max_tokens * len(self.prompt_variants([""])) + has_added_conditioning(self.unet)
+        count = self.max_tokens * len(self.prompt_variants([""])) + has_added_conditioning(self.unet) + self.has_code
         return count, self.unet.config["cross_attention_dim"]
+
+    @property
+    def predictor(self) -> CoarsePredictor | None:
+        """Coarse predictor from whose output samples start; None: they start from noise."""
+        return self.coarse
+
+    @property
+    def has_code(self) -> bool:
+        """Whether the last row of a text embedding is an object code for the coarse predictor; 0: unspecified."""
+        return self.predictor is not None and bool(self.predictor.config["code"])
+
+    def split_text(self, text: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Split embeddings (n, L, D) into those for the UNet, those for the coarse predictor, and codes (n, D)."""
+        words, code = (text[:, :-1], text[:, -1]) if self.has_code else (text, None)
+        first, last = words.chunk(2, 1) if words.shape[1] == 2 * self.max_tokens else (words, words)
+        return first, last, code
+
+    @torch.no_grad()
+    def sample_code(self, text: Tensor, generator: Generators = None) -> Tensor:
+        if self.predictor is None or not self.has_code:
+            return text
+        noise = fresh_noise(text[:, -1], generator)
+        with self.autocast():
+            code = self.predictor.sampler.sample(self.split_text(text)[1], noise)
+        return torch.cat([text[:, :-1], code[:, None]], 1)
+
+    @torch.no_grad()
+    def encode_code(self, text: Tensor, latents: Tensor, c2w: Tensor) -> Tensor:
+        if self.predictor is None or not self.has_code:
+            return text
+        camera = camera_vector(c2w.flatten(0, 1).to(self.device).float()).unflatten(0, c2w.shape[:2])
+        with self.autocast():
+            code = self.predictor.encode(latents, camera)
+        return torch.cat([text[:, :-1], code[:, None]], 1)
 
     @torch.no_grad()
     def encode_prompt(self, prompts: list[str]) -> Tensor:
@@ -261,7 +295,8 @@ class LatentDiffusion(Prior):
         """
         prompts = [self.read_prompt(prompt).text for prompt in prompts]
         self.note_cuts(prompts)
-        return torch.cat([self._encode(variant) for variant in self.prompt_variants(prompts)], dim=1)
+        text = torch.cat([self._encode(variant) for variant in self.prompt_variants(prompts)], dim=1)
+        return F.pad(text, (0, 0, 0, 1)) if self.has_code else text
 
     def prompt_variants(self, prompts: list[str]) -> list[list[str]]:
         """Return the texts to encode for n prompts: one or two lists of n texts.
@@ -347,8 +382,8 @@ class LatentDiffusion(Prior):
         if not self.needs_camera:
             camera, n_view = None, 1
         if self.coarse is not None:
-            text, coarse_text = text.chunk(2, 1) if text.shape[1] == 2 * self.max_tokens else (text, text)
-            coarse = self.coarse(coarse_text, camera) if coarse is None else coarse
+            text, coarse_text, code = self.split_text(text)
+            coarse = self.coarse(coarse_text, camera, code) if coarse is None else coarse
             if coarse.shape[-2:] != x.shape[-2:]:  # images of another size than it was trained at
                 coarse = F.interpolate(coarse, x.shape[-2:], mode="bilinear", align_corners=False)
             x = torch.cat([x, coarse.to(x.dtype)], dim=1)
@@ -356,15 +391,16 @@ class LatentDiffusion(Prior):
         return predict(self.unet, x, t, text, camera, n_view, factor=self.factor)
 
     @torch.no_grad()
-    def predict_coarse(self, coarse: CoarsePredictor | None, text: Tensor, c2w: Tensor) -> Tensor | None:
-        """Predict latents (B, *latent_shape) with the network `coarse`; return None if it is None.
+    def predict_coarse(self, text: Tensor, c2w: Tensor) -> Tensor | None:
+        """Predict latents (B, *latent_shape) with the coarse predictor; return None if there is none.
 
         `text` are embeddings (B, L, D), `c2w` camera-to-world matrices (B, 4, 4).
         """
-        if coarse is None:
+        if self.predictor is None:
             return None
         with self.autocast():
-            found = coarse(text, camera_vector(c2w.to(self.device).float())).float()
+            _, words, code = self.split_text(text)
+            found = self.predictor(words, camera_vector(c2w.to(self.device).float()), code).float()
         return F.interpolate(found, self.latent_shape[1:], mode="bilinear", align_corners=False)
 
     def network(self, x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None = None, n_view: int = 1) -> Tensor:

@@ -39,4 +39,4 @@ class MVDream(LatentDiffusion, MultiviewPrior):
         added = self.identifiers or self.embedded_words
         if c2w is None or added or self.coarse is None or not self.coarse.config["starts_samples"]:
             return None
-        return self.predict_coarse(self.coarse, text, c2w)
+        return self.predict_coarse(text, c2w)

@@ -11,7 +11,9 @@ from tests.support.errors import refused
 from tests.support.script_poses import script_poses
 from tests.support.tiny_prior import TEXT_WIDTH, coarse_prior, cpu, output, tiny_coarse, tiny_prior
 from threedgen.guidance.coarse import camera_harmonics
+from threedgen.guidance.object_code import CodeSampler
 from threedgen.guidance.priors.mvdream import MVDream, camera_vector
+from threedgen.toybox.training.networks import coded
 
 
 @torch.no_grad()
@@ -25,6 +27,70 @@ def test_each_image_depends_on_its_own_text_and_camera() -> None:
     for other in (coarse(text.roll(1, 0), camera), coarse(text, camera.roll(1, 0)), coarse(text, None)):
         assert ((other - whole).flatten(1).abs().amax(1) > 1e-3).all()
     torch.testing.assert_close(*coarse(text[:1].repeat(2, 1, 1), None), msg="without a camera images are equal")
+
+
+@torch.no_grad()
+def test_code_is_encoded_from_views_in_any_order_and_number() -> None:
+    coarse, z, camera = (
+        tiny_coarse(code=True),
+        torch.randn(2, 3, 4, 8, 8, generator=cpu()),
+        camera_vector(script_poses(6)),
+    )
+    camera = camera.unflatten(0, (2, 3))
+    code = coarse.encode(z, camera)
+    torch.testing.assert_close(code.square().mean(1), torch.ones(2))
+    torch.testing.assert_close(coarse.encode(z.flip(1), camera.flip(1)), code, atol=1e-5, rtol=1e-4)
+    assert (coarse.encode(z.flip(1), camera) - code).abs().max() > 1e-3, "a view belongs to its camera"
+    assert coarse.encode(z[:, :1], camera[:, :1]).shape == (2, TEXT_WIDTH)
+
+
+@torch.no_grad()
+def test_predictor_that_gets_codes_keeps_its_weights() -> None:
+    old, text, camera = tiny_coarse(), torch.randn(2, 5, TEXT_WIDTH, generator=cpu()), camera_vector(script_poses(2))
+    new = coded(old).eval()
+    assert coded(new) is new
+    code = torch.randn(2, TEXT_WIDTH, generator=cpu())
+    kept = new.state_dict()
+    assert all(torch.equal(kept[name], value) for name, value in old.state_dict().items())
+    assert (new(text, camera) - old(text, camera)).square().mean() < 0.3 * old(text, camera).var()
+    torch.testing.assert_close(new(text, camera, torch.zeros_like(code)), new(text, camera))
+    new.code_width.weight.normal_(generator=cpu())
+    assert ((new(text, camera, code) - new(text, camera)).flatten(1).abs().amax(1) > 1e-3).all()
+
+
+def test_sampled_codes_follow_the_caption() -> None:
+    torch.manual_seed(0)
+    sampler, text = CodeSampler(8, 8), torch.eye(8)[:2, None] * 3
+    targets = torch.tensor([[1.0, -1.0] * 4, [1.0] * 4 + [-1.0] * 4])
+    optimizer = torch.optim.Adam(sampler.parameters(), 3e-3)
+    for _ in range(150):
+        row, noise, t = torch.randint(2, (32,)), torch.randn(32, 8), torch.rand(32)
+        velocity = sampler(torch.lerp(noise, targets[row], t[:, None]), t, sampler.encode_text(text[row]))
+        optimizer.zero_grad()
+        (velocity - targets[row] + noise).square().mean().backward()
+        optimizer.step()
+    samples = sampler.sample(text.repeat_interleave(32, 0), torch.randn(64, 8, generator=cpu())).unflatten(0, (2, 32))
+    assert (samples.mean(1) - targets).abs().max() < 0.4
+
+
+@torch.no_grad()
+def test_seed_chooses_one_code_for_all_views_of_a_prompt() -> None:
+    prior, c2w = coarse_prior(tiny_coarse(code=True)), script_poses(2)
+    text = prior.encode_prompt(["a dog", "a cat"])
+    assert text.shape == (2, *prior.text_shape) and not text[:, -1].any()
+    rngs = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
+    both = prior.sample_code(text, rngs)
+    assert torch.equal(both[:, :-1], text[:, :-1]) and both[:, -1].any(1).all()
+    torch.testing.assert_close(prior.sample_code(text[1:], torch.Generator().manual_seed(2)), both[1:])
+    assert (prior.sample_code(text[1:], torch.Generator().manual_seed(3)) - both[1:]).abs().max() > 1e-3
+    prior.coarse.code_width.weight.mul_(10)
+    first, second = (prior.sample("a dog", c2w, steps=1, generator=torch.Generator().manual_seed(k)) for k in (1, 2))
+    coarse = [prior.coarse_latents(one.expand(2, -1, -1), c2w) for one in (text[:1], both[:1])]
+    assert (coarse[0] - coarse[1]).abs().max() > 1e-3 and (first - second).abs().max() > 1e-3
+    views = torch.randn(1, 2, *prior.latent_shape, generator=cpu())
+    assert torch.equal(
+        prior.encode_code(text[:1], views, c2w[None])[:, -1], prior.coarse.encode(views, camera_vector(c2w)[None])
+    )
 
 
 @pytest.mark.parametrize("elevation", [-30.0, 0.0, 45.0])

@@ -129,11 +129,15 @@ class MVAdapter(LatentDiffusion):
         self.coarse_predictor = other.coarse
         return self
 
+    @property
+    def predictor(self) -> CoarsePredictor | None:
+        return self.coarse_predictor
+
     def coarse_latents(self, text: Tensor, c2w: Tensor | None) -> Tensor | None:
         # a mesh or an image conditions the samples more precisely
         if c2w is None or self.form.control == "geometry" or self.reference_image is not None:
             return None
-        return self.predict_coarse(self.coarse_predictor, text, c2w)
+        return self.predict_coarse(text, c2w)
 
     def reference(self, text: Tensor, background: Tensor | None = None) -> Features | None:
         return None if self.reference_image is None else self.reference_features(self.reference_image[None], text)
@@ -182,7 +186,10 @@ class MVAdapter(LatentDiffusion):
             n_view: number of views per object.
             reference: features of R reference images by layer, where R divides B; None: no image.
         """
-        base_t = t if self.base_timesteps is None else self.base_timesteps.to(t.device)[t]
+        base_t, text = (
+            t if self.base_timesteps is None else self.base_timesteps.to(t.device)[t],
+            self.split_text(text)[0],
+        )
         if self.adapted is None:
             return super().network(x, base_t, text)
         with self.autocast():
@@ -203,7 +210,7 @@ class MVAdapter(LatentDiffusion):
         """
         adapted, latents = self.require_ref(), self.encode_views(images)
         with self.autocast():
-            return adapted.reference_features(latents, text)
+            return adapted.reference_features(latents, self.split_text(text)[0])
 
     @property
     def unit(self) -> int:
@@ -262,12 +269,15 @@ class MVAdapter(LatentDiffusion):
 
         return sample_images(self, n_view, full_size, sample_pass, generator, sync, init=init)
 
-    def init_latents(self, prompt: str, c2w: Tensor, size: Size | None = None) -> InitLatents | None:
-        """Return the img2img start for a prompt and camera-to-world poses (V, 4, 4).
+    def init_latents(
+        self, prompt: str, c2w: Tensor, size: Size | None = None, generator: Generators = None
+    ) -> InitLatents | None:
+        """Return the img2img start for a prompt and poses (V, 4, 4), camera to world. `generator` is for the object code.
 
         Returns None, to start from noise, without a coarse predictor or if `size` (H, W) is not `image_size`.
         """
         if size not in (None, (self.image_size, self.image_size)):
             return None
-        coarse = self.coarse_latents(self.encode_prompt([prompt] * len(c2w)), c2w)
+        text = self.sample_code(self.encode_prompt([prompt]), generator)
+        coarse = self.coarse_latents(text.expand(len(c2w), -1, -1), c2w)
         return None if coarse is None else InitLatents(coarse, COARSE_STRENGTH)

@@ -214,7 +214,7 @@ class MVAdapterSampler(GroupSampler):
             guidance_scale=c.guidance_scale,
             negative_prompt="",
             generator=rng,
-            init=None if image is not None else model.init_latents(request.text, c2w),
+            init=None if image is not None else model.init_latents(request.text, c2w, generator=rng),
         )
 
     def _condition(self, request: Request) -> Tensor:

@@ -76,7 +76,8 @@ def sample_views(
     image = None if cut is None else framed(torch.from_numpy(cut), *size)
 
     def sample() -> Tensor:
-        init = model.init_latents(text, cameras.c2w, size) if image is None else None
+        rng = generator(config.seed, 0, "object")
+        init = model.init_latents(text, cameras.c2w, size, rng) if image is None else None
         with task.track_progress("sampling", total_steps(config.steps, model.draft, sync.rounds, init)) as on_step:
             return model.sample_views(
                 text,

@@ -21,6 +21,7 @@ from threedgen.run.cache import cached_tensor
 from threedgen.run.memory import explain_out_of_memory
 from threedgen.run.metrics import read_summary
 from threedgen.run.prompts import prompt_warnings
+from threedgen.run.seeding import generator
 from threedgen.run.text import say
 from threedgen.run.threads import set_threads
 from threedgen.systems.generate.options import GenerateConfig
@@ -29,7 +30,7 @@ from threedgen.train.task import Stopped, Task, device, execute, finished
 
 from .presets import chosen
 from .result import FILES, Run, print_result
-from .views import sample_views
+from .views import FIRST_VIEWS, sample_views
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +101,7 @@ def work(task: Task, start: Path | None = None) -> Status:
         prior = task.load_prior(compact=True)
         notes = prompt_warnings(prompt, prior, config.prompt_notes()) if prompt else []
         texts = prompts(prompt, config.negative_prompt, config.view_prompts)
-        text = embeddings(folder, prior, texts + [""] * config.empty_prompt)
+        text = embeddings(folder, prior, texts + [""] * config.empty_prompt, config.seed)
         views, cameras = sample_views(config, prior, prompt, folder, task.quiet)
     if not config.round_steps:
         prior.free_text_encoder()
@@ -141,7 +142,22 @@ def check_backends(config: GenerateConfig) -> None:
             load_backend(modules, getattr(options, "backend", "auto"), target)
 
 
-def embeddings(folder: Path, prior: Prior, texts: list[str]) -> Tensor:
-    """Return the text embeddings (n, L, D) of n texts, cached in the run folder so that a resumed run reuses them."""
-    shape = (len(texts), *prior.text_shape)
-    return cached_tensor(folder / "text.safetensors", "text", shape, lambda: prior.encode_prompt(texts))
+def embeddings(folder: Path, prior: Prior, texts: list[str], seed: int) -> Tensor:
+    """Return the text embeddings (n, L, D) of n texts, cached in the run folder so that a resumed run reuses them.
+
+    All texts but the second, the negative prompt, and empty ones describe the object of the run. They get the object
+    code of its first views (`sample_views`).
+    """
+
+    def encode() -> Tensor:
+        parts = prior.encode_prompt(texts).split(1)
+        described = [bool(text) and k != 1 for k, text in enumerate(texts)]
+        rngs = [generator(seed, 0, FIRST_VIEWS) for _ in texts]
+        return torch.cat(
+            [
+                prior.sample_code(part, rng) if yes else part
+                for part, rng, yes in zip(parts, rngs, described, strict=True)
+            ]
+        )
+
+    return cached_tensor(folder / "text.safetensors", "text", (len(texts), *prior.text_shape), encode)

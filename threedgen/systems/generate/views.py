@@ -35,6 +35,8 @@ from threedgen.systems.generate.options import GenerateConfig
 
 logger = logging.getLogger(__name__)
 
+FIRST_VIEWS = "preview"
+"""Purpose of the random numbers of the first views. The first of them select the object code."""
 IMAGE_SHARE = 0.7
 """Fraction of the given image that the object's longer side fills; the mean of toybox renders with these cameras."""
 IMAGE_WEIGHT = 4  # weight of the given image in the fit; each completed view has weight 1
@@ -64,7 +66,7 @@ def sample_views(
     cameras = view_cameras(config, groups, size)
 
     def sample() -> Tensor:
-        rng, negative, c2w = generator(config.seed, 0, "preview"), config.negative_prompt, cameras.c2w
+        rng, negative, c2w = generator(config.seed, 0, FIRST_VIEWS), config.negative_prompt, cameras.c2w
 
         def complete(views: Tensor, count: int, steps: int) -> Tensor:
             known, new = c2w[: len(views)], c2w[len(views) : count]

@@ -94,13 +94,15 @@ class MultiviewDiffusionConfig(DiffusionConfig):
     n_view: int = Field(4, ge=2, le=16, description="views of an object that attend to each other")
     two_d: base.Share = Field(0.3, description="share of batches of single images without cameras")
     view_noise: base.ViewNoiseConfig = base.ViewNoiseConfig()
+    object_codes: base.Share = Field(0.0, description="share of objects whose coarse prediction has their object code")
 
 
 class CoarseConfig(Config):
-    """Training of the coarse predictor, which computes latents from caption and camera in one step."""
+    """Training of the coarse predictor, which computes latents from caption, camera and object code in one step."""
 
-    max_steps: base.Count = 20_000
-    pictures: Images = 200_000
+    max_steps: base.Count = 8000
+    sampler_steps: base.Count = Field(4000, description="steps of the sampler of object codes")
+    objects: base.Count = Field(40_000, description="number of distinct objects")
     learning_rate: Scheduled = Field({"0%": 0.0, "1%": 2e-3, "40%": 2e-3, "100%": 2e-5})
 
 

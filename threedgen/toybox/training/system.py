@@ -1,6 +1,6 @@
 """LightningModules that train the UNet of a 2D model or of a multi-view prior, and the coarse predictor of a prior."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -36,11 +36,18 @@ from .options import (
 )
 from .text_encoder import vocabulary_digest
 
-TWO_D, NO_TEXT = 0.15, 0.1
-"""Fraction of the steps without cameras, and fraction of the captions that are dropped."""
+TWO_D, NO_TEXT, NO_CODE = 0.03, 0.2, 0.15
+"""Fraction of the steps without cameras, and fractions of the captions and of the object codes that are dropped."""
 WEIGHT_DECAY, EMA_DECAY = 0.05, 0.998
-BATCH, FIRST, FRESH = 128, 8192, 8
-"""Images per step, images available at the first step, and new images per step."""
+SOURCES, TARGETS, ALL_SOURCES = 4, 2, 0.75
+"""Maximum number of views from which the code is encoded, number of predicted views, and share of the steps that encode
+the maximum."""
+OBJECTS, BATCH, LEVELS = 32, 128, 3
+"""Objects per step of the coarse predictor; captions per step of the code sampler, and noise levels for each."""
+CODE_NOISE = 0.3
+"""Standard deviation of the noise on object codes in training; codes have the standard deviation 1."""
+FIRST, FRESH = 2048, 4
+"""Objects available at the first step, and new objects per step."""
 SHEET_PROMPTS = (
     "a blue dog wearing a red hat",
     "a yellow car with black wheels",
@@ -76,6 +83,7 @@ class PriorSystem(DenoisingSystem):
 
     stage = "UNet"
     options: DiffusionConfig
+    object_codes = 0.0
 
     def __init__(
         self,
@@ -88,7 +96,7 @@ class PriorSystem(DenoisingSystem):
         self.timestep_power = self.options.timestep_power
         self.timestep_logit_normal = self.options.timestep_logit_normal
         if isinstance(self.options, MultiviewDiffusionConfig):
-            self.view_noise = self.options.view_noise
+            self.view_noise, self.object_codes = self.options.view_noise, self.options.object_codes
             if self.view_noise.companions:
                 prior.unet.register_to_config(**{SEPARATE_LEVELS: True})
         self.n_view = max((bank.source.n_view for _, bank in banks), default=1)
@@ -137,11 +145,24 @@ class PriorSystem(DenoisingSystem):
         dropped = [rng.random() < o.no_text for _ in chosen][part]
         t, noise = (x[part].flatten(0, 1) for x in self.sample_noise(step, (len(chosen), *bank.latent_shape), gen))
         chosen = chosen[part]
-        captions = drop_captions(bank.captions(chosen), dropped)
+        captions, z = drop_captions(bank.captions(chosen), dropped), bank.latents(chosen)
         camera = camera_vector(bank.c2w(chosen).flatten(0, 1)).to(self.device) if n_view > 1 else None
         with autocast_bf16(self.device):
-            text = self.model.encode_prompt(captions).repeat_interleave(n_view, 0)
-        return Batch(bank.latents(chosen).flatten(0, 1), t, noise, text, {"camera": camera, "n_view": n_view})
+            text = self.model.encode_prompt(captions)
+        if camera is not None and self.model.has_code:
+            text = self.with_codes(text, z, bank.c2w(chosen), self.rng(step, "codes"))
+        text = text.repeat_interleave(n_view, 0)
+        return Batch(z.flatten(0, 1), t, noise, text, {"camera": camera, "n_view": n_view})
+
+    def with_codes(self, text: Tensor, z: Tensor, c2w: Tensor, rng: torch.Generator) -> Tensor:
+        """Return the embeddings `text` (n, L, D) with the noisy object codes of a share of the objects."""
+        coded = self.model.encode_code(text, z.to(self.device), c2w)
+        code = coded[:, -1:]
+        noise, known = (
+            f(code.shape[:1] + (1, n), generator=rng) for f, n in ((torch.randn, code.shape[2]), (torch.rand, 1))
+        )
+        code = (code + CODE_NOISE * noise.to(code)) * (known < self.object_codes).to(code)
+        return torch.cat([coded[:, :-1], code], 1)
 
     def predict(self, x: Tensor, t: Tensor, batch: Batch) -> Tensor:
         with autocast_bf16(self.device):
@@ -206,11 +227,12 @@ class OwnPriorSystem(PriorSystem):
 
 
 class CoarseSystem(AveragedSystem):
-    """LightningModule that trains `coarse`, a network that predicts latents from caption and camera in one step.
+    """LightningModule that trains `coarse`, which predicts latents of an object in one step, and its object encoder.
 
-    The loss is the squared error of the latents. `bank` has cached latents, captions and cameras, one image per object.
-    The objects lack the random variation that captions do not describe, which could not be predicted. The text encoder
-    of `prior` is used, and stays frozen.
+    The loss is the squared error of the latents of `TARGETS` views of each object, predicted from caption, cameras and
+    the noisy code of other views. Some captions and some codes are dropped, so each of the two is enough. `bank` has
+    cached latents, captions and cameras of `SOURCES` + `TARGETS` views per object. The text encoder of `prior` is used,
+    and stays frozen.
     """
 
     stage = "coarse predictor"
@@ -222,6 +244,7 @@ class CoarseSystem(AveragedSystem):
         super().__init__(options, seed, options.max_steps)
         self.options, self.bank = options, bank
         self.coarse = coarse.requires_grad_(True).train()
+        self.coarse.sampler.requires_grad_(False)
         self.keep_average(self.coarse, EMA_DECAY)
         self.set_unregistered(prior=prior)
 
@@ -230,17 +253,79 @@ class CoarseSystem(AveragedSystem):
 
     def training_step(self, batch: int, index: int) -> Tensor:
         step, bank = int(batch), self.bank
-        rng = self.numpy_rng(step, "coarse")
-        chosen = rng.integers(0, min(bank.count, FIRST + step * FRESH), BATCH)
-        captions = [text if rng.random() >= NO_TEXT else "" for text in bank.captions(chosen)]
-        z = bank.latents(chosen)[:, 0].to(self.device)
-        camera = None if rng.random() < TWO_D else camera_vector(bank.c2w(chosen)[:, 0]).to(self.device)
+        rng, gen = self.numpy_rng(step, "coarse"), self.rng(step, "codes")
+        chosen = rng.integers(0, min(bank.count, FIRST + step * FRESH), OBJECTS)
+        z, camera = bank.latents(chosen).to(self.device), camera_vector(bank.c2w(chosen).flatten(0, 1)).to(self.device)
+        camera = camera.unflatten(0, z.shape[:2])
+        order = torch.from_numpy(rng.permuted(np.tile(np.arange(z.shape[1]), (OBJECTS, 1)), axis=1)).to(self.device)
+        count = SOURCES if rng.random() < ALL_SOURCES else int(rng.integers(1, SOURCES))
+        rows, source, target = torch.arange(OBJECTS)[:, None], order[:, :count], order[:, SOURCES:]
+        seen = None if rng.random() < TWO_D else camera[rows, target].flatten(0, 1)
+        kept = torch.from_numpy(rng.random((OBJECTS, 1)) >= NO_CODE).to(z)
         with autocast_bf16(self.device):
-            predicted = self.coarse(self.prior.encode_prompt(captions), camera).float()
-        loss = F.mse_loss(predicted, z)
-        self.metrics = {"coarse": float(loss.detach())} if camera is not None else {}
+            text = self.prior.encode_prompt(drop_captions(bank.captions(chosen), rng.random(OBJECTS) < NO_TEXT))
+            code = self.coarse.encode(z[rows, source], camera[rows, source])
+            code = kept * (code + CODE_NOISE * torch.randn(code.shape, generator=gen).to(code))
+            text, code = (x.repeat_interleave(TARGETS, 0) for x in (text, code))
+            predicted = self.coarse(text, seen, code).float()
+        loss = F.mse_loss(predicted, z[rows, target].flatten(0, 1))
+        self.metrics = {"coarse": float(loss.detach())} if seen is not None else {}
         return loss
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = Muon(self.coarse.parameters(), 1.0, weight_decay=WEIGHT_DECAY)
+        return self.scheduled(optimizer, self.options.learning_rate)
+
+
+class CodeSystem(AveragedSystem):
+    """LightningModule that trains the code sampler of `coarse` on the codes of cached objects, by flow matching.
+
+    Each step takes several noise levels for each code. The captions are new: `caption` writes one for the object with
+    an index of `bank`, with random wording and with random colours left open.
+    """
+
+    stage = "object codes"
+    prior: LatentDiffusion
+    encoder: CoarsePredictor
+
+    def __init__(
+        self,
+        options: CoarseConfig,
+        seed: int,
+        coarse: CoarsePredictor,
+        prior: LatentDiffusion,
+        bank: LatentBank,
+        caption: Callable[[int, np.random.Generator], str],
+    ) -> None:
+        super().__init__(options, seed, options.sampler_steps)
+        self.options, self.bank, self.caption = options, bank, caption
+        self.sampler = coarse.sampler.requires_grad_(True).train()
+        self.keep_average(self.sampler, EMA_DECAY)
+        self.set_unregistered(prior=prior, encoder=coarse.requires_grad_(False))
+
+    def setup(self, stage: str) -> None:
+        self.prior.to(self.device)
+
+    def training_step(self, batch: int, index: int) -> Tensor:
+        step, bank = int(batch), self.bank
+        rng, gen = self.numpy_rng(step, "codes"), self.rng(step, "flow")
+        chosen = rng.integers(0, min(bank.count, FIRST + step * FRESH), BATCH)
+        captions = [self.caption(int(k), rng) for k in chosen]
+        views = rng.permutation(SOURCES + TARGETS)[:SOURCES]
+        z, c2w = bank.latents(chosen)[:, views].to(self.device), bank.c2w(chosen)[:, views]
+        with torch.no_grad(), autocast_bf16(self.device):
+            text = self.prior.encode_prompt(drop_captions(captions, rng.random(BATCH) < NO_TEXT))
+            camera = camera_vector(c2w.flatten(0, 1)).to(self.device).unflatten(0, c2w.shape[:2])
+            code = self.encoder.encode(z, camera).repeat_interleave(LEVELS, 0)
+        noise = torch.randn(code.shape, generator=gen).to(code)
+        t = torch.randn(len(code), generator=gen).sigmoid().to(code)
+        with autocast_bf16(self.device):
+            words = self.sampler.encode_text(text).repeat_interleave(LEVELS, 0)
+            velocity = self.sampler(torch.lerp(noise, code, t[:, None]), t, words)
+        loss = F.mse_loss(velocity, code - noise)
+        self.metrics = {"code": float(loss.detach())}
+        return loss
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        optimizer = Muon(self.sampler.parameters(), 1.0, weight_decay=WEIGHT_DECAY)
         return self.scheduled(optimizer, self.options.learning_rate)

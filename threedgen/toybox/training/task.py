@@ -3,10 +3,10 @@
 RUN/autoencoder/    (train-base) checkpoints, images and weights of the first stage, the autoencoder
 RUN/decoder/        (train-base) the same for the second stage, the decoder on noisy latents
 RUN/words/          (train-base) the same for the third stage, the text encoder
-RUN/coarse/         (train-prior) the same for its first stage, the coarse predictor
+RUN/coarse/, codes/ (train-prior) the same for its first stages, the coarse predictor and its object codes
 RUN/views/, assets.csv, sheet.png    (train-own-prior) renders of the assets, their list, and a contact sheet of them
 RUN/latents/        cache of encoded single images, safe to delete; NAME-half/ has them at half size
-RUN/objects/, typical/   caches of encoded views of objects and of images for the coarse predictor
+RUN/objects/, coded/     caches of encoded views of objects, for the UNet and for the coarse predictor
 RUN/checkpoints/    checkpoints of the last stage, the UNet
 RUN/base/, prior/   averaged weights in diffusers format
 RUN/samples.png     images sampled with these weights, for own assets beside renders of held-out ones
@@ -39,9 +39,12 @@ from threedgen.train.status import Status
 from threedgen.train.task import Task, device, run_task
 
 from . import autoencoder, text_encoder
-from .networks import base_model, multiview_model, widen, with_camera
+from .networks import base_model, coded, multiview_model, widen, with_camera
 from .options import CoarseConfig, TrainBaseConfig, TrainOwnPriorConfig, TrainPriorConfig
-from .system import CoarseSystem, OwnPriorSystem, PriorSystem, objects_of
+from .system import SOURCES, TARGETS, CoarseSystem, CodeSystem, OwnPriorSystem, PriorSystem, objects_of
+
+SCATTERED = 0.5
+"""Share of the coarse predictor's objects with cameras that are independent of each other."""
 
 
 def train_base(task: Task) -> Status:
@@ -140,17 +143,24 @@ def train_prior(task: Task) -> Status:
 
 
 def train_coarse(task: Task, base: LatentDiffusion, o: CoarseConfig) -> CoarsePredictor:
-    """Train the coarse predictor, which computes latents from caption and camera in one step, or load the finished one.
-    Return it frozen, with the moving average of its weights."""
+    """Train the coarse predictor and its sampler of object codes, or load the finished ones.
+
+    Return the predictor frozen, with the moving average of its weights. A predictor of `base` is trained further.
+    """
     seed = task.config.seed
     seed_networks(seed, "coarse")
     channels, side, _ = base.latent_shape
-    coarse = base.coarse or CoarsePredictor(base.text_shape[1], channels, side)
-    source = FourSides(Toybox(seed, "train", variation=0), 1)
+    coarse = coded(base.coarse) if base.coarse else CoarsePredictor(base.text_shape[1], channels, side, code=True)
+    world = OpenToybox(seed, "train", scattered=SCATTERED)
     with writing(task.folder):
-        typical = LatentBank(task.folder / "typical", source, base.vae, base.image_size, o.pictures)
-    system = CoarseSystem(o, seed, coarse, base, typical)
-    task.stage("coarse", coarse, system, "coarse", lambda: coarse.load_state_dict(system.average.weights()))
+        source = FourSides(world, SOURCES + TARGETS)
+        bank = LatentBank(task.folder / "coded", source, base.vae, base.image_size, o.objects)
+    first = CoarseSystem(o, seed, coarse, base, bank)
+    task.stage("coarse", coarse, first, "coarse", lambda: coarse.load_state_dict(first.average.weights()))
+    second = CodeSystem(o, seed, coarse, base, bank, world.caption)
+    task.stage(
+        "codes", coarse.sampler, second, "code", lambda: coarse.sampler.load_state_dict(second.average.weights())
+    )
     return coarse.requires_grad_(False).eval()
 
 

@@ -250,11 +250,19 @@ class OpenToybox(Toybox):
 
     def asset(self, index: int) -> Asset:
         rng = self.rng(index, 6)
+        spec = self.full_spec(rng)
+        caption = phrase(drop_colours(spec, rng), rng)
+        return build(spec, self.rng(index, 1), caption, index, self.variation)
+
+    def full_spec(self, rng: np.random.Generator) -> grammar.Spec:
         spec = sample_detailed_spec(rng)
         while grammar.held_out(spec) != (self.split == "held-out"):
             spec = sample_detailed_spec(rng)
-        caption = phrase(drop_colours(spec, rng), rng)
-        return build(spec, self.rng(index, 1), caption, index, self.variation)
+        return spec
+
+    def caption(self, index: int, rng: np.random.Generator) -> str:
+        """Write another caption for sample ``index``, with random wording and unspecified colours."""
+        return phrase(drop_colours(self.full_spec(self.rng(index, 6)), rng), rng)
 
     def cameras(self, index: int, n_view: int = 4) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
         c2w, fov, azimuth, grey = super().cameras(index, n_view)

@@ -1,0 +1,92 @@
+"""Object codes: vectors that hold what a caption leaves unspecified, such as open colours and the exact shape.
+
+A code is encoded from views of an object, or sampled for a caption as in unCLIP (Ramesh et al. 2022, arXiv 2204.06125),
+whose prior samples an image embedding. `guidance.coarse` predicts latents of any view from caption and code.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+TOKENS = 8
+"""Number of tokens into which the networks split a code."""
+WIDTH, HEADS = 192, 4
+"""Features per token and attention heads of the transformers."""
+ENCODER_LAYERS, TEXT_LAYERS, SAMPLER_LAYERS = 3, 2, 4
+PATCH = 4
+"""Side in latent pixels of the patch that is one token of the encoder."""
+FREQUENCIES = 32
+SAMPLING_STEPS = 24
+"""Euler steps from noise to a code."""
+
+
+def transformer(layers: int) -> nn.TransformerEncoder:
+    layer = nn.TransformerEncoderLayer(WIDTH, HEADS, 4 * WIDTH, 0.0, "gelu", batch_first=True, norm_first=True)
+    return nn.TransformerEncoder(layer, layers, nn.LayerNorm(WIDTH), enable_nested_tensor=False)
+
+
+class ObjectEncoder(nn.Module):
+    """Network that computes the code of an object from the latents of one or more views."""
+
+    def __init__(self, latent_channels: int, size: int, camera_features: int, code_width: int) -> None:
+        """Build the encoder for latents (C, h, h) with C = `latent_channels` and h = `size`."""
+        super().__init__()
+        self.patches = nn.Linear(latent_channels * PATCH**2, WIDTH)
+        self.positions = nn.Parameter(0.02 * torch.randn((size // PATCH) ** 2, WIDTH))
+        self.camera = nn.Sequential(nn.Linear(camera_features, WIDTH), nn.SiLU(), nn.Linear(WIDTH, WIDTH))
+        self.queries = nn.Parameter(torch.randn(TOKENS, WIDTH))
+        self.body = transformer(ENCODER_LAYERS)
+        self.out = nn.Linear(WIDTH, code_width // TOKENS)
+
+    def forward(self, latents: Tensor, camera: Tensor) -> Tensor:
+        """Return codes (B, code_width) with mean square 1, float32.
+
+        `latents` are clean latents (B, V, C, h, h) of V views, `camera` their camera features (B, V, F).
+        """
+        x = F.pixel_unshuffle(latents.flatten(0, 1), PATCH).flatten(2).transpose(1, 2)
+        x = self.patches(x) + self.positions + self.camera(camera.flatten(0, 1))[:, None]
+        x = x.unflatten(0, latents.shape[:2]).flatten(1, 2)
+        queries = self.queries.expand(len(x), -1, -1).to(x.dtype)
+        code = self.out(self.body(torch.cat([queries, x], 1))[:, :TOKENS]).float().flatten(1)
+        return code * (code.square().mean(1, keepdim=True) + 1e-6).rsqrt()
+
+
+class CodeSampler(nn.Module):
+    """Network that samples object codes for captions, by flow matching (Lipman et al. 2023, arXiv 2210.02747).
+
+    The path from noise e to a code z is x_t = (1 - t) e + t z with t in [0, 1]; the network predicts z - e.
+    """
+
+    def __init__(self, text_width: int, code_width: int) -> None:
+        super().__init__()
+        self.words = nn.Linear(text_width, WIDTH)
+        self.text = transformer(TEXT_LAYERS)
+        self.code = nn.Linear(code_width // TOKENS, WIDTH)
+        self.positions = nn.Parameter(torch.randn(TOKENS, WIDTH))
+        self.time = nn.Sequential(nn.Linear(2 * FREQUENCIES, WIDTH), nn.SiLU(), nn.Linear(WIDTH, WIDTH))
+        layer = nn.TransformerDecoderLayer(WIDTH, HEADS, 4 * WIDTH, 0.0, "gelu", batch_first=True, norm_first=True)
+        self.body = nn.TransformerDecoder(layer, SAMPLER_LAYERS, nn.LayerNorm(WIDTH))
+        self.out = nn.Linear(WIDTH, code_width // TOKENS)
+
+    def encode_text(self, text: Tensor) -> Tensor:
+        """Return features (B, L, WIDTH) of text embeddings (B, L, D)."""
+        return self.text(self.words(text))
+
+    def forward(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        """Predict the velocity (B, code_width) at noisy codes `x` (B, code_width) and times `t` (B,), float32.
+
+        `text` are features from `encode_text`.
+        """
+        angles = t[:, None] * torch.exp(torch.linspace(0, 5, FREQUENCIES, device=t.device))
+        time = self.time(torch.cat([angles.sin(), angles.cos()], 1))
+        tokens = self.code(x.unflatten(1, (TOKENS, -1))) + self.positions + time[:, None]
+        return self.out(self.body(tokens, text)).float().flatten(1)
+
+    @torch.no_grad()
+    def sample(self, text: Tensor, noise: Tensor) -> Tensor:
+        """Return codes (B, code_width) for text embeddings (B, L, D) and Gaussian noise (B, code_width)."""
+        words, x = self.encode_text(text), noise
+        for step in range(SAMPLING_STEPS):
+            t = torch.full((len(x),), step / SAMPLING_STEPS, device=x.device)
+            x = x + self(x, t, words) / SAMPLING_STEPS
+        return x
