@@ -272,7 +272,7 @@ class MVAdapter(LatentDiffusion):
     def init_latents(
         self, prompt: str, c2w: Tensor, size: Size | None = None, generator: Generators = None
     ) -> InitLatents | None:
-        """Return the img2img start for a prompt and poses (V, 4, 4), camera to world. `generator` is for the object code.
+        """Return the img2img start for a prompt and poses (V, 4, 4), camera to world. `generator`: for the object code.
 
         Returns None, to start from noise, without a coarse predictor or if `size` (H, W) is not `image_size`.
         """

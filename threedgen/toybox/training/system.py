@@ -299,9 +299,9 @@ class CodeSystem(AveragedSystem):
     ) -> None:
         super().__init__(options, seed, options.sampler_steps)
         self.options, self.bank, self.caption = options, bank, caption
+        self.set_unregistered(prior=prior, encoder=coarse.requires_grad_(False).eval())
         self.sampler = coarse.sampler.requires_grad_(True).train()
         self.keep_average(self.sampler, EMA_DECAY)
-        self.set_unregistered(prior=prior, encoder=coarse.requires_grad_(False))
 
     def setup(self, stage: str) -> None:
         self.prior.to(self.device)
