@@ -80,7 +80,7 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
         first: Any = self.mix[0]
         nn.init.kaiming_normal_(first.weight)
         self.levels = nn.ModuleList(
-            nn.ModuleList(Block(c, text_width, heads) for _ in range(count))
+            nn.ModuleList(Block(c, text_width, heads, width if code else 0) for _ in range(count))
             for c, count in zip(channels, blocks, strict=True)
         )
         self.finer = nn.ModuleList(nn.Conv2d(a, 4 * b, 1) for a, b in zip(channels, channels[1:], strict=False))
@@ -106,14 +106,14 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
             )
             text = torch.cat([text, tokens.to(text.dtype)], dim=1)
         read = self.norm(self.read(text))
-        first, *others = self.mix
+        first, *middle, last = self.mix
         x = first(torch.cat([read, view.to(read.dtype)], dim=1))
-        x = x if code is None else x + self.code_width(code)
-        x = nn.Sequential(*others)(x).unflatten(1, (-1, self.base, self.base))
+        features = nn.Sequential(*middle)(x if code is None else x + self.code_width(code))
+        x = last(features).unflatten(1, (-1, self.base, self.base))
         for k, blocks in enumerate(self.levels):
             x = x if k == 0 else F.pixel_shuffle(self.finer[k - 1](x), 2)
             for block in blocks:  # type: ignore[attr-defined]
-                x = block(x, text)
+                x = block(x, text, features)
         return self.out(F.silu(x))
 
     def encode(self, latents: Tensor, camera: Tensor) -> Tensor:
@@ -128,9 +128,12 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
 
 
 class Block(nn.Module):
-    """Residual block of `CoarsePredictor`: cross-attention to the text, then two 3 x 3 convolutions."""
+    """Residual block of `CoarsePredictor`: cross-attention to the text, then two 3 x 3 convolutions.
 
-    def __init__(self, channels: int, text_width: int, heads: int, groups: int = 8) -> None:
+    With `width` > 0, features of text, camera and code scale and shift the normalised input of the convolutions.
+    """
+
+    def __init__(self, channels: int, text_width: int, heads: int, width: int = 0, groups: int = 8) -> None:
         super().__init__()
         self.heads = heads
         self.norm_words = nn.GroupNorm(groups, channels)
@@ -141,13 +144,21 @@ class Block(nn.Module):
         self.first = nn.Conv2d(channels, channels, 3, padding=1)
         self.second = nn.Conv2d(channels, channels, 3, padding=1)
         nn.init.zeros_(self.second.weight)
+        self.modulation = nn.Linear(width, 2 * channels) if width else None
+        if self.modulation is not None:
+            nn.init.zeros_(self.modulation.weight)
+            nn.init.zeros_(self.modulation.bias)
 
-    def forward(self, x: Tensor, text: Tensor) -> Tensor:
-        """Update the features `x` (B, C, h, w) by the text (B, L, D); return features of the same shape."""
+    def forward(self, x: Tensor, text: Tensor, features: Tensor) -> Tensor:
+        """Update the map `x` (B, C, h, w) by text (B, L, D) and features (B, width); return a map of the same shape."""
         query = self.query(self.norm_words(x).flatten(2).transpose(1, 2))
         words = self.words(cross_attend(query, self.key_value(text), self.heads))
         x = x + words.transpose(1, 2).unflatten(2, x.shape[-2:])
-        return x + self.second(F.silu(self.first(F.silu(self.norm(x)))))
+        normed = self.norm(x)
+        if self.modulation is not None:
+            scale, shift = self.modulation(features)[..., None, None].chunk(2, 1)
+            normed = normed * (1 + scale) + shift
+        return x + self.second(F.silu(self.first(F.silu(normed))))
 
 
 def cross_attend(query: Tensor, key_value: Tensor, heads: int) -> Tensor:

@@ -154,7 +154,9 @@ def test_diffusers_reads_both_folders() -> None:
         assert_same(dict(unet.state_dict()), dict(ours.unet.state_dict()))
         ids = tokenizer("a red dog", return_tensors="pt", padding="max_length", max_length=32).input_ids
         with torch.no_grad():
-            assert torch.allclose(text(ids).last_hidden_state, ours.split_text(ours.encode_prompt(["a red dog"]))[0], atol=1e-5)
+            assert torch.allclose(
+                text(ids).last_hidden_state, ours.split_text(ours.encode_prompt(["a red dog"]))[0], atol=1e-5
+            )
 
 
 # --- kills and signals -------------------------------------------------------------------------------------------

@@ -101,7 +101,10 @@ def coded(coarse: CoarsePredictor) -> CoarsePredictor:
     config: Any = {name: value for name, value in coarse.config.items() if not name.startswith("_")}
     found = CoarsePredictor(**config | {"code": True, "blocks": [count + 1 for count in config["blocks"]]})
     added = [block for level in found.levels for block in level]
-    for layer in (found.code_width, *(part for block in added for part in (block.words, block.second))):
+    for layer in (
+        found.code_width,
+        *(part for block in added for part in (block.words, block.second, block.modulation)),
+    ):
         for parameter in layer.parameters():
             parameter.zero_()
     found.load_state_dict(found.state_dict() | coarse.state_dict())

@@ -39,7 +39,7 @@ from .text_encoder import vocabulary_digest
 TWO_D, NO_TEXT, NO_CODE = 0.03, 0.2, 0.15
 """Fraction of the steps without cameras, and fractions of the captions and of the object codes that are dropped."""
 WEIGHT_DECAY, EMA_DECAY = 0.05, 0.998
-SOURCES, TARGETS, ALL_SOURCES = 4, 2, 0.75
+SOURCES, TARGETS, ALL_SOURCES = 3, 3, 0.75
 """Maximum number of views from which the code is encoded, number of predicted views, and share of the steps that encode
 the maximum."""
 OBJECTS, BATCH, LEVELS = 32, 128, 3
