@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .guidance import Condition, Denoiser, guided
+from .guidance import Condition, Denoiser, TextPair, guided
 from .prior import Prior
 from .sampling import OnStep, fresh_noise, no_callback, sample_latents
 
@@ -31,13 +31,12 @@ class Companions(NamedTuple):
 @torch.no_grad()
 def complete_views(
     prior: Prior,
-    prompt: str,
+    text: TextPair,
     views: Tensor,
     views_c2w: Tensor,
     c2w: Tensor,
     steps: int,
     guidance_scale: float,
-    negative_prompt: str = "",
     generator: torch.Generator | None = None,
     on_step: OnStep = no_callback,
 ) -> Tensor:
@@ -45,6 +44,7 @@ def complete_views(
 
     Args:
         prior: a prior whose `completes_views` is True.
+        text: embeddings of the prompt and of the negative prompt, each (1, L, D).
         views: known images (A, H, W, 3) in [0, 1].
         views_c2w: camera-to-world matrices (A, 4, 4) of the known views, with the axes of `Prior.camera`.
         c2w: camera-to-world matrices (V, 4, 4) of the new views.
@@ -57,8 +57,7 @@ def complete_views(
     known_camera, camera = (prior.camera(poses.to(prior.device).float()) for poses in (views_c2w, c2w))
     if known_camera is None:
         raise ValueError("a prior without cameras cannot complete views")
-    text, negative = prior.encode_prompt([prompt, negative_prompt]).split([1, 1])
-    text = (prior.encode_code(text, z[None], views_c2w[None]), negative)
+    text = (prior.encode_code(text[0], z[None], views_c2w[None]), text[1])
     condition = Condition(text, camera, len(c2w), single_view_uncond=prior.guide_views)
     denoise = with_companions(prior.denoise, Companions(noisy, known_camera), len(views))
     predict = guided(denoise, condition, guidance_scale)

@@ -16,8 +16,8 @@ ENCODER_LAYERS, TEXT_LAYERS, SAMPLER_LAYERS = 3, 2, 4
 PATCH = 4
 """Side in latent pixels of the patch that is one token of the encoder."""
 FREQUENCIES = 32
-SAMPLING_STEPS = 24
-"""Euler steps from noise to a code."""
+SAMPLING_STEPS, GUIDANCE = 24, 2.0
+"""Euler steps from noise to a code, and scale of the classifier-free guidance."""
 
 
 def transformer(layers: int) -> nn.TransformerEncoder:
@@ -83,10 +83,14 @@ class CodeSampler(nn.Module):
         return self.out(self.body(tokens, text)).float().flatten(1)
 
     @torch.no_grad()
-    def sample(self, text: Tensor, noise: Tensor) -> Tensor:
-        """Return codes (B, code_width) for text embeddings (B, L, D) and Gaussian noise (B, code_width)."""
-        words, x = self.encode_text(text), noise
+    def sample(self, text: Tensor, empty: Tensor, noise: Tensor) -> Tensor:
+        """Return codes (B, code_width) for text embeddings (B, L, D) and Gaussian noise (B, code_width).
+
+        `empty` (1, L, D) is the embedding of the empty prompt, for classifier-free guidance with scale `GUIDANCE`.
+        """
+        words, x = self.encode_text(torch.cat([text, empty.expand_as(text)])), noise
         for step in range(SAMPLING_STEPS):
-            t = torch.full((len(x),), step / SAMPLING_STEPS, device=x.device)
-            x = x + self(x, t, words) / SAMPLING_STEPS
+            t = torch.full((2 * len(x),), step / SAMPLING_STEPS, device=x.device)
+            conditional, unconditional = self(x.repeat(2, 1), t, words).chunk(2)
+            x = x + torch.lerp(unconditional, conditional, GUIDANCE) / SAMPLING_STEPS
         return x

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from threedgen.guidance.cuda_graph import GraphedCalls
-from threedgen.guidance.guidance import Condition, Features, guided, per_image
+from threedgen.guidance.guidance import Condition, Features, TextPair, guided, per_image
 from threedgen.guidance.sampling import (
     Generators,
     InitLatents,
@@ -270,14 +270,30 @@ class Prior(Protocol):
             Images (P V, H, W, 3) in [0, 1] on the CPU; the V views of a prompt are consecutive.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        text, negative = self.encode_prompt([*prompts, negative_prompt]).split([len(prompts), 1])
+        text = self.sample_code(text, generator)
+        return self.sample_text(
+            (text, negative), c2w, steps, guidance_scale, generator, on_step, init_strength=init_strength
+        )
+
+    @torch.no_grad()
+    def sample_text(
+        self,
+        text: TextPair,
+        c2w: Tensor | None,
+        steps: int,
+        guidance_scale: float,
+        generator: Generators = None,
+        on_step: OnStep = no_callback,
+        init_strength: float = COARSE_STRENGTH,
+    ) -> Tensor:
+        """Sample views as `sample`, from embeddings of P prompts (P, L, D) and of the negative prompt (1, L, D)."""
         n_view = 1 if c2w is None else c2w.shape[-3]
         poses = camera = None
         if c2w is not None:
-            poses = c2w.expand(len(prompts), n_view, 4, 4).flatten(0, 1).to(self.device).float()
+            poses = c2w.expand(len(text[0]), n_view, 4, 4).flatten(0, 1).to(self.device).float()
             camera = self.camera(poses)
-        text = self.encode_prompt([*prompts, negative_prompt]).split([len(prompts), 1])
-        text = (self.sample_code(text[0], generator), text[1])
-        count = len(prompts) * n_view
+        count = len(text[0]) * n_view
         reference, separate = self.reference(text[0][:1]), self.guide_views and n_view > 1
         condition = Condition(text, camera, n_view, reference=reference, single_view_uncond=separate)
         coarse = self.coarse_latents(per_image(text[0], count), poses) if init_strength < 1 else None

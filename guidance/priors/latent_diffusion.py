@@ -274,7 +274,8 @@ class LatentDiffusion(Prior):
             return text
         noise = fresh_noise(text[:, -1], generator)
         with self.autocast():
-            code = self.predictor.sampler.sample(self.split_text(text)[1], noise)
+            words, empty = (self.split_text(x)[1] for x in (text, self.encode_prompt([""])))
+            code = self.predictor.sampler.sample(words, empty, noise)
         return torch.cat([text[:, :-1], code[:, None]], 1)
 
     @torch.no_grad()

@@ -35,7 +35,8 @@ def test_completed_views_depend_on_known_views_and_seed() -> None:
     views = torch.rand(2, 16, 16, 3, generator=cpu(0))
 
     def completed(views: Tensor, seed: int = 0, known: Tensor = poses[:2]) -> Tensor:
-        return complete_views(prior, "a red dog", views, known, poses[2:], 3, 2.0, generator=cpu(seed))
+        text = prior.encode_prompt(["a red dog", ""]).split(1)
+        return complete_views(prior, text, views, known, poses[2:], 3, 2.0, generator=cpu(seed))
 
     first = completed(views)
     assert first.shape == (4, 16, 16, 3) and first.min() >= 0 and first.max() <= 1

@@ -8,16 +8,26 @@ import torch
 from PIL import Image
 
 from tests.support.errors import refused
-from tests.support.tiny_prior import tiny_prior
+from tests.support.tiny_prior import coarse_prior, tiny_coarse, tiny_prior
 from threedgen import config
+from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.picture_file import read_foreground
 from threedgen.geometry.views import framed
 from threedgen.guidance.attention.joined import SEPARATE_LEVELS
 from threedgen.guidance.matte import Matte, remover
 from threedgen.guidance.priors.mvdream import MVDream
-from threedgen.systems.generate.views import IMAGE_SHARE, IMAGE_WEIGHT, sample_views
+from threedgen.systems.generate.options import GenerateConfig
+from threedgen.systems.generate.task import embeddings
+from threedgen.systems.generate.views import IMAGE_SHARE, IMAGE_WEIGHT, first_view, sample_views
 
 SHORT = ("preview.steps=2", "preview.elevation=20", "preview.azimuth=30", "warm_start.share=0.5", "warm_start.groups=3")
+
+
+def views_of(
+    options: GenerateConfig, prior: MVDream, prompt: str, folder: Path
+) -> tuple[torch.Tensor | None, Cameras | None]:
+    image = first_view(options, prior)
+    return sample_views(options, prior, prior.encode_prompt([prompt, ""]), image, folder, quiet=True)
 
 
 @pytest.fixture
@@ -29,7 +39,7 @@ def prior() -> MVDream:
 
 def test_groups_are_completed_from_the_first(prior: MVDream, tmp_path: Path) -> None:
     options = config.load("mvdream-toybox", [*SHORT, "prompt=a red dog"])
-    views, cameras = sample_views(options, prior, "a red dog", tmp_path, quiet=True)
+    views, cameras = views_of(options, prior, "a red dog", tmp_path)
     assert views is not None and cameras is not None
     assert views.shape == (12, 16, 16, 3) and len(cameras) == 12
     x, y, z = cameras.position.T
@@ -40,16 +50,16 @@ def test_groups_are_completed_from_the_first(prior: MVDream, tmp_path: Path) -> 
     assert elevation[4:].min() > -1e-3 and elevation[4:].max() < 30
     one = config.load("mvdream-toybox", [*SHORT, "warm_start.groups=1"])
     (tmp_path / "one").mkdir()
-    first, _ = sample_views(one, prior, "a red dog", tmp_path / "one", quiet=True)
+    first, _ = views_of(one, prior, "a red dog", tmp_path / "one")
     assert first is not None
     torch.testing.assert_close(first, views[:4])
-    again, _ = sample_views(options, prior, "another prompt", tmp_path, quiet=True)
+    again, _ = views_of(options, prior, "another prompt", tmp_path)
     assert again is not None and torch.equal(again, views), "a resumed run reads them"
 
 
 def test_prior_that_cannot_complete_samples_one_group(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     options = config.load("mvdream-toybox", [*SHORT, "prompt=a red dog"])
-    views, cameras = sample_views(options, tiny_prior(), "a red dog", tmp_path, quiet=True)
+    views, cameras = views_of(options, tiny_prior(), "a red dog", tmp_path)
     assert views is not None and cameras is not None and len(views) == len(cameras) == 4
     assert "warm_start.groups=3" in caplog.text
 
@@ -59,7 +69,7 @@ def test_views_of_an_image_are_completed_from_it(prior: MVDream, tmp_path: Path)
     rgba[10:30, 10:50] = (255, 0, 0, 255)  # a red bar: 40 of 60 pixels
     Image.fromarray(rgba).save(tmp_path / "bar.png")
     options = config.load("mvdream-toybox", [*SHORT, f"image={tmp_path / 'bar.png'}"])
-    views, cameras = sample_views(options, prior, "", tmp_path, quiet=True)
+    views, cameras = views_of(options, prior, "", tmp_path)
     assert views is not None and cameras is not None and len(views) == len(cameras) == 12 + IMAGE_WEIGHT - 1
     assert all(torch.equal(view, views[0]) for view in views[1:IMAGE_WEIGHT])
     assert not torch.equal(views[IMAGE_WEIGHT], views[0])
@@ -68,12 +78,12 @@ def test_views_of_an_image_are_completed_from_it(prior: MVDream, tmp_path: Path)
     assert views[0, 8, 8].tolist() == pytest.approx([1, 0, 0], abs=0.01)
     torch.testing.assert_close(views[0, 0, 0], torch.full((3,), 0.5))
     with refused("image"):
-        sample_views(options, tiny_prior(), "", tmp_path / "other", quiet=True)
+        views_of(options, tiny_prior(), "", tmp_path / "other")
     Matte(16, (4, 6)).save(tmp_path / "matte")  # of a photo without transparency, an untrained network leaves all
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (16, 16, 3), np.uint8)).save(tmp_path / "photo.png")
     photo = [*SHORT, f"image={tmp_path / 'photo.png'}", f"matte={tmp_path / 'matte'}"]
     (tmp_path / "photo").mkdir()
-    views, _ = sample_views(config.load("mvdream-toybox", photo), prior, "", tmp_path / "photo", quiet=True)
+    views, _ = views_of(config.load("mvdream-toybox", photo), prior, "", tmp_path / "photo")
     cut = read_foreground(str(tmp_path / "photo.png"), remover(str(tmp_path / "matte")))
     assert views is not None and 0 < cut[..., 3].mean() < 1
     assert torch.equal(views[0], framed(torch.from_numpy(cut), 16, 16, IMAGE_SHARE))
@@ -94,3 +104,22 @@ def test_image_is_checked_before_the_run(key: list[str], tmp_path: Path) -> None
     values = [value.format(folder=tmp_path, bar=tmp_path / "bar.png") for value in key]
     with refused(key[0].split("=")[0]):
         config.load("mvdream-toybox", values).check()
+
+
+@torch.no_grad()
+def test_object_code_is_that_of_the_seed_or_of_the_image(tmp_path: Path) -> None:
+    prior, folders = coarse_prior(tiny_coarse(code=True)), [tmp_path / name for name in ("0", "1", "red", "blue")]
+    for folder in folders:
+        folder.mkdir()
+    text, other = (
+        embeddings(config.load("mvdream-toybox", [f"seed={seed}", "prompt=a dog"]), prior, ["a dog", ""], None, folder)
+        for seed, folder in enumerate(folders[:2])
+    )
+    assert torch.equal(text[:, :-1], other[:, :-1]) and not text[1, -1].any()
+    assert (text[0, -1] - other[0, -1]).abs().max() > 1e-3
+    options = config.load("mvdream-toybox", ["prompt=a dog"])
+    red, blue = (
+        embeddings(options, prior, ["a dog", ""], torch.tensor(colour).expand(1, 16, 16, 3), folder)
+        for colour, folder in zip(([0.9, 0.1, 0.1], [0.1, 0.1, 0.9]), folders[2:], strict=True)
+    )
+    assert red[0, -1].square().mean() == pytest.approx(1, abs=1e-3) and (red[0, -1] - blue[0, -1]).abs().max() > 1e-4

@@ -30,7 +30,7 @@ from threedgen.train.task import Stopped, Task, device, execute, finished
 
 from .presets import chosen
 from .result import FILES, Run, print_result
-from .views import FIRST_VIEWS, sample_views
+from .views import first_view, sample_views, view_cameras
 
 logger = logging.getLogger(__name__)
 
@@ -101,8 +101,9 @@ def work(task: Task, start: Path | None = None) -> Status:
         prior = task.load_prior(compact=True)
         notes = prompt_warnings(prompt, prior, config.prompt_notes()) if prompt else []
         texts = prompts(prompt, config.negative_prompt, config.view_prompts)
-        text = embeddings(folder, prior, texts + [""] * config.empty_prompt, config.seed)
-        views, cameras = sample_views(config, prior, prompt, folder, task.quiet)
+        image = first_view(config, prior)
+        text = embeddings(config, prior, texts + [""] * config.empty_prompt, image, folder)
+        views, cameras = sample_views(config, prior, text, image, folder, task.quiet)
     if not config.round_steps:
         prior.free_text_encoder()
     from .optimise import optimise  # takes seconds to import: after the first views
@@ -142,22 +143,22 @@ def check_backends(config: GenerateConfig) -> None:
             load_backend(modules, getattr(options, "backend", "auto"), target)
 
 
-def embeddings(folder: Path, prior: Prior, texts: list[str], seed: int) -> Tensor:
+def embeddings(config: GenerateConfig, prior: Prior, texts: list[str], image: Tensor | None, folder: Path) -> Tensor:
     """Return the text embeddings (n, L, D) of n texts, cached in the run folder so that a resumed run reuses them.
 
-    All texts but the second, the negative prompt, and empty ones describe the object of the run. They get the object
-    code of its first views (`sample_views`).
+    All texts but the second, the negative prompt, and empty ones describe the object of the run. They get one object
+    code, which the seed selects, or which is that of the image (1, H, W, 3) of the first view.
     """
 
+    def with_code(text: Tensor) -> Tensor:
+        if image is None:
+            return prior.sample_code(text, generator(config.seed, 0, "object"))
+        latents = prior.encode_images(image, generator(config.seed, 0, "image"))
+        return prior.encode_code(text, latents[None], view_cameras(config, 1, prior.image_size).c2w[None, :1])
+
     def encode() -> Tensor:
-        parts = prior.encode_prompt(texts).split(1)
-        described = [bool(text) and k != 1 for k, text in enumerate(texts)]
-        rngs = [generator(seed, 0, FIRST_VIEWS) for _ in texts]
-        return torch.cat(
-            [
-                prior.sample_code(part, rng) if yes else part
-                for part, rng, yes in zip(parts, rngs, described, strict=True)
-            ]
-        )
+        described = [k != 1 and (bool(text) or k == 0) for k, text in enumerate(texts)]
+        parts = zip(prior.encode_prompt(texts).split(1), described, strict=True)
+        return torch.cat([with_code(part) if yes else part for part, yes in parts])
 
     return cached_tensor(folder / "text.safetensors", "text", (len(texts), *prior.text_shape), encode)

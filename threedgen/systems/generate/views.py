@@ -35,22 +35,34 @@ from threedgen.systems.generate.options import GenerateConfig
 
 logger = logging.getLogger(__name__)
 
-FIRST_VIEWS = "preview"
-"""Purpose of the random numbers of the first views. The first of them select the object code."""
 IMAGE_SHARE = 0.7
 """Fraction of the given image that the object's longer side fills; the mean of toybox renders with these cameras."""
 IMAGE_WEIGHT = 4  # weight of the given image in the fit; each completed view has weight 1
 
 
+def first_view(config: GenerateConfig, prior: Prior) -> Tensor | None:
+    """Return the image of the config as first view (1, H, W, 3) in [0, 1]; None if it has none.
+
+    Raises ConfigError if there is an image and the prior cannot complete views.
+    """
+    image = config.first_view
+    if image is None:
+        return None
+    cut = read_foreground(image, remover(config.matte))
+    if not prior.completes_views:
+        raise ConfigError("the weights of this prior were not trained to complete views", "image", image)
+    return framed(torch.from_numpy(cut), prior.image_size, prior.image_size, IMAGE_SHARE)[None]
+
+
 def sample_views(
-    config: GenerateConfig, prior: Prior, prompt: str, folder: Path, quiet: bool = False
+    config: GenerateConfig, prior: Prior, text: Tensor, image: Tensor | None, folder: Path, quiet: bool = False
 ) -> tuple[Tensor | None, Cameras | None]:
     """Sample views of the object from the prompt, in groups of `camera.n_view` views. Cache them in the run folder.
 
     There are `warm_start.groups` groups if there is a warm start and the prior can complete views, else one. The first
-    group is written to preview.png. Returns images (V, H, W, 3) in [0, 1] and V cameras. An image in the config is the
+    group is written to preview.png. Returns images (V, H, W, 3) in [0, 1] and V cameras. An image (1, H, W, 3) is the
     first view, repeated for more weight. Both are None for a single-view prior, or without preview and warm start.
-    Raises ConfigError if there is an image and the prior cannot complete views.
+    `text` are the embeddings of the prompt, of the negative prompt, and further ones, (n, L, D).
     """
     p, n_view, size = config.preview, config.views_per_scene, prior.image_size
     if not (p.enabled or config.warm_steps) or n_view < 2:
@@ -59,14 +71,10 @@ def sample_views(
     if groups > 1 and not prior.completes_views:
         logger.warning("warm_start.groups=%d has no effect: these weights were not trained to complete views", groups)
         groups = 1
-    image = config.first_view
-    cut = None if image is None else read_foreground(image, remover(config.matte))
-    if cut is not None and not prior.completes_views:
-        raise ConfigError("the weights of this prior were not trained to complete views", "image", image)
     cameras = view_cameras(config, groups, size)
 
     def sample() -> Tensor:
-        rng, negative, c2w = generator(config.seed, 0, FIRST_VIEWS), config.negative_prompt, cameras.c2w
+        rng, c2w, pair = generator(config.seed, 0, "preview"), cameras.c2w, (text[:1], text[1:2])
 
         def complete(views: Tensor, count: int, steps: int) -> Tensor:
             known, new = c2w[: len(views)], c2w[len(views) : count]
@@ -74,15 +82,14 @@ def sample_views(
                 return views
             scale = config.warm_start.guidance_scale
             with step_count("completing views", quiet) as on_step:
-                sampled = complete_views(prior, prompt, views, known, new, steps, scale, negative, rng, on_step)
+                sampled = complete_views(prior, pair, views, known, new, steps, scale, rng, on_step)
             return torch.cat([views, sampled])
 
-        if cut is not None:
-            views = complete(framed(torch.from_numpy(cut), size, size, IMAGE_SHARE)[None], n_view, p.steps)
+        if image is not None:
+            views = complete(image, n_view, p.steps)
         else:
             with step_count("sampling views", quiet) as on_step:
-                parts = (prompt, c2w[:n_view], p.steps, p.guidance_scale, negative)
-                views = prior.sample(*parts, generator=rng, on_step=on_step)
+                views = prior.sample_text(pair, c2w[:n_view], p.steps, p.guidance_scale, rng, on_step)
         return complete(views, len(c2w), math.ceil(p.steps / 2))
 
     views = cached_tensor(folder / "preview.safetensors", "views", (len(cameras), size, size, 3), sample)
@@ -90,7 +97,7 @@ def sample_views(
         with writing(folder):
             write_png(folder / "preview.png", grid(views[:n_view], n_view))
     views = sharpen(views, config.warm_start.sharpen)
-    if cut is None:
+    if image is None:
         return views, cameras
     order = torch.tensor([0] * (IMAGE_WEIGHT - 1) + list(range(len(views))))
     return views[order], cameras.select(order)
