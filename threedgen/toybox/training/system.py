@@ -46,7 +46,7 @@ OBJECTS, BATCH, LEVELS = 32, 128, 3
 """Objects per step of the coarse predictor; captions per step of the code sampler, and noise levels for each."""
 CODE_NOISE = 0.3
 """Standard deviation of the noise on object codes in training; codes have the standard deviation 1."""
-FIRST, FRESH = 2048, 4
+FIRST, FRESH = 2048, 2
 """Objects available at the first step, and new objects per step."""
 SHEET_PROMPTS = (
     "a blue dog wearing a red hat",
