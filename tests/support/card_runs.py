@@ -62,7 +62,8 @@ def run_steps(config: str, words: list[str], steps: list[int], stage: str | None
     options = options if stage is None else options.stage(stage)
     prior = registry.build("prior", options.prior)
     text = prior.encode_prompt(prompts("a red dog", options.negative_prompt, options.view_prompts))
-    views = sample_views(options, prior.to("card:0"), "a red dog", Path.cwd(), quiet=True) if image else (None, None)
+    folder = Path.cwd()
+    views = sample_views(options, prior.to("card:0"), text, None, folder, quiet=True) if image else (None, None)
     prior.free_text_encoder()
     train_steps(GenerateSystem(options, prior.to("card:0"), text, *views), options, steps)
 

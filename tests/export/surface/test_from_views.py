@@ -31,7 +31,7 @@ def rings() -> Cameras:
 @pytest.mark.parametrize("inwards", [False, True])
 def test_texture_from_views_recovers_a_room(inwards: bool) -> None:
     room = box_room.scene()
-    room = SourceMesh(room.vertices, room.faces[:, ::-1] if inwards else room.faces)
+    room = SourceMesh(room.vertices, room.faces if inwards else room.faces[:, ::-1])
     mesh, _ = with_uv(room, 256)
     at, new = rings(), box_room.look(6, SIZE, 0.27)
     textured = texture_from_views(mesh, 256, at, box_room.truth(room, at))

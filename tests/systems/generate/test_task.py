@@ -305,8 +305,8 @@ def test_damaged_caches_are_rebuilt(tmp_path: Path, caplog: pytest.LogCaptureFix
     options = config.load(tiny_generate(tmp_path / "config"))
 
     def ask() -> tuple[Any, Any]:
-        text = generate_run.embeddings(tmp_path, prior, ["a red dog", "a cat"])
-        return text, sample_views(options, prior, "a red dog", tmp_path)[0]
+        text = generate_run.embeddings(options, prior, ["a red dog", "a cat"], None, tmp_path)
+        return text, sample_views(options, prior, text, None, tmp_path)[0]
 
     first = ask()
     assert first[0].shape[0] == 2 and first[1].shape == (2, 16, 16, 3)

@@ -74,7 +74,7 @@ def sample_views(
     cameras = view_cameras(config, groups, size)
 
     def sample() -> Tensor:
-        rng, c2w, pair = generator(config.seed, 0, "preview"), cameras.c2w, (text[:1], text[1:2])
+        rng, c2w, pair = generator(config.seed, 0, "preview"), cameras.c2w, text.to(prior.device)[:2].split(1)
 
         def complete(views: Tensor, count: int, steps: int) -> Tensor:
             known, new = c2w[: len(views)], c2w[len(views) : count]
