@@ -1,6 +1,7 @@
-"""Completion of views: sample new views of an object, which attend to nearly noise-free known views.
+"""Completion of views: sample new views of an object from known ones.
 
-It needs a prior whose training gave the views of an object separate noise levels, such as one of `train-toybox-views`.
+New views attend to nearly noise-free known views if the training of the prior gave views separate noise levels, such as
+`train-toybox-views`. With object codes, they start from a coarse prediction with the code of the known views.
 """
 
 from typing import Any, NamedTuple
@@ -8,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .guidance import Condition, Denoiser, TextPair, guided
-from .prior import Prior
-from .sampling import OnStep, fresh_noise, no_callback, sample_latents
+from .guidance import Condition, Denoiser, TextPair, guided, per_image
+from .prior import COARSE_STRENGTH, Prior
+from .sampling import InitLatents, OnStep, fresh_noise, no_callback, sample_latents
 
 COMPANION_STEP = 20
 """Timestep of the noise that is added to the known views. The network was trained with noise in every view."""
@@ -59,10 +60,13 @@ def complete_views(
         raise ValueError("a prior without cameras cannot complete views")
     text = (prior.encode_code(text[0], z[None], views_c2w[None]), text[1])
     condition = Condition(text, camera, len(c2w), single_view_uncond=prior.guide_views)
-    denoise = with_companions(prior.denoise, Companions(noisy, known_camera), len(views))
+    companions = Companions(noisy, known_camera)
+    denoise = with_companions(prior.denoise, companions, len(views)) if prior.separate_levels else prior.denoise
     predict = guided(denoise, condition, guidance_scale)
+    coarse = prior.coarse_latents(per_image(text[0], len(c2w)), c2w)
+    init = None if coarse is None else InitLatents(coarse, COARSE_STRENGTH)
     noise = fresh_noise(z.new_empty(len(c2w), *z.shape[1:]), generator)
-    z = sample_latents(predict, noise, schedule, steps, on_step=on_step)
+    z = sample_latents(predict, noise, schedule, steps, init, on_step=on_step)
     return prior.decode_latents(z).float().cpu()
 
 

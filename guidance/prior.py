@@ -78,6 +78,11 @@ class Prior(Protocol):
     dtype: torch.dtype
 
     @property
+    def separate_levels(self) -> bool:
+        """Whether views of an object had different noise levels in training, so that some may be known."""
+        return False
+
+    @property
     def completes_views(self) -> bool:
         """Whether `completion.complete_views` can sample new views of an object from known views."""
         return False

@@ -18,7 +18,7 @@ def build(options: MVDreamConfig, device: torch.device | str = "cpu") -> "MVDrea
     prior = with_additions(load_prior(MVDream, options, device), options)
     if options.personalisation is not None:
         subject_weights.apply(prior, Path(options.personalisation).expanduser(), options.personalisation_strength)
-    prior.guide_views = prior.completes_views if options.guide_views is None else options.guide_views
+    prior.guide_views = prior.separate_levels if options.guide_views is None else options.guide_views
     return prior
 
 
@@ -28,8 +28,12 @@ class MVDream(LatentDiffusion, MultiviewPrior):
     needs_camera = timestep_per_view = True
 
     @property
-    def completes_views(self) -> bool:
+    def separate_levels(self) -> bool:
         return bool(self.unet.config.get(SEPARATE_LEVELS))
+
+    @property
+    def completes_views(self) -> bool:
+        return self.separate_levels or self.has_code
 
     def camera(self, c2w: Tensor) -> Tensor:
         return camera_vector(c2w)

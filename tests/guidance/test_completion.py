@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from tests.support.script_poses import script_poses
-from tests.support.tiny_prior import cpu, tiny_prior
+from tests.support.tiny_prior import coarse_prior, cpu, tiny_coarse, tiny_prior
 from threedgen.guidance.attention.joined import SEPARATE_LEVELS
 from threedgen.guidance.completion import COMPANION_STEP, Companions, complete_views, with_companions
 
@@ -32,6 +32,7 @@ def test_new_views_attend_to_known_views_of_their_object() -> None:
 
 def test_completed_views_depend_on_known_views_and_seed() -> None:
     prior, poses = tiny_prior(), script_poses(6)
+    prior.unet.register_to_config(**{SEPARATE_LEVELS: True})
     views = torch.rand(2, 16, 16, 3, generator=cpu(0))
 
     def completed(views: Tensor, seed: int = 0, known: Tensor = poses[:2]) -> Tensor:
@@ -49,4 +50,16 @@ def test_weights_tell_whether_views_can_be_completed() -> None:
     prior = tiny_prior()
     assert not prior.completes_views
     prior.unet.register_to_config(**{SEPARATE_LEVELS: True})
-    assert prior.completes_views
+    assert prior.completes_views and coarse_prior(tiny_coarse(code=True)).completes_views
+    assert not coarse_prior().completes_views
+
+
+def test_prior_with_object_codes_completes_views() -> None:
+    prior, poses = coarse_prior(tiny_coarse(code=True)), script_poses(6)
+    views = torch.rand(1, 16, 16, 3, generator=cpu(0))
+    text = prior.encode_prompt(["a red dog", ""]).split(1)
+    first, other = (
+        complete_views(prior, text, known, poses[:1], poses[1:], 5, 2.0, generator=cpu())
+        for known in (views, 1 - views)
+    )
+    assert first.shape == (5, 16, 16, 3) and (first - other).abs().max() > 1e-6
