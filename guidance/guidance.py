@@ -56,7 +56,10 @@ def branches(
 
 
 def combine(eps_cond: Tensor, eps_uncond: Tensor, guidance_scale: float) -> Tensor:
-    """Return the guided noise eps_u + s (eps_c - eps_u), (B, C, h, w). threestudio's Stable Diffusion uses s - 1."""
+    """Return the guided noise eps_u + s (eps_c - eps_u) for predictions (B, C, h, w); scale s = 1: no guidance.
+
+    The guidance scale of threestudio's Stable Diffusion is this s minus 1.
+    """
     return eps_uncond + guidance_scale * (eps_cond - eps_uncond)
 
 

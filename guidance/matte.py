@@ -29,7 +29,10 @@ GRABCUT_SIZE, GRABCUT_MARGIN = 256, 0.1
 
 
 class Matte(nn.Module):
-    """U-Net (Ronneberger et al. 2015) that predicts the object's opacity; `opacity` takes images of any size."""
+    """U-Net (Ronneberger et al. 2015) that predicts the opacity of the object in an image of fixed size.
+
+    The method `opacity` applies it to images of any size.
+    """
 
     def __init__(self, size: int = 128, channels: tuple[int, ...] = (32, 64, 96, 128)) -> None:
         """Build the network.
@@ -64,7 +67,10 @@ class Matte(nn.Module):
         return F.pixel_shuffle(self.out(y).float(), 2)[:, 0]
 
     def save(self, path: Path) -> None:
-        """Write config and float16 tensors to a folder, atomically. Raises ConfigError if it has other files."""
+        """Write config and float16 tensors to the folder `path`, atomically.
+
+        Raises ConfigError if the folder has other files.
+        """
         with files.whole_folder(path, CONFIG) as part:
             write_json(part / CONFIG, {"_class_name": type(self).__name__, **self.sizes})
             files.save_tensors(self, part / TENSORS)
@@ -109,7 +115,10 @@ def _by_grabcut(rgb: Array) -> Array:
 
 
 def reference_foreground(options: ReferenceConfig) -> Array | None:
-    """Return a prior's reference image cut out, RGBA (h, w, 4) in [0, 1], or None. Raises ConfigError."""
+    """Return the cut-out object of a prior's reference image, RGBA (h, w, 4) in [0, 1]; None without an image.
+
+    Raises ConfigError.
+    """
     return None if options.image is None else read_foreground(options.image, remover(options.matte))
 
 

@@ -52,7 +52,10 @@ MatteName = Annotated[
 
 
 class PriorConfig(Config):
-    """Weights and precision of a diffusion prior. `parts` are the sub-folders that its diffusers folder must have."""
+    """Config of a diffusion prior: weights and precision.
+
+    The class attribute `parts` holds the sub-folders that a diffusers folder with weights of this prior must have.
+    """
 
     parts: ClassVar[tuple[str, ...]] = PARTS
 
@@ -98,7 +101,10 @@ class PriorConfig(Config):
         loading.check(self.weights, self.tokenizer, self.parts)
 
     def vocabulary(self) -> Vocabulary | None:
-        """Return the words of a tokenizer with one token per word; None for others and missing weights."""
+        """Return the words that the prior knows, if its tokenizer has one token per word (closed vocabulary).
+
+        Returns None for any other tokenizer, or if the weights are not on this machine.
+        """
         path = loading.local(self.weights)
         return None if path is None or self.tokenizer is not None else read_vocabulary(path, self.subjects())
 

@@ -115,7 +115,10 @@ class Schedule:
         return self._from_alpha_bar(alpha_bar, self.prediction).to(self.betas.device)
 
     def timesteps_in(self, other: "Schedule") -> Tensor:
-        """Convert timesteps 0..T-1 to fractional timesteps (T,) float32 of `other` with equal signal-to-noise ratio."""
+        """Convert the timesteps 0..T-1 of this schedule to timesteps of `other` with equal signal-to-noise ratio.
+
+        Returns (T,) float32; the timesteps of `other` are fractional.
+        """
         noise, known = (-torch.logit(each.alpha_bar.cpu().double()) for each in (self, other))
         return torch.from_numpy(np.interp(noise, known, np.arange(other.T))).float()
 
@@ -127,7 +130,10 @@ class Schedule:
         return Schedule(self.betas.to(device), self.alpha_bar.to(device), self.prediction)
 
     def alpha_sigma(self, t: Timesteps, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Return sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t), (B or 1, 1, ...), to multiply `like` (B, ...)."""
+        """Return sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t), shaped to be multiplied with `like` (B, ...).
+
+        Their shape is (B, 1, ...), or (1, 1, ...) if `t` is one timestep for all images.
+        """
         alpha_bar = self.alpha_bar.to(like.device)  # of a prior on a GPU it is there already
         index = t.to(like.device) if isinstance(t, Tensor) else t
         a = alpha_bar[index].reshape(-1, *[1] * (like.dim() - 1))
@@ -144,7 +150,10 @@ class Schedule:
         return (x - sigma * eps) / alpha
 
     def eps_from_output(self, x: Tensor, output: Tensor, t: Timesteps) -> Tensor:
-        """Convert `output` (B, ...) for noisy `x` to predicted noise: the output, or sqrt(a) v + sqrt(1-a) x."""
+        """Convert the network's `output` (B, ...) for noisy `x` (B, ...) to predicted noise (B, ...).
+
+        The noise is the output itself, or sqrt(a) v + sqrt(1-a) x for an output v.
+        """
         if self.prediction == "epsilon":
             return output
         alpha, sigma = self.alpha_sigma(t, x)

@@ -39,7 +39,10 @@ def choose(name: str, device: torch.device, dtype: torch.dtype = torch.float32) 
 
 
 def load(modules: Mapping[str, str], name: str, device: torch.device, dtype: torch.dtype = torch.float32) -> ModuleType:
-    """Import the back end that `choose` selects from `modules`, names to import paths. Raises ConfigError."""
+    """Import the back end that `choose` selects and return its module. Raises ConfigError on failure.
+
+    `modules` maps the names of the back ends to import paths.
+    """
     name = choose(name, device, dtype)
     try:
         return importlib.import_module(modules[name])

@@ -63,7 +63,10 @@ class Render:
 
 
 class ParameterGroup(NamedTuple):
-    """Parameters with one learning rate, whose config key is in the section `optimizer`, or else in `field`."""
+    """Parameters that share one learning rate.
+
+    `learning_rate` is the config key of the rate: in the section `optimizer`, or else in the section `field`.
+    """
 
     name: str
     parameters: list[nn.Parameter]
@@ -96,7 +99,10 @@ class Representation(nn.Module):
         return [ParameterGroup("networks", list(self.parameters()), "networks")]
 
     def before_step(self, step: int, max_steps: int | None = None) -> None:
-        """Prepare step `step`, possibly twice, such as scheduled options; `max_steps` is for those in percent."""
+        """Prepare training step `step` of `max_steps`, for example set scheduled options.
+
+        A step may be prepared twice. `max_steps` is needed only for options scheduled in percent.
+        """
 
     def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
         """Change the representation after an optimizer step, for example add or remove parameters (`resize_parameter`).

@@ -38,10 +38,14 @@ OCCUPANCY = OccupancyConfig(interval=8, decay=0.7, warmup=10_000)
 
 
 class Bounds(NamedTuple):
-    """Extent of a scene, in the unit of the camera positions."""
+    """Extent of a scene, in the unit of the camera positions.
 
-    radius: float  # radius of the ball around the origin that contains the object
-    # near, far: distances of the first and the last sample on rays
+    Attributes:
+        radius: radius of the ball around the origin that contains the object.
+        near, far: distances of the first and the last sample on rays.
+    """
+
+    radius: float
     near: float
     far: float
 
@@ -65,7 +69,10 @@ class Bounds(NamedTuple):
 
 
 class SceneField:
-    """Field of one scene with background of one `colour` (3,), occupancy grid and march options, from a seed."""
+    """Field of one scene, together with the background, occupancy grid and march options of its renders.
+
+    Parameters are initialised from `seed`. The background has one `colour` (3,) in [0, 1].
+    """
 
     def __init__(self, options: ProtocolConfig, bounds: Bounds, colour: Tensor, seed: int, device: str = "cpu") -> None:
         self.options, self.bounds, self.device = options, bounds, torch.device(device)
@@ -86,14 +93,20 @@ class SceneField:
         self.occupancy = OccupancyGrid(OCCUPANCY, 1.0, step_size(self.march)).to(self.device)
 
     def rays(self, cameras: Cameras) -> tuple[Tensor, Tensor]:
-        """Return origins, in radii of the ball, and unit directions of all pixels of N cameras, (N * H * W, 3) each."""
+        """Return the rays of all pixels of N cameras: origins and unit directions, (N * H * W, 3) each.
+
+        Origins are in units of the ball's radius.
+        """
         origins, directions = (part.reshape(-1, 3).to(self.device) for part in cameras.rays())
         return origins / self.bounds.radius, directions
 
     def render_rays(
         self, origins: Tensor, directions: Tensor, rng: torch.Generator | None = None, normals: bool = False
     ) -> Render:
-        """Render R rays from `rays`, (R, 3) each; the generator `rng` shifts the samples of a training render."""
+        """Render R rays from `rays`, origins and directions (R, 3); compute normals if `normals` is True.
+
+        For training, the CPU generator `rng` shifts the samples randomly; None: no shift.
+        """
         parts = (self.field, self.background, Material(), self.occupancy, self.march)
         return render(*parts, origins, directions, generator=rng, training=rng is not None, need_normals=normals)
 

@@ -79,7 +79,10 @@ def normal_smoothness(normal: Callable[[Tensor], Tensor], points: Tensor, offset
 
 
 def vertex_normals(vertices: Tensor, faces: Tensor) -> Tensor:
-    """Return unit vertex normals (N, 3), area-weighted means over the faces (F, 3); 0 for a vertex without a face."""
+    """Return unit vertex normals (N, 3) of a mesh: area-weighted means over the adjacent faces.
+
+    `vertices` are (N, 3), `faces` (F, 3) vertex indices. A vertex without a face has the normal 0.
+    """
     a, b, c = (vertices.index_select(0, faces[:, k]) for k in range(3))
     normal = torch.linalg.cross(b - a, c - a)
     total = torch.zeros_like(vertices)
@@ -89,14 +92,20 @@ def vertex_normals(vertices: Tensor, faces: Tensor) -> Tensor:
 
 
 def normal_consistency(vertices: Tensor, faces: Tensor) -> Tensor:
-    """Return the mean over all edges of 1 - cos(angle of the vertex normals); vertices (N, 3), faces (F, 3)."""
+    """Return the mean over all edges of 1 - cos(angle between the vertex normals at the two ends); 0 for a plane.
+
+    `vertices` are (N, 3), `faces` (F, 3) vertex indices.
+    """
     normals = vertex_normals(vertices, faces)
     a, b = (normals.index_select(0, end) for end in _edge_ends(faces))
     return (1 - (a * b).sum(-1)).mean()
 
 
 def laplacian(vertices: Tensor, faces: Tensor) -> Tensor:
-    """Return the mean distance of vertices (N, 3) to the mean of their neighbours; `faces` are (F, 3) indices."""
+    """Return the mean distance between a vertex and the mean of its neighbours, in world units.
+
+    `vertices` are (N, 3), `faces` (F, 3) vertex indices.
+    """
     one, other = _edge_ends(faces)
     a, b = torch.cat([one, other]), torch.cat([other, one])
     total = torch.zeros_like(vertices).index_add(0, a, vertices.index_select(0, b))

@@ -43,10 +43,14 @@ class HashGridConfig(Config):
 
 
 class FieldConfig(Config):
-    """Base class of the representations' configs. Subclasses add the `radius` of the object's cube."""
+    """Base class of the representations' configs. Subclasses add the `radius` of the object's cube.
 
-    has_normals: ClassVar[bool] = True  # True if the renders of this representation have normals
-    # help texts of the representation's own losses, by name. Their weights are keys of the section `loss`.
+    Attributes:
+        has_normals: True if the renders of this representation have normals.
+        losses: help texts of the representation's own losses, by name. Their weights are keys of the section `loss`.
+    """
+
+    has_normals: ClassVar[bool] = True
     losses: ClassVar[dict[str, str]] = {}
 
     name: str = Field(description="representation")
@@ -215,7 +219,10 @@ class DiffuseMaterialConfig(MaterialConfig):
 
 
 class ProtocolConfig(Config):
-    """NeRF that is fitted to views to score their 3D consistency; scores compare only under equal options."""
+    """Options of a NeRF that is fitted to views of a scene, to score their 3D consistency.
+
+    Scores are comparable only under equal options.
+    """
 
     steps: int = Field(1000, ge=1, description="optimiser steps")
     rays: int | None = Field(None, ge=1, description="random pixels per step; null: all pixels of all views")

@@ -14,11 +14,15 @@ Mode = Literal["albedo", "textureless", "diffuse"]
 
 
 class Shading(NamedTuple):
-    """Shading mode of one render, and intensities of its lights."""
+    """Shading mode of one render, and intensities of its lights.
 
-    # "albedo" is unlit, "textureless" shows the light on a white surface, "diffuse" multiplies light and albedo
+    Attributes:
+        mode: "albedo" is unlit, "textureless" shows the light on a white surface, "diffuse" multiplies light and
+            albedo.
+        ambient, diffuse: intensities of the ambient light and of the point light.
+    """
+
     mode: Mode = "albedo"
-    # ambient, diffuse: intensities of the ambient light and of the point light
     ambient: float = 1.0
     diffuse: float = 0.0
 

@@ -38,7 +38,10 @@ def place(origins: Tensor, directions: Tensor, spans: Tensor, options: MarchConf
 
 @dataclass(frozen=True)
 class EqualRays(Samples):
-    """Samples on rays with equally many samples, without values. Chunks share memory from the third on."""
+    """Samples on rays that all have equally many samples, without values.
+
+    All chunks after the second share one chunk's memory.
+    """
 
     chunks: list[int] = field(default_factory=list)
 

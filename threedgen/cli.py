@@ -120,7 +120,10 @@ def answer(command: Command) -> str | None:
 
 
 def dry_run(checked: Any, name: str) -> int:
-    """Print what a run would do; return 0. Raises AbsentWeights at the end. `name`: of the config, for the folder."""
+    """Print what a run would do, without starting it; return 0. Raises AbsentWeights at the end if weights are missing.
+
+    `checked` is the config of the run, `name` the config's name for the run folder.
+    """
     absent: AbsentWeights | None = None
     try:
         checked.check()

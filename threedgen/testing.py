@@ -87,7 +87,11 @@ def optimizer_of(field: Representation) -> torch.optim.Optimizer:
 
 
 def train(field: Representation, optimizer: torch.optim.Optimizer, steps: range, max_steps: int, radius: float) -> None:
-    """Train a representation on random colours; `radius` is half the side of its cube in world units."""
+    """Train a representation on random target colours for `CAMERAS`.
+
+    `steps` are the indices of the training steps, in a run of `max_steps` steps. `radius` is half the side of the
+    representation's cube, in world units.
+    """
     target = torch.rand(N_VIEW * SIZE * SIZE, 3, generator=seeded(7))
     for step in steps:
         field.before_step(step, max_steps)

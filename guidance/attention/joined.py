@@ -73,7 +73,10 @@ class WorldRotary:
         return torch.cat([cos, cos, rest], -1), torch.cat([-sin, sin, 0 * rest], -1)
 
     def __call__(self, x: Tensor, n_view: int) -> Tensor:
-        """Rotate the first 12 (D // 16) channels of queries or keys (B / n_view, H, n_view L, D), of H heads."""
+        """Rotate queries or keys x (B / n_view, H, n_view L, D) with H heads; return the same shape.
+
+        The first 12 (D // 16) channels are rotated, the others unchanged.
+        """
         heads, tokens, width = x.shape[1], x.shape[2] // n_view, x.shape[3]
         key = heads, n_view, tokens, width, x.dtype
         if key not in self.tables:
@@ -93,7 +96,10 @@ def _angles(positions: Tensor, count: int) -> Tensor:
 
 
 class Rotate(torch.autograd.Function):
-    """Rotation of channel pairs of x (B, H, L, D) by `cos` and `sin`, see `rotate`, with a fast backward pass."""
+    """Rotation of pairs of channels of x (B, H, L, D), by `cos` and `sin` of the same shape, see `rotate`.
+
+    The backward pass rotates back: faster than that of the single products.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

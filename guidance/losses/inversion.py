@@ -20,7 +20,10 @@ from .sds import Distillation, NoisyLatents, reconstruction_direction
 
 
 def inversion_timesteps(start: Tensor, end: Tensor, interval: int) -> list[Tensor]:
-    """Return timesteps from `start` to `end`, each (1,) or (B,); an image whose `end` comes early repeats it."""
+    """Return two or more timesteps from `start` to `end`, each (1,) or (B,); the last step is shorter.
+
+    An image whose `end` comes early repeats it.
+    """
     steps = max(1, ceil(int((end - start).max()) / interval))
     return [*(torch.minimum(start + k * interval, end) for k in range(steps)), end]
 

@@ -67,7 +67,10 @@ class LoRA(nn.Module):
 
 
 class PosedLoRA(LoRA):
-    """LoRA of VSD: adds an embedding of the camera pose, at first zero, to the UNet's time embedding."""
+    """LoRA of VSD, conditioned on the camera: it adds an embedding of the pose to the UNet's time embedding.
+
+    The pose embedding starts at zero.
+    """
 
     def __init__(self, unet: nn.Module, rank: int = 4, generator: torch.Generator | None = None) -> None:
         super().__init__(unet, rank, generator)

@@ -151,7 +151,10 @@ class Distillation(nn.Module):
         self.make_parameters(prior, generator)
 
     def make_parameters(self, prior: Prior | None, generator: torch.Generator | None) -> None:
-        """Create the trainable parameters of the loss, which extend the UNet of `prior`; here none."""
+        """Create the trainable parameters of the loss, here none. A loss with parameters overrides this method.
+
+        They extend the UNet of `prior`; `generator` samples their initial values.
+        """
 
     def value(self, name: str, step: int) -> float:
         """Return the value that the scheduled option `name` has at an optimisation step."""

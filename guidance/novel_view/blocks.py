@@ -23,7 +23,10 @@ def resample(h: Tensor, mode: Resample) -> Tensor:
 
 
 class ResBlock(nn.Module):
-    """Residual block: convolution, FiLM (scale and shift, computed from an embedding), convolution, resampling."""
+    """Residual block: convolution, FiLM (scale and shift, computed from an embedding), convolution, resampling.
+
+    `channels_in` and `channels` are those of input and output, `emb_channels` those of the embedding.
+    """
 
     def __init__(
         self, channels_in: int, channels: int, emb_channels: int, groups: int, dropout: float, mode: Resample = None
@@ -50,7 +53,11 @@ class ResBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Residual attention over the pixels of a view; keys and values from it or, with `cross`, from the other view."""
+    """Residual multi-head attention over the pixels of a frame (one view of a scene).
+
+    Queries come from each frame. Keys and values come from the same frame or, with `cross`, from the scene's other
+    frame.
+    """
 
     def __init__(self, channels: int, heads: int, groups: int, cross: bool = False) -> None:
         super().__init__()
@@ -131,7 +138,10 @@ def encode_rays(origins: Tensor, directions: Tensor, origin_degrees: int = 15, d
 
 
 def noise_level_encoding(logsnr: Tensor, channels: int) -> Tensor:
-    """Encode log-SNR (...) as (..., channels) by DDPM's embedding of the time (2000 / pi) atan(exp(-logsnr / 2))."""
+    """Encode log-SNR (...) by the time embedding of DDPM (Ho et al. 2020), as sines and cosines (..., channels).
+
+    The time is 1000 u with u = (2 / pi) atan(exp(-logsnr / 2)), which is 0 for a clean image and 1 for pure noise.
+    """
     time = 2 * torch.atan(torch.exp(-logsnr.float().clamp(-20, 20) / 2)) / pi
     half = channels // 2
     step = torch.log(torch.tensor(10000.0, dtype=torch.float64)).item() / (half - 1)

@@ -58,7 +58,10 @@ class ThreeDiMSampler:
         return [views[k] for k in range(len(requests))]
 
     def sample(self, requests: Sequence[Request]) -> Tensor:
-        """Sample T target views of S requests with equal numbers of views: (S, T, H, W, 3) in [0, 1] on the CPU."""
+        """Sample the target views of S requests with equal numbers of input views and of target views.
+
+        Returns (S, T, H, W, 3) in [0, 1] on the CPU, for T target views.
+        """
         height, width = self.model.image_size
         images = torch.stack([resize(condition_views(r).images, height, width) for r in requests]).to(self.device)
         x = self.model.encode_images(images.flatten(0, 1)).unflatten(0, images.shape[:2])
@@ -86,7 +89,10 @@ def condition_views(request: Request) -> Views:
 
 
 def intrinsics(request: Request, height: int, width: int) -> Tensor:
-    """Return the intrinsics K (3, 3) in pixels of all views of a request. Raises ConfigError if they differ."""
+    """Return the camera intrinsics K (3, 3) of a request, in pixels of images with `height` x `width` pixels.
+
+    Raises ConfigError if the input and target views of the request have different intrinsics.
+    """
     both = condition_views(request).cameras.with_size(height, width).K, request.target.with_size(height, width).K
     every = torch.cat(both)
     if (every - every[0]).abs().max() > INTRINSICS_TOLERANCE * height:

@@ -39,7 +39,10 @@ def logsnr_steps(steps: int = 256) -> Tensor:
 
 
 def alpha_sigma(logsnr: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Return alpha, sigma (B or 1, 1, ...) with alpha^2 = sigmoid(logsnr), to broadcast with `like` (B, ...)."""
+    """Return alpha and sigma of z = alpha x0 + sigma eps, as (B or 1, 1, ...) to broadcast with `like` (B, ...).
+
+    alpha^2 = sigmoid(logsnr) and sigma^2 = sigmoid(-logsnr), for a log-SNR (B,) or ().
+    """
     level = logsnr.to(like.device).reshape(-1, *[1] * (like.dim() - 1))
     return level.sigmoid().sqrt(), (-level).sigmoid().sqrt()
 
@@ -51,13 +54,21 @@ def add_noise(x0: Tensor, noise: Tensor, logsnr: Tensor) -> Tensor:
 
 
 def target(x0: Tensor, noise: Tensor, logsnr: Tensor, prediction: Prediction = "epsilon") -> Tensor:
-    """Return the training target (B, ...): `noise`, `x0`, or v = alpha noise - sigma x0; `logsnr` is (B,) or ()."""
+    """Return the training target (B, ...) of a network, for clean `x0` and Gaussian `noise`, both (B, ...).
+
+    It is `noise` for prediction "epsilon", `x0` for "sample", and v = alpha noise - sigma x0 for "v_prediction".
+    `logsnr`
+    is (B,) or ().
+    """
     alpha, sigma = alpha_sigma(logsnr, x0)
     return {"epsilon": noise, "sample": x0, "v_prediction": alpha * noise - sigma * x0}[prediction]
 
 
 def x0_from_output(z: Tensor, output: Tensor, logsnr: Tensor, prediction: Prediction = "epsilon") -> Tensor:
-    """Return the clean x0 (B, ...) that `output`, of the kind `prediction`, gives for noisy z; `logsnr` (B,) or ()."""
+    """Return the clean tensor x0 (B, ...) that a network predicts by its `output` (B, ...) for noisy `z` (B, ...).
+
+    `logsnr` (B,) or () is the log-SNR of z. `prediction` is the kind of output: noise, v or x0, see `target`.
+    """
     alpha, sigma = alpha_sigma(logsnr, z)
     if prediction == "sample":
         return output

@@ -23,7 +23,10 @@ CHANNELS = 3
 
 
 class Conditioning(nn.Module):
-    """Network that embeds noise levels and camera rays, as one feature map per resolution level of the UNet."""
+    """Network that embeds noise levels and camera rays, as one feature map per resolution level of the UNet.
+
+    `frames`: number of frames per scene. `encoding`: number of channels of an encoded ray.
+    """
 
     def __init__(self, config: XUNetConfig, frames: int, encoding: int) -> None:
         super().__init__()
@@ -105,7 +108,10 @@ class UNet(nn.Module):
         return Block(self.residual(channels_in, channels), own, cross)
 
     def forward(self, h: Tensor, emb: list[Tensor]) -> Tensor:
-        """Transform frames (B F, C_in, H, W) to (B F, 3, H, W); `emb`: one embedding (B F, E, h, w) per level."""
+        """Transform frames h (B F, C_in, H, W) to (B F, 3, H, W), for B scenes with F frames.
+
+        `emb` has one embedding (B F, E, h, w) per resolution level, from fine to coarse, see `Conditioning`.
+        """
         last = len(emb) - 1
         blocks: Any  # a ModuleList, which type checkers take for a bare module
         h = self.conv_in(h)
@@ -128,7 +134,10 @@ class UNet(nn.Module):
 
 
 class XUNet(nn.Module):
-    """X-UNet of 3DiM on images (`sampler.ViewModel`), or its baseline without cross-attention. Initial output: 0."""
+    """Novel-view model on images (a `sampler.ViewModel`): the X-UNet of 3DiM, or its baseline without cross-attention.
+
+    The output of an untrained network is zero.
+    """
 
     clip = 1.0
 
@@ -175,7 +184,10 @@ class XUNet(nn.Module):
         return self(x, z, levels, c2w, K, keep).float()
 
     def encode_cameras(self, c2w: Tensor, K: Tensor, cond_mask: Tensor | None) -> Tensor:
-        """Return encoded rays (B, 2, D, H, W) of c2w (B, 2, 4, 4), K (B, 3, 3); 0 where `cond_mask` (B,) is False."""
+        """Return the encoded ray of each pixel of both views, (B, 2, D, H, W); 0 where `cond_mask` (B,) is False.
+
+        Takes camera-to-world poses c2w (B, 2, 4, 4) and intrinsics K (B, 3, 3) in pixels.
+        """
         c = self.config
         encoded = encode_rays(*pixel_rays(c2w, K[:, None], *c.size), c.origin_degrees, c.direction_degrees)
         if cond_mask is not None:

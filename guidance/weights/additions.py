@@ -55,7 +55,10 @@ def add(prior: LatentDiffusion, loras: Sequence[LoraFile], embeddings: Sequence[
 
 
 def fuse_lora(prior: LatentDiffusion, lora: LoraFile) -> None:
-    """Add a LoRA in any format of diffusers, times its scale, to `prior`, in place. Raises ConfigError."""
+    """Add a LoRA, multiplied with `lora.scale`, to the weights of UNet and text encoders, in place.
+
+    The file may have any format that diffusers reads. Raises ConfigError if it does not fit.
+    """
     path = loading.weight_file(lora.file)
     tensors, metadata = files.read_tensors(path), files.read_header(path)[1]
     for part, kind in OTHER_KINDS.items():

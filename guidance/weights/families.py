@@ -40,7 +40,10 @@ class Traits(NamedTuple):
 
 
 def check_family(path: Path, names: Iterable[str]) -> None:
-    """Raise ConfigError, with the kind of weights found, unless the tensors are of a supported latent model."""
+    """Raise ConfigError if tensor names are not those of a supported latent diffusion model.
+
+    The message has the kind of weights found, such as a LoRA.
+    """
     names = list(names)
     unet = any(name.startswith(UNET) for name in names)
     for pattern, family in list(FAMILIES.items())[: 2 if unet else None]:

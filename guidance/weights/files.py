@@ -33,7 +33,10 @@ MAX_TEXT_BYTES, MAX_PICKLE_BYTES = 1 << 20, 32 << 20
 
 
 def check_sums(path: Path) -> None:
-    """Raise ConfigError if a file of a folder is missing or differs from SHA256SUMS, if there is such a list."""
+    """Raise ConfigError if a file is missing or differs from its SHA-256 in SHA256SUMS of the folder `path`.
+
+    Without such a list, do nothing.
+    """
     if not (path / SUMS).is_file():
         return
     for line in read_text(path / SUMS, max_bytes=MAX_TEXT_BYTES).splitlines():
@@ -132,7 +135,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_header(path: Path) -> tuple[list[str], dict[str, str]]:
-    """Return tensor names and metadata without reading tensors; for a torch file, the strings of its pickle and {}."""
+    """Return tensor names and metadata of a weight file without reading tensors.
+
+    A torch file has no metadata, {}; the names are then all strings in its pickle.
+    """
     from safetensors import SafetensorError, safe_open
 
     if sniff(path) == "torch":
@@ -154,7 +160,10 @@ def _strings(path: Path) -> list[str]:
 
 
 def read_card(path: Path, form: str) -> dict[str, str]:
-    """Return the metadata of a safetensors file if its entry "format" is `form`, else {}; reads no tensors."""
+    """Return the metadata of a safetensors file written by threedgen, without reading tensors.
+
+    `form` is the expected value of its entry "format"; for other files the result is {}.
+    """
     card = read_header(path)[1]
     return card if card.get("format") == form else {}
 
@@ -197,7 +206,10 @@ def fill(make: Callable[[], Module], tensors: Mapping[str, Tensor], what: str) -
 
 @contextmanager
 def whole_folder(folder: Path, label: str) -> Iterator[Path]:
-    """Replace a folder as a whole, with SHA256SUMS. Raises ConfigError if it has files but not `label`."""
+    """Replace the folder `folder` as a whole, with SHA256SUMS: yield a temporary folder to write into; move it on exit.
+
+    Raises ConfigError if `folder` has files, but not the file `label`: it is then a folder of another kind.
+    """
     if folder.exists() and any(folder.iterdir()) and not (folder / label).is_file():
         raise ConfigError(f"{folder} holds something else than a saved model: choose another folder")
     with atomic_folder(folder) as part:
@@ -208,7 +220,10 @@ def whole_folder(folder: Path, label: str) -> Iterator[Path]:
 
 
 def save_tensors(network: torch.nn.Module, path: Path, prefix: str = "") -> None:
-    """Write tensors in float16, names with `prefix`. Raises ConfigError if a value overflows."""
+    """Write a network's tensors in float16. Raises ConfigError if a value overflows.
+
+    `prefix` is added to the names that do not start with it.
+    """
     import torch
     from safetensors.torch import save_file
 

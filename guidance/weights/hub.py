@@ -42,7 +42,10 @@ def is_hub_id(name: str) -> bool:
 
 
 def hub_name(weights: str) -> tuple[str, str]:
-    """Return the hub repository of a hub id or of an original MVDream checkpoint, and a file that is in it."""
+    """Return the hub repository of `weights` and a file that must be in it.
+
+    `weights` is the name of an original MVDream checkpoint, which is the file itself, or a hub id "owner/name".
+    """
     return (ORIGINALS[weights], weights) if weights in ORIGINALS else (weights, "model_index.json")
 
 
@@ -109,7 +112,10 @@ def hub_file(repo: str, name: str) -> Path:
 
 
 def clip_folders(repo: str) -> list[str]:
-    """Return a hub repository's sub-folders, cached ones if any, for CLIP's tokenizer. Raises ConfigError."""
+    """Return the sub-folders of a hub repository that may hold CLIP's tokenizer, such as "tokenizer/".
+
+    If one is in the local cache, only cached ones are returned. Raises ConfigError without cache and network.
+    """
     folders = ["", "tokenizer/"]
     here = [inside for inside in folders if all(cached(repo, inside + name) for name in CLIP_FILES)]
     if not here and not reachable():

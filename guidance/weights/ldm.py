@@ -75,15 +75,22 @@ class Converted(NamedTuple):
 
 
 class SingleFile(NamedTuple):
-    """Converted networks of a single-file checkpoint."""
+    """Converted networks of a single-file checkpoint.
+
+    Attributes:
+        second: second text encoder of SDXL; None for other models.
+        image_encoder: CLIP's image encoder in a file of ImageDream; None for other models.
+        open_clip: whether the first text encoder is OpenCLIP's (Stable Diffusion 2) instead of OpenAI's.
+        prediction: output of the UNet; None if neither the file nor its kind of model determines it.
+    """
 
     unet: Converted
     vae: Converted
     text_encoder: Converted
-    second: Converted | None  # second text encoder of SDXL; None for other models
-    image_encoder: Converted | None  # CLIP's image encoder in a file of ImageDream; None for other models
-    open_clip: bool  # whether the first text encoder is OpenCLIP's (Stable Diffusion 2) instead of OpenAI's
-    prediction: Prediction | None  # output of the UNet; None if neither the file nor its kind of model determines it
+    second: Converted | None
+    image_encoder: Converted | None
+    open_clip: bool
+    prediction: Prediction | None
 
 
 def convert_file(path: Path, prediction: Prediction | None = None) -> SingleFile:
@@ -318,7 +325,10 @@ def indices(names: Iterable[str], pattern: str) -> set[int]:
 
 
 def count(names: Iterable[str], pattern: str) -> int:
-    """Count the numbers that `pattern` finds in tensor names. Raises ConfigError unless they are 0, 1, 2, ..."""
+    """Count the numbers that the first group of the regular expression `pattern` finds in tensor names.
+
+    Raises ConfigError if the numbers are not 0, 1, 2, ... without a gap.
+    """
     found = indices(names, pattern)
     if found != set(range(len(found))):
         readable = pattern.replace("\\.", ".").replace(r"(\d+)", "N")

@@ -95,7 +95,10 @@ def locate(weights: str, wanted: Parts = PARTS) -> Path:
 
 
 def local(weights: str) -> Path | None:
-    """Return the path of local `weights`; None: a hub id or the name of an original checkpoint. Raises ConfigError."""
+    """Return the local folder or file of `weights`; None if they are on the hub. Raises ConfigError if there are none.
+
+    Weights on the hub are a hub id or the name of an original MVDream checkpoint, even if they are cached.
+    """
     if weights in EMBEDDED:
         return embedded(weights)
     if (found := existing(weights)) is not None:
@@ -136,7 +139,10 @@ def hub_place(name: str) -> tuple[str, str] | None:
 
 
 def weight_file(name: str) -> Path:
-    """Return the path of a LoRA file, folder or "owner/name/FILE" of the hub. Raises ConfigError if it is missing."""
+    """Return the path of a file of additional weights, such as a LoRA. Raises ConfigError if it is missing.
+
+    `name` is a file, a folder with a LoRA of diffusers or peft, or "owner/name/FILE" on the hub, which is downloaded.
+    """
     with called("file"):
         path = existing(name) if (place := hub_place(name)) is None else hub_file(*place)
     if path is None:
@@ -322,7 +328,10 @@ def class_name(path: Path, known: tuple[str, ...], what: str, key: str = "weight
 
 
 def novel_view_model(weights: str) -> Path:
-    """Return the folder of a novel-view model, embedded or a path; reads no tensor. ConfigError if it is missing."""
+    """Return the folder of a novel-view model; no tensor is read. Raises ConfigError if it is missing.
+
+    `weights` is "embedded", "embedded-concat" or a path.
+    """
     path = embedded(NOVEL_VIEW[weights]) if weights in NOVEL_VIEW else existing(weights)
     if path is None or not (path / CONFIG).is_file():
         raise ConfigError(f"there is no novel-view model {short(weights)}: a folder with {CONFIG}", "weights")
@@ -358,7 +367,10 @@ def tokenizer_folder(path: Path) -> Path:
 
 
 def check_clip_tokenizer(source: str | None) -> None:
-    """Raise ConfigError if CLIP's tokenizer in a folder or hub id (None: default) cannot be found. No download."""
+    """Raise ConfigError if CLIP's tokenizer cannot be found; nothing is downloaded.
+
+    `source` is a folder or hub id; None: the default repository on the hub.
+    """
     path = None if source is None else Path(source).expanduser()
     if path is None or not path.is_dir():
         clip_folders(source or CLIP_REPOSITORY)

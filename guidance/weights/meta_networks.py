@@ -51,13 +51,19 @@ RELEASED_TEXT = dict.fromkeys(RELEASED_UNETS, 340_387_840) | {"sd-v1.5-4view.pt"
 
 
 class MetaNetworks(NamedTuple):
-    """UNet and VAE of a prior on the meta device, and parameter counts. A prior on pixels has no VAE."""
+    """UNet and VAE of a prior on the meta device, and parameter counts. A prior on pixels has no VAE.
+
+    Attributes:
+        parameters: number of parameters of all networks, including the text encoder.
+        kept: number of parameters that remain in memory after `Prior.free_text_encoder`.
+        image_encoder: CLIP's image encoder of ImageDream; None for other priors.
+    """
 
     unet: UNet2DConditionModel
     vae: AutoencoderKL | None
-    parameters: int  # number of parameters of all networks, including the text encoder
-    kept: int  # number of parameters that remain in memory after `Prior.free_text_encoder`
-    image_encoder: nn.Module | None = None  # CLIP's image encoder of ImageDream; None for other priors
+    parameters: int
+    kept: int
+    image_encoder: nn.Module | None = None
 
     @property
     def factor(self) -> int:
@@ -66,7 +72,10 @@ class MetaNetworks(NamedTuple):
 
 
 def meta_networks(weights: str, wanted: tuple[str, ...] = loading.PARTS) -> MetaNetworks:
-    """Build UNet and VAE on the meta device; downloads hub weights, except originals. Raises ConfigError."""
+    """Build UNet and VAE on the meta device for `weights` with the sub-folders `wanted` (see `loading.locate`).
+
+    Weights on the hub are downloaded, except original checkpoints. Raises ConfigError.
+    """
     if loading.awaited(weights):  # an original checkpoint, not downloaded for this
         unet, vae = _build(RELEASED_UNETS[weights], RELEASED_VAE)
         image = _image_encoder(RELEASED_IMAGE_ENCODER) if IMAGE_TOKENS in unet.config else None

@@ -30,7 +30,10 @@ def choice(key: Key, others: str) -> str:
 
 
 def locate(key: Key, name: str) -> Path:
-    """Return the file of an embedded name, a path, or "owner/name/FILE" of the hub. ConfigError if it is missing."""
+    """Return the path of a weight file. Raises ConfigError for the config key `key` if it is missing.
+
+    `name` is an embedded name, a path, or "owner/name/FILE" on the hub, which is downloaded.
+    """
     file = FILES[key].get(name)
     found = existing(name) if file is None else embedded(f"{file}.safetensors", key)
     if found is None and (place := hub_place(name)) and not made_by(name) and (cached(*place) or reachable()):

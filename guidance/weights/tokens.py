@@ -39,7 +39,10 @@ def read_tokenizer(path: Path) -> PreTrainedTokenizerBase:
 
 
 def clip_tokenizer(source: str | None, open_clip: bool) -> PreTrainedTokenizerBase:
-    """Load CLIP's tokenizer from a folder or hub id (None: default). `open_clip`: pad with token 0, not the end."""
+    """Load CLIP's tokenizer from a folder or hub id; None: from the default repository on the hub.
+
+    `open_clip`: pad prompts as OpenCLIP does, with token 0 instead of the end token.
+    """
     path = None if source is None else Path(source).expanduser()
     tokenizer = read_tokenizer(path if path is not None and path.is_dir() else clip_files(source or CLIP_REPOSITORY))
     if open_clip:
@@ -64,7 +67,10 @@ def tokens_cut(tokenizer: PreTrainedTokenizerBase, prompt: str, length: int) -> 
 
 
 def with_all_vectors(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
-    """Insert the further tokens WORD_1, ... of textual inversions with several vectors behind each WORD of a prompt."""
+    """Insert the further tokens of textual inversions into a prompt.
+
+    A textual inversion with n vectors has n tokens: WORD, WORD_1, ..., WORD_n-1. A prompt has only WORD.
+    """
     added = tokenizer.get_added_vocab()
     for word in added:
         count = next(n for n in range(1, len(added) + 1) if f"{word}_{n}" not in added)
@@ -126,7 +132,10 @@ class PromptReader(Protocol):
         """Return warnings about the objects in a prompt, one sentence each."""
 
     def suggest(self, prompt: str) -> tuple[str, list[str]]:
-        """Return the unfinished last word of a prompt, or "", and known nouns that complete it or could be added."""
+        """Suggest words while a prompt is typed.
+
+        Returns the last word if it is unfinished, else "", and known nouns that complete it or could be added.
+        """
 
     def categories(self) -> dict[str, list[str]]:
         """Return the known nouns, colours, sizes and accessories by category, such as "animals"."""
@@ -148,7 +157,10 @@ def closed_vocabulary(backend: Tokenizer | None, added: Iterable[str] = ()) -> V
 
 
 def read_vocabulary(folder: Path, added: Iterable[str] = ()) -> Vocabulary | None:
-    """Read the closed vocabulary of a diffusers folder, plus `added`; None without one. ConfigError if damaged."""
+    """Read the closed vocabulary of a diffusers folder, plus the words `added`; None without a word-level tokenizer.
+
+    Raises ConfigError if the file is damaged.
+    """
     path = folder / VOCABULARY_FILE
     if not path.is_file() or path.stat().st_size > MAX_VOCABULARY_BYTES:
         return None
@@ -167,6 +179,9 @@ def read_prompt(tokenizer: PreTrainedTokenizerBase | None, prompt: str) -> Readi
 
 
 def unknown_words(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[tuple[str, list[str]]]:
-    """Return the words that a closed vocabulary lacks, each with up to three similar known words; [] without one."""
+    """Return the words of a prompt that a closed vocabulary lacks, each with up to three similar known words.
+
+    Without a closed vocabulary the list is empty.
+    """
     vocabulary = closed_vocabulary(getattr(tokenizer, "backend_tokenizer", None))
     return [] if vocabulary is None else vocabulary.unknown(prompt)

@@ -38,7 +38,10 @@ class SolidBackground(nn.Module):
         self.register_buffer("color", torch.tensor(self.options.color), persistent=False)
 
     def forward(self, directions: Tensor, generator: torch.Generator | None = None, training: bool = False) -> Tensor:
-        """Return one colour in [0, 1], (..., 3); with the option `random`, a random one per call in training."""
+        """Return one colour in [0, 1], expanded to the shape of `directions` (..., 3).
+
+        With `training` and the option `random`, the colour is sampled with the CPU generator `generator`.
+        """
         color = self.color.to(directions)
         if self.options.random != "none" and training:
             low, high = self.options.random_range

@@ -20,7 +20,10 @@ from threedgen.run.dtypes import no_autocast
 
 
 class MLP(nn.Module):
-    """Linear layers without biases, ReLU between them, in float32; initial weights U(+-1 / sqrt(fan_in))."""
+    """Linear layers without biases, with ReLU between them, in float32 also under autocast.
+
+    Initial weights are uniform in +-1/sqrt(fan_in), sampled with the CPU generator `generator`.
+    """
 
     def __init__(
         self, n_in: int, n_out: int, width: int, hidden_layers: int, generator: torch.Generator | None = None

@@ -54,12 +54,18 @@ class SDF(EncodedField):
         return self.log_sharpness.exp().clamp(max=1e6)
 
     def distance(self, x: Tensor, encoded: Tensor | None = None) -> Tensor:
-        """Return signed distances (N,) in world units of points x (N, 3); `encoded` (N, L*F): their encoding."""
+        """Return signed distances f (N,) in world units of world points x (N, 3), negative inside.
+
+        `encoded` (N, L*F) is the position encoding of x if it is known already.
+        """
         encoded = self._encode(x) if encoded is None else encoded
         return self.sdf_mlp(encoded)[:, 0] + torch.linalg.vector_norm(x, dim=-1) - self.options.sphere
 
     def density(self, x: Tensor) -> Tensor:
-        """Return densities s sigmoid(-s f) (N,), in 1 / world unit, at x (N, 3), with sharpness s, distance f."""
+        """Return densities s sigmoid(-s f) (N,), in 1 / world unit, at world points x (N, 3).
+
+        s is the sharpness, f the signed distance.
+        """
         s = self.sharpness
         return s * torch.sigmoid(-s * self.distance(x))
 
@@ -87,13 +93,20 @@ class SDF(EncodedField):
         return -torch.log1p(-opacity) / lengths.clamp(min=EPS), self.feature_mlp(encoded), normal, gradient_norm
 
     def opacity(self, distance: Tensor, change: Tensor) -> Tensor:
-        """Return NeuS's opacities (N,) of ray intervals from the distances (N,) at midpoints and their change (N,)."""
+        """Return NeuS's opacities (N,) in [0, 1) of ray intervals.
+
+        `distance` (N,) is the signed distance at the midpoint, `change` (N,) its value at the end minus that at the
+        start.
+        """
         s = self.sharpness
         start, end = (torch.sigmoid(s * (distance + side * change / 2)) for side in (-1, 1))
         return ((start - end + EPS) / (start + EPS)).clamp(0, 1 - EPS)
 
     def gradient(self, x: Tensor) -> Tensor:
-        """Return gradients (N, 3) of the distance at x (N, 3) by central differences, differentiable in parameters."""
+        """Return gradients (N, 3) of the signed distance at world points x (N, 3) by central differences.
+
+        They are differentiable in the parameters, not in x.
+        """
         eps, radius = self._eps(), self.options.radius
         steps = eps * torch.eye(3, device=x.device, dtype=x.dtype)
         neighbours = (x.detach()[:, None, :] + torch.cat([steps, -steps])).clamp(-radius, radius)

@@ -62,7 +62,10 @@ class Samples:
 
     @torch.no_grad()
     def positions(self, origins: Tensor, directions: Tensor) -> Tensor:
-        """Return the midpoints (N, 3) of the samples in world units, without gradient; rays are (R, 3) each."""
+        """Return the world position (N, 3) of the middle of each of the N samples, without gradient.
+
+        `origins` and `directions` (R, 3) are those of the R rays that the samples lie on; directions are unit vectors.
+        """
         points = self.t_mid[:, None] * directions.index_select(0, self.ray_index)
         return points.add_(origins.index_select(0, self.ray_index))
 
@@ -88,7 +91,10 @@ class Samples:
         return Samples(ray_index - part.start, t_start, t_end, start - first, count)
 
     def split(self, max_samples: int | None) -> list[slice]:
-        """Divide the rays into slices of at most `max_samples` samples, but one ray or more; None: one slice."""
+        """Divide the rays into slices with at most `max_samples` samples each; None: one slice.
+
+        A slice has at least one ray, even if that ray has more samples.
+        """
         if max_samples is None or len(self) <= max_samples:
             return [slice(0, self.n_rays)]
         parts, first = [], 0
@@ -100,12 +106,18 @@ class Samples:
 
     @cached_property
     def ends(self) -> Tensor:
-        """Index of each ray's first sample, then the number of samples: (R + 1,) int64 on the CPU; waits for a GPU."""
+        """Index of the first sample of each ray, then the number of all samples: (R + 1,) int64 on the CPU.
+
+        The first access waits for a GPU.
+        """
         return F.pad(self.count.cumsum(0), (1, 0)).cpu()
 
 
 def pack(ray_index: Tensor, t_start: Tensor, t_end: Tensor, n_rays: int) -> Samples:
-    """Create `Samples` of `n_rays` rays from ascending ray indices, starts and ends of N intervals, (N,) each."""
+    """Create `Samples` of `n_rays` rays from the ray index, start and end of N intervals, (N,) each.
+
+    `ray_index` must be ascending.
+    """
     ray_index = ray_index.long()
     edges = torch.searchsorted(ray_index, torch.arange(n_rays + 1, device=ray_index.device))
     return Samples(ray_index, t_start, t_end, edges[:-1], edges[1:] - edges[:-1])
@@ -146,7 +158,10 @@ def march(
 
 
 def spans_of(origins: Tensor, directions: Tensor, options: "MarchConfig", jitter: Tensor | None) -> Tensor:
-    """Return start, exit and step (R, 3) of rays (R, 3), for `jitter` (R,). A ray outside has exit <= start."""
+    """Return (R, 3): start of the first sample, exit from the bounding volume, and step, as distances along the ray.
+
+    Origins and unit directions are (R, 3), `jitter` is (R,) as in `march`. A ray outside the volume has exit <= start.
+    """
     if options.bound == "sphere":
         projection = _dot(origins, directions)
         nearest = origins - projection[:, None] * directions  # nearest point to the centre: no cancellation far away

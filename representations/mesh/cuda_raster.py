@@ -13,7 +13,10 @@ NEAR = 1e-2  # depth of the clipping plane in world units, as in `threedgen.geom
 
 @torch.no_grad()
 def visible_faces(vertices: Tensor, faces: Tensor, cameras: Cameras) -> Tensor:
-    """Return the visible face of each pixel, (B, H, W) int64, -1 for the background, of B perspective cameras."""
+    """Return the index of the face in each pixel, (B, H, W) int64, -1 for the background.
+
+    `vertices` are (N, 3) in world units, `faces` (F, 3) int64; the B cameras are perspective.
+    """
     cameras = cameras.to(vertices.device)
     local = (vertices - cameras.position[:, None]) @ cameras.c2w[:, :3, :3]
     x, y, depth = (local * local.new_tensor([1.0, -1.0, -1.0]) @ cameras.K.mT).unbind(-1)  # pixel * depth, depth

@@ -259,7 +259,10 @@ class DMTet(Representation):
 
 
 def remove_small_parts(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Remove connected parts below `MIN_PART_SIZE` times the largest one from a bool mask (G, G, G)."""
+    """Remove small connected parts from a bool mask `inside` (G, G, G), and return the result.
+
+    Small means fewer points than `MIN_PART_SIZE` times those of the largest part.
+    """
     labels, _ = ndimage.label(inside)
     sizes = np.bincount(labels.reshape(-1))
     sizes[0] = 0

@@ -34,7 +34,10 @@ class SurfacePoints(NamedTuple):
 
 
 def surface_points(vertices: Tensor, faces: Tensor, cameras: Cameras) -> SurfacePoints:
-    """Compute the visible surface points, one per pixel on the mesh: vertices (N, 3), faces (F, 3) int64."""
+    """Compute the surface points of a mesh that cameras see, one per pixel on the mesh.
+
+    `vertices` are (N, 3) in world units, `faces` (F, 3) int64.
+    """
     device = vertices.device
     if device.type == "cuda" and installed("nvdiffrast"):
         face = cuda_raster.visible_faces(vertices, faces, cameras)

@@ -240,7 +240,10 @@ def sample_bytes(
     normals: bool,
     device: torch.device | str = "cpu",
 ) -> float:
-    """Measure the bytes per sample of a training render's autograd graph; `normals`: a lit render with normals."""
+    """Measure the memory of a training render's autograd graph, in bytes per sample, on a few rays.
+
+    `normals`: the render is lit and has normals.
+    """
     shading = Shading("diffuse", 0.5, 0.5) if normals else ALBEDO
     shade_all = options.model_copy(update={"alpha_threshold": 0.0, "early_stop": 0.0, "chunk": None})
 
@@ -257,6 +260,9 @@ def sample_bytes(
 
 
 def samples_that_fit(free_bytes: int, bytes_per_sample: float) -> int:
-    """Return the number of samples per chunk that fit: a power of two, so that it changes rarely."""
+    """Return the number of samples per chunk that the free memory allows.
+
+    It is a power of two, so that small changes of the free memory do not change it.
+    """
     fitting = MEMORY_FRACTION * free_bytes / (BACKWARD_FACTOR * max(bytes_per_sample, 1.0))
     return 1 << max(10, int(fitting).bit_length() - 1)

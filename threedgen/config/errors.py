@@ -132,7 +132,10 @@ def in_a_line(error: BaseException) -> str:
 
 
 def nearest(word: str, choices: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """Return the most similar of `choices`, ignoring case; None if no similarity in [0, 1] reaches `cutoff`."""
+    """Return the text in `choices` that is most similar to `word`, ignoring case, such as for a misspelt name.
+
+    Returns None if all similarities, from 0 to 1 (equal), are below `cutoff`.
+    """
     found = process.extractOne(word, list(choices), scorer=fuzz.ratio, processor=str.lower, score_cutoff=100 * cutoff)
     return found[0] if found else None
 

@@ -21,12 +21,19 @@ _SCHEDULE = get_args(Scheduled)[1]
 
 
 class Place(NamedTuple):
-    """Option or section of a config, as `walk` yields it. A section is a nested config."""
+    """Option or section of a config, as `walk` yields it. A section is a nested config.
 
-    path: tuple[str, ...]  # key from the root of the config, such as ("trainer", "max_steps")
-    field: FieldInfo  # pydantic's definition of the option
-    section: type[BaseModel] | None  # config model of a section; None for an option
-    value: Any  # value in the config, or the default
+    Attributes:
+        path: key from the root of the config, such as ("trainer", "max_steps").
+        field: pydantic's definition of the option.
+        section: config model of a section; None for an option.
+        value: value in the config, or the default.
+    """
+
+    path: tuple[str, ...]
+    field: FieldInfo
+    section: type[BaseModel] | None
+    value: Any
 
 
 def walk(model: type[BaseModel], tree: object = None, prefix: tuple[str, ...] = ()) -> Iterator[Place]:
@@ -178,7 +185,10 @@ def is_number(field: FieldInfo) -> bool:
 
 
 def type_name(annotation: object, marks: Iterable[object] = ()) -> str:
-    """Describe a type with bounds (`marks`) for users: "whole number >= 1", "auto | numba", "list of 3: number"."""
+    """Describe a type annotation for users, such as "whole number >= 1", "auto | numba" or "list of 3: number".
+
+    `marks`: metadata of the annotation with the bounds, such as annotated_types.Ge(1).
+    """
     origin, inner = get_origin(annotation), get_args(annotation)
     marks = [part for mark in marks for part in (mark.metadata if isinstance(mark, FieldInfo) else [mark])]
     if origin is Annotated:

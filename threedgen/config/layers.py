@@ -43,7 +43,10 @@ def load(name_or_path: str | Path, overrides: Iterable[str] = (), values: Mappin
 def resolve(
     name_or_path: str | Path, overrides: Iterable[str] = (), values: Mapping[str, Any] | None = None
 ) -> tuple[type[BaseModel], list[Layer]]:
-    """Return the config model and unchecked `Layer`s, one per file and one for overrides; arguments as of `load`."""
+    """Return the config model of a config and its unchecked values as `Layer`s, the most basic layer first.
+
+    There is one layer per file, and one for all overrides. The arguments are those of `load`.
+    """
     layers = [part for layer in read_layers(find(name_or_path)) for part in (*preset_layers(layer.tree), layer)]
     if values:
         layers += preset_layers(values)
@@ -174,7 +177,10 @@ def read_layers(path: Path, chain: tuple[Path, ...] = ()) -> list[Layer]:
 
 
 def preset_layers(tree: Mapping[str, Any]) -> list[Layer]:
-    """Return the layer of the memory preset that `preset` names, directly below the layer `tree`; [] without one."""
+    """Return the layer of the memory preset that the value of `preset` names; [] without one.
+
+    It lies directly below the layer `tree`, whose own values win.
+    """
     name = tree.get("preset")
     if not isinstance(name, str) or not re.fullmatch(r"memory-\w+", name):
         return []

@@ -22,11 +22,17 @@ MISSING = "is missing"
 
 
 class Layer(NamedTuple):
-    """Values of a config from one source. Later layers replace values of earlier ones."""
+    """Values of a config from one source. Later layers replace values of earlier ones.
 
-    where: str  # source of the values for messages: the path of a file, or "command line"
-    tree: Tree  # values, as nested dicts
-    plugins: tuple[str, ...] = ()  # plug-in files (Python), relative to the folder of the config file
+    Attributes:
+        where: source of the values for messages: the path of a file, or "command line".
+        tree: values, as nested dicts.
+        plugins: plug-in files (Python), relative to the folder of the config file.
+    """
+
+    where: str
+    tree: Tree
+    plugins: tuple[str, ...] = ()
 
 
 def explain(error: ValidationError, model: type[BaseModel], tree: Tree, layers: Sequence[Layer]) -> list[str]:

@@ -32,7 +32,10 @@ def ordinary(path: Path) -> Path:
 
 
 def read_bytes(path: Path, max_bytes: int = MAX_BYTES, start: int = 0, count: int | None = None) -> bytes:
-    """Read a file, or `count` bytes from `start`. OSError if it is unreadable or more than `max_bytes` are to read."""
+    """Read a file, or only `count` bytes from the byte `start` on. Raises OSError if the file is unreadable.
+
+    OSError is also raised if more than `max_bytes` bytes would be read.
+    """
     with open(ordinary(path), "rb") as file:
         size = os.fstat(file.fileno()).st_size - start
         if (size if count is None else min(count, size)) <= max_bytes:
@@ -74,7 +77,10 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the dict in a JSON file; {} for an unreadable file or another content. OSError if the disk fails."""
+    """Return the content of a JSON file as a dict. Return {} if the file is unreadable, or its content is no dict.
+
+    Raises OSError if the disk fails, as the file may be whole.
+    """
     try:
         found = parse_json(read_bytes(path))
     except (OSError, ValueError) as error:

@@ -39,7 +39,10 @@ def load(names: str) -> None:
 
 
 def load_file(path: Path, key: str = FLAG) -> None:
-    """Import a plug-in file once, as a module named after its path. ConfigError with `key` if it is missing."""
+    """Import a plug-in file, unless it is already imported. ConfigError, with the config key `key`, if it is missing.
+
+    The name of the module contains a hash of the path, so that plug-ins with equal file names do not clash.
+    """
     try:
         path = path.expanduser().resolve(strict=True)
     except (OSError, RuntimeError):

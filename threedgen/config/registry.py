@@ -204,16 +204,25 @@ class Component:
 
     Used as `prior: Annotated[Any, Component("prior", default="mvdream")] = Field({}, description="...")`. The value of
     the field is an instance of the selected model, which must have a field `name`.
+
+    Attributes:
+        kind: kind of component in the registry, such as "prior".
+        default: name if the section has none.
+        only: allowed names; (): all names of the kind.
+        path_of: name of the component that takes a path. If set, any text that is no known name is a path; see
+            `section`.
     """
 
-    kind: str  # kind of component in the registry, such as "prior"
-    default: str | None = None  # name if the section has none
-    only: tuple[str, ...] = ()  # allowed names; (): all names of the kind
-    # name of the component that takes a path. If set, any text that is no known name is a path; see `section`.
+    kind: str
+    default: str | None = None
+    only: tuple[str, ...] = ()
     path_of: str | None = None
 
     def section(self, text: str) -> dict[str, str]:
-        """Convert the short form of a section: {"name": text} or, with `path_of`, {"name": path_of, "path": text}."""
+        """Convert the short form of a section, a text, to a dict. A name becomes {"name": text}.
+
+        If `path_of` is set, a text that is no known name becomes {"name": self.path_of, "path": text}.
+        """
         if self.path_of is None or text in names(self.kind):
             return {"name": text}
         return {"name": self.path_of, "path": text}

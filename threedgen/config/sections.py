@@ -33,7 +33,10 @@ Positives = Annotated[Pair, AfterValidator(_within(0, 1000, open_ends=True))]
 
 
 class MultiviewCameraConfig(Config):
-    """Groups of `n_view` random training cameras as in MVDream, equal but for evenly spaced azimuths."""
+    """Random training cameras in groups of `n_view` around the object, as in MVDream.
+
+    The cameras of a group have the same random values, but their azimuths are evenly spaced.
+    """
 
     name: Literal["multiview"] = "multiview"
     n_view: int = Field(4, ge=1, le=64, description="views per group; 1: independent cameras")
@@ -117,7 +120,10 @@ class LoggerConfig(Config):
 
 
 class TaskConfig(Config):
-    """Base config of tasks. `common` are the keys that --help shows; (): top-level ones and a few more."""
+    """Base class of the config models of tasks.
+
+    `common` lists the keys that --help shows; (): top-level options and a few more.
+    """
 
     common: ClassVar[tuple[str, ...]] = ()
 
@@ -139,7 +145,10 @@ class TaskConfig(Config):
 
 
 class RunConfig(TaskConfig):
-    """Base config of tasks with a run folder. `extends` are keys that may change on resume."""
+    """Base class of the config models of tasks that have a run folder.
+
+    `extends` lists keys that may change when a run is resumed, such as the number of views to evaluate.
+    """
 
     extends: ClassVar[tuple[str, ...]] = ()
 

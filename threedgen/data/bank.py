@@ -30,11 +30,17 @@ SCENE_BLOCK = 4  # number of scenes per block
 
 
 class Captioned(NamedTuple):
-    """N entries of V views each, as returned by `Source.block`. The V views of an entry are consecutive rows."""
+    """N entries of V views each, as returned by `Source.block`. The V views of an entry are consecutive rows.
 
-    rgb: np.ndarray  # (N * V, H, W, 3), in [0, 1]
-    captions: list[str]  # N captions, one per entry
-    c2w: np.ndarray  # (N * V, 4, 4), camera-to-world, OpenGL axes; identity for images without a known camera
+    Attributes:
+        rgb: (N * V, H, W, 3), in [0, 1].
+        captions: N captions, one per entry.
+        c2w: (N * V, 4, 4), camera-to-world, OpenGL axes; identity for images without a known camera.
+    """
+
+    rgb: np.ndarray
+    captions: list[str]
+    c2w: np.ndarray
 
 
 class Source(Protocol):
@@ -187,7 +193,8 @@ class SceneBank(Bank):
 
 
 def latent_shape(vae: Any, height: int, width: int) -> tuple[int, int, int]:
-    """Return the shape (C, h, w) of an image's latents. ValueError unless both sides are multiples of the factor."""
+    """Return the shape (C, h, w) of the latents of an image of `height` x `width` pixels. Raises ValueError unless both
+    are multiples of the VAE's downsampling factor."""
     factor = 2 ** (len(vae.config["block_out_channels"]) - 1)
     if height % factor or width % factor:
         raise ValueError(f"image size {height} x {width} is not a multiple of the VAE's downsampling factor {factor}")
@@ -195,7 +202,8 @@ def latent_shape(vae: Any, height: int, width: int) -> tuple[int, int, int]:
 
 
 def choose_by_share(parts: Sequence[tuple[float, T]], u: float) -> tuple[float, T]:
-    """Return a pair (share, part) with the probability `share`, for `u` uniform in [0, 1). The shares sum to 1."""
+    """Select one of `parts` at random: a pair (share, part) with the probability `share`. The shares sum to 1. `u` is a
+    uniform random number in [0, 1)."""
     cumulative = 0.0
     for share, part in parts:
         cumulative += share
@@ -234,7 +242,8 @@ def unpack(data: np.ndarray) -> str:
 
 @torch.no_grad()
 def encode(vae: Any, rgb: Tensor) -> Tensor:
-    """Encode images (B, H, W, 3) in [0, 1] to scaled posterior means (B, C, h, w), float32, on the VAE's device."""
+    """Encode images (B, H, W, 3) in [0, 1] by a VAE. Return latents (B, C, h, w), float32, on the device of the VAE:
+    the mean of the posterior, times `scaling_factor`."""
     with autocast_bf16(vae.device):
         x = (rgb.permute(0, 3, 1, 2) * 2 - 1).to(vae.device)
         z = torch.cat([vae.encode(part).latent_dist.mean.float() for part in x.split(16)])

@@ -36,15 +36,21 @@ class EmptyMesh(ConfigError):
 
 @dataclass(frozen=True)
 class Part:
-    """F triangles of a mesh with one kind of colour: colours of the vertices, or one texture."""
+    """F triangles of a mesh with one kind of colour: colours of the vertices, or one texture.
 
-    corners: Array  # (F, 3, 3), as (triangle, corner, xyz), in world units
-    # values at the corners. Without a texture: sRGB (F, 3, 3) or RGBA (F, 3, 4), in [0, 1]. With a texture: uv (F, 3,
-    # 2), v upwards; or (F, 3, 5 or 6): uv, and linear RGB or RGBA that multiplies the texture.
+    Attributes:
+        corners: (F, 3, 3), as (triangle, corner, xyz), in world units.
+        values: values at the corners. Without a texture: sRGB (F, 3, 3) or RGBA (F, 3, 4), in [0, 1]. With a texture:
+            uv (F, 3, 2), v upwards; or (F, 3, 5 or 6): uv, and linear RGB or RGBA that multiplies the texture.
+        texture: texture; None: `values` are colours.
+        wrap: wrap modes of the texture along u and v.
+        cutoff: points with at least this alpha are opaque, others invisible; None: alpha is the opacity.
+    """
+
+    corners: Array
     values: Array
-    texture: Texture | None = None  # texture; None: `values` are colours
-    wrap: tuple[Wrap, Wrap] = ("repeat", "repeat")  # wrap modes of the texture along u and v
-    # points with at least this alpha are opaque, others invisible; None: alpha is the opacity
+    texture: Texture | None = None
+    wrap: tuple[Wrap, Wrap] = ("repeat", "repeat")
     cutoff: float | None = None
 
     @property
@@ -54,12 +60,18 @@ class Part:
 
 @dataclass(frozen=True)
 class ColouredMesh:
-    """Triangle mesh of several parts."""
+    """Triangle mesh of several parts.
+
+    Attributes:
+        plain: True if no part has vertex colours, a material colour or a texture: all parts are white.
+        flat: True if no part has vertex colours or a texture: unshaded renders do not show the shape.
+        notes: texts for the user about the file, such as missing textures.
+    """
 
     parts: tuple[Part, ...]
-    plain: bool = False  # True if no part has vertex colours, a material colour or a texture: all parts are white
-    flat: bool = False  # True if no part has vertex colours or a texture: unshaded renders do not show the shape
-    notes: tuple[str, ...] = ()  # texts for the user about the file, such as missing textures
+    plain: bool = False
+    flat: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def corners(self) -> Array:

@@ -45,7 +45,8 @@ def read_numbers(path: Path) -> list[list[float]]:
 
 
 def read_npy(path: Path) -> Array:
-    """Read numbers or strings from a .npy file. ConfigError if it is missing, damaged or holds pickled objects."""
+    """Read an array of numbers or strings from a .npy file. Raises ConfigError for a missing or damaged file, and for
+    pickled objects, because unpickling can run code."""
     try:
         array: Array = np.lib.format.read_array(io.BytesIO(read_bytes(path)), allow_pickle=False)
     except FileNotFoundError:

@@ -79,7 +79,8 @@ class MeshFolderConfig(_Folder):
     held_out: int = Field(8, ge=1, description="last meshes of the list, used for the sample sheet only")
 
     def files(self) -> list[str]:
-        """Return the mesh files relative to the folder, sorted. Raises ConfigError for `held_out` meshes or fewer."""
+        """Return the paths of the mesh files relative to the folder, sorted. Raises ConfigError unless there are more
+        than `held_out` meshes."""
         folder = existing_folder(self.path, "path")
         found = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.suffix.lower() in MESHES)
         if len(found) <= self.held_out:

@@ -65,12 +65,14 @@ class ScanNetWalk:
         return sorted(int(path.stem) for path in self.folder.glob(pattern) if path.stem.isdecimal())
 
     def has_pose(self, number: int) -> bool:
-        """Return whether a frame's pose exists and is finite: tracking may be lost. ConfigError if it is unreadable."""
+        """Return whether the pose of frame `number` exists and is finite. ScanNet has infinite poses where tracking was
+        lost. Raises ConfigError for an unreadable file."""
         path = self._pose(number)
         return path.is_file() and not re.search("inf|nan", read_text(path).lower())
 
     def views(self, numbers: Sequence[int]) -> SceneViews:
-        """Read images, cameras, captions and depth of frames. ConfigError for bad files and inverted poses."""
+        """Read images, cameras, captions and depth of the frames `numbers`. Raises ConfigError for a missing or
+        unusable file, and if the poses seem to be inverted."""
         if not self.poses_checked and len(self.keys) > 1:
             self.check_pose_convention(self.keys)
         self.poses_checked = True
@@ -140,7 +142,8 @@ class ScanNetWalk:
 
 
 def scenes(path: str, split: SceneSplit) -> list[Path]:
-    """Return the sorted scene folders in PATH/SPLIT, else PATH/scannet/SPLIT, else PATH. ConfigError without any."""
+    """Return the scene folders in PATH/SPLIT, sorted by name; if there are none, those in PATH/scannet/SPLIT, then in
+    PATH. Raises ConfigError if there are none at all."""
     root = Path(path).expanduser()
     for folder in (root / split, root / "scannet" / split, root):
         found = sorted(scene for scene in folder.glob("*") if (scene / "pose").is_dir())

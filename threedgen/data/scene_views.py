@@ -20,12 +20,18 @@ INTERPOLATED_KEYS = 2  # distance from the first to the last view of an interpol
 
 @dataclass(frozen=True)
 class SceneViews:
-    """N captioned views of one scene: a training entry of MVDiffusion."""
+    """N captioned views of one scene: a training entry of MVDiffusion.
 
-    views: Views  # images (N, H, W, 3), in [0, 1], and their cameras
-    captions: tuple[str, ...]  # one caption per view
-    depth: Tensor | None = None  # (N, H, W), metres along the viewing axis, 0 where unknown; None for a panorama
-    # indices of the views that are inputs of the model; the model generates the other views
+    Attributes:
+        views: images (N, H, W, 3), in [0, 1], and their cameras.
+        captions: one caption per view.
+        depth: (N, H, W), metres along the viewing axis, 0 where unknown; None for a panorama.
+        condition_views: indices of the views that are inputs of the model; the model generates the other views.
+    """
+
+    views: Views
+    captions: tuple[str, ...]
+    depth: Tensor | None = None
     condition_views: tuple[int, ...] = ()
 
     def __len__(self) -> int:

@@ -38,7 +38,10 @@ def rough(mesh: ColouredMesh, rng: np.random.Generator, strength: float = 1.0) -
 
 
 class SmoothNoise:
-    """Smooth random vector field (..., 3) -> (..., 3), a sum of sine waves; components have mean 0, variance 1."""
+    """Smooth random vector field: a sum of sine waves of random directions. ``wavelength`` is in world units.
+
+    A call maps points (..., 3) to vectors (..., 3), whose components have mean 0 and variance 1.
+    """
 
     def __init__(self, rng: np.random.Generator, wavelength: float) -> None:
         self.frequency = rng.normal(size=(3, NOISE_TERMS)) * (2 * np.pi / wavelength) / np.sqrt(3)
@@ -50,7 +53,10 @@ class SmoothNoise:
 
 
 def subdivided(part: Part) -> Part:
-    """Return a mesh part with its triangles split into four until no edge is longer than `MAX_EDGE`."""
+    """Return a mesh part whose triangles are split into four until no edge is longer than `MAX_EDGE` world units.
+
+    The shape of the surface does not change.
+    """
     triangles, done = np.concatenate([part.corners, part.values], axis=2), []
     while len(triangles):
         corners = triangles[..., :3]

@@ -31,7 +31,10 @@ class NetworkOutput(NamedTuple):
 
 
 class FeatureNetwork(Protocol):
-    """Network from images (V, H, W, 3), uint8, to a `NetworkOutput`; kind "features". `description`: for reports."""
+    """Network for FID and KID (by its features) and the Inception score (by its logits), registered as kind "features".
+
+    A call maps images (V, H, W, 3), uint8, to a `NetworkOutput`. ``description`` is its name in reports.
+    """
 
     description: str
 

@@ -126,7 +126,8 @@ def evaluation_task(
 
 
 def kept_json(path: Path, make: Callable[[], Json], **key: object) -> Json:
-    """Return the JSON object in a file if it has the entries ``key``, else that of ``make``, which is written."""
+    """Return the JSON object in the file ``path`` if it has the entries ``key``. Otherwise call ``make`` for a new
+    object, add the entries, and write it to the file."""
     found = read_json(path)
     if not found or not found.items() >= key.items():
         found = make() | key
@@ -140,7 +141,10 @@ Ring = tuple[np.ndarray, float]  # cameras around the origin at one elevation: a
 
 
 def random_ring(rng: np.random.Generator, n_view: int, elevation_range: tuple[float, float]) -> Ring:
-    """Return `n_view` evenly spaced azimuths (V,), random at first, and a random elevation, radians."""
+    """Return `n_view` evenly spaced cameras. The azimuth of the first camera and the common elevation are random.
+
+    `elevation_range` is in degrees; azimuths (V,) and elevation in the result are in radians.
+    """
     azimuth = rng.uniform(0, 2 * np.pi) + 2 * np.pi / n_view * np.arange(n_view)
     return azimuth % (2 * np.pi), float(np.deg2rad(rng.uniform(*elevation_range)))
 
@@ -176,7 +180,8 @@ def sample_objects(
 
 
 def kept_views(path: Path, metadata: dict[str, str], sample: Callable[[], Array | Tensor]) -> Array:
-    """Return the views (..., H, W, 3), uint8, in a file with this metadata, else those of ``sample``, now written."""
+    """Return the views (..., H, W, 3), uint8, in the file ``path`` if it has this metadata. Otherwise call ``sample``,
+    and write the views that it returns to the file."""
     views = read_views(path, metadata)
     if views is None:
         views = to_uint8(sample())

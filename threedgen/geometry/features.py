@@ -12,7 +12,11 @@ LUMA = np.array([0.299, 0.587, 0.114])
 
 
 def detect(image: NDArray[np.uint8]) -> Features | None:
-    """Return positions (M, 2) in pixels and descriptors (M, 128) of SIFT in an image (H, W, 3); None without."""
+    """Detect SIFT features of an image (H, W, 3), uint8. Return None if there are none.
+
+    The result has the positions (M, 2) of M features as (x, y) in pixels, with the first pixel centre at (0.5, 0.5),
+    and their descriptors (M, 128).
+    """
     sift = SIFT()
     try:
         sift.detect_and_extract((image @ LUMA) / 255)
@@ -23,7 +27,11 @@ def detect(image: NDArray[np.uint8]) -> Features | None:
 
 
 def match(first: Features | None, second: Features | None) -> Floats:
-    """Match features of two images; return rows (M, 4): (x, y) in the first, then in the second, in pixels."""
+    """Match the features of two images (results of `detect`). Return the M matches as (M, 4) float64.
+
+    A row has the position (x, y) in the first image, then that in the second image, in pixels. There are no matches if
+    an image has fewer than two features.
+    """
     if first is None or second is None or min(len(first[0]), len(second[0])) < 2:
         return np.zeros((0, 4))
     index = match_descriptors(first[1], second[1], cross_check=True, max_ratio=RATIO)

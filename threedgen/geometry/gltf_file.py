@@ -46,7 +46,10 @@ WRAPS: dict[int, Wrap] = {33071: "clamp", 33648: "mirror"}
 
 
 def gltf_tree(data: bytes) -> Any:
-    """Parse the JSON part of a GLB or glTF file. ValueError if it is invalid, ConfigError if it is too large."""
+    """Parse the JSON part of a GLB or glTF file from the bytes of the file.
+
+    Raises ValueError for invalid JSON, and ConfigError if it has too many values.
+    """
     text = data[20 : 20 + int.from_bytes(data[12:16], "little")] if data[:4] == b"glTF" else data
     if text.count(b",") >= MAX_JSON_VALUES:
         raise ConfigError(f"its JSON part has more than {MAX_JSON_VALUES:,} values")
@@ -54,7 +57,10 @@ def gltf_tree(data: bytes) -> Any:
 
 
 class GltfFile:
-    """Reader of a GLB or glTF file, whose methods raise many exceptions if it is damaged. `files` reads others."""
+    """Reader of one GLB or glTF file. For a damaged file, the methods raise exceptions of many types.
+
+    `data` has the bytes of the file, and `files` reads the other files that it names.
+    """
 
     def __init__(self, data: bytes, files: SideFiles) -> None:
         self.tree, self.files, self.numbers = gltf_tree(data), files, 0
@@ -69,7 +75,10 @@ class GltfFile:
             self.buffer(index)
 
     def submeshes(self, colours: bool) -> Iterator[Submesh]:
-        """Read one submesh per primitive, in scene coordinates, with materials and textures if `colours` is True."""
+        """Read the triangles of all nodes in the scene: one submesh per primitive, in scene coordinates.
+
+        If `colours` is True, the submeshes have materials, vertex colours and textures.
+        """
         for name in self.tree.get("extensionsRequired", []):
             if name in REFUSED and (colours or "texture" not in name):
                 raise _refusal(name)
@@ -150,7 +159,10 @@ class GltfFile:
         return np.ndarray((count, columns), dtype, data, 0, (stride, size))
 
     def array(self, index: int, rows: Array | None = None, normalise: bool = False) -> Array:
-        """Return accessor values (count, columns), or those of `rows` (R,); normalised integers become floats."""
+        """Return the values (count, columns) of accessor `index`, or only the R values with the indices `rows` (R,).
+
+        Integers become floats in [-1, 1] if the accessor has the flag `normalized` or `normalise` is True.
+        """
         accessor = _typed(Accessor, self.tree["accessors"][index])
         dtype, columns = DTYPES[accessor.componentType], COLUMNS[accessor.type]
         stored = accessor.bufferView is not None and not accessor.sparse
@@ -173,7 +185,10 @@ class GltfFile:
         return values
 
     def morphed(self, primitive: Tree, key: str, weights: list[float], rows: Array | None) -> Array:
-        """Return a vertex attribute plus morph targets times `weights`, (R, 3) float64, of vertices `rows` (R,)."""
+        """Return the vertex attribute `key`, such as POSITION, plus morph targets times `weights`; (R, 3) float64.
+
+        `rows` (R,): indices of the vertices to read; None: all.
+        """
         values = self.array(primitive["attributes"][key], rows).astype(np.float64)
         for weight, target in zip(weights, primitive.get("targets", []), strict=False):
             if weight and key in target:
@@ -215,7 +230,10 @@ class GltfFile:
         return found
 
     def instances(self, index: int) -> Array:
-        """Return the node-to-scene transforms (N, 4, 4) of a node's mesh; N > 1 only with EXT_mesh_gpu_instancing."""
+        """Return the node-to-scene transforms (N, 4, 4) of the N copies of the mesh of node `index`. Usually N is 1.
+
+        Only nodes with EXT_mesh_gpu_instancing have more copies.
+        """
         extension = self.tree["nodes"][index].get("extensions", {}).get(INSTANCES)
         if extension is None:
             return self.transforms[index][None]
@@ -299,7 +317,10 @@ class GltfFile:
         return None if image is None else Texture.tinted(image, factor), (u, v)
 
     def image(self, tree: Tree, index: int) -> Array | None:
-        """Return the image `tree`, number `index` in messages, as uint8 (H, W, 3 or 4); None if unreadable."""
+        """Return an image as uint8 (H, W, 3 or 4); None if it cannot be read.
+
+        `tree` is the JSON object of the image, and `index` is its number in error messages.
+        """
         uri = tree.get("uri", "")
         if tree.get("mimeType") == "image/ktx2" or uri.lower().endswith(".ktx2"):
             raise _refusal("KHR_texture_basisu")

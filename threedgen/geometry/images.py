@@ -65,7 +65,10 @@ def _rgb(image: Any) -> Array:
 
 
 def write_png(path: Path | str, image: Any) -> Path:
-    """Write an image, uint8 or in [0, 1], (H, W, 3), (H, W, 1) or (H, W), atomically. Raises OSError."""
+    """Write an image, uint8 or floats in [0, 1], (H, W, 3), (H, W, 1) or (H, W). Return the path.
+
+    The folder is created and the file replaced atomically. Raises OSError.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, png(_rgb(image)))
@@ -134,7 +137,10 @@ def _wrap(text: str, width: int, font: Any, max_lines: int = 3) -> list[str]:
 
 
 def write_mp4(frames: Iterable[Any], path: Path | str, fps: int = 30) -> Path:
-    """Write frames (H, W, 3), uint8 or in [0, 1], padded to even sides, as an H.264 video. Raises OSError."""
+    """Write frames (H, W, 3) of equal size, uint8 or floats in [0, 1], as an H.264 video. Return the path.
+
+    An odd height or width is padded by a pixel. Raises OSError.
+    """
     path = Path(path).absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary, count = temporary_path(path), 0

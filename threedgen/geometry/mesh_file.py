@@ -33,7 +33,10 @@ class MeshFile:
 
 
 def read_mesh_file(path: Path, key: str = "", colours: bool = True) -> MeshFile:
-    """Read GLB, glTF, OBJ, PLY, STL or OFF; `colours`: materials and textures too. Raises ConfigError with `key`."""
+    """Read a GLB, glTF, OBJ, PLY, STL or OFF file. With `colours`, also read materials, vertex colours and textures.
+
+    Raises ConfigError with the config key `key` and the file name if the file cannot be read.
+    """
     files, kind = SideFiles(path), path.suffix.lower()
     try:
         data = read_bytes(path, MAX_BYTES)
@@ -58,7 +61,10 @@ def read_mesh_file(path: Path, key: str = "", colours: bool = True) -> MeshFile:
 
 
 def _finite(submesh: Submesh, failures: list[str]) -> Submesh:
-    """Return a submesh without triangles and values that are not finite; `failures` gets messages for the user."""
+    """Return a submesh without NaN and infinity, and add messages about the changes to `failures`.
+
+    Triangles with NaN or infinity at a corner are removed. In texture coordinates, colours and normals they become 0.
+    """
     attributes = {"texture coordinates": submesh.uv, "colours": submesh.colours, "normals": submesh.normals}
     wrong = [name for name, values in attributes.items() if values is not None and not np.isfinite(values).all()]
     failures += [f"{name} that are not finite were set to 0" for name in wrong]

@@ -94,7 +94,10 @@ class ObjText:
         return {group: np.concatenate(parts) for group, parts in groups.items()}
 
     def table(self, key: str, columns: int, missing: float = np.nan) -> Array:
-        """Return the first `columns` numbers of the N lines of a key, (N, columns) float64, padded with `missing`."""
+        """Return the first `columns` numbers of all N lines of `key` ("v", "vt" or "vn") as (N, columns) float64.
+
+        Shorter lines are padded with `missing`.
+        """
         rows = self.rows[key]
         width = len(rows[0].split()) if rows else columns
         found = np.fromstring(" ".join(rows), np.float64, sep=" ")

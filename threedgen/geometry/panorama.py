@@ -20,7 +20,10 @@ SKYBOX = ((-pi / 2, pi / 2), (1.5 * pi, 0.0), (0.0, 0.0), (pi / 2, 0.0), (pi, 0.
 
 
 def intrinsics(fov: float, height: int, width: int) -> Tensor:
-    """Return K (3, 3), float64, square pixels, first pixel centre (0, 0), from the horizontal `fov` in radians."""
+    """Return intrinsics K (3, 3), float64, with square pixels and the centre of the image as principal point.
+
+    `fov` is the horizontal field of view in radians. The centre of the first pixel is (0, 0).
+    """
     focal = 0.5 * width / tan(0.5 * fov)
     return torch.tensor([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1]], dtype=torch.float64)
 
@@ -33,7 +36,10 @@ def rotation(yaw: float, pitch: float = 0.0) -> Tensor:
 
 
 def ring(views: int = 8, first_yaw: float = 0.0) -> Tensor:
-    """Return camera-to-world rotations (V, 3, 3) of level cameras from `first_yaw` on; yaw in radians, rightward."""
+    """Return camera-to-world rotations (V, 3, 3) of V = `views` horizontal cameras at evenly spaced yaws.
+
+    The first one has `first_yaw`, in radians; yaw increases to the right.
+    """
     return torch.stack([rotation(first_yaw + 2 * pi * n / views) for n in range(views)])
 
 
@@ -53,7 +59,10 @@ def cameras(R: Tensor, fov: float, height: int, width: int, position: Sequence[f
 
 
 def skybox_views(faces: Tensor, K: Tensor, R: Tensor, height: int, width: int) -> Tensor:
-    """Render V views (V, 3, H, W) with K (3, 3), R (V, 3, 3) from six `SKYBOX` faces (6, 3, S, S)."""
+    """Render V perspective views (V, 3, height, width) from six skybox images (6, 3, S, S), ordered as in `SKYBOX`.
+
+    The views have the intrinsics K (3, 3) and the camera-to-world rotations R (V, 3, 3).
+    """
     size = faces.shape[-1]
     K_face, R_face = intrinsics(pi / 2, size, size), torch.stack([rotation(*angles) for angles in SKYBOX])
     return render_from_views(faces, K_face, R_face, K, R, height, width)

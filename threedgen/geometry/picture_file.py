@@ -27,7 +27,10 @@ MIN_OPAQUE_ALPHA = 0.99
 
 
 def open_image(file: Path | bytes, name: str = "", key: str = "") -> Image.Image:
-    """Open an image, from a path or bytes, and read the header. ConfigError with `key`, and `name` or the path."""
+    """Open an image, from a path or its bytes, and read only the header.
+
+    Raises ConfigError with the config key `key`. `name` is the file name in its message; empty: the path.
+    """
     name = name or str(file)
     register_heif_opener()
     try:

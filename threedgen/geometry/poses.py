@@ -51,7 +51,10 @@ def pixel_centres(height: int, width: int, device: torch.device) -> Tensor:
 
 
 def pixels_to_plane(pixels: Tensor, K: Tensor) -> Tensor:
-    """Convert pixels (..., N, 2) by K^-1 (..., 3, 3) to the image plane, (x right, y down), in world units."""
+    """Convert pixels (..., N, 2) to points (x right, y down), (..., N, 2), on the image plane, with K^-1.
+
+    K (..., 3, 3) is upper triangular. The points are in world units; for perspective cameras, they are at depth 1.
+    """
     y = (pixels[..., 1] - K[..., 1, 2, None]) / K[..., 1, 1, None]
     x = (pixels[..., 0] - K[..., 0, 2, None] - K[..., 0, 1, None] * y) / K[..., 0, 0, None]
     return torch.stack([x, y], dim=-1)
@@ -65,7 +68,10 @@ def plane_to_pixels(plane: Tensor, K: Tensor) -> Tensor:
 
 
 def pixel_rays(c2w: Tensor, K: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Return origins (..., 1, 1, 3), unit directions (..., H, W, 3), float32, of c2w (..., 4, 4), K (..., 3, 3)."""
+    """Return origins (..., 1, 1, 3) and unit directions (..., H, W, 3) of the pixel rays of perspective cameras.
+
+    Takes camera-to-world poses (..., 4, 4) and K (..., 3, 3). The results are float32.
+    """
     c2w, K = c2w.float(), K.float()
     with no_autocast(c2w.device):  # bfloat16 products would shift rays by pixels
         x, y = pixels_to_plane(pixel_centres(height, width, c2w.device).reshape(-1, 2), K).unbind(-1)
@@ -75,7 +81,10 @@ def pixel_rays(c2w: Tensor, K: Tensor, height: int, width: int) -> tuple[Tensor,
 
 
 def orbit_c2w(elevation: Tensor, azimuth: Tensor, distance: Tensor) -> Tensor:
-    """Return poses (B, 4, 4), z up, that look at the origin, from angles (B,) in radians and distances (B,)."""
+    """Return camera-to-world poses (B, 4, 4) that look at the origin, z up.
+
+    Takes elevations and azimuths (B,) in radians, and distances (B,) from the origin.
+    """
     back = unit_vector(elevation, azimuth)
     right = unit_vector(torch.zeros_like(elevation), azimuth + pi / 2)
     up = unit_vector(elevation + pi / 2, azimuth)
@@ -89,7 +98,10 @@ def orbit_array(elevation: ArrayLike, azimuth: ArrayLike, distance: ArrayLike) -
 
 
 def look_at(position: Tensor, center: Tensor, up: Tensor) -> Tensor:
-    """Return poses (B, 4, 4) from `position` to `center`, (B, 3) each; an axis replaces a parallel `up`."""
+    """Return camera-to-world poses (B, 4, 4) at `position` that look at `center`. All arguments are (B, 3).
+
+    `up` points upwards in the image. If it is parallel to the viewing direction, a coordinate axis replaces it.
+    """
     forward = normalize(center - position, dim=-1)
     right = torch.linalg.cross(forward, up, dim=-1)
     parallel = right.norm(dim=-1, keepdim=True) < 1e-6 * up.norm(dim=-1, keepdim=True)

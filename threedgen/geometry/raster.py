@@ -146,7 +146,10 @@ def box_downsample(images: Array, factor: int) -> Array:
 
 
 def validate_mesh(points: Array, faces: Array, columns: int) -> tuple[Array, Array]:
-    """Return points (N, columns) float64 and faces (F, 3) int64. ConfigError for invalid shapes or values."""
+    """Return points (N, columns) as float64 and faces (F, 3) as int64.
+
+    Raises ConfigError if shapes are wrong, coordinates are not finite, or face indices are out of range.
+    """
     points, faces = np.asarray(points, np.float64), np.ascontiguousarray(faces, np.int64)
     if points.ndim != 2 or points.shape[1] != columns or faces.ndim != 2 or faces.shape[1] != 3:
         raise ConfigError(f"Mesh shapes are {points.shape}, {faces.shape}. Use points (N, {columns}) and faces (F, 3).")

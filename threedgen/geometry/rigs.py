@@ -37,7 +37,11 @@ class Rig:
 def orbit(
     n: int, elevation: float, distance: float, fov: float, height: int, width: int, azimuth: float = 0.0
 ) -> Cameras:
-    """Place `n` cameras evenly around the origin, counter-clockwise from `azimuth`; angles in radians."""
+    """Place `n` cameras on a circle around the origin, evenly, counter-clockwise from `azimuth`.
+
+    Elevation, azimuth and vertical `fov` are in radians, the distance from the origin in world units, height and width
+    of the images in pixels.
+    """
     azimuths = torch.linspace(0.0, 2 * pi, n + 1)[:n] + azimuth
     c2w = orbit_c2w(torch.full((n,), float(elevation)), azimuths, torch.full((n,), float(distance)))
     return Cameras(c2w, Projection.perspective(torch.full((n,), float(fov)), height, width), height, width)
@@ -94,7 +98,10 @@ def sample_multiview(
 
 
 def sample_random_inputs(options: MultiviewCameraConfig, n: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """Return the random numbers of `n` groups of cameras by name: (n,) or (n, 3), but `elevation_coin` is ()."""
+    """Return the random numbers that `n` groups of cameras need: name -> tensor, uniform in [0, 1) or normal.
+
+    The tensors are (n,) or (n, 3), but `elevation_coin` is ().
+    """
     uniform, gaussian = (partial(f, generator=generator, device=generator.device) for f in (torch.rand, torch.randn))
     inputs = {"elevation_coin": uniform(())}
     inputs |= {name: uniform(n) for name in ("elevation", "azimuth", "fov", "distance", "zoom")}

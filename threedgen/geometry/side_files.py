@@ -35,7 +35,10 @@ class SideFiles:
         self._entries = cache(_entries)
 
     def find(self, name: str, beside: Path | None = None) -> Path | None:
-        """Return the path of the file called `name`, searched first `beside` the MTL file that names it, or None."""
+        """Return the path of the file that is called `name` in the mesh file; None if there is no such file.
+
+        `beside`: folder of the MTL file that names it, which is searched first; None: the mesh file names it.
+        """
         found = self._candidates(name, beside)
         return next((path for path in found if os.path.isfile(path) and self._inside(path)), None)
 
@@ -53,7 +56,10 @@ class SideFiles:
         raise ConfigError(f"{last} is missing. Searched in {', '.join(dict.fromkeys(places))}.")
 
     def read(self, path: Path, max_bytes: int = MAX_BYTES, start: int = 0, count: int | None = None) -> bytes:
-        """Read `count` bytes (None: all) from `start`. ConfigError if unreadable or more than `max_bytes`."""
+        """Read at most `count` bytes of a file from the byte `start` on; None: all bytes.
+
+        Raises ConfigError if the file is unreadable or if that is more than `max_bytes`.
+        """
         try:
             return read_bytes(path, max_bytes, start, count)
         except OSError as error:

@@ -15,20 +15,28 @@ MAX_TRIANGLES, MAX_PARTS = 5_000_000, 20_000
 
 @dataclass(frozen=True)
 class Submesh:
-    """Triangles with one material, in the coordinates of the file's scene. Raises ConfigError for invalid indices."""
+    """Triangles with one material, in the coordinates of the file's scene. Raises ConfigError for invalid indices.
 
-    # vertices, normals: (V, 3). Normals are None if the file has none.
+    Attributes:
+        vertices, normals: (V, 3). Normals are None if the file has none.
+        uv: (V, 2) texture coordinates, v upwards, or None.
+        faces: (F, 3) vertex indices, counter-clockwise seen from outside.
+        colours: (V, 3) sRGB or (V, 4) with alpha, in [0, 1]. With a texture: linear factors of the texture, or None.
+        texture: texture, or None.
+        wrap: wrap modes of the texture along u and v.
+        cutoff: points with at least this alpha are opaque, others invisible. None: alpha is the opacity.
+        flat: True if the file has neither vertex colours nor a texture for this submesh.
+    """
+
     vertices: Array
-    faces: Array  # (F, 3) vertex indices, counter-clockwise seen from outside
+    faces: Array
     normals: Array | None = None
-    uv: Array | None = None  # (V, 2) texture coordinates, v upwards, or None
-    # (V, 3) sRGB or (V, 4) with alpha, in [0, 1]. With a texture: linear factors of the texture, or None.
+    uv: Array | None = None
     colours: Array | None = None
-    texture: Texture | None = None  # texture, or None
-    wrap: tuple[Wrap, Wrap] = ("repeat", "repeat")  # wrap modes of the texture along u and v
-    # points with at least this alpha are opaque, others invisible. None: alpha is the opacity.
+    texture: Texture | None = None
+    wrap: tuple[Wrap, Wrap] = ("repeat", "repeat")
     cutoff: float | None = None
-    flat: bool = False  # True if the file has neither vertex colours nor a texture for this submesh
+    flat: bool = False
 
     def __post_init__(self) -> None:
         count = len(self.vertices)

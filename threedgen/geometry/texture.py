@@ -18,11 +18,15 @@ from threedgen.run.arrays import Array
 
 @dataclass(frozen=True)
 class Texture:
-    """Texture of a material, with one byte per channel."""
+    """Texture of a material, with one byte per channel.
 
-    pixels: Array  # (H, W, 3 or 4) uint8
-    # (256, 3 or 4) float32 in [0, 1]: values that the bytes stand for. table[b, c] is the sRGB value, or the straight
-    # alpha (c = 3), of byte b in channel c. Pixels without alpha count as 255 there.
+    Attributes:
+        pixels: (H, W, 3 or 4) uint8.
+        table: (256, 3 or 4) float32 in [0, 1]: values that the bytes stand for. table[b, c] is the sRGB value, or the
+            straight alpha (c = 3), of byte b in channel c. Pixels without alpha count as 255 there.
+    """
+
+    pixels: Array
     table: Array
 
     @classmethod
@@ -55,7 +59,10 @@ def sample(texture: Array, uv: Array) -> Array:
 
 
 def scatter(values: Array, uv: Array, shape: tuple[int, int]) -> Array:
-    """Apply the adjoint of `sample`: add values (..., C) at uv (..., 2) to zeros of `shape`, (H, W, C) float32."""
+    """Apply the adjoint of `sample`: add values (..., C) bilinearly at uv (..., 2) to a texture of zeros.
+
+    `shape` is (height, width). Returns the texture (height, width, C) float32.
+    """
     points = np.ascontiguousarray(uv, np.float32).reshape(-1, 2)
     rows = np.ascontiguousarray(values, np.float32).reshape(len(points), -1)
     out = np.zeros((*shape, rows.shape[1]), np.float64)
@@ -64,7 +71,10 @@ def scatter(values: Array, uv: Array, shape: tuple[int, int]) -> Array:
 
 
 def fill(texture: Array, covered: Array) -> Array:
-    """Fill texels (H, W, C) outside `covered` (H, W) with the nearest covered value. ConfigError if none is."""
+    """Return a texture (H, W, C) in which texels outside the bool mask `covered` (H, W) have the nearest covered value.
+
+    Raises ConfigError if no texel is covered.
+    """
     if not covered.any():
         raise ConfigError("No face covers a texel. Check that uv coordinates are in [0, 1].")
     nearest = ndimage.distance_transform_edt(~covered, return_distances=False, return_indices=True)

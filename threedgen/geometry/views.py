@@ -53,7 +53,10 @@ def resize(images: Tensor, height: int, width: int) -> Tensor:
 
 
 def framed(cut: Tensor, height: int, width: int, share: float = SHARE) -> Tensor:
-    """Place a cut-out object on grey, with the arguments of `centred`; return (height, width, 3) in [0, 1]."""
+    """Place a cut-out object in the middle of a grey image; return the image (height, width, 3) in [0, 1].
+
+    The arguments are those of `centred`.
+    """
     image = centred(cut, height, width, share)
     return (image[..., :3] + (1 - image[..., 3:]) * GREY).clamp(0, 1)
 
@@ -100,7 +103,10 @@ class Pixels:
     """
 
     def __init__(self, views: Views, opacity: Tensor | None = None) -> None:
-        """Create one ray per pixel; `opacity` (N, H, W) is the object's, None: pixels unlike the background count."""
+        """Create one ray per pixel. `opacity` is that of the object, (N, H, W) in [0, 1].
+
+        None: unknown. Then the pixels whose colour differs from the background count as object.
+        """
         images, side = views.images.cpu(), min(views.cameras.height, views.cameras.width)
         self.origins, self.directions = (part.reshape(-1, 3) for part in views.cameras.rays())
         self.colours = images.reshape(-1, 3)

@@ -23,7 +23,10 @@ EPSILON = 1e-6  # world units, added to depths before a division
 
 
 def to_opencv(cameras: Cameras) -> tuple[Tensor, Tensor]:
-    """Convert cameras to K (B, 3, 3), first pixel centre (0, 0), and poses (B, 4, 4) with OpenCV axes."""
+    """Convert cameras to intrinsics K (B, 3, 3) and camera-to-world poses (B, 4, 4) with OpenCV axes.
+
+    K is for pixels with the first pixel centre at (0, 0), as in all functions of this module.
+    """
     K = cameras.K.clone()
     K[:, :2, 2] -= 0.5
     return K, opencv_axes(cameras.c2w)
@@ -36,7 +39,10 @@ def pixel_grid(height: int, width: int) -> Tensor:
 
 
 def homography(K_from: Tensor, R_from: Tensor, K_to: Tensor, R_to: Tensor) -> Tensor:
-    """Return the pixel map K_to R_to^-1 R_from K_from^-1 (..., 3, 3) between two cameras at one position."""
+    """Return the matrix (..., 3, 3) that maps pixels of camera "from" to pixels of camera "to" at the same position.
+
+    It is K_to R_to^-1 R_from K_from^-1. Intrinsics K and camera-to-world rotations R are (..., 3, 3).
+    """
     return K_to @ R_to.mT @ R_from @ torch.linalg.inv(K_from)
 
 
@@ -86,7 +92,10 @@ def sample(
     mode: Literal["bilinear", "nearest", "bicubic"] = "bilinear",
     padding: Literal["zeros", "border"] = "zeros",
 ) -> Tensor:
-    """Sample images (N, C, H, W) at pixels (N, h, w, 2); `padding` "zeros" or "border". Returns (N, C, h, w)."""
+    """Sample images (N, C, H, W) at `pixels` (N, h, w, 2) in (x, y). Returns (N, C, h, w) in the dtype of the images.
+
+    `padding`: values outside the image are 0 ("zeros") or those of its nearest border pixel ("border").
+    """
     height, width = images.shape[-2:]
     pixels = pixels.double() if images.dtype == torch.float64 else pixels.float()  # half precision would shift them
     # align_corners=False also works for images that are one pixel wide
@@ -138,7 +147,10 @@ def overlap_fractions(depth: Tensor, c2w: Tensor, K: Tensor, behind: bool = Fals
 
 
 def overlap(depth: Tensor, cameras: Cameras, one: int, other: int) -> float:
-    """Return the overlap in [0, 1] of two of N views with depth (N, H, W), see `overlap_fractions`."""
+    """Return the overlap in [0, 1] of views `one` and `other`, which are indices of N views; see `overlap_fractions`.
+
+    `depth` is (N, H, W) along the viewing axis in world units, 0 = unknown.
+    """
     K, c2w = to_opencv(cameras.select([one, other]))
     return float(overlap_fractions(depth[[one, other]], c2w, K)[0, 1])
 
@@ -157,7 +169,10 @@ def key_frames(depth: Tensor, cameras: Cameras, min_overlap: float) -> list[int]
 
 
 def spread_pairs(count: int) -> list[int]:
-    """Return pairs of frames [a0, b0, a1, b1, ...], evenly spread, at the distances FRAME_GAPS, small ones first."""
+    """Return frame indices [a0, b0, a1, b1, ...]: pairs (a, b) that are spread evenly over `count` frames.
+
+    The distances b - a are the numbers in FRAME_GAPS; pairs of the smallest distance come first.
+    """
     pairs = list[int]()
     for gap in (each for each in FRAME_GAPS if each < count):
         first = np.unique(np.linspace(0, count - 1 - gap, min(MAX_PAIRS, count - gap)).round().astype(int))
@@ -166,7 +181,10 @@ def spread_pairs(count: int) -> list[int]:
 
 
 def depth_agreement(depth: Tensor, cameras: Cameras) -> Tensor:
-    """Return the fraction (P,) of pixels whose depths agree in views 2 i and 2 i + 1 of depth (2 P, H, W)."""
+    """Return for each of P pairs of views the fraction (P,) of pixels whose depths in both views agree.
+
+    Pair i has the views 2 i and 2 i + 1. Their `depth` is (2 P, H, W) in world units, 0 = unknown.
+    """
     K, c2w = (part.double() for part in to_opencv(cameras))
     pixels, depth, fractions = pixel_grid(*depth.shape[1:]).flatten(0, 1), depth.double(), []
     for a in range(0, len(depth), 2):

@@ -54,7 +54,10 @@ C = TypeVar("C", bound=BaseModel)
 
 
 def slug(text: str) -> str:
-    """Return a folder name of at most 69 characters a-z, 0-9 and '-': the text, and 8 digits of its SHA-256."""
+    """Return a folder name for any text: a-z, 0-9 and '-', at most 69 characters.
+
+    It consists of the text in ASCII without accents and of 8 hex digits of the text's SHA-256.
+    """
     ascii_text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode("ascii").lower()
     words = re.sub(r"[^a-z0-9]+", "-", ascii_text).strip("-")[:60].strip("-")
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
@@ -62,7 +65,10 @@ def slug(text: str) -> str:
 
 
 def stored_config(folder: Path) -> Tree | None:
-    """Return a run's config.yaml as plain data; None if there is none. ConfigError if it is another file."""
+    """Return the config.yaml of a run as plain data; None if the file does not exist.
+
+    Raises ConfigError if the file cannot be read or is not the config of a run, so that it is not overwritten.
+    """
     path = folder / CONFIG
     if not os.path.lexists(path):
         return None
@@ -84,7 +90,11 @@ def flat(tree: object, prefix: str = "") -> Tree:
 
 
 def differences(old: Tree, new: Tree, extends: Iterable[str] = ()) -> list[str]:
-    """Return "key: old -> new" for changes of results, at most MAX_LISTED, except `NEUTRAL_KEYS` and `extends`."""
+    """Return the differences of two configs that change the result of a run, as texts "key: old -> new".
+
+    `old` and `new` are nested dicts. Keys in `NEUTRAL_KEYS` and `extends` are ignored. At most MAX_LISTED keys are
+    listed.
+    """
     before, after, neutral = flat(old), flat(new), (*NEUTRAL_KEYS, *extends)
     changed = [key for key in {**before, **after} if before.get(key) != after.get(key)]
     keys = [key for key in changed if not any(key == name or key.startswith(f"{name}.") for name in neutral)]

@@ -141,7 +141,10 @@ class _Saved:
 
 
 def graph_bytes(make: Callable[[], object]) -> int:
-    """Return the bytes that autograd saves in `make`; parameters count too, and shared memory once."""
+    """Call `make` and return the bytes that autograd saves for its backward pass. Shared memory counts once.
+
+    Saved parameters are included; they cancel in the difference of two results.
+    """
     alive: WeakSet[_Saved] = WeakSet()
 
     def pack(tensor: Tensor) -> _Saved:

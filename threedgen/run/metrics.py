@@ -64,7 +64,10 @@ class Metrics:
             write_atomic(self.path, "".join(map(_line, rows)))
 
     def log(self, step: int, values: Mapping[str, object]) -> None:
-        """Append numbers or one-element tensors of a step to metrics.jsonl; if this fails, warn and try later."""
+        """Append the metrics of a step to metrics.jsonl: numbers or one-element tensors by name.
+
+        If this fails, warn, and try again with the next line.
+        """
         self._unwritten += _line({"step": step} | {key: _number(value) for key, value in values.items()}).encode()
         try:
             self._write()
@@ -154,7 +157,10 @@ def reset_peak_memory() -> None:
 
 
 def write_summary(folder: Path, config: BaseModel, seconds: float, **figures: object) -> Path:
-    """Write summary.json with config, duration in `seconds`, memory, versions and `figures`; return its path."""
+    """Write summary.json to a run folder; return its path.
+
+    It has task, prompt, seed, `seconds` (duration of the run), peak memory, versions and the results `figures` by name.
+    """
     summary = {
         "task": getattr(config, "task", None),
         "prompt": getattr(config, "prompt", None),

@@ -16,12 +16,18 @@ _MAX_LISTED = 8
 
 @dataclass
 class Reading:
-    """Prompt rewritten with the words of a closed vocabulary."""
+    """Prompt rewritten with the words of a closed vocabulary.
 
-    text: str  # the prompt in known words; unchanged if all words are known
-    replaced: dict[str, str] = field(default_factory=dict)  # word of the prompt -> known synonym that replaces it
-    ignored: list[str] = field(default_factory=list)  # unknown words, which are left out, in their order
-    # words after "without" or "no". They are left out, as the text encoder does not understand negations.
+    Attributes:
+        text: the prompt in known words; unchanged if all words are known.
+        replaced: word of the prompt -> known synonym that replaces it.
+        ignored: unknown words, which are left out, in their order.
+        negated: words after "without" or "no". They are left out, as the text encoder does not understand negations.
+    """
+
+    text: str
+    replaced: dict[str, str] = field(default_factory=dict)
+    ignored: list[str] = field(default_factory=list)
     negated: list[str] = field(default_factory=list)
 
 

@@ -12,7 +12,10 @@ logger = logging.getLogger(__name__)
 
 
 def set_threads(count: int | None) -> int:
-    """Set and return the threads of torch and Numba, before the first kernel; None: one per available core."""
+    """Set and return the number of threads of torch and Numba; None: one per available core.
+
+    Call it before the first kernel: the last bits of sums depend on the number of threads.
+    """
     asked, count = count is not None, count or cores()
     available = int(vars(numba.config)["NUMBA_NUM_THREADS"])  # set by the library at import
     if asked and count > available:

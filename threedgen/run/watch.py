@@ -13,7 +13,10 @@ FROZEN_CHECKS, CHECK_SECONDS = 6, 5.0
 
 
 class FrozenProcesses:
-    """Killer of frozen processes: stopped in FROZEN_CHECKS checks in a row, CHECK_SECONDS apart. Call `kill` often."""
+    """Killer of frozen processes, which would block the others for ever. Call `kill` repeatedly, however often.
+
+    A process is frozen if FROZEN_CHECKS checks in a row, one in CHECK_SECONDS, find it stopped.
+    """
 
     def __init__(self) -> None:
         self._checks, self._next = Counter[int](), 0.0

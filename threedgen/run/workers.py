@@ -72,7 +72,10 @@ def run_jobs(
 
 
 def attempt(work: Callable[[J], R], job: J, table: dict[str, dict[str, registry.Entry]]) -> Answer:
-    """Call `work(job)` in a worker with the registry `table`; return ("done", result) or a state and an error."""
+    """Call `work(job)` in a worker. Returns ("done", result), or another state and the exit code or error.
+
+    `table` is the component registry of the main process, with the components of its plug-ins.
+    """
     registry.TABLE.update(table)
     try:
         return "done", work(job)

@@ -103,7 +103,10 @@ class Jpeg(Response):
 
 
 def create_app(config: StudioConfig, root: Path, queue: Queue, token: str) -> FastAPI:
-    """Return the studio's web application for runs in `root`, with its job queue and the secret `token`."""
+    """Return the web application of the studio, with access control by the secret `token`.
+
+    `root` is the folder of the runs, `queue` their job queue.
+    """
     app = FastAPI(
         title="threedgen studio",
         version=__version__,

@@ -122,7 +122,10 @@ def _text(value: object) -> str:
 
 
 class Queue:
-    """Job queue with a thread that runs one job at a time in `root`; `over` counts runs that ended or are deleted."""
+    """Job queue, with a worker thread that runs one job at a time. The runs are in the folder `root`.
+
+    `over` counts the runs that have ended or were deleted.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root

@@ -89,12 +89,19 @@ class Word(BaseModel):
 
 
 class Words(BaseModel):
-    """Check of a prompt. All fields are empty for a prior that takes any text."""
+    """Check of a prompt. All fields are empty for a prior that takes any text.
 
-    words: list[Word] = []  # all words of the prompt
-    notes: list[str] = []  # warnings for the user
-    nouns: list[str] = []  # suggested nouns
-    typed: str = ""  # the unfinished last word, which a suggested noun replaces, or ""
+    Attributes:
+        words: all words of the prompt.
+        notes: warnings for the user.
+        nouns: suggested nouns.
+        typed: the unfinished last word, which a suggested noun replaces, or "".
+    """
+
+    words: list[Word] = []
+    notes: list[str] = []
+    nouns: list[str] = []
+    typed: str = ""
 
 
 def vocabulary_of(config: Any) -> dict[str, list[str]]:

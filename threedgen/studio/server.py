@@ -26,7 +26,10 @@ BACKLOG = 512  # connections that wait to be accepted
 
 
 def run(config: StudioConfig, resume: Path | None = None, quiet: bool = False) -> int:
-    """Serve the studio's page until Ctrl-C, which also stops the run at its checkpoint. `resume` has no effect."""
+    """Run the task `studio`: print the address of the page and serve it until Ctrl-C. Returns exit code 0.
+
+    Ctrl-C also stops the current run, which keeps its checkpoint. `quiet` shortens the output; `resume` has no effect.
+    """
     root = user_path(config.out, "out").absolute()
     with writing(root):
         root.mkdir(parents=True, exist_ok=True)

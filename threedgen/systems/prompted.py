@@ -35,7 +35,10 @@ class PromptedConfig(RunConfig):
             return None if prior is None else prior.vocabulary()
 
     def check_prompt(self, others: Iterable[str] = ()) -> None:
-        """Raise ConfigError if the prior knows no noun of the prompt, or of `others`; not with `prompt_check` off."""
+        """Raise ConfigError if the prior knows no noun of a prompt. With `prompt_check` off, nothing is checked.
+
+        `others` are the prompts to check; empty: the prompt of the config.
+        """
         if self.prompt_check == "off":
             return
         reader, refused = prompt_reader(self.vocabulary()), dict[str, ConfigError]()

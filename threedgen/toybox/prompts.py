@@ -63,7 +63,8 @@ class ToyboxPrompts:
         return found
 
     def check(self, prompt: str) -> None:
-        """Raise ConfigError, with suggestions, unless a prompt has a noun or personalised word that is known."""
+        """Raise ConfigError unless a prompt has a noun that the prior knows, or a word that personalisation added. The
+        message suggests nouns."""
         vocabulary = self.vocabulary
         if vocabulary is None or not self.nouns or self._nouns_in(prompt):
             return

@@ -72,7 +72,10 @@ class Seeding(pl.Callback):
 
 
 class StopOnInterrupt(StepCallback):
-    """Callback that stops after the step if any rank got Ctrl-C or SIGTERM; Lightning's own handler can deadlock."""
+    """Callback that stops the run after the current step if any rank received Ctrl-C or SIGTERM.
+
+    It replaces Lightning's SIGTERM handler, which waits for the other ranks and can deadlock in a collective operation.
+    """
 
     def __init__(self, interrupts: Interrupts) -> None:
         self.interrupts = interrupts
@@ -89,7 +92,10 @@ class StopOnInterrupt(StepCallback):
 
 
 class Logging(StepCallback):
-    """Callback that logs loss, terms, metrics and step time every `every` steps, faster than `self.log`."""
+    """Callback that logs loss, `module.terms`, `module.metrics` and step time every `every` steps and after the last.
+
+    It does not use Lightning's `self.log`, which takes 0.2 to 0.4 ms per call even if nothing is written.
+    """
 
     def __init__(self, folder: Path, every: int) -> None:
         self.folder, self.every = folder, every

@@ -30,7 +30,10 @@ NUMERICS_KEY = "numerics"
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Plug-in that writes checkpoints atomically; Lightning receives `checkpoint`, read and checked before."""
+    """Lightning plug-in that writes checkpoints atomically, and returns a loaded one instead of reading a file.
+
+    `checkpoint` is the content that Lightning receives on resume; the training loop has read and checked it.
+    """
 
     checkpoint: CheckpointData | None = None
 

@@ -49,7 +49,10 @@ def read(path: Path) -> CheckpointData:
 
 
 def latest(folder: Path) -> tuple[Path, CheckpointData] | None:
-    """Return path and content of the newest readable checkpoint; None without any. FileError if none is readable."""
+    """Return the path and the content of the newest readable checkpoint in `folder`; None if there is no checkpoint.
+
+    An unreadable newer file is skipped with a warning. Raises FileError if all files are unreadable.
+    """
     problem: FileError | None = None
     for path in (folder / LAST, folder / PREVIOUS):
         if not path.exists():

@@ -219,14 +219,20 @@ def _run(trainer: pl.Trainer, module: pl.LightningModule, path: Path | None) -> 
 
 
 def deterministic(options: TrainerConfig) -> bool | Literal["warn"]:
-    """Return `trainer.deterministic`; False for "warn" on CUDA, as Triton's additions have no fixed order."""
+    """Return `trainer.deterministic`, but False for "warn" on a CUDA device.
+
+    The additions of the Triton kernels have no fixed order there, so slower deterministic sums elsewhere gain nothing.
+    """
     on_gpu = options.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     return False if options.deterministic == "warn" and on_gpu else options.deterministic
 
 
 @contextmanager
 def determinism(setting: bool | Literal["warn"]) -> Iterator[None]:
-    """Set torch's deterministic mode in a context: True, False or "warn"; new memory is not filled with NaN."""
+    """Set torch's deterministic mode inside a context: on (True), off (False), or on with warnings only ("warn").
+
+    Torch's deterministic mode also fills new memory with NaN by default; this is turned off.
+    """
     memory: Any = torch.utils.deterministic
     memory.fill_uninitialized_memory = False
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as Lightning does: cuBLAS then repeats its sums

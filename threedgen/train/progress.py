@@ -17,7 +17,11 @@ from threedgen.run.text import clean, number
 
 
 class Progress(pl.Callback):
-    """Callback that shows progress and `metrics`; without a bar a line at the start, each quarter and stage."""
+    """Callback that shows stage, steps, step time, time left, loss and the chosen `metrics` of the module.
+
+    Without a progress bar, as in log files, it also prints a line at the start, after each quarter of the steps, and
+    when `module.stage` changes.
+    """
 
     def __init__(
         self,

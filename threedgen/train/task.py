@@ -61,7 +61,10 @@ class Task:
             logger.warning("the plug-in %s has changed since the run in %s stopped", file, self.folder)
 
     def load_prior(self, compact: bool = False) -> Any:
-        """Load the prior on the run's device, store its hashes; `compact`: GPU half precision. Raises ConfigError."""
+        """Load the config's prior on the device of the run and store its weight hashes. Raises ConfigError.
+
+        `compact`: on a GPU load the UNet in half precision, which saves memory; it can then not be trained.
+        """
         prior, trainer = self.config.prior, getattr(self.config, "trainer", None)
         prior = prior.compact() if compact else prior
         with within("prior"):  # before hashing, which reads all files again
@@ -70,7 +73,10 @@ class Task:
         return built
 
     def name_weights(self, identities: Mapping[str, Any], section: str = "") -> None:
-        """Print weight files by key, after the prefix `section`, and store their SHA-256 for the checkpoints."""
+        """Print the weight files that the run starts from; store their SHA-256 in `self.weights` for the checkpoints.
+
+        `identities` has the files by config key. `section` is a prefix of the keys, such as "prior.".
+        """
         for key, files in identities.items():
             if not self.quiet and is_rank_zero():
                 say(f"{key}: {files}")
@@ -175,7 +181,10 @@ class Task:
 
     @contextmanager
     def track_progress(self, stage: str, steps: int) -> Iterator[Callable[[], None]]:
-        """Return a context of a function to call before each of `steps` steps; it raises `Stopped` after Ctrl-C."""
+        """Return a context whose value is a function to call before each step; it raises `Stopped` after Ctrl-C.
+
+        The function shows the progress of `steps` steps with the label `stage`.
+        """
         done = itertools.count()
         with Interrupts() as interrupts, Count(stage, steps, self.quiet) as progress:
 

@@ -64,15 +64,19 @@ class MVAdapter(LatentDiffusion):
 
     The argument `camera` of its methods is the input of the condition guider: maps (B, 6, 1, 1) or (B, 6, H, W) in
     [0, 1].
+
+    Attributes:
+        adapted: UNet with the adapter; None before `with_adapter`.
+        base_schedule: noise schedule of the 2D model; `schedule` has a lower signal-to-noise ratio.
+        base_timesteps: timestep of the 2D model for each timestep of `schedule`, (T,); None: both are equal.
+        reference_image: image (h, w, 3) in [0, 1] that all guidance is conditioned on; None: text only.
+        coarse_predictor: network that predicts the latents from which samples start; None: samples start from noise.
     """
 
-    adapted: AdaptedUNet | None = None  # UNet with the adapter; None before `with_adapter`
-    base_schedule: Schedule  # noise schedule of the 2D model; `schedule` has a lower signal-to-noise ratio
-    # timestep of the 2D model for each timestep of `schedule`, (T,); None: both are equal
+    adapted: AdaptedUNet | None = None
+    base_schedule: Schedule
     base_timesteps: Tensor | None = None
-    # image (h, w, 3) in [0, 1] that all guidance is conditioned on; None: text only
     reference_image: Tensor | None = None
-    # network that predicts the latents from which samples start; None: samples start from noise
     coarse_predictor: CoarsePredictor | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -31,23 +31,28 @@ FINE = "fine."
 
 @dataclass(frozen=True)
 class Form:
-    """Training settings of an adapter, stored as metadata of its file; defaults: released adapters without a mesh."""
+    """Training settings of an adapter, stored as metadata of its file; defaults: released adapters without a mesh.
 
-    # tokens that a token attends to: "row": its image row in all views; "rowcol": rows and columns of six views of a
-    # mesh
+    Attributes:
+        layout: tokens that a token attends to: "row": its image row in all views; "rowcol": rows and columns of six
+            views of a mesh.
+        arrangement: added attention "parallel" to the self-attention, or "serial", after it.
+        control: input of the condition guider, "rays" of the cameras or "geometry" of a mesh.
+        shift: factor by which the signal-to-noise ratio of the noise schedule is lower than that of the 2D model.
+        shift_mode: same factor at all timesteps ("default"), or growing from 1 at t = 0 ("interpolated").
+        anywhere: fraction of training objects rendered at random azimuths and at elevations from 0 to 30 degrees.
+        fov: vertical field of view of the cameras in degrees; 0: orthographic.
+        timestep: timestep that the 2D model receives: the "same" number as in the shifted schedule, or the number
+            "matched" by signal-to-noise ratio.
+    """
+
     layout: Layout = "row"
-    arrangement: Arrangement = "parallel"  # added attention "parallel" to the self-attention, or "serial", after it
-    control: Control = "rays"  # input of the condition guider, "rays" of the cameras or "geometry" of a mesh
-    # factor by which the signal-to-noise ratio of the noise schedule is lower than that of the 2D model
+    arrangement: Arrangement = "parallel"
+    control: Control = "rays"
     shift: float = Field(default=8.0, ge=1, le=1000, allow_inf_nan=False)
-    # same factor at all timesteps ("default"), or growing from 1 at t = 0 ("interpolated")
     shift_mode: Shift = "interpolated"
-    # fraction of training objects rendered at random azimuths and at elevations from 0 to 30 degrees
     anywhere: float = Field(default=0.0, ge=0, le=1, allow_inf_nan=False)
-    # vertical field of view of the cameras in degrees; 0: orthographic
     fov: float = Field(default=0.0, ge=0, le=100, allow_inf_nan=False)
-    # timestep that the 2D model receives: the "same" number as in the shifted schedule, or the number "matched" by
-    # signal-to-noise ratio
     timestep: Timestep = "same"
 
     @classmethod

@@ -21,13 +21,19 @@ UNKNOWN_DEPTH = 1e6
 
 @dataclass(frozen=True)
 class Keys:
-    """Positions that the T = h w tokens of one view attend to: P positions in each of n other views."""
+    """Positions that the T = h w tokens of one view attend to: P positions in each of n other views.
 
-    views: Tensor  # (n,), indices of the other views in their scene
-    places: Tensor  # (n, T, P, 2), positions (x, y) in the feature maps of these views, in tokens
-    mask: Tensor  # (n, T, P), 1 where the position is valid (inside the image; with known depth), else 0
-    # (n, T, P, r), input of the positional encoding. Panoramas: displacement (x, y) in tokens of the own view (r = 2).
-    # Depth: absolute difference of depths in metres (r = 1).
+    Attributes:
+        views: (n,), indices of the other views in their scene.
+        places: (n, T, P, 2), positions (x, y) in the feature maps of these views, in tokens.
+        mask: (n, T, P), 1 where the position is valid (inside the image; with known depth), else 0.
+        relation: (n, T, P, r), input of the positional encoding. Panoramas: displacement (x, y) in tokens of the own
+            view (r = 2). Depth: absolute difference of depths in metres (r = 1).
+    """
+
+    views: Tensor
+    places: Tensor
+    mask: Tensor
     relation: Tensor
 
     def to(self, device: torch.device) -> "Keys":

@@ -44,10 +44,15 @@ the branch for known views (F, C + 1, h, w); each may be None."""
 
 
 class MVDiffusion(LatentDiffusion):
-    """Latent diffusion model whose UNet attends to corresponding positions in the other views of a scene."""
+    """Latent diffusion model whose UNet attends to corresponding positions in the other views of a scene.
 
-    multiview: MultiviewUNet | None = None  # UNet with correspondence-aware attention; None before `with_blocks`
-    hold: bool = False  # whether known images replace the samples in each step, so that they stay unchanged
+    Attributes:
+        multiview: UNet with correspondence-aware attention; None before `with_blocks`.
+        hold: whether known images replace the samples in each step, so that they stay unchanged.
+    """
+
+    multiview: MultiviewUNet | None = None
+    hold: bool = False
 
     @property
     def extra(self) -> Extra:

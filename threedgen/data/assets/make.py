@@ -146,7 +146,8 @@ def read_finished(folder: Path, job: Job) -> Tree | None:
 
 
 def make_shards(config: AssetsConfig, every: list[Job], run_folder: Path, data: Path, quiet: bool) -> int:
-    """Make the missing shards of `every` in parallel from the meshes in `data`; return 0 or a stop signal's code."""
+    """Make the missing shards of the jobs `every` in parallel workers. `data` is the folder of the meshes. Return 0, or
+    the exit code of the signal that stopped the work."""
     folder = run_folder / SHARDS
     work = partial(
         make_shard,
@@ -214,7 +215,8 @@ def make_shard(job: Job, views: ViewsConfig, seed: int, folder: Path, data: Path
 
 
 def build_index(config: AssetsConfig, every: list[Job], folder: Path, left_out: dict[str, str]) -> Tree:
-    """Return index.json: render settings, shards in the order of `every`, and assets left out with the reasons."""
+    """Return the content of index.json: render settings, shards in the order of the jobs `every`, and assets that are
+    left out with the reasons."""
     found = [read_finished(folder, job) or {} for job in every]
     left_out = left_out | {file: reason for shard in found for file, reason in shard["left_out"].items()}
     shards = [{key: shard[key] for key in ("file", "bytes", "sha256", "assets")} for shard in found if shard["assets"]]

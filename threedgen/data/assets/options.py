@@ -71,7 +71,8 @@ def list_assets(folder: Path, captions: str, up: Up = "y") -> Listing:
 
 
 def find_captions(folder: Path, captions: str) -> Path:
-    """Return the path of the captions file, in the working directory or in `folder`. Raises ConfigError."""
+    """Return the path of the captions file `captions`, which is in the working directory or in `folder`. Raises
+    ConfigError if it is in neither."""
     for path in (Path(captions).expanduser(), folder / captions):
         if path.is_file():
             return path
@@ -121,7 +122,10 @@ SHARDS = "views"  # name of the folder of shards in a run folder
 
 
 class ViewsConfig(Config):
-    """Rings of views of an asset, each with one elevation, fov and distance (MVDream, section 4.1)."""
+    """Rings of views of an asset, each with one elevation, fov and distance.
+
+    From MVDream (arXiv 2308.16512), section 4.1.
+    """
 
     azimuths: int = Field(32, ge=4, le=360, description="views per ring, evenly spaced; the first shows the front")
     rings: int = Field(1, ge=1, le=16, description="rings per asset, each with its own elevation, fov and distance")

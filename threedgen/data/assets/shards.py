@@ -35,7 +35,8 @@ REMEDY = "run the command that made it again; it renders only the missing shards
 
 
 def add_asset(tar: tarfile.TarFile, name: str, metadata: Tree, images: list[bytes]) -> None:
-    """Add `metadata` as NAME.json and `images` (PNG bytes) as NAME.v00.png, ... to a shard. Raises OSError."""
+    """Add the files of an asset to a shard: `metadata` as NAME.json, and `images` (PNG bytes) as NAME.v00.png,
+    NAME.v01.png and so on. Raises OSError."""
     files = {f"{name}.json": json.dumps(metadata, ensure_ascii=False).encode()}
     for file, data in (files | {f"{name}.v{number:02d}.png": image for number, image in enumerate(images)}).items():
         info = tarfile.TarInfo(file)
@@ -149,7 +150,8 @@ def write_sheet(folder: Path, shards: Shards, max_count: int) -> None:
 
 
 def sides(shards: Shards, entry: Entry) -> Array:
-    """Return front, left, back and right of the first ring side by side: (S, 4 S, 3) in [0, 1], S = `SIDE_PIXELS`."""
+    """Return the front, left, back and right views of the first ring side by side: (S, 4 S, 3) in [0, 1], S =
+    `SIDE_PIXELS`."""
     views = (k * shards.azimuths // SIDES for k in range(SIDES))
     return np.concatenate([on_grey(shards.image(entry, view), SIDE_PIXELS) for view in views], axis=1)
 

@@ -48,7 +48,8 @@ class AssetViews:
         return Captioned(np.stack(rgb), captions, np.concatenate(c2w))
 
     def sample(self, index: int) -> tuple[list[int], float]:
-        """Select views of entry `index`; return `n_view` numbers in the shard and the background's grey in [0, 1]."""
+        """Select random views of entry `index`. Return the numbers of the `n_view` views in the shard, and the grey
+        value of their background in [0, 1]."""
         rng, n = numpy_generator(self.seed, index, "views of an asset"), self.shards.azimuths
         ring, start, grey = rng.integers(self.shards.rings), rng.integers(n), rng.uniform(*GREY)
         azimuths = (start + np.arange(self.n_view) * n // self.n_view) % n

@@ -25,7 +25,8 @@ MAX_MISS = 2.0  # maximum distance in pixels of a matching pixel from the point 
 
 
 class Match(NamedTuple):
-    """Pixels (M, 4) that match in the photos `first` and `second`: (x, y) in the one, then in the other."""
+    """Pixels (M, 4) that match in two photos: (x, y) in the first photo, then (x, y) in the second. `first` and
+    `second` are the indices of the photos."""
 
     first: int
     second: int

@@ -37,18 +37,28 @@ class Lens(NamedTuple):
 
 @dataclass(frozen=True)
 class PosedFiles:
-    """N photos with poses, as a camera file describes them."""
+    """N photos with poses, as a camera file describes them.
 
-    source: Path  # camera file (transforms.json), or folder of the COLMAP model
-    files: tuple[Path, ...]  # N image files
-    matrices: Array  # (N, 4, 4), float64, poses as in the file
-    lenses: tuple[Lens, ...]  # N intrinsics
-    convention: PoseConvention  # convention of `matrices`, which the file format defines
-    missing: tuple[str, ...] = ()  # names of photos that `source` lists but that do not exist
-    points: Array | None = None  # (P, 3), scene points of a COLMAP model; None: unknown
-    # centre (3,) and half the side of the scene's cube in Instant-NGP's file; None: unspecified
+    Attributes:
+        source: camera file (transforms.json), or folder of the COLMAP model.
+        files: N image files.
+        matrices: (N, 4, 4), float64, poses as in the file.
+        lenses: N intrinsics.
+        convention: convention of `matrices`, which the file format defines.
+        missing: names of photos that `source` lists but that do not exist.
+        points: (P, 3), scene points of a COLMAP model; None: unknown.
+        box: centre (3,) and half the side of the scene's cube in Instant-NGP's file; None: unspecified.
+        applied: (4, 4), transform that nerfstudio has applied to the original world; None: no transform.
+    """
+
+    source: Path
+    files: tuple[Path, ...]
+    matrices: Array
+    lenses: tuple[Lens, ...]
+    convention: PoseConvention
+    missing: tuple[str, ...] = ()
+    points: Array | None = None
     box: tuple[Array, float] | None = None
-    # (4, 4), transform that nerfstudio has applied to the original world; None: no transform
     applied: Array | None = None
 
     @property

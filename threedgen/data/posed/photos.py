@@ -32,14 +32,21 @@ ZOOM_STEP, MAX_ZOOM = 1.01, 2.0
 
 @dataclass(frozen=True)
 class PosedPhotos(Instance):
-    """N photos of one scene. Images and cameras are without lens distortion."""
+    """N photos of one scene. Images and cameras are without lens distortion.
 
-    posed: PosedFiles  # content of the camera file
-    matrices: Array  # (N, 4, 4), poses as in the file, but without scale
-    convention: PoseConvention  # convention of `matrices`
+    Attributes:
+        posed: content of the camera file.
+        matrices: (N, 4, 4), poses as in the file, but without scale.
+        convention: convention of `matrices`.
+    """
+
+    posed: PosedFiles
+    matrices: Array
+    convention: PoseConvention
 
     def verify(self) -> None:
-        """Check the image headers. ConfigError if unreadable, or of another aspect ratio than in the camera file."""
+        """Check the image headers. Raises ConfigError for an unreadable file, or another aspect ratio than in the
+        camera file."""
         for file, lens in zip(self.files, self.posed.lenses, strict=True):
             height, width = stored_shape(file)
             if abs(height / width * lens.width / lens.height - 1) > MAX_ASPECT_ERROR:

@@ -73,7 +73,8 @@ COLMAP_FOLDERS = (".", "0", "sparse/0", "sparse", "colmap/sparse/0")
 
 
 def posed_source(path: Path) -> Path | None:
-    """Return the camera file (transforms.json) or the COLMAP model folder at the file or folder `path`, or None."""
+    """Return the camera file (transforms.json) or the COLMAP model folder at `path`, a file or folder; None without
+    one."""
     if path.is_file():
         return path if path.suffix.lower() == ".json" else None
     found = [path / name for name in TRANSFORMS if (path / name).is_file()]
@@ -82,14 +83,16 @@ def posed_source(path: Path) -> Path | None:
 
 
 def posed_scenes(path: Path) -> list[Path]:
-    """Return [path] if it has photos with poses, else all its subfolders that have, sorted by name."""
+    """Return [path] if photos with poses are at `path`. Otherwise return all its subfolders that contain photos with
+    poses, sorted by name."""
     if posed_source(path):
         return [path]
     return sorted(part for part in path.iterdir() if posed_source(part)) if path.is_dir() else []
 
 
 def read_posed(path: Path) -> PosedFiles:
-    """Read poses and intrinsics of a transforms.json, or a folder with one or a COLMAP model. Raises ConfigError."""
+    """Read poses and intrinsics of the photos at `path`: a transforms.json, or a folder with one or with a COLMAP
+    model. Raises ConfigError."""
     source = posed_source(path) or path
     found = read_colmap(source) if source.is_dir() else read_transforms(source)
     if not found.files:

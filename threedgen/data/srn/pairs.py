@@ -25,10 +25,15 @@ Indices = Sequence[int] | Array
 
 
 class PairSource(Protocol):
-    """Source of scenes with several views. The registry builds it from a config, an image size and a seed."""
+    """Source of scenes with several views. The registry builds it from a config, an image size and a seed.
 
-    views: int  # number of views of each scene
-    n_families: int  # number of object families. Scene i belongs to the family i % n_families.
+    Attributes:
+        views: number of views of each scene.
+        n_families: number of object families. Scene i belongs to the family i % n_families.
+    """
+
+    views: int
+    n_families: int
 
     def __len__(self) -> int: ...
 

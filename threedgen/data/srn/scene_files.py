@@ -25,7 +25,8 @@ SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 def split_folder(root: Path | str, split: str) -> Path:
-    """Return ROOT/SPLIT, ROOT/SPLIT/ANY, ROOT/ANY/SPLIT or ROOT, the first with a scene. Raises ConfigError."""
+    """Return the folder with the scenes of a split, which is ROOT/SPLIT, ROOT/SPLIT/ANY, ROOT/ANY/SPLIT or ROOT. Raises
+    ConfigError if none of them contains a scene."""
     root = existing_folder(root, "path")
     candidates = [root / split, *_folders(root / split), *(folder / split for folder in _folders(root))]
     if root.name == split or root.name not in SPLITS:  # ROOT is not the folder of another split
@@ -74,12 +75,18 @@ MAX_OFFSET = 0.2
 
 @dataclass(frozen=True)
 class SceneFiles:
-    """Scene folder with N views, whose poses, intrinsics and image headers are read and checked."""
+    """Scene folder with N views, whose poses, intrinsics and image headers are read and checked.
+
+    Attributes:
+        files: N image files of `height` x `width` pixels.
+        K: (N, 3, 3), intrinsics in pixels.
+        poses: (N, 4, 4), camera-to-world, OpenCV axes.
+    """
 
     folder: Path
-    files: tuple[Path, ...]  # N image files of `height` x `width` pixels
-    K: Array  # (N, 3, 3), intrinsics in pixels
-    poses: Array  # (N, 4, 4), camera-to-world, OpenCV axes
+    files: tuple[Path, ...]
+    K: Array
+    poses: Array
     height: int
     width: int
 

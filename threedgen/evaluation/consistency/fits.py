@@ -37,17 +37,26 @@ SSIM_WINDOW = 11
 
 @dataclass(frozen=True)
 class Job:
-    """One scene of one sampler to score: V views and their cameras."""
+    """One scene of one sampler to score: V views and their cameras.
+
+    Attributes:
+        row: name of the sampler, or "original" for the original views.
+        images: (V, H, W, 3), uint8.
+        held_out: indices of the views that the neural field is not fitted to.
+        truth: original views (V, H, W, 3), uint8, to compare ``images`` with; None: no comparison.
+        sampled: indices of the views that are compared with ``truth``.
+        bounds: ball that the field covers; None: computed from the cameras.
+    """
 
     config: ConsistencyConfig
     scene: str
-    row: str  # name of the sampler, or "original" for the original views
-    images: Array  # (V, H, W, 3), uint8
+    row: str
+    images: Array
     cameras: Cameras
-    held_out: list[int]  # indices of the views that the neural field is not fitted to
-    truth: Array | None = None  # original views (V, H, W, 3), uint8, to compare ``images`` with; None: no comparison
-    sampled: Sequence[int] = ()  # indices of the views that are compared with ``truth``
-    bounds: Bounds | None = None  # ball that the field covers; None: computed from the cameras
+    held_out: list[int]
+    truth: Array | None = None
+    sampled: Sequence[int] = ()
+    bounds: Bounds | None = None
 
     @property
     def views(self) -> Views:
@@ -70,7 +79,10 @@ class Job:
 
 
 def stored_or_scored(job: Job, threads: int) -> Json:
-    """Return the stored score of a job or, if missing or outdated, compute it with this number of CPU threads."""
+    """Read the score of a job (see `score`) from the run folder. If it is missing or outdated, compute it.
+
+    ``threads`` is the number of CPU threads for the computation.
+    """
     found = read_json(job.path)
     if found.get("key") != job.key() or "mean_psnr" not in found or not job.path.with_suffix(".npz").is_file():
         set_threads(threads)
@@ -114,7 +126,10 @@ def score(job: Job) -> Json:
 
 
 def compare(truth: Floats, images: Floats) -> dict[str, list[float] | list[None]]:
-    """Return PSNR in dB and SSIM of N image pairs (N, H, W, 3) in [0, 1]; "ssim" is None below `SSIM_WINDOW`."""
+    """Compute PSNR and SSIM between image k of ``truth`` and image k of ``images``, both (N, H, W, 3) in [0, 1].
+
+    Returns N values of "psnr" in dB and N of "ssim". All of "ssim" are None for images smaller than `SSIM_WINDOW`.
+    """
     similarity: list[float] | list[None] = [None] * len(truth)
     if min(truth.shape[1:3]) >= SSIM_WINDOW:
         one, other = (torch.from_numpy(stack).double().permute(0, 3, 1, 2) for stack in (truth, images))
@@ -123,6 +138,9 @@ def compare(truth: Floats, images: Floats) -> dict[str, list[float] | list[None]
 
 
 def held_out_images(folder: Path, score: Json) -> tuple[Array, Array]:
-    """Read the held-out views and their renders, (V, H, W, 3) uint8 each, that `score` has written to ``folder``."""
+    """Read the V held-out views of a scene and the renders of its field, which `score` has written to ``folder``.
+
+    ``score`` is the result of `score`. Returns two arrays (V, H, W, 3), uint8.
+    """
     with np.load(folder / f"{score['scene']}.{score['row']}.npz", allow_pickle=False) as file:
         return file["held"], file["render"]

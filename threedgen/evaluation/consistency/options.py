@@ -67,7 +67,8 @@ class FolderSamplerConfig(Config):
                 read_scene(scene, MIN_VIEWS, allow_gaps=True)
 
     def folders(self) -> list[Path]:
-        """Return the scene folders, or one transforms.json, at ``path``. Raises ConfigError if there are none."""
+        """Return the paths of all scenes at ``path``: scene folders, or one transforms.json. Raises ConfigError if
+        there are none."""
         from threedgen.data.posed.reader import posed_scenes
 
         path = user_path(self.path, "path")
@@ -80,7 +81,10 @@ class FolderSamplerConfig(Config):
 
 
 class PosedScenesConfig(Config):
-    """Posed photos or SRN scenes: one view is given to the sampler, the others are its targets."""
+    """Photos with poses, or scenes of an SRN archive: one view is given, the others are targets.
+
+    The sampler receives the given view and samples the target views.
+    """
 
     name: Literal["posed", "srn"] = "posed"
     path: str = Field(min_length=1, description="folder of the split, or of its scenes; or photos with poses")
@@ -111,7 +115,10 @@ class PosedScenesConfig(Config):
 
 
 class SampledScenesConfig(Config):
-    """Scenes of a folder of samples without original data; the sampler must be this folder."""
+    """Scenes of a folder of samples, without original data.
+
+    The sampler must be this folder.
+    """
 
     name: Literal["sampled"] = "sampled"
 

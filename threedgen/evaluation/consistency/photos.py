@@ -30,7 +30,10 @@ MAX_DIFFERENCE, CHECKED_PHOTOS = 0.1, 6
 
 
 class FolderScene(NamedTuple):
-    """Reader of existing views, the ball of a field of them (None: from the cameras), and notes for the user."""
+    """Reader of existing views, the ball that a field of them covers, and notes for the user such as missing photos.
+
+    ``bounds`` is None if the ball is to be computed from the cameras.
+    """
 
     views: Instance
     bounds: Bounds | None = None
@@ -38,7 +41,10 @@ class FolderScene(NamedTuple):
 
 
 def open_scene(path: Path, config: FolderSamplerConfig | PosedScenesConfig) -> FolderScene:
-    """Open and check a transforms.json, a folder of photos with poses, or an SRN scene. Raises ConfigError."""
+    """Open the scene at `path` and check its files. Raises ConfigError if a file is unusable.
+
+    `path` is a transforms.json, a folder of photos with poses, or a scene folder in the layout of the SRN archives.
+    """
     if posed_source(path):
         return open_photo_scene(path, config.size or PHOTO_SIZE, config.poses)
     instance = open_instance(path, config.up, MIN_VIEWS, allow_gaps=isinstance(config, FolderSamplerConfig))

@@ -87,7 +87,8 @@ class Consistency(Evaluation[ConsistencyConfig, Job, Json]):
                 sampler.indices(scene.request(self.config.seed, with_images=False))  # type: ignore[attr-defined]
 
     def jobs(self) -> Iterator[Job]:
-        """Yield a job per scene and sampler, and one for each scene's original views; sample missing views."""
+        """Yield one job per scene and sampler, and one for the original views of each scene. Views that are not in the
+        run folder yet are sampled here."""
         size = self.config.batch
         for batch in (self.scenes[start : start + size] for start in range(0, len(self.scenes), size)):
             true = [
@@ -222,7 +223,8 @@ def feature_distances(features: FeatureNetwork, folder: Path, of: Mapping[str, S
 
 
 def strip(scene: Scene, views: Views) -> np.ndarray:
-    """Select up to `STRIP_VIEWS` views for views.png, condition views first: images (V, H, W, 3), uint8."""
+    """Select at most `STRIP_VIEWS` views of a scene for views.png: condition views, then evenly spaced target views.
+    Return images (V, H, W, 3), uint8."""
     targets = scene.targets
     chosen = [targets[k] for k in evenly_spaced(len(targets), STRIP_VIEWS - len(scene.condition))]
     return to_uint8(views.images[[*scene.condition, *chosen]])

@@ -45,17 +45,25 @@ SAME_POSE = 1e-3
 
 @dataclass(frozen=True)
 class Scene:
-    """One scene of V views. A sampler receives the condition views or the prompt, and samples all other views."""
+    """One scene of V views. A sampler receives the condition views or the prompt, and samples all other views.
+
+    Attributes:
+        numbers: V view numbers, as in the names of the image files.
+        condition: indices of the condition views.
+        text: prompt, or "".
+        original: function that returns the original views at a list of indices; None if there are no original views.
+        bounds: ball that a neural field of the scene covers; None: computed from the cameras.
+        notes: remarks for the user about the cameras of photos.
+    """
 
     name: str
     cameras: Cameras
-    numbers: tuple[int, ...]  # V view numbers, as in the names of the image files
-    condition: tuple[int, ...] = ()  # indices of the condition views
-    text: str = ""  # prompt, or ""
-    # function that returns the original views at a list of indices; None if there are no original views
+    numbers: tuple[int, ...]
+    condition: tuple[int, ...] = ()
+    text: str = ""
     original: Callable[[Sequence[int]], Views] | None = None
-    bounds: Bounds | None = None  # ball that a neural field of the scene covers; None: computed from the cameras
-    notes: tuple[str, ...] = ()  # remarks for the user about the cameras of photos
+    bounds: Bounds | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def targets(self) -> list[int]:
@@ -110,7 +118,8 @@ def sampled(config: options.SampledScenesConfig, sampler: object, seed: int) -> 
 
 
 def fit_to(scene: Scene, images: Tensor) -> Tensor:
-    """Resize samples (N, h, w, 3) in [0, 1] to the scene's (N, H, W, 3), rounded to multiples of 1 / 255."""
+    """Resize samples (N, h, w, 3) in [0, 1] to the image size of a scene, and round them to multiples of 1 / 255.
+    Return images (N, H, W, 3), float32."""
     size = (scene.cameras.height, scene.cameras.width)
     if tuple(images.shape[1:3]) != size:
         images = resize(images, *size)
@@ -239,7 +248,8 @@ class FolderSampler:
         return [self.scenes[request.scene].views.views(self.indices(request)).images for request in requests]
 
     def indices(self, request: Request) -> list[int]:
-        """Return the index of each requested view. ConfigError if one is missing or has another pose."""
+        """Return the index in the folder of each requested view. Raises ConfigError if a view is missing or its pose
+        differs from the requested one."""
         if request.scene not in self.scenes:
             raise ConfigError(f"{self.folder / request.scene} is missing. The scenes to score include it.")
         instance = self.scenes[request.scene].views

@@ -30,12 +30,18 @@ SIZE = 256  # side in pixels to which views are resized before features are dete
 
 
 class Pairs(NamedTuple):
-    """Epipolar consistency of P pairs of views."""
+    """Epipolar consistency of P pairs of views.
 
-    consistent: int  # number of consistent pairs, as defined in `judge`
-    total: int  # number of pairs P
-    matches: tuple[int, ...]  # number of feature matches of each pair
-    # median symmetric epipolar distance of each pair, pixels; inf for a pair without a match
+    Attributes:
+        consistent: number of consistent pairs, as defined in `judge`.
+        total: number of pairs P.
+        matches: number of feature matches of each pair.
+        median_sed: median symmetric epipolar distance of each pair, pixels; inf for a pair without a match.
+    """
+
+    consistent: int
+    total: int
+    matches: tuple[int, ...]
     median_sed: tuple[float, ...]
 
     @property

@@ -48,7 +48,10 @@ class JanusRates(Evaluation[M, Asset, Result]):
         self.reader = Reader(self.config.meter, self.prompts, self.folder / READINGS, self.free)
 
     def error_rates(self) -> ErrorRates | None:
-        """Return the meter's error rates, measured or stored; None without ``truth.objects`` or for other objects."""
+        """Return the error rates of the meter, measured or from RUN/meter.json.
+
+        None if ``truth.objects`` is 0, or if the assets look unlike the objects with known fronts.
+        """
         config = self.config
         if not config.truth.objects or not (self.toybox or config.truth.assets):
             return None

@@ -59,7 +59,8 @@ SHEET_OBJECTS = 12
 
 
 class ViewClassifier(Protocol):
-    """Classifier of the side that square views (V, S, S, 3) in [0, 1] of an object show; kind "view-classifier"."""
+    """Classifier of the side of an object that an image shows, registered as kind "view-classifier". Images are square
+    views (V, S, S, 3) of one object, in [0, 1]."""
 
     def sides(self, images: Tensor, prompt: str) -> Tensor:
         """Return the probabilities (V, 4) that a view of the prompt's object shows its front, left, back or right.
@@ -72,7 +73,8 @@ class ViewClassifier(Protocol):
 
 
 class CLIPSides:
-    """Zero-shot classifier: CLIP's softmax over one sentence per side, such as "a dog, back view"."""
+    """Zero-shot classifier with CLIP. It compares an image with one sentence per side, such as "a dog, back view":
+    softmax over the similarities, at CLIP's temperature."""
 
     def __init__(self, config: CLIPSidesConfig) -> None:
         self.clip = CLIP(config.weights, "meter.classifier.weights", f"{CLIP_WEIGHTS}; {WITHOUT_CLIP}")
@@ -99,7 +101,8 @@ def view_labels(sides: Array) -> list[str]:
 
 
 class Meter:
-    """Janus meter: renders an object from a ring, and classifies each view's side. ConfigError without classifier."""
+    """Janus meter: renders an object from a ring of cameras, and classifies the side that each view shows. Raises
+    ConfigError if the classifier cannot be loaded."""
 
     def __init__(self, config: MeterConfig) -> None:
         self.config = config
@@ -109,7 +112,10 @@ class Meter:
         self.c2w = orbit_c2w(ELEVATION * ones, torch.from_numpy(self.azimuth).float(), DISTANCE * ones).numpy()
 
     def classify(self, mesh: ColouredMesh, prompt: str, light: bool | None = None) -> Reading:
-        """Render and classify an object in the unit sphere; ``light``: toybox shading (None: for flat colours only)."""
+        """Render the views of an object, which fits into the unit sphere, and classify their sides.
+
+        ``light``: shade the mesh like a toybox object; None: only if it has neither vertex colours nor a texture.
+        """
         views = mesh.render(self.c2w, FOV, self.config.size, BACKGROUND, mesh.flat if light is None else light)
         return Reading(views, self.classifier.sides(torch.from_numpy(views), prompt).double().numpy())
 
@@ -124,12 +130,19 @@ class Meter:
 
 
 class KnownObject(NamedTuple):
-    """Result of the meter for an object whose number of fronts is known."""
+    """Result of the meter for an object whose number of fronts is known.
 
-    prompt: str  # name of the object, which the classifier compares with the views
-    fronts: int  # true number of fronts: 0, 1 or 2
-    reading: Reading  # views of the object, as thumbnails, and their sides
-    result: RingResult  # number of fronts that the meter finds
+    Attributes:
+        prompt: name of the object, which the classifier compares with the views.
+        fronts: true number of fronts: 0, 1 or 2.
+        reading: views of the object, as thumbnails, and their sides.
+        result: number of fronts that the meter finds.
+    """
+
+    prompt: str
+    fronts: int
+    reading: Reading
+    result: RingResult
 
 
 class MeterErrors(Evaluation[MeteredConfig, tuple[str, ColouredMesh, int], KnownObject]):

@@ -152,7 +152,8 @@ class FrontObjects(Protocol):
         """Return the prompts whose object has no front, each mapped to the noun of the object, such as "ball"."""
 
     def meshes(self, seed: int, first: int, count: int, front: bool = True) -> Iterator[tuple[str, ColouredMesh]]:
-        """Yield (prompt, mesh) of ``count`` random objects, from the index ``first`` on, with or without a front."""
+        """Yield (prompt, mesh) of ``count`` random objects with or without a front. ``first`` is the index of the first
+        object."""
 
 
 def front_objects() -> FrontObjects:

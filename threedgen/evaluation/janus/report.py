@@ -58,23 +58,33 @@ STATES = {"seen": "seen", "empty": "empty", "unreadable": "unreadable", "failed"
 
 @dataclass(frozen=True)
 class Result:
-    """Result of one asset: an object that a method made of a prompt."""
+    """Result of one asset: an object that a method made of a prompt.
+
+    Attributes:
+        folder: folder of the run, or name of the files in which `Reader` stores the result.
+        state: "seen" (evaluated), "empty" (nothing to render), "unreadable", "failed" (its run failed) or "missing"
+            (not made yet). Only assets with the state "seen" have values from ``fronts`` to ``likeness``.
+        fronts: number of fronts.
+        certainty: the meter's certainty of the front, in [0, 1]; see `RingResult`.
+        shown: for each view, whether it shows a front.
+        right: for each view, whether the classified side is the side that the camera sees.
+        sides: probabilities (V, 4) of front, left, back and right in each view.
+        likeness: similarity to each prompt of the benchmark, mean over the views.
+        seconds, memory_mib: duration and peak memory of the run that made the object.
+    """
 
     method: str
     prompt: str
     seed: int | None
-    folder: str  # folder of the run, or name of the files in which `Reader` stores the result
-    # "seen" (evaluated), "empty" (nothing to render), "unreadable", "failed" (its run failed) or "missing" (not made
-    # yet). Only assets with the state "seen" have values from ``fronts`` to ``likeness``.
+    folder: str
     state: str
     reason: str = ""
-    fronts: int | None = None  # number of fronts
-    certainty: float | None = None  # the meter's certainty of the front, in [0, 1]; see `RingResult`
-    shown: tuple[bool, ...] = ()  # for each view, whether it shows a front
-    right: tuple[bool, ...] = ()  # for each view, whether the classified side is the side that the camera sees
-    sides: Sequence[Sequence[float]] = ()  # probabilities (V, 4) of front, left, back and right in each view
-    likeness: Sequence[float] | None = None  # similarity to each prompt of the benchmark, mean over the views
-    # seconds, memory_mib: duration and peak memory of the run that made the object
+    fronts: int | None = None
+    certainty: float | None = None
+    shown: tuple[bool, ...] = ()
+    right: tuple[bool, ...] = ()
+    sides: Sequence[Sequence[float]] = ()
+    likeness: Sequence[float] | None = None
     seconds: float | None = None
     memory_mib: float | None = None
 
@@ -87,7 +97,10 @@ class Result:
 
 
 class Reader:
-    """Classifier of mesh files, which stores results in ``folder``; ``free``: the orientation is unknown."""
+    """Classifier of mesh files. It stores results in ``folder``/NAME.json and views in ``folder``/NAME.png.
+
+    ``prompts`` are all prompts of the benchmark. ``free`` is whether the orientation of the assets is unknown.
+    """
 
     def __init__(self, config: MeterConfig, prompts: Sequence[str], folder: Path, free: bool = False) -> None:
         self.config, self.prompts, self.folder, self.free = config, list(prompts), folder, free

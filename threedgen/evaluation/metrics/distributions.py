@@ -102,7 +102,10 @@ MIN_FOREGROUND = 0.01
 
 
 def foreground_means(views: np.ndarray, masks: np.ndarray) -> list[np.ndarray | None]:
-    """Return the mean Lab colour (3,) of each view's foreground, for views (V, H, W, 3), bool masks (V, H, W)."""
+    """Return the mean Lab colour (3,) of the foreground of each view; None if it covers less than `MIN_FOREGROUND`.
+
+    ``views`` are sRGB images (V, H, W, 3) in [0, 1], ``masks`` are bool (V, H, W), True for the foreground.
+    """
     return [
         rgb2lab(view[mask][None])[0].mean(0) if mask.mean() >= MIN_FOREGROUND else None
         for view, mask in zip(views, masks, strict=True)

@@ -84,14 +84,21 @@ def share_of_groups(groups: Iterable[Sequence[bool | None]]) -> Share:
 
 
 def majority(log_probability: Floats) -> int:
-    """Return the class that is likeliest in most views, of (V, K) log-probabilities; the mean decides a tie."""
+    """Return the index of the class that is most probable in the largest number of views.
+
+    ``log_probability`` is (V, K) for V views and K classes. If classes have equally many views, the class with the
+    highest mean log-probability is returned.
+    """
     votes = np.bincount(log_probability.argmax(1), minlength=log_probability.shape[1])
     best = np.flatnonzero(votes == votes.max())
     return int(best[log_probability.mean(0)[best].argmax()])
 
 
 def equal_error(positive: Sequence[float], negative: Sequence[float]) -> float:
-    """Return the threshold with the most equal shares of misses and false alarms; 0.5 if a list is empty."""
+    """Return the threshold at which miss rate and false alarm rate are most equal; 0.5 if a list is empty.
+
+    ``positive`` has the scores of items that should be above the threshold, ``negative`` those of all other items.
+    """
     if not positive or not negative:
         return 0.5
     above, below = np.sort(positive), np.sort(negative)
@@ -145,7 +152,8 @@ def mean_estimate(values: Values, rng: np.random.Generator | None = None, resamp
 def paired_differences(
     ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]], names: Collection[str]
 ) -> list[dict[str, float | None]]:
-    """Return for each item the metrics in ``ours`` minus those in ``theirs``; None if either value is None."""
+    """Return one dict per item k: for each metric in ``names``, the value in ``ours[k]`` minus the value in
+    ``theirs[k]``. The difference is None if a value is None."""
     return [
         {name: None if None in (a[name], b[name]) else a[name] - b[name] for name in names}
         for a, b in zip(ours, theirs, strict=True)
@@ -153,7 +161,10 @@ def paired_differences(
 
 
 def bootstrap_ratio(above: Values, below: Values) -> Interval | None:
-    """Return the 95 % bootstrap interval of mean(above) / mean(below), paired if equally long; None for too few."""
+    """Return the 95 % bootstrap interval (low, high) of mean(above) / mean(below); None for fewer than two values.
+
+    If both have the same length, their values are resampled in pairs, and pairs with a None are left out.
+    """
     paired = len(above) == len(below)
     kept = [k for k in range(len(above)) if not paired or None not in (above[k], below[k])]
     over = defined([above[k] for k in kept])
@@ -194,7 +205,8 @@ def jackknife_estimate(figure: Callable[[NDArray[np.intp]], float], count: int, 
 
 
 def side_of(azimuth: Floats | float) -> NDArray[np.int64]:
-    """Return the index in `SIDES` of the side that a camera sees, (V,) or (), from its azimuth in radians."""
+    """Return the index in `SIDES` of the side that a camera sees. ``azimuth`` is in radians; it has the shape (V,) or
+    (), as the result."""
     return np.round(np.asarray(azimuth, float) / (pi / 2)).astype(np.int64) % 4
 
 

@@ -26,13 +26,18 @@ MIN_DIFFERENCE = 0.2
 
 @dataclass(frozen=True)
 class RingResult:
-    """Result of `classify_ring` for one object."""
+    """Result of `classify_ring` for one object.
 
-    fronts: int  # largest number of views that show a front and are pairwise more than 90 degrees apart
-    # largest smoothed probability of a front, of the views whose likeliest side is front; 0 without any
+    Attributes:
+        fronts: largest number of views that show a front and are pairwise more than 90 degrees apart.
+        certainty: largest smoothed probability of a front, of the views whose likeliest side is front; 0 without any.
+        shown: for each view, whether it shows a front.
+        right: for each view, whether the classified side is the side that the camera sees; see `directions`.
+    """
+
+    fronts: int
     certainty: float
-    shown: tuple[bool, ...]  # for each view, whether it shows a front
-    # for each view, whether the classified side is the side that the camera sees; see `directions`
+    shown: tuple[bool, ...]
     right: tuple[bool, ...]
 
     @property
@@ -91,7 +96,11 @@ def front_curve(sides: Floats) -> Floats:
 
 
 def front_count(front: Floats, threshold: float) -> int:
-    """Return the largest number of views with (V,) >= threshold that are pairwise more than 90 degrees apart."""
+    """Return the largest number of views that show a front and are pairwise more than 90 degrees apart.
+
+    ``front`` (V,) has the smoothed front probabilities of evenly spaced views. At ``threshold`` or more, a view shows a
+    front.
+    """
     angles = 2 * pi * np.flatnonzero(np.asarray(front) >= threshold) / len(front)
     most = 0
     for start in angles:  # greedily take every front far enough from the previous one, once around from each start
@@ -124,12 +133,18 @@ class ErrorRates:
     """Error rates of the Janus meter (view classifier and `classify_ring`) on objects with a known number of fronts.
 
     Like a Janus rate, ``alarms`` and ``hits`` include only objects in which the meter finds a front.
+
+    Attributes:
+        alarms: false alarm rate, the share of objects with one front in which the meter finds several.
+        hits: recall, the share of objects with two fronts in which the meter finds several.
+        missed: share of objects with one or two fronts in which the meter finds none.
+        invented: share of objects without a front in which the meter finds at least one.
     """
 
-    alarms: Share  # false alarm rate, the share of objects with one front in which the meter finds several
-    hits: Share  # recall, the share of objects with two fronts in which the meter finds several
-    missed: Share = Share(0, 0)  # share of objects with one or two fronts in which the meter finds none
-    invented: Share = Share(0, 0)  # share of objects without a front in which the meter finds at least one
+    alarms: Share
+    hits: Share
+    missed: Share = Share(0, 0)
+    invented: Share = Share(0, 0)
 
     @property
     def useful(self) -> bool:
@@ -139,7 +154,10 @@ class ErrorRates:
         return self.hits.hits / self.hits.total - self.alarms.hits / self.alarms.total
 
     def corrected(self, raw: Share) -> float | None:
-        """Return (raw - alarms) / (hits - alarms) in [0, 1] (Rogan and Gladen 1978); None if it is undefined."""
+        """Correct a measured Janus rate: (raw - alarms) / (hits - alarms), clipped to [0, 1] (Rogan and Gladen 1978).
+
+        The result is None if ``raw`` is undefined, or if ``hits - alarms`` is below `MIN_DIFFERENCE`.
+        """
         if not self.useful or raw.value is None or self.alarms.value is None:
             return None
         return min(1.0, max(0.0, (raw.value - self.alarms.value) / self._difference()))

@@ -41,7 +41,10 @@ def warped(image: Tensor, pixels: Tensor, visible: Tensor) -> tuple[Tensor, Tens
 
 
 def turned_into(image: Tensor, H: Tensor) -> tuple[Tensor, Tensor]:
-    """Warp an image (H, W, 3) by a homography H (3, 3) from pixels of the other view, as `warped` does."""
+    """Warp an image (H, W, 3) into another view by a homography. Return the warped image and a mask, as `warped` does.
+
+    ``H`` (3, 3) maps homogeneous pixels of the other view to pixels of ``image``.
+    """
     return warped(image, *apply_homography(H, pixel_grid(*image.shape[:2]).flatten(0, 1)))
 
 

@@ -61,7 +61,8 @@ class Item(NamedTuple):
 
 
 class Measurement(NamedTuple):
-    """Metrics and network output of an item; ``strip`` is a label and images (V, H, W, 3) of the sheet, or None."""
+    """Metrics by name, and network output, of one item. ``strip`` is None or its part of the contact sheet: a label and
+    images (V, H, W, 3), uint8."""
 
     item: Item
     figures: dict[str, float | None]
@@ -70,7 +71,10 @@ class Measurement(NamedTuple):
 
 
 class EvaluatedViews(Evaluation[EvaluateViewsConfig, Item, Measurement]):
-    """Task "evaluate-views": measure true, sampled (with and without attention), other or existing views."""
+    """Task "evaluate-views": measure the views of scenes.
+
+    They are true views, samples with and without attention between views, other true scenes, or views of a folder.
+    """
 
     stage = "views"
 
@@ -168,7 +172,8 @@ With few images FID is too high: compare rows of one table. Definitions: docs/mv
 
 
 def overlap(scene: SceneViews) -> float | None:
-    """Return the mean PSNR in dB of consecutive views, around in scenes without depth; None without overlap."""
+    """Return the mean overlap PSNR in dB of consecutive views; None if none overlap. In a panorama
+    (a scene without depth), view 0 follows the last view."""
     views = scene.views
     K, c2w = to_opencv(views.cameras)
     if scene.depth is not None:
@@ -195,7 +200,8 @@ def strip(images: Tensor) -> Array:
 
 
 class MeasuredViews:
-    """Metrics and network output of scenes with one kind of views (`ROWS`); ``images`` counts all images."""
+    """Measured scenes with one kind of views (`ROWS`): metrics by name and network output of each scene. ``images`` is
+    the number of images in all scenes."""
 
     def __init__(self, scenes: Sequence[Measurement]) -> None:
         self.figures = [scene.figures for scene in scenes]

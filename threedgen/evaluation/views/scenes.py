@@ -119,7 +119,10 @@ def size_of(scene: SceneViews) -> tuple[int, int]:
 
 
 class FolderScenes:
-    """Existing scenes in a folder (a `SceneSource`), with ``depth`` maps or without. Raises ConfigError."""
+    """Existing scenes in a folder (a `SceneSource`). ``depth``: each scene must have depth maps.
+
+    The constructor raises ConfigError if a file is missing or the cameras are unsuitable.
+    """
 
     def __init__(self, folder: Path, depth: bool) -> None:
         self.folder, self.depth = folder, depth

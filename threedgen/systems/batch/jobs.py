@@ -58,13 +58,19 @@ Skipped: the prior knows no noun of the prompt."""
 
 @dataclass(frozen=True)
 class Job:
-    """One object to make: method, prompt and seed, and the checked config of its run."""
+    """One object to make: method, prompt and seed, and the checked config of its run.
 
-    method: str  # config name with optional key=value changes, such as "mvdream-toybox size=32"
+    Attributes:
+        method: config name with optional key=value changes, such as "mvdream-toybox size=32".
+        key: name of the run folder. It contains a hash of the config and is the same on every machine.
+        config: config of the method, with the prompt and the seed.
+    """
+
+    method: str
     prompt: str
     seed: int
-    key: str  # name of the run folder. It contains a hash of the config and is the same on every machine.
-    config: RunConfig  # config of the method, with the prompt and the seed
+    key: str
+    config: RunConfig
 
 
 def words_of(method: str) -> list[str]:
@@ -120,7 +126,10 @@ def plan(config: BatchConfig) -> list[Job]:
 
 
 def check_prompts(methods: Mapping[str, RunConfig], prompts: Sequence[str]) -> None:
-    """Raise ConfigError if a method's prior knows no noun of a prompt. Other errors of configs are ignored."""
+    """Raise ConfigError if the prior of a config knows no noun of a prompt. Other errors of the configs are ignored.
+
+    `methods` maps names of methods to their configs.
+    """
     for method, config in methods.items():
         try:
             if isinstance(config, PromptedConfig):
@@ -144,7 +153,10 @@ def wrong_jobs(jobs: Sequence[Job]) -> dict[str, str]:
 
 
 def figures(folder: Path) -> Tree:
-    """Return peak MiB, triangles, texture side, height in metres, bytes of a finished object, or None each."""
+    """Read the table columns of a finished object from its run folder; a value is None if it is not recorded.
+
+    These are peak memory in MiB, number of triangles, texture side in texels, height in metres, file size in bytes.
+    """
     asset = read_json(folder / ASSET / MANIFEST)
     sizes, levels = asset.get("size_m") or {}, asset.get("levels") or {}
     return {

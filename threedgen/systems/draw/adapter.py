@@ -30,7 +30,10 @@ MAX_ROW = 8  # maximum number of columns in views.png
 
 
 def sample_angles(task: Task, rig: AnglesConfig) -> None:
-    """Sample views at the angles in `rig` with MV-Adapter. Raises ConfigError, and Stopped after Ctrl-C."""
+    """Sample views of an object at the angles in `rig` with MV-Adapter, and write them to the run folder.
+
+    Raises ConfigError, and Stopped after Ctrl-C.
+    """
     config: SampleConfig = task.config
     source = None if config.mesh is None else read_object(config)
     model: MVAdapter = task.load_prior().compact()

@@ -37,20 +37,29 @@ def axis_vector(name: str) -> Array:
 
 @dataclass(frozen=True)
 class MeshFrame:
-    """Transform of points p in a mesh file to world coordinates (z up): zoom * (scale * rotation @ p - centre)."""
+    """Transform of points p in a mesh file to world coordinates (z up): zoom * (scale * rotation @ p - centre).
 
-    # up, front: axes of the file that become +z and +x in the world, such as "+y"
+    Attributes:
+        up, front: axes of the file that become +z and +x in the world, such as "+y".
+        scale: metres per unit of the file.
+        centre: (3,) centre of an object in metres, before `zoom`; 0 for a scene.
+        zoom: factor that scales an object to the size that the prior expects; 1 for a scene.
+        written: (up, front) for export, so that a written mesh is oriented as in the file; None: `up` and `front`.
+    """
+
     up: str = "+z"
     front: str = "+x"
-    scale: float = 1.0  # metres per unit of the file
-    centre: tuple[float, ...] = (0.0, 0.0, 0.0)  # (3,) centre of an object in metres, before `zoom`; 0 for a scene
-    zoom: float = 1.0  # factor that scales an object to the size that the prior expects; 1 for a scene
-    # (up, front) for export, so that a written mesh is oriented as in the file; None: `up` and `front`
+    scale: float = 1.0
+    centre: tuple[float, ...] = (0.0, 0.0, 0.0)
+    zoom: float = 1.0
     written: tuple[str, str] | None = None
 
     @classmethod
     def of(cls, config: SamplingConfig, scale: float = 1.0) -> "MeshFrame":
-        """Create the transform of a config; `scale`: metres per unit. Raises ConfigError for parallel axes."""
+        """Create the transform from the mesh options of a config. Raises ConfigError if the axes are parallel.
+
+        `scale` is in metres per unit of the file. For up or front "auto", the axes are those of the file format.
+        """
         y_up = config.mesh is not None and Path(config.mesh).suffix.lower() in (".glb", ".gltf", ".obj")
         up = config.up if config.up != "auto" else "+y" if y_up else "+z"
         usual = "+z" if up[-1] != "z" else "-y" if config.of_object else "+x"
@@ -100,14 +109,23 @@ class MeshFrame:
 
 @dataclass(frozen=True)
 class SourceMesh:
-    """Triangle mesh of all parts of a file in world coordinates. Its surface may be open or closed."""
+    """Triangle mesh of all parts of a file in world coordinates. Its surface may be open or closed.
 
-    vertices: Array  # (V, 3) float32
-    faces: Array  # (F, 3) vertex indices of the triangles
-    uv: Array | None = None  # (V, 2) texture coordinates, v upwards; None unless all parts of the file have them
-    normals: Array | None = None  # (V, 3) unit vertex normals from the file; None if the mesh was simplified
-    frame: MeshFrame = MeshFrame()  # transform from the file to the world
-    notes: tuple[str, ...] = ()  # texts for the user about changes of the mesh
+    Attributes:
+        vertices: (V, 3) float32.
+        faces: (F, 3) vertex indices of the triangles.
+        uv: (V, 2) texture coordinates, v upwards; None unless all parts of the file have them.
+        normals: (V, 3) unit vertex normals from the file; None if the mesh was simplified.
+        frame: transform from the file to the world.
+        notes: texts for the user about changes of the mesh.
+    """
+
+    vertices: Array
+    faces: Array
+    uv: Array | None = None
+    normals: Array | None = None
+    frame: MeshFrame = MeshFrame()
+    notes: tuple[str, ...] = ()
 
 
 def read_source(path: Path, frame: MeshFrame, dtype: type[np.floating] = np.float32) -> SourceMesh:
@@ -155,7 +173,10 @@ def _normals(parts: tuple[Submesh, ...], points: Array, triangles: Array) -> Arr
 
 
 def read_object(config: SamplingConfig) -> SourceMesh:
-    """Read an object: centred, largest |coordinate| `HALF`, within `config.budget` triangles. Raises ConfigError."""
+    """Read the mesh of an object. Centre it at the origin and scale its largest absolute coordinate to `HALF` = 0.5.
+
+    A mesh with more triangles than `config.budget` is simplified. Raises ConfigError.
+    """
     frame, notes = MeshFrame.of(config), list[str]()
     source = read_source(Path(str(config.mesh)).expanduser(), frame, np.float64)
     low, high = source.vertices.min(0), source.vertices.max(0)
@@ -199,7 +220,10 @@ def with_file_normals(mesh: TexturedMesh, source: SourceMesh) -> TexturedMesh:
 
 
 def six_sides(size: int) -> Cameras:
-    """Return orthographic cameras of the six sides as in MV-Adapter; the front is at the top's upper edge."""
+    """Return the orthographic cameras of the sides front, right, back, left, top and bottom, as in MV-Adapter.
+
+    The images have size x size pixels. In the image of the top, the front of the object is at the upper edge.
+    """
     return views(GEOMETRY_VIEWS, size, size)
 
 
@@ -216,7 +240,10 @@ def preview(mesh: TexturedMesh, size: int = 256) -> Array:
 
 
 def render_untextured(mesh: TexturedMesh, cameras: Cameras, supersample: int = 2) -> Array:
-    """Render a grey mesh on white: (V, H, W, 3) in [0, 1], ``supersample`` samples per pixel and axis."""
+    """Render a grey mesh on white for V cameras: images (V, H, W, 3) in [0, 1], lit from the camera and from above.
+
+    Each pixel is the mean of ``supersample`` x ``supersample`` samples.
+    """
     fine = cameras.with_size(cameras.height * supersample, cameras.width * supersample)
     buffers = rasterise_views(mesh.vertices, mesh.faces, fine)
     normals = interpolate(mesh.normals, mesh.faces, buffers)

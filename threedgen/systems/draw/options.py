@@ -32,7 +32,10 @@ Angles = tuple[Annotated[float, Field(ge=-360, le=360)], Annotated[float, Field(
 
 
 def read_lines(value: object) -> object:
-    """Replace a file name by its lines without empty ones and comments (#). Raises ValueError if there are none."""
+    """Replace the name of a text file by its lines without empty ones and comments (#); return other values unchanged.
+
+    Raises ValueError if the file is empty or cannot be read.
+    """
     if not isinstance(value, str):
         return value
     try:

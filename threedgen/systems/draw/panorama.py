@@ -50,7 +50,10 @@ FRAME_BATCH = 8
 
 
 def sample(task: Task, rig: PanoramaConfig) -> None:
-    """Sample a panorama; write views, image, video and page. Raises ConfigError, and Stopped after Ctrl-C."""
+    """Sample the views of a panorama; write the views, the stitched image, a video and a page to the run folder.
+
+    Raises ConfigError, and Stopped after Ctrl-C.
+    """
     config: SampleConfig = task.config
     texts, model = config.view_texts(rig.views), task.load_prior().compact()
     check_model(model, config, rig)
@@ -109,7 +112,10 @@ def check_model(model: MVDiffusion, config: SampleConfig, rig: PanoramaConfig) -
 
 
 def known_views(config: SampleConfig, rig: PanoramaConfig, size: int) -> tuple[Tensor, Tensor]:
-    """Warp the config's image into V views (V, size, size, 3), 0 where unknown; also return masks of the known."""
+    """Warp the config's image, if there is one, into the V views of a panorama.
+
+    Returns views (V, size, size, 3) in [0, 1], 0 where unknown, and bool masks (V, size, size), True where known.
+    """
     if config.image is None or rig.image_fov is None:
         return torch.zeros(rig.views, size, size, 3), torch.zeros(rig.views, size, size, dtype=torch.bool)
     image = load_image(Path(config.image).expanduser(), key="image").convert("RGB")
@@ -156,7 +162,10 @@ def resize_intrinsics(K: Tensor, x: float, y: float) -> Tensor:
 
 
 def write_known(folder: Path, views: Tensor, mask: Tensor) -> None:
-    """Write known pixels, by `mask` (V, H, W), of views (V, H, W, 3) to folder/N.png, others transparent."""
+    """Write the known pixels of each view to folder/N.png, where N is its index; views without any are not written.
+
+    `views` is (V, H, W, 3) in [0, 1], and `mask` (V, H, W) is True where known. Other pixels become transparent.
+    """
     pixels = to_uint8(torch.cat([views, mask[..., None].to(views)], -1))
     for number in mask.flatten(1).any(1).nonzero()[:, 0].tolist():
         folder.mkdir(parents=True, exist_ok=True)
@@ -164,7 +173,10 @@ def write_known(folder: Path, views: Tensor, mask: Tensor) -> None:
 
 
 def write_panorama(folder: Path, views: Tensor, rig: PanoramaConfig, title: str) -> float:
-    """Stitch views (V, H, W, 3) and write image, video and page; return the vertical field of view in degrees."""
+    """Stitch views (V, H, W, 3) in [0, 1]; write the panorama as an image, a video and a page.
+
+    `title` is the title of the page. Returns the vertical field of view of the panorama in degrees.
+    """
     K = pano.intrinsics(radians(rig.fov), rig.size, rig.size)
     stitched, weights = pano.stitch(views.permute(0, 3, 1, 2), K, pano.ring(rig.views), rig.height, 2 * rig.height)
     panorama = stitched[:, pano.covered_rows(weights)].clamp(0, 1)
@@ -175,7 +187,10 @@ def write_panorama(folder: Path, views: Tensor, rig: PanoramaConfig, title: str)
 
 
 def film_frames(panorama: Tensor, film: FilmConfig) -> Iterator[Array]:
-    """Render one turn, uint8 (h, w, 3), from a panorama (3, H, W) in [0, 1], at a field of view inside of it."""
+    """Render uint8 frames (h, w, 3) of one turn to the right from an equirectangular image (3, H, W) in [0, 1].
+
+    The field of view is reduced if a frame would extend beyond the upper or lower edge of the image.
+    """
     half_height = 0.98 * pi * panorama.shape[1] / panorama.shape[2]  # radians
     max_fov = 2 * atan(tan(half_height) * film.width / film.height) if half_height < pi / 2 else pi
     K = pano.intrinsics(min(radians(film.fov), max_fov), film.height, film.width)

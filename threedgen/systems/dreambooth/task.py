@@ -95,7 +95,10 @@ class Distance(torch.autograd.Function):
 
 
 def augment(images: Tensor, rng: torch.Generator) -> Tensor:
-    """Return images (B, H, W, 3), never mirrored, with random zoom 8 %, shift 4 %, brightness 5 %, edges repeated."""
+    """Return images (B, H, W, 3) in [0, 1] with random zoom (+-8 %), shift (+-4 % of the side), brightness (+-5 %).
+
+    Images are never mirrored, since the subject need not be symmetric. Pixels from outside an image repeat its edge.
+    """
     factors = 2 * torch.rand(len(images), 4, generator=rng) - 1
     theta = torch.zeros(len(images), 2, 3)
     theta[:, 0, 0] = theta[:, 1, 1] = 1 + 0.08 * factors[:, 0]
@@ -239,7 +242,10 @@ class DreamBoothSystem(DenoisingSystem):
 
 
 def run_status(config: MVDreamBoothConfig, resume: Path | None = None, quiet: bool = False) -> Status:
-    """Run a config without printing the result's path, resume in the folder `resume`; return how it ended."""
+    """Run a config without printing the path of the result, and return how the run ended.
+
+    `resume` is the folder of a run to resume; None: a new run.
+    """
     return execute(train, Task(config, resume, quiet, FILES))
 
 

@@ -145,7 +145,10 @@ class _Attention(torch.autograd.Function):
 
 
 class MeasuredSystem(GenerateSystem):
-    """System that measures memory on the meta device, `fraction` of `march.samples` on each ray, none skipped."""
+    """System that measures memory on the meta device. All rays have the same number of samples; none is skipped.
+
+    `fraction` is the number of samples per ray as a fraction of `march.samples`.
+    """
 
     def __init__(self, config: GenerateConfig, prior: MetaPrior, fraction: float = 1.0) -> None:
         samples = max(1, round(config.march.samples * fraction))

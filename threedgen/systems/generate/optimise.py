@@ -90,7 +90,10 @@ def optimise(
 
 
 def start_from(system: GenerateSystem, folder: Path) -> None:
-    """Initialise object and, if shapes are equal, background from a run. ConfigError if it cannot."""
+    """Initialise the object from the run in `folder`, and the background too if its tensors have the same shapes.
+
+    Raises ConfigError if the representation of that run cannot initialise this one.
+    """
     _, field, _, checkpoint = load_field(folder)
     system.field.init_from(field)
     system.from_nothing = False

@@ -254,7 +254,10 @@ class GenerateConfig(PromptedConfig):
     )
 
     def stage(self, name: str) -> GenerateConfig:
-        """Return this config with the options `stages.NAME`, usually without asset. Raises ConfigError."""
+        """Return the config of the earlier run `stages.NAME`: this config with the options of that stage replaced.
+
+        It exports no asset unless the stage enables it. Raises ConfigError.
+        """
         stage = self.stages[name]
         if "out" in stage:
             problem = f"a stage has no folder of its own choice. Remove it: the folder is stages/{name} in the run's"

@@ -45,7 +45,10 @@ def view_indices(n: int) -> list[int]:
 
 
 def write_results(system: GenerateSystem, folder: Path, notes: list[str], quiet: bool = False) -> Tree:
-    """Render and export the object; return entries for summary.json. Without a surface, `notes` gets a warning."""
+    """Render and export the object, and return entries for summary.json.
+
+    An object without a surface gets neither mesh nor asset; a warning is appended to `notes`. `quiet`: no progress.
+    """
     config = system.config
     system.eval()
     write_turn(system.images, config.result, folder, quiet)
@@ -64,7 +67,10 @@ def write_results(system: GenerateSystem, folder: Path, notes: list[str], quiet:
 
 
 def write_turn(images: Callable[[Cameras], Tensor], options: ResultConfig, folder: Path, quiet: bool = False) -> None:
-    """Write the images of B cameras, (B, H, W, 3) in [0, 1], as turntable.mp4, and eight as views.png, views.npz."""
+    """Write turntable.mp4, and eight of its frames as views.png and views.npz.
+
+    `images` is a function that renders B cameras to images (B, H, W, 3) in [0, 1]. `quiet`: show no progress.
+    """
     cameras = turntable(options.turntable)
     frames = []
     with Count("turntable", len(cameras), quiet) as count:
@@ -100,7 +106,10 @@ def write_mesh(view: FieldView, resolution: int, folder: Path, provenance: Tree,
 
 
 def make_asset(system: GenerateSystem, folder: Path, quiet: bool = True) -> ExportedAsset:
-    """Write the textured asset, with at least the smallest possible triangle budget; return it. Raises ConfigError."""
+    """Write the textured asset to `folder`, and return it. Raises ConfigError. `quiet`: show no progress.
+
+    If the triangle budget is too small for the object, the smallest possible budget is used.
+    """
     config = system.config
     elevations = config.camera.elevation_range
     view = field_view(system.field, system.occupancy, config.march, system.device, elevations)

@@ -22,7 +22,10 @@ RECORD = "preset.json"
 
 
 def chosen(config: GenerateConfig, device: torch.device, folder: Path) -> GenerateConfig:
-    """Return the config with the first preset that fits if `preset` is "auto"; `folder` keeps it for a resume."""
+    """Return the config with the first preset that fits, if `preset` is "auto" and the run does not fit the GPU.
+
+    The name of the preset is stored in `folder`, for a resumed run.
+    """
     if config.preset != "auto" or device.type != "cuda":
         return config
     record, free = folder / RECORD, free_bytes(device)
@@ -44,7 +47,10 @@ def with_preset(config: GenerateConfig, name: str) -> GenerateConfig:
 
 
 def needs(config: GenerateConfig, device: torch.device, free: float) -> Iterator[tuple[str | None, float]]:
-    """Yield the bytes of a run with a margin, without (None) and with each preset, for `free` bytes before it."""
+    """Yield the bytes that a run needs, without a preset (None) and with each preset, with a margin for errors.
+
+    `free` is the number of bytes that are free before the run.
+    """
     from .memory import memory  # takes seconds to import
 
     for name in (None, *PRESETS):

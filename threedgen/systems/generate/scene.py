@@ -219,7 +219,10 @@ class Scene(System):
         return any(getattr(loss, name) != 0 for name in type(loss).model_fields if name not in WITHOUT_VARIANCE)
 
     def chunk(self, normals: bool) -> int | None:
-        """Return the maximum ray samples at once in a training render, with `normals` or without; None: no limit."""
+        """Return the maximum number of ray samples that a training render processes at once; None: no limit.
+
+        `normals`: whether the render also computes surface normals, which needs more memory per sample.
+        """
         scene = (self.field, self.background, self.material, self.config.march)
         return self.chunks.size(normals, self.device, lambda: sample_bytes(*scene, normals, self.device))
 

@@ -118,7 +118,10 @@ class GenerateSystem(Scene):
 
     @cached_property
     def regularisers(self) -> dict[str, Regulariser]:
-        """Functions from a render to a scalar by key in `loss`; those of the representation come first."""
+        """Regularisers by their key in the config section `loss`: functions from a render to a scalar loss.
+
+        A function of the representation replaces the registered function of the same name.
+        """
         own, names = self.field.regularisers(), type(self.config.loss).model_fields
         known = registry.names("regulariser")
         return {
@@ -154,7 +157,10 @@ class GenerateSystem(Scene):
         return self.scheduled(registry.build("optimizer", options, named), *map(self.learning_rate, groups))
 
     def learning_rate(self, group: ParameterGroup) -> object:
-        """Return a group's schedule: its key in `optimizer`, else in `field`, else `optimizer.networks`."""
+        """Return the learning rate schedule of a parameter group: the config value with the key `group.learning_rate`.
+
+        The key is looked up in the section `optimizer`, then in `field`. The default is `optimizer.networks`.
+        """
         options, key = self.config.optimizer, group.learning_rate
         rate = getattr(options, key, None)
         return getattr(self.config.field, key, options.networks) if rate is None else rate

@@ -140,7 +140,10 @@ def view_cameras(config: GenerateConfig, groups: int, size: int) -> Cameras:
 
 
 def sharpen(images: Tensor, amount: float) -> Tensor:
-    """Sharpen images (V, H, W, 3) in [0, 1] by an unsharp mask with a blur of H / 64; 0: unchanged."""
+    """Sharpen images (V, H, W, 3) in [0, 1] by an unsharp mask.
+
+    The standard deviation of the Gaussian blur is 1/64 of the image height. `amount` 0 returns the images unchanged.
+    """
     if not amount:
         return images
     sigma, x = images.shape[1] / 64, images.permute(0, 3, 1, 2)

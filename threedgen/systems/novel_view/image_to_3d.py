@@ -79,7 +79,10 @@ def make(task: Task) -> None:
 def asset(
     view: FieldView, config: ImageTo3DConfig, provenance: dict[str, object], folder: Path, quiet: bool = True
 ) -> ExportedAsset:
-    """Write a field's textured asset with `provenance` (image, seed, hash), and return it. Raises ConfigError."""
+    """Write the textured asset of a field to `folder`, and return it. Raises ConfigError.
+
+    `provenance` (image, seed, config hash) is stored in the files.
+    """
     name = asset_name(config.export.name or config.prompt)
     with progress_bar(quiet) as on_step:
         on_step("surface")
@@ -157,7 +160,10 @@ def load_image(path: Path, height: int, width: int, opacity: Callable[[Array], A
 
 
 def run(config: ImageTo3DConfig, resume: Path | None = None, quiet: bool = False) -> int:
-    """Run the task, print the results with the folder last; return the exit code. `quiet`: only the folder."""
+    """Run the task, print the paths of its results with the run folder on the last line, and return the exit code.
+
+    `resume`: run folder to resume; None: a new run. `quiet`: print only the folder, and show no progress.
+    """
     task = Task(config, resume, quiet, ("sampled.png", "turntable.mp4", "views.png", "mesh.glb"))
     status = execute(make, task)
     if status is Status.FINISHED:

@@ -52,11 +52,17 @@ SHEET_SCENES, SHEET_VIEWS, SHEET_STEPS = 3, 6, 32
 
 
 class Gap(NamedTuple):
-    """Result of the gap test at one noise level."""
+    """Result of the gap test at one noise level.
 
-    alpha_bar: float  # noise level in (0, 1); 1 is without noise
-    true: float  # mean PSNR in dB if the model is conditioned on a view of the same scene
-    shuffled: float  # mean PSNR in dB if it is conditioned on a view of another scene
+    Attributes:
+        alpha_bar: noise level in (0, 1); 1 is without noise.
+        true: mean PSNR in dB if the model is conditioned on a view of the same scene.
+        shuffled: mean PSNR in dB if it is conditioned on a view of another scene.
+    """
+
+    alpha_bar: float
+    true: float
+    shuffled: float
 
     @property
     def gap(self) -> float:
@@ -64,12 +70,19 @@ class Gap(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """B pairs of views, each of one scene, encoded for the model."""
+    """B pairs of views, each of one scene, encoded for the model.
 
-    x: Tensor  # (B, C, h, w) condition views, which the model is given
-    x0: Tensor  # (B, C, h, w) target views, without noise
-    c2w: Tensor  # (B, 2, 4, 4) camera-to-world poses; index 0 is the condition, index 1 the target
-    K: Tensor  # (B, 3, 3) intrinsics in pixels
+    Attributes:
+        x: (B, C, h, w) condition views, which the model is given.
+        x0: (B, C, h, w) target views, without noise.
+        c2w: (B, 2, 4, 4) camera-to-world poses; index 0 is the condition, index 1 the target.
+        K: (B, 3, 3) intrinsics in pixels.
+    """
+
+    x: Tensor
+    x0: Tensor
+    c2w: Tensor
+    K: Tensor
 
     def to(self, device: torch.device) -> Self:
         return type(self)(*(to_device(tensor, device) for tensor in self))
@@ -210,7 +223,10 @@ class PairSystem(AveragedSystem):
 
 
 def rate_factor(warmup: float, decay: float, max_steps: int) -> Callable[[int], float]:
-    """Return the factor in [0, 1] by step: linear rise over `warmup` steps, fall to 0 over the share `decay`."""
+    """Return a learning rate schedule: a function from the step to a factor in [0, 1].
+
+    The factor rises linearly over the first `warmup` steps, and falls to 0 over the last fraction `decay` of the steps.
+    """
 
     def factor(step: int) -> float:
         rise = min(1.0, (step + 1) / warmup) if warmup > 0 else 1.0
@@ -221,7 +237,10 @@ def rate_factor(warmup: float, decay: float, max_steps: int) -> Callable[[int], 
 
 
 def cameras(bank: PairBank, scenes: int = 16) -> CamerasConfig:
-    """Return ranges of elevation in degrees and distance, and mean focal length, of `scenes` held-out scenes."""
+    """Measure the cameras of the first `scenes` held-out scenes.
+
+    Returns the ranges of the elevation in degrees and of the distance, and the mean focal length in image sides.
+    """
     views = bank.source.views
     held_out = np.arange(bank.train, bank.train + min(scenes, bank.held_out))
     _, pose, K = bank.views(np.repeat(held_out, views), np.tile(np.arange(views), len(held_out)))

@@ -39,14 +39,19 @@ TURNS, TILT = 2.0, 15.0
 
 @dataclass(frozen=True)
 class Frames:
-    """N camera views (frames) of a scene, for which images are sampled."""
+    """N camera views (frames) of a scene, for which images are sampled.
 
-    cameras: Cameras  # N perspective cameras in world coordinates
-    depth: Tensor  # (N, H, W) in metres along the viewing axis; 0 where unknown
-    # prompts, names: prompt and file name (without its suffix) of each frame
+    Attributes:
+        cameras: N perspective cameras in world coordinates.
+        depth: (N, H, W) in metres along the viewing axis; 0 where unknown.
+        prompts, names: prompt and file name (without its suffix) of each frame.
+        keys: indices of the frames to sample first (key frames) if a ScanNet folder lists two or more, else None.
+    """
+
+    cameras: Cameras
+    depth: Tensor
     prompts: tuple[str, ...]
     names: tuple[str, ...]
-    # indices of the frames to sample first (key frames) if a ScanNet folder lists two or more, else None
     keys: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
@@ -86,7 +91,10 @@ def read_frames(
 
 
 def path_frames(config: TextureConfig, rig: PathConfig, source: SourceMesh, frame: MeshFrame) -> Frames:
-    """Return frames of a camera path through `source`, with rendered depth. Raises ConfigError."""
+    """Return the views of a camera path through the mesh `source`, with rendered depth. Raises ConfigError.
+
+    `frame` is the coordinate transform from the mesh file to the world.
+    """
     cameras = auto_path(source, rig) if rig.file == AUTO else read_path(rig, frame)
     prompts, used = config.view_texts(len(cameras)), list(range(0, len(cameras), rig.every or 1))
     if rig.file != AUTO and len(used) > 1:

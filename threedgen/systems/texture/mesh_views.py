@@ -50,12 +50,18 @@ AXES = ("+x", "-x", "+y", "-y", "+z", "-z")
 
 
 class MeshViews(NamedTuple):
-    """N images of an object with their cameras."""
+    """N images of an object with their cameras.
 
-    images: Array  # (N, H, W, 3) in [0, 1]
+    Attributes:
+        images: (N, H, W, 3) in [0, 1].
+        masks: (N, H, W) opacity of the object in [0, 1]; None: unknown.
+        names: N names of the images.
+    """
+
+    images: Array
     cameras: Cameras
-    masks: Array | None = None  # (N, H, W) opacity of the object in [0, 1]; None: unknown
-    names: tuple[str, ...] = SIDES  # N names of the images
+    masks: Array | None = None
+    names: tuple[str, ...] = SIDES
 
     @property
     def blend(self) -> BlendOptions:
@@ -81,7 +87,10 @@ def read_views(config: TextureConfig, rig: SidesConfig) -> MeshViews | PosedPhot
 
 
 def read_sides(folder: Path) -> MeshViews:
-    """Read images front.png, ... of six sides, with alpha as masks. Raises ConfigError."""
+    """Read the six images SIDE.png of a folder, such as front.png. Their alpha channels become the masks.
+
+    Raises ConfigError.
+    """
     images = [np.asarray(load_image(folder / f"{side}.png", key="views").convert("RGBA")) for side in SIDES]
     height, width = images[0].shape[:2]
     if height != width or any(image.shape != images[0].shape for image in images):

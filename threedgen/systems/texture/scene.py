@@ -57,7 +57,10 @@ MAX_BACK = 0.25  # toy rooms have 0, objects of the toybox 0.32 to 1
 
 
 def texture_scene(task: Task, rig: PathConfig) -> None:
-    """Sample images along a path, project them onto any mesh, write all. Raises ConfigError, Stopped after Ctrl-C."""
+    """Sample images along a camera path, project them onto the mesh of a scene if there is one, and write all results.
+
+    Raises ConfigError, and Stopped after Ctrl-C.
+    """
     config: TextureConfig = task.config
     frame = MeshFrame.of(config, config.scale)
     source = None if config.mesh is None else read_source(Path(config.mesh).expanduser(), frame)

@@ -58,7 +58,10 @@ SHEET_VIEWS = 12  # maximum number of images in views.png
 
 
 def texture_sides(task: Task, rig: SidesConfig) -> None:
-    """Texture an object from six sides or photos, and write all. Raises ConfigError, Stopped after Ctrl-C."""
+    """Texture the mesh of an object from six sides or from photos, and write all results.
+
+    Raises ConfigError, and Stopped after Ctrl-C.
+    """
     config: TextureConfig = task.config
     found = read_views(config, rig)
     source, mesh, notes = read_mesh(config)
@@ -96,7 +99,10 @@ def texture_sides(task: Task, rig: SidesConfig) -> None:
 
 
 def read_mesh(config: TextureConfig) -> tuple[draw_mesh.SourceMesh, TexturedMesh, list[str]]:
-    """Return the mesh as in the file, the mesh with UV, and notes for the user. Raises ConfigError."""
+    """Return an object's mesh as in the file, the mesh with texture coordinates, and notes for the user.
+
+    Raises ConfigError.
+    """
     source = draw_mesh.read_object(config)
     mesh, uv = with_uv(source, config.texture, config.uv)
     notes = list(source.notes)

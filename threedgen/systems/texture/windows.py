@@ -42,7 +42,10 @@ Synchronise = Callable[[Cameras, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Window:
-    """Frames that are denoised together: indices `frames`, of which `known` ones condition the others."""
+    """Set of frames that are denoised together.
+
+    `frames` are the indices of all frames, `known` those from earlier windows. Known frames condition the others.
+    """
 
     frames: tuple[int, ...]
     known: tuple[int, ...] = ()
@@ -79,7 +82,10 @@ def check_model(model: MVDiffusion, rig: PathConfig) -> None:
 
 
 def saved_images(folder: Path, frames: Frames, keys: Sequence[int], weights: Mapping[str, str]) -> dict[int, Array]:
-    """Read images {index: uint8 (H, W, 3)} of an interrupted run; empties a folder with other inputs."""
+    """Read the images that an interrupted run saved as NAME.png: {frame index: uint8 image (H, W, 3)}.
+
+    The folder is emptied if source.txt has another hash of the inputs (frames, key frames, checksums of the model).
+    """
     source_file, digest = folder / "source.txt", hashlib.blake2b(digest_size=16)
     for tensor in (frames.depth, frames.cameras.c2w, frames.cameras.K):
         digest.update(tensor.contiguous().numpy().tobytes())
@@ -120,7 +126,10 @@ class WindowSampler:
     synchronise: Synchronise | None = None
 
     def sample_all(self, folder: Path, quiet: bool) -> None:
-        """Sample the missing frames window by window and write folder/NAME.png. Stopped after Ctrl-C."""
+        """Sample the windows that have frames without an image; add these frames to `images`, write folder/NAME.png.
+
+        NAME is the name of a frame. Raises Stopped after Ctrl-C.
+        """
         waiting = [k for k, window in enumerate(self.windows) if any(n not in self.images for n in window.new)]
         steps = total_steps(self.config.steps, self.model.draft, self.config.synchronise)
         total, done = len(self.windows) * steps, (len(self.windows) - len(waiting)) * steps

@@ -25,14 +25,23 @@ COMPANION_MAX = 0.3
 
 @dataclass(frozen=True)
 class Batch:
-    """Data of a training step: B images as latents, on any device."""
+    """Data of a training step: B images as latents, on any device.
 
-    latents: Tensor  # (B, C, h, w) clean latents
-    t: Tensor  # (B,) int64 time steps
-    noise: Tensor  # (B, C, h, w) unit Gaussian noise
-    text: Tensor  # (B, L, D) encoded captions
-    condition: Tree = field(default_factory=dict)  # further keyword arguments of the network
-    weights: Tensor | None = None  # (B,) weights of the squared errors; None: all are 1
+    Attributes:
+        latents: (B, C, h, w) clean latents.
+        t: (B,) int64 time steps.
+        noise: (B, C, h, w) unit Gaussian noise.
+        text: (B, L, D) encoded captions.
+        condition: further keyword arguments of the network.
+        weights: (B,) weights of the squared errors; None: all are 1.
+    """
+
+    latents: Tensor
+    t: Tensor
+    noise: Tensor
+    text: Tensor
+    condition: Tree = field(default_factory=dict)
+    weights: Tensor | None = None
 
 
 class Sheet(NamedTuple):
@@ -88,7 +97,10 @@ class DenoisingSystem(AveragedSystem):
         return (batch.weights * (output - target).square().mean((1, 2, 3))).mean()
 
     def sample_noise(self, step: int, shape: Sequence[int], rng: Generator) -> tuple[Tensor, Tensor]:
-        """Sample time steps (N, V), int64, and noise (N, V, C, h, w) = `shape`, for the schedule at `step`."""
+        """Sample int64 time steps (N, V) and unit Gaussian noise (N, V, C, h, w) for V views of each of N objects.
+
+        `step` is the training step, for a scheduled distribution of time steps. `shape` is (N, V, C, h, w).
+        """
         power = float(at(self.timestep_power, step, self.max_steps))
         logit_normal = self.timestep_logit_normal
         t = view_timesteps(shape[0], shape[1], self.model.schedule.T, power, self.view_noise, rng, logit_normal)

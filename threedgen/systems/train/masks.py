@@ -20,7 +20,10 @@ WHOLE = 0.25  # probability that an image is unknown as a whole (`painted`) or k
 
 
 def painted(rng: np.random.Generator, size: int) -> Array:
-    """Sample a bool mask (size, size) of unknown pixels: all, or inside or outside a box of multiples of 8."""
+    """Sample a random mask (size, size), bool, True where the image is unknown.
+
+    Unknown are the whole image, a rectangle, or all but a rectangle. Rectangle edges are at multiples of 8 pixels.
+    """
     if rng.random() < WHOLE:
         return np.ones((size, size), bool)
     first, second = np.sort(rng.integers(0, size // 8 + 1, (2, 2)), axis=0) * 8
@@ -46,7 +49,10 @@ def around_a_photo(rng: np.random.Generator, size: int) -> Array:
 
 
 class MaskedViews:
-    """Source of pairs of a view and the same with a `hole`; with `first`, of each scene's first view only."""
+    """Source of training images (`threedgen.data.bank.Source`): pairs of a view and the same view with a hole.
+
+    `hole` is a function that samples the mask of the hole. With `first`, only the first view of each scene is used.
+    """
 
     n_view = 2
 
@@ -88,12 +94,18 @@ class MaskBank(LatentBank):
         self.views = views
 
     def sample(self, rng: np.random.Generator, available: int, count: int) -> tuple[Tensor, Tensor, list[str]]:
-        """Sample n of the first images: latents (n, C, h, w), masks with known latents (n, 1 + C, h, w), captions."""
+        """Sample n = `count` of the first `available` images, with replacement.
+
+        Returns latents (n, C, h, w) of the whole images, masks with known latents (n, 1 + C, h, w), and n captions.
+        """
         chosen = rng.integers(0, min(available, self.count), count)
         return self.latents(chosen)[:, 0], self.extra(chosen), self.captions(chosen)
 
     def extra(self, chosen: Sequence[int] | Array) -> Tensor:
-        """Return masks, 1 unless all pixels are known, and known latents (n, 1 + C, h, w) of the images `chosen`."""
+        """Return the mask, 1 where unknown, and the C latent channels of n masked images: (n, 1 + C, h, w).
+
+        `chosen` are n image indices. A latent pixel is known if all its image pixels are known.
+        """
         known = self.latents(chosen)[:, 1]
         holes = torch.from_numpy(np.stack([self.views.sample_hole(int(i), self.size) for i in chosen]))
         return mask_channels(known, ~holes)

@@ -46,7 +46,10 @@ BLOCK, TEXT_BYTES = 4, 240  # number of objects that are rendered and encoded to
 
 
 def sample_dropouts(rng: np.random.Generator, count: int, shares: tuple[float, float, float]) -> tuple[Array, Array]:
-    """Sample two bool arrays (count,), text and image dropped, from the shares of text, image, both."""
+    """Sample for which objects text or image is dropped: two bool arrays (count,), first for text, then for image.
+
+    `shares` are the probabilities of three independent events: text dropped, image dropped, both dropped.
+    """
     text, image, both = (rng.random(count) < share for share in shares)
     return text | both, image | both
 
@@ -179,7 +182,10 @@ def add_adapter(config: TrainMVAdapterConfig, model: MVAdapter) -> AdaptedUNet:
 
 
 def trained_adapter(config: TrainMVAdapterConfig, model: MVAdapter, form: Form) -> AdaptedUNet:
-    """Add the adapter in `config.adapter` with the new settings `form` to the UNet. Raises ConfigError."""
+    """Add the adapter in the file `config.adapter` to the model's UNet. Raises ConfigError if it does not fit.
+
+    `form` has the settings of the new training, which replace those in the file.
+    """
     file = locate("adapter", str(config.adapter))
     network = load_adapter(file, model.unet, model.factor, **asdict(form))
     downscale = network.guider and network.guider.downscale_factor

@@ -55,12 +55,16 @@ SHEET_SCENES, SHEET_STEPS = 2, 30
 
 @dataclass(frozen=True)
 class SceneData:
-    """Cached training data of all scenes at one image size."""
+    """Cached training data of all scenes at one image size.
 
-    bank: SceneBank  # latents of the views of each scene
-    # single views with random holes, for the first stage of a model with a mask input; else None
+    Attributes:
+        bank: latents of the views of each scene.
+        masks: single views with random holes, for the first stage of a model with a mask input; else None.
+        photos: first view of each scene with a hole around a photo, for the second stage of such a model; else None.
+    """
+
+    bank: SceneBank
     masks: MaskBank | None = None
-    # first view of each scene with a hole around a photo, for the second stage of such a model; else None
     photos: MaskBank | None = None
 
 
@@ -112,7 +116,10 @@ class SingleViewSystem(MVDiffusionSystem):
 def sample_views(
     bank: SceneBank, rng: np.random.Generator, available: int, count: int
 ) -> tuple[Tensor, Tensor | None, list[str]]:
-    """Sample n views of n scenes: latents (n, C, h, w), depth channel (n, 1, h, w) or None, and n captions."""
+    """Sample n = `count` single views of the first `available` scenes.
+
+    Returns latents (n, C, h, w), inverse depth (n, 1, h, w) in [-1, 1] (-2: unknown) or None, and n captions.
+    """
     scenes, views = rng.integers(0, available, count), rng.integers(0, bank.n_view, count)
     z = bank.latents(scenes)[range(count), views]
     captions = [texts[view] for texts, view in zip(bank.captions(scenes), views, strict=True)]

@@ -99,7 +99,11 @@ def face_path(number: int) -> str:
 
 
 def write_walk(folder: Path, config: MakeToyRoomsConfig, job: Job) -> None:
-    """Write a camera walk through a room in ScanNet's layout; in the test split with the room's mesh."""
+    """Write the scene of a camera walk through a room to the empty ``folder``, in the layout of ScanNet.
+
+    It has frames (image, depth, pose, caption), intrinsics, and the numbers of the key frames. In the test split it
+    also has the mesh of the room.
+    """
     room_walk = walk(config, job.split, job.number)
     for part in ("color", "depth", "pose", "prompt", "intrinsic"):
         (folder / part).mkdir()

@@ -217,7 +217,10 @@ def prompted_room(prompt: str, seed: int) -> tuple[Array, Callable[[Cameras], li
 
 
 def glb(corners: Array, colours: Array) -> bytes:
-    """Encode triangles (T, 3, 3), z up, with sRGB colours (T, 3) in [0, 1] as a GLB file."""
+    """Encode triangles ``corners`` (T, 3, 3) with sRGB ``colours`` (T, 3) in [0, 1] as a GLB file with vertex colours.
+
+    z is up in the input, and y in the file.
+    """
     rgba = np.pad(np.round(to_linear(colours) * 255).astype(np.uint8), ((0, 0), (0, 1)), constant_values=255)
     mesh = trimesh.Trimesh(
         corners.reshape(-1, 3)[:, [1, 2, 0]],

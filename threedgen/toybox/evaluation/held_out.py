@@ -34,7 +34,8 @@ class Case:
         return caption(self.spec)
 
     def truth(self, seed: int, number: int = 0) -> Asset:
-        """Build a true object of random shape and pose, which no training uses; ``number`` selects one of many."""
+        """Build a true object of this specification, with random shape and pose. No training uses these objects.
+        Different values of ``number`` give different objects."""
         return build(self.spec, numpy_generator(seed, self.index, f"truth {number}"), index=self.index)
 
 

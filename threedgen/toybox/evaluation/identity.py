@@ -52,7 +52,8 @@ class IdentityNet(nn.Module):
 
 
 class ToyboxIdentity:
-    """Trained, frozen `IdentityNet` of a train-toybox-identity run. Raises ConfigError for a damaged file."""
+    """Trained and frozen `IdentityNet`, loaded from the result of a train-toybox-identity run. The constructor raises
+    ConfigError for a damaged file."""
 
     def __init__(self, config: ToyboxIdentityConfig) -> None:
         def make(card: Json) -> IdentityNet:
@@ -68,7 +69,8 @@ class ToyboxIdentity:
 
 
 def similarity(ours: Tensor, theirs: Tensor) -> float:
-    """Return the mean cosine of all pairs of unit vectors, one of ``ours`` (V, D) and one of ``theirs`` (W, D)."""
+    """Return the mean cosine similarity of all pairs of one vector of ``ours`` (V, D) and one of ``theirs`` (W, D). All
+    vectors have length 1."""
     return float((ours @ theirs.T).mean())
 
 
@@ -145,7 +147,10 @@ class IdentitySystem(ClassifierSystem):
         super().__init__(config, IdentityNet(config.network), RATE)
 
     def batch(self, step: int) -> Tensor:
-        """Render (B, 3, S, S) in [0, 1]: 2 images each, 2 k and 2 k + 1, of `ALIKE` objects of `KINDS` nouns."""
+        """Render the images of a training step, (B, 3, S, S) in [0, 1]. Images 2 k and 2 k + 1 show the same object.
+
+        The batch has `KINDS` nouns, `ALIKE` objects of each noun and 2 images of each object.
+        """
         rng, nouns = self.numpy_rng(step, "subjects"), subject_nouns()
         chosen = rng.permutation(len(nouns))[:KINDS]
         seed, images = int(rng.integers(2**31)), []

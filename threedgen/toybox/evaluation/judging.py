@@ -41,14 +41,20 @@ Answer = bool | list[bool] | None
 
 @dataclass(frozen=True)
 class Verdict:
-    """Comparison of an object with its specification: which of its attributes are correct, according to the probe."""
+    """Comparison of an object with its specification: which of its attributes are correct, according to the probe.
 
-    # maps keys of `FIGURES`, such as "noun", to whether the attribute is correct; None: not applicable. Keys that
-    # concern single views have a list with one answer per view.
+    Attributes:
+        answers: maps keys of `FIGURES`, such as "noun", to whether the attribute is correct; None: not applicable. Keys
+            that concern single views have a list with one answer per view.
+        words: maps "noun", "colour" and "part" to the words that the probe (an image classifier) finds.
+        fronts: number of fronts found; None if the noun has no front or the camera azimuths are unknown.
+        azimuth_error: mean absolute error of the predicted camera azimuths, degrees; None like ``fronts``.
+    """
+
     answers: dict[str, Answer]
-    words: dict[str, str]  # maps "noun", "colour" and "part" to the words that the probe (an image classifier) finds
-    fronts: int | None  # number of fronts found; None if the noun has no front or the camera azimuths are unknown
-    azimuth_error: float | None  # mean absolute error of the predicted camera azimuths, degrees; None like ``fronts``
+    words: dict[str, str]
+    fronts: int | None
+    azimuth_error: float | None
 
     def plain(self) -> Json:
         return {"said" if key == "words" else key: value for key, value in rounded(asdict(self)).items()}
@@ -131,7 +137,10 @@ def _sides(views: Answers, azimuth: np.ndarray) -> tuple[dict[str, Answer], int,
 
 
 def tally(verdicts: Sequence[Verdict]) -> dict[str, Share]:
-    """Return the shares of correct answers by key of `FIGURES`, bootstrapped over objects for single views."""
+    """Return the share of correct answers over all verdicts for each key of `FIGURES` that has answers.
+
+    The intervals of answers about single views are bootstrapped over objects.
+    """
     figures = {}
     for key in FIGURES:
         found = [verdict.answers.get(key) for verdict in verdicts]

@@ -21,7 +21,8 @@ MIN_VISIBLE = 1e-3  # minimum share of the pixels of an image that show a visibl
 
 @dataclass(frozen=True)
 class Labels:
-    """Class names of the probe; class k is the name at index k. ``words`` are all parts and accessories."""
+    """Class names of the probe, which classifies toybox images. Class k is the name at index k. ``words`` are the names
+    of all parts and accessories."""
 
     nouns: tuple[str, ...]
     colours: tuple[str, ...]
@@ -45,15 +46,21 @@ class Truth:
     """Ground-truth labels of B images, with W words for parts and accessories.
 
     `OPEN` (-1) marks an unknown label, which losses and metrics leave out.
+
+    Attributes:
+        noun, colour: class indices (B,); the colour may be `OPEN`.
+        seen: (B, W), 1 for a visible part, 0 for an absent one, `OPEN` for one that is hardly visible.
+        part_colour: (B, W), colour index of each visible part, else `OPEN`.
+        azimuth: (B,), azimuth of the camera, radians.
+        front: (B,), bool, whether the object has a front.
     """
 
-    # noun, colour: class indices (B,); the colour may be `OPEN`
     noun: Tensor
     colour: Tensor
-    seen: Tensor  # (B, W), 1 for a visible part, 0 for an absent one, `OPEN` for one that is hardly visible
-    part_colour: Tensor  # (B, W), colour index of each visible part, else `OPEN`
-    azimuth: Tensor  # (B,), azimuth of the camera, radians
-    front: Tensor  # (B,), bool, whether the object has a front
+    seen: Tensor
+    part_colour: Tensor
+    azimuth: Tensor
+    front: Tensor
 
     def __getitem__(self, views: slice) -> "Truth":
         return Truth(*(value[views] for value in vars(self).values()))

@@ -47,15 +47,24 @@ KEYS = ("noun", "colour", "part", "part_colour", "bound", "one_front", "order", 
 
 @dataclass(frozen=True)
 class MeasuredObject:
-    """Measurements of the 3D object of one prompt, and of a true object (``true_...``). None: not measurable."""
+    """Measurements of the 3D object of one prompt, and of a ground-truth object (``true_...``). None: not measurable.
 
-    judged: Judged  # verdicts of the classifier on both
-    views: Array  # (8, H, W, 3), turntable views, uint8 or in [0, 1]; grey if the run failed
-    seconds: float | None  # time of the run
-    failed: bool  # whether the run failed, for example because a loss was not finite
-    surface: Surface | None  # properties of the extracted surface
-    true_roughness: float | None  # `roughness` of the ground-truth object, degrees
-    # mottle, true_mottle: Lab distance of the colours to a palette of four
+    Attributes:
+        judged: verdicts of the classifier on both.
+        views: (8, H, W, 3), turntable views, uint8 or in [0, 1]; grey if the run failed.
+        seconds: time of the run.
+        failed: whether the run failed, for example because a loss was not finite.
+        surface: properties of the extracted surface.
+        true_roughness: `roughness` of the ground-truth object, degrees.
+        mottle, true_mottle: Lab distance of the colours to a palette of four.
+    """
+
+    judged: Judged
+    views: Array
+    seconds: float | None
+    failed: bool
+    surface: Surface | None
+    true_roughness: float | None
     mottle: float | None
     true_mottle: float | None
 

@@ -69,7 +69,10 @@ class ProbeTrainingConfig(Config):
 
 
 class TrainProbeConfig(RunConfig):
-    """Train the probe of all toybox evaluations, a classifier of noun, colours, parts and side."""
+    """Train the probe of all toybox evaluations.
+
+    The probe is a classifier of toybox images: noun, colours, parts and viewing side.
+    """
 
     start: str | None = Field(None, description="initial probe, 'embedded' or a file; null: random weights")
     network: ProbeNetworkConfig = ProbeNetworkConfig()
@@ -79,7 +82,10 @@ class TrainProbeConfig(RunConfig):
 
 
 class IdentityNetworkConfig(ProbeNetworkConfig):
-    """Size of the network that encodes the identity of a subject, an unusual toybox object."""
+    """Size of the network that encodes the identity of a subject.
+
+    A subject is an unusual toybox object on which a prior is personalised.
+    """
 
     channels: tuple[int, int, int, int] = Field((32, 64, 96, 128), description="width of each level")
     width: int = Field(64, ge=2, le=1024, description="dimension of the output vector")
@@ -105,7 +111,10 @@ class ProbeConfig(Config):
 
 
 class ProbeSidesConfig(ProbeConfig):
-    """Toybox probe as classifier of sides, trained further on noisy and two-fronted meshes."""
+    """Toybox probe as classifier of sides, trained further on noisy meshes and two-fronted objects.
+
+    The sides of an object are front, left, back and right.
+    """
 
     embedded: ClassVar[str] = "toybox-sides"
 
@@ -135,7 +144,10 @@ class ToyboxIdentityConfig(Config):
 
 
 class ToyboxScenesConfig(Config):
-    """Captions with combinations that training excludes, with views from a ring as original data."""
+    """Held-out captions, with views of toybox objects from a ring of cameras as original data.
+
+    Held-out captions have combinations of noun, colour and part that training excludes.
+    """
 
     name: Literal["toybox"] = "toybox"
     count: int = Field(40, ge=1, le=10_000, description="number of captions")

@@ -31,27 +31,43 @@ N = TypeVar("N", bound=nn.Module)
 
 
 class Logits(NamedTuple):
-    """Outputs of the probe for B images, with N nouns, C colours and W words for parts and accessories."""
+    """Outputs of the probe for B images, with N nouns, C colours and W words for parts and accessories.
 
-    noun: Tensor  # logits (B, N)
-    colour: Tensor  # logits (B, C) of the colour of the object
-    seen: Tensor  # logits (B, W) of independent probabilities that each part is visible
-    part_colour: Tensor  # logits (B, W, C) of the colour of each part
-    side: Tensor  # logits (B, 4) of the visible side: front, left, back, right
-    heading: Tensor  # (B, 2), estimate of (cos, sin) of the camera azimuth
+    Attributes:
+        noun: logits (B, N).
+        colour: logits (B, C) of the colour of the object.
+        seen: logits (B, W) of independent probabilities that each part is visible.
+        part_colour: logits (B, W, C) of the colour of each part.
+        side: logits (B, 4) of the visible side: front, left, back, right.
+        heading: (B, 2), estimate of (cos, sin) of the camera azimuth.
+    """
+
+    noun: Tensor
+    colour: Tensor
+    seen: Tensor
+    part_colour: Tensor
+    side: Tensor
+    heading: Tensor
 
 
 @dataclass(frozen=True)
 class Answers:
-    """Predictions of the probe for V views, on the CPU: N nouns, C colours, W words for parts and accessories."""
+    """Predictions of the probe for V views, on the CPU, with N nouns, C colours and W words for parts and accessories.
 
-    # noun, colour: log-probabilities (V, N) and (V, C)
+    Attributes:
+        noun, colour: log-probabilities (V, N) and (V, C).
+        part: probability (V, W) that each part is visible.
+        part_colour: log-probabilities (V, W, C) of the colour of each part.
+        side: log-probabilities (V, 4) of the visible side: front, left, back, right.
+        azimuth: camera azimuth (V,), radians, in [-pi, pi].
+    """
+
     noun: Tensor
     colour: Tensor
-    part: Tensor  # probability (V, W) that each part is visible
-    part_colour: Tensor  # log-probabilities (V, W, C) of the colour of each part
-    side: Tensor  # log-probabilities (V, 4) of the visible side: front, left, back, right
-    azimuth: Tensor  # camera azimuth (V,), radians, in [-pi, pi]
+    part: Tensor
+    part_colour: Tensor
+    side: Tensor
+    azimuth: Tensor
 
     def __getitem__(self, views: slice) -> "Answers":
         return Answers(*(value[views] for value in vars(self).values()))
@@ -135,7 +151,8 @@ class Probe(nn.Module):
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
-        """Return pooled features (V, D), float32, of images (V, S, S, 3) in [0, 1]. Call it in eval mode."""
+        """Return pooled features (V, D), float32, of the last level for images (V, S, S, 3) in [0, 1] of any size S.
+        Call it in eval mode."""
         *_, coarse = self._levels(prepare(images, self.options.image_size))
         return pooled(coarse).float()
 
@@ -227,7 +244,8 @@ def pooled(x: Tensor) -> Tensor:
 
 
 def prepare(images: Tensor, size: int) -> Tensor:
-    """Resize square images (V, S, S, 3), averaged or bilinear, to inputs (V, 3, size, size), float32."""
+    """Resize square images (V, S, S, 3) in [0, 1] to network inputs (V, 3, size, size), float32. Larger images are
+    averaged over areas, smaller ones interpolated bilinearly."""
     if images.ndim != 4 or images.shape[-1] != 3 or images.shape[1] != images.shape[2]:
         raise ValueError(f"images are not square (V, H, W, 3): {tuple(images.shape)}")
     x = images.permute(0, 3, 1, 2).float()

@@ -68,7 +68,11 @@ def interval(figure: Estimate) -> list[float] | None:
 
 
 def roughness(normal: Array, mask: Array) -> float | None:
-    """Return the mean angle in degrees of neighbouring normals (V, H, W, 3) in `mask` (V, H, W), or None."""
+    """Return the mean angle in degrees between the normals of neighbouring foreground pixels; None without such pairs.
+
+    The angle increases with the size of a pixel on the surface, so compare only images from the same cameras.
+    ``normal`` are unit normals (V, H, W, 3), ``mask`` is the foreground (V, H, W), bool.
+    """
     angles = []
     for axis in (1, 2):
         count = normal.shape[axis]
@@ -81,10 +85,15 @@ def roughness(normal: Array, mask: Array) -> float | None:
 
 
 class Surface(NamedTuple):
-    """Measurements of the surface of a generated object."""
+    """Measurements of the surface of a generated object.
 
-    roughness: float | None  # mean angle between normals of neighbouring pixels, degrees; None: no visible surface
-    translucent: bool  # whether the density field behind the surface is translucent
+    Attributes:
+        roughness: mean angle between normals of neighbouring pixels, degrees; None: no visible surface.
+        translucent: whether the density field behind the surface is translucent.
+    """
+
+    roughness: float | None
+    translucent: bool
 
 
 def surface(run: Path, c2w: Array, fov: float, size: int, resolution: int) -> Surface | None:
@@ -135,7 +144,8 @@ COUNTS = {"translucent": "translucent objects", "without_surface": "objects with
 
 
 def fidelity_table(figures: Json) -> str:
-    """Return a Markdown table of `distances` and `surface_figures` with floors and 95 % intervals."""
+    """Return a Markdown table of `distances` and `surface_figures`, with their "floor_" values in the last column, and
+    95 % intervals in brackets."""
 
     def cell(key: str) -> str:
         if (value := figures.get(key)) is None:
@@ -154,13 +164,21 @@ SHEET_KEYS = ("noun", "colour", "bound", "order", "one_front")
 
 @dataclass(frozen=True)
 class Judged:
-    """Judged result for one held-out caption, with ground-truth objects for comparison."""
+    """Judged result for one held-out caption, with ground-truth objects for comparison.
 
-    case: Case  # specification of the object, with its caption
-    views: Array  # images (V, H, W, 3) of the result, uint8 or in [0, 1]
-    verdict: Verdict  # verdict on the result
-    truth: list[Verdict]  # verdicts on true objects of the caption
-    true_views: tuple[Array, Array]  # images (V, H, W, 3), uint8, of two true objects
+    Attributes:
+        case: specification of the object, with its caption.
+        views: images (V, H, W, 3) of the result, uint8 or in [0, 1].
+        verdict: verdict on the result.
+        truth: verdicts on true objects of the caption.
+        true_views: images (V, H, W, 3), uint8, of two true objects.
+    """
+
+    case: Case
+    views: Array
+    verdict: Verdict
+    truth: list[Verdict]
+    true_views: tuple[Array, Array]
 
 
 def judge_case(
@@ -197,7 +215,8 @@ def verdict_figures(verdicts: Sequence[Verdict]) -> Json:
 
 
 def verdict_table(measured: Sequence[Verdict], truth: Sequence[Verdict], keys: Sequence[str]) -> str:
-    """Return a Markdown table of shares of correct answers for ``keys``, of results and of true objects."""
+    """Return a Markdown table with the shares of correct answers of results ``measured`` and of true objects ``truth``.
+    It has one row per key of `FIGURES` in ``keys``."""
     ours, theirs = tally(measured), tally(truth)
     heads = ["figure", "measured", "95 % interval", "probe on ground truth", "95 % interval"]
     rows = [

@@ -59,7 +59,8 @@ Rows = Sequence[Json]
 
 @dataclass(frozen=True)
 class Subject:
-    """Toybox object to personalise: ``folder`` has its files, ``truth`` (V, D) unit vectors of true views."""
+    """Toybox object for a personalisation test. Its ``folder`` has photos, runs and measurements. ``truth`` (V, D) are
+    unit identity vectors of V true views."""
 
     asset: Asset
     folder: Path

@@ -45,10 +45,14 @@ class ClassifierSystem(System):
     """Base class of LightningModules that train a small network ``net`` on augmented toybox images.
 
     The data of a step depends only on the seed and the number of the step. ``rate`` is the learning rate.
+
+    Attributes:
+        result: file of the trained network, relative to the run folder.
+        shown: names of the metrics on the progress line.
     """
 
-    result: str  # file of the trained network, relative to the run folder
-    shown: tuple[str, ...]  # names of the metrics on the progress line
+    result: str
+    shown: tuple[str, ...]
     weight_decay = 0.02
 
     def __init__(self, config: TrainProbeConfig | TrainIdentityConfig, net: nn.Module, rate: Scheduled) -> None:
@@ -63,7 +67,8 @@ class ClassifierSystem(System):
         raise NotImplementedError
 
     def finish(self, path: Path, about: Json) -> tuple[Json, str]:
-        """Measure the network; write it with ``about`` it to ``path``; return JSON and a sentence."""
+        """Measure the network and write it, with the facts ``about`` it, to ``path``. Return the measurements as JSON
+        and as a sentence."""
         raise NotImplementedError
 
     def training_step(self, batch: int, index: int) -> Tensor:
@@ -95,7 +100,8 @@ def train(kind: Callable[[Any], ClassifierSystem], task: Task) -> Status:
 
 
 def measure_accuracy(probe: Probe, count: int, seed: int) -> Json:
-    """Return as JSON the accuracy of a probe on four renders of ``count`` new objects, half held out."""
+    """Measure the accuracy of a probe on four renders of each of ``count`` new objects, half of them held out. Return
+    it as JSON (`verdict_figures`)."""
     verdicts = []
     splits: dict[Split, int] = {"train": count - count // 2, "held-out": count // 2}
     for split, number in splits.items():

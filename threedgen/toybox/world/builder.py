@@ -143,7 +143,8 @@ class Builder:
             self.limb((ax, side * ay, az), (bx, side * by, bz), *args, **kwargs)
 
     def cylinder(self, at, radius: float, half: float, colour=None, label="body", rotate=(0, 0, 0), top: float = 1.0):
-        """Add a cylinder of height 2 ``half`` along z, or a frustum whose upper radius is ``top`` times ``radius``."""
+        """Add a cylinder or frustum of height 2 ``half`` along its local z axis. Its lower radius is ``radius``, its
+        upper radius ``top`` times ``radius``."""
         self.add(FRUSTUM, at, (radius, radius, half), colour, label, rotate, top)
 
     cone = partialmethod(cylinder, top=0.0)

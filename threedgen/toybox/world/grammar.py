@@ -44,28 +44,42 @@ Recipe = Callable[[Builder], None]
 
 @dataclass(frozen=True)
 class Noun:
-    """Object class of the toybox, such as "dog"."""
+    """Object class of the toybox, such as "dog".
 
-    word: str  # the noun itself
-    family: str  # group of nouns, such as "animals"
-    height: float  # usual height in metres, including ears of animals, pots of plants and headboards of beds
-    recipe: Recipe  # function that adds the solids of an object to a Builder
-    front: bool  # False if the object looks the same from every side
-    parts: tuple[str, ...]  # parts that a caption can name and colour, such as "wheels"
-    wears: tuple[str, ...]  # accessories that the object can have, such as "hat"
+    Attributes:
+        word: the noun itself.
+        family: group of nouns, such as "animals".
+        height: usual height in metres, including ears of animals, pots of plants and headboards of beds.
+        recipe: function that adds the solids of an object to a Builder.
+        front: False if the object looks the same from every side.
+        parts: parts that a caption can name and colour, such as "wheels".
+        wears: accessories that the object can have, such as "hat".
+    """
+
+    word: str
+    family: str
+    height: float
+    recipe: Recipe
+    front: bool
+    parts: tuple[str, ...]
+    wears: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Spec:
-    """Specification of an object in words, from which its caption is written. An empty string means unspecified."""
+    """Specification of an object in words, from which its caption is written. An empty string means unspecified.
 
-    noun: str  # object class, such as "dog"
-    # colour, size: words for the whole object, such as "red" and "small"
+    Attributes:
+        noun: object class, such as "dog".
+        colour, size: words for the whole object, such as "red" and "small".
+        part, second: parts or accessories that the caption names, such as "hat".
+        part_colour, second_colour: colours of ``part`` and ``second``.
+    """
+
+    noun: str
     colour: str = ""
     size: str = ""
-    # part, second: parts or accessories that the caption names, such as "hat"
     part: str = ""
-    # part_colour, second_colour: colours of ``part`` and ``second``
     part_colour: str = ""
     second: str = ""
     second_colour: str = ""
@@ -97,7 +111,10 @@ def noun(
 
 
 def accessory(word: str):
-    """Return a decorator that registers f(builder, colour), which adds the solids of the accessory ``word``."""
+    """Return a decorator that registers a function as the recipe of the accessory ``word``.
+
+    The function ``f(builder, colour)`` adds the solids of the accessory at anchors of the builder.
+    """
 
     def register(recipe: Callable[[Builder, np.ndarray], None]):
         ACCESSORIES[word] = recipe
@@ -131,7 +148,8 @@ def detail_phrase(word: str, colour: str) -> str:
 
 
 def caption(spec: Spec, wording: int = 0) -> str:
-    """Return a caption of a spec; ``wording`` selects a pattern, 0 the plain "a small dog wearing a hat"."""
+    """Return a caption of a spec. ``wording``, from 0 to ``WORDINGS`` - 1, selects the sentence pattern. Pattern 0 is
+    the plain one, as in "a small dog wearing a hat"."""
     adjectives = " ".join(w for w in (spec.size, spec.colour) if w)
     core = f"{adjectives} {spec.noun}".strip()
     plain = f"{article(core)} {core}"

@@ -21,36 +21,50 @@ class Primitive:
     """Coloured solid, such as a sphere or a box, placed by an affine map.
 
     A point p in local axes is at ``matrix`` @ p + ``centre`` in world space.
+
+    Attributes:
+        kind: shape in local axes: SPHERE, BOX, FRUSTUM, TORUS, DOME or PRISM (constants of this module).
+        param: top radius of a FRUSTUM or tube radius of a TORUS, in local units; other kinds ignore it.
+        matrix: (3, 3), from local axes to world axes.
+        centre: (3,), position of the local origin in world space.
+        colour: (3,), sRGB in [0, 1].
+        label: name of the part or accessory to which the solid belongs, such as "body", "wheels" or "hat".
     """
 
-    kind: int  # shape in local axes: SPHERE, BOX, FRUSTUM, TORUS, DOME or PRISM (constants of this module)
-    param: float  # top radius of a FRUSTUM or tube radius of a TORUS, in local units; other kinds ignore it
-    matrix: np.ndarray  # (3, 3), from local axes to world axes
-    centre: np.ndarray  # (3,), position of the local origin in world space
-    colour: np.ndarray  # (3,), sRGB in [0, 1]
-    label: str  # name of the part or accessory to which the solid belongs, such as "body", "wheels" or "hat"
+    kind: int
+    param: float
+    matrix: np.ndarray
+    centre: np.ndarray
+    colour: np.ndarray
+    label: str
 
 
 @dataclass(frozen=True)
 class Asset:
-    """Captioned object made of solids. z is up, the front faces +x. `Toybox` fits it into the ball of radius 0.85."""
+    """Captioned object made of solids. z is up, and the front faces +x. `Toybox` fits it into the ball of radius 0.85.
+
+    Attributes:
+        noun, colour, size: attributes of the object as words ("dog", "red", "small"). "" means unspecified.
+        part, second: parts or accessories to name in captions, such as "hat"; "" for none.
+        part_colour, second_colour: their colour words.
+        family: group of the noun, such as "animals".
+        front: False if the object looks the same from every side (a ball, an apple).
+        index: index in the data set, or -1.
+        labels: part names; label k + 1 in images and meshes is ``labels[k]``. Default: the labels of the solids.
+    """
 
     primitives: tuple[Primitive, ...]
     caption: str = ""
-    # noun, colour, size: attributes of the object as words ("dog", "red", "small"). "" means unspecified.
     noun: str = ""
-    family: str = ""  # group of the noun, such as "animals"
+    family: str = ""
     colour: str = ""
     size: str = ""
-    # part, second: parts or accessories to name in captions, such as "hat"; "" for none
     part: str = ""
-    # part_colour, second_colour: their colour words
     part_colour: str = ""
     second: str = ""
     second_colour: str = ""
-    front: bool = False  # False if the object looks the same from every side (a ball, an apple)
-    index: int = -1  # index in the data set, or -1
-    # part names; label k + 1 in images and meshes is ``labels[k]``. Default: the labels of the solids.
+    front: bool = False
+    index: int = -1
     labels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -78,7 +92,8 @@ class Asset:
         }
 
     def move_and_scale(self, centre: np.ndarray | float, scale: float) -> "Asset":
-        """Return a copy, moved by -``centre``, (3,) or 0.0, and then scaled about the origin."""
+        """Return a copy, translated by -``centre`` and then scaled about the origin by the factor ``scale``. ``centre``
+        is a point (3,), or 0.0 for no translation."""
         poses = ((scale * solid.matrix, scale * (solid.centre - centre)) for solid in self.primitives)
         solids = zip(self.primitives, poses, strict=True)
         return replace(self, primitives=tuple(replace(s, matrix=m, centre=c) for s, (m, c) in solids))
@@ -139,7 +154,11 @@ def _inside(kind: int, param: float, q: np.ndarray) -> np.ndarray:
 
 
 def profile(kind: int, param: float, segments: int) -> np.ndarray:
-    """Return the outline (P, 2), (radius, z), of a solid of revolution; ``segments`` edges per circle."""
+    """Return the outline of a solid of revolution about its local z axis, as points (P, 2) with columns (radius, z).
+
+    ``kind`` and ``param`` are those of `Primitive`. A half circle, or the full circle of a torus, gets
+    ``segments`` // 2 edges.
+    """
     if kind == SPHERE:
         a = np.linspace(-np.pi / 2, np.pi / 2, segments // 2 + 1)
         return np.stack([np.cos(a), np.sin(a)], 1)
@@ -153,7 +172,11 @@ def profile(kind: int, param: float, segments: int) -> np.ndarray:
 
 
 def tessellate(kind: int, param: float, segments: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return vertices (V, 3), outward faces (F, 3) of a solid's closed mesh; ``segments`` sides per circle."""
+    """Return the closed triangle mesh of a solid in its local axes: vertices (V, 3) and faces (F, 3).
+
+    ``kind`` and ``param`` are those of `Primitive`. Circles around the z axis have ``segments`` sides. Faces are
+    counter-clockwise seen from outside.
+    """
     if kind == BOX:
         v = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], float)
         quads = [(0, 1, 3, 2), (4, 6, 7, 5), (0, 4, 5, 1), (2, 3, 7, 6), (0, 2, 6, 4), (1, 5, 7, 3)]

@@ -41,14 +41,19 @@ GLASS, FRAME = (0.70, 0.86, 0.95), (0.93, 0.93, 0.90)
 
 @dataclass(frozen=True)
 class Room:
-    """Furnished room. Its items are the door, windows, furniture and other objects."""
+    """Furnished room. Its items are the door, windows, furniture and other objects.
 
-    # all solids. The label of a solid is ``str(k)`` if it belongs to ``items[k]``, and "" if it belongs to the bare
-    # room (walls, floor, ceiling and lamp).
+    Attributes:
+        asset: all solids. The label of a solid is ``str(k)`` if it belongs to ``items[k]``, and "" if it belongs to the
+            bare room (walls, floor, ceiling and lamp).
+        items: phrases for captions, such as "a red sofa".
+        lamp: position (3,) of the light in metres.
+        wall, floor: colour words of the walls and of the floor.
+    """
+
     asset: Asset
-    items: tuple[str, ...]  # phrases for captions, such as "a red sofa"
-    lamp: np.ndarray  # position (3,) of the light in metres
-    # wall, floor: colour words of the walls and of the floor
+    items: tuple[str, ...]
+    lamp: np.ndarray
     wall: str
     floor: str
 
@@ -71,7 +76,11 @@ class Furnisher:
         self.items += [phrase] if phrase else []
 
     def stand(self, asset: Asset, radius: float, phrase: str, corner: bool) -> bool:
-        """Stand an object of this bounding radius in metres at a wall or ``corner``; False if there is no place."""
+        """Scale an object to the bounding radius ``radius`` in metres, and stand it at a free place on the floor.
+
+        The place is in a corner if ``corner``, else at a wall. Captions call the object ``phrase``. Return False if no
+        place is free; the object is then left out.
+        """
         scale = radius / max(float(np.linalg.norm(bounds(asset.primitives), axis=1).max()), 1e-6)
         for direction in self.rng.permutation(CORNERS if corner else WALLS):
             yaw = inward_yaw(direction)
@@ -107,7 +116,8 @@ class Furnisher:
 
 
 def inward_yaw(direction: np.ndarray) -> float:
-    """Return the yaw in degrees that turns the front (+x) at ``direction`` (2,) to the room's centre."""
+    """Return the yaw in degrees that turns the front (+x) of an object to the room's centre. The object lies in
+    ``direction`` (2,), along x and y, from the centre."""
     return float(np.rad2deg(np.arctan2(*-direction[::-1])))
 
 
@@ -171,7 +181,11 @@ def render_rooms(
 
 
 def look_c2w(position: np.ndarray, azimuth: np.ndarray, elevation: np.ndarray) -> np.ndarray:
-    """Return float32 matrices (..., 4, 4), OpenGL axes, of cameras that look along angles (...) in radians."""
+    """Return camera-to-world matrices (..., 4, 4), float32, OpenGL axes, of cameras at positions (..., 3).
+
+    ``azimuth`` and ``elevation`` (...) are those of the viewing direction in radians. Azimuth 0 looks along +x, pi / 2
+    along +y. A positive elevation looks up.
+    """
     ce, se, ca, sa = np.cos(elevation), np.sin(elevation), np.cos(azimuth), np.sin(azimuth)
     back = -np.stack([ce * ca, ce * sa, se], -1)
     right = np.stack([sa, -ca, np.zeros_like(sa)], -1)

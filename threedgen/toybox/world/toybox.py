@@ -31,13 +31,19 @@ Style = Literal["plain", "blocks"]
 
 @dataclass(frozen=True)
 class View:
-    """Ranges (minimum, maximum) from which the camera and the background of an object are sampled uniformly."""
+    """Ranges (minimum, maximum) from which the camera and the background of an object are sampled uniformly.
 
-    fov: tuple[float, float] = (35.0, 45.0)  # vertical field of view, degrees
-    elevation: tuple[float, float] = (0.0, 30.0)  # elevation of the camera, degrees
-    # distance of the camera from the origin, in units of 1 / tan(fov / 2)
+    Attributes:
+        fov: vertical field of view, degrees.
+        elevation: elevation of the camera, degrees.
+        relative_distance: distance of the camera from the origin, in units of 1 / tan(fov / 2).
+        grey: grey value of the background, in [0, 1].
+    """
+
+    fov: tuple[float, float] = (35.0, 45.0)
+    elevation: tuple[float, float] = (0.0, 30.0)
     relative_distance: tuple[float, float] = (0.90, 1.00)
-    grey: tuple[float, float] = (0.40, 0.60)  # grey value of the background, in [0, 1]
+    grey: tuple[float, float] = (0.40, 0.60)
 
 
 TYPICAL_VIEW = View(fov=(40.0, 40.0), relative_distance=(0.95, 0.95), grey=(0.5, 0.5))
