@@ -48,9 +48,9 @@ def first_view(config: GenerateConfig, prior: Prior) -> Tensor | None:
     image = config.first_view
     if image is None:
         return None
-    cut = read_foreground(image, remover(config.matte))
     if not prior.completes_views:
         raise ConfigError("the weights of this prior were not trained to complete views", "image", image)
+    cut = read_foreground(image, remover(config.matte))
     return framed(torch.from_numpy(cut), prior.image_size, prior.image_size, IMAGE_SHARE)[None]
 
 

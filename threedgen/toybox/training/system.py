@@ -158,10 +158,9 @@ class PriorSystem(DenoisingSystem):
         """Return the embeddings `text` (n, L, D) with the noisy object codes of a share of the objects."""
         coded = self.model.encode_code(text, z.to(self.device), c2w)
         code = coded[:, -1:]
-        noise, known = (
-            f(code.shape[:1] + (1, n), generator=rng) for f, n in ((torch.randn, code.shape[2]), (torch.rand, 1))
-        )
-        code = (code + CODE_NOISE * noise.to(code)) * (known < self.object_codes).to(code)
+        noise = torch.randn(code.shape, generator=rng).to(code)
+        known = torch.rand(len(code), 1, 1, generator=rng) < self.object_codes
+        code = (code + CODE_NOISE * noise) * known.to(code)
         return torch.cat([coded[:, :-1], code], 1)
 
     def predict(self, x: Tensor, t: Tensor, batch: Batch) -> Tensor:
@@ -226,30 +225,41 @@ class OwnPriorSystem(PriorSystem):
         return Sheet(strips, 2, [text for caption in truth.captions for text in (caption, "drawn")])
 
 
-class CoarseSystem(AveragedSystem):
-    """LightningModule that trains `coarse`, which predicts latents of an object in one step, and its object encoder.
+class PredictorSystem(AveragedSystem):
+    """Base of the trainings of a coarse predictor. The frozen text encoder is that of `prior`, and `bank` has cached
+    latents, captions and cameras of `SOURCES` + `TARGETS` views per object."""
 
-    The loss is the squared error of the latents of `TARGETS` views of each object, predicted from caption, cameras and
-    the noisy code of other views. Some captions and some codes are dropped, so each of the two is enough. `bank` has
-    cached latents, captions and cameras of `SOURCES` + `TARGETS` views per object. The text encoder of `prior` is used,
-    and stays frozen.
-    """
-
-    stage = "coarse predictor"
     prior: LatentDiffusion
 
-    def __init__(
-        self, options: CoarseConfig, seed: int, coarse: CoarsePredictor, prior: LatentDiffusion, bank: LatentBank
-    ) -> None:
-        super().__init__(options, seed, options.max_steps)
+    def __init__(self, options: CoarseConfig, seed: int, steps: int, prior: LatentDiffusion, bank: LatentBank) -> None:
+        super().__init__(options, seed, steps)
         self.options, self.bank = options, bank
-        self.coarse = coarse.requires_grad_(True).train()
-        self.coarse.sampler.requires_grad_(False)
-        self.keep_average(self.coarse, EMA_DECAY)
         self.set_unregistered(prior=prior)
 
     def setup(self, stage: str) -> None:
         self.prior.to(self.device)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        optimizer = Muon(self.parameters(), 1.0, weight_decay=WEIGHT_DECAY)
+        return self.scheduled(optimizer, self.options.learning_rate)
+
+
+class CoarseSystem(PredictorSystem):
+    """LightningModule that trains `coarse`, which predicts latents of an object in one step, and its object encoder.
+
+    The loss is the squared error of the latents of `TARGETS` views of each object, predicted from caption, cameras and
+    the noisy code of other views. Some captions and some codes are dropped, so each of the two is enough.
+    """
+
+    stage = "coarse predictor"
+
+    def __init__(
+        self, options: CoarseConfig, seed: int, coarse: CoarsePredictor, prior: LatentDiffusion, bank: LatentBank
+    ) -> None:
+        super().__init__(options, seed, options.max_steps, prior, bank)
+        self.coarse = coarse.requires_grad_(True).train()
+        self.coarse.sampler.requires_grad_(False)
+        self.keep_average(self.coarse, EMA_DECAY)
 
     def training_step(self, batch: int, index: int) -> Tensor:
         step, bank = int(batch), self.bank
@@ -272,12 +282,8 @@ class CoarseSystem(AveragedSystem):
         self.metrics = {"coarse": float(loss.detach())} if seen is not None else {}
         return loss
 
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        optimizer = Muon(self.coarse.parameters(), 1.0, weight_decay=WEIGHT_DECAY)
-        return self.scheduled(optimizer, self.options.learning_rate)
 
-
-class CodeSystem(AveragedSystem):
+class CodeSystem(PredictorSystem):
     """LightningModule that trains the code sampler of `coarse` on the codes of cached objects, by flow matching.
 
     Each step takes several noise levels for each code. The captions are new: `caption` writes one for the object with
@@ -285,7 +291,6 @@ class CodeSystem(AveragedSystem):
     """
 
     stage = "object codes"
-    prior: LatentDiffusion
     encoder: CoarsePredictor
 
     def __init__(
@@ -297,14 +302,11 @@ class CodeSystem(AveragedSystem):
         bank: LatentBank,
         caption: Callable[[int, np.random.Generator], str],
     ) -> None:
-        super().__init__(options, seed, options.sampler_steps)
-        self.options, self.bank, self.caption = options, bank, caption
-        self.set_unregistered(prior=prior, encoder=coarse.requires_grad_(False).eval())
+        super().__init__(options, seed, options.sampler_steps, prior, bank)
+        self.caption = caption
+        self.set_unregistered(encoder=coarse.requires_grad_(False).eval())
         self.sampler = coarse.sampler.requires_grad_(True).train()
         self.keep_average(self.sampler, EMA_DECAY)
-
-    def setup(self, stage: str) -> None:
-        self.prior.to(self.device)
 
     def training_step(self, batch: int, index: int) -> Tensor:
         step, bank = int(batch), self.bank
@@ -325,7 +327,3 @@ class CodeSystem(AveragedSystem):
         loss = F.mse_loss(velocity, code - noise)
         self.metrics = {"code": float(loss.detach())}
         return loss
-
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        optimizer = Muon(self.sampler.parameters(), 1.0, weight_decay=WEIGHT_DECAY)
-        return self.scheduled(optimizer, self.options.learning_rate)
