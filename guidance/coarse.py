@@ -167,12 +167,13 @@ def cross_attend(query: Tensor, key_value: Tensor, heads: int) -> Tensor:
     """Compute multi-head attention from queries (B, N, C) to L keys and values; return (B, N, C).
 
     `key_value` (B, L, 2 C) holds the keys in its first C channels, the values in the others. Plain matrix products:
-    L is short (a caption), and torch's fused backward pass is five times slower on a CPU.
+    L is short (a caption), and torch's fused backward pass is five times slower on a CPU. The softmax is over columns,
+    which is twice as fast as over short rows.
     """
     parts = (query.to(key_value.dtype), *key_value.chunk(2, -1))
     q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in parts)
-    weights = (q * q.shape[-1] ** -0.5 @ k.mT).softmax(dim=-1)
-    return (weights.to(v.dtype) @ v).transpose(1, 2).flatten(2)
+    weights = (k @ (q * q.shape[-1] ** -0.5).mT).softmax(dim=-2)
+    return (weights.to(v.dtype).mT @ v).transpose(1, 2).flatten(2)
 
 
 def camera_harmonics(camera: Tensor) -> Tensor:

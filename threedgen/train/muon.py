@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from threedgen.config.sections import BETAS
+from threedgen.run.dtypes import autocast_bf16
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic Newton-Schulz iteration; final singular values: 0.7 to 1.2
 Group = dict[str, Any]  # parameter group of an optimizer
@@ -81,20 +82,9 @@ def orthogonalise(matrix: Tensor) -> Tensor:
     tall = matrix.shape[0] > matrix.shape[1]
     x = (matrix.mT if tall else matrix).float()
     x = x / (x.norm() + 1e-7)
-    # each iteration multiplies x by a polynomial of its Gram matrix. The polynomials are multiplied first, so that only
-    # two matrix products involve the full matrix
-    gram = x @ x.mT
-    step = all_steps = _polynomial(gram)
-    for _ in range(STEPS - 1):
-        gram = step @ gram @ step
-        step = _polynomial(gram)
-        all_steps = step @ all_steps
-    x = all_steps @ x
-    return x.mT if tall else x
-
-
-def _polynomial(gram: Tensor) -> Tensor:
     a, b, c = COEFFICIENTS
-    result = b * gram + c * gram @ gram
-    result.diagonal().add_(a)
-    return result
+    with autocast_bf16(x.device):
+        for _ in range(STEPS):
+            gram = x @ x.mT
+            x = a * x + (b * gram + c * gram @ gram) @ x
+    return (x.mT if tall else x).float()
