@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from threedgen.config.sections import BETAS
-from threedgen.run.dtypes import autocast_bf16
+from threedgen.run.dtypes import compute_dtype
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic Newton-Schulz iteration; final singular values: 0.7 to 1.2
 Group = dict[str, Any]  # parameter group of an optimizer
@@ -81,10 +81,9 @@ def orthogonalise(matrix: Tensor) -> Tensor:
     """Return a float32 matrix with the singular vectors of `matrix` (m, n), but with all singular values near 1."""
     tall = matrix.shape[0] > matrix.shape[1]
     x = (matrix.mT if tall else matrix).float()
-    x = x / (x.norm() + 1e-7)
+    x = (x / (x.norm() + 1e-7)).to(compute_dtype("auto", x.device)).contiguous()
     a, b, c = COEFFICIENTS
-    with autocast_bf16(x.device):
-        for _ in range(STEPS):
-            gram = x @ x.mT
-            x = a * x + (b * gram + c * gram @ gram) @ x
+    for _ in range(STEPS):
+        gram = x @ x.mT
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return (x.mT if tall else x).float()
