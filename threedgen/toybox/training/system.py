@@ -273,10 +273,9 @@ class CoarseSystem(PredictorSystem):
         rows, source, target = torch.arange(OBJECTS)[:, None], order[:, :count], order[:, SOURCES:]
         seen = None if rng.random() < TWO_D else camera[rows, target].flatten(0, 1)
         kept = torch.from_numpy(rng.random((OBJECTS, 1)) >= NO_CODE).to(z)
-        with autocast_bf16(self.device):
+        with autocast_bf16(self.device), sdpa_kernel(SDPBackend.MATH):  # the fused backward pass is slow on a CPU
             text = self.prior.encode_prompt(drop_captions(bank.captions(chosen), rng.random(OBJECTS) < NO_TEXT))
-            with sdpa_kernel(SDPBackend.MATH):  # the fused backward pass is slower on a CPU
-                code = self.coarse.encode(z[rows, source], camera[rows, source])
+            code = self.coarse.encode(z[rows, source], camera[rows, source])
             code = kept * (code + CODE_NOISE * torch.randn(code.shape, generator=gen).to(code))
             text, code = (x.repeat_interleave(TARGETS, 0) for x in (text, code))
             predicted = self.coarse(text, seen, code).float()
@@ -323,7 +322,7 @@ class CodeSystem(PredictorSystem):
             code = self.encoder.encode(z, camera).repeat_interleave(LEVELS, 0)
         noise = torch.randn(code.shape, generator=gen).to(code)
         t = torch.randn(len(code), generator=gen).sigmoid().to(code)
-        with autocast_bf16(self.device):
+        with autocast_bf16(self.device), sdpa_kernel(SDPBackend.MATH):
             words = self.sampler.encode_text(text).repeat_interleave(LEVELS, 0)
             velocity = self.sampler(torch.lerp(noise, code, t[:, None]), t, words)
         loss = F.mse_loss(velocity, code - noise)
