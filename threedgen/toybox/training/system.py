@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from threedgen.config import registry
 from threedgen.data.assets.source import AssetViews
