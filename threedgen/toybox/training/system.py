@@ -259,7 +259,7 @@ class CoarseSystem(PredictorSystem):
     ) -> None:
         super().__init__(options, seed, options.max_steps, prior, bank)
         self.coarse = coarse.requires_grad_(True).train()
-        torch.nn.Module.to(self.coarse, memory_format=torch.channels_last)  # faster on a CPU
+        self.coarse.to(memory_format=torch.channels_last)  # type: ignore[call-arg]  # faster on a CPU
         self.coarse.sampler.requires_grad_(False)
         self.keep_average(self.coarse, EMA_DECAY)
 
