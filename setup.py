@@ -97,6 +97,8 @@ setup(
         "weights": ["threedgen-weights>=0.1,<0.2"],
         # back ends for GPUs; torch for CUDA brings triton along. tinycudann is on no index, see docs/gpu.md
         "nerfacc": ["nerfacc>=0.5.3"],
+        # field.backend=gsplat of field.name=gaussians
+        "gsplat": ["gsplat>=1.5"],
         "triton": ["triton>=3.2"],
         "xformers": ["xformers"],
         # engine=ray of janus-benchmark

@@ -14,6 +14,7 @@ from threedgen.config.errors import ExpectedError
 BENCHMARKS = {
     "here": "times that the documentation names, next to other machines: demo, quick run, step, export; minutes",
     "hashgrid": "hash grid: numba kernels against PyTorch",
+    "gaussians": "rasterisation of 3D Gaussians: numba kernels against PyTorch",
     "step": "a generate step of the default config, against PyTorch versions without empty-space skipping",
     "mvdream": "a step of mvdream-sd21 and mvdream-sd21-shading with random weights, against plain PyTorch; for a GPU",
     "gpu": "everything that runs on a GPU, in at most six minutes: kernels, networks, steps, training loop, tests",

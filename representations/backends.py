@@ -2,7 +2,7 @@
 
 import importlib
 import os
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from types import ModuleType
 
 import torch
@@ -14,21 +14,22 @@ from threedgen.config.optional import EXTRAS, installed
 
 from .options import require_backend
 
-DEVICE_TYPES = {"numba": "cpu", "triton": "cuda", "tinycudann": "cuda", "nerfacc": "cuda"}
+DEVICE_TYPES = {"numba": "cpu", "triton": "cuda", "tinycudann": "cuda", "nerfacc": "cuda", "gsplat": "cuda"}
+FAST = ("numba", "triton", "gsplat")  # selected by "auto"
 """Device type of each back end that computes in float32 only. The back end `torch` supports all devices and dtypes."""
 
 
-def choose(name: str, device: torch.device, dtype: torch.dtype = torch.float32) -> str:
+def choose(name: str, device: torch.device, dtype: torch.dtype = torch.float32, among: Container[str] = FAST) -> str:
     """Return the back end for a device and a dtype: `name` itself, unless it is "auto".
 
-    "auto" selects numba on a CPU and triton on a GPU, if they are installed and the dtype is float32, and else torch.
-    The meta device has one of its own. Raises ConfigError if a named back end is not installed or does not support the
-    device or the dtype.
+    "auto" selects numba on a CPU, and triton or gsplat on a GPU, if they are in `among` and installed and the dtype is
+    float32, and else torch. The meta device has one of its own. Raises ConfigError if a named back end is not installed
+    or does not support the device or the dtype.
     """
     if device.type == "meta":
         return "meta"
     if name == "auto":
-        fast = (each for each in ("numba", "triton") if _supports(each, device, dtype) and installed(each))
+        fast = (each for each in FAST if each in among and _supports(each, device, dtype) and installed(each))
         return next(fast, "torch")
     require_backend(name)
     if name != "torch" and not _supports(name, device, dtype):
@@ -43,7 +44,7 @@ def load(modules: Mapping[str, str], name: str, device: torch.device, dtype: tor
 
     `modules` maps the names of the back ends to import paths.
     """
-    name = choose(name, device, dtype)
+    name = choose(name, device, dtype, modules)
     try:
         return importlib.import_module(modules[name])
     except (ImportError, OSError, RuntimeError) as error:

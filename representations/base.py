@@ -7,6 +7,7 @@ rasterised representation needs no density: the export can extract the mesh from
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -133,6 +134,10 @@ class Representation(nn.Module):
             sizes = " with other sizes" if same_class else ""
             raise ConfigError(f"{names}{sizes}. Use the field of the previous stage with the same sizes.", "stages")
         self.load_state_dict(other.state_dict())
+
+    def init_from_file(self, path: Path) -> None:
+        """Start at the points of a point cloud file. Raises ConfigError for a representation that has no points."""
+        raise ConfigError(f"{type(self).__name__} cannot start from a point cloud. Set field.name=gaussians", "start")
 
     # --- rendering
 

@@ -147,6 +147,65 @@ class DMTetConfig(FieldConfig):
         return self.paint
 
 
+class GaussiansConfig(FieldConfig):
+    """Anisotropic 3D Gaussians, rasterised (Kerbl et al. 2023, "3D Gaussian Splatting"); their number changes."""
+
+    has_normals: ClassVar[bool] = False
+    losses: ClassVar[dict[str, str]] = {
+        "gaussian_opacity": "weight of the mean opacity of 3D Gaussians",
+        "gaussian_scale": "weight of the mean standard deviation of 3D Gaussians, world units",
+    }
+
+    name: Literal["gaussians"] = "gaussians"
+    radius: float = Field(1.0, gt=0, le=100, description="half the side of the object's cube, world units")
+    count: int = Field(5000, ge=1, le=10_000_000, description="initial number of Gaussians")
+    sphere: float = Field(0.5, gt=0, le=100, description="radius of the initial ball, world units")
+    opacity: float = Field(0.1, gt=0, lt=1, description="initial opacity")
+    sh_degree: Literal[0, 1] = Field(0, description="degree of the spherical harmonics; 0: one colour per Gaussian")
+    dilation: float = Field(0.3, ge=0, le=10, description="variance added to projected Gaussians, square pixels")
+    max_size: float = Field(0.1, gt=0, le=1, description="largest standard deviation, as a fraction of radius")
+    densify: Literal["adaptive", "mcmc", "none"] = Field(
+        "adaptive", description="adaptive: clone, split, prune; mcmc: relocation and noise; none: constant number"
+    )
+    interval: int = Field(100, ge=1, description="steps between densifications")
+    densify_range: Shares = Field((0.0, 0.6), description="part of the run with densification, fractions of its steps")
+    max_count: int = Field(20_000, ge=1, le=10_000_000, description="maximum number of Gaussians")
+    split_gradient: float = Field(
+        0.0002, gt=0, description="adaptive: image position gradient, per half image, from which a Gaussian is divided"
+    )
+    clone_size: float = Field(
+        0.01, ge=0, le=1, description="adaptive: size up to which a Gaussian is cloned, not split; fraction of radius"
+    )
+    min_opacity: float = Field(
+        0.005, gt=0, lt=0.5, description="opacity below which a Gaussian is removed or relocated"
+    )
+    reset_interval: int | None = Field(
+        3000, ge=1, description="adaptive: steps between resets of the opacity to twice min_opacity; null: none"
+    )
+    noise: float = Field(5e5, ge=0, description="mcmc: noise of the positions, in lr_means times covariance")
+    lr_means: Scheduled = Field(
+        {"0%": 1.6e-4, "100%": 1.6e-6}, ge=0, description="learning rate of positions, world units"
+    )
+    lr_scales: Scheduled = Field(0.005, ge=0, description="learning rate of log standard deviations")
+    lr_quaternions: Scheduled = Field(0.001, ge=0, description="learning rate of rotations")
+    lr_opacities: Scheduled = Field(0.05, ge=0, description="learning rate of opacity logits")
+    lr_colours: Scheduled = Field(0.0025, ge=0, description="learning rate of spherical harmonics")
+    backend: Literal["auto", "numba", "torch", "gsplat"] = Field(
+        "auto", description="kernel implementation; auto: numba on a CPU, gsplat (if installed) on a GPU, else torch"
+    )
+
+    def check(self) -> None:
+        require_backend(self.backend)
+
+    @model_validator(mode="after")
+    def _sizes(self) -> "GaussiansConfig":
+        if self.count > self.max_count:
+            raise ValueError(f"count={self.count} is more than max_count={self.max_count}. Set max_count={self.count}.")
+        if self.sphere > self.radius:
+            raise ValueError(f"sphere={self.sphere:g} is larger than radius={self.radius:g}. Reduce sphere.")
+        return self
+
+
 Channel = Annotated[float, Field(ge=0, le=1)]
 
 

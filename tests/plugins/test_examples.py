@@ -54,7 +54,7 @@ def run(place: Path, name: str, *words: str, **options: Any) -> Path:
 
 def test_examples_have_a_limited_length() -> None:
     lengths = {path.stem: len(path.read_text().splitlines()) for path in EXAMPLES.glob("*.py")}
-    assert lengths["antithetic"] <= 60 and lengths["gaussians"] <= 200 and max(lengths.values()) <= 200
+    assert lengths["antithetic"] <= 60 and lengths["blobs"] <= 200 and max(lengths.values()) <= 200
 
 
 def test_antithetic_fulfils_the_interface(example: Any) -> None:
@@ -71,15 +71,15 @@ def test_loss_on_images_alone_fulfils_the_interface() -> None:
     check_distillation(lambda prior, rng: Brightness())
 
 
-def test_gaussians_fulfil_the_interface(example: Any) -> None:
-    gaussians = example("gaussians")
-    options = gaussians.GaussiansConfig(count=40, interval=2, split_gradient=1e-7, max_count=60)
-    check_representation(lambda rng: gaussians.Gaussians(options, rng))
+def test_blobs_fulfil_the_interface(example: Any) -> None:
+    blobs = example("blobs")
+    options = blobs.BlobsConfig(count=40, interval=2, split_gradient=1e-7, max_count=60)
+    check_representation(lambda rng: blobs.Blobs(options, rng))
 
 
-def test_gaussians_are_split_and_removed(example: Any) -> None:
-    gaussians = example("gaussians")
-    field = gaussians.Gaussians(gaussians.GaussiansConfig(count=20, interval=1, split_gradient=1.0, max_count=24))
+def test_blobs_are_split_and_removed(example: Any) -> None:
+    blobs = example("blobs")
+    field = blobs.Blobs(blobs.BlobsConfig(count=20, interval=1, split_gradient=1.0, max_count=24))
     optimizer = torch.optim.Adam([{"params": group.parameters} for group in field.parameter_groups()], lr=0.0)
     field.means.grad = torch.zeros_like(field.means)
     field.means.grad[:6] = 9.0  # six want to be split, but there is room for four
@@ -94,17 +94,17 @@ def test_gaussians_are_split_and_removed(example: Any) -> None:
 
 
 def test_projected_covariance_matches_samples(example: Any) -> None:
-    gaussians = example("gaussians")
+    blobs = example("blobs")
     from threedgen.testing import CAMERAS
 
-    field = gaussians.Gaussians(gaussians.GaussiansConfig(count=1))
+    field = blobs.Blobs(blobs.BlobsConfig(count=1))
     rng = torch.Generator().manual_seed(0)
     with torch.no_grad():
         field.means.copy_(torch.tensor([[0.2, -0.1, 0.1]]))
         field.log_scales.copy_(torch.tensor([[0.02, 0.01, 0.03]]).log())
         field.rotations.copy_(torch.tensor([[0.8, 0.3, -0.4, 0.2]]))
         camera = CAMERAS.with_size(256, 256).select([0])
-        expected = field.covariances(camera)[0] - gaussians.BLUR * torch.eye(2)
+        expected = field.covariances(camera)[0] - blobs.BLUR * torch.eye(2)
         rotation = torch.linalg.qr(torch.randn(3, 3, generator=rng)).Q  # any frame: samples are isotropic before
         unit = torch.randn(200_000, 3, generator=rng) @ rotation
         w, x, y, z = (field.rotations[0] / field.rotations[0].norm()).tolist()
@@ -214,18 +214,18 @@ def test_two_inputs_logs_terms_images_metrics_and_files(tmp_path: Path) -> None:
     assert read_summary(place)["depth_maps"] == 4 and (place / "depth.npz").exists()
 
 
-GAUSSIANS = {"name": "gaussians", "count": 30, "interval": 3, "split_gradient": 1e-9, "max_count": 100}
+BLOBS = {"name": "blobs", "count": 30, "interval": 3, "split_gradient": 1e-9, "max_count": 100}
 
 
 @unix
-def test_gaussians_resume_exactly_across_a_densification(tmp_path: Path) -> None:
-    whole = run(tmp_path / "whole", "gaussians", max_steps=8, field=GAUSSIANS)
+def test_blobs_resume_exactly_across_a_densification(tmp_path: Path) -> None:
+    whole = run(tmp_path / "whole", "blobs", max_steps=8, field=BLOBS)
     (tmp_path / "half").mkdir()
-    words = command(tmp_path / "half", "gaussians", "checkpoint.seconds=1000", max_steps=8, field=GAUSSIANS)
+    words = command(tmp_path / "half", "blobs", "checkpoint.seconds=1000", max_steps=8, field=BLOBS)
     code = server().signalled(tmp_path / "half", signal.SIGTERM, words=words, hold_at=4)
     assert code == 143, log(tmp_path / "half")
     half = weights(tmp_path / "half" / "run")
-    resume = ["--plugin", str(EXAMPLES / "gaussians.py"), "--resume", "run"]
+    resume = ["--plugin", str(EXAMPLES / "blobs.py"), "--resume", "run"]
     assert server().run(tmp_path / "half", words=resume) == 0, log(tmp_path / "half")
     one, other = weights(whole), weights(tmp_path / "half" / "run")
     assert 30 < len(half["field.means"]) < len(one["field.means"])

@@ -18,6 +18,7 @@ EXTRAS = {
     "wandb": ("wandb", install("wandb")),
     "triton": ("triton", install("triton")),
     "nerfacc": ("nerfacc", install("nerfacc")),
+    "gsplat": ("gsplat", install("gsplat")),
     "xformers": ("xformers", install("xformers")),
     "tinycudann": (
         "tinycudann",

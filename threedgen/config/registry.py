@@ -127,6 +127,7 @@ scenes  sampled  evaluation.consistency.scenes:sampled  evaluation.consistency.o
 representation  ngp    representations.field.ngp:NGP     representations.options:NGPConfig
 representation  sdf    representations.field.sdf:SDF     representations.options:SDFConfig
 representation  dmtet  representations.mesh.dmtet:DMTet  representations.options:DMTetConfig
+representation  gaussians  representations.gaussians.field:Gaussians  representations.options:GaussiansConfig
 encoding  hashgrid   representations.hashgrid.encoding:HashGrid   representations.options:HashGridConfig
 material  none     representations.shading:Material         representations.options:MaterialConfig
 material  diffuse  representations.shading:DiffuseMaterial  representations.options:DiffuseMaterialConfig

@@ -48,7 +48,7 @@ def optimise(
         views: (V, H, W, 3) images in [0, 1] for the warm start, sampled by the prior; None: no warm start.
         cameras: V cameras of `views`.
         notes: warnings for summary.json. The function appends its own warnings.
-        start: run folder whose object initialises this run; None: start from a new object.
+        start: run folder or point cloud file that initialises the object; None: start from a new object.
     """
     config, folder = task.config, task.folder
     build: type[GenerateSystem] = registry.implementation("system", config.system.name)
@@ -92,8 +92,12 @@ def optimise(
 def start_from(system: GenerateSystem, folder: Path) -> None:
     """Initialise the object from the run in `folder`, and the background too if its tensors have the same shapes.
 
-    Raises ConfigError if the representation of that run cannot initialise this one.
+    `folder` may also be a point cloud file for 3D Gaussians. Raises ConfigError if the file cannot be read, or if the
+    representation of that run cannot initialise this one.
     """
+    if folder.is_file():
+        system.field.init_from_file(folder)
+        return
     _, field, _, checkpoint = load_field(folder)
     system.field.init_from(field)
     system.from_nothing = False

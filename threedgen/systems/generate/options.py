@@ -20,7 +20,7 @@ from threedgen.guidance.options import MatteName, PriorConfig
 from threedgen.guidance.weights import loading
 from threedgen.representations.options import FieldConfig, MarchConfig, MaterialConfig, OccupancyConfig
 from threedgen.run.disk import Tree
-from threedgen.run.folder import user_path
+from threedgen.run.folder import run_folder, stored_config, user_path
 from threedgen.run.prompts import normalise_prompt
 from threedgen.systems.prompted import PromptedConfig
 from threedgen.viewer.options import ViewConfig
@@ -213,6 +213,9 @@ class GenerateConfig(PromptedConfig):
     field: Annotated[FieldConfig, Component("representation", default="ngp")] = Field(
         SECTION, description="representation of the object"
     )
+    start: str | None = Field(
+        None, min_length=1, description="run whose object this run starts from; gaussians: also a point cloud file"
+    )
     background: Annotated[Config, Component("background", default="solid")] = Field(SECTION, description="background")
     material: Annotated[MaterialConfig, Component("material", default="none")] = Field(
         SECTION, description="lighting of the features"
@@ -383,6 +386,17 @@ class GenerateConfig(PromptedConfig):
             with within(f"stages.{name}"):
                 self.stage(name).check_part(from_nothing=k == 0)
 
+    def check_start(self) -> None:
+        """Raise ConfigError if `start` is no run of the task generate and no point cloud that the field can read."""
+        path = user_path(self.start or "", "start")
+        if not path.is_file():
+            stored = stored_config(run_folder(path, "start")) or {}
+            if (task := stored.get("task", "generate")) != "generate":
+                raise ConfigError(f"should be a run of the task generate, but its task is {task}", "start", self.start)
+        elif self.field.name != "gaussians":
+            problem = f"is a file, and field.name={self.field.name} starts from runs only. Set field.name=gaussians"
+            raise ConfigError(problem, "start", self.start)
+
     def check_part(self, from_nothing: bool) -> None:
         """Check the config without its stages. `from_nothing` is True if no stage precedes it. Raises ConfigError."""
         prompt = self.object_text()
@@ -398,6 +412,8 @@ class GenerateConfig(PromptedConfig):
             raise ConfigError(f"{problem}. {MULTIVIEW}", "distillation.name", self.distillation.name)
         if self.image is not None:
             loading.check_image(user_path(self.image, "image"), self.matte)
+        if self.start is not None:
+            self.check_start()
         super().check()
         if prompt:
             self.check_prompt()

@@ -13,7 +13,7 @@ from threedgen.config.command import command
 from threedgen.config.errors import within
 from threedgen.guidance.prior import Prior
 from threedgen.guidance.priors.view_prompts import prompts
-from threedgen.representations import march
+from threedgen.representations import gaussians, march
 from threedgen.representations.backends import load as load_backend
 from threedgen.representations.hashgrid import encoding
 from threedgen.run import folder as runs
@@ -89,12 +89,14 @@ def run_status(
 def work(task: Task, start: Path | None = None) -> Status:
     """Encode the prompt, sample views, train the object and write the results. Return how the run ended.
 
-    `start` is the run folder whose object initialises this run; None: a new object.
+    `start` is the run folder whose object initialises this run; None: `config.start`, or a new object.
     """
     config, folder, prompt = task.config, task.folder, task.config.object_text()
     if config.stages:
         start = run_stages(config, folder, task.quiet)
         set_threads(config.threads)
+    elif start is None and config.start is not None:
+        start = runs.user_path(config.start, "start")
     check_backends(config)
     prior: Prior
     with explain_out_of_memory("the prior", "set prior.image_size, preview.enabled=false, or trainer.accelerator=cpu"):
@@ -133,12 +135,13 @@ def run_stages(config: GenerateConfig, folder: Path, quiet: bool) -> Path | None
 
 
 def check_backends(config: GenerateConfig) -> None:
-    """Raise ConfigError if the back end of the hash grid or the ray marcher does not load or run on the device."""
+    """Raise ConfigError if a back end of the field or of the ray marcher does not load or run on the device."""
     target = torch.device(device(config.trainer.accelerator))
     field = config.field.volume
     section = "field" if field is config.field else "field.paint"
     grid = (f"{section}.encoding", getattr(field, "encoding", None), encoding.MODULES)
-    for key, options, modules in (grid, ("march", config.march, march.MODULES)):
+    used = [("field", field, gaussians.MODULES)] if field.name == "gaussians" else [grid]
+    for key, options, modules in (*used, ("march", config.march, march.MODULES)):
         with within(key):
             load_backend(modules, getattr(options, "backend", "auto"), target)
 

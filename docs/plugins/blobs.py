@@ -1,10 +1,11 @@
 """3D Gaussians (Kerbl et al. 2023, arXiv 2308.04079) in plain torch, for renders of about 64 pixels.
 
-    python launch.py --plugin docs/plugins/gaussians.py field.name=gaussians \\
+    python launch.py --plugin docs/plugins/blobs.py field.name=blobs \\
         prompt="a red penguin"
 
-All Gaussians are composited at all pixels, without tiles, so memory is pixels x Gaussians. Their number changes:
-Gaussians with a large position gradient are split, transparent ones are removed.
+A short version of the built-in field.name=gaussians: all Gaussians are composited at all pixels, without tiles, so
+memory is pixels x Gaussians. Their number changes: Gaussians with a large position gradient are split, transparent ones
+are removed.
 """
 
 from typing import ClassVar, Literal
@@ -25,13 +26,13 @@ BLUR = 0.3
 """Added to the variance of a projected Gaussian, in square pixels, so that none is smaller than a pixel."""
 
 
-class GaussiansConfig(FieldConfig):
+class BlobsConfig(FieldConfig):
     """3D Gaussians, split and removed during training (arXiv 2308.04079)."""
 
     has_normals: ClassVar[bool] = False
-    losses: ClassVar[dict[str, str]] = {"gaussian_size": "weight of the mean size of the Gaussians"}
+    losses: ClassVar[dict[str, str]] = {"blob_size": "weight of the mean size of the Gaussians"}
 
-    name: Literal["gaussians"] = "gaussians"
+    name: Literal["blobs"] = "blobs"
     radius: float = Field(1.0, gt=0, description="half the side of the object's cube, world units")
     count: int = Field(300, ge=1, description="initial number of Gaussians")
     max_count: int = Field(1000, ge=1, description="maximum number of Gaussians")
@@ -43,13 +44,13 @@ class GaussiansConfig(FieldConfig):
     lr_colours: Scheduled = Field(0.02, ge=0, description="learning rate of the colours")
 
 
-class Gaussians(Representation):
+class Blobs(Representation):
     """N Gaussians with means (N, 3), log_scales (N, 3), rotations (N, 4), opacity_logits (N, 1), features (N, 3)."""
 
     rasterised = True
     variable_shapes = (*PARAMETERS, "gradient_sum", "gradient_steps")
 
-    def __init__(self, options: GaussiansConfig, generator: torch.Generator | None = None) -> None:
+    def __init__(self, options: BlobsConfig, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.options, n = options, options.count
         directions = normalize(torch.randn(n, 3, generator=generator), dim=-1)
@@ -73,7 +74,7 @@ class Gaussians(Representation):
 
     def regularisers(self):
         """Return the mean size of the Gaussians, in world units."""
-        return {"gaussian_size": lambda render: self.log_scales.exp().mean()}
+        return {"blob_size": lambda render: self.log_scales.exp().mean()}
 
     # --- densification
 
@@ -172,4 +173,4 @@ class Gaussians(Representation):
         return projected @ projected.mT + BLUR * torch.eye(2, device=projected.device)
 
 
-register("representation", "gaussians", f"{__name__}:Gaussians", f"{__name__}:GaussiansConfig")
+register("representation", "blobs", f"{__name__}:Blobs", f"{__name__}:BlobsConfig")

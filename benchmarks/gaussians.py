@@ -1,0 +1,66 @@
+"""Time the rasteriser of 3D Gaussians, forward and backward to all parameters: numba kernels against PyTorch."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from threedgen.geometry.rigs import orbit
+from threedgen.representations import gaussians
+
+from .clock import Case, paired
+from .table import Row, Table
+
+SIZES = [(1000, 1, 64), (20_000, 4, 128)]
+"""Number of Gaussians, views, image size in pixels. The torch twin needs memory for all pairs: first size only."""
+RADIUS, OPACITY = 0.5, 0.1  # of the ball of Gaussians, whose standard deviation is half their mean spacing
+
+
+def table(rounds: int) -> Table:
+    """Return a row for each of SIZES and back ends, with the time per pair of a pixel and a Gaussian."""
+    rows: list[Row] = []
+    for count, views, size in SIZES:
+        at, inputs = orbit(views, 0.3, 2.6, math.radians(40), size, size), ball(count, views)
+        pairs = pairs_of(gaussians.project(*inputs, at))
+        backends = ["torch", "numba"] if (count, views, size) == SIZES[0] else ["numba"]
+        cases = {backend: Case(_pass(inputs, at, backend)) for backend in backends}
+        head: Row = {"Gaussians": count, "views": views, "pixels": size, "pairs": pairs}
+        for row in paired(cases, backends[0], rounds):
+            rows.append(head | row | {"ns per pair": 1e6 * float(str(row["median, ms"])) / pairs})
+    note = f"{rounds} interleaved rounds, {torch.get_num_threads()} threads; opacity {OPACITY}, all of a ball in view."
+    return Table("Rasterisation of 3D Gaussians, forward + backward", rows, [note])
+
+
+def ball(count: int, views: int) -> list[Tensor]:
+    """Return means, quaternions, scales, opacities and values of random Gaussians in a ball."""
+    rng = torch.Generator().manual_seed(0)
+    directions = torch.nn.functional.normalize(torch.randn(count, 3, generator=rng), dim=-1)
+    spacing = RADIUS * (4 / 3 * math.pi / count) ** (1 / 3)
+    parts = [
+        directions * RADIUS * torch.rand(count, 1, generator=rng) ** (1 / 3),
+        torch.randn(count, 4, generator=rng),
+        torch.full((count, 3), spacing / 2),
+        torch.full((count,), OPACITY),
+        torch.rand(views, count, gaussians.CHANNELS, generator=rng),
+    ]
+    return [part.requires_grad_() for part in parts]
+
+
+def pairs_of(splats: gaussians.Splats) -> int:
+    """Return the area in pixels of the ellipses of all splats in which alpha is at least the threshold."""
+    a, b, c = splats.conics.detach().unbind(-1)
+    reach = 2 * (splats.opacities.detach() / gaussians.ALPHA_THRESHOLD).clamp(min=1).log()
+    return int((math.pi * reach / (a * c - b * b).sqrt())[splats.extents[..., 0] > 0].sum())
+
+
+def _pass(inputs: list[Tensor], at: gaussians.Cameras, backend: str) -> Callable[[], None]:
+    shape = (len(at), at.height, at.width, gaussians.CHANNELS + 1)
+    grad = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+
+    def run() -> None:
+        for tensor in inputs:
+            tensor.grad = None
+        gaussians.composite(gaussians.project(*inputs, at), at.height, at.width, backend).backward(grad)
+
+    return run

@@ -1,0 +1,126 @@
+"""Rasterisation of 3D Gaussians: EWA projection (Zwicker et al. 2002), depth order, front-to-back compositing.
+
+The conventions are gsplat's: a Gaussian contributes to the pixels in which its alpha is at least ALPHA_THRESHOLD, alpha
+is at most MAX_ALPHA, and a pixel ends before its transmittance falls to TRANSMITTANCE_THRESHOLD.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from threedgen.geometry.cameras import Cameras
+from threedgen.representations.backends import load
+from threedgen.run.memory import to_device
+
+ALPHA_THRESHOLD, MAX_ALPHA, TRANSMITTANCE_THRESHOLD = 1 / 255, 0.99, 1e-4
+NEAR = 0.01  # minimum depth of visible Gaussians, world units
+CHANNELS = 5  # values per Gaussian: RGB, distance to the camera, squared distance
+MARGIN = 0.3  # part of the image size around the image in which the projection is linearised where a Gaussian is
+
+MODULES = {
+    "torch": "threedgen.representations.gaussians.torch_twin",
+    "numba": "threedgen.representations.gaussians.numba_kernels",
+    "gsplat": "threedgen.representations.gaussians.gsplat_backend",
+}
+"""Import path of each back end's module. All modules have the function composite."""
+
+
+class Splats(NamedTuple):
+    """N Gaussians projected onto the images of V cameras.
+
+    Attributes:
+        means: (V, N, 2) centres (x, y) in pixels.
+        conics: (V, N, 3) entries (0, 0), (0, 1) and (1, 1) of the inverse covariances, 1 / square pixel.
+        opacities: (V, N) in [0, 1].
+        values: (V, N, CHANNELS) values to composite.
+        depths: (V, N) depth along the viewing axis, world units.
+        extents: (V, N, 2) half width and height of the box in which alpha is at least ALPHA_THRESHOLD, pixels; 0 for
+            invisible Gaussians.
+    """
+
+    means: Tensor
+    conics: Tensor
+    opacities: Tensor
+    values: Tensor
+    depths: Tensor
+    extents: Tensor
+
+
+def composite(splats: Splats, height: int, width: int, backend: str = "auto") -> Tensor:
+    """Composite splats front to back; return (V, H, W, CHANNELS + 1): sums of weight * value, and the opacity."""
+    module = load(MODULES, backend, splats.means.device, splats.means.dtype)
+    image: Tensor = module.composite(splats, height, width)
+    return image
+
+
+def rotation_rows(quaternions: Tensor) -> list[list[Tensor]]:
+    """Return the entries (N,) of the rotation matrices of quaternions (N, 4) of any length, real part first."""
+    w, x, y, z = normalize(quaternions, dim=-1).unbind(-1)
+    return [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+    ]
+
+
+def project(
+    means: Tensor,
+    quaternions: Tensor,
+    scales: Tensor,
+    opacities: Tensor,
+    values: Tensor,
+    cameras: Cameras,
+    dilation: float = 0.3,
+) -> Splats:
+    """Project N Gaussians onto the images of V perspective cameras.
+
+    Args:
+        means, quaternions, scales, opacities: (N, 3), (N, 4), (N, 3) and (N,); scales are standard deviations in world
+            units along the axes that the quaternions rotate, opacities are in [0, 1].
+        values: (V, N, CHANNELS) values to composite.
+        dilation: variance that is added to the projected Gaussians, square pixels.
+    """
+    # entry by entry: products of many small matrices take ten times as long
+    c2w, K = (to_device(part, means.device).to(means.dtype) for part in (cameras.c2w, cameras.K))
+    turn = c2w[:, :3, :3].mT * c2w.new_tensor([[1.0], [-1.0], [-1.0]])  # x right, y down, z ahead
+    W = [[turn[:, i, j, None] for j in range(3)] for i in range(3)]
+    offset = [means[:, j] - c2w[:, j, 3, None] for j in range(3)]
+    x, y, z = (row[0] * offset[0] + row[1] * offset[1] + row[2] * offset[2] for row in W)
+    visible = z.detach() > NEAR
+    inverse = 1 / torch.where(visible, z, torch.ones_like(z))
+    (fx, skew, cx), (fy, cy) = (K[:, 0, k, None] for k in range(3)), (K[:, 1, k, None] for k in (1, 2))
+    u, v = x * inverse, y * inverse
+    pixels = torch.stack([fx * u + skew * v + cx, fy * v + cy], dim=-1)
+    right, left, low, high = (
+        (part + MARGIN * size / 2) / focal
+        for part, size, focal in (
+            (cameras.width - cx, cameras.width, fx),
+            (cx, cameras.width, fx),
+            (cameras.height - cy, cameras.height, fy),
+            (cy, cameras.height, fy),
+        )
+    )
+    u, v = torch.clamp(u, -left, right), torch.clamp(v, -high, low)
+    scale_x, scale_y = fx * inverse, fy * inverse
+    rotation, lengths = rotation_rows(quaternions), scales.unbind(-1)
+    axes = [[rotation[j][k] * lengths[k] for k in range(3)] for j in range(3)]
+    to_x = [scale_x * (W[0][j] - u * W[2][j]) for j in range(3)]
+    to_y = [scale_y * (W[1][j] - v * W[2][j]) for j in range(3)]
+    p, q = (
+        [side[0] * axes[0][k] + side[1] * axes[1][k] + side[2] * axes[2][k] for k in range(3)] for side in (to_x, to_y)
+    )
+    xx = p[0] * p[0] + p[1] * p[1] + p[2] * p[2] + dilation
+    xy = p[0] * q[0] + p[1] * q[1] + p[2] * q[2]
+    yy = q[0] * q[0] + q[1] * q[1] + q[2] * q[2] + dilation
+    factor = 1 / (xx * yy - xy * xy).clamp(min=1e-10)
+    conics = torch.stack([yy * factor, -xy * factor, xx * factor], dim=-1)
+    with torch.no_grad():
+        reach = 2 * (opacities / ALPHA_THRESHOLD).clamp(min=1).log() * visible
+        extents = torch.stack([(reach * xx).sqrt(), (reach * yy).sqrt()], dim=-1)
+        size = extents.new_tensor([cameras.width, cameras.height])
+        outside = ((pixels + extents < 0) | (pixels - extents > size)).any(dim=-1)
+        # an edge-on disc without dilation is a line, whose rounded covariance has no inverse
+        extents[outside | (reach <= 0) | (xx * yy <= xy * xy)] = 0
+    return Splats(pixels, conics, opacities.expand(len(cameras), -1), values, z.detach(), extents)

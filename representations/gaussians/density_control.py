@@ -1,0 +1,140 @@
+"""Density control of 3D Gaussians: clone, split and prune (Kerbl et al. 2023, section 5), or relocation and noise.
+
+The second is from Kheradmand et al. 2024, "3D Gaussian Splatting as Markov Chain Monte Carlo" (MCMC), arXiv 2404.09591.
+All random numbers are seeded with the step, so a resumed run makes the same changes.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from threedgen.representations.base import resize_parameter
+from threedgen.run.memory import to_device
+from threedgen.run.seeding import generator
+
+from . import rotation_rows
+
+if TYPE_CHECKING:
+    from .field import Gaussians
+
+PARAMETERS = ("means", "log_scales", "quaternions", "opacity_logits", "features")
+SPLIT = 1.6  # divisor of the standard deviations of a split Gaussian
+GROWTH = 1.05  # factor on the number of Gaussians per densification (MCMC)
+MAX_SHARES = 51  # largest number of Gaussians that share the opacity of one (MCMC)
+NOISE_OPACITY, NOISE_SHARPNESS = 0.005, 100.0
+"""Opacity at which a Gaussian has half of the noise, and steepness of the fall to none (MCMC)."""
+
+
+def after_step(field: Gaussians, step: int, optimizer: Optimizer) -> None:
+    """Change the number of Gaussians after training step `step`, in the module and the optimizer."""
+    o, done, total = field.options, step + 1, field.max_steps
+    if o.densify == "none" or total is None:
+        return
+    rng = generator(0, step, "density control")
+    first, last = (share * total for share in o.densify_range)
+    if o.densify == "mcmc":
+        _move(field, optimizer, rng)
+    if not first <= done <= last:
+        return
+    if done % o.interval == 0:
+        (_relocate if o.densify == "mcmc" else _divide)(field, optimizer, rng)
+    if o.densify == "adaptive" and o.reset_interval and done % o.reset_interval == 0:
+        reset_opacity(field, optimizer)
+
+
+def _replace(field: Gaussians, optimizer: Optimizer, kept: Tensor, added: dict[str, Tensor]) -> None:
+    # keep the rows `kept` (K,) with their moments, append others without moments, and start new sums of gradients
+    for name in PARAMETERS:
+        resize_parameter(field, name, optimizer, kept, added[name])
+    field.gradient_sum = field.means.new_zeros(len(field.means))
+    field.gradient_count = field.means.new_zeros(len(field.means))
+
+
+def _rows(field: Gaussians, index: Tensor) -> dict[str, Tensor]:
+    return {name: getattr(field, name).detach()[index] for name in PARAMETERS}
+
+
+def _rotations(field: Gaussians, index: Tensor | slice = slice(None)) -> Tensor:
+    # (K, 3, 3), from the axes of the Gaussians `index` to the world
+    return torch.stack([torch.stack(row, dim=-1) for row in rotation_rows(field.quaternions[index])], dim=-2)
+
+
+def _divide(field: Gaussians, optimizer: Optimizer, rng: torch.Generator) -> None:
+    # clone small Gaussians with a large mean gradient, split large ones, remove transparent ones
+    o, gradient = field.options, field.gradient_sum / field.gradient_count.clamp(min=1)
+    solid = field.opacity_logits.sigmoid() >= o.min_opacity
+    if not solid.any():
+        return
+    room = max(0, o.max_count - int(solid.sum()))
+    largest = torch.where(solid, gradient, -1).argsort(descending=True, stable=True)[:room]
+    grown = torch.zeros_like(solid)
+    grown[largest] = solid[largest] & (gradient[largest] > o.split_gradient)
+    small = field.log_scales.amax(dim=-1) <= math.log(max(o.clone_size * o.radius, 1e-30))
+    cloned, split = (grown & small).nonzero()[:, 0], (grown & ~small).nonzero()[:, 0]
+    halves = _rows(field, split.repeat(2))
+    noise = to_device(torch.randn(len(halves["means"]), 3, generator=rng), field.means.device)
+    offset = (noise * halves["log_scales"].exp())[:, None]
+    halves["means"] = halves["means"] + (_rotations(field, split.repeat(2)) * offset).sum(-1)
+    halves["log_scales"] = halves["log_scales"] - math.log(SPLIT)
+    copies = _rows(field, cloned)
+    kept = (solid & ~(grown & ~small)).nonzero()[:, 0]
+    _replace(field, optimizer, kept, {name: torch.cat([copies[name], halves[name]]) for name in PARAMETERS})
+
+
+def reset_opacity(field: Gaussians, optimizer: Optimizer) -> None:
+    """Reduce all opacities to at most twice the minimum, and forget their moments."""
+    limit = torch.tensor(2 * field.options.min_opacity).logit().item()
+    nothing = torch.zeros(0, dtype=torch.long, device=field.means.device)
+    resize_parameter(field, "opacity_logits", optimizer, nothing, field.opacity_logits.detach().clamp(max=limit))
+
+
+def _relocate(field: Gaussians, optimizer: Optimizer, rng: torch.Generator) -> None:
+    # move dead Gaussians to living ones, sampled by opacity, and add some: all at one place share its opacity
+    o, opacity = field.options, field.opacity_logits.sigmoid()
+    alive = opacity >= o.min_opacity
+    count = len(opacity)
+    new = min(o.max_count, math.ceil(GROWTH * count)) - int(alive.sum())
+    if new <= 0 or not alive.any():
+        return
+    sampled = to_device((opacity * alive).cpu().multinomial(new, replacement=True, generator=rng), opacity.device)
+    shares = torch.bincount(sampled, minlength=count) + 1
+    sources = (shares > 1).nonzero()[:, 0]
+    shared, factor = share_opacity(opacity[sources], shares[sources])
+    source_rows = _rows(field, sources)
+    source_rows["opacity_logits"] = shared.clamp(o.min_opacity, 1 - 1e-6).logit()
+    source_rows["log_scales"] = source_rows["log_scales"] + factor.log()[:, None]
+    position = torch.zeros_like(shares).index_copy(0, sources, torch.arange(len(sources), device=sources.device))
+    copies = torch.cat([torch.arange(len(sources), device=sources.device), position[sampled]])
+    kept = (alive & (shares == 1)).nonzero()[:, 0]
+    _replace(field, optimizer, kept, {name: rows[copies] for name, rows in source_rows.items()})
+
+
+def share_opacity(opacity: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
+    """Distribute the opacity of Gaussians (N,) over `shares` (N,) equal ones at the same place.
+
+    Returns the opacity (N,) of each, and the factor (N,) on the standard deviations with which they together look most
+    like the one (equation 9 of the MCMC paper, with the inner sums of binomial coefficients in closed form).
+    """
+    o, n = opacity.double()[:, None], shares.clamp(max=MAX_SHARES).double()[:, None]
+    each = 1 - (1 - o) ** (1 / n)
+    j = torch.arange(1, MAX_SHARES + 1, device=o.device, dtype=o.dtype)
+    log_binomial = torch.lgamma(n + 1) - torch.lgamma(j + 1) - torch.lgamma((n - j + 1).clamp(min=1))
+    terms = (-1) ** (j - 1) * log_binomial.exp() * each**j / j.sqrt()
+    total = torch.where(j <= n, terms, 0).sum(-1)
+    return each[:, 0].to(opacity), (o[:, 0] / total).to(opacity)
+
+
+def _move(field: Gaussians, optimizer: Optimizer, rng: torch.Generator) -> None:
+    # noise in the shape of each Gaussian, for transparent ones only (equation 8)
+    rate = next(g["lr"] for g in optimizer.param_groups if any(p is field.means for p in g["params"]))
+    fade = torch.sigmoid(NOISE_SHARPNESS * (NOISE_OPACITY - field.opacity_logits.sigmoid()))
+    noise = to_device(torch.randn(field.means.shape, generator=rng), field.means.device)
+    rotations, variances = _rotations(field), (2 * field.log_scales).exp()
+    local = (rotations * noise[:, :, None]).sum(-2)
+    shaped = (rotations * (variances * local)[:, None]).sum(-1)
+    field.means.add_(field.options.noise * rate * fade[:, None] * shaped)

@@ -1,0 +1,169 @@
+"""3D Gaussians as a representation: parameters, rendering, and training with density control."""
+
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from threedgen.geometry.cameras import Cameras
+from threedgen.representations.base import ParameterGroup, Regulariser, Render, Representation
+from threedgen.representations.options import GaussiansConfig
+from threedgen.representations.shading import ALBEDO, Material, Shading
+
+from . import composite, density_control, project
+from .density_control import PARAMETERS
+from .points import SH_0, Points, ball, points_of, read_points
+
+SH_1 = math.sqrt(3 / (4 * math.pi))  # factor of the spherical harmonics of degree 1
+MAX_FEATURE = 0.499 / SH_0  # keeps the mean colour in [0, 1], where the gradient is not zero
+MIN_SIZE = 1e-4  # smallest standard deviation, as a fraction of radius
+
+
+class ScreenPositions(NamedTuple):
+    """Positions (V, N, 2) of N Gaussians in V images of one render, in pixels, which keep their gradient.
+
+    `visible` (V, N) is False for Gaussians that no pixel shows; `half_size` (2,) is half the image size in pixels.
+    """
+
+    means: Tensor
+    visible: Tensor
+    half_size: Tensor
+
+
+class Gaussians(Representation):
+    """N anisotropic 3D Gaussians with colours from spherical harmonics (Kerbl et al. 2023, "3D Gaussian Splatting").
+
+    Parameters: means (N, 3) in world units; log_scales (N, 3), logarithms of the standard deviations; quaternions
+    (N, 4), real part first, of any length; opacity_logits (N,); features (N, K, 3), the spherical harmonics' RGB
+    coefficients, K = (sh_degree + 1)^2. The colour is 0.5 + their sum, clamped to [0, 1]; no material is applied.
+    The CPU generator `generator` initialises the Gaussians in a ball.
+    """
+
+    rasterised = True
+    variable_shapes = (*PARAMETERS, "gradient_sum", "gradient_count")
+    gradient_sum: Tensor  # (N,) sum of the lengths of the image position gradients since the last densification
+    gradient_count: Tensor  # (N,) number of views in that sum
+
+    def __init__(self, options: GaussiansConfig | None = None, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.options = o = options or GaussiansConfig()
+        self.max_steps: int | None = None
+        self.screen: list[ScreenPositions] = []
+        self.start(ball(o.count, o.sphere, generator))
+
+    @torch.no_grad()
+    def start(self, points: Points) -> None:
+        """Replace all Gaussians by round ones at points, of half their spacing and the initial opacity."""
+        o, n = self.options, len(points.positions)
+        low, high = self.size_limits
+        self.means = nn.Parameter(points.positions.float())
+        self.log_scales = nn.Parameter((0.5 * points.spacing).log().clamp(low, high)[:, None].repeat(1, 3))
+        self.quaternions = nn.Parameter(torch.tensor([1.0, 0.0, 0.0, 0.0]).repeat(n, 1))
+        self.opacity_logits = nn.Parameter(torch.full((n,), o.opacity).logit())
+        features = torch.zeros(n, (o.sh_degree + 1) ** 2, 3)
+        features[:, 0] = ((points.colours - 0.5) / SH_0).clamp(-MAX_FEATURE, MAX_FEATURE)
+        self.features = nn.Parameter(features)
+        self.register_buffer("gradient_sum", torch.zeros(n))
+        self.register_buffer("gradient_count", torch.zeros(n))
+
+    @property
+    def size_limits(self) -> tuple[float, float]:
+        """Logarithms of the smallest and the largest standard deviation, world units."""
+        o = self.options
+        return math.log(MIN_SIZE * o.radius), math.log(o.max_size * o.radius)
+
+    def init_from(self, other: Representation) -> None:
+        """Start at points on the surface of a trained representation `other`, or copy other Gaussians."""
+        if isinstance(other, Gaussians):
+            super().init_from(other)
+        else:
+            self.start(points_of(other, self.options.count, self.options.radius))
+
+    def init_from_file(self, path: Path) -> None:
+        """Start at the points of a point cloud or mesh file. Raises ConfigError."""
+        self.start(read_points(path, self.options.max_count, self.options.radius))
+
+    # --- training
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """Return a group for each parameter; their learning rates are options of this representation."""
+        keys = ("lr_means", "lr_scales", "lr_quaternions", "lr_opacities", "lr_colours")
+        named = zip(PARAMETERS, keys, strict=True)
+        return [ParameterGroup(key.removeprefix("lr_"), [getattr(self, name)], key) for name, key in named]
+
+    def regularisers(self) -> dict[str, Regulariser]:
+        """Return the mean opacity and the mean standard deviation (Kheradmand et al. 2024, section 3.5)."""
+        return {
+            "gaussian_opacity": lambda render: self.opacity_logits.sigmoid().mean(),
+            "gaussian_scale": lambda render: self.log_scales.exp().mean(),
+        }
+
+    def before_step(self, step: int, max_steps: int | None = None) -> None:
+        self.max_steps = max_steps
+        self.screen.clear()
+
+    @torch.no_grad()
+    def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
+        """Keep sizes and colours in range, then add and remove Gaussians (`density_control`)."""
+        self.log_scales.clamp_(*self.size_limits)
+        self.features[:, 0].clamp_(-MAX_FEATURE, MAX_FEATURE)
+        for means, visible, half_size in self.screen:
+            if means.grad is not None:
+                length = (means.grad * half_size * len(means)).norm(dim=-1)
+                self.gradient_sum += (length * visible).sum(0)
+                self.gradient_count += visible.sum(0)
+        self.screen.clear()
+        density_control.after_step(self, step, optimizer)
+
+    # --- rendering
+
+    def colours(self, directions: Tensor) -> Tensor:
+        """Return colours (V, N, 3) in [0, 1] for unit directions (V, N, 3) from the cameras to the Gaussians."""
+        total = 0.5 + SH_0 * self.features[:, 0]
+        if self.options.sh_degree:
+            x, y, z = (part[..., None] for part in directions.unbind(-1))
+            f = self.features
+            total = total + SH_1 * (-y * f[:, 1] + z * f[:, 2] - x * f[:, 3])
+        return total.clamp(0, 1).expand(directions.shape)
+
+    def render(
+        self,
+        cameras: Cameras,
+        background: nn.Module,
+        material: Material,
+        *,
+        generator: torch.Generator | None = None,
+        training: bool = False,
+        light: Tensor | None = None,
+        shading: Shading = ALBEDO,
+    ) -> Render:
+        cameras = cameras.to(self.means.device)
+        _, directions = (rays.reshape(-1, 3) for rays in cameras.rays())
+        background_rgb = background(directions, training=training, generator=generator)
+        with torch.autocast(self.means.device.type, enabled=False):
+            columns = self._columns(cameras).flatten(0, 2)
+        rgb_fg, depth, square, opacity = columns.split([3, 1, 1, 1], dim=-1)
+        return Render(
+            rgb=rgb_fg + background_rgb * (1 - opacity),
+            rgb_fg=rgb_fg,
+            background=background_rgb,
+            opacity=opacity,
+            depth=depth,
+            z_variance=square - depth**2 * (2 - opacity),  # sum of weight * (distance - depth)^2
+        )
+
+    def _columns(self, cameras: Cameras) -> Tensor:
+        # (V, H, W, 6): colour, distance, squared distance and opacity
+        offset = self.means - cameras.position[:, None]
+        distance = offset.norm(dim=-1, keepdim=True)
+        values = torch.cat([self.colours(normalize(offset, dim=-1)), distance, distance**2], dim=-1)
+        scales, opacities = self.log_scales.exp(), self.opacity_logits.sigmoid()
+        splats = project(self.means, self.quaternions, scales, opacities, values, cameras, self.options.dilation)
+        if splats.means.requires_grad:
+            splats.means.retain_grad()
+            half_size = splats.means.new_tensor([cameras.width / 2, cameras.height / 2])
+            self.screen.append(ScreenPositions(splats.means, splats.extents[..., 0] > 0, half_size))
+        return composite(splats, cameras.height, cameras.width, self.options.backend)

@@ -1,0 +1,99 @@
+"""Points with colours at which 3D Gaussians start: in a ball, from a file, or on another representation's surface."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import trimesh
+from scipy.spatial import cKDTree
+from torch import Tensor
+from torch.nn.functional import max_pool3d, normalize
+
+from threedgen.config import ConfigError
+from threedgen.representations.base import Representation
+from threedgen.run.seeding import generator
+
+NEIGHBOURS = 3  # the spacing of points is the mean distance to so many neighbours, as in 3D Gaussian Splatting
+GRID = 96  # grid points per axis on which the surface of a density is found
+COLOUR_NOISE = 0.02  # standard deviation of the initial colours around grey
+SH_0 = 0.28209479177387814  # spherical harmonic of degree 0: colours are 0.5 + SH_0 * f_dc
+
+
+class Points(NamedTuple):
+    """N points: positions (N, 3) in world units, sRGB colours (N, 3) in [0, 1], spacing (N,) to their neighbours."""
+
+    positions: Tensor
+    colours: Tensor
+    spacing: Tensor
+
+
+def with_spacing(positions: Tensor, colours: Tensor) -> Points:
+    """Return points with their measured spacing: the mean distance to up to NEIGHBOURS others."""
+    count = min(NEIGHBOURS, len(positions) - 1)
+    if count < 1:
+        return Points(positions, colours, torch.full((len(positions),), 0.05))
+    distances, _ = cKDTree(positions.numpy()).query(positions.numpy(), k=count + 1)
+    spacing = torch.from_numpy(distances[:, 1:].mean(axis=1)).float()
+    return Points(positions, colours, spacing.clamp(min=1e-7))
+
+
+def ball(count: int, radius: float, rng: torch.Generator | None = None) -> Points:
+    """Return random grey points in a ball around the origin. Their spacing is the mean one of the ball."""
+    directions = normalize(torch.randn(count, 3, generator=rng), dim=-1)
+    positions = directions * radius * torch.rand(count, 1, generator=rng) ** (1 / 3)
+    colours = 0.5 + COLOUR_NOISE * torch.randn(count, 3, generator=rng)
+    spacing = (4 / 3 * torch.pi * radius**3 / count) ** (1 / 3)
+    return Points(positions, colours.clamp(0, 1), torch.full((count,), spacing))
+
+
+def read_points(path: Path, max_count: int, radius: float) -> Points:
+    """Read the points of a point cloud, mesh or Gaussian splatting file; of more than `max_count`, a random subset.
+
+    Raises ConfigError if the file cannot be read, has no points, or points outside of `radius`.
+    """
+    try:
+        found: Any = trimesh.load(path)
+        cloud: Any = found.to_geometry() if isinstance(found, trimesh.Scene) else found
+        positions = torch.from_numpy(np.asarray(cloud.vertices, np.float32)).clone()
+    except Exception as error:  # trimesh raises errors of many classes
+        raise ConfigError(f"{path} cannot be read as a point cloud: {error}", "start", str(path)) from error
+    far = float(positions.norm(dim=-1).max()) if len(positions) else 0.0
+    if not len(positions) or not far <= radius:
+        problem = f"has points up to {far:.3g} from the origin. Set field.radius and march.radius to {1.1 * far:.2g}"
+        raise ConfigError(problem if len(positions) else "has no points", "start", str(path))
+    raw = cloud.metadata.get("_ply_raw", {}).get("vertex", {}).get("data", {})
+    if "f_dc_0" in (getattr(raw, "dtype", None) and raw.dtype.names or raw):
+        colours = 0.5 + SH_0 * np.stack([np.asarray(raw[f"f_dc_{k}"]).reshape(-1) for k in range(3)], axis=1)
+    else:
+        stored = getattr(cloud.visual, "vertex_colors", np.empty(0))
+        colours = (
+            np.asarray(stored)[:, :3] / 255 if len(stored) == len(positions) else np.full((len(positions), 3), 0.5)
+        )
+    rng = generator(0, 0, "points")
+    index = torch.randperm(len(positions), generator=rng)[:max_count] if len(positions) > max_count else slice(None)
+    return with_spacing(positions[index], torch.from_numpy(colours).float().clamp(0, 1)[index])
+
+
+@torch.no_grad()
+def points_of(field: Representation, count: int, radius: float) -> Points:
+    """Sample points on the surface of a mesh or field, with the colours there. Raises ConfigError if it is empty."""
+    rng, mesh = generator(0, 0, "points"), getattr(field, "mesh", None)
+    if mesh is not None:
+        vertices, faces = mesh()
+        if not len(faces):
+            raise ConfigError("the mesh of the previous run is empty. Train it longer", "start")
+        sampled, _ = trimesh.sample.sample_surface(trimesh.Trimesh(vertices, faces, process=False), count, seed=0)
+        positions = torch.from_numpy(np.asarray(sampled, np.float32))
+    else:
+        axis, cell = torch.linspace(-radius, radius, GRID), 2 * radius / (GRID - 1)
+        grid = torch.cartesian_prod(axis, axis, axis)
+        density = torch.cat([field.density(part).float() for part in grid.split(1 << 16)])
+        alpha = (1 - torch.exp(-cell * density)).view(1, 1, GRID, GRID, GRID)
+        surface = (alpha + max_pool3d(-alpha, 3, stride=1, padding=1)).clamp(min=0)  # above the least of its neighbours
+        if not surface.sum() > 0:
+            raise ConfigError("the field of the previous run is empty. Train it longer", "start")
+        chosen = surface.flatten().cpu().multinomial(count, replacement=True, generator=rng)
+        positions = grid[chosen] + cell * (torch.rand(count, 3, generator=rng) - 0.5)
+    colours = torch.cat([field(part)[1][:, :3].sigmoid().float() for part in positions.split(1 << 16)])
+    return with_spacing(positions, colours)
