@@ -17,6 +17,7 @@ from threedgen.run.seeding import generator
 NEIGHBOURS = 3  # the spacing of points is the mean distance to so many neighbours, as in 3D Gaussian Splatting
 GRID = 96  # grid points per axis on which the surface of a density is found
 COLOUR_NOISE = 0.02  # standard deviation of the initial colours around grey
+PLY_AXES = np.array([[0.0, -1, 0], [0, 0, -1], [1, 0, 0]])  # world (z up, front x) to splat files (y down, front z)
 SH_0 = 0.28209479177387814  # spherical harmonic of degree 0: colours are 0.5 + SH_0 * f_dc
 
 
@@ -58,12 +59,15 @@ def read_points(path: Path, max_count: int, radius: float) -> Points:
         positions = torch.from_numpy(np.asarray(cloud.vertices, np.float32)).clone()
     except Exception as error:  # trimesh raises errors of many classes
         raise ConfigError(f"{path} cannot be read as a point cloud: {error}", "start", str(path)) from error
+    raw = cloud.metadata.get("_ply_raw", {}).get("vertex", {}).get("data", {})
+    splats = "f_dc_0" in (getattr(raw, "dtype", None) and raw.dtype.names or raw)
+    if splats:
+        positions = positions @ torch.from_numpy(PLY_AXES).float()
     far = float(positions.norm(dim=-1).max()) if len(positions) else 0.0
     if not len(positions) or not far <= radius:
         problem = f"has points up to {far:.3g} from the origin. Set field.radius and march.radius to {1.1 * far:.2g}"
         raise ConfigError(problem if len(positions) else "has no points", "start", str(path))
-    raw = cloud.metadata.get("_ply_raw", {}).get("vertex", {}).get("data", {})
-    if "f_dc_0" in (getattr(raw, "dtype", None) and raw.dtype.names or raw):
+    if splats:
         colours = 0.5 + SH_0 * np.stack([np.asarray(raw[f"f_dc_{k}"]).reshape(-1) for k in range(3)], axis=1)
     else:
         stored = getattr(cloud.visual, "vertex_colors", np.empty(0))

@@ -131,11 +131,13 @@ representation  gaussians  representations.gaussians.field:Gaussians  representa
 encoding  hashgrid   representations.hashgrid.encoding:HashGrid   representations.options:HashGridConfig
 material  none     representations.shading:Material         representations.options:MaterialConfig
 material  diffuse  representations.shading:DiffuseMaterial  representations.options:DiffuseMaterialConfig
+# further files of a run: (system, folder) -> entries for summary.json
+exporter  splats  export.files.splats:write  config:Config
 background  solid   representations.field.background:SolidBackground   representations.options:SolidBackgroundConfig
 background  neural  representations.field.background:NeuralBackground  representations.options:NeuralBackgroundConfig
 """
 
-TABLE: dict[str, dict[str, Entry]] = {"exporter": {}, "metric": {}}  # kinds without built-in components
+TABLE: dict[str, dict[str, Entry]] = {"metric": {}}  # kinds without built-in components
 """Nested dict: kind -> name -> `Entry`."""
 
 

@@ -203,7 +203,13 @@ def whole_and_resumed(tmp_path: Path, field: dict[str, Any], stop: int) -> tuple
 def test_killed_run_resumes_with_the_same_bytes(densify: str, tmp_path: Path) -> None:
     """Across a clone, a prune and an opacity reset, or relocations, before and after the kill."""
     field = {"name": "gaussians", "count": 40, "max_count": 200, "interval": 2, "split_gradient": 1e-12}
-    field |= {"densify": densify, "densify_range": [0, 1], "reset_interval": 3, "lr_opacities": 0.5, "min_opacity": 0.09}
+    field |= {
+        "densify": densify,
+        "densify_range": [0, 1],
+        "reset_interval": 3,
+        "lr_opacities": 0.5,
+        "min_opacity": 0.09,
+    }
     whole, half, resumed = whole_and_resumed(tmp_path, field, stop=4)
     counts = [len(state["field.means"]) for state in (half, whole)]
     assert counts[0] != 40 and counts[1] != counts[0]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from threedgen.export.files.splats import Splats
 from threedgen.export.shape.mesh import Mesh, TexturedMesh
 from threedgen.geometry.images import to_linear
 from threedgen.run.arrays import Array
@@ -21,7 +22,8 @@ from threedgen.run.disk import Tree, write_atomic
 
 _COMPONENTS = {"<f4": 5126, "<u2": 5123, "<u4": 5125}
 _VERTICES, _INDICES = 34962, 34963
-UNLIT = "KHR_materials_unlit"
+UNLIT, SPLATS = "KHR_materials_unlit", "KHR_gaussian_splatting"
+GLTF_AXES = np.array([[0.0, 1, 0], [0, 0, 1], [1, 0, 0]])  # rotation of `to_gltf_axes`
 _LINEAR, _LINEAR_MIPMAP_LINEAR, _CLAMP = 9729, 9987, 33071
 
 
@@ -50,11 +52,13 @@ class _Buffer:
     def add(self, array: Array, **fields: object) -> int:
         """Append an array. Return the index of the new glTF accessor of it, which has the further keys `fields`.
 
-        The array is a vertex attribute (V, 2), (V, 3) or (V, 4), or the indices (3 F,) of F triangles.
+        The array is a vertex attribute, float (V,), (V, 2), (V, 3) or (V, 4), or the indices (3 F,) of F triangles.
         """
         flat = array.ndim == 1
         accessor = {
-            "bufferView": self.blob(array.tobytes(), target=_INDICES if flat else _VERTICES),
+            "bufferView": self.blob(
+                array.tobytes(), target=_INDICES if flat and array.dtype.kind == "u" else _VERTICES
+            ),
             "componentType": _COMPONENTS[array.dtype.str],
             "count": len(array),
             "type": "SCALAR" if flat else f"VEC{array.shape[1]}",
@@ -139,6 +143,29 @@ def plain_glb_bytes(parts: dict[str, tuple[Array, Array]], gltf_extras: Tree | N
     buffer = _Buffer()
     meshes = [_mesh(buffer, name, {"POSITION": buffer.positions(x)}, faces) for name, (x, faces) in parts.items()]
     return _pack(buffer, meshes, gltf_extras)
+
+
+def splat_glb_bytes(splats: Splats, name: str = "splats", gltf_extras: Tree | None = None) -> bytes:
+    """Return the bytes of a GLB with 3D Gaussians by the extension KHR_gaussian_splatting, without compression.
+
+    Viewers without the extension show coloured points. `name` is the name of the glTF mesh and node. `gltf_extras` is
+    JSON data for the glTF `extras`.
+    """
+    buffer, turned = _Buffer(), splats.rotated(GLTF_AXES)
+    linear = np.column_stack([to_linear(np.clip(splats.colours, 0, 1)), splats.opacities])
+    attributes = {
+        "POSITION": buffer.positions(splats.means),
+        "COLOR_0": buffer.add(np.round(linear * 65535).astype("<u2"), normalized=True),
+        f"{SPLATS}:ROTATION": buffer.add(turned.quaternions[:, [1, 2, 3, 0]].astype("<f4")),
+        f"{SPLATS}:SCALE": buffer.add(turned.scales.astype("<f4")),
+        f"{SPLATS}:OPACITY": buffer.add(turned.opacities.astype("<f4")),
+    }
+    for k, coefficients in enumerate(np.moveaxis(turned.harmonics, 1, 0)):
+        key = f"{SPLATS}:SH_DEGREE_{min(k, 1)}_COEF_{max(k - 1, 0)}"
+        attributes[key] = buffer.add(np.ascontiguousarray(coefficients).astype("<f4"))
+    extension = {SPLATS: {"kernel": "ellipse", "colorSpace": "srgb_rec709_display"}}
+    primitive = {"attributes": attributes, "mode": 0, "extensions": extension}
+    return _pack(buffer, [{"name": name, "primitives": [primitive]}], gltf_extras, extensionsUsed=[SPLATS])
 
 
 def _mesh(buffer: _Buffer, name: str, attributes: dict[str, int], faces: Array, **fields: object) -> Tree:

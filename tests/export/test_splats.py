@@ -1,0 +1,134 @@
+"""Files with 3D Gaussians: rotation, PLY, glTF with KHR_gaussian_splatting, and the way back from a PLY file."""
+
+import json
+import struct
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+
+from tests.support.errors import refused
+from threedgen.export.files.glb import GLTF_AXES, splat_glb_bytes, to_gltf_axes, validate
+from threedgen.export.files.splats import Splats, ply_bytes, write
+from threedgen.geometry.cameras import Cameras
+from threedgen.geometry.images import to_linear
+from threedgen.representations.field.background import SolidBackground
+from threedgen.representations.gaussians.field import Gaussians
+from threedgen.representations.options import GaussiansConfig
+from threedgen.representations.shading import Material
+from threedgen.testing import CAMERAS, seeded
+
+
+@pytest.fixture(scope="module", params=[0, 1])
+def field(request: pytest.FixtureRequest) -> Gaussians:
+    """Return Gaussians of different shapes, directions and colours."""
+    made = Gaussians(GaussiansConfig(count=30, sh_degree=request.param, opacity=0.6), seeded(0))
+    rng = seeded(1)
+    for name, amount in (("log_scales", 0.5), ("quaternions", 1.0), ("features", 0.3), ("opacity_logits", 1.0)):
+        parameter = getattr(made, name)
+        parameter.data += amount * torch.randn(parameter.shape, generator=rng)
+    return made
+
+
+def gltf(data: bytes) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return the JSON and the attributes of the only primitive of a GLB file."""
+    length = struct.unpack("<I", data[12:16])[0]
+    tree, blob = json.loads(data[20 : 20 + length]), data[28 + length :]
+    found = {}
+    for name, index in tree["meshes"][0]["primitives"][0]["attributes"].items():
+        accessor = tree["accessors"][index]
+        view = tree["bufferViews"][accessor["bufferView"]]
+        columns = {"SCALAR": 1, "VEC3": 3, "VEC4": 4}[accessor["type"]]
+        dtype = {5126: "<f4", 5123: "<u2"}[accessor["componentType"]]
+        raw = np.frombuffer(blob, dtype, accessor["count"] * columns, view["byteOffset"])
+        found[name] = raw.reshape(accessor["count"], columns)
+    return tree, found
+
+
+def of_splats(splats: Splats) -> Gaussians:
+    """Return a representation with these Gaussians."""
+    made = Gaussians(GaussiansConfig(count=30, sh_degree=int(splats.harmonics.shape[1] > 1)), seeded(0))
+    with torch.no_grad():
+        made.means[:], made.quaternions[:] = torch.from_numpy(splats.means), torch.from_numpy(splats.quaternions)
+        made.log_scales[:], made.features[:] = torch.from_numpy(splats.scales).log(), torch.from_numpy(splats.harmonics)
+        made.opacity_logits[:] = torch.from_numpy(splats.opacities).logit()
+    return made
+
+
+def image(field: Gaussians, cameras: Cameras) -> torch.Tensor:
+    with torch.no_grad():
+        return field.render(cameras, SolidBackground(), Material()).rgb
+
+
+def test_rotated_gaussians_look_the_same_from_rotated_cameras(field: Gaussians) -> None:
+    turned = of_splats(Splats.of(field).rotated(GLTF_AXES))
+    c2w = CAMERAS.c2w.clone()
+    c2w[:, :3] = torch.from_numpy(GLTF_AXES).float() @ c2w[:, :3]
+    rotated = Cameras(c2w, CAMERAS.projection, CAMERAS.height, CAMERAS.width)
+    torch.testing.assert_close(image(turned, rotated), image(field, CAMERAS), atol=1e-4, rtol=1e-4)
+
+
+def test_glb_has_the_attributes_of_the_extension(field: Gaussians) -> None:
+    splats = Splats.of(field)
+    data = splat_glb_bytes(splats, "gaussians", {"prompt": "a ball"})
+    tree, attributes = gltf(data)
+    primitive = tree["meshes"][0]["primitives"][0]
+    assert tree["extensionsUsed"] == ["KHR_gaussian_splatting"] and "extensionsRequired" not in tree
+    assert primitive["mode"] == 0 and "indices" not in primitive
+    options = primitive["extensions"]["KHR_gaussian_splatting"]
+    assert options == {"kernel": "ellipse", "colorSpace": "srgb_rec709_display"}
+    names = ["ROTATION", "SCALE", "OPACITY", "SH_DEGREE_0_COEF_0"]
+    names += [f"SH_DEGREE_1_COEF_{k}" for k in range(3)] if field.options.sh_degree else []
+    assert attributes.keys() == {"POSITION", "COLOR_0", *(f"KHR_gaussian_splatting:{name}" for name in names)}
+    found = {name.rpartition(":")[2]: values for name, values in attributes.items()}
+    np.testing.assert_array_equal(found["POSITION"], to_gltf_axes(splats.means))
+    np.testing.assert_allclose(found["SCALE"], splats.scales, rtol=1e-6)
+    np.testing.assert_allclose(found["OPACITY"][:, 0], splats.opacities, rtol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(found["ROTATION"], axis=1), 1, rtol=1e-5)
+    colours = np.clip(splats.colours, 0, 1)
+    np.testing.assert_allclose(found["COLOR_0"][:, :3] / 65535, to_linear(colours), atol=1e-5)
+    harmonics = np.stack([found[name] for name in names[3:]], axis=1)
+    back = Splats(found["POSITION"], found["ROTATION"][:, [3, 0, 1, 2]], found["SCALE"], splats.opacities, harmonics)
+    back = back.rotated(GLTF_AXES.T)
+    for name in ("means", "scales", "harmonics"):
+        np.testing.assert_allclose(getattr(back, name), getattr(splats, name), atol=1e-5)
+    findings, _ = validate({"gaussians.glb": data})
+    assert not [found for part in findings.values() for found in part if found.startswith("error")]
+
+
+def test_ply_has_the_properties_of_3d_gaussian_splatting(field: Gaussians, tmp_path: Path) -> None:
+    splats = Splats.of(field)
+    (tmp_path / "gaussians.ply").write_bytes(ply_bytes(splats))
+    rest = 9 * field.options.sh_degree
+    names = ["x", "y", "z", "nx", "ny", "nz", *(f"f_dc_{k}" for k in range(3)), *(f"f_rest_{k}" for k in range(rest))]
+    names += ["opacity", *(f"scale_{k}" for k in range(3)), *(f"rot_{k}" for k in range(4))]
+    head, _, body = (tmp_path / "gaussians.ply").read_bytes().partition(b"end_header\n")
+    assert [line.split()[-1] for line in head.decode().splitlines() if "property float" in line] == names
+    table = dict(zip(names, np.frombuffer(body, "<f4").reshape(30, len(names)).T, strict=True))
+    x, y, z = splats.means.T
+    np.testing.assert_allclose(np.stack([table[k] for k in "xyz"]), np.stack([-y, -z, x]), rtol=1e-6)
+    np.testing.assert_allclose(table["opacity"], field.opacity_logits.detach().numpy(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(table["scale_1"], field.log_scales.detach().numpy()[:, 1], rtol=1e-5)
+    np.testing.assert_allclose(table["f_dc_2"], splats.harmonics[:, 0, 2], rtol=1e-6)
+    if rest:  # coefficients of red first: -y, z, -x in the axes of the file
+        np.testing.assert_allclose(table["f_rest_1"], splats.harmonics[:, 3, 0] * -1, rtol=1e-5, atol=1e-6)
+    assert len(trimesh.load(tmp_path / "gaussians.ply").vertices) == 30  # type: ignore[union-attr]
+
+
+def test_exported_ply_starts_another_run(field: Gaussians, tmp_path: Path) -> None:
+    (tmp_path / "gaussians.ply").write_bytes(ply_bytes(Splats.of(field)))
+    made = Gaussians(GaussiansConfig(count=5), seeded(2))
+    made.init_from_file(tmp_path / "gaussians.ply")
+    torch.testing.assert_close(made.means.detach(), field.means.detach())
+    expected = (0.5 + 0.28209479 * field.features[:, 0]).detach().clamp(0.001, 0.999)
+    torch.testing.assert_close(made.colours(torch.zeros(1, 30, 3))[0].detach(), expected)
+
+
+def test_other_representations_are_refused(tmp_path: Path) -> None:
+    system = SimpleNamespace(field=torch.nn.Identity(), config=SimpleNamespace(field=SimpleNamespace(name="ngp")))
+    with refused("result.exporters", "ngp"):
+        write(system, tmp_path)
