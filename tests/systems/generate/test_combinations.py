@@ -30,6 +30,8 @@ def words(prior: str, distillation: str, field: str) -> list[str]:
 
 
 def paint(field: str) -> list[str]:
+    if field == "gaussians":
+        return ["field.count=60", "field.opacity=0.6"]
     dense = ["field.density_blob_scale=20"] * (field == "ngp") + ["field.resolution=10"] * (field == "dmtet")
     return [*small_field("field.paint" if field == "dmtet" else "field"), *dense]
 
@@ -47,7 +49,10 @@ def test_every_combination_has_the_values_of_its_names() -> None:
     for prior, distillation, field in itertools.product(*map(registry.names, names)):
         made = load("mvdream-toybox", words(prior, distillation, field))
         assert (made.prior.name, made.distillation.name, made.field.name) == (prior, distillation, field)
-        assert made.field.volume.encoding.n_levels == 10 and made.field.volume.width == 32
+        if field == "gaussians":
+            assert made.field.densify == "mcmc" and made.result.exporters == ("splats",)
+        else:
+            assert made.field.volume.encoding.n_levels == 10 and made.field.volume.width == 32
         assert made.distillation.guidance_scale == SCALES[distillation]
         assert (made.loss.eikonal > 0) == (field == "sdf") and (made.loss.normal_consistency > 0) == (field == "dmtet")
 

@@ -1,4 +1,4 @@
-"""3D Gaussians as files: gaussians.ply in the format of 3D Gaussian Splatting, gaussians.glb by KHR_gaussian_splatting."""
+"""3D Gaussians as files: gaussians.ply as in 3D Gaussian Splatting, gaussians.glb with KHR_gaussian_splatting."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -59,7 +59,7 @@ class Splats:
 
 
 def ply_bytes(splats: Splats) -> bytes:
-    """Return the bytes of a PLY file as the reference implementation of 3D Gaussian Splatting writes it, with y down."""
+    """Return the bytes of a PLY file as the reference code of 3D Gaussian Splatting writes it, with y down."""
     turned = splats.rotated(PLY_AXES)
     opacity = np.clip(turned.opacities.astype(np.float64), 1e-7, 1 - 1e-7)
     rest = turned.harmonics[:, 1:].transpose(0, 2, 1).reshape(len(turned.means), -1)  # all of red, green, blue
