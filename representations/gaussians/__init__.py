@@ -84,7 +84,8 @@ def project(
     """
     # entry by entry: products of many small matrices take ten times as long
     c2w, K = (to_device(part, means.device).to(means.dtype) for part in (cameras.c2w, cameras.K))
-    turn = c2w[:, :3, :3].mT * c2w.new_tensor([[1.0], [-1.0], [-1.0]])  # x right, y down, z ahead
+    axes = to_device(torch.tensor([[1.0], [-1.0], [-1.0]]), means.device)  # x right, y down, z ahead
+    turn = c2w[:, :3, :3].mT * axes
     W = [[turn[:, i, j, None] for j in range(3)] for i in range(3)]
     offset = [means[:, j] - c2w[:, j, 3, None] for j in range(3)]
     x, y, z = (row[0] * offset[0] + row[1] * offset[1] + row[2] * offset[2] for row in W)
@@ -119,8 +120,8 @@ def project(
     with torch.no_grad():
         reach = 2 * (opacities / ALPHA_THRESHOLD).clamp(min=1).log() * visible
         extents = torch.stack([(reach * xx).sqrt(), (reach * yy).sqrt()], dim=-1)
-        size = extents.new_tensor([cameras.width, cameras.height])
+        size = to_device(torch.tensor([cameras.width, cameras.height]), means.device)
         outside = ((pixels + extents < 0) | (pixels - extents > size)).any(dim=-1)
         # an edge-on disc without dilation is a line, whose rounded covariance has no inverse
-        extents[outside | (reach <= 0) | (xx * yy <= xy * xy)] = 0
+        extents = extents * (~outside & (reach > 0) & (xx * yy > xy * xy))[..., None]
     return Splats(pixels, conics, opacities.expand(len(cameras), -1), values, z.detach(), extents)

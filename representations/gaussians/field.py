@@ -12,6 +12,7 @@ from threedgen.geometry.cameras import Cameras
 from threedgen.representations.base import ParameterGroup, Regulariser, Render, Representation
 from threedgen.representations.options import GaussiansConfig
 from threedgen.representations.shading import ALBEDO, Material, Shading
+from threedgen.run.memory import to_device
 
 from . import composite, density_control, project
 from .density_control import PARAMETERS
@@ -164,6 +165,6 @@ class Gaussians(Representation):
         splats = project(self.means, self.quaternions, scales, opacities, values, cameras, self.options.dilation)
         if splats.means.requires_grad:
             splats.means.retain_grad()
-            half_size = splats.means.new_tensor([cameras.width / 2, cameras.height / 2])
+            half_size = to_device(torch.tensor([cameras.width / 2, cameras.height / 2]), self.means.device)
             self.screen.append(ScreenPositions(splats.means, splats.extents[..., 0] > 0, half_size))
         return composite(splats, cameras.height, cameras.width, self.options.backend)

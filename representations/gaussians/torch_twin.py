@@ -12,13 +12,13 @@ def composite(splats: Splats, height: int, width: int) -> Tensor:
     images = []
     for k in range(len(means)):
         order = splats.depths[k].argsort(stable=True)
-        order = order[splats.extents[k, order, 0] > 0]
         x, y = means[k, order].unbind(-1)
         a, b, c = splats.conics[k, order].unbind(-1)
         dx, dy = columns[:, None] - x, (rows[:, None] - y)[:, None]
         sigma = 0.5 * (a * dx**2 + c * dy**2) + b * dx * dy  # (H, W, N)
         alpha = (splats.opacities[k, order] * torch.exp(-sigma)).clamp(max=MAX_ALPHA)
-        alpha = torch.where(alpha >= ALPHA_THRESHOLD, alpha, torch.zeros_like(alpha))
+        used = (alpha >= ALPHA_THRESHOLD) & (splats.extents[k, order, 0] > 0)
+        alpha = torch.where(used, alpha, torch.zeros_like(alpha))
         after = (1 - alpha).cumprod(dim=-1)
         alpha = alpha * (after > TRANSMITTANCE_THRESHOLD)
         after = (1 - alpha).cumprod(dim=-1)

@@ -32,6 +32,7 @@ MESH = [*SMALL, *small_field("field.paint", LEVELS), "size=12", "field.resolutio
 VSD = [*MESH, *small_field("stages.field.field", LEVELS), "stages.field.size=12"]
 VSD += ["stages.field.camera.distance_range=[1.5,1.6]"]
 COARSE = [*MESH, *small_field("stages.coarse.field", LEVELS), "stages.coarse.size=12"]
+GAUSSIANS = [*SMALL, "field.count=60", "size=12", "scenes_per_step=1"]
 Case = tuple[str, list[str], list[int], int]
 STEPS: dict[str, Case] = {
     "mvdream-sd21": ("toybox", [*MVDREAM], [0, 1, 2], 3),
@@ -49,6 +50,10 @@ STEPS: dict[str, Case] = {
     "prolificdreamer-sd": ("sd", VSD, [0, 6], 24),
     "magic3d-if-sd, coarse": ("if", COARSE, [0, 6], 3),
     "magic3d-if-sd": ("sd", COARSE, [0, 6], 24),
+    "dreamgaussian-sd21, coarse": ("sd", [*GAUSSIANS, "stages.coarse.size=12"], [0, 6], 3),
+    "dreamgaussian-sd21": ("sd", GAUSSIANS, [0, 6], 3),
+    "luciddreamer-sd21": ("sd", GAUSSIANS, [0, 6], 3),
+    "mvdream-gaussians-sd21": ("toybox", GAUSSIANS, [0, 6], 3),
 }
 """Name (config, stage or note) -> weights, words, steps of which the last is counted, number of synchronisations."""
 TINY_OBJECTS, TRAINER = "objects={name: toybox, count: 4}", ["threads=1", "trainer.accelerator=cpu"]

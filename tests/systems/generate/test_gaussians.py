@@ -19,7 +19,7 @@ from threedgen.run.metrics import read_summary
 
 FEW = ["field.count=60", "field.max_count=90", "field.interval=4", "field.opacity=0.6", "size=12", "preview.steps=2"]
 WORDS = [*SMALL, *FEW, "trainer.max_steps=20", "trainer.precision=32-true"]
-STAGE = ["stages.geometry.trainer.max_steps=20", "stages.geometry.size=12", "stages.geometry.field.lr_means=0.001"]
+STAGE = ["stages.coarse.trainer.max_steps=20", "stages.coarse.size=12", "stages.coarse.field.lr_means=0.001"]
 
 
 def run(place: Path, *words: str) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def test_config_runs_to_splats_and_a_mesh(name: str, more: list[str], tmp_path: 
     assert summary["gaussians"] == count == len(trimesh.load(tmp_path / "run" / "gaussians.ply").vertices)  # type: ignore[union-attr]
     assert (tmp_path / "run" / "gaussians.glb").stat().st_size > 100
     if name == "dreamgaussian-sd21":  # the second stage changes nothing but colours
-        before = weights(tmp_path / "run" / "stages" / "geometry")
+        before = weights(tmp_path / "run" / "stages" / "coarse")
         same = {key for key in made if key.startswith("field.") and bool((made[key] == before[key]).all())}
         assert {"field.means", "field.log_scales", "field.quaternions", "field.opacity_logits"} <= same
         assert "field.features" not in same
@@ -61,7 +61,7 @@ def test_each_config_names_one_prior_and_its_loss() -> None:
         made = load(name, ["prompt=a"])
         assert made.field.name == "gaussians" and made.distillation.name == loss
         assert made.trainer.precision == "32-true", "a loss scale would change the threshold of the densification"
-    assert load("dreamgaussian-sd21", ["prompt=a"]).stage("geometry").distillation.name == "sds"
+    assert load("dreamgaussian-sd21", ["prompt=a"]).stage("coarse").distillation.name == "sds"
 
 
 @unix
