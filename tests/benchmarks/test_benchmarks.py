@@ -17,6 +17,7 @@ from benchmarks import (
     clock,
     export,
     export_asset,
+    gaussians,
     gpu_networks,
     hashgrid,
     here,
@@ -85,6 +86,13 @@ def test_table_text_is_aligned_markdown() -> None:
     assert Table("Speed", rows, ["So."]).text().splitlines() == ["## Speed", "", *lines, "", "So."]
 
 
+def test_gaussians_table_counts_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gaussians, "SIZES", [(30, 2, 16)])
+    torch_row, numba_row = gaussians.table(1).rows
+    assert (torch_row["case"], numba_row["case"]) == ("torch", "numba") and torch_row["Gaussians"] == 30
+    assert numba_row["pairs"] > 30 and numba_row["ns per pair"] == 1e6 * numba_row["median, ms"] / numba_row["pairs"]
+
+
 def test_command_prints_hashgrid_table_and_writes_json(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,7 +109,7 @@ def test_command_prints_hashgrid_table_and_writes_json(
 @pytest.mark.parametrize(
     ("args", "parts"),
     [
-        (["hashgird"], ["'hashgird'", "hashgrid, step"]),
+        (["hashgird"], ["'hashgird'", "hashgrid, gaussians"]),
         (["hashgrid", "--rounds", "0"], ["--rounds is 0"]),
         (["hashgrid", "--grid", "513"], ["--grid is 513", "64", "512"]),
     ],
