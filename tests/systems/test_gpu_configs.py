@@ -20,6 +20,7 @@ SYNCS = {
     "on_before_optimizer_step: copy to the host",  # loss and gradients, for the guard against NaN
     "ends: copy to the host",  # rays of each chunk, if the render is chunked
     "_roughness: nonzero",  # rays that hit the object
+    "inversion_timesteps: _local_scalar_dense",  # number of inversion steps
     # DMTet: sizes of the mesh and of its outline, and the mesh itself for the rasteriser on the CPU
     *(f"marching_tetrahedra: {operator}" for operator in ("nonzero", "_unique2", "index")),
     *("<genexpr>: copy to the host", "surface_points: nonzero", "_outline: _unique2", "_outline: nonzero"),
