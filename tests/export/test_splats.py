@@ -3,7 +3,6 @@
 import json
 import struct
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,9 +10,8 @@ import pytest
 import torch
 import trimesh
 
-from tests.support.errors import refused
 from threedgen.export.files.glb import GLTF_AXES, splat_glb_bytes, to_gltf_axes, validate
-from threedgen.export.files.splats import Splats, ply_bytes, write
+from threedgen.export.files.splats import Splats, ply_bytes
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import to_linear
 from threedgen.representations.field.background import SolidBackground
@@ -126,9 +124,3 @@ def test_exported_ply_starts_another_run(field: Gaussians, tmp_path: Path) -> No
     torch.testing.assert_close(made.means.detach(), field.means.detach())
     expected = (0.5 + 0.28209479 * field.features[:, 0]).detach().clamp(0.001, 0.999)
     torch.testing.assert_close(made.colours(torch.zeros(1, 30, 3))[0].detach(), expected)
-
-
-def test_other_representations_are_refused(tmp_path: Path) -> None:
-    system = SimpleNamespace(field=torch.nn.Identity(), config=SimpleNamespace(field=SimpleNamespace(name="ngp")))
-    with refused("result.exporters", "ngp"):
-        write(system, tmp_path)

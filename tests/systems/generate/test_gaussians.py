@@ -64,6 +64,20 @@ def test_each_config_names_one_prior_and_its_loss() -> None:
     assert load("dreamgaussian-sd21", ["prompt=a"]).stage("coarse").distillation.name == "sds"
 
 
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["field.name=ngp", "result.exporters=[splats]"], "result.exporters=[]"),
+        (["field.name=gaussians", "field.densify=adaptive", "trainer.precision=16-mixed"], "field.densify=mcmc"),
+        (["field.name=gaussians", "material.name=diffuse"], "needs normals"),
+        (["field.name=gaussians", "field.max_count=10"], "max_count=4000"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(words: list[str], named: str) -> None:
+    with refused(None, named):
+        load("mvdream-toybox", [*words, "prompt=a dog"])
+
+
 @unix
 def test_run_starts_from_a_run_and_from_a_file(tmp_path: Path) -> None:
     """First a field of another representation, then a point cloud."""

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from threedgen.config.errors import ConfigError
 from threedgen.representations.gaussians.field import Gaussians
 from threedgen.representations.gaussians.points import PLY_AXES, SH_0
 from threedgen.run.arrays import Array
@@ -75,15 +74,9 @@ def ply_bytes(splats: Splats) -> bytes:
 
 
 def write(system: Any, folder: Path) -> Tree:
-    """Write gaussians.ply and gaussians.glb of the field of `system` to `folder`; return their number of Gaussians.
-
-    Raises ConfigError for another representation.
-    """
+    """Write gaussians.ply and gaussians.glb of the field of `system` to `folder`; return their number of Gaussians."""
     from threedgen.export.files.glb import splat_glb_bytes  # imports this module
 
-    if not isinstance(system.field, Gaussians):
-        problem = f"needs 3D Gaussians, not field.name={system.config.field.name}. Remove splats"
-        raise ConfigError(problem, "result.exporters", "splats")
     splats = Splats.of(system.field)
     extras = {"prompt": system.config.prompt, "seed": system.config.seed}
     write_atomic(folder / "gaussians.ply", ply_bytes(splats))

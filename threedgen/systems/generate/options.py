@@ -371,6 +371,13 @@ class GenerateConfig(PromptedConfig):
             if value != 0 and owners and field.name not in owners:
                 problem = f"loss.{name}={value} is no loss of field.name={field.name}"
                 raise ValueError(f"{problem}. Set loss.{name}=0 or field.name={' or '.join(owners)}")
+        if "splats" in self.result.exporters and field.name != "gaussians":
+            raise ValueError(
+                f"exporter splats of field.name={field.name}. Set result.exporters=[] or field.name=gaussians"
+            )
+        if self.trainer.precision == "16-mixed" and getattr(field, "densify", None) == "adaptive":
+            problem = "field.densify=adaptive with trainer.precision=16-mixed, whose loss scale changes its threshold"
+            raise ValueError(f"{problem}. Set trainer.precision=32-true or field.densify=mcmc")
         needs = {
             "guidance_input=normal": self.guidance_input == "normal",
             "loss.orientation": self.loss.orientation != 0,
