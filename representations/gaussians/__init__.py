@@ -84,8 +84,8 @@ def project(
     """
     # entry by entry: products of many small matrices take ten times as long
     c2w, K = (to_device(part, means.device).to(means.dtype) for part in (cameras.c2w, cameras.K))
-    axes = to_device(torch.tensor([[1.0], [-1.0], [-1.0]]), means.device)  # x right, y down, z ahead
-    turn = c2w[:, :3, :3].mT * axes
+    signs = to_device(torch.tensor([[1.0], [-1.0], [-1.0]]), means.device)  # x right, y down, z ahead
+    turn = c2w[:, :3, :3].mT * signs
     W = [[turn[:, i, j, None] for j in range(3)] for i in range(3)]
     offset = [means[:, j] - c2w[:, j, 3, None] for j in range(3)]
     x, y, z = (row[0] * offset[0] + row[1] * offset[1] + row[2] * offset[2] for row in W)
