@@ -57,6 +57,7 @@ setup(
         "imageio>=2.30",
         "imageio-ffmpeg",
         "jinja2>=3.1",
+        "mapbox-earcut>=2",
         "markupsafe>=2.1",
         "peft>=0.17",
         "pillow>=11.3",

@@ -5,11 +5,13 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pygltflib as gl
 import pytest
 import trimesh
+from PIL import Image
 
 from tests.support.errors import refused
 from tests.support.mesh_files import FACES, SPOTS, SQUARE, TEXTURE, UV, Glb, assert_colours, seen, texel, uv_of
@@ -240,7 +242,6 @@ def test_triangle_modes(tmp_path: Path, seed: int) -> None:
         ("EXT_meshopt_compression", "view"),
         ("KHR_meshopt_compression", "view"),
         ("KHR_texture_basisu", "texture"),
-        ("MSFT_texture_dds", "texture"),
     ],
 )
 @pytest.mark.parametrize("required", [True, False])
@@ -298,3 +299,42 @@ def test_gpu_instances_equal_nodes(tmp_path: Path, seed: int) -> None:
     assert len(instanced) == len(nodes) == 1
     both = [np.sort(part.vertices[part.faces].reshape(-1, 9).round(4), axis=0) for part in (instanced[0], nodes[0])]
     np.testing.assert_allclose(*both, atol=1e-3)
+
+
+@pytest.mark.parametrize("base", [None, (0, 0, 0, 1), (0, 0, 0, 0.5)])
+@pytest.mark.parametrize("textured", [True, False])
+def test_light_is_the_colour_of_materials_without_another(tmp_path: Path, base: Any, textured: bool) -> None:
+    glb = Glb()
+    info = glb.texture() if textured else None
+    strong = {"KHR_materials_emissive_strength": {"emissiveStrength": 5.0}}
+    number = glb.material(None, base or (1, 1, 1, 1), alphaMode="BLEND", extensions=strong)
+    glb.gltf.materials[number].emissiveTexture, glb.gltf.materials[number].emissiveFactor = info, [1, 0.25, 1]
+    if base is None:
+        glb.gltf.materials[number].pbrMetallicRoughness = None
+    glb.square(number)
+    expected = to_linear(texel(uv_of()).clip(0) / 255) if textured else np.ones((100, 3))
+    colours = np.where(texel(uv_of()) < 0 if textured else False, -1, np.round(255 * to_srgb(expected * [1, 0.25, 1])))
+    assert_colours(glb.write(tmp_path / "a.glb"), colours, round(255 * (base or (1, 1, 1, 1))[3]))
+
+
+@pytest.mark.parametrize("other", ["factor", "texture", "vertices"])
+def test_light_is_ignored_beside_other_colours(tmp_path: Path, other: str) -> None:
+    glb = Glb()
+    info = glb.texture(np.full_like(TEXTURE, 255)) if other == "texture" else None
+    number = glb.material(info, (0, 1, 0, 1) if other == "factor" else (1, 1, 1, 1))
+    glb.gltf.materials[number].emissiveFactor = [1, 0, 0]
+    if other == "vertices":
+        glb.gltf.materials[number].pbrMetallicRoughness = None
+    vertex = {"COLOR_0": glb.accessor(np.tile(np.float32([0, 1, 0]), (4, 1)))} if other == "vertices" else {}
+    glb.square(number, **vertex)
+    assert_colours(
+        glb.write(tmp_path / "a.glb"), np.tile([255 * (other == "texture"), 255, 255 * (other == "texture")], (100, 1))
+    )
+
+
+def test_dds_textures(tmp_path: Path) -> None:
+    Image.fromarray(TEXTURE).save(tmp_path / "tex.dds")
+    glb = Glb()
+    glb.square(glb.material(glb.texture(uri="tex.dds")))
+    glb.gltf.textures[0].extensions, glb.gltf.textures[0].source = {"MSFT_texture_dds": {"source": 0}}, None
+    assert_colours(glb.write(tmp_path / "a.gltf"), texel(uv_of()))

@@ -17,7 +17,8 @@ from tests.support.textured_box import files, textured
 from threedgen.data.coloured_mesh import EmptyMesh, fit_to_ball, read_mesh
 from threedgen.export.files.glb import save_glb, textured_glb_bytes, to_gltf_axes
 from threedgen.export.files.obj_usdz import obj_zip
-from threedgen.geometry.mesh_file import MAX_COVER, MAX_PLY_HEADER, read_mesh_file
+from threedgen.geometry.mesh_file import MAX_COVER, read_mesh_file
+from threedgen.geometry.ply_file import MAX_HEADER
 from threedgen.geometry.submesh import MAX_PARTS
 
 TEN = pytest.mark.parametrize("seed", range(10))
@@ -99,7 +100,7 @@ def test_other_limits_name_their_values(tmp_path: Path, monkeypatch: pytest.Monk
         "parts.obj": (square + "".join(f"usemtl {k}\nf 1 2 3\n" for k in range(MAX_PARTS + 1)), f"{MAX_PARTS:,}"),
         "copies.obj": (square + "f 1 2 3\n" * 20_000, f"{MAX_COVER:,}"),
         "fan.obj": (_polygon(100_000), f"{MAX_COVER:,}"),
-        "header.ply": ("ply\nformat ascii 1.0\n" + "comment x\n" * 200_000, f"{MAX_PLY_HEADER:,}"),
+        "header.ply": ("ply\nformat ascii 1.0\n" + "comment x\n" * 200_000, f"{MAX_HEADER:,}"),
     }
     for name, (text, limit) in files.items():
         (tmp_path / name).write_text(text)

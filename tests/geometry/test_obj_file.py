@@ -58,6 +58,7 @@ def test_vertex_colours(tmp_path: Path, uv: bool, top: float, mtl: str | None) -
         ("d 0\nmap_d gone.png\nmap_Kd tex.png", 1),
         ("map_d rgba.png\nmap_Kd tex.png\nd 0.5", 25 / 255),
         ("map_d half.png", 100 / 255),
+        ("map_d tex.png\nmap_Kd tex.png", 1),
     ],
 )
 def test_opacity(tmp_path: Path, lines: str, alpha: float) -> None:
@@ -68,7 +69,7 @@ def test_opacity(tmp_path: Path, lines: str, alpha: float) -> None:
     assert_colours(write_obj(tmp_path, lines), expected, round(255 * alpha))
 
 
-@pytest.mark.parametrize("suffix", ["png", "tga", "bmp", "jpg", "webp", "tif"])
+@pytest.mark.parametrize("suffix", ["png", "tga", "bmp", "jpg", "webp", "tif", "dds"])
 def test_texture_formats(tmp_path: Path, suffix: str) -> None:
     Image.fromarray(TEXTURE).save(
         tmp_path / f"tex.{suffix}", **({"quality": 100, "subsampling": 0} if suffix == "jpg" else {})
@@ -128,3 +129,33 @@ def test_weights_comments_and_missing_materials(tmp_path: Path, encoding: str) -
     assert read_mesh(tmp_path / "b.obj").parts[0].values[0].tolist() == [[0, 1, 0]] * 3
     (tmp_path / "c.mtl").write_text("newmtl other\n", encoding)
     assert "m # 1" in read_mesh(tmp_path / "b.obj").notes[0]
+
+
+@pytest.mark.parametrize("rest", ["", "\n# not of ZBrush", "\n#MRGB ff0000zz"])
+def test_polypaint(tmp_path: Path, rest: str) -> None:
+    """ZBrush writes the colours of the vertices in comments, with a mask before each colour."""
+    (tmp_path / "a.obj").write_text(
+        "v -1 -1 0\nv 1 -1 0\nv 1 1 0\nv -1 1 0\n#MRGB ffff330000ff3300\n#MRGB ffFF330080ff3300"
+        + rest
+        + "\nf 1 2 3 4\n"
+    )
+    mesh = read_mesh(tmp_path / "a.obj")
+    assert (seen(mesh) == [255, 51, 0, 255]).all() and not mesh.plain
+    (tmp_path / "a.obj").write_text((tmp_path / "a.obj").read_text().replace(" 0\n", " 0 0 0 1\n"))
+    assert (seen(read_mesh(tmp_path / "a.obj")) == [0, 0, 255, 255]).all(), "colours beside the coordinates come first"
+
+
+@pytest.mark.parametrize(
+    ("lines", "colour"),
+    [
+        ("Kd 0 0 0\nKe 1 0.2 0", [255, 51, 0]),
+        ("Kd 0 0 0\nKe 1 1 1\nmap_Ke tex.png", None),
+        ("Kd 0 0 0\nmap_Kd tex.png\nmap_Ke black.png", None),
+        ("Kd 1 0.2 0\nKe 1 1 1\nmap_Ke tex.png", [255, 51, 0]),
+    ],
+)
+def test_light_is_the_colour_of_materials_without_another(tmp_path: Path, lines: str, colour: list[int] | None) -> None:
+    Image.fromarray(TEXTURE).save(tmp_path / "tex.png")
+    Image.new("RGB", (4, 4)).save(tmp_path / "black.png")
+    expected = texel(uv_of()) if colour is None else np.tile(colour, (len(SPOTS), 1))
+    assert_colours(write_obj(tmp_path, lines), expected)

@@ -1,4 +1,4 @@
-"""Coloured triangle meshes from GLB, glTF, OBJ and PLY files, and their rendering.
+"""Coloured triangle meshes from GLB, glTF, OBJ, PLY and OFF files, and their rendering.
 
 The z axis points up, and the front of the object faces +x. A mesh has parts with vertex colours or a texture each.
 """
@@ -219,7 +219,7 @@ def fit_to_cube(mesh: ColouredMesh, half: float) -> ColouredMesh:
 
 
 def read_mesh(path: Path, up: Literal["y", "z"] = "y", warn: bool = False) -> ColouredMesh:
-    """Read a GLB, glTF, OBJ or PLY file and convert it to a z-up world in which the front faces +x.
+    """Read a GLB, glTF, OBJ, PLY or OFF file and convert it to a z-up world in which the front faces +x.
 
     `up` is the up axis of the file: the front of a y-up file faces +z, that of a z-up file +x. `warn`: log `notes` of
     the mesh as warnings. Raises ConfigError for an unreadable file, and EmptyMesh if all triangles have area 0.

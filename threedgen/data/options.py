@@ -60,8 +60,8 @@ class ScanNetConfig(_Folder, WalksConfig):
     poses: Literal["c2w", "w2c"] = Field("c2w", description="meaning of pose/N.txt: camera-to-world or world-to-camera")
 
 
-MESHES = (".glb", ".gltf", ".obj", ".ply")
-MESH_FORMATS = (*MESHES, ".stl", ".off")
+MESHES = (".glb", ".gltf", ".obj", ".ply", ".off")
+MESH_FORMATS = (*MESHES, ".stl")
 """Suffixes of mesh files, in lower case: those with colours, and all that are read."""
 
 
@@ -69,7 +69,7 @@ class MeshFolderConfig(_Folder):
     """Views of the user's meshes, rendered on first use."""
 
     name: Literal["meshes"] = "meshes"
-    path: str = Field(min_length=1, description="folder of GLB, glTF, OBJ or PLY files, searched recursively")
+    path: str = Field(min_length=1, description="folder of GLB, glTF, OBJ, PLY or OFF files, searched recursively")
     captions: str | None = Field(
         None, description='JSON file such as {"chairs/1.glb": "a wooden chair"}; null: captions from file names'
     )

@@ -32,7 +32,6 @@ REFUSED = {
     "EXT_meshopt_compression": f"meshopt. {NO_COMPRESSION}",
     "KHR_meshopt_compression": f"meshopt. {NO_COMPRESSION}",
     "KHR_texture_basisu": f"KTX2. {NO_TEXTURE_FORMAT}",
-    "MSFT_texture_dds": f"DDS. {NO_TEXTURE_FORMAT}",
 }
 """Extensions that cannot be read. The text is their common name and advice to the user."""
 INSTANCES = "EXT_mesh_gpu_instancing"
@@ -277,9 +276,16 @@ class GltfFile:
         pbr, names = material.pbrMetallicRoughness or {}, ("baseColorFactor", "baseColorTexture")
         if SPECULAR in material.extensions:
             pbr, names = material.extensions[SPECULAR], ("diffuseFactor", "diffuseTexture")
+        attributes, emission = primitive["attributes"], tree.get("emissiveFactor", (0, 0, 0))
+        vertex_colour = attributes.get("COLOR_0")
+        unspecified = vertex_colour is None and not pbr.keys() & set(names)
+        if any(emission) and (unspecified or not any(pbr.get(names[0], (1,))[:3])):  # a material that only emits light
+            opacity = [*pbr.get(names[0], (1, 1, 1, 1)), 1][3]
+            pbr = {names[0]: [*emission, opacity], names[1]: tree.get("emissiveTexture", {})}
+            vertex_colour = None
         factor, info = np.array(pbr.get(names[0], (1, 1, 1, 1)), np.float64), _typed(TextureInfo, pbr.get(names[1], {}))
         transform = info.extensions.get("KHR_texture_transform", {})
-        accessor = primitive["attributes"].get(f"TEXCOORD_{transform.get('texCoord', info.texCoord)}")
+        accessor = attributes.get(f"TEXCOORD_{transform.get('texCoord', info.texCoord)}")
         if accessor is not None:  # v of glTF points downwards
             uv = _transformed(self.array(accessor, rows).astype(np.float64), transform)
             submesh = replace(submesh, uv=uv * (1, -1) + (0, 1))
@@ -287,8 +293,8 @@ class GltfFile:
             return submesh
         vertex, channels = None, 3 if material.alphaMode == "OPAQUE" else 4
         cutoff = tree.get("alphaCutoff", 0.5) if material.alphaMode == "MASK" else None
-        if "COLOR_0" in primitive["attributes"]:
-            vertex = self.array(primitive["attributes"]["COLOR_0"], rows, True)[:, :channels]
+        if vertex_colour is not None:
+            vertex = self.array(vertex_colour, rows, True)[:, :channels]
             vertex = vertex.astype(np.float64).clip(0, 1)
         if info.index is not None and accessor is not None:
             texture, wrap = self.texture(info.index, tuple(factor[:channels].tolist()))

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from threedgen.config.errors import ConfigError, short
+from threedgen.geometry.polygons import triangulate
 from threedgen.geometry.side_files import MAX_MTL_BYTES, SideFiles, decode, encoding
 from threedgen.geometry.submesh import Submesh, Wrap, check_count
 from threedgen.geometry.texture import Texture
@@ -23,6 +24,8 @@ _OPTION = re.compile(
 """Pattern of one option before the file name of a texture in an MTL file."""
 
 
+_POLYPAINT = re.compile(r"(?:[0-9a-fA-F]{8})+")
+
 MAX_LINES = 20_000_000
 
 
@@ -31,6 +34,7 @@ class Material:
     """Material of an MTL file: colour, opacity and texture lines."""
 
     colour: tuple[float, ...] = (1.0, 1.0, 1.0)  # sRGB in [0, 1]
+    emission: tuple[float, ...] = (0.0, 0.0, 0.0)  # sRGB in [0, 1]
     opacity: float | None = None  # in [0, 1]; None: not in the file
     maps: dict[str, str] = field(default_factory=dict)  # key of a texture line ("map_kd") -> options and file name
     folder: Path | None = None  # folder of the MTL file
@@ -44,6 +48,7 @@ class ObjText:
         faces: (material name, whether they have vt, whether they have vn, number of corners) -> texts of the faces.
             Indices in the texts start at 1.
         libraries: texts of the lines "mtllib", which name MTL files.
+        polypaint: ZBrush's colours of the vertices, in order: MMRRGGBB as hexadecimal digits, with a mask M.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -52,7 +57,7 @@ class ObjText:
             raise ConfigError(f"it has more than {MAX_LINES:,} lines")
         self.rows: dict[str, list[str]] = {"v": [], "vt": [], "vn": []}
         self.faces: dict[tuple[str, bool, bool, int], list[str]] = {}
-        self.libraries, material, triangles = list[str](), "", 0
+        self.libraries, self.polypaint, material, triangles = list[str](), list[str](), "", 0
         joined = re.sub(rb"\\\r?\n|\t", b" ", data)
         for line in io.TextIOWrapper(io.BytesIO(joined), encoding(data), "replace"):
             key, _, rest = line.strip().partition(" ")
@@ -71,6 +76,8 @@ class ObjText:
                 material = rest.strip()
             elif key == "mtllib":
                 self.libraries.append(rest.strip())
+            elif key == "#mrgb" and _POLYPAINT.fullmatch(rest):
+                self.polypaint.append(rest)
         check_count(triangles, len({form[:3] for form in self.faces}))
 
     def _absolute(self, corner: str) -> str:
@@ -78,19 +85,18 @@ class ObjText:
         pairs = zip(corner.split("/"), self.rows.values(), strict=False)
         return "/".join(str(int(part) + len(rows) + 1) if part.startswith("-") else part for part, rows in pairs)
 
-    def triangles(self) -> dict[tuple[str, bool, bool], Array]:
+    def triangles(self, points: Array) -> dict[tuple[str, bool, bool], Array]:
         """Return the triangles by (material name, whether they have vt, whether they have vn).
 
         They are int64 (F, 3, C): for each corner the index of its v, then those of its vt and vn if any. Indices start
-        at 0. Polygons are split into triangles.
+        at 0. Polygons are split into triangles; `points` (V, 3) are the vertices.
         """
         groups = dict[tuple[str, bool, bool], list[Array]]()
         for (material, vt, vn, corners), lines in self.faces.items():
             numbers = np.fromstring(" ".join(lines).replace("/", " "), np.int64, sep=" ") - 1
             polygons = numbers.reshape(len(lines), corners, 1 + vt + vn)
-            fan = np.arange(corners - 2)[:, None] + (0, 1, 2)
-            fan[:, 0] = 0
-            groups.setdefault((material, vt, vn), []).append(polygons[:, fan].reshape(-1, 3, 1 + vt + vn))
+            parts = np.take_along_axis(polygons[:, None], triangulate(points, polygons[..., 0])[..., None], 2)
+            groups.setdefault((material, vt, vn), []).append(parts.reshape(-1, 3, 1 + vt + vn))
         return {group: np.concatenate(parts) for group, parts in groups.items()}
 
     def table(self, key: str, columns: int, missing: float = np.nan) -> Array:
@@ -118,11 +124,14 @@ def read_obj(data: bytes, files: SideFiles, colours: bool) -> Iterator[Submesh]:
 
     obj = ObjText(data)
     vertices, uv, normals = obj.table("v", 6), obj.table("vt", 2, 0.0), obj.table("vn", 3)
+    if obj.polypaint and np.isnan(vertices[:, 3:]).all():
+        paint = np.frombuffer(bytes.fromhex("".join(obj.polypaint)), np.uint8).reshape(-1, 4)[: len(vertices), 1:]
+        vertices[: len(paint), 3:] = paint / 255
     materials = _read_materials(obj.libraries, files) if colours else {}
     scale = 255 if np.nanmax(vertices[:, 3:], initial=0) > 1 else 1
     has_colours = bool(np.isfinite(vertices[:, 3:]).all(1).any())  # one further number is a weight
     vertex_colours = np.nan_to_num(vertices[:, 3:] / scale, nan=1).clip(0, 1)
-    for (name, vt, vn), corners in reversed(obj.triangles().items()):
+    for (name, vt, vn), corners in reversed(obj.triangles(vertices[:, :3]).items()):
         if corners.min() < 0:
             raise ValueError("index 0")
         others = list[Array]()
@@ -169,11 +178,12 @@ def _read_materials(libraries: list[str], files: SideFiles) -> dict[str, Materia
 def _set(material: Material, key: str, text: str) -> None:
     # unknown and damaged lines are ignored
     try:
-        if key in ("map_kd", "map_ka", "map_d"):
+        if key in ("map_kd", "map_ka", "map_ke", "map_d"):
             material.maps[key] = text
-        elif key == "kd":
+        elif key in ("kd", "ke"):
             values = tuple(float(part) for part in text.split()[:3])
-            material.colour = values if len(values) == 3 else (values[0],) * 3
+            colour = values if len(values) == 3 else (values[0],) * 3
+            setattr(material, "colour" if key == "kd" else "emission", colour)
         elif key == "d":
             material.opacity = float(text.split()[-1])
         elif key == "tr" and material.opacity is None:
@@ -196,22 +206,28 @@ def _parsed(line: str, uv: Array) -> tuple[str, Array, tuple[Wrap, Wrap]]:
 
 def _coloured(submesh: Submesh, name: str, material: Material, vertex: Array | None, files: SideFiles) -> Submesh:
     # A texture is not multiplied by the material's colour, because most exporters write an arbitrary colour with it.
-    maps, opacity = material.maps, 1.0 if material.opacity is None else min(max(material.opacity, 0.0), 1.0)
+    maps, colour = material.maps, material.colour
+    line = maps.get("map_kd", maps.get("map_ka"))
+    if line is None and not any(colour):  # a material that only emits light
+        line, colour = maps.get("map_ke"), material.emission
+    opacity = 1.0 if material.opacity is None else min(max(material.opacity, 0.0), 1.0)
     if opacity == 0 and "map_d" in maps:  # some exporters write d 0 beside a texture of the opacity
         opacity = 1.0
     if opacity == 0:
         files.failures.append(f"material {name} is transparent (d 0)")
-    if maps and submesh.uv is None:
+    if maps.keys() - {"map_ke"} and submesh.uv is None:
         files.failures.append(f"material {name} has a texture, but its faces have no texture coordinates")
     base, mask, uv, wrap = None, None, submesh.uv, submesh.wrap
-    if uv is not None and (line := maps.get("map_d")) is not None:
-        file, uv, wrap = _parsed(line, uv)
+    if uv is not None and "map_d" in maps:
+        file, uv, wrap = _parsed(maps["map_d"], uv)
         mask = files.image(file, material.folder)
-    if submesh.uv is not None and (line := maps.get("map_kd", maps.get("map_ka"))) is not None:
+    if submesh.uv is not None and line is not None:
         file, uv, wrap = _parsed(line, submesh.uv)
         base = files.image(file, material.folder)
+    if mask is base and mask is not None and mask.shape[2] == 3:  # meant is its alpha, which it does not have
+        mask = None
     if base is None and mask is None:
-        colours = np.tile(material.colour, (len(submesh.vertices), 1)).clip(0, 1) if vertex is None else vertex
+        colours = np.tile(colour, (len(submesh.vertices), 1)).clip(0, 1) if vertex is None else vertex
         if opacity < 1:
             colours = np.column_stack([colours, np.full(len(colours), opacity)])
         return replace(submesh, colours=colours, flat=vertex is None)
@@ -220,7 +236,7 @@ def _coloured(submesh: Submesh, name: str, material: Material, vertex: Array | N
     levels = np.arange(256, dtype=np.float32)[:, None]
     rgb: Array = np.repeat(levels / np.float32(255), 3, axis=1)
     if base is None:
-        rgb = np.tile(np.round(np.clip(material.colour, 0, 1) * 255).astype(np.float32) / np.float32(255), (256, 1))
+        rgb = np.tile(np.round(np.clip(colour, 0, 1) * 255).astype(np.float32) / np.float32(255), (256, 1))
     alpha: Array = np.full_like(levels, opacity) if mask is None else opacity * levels / 255
     table = rgb if mask is None and opacity == 1 else np.hstack([rgb, alpha])
     return replace(submesh, uv=uv, texture=Texture(pixels, table), wrap=wrap)

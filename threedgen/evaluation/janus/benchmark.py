@@ -122,7 +122,7 @@ class Score(JanusRates[JanusScoreConfig, tuple[Path, str, str]]):
             first, *inside = path.relative_to(self.assets).parts
             self.items.append((path, first if inside else self.assets.resolve().name, prompt_of(path, self.config)))
         skipped = [path.relative_to(self.assets).as_posix() for path in asset_files(self.assets, UNREADABLE)]
-        self.left_out = dict.fromkeys(skipped, "only GLB, glTF, OBJ and PLY files are read")
+        self.left_out = dict.fromkeys(skipped, "only GLB, glTF, OBJ, PLY and OFF files are read")
         self.prompts = list(dict.fromkeys(prompt for _, _, prompt in self.items))
 
     def measure(self, item: tuple[Path, str, str]) -> Result:

@@ -91,7 +91,7 @@ class JanusMeterConfig(MeteredConfig):
 class JanusScoreConfig(MeteredConfig):
     """Measure the Janus rate of existing meshes."""
 
-    assets: str = Field("", description="folder of GLB, glTF, OBJ and PLY files; a folder in it is a method")
+    assets: str = Field("", description="folder of GLB, glTF, OBJ, PLY and OFF files; a folder in it is a method")
     up: Literal["y", "z"] = Field("y", description="up axis of the files; y-up files face +z, z-up files +x")
     orientation: Literal["free", "known"] = Field("free", description="free: files may face any way around")
     prompts: dict[str, str] = Field({}, description="prompt of a file by its stem; default: the stem itself")
@@ -111,7 +111,7 @@ def folder_of_assets(text: str, key: str) -> Path:
     """Return the folder at the path ``text``. Raises ConfigError for the config key ``key`` if it has no mesh file."""
     folder = user_path(text, key)
     if not folder.is_dir() or not asset_files(folder):
-        raise ConfigError("should be a folder with GLB, glTF, OBJ or PLY files", key, text)
+        raise ConfigError("should be a folder with GLB, glTF, OBJ, PLY or OFF files", key, text)
     return folder
 
 
