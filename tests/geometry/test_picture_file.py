@@ -11,9 +11,10 @@ from PIL import Image
 from PIL.Image import Transpose as Flip
 from pillow_heif import register_heif_opener
 
+from tests.support.colour_profile import rgb_profile
 from tests.support.errors import refused
 from threedgen.config import ConfigError
-from threedgen.geometry.images import write_depth
+from threedgen.geometry.images import to_srgb, write_depth
 from threedgen.geometry.picture_file import image_shape, load_image, read_depth, read_foreground
 
 QUADRANTS = np.array([[[220, 30, 30], [30, 200, 30]], [[30, 60, 220], [240, 220, 40]]], np.uint8)
@@ -160,3 +161,36 @@ def test_read_foreground_refuses_image(tmp_path: Path, pixels: np.ndarray, value
     Image.fromarray(pixels).save(tmp_path / "a.png")
     with refused("image", tmp_path / "a.png", *values):
         read_foreground(str(tmp_path / "a.png"))
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg", "webp", "tif", "heic", "avif"])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+def test_load_image_converts_display_p3_to_srgb(tmp_path: Path, kind: str, mode: str) -> None:
+    """Expected: the matrix of Display P3 to linear sRGB."""
+    register_heif_opener()
+    if mode != "RGB" and kind in ("jpg", "heic", "avif") or (mode, kind) == ("P", "webp"):
+        return
+    image = Image.new(
+        "RGBA" if mode == "RGBA" else "RGB", (8, 8), (200, 60, 40, 128)[: len(mode) if mode != "P" else 3]
+    )
+    image = image.quantize(4) if mode == "P" else image
+    image.save(tmp_path / f"a.{kind}", icc_profile=rgb_profile(), quality=100)
+    linear = np.array([[1.2249, -0.2249, 0], [-0.0420, 1.0420, 0], [-0.0197, -0.0786, 1.0983]]) @ (
+        (np.array([200, 60, 40]) / 255) ** 2.2
+    )
+    pixel = np.asarray(load_image(tmp_path / f"a.{kind}"))[4, 4].astype(int)
+    assert np.abs(pixel[:3] - 255 * to_srgb(linear)).max() < 4 and pixel[3:].tolist() == [128] * (mode == "RGBA")
+    raw = np.asarray(load_image(tmp_path / f"a.{kind}", profile=False))[4, 4].astype(int)
+    assert np.abs(raw[:3] - [200, 60, 40]).max() < 4
+
+
+@pytest.mark.parametrize(("mode", "profile"), [("L", rgb_profile()), ("RGB", b"damaged"), ("LA", rgb_profile())])
+def test_load_image_ignores_profiles_that_do_not_fit(tmp_path: Path, mode: str, profile: bytes) -> None:
+    Image.new("RGB", (8, 8), (90, 90, 90)).convert(mode).save(tmp_path / "a.png", icc_profile=profile)
+    assert np.asarray(load_image(tmp_path / "a.png"))[4, 4].tolist() == [90, 90, 90] + [255] * (mode == "LA")
+
+
+def test_load_image_refuses_floating_point_pixels(tmp_path: Path) -> None:
+    Image.fromarray(np.ones((4, 4), np.float32)).save(tmp_path / "a.tif")
+    with refused("photos", tmp_path / "a.tif", "floating-point"):
+        load_image(tmp_path / "a.tif", key="photos")

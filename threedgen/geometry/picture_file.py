@@ -6,16 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 from pillow_heif import register_heif_opener
 
 from threedgen.config.errors import ConfigError
 from threedgen.config.plain_file import ordinary
 from threedgen.run.arrays import Array
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF", "HEIF", "TGA")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF", "HEIF", "TGA", "DDS")
 """Allowed PIL formats. Other formats, such as EPS, start external programs."""
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".heic", ".heif")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".heic", ".heif")
 """File name endings of user images."""
 MAX_PIXELS = 64_000_000  # limit against decompression bombs
 WORKING_SIZE = 1024  # maximum longer side in pixels of the images in which `read_foreground` works
@@ -62,12 +62,18 @@ def image_shape(path: Path) -> tuple[int, int]:
 
 
 def load_image(
-    file: Path | bytes, name: str = "", key: str = "", max_side: int | None = None, upright: bool = True
+    file: Path | bytes,
+    name: str = "",
+    key: str = "",
+    max_side: int | None = None,
+    upright: bool = True,
+    profile: bool = True,
 ) -> Image.Image:
     """Load an image, from a path or its bytes, as RGB, or as RGBA if it has transparency.
 
     Raises ConfigError with the config key `key`. `name` is the file name in its message; empty: the path. If `max_side`
     is not None, a larger image is reduced to this length of the longer side in pixels. `upright`: apply EXIF rotation.
+    `profile`: convert colours by the ICC profile to sRGB.
     """
     name = name or str(file)
     with open_image(file, name, key) as image, warnings.catch_warnings():
@@ -77,11 +83,14 @@ def load_image(
                 image.draft("RGB", (max_side, max_side))
             image.load()
             image = ImageOps.exif_transpose(image) if upright else image
+            image = _to_srgb(image) if profile and "icc_profile" in image.info else image
             if image.mode.startswith("I"):  # 16 bits
                 image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
             elif image.mode == "F":
-                raise ValueError("floating-point pixels")
+                raise ConfigError(f"{name} has floating-point pixels. Save it with 8 or 16 bits per channel.", key)
             image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+        except ConfigError:
+            raise
         except Exception as error:  # PIL raises OSError, SyntaxError, struct.error, zlib.error, ...
             raise ConfigError(f"{name} is damaged, incomplete or unsupported ({_reason(error)})", key) from None
     if max_side is not None:
@@ -89,7 +98,22 @@ def load_image(
     return image
 
 
+def _to_srgb(image: Image.Image) -> Image.Image:
+    # by the ICC profile, such as Display P3 of phones or a CMYK profile; unchanged if it does not fit the image
+    image = image.convert("RGBA" if image.has_transparency_data else "RGB") if image.mode in ("P", "PA") else image
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(image.info["icc_profile"]))
+        if "sRGB" in ImageCms.getProfileDescription(source):
+            return image
+        mode = "RGBA" if image.mode == "RGBA" else "RGB"
+        return ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode=mode) or image
+    except (ImageCms.PyCMSError, OSError):
+        return image
+
+
 def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "unknown format"
     return getattr(error, "strerror", None) or type(error).__name__
 
 

@@ -110,7 +110,7 @@ class SideFiles:
     def _decoded(self, data: bytes, name: str) -> Array:
         with open_image(data, name) as image:
             self._reserve(image.width * image.height)
-        return np.asarray(load_image(data, name, upright=False))
+        return np.asarray(load_image(data, name, upright=False, profile=False))  # as in glTF
 
     def masked(self, base: Array | None, mask: Array) -> Array:
         """Return the pixels `base` of a texture with another texture `mask`, of any size, as alpha: (H, W, 4) uint8.
