@@ -38,7 +38,8 @@ NAMED_BASES = {
 }
 """Base model of a LoRA by a regular expression that occurs in its tensor names or metadata."""
 OTHER_KINDS = {"hada_": "LoHa", "lokr_": "LoKr", "dora_scale": "DoRA", "lora_magnitude": "DoRA", "lora_mid": "CP LoCon"}
-"""Kinds of low-rank files that are not supported, by a part of their tensor names."""
+OTHER_KINDS |= {r"\.diff$": "LyCORIS full", r"oft_": "OFT"}
+"""Kinds of weight changes that are not supported, by a regular expression that occurs in their tensor names."""
 PEFT_STEM, PEFT_CONFIG = "adapter_model", "adapter_config.json"
 FIRST_KEYS, SECOND_KEYS = ("clip_l", "text_encoders_0"), ("clip_g", "text_encoders_1")
 """Names in textual inversions of SDXL of the vectors for the first and the second text encoder."""
@@ -60,9 +61,11 @@ def fuse_lora(prior: LatentDiffusion, lora: LoraFile) -> None:
     The file may have any format that diffusers reads. Raises ConfigError if it does not fit.
     """
     path = loading.weight_file(lora.file)
-    tensors, metadata = files.read_tensors(path), files.read_header(path)[1]
+    content, metadata = files.read_tensors(path), files.read_header(path)[1]
+    tensors = {name: t for name, t in content.items() if "lora" in name or name.endswith(".alpha")} or content
+    files.warn_unused([name for name in content if name not in tensors], "of a LoRA")
     for part, kind in OTHER_KINDS.items():
-        if any(part in name for name in tensors):
+        if any(re.search(part, name) for name in content):
             raise ConfigError(f"{path} is a {kind} file, which is not supported; take a LoRA")
     require_finite(tensors, str(path))
     pipe = networks_of(prior)
@@ -112,9 +115,18 @@ def fitting(pipe: Any, tensors: Tensors, options: files.Json) -> dict[str, Tenso
         ValueError: no name is that of a layer, or a tensor does not fit its layer.
     """
     plain = {re.sub(r"base_model\.model\.|(?<=lora_[AB])\.default", "", name): t for name, t in tensors.items()}
+    own_alphas = dict[str, Tensor]()
+    if not any(name.startswith("lora_") for name in plain):  # not kohya's names
+        own_alphas = {name: tensor for name, tensor in plain.items() if name.endswith(".alpha")}
+        plain = {
+            re.sub(r"\.lora[._](down|up)\.", lambda m: f".lora_{'AB'[m[1] == 'up']}.", name): t
+            for name, t in plain.items()
+        }
+        plain = {name: tensor for name, tensor in plain.items() if name not in own_alphas}
     unet = re.compile(r"down_blocks|mid_block|up_blocks|conv_|time_|add_emb")
     prefixed = {f"unet.{name}" if unet.match(name) else name: t for name, t in plain.items()}
     state, alphas = pipe.lora_state_dict(prefixed, unet_config=pipe.unet.config)
+    alphas = (alphas or {}) | own_alphas
     result, used = dict[str, Tensor](), set[str]()
     for prefix, network in pipe.components.items():
         modules = dict(network.named_modules())
@@ -129,7 +141,7 @@ def fitting(pipe: Any, tensors: Tensors, options: files.Json) -> dict[str, Tenso
                 raise ValueError(f"{prefix}.{old} has the shape {tuple(tensor.shape)}, its layer {tuple(weight.shape)}")
             if not down:
                 keys = (f"{prefix}.{names[f'{layer}.lora_A.weight']}.alpha", f"{prefix}.{layer}.alpha")
-                alpha = next((alphas[key] for key in keys if alphas and key in alphas), None)
+                alpha = next((alphas[key] for key in keys if key in alphas), None)
                 tensor = tensor * scale_of(layer, tensor.shape[1], alpha, options, prefix)
             result[f"{prefix}.{name}"] = tensor
             used.add(f"{prefix}.{old}")

@@ -51,6 +51,7 @@ CONFIG, TENSORS = "config.json", "diffusion_pytorch_model.safetensors"
 SUBJECT_FORMAT = "threedgen personalisation 1"
 LORA_NAMES = ("pytorch_lora_weights", "adapter_model")
 """Files of a LoRA in a folder of diffusers or peft, without suffix."""
+UNNAMED = ("emb_params", "clip_l", "text_encoders_0")  # tensors of textual inversions whose name is not their word
 WEIGHT_NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")
 
 
@@ -176,7 +177,7 @@ def is_sdxl(weights: str) -> bool:
 def embedding_word(path: Path) -> str:
     """Return the word of a textual inversion: the name of its tensor (diffusers), else the name of its file."""
     names = read_header(path)[0]
-    return names[0] if len(names) == 1 and names[0] != "emb_params" else path.stem.replace(" ", "_")
+    return names[0] if len(names) == 1 and names[0] not in UNNAMED else path.stem.replace(" ", "_")
 
 
 class Identity(NamedTuple):

@@ -55,6 +55,15 @@ class _Skipped(metaclass=_ComparesAsDict):
     def __setitem__(self, _key: object, _value: object) -> None: ...
 
 
+class _ParameterDict(dict[str, Tensor]):
+    # stand-in for torch.nn.ParameterDict, as in older files of textual inversions
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.update(state["_parameters"])
+
+
+_STAND_INS: dict[str, type] = {"torch.nn.modules.container ParameterDict": _ParameterDict}
+
+
 def read_torch(path: Path, mmap: bool = False, skip_objects: bool = False) -> Any:
     """Load a file of torch.save to the CPU and return its content. No code in the file is executed.
 
@@ -94,7 +103,9 @@ def read_torch(path: Path, mmap: bool = False, skip_objects: bool = False) -> An
     if not mmap:
         require_memory(length, str(path))
     try:
-        with torch.serialization.safe_globals([(_Skipped, _in_python3(name)) for name in imports if skip_objects]):
+        with torch.serialization.safe_globals(
+            [(_STAND_INS.get(name, _Skipped), _in_python3(name)) for name in imports if skip_objects]
+        ):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except UnpicklingError:  # torch's message recommends weights_only=False: not shown
         raise FileError(f"{path} holds Python objects, {problem}") from None

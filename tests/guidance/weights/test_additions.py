@@ -126,6 +126,22 @@ def test_names_of_peft(pipes: Any, tmp_path: Path, name: str) -> None:
     torch.testing.assert_close(change, b @ a, atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("kind", ["sd15", "sdxl"])
+@pytest.mark.parametrize("side", ["lora_{}.weight", "lora.{}.weight"])
+def test_names_with_dots_and_alphas(pipes: Any, tmp_path: Path, kind: str, side: str) -> None:
+    """OneTrainer's names: diffusers' layers with kohya's down, up and alpha; and embeddings in the same file."""
+    plain, words = lora(pipes[kind], "diffusers"), {"A": "down", "B": "up"}
+    tensors = {f"{name[:-13]}{side.format(words[name[-8]])}": t for name, t in plain.items()}
+    tensors |= {f"{name[:-14]}.alpha": torch.tensor(2.0) for name in plain if "lora_A" in name}
+    save_file(tensors | {"bundle_emb.cat.string_to_param.*": torch.ones(1, 32)}, tmp_path / "lora.safetensors")
+    prior, expected = prior_of(pipes[kind]), prior_of(pipes[kind])
+    additions.add(prior, [LoraFile(file=str(tmp_path / "lora.safetensors"))], [])
+    save_file(plain, tmp_path / "plain.safetensors")
+    additions.add(expected, [LoraFile(file=str(tmp_path / "plain.safetensors"), scale=0.5)], [])
+    own, theirs = states(prior.networks), states(expected.networks)
+    assert max((own[name] - theirs[name]).abs().max().item() for name in own) < 1e-6
+
+
 def test_peft_folder_has_its_alpha(pipes: Any, tmp_path: Path) -> None:
     tensors, outputs = lora(pipes["sd21"], "peft"), []
     save_file(tensors, tmp_path / "adapter_model.safetensors")
@@ -154,6 +170,7 @@ def test_peft_folder_has_its_alpha(pipes: Any, tmp_path: Path) -> None:
             ["SDXL"],
         ),
         ("sd15", {"lora_unet_mid_block_attn1_to_q.hada_w1_a": (4, 4)}, {}, ["LoHa"]),
+        ("sd15", {"lora_unet_mid_block_attn1_to_q.diff": (4, 4)}, {}, ["LyCORIS full"]),
     ],
 )
 def test_lora_of_another_model_is_refused(
@@ -188,12 +205,16 @@ def embedding(path: Path, form: str, rows: Tensor) -> tuple[Path, str]:
     if form == "safetensors":
         save_file({"emb_params": rows}, path.with_suffix(".safetensors"))
         return path.with_suffix(".safetensors"), path.stem
-    torch.save({"string_to_token": {"*": 265}, "string_to_param": {"*": rows}, "name": "x"}, path.with_suffix(".pt"))
+    if form == "clip_l":
+        save_file({"clip_l": rows}, path.with_suffix(".safetensors"))
+        return path.with_suffix(".safetensors"), path.stem
+    vectors = nn.ParameterDict({"*": nn.Parameter(rows)}) if form == "old pt" else {"*": rows}
+    torch.save({"string_to_token": {"*": 265}, "string_to_param": vectors, "name": "x"}, path.with_suffix(".pt"))
     return path.with_suffix(".pt"), path.stem
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("form", ["diffusers", "safetensors", "pt"])
+@pytest.mark.parametrize("form", ["diffusers", "safetensors", "clip_l", "pt", "old pt"])
 def test_prompt_can_name_a_textual_inversion(pipes: Any, tmp_path: Path, form: str) -> None:
     pipe, prior = deepcopy(pipes["sd15"]), prior_of(pipes["sd15"])
     rows = torch.randn(1 if form == "diffusers" else 3, 32, generator=cpu())
