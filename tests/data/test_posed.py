@@ -66,6 +66,7 @@ def test_transforms_with_an_angle_alone_and_names_without_suffix(tmp_path: Path)
 
     edit_transforms(write_transforms(tmp_path, views), shorten)
     (tmp_path / "images" / "004.png").unlink()
+    (tmp_path / "images" / "003.png").rename(tmp_path / "images" / "003.PNG")
     found = open_photos(tmp_path, 256)
     assert torch.allclose(found.cameras.K, views.cameras.K[:5], atol=1e-4) and len(found) == 5
     assert "./images/004" in found.posed.missing_note
@@ -111,13 +112,14 @@ def test_colmap_text_and_folders_of_photos(tmp_path: Path, keypoints: str | None
         lambda tree: [frame.update(file_path="C:\\me\\fox\\" + frame["file_path"][7:]) for frame in tree["frames"]],
         lambda tree: [frame.update(file_path="/home/me/fox/" + frame["file_path"]) for frame in tree["frames"]],
         lambda tree: [frame.update(file_path=frame["file_path"].replace("/", "\\")[:-4]) for frame in tree["frames"]],
+        lambda tree: [frame.update(file_path="IMAGES\\" + frame["file_path"][7:]) for frame in tree["frames"]],
         lambda tree: [
             tree.update({name: frame.pop(name)}) for frame in tree["frames"] for name in ("fl_x", "fl_y", "cx", "cy")
         ],
         lambda tree: [frame.update(transform_matrix=frame["transform_matrix"][:3]) for frame in tree["frames"]],
         lambda tree: tree["frames"].append({"file_path": "images/lost.png", "transform_matrix": np.eye(4).tolist()}),
     ],
-    ids=["size", "text", "null", "frame", "Windows", "absolute", "backslash", "file", "rows", "lost"],
+    ids=["size", "text", "null", "frame", "Windows", "absolute", "backslash", "case", "file", "rows", "lost"],
 )
 def test_variants_of_transforms(tmp_path: Path, edit: Any) -> None:
     views = photographs(3)
@@ -204,6 +206,10 @@ def test_colmap_points_and_fisheye(tmp_path: Path) -> None:
     assert np.allclose(read_posed(tmp_path / "a").points, [[0.1, 0.2, 0.3]])
     write_colmap(tmp_path / "b", photographs(4), binary=True, model=5, distortion=(0.1, 0, 0, 0))
     with refused(None, "OPENCV_FISHEYE"):
+        read_posed(tmp_path / "b")
+    path = tmp_path / "b" / "sparse" / "0" / "cameras.bin"
+    path.write_bytes(path.read_bytes()[:12] + bytes([12]) + path.read_bytes()[13:])  # a model of newer versions
+    with refused(None, "12", "FULL_OPENCV"):
         read_posed(tmp_path / "b")
 
 

@@ -93,7 +93,8 @@ def _binary(folder: Path) -> _Model:
     cameras, images = _Cursor(folder / "cameras.bin"), _Cursor(folder / "images.bin")
     for _ in range(cameras.count()):
         number, kind, *size = cameras.read("IiQQ")
-        name = list(MODELS)[int(kind)]
+        name = dict(enumerate(MODELS)).get(int(kind), f"model {kind}")
+        check_model(name, folder)
         rows.cameras[int(number)] = name, size + cameras.read(f"{MODELS[name]}d")
     for _ in range(images.count()):
         *pose, camera = images.read("I7dI")[1:]

@@ -70,9 +70,10 @@ class PosedFiles:
 
 def find_photo(folders: Sequence[Path], name: str) -> Path | None:
     """Return the path of the photo `name`, with or without suffix, in the first of `folders` that has it, or None."""
+    suffixes = ("", *SUFFIXES, *map(str.upper, SUFFIXES))
     for folder in folders:
         path = folder / name.replace("\\", "/")
-        for candidate in (path, *(path.with_name(path.name + suffix) for suffix in SUFFIXES)):
+        for candidate in (path.with_name(path.name + suffix) for suffix in suffixes):
             if candidate.is_file():
                 return candidate
     return None
