@@ -53,16 +53,20 @@ def read_text(path: Path, key: str = "", max_bytes: int = MAX_BYTES) -> str:
     """
     try:
         data = read_bytes(path, max_bytes)
-        return data.decode("utf-16" if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(f"{path} is missing", key) from None
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}", key) from None
+    encoding = "utf-16" if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+    try:
+        text = data.decode(encoding)
     except UnicodeDecodeError:
-        if 0 in data:
-            raise ConfigError(f"{path} is not a text file. Save it as UTF-8 text", key) from None
-    logger.warning("%s is not UTF-8; read as %s. Save it as UTF-8 if letters are wrong.", path, LEGACY_ENCODING)
-    return data.decode(LEGACY_ENCODING, "replace")
+        encoding, text = LEGACY_ENCODING, data.decode(LEGACY_ENCODING, "replace")
+    if "\0" in text:
+        raise ConfigError(f"{path} is not a text file, or its encoding is unknown. Save it as UTF-8 text", key)
+    if encoding == LEGACY_ENCODING:
+        logger.warning("%s is not UTF-8; read as %s. Save it as UTF-8 if letters are wrong.", path, LEGACY_ENCODING)
+    return text
 
 
 def parse_json(text: str | bytes) -> Any:

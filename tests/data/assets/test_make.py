@@ -108,6 +108,21 @@ def test_list_assets_reads_the_csv_of_spreadsheets(folder: Path, delimiter: str,
     assert found == {"sub/plate.ply": "a plate, très; jolie", "box.glb": "a box"}
 
 
+def test_list_assets_compares_names_as_file_systems_do(folder: Path) -> None:
+    (folder / "Käfer.obj").write_text((folder / "ball.obj").read_text())
+    text = "Box.GLB;a box;y;22,5\nka\u0308fer.obj;a beetle\nBALL.obj;a ball\n"
+    (folder / "captions.csv").write_text("file;caption;up;turn\n" + text)
+    found = {asset.file: asset.turn for asset in list_assets(folder, "captions.csv").assets}
+    assert found == {"box.glb": 22.5, "Käfer.obj": 0, "ball.obj": 0}
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32"])
+def test_unknown_encodings_of_captions_are_refused(folder: Path, encoding: str) -> None:
+    (folder / "captions.csv").write_bytes("file,caption\nbox.glb,a box\n".encode(encoding))
+    with refused("captions", folder / "captions.csv", "UTF-8"):
+        list_assets(folder, "captions.csv")
+
+
 def test_turn_rotates_the_asset(folder: Path) -> None:
     """The box is 3 deep (z of the file, our x), 2 high and 1 wide; rotated by 90 degrees it is 3 wide."""
     captions(folder, {"box.glb": "a box"})

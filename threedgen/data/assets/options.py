@@ -2,6 +2,7 @@
 
 import csv
 import re
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,9 +52,11 @@ def list_assets(folder: Path, captions: str, up: Up = "y") -> Listing:
     files = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("[!.]*") if p.suffix.lower() in MESHES)
     if not files:
         raise ConfigError(f"should contain meshes ({', '.join(MESHES)})", "data", str(folder))
+    names = {_simplified(file): file for file in files} | {file: file for file in files}
     by_file, left_out = dict[str, Asset](), dict[str, str]()
     for line, row in read_rows(path):
         file = Path(row["file"].replace("\\", "/")).as_posix()
+        file = names.get(file, names.get(_simplified(file), file))
         try:
             asset = _asset(file, row, up)
             if file not in files:
@@ -68,6 +71,11 @@ def list_assets(folder: Path, captions: str, up: Up = "y") -> Listing:
         first = f" ({next(iter(left_out))}: {next(iter(left_out.values()))})"
         raise ConfigError(f"{path} has no caption of a mesh in {folder}{first}", "captions")
     return Listing(tuple(by_file[file] for file in files if file in by_file), left_out)
+
+
+def _simplified(file: str) -> str:
+    # file systems differ in upper case and in the composition of accents
+    return unicodedata.normalize("NFC", file).casefold()
 
 
 def find_captions(folder: Path, captions: str) -> Path:
@@ -109,7 +117,7 @@ def _asset(file: str, row: dict[str, str], up: Up) -> Asset:
     if own not in ("y", "z"):
         raise ValueError(f"up should be y or z (got {short(row['up'], 20)})")
     try:
-        turn = float(row["turn"] or 0)
+        turn = float(row["turn"].replace(",", ".") or 0)
     except ValueError:
         turn = float("nan")
     if not -360 <= turn <= 360:
@@ -142,7 +150,7 @@ class ViewsConfig(Config):
 class AssetsConfig(WorkersConfig):
     """Base class of the options of tasks that read user assets, and render them if necessary."""
 
-    data: str = Field("", description="folder of GLB, glTF, OBJ or PLY files, or a run of make-asset-views")
+    data: str = Field("", description="folder of GLB, glTF, OBJ, PLY or OFF files, or a run of make-asset-views")
     captions: str = Field(
         "captions.csv",
         min_length=1,
