@@ -199,7 +199,9 @@ class GenerateConfig(PromptedConfig):
         "trainer.val_check_interval", "checkpoint.seconds", "preset",
     )  # fmt: skip
 
-    image: str | None = Field(None, min_length=1, description="front view: PNG with alpha, or on a plain background")
+    image: str | None = Field(
+        None, min_length=1, description="view from preview.azimuth (front): PNG with alpha, or on a plain background"
+    )
     matte: MatteName = None
     negative_prompt: str = Field("", description="text of the unconditional branch of the guidance")
     view_prompts: ViewPromptsConfig = ViewPromptsConfig()
