@@ -24,6 +24,15 @@ from threedgen.run.text import log_to_stderr, say
 logger = logging.getLogger(__name__)
 DEFAULT_CONFIG = "mvdream-toybox"
 HAVE_SHORT_FORMS = ("--config", "--help", "--quiet")
+THREESTUDIO = {
+    "--train": "runs train without a flag",
+    "--test": "runs end with their images and files",
+    "--validate": "runs end with their images and files",
+    "--export": "runs export their mesh; again with --config export run=RUN",
+    "--gpu": "the GPU is chosen by trainer.devices=1 and the environment variable CUDA_VISIBLE_DEVICES",
+    "--gradio": "there is a page with --config studio",
+}
+"""What to do here instead of the flags of threestudio."""
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 OK, FAILED, INTERRUPTED = 0, 1, 130
@@ -65,7 +74,10 @@ def parse(words: list[str]) -> Command:
         if not word.startswith("-"):
             command.overrides.append(_override(word))
             continue
-        guess = nearest(word.partition("=")[0], names)
+        flag = word.partition("=")[0]
+        if flag in THREESTUDIO:
+            raise ConfigError(f"{flag}: no flag of threedgen, remove it: {THREESTUDIO[flag]}")
+        guess = nearest(flag, names)
         hint = did_you_mean(guess) if guess else "; options of the config have no dashes: key=value"
         raise ConfigError(f"{short(word)}: unknown flag{hint}")
     if "--dry-run" in command.flags and "--resume" in command.flags:
@@ -78,6 +90,8 @@ def parse(words: list[str]) -> Command:
 
 
 def _override(word: str) -> str:
+    if word.startswith("resume="):
+        raise ConfigError(f"resume: is a flag. Use --resume FOLDER, the folder of the run (got {short(word[7:])})")
     if "=" in word:
         config.split_override(word)
         return word

@@ -64,7 +64,7 @@ def test_convex_polygons_are_fans_and_values_that_are_not_finite_do_no_harm() ->
     assert fan.tolist() == [[[0, k, k + 1] for k in range(1, 6)]]
     with pytest.MonkeyPatch.context() as patch, refused("", "7", "6"):
         patch.setattr("threedgen.geometry.polygons.MAX_CORNERS", 6)
-        triangulate(points * np.array([-1, 0.1, 1, 1, 1, 1, 1])[:, None], np.arange(7)[None])
+        triangulate(points[:, [1, 0, 2]] * np.array([1, 0.3, 1, 0.3, 1, 0.3, 1])[:, None], np.arange(7)[None])
     points[3] = np.nan
     assert np.array_equal(triangulate(points, np.arange(7)[None]), fan)
 

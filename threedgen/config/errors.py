@@ -145,6 +145,10 @@ ALIASES = {
     "iterations": ("trainer.max_steps",),
     "lr": ("learning_rate", "optimizer.encoding", "optimizer.networks"),
     "learning_rate": ("optimizer.encoding", "optimizer.networks"),
+    "batch_size": ("camera.n_view", "scenes_per_step"),
+    "exp_root_dir": ("out",),
+    "tag": ("out",),
+    "pretrained_model_name_or_path": ("weights",),
 }
 """Dict from the last part of an unknown key to endings of the keys that the user may mean."""
 MAX_SUGGESTIONS = 4

@@ -48,6 +48,7 @@ def explain(error: ValidationError, model: type[BaseModel], tree: Tree, layers: 
     for key, items in list(found.items())[:MAX_LINES]:
         place = places.get(key)
         if items[0]["type"] == "extra_forbidden":
+            key = _leaf(key, tree)
             problem = _unknown(key, model, tree)
         else:
             # each member of a union type reports an error; the longest one contains the suggestion
@@ -61,6 +62,13 @@ def explain(error: ValidationError, model: type[BaseModel], tree: Tree, layers: 
         lines.append(": ".join(filter(None, parts)) + ("" if hide_value else f" (got {short(value)})"))
     more = len(found) - MAX_LINES
     return [*lines, f"and {more} more mistakes"] if more > 0 else lines
+
+
+def _leaf(key: Key, tree: Tree) -> Key:
+    # the key, or that of the first value in an unknown section, which says more about what the user means
+    while isinstance(value := reduce(fields.value_in, key, tree), dict) and value:
+        key = (*key, next(iter(value)))
+    return key
 
 
 def _unknown(key: Key, model: type[BaseModel], tree: Tree) -> str:
