@@ -14,6 +14,7 @@ from threedgen.config.errors import did_you_mean, nearest, nearest_keys, short
 from threedgen.config.fields import Tree
 
 Key: TypeAlias = tuple[str, ...]
+UNKNOWN = "unknown key"
 MAX_LINES = 30
 """Maximum number of mistakes to explain. Each one needs a slow search for similar keys."""
 OWN_TEXTS = ("value_error", "schedule", "component")
@@ -48,8 +49,10 @@ def explain(error: ValidationError, model: type[BaseModel], tree: Tree, layers: 
     for key, items in list(found.items())[:MAX_LINES]:
         place = places.get(key)
         if items[0]["type"] == "extra_forbidden":
-            key = _leaf(key, tree)
             problem = _unknown(key, model, tree)
+            if problem == UNKNOWN:  # no suggestion
+                key = _leaf(key, tree)
+                problem = _unknown(key, model, tree)
         else:
             # each member of a union type reports an error; the longest one contains the suggestion
             problem = max((_problem(item, place.field if place else None) for item in items), key=len)
@@ -77,8 +80,8 @@ def _unknown(key: Key, model: type[BaseModel], tree: Tree) -> str:
         if inside and place.section is not None and key[: len(place.path)] == place.path:
             models = fields.alternatives(place.field).items()
             if owners := [name for name, other in models if isinstance(other, type) and inside in fields.paths(other)]:
-                return f"unknown key; it is an option of {'.'.join(place.path)}.name={' or '.join(owners)}"
-    return f"unknown key{did_you_mean(*nearest_keys('.'.join(key), fields.paths(model, tree)))}"
+                return f"{UNKNOWN}; it is an option of {'.'.join(place.path)}.name={' or '.join(owners)}"
+    return f"{UNKNOWN}{did_you_mean(*nearest_keys('.'.join(key), fields.paths(model, tree)))}"
 
 
 def _key(item: ErrorDetails, tree: object) -> Key:
