@@ -1,7 +1,8 @@
 # make demo PROMPT="a red penguin"    a prompt becomes a turntable and a game asset
 # make test                                          the tests but the slow ones
 # make docs                                          the documentation as a site, in site/, its links checked
-# They first make the virtual environment .venv, once. The plain commands are in README.md.
+# make blender                                       the Blender add-on, as dist/threedgen-blender.zip
+# All but the last make the virtual environment .venv first, once. The plain commands are in README.md.
 #
 # PYTHON    a Python of 3.11 or newer
 # TORCH     what pip installs first
@@ -26,7 +27,7 @@ PROMPT := a red penguin
 endif
 export PROMPT
 
-.PHONY: demo test test-slow lint types docs clean
+.PHONY: demo test test-slow lint types docs blender clean
 
 demo: $(READY)
 	$(BIN)/python launch.py --config mvdream-toybox.yaml "prompt=$$PROMPT" $(ARGS)
@@ -52,6 +53,10 @@ types: $(READY)
 docs: $(READY)
 	$(BIN)/python -m pip install -q $(PIP_ARGS) -e ".[docs]" -c constraints.txt
 	$(BIN)/python -m mkdocs build --strict
+
+blender:
+	mkdir -p dist
+	cd addons/blender && $(PYTHON) -m zipfile -c ../../dist/threedgen-blender.zip blender_manifest.toml *.py
 
 $(READY): setup.py pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'

@@ -1,4 +1,4 @@
-"""mkdocs hooks: add the two pages outside docs/, the model card and the benchmarks, to the site."""
+"""mkdocs hooks: add the pages outside docs/, such as the model card and the benchmarks, to the site."""
 
 import re
 from pathlib import Path
@@ -7,14 +7,18 @@ from typing import Any
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parents[1]
-OUTSIDE = {"weights/README.md": "weights.md", "benchmarks/README.md": "benchmarks.md"}
+OUTSIDE = {
+    "weights/README.md": "weights.md",
+    "benchmarks/README.md": "benchmarks.md",
+    "addons/blender/README.md": "blender.md",
+}
 """Files relative to the root of the repository, and their names in the site."""
 
 
 def on_files(files: Any, config: Any) -> Any:
     """Add the pages of `OUTSIDE`."""
     for place, page in OUTSIDE.items():
-        text = (ROOT / place).read_text(encoding="utf-8").replace("](../docs/", "](")
+        text = re.sub(r"\]\((\.\./)+docs/", "](", (ROOT / place).read_text(encoding="utf-8"))
         files.append(File.generated(config, page, content=text))
     return files
 

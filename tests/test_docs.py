@@ -17,7 +17,8 @@ from threedgen.config import registry, shipped
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES = sorted({ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/README.md")})
+PLACES = ("README.md", "CONTRIBUTING.md", "docs/**/*.md", "*/README.md", "addons/*/README.md")
+PAGES = sorted({page for place in PLACES for page in ROOT.glob(place)})
 USER_PAGES = [page for page in PAGES if page == ROOT / "README.md" or (DOCS in page.parents)]
 USER_PAGES = [page for page in USER_PAGES if "experiments" not in page.parts]
 LONG_PAGES = ("configs.md", "toybox-words.md")  # tables with a row per config or word: no limit per page

@@ -1,0 +1,65 @@
+"""Scene side of the add-on: export the mesh that is textured, import the asset at the 3D cursor."""
+
+from pathlib import Path
+
+import bpy
+from mathutils import Matrix
+
+from .client import StudioError
+
+
+def selected_mesh(context: bpy.types.Context) -> bpy.types.Object:
+    """Return the active object. Raises StudioError if it is no selected mesh with faces."""
+    found = context.active_object
+    if found is None or found.type != "MESH" or not found.select_get():
+        raise StudioError("No mesh is selected. Select the mesh to texture")
+    if not found.evaluated_get(context.evaluated_depsgraph_get()).data.polygons:
+        raise StudioError(f"The mesh {found.name} has no faces. Select another one")
+    return found
+
+
+def export_mesh(context: bpy.types.Context, source: bpy.types.Object, path: Path) -> None:
+    """Write a mesh object as GLB, with modifiers, rotation and scale, its origin at (0, 0, 0). Raises StudioError."""
+    selected, active = list(context.selected_objects), context.view_layer.objects.active
+    bpy.ops.object.select_all(action="DESELECT")
+    copy = source.copy()
+    copy.animation_data_clear()
+    copy.constraints.clear()
+    copy.parent = None
+    copy.matrix_world = Matrix.Translation(-source.matrix_world.translation) @ source.matrix_world
+    context.scene.collection.objects.link(copy)
+    copy.select_set(True)
+    options = {"export_apply": True, "export_materials": "NONE", "export_animations": False, "export_skins": False}
+    try:
+        bpy.ops.export_scene.gltf(filepath=str(path), export_format="GLB", use_selection=True, **options)
+    except RuntimeError as error:
+        raise StudioError(f"Blender could not export the mesh {source.name}: {error}") from error
+    finally:
+        bpy.data.objects.remove(copy)
+        for other in selected:
+            other.select_set(True)
+        context.view_layer.objects.active = active
+
+
+def import_asset(context: bpy.types.Context, path: Path, source: str = "") -> list[bpy.types.Object]:
+    """Import a GLB at the 3D cursor, select it, and return its objects. Raises StudioError.
+
+    Lengths in the file are metres, which the scene's unit scale converts. `source` is the name of the mesh that was
+    textured; the lengths are then those of the scene.
+    """
+    before = set(context.scene.objects)
+    try:
+        bpy.ops.import_scene.gltf(filepath=str(path))
+    except RuntimeError as error:
+        raise StudioError(f"Blender could not import the asset: {error}") from error
+    units = context.scene.unit_settings
+    scale = 1.0 if source or units.system == "NONE" else 1 / units.scale_length
+    found = [thing for thing in context.scene.objects if thing not in before]
+    for thing in found:
+        if thing.parent is None:
+            thing.matrix_world = (
+                Matrix.LocRotScale(context.scene.cursor.location, None, (scale,) * 3) @ thing.matrix_world
+            )
+        if source:
+            thing.name = f"{source} textured"
+    return found
