@@ -25,6 +25,7 @@ BENCHMARKS = {
     "janus": "overhead of the Janus benchmark around jobs that only wait",
     "whole_run": "whole run of quick-toybox: alone, and next to a process that keeps one core busy",
     "unseen": "colours of texels that no camera saw, against the true colours of toybox objects",
+    "export_shape": "normals and ground contact of toybox objects' meshes and levels of detail, against the truth",
     "export": "quality of exported assets of synthetic fields or runs, against acceptance limits",
 }
 """Benchmark name -> description. The parameters of the function `table` in benchmarks/NAME.py are options by name."""
@@ -36,7 +37,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         prog="python -m benchmarks",
         description="Measure speed, each figure next to a baseline from the same run.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="benchmarks:\n" + "\n".join(f"  {name:<12}{about}" for name, about in BENCHMARKS.items()),
+        epilog="benchmarks:\n" + "\n".join(f"  {name:<13}{about}" for name, about in BENCHMARKS.items()),
     )
     parser.add_argument(
         "words",

@@ -16,14 +16,7 @@ from threedgen.export.files.glb import glb_bytes, save_glb, to_gltf_axes
 from threedgen.export.renders import DepthFusion, spiral_cameras
 from threedgen.export.shape import from_field as meshes
 from threedgen.export.shape import opacity as opacities
-from threedgen.export.shape.from_field import (
-    Field,
-    FieldView,
-    field_surface,
-    half_depth,
-    sample_density,
-    smooth_normals,
-)
+from threedgen.export.shape.from_field import Field, FieldView, field_surface, half_depth, sample_density
 from threedgen.export.shape.mesh import Mesh
 from threedgen.export.shape.opacity import EmptyField, clean, depth_field, optical_depth, typical_density
 from threedgen.geometry.cameras import Cameras
@@ -309,16 +302,6 @@ def test_glb_bytes_uses_32_bit_indices_for_large_meshes():
     faces = np.array([[0, 1, count - 1]], np.int32)
     flat = Mesh(vertices, faces, vertices, vertices)
     assert read_json(glb_bytes(flat))["accessors"][-1]["componentType"] == 5125
-
-
-def test_smooth_normals_removes_noise():
-    sphere = trimesh.creation.icosphere(subdivisions=5)
-    noisy = sphere.vertices + np.random.default_rng(0).normal(0, 0.3, sphere.vertices.shape)
-    noisy /= np.linalg.norm(noisy, axis=1, keepdims=True)
-    found = smooth_normals(noisy.astype(np.float32), sphere.faces, 3.0)
-    error = [np.degrees(np.arccos(np.clip((n * sphere.vertices).sum(1), -1, 1))).mean() for n in (noisy, found)]
-    assert error[0] > 15 and error[1] < 3
-    assert np.allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5) and found.dtype == np.float32
 
 
 def render_ball(cameras: Cameras) -> Render:

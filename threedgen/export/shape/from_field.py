@@ -13,12 +13,13 @@ from threedgen.config.errors import ConfigError
 from threedgen.export.renders import ViewRenderer
 from threedgen.export.shape.mesh import Mesh, vertex_normals
 from threedgen.export.shape.opacity import HAZE, MIN_PART, EmptyField, depth_field
+from threedgen.export.shape.sharpen import sharp_normals, sharpen
 from threedgen.export.shape.topology import area_vectors, compact, pieces
 from threedgen.run.arrays import Array
 
 Field = Callable[[torch.Tensor], torch.Tensor]  # points (N, 3) in world units -> density (N,) or colour (N, 3)
-TAUBIN_STEPS = 10  # number of Taubin smoothing iterations
-NORMAL_BLUR = 0.03  # standard deviation of the normal blur, in scene radii. Finer relief is mostly training noise.
+TAUBIN_STEPS = 3  # number of Taubin smoothing iterations; more of them round edges
+NORMAL_BLUR = 0.06  # reach of the normal filter, in scene radii. Finer relief is mostly training noise.
 CHUNK = 1 << 17  # maximum number of points per field query
 COLOUR_DEPTHS = (-0.5, 0.5, 1.5, 2.5)  # sample depths for vertex colours, in grid cells below the surface
 MAX_BORDER_SHARE, CUT_BORDER_SHARE = 0.2, 0.01
@@ -105,8 +106,8 @@ def field_surface(field: FieldView, resolution: int) -> Mesh:
     cell = 2 * field.radius / (resolution - 1)
     tau, info = depth_field(sample_density(field, resolution), cell, field.radius)
     vertices, faces, info["parts_kept"] = large_pieces(*isosurface(tau, info["level"], cell, field.radius))
-    vertices = taubin(vertices, faces, TAUBIN_STEPS)
-    normals = smooth_normals(vertex_normals(vertices, faces), faces, NORMAL_BLUR * field.radius / cell)
+    vertices = sharpen(taubin(vertices, faces, TAUBIN_STEPS), faces)
+    normals = sharp_normals(vertices, faces, math.ceil((NORMAL_BLUR * field.radius / cell) ** 2))
     colours = surface_colours(field, vertices, normals, cell)
     return Mesh(vertices, faces, colours, normals, info | {"resolution": resolution, "radius": field.radius})
 
@@ -168,19 +169,6 @@ def taubin(vertices: Array, faces: Array, iterations: int) -> Array:
         for factor in (0.5, -0.53):
             moved += factor * (mean @ moved - moved)
     return moved.astype(np.float32)
-
-
-def smooth_normals(normals: Array, faces: Array, reach: float) -> Array:
-    """Blur unit vertex normals (V, 3) along the surface with faces (F, 3); return unit normals (V, 3) float32.
-
-    It is similar to a Gaussian blur with a standard deviation of `reach` edge lengths.
-    """
-    mean = _mean_of_neighbours(faces, len(normals))
-    smooth = normals.astype(np.float64)
-    for _ in range(math.ceil(4 * reach**2)):
-        smooth = smooth + mean @ smooth
-        smooth /= np.maximum(np.linalg.norm(smooth, axis=1, keepdims=True), 1e-30)
-    return np.where(np.linalg.norm(smooth, axis=1, keepdims=True) > 0.5, smooth, normals).astype(np.float32)
 
 
 def _mean_of_neighbours(faces: Array, n: int) -> sparse.spmatrix:

@@ -10,6 +10,8 @@ attributes of its side of the seam (Hoppe 1999), and a vertex on a seam merges o
 import fast_simplification
 import numpy as np
 from numba import njit
+from scipy import sparse
+from scipy.sparse import csgraph
 
 from threedgen.config.errors import ConfigError
 from threedgen.export.shape.mesh import TexturedMesh
@@ -65,22 +67,29 @@ def simplify_level(mesh: TexturedMesh, triangles: int) -> TexturedMesh:
     and UV, so that all levels can use the same texture. The bounding box and the contact with the ground stay.
     """
     points, faces, _ = weld(mesh.vertices, mesh.faces)
-    _, corners = collapse(points, faces, triangles, mesh.faces, mesh.uv, support(points))
+    _, corners = collapse(points, faces, triangles, mesh.faces, mesh.uv, support(points, faces))
     used, index = np.unique(corners, return_inverse=True)
     faces = index.reshape(-1, 3).astype(np.int32)
     return TexturedMesh(mesh.vertices[used], faces, mesh.normals[used], mesh.uv[used], mesh.tangents[used])
 
 
-def support(vertices: Array) -> Array:
+def support(vertices: Array, faces: Array) -> Array:
     """Return indices of vertices (V, 3), z up, that span the bounding box and the contact with the ground.
 
-    The contact is the farthest vertex in each of 8 horizontal directions, among those within CONTACT of the lowest.
+    Contact components are connected parts of the surface within CONTACT of the lowest vertex, such as feet. Of each,
+    the farthest vertex in each of 4 diagonal directions is returned. Takes faces (F, 3).
     """
     height = vertices[:, 2] - vertices[:, 2].min()
-    low = np.flatnonzero(height <= CONTACT * max(float(height.max()), 1e-30))
-    angle = np.arange(8) * (np.pi / 4)
-    ends = low[(vertices[low, :2] @ np.stack([np.cos(angle), np.sin(angle)])).argmax(axis=0)]
-    return np.unique(np.concatenate([ends, vertices.argmin(axis=0), vertices.argmax(axis=0)]))
+    low = height <= CONTACT * max(float(height.max()), 1e-30)
+    ends = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
+    ends = ends[low[ends].all(axis=1)]
+    graph = sparse.coo_matrix((np.ones(len(ends), bool), ends.T), shape=(len(vertices),) * 2)
+    foot, on_ground = csgraph.connected_components(graph, directed=False)[1], np.flatnonzero(low)
+    kept = [vertices.argmin(axis=0), vertices.argmax(axis=0)]
+    for diagonal in ((1, 1), (1, -1), (-1, 1), (-1, -1)):
+        order = on_ground[np.argsort(-(vertices[on_ground, :2] @ diagonal), kind="stable")]
+        kept.append(order[np.unique(foot[order], return_index=True)[1]])
+    return np.unique(np.concatenate(kept))
 
 
 def _library(vertices: Array, faces: Array, target: int) -> tuple[Array, Array]:
