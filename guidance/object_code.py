@@ -18,6 +18,8 @@ PATCH = 4
 FREQUENCIES = 32
 SAMPLING_STEPS, GUIDANCE = 24, 2.0
 """Euler steps from noise to a code, and scale of the classifier-free guidance."""
+EDIT_STRENGTH = 0.75
+"""Noise, 1: only noise, from which the code of an object is sampled again for another caption."""
 
 
 def transformer(layers: int) -> nn.TransformerEncoder:
@@ -83,13 +85,18 @@ class CodeSampler(nn.Module):
         return self.out(self.body(tokens, text)).float().flatten(1)
 
     @torch.no_grad()
-    def sample(self, text: Tensor, empty: Tensor, noise: Tensor) -> Tensor:
+    def sample(self, text: Tensor, empty: Tensor, noise: Tensor, near: Tensor | None = None) -> Tensor:
         """Return codes (B, code_width) for text embeddings (B, L, D) and Gaussian noise (B, code_width).
 
         `empty` (1, L, D) is the embedding of the empty prompt, for classifier-free guidance with scale `GUIDANCE`.
+        With codes `near` (B, code_width), sampling starts from these with noise of `EDIT_STRENGTH` (SDEdit, Meng et al.
+        2022), so the result is similar to them.
         """
-        words, x = self.encode_text(torch.cat([text, empty.expand_as(text)])), noise
-        for step in range(SAMPLING_STEPS):
+        words, x, first = self.encode_text(torch.cat([text, empty.expand_as(text)])), noise, 0
+        if near is not None:
+            first = round((1 - EDIT_STRENGTH) * SAMPLING_STEPS)
+            x = torch.lerp(noise, near, first / SAMPLING_STEPS)
+        for step in range(first, SAMPLING_STEPS):
             t = torch.full((2 * len(x),), step / SAMPLING_STEPS, device=x.device)
             conditional, unconditional = self(x.repeat(2, 1), t, words).chunk(2)
             x = x + torch.lerp(unconditional, conditional, GUIDANCE) / SAMPLING_STEPS

@@ -223,13 +223,19 @@ class Prior(Protocol):
         """
         return None
 
-    def sample_code(self, text: Tensor, generator: Generators = None) -> Tensor:
+    def sample_code(self, text: Tensor, generator: Generators = None, near: Tensor | None = None) -> Tensor:
         """Sample an object code for each of n prompts, and return the embeddings `text` (n, L, D) that include it.
 
         The code chooses what a prompt leaves unspecified, once for all views. Embeddings of a prior without object
-        codes are returned unchanged. `generator` is one random generator or a list of n.
+        codes are returned unchanged. `generator` is one random generator or a list of n. With embeddings `near`
+        (n, L, D) of other prompts, the objects are similar to those of their codes.
         """
         return text
+
+    @property
+    def has_code(self) -> bool:
+        """Whether the last row of a text embedding is an object code for the coarse predictor; 0: unspecified."""
+        return False
 
     def encode_code(self, text: Tensor, latents: Tensor, c2w: Tensor) -> Tensor:
         """Return the embeddings `text` (n, L, D) with the object codes of n objects of which V views are known.

@@ -259,7 +259,6 @@ class LatentDiffusion(Prior):
 
     @property
     def has_code(self) -> bool:
-        """Whether the last row of a text embedding is an object code for the coarse predictor; 0: unspecified."""
         return self.predictor is not None and bool(self.predictor.config["code"])
 
     def split_text(self, text: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -269,13 +268,13 @@ class LatentDiffusion(Prior):
         return first, last, code
 
     @torch.no_grad()
-    def sample_code(self, text: Tensor, generator: Generators = None) -> Tensor:
+    def sample_code(self, text: Tensor, generator: Generators = None, near: Tensor | None = None) -> Tensor:
         if self.predictor is None or not self.has_code:
             return text
         noise = fresh_noise(text[:, -1], generator)
         with self.autocast():
             words, empty = (self.split_text(x)[1] for x in (text, self.encode_prompt([""])))
-            code = self.predictor.sampler.sample(words, empty, noise)
+            code = self.predictor.sampler.sample(words, empty, noise, None if near is None else near[:, -1])
         return torch.cat([text[:, :-1], code[:, None]], 1)
 
     @torch.no_grad()

@@ -27,6 +27,7 @@ from threedgen.viewer.report import PAGE, write_report
 from .outputs import write_results
 from .scene import part_of
 from .system import GenerateSystem
+from .views import object_text
 
 if TYPE_CHECKING:
     from threedgen.viewer.viser_window import ViserWindow
@@ -101,6 +102,8 @@ def start_from(system: GenerateSystem, folder: Path) -> None:
     _, field, _, checkpoint = load_field(folder)
     system.field.init_from(field)
     system.from_nothing = False
+    if system.config.edit is not None:
+        system.edited = object_text(folder, system.prior)
     stored, own = part_of(checkpoint["state_dict"], "background"), system.background.state_dict()
     if {n: v.shape for n, v in own.items()} == {n: v.shape for n, v in stored.items()}:
         system.background.load_state_dict(stored)

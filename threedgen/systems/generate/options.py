@@ -203,6 +203,7 @@ class GenerateConfig(PromptedConfig):
         None, min_length=1, description="view from preview.azimuth (front): PNG with alpha, or on a plain background"
     )
     matte: MatteName = None
+    edit: str | None = Field(None, min_length=1, description="finished run whose object changes to fit the prompt")
     negative_prompt: str = Field("", description="text of the unconditional branch of the guidance")
     view_prompts: ViewPromptsConfig = ViewPromptsConfig()
     system: Annotated[SystemConfig, Component("system", default="generate")] = Field(
@@ -428,6 +429,10 @@ class GenerateConfig(PromptedConfig):
             self.check_prompt()
         if self.first_view is not None and not self.warm_steps:
             raise ConfigError("needs a warm start of a multi-view prior. Set warm_start.share=0.2", "image", self.image)
+        if self.edit is not None:
+            run_folder(self.edit, "edit")
+            if self.warm_steps or not self.round_steps or self.stages:
+                raise ConfigError("needs a run that only refines. Use --config edit-toybox", "edit", self.edit)
         if self.fit.matte is not None:
             with within("fit"):
                 loading.matte(self.fit.matte)

@@ -206,7 +206,7 @@ class Refinement:
         The first step of a round resamples the views.
         """
         if not done:  # also if the step is repeated: it gives the same images
-            self.resample(number, generator(self.scene.seed, step, "drawing"), self.scene.from_nothing and step == 0)
+            self.resample(number, generator(self.scene.seed, step, "drawing"), first=step == 0)
             # distillation gradients are a thousand times larger, and so are their moments
             self.scene.clear_optimizer_state()
         if number not in self.fits:
@@ -218,17 +218,19 @@ class Refinement:
         """Resampled views (V, H, W, 3) of the current round in [0, 1], float16."""
         return self.scene.get_buffer("refine_images")
 
-    def resample(self, number: int, rng: torch.Generator, from_nothing: bool) -> None:
+    def resample(self, number: int, rng: torch.Generator, first: bool) -> None:
         """Resample all views of round `number` and store them in `images`. All devices get the same images.
 
-        `from_nothing` means that there is no object to render yet; the views are then sampled from the prompt alone.
+        In the `first` step of a run there may be no object to render; the views are then sampled from the prompt alone.
+        Or the object is that of the run to edit.
         """
         scene, images = self.scene, []
+        edited = scene.edited if first else None
         with scene.track_progress(f"sampling views, {self.name(number)}", len(self.rig.cameras)) as count:
             for rig in self.rig.groups():
-                renders = None if from_nothing else scene.images(rig.cameras).to(scene.device)
+                renders = None if first and scene.from_nothing else scene.images(rig.cameras).to(scene.device)
                 parts = (scene.prior, renders, rig, scene.condition(rig), self.options)
-                images.append(resample_views(*parts, self.options.strengths[number], rng))
+                images.append(resample_views(*parts, self.options.strengths[number], rng, edited))
                 count.add(len(rig.cameras))
         self.images.copy_(torch.cat(images))
 
@@ -242,6 +244,7 @@ def resample_views(
     options: RefineConfig,
     strength: float,
     rng: torch.Generator,
+    edited: Tensor | None = None,
 ) -> Tensor:
     """Resample V views of one object together by img2img (SDEdit, Meng et al. 2022).
 
@@ -251,14 +254,20 @@ def resample_views(
         rig: cameras of the V views.
         condition: inputs of the prior for these views: text, cameras and reference image.
         strength: img2img noise strength in (0, 1].
+        edited: embedding (1, L, D) of the prompt that `renders` show, if it differs from that of `condition`: what the
+            coarse predictor changes between the two prompts is added. None: nothing is added.
 
     Returns images (V, H, W, 3) in [0, 1] at the prior's image size.
     """
-    if renders is not None:
-        z: Tensor | None = prior.encode_images(renders, rng)
-    else:
-        c2w = condition.c2w if rig.n_view > 1 else None
-        z = prior.coarse_latents(per_image(condition.text[0], rig.n_view), c2w)
+
+    def coarse(text: Tensor) -> Tensor | None:
+        return prior.coarse_latents(per_image(text, rig.n_view), condition.c2w if rig.n_view > 1 else None)
+
+    new = coarse(condition.text[0]) if renders is None or edited is not None else None
+    old = None if edited is None else coarse(edited)
+    z = new if renders is None else prior.encode_images(renders, rng)
+    if z is not None and new is not None and old is not None:
+        z = z + new - old
     if z is None:
         z, strength = torch.zeros(len(rig.cameras), *prior.latent_shape, device=prior.device), 1.0
     predict = guided(prior.denoise, condition, options.guidance_scale)

@@ -18,6 +18,7 @@ from threedgen.representations.backends import load as load_backend
 from threedgen.representations.hashgrid import encoding
 from threedgen.run import folder as runs
 from threedgen.run.cache import cached_tensor
+from threedgen.run.folder import run_folder
 from threedgen.run.memory import explain_out_of_memory
 from threedgen.run.metrics import read_summary
 from threedgen.run.prompts import prompt_warnings
@@ -30,7 +31,7 @@ from threedgen.train.task import Stopped, Task, device, execute, finished
 
 from .presets import chosen
 from .result import FILES, Run, print_result
-from .views import first_view, sample_views, view_cameras
+from .views import TEXT, first_view, object_text, sample_views, view_cameras
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +93,8 @@ def work(task: Task, start: Path | None = None) -> Status:
     `start` is the run folder whose object initialises this run; None: `config.start`, or a new object.
     """
     config, folder, prompt = task.config, task.folder, task.config.object_text()
+    if config.edit is not None:
+        start = run_folder(config.edit, "edit")
     if config.stages:
         start = run_stages(config, folder, task.quiet)
         set_threads(config.threads)
@@ -150,12 +153,14 @@ def embeddings(config: GenerateConfig, prior: Prior, texts: list[str], image: Te
     """Return the text embeddings (n, L, D) of n texts, cached in the run folder so that a resumed run reuses them.
 
     All texts but the second, the negative prompt, and empty ones describe the object of the run. They get one object
-    code, which the seed selects, or which is that of the image (1, H, W, 3) of the first view.
+    code, which the seed selects, or which is that of the image (1, H, W, 3) of the first view. With `edit`, it is
+    similar to the code of that run.
     """
+    near = None if config.edit is None else object_text(run_folder(config.edit, "edit"), prior)
 
     def with_code(text: Tensor) -> Tensor:
         if image is None:
-            return prior.sample_code(text, generator(config.seed, 0, "object"))
+            return prior.sample_code(text, generator(config.seed, 0, "object"), near)
         latents = prior.encode_images(image, generator(config.seed, 0, "image"))
         return prior.encode_code(text, latents[None], view_cameras(config, 1, prior.image_size).c2w[None, :1])
 
@@ -164,4 +169,4 @@ def embeddings(config: GenerateConfig, prior: Prior, texts: list[str], image: Te
         parts = zip(prior.encode_prompt(texts).split(1), described, strict=True)
         return torch.cat([with_code(part) if yes else part for part, yes in parts])
 
-    return cached_tensor(folder / "text.safetensors", "text", (len(texts), *prior.text_shape), encode)
+    return cached_tensor(folder / TEXT, "text", (len(texts), *prior.text_shape), encode)

@@ -31,10 +31,13 @@ from threedgen.run.cache import cached_tensor
 from threedgen.run.disk import writing
 from threedgen.run.progress import Count
 from threedgen.run.seeding import generator
+from threedgen.run.torch_file import read_safetensors
 from threedgen.systems.generate.options import GenerateConfig
 
 logger = logging.getLogger(__name__)
 
+TEXT = "text.safetensors"
+"""File in the run folder with the text embeddings."""
 IMAGE_SHARE = 0.7
 """Fraction of the given image that the object's longer side fills; the mean of toybox renders with these cameras."""
 IMAGE_WEIGHT = 4  # weight of the given image in the fit; each completed view has weight 1
@@ -150,3 +153,14 @@ def sharpen(images: Tensor, amount: float) -> Tensor:
     size = 2 * math.ceil(3 * sigma) + 1
     blurred = gaussian_blur2d(x, (size, size), (sigma, sigma))
     return (x + amount * (x - blurred)).clamp(0, 1).permute(0, 2, 3, 1)
+
+
+def object_text(folder: Path, prior: Prior) -> Tensor:
+    """Return the embedding (1, L, D) of the prompt of the run in `folder`, with its object code. Raises ConfigError if
+    it is not of this prior, or if the prior has no object codes."""
+    if not prior.has_code:
+        raise ConfigError("needs a prior with object codes, such as prior.weights=toybox-prior", "edit", str(folder))
+    text = read_safetensors(folder / TEXT)["text"][:1]
+    if text.shape[1:] != prior.text_shape:
+        raise ConfigError("is a run of another prior. Use the prior of that run", "edit", str(folder))
+    return text.to(prior.device)

@@ -1,0 +1,71 @@
+"""Runs that change the object of another run to fit a new prompt."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.support.errors import refused
+from tests.support.tiny_prior import coarse_prior, tiny_coarse
+from threedgen import config
+from threedgen.config import ConfigError
+from threedgen.geometry.rigs import ring_rig
+from threedgen.guidance.guidance import Condition
+from threedgen.guidance.priors.mvdream import MVDream
+from threedgen.systems.generate.phases import resample_views
+from threedgen.systems.generate.task import embeddings
+from threedgen.systems.generate.views import object_text
+
+
+@pytest.fixture
+def prior() -> MVDream:
+    return coarse_prior(tiny_coarse(code=True))
+
+
+@pytest.fixture
+def run(tmp_path: Path, prior: MVDream) -> Path:
+    """Return the folder of a run of the prompt "a dog", with its embeddings."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.yaml").write_text("task: generate\n")
+    embeddings(config.load("mvdream-toybox", ["prompt=a dog", "seed=5"]), prior, ["a dog", ""], None, folder)
+    return folder
+
+
+@torch.no_grad()
+def test_code_is_similar_to_that_of_the_run(run: Path, tmp_path: Path, prior: MVDream) -> None:
+    codes = []
+    for name, words in (("new", []), ("edited", [f"edit={run}"])):
+        (tmp_path / name).mkdir()
+        options = config.load("edit-toybox", ["prompt=a red dog", *words])
+        codes.append(embeddings(options, prior, ["a red dog", ""], None, tmp_path / name)[0, -1])
+    old = object_text(run, prior)[0, -1]
+    new, edited = (float(torch.cosine_similarity(code, old, dim=0)) for code in codes)
+    assert edited > new + 0.2
+
+
+@torch.no_grad()
+def test_only_the_change_of_the_coarse_prediction_is_added(run: Path, prior: MVDream) -> None:
+    options = config.load("edit-toybox", ["prompt=a dog", "refine.steps=2"])
+    rig = ring_rig(options.result.turntable, 1, 4, (0.0, 30.0), prior.image_size)
+    old = object_text(run, prior)
+    renders = torch.rand(4, prior.image_size, prior.image_size, 3, generator=torch.Generator().manual_seed(0))
+
+    def resampled(text: torch.Tensor, edited: torch.Tensor | None) -> torch.Tensor:
+        condition = Condition((text, old), prior.camera(rig.cameras.c2w), 4, c2w=rig.cameras.c2w)
+        rng = torch.Generator().manual_seed(1)
+        return resample_views(prior, renders, rig, condition, options.refine, 0.1, rng, edited)
+
+    torch.testing.assert_close(resampled(old, old), resampled(old, None))
+    other = old.clone()
+    other[:, -1] += 1
+    assert (resampled(other, old) - resampled(other, None)).abs().max() > 1e-3
+
+
+def test_run_and_prior_are_checked(run: Path) -> None:
+    with refused("edit", "edit-toybox"):
+        config.load("mvdream-toybox", ["prompt=a dog", f"edit={run}"]).check()
+    with refused("edit"):
+        config.load("edit-toybox", ["prompt=a dog", "edit=nowhere"]).check()
+    with pytest.raises(ConfigError, match="object codes"):
+        object_text(run, coarse_prior())
