@@ -140,6 +140,7 @@ class MVDreamPipeline(DiffusionPipeline):
         views = 1 if c2w is None else len(c2w)
         camera = None if c2w is None else camera_vector(c2w.to(prior.device).float()).repeat(len(prompts), 1)
         cond, uncond = prior.encode_prompt([*prompts, *[negative_prompt] * len(prompts)]).chunk(2)
+        cond = prior.sample_code(cond, generator)
         shape = (len(prompts) * views, self.unet.config["out_channels"], *[prior.image_size // prior.factor] * 2)
         if latents is None:
             latents = fresh_noise(torch.empty(shape, device=prior.device), generator)
