@@ -122,7 +122,7 @@ def test_help_describes_every_choice(capsys: pytest.CaptureFixture[str]) -> None
             assert " ".join([name, *about]) in out, name
     code, out, _ = ask(capsys, "--help", "field", "field.name=sdf")
     assert code == 0 and "field.name = sdf" in out and "field.log_sharpness" in out and "field.density_scale" not in out
-    assert re.match(r"field: .*\n  field.name = sdf\n      ngp    \w", out)
+    assert re.match(r"field: .*\n  field.name = sdf\n      ngp +\w", out)
     only = ask(capsys, "--help", "prior", "--config", "mvdreambooth-toybox")[1]
     assert re.search(r"mvdream +\w", only) and "deepfloyd  " not in only
 
@@ -137,7 +137,7 @@ def test_help_headings_precede_their_options(capsys: pytest.CaptureFixture[str])
 
 def test_help_survives_broken_choice(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
     monkeypatch.setitem(registry.TABLE["representation"], "broken", registry.Entry("no.such:x", "no.such:y"))
-    assert "broken  cannot be loaded (ModuleNotFoundError)" in ask(capsys, "--help", "field")[1]
+    assert re.search(r"broken +cannot be loaded \(ModuleNotFoundError\)", ask(capsys, "--help", "field")[1])
 
 
 def test_help_section_lists_its_options(shipped: Path, capsys: pytest.CaptureFixture[str]) -> None:
