@@ -48,4 +48,6 @@ def test_step_waits_only_where_it_must(name: str, steps: dict[str, dict[str, Any
     assert sum(syncs.values()) <= (STEPS | COMMANDS)[name][-1] and sum(launches.values()) > 50, syncs
     if name.startswith("mvdream-sd21"):
         assert launches["grid encode"] and launches["composite backward"] and launches["march place"]
-    assert (launches.get("graph", 0) > 0) == (name in ("mvdream-sd21", "luciddreamer-sd21"))  # the UNet, after two steps
+    assert (launches.get("graph", 0) > 0) == (
+        name in ("mvdream-sd21", "luciddreamer-sd21")
+    )  # the UNet, after two steps
