@@ -8,6 +8,7 @@ from torch import Tensor
 
 from threedgen.geometry.rigs import orbit
 from threedgen.representations import gaussians
+from threedgen.representations.gaussians import points
 
 from .clock import Case, paired
 from .table import Row, Table
@@ -35,12 +36,11 @@ def table(rounds: int) -> Table:
 def ball(count: int, views: int) -> list[Tensor]:
     """Return means, quaternions, scales, opacities and values of random Gaussians in a ball."""
     rng = torch.Generator().manual_seed(0)
-    directions = torch.nn.functional.normalize(torch.randn(count, 3, generator=rng), dim=-1)
-    spacing = RADIUS * (4 / 3 * math.pi / count) ** (1 / 3)
+    start = points.ball(count, RADIUS, rng)
     parts = [
-        directions * RADIUS * torch.rand(count, 1, generator=rng) ** (1 / 3),
+        start.positions,
         torch.randn(count, 4, generator=rng),
-        torch.full((count, 3), spacing / 2),
+        (start.spacing / 2)[:, None].repeat(1, 3),
         torch.full((count,), OPACITY),
         torch.rand(views, count, gaussians.CHANNELS, generator=rng),
     ]

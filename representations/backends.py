@@ -15,11 +15,16 @@ from threedgen.config.optional import EXTRAS, installed
 from .options import require_backend
 
 DEVICE_TYPES = {"numba": "cpu", "triton": "cuda", "tinycudann": "cuda", "nerfacc": "cuda", "gsplat": "cuda"}
-FAST = ("numba", "triton", "gsplat")  # selected by "auto"
 """Device type of each back end that computes in float32 only. The back end `torch` supports all devices and dtypes."""
+FAST = ("numba", "triton", "gsplat")
+"""Back ends that "auto" selects, if the computation has them."""
+FIELD_KERNELS = ("numba", "triton")
+"""Fast back ends of the hash grid and of the ray marcher."""
 
 
-def choose(name: str, device: torch.device, dtype: torch.dtype = torch.float32, among: Container[str] = FAST) -> str:
+def choose(
+    name: str, device: torch.device, dtype: torch.dtype = torch.float32, among: Container[str] = FIELD_KERNELS
+) -> str:
     """Return the back end for a device and a dtype: `name` itself, unless it is "auto".
 
     "auto" selects numba on a CPU, and triton or gsplat on a GPU, if they are in `among` and installed and the dtype is

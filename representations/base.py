@@ -84,6 +84,7 @@ class Representation(nn.Module):
     Attributes:
         rasterised: True if `render` returns whole images, False if rays are marched through the field.
         variable_shapes: names of the parameters and buffers whose first dimension changes during training.
+        backends: import paths of the back ends among which the config's `backend` chooses, by name; empty: no choice.
         along_ray: method that the renderer calls in place of `forward` if the density depends on the ray direction, or
             None. It maps midpoints (N, 3), directions (N, 3) and lengths (N,) of ray intervals to density, features,
             normals and gradient norms, as `sdf.SDF.along_ray` does.
@@ -91,6 +92,7 @@ class Representation(nn.Module):
 
     rasterised: ClassVar[bool] = False
     variable_shapes: ClassVar[tuple[str, ...]] = ()
+    backends: ClassVar[Mapping[str, str]] = {}
     along_ray: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor, Tensor]] | None = None
 
     # --- training
@@ -132,7 +134,7 @@ class Representation(nn.Module):
         if not same_class or one != two:
             names = f"{type(self).__name__} cannot be initialised from {type(other).__name__}"
             sizes = " with other sizes" if same_class else ""
-            raise ConfigError(f"{names}{sizes}. Use the field of the previous stage with the same sizes.", "stages")
+            raise ConfigError(f"{names}{sizes}. Use the field of the run that it starts from, and its sizes", "stages")
         self.load_state_dict(other.state_dict())
 
     def init_from_file(self, path: Path) -> None:

@@ -47,10 +47,13 @@ class FieldConfig(Config):
 
     Attributes:
         has_normals: True if the renders of this representation have normals.
+        splats: True if the object consists of splats. It can then start from a point cloud file, and the exporter
+            `splats` can write it.
         losses: help texts of the representation's own losses, by name. Their weights are keys of the section `loss`.
     """
 
     has_normals: ClassVar[bool] = True
+    splats: ClassVar[bool] = False
     losses: ClassVar[dict[str, str]] = {}
 
     name: str = Field(description="representation")
@@ -59,6 +62,9 @@ class FieldConfig(Config):
     def volume(self) -> "FieldConfig":
         """Config of the field that gives colours at points: the field itself, or the `paint` of a mesh."""
         return self
+
+    def check_precision(self, precision: str) -> None:
+        """Raise ValueError if the representation cannot be trained with this value of `trainer.precision`."""
 
 
 Encoding = Annotated[Any, registry.Component("encoding", default="hashgrid")]
@@ -151,6 +157,7 @@ class GaussiansConfig(FieldConfig):
     """Anisotropic 3D Gaussians, rasterised (Kerbl et al. 2023, "3D Gaussian Splatting"); their number changes."""
 
     has_normals: ClassVar[bool] = False
+    splats: ClassVar[bool] = True
     losses: ClassVar[dict[str, str]] = {
         "gaussian_opacity": "weight of the mean opacity of 3D Gaussians",
         "gaussian_scale": "weight of the mean standard deviation of 3D Gaussians, world units",
@@ -158,7 +165,9 @@ class GaussiansConfig(FieldConfig):
 
     name: Literal["gaussians"] = "gaussians"
     radius: float = Field(1.0, gt=0, le=100, description="half the side of the object's cube, world units")
-    count: int = Field(5000, ge=1, le=10_000_000, description="initial number of Gaussians")
+    count: int = Field(
+        5000, ge=1, le=10_000_000, description="initial number of Gaussians; not used if start is a point cloud file"
+    )
     sphere: float = Field(0.5, gt=0, le=100, description="radius of the initial ball, world units")
     opacity: float = Field(0.1, gt=0, lt=1, description="initial opacity")
     sh_degree: Literal[0, 1] = Field(0, description="degree of the spherical harmonics; 0: one colour per Gaussian")
@@ -171,10 +180,15 @@ class GaussiansConfig(FieldConfig):
     densify_range: Shares = Field((0.0, 0.6), description="part of the run with densification, fractions of its steps")
     max_count: int = Field(20_000, ge=1, le=10_000_000, description="maximum number of Gaussians")
     split_gradient: float = Field(
-        0.0002, gt=0, description="adaptive: image position gradient, per half image, from which a Gaussian is divided"
+        0.0002,
+        gt=0,
+        description="adaptive: image position gradient, image spans [-1, 1], above which Gaussians are cloned or split",
     )
     clone_size: float = Field(
-        0.01, ge=0, le=1, description="adaptive: size up to which a Gaussian is cloned, not split; fraction of radius"
+        0.01,
+        ge=0,
+        le=1,
+        description="adaptive: largest standard deviation that is cloned, not split; fraction of radius",
     )
     min_opacity: float = Field(
         0.005, gt=0, lt=0.5, description="opacity below which a Gaussian is removed or relocated"
@@ -182,7 +196,7 @@ class GaussiansConfig(FieldConfig):
     reset_interval: int | None = Field(
         3000, ge=1, description="adaptive: steps between resets of the opacity to twice min_opacity; null: none"
     )
-    noise: float = Field(5e5, ge=0, description="mcmc: noise of the positions, in lr_means times covariance")
+    noise: float = Field(5e5, ge=0, description="mcmc: position noise, as a multiple of learning rate times covariance")
     lr_means: Scheduled = Field(
         {"0%": 1.6e-4, "100%": 1.6e-6}, ge=0, description="learning rate of positions, world units"
     )
@@ -196,6 +210,13 @@ class GaussiansConfig(FieldConfig):
 
     def check(self) -> None:
         require_backend(self.backend)
+
+    def check_precision(self, precision: str) -> None:
+        if precision == "16-mixed" and self.densify == "adaptive":
+            problem = (
+                f"field.densify=adaptive with trainer.precision={precision}, whose loss scale changes its threshold"
+            )
+            raise ValueError(f"{problem}. Set trainer.precision=32-true or field.densify=mcmc")
 
     @model_validator(mode="after")
     def _sizes(self) -> "GaussiansConfig":

@@ -89,8 +89,8 @@ def _divide(field: Gaussians, optimizer: Optimizer, rng: torch.Generator) -> Non
 def reset_opacity(field: Gaussians, optimizer: Optimizer) -> None:
     """Reduce all opacities to at most twice the minimum, and forget their moments."""
     limit = torch.tensor(2 * field.options.min_opacity).logit().item()
-    nothing = torch.zeros(0, dtype=torch.long, device=field.means.device)
-    resize_parameter(field, "opacity_logits", optimizer, nothing, field.opacity_logits.detach().clamp(max=limit))
+    no_rows = torch.zeros(0, dtype=torch.long, device=field.means.device)
+    resize_parameter(field, "opacity_logits", optimizer, no_rows, field.opacity_logits.detach().clamp(max=limit))
 
 
 def _relocate(field: Gaussians, optimizer: Optimizer, rng: torch.Generator) -> None:

@@ -14,7 +14,7 @@ from threedgen.representations.options import GaussiansConfig
 from threedgen.representations.shading import ALBEDO, Material, Shading
 from threedgen.run.memory import to_device
 
-from . import composite, density_control, project
+from . import MODULES, composite, density_control, project
 from .density_control import PARAMETERS
 from .points import SH_0, Points, ball, points_of, read_points
 
@@ -45,6 +45,7 @@ class Gaussians(Representation):
 
     rasterised = True
     variable_shapes = (*PARAMETERS, "gradient_sum", "gradient_count")
+    backends = MODULES
     gradient_sum: Tensor  # (N,) sum of the lengths of the image position gradients since the last densification
     gradient_count: Tensor  # (N,) number of views in that sum
 

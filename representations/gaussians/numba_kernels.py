@@ -23,6 +23,10 @@ ROWS, LANES = 16, 8
 STATE = (3 + CHANNELS) * LANES
 """Numbers of a row of pixels after the forward pass: transmittance, 1 if another Gaussian can contribute, index of the
 last Gaussian that contributes, composited values. Backward: transmittance, light from behind, index, gradients."""
+LIVE, LAST, V0, V1, V2, V3, V4 = (k * LANES for k in range(1, 8))
+"""Columns of a row of pixels where these quantities start; the backward pass has other values there."""
+G_SIGMA, G_DY, G_DY2, G0, G1, G2, G3, G4 = (STATE + k * LANES for k in range(8))
+"""Columns where the gradients start that one Gaussian gets from a row."""
 ZERO, HALF, ONE = F(0.0), F(0.5), F(1.0)
 MIN_ALPHA, TOP, STOP = F(ALPHA_THRESHOLD), F(MAX_ALPHA), F(TRANSMITTANCE_THRESHOLD)
 LOG2_E, LN_2, FARTHEST, BIAS, SHIFT = F(1.4426950408889634), F(0.6931471805599453), F(20.0), F(127.0), F(2.0**23)
@@ -47,20 +51,20 @@ def _blend(pixels, r, x, dy, a, b, c, o, k, v0, v1, v2, v3, v4):
     # adds Gaussian k of the tile to a row of pixels
     for lane in range(LANES):
         alpha = min(TOP, o * _falloff(F(lane) - x, dy, a, b, c))
-        before, live = pixels[r, lane], pixels[r, 8 + lane]
+        before, live = pixels[r, lane], pixels[r, LIVE + lane]
         after = before * (ONE - alpha)
         hit = alpha >= MIN_ALPHA
         live = ZERO if hit and after <= STOP else live
         used = hit and live > ZERO
         weight = alpha * before if used else ZERO
         pixels[r, lane] = after if used else before
-        pixels[r, 8 + lane] = live
-        pixels[r, 16 + lane] = k if used else pixels[r, 16 + lane]
-        pixels[r, 24 + lane] += weight * v0
-        pixels[r, 32 + lane] += weight * v1
-        pixels[r, 40 + lane] += weight * v2
-        pixels[r, 48 + lane] += weight * v3
-        pixels[r, 56 + lane] += weight * v4
+        pixels[r, LIVE + lane] = live
+        pixels[r, LAST + lane] = k if used else pixels[r, LAST + lane]
+        pixels[r, V0 + lane] += weight * v0
+        pixels[r, V1 + lane] += weight * v1
+        pixels[r, V2 + lane] += weight * v2
+        pixels[r, V3 + lane] += weight * v3
+        pixels[r, V4 + lane] += weight * v4
 
 
 @njit(cache=True, error_model="numpy", fastmath=LINEAR)
@@ -69,25 +73,25 @@ def _unblend(pixels, r, x, dy, a, b, c, o, k, v0, v1, v2, v3, v4):
     # times dy^2, and of the values
     for lane in range(LANES):
         raw = o * _falloff(F(lane) - x, dy, a, b, c)
-        used = raw >= MIN_ALPHA and k <= pixels[r, 16 + lane]
+        used = raw >= MIN_ALPHA and k <= pixels[r, LAST + lane]
         alpha = min(TOP, raw) if used else ZERO
         inverse = ONE / (ONE - alpha)
-        before, behind = pixels[r, lane] * inverse, pixels[r, 8 + lane]
+        before, behind = pixels[r, lane] * inverse, pixels[r, LIVE + lane]
         weight = alpha * before
-        g0, g1, g2 = pixels[r, 24 + lane], pixels[r, 32 + lane], pixels[r, 40 + lane]
-        g3, g4 = pixels[r, 48 + lane], pixels[r, 56 + lane]
+        g0, g1, g2 = pixels[r, V0 + lane], pixels[r, V1 + lane], pixels[r, V2 + lane]
+        g3, g4 = pixels[r, V3 + lane], pixels[r, V4 + lane]
         light = v0 * g0 + v1 * g1 + v2 * g2 + v3 * g3 + v4 * g4
         g_sigma = -raw * (before * light - behind * inverse) if used and raw < TOP else ZERO
         pixels[r, lane] = before
-        pixels[r, 8 + lane] = behind + weight * light
-        pixels[r, 64 + lane] = g_sigma
-        pixels[r, 72 + lane] = g_sigma * dy
-        pixels[r, 80 + lane] = g_sigma * dy * dy
-        pixels[r, 88 + lane] = weight * g0
-        pixels[r, 96 + lane] = weight * g1
-        pixels[r, 104 + lane] = weight * g2
-        pixels[r, 112 + lane] = weight * g3
-        pixels[r, 120 + lane] = weight * g4
+        pixels[r, LIVE + lane] = behind + weight * light
+        pixels[r, G_SIGMA + lane] = g_sigma
+        pixels[r, G_DY + lane] = g_sigma * dy
+        pixels[r, G_DY2 + lane] = g_sigma * dy * dy
+        pixels[r, G0 + lane] = weight * g0
+        pixels[r, G1 + lane] = weight * g1
+        pixels[r, G2 + lane] = weight * g2
+        pixels[r, G3 + lane] = weight * g3
+        pixels[r, G4 + lane] = weight * g4
 
 
 @njit(cache=True, error_model="numpy")
@@ -159,11 +163,11 @@ def _backward(start, entries, means, conics, opacities, values, extents, rows, c
                 g_entries[k, j] = ZERO
             for lane in range(LANES):
                 dx, s = F(lane) - x, sums[lane]
-                g_entries[k, 0] -= a * s * dx + b * sums[8 + lane]
-                g_entries[k, 1] -= b * s * dx + c * sums[8 + lane]
+                g_entries[k, 0] -= a * s * dx + b * sums[LANES + lane]
+                g_entries[k, 1] -= b * s * dx + c * sums[LANES + lane]
                 g_entries[k, 2] += HALF * s * dx * dx
-                g_entries[k, 3] += sums[8 + lane] * dx
-                g_entries[k, 4] += HALF * sums[16 + lane]
+                g_entries[k, 3] += sums[LANES + lane] * dx
+                g_entries[k, 4] += HALF * sums[2 * LANES + lane]
                 g_entries[k, 5] -= s / o
                 for channel in range(CHANNELS):
                     g_entries[k, 6 + channel] += sums[(3 + channel) * LANES + lane]

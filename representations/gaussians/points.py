@@ -1,5 +1,6 @@
 """Points with colours at which 3D Gaussians start: in a ball, from a file, or on another representation's surface."""
 
+import io
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,10 +12,14 @@ from torch import Tensor
 from torch.nn.functional import max_pool3d, normalize
 
 from threedgen.config import ConfigError
+from threedgen.config.plain_file import read_bytes
+from threedgen.geometry.ply_file import read_vertices
 from threedgen.representations.base import Representation
+from threedgen.run.arrays import Array
 from threedgen.run.seeding import generator
 
-NEIGHBOURS = 3  # the spacing of points is the mean distance to so many neighbours, as in 3D Gaussian Splatting
+NEIGHBOURS = 3  # number of nearest points whose mean distance is the spacing, as in 3D Gaussian Splatting
+MAX_BYTES = 4 << 30  # largest point cloud file
 GRID = 96  # grid points per axis on which the surface of a density is found
 COLOUR_NOISE = 0.02  # standard deviation of the initial colours around grey
 PLY_AXES = np.array([[0.0, -1, 0], [0, 0, -1], [1, 0, 0]])  # world (z up, front x) to splat files (y down, front z)
@@ -51,38 +56,52 @@ def ball(count: int, radius: float, rng: torch.Generator | None = None) -> Point
 def read_points(path: Path, max_count: int, radius: float) -> Points:
     """Read the points of a point cloud, mesh or Gaussian splatting file; of more than `max_count`, a random subset.
 
-    Raises ConfigError if the file cannot be read, has no points, or points outside of `radius`.
+    Raises ConfigError if the file cannot be read, has no points, or points that are not finite or outside of `radius`.
     """
     try:
-        found: Any = trimesh.load(path)
-        cloud: Any = found.to_geometry() if isinstance(found, trimesh.Scene) else found
-        positions = torch.from_numpy(np.asarray(cloud.vertices, np.float32)).clone()
-    except Exception as error:  # trimesh raises errors of many classes
+        data = read_bytes(path, MAX_BYTES)
+        vertices, stored = _ply_points(data) if path.suffix.lower() == ".ply" else _other_points(data, path.suffix)
+    except Exception as error:  # trimesh and damaged files raise errors of many classes
         raise ConfigError(f"{path} cannot be read as a point cloud: {error}", "start", str(path)) from error
-    raw = cloud.metadata.get("_ply_raw", {}).get("vertex", {}).get("data", {})
-    splats = "f_dc_0" in (getattr(raw, "dtype", None) and raw.dtype.names or raw)
-    if splats:
-        positions = positions @ torch.from_numpy(PLY_AXES).float()
-    far = float(positions.norm(dim=-1).max()) if len(positions) else 0.0
-    if not len(positions) or not far <= radius:
+    positions = torch.from_numpy(vertices).float()
+    if not len(positions):
+        raise ConfigError("has no points", "start", str(path))
+    if not positions.isfinite().all():
+        raise ConfigError("has points that are not finite. Remove them", "start", str(path))
+    far = float(positions.norm(dim=-1).max())
+    if far > radius:
         problem = f"has points up to {far:.3g} from the origin. Set field.radius and march.radius to {1.1 * far:.2g}"
-        raise ConfigError(problem if len(positions) else "has no points", "start", str(path))
-    if splats:
-        colours = 0.5 + SH_0 * np.stack([np.asarray(raw[f"f_dc_{k}"]).reshape(-1) for k in range(3)], axis=1)
-    else:
-        stored = getattr(cloud.visual, "vertex_colors", np.empty(0))
-        colours = (
-            np.asarray(stored)[:, :3] / 255 if len(stored) == len(positions) else np.full((len(positions), 3), 0.5)
-        )
+        raise ConfigError(problem, "start", str(path))
+    colours = np.full((len(positions), 3), 0.5) if stored is None else stored
     rng = generator(0, 0, "points")
     index = torch.randperm(len(positions), generator=rng)[:max_count] if len(positions) > max_count else slice(None)
     return with_spacing(positions[index], torch.from_numpy(colours).float().clamp(0, 1)[index])
+
+
+def _ply_points(data: bytes) -> tuple[Array, Array | None]:
+    # positions (N, 3) and colours (N, 3), None if there are none
+    vertex, colours = read_vertices(data)
+    positions = np.column_stack([vertex[axis] for axis in "xyz"]).astype(np.float32)
+    if "f_dc_0" not in vertex:
+        return positions, colours
+    harmonics = np.column_stack([vertex[f"f_dc_{k}"] for k in range(3)])
+    return positions @ PLY_AXES.astype(np.float32), 0.5 + SH_0 * harmonics
+
+
+def _other_points(data: bytes, suffix: str) -> tuple[Array, Array | None]:
+    # as `_ply_points`, of a format that trimesh reads
+    found: Any = trimesh.load(io.BytesIO(data), file_type=suffix.removeprefix("."))
+    cloud: Any = found.to_geometry() if isinstance(found, trimesh.Scene) else found
+    stored, positions = getattr(cloud.visual, "vertex_colors", ()), np.array(cloud.vertices, np.float32)
+    return positions, np.asarray(stored)[:, :3] / 255 if len(stored) == len(positions) else None
 
 
 @torch.no_grad()
 def points_of(field: Representation, count: int, radius: float) -> Points:
     """Sample points on the surface of a mesh or field, with the colours there. Raises ConfigError if it is empty."""
     rng, mesh = generator(0, 0, "points"), getattr(field, "mesh", None)
+    if mesh is None and type(field).density is Representation.density:
+        raise ConfigError(f"{type(field).__name__} has no density to start from", "start")
     if mesh is not None:
         vertices, faces = mesh()
         if not len(faces):

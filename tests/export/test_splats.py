@@ -94,8 +94,13 @@ def test_glb_has_the_attributes_of_the_extension(field: Gaussians) -> None:
     back = back.rotated(GLTF_AXES.T)
     for name in ("means", "scales", "harmonics"):
         np.testing.assert_allclose(getattr(back, name), getattr(splats, name), atol=1e-5)
-    findings, _ = validate({"gaussians.glb": data})
-    assert not [found for part in findings.values() for found in part if found.startswith("error")]
+
+
+def test_splat_glb_passes_the_validator(field: Gaussians) -> None:
+    findings, problem = validate({"gaussians.glb": splat_glb_bytes(Splats.of(field))})
+    if not findings:
+        pytest.skip(problem)
+    assert not [line for line in findings["gaussians.glb"] if line.startswith("error")]
 
 
 def test_ply_has_the_properties_of_3d_gaussian_splatting(field: Gaussians, tmp_path: Path) -> None:

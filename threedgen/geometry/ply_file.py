@@ -39,11 +39,7 @@ def read_ply(data: bytes, files: SideFiles, colours: bool) -> Submesh:
     `data` has the bytes of the file; `files` reads the texture. Raises ConfigError, and for damaged files exceptions of
     other types.
     """
-    end = re.search(rb"\bend_header[ \t]*(\r\n|\n|\r)", data[:MAX_HEADER])
-    if end is None and len(data) > MAX_HEADER:
-        raise ConfigError(f"its header has no end in the first {MAX_HEADER:,} bytes")
-    header = data[: end.end()] if end else data
-    tables, dtypes = _tables(header, data[len(header) :])
+    header, tables, dtypes = _parse(data)
     vertex, face = tables["vertex"], tables.get("face", {})
     points = np.column_stack([vertex[axis] for axis in "xyz"]).astype(np.float64)
     polygons = face.get("vertex_indices", face.get("vertex_index", ()))
@@ -65,6 +61,24 @@ def read_ply(data: bytes, files: SideFiles, colours: bool) -> Submesh:
         by_face = by_face if by_vertex is None else None
     result = polygon_mesh(result, polygons, corner_uv, by_face)
     return result if image is None else replace(result, texture=Texture.tinted(image, (1, 1, 1)))
+
+
+def read_vertices(data: bytes) -> tuple[Table, Array | None]:
+    """Read the vertices of a PLY file: the table of their properties, and colours (N, 3), sRGB in [0, 1], or None.
+
+    Raises exceptions as `read_ply` does.
+    """
+    _, tables, dtypes = _parse(data)
+    return tables["vertex"], _colours(tables["vertex"], dtypes["vertex"])
+
+
+def _parse(data: bytes) -> tuple[bytes, dict[str, Table], dict[str, dict[str, str]]]:
+    # the header, the rows of all elements, and the dtypes of their properties as declared
+    end = re.search(rb"\bend_header[ \t]*(\r\n|\n|\r)", data[:MAX_HEADER])
+    if end is None and len(data) > MAX_HEADER:
+        raise ConfigError(f"its header has no end in the first {MAX_HEADER:,} bytes")
+    header = data[: end.end()] if end else data
+    return header, *_tables(header, data[len(header) :])
 
 
 def _columns(table: Table, names: Sequence[str]) -> Array | None:

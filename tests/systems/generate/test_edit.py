@@ -51,10 +51,10 @@ def test_only_the_change_of_the_coarse_prediction_is_added(run: Path, prior: MVD
     old = object_text(run, prior)
     renders = torch.rand(4, prior.image_size, prior.image_size, 3, generator=torch.Generator().manual_seed(0))
 
-    def resampled(text: torch.Tensor, edited: torch.Tensor | None) -> torch.Tensor:
+    def resampled(text: torch.Tensor, old_text: torch.Tensor | None) -> torch.Tensor:
         condition = Condition((text, old), prior.camera(rig.cameras.c2w), 4, c2w=rig.cameras.c2w)
         rng = torch.Generator().manual_seed(1)
-        return resample_views(prior, renders, rig, condition, options.refine, 0.1, rng, edited)
+        return resample_views(prior, renders, rig, condition, options.refine, 0.1, rng, old_text)
 
     torch.testing.assert_close(resampled(old, old), resampled(old, None))
     other = old.clone()
@@ -67,5 +67,13 @@ def test_run_and_prior_are_checked(run: Path) -> None:
         config.load("mvdream-toybox", ["prompt=a dog", f"edit={run}"]).check()
     with refused("edit"):
         config.load("edit-toybox", ["prompt=a dog", "edit=nowhere"]).check()
+    with refused("edit", "start"):
+        config.load("edit-toybox", ["prompt=a dog", f"edit={run}", f"start={run}"]).check()
     with pytest.raises(ConfigError, match="object codes"):
         object_text(run, coarse_prior())
+
+
+def test_run_of_another_task_is_refused(run: Path) -> None:
+    (run / "config.yaml").write_text("task: batch\n")
+    with refused("edit", "batch"):
+        config.load("edit-toybox", ["prompt=a dog", f"edit={run}"]).check()

@@ -55,7 +55,7 @@ def test_config_runs_to_splats_and_a_mesh(name: str, more: list[str], tmp_path: 
         assert "field.features" not in same
 
 
-def test_each_config_names_one_prior_and_its_loss() -> None:
+def test_configs_for_released_weights_select_their_loss() -> None:
     losses = {"dreamgaussian-sd21": "reconstruction", "luciddreamer-sd21": "ism", "mvdream-gaussians-sd21": "sds"}
     for name, loss in losses.items():
         made = load(name, ["prompt=a"])
@@ -88,11 +88,14 @@ def test_run_starts_from_a_run_and_from_a_file(tmp_path: Path) -> None:
     )
     points = 0.3 * np.random.default_rng(0).standard_normal((25, 3)).clip(-1.5, 1.5)
     trimesh.PointCloud(points).export(tmp_path / "points.ply")
-    second = str(tiny_generate(tmp_path / "two", field={"name": "gaussians", "count": 40, "densify": "none"}))
+    second = str(
+        tiny_generate(tmp_path / "two", field={"name": "gaussians", "count": 40, "densify": "none", "sphere": 0.01})
+    )
     for start, count in (("first", 40), ("points.ply", 25)):
         words = ["--config", second, *short, "trainer.max_steps=2", f"start={start}", f"out=from-{count}"]
         assert server().run(tmp_path, words=words) == 0, log(tmp_path)
-        assert len(weights(tmp_path / f"from-{count}")["field.means"]) == count
+        means = weights(tmp_path / f"from-{count}")["field.means"]
+        assert len(means) == count and float(means.norm(dim=-1).max()) > 0.1, "not in the small ball of a new object"
 
 
 def test_unusable_starts_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,8 @@ No library is used: linear vertex colours need 16 bits, tangents must be those o
 give equal bytes.
 """
 
+from __future__ import annotations
+
 import json
 import shutil
 import struct
@@ -11,25 +13,31 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from threedgen.export.files.splats import Splats
 from threedgen.export.shape.mesh import Mesh, TexturedMesh
 from threedgen.geometry.images import to_linear
 from threedgen.run.arrays import Array
 from threedgen.run.disk import Tree, write_atomic
 
+if TYPE_CHECKING:
+    from threedgen.export.files.splats import Splats  # which loads the representation
+
 _COMPONENTS = {"<f4": 5126, "<u2": 5123, "<u4": 5125}
 _VERTICES, _INDICES = 34962, 34963
 UNLIT, SPLATS = "KHR_materials_unlit", "KHR_gaussian_splatting"
-GLTF_AXES = np.array([[0.0, 1, 0], [0, 0, 1], [1, 0, 0]])  # rotation of `to_gltf_axes`
 _LINEAR, _LINEAR_MIPMAP_LINEAR, _CLAMP = 9729, 9987, 33071
 
 
 def to_gltf_axes(vectors: Array) -> Array:
     """Rotate vectors (N, 3) from world axes (z up, front +x) to glTF axes (y up, front +z): x' = y, y' = z, z' = x."""
     return np.ascontiguousarray(vectors[:, [1, 2, 0]])
+
+
+GLTF_AXES = to_gltf_axes(np.eye(3)).T
+"""Rotation matrix (3, 3) of `to_gltf_axes`."""
 
 
 class _Buffer:

@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 from scipy.spatial.transform import Rotation
+from torch.nn.functional import normalize
 
+from threedgen.export.files.glb import splat_glb_bytes
 from threedgen.representations.gaussians.field import Gaussians
 from threedgen.representations.gaussians.points import PLY_AXES, SH_0
 from threedgen.run.arrays import Array
@@ -34,7 +36,7 @@ class Splats:
     @classmethod
     def of(cls, field: Gaussians) -> "Splats":
         """Return the Gaussians of a representation, in world axes."""
-        unit = field.quaternions / field.quaternions.norm(dim=-1, keepdim=True)
+        unit = normalize(field.quaternions, dim=-1)
         parts = (field.means, unit, field.log_scales.exp(), field.opacity_logits.sigmoid(), field.features)
         return cls(*(part.detach().float().cpu().numpy() for part in parts))
 
@@ -75,8 +77,6 @@ def ply_bytes(splats: Splats) -> bytes:
 
 def write(system: Any, folder: Path) -> Tree:
     """Write gaussians.ply and gaussians.glb of the field of `system` to `folder`; return their number of Gaussians."""
-    from threedgen.export.files.glb import splat_glb_bytes  # imports this module
-
     splats = Splats.of(system.field)
     extras = {"prompt": system.config.prompt, "seed": system.config.seed}
     write_atomic(folder / "gaussians.ply", ply_bytes(splats))

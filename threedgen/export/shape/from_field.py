@@ -19,7 +19,7 @@ from threedgen.run.arrays import Array
 
 Field = Callable[[torch.Tensor], torch.Tensor]  # points (N, 3) in world units -> density (N,) or colour (N, 3)
 TAUBIN_STEPS = 3  # number of Taubin smoothing iterations; more of them round edges
-NORMAL_BLUR = 0.06  # reach of the normal filter, in scene radii. Finer relief is mostly training noise.
+NORMAL_REACH = 0.06  # reach of the normal filter, in scene radii. Finer relief is mostly training noise.
 CHUNK = 1 << 17  # maximum number of points per field query
 COLOUR_DEPTHS = (-0.5, 0.5, 1.5, 2.5)  # sample depths for vertex colours, in grid cells below the surface
 MAX_BORDER_SHARE, CUT_BORDER_SHARE = 0.2, 0.01
@@ -107,7 +107,7 @@ def field_surface(field: FieldView, resolution: int) -> Mesh:
     tau, info = depth_field(sample_density(field, resolution), cell, field.radius)
     vertices, faces, info["parts_kept"] = large_pieces(*isosurface(tau, info["level"], cell, field.radius))
     vertices = sharpen(taubin(vertices, faces, TAUBIN_STEPS), faces)
-    normals = sharp_normals(vertices, faces, math.ceil((NORMAL_BLUR * field.radius / cell) ** 2))
+    normals = sharp_normals(vertices, faces, math.ceil((NORMAL_REACH * field.radius / cell) ** 2))
     colours = surface_colours(field, vertices, normals, cell)
     return Mesh(vertices, faces, colours, normals, info | {"resolution": resolution, "radius": field.radius})
 

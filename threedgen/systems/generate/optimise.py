@@ -103,7 +103,7 @@ def start_from(system: GenerateSystem, folder: Path) -> None:
     system.field.init_from(field)
     system.from_nothing = False
     if system.config.edit is not None:
-        system.edited = object_text(folder, system.prior)
+        system.source_text = object_text(folder, system.prior)
     stored, own = part_of(checkpoint["state_dict"], "background"), system.background.state_dict()
     if {n: v.shape for n, v in own.items()} == {n: v.shape for n, v in stored.items()}:
         system.background.load_state_dict(stored)

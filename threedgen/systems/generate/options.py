@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, Field, create_model, model_validator
@@ -295,6 +296,13 @@ class GenerateConfig(PromptedConfig):
                 raise ValueError(str(error).split("\n")[0]) from None
         return self
 
+    @property
+    def start_path(self) -> Path | None:
+        """Run folder, or point cloud file, from whose object the run starts; None: a new object. Raises ConfigError."""
+        if self.edit is not None:
+            return run_folder(self.edit, "edit")
+        return None if self.start is None else user_path(self.start, "start")
+
     def object_text(self) -> str:
         """Return the prompt on one line; "" with an image and no prompt. Raises ConfigError if both are missing."""
         if self.prompt.strip():
@@ -374,13 +382,10 @@ class GenerateConfig(PromptedConfig):
             if value != 0 and owners and field.name not in owners:
                 problem = f"loss.{name}={value} is no loss of field.name={field.name}"
                 raise ValueError(f"{problem}. Set loss.{name}=0 or field.name={' or '.join(owners)}")
-        if "splats" in self.result.exporters and field.name != "gaussians":
-            raise ValueError(
-                f"exporter splats of field.name={field.name}. Set result.exporters=[] or field.name=gaussians"
-            )
-        if self.trainer.precision == "16-mixed" and getattr(field, "densify", None) == "adaptive":
-            problem = "field.densify=adaptive with trainer.precision=16-mixed, whose loss scale changes its threshold"
-            raise ValueError(f"{problem}. Set trainer.precision=32-true or field.densify=mcmc")
+        if "splats" in self.result.exporters and not field.splats:
+            problem = f"result.exporters=[splats] needs 3D Gaussians: field.name={field.name}"
+            raise ValueError(f"{problem}. Set result.exporters=[] or field.name=gaussians")
+        field.check_precision(self.trainer.precision)
         needs = {
             "guidance_input=normal": self.guidance_input == "normal",
             "loss.orientation": self.loss.orientation != 0,
@@ -396,16 +401,16 @@ class GenerateConfig(PromptedConfig):
             with within(f"stages.{name}"):
                 self.stage(name).check_part(from_nothing=k == 0)
 
-    def check_start(self) -> None:
-        """Raise ConfigError if `start` is no run of the task generate and no point cloud that the field can read."""
-        path = user_path(self.start or "", "start")
-        if not path.is_file():
-            stored = stored_config(run_folder(path, "start")) or {}
+    def check_start(self, key: str) -> None:
+        """Raise ConfigError if the option `key`, start or edit, is neither a run nor a point cloud for the field."""
+        path = user_path(getattr(self, key), key)
+        if key == "edit" or not path.is_file():
+            stored = stored_config(run_folder(path, key)) or {}
             if (task := stored.get("task", "generate")) != "generate":
-                raise ConfigError(f"should be a run of the task generate, but its task is {task}", "start", self.start)
-        elif self.field.name != "gaussians":
+                raise ConfigError(f"should be a run of the task generate, but its task is {task}", key, str(path))
+        elif not self.field.splats:
             problem = f"is a file, and field.name={self.field.name} starts from runs only. Set field.name=gaussians"
-            raise ConfigError(problem, "start", self.start)
+            raise ConfigError(problem, key, str(path))
 
     def check_part(self, from_nothing: bool) -> None:
         """Check the config without its stages. `from_nothing` is True if no stage precedes it. Raises ConfigError."""
@@ -423,14 +428,16 @@ class GenerateConfig(PromptedConfig):
         if self.image is not None:
             loading.check_image(user_path(self.image, "image"), self.matte)
         if self.start is not None:
-            self.check_start()
+            self.check_start("start")
         super().check()
         if prompt:
             self.check_prompt()
         if self.first_view is not None and not self.warm_steps:
             raise ConfigError("needs a warm start of a multi-view prior. Set warm_start.share=0.2", "image", self.image)
         if self.edit is not None:
-            run_folder(self.edit, "edit")
+            self.check_start("edit")
+            if self.start is not None:
+                raise ConfigError("starts from the run to change. Leave out start", "edit", self.edit)
             if self.warm_steps or not self.round_steps or self.stages:
                 raise ConfigError("needs a run that only refines. Use --config edit-toybox", "edit", self.edit)
         if self.fit.matte is not None:

@@ -221,16 +221,16 @@ class Refinement:
     def resample(self, number: int, rng: torch.Generator, first: bool) -> None:
         """Resample all views of round `number` and store them in `images`. All devices get the same images.
 
-        In the `first` step of a run there may be no object to render; the views are then sampled from the prompt alone.
-        Or the object is that of the run to edit.
+        `first`: this is step 0 of the run. The views of a new object are then sampled from the prompt alone, and those
+        of an edited object also receive the change of the coarse prediction.
         """
         scene, images = self.scene, []
-        edited = scene.edited if first else None
+        source_text = scene.source_text if first else None
         with scene.track_progress(f"sampling views, {self.name(number)}", len(self.rig.cameras)) as count:
             for rig in self.rig.groups():
                 renders = None if first and scene.from_nothing else scene.images(rig.cameras).to(scene.device)
                 parts = (scene.prior, renders, rig, scene.condition(rig), self.options)
-                images.append(resample_views(*parts, self.options.strengths[number], rng, edited))
+                images.append(resample_views(*parts, self.options.strengths[number], rng, source_text))
                 count.add(len(rig.cameras))
         self.images.copy_(torch.cat(images))
 
@@ -244,7 +244,7 @@ def resample_views(
     options: RefineConfig,
     strength: float,
     rng: torch.Generator,
-    edited: Tensor | None = None,
+    source_text: Tensor | None = None,
 ) -> Tensor:
     """Resample V views of one object together by img2img (SDEdit, Meng et al. 2022).
 
@@ -254,8 +254,8 @@ def resample_views(
         rig: cameras of the V views.
         condition: inputs of the prior for these views: text, cameras and reference image.
         strength: img2img noise strength in (0, 1].
-        edited: embedding (1, L, D) of the prompt that `renders` show, if it differs from that of `condition`: what the
-            coarse predictor changes between the two prompts is added. None: nothing is added.
+        source_text: embedding (1, L, D) of the prompt that `renders` show, if it differs from that of `condition`. The
+            difference of the coarse predictions for the two prompts is then added. None: nothing is added.
 
     Returns images (V, H, W, 3) in [0, 1] at the prior's image size.
     """
@@ -263,11 +263,10 @@ def resample_views(
     def coarse(text: Tensor) -> Tensor | None:
         return prior.coarse_latents(per_image(text, rig.n_view), condition.c2w if rig.n_view > 1 else None)
 
-    new = coarse(condition.text[0]) if renders is None or edited is not None else None
-    old = None if edited is None else coarse(edited)
-    z = new if renders is None else prior.encode_images(renders, rng)
-    if z is not None and new is not None and old is not None:
-        z = z + new - old
+    z = coarse(condition.text[0]) if renders is None else prior.encode_images(renders, rng)
+    if source_text is not None and z is not None:
+        new, old = coarse(condition.text[0]), coarse(source_text)
+        z = z if new is None or old is None else z + new - old
     if z is None:
         z, strength = torch.zeros(len(rig.cameras), *prior.latent_shape, device=prior.device), 1.0
     predict = guided(prior.denoise, condition, options.guidance_scale)

@@ -92,7 +92,7 @@ class Scene(System):
         matte: frozen network that separates the object from the background, or None; not a registered submodule.
         reference: features of the prior's reference image; None before `setup` or without such an image.
         from_nothing: False if the object was initialised from another run.
-        edited: embedding (1, L, D) of the prompt of the run that this run edits; None: it edits no run.
+        source_text: embedding (1, L, D) of the prompt of the run that this run edits; None: it edits no run.
         chunks: chunk size of training renders.
     """
 
@@ -119,7 +119,7 @@ class Scene(System):
         self.set_unregistered(prior=prior, matte=matte)
         self.reference: Features | None = None
         self.from_nothing = True
-        self.edited: Tensor | None = None
+        self.source_text: Tensor | None = None
         self.chunks = RenderChunks(march.chunk)
         self.repeating = False  # the step is repeated after it ran out of memory
 

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from threedgen.config import ConfigError, find, load, task_of
+from threedgen.config import ConfigError, find, load, registry, task_of
 from threedgen.config.command import command
 from threedgen.config.errors import within
 from threedgen.guidance.prior import Prior
 from threedgen.guidance.priors.view_prompts import prompts
-from threedgen.representations import gaussians, march
+from threedgen.representations import march
 from threedgen.representations.backends import load as load_backend
 from threedgen.representations.hashgrid import encoding
 from threedgen.run import folder as runs
@@ -90,16 +90,15 @@ def run_status(
 def work(task: Task, start: Path | None = None) -> Status:
     """Encode the prompt, sample views, train the object and write the results. Return how the run ended.
 
-    `start` is the run folder whose object initialises this run; None: `config.start`, or a new object.
+    `start` is the run folder or point cloud file that initialises the object; None: `config.start_path`, or a new
+    object.
     """
     config, folder, prompt = task.config, task.folder, task.config.object_text()
-    if config.edit is not None:
-        start = run_folder(config.edit, "edit")
     if config.stages:
         start = run_stages(config, folder, task.quiet)
         set_threads(config.threads)
-    elif start is None and config.start is not None:
-        start = runs.user_path(config.start, "start")
+    elif start is None:
+        start = config.start_path
     check_backends(config)
     prior: Prior
     with explain_out_of_memory("the prior", "set prior.image_size, preview.enabled=false, or trainer.accelerator=cpu"):
@@ -143,7 +142,8 @@ def check_backends(config: GenerateConfig) -> None:
     field = config.field.volume
     section = "field" if field is config.field else "field.paint"
     grid = (f"{section}.encoding", getattr(field, "encoding", None), encoding.MODULES)
-    used = [("field", field, gaussians.MODULES)] if field.name == "gaussians" else [grid]
+    kernels = registry.implementation("representation", config.field.name).backends
+    used = [("field", config.field, kernels)] if kernels else [grid]
     for key, options, modules in (*used, ("march", config.march, march.MODULES)):
         with within(key):
             load_backend(modules, getattr(options, "backend", "auto"), target)

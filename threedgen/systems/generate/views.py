@@ -156,10 +156,12 @@ def sharpen(images: Tensor, amount: float) -> Tensor:
 
 
 def object_text(folder: Path, prior: Prior) -> Tensor:
-    """Return the embedding (1, L, D) of the prompt of the run in `folder`, with its object code. Raises ConfigError if
-    it is not of this prior, or if the prior has no object codes."""
+    """Return the embedding (1, L, D) of the prompt of the run in `folder`, with its object code.
+
+    Raises ConfigError if the run has another prior, or if the prior has no object codes.
+    """
     if not prior.has_code:
-        raise ConfigError("needs a prior with object codes, such as prior.weights=toybox-prior", "edit", str(folder))
+        raise ConfigError("needs weights with object codes, such as prior.weights=embedded", "edit", str(folder))
     text = read_safetensors(folder / TEXT)["text"][:1]
     if text.shape[1:] != prior.text_shape:
         raise ConfigError("is a run of another prior. Use the prior of that run", "edit", str(folder))
