@@ -20,8 +20,7 @@ from threedgen.export.shape.unwrap import unwrap
 from threedgen.export.surface.bake import bake, texel_frames, with_dense_normals
 from threedgen.geometry.raster import rasterise_uv, unit
 from threedgen.run.arrays import Array
-from threedgen.toybox.world import primitives
-from threedgen.toybox.world.primitives import Primitive
+from threedgen.toybox.world.primitives import signed_distance
 
 from .export_fields import PEAK, SKIN
 from .table import Row, Table
@@ -34,41 +33,6 @@ FAR, CONTACT = 0.1, 0.01
 """Distance, in world units, from which the field is empty; height of the contact with the ground, of the object's."""
 
 
-def distance(solid: Primitive, points: Array) -> tuple[Array, Array]:
-    """Return the signed distance (N,) of points (N, 3) to a solid, to first order, and the normals (N, 3) there.
-
-    The solid is an intersection of smooth pieces. The distance is the largest one to a piece, and the normal that
-    piece's.
-    """
-    inverse = np.linalg.inv(solid.matrix)
-    x, y, z = q = ((points - solid.centre) @ inverse.T).T
-    zero, one = np.zeros_like(x), np.ones_like(x)
-    rho, r, p = np.maximum(np.hypot(x, y), 1e-9), np.maximum(np.linalg.norm(q, axis=0), 1e-9), solid.param
-    bottom, ball = (-z - 1, (zero, zero, -one)), (r - 1, (x / r, y / r, z / r))
-    if solid.kind == primitives.SPHERE:
-        pieces = [ball]
-    elif solid.kind == primitives.DOME:
-        pieces = [ball, (-z, (zero, zero, -one))]
-    elif solid.kind == primitives.BOX:
-        pieces = [(np.abs(q[k]) - 1, tuple(np.sign(q[k]) if k == j else zero for j in range(3))) for k in range(3)]
-    elif solid.kind == primitives.FRUSTUM:
-        slope = (p - 1) / 2
-        side = (rho - 1 - slope * (z + 1), (x / rho, y / rho, -slope * one))
-        pieces = [bottom, (z - 1, (zero, zero, one)), side]
-    elif solid.kind == primitives.TORUS:
-        out = rho - (1 - p)
-        tube = np.maximum(np.hypot(out, z), 1e-9)
-        pieces = [(tube - p, (out / tube * x / rho, out / tube * y / rho, z / tube))]
-    else:
-        slant = (np.abs(x) - (1 - z) / 2, (np.sign(x), zero, 0.5 * one))
-        pieces = [(np.abs(y) - 1, (zero, np.sign(y), zero)), bottom, slant]
-    values, gradients = np.stack([f for f, _ in pieces]), np.stack([np.stack(g, 1) for _, g in pieces]) @ inverse
-    length = np.linalg.norm(gradients, axis=2)
-    best = (values / length).argmax(axis=0)[None]
-    first = np.take_along_axis(values / length, best, 0)[0]
-    return first, np.take_along_axis(gradients / length[..., None], best[..., None], 0)[0]
-
-
 class Shape:
     """Toybox object of a noun: signed distance, normals and field."""
 
@@ -78,7 +42,7 @@ class Shape:
 
     def normals(self, points: Array) -> tuple[Array, Array]:
         """Return signed distances (N,) of points (N, 3), and the normals (N, 3) of the object there."""
-        parts = [distance(solid, points) for solid in self.solids]
+        parts = [signed_distance(solid, points) for solid in self.solids]
         values, normals = np.stack([d for d, _ in parts]), np.stack([n for _, n in parts])
         best = values.argmin(axis=0)[None]
         return np.take_along_axis(values, best, 0)[0], np.take_along_axis(normals, best[..., None], 0)[0]
@@ -92,7 +56,7 @@ class Shape:
             ends = np.searchsorted(axis, np.stack([solid.centre - half, solid.centre + half])).T
             block = field[tuple(slice(*end) for end in ends)]
             grid = np.stack(np.meshgrid(*(axis[slice(*end)] for end in ends), indexing="ij"), -1).reshape(-1, 3)
-            np.minimum(block, distance(solid, grid)[0].reshape(block.shape), out=block)
+            np.minimum(block, signed_distance(solid, grid)[0].reshape(block.shape), out=block)
         sigma = torch.from_numpy(PEAK / (1 + np.exp(field / SKIN)))[None, None].float()
 
         def density(x: Tensor) -> Tensor:  # grid_sample expects the last axis first

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from .guidance import Condition, Denoiser, TextPair, guided, per_image
-from .prior import COARSE_STRENGTH, Prior
-from .sampling import InitLatents, OnStep, fresh_noise, no_callback, sample_latents
+from .prior import Prior
+from .sampling import OnStep, fresh_noise, no_callback, sample_latents
 
 COMPANION_STEP = 20
 """Timestep of the noise that is added to the known views. The network was trained with noise in every view."""
@@ -63,8 +63,7 @@ def complete_views(
     companions = Companions(noisy, known_camera)
     denoise = with_companions(prior.denoise, companions, len(views)) if prior.separate_levels else prior.denoise
     predict = guided(denoise, condition, guidance_scale)
-    coarse = prior.coarse_latents(per_image(text[0], len(c2w)), c2w)
-    init = None if coarse is None else InitLatents(coarse, COARSE_STRENGTH)
+    init = prior.coarse_start(per_image(text[0], len(c2w)), c2w)
     noise = fresh_noise(z.new_empty(len(c2w), *z.shape[1:]), generator)
     z = sample_latents(predict, noise, schedule, steps, init, on_step=on_step)
     return prior.decode_latents(z).float().cpu()

@@ -19,7 +19,7 @@ FREQUENCIES = 32
 SAMPLING_STEPS, GUIDANCE = 24, 2.0
 """Euler steps from noise to a code, and scale of the classifier-free guidance."""
 EDIT_STRENGTH = 0.75
-"""Noise, 1: only noise, from which the code of an object is sampled again for another caption."""
+"""Noise strength in (0, 1] with which an object's code is resampled for another caption (SDEdit); 1: pure noise."""
 
 
 def transformer(layers: int) -> nn.TransformerEncoder:

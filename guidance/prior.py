@@ -251,6 +251,11 @@ class Prior(Protocol):
         """
         return None
 
+    def coarse_start(self, text: Tensor, c2w: Tensor | None, strength: float = COARSE_STRENGTH) -> InitLatents | None:
+        """Return the img2img start of samples from `coarse_latents`; None if there are none, or with `strength` 1."""
+        coarse = self.coarse_latents(text, c2w) if strength < 1 else None
+        return None if coarse is None else InitLatents(coarse, strength)
+
     @torch.no_grad()
     def sample(
         self,
@@ -307,8 +312,7 @@ class Prior(Protocol):
         count = len(text[0]) * n_view
         reference, separate = self.reference(text[0][:1]), self.guide_views and n_view > 1
         condition = Condition(text, camera, n_view, reference=reference, single_view_uncond=separate)
-        coarse = self.coarse_latents(per_image(text[0], count), poses) if init_strength < 1 else None
-        init = None if coarse is None else InitLatents(coarse, init_strength)
+        init = self.coarse_start(per_image(text[0], count), poses, init_strength)
         predict = guided(self.denoise, condition, guidance_scale)
 
         def sample_pass(size: Size, noise: Tensor, init: InitLatents | None) -> Tensor:

@@ -105,7 +105,7 @@ class THREEDGEN_OT_generate(bpy.types.Operator):
         forget()
 
     def execute(self, context: bpy.types.Context) -> set[str]:
-        # of scripts: returns when the asset is in the scene
+        # called from scripts: blocks until the asset is imported
         try:
             start(context, self.texture).join()
         except StudioError as error:

@@ -79,9 +79,8 @@ class Studio:
         try:
             return json.loads(data)
         except ValueError as error:
-            raise StudioError(
-                f"{self.server} is no threedgen studio. Correct the address in the preferences"
-            ) from error
+            problem = f"{self.server} is not a threedgen studio"
+            raise StudioError(f"{problem}. Correct the address in the preferences") from error
 
     def _explain(self, error: HTTPError) -> str:
         if error.code == 403:

@@ -9,7 +9,7 @@ from .client import StudioError
 
 
 def selected_mesh(context: bpy.types.Context) -> bpy.types.Object:
-    """Return the active object. Raises StudioError if it is no selected mesh with faces."""
+    """Return the active object. Raises StudioError unless it is a selected mesh with faces."""
     found = context.active_object
     if found is None or found.type != "MESH" or not found.select_get():
         raise StudioError("No mesh is selected. Select the mesh to texture")
@@ -54,12 +54,12 @@ def import_asset(context: bpy.types.Context, path: Path, source: str = "") -> li
         raise StudioError(f"Blender could not import the asset: {error}") from error
     units = context.scene.unit_settings
     scale = 1.0 if source or units.system == "NONE" else 1 / units.scale_length
-    found = [thing for thing in context.scene.objects if thing not in before]
-    for thing in found:
-        if thing.parent is None:
-            thing.matrix_world = (
-                Matrix.LocRotScale(context.scene.cursor.location, None, (scale,) * 3) @ thing.matrix_world
+    found = [imported for imported in context.scene.objects if imported not in before]
+    for imported in found:
+        if imported.parent is None:
+            imported.matrix_world = (
+                Matrix.LocRotScale(context.scene.cursor.location, None, (scale,) * 3) @ imported.matrix_world
             )
         if source:
-            thing.name = f"{source} textured"
+            imported.name = f"{source} textured"
     return found

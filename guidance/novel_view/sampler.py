@@ -57,8 +57,7 @@ def target(x0: Tensor, noise: Tensor, logsnr: Tensor, prediction: Prediction = "
     """Return the training target (B, ...) of a network, for clean `x0` and Gaussian `noise`, both (B, ...).
 
     It is `noise` for prediction "epsilon", `x0` for "sample", and v = alpha noise - sigma x0 for "v_prediction".
-    `logsnr`
-    is (B,) or ().
+    `logsnr` is (B,) or ().
     """
     alpha, sigma = alpha_sigma(logsnr, x0)
     return {"epsilon": noise, "sample": x0, "v_prediction": alpha * noise - sigma * x0}[prediction]

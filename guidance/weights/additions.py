@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from math import sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,12 +38,19 @@ NAMED_BASES = {
     r"\bsd_v1|stable-diffusion-v1": BASES[768],
 }
 """Base model of a LoRA by a regular expression that occurs in its tensor names or metadata."""
-OTHER_KINDS = {"hada_": "LoHa", "lokr_": "LoKr", "dora_scale": "DoRA", "lora_magnitude": "DoRA", "lora_mid": "CP LoCon"}
-OTHER_KINDS |= {r"\.diff$": "LyCORIS full", r"oft_": "OFT"}
+OTHER_KINDS = {
+    "hada_": "LoHa",
+    "lokr_": "LoKr",
+    "dora_scale": "DoRA",
+    "lora_magnitude": "DoRA",
+    "lora_mid": "CP LoCon",
+    r"\.diff$": "LyCORIS full",
+    "oft_": "OFT",
+}
 """Kinds of weight changes that are not supported, by a regular expression that occurs in their tensor names."""
 PEFT_STEM, PEFT_CONFIG = "adapter_model", "adapter_config.json"
-FIRST_KEYS, SECOND_KEYS = ("clip_l", "text_encoders_0"), ("clip_g", "text_encoders_1")
-"""Names in textual inversions of SDXL of the vectors for the first and the second text encoder."""
+SECOND_KEYS = ("clip_g", "text_encoders_1")
+"""Names in textual inversions of SDXL of the vectors for the second text encoder; see `loading.FIRST_KEYS`."""
 
 
 def add(prior: LatentDiffusion, loras: Sequence[LoraFile], embeddings: Sequence[EmbeddingFile]) -> None:
@@ -118,11 +126,9 @@ def fitting(pipe: Any, tensors: Tensors, options: files.Json) -> dict[str, Tenso
     own_alphas = dict[str, Tensor]()
     if not any(name.startswith("lora_") for name in plain):  # not kohya's names
         own_alphas = {name: tensor for name, tensor in plain.items() if name.endswith(".alpha")}
-        plain = {
-            re.sub(r"\.lora[._](down|up)\.", lambda m: f".lora_{'AB'[m[1] == 'up']}.", name): t
-            for name, t in plain.items()
-        }
-        plain = {name: tensor for name, tensor in plain.items() if name not in own_alphas}
+        sides = {"down": "A", "up": "B"}
+        rename = partial(re.sub, r"\.lora[._](down|up)\.", lambda m: f".lora_{sides[m[1]]}.")
+        plain = {rename(name): tensor for name, tensor in plain.items() if name not in own_alphas}
     unet = re.compile(r"down_blocks|mid_block|up_blocks|conv_|time_|add_emb")
     prefixed = {f"unet.{name}" if unet.match(name) else name: t for name, t in plain.items()}
     state, alphas = pipe.lora_state_dict(prefixed, unet_config=pipe.unet.config)
@@ -153,9 +159,7 @@ def fitting(pipe: Any, tensors: Tensors, options: files.Json) -> dict[str, Tenso
 
 def peft_names(names: Iterable[str], prefix: str) -> dict[str, str]:
     # the names as peft writes them -> the names in the file, for one network ("unet", "text_encoder")
-    own = {name: name for name in names}
-    if any("lora_A" in name for name in own):
-        return own
+    own = {name: name for name in names}  # the conversions keep names that are peft's already
     if prefix == "unet":
         return convert_unet_state_dict_to_peft(own)
     return convert_state_dict_to_peft(own, StateDictType.DIFFUSERS_OLD)  # contains the newer names
@@ -226,7 +230,7 @@ def read_embedding(path: Path) -> tuple[str, tuple[Tensor | None, Tensor | None]
     name = loading.embedding_word(path)
     if "string_to_param" in table:
         table = {"emb_params": next((t for t in leaves(table["string_to_param"]) if isinstance(t, Tensor)), None)}
-    pairs = [next((table[key] for key in keys if key in table), None) for keys in (FIRST_KEYS, SECOND_KEYS)]
+    pairs = [next((table[key] for key in keys if key in table), None) for keys in (loading.FIRST_KEYS, SECOND_KEYS)]
     if pairs == [None, None] and len(table) == 1:
         key, pairs[0] = next(iter(table.items()))
         name = name if key == "emb_params" else str(key)  # of a torch file

@@ -51,7 +51,9 @@ CONFIG, TENSORS = "config.json", "diffusion_pytorch_model.safetensors"
 SUBJECT_FORMAT = "threedgen personalisation 1"
 LORA_NAMES = ("pytorch_lora_weights", "adapter_model")
 """Files of a LoRA in a folder of diffusers or peft, without suffix."""
-UNNAMED = ("emb_params", "clip_l", "text_encoders_0")  # tensors of textual inversions whose name is not their word
+FIRST_KEYS = ("clip_l", "text_encoders_0")
+"""Names in textual inversions of SDXL of the vectors for the first text encoder."""
+UNNAMED = ("emb_params", *FIRST_KEYS)  # tensors of textual inversions whose name is not their word
 WEIGHT_NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")
 
 

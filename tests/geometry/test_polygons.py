@@ -52,7 +52,8 @@ def test_concave_polygons_are_filled_inside_only(tmp_path: Path, kind: str, seed
     (mesh,) = read_mesh_file(tmp_path / f"a.{kind}", colours=False).submeshes
     a, b, c = mesh.vertices[mesh.faces].swapaxes(0, 1)
     areas = np.cross(b - a, c - a) / 2
-    normal = areas.sum(0) / np.linalg.norm(areas.sum(0))
+    normal = np.cross(points, np.roll(points, -1, axis=0)).sum(0)
+    normal /= np.linalg.norm(normal)
     assert len(areas) == n - 2 and (areas @ normal > 0).all()
     np.testing.assert_allclose((areas @ normal).sum(), area, rtol=1e-5)
 
@@ -151,3 +152,20 @@ def test_off_colours(tmp_path: Path, head: str, of_vertex: str, of_face: str, co
     mesh = read_mesh(tmp_path / "a.off")
     assert len(mesh.corners) == 3 and mesh.plain == (colour == 255)
     assert (seen(mesh)[:, :3] == colour).all()
+
+
+def test_triangles_of_all_polygons_are_counted_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each length alone is below the limit."""
+    monkeypatch.setattr("threedgen.geometry.submesh.MAX_TRIANGLES", 4)
+    faces = "4 0 1 2 3\n4 0 1 2 3\n5 0 1 2 3 4\n"
+    (tmp_path / "a.off").write_text(f"OFF\n5 3 0\n{rows(CORNERS)}{faces}")
+    with refused("", "7", "4"):
+        read_mesh_file(tmp_path / "a.off", "")
+
+
+def test_face_colours_of_ply_remain_beside_corner_coordinates(tmp_path: Path) -> None:
+    """Without a texture the coordinates have no use."""
+    header = f"ply\nformat ascii 1.0\nelement vertex 5\n{AXES}element face 1\n"
+    header += f"property list uchar int vertex_indices\nproperty list uchar float texcoord\n{RGB}end_header\n"
+    (tmp_path / "a.ply").write_text(f"{header}{rows(CORNERS)}4 0 1 2 3 8 0 0 1 0 1 1 0 1 255 51 0\n")
+    assert (seen(read_mesh(tmp_path / "a.ply")) == [255, 51, 0, 255]).all()

@@ -28,7 +28,7 @@ def placed() -> dict[str, object]:
 
 
 def generate(prompt: str, texture: bool = False) -> dict[str, object]:
-    """What the operator does in a script: the object at the end, or the error that it reports."""
+    """Run the operator as a script does; return the object at the end, or the error that it reports."""
     scene.threedgen.prompt = prompt
     try:
         result = bpy.ops.threedgen.generate(texture=texture)
@@ -38,7 +38,7 @@ def generate(prompt: str, texture: bool = False) -> dict[str, object]:
 
 
 def modal(cancel: bool) -> dict[str, object]:
-    """What the modal operator does at its timer's events; there are no events without a window."""
+    """Run the modal operator with calls in place of timer events, which a window would send; return what it did."""
     kind, reports, seen = addon.THREEDGEN_OT_generate, [], []
     timer = bpy.context.window_manager.event_timer_add(1, window=bpy.context.window)
     operator = SimpleNamespace(report=lambda *report: reports.append(report[1]), _timer=timer)

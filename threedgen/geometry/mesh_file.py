@@ -49,7 +49,7 @@ def read_mesh_file(path: Path, key: str = "", colours: bool = True) -> MeshFile:
             submeshes = tuple(_read_stl(data, colours))
     except Exception as error:  # damaged files raise many types
         reason = error.problem if isinstance(error, ConfigError) else getattr(error, "strerror", None)
-        reason = reason or f"it is damaged, or no {kind[1:].upper()} file"
+        reason = reason or f"it is damaged, or not a {kind[1:].upper()} file"
         raise ConfigError(f"{path} cannot be read as a mesh: {reason}", key) from None
     submeshes = tuple(_finite(submesh, files.failures) for submesh in submeshes)
     if (cover := _cover(submeshes)) > MAX_COVER:

@@ -224,7 +224,7 @@ def _coloured(submesh: Submesh, name: str, material: Material, vertex: Array | N
     if submesh.uv is not None and line is not None:
         file, uv, wrap = _parsed(line, submesh.uv)
         base = files.image(file, material.folder)
-    if mask is base and mask is not None and mask.shape[2] == 3:  # meant is its alpha, which it does not have
+    if mask is base and mask is not None and mask.shape[2] == 3:  # names the colour texture for an alpha that it lacks
         mask = None
     if base is None and mask is None:
         colours = np.tile(colour, (len(submesh.vertices), 1)).clip(0, 1) if vertex is None else vertex

@@ -22,7 +22,7 @@ UV_NAMES = [(prefix + u, prefix + v) for u, v in ("uv", "st") for prefix in ("",
 
 
 class Property(NamedTuple):
-    """Property of an element. `length` is the dtype of the numbers of values in its lists; "" if it is no list."""
+    """Property of an element. `length` is the dtype of the numbers of values in its lists; "" for a scalar."""
 
     name: str
     dtype: str
@@ -46,9 +46,9 @@ def read_ply(data: bytes, files: SideFiles, colours: bool) -> Submesh:
     if not len(polygons):
         kind = "strips of triangles" if "tristrips" in tables else "3D Gaussians" if "f_dc_0" in vertex else "points"
         raise ConfigError(f"it holds {kind}, not faces. Convert it to a mesh of triangles")
-    own = {names: _columns(vertex, names) for names in (*UV_NAMES, ("nx", "ny", "nz"))}
-    uv, corner_uv = next((own[names] for names in UV_NAMES if own[names] is not None), None), face.get("texcoord")
-    result = Submesh(points, np.zeros((0, 3), np.int64), own["nx", "ny", "nz"], uv)
+    uv = next((found for names in UV_NAMES if (found := _columns(vertex, names)) is not None), None)
+    corner_uv = face.get("texcoord")
+    result = Submesh(points, np.zeros((0, 3), np.int64), _columns(vertex, ("nx", "ny", "nz")), uv)
     image = _image(header, files) if colours else None
     if image is not None and uv is None and corner_uv is None:
         files.failures.append("it names a texture, but has no texture coordinates")
@@ -56,10 +56,10 @@ def read_ply(data: bytes, files: SideFiles, colours: bool) -> Submesh:
     by_face = None
     if colours and image is None:
         by_vertex, by_face = _colours(vertex, dtypes["vertex"]), _colours(face, dtypes["face"])
-        result = replace(result, colours=np.ones_like(points) if by_vertex is None else by_vertex)
-        result = replace(result, flat=by_vertex is None)
-        by_face = by_face if by_vertex is None else None
-    result = polygon_mesh(result, polygons, corner_uv, by_face)
+        flat = by_vertex is None
+        result = replace(result, colours=np.ones_like(points) if by_vertex is None else by_vertex, flat=flat)
+        by_face = by_face if flat else None
+    result = polygon_mesh(result, polygons, corner_uv if by_face is None else None, by_face)
     return result if image is None else replace(result, texture=Texture.tinted(image, (1, 1, 1)))
 
 
@@ -136,6 +136,7 @@ def _read(body: bytes, start: int, count: int, properties: list[Property], order
     first, _ = _row(body, start, properties, order)
     fields = list[tuple[str, str, tuple[int, ...]]]()  # of a row in which all lists are as long as in the first row
     for p, values in zip(properties, first, strict=True):
+        # the length of a list; a newline cannot occur in the name of a property
         fields += [(f"{p.name}\n", order + p.length, ())] if p.length else []
         fields += [(p.name, order + p.dtype, (len(values),) if p.length else ())]
     row = np.dtype(fields)

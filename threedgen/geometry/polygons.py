@@ -12,9 +12,8 @@ from threedgen.run.arrays import Array
 
 CONCAVE = 1e-6
 """A corner is reflex if twice the area that it adds, relative to that of the polygon, is below -CONCAVE."""
-MAX_CORNERS = (
-    10_000  # of a polygon with several reflex corners: a third of a second; the time is quadratic in the number
-)
+MAX_CORNERS = 10_000
+"""Largest number of corners of a polygon with several reflex corners, which takes up to about a second."""
 
 
 def triangulate(points: Array, polygons: Array) -> Array:
@@ -74,9 +73,10 @@ def polygon_mesh(
     from trimesh.visual.texture import unmerge_faces
 
     triangles, owners, corner_uv = list[Array](), list[Array](), list[Array]()
-    for numbers, equal in _by_length(polygons):
+    groups = list(_by_length(polygons))
+    check_count(sum(len(equal) * (equal.shape[1] - 2) for _, equal in groups))
+    for numbers, equal in groups:
         corners = triangulate(vertices.vertices, equal)
-        check_count(len(corners) * corners.shape[1])
         triangles.append(np.take_along_axis(equal[:, None], corners, 2).reshape(-1, 3))
         owners.append(np.repeat(numbers, corners.shape[1]))
         if uv is not None:

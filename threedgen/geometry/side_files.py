@@ -13,6 +13,7 @@ from threedgen.config.plain_file import LEGACY_ENCODING, read_bytes
 from threedgen.geometry.picture_file import load_image, open_image
 from threedgen.geometry.submesh import MAX_BYTES
 from threedgen.run.arrays import Array
+from threedgen.run.disk import file_key
 
 MAX_TEXTURE_BYTES, MAX_MTL_BYTES = 1 << 28, 1 << 24  # largest size in bytes of a texture and of an MTL file
 MAX_TEXELS = 400_000_000  # largest number of pixels of all textures of a mesh file together
@@ -78,7 +79,7 @@ class SideFiles:
     def _match(self, folder: Path, names: list[str]) -> Path | None:
         # folder / names[0] / names[1] ..., ignoring case
         for name in names:
-            entry = name if os.path.exists(folder / name) else self._entries(folder).get(name.casefold())
+            entry = name if os.path.exists(folder / name) else self._entries(folder).get(file_key(name))
             if entry is None:
                 return None
             folder = folder / entry
@@ -110,7 +111,9 @@ class SideFiles:
     def _decoded(self, data: bytes, name: str) -> Array:
         with open_image(data, name) as image:
             self._reserve(image.width * image.height)
-        return np.asarray(load_image(data, name, upright=False, profile=False))  # as in glTF
+        return np.asarray(
+            load_image(data, name, upright=False, profile=False)
+        )  # glTF ignores EXIF rotation and colour profiles
 
     def masked(self, base: Array | None, mask: Array) -> Array:
         """Return the pixels `base` of a texture with another texture `mask`, of any size, as alpha: (H, W, 4) uint8.
@@ -134,9 +137,9 @@ class SideFiles:
 
 
 def _entries(folder: Path) -> dict[str, str]:
-    # case-folded file name -> file name; the first name wins
+    # key of a file name -> file name; the first name wins
     try:
-        return {name.casefold(): name for name in sorted(os.listdir(folder), reverse=True)}
+        return {file_key(name): name for name in sorted(os.listdir(folder), reverse=True)}
     except OSError:
         return {}
 

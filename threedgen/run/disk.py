@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -77,6 +78,11 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         publish(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def file_key(name: str) -> str:
+    """Return a key that is equal for file names that differ only in case or in the composition of accents."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:

@@ -21,7 +21,6 @@ from threedgen.guidance.coarse import CoarsePredictor
 from threedgen.guidance.guidance import Condition, Features, guided
 from threedgen.guidance.matte import reference_foreground
 from threedgen.guidance.options import Control, MVAdapterConfig
-from threedgen.guidance.prior import COARSE_STRENGTH
 from threedgen.guidance.priors.latent_diffusion import LatentDiffusion, load_prior, with_additions
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.guidance.sampling import (
@@ -283,5 +282,4 @@ class MVAdapter(LatentDiffusion):
         if size not in (None, (self.image_size, self.image_size)):
             return None
         text = self.sample_code(self.encode_prompt([prompt]), generator)
-        coarse = self.coarse_latents(text.expand(len(c2w), -1, -1), c2w)
-        return None if coarse is None else InitLatents(coarse, COARSE_STRENGTH)
+        return self.coarse_start(text.expand(len(c2w), -1, -1), c2w)

@@ -142,6 +142,27 @@ def test_names_with_dots_and_alphas(pipes: Any, tmp_path: Path, kind: str, side:
     assert max((own[name] - theirs[name]).abs().max().item() for name in own) < 1e-6
 
 
+def test_names_of_two_styles_in_a_file(pipes: Any, tmp_path: Path) -> None:
+    """Attention layers by the processors' names of older diffusers, other layers with dots."""
+    plain, mixed = lora(pipes["sd21"], "diffusers"), {}
+    for name, tensor in plain.items():
+        layer, _, side = name.partition(".lora_")
+        word = {"A": "down", "B": "up"}[side[0]]
+        block, _, last = layer.removesuffix(".0").rpartition(".")
+        if name.startswith("unet") and last in ("to_q", "to_k", "to_v", "to_out"):
+            mixed[f"{block}.processor.{last}_lora.{word}.weight"] = tensor
+        else:
+            mixed[f"{layer}.lora.{word}.weight"] = tensor
+    assert 0 < sum(".processor." in name for name in mixed) < len(mixed) == len(plain)
+    own = []
+    for name, tensors in (("plain", plain), ("mixed", mixed)):
+        save_file(tensors, tmp_path / f"{name}.safetensors")
+        prior = prior_of(pipes["sd21"])
+        additions.add(prior, [LoraFile(file=str(tmp_path / f"{name}.safetensors"))], [])
+        own.append(states(prior.networks))
+    assert max((own[0][name] - own[1][name]).abs().max().item() for name in own[0]) < 1e-6
+
+
 def test_peft_folder_has_its_alpha(pipes: Any, tmp_path: Path) -> None:
     tensors, outputs = lora(pipes["sd21"], "peft"), []
     save_file(tensors, tmp_path / "adapter_model.safetensors")

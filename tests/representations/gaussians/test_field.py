@@ -121,7 +121,9 @@ def test_point_cloud_file_gives_positions_colours_and_spacing(tmp_path: Path) ->
     assert len(made.gradient_sum) == 125 and made.features.shape == (125, 1, 3)
 
 
-@pytest.mark.parametrize(("scale", "problem"), [(3.0, "field.radius"), (float("nan"), "not finite"), (None, "cannot be read")])
+@pytest.mark.parametrize(
+    ("scale", "problem"), [(3.0, "field.radius"), (float("nan"), "not finite"), (None, "cannot be read")]
+)
 def test_unusable_point_clouds_are_refused(scale: float | None, problem: str, tmp_path: Path) -> None:
     path = tmp_path / "points.ply"
     if scale is None:

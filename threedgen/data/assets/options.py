@@ -2,7 +2,6 @@
 
 import csv
 import re
-import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from threedgen.config.errors import ConfigError, did_you_mean, nearest, short
 from threedgen.config.plain_file import read_text
 from threedgen.config.sections import Elevations, Fovs, Positives
 from threedgen.data.options import MESHES
+from threedgen.run.disk import file_key
 from threedgen.run.folder import slug, user_path
 from threedgen.run.options import Engine, WorkersConfig, cores
 
@@ -52,11 +52,11 @@ def list_assets(folder: Path, captions: str, up: Up = "y") -> Listing:
     files = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("[!.]*") if p.suffix.lower() in MESHES)
     if not files:
         raise ConfigError(f"should contain meshes ({', '.join(MESHES)})", "data", str(folder))
-    names = {_simplified(file): file for file in files} | {file: file for file in files}
+    names = {file_key(file): file for file in files}
     by_file, left_out = dict[str, Asset](), dict[str, str]()
     for line, row in read_rows(path):
         file = Path(row["file"].replace("\\", "/")).as_posix()
-        file = names.get(file, names.get(_simplified(file), file))
+        file = file if file in files else names.get(file_key(file), file)
         try:
             asset = _asset(file, row, up)
             if file not in files:
@@ -71,11 +71,6 @@ def list_assets(folder: Path, captions: str, up: Up = "y") -> Listing:
         first = f" ({next(iter(left_out))}: {next(iter(left_out.values()))})"
         raise ConfigError(f"{path} has no caption of a mesh in {folder}{first}", "captions")
     return Listing(tuple(by_file[file] for file in files if file in by_file), left_out)
-
-
-def _simplified(file: str) -> str:
-    # file systems differ in upper case and in the composition of accents
-    return unicodedata.normalize("NFC", file).casefold()
 
 
 def find_captions(folder: Path, captions: str) -> Path:

@@ -123,7 +123,7 @@ def inside(solids: Iterable[Primitive], points: np.ndarray) -> np.ndarray:
     """Test which of the ``points`` (N, 3) lie in at least one of the solids. Return a mask (N,), bool."""
     result = np.zeros(len(points), bool)
     for p in solids:
-        result |= _inside(p.kind, p.param, (points - p.centre) @ np.linalg.inv(p.matrix).T)
+        result |= signed_distance(p, points)[0] <= 0
     return result
 
 
@@ -137,20 +137,41 @@ def _reach(kind: int, param: float, matrix: np.ndarray) -> float:
     return float(((corners @ matrix.T) ** 2).sum(1).max())
 
 
-def _inside(kind: int, param: float, q: np.ndarray) -> np.ndarray:
-    x, y, z = q.T
-    rho = np.hypot(x, y)
-    if kind == SPHERE:
-        return rho**2 + z**2 <= 1
-    if kind == BOX:
-        return np.abs(q).max(1) <= 1
-    if kind == FRUSTUM:
-        return (np.abs(z) <= 1) & (rho <= 1 + (param - 1) * (z + 1) / 2)
-    if kind == TORUS:
-        return (rho - (1 - param)) ** 2 + z**2 <= param**2
-    if kind == DOME:
-        return (z >= 0) & (rho**2 + z**2 <= 1)
-    return (np.abs(y) <= 1) & (z >= -1) & (np.abs(x) <= (1 - z) / 2)
+def signed_distance(solid: Primitive, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the signed distance (N,) of points (N, 3) to a solid, to first order, and the normals (N, 3) there.
+
+    The solid is an intersection of smooth pieces. The distance is the largest one to a piece, and the normal that
+    piece's.
+    """
+    inverse = np.linalg.inv(solid.matrix)
+    x, y, z = q = ((points - solid.centre) @ inverse.T).T
+    zero, one = np.zeros_like(x), np.ones_like(x)
+    rho, r, p = np.maximum(np.hypot(x, y), 1e-9), np.maximum(np.linalg.norm(q, axis=0), 1e-9), solid.param
+    bottom, ball = (-z - 1, (zero, zero, -one)), (r - 1, (x / r, y / r, z / r))
+    if solid.kind == SPHERE:
+        pieces = [ball]
+    elif solid.kind == DOME:
+        pieces = [ball, (-z, (zero, zero, -one))]
+    elif solid.kind == BOX:
+        pieces = [
+            (np.abs(q[k]) - 1, tuple(np.copysign(one, q[k]) if k == j else zero for j in range(3))) for k in range(3)
+        ]
+    elif solid.kind == FRUSTUM:
+        slope = (p - 1) / 2
+        side = (rho - 1 - slope * (z + 1), (x / rho, y / rho, -slope * one))
+        pieces = [bottom, (z - 1, (zero, zero, one)), side]
+    elif solid.kind == TORUS:
+        out = rho - (1 - p)
+        tube = np.maximum(np.hypot(out, z), 1e-9)
+        pieces = [(tube - p, (out / tube * x / rho, out / tube * y / rho, z / tube))]
+    else:
+        slant = (np.abs(x) - (1 - z) / 2, (np.copysign(one, x), zero, 0.5 * one))
+        pieces = [(np.abs(y) - 1, (zero, np.copysign(one, y), zero)), bottom, slant]
+    values, gradients = np.stack([f for f, _ in pieces]), np.stack([np.stack(g, 1) for _, g in pieces]) @ inverse
+    length = np.maximum(np.linalg.norm(gradients, axis=2), 1e-9)  # 0 on an axis
+    best = (values / length).argmax(axis=0)[None]
+    first = np.take_along_axis(values / length, best, 0)[0]
+    return first, np.take_along_axis(gradients / length[..., None], best[..., None], 0)[0]
 
 
 def profile(kind: int, param: float, segments: int) -> np.ndarray:
