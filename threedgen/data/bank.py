@@ -104,8 +104,10 @@ class Bank(ABC):
 
 
 class LatentBank(Bank):
-    """Disk cache of the latents, captions and cameras of the first `count` entries of a source. Images are rendered at
-    `size` x `size` pixels. `block` is the number of entries per block, `text` the number of bytes stored per caption.
+    """Disk cache of the latents, captions and cameras of the first `count` entries of a source.
+
+    Images are rendered at `size` x `size` pixels. `block` is the number of entries per block, `text` the number of
+    bytes stored per caption.
     """
 
     def __init__(
@@ -193,8 +195,10 @@ class SceneBank(Bank):
 
 
 def latent_shape(vae: Any, height: int, width: int) -> tuple[int, int, int]:
-    """Return the shape (C, h, w) of the latents of an image of `height` x `width` pixels. Raises ValueError unless both
-    are multiples of the VAE's downsampling factor."""
+    """Return the shape (C, h, w) of the latents of an image of `height` x `width` pixels.
+
+    Raises ValueError unless both are multiples of the VAE's downsampling factor.
+    """
     factor = 2 ** (len(vae.config["block_out_channels"]) - 1)
     if height % factor or width % factor:
         raise ValueError(f"image size {height} x {width} is not a multiple of the VAE's downsampling factor {factor}")
@@ -202,8 +206,10 @@ def latent_shape(vae: Any, height: int, width: int) -> tuple[int, int, int]:
 
 
 def choose_by_share(parts: Sequence[tuple[float, T]], u: float) -> tuple[float, T]:
-    """Select one of `parts` at random: a pair (share, part) with the probability `share`. The shares sum to 1. `u` is a
-    uniform random number in [0, 1)."""
+    """Select one of `parts` at random: a pair (share, part) with the probability `share`.
+
+    The shares sum to 1. `u` is a uniform random number in [0, 1).
+    """
     cumulative = 0.0
     for share, part in parts:
         cumulative += share
@@ -242,8 +248,10 @@ def unpack(data: np.ndarray) -> str:
 
 @torch.no_grad()
 def encode(vae: Any, rgb: Tensor) -> Tensor:
-    """Encode images (B, H, W, 3) in [0, 1] by a VAE. Return latents (B, C, h, w), float32, on the device of the VAE:
-    the mean of the posterior, times `scaling_factor`."""
+    """Encode images (B, H, W, 3) in [0, 1] by a VAE.
+
+    Return latents (B, C, h, w), float32, on the device of the VAE: the mean of the posterior, times `scaling_factor`.
+    """
     with autocast_bf16(vae.device):
         x = (rgb.permute(0, 3, 1, 2) * 2 - 1).to(vae.device)
         z = torch.cat([vae.encode(part).latent_dist.mean.float() for part in x.split(16)])

@@ -101,8 +101,10 @@ class ColouredMesh:
         return self._shade(layer, len(c2w), background, c2w[:, :3, 3] if light else None)
 
     def photograph(self, at: Cameras, background: float | None = 0.5, light: bool = False) -> Array:
-        """Render V perspective or orthographic cameras. Return images (V, H, W, 3), sRGB in [0, 1]. `background` is a
-        grey value in [0, 1]; None: images are RGBA (V, H, W, 4) with straight alpha. `light` is described in `render`.
+        """Render V perspective or orthographic cameras.
+
+        Return images (V, H, W, 3), sRGB in [0, 1]. `background` is a grey value in [0, 1]; None: images are RGBA (V, H,
+        W, 4) with straight alpha. `light` is described in `render`.
         """
         fine, soup = at.with_size(at.height * SUPERSAMPLE, at.width * SUPERSAMPLE), self._soup()
 

@@ -45,8 +45,10 @@ def read_numbers(path: Path) -> list[list[float]]:
 
 
 def read_npy(path: Path) -> Array:
-    """Read an array of numbers or strings from a .npy file. Raises ConfigError for a missing or damaged file, and for
-    pickled objects, because unpickling can run code."""
+    """Read an array of numbers or strings from a .npy file.
+
+    Raises ConfigError for a missing or damaged file, and for pickled objects, because unpickling can run code.
+    """
     try:
         array: Array = np.lib.format.read_array(io.BytesIO(read_bytes(path)), allow_pickle=False)
     except FileNotFoundError:

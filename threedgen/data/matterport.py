@@ -68,8 +68,10 @@ class MatterportPanoramas:
         return SceneViews(Views(resize(images, o.size, o.size), at), tuple(captions))
 
     def caption(self, face: str, yaw: float) -> str:
-        """Read the caption file of a panorama that is nearest to `yaw`, in degrees. `face` is the path of any cube side
-        of the panorama, relative to the data folder. Raises ConfigError."""
+        """Read the caption file of a panorama that is nearest to `yaw`, in degrees.
+
+        `face` is the path of any cube side of the panorama, relative to the data folder. Raises ConfigError.
+        """
         nearest = round(yaw / YAW_STEP) * YAW_STEP % 360
         path = PurePosixPath(face)
         file = self.root / path.parent.parent / CAPTIONS / f"{path.name.split('_')[0]}_{nearest}.txt"
@@ -87,8 +89,11 @@ class MatterportPanoramas:
 
 
 def read_paths(path: Path) -> list[list[str]]:
-    """Read a .npy file with the paths of the cube sides of each panorama. Return six paths per panorama. Raises
-    ConfigError for an unusable file, and for paths that lead out of the data folder."""
+    """Read a .npy file with the paths of the cube sides of each panorama.
+
+    Return six paths per panorama. Raises ConfigError for an unusable file, and for paths that lead out of the data
+    folder.
+    """
     array = read_npy(path)
     if array.dtype.kind != "U" or array.ndim != 2 or array.shape[1] != 6 or not len(array):
         raise ConfigError(f"{path} should hold strings (N, 6), six face paths each (got {array.dtype} {array.shape})")

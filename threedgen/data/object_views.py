@@ -62,8 +62,11 @@ class ObjectViews(ABC):
 
     @abstractmethod
     def photograph(self, index: int, at: Cameras) -> Array:
-        """Render object `index` on grey from V cameras. Return images (V, H, W, 3) in [0, 1]. The object is centred at
-        the origin, and its largest |coordinate| is at most `HALF`."""
+        """Render object `index` on grey from V cameras.
+
+        Return images (V, H, W, 3) in [0, 1]. The object is centred at the origin, and its largest |coordinate| is at
+        most `HALF`.
+        """
 
     @abstractmethod
     def surface(self, index: int, at: Cameras) -> tuple[Array, Array, Array]:
@@ -119,8 +122,10 @@ class ObjectViews(ABC):
 
 
 def frame_on_grey(image: Tensor) -> Tensor:
-    """Centre and scale the object in an image (H, W, 3) in [0, 1], as for images of users. The object is all pixels
-    that differ from the background `GREY`. An image without an object is returned unchanged."""
+    """Centre and scale the object in an image (H, W, 3) in [0, 1], as for images of users.
+
+    The object is all pixels that differ from the background `GREY`. An image without an object is returned unchanged.
+    """
     mask = (image != GREY).any(-1, keepdim=True)
     return framed(torch.cat([image, mask.float()], dim=-1), *image.shape[:2]) if mask.any() else image
 

@@ -79,8 +79,10 @@ class MeshFolderConfig(_Folder):
     held_out: int = Field(8, ge=1, description="last meshes of the list, used for the sample sheet only")
 
     def files(self) -> list[str]:
-        """Return the paths of the mesh files relative to the folder, sorted. Raises ConfigError unless there are more
-        than `held_out` meshes."""
+        """Return the paths of the mesh files relative to the folder, sorted.
+
+        Raises ConfigError unless there are more than `held_out` meshes.
+        """
         folder = existing_folder(self.path, "path")
         found = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.suffix.lower() in MESHES)
         if len(found) <= self.held_out:
@@ -90,8 +92,11 @@ class MeshFolderConfig(_Folder):
         return found
 
     def texts(self) -> dict[str, str]:
-        """Return a dict from mesh file to caption. A missing caption is made from the file name. Raises ConfigError for
-        an unreadable captions file, and for a caption whose mesh is missing."""
+        """Return a dict from mesh file to caption.
+
+        A missing caption is made from the file name. Raises ConfigError for an unreadable captions file, and for a
+        caption whose mesh is missing.
+        """
         files = self.files()
         captions = {} if self.captions is None else _read_captions(Path(self.captions).expanduser())
         for name in captions.keys() - set(files):

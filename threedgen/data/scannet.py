@@ -65,14 +65,18 @@ class ScanNetWalk:
         return sorted(int(path.stem) for path in self.folder.glob(pattern) if path.stem.isdecimal())
 
     def has_pose(self, number: int) -> bool:
-        """Return whether the pose of frame `number` exists and is finite. ScanNet has infinite poses where tracking was
-        lost. Raises ConfigError for an unreadable file."""
+        """Return whether the pose of frame `number` exists and is finite.
+
+        ScanNet has infinite poses where tracking was lost. Raises ConfigError for an unreadable file.
+        """
         path = self._pose(number)
         return path.is_file() and not re.search("inf|nan", read_text(path).lower())
 
     def views(self, numbers: Sequence[int]) -> SceneViews:
-        """Read images, cameras, captions and depth of the frames `numbers`. Raises ConfigError for a missing or
-        unusable file, and if the poses seem to be inverted."""
+        """Read images, cameras, captions and depth of the frames `numbers`.
+
+        Raises ConfigError for a missing or unusable file, and if the poses seem to be inverted.
+        """
         if not self.poses_checked and len(self.keys) > 1:
             self.check_pose_convention(self.keys)
         self.poses_checked = True
@@ -154,7 +158,9 @@ def scenes(path: str, split: SceneSplit) -> list[Path]:
 
 def walks(config: ScanNetConfig, split: SceneSplit) -> list[ScanNetWalk]:
     """Return the camera paths (walks) of a split, without scenes that have fewer than `MIN_KEYS` key frames.
-    Raises ConfigError if none is left, and if the poses of the first one seem to be inverted."""
+
+    Raises ConfigError if none is left, and if the poses of the first one seem to be inverted.
+    """
     o = config
     every = [ScanNetWalk(folder, o.height, o.width, poses=o.poses) for folder in scenes(o.path, split)]
     found = [walk for walk in every if len(walk.keys) >= MIN_KEYS]
@@ -166,8 +172,11 @@ def walks(config: ScanNetConfig, split: SceneSplit) -> list[ScanNetWalk]:
 
 
 def build(config: ScanNetConfig, seed: int = 0, split: SceneSplit = "train") -> WalkScenes:
-    """Build the source of the training entries of a split. In the split "train" the entries are random. In "test" they
-    are consecutive parts of the key frames. Raises ConfigError for unusable data."""
+    """Build the source of the training entries of a split.
+
+    In the split "train" the entries are random. In "test" they are consecutive parts of the key frames. Raises
+    ConfigError for unusable data.
+    """
     o, found = config, walks(config, split)
     description = f"{Path(o.path).expanduser().resolve()}, {split}, {o.height} x {o.width} px, {KEY_FRAMES}"
     description += f", {len(found)} scenes of {MIN_KEYS} keys"

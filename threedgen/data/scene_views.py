@@ -56,8 +56,11 @@ class SceneSource(Protocol):
 
 
 class Walk(Protocol):
-    """Camera path through a scene, with numbered frames. `frames` are the numbers of all usable frames, ascending.
-    `keys` are the numbers of the key frames, a subset, ascending."""
+    """Camera path through a scene, with numbered frames.
+
+    `frames` are the numbers of all usable frames, ascending. `keys` are the numbers of the key frames, a subset,
+    ascending.
+    """
 
     @property
     def frames(self) -> Sequence[int]: ...

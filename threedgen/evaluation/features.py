@@ -66,8 +66,11 @@ class InceptionFeatures(FeatureNetwork):
 
 
 class CLIP:
-    """Frozen CLIP that embeds images and texts as unit vectors. Raises ConfigError if it cannot be loaded. ``weights``
-    is a folder or hub id. The error message names its config key (``key``) and a valid value (``example``)."""
+    """Frozen CLIP that embeds images and texts as unit vectors.
+
+    Raises ConfigError if it cannot be loaded. ``weights`` is a folder or hub id. The error message names its config key
+    (``key``) and a valid value (``example``).
+    """
 
     def __init__(self, weights: str, key: str, example: str = CLIP_WEIGHTS) -> None:
         from transformers import AutoProcessor, CLIPModel

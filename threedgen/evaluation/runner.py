@@ -126,8 +126,10 @@ def evaluation_task(
 
 
 def kept_json(path: Path, make: Callable[[], Json], **key: object) -> Json:
-    """Return the JSON object in the file ``path`` if it has the entries ``key``. Otherwise call ``make`` for a new
-    object, add the entries, and write it to the file."""
+    """Return the JSON object in the file ``path`` if it has the entries ``key``.
+
+    Otherwise call ``make`` for a new object, add the entries, and write it to the file.
+    """
     found = read_json(path)
     if not found or not found.items() >= key.items():
         found = make() | key
@@ -180,8 +182,10 @@ def sample_objects(
 
 
 def kept_views(path: Path, metadata: dict[str, str], sample: Callable[[], Array | Tensor]) -> Array:
-    """Return the views (..., H, W, 3), uint8, in the file ``path`` if it has this metadata. Otherwise call ``sample``,
-    and write the views that it returns to the file."""
+    """Return the views (..., H, W, 3), uint8, in the file ``path`` if it has this metadata.
+
+    Otherwise call ``sample``, and write the views that it returns to the file.
+    """
     views = read_views(path, metadata)
     if views is None:
         views = to_uint8(sample())

@@ -63,8 +63,10 @@ class ToyboxPrompts:
         return found
 
     def check(self, prompt: str) -> None:
-        """Raise ConfigError unless a prompt has a noun that the prior knows, or a word that personalisation added. The
-        message suggests nouns."""
+        """Raise ConfigError unless a prompt has a noun that the prior knows, or a word that personalisation added.
+
+        The message suggests nouns.
+        """
         vocabulary = self.vocabulary
         if vocabulary is None or not self.nouns or self._nouns_in(prompt):
             return
@@ -121,7 +123,9 @@ class ToyboxPrompts:
 
     def usual_height(self, prompt: str) -> tuple[str, float] | None:
         """Return the first toybox noun of a prompt, with its article, and its usual height in metres: ("a dog", 0.5).
-        None if there is no such noun. Synonyms count as nouns. The vocabulary of the prior does not matter."""
+
+        None if there is no such noun. Synonyms count as nouns. The vocabulary of the prior does not matter.
+        """
         found = find_nouns(read_prompt(prompt, NOUN_WORDS).text)
         return next(((f"{article(noun)} {noun}", NOUNS[noun].height) for noun in found), None)
 

@@ -76,8 +76,11 @@ MAX_WARNINGS = 20
 
 @dataclass(frozen=True)
 class Job:
-    """Shard to make, with its number, assets, and file name without suffix. `key` is a hash of the render settings, the
-    assets and the sizes and times of their files. If a shard on disk has another key, it is outdated."""
+    """Shard to make, with its number, assets, and file name without suffix.
+
+    `key` is a hash of the render settings, the assets and the sizes and times of their files. If a shard on disk has
+    another key, it is outdated.
+    """
 
     number: int
     assets: tuple[Asset, ...]
@@ -146,8 +149,10 @@ def read_finished(folder: Path, job: Job) -> Tree | None:
 
 
 def make_shards(config: AssetsConfig, every: list[Job], run_folder: Path, data: Path, quiet: bool) -> int:
-    """Make the missing shards of the jobs `every` in parallel workers. `data` is the folder of the meshes. Return 0, or
-    the exit code of the signal that stopped the work."""
+    """Make the missing shards of the jobs `every` in parallel workers.
+
+    `data` is the folder of the meshes. Return 0, or the exit code of the signal that stopped the work.
+    """
     folder = run_folder / SHARDS
     work = partial(
         make_shard,
@@ -184,8 +189,11 @@ def skip_asset(job: Job, reason: str, folder: Path) -> None:
 
 
 def make_shard(job: Job, views: ViewsConfig, seed: int, folder: Path, data: Path, threads: int | None) -> None:
-    """Render one shard in a worker and write it to `folder`. `data` is the folder of the meshes. `threads` is the
-    number of CPU threads; None: one per core. Raises ConfigError if the disk is full."""
+    """Render one shard in a worker and write it to `folder`.
+
+    `data` is the folder of the meshes. `threads` is the number of CPU threads; None: one per core. Raises ConfigError
+    if the disk is full.
+    """
     set_threads(threads)
     left_out, entries, crashes = dict[str, str](), list[Tree](), read_json(folder / CRASHES)
     path, current_file = folder / f"{job.name}.tar", folder / f"{job.name}.at"

@@ -24,8 +24,11 @@ COLUMNS = ("file", "caption", "up", "turn")
 
 @dataclass(frozen=True)
 class Asset:
-    """Mesh file with a caption. `file` is relative to the data folder. `up` is the up axis of the file. `turn` is a
-    rotation about this axis in degrees, counter-clockwise seen from above."""
+    """Mesh file with a caption.
+
+    `file` is relative to the data folder. `up` is the up axis of the file. `turn` is a rotation about this axis in
+    degrees, counter-clockwise seen from above.
+    """
 
     file: str
     caption: str
@@ -46,8 +49,11 @@ class Listing(NamedTuple):
 
 
 def list_assets(folder: Path, captions: str, up: Up = "y") -> Listing:
-    """List the meshes in `folder` and its subfolders that have captions, sorted by file. `captions` is the path of the
-    captions file, `up` the up axis of meshes without their own. Raises ConfigError if no mesh has a caption."""
+    """List the meshes in `folder` and its subfolders that have captions, sorted by file.
+
+    `captions` is the path of the captions file, `up` the up axis of meshes without their own. Raises ConfigError if no
+    mesh has a caption.
+    """
     path = find_captions(folder, captions)
     files = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("[!.]*") if p.suffix.lower() in MESHES)
     if not files:
@@ -74,8 +80,10 @@ def list_assets(folder: Path, captions: str, up: Up = "y") -> Listing:
 
 
 def find_captions(folder: Path, captions: str) -> Path:
-    """Return the path of the captions file `captions`, which is in the working directory or in `folder`. Raises
-    ConfigError if it is in neither."""
+    """Return the path of the captions file `captions`, which is in the working directory or in `folder`.
+
+    Raises ConfigError if it is in neither.
+    """
     for path in (Path(captions).expanduser(), folder / captions):
         if path.is_file():
             return path
@@ -83,8 +91,11 @@ def find_captions(folder: Path, captions: str) -> Path:
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield (line number, cells) for each row of a captions file. Cells are a dict from column name to text, "" if
-    missing. Without a header row, the columns are `COLUMNS`. Raises ConfigError for an unreadable file."""
+    """Yield (line number, cells) for each row of a captions file.
+
+    Cells are a dict from column name to text, "" if missing. Without a header row, the columns are `COLUMNS`. Raises
+    ConfigError for an unreadable file.
+    """
     lines = [line + "\n" for line in read_text(path, "captions").splitlines()]
     rows = csv.reader(lines, delimiter=_delimiter(lines), skipinitialspace=True)
     columns: tuple[str, ...] = COLUMNS

@@ -66,8 +66,11 @@ def is_complete(folder: Path, summary: Tree) -> bool:
 
 @dataclass(frozen=True)
 class Entry:
-    """One asset in a shard. `shard` is the file name of the shard, `name` the common name of the asset's files in it,
-    and `file` the original mesh file. `notes` are remarks for the user."""
+    """One asset in a shard.
+
+    `shard` is the file name of the shard, `name` the common name of the asset's files in it, and `file` the original
+    mesh file. `notes` are remarks for the user.
+    """
 
     shard: str
     name: str
@@ -77,8 +80,11 @@ class Entry:
 
 
 class Shards:
-    """Reader for a folder of shards. `entries` lists the assets of all shards. `index` is the content of index.json;
-    None: read it from the folder. Raises ConfigError for missing or truncated shards."""
+    """Reader for a folder of shards.
+
+    `entries` lists the assets of all shards. `index` is the content of index.json; None: read it from the folder.
+    Raises ConfigError for missing or truncated shards.
+    """
 
     def __init__(self, folder: Path, index: Tree | None = None) -> None:
         self.folder, self.index = folder, index or read_json(folder / INDEX)
@@ -138,8 +144,11 @@ SIDES, SIDE_PIXELS, COLUMNS, PER_PAGE = 4, 96, 3, 60
 
 
 def write_sheet(folder: Path, shards: Shards, max_count: int) -> None:
-    """Write contact sheets sheet.png, sheet-2.png, ... to `folder`. They show at most `max_count` assets, which are
-    evenly spaced in the list of all assets. Raises OSError and ConfigError."""
+    """Write contact sheets sheet.png, sheet-2.png, ... to `folder`.
+
+    They show at most `max_count` assets, which are evenly spaced in the list of all assets. Raises OSError and
+    ConfigError.
+    """
     count = min(max_count, len(shards))
     subset = [shards.entries[k * len(shards) // count] for k in range(count)]
     for number, start in enumerate(range(0, count, PER_PAGE), 1):

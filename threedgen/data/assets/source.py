@@ -48,8 +48,10 @@ class AssetViews:
         return Captioned(np.stack(rgb), captions, np.concatenate(c2w))
 
     def sample(self, index: int) -> tuple[list[int], float]:
-        """Select random views of entry `index`. Return the numbers of the `n_view` views in the shard, and the grey
-        value of their background in [0, 1]."""
+        """Select random views of entry `index`.
+
+        Return the numbers of the `n_view` views in the shard, and the grey value of their background in [0, 1].
+        """
         rng, n = numpy_generator(self.seed, index, "views of an asset"), self.shards.azimuths
         ring, start, grey = rng.integers(self.shards.rings), rng.integers(n), rng.uniform(*GREY)
         azimuths = (start + np.arange(self.n_view) * n // self.n_view) % n
@@ -57,8 +59,11 @@ class AssetViews:
 
 
 class CaptionedImages:
-    """Training source of single images, cropped to their middle square. The folder has a captions.csv with the columns
-    file and caption. Unreadable images are skipped with a warning. Raises ConfigError if no image is left."""
+    """Training source of single images, cropped to their middle square.
+
+    The folder has a captions.csv with the columns file and caption. Unreadable images are skipped with a warning.
+    Raises ConfigError if no image is left.
+    """
 
     n_view = 1
 
@@ -89,8 +94,11 @@ class CaptionedImages:
 
 
 def split(shards: Shards, held_out: int, which: Literal["train", "held-out"]) -> list[Entry]:
-    """Return the assets of the split `which`. `held_out` is the number of held-out assets; all others are for training.
-    Hashes of the asset names decide the split, so most assets stay in their split when assets are added."""
+    """Return the assets of the split `which`.
+
+    `held_out` is the number of held-out assets; all others are for training. Hashes of the asset names decide the
+    split, so most assets stay in their split when assets are added.
+    """
     ordered = sorted(shards.entries, key=lambda entry: hashlib.sha256(entry.name.encode()).digest())
     held_out_names = {entry.name for entry in ordered[:held_out]}
     return [entry for entry in shards.entries if (entry.name in held_out_names) == (which == "held-out")]

@@ -29,8 +29,10 @@ class _Model(NamedTuple):
 
 
 def read_colmap(folder: Path) -> PosedFiles:
-    """Read the COLMAP model in `folder`. Its photos are in `folder` or up to three levels above it, there in images/,
-    images_4/ or the like, in input/, or beside these folders.
+    """Read the COLMAP model in `folder`.
+
+    Its photos are in `folder` or up to three levels above it, there in images/, images_4/ or the like, in input/, or
+    beside these folders.
 
     Raises ConfigError for a missing or damaged file, and for a camera model that is not supported.
     """

@@ -25,8 +25,10 @@ MAX_MISS = 2.0  # maximum distance in pixels of a matching pixel from the point 
 
 
 class Match(NamedTuple):
-    """Pixels (M, 4) that match in two photos: (x, y) in the first photo, then (x, y) in the second. `first` and
-    `second` are the indices of the photos."""
+    """Pixels (M, 4) that match in two photos: (x, y) in the first photo, then (x, y) in the second.
+
+    `first` and `second` are the indices of the photos.
+    """
 
     first: int
     second: int
@@ -34,8 +36,11 @@ class Match(NamedTuple):
 
 
 def check_convention(photos: PosedPhotos) -> list[str]:
-    """Check with the images that the declared convention of the poses is right. Return a list of at most one remark.
-    The remark is that no convention fits. Raises ConfigError if another convention fits clearly better."""
+    """Check with the images that the declared convention of the poses is right.
+
+    Return a list of at most one remark. The remark is that no convention fits. Raises ConfigError if another convention
+    fits clearly better.
+    """
     poses, declared = alternatives(photos.matrices), photos.convention
     matches, K = matching_pixels(photos), photos.cameras.K.double().numpy()
     if len(matches) >= MIN_PAIRS:
@@ -63,8 +68,10 @@ def matching_pixels(photos: PosedPhotos) -> list[Match]:
 
 
 def share_that_meets(c2w: Array, K: Array, match: Match) -> float:
-    """Return the share of matches whose two rays meet in front of both cameras, within `MAX_MISS` pixels. `c2w`
-    (N, 4, 4) are camera-to-world poses with OpenGL axes, `K` (N, 3, 3) the intrinsics of all N photos."""
+    """Return the share of matches whose two rays meet in front of both cameras, within `MAX_MISS` pixels.
+
+    `c2w` (N, 4, 4) are camera-to-world poses with OpenGL axes, `K` (N, 3, 3) the intrinsics of all N photos.
+    """
     i, j = match.first, match.second
     a, b = (_rays(c2w[k], K[k], pixels) for k, pixels in ((i, match.pixels[:, :2]), (j, match.pixels[:, 2:])))
     base = c2w[i, :3, 3] - c2w[j, :3, 3]

@@ -23,8 +23,11 @@ MAX_LISTED = 5  # maximum number of missing photos that a message names
 
 
 class Lens(NamedTuple):
-    """Intrinsics of a photo, in pixels of an image of `height` x `width`. The centre of the first pixel is (0.5, 0.5).
-    `distortion` has OpenCV's coefficients (k1, k2, p1, p2, k3, k4, k5, k6)."""
+    """Intrinsics of a photo, in pixels of an image of `height` x `width`.
+
+    The centre of the first pixel is (0.5, 0.5). `distortion` has OpenCV's coefficients (k1, k2, p1, p2, k3, k4, k5,
+    k6).
+    """
 
     fx: float
     fy: float
@@ -117,8 +120,11 @@ def to_c2w(matrices: Array, convention: PoseConvention) -> Array:
 
 
 def alternatives(matrices: Array) -> dict[str, Array]:
-    """Interpret pose matrices (N, 4, 4) in each convention, also with y and z swapped. Return camera-to-world poses
-    (N, 4, 4), OpenGL axes, by name of the convention. Conventions that would mirror the scene are left out."""
+    """Interpret pose matrices (N, 4, 4) in each convention, also with y and z swapped.
+
+    Return camera-to-world poses (N, 4, 4), OpenGL axes, by name of the convention. Conventions that would mirror the
+    scene are left out.
+    """
     positions = np.concatenate([matrices[..., :3], (SWAP @ matrices)[..., 3:]], axis=-1)
     swapped = {
         "": matrices,
@@ -131,8 +137,11 @@ def alternatives(matrices: Array) -> dict[str, Array]:
 
 
 def without_scale(matrices: Array, source: str) -> Array:
-    """Divide out a common scale of the axes of pose matrices (N, 4, 4). Mirrored matrices, whose determinant is
-    negative, are accepted. `source` names the file for the ConfigError, which is raised if a matrix is not rigid."""
+    """Divide out a common scale of the axes of pose matrices (N, 4, 4).
+
+    Mirrored matrices, whose determinant is negative, are accepted. `source` names the file for the ConfigError, which
+    is raised if a matrix is not rigid.
+    """
     scale = np.cbrt(np.abs(np.linalg.det(matrices[:, :3, :3])))
     unit = matrices.copy()
     unit[:, :3, :3] /= np.maximum(scale, 1e-12)[:, None, None]

@@ -45,8 +45,10 @@ class PosedPhotos(Instance):
     convention: PoseConvention
 
     def verify(self) -> None:
-        """Check the image headers. Raises ConfigError for an unreadable file, or another aspect ratio than in the
-        camera file."""
+        """Check the image headers.
+
+        Raises ConfigError for an unreadable file, or another aspect ratio than in the camera file.
+        """
         for file, lens in zip(self.files, self.posed.lenses, strict=True):
             height, width = stored_shape(file)
             if abs(height / width * lens.width / lens.height - 1) > MAX_ASPECT_ERROR:

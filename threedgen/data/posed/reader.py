@@ -83,8 +83,10 @@ def posed_source(path: Path) -> Path | None:
 
 
 def posed_scenes(path: Path) -> list[Path]:
-    """Return [path] if photos with poses are at `path`. Otherwise return all its subfolders that contain photos with
-    poses, sorted by name."""
+    """Return [path] if photos with poses are at `path`.
+
+    Otherwise return all its subfolders that contain photos with poses, sorted by name.
+    """
     if posed_source(path):
         return [path]
     return sorted(part for part in path.iterdir() if posed_source(part)) if path.is_dir() else []

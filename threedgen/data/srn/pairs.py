@@ -45,8 +45,10 @@ class PairSource(Protocol):
 
 
 class ArchiveScenes:
-    """Source of the scenes of a split of the SRN archives, sorted by name, with images of `size` x `size` pixels. Each
-    scene has as many views as the first scene; further views of a scene are not used."""
+    """Source of the scenes of a split of the SRN archives, sorted by name, with images of `size` x `size` pixels.
+
+    Each scene has as many views as the first scene; further views of a scene are not used.
+    """
 
     n_families = 1
 

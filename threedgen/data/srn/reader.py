@@ -32,8 +32,11 @@ class Instance(SceneFiles):
     cameras: Cameras
 
     def views(self, index: Sequence[int] | None = None, size: int | None = None) -> Views:
-        """Read the images and cameras of the views with the indices `index`; None: all views. Images are resized to
-        `size` x `size` pixels; None: they keep their size. Raises ConfigError for an unreadable file."""
+        """Read the images and cameras of the views with the indices `index`; None: all views.
+
+        Images are resized to `size` x `size` pixels; None: they keep their size. Raises ConfigError for an unreadable
+        file.
+        """
         indices = list(range(len(self)) if index is None else index)
         images = np.stack([self.read(k) for k in indices])
         views = Views(torch.from_numpy(images), self.cameras.select(indices))
@@ -51,8 +54,11 @@ class Instance(SceneFiles):
 def open_instance(
     folder: Path | str, up: Literal["z", "y"] = "z", min_views: int = 2, allow_gaps: bool = False
 ) -> Instance:
-    """Open a scene folder: read and check poses, intrinsics and image headers, but not the pixels. `up` is the up axis
-    of its world; a y-up world is rotated to z-up. Other arguments and errors are those of `read_scene`."""
+    """Open a scene folder: read and check poses, intrinsics and image headers, but not the pixels.
+
+    `up` is the up axis of its world; a y-up world is rotated to z-up. Other arguments and errors are those of
+    `read_scene`.
+    """
     scene = read_scene(folder, min_views, allow_gaps)
     c2w = opencv_axes(torch.from_numpy(scene.poses).double())
     c2w = opengl_to_blender(c2w) if up == "y" else c2w

@@ -25,8 +25,10 @@ SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 def split_folder(root: Path | str, split: str) -> Path:
-    """Return the folder with the scenes of a split, which is ROOT/SPLIT, ROOT/SPLIT/ANY, ROOT/ANY/SPLIT or ROOT. Raises
-    ConfigError if none of them contains a scene."""
+    """Return the folder with the scenes of a split, which is ROOT/SPLIT, ROOT/SPLIT/ANY, ROOT/ANY/SPLIT or ROOT.
+
+    Raises ConfigError if none of them contains a scene.
+    """
     root = existing_folder(root, "path")
     candidates = [root / split, *_folders(root / split), *(folder / split for folder in _folders(root))]
     if root.name == split or root.name not in SPLITS:  # ROOT is not the folder of another split
@@ -43,8 +45,10 @@ def scenes(folder: Path) -> list[Path]:
 
 
 def image_files(folder: Path, min_views: int) -> list[Path]:
-    """Return the image files of a scene folder, sorted by number, or by name if a name is not a number. Raises
-    ConfigError for missing images or poses, and for fewer than `min_views` images."""
+    """Return the image files of a scene folder, sorted by number, or by name if a name is not a number.
+
+    Raises ConfigError for missing images or poses, and for fewer than `min_views` images.
+    """
     if not folder.is_dir():
         raise ConfigError(f"{folder} is not a folder")
     for name in ("rgb", "pose"):
@@ -132,8 +136,10 @@ def read_scene(folder: Path | str, min_views: int = 2, allow_gaps: bool = False)
 
 
 def condition_and_targets(scene: SceneFiles, condition: int = CONDITION_VIEW) -> tuple[int, list[int]]:
-    """Return the index of the condition view, and the indices of all other views. `condition` is the number of the
-    condition view in its file name. Raises ConfigError if no view has this number."""
+    """Return the index of the condition view, and the indices of all other views.
+
+    `condition` is the number of the condition view in its file name. Raises ConfigError if no view has this number.
+    """
     numbers = scene.numbers
     if condition not in numbers:
         available = f"numbers are from {min(numbers)} to {max(numbers)}"

@@ -67,8 +67,10 @@ class FolderSamplerConfig(Config):
                 read_scene(scene, MIN_VIEWS, allow_gaps=True)
 
     def folders(self) -> list[Path]:
-        """Return the paths of all scenes at ``path``: scene folders, or one transforms.json. Raises ConfigError if
-        there are none."""
+        """Return the paths of all scenes at ``path``: scene folders, or one transforms.json.
+
+        Raises ConfigError if there are none.
+        """
         from threedgen.data.posed.reader import posed_scenes
 
         path = user_path(self.path, "path")

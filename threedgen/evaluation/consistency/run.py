@@ -87,8 +87,10 @@ class Consistency(Evaluation[ConsistencyConfig, Job, Json]):
                 sampler.indices(scene.request(self.config.seed, with_images=False))  # type: ignore[attr-defined]
 
     def jobs(self) -> Iterator[Job]:
-        """Yield one job per scene and sampler, and one for the original views of each scene. Views that are not in the
-        run folder yet are sampled here."""
+        """Yield one job per scene and sampler, and one for the original views of each scene.
+
+        Views that are not in the run folder yet are sampled here.
+        """
         size = self.config.batch
         for batch in (self.scenes[start : start + size] for start in range(0, len(self.scenes), size)):
             true = [
@@ -112,8 +114,10 @@ class Consistency(Evaluation[ConsistencyConfig, Job, Json]):
                     yield Job(self.config, scene.name, row, images, scene.cameras, held, *compared_views)
 
     def sample(self, row: str, batch: Sequence[Scene]) -> list[Views]:
-        """Return all views of each scene in ``batch``, with the condition views. Target views are read from the run
-        folder; missing ones are sampled by the sampler with the name ``row``."""
+        """Return all views of each scene in ``batch``, with the condition views.
+
+        Target views are read from the run folder; missing ones are sampled by the sampler with the name ``row``.
+        """
         sampler, requests = self.samplers[row], [scene.request(self.config.seed) for scene in batch]
         paths = [self.folder / "views" / row / f"{scene.name}.safetensors" for scene in batch]
         determined_by = {"sampler": sampler.fingerprint(), "seed": str(self.config.seed)}
@@ -204,6 +208,7 @@ within one protocol and settings. In brackets 95 % bootstrap intervals over the 
 
 def feature_distances(features: FeatureNetwork, folder: Path, of: Mapping[str, Sequence[Json]]) -> dict[str, Json]:
     """Compute FID and unscaled KID of each sampler: between all held-out views and all renders of the fitted fields.
+
     Their 95 % intervals are jackknives over scenes.
 
     ``of`` maps the name of a sampler, or "original", to its results of `score` in ``folder``. Returns "fid", "kid" and
@@ -224,7 +229,9 @@ def feature_distances(features: FeatureNetwork, folder: Path, of: Mapping[str, S
 
 def strip(scene: Scene, views: Views) -> np.ndarray:
     """Select at most `STRIP_VIEWS` views of a scene for views.png: condition views, then evenly spaced target views.
-    Return images (V, H, W, 3), uint8."""
+
+    Return images (V, H, W, 3), uint8.
+    """
     targets = scene.targets
     chosen = [targets[k] for k in evenly_spaced(len(targets), STRIP_VIEWS - len(scene.condition))]
     return to_uint8(views.images[[*scene.condition, *chosen]])

@@ -119,7 +119,9 @@ def sampled(config: options.SampledScenesConfig, sampler: object, seed: int) -> 
 
 def fit_to(scene: Scene, images: Tensor) -> Tensor:
     """Resize samples (N, h, w, 3) in [0, 1] to the image size of a scene, and round them to multiples of 1 / 255.
-    Return images (N, H, W, 3), float32."""
+
+    Return images (N, H, W, 3), float32.
+    """
     size = (scene.cameras.height, scene.cameras.width)
     if tuple(images.shape[1:3]) != size:
         images = resize(images, *size)
@@ -160,8 +162,11 @@ def camera_warnings(scene: Scene) -> list[str]:
 
 
 class GroupSampler:
-    """Base class of samplers that use a diffusion prior. The views of a scene are divided into groups of at most
-    ``config.together`` views (0: one group). The views of a group are sampled jointly."""
+    """Base class of samplers that use a diffusion prior.
+
+    The views of a scene are divided into groups of at most ``config.together`` views (0: one group). The views of a
+    group are sampled jointly.
+    """
 
     needs_text, on_disk = False, False
     config: options.MVDreamSamplerConfig | options.MVAdapterSamplerConfig
@@ -248,8 +253,10 @@ class FolderSampler:
         return [self.scenes[request.scene].views.views(self.indices(request)).images for request in requests]
 
     def indices(self, request: Request) -> list[int]:
-        """Return the index in the folder of each requested view. Raises ConfigError if a view is missing or its pose
-        differs from the requested one."""
+        """Return the index in the folder of each requested view.
+
+        Raises ConfigError if a view is missing or its pose differs from the requested one.
+        """
         if request.scene not in self.scenes:
             raise ConfigError(f"{self.folder / request.scene} is missing. The scenes to score include it.")
         instance = self.scenes[request.scene].views

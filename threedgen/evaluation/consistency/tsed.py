@@ -85,8 +85,10 @@ def judge(distances: Sequence[Floats], max_error: float = MAX_ERROR, min_matches
 
 
 def tsed(views: Views, count: int) -> Pairs:
-    """Count the consistent pairs (`judge`) among at most ``count`` evenly spaced pairs of consecutive views. The views
-    are resized to `SIZE` pixels first. TSED is ``share`` of the result."""
+    """Count the consistent pairs (`judge`) among at most ``count`` evenly spaced pairs of consecutive views.
+
+    The views are resized to `SIZE` pixels first. TSED is ``share`` of the result.
+    """
     pairs = neighbours(len(views), count)
     if not pairs:
         return judge([])

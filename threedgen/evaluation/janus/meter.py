@@ -59,8 +59,10 @@ SHEET_OBJECTS = 12
 
 
 class ViewClassifier(Protocol):
-    """Classifier of the side of an object that an image shows, registered as kind "view-classifier". Images are square
-    views (V, S, S, 3) of one object, in [0, 1]."""
+    """Classifier of the side of an object that an image shows, registered as kind "view-classifier".
+
+    Images are square views (V, S, S, 3) of one object, in [0, 1].
+    """
 
     def sides(self, images: Tensor, prompt: str) -> Tensor:
         """Return the probabilities (V, 4) that a view of the prompt's object shows its front, left, back or right.
@@ -73,8 +75,11 @@ class ViewClassifier(Protocol):
 
 
 class CLIPSides:
-    """Zero-shot classifier with CLIP. It compares an image with one sentence per side, such as "a dog, back view":
-    softmax over the similarities, at CLIP's temperature."""
+    """Zero-shot classifier with CLIP.
+
+    It compares an image with one sentence per side, such as "a dog, back view": softmax over the similarities, at
+    CLIP's temperature.
+    """
 
     def __init__(self, config: CLIPSidesConfig) -> None:
         self.clip = CLIP(config.weights, "meter.classifier.weights", f"{CLIP_WEIGHTS}; {WITHOUT_CLIP}")
@@ -101,8 +106,10 @@ def view_labels(sides: Array) -> list[str]:
 
 
 class Meter:
-    """Janus meter: renders an object from a ring of cameras, and classifies the side that each view shows. Raises
-    ConfigError if the classifier cannot be loaded."""
+    """Janus meter: renders an object from a ring of cameras, and classifies the side that each view shows.
+
+    Raises ConfigError if the classifier cannot be loaded.
+    """
 
     def __init__(self, config: MeterConfig) -> None:
         self.config = config

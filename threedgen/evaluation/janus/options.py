@@ -152,8 +152,10 @@ class FrontObjects(Protocol):
         """Return the prompts whose object has no front, each mapped to the noun of the object, such as "ball"."""
 
     def meshes(self, seed: int, first: int, count: int, front: bool = True) -> Iterator[tuple[str, ColouredMesh]]:
-        """Yield (prompt, mesh) of ``count`` random objects with or without a front. ``first`` is the index of the first
-        object."""
+        """Yield (prompt, mesh) of ``count`` random objects with or without a front.
+
+        ``first`` is the index of the first object.
+        """
 
 
 def front_objects() -> FrontObjects:
@@ -163,8 +165,11 @@ def front_objects() -> FrontObjects:
 
 @dataclass(frozen=True)
 class Plan:
-    """Plan of a Janus benchmark: jobs, and prompts that have jobs. ``refused`` maps each method without jobs to the
-    reason, and ``left_out`` each prompt without jobs. ``toybox``: all methods make toybox objects."""
+    """Plan of a Janus benchmark: jobs, and prompts that have jobs.
+
+    ``refused`` maps each method without jobs to the reason, and ``left_out`` each prompt without jobs. ``toybox``: all
+    methods make toybox objects.
+    """
 
     jobs: list[Job]
     prompts: list[str]

@@ -268,8 +268,9 @@ def notes(row: Json, results: Sequence[Result]) -> list[str]:
 
 
 def strip(folder: Path, result: Result) -> tuple[Markup | None, list[tuple[str, bool, bool]]]:
-    """Read the stored views of an asset from ``folder``. Return a JPEG data URI of all views, and a label for each
-    view.
+    """Read the stored views of an asset from ``folder``.
+
+    Return a JPEG data URI of all views, and a label for each view.
 
     A label is (text, whether the view shows a front, whether the side is correct). Without views: (None, []).
     """

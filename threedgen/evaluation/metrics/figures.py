@@ -205,8 +205,10 @@ def jackknife_estimate(figure: Callable[[NDArray[np.intp]], float], count: int, 
 
 
 def side_of(azimuth: Floats | float) -> NDArray[np.int64]:
-    """Return the index in `SIDES` of the side that a camera sees. ``azimuth`` is in radians; it has the shape (V,) or
-    (), as the result."""
+    """Return the index in `SIDES` of the side that a camera sees.
+
+    ``azimuth`` is in radians; it has the shape (V,) or (), as the result.
+    """
     return np.round(np.asarray(azimuth, float) / (pi / 2)).astype(np.int64) % 4
 
 

@@ -61,8 +61,10 @@ class Item(NamedTuple):
 
 
 class Measurement(NamedTuple):
-    """Metrics by name, and network output, of one item. ``strip`` is None or its part of the contact sheet: a label and
-    images (V, H, W, 3), uint8."""
+    """Metrics by name, and network output, of one item.
+
+    ``strip`` is None or its part of the contact sheet: a label and images (V, H, W, 3), uint8.
+    """
 
     item: Item
     figures: dict[str, float | None]
@@ -172,8 +174,10 @@ With few images FID is too high: compare rows of one table. Definitions: docs/mv
 
 
 def overlap(scene: SceneViews) -> float | None:
-    """Return the mean overlap PSNR in dB of consecutive views; None if none overlap. In a panorama
-    (a scene without depth), view 0 follows the last view."""
+    """Return the mean overlap PSNR in dB of consecutive views; None if none overlap.
+
+    In a panorama (a scene without depth), view 0 follows the last view.
+    """
     views = scene.views
     K, c2w = to_opencv(views.cameras)
     if scene.depth is not None:
@@ -200,8 +204,10 @@ def strip(images: Tensor) -> Array:
 
 
 class MeasuredViews:
-    """Measured scenes with one kind of views (`ROWS`): metrics by name and network output of each scene. ``images`` is
-    the number of images in all scenes."""
+    """Measured scenes with one kind of views (`ROWS`): metrics by name and network output of each scene.
+
+    ``images`` is the number of images in all scenes.
+    """
 
     def __init__(self, scenes: Sequence[Measurement]) -> None:
         self.figures = [scene.figures for scene in scenes]

@@ -43,8 +43,10 @@ FRAME_WIDTH = 0.05  # width of the frame around a panel, in the body's colour
 
 
 def make_marked_object(family: str, rng: np.random.Generator, index: int = -1) -> Asset:
-    """Build a car or a chair whose four sides differ: each has a panel and a symbol in random colours. ``family`` is
-    "cars" or "chairs"; other values raise KeyError. ``index`` is stored in the result."""
+    """Build a car or a chair whose four sides differ: each has a panel and a symbol in random colours.
+
+    ``family`` is "cars" or "chairs"; other values raise KeyError. ``index`` is stored in the result.
+    """
     noun = NOUNS[FAMILIES[family]]
     main = sample_colour(rng)
     builder = Builder(rng, colour_value(main, rng))
@@ -191,8 +193,11 @@ def scene(config: MakeSRNToyboxConfig, job: Job) -> Views:
 
 
 def viewpoints(config: MakeSRNToyboxConfig, job: Job) -> Cameras:
-    """Return the cameras of a scene, which look at the origin. In the split "train" they are random, uniform on a zone
-    of a sphere. In "val" and "test" all scenes have the same cameras, on a spiral."""
+    """Return the cameras of a scene, which look at the origin.
+
+    In the split "train" they are random, uniform on a zone of a sphere. In "val" and "test" all scenes have the same
+    cameras, on a spiral.
+    """
     if job.split == "train":
         rng, n = job.rng(config.seed, "cameras"), config.train_views
         low, high = np.sin(np.deg2rad(TRAIN_ELEVATION))
@@ -209,8 +214,10 @@ def viewpoints(config: MakeSRNToyboxConfig, job: Job) -> Cameras:
 
 
 class ToyboxScenes:
-    """Training source (`PairSource`) of rendered cars and chairs with different marks on their four sides. The task
-    `make-srn-toybox` writes the same scenes to disk for the same seed and sizes."""
+    """Training source (`PairSource`) of rendered cars and chairs with different marks on their four sides.
+
+    The task `make-srn-toybox` writes the same scenes to disk for the same seed and sizes.
+    """
 
     def __init__(self, config: ToyboxPairsConfig, size: int, seed: int) -> None:
         self.count, self.views, self.n_families = config.scenes, config.views, len(config.families)

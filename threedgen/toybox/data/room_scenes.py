@@ -36,8 +36,10 @@ def _rooms(seed: int, split: SceneSplit, clutter: float) -> world.Rooms:
 def render_scene_views(
     room: world.Room, at: Cameras, rng: Sequence[np.random.Generator], depth: bool = False
 ) -> SceneViews:
-    """Render views of a room from the V cameras ``at``, with captions and, if ``depth``, with depth maps. ``rng`` has V
-    generators, one for the random wording of each caption."""
+    """Render views of a room from the V cameras ``at``, with captions and, if ``depth``, with depth maps.
+
+    ``rng`` has V generators, one for the random wording of each caption.
+    """
     rgb, z, _ = render_images(room, at, 2, depth)
     labels = render_images(room, _resized(at, CAPTION_PIXELS), 1, True)[2]
     texts = tuple(world.describe_view(room, label, one) for label, one in zip(labels, rng, strict=True))
@@ -78,8 +80,11 @@ def render_images(room: world.Room, at: Cameras, supersample: int, with_gbuffer:
 
 
 class RoomPanoramas:
-    """Source of panoramas, one per toy room. A panorama is a set of views from one point at evenly spaced yaws. The
-    first yaw is a random multiple of ``YAW_STEP`` in the training split, and 0 in the test split."""
+    """Source of panoramas, one per toy room.
+
+    A panorama is a set of views from one point at evenly spaced yaws. The first yaw is a random multiple of
+    ``YAW_STEP`` in the training split, and 0 in the test split.
+    """
 
     def __init__(self, config: RoomPanoramasConfig, seed: int = 0, split: SceneSplit = "train") -> None:
         self.options, self.rooms, self.split = config, _rooms(seed, split, config.clutter), split
@@ -167,15 +172,19 @@ class RoomWalk:
 
 
 def room_walks(options: RoomPathsConfig, seed: int, split: SceneSplit, length: int | None = None) -> list[RoomWalk]:
-    """Return one camera walk through each of ``options.count`` rooms, which are generated on first use. ``length`` is
-    the number of frames per walk; None: ``FRAMES_PER_KEY`` times ``options.views``."""
+    """Return one camera walk through each of ``options.count`` rooms, which are generated on first use.
+
+    ``length`` is the number of frames per walk; None: ``FRAMES_PER_KEY`` times ``options.views``.
+    """
     rooms = _rooms(seed, split, options.clutter)
     return [RoomWalk(rooms, k, length or FRAMES_PER_KEY * options.views, options) for k in range(options.count)]
 
 
 def room_paths(config: RoomPathsConfig, seed: int = 0, split: SceneSplit = "train") -> WalkScenes:
-    """Build a source whose entries are sequences of views along a camera walk through a toy room. Entries of the
-    training split start anywhere. The test split has one entry per room, with its first key frames."""
+    """Build a source whose entries are sequences of views along a camera walk through a toy room.
+
+    Entries of the training split start anywhere. The test split has one entry per room, with its first key frames.
+    """
     o, walks = config, room_walks(config, seed, split)
     rooms = f"seed {seed}, {split}, clutter {o.clutter:g}"
     description = f"toy rooms, {rooms}, {o.height} x {o.width} px, {o.fov:g} deg, overlap {OVERLAP:g}"

@@ -61,8 +61,10 @@ def make_subject(seed: int, number: int, noun: str = "", wearing: Sequence[str] 
 
 
 def render_photos(subject: Asset, count: int, size: int, seed: int = 0) -> np.ndarray:
-    """Render photos of an object: (count, size, size, 3) in [0, 1], on grey 0.5. The azimuths are nearly evenly spaced.
-    The elevations are random, from 5 to 30 degrees."""
+    """Render photos of an object: (count, size, size, 3) in [0, 1], on grey 0.5.
+
+    The azimuths are nearly evenly spaced. The elevations are random, from 5 to 30 degrees.
+    """
     rng = np.random.default_rng([seed, max(0, subject.index), *b"photos"])
     turns = rng.uniform() + (np.arange(count) + rng.uniform(-0.2, 0.2, count)) / count
     elevation = np.deg2rad(rng.uniform(5.0, 30.0, count))

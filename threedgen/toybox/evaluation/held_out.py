@@ -23,8 +23,10 @@ from .options import ToyboxScenesConfig
 
 @dataclass(frozen=True)
 class Case:
-    """Test prompt: the specification of an object, usually a combination that is held out of training. ``index`` is the
-    number of the specification in the held-out split of the toybox, or a seed."""
+    """Test prompt: the specification of an object, usually a combination that is held out of training.
+
+    ``index`` is the number of the specification in the held-out split of the toybox, or a seed.
+    """
 
     index: int
     spec: Spec
@@ -34,8 +36,10 @@ class Case:
         return caption(self.spec)
 
     def truth(self, seed: int, number: int = 0) -> Asset:
-        """Build a true object of this specification, with random shape and pose. No training uses these objects.
-        Different values of ``number`` give different objects."""
+        """Build a true object of this specification, with random shape and pose.
+
+        No training uses these objects. Different values of ``number`` give different objects.
+        """
         return build(self.spec, numpy_generator(seed, self.index, f"truth {number}"), index=self.index)
 
 

@@ -32,8 +32,11 @@ TEMPERATURE = 0.1
 
 
 class IdentityNet(nn.Module):
-    """Convolutional network that encodes an image as a unit vector. Vectors of images of the same object are close. It
-    has four levels, each at half the resolution of the level before. ``options`` are its sizes; None: the defaults."""
+    """Convolutional network that encodes an image as a unit vector.
+
+    Vectors of images of the same object are close. It has four levels, each at half the resolution of the level before.
+    ``options`` are its sizes; None: the defaults.
+    """
 
     def __init__(self, options: IdentityNetworkConfig | None = None) -> None:
         super().__init__()
@@ -52,8 +55,10 @@ class IdentityNet(nn.Module):
 
 
 class ToyboxIdentity:
-    """Trained and frozen `IdentityNet`, loaded from the result of a train-toybox-identity run. The constructor raises
-    ConfigError for a damaged file."""
+    """Trained and frozen `IdentityNet`, loaded from the result of a train-toybox-identity run.
+
+    The constructor raises ConfigError for a damaged file.
+    """
 
     def __init__(self, config: ToyboxIdentityConfig) -> None:
         def make(card: Json) -> IdentityNet:
@@ -69,8 +74,10 @@ class ToyboxIdentity:
 
 
 def similarity(ours: Tensor, theirs: Tensor) -> float:
-    """Return the mean cosine similarity of all pairs of one vector of ``ours`` (V, D) and one of ``theirs`` (W, D). All
-    vectors have length 1."""
+    """Return the mean cosine similarity of all pairs of one vector of ``ours`` (V, D) and one of ``theirs`` (W, D).
+
+    All vectors have length 1.
+    """
     return float((ours @ theirs.T).mean())
 
 

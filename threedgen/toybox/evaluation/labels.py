@@ -21,8 +21,10 @@ MIN_VISIBLE = 1e-3  # minimum share of the pixels of an image that show a visibl
 
 @dataclass(frozen=True)
 class Labels:
-    """Class names of the probe, which classifies toybox images. Class k is the name at index k. ``words`` are the names
-    of all parts and accessories."""
+    """Class names of the probe, which classifies toybox images.
+
+    Class k is the name at index k. ``words`` are the names of all parts and accessories.
+    """
 
     nouns: tuple[str, ...]
     colours: tuple[str, ...]
@@ -81,8 +83,11 @@ def nearest_colour(value: np.ndarray) -> int:
 
 
 def word_colours(asset: Asset, labels: Labels) -> dict[str, int]:
-    """Map the names of all parts of an object to the indices of their colours. Parts whose colours the caption does not
-    name are included. Otherwise the probe could learn to answer with the most unusual colour."""
+    """Map the names of all parts of an object to the indices of their colours.
+
+    Parts whose colours the caption does not name are included. Otherwise the probe could learn to answer with the most
+    unusual colour.
+    """
     found = {asset.part: labels.colours.index(asset.part_colour)} if asset.part and asset.part_colour else {}
     for solid in asset.primitives:  # also words of other nouns, such as a dog's mouth
         if solid.label in labels.words and solid.label not in found:
@@ -125,8 +130,10 @@ def image_truth(assets: Sequence[Asset], label: np.ndarray, azimuth: np.ndarray,
 def labelled(
     box: Toybox, indices: Sequence[int], size: int, n_view: int, labels: Labels
 ) -> tuple[list[Asset], np.ndarray, Truth]:
-    """Render n = ``n_view`` adjacent views of each of the N toybox objects ``indices``, with labels. Return the N
-    objects, images (N n, size, size, 3) in [0, 1], and the labels of the images."""
+    """Render n = ``n_view`` adjacent views of each of the N toybox objects ``indices``, with labels.
+
+    Return the N objects, images (N n, size, size, 3) in [0, 1], and the labels of the images.
+    """
     assets = [box.asset(i) for i in indices]
     cameras = [box.cameras(i, n_view) for i in indices]
     c2w, fov, azimuth = (np.concatenate([camera[k] for camera in cameras]) for k in range(3))
@@ -146,8 +153,10 @@ class ProbeToybox(Toybox):
         super().__init__(seed, "train", view)
 
     def spec(self, index: int) -> tuple[Spec, int]:
-        """Return the specification of object ``index``, and 0, the number of its caption's wording. At least half of
-        the objects can wear an accessory, and half of the objects that can wear one have one."""
+        """Return the specification of object ``index``, and 0, the number of its caption's wording.
+
+        At least half of the objects can wear an accessory, and half of the objects that can wear one have one.
+        """
         rng = self.rng(index, 10)
         nouns = list(NOUNS.values())
         if rng.random() < 0.5:
@@ -205,7 +214,9 @@ def corrupt(
 
 
 def nearer_front(azimuth: Array) -> tuple[Array, Array]:
-    """Return azimuths (V,), in [0, 2 pi), relative to the nearer of two fronts, which are at 0 and pi. ``azimuth`` (V,)
-    is in radians. The second result is a mask (V,), True up to `CLEAR_ANGLE` from that front."""
+    """Return azimuths (V,), in [0, 2 pi), relative to the nearer of two fronts, which are at 0 and pi.
+
+    ``azimuth`` (V,) is in radians. The second result is a mask (V,), True up to `CLEAR_ANGLE` from that front.
+    """
     relative = np.where(np.cos(azimuth) < 0, azimuth + np.pi, azimuth) % (2 * np.pi)
     return relative.astype(np.float32), np.cos(relative) >= np.cos(CLEAR_ANGLE)

@@ -44,8 +44,10 @@ def probe_file(weights: str, key: str, embedded: str = PROBE) -> Path:
 
 
 def load_task(key: str, task: str, name: str, overrides: Sequence[str], values: Tree) -> Any:
-    """Load the config ``name``, with "key=value" strings ``overrides`` and further ``values`` by key. Raises
-    ConfigError for the config key ``key`` if the config is not of the task ``task``."""
+    """Load the config ``name``, with "key=value" strings ``overrides`` and further ``values`` by key.
+
+    Raises ConfigError for the config key ``key`` if the config is not of the task ``task``.
+    """
     if (found := task_of(name)) != task:
         raise ConfigError(f"should be a config of the task {task} (got {name!r}, {found})", key)
     return load(name, list(overrides), values)

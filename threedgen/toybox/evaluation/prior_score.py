@@ -200,8 +200,10 @@ counts as right within 15 degrees of its quarter."""
         write_judged(self.task, self.probe, rows, KEYS, intro, text, about, shown, summary={"prior": self.weights})
 
     def sections(self) -> tuple[list[str], Json]:
-        """Measure how the views of an object use each other, and prompts without colours. Return Markdown sections for
-        the report, and the figures as JSON."""
+        """Measure how the views of an object use each other, and prompts without colours.
+
+        Return Markdown sections for the report, and the figures as JSON.
+        """
         config, sections, figures = self.config, list[str](), Json()
         if config.view_use and self.prior.timestep_per_view:
             world = FourSides(OpenToybox(config.seed + HELD_BACK, "train"), config.n_view)

@@ -152,7 +152,9 @@ class Probe(nn.Module):
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
         """Return pooled features (V, D), float32, of the last level for images (V, S, S, 3) in [0, 1] of any size S.
-        Call it in eval mode."""
+
+        Call it in eval mode.
+        """
         *_, coarse = self._levels(prepare(images, self.options.image_size))
         return pooled(coarse).float()
 
@@ -210,8 +212,10 @@ class Probe(nn.Module):
 
 
 def write_network(path: Path, network: nn.Module, card: Json, half: bool = False) -> None:
-    """Write weights as .safetensors to ``path`` (float16 if ``half``), and ``card`` to a .json file beside it. ``card``
-    has the settings from which `read_network` builds the network again. Raises OSError."""
+    """Write weights as .safetensors to ``path`` (float16 if ``half``), and ``card`` to a .json file beside it.
+
+    ``card`` has the settings from which `read_network` builds the network again. Raises OSError.
+    """
     tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
     if half:
         tensors = {name: value.half() if value.is_floating_point() else value for name, value in tensors.items()}
@@ -244,8 +248,10 @@ def pooled(x: Tensor) -> Tensor:
 
 
 def prepare(images: Tensor, size: int) -> Tensor:
-    """Resize square images (V, S, S, 3) in [0, 1] to network inputs (V, 3, size, size), float32. Larger images are
-    averaged over areas, smaller ones interpolated bilinearly."""
+    """Resize square images (V, S, S, 3) in [0, 1] to network inputs (V, 3, size, size), float32.
+
+    Larger images are averaged over areas, smaller ones interpolated bilinearly.
+    """
     if images.ndim != 4 or images.shape[-1] != 3 or images.shape[1] != images.shape[2]:
         raise ValueError(f"images are not square (V, H, W, 3): {tuple(images.shape)}")
     x = images.permute(0, 3, 1, 2).float()
@@ -255,8 +261,10 @@ def prepare(images: Tensor, size: int) -> Tensor:
 
 
 class ProbeSides:
-    """Classifier that tells from which side an image shows a toybox object (`janus.meter.ViewClassifier`). The
-    constructor raises ConfigError for missing or damaged weights."""
+    """Classifier that tells from which side an image shows a toybox object (`janus.meter.ViewClassifier`).
+
+    The constructor raises ConfigError for missing or damaged weights.
+    """
 
     def __init__(self, config: ProbeSidesConfig) -> None:
         self.probe = Probe.load(config.weights, "meter.classifier.weights", config.embedded)

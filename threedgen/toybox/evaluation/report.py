@@ -35,7 +35,9 @@ GROUPS = 20  # maximum number of groups of objects of jackknife intervals
 
 def features(probe: Probe, objects: Views) -> Array:
     """Return feature vectors (N V, D), float32, of V views of each of N objects, from the probe's last level.
-    ``objects`` has images (V, H, W, 3) of each object, uint8 or in [0, 1]."""
+
+    ``objects`` has images (V, H, W, 3) of each object, uint8 or in [0, 1].
+    """
     probe.eval()
     rows = []
     for views in objects:
@@ -216,7 +218,9 @@ def verdict_figures(verdicts: Sequence[Verdict]) -> Json:
 
 def verdict_table(measured: Sequence[Verdict], truth: Sequence[Verdict], keys: Sequence[str]) -> str:
     """Return a Markdown table with the shares of correct answers of results ``measured`` and of true objects ``truth``.
-    It has one row per key of `FIGURES` in ``keys``."""
+
+    It has one row per key of `FIGURES` in ``keys``.
+    """
     ours, theirs = tally(measured), tally(truth)
     heads = ["figure", "measured", "95 % interval", "probe on ground truth", "95 % interval"]
     rows = [

@@ -59,8 +59,10 @@ Rows = Sequence[Json]
 
 @dataclass(frozen=True)
 class Subject:
-    """Toybox object for a personalisation test. Its ``folder`` has photos, runs and measurements. ``truth`` (V, D) are
-    unit identity vectors of V true views."""
+    """Toybox object for a personalisation test.
+
+    Its ``folder`` has photos, runs and measurements. ``truth`` (V, D) are unit identity vectors of V true views.
+    """
 
     asset: Asset
     folder: Path
@@ -191,8 +193,10 @@ the class, and held-out ones.
 
 
 def tuning_config(config: EvaluateSubjectsConfig, folder: Path, method: str, noun: str) -> MVDreamBoothConfig:
-    """Load the config of the run that personalises the prior on the photos of an object in ``folder``. ``method`` is
-    the method against forgetting, such as "l1", ``noun`` that of the object. Raises ConfigError."""
+    """Load the config of the run that personalises the prior on the photos of an object in ``folder``.
+
+    ``method`` is the method against forgetting, such as "l1", ``noun`` that of the object. Raises ConfigError.
+    """
     values = {
         "prompt": f"{article(noun)} [v] {noun}", "identifier": "[v]", "photos": [str(folder / "photos")],
         "seed": config.seed, "threads": config.threads, "out": str(folder / method), "tuning.preservation": method,
@@ -219,8 +223,11 @@ def spec_of(noun: str, worn: Accessory) -> Spec:
 
 
 def prompt_of(noun: str, worn: Accessory, identifier: str = "") -> str:
-    """Return a prompt like "a dog wearing a red hat". With ``identifier`` "[v]" it is "a [v] dog wearing a red hat".
-    ``worn`` is the (colour, noun) of an accessory; both are "" for none."""
+    """Return a prompt like "a dog wearing a red hat".
+
+    With ``identifier`` "[v]" it is "a [v] dog wearing a red hat". ``worn`` is the (colour, noun) of an accessory; both
+    are "" for none.
+    """
     return caption(spec_of(noun, worn)).replace(noun, f"{identifier} {noun}".strip(), 1)
 
 
@@ -265,7 +272,9 @@ def sheet(config: EvaluateSubjectsConfig, folder: Path, rows: Rows) -> Array:
 
 def compare(rows: Rows, key: str) -> Json:
     """Compare personalised priors with the original prior: differences with 95 % intervals, shares, seconds, as JSON.
-    ``rows`` has the measurements of each object, and ``key`` selects a row of the table, such as "l1"."""
+
+    ``rows`` has the measurements of each object, and ``key`` selects a row of the table, such as "l1".
+    """
     tuned, base = ([row["found"][name] for row in rows] for name in (key, "base"))
 
     def difference(ours: Sequence[Sequence[float]], name: str) -> tuple[float, float, float]:

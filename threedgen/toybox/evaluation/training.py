@@ -67,8 +67,10 @@ class ClassifierSystem(System):
         raise NotImplementedError
 
     def finish(self, path: Path, about: Json) -> tuple[Json, str]:
-        """Measure the network and write it, with the facts ``about`` it, to ``path``. Return the measurements as JSON
-        and as a sentence."""
+        """Measure the network and write it, with the facts ``about`` it, to ``path``.
+
+        Return the measurements as JSON and as a sentence.
+        """
         raise NotImplementedError
 
     def training_step(self, batch: int, index: int) -> Tensor:
@@ -100,8 +102,10 @@ def train(kind: Callable[[Any], ClassifierSystem], task: Task) -> Status:
 
 
 def measure_accuracy(probe: Probe, count: int, seed: int) -> Json:
-    """Measure the accuracy of a probe on four renders of each of ``count`` new objects, half of them held out. Return
-    it as JSON (`verdict_figures`)."""
+    """Measure the accuracy of a probe on four renders of each of ``count`` new objects, half of them held out.
+
+    Return it as JSON (`verdict_figures`).
+    """
     verdicts = []
     splits: dict[Split, int] = {"train": count - count // 2, "held-out": count // 2}
     for split, number in splits.items():
@@ -110,8 +114,10 @@ def measure_accuracy(probe: Probe, count: int, seed: int) -> Json:
 
 
 class ProbeSystem(ClassifierSystem):
-    """LightningModule that trains a `Probe`, the classifier of toybox images. To save time, the batch of a step has one
-    newly rendered block of images and random earlier blocks."""
+    """LightningModule that trains a `Probe`, the classifier of toybox images.
+
+    To save time, the batch of a step has one newly rendered block of images and random earlier blocks.
+    """
 
     stage, shown, result = "probe", ("noun", "colour", "side"), f"probe/{PROBE}.safetensors"
     config: TrainProbeConfig

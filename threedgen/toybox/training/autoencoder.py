@@ -99,8 +99,10 @@ def _set_taps(conv: Any, matrix: Tensor, weight: float, taps: slice | None = Non
 
 
 def edges(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the vertical and the horizontal differences of neighbouring pixels of images (B, C, H, W). Their shapes
-    are (B, C, H - 1, W) and (B, C, H, W - 1)."""
+    """Return the vertical and the horizontal differences of neighbouring pixels of images (B, C, H, W).
+
+    Their shapes are (B, C, H - 1, W) and (B, C, H, W - 1).
+    """
     return x[..., 1:, :] - x[..., :-1, :], x[..., 1:] - x[..., :-1]
 
 
@@ -126,8 +128,11 @@ def psnr(y: Tensor, x: Tensor) -> float:
 
 
 class AutoencoderSystem(System):
-    """LightningModule that trains an AutoencoderKL. Each step renders new toybox images. If `max_steps` is not None, it
-    replaces `options.max_steps`. `facts` are further settings that must stay the same when a run is resumed."""
+    """LightningModule that trains an AutoencoderKL.
+
+    Each step renders new toybox images. If `max_steps` is not None, it replaces `options.max_steps`. `facts` are
+    further settings that must stay the same when a run is resumed.
+    """
 
     stage = "autoencoder"
 

@@ -43,8 +43,10 @@ FRESH, JUMBLES, MEASURED = 3, 0.1, 256
 
 
 class MatteImages:
-    """Disk cache of `count` training images with opacity (RGBA), uint8 (S, S, 4). Images are rendered on first use. To
-    look like samples of `prior`, the colours are encoded and decoded by its VAE."""
+    """Disk cache of `count` training images with opacity (RGBA), uint8 (S, S, 4).
+
+    Images are rendered on first use. To look like samples of `prior`, the colours are encoded and decoded by its VAE.
+    """
 
     def __init__(
         self, folder: Path, prior: LatentDiffusion, count: int, config: TrainMatteConfig, split: Split = "train"
@@ -73,8 +75,10 @@ class MatteImages:
 
     @torch.no_grad()
     def decode_noisy(self, rgb: Array, rng: np.random.Generator) -> Array:
-        """Add noise to images (N, S, S, 3) in [0, 1] in the latent space of the VAE. The result is float32. The
-        standard deviation of the noise is random for each image, up to `LATENT_NOISE`."""
+        """Add noise to images (N, S, S, 3) in [0, 1] in the latent space of the VAE.
+
+        The result is float32. The standard deviation of the noise is random for each image, up to `LATENT_NOISE`.
+        """
         z = encode(self.prior.vae, torch.from_numpy(rgb).float())
         noise = LATENT_NOISE * rng.random((len(z), 1, 1, 1)) * rng.standard_normal(z.shape)
         return self.prior.decode_latents(z + torch.from_numpy(noise).to(z)).float().cpu().numpy()
@@ -113,8 +117,11 @@ def augment(x: Tensor, rng: torch.Generator) -> Tensor:
 
 @torch.no_grad()
 def evaluate(net: Matte, images: MatteImages, count: int) -> dict[str, float]:
-    """Measure a matte network on the first `count` images. Return a dict with "error" and "iou". The error is the mean
-    absolute error of the opacity. The IoU (intersection over union) compares the pixels with an opacity above 0.5."""
+    """Measure a matte network on the first `count` images.
+
+    Return a dict with "error" and "iou". The error is the mean absolute error of the opacity. The IoU (intersection
+    over union) compares the pixels with an opacity above 0.5.
+    """
     rgba = images(np.arange(count))
     opacity, truth = net.opacity(rgba[..., :3].to(net.out.weight.device)).cpu(), rgba[..., 3]
     mask, true_mask = opacity > 0.5, truth > 0.5

@@ -113,8 +113,10 @@ def coded(coarse: CoarsePredictor) -> CoarsePredictor:
 
 @torch.no_grad()
 def with_camera(unet: UNet2DConditionModel) -> UNet2DConditionModel:
-    """Return a copy of the UNet with a camera embedding, or `unet` itself if it has one. The last layer of the
-    embedding is zero, so the output does not change."""
+    """Return a copy of the UNet with a camera embedding, or `unet` itself if it has one.
+
+    The last layer of the embedding is zero, so the output does not change.
+    """
     if unet.class_embedding is not None:
         return unet
     camera = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": CAMERA_DIM}

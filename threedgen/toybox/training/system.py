@@ -123,15 +123,19 @@ class PriorSystem(DenoisingSystem):
         return numpy_generator(self.seed, step, purpose)
 
     def entries(self, step: int, n_view: int, share: float) -> Array:
-        """Sample the indices (n,) of the cache entries on which a step trains. An entry has ``n_view`` images.
-        ``share`` is the share of the steps that use this cache."""
+        """Sample the indices (n,) of the cache entries on which a step trains.
+
+        An entry has ``n_view`` images. ``share`` is the share of the steps that use this cache.
+        """
         o, rng = self.options, self.numpy_rng(step, "pictures")
         numbers = (objects_of(number, n_view) for number in (o.batch, o.pictures, o.first, o.fresh))
         return sample_entries(rng, int(step * share), *numbers)
 
     def fill(self, bank: LatentBank, chosen: Array) -> None:
         """With several processes, render and encode those of the entries `chosen` (n,) that the cache `bank` lacks.
-        Each process makes a part. With one process nothing is done, because reading then fills the cache."""
+
+        Each process makes a part. With one process nothing is done, because reading then fills the cache.
+        """
         if self.process[1] > 1:
             self.trainer.strategy.barrier()  # so that all find the same entries missing
             bank.prepare(chosen, self.process)
@@ -190,8 +194,11 @@ class PriorSystem(DenoisingSystem):
         return Sheet(images, 4, [prompt for prompt in prompts for _ in range(n_view)])
 
     def sample(self, number: int, prompt: str, c2w: Tensor | None) -> Tensor:
-        """Sample views (V, H, W, 3) in [0, 1] of a prompt. `number` seeds the noise. `c2w` (V, 4, 4) are
-        camera-to-world poses; None: one image (1, H, W, 3) without a camera."""
+        """Sample views (V, H, W, 3) in [0, 1] of a prompt.
+
+        `number` seeds the noise. `c2w` (V, 4, 4) are camera-to-world poses; None: one image (1, H, W, 3) without a
+        camera.
+        """
         rng = self.rng(number, "sheet")
         return self.model.sample(prompt, c2w, steps=30, guidance_scale=4.0, generator=rng)
 
@@ -227,8 +234,11 @@ class OwnPriorSystem(PriorSystem):
 
 
 class PredictorSystem(AveragedSystem):
-    """Base of the trainings of a coarse predictor. The frozen text encoder is that of `prior`, and `bank` has cached
-    latents, captions and cameras of `SOURCES` + `TARGETS` views per object."""
+    """Base of the trainings of a coarse predictor.
+
+    The frozen text encoder is that of `prior`, and `bank` has cached latents, captions and cameras of `SOURCES` +
+    `TARGETS` views per object.
+    """
 
     prior: LatentDiffusion
 

@@ -58,8 +58,11 @@ def train_base(task: Task) -> Status:
 
 
 def load_start(task: Task, start: str, image_size: int | None = None) -> LatentDiffusion:
-    """Load the model with which a training starts, from the weights `start`. If `widen` is set in the config, the
-    levels of its UNet are widened to these numbers of channels. `image_size` is in pixels; None: that of the model."""
+    """Load the model with which a training starts, from the weights `start`.
+
+    If `widen` is set in the config, the levels of its UNet are widened to these numbers of channels. `image_size` is in
+    pixels; None: that of the model.
+    """
     config: TrainBaseConfig | TrainPriorConfig = task.config
     prior = LatentDiffusion.load(start, image_size=image_size)
     task.name_weights({"start": identify(start)})
@@ -95,8 +98,10 @@ def bank(task: Task, name: str, source: Source, vae: AutoencoderKL, size: int) -
 
 
 def train_networks(task: Task, source: Source) -> LatentDiffusion:
-    """Train autoencoder, decoder and text encoder on images of `source`, one after the other. Return a model of these
-    networks and an untrained UNet. Stages that finished in an earlier run are loaded."""
+    """Train autoencoder, decoder and text encoder on images of `source`, one after the other.
+
+    Return a model of these networks and an untrained UNet. Stages that finished in an earlier run are loaded.
+    """
     config: TrainBaseConfig = task.config
     seed, size, vae = config.seed, config.image_size, autoencoder.build(config.autoencoder)
 
@@ -205,8 +210,11 @@ def train_own(task: Task) -> Status:
 
 
 def load_own_start(config: TrainOwnPriorConfig) -> MVDream:
-    """Load the prior to train further. Raises ConfigError. A 2D model becomes a multi-view prior by a camera embedding,
-    which has no effect before training."""
+    """Load the prior to train further.
+
+    Raises ConfigError. A 2D model becomes a multi-view prior by a camera embedding, which has no effect before
+    training.
+    """
     with called("prior.weights"):
         prior: LatentDiffusion = load_prior(LatentDiffusion, config.prior, device(config.trainer.accelerator))
     if prior.unet.class_embedding is None:

@@ -46,8 +46,10 @@ def captions() -> Iterator[str]:
 
 
 def train_tokenizer() -> PreTrainedTokenizerFast:
-    """Build a tokenizer with one token per word of toybox captions. Token sequences are <start> ... <end>, padded with
-    <pad>. Other words become <unknown>."""
+    """Build a tokenizer with one token per word of toybox captions.
+
+    Token sequences are <start> ... <end>, padded with <pad>. Other words become <unknown>.
+    """
     tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -90,7 +92,9 @@ def build(tokenizer: PreTrainedTokenizerFast) -> CLIPTextModel:
 
 def latent_tower(channels: int, width: int) -> nn.Sequential:
     """Build CLIP's image encoder for latents: (B, channels, h, w) to embeddings (B, width), which are not normalised.
-    The features of its submodule `body` are (B, 256, h / 4, w / 4)."""
+
+    The features of its submodule `body` are (B, 256, h / 4, w / 4).
+    """
     body = nn.Sequential(
         nn.Conv2d(channels, 64, 3, 1, 1),
         nn.SiLU(),
@@ -106,8 +110,10 @@ def latent_tower(channels: int, width: int) -> nn.Sequential:
 
 
 class TextEncoderSystem(System):
-    """LightningModule that trains a text encoder in place by a contrastive loss, as in CLIP. `bank` is a disk cache of
-    captions and of the latents of their images, which take the place of images."""
+    """LightningModule that trains a text encoder in place by a contrastive loss, as in CLIP.
+
+    `bank` is a disk cache of captions and of the latents of their images, which take the place of images.
+    """
 
     stage = "text encoder"
     rate, weight_decay = {"0%": 0.0, "5%": 1e-3, "60%": 1e-3, "100%": 2e-5}, 0.05

@@ -115,8 +115,10 @@ class Builder:
         return c * factor if factor <= 1 else 1 - (1 - c) / factor
 
     def add(self, kind: int, at, size, colour=None, label: str = "body", rotate=(0, 0, 0), param: float = 1.0) -> None:
-        """Add a solid of half extent ``size``, scalar or (3,), along its local axes. ``kind`` and ``param`` define its
-        shape as in `Primitive`. `Builder` explains the other arguments."""
+        """Add a solid of half extent ``size``, scalar or (3,), along its local axes.
+
+        ``kind`` and ``param`` define its shape as in `Primitive`. `Builder` explains the other arguments.
+        """
         stretch = np.broadcast_to(np.asarray(size, float), (3,))
         self._place(kind, param, rotation(rotate) @ np.diag(np.maximum(stretch, 1e-3)), at, colour, label)
 
@@ -143,8 +145,10 @@ class Builder:
             self.limb((ax, side * ay, az), (bx, side * by, bz), *args, **kwargs)
 
     def cylinder(self, at, radius: float, half: float, colour=None, label="body", rotate=(0, 0, 0), top: float = 1.0):
-        """Add a cylinder or frustum of height 2 ``half`` along its local z axis. Its lower radius is ``radius``, its
-        upper radius ``top`` times ``radius``."""
+        """Add a cylinder or frustum of height 2 ``half`` along its local z axis.
+
+        Its lower radius is ``radius``, its upper radius ``top`` times ``radius``.
+        """
         self.add(FRUSTUM, at, (radius, radius, half), colour, label, rotate, top)
 
     cone = partialmethod(cylinder, top=0.0)
@@ -154,8 +158,10 @@ class Builder:
         self.add(TORUS, at, radius, colour, label, rotate, tube / radius)
 
     def limb(self, start, end, radius: float, colour=None, label="body", top: float = 1.0, caps: bool = True) -> None:
-        """Add a round rod from ``start`` (3,) to ``end`` (3,), with spheres at both ends if ``caps``. Its radius is
-        ``radius`` at the start and ``top`` times ``radius`` at the end."""
+        """Add a round rod from ``start`` (3,) to ``end`` (3,), with spheres at both ends if ``caps``.
+
+        Its radius is ``radius`` at the start and ``top`` times ``radius`` at the end.
+        """
         start, end = np.asarray(start, float), np.asarray(end, float)
         axis = end - start
         length = float(np.linalg.norm(axis))
@@ -177,8 +183,10 @@ class Builder:
             self.anchors[name] = (np.array((x, 0.0, z), float), float(radius))
 
     def finish(self, size: float = 1.0, stretch: Sequence[float] | np.ndarray = (1, 1, 1)) -> tuple[Primitive, ...]:
-        """Return the solids of the finished object, stretched by factors (3,) along x, y and z, centred and scaled. It
-        then fits into the ball of radius ``size`` times ``OBJECT_RADIUS`` around the origin."""
+        """Return the solids of the finished object, stretched by factors (3,) along x, y and z, centred and scaled.
+
+        It then fits into the ball of radius ``size`` times ``OBJECT_RADIUS`` around the origin.
+        """
         stretch_matrix = np.diag(np.asarray(stretch, float))
         points = corners(self.solids) @ stretch_matrix
         centre = (points.min(0) + points.max(0)) / 2

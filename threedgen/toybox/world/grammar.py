@@ -101,7 +101,9 @@ def noun(
     front: bool = True, parts: tuple[str, ...] = (), wears: tuple[str, ...] = (),
 ):  # fmt: skip
     """Return a decorator that registers a function as the recipe of a noun, such as ``@noun("dog", "animals", 0.5)``.
-    The function adds the solids of an object to a `Builder`. The arguments are the fields of `Noun`."""
+
+    The function adds the solids of an object to a `Builder`. The arguments are the fields of `Noun`.
+    """
 
     def register(recipe: Recipe) -> Recipe:
         NOUNS[word] = Noun(word, family, height, recipe, front, parts, wears)
@@ -124,8 +126,11 @@ def accessory(word: str):
 
 
 def colour_value(name: str, rng: RandomSource, spread: float = 0.035) -> np.ndarray:
-    """Sample an sRGB colour (3,), in [0.02, 1], near the mean value of the colour word ``name``. The mean is multiplied
-    by exp(x), then y (3,) is added. x and y are normal, with the standard deviations 1.5 ``spread`` and ``spread``."""
+    """Sample an sRGB colour (3,), in [0.02, 1], near the mean value of the colour word ``name``.
+
+    The mean is multiplied by exp(x), then y (3,) is added. x and y are normal, with the standard deviations 1.5
+    ``spread`` and ``spread``.
+    """
     value = np.asarray(COLOURS[name]) * np.exp(rng.normal(0, 1.5 * spread)) + rng.normal(0, spread, 3)
     return np.clip(value, 0.02, 1.0)
 
@@ -148,8 +153,11 @@ def detail_phrase(word: str, colour: str) -> str:
 
 
 def caption(spec: Spec, wording: int = 0) -> str:
-    """Return a caption of a spec. ``wording``, from 0 to ``WORDINGS`` - 1, selects the sentence pattern. Pattern 0 is
-    the plain one, as in "a small dog wearing a hat"."""
+    """Return a caption of a spec.
+
+    ``wording``, from 0 to ``WORDINGS`` - 1, selects the sentence pattern. Pattern 0 is the plain one, as in "a small
+    dog wearing a hat".
+    """
     adjectives = " ".join(w for w in (spec.size, spec.colour) if w)
     core = f"{adjectives} {spec.noun}".strip()
     plain = f"{article(core)} {core}"
@@ -184,15 +192,20 @@ def parse_prompt(text: str) -> Spec | None:
 
 
 def held_out(spec: Spec) -> bool:
-    """Return whether the object of a spec is held out of training. A hash selects 1 in 16 of the combinations (noun,
-    main colour, part or accessory). An object is held out if it has one of these."""
+    """Return whether the object of a spec is held out of training.
+
+    A hash selects 1 in 16 of the combinations (noun, main colour, part or accessory). An object is held out if it has
+    one of these.
+    """
     keys = [f"{spec.noun}/{spec.colour}/{word}".encode() for word, _ in spec.details if spec.colour]
     return any(hashlib.blake2b(key, digest_size=8).digest()[0] % 16 == 0 for key in keys)
 
 
 def sample_spec(rng: np.random.Generator) -> Spec:
-    """Sample a specification, which may be held out of training. 90 % of the specs have a colour and 25 % a size. If
-    the noun has parts or accessories, 60 % name one of them."""
+    """Sample a specification, which may be held out of training. 90 % of the specs have a colour and 25 % a size.
+
+    If the noun has parts or accessories, 60 % name one of them.
+    """
     entry = NOUNS[list(NOUNS)[int(rng.integers(len(NOUNS)))]]
     colour = sample_colour(rng) if rng.random() < 0.9 else ""
     size = list(SIZES)[1 + int(rng.integers(len(SIZES) - 1))] if rng.random() < 0.25 else ""

@@ -92,8 +92,10 @@ class Asset:
         }
 
     def move_and_scale(self, centre: np.ndarray | float, scale: float) -> "Asset":
-        """Return a copy, translated by -``centre`` and then scaled about the origin by the factor ``scale``. ``centre``
-        is a point (3,), or 0.0 for no translation."""
+        """Return a copy, translated by -``centre`` and then scaled about the origin by the factor ``scale``.
+
+        ``centre`` is a point (3,), or 0.0 for no translation.
+        """
         poses = ((scale * solid.matrix, scale * (solid.centre - centre)) for solid in self.primitives)
         solids = zip(self.primitives, poses, strict=True)
         return replace(self, primitives=tuple(replace(s, matrix=m, centre=c) for s, (m, c) in solids))

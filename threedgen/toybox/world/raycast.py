@@ -202,8 +202,10 @@ def _cull_row(centre, reach, start, stop, m, slope, half_pixel, parallel, candid
 
 @njit(cache=True)
 def _trace(kind, param, inverse, centre, reach, candidates, count, px, py, pz, dx, dy, dz):
-    """Intersect the ray p + t d, |d| = 1, with the first ``count`` solids listed in ``candidates``. Return the first
-    hit as index of the solid (-1 on a miss), distance t and unit normal (x, y, z)."""
+    """Intersect the ray p + t d, |d| = 1, with the first ``count`` solids listed in ``candidates``.
+
+    Return the first hit as index of the solid (-1 on a miss), distance t and unit normal (x, y, z).
+    """
     best, hit = np.inf, -1
     bx, by, bz = 0.0, 0.0, 0.0
     for k in range(count):

@@ -97,8 +97,11 @@ class Furnisher:
         return False
 
     def reserve_span(self, width: float) -> tuple[int, float] | None:
-        """Reserve ``width`` metres of a random wall, for a door or a window. Return the index in ``WALLS`` and the
-        middle of the reserved part in metres from the centre of the wall. Return None if 12 random tries fail."""
+        """Reserve ``width`` metres of a random wall, for a door or a window.
+
+        Return the index in ``WALLS`` and the middle of the reserved part in metres from the centre of the wall. Return
+        None if 12 random tries fail.
+        """
         for _ in range(12):
             wall, at = int(self.rng.integers(4)), float(self.rng.choice(WALL_SLOTS))
             low, high = at - width / 2 - 0.1, at + width / 2 + 0.1
@@ -108,16 +111,21 @@ class Furnisher:
         return None
 
     def mount(self, wall: int, at: float, z: float, builder: Builder, phrase: str) -> None:
-        """Add the solids of ``builder``, which face +x, to the wall ``WALLS[wall]``. Captions call them ``phrase``. The
-        builder's origin is placed ``at`` metres along the wall from its centre, and ``z`` metres high."""
+        """Add the solids of ``builder``, which face +x, to the wall ``WALLS[wall]``.
+
+        Captions call them ``phrase``. The builder's origin is placed ``at`` metres along the wall from its centre, and
+        ``z`` metres high.
+        """
         position = np.append(WALLS[wall] * HALF_WIDTH + np.abs(WALLS[wall][::-1]) * at, z)
         yaw = inward_yaw(WALLS[wall])
         self.add([transform(solid, 1.0, yaw, position) for solid in builder.solids], phrase)
 
 
 def inward_yaw(direction: np.ndarray) -> float:
-    """Return the yaw in degrees that turns the front (+x) of an object to the room's centre. The object lies in
-    ``direction`` (2,), along x and y, from the centre."""
+    """Return the yaw in degrees that turns the front (+x) of an object to the room's centre.
+
+    The object lies in ``direction`` (2,), along x and y, from the centre.
+    """
     return float(np.rad2deg(np.arctan2(*-direction[::-1])))
 
 
@@ -128,8 +136,11 @@ def transform(solid: Primitive, scale: float, yaw: float, at: np.ndarray) -> Pri
 
 
 class Rooms:
-    """Infinite data set of captioned toy rooms, addressed by ``index``. The splits have different rooms. ``clutter``,
-    usually in [0, 1], is a factor on the number of objects in a room (`furnish`)."""
+    """Infinite data set of captioned toy rooms, addressed by ``index``.
+
+    The splits have different rooms. ``clutter``, usually in [0, 1], is a factor on the number of objects in a room
+    (`furnish`).
+    """
 
     def __init__(self, seed: int = 0, split: Split = "train", clutter: float = 1.0) -> None:
         self.seed, self.split, self.clutter = seed, split, clutter
@@ -243,8 +254,10 @@ ROOM_WORDINGS, FLOOR_WORDING = 6, 1
 
 
 def sentence(wall: str, floor: str, items: list[str], wording: int) -> str:
-    """Write a room caption, such as "a blue room with a red sofa and a window". ``wall`` and ``floor`` are colour
-    words, ``items`` are phrases, ``wording`` is the number of the sentence pattern."""
+    """Write a room caption, such as "a blue room with a red sofa and a window".
+
+    ``wall`` and ``floor`` are colour words, ``items`` are phrases, ``wording`` is the number of the sentence pattern.
+    """
     core = f"{wall} room"
     plain = f"{article(core)} {core}"
     for k, pair in enumerate(zip(items, items[1:], strict=False)):

@@ -208,8 +208,10 @@ def toybox_mesh(asset: Asset, segments: int = 32) -> ColouredMesh:
 
 
 def blocks(asset: Asset) -> Asset:
-    """Return a copy of an object in which each solid is replaced by its bounding box (`block`). If the boxes exceed the
-    ball of radius ``OBJECT_RADIUS``, the copy is shrunk to fit into it."""
+    """Return a copy of an object in which each solid is replaced by its bounding box (`block`).
+
+    If the boxes exceed the ball of radius ``OBJECT_RADIUS``, the copy is shrunk to fit into it.
+    """
     boxes = replace(asset, primitives=tuple(block(solid) for solid in asset.primitives))
     reach = max(float(np.linalg.norm(boxes.mesh()[0], axis=1).max()), 1e-6)
     return boxes.move_and_scale(0.0, min(1.0, OBJECT_RADIUS / reach))
@@ -295,8 +297,10 @@ def sample_detailed_spec(rng: np.random.Generator) -> grammar.Spec:
 
 
 def conflicts(a: str, b: str) -> bool:
-    """Return whether an object cannot have both of two parts or accessories ``a`` and ``b``. That is so if they are the
-    same, or if one tuple of `EXCLUSIVE_GROUPS` contains both."""
+    """Return whether an object cannot have both of two parts or accessories ``a`` and ``b``.
+
+    That is so if they are the same, or if one tuple of `EXCLUSIVE_GROUPS` contains both.
+    """
     return a == b or any(a in group and b in group for group in EXCLUSIVE_GROUPS)
 
 

@@ -59,8 +59,10 @@ def barrel(b: Builder, length: float, thick: float, leg: float, radius: float, l
 
 
 def egg(b: Builder, radius: float, half: float, neck: float) -> None:
-    """Add an upright ellipsoid on the ground as a body, with the anchors "neck", "back" and "waist". ``radius`` is its
-    horizontal radius, ``half`` half its height, and ``neck`` the radius of the body at the neck."""
+    """Add an upright ellipsoid on the ground as a body, with the anchors "neck", "back" and "waist".
+
+    ``radius`` is its horizontal radius, ``half`` half its height, and ``neck`` the radius of the body at the neck.
+    """
     b.sphere((0, 0, half), (radius, radius, half))
     up = half * np.sqrt(max(1 - (neck / radius) ** 2, 0.0))
     b.anchor(

@@ -15,8 +15,11 @@ BODY = ("scarf", "backpack", "cape", "bow")  # below the head
 
 
 def arms(b: Builder, hands, radius: float = 0.12, raised: float = 0.35, width: float = 0.33) -> list:
-    """Add two arms, raised with the probability ``raised``. Return the positions (3,) of the right and the left hand.
-    ``hands`` is the colour of the hands, and ``width`` half the distance between the shoulders."""
+    """Add two arms, raised with the probability ``raised``.
+
+    Return the positions (3,) of the right and the left hand. ``hands`` is the colour of the hands, and ``width`` half
+    the distance between the shoulders.
+    """
     places = []
     for side in (-1, 1):
         up = b.chance(raised)
