@@ -13,7 +13,7 @@ Families = Annotated[tuple[Literal["cars", "chairs"], ...], Field(min_length=1, 
 
 
 class ToyboxSheetConfig(RunConfig):
-    """Contact sheets of toybox objects, one row per noun."""
+    """Options of contact sheets of toybox objects, one row per noun (object class)."""
 
     size: int = Field(128, ge=16, le=512, description="side of an image, pixels")
     columns: int = Field(8, ge=1, le=24, description="samples per noun, each at another azimuth")
@@ -22,14 +22,14 @@ class ToyboxSheetConfig(RunConfig):
 
 
 class ToyboxSubjectsConfig(RunConfig):
-    """Photos of unusual toybox objects as test data for personalisation (DreamBooth)."""
+    """Options of rendered photos of unusual toybox objects, as test data for personalisation (DreamBooth)."""
 
     subjects: int = Field(10, ge=1, le=1000, description="number of subjects; nouns repeat only after all are used")
     size: int = Field(256, ge=16, le=2048, description="side of a photo, pixels")
 
 
 class MakeToyboxAssetsConfig(RunConfig):
-    """Toybox objects as GLB files with captions."""
+    """Options of the export of toybox objects as GLB files with captions."""
 
     count: int = Field(200, ge=1, le=100_000, description="number of files")
     first: int = Field(0, ge=0, description="index of the first object")
@@ -40,7 +40,7 @@ class MakeToyboxAssetsConfig(RunConfig):
 
 
 class MakeToyRoomsConfig(RunConfig):
-    """Toy rooms in the folder layouts of Matterport3D (panoramas) and ScanNet (walks with depth)."""
+    """Options of the export of toy rooms in the layouts of Matterport3D (panoramas) and ScanNet (walks with depth)."""
 
     train_panoramas: Count = Field(200, description="training rooms with a skybox and captions")
     test_panoramas: Count = Field(40, description="test rooms with a skybox and captions")
@@ -85,7 +85,7 @@ class RoomPathsConfig(WalksConfig):
 
 
 class ToyboxObjectsConfig(Config):
-    """Toybox objects in MV-Adapter's six views, rendered on first use."""
+    """Toybox objects in the six views that MV-Adapter generates, rendered on first use."""
 
     name: Literal["toybox"] = "toybox"
     count: int = Field(40_000, ge=1, le=10_000_000, description="number of objects")
@@ -95,7 +95,10 @@ class ToyboxObjectsConfig(Config):
 
 
 class MakeSRNToyboxConfig(RunConfig):
-    """Toybox cars and chairs with marks on their sides, in the layout of SRN archives."""
+    """Options of the export of toybox cars and chairs with marks on their sides, in the layout of the SRN archives.
+
+    The SRN archives are renders of ShapeNet objects (Scene Representation Networks, Sitzmann et al. 2019).
+    """
 
     families: Families = ("cars", "chairs")
     train: Count = Field(200, description="training scenes per family, with random views")

@@ -1,7 +1,8 @@
-"""Prompts in the closed vocabulary of a toybox prior: rewriting, checks, suggestions, usual sizes. Imports no torch.
+"""Prompts in the closed vocabulary of a toybox prior: rewriting, checks, suggestions, usual heights of objects.
 
-Synonyms are replaced. Unknown words are removed, because they would change the text embedding at random, and with them
-the words that depend on them: the rest of a clause, an article, or a prefix such as "a photo of".
+Synonyms are replaced by known words. Unknown words are removed, because they would change the text embedding at random.
+Words that depend on an unknown word are removed too: the rest of its clause, its article, or a prefix such as "a photo
+of". The module does not import torch.
 """
 
 import re
@@ -33,8 +34,8 @@ NOUN_WORDS = {word for noun in NOUNS for word in noun.split()}
 class ToyboxPrompts:
     """Reader of user prompts for priors that were trained on toybox captions, which have a small vocabulary.
 
-    Implements `threedgen.guidance.weights.tokens.PromptReader`. `vocabulary` has the words of the prior. If it is None
-    or has no toybox noun, `check` accepts every prompt.
+    Implements `threedgen.guidance.weights.tokens.PromptReader`. `vocabulary` has the words of the prior. If the
+    vocabulary is None or has no toybox noun, `check` accepts every prompt.
     """
 
     def __init__(self, vocabulary: Vocabulary | None) -> None:
@@ -50,13 +51,13 @@ class ToyboxPrompts:
         return similar(word, self.vocabulary.known, self.families()) if self.vocabulary else []
 
     def categories(self) -> dict[str, list[str]]:
-        """Map each category ("animals", ..., "colours", "sizes", "accessories") to the words that the prior knows."""
+        """Return a dict from category ("animals", ..., "colours", "sizes", "accessories") to the known words in it."""
         known = self.vocabulary.known if self.vocabulary else frozenset()
         more: dict[str, Collection[str]] = {"colours": COLOURS, "sizes": SIZES, "accessories": ACCESSORIES}
         return self.families() | {name: [word for word in words if word in known] for name, words in more.items()}
 
     def families(self) -> dict[str, list[str]]:
-        """Map each group of nouns, such as "animals", to the nouns that the prior knows."""
+        """Return a dict from group of nouns, such as "animals", to the nouns of the group that the prior knows."""
         found = dict[str, list[str]]()
         for noun in self.nouns:
             found.setdefault(NOUNS[noun].family, []).append(noun)
@@ -65,7 +66,7 @@ class ToyboxPrompts:
     def check(self, prompt: str) -> None:
         """Raise ConfigError unless a prompt has a noun that the prior knows, or a word that personalisation added.
 
-        The message suggests nouns.
+        The message of the error suggests known nouns. Every prompt is accepted if the prior knows no toybox noun.
         """
         vocabulary = self.vocabulary
         if vocabulary is None or not self.nouns or self._nouns_in(prompt):
@@ -90,7 +91,7 @@ class ToyboxPrompts:
         raise ConfigError(f"{problem}; prompt_check=off skips this check", "prompt", prompt)
 
     def notes(self, prompt: str) -> list[str]:
-        """Return warnings if a prompt names several objects, or several parts or accessories."""
+        """Return warnings if a prompt names several objects, or several parts or accessories; else an empty list."""
         prompt = self.read(prompt).text
         found = self._nouns_in(prompt)
         if not found:
@@ -124,7 +125,7 @@ class ToyboxPrompts:
     def usual_height(self, prompt: str) -> tuple[str, float] | None:
         """Return the first toybox noun of a prompt, with its article, and its usual height in metres: ("a dog", 0.5).
 
-        None if there is no such noun. Synonyms count as nouns. The vocabulary of the prior does not matter.
+        The result is None if the prompt has no toybox noun. Synonyms of nouns count, also nouns unknown to the prior.
         """
         found = find_nouns(read_prompt(prompt, NOUN_WORDS).text)
         return next(((f"{article(noun)} {noun}", NOUNS[noun].height) for noun in found), None)
@@ -148,7 +149,8 @@ def read_prompt(prompt: str, known: Collection[str], added: Collection[str] = ()
         added: words that personalisation added. They are kept unchanged.
 
     Returns:
-        The new text, and the words that were replaced by synonyms, ignored or negated.
+        `Reading` with the new text, and the words of the prompt that were replaced by known synonyms, left out because
+        they are unknown, or left out because they are negated ("without a hat").
     """
     reading = Reading(prompt)
     if NOUNS.keys().isdisjoint(known):  # another closed vocabulary

@@ -24,7 +24,7 @@ SYNONYMS = _table("""
     turquoise: aqua cyan teal; turtle: tortoise; umbrella: parasol; wizard: magician sorcerer warlock; with:
     carrying featuring has having holding; wearing: wears; yellow: golden
 """)
-"""Dict from known word to its synonyms, separated by spaces. `prompts.read_prompt` replaces a synonym by that word."""
+"""Dict from known word to its synonyms, separated by spaces. `prompts.read_prompt` replaces synonyms by known words."""
 LOOKALIKES = _table("""
     airplane: glider jet jetliner jumbo; ball: basketball beachball football soccer; barn: farmhouse shed stable;
     bear: ape gorilla grizzly koala monkey panda teddy; bed: crib; boat: canoe ferry rowboat sailboat ship submarine
@@ -42,7 +42,9 @@ LOOKALIKES = _table("""
     squirrel; robot: cyborg; snowman: snowwoman; teapot: jug kettle pitcher; tent: wigwam; tree: birch oak willow;
     truck: pickup; wizard: witch
 """)
-"""Dict from known word to words for similar objects, separated by spaces. They are suggested, never replaced."""
+"""Dict from known word to words for similar objects, separated by spaces.
+
+If a prompt has a similar word, the known word is only suggested. The prompt is not changed."""
 
 FAMILIES = {
     "animals": "ant alligator bat beaver bee beetle bug butterfly camel caterpillar centipede cobra crab crocodile "
@@ -69,8 +71,10 @@ FAMILIES = {
     "toys": "blocks boomerang chess doll dollhouse domino frisbee harp kite lego marble puppet "
     "puzzle racket saxophone skate spinner swing trampoline trumpet xylophone yoyo",
 }
-"""Dict from family of nouns to words for other members, separated by spaces. Nouns of the family are suggested."""
-MIN_LETTERS = 7  # minimum length of words of which one letter may be wrong; shorter ones resemble too many other words
+"""Dict from family of nouns, such as "animals", to unknown members of the family, separated by spaces.
+
+If a prompt has such a word, known nouns of its family are suggested."""
+MIN_LETTERS = 7  # minimum length of words in which a wrong letter is tolerated; shorter ones resemble too many words
 
 SYNONYM_OF = {other: known for known, others in SYNONYMS.items() for other in others.split()}
 """Dict from synonym to known word."""
@@ -79,7 +83,10 @@ _VOCABULARY_WORD = SYNONYM_OF | {other: known for known, others in LOOKALIKES.it
 
 
 def also_called(word: str, known: Collection[str]) -> list[str]:
-    """Return those of `known` that mean `word`: itself, its singular, and a word of which it is a synonym or a kind."""
+    """Return the words of `known` that can stand for `word`: its exact or singular form, a synonym, or a broader word.
+
+    For example, "dog" is a broader word for "poodle". The list can be empty.
+    """
     forms = [word, *(word[: -len(end)] for end in ("s", "es") if word.endswith(end))]
     # a known word is not reduced to its singular: "glasses" would become "glass", a synonym of "mug"
     others = [_VOCABULARY_WORD.get(form, "") for form in (forms[:1] if word in known else forms)]
@@ -90,8 +97,9 @@ def similar(word: str, known: Collection[str], families: Mapping[str, Sequence[s
     """Return up to three of the `known` words that could replace an unknown word, best first. The list can be empty.
 
     Words of the same meaning come first (`also_called`), then those that differ by a likely typing error: two adjacent
-    letters are swapped, or in a word of seven or more letters one letter is wrong, missing or too much. If there are
-    none, the first nouns of the same family are returned. `families` maps a family, such as "animals", to its nouns.
+    letters are swapped, or in a word of seven or more letters one letter is wrong, missing or too much. If no such word
+    is found, the first nouns of the same family are returned. `families` maps a family, such as "animals", to its
+    nouns; None: no nouns of the family are returned.
     """
     found = [*also_called(word, known), *_misspelt(word, known)]
     if not found and families:

@@ -84,7 +84,10 @@ def walk(config: MakeToyRoomsConfig, split: SceneSplit, number: int) -> RoomWalk
 
 
 def write_panorama(folder: Path, config: MakeToyRoomsConfig, job: Job) -> None:
-    """Write the six skybox images and the eight view captions of a panorama to the empty ``folder``. Raises OSError."""
+    """Write the six skybox images and the eight view captions of a panorama to the empty ``folder``.
+
+    Raises OSError if a file cannot be written.
+    """
     source = panoramas(config, job.split)
     (folder / FACES).mkdir()
     (folder / CAPTIONS).mkdir()
@@ -101,8 +104,8 @@ def face_path(number: int) -> str:
 def write_walk(folder: Path, config: MakeToyRoomsConfig, job: Job) -> None:
     """Write the scene of a camera walk through a room to the empty ``folder``, in the layout of ScanNet.
 
-    It has frames (image, depth, pose, caption), intrinsics, and the numbers of the key frames. In the test split it
-    also has the mesh of the room.
+    The scene has frames (image, depth, pose, caption), intrinsics, and the numbers of the key frames. In the test split
+    it also has the mesh of the room.
     """
     room_walk = walk(config, job.split, job.number)
     for part in ("color", "depth", "pose", "prompt", "intrinsic"):

@@ -1,9 +1,9 @@
-"""The task "make-srn-toybox": render marked toybox objects as scenes in the layout of the SRN archives.
+"""Task "make-srn-toybox": render toybox cars and chairs with marked sides in the layout of the SRN ShapeNet archives.
 
     RUN/cars_train/cars-train-00000/{rgb,pose,intrinsics.txt}    random views
-    RUN/cars_test/cars-test-00000/...                            views on a spiral; view 64 is the condition
+    RUN/cars_test/cars-test-00000/...                            views on a spiral; view 64 is the input of evaluations
 
-Scenes are written atomically, so a killed run continues with the missing ones.
+Scenes are written atomically, so a killed run continues with the missing scenes.
 """
 
 from collections.abc import Iterator, Sequence
@@ -33,7 +33,7 @@ SIDES = {
     "back": ((-1.0, 0.0), (0.0, -90.0, 0.0)),
     "right": ((0.0, -1.0), (90.0, 0.0, 0.0)),
 }
-"""Dict from side to its outward direction (x, y), and the angles about x, y and z in degrees that turn +z to it."""
+"""Dict from side to a pair: outward direction (x, y), and angles about x, y and z in degrees that turn +z to it."""
 SYMBOLS = ("disc", "ring", "cone", "bar", "cross")
 ATTACHMENTS = ("ball", "horn", "rod", "block")
 ATTACHMENT_PROBABILITY = 0.7
@@ -71,7 +71,9 @@ def _chest(b: Builder) -> None:
 
 
 def surface(solids: Sequence[Primitive], box: np.ndarray, side: str, across: float, up: float) -> np.ndarray | None:
-    """Cast a ray from a side of the bounding box `box` (2, 3) to its middle plane. Return the first hit (3,), or None.
+    """Cast a ray from a side of the bounding box `box` (2, 3) to the box's middle plane.
+
+    Return the first point (3,) of the ray that is inside one of the `solids`, or None if there is no such point.
 
     The ray is perpendicular to the side, a key of `SIDES` such as "front". It starts at `across` and `up`, both in
     [-1, 1]; 0 is the middle of the side.
@@ -145,7 +147,9 @@ TEST_VIEWS = 251  # spiral views per validation or test scene
 FOV, RELATIVE_DISTANCE = 40.0, 0.95
 """Field of view in degrees, and camera distance in units of 1 / tan(fov / 2), at which an object fills the image."""
 TRAIN_ELEVATION, TEST_ELEVATION, TURNS = (-10.0, 80.0), (0.0, 45.0), 3.2
-"""Elevation range of random views, first and last elevation of the spiral, both in degrees; turns of the spiral."""
+"""Elevation range of random views, first and last elevation of the spiral, and number of turns of the spiral.
+
+The elevations are in degrees."""
 SPLITS = ("train", "val", "test")  # names of the splits, and of the config fields with their numbers of scenes
 
 

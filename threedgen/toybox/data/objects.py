@@ -2,7 +2,7 @@
 
 RUN/sheet.png, sheet-2.png, ...      contact sheets, one row per noun, to inspect the training data
 RUN/000/00017-a-blue-dog.glb, ...    objects as test data for user assets; y up, front +z, vertex colours
-RUN/captions.csv                     file,caption
+RUN/captions.csv                     file and caption of each GLB file
 """
 
 import csv
@@ -30,8 +30,9 @@ AZIMUTHS = (25, -40, 60, 150, 20, 230, -70, 0)
 def sheet_specs(noun: str, count: int, split: str, seed: int) -> list[Spec]:
     """Return up to ``count`` specifications of objects of ``noun`` for a contact sheet.
 
-    In the split "train", about every second one names a part. In the split "held-out", all have a combination of colour
-    and part that is excluded from training; the list is empty for nouns without such combinations.
+    In the split "train", about every second object has a named part or accessory. In the split "held-out", all objects
+    have a combination of colour and part that is excluded from training; the list is empty for nouns without such
+    combinations.
     """
     entry, names = NOUNS[noun], list(COLOURS)
     options = entry.parts + entry.wears

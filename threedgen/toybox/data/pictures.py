@@ -68,8 +68,9 @@ class Photographs:
         return Captioned(rgb, captions, c2w)
 
     def object_images(self, indices: list[int], size: int) -> tuple[np.ndarray, list[str], np.ndarray]:
-        """Render the images ``indices``, of one object each: rgb (N, size, size, 3) in [0, 1], N captions, and c2w
-        (N, 4, 4), camera-to-world, OpenGL axes.
+        """Render the images with the numbers ``indices``, each of one object.
+
+        Return rgb (N, size, size, 3) in [0, 1], N captions, and c2w (N, 4, 4), camera-to-world, OpenGL axes.
         """
         assets = [self.box.asset(i) for i in indices]
         rngs, view = [self.box.rng(i, 4) for i in indices], self.box.view
@@ -84,7 +85,10 @@ class Photographs:
         return rgb, [asset.caption for asset in assets], c2w
 
     def room_images(self, indices: list[int], size: int) -> tuple[np.ndarray, list[str], np.ndarray]:
-        """Render the images with the numbers ``indices``, each inside a room. Returns the same as ``object_images``."""
+        """Render the images with the numbers ``indices``, each inside a room.
+
+        Return rgb (N, size, size, 3) in [0, 1], N captions, and c2w (N, 4, 4), camera-to-world, OpenGL axes.
+        """
         numbers, n = [self.room_images_before(i) for i in indices], IMAGES_PER_ROOM
         rooms = sorted({number // n for number in numbers})
         rgb, texts, c2w = self.rooms.render_views(rooms, size, n)
@@ -110,7 +114,7 @@ class ToyboxObjects(ObjectViews):
     """Source of toybox objects in the six views of MV-Adapter. ``ObjectViews`` explains the arguments.
 
     With ``control`` "rays", small objects stay small in the image. With "geometry", every object is scaled to fill the
-    image, as meshes to be textured are.
+    image, as MV-Adapter scales the meshes that it textures.
     """
 
     def __init__(
@@ -136,7 +140,10 @@ class ToyboxObjects(ObjectViews):
         return self.box.asset(index).caption
 
     def asset(self, index: int) -> Asset:
-        """Return object ``index`` as it is rendered, scaled to [-HALF, HALF]^3. With "geometry" it fills this cube."""
+        """Return object ``index`` as it is rendered, scaled into the cube [-HALF, HALF]^3.
+
+        With ``control`` "geometry" the object fills the cube. With "rays" small objects stay small.
+        """
         asset = self.box.asset(index)
         if self.control == "rays":
             return asset.move_and_scale(0.0, HALF / OBJECT_RADIUS)

@@ -1,4 +1,4 @@
-"""Toy rooms as sources of scenes (``threedgen.data.scene_views.SceneSource``): panoramas and walks; room meshes."""
+"""Toy rooms as sources (``threedgen.data.scene_views.SceneSource``) of panoramas and camera walks, and as meshes."""
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -26,7 +26,7 @@ CAPTION_PIXELS = 32  # width in pixels of the label images from which captions a
 KEY_WIDTH = 32  # width in pixels of the depth images from which key frames are selected
 OVERLAP = 0.6  # minimum overlap of consecutive key frames, as a fraction of the pixels
 FRAMES_PER_KEY = 9
-"""Number of frames of a walk for each view of an entry. Key frames are about six frames apart."""
+"""Number of frames of a walk per view of a training entry. The views are key frames, about six frames apart."""
 
 
 def _rooms(seed: int, split: SceneSplit, clutter: float) -> world.Rooms:
@@ -58,8 +58,8 @@ def render_images(room: world.Room, at: Cameras, supersample: int, with_gbuffer:
         with_gbuffer: also render depth and labels. Otherwise these two arrays are empty.
 
     Returns:
-        rgb (V, H, W, 3) in [0, 1], depth (V, H, W) along the viewing axis in metres, and labels (V, H, W) that number
-        the items of the room as in ``render_rooms``.
+        rgb (V, H, W, 3) in [0, 1], depth (V, H, W) along the viewing axis in metres, and labels (V, H, W): k + 1 for
+        the item ``room.items[k]``, ``len(room.items)`` + 1 for the bare room.
     """
     side = max(at.height, at.width)
     focal = at.K[:, 1, 1].double().numpy()
@@ -114,7 +114,7 @@ class RoomPanoramas:
         return render_scene_views(self.rooms.room(index), at, rng)
 
     def skybox(self, index: int, size: int) -> Array:
-        """Render the six faces of the skybox of room ``index``: (6, size, size, 3) in [0, 1], ordered as ``SKYBOX``."""
+        """Render the faces of the skybox of room ``index`` in the order of ``SKYBOX``: (6, size, size, 3) in [0, 1]."""
         R = torch.stack([rotation(*angles) for angles in SKYBOX])
         at = cameras(R, radians(90), size, size, world.EYE_POSITION.tolist())
         return render_images(self.rooms.room(index), at, 2, False)[0]
@@ -183,7 +183,8 @@ def room_walks(options: RoomPathsConfig, seed: int, split: SceneSplit, length: i
 def room_paths(config: RoomPathsConfig, seed: int = 0, split: SceneSplit = "train") -> WalkScenes:
     """Build a source whose entries are sequences of views along a camera walk through a toy room.
 
-    Entries of the training split start anywhere. The test split has one entry per room, with its first key frames.
+    Entries of the training split start at a random key frame. The test split has one entry per room, which has the
+    first key frames of the walk.
     """
     o, walks = config, room_walks(config, seed, split)
     rooms = f"seed {seed}, {split}, clutter {o.clutter:g}"
@@ -197,8 +198,8 @@ def room_triangles(room: world.Room) -> tuple[Array, Array, Array]:
     """Return the T triangles of a room as seen from inside, without the outer sides of walls, floor and ceiling.
 
     Returns:
-        Corners (T, 3, 3) in metres, sRGB colours (T, 3) in [0, 1], and labels (T,) that number the items of the room
-        as in ``render_rooms``.
+        Corners (T, 3, 3) in metres, sRGB colours (T, 3) in [0, 1], and labels (T,): k + 1 for the item
+        ``room.items[k]``, ``len(room.items)`` + 1 for the bare room.
     """
     vertices, faces, colours, labels = room.asset.mesh()
     corners = vertices[faces]
@@ -212,8 +213,10 @@ def room_triangles(room: world.Room) -> tuple[Array, Array, Array]:
 def prompted_room(prompt: str, seed: int) -> tuple[Array, Callable[[Cameras], list[str]], list[str]]:
     """Make a room with the furniture that a prompt names.
 
-    Returns its triangles (T, 3, 3) in metres, a function that captions views from V cameras by what they show, and
-    notes for the user. The captions name two items at most, as in the training of the depth model.
+    Returns:
+        Triangles (T, 3, 3) of the room in metres; a function that returns one caption for each of V cameras, from what
+        the camera shows; warnings for the user about furniture that has no place. A caption names at most two items
+        besides the floor, as in the training of the depth model.
     """
     room, lost = world.furnish_from(prompt, numpy_generator(seed, 0, "room"))
 

@@ -1,4 +1,4 @@
-"""Subjects, and the task "toybox-subjects": toybox objects with unusual features to evaluate DreamBooth.
+"""Task "toybox-subjects", which writes photos of subjects: toybox objects with unusual features to evaluate DreamBooth.
 
 A subject has unusual proportions, an oversized or undersized part, a pattern in a second colour and a mark on one
 side. Captions do not describe these features, and no prior was trained on them. Photos of some sides are the training
@@ -23,11 +23,11 @@ from threedgen.toybox.world.toybox import render_orbit
 PHOTOS = 5  # photos per subject, spread over all azimuths
 PATTERNS = ("patches", "bands", "spots")
 STRETCHES = (0.7, 0.78, 1.28, 1.45)
-"""Stretch factors, of which each axis gets a different one. Those of objects without a size word are 0.9 to 1.11."""
+"""Possible stretch factors; each axis of a subject gets a different one. Usual objects have factors of 0.9 to 1.11."""
 ODD_PART_SCALES = (0.6, 1.5, 1.8)  # possible scale factors of the oversized or undersized part
 MIN_COLOUR_DISTANCE = 0.5  # minimum Euclidean distance between the sRGB colours of a subject
 MIN_GREY_DISTANCE = 0.3
-"""Minimum Euclidean distance of these colours from the grey background, so that subjects can be segmented."""
+"""Minimum Euclidean distance of the sRGB colours of a subject from grey 0.5, so that photos can be segmented."""
 
 
 def subject_nouns() -> list[Noun]:
@@ -39,11 +39,14 @@ def make_subject(seed: int, number: int, noun: str = "", wearing: Sequence[str] 
 
     Args:
         number: number of the subject from 0, per seed. If ``noun`` is "", consecutive numbers have different nouns.
-        noun: object class, such as "dog"; KeyError if unknown; "": chosen by ``number``.
+        noun: object class, such as "dog"; "": chosen by ``number``.
         wearing: if ``noun`` is "", only nouns that can wear these accessories are chosen. They are not added.
 
     Returns:
         Object whose caption is only the noun with its article, such as "a dog".
+
+    Raises:
+        KeyError: ``noun`` is not a toybox noun.
     """
     rng = np.random.default_rng([seed, number, *b"subject", *noun.encode()])
     candidates = [entry for entry in subject_nouns() if set(wearing) <= set(entry.wears)]

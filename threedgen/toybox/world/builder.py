@@ -78,8 +78,8 @@ class Builder:
         colour: main colour (3,), sRGB in [0, 1].
         named_parts: maps each part or accessory that the caption names to its colour (3,).
         solids: the solids that were added so far.
-        anchors: maps a place where accessories can sit, such as "head_top", to its position (3,) and the radius of the
-            body there.
+        anchors: maps a place where accessories can sit, such as "head_top", to a pair: position (3,) of the place, and
+            radius of the body at the place.
     """
 
     def __init__(self, rng: RandomSource, colour: Colour, named_parts: dict[str, np.ndarray] | None = None) -> None:
@@ -103,21 +103,25 @@ class Builder:
         return choices[int(self.rng.integers(len(choices)))]
 
     def part(self, name: str, default: Colour | None = None) -> np.ndarray:
-        """Return the colour (3,) of part ``name``: that in the caption, or else ``default``, or the main colour."""
+        """Return the colour (3,) of part ``name``: its entry in ``named_parts``, else ``default``.
+
+        If ``default`` is None too, the result is the main colour.
+        """
         if name in self.named_parts:
             return self.named_parts[name]
         return self.colour if default is None else np.asarray(default, float)
 
     @staticmethod
     def shade(colour: Colour, factor: float) -> np.ndarray:
-        """Darken a colour (3,) by a ``factor`` up to 1. A factor above 1 divides the colour's distance to white."""
+        """Darken a colour (3,) by a ``factor`` up to 1. A factor above 1 lightens: it divides the distance to white."""
         c = np.asarray(colour, float)
         return c * factor if factor <= 1 else 1 - (1 - c) / factor
 
     def add(self, kind: int, at, size, colour=None, label: str = "body", rotate=(0, 0, 0), param: float = 1.0) -> None:
         """Add a solid of half extent ``size``, scalar or (3,), along its local axes.
 
-        ``kind`` and ``param`` define its shape as in `Primitive`. `Builder` explains the other arguments.
+        ``kind`` and ``param`` are the fields of `Primitive` that define the shape. `Builder` explains the other
+        arguments.
         """
         stretch = np.broadcast_to(np.asarray(size, float), (3,))
         self._place(kind, param, rotation(rotate) @ np.diag(np.maximum(stretch, 1e-3)), at, colour, label)
@@ -133,7 +137,10 @@ class Builder:
     """Add a prism, the shape of a gable roof: a triangle in the xz plane, extruded along y."""
 
     def pair(self, at, size, colour=None, label="body", rotate=(0, 0, 0), kind: int = SPHERE, param: float = 1.0):
-        """Add a solid on the left (+y), placed by ``at`` and ``rotate``, and its mirror image on the right (`add`)."""
+        """Add a solid on the left (+y), placed by ``at`` and ``rotate``, and its mirror image on the right.
+
+        `add` explains the arguments.
+        """
         (x, y, z), (ax, ay, az) = at, rotate
         for side in (-1, 1):
             self.add(kind, (x, side * y, z), size, colour, label, (side * ax, ay, side * az), param)
@@ -147,7 +154,7 @@ class Builder:
     def cylinder(self, at, radius: float, half: float, colour=None, label="body", rotate=(0, 0, 0), top: float = 1.0):
         """Add a cylinder or frustum of height 2 ``half`` along its local z axis.
 
-        Its lower radius is ``radius``, its upper radius ``top`` times ``radius``.
+        The lower radius is ``radius``, and the upper radius is ``top`` times ``radius``.
         """
         self.add(FRUSTUM, at, (radius, radius, half), colour, label, rotate, top)
 
@@ -160,7 +167,7 @@ class Builder:
     def limb(self, start, end, radius: float, colour=None, label="body", top: float = 1.0, caps: bool = True) -> None:
         """Add a round rod from ``start`` (3,) to ``end`` (3,), with spheres at both ends if ``caps``.
 
-        Its radius is ``radius`` at the start and ``top`` times ``radius`` at the end.
+        The radius of the rod is ``radius`` at the start and ``top`` times ``radius`` at the end.
         """
         start, end = np.asarray(start, float), np.asarray(end, float)
         axis = end - start
@@ -177,15 +184,17 @@ class Builder:
                 self.sphere(end, radius * top, colour, label)
 
     def anchor(self, **places: tuple[float, float, float]) -> None:
-        """Set anchors, which are places where accessories can sit, such as ``head_top=(x, z, radius)``. x and z are the
-        position of the place (y is 0), and ``radius`` is the radius of the body there."""
+        """Set anchors, which are places where accessories can sit, such as ``head_top=(x, z, radius)``.
+
+        x and z are the position of the place (y is 0), and ``radius`` is the radius of the body at the place.
+        """
         for name, (x, z, radius) in places.items():
             self.anchors[name] = (np.array((x, 0.0, z), float), float(radius))
 
     def finish(self, size: float = 1.0, stretch: Sequence[float] | np.ndarray = (1, 1, 1)) -> tuple[Primitive, ...]:
         """Return the solids of the finished object, stretched by factors (3,) along x, y and z, centred and scaled.
 
-        It then fits into the ball of radius ``size`` times ``OBJECT_RADIUS`` around the origin.
+        The finished object fits into the ball of radius ``size`` times ``OBJECT_RADIUS`` around the origin.
         """
         stretch_matrix = np.diag(np.asarray(stretch, float))
         points = corners(self.solids) @ stretch_matrix

@@ -115,7 +115,8 @@ def noun(
 def accessory(word: str):
     """Return a decorator that registers a function as the recipe of the accessory ``word``.
 
-    The function ``f(builder, colour)`` adds the solids of the accessory at anchors of the builder.
+    The function ``f(builder, colour)`` adds the solids of the accessory. It places them at the builder's anchors, which
+    are named places such as "head_top".
     """
 
     def register(recipe: Callable[[Builder, np.ndarray], None]):
@@ -128,8 +129,8 @@ def accessory(word: str):
 def colour_value(name: str, rng: RandomSource, spread: float = 0.035) -> np.ndarray:
     """Sample an sRGB colour (3,), in [0.02, 1], near the mean value of the colour word ``name``.
 
-    The mean is multiplied by exp(x), then y (3,) is added. x and y are normal, with the standard deviations 1.5
-    ``spread`` and ``spread``.
+    The mean colour is multiplied by exp(x), then y (3,) is added. The random numbers x and y are normal with mean 0 and
+    the standard deviations 1.5 ``spread`` (x) and ``spread`` (y).
     """
     value = np.asarray(COLOURS[name]) * np.exp(rng.normal(0, 1.5 * spread)) + rng.normal(0, spread, 3)
     return np.clip(value, 0.02, 1.0)
@@ -153,7 +154,7 @@ def detail_phrase(word: str, colour: str) -> str:
 
 
 def caption(spec: Spec, wording: int = 0) -> str:
-    """Return a caption of a spec.
+    """Return a caption for a specification.
 
     ``wording``, from 0 to ``WORDINGS`` - 1, selects the sentence pattern. Pattern 0 is the plain one, as in "a small
     dog wearing a hat".
@@ -183,7 +184,10 @@ def find_nouns(text: str) -> list[str]:
 
 
 def parse_prompt(text: str) -> Spec | None:
-    """Return a `Spec` of the first toybox noun of a text and the last colour word before it; None without a noun."""
+    """Return a `Spec` with the first toybox noun of a text and the last colour word before this noun.
+
+    The colour is "" if there is no colour word before the noun. The result is None if the text has no toybox noun.
+    """
     if not (nouns := find_nouns(text)):
         return None
     words = re.findall(r"[a-z]+", text.lower())
@@ -195,7 +199,7 @@ def held_out(spec: Spec) -> bool:
     """Return whether the object of a spec is held out of training.
 
     A hash selects 1 in 16 of the combinations (noun, main colour, part or accessory). An object is held out if it has
-    one of these.
+    one of the selected combinations.
     """
     keys = [f"{spec.noun}/{spec.colour}/{word}".encode() for word, _ in spec.details if spec.colour]
     return any(hashlib.blake2b(key, digest_size=8).digest()[0] % 16 == 0 for key in keys)

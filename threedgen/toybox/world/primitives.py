@@ -41,16 +41,19 @@ class Primitive:
 
 @dataclass(frozen=True)
 class Asset:
-    """Captioned object made of solids. z is up, and the front faces +x. `Toybox` fits it into the ball of radius 0.85.
+    """Captioned object made of solids. z is up, and the front faces +x.
+
+    Objects of `Toybox` fit into the ball of radius 0.85 around the origin.
 
     Attributes:
         noun, colour, size: attributes of the object as words ("dog", "red", "small"). "" means unspecified.
         part, second: parts or accessories to name in captions, such as "hat"; "" for none.
-        part_colour, second_colour: their colour words.
+        part_colour, second_colour: colour words of ``part`` and ``second``; "" means unspecified.
         family: group of the noun, such as "animals".
         front: False if the object looks the same from every side (a ball, an apple).
-        index: index in the data set, or -1.
-        labels: part names; label k + 1 in images and meshes is ``labels[k]``. Default: the labels of the solids.
+        index: index of the object in its data set; -1 if it has none.
+        labels: names of parts. The number k + 1 in label images and meshes stands for ``labels[k]``. Default: the
+            different labels of the solids.
     """
 
     primitives: tuple[Primitive, ...]
@@ -75,8 +78,9 @@ class Asset:
         """Return the S solids as arrays for the ray caster.
 
         Returns:
-            Dict with kind, param, reach (radius of a ball around the centre that contains the solid) and label (k + 1
-            for ``labels[k]``), each (S,); inverse (S, 3, 3), from world to local axes; centre (S, 3); colour (S, 3).
+            Dict with the keys "kind", "param", "reach" (radius of a ball around the centre that contains the solid) and
+            "label" (k + 1 for ``labels[k]``), each (S,); "inverse" (S, 3, 3), from world to local axes; "centre" and
+            "colour", each (S, 3).
         """
         label_ids = {name: i + 1 for i, name in enumerate(self.labels)}
         matrix = np.stack([p.matrix for p in self.primitives])
@@ -140,10 +144,10 @@ def _reach(kind: int, param: float, matrix: np.ndarray) -> float:
 
 
 def signed_distance(solid: Primitive, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the signed distance (N,) of points (N, 3) to a solid, to first order, and the normals (N, 3) there.
+    """Return first-order signed distances (N,) of ``points`` (N, 3) to a solid, negative inside, and normals (N, 3).
 
-    The solid is an intersection of smooth pieces. The distance is the largest one to a piece, and the normal that
-    piece's.
+    A solid is an intersection of smooth shapes, such as half spaces. Its signed distance at a point is the largest of
+    the signed distances to these shapes. The normal is the unit gradient of this largest distance.
     """
     inverse = np.linalg.inv(solid.matrix)
     x, y, z = q = ((points - solid.centre) @ inverse.T).T
@@ -177,7 +181,7 @@ def signed_distance(solid: Primitive, points: np.ndarray) -> tuple[np.ndarray, n
 
 
 def profile(kind: int, param: float, segments: int) -> np.ndarray:
-    """Return the outline of a solid of revolution about its local z axis, as points (P, 2) with columns (radius, z).
+    """Return the outline of a solid of revolution about its local z axis, as P points (P, 2) with columns (radius, z).
 
     ``kind`` and ``param`` are those of `Primitive`. A half circle, or the full circle of a torus, gets
     ``segments`` // 2 edges.

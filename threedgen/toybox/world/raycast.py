@@ -16,7 +16,7 @@ from .primitives import BOX, DOME, FRUSTUM, PRISM, SPHERE, Asset
 
 BOX_PLANES = np.array([(1, 0, 0, 1), (-1, 0, 0, 1), (0, 1, 0, 1), (0, -1, 0, 1), (0, 0, 1, 1), (0, 0, -1, 1)], float)
 PRISM_PLANES = np.array([(0, 0, -1, 1), (0, 1, 0, 1), (0, -1, 0, 1), (2, 0, 1, 1), (-2, 0, 1, 1)], float)
-"""Half spaces n . x <= d whose intersection is the solid, as rows (n_x, n_y, n_z, d)."""
+"""Half spaces n . x <= d whose intersection is a BOX or a PRISM in its local axes, as rows (n_x, n_y, n_z, d)."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class RenderResult:
         normal: (V, H, W, 3), unit normals in world space, 0 on the background.
         label: (V, H, W), int, 1 + index into ``Asset.labels``, 0 on the background.
 
-    The last four have H = W = 0 if no G-buffer was requested.
+    Without a G-buffer, ``mask``, ``depth``, ``normal`` and ``label`` have H = W = 0.
     """
 
     rgb: np.ndarray
@@ -204,7 +204,7 @@ def _cull_row(centre, reach, start, stop, m, slope, half_pixel, parallel, candid
 def _trace(kind, param, inverse, centre, reach, candidates, count, px, py, pz, dx, dy, dz):
     """Intersect the ray p + t d, |d| = 1, with the first ``count`` solids listed in ``candidates``.
 
-    Return the first hit as index of the solid (-1 on a miss), distance t and unit normal (x, y, z).
+    Return the nearest hit: index of the solid (-1 on a miss), distance t, and components x, y, z of the unit normal.
     """
     best, hit = np.inf, -1
     bx, by, bz = 0.0, 0.0, 0.0

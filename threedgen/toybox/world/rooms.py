@@ -16,7 +16,7 @@ from .raycast import RenderResult, render
 from .toybox import Split, build
 
 HALF_WIDTH, HEIGHT = 2.4, 2.6
-"""Half the width, and the height, of every room. One shape for all rooms is easier for small models."""
+"""Half the side of the square floor, and the height of every room. One shape for all is easier for small models."""
 EYE_POSITION = np.array([0.0, 0.0, 1.4])  # camera position (3,) of panoramas, metres
 YAW_STEP = 45
 """Yaw difference of adjacent panorama views in degrees. The views look at walls and corners in turn."""
@@ -30,7 +30,7 @@ FURNITURE = {
 CORNER_OBJECTS = {
     "tree": 1.0, "cactus": 0.95, "guitar": 0.95, "dog": 0.85, "ball": 0.65, "present": 0.7, "bucket": 0.7, "drum": 0.75,
 }  # fmt: skip
-"""Dicts from nouns that stand against a wall (FURNITURE) or in a corner to the bounding radius in metres."""
+"""Dicts from nouns that stand against a wall (FURNITURE) or in a corner to the bounding radius of an object, metres."""
 REPEATABLE = ("sofa", "table", "chair")  # furniture that a room may have twice
 FREE_RADIUS = 0.85  # half the diagonal in metres of the square in the centre of the floor that stays free for cameras
 WALLS = np.array([[1, 0], [-1, 0], [0, 1], [0, -1]])
@@ -59,7 +59,7 @@ class Room:
 
 
 class Furnisher:
-    """Builder of one room: its solids, its items (objects with a phrase), and the occupied parts of floor and walls."""
+    """Builder of one room: its solids, its items (objects that captions can name), and the occupied floor and walls."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         self.rng = rng
@@ -78,8 +78,8 @@ class Furnisher:
     def stand(self, asset: Asset, radius: float, phrase: str, corner: bool) -> bool:
         """Scale an object to the bounding radius ``radius`` in metres, and stand it at a free place on the floor.
 
-        The place is in a corner if ``corner``, else at a wall. Captions call the object ``phrase``. Return False if no
-        place is free; the object is then left out.
+        The place is in a corner if ``corner``, else at a wall. Captions call the object ``phrase``. Return whether a
+        place is free; if not, the object is left out.
         """
         scale = radius / max(float(np.linalg.norm(bounds(asset.primitives), axis=1).max()), 1e-6)
         for direction in self.rng.permutation(CORNERS if corner else WALLS):
@@ -227,10 +227,13 @@ def sample_camera(rng: np.random.Generator) -> tuple[np.ndarray, float]:
 def describe_view(
     room: Room, label: np.ndarray, rng: np.random.Generator | None, max_items: int = 3, min_area: float = 0.012
 ) -> str:
-    """Write the caption of a view, which names colours of the room and its largest visible items from left to right.
+    """Write the caption of a view: the wall colour, and the largest visible items from left to right.
 
-    ``label`` (H, W) is a label image of ``render_rooms``, and ``rng`` chooses the wording; None: one with the floor.
-    At most ``max_items`` items are named, and only those that cover at least the fraction ``min_area`` of the image.
+    Args:
+        label: label image (H, W) of the view from ``render_rooms``.
+        rng: chooses the wording; None: the wording that also names the colour of the floor.
+        max_items: maximum number of named items, including the floor.
+        min_area: minimum area of named items, as a fraction of the image.
     """
     n, wording = len(room.items), FLOOR_WORDING if rng is None else int(rng.integers(ROOM_WORDINGS))
     area = np.bincount(label.ravel(), minlength=n + 2)[1 : n + 1] / label.size
@@ -282,8 +285,9 @@ def sentence(wall: str, floor: str, items: list[str], wording: int) -> str:
 def furnish(rng: np.random.Generator, clutter: float = 1.0) -> Room:
     """Sample a room with furniture at the walls and objects in the corners.
 
-    ``clutter`` is a factor on their numbers, which are 5 to 8 and 3 to 6 at 1. Objects that do not fit are left out.
-    Phrases of objects name no parts, so captions contain no held-out combination.
+    With ``clutter`` 1, 5 to 8 pieces of furniture and 3 to 6 other objects are sampled. ``clutter`` multiplies these
+    numbers. Objects that do not fit are left out. Phrases of objects name no parts, so captions contain no combination
+    of noun, colour and part that is held out of training.
     """
     names = list(COLOURS)
     wall, floor = (names[int(k)] for k in rng.integers(len(names), size=2))
@@ -302,9 +306,10 @@ def furnish(rng: np.random.Generator, clutter: float = 1.0) -> Room:
 
 
 def furnish_from(prompt: str, rng: np.random.Generator) -> tuple[Room, list[str]]:
-    """Furnish a room with the items and colours that ``prompt`` names; others are random. Without items it has four.
+    """Furnish a room with the items and colours that ``prompt`` names. Colours without a word are random.
 
-    Returns the room, and the nouns for which there is no place.
+    If the prompt names no item, the room has the items `UNPROMPTED`. Return the room, and the nouns of the items that
+    were left out because no place was free.
     """
     found = ITEM.findall(prompt.lower())
     colours = {noun: word for _, word, noun in found if noun in SURFACES}
@@ -417,7 +422,7 @@ def _object(f: Furnisher, word: str, radii: dict[str, float], corner: bool, colo
 
 MOUNTED = {"door": _door, "window": _window, "picture": _picture}
 SURFACES, UNPROMPTED = ("room", "wall", "floor"), ("door", "window", "sofa", "table")
-"""Nouns whose colour is that of the walls or floor, and the items of a room whose prompt names none."""
+"""Nouns whose colour word in a prompt sets the colour of walls or floor, and items of a room if a prompt names none."""
 ITEM = re.compile(
     rf"\b(two )?(?:({'|'.join(COLOURS)}) )?({'|'.join((*SURFACES, *MOUNTED, *FURNITURE, *CORNER_OBJECTS))})s?\b"
 )

@@ -56,7 +56,7 @@ class Toybox:
     of noun, colour and part that the split "train" never has.
 
     Args:
-        view: ranges of the cameras; None: the defaults, or one typical view if ``variation`` is 0.
+        view: ranges of the cameras; None: ``View()``, or ``TYPICAL_VIEW`` with fixed values if ``variation`` is 0.
         variation: factor on the random variation, in [0, 1]. At 0, a caption with all colours determines the object.
         style: "plain", or "blocks" to replace each solid of an object by a box.
     """
@@ -82,7 +82,7 @@ class Toybox:
         return np.random.default_rng([self.seed, 0 if self.split == "train" else 1, index, purpose])
 
     def spec(self, index: int) -> tuple[grammar.Spec, int]:
-        """Return the specification of sample ``index``, and the number of its caption's wording (`grammar.caption`)."""
+        """Return the specification of sample ``index``, and its sentence pattern ``wording`` for `grammar.caption`."""
         rng = self.rng(index, 0)
         while True:
             spec = grammar.sample_spec(rng)
@@ -173,7 +173,10 @@ def jumble(rng: np.random.Generator, index: int = -1) -> Asset:
 def render_azimuths(
     asset: Asset, azimuths: Sequence[float], size: int, elevation: float = 15.0, with_gbuffer: bool = False
 ) -> RenderResult:
-    """Render V views of an object from ``azimuths`` (V,) and one ``elevation``, both in degrees. See `render_orbit`."""
+    """Render V views of an object from ``azimuths`` (V,) and one ``elevation``, both in degrees.
+
+    `render_orbit` explains the other arguments and sets field of view and camera distance.
+    """
     return render_orbit(asset, np.deg2rad(np.asarray(azimuths, float)), np.deg2rad(elevation), size, with_gbuffer)
 
 
@@ -269,7 +272,7 @@ class OpenToybox(Toybox):
         return spec
 
     def caption(self, index: int, rng: np.random.Generator) -> str:
-        """Write another caption for sample ``index``, with random wording and unspecified colours."""
+        """Write another caption for sample ``index``, with random wording and a random subset of its colour words."""
         return phrase(drop_colours(self.full_spec(self.rng(index, 6)), rng), rng)
 
     def cameras(self, index: int, n_view: int = 4) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
@@ -299,7 +302,7 @@ def sample_detailed_spec(rng: np.random.Generator) -> grammar.Spec:
 def conflicts(a: str, b: str) -> bool:
     """Return whether an object cannot have both of two parts or accessories ``a`` and ``b``.
 
-    That is so if they are the same, or if one tuple of `EXCLUSIVE_GROUPS` contains both.
+    The result is True if ``a`` and ``b`` are the same word, or if one tuple of `EXCLUSIVE_GROUPS` contains both words.
     """
     return a == b or any(a in group and b in group for group in EXCLUSIVE_GROUPS)
 

@@ -1,5 +1,7 @@
-"""Recipes of all nouns and accessories, registered by the import of this package. A change of the order of the imports
-changes every random sample of the toybox."""
+"""Recipes of all nouns and accessories, registered by the import of this package.
+
+The order of the imports determines the order of the nouns, so a change of it changes every random sample of the toybox.
+"""
 
 # isort: off
 from . import accessories, animals, buildings, vehicles, food, furniture, household  # noqa: F401

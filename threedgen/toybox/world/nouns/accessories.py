@@ -1,4 +1,7 @@
-"""Recipes of accessories. The anchors (point, radius) that the noun's recipe sets determine their place and size."""
+"""Recipes of accessories, such as hats, which add solids to the object that wears them.
+
+Place and size of an accessory depend on anchors: points, each with a radius, that the recipe of the wearer sets.
+"""
 
 import numpy as np
 
@@ -10,7 +13,7 @@ GOLD = (0.93, 0.75, 0.2)
 
 
 def upright(b: Builder) -> bool:
-    # the anchor back of upright wearers is behind the anchor waist, not above it
+    # on upright wearers, the anchor "back" is behind the anchor "waist"; on four-legged ones, it is above "waist"
     away = b.anchors["back"][0] - b.anchors["waist"][0]
     return bool(abs(away[0]) > away[2])
 

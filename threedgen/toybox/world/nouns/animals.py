@@ -11,7 +11,7 @@ BLACK, WHITE, PINK, BILL = (0.05, 0.05, 0.05), (0.97, 0.97, 0.97), (0.95, 0.6, 0
 
 
 def headwear(b: Builder) -> bool:
-    # ears leave room for headwear
+    # whether the animal wears headwear, for which its ears must leave room
     return any(word in b.named_parts for word in HEADWEAR)
 
 
@@ -43,8 +43,9 @@ def chain(b: Builder, points, radius: float, colour=None, label: str = "tail", t
 def barrel(b: Builder, length: float, thick: float, leg: float, radius: float, legs=None, hooves=None) -> float:
     """Add an ellipsoid on four legs as a body, with the anchors "back" and "waist". Return the height z of its centre.
 
-    ``length`` is half its length along x, ``thick`` half its width and height. ``leg`` and ``radius`` are the visible
-    height and the radius of the legs. ``legs`` and ``hooves`` are colours; None: main colour, and no hooves.
+    ``length`` is half the length of the ellipsoid along x, ``thick`` half its width and height. ``leg`` and ``radius``
+    are the visible height and the radius of the legs. ``legs`` is the colour of the legs; None: the main colour.
+    ``hooves`` is the colour of the hooves; None: no hooves.
     """
     z = leg + 0.8 * thick
     b.sphere((0, 0, z), (length, thick, thick))
@@ -61,7 +62,7 @@ def barrel(b: Builder, length: float, thick: float, leg: float, radius: float, l
 def egg(b: Builder, radius: float, half: float, neck: float) -> None:
     """Add an upright ellipsoid on the ground as a body, with the anchors "neck", "back" and "waist".
 
-    ``radius`` is its horizontal radius, ``half`` half its height, and ``neck`` the radius of the body at the neck.
+    ``radius`` is the horizontal radius of the ellipsoid, ``half`` half its height, and ``neck`` its radius at the neck.
     """
     b.sphere((0, 0, half), (radius, radius, half))
     up = half * np.sqrt(max(1 - (neck / radius) ** 2, 0.0))

@@ -15,10 +15,10 @@ BODY = ("scarf", "backpack", "cape", "bow")  # below the head
 
 
 def arms(b: Builder, hands, radius: float = 0.12, raised: float = 0.35, width: float = 0.33) -> list:
-    """Add two arms, raised with the probability ``raised``.
+    """Add two arms, each raised with the probability ``raised``.
 
-    Return the positions (3,) of the right and the left hand. ``hands`` is the colour of the hands, and ``width`` half
-    the distance between the shoulders.
+    ``hands`` is the colour of the hands, ``radius`` the radius of an arm, and ``width`` half the distance between the
+    shoulders. Return the positions (3,) of the right and the left hand.
     """
     places = []
     for side in (-1, 1):

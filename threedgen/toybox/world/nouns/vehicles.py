@@ -13,8 +13,9 @@ METAL = (0.74, 0.75, 0.77)
 DARK = (0.16, 0.16, 0.18)
 ALONG_Y = (90, 0, 0)
 BOW = (90, 0, 90)
-"""Rotation that turns a prism to an upright wedge with its edge at +x. Its size is then (half width, half height, half
-length)."""
+"""Rotation angles about x, y and z in degrees that turn a prism to an upright wedge with its edge at +x.
+
+The half extents of the prism are then (half width, half height, half length) of the wedge."""
 
 
 def wheel(b: Builder, at, radius: float, half: float) -> None:
