@@ -1,4 +1,4 @@
-"""Toybox combinations of noun, colour and part that are held out of training, as prompts, scenes and objects."""
+"""Toybox objects that are held out of training, by combination of noun, colour and part: prompts, scenes and meshes."""
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,9 +23,9 @@ from .options import ToyboxScenesConfig
 
 @dataclass(frozen=True)
 class Case:
-    """Test prompt: the specification of an object, usually a combination that is held out of training.
+    """Test prompt: the specification of an object, which is usually held out of training.
 
-    ``index`` is the number of the specification in the held-out split of the toybox, or a seed.
+    ``index`` is the number of the specification in the held-out split of the toybox, or the seed of a sample.
     """
 
     index: int
@@ -36,19 +36,22 @@ class Case:
         return caption(self.spec)
 
     def truth(self, seed: int, number: int = 0) -> Asset:
-        """Build a true object of this specification, with random shape and pose.
+        """Build a ground-truth object of this specification, with random shape and pose.
 
-        No training uses these objects. Different values of ``number`` give different objects.
+        No training uses these objects. ``seed``, ``index`` and ``number`` together seed the random variation.
         """
         return build(self.spec, numpy_generator(seed, self.index, f"truth {number}"), index=self.index)
 
 
 def held_out_cases(count: int, seed: int, spread: bool = False, nouns: Collection[str] | None = None) -> list[Case]:
-    """Sample ``count`` different specifications that are held out of training. Raises ConfigError if there are too few.
+    """Sample ``count`` different specifications that are held out of training.
 
     Args:
-        spread: whether to use each noun once before a noun is repeated.
+        spread: use each noun once before a noun is repeated.
         nouns: allowed nouns; None: all.
+
+    Raises:
+        ConfigError: there are fewer than ``count`` such specifications.
     """
     pairs = {word: count for word, count in held_out_pairs().items() if nouns is None or word in nouns}
     most = len(COLOURS) * (len(pairs) * min(pairs.values(), default=0) if spread else sum(pairs.values())) // 2
@@ -71,7 +74,7 @@ def held_out_cases(count: int, seed: int, spread: bool = False, nouns: Collectio
 
 @cache
 def held_out_pairs() -> dict[str, int]:
-    """Map each noun to its number of held-out pairs (colour, part or accessory). Nouns without pairs are left out."""
+    """Return a dict from noun to its number of held-out pairs (colour, part or accessory), if it has any."""
     pairs = {
         word: sum(held_out(Spec(word, colour, "", part)) for colour in COLOURS for part in noun.parts + noun.wears)
         for word, noun in NOUNS.items()
@@ -80,7 +83,7 @@ def held_out_pairs() -> dict[str, int]:
 
 
 CLEAR_FAMILIES = ("animals", "people", "vehicles")
-"""Families of nouns with a clear front. Furniture is left out, because two front halves of a bed look like a bed."""
+"""Families of nouns with a clear front. Furniture is left out: a bed of two front halves still looks like a bed."""
 ROUND_NOUNS = ("rocket",)  # nouns of `CLEAR_FAMILIES` that look the same from every side
 
 
@@ -97,18 +100,23 @@ class FrontObjects:
     """Source of toybox objects with a clear front, to measure the Janus problem (`janus.options.FrontObjects`)."""
 
     def prompts(self, count: int, seed: int) -> list[str]:
-        """Return ``count`` held-out captions of `clear_nouns`, each noun in turn. ConfigError if there are too few."""
+        """Return ``count`` captions that are held out of training, with the nouns of `clear_nouns` in turn.
+
+        Raises ConfigError if there are fewer than ``count``.
+        """
         return [case.caption for case in held_out_cases(count, seed, spread=True, nouns=clear_nouns())]
 
     def without_front(self, prompts: Sequence[str]) -> dict[str, str]:
-        """Map each prompt whose toybox noun has no front to this noun. Other prompts are left out."""
+        """Return a dict from each prompt whose toybox noun has no front to this noun. Other prompts are left out."""
         nouns = {prompt: spec.noun for prompt in prompts if (spec := parse_prompt(prompt))}
         return {prompt: noun for prompt, noun in nouns.items() if not NOUNS[noun].front}
 
     def meshes(self, seed: int, first: int, count: int, front: bool = True) -> Iterator[tuple[str, ColouredMesh]]:
-        """Yield pairs (caption, mesh) of ``count`` true objects, cycling through the nouns with a clear front, or with
-        none if ``front`` is False. The objects of a noun have the numbers ``first``, ``first`` + 1, ..., which give
-        different shapes."""
+        """Yield pairs (caption, mesh) of ``count`` objects, cycling through the nouns with a clear front.
+
+        If ``front`` is False, the nouns are those without a front. The objects of a noun have the numbers ``first``,
+        ``first`` + 1, ..., which give different shapes.
+        """
         nouns = clear_nouns() if front else tuple(word for word in held_out_pairs() if not NOUNS[word].front)
         cases = held_out_cases(len(nouns), seed, spread=True, nouns=nouns)
         for k in range(count):
@@ -120,7 +128,7 @@ BACKGROUND = 0.5  # grey value of the background of toybox objects, equal to tha
 
 
 def toybox_scenes(config: ToyboxScenesConfig, sampler: object, seed: int) -> list[Scene]:
-    """Return one scene per held-out caption. Its original views are renders of an object that no training uses."""
+    """Return one scene per held-out caption. The scene's original views show an object that no training uses."""
     fov, elevation = float(np.deg2rad(config.fov)), float(np.deg2rad(config.elevation))
     distance = config.relative_distance / float(np.tan(fov / 2))
     cameras = orbit(config.views, elevation, distance, fov, config.size, config.size)

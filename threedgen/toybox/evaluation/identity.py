@@ -1,7 +1,8 @@
-"""Identity network of toybox subjects, which recognises a subject from any side among others of the same noun.
+"""Identity network, which recognises a subject (an unusual toybox object) from any side among others of the same noun.
 
-It maps images to unit vectors, whose cosine is the similarity of two subjects. The task "train-identity" writes
-RUN/identity/toybox-identity.*: weights, and options and ROC on new subjects as JSON.
+The network maps images to unit vectors. The cosine of two vectors is the similarity of the two objects. The task
+"train-identity" writes RUN/identity/toybox-identity.safetensors (weights) and toybox-identity.json (options of the
+network, and its ROC on new subjects).
 """
 
 from functools import partial
@@ -25,7 +26,7 @@ from .probe import Residual, pooled, prepare, read_network, write_network
 from .training import TEST_SEED, ClassifierSystem, train
 
 ROC_IMAGES, ROC_KINDS = 5, 40
-"""Number of images per subject, and number of kinds (nouns) of subjects, for the measurement of the ROC."""
+"""Number of images per subject, and number of nouns of the subjects (kinds), in the measurement of the ROC."""
 KINDS, ALIKE = 6, 4  # number of nouns per training step, and number of subjects per noun
 RATE = {"0%": 1e-4, "5%": 2e-3, "40%": 2e-3, "100%": 1e-5}
 TEMPERATURE = 0.1
@@ -34,8 +35,8 @@ TEMPERATURE = 0.1
 class IdentityNet(nn.Module):
     """Convolutional network that encodes an image as a unit vector.
 
-    Vectors of images of the same object are close. It has four levels, each at half the resolution of the level before.
-    ``options`` are its sizes; None: the defaults.
+    Vectors of images of the same object are close. The network has four levels, each at half the resolution of the
+    level before. ``options`` are the sizes of the network; None: ``IdentityNetworkConfig()``.
     """
 
     def __init__(self, options: IdentityNetworkConfig | None = None) -> None:
@@ -57,7 +58,7 @@ class IdentityNet(nn.Module):
 class ToyboxIdentity:
     """Trained and frozen `IdentityNet`, loaded from the result of a train-toybox-identity run.
 
-    The constructor raises ConfigError for a damaged file.
+    The constructor raises ConfigError if the file is missing or damaged.
     """
 
     def __init__(self, config: ToyboxIdentityConfig) -> None:
@@ -104,10 +105,11 @@ def roc(same: Floats, different: Floats) -> dict[str, float]:
 
 
 def pairs(vectors: Tensor, subject: NDArray[np.integer], kind: NDArray[np.integer]) -> tuple[Floats, Floats]:
-    """Return cosine similarities (N,) of all image pairs with the same object, and (M,) with other objects of one noun.
+    """Return cosine similarities of N image pairs that show the same object, and of M that show different objects.
 
-    ``vectors`` (V, D) are unit vectors of V images. ``subject`` and ``kind`` (V,) are the index of the object that an
-    image shows, and the index of its noun.
+    The result has two arrays, (N,) and (M,). Pairs of different objects are used only if both objects have the same
+    noun. ``vectors`` (V, D) are unit vectors of V images. ``subject`` and ``kind`` (V,) are the index of the object
+    that an image shows, and the index of the object's noun.
     """
     cosine = (vectors @ vectors.T).numpy()
     once = np.triu(np.ones_like(cosine, bool), 1)
@@ -117,7 +119,10 @@ def pairs(vectors: Tensor, subject: NDArray[np.integer], kind: NDArray[np.intege
 
 @torch.no_grad()
 def measure_roc(net: IdentityNet, count: int, alike: int, seed: int) -> dict[str, float]:
-    """Measure the `roc` of a network on new objects: ``alike`` objects of each of ``count`` nouns."""
+    """Measure the `roc` of a network on new subjects: ``alike`` subjects of each of ``count`` kinds.
+
+    The subjects of a kind have the same noun. If ``count`` exceeds the number of nouns, several kinds share a noun.
+    """
     rng, nouns = np.random.default_rng([seed, *b"measure"]), subject_nouns()
     vectors, subject, kind = [], [], []
     for k in range(count):

@@ -1,4 +1,4 @@
-"""Verdicts on objects: the probe classifies the views of an object, and its answers are compared with the prompt."""
+"""Verdicts on objects: the probe, an image classifier, labels the views of an object. Verdicts compare them to prompts."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Verdict:
             that concern single views have a list with one answer per view.
         words: maps "noun", "colour" and "part" to the words that the probe (an image classifier) finds.
         fronts: number of fronts found; None if the noun has no front or the camera azimuths are unknown.
-        azimuth_error: mean absolute error of the predicted camera azimuths, degrees; None like ``fronts``.
+        azimuth_error: mean absolute error of the predicted camera azimuths, degrees; None if ``fronts`` is None.
     """
 
     answers: dict[str, Answer]
@@ -81,7 +81,7 @@ def judge(
         labels: vocabulary of the classifier.
         azimuth: azimuths (V,) of the cameras, radians; None: viewing sides are not judged.
         vote: decide noun and colour by majority of the views. Otherwise the highest mean log-probability decides.
-        threshold: a part is present if its probability is higher than this.
+        threshold: a part is present if its largest probability over the views is higher than this.
     """
     combined = combine_views(views)
     answers: dict[str, Answer] = {}
@@ -118,8 +118,8 @@ def judge_views(
 ) -> Verdict:
     """Classify the views (V, H, W, 3) of one object, uint8 or floats in [0, 1], and compare them with ``spec``.
 
-    ``azimuth`` (V,) are the camera azimuths in radians. None: viewing sides are not judged. With ``vote``, the majority
-    of the views decides noun and colour.
+    ``azimuth`` (V,) are the camera azimuths in radians; None: viewing sides are not judged. Noun and colour are decided
+    by the majority of the views if ``vote``, else by the highest mean log-probability.
     """
     views = probe.classify(torch.from_numpy(to_uint8(images)).float() / 255)
     return judge(views, spec, probe.labels, azimuth, vote, probe.threshold)
@@ -137,7 +137,7 @@ def _sides(views: Answers, azimuth: np.ndarray) -> tuple[dict[str, Answer], int,
 
 
 def tally(verdicts: Sequence[Verdict]) -> dict[str, Share]:
-    """Return the share of correct answers over all verdicts for each key of `FIGURES` that has answers.
+    """Return a dict from each key of `FIGURES` that has answers to the share of correct answers over all verdicts.
 
     The intervals of answers about single views are bootstrapped over objects.
     """
@@ -151,10 +151,10 @@ def tally(verdicts: Sequence[Verdict]) -> dict[str, Share]:
 
 
 def own_accuracy(probe: Probe, box: Toybox, indices: Sequence[int]) -> list[Verdict]:
-    """Judge the probe on four ground-truth renders of each of the objects ``indices``, to measure its accuracy.
+    """Judge four ground-truth renders of each of the objects ``indices`` of ``box``, to measure the probe's accuracy.
 
-    Return one verdict per object. Its answer "part_absent" is whether the probe does not find an accessory that the
-    object could wear but does not have.
+    Return one verdict per object. Its answer "part_absent" is True if the probe correctly does not find an accessory
+    that the object could wear but does not have.
     """
     verdicts = []
     for asset, views, truth in _classified(probe, box, indices):
@@ -171,8 +171,9 @@ def own_accuracy(probe: Probe, box: Toybox, indices: Sequence[int]) -> list[Verd
 def calibrate(probe: Probe, box: Toybox, indices: Sequence[int]) -> float:
     """Set ``probe.threshold``, the probability above which a part counts as present, and return it.
 
-    At this threshold, as many accessories are missed as absent ones are found (equal shares). Most parts are absent
-    from most training images, which lowers the probabilities. ``indices`` are the objects of ``box`` to use.
+    At this threshold, the share of worn accessories that are missed equals the share of absent ones that are found.
+    Most parts are absent from most training images, which lowers the probabilities. ``indices`` are the objects of
+    ``box`` on which the probe is tested.
     """
     present, absent = [], []
     for asset, views, truth in _classified(probe, box, indices):

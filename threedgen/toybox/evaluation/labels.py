@@ -15,15 +15,17 @@ from threedgen.toybox.world.primitives import Asset
 from threedgen.toybox.world.raycast import render
 from threedgen.toybox.world.toybox import Toybox, View, toybox_mesh
 
-OPEN = -1  # label that losses and metrics leave out, such as an ambiguous colour or a part that is hardly visible
+OPEN = -1  # value of labels that losses and metrics leave out, such as an ambiguous colour or a hardly visible part
 MIN_VISIBLE = 1e-3  # minimum share of the pixels of an image that show a visible part: 4 pixels of 64 x 64
 
 
 @dataclass(frozen=True)
 class Labels:
-    """Class names of the probe, which classifies toybox images.
+    """Class names of the probe, which classifies toybox images. Class k has the name at index k of a tuple.
 
-    Class k is the name at index k. ``words`` are the names of all parts and accessories.
+    Attributes:
+        nouns, colours: names of the object classes and of the colours.
+        words: names of all parts and accessories.
     """
 
     nouns: tuple[str, ...]
@@ -83,7 +85,7 @@ def nearest_colour(value: np.ndarray) -> int:
 
 
 def word_colours(asset: Asset, labels: Labels) -> dict[str, int]:
-    """Map the names of all parts of an object to the indices of their colours.
+    """Return a dict from each part of an object that ``labels`` has to the index of its colour (`OPEN` if ambiguous).
 
     Parts whose colours the caption does not name are included. Otherwise the probe could learn to answer with the most
     unusual colour.
@@ -96,11 +98,11 @@ def word_colours(asset: Asset, labels: Labels) -> dict[str, int]:
 
 
 def image_truth(assets: Sequence[Asset], label: np.ndarray, azimuth: np.ndarray, labels: Labels) -> Truth:
-    """Return the ground-truth labels of N n images: n adjacent views of each of the N ``assets``.
+    """Return the ground-truth labels of N * V images: V adjacent views of each of the N ``assets``.
 
     Args:
-        label: (N n, H, W), part of each pixel from the ray caster: k + 1 for asset.labels[k], 0 for the background.
-        azimuth: (N n,), azimuths of the cameras, radians.
+        label: (N * V, H, W), part of each pixel from the ray caster: k + 1 for asset.labels[k], 0 for the background.
+        azimuth: (N * V,), azimuths of the cameras, radians.
         labels: class names.
     """
     count, n_view = len(label), len(label) // len(assets)
@@ -130,9 +132,9 @@ def image_truth(assets: Sequence[Asset], label: np.ndarray, azimuth: np.ndarray,
 def labelled(
     box: Toybox, indices: Sequence[int], size: int, n_view: int, labels: Labels
 ) -> tuple[list[Asset], np.ndarray, Truth]:
-    """Render n = ``n_view`` adjacent views of each of the N toybox objects ``indices``, with labels.
+    """Render V = ``n_view`` adjacent views of each of the N toybox objects ``indices``, with labels.
 
-    Return the N objects, images (N n, size, size, 3) in [0, 1], and the labels of the images.
+    Return the N objects, images (N * V, size, size, 3) in [0, 1], and the labels of the images.
     """
     assets = [box.asset(i) for i in indices]
     cameras = [box.cameras(i, n_view) for i in indices]
@@ -143,17 +145,20 @@ def labelled(
 
 
 WIDE = View(fov=(33.0, 47.0), elevation=(-5.0, 35.0), relative_distance=(0.88, 1.05), grey=(0.3, 0.7))
-"""Ranges of the training cameras (degrees) and grey backgrounds. They are wider than those of the evaluations."""
+"""Ranges of the probe's training cameras (degrees) and grey backgrounds, which are wider than in the evaluations."""
 
 
 class ProbeToybox(Toybox):
-    """Toybox for the training of the probe. It has held-out combinations too, and many accessories (hard to find)."""
+    """Toybox for the training of the probe. It includes combinations that are held out of the training of priors.
+
+    Many of its objects have an accessory, because accessories are hard to detect.
+    """
 
     def __init__(self, seed: int = 0, view: View = WIDE) -> None:
         super().__init__(seed, "train", view)
 
     def spec(self, index: int) -> tuple[Spec, int]:
-        """Return the specification of object ``index``, and 0, the number of its caption's wording.
+        """Return the specification of object ``index``, and 0, the ``wording`` of its caption (`grammar.caption`).
 
         At least half of the objects can wear an accessory, and half of the objects that can wear one have one.
         """
@@ -195,8 +200,9 @@ def corrupt(
     Args:
         indices: (N,), numbers of the objects in ``box``.
         assets: the N objects.
-        rgb: images (N n, size, size, 3) in [0, 1], n adjacent views of each object; changed in place.
-        truth: labels of the images; changed in place for objects with two fronts.
+        rgb: images (N * V, size, size, 3) in [0, 1], V adjacent views of each object; changed in place.
+        truth: labels of the images; changed in place for objects that get a second front.
+        share: probability, in [0, 1], that an object is chosen.
     """
     n_view, size = len(rgb) // len(assets), rgb.shape[1]
     for k, (index, asset) in enumerate(zip(indices, assets, strict=True)):
@@ -214,9 +220,10 @@ def corrupt(
 
 
 def nearer_front(azimuth: Array) -> tuple[Array, Array]:
-    """Return azimuths (V,), in [0, 2 pi), relative to the nearer of two fronts, which are at 0 and pi.
+    """Return azimuths (V,), in [0, 2 pi), relative to the nearer of two fronts, which are at azimuths 0 and pi.
 
-    ``azimuth`` (V,) is in radians. The second result is a mask (V,), True up to `CLEAR_ANGLE` from that front.
+    ``azimuth`` (V,) is in radians. The second result is a bool mask (V,), True up to `CLEAR_ANGLE` from the nearer
+    front.
     """
     relative = np.where(np.cos(azimuth) < 0, azimuth + np.pi, azimuth) % (2 * np.pi)
     return relative.astype(np.float32), np.cos(relative) >= np.cos(CLEAR_ANGLE)

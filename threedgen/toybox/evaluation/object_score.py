@@ -1,7 +1,7 @@
 """Task "evaluate-3d": make 3D objects of held-out prompts, and judge eight views of each object with the probe.
 
 RUN/objects/WORDS-OF-THE-PROMPT/   generate run of each prompt; finished runs are not repeated
-RUN/report.json, report.md         metrics with intervals, for the objects and for true objects of the same prompts
+RUN/report.json, report.md         metrics with intervals, for the objects and for ground truth of the same prompts
 RUN/sheet.png                      views of the objects with captions and verdicts
 """
 
@@ -40,23 +40,23 @@ from .report import Judged, Surface, judge_case, roughness, surface, surface_fig
 logger = logging.getLogger(__name__)
 
 TRUTH_SIZE = 128  # side of ground-truth renders and of the images for roughness, pixels
-CALIBRATION = 4  # number of true objects per prompt, measured in the same way
+CALIBRATION = 4  # number of ground-truth objects per prompt, measured like the generated object
 SHEET_OBJECTS, SHEET_VIEWS, SHEET_SIZE = 30, 4, 192
 KEYS = ("noun", "colour", "part", "part_colour", "bound", "one_front", "order", "each_side", "side", "noun_single")
 
 
 @dataclass(frozen=True)
 class MeasuredObject:
-    """Measurements of the 3D object of one prompt, and of a ground-truth object (``true_...``). None: not measurable.
+    """Measurements of the 3D object of one prompt, and of a ground-truth object (``true_...``).
 
     Attributes:
-        judged: verdicts of the classifier on both.
+        judged: verdicts of the probe on the object and on ground-truth objects.
         views: (8, H, W, 3), turntable views, uint8 or in [0, 1]; grey if the run failed.
-        seconds: time of the run.
+        seconds: duration of the run; None if unknown, or if the run failed.
         failed: whether the run failed, for example because a loss was not finite.
-        surface: properties of the extracted surface.
-        true_roughness: `roughness` of the ground-truth object, degrees.
-        mottle, true_mottle: Lab distance of the colours to a palette of four.
+        surface: properties of the extracted surface; None if the run failed or the field has no surface.
+        true_roughness: mean angle between normals of neighbouring pixels of the ground-truth object, degrees.
+        mottle, true_mottle: Lab distance of the colours to a palette of four; None without visible foreground.
     """
 
     judged: Judged
@@ -150,8 +150,8 @@ Seconds per object: median {middle}, at most {most}."""
 def make(config: GenerateConfig) -> tuple[Array, float | None] | None:
     """Start or resume a generate run. A finished run is not repeated.
 
-    Return the turntable views (8, H, W, 3) of the object and the seconds of the run, or None if the run failed. Raises
-    Stopped after Ctrl-C, and ConfigError or OutOfMemory if the run fails before the first checkpoint.
+    Return the turntable views (8, H, W, 3) of the object and the duration of the run in seconds, or None if the run
+    failed. Raises Stopped after Ctrl-C, and ConfigError or OutOfMemory if the run fails before the first checkpoint.
     """
     config, resume = runs.open_run(config, "objects")
     folder = Path(str(config.out))

@@ -25,10 +25,13 @@ MATTE = "toybox-matte"  # name of the embedded network that predicts the foregro
 
 
 def network_file(weights: str, name: str, key: str, remedy: str) -> Path:
-    """Return the path of a network's weights. ConfigError for the config key ``key`` if the file is missing.
+    """Return the path of the .safetensors file of a network. Raises ConfigError if the file is missing.
 
-    ``weights`` is a .safetensors file, a folder with <name>.safetensors, or "embedded" for <name>.safetensors of this
-    installation. ``remedy`` is the last sentence of the error message.
+    Args:
+        weights: a .safetensors file, a folder with <name>.safetensors, or "embedded" for the <name>.safetensors that is
+            installed with threedgen.
+        key: config key of ``weights``, for the error message.
+        remedy: last sentence of the error message.
     """
     if weights == "embedded":
         return embedded(f"{name}.safetensors", key)
@@ -44,9 +47,9 @@ def probe_file(weights: str, key: str, embedded: str = PROBE) -> Path:
 
 
 def load_task(key: str, task: str, name: str, overrides: Sequence[str], values: Tree) -> Any:
-    """Load the config ``name``, with "key=value" strings ``overrides`` and further ``values`` by key.
+    """Load the config ``name``, changed by "key=value" strings ``overrides`` and by ``values``, a dict by config key.
 
-    Raises ConfigError for the config key ``key`` if the config is not of the task ``task``.
+    Raises ConfigError if the config is not of the task ``task``. The error names ``key``, the config key of ``name``.
     """
     if (found := task_of(name)) != task:
         raise ConfigError(f"should be a config of the task {task} (got {name!r}, {found})", key)
@@ -57,21 +60,21 @@ def load_task(key: str, task: str, name: str, overrides: Sequence[str], values: 
 
 
 class ProbeNetworkConfig(Config):
-    """Size of the probe, a residual network that classifies toybox images."""
+    """Options of the size of the probe, a residual network that classifies toybox images."""
 
     image_size: int = Field(64, ge=32, le=256, multiple_of=16, description="side of the input, pixels")
     channels: tuple[int, int, int, int] = Field((32, 64, 96, 112), description="width of each level")
 
 
 class ProbeTrainingConfig(Config):
-    """Training of the probe, also on noun-colour-part combinations that are held out of priors' training."""
+    """Options of the training of the probe, which includes combinations that are held out of the training of priors."""
 
     learning_rate: Scheduled = Field({"0%": 1e-4, "4%": 3e-3, "30%": 3e-3, "100%": 1e-5}, ge=0)
     spoiled: float = Field(0.0, ge=0, le=1, description="share of objects made rough; half of these with two fronts")
 
 
 class TrainProbeConfig(RunConfig):
-    """Train the probe of all toybox evaluations.
+    """Options of the training of the probe, which toybox evaluations use.
 
     The probe is a classifier of toybox images: noun, colours, parts and viewing side.
     """
@@ -84,7 +87,7 @@ class TrainProbeConfig(RunConfig):
 
 
 class IdentityNetworkConfig(ProbeNetworkConfig):
-    """Size of the network that encodes the identity of a subject.
+    """Options of the size of the network that encodes the identity of a subject as a vector.
 
     A subject is an unusual toybox object on which a prior is personalised.
     """
@@ -94,7 +97,7 @@ class IdentityNetworkConfig(ProbeNetworkConfig):
 
 
 class TrainIdentityConfig(RunConfig):
-    """Train the network that recognises the same toybox subject in two images."""
+    """Options of the training of the network that recognises the same toybox subject in two images."""
 
     network: IdentityNetworkConfig = IdentityNetworkConfig()
     trainer: TrainerConfig = TrainerConfig(max_steps=3000, gradient_clip_val=5.0)
@@ -102,7 +105,7 @@ class TrainIdentityConfig(RunConfig):
 
 
 class ProbeConfig(Config):
-    """Weights of the probe, the classifier that judges toybox images."""
+    """Options of the probe, the classifier that judges toybox images: its weights."""
 
     embedded: ClassVar[str] = PROBE  # file of the weights "embedded"
 
@@ -113,10 +116,7 @@ class ProbeConfig(Config):
 
 
 class ProbeSidesConfig(ProbeConfig):
-    """Toybox probe as classifier of sides, trained further on noisy meshes and two-fronted objects.
-
-    The sides of an object are front, left, back and right.
-    """
+    """Toybox probe as classifier of sides (front, left, back, right), trained also on noisy and two-fronted meshes."""
 
     embedded: ClassVar[str] = "toybox-sides"
 
@@ -124,7 +124,7 @@ class ProbeSidesConfig(ProbeConfig):
 
 
 class ProbeFeaturesConfig(ProbeConfig):
-    """Features of the toybox probe, and its nouns for the Inception score; for toy rooms."""
+    """Features of the toybox probe, and its nouns as classes of the Inception score; for toy rooms."""
 
     name: Literal["probe"] = "probe"
 
@@ -161,7 +161,10 @@ class ToyboxScenesConfig(Config):
 
 
 class EvaluatePriorConfig(SamplingConfig):
-    """Sample held-out captions from a prior and judge the samples with the probe."""
+    """Options of the evaluation that samples held-out captions from a prior and judges the samples with the probe.
+
+    Held-out captions have combinations of noun, colour and part that training excludes.
+    """
 
     probe: ProbeConfig = ProbeConfig()
     prior: ObjectPrior = Field({}, description="prior to evaluate")
@@ -169,13 +172,16 @@ class EvaluatePriorConfig(SamplingConfig):
     n_view: int = Field(4, ge=2, le=64, description="views per object")
     from_noise: bool = Field(False, description="start samples from noise, not from the coarse prediction")
     fov: float = Field(40.0, gt=0, lt=180, description="vertical field of view of the true renders, degrees")
-    relative_distance: float = Field(0.95, gt=0, le=100, description="their camera distance times tan(fov / 2)")
-    view_use: int = Field(64, ge=0, le=10_000, description="objects for the use of other views; 0: off")
-    open_nouns: int = Field(24, ge=0, le=76, description="prompts without colours, and as many accessories; 0: off")
+    relative_distance: float = Field(0.95, gt=0, le=100, description="camera distance of the true renders, in units of 1 / tan(fov / 2)")
+    view_use: int = Field(64, ge=0, le=10_000, description="objects to measure how much a view uses the other views; 0: off")
+    open_nouns: int = Field(24, ge=0, le=76, description="prompts without colours, and as many with an accessory; 0: off")
 
 
 class Evaluate3DConfig(RunConfig):
-    """Make 3D objects of held-out prompts and judge their turntable views with the probe."""
+    """Options of the evaluation that makes 3D objects of held-out prompts and judges turntable views with the probe.
+
+    Held-out prompts have combinations of noun, colour and part that training excludes.
+    """
 
     probe: ProbeConfig = ProbeConfig()
     config: str = Field("mvdream-toybox", min_length=1, description="generate config to evaluate")
@@ -188,9 +194,10 @@ class Evaluate3DConfig(RunConfig):
 
 
 class EvaluateSubjectsConfig(RunConfig):
-    """Tune a prior on toybox subjects; measure identity in samples, and what the prior forgot.
+    """Options of the evaluation that tunes a prior on toybox subjects, and measures their identity, and forgetting.
 
-    A subject is an unusual toybox object. Identity is the similarity of samples to its true views.
+    A subject is an unusual toybox object. Identity is the similarity of samples to true views of the subject.
+    Forgetting is the loss of correct answers for prompts of other objects.
     """
 
     probe: ProbeConfig = ProbeConfig()

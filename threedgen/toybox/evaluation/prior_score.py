@@ -1,7 +1,7 @@
 """Task "evaluate-prior": sample held-out captions from a prior, and judge the samples with the probe.
 
 RUN/samples/                    batches of samples; a killed run resumes after its last batch
-RUN/report.json, report.md      metrics with intervals, for the samples and for true renders of the same captions
+RUN/report.json, report.md      metrics with intervals, for the samples and for ground truth of the same captions
 RUN/sheet.png                   some of the samples with captions and verdicts
 RUN/open/, open.png             samples of open prompts, which leave the colour unspecified
 """
@@ -32,21 +32,21 @@ from .probe import Probe, combine_views
 from .report import Judged, judge_case, write_judged
 
 VARIETY_NOUNS = 6
-LOW_DISTANCE = 15  # maximum Lab distance between the views of an object that count as equal in colour
+LOW_DISTANCE = 15  # maximum mean Lab distance between views of an object for which their colours count as equal
 
 
 Cases = dict[str, list[Case]]
-"""Open prompts by purpose: "agreement" of colours across views; nouns with an accessory ("worn") and without it
-("plain"); "variety" between seeds. The index of a case is the seed of its sample.
-"""
+"""Open prompts, which leave colours unspecified, in groups by purpose (see `open_cases`).
+
+The index of a case is the seed of its sample."""
 
 
 def open_cases(nouns: int, seeds: int) -> Cases:
-    """Return prompts that leave colours unspecified, in groups by what they measure.
+    """Return prompts that leave colours unspecified, in groups by what is measured on their samples.
 
-    The groups are "agreement" of colours across views, "worn" and "plain" (with and without an accessory), and
-    "variety" between seeds. ``nouns`` is the number of prompts in each group but "variety". That group has the prompts
-    of a few nouns, each ``seeds`` times.
+    The groups are "agreement" (equal colours of all views of an object), "worn" and "plain" (prompts with an accessory,
+    and the same prompts without it), and "variety" (differences between seeds). "variety" has the prompts of a few
+    nouns, each ``seeds`` times. Every other group has ``nouns`` prompts.
     """
     vocabulary, worn = list(NOUNS), []
     spread = [vocabulary[k * len(vocabulary) // nouns] for k in range(nouns)]
@@ -64,7 +64,7 @@ def open_cases(nouns: int, seeds: int) -> Cases:
 
 
 def true_views(case: Case, azimuth: Array, size: int, seed: int) -> Array:
-    """Render a ground-truth object of a prompt from azimuths (V,) in radians: (V, size, size, 3) in [0, 1]."""
+    """Render a ground-truth object of a prompt from azimuths (V,) in radians. Return (V, size, size, 3) in [0, 1]."""
     rng = numpy_generator(seed, case.index, f"open truth {case.caption}")
     return render_orbit(build(case.spec, rng), azimuth, np.deg2rad(15), size).rgb
 
@@ -72,8 +72,9 @@ def true_views(case: Case, azimuth: Array, size: int, seed: int) -> Array:
 def measure(probe: Probe, matte: Matte, cases: Cases, views: Sequence[Array], truth: Sequence[Array]) -> Json:
     """Measure samples ``views`` of prompts without colours, and ground-truth renders ``truth`` of these prompts.
 
-    Both have images (V, H, W, 3) in [0, 1] for each prompt, in the order of ``cases``. Return JSON with "agreement" (of
-    colours across views), "accessories" (share that is present) and "variety" (between seeds) of both.
+    Both have images (V, H, W, 3) in [0, 1] for each prompt, in the order of ``cases``. Return JSON with "agreement"
+    (Lab distance between the views of an object), "accessories" (share of objects with the accessory) and "variety"
+    (differences between seeds). Each has entries "measured" for samples and "truth" for renders.
     """
     ends = np.cumsum([0, *map(len, cases.values())])
     parts = {name: slice(ends[k], ends[k + 1]) for k, name in enumerate(cases)}
@@ -144,7 +145,7 @@ def open_table(figures: Json, count: int, seeds: int) -> str:
 
 
 HELD_BACK = 7_000_000
-"""Offset of the seed of the objects for `view_use`. No usual training seed gives the same objects."""
+"""Offset that is added to the seed of the objects for `view_use`, so that they differ from those of usual trainings."""
 ELEVATION_RANGE = (0.0, 30.0)  # range of the random elevation of the cameras of an object, degrees
 SHEET_OBJECTS = 24
 VARIETY_SEEDS = 12
@@ -200,9 +201,9 @@ counts as right within 15 degrees of its quarter."""
         write_judged(self.task, self.probe, rows, KEYS, intro, text, about, shown, summary={"prior": self.weights})
 
     def sections(self) -> tuple[list[str], Json]:
-        """Measure how the views of an object use each other, and prompts without colours.
+        """Measure how much the prior uses other views of an object, and samples of prompts without colours.
 
-        Return Markdown sections for the report, and the figures as JSON.
+        The config can switch off both measurements. Return Markdown sections for the report, and the figures as JSON.
         """
         config, sections, figures = self.config, list[str](), Json()
         if config.view_use and self.prior.timestep_per_view:

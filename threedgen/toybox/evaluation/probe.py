@@ -1,7 +1,7 @@
 """Probe: a small classifier of toybox images, used only for measuring. It receives pixels, but no caption.
 
-Noun and colour of an object have the mean log-probability over its views. A part is present if any view shows it. The
-colour of a part is the mean over the views, weighted by its visibility.
+The noun and the colour of an object are those with the highest mean log-probability over its views. A part is present
+if any view shows it. The log-probabilities of a part's colour are means over the views, weighted by its visibility.
 """
 
 from collections.abc import Callable, Sequence
@@ -74,10 +74,10 @@ class Answers:
 
 
 def combine_views(views: Answers) -> Answers:
-    """Combine the answers for V views of one object. The axis V disappears, except in ``side`` and ``azimuth``.
+    """Combine the answers for V views of one object. Return answers without the axis V.
 
     ``noun`` and ``colour`` are means of log-probabilities, ``part`` is the maximum, and ``part_colour`` is the mean of
-    log-probabilities weighted by the ``part`` of the views.
+    log-probabilities weighted by the ``part`` of the views. ``side`` and ``azimuth`` keep the axis V.
     """
     weight = views.part / views.part.sum(0).clamp(min=1e-6)
     part_colour = (weight[..., None] * views.part_colour).sum(0)
@@ -106,8 +106,8 @@ class Probe(nn.Module):
 
     Attributes:
         labels: class names.
-        threshold: a part is visible if its probability is higher than this; calibrated after training.
-        accuracy: accuracy on new objects, measured after training; None: not measured.
+        threshold: a part counts as present if its probability is higher than this; calibrated after training.
+        accuracy: accuracy on new objects as JSON, measured after training; None: not measured.
     """
 
     def __init__(self, labels: Labels, options: ProbeNetworkConfig | None = None) -> None:
@@ -153,7 +153,7 @@ class Probe(nn.Module):
     def features(self, images: Tensor) -> Tensor:
         """Return pooled features (V, D), float32, of the last level for images (V, S, S, 3) in [0, 1] of any size S.
 
-        Call it in eval mode.
+        Call this method in eval mode, because the network has batch norms.
         """
         *_, coarse = self._levels(prepare(images, self.options.image_size))
         return pooled(coarse).float()
@@ -188,9 +188,10 @@ class Probe(nn.Module):
         """Load a probe in eval mode on the CPU.
 
         Args:
-            weights: .safetensors file, folder with such a file, or "embedded" for the file of this installation.
+            weights: .safetensors file, folder with toybox-probe.safetensors, or "embedded" for the file that is
+                installed with threedgen.
             key: config key of ``weights``, for error messages.
-            embedded: name of the file that "embedded" stands for, without suffix.
+            embedded: name of the installed file that "embedded" stands for, without suffix.
 
         Raises:
             ConfigError: the file is missing, damaged, or from an older toybox with fewer words.
@@ -214,7 +215,8 @@ class Probe(nn.Module):
 def write_network(path: Path, network: nn.Module, card: Json, half: bool = False) -> None:
     """Write weights as .safetensors to ``path`` (float16 if ``half``), and ``card`` to a .json file beside it.
 
-    ``card`` has the settings from which `read_network` builds the network again. Raises OSError.
+    ``card`` has the settings from which `read_network` builds the network again. Raises OSError if a file cannot be
+    written.
     """
     tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
     if half:
@@ -225,10 +227,10 @@ def write_network(path: Path, network: nn.Module, card: Json, half: bool = False
 
 
 def read_network(path: Path, make: Callable[[Json], N], key: str, remedy: str) -> tuple[N, Json]:
-    """Read a network that `write_network` has written. Return it frozen in eval mode, with its .json file (card).
+    """Read a network that `write_network` has written. Return the frozen network in eval mode, and its card.
 
-    ``make`` creates the network from the card. If a file is missing or damaged, a ConfigError for the config key
-    ``key`` is raised, and its message ends with ``remedy``.
+    The card is the content of the .json file, from which ``make`` creates the network. If a file is missing or damaged,
+    a ConfigError for the config key ``key`` is raised, and its message ends with ``remedy``.
     """
     card = read_json(path.with_suffix(".json"))
     if not card:
@@ -250,7 +252,7 @@ def pooled(x: Tensor) -> Tensor:
 def prepare(images: Tensor, size: int) -> Tensor:
     """Resize square images (V, S, S, 3) in [0, 1] to network inputs (V, 3, size, size), float32.
 
-    Larger images are averaged over areas, smaller ones interpolated bilinearly.
+    Larger images are averaged over areas, smaller ones interpolated bilinearly. Raises ValueError for other shapes.
     """
     if images.ndim != 4 or images.shape[-1] != 3 or images.shape[1] != images.shape[2]:
         raise ValueError(f"images are not square (V, H, W, 3): {tuple(images.shape)}")
@@ -261,9 +263,9 @@ def prepare(images: Tensor, size: int) -> Tensor:
 
 
 class ProbeSides:
-    """Classifier that tells from which side an image shows a toybox object (`janus.meter.ViewClassifier`).
+    """Classifier of the side from which an image shows a toybox object (implements `janus.meter.ViewClassifier`).
 
-    The constructor raises ConfigError for missing or damaged weights.
+    The constructor raises ConfigError if the weights are missing or damaged.
     """
 
     def __init__(self, config: ProbeSidesConfig) -> None:
@@ -278,8 +280,8 @@ class ProbeSides:
     def likeness(self, images: Tensor, prompts: Sequence[str]) -> Tensor | None:
         """Return scores (V, N) of N prompts for images (V, S, S, 3) in [0, 1]. A higher score means a better match.
 
-        It is the log-probability of the prompt's noun, plus that of its colour if it names one. The result is None if a
-        prompt has no toybox noun.
+        A score is the log-probability of the prompt's noun, plus the log-probability of its colour if the prompt names
+        one. The result is None if a prompt has no toybox noun.
         """
         specs, labels = [parse_prompt(prompt) for prompt in prompts], self.probe.labels
         answers, columns = self.probe.classify(images), []
@@ -294,8 +296,8 @@ class ProbeSides:
 class ProbeFeatures(FeatureNetwork):
     """Feature network for FID, KID and Inception score: the probe, a classifier of toybox images.
 
-    Features are those of its last level, logits the log-probabilities of the nouns. The constructor raises ConfigError
-    for missing or damaged weights.
+    The features are pooled features of the probe's last level. The logits are the log-probabilities of the nouns. The
+    constructor raises ConfigError if the weights are missing or damaged.
     """
 
     description = (

@@ -1,7 +1,8 @@
-"""Report of results of held-out captions, compared with true objects of the same captions.
+"""Report of samples or 3D objects of held-out captions, compared with ground-truth objects of the same captions.
 
-FID and KID use features of the probe. Each metric is also computed for a second set of true objects from the same
-cameras. This value is the floor, the distance that random variation causes.
+Held-out captions have combinations of noun, colour and part that training excludes. FID and KID use features of the
+probe, a classifier of toybox images. Each metric is also computed between two sets of ground-truth objects from the
+same cameras. This value, the floor, is the distance that random variation causes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,11 +31,11 @@ from .probe import Probe
 Views = Sequence[Array]  # images (V, H, W, 3) of each of N objects, floats in [0, 1] or uint8
 
 
-GROUPS = 20  # maximum number of groups of objects of jackknife intervals
+GROUPS = 20  # maximum number of groups into which jackknife intervals divide the objects
 
 
 def features(probe: Probe, objects: Views) -> Array:
-    """Return feature vectors (N V, D), float32, of V views of each of N objects, from the probe's last level.
+    """Return feature vectors (N * V, D), float32, of V views of each of N objects, from the probe's last level.
 
     ``objects`` has images (V, H, W, 3) of each object, uint8 or in [0, 1].
     """
@@ -47,11 +48,11 @@ def features(probe: Probe, objects: Views) -> Array:
 
 
 def distances(probe: Probe, results: Views, truth: Views, other: Views) -> Json:
-    """Return FID and KID ("fid", "kid") between views of generated objects ``results`` and of ground-truth objects.
+    """Return FID and KID ("fid", "kid") between views of generated objects ``results`` and of ground-truth ``truth``.
 
-    ``truth`` and ``other`` are two sets of ground-truth objects. "floor_fid" and "floor_kid" are the distances of
-    ``other`` to ``truth``. Entries such as "fid_interval" are 95 % jackknife intervals over objects. Each argument has
-    images (V, H, W, 3) of each object, uint8 or in [0, 1].
+    ``other`` is a second set of ground-truth objects. "floor_fid" and "floor_kid" are the distances between ``other``
+    and ``truth``. Entries such as "fid_interval" are 95 % jackknife intervals over objects: [low, high] or None. Each
+    of the three arguments has images (V, H, W, 3) of each object, uint8 or in [0, 1].
     """
     ours, first, second = (np.split(features(probe, views), len(views)) for views in (results, truth, other))
     found, half = Json(), sum(map(len, first)) // 2
@@ -64,16 +65,17 @@ def distances(probe: Probe, results: Views, truth: Views, other: Views) -> Json:
 
 
 def interval(figure: Estimate) -> list[float] | None:
-    """Return the limits of an estimate as a list for JSON; None without an interval."""
+    """Return the limits [low, high] of the interval of an estimate, as a list for JSON; None if a limit is None."""
     low, high = figure["low"], figure["high"]
     return None if low is None or high is None else [low, high]
 
 
 def roughness(normal: Array, mask: Array) -> float | None:
-    """Return the mean angle in degrees between the normals of neighbouring foreground pixels; None without such pairs.
+    """Return the mean angle in degrees between the normals of neighbouring foreground pixels.
 
     The angle increases with the size of a pixel on the surface, so compare only images from the same cameras.
-    ``normal`` are unit normals (V, H, W, 3), ``mask`` is the foreground (V, H, W), bool.
+    ``normal`` are unit normals (V, H, W, 3), ``mask`` is the foreground (V, H, W), bool. The result is None if no two
+    foreground pixels are neighbours.
     """
     angles = []
     for axis in (1, 2):
@@ -91,7 +93,7 @@ class Surface(NamedTuple):
 
     Attributes:
         roughness: mean angle between normals of neighbouring pixels, degrees; None: no visible surface.
-        translucent: whether the density field behind the surface is translucent.
+        translucent: whether the density field is translucent (half of the light gets deeper than `MAX_HALF_DEPTH`).
     """
 
     roughness: float | None
@@ -99,10 +101,10 @@ class Surface(NamedTuple):
 
 
 def surface(run: Path, c2w: Array, fov: float, size: int, resolution: int) -> Surface | None:
-    """Measure the surface that the mesh export extracts from a generate run; None if there is no surface.
+    """Measure the surface that the mesh export extracts from a generate run. Return None if the field has no surface.
 
     Args:
-        run: folder of the run. Raises ConfigError if it cannot be read.
+        run: folder of the run. Raises ConfigError if the run cannot be read.
         c2w: camera-to-world poses (V, 4, 4) of the renders of normals.
         fov: vertical field of view, radians.
         size: side of the renders, pixels.
@@ -120,11 +122,14 @@ def surface(run: Path, c2w: Array, fov: float, size: int, resolution: int) -> Su
 
 
 def surface_figures(surfaces: Sequence[Surface | None], truth: Sequence[float | None]) -> Json:
-    """Summarise surfaces of generated objects as JSON: median roughness with its 95 % bootstrap interval, and counts of
-    translucent and missing ones.
+    """Summarise the surfaces of generated objects as JSON, compared with ground-truth objects.
 
-    In ``surfaces``, None means no surface. ``truth`` is the roughness of ground-truth objects in degrees (None:
-    unknown), whose median is returned too.
+    The result has the median "roughness" of the surfaces and "floor_roughness" of ground-truth objects in degrees, each
+    with a 95 % bootstrap interval, and the numbers of objects that are "translucent" and that are "without_surface".
+
+    Args:
+        surfaces: surface of each generated object; None: the object has no surface.
+        truth: roughness of each ground-truth object, degrees; None: unknown.
     """
     found = [one for one in surfaces if one is not None]
     values = {"roughness": [one.roughness for one in found], "floor_roughness": list(truth)}
@@ -146,8 +151,10 @@ COUNTS = {"translucent": "translucent objects", "without_surface": "objects with
 
 
 def fidelity_table(figures: Json) -> str:
-    """Return a Markdown table of `distances` and `surface_figures`, with their "floor_" values in the last column, and
-    95 % intervals in brackets."""
+    """Return a Markdown table of the results of `distances` and `surface_figures`, merged in ``figures``.
+
+    The last column has the "floor_" values of ground-truth objects. 95 % intervals are in brackets.
+    """
 
     def cell(key: str) -> str:
         if (value := figures.get(key)) is None:
@@ -161,19 +168,19 @@ def fidelity_table(figures: Json) -> str:
 
 
 SHEET_KEYS = ("noun", "colour", "bound", "order", "one_front")
-"""Keys of the answers that the label of a contact sheet names if they are wrong."""
+"""Keys of the answers of the probe that the label of an image on the contact sheet names if they are wrong."""
 
 
 @dataclass(frozen=True)
 class Judged:
-    """Judged result for one held-out caption, with ground-truth objects for comparison.
+    """Sampled or generated object of a held-out caption, judged by the probe, and ground-truth objects to compare with.
 
     Attributes:
         case: specification of the object, with its caption.
-        views: images (V, H, W, 3) of the result, uint8 or in [0, 1].
-        verdict: verdict on the result.
-        truth: verdicts on true objects of the caption.
-        true_views: images (V, H, W, 3), uint8, of two true objects.
+        views: images (V, H, W, 3) of the object, uint8 or in [0, 1].
+        verdict: comparison of the probe's answers for ``views`` with the specification.
+        truth: the same verdicts for one or more ground-truth objects of the caption.
+        true_views: images (V, H, W, 3), uint8, of two ground-truth objects.
     """
 
     case: Case
@@ -193,15 +200,15 @@ def judge_case(
     vote: bool = False,
     failed: bool = False,
 ) -> Judged:
-    """Judge a result and true objects of the same caption in the same way.
+    """Judge views of a sampled or generated object, and of ground-truth objects of the same caption, with the probe.
 
     Args:
-        views: images (V, H, W, 3) of the result, uint8 or in [0, 1].
+        views: images (V, H, W, 3) of the object, uint8 or in [0, 1].
         azimuth: azimuths (V,) of the cameras, radians.
-        true_views: images (V, H, W, 3) of each of two or more true objects.
-        calibration: number of true objects to judge.
-        vote: decide noun and colour by majority of the views.
-        failed: whether the run of the result failed. If so, all answers are wrong.
+        true_views: images (V, H, W, 3) of each of two or more ground-truth objects.
+        calibration: number of ground-truth objects to judge.
+        vote: decide noun and colour by majority of the views, not by the mean log-probability.
+        failed: whether the run that generated the object failed. If so, all answers for ``views`` are wrong.
     """
     verdict, *truth = (
         judge_views(probe, images, case.spec, azimuth, vote) for images in (views, *true_views[:calibration])
@@ -217,9 +224,10 @@ def verdict_figures(verdicts: Sequence[Verdict]) -> Json:
 
 
 def verdict_table(measured: Sequence[Verdict], truth: Sequence[Verdict], keys: Sequence[str]) -> str:
-    """Return a Markdown table with the shares of correct answers of results ``measured`` and of true objects ``truth``.
+    """Return a Markdown table with the shares of correct answers, for generated objects and ground-truth objects.
 
-    It has one row per key of `FIGURES` in ``keys``.
+    ``measured`` and ``truth`` are the verdicts on these objects. The table has one row per key of `FIGURES` in
+    ``keys`` that has answers.
     """
     ours, theirs = tally(measured), tally(truth)
     heads = ["figure", "measured", "95 % interval", "probe on ground truth", "95 % interval"]
@@ -235,7 +243,10 @@ def verdict_table(measured: Sequence[Verdict], truth: Sequence[Verdict], keys: S
 
 
 def label(verdict: Verdict) -> str:
-    """Return the label of an image on the contact sheet: "ok", or the wrong answers and the words that were found."""
+    """Return the label of an object on the contact sheet: "ok", or the wrong attributes and the words that were found.
+
+    An example is "colour: red dog", if the colour of the object is wrong and the probe finds a red dog.
+    """
     words, wrong = verdict.words, [key for key in SHEET_KEYS if verdict.answers.get(key) is False]
     found = ", ".join(filter(None, (f"{words['colour']} {words['noun']}", words.get("part"))))
     return f"{'+'.join(wrong)}: {found}" if wrong else "ok"
@@ -257,14 +268,14 @@ def write_judged(
     """Write report.json, report.md, the contact sheet sheet.png, and the summary of the run.
 
     Args:
-        rows: judged results, one per object.
+        rows: judged objects.
         keys: keys of `FIGURES` for the rows of the table.
         intro, notes: text before and after the tables.
         figures: first entries of report.json.
         shown: maps indices of ``rows`` to images (V, H, W, 3) for the contact sheet.
-        own: further entries of each object in report.json; None: none.
-        fidelity: further figures for `fidelity_table`; None: none.
-        summary: further entries of the summary; None: none.
+        own: further entries of each object in report.json; None: no further entries.
+        fidelity: figures to add to the results of `distances` in `fidelity_table`; None: no further figures.
+        summary: further entries of the summary; None: no further entries.
     """
     captions, measured = [row.case.caption for row in rows], [row.verdict for row in rows]
     truth = [verdict for row in rows for verdict in row.truth]

@@ -1,11 +1,13 @@
-"""Task "evaluate-subjects": tune a prior on subjects, and measure the identity of the subjects and forgetting.
+"""Task "evaluate-subjects": tune a prior on photos of subjects; measure their identity in samples, and forgetting.
 
-Samples of the base prior and of the tuned prior start from the same noise and have the same cameras. The base prior
+Subjects are unusual toybox objects. Identity is the similarity of samples to true views of the subject. Samples of the
+base prior and of the tuned prior start from the same noise and have the same cameras. The base prior
 receives "a dog wearing a red hat". The tuned prior receives "a [v] dog wearing a red hat" (identity) and the prompt of
 the base prior (forgetting of the class). Both receive held-out prompts of any noun (general forgetting).
 
-RUN/subjects/003-dog/   photos, mvdreambooth runs (l1/), measurements (l1.json; l1-0.8.json at another strength), views
-                        (l1-0.png of the first setting; l1-class-0.png of its class)
+RUN/subjects/003-dog/   photos, and for each method against forgetting, such as l1: the mvdreambooth run (l1/),
+                        measurements (l1.json; l1-0.8.json at strength 0.8), and sampled views (l1-0.png of the first
+                        prompt; l1-class-0.png of the same prompt without the identifier)
 RUN/report.json, report.md, sheet.png
 """
 
@@ -45,14 +47,14 @@ from .options import EvaluateSubjectsConfig, load_task
 from .probe import Probe
 
 KEYS = ("noun", "colour", "bound", "order")
-"""Keys of the answers in the score of a sample, which is the share of correct answers."""
+"""Keys of the probe's answers that count in the score of a sample, which is the share of correct answers."""
 VIEWS = 4
 BATCH = 5
 PHOTOS, HELD_OUT = 5, 20  # training images per subject, and held-out prompts that show what was forgotten
 NAMES = {"l1": "preservation L1", "l2": "preservation L2", "images": "class images", "lora": "LoRA", "none": "none"}
 Accessory = tuple[str, str]  # colour and noun of an accessory; both are "" for no accessory
 SETTINGS: tuple[Accessory, ...] = (("", ""), ("red", "hat"), ("blue", "scarf"), ("green", "glasses"))
-"""Accessories in the prompts of a subject. A setting is the index of one of them."""
+"""Accessories (colour, noun) in the prompts of a subject. A setting is an index into this tuple."""
 Rows = Sequence[Json]
 """One JSON object per subject: ``subject`` is the name of its folder, ``found`` maps table rows to measurements."""
 
@@ -70,7 +72,7 @@ class Subject:
 
 
 class Subjects(runner.Evaluation[EvaluateSubjectsConfig, int, Json]):
-    """Evaluation of priors that are personalised on photos of toybox objects. An item is the number of an object."""
+    """Evaluation of priors that are personalised on photos of toybox objects. An item is the number of a subject."""
 
     stage = "subjects"
 
@@ -119,10 +121,10 @@ class Subjects(runner.Evaluation[EvaluateSubjectsConfig, int, Json]):
     def sample(
         self, prior: Prior, prompts: Sequence[str], places: Sequence[tuple[int, int]]
     ) -> list[tuple[Array, Array]]:
-        """Sample views of prompts. ``places`` has a pair (subject number, index in `SETTINGS`) per prompt.
+        """Sample V views of each prompt.
 
-        The pair seeds cameras and noise. Return for each prompt views (V, S, S, 3), uint8, and the azimuths (V,) of the
-        cameras in radians.
+        ``places`` has a pair (subject number, index into `SETTINGS`) per prompt, which seeds cameras and noise. Return
+        for each prompt its views (V, S, S, 3), uint8, and the azimuths (V,) of their cameras in radians.
         """
         config = self.config
         rings = [self.ring(*place) for place in places]
@@ -143,8 +145,8 @@ class Subjects(runner.Evaluation[EvaluateSubjectsConfig, int, Json]):
     def samples(self, subject: Subject, prior: Prior, name: str, identifier: str = "") -> Json:
         """Sample an object with each accessory of `SETTINGS`, and write the views for setting k to <name>-k.png.
 
-        ``identifier`` is the word for the object in prompts, such as "[v]"; "": none. Return JSON lists over the
-        settings: "identity" (similarity to true views), "answers" and "scores".
+        ``identifier`` is a word that prompts have before the noun, such as "[v]"; "": no such word. Return JSON with
+        one value per setting in each of the lists "identity" (similarity to true views), "answers" and "scores".
         """
         noun, number = subject.asset.noun, subject.asset.index
         prompts = [prompt_of(noun, worn, identifier) for worn in SETTINGS]
@@ -158,10 +160,11 @@ class Subjects(runner.Evaluation[EvaluateSubjectsConfig, int, Json]):
         return {"identity": identity, "answers": answers, "scores": [score(verdict) for verdict in verdicts]}
 
     def tuned(self, subject: Subject, tuning: MVDreamBoothConfig, key: str, strength: float) -> Json:
-        """Measure a prior that the run ``tuning`` personalised: `samples` of the object, and what the prior forgot.
+        """Measure a prior that the run ``tuning`` personalised: identity of the object, and what the prior forgot.
 
-        ``key`` starts the names of images, ``strength`` is that of the personalisation. Return JSON with the further
-        keys "class" (samples of the plain noun), "held_out" (scores of unrelated prompts) and "seconds" of the run.
+        ``key`` is the start of image file names, ``strength`` the strength of the personalisation. Return the JSON of
+        `samples` with the further keys "class" (`samples` of prompts without the identifier), "held_out" (scores of
+        unrelated prompts) and "seconds" (duration of the run).
         """
         folder = Path(str(tuning.out))
         options = {"personalisation": str(folder / dreambooth.RESULT), "personalisation_strength": strength}
@@ -195,7 +198,8 @@ the class, and held-out ones.
 def tuning_config(config: EvaluateSubjectsConfig, folder: Path, method: str, noun: str) -> MVDreamBoothConfig:
     """Load the config of the run that personalises the prior on the photos of an object in ``folder``.
 
-    ``method`` is the method against forgetting, such as "l1", ``noun`` that of the object. Raises ConfigError.
+    ``method`` is the method against forgetting, such as "l1", and ``noun`` is the noun of the object in the prompt.
+    Raises ConfigError if ``config.config`` is not a valid mvdreambooth config.
     """
     values = {
         "prompt": f"{article(noun)} [v] {noun}", "identifier": "[v]", "photos": [str(folder / "photos")],
@@ -209,7 +213,10 @@ def prior_of(tuning: MVDreamBoothConfig, **options: object) -> Prior:
 
 
 def tune(config: MVDreamBoothConfig) -> None:
-    """Start or resume a personalisation run. A finished run is not repeated. Raises Stopped if it does not finish."""
+    """Start or resume a personalisation run. A finished run is not repeated.
+
+    Raises Stopped if the run does not finish, and ConfigError if its config is invalid.
+    """
     config.check()
     if not finished(Path(str(config.out)), config.trainer.max_steps):
         run_config, resume = runs.open_run(config, "subjects")
@@ -225,14 +232,14 @@ def spec_of(noun: str, worn: Accessory) -> Spec:
 def prompt_of(noun: str, worn: Accessory, identifier: str = "") -> str:
     """Return a prompt like "a dog wearing a red hat".
 
-    With ``identifier`` "[v]" it is "a [v] dog wearing a red hat". ``worn`` is the (colour, noun) of an accessory; both
-    are "" for none.
+    With ``identifier`` "[v]" the prompt is "a [v] dog wearing a red hat". ``worn`` is the (colour, noun) of an
+    accessory, or ("", "") for a prompt without an accessory.
     """
     return caption(spec_of(noun, worn)).replace(noun, f"{identifier} {noun}".strip(), 1)
 
 
 def score(verdict: Verdict) -> float:
-    """Return the share of correct answers among those to `KEYS`, in [0, 1]. Answers that do not apply are left out."""
+    """Return the share of correct answers with the keys `KEYS`, in [0, 1]. Answers that do not apply are left out."""
     return float(np.mean([verdict.answers[key] for key in KEYS if verdict.answers.get(key) is not None]))
 
 
@@ -249,7 +256,9 @@ def row_name(key: str) -> str:
 
 
 def sheet(config: EvaluateSubjectsConfig, folder: Path, rows: Rows) -> Array:
-    """Return a contact sheet (H, W, 3), uint8, with a line of images per subject, whose folders are in ``folder``.
+    """Return a contact sheet (H, W, 3), uint8, with a line of images per subject.
+
+    The images are read from the folders of the subjects in ``folder``, which `rows` names.
 
     A line shows photos, then four views each of: a sample of the original prior, samples of the personalised prior
     for the first two of `SETTINGS`, and a sample of the personalised prior for the plain noun.
@@ -273,7 +282,8 @@ def sheet(config: EvaluateSubjectsConfig, folder: Path, rows: Rows) -> Array:
 def compare(rows: Rows, key: str) -> Json:
     """Compare personalised priors with the original prior: differences with 95 % intervals, shares, seconds, as JSON.
 
-    ``rows`` has the measurements of each object, and ``key`` selects a row of the table, such as "l1".
+    ``rows`` has the measurements of each subject. ``key`` selects the personalised priors, such as "l1" (method) or
+    "l1-0.8" (method and strength).
     """
     tuned, base = ([row["found"][name] for row in rows] for name in (key, "base"))
 
@@ -298,7 +308,7 @@ def compare(rows: Rows, key: str) -> Json:
 
 
 def mean_difference(differences: Sequence[float]) -> tuple[float, float, float]:
-    """Return the mean of the differences, and the limits of its 95 % interval. For one value, all three are equal."""
+    """Return (mean, low, high) of differences: their mean and its 95 % interval. For one value, all three are equal."""
     value = float(np.mean(differences))
     return value, *(bootstrap(differences) or (value, value))
 

@@ -38,13 +38,13 @@ ACCESSORY_WEIGHT = 4.0
 N_VIEW = 2
 CALIBRATION_OBJECTS, TEST_OBJECTS = 500, 1000
 BLOCK, BLOCKS, WINDOW = 8, 4, 256
-"""Objects per block, blocks per batch (a new one and earlier ones), and steps from which earlier blocks are reused."""
+"""Objects per block, blocks per batch (a new one and earlier ones), and number of past steps with reusable blocks."""
 
 
 class ClassifierSystem(System):
     """Base class of LightningModules that train a small network ``net`` on augmented toybox images.
 
-    The data of a step depends only on the seed and the number of the step. ``rate`` is the learning rate.
+    The data of a step depends only on the seed and the number of the step. ``rate`` is the learning rate schedule.
 
     Attributes:
         result: file of the trained network, relative to the run folder.
@@ -60,16 +60,19 @@ class ClassifierSystem(System):
         self.config, self.options, self.net, self.rate = config, None, net, rate
 
     def start(self) -> None:
-        """Load initial weights at the start of a new run. Raises ConfigError if they are missing or do not fit."""
+        """Load initial weights at the start of a new run, if the config names some (default: nothing is loaded).
+
+        Raises ConfigError if the weights are missing, or do not fit the network.
+        """
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
         """Return the scalar loss of a step, and a dict of metrics."""
         raise NotImplementedError
 
     def finish(self, path: Path, about: Json) -> tuple[Json, str]:
-        """Measure the network and write it, with the facts ``about`` it, to ``path``.
+        """Measure the trained network, and write it to ``path`` with its measurements and the facts ``about``.
 
-        Return the measurements as JSON and as a sentence.
+        ``about`` has the number of training steps and the seed. Return the measurements as JSON and as a sentence.
         """
         raise NotImplementedError
 
@@ -104,7 +107,7 @@ def train(kind: Callable[[Any], ClassifierSystem], task: Task) -> Status:
 def measure_accuracy(probe: Probe, count: int, seed: int) -> Json:
     """Measure the accuracy of a probe on four renders of each of ``count`` new objects, half of them held out.
 
-    Return it as JSON (`verdict_figures`).
+    Return the result of `verdict_figures` (shares of correct answers), with ``count`` as "objects", as JSON.
     """
     verdicts = []
     splits: dict[Split, int] = {"train": count - count // 2, "held-out": count // 2}
@@ -147,7 +150,10 @@ class ProbeSystem(ClassifierSystem):
         return rgb, Truth.cat([truth for _, truth in blocks])
 
     def block(self, number: int) -> tuple[Tensor, Truth]:
-        """Return images (B, S, S, 3), uint8, and labels of block ``number`` of `BLOCK` objects. It is cached."""
+        """Return images (B, S, S, 3), uint8, and labels of block ``number``, from the cache if they are in it.
+
+        A block has `N_VIEW` views of each of `BLOCK` objects.
+        """
         if number not in self.cache:
             first = (number + self.global_rank * BLOCKS_PER_RANK) * BLOCK  # devices share no samples
             indices, spoiled = range(first, first + BLOCK), self.config.training.spoiled
@@ -215,10 +221,10 @@ def probe_loss(raw: Logits, truth: Truth, emphasis: Tensor | float = 1.0) -> tup
 
 
 def augment(x: Tensor, rng: torch.Generator) -> Tensor:
-    """Augment images (B, 3, S, S) in [0, 1] by random shift, scale, blur, saturation, tint and noise.
+    """Augment images (B, 3, S, S) in [0, 1] by random shift, scale, blur, sharpening, saturation, tint and noise.
 
-    The result has the same shape and range, and resembles samples and volume renders. Images are never mirrored, which
-    would swap left and right. ``rng`` is a generator on the CPU.
+    The result has the same shape and range, and resembles samples of priors and volume renders. Images are never
+    mirrored, because that would swap the left and right sides of objects. ``rng`` is a generator on the CPU.
     """
     count, size = len(x), x.shape[-1]
 

@@ -28,16 +28,16 @@ from .options import AutoencoderConfig
 
 LATENT_CHANNELS = 8
 GROUPS = 1
-"""Number of groups of the group norms; 1 keeps colours comparable."""
+"""Number of groups of the group norms. With 1, all channels share a mean and a variance, so colours stay comparable."""
 RATE = {"0%": 1e-4, "1%": 1e-3, "60%": 1e-3, "100%": 2e-5}
 HALF_SIZE_WEIGHT = 0.25
-"""Weight of the loss of half-size latents and images (arXiv 2502.14831)."""
+"""Weight of the loss between images decoded from half-size latents and half-size images (arXiv 2502.14831)."""
 LATENT_NOISE = 0.5
 """Maximum standard deviation of the noise on latents in the training of the decoder."""
 WHOLE = 0.25
 """Fraction of the steps, at the end of the training, that use whole images."""
 JUMBLES, ROOMS = 0.25, 0.2
-"""Fraction of the object images that show random solids; fraction of all images that show the inside of toy rooms."""
+"""Fraction of the object images that show random solids, and fraction of all images that show the inside of rooms."""
 KL_WEIGHT = 1e-5
 
 
@@ -63,9 +63,10 @@ def build(options: AutoencoderConfig) -> AutoencoderKL:
 def initialise_averaging(vae: Any) -> None:
     """Initialise the weights of an AutoencoderKL so that the encoder averages pixels and the decoder repeats them.
 
-    From random weights, each colour axis takes hundreds of steps. Here channels 0 to 5 carry (r, g, b, -r, -g, -b)
-    through all layers. Since silu(a) - silu(-a) = a, the activations at both ends do not change the colours. Residual
-    branches start at zero, the remaining weights are random. The posterior starts with a standard deviation of 0.05.
+    A network with random weights needs hundreds of training steps to learn each colour axis. Here channels 0 to 5 carry
+    (r, g, b, -r, -g, -b) through all layers. Since silu(a) - silu(-a) = a, the activations at both ends do not change
+    the colours. Residual branches start at zero, the remaining weights are random. The posterior starts with a standard
+    deviation of 0.05.
     """
     signs = torch.cat([torch.eye(3), -torch.eye(3)])  # (6, 3)
     for module in vae.modules():

@@ -33,13 +33,13 @@ from threedgen.train.system import System
 from threedgen.train.task import Task, run_task
 
 BRIGHTNESS, TINT, NOISE = 0.04, 0.015, 0.01
-"""Standard deviations of the augmentation: log brightness of an image, offset of its channels, noise of its pixels."""
+"""Standard deviations of the augmentation: log brightness, offset of each channel, and noise of each pixel."""
 LATENT_NOISE = 0.25
-"""Maximum standard deviation of the noise on latents."""
+"""Maximum standard deviation of the noise on the latents of training images."""
 AUTOENCODER = "toybox-base"
-"""Model whose VAE decodes the images."""
+"""Model whose VAE encodes and decodes the images."""
 FRESH, JUMBLES, MEASURED = 3, 0.1, 256
-"""Number of new images per step, share of images of random solids, and maximum number of images of the evaluation."""
+"""Number of new images per step, share of images of random solids, and maximum number of images in the evaluation."""
 
 
 class MatteImages:
@@ -75,9 +75,10 @@ class MatteImages:
 
     @torch.no_grad()
     def decode_noisy(self, rgb: Array, rng: np.random.Generator) -> Array:
-        """Add noise to images (N, S, S, 3) in [0, 1] in the latent space of the VAE.
+        """Encode images (N, S, S, 3) in [0, 1] by the VAE, add noise to the latents, and decode them.
 
-        The result is float32. The standard deviation of the noise is random for each image, up to `LATENT_NOISE`.
+        The standard deviation of the noise is random for each image, up to `LATENT_NOISE`. The result has the shape of
+        `rgb` and is float32.
         """
         z = encode(self.prior.vae, torch.from_numpy(rgb).float())
         noise = LATENT_NOISE * rng.random((len(z), 1, 1, 1)) * rng.standard_normal(z.shape)

@@ -25,7 +25,7 @@ HEAD_WIDTH = 64
 BASE_HEAD_WIDTH = 56
 """Minimum number of channels per attention head of the 2D model. Its first level has no attention."""
 SINUSOIDS = "time_embedding.linear_1.weight"
-"""Name of the weight whose inputs are sines and cosines of the time step, as many as the first level has channels."""
+"""Name of the UNet weight whose inputs are sines and cosines of the time step, one for each channel of level 0."""
 QUERIES = ".to_q.weight"
 Parts = Sequence[tuple[int, int]]
 """Pairs (old width, new width), one for each of the feature maps that are concatenated as the input of a layer."""
@@ -42,8 +42,8 @@ def base_model(
 
     `channels` are the widths of the UNet's levels, and `image_size` is the side of an image in pixels. The time
     embedding includes the pooled caption, and scales and shifts features. The model predicts v, which weights all noise
-    levels equally. Its noise is stronger than that of Stable Diffusion, whose last noise level would still show latents
-    of this small size.
+    levels equally. Its noise schedule ends with more noise than that of Stable Diffusion, whose last noise level would
+    not hide latents of this small size.
     """
     latent_channels, levels = int(vae.config["latent_channels"]), len(channels) - 1
     unet = UNet2DConditionModel(
@@ -70,15 +70,15 @@ def base_model(
 def multiview_model(
     base: LatentDiffusion, coarse: CoarsePredictor | None, attention: bool = False, rotary: bool = False
 ) -> MVDream:
-    """Build a multi-view prior from the networks of `base`, a 2D model or a multi-view prior. Networks are not copied.
+    """Build a multi-view prior from the networks of `base`, a 2D model or a multi-view prior.
 
-    Additions to the UNet do not change its output before training, because some of their weights are zero. `rotary` is
-    the exception.
+    Networks that get no additions are not copied. Additions to the UNet, except `rotary`, do not change its output
+    before training, because some of their weights are zero.
 
     Args:
-        coarse: predictor whose latents become an input of the UNet; None: no such input.
+        coarse: coarse predictor, whose latents become an input of the UNet; None: no predictor.
         attention: add attention to the UNet levels that have none.
-        rotary: rotary embedding of 3D points and of image positions in self-attention (`WorldRotary`).
+        rotary: use a rotary embedding of 3D points and of image positions in self-attention (`WorldRotary`).
     """
     unet: Any = base.unet
     if coarse is not None and base.coarse is None:
@@ -92,9 +92,10 @@ def multiview_model(
 
 @torch.no_grad()
 def coded(coarse: CoarsePredictor) -> CoarsePredictor:
-    """Return a copy of a coarse predictor with object codes and one more block per level, or `coarse` if it has codes.
+    """Return a copy of a coarse predictor with an input for object codes, and with one more block per level.
 
-    The new blocks have no effect on the output before training; the tokens of the code change it a little.
+    The new blocks have no effect on the output before training; the tokens of the code change it a little. If `coarse`
+    already has an input for object codes, it is returned itself.
     """
     if coarse.config["code"]:
         return coarse
@@ -129,7 +130,7 @@ def with_camera(unet: UNet2DConditionModel) -> UNet2DConditionModel:
 
 @torch.no_grad()
 def with_attention(unet: UNet2DConditionModel) -> UNet2DConditionModel:
-    """Return a copy of the UNet with attention at all levels. The output of the added layers is zero at first."""
+    """Return a copy of the UNet with attention at all levels. The added layers output zero before training."""
     config: Any = unet.config
     widths, heads = config["block_out_channels"], list(config["attention_head_dim"])  # numbers of heads
     for level, kind in enumerate(config["down_block_types"]):
@@ -160,7 +161,8 @@ def widen(unet: Any, channels: Sequence[int], rng: torch.Generator) -> Any:
     projection between them, and the output changes more.
 
     Raises:
-        ConfigError: a width is no multiple of the old one, or levels of the same width would get different widths.
+        ConfigError: a new width is no multiple of the old width of its level, or neighbouring levels of the same old
+            width have different new widths.
     """
     old = list(unet.config["block_out_channels"])
     if list(channels) == old:

@@ -1,4 +1,4 @@
-"""Config models of train-base, train-prior and train-own-prior. The module does not import torch."""
+"""Config models of train-base, train-prior, train-own-prior and train-matte. The module does not import torch."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -19,7 +19,7 @@ GROUPS = 16
 
 
 class AutoencoderConfig(Config):
-    """The autoencoder and its training."""
+    """Options of the autoencoder and of its training."""
 
     channels: Widths = (24, 48, 96, 160)
     batch: base.Count = Field(16, description="images per step; a crop step takes two crops of each")
@@ -32,13 +32,13 @@ class AutoencoderConfig(Config):
 
 
 class DecoderConfig(Config):
-    """Training of the autoencoder's decoder on noisy latents."""
+    """Options of the training of the autoencoder's decoder on noisy latents."""
 
     max_steps: base.Count = 2500
 
 
 class NetworkConfig(Config):
-    """Widths of the UNet's levels."""
+    """Options of the UNet: the number of channels of each level."""
 
     channels: Widths = (64, 128, 224)
 
@@ -50,14 +50,14 @@ class NetworkConfig(Config):
 
 
 class WordsConfig(Config):
-    """Contrastive training of the text encoder, as in CLIP: captions against latents of their images."""
+    """Options of the contrastive training of the text encoder, as in CLIP: captions against latents of their images."""
 
     max_steps: base.Count = 800
     batch: int = Field(256, ge=2, description="images per step, each with its caption")
 
 
 class DiffusionConfig(base.DenoisingConfig):
-    """Training of the UNet."""
+    """Options of the training of a UNet."""
 
     batch: base.Batch = 64
     fresh: base.Fresh = 4
@@ -78,7 +78,7 @@ class DiffusionConfig(base.DenoisingConfig):
 
 
 class PhotographsConfig(DiffusionConfig):
-    """Training of the UNet of the 2D model on images of objects and rooms."""
+    """Options of the training of the 2D model's UNet on images of objects and rooms."""
 
     rooms: base.Share = Field(0.25, description="share of images inside rooms")
     clutter: base.Share = Field(1.0, description="share of the possible objects that stand in a room")
@@ -86,7 +86,7 @@ class PhotographsConfig(DiffusionConfig):
 
 
 class MultiviewDiffusionConfig(DiffusionConfig):
-    """Training of the UNet on 2D and multi-view batches (MVDream, section 3).
+    """Options of the training of a multi-view prior's UNet on 2D and multi-view batches (MVDream, section 3).
 
     `batch`, `fresh`, `first` and `pictures` are rounded up to whole objects of `n_view` images.
     """
@@ -98,7 +98,10 @@ class MultiviewDiffusionConfig(DiffusionConfig):
 
 
 class CoarseConfig(Config):
-    """Training of the coarse predictor, which computes latents from caption, camera and object code in one step."""
+    """Options of the training of the coarse predictor, which computes latents in one step.
+
+    The inputs of the coarse predictor are caption, camera and object code.
+    """
 
     max_steps: base.Count = 8000
     sampler_steps: base.Count = Field(4000, description="steps of the sampler of object codes")
@@ -107,9 +110,9 @@ class CoarseConfig(Config):
 
 
 class TrainBaseConfig(base.TrainConfig):
-    """Train the toybox's 2D model, from the autoencoder to the UNet, or only `start`'s UNet.
+    """Options of the training of the toybox's 2D model, from the autoencoder to the UNet.
 
-    The stages are autoencoder, decoder, text encoder and UNet.
+    The stages are autoencoder, decoder, text encoder and UNet. With `start`, only the UNet of this model is trained.
     """
 
     image_size: int = Field(128, ge=32, le=1024, description="side of an image, pixels")
@@ -132,7 +135,7 @@ class TrainBaseConfig(base.TrainConfig):
 
 
 class TrainPriorConfig(base.TrainConfig):
-    """Train the toybox's multi-view prior from its 2D model, or train a prior further."""
+    """Options of the training of the toybox's multi-view prior, from a 2D model or from a multi-view prior."""
 
     start: str = Field(min_length=1, description="2D model or multi-view prior to start from")
     coarse: CoarseConfig | None = Field(CoarseConfig(), description="coarse predictor; null: as in start")
@@ -154,7 +157,7 @@ class TrainPriorConfig(base.TrainConfig):
 
 
 class OwnTrainingConfig(MultiviewDiffusionConfig):
-    """Training of the UNet on renders of user assets."""
+    """Options of the training of a multi-view prior's UNet on renders of user assets."""
 
     first: base.First = 2048
     pictures: Images = 100_000
@@ -163,7 +166,7 @@ class OwnTrainingConfig(MultiviewDiffusionConfig):
 
 
 class TrainOwnPriorConfig(AssetsConfig):
-    """Train a multi-view prior, or a 2D model, further on your own meshes and captions."""
+    """Options of the further training of a multi-view prior, or of a 2D model, on your own meshes and captions."""
 
     prior: Annotated[Any, Component("prior", default="mvdream", only=("mvdream",))] = {}
     pictures: str | None = Field(
@@ -193,7 +196,7 @@ class TrainOwnPriorConfig(AssetsConfig):
 
 
 class MatteNetworkConfig(Config):
-    """Size of the network that predicts the object's opacity in an image."""
+    """Options of the network that predicts the object's opacity at each pixel of an image."""
 
     size: int = Field(128, ge=8, le=1024, description="side of the images, pixels")
     channels: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = Field(
@@ -207,7 +210,7 @@ class MatteNetworkConfig(Config):
 
 
 class MatteTrainingConfig(Config):
-    """Training of the network that predicts the object's opacity in an image."""
+    """Options of the training of the network that predicts the object's opacity at each pixel of an image."""
 
     batch: base.Batch = 16
     first: base.First = 1024
@@ -215,7 +218,7 @@ class MatteTrainingConfig(Config):
 
 
 class TrainMatteConfig(base.TrainConfig):
-    """Train the network that separates objects of toybox images from their grey background."""
+    """Options of the training of the network that separates objects of toybox images from their grey background."""
 
     network: MatteNetworkConfig = MatteNetworkConfig()
     training: MatteTrainingConfig = MatteTrainingConfig()

@@ -38,17 +38,17 @@ from .options import (
 from .text_encoder import vocabulary_digest
 
 TWO_D, NO_TEXT, NO_CODE = 0.03, 0.2, 0.15
-"""Fraction of the steps without cameras, and fractions of the captions and of the object codes that are dropped."""
+"""Coarse predictor: fraction of the training steps without cameras, and fractions of captions and codes dropped."""
 WEIGHT_DECAY, EMA_DECAY = 0.05, 0.998
 SOURCES, TARGETS, ALL_SOURCES = 3, 3, 0.75
-"""Maximum number of views from which the code is encoded, number of predicted views, and share of the steps that encode
-the maximum."""
+"""Coarse predictor: maximum number of views from which an object code is encoded, number of predicted views per object,
+and share of the training steps that encode codes from the maximum."""
 OBJECTS, BATCH, LEVELS = 32, 128, 3
 """Objects per step of the coarse predictor; captions per step of the code sampler, and noise levels for each."""
 CODE_NOISE = 0.3
 """Standard deviation of the noise on object codes in training; codes have the standard deviation 1."""
 FIRST, FRESH = 2048, 2
-"""Objects available at the first step, and new objects per step."""
+"""Coarse predictor and code sampler: objects available at the first step, and new objects per step."""
 SHEET_PROMPTS = (
     "a blue dog wearing a red hat",
     "a yellow car with black wheels",
@@ -63,7 +63,7 @@ SHEET_PROMPTS = (
     "the corner of a green room",
     "a pink room with a blue floor and a black table",
 )
-"""Prompts of the sample sheet; a multi-view prior samples the objects, the first eight."""
+"""Prompts of the sample sheet. A multi-view prior samples only the first eight, which are objects, not rooms."""
 
 
 def objects_of(images: int, n_view: int) -> int:
@@ -132,9 +132,9 @@ class PriorSystem(DenoisingSystem):
         return sample_entries(rng, int(step * share), *numbers)
 
     def fill(self, bank: LatentBank, chosen: Array) -> None:
-        """With several processes, render and encode those of the entries `chosen` (n,) that the cache `bank` lacks.
+        """Render and encode the entries `chosen` (n,) that the cache `bank` lacks, a part of them in each process.
 
-        Each process makes a part. With one process nothing is done, because reading then fills the cache.
+        With one process nothing is done here, because the cache then makes missing entries when they are read.
         """
         if self.process[1] > 1:
             self.trainer.strategy.barrier()  # so that all find the same entries missing
@@ -160,7 +160,11 @@ class PriorSystem(DenoisingSystem):
         return Batch(z.flatten(0, 1), t, noise, text, {"camera": camera, "n_view": n_view})
 
     def with_codes(self, text: Tensor, z: Tensor, c2w: Tensor, rng: torch.Generator) -> Tensor:
-        """Return the embeddings `text` (n, L, D) with the noisy object codes of a share of the objects."""
+        """Return text embeddings (n, L, D) whose last token, which holds the object code, is set.
+
+        The random share `object_codes` of the n objects get their code with noise, encoded from their clean latents `z`
+        (n, V, C, h, w) and poses `c2w` (n, V, 4, 4). The code of the other objects is zero, which means unspecified.
+        """
         coded = self.model.encode_code(text, z.to(self.device), c2w)
         code = coded[:, -1:]
         noise = torch.randn(code.shape, generator=rng).to(code)
@@ -184,7 +188,10 @@ class PriorSystem(DenoisingSystem):
         self.model.save(folder / ("prior" if self.n_view > 1 else "base"))
 
     def sample_sheet(self) -> Sheet:
-        """Return samples of `SHEET_PROMPTS`: single images of a 2D model, or views all around of a multi-view prior."""
+        """Sample `SHEET_PROMPTS`: single images with a 2D model, or views from all sides with a multi-view prior.
+
+        A multi-view prior samples only the prompts of objects.
+        """
         n_view, c2w = self.n_view, None
         prompts = SHEET_PROMPTS[:8] if n_view > 1 else SHEET_PROMPTS
         if n_view > 1:
@@ -234,10 +241,10 @@ class OwnPriorSystem(PriorSystem):
 
 
 class PredictorSystem(AveragedSystem):
-    """Base of the trainings of a coarse predictor.
+    """Base LightningModule of the trainings of a coarse predictor and of its code sampler.
 
-    The frozen text encoder is that of `prior`, and `bank` has cached latents, captions and cameras of `SOURCES` +
-    `TARGETS` views per object.
+    The frozen text encoder of `prior` encodes the captions. `bank` is a disk cache of latents, captions and cameras of
+    `SOURCES` + `TARGETS` views per object.
     """
 
     prior: LatentDiffusion
@@ -258,8 +265,9 @@ class PredictorSystem(AveragedSystem):
 class CoarseSystem(PredictorSystem):
     """LightningModule that trains `coarse`, which predicts latents of an object in one step, and its object encoder.
 
-    The loss is the squared error of the latents of `TARGETS` views of each object, predicted from caption, cameras and
-    the noisy code of other views. Some captions and some codes are dropped, so each of the two is enough.
+    The loss is the squared error of the latents of `TARGETS` views of each object. They are predicted from the caption,
+    the cameras, and an object code with noise, which is encoded from other views. Some captions and some codes are
+    dropped, so that the network can also predict from only one of the two.
     """
 
     stage = "coarse predictor"
@@ -298,8 +306,8 @@ class CoarseSystem(PredictorSystem):
 class CodeSystem(PredictorSystem):
     """LightningModule that trains the code sampler of `coarse` on the codes of cached objects, by flow matching.
 
-    Each step takes several noise levels for each code. The captions are new: `caption` writes one for the object with
-    an index of `bank`, with random wording and with random colours left open.
+    Each step trains on several noise levels for each code. The captions in `bank` are not used: `caption(index, rng)`
+    writes a new caption for the object with this index, with random wording and a random subset of its colour words.
     """
 
     stage = "object codes"

@@ -1,9 +1,9 @@
 """The tasks train-base and train-prior, which train the priors of the toybox, and train-own-prior on user assets.
 
-RUN/autoencoder/    (train-base) checkpoints, images and weights of the first stage, the autoencoder
-RUN/decoder/        (train-base) the same for the second stage, the decoder on noisy latents
-RUN/words/          (train-base) the same for the third stage, the text encoder
-RUN/coarse/, codes/ (train-prior) the same for its first stages, the coarse predictor and its object codes
+RUN/autoencoder/    (train-base) checkpoints, images and weights of stage 1, the autoencoder
+RUN/decoder/        (train-base) checkpoints, images and weights of stage 2, the decoder on noisy latents
+RUN/words/          (train-base) checkpoints and weights of stage 3, the text encoder
+RUN/coarse/, codes/ (train-prior) checkpoints and weights of the coarse predictor, and of its sampler of object codes
 RUN/views/, assets.csv, sheet.png    (train-own-prior) renders of the assets, their list, and a contact sheet of them
 RUN/latents/        cache of encoded single images, safe to delete; NAME-half/ has them at half size
 RUN/objects/, coded/     caches of encoded views of objects, for the UNet and for the coarse predictor
@@ -44,7 +44,7 @@ from .options import CoarseConfig, TrainBaseConfig, TrainOwnPriorConfig, TrainPr
 from .system import SOURCES, TARGETS, CoarseSystem, CodeSystem, OwnPriorSystem, PriorSystem, objects_of
 
 SCATTERED = 0.5
-"""Share of the coarse predictor's objects with cameras that are independent of each other."""
+"""Share of the coarse predictor's training objects whose cameras are sampled independently, not evenly spaced."""
 
 
 def train_base(task: Task) -> Status:
@@ -60,8 +60,8 @@ def train_base(task: Task) -> Status:
 def load_start(task: Task, start: str, image_size: int | None = None) -> LatentDiffusion:
     """Load the model with which a training starts, from the weights `start`.
 
-    If `widen` is set in the config, the levels of its UNet are widened to these numbers of channels. `image_size` is in
-    pixels; None: that of the model.
+    If the config has numbers of channels in `widen`, the levels of the UNet are widened to them. `image_size` is the
+    side of an image in pixels; None: the image size of the loaded model.
     """
     config: TrainBaseConfig | TrainPriorConfig = task.config
     prior = LatentDiffusion.load(start, image_size=image_size)
@@ -74,15 +74,15 @@ def load_start(task: Task, start: str, image_size: int | None = None) -> LatentD
 def banks(
     task: Task, prior: LatentDiffusion, name: str, source: Source, share: float = 1.0
 ) -> list[tuple[float, LatentBank]]:
-    """Create the disk caches of latents that a training reads, each with the share of the steps that train on it.
+    """Create the disk caches of latents of a source, as pairs (share of the training steps that use a cache, cache).
 
-    There is a cache of full-size latents and, if the config's `training.half` is above 0, one of half-size latents for
-    this fraction of the steps.
+    There is a cache of full-size latents. If the config's `training.half` is above 0, there is also a cache of
+    half-size latents, which gets this fraction of the source's steps.
 
     Args:
         name: folder of the full-size cache in the run folder.
         source: source of the images.
-        share: share of the steps that use the source.
+        share: share of all training steps that use the source.
     """
     half, size = task.config.training.half, prior.image_size
     with called("training.half"):
@@ -100,7 +100,8 @@ def bank(task: Task, name: str, source: Source, vae: AutoencoderKL, size: int) -
 def train_networks(task: Task, source: Source) -> LatentDiffusion:
     """Train autoencoder, decoder and text encoder on images of `source`, one after the other.
 
-    Return a model of these networks and an untrained UNet. Stages that finished in an earlier run are loaded.
+    Return a 2D model of these networks and an untrained UNet. Networks that an earlier process of the run has finished
+    are loaded.
     """
     config: TrainBaseConfig = task.config
     seed, size, vae = config.seed, config.image_size, autoencoder.build(config.autoencoder)
@@ -148,9 +149,10 @@ def train_prior(task: Task) -> Status:
 
 
 def train_coarse(task: Task, base: LatentDiffusion, o: CoarseConfig) -> CoarsePredictor:
-    """Train the coarse predictor and its sampler of object codes, or load the finished ones.
+    """Train the coarse predictor and its sampler of object codes, or load the finished networks from the run folder.
 
-    Return the predictor frozen, with the moving average of its weights. A predictor of `base` is trained further.
+    A coarse predictor that `base` already has is trained further. Return the predictor frozen, with the moving average
+    of its weights.
     """
     seed = task.config.seed
     seed_networks(seed, "coarse")
@@ -210,10 +212,10 @@ def train_own(task: Task) -> Status:
 
 
 def load_own_start(config: TrainOwnPriorConfig) -> MVDream:
-    """Load the prior to train further.
+    """Load the prior of the config as a multi-view prior, to train it further.
 
-    Raises ConfigError. A 2D model becomes a multi-view prior by a camera embedding, which has no effect before
-    training.
+    A 2D model becomes a multi-view prior by a new camera embedding, which has no effect before training. Raises
+    ConfigError if the weights are missing, damaged or of another kind.
     """
     with called("prior.weights"):
         prior: LatentDiffusion = load_prior(LatentDiffusion, config.prior, device(config.trainer.accelerator))

@@ -1,7 +1,7 @@
 """Tokenizer of the toybox's captions, and contrastive training of its text encoder (CLIP, Radford et al. 2021).
 
-Latents take the place of the images. If the text encoder were trained by the UNet's loss alone, it would learn nouns
-many times more slowly than colours.
+Captions are compared with latents of their images, not with images. If the text encoder were trained by the UNet's loss
+alone, it would learn nouns many times more slowly than colours.
 """
 
 import hashlib
@@ -25,9 +25,9 @@ from threedgen.train.system import System
 from .options import WordsConfig
 
 PICTURES, FRESH = 16_384, 16
-"""Number of distinct images, and number of new images per step."""
+"""Number of distinct images (with captions) in the training, and number of new images per step."""
 TEXT_WIDTH, TEXT_LAYERS, TEXT_HEADS, MAX_TOKENS = 128, 3, 4, 32
-"""Width, layers and attention heads of the text encoder, and maximum tokens of a prompt with <start> and <end>."""
+"""Width, layers and attention heads of the text encoder; maximum tokens of a prompt, including <start> and <end>."""
 PAD, START, END, UNKNOWN = "<pad>", "<start>", "<end>", "<unknown>"
 
 
@@ -48,7 +48,7 @@ def captions() -> Iterator[str]:
 def train_tokenizer() -> PreTrainedTokenizerFast:
     """Build a tokenizer with one token per word of toybox captions.
 
-    Token sequences are <start> ... <end>, padded with <pad>. Other words become <unknown>.
+    Token sequences are <start> ... <end>, padded with <pad>. Words that do not occur in captions become <unknown>.
     """
     tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
@@ -112,7 +112,7 @@ def latent_tower(channels: int, width: int) -> nn.Sequential:
 class TextEncoderSystem(System):
     """LightningModule that trains a text encoder in place by a contrastive loss, as in CLIP.
 
-    `bank` is a disk cache of captions and of the latents of their images, which take the place of images.
+    `bank` is a disk cache of captions and of latents of their images. The latents take the place of CLIP's images.
     """
 
     stage = "text encoder"
