@@ -1,4 +1,4 @@
-"""Verdicts on objects: the probe, an image classifier, labels the views of an object. Verdicts compare them to prompts."""
+"""Verdicts on objects: answers of the probe, an image classifier, for the views of an object, compared with a prompt."""
 
 from __future__ import annotations
 

@@ -172,9 +172,11 @@ class EvaluatePriorConfig(SamplingConfig):
     n_view: int = Field(4, ge=2, le=64, description="views per object")
     from_noise: bool = Field(False, description="start samples from noise, not from the coarse prediction")
     fov: float = Field(40.0, gt=0, lt=180, description="vertical field of view of the true renders, degrees")
-    relative_distance: float = Field(0.95, gt=0, le=100, description="camera distance of the true renders, in units of 1 / tan(fov / 2)")
-    view_use: int = Field(64, ge=0, le=10_000, description="objects to measure how much a view uses the other views; 0: off")
-    open_nouns: int = Field(24, ge=0, le=76, description="prompts without colours, and as many with an accessory; 0: off")
+    relative_distance: float = Field(
+        0.95, gt=0, le=100, description="camera distance of the true renders, in 1 / tan(fov / 2)"
+    )
+    view_use: int = Field(64, ge=0, le=10_000, description="objects that measure the use of the other views; 0: off")
+    open_nouns: int = Field(24, ge=0, le=76, description="prompts without colour; as many with an accessory; 0: off")
 
 
 class Evaluate3DConfig(RunConfig):
