@@ -57,7 +57,7 @@ Clutter = Annotated[
     float, Field(ge=0, le=1, description="objects in a room, as a share of those in the 2D model's training rooms")
 ]
 DEFAULT_CLUTTER = 0.4
-"""Default of `clutter`. At this value a caption, which names up to three objects, names most of the visible ones."""
+"""Default of `clutter`. At this value a caption, which names up to three objects, names most of the visible objects."""
 
 
 class RoomPanoramasConfig(Config):

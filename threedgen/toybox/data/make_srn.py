@@ -73,10 +73,9 @@ def _chest(b: Builder) -> None:
 def surface(solids: Sequence[Primitive], box: np.ndarray, side: str, across: float, up: float) -> np.ndarray | None:
     """Cast a ray from a side of the bounding box `box` (2, 3) to the box's middle plane.
 
-    Return the first point (3,) of the ray that is inside one of the `solids`, or None if there is no such point.
-
-    The ray is perpendicular to the side, a key of `SIDES` such as "front". It starts at `across` and `up`, both in
-    [-1, 1]; 0 is the middle of the side.
+    The ray is perpendicular to `side`, a key of `SIDES` such as "front". It starts at the relative coordinates `across`
+    and `up` on this side, both in [-1, 1]; 0 is the middle of the side. Return the first point (3,) of the ray that is
+    inside one of the `solids`, or None if there is no such point.
     """
     centre, half = (box[0] + box[1]) / 2, (box[1] - box[0]) / 2
     normal = np.array([*SIDES[side][0], 0.0])

@@ -1,4 +1,4 @@
-"""Verdicts on objects: answers of the probe, an image classifier, for the views of an object, compared with a prompt."""
+"""Verdicts on objects: answers of the probe, an image classifier, for views of an object, compared with the prompt."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ MIN_VISIBLE = 1e-3  # minimum share of the pixels of an image that show a visibl
 
 @dataclass(frozen=True)
 class Labels:
-    """Class names of the probe, which classifies toybox images. Class k has the name at index k of a tuple.
+    """Class names of the probe, which classifies toybox images. The index of a name is its class index.
 
     Attributes:
         nouns, colours: names of the object classes and of the colours.

@@ -105,7 +105,7 @@ class TrainIdentityConfig(RunConfig):
 
 
 class ProbeConfig(Config):
-    """Options of the probe, the classifier that judges toybox images: its weights."""
+    """Options of the probe, the classifier that judges toybox images: where its weights are."""
 
     embedded: ClassVar[str] = PROBE  # file of the weights "embedded"
 
@@ -146,7 +146,7 @@ class ToyboxIdentityConfig(Config):
 
 
 class ToyboxScenesConfig(Config):
-    """Held-out captions, with views of toybox objects from a ring of cameras as original data.
+    """Held-out captions, each with true views of a toybox object from a ring of cameras.
 
     Held-out captions have combinations of noun, colour and part that training excludes.
     """
@@ -173,7 +173,7 @@ class EvaluatePriorConfig(SamplingConfig):
     from_noise: bool = Field(False, description="start samples from noise, not from the coarse prediction")
     fov: float = Field(40.0, gt=0, lt=180, description="vertical field of view of the true renders, degrees")
     relative_distance: float = Field(
-        0.95, gt=0, le=100, description="camera distance of the true renders, in 1 / tan(fov / 2)"
+        0.95, gt=0, le=100, description="camera distance of the true renders, in units of 1 / tan(fov / 2)"
     )
     view_use: int = Field(64, ge=0, le=10_000, description="objects that measure the use of the other views; 0: off")
     open_nouns: int = Field(24, ge=0, le=76, description="prompts without colour; as many with an accessory; 0: off")

@@ -93,7 +93,7 @@ class Surface(NamedTuple):
 
     Attributes:
         roughness: mean angle between normals of neighbouring pixels, degrees; None: no visible surface.
-        translucent: whether the density field is translucent (half of the light gets deeper than `MAX_HALF_DEPTH`).
+        translucent: whether half of the light gets deeper into the density field than `MAX_HALF_DEPTH` of its size.
     """
 
     roughness: float | None
@@ -168,7 +168,7 @@ def fidelity_table(figures: Json) -> str:
 
 
 SHEET_KEYS = ("noun", "colour", "bound", "order", "one_front")
-"""Keys of the answers of the probe that the label of an image on the contact sheet names if they are wrong."""
+"""Keys of `FIGURES` that the label of an object on the contact sheet lists if their answers are wrong."""
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """Task "evaluate-subjects": tune a prior on photos of subjects; measure their identity in samples, and forgetting.
 
 Subjects are unusual toybox objects. Identity is the similarity of samples to true views of the subject. Samples of the
-base prior and of the tuned prior start from the same noise and have the same cameras. The base prior
-receives "a dog wearing a red hat". The tuned prior receives "a [v] dog wearing a red hat" (identity) and the prompt of
-the base prior (forgetting of the class). Both receive held-out prompts of any noun (general forgetting).
+base prior and of the tuned prior start from the same noise and have the same cameras. The base prior receives "a dog
+wearing a red hat". The tuned prior receives "a [v] dog wearing a red hat" (identity) and the prompt of the base prior
+(forgetting of the class). Both receive held-out prompts of any noun (general forgetting).
 
 RUN/subjects/003-dog/   photos, and for each method against forgetting, such as l1: the mvdreambooth run (l1/),
                         measurements (l1.json; l1-0.8.json at strength 0.8), and sampled views (l1-0.png of the first
@@ -56,7 +56,8 @@ Accessory = tuple[str, str]  # colour and noun of an accessory; both are "" for 
 SETTINGS: tuple[Accessory, ...] = (("", ""), ("red", "hat"), ("blue", "scarf"), ("green", "glasses"))
 """Accessories (colour, noun) in the prompts of a subject. A setting is an index into this tuple."""
 Rows = Sequence[Json]
-"""One JSON object per subject: ``subject`` is the name of its folder, ``found`` maps table rows to measurements."""
+"""One JSON object per subject: "subject" is the name of its folder, "found" maps "base" and rows of the table, such as
+"l1", to the measurements of the base prior and of tuned priors."""
 
 
 @dataclass(frozen=True)
@@ -123,8 +124,9 @@ class Subjects(runner.Evaluation[EvaluateSubjectsConfig, int, Json]):
     ) -> list[tuple[Array, Array]]:
         """Sample V views of each prompt.
 
-        ``places`` has a pair (subject number, index into `SETTINGS`) per prompt, which seeds cameras and noise. Return
-        for each prompt its views (V, S, S, 3), uint8, and the azimuths (V,) of their cameras in radians.
+        ``places`` has a pair of integers per prompt, which seeds cameras and noise: (subject number, index into
+        `SETTINGS`), or (index of the case, -1) for held-out prompts. Return for each prompt its views (V, S, S, 3),
+        uint8, and the azimuths (V,) of their cameras in radians.
         """
         config = self.config
         rings = [self.ring(*place) for place in places]
@@ -258,10 +260,9 @@ def row_name(key: str) -> str:
 def sheet(config: EvaluateSubjectsConfig, folder: Path, rows: Rows) -> Array:
     """Return a contact sheet (H, W, 3), uint8, with a line of images per subject.
 
-    The images are read from the folders of the subjects in ``folder``, which `rows` names.
-
     A line shows photos, then four views each of: a sample of the original prior, samples of the personalised prior
-    for the first two of `SETTINGS`, and a sample of the personalised prior for the plain noun.
+    for the first two of `SETTINGS`, and a sample of the personalised prior for the plain noun. The images are read from
+    the folders of the subjects in ``folder``.
     """
     key = row_key(*config.rows[0])
     shown = {"base-0": "{}, base"}

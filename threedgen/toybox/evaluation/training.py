@@ -221,7 +221,7 @@ def probe_loss(raw: Logits, truth: Truth, emphasis: Tensor | float = 1.0) -> tup
 
 
 def augment(x: Tensor, rng: torch.Generator) -> Tensor:
-    """Augment images (B, 3, S, S) in [0, 1] by random shift, scale, blur, sharpening, saturation, tint and noise.
+    """Augment images (B, 3, S, S) in [0, 1] by random shift, scale, blur, saturation, brightness, tint and noise.
 
     The result has the same shape and range, and resembles samples of priors and volume renders. Images are never
     mirrored, because that would swap the left and right sides of objects. ``rng`` is a generator on the CPU.

@@ -115,8 +115,8 @@ def half_size(x: Tensor) -> Tensor:
 def reconstruction_loss(y: Tensor, x: Tensor) -> Tensor:
     """Return the scalar loss between reconstructions `y` and true images `x`, both (B, 3, H, W) in [-1, 1].
 
-    It is L1 + 2 MSE + 0.5 L1 of the differences of neighbouring pixels + 2 L1 at an eighth of the size. The third term
-    keeps outlines sharp. The last term makes the network learn colours early.
+    The loss is L1 + 2 MSE + 0.5 L1 of the differences of neighbouring pixels + 2 L1 at an eighth of the size. The third
+    term keeps outlines sharp. The last term makes the network learn colours early.
     """
     sharp = sum(F.l1_loss(a, b) for a, b in zip(edges(y), edges(x), strict=True))
     coarse = F.l1_loss(F.avg_pool2d(y, 8), F.avg_pool2d(x, 8))
@@ -131,7 +131,7 @@ def psnr(y: Tensor, x: Tensor) -> float:
 class AutoencoderSystem(System):
     """LightningModule that trains an AutoencoderKL.
 
-    Each step renders new toybox images. If `max_steps` is not None, it replaces `options.max_steps`. `facts` are
+    Each step renders new toybox images. `max_steps` is the number of steps; None: `options.max_steps`. `facts` are
     further settings that must stay the same when a run is resumed.
     """
 
@@ -155,7 +155,7 @@ class AutoencoderSystem(System):
     def images(self, step: int) -> Tensor:
         """Return the training images of a step, float32 in [-1, 1].
 
-        At first they are two random crops of each image, (2 batch, 3, image_size / 2, image_size / 2). In the last
+        At first they are two random crops of each image, (2 * batch, 3, image_size / 2, image_size / 2). In the last
         fraction WHOLE of the steps they are whole images (batch, 3, image_size, image_size).
         """
         batch, size, rng = self.options.batch, self.image_size, self.numpy_rng(step, "crops")

@@ -214,8 +214,8 @@ class OwnPriorSystem(PriorSystem):
     """LightningModule that trains a prior on renders of the user's 3D assets.
 
     The sample sheet has renders of the held-out assets `shown` beside samples of their captions from the same cameras.
-    The FID between the two is logged as `fid`. It is computed from few images, so compare it within one run only. If
-    `shown` is None, there is no sheet.
+    The FID between renders and samples is logged as `fid`. It is computed from few images, so compare it within one run
+    only. If `shown` is None, no sheet is written, and no FID is computed.
     """
 
     features: FeatureNetwork

@@ -176,7 +176,7 @@ run_prior = partial(run_task, train_prior, result="prior", files=("prior/model_i
 
 
 TEXT_BYTES, BLOCK = 400, 8
-"""Bytes stored per caption; number of entries that are encoded together."""
+"""Bytes stored per caption in the caches of user assets, and number of entries that are encoded together."""
 MAX_SHOWN = 8
 
 

@@ -146,7 +146,10 @@ class Builder:
             self.add(kind, (x, side * y, z), size, colour, label, (side * ax, ay, side * az), param)
 
     def limbs(self, start, end, *args: Any, **kwargs: Any) -> None:
-        """Add a `limb` from ``start`` to ``end``, each (3,), on the left (+y), and its mirror image on the right."""
+        """Add a `limb` from ``start`` to ``end``, each (3,), on the left (+y), and its mirror image on the right.
+
+        Further arguments are those of `limb`.
+        """
         (ax, ay, az), (bx, by, bz) = start, end
         for side in (-1, 1):
             self.limb((ax, side * ay, az), (bx, side * by, bz), *args, **kwargs)

@@ -148,7 +148,10 @@ NO_ARTICLE = {"feet", "hair", "icing", "cheese", "salad"}
 
 
 def detail_phrase(word: str, colour: str) -> str:
-    """Return a noun phrase for the part or accessory ``word``: "a red hat" or, if ``colour`` is "", "a hat"."""
+    """Return a noun phrase for the part or accessory ``word``: "a red hat" or, if ``colour`` is "", "a hat".
+
+    Words that end with "s" and those in `NO_ARTICLE`, such as "hair", have no article.
+    """
     words = f"{colour} {word}".strip()
     return words if word.endswith("s") or word in NO_ARTICLE else f"{article(words)} {words}"
 

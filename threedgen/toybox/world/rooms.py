@@ -113,8 +113,8 @@ class Furnisher:
     def mount(self, wall: int, at: float, z: float, builder: Builder, phrase: str) -> None:
         """Add the solids of ``builder``, which face +x, to the wall ``WALLS[wall]``.
 
-        Captions call them ``phrase``. The builder's origin is placed ``at`` metres along the wall from its centre, and
-        ``z`` metres high.
+        Captions call the added item ``phrase``. The origin of the builder is placed ``at`` metres along the wall from
+        the centre of the wall, and ``z`` metres high.
         """
         position = np.append(WALLS[wall] * HALF_WIDTH + np.abs(WALLS[wall][::-1]) * at, z)
         yaw = inward_yaw(WALLS[wall])
@@ -210,7 +210,7 @@ def sample_camera(rng: np.random.Generator) -> tuple[np.ndarray, float]:
     """Sample a camera in a room. Return c2w (4, 4), camera-to-world, OpenGL axes, and the field of view in radians.
 
     85 % of the cameras are horizontal, in the centre, with a field of view of 90 degrees, as in panoramas. The others
-    have random directions and positions near the centre.
+    have random directions and fields of view, and random positions near the centre.
     """
     if rng.random() < 0.85:
         position, azimuth, elevation, fov = EYE_POSITION, float(YAW_STEP * rng.integers(360 // YAW_STEP)), 0.0, 90.0
@@ -422,7 +422,7 @@ def _object(f: Furnisher, word: str, radii: dict[str, float], corner: bool, colo
 
 MOUNTED = {"door": _door, "window": _window, "picture": _picture}
 SURFACES, UNPROMPTED = ("room", "wall", "floor"), ("door", "window", "sofa", "table")
-"""Nouns whose colour word in a prompt sets the colour of walls or floor, and items of a room if a prompt names none."""
+"""Words whose colour in a prompt is the colour of walls or floor, and items of a room whose prompt names no item."""
 ITEM = re.compile(
     rf"\b(two )?(?:({'|'.join(COLOURS)}) )?({'|'.join((*SURFACES, *MOUNTED, *FURNITURE, *CORNER_OBJECTS))})s?\b"
 )
