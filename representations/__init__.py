@@ -1,6 +1,7 @@
-"""Fields, meshes, backgrounds, materials and the volume renderer.
+"""Fields, meshes, 3D Gaussians, backgrounds, materials and the volume renderer.
 
-In a checkout this folder lies beside the package `threedgen` and is imported as `threedgen.representations`.
+In a git checkout, this folder lies beside the package folder `threedgen`. It is imported as
+`threedgen.representations`.
 """
 
 if __name__ == "representations":

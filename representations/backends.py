@@ -1,4 +1,4 @@
-"""Selection of the kernel implementation (back end): the configured one, or the fastest one that is installed."""
+"""Selection of the back end (kernel implementation): the configured one, or the fastest one that is installed."""
 
 import importlib
 import os
@@ -17,7 +17,7 @@ from .options import require_backend
 DEVICE_TYPES = {"numba": "cpu", "triton": "cuda", "tinycudann": "cuda", "nerfacc": "cuda", "gsplat": "cuda"}
 """Device type of each back end that computes in float32 only. The back end `torch` supports all devices and dtypes."""
 FAST = ("numba", "triton", "gsplat")
-"""Back ends that "auto" selects, if the computation has them."""
+"""Back ends that "auto" can select, in order of preference."""
 FIELD_KERNELS = ("numba", "triton")
 """Fast back ends of the hash grid and of the ray marcher."""
 
@@ -25,11 +25,17 @@ FIELD_KERNELS = ("numba", "triton")
 def choose(
     name: str, device: torch.device, dtype: torch.dtype = torch.float32, among: Container[str] = FIELD_KERNELS
 ) -> str:
-    """Return the back end for a device and a dtype: `name` itself, unless it is "auto".
+    """Return the name of the back end for a device and a dtype: `name` itself, unless it is "auto".
 
-    "auto" selects numba on a CPU, and triton or gsplat on a GPU, if they are in `among` and installed and the dtype is
-    float32, and else torch. The meta device has one of its own. Raises ConfigError if a named back end is not installed
-    or does not support the device or the dtype.
+    "auto" selects numba on a CPU, and triton or gsplat on a GPU. If such a back end is not in `among` or not installed,
+    or the dtype is not float32, "auto" selects torch. On the meta device the result is always "meta".
+
+    Args:
+        among: names of the fast back ends that exist for the computation.
+
+    Raises:
+        ConfigError: if a back end other than "auto" is named that is not installed or does not support the device or
+            the dtype.
     """
     if device.type == "meta":
         return "meta"
@@ -45,9 +51,10 @@ def choose(
 
 
 def load(modules: Mapping[str, str], name: str, device: torch.device, dtype: torch.dtype = torch.float32) -> ModuleType:
-    """Import the back end that `choose` selects and return its module. Raises ConfigError on failure.
+    """Import the back end that `choose` selects and return its module.
 
-    `modules` maps the names of the back ends to import paths.
+    `modules` maps the names of the back ends to import paths. Raises ConfigError if the back end `name` is not
+    installed, cannot be imported, or does not support the device or the dtype.
     """
     name = choose(name, device, dtype, modules)
     try:
@@ -68,13 +75,13 @@ def _supports(name: str, device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def requires_deterministic() -> bool:
-    """Return whether torch raises an error for nondeterministic algorithms (`trainer.deterministic=true`)."""
+    """Return True if torch raises an error for nondeterministic algorithms (`trainer.deterministic=true`)."""
     enabled = torch.are_deterministic_algorithms_enabled()
     return enabled and not torch.is_deterministic_algorithms_warn_only_enabled()
 
 
 def cumsum(values: Tensor, dim: int) -> Tensor:
-    """Return `values.cumsum(dim)`. Unlike torch's, it supports floats on CUDA with deterministic algorithms."""
+    """Return `values.cumsum(dim)`. Unlike torch's function, it can sum floats deterministically on CUDA."""
     return sum_of_shifts(values, dim) if values.is_cuda and requires_deterministic() else values.cumsum(dim)
 
 

@@ -1,8 +1,8 @@
-"""Interface of representations and backgrounds, and the result of rendering them.
+"""Base classes and interfaces of representations and backgrounds, and the result of rendering them.
 
 A representation is the 3D object that a run optimises. If its attribute `rasterised` is False, the volume renderer
 samples points on rays and calls `forward`, `density` and `with_normal`. If it is True, `render` returns whole images. A
-rasterised representation needs no density: the export can extract the mesh from rendered depth images.
+rasterised representation needs no density, because the export can extract the mesh from rendered depth images.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,24 +22,27 @@ from .shading import ALBEDO, Material, Shading
 
 @dataclass
 class Render:
-    """Render of R rays. For whole images of B cameras, R = B * H * W in this order.
+    """Result of rendering R rays. For whole images of B cameras, R = B * H * W, ordered by camera, row and column.
 
     Distances are in world units along the ray, colours are in [0, 1]. "Weight" is the compositing weight of a sample.
 
     Attributes:
         rgb: (R, 3) final colours, rgb_fg + background * (1 - opacity).
-        rgb_fg, background: (R, 3) colours of the object composited on black, and colours of the background.
+        rgb_fg: (R, 3) colours of the object, composited on black.
+        background: (R, 3) colours of the background.
         opacity: (R, 1) sum of the weights, in [0, 1].
         depth: (R, 1) sum of weight * distance, not divided by the opacity.
         z_variance: (R, 1) sum of weight * (distance - depth)^2.
         shading: shading mode and light intensities of the render.
         samples: packed samples along the rays, or None if no rays were marched.
-        normal: (R, 3) opacity * (unit normal + 1) / 2, or None without normals.
-        orientation: (R, 1) sum of `losses.orientation_terms` of the samples, or None without normals.
-        eikonal: (R, 1) sum of the samples' (|grad f| - 1)^2, or None if the representation is not a distance field f.
-        weights, normals: (N,) and (N, 3) of all N samples, or None in a render that was computed in chunks.
-        surface: vertices (N, 3) and faces (F, 3) of the rendered mesh, or None.
-        extra: further channels (R, C) that the representation defines, by name.
+        normal: (R, 3) opacity * (unit normal + 1) / 2, or None if no normals were computed.
+        orientation: (R, 1) sum of `losses.orientation_terms` over the samples of a ray, or None if no normals were
+            computed.
+        eikonal: (R, 1) sum of (|grad f| - 1)^2 over the samples of a ray, or None if there is no distance field f.
+        weights: (N,) weights of all N samples, or None if the render has no samples or was computed in chunks.
+        normals: (N, 3) unit normals of all N samples, or None if they were not computed or `weights` is None.
+        surface: vertices (V, 3) and faces (F, 3) of the rendered mesh, or None if there is no mesh or it is empty.
+        extra: channel name -> (R, C), further channels that the representation defines.
     """
 
     rgb: Tensor
@@ -66,7 +69,8 @@ class Render:
 class ParameterGroup(NamedTuple):
     """Parameters that share one learning rate.
 
-    `learning_rate` is the config key of the rate: in the section `optimizer`, or else in the section `field`.
+    `learning_rate` is the config key of the rate. It is looked up in the section `optimizer`, then in the section
+    `field`; if both lack it, `optimizer.networks` is used.
     """
 
     name: str
@@ -84,7 +88,8 @@ class Representation(nn.Module):
     Attributes:
         rasterised: True if `render` returns whole images, False if rays are marched through the field.
         variable_shapes: names of the parameters and buffers whose first dimension changes during training.
-        backends: import paths of the back ends among which the config's `backend` chooses, by name; empty: no choice.
+        backends: name -> import path of the back ends (kernel implementations) that the option `backend` of the
+            representation selects from. Empty if the representation has no such option.
         along_ray: method that the renderer calls in place of `forward` if the density depends on the ray direction, or
             None. It maps midpoints (N, 3), directions (N, 3) and lengths (N,) of ray intervals to density, features,
             normals and gradient norms, as `sdf.SDF.along_ray` does.
@@ -98,27 +103,38 @@ class Representation(nn.Module):
     # --- training
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """Return groups that hold every parameter once, in a fixed order. The default is one group "networks"."""
+        """Return the optimizer's parameter groups, in a fixed order. Each parameter is in exactly one group.
+
+        The default is one group "networks" with all parameters.
+        """
         return [ParameterGroup("networks", list(self.parameters()), "networks")]
 
     def before_step(self, step: int, max_steps: int | None = None) -> None:
         """Prepare training step `step` of `max_steps`, for example set scheduled options.
 
-        A step may be prepared twice. `max_steps` is needed only for options scheduled in percent.
+        The method may be called twice for the same step. `max_steps` is needed only for options scheduled in percent of
+        the run.
         """
 
     def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
         """Change the representation after an optimizer step, for example add or remove parameters (`resize_parameter`).
 
-        A resumed run must make the same change: keep its inputs in buffers, and seed random numbers with `step`.
+        A resumed run must make the same changes: an implementation keeps its state in buffers and seeds random numbers
+        with `step`.
         """
 
     def regularisers(self) -> Mapping[str, Regulariser]:
-        """Return the losses that only this representation has, by the names in its config's `losses`."""
+        """Return the losses that only this representation has, as functions of a render.
+
+        The keys are the names in the attribute `losses` of the representation's config.
+        """
         return {}
 
     def resize(self, state: Mapping[str, Tensor]) -> None:
-        """Resize the tensors in `variable_shapes` to their shapes in a state dict. Call before `load_state_dict`."""
+        """Resize the tensors in `variable_shapes` to their shapes in the state dict `state`, before `load_state_dict`.
+
+        Resized tensors are filled with 0. Tensors that `state` lacks keep their shape.
+        """
         for name in self.variable_shapes:
             old, stored = getattr(self, name), state.get(name)
             if isinstance(stored, Tensor) and stored.shape != old.shape and stored.shape[1:] == old.shape[1:]:
@@ -138,13 +154,19 @@ class Representation(nn.Module):
         self.load_state_dict(other.state_dict())
 
     def init_from_file(self, path: Path) -> None:
-        """Start at the points of a point cloud file. Raises ConfigError for a representation that has no points."""
+        """Initialise the representation from the points of a point cloud file.
+
+        This default raises ConfigError, for representations that do not consist of points.
+        """
         raise ConfigError(f"{type(self).__name__} cannot start from a point cloud. Set field.name=gaussians", "start")
 
     # --- rendering
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return density (N,) >= 0, in 1 / world unit, and features (N, F) of world points x (N, 3)."""
+        """Return density (N,) >= 0, in 1 / world unit, and features (N, F) of world points x (N, 3).
+
+        A material maps the features to colours.
+        """
         raise NotImplementedError
 
     def density(self, x: Tensor) -> Tensor:
@@ -166,13 +188,17 @@ class Representation(nn.Module):
         light: Tensor | None = None,
         shading: Shading = ALBEDO,
     ) -> Render:
-        """Render the B * H * W pixels of B cameras, ordered by camera, row and column. Only if `rasterised` is True.
+        """Render whole images of B cameras. Call it only if `rasterised` is True.
+
+        The result has B * H * W pixels, ordered by camera, row and column.
 
         Args:
-            background: see `volume.render.render`.
+            background: map (directions (R, 3), training, generator) to colours (R, 3) in [0, 1].
+            material: function that maps features of surface points to colours.
             generator: CPU generator of the random background in training.
             training: if False, use no random numbers.
             light: (B, 3) world position of the point light of each camera. None places it at the camera.
+            shading: shading mode and light intensities.
         """
         raise NotImplementedError
 
@@ -180,7 +206,7 @@ class Representation(nn.Module):
 def resize_parameter(
     module: nn.Module, name: str, optimizer: torch.optim.Optimizer, kept: Tensor, added: Tensor
 ) -> None:
-    """Replace a parameter by a subset of its rows and new rows, in the module and in the optimizer.
+    """Replace a parameter by some of its rows and new rows, in the module and in the optimizer.
 
     Args:
         name: name of the parameter in `module`; rows are its first dimension.

@@ -2,8 +2,8 @@
 
 Colours do not depend on the viewing direction, so the field cannot reproduce inconsistent views. The scene lies in a
 ball around the origin, scaled to radius 1, so that no setting depends on the units of the poses. For cameras at
-distances r_min to r_max, the paper samples rays from t_n = 3 r_min / 8 to t_f = 3 r_max / 2. The ball's radius is
-t_f - r_max.
+distances r_min to r_max from the origin, the paper samples rays from t_n = 3 r_min / 8 to t_f = 3 r_max / 2. The ball's
+radius is t_f - r_max.
 """
 
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ DENSITY_LAYERS, COLOUR_LAYERS = 1, 2  # number of hidden layers of the density M
 WEIGHT_DECAY, MAX_GRADIENT_NORM = 0.1, 1.0
 DISTORTION_WEIGHT = 0.01  # of the distortion loss (Mip-NeRF 360); unspecified in the paper
 OCCUPANCY = OccupancyConfig(interval=8, decay=0.7, warmup=10_000)
-"""Occupancy grid with frequent updates and fast decay, since a fit takes about a thousand steps."""
+"""Options of an occupancy grid with frequent updates and fast decay, since a fit takes about a thousand steps."""
 
 
 class Bounds(NamedTuple):
@@ -42,7 +42,7 @@ class Bounds(NamedTuple):
 
     Attributes:
         radius: radius of the ball around the origin that contains the object.
-        near, far: distances of the first and the last sample on rays.
+        near, far: distances from the camera to the first and to the last sample on a ray.
     """
 
     radius: float
@@ -51,7 +51,7 @@ class Bounds(NamedTuple):
 
     @classmethod
     def from_cameras(cls, cameras: Cameras) -> "Bounds":
-        """Return the bounds of a scene that all its cameras, also held-out ones, look at.
+        """Return the bounds of a scene from all cameras of the scene, including those of held-out views.
 
         The scene is a ball around the origin. Its radius is half the largest distance of a camera from the origin, or
         less if the images show only a smaller ball.
@@ -71,7 +71,7 @@ class Bounds(NamedTuple):
 class SceneField:
     """Field of one scene, together with the background, occupancy grid and march options of its renders.
 
-    Parameters are initialised from `seed`. The background has one `colour` (3,) in [0, 1].
+    The parameters are initialised from `seed`. The background is uniform and has the colour `colour` (3,) in [0, 1].
     """
 
     def __init__(self, options: ProtocolConfig, bounds: Bounds, colour: Tensor, seed: int, device: str = "cpu") -> None:
@@ -103,9 +103,10 @@ class SceneField:
     def render_rays(
         self, origins: Tensor, directions: Tensor, rng: torch.Generator | None = None, normals: bool = False
     ) -> Render:
-        """Render R rays from `rays`, origins and directions (R, 3); compute normals if `normals` is True.
+        """Render R rays, with origins and unit directions (R, 3) as `rays` returns them.
 
-        For training, the CPU generator `rng` shifts the samples randomly; None: no shift.
+        If `normals` is True, the render has normals. In training, the CPU generator `rng` shifts the samples randomly.
+        For evaluation, `rng` is None and nothing is random.
         """
         parts = (self.field, self.background, Material(), self.occupancy, self.march)
         return render(*parts, origins, directions, generator=rng, training=rng is not None, need_normals=normals)
@@ -121,8 +122,12 @@ class SceneField:
 def fit(views: Views, bounds: Bounds, options: ProtocolConfig, seed: int, device: str = "cpu") -> SceneField:
     """Fit a field to views of one scene. Equal seeds give equal fields.
 
-    `bounds` are from all cameras of the scene. `device` is "cpu", "cuda", or "auto" for a GPU if available. The rays
-    take 36 bytes per pixel. The graph holds `options.chunk` rays at a time.
+    The rays of all pixels take 36 bytes per pixel.
+
+    Args:
+        bounds: bounds of the scene, from all its cameras.
+        options: options of the fit. The autograd graph holds at most `options.chunk` rays at a time.
+        device: "cpu", "cuda", or "auto" for a GPU if one is available.
     """
     keep_freed_memory()
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
@@ -147,11 +152,12 @@ def fit(views: Views, bounds: Bounds, options: ProtocolConfig, seed: int, device
 
 
 def loss(options: ProtocolConfig, result: Render, colours: Tensor, span: float, orientation: float) -> Tensor:
-    """Return the training loss of rendered rays, a scalar: squared error plus weighted regularisers.
+    """Return the training loss of R rendered rays, a scalar: mean squared colour error plus weighted regularisers.
 
     Args:
+        result: render of the rays.
         colours: target colours (R, 3).
-        span: `Bounds.span`.
+        span: `Bounds.span`, the length of the sampled part of a ray in scene radii.
         orientation: weight of the orientation loss at this step.
     """
     total = mse_loss(result.rgb, colours)
@@ -170,7 +176,7 @@ def loss(options: ProtocolConfig, result: Render, colours: Tensor, span: float, 
 def _pixel_batches(
     options: ProtocolConfig, pixels: int, normals: bool, rng: torch.Generator
 ) -> Iterator[tuple[Tensor, bool, float]]:
-    # indices (K,) of some pixels of a step, whether to compute their normals, and their fraction of the step's pixels
+    # yields batches of a step's pixels: indices (K,), whether to compute normals, and fraction of the step's pixels
     if options.rays is None or options.rays >= pixels:
         indices = torch.randperm(pixels, generator=rng) if options.normals < 1 else torch.arange(pixels)
     else:

@@ -11,13 +11,19 @@ from .base import Render
 
 
 def orientation_terms(weights: Tensor, normals: Tensor, directions: Tensor) -> Tensor:
-    """Return w max(0, n . d)^2 (N,) for weights w (N,), detached, unit normals n and ray directions d (N, 3)."""
+    """Return w max(0, n . d)^2 (N,), a penalty on normals of visible samples that face away from the camera (Ref-NeRF).
+
+    w (N,) are the compositing weights, which get no gradient, n (N, 3) unit normals and d (N, 3) unit ray directions.
+    """
     cosine = (normals * directions).sum(-1).clamp(min=0)
     return weights.detach() * cosine * cosine
 
 
 def orientation(render: Render) -> Tensor:
-    """Return the orientation loss (Ref-NeRF, eq. 11), averaged over the rays with an opacity above 0."""
+    """Return the orientation loss (Ref-NeRF, eq. 11), averaged over the rays with an opacity above 0.
+
+    Raises ValueError if the render has no normals.
+    """
     if render.orientation is None:
         raise ValueError("the orientation loss needs a render with normals")
     return render.orientation.sum() / (render.opacity > 0).sum().clamp(min=1)
@@ -41,7 +47,10 @@ def z_variance(render: Render) -> Tensor:
 
 
 def eikonal(render: Render) -> Tensor:
-    """Return the eikonal loss of a distance field f: the mean of (|grad f| - 1)^2 over all samples (IGR)."""
+    """Return the eikonal loss of a distance field f: the mean of (|grad f| - 1)^2 over all samples (IGR).
+
+    Raises ValueError if the render is not of a distance field.
+    """
     if render.eikonal is None:
         raise ValueError("the eikonal loss needs a render of a distance field")
     return render.eikonal.sum() / max(1, render.n_samples)
@@ -68,9 +77,10 @@ def distortion(render: Render, span: float) -> Tensor | None:
 
 
 def normal_smoothness(normal: Callable[[Tensor], Tensor], points: Tensor, offsets: Tensor) -> Tensor:
-    """Return the mean of |n(x) - n(x + offset)|^2, a penalty on bumps; 0 if N = 0.
+    """Return the mean of |n(x) - n(x + offset)|^2 over N points x, a penalty on bumps; 0 if N = 0.
 
-    `normal` is the function n from points (M, 3) to unit normals (M, 3). `points` and `offsets` are (N, 3).
+    `normal` is the function n from points (M, 3) to unit normals (M, 3). `points` and `offsets` are (N, 3) in world
+    units.
     """
     return (normal(points) - normal(points + offsets)).square().sum(-1).mean() if len(points) else points.sum()
 
@@ -81,7 +91,7 @@ def normal_smoothness(normal: Callable[[Tensor], Tensor], points: Tensor, offset
 def vertex_normals(vertices: Tensor, faces: Tensor) -> Tensor:
     """Return unit vertex normals (N, 3) of a mesh: area-weighted means over the adjacent faces.
 
-    `vertices` are (N, 3), `faces` (F, 3) vertex indices. A vertex without a face has the normal 0.
+    `vertices` are (N, 3), `faces` (F, 3) vertex indices. A vertex without a face gets the zero vector.
     """
     a, b, c = (vertices.index_select(0, faces[:, k]) for k in range(3))
     normal = torch.linalg.cross(b - a, c - a)

@@ -10,7 +10,7 @@ from threedgen.config.sections import Shares
 
 
 def require_backend(backend: str) -> None:
-    """Raise ConfigError if the back end needs a package that is not installed."""
+    """Raise ConfigError if the back end `backend` needs a package that is not installed."""
     if backend in EXTRAS:
         require(backend, f"backend: {backend}", "choose backend=auto")
 
@@ -19,7 +19,7 @@ _BACKEND = "kernel implementation; auto: numba on a CPU, triton (if installed) o
 
 
 class HashGridConfig(Config):
-    """Multi-resolution hash grid (Mueller et al. 2022, "Instant NGP"), as in tiny-cuda-nn."""
+    """Multi-resolution hash grid (Mueller et al. 2022, "Instant NGP") with the formulas of tiny-cuda-nn."""
 
     name: Literal["hashgrid"] = "hashgrid"
     n_levels: int = Field(16, ge=1, le=32, description="number of resolutions")
@@ -43,13 +43,14 @@ class HashGridConfig(Config):
 
 
 class FieldConfig(Config):
-    """Base class of the representations' configs. Subclasses add the `radius` of the object's cube.
+    """Base class of the representations' configs. Subclasses add `radius`, half the side of the object's cube.
 
     Attributes:
         has_normals: True if the renders of this representation have normals.
         splats: True if the object consists of splats. It can then start from a point cloud file, and the exporter
             `splats` can write it.
-        losses: help texts of the representation's own losses, by name. Their weights are keys of the section `loss`.
+        losses: name -> help text of the losses that only this representation has. Their weights are keys of the section
+            `loss`.
     """
 
     has_normals: ClassVar[bool] = True
@@ -60,7 +61,7 @@ class FieldConfig(Config):
 
     @property
     def volume(self) -> "FieldConfig":
-        """Config of the field that gives colours at points: the field itself, or the `paint` of a mesh."""
+        """Config of the field that gives colours at points: for a mesh the option `paint`, otherwise this config."""
         return self
 
     def check_precision(self, precision: str) -> None:
@@ -154,7 +155,7 @@ class DMTetConfig(FieldConfig):
 
 
 class GaussiansConfig(FieldConfig):
-    """Anisotropic 3D Gaussians, rasterised (Kerbl et al. 2023, "3D Gaussian Splatting"); their number changes."""
+    """Anisotropic 3D Gaussians (Kerbl et al. 2023, "3D Gaussian Splatting"); their number changes in training."""
 
     has_normals: ClassVar[bool] = False
     splats: ClassVar[bool] = True
@@ -231,7 +232,7 @@ Channel = Annotated[float, Field(ge=0, le=1)]
 
 
 class SolidBackgroundConfig(Config):
-    """Background of one colour."""
+    """Background of one colour, fixed or random per training batch."""
 
     name: Literal["solid"] = "solid"
     color: tuple[Channel, Channel, Channel] = Field((0.5, 0.5, 0.5), description="RGB in [0, 1]; one number: grey")
@@ -281,7 +282,7 @@ class OccupancyConfig(Config):
 
 
 class MaterialConfig(Config):
-    """Unlit material: the colour is the sigmoid of the features. Base class of the other materials' configs."""
+    """Unlit material: the colour is the sigmoid of the field's features. Base class of the other materials' configs."""
 
     name: str = Field(description="material")
 
@@ -299,7 +300,7 @@ class DiffuseMaterialConfig(MaterialConfig):
 
 
 class ProtocolConfig(Config):
-    """Options of a NeRF that is fitted to views of a scene, to score their 3D consistency.
+    """Options of a NeRF that is fitted to views of a scene, to score the 3D consistency of the views.
 
     Scores are comparable only under equal options.
     """
@@ -329,7 +330,7 @@ class PaperProtocolConfig(ProtocolConfig):
 
 
 class SubsampledProtocolConfig(ProtocolConfig):
-    """Cheaper protocol: random pixels and a smaller grid. Scores are not comparable with those of `paper`."""
+    """Cheaper protocol: random pixels and a smaller hash grid. Scores are not comparable with those of `paper`."""
 
     name: Literal["subsampled"] = "subsampled"
     steps: int = Field(1200, ge=1)

@@ -35,13 +35,16 @@ ALBEDO = Shading()
 
 
 class Material:
-    """Unlit material, whose colour is the sigmoid of the features (MVDream's default), and base class of materials."""
+    """Unlit material: the colour is the sigmoid of the features (MVDream's default). Base class of all materials."""
 
     def __init__(self, options: Config | None = None) -> None:
         self.options = options
 
     def sample_shading(self, step: int = 0, training: bool = False, generator: Generator | None = None) -> Shading:
-        """Choose the shading of one render at an optimisation step; `generator` is on the CPU."""
+        """Return the shading of one render at optimisation step `step`. This base class always returns the unlit one.
+
+        Subclasses choose it at random in training, with `generator` (on the CPU).
+        """
         return ALBEDO
 
     def __call__(
@@ -55,7 +58,7 @@ class Material:
         """Return colours (N, 3) in [0, 1].
 
         Args:
-            features: (N, F) raw features.
+            features: (N, F) raw features of the points from the field. Unlit, F is 3.
             normal, position: (N, 3) unit normals and world positions of the points; needed by lit modes only.
             light: (N, 3) or (3,) world positions of the lights; needed by lit modes only.
         """
@@ -65,7 +68,8 @@ class Material:
 class DiffuseMaterial(Material):
     """Lambertian material (DreamFusion). Some training steps are lit, so that the albedo cannot imitate the shape.
 
-    The light is diffuse * max(0, n . l) + ambient. The point light does not fall off with the distance.
+    The brightness is diffuse * max(0, n . l) + ambient, with the unit normal n and the unit direction l to the point
+    light, which does not get weaker with distance.
     """
 
     options: DiffuseMaterialConfig
@@ -76,8 +80,9 @@ class DiffuseMaterial(Material):
     def sample_shading(self, step: int = 0, training: bool = False, generator: Generator | None = None) -> Shading:
         """Choose and return the shading of one render: unlit albedo, lit colours, or lit without colours.
 
-        Before step `ambient_only_steps` a render is unlit. Later a training render is lit at random, with `generator`
-        (on the CPU). Other renders are lit if the option `diffuse` is above 0.
+        Before step `ambient_only_steps`, all renders are unlit. Later a training render is lit with the probability
+        `diffuse_probability`, sampled with `generator` (on the CPU), and an evaluation render is lit if the option
+        `diffuse` is above 0.
         """
         options = self.options
         if not training:

@@ -1,6 +1,6 @@
-"""Back end of hash grid and marching on the meta device: shapes without values, to measure memory.
+"""Back end of the hash grid and the ray marcher for torch's meta device, to measure memory: shapes without values.
 
-`place` fills every ray with the same number of samples. Temporary tensors are those of the Triton back ends.
+`place` puts the same number of samples on every ray. Temporary tensors are as large as those of the Triton back ends.
 """
 
 from dataclasses import dataclass, field
@@ -30,7 +30,7 @@ def position_gradient(x: Tensor, table: Tensor, grad: Tensor, levels: Levels) ->
 
 def place(origins: Tensor, directions: Tensor, spans: Tensor, options: MarchConfig, grid: Tensor | None) -> Samples:
     rays, each = len(origins), options.samples
-    count = torch.full((rays,), each)  # on the CPU, where the rays of a chunk are chosen
+    count = torch.full((rays,), each)  # on the CPU, where `split` reads it
     index = torch.empty(rays * each, dtype=torch.long, device=origins.device)
     t_start, t_end = (origins.new_empty(rays * each) for _ in range(2))
     return EqualRays(index, t_start, t_end, count.cumsum(0) - count, count)
@@ -38,9 +38,10 @@ def place(origins: Tensor, directions: Tensor, spans: Tensor, options: MarchConf
 
 @dataclass(frozen=True)
 class EqualRays(Samples):
-    """Samples on rays that all have equally many samples, without values.
+    """Samples without values on rays that all have equally many samples.
 
-    All chunks after the second share one chunk's memory.
+    `split` returns at most three slices of rays: two chunks, then all other rays. The tensors of the third slice are
+    only as large as one chunk, since real chunks use the same memory one after another.
     """
 
     chunks: list[int] = field(default_factory=list)

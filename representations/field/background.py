@@ -40,7 +40,8 @@ class SolidBackground(nn.Module):
     def forward(self, directions: Tensor, generator: torch.Generator | None = None, training: bool = False) -> Tensor:
         """Return one colour in [0, 1], expanded to the shape of `directions` (..., 3).
 
-        With `training` and the option `random`, the colour is sampled with the CPU generator `generator`.
+        If `training` is True and the option `random` is set, the colour is sampled with the CPU generator `generator`.
+        Otherwise it is the option `color`.
         """
         color = self.color.to(directions)
         if self.options.random != "none" and training:
@@ -51,7 +52,7 @@ class SolidBackground(nn.Module):
 
 
 class NeuralBackground(nn.Module):
-    """Neural environment map: an MLP with a sigmoid, applied to the spherical harmonics of the ray direction.
+    """Neural environment map: an MLP with a sigmoid output, applied to the spherical harmonics of the ray direction.
 
     In training, with probability `random_probability`, all rays of a call get one random colour instead, so that the
     background cannot imitate the object. The gradients of the parameters are then zero, not None.
@@ -63,7 +64,10 @@ class NeuralBackground(nn.Module):
         self.mlp = MLP(9, 3, width=16, hidden_layers=2, generator=generator)
 
     def forward(self, directions: Tensor, generator: torch.Generator | None = None, training: bool = False) -> Tensor:
-        """Return colours (..., 3) in [0, 1] of unit directions (..., 3). `generator` is on the CPU."""
+        """Return colours (..., 3) in [0, 1] of unit directions (..., 3).
+
+        `generator` is on the CPU; it is used only if `training` is True, for the random colour.
+        """
         if self.options.random_probability > 0 and training:
             random = torch.rand(4, generator=generator)
             if random[0] < self.options.random_probability:

@@ -1,8 +1,8 @@
 """Instant-NGP field: a position encoding, followed by small MLPs for density and features.
 
-The state dict is that of threestudio's "implicit-volume", where `density_mlp.` is named `density_network.` and
-`feature_mlp.` is named `feature_network.`. `encoding.table` is tiny-cuda-nn's flat parameter vector, reshaped to
-(entries, F).
+The state dict is that of threestudio's "implicit-volume" with other names: `density_mlp.` for `density_network.` and
+`feature_mlp.` for `feature_network.`. `encoding.table` is tiny-cuda-nn's flat parameter vector, reshaped to (entries,
+F) with F features per entry.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from threedgen.run.dtypes import no_autocast
 
 
 class MLP(nn.Module):
-    """Linear layers without biases, with ReLU between them, in float32 also under autocast.
+    """Linear layers without biases, with ReLU between them. They compute in float32, even under autocast.
 
     Initial weights are uniform in +-1/sqrt(fan_in), sampled with the CPU generator `generator`.
     """
@@ -47,7 +47,7 @@ class MLP(nn.Module):
 
 
 def exp_linear(x: Tensor) -> Tensor:
-    """Return exp(x), for x > 15 replaced by the tangent at 15, so that values and gradients do not overflow."""
+    """Return exp(x), replaced for x > 15 by the tangent at 15, so that values and gradients do not overflow."""
     return torch.exp(x.clamp(max=15)) * (1 + F.relu(x - 15))
 
 
@@ -57,7 +57,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"softplus": F.softplus, "e
 def finite_difference_normal(density: Callable[[Tensor], Tensor], x: Tensor, eps: float, radius: float) -> Tensor:
     """Return outward unit normals (N, 3): the negative density gradient by central differences, normalised.
 
-    Normals are shorter than 1 where the gradient is shorter than 1e-12, and 0 where it is 0.
+    Where the gradient is shorter than 1e-12, the normal is shorter than 1. Where the gradient is 0, the normal is 0.
 
     Args:
         density: maps points (M, 3) to densities (M,).
@@ -76,8 +76,8 @@ class EncodedField(Representation):
 
     options: EncodedFieldConfig
     encoding: HashGrid
-    used_levels: Tensor | None
-    levels: int  # the value of `used_levels`, known without a wait for the GPU
+    used_levels: Tensor | None  # () int64 buffer, number of active hash grid levels; None: all
+    levels: int  # number of active hash grid levels; the value of `used_levels`, readable without waiting for a GPU
 
     def __init__(self, options: EncodedFieldConfig, generator: torch.Generator | None) -> None:
         super().__init__()

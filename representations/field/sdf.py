@@ -25,7 +25,7 @@ class SDF(EncodedField):
 
     The distance is f(x) = mlp(encoding(x)) + |x| - sphere, where the option `sphere` is the radius of the ball. The
     parameter `log_sharpness` is log s, where s is NeuS's sharpness: the surface is about 1/s thick. The buffer `cosine`
-    is the value of the scheduled option `cosine` at this step. The CPU generator `generator` initialises the
+    is the value of the scheduled option `cosine` at the current step. The CPU generator `generator` initialises the
     parameters.
     """
 
@@ -56,7 +56,7 @@ class SDF(EncodedField):
     def distance(self, x: Tensor, encoded: Tensor | None = None) -> Tensor:
         """Return signed distances f (N,) in world units of world points x (N, 3), negative inside.
 
-        `encoded` (N, L*F) is the position encoding of x if it is known already.
+        `encoded` (N, L*F) is the position encoding of x. None: compute it.
         """
         encoded = self._encode(x) if encoded is None else encoded
         return self.sdf_mlp(encoded)[:, 0] + torch.linalg.vector_norm(x, dim=-1) - self.options.sphere
@@ -95,8 +95,8 @@ class SDF(EncodedField):
     def opacity(self, distance: Tensor, change: Tensor) -> Tensor:
         """Return NeuS's opacities (N,) in [0, 1) of ray intervals.
 
-        `distance` (N,) is the signed distance at the midpoint, `change` (N,) its value at the end minus that at the
-        start.
+        `distance` (N,) is the signed distance at the midpoint of an interval. `change` (N,) is the signed distance at
+        its end minus the signed distance at its start.
         """
         s = self.sharpness
         start, end = (torch.sigmoid(s * (distance + side * change / 2)) for side in (-1, 1))
@@ -105,7 +105,7 @@ class SDF(EncodedField):
     def gradient(self, x: Tensor) -> Tensor:
         """Return gradients (N, 3) of the signed distance at world points x (N, 3) by central differences.
 
-        They are differentiable in the parameters, not in x.
+        The gradients are differentiable in the parameters, not in x.
         """
         eps, radius = self._eps(), self.options.radius
         steps = eps * torch.eye(3, device=x.device, dtype=x.dtype)

@@ -1,4 +1,4 @@
-"""Volume rendering of a field along rays (Mildenhall et al. 2020, "NeRF"), and the occupancy grid of empty space."""
+"""Volume rendering of a field along rays (Mildenhall et al. 2020, "NeRF"), with an occupancy grid to skip cells."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -39,14 +39,19 @@ def render(
 
     Args:
         background: map (directions (R, 3), training, generator) to colours (R, 3) in [0, 1], random only in training.
+        material: function that maps the features of points to colours.
         occupancy: grid whose empty cells are skipped, or None.
         origins, directions: (R, 3) each, in world units; directions have unit length.
         generator: CPU generator for the random shift of the samples and a random background. Required in training.
         training: if False, use `options.shown` samples per ray and no random numbers.
         light: (3,) or (R, 3) world positions of point lights; None only if `shading` is unlit.
         need_normals: if True, compute normals even if the shading is unlit.
+        shading: shading mode and light intensities.
         chunk: maximum number of samples per gradient-checkpointed chunk (`two_pass`); None: one chunk.
         need_variance: if False, `z_variance` of the result is 0.
+
+    Raises:
+        ValueError: if `training` is True and `generator` is None.
     """
     if training and generator is None:
         raise ValueError("missing generator for training=True. Pass a CPU generator.")
@@ -87,7 +92,7 @@ class _Rays(NamedTuple):
 _SHADED = ("rgb_fg", "opacity", "depth", "z_variance", "normal", "orientation", "eikonal", "weights", "normals")
 """Attributes of `Render` that `_shade` computes. The last two are per sample, the others per ray."""
 NO_GRAD_FACTOR = 4  # chunk size of passes without a graph, as a multiple of the training chunk
-MARCH_FACTORS = {"triton": 16, "meta": 1 << 40}  # of the marched samples, as a multiple of that chunk size
+MARCH_FACTORS = {"triton": 16, "meta": 1 << 40}  # back end -> samples marched at a time, in such chunks; others: 1
 
 
 @torch.no_grad()
@@ -97,7 +102,7 @@ def _sample_rays(
     # Dropping samples is off by default: it costs one density evaluation per sample, and saves time if it removes over
     # 40 % of them. As in nerfacc, the alpha threshold is at most the mean of the occupancy grid, so that a scene of
     # uniform low density keeps samples. With `chunk`, a few rays are marched at a time to save memory. On a GPU more
-    # are, since each march waits for its number of samples; only their densities are computed a few at a time.
+    # rays are marched at a time, since each march waits for its number of samples; densities are computed in chunks.
     grid, threshold = (None if occupancy is None else occupancy.binary), options.alpha_threshold
     drop = threshold > 0 or options.early_stop > 0
     if occupancy is not None and drop:
@@ -182,12 +187,14 @@ class OccupancyGrid(nn.Module):
 
     @torch.no_grad()
     def update(self, density: Callable[[Tensor], Tensor], step: int, generator: torch.Generator) -> None:
-        """Update cells with the density at one random point each. Call it at every step; it acts once per interval.
+        """Update cells with the density at one random point each. Call it at every step; most calls do nothing.
 
-        During the warm-up it updates all cells, later a random quarter of them and at most as many occupied ones.
+        Only steps that are multiples of the option `interval` change the grid. During the warm-up they update all
+        cells, later a random quarter of the cells and at most as many occupied cells.
 
         Args:
             density: maps points (M, 3) in world units to densities (M,).
+            step: training step.
             generator: CPU generator, so that the random points do not depend on the device.
         """
         if step % self.options.interval:
@@ -218,7 +225,10 @@ class OccupancyGrid(nn.Module):
         return self.values.mean(-1).mean()  # by rows: bit-identical for any number of threads
 
     def mean(self) -> float:
-        """Return the mean of `values`. It is kept until they change, since reading it waits for the GPU."""
+        """Return the mean of `values`.
+
+        The result is cached until `values` changes, because reading a number from a GPU waits for the GPU.
+        """
         values, version, mean = self._known
         if values is not self.values or version != self.values._version:
             mean = float(self._mean())
@@ -228,7 +238,7 @@ class OccupancyGrid(nn.Module):
 
 # --- chunk size
 
-MEMORY_FRACTION = 0.25  # of the free memory, for the graph of a chunk; the rest is for prior and optimiser
+MEMORY_FRACTION = 0.25  # fraction of the free memory for the graph of a chunk; the rest is for prior and optimiser
 BACKWARD_FACTOR = 2.0  # peak memory of a forward and backward pass, as a multiple of the graph's memory
 
 
@@ -242,7 +252,7 @@ def sample_bytes(
 ) -> float:
     """Measure the memory of a training render's autograd graph, in bytes per sample, on a few rays.
 
-    `normals`: the render is lit and has normals.
+    `normals`: True for a lit render with normals, False for an unlit render.
     """
     shading = Shading("diffuse", 0.5, 0.5) if normals else ALBEDO
     shade_all = options.model_copy(update={"alpha_threshold": 0.0, "early_stop": 0.0, "chunk": None})
@@ -262,7 +272,7 @@ def sample_bytes(
 def samples_that_fit(free_bytes: int, bytes_per_sample: float) -> int:
     """Return the number of samples per chunk that the free memory allows.
 
-    It is a power of two, so that small changes of the free memory do not change it.
+    The result is a power of two, at least 1024, so that small changes of the free memory do not change it.
     """
     fitting = MEMORY_FRACTION * free_bytes / (BACKWARD_FACTOR * max(bytes_per_sample, 1.0))
     return 1 << max(10, int(fitting).bit_length() - 1)

@@ -29,7 +29,7 @@ def two_pass(compute: Compute, parts: Sequence[slice], parameters: Iterable[Tens
     Args:
         compute: deterministic map from a slice of rays to outputs, each a tensor with one row per ray or None.
         parts: slices that cover all rays in order.
-        parameters: the only tensors that get gradients. The result is differentiable once.
+        parameters: the only tensors that get gradients. The outputs can be differentiated only once.
     """
     return _TwoPass.apply(compute, parts, *parameters)
 
