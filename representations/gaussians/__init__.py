@@ -1,7 +1,7 @@
 """Rasterisation of 3D Gaussians: EWA projection (Zwicker et al. 2002), depth order, front-to-back compositing.
 
-The conventions are gsplat's: a Gaussian contributes to the pixels in which its alpha is at least ALPHA_THRESHOLD, alpha
-is at most MAX_ALPHA, and a pixel ends before its transmittance falls to TRANSMITTANCE_THRESHOLD.
+The conventions are gsplat's. A Gaussian contributes to the pixels in which its alpha is at least ALPHA_THRESHOLD. Alpha
+is at most MAX_ALPHA. Compositing of a pixel ends before its transmittance falls to TRANSMITTANCE_THRESHOLD.
 """
 
 from typing import NamedTuple
@@ -17,14 +17,14 @@ from threedgen.run.memory import to_device
 ALPHA_THRESHOLD, MAX_ALPHA, TRANSMITTANCE_THRESHOLD = 1 / 255, 0.99, 1e-4
 NEAR = 0.01  # minimum depth of visible Gaussians, world units
 CHANNELS = 5  # values per Gaussian: RGB, distance to the camera, squared distance
-MARGIN = 0.3  # part of the image size around the image in which the projection is linearised where a Gaussian is
+MARGIN = 0.3  # in half image sizes; Gaussians farther outside of the image use the linearised projection at this limit
 
 MODULES = {
     "torch": "threedgen.representations.gaussians.torch_twin",
     "numba": "threedgen.representations.gaussians.numba_kernels",
     "gsplat": "threedgen.representations.gaussians.gsplat_backend",
 }
-"""Import path of each back end's module. All modules have the function composite."""
+"""Import path of each back end's module. All modules have the function `composite`."""
 
 
 class Splats(NamedTuple):
@@ -34,10 +34,10 @@ class Splats(NamedTuple):
         means: (V, N, 2) centres (x, y) in pixels.
         conics: (V, N, 3) entries (0, 0), (0, 1) and (1, 1) of the inverse covariances, 1 / square pixel.
         opacities: (V, N) in [0, 1].
-        values: (V, N, CHANNELS) values to composite.
+        values: (V, N, CHANNELS) values to composite: RGB, distance to the camera, squared distance.
         depths: (V, N) depth along the viewing axis, world units.
-        extents: (V, N, 2) half width and height of the box in which alpha is at least ALPHA_THRESHOLD, pixels; 0 for
-            invisible Gaussians.
+        extents: (V, N, 2) half width and half height, in pixels, of the box in which alpha is at least ALPHA_THRESHOLD;
+            0 for invisible Gaussians.
     """
 
     means: Tensor
@@ -49,14 +49,20 @@ class Splats(NamedTuple):
 
 
 def composite(splats: Splats, height: int, width: int, backend: str = "auto") -> Tensor:
-    """Composite splats front to back; return (V, H, W, CHANNELS + 1): sums of weight * value, and the opacity."""
+    """Composite the splats of V images front to back with a back end, or with the fastest one for "auto".
+
+    Returns (V, height, width, CHANNELS + 1): for each pixel the sums of weight * value, and the opacity last.
+    """
     module = load(MODULES, backend, splats.means.device, splats.means.dtype)
     image: Tensor = module.composite(splats, height, width)
     return image
 
 
 def rotation_rows(quaternions: Tensor) -> list[list[Tensor]]:
-    """Return the entries (N,) of the rotation matrices of quaternions (N, 4) of any length, real part first."""
+    """Return rotation matrices from quaternions (N, 4), real part first, as three rows of three entries (N,).
+
+    The quaternions are normalised.
+    """
     w, x, y, z = normalize(quaternions, dim=-1).unbind(-1)
     return [
         [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
@@ -77,8 +83,10 @@ def project(
     """Project N Gaussians onto the images of V perspective cameras.
 
     Args:
-        means, quaternions, scales, opacities: (N, 3), (N, 4), (N, 3) and (N,); scales are standard deviations in world
-            units along the axes that the quaternions rotate, opacities are in [0, 1].
+        means: (N, 3) centres in world units.
+        quaternions: (N, 4) rotations of the axes of the Gaussians, real part first, of any length above 0.
+        scales: (N, 3) standard deviations along these axes in world units.
+        opacities: (N,) in [0, 1].
         values: (V, N, CHANNELS) values to composite.
         dilation: variance that is added to the projected Gaussians, square pixels.
     """

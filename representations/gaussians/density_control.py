@@ -1,7 +1,8 @@
-"""Density control of 3D Gaussians: clone, split and prune (Kerbl et al. 2023, section 5), or relocation and noise.
+"""Density control of 3D Gaussians during training, of two kinds.
 
-The second is from Kheradmand et al. 2024, "3D Gaussian Splatting as Markov Chain Monte Carlo" (MCMC), arXiv 2404.09591.
-All random numbers are seeded with the step, so a resumed run makes the same changes.
+"adaptive" clones, splits and removes Gaussians (Kerbl et al. 2023, section 5). "mcmc" relocates Gaussians and adds
+noise to their positions (Kheradmand et al. 2024, "3D Gaussian Splatting as Markov Chain Monte Carlo", arXiv
+2404.09591). All random numbers are seeded with the step, so a resumed run makes the same changes.
 """
 
 from __future__ import annotations
@@ -25,13 +26,17 @@ if TYPE_CHECKING:
 PARAMETERS = ("means", "log_scales", "quaternions", "opacity_logits", "features")
 SPLIT = 1.6  # divisor of the standard deviations of a split Gaussian
 GROWTH = 1.05  # factor on the number of Gaussians per densification (MCMC)
-MAX_SHARES = 51  # largest number of Gaussians that share the opacity of one (MCMC)
+MAX_SHARES = 51  # largest number of Gaussians that replace one and share its opacity (MCMC)
 NOISE_OPACITY, NOISE_SHARPNESS = 0.005, 100.0
-"""Opacity at which a Gaussian has half of the noise, and steepness of the fall to none (MCMC)."""
+"""Opacity at which the position noise is halved, and slope of the sigmoid by which it falls with the opacity (MCMC)."""
 
 
 def after_step(field: Gaussians, step: int, optimizer: Optimizer) -> None:
-    """Change the number of Gaussians after training step `step`, in the module and the optimizer."""
+    """Change the Gaussians after training step `step` by the option `densify`, in the module and in the optimizer.
+
+    Gaussians are added, removed and relocated only in the steps of `densify_range`. With "mcmc", noise is added to the
+    positions at every step.
+    """
     o, done, total = field.options, step + 1, field.max_steps
     if o.densify == "none" or total is None:
         return
@@ -48,7 +53,7 @@ def after_step(field: Gaussians, step: int, optimizer: Optimizer) -> None:
 
 
 def _replace(field: Gaussians, optimizer: Optimizer, kept: Tensor, added: dict[str, Tensor]) -> None:
-    # keep the rows `kept` (K,) with their moments, append others without moments, and start new sums of gradients
+    # keep the rows `kept` (K,) with their optimizer state, append new rows `added`, and reset the sums of gradients
     for name in PARAMETERS:
         resize_parameter(field, name, optimizer, kept, added[name])
     field.gradient_sum = field.means.new_zeros(len(field.means))
@@ -87,14 +92,15 @@ def _divide(field: Gaussians, optimizer: Optimizer, rng: torch.Generator) -> Non
 
 
 def reset_opacity(field: Gaussians, optimizer: Optimizer) -> None:
-    """Reduce all opacities to at most twice the minimum, and forget their moments."""
+    """Reduce all opacities to at most twice the option `min_opacity`, and reset their optimizer state."""
     limit = torch.tensor(2 * field.options.min_opacity).logit().item()
     no_rows = torch.zeros(0, dtype=torch.long, device=field.means.device)
     resize_parameter(field, "opacity_logits", optimizer, no_rows, field.opacity_logits.detach().clamp(max=limit))
 
 
 def _relocate(field: Gaussians, optimizer: Optimizer, rng: torch.Generator) -> None:
-    # move dead Gaussians to living ones, sampled by opacity, and add some: all at one place share its opacity
+    # move Gaussians below `min_opacity` to others, sampled by opacity, and add new ones; Gaussians at one place share
+    # the opacity of the one that was there
     o, opacity = field.options, field.opacity_logits.sigmoid()
     alive = opacity >= o.min_opacity
     count = len(opacity)
@@ -115,10 +121,17 @@ def _relocate(field: Gaussians, optimizer: Optimizer, rng: torch.Generator) -> N
 
 
 def share_opacity(opacity: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
-    """Distribute the opacity of Gaussians (N,) over `shares` (N,) equal ones at the same place.
+    """Compute n equal Gaussians at one place that together look most like a single Gaussian.
 
-    Returns the opacity (N,) of each, and the factor (N,) on the standard deviations with which they together look most
-    like the one (equation 9 of the MCMC paper, with the inner sums of binomial coefficients in closed form).
+    Equation 9 of the MCMC paper, with the inner sums of binomial coefficients in closed form.
+
+    Args:
+        opacity: (N,) opacities of the single Gaussians, in (0, 1).
+        shares: (N,) int64, n for each of them; n is limited to MAX_SHARES.
+
+    Returns:
+        Opacity (N,) of each of the n Gaussians.
+        Factor (N,) on the standard deviations of the single Gaussian.
     """
     o, n = opacity.double()[:, None], shares.clamp(max=MAX_SHARES).double()[:, None]
     each = 1 - (1 - o) ** (1 / n)
@@ -130,7 +143,7 @@ def share_opacity(opacity: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _move(field: Gaussians, optimizer: Optimizer, rng: torch.Generator) -> None:
-    # noise in the shape of each Gaussian, for transparent ones only (equation 8)
+    # add noise to the positions, in the shape of each Gaussian and only for transparent ones (equation 8)
     rate = next(g["lr"] for g in optimizer.param_groups if any(p is field.means for p in g["params"]))
     fade = torch.sigmoid(NOISE_SHARPNESS * (NOISE_OPACITY - field.opacity_logits.sigmoid()))
     noise = to_device(torch.randn(field.means.shape, generator=rng), field.means.device)

@@ -24,9 +24,12 @@ MIN_SIZE = 1e-4  # smallest standard deviation, as a fraction of radius
 
 
 class ScreenPositions(NamedTuple):
-    """Positions (V, N, 2) of N Gaussians in V images of one render, in pixels, which keep their gradient.
+    """Image positions of N Gaussians in the V images of one render. Their gradients select Gaussians to clone or split.
 
-    `visible` (V, N) is False for Gaussians that no pixel shows; `half_size` (2,) is half the image size in pixels.
+    Attributes:
+        means: (V, N, 2) positions (x, y) in pixels. The tensor retains its gradient.
+        visible: (V, N) bool, True for the Gaussians that are rasterised in an image.
+        half_size: (2,) half the image width and half the image height in pixels.
     """
 
     means: Tensor
@@ -37,10 +40,15 @@ class ScreenPositions(NamedTuple):
 class Gaussians(Representation):
     """N anisotropic 3D Gaussians with colours from spherical harmonics (Kerbl et al. 2023, "3D Gaussian Splatting").
 
-    Parameters: means (N, 3) in world units; log_scales (N, 3), logarithms of the standard deviations; quaternions
-    (N, 4), real part first, of any length; opacity_logits (N,); features (N, K, 3), the spherical harmonics' RGB
-    coefficients, K = (sh_degree + 1)^2. The colour is 0.5 + their sum, clamped to [0, 1]; no material is applied.
-    The CPU generator `generator` initialises the Gaussians in a ball.
+    The CPU generator `generator` initialises the Gaussians in a ball. No material is applied to the colours.
+
+    Attributes:
+        means: parameter (N, 3), centres in world units.
+        log_scales: parameter (N, 3), logarithms of the standard deviations in world units.
+        quaternions: parameter (N, 4), rotations, real part first, of any length.
+        opacity_logits: parameter (N,).
+        features: parameter (N, K, 3), RGB coefficients of K = (sh_degree + 1)^2 spherical harmonics. A colour is 0.5 +
+            the sum of coefficient * harmonic, clamped to [0, 1].
     """
 
     rasterised = True
@@ -58,7 +66,10 @@ class Gaussians(Representation):
 
     @torch.no_grad()
     def start(self, points: Points) -> None:
-        """Replace all Gaussians by round ones at points, of half their spacing and the initial opacity."""
+        """Replace all Gaussians by isotropic ones at the given points.
+
+        The standard deviation is half the spacing of a point, and the opacity is the option `opacity`.
+        """
         o, n = self.options, len(points.positions)
         low, high = self.size_limits
         self.means = nn.Parameter(points.positions.float())
@@ -73,31 +84,40 @@ class Gaussians(Representation):
 
     @property
     def size_limits(self) -> tuple[float, float]:
-        """Logarithms of the smallest and the largest standard deviation, world units."""
+        """Natural logarithms of the smallest and the largest standard deviation of a Gaussian in world units."""
         o = self.options
         return math.log(MIN_SIZE * o.radius), math.log(o.max_size * o.radius)
 
     def init_from(self, other: Representation) -> None:
-        """Start at points on the surface of a trained representation `other`, or copy other Gaussians."""
+        """Start at points on the surface of a trained representation `other`, or copy `other` if it is a `Gaussians`.
+
+        Raises ConfigError if the surface is empty, or if Gaussians to copy have tensors of other shapes.
+        """
         if isinstance(other, Gaussians):
             super().init_from(other)
         else:
             self.start(points_of(other, self.options.count, self.options.radius))
 
     def init_from_file(self, path: Path) -> None:
-        """Start at the points of a point cloud or mesh file. Raises ConfigError."""
+        """Start at the points of a point cloud or mesh file.
+
+        Raises ConfigError if the file cannot be read, has no points, or has points outside of the option `radius`.
+        """
         self.start(read_points(path, self.options.max_count, self.options.radius))
 
     # --- training
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """Return a group for each parameter; their learning rates are options of this representation."""
+        """Return one group for each parameter. Their learning rates are the options `lr_*` of this representation."""
         keys = ("lr_means", "lr_scales", "lr_quaternions", "lr_opacities", "lr_colours")
         named = zip(PARAMETERS, keys, strict=True)
         return [ParameterGroup(key.removeprefix("lr_"), [getattr(self, name)], key) for name, key in named]
 
     def regularisers(self) -> dict[str, Regulariser]:
-        """Return the mean opacity and the mean standard deviation (Kheradmand et al. 2024, section 3.5)."""
+        """Return the losses `gaussian_opacity` and `gaussian_scale` (Kheradmand et al. 2024, section 3.5).
+
+        They are the mean opacity, and the mean standard deviation in world units.
+        """
         return {
             "gaussian_opacity": lambda render: self.opacity_logits.sigmoid().mean(),
             "gaussian_scale": lambda render: self.log_scales.exp().mean(),
@@ -109,7 +129,7 @@ class Gaussians(Representation):
 
     @torch.no_grad()
     def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
-        """Keep sizes and colours in range, then add and remove Gaussians (`density_control`)."""
+        """Clamp standard deviations and mean colours to their limits, then apply the density control."""
         self.log_scales.clamp_(*self.size_limits)
         self.features[:, 0].clamp_(-MAX_FEATURE, MAX_FEATURE)
         for means, visible, half_size in self.screen:

@@ -1,4 +1,4 @@
-"""gsplat's compositing kernels for CUDA (Ye et al. 2025), if the package is installed."""
+"""Compositing of 3D Gaussians with the CUDA kernels of gsplat (Ye et al. 2025), if the package is installed."""
 
 import torch
 from gsplat import isect_offset_encode, isect_tiles, rasterize_to_pixels

@@ -1,11 +1,11 @@
-"""numba back end of compositing, for CPUs.
+"""Compositing of 3D Gaussians on CPUs with numba.
 
 The kernels run in parallel over tiles of ROWS x LANES pixels. A Gaussian is evaluated in the rows of a tile that it
 reaches, one row at a time with vector instructions. Each output element has one writer and sums run in a fixed order,
 so results do not depend on the number of threads.
 
-LLVM makes vector instructions only of loops over one array with constant offsets. Therefore all numbers of a row of
-pixels lie side by side: a row of `pixels` (ROWS, C * LANES) has the quantity c of pixel `lane` at c * LANES + lane.
+LLVM vectorises only loops over one array with constant offsets. Therefore all numbers of a row of pixels are in one row
+of the array `pixels` (ROWS, C * LANES): quantity c of the pixel in column `lane` is at c * LANES + lane.
 """
 
 from typing import Any
@@ -21,17 +21,21 @@ from . import ALPHA_THRESHOLD, CHANNELS, MAX_ALPHA, TRANSMITTANCE_THRESHOLD, Spl
 F, N = np.float32, np.int32  # a plain Python number would promote to 64 bits
 ROWS, LANES = 16, 8
 STATE = (3 + CHANNELS) * LANES
-"""Numbers of a row of pixels after the forward pass: transmittance, 1 if another Gaussian can contribute, index of the
-last Gaussian that contributes, composited values. Backward: transmittance, light from behind, index, gradients."""
+"""Number of floats per row of pixels: 3 + CHANNELS quantities for each of its LANES pixels.
+
+After the forward pass these are the transmittance, a flag that is 1 if another Gaussian can contribute, the index of
+the last Gaussian that contributes, and the composited values. In the backward pass the second one is the light from
+behind, weighted by the gradients, and the last ones are the gradients of the composited values.
+"""
 LIVE, LAST, V0, V1, V2, V3, V4 = (k * LANES for k in range(1, 8))
-"""Columns of a row of pixels where these quantities start; the backward pass has other values there."""
+"""Columns where the other quantities of a row of pixels start. In the backward pass LIVE has the light from behind."""
 G_SIGMA, G_DY, G_DY2, G0, G1, G2, G3, G4 = (STATE + k * LANES for k in range(8))
-"""Columns where the gradients start that one Gaussian gets from a row."""
+"""Columns where the gradients start that a row of pixels contributes to one Gaussian."""
 ZERO, HALF, ONE = F(0.0), F(0.5), F(1.0)
 MIN_ALPHA, TOP, STOP = F(ALPHA_THRESHOLD), F(MAX_ALPHA), F(TRANSMITTANCE_THRESHOLD)
 LOG2_E, LN_2, FARTHEST, BIAS, SHIFT = F(1.4426950408889634), F(0.6931471805599453), F(20.0), F(127.0), F(2.0**23)
 C2, C3, C4, C5, C6 = (F(1 / factorial) for factorial in (2, 6, 24, 120, 720))
-CHECK = 16  # Gaussians between two tests whether all pixels of a tile are opaque
+CHECK = 16  # number of Gaussians between two tests whether all pixels of a tile are opaque
 LINEAR = {"contract"}  # fused multiply-add; no other change of the arithmetic
 
 
@@ -69,8 +73,8 @@ def _blend(pixels, r, x, dy, a, b, c, o, k, v0, v1, v2, v3, v4):
 
 @njit(cache=True, error_model="numpy", fastmath=LINEAR)
 def _unblend(pixels, r, x, dy, a, b, c, o, k, v0, v1, v2, v3, v4):
-    # takes Gaussian k off a row of pixels; writes its gradients per pixel behind the row's state: of sigma, times dy,
-    # times dy^2, and of the values
+    # removes Gaussian k from a row of pixels; writes its gradients per pixel behind the row's state: gradient of sigma,
+    # this times dy, this times dy^2, gradients of the values
     for lane in range(LANES):
         raw = o * _falloff(F(lane) - x, dy, a, b, c)
         used = raw >= MIN_ALPHA and k <= pixels[r, LAST + lane]
@@ -104,8 +108,8 @@ def _span(middle, extent, first, size):
 
 @njit(cache=True, error_model="numpy", parallel=True)
 def _fill(order, means, extents, width, height, cursor, entries):
-    # Gaussians of each tile (V, rows, columns) in depth order, from index cursor[tile] of `entries`, which is advanced.
-    # Without entries, it only counts them
+    # Writes the Gaussians of each tile (V, rows, columns) in depth order to `entries`, from index cursor[tile] on, and
+    # advances the cursor. If `entries` is empty, only the cursor is advanced, to count the Gaussians.
     for v in prange(means.shape[0]):
         for k in range(order.shape[1]):
             g = order[v, k]
@@ -188,7 +192,7 @@ def _array(tensor: Tensor) -> Any:
 
 
 def _entries(means: Any, depths: Any, extents: Any, width: int, height: int) -> tuple[Any, Any]:
-    # Gaussians of each tile in depth order, and the index of each tile's first one, with one more for the end
+    # Gaussians of all tiles, in depth order per tile, and the index of each tile's first entry, then the total number
     order = np.argsort(depths, axis=1, kind="stable")
     count = np.zeros((len(means), -(-height // ROWS), -(-width // LANES)), np.int64)
     inputs: Any = (order, means, extents, width, height)

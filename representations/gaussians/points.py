@@ -27,7 +27,13 @@ SH_0 = 0.28209479177387814  # spherical harmonic of degree 0: colours are 0.5 + 
 
 
 class Points(NamedTuple):
-    """N points: positions (N, 3) in world units, sRGB colours (N, 3) in [0, 1], spacing (N,) to their neighbours."""
+    """N points at which Gaussians start.
+
+    Attributes:
+        positions: (N, 3) in world units.
+        colours: (N, 3) sRGB in [0, 1].
+        spacing: (N,) typical distance to the nearest other points in world units.
+    """
 
     positions: Tensor
     colours: Tensor
@@ -35,7 +41,10 @@ class Points(NamedTuple):
 
 
 def with_spacing(positions: Tensor, colours: Tensor) -> Points:
-    """Return points with their measured spacing: the mean distance to up to NEIGHBOURS others."""
+    """Return points with their measured spacing: the mean distance to the NEIGHBOURS nearest other points.
+
+    A single point gets the spacing 0.05.
+    """
     count = min(NEIGHBOURS, len(positions) - 1)
     if count < 1:
         return Points(positions, colours, torch.full((len(positions),), 0.05))
@@ -45,7 +54,10 @@ def with_spacing(positions: Tensor, colours: Tensor) -> Points:
 
 
 def ball(count: int, radius: float, rng: torch.Generator | None = None) -> Points:
-    """Return random grey points in a ball around the origin. Their spacing is the mean one of the ball."""
+    """Return `count` random grey points in a ball around the origin, uniformly distributed.
+
+    The spacing of all points is the cube root of the ball's volume per point.
+    """
     directions = normalize(torch.randn(count, 3, generator=rng), dim=-1)
     positions = directions * radius * torch.rand(count, 1, generator=rng) ** (1 / 3)
     colours = 0.5 + COLOUR_NOISE * torch.randn(count, 3, generator=rng)
@@ -54,9 +66,10 @@ def ball(count: int, radius: float, rng: torch.Generator | None = None) -> Point
 
 
 def read_points(path: Path, max_count: int, radius: float) -> Points:
-    """Read the points of a point cloud, mesh or Gaussian splatting file; of more than `max_count`, a random subset.
+    """Read the points of a point cloud, mesh or Gaussian splatting file.
 
-    Raises ConfigError if the file cannot be read, has no points, or points that are not finite or outside of `radius`.
+    If the file has more than `max_count` points, a random subset of `max_count` points is returned. Raises ConfigError
+    if the file cannot be read or has no points, or if a point is not finite or farther than `radius` from the origin.
     """
     try:
         data = read_bytes(path, MAX_BYTES)
@@ -79,7 +92,7 @@ def read_points(path: Path, max_count: int, radius: float) -> Points:
 
 
 def _ply_points(data: bytes) -> tuple[Array, Array | None]:
-    # positions (N, 3) and colours (N, 3), None if there are none
+    # positions (N, 3) and colours (N, 3), or None for a file without colours
     vertex, colours = read_vertices(data)
     positions = np.column_stack([vertex[axis] for axis in "xyz"]).astype(np.float32)
     if "f_dc_0" not in vertex:
@@ -89,7 +102,7 @@ def _ply_points(data: bytes) -> tuple[Array, Array | None]:
 
 
 def _other_points(data: bytes, suffix: str) -> tuple[Array, Array | None]:
-    # as `_ply_points`, of a format that trimesh reads
+    # positions (N, 3) and colours (N, 3) or None, from a format that trimesh reads
     found: Any = trimesh.load(io.BytesIO(data), file_type=suffix.removeprefix("."))
     cloud: Any = found.to_geometry() if isinstance(found, trimesh.Scene) else found
     stored, positions = getattr(cloud.visual, "vertex_colors", ()), np.array(cloud.vertices, np.float32)
@@ -98,7 +111,11 @@ def _other_points(data: bytes, suffix: str) -> tuple[Array, Array | None]:
 
 @torch.no_grad()
 def points_of(field: Representation, count: int, radius: float) -> Points:
-    """Sample points on the surface of a mesh or field, with the colours there. Raises ConfigError if it is empty."""
+    """Sample `count` points on the surface of a trained mesh or field, with the colours there.
+
+    The surface of a field is found on a grid over [-radius, radius]^3. Raises ConfigError if the mesh or field is
+    empty, or if the representation has neither a mesh nor a density.
+    """
     rng, mesh = generator(0, 0, "points"), getattr(field, "mesh", None)
     if mesh is None and type(field).density is Representation.density:
         raise ConfigError(f"{type(field).__name__} has no density to start from", "start")
@@ -113,7 +130,7 @@ def points_of(field: Representation, count: int, radius: float) -> Points:
         grid = torch.cartesian_prod(axis, axis, axis)
         density = torch.cat([field.density(part).float() for part in grid.split(1 << 16)])
         alpha = (1 - torch.exp(-cell * density)).view(1, 1, GRID, GRID, GRID)
-        surface = (alpha + max_pool3d(-alpha, 3, stride=1, padding=1)).clamp(min=0)  # above the least of its neighbours
+        surface = (alpha + max_pool3d(-alpha, 3, stride=1, padding=1)).clamp(min=0)  # excess over the lowest neighbour
         if not surface.sum() > 0:
             raise ConfigError("the field of the previous run is empty. Train it longer", "start")
         chosen = surface.flatten().cpu().multinomial(count, replacement=True, generator=rng)

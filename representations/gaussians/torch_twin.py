@@ -1,4 +1,7 @@
-"""Torch twin of compositing: all Gaussians in all pixels, so memory is pixels x Gaussians. For any device and dtype."""
+"""Compositing of 3D Gaussians in plain PyTorch, for all devices and dtypes.
+
+Every Gaussian is evaluated in every pixel, so the memory is proportional to pixels x Gaussians.
+"""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""Hash grid, the position encoding of fields, and the gradients of its kernels."""
+"""Hash grid, the position encoding of fields, and the autograd functions of its kernels."""
 
 from types import ModuleType
 
@@ -20,9 +20,9 @@ MODULES = {
     "tinycudann": "threedgen.representations.hashgrid.tinycudann_grid",
     "meta": "threedgen.representations.shapes_only",
 }
-"""Import path of each back end's module. All have encode(x, table, levels).
+"""Import path of each back end's module. All modules have the function encode(x, table, levels).
 
-Modules without autograd also have scatter and position_gradient, for the backward pass.
+Modules whose `encode` has no autograd also have `scatter` and `position_gradient`, for the backward pass.
 """
 
 
@@ -43,10 +43,10 @@ def position_gradient(encoding: nn.Module, x: Tensor, grad: Tensor) -> Tensor:
 class HashGrid(nn.Module):
     """Multi-resolution hash grid with L levels; the parameter `table` (entries, F) has F features per entry.
 
-    Other encodings have the same constructor, `forward` and attribute `output_dim`, the number of features.
-
     The features (N, L*F) are ordered by level: l0f0, l0f1, l1f0, ... Points outside [0, 1]^3 are clamped. The output is
-    differentiable twice. The table is initialised to U(-1e-4, 1e-4) with `generator` (CPU; None: torch's global one).
+    differentiable twice. The table is initialised to U(-1e-4, 1e-4) with the CPU generator `generator`; None: torch's
+    global generator. A plug-in encoding needs the same constructor arguments, `forward`, and the attribute
+    `output_dim`, the number of features.
     """
 
     def __init__(self, options: HashGridConfig | None = None, generator: torch.Generator | None = None) -> None:
@@ -58,7 +58,10 @@ class HashGrid(nn.Module):
         self.table = nn.Parameter((2 * table - 1) * 1e-4)
 
     def backend(self) -> ModuleType:
-        """Return the module of the back end. Raises ConfigError as `backends.load` does."""
+        """Return the module of the back end for the device and dtype of the table.
+
+        Raises ConfigError if the configured back end is not installed, cannot be imported, or does not support them.
+        """
         name = self.options.backend
         if name == "auto" and self.table.is_cuda and requires_deterministic():
             name = "torch"  # the atomic additions of the triton kernels have no fixed order
@@ -79,7 +82,10 @@ def has_kernels(module: ModuleType) -> bool:
 
 
 def encode(x: Tensor, table: Tensor, levels: Levels, module: ModuleType) -> Tensor:
-    """Return features (N, L*F) from a back end, differentiable twice in x (N, 3) and in the table."""
+    """Return features (N, L*F) of points x (N, 3), computed by the back end `module`.
+
+    They are differentiable twice in x and in the table (entries, F).
+    """
     return Encode.apply(x, table, levels, module) if has_kernels(module) else module.encode(x, table, levels)
 
 
@@ -90,7 +96,7 @@ class _Context(FunctionCtx):
 
 
 class Encode(Function):
-    """Autograd function (x, table) -> features. Its backward pass computes the gradient of x only if x needs it."""
+    """Autograd function (x, table) -> features. Its backward pass computes the gradient of x only if it is needed."""
 
     @staticmethod
     def forward(ctx: _Context, x: Tensor, table: Tensor, levels: Levels, kernels: ModuleType) -> Tensor:

@@ -1,7 +1,7 @@
-"""numba back end of the hash grid, for CPUs, with float32 and 32-bit integers.
+"""Hash grid on CPUs with numba, with float32 and 32-bit integers.
 
-Let T be the table, g the gradient of a loss with respect to the features, and B(x, T, g) the sum of g * encode(x, T).
-B is linear in T and in g. Three kernels compute its first derivatives:
+Let T be the table, g the gradient of a loss with respect to the features, and B(x, T, g) the sum of g * encode(x, T). B
+is linear in T and in g. Three kernels compute its first derivatives:
 
     encode(x, T) = dB/dg        scatter(x, g) = dB/dT        position_gradient(x, T, g) = dB/dx
 
@@ -13,7 +13,7 @@ Kernels process many points per level, in tiles, so that the level's table stays
 into `shares` equal parts, and one call does part number `share`. Each output element has one writer with a fixed order
 of additions, so results do not depend on the number of shares.
 
-Arrays: x and direction (3, N) float32, direction (3, 0) for none; features and their gradients (L*F, N); table
+Arrays: x and direction (3, N) float32, direction (3, 0) if there is none; features and their gradients (L*F, N); table
 (entries * F,); `features`, a tuple of F zeros, whose length is a compile-time constant; scale (L,) float32; resolution
 (L,) int32; offset (L+1,) int64; hashed (L,) bool.
 """
@@ -238,9 +238,9 @@ def _position_gradient(share, shares, x, table, grad, scale, resolution, offset,
 def run_in_threads(kernel: Callable[..., None], n_points: int, *arguments: object) -> None:
     """Run a numba kernel on n_points points in one thread per torch thread, each with at least BLOCK points.
 
-    Thread number `share` of `shares` calls kernel(share, shares, *arguments). The kernels release the GIL, so Python
-    threads run in parallel. numba's parallel loops take twice as long to compile, and their pools crash a process that
-    forks.
+    The thread with number `share`, of `shares` threads, calls kernel(share, shares, *arguments). The kernels release
+    the GIL, so Python threads run in parallel. numba's parallel loops take twice as long to compile, and their thread
+    pools crash a process that forks.
     """
     shares = max(1, min(torch.get_num_threads(), n_points // BLOCK))
     if shares == 1:

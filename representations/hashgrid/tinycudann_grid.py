@@ -1,4 +1,7 @@
-"""tiny-cuda-nn back end of the hash grid. The parameter vector of `tinycudann.Encoding` is the flattened table."""
+"""Hash grid on GPUs with tiny-cuda-nn.
+
+The parameter vector of `tinycudann.Encoding` is the flattened table.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ def encode(x: Tensor, table: Tensor, levels: Levels) -> Tensor:
 
 @lru_cache(maxsize=8)
 def _module(levels: Levels, n_features: int) -> Any:
-    # its own parameters are not used
+    # the module's own parameters are not used
     if n_features not in (1, 2, 4, 8):
         raise ConfigError("should be 1, 2, 4 or 8 for tinycudann. Set backend=auto", "n_features", n_features)
     return tinycudann.Encoding(

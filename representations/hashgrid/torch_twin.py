@@ -65,7 +65,7 @@ def grid_levels(n_levels: int, log2_hashmap_size: int, base_resolution: int, per
 
 
 def encode(x: Tensor, table: Tensor, levels: Levels) -> Tensor:
-    """Return features (N, L*F), ordered by level and differentiable any number of times.
+    """Return the features (N, L*F) of N points in L levels, ordered by level and differentiable any number of times.
 
     Args:
         x: (N, 3) points in [0, 1]^3. Points outside are clamped, and NaN counts as 0.

@@ -1,8 +1,8 @@
-"""Triton back end of the hash grid, for GPUs, with the levels, indices and weights of torch_twin.py.
+"""Hash grid on GPUs with Triton, with the levels, indices and weights that torch_twin.py defines.
 
-numba_kernels.py explains the algebra. One program processes a block of points in one level; for the gradient of the
-points it processes all levels. The blocks of a level run one after the other, so that its table stays in the L2 cache.
-Additions to the table's gradient are atomic, so its last bits vary between runs.
+numba_kernels.py explains the algebra. One program processes a block of points in one level, or in all levels for the
+gradient with respect to the points. The blocks of a level run one after the other, so that its table stays in the L2
+cache. Additions to the table's gradient are atomic, so its last bits vary between runs.
 
 Arrays: x and direction (N, 3), features and their gradients (L*F, N), table (entries, F), all contiguous float32;
 `scales` (L,) float32; `geometry` (L, 4) int32: resolution, first entry, number of entries, hashed flag.
@@ -64,7 +64,7 @@ def _level(scales, geometry, level):
 
 @triton.jit
 def _axis(x, direction, at, mask, scale, ALONG: tl.constexpr):
-    # cell index, position in the cell and d(position)/dx on one axis, the last times `direction` if ALONG
+    # cell index, position in the cell and d(position)/dx on one axis; if ALONG, the last one times `direction`
     coordinate = tl.load(x + at * 3, mask=mask, other=0.0)
     position = tl.where(coordinate > 0, tl.minimum(coordinate, 1.0), 0.0) * scale + 0.5
     speed = tl.where((coordinate >= 0) & (coordinate <= 1), scale, 0.0)

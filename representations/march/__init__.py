@@ -31,7 +31,7 @@ MODULES = {
     "nerfacc": "threedgen.representations.march.nerfacc_backend",
     "meta": "threedgen.representations.shapes_only",
 }
-"""Import path of each back end's module. All modules have the functions place, composite and visible."""
+"""Import path of each back end's module. All modules have the functions `place`, `composite` and `visible`."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,9 @@ class Samples:
 
     @torch.no_grad()
     def positions(self, origins: Tensor, directions: Tensor) -> Tensor:
-        """Return the world position (N, 3) of the middle of each of the N samples, without gradient.
+        """Return the world positions (N, 3) of the midpoints of the N samples, without gradient.
 
-        `origins` and `directions` (R, 3) are those of the R rays that the samples lie on; directions are unit vectors.
+        `origins` and `directions` (R, 3) are those of the R rays that have the samples; directions are unit vectors.
         """
         points = self.t_mid[:, None] * directions.index_select(0, self.ray_index)
         return points.add_(origins.index_select(0, self.ray_index))
@@ -91,7 +91,7 @@ class Samples:
         return Samples(ray_index - part.start, t_start, t_end, start - first, count)
 
     def split(self, max_samples: int | None) -> list[slice]:
-        """Divide the rays into slices with at most `max_samples` samples each; None: one slice.
+        """Divide the rays into consecutive slices with at most `max_samples` samples each, or one slice if it is None.
 
         A slice has at least one ray, even if that ray has more samples.
         """
@@ -108,7 +108,7 @@ class Samples:
     def ends(self) -> Tensor:
         """Index of the first sample of each ray, then the number of all samples: (R + 1,) int64 on the CPU.
 
-        The first access waits for a GPU.
+        The first access copies from the GPU and waits for it.
         """
         return F.pad(self.count.cumsum(0), (1, 0)).cpu()
 
@@ -146,11 +146,12 @@ def march(
     grid: Tensor | None = None,
     jitter: Tensor | None = None,
 ) -> "Samples":
-    """Place samples of the length `step_size` in the occupied cells on R rays.
+    """Place samples of length `step_size` on R rays, only in occupied cells.
 
     Args:
         origins, directions: (R, 3) float32 each; directions have unit length.
-        grid: (G, G, G) bool over [-radius, radius]^3, indexed [x, y, z], True for occupied cells. None: all occupied.
+        grid: (G, G, G) bool over [-radius, radius]^3, indexed [x, y, z], True for occupied cells. None: all are
+            occupied.
         jitter: (R,) in [0, 1), shift of each ray's samples in steps. None: no shift.
     """
     rays = origins.detach().contiguous(), directions.detach().contiguous()
@@ -160,7 +161,8 @@ def march(
 def spans_of(origins: Tensor, directions: Tensor, options: "MarchConfig", jitter: Tensor | None) -> Tensor:
     """Return (R, 3): start of the first sample, exit from the bounding volume, and step, as distances along the ray.
 
-    Origins and unit directions are (R, 3), `jitter` is (R,) as in `march`. A ray outside the volume has exit <= start.
+    Origins and unit directions are (R, 3). `jitter` (R,) in [0, 1) shifts the start, in steps; None: no shift. A ray
+    that misses the volume has exit <= start.
     """
     if options.bound == "sphere":
         projection = _dot(origins, directions)
@@ -191,7 +193,7 @@ def max_samples_per_ray(spans: Tensor) -> Tensor:
 
 
 class Composite(NamedTuple):
-    """Sums over the samples of each ray, with the compositing weights w."""
+    """Sums over the samples of each ray, weighted by the compositing weights w."""
 
     values: Tensor  # (R, C) sum of w * value
     opacity: Tensor  # (R, 1) sum of w
@@ -202,27 +204,32 @@ class Composite(NamedTuple):
 def composite(sigma: Tensor, values: Tensor, samples: Samples, name: str = "auto") -> Composite:
     """Composite along rays (NeRF, eq. 3): w_i = T_i (1 - exp(-sigma_i dt_i)), T_i = exp(-sum_(j<i) sigma_j dt_j).
 
-    With the back end "torch" the result is differentiable any number of times. With others only once, in float32.
+    With the back end "torch", the result is differentiable any number of times. With the other back ends, it is
+    differentiable once, in float32.
 
     Args:
         sigma: (N,) densities >= 0 in 1 / world unit.
         values: (N, C) values to composite, for example colours.
-        name: back end, or "auto".
+        name: name of the back end; "auto" selects the fastest one.
     """
     return backend(sigma, name).composite(sigma, values, samples)
 
 
 def visible(sigma: Tensor, samples: Samples, alpha_threshold: float, early_stop: float, name: str = "auto") -> Tensor:
-    """Return which samples are visible, a bool mask (N,).
+    """Return a bool mask (N,) of the visible samples.
 
     A sample is visible if its alpha is at least `alpha_threshold` and the transmittance in front of it is at least
-    `early_stop`. `sigma` (N,) are densities; `name` is the back end, or "auto".
+    `early_stop`. `sigma` (N,) are densities in 1 / world unit. `name` is the name of the back end; "auto" selects the
+    fastest one.
     """
     return backend(sigma, name).visible(sigma.detach(), samples, alpha_threshold, early_stop)
 
 
 def backend(like: Tensor, name: str = "auto") -> ModuleType:
-    """Return the module of the back end `name` for the device of the tensor `like`. Raises ConfigError."""
+    """Return the module of the back end `name` for the device of the tensor `like`.
+
+    Raises ConfigError if the back end is not installed, cannot be imported, or does not support the device.
+    """
     return load(MODULES, name, like.device)
 
 

@@ -1,6 +1,7 @@
-"""Marching and compositing with the kernels of nerfacc, at the sample positions of the other back ends.
+"""Marching and compositing with the kernels of nerfacc. Sample positions are those of the other back ends.
 
-nerfacc's near plane is here the start of the ray's first sample, and its far plane the exit from the bounding volume.
+The near plane passed to nerfacc is the start of the ray's first sample, and the far plane is the exit from the bounding
+volume.
 """
 
 from __future__ import annotations

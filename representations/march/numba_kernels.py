@@ -1,4 +1,4 @@
-"""numba back end of marching and compositing, for CPUs.
+"""Ray marching and compositing on CPUs with numba.
 
 The kernels run in parallel over rays. Each output element has one writer and sums run in sample order, so results do
 not depend on the number of threads. The kernels do not use fastmath, so that samples are rounded as in torch.

@@ -1,4 +1,7 @@
-"""torch back end of marching and compositing, for all devices. It uses tensors of size rays x samples per ray."""
+"""Ray marching and compositing in plain PyTorch, for all devices.
+
+The memory is proportional to rays x maximum number of samples per ray.
+"""
 
 import torch
 from torch import Tensor
@@ -40,7 +43,7 @@ def visible(sigma: Tensor, samples: Samples, alpha_threshold: float, early_stop:
 
 
 def _weights(sigma: Tensor, samples: Samples) -> tuple[Tensor, Tensor, Tensor]:
-    # for each sample the weight, the transmittance in front of it, and alpha, (N,) each
+    # for each sample its weight, the transmittance in front of it, and its alpha, (N,) each
     max_count = int(samples.count.max()) if samples.n_rays else 0
     slot = torch.arange(len(samples), device=sigma.device) - samples.start[samples.ray_index]
     where = (samples.ray_index, slot)

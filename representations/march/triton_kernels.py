@@ -1,4 +1,4 @@
-"""Triton back end of marching and compositing, for GPUs, in float32.
+"""Ray marching and compositing on GPUs with Triton, in float32.
 
 One program processes one ray, BLOCK steps or samples at a time. Each output element has one writer, so results are
 bit-identical in every run. The marcher allocates memory only for the samples that it keeps.

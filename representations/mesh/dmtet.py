@@ -1,7 +1,7 @@
 """DMTet (Shen et al. 2021): a mesh from signed distances on a tetrahedral grid, coloured by a field.
 
-Each grid point has a trained distance and a trained offset of up to half a cell. As the second stage of Magic3D (Lin et
-al. 2023), it is initialised from a trained field by `init_from`.
+Each grid point has a trained distance and a trained offset of up to half a cell. In the second stage of Magic3D (Lin et
+al. 2023), the method `init_from` initialises the mesh from the trained field of the first stage.
 """
 
 from collections.abc import Callable
@@ -43,9 +43,10 @@ TRIANGLES = (
     (2, 1, 0),
     (),
 )
-"""Up to two triangles for each bit mask of inside corners (bit k: corner k), as indices into `EDGES`.
+"""Triangles in a tetrahedron for each of the 16 bit masks of inside corners (bit k: corner k).
 
-In a tetrahedron of positive volume they are counter-clockwise, seen from outside.
+An entry has up to two triangles, as three or six indices into `EDGES`: a triangle has its corners on three edges. In a
+tetrahedron of positive volume, triangles are counter-clockwise seen from outside.
 """
 
 
@@ -53,8 +54,8 @@ def tetrahedral_grid(resolution: int) -> tuple[Tensor, Tensor]:
     """Divide the cube [-1, 1]^3 into resolution^3 cells of six tetrahedra each (Kuhn's division).
 
     Returns:
-        Points (V, 3) float32, where point (i, j, k) has index (i n + j) n + k with n = resolution + 1, and tetrahedra
-            of positive volume, (T, 4) int64 point indices. Neighbouring tetrahedra share whole triangles.
+        Points (V, 3) float32: with n = resolution + 1, point (i, j, k) of the grid has index (i n + j) n + k.
+        Tetrahedra (T, 4) int64 of positive volume, as point indices. Neighbouring tetrahedra share whole triangles.
     """
     n = resolution + 1
     axis = torch.linspace(-1, 1, n)
@@ -79,8 +80,9 @@ def marching_tetrahedra(points: Tensor, distance: Tensor, tets: Tensor) -> tuple
         tets: (T, 4) int64 point indices of tetrahedra with positive volume.
 
     Returns:
-        Vertices (N, 3), differentiable in points and distance, and faces (F, 3) int64, counter-clockwise seen from
-            outside. The surface is closed if no border point of the grid is inside.
+        Vertices (N, 3), differentiable in points and distance.
+        Faces (F, 3) int64, counter-clockwise seen from outside. The surface is closed if no border point of the grid is
+            inside.
     """
     inside, device = distance.detach() < 0, tets.device
     code = (inside[tets] * to_device(torch.tensor([1, 2, 4, 8]), device)).sum(1)
@@ -102,10 +104,10 @@ def marching_tetrahedra(points: Tensor, distance: Tensor, tets: Tensor) -> tuple
     return vertices, faces[edges.reshape(-1, 3)[:, 0] >= 0]
 
 
-MARGIN = 0.1  # around the object in the initial grid, as a fraction of the object's size
+MARGIN = 0.1  # margin around the object in the initial grid, as a fraction of the object's size
 MIN_PART_SIZE = 0.01  # minimum grid points in a connected part of the initial mesh, relative to the largest part
 EMPTY_DENSITY = 1e-5  # highest density of empty points; `level=auto` is the mean density of the other points
-POINTS_PER_QUERY = 1 << 16
+POINTS_PER_QUERY = 1 << 16  # maximum number of points per density query
 
 
 class DMTet(Representation):
@@ -226,9 +228,9 @@ class DMTet(Representation):
     def init_from(self, other: Representation) -> None:
         """Initialise shape and colours from a trained field of the same class as `paint`, or copy another DMTet.
 
-        The surface is where the density equals the option `level`, without its small connected parts. The grid is
-        fitted to the points above the level, with a margin. Raises ConfigError if the classes or tensor shapes differ,
-        or if the density is nowhere above the level.
+        The surface is where the density of the field equals the option `level`. Its small connected parts are removed.
+        The grid is fitted to the points with a density above the level, with a margin. Raises ConfigError if the
+        classes or tensor shapes differ, or if the density is nowhere above the level.
         """
         if isinstance(other, DMTet):
             super().init_from(other)
@@ -259,9 +261,9 @@ class DMTet(Representation):
 
 
 def remove_small_parts(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Remove small connected parts from a bool mask `inside` (G, G, G), and return the result.
+    """Return a bool mask `inside` (G, G, G) without its small connected parts. The input is not changed.
 
-    Small means fewer points than `MIN_PART_SIZE` times those of the largest part.
+    A part is small if it has fewer points than `MIN_PART_SIZE` times the largest part.
     """
     labels, _ = ndimage.label(inside)
     sizes = np.bincount(labels.reshape(-1))

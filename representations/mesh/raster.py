@@ -1,10 +1,11 @@
 """Rasterisation of a mesh, differentiable in the vertices.
 
-`threedgen.geometry.raster` finds the face in each pixel on the CPU, `cuda_raster` on a GPU with nvdiffrast.
+`threedgen.geometry.raster` finds the face in each pixel on the CPU. On a GPU, `cuda_raster` finds it with nvdiffrast,
+if that is installed.
 
-The choice of a pixel's face is not differentiable, but the point on it is: `surface_points` intersects the pixel's ray
-with the plane of the face. `antialias` makes the outline of the object differentiable (Laine et al. 2020, "Modular
-Primitives for High-Performance Differentiable Rendering").
+The choice of a pixel's face is not differentiable, but the point on the face is: `surface_points` intersects the
+pixel's ray with the plane of the face. `antialias` makes the outline of the object differentiable (Laine et al. 2020,
+"Modular Primitives for High-Performance Differentiable Rendering").
 """
 
 from typing import NamedTuple
@@ -23,7 +24,7 @@ from . import cuda_raster
 
 
 class SurfacePoints(NamedTuple):
-    """Surface points at the centres of the P pixels of B images that show the mesh."""
+    """Surface points of a mesh in B images: one for each of the P pixels whose centre shows the mesh."""
 
     pixel: Tensor  # (P,) int64 flat index of the pixel in B * H * W
     position: Tensor  # (P, 3) world position
@@ -34,7 +35,7 @@ class SurfacePoints(NamedTuple):
 
 
 def surface_points(vertices: Tensor, faces: Tensor, cameras: Cameras) -> SurfacePoints:
-    """Compute the surface points of a mesh that cameras see, one per pixel on the mesh.
+    """Compute the surface points of a mesh that B perspective cameras see, one for each pixel on the mesh.
 
     `vertices` are (N, 3) in world units, `faces` (F, 3) int64.
     """
