@@ -37,7 +37,7 @@ Part = tuple[Array, Array]  # convex mesh: vertices (V, 3) float32, outward face
 
 @dataclass
 class ExportedAsset:
-    """Exported asset: file contents in memory, check results and statistics. `make_asset` returns it."""
+    """Asset that `make_asset` returns: file contents in memory, check results and statistics."""
 
     name: str  # prefix of the file names
     files: dict[str, bytes] = field(default_factory=dict)  # name -> content; if there are GLBs, the finest comes first
@@ -67,18 +67,21 @@ def make_asset(
 ) -> ExportedAsset:
     """Build a game asset in memory: simplify a dense mesh, unwrap it, bake textures, make levels of detail and files.
 
-    The asset is in metres, and its origin is the centre of the bottom of its bounding box. Raises ConfigError if no UVs
-    can be made, or if the shape needs more triangles than the budget.
+    The asset is in metres, and its origin is the centre of the bottom of its bounding box.
 
     Args:
         dense: mesh of the field's surface, in world units.
         config: options of the export, among them the triangle budget.
         name: prefix of file names and name of the glTF nodes.
-        view: trained field that provides texture colours, renders for the texture refinement and the elevation range
-            of the training cameras. None: bake the vertex colours of `dense`.
+        view: trained field that provides texture colours, renders for the texture refinement and the elevation range of
+            the training cameras. None: bake the vertex colours of `dense`.
         gltf_extras: JSON data for the glTF `extras`. Statistics of the mesh are added to them in the files.
         nearest_budget: if the shape needs more triangles than the budget, use as few as possible and add a note.
         on_step: callback that receives the name of each step, one of `STEPS`, when it starts.
+
+    Raises:
+        ConfigError: if no UVs or no collider can be made, or if the shape needs more triangles than the budget and
+            `nearest_budget` is False.
     """
     asset = ExportedAsset(name, on_step=on_step)
     low, maps = _textured(asset, dense, config, view, nearest_budget)
@@ -206,7 +209,7 @@ def _convex(points: Array) -> Part:
 def convex_parts(vertices: Array, faces: Array) -> list[Part]:
     """Decompose a closed mesh into at most MAX_PARTS convex meshes with CoACD (Wei et al. 2022).
 
-    Takes vertices (V, 3) at distinct positions and faces (F, 3). A mesh with more than MAX_PARTS_INPUT triangles is
+    Takes vertices (V, 3) without duplicates and faces (F, 3). A mesh with more than MAX_PARTS_INPUT triangles is
     simplified first. Each returned mesh is a pair of vertices (N, 3) float32 and outward faces (M, 3) int32.
     """
     import coacd

@@ -1,4 +1,4 @@
-"""Folder of an exported asset: list, check and replace the files of an earlier export. Imports no torch."""
+"""Folder of an exported asset: list, check and replace the files of an earlier export. This module imports no torch."""
 
 import hashlib
 import os
@@ -32,7 +32,7 @@ def read_manifest(folder: Path) -> Tree:
 
 
 def exported_files(folder: Path) -> set[Path]:
-    """Return the paths of the files in the folder that an earlier export wrote and nobody changed since.
+    """Return the paths of the files in the folder that an earlier export wrote and that are unchanged since.
 
     These are the files whose SHA-256 is equal to the one in asset.json.
     """
@@ -45,7 +45,8 @@ def exported_files(folder: Path) -> set[Path]:
 def check_overwrite(folder: Path, names: Iterable[str]) -> None:
     """Raise ConfigError if an export of files with these `names` would overwrite a file of the user.
 
-    A file with one of the names, or asset.json, is a file of the user unless an export wrote it and it is unchanged.
+    An existing file with one of the names, or asset.json, counts as a file of the user unless an export wrote it and it
+    is unchanged.
     """
     own = exported_files(folder) | ({folder / MANIFEST} if "files" in read_manifest(folder) else set())
     for path in (folder / name for name in (*names, MANIFEST)):
@@ -57,7 +58,7 @@ def write_files(folder: Path, files: Mapping[str, bytes], manifest: Tree) -> Non
     """Write the files of an asset and asset.json to `folder`, and delete the files of an earlier export.
 
     All data is on disk under temporary names before the first rename. asset.json is renamed before the files that it
-    lists, so that after an interruption the next export recognises every file as its own.
+    lists. After an interruption, the next export therefore recognises every file as written by an export.
 
     Args:
         files: file name -> content.

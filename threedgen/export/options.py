@@ -1,4 +1,4 @@
-"""Config models of the export. This module does not import torch."""
+"""Config classes of the export of game assets. This module does not import torch."""
 
 import re
 from itertools import pairwise
@@ -59,7 +59,7 @@ MATERIAL_WORDS = {name: name for name in MATERIALS} | {
 
 
 def material_of(prompt: str) -> str:
-    """Return the name in `MATERIALS` of the object in a prompt.
+    """Return the material of the object in a prompt, a key of `MATERIALS`; "matte" if no word names a material.
 
     Words after "with", "wearing", "in", "on" or "and" belong to a part or to another object and do not count.
     """
@@ -71,7 +71,7 @@ Texels = Literal[64, 128, 256, 512, 1024, 2048, 4096, 8192]
 
 
 class AssetConfig(Config):
-    """A game-ready asset: a triangle budget, textures, levels of detail, a collider."""
+    """Options of a game-ready asset: a triangle budget, textures, levels of detail, a collider."""
 
     preset: Literal["mobile", "prop", "character", "hero"] = Field(
         "prop",
@@ -146,14 +146,15 @@ class AssetConfig(Config):
 def resize_command(run: Path, preset: object) -> str:
     """Return the shell command that exports the run in the folder `run` again with another height.
 
-    The user replaces METRES in it. The command repeats `preset` only if it is a name in `PRESETS`.
+    It has the placeholder METRES, which the user replaces by the height. It has the option `preset` only if `preset` is
+    a name in `PRESETS`.
     """
     options = [f"preset={preset}"] if isinstance(preset, str) and preset in PRESETS else []
     return command("--config", "export", f"run={run}", *options, "height=METRES")
 
 
 class ExportSection(AssetConfig):
-    """Export of an asset at the end of a run."""
+    """Options of the export of an asset at the end of a run."""
 
     enabled: bool = Field(
         True, description=f"export an asset after the run; later: {command('--config', 'export', 'run=FOLDER')}"
@@ -165,7 +166,7 @@ class ExportSection(AssetConfig):
 
 
 class ExportConfig(TaskConfig, AssetConfig):
-    """Export a game-ready asset from a finished run. Unset options come from the run's `export` section."""
+    """Export of a game-ready asset from a finished run. Unset options come from the section `export` of the run."""
 
     run: str = Field("", description="folder of a finished run of the task generate")
     out: str | None = Field(None, description="output folder; null: asset in the run's folder")
@@ -175,7 +176,10 @@ class ExportConfig(TaskConfig, AssetConfig):
         return folder / FOLDER if self.out is None else runs.user_path(self.out, "out")
 
     def asset(self) -> AssetConfig:
-        """Return the asset options. Options that are unset here come from the run's config. Raises ConfigError."""
+        """Return the asset options. Options that are not set here come from the config of the run.
+
+        Raises ConfigError if `run` is not the folder of a run, or if an option is invalid.
+        """
         defaults = plain(load(runs.run_folder(self.run, "run") / runs.CONFIG).export)
         overrides = {key: value for key, value in plain(self).items() if key in self.model_fields_set}
         tree = {key: value for key, value in (defaults | overrides).items() if key in AssetConfig.model_fields}

@@ -18,10 +18,13 @@ from threedgen.representations.volume.render import render
 from threedgen.run.arrays import Array
 
 ViewRenderer = Callable[[Cameras], tuple[Array, Array]]
-"""Function of V cameras; returns sRGB (V, H, W, 3) in [0, 1], not premultiplied by opacity, and opacities (V, H, W)."""
+"""Function of V cameras that returns renders of a field: colours (V, H, W, 3) and opacities (V, H, W), in [0, 1].
+
+Colours are sRGB, not premultiplied by opacity.
+"""
 CHUNK = 1 << 19  # maximum number of ray samples that are evaluated at once
 FOV, DISTANCE = math.radians(40), 3.0
-"""Vertical field of view in radians, and camera distance in scene radii; images show the whole scene sphere."""
+"""Vertical field of view in radians, and camera distance in scene radii. Images show the whole scene sphere."""
 MIN_ELEVATION, MAX_ELEVATION = math.radians(-40), math.radians(75)
 DEPTH_VIEWS, DEPTH_SIZE = 40, 128  # number of depth images and their edge in pixels
 TRUNCATION = 0.05  # truncation distance, in scene radii. The density is constant farther than this from the surface.
@@ -32,7 +35,8 @@ OUTLIERS = 1  # number of depth images that may wrongly show a point in front of
 def spiral_cameras(views: int, size: int, radius: float = 1.0) -> Cameras:
     """Return `views` cameras that look at the origin, on a golden-angle spiral with elevations from -40 to 75 degrees.
 
-    `size`: edge of the square images in pixels. `radius`: radius of the scene in world units.
+    `size`: edge of the square images in pixels. `radius`: radius of the scene in world units. The cameras are DISTANCE
+    scene radii away from the origin.
     """
     k = torch.arange(views, dtype=torch.float32)
     height = math.sin(MIN_ELEVATION) + (math.sin(MAX_ELEVATION) - math.sin(MIN_ELEVATION)) * (k + 0.5) / views
@@ -55,7 +59,7 @@ def field_renderer(
     """Return a function (`ViewRenderer`) that renders unlit images of a trained representation, without background.
 
     It maps V cameras to sRGB (V, H, W, 3), not premultiplied by opacity, and opacities (V, H, W), both in [0, 1]. Rays
-    are marched with `options` through the cells of the grid `occupancy`; None: all space is occupied.
+    are marched with `options` through the occupied cells of the grid `occupancy`; None: all space is occupied.
     """
     background, material = SolidBackground().to(device), Material()
 
@@ -83,7 +87,10 @@ class DepthFusion:
 
     @torch.no_grad()
     def __init__(self, render: Callable[[Cameras], Render], cameras: Cameras, radius: float) -> None:
-        """Render one depth image per camera with `render`; `radius` is the radius of the scene in world units."""
+        """Render one depth image per camera.
+
+        `render` maps one camera to its render. `radius` is the radius of the scene in world units.
+        """
         self.cameras, self.truncation = cameras, TRUNCATION * radius
         renders = [render(cameras.select([k])) for k in range(len(cameras))]
         opacity, depth = (torch.stack([getattr(r, name)[:, 0] for r in renders]) for name in ("opacity", "depth"))
@@ -99,7 +106,7 @@ class DepthFusion:
         return DENSITY / self.truncation * torch.sigmoid(-4 * distance / self.truncation)
 
     def colour(self, x: Tensor) -> Tensor:
-        """Return sRGB colours (N, 3) in [0, 1] of points x (N, 3): means over the images whose surface is near them."""
+        """Return sRGB colours (N, 3) in [0, 1] of points x (N, 3): means over the images with a surface near x."""
         index, ahead = self._lookup(x)
         weight = (ahead.abs() < self.truncation).float() + 1e-6
         colours = self.rgb.gather(1, index[..., None].expand(-1, -1, 3))

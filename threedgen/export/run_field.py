@@ -27,15 +27,18 @@ from .shape.from_field import Field, FieldView
 
 @dataclass(frozen=True)
 class RunField:
-    """Trained field of a run, with the run's config and the number of training steps of the checkpoint."""
+    """Trained field of a run, with the run's config and the number of training steps."""
 
-    view: FieldView  # the field as functions of points, as the export uses it
+    view: FieldView  # the field as functions of points, and scene data
     config: Any  # config of the run
     steps: int  # number of training steps of the checkpoint
 
 
 def load_run_field(folder: Path, device: str = "cpu") -> RunField:
-    """Load the trained field from the folder of a run of the task generate. Raises ConfigError as `load_field` does."""
+    """Load the trained field from the folder of a run of the task generate.
+
+    Raises ConfigError if there is no checkpoint, or if its weights do not fit the config or are not finite.
+    """
     config, field, grid, checkpoint = load_field(folder, device)
     view = field_view(field, grid, config.march, device, config.camera.elevation_range)
     return RunField(view, config, int(checkpoint["global_step"]))
@@ -81,11 +84,14 @@ def field_view(
     device: torch.device | str,
     elevations: tuple[float, float] | None = None,
 ) -> FieldView:
-    """Return a trained representation on `device` in the form that the export uses.
+    """Return a trained representation on `device` as functions of points and other data that the export needs.
 
-    `occupancy` is its occupancy grid; None: all space is occupied. `march` has the options of the ray marching and the
-    radius of the scene. `elevations`: lowest and highest elevation of the training cameras in degrees; None: unknown.
-    If the representation has no density, density and colours come from rendered depth images.
+    If the representation has no density, density and colours are computed from rendered depth images.
+
+    Args:
+        occupancy: occupancy grid of the representation; None: all space is occupied.
+        march: options of the ray marching, among them the radius of the scene.
+        elevations: lowest and highest elevation of the training cameras in degrees; None: unknown.
     """
     density: Field = field.density
     colour: Field = lambda x: torch.sigmoid(field(x)[1][:, :3])  # noqa: E731

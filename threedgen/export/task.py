@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 def run(config: ExportConfig, resume: Path | None = None, quiet: bool = False) -> int:
     """Run the task `export`: write the asset, and print the names of its files and the folder. Return exit code 0.
 
-    `quiet`: print only the folder. `resume` is ignored; all tasks have this argument.
+    `quiet`: print only the folder. `resume` is ignored; it exists because all tasks have this argument.
     """
     set_threads(None)
     folder, out, options = runs.run_folder(config.run, "run"), config.destination(), config.asset()
@@ -54,7 +54,10 @@ def run(config: ExportConfig, resume: Path | None = None, quiet: bool = False) -
 
 @contextmanager
 def progress_bar(quiet: bool = False) -> Iterator[Callable[[str], None]]:
-    """Show a progress bar unless `quiet`. Yield a callback to call with each step's name (`STEPS`) at its start."""
+    """Create a context manager that shows a progress bar, unless `quiet` is True.
+
+    It yields a callback, to be called with the name of each export step (`STEPS`) when the step starts.
+    """
     with Count("asset", len(STEPS), quiet) as count:
 
         def on_step(step: str) -> None:
@@ -71,8 +74,11 @@ def export(
     """Extract the surface of a run's field, build a game asset from it, write the asset to `folder` and return it.
 
     If `config.height` is unset and the usual height of the object in the prompt is known, the asset gets that height.
-    `nearest_budget`: if the shape needs more triangles than the budget, use as few as possible and add a note. `quiet`:
-    show no progress bar.
+
+    Args:
+        nearest_budget: if the shape needs more triangles than the budget, use as few as possible and add a note. If
+            False, ConfigError is raised.
+        quiet: show no progress bar.
     """
     run, height, usual = source.config, config.height, source.config.usual_height()
     extras = {"prompt": run.prompt, "negative_prompt": run.negative_prompt, "seed": run.seed, "steps": source.steps}
@@ -102,7 +108,7 @@ def export(
 def save(asset: ExportedAsset, folder: Path, config: AssetConfig) -> None:
     """Replace the files of an earlier export in `folder` by the asset's files and asset.json.
 
-    Raises ConfigError if that would overwrite a file of the user (`check_overwrite`).
+    Raises ConfigError if this would overwrite a file that no export wrote or that has changed since.
     """
     with writing(folder):
         check_overwrite(folder, asset.files)
@@ -110,7 +116,11 @@ def save(asset: ExportedAsset, folder: Path, config: AssetConfig) -> None:
 
 
 def summary_entry(asset: ExportedAsset) -> Tree:
-    """Return the JSON object about the asset in a run's summary.json: first file, levels of detail, height, seconds."""
+    """Return the JSON object that describes the asset in a run's summary.json.
+
+    It has the path of the first file, the triangles of each level of detail, the height as text, and the duration in
+    seconds.
+    """
     return {
         "file": f"{FOLDER}/{next(iter(asset.files))}",
         "levels": asset.figures["levels"],
@@ -120,7 +130,7 @@ def summary_entry(asset: ExportedAsset) -> Tree:
 
 
 def update_summary(run: Path, asset: ExportedAsset) -> None:
-    """Replace the entries about the asset in summary.json of the folder `run`, if that file exists."""
+    """Replace the entries about the asset in summary.json of the run folder `run`. Without the file, do nothing."""
     old = read_summary(run)
     if not old:
         return

@@ -1,7 +1,7 @@
 """Write a mesh as GLB (glTF 2.0 binary) with one buffer and one JSON chunk; check it with the Khronos validator.
 
-No library is used: linear vertex colours need 16 bits, tangents must be those of the normal map, and equal input must
-give equal bytes.
+No library is used, because the files need 16-bit linear vertex colours and the tangents with which the normal map was
+baked, and because equal input must give equal bytes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from threedgen.run.arrays import Array
 from threedgen.run.disk import Tree, write_atomic
 
 if TYPE_CHECKING:
-    from threedgen.export.files.splats import Splats  # which loads the representation
+    from threedgen.export.files.splats import Splats  # at run time, this import would load the representation
 
 _COMPONENTS = {"<f4": 5126, "<u2": 5123, "<u4": 5125}
 _VERTICES, _INDICES = 34962, 34963
@@ -49,7 +49,7 @@ class _Buffer:
         self.accessors: list[Tree] = []
 
     def blob(self, raw: bytes, **fields: object) -> int:
-        """Append bytes, with zeros up to a multiple of 4 bytes. Return the index of the new glTF buffer view of them.
+        """Append bytes, padded with zeros to a multiple of 4, as a new glTF buffer view. Return the index of the view.
 
         `fields` are further keys of the buffer view.
         """
@@ -58,9 +58,10 @@ class _Buffer:
         return len(self.views) - 1
 
     def add(self, array: Array, **fields: object) -> int:
-        """Append an array. Return the index of the new glTF accessor of it, which has the further keys `fields`.
+        """Append an array as a new glTF accessor. Return the index of the accessor.
 
         The array is a vertex attribute, float (V,), (V, 2), (V, 3) or (V, 4), or the indices (3 F,) of F triangles.
+        `fields` are further keys of the accessor.
         """
         flat = array.ndim == 1
         accessor = {
@@ -82,7 +83,7 @@ class _Buffer:
 
 
 def glb_bytes(mesh: Mesh, name: str = "mesh", gltf_extras: Tree | None = None) -> bytes:
-    """Return the bytes of a GLB with vertex colours, without textures.
+    """Return the bytes of a GLB of `mesh` with vertex colours, without textures.
 
     `name` is the name of the glTF mesh, node and material. `gltf_extras` is JSON data for the glTF `extras`.
     """
@@ -154,7 +155,7 @@ def plain_glb_bytes(parts: dict[str, tuple[Array, Array]], gltf_extras: Tree | N
 
 
 def splat_glb_bytes(splats: Splats, name: str = "splats", gltf_extras: Tree | None = None) -> bytes:
-    """Return the bytes of a GLB with 3D Gaussians by the extension KHR_gaussian_splatting, without compression.
+    """Return the bytes of a GLB with 3D Gaussians, in the extension KHR_gaussian_splatting without compression.
 
     Viewers without the extension show coloured points. `name` is the name of the glTF mesh and node. `gltf_extras` is
     JSON data for the glTF `extras`.
@@ -227,7 +228,7 @@ def _pack(
 def save_glb(mesh: Mesh, path: Path, gltf_extras: Tree | None = None) -> Path:
     """Write a GLB of `mesh` with vertex colours atomically to `path`; return `path`.
 
-    The glTF `extras` are `gltf_extras` and the statistics `mesh.info`. For a key of both, the statistic is used.
+    The glTF `extras` are `gltf_extras` and the statistics `mesh.info`. If both have a key, the statistic is used.
     """
     write_atomic(path, glb_bytes(mesh, path.stem, {**(gltf_extras or {}), **mesh.info}))
     return path
@@ -250,9 +251,9 @@ def validate(glbs: dict[str, bytes]) -> tuple[dict[str, list[str]], str]:
     """Run the Khronos glTF validator on GLB files, given as file name -> content.
 
     Returns:
-        File name -> list of errors and warnings, each as "error CODE: message (place)"; and a sentence with the
-        validator's version and the counts. If the validator is not installed or fails, the dict is empty and the
-        sentence gives the reason.
+        File name -> list of errors and warnings, each as "error CODE: message (place)". Empty if the validator is not
+            installed or fails.
+        Sentence with the validator's version and the counts of errors and warnings, or with the reason of the failure.
     """
     node = shutil.which("node")
     if node is None:

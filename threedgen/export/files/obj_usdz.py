@@ -17,9 +17,12 @@ _DATE = (1980, 1, 1, 0, 0, 0)  # fixed date, so that equal content gives equal b
 def obj_zip(levels: dict[str, TexturedMesh], pngs: dict[str, bytes], name: str = "mesh") -> bytes:
     """Return the bytes of a zip with an OBJ file, its MTL file and PNG textures, y up and front +z as in the GLB.
 
-    `levels`: name -> mesh in world axes; each level of detail becomes an object of the OBJ file. `pngs`: texture name
-    (base_colour, normal, orm) -> PNG file. `name`: name of the material and prefix of all file names. MTL has no key
-    for ambient occlusion, so the material does not use it.
+    MTL has no key for ambient occlusion, so the material does not use it.
+
+    Args:
+        levels: name -> mesh in world axes. Each level of detail becomes an object of the OBJ file.
+        pngs: texture name (base_colour, normal, orm) -> PNG file.
+        name: name of the material and prefix of all file names.
     """
     lines = [f"mtllib {name}.mtl"]
     first = 1
@@ -53,8 +56,15 @@ def _rows(key: str, values: Array) -> list[str]:
 def usdz_bytes(mesh: TexturedMesh, pngs: dict[str, bytes], name: str = "mesh") -> bytes:
     """Return the bytes of a USDZ package with a mesh and a UsdPreviewSurface material, in metres, y up, front +z.
 
-    `mesh` is in world axes. `pngs`: texture name (base_colour, normal, orm) -> PNG file. `name`: name of the root prim,
-    in which characters that USD does not allow become `_`. Needs the extra `usd`. Raises ConfigError on failure.
+    The function needs the package of the extra `usd`.
+
+    Args:
+        mesh: mesh in world axes.
+        pngs: texture name -> PNG file, for base_colour, normal and orm.
+        name: name of the root prim. Characters that USD does not allow become `_`.
+
+    Raises:
+        ConfigError: if USD cannot write the package.
     """
     from pxr import Gf, Kind, Sdf, Usd, UsdGeom, UsdShade, UsdUtils, Vt
 

@@ -1,4 +1,4 @@
-"""3D Gaussians as files: gaussians.ply as in 3D Gaussian Splatting, gaussians.glb with KHR_gaussian_splatting."""
+"""Writers of 3D Gaussians: PLY as in 3D Gaussian Splatting, and GLB with the extension KHR_gaussian_splatting."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,14 +17,15 @@ from threedgen.run.disk import Tree, write_atomic
 
 @dataclass(frozen=True)
 class Splats:
-    """N 3D Gaussians as arrays, float32.
+    """N 3D Gaussians as float32 arrays.
 
     Attributes:
         means: (N, 3) positions.
         quaternions: (N, 4) unit quaternions, real part first.
-        scales: (N, 3) standard deviations.
+        scales: (N, 3) standard deviations, in the unit of the positions.
         opacities: (N,) in [0, 1].
-        harmonics: (N, K, 3) RGB coefficients of spherical harmonics, K = 1 or 4; colours are 0.5 + their sum, in sRGB.
+        harmonics: (N, K, 3) RGB coefficients of K = 1 or 4 spherical harmonics. The sRGB colour is 0.5 + the sum of
+            coefficient * harmonic.
     """
 
     means: Array
@@ -35,19 +36,19 @@ class Splats:
 
     @classmethod
     def of(cls, field: Gaussians) -> "Splats":
-        """Return the Gaussians of a representation, in world axes."""
+        """Return the Gaussians of a trained representation, in world axes and world units."""
         unit = normalize(field.quaternions, dim=-1)
         parts = (field.means, unit, field.log_scales.exp(), field.opacity_logits.sigmoid(), field.features)
         return cls(*(part.detach().float().cpu().numpy() for part in parts))
 
     @property
     def colours(self) -> Array:
-        """Mean colours (N, 3) over all directions, sRGB."""
+        """Mean sRGB colours (N, 3) over all viewing directions."""
         colours: Array = 0.5 + SH_0 * self.harmonics[:, 0]
         return colours
 
     def rotated(self, matrix: Array) -> "Splats":
-        """Return the Gaussians after a rotation (3, 3) of the world."""
+        """Return the Gaussians after a rotation of the world by the rotation matrix `matrix` (3, 3)."""
         before = Rotation.from_quat(self.quaternions[:, [1, 2, 3, 0]])
         after = (Rotation.from_matrix(matrix) * before).as_quat()[:, [3, 0, 1, 2]]
         harmonics = self.harmonics.copy()
@@ -60,7 +61,10 @@ class Splats:
 
 
 def ply_bytes(splats: Splats) -> bytes:
-    """Return the bytes of a PLY file as the reference code of 3D Gaussian Splatting writes it, with y down."""
+    """Return the bytes of a PLY file in the format of the reference code of 3D Gaussian Splatting.
+
+    The Gaussians are rotated from world axes (z up, front +x) to the file's axes (y down, front +z).
+    """
     turned = splats.rotated(PLY_AXES)
     opacity = np.clip(turned.opacities.astype(np.float64), 1e-7, 1 - 1e-7)
     rest = turned.harmonics[:, 1:].transpose(0, 2, 1).reshape(len(turned.means), -1)  # all of red, green, blue
@@ -76,7 +80,10 @@ def ply_bytes(splats: Splats) -> bytes:
 
 
 def write(system: Any, folder: Path) -> Tree:
-    """Write gaussians.ply and gaussians.glb of the field of `system` to `folder`; return their number of Gaussians."""
+    """Write gaussians.ply and gaussians.glb to `folder`. Return {"gaussians": number of Gaussians}.
+
+    `system` is the trained system of a run, whose attribute `field` is a `Gaussians`.
+    """
     splats = Splats.of(system.field)
     extras = {"prompt": system.config.prompt, "seed": system.config.seed}
     write_atomic(folder / "gaussians.ply", ply_bytes(splats))

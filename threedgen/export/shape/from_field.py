@@ -30,7 +30,7 @@ MAX_HALF_DEPTH = 0.02  # maximum of `half_depth`; above it, a note calls the obj
 
 @dataclass(frozen=True)
 class FieldView:
-    """Trained field in the form that the export uses: density and colour as functions of points, and scene data."""
+    """Trained field as the export needs it: density and colour as functions of points, and data about the scene."""
 
     density: Field  # points (N, 3) in world units -> sigma (N,) per world unit
     colour: Field  # points (N, 3) in world units -> sRGB (N, 3) in [0, 1]
@@ -43,7 +43,7 @@ class FieldView:
 
     @torch.no_grad()
     def on_arrays(self, function: Field, points: Array) -> Array:
-        """Evaluate `function`, a density or colour, at points (N, 3) in chunks; return float32 (N,) or (N, 3)."""
+        """Evaluate `function`, `density` or `colour`, at points (N, 3) in chunks; return float32 (N,) or (N, 3)."""
         parts = torch.from_numpy(np.ascontiguousarray(points, np.float32)).split(CHUNK)
         return np.concatenate([function(part.to(self.device)).float().cpu().numpy() for part in parts])
 
@@ -55,9 +55,15 @@ class FieldView:
 def dense_surface(field: FieldView, resolution: int) -> tuple[Mesh, list[str]]:
     """Extract the surface of a field (`field_surface`) and check it.
 
-    Returns the mesh, and notes for the user if the object is cut off at the scene boundary or translucent. `resolution`
-    is the number of grid points per edge of the cube around the scene sphere. Raises EmptyField for a field without a
-    surface, ConfigError if much of the surface lies on the scene boundary.
+    Args:
+        resolution: number of grid points per edge of the cube around the scene sphere.
+
+    Returns:
+        The mesh, and notes for the user if the object is cut off at the scene boundary or translucent.
+
+    Raises:
+        EmptyField: if the field has no surface.
+        ConfigError: if much of the surface lies on the scene boundary.
     """
     mesh = field_surface(field, resolution)
     area = np.linalg.norm(area_vectors(mesh.vertices, mesh.faces), axis=1)
@@ -80,9 +86,10 @@ def dense_surface(field: FieldView, resolution: int) -> tuple[Mesh, list[str]]:
 
 
 def half_depth(mesh: Mesh) -> float:
-    """Return how deep half of the light gets into the object, as a fraction of the longest side of the mesh.
+    """Return the depth below the surface that half of the light reaches, as a fraction of the mesh's longest side.
 
-    It follows from the density in `mesh.info["haze"]`, see `depth_field`; 0 for a mesh without this entry.
+    It is computed from the typical density of the object, `mesh.info["haze"]` / HAZE. It is 0 for a mesh without this
+    entry.
     """
     density = float(mesh.info.get("haze", 0.0)) / HAZE
     size = float(np.ptp(mesh.vertices, axis=0).max())
@@ -146,7 +153,7 @@ def isosurface(values: Array, level: float, cell: float, radius: float) -> tuple
 
 
 def large_pieces(vertices: Array, faces: Array) -> tuple[Array, Array, int]:
-    """Remove connected components whose area is below a fraction MIN_PART of the largest one's area.
+    """Remove connected components whose area is below MIN_PART times the area of the largest component.
 
     Takes vertices (V, 3) and faces (F, 3). Returns the remaining vertices (V', 3), their faces (F', 3) int32 and the
     number of remaining components. Closed meshes stay closed.
@@ -182,8 +189,8 @@ def _mean_of_neighbours(faces: Array, n: int) -> sparse.spmatrix:
 def surface_colours(field: FieldView, vertices: Array, normals: Array, cell: float) -> Array:
     """Return vertex colours (V, 3) float32, sRGB in [0, 1], alpha-composited along a short ray into the surface.
 
-    A single query at the surface would return the undefined colour of a nearly transparent layer. Takes vertices (V, 3)
-    in world units, unit outward normals (V, 3), and the spacing `cell` of the samples on a ray in world units.
+    A single query at the surface would return the undefined colour of a nearly transparent layer. `vertices` (V, 3) are
+    in world units, `normals` (V, 3) are unit and outward. `cell` is the spacing of the samples on a ray in world units.
     """
     transmittance = np.ones(len(vertices), np.float32)
     total = np.zeros((len(vertices), 3), np.float32)

@@ -30,7 +30,7 @@ class TexturedMesh:
     normals: Array  # (V, 3) float32, unit
     uv: Array  # (V, 2) float32 in [0, 1], v upwards: texture row = (1 - v) * height
     tangents: Array  # (V, 4) float32: unit vector along +u, and sign w; bitangent = w * cross(normal, tangent)
-    offset: tuple[float, ...] = (0.0, 0.0, 0.0)  # of vertices far from the origin; the translation of the GLB's node
+    offset: tuple[float, ...] = (0.0, 0.0, 0.0)  # world position of the vertices' origin; translation in the GLB
 
 
 def placement(vertices: Array, height: float | None = None) -> tuple[Array, float]:
@@ -45,7 +45,7 @@ def placement(vertices: Array, height: float | None = None) -> tuple[Array, floa
 
 
 def placed(mesh: TexturedMesh, pivot: Array, scale: float) -> TexturedMesh:
-    """Return a mesh with the vertices scale * (vertices - pivot). Normals, tangents and UVs are unchanged."""
+    """Return `mesh` with the vertices scale * (vertices - pivot). Normals, tangents and UVs are unchanged."""
     points = (mesh.vertices.astype(np.float64) - pivot) * scale
     return replace(mesh, vertices=points.astype(np.float32))
 
@@ -53,7 +53,8 @@ def placed(mesh: TexturedMesh, pivot: Array, scale: float) -> TexturedMesh:
 def vertex_normals(vertices: Array, faces: Array) -> Array:
     """Return unit vertex normals (V, 3) float32: the area-weighted mean of the adjacent face normals.
 
-    Takes vertices (V, 3) and faces (F, 3), counter-clockwise seen from outside. Undefined normals become (0, 0, 1).
+    Takes vertices (V, 3) and faces (F, 3), counter-clockwise seen from outside. A vertex whose mean is zero gets (0, 0,
+    1).
     """
     twice_area = area_vectors(vertices, faces)
     total = np.zeros((len(vertices), 3))

@@ -26,12 +26,14 @@ MIN_PART = 0.01  # smallest size of a connected part that is kept, as a fraction
 BLUR_SCALE, MAX_BLUR = 0.6, 0.03
 """Standard deviation of the density blur in scene radii: BLUR_SCALE * (mean free path of light)^2, at most MAX_BLUR."""
 MIN_DEPTH, MAX_DEPTH = 0.008, 0.03
-"""Limits of the surface's depth below the start of the typical density, in scene radii. The minimum is about one grid
-cell. With a smaller one, haze in front of the object would count as surface."""
+"""Limits of the surface's depth below the start of the typical density, in scene radii.
+
+The minimum is about one grid cell. With a smaller minimum, haze in front of the object would count as surface.
+"""
 
 
 class EmptyField(ConfigError):
-    """Error for a field without a surface."""
+    """Error for a field without a surface, for example because its density is too low or not finite."""
 
 
 def depth_field(sigma: Array, cell: float, radius: float) -> tuple[Array, Tree]:
@@ -93,8 +95,8 @@ def clean(tau: Array, level: float) -> tuple[Array, Tree]:
     """Remove small parts of the object {tau > level} and fill its cavities, in place. Return tau and named statistics.
 
     A part is a connected set of points of the grid tau (R, R, R); each point has 26 neighbours. A part is small if it
-    has fewer surface points than MIN_PART times the largest part. Values are clipped at 2 * level, which puts the
-    surface half-way between an empty and an opaque point. tau must be 0 at the grid's border and above `level`
+    has fewer surface points than MIN_PART times the largest part. Values of tau are clipped at 2 * level, so that the
+    surface lies half-way between an empty and an opaque point. tau must be 0 at the grid's border and above `level`
     somewhere.
     """
     np.minimum(tau, 2 * level, out=tau)

@@ -1,8 +1,9 @@
 """Remove the noise of an extracted surface and keep its edges sharp.
 
-Marching cubes cuts off edges, and a plain blur rounds them. Here, normals are averaged on one side of an edge: each
-face takes the mean normals of the patches around its corners, weighted by how flat the patches are (a Kuwahara filter;
-Zhang et al. 2015 guide theirs so). Then vertices move so that faces get their normals (Sun et al. 2007).
+Marching cubes cuts off edges, and a plain blur rounds them. Here, normals are averaged only on one side of an edge:
+each face takes the mean normals of the patches around its corners, weighted by how flat the patches are (a Kuwahara
+filter; Zhang et al. 2015 guide their filter in the same way). Then vertices move until the faces have these normals
+(Sun et al. 2007).
 """
 
 import numpy as np
@@ -13,15 +14,17 @@ from threedgen.geometry.raster import unit
 from threedgen.run.arrays import Array
 
 SHAPE_NOISE, SHADING_NOISE = 0.01, 0.03
-"""Unevenness of a patch, 1 - length of its mean normal, below which it counts as noise and not as an edge: for the
-vertices, and for the vertex normals, in which noise is more visible."""
+"""Limits below which the unevenness of a patch (1 - length of its mean normal) counts as noise and not as an edge.
+
+The first limit is for moving vertices, the second one for vertex normals, in which noise is more visible.
+"""
 EDGE_ROUNDS, MOVES = 3, 10  # rounds of the filter before vertices move, and the number of moves
 
 
 def sharpen(vertices: Array, faces: Array) -> Array:
-    """Move the vertices (V, 3) of a mesh with faces (F, 3) so that faces get flat and edges sharp; return float32.
+    """Move the vertices of a mesh so that flat regions become smooth and edges sharp; return them (V, 3) float32.
 
-    Vertices move by a fraction of an edge length.
+    Takes vertices (V, 3) and faces (F, 3). Vertices move by a fraction of an edge length.
     """
     normals, areas = _normals_and_areas(vertices, faces)
     normals = _filter(normals, areas, faces, len(vertices), EDGE_ROUNDS, SHAPE_NOISE)
@@ -31,7 +34,7 @@ def sharpen(vertices: Array, faces: Array) -> Array:
 def sharp_normals(vertices: Array, faces: Array, rounds: int) -> Array:
     """Return unit vertex normals (V, 3) float32, smooth on both sides of an edge but not across it.
 
-    Takes vertices (V, 3) and faces (F, 3). More `rounds` smooth coarser noise.
+    Takes vertices (V, 3) and faces (F, 3). `rounds` is the number of filter passes; more passes smooth coarser noise.
     """
     normals, areas = _normals_and_areas(vertices, faces)
     normals = _filter(normals, areas, faces, len(vertices), rounds, SHADING_NOISE)

@@ -24,7 +24,7 @@ STOPS = (1.0, 1.15, 1.5, 2.5, 5.0)
 `collapse` then reduces the mesh to the budget."""
 MIN_TURN_COSINE = 0.2  # smallest cosine between the normals of a face before and after a collapse
 MIN_ASPECT = 0.02  # smallest `_shape` of a face after a collapse, or its `_shape` before if that is smaller
-CONTACT = 0.01  # a vertex this part of the height above the lowest one stands on the ground
+CONTACT = 0.01  # maximum height of a ground contact above the lowest vertex, as a fraction of the mesh height
 LENGTH_WEIGHT = 1e-7  # weight of the squared edge length in the cost; on flat surfaces short edges collapse first
 
 
@@ -32,8 +32,8 @@ def simplify(vertices: Array, faces: Array, budget: int, nearest: bool = False) 
     """Reduce a mesh to at most `budget` triangles. A mesh within the budget is returned unchanged.
 
     Takes and returns vertices (V, 3) float32 and faces (F, 3) int32. A closed solid stays closed. Usually the result
-    has at most two triangles fewer than the budget. If the shape needs more triangles than the budget, the smallest
-    possible number is used with `nearest`, and ConfigError is raised without it.
+    has at most two triangles fewer than the budget. If the shape needs more triangles than the budget: with `nearest`,
+    the mesh is reduced to the smallest possible number; otherwise ConfigError is raised.
     """
     if len(faces) <= budget:
         return vertices, faces
@@ -63,8 +63,9 @@ def simplify(vertices: Array, faces: Array, budget: int, nearest: bool = False) 
 def simplify_level(mesh: TexturedMesh, triangles: int) -> TexturedMesh:
     """Return a coarser level of detail of `mesh`, with at most `triangles` triangles.
 
-    It has more if the shape and UV seams allow no fewer. The remaining vertices keep their position, normal, tangent
-    and UV, so that all levels can use the same texture. The bounding box and the contact with the ground stay.
+    The result has more triangles if the shape and the UV seams do not allow fewer. The remaining vertices keep their
+    position, normal, tangent and UV, so that all levels can use the same texture. The bounding box and the contact with
+    the ground do not change.
     """
     points, faces, _ = weld(mesh.vertices, mesh.faces)
     _, corners = collapse(points, faces, triangles, mesh.faces, mesh.uv, support(points, faces))
@@ -74,10 +75,10 @@ def simplify_level(mesh: TexturedMesh, triangles: int) -> TexturedMesh:
 
 
 def support(vertices: Array, faces: Array) -> Array:
-    """Return indices of vertices (V, 3), z up, that span the bounding box and the contact with the ground.
+    """Return the indices of vertices that must stay to preserve the bounding box and the contact with the ground.
 
-    Contact components are connected parts of the surface within CONTACT of the lowest vertex, such as feet. Of each,
-    the farthest vertex in each of 4 diagonal directions is returned. Takes faces (F, 3).
+    Takes vertices (V, 3), z up, and faces (F, 3). Connected parts of the surface within CONTACT of the lowest vertex,
+    such as feet, touch the ground. Of each such part, the farthest vertex in each of 4 diagonal directions is returned.
     """
     height = vertices[:, 2] - vertices[:, 2].min()
     low = height <= CONTACT * max(float(height.max()), 1e-30)
@@ -118,13 +119,14 @@ def collapse(
         vertices: positions (V, 3).
         faces: vertex indices (F, 3).
         target: number of triangles.
-        corners: for a mesh with UVs, the index into `uv` of each corner of each face (F, 3); else None.
+        corners: (F, 3) for a mesh with UVs, the index into `uv` of each corner of each face; None for a mesh without
+            UVs.
         uv: texture coordinates (N, 2); None without `corners`.
-        keep: indices of vertices that are not removed either.
+        keep: indices of further vertices that are not removed; None: no further ones.
 
     Returns:
-        The remaining faces (F', 3) int32 and their corners (F', 3) int32. Their values still are indices into the input
-        `vertices` and `uv`.
+        The remaining faces (F', 3) int32 and their corners (F', 3) int32. Their values are still indices into the input
+            `vertices` and `uv`.
     """
     faces = np.ascontiguousarray(faces, np.int64).copy()
     corners = faces.copy() if corners is None else np.ascontiguousarray(corners, np.int64).copy()
@@ -156,9 +158,9 @@ def collapse(
 def quadrics(points: Array, faces: Array, corners: Array) -> Array:
     """Return the quadric error matrix Q of each vertex, (V, 4, 4).
 
-    Takes points (V, 3), faces (F, 3) and the UV index of each corner of the faces (F, 3). For a homogeneous point p,
-    p^T Q p is the area-weighted sum of squared distances to the planes of the vertex's faces. Each UV seam or border at
-    the vertex adds a plane through its edge, perpendicular to the face.
+    For a homogeneous point p, p^T Q p is the area-weighted sum of squared distances to the planes of the vertex's
+    faces. Each UV seam or border at the vertex adds a plane through its edge, perpendicular to the face. Takes points
+    (V, 3), faces (F, 3), and `corners` (F, 3), the UV index of each corner of each face.
     """
     normal = area_vectors(points, faces)
     twice = np.linalg.norm(normal, axis=1)
@@ -310,7 +312,7 @@ def _twice_area(a, b, c):
 
 @njit(cache=True)
 def _keeps_shape(old, new, p, q):
-    # whether the corner `old` of a face may move to `new`; p and q are its other corners
+    # whether the corner `old` of a face may move to `new`; p and q are the other corners of the face
     ax, ay, az, before = _normal(old, p, q)
     bx, by, bz, after = _normal(new, p, q)
     if ax * bx + ay * by + az * bz < MIN_TURN_COSINE * before * after:

@@ -24,19 +24,19 @@ class Topology:
 
     @property
     def manifold(self) -> bool:
-        """Whether every edge has exactly two faces with consistent winding."""
+        """True if every edge has exactly two faces with consistent winding."""
         return not (self.open_edges or self.crowded_edges or self.twisted_edges)
 
     @property
     def solid(self) -> bool:
-        """Whether the mesh is manifold, has no degenerate triangle, and has a positive volume."""
+        """True if the mesh is manifold, has no degenerate triangle, and has a positive volume."""
         return self.manifold and not self.degenerate and self.volume > 0
 
 
 def topology(vertices: Array, faces: Array) -> Topology:
     """Count the defects of a mesh with vertices (V, 3) and faces (F, 3).
 
-    Call `weld` first; otherwise edges at UV seams count as open.
+    Vertices at equal positions must be merged first (`weld`); otherwise edges at UV seams count as open.
     """
     if not len(faces):
         return Topology()
@@ -54,7 +54,10 @@ def topology(vertices: Array, faces: Array) -> Topology:
 
 
 def area_vectors(vertices: Array, faces: Array) -> Array:
-    """Return normals (F, 3) float64 of faces (F, 3), twice as long as the area; outward for counter-clockwise faces."""
+    """Return normals (F, 3) float64 of faces (F, 3). The length of a normal is twice the area of the face.
+
+    They point outwards if faces are counter-clockwise seen from outside. `vertices` are (V, 3).
+    """
     a, b, c = (vertices[faces[:, k]].astype(np.float64) for k in range(3))
     return np.cross(b - a, c - a)
 
@@ -72,7 +75,8 @@ def directed_edges(faces: Array) -> tuple[Array, Array]:
 def unique_pairs(pairs: Array) -> tuple[Array, Array, Array]:
     """Return the distinct rows (U, 2) of integer pairs (N, 2), sorted, and two index arrays.
 
-    These are the index (N,) of the distinct row of each pair, and the number of pairs (U,) of each distinct row.
+    The first array has the index (N,) of each pair among the distinct rows, the second the number of pairs (U,) that
+    are equal to each distinct row.
     """
     # np.unique with an axis is slower
     width = int(pairs.max(initial=0)) + 1
@@ -83,7 +87,8 @@ def unique_pairs(pairs: Array) -> tuple[Array, Array, Array]:
 def degenerate(vertices: Array, faces: Array) -> Array:
     """Return a bool mask (F,) of the faces (F, 3) with almost no area or with a repeated vertex.
 
-    The limit is MIN_AREA, for vertices (V, 3) that are scaled to a bounding box with a longest side of 1.
+    Faces with an area below MIN_AREA count, after vertices (V, 3) are scaled to a bounding box with a longest side of
+    1.
     """
     used = vertices[np.unique(faces)].astype(np.float64)
     size = float(np.ptp(used, axis=0).max()) or 1.0
@@ -92,7 +97,10 @@ def degenerate(vertices: Array, faces: Array) -> Array:
 
 
 def pieces(faces: Array, vertices: int) -> Array:
-    """Return the label (F,), from 0, of the connected component of each face. `vertices` is the vertex count."""
+    """Return for each face the number (F,) of its connected component, counted from 0.
+
+    Takes faces (F, 3) and `vertices`, the number of vertices.
+    """
     ends = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]]])
     graph = sparse.coo_matrix((np.ones(len(ends), np.int8), (ends[:, 0], ends[:, 1])), shape=(vertices, vertices))
     _, label = csgraph.connected_components(graph, directed=False)
@@ -100,7 +108,10 @@ def pieces(faces: Array, vertices: int) -> Array:
 
 
 def signed_volume(vertices: Array, faces: Array) -> float:
-    """Return the volume of a closed mesh (V, 3), (F, 3); negative if faces are clockwise seen from outside."""
+    """Return the volume of a closed mesh with vertices (V, 3) and faces (F, 3).
+
+    It is negative if faces are clockwise seen from outside.
+    """
     centre = vertices.astype(np.float64).mean(axis=0)  # far from the origin the sum would lose precision
     a, b, c = (vertices[faces[:, k]].astype(np.float64) - centre for k in range(3))
     return float((a * np.cross(b, c)).sum() / 6)

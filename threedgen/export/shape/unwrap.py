@@ -27,9 +27,17 @@ class UnwrapError(ConfigError):
 def unwrap(vertices: Array, faces: Array, texture: int = 1024) -> tuple[TexturedMesh, int]:
     """Cut a mesh into UV charts and pack them into a square texture. Deterministic.
 
-    Takes vertices (V, 3), faces (F, 3) and the edge of the texture in texels, which determines the gap between charts.
-    Returns the mesh with UVs and the number of charts. The triangles and their order do not change, and normals are
-    equal on both sides of a seam. Raises UnwrapError if xatlas fails or the charts do not fit into the texture.
+    The triangles and their order do not change, and normals are equal on both sides of a seam.
+
+    Args:
+        vertices, faces: (V, 3) and (F, 3).
+        texture: edge of the texture in texels, which determines the gap between charts.
+
+    Returns:
+        The mesh with UVs, and the number of charts.
+
+    Raises:
+        UnwrapError: if xatlas fails or the charts do not fit into the texture.
     """
     results = []
     for cost in CHART_COSTS:
@@ -118,14 +126,17 @@ def claims(uv: Array, faces: Array, size: int) -> tuple[Array, Array]:
 
 
 def overlap(first: Array, last: Array) -> float:
-    """Return the fraction of covered texels that more than one face covers, from the two results of `claims`."""
+    """Return the fraction of covered texels that more than one face covers.
+
+    `first` and `last` are the results of `claims`: the lowest and the highest index of the faces that cover each texel.
+    """
     return float((first != last).sum() / max((first >= 0).sum(), 1))
 
 
 def density(vertices: Array, faces: Array, uv: Array) -> tuple[float, float]:
     """Return the 5th and the 95th percentile of the texel density over the surface, each divided by the median.
 
-    The density of a face is sqrt(UV area / surface area). Takes vertices (V, 3), faces (F, 3) and uv (V, 2).
+    The texel density of a face is sqrt(UV area / surface area). Takes vertices (V, 3), faces (F, 3) and uv (V, 2).
     """
     corner, area = uv[faces].astype(np.float64), np.linalg.norm(area_vectors(vertices, faces), axis=1)
     d1, d2 = corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0]
