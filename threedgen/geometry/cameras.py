@@ -2,7 +2,8 @@
 
 World: right-handed, z up. Azimuth 0 is +x and increases counter-clockwise, seen from above. The camera-to-world pose
 `c2w` (4, 4) has OpenGL axes: x right, y up, the camera looks along -z. Pixel coordinates are (x right, y down); the
-centre of the first pixel is (0.5, 0.5). Angles are in radians (config options: degrees). A field of view is vertical.
+centre of the first pixel is (0.5, 0.5). Angles are in radians (in config options: degrees). A field of view is
+vertical.
 """
 
 from collections.abc import Sequence
@@ -55,7 +56,10 @@ class Cameras:
 
     @property
     def position(self) -> Tensor:
-        """Camera positions (B, 3) in world units. For orthographic cameras, principal points on the image planes."""
+        """Camera positions (B, 3) in world units.
+
+        For orthographic cameras, they are the world positions of the pixels (cx, cy) on the image planes.
+        """
         return self.c2w[:, :3, 3]
 
     @property
@@ -114,7 +118,10 @@ class Cameras:
 
 
 def view_rays(c2w: Tensor) -> Tensor:
-    """Encode camera-to-world poses (B, 4, 4) as (B, 6): unit viewing direction, then position scaled to length 1."""
+    """Encode camera-to-world poses (B, 4, 4) as (B, 6).
+
+    The first three numbers are the unit viewing direction, the others the camera position scaled to length 1.
+    """
     return torch.cat([-normalize(c2w[:, :3, 2], dim=-1), normalize(c2w[:, :3, 3], dim=-1)], dim=1)
 
 
@@ -126,15 +133,15 @@ def plucker_rays(cameras: Cameras) -> Tensor:
 
 
 def ray_control(rays: Tensor) -> Tensor:
-    """Map the values of rays (B, 6, ...) linearly from [-1, 1] to [0, 1], clamped."""
+    """Map ray encodings (B, 6, ...) linearly from [-1, 1] to control images in [0, 1]. Other values are clamped."""
     return ((rays + 1.0) / 2.0).clamp(0, 1)
 
 
 def geometry_control(points: Tensor, normals: Tensor, mask: Tensor) -> Tensor:
-    """Encode surface points and normals as control images (B, 6, H, W) in [0, 1]: three channels of each.
+    """Encode surface points and normals as control images (B, 6, H, W) in [0, 1].
 
-    Takes points (B, H, W, 3) in [-0.5, 0.5], unit normals (B, H, W, 3) and the foreground `mask` (B, H, W). All
-    channels are 0.5 in the background.
+    Channels 0 to 2 are the points, channels 3 to 5 the normals. All channels are 0.5 in the background. Takes points
+    (B, H, W, 3) in [-0.5, 0.5], unit normals (B, H, W, 3) and the foreground `mask` (B, H, W).
     """
     maps = torch.cat([points + 0.5, (normals + 1) / 2], dim=-1).clamp(0, 1)
     return torch.where(mask.bool()[..., None], maps, 0.5).permute(0, 3, 1, 2)

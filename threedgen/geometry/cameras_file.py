@@ -30,7 +30,7 @@ MAX_CAMERAS = 100_000
 
 
 class CamerasFile(NamedTuple):
-    """Content of a cameras file: N cameras, N image paths relative to the file, N prompts. Missing parts are None."""
+    """Content of a cameras file: N cameras, N image paths relative to the file, N prompts. A missing list is None."""
 
     cameras: Cameras
     files: tuple[str, ...] | None = None
@@ -49,7 +49,10 @@ class _Content(BaseModel):
 
 
 def write_cameras(path: Path, cameras: Cameras, files: list[str], prompts: list[str]) -> None:
-    """Write N cameras with N image paths, relative to the file at `path`, and N prompts as JSON. Raises OSError."""
+    """Write N cameras with N image paths, relative to the file at `path`, and N prompts as JSON.
+
+    Raises OSError if the file cannot be written, and ValueError if the cameras are orthographic.
+    """
     header = {"axes": "opengl", "height": cameras.height, "width": cameras.width}
     matrices = {"K": cameras.K.double().tolist(), "c2w": cameras.c2w.double().tolist()}
     write_json(path, header | matrices | {"files": files, "prompts": prompts})
@@ -58,10 +61,10 @@ def write_cameras(path: Path, cameras: Cameras, files: list[str], prompts: list[
 def read_cameras(
     path: Path, key: str, poses: Poses = "c2w", size: tuple[int, int] | None = None, fov: float | None = None
 ) -> CamerasFile:
-    """Read a file of two or more cameras. Raises ConfigError with the config key `key` if it is invalid.
+    """Read a file of two or more cameras. Raises ConfigError with the config key `key` if the file is invalid.
 
     Args:
-        poses: whether the matrices in the file are camera-to-world ("c2w") or world-to-camera ("w2c").
+        poses: kind of the matrices in the file, camera-to-world ("c2w") or world-to-camera ("w2c").
         size: (height, width) in pixels, used if the file has neither a size nor K.
         fov: vertical field of view in degrees, used if the file has neither K nor fov.
     """

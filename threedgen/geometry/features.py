@@ -27,10 +27,10 @@ def detect(image: NDArray[np.uint8]) -> Features | None:
 
 
 def match(first: Features | None, second: Features | None) -> Floats:
-    """Match the features of two images (results of `detect`). Return the M matches as (M, 4) float64.
+    """Match the features of two images (results of `detect`). Return M matches as (M, 4) float64.
 
-    A row has the position (x, y) in the first image, then that in the second image, in pixels. There are no matches if
-    an image has fewer than two features.
+    A row has the position (x, y) in the first image, then the position in the second image, in pixels. There are no
+    matches if an image has fewer than two features.
     """
     if first is None or second is None or min(len(first[0]), len(second[0])) < 2:
         return np.zeros((0, 4))

@@ -1,6 +1,6 @@
-"""Reader for the triangles and base colours of GLB and glTF 2.0 files.
+"""Reader of the triangles and base colours of GLB and glTF 2.0 files.
 
-Skinned meshes have the pose of the file's joint nodes, and morph targets their default weights.
+Skinned meshes have the pose of the file's joint nodes. Morph targets have their default weights.
 """
 
 import base64
@@ -36,7 +36,7 @@ REFUSED = {
 """Extensions that cannot be read. The text is their common name and advice to the user."""
 INSTANCES = "EXT_mesh_gpu_instancing"
 IDENTITY = {"TRANSLATION": (0, 0, 0), "ROTATION": (0, 0, 0, 1), "SCALE": (1, 1, 1)}
-"""Values of a transform that a node or an instance does not have."""
+"""Default values of a node or an instance without this part of the transform."""
 MAX_JSON_VALUES, MAX_NUMBERS = 10_000_000, 1_000_000_000
 """Largest number of values in the JSON part, and of numbers that are read from all accessors."""
 DTYPES = {5120: "i1", 5121: "u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
@@ -47,7 +47,7 @@ WRAPS: dict[int, Wrap] = {33071: "clamp", 33648: "mirror"}
 def gltf_tree(data: bytes) -> Any:
     """Parse the JSON part of a GLB or glTF file from the bytes of the file.
 
-    Raises ValueError for invalid JSON, and ConfigError if it has too many values.
+    Raises ValueError for invalid JSON, and ConfigError if the JSON part has too many values.
     """
     text = data[20 : 20 + int.from_bytes(data[12:16], "little")] if data[:4] == b"glTF" else data
     if text.count(b",") >= MAX_JSON_VALUES:
@@ -56,9 +56,10 @@ def gltf_tree(data: bytes) -> Any:
 
 
 class GltfFile:
-    """Reader of one GLB or glTF file. For a damaged file, the methods raise exceptions of many types.
+    """Reader of one GLB or glTF file. For a damaged file, the methods raise exceptions of many classes.
 
-    `data` has the bytes of the file, and `files` reads the other files that it names.
+    `data` are the bytes of the file, and `files` reads other files that the file names. Raises ConfigError if the file
+    is glTF 1.0.
     """
 
     def __init__(self, data: bytes, files: SideFiles) -> None:
@@ -76,7 +77,8 @@ class GltfFile:
     def submeshes(self, colours: bool) -> Iterator[Submesh]:
         """Read the triangles of all nodes in the scene: one submesh per primitive, in scene coordinates.
 
-        If `colours` is True, the submeshes have materials, vertex colours and textures.
+        If `colours` is True, the submeshes have materials, vertex colours and textures. Raises ConfigError if the file
+        needs an extension in REFUSED, or has too many triangles or primitives.
         """
         for name in self.tree.get("extensionsRequired", []):
             if name in REFUSED and (colours or "texture" not in name):
@@ -101,9 +103,10 @@ class GltfFile:
                     yield submesh
 
     def submesh(self, primitive: Tree, node: Tree, weights: list[float], matrices: Array, colours: bool) -> Submesh:
-        """Read a primitive (JSON object) of the mesh of `node`, with one copy per node-to-scene transform (N, 4, 4).
+        """Read a primitive (JSON object) of the mesh of `node`, with one copy per transform.
 
-        `weights` are the default weights of the mesh's morph targets. `colours`: also read the material.
+        `matrices` are the N node-to-scene transforms (N, 4, 4). `weights` are the default weights of the mesh's morph
+        targets. If `colours` is True, also read the material.
         """
         position, weights = primitive["attributes"]["POSITION"], node.get("weights", weights)
         if DRACO in primitive.get("extensions", {}) and "bufferView" not in self.tree["accessors"][position]:
@@ -160,7 +163,7 @@ class GltfFile:
     def array(self, index: int, rows: Array | None = None, normalise: bool = False) -> Array:
         """Return the values (count, columns) of accessor `index`, or only the R values with the indices `rows` (R,).
 
-        Integers become floats in [-1, 1] if the accessor has the flag `normalized` or `normalise` is True.
+        Integers become floats in [-1, 1] if the accessor has the flag `normalized` or if `normalise` is True.
         """
         accessor = _typed(Accessor, self.tree["accessors"][index])
         dtype, columns = DTYPES[accessor.componentType], COLUMNS[accessor.type]
@@ -184,9 +187,10 @@ class GltfFile:
         return values
 
     def morphed(self, primitive: Tree, key: str, weights: list[float], rows: Array | None) -> Array:
-        """Return the vertex attribute `key`, such as POSITION, plus morph targets times `weights`; (R, 3) float64.
+        """Return a vertex attribute (R, 3) float64 with morph targets applied.
 
-        `rows` (R,): indices of the vertices to read; None: all.
+        `rows` (R,) are the indices of the vertices to read; None: all. `key` is the name of the attribute, such as
+        POSITION. The morph targets of the attribute, multiplied by `weights`, are added.
         """
         values = self.array(primitive["attributes"][key], rows).astype(np.float64)
         for weight, target in zip(weights, primitive.get("targets", []), strict=False):
@@ -268,8 +272,8 @@ class GltfFile:
     def coloured(self, primitive: Tree, submesh: Submesh, colours: bool, rows: Array | None) -> Submesh:
         """Return `submesh` with texture coordinates and the base colour of its material (texture or vertex colours).
 
-        If `colours` is False, only the texture coordinates are added. `rows` (R,): indices of the vertices to read;
-        None: all.
+        If `colours` is False, only the texture coordinates are added. `rows` (R,) are the indices of the vertices to
+        read; None: all.
         """
         tree = self.tree["materials"][primitive["material"]] if colours and "material" in primitive else {}
         material = _typed(Material, tree)
@@ -309,7 +313,7 @@ class GltfFile:
         return replace(submesh, colours=product, cutoff=cutoff, flat=vertex is None)
 
     def _texture(self, index: int, factor: tuple[float, ...]) -> tuple[Texture | None, tuple[Wrap, Wrap]]:
-        # texture times a linear RGB or RGBA factor (None if it is missing), and its wrap modes (u, v)
+        # returns the texture times a linear RGB or RGBA factor, None if it cannot be read, and wrap modes (u, v)
         texture, image = self.tree["textures"][index], None
         sampler: Tree = self.tree["samplers"][texture["sampler"]] if "sampler" in texture else {}
         u: Wrap = WRAPS.get(sampler.get("wrapS", 0), "repeat")
@@ -323,9 +327,10 @@ class GltfFile:
         return None if image is None else Texture.tinted(image, factor), (u, v)
 
     def image(self, tree: Tree, index: int) -> Array | None:
-        """Return an image as uint8 (H, W, 3 or 4); None if it cannot be read.
+        """Return an image as uint8 (H, W, 3 or 4), or None if it cannot be read.
 
-        `tree` is the JSON object of the image, and `index` is its number in error messages.
+        `tree` is the JSON object of the image. `index` is the number of the image in messages. Raises ConfigError if
+        the image is a KTX2 file.
         """
         uri = tree.get("uri", "")
         if tree.get("mimeType") == "image/ktx2" or uri.lower().endswith(".ktx2"):
@@ -367,7 +372,7 @@ def _local(parts: dict[str, Array]) -> Array:
 def _copies(submesh: Submesh, matrices: Array) -> Submesh:
     # copies of all triangles, transformed by each of the matrices (N, 4, 4)
     copies, count, linear = len(matrices), len(submesh.vertices), matrices[:, :3, :3]
-    with np.errstate(all="ignore"):  # of vertices that are not finite
+    with np.errstate(all="ignore"):  # for vertices that are not finite
         points = submesh.vertices @ linear.swapaxes(1, 2) + matrices[:, None, :3, 3]
     faces = np.where(np.linalg.det(linear)[:, None, None] < 0, submesh.faces[:, ::-1], submesh.faces)
     normals, uv, colours = submesh.normals, submesh.uv, submesh.colours
@@ -385,5 +390,5 @@ def _transformed(uv: Array, transform: Tree) -> Array:
     # KHR_texture_transform, for (V, 2) with v downwards: scale, then rotation, then offset
     c, s = np.cos(transform.get("rotation", 0)), np.sin(transform.get("rotation", 0))
     scaled = uv * transform.get("scale", (1, 1))
-    with np.errstate(all="ignore"):  # of coordinates that are not finite
+    with np.errstate(all="ignore"):  # for coordinates that are not finite
         return np.asarray(scaled @ np.array([[c, -s], [s, c]]) + transform.get("offset", (0, 0)))

@@ -67,7 +67,7 @@ def _rgb(image: Any) -> Array:
 def write_png(path: Path | str, image: Any) -> Path:
     """Write an image, uint8 or floats in [0, 1], (H, W, 3), (H, W, 1) or (H, W). Return the path.
 
-    The folder is created and the file replaced atomically. Raises OSError.
+    The folder is created and the file replaced atomically. Raises OSError if the file cannot be written.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,7 +87,10 @@ def png(pixels: Array) -> bytes:
 
 
 def enlarge_small(images: Any) -> Array:
-    """Enlarge images (N, H, W, 3) by an integer factor to a width of at least 128 pixels. Returns uint8."""
+    """Enlarge images (N, H, W, 3), uint8 or floats in [0, 1], by an integer factor to a width of at least 128 pixels.
+
+    Returns uint8. Images that are wide enough keep their size.
+    """
     factor = -(-128 // np.shape(images)[-2])
     return to_uint8(images).repeat(factor, axis=-3).repeat(factor, axis=-2)
 
@@ -139,7 +142,7 @@ def _wrap(text: str, width: int, font: Any, max_lines: int = 3) -> list[str]:
 def write_mp4(frames: Iterable[Any], path: Path | str, fps: int = 30) -> Path:
     """Write frames (H, W, 3) of equal size, uint8 or floats in [0, 1], as an H.264 video. Return the path.
 
-    An odd height or width is padded by a pixel. Raises OSError.
+    An odd height or width is padded by a pixel. Raises OSError if the file cannot be written.
     """
     path = Path(path).absolute()
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -18,21 +18,25 @@ from threedgen.geometry.submesh import MAX_BYTES, Submesh, check_count
 from threedgen.run.arrays import Array
 
 MAX_COVER = 5000
-"""Largest sum of the sizes of all triangles, relative to the mesh. Rendering takes time in proportion to it."""
+"""Largest sum of the squared longest edges of all triangles, relative to the squared diagonal of the mesh.
+
+The rendering time is proportional to this sum.
+"""
 
 
 @dataclass(frozen=True)
 class MeshFile:
-    """Content of a mesh file: submeshes, and messages for the user about textures and MTL files that cannot be read."""
+    """Content of a mesh file: submeshes, and messages for the user about changed data and files that cannot be read."""
 
     submeshes: tuple[Submesh, ...]
     failures: tuple[str, ...]
 
 
 def read_mesh_file(path: Path, key: str = "", colours: bool = True) -> MeshFile:
-    """Read a GLB, glTF, OBJ, PLY, STL or OFF file. With `colours`, also read materials, vertex colours and textures.
+    """Read a GLB, glTF, OBJ, PLY, STL or OFF file.
 
-    Raises ConfigError with the config key `key` and the file name if the file cannot be read.
+    If `colours` is True, materials, vertex colours and textures are also read. Raises ConfigError with the config key
+    `key` if the file cannot be read, or if the sum of its triangle sizes is above MAX_COVER.
     """
     files, kind = SideFiles(path), path.suffix.lower()
     try:
@@ -64,7 +68,8 @@ def read_mesh_file(path: Path, key: str = "", colours: bool = True) -> MeshFile:
 def _finite(submesh: Submesh, failures: list[str]) -> Submesh:
     """Return a submesh without NaN and infinity, and add messages about the changes to `failures`.
 
-    Triangles with NaN or infinity at a corner are removed. In texture coordinates, colours and normals they become 0.
+    Triangles with NaN or infinity at a corner are removed. Such values in texture coordinates, colours and normals are
+    set to 0.
     """
     attributes = {"texture coordinates": submesh.uv, "colours": submesh.colours, "normals": submesh.normals}
     wrong = [name for name, values in attributes.items() if values is not None and not np.isfinite(values).all()]

@@ -1,4 +1,4 @@
-"""Reader for OBJ meshes with their MTL files and textures."""
+"""Reader of OBJ meshes with their MTL files and textures."""
 
 import io
 import re
@@ -41,14 +41,16 @@ class Material:
 
 
 class ObjText:
-    """Lines of an OBJ file, grouped so that NumPy can parse many lines at once. Raises ConfigError for too many.
+    """Lines of an OBJ file, grouped so that NumPy can parse many lines at once.
+
+    Raises ConfigError if the file has more lines, triangles or submeshes than the limits.
 
     Attributes:
-        rows: texts of the lines by key "v", "vt" or "vn".
-        faces: (material name, whether they have vt, whether they have vn, number of corners) -> texts of the faces.
+        rows: key "v", "vt" or "vn" -> texts of the lines with this key.
+        faces: (material name, whether faces have vt, whether faces have vn, number of corners) -> texts of the faces.
             Indices in the texts start at 1.
         libraries: texts of the lines "mtllib", which name MTL files.
-        polypaint: ZBrush's colours of the vertices, in order: MMRRGGBB as hexadecimal digits, with a mask M.
+        polypaint: ZBrush's vertex colours, in order: MMRRGGBB as hexadecimal digits, where MM is a mask.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -86,10 +88,10 @@ class ObjText:
         return "/".join(str(int(part) + len(rows) + 1) if part.startswith("-") else part for part, rows in pairs)
 
     def triangles(self, points: Array) -> dict[tuple[str, bool, bool], Array]:
-        """Return the triangles by (material name, whether they have vt, whether they have vn).
+        """Return the triangles: (material name, whether they have vt, whether they have vn) -> int64 (F, 3, C).
 
-        They are int64 (F, 3, C): for each corner the index of its v, then those of its vt and vn if any. Indices start
-        at 0. Polygons are split into triangles; `points` (V, 3) are the vertices.
+        For each corner the last axis has the index of its v, then the indices of its vt and vn if it has them. Indices
+        start at 0. Polygons are split into triangles; `points` (V, 3) are the vertices.
         """
         groups = dict[tuple[str, bool, bool], list[Array]]()
         for (material, vt, vn, corners), lines in self.faces.items():
@@ -102,7 +104,7 @@ class ObjText:
     def table(self, key: str, columns: int, missing: float = np.nan) -> Array:
         """Return the first `columns` numbers of all N lines of `key` ("v", "vt" or "vn") as (N, columns) float64.
 
-        Shorter lines are padded with `missing`.
+        Lines with fewer numbers are padded with `missing`.
         """
         rows = self.rows[key]
         width = len(rows[0].split()) if rows else columns
@@ -115,10 +117,15 @@ class ObjText:
 
 
 def read_obj(data: bytes, files: SideFiles, colours: bool) -> Iterator[Submesh]:
-    """Read the triangles of an OBJ file. With `colours`, also read materials, vertex colours and textures.
+    """Yield the submeshes of an OBJ file. Each submesh has one material.
 
-    `data` has the bytes of the file; `files` reads MTL files and textures. Yields submeshes with one material each.
-    Raises ConfigError, IndexError or ValueError for damaged files.
+    Args:
+        data: bytes of the file.
+        files: reader of MTL files and textures.
+        colours: whether to read materials, vertex colours and textures.
+
+    Raises:
+        ConfigError, IndexError, ValueError: if the file is damaged.
     """
     from trimesh.visual.texture import unmerge_faces
 
@@ -129,7 +136,7 @@ def read_obj(data: bytes, files: SideFiles, colours: bool) -> Iterator[Submesh]:
         vertices[: len(paint), 3:] = paint / 255
     materials = _read_materials(obj.libraries, files) if colours else {}
     scale = 255 if np.nanmax(vertices[:, 3:], initial=0) > 1 else 1
-    has_colours = bool(np.isfinite(vertices[:, 3:]).all(1).any())  # one further number is a weight
+    has_colours = bool(np.isfinite(vertices[:, 3:]).all(1).any())  # a single number after the position is a weight
     vertex_colours = np.nan_to_num(vertices[:, 3:] / scale, nan=1).clip(0, 1)
     for (name, vt, vn), corners in reversed(obj.triangles(vertices[:, :3]).items()):
         if corners.min() < 0:
@@ -154,7 +161,7 @@ def read_obj(data: bytes, files: SideFiles, colours: bool) -> Iterator[Submesh]:
 
 
 def _read_materials(libraries: list[str], files: SideFiles) -> dict[str, Material]:
-    # material name -> material; a text in `libraries` names one MTL file, or several
+    # returns material name -> material; a text in `libraries` names one or several MTL files
     materials, material = dict[str, Material](), Material()
     for library in dict.fromkeys(libraries):
         library = library if files.find(library) else library.partition(" #")[0]

@@ -15,9 +15,10 @@ _HEADER = re.compile(r"\s*((?:ST|C|N)*)OFF(?![a-zA-Z])( +BINARY)?")
 
 
 def read_off(data: bytes, colours: bool) -> Submesh:
-    """Read an OFF file. With `colours`, also read the colours of its vertices or faces, integers or fractions.
+    """Read an OFF file from its bytes `data`.
 
-    Raises ConfigError, IndexError or ValueError for damaged files.
+    If `colours` is True, the colours of vertices or faces are also read, integers up to 255 or floats up to 1. Raises
+    ConfigError, IndexError or ValueError if the file is damaged.
     """
     text = re.sub(r"#[^\n]*", "", decode(data).replace("\r", "\n"))
     header = _HEADER.match(text)

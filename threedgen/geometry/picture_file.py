@@ -1,4 +1,4 @@
-"""Readers for untrusted images and depth images, and extraction of the foreground of an object."""
+"""Readers of untrusted images and depth images, and extraction of the foreground of an object."""
 
 import io
 import warnings
@@ -14,7 +14,7 @@ from threedgen.config.plain_file import ordinary
 from threedgen.run.arrays import Array
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF", "HEIF", "TGA", "DDS")
-"""Allowed PIL formats. Other formats, such as EPS, start external programs."""
+"""Allowed PIL formats. Some other formats, such as EPS, start external programs."""
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".heic", ".heif")
 """File name endings of user images."""
 MAX_PIXELS = 64_000_000  # limit against decompression bombs
@@ -22,14 +22,15 @@ WORKING_SIZE = 1024  # maximum longer side in pixels of the images in which `rea
 COLOUR_TOLERANCE, MIN_BORDER_FRACTION = 0.08, 0.95
 """A background is uniform if this fraction of border pixels is within the tolerance of their median colour."""
 MIN_ISLAND_FRACTION = 1e-3
-"""Smallest size of a foreground region, as a fraction of the image. Smaller regions are removed as dust."""
-MIN_OPAQUE_ALPHA = 0.99
+"""Smallest area of a foreground region, as a fraction of the image. Smaller regions are removed as dust."""
+MIN_OPAQUE_ALPHA = 0.99  # an image is opaque if all alpha values are above this one
 
 
 def open_image(file: Path | bytes, name: str = "", key: str = "") -> Image.Image:
     """Open an image, from a path or its bytes, and read only the header.
 
-    Raises ConfigError with the config key `key`. `name` is the file name in its message; empty: the path.
+    `name` is the file name in error messages; empty: the path. Raises ConfigError with the config key `key` if the file
+    is missing, has an unknown format or more than MAX_PIXELS pixels, or is damaged.
     """
     name = name or str(file)
     register_heif_opener()
@@ -52,7 +53,10 @@ def open_image(file: Path | bytes, name: str = "", key: str = "") -> Image.Image
 
 
 def image_shape(path: Path) -> tuple[int, int]:
-    """Return (height, width) in pixels from the header of an image, as after EXIF rotation. Raises ConfigError."""
+    """Return (height, width) in pixels, as after EXIF rotation, from the header of an image.
+
+    Raises ConfigError if the header cannot be read.
+    """
     with open_image(path) as image:
         try:
             sideways = image.format != "TIFF" and image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
@@ -71,9 +75,15 @@ def load_image(
 ) -> Image.Image:
     """Load an image, from a path or its bytes, as RGB, or as RGBA if it has transparency.
 
-    Raises ConfigError with the config key `key`. `name` is the file name in its message; empty: the path. If `max_side`
-    is not None, a larger image is reduced to this length of the longer side in pixels. `upright`: apply EXIF rotation.
-    `profile`: convert colours by the ICC profile to sRGB.
+    Args:
+        name: file name in error messages; empty: the path.
+        key: config key of errors.
+        max_side: longer side in pixels to which larger images are reduced; None: keep the size.
+        upright: apply the EXIF rotation.
+        profile: convert colours to sRGB by the ICC profile.
+
+    Raises:
+        ConfigError: if the file is missing, damaged, too large, or has an unsupported format.
     """
     name = name or str(file)
     with open_image(file, name, key) as image, warnings.catch_warnings():
@@ -99,7 +109,7 @@ def load_image(
 
 
 def _to_srgb(image: Image.Image) -> Image.Image:
-    # by the ICC profile, such as Display P3 of phones or a CMYK profile; unchanged if it does not fit the image
+    # converts by the ICC profile, such as Display P3 of phones or CMYK; if the profile does not fit, nothing changes
     image = image.convert("RGBA" if image.has_transparency_data else "RGB") if image.mode in ("P", "PA") else image
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(image.info["icc_profile"]))
@@ -118,7 +128,10 @@ def _reason(error: Exception) -> str:
 
 
 def read_depth(path: Path, key: str = "") -> Array:
-    """Read depth (H, W), float32 in metres, 0 = unknown, from a 16-bit PNG in millimetres. Raises ConfigError."""
+    """Read depth (H, W), float32 in metres, 0 = unknown, from a 16-bit PNG in millimetres.
+
+    Raises ConfigError with the config key `key` if the file cannot be read or is not such a depth image.
+    """
     with open_image(path, key=key) as image:
         try:
             image.load()
@@ -135,10 +148,11 @@ def read_depth(path: Path, key: str = "") -> Array:
 
 
 def read_foreground(path: str, opacity: Callable[[Array], Array] | None = None) -> Array:
-    """Read an image; return RGBA (H, W, 4) in [0, 1] with the opacity of the foreground in alpha. Raises ConfigError.
+    """Read an image; return RGBA (H, W, 4) in [0, 1] with the opacity of the foreground in alpha.
 
-    `opacity` is for images without transparency: a function from pixels (H, W, 3) in [0, 1] to the foreground's opacity
-    (H, W). None: such an image needs a background of one colour.
+    `opacity` is a function for images without transparency, from pixels (H, W, 3) in [0, 1] to the foreground's opacity
+    (H, W). None: such an image needs a background of one colour. Raises ConfigError if the image cannot be read, or if
+    it has no background or shows only background.
     """
     image = load_image(Path(path).expanduser(), key="image", max_side=WORKING_SIZE).convert("RGBA")
     pixels = np.asarray(image, np.float32) / 255
@@ -150,8 +164,8 @@ def read_foreground(path: str, opacity: Callable[[Array], Array] | None = None) 
 def extract_foreground(pixels: Array, name: str) -> Array:
     """Return RGBA pixels (H, W, 4) in [0, 1] with the foreground in alpha. Transparent images are unchanged.
 
-    In an opaque image, alpha becomes the result of `foreground_mask`. Raises ConfigError, naming the file `name`, if
-    all pixels are background, or if an opaque image has no uniform background.
+    In an opaque image, alpha becomes the result of `foreground_mask`. Raises ConfigError if all pixels are background,
+    or if an opaque image has no uniform background; `name` is the file name in the message.
     """
     if pixels[..., 3].min() > MIN_OPAQUE_ALPHA:
         pixels = np.dstack([pixels[..., :3], foreground_mask(pixels[..., :3])]).astype(np.float32)

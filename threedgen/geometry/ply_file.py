@@ -1,4 +1,7 @@
-"""Reader of PLY meshes, text and binary: polygons, texture coordinates, colours of vertices or faces, one texture."""
+"""Reader of PLY meshes, text and binary.
+
+It reads polygons, texture coordinates, colours of vertices or faces, and one texture.
+"""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -22,7 +25,13 @@ UV_NAMES = [(prefix + u, prefix + v) for u, v in ("uv", "st") for prefix in ("",
 
 
 class Property(NamedTuple):
-    """Property of an element. `length` is the dtype of the numbers of values in its lists; "" for a scalar."""
+    """Property of a PLY element, either a scalar or a list.
+
+    Attributes:
+        name: name of the property.
+        dtype: NumPy type of the values, such as "f4".
+        length: NumPy type of the number of values in front of each list; "" for a scalar.
+    """
 
     name: str
     dtype: str
@@ -30,14 +39,17 @@ class Property(NamedTuple):
 
 
 Table = Mapping[str, Array | Sequence[Array]]
-"""N rows of an element by property: arrays (N,); a list is (N, L), or N arrays if their lengths differ."""
+"""N rows of a PLY element: property name -> values. A scalar property is an array (N,).
+
+A list property is an array (N, L), or N arrays if the lists differ in length.
+"""
 
 
 def read_ply(data: bytes, files: SideFiles, colours: bool) -> Submesh:
-    """Read the faces of a PLY file. With `colours`, also read the texture, or else colours of vertices or faces.
+    """Read the faces of a PLY file from its bytes `data`.
 
-    `data` has the bytes of the file; `files` reads the texture. Raises ConfigError, and for damaged files exceptions of
-    other types.
+    If `colours` is True, the texture is also read with `files`, or else the colours of vertices or faces. Raises
+    ConfigError if the file has no faces. A damaged file can raise exceptions of any class.
     """
     header, tables, dtypes = _parse(data)
     vertex, face = tables["vertex"], tables.get("face", {})
@@ -64,9 +76,10 @@ def read_ply(data: bytes, files: SideFiles, colours: bool) -> Submesh:
 
 
 def read_vertices(data: bytes) -> tuple[Table, Array | None]:
-    """Read the vertices of a PLY file: the table of their properties, and colours (N, 3), sRGB in [0, 1], or None.
+    """Read the vertices of a PLY file from its bytes `data`.
 
-    Raises exceptions as `read_ply` does.
+    Returns the table of the vertices' properties, and their colours (N, 3), sRGB in [0, 1], or None if there are no
+    colours. A damaged file can raise exceptions of any class.
     """
     _, tables, dtypes = _parse(data)
     return tables["vertex"], _colours(tables["vertex"], dtypes["vertex"])
@@ -130,7 +143,7 @@ def _tables(header: bytes, body: bytes) -> tuple[dict[str, Table], dict[str, dic
 
 
 def _read(body: bytes, start: int, count: int, properties: list[Property], order: str) -> tuple[Table, int]:
-    """Read `count` rows of an element from the byte `start` on. Return them, and the position after them."""
+    """Read `count` rows of an element, from the byte `start` on. Return the rows, and the position after them."""
     if not count:
         return {}, start
     first, _ = _row(body, start, properties, order)

@@ -11,26 +11,29 @@ from threedgen.geometry.submesh import Submesh, check_count
 from threedgen.run.arrays import Array
 
 CONCAVE = 1e-6
-"""A corner is reflex if twice the area that it adds, relative to that of the polygon, is below -CONCAVE."""
+"""A corner is reflex if the polygon turns at it against its orientation, by more than this tolerance.
+
+The turn is the cross product of the two edges at the corner, relative to twice the area of the polygon.
+"""
 MAX_CORNERS = 10_000
-"""Largest number of corners of a polygon with several reflex corners, which takes up to about a second."""
+"""Largest number of corners of a polygon with several reflex corners. Such a polygon takes up to about a second."""
 
 
 def triangulate(points: Array, polygons: Array) -> Array:
-    """Split N polygons with C corners into triangles of the same orientation.
+    """Split N polygons with C corners each into triangles of the same orientation.
 
-    A convex polygon becomes a fan around its first corner, one with a single reflex corner a fan around that; others
-    are cut into ears (mapbox_earcut).
+    A convex polygon becomes a fan around its first corner. A polygon with a single reflex corner becomes a fan around
+    this corner. Other polygons are triangulated by ear cutting (mapbox_earcut).
 
     Args:
-        points: (V, 3).
-        polygons: (N, C) indices of `points`, C > 2.
+        points: (V, 3) vertices.
+        polygons: (N, C) vertex indices, C > 2.
 
     Returns:
-        Triangles (N, C - 2, 3) as numbers of the corners, from 0 to C - 1.
+        Triangles (N, C - 2, 3) as corner numbers from 0 to C - 1.
 
     Raises:
-        ConfigError: a concave polygon has more than `MAX_CORNERS` corners.
+        ConfigError: if a polygon with several reflex corners has more than `MAX_CORNERS` corners.
     """
     count, corners = polygons.shape
     fan = np.stack(np.broadcast_arrays(0, np.arange(1, corners - 1), np.arange(2, corners)), axis=1)
@@ -67,8 +70,9 @@ def polygon_mesh(
 
     Args:
         polygons: (P, C) vertex indices, or P arrays (C,) of different lengths. Lines and points, C < 3, are ignored.
-        uv: (P, 2 C) texture coordinates of the corners, or P arrays (2 C,); None: those of the vertices.
-        colours: (P, 3) sRGB colours of the polygons in [0, 1]; None: those of the vertices.
+        uv: (P, 2 C) texture coordinates of the corners, or P arrays (2 C,); None: use the vertices' texture
+            coordinates.
+        colours: (P, 3) sRGB colours of the polygons in [0, 1]; None: use the colours of the vertices.
     """
     from trimesh.visual.texture import unmerge_faces
 
@@ -87,7 +91,7 @@ def polygon_mesh(
         distinct, inverse = np.unique(np.concatenate(corner_uv), axis=0, return_inverse=True)
         faces, rows, uv_rows = unmerge_faces(faces, inverse.reshape(-1, 3))
         return replace(_rows(vertices, rows), faces=faces, uv=distinct[uv_rows])
-    if colours is not None:  # no triangle shares a corner with another
+    if colours is not None:  # so that triangles do not share vertices
         own = np.repeat(colours[np.concatenate(owners)], 3, axis=0)
         soup = np.arange(faces.size).reshape(-1, 3)
         return replace(_rows(vertices, faces.reshape(-1)), faces=soup, colours=own, flat=False)
@@ -95,7 +99,7 @@ def polygon_mesh(
 
 
 def _by_length(polygons: Array | Sequence[Array]) -> Iterator[tuple[Array, Array]]:
-    # numbers (N,) and vertex indices (N, C) of the polygons of each length C
+    # yields for each number C of corners the numbers (N,) and vertex indices (N, C) of the polygons with C corners
     if isinstance(polygons, np.ndarray):
         polygons = polygons.astype(np.int64)
         if polygons.shape[1] > 2:

@@ -61,7 +61,10 @@ def pixels_to_plane(pixels: Tensor, K: Tensor) -> Tensor:
 
 
 def plane_to_pixels(plane: Tensor, K: Tensor) -> Tensor:
-    """Convert points on the image plane (..., N, 2) to pixels (..., N, 2). It is the inverse of `pixels_to_plane`."""
+    """Convert points on the image plane (x right, y down), (..., N, 2), to pixels (..., N, 2), with K (..., 3, 3).
+
+    It is the inverse of `pixels_to_plane`.
+    """
     x, y = plane.unbind(-1)
     x = x * K[..., 0, 0, None] + y * K[..., 0, 1, None] + K[..., 0, 2, None]
     return torch.stack([x, y * K[..., 1, 1, None] + K[..., 1, 2, None]], dim=-1)
@@ -83,7 +86,7 @@ def pixel_rays(c2w: Tensor, K: Tensor, height: int, width: int) -> tuple[Tensor,
 def orbit_c2w(elevation: Tensor, azimuth: Tensor, distance: Tensor) -> Tensor:
     """Return camera-to-world poses (B, 4, 4) that look at the origin, z up.
 
-    Takes elevations and azimuths (B,) in radians, and distances (B,) from the origin.
+    `elevation` and `azimuth` (B,) are in radians, `distance` (B,) is the distance from the origin in world units.
     """
     back = unit_vector(elevation, azimuth)
     right = unit_vector(torch.zeros_like(elevation), azimuth + pi / 2)
@@ -92,7 +95,10 @@ def orbit_c2w(elevation: Tensor, azimuth: Tensor, distance: Tensor) -> Tensor:
 
 
 def orbit_array(elevation: ArrayLike, azimuth: ArrayLike, distance: ArrayLike) -> NDArray[np.float32]:
-    """Return the result of `orbit_c2w`, (B, 4, 4), as a float32 array, for arguments that broadcast to (B,)."""
+    """Return camera-to-world poses (B, 4, 4), a float32 array, that look at the origin, z up.
+
+    `elevation` and `azimuth` in radians and `distance` in world units are numbers or arrays that broadcast to (B,).
+    """
     tensors = (torch.from_numpy(np.array(x, np.float64)) for x in np.broadcast_arrays(elevation, azimuth, distance))
     return orbit_c2w(*tensors).float().numpy()
 
@@ -100,7 +106,8 @@ def orbit_array(elevation: ArrayLike, azimuth: ArrayLike, distance: ArrayLike) -
 def look_at(position: Tensor, center: Tensor, up: Tensor) -> Tensor:
     """Return camera-to-world poses (B, 4, 4) at `position` that look at `center`. All arguments are (B, 3).
 
-    `up` points upwards in the image. If it is parallel to the viewing direction, a coordinate axis replaces it.
+    `up` is the direction that points upwards in the image. Where it is parallel to the viewing direction, a coordinate
+    axis is used instead.
     """
     forward = normalize(center - position, dim=-1)
     right = torch.linalg.cross(forward, up, dim=-1)

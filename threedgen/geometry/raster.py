@@ -40,7 +40,7 @@ class Buffers:
 def rasterise(
     vertices: Array, faces: Array, c2w: Array, fov: Array | float, size: Size, near: float = 1e-2, behind: Depths = None
 ) -> Buffers:
-    """Rasterise a mesh, vertices (N, 3) in world units and faces (F, 3). Raises ConfigError for invalid meshes.
+    """Rasterise a mesh with vertices (N, 3) in world units and faces (F, 3), seen by V perspective cameras.
 
     If faces are equally distant, the first one is visible.
 
@@ -50,6 +50,9 @@ def rasterise(
         size: image side in pixels, or (height, width).
         near: depth of the clipping plane in world units. Faces that cross it are clipped exactly.
         behind: (V, H, W) float32 depths. Only surfaces with a larger depth are visible; None: no limit.
+
+    Raises:
+        ConfigError: if shapes are wrong, coordinates are not finite, or face indices are out of range.
     """
     height, width = _pair(size)
     focal = 0.5 * height / np.tan(0.5 * np.broadcast_to(np.asarray(fov, np.float64), (len(c2w),)))
@@ -59,10 +62,11 @@ def rasterise(
 
 
 def rasterise_views(vertices: Array, faces: Array, cameras: Cameras, behind: Depths = None) -> Buffers:
-    """Rasterise a mesh, vertices (N, 3) in world units and faces (F, 3), with V cameras on the CPU.
+    """Rasterise a mesh with vertices (N, 3) in world units and faces (F, 3), seen by V cameras.
 
-    The cameras are perspective or orthographic. `behind` (V, H, W): only surfaces with a larger depth are visible;
-    None: no limit. Raises ConfigError for invalid meshes.
+    The cameras are perspective or orthographic, on the CPU. `behind` (V, H, W): only surfaces with a larger depth are
+    visible; None: no limit. Raises ConfigError if shapes are wrong, coordinates are not finite, or face indices are out
+    of range.
     """
     projection, size = cameras.projection, (cameras.height, cameras.width)
     matrices = cameras.c2w.numpy(), projection.K.numpy()
@@ -88,8 +92,14 @@ def _rasterise(
 def rasterise_uv(uv: Array, faces: Array | None, size: Size) -> Buffers:
     """Rasterise a mesh in texture space into (H, W) buffers with z = 1. Where charts overlap, the first face wins.
 
-    `uv` in [0, 1] is (N, 2) per vertex, or (F, 3, 2) per face corner if `faces` is None. v points up, and row 0 is the
-    top. `size`: edge in texels, or (height, width). Raises ConfigError for invalid meshes.
+    Args:
+        uv: (N, 2) in [0, 1] per vertex, or (F, 3, 2) per face corner if `faces` is None. v points up, and row 0 is the
+            top.
+        faces: (F, 3) vertex indices, or None.
+        size: edge in texels, or (height, width).
+
+    Raises:
+        ConfigError: if shapes are wrong, coordinates are not finite, or face indices are out of range.
     """
     height, width = _pair(size)
     if faces is None:
@@ -103,7 +113,7 @@ def rasterise_uv(uv: Array, faces: Array | None, size: Size) -> Buffers:
 def _run(
     views: Iterable[tuple[Array, Array]], count: int, faces: Array, near: float, size: Pair, behind: Depths = None
 ) -> Buffers:
-    # a view is the vertices P (N, 3), see the module docstring, and their depths (N,)
+    # each view consists of the vertices P (N, 3), see the module docstring, and their depths (N,)
     shape = (count, *size)
     face, bary = np.full(shape, -1, np.int32), np.zeros((*shape, 3), np.float32)
     z = np.full(shape, np.inf, np.float32)
@@ -123,7 +133,7 @@ def interpolate(attribute: Array, faces: Array | None, buffers: Buffers) -> Arra
     """Interpolate a vertex attribute (N, C) of a mesh with faces (F, 3) at the pixels of V rasterised views.
 
     If `faces` is None, the attribute is (F, 3, C), with a value per corner of each face. Returns (V, H, W, C) float32,
-    0 in the background; without V for buffers of `rasterise_uv`.
+    0 in the background. For buffers of `rasterise_uv`, it returns (H, W, C).
     """
     out = np.zeros((*buffers.face.shape, attribute.shape[-1]), np.float32)
     mask = buffers.mask
@@ -160,11 +170,11 @@ def validate_mesh(points: Array, faces: Array, columns: int) -> tuple[Array, Arr
     return points, faces
 
 
-# --- kernels: one thread fills each band of rows with all faces in order, so results do not depend on the threads
+# --- kernels: one thread rasterises all faces, in order, in a band of rows, so results do not depend on the threads
 
-SUBPIXELS = 256
+SUBPIXELS = 256  # subpixels per pixel along each axis
 MAX_PIXEL = 2.0**22  # limit of corner coordinates, so that products of two differences fit into 63 bits
-BAND = 32
+BAND = 32  # rows per band
 
 
 @njit(cache=True, error_model="numpy", inline="always")

@@ -1,4 +1,4 @@
-"""Camera rigs: random cameras and lights of training steps, and fixed orbits. Axes and angles are as in `cameras`."""
+"""Camera rigs: random cameras and lights of training steps, and fixed orbits. `cameras.py` defines axes and angles."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class Rig:
     """B cameras around an object, with one light each. `n_view` consecutive cameras are one multi-view sample."""
 
     cameras: Cameras
-    elevation: Tensor  # (B,) radians; like azimuth and distance, without the random perturbation of the poses
+    elevation: Tensor  # (B,) radians; elevation, azimuth and distance are before the random perturbation of the poses
     azimuth: Tensor  # (B,) radians
     distance: Tensor  # (B,) from the origin, world units
     light: Tensor  # (B, 3) world position of the point light of each camera
@@ -52,9 +52,13 @@ def ring_rig(
 ) -> Rig:
     """Place `groups` rings of `n_view` cameras around the origin, rotated so that all azimuths are equally spaced.
 
-    `elevations`: lowest and highest elevation in degrees; the rings have different ones in this range. `size`: edge of
-    the square images in pixels. `azimuth`: that of the first camera in radians. Distance and field of view are those of
-    `options`. The lights are at the cameras.
+    The lights are at the cameras.
+
+    Args:
+        options: options with the distance and the field of view of the cameras.
+        elevations: lowest and highest elevation in degrees. Each ring has another elevation in this range.
+        size: edge of the square images in pixels.
+        azimuth: azimuth of the first camera in radians.
     """
     ring = torch.arange(groups)
     low, high = elevations
@@ -66,16 +70,19 @@ def ring_rig(
 
 
 def turntable(options: OrbitCameraConfig, n: int | None = None) -> Cameras:
-    """Return the cameras of the circle that `options` describes. `n`: number of cameras; None: `options.n_view`."""
+    """Return cameras on a circle around the origin, with the elevation, distance, field of view and size of `options`.
+
+    `n` is the number of cameras; None: `options.n_view`.
+    """
     elevation, fov = radians(options.elevation), radians(options.fov)
     return orbit(n or options.n_view, elevation, options.distance, fov, options.height, options.width)
 
 
 LIGHT_DISTANCE_RANGE = (0.8, 1.5)
 RigSampler = Callable[..., Rig]
-"""Function that samples the training cameras of a step, with the arguments of `sample_multiview`, the default.
+"""Function that samples the training cameras of a step. `sample_multiview` is the default and defines the arguments.
 
-Plug-ins register it as kind `camera`.
+Plug-ins register such a function as kind `camera`.
 """
 
 
@@ -90,17 +97,17 @@ def sample_multiview(
 ) -> Rig:
     """Sample `n_groups` groups of `options.n_view` training cameras, with images of height x width pixels.
 
-    `step` is the training step. Until `options.progressive_until`, the ranges of elevation and azimuth widen with it.
-    The cameras are on the device of the generator.
+    `step` is the training step. Until step `options.progressive_until`, the ranges of elevation and azimuth widen. The
+    cameras are on the device of the generator.
     """
     ramp = min(1.0, step / options.progressive_until) if options.progressive_until else 1.0
     return rig_from_random_inputs(options, sample_random_inputs(options, n_groups, generator), height, width, ramp)
 
 
 def sample_random_inputs(options: MultiviewCameraConfig, n: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """Return the random numbers that `n` groups of cameras need: name -> tensor, uniform in [0, 1) or normal.
+    """Return the random numbers for `n` groups of cameras: name -> tensor, uniform in [0, 1) or standard normal.
 
-    The tensors are (n,) or (n, 3), but `elevation_coin` is ().
+    The tensors have the shape (n,) or (n, 3). Only `elevation_coin`, which all groups share, has the shape ().
     """
     uniform, gaussian = (partial(f, generator=generator, device=generator.device) for f in (torch.rand, torch.randn))
     inputs = {"elevation_coin": uniform(())}
@@ -115,10 +122,10 @@ def sample_random_inputs(options: MultiviewCameraConfig, n: int, generator: torc
 def rig_from_random_inputs(
     options: MultiviewCameraConfig, inputs: Mapping[str, Tensor], height: int, width: int, ramp: float = 1.0
 ) -> Rig:
-    """Compute cameras and lights from random numbers (result of `sample_random_inputs`).
+    """Compute cameras and lights from random numbers, the result `inputs` of `sample_random_inputs`.
 
-    Images have height x width pixels. `ramp` in [0, 1] scales the ranges of elevation and azimuth. 0: only the front
-    view; 1: the ranges in `options`.
+    Images have height x width pixels. `ramp` in [0, 1] scales the ranges of elevation and azimuth: 0 gives only the
+    front view, 1 gives the ranges in `options`.
     """
     n_view = options.n_view
     elevation = _elevation(options, inputs, ramp)

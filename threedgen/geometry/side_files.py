@@ -1,4 +1,4 @@
-"""Files that a mesh file names: textures, MTL files and buffers."""
+"""Reader of the files that a mesh file names: textures, MTL files and buffers."""
 
 import codecs
 import os
@@ -25,9 +25,9 @@ class SideFiles:
     """Reader of the textures, MTL files and buffers that the mesh file `path` names.
 
     A relative path without ".." is searched below the folder of the mesh file. Then the file name alone is searched in
-    this folder, in its subfolder `textures/`, and in a folder `textures/` next to it. Upper and lower case are equal,
-    and so are slashes and backslashes. Files of other folders, also through symbolic links, pipes and devices are never
-    opened. `failures` collects messages for the user about missing and unreadable files.
+    this folder, in its subfolder `textures/`, and in a folder `textures/` next to it. The search ignores case, and
+    slashes and backslashes are equal. Pipes, devices and files in other folders, even behind symbolic links, are never
+    opened. The list `failures` collects messages for the user about missing and unreadable files.
     """
 
     def __init__(self, path: Path) -> None:
@@ -38,13 +38,17 @@ class SideFiles:
     def find(self, name: str, beside: Path | None = None) -> Path | None:
         """Return the path of the file that is called `name` in the mesh file; None if there is no such file.
 
-        `beside`: folder of the MTL file that names it, which is searched first; None: the mesh file names it.
+        `beside` is the folder of the MTL file that names the file; it is searched first. None: the mesh file names the
+        file.
         """
         found = self._candidates(name, beside)
         return next((path for path in found if os.path.isfile(path) and self._inside(path)), None)
 
     def locate(self, name: str, beside: Path | None = None) -> Path:
-        """Return the path of a file as `find` does. Raises ConfigError with the reason if it is not found."""
+        """Return the path of the file that is called `name` in the mesh file, with the search of `find`.
+
+        Raises ConfigError with the reason if the file is not found or may not be opened.
+        """
         if path := self.find(name, beside):
             return path
         for path in self._candidates(name, beside):
@@ -59,7 +63,7 @@ class SideFiles:
     def read(self, path: Path, max_bytes: int = MAX_BYTES, start: int = 0, count: int | None = None) -> bytes:
         """Read at most `count` bytes of a file from the byte `start` on; None: all bytes.
 
-        Raises ConfigError if the file is unreadable or if that is more than `max_bytes`.
+        Raises ConfigError if the file is unreadable, or if there are more than `max_bytes` bytes to read.
         """
         try:
             return read_bytes(path, max_bytes, start, count)
@@ -93,10 +97,10 @@ class SideFiles:
         return real.is_relative_to(root.parent) and real.relative_to(root.parent).parts[0].casefold() == TEXTURES
 
     def image(self, name: str, beside: Path | None = None, data: bytes | None = None) -> Array | None:
-        """Load a texture from the file `name` or from the bytes `data`: (H, W, 3) uint8, with transparency (H, W, 4).
+        """Load a texture as uint8 (H, W, 3), or (H, W, 4) with alpha, from the file `name` or from the bytes `data`.
 
-        `beside` is the folder of the MTL file that names the texture, or None. If the texture cannot be read, add a
-        message to `failures` and return None.
+        `beside` is the folder of the MTL file that names the texture, or None. If the texture cannot be read, a message
+        is added to `failures`, and the result is None.
         """
         key = name, beside
         if key not in self._images:
@@ -118,8 +122,8 @@ class SideFiles:
     def masked(self, base: Array | None, mask: Array) -> Array:
         """Return the pixels `base` of a texture with another texture `mask`, of any size, as alpha: (H, W, 4) uint8.
 
-        Alpha is the alpha of `mask`, or the mean of its channels if it has no alpha. If `base` is None, the colours are
-        these values too. Raises ConfigError if the textures have too many pixels together.
+        Alpha is the alpha of `mask`, or the mean of its channels if it has no alpha. If `base` is None, these values
+        are also the red, green and blue channels. Raises ConfigError if all textures together have too many pixels.
         """
         key = id(base), id(mask)
         if key not in self._masked:
@@ -156,5 +160,5 @@ def encoding(data: bytes) -> str:
 
 
 def decode(data: bytes) -> str:
-    """Decode text bytes in the encoding that `encoding` finds."""
+    """Decode text bytes as UTF-16 with a byte order mark, as UTF-8, or else in `LEGACY_ENCODING`."""
     return data.decode(encoding(data), "replace")

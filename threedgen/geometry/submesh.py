@@ -1,4 +1,4 @@
-"""Submeshes that the readers of mesh files return, and the limits of these readers."""
+"""Submesh, the data class that the readers of mesh files return, and the limits of these readers."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,18 +10,22 @@ from threedgen.run.arrays import Array
 Wrap = Literal["repeat", "mirror", "clamp"]
 MAX_BYTES = 1 << 30  # largest size in bytes of a mesh file, and of the part of a buffer that is read
 MAX_TRIANGLES, MAX_PARTS = 5_000_000, 20_000
-"""Largest number of triangles, and of parts: triangles of a file with one material or one primitive of a mesh."""
+"""Largest number of triangles, and of submeshes (triangles with one material), in a mesh file."""
 
 
 @dataclass(frozen=True)
 class Submesh:
-    """Triangles with one material, in the coordinates of the file's scene. Raises ConfigError for invalid indices.
+    """Triangles with one material, in the coordinates of the file's scene.
+
+    Raises ConfigError if a vertex index is out of range, or if vertices and their attributes differ in number.
 
     Attributes:
-        vertices, normals: (V, 3). Normals are None if the file has none.
+        vertices: (V, 3).
+        normals: (V, 3), or None if the file has none.
         uv: (V, 2) texture coordinates, v upwards, or None.
         faces: (F, 3) vertex indices, counter-clockwise seen from outside.
-        colours: (V, 3) sRGB or (V, 4) with alpha, in [0, 1]. With a texture: linear factors of the texture, or None.
+        colours: without a texture, (V, 3) sRGB or (V, 4) sRGB and alpha, in [0, 1]. With a texture, linear factors of
+            the texture's values. None: there are no colours.
         texture: texture, or None.
         wrap: wrap modes of the texture along u and v.
         cutoff: points with at least this alpha are opaque, others invisible. None: alpha is the opacity.

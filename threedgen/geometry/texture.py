@@ -1,8 +1,8 @@
 """Textures (H, W, C): bilinear sampling, its adjoint, and filling of uncovered texels.
 
 u points right and v up, both in [0, 1], as in OBJ and USD files (in glTF v points down). Row 0 is the top. The texel
-centre of row j and column i is u = (i + 0.5) / W, v = 1 - (j + 0.5) / H. Beyond the outermost centres the border texel
-is used.
+centre of row j and column i is u = (i + 0.5) / W, v = 1 - (j + 0.5) / H. Points beyond the outermost texel centres get
+the value of the border texels.
 """
 
 from dataclasses import dataclass
@@ -22,8 +22,8 @@ class Texture:
 
     Attributes:
         pixels: (H, W, 3 or 4) uint8.
-        table: (256, 3 or 4) float32 in [0, 1]: values that the bytes stand for. table[b, c] is the sRGB value, or the
-            straight alpha (c = 3), of byte b in channel c. Pixels without alpha count as 255 there.
+        table: (256, 3 or 4) float32 in [0, 1], the values that the bytes stand for. table[b, c] is the value of byte b
+            in channel c: sRGB for c < 3, straight alpha for c = 3. For pixels without alpha, the byte of alpha is 255.
     """
 
     pixels: Array
@@ -33,7 +33,8 @@ class Texture:
     def tinted(cls, image: Array, factor: tuple[float, ...]) -> "Texture":
         """Create a texture from an image, uint8 (H, W, 3 or 4), multiplied by a linear RGB or RGBA factor.
 
-        It has alpha only if the factor has four values, and the image has alpha or the factor's alpha is not 1.
+        The texture has alpha only if the factor has four values, and the image has alpha or the factor's alpha is not
+        1.
         """
         levels = np.arange(256, dtype=np.float32)[:, None] / 255
         table = np.repeat(levels, 3, axis=1)
@@ -71,9 +72,9 @@ def scatter(values: Array, uv: Array, shape: tuple[int, int]) -> Array:
 
 
 def fill(texture: Array, covered: Array) -> Array:
-    """Return a texture (H, W, C) in which texels outside the bool mask `covered` (H, W) have the nearest covered value.
+    """Return a texture (H, W, C) in which uncovered texels have the value of the nearest covered texel.
 
-    Raises ConfigError if no texel is covered.
+    `covered` (H, W) is a bool mask. Raises ConfigError if no texel is covered.
     """
     if not covered.any():
         raise ConfigError("No face covers a texel. Check that uv coordinates are in [0, 1].")

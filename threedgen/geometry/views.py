@@ -55,7 +55,8 @@ def resize(images: Tensor, height: int, width: int) -> Tensor:
 def framed(cut: Tensor, height: int, width: int, share: float = SHARE) -> Tensor:
     """Place a cut-out object in the middle of a grey image; return the image (height, width, 3) in [0, 1].
 
-    The arguments are those of `centred`.
+    `cut` is the object, RGBA (h, w, 4) in [0, 1]. It is resized to fill the fraction `share` of the image's height or
+    width, whichever it reaches first.
     """
     image = centred(cut, height, width, share)
     return (image[..., :3] + (1 - image[..., 3:]) * GREY).clamp(0, 1)
@@ -103,9 +104,10 @@ class Pixels:
     """
 
     def __init__(self, views: Views, opacity: Tensor | None = None) -> None:
-        """Create one ray per pixel. `opacity` is that of the object, (N, H, W) in [0, 1].
+        """Create one ray per pixel.
 
-        None: unknown. Then the pixels whose colour differs from the background count as object.
+        `opacity` (N, H, W) in [0, 1] is the opacity of the object. If it is None (unknown), the pixels whose colour
+        differs from the background count as object.
         """
         images, side = views.images.cpu(), min(views.cameras.height, views.cameras.width)
         self.origins, self.directions = (part.reshape(-1, 3) for part in views.cameras.rays())
@@ -122,7 +124,8 @@ class Pixels:
     def composite(self, indices: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return the target colours and background colours, (K, 3) each, of the pixels with `indices` (K,).
 
-        If the opacity is known, the background is random, and the target is blended with it.
+        If the opacity is known, the background is random, sampled with the CPU generator `rng`, and the target is
+        blended with it. Otherwise both are those of the image.
         """
         colours, background = self.colours[indices], self.background[indices]
         if self.opacity is None:
@@ -146,17 +149,17 @@ class Request:
     target: Cameras  # N cameras of the novel views
     numbers: tuple[int, ...]  # frame numbers of the N novel views, as in the scene's file names
     text: str = ""  # prompt for text-conditioned samplers
-    seed: int = 0  # of the sampler's random numbers
+    seed: int = 0  # seed of the sampler's random numbers
 
 
 class NovelViewSampler(Protocol):
-    """Interface of novel-view samplers, which the plug-in registry knows as kind "sampler"."""
+    """Interface of novel-view samplers. Plug-ins register them as kind `sampler`."""
 
     def __call__(self, requests: Sequence[Request]) -> list[Tensor]:
         """Return for each request the images (N, H, W, 3) in [0, 1], on the CPU, of its N target cameras.
 
         H and W are the size of the target cameras or the sampler's own resolution. The images must not depend on the
-        other requests. Raises ConfigError.
+        other requests. Raises ConfigError if the sampler cannot serve a request.
         """
 
     def fingerprint(self) -> str:

@@ -49,7 +49,7 @@ def homography(K_from: Tensor, R_from: Tensor, K_to: Tensor, R_to: Tensor) -> Te
 def apply_homography(H: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
     """Map pixels (..., N, 2), or rays (..., N, 3), by a homography H (..., 3, 3).
 
-    Returns pixels (..., N, 2), and a bool mask (..., N) that is True in front of the target camera.
+    Returns pixels (..., N, 2), and a bool mask (..., N) that is True for points in front of the target camera.
     """
     rays = pixels if pixels.shape[-1] == 3 else F.pad(pixels, (0, 1), value=1.0)
     mapped = rays @ H.mT
@@ -94,7 +94,7 @@ def sample(
 ) -> Tensor:
     """Sample images (N, C, H, W) at `pixels` (N, h, w, 2) in (x, y). Returns (N, C, h, w) in the dtype of the images.
 
-    `padding`: values outside the image are 0 ("zeros") or those of its nearest border pixel ("border").
+    `padding` determines values outside of an image: 0 ("zeros"), or the value of the nearest border pixel ("border").
     """
     height, width = images.shape[-2:]
     pixels = pixels.double() if images.dtype == torch.float64 else pixels.float()  # half precision would shift them
@@ -117,10 +117,16 @@ def sample_nearest(image: Tensor, pixels: Tensor) -> Tensor:
 
 DEPTH_TOLERANCE = 0.05  # largest relative difference between two depths that count as equal
 MAX_PAIRS, FRAME_GAPS = 6, (1, 4, 16)
-"""Frame pairs per gap, and gaps between the frames of a pair. Near frames can agree even with wrong poses."""
+"""Number of frame pairs per gap, and gaps in frames between the two frames of a pair.
+
+There are several gaps because the depths of near frames can agree even with wrong poses.
+"""
 MIN_AGREEMENT, MIN_MARGIN, MIN_RATIO = 0.3, 0.1, 2
-"""A pair of frames supports one kind of poses (c2w or w2c) if `depth_agreement` is above MIN_AGREEMENT, and above
-MIN_RATIO * (its value with the other kind) + MIN_MARGIN."""
+"""Limits of `depth_agreement` for a pair of frames to support one kind of poses (c2w or w2c) and not the other.
+
+With the supported kind, the agreement is above MIN_AGREEMENT, and above MIN_RATIO * (agreement with the other kind) +
+MIN_MARGIN.
+"""
 MIN_SUPPORT = 0.25  # minimum fraction of pairs that support the inverted poses, for an error
 
 
@@ -147,9 +153,10 @@ def overlap_fractions(depth: Tensor, c2w: Tensor, K: Tensor, behind: bool = Fals
 
 
 def overlap(depth: Tensor, cameras: Cameras, one: int, other: int) -> float:
-    """Return the overlap in [0, 1] of views `one` and `other`, which are indices of N views; see `overlap_fractions`.
+    """Return the overlap in [0, 1] of two of N views, given by their indices `one` and `other`.
 
-    `depth` is (N, H, W) along the viewing axis in world units, 0 = unknown.
+    It is the fraction of the pixels of one view that reproject into the image of the other, in the direction with the
+    smaller fraction. `depth` is (N, H, W) along the viewing axis in world units, 0 = unknown.
     """
     K, c2w = to_opencv(cameras.select([one, other]))
     return float(overlap_fractions(depth[[one, other]], c2w, K)[0, 1])
@@ -171,7 +178,7 @@ def key_frames(depth: Tensor, cameras: Cameras, min_overlap: float) -> list[int]
 def spread_pairs(count: int) -> list[int]:
     """Return frame indices [a0, b0, a1, b1, ...]: pairs (a, b) that are spread evenly over `count` frames.
 
-    The distances b - a are the numbers in FRAME_GAPS; pairs of the smallest distance come first.
+    The distances b - a are the numbers in FRAME_GAPS. Pairs with the smallest distance come first.
     """
     pairs = list[int]()
     for gap in (each for each in FRAME_GAPS if each < count):
@@ -183,7 +190,8 @@ def spread_pairs(count: int) -> list[int]:
 def depth_agreement(depth: Tensor, cameras: Cameras) -> Tensor:
     """Return for each of P pairs of views the fraction (P,) of pixels whose depths in both views agree.
 
-    Pair i has the views 2 i and 2 i + 1. Their `depth` is (2 P, H, W) in world units, 0 = unknown.
+    Depths agree if they differ by less than the fraction DEPTH_TOLERANCE. Pair i has the views 2 i and 2 i + 1. Their
+    `depth` is (2 P, H, W) in world units, 0 = unknown.
     """
     K, c2w = (part.double() for part in to_opencv(cameras))
     pixels, depth, fractions = pixel_grid(*depth.shape[1:]).flatten(0, 1), depth.double(), []
@@ -200,8 +208,8 @@ def check_pose_convention(
     """Raise ConfigError if depths of nearby frames agree much better with inverted poses than with configured ones.
 
     Args:
-        read: function from the kind of the stored poses, "c2w" or "w2c", to the depth (2 P, H, W) and the cameras of
-            the frames that `spread_pairs` returns.
+        read: function that reads the frames that `spread_pairs` returns. Its argument is the kind of the stored poses,
+            "c2w" or "w2c". It returns depths (2 P, H, W) and cameras.
         convention: configured kind of the stored poses.
         name, key: name of the data set and config key, for the error.
     """

@@ -1,8 +1,8 @@
 """Bake the dense surface into textures of the low-poly mesh: base colour, normal map, ambient occlusion.
 
-Each covered texel has a point on the low-poly mesh. A line through it along the smooth normal, in both directions and
-limited by a cage, meets the dense surface. There the field is queried for the colour, and the dense normal is stored in
-tangent space. Texels that no face covers get the values of the nearest covered texel.
+Each covered texel has a point on the low-poly mesh. From this point, the dense surface is searched along the smooth
+normal, in both directions and up to the distance CAGE. Where it is hit, the field is queried for the colour, and the
+dense normal is stored in tangent space. Texels that no face covers get the values of the nearest covered texel.
 """
 
 from collections.abc import Callable
@@ -29,7 +29,10 @@ MIN_NORMAL_COSINE = 0.5  # smallest cosine of dense and low-poly normals on the 
 
 @dataclass(frozen=True)
 class Maps:
-    """Baked textures, (H, W, 3) float32, row 0 at v = 1. Uncovered texels have the value of the nearest covered one."""
+    """Baked textures, (H, W, 3) float32, row 0 at v = 1.
+
+    Uncovered texels have the value of the nearest covered texel.
+    """
 
     base_colour: Array  # unlit colour, sRGB in [0, 1]
     normal: Array  # unit vectors in tangent space; green points along +v, as in OpenGL and glTF
@@ -120,9 +123,9 @@ class Texels(NamedTuple):
 
 
 def texel_frames(low: TexturedMesh, buffers: Buffers) -> Texels:
-    """Return points and tangent frames of the N texels that a face covers, row by row, interpolated from the vertices.
+    """Return surface points and tangent frames of the N texels that a face covers, interpolated from the vertices.
 
-    `buffers` is the result of `rasterise_uv` for the UVs of `low`.
+    The texels are ordered row by row. `buffers` is the result of `rasterise_uv` for the UVs of `low`.
     """
     parts = (low.vertices, low.normals, low.tangents)
     points, normals, tangents = (interpolate(part, low.faces, buffers)[buffers.mask] for part in parts)
@@ -131,7 +134,7 @@ def texel_frames(low: TexturedMesh, buffers: Buffers) -> Texels:
 
 
 class Projected(NamedTuple):
-    """Result of projecting N points onto the dense surface: new points, and faces and barycentric weights there."""
+    """Result of projecting N points onto the dense surface: moved points, with their faces and barycentric weights."""
 
     points: Array  # (N, 3) projected points, world units; the input points where `hit` is False
     face: Array  # (N,) index of the dense face; where `hit` is False, a face of the nearest dense vertex
@@ -146,8 +149,9 @@ class Projected(NamedTuple):
 def project(tree: rays.Bvh, dense: Mesh, points: Array, normals: Array, cage: float) -> Projected:
     """Move points (N, 3) along their unit normals (N, 3), in both directions, onto the dense mesh.
 
-    The maximum distance is `cage`, in world units. A dense face counts only if its normal points to the same side.
-    Points that meet no face do not move (`Projected.hit` is False). `tree` is the bounding volume hierarchy of `dense`.
+    The maximum distance is `cage`, in world units. A dense face is hit only if its normal and the point's normal point
+    to the same side. Points without a hit do not move (`Projected.hit` is False). `tree` is the bounding volume
+    hierarchy of `dense`.
     """
     face, bary, distance = rays.nearest_along(tree, points, normals, cage)
     hit = face >= 0
@@ -164,11 +168,10 @@ def project(tree: rays.Bvh, dense: Mesh, points: Array, normals: Array, cage: fl
 
 
 def tangent_space(directions: Array, texels: Texels) -> Array:
-    """Convert unit directions (N, 3) to tangent space; return unit vectors (x, y, z), (N, 3).
+    """Convert unit directions (N, 3) to unit vectors (x, y, z), (N, 3), in the tangent space of `texels`.
 
-    They fulfil direction = x T + y B + z N, with B = sign * cross(N, T) and the tangents T, normals N and signs of
-    `texels`. After interpolation T and N may not be orthogonal. Directions below the surface are moved to just above
-    it.
+    direction = x T + y B + z N, with B = sign * cross(N, T) and the tangents T, normals N and signs of `texels`. T and
+    N may not be orthogonal after interpolation. Directions below the surface are moved to just above it.
     """
     normal, tangent = texels.normals, texels.tangents
     bitangent = np.cross(normal, tangent) * texels.signs[:, None]

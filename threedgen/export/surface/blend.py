@@ -27,10 +27,15 @@ class BlendOptions:
     window: bool = True  # whether weights decrease towards the image borders
 
     def valid(self, error: Array, cosine: Array, jump: Array, mask: Array | None = None) -> Array:
-        """Return a bool mask (M,): whether an image may colour each of M texels. All arguments are (M,).
+        """Return a bool mask (M,) of the texels that an image may colour.
 
-        `error`: depth of the texel minus depth of the visible surface. `cosine`: between surface normal and direction
-        to the camera. `jump`: largest depth step near the texel. `mask`: opacity of the image in [0, 1]; None: opaque.
+        All arguments are arrays (M,) with one value per texel.
+
+        Args:
+            error: depth of the texel minus depth of the visible surface.
+            cosine: cosine of the angle between surface normal and direction to the camera.
+            jump: largest depth step near the texel.
+            mask: opacity of the image in [0, 1]; None: opaque.
         """
         visible = (error < self.error) & (cosine > self.cosine)
         visible = visible if mask is None else visible & (mask > self.opacity)
@@ -39,8 +44,8 @@ class BlendOptions:
     def weight(self, cosine: Array, valid: Array) -> Array:
         """Return the weights (M,) of an image at M texels: cosine^power, or 0 where `valid` (M,) is False.
 
-        `cosine` (M,) is between surface normal and direction to the camera; negative ones count as 0. It may be divided
-        by the distance to the camera.
+        `cosine` (M,) is the cosine of the angle between surface normal and direction to the camera, optionally divided
+        by the distance to the camera. Negative values count as 0.
         """
         return np.where(valid, np.maximum(cosine, 0), 0) ** self.power
 
@@ -61,7 +66,10 @@ class WeightedMean:
         self.total, self.weights = np.zeros((texels, 3), np.float32), np.zeros(texels, np.float32)
 
     def add(self, colours: Array, weights: Array, index: Array | slice = slice(None)) -> None:
-        """Add an image's colours (M, 3) with weights (M,) to M texels: those at `index`, without repetition, or all."""
+        """Add an image's colours (M, 3) with weights (M,) to M texels.
+
+        `index` selects the texels, each at most once. By default, all texels are selected.
+        """
         self.total[index] += weights[:, None] * colours
         self.weights[index] += weights
 

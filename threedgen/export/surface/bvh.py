@@ -55,18 +55,19 @@ def build(vertices: Array, faces: Array) -> Bvh:
 def nearest_along(bvh: Bvh, origins: Array, directions: Array, reach: float) -> tuple[Array, Array, Array]:
     """Find the nearest triangle on each of N lines, in both directions from the origin of the line.
 
-    Triangles whose normal points against the direction are ignored. A line from one side of a thin wall therefore
-    never hits the other side of the wall.
+    Triangles whose normal points against the direction are ignored. A line from one side of a thin wall therefore never
+    hits the other side of the wall.
 
     Args:
         bvh: bounding volume hierarchy of the mesh.
         origins: points (N, 3) on the lines.
         directions: unit vectors (N, 3).
-        reach: maximum distance between origin and hit.
+        reach: maximum distance between origin and hit, in world units.
 
     Returns:
-        Face index (N,) int64, barycentric weights (N, 3) float32 and signed distance (N,) float32, negative behind the
-        origin. Without a hit they are -1, 0 and inf.
+        Face index (N,) int64; -1 without a hit.
+        Barycentric weights (N, 3) float32 of the hit in the face; 0 without a hit.
+        Signed distance (N,) float32 from the origin to the hit, negative behind the origin; inf without a hit.
     """
     place = np.empty(len(origins), np.int64)
     bary, distance = np.empty((len(origins), 3), np.float32), np.empty(len(origins), np.float32)
@@ -78,9 +79,15 @@ def nearest_along(bvh: Bvh, origins: Array, directions: Array, reach: float) -> 
 def openness(bvh: Bvh, points: Array, normals: Array, rays: int, reach: float, lift: float) -> Array:
     """Return the ambient occlusion (N,) of points (N, 3), float32: 1 for a free hemisphere, 0 for a blocked one.
 
-    It is the cosine-weighted fraction of unoccluded rays. From each point start `rays` rays of length `reach`, at the
-    height `lift` above it, into the hemisphere around its unit normal (N, 3). All points use the same directions,
-    rotated about the normal by an angle that differs per point.
+    It is the cosine-weighted fraction of unoccluded rays. All points use the same directions, rotated about the normal
+    by an angle that differs per point.
+
+    Args:
+        bvh: bounding volume hierarchy of the mesh.
+        normals: unit normals (N, 3), the axes of the hemispheres.
+        rays: number of rays per point.
+        reach: length of the rays in world units.
+        lift: height above the point at which the rays start, in world units.
     """
     k = np.arange(rays) + 0.5
     radius, angle = np.sqrt(k / rays), k * np.pi * (3 - np.sqrt(5))  # evenly on the disc: cosine-weighted above it

@@ -25,14 +25,14 @@ from .unseen import diffuse_colours, texel_pieces
 MIN_DEPTH_ROWS, MAX_DEPTH_SCALE = 384, 8
 """Minimum number of rows of the depth map for occlusion, and its maximum scale. The scale relative to the image is at
 least 2, and larger for small images."""
-BORDER_WEIGHT = 1e-3  # minimum of the weight factors of `BlendOptions.window` (per axis) and `BlendOptions.feather`
+BORDER_WEIGHT = 1e-3  # minimum of the weight factors of the options `window` (per axis) and `feather`
 
 
 class ViewTexture(NamedTuple):
     """Texture projected from images, and which texels the images show."""
 
     texture: Array  # (H, W, 3) float32 in [0, 1], row 0 at v = 1
-    visible: Array  # (H, W) bool, texels seen in an image, of this call or of the texture `over`
+    visible: Array  # (H, W) bool, texels that an image shows, also those of the earlier texture `over`
     share: float  # fraction of the covered texels that are visible
     psnr: float  # PSNR of texture and image pixels, dB; 0 if no image is used
 
@@ -98,10 +98,12 @@ def texture_from_views(
 
 
 def texel_geometry(mesh: TexturedMesh, buffers: Buffers, normals: Array, sides: Array) -> TexelGeometry:
-    """Return the geometry of the texels that a face covers, row by row. `buffers` is the result of `rasterise_uv`.
+    """Return the geometry of the texels that a face covers, row by row.
 
-    `sides` (F,) from `render_depths` is negative for faces that cameras see from behind. Their `normals` (F, 3) are
-    reversed.
+    Args:
+        buffers: result of `rasterise_uv` for the UVs of `mesh`.
+        normals: unit normals (F, 3) of the faces. For faces that cameras see from behind, they are reversed.
+        sides: (F,) from `render_depths`, negative for faces that cameras see from behind.
     """
     face = buffers.face[buffers.mask]
     outwards = np.where(sides < 0, -1, 1)
@@ -147,7 +149,7 @@ def _weights(
     """Return the M texels that image n shows: indices (M,), weights of its colours (M,), pixel positions x, y (M, 2).
 
     `depth` (H, W) is the depth map of camera n from `render_depths`. `mask` (h, w) in [0, 1] is the opacity of the mesh
-    in image n; the image may have another size than the depth map.
+    in image n, or None if it is 1 everywhere. The image may have another size than the depth map.
     """
     c2w, K, size = at.c2w[n].double().numpy(), at.projection.K[n].numpy(), np.array([at.width, at.height])
     w2c = (c2w[:3, :3] * (1, -1, -1)).astype(np.float32)

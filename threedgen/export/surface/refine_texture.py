@@ -66,7 +66,7 @@ def refine_texture(texture: Array, mesh: TexturedMesh, c2w: Array, fov: float, t
         masks: opacity of the renders (V, h, w) in [0, 1].
 
     Raises:
-        ConfigError: no pixel can be compared.
+        ConfigError: if no pixel can be compared.
     """
     texture, targets = np.asarray(texture, np.float32), np.asarray(targets, np.float32)
     samples = sample_pixels(mesh, c2w, fov, targets, masks)
@@ -82,7 +82,8 @@ def refine_texture(texture: Array, mesh: TexturedMesh, c2w: Array, fov: float, t
 def sample_pixels(mesh: TexturedMesh, c2w: Array, fov: float, targets: Array, masks: Array) -> Samples:
     """Return texture samples and target colours of all pixels that `refine_texture` compares.
 
-    The arguments are those of `refine_texture`.
+    Takes camera-to-world matrices c2w (V, 4, 4), the vertical field of view in radians, renders of the field `targets`
+    (V, h, w, 3) and their opacities `masks` (V, h, w). Raises ConfigError if no pixel can be compared.
     """
     size = targets.shape[1] * SUPERSAMPLE, targets.shape[2] * SUPERSAMPLE
     vertices, normals = mesh.vertices.astype(np.float64), unit(area_vectors(mesh.vertices, mesh.faces))
@@ -107,7 +108,7 @@ def optimise(
     """Minimise squared pixel errors plus `prior_weight` times squared texel changes, with `steps` Adam steps.
 
     Takes the baked texture (H, W, 3), the pixels to match, and the initial learning `rate`. Returns the texture with
-    the lowest loss, and the PSNR of the pixels in dB with the baked texture and with this one.
+    the lowest loss, the PSNR of the pixels in dB with the baked texture, and the PSNR in dB with the returned texture.
     """
     start, texels = torch.from_numpy(texture), torch.from_numpy(texture.copy())
     adam = torch.optim.Adam([texels], lr=rate, betas=(0.9, 0.99), eps=ADAM_EPS, fused=True)
@@ -155,7 +156,7 @@ def predict(texture: Array, samples: Samples) -> Array:
 
 
 def gradient(colours: Array, samples: Samples, shape: tuple[int, ...]) -> Array:
-    """Return the gradient (H, W, 3), with respect to the texture, of half the summed squared errors of the pixels.
+    """Return the gradient (H, W, 3) with respect to the texture of half the sum of the squared errors of the P pixels.
 
     `colours` (P, 3) is the result of `predict`. `shape` is the shape of the texture.
     """
@@ -166,7 +167,7 @@ def gradient(colours: Array, samples: Samples, shape: tuple[int, ...]) -> Array:
 def footprint(samples: Samples, shape: tuple[int, ...]) -> float:
     """Return the median size of an image pixel in texels, for a texture of shape (H, W, ...).
 
-    It is measured between neighbouring samples of a pixel. With one sample per pixel it is unknown; the result is 0.
+    The size is measured between neighbouring samples of a pixel. The result is 0 if pixels have only one sample.
     """
     side = math.isqrt(samples.uv.shape[1])
     if side < 2:

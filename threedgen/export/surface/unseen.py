@@ -23,13 +23,17 @@ from threedgen.run.arrays import Array
 
 N_ELEVATIONS, N_AZIMUTHS, IMAGE_SIZE = 3, 12, 384  # camera elevations, cameras per elevation, image edge in pixels
 MIN_COSINE, MIN_SHARE = 0.2, 0.2
-"""Minimum cosine between a texel's normal and the direction to the camera, and minimum fraction of cameras that see a
-visible texel. About 0.4 of the cameras see an unobstructed side, and 0.3 see an unobstructed top. Texels below 0.2,
-such as those between legs or in folds, are hardly trained."""
+"""Minimum cosine between a texel's normal and the direction to the camera, and minimum fraction of cameras.
+
+A texel counts as visible if at least this fraction of all cameras sees it. About 0.4 of the cameras see an unobstructed
+side, and 0.3 see an unobstructed top. Texels below 0.2, such as those between legs or in folds, are hardly trained.
+"""
 DEPTH_ERROR = 0.005  # maximum depth difference between a texel and the visible surface, in scene radii
 MAX_KNOWN, MAX_NODES = 40_000, 10_000
-"""Maximum number of known texels and of solved texels; larger sets are sampled at random. Unknown texels that are not
-solved are interpolated from their four nearest neighbours."""
+"""Maximum number of known texels, and of unknown texels whose colours are solved for.
+
+Larger sets are sampled at random. Other unknown texels are interpolated from their four nearest neighbours.
+"""
 NORMAL_SCALE = 0.05  # distance of texels at one point with opposite normals is twice this fraction of the size
 CREASE = 1.0  # decrease of the logarithm of a link's weight per concave curvature, for objects of size 1
 NEIGHBOURS = 8
@@ -37,21 +41,24 @@ MAX_COLOURS, MAX_CLUSTERED = 16, 4000  # maximum number of colour groups, and of
 COLOUR_GAP = 20.0  # smallest difference of two colour groups in Lab
 SHARPNESS, AREA_POWER = 6, 2  # exponents of a group's probability and area in its weight
 ANCHOR_WEIGHT, ANCHOR_EPS = 1e-3, 0.5
-"""Relative weight of the link to the nearest known texel, which keeps the system solvable, and relative error of the
-distance to this texel."""
+"""Relative weight of the link to the nearest known texel, which keeps the system solvable, and tolerance of its search.
+
+The search may return a texel whose distance is larger than the nearest one's by this fraction.
+"""
 
 
 def visible_texels(
     mesh: TexturedMesh, points: Array, normals: Array, elevations: tuple[float, float], radius: float = 1.0
 ) -> Array:
-    """Return the fraction (N,) of the cameras around the object that see each texel.
+    """Return for each texel the fraction (N,) of the cameras around the object that see it.
 
-    The cameras stand on rings around the origin. A camera sees a texel only if the mesh does not hide it, and if the
-    cosine between normal and direction to the camera is at least MIN_COSINE.
+    The cameras stand on rings around the origin. A camera sees a texel only if the mesh does not hide the texel, and if
+    the cosine between the texel's normal and the direction to the camera is at least MIN_COSINE.
 
     Args:
-        points: positions (N, 3) of the texels on the mesh.
-        normals: smooth unit normals (N, 3).
+        mesh: mesh that can hide texels.
+        points: positions (N, 3) of the texels on the mesh, in world units.
+        normals: smooth unit normals (N, 3) of the texels.
         elevations: lowest and highest elevation of the rings in degrees.
         radius: radius of the scene in world units.
     """
@@ -92,11 +99,18 @@ def _count_visible(
 def fill_unseen(
     texture: Array, mesh: TexturedMesh, elevations: tuple[float, float], radius: float = 1.0
 ) -> tuple[Array, float]:
-    """Recolour the texels that hardly a training camera sees with colours from their surroundings.
+    """Recolour the texels that hardly any training camera sees with colours from their surroundings.
 
-    There the colour of the field comes from its initialisation, not from training. Takes a texture (H, W, 3) with row 0
-    at v = 1, the range of the cameras' elevations in degrees, and the radius of the scene. Returns the new texture and
-    the fraction of covered texels that are recoloured. If no texel or each one is visible, the texture is unchanged.
+    In these texels the colour of the field comes from its initialisation, not from training. If no texel or every texel
+    is visible, the texture is unchanged.
+
+    Args:
+        texture: (H, W, 3) sRGB in [0, 1], with row 0 at v = 1.
+        elevations: lowest and highest elevation of the training cameras in degrees.
+        radius: radius of the scene in world units.
+
+    Returns:
+        The new texture, and the fraction of covered texels that are not visible.
     """
     buffers = rasterise_uv(mesh.uv, mesh.faces, (texture.shape[0], texture.shape[1]))
     points, normals = (interpolate(part, mesh.faces, buffers)[buffers.mask] for part in (mesh.vertices, mesh.normals))
@@ -111,7 +125,7 @@ def fill_unseen(
 
 
 def texel_pieces(mesh: TexturedMesh, buffers: Buffers) -> Array:
-    """Return the label (N,) of the mesh's connected component for each of the N texels that a face covers, row by row.
+    """Return the number (N,) of the mesh's connected component for each of the N texels that a face covers, row by row.
 
     UV seams do not separate components. `buffers` is the result of `rasterise_uv`.
     """
@@ -124,14 +138,14 @@ def diffuse_colours(points: Array, normals: Array, piece: Array, colours: Array,
 
     The known colours are divided into groups. For each group, Laplace's equation gives the probability that a random
     walk from an unknown texel ends at a texel of this group. Walks rarely cross concave edges, where parts usually meet
-    (Lai et al. 2008). The texel gets the mean colours of the groups, weighted by a power of these probabilities and by
-    the areas of the groups, plus the interpolated deviation of the known texels from these means. Walks stay within a
-    connected component of the mesh, unless it has no known texel.
+    (Lai et al. 2008). An unknown texel gets the mean colours of the groups, weighted by a power of these probabilities
+    and by the areas of the groups, plus the interpolated deviation of the known texels from these means. Walks stay
+    within a connected component of the mesh, unless the component has no known texel.
 
     Args:
         points: positions (N, 3) of the texels.
         normals: smooth unit normals (N, 3).
-        piece: label (N,) of the texel's connected component.
+        piece: number (N,) of the texel's connected component.
         colours: sRGB (N, 3) in [0, 1]. Those of unknown texels are not used.
         known: bool mask (N,) of the texels whose colours do not change.
 
