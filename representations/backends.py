@@ -34,8 +34,7 @@ def choose(
         among: names of the fast back ends that exist for the computation.
 
     Raises:
-        ConfigError: if a back end other than "auto" is named that is not installed or does not support the device or
-            the dtype.
+        ConfigError: if the back end `name` is not installed, or does not support the device or the dtype.
     """
     if device.type == "meta":
         return "meta"

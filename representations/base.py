@@ -36,9 +36,10 @@ class Render:
         shading: shading mode and light intensities of the render.
         samples: packed samples along the rays, or None if no rays were marched.
         normal: (R, 3) opacity * (unit normal + 1) / 2, or None if no normals were computed.
-        orientation: (R, 1) sum of `losses.orientation_terms` over the samples of a ray, or None if no normals were
-            computed.
-        eikonal: (R, 1) sum of (|grad f| - 1)^2 over the samples of a ray, or None if there is no distance field f.
+        orientation: (R, 1) sum of the orientation loss terms (`losses.orientation_terms`) of the samples of a ray, or
+            None if no normals were computed.
+        eikonal: (R, 1) sum of (|grad f| - 1)^2 over the samples of a ray, or None if the representation is not a
+            signed distance field f.
         weights: (N,) weights of all N samples, or None if the render has no samples or was computed in chunks.
         normals: (N, 3) unit normals of all N samples, or None if they were not computed or `weights` is None.
         surface: vertices (V, 3) and faces (F, 3) of the rendered mesh, or None if there is no mesh or it is empty.
@@ -92,7 +93,7 @@ class Representation(nn.Module):
             representation selects from. Empty if the representation has no such option.
         along_ray: method that the renderer calls in place of `forward` if the density depends on the ray direction, or
             None. It maps midpoints (N, 3), directions (N, 3) and lengths (N,) of ray intervals to density, features,
-            normals and gradient norms, as `sdf.SDF.along_ray` does.
+            normals and norms of the distance's gradient, as `sdf.SDF.along_ray` does.
     """
 
     rasterised: ClassVar[bool] = False

@@ -58,7 +58,7 @@ class Material:
         """Return colours (N, 3) in [0, 1].
 
         Args:
-            features: (N, F) raw features of the points from the field. Unlit, F is 3.
+            features: (N, F) raw features of the points; F = 3 for RGB.
             normal, position: (N, 3) unit normals and world positions of the points; needed by lit modes only.
             light: (N, 3) or (3,) world positions of the lights; needed by lit modes only.
         """

@@ -37,7 +37,10 @@ class MLP(nn.Module):
         self.layers = nn.Sequential(*layers[:-1])
 
     def forward(self, x: Tensor, n_out: int | None = None) -> Tensor:
-        """Map x (N, n_in) to outputs (N, n_out). With the argument `n_out`, compute only the first `n_out` outputs."""
+        """Map x (N, n_in) to outputs (N, n_out).
+
+        `n_out` is the number of outputs to compute, the first ones of the layer; None: all.
+        """
         *hidden, last = self.layers
         assert isinstance(last, nn.Linear)
         with no_autocast(x.device):

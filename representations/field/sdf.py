@@ -79,8 +79,10 @@ class SDF(EncodedField):
         """Evaluate N ray intervals: world midpoints x (N, 3), unit ray directions (N, 3), lengths (N,) in world units.
 
         Returns:
-            Densities (N,), for which 1 - exp(-density * length) is NeuS's opacity (eq. 13); features (N, n_features);
-                outward unit normals (N, 3); norms (N,) of the gradient of the signed distance.
+            Densities (N,), for which 1 - exp(-density * length) is NeuS's opacity (eq. 13).
+            Features (N, n_features).
+            Outward unit normals (N, 3).
+            Norms (N,) of the gradient of the signed distance.
         """
         encoded, gradient = self._encode(x), self.gradient(x)
         gradient_norm = torch.linalg.vector_norm(gradient, dim=-1)

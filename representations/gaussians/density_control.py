@@ -32,7 +32,7 @@ NOISE_OPACITY, NOISE_SHARPNESS = 0.005, 100.0
 
 
 def after_step(field: Gaussians, step: int, optimizer: Optimizer) -> None:
-    """Change the Gaussians after training step `step` by the option `densify`, in the module and in the optimizer.
+    """Change the Gaussians after training step `step` according to the option `densify`, in module and optimizer.
 
     Gaussians are added, removed and relocated only in the steps of `densify_range`. With "mcmc", noise is added to the
     positions at every step.

@@ -101,7 +101,8 @@ class Gaussians(Representation):
     def init_from_file(self, path: Path) -> None:
         """Start at the points of a point cloud or mesh file.
 
-        Raises ConfigError if the file cannot be read, has no points, or has points outside of the option `radius`.
+        Raises ConfigError if the file cannot be read or has no points, or if a point is farther than the option
+        `radius` from the origin.
         """
         self.start(read_points(path, self.options.max_count, self.options.radius))
 

@@ -7,7 +7,7 @@ is linear in T and in g. Three kernels compute its first derivatives:
 
 With the argument `direction`, encode and scatter return their derivative along this direction of x: they use the
 derivative of the interpolation weights in place of the weights. Only the second derivative with respect to x alone has
-no kernel; encoding.py computes it with torch_twin.py. That file also defines levels, indices and weights.
+no kernel; encoding.py computes it with torch_twin.py, which also defines levels, indices and weights.
 
 Kernels process many points per level, in tiles, so that the level's table stays in the L2 cache. The work is divided
 into `shares` equal parts, and one call does part number `share`. Each output element has one writer with a fixed order

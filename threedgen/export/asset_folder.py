@@ -79,7 +79,7 @@ def write_files(folder: Path, files: Mapping[str, bytes], manifest: Tree) -> Non
 
 
 def clear(folder: Path) -> None:
-    """Delete asset.json and the unchanged files of an export, then the folder if it is empty.
+    """Delete asset.json and the unchanged files of an export from `folder`, then the folder if it is empty.
 
     File system errors are ignored.
     """

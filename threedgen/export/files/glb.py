@@ -113,8 +113,8 @@ def textured_glb_bytes(
         pngs: texture name -> PNG file; the names are base_colour (required), normal and orm.
         name: name of the glTF node, mesh and material.
         gltf_extras: JSON data for the `extras` of the glTF asset and of the node.
-        scene: use an unlit (KHR_materials_unlit), double-sided material, for the mesh of a scene.
-        open_surface: use a double-sided material, for a mesh with holes.
+        scene: True for the mesh of a scene: use an unlit (KHR_materials_unlit), double-sided material.
+        open_surface: True for a mesh with holes: use a double-sided material.
     """
     buffer = _Buffer()
     tangents = np.column_stack([to_gltf_axes(mesh.tangents[:, :3]), mesh.tangents[:, 3]])

@@ -56,7 +56,7 @@ def _rows(key: str, values: Array) -> list[str]:
 def usdz_bytes(mesh: TexturedMesh, pngs: dict[str, bytes], name: str = "mesh") -> bytes:
     """Return the bytes of a USDZ package with a mesh and a UsdPreviewSurface material, in metres, y up, front +z.
 
-    The function needs the package of the extra `usd`.
+    It needs the optional dependencies of threedgen's extra `usd`.
 
     Args:
         mesh: mesh in world axes.

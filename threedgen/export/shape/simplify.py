@@ -20,8 +20,10 @@ from threedgen.run.arrays import Array
 
 AGGRESSION = 3.0  # option `agg` of fast_simplification; larger values leave more non-manifold edges
 STOPS = (1.0, 1.15, 1.5, 2.5, 5.0)
-"""Target triangles of the library in multiples of the budget. They are tried in order until the result is valid;
-`collapse` then reduces the mesh to the budget."""
+"""Target numbers of triangles for fast_simplification, in multiples of the budget.
+
+They are tried in order until the result is valid; `collapse` then reduces the mesh to the budget.
+"""
 MIN_TURN_COSINE = 0.2  # smallest cosine between the normals of a face before and after a collapse
 MIN_ASPECT = 0.02  # smallest `_shape` of a face after a collapse, or its `_shape` before if that is smaller
 CONTACT = 0.01  # maximum height of a ground contact above the lowest vertex, as a fraction of the mesh height
@@ -77,8 +79,9 @@ def simplify_level(mesh: TexturedMesh, triangles: int) -> TexturedMesh:
 def support(vertices: Array, faces: Array) -> Array:
     """Return the indices of vertices that must stay to preserve the bounding box and the contact with the ground.
 
-    Takes vertices (V, 3), z up, and faces (F, 3). Connected parts of the surface within CONTACT of the lowest vertex,
-    such as feet, touch the ground. Of each such part, the farthest vertex in each of 4 diagonal directions is returned.
+    The ground contacts are the connected parts of the surface, such as feet, that are at most CONTACT times the mesh
+    height above the lowest vertex. Of each of them, the farthest vertex in each of 4 diagonal directions is returned.
+    Takes vertices (V, 3), z up, and faces (F, 3).
     """
     height = vertices[:, 2] - vertices[:, 2].min()
     low = height <= CONTACT * max(float(height.max()), 1e-30)

@@ -97,7 +97,7 @@ def degenerate(vertices: Array, faces: Array) -> Array:
 
 
 def pieces(faces: Array, vertices: int) -> Array:
-    """Return for each face the number (F,) of its connected component, counted from 0.
+    """Return the label (F,) of the connected component of each face. Labels are numbers from 0.
 
     Takes faces (F, 3) and `vertices`, the number of vertices.
     """

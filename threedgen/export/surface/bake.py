@@ -105,7 +105,8 @@ def bake(
 def with_dense_normals(low: TexturedMesh, dense: Mesh) -> TexturedMesh:
     """Return `low` with the normals of the dense mesh, so that its normal map stores only fine detail.
 
-    Each vertex gets the normal of the nearest dense vertex if both normals point to the same side, and a new tangent.
+    Each vertex gets the normal of the nearest dense vertex and a new tangent. If the two normals point to different
+    sides, the vertex keeps its own normal.
     """
     nearest = dense.normals[cKDTree(dense.vertices).query(low.vertices)[1]]
     same_side = (nearest * low.normals).sum(axis=1, keepdims=True) > MIN_NORMAL_COSINE

@@ -23,8 +23,10 @@ from .blend import SCENE_BLEND, BlendOptions, WeightedMean
 from .unseen import diffuse_colours, texel_pieces
 
 MIN_DEPTH_ROWS, MAX_DEPTH_SCALE = 384, 8
-"""Minimum number of rows of the depth map for occlusion, and its maximum scale. The scale relative to the image is at
-least 2, and larger for small images."""
+"""Minimum number of rows of the depth map for occlusion, and maximum ratio of its size to the image size.
+
+The ratio is at least 2, and larger for small images.
+"""
 BORDER_WEIGHT = 1e-3  # minimum of the weight factors of the options `window` (per axis) and `feather`
 
 
@@ -124,8 +126,8 @@ def render_depths(
     """Render a high-resolution depth map (H, W) for each camera, and find the side (F,) of each face that cameras see.
 
     Depth is along the viewing axis in world units, inf for background. The side is the number of pixels that show the
-    face's front minus the number of pixels that show its back. On the front, the unit face normals (F, 3) point to the
-    camera. `on_view` is a callback for the progress, called once per camera.
+    front of the face minus the number of pixels that show its back; the unit normals (F, 3) of the faces point to the
+    front. `on_view` is a callback for the progress, called once per camera.
     """
     scale = min(max(2, -(-MIN_DEPTH_ROWS // at.height)), MAX_DEPTH_SCALE)
     corner = mesh.vertices[mesh.faces[:, 0]]

@@ -125,9 +125,9 @@ def fill_unseen(
 
 
 def texel_pieces(mesh: TexturedMesh, buffers: Buffers) -> Array:
-    """Return the number (N,) of the mesh's connected component for each of the N texels that a face covers, row by row.
+    """Return the label (N,) of the mesh's connected component for each of the N texels that a face covers, row by row.
 
-    UV seams do not separate components. `buffers` is the result of `rasterise_uv`.
+    Labels are numbers from 0. UV seams do not separate components. `buffers` is the result of `rasterise_uv`.
     """
     vertices, faces, _ = weld(mesh.vertices, mesh.faces)
     return pieces(faces, len(vertices))[buffers.face[buffers.mask]]
@@ -145,7 +145,7 @@ def diffuse_colours(points: Array, normals: Array, piece: Array, colours: Array,
     Args:
         points: positions (N, 3) of the texels.
         normals: smooth unit normals (N, 3).
-        piece: number (N,) of the texel's connected component.
+        piece: label (N,) of the connected component of the mesh that has the texel.
         colours: sRGB (N, 3) in [0, 1]. Those of unknown texels are not used.
         known: bool mask (N,) of the texels whose colours do not change.
 
