@@ -126,7 +126,10 @@ def view_rays(c2w: Tensor) -> Tensor:
 
 
 def plucker_rays(cameras: Cameras) -> Tensor:
-    """Return the Pluecker coordinates (B, 6, H, W) of the pixel rays: unit direction d, then moment origin x d."""
+    """Return the Pluecker coordinates (B, 6, H, W) of the pixel rays.
+
+    The channels are the unit direction d (3) and the moment (3), the cross product of the origin and d.
+    """
     origins, directions = cameras.rays()
     moments = torch.linalg.cross(origins, directions, dim=-1)
     return torch.cat([directions, moments], dim=-1).permute(0, 3, 1, 2)

@@ -36,7 +36,7 @@ REFUSED = {
 """Extensions that cannot be read. The text is their common name and advice to the user."""
 INSTANCES = "EXT_mesh_gpu_instancing"
 IDENTITY = {"TRANSLATION": (0, 0, 0), "ROTATION": (0, 0, 0, 1), "SCALE": (1, 1, 1)}
-"""Default values of a node or an instance without this part of the transform."""
+"""Values of the parts of a transform that a node or an instance does not define. Together they are the identity."""
 MAX_JSON_VALUES, MAX_NUMBERS = 10_000_000, 1_000_000_000
 """Largest number of values in the JSON part, and of numbers that are read from all accessors."""
 DTYPES = {5120: "i1", 5121: "u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
@@ -255,9 +255,10 @@ class GltfFile:
         return joints
 
     def skinning(self, primitive: Tree, index: int, rows: Array | None) -> Array:
-        """Return the vertex-to-scene transform of each vertex (R, 4, 4), the weighted mean of its joints' transforms.
+        """Return the vertex-to-scene transforms (R, 4, 4) of a skinned primitive, one per vertex.
 
-        `index`: index of the skin. `rows` (R,): indices of the vertices to read; None: all.
+        Each one is the weighted mean of the transforms of the vertex's joints. `index` is the index of the skin. `rows`
+        (R,) are the indices of the vertices to read; None: all.
         """
         joints, attributes = self.joints(index), primitive["attributes"]
         sets = [key[7:] for key in attributes if key.startswith("JOINTS_")]

@@ -90,8 +90,8 @@ class ObjText:
     def triangles(self, points: Array) -> dict[tuple[str, bool, bool], Array]:
         """Return the triangles: (material name, whether they have vt, whether they have vn) -> int64 (F, 3, C).
 
-        For each corner the last axis has the index of its v, then the indices of its vt and vn if it has them. Indices
-        start at 0. Polygons are split into triangles; `points` (V, 3) are the vertices.
+        The last axis has for each corner the index of its v, then the indices of its vt and vn if it has them, so C is
+        1, 2 or 3. Indices start at 0. Polygons are split into triangles; `points` (V, 3) are the vertices.
         """
         groups = dict[tuple[str, bool, bool], list[Array]]()
         for (material, vt, vn, corners), lines in self.faces.items():

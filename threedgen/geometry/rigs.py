@@ -56,7 +56,7 @@ def ring_rig(
 
     Args:
         options: options with the distance and the field of view of the cameras.
-        elevations: lowest and highest elevation in degrees. Each ring has another elevation in this range.
+        elevations: lowest and highest elevation in degrees. Each ring has a different elevation in this range.
         size: edge of the square images in pixels.
         azimuth: azimuth of the first camera in radians.
     """

@@ -18,7 +18,10 @@ SHARE, GREY = 0.9, 0.5
 
 @dataclass(frozen=True)
 class Views:
-    """N images (N, H, W, 3), float in [0, 1], with their N cameras. Raises ValueError if the shapes differ."""
+    """N images (N, H, W, 3), float in [0, 1], with their N cameras.
+
+    Raises ValueError if images and cameras differ in number or size.
+    """
 
     images: Tensor
     cameras: Cameras
@@ -125,7 +128,7 @@ class Pixels:
         """Return the target colours and background colours, (K, 3) each, of the pixels with `indices` (K,).
 
         If the opacity is known, the background is random, sampled with the CPU generator `rng`, and the target is
-        blended with it. Otherwise both are those of the image.
+        blended with it. Otherwise both are taken from the image.
         """
         colours, background = self.colours[indices], self.background[indices]
         if self.opacity is None:

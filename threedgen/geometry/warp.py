@@ -137,7 +137,7 @@ def overlap_fractions(depth: Tensor, c2w: Tensor, K: Tensor, behind: bool = Fals
     the fractions in both directions.
 
     Args:
-        depth: (F, H, W), along the viewing axis in world units, 0 = unknown. Such pixels never count as overlap.
+        depth: (F, H, W), along the viewing axis in world units, 0 = unknown. Unknown pixels never count as overlap.
         c2w, K: (F, 4, 4) and (F, 3, 3), from `to_opencv`.
         behind: also count points behind the other camera, as in the training of the released MVDiffusion weights.
     """
