@@ -1,11 +1,11 @@
 """Coarse predictor: a network that predicts latents from text and camera, without noise and without sampling.
 
-The small UNet of the toybox prior takes the prediction as additional input channels
-(InstructPix2Pix, arXiv 2211.09800). With them, wrong cameras raise the mean squared error of x_0 at t = 800 from 0.36
-to 0.62; without them, only from 0.435 to 0.451.
+The small UNet of the embedded multi-view model, `toybox-prior`, takes the prediction as additional input channels
+(InstructPix2Pix, arXiv 2211.09800). With these channels, wrong cameras raise the mean squared error of x_0 at t = 800
+from 0.36 to 0.62; without the channels, only from 0.435 to 0.451.
 
-An object code decides what the caption leaves unspecified. Without it, the prediction is an average of all objects that
-fit the caption.
+An object code, a vector, decides what the caption leaves unspecified. Without a code, the prediction is an average of
+all objects that fit the caption.
 """
 
 from typing import Any
@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from .object_code import TOKENS, CodeSampler, ObjectEncoder
 
 HARMONICS = 4
-"""Number of harmonics in the encoding of the azimuth. The plain camera vector had no effect in 300 training steps."""
+"""Number of harmonics in the encoding of the azimuth. With the plain camera vector as input, the camera had no effect
+after 300 training steps."""
 
 
 class CoarsePredictor(ModelMixin, ConfigMixin):
@@ -46,7 +47,7 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
         starts_samples: bool = True,
         code: bool = False,
     ) -> None:
-        """Build the decoder.
+        """Build the network. Raises ValueError if `size`, `channels` and `blocks` do not fit each other.
 
         Args:
             text_width: features D per token of the text embedding.
@@ -54,7 +55,8 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
             queries: number of learned queries that attend to the text for the coarsest level.
             heads: attention heads.
             width: hidden features of the MLP that combines text and camera.
-            channels, blocks: channels and number of residual blocks of each level; each level doubles the side.
+            channels, blocks: channels and number of residual blocks of each level, from coarse to fine. Each level has
+                twice the side of the level before.
             starts_samples: whether samples of the prior may start from the prediction (img2img).
             code: whether the prediction also depends on an object code, with `text_width` features.
         """
@@ -119,7 +121,7 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
         return self.out(F.silu(x))
 
     def encode(self, latents: Tensor, camera: Tensor) -> Tensor:
-        """Return the codes (B, D) of objects with clean latents (B, V, C, h, h) and camera vectors (B, V, 16)."""
+        """Return the codes (B, D) of B objects, from clean latents (B, V, C, h, h) and camera vectors (B, V, 16)."""
         features = camera_harmonics(camera.flatten(0, 1)).unflatten(0, camera.shape[:2])
         return self.encoder(latents, features)
 
@@ -152,7 +154,7 @@ class Block(nn.Module):
             nn.init.zeros_(self.modulation.bias)
 
     def forward(self, x: Tensor, text: Tensor, features: Tensor) -> Tensor:
-        """Update the map `x` (B, C, h, w) by text (B, L, D) and features (B, width); return a map of the same shape."""
+        """Return the updated feature map `x` (B, C, h, w), from text (B, L, D) and features (B, width)."""
         query = self.query(self.norm_words(x).flatten(2).transpose(1, 2))
         words = self.words(cross_attend(query, self.key_value(text), self.heads))
         x = x + words.transpose(1, 2).unflatten(2, x.shape[-2:])
@@ -166,9 +168,9 @@ class Block(nn.Module):
 def cross_attend(query: Tensor, key_value: Tensor, heads: int) -> Tensor:
     """Compute multi-head attention from queries (B, N, C) to L keys and values; return (B, N, C).
 
-    `key_value` (B, L, 2 C) holds the keys in its first C channels, the values in the others. Plain matrix products:
-    L is short (a caption), and torch's fused backward pass is five times slower on a CPU. The softmax is over columns,
-    which is twice as fast as over short rows.
+    `key_value` (B, L, 2 C) holds the keys in its first C channels, the values in the others. Plain matrix products are
+    used, because L is short (a caption) and torch's fused backward pass is five times slower on a CPU. The softmax is
+    over columns, which is twice as fast as over short rows.
     """
     parts = (query.to(key_value.dtype), *key_value.chunk(2, -1))
     q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in parts)

@@ -1,7 +1,8 @@
 """Completion of views: sample new views of an object from known ones.
 
-New views attend to nearly noise-free known views if the training of the prior gave views separate noise levels, such as
-`train-toybox-views`. With object codes, they start from a coarse prediction with the code of the known views.
+If the prior was trained with a separate noise level for each view (config `train-toybox-views`), the new views attend
+to nearly noise-free known views. If the prior has object codes, the new views start from a coarse prediction for the
+code of the known views.
 """
 
 from typing import Any, NamedTuple
@@ -22,7 +23,7 @@ class Companions(NamedTuple):
 
     Attributes:
         latents: noisy latents of the known views, (S A, C, h, w).
-        camera: their camera vectors, (S A, 16).
+        camera: camera vectors of the known views, (S A, 16).
     """
 
     latents: Tensor
@@ -51,7 +52,8 @@ def complete_views(
         c2w: camera-to-world matrices (V, 4, 4) of the new views.
         steps: number of DDIM steps from noise.
         guidance_scale: classifier-free guidance scale; 1: off.
-        generator: random generator of all noise, see `sampling.fresh_noise`.
+        generator: random generator of all noise; None: torch's global generator.
+        on_step: progress callback (steps done, total steps).
     """
     z, schedule = prior.encode_images(views, generator), prior.schedule
     noisy = schedule.add_noise(z, fresh_noise(z, generator), torch.tensor(COMPANION_STEP, device=z.device))
@@ -70,10 +72,10 @@ def complete_views(
 
 
 def with_companions(denoise: Denoiser, known: Companions, n_known: int) -> Denoiser:
-    """Return a denoiser that adds known views to each batch, so that the new views attend to them.
+    """Return a denoiser that calls `denoise` with the known views in each batch, so that new views attend to them.
 
     The returned function takes and returns the new views only. If its argument `camera` is None (an unconditional
-    branch), it calls `denoise` without the known views. `n_known` is the number A of known views per object.
+    branch), it calls `denoise` without the known views. `n_known` is the number of known views per object.
     """
 
     def call(x: Tensor, t: Tensor, text: Any, camera: Tensor | None, n_view: int, **kwargs: Any) -> Tensor:

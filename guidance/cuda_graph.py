@@ -9,7 +9,7 @@ from torch import Tensor
 logger = logging.getLogger(__name__)
 
 WARM_UP = 2
-"""Number of calls with the same shapes that run normally before a graph is captured, so that rare shapes get none."""
+"""Number of calls with the same shapes that run normally before the capture, so that rare shapes get no graph."""
 Recording = tuple[Callable[[], object], Tensor]
 """Function that replays a graph, and the tensor in which each replay writes its result."""
 
@@ -17,9 +17,9 @@ Recording = tuple[Callable[[], object], Tensor]
 class GraphedCalls:
     """Calls of one function of tensors on a GPU without gradients, replayed as a CUDA graph from the third call on.
 
-    The graph is for the latest shapes of the tensors only: its memory holds all activations of the function. If the
-    capture fails, all later calls run normally, and the reason is logged. Everything else that the function uses, such
-    as weights, must not change.
+    There is one graph, for the latest shapes of the tensors and values of other inputs, because its memory holds all
+    activations of the function. If the capture fails, all later calls run normally, and the reason is logged.
+    Everything else that the function uses, such as weights, must not change.
     """
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class GraphedCalls:
         self._recording: Recording | None = None
 
     def __call__(self, function: Callable[..., Tensor], *inputs: Tensor | int | None) -> Tensor:
-        """Return `function(*inputs)`. The graph does not keep the function, which may belong to its owner."""
+        """Return `function(*inputs)`. The function itself is not stored: it may refer to the owner of this object."""
         tensors = [value for value in inputs if isinstance(value, Tensor)]
         key = tuple((v.shape, v.dtype, v.device) if isinstance(v, Tensor) else v for v in inputs)
         if key != self._key:
@@ -58,7 +58,10 @@ class GraphedCalls:
 
 
 def record(function: Callable[[], Tensor]) -> Recording:
-    """Capture the kernels of a function as a CUDA graph. Raises RuntimeError if it cannot be captured."""
+    """Capture the kernels of a function as a CUDA graph; return the function that replays it and its output tensor.
+
+    Raises RuntimeError if the function cannot be captured.
+    """
     current, stream = torch.cuda.current_stream(), torch.cuda.Stream()
     stream.wait_stream(current)
     with torch.cuda.stream(stream):  # libraries allocate their memory for this stream

@@ -10,14 +10,15 @@ from torch import Tensor
 TextPair = tuple[Tensor, Tensor]
 """Conditional and unconditional embeddings of n prompts, each (n, L, D): L tokens, D features."""
 Features = Mapping[str, Tensor]
-"""Features of R reference images: the input (R, L, C) of each self-attention layer of the UNet, by layer name."""
+"""Features of R reference images by name: inputs (R, L, C) of self-attention layers by layer name (MV-Adapter), or
+features of CLIP's image encoder and latents (ImageDream)."""
 
 
 class Denoiser(Protocol):
     """Function (noisy latents (B, C, h, w), timesteps (B,), text, camera, n_view) -> predicted noise (B, C, h, w).
 
-    `Prior.denoise` explains the arguments. A denoiser with a reference image also takes the keyword argument
-    `reference`, the image's features by layer name.
+    `text` are embeddings (B, L, D), `camera` encoded cameras or None, and `n_view` consecutive images are views of one
+    object. A denoiser conditioned on reference images also takes the keyword argument `reference`, see `Features`.
     """
 
     def __call__(self, x: Tensor, t: Tensor, text: Any, camera: Tensor | None, n_view: int) -> Tensor: ...
@@ -29,20 +30,21 @@ def per_image(text: Tensor, count: int) -> Tensor:
 
 
 def add_view(values: Tensor, last: Tensor) -> Tensor:
-    """Append one more view to the views of each of B objects: (B V, ...) and (B, ...) -> (B (V + 1), ...)."""
+    """Append view `last` (B, ...) to the V views of each of B objects, `values` (B V, ...); return (B (V + 1), ...)."""
     return torch.cat([values.unflatten(0, (len(last), -1)), last[:, None]], dim=1).flatten(0, 1)
 
 
 def branches(
     denoise: Any, x: Tensor, t: Tensor, texts: Sequence[Tensor], camera: Tensor | None, n_view: int, **kwargs: Features
 ) -> tuple[Tensor, ...]:
-    """Predict the noise of B latents for each of K texts, in one call of `denoise` with K B images.
+    """Predict the noise of B latents for each of K texts, in one call of the `Denoiser` with a batch of K B images.
 
     Args:
         x, t: noisy latents (B, C, h, w) and timesteps, (B,) or (1,).
         texts: K text embeddings (n, L, D), where n divides B.
-        camera: cameras of the B images, used with every text as in MVDream; None: no cameras.
-        kwargs: further arguments of `denoise`.
+        camera: encoded cameras of the B images, used with every text as in MVDream; None: no cameras.
+        n_view: number of consecutive images that are views of one object.
+        kwargs: further keyword arguments of `denoise`, such as the result of `Condition.reference_kwargs`.
 
     Returns:
         K noise predictions (B, C, h, w), float32.
@@ -83,7 +85,8 @@ def combine_perp_neg(
     """Return the guided noise (B, C, h, w) with K negative prompts (Perp-Neg, Armandpour et al. 2023).
 
     The result is eps_u + s (d - sum_k w_k d_k^perp) with d = eps_c - eps_u and d_k = eps_k - eps_u. d_k^perp is the
-    component of d_k perpendicular to d, so a negative prompt cannot cancel the prompt. `weights` (K, B) holds w_k >= 0.
+    component of d_k perpendicular to d, so a negative prompt cannot cancel the prompt. `eps_negative` holds the K
+    predictions eps_k, `weights` (K, B) the factors w_k >= 0.
     """
     step = direction = eps_cond - eps_uncond
     for eps, weight in zip(eps_negative, weights, strict=True):
@@ -105,7 +108,7 @@ class Condition:
         negatives: negative prompts for `combine_perp_neg`; None: no such prompts.
         plain_text: embedding (1, L, D) of the prompt without view-dependent words, for the LoRA of VSD; None: `text`.
         c2w: camera-to-world matrices (B, 4, 4), for the LoRA of VSD; None: no poses.
-        reference: features (1, L', C) of one reference image by UNet layer; None: no image.
+        reference: features of one reference image by name, each (1, ...), see `Features`; None: no image.
         single_view_uncond: whether the unconditional branch denoises each view separately. The guidance then also
             amplifies the attention between views.
     """
@@ -120,10 +123,13 @@ class Condition:
     single_view_uncond: bool = False
 
     def reference_kwargs(self, *used: bool) -> dict[str, Features]:
-        """Return the keyword arguments that pass the reference image to a denoiser for K predictions.
+        """Return the keyword arguments that pass the reference image to a denoiser for a batch of K predictions.
 
-        `used` has K flags: True where the prediction is conditioned on the image. The result is {"reference":
-        features}: by layer name, (K, L, C), zeros where the flag is False. Without a reference image it is {}.
+        Args:
+            used: K flags, one per prediction; False: zeros replace the features of the image.
+
+        Returns:
+            {"reference": features by name, each (K, ...)}, or {} if the condition has no reference image.
         """
         if self.reference is None:
             return {}

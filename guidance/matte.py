@@ -38,8 +38,8 @@ class Matte(nn.Module):
         """Build the network.
 
         Args:
-            size: pixels per side of its input, a multiple of 2 ** levels and at most `MAX_SIZE`, else ValueError.
-            channels: channels of each level; each level halves the side.
+            size: pixels per side of the input, a multiple of 2 ** levels and at most `MAX_SIZE`, else ValueError.
+            channels: number of channels of each level, from fine to coarse; each level halves the side.
         """
         super().__init__()
         self.sizes: dict[str, Any] = {"size": size, "channels": channels}
@@ -67,9 +67,9 @@ class Matte(nn.Module):
         return F.pixel_shuffle(self.out(y).float(), 2)[:, 0]
 
     def save(self, path: Path) -> None:
-        """Write config and float16 tensors to the folder `path`, atomically.
+        """Write config and float16 tensors to the folder `path`, atomically; replace a saved model there.
 
-        Raises ConfigError if the folder has other files.
+        Raises ConfigError if the folder contains other files, or a weight overflows in float16.
         """
         with files.whole_folder(path, CONFIG) as part:
             write_json(part / CONFIG, {"_class_name": type(self).__name__, **self.sizes})
@@ -77,7 +77,10 @@ class Matte(nn.Module):
 
     @classmethod
     def load(cls, weights: str) -> Matte:
-        """Load a frozen network on the CPU from "toybox-matte" or a folder that `save` wrote. Raises ConfigError."""
+        """Load a frozen network on the CPU from "toybox-matte" or a folder that `save` wrote.
+
+        Raises ConfigError if the files are missing or damaged.
+        """
         path = loading.matte(weights)
         files.check_sums(path)
         config = files.read_json(path / CONFIG)
@@ -117,7 +120,7 @@ def _by_grabcut(rgb: Array) -> Array:
 def reference_foreground(options: ReferenceConfig) -> Array | None:
     """Return the cut-out object of a prior's reference image, RGBA (h, w, 4) in [0, 1]; None without an image.
 
-    Raises ConfigError.
+    Raises ConfigError if the image cannot be read, its object cannot be cut out, or the matte is missing.
     """
     return None if options.image is None else read_foreground(options.image, remover(options.matte))
 
@@ -125,8 +128,8 @@ def reference_foreground(options: ReferenceConfig) -> Array | None:
 def remover(name: str | None) -> Callable[[Array], Array] | None:
     """Load a function that removes backgrounds: it maps an image (H, W, 3) in [0, 1] to the object's opacity (H, W).
 
-    `name` is "rembg" (the package of that name), "grabcut", or the weights of a `Matte`. If it is None, the result is
-    None. Raises ConfigError.
+    `name` is "rembg" (the package of that name), "grabcut" (OpenCV), or the weights of a `Matte`. If it is None, the
+    result is None. Raises ConfigError if a package is not installed, or weights are missing or damaged.
     """
     if name is None:
         return None

@@ -31,7 +31,10 @@ class ObjectEncoder(nn.Module):
     """Network that computes the code of an object from the latents of one or more views."""
 
     def __init__(self, latent_channels: int, size: int, camera_features: int, code_width: int) -> None:
-        """Build the encoder for latents (C, h, h) with C = `latent_channels` and h = `size`."""
+        """Build the encoder for latents (C, h, h) with C = `latent_channels` and h = `size`.
+
+        `camera_features` is the number F of features per camera, `code_width` the length of a code.
+        """
         super().__init__()
         self.patches = nn.Linear(latent_channels * PATCH**2, WIDTH)
         self.positions = nn.Parameter(0.02 * torch.randn((size // PATCH) ** 2, WIDTH))
@@ -41,9 +44,9 @@ class ObjectEncoder(nn.Module):
         self.out = nn.Linear(WIDTH, code_width // TOKENS)
 
     def forward(self, latents: Tensor, camera: Tensor) -> Tensor:
-        """Return codes (B, code_width) with mean square 1, float32.
+        """Return the codes (B, code_width) of B objects, float32, with mean square 1.
 
-        `latents` are clean latents (B, V, C, h, h) of V views, `camera` their camera features (B, V, F).
+        `latents` are clean latents (B, V, C, h, h) of V views per object, `camera` the camera features (B, V, F).
         """
         x = F.pixel_unshuffle(latents.flatten(0, 1), PATCH).flatten(2).transpose(1, 2)
         x = self.patches(x) + self.positions + self.camera(camera.flatten(0, 1))[:, None]
@@ -75,9 +78,9 @@ class CodeSampler(nn.Module):
         return self.text(self.words(text))
 
     def forward(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
-        """Predict the velocity (B, code_width) at noisy codes `x` (B, code_width) and times `t` (B,), float32.
+        """Predict the velocity z - e (B, code_width), float32, at noisy codes `x` (B, code_width) and times `t` (B,).
 
-        `text` are features from `encode_text`.
+        `text` are features (B, L, WIDTH) from `encode_text`. Times are in [0, 1]; 0 is noise.
         """
         angles = t[:, None] * torch.exp(torch.linspace(0, 5, FREQUENCIES, device=t.device))
         time = self.time(torch.cat([angles.sin(), angles.cos()], 1))
@@ -86,11 +89,11 @@ class CodeSampler(nn.Module):
 
     @torch.no_grad()
     def sample(self, text: Tensor, empty: Tensor, noise: Tensor, near: Tensor | None = None) -> Tensor:
-        """Return codes (B, code_width) for text embeddings (B, L, D) and Gaussian noise (B, code_width).
+        """Sample codes (B, code_width) for text embeddings (B, L, D) from Gaussian noise (B, code_width).
 
         `empty` (1, L, D) is the embedding of the empty prompt, for classifier-free guidance with scale `GUIDANCE`.
-        With codes `near` (B, code_width), sampling starts from these with noise of `EDIT_STRENGTH` (SDEdit, Meng et al.
-        2022), so the result is similar to them.
+        If codes `near` (B, code_width) are given, sampling starts from these with noise of strength `EDIT_STRENGTH`
+        (SDEdit, Meng et al. 2022), so the result is similar to `near`; None: sampling starts from noise.
         """
         words, x, first = self.encode_text(torch.cat([text, empty.expand_as(text)])), noise, 0
         if near is not None:

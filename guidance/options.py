@@ -23,8 +23,9 @@ Timestep = Literal["same", "matched"]
 """Timestep that a 2D model receives while samples follow a shifted schedule: "same" passes the sampler's timestep,
 "matched" passes the timestep whose signal-to-noise ratio in the model's own schedule is the same."""
 Layout = Literal["row", "rowcol"]
-"""Tokens that a token attends to across views: "row" is its image row in all views (cameras at one elevation), "rowcol"
-its rows and columns in six mesh views (front, right, back, left, top, bottom)."""
+"""Tokens that a token attends to across views. "row": its image row in all views (cameras at one elevation). "rowcol",
+for the views front, right, back, left, top, bottom of a mesh: its row in the first four of them, its column in front,
+back, top and bottom."""
 Arrangement = Literal["parallel", "serial"]
 """Input of the added attention branches: "parallel" gives all of them the input of the layer; "serial" (an ablation)
 adds the output of the self-attention and of the preceding branches to that input."""
@@ -60,7 +61,7 @@ class PriorConfig(Config):
     parts: ClassVar[tuple[str, ...]] = PARTS
 
     graphs_unet: ClassVar[bool] = False
-    """Whether the UNet may run as a CUDA graph (`cuda_graph`): its inputs are tensors alone."""
+    """Whether the UNet can run as a CUDA graph (option `cuda_graph`), because all its inputs are tensors."""
 
     name: str = Field(description="name of the prior")
     weights: str = Field(min_length=1, description="its weights")
@@ -75,14 +76,18 @@ class PriorConfig(Config):
     _compact: bool = PrivateAttr(False)
 
     def compact(self) -> Self:
-        """Return a copy that loads the UNet of a run on a GPU in `dtype`; it can then not be trained or saved."""
+        """Return a copy with which the UNet is loaded in `dtype` on a GPU, to save memory.
+
+        Such a UNet cannot be trained or saved. If weights are added to the UNet (`alters_weights`), it is loaded in
+        float32 as without this method.
+        """
         copy = self.model_copy()
         copy._compact = not self.alters_weights
         return copy
 
     @property
     def alters_weights(self) -> bool:
-        """Whether weights are added to those of the UNet, which takes float32."""
+        """Whether weights, such as a LoRA, are added to those of the UNet, which is then loaded in float32."""
         return False
 
     @property
@@ -103,54 +108,63 @@ class PriorConfig(Config):
     def vocabulary(self) -> Vocabulary | None:
         """Return the words that the prior knows, if its tokenizer has one token per word (closed vocabulary).
 
-        Returns None for any other tokenizer, or if the weights are not on this machine.
+        Returns None for any other tokenizer, with the option `tokenizer`, or if the weights are not on this machine.
         """
         path = loading.local(self.weights)
         return None if path is None or self.tokenizer is not None else read_vocabulary(path, self.subjects())
 
     def subjects(self) -> list[str]:
-        """Return the words that DreamBooth or textual inversions add to prompts, such as "[v]". Raises ConfigError."""
+        """Return the words that DreamBooth or textual inversions add to the vocabulary, such as "[v]".
+
+        Raises ConfigError if a file with such a word is missing.
+        """
         return []
 
     def describe(self) -> list[str]:
-        """Return a line with config key, path, size and SHA-256 for each file of weights. Raises ConfigError.
+        """Return a line with config key, path, size and SHA-256 for each file of weights.
 
-        Weights on the hub are downloaded if needed, except original MVDream checkpoints: their line has the command for
-        it.
+        Weights on the hub are downloaded if needed. An original MVDream checkpoint is not downloaded: its line has the
+        download command instead. Raises ConfigError if a file is missing.
         """
         named = {"weights": loading.describe(self.weights, self.parts)} | self.added_files()
         return [f"{key}: {found}" for key, found in named.items()]
 
     def identify(self) -> dict[str, Identity]:
-        """Return path, size and SHA-256 of all weights, by config key; download missing ones. Raises ConfigError."""
+        """Return path, size and SHA-256 of all weights, by config key.
+
+        Weights on the hub are downloaded if needed. Raises ConfigError if a file is missing.
+        """
         return {"weights": loading.identify(self.weights, self.parts)} | self.added_files()
 
     def added_files(self) -> dict[str, Identity]:
-        """Return path, size and SHA-256 of added weights, such as an adapter, by config key. Raises ConfigError."""
+        """Return path, size and SHA-256 of additional weights, such as an adapter, by config key.
+
+        Files on the hub are downloaded if needed. Raises ConfigError if a file is missing.
+        """
         return {}
 
 
 def file_entries(value: object) -> list[object]:
-    """Return a list of config entries from one entry or a list; replace each bare file name by {"file": NAME}."""
+    """Return a list of config entries from one entry or a list; each bare file name becomes {"file": NAME}."""
     return [{"file": one} if isinstance(one, str) else one for one in (value if isinstance(value, list) else [value])]
 
 
 class LoraFile(Config):
-    """Config of one LoRA. In a config file, the file name alone is enough."""
+    """Config of one LoRA. In a config file, a bare file name stands for {file: NAME}."""
 
     file: str = Field(min_length=1, description="kohya, diffusers or peft file, folder, or owner/name/FILE of the hub")
     scale: float = Field(1.0, ge=-10, le=10, description="factor of its changes")
 
 
 class EmbeddingFile(Config):
-    """Config of one textual inversion. In a config file, the file name alone is enough."""
+    """Config of one textual inversion. In a config file, a bare file name stands for {file: NAME}."""
 
     file: str = Field(min_length=1, description="file (diffusers or AUTOMATIC1111) or owner/name/FILE of the hub")
     token: str | None = Field(None, min_length=1, description="word in prompts; null: that of the file, or its name")
 
 
 class DraftedConfig(PriorConfig):
-    """Config of a latent prior: it may take LoRAs and textual inversions, and sample at half the size first."""
+    """Config of a latent prior, with options for LoRAs, textual inversions and sampling at half the size first."""
 
     loras: Annotated[list[LoraFile], BeforeValidator(file_entries)] = Field(
         [], description="LoRAs that are fused into the weights: files, or {file: FILE, scale: 0.8}"
@@ -292,7 +306,7 @@ class StableDiffusionConfig(DraftedConfig):
 
 
 class MVDiffusionConfig(DraftedConfig):
-    """Config of MVDiffusion: a 2D model that samples views of a scene together, by attention between them."""
+    """Config of MVDiffusion: a 2D model that samples views of a scene together, by attention between the views."""
 
     name: Literal["mvdiffusion"] = Field("mvdiffusion", description="correspondence-aware diffusion (arXiv 2307.01097)")
     weights: BaseWeights = Field(
@@ -357,10 +371,14 @@ class MVAdapterConfig(ReferenceConfig):
         return self
 
     def released(self, image: bool = False, mesh: bool = False) -> Self:
-        """Return a config in which a hub id as `adapter` is replaced by the matching file of the released adapters.
+        """Return a copy in which a hub id "owner/name" as `adapter` is replaced by one file of that repository.
 
-        The file depends on the 2D model and on the conditions of the samples: `image`, a reference image, and `mesh`,
-        the geometry of a mesh (besides the options `image` and `control`). Any other `adapter` is unchanged.
+        The file name follows from the 2D model (SDXL or Stable Diffusion 2.1) and from the conditions of the samples.
+        If `adapter` is a file or None, the config itself is returned.
+
+        Args:
+            image: whether samples are conditioned on a reference image. The option `image` also implies this.
+            mesh: whether samples are conditioned on the geometry of a mesh. control=geometry also implies this.
         """
         image, mesh = image or self.image is not None, mesh or self.control == "geometry"
         if self.adapter is None or not is_hub_id(self.adapter) or loading.existing(self.adapter) is not None:

@@ -59,7 +59,7 @@ class Prior(Protocol):
         composites_reference: whether the reference image gets the background of the renders, so that its features are
             computed again in each distillation step.
         cuda_graph: whether `cast_networks` lets the UNet run as a CUDA graph.
-        graph: the UNet as a CUDA graph, used without gradients; None: it runs normally.
+        graph: the UNet as a CUDA graph, replayed if gradients are disabled; None: the UNet runs normally.
     """
 
     half_weights: bool = False
@@ -79,7 +79,7 @@ class Prior(Protocol):
 
     @property
     def separate_levels(self) -> bool:
-        """Whether views of an object had different noise levels in training, so that some may be known."""
+        """Whether views of an object had different noise levels in training, so that known views need no noise."""
         return False
 
     @property
@@ -149,22 +149,21 @@ class Prior(Protocol):
         return tokens.read_prompt(getattr(self, "tokenizer", None), prompt)
 
     def autocast(self) -> torch.autocast:
-        """Return the context in which networks compute in `dtype`; off for float32 and after `cast_networks`."""
+        """Return the context in which networks compute in `dtype`; disabled for float32 and with `half_weights`."""
         return torch.autocast(
             self.device.type, self.dtype, enabled=self.dtype != torch.float32 and not self.half_weights
         )
 
     def cast_networks(self, lora: bool = False) -> None:
-        """Cast the weights to `dtype` on a GPU, where autocast would cast every frozen weight at each call.
+        """Cast the frozen weights to `dtype` on a GPU, where autocast would otherwise cast each weight at every call.
 
-        With `cuda_graph`, the UNet then runs as a CUDA graph.
-
-        `lora`: whether a LoRA is trained on the UNet. Normalisation layers then keep float32, and autocast stays on.
+        The UNet then runs as a CUDA graph if `cuda_graph` is True. `lora` says whether a LoRA is trained on the UNet:
+        then normalisation layers keep float32, autocast stays on, and there is no CUDA graph.
         """
         return
 
     def replayed(self, function: Callable[..., Tensor], *inputs: Tensor | int | None) -> Tensor:
-        """Return `function(*inputs)`, the output of the UNet, as a CUDA graph if there is one and without gradients."""
+        """Return `function(*inputs)`, the output of the UNet, by the CUDA `graph` if there is one and no gradients."""
         return function(*inputs) if self.graph is None or torch.is_grad_enabled() else self.graph(function, *inputs)
 
     def resized(self, rgb: Tensor) -> Tensor:
@@ -187,7 +186,7 @@ class Prior(Protocol):
     def encode_images(self, rgb: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Encode images (B, H, W, 3) in [0, 1], of any size, to latents (B, C, h, w), with gradients.
 
-        A VAE's latents are random: they are sampled with `generator`; None: torch's global one.
+        Latents of a VAE are random: they are sampled with `generator`; None: torch's global generator.
         """
 
     @abstractmethod
@@ -198,8 +197,8 @@ class Prior(Protocol):
     def network(self, x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None = None, n_view: int = 1) -> Tensor:
         """Return the output of the UNet, (B, C, h, w) float32: noise or v, see `schedule.prediction`.
 
-        `x` are noisy latents (B, C, h, w), `t` timesteps (B,) or (), `text` embeddings (B, L, D), `camera` the encoded
-        cameras of the B images, `n_view` is the number of views per object; see also `denoise`.
+        `x` are noisy latents (B, C, h, w), `t` timesteps (B,) or (), `text` embeddings (B, L, D). `camera` is the
+        result of the method `camera` for the B images, or None. `n_view` consecutive images are views of one object.
         """
 
     def denoise(self, x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None = None, n_view: int = 1) -> Tensor:
@@ -217,9 +216,9 @@ class Prior(Protocol):
     def reference(self, text: Tensor, background: Tensor | None = None) -> Features | None:
         """Compute features of the reference image in the config, with the prompt `text` (1, L, D).
 
-        Returns features (1, ...) by name, such as that of a UNet layer; None without a reference image. `background` is
-        the grey level in [0, 1] behind the object, a scalar (None: 0.5); it has no effect without
-        `composites_reference`.
+        Returns features (1, ...) by name, such as the name of a UNet layer; None without a reference image. The scalar
+        `background` is the grey level in [0, 1] behind the object (None: 0.5). It has no effect unless
+        `composites_reference` is True.
         """
         return None
 
@@ -227,20 +226,21 @@ class Prior(Protocol):
         """Sample an object code for each of n prompts, and return the embeddings `text` (n, L, D) that include it.
 
         The code chooses what a prompt leaves unspecified, once for all views. Embeddings of a prior without object
-        codes are returned unchanged. `generator` is one random generator or a list of n. With embeddings `near`
-        (n, L, D) of other prompts, the objects are similar to those of their codes.
+        codes are returned unchanged. `generator` is one random generator or a list of n. If `near` is given, embeddings
+        (n, L, D) of other prompts with their codes, the sampled objects are similar to the objects of these codes.
         """
         return text
 
     @property
     def has_code(self) -> bool:
-        """Whether the last row of a text embedding is an object code for the coarse predictor; 0: unspecified."""
+        """Whether the last row of a text embedding (L, D) is an object code; a row of zeros means no code."""
         return False
 
     def encode_code(self, text: Tensor, latents: Tensor, c2w: Tensor) -> Tensor:
-        """Return the embeddings `text` (n, L, D) with the object codes of n objects of which V views are known.
+        """Return the embeddings `text` (n, L, D) with the object codes of n objects, computed from V known views each.
 
-        `latents` are clean (n, V, C, h, w), `c2w` camera-to-world matrices (n, V, 4, 4). See `sample_code`.
+        `latents` are clean latents of the views (n, V, C, h, w), `c2w` their camera-to-world matrices (n, V, 4, 4).
+        Embeddings of a prior without object codes are returned unchanged.
         """
         return text
 
@@ -252,7 +252,10 @@ class Prior(Protocol):
         return None
 
     def coarse_start(self, text: Tensor, c2w: Tensor | None, strength: float = COARSE_STRENGTH) -> InitLatents | None:
-        """Return the img2img start of samples from `coarse_latents`; None if there are none, or with `strength` 1."""
+        """Return the result of `coarse_latents` as an img2img start with noise strength `strength` in (0, 1].
+
+        Returns None, which means a start from noise, if that result is None or `strength` is 1.
+        """
         coarse = self.coarse_latents(text, c2w) if strength < 1 else None
         return None if coarse is None else InitLatents(coarse, strength)
 
@@ -279,7 +282,7 @@ class Prior(Protocol):
             negative_prompt: text of the unconditional branch, for all prompts.
             generator: one random generator, or one per prompt, so that the noise of a prompt does not depend on the
                 other prompts. A CPU generator gives the same noise on every device.
-            on_step: progress callback.
+            on_step: progress callback (steps done, total steps).
             init_strength: img2img strength in (0, 1] if the prior has a coarse predictor; 1: start from noise.
 
         Returns:
@@ -303,7 +306,11 @@ class Prior(Protocol):
         on_step: OnStep = no_callback,
         init_strength: float = COARSE_STRENGTH,
     ) -> Tensor:
-        """Sample views as `sample`, from embeddings of P prompts (P, L, D) and of the negative prompt (1, L, D)."""
+        """Sample V views of each of P encoded prompts by DDIM; return images (P V, H, W, 3) in [0, 1] on the CPU.
+
+        `text` holds the embeddings of the prompts (P, L, D), with object codes if the prior has them, and of the
+        negative prompt (1, L, D). `sample` explains the other arguments.
+        """
         n_view = 1 if c2w is None else c2w.shape[-3]
         poses = camera = None
         if c2w is not None:
@@ -323,7 +330,7 @@ class Prior(Protocol):
 
 
 class MultiviewPrior(Prior, Protocol):
-    """Prior that denoises `n_view` consecutive images together, as views of one object; with n_view = 1, a 2D model."""
+    """Prior that denoises `n_view` consecutive images together, as views of one object; 2D model for n_view = 1."""
 
     @abstractmethod
     def camera(self, c2w: Tensor) -> Tensor: ...

@@ -55,15 +55,15 @@ def no_callback(done: int, steps: int) -> None:
 
 
 def before_steps(callback: Callable[[], None]) -> OnStep:
-    """Convert a function without arguments to an `OnStep` callback that calls it before each denoising step."""
+    """Return a callback (steps done, total steps) that calls `callback`, without arguments, before each step."""
     return lambda done, steps: callback() if done < steps else None
 
 
 def ddim_timesteps(steps: int, T: int = 1000) -> Tensor:
     """Return the ascending timesteps at which DDIM calls the network, (steps,) int64: floor(i T / steps) + 1.
 
-    If `steps` divides T, they are those of the ldm code base; if `steps` equals T, they are 0..T-1. T is the number of
-    training timesteps; img2img passes a smaller T.
+    If `steps` divides T, these are the timesteps of the ldm code base; if `steps` equals T, they are 0..T-1. T is the
+    number of training timesteps, or for img2img the smaller number of timesteps up to the noise level of the start.
     """
     # With steps = T the offset of 1 would give t = T, which has no alpha_bar.
     return torch.arange(steps) * T // steps + (1 if steps < T else 0)
@@ -72,7 +72,8 @@ def ddim_timesteps(steps: int, T: int = 1000) -> Tensor:
 def ddim_alphas(schedule: Schedule, timesteps: Tensor) -> tuple[Tensor, Tensor]:
     """Return alpha_bar before and after the step at each of the ascending `timesteps`, two (steps,) float64 on the CPU.
 
-    The step at timesteps[0] ends at alpha_bar[0], not at 1, as in Stable Diffusion (diffusers: set_alpha_to_one=False).
+    The last step, at timesteps[0], ends at alpha_bar[0] as in Stable Diffusion, instead of 1 (diffusers:
+    set_alpha_to_one=False).
     """
     alpha_bar = schedule.alpha_bar.cpu().double()
     a = alpha_bar[timesteps]
@@ -140,10 +141,12 @@ def sample_latents(
     """Sample clean latents (B, C, h, w) from noise, or by img2img (SDEdit, Meng et al. 2022, arXiv 2108.01073).
 
     Args:
+        predict: function (latents (B, C, h, w), timesteps (B,)) -> predicted noise (B, C, h, w).
         noise: unit Gaussian noise (B, C, h, w).
         steps: number of DDIM steps from pure noise; img2img takes round(strength * steps), at least one.
         init: img2img start; None: start from pure noise.
-        predict, eta, generator, on_step: see `ddim_sample`.
+        eta, generator: amount of fresh noise in each step (0: deterministic DDIM, 1: as in DDPM), and its generator.
+        on_step: progress callback (steps done, total steps).
     """
     x, T = noise, schedule.T
     if init is not None:
@@ -157,7 +160,7 @@ def fresh_noise(like: Tensor, generator: Generators = None) -> Tensor:
     """Sample unit Gaussian noise with the shape, dtype and device of `like` (B, ...).
 
     Noise is sampled in float32 on the generator's device, so a CPU generator gives the same noise for every device.
-    `generator` may be a list: each of its n generators samples the noise of B / n consecutive images. None: torch's
+    `generator` may be a list of n generators; each of them samples the noise of B / n consecutive images. None: torch's
     global generator.
     """
     if isinstance(generator, Sequence):
@@ -171,8 +174,8 @@ def fresh_noise(like: Tensor, generator: Generators = None) -> Tensor:
 def check_image_size(size: Size, unit: int, draft: float | None, keys: tuple[str, str]) -> None:
     """Raise ConfigError unless both sides of `size` (H, W) are multiples of `unit` pixels.
 
-    If `draft` is set, images are sampled at half the size first, so half of each side must be a multiple too. `keys`
-    are the config keys of height and width, for the message.
+    If `draft` is not None, images are sampled at half the size first, so half of each side must also be a multiple of
+    `unit`. `keys` are the config keys of height and width, for the message.
     """
     for side, key in zip(size, keys, strict=True):
         if side % unit:
@@ -186,7 +189,8 @@ def check_image_size(size: Size, unit: int, draft: float | None, keys: tuple[str
 def check_half_size(size: Size, draft: float | None, unit: int, key: str = "draft") -> None:
     """Raise ConfigError for the config key `key` if half of a side of `size` (H, W) is no multiple of `unit` pixels.
 
-    `draft` is the img2img strength after a sample at half the size. If it is None, every size is valid.
+    `draft` is the img2img strength at full size after a first pass at half the size. If it is None, there is no pass at
+    half the size, and nothing is checked.
     """
     if draft is not None and any(side % (2 * unit) for side in size):
         raise ConfigError(
@@ -211,8 +215,9 @@ def img2img_strengths(draft: float | None, rounds: int = 0) -> list[float]:
 def total_steps(steps: int, draft: float | None, rounds: int = 0, init: InitLatents | None = None) -> int:
     """Return the number of denoising steps of all passes of `sample_images`.
 
-    A pass from noise takes `steps`. An img2img pass takes a share of them, its strength: `init.strength` in the first
-    pass, `img2img_strengths(draft, rounds)` in the following ones. With `init`, `draft` is ignored.
+    A pass from noise takes `steps` steps, an img2img pass round(strength * steps), at least one. The first pass starts
+    from noise, or from `init` with its strength. The img2img passes after it have the strengths
+    `img2img_strengths(draft, rounds)`. With `init`, `draft` is ignored.
     """
     first, draft = (1.0, draft) if init is None else (init.strength, None)
     return sum(max(1, round(strength * steps)) for strength in [first, *img2img_strengths(draft, rounds)])
@@ -235,8 +240,8 @@ def sample_images(
     """Sample images in one or several passes and return them, (count, H, W, 3) in [0, 1], on the CPU.
 
     Args:
-        model: a latent prior. If `model.draft` is set, the first pass has half the size; an img2img pass with this
-            strength follows at full size.
+        model: a latent prior. If its attribute `draft`, an img2img strength, is set and `init` is None, the first pass
+            has half the size, and an img2img pass with this strength follows at full size.
         count: number of images.
         size: (H, W) in pixels.
         sample: function (size, noise (count, C, h, w), img2img start or None) -> clean latents, for one pass.

@@ -21,7 +21,7 @@ Timesteps = Tensor | int
 MAX_TIMESTEPS = 10_000
 MIN_ALPHA_BAR = 1e-12
 NO_SIGNAL = 2.0**-24
-"""alpha_bar of a timestep without signal. It is not 0, because x_0 is computed by a division by its root."""
+"""alpha_bar of a timestep without signal. It is not 0, because computing x_0 divides by sqrt(alpha_bar)."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Schedule:
     Attributes:
         betas: variance of the noise that each timestep adds, (T,) float32, in (0, 1).
         alpha_bar: cumulative product of 1 - betas, the signal's remaining share of the variance, (T,) float32.
-        prediction: output of the network: the noise eps, or v = sqrt(a) eps - sqrt(1-a) x_0.
+        prediction: output of the network: the noise eps, or v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0.
     """
 
     betas: Tensor
@@ -71,7 +71,10 @@ class Schedule:
 
     @classmethod
     def from_diffusers(cls, config: Mapping[str, Any]) -> "Schedule":
-        """Build a schedule from the content of a diffusers scheduler_config.json. Raises ValueError if unsupported."""
+        """Build a schedule from the content of a diffusers scheduler_config.json.
+
+        Raises ValueError if the prediction type, the beta schedule or the number of timesteps is unsupported.
+        """
         prediction = config.get("prediction_type", "epsilon")
         name, T = config.get("beta_schedule", "linear"), int(config.get("num_train_timesteps", 1000))
         if prediction not in ("epsilon", "v_prediction"):
@@ -98,7 +101,10 @@ class Schedule:
         return cls.from_betas(1 - alpha_bar / before, prediction)
 
     def with_zero_snr(self) -> "Schedule":
-        """Return the schedule rescaled to at most `NO_SIGNAL` at the last timestep (Lin et al. 2024, algorithm 1)."""
+        """Return the schedule rescaled to zero terminal SNR (Lin et al. 2024, algorithm 1).
+
+        alpha_bar at the last timestep becomes at most `NO_SIGNAL`, almost 0.
+        """
         alpha_bar = torch.cumprod(1 - rescale_zero_terminal_snr(self.betas.double()), 0)
         alpha_bar[-1] = min(NO_SIGNAL, float(alpha_bar[-2]) / 2)
         return self._from_alpha_bar(alpha_bar, self.prediction)
@@ -145,14 +151,14 @@ class Schedule:
         return alpha * x0 + sigma * noise
 
     def x0_from_eps(self, x: Tensor, eps: Tensor, t: Timesteps) -> Tensor:
-        """Return the clean x_0 (B, ...) from noisy `x` (B, ...) and predicted noise `eps` (B, ...)."""
+        """Return the clean x_0 (B, ...) from noisy `x` (B, ...) at timestep `t` and predicted noise `eps` (B, ...)."""
         alpha, sigma = self.alpha_sigma(t, x)
         return (x - sigma * eps) / alpha
 
     def eps_from_output(self, x: Tensor, output: Tensor, t: Timesteps) -> Tensor:
-        """Convert the network's `output` (B, ...) for noisy `x` (B, ...) to predicted noise (B, ...).
+        """Convert the network's `output` (B, ...) for noisy `x` (B, ...) at timestep `t` to predicted noise (B, ...).
 
-        The noise is the output itself, or sqrt(a) v + sqrt(1-a) x for an output v.
+        The noise is the output itself, or sqrt(a) v + sqrt(1-a) x for an output v, with a = alpha_bar_t.
         """
         if self.prediction == "epsilon":
             return output
@@ -160,9 +166,10 @@ class Schedule:
         return alpha * output + sigma * x
 
     def min_snr_weight(self, t: Tensor, gamma: float) -> Tensor:
-        """Return Min-SNR weights (B,) of squared errors at `t` (B,) (Hang et al. 2023, arXiv 2303.09556, section 3.4).
+        """Return Min-SNR weights (B,) of squared errors at timesteps `t` (B,) (Hang et al. 2023, section 3.4).
 
-        The weight is min(SNR, gamma) / SNR for an epsilon model and min(SNR, gamma) / (SNR + 1) for a v model.
+        The weight is min(SNR, gamma) / SNR for an epsilon model and min(SNR, gamma) / (SNR + 1) for a v model (arXiv
+        2303.09556).
         """
         alpha_bar = self.alpha_bar[to_device(t, self.alpha_bar.device)]
         snr = alpha_bar / (1 - alpha_bar)
@@ -171,7 +178,8 @@ class Schedule:
     def target(self, x0: Tensor, noise: Tensor, t: Timesteps) -> Tensor:
         """Return the network's training target (B, ...) for the input x_t = add_noise(x0, noise, t).
 
-        It is the noise, or v = sqrt(a) noise - sqrt(1-a) x0 (Salimans and Ho 2022, appendix D); see `prediction`.
+        For prediction "epsilon" the target is the noise; for "v_prediction" it is v = sqrt(a) noise - sqrt(1-a) x0 with
+        a = alpha_bar_t (Salimans and Ho 2022, appendix D).
         """
         if self.prediction == "epsilon":
             return noise

@@ -2,8 +2,9 @@
 
     out = self-attention(x) + s_mv multi-view attention(x) + s_ref attention(x, features of a reference image)
 
-A new branch starts with the query, key and value weights of the self-attention and a zero output layer. A batch holds B
-objects with V views each; the views of an object are consecutive. Tensor names are those of the released adapters.
+x is the input of a layer; s_mv and s_ref are scales. A new branch starts with the query, key and value weights of the
+self-attention and a zero output layer. A batch holds B objects with V views each; the views of an object are
+consecutive. Tensor names are those of the released adapters.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -31,10 +32,10 @@ the indices RING share image columns with each other and with the left-right mir
 
 
 class DecoupledAttnProcessor(nn.Module):
-    """Attention processor that adds the outputs of new attention branches to the output of a UNet's old processor.
+    """Attention processor that adds the outputs of new attention branches to the output of a layer's old processor.
 
     Attributes:
-        base: old processor, which is replaced.
+        base: old processor of the layer, whose output is the first summand.
         name: "PATH.attn1.processor", the layer's key in dicts of features of reference images.
         branches: "mv" (attention to other views), "ref" (to a reference image), both or none. Layers of cross-attention
             have none.
@@ -85,17 +86,18 @@ class DecoupledAttnProcessor(nn.Module):
         cache_hidden_states: dict[str, Tensor] | None = None,
         ref_hidden_states: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
-        """Return the output (B V, L, C), for B objects with V views of L tokens. Arguments not listed are diffusers'.
+        """Return the output of the layer (B V, L, C), for B objects with V views of L tokens each.
 
         Args:
+            attn, encoder_hidden_states, attention_mask, temb: as for any attention processor of diffusers.
             hidden_states: input (B V, L, C).
-            n_view: V.
+            n_view: number V of views per object.
             latent_size: (h, w) of the UNet's input, needed for the layouts "row" and "rowcol".
             use_mv, use_ref: whether to apply the branch "mv" or "ref".
             mv_scale, ref_scale: factors of the branches' outputs.
             cache_hidden_states: dict to which the layer adds its input (B V, L, C) under the key `name`, or None.
-            ref_hidden_states: dict of cached inputs (R, L', C) by `name`, for R reference images. Each is used for the
-                same number of consecutive views. None: the "ref" branch attends to zeros.
+            ref_hidden_states: dict of cached inputs (R, L', C) by `name`, for R reference images. Each image serves
+                B V / R consecutive views. None: the "ref" branch attends to zeros.
         """
         out: Tensor = self.base(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
         if encoder_hidden_states is not None:
@@ -188,10 +190,10 @@ def decouple(
 
     Args:
         branches: "mv" attends to the other views, "ref" to a reference image.
-        layout: tokens that "mv" attends to. "row": the token's image row in all views. "rowcol": its row and column in
-            the views front, right, back, left, top, bottom.
-        arrangement: input of a branch. "parallel": the input of the layer; "serial": the same plus the outputs of the
-            self-attention and of the branches before.
+        layout: tokens that a token attends to in "mv". "row": its image row in all views. "rowcol": rows and columns in
+            the views front, right, back, left, top, bottom of a mesh, see `Layout`.
+        arrangement: input of a branch. "parallel": the input of the layer. "serial": that input plus the outputs of the
+            self-attention and of the preceding branches.
     """
     processors: dict[str, Any] = {}  # diffusers' type lists its own processors only
     for name, old in unet.attn_processors.items():
@@ -206,7 +208,7 @@ def decouple(
 
 
 def branch_processors(unet: UNet2DConditionModel) -> dict[str, DecoupledAttnProcessor]:
-    """Return the processors of a UNet that have branches: "PATH.attn1.processor" -> processor."""
+    """Return the attention processors of a UNet that have new branches: "PATH.attn1.processor" -> processor."""
     return {
         name: processor
         for name, processor in unet.attn_processors.items()

@@ -1,7 +1,8 @@
 """Image tokens in cross-attention: the local controller of ImageDream (Wang and Shi 2023, arXiv 2312.02201).
 
 A resampler (that of IP-Adapter Plus) turns the features of CLIP's image encoder into a few tokens. Each cross-attention
-layer attends to the text and, with keys and values of its own (`to_k_ip`, `to_v_ip`), to these tokens, and adds both.
+layer attends to the text and, with additional key and value layers (`to_k_ip`, `to_v_ip`), to these tokens; the two
+results are added.
 """
 
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ HEAD_WIDTH = 64  # channels per head of the resampler
 
 
 def add_image_tokens(unet: UNet2DConditionModel, image_width: int, tokens: int, heads: int) -> None:
-    """Add a resampler (`unet.image_embed`) and the keys and values of its tokens to `unet`, in place, untrained.
+    """Add an untrained resampler (`unet.image_embed`) and key and value layers for its tokens to `unet`, in place.
 
     Args:
         image_width: features per token of the image encoder.
@@ -35,7 +36,7 @@ def add_image_tokens(unet: UNet2DConditionModel, image_width: int, tokens: int, 
 
 
 def attend_to_image(attn: Attention, x: Tensor, text: Tensor, tokens: Tensor) -> Tensor:
-    """Return the output (B, L, C) of a cross-attention layer with image tokens.
+    """Return the output (B, L, C) of a cross-attention layer that attends to text and image tokens.
 
     Args:
         attn: attention layer of diffusers, extended by `add_image_tokens`.

@@ -44,12 +44,12 @@ class WorldRotary:
 
     The first, third, ... head of a layer rotates by 3D positions: a token gets the point where the ray of its pixel
     meets the plane that faces the camera and contains the object's centre. A pixel and its mirror image in the opposite
-    view have the same point. The other heads rotate by the position in the image, which finds the same pixel of another
-    view, as bodies of revolution need. Attention depends on the offset between the positions of two tokens.
+    view have the same point. The other heads rotate by the 2D position in the image, with which a token finds the same
+    pixel of another view, as solids of revolution need. Attention depends on the offset between two positions.
     """
 
     def __init__(self, camera: Tensor | None, batch: int, device: torch.device) -> None:
-        """Take the camera vectors (B, 16) of B = `batch` images; None: all images are front views (camera at +x)."""
+        """Prepare for B = `batch` images with camera vectors (B, 16); None: all are front views (camera at +x)."""
         if camera is None:
             front = torch.tensor([[0.0, 0, 1], [1, 0, 0], [0, 1, 0]], device=device)
             pose = front.expand(batch, 3, 3)
@@ -59,10 +59,11 @@ class WorldRotary:
         self.tables: dict[tuple[int, int, int, int, torch.dtype], tuple[Tensor, Tensor]] = {}
 
     def table(self, tokens: int, width: int) -> tuple[Tensor, Tensor]:
-        """Return the arguments `cos` and `sin` of `rotate` by kind of head, each (B, 2, L, D).
+        """Return the arguments `cos` and `sin` of `rotate`, each (B, 2, L, D).
 
-        L = `tokens` of an image, D = `width` of a head. Both halves of the rotated channels have the cosines and signed
-        sines of 6 (D // 16) angles. The channels that are not rotated have 1 and 0.
+        The second index is 0 for heads that rotate by 3D positions, 1 for heads that rotate by 2D positions. L is the
+        number `tokens` of an image, D the `width` of a head. Both halves of the 12 (D // 16) rotated channels have the
+        cosines and signed sines of the same 6 (D // 16) angles. The other channels have cosine 1 and sine 0.
         """
         side, count = round(tokens**0.5), 2 * (width // 16)  # even: as many angles from 2 dimensions as from 3
         u = HALF_EXTENT * torch.linspace(-1 + 1 / side, 1 - 1 / side, side, device=self.up.device)
@@ -98,7 +99,7 @@ def _angles(positions: Tensor, count: int) -> Tensor:
 class Rotate(torch.autograd.Function):
     """Rotation of pairs of channels of x (B, H, L, D), by `cos` and `sin` of the same shape, see `rotate`.
 
-    The backward pass rotates back: faster than that of the single products.
+    The backward pass rotates by the negative angles, which is faster than autograd through `rotate`.
     """
 
     @staticmethod
@@ -156,7 +157,7 @@ class FlashAttention(torch.autograd.Function):
 
 
 def _minus(x: Tensor, like: Tensor) -> Tensor:
-    # -x (..., L) as two columns (..., L, 2) in the dtype of `like`, whose sum has twice its precision
+    # -x (..., L) as two columns (..., L, 2) in the dtype of `like`; their sum has twice the precision of that dtype
     high = (-x).to(like.dtype)
     return torch.stack([high, (-x - high.float()).to(like.dtype)], dim=-1)
 
@@ -204,8 +205,8 @@ class MultiviewAttnProcessor(AttnProcessor2_0):
 def self_attention(attn: Attention, tokens: Tensor, n_view: int = 1, rotary: WorldRotary | None = None) -> Tensor:
     """Return the output (B, F L, C) of the self-attention layer `attn` for the `tokens` (B, F L, C) of B objects.
 
-    An object has F = `n_view` views with L tokens each. `rotary` rotates queries and keys (None: not). `attn` has no
-    norms.
+    An object has F = `n_view` views with L tokens each. `rotary` rotates queries and keys; None: no rotation. `attn`
+    must have no norm layers.
     """
     layers = (attn.to_q, attn.to_k, attn.to_v)
     heads = attn.heads if rotary is None else max(1, attn.inner_dim // ROTARY_WIDTH)
@@ -230,7 +231,7 @@ def trains_on_cpu(tokens: Tensor) -> bool:
 
 
 class CameraEmbedding(TimestepEmbedding):
-    """MLP (diffusers) that embeds camera vectors (B, 16). Without a camera, (B, 0), it returns zeros (B, 1)."""
+    """MLP (diffusers) that embeds camera vectors (B, 16). For (B, 0), meaning no camera, it returns zeros (B, 1)."""
 
     def forward(self, sample: Tensor, condition: Tensor | None = None) -> Tensor:
         if sample.shape[-1] == 0:
@@ -239,7 +240,10 @@ class CameraEmbedding(TimestepEmbedding):
 
 
 def make_multiview(unet: UNet2DConditionModel) -> UNet2DConditionModel:
-    """Convert a UNet in place to joined self-attention and an optional camera; return it. Repeating has no effect."""
+    """Convert a UNet in place to joined self-attention and an optional camera input, and return it.
+
+    A UNet that is already converted stays unchanged.
+    """
     if not any(isinstance(processor, MultiviewAttnProcessor) for processor in unet.attn_processors.values()):
         set_attention(unet, "sdpa")
     embedding: Any = unet.class_embedding
@@ -255,7 +259,7 @@ def set_attention(unet: UNet2DConditionModel, kind: Kind) -> None:
 
 
 def unet_from_config(config: Any, **changes: Any) -> UNet2DConditionModel:
-    """Build a UNet from a diffusers config that may have our `OWN_KEYS`. `changes`: entries to override."""
+    """Build a UNet from a diffusers config, which may have the additional `OWN_KEYS`; `changes` override entries."""
     stock = {name: value for name, value in config.items() if name not in OWN_KEYS}
     unet: Any = UNet2DConditionModel.from_config(stock, **changes)
     unet.register_to_config(**{name: config[name] for name in OWN_KEYS if name in config})
@@ -313,7 +317,7 @@ def has_added_conditioning(unet: UNet2DConditionModel) -> bool:
 
 
 def split_text(unet: UNet2DConditionModel, text: Tensor, height: int, width: int) -> tuple[Tensor, dict[str, Any]]:
-    """Split SDXL's text embeddings (B, L + 1, D) into those of L tokens (B, L, D) and keyword arguments of the UNet.
+    """Split SDXL's text embeddings (B, L + 1, D) into L token embeddings (B, L, D) and keyword arguments of the UNet.
 
     The last of the L + 1 vectors is the pooled embedding of the second text encoder, padded with zeros. The keyword
     arguments contain it and the image size `height` x `width` in pixels, without a crop (Podell et al. 2023, arXiv

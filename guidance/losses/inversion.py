@@ -20,9 +20,9 @@ from .sds import Distillation, NoisyLatents, reconstruction_direction
 
 
 def inversion_timesteps(start: Tensor, end: Tensor, interval: int) -> list[Tensor]:
-    """Return two or more timesteps from `start` to `end`, each (1,) or (B,); the last step is shorter.
+    """Return at least two ascending timesteps, each (1,) or (B,), from `start` to `end` in steps of `interval`.
 
-    An image whose `end` comes early repeats it.
+    The last step may be shorter. An image that reaches its `end` before the other images stays there.
     """
     steps = max(1, ceil(int((end - start).max()) / interval))
     return [*(torch.minimum(start + k * interval, end) for k in range(steps)), end]
@@ -36,16 +36,16 @@ def invert(
     eta: float = 0.0,
     generator: Generators = None,
 ) -> tuple[Tensor, Tensor]:
-    """Move latents to more noise by DDIM inversion; calls `predict_noise` once for each step.
+    """Move latents to a higher noise level by DDIM inversion; call `predict_noise` once per step.
 
     Args:
         predict_noise: function (latents (B, C, h, w), timesteps (B,) or (1,)) -> predicted noise.
         x: latents (B, C, h, w) at the first timestep.
-        timesteps: ascending, each (1,) or (B,).
+        timesteps: N >= 2 ascending timesteps, each (1,) or (B,), for N - 1 steps.
         eta, generator: amount of fresh noise in each step (0: none), and its random generator.
 
     Returns:
-        Latents at the last timestep and the noise predicted at the one before it, both (B, C, h, w).
+        Latents at the last timestep, and the noise predicted in the last step at its start, both (B, C, h, w).
     """
     eps = torch.zeros_like(x)
     for now, then in pairwise(timesteps):
@@ -59,7 +59,7 @@ def invert(
 
 
 def unconditional(denoise: Denoiser, condition: Condition) -> Predict:
-    """Return the function (latents (B, C, h, w), timesteps) -> noise of the unconditional branch of `predict` alone."""
+    """Return a function (latents (B, C, h, w), timesteps) -> unconditional noise prediction, as in guidance."""
     text = condition.text[1:]
     if condition.single_view_uncond:
         return lambda x, t: branches(denoise, x, t, text, None, 1)[0]

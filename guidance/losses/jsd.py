@@ -37,7 +37,7 @@ class JSD(SDS):
         return NoisyLatents(z, x, t, noise, eps, eps_cond)
 
     def joint_x0(self, x: Tensor, t: Tensor, denoise: Denoiser, condition: Condition, step: int) -> Tensor:
-        """Predict the clean latents (B, C, h, w) of all views together from `x`, noisy at the timesteps `t`."""
+        """Predict the clean latents (B, C, h, w) of all views together, from latents `x` noisy at timesteps `t`."""
         eps, eps_cond = predict(denoise, x, t, condition, self.value("view_guidance_scale", step))
         x0, x0_cond = (self.schedule.x0_from_eps(x, one, t) for one in (eps, eps_cond))
         return rescale_std(x0, x0_cond, self.value("recon_std_rescale", step), condition.n_view)

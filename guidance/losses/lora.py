@@ -40,11 +40,11 @@ class LoRA(nn.Module):
         """Create matrices of rank `rank`. Raises ConfigError if no layer of `unet` matches `targets`.
 
         Args:
-            generator: CPU random generator of the initial `down`; None: torch's global one.
+            generator: CPU random generator of the initial `down`; None: torch's global generator.
             scale: factor of the LoRA's output in each layer.
             std: function from a layer's fan-in (input channels times kernel area) to the initial standard deviation of
                 `down`; None: 1 / rank.
-            targets: endings of the names of the layers that get matrices.
+            targets: name endings of the linear and convolution layers that get matrices.
         """
         super().__init__()
         kinds = (nn.Linear, nn.Conv2d)

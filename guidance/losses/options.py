@@ -11,7 +11,7 @@ Angle = Annotated[float, Field(ge=0, le=180)]
 
 
 class ViewPromptsConfig(Config):
-    """Options of view-dependent prompts (words such as "front view", DreamFusion, section 3.2) and of Perp-Neg."""
+    """Options of view-dependent prompts ("a dog, front view"; DreamFusion, section 3.2) and of Perp-Neg."""
 
     enabled: bool = Field(False, description="use view prompts; the prior must know the words")
     perp_neg: bool = Field(False, description="interpolate between sides by angle, with their neighbours as negatives")
@@ -29,8 +29,8 @@ class DistillationConfig(Config):
     """Options that all distillation losses have.
 
     Class attributes:
-        needs_views: whether the loss needs several views of an object, from a multi-view prior.
-        empty_prompt: whether the loss needs the embedding of the empty prompt beside that of a negative prompt.
+        needs_views: whether the loss needs several views of an object and a multi-view prior.
+        empty_prompt: whether the loss needs the embedding of the empty prompt in addition to a negative prompt.
     """
 
     needs_views: ClassVar[bool] = False

@@ -53,7 +53,7 @@ class NoisyLatents(NamedTuple):
         z: clean latents of the renders, (B, C, h, w) float32.
         x: `z` with added noise, (B, C, h, w).
         t: timesteps, (1,) for all images or (B,).
-        noise: the added noise, (B, C, h, w).
+        noise: noise that the loss subtracts from `eps`, (B, C, h, w); in SDS the added noise.
         eps, eps_cond: noise predicted with and without classifier-free guidance, (B, C, h, w).
     """
 
@@ -120,11 +120,11 @@ def gradient_loss(latents: Tensor, direction: Tensor, t: Tensor) -> tuple[Tensor
 class Distillation(nn.Module):
     """Base class of distillation losses: it samples timestep and noise, and calls the prior to predict the noise.
 
-    Parameters, if any, are trained together with the object.
+    Parameters of the loss, if any, are trained together with the object.
 
     Attributes:
-        empty_text: embedding (1, L, D) of the empty prompt, for options with `empty_prompt` in a run with a negative
-            prompt; None: no such embedding.
+        empty_text: embedding (1, L, D) of the empty prompt, if the loss needs it (`options.empty_prompt`) and the run
+            has a negative prompt; else None.
     """
 
     empty_text: Tensor | None
@@ -141,8 +141,8 @@ class Distillation(nn.Module):
 
         Args:
             max_steps: optimisation steps of the run; None: no option may be scheduled in percent.
-            prior, generator: prior whose UNet a loss with parameters extends, and random generator of these parameters;
-                None for other losses.
+            prior, generator: prior whose UNet the parameters of the loss extend, and random generator of their initial
+                values; None for losses without parameters.
         """
         super().__init__()
         self.options: Any = options
@@ -153,7 +153,7 @@ class Distillation(nn.Module):
     def make_parameters(self, prior: Prior | None, generator: torch.Generator | None) -> None:
         """Create the trainable parameters of the loss, here none. A loss with parameters overrides this method.
 
-        They extend the UNet of `prior`; `generator` samples their initial values.
+        The parameters extend the UNet of `prior`; `generator` samples their initial values.
         """
 
     def value(self, name: str, step: int) -> float:
@@ -180,9 +180,10 @@ class Distillation(nn.Module):
     def predictions(
         self, z: Tensor, t: Tensor, noise: Tensor, denoise: Denoiser, condition: Condition, step: int, rng: Generator
     ) -> NoisyLatents:
-        """Add `noise` to the clean latents `z` (B, C, h, w) at the timesteps `t`, and predict it. No gradients.
+        """Add `noise` (B, C, h, w) to clean latents `z` (B, C, h, w) at timesteps `t`, and predict the noise.
 
-        `sample_noise` explains `t` and `noise`, `forward` the other arguments; `rng` is its `generator`.
+        `forward` calls this method without gradients. `t` is (1,) or (B,). `rng` is the random generator of the
+        optimisation step `step`; `forward` explains `denoise` and `condition`.
         """
         x = self.schedule.add_noise(z, noise, t)
         return NoisyLatents(z, x, t, noise, *predict(denoise, x, t, condition, self.value("guidance_scale", step)))
@@ -226,7 +227,10 @@ class SDS(Distillation):
 
 
 class Reconstruction(Distillation):
-    """Distance to the predicted clean latents x0: the gradient is (z - x0) / B, see `reconstruction_direction`."""
+    """Squared distance of z to the predicted clean latents x0, with the gradient (z - x0) / B.
+
+    `reconstruction_direction` explains the two.
+    """
 
     def direction(self, latents: NoisyLatents, condition: Condition, step: int) -> Tensor:
         rescale = self.value("recon_std_rescale", step)

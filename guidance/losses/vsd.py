@@ -1,7 +1,7 @@
 """Variational score distillation (VSD; Wang et al. 2023, "ProlificDreamer", arXiv 2305.16213).
 
 SDS compares the prior's prediction with the added noise. VSD compares it with the prediction of the prior's UNet with a
-LoRA and a pose embedding, which is trained on the renders at the same time. Guidance scales of 7.5 suffice.
+LoRA and a pose embedding, which is trained on the renders at the same time. A guidance scale of 7.5 suffices.
 """
 
 from dataclasses import replace
@@ -19,7 +19,7 @@ from .lora import PosedLoRA
 from .sds import Distillation, Logs, NoisyLatents, RenderedViews
 
 POSE_DROPOUT = 0.1
-"""Probability of training the LoRA without poses."""
+"""Probability that a training step of the LoRA gets zeros instead of camera poses."""
 
 
 class VSD(Distillation):
@@ -43,9 +43,10 @@ class VSD(Distillation):
         generator: torch.Generator,
         views: RenderedViews | None = None,
     ) -> tuple[Tensor, Logs]:
-        """Return the loss of `latents` (B, C, h, w) plus the training loss of the LoRA, a scalar, and metrics to log.
+        """Return the sum of the VSD loss and the training loss of the LoRA, a scalar, and metrics to log by name.
 
-        Only the first term has a gradient with respect to the latents, only the second with respect to the LoRA.
+        Only the VSD loss has a gradient with respect to `latents` (B, C, h, w), only the training loss with respect to
+        the LoRA. `Distillation.forward` explains the arguments.
         """
         loss, logs = super().forward(latents, denoise, condition, step, generator, views)
         lora_loss = self.lora_loss(latents.detach().float(), condition, generator)
@@ -75,8 +76,8 @@ class VSD(Distillation):
     def lora_output(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """Return the output (B, C, h, w) of the UNet with the LoRA, noise or v, for noisy latents `x` (B, C, h, w).
 
-        The text is `condition.plain_text`; if None, the first of `condition.text`. The poses are `condition.c2w`; if
-        None, zeros.
+        The text is `condition.plain_text`; if that is None, the first embedding of `condition.text`. The poses are
+        `condition.c2w`; if that is None, zeros.
         """
         prior = self.unregistered[0]
         text = condition.text[0][:1] if condition.plain_text is None else condition.plain_text

@@ -25,7 +25,8 @@ def resample(h: Tensor, mode: Resample) -> Tensor:
 class ResBlock(nn.Module):
     """Residual block: convolution, FiLM (scale and shift, computed from an embedding), convolution, resampling.
 
-    `channels_in` and `channels` are those of input and output, `emb_channels` those of the embedding.
+    `channels_in`, `channels` and `emb_channels` are the channels of input, output and embedding; `resample` explains
+    `mode`.
     """
 
     def __init__(
@@ -101,7 +102,10 @@ class Block(nn.Module):
 
 
 def initialise(network: nn.Module) -> None:
-    """Initialise weights as flax does (truncated normal, variance 1 / fan-in); zero biases and residual outputs."""
+    """Initialise weights as flax does (truncated normal, variance 1 / fan-in), in place.
+
+    Biases and the last layers of residual branches become zero. Networks on the meta device stay unchanged.
+    """
     for module in network.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             if module.weight.is_meta:  # only shapes are needed, and torch takes seconds to truncate
@@ -119,8 +123,8 @@ def posenc(x: Tensor, degrees: int) -> Tensor:
     """Encode vectors x (..., 3) by sines and cosines as (..., 3 + 6 degrees), as in NeRF, with `degrees` frequencies.
 
     The channels are x, all sin(2^k x), then all cos(2^k x), for k = 0 .. degrees - 1; for each k there are three
-    channels. The cosine is computed as sin(y + pi/2), as in the training of the weights; in float32 it differs if 2^k x
-    is large.
+    channels. cos(y) is computed as sin(y + pi/2), as in the training of the weights; for large y = 2^k x, the result
+    differs from the cosine in float32.
     """
     octaves = 2.0 ** torch.arange(degrees, device=x.device, dtype=x.dtype)
     phases = (x[..., None, :] * octaves[:, None]).flatten(-2)
@@ -130,8 +134,8 @@ def posenc(x: Tensor, degrees: int) -> Tensor:
 def encode_rays(origins: Tensor, directions: Tensor, origin_degrees: int = 15, direction_degrees: int = 8) -> Tensor:
     """Encode ray origins and directions by `posenc`, as (..., 6 + 6 (origin_degrees + direction_degrees)).
 
-    `origins` and `directions` are (..., 3); origins broadcast to the shape of the directions. The degrees are numbers
-    of frequencies. NeRF, eq. 4; 3DiM, section 7.1.
+    `origins` and `directions` are (..., 3); origins broadcast to the shape of the directions. The degrees are the
+    numbers of frequencies (NeRF, eq. 4; 3DiM, section 7.1).
     """
     position = posenc(origins, origin_degrees).expand(*directions.shape[:-1], -1)
     return torch.cat([position, posenc(directions, direction_degrees)], dim=-1)

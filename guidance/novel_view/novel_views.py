@@ -58,9 +58,9 @@ class ThreeDiMSampler:
         return [views[k] for k in range(len(requests))]
 
     def sample(self, requests: Sequence[Request]) -> Tensor:
-        """Sample the target views of S requests with equal numbers of input views and of target views.
+        """Sample the T target views of each of S requests; return (S, T, H, W, 3) in [0, 1] on the CPU.
 
-        Returns (S, T, H, W, 3) in [0, 1] on the CPU, for T target views.
+        All requests must have the same number of input views and the same number T of target views.
         """
         height, width = self.model.image_size
         images = torch.stack([resize(condition_views(r).images, height, width) for r in requests]).to(self.device)
@@ -101,7 +101,10 @@ def intrinsics(request: Request, height: int, width: int) -> Tensor:
 
 
 def save(model: XUNet | LatentPairs, folder: Path, cameras: CamerasConfig | None = None) -> None:
-    """Write a model (float16) and its training cameras (None: unknown) to a folder, atomically. Raises ConfigError."""
+    """Write a model (float16) and its training cameras (None: unknown) to a folder, atomically.
+
+    Raises ConfigError if the folder contains other files than a saved model, or a weight overflows in float16.
+    """
     metadata: dict[str, object] = {"_class_name": type(model).__name__, "cameras": cameras and cameras.model_dump()}
     with files.whole_folder(folder, CONFIG) as part:
         if isinstance(model, LatentPairs):
@@ -113,9 +116,10 @@ def save(model: XUNet | LatentPairs, folder: Path, cameras: CamerasConfig | None
 
 
 def load(weights: str) -> tuple[XUNet | LatentPairs, CamerasConfig | None]:
-    """Load a frozen model to the CPU; return it and its training cameras (None if unknown). Raises ConfigError.
+    """Load a frozen model to the CPU; return the model and its training cameras (None if unknown).
 
-    `weights` is the folder of a model, or the name of one that comes with the project, such as "embedded".
+    `weights` is the folder of a model, or the name of a model that comes with threedgen: "embedded" or
+    "embedded-concat". Raises ConfigError if files are missing or damaged.
     """
     path = novel_view_model(weights)
     files.check_sums(path)
@@ -133,6 +137,9 @@ def load(weights: str) -> tuple[XUNet | LatentPairs, CamerasConfig | None]:
 
 
 def digest(weights: str) -> str:
-    """Return the SHA-256 of the files of a model (`weights` as in `load`), independent of its folder's path."""
+    """Return the SHA-256 of all files of a model, independent of the path of its folder.
+
+    `weights` is the folder of the model, "embedded" or "embedded-concat".
+    """
     path = novel_view_model(weights)
     return files.digest(path, sorted(f for f in path.rglob("*") if f.is_file()))

@@ -21,7 +21,7 @@ class CamerasConfig(Config):
 
 
 class SamplingConfig(Config):
-    """Sampling of the views of a scene one after the other (3DiM, sections 2.2 and 7.3)."""
+    """Options of sampling the views of a scene one after the other (3DiM, sections 2.2 and 7.3)."""
 
     strategy: Literal["stochastic", "first", "last"] = Field(
         "stochastic", description="condition of each denoising step: a random view, the first, or one of the newest"
@@ -34,7 +34,7 @@ class SamplingConfig(Config):
 
 
 class ThreeDiMSamplerConfig(SamplingConfig):
-    """Views of a scene sampled from a given view by a trained 3DiM model."""
+    """Options of the novel-view sampler that uses a trained 3DiM model."""
 
     name: Literal["threedim"] = Field("threedim", description="novel views from a given view (3DiM)")
     weights: str = Field(
@@ -56,7 +56,7 @@ class ThreeDiMSamplerConfig(SamplingConfig):
 
 
 class XUNetConfig(Config):
-    """X-UNet (3DiM, supplementary section 6) and its conditioning. The defaults are the paper's, 471 M parameters."""
+    """Options of an X-UNet (3DiM, supplementary section 6). The defaults are the paper's, with 471 M parameters."""
 
     architecture: Literal["xunet", "concat"] = Field(
         "xunet",
@@ -94,7 +94,7 @@ class XUNetConfig(Config):
 
     @property
     def level_attention(self) -> tuple[bool, ...]:
-        """Whether each resolution level has attention, fine to coarse. The middle block is like the last level."""
+        """Whether each resolution level has attention, from fine to coarse; the middle block is like the last level."""
         return tuple(self.size[0] >> level in self.attn_resolutions for level in range(len(self.channel_mult)))
 
     @model_validator(mode="after")

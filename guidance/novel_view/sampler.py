@@ -56,8 +56,8 @@ def add_noise(x0: Tensor, noise: Tensor, logsnr: Tensor) -> Tensor:
 def target(x0: Tensor, noise: Tensor, logsnr: Tensor, prediction: Prediction = "epsilon") -> Tensor:
     """Return the training target (B, ...) of a network, for clean `x0` and Gaussian `noise`, both (B, ...).
 
-    It is `noise` for prediction "epsilon", `x0` for "sample", and v = alpha noise - sigma x0 for "v_prediction".
-    `logsnr` is (B,) or ().
+    The target is `noise` for prediction "epsilon", `x0` for "sample" and v = alpha noise - sigma x0 for "v_prediction",
+    with alpha and sigma at the log-SNR `logsnr`, (B,) or ().
     """
     alpha, sigma = alpha_sigma(logsnr, x0)
     return {"epsilon": noise, "sample": x0, "v_prediction": alpha * noise - sigma * x0}[prediction]
@@ -79,8 +79,7 @@ def posterior(z: Tensor, x0: Tensor, logsnr: Tensor, logsnr_next: Tensor) -> tup
 
     `z` and `x0` are (B, ...). `logsnr` and `logsnr_next`, (B,) or (), are the log-SNR of z and of z'. The mean is
     alpha' ((1 - c) z / alpha + c x0) with c = 1 - exp(logsnr - logsnr_next). The variance is sigma'^2 c, the smaller of
-    the
-    two usual choices (Ho et al. 2020, eq. 7).
+    the two usual choices (Ho et al. 2020, eq. 7).
     """
     alpha, _ = alpha_sigma(logsnr, z)
     alpha_next, sigma_next = alpha_sigma(logsnr_next, z)
@@ -89,7 +88,7 @@ def posterior(z: Tensor, x0: Tensor, logsnr: Tensor, logsnr_next: Tensor) -> tup
 
 
 class ViewModel(Protocol):
-    """Interface of a network that denoises a target view, given one clean condition view; on images or on latents.
+    """Interface of a network that denoises a target view, given one clean condition view. Views are images or latents.
 
     Attributes:
         prediction: kind of output: "epsilon" (noise), "v_prediction" or "sample" (clean view).
@@ -114,16 +113,16 @@ class ViewModel(Protocol):
         """Convert images or latents (N, C, h, w) of the network to images (N, H, W, 3) in [0, 1]."""
 
     def predict(self, x: Tensor, z: Tensor, logsnr: Tensor, c2w: Tensor, K: Tensor, keep: Tensor) -> Tensor:
-        """Return the network's output for the target view, (B, C, H, W), float32; `prediction` tells what it is.
+        """Return the network's output for the target view, (B, C, H, W) float32, of the kind `prediction`.
 
         Args:
-            x: clean condition view (B, C, H, W); noise where `keep` is False.
+            x: clean condition view (B, C, H, W).
             z: noisy target view (B, C, H, W).
             logsnr: log-SNR of the target view (B,).
             c2w: camera-to-world poses (B, 2, 4, 4), OpenGL axes; index 0 is the condition view, index 1 the target
                 view.
             K: intrinsics in pixels (B, 3, 3), shared by both views.
-            keep: (B,) bool; False: the prediction is unconditional.
+            keep: (B,) bool; False: the prediction is unconditional, and `x` is noise.
         """
 
 
@@ -137,7 +136,11 @@ def candidates(strategy: StrategyName, known: int, last: int = 1) -> range:
 
 
 def streams(generator: torch.Generator) -> list[torch.Generator]:
-    """Split a generator into three: for noise, for choosing condition views, for the noise of dropped conditions."""
+    """Return three generators with seeds from `generator`.
+
+    They are for the noise of the samples, for the choice of condition views, and for the noise that replaces the
+    condition in the unconditional branch.
+    """
     seeds = torch.randint(2**62, (3,), generator=generator, device=generator.device).tolist()
     return [torch.Generator(generator.device).manual_seed(seed) for seed in seeds]
 
@@ -168,10 +171,11 @@ def sample_views(
         K: intrinsics in pixels (S, 3, 3), shared by all views of a scene.
         generators: one per scene, so a scene does not depend on the other scenes of the batch. The same generator gives
             the same noise for all strategies and guidance scales.
-        strategy, last: views that may be the condition, see `candidates`; each denoising step chooses one of them.
+        strategy, last: known views of which each denoising step chooses its condition: all ("stochastic"), the first
+            ("first") or the newest `last` views ("last").
         steps: denoising steps per view; 256 in the paper.
-        guidance_scale: s in eps_u + s (eps_c - eps_u); 1: no guidance, 0: no condition. The paper uses weight 3 for SRN
-            cars and 2 for chairs, and does not say whether the weight is s or s - 1.
+        guidance_scale: s in eps_u + s (eps_c - eps_u); 1: no guidance, 0: no condition. The paper has a weight of 3 for
+            SRN cars and 2 for chairs, and does not specify whether the weight is s or s - 1.
         progress: called after each step with (steps done, total steps, predicted clean views (S, C, H, W)).
     """
     scenes, inputs, count = len(images), images.shape[1], targets.shape[1]
@@ -209,7 +213,7 @@ def guided_x0(
     """Predict the clean target views (S, C, H, W) with classifier-free guidance.
 
     In the unconditional branch, the noise `blank` (S, C, H, W) replaces the condition `x`. `logsnr` is a scalar tensor
-    (). The other arguments are those of `ViewModel.predict`. Guidance has the same result for outputs x0, eps and v,
+    (). `ViewModel.predict` explains `x`, `z`, `c2w` and `K`. Guidance has the same result for outputs x0, eps and v,
     because for a fixed z they are affine functions of each other.
     """
     branches = [(x, True)] if guidance_scale != 0 else []

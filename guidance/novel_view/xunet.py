@@ -42,8 +42,8 @@ class Conditioning(nn.Module):
     def forward(self, logsnr: Tensor, encoded: Tensor) -> list[Tensor]:
         """Return one embedding (B F, E, H / 2^i, W / 2^i) per resolution level i, for B scenes with F frames.
 
-        `logsnr` (B, F) is the log-SNR of each frame; `encoded` (B, F, D, H, W) has the encoded ray of each pixel. SiLU,
-        with which each FiLM layer starts, is already applied.
+        `logsnr` (B, F) is the log-SNR of each frame; `encoded` (B, F, D, H, W) has the encoded ray of each pixel. The
+        SiLU at the start of each FiLM layer is already applied to the result.
         """
         noise = self.logsnr(noise_level_encoding(logsnr, self.config.emb_channels)).flatten(0, 1)
         if self.pos_emb is not None:
@@ -57,7 +57,10 @@ class Conditioning(nn.Module):
 
 
 def same_padding(stride: int) -> tuple[int, int, int, int]:
-    """Return the padding (left, right, top, bottom) for a 3 x 3 convolution that is TensorFlow's "SAME" mode."""
+    """Return the padding (left, right, top, bottom) with which a 3 x 3 convolution equals TensorFlow's "SAME" mode.
+
+    The sides of the input must be divisible by `stride`.
+    """
     total = max(3 - stride, 0)
     return (total // 2, total - total // 2) * 2
 
@@ -66,7 +69,10 @@ class UNet(nn.Module):
     """UNet of residual and attention blocks. Each block also takes the embedding for its resolution level."""
 
     def __init__(self, config: XUNetConfig, channels_in: int, cross: bool) -> None:
-        """Build layers for `channels_in` input channels. `cross`: the two frames of a scene attend to each other."""
+        """Build layers for `channels_in` input channels.
+
+        `cross`: whether the two frames of a scene attend to each other. If False, all frames are processed separately.
+        """
         super().__init__()
         self.config, self.cross = config, cross
         widths, attends, per_level = config.widths, config.level_attention, config.num_res_blocks
@@ -167,8 +173,9 @@ class XUNet(nn.Module):
         Args:
             x, z: condition view and noisy target view (B, 3, H, W), images in [-1, 1].
             logsnr: log-SNR of condition and target (B, 2).
-            c2w, K: poses (B, 2, 4, 4) and intrinsics (B, 3, 3), see `ViewModel.predict`.
-            cond_mask: (B,) bool, False where the condition is dropped; None: nowhere.
+            c2w: camera-to-world poses (B, 2, 4, 4) of condition and target, OpenGL axes.
+            K: intrinsics in pixels (B, 3, 3), shared by both views.
+            cond_mask: (B,) bool, False where the condition is dropped; None: all conditions are used.
         """
         encoded = self.encode_cameras(c2w, K, cond_mask)
         if self.frames == 1:
@@ -184,9 +191,10 @@ class XUNet(nn.Module):
         return self(x, z, levels, c2w, K, keep).float()
 
     def encode_cameras(self, c2w: Tensor, K: Tensor, cond_mask: Tensor | None) -> Tensor:
-        """Return the encoded ray of each pixel of both views, (B, 2, D, H, W); 0 where `cond_mask` (B,) is False.
+        """Return the encoded ray of each pixel of both views, (B, 2, D, H, W).
 
-        Takes camera-to-world poses c2w (B, 2, 4, 4) and intrinsics K (B, 3, 3) in pixels.
+        Takes camera-to-world poses c2w (B, 2, 4, 4) and intrinsics K (B, 3, 3) in pixels. The result is 0 where the
+        bool tensor `cond_mask` (B,) is False; None: nowhere.
         """
         c = self.config
         encoded = encode_rays(*pixel_rays(c2w, K[:, None], *c.size), c.origin_degrees, c.direction_degrees)
@@ -200,8 +208,8 @@ class LatentPairs(nn.Module):
 
     The views attend to each other: the clean condition at timestep 0, and the noisy target. The prompt is empty. A
     dropped condition is noise at the last timestep, with zeros as camera vectors of both views. Intrinsics are ignored,
-    because the prior takes camera directions only. If the prior also takes a coarse sample, this is zero. Only the UNet
-    is trainable.
+    because the prior takes camera directions only. If the UNet has input channels for coarse latents, these are zero.
+    Only the UNet is trainable.
     """
 
     clip = None

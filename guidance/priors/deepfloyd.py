@@ -52,12 +52,15 @@ def read_config(folder: Path) -> files.Json:
 
 
 def read_unet(folder: Path, dtype: torch.dtype) -> UNet2DConditionModel:
-    """Load the UNet in `folder`, with linear and convolution layers of type `dtype`. Raises ConfigError."""
+    """Load the UNet in `folder`, with linear and convolution layers of type `dtype`.
+
+    Raises ConfigError if its files are missing or damaged.
+    """
     return components.make("unet", *components.read_part(folder), dtype)
 
 
 def read_text_encoder(folder: Path, dtype: torch.dtype) -> Any:
-    """Load the frozen T5 encoder of `folder` on the CPU. Raises ConfigError if a tensor is missing."""
+    """Load the frozen T5 encoder in `folder` on the CPU, in `dtype`. Raises ConfigError if files are unreadable."""
     from transformers import T5EncoderModel
 
     components.expect(files.read_json(folder / "config.json"), "model_type", "t5", folder)
@@ -76,8 +79,8 @@ def read_text_encoder(folder: Path, dtype: torch.dtype) -> Any:
 class DeepFloyd(Prior):
     """Text-to-image prior on pixels, without cameras. Its "latents" are images (B, 3, h, w) in [-1, 1].
 
-    The UNet is frozen, and its weights are cast to `dtype`. It is loaded at its first use, and T5, which is larger,
-    only to encode a prompt, so that only one of them is in memory if prompts are encoded first.
+    The UNet is frozen, and its weights are cast to `dtype`. The UNet is loaded at its first use, and the larger T5
+    encoder only while prompts are encoded, so only one of the two is in memory if prompts are encoded first.
     """
 
     max_tokens = 77  # as in diffusers' own pipeline for these weights
@@ -98,6 +101,7 @@ class DeepFloyd(Prior):
             unet: the UNet, or its folder.
             text_encoder: folder of T5's weights, which are loaded only to encode a prompt.
             image_size: pixels per side; None: the size that the UNet was trained on.
+            dtype: precision of the networks, "auto", "fp32", "bf16" or "fp16".
         """
         self.text_folder, self.tokenizer, self.schedule = text_encoder, tokenizer, schedule
         self._unet: torch.nn.Module | Path = unet

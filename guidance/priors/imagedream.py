@@ -28,7 +28,7 @@ from .mvdream import MVDream
 SHARE = 0.8
 """Fraction of the image that the object's longer side fills, as in LGM and DreamGaussian (border_ratio 0.2)."""
 FEATURES, LATENTS = "features", "latents"
-"""Names in `ImageDream.reference`: features (1, L, D) of CLIP's image encoder, latents (1, C, h, w) of the image."""
+"""Keys of the result of `ImageDream.reference`: features (1, L, D) of CLIP's image encoder, latents (1, C, h, w)."""
 
 
 def build(options: ImageDreamConfig, device: torch.device | str = "cpu") -> ImageDream:
@@ -46,9 +46,9 @@ class ImageDream(MVDream):
 
     Attributes:
         pixel_control: whether the latents of the image are one more view. False: image tokens only.
-        images: the object on a transparent square, premultiplied RGBA (s, s, 4) in [0, 1], with s as CLIP's image
-            encoder and as the VAE take it; () before `with_image`.
-        mean, std: (3,) statistics with which CLIP's image encoder normalises colours.
+        images: the object on two transparent squares, premultiplied RGBA (s, s, 4) in [0, 1], with s = `encoder_size`
+            for CLIP's image encoder and s = `image_size` for the VAE; () before `with_image`.
+        mean, std: (3,), mean and standard deviation of colours with which CLIP's image encoder normalises its input.
     """
 
     parts = ImageDreamConfig.parts
@@ -57,7 +57,10 @@ class ImageDream(MVDream):
     images: tuple[Tensor, ...] = ()
 
     def with_image(self, cut: Array) -> Self:
-        """Set the image that conditions all guidance, and return self. `cut`: cut-out object, RGBA (h, w, 4)."""
+        """Set the image that conditions all guidance, and return self.
+
+        `cut` is the cut-out object, RGBA (h, w, 4) in [0, 1].
+        """
         self.images = tuple(centred(torch.from_numpy(cut), s, s, SHARE) for s in (self.encoder_size, self.image_size))
         return self.to(self.device)
 
@@ -88,7 +91,10 @@ class ImageDream(MVDream):
         return {FEATURES: self.image_features(small), LATENTS: self.encode_views(large)}
 
     def image_features(self, images: Tensor) -> Tensor:
-        """Return CLIP's penultimate features (B, L, D) of images (B, s, s, 3) in [0, 1]; s is `encoder_size`."""
+        """Return the penultimate hidden state (B, L, D) of CLIP's image encoder for images (B, s, s, 3) in [0, 1].
+
+        The side s is `encoder_size`.
+        """
         pixels = (images - self.mean) / self.std
         with self.autocast():
             return self.encoder(pixels.permute(0, 3, 1, 2), output_hidden_states=True).hidden_states[-2].float()

@@ -34,16 +34,22 @@ from threedgen.run.prompts import remove_words
 
 P = TypeVar("P", bound="LatentDiffusion")
 CHECK_SIZE = 8
-"""Side in latents of the test image for new weights; the coarsest level of the UNet then has at least one latent."""
+"""Side in latent pixels of the test image for new weights; the coarsest level of a UNet then has at least one pixel."""
 
 
 def build(options: StableDiffusionConfig, device: torch.device | str = "cpu") -> "LatentDiffusion":
-    """Build the prior of single images from its config section; weights of a multi-view prior then run in 2D mode."""
+    """Build the prior of single images from its config section; a multi-view UNet then runs without cameras.
+
+    Raises ConfigError if files are missing or damaged.
+    """
     return with_additions(load_prior(LatentDiffusion, options, device), options)
 
 
 def load_prior(kind: type[P], options: DraftedConfig, device: torch.device | str) -> P:
-    """Build a prior of class `kind` from its config section, on a device. Raises ConfigError."""
+    """Build a prior of class `kind` from its config section, on a device, without LoRAs and textual inversions.
+
+    Raises ConfigError if files are missing or damaged, or an option does not fit the weights or the device.
+    """
     o = options
     if o.attention == "xformers" and torch.device(device).type != "cuda":
         raise ConfigError(f"'xformers' computes on a CUDA device, not on {device}; choose attention=sdpa", "attention")
@@ -55,7 +61,7 @@ def load_prior(kind: type[P], options: DraftedConfig, device: torch.device | str
 
 
 def with_additions(prior: P, options: DraftedConfig) -> P:
-    """Fuse the LoRAs of a config section into `prior`, add its textual inversions, and return `prior`."""
+    """Add the LoRAs and textual inversions of a config section to `prior`, in place, and return `prior`."""
     if options.loras or options.embeddings:
         from threedgen.guidance.weights import additions  # takes time to import
 
@@ -66,17 +72,18 @@ def with_additions(prior: P, options: DraftedConfig) -> P:
 class LatentDiffusion(Prior):
     """Latent diffusion model of single images without cameras.
 
-    Weights are float32 unless `cast_networks` casts them. UNet and VAE encoder compute in `dtype`, under autocast, the
-    VAE decoder in float32. `load` freezes the networks; a trainer may pass trainable networks to the constructor.
+    Weights are float32 unless `cast_networks` or `compact` casts them. UNet and VAE encoder compute in `dtype` under
+    autocast, the VAE decoder in float32. `load` freezes the networks; a trainer may pass trainable networks to the
+    constructor.
     """
 
     unet: UNet2DConditionModel
     embedded_words: tuple[str, ...] = ()
-    """Words of textual inversions, in addition to those of the text encoder."""
+    """Words of textual inversions that were added to the tokenizer."""
     needs_camera = False
     """Whether this class uses the UNet's camera branch; weights without that branch are then an error."""
     parts: tuple[str, ...] = PARTS
-    """Networks that the weights must have."""
+    """Sub-folder names of the networks that the weights must have."""
 
     def __init__(
         self,
@@ -92,7 +99,7 @@ class LatentDiffusion(Prior):
         dtype: str = "auto",
         device: torch.device | str | None = "cpu",
     ) -> None:
-        """Build the prior from loaded networks.
+        """Build the prior from loaded networks. `unet` is converted by `make_multiview`, in place.
 
         Args:
             schedule: noise schedule; None: Stable Diffusion's.
@@ -136,14 +143,17 @@ class LatentDiffusion(Prior):
         prediction: Prediction | None = None,
         compact: bool = False,
     ) -> Self:
-        """Load frozen networks without executing code from the files. Raises ConfigError if they do not work.
+        """Load frozen networks without executing code from the files, and run each network once.
+
+        Raises ConfigError if files are missing or damaged, or the networks do not work together.
 
         Args:
             weights: name of embedded weights, diffusers folder, single-file checkpoint, or hub id "owner/name".
-            dtype, image_size: see the constructor.
-            tokenizer: folder or hub id of the tokenizer; None: the tokenizer of the weights.
-            prediction: output of the UNet; None: as the weights declare.
-            compact: on a GPU, load the UNet in `dtype`, as after the method `compact`.
+            dtype: precision of the computation, "auto", "fp32", "bf16" or "fp16".
+            tokenizer: folder or hub id; None: the tokenizer of the weights, or CLIP's for a single file.
+            image_size: pixels per side; None: the size that the UNet was trained on.
+            prediction: output of the UNet; None: as the weights declare, else "epsilon".
+            compact: whether to load the UNet in `dtype` on a GPU, as after the method `compact`.
         """
         target = torch.device(device)
         half = compute_dtype(dtype, target) if compact and target.type in GPUS else None
@@ -164,7 +174,7 @@ class LatentDiffusion(Prior):
     def check_networks(self) -> Tensor:
         """Run every network once on a small image, since networks with correct names and shapes may not work together.
 
-        Returns the sum of all outputs, (1, C, h, w): it has NaN if an output has NaN.
+        Returns the sum of predicted noise and encoded image, (1, C, h, w), which is NaN where an output is NaN.
         """
         camera = None if self.unet.class_embedding is None else self.camera(torch.eye(4, device=self.device)[None])
         z = torch.zeros(1, self.latent_shape[0], CHECK_SIZE, CHECK_SIZE, device=self.device)
@@ -183,7 +193,10 @@ class LatentDiffusion(Prior):
         return self
 
     def compact(self) -> Self:
-        """Cast the weights of the UNet to `dtype` to save memory; they can then not be trained or saved."""
+        """Cast linear and convolution layers of the UNet to `dtype` to save memory, and return self.
+
+        The UNet can then not be trained or saved.
+        """
         for name in {"unet", "multiview"} & self.networks.keys():
             cast_weights(self.networks[name], self.dtype)
         return self
@@ -235,7 +248,7 @@ class LatentDiffusion(Prior):
         vae.decoder = vae.post_quant_conv = None
 
     def save(self, folder: Path | str) -> None:
-        """Write a diffusers folder with float16 tensors and SHA256SUMS."""
+        """Write a diffusers folder with float16 tensors and SHA256SUMS; `components.save` lists the errors."""
         components.save(self, Path(folder))
 
     @property
@@ -254,7 +267,7 @@ class LatentDiffusion(Prior):
 
     @property
     def predictor(self) -> CoarsePredictor | None:
-        """Coarse predictor from whose output samples start; None: they start from noise."""
+        """Coarse predictor whose output samples may start from; None: samples start from noise."""
         return self.coarse
 
     @property
@@ -262,7 +275,10 @@ class LatentDiffusion(Prior):
         return self.predictor is not None and bool(self.predictor.config["code"])
 
     def split_text(self, text: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Split embeddings (n, L, D) into those for the UNet, those for the coarse predictor, and codes (n, D)."""
+        """Split embeddings (n, L, D) into text for the UNet, text for the coarse predictor and object codes (n, D).
+
+        The two texts differ only if there are two `prompt_variants`. The codes are None if the prior has none.
+        """
         words, code = (text[:, :-1], text[:, -1]) if self.has_code else (text, None)
         first, last = words.chunk(2, 1) if words.shape[1] == 2 * self.max_tokens else (words, words)
         return first, last, code
@@ -290,8 +306,9 @@ class LatentDiffusion(Prior):
     def encode_prompt(self, prompts: list[str]) -> Tensor:
         """Encode n prompts as (n, L, D) float32: the text encoder's last hidden state after its layer norm.
 
-        Two `prompt_variants` are joined along the tokens, (n, 2 L, D). SDXL has (n, L + 1, D): the penultimate features
-        of both encoders, then as last token the pooled text of the second encoder.
+        Two `prompt_variants` are joined along the tokens, (n, 2 L, D). For SDXL, the result is (n, L + 1, D): the
+        penultimate hidden states of both encoders, then the pooled text of the second encoder as last token. For a
+        prior with object codes, a row of zeros (no code) follows.
         """
         prompts = [self.read_prompt(prompt).text for prompt in prompts]
         self.note_cuts(prompts)
@@ -301,8 +318,9 @@ class LatentDiffusion(Prior):
     def prompt_variants(self, prompts: list[str]) -> list[list[str]]:
         """Return the texts to encode for n prompts: one or two lists of n texts.
 
-        The second list lacks added words, such as the word of a DreamBooth subject. It is for the coarse predictor,
-        which was not trained on these words. A prior without coarse predictor or added words has the first list only.
+        The first list are the prompts. In the second list, for the coarse predictor, added words such as that of a
+        DreamBooth subject are removed, because the predictor was not trained on these words. A prior without coarse
+        predictor or without added words has the first list only.
         """
         added = tokens.added_words(self.tokenizer)
         usual = [[remove_words(prompt, added) for prompt in prompts]]
@@ -346,11 +364,14 @@ class LatentDiffusion(Prior):
 
     @property
     def half_vae(self) -> bool:
-        """Whether the VAE encoder may compute in `dtype`; False for SDXL in float16, where it overflows."""
+        """Whether the VAE encoder may compute in `dtype`; False for SDXL in float16, which overflows."""
         return self.dtype != torch.float16 or not has_added_conditioning(self.unet)
 
     def posterior(self, rgb: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and standard deviation (B, C, h, w) of the unscaled latents of images (B, H, W, 3) in [0, 1]."""
+        """Return mean and standard deviation of the VAE's unscaled latents, each (B, C, h, w).
+
+        The images (B, H, W, 3) in [0, 1] are resized to `image_size`.
+        """
         with self.encoding():
             found = self.vae.encode(self.resized(rgb).to(self.vae.encoder.conv_in.weight.dtype)).latent_dist
         return found.mean.float(), found.std.float()
@@ -370,14 +391,15 @@ class LatentDiffusion(Prior):
     ) -> Tensor:
         """Return the output of the UNet (B, C, h, w), noise or v, in the precision of the autocast context.
 
-        Without `needs_camera`, each image is denoised separately, and `camera` and `n_view` have no effect.
+        If `needs_camera` is False, each image is denoised separately, and `camera` and `n_view` have no effect.
 
         Args:
             x, t: noisy latents (B, C, h, w) and timesteps, (B,) or ().
             text: embeddings (B, L, D).
             camera: camera vectors (B, 16), or None.
-            n_view: number of views per object.
-            coarse: latents (B, C, h, w) in place of the coarse predictor's output; None: that output.
+            n_view: number of consecutive images that are views of one object.
+            coarse: latents (B, C, h, w) for the additional input channels of the UNet; None: the output of the coarse
+                predictor, if there is one.
         """
         if not self.needs_camera:
             camera, n_view = None, 1
@@ -392,7 +414,7 @@ class LatentDiffusion(Prior):
 
     @torch.no_grad()
     def predict_coarse(self, text: Tensor, c2w: Tensor) -> Tensor | None:
-        """Predict latents (B, *latent_shape) with the coarse predictor; return None if there is none.
+        """Predict latents (B, C, h, w) of `latent_shape` with the coarse predictor; return None without a predictor.
 
         `text` are embeddings (B, L, D), `c2w` camera-to-world matrices (B, 4, 4).
         """

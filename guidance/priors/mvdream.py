@@ -39,7 +39,8 @@ class MVDream(LatentDiffusion, MultiviewPrior):
         return camera_vector(c2w)
 
     def coarse_latents(self, text: Tensor, c2w: Tensor | None) -> Tensor | None:
-        # without a camera the prediction is the mean over all cameras; for a tuned subject it shows only the class
+        # not without a camera, where the prediction is the mean over all cameras, nor with added words: of a DreamBooth
+        # subject, the prediction shows only the object class
         added = self.identifiers or self.embedded_words
         if c2w is None or added or self.coarse is None or not self.coarse.config["starts_samples"]:
             return None

@@ -32,7 +32,7 @@ from .mvdream import MVDream
 class MVDreamPipeline(DiffusionPipeline):
     """Diffusers pipeline that samples several views of one object from text by DDIM (MVDream, arXiv 2308.16512).
 
-    Its components are those of a Stable Diffusion folder. The scheduler gives the noise schedule only.
+    The components are those of a Stable Diffusion folder. Of the scheduler, only the noise schedule is used.
     """
 
     unet: UNet2DConditionModel
@@ -63,7 +63,7 @@ class MVDreamPipeline(DiffusionPipeline):
             coarse=coarse,
         )
         self.precision: str | None = None
-        """Precision in which a UNet with float32 weights computes, see `LatentDiffusion`; None: that of the weights."""
+        """Precision in which a UNet with float32 weights computes, such as "bf16"; None: the dtype of the weights."""
         self.image_size: int | None = None
         """Pixels per side of the samples; None: the size that the UNet was trained on."""
 
@@ -77,9 +77,10 @@ class MVDreamPipeline(DiffusionPipeline):
 
     @classmethod
     def from_single_file(cls, weights: str, tokenizer: str | None = None) -> "MVDreamPipeline":
-        """Load a checkpoint file, a folder or a hub id, as the option `prior.weights`. Raises ConfigError.
+        """Load float32 networks from a checkpoint file, a diffusers folder, a hub id or the name of embedded weights.
 
-        `tokenizer` is a folder or hub id; None: the tokenizer of the weights, or CLIP's for a single file.
+        `tokenizer` is a folder or hub id; None: the tokenizer of the weights, or CLIP's for a single file. Raises
+        ConfigError if files are missing or damaged.
         """
         return cls.from_prior(MVDream.load(weights, dtype="fp32", tokenizer=tokenizer))
 
@@ -118,17 +119,21 @@ class MVDreamPipeline(DiffusionPipeline):
         output_type: Literal["pil", "np", "pt", "latent"] = "pil",
         return_dict: bool = True,
     ) -> ImagePipelineOutput | tuple[object]:
-        """Sample n = prompts x views images from noise; the views of a prompt are consecutive.
+        """Sample V views of each of P prompts from noise, n = P V images; the views of a prompt are consecutive.
 
         Args:
+            prompt: one prompt, or a list of P prompts.
+            negative_prompt: text of the unconditional branch, for all prompts.
             n_view: number of views per prompt, equally spaced around the object; 0: one image from the 2D model.
             elevation: elevation of all views in degrees.
             azimuth: azimuth of the first view in degrees; 0 is the front.
             c2w: camera-to-world poses (V, 4, 4), OpenGL axes, z up, instead of n_view, elevation and azimuth. Their
                 distances to the origin are ignored.
+            num_inference_steps: number of DDIM steps.
             guidance_scale: s in eps_u + s (eps_c - eps_u), with (c) and without (u) the prompt.
             eta: share of noise in [0, 1] that each step adds; 0: deterministic.
-            generator: generator of all noise. A CPU generator gives the same noise on all devices.
+            generator: generator of all noise; None: torch's global one. A CPU generator gives the same noise on all
+                devices.
             latents: initial noise (n, 4, h, w); None: it is sampled.
             output_type: "pil", "np" (n, H, W, 3) in [0, 1], "pt" (n, 3, H, W) in [0, 1], or "latent" (n, 4, h, w).
             return_dict: return an `ImagePipelineOutput`; False: a tuple (images,).

@@ -36,9 +36,10 @@ def prompts(prompt: str, negative: str, options: ViewPromptsConfig) -> list[str]
 
 
 def view_text(text: Tensor, rig: Rig, options: ViewPromptsConfig) -> Condition:
-    """Choose the text condition of each of the B cameras in `rig` by its angles.
+    """Choose the text condition of each of the B cameras in `rig` by the angles of the camera.
 
-    `text` are embeddings (2 or 6, L, D) of the texts that `prompts` returns.
+    `text` are embeddings (2 or 6, L, D) of the texts that `prompts` returns. If view prompts are not enabled, all
+    cameras get the plain prompt.
     """
     if not options.enabled:
         return Condition((text[:1], text[1:2]))

@@ -37,7 +37,7 @@ NAMED_BASES = {
     r"\bsd_v2|stable-diffusion-v2": BASES[1024],
     r"\bsd_v1|stable-diffusion-v1": BASES[768],
 }
-"""Base model of a LoRA by a regular expression that occurs in its tensor names or metadata."""
+"""Base model of a LoRA, by a regular expression that matches somewhere in its tensor names or metadata."""
 OTHER_KINDS = {
     "hada_": "LoHa",
     "lokr_": "LoKr",
@@ -47,14 +47,14 @@ OTHER_KINDS = {
     r"\.diff$": "LyCORIS full",
     "oft_": "OFT",
 }
-"""Kinds of weight changes that are not supported, by a regular expression that occurs in their tensor names."""
+"""Kinds of weight changes that are not supported, by a regular expression that matches in their tensor names."""
 PEFT_STEM, PEFT_CONFIG = "adapter_model", "adapter_config.json"
 SECOND_KEYS = ("clip_g", "text_encoders_1")
-"""Names in textual inversions of SDXL of the vectors for the second text encoder; see `loading.FIRST_KEYS`."""
+"""Tensor names, in textual inversions of SDXL, of the vectors for the second text encoder."""
 
 
 def add(prior: LatentDiffusion, loras: Sequence[LoraFile], embeddings: Sequence[EmbeddingFile]) -> None:
-    """Fuse LoRAs into `prior` and add textual inversions to it, in place. Raises ConfigError if a file does not fit."""
+    """Fuse LoRAs and add textual inversions to `prior`, in place. Raises ConfigError if a file is missing or unfit."""
     for n, lora in enumerate(loras):
         with within(f"loras.{n}"), keyed("file"):
             fuse_lora(prior, lora)
@@ -66,7 +66,8 @@ def add(prior: LatentDiffusion, loras: Sequence[LoraFile], embeddings: Sequence[
 def fuse_lora(prior: LatentDiffusion, lora: LoraFile) -> None:
     """Add a LoRA, multiplied with `lora.scale`, to the weights of UNet and text encoders, in place.
 
-    The file may have any format that diffusers reads. Raises ConfigError if it does not fit.
+    The file may have any format that diffusers reads. Raises ConfigError if the file is missing, does not fit the
+    networks, or has another kind of weight changes, such as LoHa.
     """
     path = loading.weight_file(lora.file)
     content, metadata = files.read_tensors(path), files.read_header(path)[1]
@@ -103,7 +104,10 @@ def networks_of(prior: LatentDiffusion) -> Any:
 
 
 def peft_options(path: Path, metadata: Mapping[str, str]) -> files.Json:
-    """Return the options of a LoRA that peft wrote, from its metadata or adapter_config.json beside it; else {}."""
+    """Return the options of a LoRA that peft wrote, with keys such as "unet.lora_alpha"; {} for other LoRAs.
+
+    They are in the metadata of the file, or in adapter_config.json in the same folder.
+    """
     config = path.parent / PEFT_CONFIG
     if path.stem == PEFT_STEM and config.is_file():
         return {f"unet.{name}": value for name, value in files.read_json(config).items()}
@@ -112,15 +116,15 @@ def peft_options(path: Path, metadata: Mapping[str, str]) -> files.Json:
 
 
 def fitting(pipe: Any, tensors: Tensors, options: files.Json) -> dict[str, Tensor]:
-    """Convert a LoRA to peft's tensor names, and multiply it so that its scale becomes 1.
+    """Return the tensors of a LoRA with peft's names, multiplied so that the scale of the LoRA becomes 1.
 
     Args:
         pipe: result of `networks_of`. Tensors for other networks are dropped, with a warning.
-        tensors: content of the file.
+        tensors: content of the LoRA's file.
         options: result of `peft_options`.
 
     Raises:
-        ValueError: no name is that of a layer, or a tensor does not fit its layer.
+        ValueError: no tensor belongs to a layer of the networks, or the shape of a tensor does not fit its layer.
     """
     plain = {re.sub(r"base_model\.model\.|(?<=lora_[AB])\.default", "", name): t for name, t in tensors.items()}
     own_alphas = dict[str, Tensor]()
@@ -158,7 +162,7 @@ def fitting(pipe: Any, tensors: Tensors, options: files.Json) -> dict[str, Tenso
 
 
 def peft_names(names: Iterable[str], prefix: str) -> dict[str, str]:
-    # the names as peft writes them -> the names in the file, for one network ("unet", "text_encoder")
+    # maps tensor names as peft writes them to the names in the file, for one network ("unet", "text_encoder")
     own = {name: name for name in names}  # the conversions keep names that are peft's already
     if prefix == "unet":
         return convert_unet_state_dict_to_peft(own)
@@ -166,10 +170,10 @@ def peft_names(names: Iterable[str], prefix: str) -> dict[str, str]:
 
 
 def scale_of(layer: str, rank: int, alpha: float | None, options: files.Json, prefix: str) -> float:
-    """Return the factor of a LoRA's product in one layer: alpha / rank, or 1.0 without alpha.
+    """Return the factor of the product of a LoRA's two matrices in one layer: alpha / rank, or 1.0 without alpha.
 
-    `alpha` is the value in the file (kohya). If it is None, peft's `options` for the network `prefix`, such as "unet",
-    may have one; with use_rslora it is divided by sqrt(rank).
+    `alpha` is the value in the file (kohya). If it is None, alpha is looked up in peft's `options` for the network
+    `prefix`, such as "unet"; with the option use_rslora, the factor is alpha / sqrt(rank).
     """
     if alpha is not None or f"{prefix}.lora_alpha" not in options:
         return 1.0 if alpha is None else float(alpha) / rank
@@ -179,7 +183,7 @@ def scale_of(layer: str, rank: int, alpha: float | None, options: files.Json, pr
 
 
 def base_of(tensors: Tensors, metadata: Mapping[str, str]) -> str:
-    """Return the base model of a LoRA, for messages: by the width of its text embeddings, tensor names or metadata."""
+    """Return the name of a LoRA's base model, for messages, from the width of text embeddings, names or metadata."""
     widths = [t.shape[1] for name, t in tensors.items() if re.search(r"attn2.to_k.*(down|lora_A)", name) and t.ndim > 1]
     if widths and widths[0] in BASES:
         return BASES[widths[0]]
@@ -194,7 +198,10 @@ def named_base(width: int) -> str:
 
 
 def add_embedding(prior: LatentDiffusion, embedding: EmbeddingFile) -> None:
-    """Add the word of a textual inversion to tokenizers and text encoders, with one token per vector."""
+    """Add the word of a textual inversion to tokenizers and text encoders of `prior`, in place, one token per vector.
+
+    Raises ConfigError if the file is missing or belongs to another base model, or the word is in the vocabulary.
+    """
     path = loading.weight_file(embedding.file)
     name, (first, second) = read_embedding(path)
     token = embedding.token or name
@@ -223,7 +230,7 @@ def read_embedding(path: Path) -> tuple[str, tuple[Tensor | None, Tensor | None]
     """Return the word of a textual inversion and two tensors (n, D): its n vectors for each text encoder.
 
     The word is the key of the tensor (diffusers), else the file name (AUTOMATIC1111). Only SDXL has a second text
-    encoder; a missing tensor is None.
+    encoder; a missing tensor is None. Raises ConfigError if the file has no vectors of a word.
     """
     table: Any = read_safetensors(path) if files.sniff(path) == "safetensors" else read_torch(path, skip_objects=True)
     table = table if isinstance(table, dict) else {}

@@ -119,14 +119,15 @@ def load(
     wanted: tuple[str, ...] = PARTS,
     half: torch.dtype | None = None,
 ) -> Components:
-    """Load the frozen networks of a prior on the CPU. Raises ConfigError if a file is missing or damaged.
+    """Load the frozen networks of a prior on the CPU. Raises ConfigError if a file is missing, damaged or unsuitable.
 
     Args:
         weights: embedded name, folder, single-file checkpoint or hub id, see `loading.locate`.
         tokenizer: folder or hub id; None: the tokenizer of the weights, or CLIP's for a single file.
-        camera: if True, a UNet without camera branch is an error.
+        camera: whether a UNet without camera branch is an error.
         prediction: output of the UNet; None: as the weights declare, else "epsilon" with a warning.
-        wanted: required networks; with `IMAGE_ENCODER` the weights must be those of ImageDream, else they must not.
+        wanted: sub-folder names of the required networks. If `IMAGE_ENCODER` is among them, the weights must be
+            ImageDream's; otherwise weights of ImageDream are an error.
         half: type of the linear and convolution layers of the UNet; None: float32.
     """
     path = loading.locate(weights, wanted)
@@ -149,7 +150,10 @@ def load(
 def load_folder(
     path: Path, tokenizer: str | None = None, wanted: tuple[str, ...] = PARTS, half: torch.dtype | None = None
 ) -> Components:
-    """Load the networks of a diffusers folder; `tokenizer` is a folder or hub id; None: that of `path`. See `load`."""
+    """Load the networks of the diffusers folder `path`.
+
+    `tokenizer` is a folder or hub id; None: the tokenizer in `path`. `load` explains `wanted` and `half`.
+    """
     loading.check_folder(path, wanted)
     files.check_sums(path)
     words = tokens.read_tokenizer(path) if tokenizer is None else tokens.clip_tokenizer(tokenizer, open_clip=False)
@@ -163,7 +167,7 @@ def load_folder(
 
 
 def read_schedule(path: Path) -> Schedule:
-    """Read the noise schedule of a diffusers folder. Raises ConfigError if it is unsupported or has T < 1000."""
+    """Read the noise schedule of a diffusers folder. Raises ConfigError if unsupported or below 1000 timesteps."""
     try:
         schedule = Schedule.from_diffusers(files.read_json(path / "scheduler" / "scheduler_config.json"))
         if schedule.T < MIN_TIMESTEPS:
@@ -176,7 +180,10 @@ def read_schedule(path: Path) -> Schedule:
 def load_file(
     path: Path, tokenizer: str | None = None, prediction: Prediction | None = None, half: torch.dtype | None = None
 ) -> Components:
-    """Load a single-file checkpoint of the ldm code base; `tokenizer` None: CLIP's. For the rest see `load`."""
+    """Load a single-file checkpoint of the ldm code base.
+
+    `tokenizer` is a folder or hub id; None: CLIP's tokenizer. `load` explains `prediction` and `half`.
+    """
     found = ldm.convert_file(path, prediction)
     if prediction is None and found.prediction is None:
         hint = "If samples are noise, set prior.prediction=v"
@@ -201,9 +208,10 @@ def load_file(
 
 
 def read_network(path: Path, part: str, half: torch.dtype | None = None) -> Any:
-    """Load the network in the sub-folder `part` of a diffusers folder; a UNet may have the tensor names of ldm.
+    """Load the network in the sub-folder `part` of the diffusers folder `path`.
 
-    `half` is the type of its linear and convolution layers; None: float32.
+    A UNet may have the tensor names of the ldm code base. `half` is the type of the network's linear and convolution
+    layers; None: float32.
     """
     config, tensors = read_part(path / part)
     if "input_blocks.0.0.weight" in tensors:
@@ -239,7 +247,7 @@ def rename_vae_attention(name: str) -> str:
 def make(part: str, config: Json, tensors: Mapping[str, Tensor], half: torch.dtype | None = None) -> Any:
     """Build the frozen network `part` ("unet", "vae", ...) from its config and tensors.
 
-    `half` is the type of its linear and convolution layers; None: float32. No second copy of their weights is made.
+    `half` is the type of its linear and convolution layers, which are then not built in float32 first; None: float32.
 
     Raises:
         ConfigError: a number in the config is out of range, the config has more layers than there are tensors (building
@@ -277,8 +285,8 @@ def check_vocabulary(text_encoder: CLIPTextModel, tokenizer: PreTrainedTokenizer
 def save(prior: LatentDiffusion, folder: Path) -> None:
     """Write the prior to a diffusers folder with float16 tensors and SHA256SUMS, atomically.
 
-    Raises ConfigError if the folder contains other files, a weight overflows in float16, or the prior is SDXL or
-    ImageDream.
+    Raises ConfigError if the folder contains other files than a saved prior, a weight overflows in float16, or the
+    prior is SDXL or ImageDream.
     """
     if {SECOND, IMAGE_ENCODER} & prior.networks.keys():
         raise ConfigError("weights of SDXL and ImageDream are read here and not written; copy their folder or file")

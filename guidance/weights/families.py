@@ -1,4 +1,4 @@
-"""Recognise single-file checkpoints by tensor names, metadata and file name; imports no torch."""
+"""Recognise the model of single-file checkpoints by tensor names, metadata and file name; imports no torch."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ FAMILIES = {
     r"(down|up|mid)_block": "one network in diffusers format, without its folder,",
     r"(first_stage_model\.)?(encoder|decoder)\.": "a VAE",
 }
-"""Regular expression of the start of a tensor name, and the kind of weights in whose files such a name occurs."""
+"""Kind of unsupported weights, for messages, by a regular expression that matches the start of a tensor name."""
 V_NAME = re.compile(r"768[-_]?v|v?2[-_.]?[01]?[-_]768|v[-_]?pred")
 EPSILON_NAME = re.compile(r"v?2[-_.]?[01]?[-_]512|512[-_](base|inpainting|depth)|(^|[-_])eps|xl[-_]base")
 
 
 class Traits(NamedTuple):
-    """Prediction type, and image size in pixels, of a checkpoint; None where the file does not reveal them."""
+    """Prediction type and image side in pixels of a checkpoint; None for a value that the file does not reveal."""
 
     prediction: Prediction | None
     image_size: int | None
 
 
 def check_family(path: Path, names: Iterable[str]) -> None:
-    """Raise ConfigError if tensor names are not those of a supported latent diffusion model.
+    """Raise ConfigError unless the tensor names `names` of the file `path` are those of a supported latent prior.
 
-    The message has the kind of weights found, such as a LoRA.
+    The message names the kind of weights found, such as a LoRA.
     """
     names = list(names)
     unet = any(name.startswith(UNET) for name in names)

@@ -1,4 +1,4 @@
-"""Read and write model files. Reading executes no code; all functions raise ConfigError for a damaged file."""
+"""Read and write model files. Reading executes no code; functions that read raise ConfigError for a damaged file."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ MAX_TEXT_BYTES, MAX_PICKLE_BYTES = 1 << 20, 32 << 20
 
 
 def check_sums(path: Path) -> None:
-    """Raise ConfigError if a file is missing or differs from its SHA-256 in SHA256SUMS of the folder `path`.
+    """Raise ConfigError if a file listed in SHA256SUMS of the folder `path` is missing or has another SHA-256.
 
-    Without such a list, do nothing.
+    A folder without SHA256SUMS is not checked.
     """
     if not (path / SUMS).is_file():
         return
@@ -60,7 +60,7 @@ def sums(files: Iterable[Path], path: Path) -> str:
 
 
 def digest(path: Path, files: Iterable[Path]) -> str:
-    """Return the SHA-256 of the file `path`, or for a folder `path` that of the text `sums(files, path)`."""
+    """Return the SHA-256 of the file `path`; for a folder `path`, the SHA-256 of the text `sums(files, path)`."""
     return sha256(path) if path.is_file() else hashlib.sha256(sums(files, path).encode()).hexdigest()
 
 
@@ -70,7 +70,7 @@ def sha256(path: Path) -> str:
 
 
 def read_json(path: Path) -> Json:
-    """Read a JSON file of at most 1 MiB that contains one object."""
+    """Read a JSON file of at most 1 MiB. Raises ConfigError unless it contains one JSON object."""
     try:
         found = parse_json(read_text(path, max_bytes=MAX_TEXT_BYTES))
     except ValueError as error:
@@ -81,7 +81,10 @@ def read_json(path: Path) -> Json:
 
 
 def sniff(path: Path) -> str:
-    """Return "safetensors" or "torch" by a file's first bytes and size. Raises ConfigError for all other files."""
+    """Return the format of a weight file, "safetensors" or "torch", by its first bytes and size.
+
+    Raises ConfigError if the file cannot be read, is cut off or has another format.
+    """
     try:
         with open(ordinary(path), "rb") as file:
             head = file.read(64)
@@ -113,9 +116,9 @@ def sniff(path: Path) -> str:
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a safetensors or torch file, by name.
 
-    If a torch file has a "state_dict", only its tensors are returned. Other Python objects, such as the callbacks of a
-    Lightning checkpoint, are skipped. Raises ConfigError if there is no tensor, or one is sparse, complex, quantised or
-    on the meta device.
+    If a torch file has an entry "state_dict", only the tensors in it are returned. Other Python objects, such as the
+    callbacks of a Lightning checkpoint, are skipped. Raises ConfigError if the file is damaged or has no tensor, or a
+    tensor is sparse, complex, quantised or on the meta device.
     """
     import torch
 
@@ -137,7 +140,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def read_header(path: Path) -> tuple[list[str], dict[str, str]]:
     """Return tensor names and metadata of a weight file without reading tensors.
 
-    A torch file has no metadata, {}; the names are then all strings in its pickle.
+    For a torch file, the metadata are {}, and the names are all strings in its pickle, not only tensor names.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -151,7 +154,7 @@ def read_header(path: Path) -> tuple[list[str], dict[str, str]]:
 
 
 def _strings(path: Path) -> list[str]:
-    # does not execute the pickle; [] if it is damaged or large
+    # all strings in the pickle of a torch file, which is not executed; [] if it is damaged or large
     with suppress(Exception), zipfile.ZipFile(path) as archive:  # a damaged zip or pickle raises many classes
         entry = next(entry for entry in archive.infolist() if entry.filename.endswith("data.pkl"))
         if entry.file_size <= MAX_PICKLE_BYTES:
@@ -162,14 +165,17 @@ def _strings(path: Path) -> list[str]:
 def read_card(path: Path, form: str) -> dict[str, str]:
     """Return the metadata of a safetensors file written by threedgen, without reading tensors.
 
-    `form` is the expected value of its entry "format"; for other files the result is {}.
+    `form` is the expected metadata entry "format". For files with another format or none, the result is {}.
     """
     card = read_header(path)[1]
     return card if card.get("format") == form else {}
 
 
 def warn_unused(names: Sequence[str], what: str) -> None:
-    """Log a warning that the tensors `names` are not used, since they are no part `what`, such as "of an adapter"."""
+    """Log a warning that the tensors `names` are not used; without names, do nothing.
+
+    `what` completes the words "are no part" in the message, such as "of an adapter".
+    """
     if names:
         first = ", ".join(repr(name[:80]) for name in names[:3])
         logger.warning("%d tensors are no part %s and not used (first %s)", len(names), what, first)
@@ -179,7 +185,8 @@ def fill(make: Callable[[], Module], tensors: Mapping[str, Tensor], what: str) -
     """Build a frozen network on the CPU with `tensors` as its weights, converted to the types of the network.
 
     `make` builds the network with random weights. It is called on the meta device, so that wrong names and shapes are
-    found before memory is allocated. `what` is the name of the network in messages.
+    found before memory is allocated. `what` is the name of the network in messages. Raises ConfigError if `make` fails,
+    or names, shapes or values of the tensors are wrong.
     """
     import torch
 
@@ -206,9 +213,10 @@ def fill(make: Callable[[], Module], tensors: Mapping[str, Tensor], what: str) -
 
 @contextmanager
 def whole_folder(folder: Path, label: str) -> Iterator[Path]:
-    """Replace the folder `folder` as a whole, with SHA256SUMS: yield a temporary folder to write into; move it on exit.
+    """Replace the folder `folder` as a whole: yield a temporary folder to write into, which on exit becomes `folder`.
 
-    Raises ConfigError if `folder` has files, but not the file `label`: it is then a folder of another kind.
+    On exit, SHA256SUMS is also written. Raises ConfigError if `folder` has files, but not the file `label`, because it
+    is then a folder of another kind.
     """
     if folder.exists() and any(folder.iterdir()) and not (folder / label).is_file():
         raise ConfigError(f"{folder} holds something else than a saved model: choose another folder")
@@ -220,9 +228,9 @@ def whole_folder(folder: Path, label: str) -> Iterator[Path]:
 
 
 def save_tensors(network: torch.nn.Module, path: Path, prefix: str = "") -> None:
-    """Write a network's tensors in float16. Raises ConfigError if a value overflows.
+    """Write a network's tensors in float16 to the safetensors file `path`. Raises ConfigError if a value overflows.
 
-    `prefix` is added to the names that do not start with it.
+    `prefix` is put in front of all tensor names that do not start with it.
     """
     import torch
     from safetensors.torch import save_file

@@ -1,4 +1,7 @@
-"""Files of the Hugging Face hub and of its local cache; imports no torch. All functions raise ConfigError."""
+"""Files of the Hugging Face hub and of its local cache; imports no torch.
+
+Functions that need a file raise ConfigError if it is neither in the cache nor can be downloaded.
+"""
 
 import os
 import re
@@ -26,7 +29,7 @@ MIRRORS = {
     "stabilityai/stable-diffusion-2": None,
     "runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
 }
-"""Hub repositories that were removed, and where there is a copy; None: no copy is known."""
+"""Hub repository with a copy, by the name of a repository that was removed; None: no copy is known."""
 RUNS_NOW = "the config mvdream-toybox, with prior.weights=embedded, runs without a download"
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 CLIP_REPOSITORY = "openai/clip-vit-large-patch14"
@@ -42,9 +45,10 @@ def is_hub_id(name: str) -> bool:
 
 
 def hub_name(weights: str) -> tuple[str, str]:
-    """Return the hub repository of `weights` and a file that must be in it.
+    """Return the hub repository of `weights` and the name of a file that must be in this repository.
 
-    `weights` is the name of an original MVDream checkpoint, which is the file itself, or a hub id "owner/name".
+    For an original checkpoint of MVDream or ImageDream, `weights` is the name of that file. For a hub id "owner/name",
+    the repository is `weights`, and the file is model_index.json.
     """
     return (ORIGINALS[weights], weights) if weights in ORIGINALS else (weights, "model_index.json")
 
@@ -61,7 +65,7 @@ def cached(repo: str, name: str) -> Path | None:
 
 
 def reachable() -> bool:
-    """Return whether the hub can be reached. Without a network, huggingface_hub would try for half a minute."""
+    """Return whether the hub can be reached, at once. huggingface_hub itself would try for half a minute."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
@@ -78,7 +82,8 @@ def reachable() -> bool:
 def absent(weights: str, why: str = "the hub cannot be reached") -> ConfigError:
     """Return the error for missing weights. Its message has the download command and a config that needs no download.
 
-    `why` is the second half of the reason, behind "... nor in the hub's cache, and".
+    `why` completes the reason "neither a file or folder here nor in the hub's cache, and ...". It is not used for
+    repositories that were removed from the hub.
     """
     if weights in MIRRORS:
         mirror = MIRRORS[weights]
@@ -97,7 +102,10 @@ def absent(weights: str, why: str = "the hub cannot be reached") -> ConfigError:
 
 
 def hub_file(repo: str, name: str) -> Path:
-    """Return the local path of file `name` of the hub repository `repo`; download the file unless it is cached."""
+    """Return the local path of file `name` of the hub repository `repo`; download the file unless it is cached.
+
+    Raises ConfigError if the hub cannot be reached or the download fails.
+    """
     if (found := cached(repo, name)) is not None:
         return found
     weights = name if name in ORIGINALS else repo
@@ -114,7 +122,8 @@ def hub_file(repo: str, name: str) -> Path:
 def clip_folders(repo: str) -> list[str]:
     """Return the sub-folders of a hub repository that may hold CLIP's tokenizer, such as "tokenizer/".
 
-    If one is in the local cache, only cached ones are returned. Raises ConfigError without cache and network.
+    If one of them is in the local cache, only cached sub-folders are returned. Raises ConfigError if none is cached and
+    the hub cannot be reached.
     """
     folders = ["", "tokenizer/"]
     here = [inside for inside in folders if all(cached(repo, inside + name) for name in CLIP_FILES)]
@@ -128,7 +137,7 @@ def clip_folders(repo: str) -> list[str]:
 
 
 def clip_files(repo: str) -> Path:
-    """Return the local folder with the CLIP tokenizer of a hub repository; download its files if needed."""
+    """Return the local folder with the CLIP tokenizer of the hub repository `repo`; download its files if needed."""
     *others, last = clip_folders(repo)
     for inside in others:
         with suppress(ConfigError):

@@ -1,7 +1,7 @@
 """Convert checkpoints of the latent-diffusion (ldm) code base to stock diffusers and transformers networks.
 
-Each `convert_*` function reads the architecture from tensor names and shapes. The number of attention heads cannot be
-read; it is that of the released models. All functions raise ConfigError for unknown tensors.
+Each `convert_*` function infers the architecture from tensor names and shapes. The number of attention heads cannot be
+inferred, so the number of the released models is assumed. All these functions raise ConfigError for unknown tensors.
 """
 
 import re
@@ -29,9 +29,9 @@ from .loading import IMAGE_ENCODER, SECOND
 Tensors = Mapping[str, Tensor]  # by name
 KINDS = ("weight", "bias")
 LATENT_SIZE = {True: 32, False: 64}
-"""Side of the latents in training, for networks with cameras (True, MVDream) and without; no file contains it."""
+"""Side of the latents in training, which no file contains: for networks with cameras (True, MVDream) and without."""
 V_LATENT_SIZE, SDXL_LATENT_SIZE, PIXELS = 96, 128, 8
-"""Side of the latents in training of Stable Diffusion 2 with v-prediction and of SDXL; image pixels per latent."""
+"""Side of the latents in training of Stable Diffusion 2 with v-prediction and of SDXL; pixels per latent pixel."""
 SDXL_SCALING = 0.13025  # factor of the latents of SDXL; other models have the default of diffusers
 PREFIXES = {
     "model.diffusion_model.": "unet",
@@ -55,7 +55,7 @@ RESAMPLER_LAYERS = {
     "1.1": "ff.1.net.0.proj",
     "1.3": "ff.1.net.2",
 }
-"""Names in a layer of the resampler, ImageDream's and those of diffusers."""
+"""Names in a layer of ImageDream's resampler: name in ImageDream -> name in diffusers."""
 VISUAL = {
     "embeddings.class_embedding": "class_embedding",
     "embeddings.position_embedding.weight": "positional_embedding",
@@ -63,7 +63,7 @@ VISUAL = {
     **{f"pre_layrnorm.{kind}": f"ln_pre.{kind}" for kind in KINDS},
     **{f"post_layernorm.{kind}": f"ln_post.{kind}" for kind in KINDS},
 }
-"""Names outside of the layers of CLIP's image encoder: those of transformers and of OpenCLIP."""
+"""Names of tensors outside of the layers of CLIP's image encoder: name in transformers -> name in OpenCLIP."""
 VISUAL_HEAD_WIDTH = 80  # channels per head of OpenCLIP's ViT-H image encoder; no file contains it
 
 
@@ -96,8 +96,8 @@ class SingleFile(NamedTuple):
 def convert_file(path: Path, prediction: Prediction | None = None) -> SingleFile:
     """Read and convert a checkpoint of MVDream, ImageDream, SDXL, Stable Diffusion 1 or 2 (also inpainting and depth).
 
-    `prediction` is the output of the UNet; None: unknown. It determines the image size of Stable Diffusion 2 (v: 768,
-    epsilon: 512) if the file does not.
+    `prediction` is the output of the UNet; None: unknown. If the file does not declare the image size of Stable
+    Diffusion 2, it follows from the output (v: 768 pixels, epsilon: 512). Raises ConfigError for another model.
     """
     tensors, metadata = read_tensors(path), read_header(path)[1]
     check_family(path, tensors)
@@ -128,7 +128,7 @@ def convert_file(path: Path, prediction: Prediction | None = None) -> SingleFile
 
 
 def split_checkpoint(tensors: Tensors) -> dict[str, dict[str, Tensor]]:
-    """Return the tensors of a single file by network, such as "unet", without prefixes of names; drop other tensors."""
+    """Group the tensors of a single file by network, such as "unet", without the prefixes of names; drop the others."""
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         for prefix, part in PREFIXES.items():
@@ -169,7 +169,10 @@ def convert_resampler(tensors: Tensors) -> dict[str, Tensor]:
 
 
 def unet_config(tensors: Tensors) -> Json:
-    """Return the arguments of UNet2DConditionModel for an ldm UNet, which numbers blocks through all levels."""
+    """Return the arguments of UNet2DConditionModel for the tensors of an ldm UNet.
+
+    Tensor names of ldm number the blocks of all levels consecutively.
+    """
     inputs = count(tensors, r"input_blocks\.(\d+)\.")
     levels = 1 + len(indices(tensors, r"input_blocks\.(\d+)\.0\.op\.weight"))
     per_level = inputs // levels
@@ -215,7 +218,10 @@ def unet_config(tensors: Tensors) -> Json:
 
 
 def convert_vae(tensors: Tensors, scaling_factor: float | None = None) -> Converted:
-    """Convert ldm's AutoencoderKL, with attention in the middle block only, to diffusers' AutoencoderKL."""
+    """Convert ldm's AutoencoderKL, with attention in the middle block only, to diffusers' AutoencoderKL.
+
+    `scaling_factor` is the factor of the latents; None: the default of diffusers.
+    """
     config = vae_config(tensors) | ({} if scaling_factor is None else {"scaling_factor": scaling_factor})
     found = {name: tensor for name, tensor in tensors.items() if not name.startswith("loss.")}
     renamed = convert_ldm_vae_checkpoint(found, config)
@@ -244,8 +250,8 @@ def vae_config(tensors: Tensors) -> Json:
 def convert_open_clip(tensors: Tensors, projection: bool = False) -> Converted:
     """Convert OpenCLIP's text encoder to transformers' CLIPTextModel.
 
-    The last block is left out, as in Stable Diffusion 2. With `projection` it is SDXL's second text encoder: all
-    blocks, as CLIPTextModelWithProjection.
+    The last block is left out, as in Stable Diffusion 2. If `projection` is True, the text encoder is the second one of
+    SDXL: all blocks are kept, and the result is for CLIPTextModelWithProjection.
     """
     layers = count(tensors, r"transformer\.resblocks\.(\d+)\.") - (not projection)
     if layers < 1:
@@ -319,13 +325,13 @@ def clip_config(tensors: Tensors, layers: int, activation: str) -> Json:
 
 
 def indices(names: Iterable[str], pattern: str) -> set[int]:
-    # the integers that the first group of a regular expression matches at the start of the names
+    # the integers in the first group of the regular expression `pattern`, which matches at the start of names
     matches = (re.match(pattern, name) for name in names)
     return {int(m[1]) for m in matches if m and len(m[1]) < 10}
 
 
 def count(names: Iterable[str], pattern: str) -> int:
-    """Count the numbers that the first group of the regular expression `pattern` finds in tensor names.
+    """Count the different numbers that the first group of the regular expression `pattern` finds in tensor names.
 
     Raises ConfigError if the numbers are not 0, 1, 2, ... without a gap.
     """

@@ -1,6 +1,6 @@
-"""Find model files: embedded, local, on the hub or in its cache; imports no torch.
+"""Find model files: embedded, local, on the hub or in the hub's cache; imports no torch.
 
-All functions raise ConfigError with a message that names the missing file and how to get it.
+Functions that need a file raise ConfigError if it is missing, with a message that names the file and how to get it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ PARTS: Parts = ("unet", "vae", "text_encoder")
 COARSE, SECOND, IMAGE_ENCODER = "coarse", "text_encoder_2", "image_encoder"
 """Other sub-folders: coarse predictor, SDXL's second text encoder, CLIP's image encoder of ImageDream."""
 EMBEDDED = ("toybox-base", "toybox-prior")
-"""Folders in weights/: the 2D model of the toybox, and the multi-view prior fine-tuned from it."""
+"""Folders in weights/: the 2D model of toybox images, and the multi-view prior that was fine-tuned from it."""
 MATTE, REMBG, GRABCUT = "toybox-matte", "rembg", "grabcut"
 NOVEL_VIEW = {"embedded": "threedim-toybox", "embedded-concat": "threedim-toybox-concat"}
 NOVEL_VIEW_CLASSES = ("XUNet", "LatentPairs")
@@ -50,10 +50,10 @@ NOVEL_VIEW_TENSORS, NOVEL_VIEW_PRIOR = "model.safetensors", "prior"
 CONFIG, TENSORS = "config.json", "diffusion_pytorch_model.safetensors"
 SUBJECT_FORMAT = "threedgen personalisation 1"
 LORA_NAMES = ("pytorch_lora_weights", "adapter_model")
-"""Files of a LoRA in a folder of diffusers or peft, without suffix."""
+"""File names of a LoRA in a folder of diffusers or peft, without suffix."""
 FIRST_KEYS = ("clip_l", "text_encoders_0")
-"""Names in textual inversions of SDXL of the vectors for the first text encoder."""
-UNNAMED = ("emb_params", *FIRST_KEYS)  # tensors of textual inversions whose name is not their word
+"""Tensor names, in textual inversions of SDXL, of the vectors for the first text encoder."""
+UNNAMED = ("emb_params", *FIRST_KEYS)  # names of tensors in textual inversions that are not the word itself
 WEIGHT_NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")
 
 
@@ -63,8 +63,9 @@ def check(weights: str, tokenizer: str | None = None, wanted: Parts = PARTS) -> 
     For a hub id that is not cached, only model_index.json is downloaded.
 
     Args:
-        weights, wanted: see `locate`.
+        weights: embedded name, diffusers folder, single file, name of an original checkpoint or hub id, see `locate`.
         tokenizer: folder or hub id; None: the tokenizer of the weights, or CLIP's for a single file.
+        wanted: required sub-folders of a diffusers folder.
     """
     path = local(weights)
     if tokenizer is not None and not Path(tokenizer).expanduser().is_dir() and not is_hub_id(tokenizer):
@@ -98,9 +99,10 @@ def locate(weights: str, wanted: Parts = PARTS) -> Path:
 
 
 def local(weights: str) -> Path | None:
-    """Return the local folder or file of `weights`; None if they are on the hub. Raises ConfigError if there are none.
+    """Return the embedded or local folder or file of `weights`.
 
-    Weights on the hub are a hub id or the name of an original MVDream checkpoint, even if they are cached.
+    Returns None for a hub id and for the name of an original MVDream checkpoint, even if these weights are in the hub's
+    cache. Raises ConfigError for any other name if there is no such folder or file.
     """
     if weights in EMBEDDED:
         return embedded(weights)
@@ -118,7 +120,7 @@ def local(weights: str) -> Path | None:
 def embedded(name: str, key: str = "weights") -> Path:
     """Return the file or folder `name` in weights/. Raises ConfigError for the config key `key` if it is missing.
 
-    The package has the weights of the default config. The extra "weights" installs the others.
+    The package contains the weights of the default config. Its optional extra "weights" installs the others.
     """
     path = folder("weights") / name
     if not path.exists():
@@ -136,7 +138,7 @@ def existing(weights: str) -> Path | None:
 
 
 def hub_place(name: str) -> tuple[str, str] | None:
-    """Return (hub repository, file) for "owner/name/FILE"; None if it has another form, or is a path that exists."""
+    """Return (hub repository, file) if `name` has the form "owner/name/FILE" and is no existing path, else None."""
     repo, _, file = name.rpartition("/")
     return (repo, file) if is_hub_id(repo) and file.endswith(WEIGHT_SUFFIXES) and existing(name) is None else None
 
@@ -157,7 +159,10 @@ def weight_file(name: str) -> Path:
 
 
 def check_weight_file(name: str) -> None:
-    """Raise ConfigError if the file of `weight_file(name)` is neither here nor, as far as is known, on the hub."""
+    """Raise ConfigError if the file `name` of additional weights is missing; download nothing.
+
+    A file on the hub, "owner/name/FILE", is only checked if it is cached or the hub cannot be reached.
+    """
     place = hub_place(name)
     if place is None or cached(*place) is not None or not reachable():
         weight_file(name)
@@ -177,7 +182,7 @@ def is_sdxl(weights: str) -> bool:
 
 
 def embedding_word(path: Path) -> str:
-    """Return the word of a textual inversion: the name of its tensor (diffusers), else the name of its file."""
+    """Return the word of the textual inversion in `path`: the name of its tensor (diffusers), else the file name."""
     names = read_header(path)[0]
     return names[0] if len(names) == 1 and names[0] not in UNNAMED else path.stem.replace(" ", "_")
 
@@ -191,7 +196,10 @@ class Identity(NamedTuple):
 
     @classmethod
     def of(cls, path: Path, wanted: Parts = PARTS) -> Identity:
-        """Read the files of `path`; in a diffusers folder, the tensor files of the networks `wanted`."""
+        """Compute the identity of the file `path`, or of the tensor files of a diffusers folder `path`.
+
+        `wanted` are the required sub-folders of a diffusers folder; tensor files of optional networks also count.
+        """
         files = [path] if path.is_file() else [f for part in parts(path, wanted) for f in tensor_files(path / part)]
         return cls(path, sum(file.stat().st_size for file in files), digest(path, files))
 
@@ -200,7 +208,7 @@ class Identity(NamedTuple):
 
 
 def identify(weights: str, wanted: Parts = PARTS) -> Identity:
-    """Return path, size and SHA-256 of `weights` (see `locate`), after a download if needed."""
+    """Return path, size and SHA-256 of `weights`, after a download if needed; `locate` explains the arguments."""
     return Identity.of(locate(weights, wanted), wanted)
 
 
@@ -210,7 +218,10 @@ def awaited(weights: str) -> bool:
 
 
 def describe(weights: str, wanted: Parts = PARTS) -> str:
-    """Return "PATH (SIZE, SHA-256 DIGEST)", or for a missing original MVDream checkpoint the download command."""
+    """Return "PATH (SIZE, SHA-256 DIGEST)" of `weights`, which are downloaded if needed.
+
+    An original MVDream checkpoint is not downloaded; if it is missing, the text has the download command instead.
+    """
     if awaited(weights):
         return f"{weights}, not on this machine yet; `hf download {ORIGINALS[weights]} {weights}` fetches it"
     return str(identify(weights, wanted))
@@ -219,7 +230,7 @@ def describe(weights: str, wanted: Parts = PARTS) -> str:
 def check_folder(path: Path, wanted: Parts = PARTS) -> Path:
     """Return `path`. Raises ConfigError if it is no diffusers folder with the networks `wanted`; reads no tensors.
 
-    It must have a scheduler, a tokenizer, and config and tensors of each network in `parts(path, wanted)`.
+    The folder must have a scheduler, a tokenizer, and config and tensors of each network in `parts(path, wanted)`.
     """
     if IMAGE_ENCODER in wanted and not (path / IMAGE_ENCODER).is_dir():
         problem = f"{path} has no folder {IMAGE_ENCODER!r}, so it holds no weights of ImageDream"
@@ -235,7 +246,10 @@ def check_folder(path: Path, wanted: Parts = PARTS) -> Path:
 
 
 def parts(path: Path, wanted: Parts = PARTS) -> Parts:
-    """Return the sub-folders with tensors: `wanted`, and optional ones that exist or that model_index.json names."""
+    """Return the sub-folders of a diffusers folder that have tensors: `wanted` and optional ones.
+
+    The optional ones are "coarse", if it exists, and "text_encoder_2", if it exists or model_index.json names it.
+    """
     index = path / "model_index.json"
     second = (read_json(index) if index.is_file() else {}).get(SECOND)
     named = isinstance(second, list) and any(second)  # SDXL: [library, class], even if the sub-folder is missing
@@ -244,7 +258,10 @@ def parts(path: Path, wanted: Parts = PARTS) -> Parts:
 
 
 def tensor_files(part: Path) -> list[Path]:
-    """Return the tensor files in one sub-folder of a diffusers folder: one file, or the shards in an index file."""
+    """Return the tensor files in the sub-folder `part` of a diffusers folder: one file, or the shards of an index file.
+
+    Raises ConfigError if there is none.
+    """
     for suffix in (".safetensors", ".fp16.safetensors", ".bin"):
         for stem in WEIGHT_NAMES:
             if (part / (stem + suffix)).is_file():
@@ -263,7 +280,7 @@ def tensor_files(part: Path) -> list[Path]:
 def hub_folder(repo: str, wanted: Parts = PARTS) -> Path:
     """Return the local copy of a diffusers folder on the hub, with the networks `wanted`; download missing files.
 
-    Safetensors files are preferred to others, and other precisions to float16.
+    Safetensors files are preferred to .bin files, and float32 files to float16 files.
     """
     found = cached(repo, "model_index.json")
     if found is not None:
@@ -288,7 +305,10 @@ def hub_folder(repo: str, wanted: Parts = PARTS) -> Path:
 
 
 def matte(weights: str) -> Path:
-    """Return the folder of a matte network, from the name "toybox-matte" or a path; no tensor is read."""
+    """Return the folder of a matte network, from the name "toybox-matte" or a path; no tensor is read.
+
+    Raises ConfigError if there is no such folder, or it has another network.
+    """
     path = embedded(MATTE) if weights == MATTE else existing(weights)
     if path is None or not (path / CONFIG).is_file():
         sources = f"take {REMBG}, {GRABCUT}, {MATTE}, or the folder RUN/matte of a train-toybox-matte run"
@@ -299,7 +319,10 @@ def matte(weights: str) -> Path:
 
 
 def check_matte(name: str) -> None:
-    """Raise ConfigError unless `name` is an installed package ("rembg", "grabcut") or a matte network, see `matte`."""
+    """Raise ConfigError if the background remover `name` is not available.
+
+    It is "rembg" or "grabcut" (OpenCV), whose package must be installed, or a matte network, see `matte`.
+    """
     module = {REMBG: "rembg", GRABCUT: "cv2"}.get(name)
     if module is None:
         matte(name)
@@ -308,7 +331,10 @@ def check_matte(name: str) -> None:
 
 
 def check_image(path: Path, matte: str | None) -> None:
-    """Raise ConfigError unless an object can be cut out of an image: by the network `matte`, or None: by itself."""
+    """Raise ConfigError if an image cannot be read or its object cannot be cut out.
+
+    `matte` is the background remover, see `check_matte`. None: the image must have a transparent or plain background.
+    """
     from threedgen.geometry.picture_file import load_image, read_foreground  # NumPy, which --help does without
 
     if matte is None:
@@ -319,10 +345,10 @@ def check_image(path: Path, matte: str | None) -> None:
 
 
 def class_name(path: Path, known: tuple[str, ...], what: str, key: str = "weights") -> str:
-    """Return the class of the network in a folder, from the entry _class_name in its config.
+    """Return the class name of the network in the folder `path`, from the entry _class_name in its config.
 
-    Raises ConfigError if it is not in `known`. `what` describes the expected content in the message, such as "a matte";
-    `key` is the config key of the folder.
+    Raises ConfigError for the config key `key` if the name is not in `known`. `what` describes the expected content in
+    the message, such as "a matte".
     """
     name = read_json(path / CONFIG).get("_class_name")
     if name not in known:
@@ -333,7 +359,7 @@ def class_name(path: Path, known: tuple[str, ...], what: str, key: str = "weight
 def novel_view_model(weights: str) -> Path:
     """Return the folder of a novel-view model; no tensor is read. Raises ConfigError if it is missing.
 
-    `weights` is "embedded", "embedded-concat" or a path.
+    `weights` is a path, or "embedded" or "embedded-concat" for the models that come with threedgen.
     """
     path = embedded(NOVEL_VIEW[weights]) if weights in NOVEL_VIEW else existing(weights)
     if path is None or not (path / CONFIG).is_file():
@@ -346,7 +372,10 @@ def novel_view_model(weights: str) -> Path:
 
 
 def subject_card(path: Path | str) -> dict[str, str]:
-    """Return the metadata of a file with the weights of a DreamBooth subject; no tensor is read. Raises ConfigError."""
+    """Return the metadata of a file with the weights of a DreamBooth subject; no tensor is read.
+
+    Raises ConfigError if the file is missing or has another format.
+    """
     source = "an mvdreambooth run leaves one behind, RUN/personalisation.safetensors"
     with keyed("personalisation"), called("personalisation"):
         found = existing(str(path))
@@ -359,7 +388,7 @@ def subject_card(path: Path | str) -> dict[str, str]:
 
 
 def t5_tokenizer(path: Path) -> Path:
-    """Return the folder `path`. Raises ConfigError if its tokenizer needs sentencepiece, which is not installed."""
+    """Return the folder `path` of a T5 tokenizer. Raises ConfigError if it needs sentencepiece, not installed here."""
     if not any((path / inside / "tokenizer.json").is_file() for inside in ("tokenizer", ".")):
         require("sentencepiece", "tokenizer: a spiece.model", "put the tokenizer.json of any T5 beside it")
     return path
@@ -372,7 +401,8 @@ def tokenizer_folder(path: Path) -> Path:
 def check_clip_tokenizer(source: str | None) -> None:
     """Raise ConfigError if CLIP's tokenizer cannot be found; nothing is downloaded.
 
-    `source` is a folder or hub id; None: the default repository on the hub.
+    `source` is a folder or hub id; None: the default repository on the hub. A tokenizer on the hub that is not cached
+    counts as found if the hub can be reached.
     """
     path = None if source is None else Path(source).expanduser()
     if path is None or not path.is_dir():

@@ -30,7 +30,7 @@ RELEASED_UNETS: dict[str, Json] = {
     "sd-v2.1-base-4view-ipmv.pt": _IMAGEDREAM,
     "sd-v2.1-base-4view-ipmv-local.pt": _IMAGEDREAM,
 }
-"""Arguments of UNet2DConditionModel for the original files, needed before they are downloaded."""
+"""Arguments of UNet2DConditionModel for original MVDream and ImageDream checkpoints, known before their download."""
 RELEASED_IMAGE_ENCODER: Json = {
     "hidden_size": 1280,
     "intermediate_size": 5120,
@@ -45,15 +45,16 @@ RELEASED_VAE: Json = {
     "down_block_types": ("DownEncoderBlock2D",) * 4,
     "up_block_types": ("UpDecoderBlock2D",) * 4,
 }
-"""Arguments of AutoencoderKL for all original files."""
+"""Arguments of AutoencoderKL for all original checkpoints."""
 RELEASED_TEXT = dict.fromkeys(RELEASED_UNETS, 340_387_840) | {"sd-v1.5-4view.pt": 123_060_480}
-"""Parameter counts of the text encoders: OpenCLIP ViT-H without its last layer, CLIP ViT-L."""
+"""Parameter counts of the text encoders of original checkpoints: OpenCLIP ViT-H without its last layer, CLIP ViT-L."""
 
 
 class MetaNetworks(NamedTuple):
-    """UNet and VAE of a prior on the meta device, and parameter counts. A prior on pixels has no VAE.
+    """UNet and VAE of a prior on the meta device, and parameter counts.
 
     Attributes:
+        vae: VAE; None for a prior on pixels.
         parameters: number of parameters of all networks, including the text encoder.
         kept: number of parameters that remain in memory after `Prior.free_text_encoder`.
         image_encoder: CLIP's image encoder of ImageDream; None for other priors.
@@ -72,9 +73,10 @@ class MetaNetworks(NamedTuple):
 
 
 def meta_networks(weights: str, wanted: tuple[str, ...] = loading.PARTS) -> MetaNetworks:
-    """Build UNet and VAE on the meta device for `weights` with the sub-folders `wanted` (see `loading.locate`).
+    """Build UNet and VAE of `weights` on the meta device; `loading.locate` explains the arguments.
 
-    Weights on the hub are downloaded, except original checkpoints. Raises ConfigError.
+    Weights on the hub are downloaded if needed, except original MVDream checkpoints, whose sizes are known. Raises
+    ConfigError if weights are missing or damaged.
     """
     if loading.awaited(weights):  # an original checkpoint, not downloaded for this
         unet, vae = _build(RELEASED_UNETS[weights], RELEASED_VAE)

@@ -15,7 +15,7 @@ FILES: dict[Key, dict[str, str]] = {
     "blocks": {f"toybox-{name}": f"toybox-mvdiffusion/{name}" for name in ("panorama", "outpaint", "depth")},
     "adapter": {f"toybox-{name}": f"toybox-mvadapter/{name}" for name in ("rays", "geometry")},
 }
-"""Embedded weights by config key and name: path in weights/ without suffix. Their 2D model is "toybox-base"."""
+"""Path in weights/, without suffix, of embedded weights by config key and name. Their 2D model is "toybox-base"."""
 SOURCES: dict[Key, str] = {
     "blocks": "train-mvdiffusion leaves one, RUN/blocks.safetensors, and the released ones (pano.ckpt, "
     "pano_outpaint.ckpt, depth_gen.ckpt) are linked on github.com/Tangshitao/MVDiffusion",
@@ -25,7 +25,7 @@ SOURCES: dict[Key, str] = {
 
 
 def choice(key: Key, others: str) -> str:
-    """Return a comma-separated list for a help text: the embedded weights for the config `key`, then `others`."""
+    """Return a comma-separated list for a help text: names of embedded weights for the config `key`, then `others`."""
     return ", ".join([*FILES[key], others])
 
 
@@ -47,12 +47,18 @@ def locate(key: Key, name: str) -> Path:
 
 
 def check(key: Key, name: str | None) -> None:
-    """Raise ConfigError if the weight file `name` is missing or unreadable; None: no file to check."""
+    """Raise ConfigError if the weight file `name` is missing or unreadable; None: there is no file to check.
+
+    A file on the hub, "owner/name/FILE", that is not cached is not checked if the hub can be reached.
+    """
     place = None if name is None else hub_place(name)
     if name is not None and (place is None or cached(*place) or made_by(name) or not reachable()):
         sniff(locate(key, name))
 
 
 def identify(key: Key, name: str | None) -> dict[str, Identity]:
-    """Return {key: path, size and SHA-256 of the weight file `name`}; {} if `name` is None."""
+    """Return {key: path, size and SHA-256 of the weight file `name`}; {} if `name` is None.
+
+    Raises ConfigError if the file is missing.
+    """
     return {} if name is None else {key: Identity.of(locate(key, name))}

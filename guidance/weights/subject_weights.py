@@ -39,7 +39,7 @@ A, B, SUM = ".lora_A", ".lora_B", "sum"
 
 
 def checksum(unet: nn.Module, text_encoder: nn.Module) -> str:
-    """Return the SHA-256 of the weights of both networks, which does not depend on their file format."""
+    """Return the SHA-256 of the weights of UNet and text encoder as float32, which is independent of file formats."""
     digest = hashlib.sha256()
     for network in (unet, text_encoder):
         for name, value in sorted(network.state_dict().items()):
@@ -49,7 +49,7 @@ def checksum(unet: nn.Module, text_encoder: nn.Module) -> str:
 
 
 def content_sum(tensors: Mapping[str, Tensor], card: Mapping[str, str]) -> str:
-    """Return the SHA-256 of tensors and metadata; safetensors itself does not detect changed bytes."""
+    """Return the SHA-256 of tensors and metadata of a file, because safetensors does not detect changed bytes."""
     digest = hashlib.sha256(repr(sorted(card.items())).encode())
     for name, value in sorted(tensors.items()):
         digest.update(repr((name, value.dtype, value.shape)).encode())
@@ -170,7 +170,7 @@ def apply(prior: LatentDiffusion, path: Path, strength: float = 1.0) -> None:
 
 
 def _changes(tensors: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
-    # the float32 change of each UNet parameter; `scale` multiplies LoRA products
+    # the change of each UNet parameter, float32; `scale` multiplies the products of LoRA matrices
     changes = {}
     for name, value in tensors.items():
         inner = name.removeprefix("unet.")

@@ -51,7 +51,10 @@ def clip_tokenizer(source: str | None, open_clip: bool) -> PreTrainedTokenizerBa
 
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, prompts: list[str], length: int) -> Tensor:
-    """Return token numbers (n, length) int64 of n prompts with start and end token, padded or cut to `length`."""
+    """Return token numbers (n, length) int64 of n prompts with start and end token, padded or cut to `length`.
+
+    Raises ConfigError if the tokenizer has no padding token.
+    """
     if tokenizer.pad_token_id is None:
         raise ConfigError("the tokenizer has no token to fill up short prompts with")
     prompts = [with_all_vectors(tokenizer, prompt) for prompt in prompts]
@@ -67,9 +70,9 @@ def tokens_cut(tokenizer: PreTrainedTokenizerBase, prompt: str, length: int) -> 
 
 
 def with_all_vectors(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
-    """Insert the further tokens of textual inversions into a prompt.
+    """Insert all tokens of textual inversions into a prompt.
 
-    A textual inversion with n vectors has n tokens: WORD, WORD_1, ..., WORD_n-1. A prompt has only WORD.
+    A textual inversion with n vectors has n tokens: WORD, WORD_1, ..., WORD_n-1. The user's prompt has only WORD.
     """
     added = tokenizer.get_added_vocab()
     for word in added:
@@ -112,33 +115,34 @@ class Vocabulary:
         return [(word, reader.similar(word)) for word in reader.read(prompt).ignored]
 
     def read(self, prompt: str) -> Reading:
-        """Rewrite a prompt in known words: synonyms are replaced, other unknown words are removed."""
+        """Rewrite a prompt in known words: replace synonyms of known words, remove other unknown words."""
         return prompt_reader(self).read(prompt)
 
 
 class PromptReader(Protocol):
-    """Interface of a reader of prompts for a prior with a closed vocabulary. `prompt_reader` builds it."""
+    """Interface of a reader of prompts for a prior with a closed vocabulary. `prompt_reader` builds a reader."""
 
     def read(self, prompt: str) -> Reading:
-        """Rewrite a prompt in known words, as `Vocabulary.read` does."""
+        """Rewrite a prompt in known words: replace synonyms of known words, remove other unknown words."""
 
     def similar(self, word: str) -> list[str]:
         """Return up to three known words similar to a word, most similar first."""
 
     def check(self, prompt: str) -> None:
-        """Raise ConfigError, with suggestions, if the prompt names no object that the prior knows."""
+        """Raise ConfigError, with suggestions in the message, if the prompt names no object that the prior knows."""
 
     def notes(self, prompt: str) -> list[str]:
-        """Return warnings about the objects in a prompt, one sentence each."""
+        """Return warnings about a prompt, such as that it names several objects, one sentence each."""
 
     def suggest(self, prompt: str) -> tuple[str, list[str]]:
-        """Suggest words while a prompt is typed.
+        """Suggest object classes for an unfinished prompt.
 
-        Returns the last word if it is unfinished, else "", and known nouns that complete it or could be added.
+        Returns the last word and the known object classes that start with it. If there are none, it returns "" and
+        examples of object classes, or "" and [] if the prompt already names a known one.
         """
 
     def categories(self) -> dict[str, list[str]]:
-        """Return the known nouns, colours, sizes and accessories by category, such as "animals"."""
+        """Return the known object classes, colours, sizes and accessories by category, such as "animals"."""
 
     def usual_height(self, prompt: str) -> tuple[str, float] | None:
         """Return the object of a prompt, such as "a dog", and its usual height in metres; None if it is unknown."""
@@ -150,7 +154,10 @@ def prompt_reader(vocabulary: Vocabulary | None) -> PromptReader:
 
 
 def closed_vocabulary(backend: Tokenizer | None, added: Iterable[str] = ()) -> Vocabulary | None:
-    """Return the vocabulary of a tokenizer with one token per word, plus the words `added`; None for others."""
+    """Return the vocabulary of a tokenizer with one token per word, plus the words `added`.
+
+    Returns None for any other tokenizer.
+    """
     if backend is None or type(backend.model).__name__ != "WordLevel":
         return None
     return Vocabulary(backend, added)
@@ -173,7 +180,7 @@ def read_vocabulary(folder: Path, added: Iterable[str] = ()) -> Vocabulary | Non
 
 
 def read_prompt(tokenizer: PreTrainedTokenizerBase | None, prompt: str) -> Reading:
-    """Rewrite a prompt in the words of a closed vocabulary; without such a vocabulary, return it unchanged."""
+    """Rewrite a prompt in the words of a tokenizer's closed vocabulary; without one, return the prompt unchanged."""
     vocabulary = closed_vocabulary(getattr(tokenizer, "backend_tokenizer", None))
     return Reading(prompt) if vocabulary is None else vocabulary.read(prompt)
 

@@ -16,13 +16,14 @@ from threedgen.geometry.cameras import Cameras, Projection, geometry_control, pl
 from threedgen.geometry.poses import orbit_c2w
 
 DISTANCE, HALF_HEIGHT, HALF = 1.8, 0.55, 0.5
-"""Camera distance, half of the image side, and largest coordinate of a mesh, all in world units."""
+"""Camera distance, half of the image side at the object, and largest coordinate of a mesh, all in world units."""
 RAY_VIEWS = tuple((0.0, azimuth) for azimuth in (0.0, 45.0, 90.0, 180.0, 270.0, 315.0))
 """(elevation, azimuth) in degrees of the training views of adapters that take camera rays."""
 GEOMETRY_VIEWS = (*((0.0, azimuth) for azimuth in (0.0, 90.0, 180.0, 270.0)), (89.99, 180.0), (-89.99, 180.0))
-"""(elevation, azimuth) in degrees for adapters that take mesh geometry: front, right, back, left, top, bottom."""
+"""(elevation, azimuth) in degrees of the training views of adapters that take mesh geometry: front, right, back, left,
+top, bottom."""
 RAISED = (0.0, 30.0)
-"""Lowest and highest elevation in degrees of additional training views (`Form.anywhere` > 0)."""
+"""Lowest and highest elevation in degrees of training views at random directions (`Form.anywhere` > 0)."""
 
 
 def views(angles: Sequence[tuple[float, float]], height: int, width: int, fov: float = 0.0) -> Cameras:
@@ -30,7 +31,8 @@ def views(angles: Sequence[tuple[float, float]], height: int, width: int, fov: f
 
     Args:
         angles: B pairs (elevation, azimuth) in degrees.
-        height, width, fov: image size in pixels, and field of view in degrees as in `towards_middle`; 0: orthographic.
+        height, width: image size in pixels.
+        fov: field of view of a square image in degrees; 0: orthographic.
     """
     elevation, azimuth = torch.tensor(angles, dtype=torch.float64).deg2rad().T
     return towards_middle(orbit_c2w(elevation, azimuth, torch.full_like(azimuth, DISTANCE)), height, width, fov)
@@ -40,8 +42,8 @@ def towards_middle(c2w: Tensor, height: int, width: int, fov: float = 0.0) -> Ca
     """Return cameras that show a whole mesh at the origin, with the viewing directions of the given poses.
 
     Args:
-        c2w: camera-to-world poses (B, 4, 4), OpenGL axes. Perspective cameras keep the direction of the pose, not the
-            distance: it follows from `fov`.
+        c2w: camera-to-world poses (B, 4, 4), OpenGL axes. Perspective cameras keep the direction of the pose, but get
+            the distance that follows from `fov`.
         height, width: image size in pixels; along the longer side the image shows more of the world.
         fov: field of view of a square image in degrees; 0: orthographic.
     """

@@ -87,11 +87,12 @@ class MVAdapter(LatentDiffusion):
     def with_adapter(
         self, adapter: str | Path, mv_scale: float = 1.0, ref_scale: float = 1.0, control: Control | None = None
     ) -> Self:
-        """Load an adapter, given by path or name, and return self.
+        """Load an adapter and return self. Raises ConfigError if its file is missing, damaged or does not fit.
 
         Args:
+            adapter: path of the file, embedded name such as "toybox-rays", or "owner/name/FILE" on the hub.
             mv_scale, ref_scale: weights of the attention to other views and to the reference image; 1: as in training.
-            control: input of the condition guider, "rays" or "geometry"; None: that in the file, else rays.
+            control: input of the condition guider, "rays" or "geometry"; None: as declared in the file, else "rays".
         """
         network = load_adapter(locate("adapter", str(adapter)), self.unet, self.factor, control=control)
         network.mv_scale, network.ref_scale = mv_scale, ref_scale
@@ -117,8 +118,8 @@ class MVAdapter(LatentDiffusion):
     def with_coarse_predictor(self, weights: str) -> Self:
         """Load the coarse predictor of the multi-view prior `weights`, and return self.
 
-        Samples then start from its output by img2img, except with mesh geometry or a reference image. Raises
-        ConfigError unless that prior has the text encoder and VAE of the 2D model.
+        Samples then start by img2img from the predicted latents, except with mesh geometry or a reference image. Raises
+        ConfigError if that prior has no coarse predictor, or another text encoder or VAE than the 2D model.
         """
         with called("guess"):
             other = MVDream.load(weights, self.device)
@@ -182,12 +183,14 @@ class MVAdapter(LatentDiffusion):
     ) -> Tensor:
         """Return the UNet's output (B, C, h, w) float32, noise or v.
 
+        Without an adapter, each image is denoised separately, and `camera`, `n_view` and `reference` have no effect.
+
         Args:
             x, t: noisy latents (B, C, h, w) and timesteps (B,) of `schedule`.
             text: embeddings (B, L, D).
-            camera: input of the condition guider, (B, 6, H, W) or (B, 6, 1, 1); None: none.
-            n_view: number of views per object.
-            reference: features of R reference images by layer, where R divides B; None: no image.
+            camera: input of the condition guider, (B, 6, H, W) or (B, 6, 1, 1); None: no guider features.
+            n_view: number of consecutive images that are views of one object.
+            reference: features of R reference images by layer name, where R divides B; None: no image.
         """
         base_t, text = (
             t if self.base_timesteps is None else self.base_timesteps.to(t.device)[t],
@@ -209,7 +212,8 @@ class MVAdapter(LatentDiffusion):
     def reference_features(self, images: Tensor, text: Tensor) -> Features:
         """Compute the UNet's features of R reference images (R, H, W, 3) in [0, 1], with the prompts `text` (R, L, D).
 
-        Returns features (R, L', C) by name of the self-attention layer.
+        Returns features (R, L', C) by name of the self-attention layer. Raises ConfigError if the adapter takes no
+        reference image.
         """
         adapted, latents = self.require_ref(), self.encode_views(images)
         with self.autocast():
@@ -244,13 +248,15 @@ class MVAdapter(LatentDiffusion):
         """Sample the V views of an object by DDIM and return images (V, H, W, 3) in [0, 1], on the CPU.
 
         Args:
-            control: guider input (V, 6, 1, 1) or (V, 6, H, W), from `camera` or `inputs.geometry_maps`.
+            control: input of the condition guider, (V, 6, 1, 1) or (V, 6, H, W), from `camera` or
+                `inputs.geometry_maps`.
             image: reference image (h, w, 3) in [0, 1] from `framed`, with sides divisible by `factor`; None: text only.
             size: (H, W) in pixels, divisible by `unit`; None: `image_size` for both.
             guidance_scale: guidance scale of text and image together; None: 7, or 3 with an image.
-            eta, generator: see `sampling.ddim_sample`.
+            generator: random generator of all noise; None: torch's global generator.
+            eta: amount of fresh noise in each step; 0: deterministic DDIM; 1: as in DDPM.
             on_step: called before each step; may raise an exception to stop.
-            sync: img2img rounds, before each of which the images are made consistent.
+            sync: number of additional img2img rounds, and the function that makes the images consistent before each.
             init: latents and strength of an img2img start, from `init_latents`; None: start from noise.
         """
         n_view, texts = len(control), self.encode_prompt([prompt, negative_prompt]).split(1)
@@ -275,9 +281,14 @@ class MVAdapter(LatentDiffusion):
     def init_latents(
         self, prompt: str, c2w: Tensor, size: Size | None = None, generator: Generators = None
     ) -> InitLatents | None:
-        """Return the img2img start for a prompt and poses (V, 4, 4), camera to world. `generator`: for the object code.
+        """Return the img2img start of V views: latents from the coarse predictor and a noise strength.
 
-        Returns None, to start from noise, without a coarse predictor or if `size` (H, W) is not `image_size`.
+        Returns None, which means a start from noise, if there is no coarse predictor, if it is not used (mesh geometry
+        or a reference image), or if `size` (H, W) in pixels differs from `image_size`.
+
+        Args:
+            c2w: camera-to-world poses of the views (V, 4, 4), OpenGL axes.
+            generator: random generator of the object code.
         """
         if size not in (None, (self.image_size, self.image_size)):
             return None

@@ -26,17 +26,19 @@ from threedgen.guidance.options import Arrangement, Control, Layout, Shift, Time
 
 CHANNELS = 6
 FINE = "fine."
-"""Prefix of the tensor names of a fine guider, see `make_fine_guider`."""
+"""Prefix of the tensor names of a fine guider (`make_fine_guider`) in files."""
 
 
 @dataclass(frozen=True)
 class Form:
-    """Training settings of an adapter, stored as metadata of its file; defaults: released adapters without a mesh.
+    """Training settings of an adapter, stored as metadata of its file.
+
+    The defaults are the settings of the released adapters that take camera rays.
 
     Attributes:
-        layout: tokens that a token attends to: "row": its image row in all views; "rowcol": rows and columns of six
+        layout: tokens that a token attends to. "row": its image row in all views. "rowcol": rows and columns of six
             views of a mesh.
-        arrangement: added attention "parallel" to the self-attention, or "serial", after it.
+        arrangement: whether the added attention is "parallel" to the self-attention or "serial", after it.
         control: input of the condition guider, "rays" of the cameras or "geometry" of a mesh.
         shift: factor by which the signal-to-noise ratio of the noise schedule is lower than that of the 2D model.
         shift_mode: same factor at all timesteps ("default"), or growing from 1 at t = 0 ("interpolated").
@@ -59,8 +61,8 @@ class Form:
     def from_card(cls, card: Mapping[str, str], **overrides: object) -> "Form":
         """Read the settings from the metadata `card` of an adapter's file.
 
-        Values in `overrides` replace those of the file, unless None. A missing `layout` is "rowcol" for
-        control="geometry", else "row". Raises ConfigError for an unknown value.
+        Values in `overrides` that are not None replace those of the file. Missing settings have their defaults, but a
+        missing `layout` is "rowcol" for control="geometry". Raises ConfigError for an invalid value.
         """
         settings: dict[str, object] = {field.name: card[field.name] for field in fields(cls) if field.name in card}
         settings |= {name: value for name, value in overrides.items() if value is not None}
@@ -108,8 +110,9 @@ class AdaptedUNet(nn.Module):
             factor: image pixels per latent pixel along each axis.
             form: training settings of the adapter.
             branches: kinds of added attention: "mv" to other views, "ref" to a reference image.
-            guided: add a condition guider with `depth` and `downscale`, see `make_guider`.
-            fine: also add a fine guider, see `make_fine_guider`.
+            guided: whether to add a condition guider.
+            depth, downscale: arguments of `make_guider` for the condition guider.
+            fine: whether to add also a fine guider, see `make_fine_guider`.
         """
         super().__init__()
         self.unet: Any = unet
@@ -147,7 +150,7 @@ class AdaptedUNet(nn.Module):
     def guide(self, control: Tensor, height: int, width: int) -> list[Tensor] | None:
         """Compute the condition guider's features, one tensor per UNet level, for images of height x width pixels.
 
-        `control` is the input as in `forward`. Returns None without a guider.
+        `control` is (B, 6, height, width) or (B, 6, 1, 1). Returns None for an adapter without a guider.
         """
         return None if self.guider is None else self.guider(self.maps(control, height, width))
 
@@ -189,8 +192,8 @@ class AdaptedUNet(nn.Module):
             control: input of the condition guider in [0, 1], (B V, 6, H, W), or (B V, 6, 1, 1) if it is equal for all
                 pixels of a view; None: no guider features.
             n_view: V.
-            reference: features of R images from `reference_features`, R divides B V, and each image serves B V / R
-                consecutive views; None: zeros.
+            reference: features of R images from `reference_features`, where R divides B V. Each image serves B V / R
+                consecutive views. None: zeros.
         """
         adapted = n_view > 1 or control is not None or reference is not None
         height, width = (self.factor * side for side in x.shape[-2:])
@@ -228,9 +231,11 @@ def make_guider(
     Args:
         factor: image pixels per latent pixel along each axis.
         depth: residual blocks per level; None: the number of layers per block of the UNet.
-        downscale: input pixels per feature of the first level, along each axis; None: factor * guider_stride(unet), for
-            maps of the image's size. With a divisor of that number, the maps are smaller than the image. Raises
-            ValueError for other numbers.
+        downscale: input pixels per feature of the first level, along each axis; None: N = factor * guider_stride(unet),
+            for maps of the image's size. A divisor of N is for smaller maps.
+
+    Raises:
+        ValueError: `downscale` does not divide N.
     """
     stride, widths, layers = guider_stride(unet), [*unet.config["block_out_channels"]], unet.config["layers_per_block"]
     kind, channels = ("full_adapter", widths) if stride == 1 else ("full_adapter_xl", [*widths, widths[-1]])
@@ -242,11 +247,11 @@ def make_guider(
 
 
 def make_fine_guider(unet: UNet2DConditionModel, pixels: int) -> nn.Module:
-    """Build a fine guider: two convolutions, whose output is added to that of the UNet's first layer.
+    """Build a fine guider: two convolutions, whose output is added to the output of the UNet's first layer.
 
-    It is zero until trained. Its input is that of the condition guider, with `pixels` x `pixels` map pixels per latent
-    pixel. The condition guider alone acts from the first attention layer on, which in a small UNet has only 8 x 8
-    features (64 x 64 in the released models).
+    The output is zero until the guider is trained. The input is the input of the condition guider, with `pixels` x
+    `pixels` map pixels per latent pixel. The condition guider acts only from the first attention layer on, which in a
+    small UNet has only 8 x 8 features (64 x 64 in the released models).
     """
     width = int(unet.config["block_out_channels"][0])
     last = nn.Conv2d(width // 2, width, 3, padding=1)
@@ -259,7 +264,7 @@ def make_fine_guider(unet: UNet2DConditionModel, pixels: int) -> nn.Module:
 def guider_stride(unet: UNet2DConditionModel) -> int:
     """Return the side, in latent pixels, of one feature of the condition guider's first level: 1, or 2 for SDXL.
 
-    diffusers adds the features after the attention of a block. SDXL's first block has no attention, so they are added
-    at its end, behind the downsampling.
+    diffusers adds the features after the attention of a block. SDXL's first block has no attention, so the features are
+    added at its end, after the downsampling.
     """
     return 1 if hasattr(unet.down_blocks[0], "attentions") else 2

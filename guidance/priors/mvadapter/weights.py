@@ -1,7 +1,7 @@
 """Read and write adapter files in the format of the released adapters (github.com/huanngzh/MV-Adapter).
 
-A file has the tensors of the attention processors, and those of the condition guider with the prefix `adapter.`. Our
-own files also have the `Form` in their metadata.
+A file has the tensors of the attention processors, and the tensors of the condition guider with the prefix `adapter.`.
+Files that threedgen writes also have the training settings (`Form`) in their metadata.
 """
 
 import re
@@ -32,7 +32,7 @@ FIRST_BLOCKS = re.compile(r"adapter\.body\.0\.resnets\.\d+\.block1\.bias")
 def save_adapter(path: Path, network: AdaptedUNet) -> None:
     """Write the adapter of `network` to a file, in float16. Raises ConfigError if a value is not finite.
 
-    The metadata are its `Form` and the text width of the 2D model.
+    The metadata are the training settings of the adapter (`Form`) and the width of the 2D model's text embeddings.
     """
     tensors = {name: tensor.detach().half().cpu().contiguous() for name, tensor in network.adapter_state().items()}
     require_finite(tensors, "the weights of the adapter")
@@ -41,10 +41,11 @@ def save_adapter(path: Path, network: AdaptedUNet) -> None:
 
 
 def load_adapter(path: Path, unet: UNet2DConditionModel, factor: int = 8, **form: object) -> AdaptedUNet:
-    """Add the adapter in the file `path` to `unet`, in place, and return both as one network. Raises ConfigError.
+    """Add the adapter in the file `path` to `unet`, in place, and return both as one network.
 
-    `factor` is the number of image pixels per latent pixel. The keyword arguments `form` are attributes of `Form`; they
-    replace those of the file, unless None.
+    `factor` is the number of image pixels per latent pixel along each axis. The keyword arguments `form` are attributes
+    of `Form`; values that are not None replace those of the file. Raises ConfigError if the file is missing, damaged or
+    belongs to another 2D model.
     """
     with keyed("adapter"):
         return convert_adapter(read_tensors(path), unet, factor, read_card(path, FORMAT), **form)
@@ -65,7 +66,7 @@ def convert_adapter(
         tensors: content of the adapter's file.
         factor: image pixels per latent pixel along each axis.
         card: metadata of the file; None: empty.
-        form: attributes of `Form` that replace those of the metadata, unless None.
+        form: attributes of `Form`; values that are not None replace those of the metadata.
 
     Raises:
         ConfigError: tensors are missing, unknown or not finite, or the adapter belongs to another 2D model.

@@ -1,7 +1,7 @@
 """Correspondence-aware attention: a token attends to the positions in other views that show the same 3D point.
 
-Implements Tang et al. 2023, section 4, equation 2. New blocks start as the identity. Modules have the names of the
-released weights; modules named `bn` are group norms.
+Implements Tang et al. 2023, section 4, equation 2. New blocks start as the identity. Modules have the names that they
+have in the released weights; modules named `bn` are group norms.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,9 +21,9 @@ from .geometry import Keys
 Encoding = Literal["reference", "capped"]
 HEAD = 32  # channels of an attention head
 CHUNK = {"cpu": 1 << 21, "cuda": 1 << 26}
-"""Number of elements of the keys of one chunk: few fit into the cache of a CPU, many keep a GPU busy."""
+"""Largest number of elements in the keys of one chunk of tokens, by device: few for a CPU's cache, many for a GPU."""
 MAX_KEPT = 1 << 25
-"""Largest number of elements of all keys for which training keeps activations in memory; else they are recomputed."""
+"""Largest number of elements in all keys for which training keeps activations; above it, they are recomputed."""
 FEED_FACTOR = 8
 """Number of elements that a feed-forward layer keeps in memory for each element of its input."""
 
@@ -56,7 +56,7 @@ class PositionalEncoding(nn.Module):
         self.register_buffer("freq_bands", frequencies(dim // (2 * relation_dim), encoding)[None, None])
 
     def forward(self, relation: Tensor) -> Tensor:
-        """Encode displacements or depth differences (T, S, relation_dim) of S keys of T tokens as (T, S, dim).
+        """Encode displacements or depth differences (T, S, relation_dim), for S keys of each of T tokens: (T, S, dim).
 
         For depth differences in the "reference" encoding, which takes tokens in pairs, T * S must be even.
         """
@@ -66,7 +66,7 @@ class PositionalEncoding(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention in which each of T queries has S keys of its own. Keys also serve as values."""
+    """Multi-head attention in which each of T queries has S keys of its own, which also serve as values."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -78,9 +78,9 @@ class Attention(nn.Module):
         return self.output((self.queries(query) @ keys.mT).softmax(-1) @ keys)
 
     def queries(self, query: Tensor) -> Tensor:
-        """Project tokens (..., d) to queries (..., H, d) of H heads, for multiplication with keys before projection.
+        """Project tokens (..., d) to queries (..., H, d) of H heads that are multiplied with unprojected keys.
 
-        For a key n and the key projection W, q (W n) = (W^T q) n: about S times cheaper than to project S keys.
+        For a key n and the key projection W, q (W n) = (W^T q) n. This is about S times cheaper than projecting S keys.
         """
         queries = self.to_q(query).unflatten(-1, (-1, HEAD)) * HEAD**-0.5
         return torch.einsum("...hc,hcd->...hd", queries, self.to_k.weight.view(-1, HEAD, query.shape[-1]))
@@ -104,7 +104,8 @@ class Transformer(nn.Module):
     def attend(self, x: Tensor, query_encoding: Tensor, keys: Tensor) -> Tensor:
         """Update tokens `x` (..., T, d) by attention, where each token has S keys; return (..., T, d).
 
-        `query_encoding` (T, d) is the positional encoding of the tokens. `keys` (..., T, S, d) already contain theirs.
+        `query_encoding` (T, d) is the positional encoding of the tokens. The positional encoding of the keys is already
+        added to `keys` (..., T, S, d).
         """
         query = self.norm1(x + query_encoding)
         return x + self.attn1(query.flatten(0, -2), self.norm1(keys).flatten(0, -3)).view_as(x)
@@ -129,7 +130,7 @@ def recomputed(function: Call, *args: object) -> Tensor:
 class PanoramaBlock(nn.Module):
     """Correspondence-aware attention between the feature maps of the views of a panorama.
 
-    The block processes chunks of tokens. For large feature maps, it recomputes activations in the backward pass.
+    The block processes the tokens in chunks. For large feature maps, it recomputes activations in the backward pass.
     """
 
     relation_dim = 2
@@ -144,8 +145,8 @@ class PanoramaBlock(nn.Module):
     def forward(self, x: Tensor, keys: Sequence[Keys], n_view: int) -> Tensor:
         """Transform features (B F, d, h, w) of B scenes with F = `n_view` views to features of the same shape.
 
-        `keys` are the positions to attend to: one entry for each view of one or more scenes. If the batch has more
-        scenes than that, it repeats them.
+        `keys` are the positions to attend to: one entry for each view of S scenes, where S divides B. Every S further
+        scenes of the batch have the same entries.
         """
         maps, large = x.unflatten(0, (-1, len(keys))), sum(each.count for each in keys) * x[0].numel() > MAX_KEPT
         call: Call = recomputed if large and torch.is_grad_enabled() else called
@@ -184,13 +185,13 @@ class PanoramaBlock(nn.Module):
         found = sample(others.flatten(0, 2), places).unflatten(0, others.shape[:3])
         found = found.permute(0, 1, 4, 2, 5, 3).flatten(3, 4)  # (R, G, T, n P, d)
         mask = keys.mask[..., None].transpose(1, 2).flatten(2, 3)
-        # a masked key is set to zero but stays in the softmax; the norm turns it into the norm's bias
+        # a masked key is set to zero but stays in the softmax; the layer norm turns it into the bias of the norm
         encoded = (found + self._encoding(keys).to(found)) * mask.to(found)
         return self.transformer.attend(tokens, self._query_encoding(tokens), encoded)
 
 
 def view_groups(keys: Sequence[Keys], device: torch.device) -> list[list[int]]:
-    """Return groups of views to compute together: on a CPU each alone, else all with equally many keys."""
+    """Return groups of view indices to compute together: single views on a CPU, else views with equally many keys."""
     if device.type == "cpu":
         return [[number] for number in range(len(keys))]
     groups: dict[torch.Size, list[int]] = {}
@@ -200,7 +201,7 @@ def view_groups(keys: Sequence[Keys], device: torch.device) -> list[list[int]]:
 
 
 class DepthAttention(PanoramaBlock):
-    """Correspondence-aware attention for views with depth; it encodes the difference of depths."""
+    """Correspondence-aware attention for views with depth; the positional encoding is that of depth differences."""
 
     relation_dim = 1
 
@@ -219,7 +220,7 @@ class ResidualConvolution(nn.Module):
 
 
 class DepthBlock(nn.Module):
-    """`DepthAttention`, then an optional residual convolution, which has more than half of the parameters."""
+    """`DepthAttention`, then an optional residual block of convolutions, which has more than half of the parameters."""
 
     def __init__(self, dim: int, encoding: Encoding = "reference", convolution: bool = True) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Tables of corresponding positions in the feature maps of views, by homographies (panoramas) or by depth.
+"""Tables of corresponding positions in the feature maps of views, from homographies (panoramas) or from depth.
 
 With s image pixels per token, token n of a row of a feature map (h, w) stands for pixel s/2 + s n of the image. If
 pixel p of another view shows the same point, the corresponding position in its feature map is p/s - 0.5. Cameras have
@@ -16,7 +16,7 @@ from threedgen.geometry import warp
 
 Neighbours = Literal["ring", "all"]
 UNKNOWN_DEPTH = 1e6
-"""Depth in metres of a key if its depth or that of the query is unknown."""
+"""Depth in metres that stands for the depth of a key if the depth of the key or of the query is unknown."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,12 @@ class Keys:
 
     @staticmethod
     def stack(keys: "Sequence[Keys]") -> "Keys":
-        """Join the tables of G views with equally many keys. All tensors of the result have one more dimension, G."""
+        """Join the tables of G views with equally many keys. The tensors of the result have a new first dimension, G."""
         columns = zip(*((each.views, *each.tables) for each in keys), strict=True)
         return Keys(*(torch.stack(column) for column in columns))
 
     def tokens(self, start: int, stop: int) -> "Keys":
-        """Return the part of stacked tables for the tokens start to stop - 1 of each view."""
+        """Return the part of stacked tables for the tokens `start` to `stop` - 1 of each view."""
         return Keys(self.views, *(t[:, :, start:stop] for t in self.tables))
 
     @property
@@ -89,7 +89,10 @@ class Scenes(Geometry):
 
 
 class PanoramaGeometry(Geometry):
-    """Table for views with one camera position (MVDiffusion, section 4.1). Released weights have "ring" and k = 3."""
+    """Table of corresponding positions for views from one camera position (MVDiffusion, section 4.1).
+
+    The released weights were trained with neighbours="ring" and k = 3.
+    """
 
     def __init__(
         self, K: Tensor, R: Tensor, size: tuple[int, int], k: int = 3, neighbours: Neighbours = "ring"
@@ -102,7 +105,7 @@ class PanoramaGeometry(Geometry):
             size: (H, W) of the images in pixels.
             k: side of the k x k positions around each corresponding point that a token attends to; odd.
             neighbours: "ring": a view attends to the previous and the next view, cyclic, and points behind a camera are
-                not masked, as in the released weights. "all": to all other views, and such points are masked.
+                not masked. "all": a view attends to all other views, and points behind a camera are masked.
         """
         super().__init__(len(R))
         self.K, self.R = (t.detach().cpu().double().expand(len(R), 3, 3) for t in (K, R))
@@ -135,13 +138,13 @@ class PanoramaGeometry(Geometry):
 
 
 class DepthGeometry(Geometry):
-    """Table for posed views with known depth (MVDiffusion, section 4.2).
+    """Table of corresponding positions for posed views with known depth (MVDiffusion, section 4.2).
 
     A token attends to one position in each view that overlaps enough with its own view.
     """
 
     def __init__(self, depth: Tensor, c2w: Tensor, K: Tensor, overlap: float = 0.3, released: bool = True) -> None:
-        """Compute which of F views overlap.
+        """Compute which of the F views overlap.
 
         Args:
             depth: (F, H, W), depth along the viewing axis in the unit of the poses (metres for the released weights); 0
@@ -149,9 +152,9 @@ class DepthGeometry(Geometry):
             c2w: camera-to-world poses (F, 4, 4), OpenCV axes.
             K: intrinsics in pixels, (3, 3) or (F, 3, 3).
             overlap: fraction of overlap above which two views attend to each other, see `overlap_neighbours`.
-            released: compute as for the released weights. Points behind a camera are then not masked. The depth
-                difference is that of the token in its camera and the key in its own; if False, both are depths in the
-                key's camera.
+            released: whether to compute as for the released weights. If True, points behind a camera are not masked,
+                and a depth difference compares the token's depth in its camera with the key's depth in the key's
+                camera. If False, such points are masked, and both depths are in the key's camera.
         """
         super().__init__(len(depth))
         self.depth, self.c2w, K = (t.detach().cpu().double() for t in (depth, c2w, K))
@@ -186,8 +189,8 @@ def token_pixels(height: int, width: int, scale: int) -> Tensor:
 def overlap_neighbours(overlap: Tensor, minimum: float = 0.3) -> list[list[int]]:
     """Return the list of views that each of F views attends to.
 
-    These are the views that overlap by more than `minimum`; if there are none, the previous and the next view.
-    `overlap` (F, F) holds in [i, j] the smaller of two fractions: pixels of view i that j shows, and of j that i shows.
+    View i attends to the views j with overlap[i, j] > `minimum`; if there are none, to the previous and the next view.
+    `overlap` (F, F) holds the smaller of two fractions: pixels of view i that j shows, and pixels of j that i shows.
     """
     count = len(overlap)
     found = [[j for j in range(count) if j != i and overlap[i, j] > minimum] for i in range(count)]

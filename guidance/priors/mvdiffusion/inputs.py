@@ -1,4 +1,4 @@
-"""Image conditions of the UNet: additional input channels (depth, or mask and masked image), and known views.
+"""Image conditions of MVDiffusion's UNet: input channels (depth, or mask and masked image), and known views.
 
 Images are (F, H, W, 3) in [0, 1], latents (F, C, h, w), depth (F, H, W), 0 or not finite where unknown. `given` is
 bool, True for known views (F,) or known pixels (F, H, W).
@@ -21,7 +21,8 @@ MASKED_GREY = 0.5
 def extra_kind(extra: int, latent: int) -> Extra:
     """Return what the additional input channels of a UNet are for: "nothing", "depth" or "mask".
 
-    `extra` is their number, `latent` the number of channels of the latents. Raises ConfigError for other numbers.
+    `extra` is the number of additional channels, `latent` the number of channels of the latents. Raises ConfigError
+    unless `extra` is 0, 1 or `latent` + 1.
     """
     kinds: dict[int, Extra] = {0: "nothing", 1: "depth", latent + 1: "mask"}
     if extra not in kinds:
@@ -31,7 +32,7 @@ def extra_kind(extra: int, latent: int) -> Extra:
 
 
 def unknown_channels(kind: Extra, like: Tensor) -> Tensor:
-    """Return additional UNet channels (F, E, h, w) of this kind for images of which nothing is known.
+    """Return additional UNet channels (F, E, h, w) of the kind `kind` for images of which nothing is known.
 
     `like` are the latents (F, C, h, w). E is 1 for "depth", 1 + C for "mask" and 0 for "nothing".
     """
@@ -63,7 +64,7 @@ def masked_images(views: Tensor, given: Tensor) -> Tensor:
 
 
 def mask_channels(latents: Tensor, given: Tensor) -> Tensor:
-    """Return the additional channels (F, 1 + C, h, w) of an inpainting UNet: mask, 1 where unknown, then `latents`.
+    """Return additional channels (F, 1 + C, h, w) of an inpainting UNet: mask (1 where unknown), then `latents`.
 
     `latents` (F, C, h, w) are the encoded `masked_images`. `given` is True for known views (F,) or pixels (F, H, W). A
     latent is known only if all its pixels are known.

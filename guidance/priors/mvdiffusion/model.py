@@ -61,7 +61,7 @@ class MVDiffusion(LatentDiffusion):
         return extra_kind(self.unet.config["in_channels"] - channels, channels)
 
     def check_size(self, size: sampling.Size, keys: tuple[str, str]) -> None:
-        """Raise ConfigError, with the config `keys` of height and width, if a size (H, W) cannot be sampled."""
+        """Raise ConfigError if images of a size (H, W) cannot be sampled. `keys`: config keys of height and width."""
         sampling.check_image_size(size, self.unit, self.draft, keys)
         if self.multiview is not None and self.multiview.kind == "depth" and self.multiview.encoding == "reference":
             self.check_pairs(size, self.draft is not None, keys[1])
@@ -74,7 +74,7 @@ class MVDiffusion(LatentDiffusion):
         Args:
             size: image height and width in pixels.
             halved: whether sampling starts with images of half this size, which then have to fit too.
-            key: config key that the error names.
+            key: config key that the error is about.
         """
         (height, width), token = size, self.unit * (2 if halved else 1)
         if height // token * (width // token) % 2:
@@ -86,9 +86,11 @@ class MVDiffusion(LatentDiffusion):
             )
 
     def with_blocks(self, blocks: str | Path) -> Self:
-        """Add the attention blocks in a file, given by path or name, to the UNet and return self. Raises ConfigError.
+        """Add the attention blocks in a file to the UNet, and return self.
 
-        If the file also has weights of the UNet, or changes to them, the UNet gets these.
+        `blocks` is a path, an embedded name such as "toybox-panorama", or "owner/name/FILE" on the hub. If the file
+        also has weights of the UNet, or changes of its weights, the UNet gets these. Raises ConfigError if the file is
+        missing or damaged, or belongs to another 2D model.
         """
         path = locate("blocks", str(blocks))
         with keyed("blocks"):
@@ -127,8 +129,9 @@ class MVDiffusion(LatentDiffusion):
 
         Args:
             at: cameras of the views. Without depth they must share one position, as in a panorama.
-            depth: (F, H, W) along the viewing axis, 0 or not finite where unknown; None for a panorama.
-            k, neighbours: options of a panorama, see `PanoramaGeometry`.
+            depth: (F, H, W) along the viewing axis in world units, 0 or not finite where unknown; None for a panorama.
+            k: for a panorama, side of the k x k positions that a token attends to in another view; odd.
+            neighbours: for a panorama, views that a view attends to: the adjacent ones ("ring"), or "all" others.
         """
         K, c2w = to_opencv(at)
         if depth is None:
@@ -151,7 +154,7 @@ class MVDiffusion(LatentDiffusion):
             x: noisy latents (B F, C, h, w); the views of a scene are consecutive.
             t: timesteps (B F,).
             text: encoded prompts (B F, L, D).
-            geometry: corresponding positions of the views; None: each image separately, as in the 2D model.
+            geometry: corresponding positions of the views; None: each image is denoised separately.
             extra: extra input channels (B F, E, h, w); None: channels that mean "nothing is known".
             condition: clean latents and mask (B F, C + 1, h, w) from `inputs.given_condition`; None: no known views.
         """
@@ -166,7 +169,7 @@ class MVDiffusion(LatentDiffusion):
         extra: Tensor | None = None,
         condition: Tensor | None = None,
     ) -> Tensor:
-        """Return the output (B F, C, h, w) float32 of the network, noise or v; arguments as in `denoise_views`."""
+        """Return the output (B F, C, h, w) of the UNet, float32, noise or v; `denoise_views` explains the arguments."""
         extra = unknown_channels(self.extra, x) if extra is None else extra
         inputs = torch.cat([x.float(), extra.float()], 1)
         with self.autocast():
@@ -179,11 +182,14 @@ class MVDiffusion(LatentDiffusion):
         return self.multiview is None or self.multiview.has_condition
 
     def fixed_latents(self, extra: Tensor | None, condition: Tensor | None) -> tuple[Tensor, Tensor] | None:
-        """Return the known latents that sampling must not change.
+        """Return the known latents that sampling must not change; None if there are none.
 
-        The result is a mask (F, 1, h, w), above 0 where latents are known, and their values (F, C, h, w). They are
-        needed with the option `hold`, or if the UNet has no branch for known views; else the result is None. `extra`
-        (F, E, h, w) are additional UNet channels, `condition` (F, C + 1, h, w) is the input of that branch.
+        The result is a mask (F, 1, h, w), above 0 where latents are known, and the latents (F, C, h, w). Known views
+        are fixed if `hold` is True or the UNet has no branch for known views, known pixels if `hold` is True.
+
+        Args:
+            extra: additional UNet channels (F, E, h, w), with the known pixels of an inpainting UNet.
+            condition: input (F, C + 1, h, w) of the branch for known views.
         """
         if condition is not None and (self.hold or not self.has_condition_branch):
             return condition[:, -1:], condition[:, :-1]
@@ -214,9 +220,10 @@ class MVDiffusion(LatentDiffusion):
             size: (H, W) in pixels, divisible by `unit`.
             conditions: function from an image size (H, W) to what is known of the images: additional UNet channels
                 (F, E, h, w) and the input (F, C + 1, h, w) of the branch for known views; each may be None.
-            eta, generator: see `sampling.ddim_sample`.
+            generator: random generator of all noise; None: torch's global generator.
+            eta: amount of fresh noise in each step; 0: deterministic DDIM; 1: as in DDPM.
             on_step: called before each step; may raise an exception to stop.
-            sync: img2img rounds, before each of which the images are made consistent.
+            sync: number of additional img2img rounds, and the function that makes the images consistent before each.
         """
         count, text = len(prompts), self.encode_prompt([*prompts, negative_prompt]).split([len(prompts), 1])
 

@@ -17,7 +17,7 @@ Args = tuple[Any, ...]
 
 
 class ImageEncoding(nn.Module):
-    """Two convolutions that map features of known images to the width and size of a UNet block; zero until trained."""
+    """Two convolutions that map features of known images to width and size of a UNet block; output 0 until trained."""
 
     def __init__(self, channels: int, width: int, stride: int) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class ImageEncoding(nn.Module):
 class MultiviewUNet(nn.Module):
     """Frozen UNet with attention between corresponding positions of views, and optionally a branch for known views.
 
-    Only the modules in `new_blocks` are trainable. Tensor names are those of the released weights without the prefix
+    Only the modules in `new_blocks` are trainable. Tensor names are those in the released weights, without the prefix
     `mv_base_model.`.
     """
 
@@ -51,9 +51,9 @@ class MultiviewUNet(nn.Module):
 
         Args:
             kind: "panorama": views from one position; "depth": posed views with depth.
-            encoding: positional encoding, see `caa.frequencies`.
-            condition: add a branch for known views.
-            convolution: for kind="depth", add a convolution after each attention, as in the released weights.
+            encoding: frequencies of the positional encoding, "reference" (released weights) or "capped".
+            condition: whether to add a branch for known views.
+            convolution: for kind="depth", whether to add convolutions after each attention, as in the released weights.
         """
         super().__init__()
         self.unet: Any = unet
@@ -93,7 +93,7 @@ class MultiviewUNet(nn.Module):
             x: noisy latents and extra input channels (B F, C + E, h, w); the views of a scene are consecutive.
             t: timesteps (B F,) or ().
             text: encoded prompts (B F, L, D).
-            geometry: corresponding positions of the F views. With None or one view, the attention blocks are not used.
+            geometry: corresponding positions of the F views. If it is None or F = 1, the attention blocks are not used.
             condition: clean latents and mask (B F, C + 1, h, w) from `inputs.given_condition`; None: no known views.
         """
         with ExitStack() as hooks:

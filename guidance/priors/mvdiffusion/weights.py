@@ -1,7 +1,7 @@
-"""Read and write MVDiffusion weights: checkpoints of github.com/Tangshitao/MVDiffusion and our own files.
+"""Read and write MVDiffusion weights: checkpoints of github.com/Tangshitao/MVDiffusion and files of threedgen.
 
-Our files have the same tensor names. Instead of the whole UNet they contain its `difference` from the 2D model: a first
-layer with additional input channels, and low-rank updates (LoRA) of other layers.
+Files of threedgen have the same tensor names. Instead of the whole UNet they may contain its `difference` from the 2D
+model: a first layer with additional input channels, and low-rank updates (LoRA) of other layers.
 """
 
 import re
@@ -32,7 +32,7 @@ PREFIX = "mv_base_model."
 OURS = re.compile(r"unet\.|cp_blocks_(encoder|mid|decoder)\.|condition_(conv_in|downblocks|upblocks)\.")
 BANDS = ".freq_bands"
 TO_DEPTH, ATTENTION = ".attn1.transformer.", ".transformer."
-"""Parts of tensor names: the first is only in blocks with depth, the second in all attention blocks."""
+"""Parts of tensor names: the first occurs only in blocks for views with depth, the second in all attention blocks."""
 
 
 def save_blocks(
@@ -42,6 +42,8 @@ def save_blocks(
     options: Mapping[str, object] = MappingProxyType({}),
 ) -> None:
     """Write the attention blocks of a network to a file in float16, with the whole UNet or its changes.
+
+    Raises ConfigError if a value is not finite.
 
     Args:
         own: changes of the UNet against the 2D model, as returned by `difference`; None: write the whole UNet.
@@ -58,10 +60,10 @@ def save_blocks(
 
 
 def load_blocks(network: MultiviewUNet, weights: Mapping[str, Tensor], unet: bool = False) -> None:
-    """Copy attention blocks from the state dict `weights` into a network. Raises ConfigError if their widths differ.
+    """Copy attention blocks from the state dict `weights` into a network, in place.
 
-    If the blocks are of the other kind (panorama or depth), only the attention tensors are copied. `unet`: also copy
-    the weights of the UNet, if `weights` has all of them.
+    If the blocks are of the other kind (panorama or depth), only their attention tensors are copied. If `unet` is True
+    and `weights` has the whole UNet, its weights are also copied. Raises ConfigError if tensors do not fit.
     """
     named = {name.removeprefix(PREFIX): tensor for name, tensor in weights.items()}
     same_kind = any(TO_DEPTH in name for name in named) == (network.kind == "depth")
@@ -80,7 +82,10 @@ def load_blocks(network: MultiviewUNet, weights: Mapping[str, Tensor], unet: boo
 
 
 def difference_in(weights: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-    """Return the tensors in a state dict that change the 2D model (see `difference`); None if it has the whole UNet."""
+    """Return the tensors in the state dict `weights` that change the 2D model, see `difference`.
+
+    Returns None if the state dict has the whole UNet.
+    """
     named = {name.removeprefix(PREFIX): tensor for name, tensor in weights.items()}
     if is_whole(named):
         return None
@@ -92,7 +97,9 @@ def is_whole(named: Mapping[str, Tensor]) -> bool:
 
 
 def with_difference(unet: UNet2DConditionModel, weights: Mapping[str, Tensor]) -> UNet2DConditionModel:
-    """Return a copy of `unet` with the changes in `weights` (see `difference`); `unet` itself if there are none.
+    """Return a copy of `unet` with the changes in the state dict `weights`, see `difference`.
+
+    If there are no changes, `unet` itself is returned.
 
     Raises ConfigError if the blocks were trained on another 2D model.
     """
@@ -109,10 +116,11 @@ def with_difference(unet: UNet2DConditionModel, weights: Mapping[str, Tensor]) -
 
 
 def convert_released(weights: Mapping[str, Tensor], unet: UNet2DConditionModel) -> MultiviewUNet:
-    """Build a network from a state dict and a 2D UNet, which is changed in place.
+    """Build a network from the state dict `weights` and the 2D model `unet`, which becomes a part of the network.
 
-    The tensors decide the kind of blocks, the positional encoding and whether there is a branch for known views.
-    Weights of the UNet may be missing. Raises ConfigError if tensors of the blocks are missing, unknown or not finite.
+    The tensors decide the kind of blocks, the positional encoding and whether there is a branch for known views. If
+    `weights` has the whole UNet, `unet` gets its weights. Raises ConfigError if tensors of the blocks are missing,
+    unknown or not finite.
     """
     named = {name.removeprefix(PREFIX): tensor for name, tensor in weights.items()}
     ours = {name: tensor for name, tensor in named.items() if OURS.match(name)}
@@ -138,9 +146,10 @@ def convert_released(weights: Mapping[str, Tensor], unet: UNet2DConditionModel) 
 
 
 def encoding_of(bands: Mapping[str, Tensor]) -> Encoding:
-    """Return the kind of positional encoding whose frequencies are those in `bands`, tensors of a state dict by name.
+    """Return the kind of positional encoding, "reference" or "capped", that has the frequencies in `bands`.
 
-    If `bands` is empty, it is "reference". Raises ConfigError for other frequencies.
+    `bands` are the tensors of frequencies in a state dict, by name; for {} the result is "reference". Raises
+    ConfigError for unknown frequencies.
     """
     encodings: tuple[Encoding, ...] = ("reference", "capped")
     for encoding in encodings:
@@ -163,10 +172,10 @@ def widened(unet: UNet2DConditionModel, extra: int) -> UNet2DConditionModel:
 
 
 def difference(unet: UNet2DConditionModel, lora: LoRA | None) -> dict[str, Tensor]:
-    """Return the changes of a UNet against the 2D model, by tensor names as in a file: first layer and LoRA.
+    """Return the changes of a UNet against the 2D model, by the tensor names in files: first layer and LoRA.
 
-    The first layer is stored whole, since it may have additional input channels; `lora` has the changes of other
-    layers.
+    The first layer is stored whole, since it may have additional input channels. `lora` has the changes of other
+    layers; None: there are none.
     """
     state = unet.state_dict()
     found = {f"unet.{name}": state[name] for name in FIRST}
@@ -177,9 +186,9 @@ def difference(unet: UNet2DConditionModel, lora: LoRA | None) -> dict[str, Tenso
 
 
 def load_difference(unet: UNet2DConditionModel, lora: LoRA, tensors: Mapping[str, Tensor]) -> None:
-    """Copy changes, as returned by `difference`, into the first layer of `unet` and into `lora`.
+    """Copy changes, as returned by `difference`, into the first layer of `unet` and into `lora`, in place.
 
-    Raises ConfigError if they do not fit.
+    Raises ConfigError if names or shapes of `tensors` do not fit.
     """
     ours = difference(unet, lora)
     check_architecture(
@@ -195,7 +204,7 @@ def load_difference(unet: UNet2DConditionModel, lora: LoRA, tensors: Mapping[str
 def merge(unet: UNet2DConditionModel, tensors: Mapping[str, Tensor]) -> None:
     """Add the low-rank changes in `tensors`, as returned by `difference`, to the weights of `unet`, in place.
 
-    Raises ConfigError if they do not fit.
+    Raises ConfigError if the UNet has no layer of that name, or a layer of another shape.
     """
     for name in sorted({key.removeprefix(LORA).rpartition(".")[0] for key in tensors if key.startswith(LORA)}):
         up, down = (tensors.get(f"{LORA}{name}.{side}", torch.empty(0)) for side in ("up", "down"))
