@@ -95,7 +95,7 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
             self.code_width = nn.Linear(text_width, width, bias=False)
 
     def forward(self, text: Tensor, camera: Tensor | None, code: Tensor | None = None) -> Tensor:
-        """Predict latents (B, C, h, h) from text embeddings (B, L, D), camera vectors (B, 16) and codes (B, D).
+        """Predict latents (B, C, h, h) from text embeddings (B, L, D), camera vectors (B, 16), object codes (B, D).
 
         If `camera` is None, a trained embedding replaces it, and the result is the mean over all cameras. Without a
         code, or with a zero code, the result is the mean over all objects of the caption.
@@ -121,7 +121,7 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
         return self.out(F.silu(x))
 
     def encode(self, latents: Tensor, camera: Tensor) -> Tensor:
-        """Return the codes (B, D) of B objects, from clean latents (B, V, C, h, h) and camera vectors (B, V, 16)."""
+        """Return object codes (B, D) from V views each: clean latents (B, V, C, h, h), camera vectors (B, V, 16)."""
         features = camera_harmonics(camera.flatten(0, 1)).unflatten(0, camera.shape[:2])
         return self.encoder(latents, features)
 

@@ -48,8 +48,8 @@ def complete_views(
         prior: a prior whose `completes_views` is True.
         text: embeddings of the prompt and of the negative prompt, each (1, L, D).
         views: known images (A, H, W, 3) in [0, 1].
-        views_c2w: camera-to-world matrices (A, 4, 4) of the known views, with the axes of `Prior.camera`.
-        c2w: camera-to-world matrices (V, 4, 4) of the new views.
+        views_c2w: camera-to-world matrices (A, 4, 4) of the known views, OpenGL axes, world z up.
+        c2w: camera-to-world matrices (V, 4, 4) of the new views, with the same axes.
         steps: number of DDIM steps from noise.
         guidance_scale: classifier-free guidance scale; 1: off.
         generator: random generator of all noise; None: torch's global generator.

@@ -15,7 +15,7 @@ Recording = tuple[Callable[[], object], Tensor]
 
 
 class GraphedCalls:
-    """Calls of one function of tensors on a GPU without gradients, replayed as a CUDA graph from the third call on.
+    """Wrapper that calls one function of tensors on a GPU without gradients, from the third call on as a CUDA graph.
 
     There is one graph, for the latest shapes of the tensors and values of other inputs, because its memory holds all
     activations of the function. If the capture fails, all later calls run normally, and the reason is logged.

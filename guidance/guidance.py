@@ -105,7 +105,7 @@ class Condition:
         text: conditional and unconditional embeddings, each (n, L, D), where n divides B.
         camera: result of `Prior.camera` for the B images, such as camera vectors (B, 16); None: no cameras.
         n_view: views per scene.
-        negatives: negative prompts for `combine_perp_neg`; None: no such prompts.
+        negatives: negative prompts of Perp-Neg, see `combine_perp_neg`; None: no such prompts.
         plain_text: embedding (1, L, D) of the prompt without view-dependent words, for the LoRA of VSD; None: `text`.
         c2w: camera-to-world matrices (B, 4, 4), for the LoRA of VSD; None: no poses.
         reference: features of one reference image by name, each (1, ...), see `Features`; None: no image.

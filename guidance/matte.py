@@ -31,7 +31,7 @@ GRABCUT_SIZE, GRABCUT_MARGIN = 256, 0.1
 class Matte(nn.Module):
     """U-Net (Ronneberger et al. 2015) that predicts the opacity of the object in an image of fixed size.
 
-    The method `opacity` applies it to images of any size.
+    The method `opacity` applies the network to images of any size.
     """
 
     def __init__(self, size: int = 128, channels: tuple[int, ...] = (32, 64, 96, 128)) -> None:

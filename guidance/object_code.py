@@ -28,7 +28,7 @@ def transformer(layers: int) -> nn.TransformerEncoder:
 
 
 class ObjectEncoder(nn.Module):
-    """Network that computes the code of an object from the latents of one or more views."""
+    """Network that computes the code of an object from latents of one or more views of the object."""
 
     def __init__(self, latent_channels: int, size: int, camera_features: int, code_width: int) -> None:
         """Build the encoder for latents (C, h, h) with C = `latent_channels` and h = `size`.

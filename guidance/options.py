@@ -108,7 +108,7 @@ class PriorConfig(Config):
     def vocabulary(self) -> Vocabulary | None:
         """Return the words that the prior knows, if its tokenizer has one token per word (closed vocabulary).
 
-        Returns None for any other tokenizer, with the option `tokenizer`, or if the weights are not on this machine.
+        Returns None for any other tokenizer, if the option `tokenizer` is set, or if the weights are not downloaded.
         """
         path = loading.local(self.weights)
         return None if path is None or self.tokenizer is not None else read_vocabulary(path, self.subjects())

@@ -163,7 +163,10 @@ class Prior(Protocol):
         return
 
     def replayed(self, function: Callable[..., Tensor], *inputs: Tensor | int | None) -> Tensor:
-        """Return `function(*inputs)`, the output of the UNet, by the CUDA `graph` if there is one and no gradients."""
+        """Return `function(*inputs)`, the output of the UNet.
+
+        If there is a CUDA graph (`graph`) and gradients are disabled, the graph is replayed.
+        """
         return function(*inputs) if self.graph is None or torch.is_grad_enabled() else self.graph(function, *inputs)
 
     def resized(self, rgb: Tensor) -> Tensor:

@@ -226,7 +226,7 @@ def self_attention(attn: Attention, tokens: Tensor, n_view: int = 1, rotary: Wor
 
 
 def trains_on_cpu(tokens: Tensor) -> bool:
-    """Return whether `tokens` are on a CPU and gradients are enabled: torch's fused backward pass is slow there."""
+    """Return whether `tokens` are on a CPU and gradients are enabled: torch's fused backward pass is then slow."""
     return torch.is_grad_enabled() and tokens.device.type == "cpu"
 
 
@@ -259,7 +259,10 @@ def set_attention(unet: UNet2DConditionModel, kind: Kind) -> None:
 
 
 def unet_from_config(config: Any, **changes: Any) -> UNet2DConditionModel:
-    """Build a UNet from a diffusers config, which may have the additional `OWN_KEYS`; `changes` override entries."""
+    """Build a UNet from a diffusers config; `changes` override entries of the config.
+
+    The config may also have the entries `OWN_KEYS`: rotary embedding, separate noise levels, image tokens.
+    """
     stock = {name: value for name, value in config.items() if name not in OWN_KEYS}
     unet: Any = UNet2DConditionModel.from_config(stock, **changes)
     unet.register_to_config(**{name: config[name] for name in OWN_KEYS if name in config})
@@ -297,7 +300,7 @@ def predict(
         features: one tensor per down block, added to the block's features of the same shape, as in a T2I-Adapter (Mou
             et al. 2023); None: nothing is added.
         factor: image pixels per latent pixel along each axis, for SDXL's size conditioning.
-        views: further arguments of the attention processors.
+        views: further keyword arguments of the attention processors.
     """
     labels = None
     if unet.class_embedding is not None:

@@ -67,7 +67,7 @@ class LoRA(nn.Module):
 
 
 class PosedLoRA(LoRA):
-    """LoRA of VSD, conditioned on the camera: it adds an embedding of the pose to the UNet's time embedding.
+    """LoRA of variational score distillation (VSD), which adds an embedding of the camera pose to the time embedding.
 
     The pose embedding starts at zero.
     """

@@ -227,10 +227,7 @@ class SDS(Distillation):
 
 
 class Reconstruction(Distillation):
-    """Squared distance of z to the predicted clean latents x0, with the gradient (z - x0) / B.
-
-    `reconstruction_direction` explains the two.
-    """
+    """Loss 0.5 |z - x0|^2 / B, with the predicted clean latents x0 held fixed, see `reconstruction_direction`."""
 
     def direction(self, latents: NoisyLatents, condition: Condition, step: int) -> Tensor:
         rescale = self.value("recon_std_rescale", step)

@@ -60,7 +60,7 @@ def read_unet(folder: Path, dtype: torch.dtype) -> UNet2DConditionModel:
 
 
 def read_text_encoder(folder: Path, dtype: torch.dtype) -> Any:
-    """Load the frozen T5 encoder in `folder` on the CPU, in `dtype`. Raises ConfigError if files are unreadable."""
+    """Load the frozen T5 encoder in `folder` on the CPU, in `dtype`. Raises ConfigError if files are damaged."""
     from transformers import T5EncoderModel
 
     components.expect(files.read_json(folder / "config.json"), "model_type", "t5", folder)

@@ -346,7 +346,8 @@ class LatentDiffusion(Prior):
     def encode_images(self, rgb: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Encode images (B, H, W, 3) in [0, 1], resized to `image_size`, as latents (B, C, h, w).
 
-        The latents are scaled random samples of the VAE's posterior; `generator` None: torch's global generator.
+        The latents are scaled random samples of the VAE's posterior, sampled with `generator`; None: torch's global
+        generator.
         """
         mean, std = self.posterior(rgb)
         return self.scaling_factor * (mean + std * fresh_noise(mean, generator))

@@ -54,7 +54,7 @@ SECOND_KEYS = ("clip_g", "text_encoders_1")
 
 
 def add(prior: LatentDiffusion, loras: Sequence[LoraFile], embeddings: Sequence[EmbeddingFile]) -> None:
-    """Fuse LoRAs and add textual inversions to `prior`, in place. Raises ConfigError if a file is missing or unfit."""
+    """Fuse LoRAs and add textual inversions to `prior`, in place. Raises ConfigError if a file does not fit."""
     for n, lora in enumerate(loras):
         with within(f"loras.{n}"), keyed("file"):
             fuse_lora(prior, lora)

@@ -167,7 +167,10 @@ def load_folder(
 
 
 def read_schedule(path: Path) -> Schedule:
-    """Read the noise schedule of a diffusers folder. Raises ConfigError if unsupported or below 1000 timesteps."""
+    """Read the noise schedule of a diffusers folder.
+
+    Raises ConfigError if the schedule is unsupported or has fewer than 1000 timesteps.
+    """
     try:
         schedule = Schedule.from_diffusers(files.read_json(path / "scheduler" / "scheduler_config.json"))
         if schedule.T < MIN_TIMESTEPS:

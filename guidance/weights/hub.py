@@ -65,7 +65,10 @@ def cached(repo: str, name: str) -> Path | None:
 
 
 def reachable() -> bool:
-    """Return whether the hub can be reached, at once. huggingface_hub itself would try for half a minute."""
+    """Return whether the hub can be reached.
+
+    The check is quick; without a network, huggingface_hub itself would try for half a minute.
+    """
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:

@@ -388,7 +388,10 @@ def subject_card(path: Path | str) -> dict[str, str]:
 
 
 def t5_tokenizer(path: Path) -> Path:
-    """Return the folder `path` of a T5 tokenizer. Raises ConfigError if it needs sentencepiece, not installed here."""
+    """Return `path`, the folder of a T5 tokenizer.
+
+    Raises ConfigError if the tokenizer needs the package sentencepiece and this is not installed.
+    """
     if not any((path / inside / "tokenizer.json").is_file() for inside in ("tokenizer", ".")):
         require("sentencepiece", "tokenizer: a spiece.model", "put the tokenizer.json of any T5 beside it")
     return path

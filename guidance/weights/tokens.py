@@ -41,7 +41,7 @@ def read_tokenizer(path: Path) -> PreTrainedTokenizerBase:
 def clip_tokenizer(source: str | None, open_clip: bool) -> PreTrainedTokenizerBase:
     """Load CLIP's tokenizer from a folder or hub id; None: from the default repository on the hub.
 
-    `open_clip`: pad prompts as OpenCLIP does, with token 0 instead of the end token.
+    `open_clip`: whether to pad prompts as OpenCLIP does, with token 0 instead of the end token.
     """
     path = None if source is None else Path(source).expanduser()
     tokenizer = read_tokenizer(path if path is not None and path.is_dir() else clip_files(source or CLIP_REPOSITORY))

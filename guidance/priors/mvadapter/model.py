@@ -99,7 +99,7 @@ class MVAdapter(LatentDiffusion):
         return self.with_network(network)
 
     def with_network(self, network: AdaptedUNet) -> Self:
-        """Replace the UNet by an adapted UNet and the noise schedule by the adapter's, and return self."""
+        """Replace the UNet by the adapted UNet `network` and shift the noise schedule for the adapter; return self."""
         self.unet, self.adapted = network.unet, network
         self.schedule = self.base_schedule.shifted(network.form.shift, network.form.shift_mode)
         matched = network.form.timestep == "matched"

@@ -191,7 +191,7 @@ class AdaptedUNet(nn.Module):
             text: encoded prompts (B V, L, D).
             control: input of the condition guider in [0, 1], (B V, 6, H, W), or (B V, 6, 1, 1) if it is equal for all
                 pixels of a view; None: no guider features.
-            n_view: V.
+            n_view: number V of views per object.
             reference: features of R images from `reference_features`, where R divides B V. Each image serves B V / R
                 consecutive views. None: zeros.
         """

@@ -41,7 +41,7 @@ class Keys:
 
     @staticmethod
     def stack(keys: "Sequence[Keys]") -> "Keys":
-        """Join the tables of G views with equally many keys. The tensors of the result have a new first dimension, G."""
+        """Join the tables of G views with equally many keys. All tensors of the result start with dimension G."""
         columns = zip(*((each.views, *each.tables) for each in keys), strict=True)
         return Keys(*(torch.stack(column) for column in columns))
 
