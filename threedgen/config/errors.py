@@ -56,20 +56,20 @@ class OutOfMemory(ExpectedError):
 
 
 class WorkerLost(ExpectedError):
-    """Error for processes of a run that died, in a batch repeatedly."""
+    """Error for a process of a run that died, or for workers of a batch that died several times in a row."""
 
     exit_code = 5
 
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 STORAGE_ERRORS = (*NO_SPACE, errno.EIO, errno.EROFS, errno.ESTALE)
-"""Error numbers of a full, broken, read-only or vanished disk. Other numbers are about one file."""
+"""Error numbers (errno) of a full, broken, read-only or vanished disk. Other numbers concern a single file."""
 _NO_MEMORY = re.compile("cannot allocate memory|failed to map segment", re.IGNORECASE)
 """Pattern of the messages of torch's allocator, and of the system for a library that does not fit into memory."""
 
 
 def storage_error(error: BaseException) -> OSError | None:
-    """Return the error of a full or failed disk that an exception is, or was raised from or while handling; or None."""
+    """Find the error of a full or failed disk in an exception and its chain of causes; None if there is none."""
     errors = (one for one in _chain(error) if isinstance(one, OSError))
     return next((one for one in errors if one.errno in STORAGE_ERRORS), None)
 
@@ -132,7 +132,7 @@ def in_a_line(error: BaseException) -> str:
 
 
 def nearest(word: str, choices: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """Return the text in `choices` that is most similar to `word`, ignoring case, such as for a misspelt name.
+    """Return the text in `choices` that is most similar to `word`, ignoring case, to correct a misspelt name.
 
     Returns None if all similarities, from 0 to 1 (equal), are below `cutoff`.
     """
@@ -179,6 +179,6 @@ def did_you_mean(*names: str | None) -> str:
 
 
 def short(value: object, length: int = 80) -> str:
-    """Return `repr(value)`, cut to at most `length` characters. Control characters are escaped."""
+    """Return `repr(value)`, cut to at most `length` characters. Control characters in text are escaped."""
     text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
     return text if len(text) <= length else text[: length - 3] + "..."

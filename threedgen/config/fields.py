@@ -21,7 +21,7 @@ _SCHEDULE = get_args(Scheduled)[1]
 
 
 class Place(NamedTuple):
-    """Option or section of a config, as `walk` yields it. A section is a nested config.
+    """Option or section of a config. A section is a nested config.
 
     Attributes:
         path: key from the root of the config, such as ("trainer", "max_steps").
@@ -42,7 +42,7 @@ def walk(model: type[BaseModel], tree: object = None, prefix: tuple[str, ...] = 
     Args:
         model: config model.
         tree: values, as nested dicts or a config object; None: defaults. The key `name` in a section selects its model.
-        prefix: key of the section that has this model; (): the model is that of the whole config.
+        prefix: key of the section that has this model; (): `model` is the model of the whole config.
     """
     found = [(name, field, value_in(tree, name)) for name, field in model.model_fields.items()]
     models = {name: section(field, value) for name, field, value in found}
@@ -58,7 +58,10 @@ def walk(model: type[BaseModel], tree: object = None, prefix: tuple[str, ...] = 
 
 
 def paths(model: type[BaseModel], tree: object = None) -> list[str]:
-    """Return all dotted keys of a config model, such as "trainer.max_steps". `tree`: values, as in `walk`."""
+    """Return all dotted keys of a config model, such as "trainer.max_steps".
+
+    `tree` has values, as nested dicts or a config object; None: defaults. Names in it select the models of sections.
+    """
     found = [".".join(place.path) for place in walk(model, tree)]
     return [path for path in found if path not in INTERNAL]
 
@@ -98,7 +101,10 @@ def model_names(model: type[BaseModel]) -> tuple[str, ...]:
 
 
 def alternatives(field: FieldInfo) -> dict[str, type[BaseModel] | Exception]:
-    """Return a dict: allowed `name` of a section -> its config model, or the exception of a failed import."""
+    """Return a dict from each allowed `name` of a section to its config model, or to the exception of a failed import.
+
+    The dict is empty if the field is no section, or if its model has no names.
+    """
     mark = component(field)
     if mark is None:
         return {name: model for model in section_models(field) for name in model_names(model)}
@@ -115,8 +121,8 @@ def _model_or_error(kind: str, name: str) -> type[BaseModel] | Exception:
 def with_default(field: FieldInfo, value: object) -> Any:
     """Fill the missing keys of a section's value (a dict, or None) from the default of its field; return the result.
 
-    A dict with another `name` than the default is returned unchanged, and so is the value of a field that is no
-    section.
+    `value` itself is not changed. A dict with another `name` than the default is returned as it is, and so is the value
+    of a field that is no section.
     """
     if field.is_required() or not (component(field) or section_models(field)):
         return value
@@ -132,7 +138,8 @@ def with_default(field: FieldInfo, value: object) -> Any:
 def merge(below: object, above: object) -> Any:
     """Return `below` updated with `above`: dicts are merged key by key, other values are replaced by those of `above`.
 
-    Two kinds of dicts are replaced and not merged: schedules {step: value}, and sections whose `name` differs.
+    Two kinds of dicts are replaced and not merged: schedules {step: value}, and sections whose `name` differs. The
+    arguments are not changed.
     """
     if not (isinstance(below, dict) and isinstance(above, dict)):
         return above

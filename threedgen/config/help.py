@@ -46,7 +46,9 @@ COMMON = ("trainer.max_steps", "trainer.accelerator", "trainer.devices", "traini
 
 
 def help_text(config_name: str, section: str = "", overrides: Sequence[str] = ()) -> str:
-    """Return the text that --help prints for a config. Raises ConfigError.
+    """Return the text that --help prints for a config.
+
+    Raises ConfigError if the config is missing or invalid, or has no section or option `section`.
 
     Args:
         config_name: config file, or name of a shipped config.

@@ -31,8 +31,8 @@ def load(name_or_path: str | Path, overrides: Iterable[str] = (), values: Mappin
 
     Args:
         name_or_path: config file, or name of a config that comes with the project (a shipped config).
-        overrides: texts "key=value", as on the command line, such as "trainer.max_steps=100".
-        values: overrides from Python: dict from dotted key to value. Text in it is not parsed.
+        overrides: texts "key=value", such as "trainer.max_steps=100". The values are parsed as YAML.
+        values: overrides from Python: dict from dotted key to value. Values that are text are not parsed.
 
     Raises:
         ConfigError: the config has mistakes, one per line of the message.
@@ -45,7 +45,13 @@ def resolve(
 ) -> tuple[type[BaseModel], list[Layer]]:
     """Return the config model of a config and its unchecked values as `Layer`s, the most basic layer first.
 
-    There is one layer per file, and one for all overrides. The arguments are those of `load`.
+    There is one layer per file and memory preset, one for `values` and one for `overrides`. Raises ConfigError if a
+    file is missing or invalid, or an override cannot be parsed.
+
+    Args:
+        name_or_path: config file, or name of a config that comes with the project.
+        overrides: texts "key=value", such as "trainer.max_steps=100".
+        values: dict from dotted key to value.
     """
     layers = [part for layer in read_layers(find(name_or_path)) for part in (*preset_layers(layer.tree), layer)]
     if values:
@@ -68,7 +74,10 @@ def resolve(
 
 
 def validate(model: type[BaseModel], layers: Sequence[Layer]) -> Any:
-    """Merge layers of values; return the config, an instance of `model`. Raises ConfigError, one line per mistake."""
+    """Merge layers of values; return the config, an instance of `model`.
+
+    Raises ConfigError, with one line per mistake, if the merged values are not valid for the model.
+    """
     tree = merged(layers)
     try:
         return model.model_validate(tree)
@@ -77,10 +86,10 @@ def validate(model: type[BaseModel], layers: Sequence[Layer]) -> Any:
 
 
 def merged(layers: Sequence[Layer]) -> Tree:
-    """Merge layers to one nested dict; later layers replace values of earlier ones. Raises ConfigError.
+    """Merge layers to one nested dict; later layers replace values of earlier ones.
 
     The key `choices` is removed: `choices: {prior: {mvdream: VALUES}}` adds VALUES as defaults if `prior.name` is
-    mvdream.
+    mvdream. Raises ConfigError if `choices` does not have this form.
     """
     own = _merge_all(layer.tree for layer in layers)
     own.pop(CHOICES, None)
@@ -149,9 +158,10 @@ def find(name_or_path: str | Path, beside: Path | None = None) -> Path:
 
 
 def read_layers(path: Path, chain: tuple[Path, ...] = ()) -> list[Layer]:
-    """Read a config file and, recursively, the file that its key `base` names. Raises ConfigError.
+    """Read a config file and, recursively, the file that its key `base` names.
 
-    Returns one `Layer` per file, the given file last. `chain`: files that led here through `base`, to detect cycles.
+    Returns one `Layer` per file; the layer of `path` is the last. `chain` has the files that led here through `base`,
+    to detect cycles. Raises ConfigError if a file is missing or invalid, or for a cycle.
     """
     chain = (*chain, path.resolve())
     if chain[-1] in chain[:-1]:
@@ -177,9 +187,9 @@ def read_layers(path: Path, chain: tuple[Path, ...] = ()) -> list[Layer]:
 
 
 def preset_layers(tree: Mapping[str, Any]) -> list[Layer]:
-    """Return the layer of the memory preset that the value of `preset` names; [] without one.
+    """Return a list with the layer of the memory preset that `tree["preset"]` names; [] if it names no preset.
 
-    It lies directly below the layer `tree`, whose own values win.
+    The layer belongs before the layer of `tree`, whose values replace those of the preset.
     """
     name = tree.get("preset")
     if not isinstance(name, str) or not re.fullmatch(r"memory-\w+", name):
@@ -189,7 +199,10 @@ def preset_layers(tree: Mapping[str, Any]) -> list[Layer]:
 
 
 def task_of(name_or_path: str | Path) -> str:
-    """Read a config and return only the value of its key `task`, "generate" if missing. Raises ConfigError."""
+    """Read a config and return only the value of its key `task`; "generate" if the key is missing.
+
+    Raises ConfigError if the config does not exist or cannot be read.
+    """
     return str(merged(read_layers(find(name_or_path))).get("task", "generate"))
 
 

@@ -39,7 +39,11 @@ class Layer(NamedTuple):
 def explain(error: ValidationError, model: type[BaseModel], tree: Tree, layers: Sequence[Layer]) -> list[str]:
     """Return messages for the mistakes that pydantic found in a config: "FILE: trainer.devices: PROBLEM (got -1)", ...
 
-    `tree` has the merged values of `model`. `layers` has the values by source; a message starts with the key's source.
+    Args:
+        error: exception that pydantic raised for the values `tree`.
+        model: config model.
+        tree: values of all layers merged, as nested dicts.
+        layers: values by source. A message starts with the source that set the key.
     """
     found: dict[Key, list[ErrorDetails]] = {}
     for item in error.errors(include_url=False):
@@ -68,7 +72,7 @@ def explain(error: ValidationError, model: type[BaseModel], tree: Tree, layers: 
 
 
 def _leaf(key: Key, tree: Tree) -> Key:
-    # the key, or that of the first value in an unknown section, which says more about what the user means
+    # the key, or for an unknown section the key of its first value, which says more about what the user means
     while isinstance(value := reduce(fields.value_in, key, tree), dict) and value:
         key = (*key, next(iter(value)))
     return key
@@ -101,7 +105,7 @@ def _key(item: ErrorDetails, tree: object) -> Key:
 
 
 def _source(key: Key, layers: Sequence[Layer]) -> str:
-    # of the layers that contain the longest part of the key, the last one
+    # name of the last layer among those that contain the longest part of the key
     return max(enumerate(layers), key=lambda layer: (_depth(layer[1].tree, key), layer[0]))[1].where
 
 

@@ -38,10 +38,10 @@ class Config(BaseModel):
         return result
 
     def check(self) -> None:
-        """Check what a run needs beside its config: files, devices, the network. Raises ConfigError.
+        """Raise ConfigError if something is missing that a run needs: files, devices, optional packages.
 
-        Called before a run starts, not when a config is loaded, so it must be fast. Subclasses with requirements
-        override it. The base class calls `check` of all sections (nested configs).
+        This method is called before a run starts, not when a config is loaded, and must be fast. Subclasses with
+        requirements override it. The base class calls `check` of all sections (nested configs).
         """
         values = {name: getattr(self, name) for name in type(self).model_fields}
         for name in [name for name, value in values.items() if isinstance(value, dict)]:

@@ -70,7 +70,10 @@ def read_text(path: Path, key: str = "", max_bytes: int = MAX_BYTES) -> str:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Parse JSON strictly: ValueError also for NaN, infinities, integers over 19 characters and deep nesting."""
+    """Parse JSON strictly.
+
+    Raises ValueError for invalid JSON, NaN, infinities, integers longer than 19 characters, and deep nesting.
+    """
     text = text.decode(json.detect_encoding(text), "surrogatepass") if isinstance(text, bytes) else text
     large = _LARGE_NUMBER.search(text) is not None  # else the checks, which are slow, are not needed
     number, integer = (_finite, _bounded) if large else (None, None)
@@ -83,7 +86,7 @@ def parse_json(text: str | bytes) -> Any:
 def read_json(path: Path) -> dict[str, Any]:
     """Return the content of a JSON file as a dict. Return {} if the file is unreadable, or its content is no dict.
 
-    Raises OSError if the disk fails, as the file may be whole.
+    Raises OSError if the disk fails, because the file may be intact then.
     """
     try:
         found = parse_json(read_bytes(path))

@@ -39,8 +39,9 @@ def load(names: str) -> None:
 
 
 def load_file(path: Path, key: str = FLAG) -> None:
-    """Import a plug-in file, unless it is already imported. ConfigError, with the config key `key`, if it is missing.
+    """Import a plug-in file, unless it is already imported.
 
+    Raises ConfigError, with the config key `key`, if the file is missing or is no Python file.
     The name of the module contains a hash of the path, so that plug-ins with equal file names do not clash.
     """
     try:
@@ -74,7 +75,7 @@ def load_all(loaded: Mapping[str, Plugin]) -> None:
 
 
 def identify() -> dict[str, dict[str, str | None]]:
-    """Return plug-in file -> {"sha256": hash, "commit": git commit of its folder or None} for imported plug-ins."""
+    """Identify the imported plug-ins: {file: {"sha256": hash, "commit": git commit of its folder, or None}}."""
     return {str(path): {"sha256": sha256, "commit": _commit(path.parent)} for path, sha256 in LOADED.values()}
 
 

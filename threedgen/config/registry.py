@@ -147,8 +147,8 @@ def register(kind: str, name: str, implementation: str, config: str = "threedgen
     Args:
         kind: kind of component, such as "prior" or "task".
         name: name that selects the component in a config.
-        implementation: import path "module:attribute" of its class or function.
-        config: import path of its config model.
+        implementation: import path "module:attribute" of the component's class or function.
+        config: import path "module:attribute" of the component's config model.
     """
     TABLE.setdefault(kind, {})[name] = Entry(implementation, config)
 
@@ -160,7 +160,10 @@ for _line in _ENTRIES.splitlines():
 
 
 def names(kind: str) -> list[str]:
-    """Return the names of all components of a kind, in the order of registration. KeyError for an unknown kind."""
+    """Return the names of all components of a kind, in the order of registration.
+
+    Raises KeyError for an unknown kind.
+    """
     return list(TABLE[kind])
 
 
@@ -172,7 +175,10 @@ def entry(kind: str, name: object) -> Entry:
 
 
 def config_model(kind: str, name: object) -> type[BaseModel]:
-    """Import and return the config model of a component, without torch. Raises ConfigError for an unknown name."""
+    """Import and return the config model of a component; torch is not imported.
+
+    Raises ConfigError for an unknown name.
+    """
     return _load(entry(kind, name).config)
 
 
@@ -182,7 +188,7 @@ def implementation(kind: str, name: str) -> Any:
 
 
 def build(kind: str, config: Any, *args: Any, **kwargs: Any) -> Any:
-    """Create a component: return IMPLEMENTATION(config, *args, **kwargs) of the component `config.name`."""
+    """Create the component that `config.name` selects: call its implementation with (config, *args, **kwargs)."""
     return implementation(kind, config.name)(config, *args, **kwargs)
 
 
@@ -198,7 +204,10 @@ def _unknown(kind: str, name: object) -> str:
 
 
 SECTION: Any = {}
-"""Default of a field with a `Component`: the default name with its default options. The type is Any for mypy."""
+"""Default value of a config field with a `Component` annotation: an empty section.
+
+It selects the component's default name with default options. The type is Any for mypy.
+"""
 
 
 @dataclass(frozen=True)
@@ -212,8 +221,8 @@ class Component:
         kind: kind of component in the registry, such as "prior".
         default: name if the section has none.
         only: allowed names; (): all names of the kind.
-        path_of: name of the component that takes a path. If set, any text that is no known name is a path; see
-            `section`.
+        path_of: name of the component that takes a path, or None. If set, a section that is a text but no known name
+            selects this component, and the text is its path.
     """
 
     kind: str

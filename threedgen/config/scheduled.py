@@ -17,7 +17,7 @@ _EXPECTED = (
 
 
 class Points(dict[Any, float]):
-    """Schedule {step: value}, sorted by step. A comparison such as `points >= 0` is True if it is for all values."""
+    """Schedule {step: value}, sorted by step. A comparison such as `points >= 0` is True if it holds for all values."""
 
     def __ge__(self, bound: float) -> bool:
         return all(value >= bound for value in self.values())
@@ -95,7 +95,10 @@ def at(schedule: float | dict[Any, float], step: int, max_steps: int | None = No
     Args:
         schedule: a number, or a dict {step: value}. All steps may be percentages of the run, such as "50%".
         step: optimisation step, from 0.
-        max_steps: number of steps of the run; ValueError if it is missing for percentages.
+        max_steps: number of steps of the run, needed for percentages.
+
+    Raises:
+        ValueError: the steps are percentages, and `max_steps` is None or 0.
     """
     if not isinstance(schedule, dict):
         return float(schedule)

@@ -33,9 +33,9 @@ Positives = Annotated[Pair, AfterValidator(_within(0, 1000, open_ends=True))]
 
 
 class MultiviewCameraConfig(Config):
-    """Random training cameras in groups of `n_view` around the object, as in MVDream.
+    """Random training cameras around the object in groups of `n_view`, as in MVDream.
 
-    The cameras of a group have the same random values, but their azimuths are evenly spaced.
+    The cameras of a group share all random values; their azimuths are evenly spaced from a random one.
     """
 
     name: Literal["multiview"] = "multiview"
@@ -66,7 +66,7 @@ class MultiviewCameraConfig(Config):
 
 
 class OrbitCameraConfig(Config):
-    """Ring of cameras for validation images and turntables."""
+    """Options of a ring of cameras for validation images and turntables."""
 
     n_view: int = Field(120, ge=1, le=10_000, description="images per turn")
     elevation: float = Field(15.0, ge=-90, le=90, description="degrees above the horizon")
@@ -103,14 +103,17 @@ class TrainerConfig(Config):
 
 
 class CheckpointConfig(Config):
-    """Interval of the checkpoints of a run."""
+    """Options of the checkpoints of a run."""
 
     seconds: float = Field(30.0, ge=0, description="seconds between two checkpoints")
     finish: bool = Field(False, exclude=True, description="write the results of the last checkpoint, same as --finish")
 
 
 class LoggerConfig(Config):
-    """Log beside the CSV and JSON lines of each run: none, RUN/tensorboard, or Weights & Biases after `wandb login`."""
+    """Log in addition to metrics.csv and metrics.jsonl: none, TensorBoard in RUN/tensorboard, or Weights & Biases.
+
+    Weights & Biases needs `wandb login` first.
+    """
 
     name: str = Field(description="logger")
 
@@ -140,7 +143,7 @@ class TaskConfig(Config):
         return []
 
     def used(self) -> Self:
-        """Return the config without the sections that this run does not use."""
+        """Return the config for this run, in which sections that the run does not use are None, such as `prior`."""
         return self
 
 

@@ -90,7 +90,7 @@ _Loader.add_constructor("tag:yaml.org,2002:float", lambda loader, node: float(no
 
 
 def parse(text: str, where: str) -> Any:
-    """Parse one YAML document. Raises ConfigError with the line and `where`, the source such as a file name."""
+    """Parse one YAML document. Raises ConfigError with `where`, such as a file name, and the line if it is invalid."""
     return copy.deepcopy(_parse(text, where))
 
 
@@ -126,6 +126,6 @@ def write(data: object) -> str:
 
 
 def write_line(data: object) -> str:
-    """Return plain data as YAML on one line, as on the command line."""
+    """Return plain data as YAML on one line, the syntax of values on the command line."""
     options: Any = {"sort_keys": False, "allow_unicode": True, "default_flow_style": True, "width": 10**9}
     return str(yaml.dump(data, Dumper=_Dumper, **options)).removesuffix("...\n").rstrip("\n")

@@ -1,4 +1,4 @@
-"""Type of arrays in signatures, and index selection."""
+"""Type `Array` of NumPy arrays, and selection of evenly spaced indices."""
 
 from typing import Any
 

@@ -55,7 +55,10 @@ class BlockCache:
         return self.array[int(index)]
 
     def store(self, block: int, values: Array) -> None:
-        """Write the rows `values` (size, *shape) of the block with the index `block`. Raises DiskFull."""
+        """Write the rows `values` (size, *shape) of the block with the index `block`.
+
+        Raises DiskFull if less than `SPARE` bytes of disk space are free.
+        """
         if shutil.disk_usage(self.folder).free < SPARE:
             raise DiskFull(f"{self.folder} has no room. Make room there and run the same command again")
         self.array[block * self.size : (block + 1) * self.size] = values
@@ -82,7 +85,7 @@ def cached_tensor(path: Path, name: str, shape: tuple[int | None, ...], make: Ca
     """Return the float32 tensor `name` of a safetensors file. If the file is invalid, call `make` and write its result.
 
     A valid file is undamaged, and its tensor is finite and has the shape `shape`, in which None allows any size. Raises
-    DiskFull.
+    DiskFull or FileError if the file cannot be written.
     """
     tensor = None
     with suppress(FileError):
@@ -100,13 +103,16 @@ def cached_tensor(path: Path, name: str, shape: tuple[int | None, ...], make: Ca
 
 
 def save_network(path: Path, network: torch.nn.Module) -> None:
-    """Write the state_dict of a network to a safetensors file. Raises DiskFull."""
+    """Write the state_dict of a network to a safetensors file. Raises DiskFull or FileError if this fails."""
     with writing(path.parent):
         write_atomic(path, save({name: value.contiguous() for name, value in network.state_dict().items()}))
 
 
 def load_network(network: torch.nn.Module, path: Path) -> bool:
-    """Load weights that `save_network` wrote. Returns False if the file is missing, damaged or does not fit."""
+    """Load weights that `save_network` wrote into a network. Returns True if this was possible.
+
+    Returns False if the file is missing or damaged, or if its weights are not finite or of another architecture.
+    """
     if not path.exists():
         return False
     try:

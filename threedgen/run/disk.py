@@ -18,7 +18,10 @@ TEMPORARY_NAME = re.compile(r"\.\d+\.threedgen\.tmp$")  # end of the names from 
 
 
 def prepare(folder: Path, megabytes: float = 200) -> None:
-    """Create a folder. Raises FileError if it is not writable, DiskFull for less than `megabytes` MiB of free space."""
+    """Create a folder, and check that it can be used for a run.
+
+    Raises FileError if the folder is not writable, DiskFull if less than `megabytes` MiB of disk space are free.
+    """
     try:
         make_folder(folder)
         with TemporaryFile(dir=folder):
@@ -31,7 +34,7 @@ def prepare(folder: Path, megabytes: float = 200) -> None:
 
 
 def free_megabytes(folder: Path) -> float:
-    """Return the free space in MiB of the file system of an existing folder. Raises OSError."""
+    """Return the free space in MiB of the file system of a folder. Raises OSError if the folder does not exist."""
     return shutil.disk_usage(folder).free / 2**20
 
 
@@ -49,7 +52,10 @@ def make_folder(path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Write the data of a file, or the list of entries of a folder, to the disk. Windows cannot sync a folder."""
+    """Force the data of a file, or the list of entries of a folder, onto the disk (fsync).
+
+    On Windows nothing is done for a folder.
+    """
     if os.name == "nt" and path.is_dir():
         return
     descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
@@ -92,19 +98,25 @@ def write_atomic(path: Path, data: bytes | str) -> None:
 
 
 def write_json(path: Path, tree: object) -> None:
-    """Write plain data as JSON atomically; create the parent folder. Raises OSError, and ValueError for NaN."""
+    """Write plain data to a JSON file atomically; create the parent folder if it is missing.
+
+    Raises OSError if the file cannot be written, and ValueError for NaN and infinity.
+    """
     make_folder(path.parent)
     write_atomic(path, json_text(tree))
 
 
 def json_text(tree: object) -> str:
-    """Return plain data as the text of a JSON file. Raises ValueError for NaN."""
+    """Return plain data as the text of a JSON file. Raises ValueError for NaN and infinity."""
     return json.dumps(tree, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 @contextmanager
 def atomic_file(path: Path, before: Callable[[], None] = lambda: None) -> Iterator[BinaryIO]:
-    """Yield a new file for writing. On exit it is synced to disk and renamed to `path`, after a call of `before`."""
+    """Yield a temporary file for writing bytes. On exit it is synced to the disk and renamed to `path`.
+
+    The function `before` is called just before the file is renamed. After an error the file is removed.
+    """
     temporary = temporary_path(path)
     try:
         with open(temporary, "wb") as file:

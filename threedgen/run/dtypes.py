@@ -23,7 +23,7 @@ def compute_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def emulation_note(name: str, device: torch.device) -> str:
-    """Return a warning if `compute_dtype` would replace the dtype `name`, which is slow on the device; else ""."""
+    """Return a warning if `compute_dtype` replaces the dtype `name`, because the device only emulates it; else ""."""
     emulated = name == "fp16" and device.type == "cpu"
     return f"dtype {name} would be emulated on a CPU, so it computes in {_native(device)}" if emulated else ""
 
@@ -55,7 +55,10 @@ def autocast_bf16(device: torch.device) -> torch.autocast:
 
 
 def cast_weights(network: torch.nn.Module, dtype: torch.dtype) -> None:
-    """Cast linear and convolution layers in place to `dtype`, the dtype of autocast. Only for inference."""
+    """Cast the linear and 2D convolution layers of a network in place to `dtype`, the dtype of autocast.
+
+    Use this only for inference.
+    """
     for module in network.modules():
         if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
             module.to(dtype)

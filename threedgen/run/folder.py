@@ -35,7 +35,7 @@ from threedgen.run.lock import acquire, was_released
 logger = logging.getLogger(__name__)
 
 CONFIG, SUMMARY, CHECKPOINTS = "config.yaml", "summary.json", "checkpoints"
-JOB = "job.json"  # what a batch records about the run
+JOB = "job.json"  # record of the task `batch` about a run that it started
 MAX_STEPS_KEY = "trainer.max_steps"
 ROOT = Path("outputs")
 NAME_WITHOUT_PROMPT = "run"  # name of the run folder if the config has no prompt
@@ -79,7 +79,10 @@ def stored_config(folder: Path) -> Tree | None:
 
 
 def flat(tree: object, prefix: str = "") -> Tree:
-    """Convert nested dicts to one dict with dotted keys: {"a": {"b": 1}} to {"a.b": 1}. Schedules stay dicts."""
+    """Convert nested dicts to one dict with dotted keys: {"a": {"b": 1}} to {"a.b": 1}.
+
+    Schedules {step: value} stay dicts. `prefix` is put in front of all keys.
+    """
     if not isinstance(tree, dict) or all(map(is_step, tree)) or not all(isinstance(key, str) for key in tree):
         return {prefix: tree}
     return {
@@ -104,7 +107,10 @@ def differences(old: Tree, new: Tree, extends: Iterable[str] = ()) -> list[str]:
 
 
 def made_by(path: str) -> str:
-    """Return a note for the user: the command that makes the file `path`, and what it needs; "" if none is known."""
+    """Return a note for the user: the command that writes the file `path`, and what the command needs.
+
+    Returns "" unless `path` is a result of a shipped config in its default run folder.
+    """
     parts = Path(path).parts
     if parts[:1] != ROOT.parts or parts[2:3] != (NAME_WITHOUT_PROMPT,) or parts[1] not in shipped():
         return ""
@@ -126,7 +132,10 @@ def user_path(text: str | Path, key: str) -> Path:
 
 
 def existing_folder(text: str | Path, key: str) -> Path:
-    """Return the path of an existing folder, with `~` expanded. Raises ConfigError with `key` if it does not exist."""
+    """Return the path of an existing folder, with `~` expanded.
+
+    Raises ConfigError, with the config key `key`, if the folder does not exist.
+    """
     folder = user_path(text, key)
     if not folder.is_dir():
         raise ConfigError(f"there is no folder {str(text)!r}", key)
@@ -228,8 +237,8 @@ def run_folder(run: str | Path, key: str = "--resume") -> Path:
 def reopen(run: str | Path, overrides: list[str]) -> tuple[Any, Path]:
     """Load the config of an old run, apply overrides "key=value" and lock the folder, to resume the run.
 
-    Returns the config with `out` set, and the folder. Raises ConfigError if an override changes a key outside
-    `NEUTRAL_KEYS`, or if another process uses the folder.
+    Returns the config with `out` set to the folder, and the folder. Raises ConfigError if an override changes a key
+    outside `NEUTRAL_KEYS`, or if another process uses the folder.
     """
     folder = run_folder(run)
     config, stored = load((folder / CONFIG).resolve(), overrides), stored_config(folder)
@@ -242,20 +251,26 @@ def reopen(run: str | Path, overrides: list[str]) -> tuple[Any, Path]:
 
 
 def write_config(folder: Path, config: BaseModel, config_name: str = "") -> None:
-    """Write config.yaml, with `config_name` as a comment. `out` is left out, so the folder can be moved."""
+    """Write config.yaml, with `config_name` as a comment in line 1.
+
+    The key `out` is left out, so that the folder can be moved.
+    """
     first = f"# {' '.join(config_name.split())}\n" if config_name else ""
     with writing(folder):
         write_atomic(folder / CONFIG, first + dump(config.model_copy(update={"out": None})))
 
 
 def stored_config_name(text: str) -> str:
-    """Return the config name from the comment in line 1 of `text`, the content of a config.yaml; "" if none."""
+    """Return the config name in line 1 of `text`, the content of a config.yaml; "" if line 1 is no comment."""
     first = text.partition("\n")[0]
     return first[1:].strip() if first.startswith("#") else ""
 
 
 def remove_temporary_files(folder: Path, recursive: bool = False) -> None:
-    """Remove temporary files of killed processes; `recursive`: also in subfolders that are no runs. Raises OSError."""
+    """Remove temporary files that killed processes left in a folder. Raises OSError if a file cannot be removed.
+
+    `recursive`: also search all subfolders, except those of other runs.
+    """
     for parent, folders, names in os.walk(folder):
         for name in filter(TEMPORARY_NAME.search, folders + names):
             path = Path(parent, name)

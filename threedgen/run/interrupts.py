@@ -12,7 +12,10 @@ STOP_CODES = (130, 143)  # exit codes of a task that was stopped by Ctrl-C or SI
 Handler = Callable[[int, FrameType | None], object] | int | None
 STOP_NOTE = "stopping after this step (Ctrl-C again: at once)"
 WATCH_STDIN = "THREEDGEN_WATCH_STDIN"
-"""Environment variable with which a parent that keeps the stdin of a process open makes it end when the parent dies."""
+"""Environment variable that a parent process sets so that its child process ends when the parent dies.
+
+The parent keeps a pipe to the child's stdin open. When the parent dies, the pipe closes; see `end_with_parent`.
+"""
 GRACE_SECONDS = 20.0  # for a checkpoint
 
 
@@ -75,7 +78,10 @@ class Interrupts:
 
 
 def end_with_parent() -> None:
-    """If WATCH_STDIN is set, send SIGTERM to this process when its stdin closes, and end it after GRACE_SECONDS."""
+    """Start a thread that ends this process when its stdin closes, if the environment variable `WATCH_STDIN` is set.
+
+    The thread sends SIGTERM to the process, and kills it GRACE_SECONDS later.
+    """
 
     def wait() -> None:
         with suppress(OSError):

@@ -1,7 +1,8 @@
 """Lock of a run folder, so that only one process at a time writes there.
 
 A POSIX lock (`lockf`): the kernel releases it when the process ends, child processes do not inherit it, and NFS and
-cluster file systems share it between machines. A file system without locks gives a warning; Windows is not supported.
+cluster file systems share it between machines. Without locks of the file system, a warning is logged and nothing is
+locked. On Windows nothing is locked.
 """
 
 import atexit
@@ -29,9 +30,10 @@ _locks: dict[Path, int] = {}  # folder -> descriptor of its lock file
 
 
 def acquire(folder: Path) -> bool:
-    """Lock an existing folder until `release` or the end of the process. In a distributed run only rank 0 locks it.
+    """Lock an existing folder until `release` is called or the process ends.
 
-    Returns True if this call locked the folder. Raises ConfigError if another process has locked it.
+    Returns True if this call locked the folder. Returns False if this process has locked it already, if this is not
+    rank 0 of a distributed run, or if the system has no file locks. Raises ConfigError if another process has the lock.
     """
     folder = folder.resolve()
     if fcntl is None or folder in _locks or not is_rank_zero():
@@ -58,7 +60,7 @@ def acquire(folder: Path) -> bool:
 
 
 def was_released(folder: Path) -> bool:
-    """Return whether a folder was locked at some time and then released, so that its last process has ended."""
+    """Return whether a folder was locked in the past and is released now. False if it was never locked."""
     try:
         return (folder / NAME).stat().st_size == 0
     except OSError:
@@ -66,7 +68,10 @@ def was_released(folder: Path) -> bool:
 
 
 def release(folder: Path) -> None:
-    """Release the lock of a folder. The file remains, because deleting it could remove another process's lock."""
+    """Release the lock of a folder if this process holds it.
+
+    The lock file remains, because deleting it could remove the lock of another process.
+    """
     lock = _locks.pop(folder.resolve(), None)
     if lock is not None:
         with suppress(OSError):  # the disk failed: the lock ends nevertheless

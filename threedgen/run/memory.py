@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from threedgen.config.errors import OutOfMemory
 
-BLOCK = 512  # size in bytes of which torch's allocator on a GPU makes the size of each tensor a multiple
+BLOCK = 512  # torch's GPU allocator rounds the bytes of each tensor up to a multiple of this number
 CGROUP = Path("/sys/fs/cgroup")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # mallopt parameters of glibc's malloc.h
 MAX_REUSED_BLOCK, MAX_REUSED_HEAP = 256 << 20, 512 << 20
@@ -52,7 +52,8 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 def keep_freed_memory() -> None:
     """Make glibc's malloc reuse large freed blocks, which speeds up training on a CPU. No effect with other libraries.
 
-    By default malloc returns a block above 32 MB to the system and maps a new one, as slow as a large matrix product.
+    By default malloc returns a freed block above 32 MB to the system and maps a new one for the next tensor, which
+    takes as long as a large matrix product.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
@@ -61,7 +62,7 @@ def keep_freed_memory() -> None:
 
 
 def require_memory(size: int, what: str) -> None:
-    """Raise OutOfMemory if less than `size` bytes of CPU memory are free. `what`: subject of the message."""
+    """Raise OutOfMemory if less than `size` bytes of CPU memory are free. `what`: subject of the error message."""
     free = free_bytes(torch.device("cpu"))
     if size > free:
         raise OutOfMemory(f"{what} needs {size / 1e9:.1f} GB of memory, but only {free / 1e9:.1f} GB are free")
@@ -69,7 +70,10 @@ def require_memory(size: int, what: str) -> None:
 
 @contextmanager
 def explain_out_of_memory(what: str, remedy: str) -> Iterator[None]:
-    """Return a context that converts torch's OutOfMemoryError to `OutOfMemory` with advice, the text `remedy`."""
+    """Return a context that converts torch's OutOfMemoryError to `OutOfMemory`.
+
+    `what` is the subject of the error message, such as "the prior", and `remedy` is advice for the user.
+    """
     try:
         yield
     except torch.OutOfMemoryError:
@@ -90,7 +94,7 @@ def _container() -> int | None:
 
 
 ALLOCATIONS = ("empty", "empty_strided", "empty_like", "new_empty", "detach", "_unsafe_view")
-NO_KERNEL = {f"aten::{name}" for name in ALLOCATIONS}  # operators that only allocate memory, or not even that
+NO_KERNEL = {f"aten::{name}" for name in ALLOCATIONS}  # operators that only allocate memory or make a view
 
 
 class PeakMemory(TorchDispatchMode):
@@ -120,7 +124,10 @@ class PeakMemory(TorchDispatchMode):
         return result
 
     def add(self, *tensors: Tensor) -> None:
-        """Count tensors, also some made before the context. Shared memory counts once, until it is freed."""
+        """Add the memory of tensors to `live`, such as of tensors that were created before the context.
+
+        Memory that several tensors share counts once. It is subtracted when it is freed.
+        """
         for tensor in tensors:
             storage = tensor.untyped_storage()
             key, size = storage._cdata, -(-storage.nbytes() // BLOCK) * BLOCK
@@ -143,7 +150,7 @@ class _Saved:
 def graph_bytes(make: Callable[[], object]) -> int:
     """Call `make` and return the bytes that autograd saves for its backward pass. Shared memory counts once.
 
-    Saved parameters are included; they cancel in the difference of two results.
+    Saved parameters are included. They cancel if two results are subtracted.
     """
     alive: WeakSet[_Saved] = WeakSet()
 

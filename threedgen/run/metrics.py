@@ -31,7 +31,10 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
 def read_metrics(folder: Path) -> list[Tree]:
-    """Return the metrics of a run: one dict per line of metrics.jsonl, with a key `step`. Raises FileError."""
+    """Return the metrics of a run: one dict per valid line of metrics.jsonl, with the key "step".
+
+    Returns [] if the file does not exist. Raises FileError if it cannot be read.
+    """
     path, rows = Path(folder) / "metrics.jsonl", []
     try:
         text = read_bytes(path).decode("utf-8", "replace") if path.exists() else ""
@@ -46,14 +49,15 @@ def read_metrics(folder: Path) -> list[Tree]:
 
 
 def read_summary(folder: Path) -> Tree:
-    """Return the content of summary.json in a run folder; {} if it cannot be read."""
+    """Return the content of summary.json in a run folder; {} if the file is missing or invalid."""
     return read_json(folder / SUMMARY)
 
 
 class Metrics:
     """Writer of a run's metrics to `folder`: metrics.jsonl with one JSON object per logged step, and metrics.csv.
 
-    `step` is the step at which the run resumes. Lines of later steps, which a killed process wrote, are removed.
+    `step` is the step at which the run resumes (0: new run). Lines of later steps, which a killed process wrote after
+    its last checkpoint, are removed from metrics.jsonl.
     """
 
     def __init__(self, folder: Path, step: int = 0) -> None:
@@ -64,9 +68,10 @@ class Metrics:
             write_atomic(self.path, "".join(map(_line, rows)))
 
     def log(self, step: int, values: Mapping[str, object]) -> None:
-        """Append the metrics of a step to metrics.jsonl: numbers or one-element tensors by name.
+        """Append a line with the metrics of a step to metrics.jsonl.
 
-        If this fails, warn, and try again with the next line.
+        `values` are numbers, texts or one-element tensors by name. If the file cannot be written, a warning is logged,
+        and the line is written together with the next one.
         """
         self._unwritten += _line({"step": step} | {key: _number(value) for key, value in values.items()}).encode()
         try:
@@ -82,21 +87,30 @@ class Metrics:
                 self._unwritten = self._unwritten[file.write(self._unwritten) :]
 
     def sync(self) -> None:
-        """Sync the lines so far to the disk; call it before a checkpoint of this step is saved. Raises OSError."""
+        """Force all lines so far onto the disk (fsync). Call this before a checkpoint of the same step is saved.
+
+        Raises OSError if the file cannot be written.
+        """
         self._write()
         if self.path.exists():
             sync(self.path)
             sync(self.path.parent)
 
     def write_csv(self) -> Path:
-        """Write metrics.csv, with one column per key in the order of appearance. Raises OSError."""
+        """Write metrics.csv with the content of metrics.jsonl, one column per metric; return the path.
+
+        Raises OSError if the file cannot be written.
+        """
         path, rows = self.path.with_suffix(".csv"), read_metrics(self.path.parent)
         write_atomic(path, csv_table(rows, () if rows else ("step",)))
         return path
 
 
 def csv_table(rows: Sequence[Tree], columns: Sequence[str] = ()) -> str:
-    """Return dicts as CSV text, one row each. `columns`: keys to write; (): all keys, in order of appearance."""
+    """Return CSV text with a header and one row per dict in `rows`. A missing key gives an empty cell.
+
+    `columns` are the keys to write; (): all keys, in order of appearance.
+    """
     columns = columns or list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, columns, restval="", extrasaction="ignore", lineterminator="\n")
@@ -117,7 +131,7 @@ def _number(value: Any) -> float | str | None:
 
 
 def environment() -> dict[str, object]:
-    """Return a dict of what can change the last bits of results: versions, machine, thread counts."""
+    """Return facts that can change the last bits of results: package versions, machine and thread counts, by name."""
     versions = {"threedgen": __version__, "python": platform.python_version()}
     for name in PACKAGES:
         with suppress(importlib.metadata.PackageNotFoundError):
@@ -151,7 +165,7 @@ def peak_memory() -> float | None:
 
 
 def reset_peak_memory() -> None:
-    """Start a new maximum for `peak_memory`, between two runs in one process (Linux only)."""
+    """Reset the maximum that `peak_memory` returns, between two runs in one process. Works on Linux only."""
     with suppress(OSError):  # not Linux, or not permitted
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
@@ -159,7 +173,8 @@ def reset_peak_memory() -> None:
 def write_summary(folder: Path, config: BaseModel, seconds: float, **figures: object) -> Path:
     """Write summary.json to a run folder; return its path.
 
-    It has task, prompt, seed, `seconds` (duration of the run), peak memory, versions and the results `figures` by name.
+    The file has task, prompt, seed and hash of the config, `seconds` (duration of the run), peak memory, versions, and
+    `figures`: results of the task by name.
     """
     summary = {
         "task": getattr(config, "task", None),

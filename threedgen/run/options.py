@@ -1,4 +1,4 @@
-"""Options of tasks that run jobs in workers; cores and ranks of this process. Imports no torch."""
+"""Options of tasks that run jobs in workers, and number of CPU cores and rank of this process. Imports no torch."""
 
 import os
 from typing import Annotated, Literal
@@ -21,7 +21,7 @@ Engine = Literal["here", "processes", "ray"]  # where jobs run: in this process,
 
 
 class WorkersConfig(RunConfig):
-    """Run whose jobs are done by this process, by several local processes, or on a Ray cluster."""
+    """Options of a run whose jobs are done by this process, by several local processes, or on a Ray cluster."""
 
     engine: Engine = Field("here", description="where jobs run: this process, local processes, or a Ray cluster")
     workers: int = Field(1, ge=1, le=10_000, description="number of parallel workers of the engines processes and ray")

@@ -30,14 +30,14 @@ def silence_lightning() -> None:
 
 
 class Speed:
-    """Meter of the time per optimisation step, averaged over the last `WINDOW` seconds."""
+    """Stopwatch for the time per optimisation step, averaged over the last `WINDOW` seconds."""
 
     def __init__(self) -> None:
         self._marks: deque[tuple[float, int]] = deque()
         self._warm: tuple[float, int] | None = None  # mark from which the time left is measured
 
     def mark(self, now: float, step: int) -> None:
-        """Record that `step` steps are done at the time `now`, in seconds of any clock."""
+        """Record that `step` steps are done at the time `now`, in seconds since any fixed moment."""
         if self._warm is None and self._marks and step > self._marks[0][1]:
             start = self._marks[0]
             self._warm = start if now - start[0] >= WINDOW else (now, step)  # the first step compiles kernels
@@ -46,17 +46,17 @@ class Speed:
             self._marks.popleft()
 
     def seconds_per_step(self) -> float | None:
-        """Return the average step time in seconds; None before the second call of `mark`."""
+        """Return the average time per step in seconds; None until `mark` has been called for two different steps."""
         if len(self._marks) < 2:
             return None
         (start, first), (end, last) = self._marks[0], self._marks[-1]
         return (end - start) / (last - first) if last > first else None
 
     def left(self, total: int) -> list[str]:
-        """Return ["6 s left"], the time until step `total`; [] at the end, and while the speed is unknown.
+        """Return a list with the time until step `total`, such as ["6 s left"]; [] at the end or while it is unknown.
 
-        The speed is known after WINDOW seconds or the fraction MIN_SHARE of `total`. The first step is not measured if
-        it is shorter than WINDOW, because it compiles kernels.
+        It is known after WINDOW seconds, or after the fraction MIN_SHARE of `total` steps. The first step is not
+        measured if it takes less than WINDOW, because it compiles kernels.
         """
         if self._warm is None:
             return []
@@ -153,7 +153,10 @@ class Count:
             self.say(details)
 
     def say(self, details: Callable[[], list[str]] | None = None) -> None:
-        """Print a line, unless there is a bar or `quiet` is set. `details`: as in `show`."""
+        """Print the progress as a line, unless there is a bar or `quiet` is set.
+
+        `details` returns texts to print after the number, such as the loss; None: the time left.
+        """
         if self.quiet or self._bar is not None:
             return
         self._printed_at = self.clock()
@@ -161,7 +164,10 @@ class Count:
         say(clean(line), self.console.file)
 
     def note(self, text: str, details: list[str] | None = None) -> None:
-        """Show the activity `text` on the bar, followed by the first `details` that fit (None: no change)."""
+        """Show the current activity `text` on the bar; without a bar, do nothing.
+
+        `details` are further texts, such as the loss; the first ones that fit are shown. None: they stay unchanged.
+        """
         if self._bar is not None:
             description = clean(f"{self.stage} {text}")
             task = self._bar.task_ids[0]
@@ -172,5 +178,5 @@ class Count:
                 self._bar.update(task, detail=max((text for text in starts if len(text) <= room), key=len, default=""))
 
     def left(self) -> list[str]:
-        """Return the time left, such as ["6 s left"]; [] while it is unknown."""
+        """Return a list with the time left, such as ["6 s left"]; [] at the end or while it is unknown."""
         return self.speed.left(self.total)

@@ -10,7 +10,7 @@ from threedgen.config.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
-EXAMPLE_OBJECT, EXAMPLE_ROOM = "a red penguin", "a blue room with a red sofa"  # only words of the embedded weights
+EXAMPLE_OBJECT, EXAMPLE_ROOM = "a red penguin", "a blue room with a red sofa"  # words that the embedded models know
 _MAX_LISTED = 8
 
 
@@ -32,7 +32,7 @@ class Reading:
 
 
 class PromptReader(Protocol):
-    """Part of the interface of a prior (threedgen.guidance.prior) that checks of prompts need."""
+    """Subset of the interface of a prior (diffusion model, threedgen.guidance.prior) that the prompt checks use."""
 
     @property
     def identifiers(self) -> Sequence[str]: ...
@@ -42,7 +42,10 @@ class PromptReader(Protocol):
 
 
 def normalise_prompt(prompt: str, key: str = "prompt", example: str = EXAMPLE_OBJECT) -> str:
-    """Return a prompt on one line, with single spaces. If it is empty, raise ConfigError with the given `example`."""
+    """Return a prompt on one line, with single spaces.
+
+    Raises ConfigError if the prompt is empty. The message names the config key `key` and suggests the prompt `example`.
+    """
     text = " ".join(prompt.split())
     if not any(character.isprintable() for character in text.replace(" ", "")):
         raise ConfigError(f'is empty. Set it, for example {key}="{example}"', key)
@@ -62,7 +65,7 @@ def remove_words(prompt: str, words: Iterable[str]) -> str:
 
 
 def prompt_warnings(prompt: str, prior: PromptReader, more: Iterable[str] = ()) -> list[str]:
-    """Check a prompt; log and return warnings for the user, followed by `more`, the caller's own warnings.
+    """Check a prompt; log and return warnings for the user, followed by the caller's own warnings `more`.
 
     There are warnings for joined lines, a prompt that is too long and cut off, unknown, replaced and negated words, and
     missing names of a subject that the prior was tuned for (DreamBooth).
@@ -85,7 +88,10 @@ def prompt_warnings(prompt: str, prior: PromptReader, more: Iterable[str] = ()) 
 
 
 def unknown_words_note(unknown: Sequence[tuple[str, list[str]]]) -> list[str]:
-    """Return a list with one warning about unknown words, given as pairs (word, similar known words), or []."""
+    """Return a list with one warning about the unknown words of a prompt; [] if there are none.
+
+    `unknown` are pairs (unknown word, similar known words).
+    """
     if not unknown:
         return []
     words = ", ".join(

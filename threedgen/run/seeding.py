@@ -1,7 +1,7 @@
 """Random generators keyed by (seed, step, purpose, rank), so that no random state has to be saved.
 
-A resumed run uses the same random numbers as an uninterrupted one; checkpoints, validation and logging have no effect
-on them. The key is a hash, because with ``seed + step`` two runs with seeds 1 and 2 would share most random numbers.
+A resumed run uses the same random numbers as an uninterrupted run. Checkpoints, validation and logging do not change
+them. The key is a hash, because with ``seed + step`` two runs with seeds 1 and 2 would share most random numbers.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ def key(seed: int, step: int, purpose: str, rank: int = 0) -> int:
 
 
 def generator(seed: int, step: int, purpose: str, rank: int = 0, device: torch.device | str = "cpu") -> torch.Generator:
-    """Return a torch generator, seeded with a hash of (seed, step, purpose, rank): generator(seed, step, "cameras").
+    """Return a torch generator that is seeded with a hash of (seed, step, purpose, rank).
 
-    The same arguments give the same numbers, so use a purpose only once per step. The numbers on CPU and GPU differ.
+    `purpose` is a text such as "cameras". The same arguments give the same numbers, so use each purpose only once per
+    step. The numbers on CPU and GPU differ.
     """
     import torch  # here, because the command line must start without it
 
@@ -34,7 +35,10 @@ def generator(seed: int, step: int, purpose: str, rank: int = 0, device: torch.d
 
 
 def numpy_generator(seed: int, step: int, purpose: str, rank: int = 0) -> np.random.Generator:
-    """Return a NumPy generator, seeded like a `generator`. Its numbers are not those of the torch generator."""
+    """Return a NumPy generator that is seeded with a hash of (seed, step, purpose, rank).
+
+    Its random numbers differ from those of the torch generator that `generator` returns.
+    """
     return np.random.default_rng(key(seed, step, purpose, rank))
 
 

@@ -11,7 +11,10 @@ from typing import IO
 
 
 def say(text: str, stream: IO[str] | None = None) -> None:
-    """Print text to `stream` (None: stdout), escaping control characters. If writing fails, discard later output."""
+    """Print text to `stream` (None: stdout), escaping control characters.
+
+    If writing fails, this and all later output to the stream is discarded.
+    """
     stream = stream or sys.stdout
     if stream is None:  # it was closed when the process started
         return
@@ -56,7 +59,7 @@ def clean(text: str) -> str:
 
 
 def visible(text: str) -> str:
-    """Escape control characters and lone surrogates for an HTML page, except line breaks."""
+    """Escape control characters and lone surrogates, except line breaks. HTML's own characters are not escaped."""
     lines = text.replace("\r\n", "\n").replace("\r", "\n")
     return "".join(c if c == "\n" or unicodedata.category(c) not in ("Cc", "Cs") else ascii(c)[1:-1] for c in lines)
 

@@ -1,4 +1,4 @@
-"""Setting of the number of threads of torch and Numba."""
+"""Number of CPU threads of torch and Numba."""
 
 import logging
 from typing import Any
@@ -12,9 +12,9 @@ logger = logging.getLogger(__name__)
 
 
 def set_threads(count: int | None) -> int:
-    """Set and return the number of threads of torch and Numba; None: one per available core.
+    """Set the number of CPU threads of torch and Numba to `count`, and return it. None: one thread per available core.
 
-    Call it before the first kernel: the last bits of sums depend on the number of threads.
+    Call this function before the first computation: the last bits of sums depend on the number of threads.
     """
     asked, count = count is not None, count or cores()
     available = int(vars(numba.config)["NUMBA_NUM_THREADS"])  # set by the library at import
@@ -27,7 +27,11 @@ def set_threads(count: int | None) -> int:
 
 
 def threads_of(config: Any) -> int | None:
-    """Return the CPU threads of a process of a run: `config.threads`, or cores / devices; None: all cores."""
+    """Return the number of CPU threads for one process of a run; None: one thread per core.
+
+    It is `config.threads` if set, else the number of cores divided by the number `trainer.devices`. With devices "auto"
+    it is None.
+    """
     threads: int | None = getattr(config, "threads", None)
     devices: Any = getattr(getattr(config, "trainer", None), "devices", "auto")
     if threads is not None or devices == "auto":
@@ -36,7 +40,11 @@ def threads_of(config: Any) -> int | None:
 
 
 def threads_each(config: WorkersConfig) -> int | None:
-    """Return the CPU threads per worker: `config.threads`, else CPUs of a Ray worker or cores / workers; None: all."""
+    """Return the number of CPU threads for each worker of a run; None: one thread per core.
+
+    It is `config.threads` if set. Otherwise it is None for the engine "here", `config.cpus` for "ray", and for
+    "processes" the number of cores divided by `config.workers`.
+    """
     if config.threads is not None or config.engine == "here":
         return config.threads
     return max(1, int(config.cpus) if config.engine == "ray" else cores() // config.workers)

@@ -26,17 +26,23 @@ _PLAIN = re.compile(
     r"|torch (\w+Storage|Size|device|b?float\w*|complex\w*|u?int\d+|bool)"
     r"|torch\._utils _rebuild_(tensor|tensor_v2|parameter|parameter_with_state)"
 )
-"""Pattern of classes and functions allowed in weight files. torch allows more, such as calls that allocate memory."""
+"""Pattern of the names "module name" of classes and functions that a weight file may use.
+
+torch's own list (weights_only) also allows others, such as calls that allocate memory.
+"""
 _REFUSED = re.compile(
     r"torch(?!\.(nn|optim|utils|distributed)\b)"  # other layouts of tensors and compiled networks
     r"|(os|posix|nt|sys|subprocess|shutil|socket|runpy|importlib|ctypes|pickle|webbrowser)\b"
     r"|(__builtin__|builtins) (eval|exec|execfile|compile|open|__import__|bytearray)$"
 )
-"""Pattern of names that are not skipped: what they stand for is lost, or the file was made to run code."""
+"""Pattern of the names of classes and functions for which a file is refused even with `skip_objects`.
+
+Without them the content would be incomplete, or the file was made to run code.
+"""
 
 
 class _ComparesAsDict(type):
-    # makes torch fill a `_Skipped` like a dict
+    # makes torch treat a `_Skipped` as a dict and set its items
     def __eq__(cls, other: object) -> bool:
         return other is cls or other is dict
 
@@ -74,8 +80,9 @@ def read_torch(path: Path, mmap: bool = False, skip_objects: bool = False) -> An
         skip_objects: replace Python objects in the content by empty stand-ins, instead of refusing the file.
 
     Raises:
-        FileError: the file is truncated, damaged, of another format, or contains Python objects.
-        OutOfMemory: the file needs more memory than is free.
+        FileError: the file is truncated, damaged, of another format, or contains Python objects (with `skip_objects`:
+            objects that cannot be replaced).
+        OutOfMemory: the file is larger than the free memory, and `mmap` is False.
     """
     try:
         length = ordinary(path).stat().st_size
@@ -120,7 +127,7 @@ def read_torch(path: Path, mmap: bool = False, skip_objects: bool = False) -> An
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Load a safetensors file to the CPU, as name -> tensor. Raises FileError if it is missing or damaged."""
+    """Load the tensors of a safetensors file to the CPU, by name. Raises FileError if it is missing or damaged."""
     try:
         return load_file(ordinary(path))
     except Exception as error:  # SafetensorError, or torch's errors for unsupported dtypes
@@ -135,7 +142,10 @@ def _raise_if_unreadable(path: Path, error: Exception) -> None:
 
 
 def leaves(tree: object) -> Iterator[object]:
-    """Yield all keys and values in nested dicts, lists, tuples and sets, except the containers themselves."""
+    """Yield all dict keys and all items in nested dicts, lists, tuples and sets, in any order.
+
+    The containers themselves are not yielded.
+    """
     visited, stack = set[int](), list[object]([tree])
     while stack:
         value = stack.pop()
@@ -159,7 +169,10 @@ def _in_python3(name: str) -> str:
 
 
 def check_architecture(stored: Mapping[str, object], state: Mapping[str, Tensor], what: str) -> None:
-    """Raise ConfigError, about `what`, unless `stored` weights have the names and shapes of the state_dict `state`."""
+    """Raise ConfigError unless the weights `stored` have the same names and shapes as the state_dict `state`.
+
+    `what` is the subject of the error message, such as "the checkpoint".
+    """
     needed = {name: str(tuple(t.shape)) for name, t in state.items()}
     shapes = {str(name): str(tuple(t.shape)) if isinstance(t, Tensor) else "none" for name, t in stored.items()}
     if wrong := [name for name in needed | shapes if shapes.get(name) != needed.get(name)]:
@@ -168,7 +181,10 @@ def check_architecture(stored: Mapping[str, object], state: Mapping[str, Tensor]
 
 
 def require_finite(stored: Mapping[str, object], what: str) -> None:
-    """Raise ConfigError if a stored weight is NaN, infinite or above MAX_WEIGHT. `what`: subject of the message."""
+    """Raise ConfigError if a weight in `stored` is NaN, infinite, or above MAX_WEIGHT in absolute value.
+
+    `stored` maps names to tensors or numbers. `what` is the subject of the error message.
+    """
     for name, value in stored.items():
         if isinstance(value, float) or (isinstance(value, Tensor) and value.is_floating_point()):
             if not (torch.as_tensor(value).float().abs() <= MAX_WEIGHT).all():  # float16 cannot represent MAX_WEIGHT

@@ -1,4 +1,4 @@
-"""Watching processes that work together: one that is frozen (SIGSTOP) or dead would block the others for ever."""
+"""Detection of frozen (SIGSTOP) and dead processes in a group. Such a process would block the others for ever."""
 
 import logging
 import time
@@ -13,16 +13,17 @@ FROZEN_CHECKS, CHECK_SECONDS = 6, 5.0
 
 
 class FrozenProcesses:
-    """Killer of frozen processes, which would block the others for ever. Call `kill` repeatedly, however often.
+    """Detector of frozen processes, which would block other processes for ever. Call its method `kill` in a loop.
 
-    A process is frozen if FROZEN_CHECKS checks in a row, one in CHECK_SECONDS, find it stopped.
+    A process is frozen if FROZEN_CHECKS checks in a row find it stopped (SIGSTOP). There is at most one check per
+    CHECK_SECONDS, even if `kill` is called more often.
     """
 
     def __init__(self) -> None:
         self._checks, self._next = Counter[int](), 0.0
 
     def kill(self, processes: Callable[[], Iterable[psutil.Process]]) -> None:
-        """Kill the frozen ones of the `processes`, with a warning."""
+        """Check the processes that the function `processes` returns. Kill the frozen ones, with a warning."""
         if time.monotonic() < self._next:
             return
         self._next = time.monotonic() + CHECK_SECONDS

@@ -44,19 +44,19 @@ def run_jobs(
     KeyboardInterrupt and kills them. With the engine "here" (this process), `work` handles signals.
 
     Args:
-        jobs: jobs, read one by one when a worker is free, and one in advance.
+        jobs: jobs. The next one is read when a worker becomes free, and one more in advance.
         on_done: called in this process with each job and its result.
         on_failed: called with a job and the reason, when its last attempt has raised an exception or lost its worker.
         options: engine, number of workers, and number of attempts per job.
         on_start: called with a job before each attempt.
 
     Returns:
-        0, or 130 or 143 after Ctrl-C or SIGTERM in this process or a worker.
+        0 after all jobs; 130 after Ctrl-C, or 143 after SIGTERM, in this process or in a worker.
 
     Raises:
-        ExpectedError: `work` raised it.
-        ConfigError: no Ray cluster responds.
-        WorkerLost: workers died repeatedly.
+        ExpectedError: `work` raised an ExpectedError, such as ConfigError.
+        ConfigError: no Ray cluster responds, or no local process can be started.
+        WorkerLost: several workers died in a row.
     """
     start: Callable[[], Worker] = LocalProcess if options.engine == "processes" else Worker
     if options.engine == "ray":
@@ -72,9 +72,13 @@ def run_jobs(
 
 
 def attempt(work: Callable[[J], R], job: J, table: dict[str, dict[str, registry.Entry]]) -> Answer:
-    """Call `work(job)` in a worker. Returns ("done", result), or another state and the exit code or error.
+    """Call `work(job)` in a worker, and return the state of the attempt with a value.
 
     `table` is the component registry of the main process, with the components of its plug-ins.
+
+    Returns:
+        ("done", result of `work`), ("stopped", exit code) after a stop signal, ("expected", exception) for an
+        ExpectedError or a failed disk, or ("error", (message, traceback)) for any other exception.
     """
     registry.TABLE.update(table)
     try:
@@ -90,7 +94,10 @@ def attempt(work: Callable[[J], R], job: J, table: dict[str, dict[str, registry.
 
 
 class WorkerPool(Generic[J, R]):
-    """Pool of `count` workers from `start`. It retries failed jobs (`attempts` in all) and replaces dead workers."""
+    """Pool of `count` workers that the function `start` creates. It replaces dead workers.
+
+    A job whose attempt failed is tried again, up to `attempts` attempts in all.
+    """
 
     def __init__(
         self, start: "Callable[[], Worker]", count: int, work: Callable[[J], R], attempts: int, interrupts: Interrupts
@@ -143,13 +150,19 @@ class WorkerPool(Generic[J, R]):
         return self.code != 0
 
     def fetch(self, jobs: Iterable[J]) -> bool:
-        """Read the next job if the queue is empty. Return whether a job can start (never after Ctrl-C or SIGTERM)."""
+        """Read the next job into the queue if the queue is empty. Return whether the queue has a job that may start.
+
+        No job may start after Ctrl-C or SIGTERM.
+        """
         if not self.queue and not self.stopped():
             self.queue += [(job, 1) for _, job in zip(range(1), jobs, strict=False)]
         return bool(self.queue) and not self.stopped()
 
     def answer(self, future: Future[Answer], worker: "Worker") -> Answer:
-        """Return the answer of a finished attempt; replace a dead worker. Raises the same errors as `run_jobs`."""
+        """Return the `Answer` of a finished attempt, and mark its worker as idle. A dead worker is replaced.
+
+        Raises the ExpectedError that the job raised, if any, and WorkerLost if too many workers died in a row.
+        """
         if death := future.exception():
             worker.close()
             self.idle.append(self.start())
@@ -170,10 +183,10 @@ class WorkerPool(Generic[J, R]):
 
 
 class Worker:
-    """Worker in the current process, and base class of other workers.
+    """Worker that runs jobs in the current process, and base class of other workers.
 
-    `submit` takes the arguments of `attempt` and returns a future of its result. If the worker dies, the future has an
-    exception.
+    The method `submit` takes the arguments of the function `attempt` and returns a future of the result of `attempt`.
+    If the worker dies, the future has an exception.
     """
 
     def submit(self, *task: Any) -> Future[Answer]:
@@ -189,7 +202,7 @@ class Worker:
 
 
 class LocalProcess(Worker):
-    """Worker process on this machine. Each has a process pool of its own, as a dead process breaks its pool."""
+    """Worker process on this machine. Each worker has its own process pool, because a dead process breaks its pool."""
 
     def __init__(self) -> None:
         spawn = multiprocessing.get_context("spawn")  # a fork would inherit locks and threads of torch
@@ -219,7 +232,10 @@ class LocalProcess(Worker):
 
 
 def init_process(loaded: Mapping[str, plugins.Plugin]) -> None:
-    """Initialise a worker process: import the plug-ins `loaded`, and protect the process from the terminal's Ctrl-C."""
+    """Initialise a worker process: import the plug-ins `loaded`, and protect the process from the terminal's Ctrl-C.
+
+    The process then raises `Stopped` on SIGTERM, and ends when its parent process ends.
+    """
 
     def stop(*signal_and_frame: object) -> None:  # replaced by Interrupts during a training
         raise Stopped(STOP_CODES[1])
@@ -262,10 +278,13 @@ def attempt_for_ray(*task: Any) -> Answer:
 
 
 def ray_tasks(address: str | None, cpus: float, gpus: float) -> Callable[[], Worker]:
-    """Connect to a Ray cluster; return a function that creates workers there. Raises ConfigError.
+    """Connect to a Ray cluster; return a function that creates a worker there.
 
-    `address` is that of the cluster (None: the variable RAY_ADDRESS, or a new local cluster). Ray reserves `cpus` CPUs
-    and `gpus` GPUs per job.
+    Raises ConfigError if no cluster responds.
+
+    Args:
+        address: address of the cluster; None: the environment variable RAY_ADDRESS, or a new local cluster.
+        cpus, gpus: numbers of CPUs and GPUs that Ray reserves per job.
     """
     import ray
 

@@ -1,1 +1,1 @@
-"""Training loop of all systems, with Lightning: exact resume, atomic checkpoints, moving average of weights."""
+"""Training loop of all tasks, based on Lightning: exact resume, atomic checkpoints, moving average of weights."""

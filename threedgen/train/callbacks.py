@@ -137,7 +137,10 @@ class Logging(StepCallback):
 
 
 class Validation(StepCallback):
-    """Callback that calls `module.validate(step, folder)` on rank 0 every `every` steps."""
+    """Callback that calls `module.validate(step, folder)` on rank 0 every `every` steps, in eval mode.
+
+    If the files cannot be written, a warning is logged.
+    """
 
     def __init__(self, every: int, folder: Path) -> None:
         self.every, self.folder = every, folder
@@ -183,7 +186,7 @@ def first_nonfinite(module: torch.nn.Module) -> str | None:
 
 def gradient_norms(module: torch.nn.Module) -> list[torch.Tensor]:
     """Return the norm of each gradient, a list of scalars. A norm is not finite if its gradient is not finite."""
-    # on CPUs ten times faster than the maximum
+    # on CPUs the norm is ten times faster than the maximum
     gradients = [p.grad for p in module.parameters() if p.grad is not None]
     return [norm.float() for norm in torch._foreach_norm(gradients)]
 
@@ -235,7 +238,7 @@ class FiniteGuard(StepCallback):
         values: list[float] = torch.stack(numbers).cpu().tolist() if numbers else []  # waits once for a GPU
         self._losses, others = [], values[len(losses) :]
         self._loss_is_finite = all(map(math.isfinite, values[: len(losses)]))
-        suspicious = not all(map(math.isfinite, others)) if scale is None else others[0] < 1  # above: normal overflows
+        suspicious = not all(map(math.isfinite, others)) if scale is None else others[0] < 1  # above 1 they are normal
         self._bad_gradient = first_nonfinite_gradient(pl_module) if suspicious else None
         if not any_rank(trainer, not self._loss_is_finite or self._bad_gradient is not None):
             self.in_a_row = 0

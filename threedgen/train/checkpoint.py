@@ -133,7 +133,10 @@ def check_config(checkpoint: CheckpointData, config_yaml: str) -> None:
 
 
 def check_weights(checkpoint: CheckpointData, weights: Mapping[str, str]) -> None:
-    """Raise ConfigError if the run's pretrained `weights` (config key -> SHA-256) differ from those in a checkpoint."""
+    """Raise ConfigError if pretrained weights of the run differ from those that a checkpoint names.
+
+    `weights` maps config keys to SHA-256 hashes. Keys that the checkpoint does not have are not compared.
+    """
     before = checkpoint.get(WEIGHTS_KEY, {})
     for key, now in weights.items():
         if before.get(key, now) != now:
@@ -142,7 +145,7 @@ def check_weights(checkpoint: CheckpointData, weights: Mapping[str, str]) -> Non
 
 
 def numerics(trainer: pl.Trainer) -> dict[str, str]:
-    """Return {name: value} of versions, processors, thread and device counts, which affect the last bits of results."""
+    """Return versions, processors, thread and device counts, by name. They affect the last bits of results."""
     numba_threads = numba.get_num_threads()  # first: this call may change torch's number, see threads.py
     device = trainer.strategy.root_device
     result = {

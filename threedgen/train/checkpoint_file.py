@@ -25,7 +25,10 @@ _REQUIRED_KEYS = ("state_dict", "global_step", "loops", "optimizer_states", "lr_
 
 
 def write(checkpoint: CheckpointData, path: Path) -> None:
-    """Write a checkpoint atomically. An existing file at `path` becomes previous.ckpt. Raises OSError."""
+    """Write a checkpoint atomically. An existing file at `path` is renamed to previous.ckpt.
+
+    Raises OSError if the file cannot be written.
+    """
 
     def keep_previous() -> None:
         if path.exists():
@@ -51,7 +54,7 @@ def read(path: Path) -> CheckpointData:
 def latest(folder: Path) -> tuple[Path, CheckpointData] | None:
     """Return the path and the content of the newest readable checkpoint in `folder`; None if there is no checkpoint.
 
-    An unreadable newer file is skipped with a warning. Raises FileError if all files are unreadable.
+    If last.ckpt is unreadable, previous.ckpt is used, with a warning. Raises FileError if all files are unreadable.
     """
     problem: FileError | None = None
     for path in (folder / LAST, folder / PREVIOUS):

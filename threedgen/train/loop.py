@@ -73,10 +73,11 @@ def fit(
         interrupts: Ctrl-C handler of the caller, which stays active afterwards.
 
     Returns:
-        Final status of the training. After TERMINATED the process should exit soon.
+        Final status of the training. After TERMINATED (SIGTERM) the process should exit soon.
 
     Raises:
-        ConfigError: the checkpoint does not fit the run.
+        ConfigError: the checkpoint has another config, other weights or more steps than the run, or `folder` already
+            contains a run and `resume` is False.
         DiskFull: the disk has no room for the last checkpoint.
         KeyboardInterrupt: Ctrl-C was pressed a second time.
     """
@@ -221,7 +222,8 @@ def _run(trainer: pl.Trainer, module: pl.LightningModule, path: Path | None) -> 
 def deterministic(options: TrainerConfig) -> bool | Literal["warn"]:
     """Return `trainer.deterministic`, but False for "warn" on a CUDA device.
 
-    The additions of the Triton kernels have no fixed order there, so slower deterministic sums elsewhere gain nothing.
+    On CUDA the additions of the Triton kernels have no fixed order, so deterministic sums elsewhere would be slower and
+    gain nothing.
     """
     on_gpu = options.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     return False if options.deterministic == "warn" and on_gpu else options.deterministic
@@ -231,7 +233,8 @@ def deterministic(options: TrainerConfig) -> bool | Literal["warn"]:
 def determinism(setting: bool | Literal["warn"]) -> Iterator[None]:
     """Set torch's deterministic mode inside a context: on (True), off (False), or on with warnings only ("warn").
 
-    Torch's deterministic mode also fills new memory with NaN by default; this is turned off.
+    By default torch's deterministic mode also fills new memory with NaN; this part is turned off. On exit the
+    deterministic mode is off.
     """
     memory: Any = torch.utils.deterministic
     memory.fill_uninitialized_memory = False

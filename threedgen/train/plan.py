@@ -29,7 +29,7 @@ def plan(config: TaskConfig) -> str:
 
 
 def notes(config: TaskConfig) -> list[str]:
-    """Return lines "note: ...": the notes of the config, and a warning if the device only emulates its dtype."""
+    """Return lines "note: ...": notes of the config, and a warning if the device only emulates the prior's dtype."""
     emulated = emulation_note(getattr(getattr(config, "prior", None), "dtype", "auto"), _device(config))
     return [f"note: {note}" for note in (*config.notes(), emulated) if note]
 

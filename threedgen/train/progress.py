@@ -47,7 +47,10 @@ class Progress(pl.Callback):
 
     @contextmanager
     def within(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str, total: int) -> Iterator[Count]:
-        """Show the progress of other work with `total` steps inside a context. Then the step time is measured anew."""
+        """Show the progress of a long computation with `total` steps, labelled `stage`, inside a context.
+
+        On exit the display of the training returns, and the step time is measured anew.
+        """
         if self.count is not None:
             self.count.__exit__()
         quiet = self.quiet or not trainer.is_global_zero

@@ -32,10 +32,12 @@ class System(pl.LightningModule):
     Attributes:
         stage: text in front of the progress display; may change during training.
         config_yaml: resolved config, saved in checkpoints and compared on resume.
-        weights: SHA-256 by config key of the weight files that the run starts from, saved and compared likewise.
+        weights: SHA-256 of the weight files that the run starts from, by config key; saved in checkpoints and compared
+            on resume.
         terms: terms of the last loss by name; they are logged, and named in the error if one is not finite.
         metrics: metrics of the last step by name; they are logged, and shown in the progress display on request.
-        track_progress: function of (stage, total) that returns a `Count` for a long computation inside a step.
+        track_progress: function (stage, total) -> context whose value is the progress display (`Count`) of a long
+            computation of `total` steps inside a training step.
     """
 
     stage = "training"
@@ -127,25 +129,29 @@ class System(pl.LightningModule):
     def scheduled(self, optimizer: torch.optim.Optimizer, *rates: Scheduled) -> OptimizerLRSchedulerConfig:
         """Add learning rate schedules to an optimizer; return the result of `configure_optimizers`.
 
-        `rates` has one schedule for all parameter groups, or one for each. A schedule is a config value or a function
-        of the step. It multiplies the learning rate of the optimizer.
+        `rates` has one schedule for all parameter groups, or one for each. A schedule is a config value (a number or
+        {step: value}) or a function of the step. It multiplies the learning rate of the optimizer.
         """
         steps = [rate if callable(rate) else partial(at, rate, max_steps=self.max_steps) for rate in rates]
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, steps if len(steps) > 1 else steps[0])
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def validate(self, step: int, folder: Path) -> None:
-        """Write validation images or other files after `step` steps. The module is in eval mode, without gradients."""
+        """Write validation images or other files to the run folder `folder` after `step` steps.
+
+        The caller has set eval mode and disabled gradients.
+        """
 
     def remove_validation(self, step: int, folder: Path) -> None:
-        """Remove the files that `validate` wrote at `step` because the run was interrupted there. Called on resume."""
+        """Remove the files that `validate` wrote at `step`, where the run was interrupted. Called on resume."""
 
 
 class EMA(torch.nn.Module):
     """Exponential moving average of a model's weights, in persistent buffers so that checkpoints contain it.
 
-    Call `update` after the optimizer in the module's `optimizer_step`, not in its on_train_batch_end, which runs after
-    the checkpoint. The decay is min(decay, (1 + step) / (10 + step)), so the initial weights soon lose influence.
+    Call `update` in the LightningModule's `optimizer_step`, after the optimizer, and not in on_train_batch_end, which
+    runs after the checkpoint. The decay is min(decay, (1 + step) / (10 + step)), so that the initial weights soon lose
+    their influence.
 
     Args:
         model: model whose weights are copied; no reference to it is kept.
@@ -187,7 +193,7 @@ class EMA(torch.nn.Module):
 
 
 class AveragedSystem(System):
-    """System whose result is a moving average of one network's weights. Call `keep_average` with the network."""
+    """Training module that keeps a moving average of one network's weights, after `keep_average` was called."""
 
     average: EMA
     averaged: torch.nn.Module | None = None

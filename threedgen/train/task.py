@@ -46,9 +46,10 @@ class Task:
     """Run of a task: config, folder, start time and result files, with methods that load, train and summarise."""
 
     def __init__(self, config: Any, resume: Path | None = None, quiet: bool = False, files: Iterable[str] = ()) -> None:
-        """Start a run, or resume it unless `resume` is None. `quiet`: show neither weight files nor progress.
+        """Prepare a run in the folder `config.out`: a new one, or if `resume` is not None one that continues.
 
-        `files`: result files, relative to the run folder. The summary lists those that exist when it is written.
+        `quiet`: show neither weight files nor progress. `files`: result files, relative to the run folder. The summary
+        lists those that exist when the summary is written.
         """
         self.config, self.resume, self.quiet, self.files = config, resume is not None, quiet, tuple(files)
         self.folder, self.start_time = Path(str(config.out)), time.monotonic()
@@ -61,9 +62,10 @@ class Task:
             logger.warning("the plug-in %s has changed since the run in %s stopped", file, self.folder)
 
     def load_prior(self, compact: bool = False) -> Any:
-        """Load the config's prior on the device of the run and store its weight hashes. Raises ConfigError.
+        """Load the config's prior (diffusion model) on the device of the run, and store the hashes of its weights.
 
-        `compact`: on a GPU load the UNet in half precision, which saves memory; it can then not be trained.
+        `compact`: on a GPU load the UNet in half precision, which saves memory; the UNet can then not be trained.
+        Raises ConfigError if the weights are missing or invalid.
         """
         prior, trainer = self.config.prior, getattr(self.config, "trainer", None)
         prior = prior.compact() if compact else prior
@@ -75,7 +77,8 @@ class Task:
     def name_weights(self, identities: Mapping[str, Any], section: str = "") -> None:
         """Print the weight files that the run starts from; store their SHA-256 in `self.weights` for the checkpoints.
 
-        `identities` has the files by config key. `section` is a prefix of the keys, such as "prior.".
+        `identities` maps config keys to the files: `str` gives the text to print, `digest` is the SHA-256. `section` is
+        a prefix of the keys, such as "prior.".
         """
         for key, files in identities.items():
             if not self.quiet and is_rank_zero():
@@ -181,9 +184,9 @@ class Task:
 
     @contextmanager
     def track_progress(self, stage: str, steps: int) -> Iterator[Callable[[], None]]:
-        """Return a context whose value is a function to call before each step; it raises `Stopped` after Ctrl-C.
+        """Return a context for a computation of `steps` steps. Its value is a function to call before each step.
 
-        The function shows the progress of `steps` steps with the label `stage`.
+        The function shows the progress with the label `stage`, and raises `Stopped` after Ctrl-C.
         """
         done = itertools.count()
         with Interrupts() as interrupts, Count(stage, steps, self.quiet) as progress:
@@ -196,7 +199,10 @@ class Task:
             progress.show(steps)
 
     def summarise(self, status: Status = Status.FINISHED, **figures: Any) -> None:
-        """Write summary.json with the status and `figures`, which are additional values by name. Raises OSError."""
+        """Write summary.json with the status and additional values, `figures`. Raises OSError if this fails.
+
+        `figures` may have a list "files" of further result files.
+        """
         files = [*(name for name in self.files if (self.folder / name).exists()), *figures.pop("files", ())]
         seconds = self.previous_seconds + time.monotonic() - self.start_time
         write_summary(self.folder, self.config, seconds, status=status.value, files=files, **figures)
@@ -220,7 +226,7 @@ def run_task(
         quiet: show neither weight files nor progress.
         result: file or folder in the run folder whose path is printed.
         files: names of result files. If a file that the run has written is missing, the run does not count as finished.
-        again: call `work` even if the task is finished. Evaluations set it; they cache their slow parts.
+        again: call `work` even if the task is finished, as evaluations do, which cache their slow parts.
     """
     task = Task(config, resume, quiet, files)
     task.resume &= not again
