@@ -12,7 +12,7 @@ from threedgen.run.prompts import reading_notes, unknown_words_note
 
 
 class PromptedConfig(RunConfig):
-    """Prompt and check of its words; base of the configs with a prompt."""
+    """Base class of the config models of tasks with a prompt. It checks the words of the prompt."""
 
     prompt: str = Field("", description="text for the prior, passed on as it is")
     prompt_check: Literal["on", "off"] = Field(
@@ -25,19 +25,25 @@ class PromptedConfig(RunConfig):
         return True
 
     def texts(self) -> list[str]:
-        """Return all prompts of the config, for checks before the run. Raises ConfigError."""
+        """Return all prompts of the config, for checks before the run.
+
+        Subclasses raise ConfigError if a prompt is missing, or if two options contradict each other.
+        """
         return [self.prompt]
 
     def vocabulary(self) -> Vocabulary | None:
-        """Return the words that the prior knows; None if it takes any text or there is no prior. Raises ConfigError."""
+        """Return the words that the prior knows; None if the prior takes any text, or if the config has no prior.
+
+        Raises ConfigError if the weights of the prior cannot be read.
+        """
         prior: Any = getattr(self, "prior", None)
         with within("prior"):
             return None if prior is None else prior.vocabulary()
 
     def check_prompt(self, others: Iterable[str] = ()) -> None:
-        """Raise ConfigError if the prior knows no noun of a prompt. With `prompt_check` off, nothing is checked.
+        """Raise ConfigError if a prompt names no object that the prior knows. Without a closed vocabulary, all pass.
 
-        `others` are the prompts to check; empty: the prompt of the config.
+        `others` are the prompts to check; empty: the prompt of the config. With `prompt_check` off, nothing is checked.
         """
         if self.prompt_check == "off":
             return
@@ -58,7 +64,7 @@ class PromptedConfig(RunConfig):
         return prompt_reader(None).usual_height(self.prompt)
 
     def prompt_notes(self) -> list[str]:
-        """Return warnings: objects in the prompt, and unknown words in the negative prompt. Raises ConfigError."""
+        """Return warnings about the objects in the prompt, and about unknown words in the negative prompt."""
         vocabulary = self.vocabulary()
         unknown = vocabulary.unknown(getattr(self, "negative_prompt", "")) if vocabulary else []
         negative = [f"negative_prompt: {note}" for note in unknown_words_note(unknown)]

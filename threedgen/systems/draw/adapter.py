@@ -32,7 +32,7 @@ MAX_ROW = 8  # maximum number of columns in views.png
 def sample_angles(task: Task, rig: AnglesConfig) -> None:
     """Sample views of an object at the angles in `rig` with MV-Adapter, and write them to the run folder.
 
-    Raises ConfigError, and Stopped after Ctrl-C.
+    Raises ConfigError if the adapter does not fit the conditions or views, and Stopped after Ctrl-C.
     """
     config: SampleConfig = task.config
     source = None if config.mesh is None else read_object(config)
@@ -60,7 +60,7 @@ def sample_angles(task: Task, rig: AnglesConfig) -> None:
 def sample_views(
     task: Task, model: MVAdapter, cameras: Cameras, maps: Tensor | None, keys: tuple[str, str], sync: ViewSync = NO_SYNC
 ) -> tuple[Tensor, list[str]]:
-    """Sample V views of an object, or read them from views.safetensors in the folder of a resumed run.
+    """Sample V views of an object with MV-Adapter, or read them from views.safetensors in the folder of a resumed run.
 
     Args:
         cameras: V cameras of the views, with the image size H x W.
@@ -68,7 +68,12 @@ def sample_views(
         keys: names of the options for height and width, for error messages.
         sync: number of img2img rounds, and the function that makes the views consistent before each round.
 
-    Returns images (V, H, W, 3) in [0, 1], and warnings about the prompt. Raises ConfigError, and Stopped after Ctrl-C.
+    Returns:
+        Images (V, H, W, 3) in [0, 1], and warnings about the prompt.
+
+    Raises:
+        ConfigError: the adapter does not fit the condition, the views or the image size.
+        Stopped: Ctrl-C was pressed.
     """
     config: SamplingConfig = task.config
     check_model(model, config, cameras, maps is not None)

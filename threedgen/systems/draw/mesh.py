@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 SIDES = ("front", "right", "back", "left", "top", "bottom")
 MAX_COORDINATE = 1e7  # maximum absolute coordinate in metres
 MAX_RELATIVE_DISTANCE = 100
-"""Distance from the origin, relative to the size of an object, up to which float32 vertices are exact enough."""
+"""Maximum distance from the origin, relative to the size of an object, at which float32 vertices are exact enough."""
 MIN_NORMAL_COSINE = 0.5
 """Minimum cosine between a normal of the file and the normal of its triangle; other normals are replaced."""
 
@@ -44,7 +44,8 @@ class MeshFrame:
         scale: metres per unit of the file.
         centre: (3,) centre of an object in metres, before `zoom`; 0 for a scene.
         zoom: factor that scales an object to the size that the prior expects; 1 for a scene.
-        written: (up, front) for export, so that a written mesh is oriented as in the file; None: `up` and `front`.
+        written: axes (up, front) that an exported mesh gets instead of `up` and `front`, so that it is oriented as in
+            its file; None: `up` and `front`.
     """
 
     up: str = "+z"
@@ -56,9 +57,10 @@ class MeshFrame:
 
     @classmethod
     def of(cls, config: SamplingConfig, scale: float = 1.0) -> "MeshFrame":
-        """Create the transform from the mesh options of a config. Raises ConfigError if the axes are parallel.
+        """Create the transform from the mesh options of a config. Raises ConfigError if up and front axis are parallel.
 
-        `scale` is in metres per unit of the file. For up or front "auto", the axes are those of the file format.
+        `scale` is in metres per unit of the file. For `config.up` or `config.front` "auto", the usual axes of the file
+        format are used.
         """
         y_up = config.mesh is not None and Path(config.mesh).suffix.lower() in (".glb", ".gltf", ".obj")
         up = config.up if config.up != "auto" else "+y" if y_up else "+z"
@@ -75,10 +77,10 @@ class MeshFrame:
         return np.stack([front, np.cross(up, front), up])
 
     def for_file(self, mesh: TexturedMesh) -> TexturedMesh:
-        """Return a mesh in world coordinates with the place, size and orientation that it has in its file, for export.
+        """Transform a mesh from world coordinates back to the place, size and orientation in its file, for export.
 
         The result still has z up; the file writers convert the axes. Far from the origin float32 is too coarse: then
-        the vertices are relative to the `offset` of the result.
+        the vertices of the result are relative to its attribute `offset`, else the offset is 0.
         """
         points, centre = mesh.vertices.astype(np.float64) / self.zoom, np.array(self.centre)
         far = np.abs(centre).max() > MAX_RELATIVE_DISTANCE * np.abs(points).max()
@@ -129,10 +131,11 @@ class SourceMesh:
 
 
 def read_source(path: Path, frame: MeshFrame, dtype: type[np.floating] = np.float32) -> SourceMesh:
-    """Read the triangles of all parts of a mesh file and join them in world coordinates. Raises ConfigError.
+    """Read the triangles of all parts of a mesh file and join them to one mesh in world coordinates.
 
-    The transforms of the file's scene graph are applied. Triangles without an area are left out. Of `frame`, the
-    transform to the world, only rotation and scale are applied. `dtype` is the type of the vertices.
+    The transforms of the file's scene graph are applied. Triangles without an area are left out. Only the rotation and
+    scale of `frame`, the transform to the world, are applied. `dtype` is the type of the vertices. Raises ConfigError
+    if the file is unreadable, has no triangle with an area, or has coordinates above MAX_COORDINATE.
     """
     file = read_mesh_file(path, "mesh", colours=False)
     parts = file.submeshes
@@ -175,7 +178,7 @@ def _normals(parts: tuple[Submesh, ...], points: Array, triangles: Array) -> Arr
 def read_object(config: SamplingConfig) -> SourceMesh:
     """Read the mesh of an object. Centre it at the origin and scale its largest absolute coordinate to `HALF` = 0.5.
 
-    A mesh with more triangles than `config.budget` is simplified. Raises ConfigError.
+    A mesh with more triangles than `config.budget` is simplified. Raises ConfigError if the file cannot be used.
     """
     frame, notes = MeshFrame.of(config), list[str]()
     source = read_source(Path(str(config.mesh)).expanduser(), frame, np.float64)
@@ -192,7 +195,7 @@ def read_object(config: SamplingConfig) -> SourceMesh:
 
 
 def without_uv(source: SourceMesh) -> TexturedMesh:
-    """Convert to a mesh for untextured renders: vertex normals from the file if it has any, texture coordinates 0."""
+    """Convert a mesh for untextured renders: with vertex normals from the file if it has any, texture coordinates 0."""
     vertices, faces, _ = weld(source.vertices, source.faces)
     normals, uv = vertex_normals(vertices, faces), np.zeros((len(vertices), 2), np.float32)
     mesh = TexturedMesh(vertices, faces, normals, uv, vertex_tangents(vertices, faces, normals, uv))
@@ -202,8 +205,8 @@ def without_uv(source: SourceMesh) -> TexturedMesh:
 def with_file_normals(mesh: TexturedMesh, source: SourceMesh) -> TexturedMesh:
     """Return `mesh` with the vertex normals of `source`, which has the same triangles in the same order.
 
-    A vertex whose triangles have different normals is split. A normal in the file that points away from the normal of
-    its triangle is not used.
+    A vertex that has different normals in its triangles is split. A normal in the file whose cosine with the normal of
+    its triangle is below MIN_NORMAL_COSINE is not used. Without normals in `source`, `mesh` is returned.
     """
     if source.normals is None:
         return mesh
@@ -220,9 +223,10 @@ def with_file_normals(mesh: TexturedMesh, source: SourceMesh) -> TexturedMesh:
 
 
 def six_sides(size: int) -> Cameras:
-    """Return the orthographic cameras of the sides front, right, back, left, top and bottom, as in MV-Adapter.
+    """Return six orthographic cameras for images of size x size pixels, as in MV-Adapter.
 
-    The images have size x size pixels. In the image of the top, the front of the object is at the upper edge.
+    They see the sides front, right, back, left, top and bottom. In the image of the top, the front of the object is at
+    the upper edge.
     """
     return views(GEOMETRY_VIEWS, size, size)
 
@@ -235,7 +239,7 @@ def control_maps(mesh: TexturedMesh, cameras: Cameras) -> Tensor:
 
 
 def preview(mesh: TexturedMesh, size: int = 256) -> Array:
-    """Render the sides of a mesh without texture: (6, size, size, 3) in [0, 1], in the order of `six_sides`."""
+    """Render the sides front, right, back, left, top and bottom of an untextured mesh: (6, size, size, 3) in [0, 1]."""
     return render_untextured(mesh, six_sides(size))
 
 

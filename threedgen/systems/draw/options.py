@@ -32,9 +32,9 @@ Angles = tuple[Annotated[float, Field(ge=-360, le=360)], Annotated[float, Field(
 
 
 def read_lines(value: object) -> object:
-    """Replace the name of a text file by its lines without empty ones and comments (#); return other values unchanged.
+    """Replace the name of a text file by a tuple of its lines; return other values unchanged.
 
-    Raises ValueError if the file is empty or cannot be read.
+    Empty lines and comments (#) are left out. Raises ValueError if the file has no other lines or cannot be read.
     """
     if not isinstance(value, str):
         return value
@@ -52,13 +52,16 @@ Lines = Annotated[tuple[str, ...], BeforeValidator(read_lines)]
 
 
 def check_ring(views: int, fov: float, name: str) -> None:
-    """Raise ValueError if `views` views of `fov` degrees do not overlap in a full circle; `name` is their option."""
+    """Raise ValueError if `views` views with a field of view of `fov` degrees do not overlap in a full circle.
+
+    `name` is the option with the number of views, for the message.
+    """
     if 360 / views >= fov:
         raise ValueError(f"{name} {views}: views of {fov:g} degrees do not overlap. Try {name}={int(360 // fov) + 1}")
 
 
 class SamplingConfig(PromptedConfig):
-    """Sampling of views: conditions (text, image, mesh), denoising steps and guidance."""
+    """Base class of the options of tasks that sample views: conditions (text, image, mesh), steps and guidance."""
 
     prior: Annotated[Any, Component("prior", "mvdream", SAMPLERS)] = Field({}, description="diffusion prior")
     prompts: Lines = Field((), description="text file with one prompt per view of a scene, instead of prompt")
@@ -82,7 +85,7 @@ class SamplingConfig(PromptedConfig):
         return self
 
     def check_rig(self, rig: str, **keys: str) -> None:
-        """Raise ValueError if the prior cannot sample a rig (set of cameras), or if a set option has no effect with it.
+        """Raise ValueError if the prior cannot sample a rig (set of cameras), or an option has no effect with the rig.
 
         `keys` maps rig names to the options that not all rigs use, separated by blanks, such as orbit="samples prefix".
         """
@@ -102,12 +105,18 @@ class SamplingConfig(PromptedConfig):
         return default if self.guidance_scale is None else self.guidance_scale
 
     def object_text(self) -> str:
-        """Return the prompt, or `image_prompt` if there is an image but no prompt. Raises ConfigError."""
+        """Return the prompt, or `image_prompt` if there is an image but no prompt.
+
+        Raises ConfigError if there is neither an image nor a prompt.
+        """
         by_image = self.image is not None and not self.prompt.strip()
         return self.image_prompt if by_image else normalise_prompt(self.prompt)
 
     def scene_texts(self) -> list[str]:
-        """Return a list of one prompt for all views, or of one prompt per view. Raises ConfigError."""
+        """Return a list with one prompt for all views, or with one prompt per view.
+
+        Raises ConfigError if there is no prompt, or if both `prompt` and `prompts` are set.
+        """
         if self.prompt.strip() and self.prompts:
             raise ConfigError("give either prompt= for all views or prompts= with one line per view", "prompts")
         lines = [normalise_prompt(line, "prompts") for line in self.prompts]
@@ -121,7 +130,10 @@ class SamplingConfig(PromptedConfig):
         return texts
 
     def check_adapter(self, control: Literal["rays", "geometry"]) -> None:
-        """Raise ConfigError if an option or file is missing that MV-Adapter needs for the condition `control`."""
+        """Raise ConfigError if MV-Adapter lacks an option or file for the condition `control`.
+
+        The condition is camera rays ("rays") or the geometry of a mesh ("geometry").
+        """
         self.object_text()
         if self.prior.image is not None:
             raise ConfigError("is for text to 3D. Give the image as image=FILE", "prior.image")
@@ -143,7 +155,7 @@ class SamplingConfig(PromptedConfig):
 
 
 class OrbitConfig(Config):
-    """Views around an object at one elevation."""
+    """Options of evenly spaced views around an object at one elevation."""
 
     name: Literal["orbit"] = Field("orbit", description="evenly spaced views around an object")
     n_view: int = Field(4, ge=0, le=64, description="views of one object; 0: one image of the 2D model")
@@ -152,7 +164,7 @@ class OrbitConfig(Config):
 
 
 class AnglesConfig(Config):
-    """Views of an object at given angles."""
+    """Options of views of an object at given angles."""
 
     name: Literal["angles"] = Field("angles", description="views of an object at given angles")
     views: Annotated[tuple[Angles, ...], Field(min_length=1, max_length=64)] | None = Field(
@@ -163,7 +175,7 @@ class AnglesConfig(Config):
 
 
 class FilmConfig(Config):
-    """Video of one turn to the right from the first view of a panorama."""
+    """Options of a video that turns once to the right, from the first view of a panorama."""
 
     frames: int = Field(720, ge=1, le=10_000, description="frames of the turn")
     fps: int = Field(60, ge=1, le=120, description="frames per second")
@@ -173,7 +185,7 @@ class FilmConfig(Config):
 
 
 class PanoramaConfig(Config):
-    """Views all around one place, from text or around an image."""
+    """Options of a panorama: views all around one place, sampled from text or around an image."""
 
     name: Literal["panorama"] = Field("panorama", description="views all around one place")
     views: int = Field(8, ge=2, le=64, description="views, evenly spaced; weights are trained for one number")
@@ -190,7 +202,7 @@ class PanoramaConfig(Config):
 
 
 class SampleConfig(SamplingConfig):
-    """Views of an object, or a panorama, sampled from a prior."""
+    """Sampling of views of an object, or of a panorama, from a prior (task sample)."""
 
     prefix: str = Field("", description="text before every prompt")
     suffix: str = Field("", description="text after every prompt without 3d, such as ', 3d asset' for MVDream")

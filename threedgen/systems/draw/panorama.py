@@ -52,7 +52,7 @@ FRAME_BATCH = 8
 def sample(task: Task, rig: PanoramaConfig) -> None:
     """Sample the views of a panorama; write the views, the stitched image, a video and a page to the run folder.
 
-    Raises ConfigError, and Stopped after Ctrl-C.
+    Raises ConfigError if the weights do not fit the config, and Stopped after Ctrl-C.
     """
     config: SampleConfig = task.config
     texts, model = config.view_texts(rig.views), task.load_prior().compact()
@@ -114,7 +114,8 @@ def check_model(model: MVDiffusion, config: SampleConfig, rig: PanoramaConfig) -
 def known_views(config: SampleConfig, rig: PanoramaConfig, size: int) -> tuple[Tensor, Tensor]:
     """Warp the config's image, if there is one, into the V views of a panorama.
 
-    Returns views (V, size, size, 3) in [0, 1], 0 where unknown, and bool masks (V, size, size), True where known.
+    Returns views (V, size, size, 3) in [0, 1], 0 where unknown, and bool masks (V, size, size), True where the image
+    shows the pixel. Without an image, no pixel is known.
     """
     if config.image is None or rig.image_fov is None:
         return torch.zeros(rig.views, size, size, 3), torch.zeros(rig.views, size, size, dtype=torch.bool)
@@ -126,8 +127,9 @@ def known_views(config: SampleConfig, rig: PanoramaConfig, size: int) -> tuple[T
 def warp_image(image: Tensor, fov: float, K: Tensor, R: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Warp an image, which looks in the direction of view 0, into the views of a panorama.
 
-    An image that is not wider than a view is used in view 0 only, as in the reference code of MVDiffusion. A wider
-    image is used in all views that overlap it; the reference code instead crops it to a square of 90 degrees.
+    An image whose field of view is not wider than a view's is used in view 0 only, as in the reference code of
+    MVDiffusion. A wider image is used in all views that it overlaps; the reference code instead crops it to a square of
+    90 degrees.
 
     Args:
         image: (H, W, 3) in [0, 1], with the horizontal field of view `fov` in radians.
@@ -162,9 +164,10 @@ def resize_intrinsics(K: Tensor, x: float, y: float) -> Tensor:
 
 
 def write_known(folder: Path, views: Tensor, mask: Tensor) -> None:
-    """Write the known pixels of each view to folder/N.png, where N is its index; views without any are not written.
+    """Write the known pixels of each view to folder/N.png, where N is the index of the view.
 
-    `views` is (V, H, W, 3) in [0, 1], and `mask` (V, H, W) is True where known. Other pixels become transparent.
+    `views` is (V, H, W, 3) in [0, 1], and `mask` (V, H, W) is True where a pixel is known. Other pixels become
+    transparent. A view without known pixels is not written.
     """
     pixels = to_uint8(torch.cat([views, mask[..., None].to(views)], -1))
     for number in mask.flatten(1).any(1).nonzero()[:, 0].tolist():

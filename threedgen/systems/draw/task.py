@@ -1,6 +1,6 @@
 """The task "sample": samples views of an object or a panorama from a prior, without a 3D representation.
 
-RUN/views.png    contact sheet of all views of an object; with rig.name=orbit one row per sample
+RUN/views.png    contact sheet of all views of an object; with rig.name=orbit it has one row per sample
 RUN/views/       with rig.name=angles: N.png, or SIDE.png for the six sides of a mesh. The option ``views`` of the task
                  "texture" takes the folder with the six sides
 RUN/preview.png  untextured renders of the six sides of the mesh, if there is a mesh

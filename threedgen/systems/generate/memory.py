@@ -27,7 +27,7 @@ from .system import GenerateSystem, key_steps, piecewise_constant
 META = torch.device("meta")
 TOKENS = 77
 LIBRARIES = 0.5e9  # resident bytes of a process on Linux after it has imported the libraries of a run
-FIRST_STEPS = 50  # number of steps of which the first with a lit render is measured
+FIRST_STEPS = 50  # number of steps after a change among which the first with a lit (shaded) render is measured
 
 
 class MetaPrior(Prior):
@@ -63,7 +63,7 @@ class MetaPrior(Prior):
         return images.float() if self.meta.vae is None else self.meta.vae.encode(images).latent_dist.mean.float()
 
     def record_graph(self, images: int) -> None:
-        """Allocate the memory that a CUDA graph of the UNet for `images` latents holds, if it is used."""
+        """Allocate the memory that a CUDA graph of the UNet for `images` latents holds, if the run uses CUDA graphs."""
         self.graph_memory = torch.empty(0, device=META)
         if self.cuda_graph:
             z = torch.empty(images, *self.latent_shape, device=META)
@@ -114,7 +114,7 @@ class MetaPrior(Prior):
 
 
 class FusedAttention(TorchFunctionMode):
-    """Context manager in which attention takes as much memory as fused kernels, which store no attention weights."""
+    """Context in which attention takes as much memory as with fused kernels, which store no attention weights."""
 
     def __torch_function__(
         self,
@@ -145,9 +145,9 @@ class _Attention(torch.autograd.Function):
 
 
 class MeasuredSystem(GenerateSystem):
-    """System that measures memory on the meta device. All rays have the same number of samples; none is skipped.
+    """Training module that measures memory on the meta device, where all rays have the same number of samples.
 
-    `fraction` is the number of samples per ray as a fraction of `march.samples`.
+    No sample is skipped. `fraction` is the number of samples per ray as a fraction of `march.samples`.
     """
 
     def __init__(self, config: GenerateConfig, prior: MetaPrior, fraction: float = 1.0) -> None:
@@ -219,9 +219,10 @@ def memory(
 
     Args:
         device: device of the run; it decides the precision of the prior.
-        free: free bytes before the run, for `march.chunk: auto`; None: those of `device` now.
+        free: free bytes before the run, for `march.chunk: auto`; None: bytes that are free on `device` now.
         fraction: samples per ray as a fraction of `march.samples`; 1 is the worst case.
-        launches: gets the number of kernel launches of each step, without those of a CUDA graph and the optimizer.
+        launches: dict that receives the number of kernel launches of each kind of step, by the names of the result.
+            Launches in a CUDA graph and in the optimizer do not count. None: they are not counted.
 
     Returns bytes by phase, such as {"step at 64 px": 5e9}.
     """
@@ -266,8 +267,9 @@ def preview_bytes(prior: MetaPrior, views: int) -> int:
 def distinct_steps(system: GenerateSystem) -> Iterator[tuple[int, int]]:
     """Yield the distillation steps to measure: one for each combination of render size and number of scenes.
 
-    Yields pairs (render size in pixels, step). The step is the first with a lit render soon after the size or the
-    number changes, since lit renders take more memory. If there is none, it is the step of the change.
+    Yields pairs (render size in pixels, step). The step is the first with a lit (shaded) render among the FIRST_STEPS
+    steps after the change of size or number, because lit renders take more memory. Without lit renders it is the step
+    of the change.
     """
     config, end = system.config, system.max_steps
     schedules = [

@@ -42,9 +42,10 @@ def optimise(
     notes: list[str],
     start: Path | None,
 ) -> Status:
-    """Train the object, write the results, and return how the training ended.
+    """Train the object, write the results, and return the final status of the training.
 
     Args:
+        prior: diffusion model that guides the training.
         text: (2 or 6, L, D) embeddings: prompt, negative prompt, and any prompts for side, front, back, overhead view.
         views: (V, H, W, 3) images in [0, 1] for the warm start, sampled by the prior; None: no warm start.
         cameras: V cameras of `views`.
@@ -94,7 +95,7 @@ def start_from(system: GenerateSystem, folder: Path) -> None:
     """Initialise the object from the run in `folder`, and the background too if its tensors have the same shapes.
 
     `folder` may also be a point cloud file for 3D Gaussians. Raises ConfigError if the file cannot be read, or if the
-    representation of that run cannot initialise this one.
+    representation of that run cannot initialise the representation of this run.
     """
     if folder.is_file():
         system.field.init_from_file(folder)

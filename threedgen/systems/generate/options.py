@@ -30,13 +30,13 @@ MULTIVIEW = "Set camera.n_view=2 or more and a multi-view prior, such as prior.n
 
 
 class SystemConfig(Config):
-    """Training step with the phases warm start, distillation and refinement."""
+    """Training step with the phases warm start, distillation and refinement; it has no options."""
 
     name: str = "generate"
 
 
 class OptimizerConfig(Config):
-    """Optimizer with one learning rate for each group of parameters."""
+    """Options of the optimizer, with one learning rate for each group of parameters."""
 
     name: str = Field(description="optimizer")
     encoding: Scheduled = Field(0.01, ge=0, description="learning rate of the field's encoding")
@@ -63,10 +63,10 @@ class LossConfig(Config):
 
 @dataclass(frozen=True)
 class LossWeights(Component):
-    """Type of the config section `loss`, with one weight for each loss term.
+    """Type annotation of the config section `loss`, with one weight for each loss term.
 
-    The terms are those of `LossConfig`, the registered plug-ins of the kind `regulariser`, and the terms that the
-    registered representations list in `FieldConfig.losses`.
+    The loss terms are the fields of `LossConfig`, the registered components of the kind "regulariser", and the terms
+    that the registered representations list in `FieldConfig.losses`.
     """
 
     kind: str = "regulariser"
@@ -101,7 +101,7 @@ def _loss_model(weights: tuple[tuple[str, str], ...]) -> type[LossConfig]:
 
 
 class FitConfig(Config):
-    """Fit of the object to images, in the warm start and in refinement."""
+    """Options of the fit of the object to images, in the warm start and in refinement."""
 
     rays: int = Field(4096, ge=1, description="random pixels per step; meshes: about as many, in whole images")
     distortion: Scheduled = Field(
@@ -120,7 +120,7 @@ Sharpen = Annotated[
 
 
 class WarmStartConfig(Config):
-    """Fit of the field to views that the prior samples, before distillation."""
+    """Options of the warm start: before distillation, the field is fitted to views that the prior samples."""
 
     share: float = Field(0.0, ge=0, le=1, description="fraction of trainer.max_steps; 0: none; multi-view priors only")
     groups: int = Field(1, ge=1, le=64, description="groups of camera.n_view views: one sampled, the others completed")
@@ -132,7 +132,7 @@ DEFAULT_DISTILLATION = "reconstruction"
 
 
 class RefineConfig(Config):
-    """Final rounds in which the prior resamples views and the object is fitted to them."""
+    """Options of the final rounds in which the prior resamples views by img2img and the object is fitted to them."""
 
     strengths: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
         (), description="img2img noise strength of each round; []: no refinement"
@@ -148,7 +148,7 @@ Azimuth = Annotated[float, Field(ge=-360, le=360)]
 
 
 class PreviewConfig(Config):
-    """Views that the prior samples from the prompt at the beginning of a run."""
+    """Options of the views that the prior samples from the prompt at the beginning of a run."""
 
     enabled: bool = Field(True, description="sample them; a warm start always does")
     steps: int = Field(30, ge=1, le=1000, description="DDIM steps from noise; fewer from a coarse prediction")
@@ -174,7 +174,7 @@ def registered(kind: str) -> AfterValidator:
 
 
 class ResultConfig(Config):
-    """Files written at the end of a run."""
+    """Options of the files that are written at the end of a run."""
 
     turntable: sections.OrbitCameraConfig = Field(
         sections.OrbitCameraConfig(n_view=60, distance=2.6, height=256, width=256),
@@ -261,9 +261,9 @@ class GenerateConfig(PromptedConfig):
     )
 
     def stage(self, name: str) -> GenerateConfig:
-        """Return the config of the earlier run `stages.NAME`: this config with the options of that stage replaced.
+        """Return the config of the stage (earlier run) `name`: this config with the options of that stage replaced.
 
-        It exports no asset unless the stage enables it. Raises ConfigError.
+        A stage exports no asset unless its options enable the export. Raises ConfigError if the options are invalid.
         """
         stage = self.stages[name]
         if "out" in stage:
@@ -298,7 +298,10 @@ class GenerateConfig(PromptedConfig):
 
     @property
     def start_path(self) -> Path | None:
-        """Run folder, or point cloud file, from whose object the run starts; None: a new object. Raises ConfigError."""
+        """Run folder or point cloud file from whose object the run starts; None: the run starts from a new object.
+
+        Raises ConfigError if `edit` is not the folder of a run.
+        """
         if self.edit is not None:
             return run_folder(self.edit, "edit")
         return None if self.start is None else user_path(self.start, "start")
@@ -402,7 +405,10 @@ class GenerateConfig(PromptedConfig):
                 self.stage(name).check_part(from_nothing=k == 0)
 
     def check_start(self, key: str) -> None:
-        """Raise ConfigError if the option `key`, start or edit, is neither a run nor a point cloud for the field."""
+        """Raise ConfigError if the path in the option `key` ("start" or "edit") cannot initialise the object.
+
+        It must be a run of the task generate. For "start" it may also be a file, if the field is made of 3D Gaussians.
+        """
         path = user_path(getattr(self, key), key)
         if key == "edit" or not path.is_file():
             stored = stored_config(run_folder(path, key)) or {}
@@ -413,7 +419,10 @@ class GenerateConfig(PromptedConfig):
             raise ConfigError(problem, key, str(path))
 
     def check_part(self, from_nothing: bool) -> None:
-        """Check the config without its stages. `from_nothing` is True if no stage precedes it. Raises ConfigError."""
+        """Raise ConfigError if the config, without its stages, cannot run, for example if a file is missing.
+
+        `from_nothing` is True if no stage precedes the run.
+        """
         prompt = self.object_text()
         refined = len(self.refine.strengths) * self.round_steps
         if from_nothing and refined == self.trainer.max_steps and self.views_per_scene < 2:

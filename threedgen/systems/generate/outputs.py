@@ -45,9 +45,10 @@ def view_indices(n: int) -> list[int]:
 
 
 def write_results(system: GenerateSystem, folder: Path, notes: list[str], quiet: bool = False) -> Tree:
-    """Render and export the object, and return entries for summary.json.
+    """Render and export the object to the run folder, and return entries for summary.json.
 
-    An object without a surface gets neither mesh nor asset; a warning is appended to `notes`. `quiet`: no progress.
+    An object without a surface gets neither mesh nor asset; then a warning is appended to `notes`. `quiet`: show no
+    progress.
     """
     config = system.config
     system.eval()
@@ -92,8 +93,8 @@ def write_views(views: Tensor, folder: Path) -> None:
 def write_mesh(view: FieldView, resolution: int, folder: Path, provenance: Tree, notes: list[str]) -> Tree:
     """Extract the surface of a field by marching cubes with `resolution` grid points per axis, and write mesh.glb.
 
-    `provenance` (prompt, seed, config hash) is stored in the file. Returns the number of vertices and triangles. For a
-    field without a surface, it appends a warning to `notes` and returns an empty dict.
+    `provenance` (prompt, seed, config hash) is stored in the file. Returns {"vertices": count, "triangles": count}. For
+    a field without a surface, it appends a warning to `notes`, writes no file and returns an empty dict.
     """
     try:
         mesh = field_surface(view, resolution)
@@ -106,9 +107,10 @@ def write_mesh(view: FieldView, resolution: int, folder: Path, provenance: Tree,
 
 
 def make_asset(system: GenerateSystem, folder: Path, quiet: bool = True) -> ExportedAsset:
-    """Write the textured asset to `folder`, and return it. Raises ConfigError. `quiet`: show no progress.
+    """Write the textured mesh of the object (asset) to `folder`, and return it. `quiet`: show no progress.
 
-    If the triangle budget is too small for the object, the smallest possible budget is used.
+    If the triangle budget is too small for the object, the smallest possible budget is used. Raises ConfigError if the
+    object cannot be exported.
     """
     config = system.config
     elevations = config.camera.elevation_range
@@ -118,7 +120,10 @@ def make_asset(system: GenerateSystem, folder: Path, quiet: bool = True) -> Expo
 
 
 def write_asset(system: GenerateSystem, folder: Path, notes: list[str], quiet: bool = True) -> Tree:
-    """Write folder/asset, and return entries for summary.json. An error is appended to `notes`, not raised."""
+    """Write the textured mesh to folder/asset, and return entries for summary.json; {} after an error.
+
+    Errors other than those of the disk are appended to `notes`, not raised.
+    """
     retry = f" ({command('--config', 'export', f'run={folder}')} tries again)"
     return try_asset(lambda: make_asset(system, folder / FOLDER, quiet), folder, notes, retry)
 
@@ -127,9 +132,10 @@ def try_asset(make: Callable[[], ExportedAsset], folder: Path, notes: list[str],
     """Call `make`, which writes folder/asset, and turn every error into a note, except those of the disk.
 
     The other results of the run must survive any error, such as a bug in a library. Returns entries for summary.json,
-    or an empty dict after an error. After a full or failed disk, the same command makes the asset again.
+    or an empty dict after an error. Errors of the disk are raised, since the same command can then be repeated.
 
     Args:
+        make: function that writes the asset (textured mesh) to folder/asset and returns it.
         notes: warnings for summary.json. The function appends the error or the warnings of the asset.
         retry: text that follows an error and says how to try again.
     """

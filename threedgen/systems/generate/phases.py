@@ -1,4 +1,4 @@
-"""Phases of a run: warm start from sampled views, distillation, and refinement rounds. Fit of the object to images.
+"""Phases of a run: warm start from sampled views, distillation, refinement rounds; loss of a fit to images (`Fit`).
 
     0 ... warm_start.share ........................... refine.share per round ... max_steps
     | warm start: fit  | distillation                | resample views, fit | ... |
@@ -39,9 +39,9 @@ ERROR_WEIGHT = 10
 OPAQUE_WEIGHT = {"0%": 0.01, "40%": 0.05, "100%": 6.0}
 """Weight of the entropy of the opacity, as a schedule over the steps of the fit."""
 SPARSITY_WEIGHT = 0.1
-"""Weight of the sparsity loss. It removes density of the background colour, which the colour error ignores."""
+"""Weight of the sparsity loss. It removes density that has the background colour, which the colour error ignores."""
 SMOOTHNESS_WEIGHT = 0.05
-"""Weight of the difference of nearby normals, against bumps."""
+"""Weight of the smoothness loss, the difference between nearby normals; it reduces bumps."""
 SURFACE_POINTS = 512
 """Maximum number of surface points per step in the smoothness loss."""
 SURFACE_DISTANCE = 0.02
@@ -60,9 +60,9 @@ class StepResult(NamedTuple):
 
 
 class Fit:
-    """Training loss that compares renders of an object with V given images (V, H, W, 3) in [0, 1] of V cameras.
+    """Training loss that compares renders of the object in `scene` with V given images.
 
-    The object is that of `scene`.
+    `images` are (V, H, W, 3) in [0, 1], and `cameras` are their V cameras.
     """
 
     def __init__(self, scene: Scene, cameras: Cameras, images: Tensor) -> None:
@@ -89,7 +89,7 @@ class Fit:
         colours, background = (to_device(part, device) for part in self.pixels.composite(indices, rng))
         error = F.smooth_l1_loss(result.rgb_fg + background * (1 - result.opacity), colours, beta=HUBER_BETA)
         clear = opaque * losses.opaque(result) + SPARSITY_WEIGHT * losses.sparsity(result)
-        # opacity far from the object, which has no colour error where its colour is that of the background
+        # opacity far from the object; density with the background colour has no colour error there
         empty = to_device(self.pixels.empty[indices].nonzero()[:, 0], device)
         clear = clear + result.opacity.index_select(0, empty).sum() / len(colours)
         if distortion and (spread := losses.distortion(result, 2 * self.scene.config.march.radius)) is not None:
@@ -221,8 +221,8 @@ class Refinement:
     def resample(self, number: int, rng: torch.Generator, first: bool) -> None:
         """Resample all views of round `number` and store them in `images`. All devices get the same images.
 
-        `first`: this is step 0 of the run. The views of a new object are then sampled from the prompt alone, and those
-        of an edited object also receive the change of the coarse prediction.
+        `first`: whether this is step 0 of the run. Then the views of a new object are sampled from the prompt alone;
+        for an edited object, a difference of coarse predictions is added (`resample_views`, argument `source_text`).
         """
         scene, images = self.scene, []
         source_text = scene.source_text if first else None

@@ -17,14 +17,15 @@ from .options import GenerateConfig
 logger = logging.getLogger(__name__)
 
 PRESETS = ("memory-24gb", "memory-12gb", "memory-8gb")
-MARGIN, ERROR = 1e9, 1.1  # bytes of the libraries on a GPU, and the largest error of the measured memory as a factor
+MARGIN, ERROR = 1e9, 1.1  # bytes that libraries take on a GPU, and factor for the largest error of the measured memory
 RECORD = "preset.json"
 
 
 def chosen(config: GenerateConfig, device: torch.device, folder: Path) -> GenerateConfig:
-    """Return the config with the first preset that fits, if `preset` is "auto" and the run does not fit the GPU.
+    """Return the config with the first memory preset that fits, if `preset` is "auto" and the run does not fit the GPU.
 
-    The name of the preset is stored in `folder`, for a resumed run.
+    Otherwise, and if no preset fits, the config is returned unchanged. The choice is stored in `folder`, for a resumed
+    run.
     """
     if config.preset != "auto" or device.type != "cuda":
         return config
@@ -47,9 +48,9 @@ def with_preset(config: GenerateConfig, name: str) -> GenerateConfig:
 
 
 def needs(config: GenerateConfig, device: torch.device, free: float) -> Iterator[tuple[str | None, float]]:
-    """Yield the bytes that a run needs, without a preset (None) and with each preset, with a margin for errors.
+    """Yield pairs (preset name, bytes of memory that a run needs with this preset). None as the name: no preset.
 
-    `free` is the number of bytes that are free before the run.
+    The bytes include a margin for errors. `free` is the number of bytes that are free before the run.
     """
     from .memory import memory  # takes seconds to import
 

@@ -39,7 +39,7 @@ OOM_FACTOR = 4  # divisor of the chunk size after a step that ran out of memory
 class RenderChunks:
     """Maximum number of ray samples whose autograd graph is in memory at one time in a training render (chunk size).
 
-    It is `march.chunk`; for "auto" it is computed from the free memory.
+    `chunk` is the option `march.chunk`: the number, None (no limit), or "auto" (computed from the free memory).
 
     Attributes:
         measured: sizes computed for "auto", by the keys "with normals" and "without normals"; saved in checkpoints.
@@ -81,7 +81,7 @@ REMEDY = "set march.chunk=65536 or less, scenes_per_step=1, a smaller size, or p
 
 
 class Scene(System):
-    """Base of the LightningModules that optimise one object for one prompt.
+    """Base class of the LightningModules that optimise one object for one prompt. It has no training step.
 
     Attributes:
         field: representation that is optimised, such as a hash grid or a mesh.
@@ -91,8 +91,8 @@ class Scene(System):
         prior: frozen diffusion model; not a registered submodule, so checkpoints do not contain it.
         matte: frozen network that separates the object from the background, or None; not a registered submodule.
         reference: features of the prior's reference image; None before `setup` or without such an image.
-        from_nothing: False if the object was initialised from another run.
-        source_text: embedding (1, L, D) of the prompt of the run that this run edits; None: it edits no run.
+        from_nothing: True for a new object, False if the object was initialised from another run.
+        source_text: embedding (1, L, D) of the prompt of the run that this run edits; None: this run edits no run.
         chunks: chunk size of training renders.
     """
 
@@ -135,7 +135,8 @@ class Scene(System):
     def condition(self, rig: Rig, background: Tensor | None = None) -> Condition:
         """Return the condition of the prior (text, cameras, reference image) for the views of the cameras in `rig`.
 
-        `background` are colours (R, 3) behind the object, whose mean a prior may give to its image; None: grey.
+        `background` are the colours (R, 3) behind the object in the render. Some priors put the mean of these colours
+        behind the object in the reference image. None: the reference image keeps a grey background.
         """
         n_view, c2w = self.config.views_per_scene, to_device(rig.cameras.c2w, self.device)
         reference = self.reference
@@ -216,7 +217,7 @@ class Scene(System):
 
     @cached_property
     def needs_variance(self) -> bool:
-        """Whether a loss of the config may use the depth variance of the render: `z_variance`, or that of a plug-in."""
+        """Whether a loss with a weight may use the depth variance of the render: `z_variance`, or a plug-in's loss."""
         loss = self.config.loss
         return any(getattr(loss, name) != 0 for name in type(loss).model_fields if name not in WITHOUT_VARIANCE)
 

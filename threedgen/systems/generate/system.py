@@ -26,7 +26,7 @@ class GenerateSystem(Scene):
     """LightningModule that optimises one object for one prompt.
 
     Each random generator is seeded by (seed, step, purpose), so a resumed run gives the same result. To replace the
-    training step, write a subclass and register it under the kind `system`.
+    training step, write a subclass and register it as a component of the kind "system".
 
     Attributes:
         distillation: distillation loss. Its parameters, if it has any, are trained and saved with the object.

@@ -37,10 +37,10 @@ logger = logging.getLogger(__name__)
 
 
 def generate(prompt: str, config: str | os.PathLike[str] = "mvdream-toybox", quiet: bool = False, **values: Any) -> Run:
-    """Generate a 3D object from a prompt, and return the finished `Run` with its folder. Raises ConfigError.
+    """Generate a 3D object from a prompt, and return the `Run` with its folder and status.
 
     `config` is the name or file of a config, and `values` are its overrides, such as seed=3. `quiet`: show no progress.
-    Users call this function as `threedgen.generate`.
+    Users call this function as `threedgen.generate`. Raises ConfigError if the config is invalid or the run fails.
     """
     path = find(os.fspath(config))
     if (task := task_of(path)) != "generate":
@@ -70,9 +70,10 @@ def run(config: GenerateConfig, resume: Path | None = None, quiet: bool = False)
 def run_status(
     config: GenerateConfig, resume: Path | None = None, quiet: bool = False, start: Path | None = None
 ) -> Status:
-    """Run the stages of the config and then the run itself, and return how it ended.
+    """Run the stages of the config (earlier runs) and then the run itself, and return the run's final status.
 
     Args:
+        quiet: show neither weight files nor progress.
         resume: run folder to resume from its last checkpoint; None: a new run.
         start: run folder whose object initialises this run; None: start from a new object.
 
@@ -88,10 +89,10 @@ def run_status(
 
 
 def work(task: Task, start: Path | None = None) -> Status:
-    """Encode the prompt, sample views, train the object and write the results. Return how the run ended.
+    """Encode the prompt, sample views, train the object and write the results. Return the final status of the run.
 
     `start` is the run folder or point cloud file that initialises the object; None: `config.start_path`, or a new
-    object.
+    object. If the config has stages, the last stage initialises the object instead.
     """
     config, folder, prompt = task.config, task.folder, task.config.object_text()
     if config.stages:
@@ -137,7 +138,7 @@ def run_stages(config: GenerateConfig, folder: Path, quiet: bool) -> Path | None
 
 
 def check_backends(config: GenerateConfig) -> None:
-    """Raise ConfigError if a back end of the field or of the ray marcher does not load or run on the device."""
+    """Raise ConfigError if a back end (kernels) of the field or the ray marcher does not load or run on the device."""
     target = torch.device(device(config.trainer.accelerator))
     field = config.field.volume
     section = "field" if field is config.field else "field.paint"
@@ -152,9 +153,10 @@ def check_backends(config: GenerateConfig) -> None:
 def embeddings(config: GenerateConfig, prior: Prior, texts: list[str], image: Tensor | None, folder: Path) -> Tensor:
     """Return the text embeddings (n, L, D) of n texts, cached in the run folder so that a resumed run reuses them.
 
-    All texts but the second, the negative prompt, and empty ones describe the object of the run. They get one object
-    code, which the seed selects, or which is that of the image (1, H, W, 3) of the first view. With `edit`, it is
-    similar to the code of that run.
+    `texts` starts with the prompt and the negative prompt. The embeddings of the prompt and of all further texts that
+    are not empty get the same object code, a vector of what a text leaves unspecified. The code is computed from
+    `image`, the first view (1, H, W, 3) in [0, 1]; None: it is sampled with the seed. With `edit`, the sampled code is
+    similar to the code of the run to edit.
     """
     near = None if config.edit is None else object_text(run_folder(config.edit, "edit"), prior)
 

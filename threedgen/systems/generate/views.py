@@ -39,12 +39,12 @@ logger = logging.getLogger(__name__)
 TEXT = "text.safetensors"
 """File in the run folder with the text embeddings."""
 IMAGE_SHARE = 0.7
-"""Fraction of the given image that the object's longer side fills; the mean of toybox renders with these cameras."""
+"""Longer side of the object as a fraction of the given image; the mean of toybox renders with these cameras."""
 IMAGE_WEIGHT = 4  # weight of the given image in the fit; each completed view has weight 1
 
 
 def first_view(config: GenerateConfig, prior: Prior) -> Tensor | None:
-    """Return the image of the config as first view (1, H, W, 3) in [0, 1]; None if it has none.
+    """Return the image of the config as the first view (1, H, W, 3) in [0, 1]; None if the config has no image.
 
     Raises ConfigError if there is an image and the prior cannot complete views.
     """
@@ -63,9 +63,17 @@ def sample_views(
     """Sample views of the object from the prompt, in groups of `camera.n_view` views. Cache them in the run folder.
 
     There are `warm_start.groups` groups if there is a warm start and the prior can complete views, else one. The first
-    group is written to preview.png. Returns images (V, H, W, 3) in [0, 1] and V cameras. An image (1, H, W, 3) is the
-    first view, repeated for more weight. Both are None for a single-view prior, or without preview and warm start.
-    `text` are the embeddings of the prompt, of the negative prompt, and further ones, (n, L, D).
+    group is written to preview.png.
+
+    Args:
+        text: (n, L, D) embeddings; the first is of the prompt, the second of the negative prompt.
+        image: (1, H, W, 3) in [0, 1], first view of the object; the other views are conditioned on it. None: all views
+            are sampled.
+        quiet: show no progress.
+
+    Returns:
+        Images (V, H, W, 3) in [0, 1] and their V cameras; `image` is repeated, which gives it more weight in the fit.
+        (None, None) for a single-view prior, or if the config has neither preview nor warm start.
     """
     p, n_view, size = config.preview, config.views_per_scene, prior.image_size
     if not (p.enabled or config.warm_steps) or n_view < 2:
@@ -124,8 +132,8 @@ def step_count(label: str, quiet: bool) -> Iterator[OnStep]:
 def view_cameras(config: GenerateConfig, groups: int, size: int) -> Cameras:
     """Return the cameras of `groups` groups of `camera.n_view` views, with images of `size` x `size` pixels.
 
-    The first group is the preview. Later groups look from azimuths between those of the preview, at elevations within
-    `camera.elevation_range`.
+    The first group is the preview. The cameras of later groups have azimuths between those of the preview, and
+    elevations within `camera.elevation_range`.
     """
     p, table, n_view = config.preview, config.result.turntable, config.views_per_scene
     azimuths = torch.deg2rad(torch.tensor(p.azimuth)) if isinstance(p.azimuth, tuple) else None
@@ -156,7 +164,7 @@ def sharpen(images: Tensor, amount: float) -> Tensor:
 
 
 def object_text(folder: Path, prior: Prior) -> Tensor:
-    """Return the embedding (1, L, D) of the prompt of the run in `folder`, with its object code.
+    """Return the embedding (1, L, D) of the prompt of the run in `folder`, which includes the object code of that run.
 
     Raises ConfigError if the run has another prior, or if the prior has no object codes.
     """

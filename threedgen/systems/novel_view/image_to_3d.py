@@ -1,8 +1,8 @@
 """The task "image-to-3d": samples views around the object of an image, fits a field to them, and exports a mesh.
 
-RUN/sampled.png         the image as the network takes it, then the sampled views, ring by ring
+RUN/sampled.png         the resized image that the network takes, then the sampled views, ring by ring
 RUN/views.safetensors   the same images, for a resumed run
-RUN/turntable.mp4, views.png, mesh.glb, asset/, report.html   results, as of the task generate
+RUN/turntable.mp4, views.png, mesh.glb, asset/, report.html   results in the same format as those of the task generate
 
 All cameras look at the origin. One unit of the mesh is the radius of the field, half the camera distance.
 """
@@ -52,7 +52,10 @@ MIN_WHITE = 0.9
 
 
 def make(task: Task) -> None:
-    """Sample views around the object in the image, fit a field to them, and write the results. Raises ConfigError."""
+    """Sample views around the object in the image, fit a field to them, and write the results.
+
+    Raises ConfigError if the image, the weights or the camera options cannot be used.
+    """
     config, folder, notes = task.config, task.folder, list[str]()
     views = sample_views(config, folder, notes, task.quiet)
     with writing(folder):
@@ -79,9 +82,9 @@ def make(task: Task) -> None:
 def asset(
     view: FieldView, config: ImageTo3DConfig, provenance: dict[str, object], folder: Path, quiet: bool = True
 ) -> ExportedAsset:
-    """Write the textured asset of a field to `folder`, and return it. Raises ConfigError.
+    """Write the textured mesh of a field (asset) to `folder`, and return it.
 
-    `provenance` (image, seed, config hash) is stored in the files.
+    `provenance` (image, seed, config hash) is stored in the files. Raises ConfigError if the export fails.
     """
     name = asset_name(config.export.name or config.prompt)
     with progress_bar(quiet) as on_step:
@@ -94,10 +97,11 @@ def asset(
 
 
 def sample_views(config: ImageTo3DConfig, folder: Path, notes: list[str], quiet: bool) -> Views:
-    """Sample the views around the object, or read those of an interrupted run. Raises ConfigError.
+    """Sample views around the object in the image, or read the views of an interrupted run.
 
-    Returns the input image, then `views` samples per elevation in `rings`: (1 + rings * views, H, W, 3) in [0, 1], with
-    cameras. A warning about the image is appended to `notes`.
+    Returns images (N, H, W, 3) in [0, 1] with cameras: the input image, then `config.views` samples for each elevation
+    in `config.rings`. If the background of the image is not white, a warning is appended to `notes`. Raises ConfigError
+    if the image, the weights or the camera options cannot be used.
     """
     count = len(config.rings) * config.views
     with Count("sampling steps", count * config.sampler.steps, quiet) as progress:
@@ -120,11 +124,16 @@ def sample_views(config: ImageTo3DConfig, folder: Path, notes: list[str], quiet:
 
 
 def cameras(config: ImageTo3DConfig, trained: CamerasConfig | None, height: int, width: int) -> Cameras:
-    """Return the camera of the input image, then those of the views to sample. All look at the origin.
+    """Return the camera of the input image, then the cameras of the views to sample. All look at the origin.
 
-    Each elevation in `rings` has a ring of evenly spaced cameras, from the azimuth of the image on. If the config has
-    no distance or focal length, they are taken from `trained`, the cameras of the training data; without these the
-    function raises ConfigError. `height` and `width` are the image size.
+    Each elevation in `config.rings` has `config.views` evenly spaced cameras, which start at the azimuth of the image.
+
+    Args:
+        trained: cameras of the training data, for the distance or field of view if the config has none; None: unknown.
+        height, width: image size in pixels.
+
+    Raises:
+        ConfigError: the distance or field of view is neither in the config nor in `trained`.
     """
     if trained is None and (config.distance is None or config.fov is None):
         raise ConfigError("distance, fov: the weights have no cameras of their training. Set both")
@@ -141,10 +150,11 @@ def cameras(config: ImageTo3DConfig, trained: CamerasConfig | None, height: int,
 
 
 def load_image(path: Path, height: int, width: int, opacity: Callable[[Array], Array] | None = None) -> Tensor:
-    """Read an image and resize it to fit on a white canvas: (height, width, 3) in [0, 1]. Raises ConfigError.
+    """Read an image and resize it to fit on a white canvas: (height, width, 3) in [0, 1].
 
-    `opacity` computes the opacity (H, W) of the object from the pixels (H, W, 3) of an image without transparency, both
-    in [0, 1]. None: the whole image is used.
+    For an image without transparency, `opacity` computes the opacity (H, W) of the object from the pixels (H, W, 3),
+    both in [0, 1], and the background becomes white. None: the whole image is used. Raises ConfigError if the file is
+    not a readable image.
     """
     image = picture_file.load_image(path, key="image").convert("RGBA")
     if opacity is not None and image.getchannel("A").getextrema() == (255, 255):

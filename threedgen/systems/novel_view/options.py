@@ -21,7 +21,7 @@ from threedgen.systems.train.options import Count, Guidance, Share, TrainConfig,
 
 
 class PixelsConfig(Config):
-    """X-UNet of 3DiM, a network on pixels."""
+    """X-UNet of 3DiM, a novel-view network that denoises pixels."""
 
     name: Literal["pixels"] = "pixels"
     start: str | None = Field(None, min_length=1, description="weights to start from; null: a new network")
@@ -41,7 +41,7 @@ class PixelsConfig(Config):
 
 
 class LatentsConfig(Config):
-    """UNet of a multi-view prior, a network on latents."""
+    """UNet of a multi-view prior (such as MVDream), trained as a novel-view network that denoises latents."""
 
     name: Literal["latents"] = "latents"
     start: MultiviewWeights = Field("toybox-prior", min_length=1, description="multi-view prior to start from")
@@ -52,7 +52,7 @@ class LatentsConfig(Config):
 
 
 class PairTrainingConfig(Config):
-    """Training of 3DiM (arXiv 2210.04628, section 7.2); defaults of the paper."""
+    """Options of the training of 3DiM (arXiv 2210.04628, section 7.2). The defaults are those of the paper."""
 
     batch: Count = Field(128, description="pairs per step and device")
     learning_rate: float = Field(1e-4, gt=0, description="learning rate after the warm-up")
@@ -64,7 +64,7 @@ class PairTrainingConfig(Config):
 
 
 class TrainThreeDiMConfig(TrainConfig):
-    """Training of a novel-view model on pairs of views."""
+    """Training of a novel-view model on pairs of views (task train-threedim)."""
 
     data: Annotated[Any, Component("pair-source", default="toybox")] = Field({}, description="training pairs")
     model: Annotated[PixelsConfig | LatentsConfig, Field(discriminator="name")] = PixelsConfig()
@@ -73,7 +73,7 @@ class TrainThreeDiMConfig(TrainConfig):
 
 
 class ImageTo3DConfig(RunConfig):
-    """3D object from an image, by sampling views and fitting a field to them."""
+    """Creation of a 3D object from an image (task image-to-3d): views are sampled, and a field is fitted to them."""
 
     image: str = Field("", description="image file of an object on white or with a transparent background")
     matte: MatteName = None

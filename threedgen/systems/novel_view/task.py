@@ -44,20 +44,20 @@ from threedgen.train.task import Task, run_task
 from .options import PixelsConfig, TrainThreeDiMConfig
 
 BETAS = (0.9, 0.99)
-DROPPED = 0.1  # share of dropped conditions, for classifier-free guidance
+DROPPED = 0.1  # fraction of the condition views that are dropped in training, for classifier-free guidance
 GAP_LEVELS, LOGGED_LEVEL = (0.5, 0.05, 0.006), 0.05
-"""alpha_bar of the noise levels of the gap test, and of the one whose gap is logged."""
+"""Noise levels of the gap test as alpha_bar, and the level whose gap is logged."""
 CHUNK = 16  # number of pairs per forward pass
 SHEET_SCENES, SHEET_VIEWS, SHEET_STEPS = 3, 6, 32
 
 
 class Gap(NamedTuple):
-    """Result of the gap test at one noise level.
+    """Result of `gap_test` at one noise level: PSNR of predicted views with the true and with a false condition view.
 
     Attributes:
         alpha_bar: noise level in (0, 1); 1 is without noise.
         true: mean PSNR in dB if the model is conditioned on a view of the same scene.
-        shuffled: mean PSNR in dB if it is conditioned on a view of another scene.
+        shuffled: mean PSNR in dB if the model is conditioned on a view of another scene.
     """
 
     alpha_bar: float
@@ -70,10 +70,10 @@ class Gap(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """B pairs of views, each of one scene, encoded for the model.
+    """B pairs of views, encoded for the model as latents or pixels. The two views of a pair show the same scene.
 
     Attributes:
-        x: (B, C, h, w) condition views, which the model is given.
+        x: (B, C, h, w) condition views, the input of the model.
         x0: (B, C, h, w) target views, without noise.
         c2w: (B, 2, 4, 4) camera-to-world poses; index 0 is the condition, index 1 the target.
         K: (B, 3, 3) intrinsics in pixels.
@@ -92,11 +92,17 @@ class Pairs(NamedTuple):
 def gap_test(
     model: sampler.ViewModel, pairs: Pairs, alpha_bars: tuple[float, ...], rng: torch.Generator, kinds: int = 1
 ) -> list[Gap]:
-    """Measure how much a model uses its condition view: the PSNR with the true view, and with one of another scene.
+    """Measure how much a model uses its condition view: the PSNR with the true view, and with a view of another scene.
 
-    At each noise level in `alpha_bars`, in (0, 1), the model predicts the clean target view from a noisy one in one
-    step. Returns one result per level. `pairs` are of different scenes, and their `kinds` object categories alternate.
-    Pair i gets the condition view of pair i + kinds, which has the same category.
+    At each noise level the model predicts the clean target view from the noisy target view in one step.
+
+    Args:
+        pairs: pairs of different scenes. Their object categories alternate: pair i has the category i % `kinds`.
+        alpha_bars: noise levels in (0, 1); 1 is without noise.
+        kinds: number of object categories. The false condition view of pair i is from pair i + `kinds`.
+
+    Returns:
+        One result per noise level.
     """
     noise = torch.randn(pairs.x0.shape, generator=rng).to(pairs.x0)
     keep = torch.ones(len(pairs.x), dtype=torch.bool, device=pairs.x.device)
@@ -120,7 +126,7 @@ def gap_test(
 
 
 def once_around(views: Views, count: int) -> Views:
-    """Sort views by camera azimuth, and return at most `count` of them, picked at even intervals."""
+    """Return at most `count` of the views, sorted by camera azimuth and selected at even intervals."""
     position = views.cameras.position
     order = torch.atan2(position[:, 1], position[:, 0]).argsort()
     chosen = torch.linspace(0, len(order) - 1, min(count, len(order))).round().long()
@@ -174,7 +180,7 @@ class PairSystem(AveragedSystem):
             return pair_loss(self.model, pairs, logsnr, keep, noise, blank)
 
     def load_pairs(self, scenes: Array, rng: np.random.Generator) -> Pairs:
-        """Sample a pair of views of each scene, and encode it for the model. `scenes` are scene indices (B,)."""
+        """Sample a pair of views of each of B scenes, and encode it for the model. `scenes` are scene indices (B,)."""
         x, y, c2w, K = self.bank.pairs(scenes, rng)
         if self.bank.encode is None:
             x, y = self.model.encode_images(x), self.model.encode_images(y)
@@ -189,7 +195,7 @@ class PairSystem(AveragedSystem):
         return self.scheduled(optimizer, rate_factor(o.warmup / self.examples, o.decay, self.max_steps))
 
     def validate(self, step: int, folder: Path) -> None:
-        """Write the averaged weights to model/ and their samples to samples.png; set the metrics of the gap test."""
+        """Write the averaged weights to model/, and samples to samples.png; set `metrics` to results of `gap_test`."""
         bank = self.bank
         count = bank.held_out // bank.source.n_families * bank.source.n_families
         held_out = np.arange(bank.train, bank.train + count)  # one pair of each scene, always the same
@@ -239,7 +245,7 @@ def rate_factor(warmup: float, decay: float, max_steps: int) -> Callable[[int], 
 def cameras(bank: PairBank, scenes: int = 16) -> CamerasConfig:
     """Measure the cameras of the first `scenes` held-out scenes.
 
-    Returns the ranges of the elevation in degrees and of the distance, and the mean focal length in image sides.
+    Returns the ranges of elevation (degrees) and of distance from the origin, and the mean focal length in image sides.
     """
     views = bank.source.views
     held_out = np.arange(bank.train, bank.train + min(scenes, bank.held_out))
@@ -262,7 +268,10 @@ def train(task: Task) -> Status:
 
 
 def build(config: TrainThreeDiMConfig) -> XUNet | LatentPairs:
-    """Return the model to train: a new or trained network on pixels, or the UNet of a prior. Raises ConfigError."""
+    """Return the model to train: a new or trained network on pixels, or the UNet of a prior on latents.
+
+    Raises ConfigError if the weights to start from are missing or do not fit.
+    """
     if isinstance(config.model, PixelsConfig):
         if config.model.start is not None:
             return load_start(config.model.start, config.model.network)
@@ -272,7 +281,10 @@ def build(config: TrainThreeDiMConfig) -> XUNet | LatentPairs:
 
 
 def load_start(weights: str, network: XUNetConfig) -> XUNet:
-    """Load a trained network. Raises ConfigError if it works on latents, or if its options differ from `network`."""
+    """Load a trained network on pixels. `weights` is "embedded" or the folder of a trained model.
+
+    Raises ConfigError if the model works on latents, or if its options differ from `network`.
+    """
     model, _ = folders.load(weights)
     if not isinstance(model, XUNet):
         raise ConfigError("is a model on latents; choose one on pixels", "model.start", weights)
