@@ -5,7 +5,7 @@ optional key=value changes, such as "mvdream-toybox size=32".
 
 RUN/runs/KEY/            one run folder per job
 RUN/runs/KEY/job.json    state, method, reason of a failure, memory_mib, and the total seconds of all attempts
-RUN/batch.csv            state and figures of each object, or the reason why it was not made
+RUN/batch.csv            state and measured values of each object, or the reason why it was not made
 RUN/gallery.html         page with all objects
 
 The same command again makes the missing objects. To retry a failed object, delete its folder.
@@ -62,7 +62,7 @@ class Job:
 
     Attributes:
         method: config name with optional key=value changes, such as "mvdream-toybox size=32".
-        key: name of the run folder. It contains a hash of the config and is the same on every machine.
+        key: name of the job's run folder. It contains a hash of the config and is the same on every machine.
         config: config of the method, with the prompt and the seed.
     """
 
@@ -74,7 +74,10 @@ class Job:
 
 
 def words_of(method: str) -> list[str]:
-    """Split a method: "mvdream-toybox size=32" becomes ["mvdream-toybox", "size=32"]. File names may have blanks."""
+    """Split a method into config name and key=value changes: "mvdream-toybox size=32" -> ["mvdream-toybox", "size=32"].
+
+    The name may be the path of a file, with blanks.
+    """
     return re.split(r"\s+(?=[A-Za-z_][\w.]*=)", method.strip())
 
 
@@ -84,11 +87,13 @@ def object_config(
     """Load the config that a method names. The method is a config name with optional key=value changes.
 
     Args:
-        overrides: key=value changes for all methods. Changes in `method` win.
+        overrides: key=value changes for all methods. Changes in `method` replace them.
         key, by: config key that contains `method`, and name of the calling task, for error messages.
         spared: further values by config key. Keys of sections that the config does not have are ignored.
 
-    Raises ConfigError, also if the task of the config does not make an object from a prompt.
+    Raises:
+        ConfigError: the config is invalid, an override sets a key of OWN_KEYS, or the task of the config does not make
+            an object from a prompt.
     """
     name, *own = words_of(method)
     overrides = [*overrides, *own]
@@ -115,7 +120,10 @@ def job(method: str, base: RunConfig, prompt: str, seed: int) -> Job:
 
 
 def plan(config: BatchConfig) -> list[Job]:
-    """Return all jobs of a batch, sorted by seed, then prompt, then method. Raises ConfigError."""
+    """Return all jobs of a batch, ordered by seed, then prompt, then method.
+
+    Raises ConfigError if the prompt file or a config of the batch cannot be used.
+    """
     prompts, methods = config.lines(), dict[str, RunConfig]()
     for method in config.configs:
         name, *own = words_of(method)
@@ -126,9 +134,9 @@ def plan(config: BatchConfig) -> list[Job]:
 
 
 def check_prompts(methods: Mapping[str, RunConfig], prompts: Sequence[str]) -> None:
-    """Raise ConfigError if the prior of a config knows no noun of a prompt. Other errors of the configs are ignored.
+    """Raise ConfigError if a prompt names no object that the prior of a config knows.
 
-    `methods` maps names of methods to their configs.
+    Other errors of the configs are ignored. `methods` maps names of methods to their configs.
     """
     for method, config in methods.items():
         try:
@@ -140,7 +148,7 @@ def check_prompts(methods: Mapping[str, RunConfig], prompts: Sequence[str]) -> N
 
 
 def wrong_jobs(jobs: Sequence[Job]) -> dict[str, str]:
-    """Return {job key: reason} for each job whose prior knows no noun of the prompt."""
+    """Return {job key: reason} for each job whose prompt names no object that the prior of the job knows."""
     reasons: dict[tuple[str, str], str] = {}
     for method, config in {job.method: job.config for job in jobs}.items():
         for prompt in dict.fromkeys(job.prompt for job in jobs):
@@ -153,9 +161,10 @@ def wrong_jobs(jobs: Sequence[Job]) -> dict[str, str]:
 
 
 def figures(folder: Path) -> Tree:
-    """Read the table columns of a finished object from its run folder; a value is None if it is not recorded.
+    """Read values of a finished object from its run folder, by the column names of batch.csv.
 
-    These are peak memory in MiB, number of triangles, texture side in texels, height in metres, file size in bytes.
+    These are peak memory in MiB, number of triangles, texture side in texels, height in metres and file size in bytes.
+    A value that is not recorded is None.
     """
     asset = read_json(folder / ASSET / MANIFEST)
     sizes, levels = asset.get("size_m") or {}, asset.get("levels") or {}
@@ -175,8 +184,8 @@ def write_record(folder: Path, state: str, **figures: object) -> None:
 def make(job: Job, root: Path, threads: int | None) -> str:
     """Run the task of a job in the folder root/KEY, where KEY is `job.key`. Return the final state of the job.
 
-    The state is FINISHED, FAILED (started, but made no object) or REFUSED (could not start). `threads`: CPU threads.
-    Raises Stopped after a signal, and other errors, so that the caller can retry.
+    The state is FINISHED, FAILED (started, but made no object) or REFUSED (could not start). `threads` is the number of
+    CPU threads. Raises Stopped after a stop signal. Other errors are passed on, so that the caller can retry.
     """
     folder = root / job.key
     config = job.config.model_copy(update={"out": str(folder), "threads": threads})
@@ -206,10 +215,10 @@ def make(job: Job, root: Path, threads: int | None) -> str:
 
 
 def make_all(config: WorkersConfig, jobs: Sequence[Job], root: Path, quiet: bool) -> int:
-    """Run the jobs that are neither finished nor failed, in parallel workers; return 0 or the code of a stop signal.
+    """Run the jobs that are neither finished nor failed, in parallel workers.
 
-    Each job has the folder root/KEY, where KEY is `job.key`. If one job of a method cannot start, the remaining jobs of
-    this method do not run.
+    Returns 0, or the exit code 130 or 143 after Ctrl-C or SIGTERM. Each job has the folder root/KEY, where KEY is
+    `job.key`. If one job of a method cannot start, the remaining jobs of this method do not run.
     """
     from threedgen.run.progress import Count  # this and `run` import torch, which the plan does not need
     from threedgen.run.threads import threads_each

@@ -9,7 +9,7 @@ from threedgen.run.options import Names, Seeds, WorkersConfig
 
 
 class BatchConfig(WorkersConfig):
-    """Objects for all combinations of prompt, config and seed, with a gallery page."""
+    """Creation of one object for each combination of prompt, config and seed, with a gallery page (task batch)."""
 
     prompts: str = Field("", description="text file with one prompt per line; # starts a comment")
     configs: Names = Field(("mvdream-toybox",), min_length=1, description="configs, with key=value changes")
@@ -18,7 +18,10 @@ class BatchConfig(WorkersConfig):
     strict: bool = Field(False, description="stop at a prompt without known nouns; off: skip it, report it at the end")
 
     def lines(self) -> list[str]:
-        """Read the prompt file and return its distinct prompts in order. Raises ConfigError if there are none."""
+        """Read the prompt file and return its distinct prompts in order.
+
+        Raises ConfigError if the file is missing, unreadable, or has no prompts.
+        """
         if not self.prompts.strip():
             raise ConfigError("is missing; give a file, such as prompts=prompts.txt", "prompts")
         lines = read_text(user_path(self.prompts, "prompts"), "prompts").removeprefix("\ufeff").splitlines()

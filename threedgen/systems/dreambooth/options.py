@@ -16,7 +16,7 @@ Paths = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isi
 
 
 class TuningConfig(Config):
-    """Training on the photos, and prior preservation."""
+    """Options of the training on the photos, and of prior preservation (DreamBooth)."""
 
     preservation: Literal["l1", "l2", "images", "lora", "none"] = Field(
         "l1", description="prior preservation: l1 or l2 distance of the weights, class images, or LoRA"
@@ -37,14 +37,14 @@ class TuningConfig(Config):
 
 
 class SheetConfig(Config):
-    """Sample sheet with four views of the subject and four of its class."""
+    """Options of the sample sheet, an image with four views of the subject and four views of its class."""
 
     steps: int = Field(25, ge=1, le=1000, description="DDIM steps")
     guidance_scale: Guidance = 5.0
 
 
 class MVDreamBoothConfig(PromptedConfig):
-    """Training of a multi-view prior on a few photos of one subject."""
+    """Training of a multi-view prior on a few photos of one subject (task mvdreambooth)."""
 
     photos: Paths = Field((), description="folder or files of 2 to 100 photos of one subject; usually 4 to 6")
     matte: MatteName = None
@@ -68,13 +68,13 @@ class MVDreamBoothConfig(PromptedConfig):
 
     @property
     def class_prompts(self) -> list[str]:
-        """Prompts from which the class images are sampled, with "{class}" replaced; at most one prompt per image."""
+        """Prompts of the class images, in which "{class}" is replaced by the class prompt; at most one per image."""
         texts = self.tuning.class_prompts[: self.tuning.class_images]
         return [text.replace("{class}", self.class_prompt) for text in texts]
 
     @property
     def class_prompt(self) -> str:
-        """Prompt without the identifier, such as "a dog" for "a [v] dog"."""
+        """Prompt without the identifier (word for the subject), such as "a dog" for "a [v] dog"."""
         return remove_words(self.prompt, [self.identifier])
 
     def check(self) -> None:

@@ -8,7 +8,7 @@ prompt, the loss is
 
 where |.| is the sum of absolute (l1) or squared (l2) differences over the N weights of the UNet.
 
-RUN/photos.png                    the photos after cropping and resizing; photos.safetensors has their exact values
+RUN/photos.png                    the photos after cropping and resizing; photos.safetensors has them as float32
 RUN/class.safetensors             class images sampled from the original prior, with preservation=images
 RUN/samples/000100.png            at step 100, four views of the subject and four of its class
 RUN/personalisation.safetensors   result; the option `prior.personalisation` takes this file
@@ -69,10 +69,10 @@ class _Context(FunctionCtx):
 
 
 class Distance(torch.autograd.Function):
-    """Sum of absolute ("l1") or squared ("l2") differences of two lists of tensors.
+    """Sum of absolute ("l1") or squared ("l2") differences of two lists of tensors, as an autograd function.
 
-    torch's functions on lists of tensors compute it, whose number of kernels does not grow with that of the tensors.
-    The differences, as large as the weights, are computed again for the gradient.
+    It uses torch's functions on lists of tensors (foreach), which need few kernels. The differences are as large as the
+    weights, so they are not stored but computed again in the backward pass.
     """
 
     @staticmethod
@@ -95,8 +95,9 @@ class Distance(torch.autograd.Function):
 
 
 def augment(images: Tensor, rng: torch.Generator) -> Tensor:
-    """Return images (B, H, W, 3) in [0, 1] with random zoom (+-8 %), shift (+-4 % of the side), brightness (+-5 %).
+    """Return images (B, H, W, 3) in [0, 1] with random changes of zoom, position and brightness.
 
+    The zoom changes by up to 8 %, the position by up to 4 % of the side, the brightness by up to 5 %.
     Images are never mirrored, since the subject need not be symmetric. Pixels from outside an image repeat its edge.
     """
     factors = 2 * torch.rand(len(images), 4, generator=rng) - 1
@@ -118,13 +119,14 @@ def token_embeddings(prior: MVDream) -> Tensor:
 
 
 class DreamBoothSystem(DenoisingSystem):
-    """LightningModule that trains the UNet or a LoRA on it, and the embedding of the subject's word, the identifier.
+    """LightningModule that trains the UNet or a LoRA on it, and the embedding of the identifier (the subject's word).
 
     Args:
         prior: model to tune; its tokenizer already has the identifier as a token (`subject_weights.add_word`).
         photos: (N, S, S, 3) in [0, 1], N photos of the subject.
         base: checksum of the original weights.
-        class_images: (M, S, S, 3) in [0, 1], for prior preservation; None: none. Image k shows class prompt k % n of n.
+        class_images: (M, S, S, 3) in [0, 1], for prior preservation by class images; None: other preservation. Image k
+            was sampled from the class prompt with the index k % n, where n is the number of class prompts.
     """
 
     stage = "subject"
@@ -220,7 +222,7 @@ class DreamBoothSystem(DenoisingSystem):
         return prior.sample(prompt, c2w, o.steps, o.guidance_scale, generator=self.rng(0, "sheet"))
 
     def validate(self, step: int, folder: Path) -> None:
-        """Write samples/STEP.png: four views of the subject and four of its class, from the same noise."""
+        """Write samples/STEP.png: four views of the subject and four views of its class, sampled from equal noise."""
         prompts = self.config.prompt, self.config.class_prompt
         labels = [prompt for prompt in prompts for _ in range(N_VIEW)]
         rows = torch.cat([self.sample_views(prompt) for prompt in prompts])
@@ -230,7 +232,7 @@ class DreamBoothSystem(DenoisingSystem):
         sheet_path(folder, step).unlink(missing_ok=True)
 
     def write(self, path: Path) -> None:
-        """Write the embedding of the identifier, and the LoRA or else the changes of the UNet's weights, to a file."""
+        """Write the embedding of the identifier to a file, with the LoRA or, without LoRA, the changes of the UNet."""
         card = {"identifier": self.config.identifier, "prompt": self.config.prompt, "base": self.base}
         if self.lora is not None:
             card |= {"kind": "lora", "scale": repr(self.lora.scale)}
@@ -242,9 +244,9 @@ class DreamBoothSystem(DenoisingSystem):
 
 
 def run_status(config: MVDreamBoothConfig, resume: Path | None = None, quiet: bool = False) -> Status:
-    """Run a config without printing the path of the result, and return how the run ended.
+    """Run a config without printing the path of the result, and return the final status of the run.
 
-    `resume` is the folder of a run to resume; None: a new run.
+    `resume` is the folder of the run to resume; None: a new run. `quiet`: show neither weight files nor progress.
     """
     return execute(train, Task(config, resume, quiet, FILES))
 
@@ -271,7 +273,10 @@ def train(task: Task) -> Status:
 
 
 def load_photos(config: MVDreamBoothConfig, folder: Path, size: int) -> Tensor:
-    """Load N photos as (N, size, size, 3) in [0, 1]. A resumed run uses the copy in `folder`. Raises ConfigError."""
+    """Load N photos as (N, size, size, 3) in [0, 1]. A resumed run uses the copy in `folder`.
+
+    Raises ConfigError if a photo is missing or cannot be read.
+    """
 
     def read() -> Tensor:
         opacity = remover(config.matte) or foreground_mask
@@ -284,7 +289,10 @@ def load_photos(config: MVDreamBoothConfig, folder: Path, size: int) -> Tensor:
 
 
 def sample_class_images(config: MVDreamBoothConfig, folder: Path, prior: MVDream, quiet: bool) -> Tensor | None:
-    """Sample M class images (M, S, S, 3) in [0, 1] from the prior before tuning; None unless preservation=images."""
+    """Sample M class images (M, S, S, 3) in [0, 1] from the prior before it is tuned.
+
+    Returns None if the config uses no class images (tuning.preservation other than "images").
+    """
     o = config.tuning
     if o.preservation != "images":
         return None

@@ -27,7 +27,7 @@ from .options import AUTO, PathConfig, TextureConfig
 MIN_DEPTH = 0.1  # minimum fraction of pixels with known depth; frames below it are left out
 SCANNET_EVERY = 20
 """Default frame step of a ScanNet folder, as in the reference code of MVDiffusion. ScanNet has 30 frames per second."""
-KEY_FILE = "key_frame_0.6.txt"
+KEY_FILE = "key_frame_0.6.txt"  # preferred list of key frames in a ScanNet folder
 GRID, POINTS = 64, 400_000
 """Voxels along the longest side of the scene, and number of random surface points that fill the voxel grid."""
 EYE_HEIGHT = (0.35, 0.65)  # range of camera heights as a fraction of the room height: 0 is the floor, 1 the ceiling
@@ -44,8 +44,8 @@ class Frames:
     Attributes:
         cameras: N perspective cameras in world coordinates.
         depth: (N, H, W) in metres along the viewing axis; 0 where unknown.
-        prompts, names: prompt and file name (without its suffix) of each frame.
-        keys: indices of the frames to sample first (key frames) if a ScanNet folder lists two or more, else None.
+        prompts, names: prompt of each frame, and its file name without suffix.
+        keys: indices of the key frames, which are sampled first, if a ScanNet folder lists two or more, else None.
     """
 
     cameras: Cameras
@@ -63,9 +63,15 @@ def read_frames(
 ) -> tuple[Frames, list[str]]:
     """Read or create the camera views (frames) of a scene. Return them, and warnings about frames that were left out.
 
-    Frames with known depth in less than `MIN_DEPTH` of their pixels are left out. `rig` names the camera path or the
-    ScanNet folder. `source` is the scene's mesh in world coordinates, or None with a ScanNet folder. `frame` is the
-    coordinate transform from the mesh file to the world. Raises ConfigError.
+    Frames with known depth in less than the fraction `MIN_DEPTH` of their pixels are left out.
+
+    Args:
+        rig: options of the camera path, or of the ScanNet folder.
+        source: the scene's mesh in world coordinates; it may be None with a ScanNet folder.
+        frame: coordinate transform from the mesh file to the world.
+
+    Raises:
+        ConfigError: a file cannot be used, or fewer than two frames have enough depth.
     """
     notes = list[str]()
     if rig.scannet is not None:
@@ -91,9 +97,10 @@ def read_frames(
 
 
 def path_frames(config: TextureConfig, rig: PathConfig, source: SourceMesh, frame: MeshFrame) -> Frames:
-    """Return the views of a camera path through the mesh `source`, with rendered depth. Raises ConfigError.
+    """Return the frames of a camera path through the mesh `source`, with rendered depth.
 
-    `frame` is the coordinate transform from the mesh file to the world.
+    `frame` is the coordinate transform from the mesh file to the world. Raises ConfigError if the path cannot be read
+    or found, or if its poses have another convention than `rig.poses`.
     """
     cameras = auto_path(source, rig) if rig.file == AUTO else read_path(rig, frame)
     prompts, used = config.view_texts(len(cameras)), list(range(0, len(cameras), rig.every or 1))
@@ -111,10 +118,11 @@ def path_frames(config: TextureConfig, rig: PathConfig, source: SourceMesh, fram
 
 
 def read_path(rig: PathConfig, frame: MeshFrame) -> Cameras:
-    """Read the cameras in the file `rig.file`, and return them in world coordinates. Raises ConfigError.
+    """Read the cameras in the file `rig.file`, and return them in world coordinates.
 
     The file has poses in coordinates of the mesh file, which `frame` transforms to the world. The intrinsics are scaled
-    to the image height of `rig`. A different aspect ratio crops or widens both sides equally.
+    to the image height of `rig`. If the aspect ratios differ, the images are cropped or widened equally at both sides.
+    Raises ConfigError if the file cannot be used.
     """
     path, height, width = Path(rig.file).expanduser(), rig.height, rig.width
     found = read_cameras(path, "rig.file", rig.poses, (height, width), rig.fov).cameras
@@ -133,7 +141,10 @@ def depth_of_mesh(source: SourceMesh, cameras: Cameras) -> Tensor:
 
 
 def scannet_frames(config: TextureConfig, rig: PathConfig, folder: Path, notes: list[str]) -> Frames:
-    """Read cameras, depth and captions from a ScanNet folder. Warnings are appended to `notes`. Raises ConfigError."""
+    """Read frames (cameras, depth and captions) from a ScanNet folder. Warnings are appended to `notes`.
+
+    Prompts of the config replace the captions of the folder. Raises ConfigError if the folder cannot be used.
+    """
     key_files = [path.name for path in sorted(folder.glob("key_frame_*.txt"))]
     key_file = KEY_FILE if KEY_FILE in key_files or not key_files else key_files[0]
     walk = ScanNetWalk(folder, rig.height, rig.width, key_file, rig.poses)
@@ -161,7 +172,7 @@ def scannet_frames(config: TextureConfig, rig: PathConfig, folder: Path, notes: 
 
 
 def choose_keys(frames: Frames, min_overlap: float) -> list[int]:
-    """Return the indices of the key frames, which are sampled first: those of the ScanNet folder, or a selection.
+    """Return the indices of the key frames, which are sampled first: `frames.keys` if not None, or else a selection.
 
     Selected consecutive key frames have at least the fraction `min_overlap` of their pixels in common, if the frames
     are close enough. The last frame is always selected.
@@ -175,8 +186,8 @@ def choose_keys(frames: Frames, min_overlap: float) -> list[int]:
 def check_overlap(frames: Frames, keys: Sequence[int], min_overlap: float, key: str) -> list[str]:
     """Return a list with one warning about consecutive key frames that overlap too little; [] without such pairs.
 
-    Too little is `min_overlap` or less, as a fraction of common pixels. `keys` are the indices of the key frames.
-    Raises ConfigError, which names the config key `key`, if no pair overlaps more.
+    A pair overlaps too little if the fraction of common pixels is `min_overlap` or less. `keys` are the indices of the
+    key frames. Raises ConfigError, which names the config key `key`, if all pairs overlap too little.
     """
     found = [overlap(frames.depth, frames.cameras, *pair) for pair in zip(keys, keys[1:], strict=False)]
     apart = [n for n, share in enumerate(found) if share <= min_overlap]
@@ -205,11 +216,13 @@ def auto_path(source: SourceMesh, rig: PathConfig) -> Cameras:
 
 
 def interior(source: SourceMesh) -> tuple[Array, float]:
-    """Find the point inside the mesh, at eye height, that is farthest from any surface. Raises ConfigError.
+    """Find the point inside the mesh, at eye height, that is farthest from any surface.
 
     A voxel is inside if it is empty and there is a surface below it and in each of the four horizontal directions. If
-    no inside voxel at eye height has two voxels of free space, other heights are used. Returns the world coordinates
-    (3,) of the point, and its distance to the nearest surface in metres.
+    no inside voxel at eye height is two voxels or more away from all surfaces, all heights are searched.
+
+    Returns the world coordinates (3,) of the point, and its distance to the nearest surface in metres. Raises
+    ConfigError if no inside voxel is two voxels or more away from all surfaces.
     """
     points = surface_points(source)
     low, high = source.vertices.min(0), source.vertices.max(0)

@@ -1,6 +1,6 @@
 """Images that the user gives for a mesh: six orthographic sides, or photos with poses. Their outlines are checked.
 
-The photos' poses are in the coordinates of the mesh file, but a world with another up axis is recognised.
+The poses of photos should be in the coordinates of the mesh file. Coordinates with another up axis are recognised.
 """
 
 import logging
@@ -38,10 +38,13 @@ MIN_OVERLAP = 0.8
 OUTLINE_SIZE = 96
 """Longer side in pixels at which outlines are compared. Differences of one pixel do not count."""
 CHECKED_PHOTOS, CHECK_TEXELS, MAX_PSNR = 6, 128, 40.0
-"""Number of photos whose world is checked, and without outlines: side of a texture from them, and maximum of its PSNR,
-which a few texels exceed."""
+"""Constants of the choice of the photos' coordinates: number of photos, and for photos without outlines the side of a
+test texture in texels and the maximum PSNR in dB that counts (a texture of a few texels may have more)."""
 MIN_GAIN = 0.05
-"""Minimum gain of another world, in the overlap or in the visible share times the PSNR as a fraction of `MAX_PSNR`."""
+"""Minimum gain in the score for which other coordinates than the mesh file's are chosen.
+
+The score is the overlap of the outlines or, without outlines, (visible fraction of the texture) * PSNR / `MAX_PSNR`.
+"""
 LARGE = 512  # minimum image side in pixels at which the projection discards a wide margin beside depth edges
 PHOTO_ERROR = 0.01
 """Maximum difference of the depths of a texel and of the surface that a photo shows, as a fraction of the depth."""
@@ -54,6 +57,7 @@ class MeshViews(NamedTuple):
 
     Attributes:
         images: (N, H, W, 3) in [0, 1].
+        cameras: N cameras in world coordinates.
         masks: (N, H, W) opacity of the object in [0, 1]; None: unknown.
         names: N names of the images.
     """
@@ -74,9 +78,10 @@ class MeshViews(NamedTuple):
 
 
 def read_views(config: TextureConfig, rig: SidesConfig) -> MeshViews | PosedPhotos | None:
-    """Read the images in the folder `config.views`; None: there is no folder. Raises ConfigError.
+    """Read the images in the folder `config.views`. Return None if this option is not set.
 
-    Six sides are read now. Photos with poses are only opened, since their placement needs the mesh (`place_photos`).
+    Six sides are read completely. Of photos with poses only the headers are read, because their placement needs the
+    mesh (`place_photos`). Raises ConfigError if a file is missing or cannot be used.
     """
     if config.views is None:
         return None
@@ -89,7 +94,7 @@ def read_views(config: TextureConfig, rig: SidesConfig) -> MeshViews | PosedPhot
 def read_sides(folder: Path) -> MeshViews:
     """Read the six images SIDE.png of a folder, such as front.png. Their alpha channels become the masks.
 
-    Raises ConfigError.
+    Raises ConfigError if an image is missing or not square, or if the sizes differ or all images are transparent.
     """
     images = [np.asarray(load_image(folder / f"{side}.png", key="views").convert("RGBA")) for side in SIDES]
     height, width = images[0].shape[:2]
@@ -103,9 +108,10 @@ def read_sides(folder: Path) -> MeshViews:
 
 
 def outlines(views: MeshViews) -> tuple[Array, list[int]]:
-    """Compute small object masks (K, h, w), bool, to compare outlines. Return them and the indices of their images.
+    """Return small bool masks (K, h, w) of the object, to compare outlines, and the indices of their K images.
 
-    The longer side has `OUTLINE_SIZE` pixels. Images without transparency or a background of one colour are left out.
+    The longer side of a mask has `OUTLINE_SIZE` pixels. Images in which the object cannot be separated, by transparency
+    or by a background of one colour, are left out.
     """
     at = views.cameras
     scale = OUTLINE_SIZE / max(at.height, at.width)
@@ -121,7 +127,10 @@ def outlines(views: MeshViews) -> tuple[Array, list[int]]:
 
 
 def overlaps(vertices: Array, faces: Array, cameras: Cameras, masks: Array) -> Array:
-    """Return the intersection over union (K,) of masks (K, h, w) and the outlines of a mesh, seen by K cameras."""
+    """Return the intersection over union (K,) of object masks (K, h, w) and the outlines of a mesh in K cameras.
+
+    Differences of one pixel do not count.
+    """
     seen = rasterise_views(vertices, faces, cameras.with_size(*masks.shape[1:])).mask
     wide = np.ones((1, 3, 3), bool)
     wrong = seen & ~ndimage.binary_dilation(masks, wide) | masks & ~ndimage.binary_dilation(seen, wide)
@@ -162,11 +171,12 @@ def check_sides(views: MeshViews, mesh: TexturedMesh, frame: MeshFrame) -> None:
 
 
 def place_photos(photos: PosedPhotos, mesh: TexturedMesh, frame: MeshFrame) -> tuple[MeshViews, list[str]]:
-    """Read photos, and transform their cameras to the world of the mesh. Return both, and texts for the user.
+    """Read photos, and transform their cameras to world coordinates. Return images with cameras, and user notes.
 
-    The poses may be in the coordinates of the mesh file, in these but turned between y up and z up, or in those before
-    the transform that nerfstudio has applied. The coordinates that fit the mesh best are used. `frame` is the transform
-    from the mesh file to the world. Raises ConfigError if none fit, or if the poses have another convention.
+    The poses may be in the coordinates of the mesh file, in the same coordinates but turned between y up and z up, or
+    in the coordinates before the transform that nerfstudio has applied (applied_transform). The coordinates that fit
+    the mesh best are used. `frame` is the transform from the mesh file to the world. Raises ConfigError if no
+    coordinates fit, or if the poses have another convention.
     """
     notes = [photos.posed.missing_note] if photos.posed.missing else []
     notes += check_convention(photos)

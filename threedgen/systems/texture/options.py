@@ -16,14 +16,14 @@ Poses = Literal["c2w", "w2c"]
 
 
 class SidesConfig(Config):
-    """Six orthographic sides of an object."""
+    """Options of the six orthographic sides of an object."""
 
     name: Literal["sides"] = Field("sides", description="six orthographic sides of an object")
     size: int = Field(768, ge=64, le=2048, description="side of the maps and of a sampled view in pixels")
 
 
 class PathConfig(Config):
-    """Perspective cameras along a path in a scene."""
+    """Options of perspective cameras along a path in a scene."""
 
     name: Literal["path"] = Field("path", description="perspective cameras along a path in a scene")
     file: str = Field(AUTO, min_length=1, description="cameras.json in mesh coordinates; auto: around in the room")
@@ -44,7 +44,7 @@ class PathConfig(Config):
 
 
 class TextureConfig(SamplingConfig):
-    """Texture for the mesh of an object or a scene, from text or images."""
+    """Texturing of the mesh of an object or a scene, from text or images (task texture)."""
 
     prior: Annotated[Any, Component("prior", "mvadapter", SAMPLERS[2:])] = Field({}, description="diffusion prior")
     scale: float = Field(1.0, gt=0, le=1e6, description="metres per unit of a scene's file; 0.01: centimetres")
@@ -67,7 +67,7 @@ class TextureConfig(SamplingConfig):
 
     @property
     def samples(self) -> bool:
-        """True if the prior samples the images, False if they are given or there are none."""
+        """True if the prior samples the images of the mesh, False if the user gives images or nothing is sampled."""
         condition = self.prompt.strip() or self.image is not None
         return self.rig.name == "path" or self.views is None and bool(condition)
 

@@ -45,7 +45,7 @@ from .windows import WindowSampler, check_model, plan, saved_images, stack
 
 logger = logging.getLogger(__name__)
 KEY_OVERLAP = 0.65  # minimum overlap of a key frame with the next
-UNWRAP_SECONDS = 1e-8  # time in which xatlas unwraps a mesh on a core, divided by the square of the number of triangles
+UNWRAP_SECONDS = 1e-8  # seconds in which xatlas unwraps a mesh on one core, divided by (number of triangles)^2
 
 GLB, FILM = "scene.glb", "frames.mp4"
 TEXTURE = "texture.png"
@@ -53,13 +53,14 @@ FILES: tuple[str, ...] = (FILM, "sheet.png", CAMERAS_FILE, GLB, TEXTURE, "walk.p
 SCENE_SIZE = (1.0, 100.0)  # plausible range of a scene's longest side in metres; outside it the unit is probably wrong
 WALK_VIEWS, SHEET_COLUMNS, FPS = 12, 6, 8
 BACK_VIEWS, BACK_SIZE = 6, 48  # number and side in pixels of the renders in which back faces are counted
-MAX_BACK = 0.25  # toy rooms have 0, objects of the toybox 0.32 to 1
+MAX_BACK = 0.25  # maximum fraction of back faces in a room; toy rooms have 0, objects of the toybox 0.32 to 1
 
 
 def texture_scene(task: Task, rig: PathConfig) -> None:
     """Sample images along a camera path, project them onto the mesh of a scene if there is one, and write all results.
 
-    Raises ConfigError, and Stopped after Ctrl-C.
+    Without a mesh and without a ScanNet folder, a toy room is made from the prompt. Raises ConfigError if the mesh, the
+    cameras or the weights cannot be used, and Stopped after Ctrl-C.
     """
     config: TextureConfig = task.config
     frame = MeshFrame.of(config, config.scale)
@@ -101,7 +102,7 @@ def texture_scene(task: Task, rig: PathConfig) -> None:
 
 
 def size_warning(source: SourceMesh) -> list[str]:
-    """Return a list with a warning if the unit of a scene is probably not the metre, else []."""
+    """Return a list with a warning if the size of a scene suggests that its unit is not the metre; else []."""
     size = float(np.ptp(source.vertices, axis=0).max())
     if SCENE_SIZE[0] <= size <= SCENE_SIZE[1]:
         return []
@@ -109,7 +110,7 @@ def size_warning(source: SourceMesh) -> list[str]:
 
 
 def object_warning(source: SourceMesh, cameras: Cameras) -> list[str]:
-    """Return a list with a warning if cameras inside the mesh see back faces, as they do in an object, else []."""
+    """Return a list with a warning if the cameras see many back faces of the mesh, as inside an object; else []."""
     at = cameras.select(evenly_spaced(len(cameras), BACK_VIEWS)).with_size(BACK_SIZE, BACK_SIZE)
     faces = rasterise_views(source.vertices, source.faces, at).face
     view, face = np.nonzero(faces >= 0)[0], faces[faces >= 0]
@@ -124,10 +125,12 @@ def object_warning(source: SourceMesh, cameras: Cameras) -> list[str]:
 def write_frames(
     folder: Path, frames: Frames, sampled: Sequence[int], keys: Sequence[int], images: Tensor, frame: MeshFrame
 ) -> None:
-    """Write cameras, depth, video and contact sheet of N camera views (frames). Raises OSError.
+    """Write cameras, depth, video and contact sheet of N sampled frames (camera views) to `folder`.
+
+    Raises OSError if a file cannot be written.
 
     Args:
-        sampled: indices of the N views in `frames`.
+        sampled: indices of the N sampled frames in `frames`.
         keys: indices of the key frames, which the contact sheet labels.
         images: (N, H, W, 3) in [0, 1], in the order of `sampled`.
         frame: coordinate transform from the mesh file, in whose coordinates the cameras are written, to the world.
@@ -147,7 +150,7 @@ def texture_mesh(task: Task, mesh: TexturedMesh, frame: MeshFrame, cameras: Came
     """Project images (N, H, W, 3) in [0, 1] of N cameras onto a mesh. Write the textured mesh, and renders of it.
 
     `frame` is the coordinate transform from the mesh file to the world. Returns metrics for summary.json. Raises
-    OSError and ConfigError.
+    OSError if a file cannot be written, and ConfigError if no image shows the mesh.
     """
     config: TextureConfig = task.config
     with Count("texturing", 2 * len(cameras), task.quiet) as count:
@@ -163,7 +166,7 @@ def texture_mesh(task: Task, mesh: TexturedMesh, frame: MeshFrame, cameras: Came
 
 
 def between(cameras: Cameras) -> Cameras:
-    """Return at most ``WALK_VIEWS`` cameras, each halfway between two consecutive ones of `cameras`."""
+    """Return at most ``WALK_VIEWS`` cameras, each halfway between two consecutive cameras in `cameras`."""
     spread = np.linspace(0, len(cameras) - 2, min(WALK_VIEWS, len(cameras) - 1)).round().astype(int)
     first = np.unique(spread).tolist()
     at = cameras.select(first)
@@ -176,15 +179,16 @@ def between(cameras: Cameras) -> Cameras:
 
 
 MAX_OVERLAP = 1e-3
-"""Maximum fraction of covered texels that belong to two places of the mesh, as rounding causes at chart borders."""
+"""Maximum fraction of covered texels that belong to two places of the mesh. Rounding at chart borders causes a few."""
 MAX_DEGENERATE = 0.01  # maximum fraction of the surface that has no area in the texture
 
 
 def with_uv(source: SourceMesh, texture: int, choice: str = "auto") -> tuple[TexturedMesh, str]:
-    """Return the mesh with texture coordinates (UV), and a text for the user that says where they come from.
+    """Return the mesh with texture coordinates (UV), and a text for the user with the origin of the coordinates.
 
-    `texture` is the side of the texture in texels. `choice` is "own" (coordinates of the file), "unwrap" (new ones), or
-    "auto" (own if they are usable, else new). Raises ConfigError if "own" is not usable, or if unwrapping fails.
+    `texture` is the side of the texture in texels. `choice` is "own" (coordinates of the file), "unwrap" (new
+    coordinates), or "auto" (those of the file if they are usable, else new ones). Raises ConfigError if `choice` is
+    "own" and the file's coordinates are not usable, or if unwrapping fails.
     """
     fault = "" if choice == "unwrap" else uv_fault(source, texture)
     if choice == "own" and fault:
@@ -208,7 +212,10 @@ def with_uv(source: SourceMesh, texture: int, choice: str = "auto") -> tuple[Tex
 
 
 def uv_fault(source: SourceMesh, texture: int) -> str:
-    """Return why the file's texture coordinates do not suit a texture with `texture` texels per side; "" if they do."""
+    """Return the reason why the file's texture coordinates cannot be used; "" if they can.
+
+    `texture` is the number of texels per side of the texture.
+    """
     if source.uv is None:
         return "it has none, or not for all of its parts"
     if not ((source.uv >= 0) & (source.uv <= 1)).all():  # or not finite
@@ -226,10 +233,17 @@ def uv_fault(source: SourceMesh, texture: int) -> str:
 def render_consistent(
     mesh: TexturedMesh, size: int, options: BlendOptions, cameras: Cameras, images: Tensor, known: Tensor | None = None
 ) -> Tensor:
-    """Make N images (N, H, W, 3) in [0, 1] consistent: project them onto a mesh, and render it for the same cameras.
+    """Make images consistent: project them onto a mesh as a texture, and render the mesh for the same cameras.
 
-    `size` is the side of the texture in texels, and `options` has the rules of the projection. `known` (N,) is True for
-    images that have priority over the others where they show the mesh. Returns the renders, (N, H, W, 3) in [0, 1].
+    Args:
+        size: side of the texture in texels.
+        options: rules of the projection.
+        cameras: cameras of the N images.
+        images: (N, H, W, 3) in [0, 1].
+        known: (N,) bool, True for images that have priority where they show the mesh; None: all images are equal.
+
+    Returns:
+        Renders (N, H, W, 3) in [0, 1].
     """
     made = None
     known = torch.zeros(len(images), dtype=torch.bool) if known is None else known
@@ -244,7 +258,7 @@ def render_consistent(
 def write_glb(
     task: Task, mesh: TexturedMesh, texture: Array, file: str, name: str, extras: dict[str, object], **material: bool
 ) -> None:
-    """Write texture.png, and the textured mesh as a GLB, to the run folder. Raises OSError.
+    """Write texture.png, and the textured mesh as a GLB file, to the run folder. Raises OSError if this fails.
 
     Args:
         texture: (H, W, 3) in [0, 1]; row 0 is at v = 1.

@@ -3,7 +3,7 @@
 The sides are orthographic views that MV-Adapter samples or the user gives, in the order of `SIDES`. Instead, the user
 can give photos with poses.
 
-RUN/preview.png     the mesh without texture; it shows which sides are taken as front and top
+RUN/preview.png     the mesh without texture, to check which sides are the front and the top
 RUN/maps/           position/SIDE.png and normal/SIDE.png, the renders that condition MV-Adapter
 RUN/views/SIDE.png  sampled sides
 RUN/views.png       contact sheet of the sampled or given sides, or of photos
@@ -58,9 +58,10 @@ SHEET_VIEWS = 12  # maximum number of images in views.png
 
 
 def texture_sides(task: Task, rig: SidesConfig) -> None:
-    """Texture the mesh of an object from six sides or from photos, and write all results.
+    """Texture the mesh of an object from six sides or from photos, and write all results to the run folder.
 
-    Raises ConfigError, and Stopped after Ctrl-C.
+    Without a prompt and images, only preview.png and the maps are written. Raises ConfigError if the mesh, the images
+    or the weights cannot be used, and Stopped after Ctrl-C.
     """
     config: TextureConfig = task.config
     found = read_views(config, rig)
@@ -99,9 +100,9 @@ def texture_sides(task: Task, rig: SidesConfig) -> None:
 
 
 def read_mesh(config: TextureConfig) -> tuple[draw_mesh.SourceMesh, TexturedMesh, list[str]]:
-    """Return an object's mesh as in the file, the mesh with texture coordinates, and notes for the user.
+    """Read the mesh of an object. Return the mesh as in the file, the mesh with texture coordinates, and user notes.
 
-    Raises ConfigError.
+    Raises ConfigError if the file cannot be used, or if texture coordinates cannot be made.
     """
     source = draw_mesh.read_object(config)
     mesh, uv = with_uv(source, config.texture, config.uv)
@@ -115,10 +116,11 @@ def read_mesh(config: TextureConfig) -> tuple[draw_mesh.SourceMesh, TexturedMesh
 def texture_mesh(
     task: Task, source: draw_mesh.SourceMesh, mesh: TexturedMesh, views: MeshViews, notes: list[str]
 ) -> Tree:
-    """Project images onto a mesh; write the textured mesh, renders and a page. Raises OSError, ConfigError.
+    """Project images onto a mesh; write the textured mesh, renders and a page. Return metrics for summary.json.
 
-    `source` is the mesh as in the file, `mesh` the same with texture coordinates. `views` has images and cameras.
-    Warnings in `notes` are shown on the page. Returns metrics for summary.json.
+    `source` is the mesh as in the file, `mesh` the same mesh with texture coordinates. `views` has images and cameras.
+    The page shows the warnings in `notes`. Raises OSError if a file cannot be written, ConfigError if no image shows
+    the mesh.
     """
     config, folder, triangles = task.config, task.folder, len(mesh.faces)
     at, images, masks = views.cameras, views.images, views.masks
@@ -152,8 +154,9 @@ def texture_mesh(
 def run(config: TextureConfig, resume: Path | None = None, quiet: bool = False) -> int:
     """Run the task, print the path of its main result, and return the exit code.
 
-    The result is the textured mesh, the video of a scene without a mesh, or else the preview of the mesh. `resume`: run
-    folder to resume; None: a new run. `quiet`: print nothing else, and show no progress.
+    The main result is the textured mesh. For a ScanNet folder without a mesh it is the video of the frames, and without
+    images to project it is the preview of the mesh. `resume`: run folder to resume; None: a new run. `quiet`: print
+    nothing else, and show no progress.
     """
     rig = config.rig
     if isinstance(rig, PathConfig):

@@ -44,7 +44,8 @@ Synchronise = Callable[[Cameras, Tensor, Tensor], Tensor]
 class Window:
     """Set of frames that are denoised together.
 
-    `frames` are the indices of all frames, `known` those from earlier windows. Known frames condition the others.
+    `frames` are the indices of all frames of the window. `known` are those that an earlier window has sampled; they
+    condition the others.
     """
 
     frames: tuple[int, ...]
@@ -58,8 +59,9 @@ class Window:
 def plan(keys: Sequence[int], rig: PathConfig) -> list[Window]:
     """Return the windows of a scene in the order of sampling. A window is a set of frames that are denoised together.
 
-    `keys` are the indices of the key frames. The first windows have `rig.views` key frames each, and share a third of
-    them with the next window (the last two may share more). Later windows have two key frames and frames between them.
+    `keys` are the indices of the key frames. Each of the first windows has `rig.views` key frames and shares a third of
+    them with the next window (the last two may share more). Each later window has two consecutive key frames and frames
+    between them, in all at most `rig.views` frames, or three if `rig.views` is 2.
     """
     last, shared = max(0, len(keys) - rig.views), max(1, rig.views // 3)
     windows, done = list[Window](), set[int]()
@@ -75,16 +77,17 @@ def plan(keys: Sequence[int], rig: PathConfig) -> list[Window]:
 
 
 def check_model(model: MVDiffusion, rig: PathConfig) -> None:
-    """Raise ConfigError if the weights take no depth, or cannot sample the image size of the rig."""
+    """Raise ConfigError if the model does not take depth, or cannot sample the image size of the camera path `rig`."""
     if model.extra != "depth" or model.multiview is not None and model.multiview.kind != "depth":
         raise ConfigError("these weights take no depth. Use a depth model's, such as toybox-depth", "prior.blocks")
     model.check_size((rig.height, rig.width), ("rig.height", "rig.width"))
 
 
 def saved_images(folder: Path, frames: Frames, keys: Sequence[int], weights: Mapping[str, str]) -> dict[int, Array]:
-    """Read the images that an interrupted run saved as NAME.png: {frame index: uint8 image (H, W, 3)}.
+    """Read the images that an interrupted run saved as folder/NAME.png: {frame index: uint8 image (H, W, 3)}.
 
-    The folder is emptied if source.txt has another hash of the inputs (frames, key frames, checksums of the model).
+    folder/source.txt has a hash of the inputs: frames, indices `keys` of the key frames, and `weights` (checksums of
+    the model by config key). If the hash has changed, the folder is emptied.
     """
     source_file, digest = folder / "source.txt", hashlib.blake2b(digest_size=16)
     for tensor in (frames.depth, frames.cameras.c2w, frames.cameras.K):
@@ -106,7 +109,10 @@ def saved_images(folder: Path, frames: Frames, keys: Sequence[int], weights: Map
 
 
 def stack(images: Mapping[int, Array], numbers: Sequence[int]) -> Tensor:
-    """Stack the uint8 images (H, W, 3) of N frame indices, `numbers`, to a float tensor (N, H, W, 3) in [0, 1]."""
+    """Stack images to a float tensor (N, H, W, 3) in [0, 1].
+
+    `images` has uint8 images (H, W, 3) by frame index, and `numbers` are the N frame indices to stack.
+    """
     return torch.from_numpy(np.stack([images[n] for n in numbers])).float() / 255
 
 
@@ -114,8 +120,11 @@ def stack(images: Mapping[int, Array], numbers: Sequence[int]) -> Tensor:
 class WindowSampler:
     """Sampler of the frames of a scene with MVDiffusion, one window of frames after the other.
 
-    `images` has the sampled frames, uint8 (H, W, 3) by frame index; each window adds its new ones. `synchronise` makes
-    images consistent by projection onto a mesh; it is None without a mesh.
+    Attributes:
+        frames: cameras, depth and prompts of all frames.
+        windows: windows in the order of sampling, from `plan`.
+        images: sampled frames, uint8 (H, W, 3) by frame index. Each window adds its new frames.
+        synchronise: function that makes images consistent by projection onto the mesh; None without a mesh.
     """
 
     config: TextureConfig
@@ -126,9 +135,9 @@ class WindowSampler:
     synchronise: Synchronise | None = None
 
     def sample_all(self, folder: Path, quiet: bool) -> None:
-        """Sample the windows that have frames without an image; add these frames to `images`, write folder/NAME.png.
+        """Sample the windows in which a new frame has no image. Add the new frames to `images`, write folder/NAME.png.
 
-        NAME is the name of a frame. Raises Stopped after Ctrl-C.
+        NAME is the name of a frame. `quiet`: show no progress. Raises Stopped after Ctrl-C.
         """
         waiting = [k for k, window in enumerate(self.windows) if any(n not in self.images for n in window.new)]
         steps = total_steps(self.config.steps, self.model.draft, self.config.synchronise)
@@ -148,7 +157,10 @@ class WindowSampler:
                             write_png(folder / f"{self.frames.names[n]}.png", image)
 
     def sample(self, number: int, on_step: Callable[[], None]) -> Tensor:
-        """Sample the F frames of the window with the index `number`, also the known ones: (F, H, W, 3) in [0, 1]."""
+        """Sample all F frames of the window with the index `number`, including known frames: (F, H, W, 3) in [0, 1].
+
+        `on_step` is called before each denoising step.
+        """
         window, config, model = self.windows[number], self.config, self.model
         numbers = list(window.frames)
         cameras, depth = self.frames.cameras.select(numbers), self.frames.depth[numbers]

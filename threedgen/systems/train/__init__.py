@@ -1,1 +1,1 @@
-"""Training tasks: diffusion models, whose LightningModules derive from `denoising.py`, and the networks around them."""
+"""Training tasks for parts of diffusion models. Their LightningModules derive from the base class in `denoising.py`."""

@@ -20,12 +20,12 @@ from threedgen.train.system import AveragedSystem, sample_timesteps
 from .options import ViewNoiseConfig
 
 COMPANION_MAX = 0.3
-"""Views with low noise get the time step COMPANION_MAX T u^2, with u uniform in [0, 1) and T time steps in all."""
+"""Views with low noise get the time step COMPANION_MAX T u^2, where u is uniform in [0, 1). There are T time steps."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Data of a training step: B images as latents, on any device.
+    """Inputs and noise of a training step for B images, on any device.
 
     Attributes:
         latents: (B, C, h, w) clean latents.
@@ -45,7 +45,7 @@ class Batch:
 
 
 class Sheet(NamedTuple):
-    """Sample sheet: images (H, W, 3), row by row, with the number of columns and a label for each image."""
+    """Sample sheet: images (H, W, 3) in [0, 1], row by row, with the number of columns and a label for each image."""
 
     images: Sequence[Tensor | Array]
     columns: int
@@ -53,10 +53,15 @@ class Sheet(NamedTuple):
 
 
 class DenoisingSystem(AveragedSystem):
-    """Base of the LightningModules that train parts of a latent diffusion model to denoise.
+    """Base class of the LightningModules that train parts of a latent diffusion model to denoise.
 
     A subclass defines `batch` and registers the modules that train. It may override `predict`, `save` and
     `sample_sheet`. `model` is not a registered submodule, so checkpoints do not contain its frozen networks.
+
+    Attributes:
+        timestep_power: exponent of the distribution of time steps, see `view_timesteps`.
+        timestep_logit_normal: (mean, standard deviation) of logit-normal time steps, or None.
+        view_noise: probabilities of different noise levels in the views of an object.
     """
 
     model: LatentDiffusion
@@ -78,7 +83,10 @@ class DenoisingSystem(AveragedSystem):
         raise NotImplementedError
 
     def predict(self, x: Tensor, t: Tensor, batch: Batch) -> Tensor:
-        """Return the network output (B, C, h, w), float32, for noisy latents `x` (B, C, h, w), time steps `t` (B,)."""
+        """Return the network output (B, C, h, w), float32, for noisy latents `x` (B, C, h, w) and time steps `t` (B,).
+
+        The other inputs of the network are in `batch`.
+        """
         return self.model.network(x, t, batch.text, **batch.condition)
 
     def training_step(self, batch: int, index: int) -> Tensor:
@@ -99,7 +107,7 @@ class DenoisingSystem(AveragedSystem):
     def sample_noise(self, step: int, shape: Sequence[int], rng: Generator) -> tuple[Tensor, Tensor]:
         """Sample int64 time steps (N, V) and unit Gaussian noise (N, V, C, h, w) for V views of each of N objects.
 
-        `step` is the training step, for a scheduled distribution of time steps. `shape` is (N, V, C, h, w).
+        `step` is the training step; the distribution of time steps may depend on it. `shape` is (N, V, C, h, w).
         """
         power = float(at(self.timestep_power, step, self.max_steps))
         logit_normal = self.timestep_logit_normal
@@ -107,7 +115,10 @@ class DenoisingSystem(AveragedSystem):
         return t, torch.randn(*shape, generator=rng)
 
     def validate(self, step: int, folder: Path) -> None:
-        """Write the weights and samples.png to `folder`, both from the moving average of the weights."""
+        """Write the averaged weights, and samples.png from samples of the averaged model, to `folder`.
+
+        Without an average, the current weights are used.
+        """
         with self.average_applied():
             self.save(folder)
             sheet = self.sample_sheet()
@@ -138,10 +149,12 @@ def view_timesteps(
 ) -> Tensor:
     """Sample time steps (objects, n_view), int64 in [0, T), for the views of each object.
 
-    By default all views of an object have the same time step from `sample_timesteps`, t = T u^power with u uniform in
-    [0, 1), so a `power` above 1 favours low noise. `options` has the probabilities of two other cases: `independent`, a
-    separate time step for each view, and `companions`, low noise in 1 to n_view - 1 of the views. Low noise in some
-    views makes the network attend to these views (Diffusion Forcing, arXiv 2407.01392).
+    By default all views of an object have the same time step, t = T u^power with u uniform in [0, 1), so a `power`
+    above 1 favours low noise. With `logit_normal` = (mean, standard deviation), this time step is logit-normal instead.
+
+    `options` has the probabilities of two other cases: `independent`, a separate time step for each view, and
+    `companions`, low noise in 1 to n_view - 1 of the views. Low noise in some views makes the network attend to these
+    views (Diffusion Forcing, arXiv 2407.01392).
     """
     equal = sample_timesteps(objects, T, power, rng, logit_normal)[:, None].expand(-1, n_view)
     if n_view == 1 or not (options.independent or options.companions):

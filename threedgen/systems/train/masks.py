@@ -1,4 +1,4 @@
-"""Training images with random holes, for models that take a mask and the known part of an image."""
+"""Training images with random holes, for inpainting models, which take a mask and the known part of an image."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,13 +16,14 @@ from threedgen.run.arrays import Array
 
 Hole = Callable[[np.random.Generator, int], Array]
 """Function (rng, size) -> hole (size, size), bool: True where the image is unknown."""
-WHOLE = 0.25  # probability that an image is unknown as a whole (`painted`) or known as a whole (`around_a_photo`)
+WHOLE = 0.25  # probability that the whole image is unknown (`painted`) or known (`around_a_photo`)
 
 
 def painted(rng: np.random.Generator, size: int) -> Array:
     """Sample a random mask (size, size), bool, True where the image is unknown.
 
-    Unknown are the whole image, a rectangle, or all but a rectangle. Rectangle edges are at multiples of 8 pixels.
+    The unknown part is the whole image, a rectangle, or all except a rectangle. The edges of the rectangle are at
+    multiples of 8 pixels.
     """
     if rng.random() < WHOLE:
         return np.ones((size, size), bool)
@@ -37,7 +38,7 @@ def painted(rng: np.random.Generator, size: int) -> Array:
 def around_a_photo(rng: np.random.Generator, size: int) -> Array:
     """Sample a random mask (size, size), bool, True where the image is unknown: around a centred photo, or nowhere.
 
-    The image has a field of view of 90 degrees, the longer side of the photo 50 to 90 degrees.
+    The image has a field of view of 90 degrees, and the longer side of the photo has 50 to 90 degrees.
     """
     if rng.random() < WHOLE:
         return np.zeros((size, size), bool)
@@ -51,7 +52,8 @@ def around_a_photo(rng: np.random.Generator, size: int) -> Array:
 class MaskedViews:
     """Source of training images (`threedgen.data.bank.Source`): pairs of a view and the same view with a hole.
 
-    `hole` is a function that samples the mask of the hole. With `first`, only the first view of each scene is used.
+    `hole` is a function that samples the mask of the hole. With `first`, only the first view of each scene is used,
+    else all views.
     """
 
     n_view = 2
@@ -87,7 +89,7 @@ class MaskedViews:
 
 
 class MaskBank(LatentBank):
-    """Disk cache of views as latents, their known parts as latents, and captions."""
+    """Disk cache of the latents of whole views, the latents of their known parts, and the captions."""
 
     def __init__(self, folder: Path, views: MaskedViews, vae: AutoencoderKL, size: int) -> None:
         super().__init__(folder, views, vae, size, len(views))
@@ -96,15 +98,17 @@ class MaskBank(LatentBank):
     def sample(self, rng: np.random.Generator, available: int, count: int) -> tuple[Tensor, Tensor, list[str]]:
         """Sample n = `count` of the first `available` images, with replacement.
 
-        Returns latents (n, C, h, w) of the whole images, masks with known latents (n, 1 + C, h, w), and n captions.
+        Returns latents (n, C, h, w) of the whole images, the mask (1 where unknown) with the latents of the known part
+        (n, 1 + C, h, w), and n captions.
         """
         chosen = rng.integers(0, min(available, self.count), count)
         return self.latents(chosen)[:, 0], self.extra(chosen), self.captions(chosen)
 
     def extra(self, chosen: Sequence[int] | Array) -> Tensor:
-        """Return the mask, 1 where unknown, and the C latent channels of n masked images: (n, 1 + C, h, w).
+        """Return further input channels (n, 1 + C, h, w) for n images: the mask, and the latents of the known part.
 
-        `chosen` are n image indices. A latent pixel is known if all its image pixels are known.
+        `chosen` are n image indices. The mask is 1 where a latent pixel is unknown. A latent pixel is known only if all
+        its image pixels are known.
         """
         known = self.latents(chosen)[:, 1]
         holes = torch.from_numpy(np.stack([self.views.sample_hole(int(i), self.size) for i in chosen]))

@@ -4,9 +4,9 @@ RUN/latents/, half/      caches of encoded views, at full and at half size, safe
 RUN/adapter.safetensors  averaged weights of the adapter; the option `prior.adapter` of other tasks takes this file
 RUN/samples.png          true views of held-out objects, above samples
 
-Source: MV-Adapter, arXiv 2412.03632, sections 4 and A.2. All views of an object have the same time step, on the shifted
-noise schedule. For classifier-free guidance, text, reference image or both are dropped for a share of the objects. The
-features of a dropped image are replaced by zeros.
+Source: MV-Adapter, arXiv 2412.03632, sections 4 and A.2. All views of an object have the same time step of the shifted
+noise schedule. For classifier-free guidance, text, reference image or both are dropped for a fraction of the objects.
+The features of a dropped image are replaced by zeros.
 """
 
 from collections.abc import Sequence
@@ -46,9 +46,10 @@ BLOCK, TEXT_BYTES = 4, 240  # number of objects that are rendered and encoded to
 
 
 def sample_dropouts(rng: np.random.Generator, count: int, shares: tuple[float, float, float]) -> tuple[Array, Array]:
-    """Sample for which objects text or image is dropped: two bool arrays (count,), first for text, then for image.
+    """Sample for which of `count` training objects the text or the reference image is dropped.
 
-    `shares` are the probabilities of three independent events: text dropped, image dropped, both dropped.
+    Returns two bool arrays (count,), True for dropped text and for a dropped image. `shares` are the probabilities of
+    three independent events: text dropped, image dropped, both dropped.
     """
     text, image, both = (rng.random(count) < share for share in shares)
     return text | both, image | both
@@ -59,9 +60,10 @@ class AdapterSystem(DenoisingSystem):
 
     Args:
         network: UNet with the adapter; the network of `model`.
-        banks: (share of the steps, cached latents of the objects) for each image size: full size, then possibly half.
+        banks: pairs (fraction of the steps, cached latents of the objects at one image size): full size first, then
+            possibly half size.
         objects: training objects.
-        held_out: objects of the sample sheet.
+        held_out: objects for the sample sheet, which are not trained on.
     """
 
     stage = "adapter"
@@ -113,7 +115,10 @@ class AdapterSystem(DenoisingSystem):
         save_adapter(folder / RESULT, self.network)
 
     def sample_sheet(self) -> Sheet:
-        """Return rows of true held-out views, each above a row of samples. Reference images are in column 0, if any."""
+        """Return the sample sheet: rows of true held-out views, each above a row of samples.
+
+        If the adapter takes a reference image, column 0 shows it.
+        """
         size, cells, labels = self.banks[0][1].size, list[Tensor](), list[str]()
         for k in range(SHEET_OBJECTS):
             entry = self.held_out.block(range(k, k + 1), size)
@@ -137,7 +142,10 @@ class AdapterSystem(DenoisingSystem):
 
 
 def train(task: Task) -> Status:
-    """Train the adapter of a config. Raises ConfigError if the model, the adapter or the sizes do not fit."""
+    """Train an adapter, and return the final status of the training.
+
+    Raises ConfigError if the 2D model, the adapter to start from or the image sizes do not fit together.
+    """
     config: TrainMVAdapterConfig = task.config
     with called("start"):
         model = MVAdapter.load(config.start, dtype="auto", image_size=config.image_size)
@@ -164,7 +172,10 @@ def train(task: Task) -> Status:
 
 
 def add_adapter(config: TrainMVAdapterConfig, model: MVAdapter) -> AdaptedUNet:
-    """Return the model's UNet with an adapter: a new one, or that of the file `config.adapter`. Raises ConfigError."""
+    """Return the model's UNet with an adapter: a new one, or the adapter in the file `config.adapter`.
+
+    Raises ConfigError if the UNet cannot take the adapter, or for an unsuitable image size.
+    """
     o = config
     layout: Layout = "row" if o.control == "rays" else "rowcol"
     form = Form(layout, o.arrangement, o.control, anywhere=o.anywhere, fov=o.fov, timestep=o.timestep)

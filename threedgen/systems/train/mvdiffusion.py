@@ -1,6 +1,6 @@
 """The task train-mvdiffusion: trains attention between the views of a scene, added to a frozen 2D model.
 
-RUN/single-view/        checkpoints and weights of the first stage, if there is one
+RUN/single-view/        checkpoints and weights of the first stage, if the config has one
 RUN/latents/, masks/, photos/    caches of encoded views, safe to delete; NAME-half/ has them at half size
 RUN/blocks.safetensors  averaged additions to the 2D model; the option `prior.blocks` of other tasks takes this file
 RUN/samples.png         true views of scenes, above samples
@@ -46,7 +46,7 @@ from .options import SingleViewConfig, TrainMVDiffusionConfig, Variant, ViewsCon
 
 RESULT = "blocks.safetensors"
 SAVED: dict[str, object] = {"k": 3, "neighbours": "ring"}
-"""Options of the matches between panorama views, saved with the blocks. Sampling warns if its options differ."""
+"""Options of the matches between panorama views, saved with the blocks. Sampling with other options logs a warning."""
 EXTRA: dict[Variant, Extra] = {"panorama": "nothing", "outpaint": "mask", "depth": "depth"}
 """Input that the 2D model of each variant takes beside the noisy latents."""
 KEPT_GEOMETRIES = 64
@@ -60,7 +60,8 @@ class SceneData:
     Attributes:
         bank: latents of the views of each scene.
         masks: single views with random holes, for the first stage of a model with a mask input; else None.
-        photos: first view of each scene with a hole around a photo, for the second stage of such a model; else None.
+        photos: first view of each scene, unknown around a central photo, for the second stage of a model with a mask
+            input; else None.
     """
 
     bank: SceneBank
@@ -69,17 +70,17 @@ class SceneData:
 
 
 DataBySize = Sequence[tuple[float, SceneData]]
-"""Pairs of a share of the steps and the training data at one image size: full size first, then possibly half size."""
+"""Pairs (fraction of the steps, training data at one image size): full size first, then possibly half size."""
 
 
 class MVDiffusionSystem(DenoisingSystem):
-    """Base of the LightningModules of both training stages. It selects the image size of a step."""
+    """Base class of the LightningModules of both training stages. It selects the image size of a step."""
 
     model: MVDiffusion
     data: DataBySize
 
     def choose_data(self, step: int) -> tuple[float, SceneData]:
-        """Sample the image size of a step. Return the share of the steps with this size, and the data at this size."""
+        """Sample the image size of a step. Return the fraction of steps with this size, and the data at this size."""
         return choose_by_share(self.data, self.numpy_rng(step, "size").random())
 
     def predict(self, x: Tensor, t: Tensor, batch: Batch) -> Tensor:
@@ -118,7 +119,8 @@ def sample_views(
 ) -> tuple[Tensor, Tensor | None, list[str]]:
     """Sample n = `count` single views of the first `available` scenes.
 
-    Returns latents (n, C, h, w), inverse depth (n, 1, h, w) in [-1, 1] (-2: unknown) or None, and n captions.
+    Returns latents (n, C, h, w), inverse depth (n, 1, h, w) in [-1, 1] (-2: unknown) or None for scenes without depth,
+    and n captions.
     """
     scenes, views = rng.integers(0, available, count), rng.integers(0, bank.n_view, count)
     z = bank.latents(scenes)[range(count), views]
@@ -131,8 +133,9 @@ class ViewsSystem(MVDiffusionSystem):
     """LightningModule of the second stage. It trains the attention between views, and any branch for known views.
 
     Args:
-        difference: changes of the UNet in the first stage, saved with the new modules; None: the whole UNet is saved.
-        lora: LoRA of the first stage, attached to the UNet, or None.
+        difference: changes of the UNet in the first stage, by tensor name, saved with the new modules; None: the whole
+            UNet is saved.
+        lora: LoRA of the first stage, attached to the UNet; None without a first stage.
     """
 
     stage = "views"
@@ -182,10 +185,13 @@ class ViewsSystem(MVDiffusionSystem):
     def image_conditions(
         self, data: SceneData, chosen: Sequence[int] | Array, z: Tensor
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Return the image inputs of the network for the F views of each of n scenes, or None for inputs that it lacks.
+        """Return the image inputs of the network for the F views of each of n scenes.
 
-        `chosen` are n scene indices, and `z` (n, F, C, h, w) the clean latents. Returns the extra input channels (n F,
-        E, h, w), and the known views (n F, C + 1, h, w) as latents with a mask.
+        `chosen` are n scene indices, and `z` (n, F, C, h, w) the clean latents.
+
+        Returns:
+            Extra input channels (n F, E, h, w) with depth or a mask, or None if the network has none.
+            Known views (n F, C + 1, h, w) as latents with a mask, or None if no view is known.
         """
         if data.photos is not None:
             extra = self.unknown_view(data.bank.encoded_size).repeat(len(chosen), data.bank.n_view, 1, 1, 1)
@@ -210,7 +216,7 @@ class ViewsSystem(MVDiffusionSystem):
         weights.save_blocks(folder / RESULT, self.model.multiview, self.difference, options)
 
     def sample_sheet(self) -> Sheet:
-        """Return rows with the true views of training scenes, each above a row of samples."""
+        """Return the sample sheet: rows with the true views of training scenes, each above a row of samples."""
         bank, model, images, labels = self.bank, self.model, list[Tensor](), list[str]()
         by_size = {data.bank.encoded_size: data for _, data in self.data}
 
@@ -227,7 +233,10 @@ class ViewsSystem(MVDiffusionSystem):
 
 
 def train(task: Task) -> Status:
-    """Train both stages, or only the second one if `single_view` is null. Return how it ended. Raises ConfigError."""
+    """Train both stages, or only the second one if `single_view` is None. Return the final status of the training.
+
+    Raises ConfigError if the 2D model, the blocks to start from and the variant do not fit together.
+    """
     config: TrainMVDiffusionConfig = task.config
     o, needed = config.single_view, EXTRA[config.variant]
     model = MVDiffusion.load(config.start)
@@ -258,7 +267,10 @@ def train(task: Task) -> Status:
 
 
 def scene_data(task: Task, model: MVDiffusion, source: SceneSource) -> DataBySize:
-    """Return pairs (share of the steps, cached data) for full and possibly half image size. Raises ConfigError."""
+    """Return pairs (fraction of the steps, cached data) for full and possibly half image size.
+
+    Raises ConfigError if the model cannot take an image size.
+    """
     config: TrainMVDiffusionConfig = task.config
     half = config.training.half
     cameras = source.scene(0).views.cameras
@@ -290,8 +302,8 @@ def train_single_views(
 ) -> LoRA:
     """Train the first stage, or load its finished weights. Return its LoRA, which stays attached to the UNet.
 
-    `o` are the options of the stage. `blocks` are tensors of another run; their LoRA is the start if the UNet has the
-    same input channels.
+    `o` are the options of the stage. `blocks` are tensors of another run by name, or None. The training starts from
+    their changes of the UNet if both UNets have the same input channels.
     """
     config: TrainMVDiffusionConfig = task.config
     needed = EXTRA[config.variant]

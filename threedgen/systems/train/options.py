@@ -24,7 +24,7 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class DenoisingConfig(Config):
-    """Options of every denoising training on data that is rendered during the run."""
+    """Base class of the options of trainings of denoising networks on data that is rendered during the run."""
 
     batch: Batch
     fresh: Fresh
@@ -43,7 +43,7 @@ class DenoisingConfig(Config):
 
 
 class ViewNoiseConfig(Config):
-    """Noise levels of the views of an object, which are equal by default."""
+    """Options of the noise levels of the views of a training object. By default all views have the same level."""
 
     independent: Share = Field(0.0, description="share of objects with a noise level for each view")
     companions: Share = Field(0.0, description="share of objects with low noise in some views")
@@ -62,7 +62,7 @@ def default_trainer(max_steps: int, gradient_clip_val: float = 1.0, val_check_in
 
 
 class TrainConfig(RunConfig):
-    """Base of the training configs; subclasses may add `start`, the initial weights."""
+    """Base class of the config models of training tasks. Subclasses may add the option `start`, the initial weights."""
 
     checkpoint: CheckpointConfig = CheckpointConfig(seconds=60)
 
@@ -74,7 +74,10 @@ class TrainConfig(RunConfig):
 
 
 def check_multiple(name: str, value: int, unit: int, meaning: str) -> None:
-    """Raise ValueError unless `value` is a multiple of `unit`. The error says `name` and the `meaning` of the unit."""
+    """Raise ValueError unless `value`, the value of the option `name`, is a multiple of `unit`.
+
+    `meaning` is a text for the message that explains the unit.
+    """
     if value % unit:
         near = max(unit, round(value / unit) * unit)
         raise ValueError(f"{name} {value} should be a multiple of {unit}, {meaning}; try {near}")
@@ -85,7 +88,7 @@ DROPPED = 0.1
 
 
 class AdapterTrainingConfig(DenoisingConfig):
-    """Training of MV-Adapter (arXiv 2412.03632, section A.2)."""
+    """Options of the training of MV-Adapter (arXiv 2412.03632, section A.2)."""
 
     batch: Batch = 8
     fresh: Fresh = 1
@@ -146,7 +149,7 @@ Variant = Literal["panorama", "outpaint", "depth"]
 
 
 class SingleViewConfig(Config):
-    """First stage: training of the 2D model on single views with depth or a mask."""
+    """Options of the first stage, which trains the 2D model on single views with depth or a mask."""
 
     max_steps: Count = 2000
     batch: Batch = 32
@@ -156,7 +159,7 @@ class SingleViewConfig(Config):
 
 
 class ViewsConfig(DenoisingConfig):
-    """Second stage: training of the attention between views (arXiv 2307.01097, section 5)."""
+    """Options of the second stage, which trains the attention between views (arXiv 2307.01097, section 5)."""
 
     batch: Batch = 4
     fresh: Fresh = 1
