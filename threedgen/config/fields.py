@@ -72,7 +72,7 @@ def value_in(tree: object, name: str) -> Any:
 
 
 def component(field: FieldInfo) -> Component | None:
-    """Return the `Component` annotation of a field, or None. It marks a section with a model from the registry."""
+    """Return the `Component` annotation of a field, which marks a section with a model from the registry; else None."""
     return next((mark for mark in (*field.metadata, field.annotation) if isinstance(mark, Component)), None)
 
 

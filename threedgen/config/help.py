@@ -183,7 +183,10 @@ def described(name: str) -> Shipped:
 
 
 def list_text(default: str) -> str:
-    """Return the text of --list: shipped configs by group; in each group `default` first, configs for GPUs last."""
+    """Return the text of --list: shipped configs by group. In each group, configs for GPUs are last.
+
+    `default` is the name of the default config, which is first in its group.
+    """
     found = [described(name) for name in layers.shipped()]
     found.sort(key=lambda one: (one.name != default, "GPU" in one.needs and "core" not in one.needs, one.name))
     blocks = []

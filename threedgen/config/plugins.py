@@ -80,7 +80,10 @@ def identify() -> dict[str, dict[str, str | None]]:
 
 
 def changed(recorded: object) -> list[str]:
-    """Return the plug-in files whose SHA-256 differs from that in `recorded`, an earlier result of `identify`."""
+    """Return the imported plug-in files whose SHA-256 has changed since `recorded`, an earlier result of `identify`.
+
+    If `recorded` is no dict, the result is [].
+    """
     before = recorded if isinstance(recorded, dict) else {}
     pairs = [(before.get(str(plugin.path)), plugin) for plugin in LOADED.values()]
     return [str(now.path) for old, now in pairs if isinstance(old, dict) and old.get("sha256") != now.sha256]

@@ -125,7 +125,7 @@ class LoggerConfig(Config):
 class TaskConfig(Config):
     """Base class of the config models of tasks.
 
-    `common` lists the keys that --help shows; (): top-level options and a few more.
+    `common` lists the keys that --help shows; (): the top-level options, and the options in `help.COMMON`.
     """
 
     common: ClassVar[tuple[str, ...]] = ()

@@ -200,7 +200,7 @@ def open_run(config: C, config_name: str) -> tuple[C, Path | None]:
 
 
 def has_work(folder: Path) -> bool:
-    """Return whether a run folder has results: any file besides config, lock, a batch's record and temporary files."""
+    """Return whether a run folder has results: any file except config.yaml, lock, job.json and temporary files."""
     files = (name for _, _, names in os.walk(folder) for name in names)
     return any(name not in (CONFIG, LOCK, JOB) and not TEMPORARY_NAME.search(name) for name in files)
 
@@ -226,7 +226,10 @@ def _prepare_folder(folder: Path, config: C, config_name: str, stored: Tree | No
 
 
 def run_folder(run: str | Path, key: str = "--resume") -> Path:
-    """Return the folder of a run from a path to it or to a file in it. Raises ConfigError with the config key `key`."""
+    """Return the folder of a run. `run` is the path of the folder, or of a file in the folder.
+
+    Raises ConfigError, with the config key `key`, if the folder has no config.yaml.
+    """
     folder = user_path(run, key)
     folder = folder.parent if folder.is_file() else folder
     if not (folder / CONFIG).is_file():

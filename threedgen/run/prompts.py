@@ -53,12 +53,12 @@ def normalise_prompt(prompt: str, key: str = "prompt", example: str = EXAMPLE_OB
 
 
 def with_suffix(prompt: str, suffix: str) -> str:
-    """Append `suffix` to a prompt unless the prompt contains "3d", as MVDream does for captions of renders."""
+    """Append `suffix` to a prompt unless the prompt contains "3d" in any case. MVDream does this with ", 3d asset"."""
     return prompt if "3d" in prompt.lower() else prompt + suffix
 
 
 def remove_words(prompt: str, words: Iterable[str]) -> str:
-    """Return a prompt without these words, ignoring case: "a [v] dog" -> "a dog"."""
+    """Return a prompt without the texts in `words`, ignoring case: "a [v] dog" -> "a dog" for ["[v]"]."""
     for word in words:
         prompt = re.sub(re.escape(word), " ", prompt, flags=re.IGNORECASE)
     return " ".join(prompt.split())

@@ -81,7 +81,7 @@ class System(pl.LightningModule):
         """Resize tensors whose shapes change during training, before the state dict `state` is loaded into them."""
 
     def log_image(self, name: str, image: Tensor) -> None:
-        """Write an image (H, W, 3) in [0, 1] to RUN/images/NAME-STEP.png, for the report and the loggers."""
+        """Write an image (H, W, 3) in [0, 1] to RUN/images/NAME-STEP.png, and send it to the loggers. Rank 0 only."""
         if self.global_rank:
             return
         folder = Path(self.trainer.default_root_dir) / "images"

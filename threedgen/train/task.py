@@ -92,7 +92,7 @@ class Task:
         callbacks: Iterable[pl.Callback] = (),
         interrupts: Interrupts | None = None,
     ) -> Status:
-        """Train a system with `loop.fit`; return the final status of the training.
+        """Train a LightningModule with `loop.fit`; return the final status of the training.
 
         If results are written next, rank 0 then moves the system to the training device and sets eval mode, because
         Lightning leaves the system on the CPU.
@@ -126,9 +126,10 @@ class Task:
     def train(
         self, system: System, metrics: Iterable[str] = (), finish: Callable[[], Tree] = dict, partial: bool = True
     ) -> Status:
-        """Train a system, validate it once more, write results and summary, and return the final status.
+        """Train a LightningModule, validate it once more, write results and summary, and return the final status.
 
         Args:
+            system: module to train.
             metrics: names in `system.metrics` to show in the progress display.
             finish: function that writes the results and returns values for the summary.
             partial: validate at the end, and with the flag --finish write results of an unfinished training too.
@@ -221,7 +222,8 @@ def run_task(
     """Run a task unless it is already finished, print the path of its result on stdout, and return the exit code.
 
     Args:
-        work: function that does the task; it returns the status (None: finished) or raises `Stopped`.
+        work: function that does the task; it returns the final status (None: finished) or raises `Stopped`.
+        config: config of the task, with the run folder `out`.
         resume: folder of the run to resume; None: start a new run.
         quiet: show neither weight files nor progress.
         result: file or folder in the run folder whose path is printed.

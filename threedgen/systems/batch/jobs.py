@@ -53,7 +53,7 @@ OWN_KEYS = ("prompt", "seed", "out", "threads", "task")  # config keys that a ba
 RECORD, RUNS, TABLE = runs.JOB, "runs", "batch.csv"
 STARTED, REFUSED, FINISHED, FAILED, SKIPPED = "started", "refused", "finished", "failed", "skipped"
 """States of a job. Refused: its method could not start on this machine. Failed: it started, but made no object.
-Skipped: the prior knows no noun of the prompt."""
+Skipped: the prompt names no object that the prior knows."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,9 @@ def object_config(
     """Load the config that a method names. The method is a config name with optional key=value changes.
 
     Args:
+        method: config name with optional key=value changes, such as "mvdream-toybox size=32".
         overrides: key=value changes for all methods. Changes in `method` replace them.
+        prompt: prompt of the config.
         key, by: config key that contains `method`, and name of the calling task, for error messages.
         spared: further values by config key. Keys of sections that the config does not have are ignored.
 

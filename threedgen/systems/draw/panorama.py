@@ -5,7 +5,7 @@ Views are ordered left to right; view 0 looks along +x. In this module, K (3, 3)
 
 RUN/views/N.png           the views; RUN/views.safetensors has them for a resumed run
 RUN/cameras.json          cameras of the views (format: ``geometry.cameras_file``)
-RUN/given/N.png           pixels of view N that the image shows; the others are transparent
+RUN/given/N.png           pixels of view N that the input image shows; the others are transparent
 RUN/panorama.png          equirectangular image with view 0 in the middle, without the poles that no view shows
 RUN/panorama.mp4, .html   video of one turn to the right, and a page to look around
 """

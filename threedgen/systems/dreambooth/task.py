@@ -97,8 +97,8 @@ class Distance(torch.autograd.Function):
 def augment(images: Tensor, rng: torch.Generator) -> Tensor:
     """Return images (B, H, W, 3) in [0, 1] with random changes of zoom, position and brightness.
 
-    The zoom changes by up to 8 %, the position by up to 4 % of the side, the brightness by up to 5 %.
-    Images are never mirrored, since the subject need not be symmetric. Pixels from outside an image repeat its edge.
+    The zoom changes by up to 8 %, the position by up to 4 % of the side, the brightness by up to 5 %. Images are never
+    mirrored, since the subject need not be symmetric. Pixels from outside an image repeat its edge.
     """
     factors = 2 * torch.rand(len(images), 4, generator=rng) - 1
     theta = torch.zeros(len(images), 2, 3)

@@ -31,7 +31,7 @@ FIRST_STEPS = 50  # number of steps after a change among which the first with a 
 
 
 class MetaPrior(Prior):
-    """Prior for memory measurements. Its networks have shapes but no values (meta device); no text encoder."""
+    """Prior for memory measurements. Its networks have shapes but no values (meta device). It has no text encoder."""
 
     def __init__(self, networks: MetaNetworks, config: GenerateConfig, device: torch.device) -> None:
         self.meta, self.unet, self.schedule, self.device = networks, networks.unet, Schedule.scaled_linear(), META

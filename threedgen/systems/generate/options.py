@@ -188,7 +188,7 @@ class ResultConfig(Config):
 
 
 class GenerateConfig(PromptedConfig):
-    """Generation of a 3D object from a prompt, or from an image, by score distillation."""
+    """Generation of a 3D object from a prompt, or from an image, by score distillation (task generate)."""
 
     common: ClassVar[tuple[str, ...]] = (
         "prompt", "image", "matte", "negative_prompt", "prompt_check", "seed", "out", "threads",

@@ -76,7 +76,7 @@ class RenderChunks:
 
 EVAL_CHUNK = 1 << 20  # ray samples per chunk of renders without gradients
 WITHOUT_VARIANCE = {"distillation", "orientation", "sparsity", "opaque", "eikonal"}
-"""Weights of losses that do not use the depth variance of a render."""
+"""Names of the loss terms that do not use the depth variance of a render."""
 REMEDY = "set march.chunk=65536 or less, scenes_per_step=1, a smaller size, or prior.dtype=bf16, and go on with "
 
 

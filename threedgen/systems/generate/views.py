@@ -1,8 +1,8 @@
 """Views that the prior samples from the prompt at the beginning of a run: the preview, and the views of the warm start.
 
-The prior first samples one group of `camera.n_view` views together; with an image, this is the first view, and the
-others are conditioned on it. The views all around the object are then conditioned on this group, so that they show the
-same object.
+The prior first samples one group of `camera.n_view` views together. If the config has an image, the image is the first
+view of this group, and the other views are conditioned on it. Further groups all around the object are then conditioned
+on the first group, so that they show the same object.
 """
 
 import logging
@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 TEXT = "text.safetensors"
 """File in the run folder with the text embeddings."""
 IMAGE_SHARE = 0.7
-"""Longer side of the object as a fraction of the given image; the mean of toybox renders with these cameras."""
+"""Longer side of the object as a fraction of the image side; the mean value in renders of toybox objects."""
 IMAGE_WEIGHT = 4  # weight of the given image in the fit; each completed view has weight 1
 
 

@@ -21,7 +21,7 @@ from threedgen.systems.train.options import Count, Guidance, Share, TrainConfig,
 
 
 class PixelsConfig(Config):
-    """X-UNet of 3DiM, a novel-view network that denoises pixels."""
+    """Options of X-UNet, the novel-view network of 3DiM, which denoises pixels."""
 
     name: Literal["pixels"] = "pixels"
     start: str | None = Field(None, min_length=1, description="weights to start from; null: a new network")
@@ -41,7 +41,7 @@ class PixelsConfig(Config):
 
 
 class LatentsConfig(Config):
-    """UNet of a multi-view prior (such as MVDream), trained as a novel-view network that denoises latents."""
+    """Options of a novel-view network that denoises latents: the UNet of a multi-view prior such as MVDream."""
 
     name: Literal["latents"] = "latents"
     start: MultiviewWeights = Field("toybox-prior", min_length=1, description="multi-view prior to start from")

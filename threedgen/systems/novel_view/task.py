@@ -1,8 +1,8 @@
 """The task train-threedim: trains a novel-view model on pairs of views (3DiM, arXiv 2210.04628, sections 2.1 and 7.2).
 
-The gap test measures whether the model uses its condition, the given view. The model predicts the clean target from a
-noisy one in one step, first with the true condition and then with that of another scene. The gap is the difference in
-PSNR. A model that ignores its condition has no gap, but can be good in every other metric.
+The gap test measures whether the model uses its condition, a view of the scene. The model predicts the clean target
+view from the noisy target view in one step, first with the true condition and then with a view of another scene. The
+gap is the difference in PSNR. A model that ignores its condition has no gap, but can be good in every other metric.
 
 RUN/bank/           cache of views, encoded if the model works on latents; safe to delete
 RUN/samples.png     held-out scenes: condition, sampled views and true views

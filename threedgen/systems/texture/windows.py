@@ -121,6 +121,7 @@ class WindowSampler:
     """Sampler of the frames of a scene with MVDiffusion, one window of frames after the other.
 
     Attributes:
+        config, model: options of the task, and MVDiffusion model that takes depth.
         frames: cameras, depth and prompts of all frames.
         windows: windows in the order of sampling, from `plan`.
         images: sampled frames, uint8 (H, W, 3) by frame index. Each window adds its new frames.

@@ -46,9 +46,9 @@ from .options import SingleViewConfig, TrainMVDiffusionConfig, Variant, ViewsCon
 
 RESULT = "blocks.safetensors"
 SAVED: dict[str, object] = {"k": 3, "neighbours": "ring"}
-"""Options of the matches between panorama views, saved with the blocks. Sampling with other options logs a warning."""
+"""Options of the attention between panorama views (`PanoramaGeometry`). They are saved with the trained blocks."""
 EXTRA: dict[Variant, Extra] = {"panorama": "nothing", "outpaint": "mask", "depth": "depth"}
-"""Input that the 2D model of each variant takes beside the noisy latents."""
+"""Input that the 2D model of each variant takes in addition to the noisy latents."""
 KEPT_GEOMETRIES = 64
 SHEET_SCENES, SHEET_STEPS = 2, 30
 
