@@ -109,7 +109,7 @@ class AdapterTrainingConfig(DenoisingConfig):
 
 
 class TrainMVAdapterConfig(TrainConfig):
-    """Training of MV-Adapter, which makes a frozen 2D model sample several views of an object (task train-mvadapter)."""
+    """Training of MV-Adapter, by which a frozen 2D model samples several views of an object (task train-mvadapter)."""
 
     start: str = Field(min_length=1, description="2D model: a diffusers folder or a hub id")
     image_size: int | None = Field(None, ge=8, le=2048, description="side of a view, pixels; null: the model's")
