@@ -1,1 +1,1 @@
-"""Evaluations of priors, views and 3D objects. `runner.py` measures items one by one and writes a report of metrics."""
+"""Evaluations of diffusion priors, views and 3D objects: tasks that measure items one by one and write a report."""

@@ -8,7 +8,7 @@ from threedgen.data.coloured_mesh import ColouredMesh, Part, drop_degenerate
 from threedgen.run.arrays import Array
 
 POSITION_NOISE, COLOUR_NOISE = 0.02, 0.07
-"""Root mean square noise at strength 1: per coordinate in world units, and per colour channel in [0, 1]."""
+"""Root mean square of the noise at strength 1: of coordinates in world units, and of colour channels in [0, 1]."""
 WAVELENGTHS = 0.08, 0.3
 """Range of the wavelength of the noise in world units. Each object gets one random wavelength."""
 MAX_EDGE = 0.1  # maximum edge length in world units after subdivision, so that noise also bends flat surfaces
@@ -18,8 +18,9 @@ NOISE_TERMS = 24
 def rough(mesh: ColouredMesh, rng: np.random.Generator, strength: float = 1.0) -> ColouredMesh:
     """Return a mesh with smooth random noise added to its vertex positions and vertex colours.
 
-    ``strength`` scales the noise; 1 is typical of text-to-3D results. Vertices at equal positions get equal noise, so a
-    closed mesh stays closed. Textures are not changed.
+    Edges are first split to at most `MAX_EDGE`. Vertices at equal positions get equal noise, so a closed mesh stays
+    closed. Textures are not changed. ``strength`` scales the noise: 1 is typical of text-to-3D results, 0 returns
+    ``mesh`` itself.
     """
     if strength == 0:
         return mesh
@@ -71,7 +72,7 @@ def subdivided(part: Part) -> Part:
 
 
 def two_fronted(mesh: ColouredMesh) -> ColouredMesh:
-    """Replace the back half of a mesh by a copy of its front half, so that the mesh has the Janus problem.
+    """Return a mesh whose back half is replaced by a copy of the front half, so that it has the Janus problem.
 
     World axes: z up, front +x. The front half has x above the centre of the bounding box. Its copy is rotated by 180
     degrees around the vertical axis. A symmetric closed mesh stays closed.

@@ -31,9 +31,10 @@ class NetworkOutput(NamedTuple):
 
 
 class FeatureNetwork(Protocol):
-    """Network for FID and KID (by its features) and the Inception score (by its logits), registered as kind "features".
+    """Network whose features FID and KID use, and whose class logits the Inception score uses.
 
-    A call maps images (V, H, W, 3), uint8, to a `NetworkOutput`. ``description`` is its name in reports.
+    A call maps images (V, H, W, 3), uint8, to a `NetworkOutput`. ``description`` is the name of the network in reports.
+    The registry builds implementations from a config of the kind "features".
     """
 
     description: str
@@ -47,7 +48,10 @@ class FeatureNetwork(Protocol):
 
 
 class InceptionFeatures(FeatureNetwork):
-    """Inception-v3 of torchmetrics with the weights of the original FID. Raises ConfigError if they are missing."""
+    """Inception-v3 of torchmetrics with the weights of the original FID.
+
+    The constructor raises ConfigError if the weights cannot be downloaded or loaded.
+    """
 
     description = (
         "torchmetrics' Inception-v3 (2048 features; unbiased logits), views resized to 299 x 299 with antialiasing"
@@ -68,8 +72,10 @@ class InceptionFeatures(FeatureNetwork):
 class CLIP:
     """Frozen CLIP that embeds images and texts as unit vectors.
 
-    Raises ConfigError if it cannot be loaded. ``weights`` is a folder or hub id. The error message names its config key
-    (``key``) and a valid value (``example``).
+    Args:
+        weights: folder or hub id of the model. The constructor raises ConfigError if the model cannot be loaded.
+        key: config key of ``weights``, for the error message.
+        example: valid value of ``weights``, for the error message.
     """
 
     def __init__(self, weights: str, key: str, example: str = CLIP_WEIGHTS) -> None:
@@ -97,10 +103,17 @@ class CLIP:
 
 
 def load_hub(weights: str, description: str, example: str, key: str, *classes: Any) -> list[Any]:
-    """Load [network, processor] with the two transformers ``classes``. The network is frozen and in eval mode.
+    """Load a network and its processor with transformers. The network is frozen and in eval mode.
 
-    ``weights`` is a folder or hub id. If loading fails, the ConfigError names its config key ``key``, the expected
-    model ``description`` such as "CLIP", and a valid value ``example``.
+    Args:
+        weights: folder or hub id of the model. ConfigError is raised if the model cannot be loaded.
+        description: name of the expected model, such as "CLIP", for the error message.
+        example: valid value of ``weights``, for the error message.
+        key: config key of ``weights``, for the error message.
+        classes: two transformers classes, of the network and of the processor.
+
+    Returns:
+        [network, processor].
     """
     try:
         net, processor = [
@@ -118,7 +131,7 @@ def unit_vectors(output: Any) -> Tensor:
 
 
 def encoder_input(images: Tensor, size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Resize square images (V, H, W, 3) in [0, 1] to (V, 3, size, size), and normalise by ``mean`` and ``std`` (3,)."""
+    """Resize square images (V, H, H, 3) in [0, 1] to (V, 3, size, size), and normalise by ``mean`` and ``std`` (3,)."""
     x = images.permute(0, 3, 1, 2).float()
     x = F.interpolate(x, [size] * 2, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
     offset, scale = (torch.tensor(value)[:, None, None] for value in (mean, std))

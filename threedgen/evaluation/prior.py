@@ -1,6 +1,6 @@
-"""Base class of evaluations that sample a prior, the measurement `view_use`, and the task "evaluate-own-prior".
+"""Base class of evaluations that sample a prior, measurement of view use (`view_use`), and task "evaluate-own-prior".
 
-The task samples the captions of user assets:
+The task samples the captions of user assets and compares the samples with renders of the assets:
 
 RUN/samples/00003.safetensors   batch 3 of the samples; a killed run resumes after its last batch
 RUN/report.json, .md            FID and likeness with intervals, for the samples and for other renders of the assets
@@ -37,9 +37,9 @@ from .runner import Evaluation, evaluation_task, kept_views, sample_objects
 
 SHEET_ASSETS = 24
 LEVELS = (350, 500, 650, 800, 950)
-"""Time steps at which the use of the other views is measured."""
+"""Diffusion time steps of view 0 at which `view_use` measures the use of the other views."""
 CLEAN = 100
-"""Time step of the companions in the case clean, with little noise."""
+"""Diffusion time step of the other views, with little noise, in the case "clean" of `view_use`."""
 BATCH = 16
 P = TypeVar("P", bound=SamplingConfig)
 Row = TypeVar("Row")
@@ -69,9 +69,10 @@ class PriorEvaluation(Evaluation[P, int, Row]):
         Args:
             c2w: camera-to-world poses (N, V, 4, 4).
             numbers: one number per prompt, which seeds its noise together with ``purpose`` and the seed of the config.
-            metadata: function from the prompt indices of a batch to everything that determines its samples.
+            metadata: function from the prompt indices of a batch to a dict that identifies everything that determines
+                its samples. A file with another dict is sampled again.
             folder: subfolder of the run for the batches.
-            from_noise: start from pure noise, even if the prior predicts coarse latents to start from.
+            from_noise: start from pure noise. False: a prior with a coarse predictor starts from its noised prediction.
         """
         c, count, found = self.config, len(prompts), list[Array]()
         with Interrupts() as interrupts, Count("sampling", count, self.task.quiet) as progress:
@@ -90,7 +91,10 @@ class PriorEvaluation(Evaluation[P, int, Row]):
         return np.concatenate(found)
 
     def view_use(self, objects: Captioned) -> tuple[str, Json]:
-        """Run the function `view_use`, for a prior with `timestep_per_view`. Return a Markdown section and result."""
+        """Measure with the function `view_use` how much the prior uses the other views of an object.
+
+        Return a Markdown section and the measured values. The prior must have `timestep_per_view`.
+        """
         figures = view_use(self.prior, Objects.encoded(self.prior, objects), self.config.seed)
         return view_use_table(figures), figures
 
@@ -127,7 +131,7 @@ def x0_errors(
 
     Args:
         objects: cameras, and the true latents of view 0.
-        z: clean latents (N, V, C, h, w) that noise is added to; view 0 is that of ``objects``.
+        z: clean latents (N, V, C, h, w) that noise is added to. View 0 is the view 0 of ``objects``.
         t: time steps (N, V), integers.
         noise: Gaussian noise (N, V, C, h, w).
         captions: N prompts; None for the empty prompt.
@@ -158,7 +162,8 @@ def view_use(prior: Prior, objects: Objects, seed: int) -> Json:
         clean        companions are the other views with little noise (t = CLEAN), and view 0 is at the last time step
 
     A prior that ignores the companions has equal errors in the cases true, wrong and alone. The result has mean squared
-    errors for each time step in `LEVELS`, and their ratios to the case alone, with 95 % intervals.
+    errors for each time step in `LEVELS`, and the ratios of the errors of true and wrong to the error of alone, with
+    95 % intervals. Its key "copied" has the error of a copy of the mirrored opposite view.
     """
     z, last = objects.z, prior.schedule.T - 1
     noise = torch.randn(z.shape, generator=generator(seed, 0, "view use")).to(z)

@@ -32,7 +32,7 @@ def format_rate(figure: Share | None) -> str:
 
 
 def format_limits(figure: Share | None) -> str:
-    """Format the 95 % interval of a share like "94.3 - 98.9 %"."""
+    """Format the 95 % interval of a share like "94.3 - 98.9 %"; "-" if it is undefined."""
     return format_range(*((figure and figure.interval) or (None, None)))
 
 
@@ -41,7 +41,7 @@ def format_range(low: float | None, high: float | None) -> str:
 
 
 def format_estimate(figure: Estimate | None) -> str:
-    """Format a number with its 95 % interval like "0.667 (0.650 - 0.684)"."""
+    """Format a number with its 95 % interval like "0.667 (0.650 - 0.684)"; "-" if the number is undefined."""
     if not figure or (value := figure["mean"]) is None:
         return "-"
     low, high = figure["low"], figure["high"]
@@ -58,8 +58,9 @@ def figure_table(first_head: str, rows: Mapping[str, Json], heads: Mapping[str, 
 
     Args:
         first_head: head of the column of row names.
-        rows: maps the name of a row to its metrics: `Estimate`, JSON of a `Share`, or number.
-        heads: maps the key of a metric to the head of its column. Columns without a defined metric are left out.
+        rows: maps the name of a row to a dict of its metrics. A metric is an `Estimate`, the dict `Share.plain()` of a
+            share, a number, or missing.
+        heads: maps the key of a metric to the head of its column. Columns without any defined metric are left out.
     """
 
     def cell(value: Any) -> str:
@@ -91,12 +92,12 @@ def write_report(
     tables: Mapping[str, str] | None = None,
     summary: Json | None = None,
 ) -> None:
-    """Write ``figures`` to NAME.json and ``text`` to NAME.md in the run folder.
-
-    Then write the summary file of the run, which marks the run as finished.
+    """Write the report NAME.json and NAME.md to the run folder, and the summary file that marks the run as finished.
 
     Args:
-        printed: text for stdout, unless the task is quiet.
+        figures: content of NAME.json.
+        text: content of NAME.md.
+        printed: text for stdout; it is not printed if the task is quiet.
         tables: maps the names of further text files, such as CSV files, to their contents.
         summary: further entries of the summary file.
     """
@@ -110,13 +111,16 @@ def write_report(
 
 
 def write_strips(path: Path, strips: Iterable[Array], labels: Sequence[str], columns: int = 1) -> None:
-    """Write a PNG contact sheet with ``columns`` labelled cells per row. A cell is images (V, H, W, 3) in a row."""
+    """Write a PNG contact sheet with ``columns`` labelled cells per row. Without strips, no file is written.
+
+    Each strip is one cell: images (V, H, W, 3), uint8 or floats in [0, 1], side by side.
+    """
     if cells := [grid(strip, len(strip)) for strip in strips]:
         write_png(path, grid(cells, columns, labels))
 
 
 def thumbnails(images: Array, max_size: int = SHEET_PIXELS) -> Array:
-    """Shrink square images (V, H, W, 3), uint8 or in [0, 1], to at most ``max_size`` pixels per side; uint8."""
+    """Shrink square images (V, H, H, 3), uint8 or floats in [0, 1], to sides of at most ``max_size``; return uint8."""
     size = min(max_size, *images.shape[1:3])
     small = [Image.fromarray(image).resize((size, size), Image.Resampling.BOX) for image in to_uint8(images)]
     return np.stack([np.asarray(image) for image in small])

@@ -1,4 +1,4 @@
-"""Runner of all evaluations. It measures each item, such as a scene, and writes a report of all rows.
+"""Runner of all evaluations. It measures each item, such as a scene, which gives a row, and reports all rows.
 
     class Objects(Evaluation[ObjectsConfig, Case, Verdict]):
         def __init__(self, task): ...     sets `items`, such as scenes or prompts
@@ -48,8 +48,8 @@ ATTEMPTS = 2
 class Evaluation(Generic[C, Item, Row]):
     """Base class of evaluations: `prepare`, then `measure` each item (giving a row), then `report` all rows.
 
-    The constructor checks the config and raises ConfigError before any slow work. `prepare` and `measure` raise
-    ConfigError, or Stopped after Ctrl-C.
+    The constructor checks the config and raises ConfigError for invalid options before any slow work. `prepare` and
+    `measure` raise ConfigError for unusable input, and Stopped after Ctrl-C.
 
     Attributes:
         stage: label of the progress bar.
@@ -126,9 +126,9 @@ def evaluation_task(
 
 
 def kept_json(path: Path, make: Callable[[], Json], **key: object) -> Json:
-    """Return the JSON object in the file ``path`` if it has the entries ``key``.
+    """Read the JSON object in the file ``path``; make it again if it lacks entries ``key`` or has other values of them.
 
-    Otherwise call ``make`` for a new object, add the entries, and write it to the file.
+    ``make`` returns a new object, to which the entries ``key`` are added before it is written to the file.
     """
     found = read_json(path)
     if not found or not found.items() >= key.items():
@@ -174,7 +174,7 @@ def sample_objects(
         c2w: camera-to-world poses (N, V, 4, 4).
         rngs: one generator per prompt.
         steps: number of denoising steps.
-        from_noise: start from pure noise, even if the prior predicts coarse latents to start from.
+        from_noise: start from pure noise. False: a prior with a coarse predictor starts from its noised prediction.
     """
     strength = 1.0 if from_noise else COARSE_STRENGTH
     views = prior.sample(prompts, c2w, steps, guidance_scale, negative_prompt, rngs, init_strength=strength)
@@ -182,9 +182,9 @@ def sample_objects(
 
 
 def kept_views(path: Path, metadata: dict[str, str], sample: Callable[[], Array | Tensor]) -> Array:
-    """Return the views (..., H, W, 3), uint8, in the file ``path`` if it has this metadata.
+    """Read the views (..., H, W, 3), uint8, from the file ``path``; sample and write them if they are missing.
 
-    Otherwise call ``sample``, and write the views that it returns to the file.
+    Views in a damaged file or in a file with other metadata are sampled again. ``sample`` returns the views.
     """
     views = read_views(path, metadata)
     if views is None:

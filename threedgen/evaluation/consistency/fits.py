@@ -40,12 +40,13 @@ class Job:
     """One scene of one sampler to score: V views and their cameras.
 
     Attributes:
+        scene: name of the scene.
         row: name of the sampler, or "original" for the original views.
-        images: (V, H, W, 3), uint8.
+        images: views (V, H, W, 3), uint8.
         held_out: indices of the views that the neural field is not fitted to.
         truth: original views (V, H, W, 3), uint8, to compare ``images`` with; None: no comparison.
         sampled: indices of the views that are compared with ``truth``.
-        bounds: ball that the field covers; None: computed from the cameras.
+        bounds: ball that the neural field covers; None: the ball is computed from the cameras.
     """
 
     config: ConsistencyConfig
@@ -79,7 +80,7 @@ class Job:
 
 
 def stored_or_scored(job: Job, threads: int) -> Json:
-    """Read the score of a job (see `score`) from the run folder. If it is missing or outdated, compute it.
+    """Read the result of `score` for a job from the run folder, or compute it if it is missing or outdated.
 
     ``threads`` is the number of CPU threads for the computation.
     """
@@ -93,8 +94,8 @@ def stored_or_scored(job: Job, threads: int) -> Json:
 def score(job: Job) -> Json:
     """Fit a neural field to the views of a job that are not held out, and compare its renders with the held-out views.
 
-    Returns the metrics as a JSON dict, with keys such as "psnr" and "tsed". Writes it to ``job.path``, and the held-out
-    views and renders to an .npz file beside it.
+    Returns the metrics as a JSON dict, with keys such as "psnr" and "tsed". The dict is also written to ``job.path``,
+    and the held-out views and renders to an .npz file of the same name.
     """
     start, views, config = time.monotonic(), job.views, job.config
     kept = [k for k in range(len(views)) if k not in job.held_out]
@@ -128,7 +129,8 @@ def score(job: Job) -> Json:
 def compare(truth: Floats, images: Floats) -> dict[str, list[float] | list[None]]:
     """Compute PSNR and SSIM between image k of ``truth`` and image k of ``images``, both (N, H, W, 3) in [0, 1].
 
-    Returns N values of "psnr" in dB and N of "ssim". All of "ssim" are None for images smaller than `SSIM_WINDOW`.
+    Returns N values under "psnr", in dB, and N values under "ssim", which are None if a side of the images is smaller
+    than `SSIM_WINDOW`.
     """
     similarity: list[float] | list[None] = [None] * len(truth)
     if min(truth.shape[1:3]) >= SSIM_WINDOW:
@@ -138,9 +140,9 @@ def compare(truth: Floats, images: Floats) -> dict[str, list[float] | list[None]
 
 
 def held_out_images(folder: Path, score: Json) -> tuple[Array, Array]:
-    """Read the V held-out views of a scene and the renders of its field, which `score` has written to ``folder``.
+    """Read the V held-out views of a scene and the renders of its field from ``folder``, where `score` stored them.
 
-    ``score`` is the result of `score`. Returns two arrays (V, H, W, 3), uint8.
+    The argument ``score`` is a result of the function `score`. Returns two arrays (V, H, W, 3), uint8.
     """
     with np.load(folder / f"{score['scene']}.{score['row']}.npz", allow_pickle=False) as file:
         return file["held"], file["render"]

@@ -27,9 +27,9 @@ MIN_VIEWS = 4  # minimum number of views of a scene: the field is fitted to some
 
 
 class MVDreamSamplerConfig(Config):
-    """Multi-view prior that samples many views of a prompt."""
+    """Sampler with a multi-view prior, which samples many views of the object of a prompt."""
 
-    together: ClassVar[int] = 0  # all views
+    together: ClassVar[int] = 0  # number of views that are denoised together; 0: all views
 
     name: Literal["mvdream"] = Field("mvdream", description="multi-view diffusion prior, conditioned on text only")
     prior: MultiviewPrior = Field({}, description="multi-view prior to evaluate")
@@ -38,7 +38,7 @@ class MVDreamSamplerConfig(Config):
 
 
 class MVAdapterSamplerConfig(Config):
-    """2D model with an adapter that samples many views of an image's object, or of a prompt."""
+    """Sampler with a 2D model and an adapter, which samples many views of the object of an image or of a prompt."""
 
     name: Literal["mvadapter"] = Field("mvadapter", description="conditioned on the given view, else on text")
     prior: AdapterPrior = Field({}, description="2D model with an adapter to evaluate")
@@ -117,22 +117,22 @@ class PosedScenesConfig(Config):
 
 
 class SampledScenesConfig(Config):
-    """Scenes of a folder of samples, without original data.
+    """Scenes of the sampler "folder", without original data.
 
-    The sampler must be this folder.
+    The first sampler must be a folder of existing views (`FolderSamplerConfig`).
     """
 
     name: Literal["sampled"] = "sampled"
 
 
 class TSEDConfig(Config):
-    """Thresholded symmetric epipolar distance of neighbouring views (Yu et al. 2023)."""
+    """Thresholded symmetric epipolar distance (TSED) of consecutive views (Yu et al. 2023)."""
 
     pairs: int = Field(24, ge=0, le=100_000, description="pairs of neighbouring views per scene; 0: no TSED")
 
 
 class ProbeWeightsConfig(Config):
-    """Toybox probe for FID and KID on its features."""
+    """Toybox probe (classifier of toybox images), whose features FID and KID use."""
 
     weights: str = Field("embedded", min_length=1, description="'embedded', or a train-probe run's .safetensors file")
 
@@ -146,7 +146,10 @@ class ProbeWeightsConfig(Config):
 
 
 class ConsistencyConfig(RunConfig):
-    """Score how consistent the views of a sampler are with one object."""
+    """3D consistency score of a sampler: renders of fields fitted to its views, compared with held-out views.
+
+    Options of the task "consistency".
+    """
 
     sampler: Sampler = Field({}, description="sampler to score; short form: its name, or the path of a folder")
     samplers: dict[str, Sampler] = Field({}, description="several by name; the first is compared with the others")

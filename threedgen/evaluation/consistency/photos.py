@@ -1,4 +1,4 @@
-"""Existing views of a scene for the consistency score: SRN layout, or photos with poses around the origin."""
+"""Readers of existing views of a scene for the consistency score: SRN layout, or photos with poses."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -21,18 +21,22 @@ from threedgen.run.arrays import Array, evenly_spaced
 from .options import MIN_VIEWS, PHOTO_SIZE, FolderSamplerConfig, PosedScenesConfig
 
 SURROUNDINGS, MAX_SURROUNDINGS = 1.5, 4.0
-"""Radius of the ball relative to the largest camera distance: of photos with surroundings whose file has neither a box
-nor points, and the maximum for points."""
+"""Radius of the ball that a field covers, relative to the largest camera distance. The first value holds for photos
+with surroundings whose file has neither a scene cube nor points, and the second is the maximum if there are points."""
 BOX_RADIUS = 1.3
-"""Radius of the ball relative to half the side of Instant-NGP's box: between its inner and its outer ball."""
+"""Radius of the ball that a field covers, relative to half the side of Instant-NGP's scene cube. 1 would be the ball
+inside the cube, 1.73 the ball around the cube."""
 MAX_DIFFERENCE, CHECKED_PHOTOS = 0.1, 6
-"""Maximum difference per channel of the pixels of a plain background, and number of photos that are checked for it."""
+"""Maximum difference per channel, in [0, 1], between pixels of a plain background; number of photos to check for it."""
 
 
 class FolderScene(NamedTuple):
-    """Reader of existing views, the ball that a field of them covers, and notes for the user such as missing photos.
+    """Existing views of a scene.
 
-    ``bounds`` is None if the ball is to be computed from the cameras.
+    Attributes:
+        views: reader of the views.
+        bounds: ball that a field of the scene covers; None if the ball is to be computed from the cameras.
+        notes: remarks for the user, such as missing photos.
     """
 
     views: Instance
@@ -41,7 +45,7 @@ class FolderScene(NamedTuple):
 
 
 def open_scene(path: Path, config: FolderSamplerConfig | PosedScenesConfig) -> FolderScene:
-    """Open the scene at `path` and check its files. Raises ConfigError if a file is unusable.
+    """Open the scene at `path` and check its files. Raises ConfigError if a file is missing or unusable.
 
     `path` is a transforms.json, a folder of photos with poses, or a scene folder in the layout of the SRN archives.
     """
@@ -55,9 +59,9 @@ def open_scene(path: Path, config: FolderSamplerConfig | PosedScenesConfig) -> F
 def open_photo_scene(path: Path, size: int, convention: PoseConvention | None) -> FolderScene:
     """Open photos with poses, check the poses, and move the point that the cameras look at to the origin.
 
-    `size` is the maximum of the longer image side in pixels. `convention` is that of the poses; None: that of the file
-    format. Raises ConfigError for unreadable files, for fewer than `MIN_VIEWS` photos, and for poses in another
-    convention.
+    `size` is the maximum of the longer image side in pixels. `convention` is the convention of the poses; None: the
+    convention of the file format. Raises ConfigError for unreadable files, for fewer than `MIN_VIEWS` photos, and for
+    poses that fit another convention.
     """
     photos = open_photos(path, size, convention)
     if len(photos) < MIN_VIEWS:
@@ -88,8 +92,8 @@ def has_plain_background(photos: PosedPhotos) -> bool:
 def scene_centre(photos: PosedPhotos) -> tuple[Array, float | None]:
     """Return the centre (3,) of a scene and the radius of the ball that a field should cover, in units of the poses.
 
-    With the scene cube of an Instant-NGP file, both come from the cube. Else the centre is the point that the cameras
-    look at, and the radius covers the points of the COLMAP model. Without such points the radius is None.
+    If the file has a scene cube (Instant-NGP), both come from the cube. Otherwise the centre is the point that the
+    cameras look at, and the radius covers the points of the COLMAP model; without such points the radius is None.
     """
     posed, c2w = photos.posed, photos.cameras.c2w.double().numpy()
     if posed.box is not None:

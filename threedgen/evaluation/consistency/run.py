@@ -37,11 +37,11 @@ RESAMPLES = 2000
 KID_SUBSET = 1000
 SHEET_SCENES = 8
 ERROR_GAIN = 3.0  # factor by which absolute differences of pixels are amplified on the contact sheet
-STRIP_VIEWS = 10  # number of views per cell of views.png: condition views, then evenly spaced target views
+STRIP_VIEWS = 10  # maximum number of views per cell of views.png: condition views, then evenly spaced target views
 
 
 class Consistency(Evaluation[ConsistencyConfig, Job, Json]):
-    """Evaluation of the 3D consistency of views: those from each sampler, and the original views of the scenes.
+    """Task "consistency": evaluate the 3D consistency of the views of each sampler and of the original views.
 
     An item (`Job`) is one scene of one sampler. ``strips`` maps the name of a scene to its cells of the contact sheet
     views.png. A cell is a label and images (V, H, W, 3), uint8.
@@ -114,9 +114,9 @@ class Consistency(Evaluation[ConsistencyConfig, Job, Json]):
                     yield Job(self.config, scene.name, row, images, scene.cameras, held, *compared_views)
 
     def sample(self, row: str, batch: Sequence[Scene]) -> list[Views]:
-        """Return all views of each scene in ``batch``, with the condition views.
+        """Return all views of each scene in ``batch``: condition views, and target views of the sampler named ``row``.
 
-        Target views are read from the run folder; missing ones are sampled by the sampler with the name ``row``.
+        Target views are read from the run folder if they are there, and sampled otherwise.
         """
         sampler, requests = self.samplers[row], [scene.request(self.config.seed) for scene in batch]
         paths = [self.folder / "views" / row / f"{scene.name}.safetensors" for scene in batch]
@@ -184,10 +184,11 @@ within one protocol and settings. In brackets 95 % bootstrap intervals over the 
         return found
 
     def write_sheets(self, scores: Sequence[Json]) -> None:
-        """Write the contact sheets views.png and sheet.png of the first scenes. ``scores`` are results of `score`.
+        """Write the contact sheets views.png and sheet.png of the first scenes.
 
         views.png shows the views of each scene, sampled and original. A cell of sheet.png shows one held-out view
-        (that of median PSNR) of a scene and sampler, the render of the field, and their amplified difference.
+        (the view with the median PSNR) of a scene and sampler, the render of the field, and the amplified difference.
+        ``scores`` are results of `fits.score`.
         """
         labelled = [strip for scene in self.strips.values() for strip in scene]
         labels = [label for label, _ in labelled]
@@ -207,12 +208,11 @@ within one protocol and settings. In brackets 95 % bootstrap intervals over the 
 
 
 def feature_distances(features: FeatureNetwork, folder: Path, of: Mapping[str, Sequence[Json]]) -> dict[str, Json]:
-    """Compute FID and unscaled KID of each sampler: between all held-out views and all renders of the fitted fields.
+    """Compute FID and unscaled KID of each sampler, between all held-out views and all renders of the fitted fields.
 
-    Their 95 % intervals are jackknives over scenes.
-
-    ``of`` maps the name of a sampler, or "original", to its results of `score` in ``folder``. Returns "fid", "kid" and
-    "pictures" (number of held-out views) for each name. Names with fewer than two held-out views are left out.
+    ``of`` maps the name of a sampler, or "original", to its results of `fits.score` in ``folder``. Returns for each
+    name a dict with "fid", "kid" and "pictures" (number of held-out views). FID and KID have 95 % jackknife intervals
+    over the scenes. Names with fewer than two held-out views are left out.
     """
     found: dict[str, Json] = {}
     for row, scores in of.items():

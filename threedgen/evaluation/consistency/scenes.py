@@ -1,9 +1,10 @@
-"""Scenes of the consistency score, and samplers (`threedgen.geometry.views.NovelViewSampler`) of their views.
+"""Scenes of the consistency score, and samplers (`threedgen.geometry.views.NovelViewSampler`) of views of the scenes.
 
-The registry builds a sampler from its config (kind "sampler"). It may set three flags:
+The registry builds a sampler from its config (kind "sampler"). A sampler may set three flags:
 
-    needs_text, needs_condition    scenes without a prompt or without a condition view are rejected before any sampling
-    on_disk                        its views are files of the user, so they are not copied into the run folder
+    needs_text         scenes without a prompt are rejected before any sampling
+    needs_condition    scenes without a condition view are rejected before any sampling
+    on_disk            views of the sampler are files of the user, so they are not copied into the run folder
 """
 
 import logging
@@ -48,11 +49,13 @@ class Scene:
     """One scene of V views. A sampler receives the condition views or the prompt, and samples all other views.
 
     Attributes:
+        name: name of the scene, used in file names.
+        cameras: V cameras.
         numbers: V view numbers, as in the names of the image files.
-        condition: indices of the condition views.
+        condition: indices of the condition views, whose images a sampler receives.
         text: prompt, or "".
         original: function that returns the original views at a list of indices; None if there are no original views.
-        bounds: ball that a neural field of the scene covers; None: computed from the cameras.
+        bounds: ball that a neural field of the scene covers; None: the ball is computed from the cameras.
         notes: remarks for the user about the cameras of photos.
     """
 
@@ -73,7 +76,10 @@ class Scene:
         return [k for k in outward if k not in self.condition]
 
     def request(self, seed: int, with_images: bool = True) -> Request:
-        """Return the input of a sampler for all target views. ``with_images``: include the condition images."""
+        """Return the input of a sampler for all target views.
+
+        ``with_images`` is whether the input includes the images of the condition views, if there are any.
+        """
         given = self.original(self.condition) if with_images and self.original and self.condition else None
         numbers = tuple(self.numbers[k] for k in self.targets)
         return Request(self.name, given, self.cameras.select(self.targets), numbers, self.text, seed)
@@ -131,8 +137,8 @@ def fit_to(scene: Scene, images: Tensor) -> Tensor:
 def held_out_views(scene: Scene, seed: int, share: float = HELD_OUT) -> list[int]:
     """Return the sorted indices of random target views to hold out, about the fraction ``share`` of all views.
 
-    They depend only on the seed, the number of views and the condition views, so all samplers have the same ones.
-    Raises ConfigError if there are too few views.
+    The indices depend only on the seed, the number of views and the condition views, so they are equal for all
+    samplers. Raises ConfigError if there are too few views.
     """
     count, targets = len(scene.cameras), scene.targets
     number = max(1, round(share * count))
@@ -145,7 +151,8 @@ def held_out_views(scene: Scene, seed: int, share: float = HELD_OUT) -> list[int
 def camera_warnings(scene: Scene) -> list[str]:
     """Return remarks for the user about the cameras: ``scene.notes`` if there are any, else at most one warning.
 
-    The warning is that the median angle between viewing axis and direction to the origin is above `MAX_ANGLE` degrees.
+    There is a warning if the median angle between viewing axis and direction to the origin is above `MAX_ANGLE`
+    degrees.
     """
     if scene.notes:
         return list(scene.notes)

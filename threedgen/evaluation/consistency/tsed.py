@@ -1,6 +1,6 @@
-"""TSED: share of pairs of neighbouring views that obey epipolar geometry (Yu et al. 2023, "Long-Term Photometric
-Consistent Novel View Synthesis with Diffusion Models", section 4.2).
+"""TSED: share of pairs of consecutive views that obey epipolar geometry.
 
+Defined by Yu et al. 2023, "Long-Term Photometric Consistent Novel View Synthesis with Diffusion Models", section 4.2.
 TSED does not detect shifts along an epipolar line, and views without texture have no matches. Features are matched by
 SIFT of scikit-image with Lowe's ratio test and a cross check; the paper uses COLMAP. Pixels are (u, v), and the centre
 of the first pixel is (0.5, 0.5).
@@ -64,8 +64,9 @@ def fundamental(first: Cameras, second: Cameras) -> Tensor:
 def symmetric_epipolar_distance(matches: Floats, F: Tensor) -> Floats:
     """Return the symmetric epipolar distance (M,) of M matches in pixels; inf if F is 0.
 
-    It is the mean of two distances: of each matching point to the epipolar line of the other one. ``matches`` (M, 4)
-    are pixels (u, v) in the first image, then in the second image. F is the matrix (3, 3) from `fundamental`.
+    The distance of a match is the mean over its two points of the distance to the epipolar line of the other point.
+    ``matches`` (M, 4) are pixels (u, v) in the first image, then in the second image. F is the fundamental matrix
+    (3, 3).
     """
     p, q = torch.from_numpy(np.asarray(matches, np.float64)).split(2, 1)
     left, right = epipolar.left_to_right_epipolar_distance(p, q, F), epipolar.right_to_left_epipolar_distance(p, q, F)
@@ -73,8 +74,7 @@ def symmetric_epipolar_distance(matches: Floats, F: Tensor) -> Floats:
 
 
 def judge(distances: Sequence[Floats], max_error: float = MAX_ERROR, min_matches: int = MIN_MATCHES) -> Pairs:
-    """Count the consistent pairs: those with ``min_matches`` or more matches whose median distance is below
-    ``max_error``.
+    """Count the consistent pairs: at least ``min_matches`` matches, with a median distance below ``max_error``.
 
     ``distances`` has, for each pair of views, the epipolar distances (M,) of its M matches. Distances are in pixels.
     """
@@ -87,7 +87,7 @@ def judge(distances: Sequence[Floats], max_error: float = MAX_ERROR, min_matches
 def tsed(views: Views, count: int) -> Pairs:
     """Count the consistent pairs (`judge`) among at most ``count`` evenly spaced pairs of consecutive views.
 
-    The views are resized to `SIZE` pixels first. TSED is ``share`` of the result.
+    The views are resized to `SIZE` x `SIZE` pixels first. TSED is the property ``share`` of the result.
     """
     pairs = neighbours(len(views), count)
     if not pairs:

@@ -1,1 +1,1 @@
-"""Janus rate of text-to-3D methods: the share of objects with more than one front, corrected for classifier errors."""
+"""Janus rate of text-to-3D methods: share of generated objects with several fronts, corrected for classifier errors."""

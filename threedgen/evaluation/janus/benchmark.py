@@ -34,9 +34,9 @@ MESH = "mesh.glb"
 
 
 class JanusRates(Evaluation[M, Asset, Result]):
-    """Base class of the tasks "janus-benchmark" and "janus-score": measures the meter's error rates, writes the report.
+    """Base class of the tasks "janus-benchmark" and "janus-score": measure the meter's error rates, write the report.
 
-    The Janus rate of a method is the share of its objects that have two or more fronts.
+    The Janus rate of a method is the share of its objects that have two or more fronts, among those with a front.
     """
 
     free = False
@@ -48,9 +48,10 @@ class JanusRates(Evaluation[M, Asset, Result]):
         self.reader = Reader(self.config.meter, self.prompts, self.folder / READINGS, self.free)
 
     def error_rates(self) -> ErrorRates | None:
-        """Return the error rates of the meter, measured or from RUN/meter.json.
+        """Return the error rates of the meter: measure them, or read them from RUN/meter.json if they are there.
 
-        None if ``truth.objects`` is 0, or if the assets look unlike the objects with known fronts.
+        The result is None if ``truth.objects`` is 0, or if not all assets are toybox objects and ``truth.assets``
+        gives no other objects with known fronts.
         """
         config = self.config
         if not config.truth.objects or not (self.toybox or config.truth.assets):
@@ -109,8 +110,8 @@ class Benchmark(JanusRates[JanusBenchmarkConfig, Job]):
 class Score(JanusRates[JanusScoreConfig, tuple[Path, str, str]]):
     """Task "janus-score": compute Janus rates of mesh files ASSETS/METHOD/a-blue-dog.glb or ASSETS/a-blue-dog.glb.
 
-    The prompt is the file name without suffix, unless the config sets another one. Each mesh is scaled to fit into a
-    ball. The meter decides whether it has a front. An item is (path of the file, method, prompt).
+    The prompt of a file is its name without suffix, unless the config sets another one. Each mesh is scaled to fit into
+    a ball. An item is (path of the file, method, prompt).
     """
 
     def __init__(self, task: Task) -> None:

@@ -1,6 +1,6 @@
-"""Janus meter: classifies the side of each view of a ring around an object, and counts the fronts.
+"""Janus meter: classifies the side that each view of a ring around an object shows, and counts the fronts.
 
-Task "janus-meter" measures its errors on objects with known fronts:
+The task "janus-meter" measures the errors of the meter on objects with a known number of fronts:
 
     RUN/meter.json, meter.md    false alarm rate on objects with one front, recall on two-fronted objects, share of
                                 fronts missed and invented, with intervals
@@ -54,7 +54,7 @@ SENTENCES = ("{prompt}, front view", "{prompt}, side view facing left", "{prompt
 ELEVATION, DISTANCE, FOV, BACKGROUND = np.deg2rad(15.0), 2.6, np.deg2rad(40.0), 0.5
 """Ring of cameras: elevation in radians, distance, vertical field of view in radians, grey value of the background."""
 FIRST_OBJECT = 1_000_000
-"""Number of the first object for the error rates. No other evaluation uses these objects."""
+"""Index of the first toybox object for the error rates. No other evaluation uses objects from this index on."""
 SHEET_OBJECTS = 12
 
 
@@ -67,18 +67,21 @@ class ViewClassifier(Protocol):
     def sides(self, images: Tensor, prompt: str) -> Tensor:
         """Return the probabilities (V, 4) that a view of the prompt's object shows its front, left, back or right.
 
-        The rest up to 1 is the probability that the object has no front, for classifiers that recognise such objects.
+        If the four sum to less than 1, the rest is the probability that the object has no front.
         """
 
     def likeness(self, images: Tensor, prompts: Sequence[str]) -> Tensor | None:
-        """Return the similarity (V, N) of each view to each of N prompts; None if it does not support a prompt."""
+        """Return the similarity (V, N) of each view to each of N prompts.
+
+        The result is None if the classifier does not support one of the prompts.
+        """
 
 
 class CLIPSides:
-    """Zero-shot classifier with CLIP.
+    """Zero-shot classifier of the side that a view shows, with CLIP.
 
-    It compares an image with one sentence per side, such as "a dog, back view": softmax over the similarities, at
-    CLIP's temperature.
+    An image is compared with one sentence per side, such as "a dog, back view". The probabilities are the softmax of
+    the four similarities, at CLIP's temperature.
     """
 
     def __init__(self, config: CLIPSidesConfig) -> None:
@@ -108,7 +111,7 @@ def view_labels(sides: Array) -> list[str]:
 class Meter:
     """Janus meter: renders an object from a ring of cameras, and classifies the side that each view shows.
 
-    Raises ConfigError if the classifier cannot be loaded.
+    The constructor raises ConfigError if the classifier cannot be loaded.
     """
 
     def __init__(self, config: MeterConfig) -> None:
@@ -119,19 +122,26 @@ class Meter:
         self.c2w = orbit_c2w(ELEVATION * ones, torch.from_numpy(self.azimuth).float(), DISTANCE * ones).numpy()
 
     def classify(self, mesh: ColouredMesh, prompt: str, light: bool | None = None) -> Reading:
-        """Render the views of an object, which fits into the unit sphere, and classify their sides.
+        """Render the views of an object that fits into the unit sphere, and classify the side that each view shows.
 
-        ``light``: shade the mesh like a toybox object; None: only if it has neither vertex colours nor a texture.
+        ``prompt`` names the object. ``light`` is whether to shade the mesh like a toybox object; None: shade it only
+        if it has neither vertex colours nor a texture.
         """
         views = mesh.render(self.c2w, FOV, self.config.size, BACKGROUND, mesh.flat if light is None else light)
         return Reading(views, self.classifier.sides(torch.from_numpy(views), prompt).double().numpy())
 
     def evaluate(self, sides: Array, free: bool = False) -> RingResult:
-        """Count fronts from the side probabilities (V, 4) of the views. ``free``: the orientation is unknown."""
+        """Count the fronts of an object from the side probabilities (V, 4) of its views.
+
+        ``free`` is whether the orientation of the object is unknown.
+        """
         return classify_ring(sides, self.azimuth, self.config.threshold, free)
 
     def likeness(self, views: Array, prompts: Sequence[str]) -> list[float] | None:
-        """Return the similarity to each prompt, averaged over views (V, S, S, 3); None if a prompt is not supported."""
+        """Return the similarity of views (V, S, S, 3) in [0, 1] to each prompt, averaged over the views.
+
+        The result is None if the classifier does not support one of the prompts.
+        """
         scores = self.classifier.likeness(torch.from_numpy(views), prompts)
         return None if scores is None else scores.double().mean(0).tolist()
 
@@ -142,8 +152,8 @@ class KnownObject(NamedTuple):
     Attributes:
         prompt: name of the object, which the classifier compares with the views.
         fronts: true number of fronts: 0, 1 or 2.
-        reading: views of the object, as thumbnails, and their sides.
-        result: number of fronts that the meter finds.
+        reading: views of the object, as thumbnails, and side probabilities of the full-size views.
+        result: number of fronts that the meter finds, and further results.
     """
 
     prompt: str
@@ -155,8 +165,8 @@ class KnownObject(NamedTuple):
 class MeterErrors(Evaluation[MeteredConfig, tuple[str, ColouredMesh, int], KnownObject]):
     """Task "janus-meter": error rates of the Janus meter on objects with a known number of fronts.
 
-    The other Janus tasks use it too. An item is (prompt, mesh, number of fronts). Each object with one front is
-    followed by the same object with two. Smooth noise of the strength ``truth.rough`` is added to the mesh (`rough`).
+    The other Janus tasks use this class too. An item is (prompt, mesh, number of fronts). Each object with one front is
+    followed by the same object with two fronts. Smooth noise of the strength ``truth.rough`` is added to all meshes.
     """
 
     stage = "ground truth"

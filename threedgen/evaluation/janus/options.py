@@ -32,7 +32,7 @@ SKIPPED_PARTS = {"export.enabled": False, "preview.enabled": False, "result.turn
 
 
 class CLIPSidesConfig(Config):
-    """Zero-shot classification by CLIP, for objects beyond the toybox."""
+    """Zero-shot classification of views by CLIP, for objects that are not toybox objects."""
 
     name: Literal["clip"] = Field("clip", description="zero-shot CLIP, for anything that photos show")
     weights: str = Field(
@@ -53,7 +53,7 @@ class CLIPSidesConfig(Config):
 
 
 class MeterConfig(Config):
-    """Ring of cameras around an object and classifier of the single views."""
+    """Janus meter: ring of cameras around an object, and classifier of the side that each view shows."""
 
     classifier: ViewClassifier = Field({}, description="classifier of the side that a view shows")
     n_view: int = Field(8, ge=8, le=360, description="number of evenly spaced views")
@@ -62,9 +62,10 @@ class MeterConfig(Config):
 
 
 class TruthConfig(Config):
-    """Objects with known fronts: each unchanged, and with its front half twice.
+    """Objects with a known number of fronts, on which the error rates of the Janus meter are measured.
 
-    The Janus meter counts their fronts, which gives its error rates. Toybox objects without a front are added.
+    Each object is used unchanged, with one front, and with its back half replaced by a copy of its front half. If they
+    are toybox objects, objects without a front are added.
     """
 
     objects: int = Field(300, ge=0, le=100_000, description="objects of each kind to measure the meter's errors on")
@@ -85,11 +86,17 @@ class MeteredConfig(RunConfig):
 
 
 class JanusMeterConfig(MeteredConfig):
-    """Measure the errors of the Janus meter on objects with known fronts."""
+    """Error rates of the Janus meter, measured on objects with a known number of fronts.
+
+    Options of the task "janus-meter".
+    """
 
 
 class JanusScoreConfig(MeteredConfig):
-    """Measure the Janus rate of existing meshes."""
+    """Janus rate of existing meshes.
+
+    Options of the task "janus-score".
+    """
 
     assets: str = Field("", description="folder of GLB, glTF, OBJ, PLY and OFF files; a folder in it is a method")
     up: Literal["y", "z"] = Field("y", description="up axis of the files; y-up files face +z, z-up files +x")
@@ -120,7 +127,10 @@ def asset_files(folder: Path, suffixes: tuple[str, ...] = MESHES) -> list[Path]:
 
 
 class JanusBenchmarkConfig(MeteredConfig, WorkersConfig):
-    """Make objects of prompts x methods x seeds and measure the Janus rate of each method."""
+    """Janus rates of text-to-3D methods, on objects made for each prompt, method and seed.
+
+    Options of the task "janus-benchmark".
+    """
 
     methods: Names = Field(
         METHODS, min_length=1, description="configs that make an object of a prompt, each with optional overrides"
@@ -143,7 +153,7 @@ class JanusBenchmarkConfig(MeteredConfig, WorkersConfig):
 
 
 class FrontObjects(Protocol):
-    """Source of prompts and meshes of objects with one clear front, registered as kind "front-objects"."""
+    """Source of prompts and meshes of objects with one clear front; the registry kind is "front-objects"."""
 
     def prompts(self, count: int, seed: int) -> list[str]:
         """Return ``count`` random prompts that no training uses. Raises ConfigError if there are not enough."""
@@ -152,9 +162,9 @@ class FrontObjects(Protocol):
         """Return the prompts whose object has no front, each mapped to the noun of the object, such as "ball"."""
 
     def meshes(self, seed: int, first: int, count: int, front: bool = True) -> Iterator[tuple[str, ColouredMesh]]:
-        """Yield (prompt, mesh) of ``count`` random objects with or without a front.
+        """Yield (prompt, mesh) of ``count`` random objects with a front, or without one if ``front`` is False.
 
-        ``first`` is the index of the first object.
+        The objects of a class have the indices ``first``, ``first`` + 1, ... Seed and index determine an object.
         """
 
 
@@ -165,10 +175,14 @@ def front_objects() -> FrontObjects:
 
 @dataclass(frozen=True)
 class Plan:
-    """Plan of a Janus benchmark: jobs, and prompts that have jobs.
+    """Plan of a Janus benchmark.
 
-    ``refused`` maps each method without jobs to the reason, and ``left_out`` each prompt without jobs. ``toybox``: all
-    methods make toybox objects.
+    Attributes:
+        jobs: objects to make, in order.
+        prompts: prompts that have jobs.
+        refused: method without jobs -> reason.
+        left_out: prompt without jobs -> reason.
+        toybox: whether all methods make toybox objects.
     """
 
     jobs: list[Job]
@@ -183,11 +197,11 @@ class Plan:
 
 
 def make_plan(methods: Sequence[str], overrides: Sequence[str], prompts: Sequence[str], seeds: Sequence[int]) -> Plan:
-    """Plan the jobs of a benchmark, ordered by seed, prompt, method. An unfinished run can thus compare all methods.
+    """Plan the jobs of a benchmark, ordered by seed, prompt, method, so that an unfinished run compares all methods.
 
-    ``methods`` are names of configs, and ``overrides`` are "key=value" for all of them. Prompts of objects without a
-    front are left out. Raises ConfigError if a config makes no 3D object, a prompt names an unknown object, or no
-    prompt is left.
+    Each of ``methods`` is the name of a config, optionally followed by overrides; ``overrides`` are "key=value" for all
+    methods. Prompts of objects without a front are left out. Raises ConfigError if a config makes no 3D object, a
+    prompt names an unknown object, or no prompt is left.
     """
     nouns = front_objects().without_front(prompts)
     left_out = {prompt: f"a {noun} has no front" for prompt, noun in nouns.items()}

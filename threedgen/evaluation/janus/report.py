@@ -1,6 +1,6 @@
 """Results of single assets, metrics of methods, and the report of Janus rates.
 
-RUN/looks/                   classified views of each asset; a finished one is not classified again
+RUN/looks/                   classified views of each asset; assets with a stored result are not classified again
 RUN/report.html              tables with all views; report.md and report.json have the same content
 """
 
@@ -47,7 +47,7 @@ HEADS = (
 )  # fmt: skip
 READINGS = "looks"
 VERSION = 2
-"""Version of the meter. Results that another version stored are computed again."""
+"""Version of the Janus meter. Results that were stored by another version are computed again."""
 UNKNOWN = (
     "Meter errors unknown for these assets, so no rate is corrected. truth.assets=FOLDER measures them on your own "
     "files with one front."
@@ -64,13 +64,14 @@ class Result:
         folder: folder of the run, or name of the files in which `Reader` stores the result.
         state: "seen" (evaluated), "empty" (nothing to render), "unreadable", "failed" (its run failed) or "missing"
             (not made yet). Only assets with the state "seen" have values from ``fronts`` to ``likeness``.
+        reason: why there is no result, or "".
         fronts: number of fronts.
-        certainty: the meter's certainty of the front, in [0, 1]; see `RingResult`.
+        certainty: largest smoothed front probability of a view, in [0, 1] (`RingResult`).
         shown: for each view, whether it shows a front.
         right: for each view, whether the classified side is the side that the camera sees.
         sides: probabilities (V, 4) of front, left, back and right in each view.
-        likeness: similarity to each prompt of the benchmark, mean over the views.
-        seconds, memory_mib: duration and peak memory of the run that made the object.
+        likeness: similarity to each prompt of the benchmark, mean over the views; None if the classifier has none.
+        seconds, memory_mib: duration in seconds and peak memory in MiB of the run that made the object.
     """
 
     method: str
@@ -99,7 +100,8 @@ class Result:
 class Reader:
     """Classifier of mesh files. It stores results in ``folder``/NAME.json and views in ``folder``/NAME.png.
 
-    ``prompts`` are all prompts of the benchmark. ``free`` is whether the orientation of the assets is unknown.
+    ``config`` describes the Janus meter. ``prompts`` are all prompts of the benchmark. ``free`` is whether the
+    orientation of the assets is unknown.
     """
 
     def __init__(self, config: MeterConfig, prompts: Sequence[str], folder: Path, free: bool = False) -> None:
@@ -112,8 +114,8 @@ class Reader:
     def read(self, path: Path, name: str, prompt: str, up: Literal["y", "z"] = "y", fit: bool = False) -> Json:
         """Render and classify a mesh file, or read the stored result. Return keyword arguments of `Result`.
 
-        ``name`` names the stored files. ``up`` is the up axis of the mesh file. ``fit``: first centre and scale the
-        mesh.
+        ``name`` is the NAME of the stored files. ``up`` is the up axis of the mesh file. ``fit`` is whether to centre
+        the mesh and scale it to fit into a ball first.
         """
         if not path.exists():
             return {"state": "empty", "reason": f"there is no {path.name}"}
@@ -145,19 +147,20 @@ def method_row(
 ) -> Json:
     """Compute the metrics of a method from the results of its assets. Shares include only assets with the state "seen".
 
-    ``prompts`` are all prompts of the benchmark. ``rates`` are the error rates of the meter; None: not measured.
-    ``refused`` is the reason why the method cannot run; None: it can.
+    ``prompts`` are all prompts of the benchmark. ``rates`` are the error rates of the meter, or None if they were not
+    measured. ``refused`` is the reason why the method cannot run, or None if the method can run.
 
     Returns:
+        Dict with the keys below. Shares are dicts from `Share.plain`.
         "raw": Janus rate, the share of assets with two or more fronts among those with a front.
         "corrected": Janus rate corrected for the errors of the meter.
         "no_front": share of assets in which the meter finds no front.
-        "right": share of views whose side is classified correctly, over assets with a front.
-        "match": R-Precision, the share of assets that are most similar to their own prompt.
+        "right": share of views whose classified side is the side that the camera sees, over assets with a front.
+        "match": R-Precision, the share of assets that are more similar to their own prompt than to all others.
         "states": number of assets in each state.
-        "seconds": median duration.
-        "memory_mib": maximum peak memory.
-        "reason": error message or "".
+        "seconds": median duration of the runs, in seconds.
+        "memory_mib": maximum peak memory of the runs, in MiB.
+        "reason": first error message, or "".
     """
     seen = [result for result in results if result.state == "seen"]
     matches = [prompts[int(np.argmax(one.likeness))] == one.prompt for one in seen if one.likeness is not None]
@@ -191,8 +194,12 @@ def write_janus_report(
 ) -> None:
     """Write all files of the report, and the summary of the run.
 
-    ``rows`` are from `method_row`. ``rates`` are the error rates of the meter; None: not measured. ``left_out`` maps
-    each prompt or file without result to the reason. ``free`` is whether the orientation of the assets is unknown.
+    Args:
+        rows: one row per method, from `method_row`.
+        results: results of all assets.
+        rates: error rates of the meter, or None if they were not measured.
+        left_out: prompt or file without result -> reason.
+        free: whether the orientation of the assets is unknown.
     """
     config: MeteredConfig = task.config
     about = explanation(config, rates, free)
@@ -261,18 +268,17 @@ def cells(row: Json) -> list[str]:
 
 
 def notes(row: Json, results: Sequence[Result]) -> list[str]:
-    """Return remarks on the method of ``row``: how many assets were not evaluated, and each error message once."""
+    """Return remarks on the method of ``row``: how many of its assets were not evaluated, and each error message once."""
     counts = ", ".join(f"{n} {STATES[state]}" for state, n in row["states"].items() if state != "seen")
     found = (counts, row["reason"], *(result.reason for result in results))
     return list(dict.fromkeys(sentence for sentence in found if sentence))
 
 
 def strip(folder: Path, result: Result) -> tuple[Markup | None, list[tuple[str, bool, bool]]]:
-    """Read the stored views of an asset from ``folder``.
+    """Read the stored views of an asset from ``folder``. Return a JPEG data URI of all views, and a label for each.
 
-    Return a JPEG data URI of all views, and a label for each view.
-
-    A label is (text, whether the view shows a front, whether the side is correct). Without views: (None, []).
+    A label is (text, whether the view shows a front, whether the side is correct). For an asset that was not evaluated,
+    the result is (None, []).
     """
     if result.state != "seen":
         return None, []

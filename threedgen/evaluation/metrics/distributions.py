@@ -1,6 +1,6 @@
-"""FID and KID of sets of features, Inception score of class logits, in float64; metrics of colour.
+"""FID and KID of sets of features and Inception score of class logits, all in float64; metrics of colour.
 
-Compare only values that share the network, its preprocessing and the number of images.
+Values of FID, KID or Inception score are comparable only for equal network, preprocessing and number of images.
 """
 
 import warnings
@@ -50,10 +50,14 @@ def kid(x: Array, y: Array, subsets: int = 100, size: int = 1000, seed: int = 0)
 def distance_functions(
     ours: Sequence[Array], truth: Sequence[Array], subsets: int, size: int
 ) -> dict[str, Callable[[NDArray[np.intp]], float]]:
-    """Return functions "fid" and "kid" of item indices, for intervals over items, such as scenes.
+    """Return functions "fid" and "kid" that compute the metric for a subset of items, such as scenes, by their indices.
 
-    Each item has features (N, D). If ``truth`` has other items than ``ours``, all of them are compared. KID has
-    ``subsets`` random subsets of ``size`` features, or one of all features if there are no more than ``size``.
+    Args:
+        ours: features (N, D) of each item.
+        truth: true features (M, D) of each item. If it has as many items as ``ours``, the subset selects from both
+            lists; otherwise the subset of ``ours`` is compared with all of ``truth``.
+        subsets, size: number of random subsets for KID, and features per subset. If there are at most ``size``
+            features, KID uses one subset of all of them.
     """
 
     def both(items: NDArray[np.intp]) -> tuple[Array, Array]:
@@ -102,7 +106,9 @@ MIN_FOREGROUND = 0.01
 
 
 def foreground_means(views: np.ndarray, masks: np.ndarray) -> list[np.ndarray | None]:
-    """Return the mean Lab colour (3,) of the foreground of each view; None if it covers less than `MIN_FOREGROUND`.
+    """Return the mean Lab colour (3,) of the foreground of each view.
+
+    The result is None for a view whose foreground covers a smaller fraction than `MIN_FOREGROUND`.
 
     ``views`` are sRGB images (V, H, W, 3) in [0, 1], ``masks`` are bool (V, H, W), True for the foreground.
     """
@@ -123,7 +129,7 @@ def colour_disagreement(means: Sequence[np.ndarray | None], missing: float) -> f
 
 
 def mottle(views: np.ndarray, masks: np.ndarray, seed: int = 0) -> float | None:
-    """Measure how patchy the colours of an object are. Return None if almost no foreground remains.
+    """Measure how patchy the colours of an object are. Return None for fewer than `PALETTE` foreground pixels.
 
     The value is the mean distance from a foreground pixel to the nearest of `PALETTE` colours in the (a, b) plane of
     Lab. These colours are found by k-means over all views. Pixels at the outline are left out. ``views`` are sRGB

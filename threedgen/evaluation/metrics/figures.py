@@ -32,10 +32,10 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Share:
-    """Share ``hits / total`` as ``value``, with its 95 % interval (low, high) as ``interval``.
+    """Share ``hits / total`` of answers, in [0, 1] as ``value``, with its 95 % interval (low, high) as ``interval``.
 
-    The interval is ``limits`` if given, else the score interval of independent answers (Wilson 1927). ``value`` and
-    ``interval`` are None if ``total`` is 0.
+    The interval is ``limits`` if given, else Wilson's score interval (1927), which assumes independent answers.
+    ``value`` and ``interval`` are None if ``total`` is 0.
     """
 
     hits: int
@@ -72,8 +72,8 @@ def share(answers: Sequence[bool | None]) -> Share:
 def share_of_groups(groups: Iterable[Sequence[bool | None]]) -> Share:
     """Return the share of True answers over groups of dependent answers, such as those for the views of an object.
 
-    Its interval is a bootstrap over groups. If all answers are equal, it is Wilson's for one answer per group. Answers
-    that are None are not counted.
+    The 95 % interval of the share is a bootstrap over groups, or Wilson's interval for one answer per group if all
+    answers are equal. Answers that are None are not counted.
     """
     counted = [found for found in map(share, groups) if found.total]
     hits, total = sum(found.hits for found in counted), sum(found.total for found in counted)
@@ -133,8 +133,8 @@ def bootstrap(
 ) -> Interval | None:
     """Return the 95 % percentile bootstrap interval (low, high) of the mean or another statistic (Efron 1979).
 
-    Values that are None are left out. With fewer than two values the result is None. ``rng`` None: a generator with
-    seed 0. ``statistic`` is a numpy function with the argument ``axis``.
+    Values that are None are left out. With fewer than two other values the result is None. If ``rng`` is None, a
+    generator with seed 0 is used. ``statistic`` is a numpy function with the argument ``axis``.
     """
     found = defined(values)
     if len(found) < 2:
@@ -152,8 +152,10 @@ def mean_estimate(values: Values, rng: np.random.Generator | None = None, resamp
 def paired_differences(
     ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]], names: Collection[str]
 ) -> list[dict[str, float | None]]:
-    """Return one dict per item k: for each metric in ``names``, the value in ``ours[k]`` minus the value in
-    ``theirs[k]``. The difference is None if a value is None."""
+    """Return one dict of differences per item: metric in ``names`` -> value of ``ours`` minus value of ``theirs``.
+
+    ``ours`` and ``theirs`` have a dict of metrics per item. A difference is None if one of its two values is None.
+    """
     return [
         {name: None if None in (a[name], b[name]) else a[name] - b[name] for name in names}
         for a, b in zip(ours, theirs, strict=True)
@@ -163,7 +165,8 @@ def paired_differences(
 def bootstrap_ratio(above: Values, below: Values) -> Interval | None:
     """Return the 95 % bootstrap interval (low, high) of mean(above) / mean(below); None for fewer than two values.
 
-    If both have the same length, their values are resampled in pairs, and pairs with a None are left out.
+    Lists of the same length are resampled in pairs, and pairs with a None are left out. Lists of different lengths are
+    resampled independently, without values that are None.
     """
     paired = len(above) == len(below)
     kept = [k for k in range(len(above)) if not paired or None not in (above[k], below[k])]
@@ -207,7 +210,7 @@ def jackknife_estimate(figure: Callable[[NDArray[np.intp]], float], count: int, 
 def side_of(azimuth: Floats | float) -> NDArray[np.int64]:
     """Return the index in `SIDES` of the side that a camera sees.
 
-    ``azimuth`` is in radians; it has the shape (V,) or (), as the result.
+    ``azimuth`` is in radians, of the shape (V,) or (). The result has the same shape.
     """
     return np.round(np.asarray(azimuth, float) / (pi / 2)).astype(np.int64) % 4
 

@@ -1,7 +1,7 @@
-"""Number of fronts of an object from a classifier of its views, and Janus rates corrected for its errors.
+"""Count of the fronts of an object from classified views, and Janus rates corrected for errors of the classification.
 
-The V cameras are on a ring around the object, 2 pi / V apart, from any first azimuth, in radians. The four sides are
-``figures.SIDES``: front, left, back, right.
+The V cameras are on a ring around the object. Their azimuths, in radians, are 2 pi / V apart and start anywhere. The
+four sides are ``figures.SIDES``: front, left, back, right.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ FRONT = SIDES.index("front")
 MIN_ANGLE = pi / 2  # angle in radians that separates fronts: two views of the same front are at most this far apart
 Z = 1.959963984540054
 RATE_KEYS = {"alarms": "false_alarms", "hits": "recall", "missed": "front_missed", "invented": "front_invented"}
-"""Attribute of `ErrorRates` -> its key in JSON files."""
+"""Attribute of `ErrorRates` -> key of this attribute in JSON files."""
 MIN_DIFFERENCE = 0.2
-"""Minimum difference between recall and false alarm rate. If it is smaller, rates are not corrected."""
+"""Minimum difference between recall and false alarm rate. If the difference is smaller, rates are not corrected."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,10 @@ class RingResult:
 
     Attributes:
         fronts: largest number of views that show a front and are pairwise more than 90 degrees apart.
-        certainty: largest smoothed probability of a front, of the views whose likeliest side is front; 0 without any.
+        certainty: largest smoothed front probability among the views whose likeliest side is the front; 0 if there are
+            no such views.
         shown: for each view, whether it shows a front.
-        right: for each view, whether the classified side is the side that the camera sees; see `directions`.
+        right: for each view, whether the classified side is the side that the camera sees (`directions`).
     """
 
     fronts: int
@@ -42,7 +43,7 @@ class RingResult:
 
     @property
     def several(self) -> bool | None:
-        """Whether it is a Janus object: two views more than 90 degrees apart show a front. None if no view does."""
+        """Whether two views more than 90 degrees apart show a front (Janus problem). None if no view shows a front."""
         return self.fronts > 1 if self.fronts else None
 
 
@@ -54,7 +55,8 @@ def classify_ring(sides: Floats, azimuth: Floats, threshold: float, free: bool =
             that the object has no front.
         azimuth: azimuths (V,) of the cameras, radians.
         threshold: minimum smoothed probability of a front.
-        free: whether the orientation of the object is unknown; see `directions`.
+        free: whether the orientation of the object is unknown. If so, the orientation with the most correct views is
+            assumed (`directions`).
     """
     curve = front_curve(sides)
     return RingResult(
@@ -86,8 +88,8 @@ def has_front(sides: Floats) -> float:
 def front_curve(sides: Floats) -> Floats:
     """Return smoothed front probabilities (V,) of a ring of V evenly spaced views, 0 where another side is likelier.
 
-    `sides` (V, 4) has the probabilities of the sides in the order of `figures.SIDES`. The result is 0 if the object has
-    no front, by a probability of more than 0.5.
+    `sides` (V, 4) has the probabilities of the sides in the order of `figures.SIDES`. All results are 0 if the object
+    has a front with a probability (`has_front`) below 0.5.
     """
     if (probability := has_front(sides)) < 0.5:
         return np.zeros(len(sides))
@@ -132,7 +134,7 @@ def directions(sides: NDArray[np.integer], azimuth: Floats, free: bool = False) 
 class ErrorRates:
     """Error rates of the Janus meter (view classifier and `classify_ring`) on objects with a known number of fronts.
 
-    Like a Janus rate, ``alarms`` and ``hits`` include only objects in which the meter finds a front.
+    ``alarms`` and ``hits`` are shares of the objects in which the meter finds a front, as a Janus rate is.
 
     Attributes:
         alarms: false alarm rate, the share of objects with one front in which the meter finds several.

@@ -41,15 +41,16 @@ def warped(image: Tensor, pixels: Tensor, visible: Tensor) -> tuple[Tensor, Tens
 
 
 def turned_into(image: Tensor, H: Tensor) -> tuple[Tensor, Tensor]:
-    """Warp an image (H, W, 3) into another view by a homography. Return the warped image and a mask, as `warped` does.
+    """Warp an image (H, W, 3) into another view of the same size by a homography.
 
-    ``H`` (3, 3) maps homogeneous pixels of the other view to pixels of ``image``.
+    ``H`` (3, 3) maps homogeneous pixels of the other view to pixels of ``image``. Returns the warped image (H, W, 3)
+    and a bool mask (H, W) of its pixels that are inside ``image``. Pixels outside the mask are 0.
     """
     return warped(image, *apply_homography(H, pixel_grid(*image.shape[:2]).flatten(0, 1)))
 
 
 def panorama_overlap(views: Tensor, K: Tensor, R: Tensor) -> list[float | None]:
-    """Warp each view i + 1 of a panorama into view i. Return V PSNRs in dB to view i; None without overlap.
+    """Warp each view i + 1 of a panorama into view i. Return V PSNRs in dB to view i; None if the two do not overlap.
 
     Args:
         views: images (V, H, W, 3). View 0 follows the last view.
@@ -64,7 +65,9 @@ def panorama_overlap(views: Tensor, K: Tensor, R: Tensor) -> list[float | None]:
 
 
 def depth_overlap(views: Tensor, depth: Tensor, K: Tensor, c2w: Tensor) -> list[float | None]:
-    """Warp each view i + 1 of a camera path into view i. Return V - 1 PSNRs in dB to view i; None without overlap.
+    """Warp each view i + 1 of a camera path into view i. Return V - 1 PSNRs in dB to view i.
+
+    A PSNR is None if the two views do not overlap.
 
     Args:
         views: images (V, H, W, 3).

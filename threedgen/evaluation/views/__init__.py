@@ -1,1 +1,1 @@
-"""Evaluation of views that are sampled together: PSNR where they overlap, FID and KID to true views."""
+"""Evaluation of jointly sampled views of a scene: PSNR where views overlap, FID and KID to true views."""

@@ -15,7 +15,10 @@ SceneModel = Annotated[Any, Component("prior", default="mvdiffusion", only=("mvd
 
 
 class EvaluateViewsConfig(RunConfig):
-    """Sample the views of held-out scenes with and without attention between them; compare them with true views."""
+    """Comparison of views of held-out scenes, sampled with and without attention between views, with true views.
+
+    Options of the task "evaluate-views".
+    """
 
     extends: ClassVar[tuple[str, ...]] = ("count",)
 

@@ -54,16 +54,19 @@ Indices = NDArray[np.intp]
 
 
 class Item(NamedTuple):
-    """One scene to measure. ``row`` is the kind of its views (a key of `ROWS`), and ``number`` its index."""
+    """One scene to measure: ``row`` is the kind of its views (a key of `ROWS`), and ``number`` the index of the scene."""
 
     row: str
     number: int
 
 
 class Measurement(NamedTuple):
-    """Metrics by name, and network output, of one item.
+    """Measurement of one item.
 
-    ``strip`` is None or its part of the contact sheet: a label and images (V, H, W, 3), uint8.
+    Attributes:
+        figures: name of a metric -> value.
+        output: features and class logits of the views.
+        strip: cell of the contact sheet: a label and images (V, H, W, 3), uint8. None: the item is not on the sheet.
     """
 
     item: Item
@@ -73,9 +76,10 @@ class Measurement(NamedTuple):
 
 
 class EvaluatedViews(Evaluation[EvaluateViewsConfig, Item, Measurement]):
-    """Task "evaluate-views": measure the views of scenes.
+    """Task "evaluate-views": measure the views of scenes and compare them with true views.
 
-    They are true views, samples with and without attention between views, other true scenes, or views of a folder.
+    The measured views are true views, samples with and without attention between views, views of other true scenes, or
+    existing views of a folder.
     """
 
     stage = "views"
@@ -174,7 +178,7 @@ With few images FID is too high: compare rows of one table. Definitions: docs/mv
 
 
 def overlap(scene: SceneViews) -> float | None:
-    """Return the mean overlap PSNR in dB of consecutive views; None if none overlap.
+    """Return the mean overlap PSNR in dB of consecutive views; None if no consecutive views overlap.
 
     In a panorama (a scene without depth), view 0 follows the last view.
     """
@@ -221,8 +225,9 @@ class MeasuredViews:
 def set_figures(row: MeasuredViews, truth: MeasuredViews) -> dict[str, Callable[[Indices], float]]:
     """Return functions that compute the metrics "fid", "kid" and "is" (Inception score) of the views in ``row``.
 
-    Their argument is the indices of the included scenes. FID and KID compare with the true views of the same scenes if
-    ``row`` has as many scenes as ``truth``, else with all true views. For ``truth`` itself there is only "is".
+    The argument of a function is the indices of the included scenes. FID and KID compare with the true views of the
+    same scenes if ``row`` has as many scenes as ``truth``, else with all true views. For ``truth`` itself, only "is" is
+    returned.
     """
 
     def inception(scenes: Indices) -> float:

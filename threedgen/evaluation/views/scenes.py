@@ -3,7 +3,7 @@
 RUN/views/attention/00003.safetensors    views of scene 3, sampled with attention between them
 RUN/views/base/00003.safetensors         views of scene 3, sampled independently of each other
 
-The folder of existing views has the files of one scene, or a folder of each scene, such as runs of panorama:
+The folder of existing views has the files of one scene, or one subfolder per scene, such as runs of the task panorama:
 
 SCENE/cameras.json         cameras (`threedgen.geometry.cameras_file`)
 SCENE/0.png, 1.png, ...    images, if cameras.json does not name the files of its views
@@ -37,14 +37,14 @@ from .options import EvaluateViewsConfig
 ATTENTION, BASE = "attention", "base"
 KEY = "views"
 MAX_MOVE = 1e-3
-"""Maximum distance of a camera of a panorama from camera 0, relative to the maximum distance from the origin."""
+"""Maximum distance of a camera of a panorama from camera 0, relative to the largest camera distance from the origin."""
 
 
 class SceneSampler:
     """Sampler that uses the MVDiffusion model of a task, and writes the sampled views of scenes to the run folder.
 
-    The constructor raises ConfigError if the model does not fit the scene ``first``. ``scenes`` is a text that
-    identifies the list of scenes. ``given`` is whether the model receives the true view 0 as a condition.
+    The constructor raises ConfigError if the model does not fit ``first``, the first scene. ``scenes`` is a text that
+    identifies the list of scenes. The attribute ``given`` is whether the model receives the true view 0 as a condition.
     """
 
     def __init__(self, task: Task, scenes: str, first: SceneViews) -> None:
@@ -119,9 +119,9 @@ def size_of(scene: SceneViews) -> tuple[int, int]:
 
 
 class FolderScenes:
-    """Existing scenes in a folder (a `SceneSource`). ``depth``: each scene must have depth maps.
+    """Existing scenes in a folder (a `SceneSource`). ``depth`` is whether the scenes have depth maps.
 
-    The constructor raises ConfigError if a file is missing or the cameras are unsuitable.
+    The constructor raises ConfigError if a file is missing, or if the cameras of a scene without depth maps move.
     """
 
     def __init__(self, folder: Path, depth: bool) -> None:
@@ -145,7 +145,11 @@ class FolderScenes:
 
 
 class Scene:
-    """One existing scene. ``path`` is its cameras.json, and ``file`` the parsed content. Methods raise ConfigError."""
+    """One existing scene: ``path`` is its cameras.json, and ``file`` the parsed content.
+
+    Methods raise ConfigError if a file of the scene is missing or unusable. Their argument ``depth`` is whether the
+    scene has depth maps.
+    """
 
     def __init__(self, path: Path, file: CamerasFile) -> None:
         self.path, self.file = path, file
