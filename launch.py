@@ -1,4 +1,4 @@
-"""`python launch.py --config NAME_OR_PATH key=value ...`: the command line, in a checkout or installed."""
+"""Command line of threedgen in a checkout: `python launch.py --config NAME_OR_PATH key=value ...`."""
 
 import sys
 

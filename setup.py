@@ -1,7 +1,10 @@
-"""Packaging. The folders guidance/ and representations/ stand at the top of the repository and are installed
-as threedgen.guidance and threedgen.representations; their bare names belong to other projects. configs/ and some of
-weights/ are installed as data beside them; weights/pyproject.toml packages the other weights. In a checkout
-threedgen/__init__.py does the same mapping."""
+"""Packaging of threedgen.
+
+The folders guidance/ and representations/ are at the top of the repository, but are installed as threedgen.guidance and
+threedgen.representations, because other projects on PyPI have their bare names. In a checkout, threedgen/__init__.py
+does the same mapping. configs/ and a part of weights/ are installed as package data; weights/pyproject.toml packages
+the other weights.
+"""
 
 import re
 from pathlib import Path
@@ -16,7 +19,7 @@ VERSION = re.search(r'__version__ = "([^"]+)"', (ROOT / "threedgen/__init__.py")
 
 
 def packages_below(folder: str, name: str) -> list[str]:
-    """The package in `folder`, named `name`, and its sub-packages."""
+    """Return the names of the package in `folder`, which is called `name`, and of its subpackages."""
     return [name, *(f"{name}.{package}" for package in find_packages(str(ROOT / folder)))]
 
 

@@ -28,11 +28,12 @@ BENCHMARKS = {
     "export_shape": "normals and ground contact of toybox objects' meshes and levels of detail, against the truth",
     "export": "quality of exported assets of synthetic fields or runs, against acceptance limits",
 }
-"""Benchmark name -> description. The parameters of the function `table` in benchmarks/NAME.py are options by name."""
+"""Benchmark name -> description. The function `table` in benchmarks/NAME.py gets the options that its parameters name.
+"""
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Parse and check the command line. An error ends the process with exit code 2."""
+    """Parse and check the command line. Invalid arguments end the process with exit code 2."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="Measure speed, each figure next to a baseline from the same run.",

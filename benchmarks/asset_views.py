@@ -39,7 +39,7 @@ RAY = Case("ray", 2, 2), Case("ray", 2, 2, killed=True)
 
 
 def table(assets: int) -> Table:
-    """Make `assets` toybox meshes, and time for each case the rendering of 32 views of each mesh.
+    """Make `assets` toybox meshes, and time the rendering of 32 views of each mesh, in one row for each case.
 
     Raises CalledProcessError if a command fails, RuntimeError if the views of two cases differ or a view is duplicated.
     """
@@ -66,7 +66,10 @@ def table(assets: int) -> Table:
 
 
 def time_rendering(case: Case, meshes: Path, out: Path, kill_after: float) -> float:
-    """Return the duration of the rendering command in seconds. `kill_after`: seconds until a node is killed, if any."""
+    """Return the duration in seconds of the command that renders `meshes` to the folder `out`.
+
+    `kill_after` is the time in seconds until a node is killed, if the case has a killed node.
+    """
     overrides = [f"data={meshes}", f"out={out}", f"views.per_shard={PER_SHARD}", f"workers={case.workers}"]
     with cluster(case.nodes) as (address, kill):
         timer = threading.Timer(kill_after, kill)
@@ -89,7 +92,10 @@ def file_digests(views: Path) -> list[tuple[str, str]]:
 
 @contextmanager
 def cluster(nodes: int) -> Iterator[tuple[list[str], Callable[[], None]]]:
-    """Start a local Ray cluster of one-core nodes. Yields config overrides, and a function that kills the last node."""
+    """Start a local Ray cluster of one-core nodes; without nodes, do nothing.
+
+    Yields config overrides with the address of the cluster, and a function that kills the last node.
+    """
     if not nodes:
         yield [], lambda: None
         return

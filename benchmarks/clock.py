@@ -21,8 +21,9 @@ class Case(NamedTuple):
 def paired(cases: Mapping[str, Case], baseline: str, rounds: int) -> list[Row]:
     """Time the cases in interleaved rounds, after one untimed call of each, so that other load affects all cases.
 
-    Returns one row per case: minimum, median and maximum time per unit in ms; the median over the rounds of the ratio
-    to the baseline (below 1 is faster); on a GPU the peak memory in GB. A case without enough GPU memory has no times.
+    Returns one row per case with minimum, median and maximum time per unit in ms, and the median over the rounds of the
+    ratio to the case `baseline` (below 1 is faster); on a GPU also the peak memory in GB. A case that runs out of GPU
+    memory has no times.
     """
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     peak: dict[str, float] = {}

@@ -47,19 +47,19 @@ def user_pages() -> list[Path]:
 
 
 def word_count(page: Path) -> int:
-    """Count the words of a page; of the table in recipes.md, which is data for a test, none."""
+    """Count the words of a page. The table in recipes.md is not counted, because it is data for a test."""
     lines = page.read_text(encoding="utf-8").splitlines()
     return len(" ".join(line for line in lines if page.name != "recipes.md" or not line.startswith("|")).split())
 
 
 def package(path: Path) -> str:
-    """Return the package of a file: threedgen/train/loop.py -> threedgen/train, guidance/x.py -> guidance."""
+    """Return the package of a file for the table, such as threedgen/train for threedgen/train/loop.py."""
     parts = path.relative_to(ROOT).parts
     return "/".join(parts[:2]) if parts[0] == "threedgen" and len(parts) > 2 else parts[0]
 
 
 def count(text: str) -> Counter[str]:
-    """Count the columns of the table for the source text of one file."""
+    """Return the values of the columns of the table for the source text of one file."""
     tree = ast.parse(text)
     found = Counter(files=1, lines=text.count("\n"), code=len(code_lines(text, tree)))
     for node in ast.walk(tree):
@@ -75,7 +75,7 @@ def count(text: str) -> Counter[str]:
 
 
 def code_lines(text: str, tree: ast.AST) -> set[int]:
-    """Return the numbers of the lines with code, from 1; `tree` is the syntax tree of `text`."""
+    """Return the line numbers, from 1, of all lines with code. `tree` is the syntax tree of `text`."""
     lines = set[int]()
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type not in (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT):
@@ -87,7 +87,7 @@ def code_lines(text: str, tree: ast.AST) -> set[int]:
 
 
 def imports(sources: dict[Path, str]) -> dict[str, set[str]]:
-    """Return module -> the project's modules that it imports, without imports under TYPE_CHECKING."""
+    """Return a dict from each module to the project's modules that it imports, except those under TYPE_CHECKING."""
     names = {module(path): path for path in sources}
     found = dict[str, set[str]]()
     for name, path in names.items():
@@ -125,7 +125,10 @@ def module(path: Path) -> str:
 
 
 def components(arrows: dict[str, set[str]]) -> list[list[str]]:
-    """Return the import cycles: strongly connected components of several modules (Tarjan 1972), the largest first."""
+    """Return the import cycles, the largest first: strongly connected components of several modules (Tarjan 1972).
+
+    `arrows` maps each module to the modules that it imports.
+    """
     index, low, stack, found = dict[str, int](), dict[str, int](), list[str](), list[list[str]]()
 
     def visit(name: str) -> None:
@@ -150,7 +153,7 @@ def components(arrows: dict[str, set[str]]) -> list[list[str]]:
 
 
 def options() -> str:
-    """Return a sentence with the number of keys of all config models, and the numbers of models and configs."""
+    """Return a text with the numbers of keys in all config models, of config models, and of configs."""
     from threedgen.config import registry
     from threedgen.config.model import Config
 

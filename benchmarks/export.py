@@ -1,4 +1,4 @@
-"""Acceptance table of the export: how well does an asset match its field?
+"""Acceptance table of the export: metrics of how well an asset matches its field, with limits.
 
     python -m benchmarks export --seeds 5                        synthetic fields of two shapes with known ground truth
     python -m benchmarks export --run outputs/mvdream-toybox/*   runs
@@ -20,8 +20,14 @@ from .table import Row, Table
 
 
 class Rule(NamedTuple):
-    """Rule of the table: title, key of the metric, minimum and maximum. A metric without limits is only reported; its
-    worst value is the smallest."""
+    """Rule of the acceptance table.
+
+    Attributes:
+        check: title of the row.
+        key: key of the metric.
+        low, high: minimum and maximum of the metric; None: no limit. A metric without both is only reported. The worst
+            value is the largest if there is a maximum, else the smallest.
+    """
 
     check: str
     key: str
@@ -64,14 +70,20 @@ RULES = [
 
 
 def jobs(seeds: int, grid: int, folders: Sequence[Path] | None = None) -> list[Job]:
-    """Return one job per run folder or, without folders, per synthetic shape and seed; `grid` points per edge."""
+    """Return one job per run folder or, without folders, one per synthetic shape and seed.
+
+    `seeds` is the number of seeds per shape, and `grid` the number of grid points per edge for the surface extraction.
+    """
     if folders:
         return [Job(folder.name, grid, run=folder.resolve()) for folder in folders]
     return [Job(f"{shape}_{seed}", grid, shape, seed) for shape in SHAPES for seed in range(1, seeds + 1)]
 
 
 def table(seeds: int, grid: int, runs: Sequence[Path] | None) -> Table:
-    """Return the acceptance table of the runs or, without runs, of `seeds` synthetic fields per shape."""
+    """Return the acceptance table of the runs or, without runs, of `seeds` synthetic fields per shape.
+
+    `grid` is the number of grid points per edge for the surface extraction.
+    """
     return assess(jobs(seeds, grid, runs))
 
 

@@ -30,18 +30,20 @@ from .mesh_render import render
 Body = tuple[Array, Array]  # triangle mesh: vertices (V, 3) and faces (F, 3)
 
 VIEWS, PIXELS, ANGLE, TURNTABLE = 8, 256, 0.75, 24
-"""Number, edge in pixels and vertical fov in radians of the renders that compare meshes; number of field renders."""
+"""Renders that compare two meshes: number, side in pixels, vertical field of view in radians. Number of renders that
+compare mesh and field."""
 SAMPLES = 240_000
-"""Number of points sampled per surface. Smaller distances than the spacing of these points cannot be measured."""
+"""Number of points sampled per surface. Distances below the spacing of these points cannot be measured."""
 LOW_POLY = 3000  # number of triangles of a second, coarser mesh whose silhouette is compared
 OPAQUE = 0.95
 
 
 @dataclass(frozen=True)
 class Job:
-    """Asset to measure, of the run folder `run` or of the synthetic field with `shape` and `seed`.
+    """Asset to measure, from the run in the folder `run` or, if `run` is None, from a synthetic field.
 
-    `grid` is the number of grid points per edge for the surface extraction.
+    `shape` and `seed` determine the synthetic field. `grid` is the number of grid points per edge for the surface
+    extraction, and `asset` has the export options.
     """
 
     name: str
@@ -53,7 +55,10 @@ class Job:
 
 
 def measure(job: Job) -> dict[str, float]:
-    """Export an asset and return metric name -> value. Raises ConfigError if no asset can be made from the field."""
+    """Export an asset and return metric -> value, with the keys of `export.RULES`.
+
+    Raises ConfigError if no asset can be made from the field.
+    """
     creature = None if job.run else Creature(job.shape, job.seed)
     voxels = None if creature is None else Voxels(creature, job.grid)
     view = load_run_field(Path(str(job.run))).view if voxels is None else voxels.view()
@@ -72,7 +77,7 @@ def measure(job: Job) -> dict[str, float]:
 
 
 def against_dense(asset: ExportedAsset, dense: Mesh, config: AssetConfig) -> dict[str, float]:
-    """Compare the exported files with the dense mesh; return metric name -> value."""
+    """Compare the exported files with the dense mesh. Return metric -> value, with keys of `export.RULES`."""
     low = read_glb(asset.files[f"{asset.name}.glb"])
     body, whole = field_coordinates(low, asset), (dense.vertices, dense.faces)
     points = low.attributes["POSITION"]
@@ -95,14 +100,14 @@ def against_dense(asset: ExportedAsset, dense: Mesh, config: AssetConfig) -> dic
 
 
 def field_coordinates(glb: Glb, asset: ExportedAsset) -> Body:
-    """Return a file's mesh in field space: z up, front +x, in the position and scale before the export."""
+    """Return the mesh of an exported file in field space: z up, front +x, position and scale as before the export."""
     placed = asset.figures["placement"]
     points = glb.attributes["POSITION"][:, [2, 0, 1]] / placed["scale"] + np.array(placed["pivot"])
     return points.astype(np.float32), glb.faces
 
 
 def v_up(glb: Glb) -> Array:
-    """Return the mesh's uv (V, 2) with v upwards; v runs downwards in files."""
+    """Return the uv (V, 2) of the mesh in a file with v upwards; v in the file is downwards."""
     return glb.attributes["TEXCOORD_0"].astype(np.float64) * (1, -1) + (0, 1)
 
 
@@ -121,7 +126,10 @@ def mean_distance(one: Body, other: Body) -> float:
 
 
 def against_field(view: FieldView, asset: ExportedAsset, baked: ExportedAsset) -> dict[str, float]:
-    """Compare renders of the asset, with baked and with refined texture, with renders of the field."""
+    """Compare renders of an asset with renders of its field. Return metric -> value, with keys of `export.RULES`.
+
+    `asset` has a refined texture, and `baked` is the same asset with only a baked texture.
+    """
     file, before = (read_glb(export.files[f"{asset.name}.glb"]) for export in (asset, baked))
     textures = {
         name: glb.images["baseColorTexture"].astype(np.float32) / 255
@@ -132,10 +140,16 @@ def against_field(view: FieldView, asset: ExportedAsset, baked: ExportedAsset) -
 
 
 def similarity(view: FieldView, body: Body, uv: Array, textures: dict[str, Array]) -> dict[str, float]:
-    """Compare renders of a mesh and of the field from TURNTABLE cameras that were not used to refine a texture.
+    """Compare renders of a mesh and of a field from TURNTABLE cameras that were not used to refine a texture.
 
-    Takes a mesh in field space, uv (V, 2) with v upwards, and texture name -> texture (T, T, 3) in [0, 1]. Returns
-    "outline": mean IoU of the silhouettes, and "inside NAME": PSNR in dB where mesh and field are opaque.
+    Args:
+        view: field.
+        body: mesh in field space.
+        uv: (V, 2), with v upwards.
+        textures: name -> texture (T, T, 3) in [0, 1].
+
+    Returns:
+        "outline": mean IoU of the silhouettes; "inside NAME": PSNR in dB where mesh and field are opaque.
     """
     angle = math.radians(40)
     cameras = orbit(TURNTABLE, math.radians(15), 2.6 * view.radius, angle, PIXELS, PIXELS)
@@ -151,9 +165,10 @@ def similarity(view: FieldView, body: Body, uv: Array, textures: dict[str, Array
 
 
 def against_truth(creature: Creature, sigma: Array) -> dict[str, float]:
-    """Return the IoU of the extracted solid with the ground truth, also for densities that are 3 and 10 times larger.
+    """Return the IoU of the extracted solid with the ground truth ("truth"), and for 3 and 10 times larger densities.
 
-    sigma: density (R, R, R) on a grid over [-1, 1]^3; the larger densities use a grid of half the size.
+    `sigma` is the density (R, R, R) on a grid over [-1, 1]^3. The larger densities use a grid with half the points per
+    edge; their keys are "times 3" and "times 10".
     """
     figures = {"truth": iou(occupied(sigma), grid(creature.distance, len(sigma))[..., 0].numpy() < 0)}
     coarse, distance = (grid(f, len(sigma) // 2 + 1)[..., 0].numpy() for f in (creature.density, creature.distance))
@@ -167,10 +182,10 @@ def occupied(sigma: Array) -> Array:
 
 
 def iou(a: Array, b: Array) -> float:
-    """Return the intersection over union of two boolean arrays of one shape; 0 if both are empty."""
+    """Return the intersection over union of two boolean arrays of equal shape; 0 if no element of both is True."""
     return float((a & b).sum() / max((a | b).sum(), 1))
 
 
 def mean_iou(a: Array, b: Array) -> float:
-    """Return the mean over V views of the IoU of masks (V, H, W)."""
+    """Return the mean over V views of the IoU of two stacks of masks, each (V, H, W)."""
     return float(np.mean([iou(*pair) for pair in zip(a, b, strict=True)]))

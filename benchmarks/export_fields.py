@@ -1,8 +1,8 @@
-"""Two synthetic shapes with known ground truth as radiance fields with typical defects: hollow, noise, haze, floaters.
+"""Radiance fields of two synthetic shapes with known ground truth and typical defects: hollow, noise, haze, floaters.
 
 The shapes are a long-necked animal with a hat, a thin tail and whiskers, and a stool with rings. Coordinates are in
-[-1, 1]^3, z up, front +x. Each primitive has an exact signed distance, or an approximate one if it is tapered; the
-distances are blended smoothly.
+[-1, 1]^3, z up, front +x. A shape is a smooth union of primitives, whose signed distances are exact except for tapered
+ones.
 """
 
 import math
@@ -47,7 +47,7 @@ class Primitive:
     colour: Vector
 
     def distance(self, x: Tensor) -> Tensor:
-        """Return the signed distance (N,) of points (N, 3), negative inside."""
+        """Return the signed distance (N,) of points (N, 3) to the surface of the primitive, negative inside."""
         a, b = x.new_tensor(self.a), x.new_tensor(self.b)
         if self.kind == "cone":  # capsule with a radius from sizes[0] to sizes[1]
             axis = b - a
@@ -71,7 +71,7 @@ def _ball(centre: Vector, radius: float, colour: Vector) -> Primitive:
 
 
 def _both(make: Callable[[int], Primitive]) -> list[Primitive]:
-    """Return the primitives on the left (make(1), +y) and on the right (make(-1), -y)."""
+    """Return a primitive on the left side, make(1), at +y, and its counterpart on the right side, make(-1), at -y."""
     return [make(side) for side in (1, -1)]
 
 
@@ -81,7 +81,10 @@ TAIL = ((-0.42, 0.0, 0.02), (-0.78, 0.0, 0.2))
 
 
 def animal() -> list[Primitive]:
-    """Return the 34 primitives of the animal. Its thinnest parts are tail 0.014, whiskers 0.006 and hat brim 0.016."""
+    """Return the 34 primitives of the animal.
+
+    The thinnest parts are the tail (0.014 world units), the whiskers (0.006) and the brim of the hat (0.016).
+    """
     parts = [
         _cone((-0.3, 0, -0.08), (0.22, 0, -0.05), 0.24, 0.2, BROWN),
         _cone((0.2, 0, 0.02), (0.38, 0, 0.42), 0.13, 0.08, BROWN),
@@ -129,7 +132,7 @@ SHAPES: dict[str, Callable[[], list[Primitive]]] = {"animal": animal, "stool": s
 
 
 class Creature:
-    """Radiance field of a shape of SHAPES. `seed` determines the noise, the density inside and the floaters."""
+    """Radiance field of a shape in SHAPES. `seed` determines noise, density of the interior and floaters."""
 
     def __init__(self, shape: str = "animal", seed: int = 0) -> None:
         self.parts = SHAPES[shape]()
@@ -172,10 +175,10 @@ class Creature:
 
 
 class Voxels:
-    """Voxel grid of a creature's density and colours with the interface of a representation. It is fast to query.
+    """Voxel grid of the density and colours of a `Creature`, with the interface of a representation. Queries are fast.
 
-    Values are sampled at linspace(-1, 1, resolution)^3 and interpolated trilinearly. The grids sigma (1, 1, R, R, R)
-    and rgb (1, 3, R, R, R) are indexed [x, y, z].
+    Values are sampled at linspace(-1, 1, R)^3, R = `resolution`, and interpolated trilinearly. The grids sigma
+    (1, 1, R, R, R) and rgb (1, 3, R, R, R) are indexed [x, y, z].
     """
 
     rasterised = False
@@ -202,7 +205,7 @@ class Voxels:
         return ()
 
     def view(self) -> FieldView:
-        """Return the input of the export, with a renderer that skips empty space."""
+        """Return the field as the export takes it, with a renderer that skips empty space."""
         skip = OccupancyGrid(OccupancyConfig(resolution=CELLS), 1.0, step_size(MARCH))
         fullest = F.max_pool3d(F.adaptive_max_pool3d(self.sigma, CELLS), 3, 1, 1)  # neighbours share border points
         skip.binary.copy_(fullest[0, 0] > EMPTY)
@@ -210,7 +213,10 @@ class Voxels:
 
 
 def grid(function: Callable[[Tensor], Tensor], resolution: int) -> Tensor:
-    """Evaluate a function of points (N, 3) on a grid over [-1, 1]^3; return (R, R, R, C), indexed [x, y, z]."""
+    """Evaluate a function of points (N, 3) on a grid over [-1, 1]^3 with R = `resolution` points per edge.
+
+    Return values (R, R, R, C), indexed [x, y, z].
+    """
     axis = torch.linspace(-1, 1, resolution)
     slabs = torch.cartesian_prod(axis, axis, axis).split(resolution**2)
     return torch.cat([function(slab) for slab in slabs]).view(resolution, resolution, resolution, -1)

@@ -1,7 +1,7 @@
 """Shape of exported meshes against toybox objects, whose surfaces are known: normals, edges, contact with the ground.
 
-An object's signed distance becomes a density with a soft skin, as in a trained field, and the export's extraction and
-simplification make the mesh and its levels of detail.
+The signed distance of an object is converted to a density with a soft transition at the surface, as in a trained field.
+Surface extraction and simplification of the export then make the mesh and its levels of detail.
 """
 
 import time
@@ -30,11 +30,12 @@ from .unseen import NOUNS
 RESOLUTION, LEVELS, TEXTURE = 128, (3000, 1000, 250), 512
 SAMPLES = 30_000  # number of points on each mesh
 FAR, CONTACT = 0.1, 0.01
-"""Distance, in world units, from which the field is empty; height of the contact with the ground, of the object's."""
+"""Distance from the surface, in world units, from which the field is empty; height up to which points count as contact
+with the ground, as a fraction of the object's height."""
 
 
 class Shape:
-    """Toybox object of a noun: signed distance, normals and field."""
+    """Toybox object of the class `noun`, with signed distance, normals and field."""
 
     def __init__(self, noun: str) -> None:
         self.truth = Truth(noun, RESOLUTION)
@@ -48,7 +49,7 @@ class Shape:
         return np.take_along_axis(values, best, 0)[0], np.take_along_axis(normals, best[..., None], 0)[0]
 
     def view(self) -> FieldView:
-        """Return the field: density PEAK inside, with a skin of width SKIN."""
+        """Return the field of the object: density PEAK inside, with a transition of width SKIN at the surface."""
         axis = np.linspace(-1, 1, RESOLUTION)
         field = np.full((RESOLUTION,) * 3, FAR)
         for solid in self.solids:
@@ -69,12 +70,16 @@ class Shape:
 
 
 def angles(a: Array, b: Array) -> Array:
-    """Return the angles (N,) in degrees between unit vectors (N, 3)."""
+    """Return the angles (N,) in degrees between pairs of unit vectors, both (N, 3)."""
     return np.degrees(np.arccos(np.clip((a * b).sum(1), -1, 1)))
 
 
 def facet_errors(shape: Shape, vertices: Array, faces: Array) -> tuple[Array, Array]:
-    """Return angles between faces and the true normals, and distances to the true surface, at SAMPLES points."""
+    """Compare a mesh with the true surface at SAMPLES random points on the mesh.
+
+    Return the angles in degrees between face normals and true normals, and the distances to the true surface in world
+    units.
+    """
     body = trimesh.Trimesh(vertices, faces, process=False)
     points, index = trimesh.sample.sample_surface(body, SAMPLES, seed=0)
     gap, normals = shape.normals(points)
@@ -82,7 +87,7 @@ def facet_errors(shape: Shape, vertices: Array, faces: Array) -> tuple[Array, Ar
 
 
 def ground_gaps(shape: Shape, vertices: Array, faces: Array) -> Array:
-    """Return the heights of a mesh above the true points of contact, in percent of the object's height."""
+    """Return the heights of a mesh above the true contact points with the ground, in percent of the object's height."""
     points = shape.truth.samples[0]
     low, high = points[:, 2].min(), points[:, 2].max()
     contact = points[points[:, 2] < low + CONTACT * (high - low)][:500]
@@ -91,7 +96,7 @@ def ground_gaps(shape: Shape, vertices: Array, faces: Array) -> Array:
 
 
 def shaded_errors(shape: Shape, low: TexturedMesh, normal_map: Array) -> Array:
-    """Return the angles between the shading normals of texels, with the normal map, and the true normals."""
+    """Return the angles in degrees between the shading normals of texels, with the normal map, and the true normals."""
     buffers = rasterise_uv(low.uv, low.faces, TEXTURE)
     frames = texel_frames(low, buffers)
     x, y, z = normal_map[buffers.mask].T[..., None]
@@ -100,7 +105,7 @@ def shaded_errors(shape: Shape, low: TexturedMesh, normal_map: Array) -> Array:
 
 
 def measure(noun: str) -> Row:
-    """Return the figures of an object and its levels of detail."""
+    """Return the row of an object of the class `noun`: times, and errors of the dense mesh and all levels of detail."""
     shape = Shape(noun)
     view = shape.view()
     start = time.process_time()
@@ -130,7 +135,7 @@ def measure(noun: str) -> Row:
 
 
 def table() -> Table:
-    """Return a table with a row per object, and one with the means."""
+    """Return a table with a row per object, and a row with the means over the objects."""
     rows = [measure(noun) for noun in NOUNS]
     means: Row = {key: mean(float(row[key]) for row in rows) for key in rows[0] if key != "object"}
     return Table("Shape of exported meshes", [*rows, {"object": "mean"} | means])

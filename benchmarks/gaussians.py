@@ -14,12 +14,13 @@ from .clock import Case, paired
 from .table import Row, Table
 
 SIZES = [(1000, 1, 64), (20_000, 4, 128)]
-"""Number of Gaussians, views, image size in pixels. The torch twin needs memory for all pairs: first size only."""
-RADIUS, OPACITY = 0.5, 0.1  # of the ball of Gaussians, whose standard deviation is half their mean spacing
+"""Number of Gaussians, number of views, image size in pixels. The plain PyTorch version needs memory for all pairs of
+pixel and Gaussian, so it is timed only for the first size."""
+RADIUS, OPACITY = 0.5, 0.1  # radius of the ball of Gaussians in world units, and opacity of each Gaussian
 
 
 def table(rounds: int) -> Table:
-    """Return a row for each of SIZES and back ends, with the time per pair of a pixel and a Gaussian."""
+    """Return a row for each of SIZES and each back end, with the time per pair of a pixel and a Gaussian."""
     rows: list[Row] = []
     for count, views, size in SIZES:
         at, inputs = orbit(views, 0.3, 2.6, math.radians(40), size, size), ball(count, views)
@@ -34,7 +35,10 @@ def table(rounds: int) -> Table:
 
 
 def ball(count: int, views: int) -> list[Tensor]:
-    """Return means, quaternions, scales, opacities and values of random Gaussians in a ball."""
+    """Return means, quaternions, scales, opacities and values per view of `count` random Gaussians in a ball.
+
+    The standard deviation of a Gaussian is half the local spacing of the Gaussians.
+    """
     rng = torch.Generator().manual_seed(0)
     start = points.ball(count, RADIUS, rng)
     parts = [
@@ -48,7 +52,10 @@ def ball(count: int, views: int) -> list[Tensor]:
 
 
 def pairs_of(splats: gaussians.Splats) -> int:
-    """Return the area in pixels of the ellipses of all splats in which alpha is at least the threshold."""
+    """Return the number of pairs of a pixel and a splat whose alpha is at least `gaussians.ALPHA_THRESHOLD` there.
+
+    The number is estimated by the area of the ellipses in pixels.
+    """
     a, b, c = splats.conics.detach().unbind(-1)
     reach = 2 * (splats.opacities.detach() / gaussians.ALPHA_THRESHOLD).clamp(min=1).log()
     return int((math.pi * reach / (a * c - b * b).sqrt())[splats.extents[..., 0] > 0].sum())

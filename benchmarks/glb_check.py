@@ -1,8 +1,8 @@
 """Validate the files of an asset: GLB structure, closed mesh, UVs, tangents, textures, collider.
 
-The acceptance table and the tests use this module. It reads only the bytes of a file, as an engine would, and does not
-use the writer's code. The Khronos validator is stricter about the format, but does not detect holes, overlapping UV
-charts or inverted normal maps.
+The acceptance table and the tests use this module. It reads only the bytes of a file, as a game engine would, and does
+not use the code that wrote the file. The Khronos validator is stricter about the format, but does not detect holes,
+overlapping UV charts or inverted normal maps.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,8 @@ from threedgen.run.arrays import Array
 from .glb_reader import Glb, GlbError, read_glb
 
 FILE_SIZE = 3.0
-"""Maximum size in MB of a GLB with textures of up to 1024 x 1024 texels. For larger ones it grows with the texels."""
+"""Maximum size in MB of a GLB with textures of up to 1024 x 1024 texels. For larger textures, the maximum grows in
+proportion to the number of texels."""
 MEGABYTE = 1 << 20
 FEW_TRIANGLES = 3000
 """Triangle count below which up to MAX_CROWDED non-manifold edges are only a warning, because thin parts need them."""
@@ -52,7 +53,7 @@ error, warning = partial(Finding, "error"), partial(Finding, "warning")
 
 @dataclass(frozen=True)
 class Expected:
-    """Expected properties of a GLB. A property that is None is not checked."""
+    """Expected properties of a GLB. Properties that are None are not checked."""
 
     triangles: int | None = None  # maximum number
     texture: int | None = None  # texture edge in texels
@@ -77,7 +78,8 @@ class Layout:
 def layout(vertices: Array, faces: Array, uv: Array, size: int) -> Layout:
     """Measure a UV layout in a square texture with an edge of `size` texels.
 
-    Takes vertices (V, 3), stored once per side of a UV seam, faces (F, 3) and uv (V, 2) in [0, 1] with v upwards.
+    `vertices` (V, 3) are stored once per side of a UV seam, `faces` are (F, 3), and `uv` (V, 2) is in [0, 1] with v
+    upwards.
     """
     first, last = claims(uv, faces, size)
     covered, chart = first >= 0, pieces(faces, len(vertices))
@@ -93,7 +95,7 @@ def layout(vertices: Array, faces: Array, uv: Array, size: int) -> Layout:
 def gap(chart: Array) -> float:
     """Return the smallest distance between texels of two charts, in texels; inf for fewer than two charts.
 
-    chart: (H, W) chart number of each texel, -1 for a texel without a chart.
+    `chart` (H, W) is the chart number of each texel, -1 for a texel without a chart.
     """
     if len(np.unique(chart[chart >= 0])) < 2:
         return float("inf")
@@ -110,7 +112,10 @@ def gap(chart: Array) -> float:
 
 
 def check_asset(asset: ExportedAsset, config: AssetConfig) -> dict[str, list[Finding]]:
-    """Return GLB name -> problems, for every level of detail, and for the collider if it is one convex hull."""
+    """Return file name -> problems for the GLB of every level of detail, and of the collider if it is a convex hull.
+
+    `config` has the options with which the asset was exported.
+    """
     findings, colliders, metadata = {}, {}, ("triangles", "preset")
     for number, title in enumerate(config.titles(asset.name)):
         first = number == 0
@@ -132,7 +137,7 @@ def check_asset(asset: ExportedAsset, config: AssetConfig) -> dict[str, list[Fin
 
 
 def check_glb(data: bytes, expected: Expected = Expected()) -> list[Finding]:  # noqa: B008  frozen
-    """Return all problems of a textured GLB, given as bytes; an empty list means that it is valid."""
+    """Return all problems of a textured GLB, given as bytes. An empty list means that the file is valid."""
     try:
         glb = read_glb(data)
     except GlbError as problem:
@@ -284,7 +289,7 @@ def _maps(glb: Glb, expected: Expected) -> Iterator[Finding]:
 def check_collider(parts: list[tuple[Array, Array]], mesh: Array) -> list[Finding]:
     """Return the problems of a collider: open parts, many vertices, or bounds that differ from the asset's.
 
-    parts: vertices (N, 3) and faces (F, 3) of each convex part; mesh: vertices (V, 3) of the asset.
+    `parts` has the vertices (N, 3) and faces (F, 3) of each convex part, and `mesh` the vertices (V, 3) of the asset.
     """
     findings = []
     for number, (vertices, faces) in enumerate(parts):

@@ -24,7 +24,7 @@ class GlbError(Exception):
 
 @dataclass
 class Glb:
-    """First mesh of a GLB as it is stored: y up, v downwards."""
+    """First mesh of a GLB in the convention of the file: y up, v of the UVs downwards."""
 
     tree: dict[str, Any]  # content of the JSON chunk
     attributes: dict[str, Array] = field(default_factory=dict)  # glTF attribute name -> (V, C)
@@ -35,7 +35,7 @@ class Glb:
 
 
 def read_glb(data: bytes) -> Glb:
-    """Read the bytes of a GLB with one buffer. The result lists minor problems; other problems raise GlbError."""
+    """Read the bytes of a GLB with one buffer. Minor problems are listed in the result; others raise GlbError."""
     tree, binary = _chunks(data)
     try:
         glb = Glb(tree, gltf_extras=tree.get("asset", {}).get("extras", {}))
@@ -58,7 +58,7 @@ def read_glb(data: bytes) -> Glb:
 
 
 def _chunks(data: bytes) -> tuple[dict[str, Any], bytes]:
-    """Return the parsed JSON chunk and the bytes of the binary chunk."""
+    """Return the parsed JSON chunk and the bytes of the binary chunk. Raises GlbError if the structure is invalid."""
     if len(data) < 20 or data[:4] != b"glTF":
         raise GlbError("the file has no GLB header")
     version, total = struct.unpack_from("<II", data, 4)
@@ -83,7 +83,11 @@ def _chunks(data: bytes) -> tuple[dict[str, Any], bytes]:
 
 
 def _check_views(glb: Glb, binary: bytes) -> None:
-    """List buffer views that are not aligned, exceed the buffer or overlap, empty lists, and a scene without nodes."""
+    """Add problems of the JSON chunk to `glb.problems`.
+
+    Problems are buffer views that are not aligned, exceed the buffer or overlap, empty lists, and a scene without
+    nodes.
+    """
     tree, end = glb.tree, 0
     if tree["asset"].get("version") != "2.0":
         glb.problems.append("the asset version is not 2.0")
@@ -104,7 +108,11 @@ def _check_views(glb: Glb, binary: bytes) -> None:
 
 
 def _accessor(glb: Glb, binary: bytes, number: int, target: int) -> Array:
-    """Return the values of accessor `number`, (count, components). `target`: expected target of its buffer view."""
+    """Return the values (count, components) of accessor `number`. Normalised integers become floats.
+
+    `target` is the expected target of the buffer view; another target is added to `glb.problems`. Raises GlbError if
+    the accessor exceeds its buffer view.
+    """
     accessor = glb.tree["accessors"][number]
     view = glb.tree["bufferViews"][accessor["bufferView"]]
     kind, width = np.dtype(_TYPES[accessor["componentType"]]), _WIDTH[accessor["type"]]
@@ -124,7 +132,10 @@ def _accessor(glb: Glb, binary: bytes, number: int, target: int) -> Array:
 
 
 def _check_bounds(glb: Glb, attributes: dict[str, int]) -> None:
-    """Raise GlbError if attributes have different lengths. List the problem if the bounds of POSITION are not exact."""
+    """Raise GlbError if attributes have different lengths.
+
+    If the declared bounds of POSITION differ from its values, this is added to `glb.problems`.
+    """
     lengths = {len(values) for values in glb.attributes.values()}
     if len(lengths) > 1:
         raise GlbError(f"attributes have different lengths: {sorted(lengths)}")

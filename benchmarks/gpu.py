@@ -1,4 +1,4 @@
-"""Check and measure everything that runs on a GPU, in stages within a few minutes; without a GPU a small form of it.
+"""Check and measure everything that runs on a GPU, in stages within a few minutes; without a GPU, with small sizes.
 
 Each stage is a process of its own with a time limit, so a stage that hangs or fails does not affect the others. A stage
 appends each result to FOLDER/results.jsonl at once. FOLDER/table.md is written anew after each stage, FOLDER/log.txt
@@ -39,12 +39,19 @@ STAGES = {
     "sampling": Stage("gpu_networks", "sampling", 40),
     "tests": Stage("gpu_machine", "tests", 120),
 }
-"""The stages in their order. Cheap ones come first, since a stage gets at most what is left of `--minutes`."""
+"""Name -> stage, in the order of the run. Cheap stages are first, because a stage gets at most the remaining time."""
 SHORTEST = 10.0  # a stage is left out if fewer seconds are left
 
 
 def table(minutes: float, small: bool, folder: Path, stages: list[str]) -> Table:
-    """Run the stages and return a row for each. `small`: small sizes on the CPU. Raises ConfigError."""
+    """Run stages and return a row for each.
+
+    Args:
+        minutes: time limit of all stages.
+        small: whether to use small sizes on the CPU.
+        folder: folder of the results.
+        stages: names of the stages to run; []: all. Raises ConfigError if a name is unknown.
+    """
     if unknown := [name for name in stages if name not in STAGES]:
         raise ConfigError(f"unknown stage. Choose from: {', '.join(STAGES)}", "--stages", ",".join(unknown))
     folder = folder.resolve()
@@ -67,7 +74,7 @@ def table(minutes: float, small: bool, folder: Path, stages: list[str]) -> Table
 
 
 def run_stage(name: str, folder: Path, small: bool, seconds: float) -> str:
-    """Run a stage in a process, and return how it ended: "finished" or the reason why not."""
+    """Run a stage in a process for at most `seconds`, and return "finished" or the reason why it did not finish."""
     if seconds < SHORTEST:
         return "left out: no time left"
     with (folder / "log.txt").open("a", encoding="utf-8") as log:
@@ -109,7 +116,7 @@ def end_process(process: subprocess.Popen[bytes]) -> None:
 
 
 def read(folder: Path) -> list[Row]:
-    """Return the results so far. A line that a killed stage has not finished is left out."""
+    """Return the results in results.jsonl. An incomplete line of a killed stage is left out."""
     rows = []
     for line in (folder / "results.jsonl").read_text(encoding="utf-8").splitlines():
         try:
@@ -120,7 +127,7 @@ def read(folder: Path) -> list[Row]:
 
 
 def text(folder: Path, stages: list[Row]) -> str:
-    """Return all results and the stages as Markdown tables."""
+    """Return the rows of the stages and all results in `folder` as Markdown tables."""
     results: list[Row] = []
     for row in read(folder):
         values = {name: value for name, value in row.items() if name not in ("stage", "case")}

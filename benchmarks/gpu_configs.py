@@ -1,7 +1,8 @@
-"""Peak memory, kernel launches and synchronisations of each config for a GPU, without a GPU and without weights.
+"""Peak memory, kernel launches and synchronisations of each config for a GPU, found without a GPU and without weights.
 
-Memory and launches are counted on tensors without values, with networks of the released sizes. For 3D objects the code
-is that of --dry-run. The synchronisations are those of small networks on a simulated GPU (tests/support/card.py).
+Memory and launches are counted on tensors without values (device "meta"), with networks of the released sizes. For 3D
+objects, the memory estimate of --dry-run is used. Synchronisations are counted with small networks on a simulated GPU
+(tests/support/card.py).
 """
 
 import functools
@@ -89,7 +90,7 @@ OBJECTS = (
 
 
 def table(overrides: list[str]) -> Table:
-    """Return a row for each config, and for each stage of a config."""
+    """Return a row for each config and for each stage of a config. `overrides` are changes of the configs."""
     rows = list[Row]()
     with tempfile.TemporaryDirectory() as folder:
         weights = {name: write_weights(Path(folder) / str(k), *HUB[name]) for k, name in enumerate(HUB)}
@@ -105,7 +106,7 @@ def table(overrides: list[str]) -> Table:
 
 
 def object_row(name: str, config: Any) -> Row:
-    """Return the row of a config for 3D objects: on a card of 24 GB, and with the preset for the smallest card."""
+    """Return the row of a config for 3D objects, on a card of 24 GB, and on one of 8 GB with the preset memory-8gb."""
     launches = dict[str, int]()
     peak = max(memory(config, CUDA, 24e9, launches=launches).values())
     small = max(memory(with_preset(config, PRESETS[-1]), CUDA, 8e9).values())
@@ -122,7 +123,7 @@ def row(name: str, peak: float, launches: int, small: float | None = None) -> Ro
 
 
 def card(needed: float) -> str:
-    """Return the memory of the smallest card that has `needed` GB."""
+    """Return the memory in GB, as text, of the smallest usual card that has at least `needed` GB."""
     return next((str(size) for size in CARDS if needed <= size), "more than 80")
 
 
@@ -134,7 +135,10 @@ def syncs() -> dict[str, int]:
 
 
 def write_weights(folder: Path, unet: Json, text: int) -> Path:
-    """Write a folder in diffusers format whose tensor files are holes: no bytes on the disk."""
+    """Write weights of networks in diffusers format, as sparse files that take almost no space on the disk.
+
+    `unet` is the config of the UNet, and `text` the number of parameters of the text encoder.
+    """
     with META:
         networks = {"unet": (unet, UNet2DConditionModel(**{k: v for k, v in unet.items() if k[0] != "_"}))}
         if unet is not IF:
@@ -159,7 +163,7 @@ def write_weights(folder: Path, unet: Json, text: int) -> Path:
 
 @contextmanager
 def measured(*networks: nn.Module, more: float = 0.0) -> Iterator[PeakMemory]:
-    """Return a context that measures memory and launches beside the weights of networks and `more` bytes."""
+    """Return a context that measures peak memory and launches, including the weights of `networks` and `more` bytes."""
     caa.CHUNK["meta"] = caa.CHUNK["cuda"]
     with PeakMemory() as found, FusedAttention():
         found.add(*(t for network in networks for t in (*network.parameters(), *network.buffers())))
@@ -168,7 +172,7 @@ def measured(*networks: nn.Module, more: float = 0.0) -> Iterator[PeakMemory]:
 
 
 def networks() -> dict[str, tuple[float, int]]:
-    """Return peak memory in bytes and launches of a step of the configs that sample views or train networks."""
+    """Return config name -> (peak memory in bytes, kernel launches) of a step, for configs that sample or train."""
     pano = multiview("panorama", ring(8, 512))
     return {
         "preview-mvdream-sd21": sampled(RELEASED_UNETS["sd-v2.1-base-4view.pt"], CLIP_H, 4, (256, 256), joined, 1),
@@ -200,7 +204,16 @@ def sampled(
     kind: Callable[[Any], tuple[nn.Module, Call]],
     branches: int,
 ) -> tuple[float, int]:
-    """Measure a denoising step with guidance, in one or two calls of the network, and the decoder of the VAE."""
+    """Measure a denoising step with guidance and the decoder of the VAE. Return (peak memory in bytes, launches).
+
+    Args:
+        unet: config of the UNet.
+        text: number of parameters of the text encoder.
+        views: number of views that are sampled jointly.
+        size: height and width of the images in pixels.
+        kind: function from the UNet to the whole network and to a function that calls it.
+        branches: number of calls for the conditional and the unconditional branch: 1 or 2.
+    """
     with META:
         base, vae = unet_from_config(unet), AutoencoderKL(**RELEASED_VAE)
     network, call = kind(base)
@@ -250,7 +263,7 @@ def ring(views: int, size: int) -> Geometry:
 
 
 def path(views: int, height: int, width: int) -> Geometry:
-    """Return cameras so near to each other that each view attends to all others."""
+    """Return the geometry of cameras at one position, so that each view attends to all others."""
     depth, c2w = torch.full((views, height, width), 2.0), torch.eye(4).repeat(views, 1, 1)
     return DepthGeometry(depth, c2w, panorama.intrinsics(pi / 2, height, width))
 
@@ -258,9 +271,10 @@ def path(views: int, height: int, width: int) -> Geometry:
 def trained(
     network: nn.Module, loss: Callable[[], Tensor], copies: int, *frozen: nn.Module, more: float = 0.0
 ) -> tuple[float, int]:
-    """Measure a training step in float32, an upper bound of mixed precision.
+    """Measure a training step in float32, an upper bound of mixed precision. Return (peak memory in bytes, launches).
 
-    `copies`: number of copies of the trained weights in addition to gradients: moments of Adam, averages, originals.
+    `copies` is the number of copies of the trained weights in addition to the gradients, such as moments of Adam and
+    averages. `frozen` networks and `more` bytes are added to the memory.
     """
     weights = [p for p in network.parameters() if p.requires_grad]
     with measured(network, *frozen, more=more) as found:

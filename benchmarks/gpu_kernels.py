@@ -21,7 +21,7 @@ from .gpu_stage import Bench
 
 GROWTH = 1.447269237440378
 SMALLEST = 1e-5
-"""Relative error that is always allowed; a larger one may be four times that of the torch twin in float32."""
+"""Relative error that is always allowed. Up to four times the error of the torch twin in float32 is allowed too."""
 Values = dict[str, Tensor]
 
 
@@ -38,9 +38,10 @@ def kernels(bench: Bench) -> None:
 
 
 def compare(name: str, device: torch.device, points: int) -> Iterator[tuple[str, bool, float, float]]:
-    """Compare the back end `name` and the torch twin with the twin in float64.
+    """Compare the back end `name` and the torch twin, in float32, with the torch twin in float64.
 
-    Yields name, verdict, and the relative errors (norm of the difference / norm of the values) of back end and twin.
+    Yields name of the quantity, whether the back end is accurate enough, and the relative errors (norm of the
+    difference / norm of the values) of back end and twin. `points` is the number of points in the hash grid.
     """
     rng = torch.Generator().manual_seed(0)
     grid = grid_values(rng, points, device)
@@ -63,7 +64,10 @@ def errors(ours: Values, twin: Values, reference: Values) -> Iterator[tuple[str,
 
 
 def grid_values(rng: torch.Generator, points: int, device: torch.device) -> Callable[[ModuleType, torch.dtype], Values]:
-    """Return a function (back end, dtype) -> features of a hash grid, their first and second derivatives."""
+    """Return a function (back end, dtype) -> features of a hash grid and their first and second derivatives by name.
+
+    The features are evaluated at `points` random points.
+    """
     levels = grid_levels(16, 14, 16, GROWTH)
     x, table = torch.rand(points, 3, generator=rng), torch.randn(levels.entries, 2, generator=rng)
     shapes = (points, 32), (points, 3), (levels.entries, 2)
@@ -84,7 +88,10 @@ def grid_values(rng: torch.Generator, points: int, device: torch.device) -> Call
 
 
 def march_errors(name: str, rng: torch.Generator, device: torch.device) -> Iterator[tuple[str, bool, float, float]]:
-    """Compare the samples on 3000 rays: the share of rays with another number of samples than the twin's."""
+    """Compare the ray-marching samples of the back end `name` and of the torch twin on 3000 rays.
+
+    Yields name of the case, whether all samples are equal, share of rays with different numbers of samples, and 0.
+    """
     origins = 2.5 * normalize(torch.randn(3000, 3, generator=rng), dim=-1)
     directions = normalize(0.6 * torch.randn(3000, 3, generator=rng) - origins, dim=-1)
     cells, jitter = torch.rand(32, 32, 32, generator=rng) < 0.1, torch.rand(3000, generator=rng)
@@ -106,7 +113,7 @@ def march_errors(name: str, rng: torch.Generator, device: torch.device) -> Itera
 def composite_values(
     rng: torch.Generator, rays: int, device: torch.device
 ) -> Callable[[ModuleType, torch.dtype], Values]:
-    """Return a function (back end, dtype) -> composited values of `rays` rays, and their gradients."""
+    """Return a function (back end, dtype) -> composited values of `rays` rays and their gradients, by name."""
     counts = torch.randint(0, 200, (rays,), generator=rng)
     index = torch.repeat_interleave(torch.arange(rays), counts)
     start = torch.rand(len(index), generator=rng)
@@ -128,7 +135,7 @@ def composite_values(
 
 
 def time_grid(bench: Bench, name: str, count: int) -> None:
-    """Record the times of the hash grid of mvdream-sd21 at `count` samples, back end and torch twin."""
+    """Record the times of the hash grid of mvdream-sd21 at `count` points, for back end `name` and torch twin."""
     levels = grid_levels(16, 19 if count > 1 << 16 else 12, 16, GROWTH)
     for each in dict.fromkeys((name, "torch")):
         if each == "torch" and count > 2_000_000:
@@ -170,7 +177,7 @@ def ray_points(count: int, device: torch.device) -> Tensor:
 
 
 def time_march(bench: Bench, name: str, count: int) -> None:
-    """Record the times of placing about `count` samples, and of compositing them forward and backward."""
+    """Record the times of placing about `count` samples on rays, and of compositing them forward and backward."""
     rng, rays = torch.Generator().manual_seed(2), -(-count // 256)
     origins = 2.5 * normalize(torch.randn(rays, 3, generator=rng), dim=-1)
     directions = normalize(0.3 * torch.randn(rays, 3, generator=rng) - origins, dim=-1).to(bench.device)

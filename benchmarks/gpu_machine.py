@@ -18,7 +18,7 @@ QUERY = "name,driver_version,memory.total,memory.used,clocks.max.sm,power.limit"
 
 
 def machine(bench: Bench) -> None:
-    """Record versions and the card, memory bandwidth, and the speed of one matrix product per precision."""
+    """Record versions, properties of the card, memory bandwidth, and the speed of a matrix product per precision."""
     found = environment()
     versions = dict(found["versions"]) if isinstance(found["versions"], dict) else {}
     bench.record("versions", **versions, cuda=torch.version.cuda, triton=installed("triton"), cores=found["cores"])
@@ -62,7 +62,7 @@ def machine(bench: Bench) -> None:
 
 
 def tests(bench: Bench) -> None:
-    """Run the tests marked `gpu`, each file in a process of its own: a process either compiles or interprets Triton.
+    """Run the tests marked `gpu`, each file in its own process, because a process either compiles or interprets Triton.
 
     Tests that run other stages of this benchmark are left out.
     """

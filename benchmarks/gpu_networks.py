@@ -30,14 +30,17 @@ SMALL_VAE = {
 
 
 def make_prior(bench: Bench, dtype: str, decoder: bool = False) -> MVDream:
-    """Return a prior with random weights: of the released architecture, or a tiny one if `bench.small`."""
+    """Return a prior with random weights, of the released architecture, or tiny if `bench.small`.
+
+    `dtype` is the precision of the networks ("fp32" if `bench.small`), and `decoder` whether to keep the VAE decoder.
+    """
     torch.manual_seed(0)
     networks = (SMALL_UNET, SMALL_VAE) if bench.small else (UNET, VAE)
     return random_prior("fp32" if bench.small else dtype, bench.device, *networks, decoder=decoder)
 
 
 def condition(prior: MVDream, views: int) -> Condition:
-    """Return a random text condition and the cameras of `views` views around the object, in groups of four."""
+    """Return a random text condition and cameras of `views` views, a multiple of 4, in groups of four per object."""
     rng, width = torch.Generator().manual_seed(1), prior.unet.config["cross_attention_dim"]
     text = torch.randn(2, TOKENS, width, generator=rng).to(prior.device)
     c2w = orbit(4, 0.2, 2.6, 0.7, 8, 8).c2w.repeat(views // 4, 1, 1).to(prior.device)
@@ -45,7 +48,7 @@ def condition(prior: MVDream, views: int) -> Condition:
 
 
 def unet(bench: Bench) -> None:
-    """Record the time of one UNet call on 8 and 16 images, for each way to run it in half precision."""
+    """Record the time of a UNet call on 8 and 16 images, in float32 and for each way to run it in half precision."""
     network: Any = make_prior(bench, "fp16").unet
     half = torch.bfloat16 if bench.small else torch.float16
     network.requires_grad_(False)
@@ -80,7 +83,10 @@ def unet(bench: Bench) -> None:
 
 
 def unet_call(network: Any, batch: int, device: torch.device, dtype: torch.dtype, context: Any) -> Callable[[], Tensor]:
-    """Return a function that runs the UNet on `batch` latents of random noise, in groups of four views."""
+    """Return a function that runs the UNet on `batch` random latents of the type `dtype`, in groups of four views.
+
+    `context` is the autocast context of the call.
+    """
     rng, side = torch.Generator().manual_seed(batch), network.config["sample_size"]
     x = torch.randn(batch, 4, side, side, generator=rng).to(device, dtype)
     text = torch.randn(batch, TOKENS, network.config["cross_attention_dim"], generator=rng).to(device, dtype)
@@ -95,14 +101,17 @@ def unet_call(network: Any, batch: int, device: torch.device, dtype: torch.dtype
 
 
 def captured(bench: Bench, run: Callable[[], Tensor], expected: Tensor) -> dict[str, object]:
-    """Capture a call as a CUDA graph and return the time of a replay and whether it gives the expected output."""
+    """Capture a call as a CUDA graph. Return the time of a replay in ms ("ms") and its relative error ("error").
+
+    The error is the difference of the replayed output to `expected`.
+    """
     replay, out = record(run)
     ms = bench.milliseconds(replay)
     return {"ms": ms, "error": float((out.float() - expected).norm() / expected.norm())}
 
 
 def vae(bench: Bench) -> None:
-    """Record the time and memory of the VAE encoder, forward alone and with the gradient of the images."""
+    """Record the time and memory of the VAE encoder, for a forward pass and for one with the gradient of the images."""
     network: Any = make_prior(bench, "fp16").vae
     half, size = torch.bfloat16 if bench.small else torch.float16, 32 if bench.small else 256
     cases = {
@@ -140,7 +149,7 @@ def vae(bench: Bench) -> None:
 
 @torch.no_grad()
 def sampling(bench: Bench) -> None:
-    """Record the seconds of sampling four views by DDIM in 50 steps with guidance, and of decoding them."""
+    """Record the time of sampling four views by DDIM in 50 steps with guidance, and the time of decoding the views."""
     prior, steps = make_prior(bench, "fp16", decoder=True), 2 if bench.small else 50
     predicted, (channels, *side) = guided(prior.denoise, condition(prior, 4), 10.0), prior.latent_shape
     noise = torch.randn(4, channels, *side, generator=torch.Generator().manual_seed(0)).to(prior.device)

@@ -1,4 +1,4 @@
-"""Process of one stage of the GPU benchmark: python -m benchmarks.gpu_stage STAGE FOLDER [--small]."""
+"""Entry point for one stage of the GPU benchmark: python -m benchmarks.gpu_stage STAGE FOLDER [--small]."""
 
 import importlib
 import json
@@ -17,11 +17,11 @@ from .gpu import STAGES
 
 
 class Bench:
-    """Device, size and result file of a stage.
+    """Device, size and result files of a stage, with functions that measure time and memory.
 
     Attributes:
         device: the GPU, or the CPU if `small`.
-        small: small sizes, so that each stage takes seconds on a CPU.
+        small: whether sizes are small, so that each stage takes seconds on a CPU; always True without a GPU.
         folder: folder of the results.
     """
 
@@ -38,7 +38,7 @@ class Bench:
 
     @contextmanager
     def case(self, name: str) -> Iterator[None]:
-        """Return a context that records an exception of the case and goes on with the next."""
+        """Return a context that catches an exception and records that case `name` failed, so that the stage continues."""
         try:
             yield
         except Exception as error:
@@ -47,7 +47,7 @@ class Bench:
             self.empty_cache()
 
     def milliseconds(self, run: Callable[[], object], repeats: int = 10, warmup: int = 2) -> float:
-        """Return the median time of one call in ms, each until the GPU has finished."""
+        """Return the median time of a call of `run` in ms, each until the GPU has finished, after `warmup` calls."""
         times = []
         for k in range(warmup + repeats):
             self.synchronise()
@@ -68,7 +68,7 @@ class Bench:
 
     @contextmanager
     def peak(self) -> Iterator[Callable[[], float]]:
-        """Yield a function that returns the peak GPU memory in GB since the beginning of the context; CPU: 0."""
+        """Yield a function that returns the peak GPU memory in GB since the start of the context; 0 on the CPU."""
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
@@ -77,7 +77,7 @@ class Bench:
             yield lambda: 0.0
 
     def note(self, title: str, lines: str) -> None:
-        """Append text to profiles.txt."""
+        """Append a section with a title to profiles.txt."""
         with (self.folder / "profiles.txt").open("a", encoding="utf-8") as file:
             file.write(f"## {title}\n\n{lines}\n\n")
 

@@ -52,7 +52,7 @@ def step_shading(bench: Bench) -> None:
 
 
 def steps(bench: Bench, name: str, size: int) -> None:
-    """Record time, memory, host synchronisations and kernels of training steps of a config at `size` pixels."""
+    """Record time, memory, host synchronisations and kernels of training steps of config `name` at `size` pixels."""
     config = load(name, ["prompt=nothing", *(SMALL if bench.small else [])])
     prior = make_prior(bench, config.prior.dtype)
     text = torch.randn(2, TOKENS, prior.unet.config["cross_attention_dim"], generator=torch.Generator().manual_seed(0))
@@ -92,7 +92,7 @@ def steps(bench: Bench, name: str, size: int) -> None:
 
 @contextmanager
 def synchronisations(bench: Bench) -> Iterator[Counter[str]]:
-    """Yield the number of host synchronisations by place in this project: "file:line function"."""
+    """Yield a counter of host synchronisations by the place in this project that causes them: "file:line function"."""
     found: Counter[str] = Counter()
 
     def note(message: Any, *_: object, **__: object) -> None:
@@ -115,7 +115,11 @@ def synchronisations(bench: Bench) -> Iterator[Counter[str]]:
 
 
 def profiled(bench: Bench, case: str, run: Any) -> dict[str, float]:
-    """Profile `run`, which takes PROFILED steps; write the `TOP` operators and return totals per step."""
+    """Profile `run`, which runs PROFILED steps, and return totals per step.
+
+    The TOP operators by time are written to profiles.txt under the title `case`. The totals are the number of kernel
+    launches, the number of operators, and the GPU time in ms.
+    """
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if bench.device.type == "cuda" else [])]
     with profile(activities=activities) as profiler:
         run()
@@ -146,7 +150,7 @@ def profiled(bench: Bench, case: str, run: Any) -> dict[str, float]:
 
 
 class BrokenStep(GenerateSystem):
-    """System whose loss is NaN at step 5."""
+    """System whose loss is NaN at step 5, to test how the training loop handles it."""
 
     def distillation_loss(self, step: int) -> StepResult:
         result = super().distillation_loss(step)
@@ -164,9 +168,10 @@ class StopAt(pl.Callback):
 
 
 def loop(bench: Bench) -> None:
-    """Train the field of mvdream-sd21 with a tiny prior in mixed precision: 40 steps twice, 20 and 20, NaN at step 5.
+    """Train the field of mvdream-sd21 with a tiny prior in mixed precision, and check resuming and a NaN loss.
 
-    On a GPU the atomic additions have no fixed order, so the second training of 40 steps shows how far two are apart.
+    There are two trainings of 40 steps, one that is resumed after 20 steps, and one with a NaN loss at step 5. On a GPU
+    atomic additions have no fixed order, so the difference between the first two is the tolerance for the resumed one.
     """
     total, half = (8, 4) if bench.small else (40, 20)
     words = ["prompt=nothing", "prior.dtype=fp32", "trainer.devices=1", "trainer.val_check_interval=0"]
@@ -212,6 +217,6 @@ def loop(bench: Bench) -> None:
 
 
 def scale_of(system: GenerateSystem) -> float:
-    """Return the scale of the loss scaler, 0 without one."""
+    """Return the current factor of the loss scaler for float16; 0 if there is no scaler."""
     scaler = getattr(system.trainer.precision_plugin, "scaler", None)
     return 0.0 if scaler is None else float(scaler.get_scale())

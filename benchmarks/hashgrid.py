@@ -22,7 +22,7 @@ SIZES: list[tuple[str, dict[str, Any], int]] = [
 
 
 def table(rounds: int) -> Table:
-    """Return a row for PyTorch and a row for numba, for each of SIZES."""
+    """Return a row for PyTorch and a row for numba, for each of SIZES, timed in `rounds` rounds."""
     rows: list[Row] = []
     for name, options, points in SIZES:
         grid: Row = {"grid": name, "log2 table": options["log2_hashmap_size"], "points": points}

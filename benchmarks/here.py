@@ -1,4 +1,4 @@
-"""Time what the documentation names in seconds on this machine: a run to an asset, a quick run, a step, an export."""
+"""Measure the times that the documentation states on this machine: a full run, a quick run, a step, an export."""
 
 import csv
 import json
@@ -22,11 +22,11 @@ BUSY = 0.5  # load average from which the machine does not count as idle
 
 
 def table(overrides: list[str]) -> Table:
-    """Return the times of this machine, then those of others. `overrides` change the config of both runs.
+    """Return a row with the times of this machine, and the stored rows of other machines.
 
-    "demo" and "quick" are whole runs of `mvdream-toybox` and `quick-toybox`, and "export" is one of the task "export";
-    all with the start of Python. "step" is the median of the demo's steps that distil the prior. Raises
-    CalledProcessError if a run fails.
+    "demo" and "quick" are whole runs of `mvdream-toybox` and `quick-toybox`, with `overrides` of their configs, and
+    "export" is a run of the task "export". These times include the start of Python. "step" is the median of the demo's
+    distillation steps. Raises CalledProcessError if a run fails.
     """
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     with tempfile.TemporaryDirectory() as temporary:
@@ -62,14 +62,14 @@ def step_seconds(run: Path) -> float:
 
 
 def processor() -> str:
-    """Return the name of the processor and whether it has bf16 instructions, on which the embedded models depend."""
+    """Return the name of the processor and its bf16 instructions, which determine the speed of the embedded models."""
     found: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     bf16 = "AMX" if found.get("amx_bf16") else "AVX-512 with bf16" if found.get("avx512_bf16") else "no bf16"
     return f"{environment()['cpu']}, {bf16}"
 
 
 def shown(row: dict[str, Any]) -> Row:
-    """Format a stored row: times as "50 - 53", or "50" if both limits are equal; "-" if not measured."""
+    """Format a stored row: a time as "50 - 53" (minimum - maximum), "50" if both are equal, "-" if not measured."""
 
     def span(limits: list[float] | None) -> str:
         return "-" if limits is None else " - ".join(f"{value:g}" for value in dict.fromkeys(limits))

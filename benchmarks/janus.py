@@ -23,14 +23,14 @@ TIMES = "times.json"
 
 
 class WaitConfig(RunConfig):
-    """Task of known duration without a result, so that only the overhead is measured."""
+    """Task that waits for a known time and has no result, so that only the overhead is measured."""
 
     prompt: str = ""
     seconds: float = Field(10.0, ge=0)
 
 
 def run(config: WaitConfig, resume: Path | None = None, quiet: bool = False) -> int:
-    """Run the task `wait`: wait, write start time, end time and process id to TIMES, and return exit code 0."""
+    """Run the task `wait`: wait, write start time, end time and process id to the file TIMES, return exit code 0."""
     start, folder = time.time(), Path(str(config.out))
     time.sleep(config.seconds)
     times = {"start": start, "end": time.time(), "worker": os.getpid()}

@@ -10,7 +10,10 @@ from threedgen.run.arrays import Array
 
 
 class MeshRender(NamedTuple):
-    """Renders of V views: rgb (V, H, W, 3) over the background, and covered pixel fraction alpha (V, H, W), [0, 1]."""
+    """Renders of V views: rgb (V, H, W, 3) in [0, 1] over the background, and alpha (V, H, W) in [0, 1].
+
+    Alpha is the fraction of a pixel that the mesh covers.
+    """
 
     rgb: Array
     alpha: Array
@@ -30,11 +33,12 @@ def render(
     """Render a mesh with vertices (N, 3) and faces (F, 3) to square images of `size` pixels.
 
     Args:
-        c2w: (V, 4, 4) camera-to-world poses with OpenGL axes; fov: vertical, in radians, scalar or (V,).
+        c2w: (V, 4, 4) camera-to-world poses with OpenGL axes.
+        fov: vertical field of view in radians, scalar or (V,).
         values: colours, or uv with v upwards if there is a texture, per vertex (N, C) or per face corner (F, 3, C).
-        texture: (H', W', 3), sampled bilinearly without mipmaps; None: `values` are colours.
-        background: grey value, or rgb (3,).
-        supersample: each pixel is the mean of supersample^2 samples.
+        texture: (H', W', 3) in [0, 1], sampled bilinearly without mipmaps; None: `values` are colours.
+        background: grey value, or rgb (3,), in [0, 1].
+        supersample: supersampling factor along each axis; a pixel is the mean of supersample^2 samples.
     """
     rgb, alpha = [], []
     angles = np.broadcast_to(fov, (len(c2w),))

@@ -1,5 +1,7 @@
-"""Compare training steps of MV-Adapter on a frozen 2D model with full multi-view fine-tuning as in MVDream. The metrics
-are trainable parameters, time and peak memory (arXiv 2412.03632, table 4)."""
+"""Compare training steps of MV-Adapter on a frozen 2D model with full multi-view fine-tuning as in MVDream.
+
+The metrics are trainable parameters, time and peak memory (arXiv 2412.03632, table 4).
+"""
 
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -26,8 +28,13 @@ BASE, OBJECTS = "toybox-base", 8
 
 
 class Measured(NamedTuple):
-    """Number of trainable parameters, seconds of each step, and peak memory of the steps in bytes (on a GPU, of the
-    GPU). The memory before the networks were loaded is subtracted."""
+    """Results of a measurement.
+
+    Attributes:
+        parameters: number of trainable parameters.
+        seconds: duration of each step.
+        peak: peak memory of the steps in bytes, of the process or GPU, without the memory before networks were loaded.
+    """
 
     parameters: int
     seconds: list[float]
@@ -94,13 +101,13 @@ def measure(case: str, steps: int, device: str, threads: int) -> Measured:
 
 
 def full(device: str) -> tuple[Any, nn.Module]:
-    """Return the 2D model extended to several views as in MVDream, and its trainable part, the UNet."""
+    """Return the 2D model extended to several views as in MVDream, and the trainable part: the UNet."""
     model = multiview_model(LatentDiffusion.load(BASE, device=device), None).to(device)
     return model, model.unet.requires_grad_(True).train()
 
 
 def adapter(branches: tuple[Any, ...], device: str) -> tuple[Any, nn.Module]:
-    """Return the 2D model with an adapter that has the attention `branches`, and its trainable part, the adapter."""
+    """Return the 2D model with an adapter that has the attention `branches`, and the trainable part: the adapter."""
     model = MVAdapter.load(BASE, device=device)
     network = AdaptedUNet(model.unet, model.factor, Form(), branches)
     return model.with_network(network), network.new_parts

@@ -1,5 +1,7 @@
-"""Compare a denoising step of MVDiffusion's panorama network, with classifier-free guidance, with the reference
-implementation: time and peak memory. The default channel widths are those of Stable Diffusion 2."""
+"""Compare our MVDiffusion panorama network with the reference implementation: time and peak memory of a denoising step.
+
+A step includes classifier-free guidance. The default channel widths are the widths of Stable Diffusion 2.
+"""
 
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
@@ -16,13 +18,13 @@ from .table import Row, Table
 
 REFERENCE, OURS, HALF = "reference", "ours", "ours, bfloat16"
 TOLERANCE = {OURS: 0.01, HALF: 0.1}
-"""Maximum mean absolute difference between our output and the reference's, in standard deviations of the latter."""
+"""Maximum mean absolute difference between our output and the reference output, in standard deviations of the latter."""
 
 
 def table(reference: Path | None, views: int, size: int, steps: int, widths: tuple[int, ...], device: str) -> Table:
     """Return a row for the reference, for our network in float32 and for ours in bfloat16, each in its own process.
 
-    `reference` is a clone of the MVDiffusion repository, `size` the image edge of the views in pixels, and `widths` the
+    `reference` is a clone of the MVDiffusion repository, `size` the side of the views in pixels, and `widths` are the
     channels of the UNet levels. Raises ConfigError for invalid options, or if the outputs differ more than TOLERANCE.
     """
     if reference is None:
@@ -80,7 +82,7 @@ def run_in_process(trial: Trial, file: Path, reference: Path | None, dtype: torc
 
 
 def check(trial: Trial) -> None:
-    """Raise ConfigError for options that the networks do not support."""
+    """Raise ConfigError for options that the networks or this machine do not support."""
     step = 8 * 2 ** (len(trial.widths) - 1)
     if not trial.widths or any(width % 64 or width < 64 for width in trial.widths):
         raise ConfigError("should be multiples of 64, such as 64,128", "--widths", trial.widths)

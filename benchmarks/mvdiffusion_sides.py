@@ -38,8 +38,15 @@ Step = Callable[[int], Tensor]
 
 @dataclass(frozen=True)
 class Trial:
-    """Options of a measurement: number of views, image edge in pixels, number of denoising steps, channels of each UNet
-    level, device."""
+    """Options of a measurement.
+
+    Attributes:
+        views: number of views of the panorama.
+        size: side of the images in pixels.
+        steps: number of denoising steps.
+        widths: channels of each UNet level.
+        device: "cpu" or "cuda".
+    """
 
     views: int
     size: int
@@ -50,8 +57,15 @@ class Trial:
 
 @dataclass(frozen=True)
 class Measured:
-    """Results of a measurement: wall time and CPU time of each step in seconds (CPU: sum over cores), bytes of the
-    weights, peak bytes of process or GPU, and output of a step at COMPARED pixels with capped positional encoding."""
+    """Results of a measurement.
+
+    Attributes:
+        seconds: wall time of each step.
+        cpu: CPU time of each step in seconds, summed over the cores.
+        weights: memory of the weights in bytes.
+        peak: peak memory of the process or, for "cuda", of the GPU in bytes.
+        output: output of a step at COMPARED pixels, with positional encodings limited by `cap`.
+    """
 
     seconds: list[float]
     cpu: list[float]
@@ -61,9 +75,9 @@ class Measured:
 
 
 def measure(trial: Trial, file: Path, reference: Path | None, dtype: torch.dtype = torch.float32) -> Measured:
-    """Time the steps of the reference if its folder is given, else those of our implementation in `dtype`.
+    """Time the steps of the reference if its folder `reference` is given, else of our implementation in `dtype`.
 
-    file: safetensors file of the attention weights; the reference writes it, and our implementation reads it.
+    `file` is a safetensors file of the attention weights, which the reference writes and our implementation reads.
     """
     network, step = ours(trial, file, dtype) if reference is None else theirs(trial, file, reference)
     seconds: list[float] = []
@@ -83,7 +97,10 @@ def measure(trial: Trial, file: Path, reference: Path | None, dtype: torch.dtype
 
 
 def ours(trial: Trial, file: Path, dtype: torch.dtype) -> tuple[nn.Module, Step]:
-    """Return our network in `dtype`, and a function that runs a step for an image edge in pixels."""
+    """Return our network in `dtype`, with the attention weights in `file`, and its step function.
+
+    The step function runs a denoising step for an image side in pixels and returns the output of the network.
+    """
     network = convert_released(read_tensors(file), base(trial.widths)).to(trial.device)
     cast_weights(network, dtype)
     geometries: dict[int, PanoramaGeometry] = {}
@@ -96,7 +113,10 @@ def ours(trial: Trial, file: Path, dtype: torch.dtype) -> tuple[nn.Module, Step]
 
 
 def theirs(trial: Trial, file: Path, reference: Path) -> tuple[nn.Module, Step]:
-    """Return the reference network and its step function; write its attention weights to `file`. Raises ConfigError."""
+    """Return the reference network and its step function, and write its attention weights to `file`.
+
+    Raises ConfigError if the folder `reference` is not a clone of the repository.
+    """
     model: Any = import_reference(reference).MultiViewBaseModel(base(trial.widths), {"single_image_ft": False})
     g = torch.Generator().manual_seed(1)
     for name, parameter in model.named_parameters():
@@ -115,7 +135,10 @@ def theirs(trial: Trial, file: Path, reference: Path) -> tuple[nn.Module, Step]:
 
 
 def import_reference(reference: Path) -> ModuleType:
-    """Import the network's module from a clone of the reference. If einops is missing, functorch replaces it."""
+    """Import the network's module from a clone of the reference. If einops is not installed, use that of functorch.
+
+    Raises ConfigError if the folder `reference` is not a clone of the repository.
+    """
     if not (reference / "src" / (NETWORK.replace(".", "/") + ".py")).is_file():
         raise ConfigError("should be a clone of github.com/Tangshitao/MVDiffusion", "--reference", str(reference))
     try:
@@ -150,7 +173,7 @@ def inputs(trial: Trial, size: int) -> list[Tensor]:
 
 
 def cameras(views: int, size: int) -> tuple[Tensor, Tensor]:
-    """Return intrinsics K (3, 3) in pixels and rotations R (V, 3, 3) of V views of 90 degrees around the horizon."""
+    """Return intrinsics K (3, 3) in pixels and rotations R (V, 3, 3) of V views, 90 degrees wide, along the horizon."""
     return intrinsics(pi / 2, size, size), ring(views)
 
 
@@ -162,7 +185,7 @@ def cap(network: nn.Module) -> None:
 
 
 def reset_peak(device: str) -> None:
-    """Reset the counter of the peak memory, so that memory used during loading does not count."""
+    """Reset the peak memory counter of the process or GPU, so that memory used during loading does not count."""
     gc.collect()
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()

@@ -1,6 +1,6 @@
-"""Compare steps of the full-size MVDream configs with plain PyTorch in one pass: time and, on a GPU, peak memory.
+"""Compare steps of the full-size MVDream configs with plain PyTorch code that renders all rays at once.
 
-Weights and text embedding are random and nothing is downloaded, since the time does not depend on their values. The
+The metrics are time and, on a GPU, peak memory. Weights and text embedding are random and nothing is downloaded, because the time does not depend on their values. The
 field is untrained: a ball of half the scene's radius. Both variants use the same prior, cameras and precision.
 """
 
@@ -36,7 +36,10 @@ UNET, VAE = RELEASED_UNETS["sd-v2.1-base-4view.pt"], RELEASED_VAE
 
 
 def table(rounds: int, size: int, overrides: list[str]) -> Table:
-    """Return a row per variant for each config. Raises ConfigError if a config never renders at `size` pixels."""
+    """Return a row per variant for each config. `overrides` are changes of the configs, as "key=value".
+
+    Raises ConfigError if an override is invalid, or if a config never renders at `size` pixels.
+    """
     configs = {
         (name, variant): load(name, ["prompt=nothing", *overrides, *extra])
         for name in CONFIGS
@@ -59,7 +62,8 @@ def table(rounds: int, size: int, overrides: list[str]) -> Table:
 def random_prior(dtype: str, where: torch.device, unet: Json, vae: Json, decoder: bool = False) -> MVDream:
     """Return an MVDream prior with random weights and without text encoder.
 
-    `unet` and `vae` are arguments of UNet2DConditionModel and AutoencoderKL. `decoder`: keep the decoder of the VAE.
+    `unet` and `vae` are arguments of UNet2DConditionModel and AutoencoderKL. `decoder` is whether to keep the decoder
+    of the VAE.
     """
     with where:
         networks = (
@@ -77,7 +81,10 @@ def random_prior(dtype: str, where: torch.device, unet: Json, vae: Json, decoder
 
 
 def case(config: Any, prior: MVDream, size: int) -> Case:
-    """Return the first steps that render images of `size` pixels, after the warm-up of the occupancy grid."""
+    """Return a case of the first steps that render images of `size` pixels, after the warm-up of the occupancy grid.
+
+    Raises ConfigError if the config never renders at `size` pixels.
+    """
     begin = first_step(config, size)
     width = prior.unet.config["cross_attention_dim"]
     text = torch.randn(2, TOKENS, width, generator=torch.Generator().manual_seed(0))
@@ -87,7 +94,10 @@ def case(config: Any, prior: MVDream, size: int) -> Case:
 
 
 def first_step(config: Any, size: int) -> int:
-    """Return the first step that renders at `size` pixels after the warm-up of the occupancy grid."""
+    """Return the number of the first step that renders at `size` pixels after the warm-up of the occupancy grid.
+
+    Raises ConfigError if the config never renders at `size` pixels.
+    """
     steps = config.trainer.max_steps
     sizes = {k: int(piecewise_constant(config.size, k, steps)) for k in range(steps)}
     begin = next((step for step, pixels in sizes.items() if pixels == size), None)

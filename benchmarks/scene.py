@@ -35,7 +35,8 @@ FIT_STEPS, FIT_SIZE, FIT_VIEWS = 180, 40, 4
 class Bench:
     """Data that all compared systems share: prior, text embedding and field.
 
-    The field comes from the run folder `run`, or is fitted to images if `run` is None.
+    The field comes from the run folder `run`, or is fitted to images if `run` is None. `overrides` are changes of
+    CONFIG. The constructor raises ConfigError if an override is invalid or the run has no checkpoint.
     """
 
     def __init__(self, overrides: list[str], run: Path | None = None) -> None:
@@ -67,9 +68,9 @@ class Bench:
 
 
 def stepper(system: GenerateSystem, frozen: bool = True) -> Callable[[int], torch.Tensor]:
-    """Return a function that runs one training step of a system, by its number, and returns the loss.
+    """Return a function from a step number that runs this training step of a system and returns the loss.
 
-    Precision and deterministic algorithms are those of the system's config. `frozen` sets the learning rate to 0, so
+    Precision and deterministic algorithms are set as in the system's config. `frozen` sets the learning rate to 0, so
     that the field does not change but the optimiser does all of its work.
     """
     fabric = Fabric(accelerator=system.device.type, devices=1, precision=system.config.trainer.precision)
@@ -91,7 +92,10 @@ def stepper(system: GenerateSystem, frozen: bool = True) -> Callable[[int], torc
 
 
 def steps(system: GenerateSystem, first: int, count: int, frozen: bool = True) -> Callable[[], None]:
-    """Return a function that runs the training steps first ... first + count - 1 of a system; see `stepper`."""
+    """Return a function that runs the training steps first ... first + count - 1 of a system.
+
+    `frozen` sets the learning rate to 0.
+    """
     step = stepper(system, frozen)
 
     def run() -> None:
@@ -102,7 +106,10 @@ def steps(system: GenerateSystem, first: int, count: int, frozen: bool = True) -
 
 
 def step_case(system: GenerateSystem, begin: int) -> Case:
-    """Return the steps of one update interval of the occupancy grid, from `begin` on; one step without a grid."""
+    """Return a case of the steps in one update interval of the occupancy grid, the first at or after step `begin`.
+
+    A system without an occupancy grid runs one step.
+    """
     count = 1 if system.config.occupancy is None else system.config.occupancy.interval
     return Case(steps(system, -(-begin // count) * count, count), count)
 

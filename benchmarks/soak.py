@@ -1,4 +1,4 @@
-"""Measure whether memory, descriptors, threads and times stay flat: over the steps of a run, and over jobs of a studio.
+"""Measure whether memory, file descriptors, threads and CPU time grow over the steps of a run or the jobs of a studio.
 
 python -m benchmarks.soak [STEPS [JOBS [key=value ...]]]    default 20000 300; key=value: options of the run
 """
@@ -41,12 +41,15 @@ folder.mkdir()
 (folder / "summary.json").write_text('{"status": "finished", "steps": 1}')
 print("train: 1/1", file=sys.stderr)
 """
-"""Run of a studio job: it only writes what the page reads."""
+"""Script of a studio job: it only writes the files that the studio's page reads."""
 Sample = dict[str, float]
 
 
 def table(steps: int = 20_000, jobs: int = 300, overrides: Sequence[str] = ()) -> Table:
-    """Return a row for each quantity of a run of `steps` steps and of a studio that runs `jobs` jobs; 0: without it."""
+    """Return a row for each quantity of a run of `steps` steps, and of a studio that runs `jobs` jobs.
+
+    With 0 steps or 0 jobs, this part is left out. `overrides` are changes of the config of the run.
+    """
     rows = trends("run, per 1,000 steps", run_samples(steps, overrides), 1000) if steps else []
     rows += trends("studio, per 100 jobs", studio_samples(jobs), 100) if jobs else []
     return Table("Trends over a long run and many jobs", rows, ["Slopes with 95 % intervals, without the first fifth."])
@@ -63,7 +66,7 @@ def use(process: psutil.Process) -> Sample:
 
 
 def run_samples(steps: int, overrides: Sequence[str]) -> list[Sample]:
-    """Run `steps` small steps in a process and return what it uses, with the step as "at"."""
+    """Run `steps` small steps in a process and return its resource use over time; "at" is the step of a sample."""
     samples: list[Sample] = []
     with tempfile.TemporaryDirectory() as temporary:
         tiny_prior().save(Path(temporary, "prior"))
@@ -82,7 +85,10 @@ def run_samples(steps: int, overrides: Sequence[str]) -> list[Sample]:
 
 
 def studio_samples(jobs: int) -> list[Sample]:
-    """Submit jobs to a studio in this process one by one; return what it uses, with the number of the job as "at"."""
+    """Submit jobs to a studio in this process one by one, and return the resource use of the process after each.
+
+    The key "at" of a sample is the number of the job.
+    """
     from threedgen.studio import state
     from threedgen.studio.jobs import Job, Queue
     from threedgen.studio.options import StudioConfig
@@ -110,7 +116,11 @@ def studio_samples(jobs: int) -> list[Sample]:
 
 
 def trends(name: str, samples: list[Sample], unit: int) -> list[Row]:
-    """Return mean and slope per `unit` of each quantity, by regression over 20 means of consecutive samples."""
+    """Return a row for each quantity with its mean and its slope per `unit` steps or jobs.
+
+    The slope is a linear regression over 20 means of consecutive samples, without the first fifth of the samples.
+    `name` is the text of the column "of".
+    """
     parts = np.array_split(np.arange(len(samples) // 5, len(samples)), 20)
     at = np.array([np.mean([samples[k]["at"] for k in part]) for part in parts])
     rows: list[Row] = []

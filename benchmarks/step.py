@@ -19,7 +19,11 @@ START = 200  # number of the first timed training step
 
 
 def table(rounds: int, size: int, overrides: list[str], runs: list[Path] | None) -> Table:
-    """Return a row for each variant. The field comes from the run folder `runs[0]` if given. Raises ConfigError."""
+    """Return a row for each variant, rendered at `size` pixels. `overrides` are changes of the config, as "key=value".
+
+    The field comes from the run folder `runs[0]`; without runs, it is fitted to images. Raises ConfigError if an
+    override is invalid or the run has no checkpoint.
+    """
     bench = Bench(overrides, runs[0] if runs else None)
     cases = {name: step_case(bench.system(f"size={size}", *extra), START) for name, extra in VARIANTS.items()}
     notes = [

@@ -10,7 +10,11 @@ Row = dict[str, str | int | float]
 class Table:
     """Table of benchmark results.
 
-    All rows have the same keys, in the order of the columns. Notes are printed below the table; details are only saved.
+    Attributes:
+        title: heading of the table.
+        rows: rows as dicts. All have the same keys, in the order of the columns.
+        notes: texts that are printed below the table.
+        details: further data that is only saved to the JSON file.
     """
 
     title: str

@@ -25,7 +25,10 @@ CLEARANCE = 1e-3  # a sample this far outside its solid, in world units, is on t
 
 
 class Truth:
-    """Object of a toybox noun in a random colour, as overlapping solids and as a field with a grid of `resolution`."""
+    """Toybox object of the class `noun` in a random colour, as overlapping solids and as a field.
+
+    `resolution` is the number of cells per edge of the field's grid. `seed` and `noun` determine the object.
+    """
 
     def __init__(self, noun: str, resolution: int, seed: int = 0) -> None:
         rng = np.random.default_rng([seed, len(noun), *noun.encode()])
@@ -35,7 +38,7 @@ class Truth:
 
     @cached_property
     def samples(self) -> tuple[Array, Array]:
-        """Points (N, 3) on the outer surface, and their faces (N,) in the mesh of the solids."""
+        """Random points (N, 3) on the outer surface, and for each the index (N,) of the face of the solids."""
         rng, vectors = np.random.default_rng(0), area_vectors(self.vertices, self.faces)
         area = np.linalg.norm(vectors, axis=1)
         face = rng.choice(len(area), SAMPLES, p=area / area.sum())
@@ -53,7 +56,7 @@ class Truth:
         return cKDTree(self.samples[0])
 
     def nearest_face(self, points: Array) -> Array:
-        """Return the face (N,) of the solids that is nearest to each of the points (N, 3)."""
+        """Return the index (N,) of the face of the solids that is nearest to each of the points (N, 3)."""
         return self.samples[1][self.tree.query(points)[1]]
 
     def view(self) -> FieldView:

@@ -1,8 +1,8 @@
-"""Colours of texels that no camera saw, on toybox objects whose colours are known.
+"""Colour errors of texels that no training camera sees, on toybox objects whose colours are known.
 
-A mesh gets the colours of its object where the training cameras look and other ones elsewhere, as from a trained field,
-and, in the second column, the colours that images of the same cameras show. The error is that of texels which no camera
-saw, among those that are visible from below.
+Texels that no camera sees are filled in two ways: in a texture from a field, with the true colours where the training
+cameras look and wrong colours elsewhere ("export"), and in a texture that is projected from images ("views"). Errors
+are Lab distances to the true colours, over the unseen texels that are visible from below.
 """
 
 import time
@@ -32,12 +32,13 @@ NOUNS = (
 ).split()
 RESOLUTION, TRIANGLES, TEXTURE = 96, 3000, 256
 ELEVATIONS, BELOW, TRAINED = (0.0, 30.0), -45.0, 0.1
-"""Elevations in degrees of the training cameras and of those below; share of the former that trains a colour."""
+"""Range of elevations of the training cameras, and elevation of cameras below the object, in degrees; minimum fraction
+of the training cameras that must see a texel for its colour to be trained."""
 VIEWS, PIXELS = 12, 128
 
 
 def measure(noun: str) -> Row:
-    """Return the mean Lab errors of an object's unseen texels, and the CPU time of their colours in seconds."""
+    """Return the mean Lab errors of the unseen texels of an object, and the CPU time in seconds of filling them."""
     truth = Truth(noun, RESOLUTION)
     dense, _ = dense_surface(truth.view(), RESOLUTION)
     low = with_dense_normals(unwrap(*simplify(dense.vertices, dense.faces, TRIANGLES, nearest=True), TEXTURE)[0], dense)
@@ -66,7 +67,7 @@ def measure(noun: str) -> Row:
 
 
 def table() -> Table:
-    """Return a table with a row per object, and one with the means."""
+    """Return a table with a row per object, and a row with the means over the objects."""
     rows = [measure(noun) for noun in NOUNS]
     means: Row = {key: mean(float(row[key]) for row in rows) for key in rows[0] if key != "object"}
     return Table("Lab error of texels that no camera saw", [*rows, {"object": "mean"} | means])

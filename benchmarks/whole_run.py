@@ -23,7 +23,10 @@ def launch(config: str, out: Path, *overrides: str) -> None:
 
 
 def table(rounds: int, overrides: list[str]) -> Table:
-    """Return a row for each case. `overrides` change the config. Raises CalledProcessError if a run fails."""
+    """Return a row for each case, with `rounds` runs. `overrides` are changes of the config, as "key=value".
+
+    Raises CalledProcessError if a run fails.
+    """
 
     def run() -> None:
         with tempfile.TemporaryDirectory() as temporary:

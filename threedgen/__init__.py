@@ -28,7 +28,7 @@ if not os.environ.get("NUMBA_CACHE_DIR") and not _writable:
 
 __version__ = "0.1.0"
 INTERFACE_VERSION = 1
-"""Version of the interfaces for plug-ins. It increases with each incompatible change."""
+"""Version of the interfaces for plug-ins. It increases with each incompatible change of these interfaces."""
 
 _HERE = Path(__file__).resolve().parent
 
@@ -65,7 +65,7 @@ def generate(prompt: str, config: str = "mvdream-toybox", quiet: bool = False, *
         The finished run, whose `folder` has the result files. A notebook displays the run.
 
     Raises:
-        threedgen.config.ConfigError: for a mistake in the arguments.
+        threedgen.config.ConfigError: if an argument or an option of the config is invalid.
     """
     from threedgen.systems.generate.task import generate as run  # imports torch
 

@@ -1,6 +1,6 @@
 """Command line: parse the arguments, load and check the config, and call the function of the config's task.
 
-This module imports no torch, so that errors, --help, --list and --print-config are shown at once.
+This module does not import torch, so that errors, --help, --list and --print-config are shown at once.
 """
 
 import argparse
@@ -41,7 +41,12 @@ OK, FAILED, INTERRUPTED = 0, 1, 130
 
 @dataclass
 class Command:
-    """Parsed command line: `flags`, a dict flag -> value ("" for a flag without value), and `overrides`, key=value."""
+    """Parsed command line.
+
+    Attributes:
+        flags: flag, such as "--config", -> value; "" for a flag without value.
+        overrides: overrides of the config, as "key=value".
+    """
 
     flags: dict[str, str] = field(default_factory=dict)
     overrides: list[str] = field(default_factory=list)
@@ -57,7 +62,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse(words: list[str]) -> Command:
-    """Parse the arguments `words` of the command line. Raises ConfigError for unknown or contradictory ones."""
+    """Parse the arguments `words` of the command line. Raises ConfigError for unknown or contradictory arguments."""
     parser, names = _Parser(add_help=False, allow_abbrev=False), [flag.split()[0] for flag in help.FLAGS]
     for flag, name in zip(help.FLAGS, names, strict=True):
         _, _, value = flag.partition(" ")
@@ -101,9 +106,9 @@ def _override(word: str) -> str:
 
 
 def load_plugins(command: Command) -> None:
-    """Import the plug-ins that the flag --plugin names, and those under `plugins` in the config that --config names.
+    """Import the plug-ins of the flag --plugin, and the plug-ins that the config of --config lists under `plugins`.
 
-    The list in the config.yaml of a run is not imported, but a warning is logged.
+    If this config is the config.yaml of a run, its plug-ins are not imported, and a warning is logged.
     """
     if plugins.FLAG in command.flags:
         plugins.load(command.flags[plugins.FLAG])
@@ -134,9 +139,10 @@ def answer(command: Command) -> str | None:
 
 
 def dry_run(checked: Any, name: str) -> int:
-    """Print what a run would do, without starting it; return 0. Raises AbsentWeights at the end if weights are missing.
+    """Print what a run would do, without starting it; return 0.
 
-    `checked` is the config of the run, `name` the config's name for the run folder.
+    `checked` is the config of the run, and `name` the name of the config for the run folder. If weights are missing,
+    AbsentWeights is raised after the text is printed.
     """
     absent: AbsentWeights | None = None
     try:
@@ -153,7 +159,10 @@ def dry_run(checked: Any, name: str) -> int:
 
 
 def finishing(checked: Any, folder: Path) -> Any:
-    """Return the config `checked` with the flag --finish set. ConfigError if the run in `folder` has no checkpoint."""
+    """Return the config `checked` with the flag --finish set.
+
+    Raises ConfigError if the task of the config has no checkpoints, or if the run in `folder` has no checkpoint yet.
+    """
     if (checkpoint := getattr(checked, "checkpoint", None)) is None:
         raise ConfigError("needs a task that trains and has checkpoints", "--finish", checked.task)
     if not any((folder / runs.CHECKPOINTS).glob("*.ckpt")):
@@ -162,7 +171,7 @@ def finishing(checked: Any, folder: Path) -> Any:
 
 
 def run(command: Command) -> int:
-    """Start the task of a command: load and check the config, choose the run folder, run. Returns the exit code."""
+    """Run the task of a command: load and check the config, choose the run folder, start. Return the exit code."""
     try:
         os.getcwd()
     except OSError as error:
@@ -195,7 +204,7 @@ def run(command: Command) -> int:
 
 
 def main(words: list[str] | None = None) -> int:
-    """Run the command line `words` (None: sys.argv[1:]); return its exit code. Only bugs print a traceback."""
+    """Run the command line `words` (None: sys.argv[1:]) and return the exit code. Only bugs print a traceback."""
     try:
         command = parse(sys.argv[1:] if words is None else words)
         end_with_parent()

@@ -41,14 +41,15 @@ def seeded(seed: int) -> torch.Generator:
 def check_representation(
     build: Callable[[torch.Generator], Representation], steps: int = 6, radius: float = 1.0
 ) -> None:
-    """Assert that a representation (a trainable 3D object) fulfils its interface; renders and trains it for some steps.
+    """Assert that a representation (a trainable 3D object) fulfils its interface, by rendering and training it.
 
-    It checks parameter groups, renders, gradients, regularisers, and that a resumed training equals one without a stop.
+    The function checks parameter groups, renders, gradients and regularisers, and that a resumed training gives the
+    same parameters as a training without a stop.
 
     Args:
         build: creates the representation from a CPU generator. Equal seeds must give equal parameters.
-        steps: number of training steps; the run is resumed after half of them. Use a few steps more than the interval
-            at which the representation adds or removes parameters.
+        steps: number of training steps; the training is resumed after half of them. Use a few steps more than the
+            interval at which the representation adds or removes parameters.
         radius: half the side of the representation's cube, world units.
     """
     field = build(seeded(0))
@@ -103,7 +104,10 @@ def train(field: Representation, optimizer: torch.optim.Optimizer, steps: range,
 
 
 def render_views(field: Representation, radius: float, generator: torch.Generator) -> Render:
-    """Render `CAMERAS` (N_VIEW * SIZE * SIZE rays) in training mode. `radius`: half the cube's side, world units."""
+    """Render the N_VIEW * SIZE * SIZE pixels of `CAMERAS` in training mode.
+
+    `radius` is half the side of the representation's cube, in world units.
+    """
     background, material = SolidBackground(), Material()
     if field.rasterised:
         return field.render(CAMERAS, background, material, generator=generator, training=True)
@@ -123,11 +127,13 @@ def assert_equal_states(one: torch.nn.Module, other: torch.nn.Module, what: str)
 def check_distillation(
     build: Callable[[Prior, torch.Generator], Distillation], prior: Prior | None = None, step: int = 3
 ) -> None:
-    """Assert that a loss is a finite scalar, is equal for equal seeds, and has gradients for images and its parameters.
+    """Assert that a distillation loss is a finite scalar, equal for equal seeds, and has gradients.
+
+    Gradients must reach the images and the parameters of the loss, if it has any.
 
     Args:
         build: creates the distillation loss from a prior and a CPU generator for its initial parameters.
-        prior: prior of the loss; None: `tiny_prior`.
+        prior: prior of the loss; None: the prior from `tiny_prior`.
         step: training step at which the loss is evaluated.
     """
     prior = prior or tiny_prior()
@@ -159,7 +165,11 @@ def check_distillation(
 
 
 def check_prior(prior: Prior) -> None:
-    """Assert that a prior's tensors have the right shapes, its encoder has gradients, and equal seeds equal samples."""
+    """Assert that a prior fulfils its interface.
+
+    Tensors must have the right shapes and ranges, gradients must pass through the encoder, and equal seeds must give
+    equal samples.
+    """
     text, size = prior.encode_prompt(["a red dog", ""]), prior.image_size
     assert text.shape == (2, *prior.text_shape), f"encode_prompt() has the shape {tuple(text.shape)}"
     images = torch.rand(N_VIEW, SIZE, SIZE, 3, generator=seeded(0)).requires_grad_()
@@ -188,7 +198,7 @@ TEXT_WIDTH = 24
 
 
 def tiny_unet(**config: Any) -> UNet2DConditionModel:
-    """Build a UNet with random weights for 8 x 8 latents. `config`: arguments of UNet2DConditionModel."""
+    """Build a UNet with random weights for 8 x 8 latents. `config` overrides arguments of UNet2DConditionModel."""
     torch.manual_seed(1)
     default = {
         "sample_size": 8,
@@ -204,7 +214,10 @@ def tiny_unet(**config: Any) -> UNet2DConditionModel:
 
 
 def tiny_vae(**config: Any) -> AutoencoderKL:
-    """Build a VAE with random weights; latents have half the image size. `config`: arguments of AutoencoderKL."""
+    """Build a VAE with random weights, whose latents have half the image size in each dimension.
+
+    `config` overrides arguments of AutoencoderKL.
+    """
     torch.manual_seed(2)
     default = {
         "block_out_channels": (32, 32),
@@ -216,7 +229,10 @@ def tiny_vae(**config: Any) -> AutoencoderKL:
 
 
 def tiny_text_encoder(vocab: int = 40, **config: Any) -> CLIPTextModel:
-    """Build a CLIP text encoder with random weights for `vocab` tokens. `config`: arguments of CLIPTextConfig."""
+    """Build a CLIP text encoder with random weights for a vocabulary of `vocab` tokens.
+
+    `config` overrides arguments of CLIPTextConfig.
+    """
     torch.manual_seed(3)
     default = {
         "hidden_size": TEXT_WIDTH,
@@ -232,7 +248,7 @@ def tiny_text_encoder(vocab: int = 40, **config: Any) -> CLIPTextModel:
 
 
 def word_tokenizer(words: list[str] | None = None) -> PreTrainedTokenizerFast:
-    """Build a tokenizer whose vocabulary is the whole words `words` (None: `WORDS`) and four special tokens."""
+    """Build a tokenizer whose vocabulary is the whole words in `words` (None: `WORDS`) and four special tokens."""
     special = ["<pad>", "<unk>", "<start>", "<end>"]
     vocab = {word: i for i, word in enumerate(special + (words or WORDS))}
     tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
@@ -246,5 +262,5 @@ def word_tokenizer(words: list[str] | None = None) -> PreTrainedTokenizerFast:
 
 
 def tiny_prior(**unet: Any) -> MVDream:
-    """Build an MVDream prior with random weights for 16 x 16 images. `unet`: see `tiny_unet`."""
+    """Build an MVDream prior with random weights for 16 x 16 images. `unet` overrides arguments of its UNet."""
     return MVDream(tiny_unet(**unet), tiny_vae(), tiny_text_encoder(), word_tokenizer(), dtype="fp32")

@@ -28,7 +28,10 @@ class Settings(bpy.types.PropertyGroup):
 
 
 def start(context: bpy.types.Context, texture: bool) -> Job:
-    """Start a job for the scene's prompt, with `texture` for the selected mesh. Raises StudioError."""
+    """Start a job that makes an object of the scene's prompt, or with `texture` textures the selected mesh.
+
+    Raises StudioError if the prompt is empty, no mesh is selected, or Blender may not go online.
+    """
     global _job
     preferences, settings = context.preferences.addons[__package__].preferences, context.scene.threedgen
     studio = Studio(preferences.address, preferences.token)
@@ -56,7 +59,7 @@ def forget() -> None:
 
 
 def show_status(text: str | None) -> None:
-    """Show a text in the status bar, None for Blender's own, and redraw the panel."""
+    """Show a text in the status bar and redraw the panel. None restores Blender's own text."""
     for workspace in bpy.data.workspaces:
         workspace.status_text_set(text)
     for window in bpy.context.window_manager.windows:

@@ -1,4 +1,4 @@
-"""Client of the studio's HTTP API: a job in a thread, from a prompt or a mesh to the file of the asset. Without bpy."""
+"""Client of the studio's HTTP API. It runs a job in a thread, from prompt or mesh to the asset file, without bpy."""
 
 import json
 import re
@@ -19,11 +19,11 @@ LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 
 
 class StudioError(Exception):
-    """Error for the user, one sentence and what to do."""
+    """Error whose message is shown to the user: one sentence about the problem, and one about what to do."""
 
 
 class Progress(NamedTuple):
-    """Phase of a job, the fraction of the phase that is done, in [0, 1], and the time left, "" while it is unknown."""
+    """Phase of a job, fraction of the phase that is done, in [0, 1], and time left in it as text, "" if unknown."""
 
     phase: str
     fraction: float = 0.0
@@ -35,14 +35,17 @@ class Progress(NamedTuple):
 
 
 def read_progress(job: dict[str, Any]) -> Progress:
-    """Return the progress in the studio's description of a job."""
+    """Return the progress of a job from its description in the studio's JSON answer."""
     if not (found := job["progress"]):
         return Progress("waiting for other runs" if job["state"] == "waiting" else "starting")
     return Progress(found["phase"], min(found["done"] / max(found["total"], 1), 1.0), found["left"])
 
 
 class Studio:
-    """Connection to the studio at `address`, which may contain the token as the printed address does."""
+    """Connection to the studio at `address`, which may contain the token, like the address that the studio prints.
+
+    The constructor raises StudioError if the address is invalid.
+    """
 
     def __init__(self, address: str, token: str = "") -> None:
         text, self.token = address.strip(), token.strip()
@@ -59,7 +62,10 @@ class Studio:
         self._open = build_opener(ProxyHandler({})).open
 
     def request(self, method: str, path: str, body: object = None) -> bytes:
-        """Send a request, with a body of bytes or of JSON data; return the body of the answer. Raises StudioError."""
+        """Send a request, with a body of bytes or of JSON data, and return the body of the answer.
+
+        Raises StudioError if the studio does not answer or refuses the request.
+        """
         data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {quote(self.token)}"}
         try:
@@ -74,7 +80,10 @@ class Studio:
             ) from error
 
     def json(self, method: str, path: str, body: object = None) -> Any:
-        """Send a request; return the parsed answer. Raises StudioError."""
+        """Send a request and return the parsed JSON of the answer.
+
+        Raises StudioError if the studio does not answer, refuses the request, or answers without JSON.
+        """
         data = self.request(method, path, body)
         try:
             return json.loads(data)
@@ -96,14 +105,15 @@ class Studio:
 
 
 class Job(threading.Thread):
-    """Job of the studio, in a thread: submit it, follow its progress, download the asset.
+    """Thread that submits a job to the studio, follows its progress, and downloads the asset.
 
-    Afterwards `file` is the path of the GLB, or `error` is a sentence; neither after `cancel`.
+    After the thread has ended, `file` is the path of the GLB, or `error` is a message for the user. Neither is set if
+    the job was cancelled.
 
     Args:
-        prompt: text of the object, or of the look of the mesh.
-        height: of the object in metres; 0: usual height of the prompt's object.
-        source: name of the mesh that is textured, whose GLB the caller writes to `mesh` before `start`; "": no mesh.
+        prompt: description of the object, or of the look of the mesh.
+        height: height of the object in metres; 0: the usual height of such an object.
+        source: name of the mesh to texture. The caller writes its GLB to the path `mesh` before `start`. "": no mesh.
     """
 
     def __init__(self, studio: Studio, prompt: str, seed: int = 0, height: float = 0.0, source: str = "") -> None:
@@ -120,7 +130,7 @@ class Job(threading.Thread):
         self._stop_event = threading.Event()
 
     def cancel(self) -> None:
-        """End the thread within seconds, and the run in the studio."""
+        """End the thread within seconds, and cancel the run in the studio."""
         self._stop_event.set()
 
     @property

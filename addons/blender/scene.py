@@ -1,4 +1,4 @@
-"""Scene side of the add-on: export the mesh that is textured, import the asset at the 3D cursor."""
+"""Scene operations of the add-on: export the mesh to texture, and import the asset at the 3D cursor."""
 
 from pathlib import Path
 
@@ -19,7 +19,10 @@ def selected_mesh(context: bpy.types.Context) -> bpy.types.Object:
 
 
 def export_mesh(context: bpy.types.Context, source: bpy.types.Object, path: Path) -> None:
-    """Write a mesh object as GLB, with modifiers, rotation and scale, its origin at (0, 0, 0). Raises StudioError."""
+    """Write a mesh object as GLB, with modifiers, rotation and scale applied, and with its origin at (0, 0, 0).
+
+    Raises StudioError if Blender cannot export the mesh.
+    """
     selected, active = list(context.selected_objects), context.view_layer.objects.active
     bpy.ops.object.select_all(action="DESELECT")
     copy = source.copy()
@@ -42,10 +45,11 @@ def export_mesh(context: bpy.types.Context, source: bpy.types.Object, path: Path
 
 
 def import_asset(context: bpy.types.Context, path: Path, source: str = "") -> list[bpy.types.Object]:
-    """Import a GLB at the 3D cursor, select it, and return its objects. Raises StudioError.
+    """Import a GLB at the 3D cursor, select it, and return its objects.
 
     Lengths in the file are metres, which the scene's unit scale converts. `source` is the name of the mesh that was
-    textured; the lengths are then those of the scene.
+    textured; if it is given, lengths in the file are already in scene units. Raises StudioError if Blender cannot
+    import the file.
     """
     before = set(context.scene.objects)
     try:

@@ -1,8 +1,9 @@
 """Disk caches of training images that are encoded by a VAE.
 
 Rendering and encoding an image takes about as long as a training step. So each step makes a few new images and reuses
-older ones. All entries of a block are made at once, so that an entry is the same if it is made again. The caches do not
-detect changes of the rendering code: delete their folder after such a change.
+older ones. An entry is one or several images of an object or scene with captions and cameras. Entries are encoded in
+blocks of a fixed number, so that an entry is bit-identical if it is made again. The caches do not detect changes of the
+rendering code: delete the folder of the caches after such a change.
 """
 
 from abc import ABC, abstractmethod
@@ -23,9 +24,9 @@ from .scene_views import SceneSource
 
 T = TypeVar("T")
 BLOCK = 32
-"""Entries per block. It is a constant, because the last bits of a convolution depend on the batch size."""
+"""Entries per block. The number is constant, because the last bits of a convolution depend on the batch size."""
 TEXT_BYTES, SCENE_TEXT_BYTES = 160, 240
-"""Bytes stored per caption of an object entry and of a scene view. Longer captions are truncated."""
+"""Bytes stored per caption, of an object entry and of a view of a scene. Longer captions are truncated."""
 SCENE_BLOCK = 4  # number of scenes per block
 
 
@@ -91,7 +92,7 @@ class Bank(ABC):
         """Make and store all entries of the block with number `block`."""
 
     def latents(self, indices: Sequence[int] | np.ndarray) -> Tensor:
-        """Return the latents (N, V, C, h, w), float32, of the entries `indices` (N,), times the scaling factor."""
+        """Return the latents (N, V, C, h, w), float32, of the entries `indices` (N,), scaled by the VAE's factor."""
         return torch.from_numpy(self._read(indices, "z")).float()
 
     def c2w(self, indices: Sequence[int] | np.ndarray) -> Tensor:
@@ -106,8 +107,11 @@ class Bank(ABC):
 class LatentBank(Bank):
     """Disk cache of the latents, captions and cameras of the first `count` entries of a source.
 
-    Images are rendered at `size` x `size` pixels. `block` is the number of entries per block, `text` the number of
-    bytes stored per caption.
+    Args:
+        vae: diffusers AutoencoderKL that encodes the images.
+        size: side of the rendered images in pixels.
+        block: number of entries per block.
+        text: number of bytes stored per caption; longer captions are truncated.
     """
 
     def __init__(
@@ -206,9 +210,9 @@ def latent_shape(vae: Any, height: int, width: int) -> tuple[int, int, int]:
 
 
 def choose_by_share(parts: Sequence[tuple[float, T]], u: float) -> tuple[float, T]:
-    """Select one of `parts` at random: a pair (share, part) with the probability `share`.
+    """Select one of the pairs (share, part), each with the probability `share`. The shares sum to 1.
 
-    The shares sum to 1. `u` is a uniform random number in [0, 1).
+    `u` is a uniform random number in [0, 1), which determines the choice.
     """
     cumulative = 0.0
     for share, part in parts:
@@ -226,8 +230,9 @@ def available_entries(step: int, count: int, first: int, fresh: int) -> int:
 def sample_entries(rng: np.random.Generator, step: int, batch: int, count: int, first: int, fresh: int) -> np.ndarray:
     """Sample the entry indices (batch,) of a training step.
 
-    The first `fresh` indices are new: no earlier step used them. When all `count` entries are used, there are no new
-    ones. The other indices are sampled uniformly from the entries before; at step 0 from the first `first` ones.
+    The first `fresh` indices are new: no earlier step used them. When all `count` entries are in use, there are no new
+    ones. The other indices are sampled uniformly from the entries that are in use: `first` at step 0, `fresh` more in
+    each step.
     """
     available = available_entries(step, count, first, fresh)
     indices = rng.integers(0, available, batch)
@@ -242,7 +247,7 @@ def pack(text: str, length: int) -> np.ndarray:
 
 
 def unpack(data: np.ndarray) -> str:
-    """Decode a byte array from `pack`. A last character that was cut is dropped."""
+    """Decode a uint8 array from `pack` to a text. A last character that was cut is dropped."""
     return bytes(data).rstrip(b"\0").decode(errors="ignore")
 
 

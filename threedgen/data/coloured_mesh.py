@@ -44,7 +44,7 @@ class Part:
             uv (F, 3, 2), v upwards; or (F, 3, 5 or 6): uv, and linear RGB or RGBA that multiplies the texture.
         texture: texture; None: `values` are colours.
         wrap: wrap modes of the texture along u and v.
-        cutoff: points with at least this alpha are opaque, others invisible; None: alpha is the opacity.
+        cutoff: points with at least this alpha are opaque, all others invisible; None: alpha is the opacity.
     """
 
     corners: Array
@@ -101,10 +101,10 @@ class ColouredMesh:
         return self._shade(layer, len(c2w), background, c2w[:, :3, 3] if light else None)
 
     def photograph(self, at: Cameras, background: float | None = 0.5, light: bool = False) -> Array:
-        """Render V perspective or orthographic cameras.
+        """Render images (V, H, W, 3), sRGB in [0, 1], from V perspective or orthographic cameras.
 
-        Return images (V, H, W, 3), sRGB in [0, 1]. `background` is a grey value in [0, 1]; None: images are RGBA (V, H,
-        W, 4) with straight alpha. `light` is described in `render`.
+        `background` is a grey value in [0, 1]; None: the images are RGBA (V, H, W, 4) with straight alpha. `light` is
+        whether the colours are shaded by the formula in `render`; False: unlit colours.
         """
         fine, soup = at.with_size(at.height * SUPERSAMPLE, at.width * SUPERSAMPLE), self._soup()
 
@@ -203,7 +203,7 @@ def _light(corners: Array, weight: Array, eye: Array) -> Array:
 
 
 def fit_to_ball(mesh: ColouredMesh, radius: float = 0.8) -> ColouredMesh:
-    """Centre the bounding box of a mesh at the origin, and scale the mesh: its farthest corner is at `radius`."""
+    """Return a mesh with its bounding box centred at the origin, and its farthest vertex at the distance `radius`."""
     points = mesh.corners.reshape(-1, 3)
     centre = (points.min(0) + points.max(0)) / 2
     scale = radius / np.linalg.norm(points - centre, axis=1).max()
@@ -211,7 +211,7 @@ def fit_to_ball(mesh: ColouredMesh, radius: float = 0.8) -> ColouredMesh:
 
 
 def fit_to_cube(mesh: ColouredMesh, half: float) -> ColouredMesh:
-    """Centre the bounding box of a mesh at the origin, and scale the mesh: its largest |coordinate| is `half`."""
+    """Return a mesh with its bounding box centred at the origin, and with `half` as its largest |coordinate|."""
     low, high = mesh.corners.min((0, 1)), mesh.corners.max((0, 1))
     scale = 2 * half / (high - low).max()
     return mesh.map_corners(lambda corners: (corners - (low + high) / 2) * scale)
@@ -223,8 +223,9 @@ def fit_to_cube(mesh: ColouredMesh, half: float) -> ColouredMesh:
 def read_mesh(path: Path, up: Literal["y", "z"] = "y", warn: bool = False) -> ColouredMesh:
     """Read a GLB, glTF, OBJ, PLY or OFF file and convert it to a z-up world in which the front faces +x.
 
-    `up` is the up axis of the file: the front of a y-up file faces +z, that of a z-up file +x. `warn`: log `notes` of
-    the mesh as warnings. Raises ConfigError for an unreadable file, and EmptyMesh if all triangles have area 0.
+    `up` is the up axis of the file: the front of a y-up file faces +z, and the front of a z-up file faces +x. `warn` is
+    whether `notes` of the mesh are logged as warnings. Raises ConfigError for an unreadable file or too large
+    coordinates, and EmptyMesh if all triangles have area 0.
     """
     file = read_mesh_file(path)
     parts = tuple(part for part in map(_part, file.submeshes) if len(part.corners))

@@ -1,4 +1,4 @@
-"""Readers for small data set files: text lines, frame numbers and arrays. Their ConfigErrors name the file."""
+"""Readers for small data set files: text lines, frame numbers and arrays. Messages of ConfigErrors name the file."""
 
 import io
 from pathlib import Path
@@ -24,7 +24,10 @@ def first_line(path: Path) -> str:
 
 
 def read_frame_numbers(path: Path) -> list[int]:
-    """Read a text file with one frame number per line. Return the distinct numbers, ascending. Raises ConfigError."""
+    """Read a text file with one frame number per line. Return the distinct numbers, ascending.
+
+    Raises ConfigError if the file is unreadable or a line is not a number.
+    """
     lines = read_lines(path)
     for line in lines:
         if not line.isdecimal():
@@ -33,7 +36,10 @@ def read_frame_numbers(path: Path) -> list[int]:
 
 
 def read_numbers(path: Path) -> list[list[float]]:
-    """Read a text file of numbers. Return one list per non-empty line. Raises ConfigError for other content."""
+    """Read a text file of numbers. Return one list per non-empty line.
+
+    Raises ConfigError if the file is unreadable or contains anything but finite numbers.
+    """
     text = read_text(path, max_bytes=1 << 16)
     try:
         rows = [[float(word) for word in line.split()] for line in text.splitlines() if line.strip()]

@@ -36,7 +36,7 @@ class MatterportPanoramas:
     """Source (`SceneSource`) of entries from panoramas: perspective views of a panorama, evenly spaced in yaw.
 
     The yaw of the first view is 0 in the test split. For training, it is a random whole number of degrees that depends
-    on the seed and the index of the entry. Raises ConfigError for an unusable file.
+    on the seed and the index of the entry. ConfigError is raised for a missing or invalid file.
     """
 
     def __init__(self, config: MatterportConfig, seed: int = 0, split: SceneSplit = "train") -> None:
@@ -68,9 +68,10 @@ class MatterportPanoramas:
         return SceneViews(Views(resize(images, o.size, o.size), at), tuple(captions))
 
     def caption(self, face: str, yaw: float) -> str:
-        """Read the caption file of a panorama that is nearest to `yaw`, in degrees.
+        """Return the caption of a panorama for the yaw nearest to `yaw`, in degrees, after the text `PREFIX`.
 
-        `face` is the path of any cube side of the panorama, relative to the data folder. Raises ConfigError.
+        `face` is the path of any cube side of the panorama, relative to the data folder. Raises ConfigError if the
+        caption file is missing or empty.
         """
         nearest = round(yaw / YAW_STEP) * YAW_STEP % 360
         path = PurePosixPath(face)

@@ -35,6 +35,8 @@ class ObjectViews(ABC):
     shows the object from near the front, centred and scaled like the images of users.
 
     Args:
+        seed: seed of the random cameras.
+        split: "train" or "held-out"; the random cameras depend on it too.
         control: kind of the condition maps, "rays" or "geometry". It determines the six view directions.
         reference: add a reference image as the last of the `n_view` images of an entry.
         anywhere: fraction of the objects whose cameras have a random azimuth offset and a random elevation.
@@ -62,10 +64,9 @@ class ObjectViews(ABC):
 
     @abstractmethod
     def photograph(self, index: int, at: Cameras) -> Array:
-        """Render object `index` on grey from V cameras.
+        """Render object `index` from V cameras as images (V, H, W, 3) in [0, 1] on a grey background.
 
-        Return images (V, H, W, 3) in [0, 1]. The object is centred at the origin, and its largest |coordinate| is at
-        most `HALF`.
+        The object is centred at the origin, and its largest |coordinate| is at most `inputs.HALF`.
         """
 
     @abstractmethod
@@ -84,8 +85,8 @@ class ObjectViews(ABC):
     def angles(self, index: int) -> list[tuple[float, float]]:
         """Return (elevation, azimuth) of each of the six views of object `index`, in degrees.
 
-        For most objects they are the fixed directions `sides`. For the random fraction `anywhere` of the objects, all
-        views have one random elevation in `RAISED`, and one random offset is added to all azimuths.
+        For most objects these are the fixed directions `sides`. For the random fraction `anywhere` of the objects, all
+        views have one random elevation in the range `inputs.RAISED`, and one random offset is added to all azimuths.
         """
         rng = np.random.default_rng([self.seed, self.split == "train", index, 6])
         if rng.random() >= self.anywhere:
@@ -122,7 +123,7 @@ class ObjectViews(ABC):
 
 
 def frame_on_grey(image: Tensor) -> Tensor:
-    """Centre and scale the object in an image (H, W, 3) in [0, 1], as for images of users.
+    """Centre and scale the object in an image (H, W, 3) in [0, 1], as input images of users are prepared.
 
     The object is all pixels that differ from the background `GREY`. An image without an object is returned unchanged.
     """
@@ -133,8 +134,9 @@ def frame_on_grey(image: Tensor) -> Tensor:
 class MeshObjects(ObjectViews):
     """Training source for MV-Adapter from a folder of meshes.
 
-    With reference images, each mesh has `options.pictures` entries, which differ in the reference image. Without, it
-    has one entry. The last `options.held_out` meshes are the split "held-out", all others the split "train".
+    With reference images, each mesh has `options.pictures` entries, which differ in the reference image. Without
+    reference images, each mesh has one entry. The last `options.held_out` meshes are the split "held-out", all others
+    the split "train".
     """
 
     def __init__(
@@ -164,7 +166,10 @@ class MeshObjects(ObjectViews):
         return self.files[index % len(self.files)][1]
 
     def read(self, number: int) -> ColouredMesh:
-        """Read mesh `number` of the split, and scale it into the cube [-HALF, HALF]^3. Raises ConfigError."""
+        """Read mesh `number` of the split, and scale it into the cube [-HALF, HALF]^3 (`inputs.HALF`).
+
+        Raises ConfigError if the file is unreadable or has no surface.
+        """
         return fit_to_cube(read_mesh(self.folder / self.files[number][0], self.options.up, warn=True), inputs.HALF)
 
     def photograph(self, index: int, at: Cameras) -> Array:

@@ -62,11 +62,11 @@ class ScanNetConfig(_Folder, WalksConfig):
 
 MESHES = (".glb", ".gltf", ".obj", ".ply", ".off")
 MESH_FORMATS = (*MESHES, ".stl")
-"""Suffixes of mesh files, in lower case: those with colours, and all that are read."""
+"""Suffixes of mesh files, in lower case: of formats with colours, and of all formats that can be read."""
 
 
 class MeshFolderConfig(_Folder):
-    """Views of the user's meshes, rendered on first use."""
+    """Views of meshes in a folder of the user, rendered on first use."""
 
     name: Literal["meshes"] = "meshes"
     path: str = Field(min_length=1, description="folder of GLB, glTF, OBJ, PLY or OFF files, searched recursively")

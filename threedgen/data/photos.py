@@ -75,7 +75,9 @@ def _images(folder: Path) -> list[Path]:
 def read(
     files: Sequence[Path], size: int, fill: float = 0.75, opacity: Callable[[Array], Array] = foreground_mask
 ) -> Array:
-    """Read photos as square images (N, size, size, 3), uint8, with the subject on neutral grey. Raises ConfigError.
+    """Read N photos as square images (N, size, size, 3), uint8, with the subject centred on neutral grey.
+
+    Raises ConfigError if a photo is unreadable or has no subject.
 
     Args:
         fill: longer side of the subject's bounding box, as fraction of the image side.

@@ -1,4 +1,6 @@
-"""Reader for ScanNet (Dai et al. 2017), and for other data in the ScanNet layout of MVDiffusion, as walks with depth.
+"""Reader for ScanNet (Dai et al. 2017), and for other data in the layout that MVDiffusion uses for ScanNet.
+
+A scene is read as a walk, a camera path with depth:
 
 SPLIT/SCENE/color/N.jpg, depth/N.png         image of frame N; depth in millimetres, 0 where unknown
 SPLIT/SCENE/pose/N.txt, prompt/N.txt         camera-to-world pose, OpenCV axes; caption in the first line
@@ -38,7 +40,7 @@ class ScanNetWalk:
     """Camera path (a `Walk`) through one scene folder. Images and depth are resized to `height` x `width` pixels.
 
     Args:
-        key_frames: name of the file in `folder` that lists the key frame numbers.
+        key_file: name of the file in `folder` that lists the key frame numbers.
         poses: "c2w" if the pose files are camera-to-world matrices, "w2c" if they are world-to-camera matrices.
     """
 
@@ -146,8 +148,11 @@ class ScanNetWalk:
 
 
 def scenes(path: str, split: SceneSplit) -> list[Path]:
-    """Return the scene folders in PATH/SPLIT, sorted by name; if there are none, those in PATH/scannet/SPLIT, then in
-    PATH. Raises ConfigError if there are none at all."""
+    """Return the scene folders of a split, sorted by name.
+
+    They are in the first of the folders PATH/SPLIT, PATH/scannet/SPLIT and PATH that contains scenes. Raises
+    ConfigError if none of the three contains a scene.
+    """
     root = Path(path).expanduser()
     for folder in (root / split, root / "scannet" / split, root):
         found = sorted(scene for scene in folder.glob("*") if (scene / "pose").is_dir())
@@ -159,7 +164,7 @@ def scenes(path: str, split: SceneSplit) -> list[Path]:
 def walks(config: ScanNetConfig, split: SceneSplit) -> list[ScanNetWalk]:
     """Return the camera paths (walks) of a split, without scenes that have fewer than `MIN_KEYS` key frames.
 
-    Raises ConfigError if none is left, and if the poses of the first one seem to be inverted.
+    Raises ConfigError if no scene is left, and if the poses of the first scene seem to be inverted.
     """
     o = config
     every = [ScanNetWalk(folder, o.height, o.width, poses=o.poses) for folder in scenes(o.path, split)]
@@ -174,8 +179,8 @@ def walks(config: ScanNetConfig, split: SceneSplit) -> list[ScanNetWalk]:
 def build(config: ScanNetConfig, seed: int = 0, split: SceneSplit = "train") -> WalkScenes:
     """Build the source of the training entries of a split.
 
-    In the split "train" the entries are random. In "test" they are consecutive parts of the key frames. Raises
-    ConfigError for unusable data.
+    In the split "train" the entries are random. In the split "test" they are consecutive parts of the key frames.
+    Raises ConfigError for missing or invalid files, and if no scene has enough key frames.
     """
     o, found = config, walks(config, split)
     description = f"{Path(o.path).expanduser().resolve()}, {split}, {o.height} x {o.width} px, {KEY_FRAMES}"

@@ -2,7 +2,7 @@
 
 A walk has numbered frames with poses, depth and captions. Key frames are a subset of the frames, selected by the
 overlap of their images (`geometry.warp`). A training entry of n views has n consecutive key frames, or it is an
-interpolation. Then it has two key frames as conditions, and n - 2 frames between them.
+interpolation: two key frames as conditions, and n - 2 frames between them.
 """
 
 from collections.abc import Sequence
@@ -126,8 +126,8 @@ class WalkScenes:
 def window(walk: Walk, n_view: int, first: int, rng: np.random.Generator | None = None) -> list[int]:
     """Return the frame numbers of `n_view` consecutive key frames, starting with the key frame `walk.keys[first]`.
 
-    If there are too few key frames after it, random other frames of the walk complete the list. `rng` selects them;
-    None: a generator with the seed `first`.
+    If too few key frames follow, random other frames of the walk complete the list. `rng` selects these frames; None: a
+    generator with the seed `first` selects them.
     """
     keys = list(walk.keys[first : first + n_view])
     rng = rng or np.random.default_rng(first)
@@ -152,5 +152,8 @@ def between_keys(walk: Walk, n_view: int, rng: np.random.Generator) -> list[int]
 
 
 def windows(walks: Sequence[Walk], n_view: int) -> list[Entry]:
-    """Divide the key frames of each walk into entries of `n_view` consecutive key frames. The rest is not used."""
+    """Divide the key frames of each walk into entries of `n_view` consecutive key frames.
+
+    The remaining key frames at the end of a walk are not used.
+    """
     return [(k, i) for k, walk in enumerate(walks) for i in range(0, len(walk.keys) - n_view + 1, n_view)]

@@ -1,4 +1,4 @@
-"""JSON API of the studio, version 1, its page and its access control. `docs/studio.md` describes it for users.
+"""Web application of the studio: JSON API version 1, page, access control. `docs/studio.md` describes it for users.
 
 Errors are {"error": text} with status 404 for a missing job, run or file, 409 for a request that the state of a job
 does not allow, and 422 for an invalid value.
@@ -50,13 +50,14 @@ class Access:
     """ASGI middleware that answers with status 403, unless a request has the token and comes from our own page.
 
     The token is the first part of the path, or in the header `Authorization: Bearer TOKEN`. The header Host is checked
-    against DNS rebinding: a foreign site can make its own name resolve to this machine, but the browser sends that
-    name.
+    against DNS rebinding: a foreign site can make its own name resolve to this machine, but the browser then sends the
+    foreign name.
 
     Args:
-        host: address that the server listens on. If it is local, only `LOCAL_NAMES` are valid in the header Host;
-            otherwise also the names of this machine and all IP addresses. Ports are not checked, because ssh tunnels
-            change them.
+        token: secret that grants access.
+        host: address that the server listens on. For a local address, only `LOCAL_NAMES` are valid in the header Host;
+            for other addresses, also the names of this machine and all IP addresses. Ports are not checked, because
+            ssh tunnels change them.
     """
 
     def __init__(self, app: ASGIApp, token: str, host: str) -> None:
@@ -105,7 +106,7 @@ class Jpeg(Response):
 def create_app(config: StudioConfig, root: Path, queue: Queue, token: str) -> FastAPI:
     """Return the web application of the studio, with access control by the secret `token`.
 
-    `root` is the folder of the runs, `queue` their job queue.
+    `root` is the folder of the runs, and `queue` the job queue that starts the runs.
     """
     app = FastAPI(
         title="threedgen studio",
@@ -149,7 +150,7 @@ def create_app(config: StudioConfig, root: Path, queue: Queue, token: str) -> Fa
 
     @app.post(f"{ROOT}/jobs", status_code=201)
     def submit(order: Order) -> JobInfo:
-        """Submit a job. A finished run of the same request is not repeated; an unfinished one continues."""
+        """Submit a job. A finished run of the same request is not repeated; an unfinished run of it continues."""
         job = studio.job(order)
         queue.add(job)
         return studio.describe(job)
@@ -161,14 +162,14 @@ def create_app(config: StudioConfig, root: Path, queue: Queue, token: str) -> Fa
 
     @app.post(f"{ROOT}/jobs/{{number}}/cancel", status_code=202)
     def cancel(number: int) -> JobInfo:
-        """Cancel a job: it ends within two seconds. A run keeps its last checkpoint, and has no result."""
+        """Cancel a job: it ends within two seconds. Its run keeps the last checkpoint, and has no result."""
         job = studio.find(number)
         queue.cancel(job)
         return studio.describe(job)
 
     @app.post(f"{ROOT}/jobs/{{number}}/finish", status_code=202)
     def finish(number: int) -> JobInfo:
-        """Stop the optimisation of a running or cancelled job and make the asset of the object as it is."""
+        """Stop the optimisation of a running, cancelled or failed job, and export the object in its current state."""
         job = studio.find(number)
         queue.finish(job)
         return studio.describe(job)

@@ -1,7 +1,7 @@
 """Job queue of the studio. It starts one run at a time, as a process with the command line of a normal run.
 
-The page stays available if a run crashes. A cancelled run keeps its last checkpoint; if the user submits the same
-prompt again, the run resumes.
+The page stays available if a run crashes. A cancelled run keeps its last checkpoint, and resumes from it if the user
+submits the same prompt again.
 """
 
 import json
@@ -37,7 +37,7 @@ WAITING, RUNNING, STOPPING, FINISHING = "waiting", "running", "stopping", "finis
 FINISHED, CANCELLED, FAILED = "finished", "cancelled", "failed"
 LIVE = (RUNNING, STOPPING, FINISHING)
 IMAGE_CONFIG, MESH_CONFIG = "threedim-toybox", "texture-toybox"
-"""Configs of the runs that make an object of an image, and that texture a mesh."""
+"""Names of the configs of runs that make an object of an image, and of runs that texture a mesh."""
 KILL_SECONDS = 1.5  # seconds that a cancelled run has to save a checkpoint before it is killed
 PROGRESS = re.compile(r"(?P<phase>[^:]+(?:: [^:]+)?): (?P<done>\d+)/(?P<total>\d+)(?:, (?P<details>.*))?")
 """Pattern of the progress lines that `threedgen.run.progress.Count` prints, such as "train: 3/100, loss 0.1"."""
@@ -55,14 +55,14 @@ class Job:
 
     prompt: str
     seed: int
-    name: str  # folder of the run below the studio's folder
+    name: str  # path of the run folder, relative to the studio's folder of runs
     command: list[str]
     number: int = 0  # identifies the job in requests
     state: str = WAITING
     progress: Mapping[str, str] = field(default_factory=dict)  # groups of PROGRESS in the last progress line
     error: str = ""
-    finish: bool = False  # make the asset of the object as it is
-    has_result: bool | None = None  # of the run of an ended job; None: not read yet
+    finish: bool = False  # whether to stop the optimisation and export the object in its current state
+    has_result: bool | None = None  # whether the run of an ended job has a result; None: not read yet
 
 
 def make_job(
@@ -73,12 +73,13 @@ def make_job(
     export: AssetConfig | None = None,
     files: Mapping[str, Path] | None = None,
 ) -> Job:
-    """Return the job that makes an object from a prompt or an uploaded file. Raises ConfigError.
+    """Return the job that makes an object from a prompt or an uploaded file.
 
-    The job has the state "finished" if the folder `root` already has a finished run of the same request.
+    The job has the state "finished" if the folder `root` already has a finished run of the same request. Raises
+    ConfigError if the prompt, an option or a file is invalid.
 
     Args:
-        export: options of the asset; unset ones are those of the config.
+        export: options of the asset. Options that are not set are taken from the config.
         files: uploaded files: {"image": path} to make an object from an image, {"mesh": path} to texture a mesh.
     """
     files = files or {}
@@ -107,7 +108,10 @@ def make_job(
 
 
 def export_job(root: Path, name: str, options: AssetConfig) -> Job:
-    """Return the job that exports the asset of the run root/name again, with other options. Raises ConfigError."""
+    """Return the job that exports the asset of the run root/name again, with other options.
+
+    Raises ConfigError if an option is invalid, or if there is no run in this folder.
+    """
     folder = root / name
     values = {"run": str(folder)} | {key: plain(options)[key] for key in sorted(options.model_fields_set)}
     load("export", values=values).check()
@@ -124,7 +128,7 @@ def _text(value: object) -> str:
 class Queue:
     """Job queue, with a worker thread that runs one job at a time. The runs are in the folder `root`.
 
-    `over` counts the runs that have ended or were deleted.
+    The attribute `over` counts the runs that have ended or were deleted.
     """
 
     def __init__(self, root: Path) -> None:
@@ -145,7 +149,10 @@ class Queue:
         return next((job for job in self.jobs() if job.number == number), None)
 
     def add(self, job: Job) -> None:
-        """Append a job, in place of an ended one with the same name. ConfigError if that one has not ended."""
+        """Append a job. It replaces an ended job with the same name.
+
+        Raises ConfigError if a job with the same name waits or runs.
+        """
         with self._lock:
             if any(other.name == job.name and other.state in (WAITING, *LIVE) for other in self._jobs):
                 raise ConfigError("is already running or waiting with this seed", "prompt", job.prompt)
@@ -155,7 +162,7 @@ class Queue:
             self._worker.submit(self._work, job)
 
     def cancel(self, job: Job) -> None:
-        """End a job within two seconds. A run saves a checkpoint before, or is killed after KILL_SECONDS."""
+        """End a job within two seconds. A run saves a checkpoint first; it is killed if this exceeds KILL_SECONDS."""
         with self._lock:
             if job.state == WAITING:
                 job.state = CANCELLED
@@ -164,7 +171,7 @@ class Queue:
                 self._terminate(kill=True)
 
     def finish(self, job: Job) -> None:
-        """Stop a run after its current step and make its asset. Conflict if `can_finish` is False."""
+        """Stop the run of a job after its current step, and export its object. Raises Conflict unless `can_finish`."""
         with self._lock:
             if not self.can_finish(job):
                 raise Conflict("this run has no object yet to make an asset of")
@@ -175,7 +182,10 @@ class Queue:
                 self._start_again(job, finish=True)
 
     def can_finish(self, job: Job) -> bool:
-        """Return whether an unfinished run has an object: a checkpoint, or, while it runs, steps that a stop saves."""
+        """Return whether the unfinished run of a job has an object that can be exported.
+
+        It has one if there is a checkpoint, or if the run is active and has done steps.
+        """
         folder = self.root / job.name
         has_checkpoint = any((folder / CHECKPOINTS).glob("*.ckpt"))
         if job.state == RUNNING:
@@ -193,7 +203,7 @@ class Queue:
         self._worker.submit(self._work, job)
 
     def remove(self, job: Job) -> None:
-        """Remove a job that has ended or waits. Raises Conflict for a job that runs."""
+        """Remove a job that has ended or waits from the queue. Raises Conflict if the job runs."""
         with self._lock:
             if job.state in LIVE:
                 raise Conflict("this job is running. Cancel it first")

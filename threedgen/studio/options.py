@@ -15,7 +15,10 @@ MIN_TOKEN = 16
 
 
 class StudioConfig(TaskConfig):
-    """Open a browser page that generates objects from prompts, one run at a time, with a JSON API."""
+    """Browser page, with a JSON API, that generates objects from prompts, one run at a time.
+
+    Options of the task "studio".
+    """
 
     config: str = Field("quick-toybox", description="config of the runs, optionally followed by key=value overrides")
     overrides: tuple[str, ...] = Field((), description="further key=value overrides of that config")
@@ -29,7 +32,11 @@ class StudioConfig(TaskConfig):
     )
 
     def run_config(self, prompt: str, **values: object) -> Any:
-        """Return the config of a run for a prompt. `values`: overrides of keys that it has. Raises ConfigError."""
+        """Return the config of a run for a prompt.
+
+        `values` are overrides by key; keys whose section the config lacks are ignored. Raises ConfigError if a value is
+        invalid, or if the task of the config does not make an object of a prompt.
+        """
         from threedgen.systems.batch.jobs import object_config
 
         return object_config(self.config, self.overrides, prompt, "config", "the studio", values)
@@ -41,7 +48,10 @@ class StudioConfig(TaskConfig):
 
     @property
     def own_token(self) -> str | None:
-        """Token from the config, or from the environment variable THREEDGEN_TOKEN, or None. Raises ConfigError."""
+        """Token from the config, or else from the environment variable THREEDGEN_TOKEN; None if neither is set.
+
+        Raises ConfigError if the token has a wrong form.
+        """
         found = self.token or os.environ.get(TOKEN_VARIABLE)
         return found and type(self)(task=self.task, token=found).token
 

@@ -1,4 +1,4 @@
-"""Bodies of the requests and answers of the studio's API, and the check of a prompt."""
+"""Bodies of requests and answers of the studio's API, and the check of a prompt."""
 
 from typing import Annotated, Any, Literal
 
@@ -26,7 +26,7 @@ class Order(BaseModel):
 
 
 class Progress(BaseModel):
-    """Progress of a job: its phase, the steps done, and texts such as the time left and the loss."""
+    """Progress of a job: current phase, number of steps done and in total, and texts such as time left and loss."""
 
     phase: str
     done: int
@@ -51,14 +51,21 @@ class JobInfo(BaseModel):
 
 
 class Status(BaseModel):
-    """State of the queue. `over` changes when the list of runs has changed."""
+    """State of the queue. The counter `over` increases when the list of runs has changed."""
 
     jobs: list[JobInfo]
     over: int
 
 
 class RunInfo(BaseModel):
-    """Run with a result. `early`: its asset was made before the last step."""
+    """Run with a result.
+
+    Attributes:
+        early: whether the asset was made before the last step.
+        ended: end of the run in UTC, as in "2026-01-31T12:00Z".
+        seconds: duration of the run.
+        report: whether the run has a report page.
+    """
 
     name: str
     prompt: str
@@ -81,7 +88,7 @@ class Error(BaseModel):
 
 
 class Word(BaseModel):
-    """Word of a prompt, whether the vocabulary contains it (`known`), and similar words in the vocabulary (`near`)."""
+    """Word of a prompt. `known`: whether the vocabulary contains the word. `near`: similar words in the vocabulary."""
 
     word: str
     known: bool
@@ -105,7 +112,10 @@ class Words(BaseModel):
 
 
 def vocabulary_of(config: Any) -> dict[str, list[str]]:
-    """Return the vocabulary of a run config's prior as category -> words; {} if it takes any text. ConfigError."""
+    """Return the vocabulary of the prior of a run config as category -> words; {} if the prior takes any text.
+
+    Raises ConfigError if the vocabulary is damaged.
+    """
     vocabulary = config.vocabulary() if isinstance(config, PromptedConfig) else None
     return {} if vocabulary is None else prompt_reader(vocabulary).categories()
 

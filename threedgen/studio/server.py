@@ -50,7 +50,10 @@ def run(config: StudioConfig, resume: Path | None = None, quiet: bool = False) -
 
 
 def listen(config: StudioConfig) -> socket.socket:
-    """Return a socket that listens on the host and port of the config, or on any free port if that is in use."""
+    """Return a socket that listens on the host and port of the config, or on any free port if the port is in use.
+
+    Raises ConfigError if the host is not an address of this machine.
+    """
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     for port in (config.port, 0):
         with suppress(OSError):
@@ -59,7 +62,11 @@ def listen(config: StudioConfig) -> socket.socket:
 
 
 class Server:
-    """Context that runs the web server in a thread. `url` is the page's address, which contains the secret token."""
+    """Context manager that runs the web server in a thread. `url` is the page's address with the secret token.
+
+    `token` is this secret; None: the token of the config, or a random one. The constructor raises ConfigError if the
+    server cannot listen on the host of the config.
+    """
 
     def __init__(self, config: StudioConfig, root: Path, queue: Queue, token: str | None = None) -> None:
         token = token or config.own_token or secrets.token_urlsafe(16)

@@ -1,4 +1,4 @@
-"""Queue and runs of the studio as the requests see them: descriptions, files, uploads, deletion."""
+"""Operations of the studio's API on the job queue and the runs: descriptions, files, uploads, deletion."""
 
 import hashlib
 import re
@@ -40,7 +40,7 @@ def plain_words(text: str) -> str:
 RUN_TASKS = (*TASKS, "texture")
 UPLOADS = "uploads"
 SUFFIXES = {"image": IMAGES, "mesh": MESH_FORMATS}
-"""File name endings of uploads, by the key of the request that they are for."""
+"""Allowed suffixes of uploaded files, for the fields "image" and "mesh" of a request (`schema.Order`)."""
 UPDATE_SECONDS = 0.5  # interval at which the event stream looks for changes
 
 
@@ -66,7 +66,7 @@ class Studio:
         return make_job(self.config, self.root, prompt, order.seed, order.export, uploads)
 
     def status(self) -> Status:
-        """Return the state of the queue. It is cached for UPDATE_SECONDS / 2, so that many clients cost little."""
+        """Return the state of the queue, which is cached for UPDATE_SECONDS / 2 so that many clients cost little."""
         with self._lock:
             if time.monotonic() - self._status_at > UPDATE_SECONDS / 2:
                 jobs, over = self.queue.jobs(), self.queue.over
@@ -107,7 +107,7 @@ class Studio:
         )
 
     def folder(self, name: str) -> Path:
-        """Return the folder of the run `name`. HTTPException 404 if it is outside `root` or no run."""
+        """Return the folder of the run `name`. Raises HTTPException 404 if it is outside `root` or not a run."""
         try:
             folder = (self.root / name).resolve()
             inside = folder.is_relative_to(self.root.resolve()) and folder != self.root.resolve()
@@ -134,9 +134,10 @@ class Studio:
         raise HTTPException(404, "there is no such file")
 
     def store(self, name: str, data: bytes) -> Upload:
-        """Save an uploaded file; return its new name, with a hash of the content, and its kind (image or mesh).
+        """Save the content `data` of an uploaded file. Return its new name, which has a hash of the content, and kind.
 
-        `name` is the original file name, whose suffix determines the kind. Raises ConfigError for other suffixes.
+        The kind, "image" or "mesh", follows from the suffix of the original file name `name`. Raises ConfigError for
+        other suffixes and for empty files.
         """
         suffix = Path(name).suffix.lower()
         kind = next((kind for kind, suffixes in SUFFIXES.items() if suffix in suffixes), None)

@@ -1,1 +1,1 @@
-"""Report page of a run, gallery of many runs (self-contained HTML, no torch), and live view of a running one."""
+"""Report page of a run and gallery of many runs (self-contained HTML, no torch), and live view of an active run."""

@@ -46,7 +46,7 @@ def run(config: GalleryConfig, resume: Path | None = None, quiet: bool = False) 
 
 
 def gallery(folder: Path, home: Path) -> tuple[str, list[str]]:
-    """Return the HTML page of the runs below `folder`, and the reason for each run that cannot be read.
+    """Return the HTML page of the runs below `folder`, and an error message for each run that cannot be read.
 
     Links are relative to `home`, the folder of the page.
     """
@@ -59,7 +59,7 @@ def gallery(folder: Path, home: Path) -> tuple[str, list[str]]:
 
 
 def records(folder: Path, tasks: Sequence[str] = TASKS) -> tuple[list[Record], list[str]]:
-    """Return the runs of `tasks` below a folder, newest first, and the reason for each run that cannot be read."""
+    """Return the runs of `tasks` below a folder, newest first, and an error message for each run that is unreadable."""
     found, broken = [], []
     for where, folders, names in os.walk(folder):
         folders.sort()
@@ -73,7 +73,7 @@ def records(folder: Path, tasks: Sequence[str] = TASKS) -> tuple[list[Record], l
 
 
 def card(record: Record, home: Path) -> Tree:
-    """Return the template variables for a run's card on the gallery page, which lies in the folder `home`."""
+    """Return the template variables for the card of a run on the gallery page. `home` is the folder of the page."""
     report, seconds = record.file(PAGE), record.summary.seconds
     facts = [record.method, f"seed {record.option('seed')}", duration(seconds) if seconds else ""]
     facts = [fact for fact in (*facts, f"{record.ended:%Y-%m-%d}") if fact]
@@ -88,7 +88,7 @@ def card(record: Record, home: Path) -> Tree:
 
 
 def figures(record: Record) -> dict[str, str]:
-    """Return the row of a run in the table of figures, as column name -> text; "" if unknown."""
+    """Return the figures on the card of a run, such as "triangles" and "time", as name -> text; "" if unknown."""
     asset, summary = record.asset, record.summary
     triangles = next(iter(asset.levels.values()), summary.triangles)
     high, file_bytes = asset.size_m.get("high"), next(iter(asset.files.values()), None)
@@ -103,7 +103,10 @@ def figures(record: Record) -> dict[str, str]:
 
 
 def relative_url(path: Path, home: Path) -> str:
-    """Return the URL of a file relative to the folder `home`, so that both can be moved together."""
+    """Return the URL of a file relative to the folder `home`, so that file and folder can be moved together.
+
+    On another drive of Windows, the URL is absolute.
+    """
     try:
         return link(os.path.relpath(path, home))
     except ValueError:  # on another Windows drive
@@ -111,13 +114,16 @@ def relative_url(path: Path, home: Path) -> str:
 
 
 def best_image(record: Record) -> Markup | None:
-    """Return the image of `best_jpeg` as a data URI, for HTML; None if there is no image."""
+    """Return one view of a run (see `best_jpeg`) as a data URI, for HTML; None if there is no image."""
     data = best_jpeg(record)
     return None if data is None else data_uri(data, ".jpg")
 
 
 def best_jpeg(record: Record) -> bytes | None:
-    """Return a JPEG file with one view of a run, cut out of its first readable contact sheet; None without one."""
+    """Return a JPEG with one view of a run, cropped from its first readable contact sheet.
+
+    The result is None if the run has no readable contact sheet.
+    """
     for path, columns, rows, index in contact_sheets(record):
         try:
             sheet = load_image(path)
@@ -135,9 +141,9 @@ def best_jpeg(record: Record) -> bytes | None:
 def contact_sheets(record: Record) -> Iterator[tuple[Path, int, int, int]]:
     """Yield (path, columns, rows, index) of the contact sheets of a run: image files with a grid of views.
 
-    The result comes first, then validation images, newest first, then views sampled by the prior. `index` is the grid
-    cell of the view to show alone, counted row by row from 0. For the result it is the view nearest to azimuth
-    THREE_QUARTER.
+    Sheets of the result come first, then validation images, newest first, then views sampled by the prior. A sheet has
+    `columns` x `rows` views. `index` is the cell of the view that represents the run, counted row by row from 0. In
+    views.png, it is the view nearest to azimuth THREE_QUARTER.
     """
     if sheet := record.file("after.png"):  # of a texture: two rings, the first one from above
         yield sheet, 3, 4, 0
@@ -153,7 +159,7 @@ def contact_sheets(record: Record) -> Iterator[tuple[Path, int, int, int]]:
 def three_quarter_view(n_views: int, first: object) -> int:
     """Return the index of the view nearest to azimuth THREE_QUARTER, among `n_views` evenly spaced around the object.
 
-    `first` is the azimuth of view 0 in degrees; it is 0 if it is not a number.
+    `first` is the azimuth of view 0 in degrees; a value that is not a number counts as 0.
     """
     start = first if isinstance(first, int | float) else 0.0
     return min(range(n_views), key=lambda k: abs((start + 360 * k / n_views - THREE_QUARTER + 180) % 360 - 180))

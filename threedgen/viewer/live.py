@@ -1,7 +1,7 @@
 """Live view: watch and stop a run while it trains. `ViserWindow` is the user interface.
 
-All work is done on the training thread, between two steps. Afterwards the training modes of the modules and the states
-of the random generators are restored, so that the result of the run does not change.
+Images are rendered on the training thread, between two steps. Afterwards the training modes of the modules and the
+states of the random generators are restored, so that the result of the run does not change.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ class LiveView(pl.Callback):
     the run ends with a ConfigError.
 
     Args:
-        window: function that opens the window. Called before the first step, on rank 0 only.
-        render: function that renders a camera (batch of one) as an image (1, H, W, 3) in [0, 1].
-        interrupts: its attribute `stop` is set to True when the user stops the run.
-        on_stop: called when the user stops the run, whose results are then written.
+        window: function that opens the window; called before the first step, on rank 0 only.
+        render: function that renders a camera (a batch of one) as an image (1, H, W, 3) in [0, 1].
+        interrupts: handler of Ctrl-C. Its attribute `stop` is set to True when the user stops the run.
+        on_stop: function that is called when the user stops the run, before its results are written.
     """
 
     def __init__(

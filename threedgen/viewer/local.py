@@ -13,7 +13,7 @@ REFUSAL = "Access denied. Open the address that was printed in the terminal.\n"
 
 
 def admitted(path: str, key: str, hosts: Sequence[str], origins: Sequence[str]) -> str | None:
-    """Check a request for the secret key. Return the rest of its path after /KEY/, or None if it is forbidden.
+    """Check a request for the secret key. Return the rest of its path after /KEY/, or None if the request is forbidden.
 
     `hosts` and `origins` are the values of all Host and Origin headers of the request, which must be local.
     """
@@ -28,11 +28,12 @@ def is_local(
     """Return whether a request with these Host and Origin headers comes from our own page on this machine.
 
     Any port is accepted, because ssh tunnels change it. The check of the host name prevents DNS rebinding: a foreign
-    site can make its own name resolve to this machine, but the browser then sends that name and not a local one.
+    site can make its own name resolve to this machine, but the browser then sends the foreign name as Host.
 
     Args:
+        hosts, origins: values of all Host headers and of all Origin headers of the request.
         names: names and addresses of this machine.
-        any_address: accept all IP addresses as Host, for a server that other machines use.
+        any_address: whether to accept all IP addresses as Host, for a server that other machines use.
     """
     if len(hosts) != 1:
         return False

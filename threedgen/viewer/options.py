@@ -10,7 +10,10 @@ from threedgen.run.folder import ROOT, run_folder, user_path
 
 
 class ReportConfig(TaskConfig):
-    """Rewrite the report page of a run, in the run's folder."""
+    """Report page of a run, written again to the run's folder.
+
+    Options of the task "report".
+    """
 
     run: str = Field("", description="folder of a generate run")
 
@@ -20,7 +23,10 @@ class ReportConfig(TaskConfig):
 
 
 class GalleryConfig(TaskConfig):
-    """Write one page that lists many runs."""
+    """Gallery page that lists many runs.
+
+    Options of the task "gallery".
+    """
 
     runs: str = Field(str(ROOT), description="folder searched recursively for generate runs")
     out: str | None = Field(None, description="output folder or .html file; null: gallery.html in `runs`")

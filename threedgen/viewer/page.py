@@ -1,7 +1,7 @@
 """Make self-contained HTML pages from templates. Styles, scripts and data are inline, so a page sends no requests.
 
-Three independent measures protect against injected code. The templates escape every value. The page's content security
-policy allows only scripts and styles with the hashes of ours. The policy allows only `data:` URIs for other content.
+Three independent measures protect against injected code. The templates escape every value. The content security policy
+of a page allows only scripts and styles with the hashes of our own. It allows only `data:` URIs for other content.
 """
 
 import base64
@@ -26,7 +26,7 @@ SCRIPTS = ("glb.js", "canvas.js", "scene.js", "gestures.js", "viewer.js", "frame
 MAX_EMBEDDED_BYTES = 64_000_000  # maximum size of a file in a page; browsers fail to load larger ones
 _TYPES = {".glb": "model/gltf-binary", ".mp4": "video/mp4", ".png": "image/png", ".jpg": "image/jpeg"}
 Row = tuple[str, str, Sequence[tuple[str, str]]]
-"""Row of images on a page: title, description, and a (file name, caption) per image. Files lie beside the page."""
+"""Row of images on a page: title, description, and (file name, caption) of each image, in the folder of the page."""
 
 
 @cache
@@ -72,13 +72,13 @@ def _digest(text: str) -> str:
 
 
 def data_uri(data: bytes, suffix: str) -> Markup:
-    """Encode the content of a file as a data URI, for HTML. `suffix`, such as .png, determines the media type."""
+    """Encode the content of a file as a data URI, for HTML. `suffix`, such as ".png", determines the media type."""
     kind = _TYPES.get(suffix, "application/octet-stream")
     return Markup(f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}")
 
 
 def jpeg(image: Image.Image) -> bytes:
-    """Return an image as the bytes of a JPEG file."""
+    """Encode an image as a JPEG file and return the bytes."""
     buffer = io.BytesIO()
     image.convert("RGB").save(buffer, format="JPEG", quality=85)
     return buffer.getvalue()
@@ -97,10 +97,11 @@ def link(path: Path | str) -> str:
 
 
 def write_panorama_page(path: Path, image_path: Path, title: str) -> None:
-    """Write an HTML page with a 3D view from the centre of an equirectangular image. Raises OSError.
+    """Write an HTML page with a 3D view from the centre of an equirectangular image.
 
-    `path` is the page. The image file is embedded, as a JPEG if it is too large. It must cover 360 degrees, with the
-    horizon in the middle row and the same number of pixels per degree along both axes.
+    `path` is the path of the page. The image is embedded, as a JPEG if its file exceeds MAX_EMBEDDED_BYTES. It must
+    cover 360 degrees, with the horizon in the middle row and the same number of pixels per degree along both axes.
+    Raises OSError if the image cannot be read or the page cannot be written.
     """
     data = embedded(image_path)
     if data is None:
@@ -113,13 +114,16 @@ def write_panorama_page(path: Path, image_path: Path, title: str) -> None:
 def write_textured_page(
     path: Path, title: str, model: str, rows: Sequence[Row], headline: Sequence[str] = (), notes: Sequence[str] = ()
 ) -> None:
-    """Write an HTML page with a 3D view of a GLB file and rows of images. Raises OSError.
+    """Write an HTML page with a 3D view of a GLB file and rows of images.
+
+    Raises OSError if a file cannot be read or the page cannot be written.
 
     Args:
         path: path of the page.
         title: heading of the page.
         model: name of the GLB file, in the folder of the page.
-        rows: rows (title, description, [(file name, caption), ...]); missing and too large images are left out.
+        rows: rows (title, description, [(file name, caption), ...]). Missing images and images that exceed
+            MAX_EMBEDDED_BYTES are left out.
         headline: texts for the line under the title.
         notes: remarks for the user, one sentence each.
     """

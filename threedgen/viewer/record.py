@@ -1,4 +1,4 @@
-"""Read the files of a run folder for the pages."""
+"""Read the files of a run folder for report page, gallery and studio."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -16,7 +16,7 @@ from threedgen.export.asset_folder import FOLDER, MANIFEST
 from threedgen.run.disk import Tree
 from threedgen.run.folder import CONFIG, JOB, SUMMARY, stored_config, stored_config_name
 
-TASKS = ("generate", "image-to-3d")  # tasks whose runs have a report page. The result of such a run is one object.
+TASKS = ("generate", "image-to-3d")  # tasks whose runs have a report page; the result of such a run is one object
 MAX_VIEWS, VIEWS_PER_ROW = 8, 4  # maximum number of views in the image grid views.png, and number of views per row
 
 
@@ -91,7 +91,7 @@ class Record:
         return asset or self.file("mesh.glb") or self.file("textured.glb")
 
     def option(self, *keys: str) -> Any:
-        """Return a value of the config by its nested keys, as in option("trainer", "max_steps"); None if missing."""
+        """Return a value of the config by its nested keys, such as "trainer", "max_steps"; None if it is missing."""
         tree: Any = self.config
         for key in keys:
             tree = tree.get(key) if isinstance(tree, dict) else None
@@ -109,7 +109,7 @@ class Record:
 
     @property
     def method(self) -> str:
-        """Name of the run's config, for a run of a batch with its overrides; "" if unknown."""
+        """Name of the run's config, followed by its overrides if the run is part of a batch; "" if unknown."""
         return str(read_json(self.folder / JOB).get("method") or stored_config_name(self.text))
 
     @property
@@ -146,7 +146,10 @@ class Record:
 
 
 def read_record(folder: Path, tasks: Sequence[str] = TASKS) -> Record:
-    """Read the data of a run. ConfigError if config or summary is invalid, or the task is not one of `tasks`."""
+    """Read the data of the run in `folder`.
+
+    Raises ConfigError if its config is missing, config or summary is damaged, or the task is not one of `tasks`.
+    """
     config = stored_config(folder)
     if config is None:
         raise ConfigError(f"{folder / CONFIG} is missing or damaged. Give the folder of a run")

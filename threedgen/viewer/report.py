@@ -1,4 +1,4 @@
-"""Task `report`: write report.html, a page of a run with 3D view, images, plots and config. It marks missing parts."""
+"""Task `report`: write report.html, a page of a run with 3D view, images, plots and config."""
 
 import math
 import statistics
@@ -52,7 +52,10 @@ def run(config: ReportConfig, resume: Path | None = None, quiet: bool = False) -
 
 
 def write_report(folder: Path) -> Path:
-    """Write report.html atomically into the folder of a run; return its path. Raises ConfigError, see `read_record`."""
+    """Write report.html atomically into the folder of a run; return its path.
+
+    Raises ConfigError if the config or the summary of the run is missing or damaged.
+    """
     path = folder / PAGE
     write_atomic(path, report(read_record(folder)))
     return path
@@ -97,7 +100,7 @@ def validations(record: Record) -> list[tuple[str, Markup]]:
 
 
 def logged_images(record: Record) -> list[tuple[str, Markup]]:
-    """Return the newest of the images logged under each name, as ("NAME-STEP", data URI)."""
+    """Return, for each name under which images were logged, the newest image as ("NAME-STEP", data URI)."""
     newest = {path.stem.rpartition("-")[0]: path for path in sorted(record.folder.glob("images/*-[0-9]*.png"))}
     return [(path.stem, uri) for path in newest.values() if (uri := embedded(path))]
 
@@ -145,7 +148,10 @@ def costs(record: Record) -> dict[str, str]:
 
 
 def files(folder: Path) -> list[tuple[str, int]]:
-    """Return (relative path, size in bytes) of a run's files, the asset first, then the main folder. No report page."""
+    """Return (relative path, size in bytes) of the files of a run, without its report page.
+
+    Files of the asset are first, then files directly in `folder`, then files in other subfolders.
+    """
     paths = [path for path in folder.rglob("[!.]*") if path.is_file() and path.suffix != ".tmp"]
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths if path != folder / PAGE}
     return sorted(sizes.items(), key=lambda item: (not item[0].startswith(f"{FOLDER}/"), "/" in item[0], item[0]))
@@ -177,8 +183,8 @@ def plot(title: str, points: Sequence[tuple[float, float]], steps: tuple[float, 
         title: text for screen readers.
         points: two or more (step, value), sorted by step.
         steps: first and last step of the horizontal axis.
-        from_zero: the vertical axis includes 0; else it is logarithmic if positive values differ by a factor >
-            LOG_RATIO.
+        from_zero: whether the vertical axis includes 0. Otherwise it is logarithmic if all values are positive and
+            their maximum exceeds LOG_RATIO times their minimum.
     """
     values = np.array([value for _, value in points])
     log = bool(values.min() > 0 and values.max() / values.min() > LOG_RATIO and not from_zero)

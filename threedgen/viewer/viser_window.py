@@ -34,8 +34,8 @@ class _LocalServer(viser.ViserServer):
 class ViserWindow:
     """Browser window of a run: renders of the object, and a panel with prompt, metrics and a button to stop the run.
 
-    A client is one open browser tab with its own camera, which starts at `start` (batch of one). `LiveView` calls the
-    methods on the training thread; they do not block. `stop_clicked` is True after a click on the button.
+    A client is one open browser tab with its own camera, which starts at `start` (a batch of one camera). `LiveView`
+    calls the methods on the training thread; they do not block. `stop_clicked` is True after a click on the button.
     """
 
     stop_clicked = False
@@ -60,7 +60,10 @@ class ViserWindow:
             self.stop_clicked = True
 
     def cameras(self, size: int) -> dict[int, Cameras]:
-        """Return client id -> camera (batch of one) for all connected clients. `size`: image height in pixels."""
+        """Return a dict from client id to camera (a batch of one) for all connected clients.
+
+        `size` is the image height of the cameras in pixels.
+        """
         found = {}
         for client_id, client in self._server.get_clients().items():
             view = client.camera
@@ -76,7 +79,7 @@ class ViserWindow:
             client.scene.set_background_image(image, format="png")
 
     def update(self, progress: float, lines: list[str], busy: bool) -> None:
-        """Update the panel: progress in [0, 1], and lines of plain text. `busy` disables the button."""
+        """Update the panel with the progress in [0, 1] and lines of plain text. `busy` disables the button."""
         self._bar.value = 100 * progress
         self._lines.content = _paragraphs(lines)
         self._button.disabled = busy
@@ -93,8 +96,8 @@ def client_camera(rotation: Array, position: Array, fov: float, aspect: float, s
     Args:
         rotation: camera-to-world rotation (3, 3), OpenCV axes.
         position: camera position (3,), world units.
-        fov: vertical field of view, radians; clamped.
-        aspect: width / height; clamped.
+        fov: vertical field of view, radians; clamped to [MIN_FOV, MAX_FOV].
+        aspect: width / height; clamped to [1 / MAX_ASPECT, MAX_ASPECT].
         size: image height, pixels.
     """
     c2w = np.eye(4)

@@ -1,7 +1,7 @@
 """The task "make-asset-views": render user meshes with captions into shards of views.
 
     RUN/views/       shards (`shards.py`) and their index
-    RUN/assets.csv   state of each mesh and each line of the captions, with notes or the reason for leaving it out
+    RUN/assets.csv   state of each mesh and each line of the captions, with notes or the reason why it is left out
     RUN/sheet.png    contact sheet: four sides of each asset (sheet-2.png, ...); available after the first shard
 
 A killed run continues with the missing shards. An asset whose rendering kills the process repeatedly is left out.
@@ -40,8 +40,10 @@ logger = logging.getLogger(__name__)
 
 
 def read_asset(folder: Path, asset: Asset) -> ColouredMesh:
-    """Read the mesh of an asset, turn its front to +x and scale it into the ball of radius `OBJECT_RADIUS` around the
-    origin. `folder` is the folder of all assets. Raises ConfigError for a broken, empty or too large file."""
+    """Read the mesh of an asset, turn its front to +x and scale it into a ball of radius `OBJECT_RADIUS` at the origin.
+
+    `folder` is the folder of all assets. Raises ConfigError for a broken, empty or too large file.
+    """
     path = folder / asset.file
     try:
         mesh = read_mesh(path, asset.up)
@@ -76,10 +78,14 @@ MAX_WARNINGS = 20
 
 @dataclass(frozen=True)
 class Job:
-    """Shard to make, with its number, assets, and file name without suffix.
+    """Shard to make.
 
-    `key` is a hash of the render settings, the assets and the sizes and times of their files. If a shard on disk has
-    another key, it is outdated.
+    Attributes:
+        number: index of the shard.
+        assets: assets in the shard.
+        key: hash of the render settings, the assets, and the sizes and times of their files. A shard on disk with
+            another key is outdated.
+        name: file name without suffix.
     """
 
     number: int
@@ -100,7 +106,7 @@ run = partial(run_task, make, result="sheet.png", files=("sheet.png", "assets.cs
 def render(config: AssetsConfig, run_folder: Path, quiet: bool) -> Shards:
     """Render the meshes in the folder `config.data` into shards. Return a reader of all shards.
 
-    Shards, assets.csv and the contact sheet are written to `run_folder`. `quiet`: show no progress. Raises Stopped
+    Shards, assets.csv and the contact sheet are written to `run_folder`. `quiet` hides the progress bar. Raises Stopped
     after Ctrl-C or SIGTERM, and ConfigError if no mesh can be rendered.
     """
     folder, data = run_folder / SHARDS, Path(config.data).expanduser()
@@ -180,7 +186,10 @@ def make_shards(config: AssetsConfig, every: list[Job], run_folder: Path, data: 
 
 
 def skip_asset(job: Job, reason: str, folder: Path) -> None:
-    """Record the asset of `job` whose rendering failed repeatedly in the file `CRASHES`. The next attempt skips it."""
+    """Record the asset of `job` that was rendered when its worker failed repeatedly, so that it is skipped from now on.
+
+    Asset and reason are added to the file `CRASHES` in `folder`. The worker wrote the asset's name to JOB.at there.
+    """
     current = read_json(folder / f"{job.name}.at") or {"file": job.assets[0].file, "mark": None}
     logger.warning("asset skipped after repeated failures: %s (%s)", current["file"], reason)
     with writing(folder):
@@ -223,8 +232,10 @@ def make_shard(job: Job, views: ViewsConfig, seed: int, folder: Path, data: Path
 
 
 def build_index(config: AssetsConfig, every: list[Job], folder: Path, left_out: dict[str, str]) -> Tree:
-    """Return the content of index.json: render settings, shards in the order of the jobs `every`, and assets that are
-    left out with the reasons."""
+    """Return the content of index.json: render settings, finished shards, and assets that are left out with reasons.
+
+    The shards are in the order of the jobs `every`. `left_out` maps files to reasons; those of the shards are added.
+    """
     found = [read_finished(folder, job) or {} for job in every]
     left_out = left_out | {file: reason for shard in found for file, reason in shard["left_out"].items()}
     shards = [{key: shard[key] for key in ("file", "bytes", "sha256", "assets")} for shard in found if shard["assets"]]

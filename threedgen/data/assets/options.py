@@ -136,7 +136,7 @@ SHARDS = "views"  # name of the folder of shards in a run folder
 
 
 class ViewsConfig(Config):
-    """Rings of views of an asset, each with one elevation, fov and distance.
+    """Rings of cameras around an asset, each with one elevation, field of view and distance.
 
     From MVDream (arXiv 2308.16512), section 4.1.
     """
@@ -190,4 +190,7 @@ class AssetsConfig(WorkersConfig):
 
 
 class MakeAssetViewsConfig(AssetsConfig):
-    """Rendering of captioned meshes from all sides into webdataset shards."""
+    """Rendering of captioned meshes from all sides into webdataset shards.
+
+    Options of the task "make-asset-views".
+    """

@@ -35,8 +35,10 @@ REMEDY = "run the command that made it again; it renders only the missing shards
 
 
 def add_asset(tar: tarfile.TarFile, name: str, metadata: Tree, images: list[bytes]) -> None:
-    """Add the files of an asset to a shard: `metadata` as NAME.json, and `images` (PNG bytes) as NAME.v00.png,
-    NAME.v01.png and so on. Raises OSError."""
+    """Add the files of an asset to a shard: `metadata` as NAME.json, `images` (PNG bytes) as NAME.v00.png and so on.
+
+    Raises OSError if the shard cannot be written.
+    """
     files = {f"{name}.json": json.dumps(metadata, ensure_ascii=False).encode()}
     for file, data in (files | {f"{name}.v{number:02d}.png": image for number, image in enumerate(images)}).items():
         info = tarfile.TarInfo(file)
@@ -46,13 +48,19 @@ def add_asset(tar: tarfile.TarFile, name: str, metadata: Tree, images: list[byte
 
 @contextmanager
 def new_shard(path: Path) -> Iterator[tarfile.TarFile]:
-    """Context manager that opens a shard for writing. The file appears at `path` only when complete. Raises OSError."""
+    """Context manager that opens a shard for writing. The file appears at `path` only when it is complete.
+
+    Raises OSError if the file cannot be written.
+    """
     with atomic_file(path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         yield tar
 
 
 def checksum(path: Path) -> Tree:
-    """Return a dict of a shard's file name ("file"), size in bytes ("bytes") and SHA-256 ("sha256"). Raises OSError."""
+    """Return a dict of the file name ("file"), size in bytes ("bytes") and SHA-256 ("sha256") of a shard.
+
+    Raises OSError if the shard cannot be read.
+    """
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {"file": path.name, "bytes": path.stat().st_size, "sha256": digest}
@@ -82,8 +90,8 @@ class Entry:
 class Shards:
     """Reader for a folder of shards.
 
-    `entries` lists the assets of all shards. `index` is the content of index.json; None: read it from the folder.
-    Raises ConfigError for missing or truncated shards.
+    `entries` lists the assets of all shards. `index` is the content of index.json; None: it is read from the folder.
+    The constructor raises ConfigError for a missing or damaged index, and for missing or truncated shards.
     """
 
     def __init__(self, folder: Path, index: Tree | None = None) -> None:
@@ -120,7 +128,10 @@ class Shards:
         return load_image(self.read(entry, f"v{view:02d}.png"), "an image in a shard")
 
     def read(self, entry: Entry, part: str) -> bytes:
-        """Return the bytes of an asset's file. `part` is the end of its name, such as "v00.png". Raises ConfigError."""
+        """Return the bytes of a file of an asset in its shard. `part` is the end of the file name, such as "v00.png".
+
+        Raises ConfigError if the file is missing or truncated.
+        """
         path = self.folder / entry.shard
         try:
             start, size = self._members(entry.shard)[f"{entry.name}.{part}"]
@@ -140,14 +151,14 @@ class Shards:
 
 
 SIDES, SIDE_PIXELS, COLUMNS, PER_PAGE = 4, 96, 3, 60
-"""Views per asset, side of a view in pixels, assets per row, and assets per page."""
+"""Contact sheet: views per asset, side of a view in pixels, assets per row, and assets per page."""
 
 
 def write_sheet(folder: Path, shards: Shards, max_count: int) -> None:
     """Write contact sheets sheet.png, sheet-2.png, ... to `folder`.
 
-    They show at most `max_count` assets, which are evenly spaced in the list of all assets. Raises OSError and
-    ConfigError.
+    The sheets show at most `max_count` assets, which are evenly spaced in the list of all assets. Raises OSError if a
+    sheet cannot be written, and ConfigError for a missing or truncated image.
     """
     count = min(max_count, len(shards))
     subset = [shards.entries[k * len(shards) // count] for k in range(count)]
@@ -159,14 +170,16 @@ def write_sheet(folder: Path, shards: Shards, max_count: int) -> None:
 
 
 def sides(shards: Shards, entry: Entry) -> Array:
-    """Return the front, left, back and right views of the first ring side by side: (S, 4 S, 3) in [0, 1], S =
-    `SIDE_PIXELS`."""
+    """Return the front, left, back and right views of an asset side by side: (S, 4 S, 3) in [0, 1], S = `SIDE_PIXELS`.
+
+    The views are from the first ring of cameras.
+    """
     views = (k * shards.azimuths // SIDES for k in range(SIDES))
     return np.concatenate([on_grey(shards.image(entry, view), SIDE_PIXELS) for view in views], axis=1)
 
 
 def on_grey(image: Image.Image, size: int, grey: float = 0.5) -> Array:
-    """Composite an image on grey of value `grey`, and resize its middle square. Return (size, size, 3) in [0, 1]."""
+    """Composite an image on a background of value `grey`, and resize its middle square to (size, size, 3) in [0, 1]."""
     pixels = np.asarray(image.convert("RGBA"), np.float32) / 255
     rgb = pixels[..., :3] * pixels[..., 3:] + grey * (1 - pixels[..., 3:])
     side = min(rgb.shape[:2])

@@ -22,10 +22,10 @@ GREY = (0.4, 0.6)  # range of the grey value of backgrounds, as for the toybox
 
 
 class AssetViews:
-    """Training source whose entries have `n_view` views of one asset. The asset of entry i is number i % len(entries).
+    """Training source whose entries have `n_view` views of one asset. Entry i shows the asset `entries[i % N]` of N.
 
-    The views are evenly spaced on one random ring of cameras, from a random azimuth on. They share a background of
-    random grey. Raises ConfigError if `entries` is empty.
+    The views of an entry are evenly spaced on a random ring of cameras, starting at a random azimuth, and share one
+    random grey background. The constructor raises ConfigError if `entries` is empty.
     """
 
     def __init__(self, shards: Shards, entries: list[Entry], seed: int, n_view: int) -> None:
@@ -48,9 +48,9 @@ class AssetViews:
         return Captioned(np.stack(rgb), captions, np.concatenate(c2w))
 
     def sample(self, index: int) -> tuple[list[int], float]:
-        """Select random views of entry `index`.
+        """Select the random views of entry `index`.
 
-        Return the numbers of the `n_view` views in the shard, and the grey value of their background in [0, 1].
+        Return the `n_view` view numbers in the shard, and the grey value of the background in [0, 1].
         """
         rng, n = numpy_generator(self.seed, index, "views of an asset"), self.shards.azimuths
         ring, start, grey = rng.integers(self.shards.rings), rng.integers(n), rng.uniform(*GREY)
@@ -62,7 +62,7 @@ class CaptionedImages:
     """Training source of single images, cropped to their middle square.
 
     The folder has a captions.csv with the columns file and caption. Unreadable images are skipped with a warning.
-    Raises ConfigError if no image is left.
+    The constructor raises ConfigError if no image is left.
     """
 
     n_view = 1
@@ -96,8 +96,8 @@ class CaptionedImages:
 def split(shards: Shards, held_out: int, which: Literal["train", "held-out"]) -> list[Entry]:
     """Return the assets of the split `which`.
 
-    `held_out` is the number of held-out assets; all others are for training. Hashes of the asset names decide the
-    split, so most assets stay in their split when assets are added.
+    `held_out` is the number of held-out assets; all others are for training. Hashes of the asset names determine the
+    split, so most assets stay in the same split when assets are added.
     """
     ordered = sorted(shards.entries, key=lambda entry: hashlib.sha256(entry.name.encode()).digest())
     held_out_names = {entry.name for entry in ordered[:held_out]}

@@ -31,10 +31,9 @@ class _Model(NamedTuple):
 def read_colmap(folder: Path) -> PosedFiles:
     """Read the COLMAP model in `folder`.
 
-    Its photos are in `folder` or up to three levels above it, there in images/, images_4/ or the like, in input/, or
-    beside these folders.
-
-    Raises ConfigError for a missing or damaged file, and for a camera model that is not supported.
+    The photos are searched in `folder` and in the three folders above it: in the subfolders images* (such as images_4)
+    and input, and in the folder itself. Photos that are not found are listed in `PosedFiles.missing`. Raises
+    ConfigError for a missing or damaged file of the model, and for a camera model that is not supported.
     """
     try:
         model = _binary(folder) if (folder / "images.bin").is_file() else _text(folder)

@@ -17,10 +17,11 @@ from .files import alternatives, focus
 from .options import PoseConvention
 from .photos import PosedPhotos
 
-ANCHORS = 6  # number of photos that are matched with each other, and each with the next photo
+ANCHORS = 6  # number of evenly spaced photos; all pairs of these and of the photos after them are matched
 MIN_MATCHES, MIN_PAIRS = 10, 3  # minimum number of matches of a pair of photos, and minimum number of such pairs
 MIN_FIT, MIN_COSINE = 0.3, 0.7
-"""Minimum share of matches whose rays meet; minimum median cosine of the viewing axes with the common point."""
+"""Limits for poses that fit: minimum share of matches whose rays meet, and, if there are too few matches, minimum
+median cosine between viewing axes and directions to their common point."""
 MAX_MISS = 2.0  # maximum distance in pixels of a matching pixel from the point where the two rays meet
 
 
@@ -38,8 +39,8 @@ class Match(NamedTuple):
 def check_convention(photos: PosedPhotos) -> list[str]:
     """Check with the images that the declared convention of the poses is right.
 
-    Return a list of at most one remark. The remark is that no convention fits. Raises ConfigError if another convention
-    fits clearly better.
+    Return a list with one remark for the user if no convention fits, else an empty list. Raises ConfigError if another
+    convention fits clearly better.
     """
     poses, declared = alternatives(photos.matrices), photos.convention
     matches, K = matching_pixels(photos), photos.cameras.K.double().numpy()

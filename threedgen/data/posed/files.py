@@ -47,10 +47,10 @@ class PosedFiles:
         files: N image files.
         matrices: (N, 4, 4), float64, poses as in the file.
         lenses: N intrinsics.
-        convention: convention of `matrices`, which the file format defines.
+        convention: convention of `matrices`, as the file format defines it.
         missing: names of photos that `source` lists but that do not exist.
-        points: (P, 3), scene points of a COLMAP model; None: unknown.
-        box: centre (3,) and half the side of the scene's cube in Instant-NGP's file; None: unspecified.
+        points: (P, 3), scene points of a COLMAP model; None: the source has no points.
+        box: centre (3,) and half the side of the scene cube in an Instant-NGP file; None: the file has no cube.
         applied: (4, 4), transform that nerfstudio has applied to the original world; None: no transform.
     """
 
@@ -72,7 +72,10 @@ class PosedFiles:
 
 
 def find_photo(folders: Sequence[Path], name: str) -> Path | None:
-    """Return the path of the photo `name`, with or without suffix, in the first of `folders` that has it, or None."""
+    """Return the path of the photo `name`, with or without suffix, in the first of `folders` that contains it.
+
+    The result is None if no folder contains the photo.
+    """
     suffixes = ("", *SUFFIXES, *map(str.upper, SUFFIXES))
     for folder in folders:
         path = folder / name.replace("\\", "/")
@@ -83,7 +86,10 @@ def find_photo(folders: Sequence[Path], name: str) -> Path | None:
 
 
 def stored_shape(path: Path) -> tuple[int, int]:
-    """Read (height, width) in pixels from an image header, without the rotation by EXIF. Raises ConfigError."""
+    """Read (height, width) in pixels from an image header, without the rotation by EXIF.
+
+    Raises ConfigError if the file is not a readable image.
+    """
     with open_image(path) as image:
         return image.height, image.width
 
@@ -98,7 +104,8 @@ def check_model(model: str, source: Path) -> None:
 FLIP = np.diag([1.0, -1, -1, 1])  # OpenGL camera axes <-> OpenCV camera axes
 SWAP = np.eye(4)[[0, 2, 1, 3]]  # y <-> z
 MIN_CONDITION = 1e-3
-"""Minimum eigenvalue of the mean projector of the view axes; below it they are parallel and have no common point."""
+"""Minimum of the smallest eigenvalue of the mean of I - a a^T over the unit viewing axes a of the cameras. Below it,
+the axes are nearly parallel and have no common point."""
 ROTATION_TOLERANCE = 1e-2
 
 
@@ -122,8 +129,8 @@ def to_c2w(matrices: Array, convention: PoseConvention) -> Array:
 def alternatives(matrices: Array) -> dict[str, Array]:
     """Interpret pose matrices (N, 4, 4) in each convention, also with y and z swapped.
 
-    Return camera-to-world poses (N, 4, 4), OpenGL axes, by name of the convention. Conventions that would mirror the
-    scene are left out.
+    Return a dict from the name of a convention to camera-to-world poses (N, 4, 4) with OpenGL axes. Conventions that
+    would mirror the scene are left out.
     """
     positions = np.concatenate([matrices[..., :3], (SWAP @ matrices)[..., 3:]], axis=-1)
     swapped = {
@@ -137,10 +144,10 @@ def alternatives(matrices: Array) -> dict[str, Array]:
 
 
 def without_scale(matrices: Array, source: str) -> Array:
-    """Divide out a common scale of the axes of pose matrices (N, 4, 4).
+    """Return pose matrices (N, 4, 4) without a common scale of the three axes.
 
-    Mirrored matrices, whose determinant is negative, are accepted. `source` names the file for the ConfigError, which
-    is raised if a matrix is not rigid.
+    Mirrored matrices, whose determinant is negative, are accepted. Raises ConfigError, with the file name `source`, if
+    a matrix is not rigid after the division by its scale.
     """
     scale = np.cbrt(np.abs(np.linalg.det(matrices[:, :3, :3])))
     unit = matrices.copy()

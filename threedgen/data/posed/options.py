@@ -3,4 +3,5 @@
 from typing import Literal
 
 PoseConvention = Literal["c2w-opengl", "c2w-opencv", "w2c-opengl", "w2c-opencv"]
-"""Camera-to-world or world-to-camera matrices of cameras that look along -z with y up (OpenGL) or z with y down."""
+"""Convention of pose matrices: camera-to-world (c2w) or world-to-camera (w2c), for cameras that look along -z with y up
+(OpenGL) or along +z with y down (OpenCV)."""

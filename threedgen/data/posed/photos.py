@@ -1,4 +1,4 @@
-"""Images and cameras of photos with poses: one size, without lens distortion.
+"""Images and cameras of photos with poses. All images have one size and no lens distortion.
 
 The photos may differ in size and intrinsics. All are resized to one size, and each keeps its own intrinsics.
 """
@@ -47,7 +47,7 @@ class PosedPhotos(Instance):
     def verify(self) -> None:
         """Check the image headers.
 
-        Raises ConfigError for an unreadable file, or another aspect ratio than in the camera file.
+        Raises ConfigError if a file is unreadable or its aspect ratio differs from the one in the camera file.
         """
         for file, lens in zip(self.files, self.posed.lenses, strict=True):
             height, width = stored_shape(file)
@@ -60,7 +60,10 @@ class PosedPhotos(Instance):
         return rgba[..., :3] * rgba[..., 3:] + (1 - rgba[..., 3:])
 
     def rgba(self, k: int) -> Array:
-        """Read photo `k` as RGBA (H, W, 4) in [0, 1], without lens distortion. Raises ConfigError."""
+        """Read photo `k` as RGBA (H, W, 4), float32 in [0, 1], without lens distortion.
+
+        Raises ConfigError if the file is unreadable.
+        """
         image = load_image(self.files[k], max_side=max(self.height, self.width), upright=False).convert("RGBA")
         pixels = np.asarray(image.resize((self.width, self.height), Image.Resampling.BICUBIC), np.float32) / 255
         _, source = undistortion(self.posed.lenses[k], self.height, self.width)
@@ -72,10 +75,11 @@ class PosedPhotos(Instance):
 
 
 def open_photos(path: Path, max_side: int, convention: PoseConvention | None = None) -> PosedPhotos:
-    """Read the camera file at `path` and the image headers; pixels are read later. Raises ConfigError.
+    """Read the camera file at `path` and the image headers; pixels are read later.
 
-    `max_side` is the maximum of the longer image side in pixels; larger photos are reduced. `convention` is that of the
-    poses; None: that of the file format.
+    `max_side` is the maximum of the longer image side in pixels; larger photos are reduced. `convention` is the
+    convention of the poses; None: the convention of the file format. Raises ConfigError for a missing or damaged file,
+    for poses that are not rigid, and for photos with another aspect ratio than in the camera file.
     """
     posed = read_posed(path)
     convention, matrices = convention or posed.convention, without_scale(posed.matrices, str(posed.source))
@@ -102,8 +106,8 @@ def undistortion(lens: Lens, height: int, width: int) -> tuple[Tensor, Tensor | 
     Returns:
         K: intrinsics (3, 3), float64, of the undistorted image. It is zoomed in until it shows nothing outside of the
             original image.
-        grid: (1, H, W, 2), for each pixel of the undistorted image its position (x, y) in the original image. The
-            centre of the first pixel is (0, 0). None: the lens has no distortion.
+        grid: (1, H, W, 2), float32, for each pixel of the undistorted image its position (x, y) in pixels of the
+            original image. The centre of the first pixel is (0, 0). None: the lens has no distortion.
     """
     sx, sy = width / lens.width, height / lens.height
     rows = [[lens.fx * sx, 0, lens.cx * sx], [0, lens.fy * sy, lens.cy * sy], [0, 0, 1]]

@@ -20,7 +20,10 @@ NGP_SCALE, NGP_OFFSET = 0.33, (0.5, 0.5, 0.5)  # defaults of Instant-NGP
 
 
 def read_transforms(path: Path) -> PosedFiles:
-    """Read a transforms.json. Raises ConfigError for a damaged file, and if intrinsics are missing."""
+    """Read a transforms.json. Raises ConfigError for a damaged file, and if intrinsics are missing.
+
+    Photos that are not found are listed in `PosedFiles.missing`.
+    """
     where, found, missing = "", list[tuple[Path, Array, Lens]](), list[str]()
     try:
         tree = parse_json(read_text(path))
@@ -73,8 +76,10 @@ COLMAP_FOLDERS = (".", "0", "sparse/0", "sparse", "colmap/sparse/0")
 
 
 def posed_source(path: Path) -> Path | None:
-    """Return the camera file (transforms.json) or the COLMAP model folder at `path`, a file or folder; None without
-    one."""
+    """Return the path of the transforms.json or of the COLMAP model folder at `path`, a file or folder.
+
+    The result is None if there is neither.
+    """
     if path.is_file():
         return path if path.suffix.lower() == ".json" else None
     found = [path / name for name in TRANSFORMS if (path / name).is_file()]
@@ -93,8 +98,11 @@ def posed_scenes(path: Path) -> list[Path]:
 
 
 def read_posed(path: Path) -> PosedFiles:
-    """Read poses and intrinsics of the photos at `path`: a transforms.json, or a folder with one or with a COLMAP
-    model. Raises ConfigError."""
+    """Read poses and intrinsics of the photos at `path`, from a transforms.json or a COLMAP model.
+
+    `path` is the file or a folder that contains it. Raises ConfigError for a missing or damaged file, for values that
+    are not finite, and if there are no photos.
+    """
     source = posed_source(path) or path
     found = read_colmap(source) if source.is_dir() else read_transforms(source)
     if not found.files:

@@ -1,6 +1,6 @@
 """Pairs of views for training novel-view models, from an SRN archive or another source of scenes.
 
-Decoding the 50 images of a scene takes longer than a training step, so views are cached as images or latents.
+Decoding the 50 images of a scene takes longer than a training step, so views are cached on disk as images or latents.
 """
 
 from collections.abc import Callable, Sequence
@@ -77,7 +77,7 @@ class PairBank:
     Args:
         size: image side, pixels.
         held_out: number of scenes at the end of the source that are not used for training; fewer than all.
-        encode: function from images (V, H, W, 3), in [0, 1], to latents (V, C, h, w), which are stored as float16.
+        encode: function from images (V, H, W, 3), in [0, 1], to latents (V, C, h, w), which are stored as float16;
             None: the images are stored with 8 bits per channel.
         encoder: text that identifies everything that determines `encode`. It is part of the cache key.
     """

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Instance(SceneFiles):
-    """Scene on disk with N views, whose images can be read. `cameras` are N cameras at the image size of the files."""
+    """Scene on disk with N views, whose images can be read. `cameras` has N cameras for the image size of the files."""
 
     cameras: Cameras
 
@@ -43,7 +43,10 @@ class Instance(SceneFiles):
         return views if size is None else views.resized(size)
 
     def read(self, k: int) -> Array:
-        """Read the image (H, W, 3) of view `k`, in [0, 1], composited on white. Raises ConfigError."""
+        """Read the image (H, W, 3) of view `k`, in [0, 1], composited on white.
+
+        Raises ConfigError if the file is unreadable.
+        """
         return _read_rgb(self.files[k])
 
     def verify(self) -> None:
@@ -56,8 +59,8 @@ def open_instance(
 ) -> Instance:
     """Open a scene folder: read and check poses, intrinsics and image headers, but not the pixels.
 
-    `up` is the up axis of its world; a y-up world is rotated to z-up. Other arguments and errors are those of
-    `read_scene`.
+    `up` is the up axis of the world of the poses; a y-up world is rotated to z-up. Raises ConfigError if a file is
+    missing or invalid, for fewer than `min_views` views, and for gaps in the file numbers unless `allow_gaps` is True.
     """
     scene = read_scene(folder, min_views, allow_gaps)
     c2w = opencv_axes(torch.from_numpy(scene.poses).double())
@@ -84,7 +87,7 @@ def write_instance(folder: Path | str, views: Views, numbers: Sequence[int] | No
     """Write views atomically to a new scene folder with rgb/ (8 bits), pose/ and intrinsics.txt. Return its path.
 
     `numbers` are the view numbers for the file names; None: 0, 1, ... Raises ValueError unless all views have the same
-    K with square pixels and no skew, FileExistsError if the folder exists, and OSError.
+    K with square pixels and no skew, FileExistsError if the folder exists, and OSError if a file cannot be written.
     """
     folder = Path(folder)
     K = views.cameras.K[0].double().numpy()

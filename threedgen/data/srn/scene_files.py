@@ -71,10 +71,11 @@ def _folders(folder: Path) -> list[Path]:
 CONDITION_VIEW = 64  # file number of the condition view in the standard evaluation, which predicts the other 250 views
 ROTATION_TOLERANCE, MIN_SPREAD = 1e-3, 1e-4
 """Maximum entry of |R^T R - I| for a rotation R, and minimum spread of the cameras. The spread is the largest distance
-of a camera from the mean position, divided by the largest one from the origin."""
+of a camera from the mean camera position, divided by the largest distance of a camera from the origin."""
 FORMS = "should hold 'f cx cy 0', '0 0 0', '1', 'height width' in four lines, or a 3x3 matrix"
 MAX_OFFSET = 0.2
-"""Maximum distance of the principal point from the image centre, in image sides, for intrinsics in matrix form."""
+"""Maximum distance of the principal point from the image centre along each axis, as a fraction of the image side, for
+intrinsics in matrix form."""
 
 
 @dataclass(frozen=True)
@@ -118,9 +119,9 @@ def read_scene(folder: Path | str, min_views: int = 2, allow_gaps: bool = False)
     """Read and check the image headers, poses and intrinsics of a scene folder.
 
     Raises:
-        ConfigError: for fewer than `min_views` views, images without poses, poses without images, gaps in the file
-            numbers (unless `allow_gaps`), different image sizes, intrinsics for another size, poses that are not rigid,
-            and if all cameras are at one position.
+        ConfigError: if there are fewer than `min_views` views, images without poses, poses without images, gaps in the
+            file numbers (unless `allow_gaps` is True), different image sizes, intrinsics for another image size, or
+            poses that are not rigid, or if all cameras are at one position.
     """
     folder = Path(folder)
     files = image_files(folder, min_views)
@@ -192,9 +193,9 @@ def _check_spread(folder: Path, poses: Array) -> None:
 
 
 def read_intrinsics(folder: Path, names: Sequence[str], height: int, width: int) -> tuple[Array, bool]:
-    """Read the intrinsics of N views. `names` are their file names without suffix, and `folder` is the scene folder.
+    """Read the intrinsics of the N views in a scene folder. `names` are the file names of the views without suffix.
 
-    Raises ConfigError for an unusable file, and if K does not fit images of `height` x `width` pixels.
+    Raises ConfigError for a missing or invalid file, and if K does not fit images of `height` x `width` pixels.
 
     Returns:
         K (N, 3, 3) in pixels, and whether the pose files are world-to-camera instead of camera-to-world.

@@ -268,7 +268,7 @@ def cells(row: Json) -> list[str]:
 
 
 def notes(row: Json, results: Sequence[Result]) -> list[str]:
-    """Return remarks on the method of ``row``: how many of its assets were not evaluated, and each error message once."""
+    """Return remarks on the method of ``row``: how many assets were not evaluated, and each error message once."""
     counts = ", ".join(f"{n} {STATES[state]}" for state, n in row["states"].items() if state != "seen")
     found = (counts, row["reason"], *(result.reason for result in results))
     return list(dict.fromkeys(sentence for sentence in found if sentence))

@@ -54,7 +54,7 @@ Indices = NDArray[np.intp]
 
 
 class Item(NamedTuple):
-    """One scene to measure: ``row`` is the kind of its views (a key of `ROWS`), and ``number`` the index of the scene."""
+    """One scene to measure: ``row`` is the kind of views (a key of `ROWS`), and ``number`` the index of the scene."""
 
     row: str
     number: int
