@@ -1,4 +1,4 @@
-"""Paired timing: the cases run in turn, and each time is compared with that of the baseline in the same round."""
+"""Paired timing: cases run in turn, and each time is compared with the time of the baseline in the same round."""
 
 import time
 from collections.abc import Callable, Mapping

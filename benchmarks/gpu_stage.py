@@ -30,7 +30,7 @@ class Bench:
         self.device = torch.device("cpu" if self.small else "cuda:0")
 
     def record(self, case: str, **values: object) -> None:
-        """Append a result to results.jsonl and print it. A value `ok` of False marks the case as failed."""
+        """Append a result to results.jsonl and print it. The value `ok`=False marks the case as failed."""
         line = json.dumps({"stage": self.stage, "case": case, **values}, default=str)
         with (self.folder / "results.jsonl").open("a", encoding="utf-8") as file:
             file.write(line + "\n")
@@ -38,7 +38,7 @@ class Bench:
 
     @contextmanager
     def case(self, name: str) -> Iterator[None]:
-        """Return a context that catches an exception and records that case `name` failed, so that the stage continues."""
+        """Return a context that catches an exception and records the case `name` as failed; the stage continues."""
         try:
             yield
         except Exception as error:

@@ -18,7 +18,7 @@ from .table import Row, Table
 
 REFERENCE, OURS, HALF = "reference", "ours", "ours, bfloat16"
 TOLERANCE = {OURS: 0.01, HALF: 0.1}
-"""Maximum mean absolute difference between our output and the reference output, in standard deviations of the latter."""
+"""Maximum mean absolute difference between our and the reference output, in standard deviations of the reference."""
 
 
 def table(reference: Path | None, views: int, size: int, steps: int, widths: tuple[int, ...], device: str) -> Table:

@@ -1,7 +1,8 @@
 """Compare steps of the full-size MVDream configs with plain PyTorch code that renders all rays at once.
 
-The metrics are time and, on a GPU, peak memory. Weights and text embedding are random and nothing is downloaded, because the time does not depend on their values. The
-field is untrained: a ball of half the scene's radius. Both variants use the same prior, cameras and precision.
+The metrics are time and, on a GPU, peak memory. Weights and text embedding are random and nothing is downloaded,
+because the time does not depend on their values. The field is untrained: a ball of half the scene's radius. Both
+variants use the same prior, cameras and precision.
 """
 
 from types import SimpleNamespace

@@ -32,7 +32,7 @@ THREESTUDIO = {
     "--gpu": "the GPU is chosen by trainer.devices=1 and the environment variable CUDA_VISIBLE_DEVICES",
     "--gradio": "there is a page with --config studio",
 }
-"""What to do here instead of the flags of threestudio."""
+"""Flag of threestudio -> what to do in threedgen instead, for error messages."""
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 OK, FAILED, INTERRUPTED = 0, 1, 130

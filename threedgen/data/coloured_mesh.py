@@ -31,7 +31,7 @@ MAX_COORDINATE = 1e9  # largest absolute coordinate accepted from a file
 
 
 class EmptyMesh(ConfigError):
-    """Error: a mesh or field has no surface to render."""
+    """Error for a mesh or field that has no surface to render."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ class ColouredMesh:
     """Triangle mesh of several parts.
 
     Attributes:
-        plain: True if no part has vertex colours, a material colour or a texture: all parts are white.
-        flat: True if no part has vertex colours or a texture: unshaded renders do not show the shape.
+        plain: whether no part has vertex colours, a material colour or a texture, so that all parts are white.
+        flat: whether no part has vertex colours or a texture, so that unshaded renders do not show the shape.
         notes: texts for the user about the file, such as missing textures.
     """
 

@@ -92,8 +92,8 @@ class MatterportPanoramas:
 def read_paths(path: Path) -> list[list[str]]:
     """Read a .npy file with the paths of the cube sides of each panorama.
 
-    Return six paths per panorama. Raises ConfigError for an unusable file, and for paths that lead out of the data
-    folder.
+    Return six paths per panorama. Raises ConfigError for a missing or invalid file, and for paths that lead out of the
+    data folder.
     """
     array = read_npy(path)
     if array.dtype.kind != "U" or array.ndim != 2 or array.shape[1] != 6 or not len(array):

@@ -50,7 +50,7 @@ class ScanNetWalk:
 
     @cached_property
     def frames(self) -> Sequence[int]:
-        """Numbers of the usable frames, ascending. Raises ConfigError for an unusable file."""
+        """Numbers of the usable frames, ascending. Raises ConfigError if their file is missing or invalid."""
         path = self.folder / "valid_frames.npy"
         numbers = read_npy(path)
         if numbers.dtype.kind not in "iu" or numbers.ndim != 1:
@@ -59,11 +59,11 @@ class ScanNetWalk:
 
     @cached_property
     def keys(self) -> Sequence[int]:
-        """Numbers of the key frames, ascending. Raises ConfigError for an unusable file."""
+        """Numbers of the key frames, ascending. Raises ConfigError if their file is missing or invalid."""
         return read_frame_numbers(self.folder / self.key_file)
 
     def numbers(self, pattern: str) -> list[int]:
-        """Return the numbers of the frames with a file like `pattern`, such as "depth/*.png", ascending."""
+        """Return the numbers of the frames that have a file matching `pattern`, such as "depth/*.png", ascending."""
         return sorted(int(path.stem) for path in self.folder.glob(pattern) if path.stem.isdecimal())
 
     def has_pose(self, number: int) -> bool:
@@ -77,7 +77,7 @@ class ScanNetWalk:
     def views(self, numbers: Sequence[int]) -> SceneViews:
         """Read images, cameras, captions and depth of the frames `numbers`.
 
-        Raises ConfigError for a missing or unusable file, and if the poses seem to be inverted.
+        Raises ConfigError for a missing or invalid file, and if the poses seem to be inverted.
         """
         if not self.poses_checked and len(self.keys) > 1:
             self.check_pose_convention(self.keys)
@@ -99,10 +99,10 @@ class ScanNetWalk:
         check_pose_convention(read, self.poses, str(self.folder / "pose"))
 
     def geometry(self, numbers: Sequence[int]) -> tuple[torch.Tensor, Cameras]:
-        """Read depth and cameras of the frames `numbers` (N,). Raises ConfigError for a missing or unusable file.
+        """Read depth and cameras of the frames `numbers` (N,). Raises ConfigError for a missing or invalid file.
 
         Returns:
-            Depth (N, H, W), metres along the viewing axis, 0 where unknown (nearest-pixel resizing); and N cameras.
+            Depth (N, H, W), metres along the viewing axis, 0 where unknown, resized by nearest pixels; and N cameras.
         """
         depth, sizes = zip(*(self._depth(number) for number in numbers), strict=True)
         if len(set(sizes)) > 1:

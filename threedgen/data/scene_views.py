@@ -73,7 +73,7 @@ class Walk(Protocol):
 
 
 Entry = tuple[int, int]
-"""Entry of consecutive key frames: index of their walk, and index of the first of them in the walk's `keys`."""
+"""Entry of consecutive key frames: index of the walk, and index of the first key frame in `keys` of this walk."""
 
 
 class WalkScenes:
@@ -85,7 +85,7 @@ class WalkScenes:
         description: one line of text that identifies everything that determines the walks.
         seed: seed of random entries; entry i depends only on the seed and i.
         between: fraction of the entries that are interpolations, in [0, 1].
-        count: number of random entries; None: one per walk.
+        count: number of random entries; None: as many as there are walks.
         entries: entries to use instead of random ones: (index of the walk, index of the first key frame).
     """
 

@@ -43,7 +43,7 @@ class FeatureNetwork(Protocol):
     def __call__(self, images: Tensor) -> NetworkOutput: ...
 
     def fid(self, images: Tensor, truth: Tensor) -> float:
-        """Return the FID between two sets of images, (N, H, W, 3) and (M, H, W, 3), uint8. It is symmetric."""
+        """Return the FID between two sets of images, (N, H, W, 3) and (M, H, W, 3), uint8, with this network."""
         return fid(self(images).features, self(truth).features)
 
 

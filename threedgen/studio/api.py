@@ -37,7 +37,7 @@ from .schema import Error, JobInfo, Order, RunInfo, Status, Upload, Words, check
 from .state import RUN_TASKS, SUFFIXES, UPDATE_SECONDS, Studio, describe_run, plain_words
 
 OWN_POLICY, RUN_POLICY = "frame-ancestors 'self'", "sandbox allow-scripts allow-downloads"
-"""Content security policy of the studio's own page, and that of the files of runs."""
+"""Content security policies: of the studio's own page, and of files of runs."""
 HEADERS = {
     "Content-Security-Policy": OWN_POLICY,
     "X-Content-Type-Options": "nosniff",
@@ -140,7 +140,7 @@ def create_app(config: StudioConfig, root: Path, queue: Queue, token: str) -> Fa
 
     @app.get(f"{ROOT}/vocabulary")
     def vocabulary() -> dict[str, list[str]]:
-        """Return the vocabulary of the prior (the text-to-image model) by category; empty if it takes any text."""
+        """Return the vocabulary of the prior (the text-to-image model) by category; {} if the prior takes any text."""
         return vocabulary_of(any_prompt)
 
     @app.get(f"{ROOT}/jobs")
@@ -218,7 +218,7 @@ def create_app(config: StudioConfig, root: Path, queue: Queue, token: str) -> Fa
 
     @app.get(f"{ROOT}/runs/{{name:path}}/image", response_class=Jpeg)
     def get_image(name: str) -> Response:
-        """Return an image of the result, as JPEG."""
+        """Return an image of the result of a run, as JPEG."""
         data = best_jpeg(studio.record(name))
         if data is None:
             raise HTTPException(404, "this run has no image")
@@ -242,7 +242,7 @@ def create_app(config: StudioConfig, root: Path, queue: Queue, token: str) -> Fa
 
     @app.get(f"{ROOT}/runs/{{name:path}}")
     def get_run(name: str) -> RunInfo:
-        """Return a run with its files."""
+        """Return a run and the sizes of its files."""
         record = studio.record(name)
         return describe_run(record, root).model_copy(update={"files": dict(files(record.folder))})
 

@@ -96,12 +96,12 @@ class Word(BaseModel):
 
 
 class Words(BaseModel):
-    """Check of a prompt. All fields are empty for a prior that takes any text.
+    """Check of a prompt against the vocabulary of the prior. All fields are empty for a prior that takes any text.
 
     Attributes:
         words: all words of the prompt.
         notes: warnings for the user.
-        nouns: suggested nouns.
+        nouns: suggested nouns (names of objects) for the unfinished last word.
         typed: the unfinished last word, which a suggested noun replaces, or "".
     """
 

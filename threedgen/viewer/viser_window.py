@@ -91,7 +91,7 @@ class ViserWindow:
 
 
 def client_camera(rotation: Array, position: Array, fov: float, aspect: float, size: int) -> Cameras | None:
-    """Return the camera of a browser tab (batch of one); None if its numbers are invalid, as in a tab that just opens.
+    """Return the camera of a browser tab (a batch of one); None if an argument is invalid, as while the tab opens.
 
     Args:
         rotation: camera-to-world rotation (3, 3), OpenCV axes.

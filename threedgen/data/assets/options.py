@@ -51,8 +51,8 @@ class Listing(NamedTuple):
 def list_assets(folder: Path, captions: str, up: Up = "y") -> Listing:
     """List the meshes in `folder` and its subfolders that have captions, sorted by file.
 
-    `captions` is the path of the captions file, `up` the up axis of meshes without their own. Raises ConfigError if no
-    mesh has a caption.
+    `captions` is the path of the captions file. `up` is the up axis of meshes for which the captions file has no up
+    axis. Raises ConfigError if there are no meshes, or if no mesh has a caption.
     """
     path = find_captions(folder, captions)
     files = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("[!.]*") if p.suffix.lower() in MESHES)
@@ -82,7 +82,7 @@ def list_assets(folder: Path, captions: str, up: Up = "y") -> Listing:
 def find_captions(folder: Path, captions: str) -> Path:
     """Return the path of the captions file `captions`, which is in the working directory or in `folder`.
 
-    Raises ConfigError if it is in neither.
+    Raises ConfigError if there is no such file in either folder.
     """
     for path in (Path(captions).expanduser(), folder / captions):
         if path.is_file():

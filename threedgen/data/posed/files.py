@@ -17,7 +17,7 @@ MODELS = {
     "SIMPLE_PINHOLE": 3, "PINHOLE": 4, "SIMPLE_RADIAL": 4, "RADIAL": 5, "OPENCV": 8, "OPENCV_FISHEYE": 8,
     "FULL_OPENCV": 12, "FOV": 5, "SIMPLE_RADIAL_FISHEYE": 4, "RADIAL_FISHEYE": 5, "THIN_PRISM_FISHEYE": 12,
 }  # fmt: skip
-"""Number of parameters of COLMAP's camera models, in the order of their numbers in binary files."""
+"""COLMAP camera model -> number of parameters, in the order of the model numbers in binary files."""
 SUPPORTED = ("SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "FULL_OPENCV")
 MAX_LISTED = 5  # maximum number of missing photos that a message names
 

@@ -36,7 +36,7 @@ class PosedPhotos(Instance):
 
     Attributes:
         posed: content of the camera file.
-        matrices: (N, 4, 4), poses as in the file, but without scale.
+        matrices: (N, 4, 4), poses as in the file, after the division of the rotation part by its scale.
         convention: convention of `matrices`.
     """
 

@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 HELD_OUT = 0.1  # share of the views of a scene that are held out of the fit of the field
 MAX_ANGLE = 15  # maximum angle in degrees between the viewing axes of the cameras and the origin, else a warning
 SAME_POSE = 1e-3
-"""Maximum difference of a matrix entry between equal poses, relative to the camera distance (at least 1)."""
+"""Maximum difference between the matrix entries of equal poses, relative to max(1, distance from the origin)."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,8 @@ class Scene:
 
     @property
     def targets(self) -> list[int]:
-        """Indices of the views to sample: those after the last condition view, then those before in reverse order."""
+        """Indices of the views to sample: first the views after the last condition view, then all earlier views in
+        reverse order."""
         start = self.condition[-1] if self.condition else -1
         outward = [*range(start + 1, len(self.cameras)), *reversed(range(max(start, 0)))]
         return [k for k in outward if k not in self.condition]
@@ -247,7 +248,10 @@ class MVAdapterSampler(GroupSampler):
 
 
 class FolderSampler:
-    """Sampler that reads existing views from a folder. The constructor checks all files and raises ConfigError."""
+    """Sampler that reads existing views from a folder.
+
+    The constructor checks all files and raises ConfigError if one of them is missing or unusable.
+    """
 
     needs_text, on_disk = False, True
 
@@ -262,7 +266,7 @@ class FolderSampler:
     def indices(self, request: Request) -> list[int]:
         """Return the index in the folder of each requested view.
 
-        Raises ConfigError if a view is missing or its pose differs from the requested one.
+        Raises ConfigError if a view is missing, or if the pose of a view differs from the requested pose.
         """
         if request.scene not in self.scenes:
             raise ConfigError(f"{self.folder / request.scene} is missing. The scenes to score include it.")

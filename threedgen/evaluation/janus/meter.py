@@ -59,7 +59,7 @@ SHEET_OBJECTS = 12
 
 
 class ViewClassifier(Protocol):
-    """Classifier of the side of an object that an image shows, registered as kind "view-classifier".
+    """Classifier of the side of an object that an image shows; the registry kind is "view-classifier".
 
     Images are square views (V, S, S, 3) of one object, in [0, 1].
     """

@@ -108,9 +108,8 @@ MIN_FOREGROUND = 0.01
 def foreground_means(views: np.ndarray, masks: np.ndarray) -> list[np.ndarray | None]:
     """Return the mean Lab colour (3,) of the foreground of each view.
 
-    The result is None for a view whose foreground covers a smaller fraction than `MIN_FOREGROUND`.
-
-    ``views`` are sRGB images (V, H, W, 3) in [0, 1], ``masks`` are bool (V, H, W), True for the foreground.
+    The result is None for a view whose foreground covers less than the fraction `MIN_FOREGROUND`. ``views`` are
+    sRGB images (V, H, W, 3) in [0, 1], ``masks`` are bool (V, H, W), True for the foreground.
     """
     return [
         rgb2lab(view[mask][None])[0].mean(0) if mask.mean() >= MIN_FOREGROUND else None

@@ -70,7 +70,7 @@ def share(answers: Sequence[bool | None]) -> Share:
 
 
 def share_of_groups(groups: Iterable[Sequence[bool | None]]) -> Share:
-    """Return the share of True answers over groups of dependent answers, such as those for the views of an object.
+    """Return the share of True answers over groups of dependent answers, such as one answer per view of an object.
 
     The 95 % interval of the share is a bootstrap over groups, or Wilson's interval for one answer per group if all
     answers are equal. Answers that are None are not counted.

@@ -200,7 +200,7 @@ def with_images(scene: SceneViews, images: Tensor) -> SceneViews:
 
 
 def strip(images: Tensor) -> Array:
-    """Resize images (V, H, W, 3) in [0, 1] to a width of 128 to 255 pixels, for the contact sheet; return uint8."""
+    """Resize images (V, H, W, 3) in [0, 1] to a width of 128 to 255 pixels for the contact sheet. Return uint8."""
     height, width = images.shape[1:3]
     if width > SHEET_WIDTH:
         images = resize(images, round(height * SHEET_WIDTH / width), SHEET_WIDTH)
@@ -208,9 +208,12 @@ def strip(images: Tensor) -> Array:
 
 
 class MeasuredViews:
-    """Measured scenes with one kind of views (`ROWS`): metrics by name and network output of each scene.
+    """Measured scenes with one kind of views (a key of `ROWS`).
 
-    ``images`` is the number of images in all scenes.
+    Attributes:
+        figures: dict from the name of a metric to its value, for each scene.
+        outputs: features and class logits of the views, for each scene.
+        images: number of images in all scenes.
     """
 
     def __init__(self, scenes: Sequence[Measurement]) -> None:
@@ -250,7 +253,10 @@ def summary(row: MeasuredViews, truth: MeasuredViews) -> stats.Json:
 
 
 def difference(row: MeasuredViews, other: MeasuredViews, truth: MeasuredViews) -> stats.Json:
-    """Compute the metrics of ``row`` minus those of ``other``, for the same scenes, as JSON with 95 % intervals."""
+    """Compute the metrics of ``row`` minus the metrics of ``other``, for the same scenes, with 95 % intervals.
+
+    ``truth`` has the true views for FID and KID. The result is a JSON dict from metric to difference.
+    """
     differences = stats.paired_differences(row.figures, other.figures, row.figures[0])
     found: stats.Json = {**means(differences)}
     found["psnr"]["won"] = sum((one["psnr"] or 0) > 0 for one in differences)
