@@ -30,7 +30,7 @@ MIRRORS = {
     "runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
 }
 """Hub repository with a copy, by the name of a repository that was removed; None: no copy is known."""
-RUNS_NOW = "the config mvdream-toybox, with prior.weights=embedded, runs without a download"
+RUNS_NOW = "`python launch.py --list` shows the configs that need no download"
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 CLIP_REPOSITORY = "openai/clip-vit-large-patch14"
 """Hub repository with the vocabulary that all text encoders of Stable Diffusion share, CLIP and OpenCLIP."""
@@ -99,7 +99,7 @@ def absent(weights: str, why: str = "the hub cannot be reached") -> ConfigError:
     kind = AbsentWeights if original else ConfigError
     return kind(
         f"{weights!r} is neither a file or folder here nor in the hub's cache, and {why}; where "
-        f"there is a network, `hf download {repo}{file}` fetches {what}, then give its path; {RUNS_NOW}",
+        f"there is a network, `hf download {repo}{file}` puts {what} into the cache; or give a path; {RUNS_NOW}",
         "weights",
     )
 

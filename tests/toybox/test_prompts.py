@@ -36,7 +36,8 @@ def embedded() -> Vocabulary:
         ("justice", ["animals (dog, cat ...), buildings (house, castle ...), vehicles"]),
         ("a photo of a cup", ["'cup' by mug", "household (mug, teapot,"]),
         ("red apples", ["'apples' by apple"]),
-        ("a blue hat", ["animals (dog, cat ...), buildings"]),
+        ("a blue hat", ["'a dog with a blue hat'"]),
+        ("a cup of ice tea", ["'cup' by mug"]),
     ],
 )
 def test_check_refuses_prompts_without_known_noun(prompt: str, values: list[str], embedded: Vocabulary) -> None:
@@ -60,7 +61,8 @@ def test_check_ignores_other_vocabularies(embedded: Vocabulary) -> None:
 @pytest.mark.parametrize(
     ("prompt", "names"),
     [
-        ("a white dog on a red chair", ["dog and chair"]),
+        ("a white dog with a red chair", ["dog and chair"]),
+        ("a white dog on a red chair", []),
         ("a dog wearing a hat and a red scarf", ["hat and scarf"]),
         ("a dog with blue ears wearing a hat, and a cat", ["dog and cat", "ears and hat"]),
         ("a palm tree", []),
@@ -103,6 +105,11 @@ def test_prompt_check_imports_no_torch(tmp_path: Path) -> None:
         ("a fire truck", "a truck"),
         ("a bear with a big sword", "a bear"),
         ("a pirate holding a sword and a flag", "a pirate with a flag"),
+        ("a castle made of ice", "a castle"),
+        ("an ice cream on a stick", "an ice cream"),
+        ("a cat sitting on a blue sofa", "a cat"),
+        ("a dog sporting a red hat", "a dog with a red hat"),
+        ("please draw a dog", "a dog"),
         ("a knight in shining armour with a blue plume", "a knight with a blue plume"),
         ("a dog that is small and cute", "a dog that is small"),
         ("a dog that is cute and small", "a dog that is small"),

@@ -117,15 +117,18 @@ def _lines(key: str, places: Places) -> list[str]:
     place = places[key]
     if place.section is not None:
         return ["", wrapped(place.field.description or _about(place.section), 4, f"{key}: ")]
-    missing = place.value is None and place.field.is_required()
-    value = "(required)" if missing else yaml_text.write_line(fields.plain(place.value))
+    section, _, last = key.rpartition(".")
+    mark = fields.component(places[section].field) if section in places and last == "name" else None
+    value = mark.default if mark and place.value is None else place.value
+    missing = value is None and place.field.is_required()
+    shown = "(required)" if missing else yaml_text.write_line(fields.plain(value))
     if choices := _choices(key, places):
         column = max(map(len, choices)) + 8
         meanings = [wrapped(_about(model), column, f"      {name}".ljust(column)) for name, model in choices.items()]
-        return [f"  {key} = {value}", *meanings]
+        return [f"  {key} = {shown}", *meanings]
     kind = fields.type_name(place.field.annotation, place.field.metadata)
     meaning = [wrapped(place.field.description, 6, " " * 6)] if place.field.description else []
-    return [wrapped(f"({kind})", 6, f"  {key} = {value}  "), *meaning]
+    return [wrapped(f"({kind})", 6, f"  {key} = {shown}  "), *meaning]
 
 
 def _about(model: type[BaseModel] | Exception) -> str:

@@ -60,6 +60,7 @@ task  toybox-subjects    toybox.data.subjects:run                toybox.options:
 task  toybox-sheet       toybox.data.objects:run_sheet         toybox.options:ToyboxSheetConfig
 # text of --dry-run: function (config) -> text; "any": all other tasks
 plan  any       train.plan:plan             config.sections:TaskConfig
+plan  texture   systems.draw.mesh:plan      systems.draw.options:SamplingConfig
 plan  generate  systems.generate.plan:plan  systems.generate.options:GenerateConfig
 # how an object is trained: a subclass of GenerateSystem
 system  generate  systems.generate.system:GenerateSystem  systems.generate.options:SystemConfig

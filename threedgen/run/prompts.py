@@ -77,7 +77,8 @@ def prompt_warnings(prompt: str, prior: PromptReader, more: Iterable[str] = ()) 
     if cut:
         notes.append(f"the prompt is too long for this prior: everything from {_quoted(cut)} on is ignored")
     notes += unknown_words_note(prior.unknown_words(text.removesuffix(cut)))
-    notes += reading_notes(prior.read_prompt(text.removesuffix(cut)))
+    reading = prior.read_prompt(text.removesuffix(cut))
+    notes += reading_notes(reading) + received_note(text.removesuffix(cut), reading)
     missing = [word for word in prior.identifiers if word.lower() not in text.lower()]
     if missing:
         notes.append(f"the prompt does not contain {', '.join(missing)}: the result is not the tuned subject")
@@ -113,6 +114,12 @@ def reading_notes(reading: Reading) -> list[str]:
         words = " ".join(reading.negated)
         notes.append(f"negations have no effect: {_quoted(words)} is left out. Use negative_prompt={_quoted(words)}.")
     return notes
+
+
+def received_note(prompt: str, reading: Reading) -> list[str]:
+    """Return a list with one note, the text that the prior receives instead of `prompt`; [] if it is the same text."""
+    same = reading.text.lower().split() == prompt.lower().split()
+    return [] if same else [f"the prior receives {_quoted(reading.text, 200)}"]
 
 
 def _quoted(text: str, length: int = 60) -> str:

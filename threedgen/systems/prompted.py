@@ -8,13 +8,13 @@ from pydantic import Field
 from threedgen.config.errors import ConfigError, short, within
 from threedgen.config.sections import RunConfig
 from threedgen.guidance.weights.tokens import Vocabulary, prompt_reader
-from threedgen.run.prompts import reading_notes, unknown_words_note
+from threedgen.run.prompts import reading_notes, received_note, unknown_words_note
 
 
 class PromptedConfig(RunConfig):
     """Base class of the config models of tasks with a prompt. It checks the words of the prompt."""
 
-    prompt: str = Field("", description="text for the prior, passed on as it is")
+    prompt: str = Field("", description="text for the prior; the toybox prior receives the words that it knows")
     prompt_check: Literal["on", "off"] = Field(
         "on", description="stop if the embedded prior knows no noun of the prompt; off: continue"
     )
@@ -74,7 +74,10 @@ class PromptedConfig(RunConfig):
         vocabulary = self.vocabulary()
         texts = [] if vocabulary is None else self.texts()
         unknown = {word: near for text in texts for word, near in vocabulary.unknown(text)} if vocabulary else {}
-        changed = [note for text in texts for note in reading_notes(vocabulary.read(text))] if vocabulary else []
+        readings = {text: vocabulary.read(text) for text in texts} if vocabulary else {}
+        changed = [note for reading in readings.values() for note in reading_notes(reading)]
+        if len(readings) == 1:
+            changed += received_note(*next(iter(readings.items())))
         return [
             *super().notes(),
             *unknown_words_note(list(unknown.items())),

@@ -29,6 +29,10 @@ NOT_CONTENT = {*ARTICLES, *CONNECTORS, *ADJECTIVES, "is", "inside", "model"}
 VERBS = {"in", "wearing", "with"}
 NEGATIONS = {"without", "no", "not", "never", "minus"}
 NOUN_WORDS = {word for noun in NOUNS for word in noun.split()}
+PARTS_OF_NOUNS = {word: noun for noun in NOUNS for word in noun.split() if word not in NOUNS}
+"""Words that are known only within a noun of several words: "ice" in "ice cream"."""
+GAP = "?"
+"""Stands for unknown words in front of an article, as in "a cat sitting on a sofa"."""
 
 
 class ToyboxPrompts:
@@ -86,9 +90,18 @@ class ToyboxPrompts:
         for family in dict.fromkeys(NOUNS[noun].family for noun in (sum(nearest.values(), []) or self.nouns)):
             members = families[family]
             examples.append(f"{family} ({', '.join(members[:limit])}{' ...' if len(members) > limit else ''})")
-        advice = f"{lead} {', '.join(examples)}"
+        advice = self._with_owner(prompt) or f"{lead} {', '.join(examples)}"
         problem = f"contains no noun that this prior knows. {advice}. {PAGE} lists all words"
-        raise ConfigError(f"{problem}; prompt_check=off skips this check", "prompt", prompt)
+        other = "configs with sd21 in their name take any text, on a GPU"
+        raise ConfigError(f"{problem}; {other}; prompt_check=off skips this check", "prompt", prompt)
+
+    def _with_owner(self, prompt: str) -> str:
+        # advice for a prompt that names only a part or an accessory, such as "a red hat"
+        words = re.findall(r"[a-z]+", self.read(prompt).text.lower())
+        for noun in self.nouns:
+            if not {*NOUNS[noun].wears, *NOUNS[noun].parts}.isdisjoint(words):
+                return f"Name an object that has it, such as '{article(noun)} {noun} with {' '.join(words)}'"
+        return ""
 
     def notes(self, prompt: str) -> list[str]:
         """Return warnings if a prompt names several objects, or several parts or accessories; else an empty list."""
@@ -171,11 +184,11 @@ def _known_words(prompt: str, known: Collection[str], added: list[str], reading:
     for word in re.findall(rf"{names + '|' if names else ''}\w+|[^\w\s]", text):
         if word in punctuation and word not in known:
             continue
-        name = known_form(word, known)
+        name = known_form(word, known) if PARTS_OF_NOUNS.get(word, "") in text else None
         negating = word in NEGATIONS or (negating and name not in CONNECTORS)
         if negating:
             reading.negated += [] if word in NEGATIONS | ARTICLES else [word]
-        elif word in added or word in known:
+        elif word in added or name == word:
             words.append(word)
         elif name is not None:
             reading.replaced[word] = name
@@ -196,9 +209,11 @@ def known_form(word: str, known: Collection[str]) -> str | None:
 
 def _clauses(words: list[str]) -> list[list[str]]:
     clauses: list[list[str]] = [[]]
-    for word in words:
+    for word, before in zip(words, [" ", *words], strict=False):
         if word in CONNECTORS:
             clauses.append([])
+        elif word in ARTICLES and not before:
+            clauses.append([GAP])
         clauses[-1].append(word)
     return clauses
 
@@ -210,10 +225,16 @@ def _without_prefix(clauses: list[list[str]]) -> list[list[str]]:
 
 
 def _with_content(clauses: list[list[str]], added: Collection[str]) -> list[list[str]]:
-    # removes clauses without content after the object's noun, such as "with a", whose noun is unknown
-    subjects = {*NOUNS, *(word.lower() for word in added)}
+    # removes clauses without content after the object's noun, such as "with a", whose noun is unknown, and other
+    # objects behind unknown words
+    names = {word.lower() for word in added}
     result, has_subject, opening = list[list[str]](), False, list[str]()
     for clause in clauses:
+        names_object = bool(find_nouns(" ".join(clause))) or not names.isdisjoint(clause)
+        if clause[:1] == [GAP]:
+            if has_subject and names_object:
+                continue
+            clause = ["with", *clause[1:]] if has_subject else clause[1:]
         joins = clause[:1] in (["and"], [","])
         if joins and opening:  # "with a SWORD and a flag" becomes "with a flag"
             clause = [*opening, *clause[1:]]
@@ -223,7 +244,7 @@ def _with_content(clauses: list[list[str]], added: Collection[str]) -> list[list
             result.append(clause)
         elif clause[:1] == ["that"] or clause[0] in VERBS:
             opening = [word for word in clause if word in ("that", "is", *VERBS)]
-        has_subject = has_subject or not subjects.isdisjoint(clause)
+        has_subject = has_subject or names_object
     return result
 
 

@@ -1,5 +1,7 @@
 """Text of --dry-run: task, output folder, weights, steps and device, without a time estimate."""
 
+from collections.abc import Sequence
+
 import torch
 
 from threedgen.config.sections import TaskConfig
@@ -11,8 +13,8 @@ from threedgen.train.task import device as device_name
 END = "nothing was run or written"
 
 
-def plan(config: TaskConfig) -> str:
-    """Return the text of --dry-run for tasks without their own plan. Raises ConfigError for unreadable weights."""
+def plan(config: TaskConfig, more: Sequence[str] = ()) -> str:
+    """Return the text of --dry-run, with the lines `more` before the notes. ConfigError if weights are unreadable."""
     config = config.used()
     about = config.about or " ".join((type(config).__doc__ or "").partition("\n\n")[0].split())
     lines = [f"would run {config.task}: {about}"]
@@ -25,7 +27,7 @@ def plan(config: TaskConfig) -> str:
     if trainer := getattr(config, "trainer", None):
         lines.append(f"steps: {trainer.max_steps}")
     set_threads(threads_of(config))
-    return "\n".join([*lines, *notes(config), device_line(config), END])
+    return "\n".join([*lines, *more, *notes(config), device_line(config), END])
 
 
 def notes(config: TaskConfig) -> list[str]:

@@ -18,6 +18,7 @@ from threedgen.geometry.raster import box_downsample, interpolate, rasterise_vie
 from threedgen.geometry.submesh import Submesh
 from threedgen.guidance.priors.mvadapter.inputs import GEOMETRY_VIEWS, HALF, geometry_maps, views
 from threedgen.run.arrays import Array
+from threedgen.train.plan import plan as train_plan
 
 from .options import SamplingConfig
 
@@ -160,6 +161,15 @@ def read_source(path: Path, frame: MeshFrame, dtype: type[np.floating] = np.floa
     if uv is not None:
         uv = np.where((uv > -1e-4) & (uv < 1 + 1e-4), uv.clip(0, 1), uv).astype(np.float32)
     return SourceMesh(vertices, triangles, uv, directions, frame)
+
+
+def plan(config: SamplingConfig) -> str:
+    """Return the text of --dry-run, with the size of the mesh. Raises ConfigError if the mesh is unreadable."""
+    if config.mesh is None:
+        return train_plan(config)
+    mesh = read_source(Path(config.mesh).expanduser(), MeshFrame.of(config))
+    coordinates = "with" if mesh.uv is not None else "without"
+    return train_plan(config, [f"mesh: {len(mesh.faces):,} triangles, {coordinates} texture coordinates"])
 
 
 def _normals(parts: tuple[Submesh, ...], points: Array, triangles: Array) -> Array:
