@@ -30,7 +30,7 @@ MIRRORS = {
     "runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
 }
 """Hub repository with a copy, by the name of a repository that was removed; None: no copy is known."""
-RUNS_NOW = "`python launch.py --list` shows the configs that need no download"
+RUNS_NOW = "--list shows the configs that need no download"
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 CLIP_REPOSITORY = "openai/clip-vit-large-patch14"
 """Hub repository with the vocabulary that all text encoders of Stable Diffusion share, CLIP and OpenCLIP."""

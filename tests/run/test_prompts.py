@@ -75,8 +75,9 @@ def test_truncation_gives_a_warning(prior: MVDream) -> None:
 
 
 def test_unknown_words_are_named_with_the_nearest_known_ones(prior: MVDream) -> None:
-    (note,) = prompt_warnings("a red dgo with a zzzz", prior)
+    note, received = prompt_warnings("a red dgo with a zzzz", prior)
     assert "'dgo' (nearest: dog), 'zzzz'" in note and "'red'" not in note
+    assert received.endswith("'a red'")
 
 
 def test_only_eight_unknown_words_are_listed() -> None:
@@ -108,5 +109,6 @@ def test_prompt_warnings_name_synonyms_and_negations(prior: MVDream) -> None:
         def read_prompt(self, prompt: str) -> Reading:
             return Reading("a dog", {"puppy": "dog"}, negated=["hat"])
 
-    replaced, negated = prompt_warnings("a puppy", ReadingPrior())
+    replaced, negated, received = prompt_warnings("a puppy", ReadingPrior())
     assert "'puppy'" in replaced and "'dog'" in replaced and "negative_prompt='hat'" in negated
+    assert received.endswith("'a dog'")

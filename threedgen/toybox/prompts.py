@@ -90,7 +90,8 @@ class ToyboxPrompts:
         for family in dict.fromkeys(NOUNS[noun].family for noun in (sum(nearest.values(), []) or self.nouns)):
             members = families[family]
             examples.append(f"{family} ({', '.join(members[:limit])}{' ...' if len(members) > limit else ''})")
-        advice = self._with_owner(prompt) or f"{lead} {', '.join(examples)}"
+        owner = "" if nearest else self._with_owner(prompt)
+        advice = owner or f"{lead} {', '.join(examples)}"
         problem = f"contains no noun that this prior knows. {advice}. {PAGE} lists all words"
         other = "configs with sd21 in their name take any text, on a GPU"
         raise ConfigError(f"{problem}; {other}; prompt_check=off skips this check", "prompt", prompt)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 METHODS = ("mvdream-toybox", "sds-toybox", "dreamfusion-toybox")
 ViewClassifier = Annotated[Any, registry.Component("view-classifier", default="probe")]
-UNREADABLE = tuple(".3ds .abc .blend .dae .fbx .off .stl .usd .usda .usdc .usdz .wrl .x3d".split())
+UNREADABLE = tuple(".3ds .abc .blend .dae .fbx .stl .usd .usda .usdc .usdz .wrl .x3d".split())
 """Suffixes of mesh formats that the meter cannot read."""
 WITHOUT_CLIP = "meter.classifier.name=probe needs no CLIP, for assets that look like those of the toybox"
 SKIPPED_PARTS = {"export.enabled": False, "preview.enabled": False, "result.turntable.n_view": 8}
