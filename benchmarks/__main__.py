@@ -26,6 +26,9 @@ BENCHMARKS = {
     "whole_run": "whole run of quick-toybox: alone, and next to a process that keeps one core busy",
     "unseen": "colours of texels that no camera saw, against the true colours of toybox objects",
     "export_shape": "normals and ground contact of toybox objects' meshes and levels of detail, against the truth",
+    "weights": "LoRAs and single files of sized-down Stable Diffusion 1.5, 2.1 and XL, against diffusers",
+    "user_files": "contents of a folder of user files, --data FOLDER, as the readers return them",
+    "round_trip": "exported assets, --run RUN, as trimesh, Blender and three.js read them",
     "export": "quality of exported assets of synthetic fields or runs, against acceptance limits",
 }
 """Benchmark name -> description. The function `table` in benchmarks/NAME.py gets the options that its parameters name.
@@ -61,13 +64,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--widths", type=parse_ints, default=(320, 640, 1280, 1280), help=widths)
     device = "device (mvdiffusion, mvadapter, default cpu)"
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help=device)
-    runs = "run folder that provides the field (step), or run folders to export (export)"
+    runs = "run folder that provides the field (step), or run folders to export (export) or to read (round_trip)"
     parser.add_argument("--run", type=Path, nargs="+", help=runs, dest="runs", metavar="RUN")
     parser.add_argument("--minutes", type=float, default=6.0, help="time limit of all stages (gpu, default 6)")
     parser.add_argument("--small", action="store_true", help="small sizes on the CPU, also if there is a GPU (gpu)")
     parser.add_argument(
         "--stages", type=lambda text: text.split(","), default=[], help="stages to run (gpu, default all)"
     )
+    parser.add_argument("--data", type=Path, default=Path("data"), help="folder of files (user_files)", metavar="PATH")
     folder = "folder of the results (gpu, default outputs/benchmarks/gpu)"
     parser.add_argument("--folder", type=Path, default=Path("outputs/benchmarks/gpu"), help=folder, metavar="PATH")
     parser.add_argument("--out", type=Path, help="JSON file for the tables and a description of the machine")

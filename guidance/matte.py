@@ -24,8 +24,10 @@ from threedgen.run.disk import write_json
 
 BATCH, MAX_SIZE = 16, 1024
 """Number of images that the network processes together, and the largest `size` of its input in pixels."""
-GRABCUT_SIZE, GRABCUT_MARGIN = 256, 0.1
-"""Longer side in pixels of the image that GrabCut segments, and the fraction at each side that is background."""
+GRABCUT_SIZE, GRABCUT_MARGIN, MIN_PART = 256, 0.1, 0.03
+"""Longer side in pixels of the image that GrabCut segments, the fraction at each side that is background, and the
+smallest part of the object relative to the largest one. Smaller parts and lines of two pixels, such as edges of walls,
+are background."""
 
 
 class Matte(nn.Module):
@@ -114,7 +116,11 @@ def _by_grabcut(rgb: Array) -> Array:
     mask, models = np.zeros((h, w), np.uint8), np.zeros((2, 65))
     cv2.setRNGSeed(0)
     cv2.grabCut(small, mask, (x, y, w - 2 * x, h - 2 * y), models[:1], models[1:], 5, cv2.GC_INIT_WITH_RECT)
-    return np.asarray(cv2.resize((mask & 1).astype(np.float32), (width, height)))  # odd values are foreground
+    solid = cv2.morphologyEx(mask & 1, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))  # odd values are foreground
+    _, label, statistics, _ = cv2.connectedComponentsWithStats(solid)
+    area = statistics[:, cv2.CC_STAT_AREA] * (np.arange(len(statistics)) > 0)  # 0: background
+    solid = (area > MIN_PART * area.max())[label].astype(np.float32)
+    return np.asarray(cv2.resize(solid, (width, height)))
 
 
 def reference_foreground(options: ReferenceConfig) -> Array | None:

@@ -71,6 +71,7 @@ def fuse_lora(prior: LatentDiffusion, lora: LoraFile) -> None:
     """
     path = loading.weight_file(lora.file)
     content, metadata = files.read_tensors(path), files.read_header(path)[1]
+    content = {name: t.half() if t.is_floating_point() and t.itemsize == 1 else t for name, t in content.items()}
     tensors = {name: t for name, t in content.items() if "lora" in name or name.endswith(".alpha")} or content
     files.warn_unused([name for name in content if name not in tensors], "of a LoRA")
     for part, kind in OTHER_KINDS.items():

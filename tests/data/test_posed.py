@@ -105,6 +105,9 @@ def test_colmap_text_and_folders_of_photos(tmp_path: Path, keypoints: str | None
     [
         lambda tree: [tree.pop(name) for name in "wh"],
         lambda tree: tree.update({name: str(tree[name]) for name in "wh"}, camera_model="PINHOLE"),
+        lambda tree: tree.update(camera_model=None),
+        lambda tree: tree.update(camera_model="pinhole"),
+        lambda tree: [frame.update(file_path=frame["file_path"].replace(".png", ".JPG")) for frame in tree["frames"]],
         lambda tree: tree.update(k1=None, aabb_scale=None, offset=None, ply_file_path="sparse_pc.ply"),
         lambda tree: [
             frame.update(mask_path="mask.png", sharpness=3, w=tree["w"], h=tree["h"]) for frame in tree["frames"]
@@ -119,7 +122,22 @@ def test_colmap_text_and_folders_of_photos(tmp_path: Path, keypoints: str | None
         lambda tree: [frame.update(transform_matrix=frame["transform_matrix"][:3]) for frame in tree["frames"]],
         lambda tree: tree["frames"].append({"file_path": "images/lost.png", "transform_matrix": np.eye(4).tolist()}),
     ],
-    ids=["size", "text", "null", "frame", "Windows", "absolute", "backslash", "case", "file", "rows", "lost"],
+    ids=[
+        "size",
+        "text",
+        "no model",
+        "lower",
+        "converted",
+        "null",
+        "frame",
+        "Windows",
+        "absolute",
+        "backslash",
+        "case",
+        "file",
+        "rows",
+        "lost",
+    ],
 )
 def test_variants_of_transforms(tmp_path: Path, edit: Any) -> None:
     views = photographs(3)
@@ -136,6 +154,59 @@ def test_instant_ngp_box_and_nerfstudio_transform(tmp_path: Path) -> None:
     posed = read_posed(tmp_path)
     assert posed.box is not None and posed.box[0].tolist() == [0, 0, -1] and posed.box[1] == 4
     assert posed.applied is not None and posed.applied.tolist() == [*turn, [0, 0, 0, 1]]
+
+
+@pytest.mark.parametrize("place", ["sparse/1", "sparse", "colmap/sparse/0", "dense/sparse", "dense/0/sparse"])
+def test_places_of_colmap_models(tmp_path: Path, place: str) -> None:
+    views = photographs(3)
+    write_colmap(tmp_path, views, binary=True)
+    (tmp_path / "sparse").rename(tmp_path / "written")
+    (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "written" / "0").rename(tmp_path / place)
+    assert torch.allclose(open_photos(tmp_path, 64).cameras.c2w, views.cameras.c2w, atol=1e-5)
+
+
+def test_largest_colmap_model_is_read(tmp_path: Path) -> None:
+    for name, count in (("a", 2), ("b", 5)):
+        write_colmap(tmp_path / name, photographs(count), binary=True)
+    (tmp_path / "a" / "sparse" / "0").rename(tmp_path / "b" / "sparse" / "1")
+    (tmp_path / "b" / "sparse" / "0").rename(tmp_path / "b" / "sparse" / "2")
+    assert len(open_photos(tmp_path / "b", 64)) == 5
+    with refused(None, tmp_path / "a", "transforms.json"):
+        read_posed(tmp_path / "a")
+
+
+def test_photos_of_equal_names_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    views = photographs(3)
+    write_transforms(tmp_path, views)
+
+    def rename(tree: dict[str, Any]) -> None:
+        for k, frame in enumerate(tree["frames"]):
+            frame["file_path"] = f"/home/me/set/images/camera{k}/photo.HEIC"
+
+    edit_transforms(tmp_path, rename)
+    (tmp_path / "images" / "000.png").rename(tmp_path / "images" / "photo.png")
+    with refused(None, tmp_path / "images" / "photo.png", "camera0", "camera1"):
+        read_posed(tmp_path)
+    for k, name in enumerate(("photo", "001", "002")):
+        (tmp_path / "images" / f"camera{k}").mkdir()
+        (tmp_path / "images" / f"{name}.png").rename(tmp_path / "images" / f"camera{k}" / "photo.png")
+    assert (open_photos(tmp_path, 64).views().images - views.images).abs().max() < 0.01
+
+
+@pytest.mark.parametrize("name", ["images/000.PNG", "images/000.Png", "Images/000.pnG", "IMAGES/000.png"])
+@pytest.mark.parametrize("form", ["transforms", "without suffix", "COLMAP"])
+def test_photo_names_ignore_case(tmp_path: Path, name: str, form: str) -> None:
+    if form == "COLMAP":
+        write_colmap(tmp_path, photographs(3), binary=False)
+    else:
+        write_transforms(tmp_path, photographs(3))
+    if form == "without suffix":
+        edit_transforms(tmp_path, lambda tree: tree["frames"][0].update(file_path="images/000"))
+    folder, photo = (tmp_path / name).parent, tmp_path / name
+    (tmp_path / "images").rename(folder)
+    (folder / "000.png").rename(photo)
+    assert len(open_photos(tmp_path, 64)) == 3
 
 
 @pytest.mark.parametrize("distortion", [(0.3, 0.05, 0.01, -0.01), (-0.2, 0.03, 0.0, 0.0)])

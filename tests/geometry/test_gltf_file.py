@@ -338,3 +338,23 @@ def test_dds_textures(tmp_path: Path) -> None:
     glb.square(glb.material(glb.texture(uri="tex.dds")))
     glb.gltf.textures[0].extensions, glb.gltf.textures[0].source = {"MSFT_texture_dds": {"source": 0}}, None
     assert_colours(glb.write(tmp_path / "a.gltf"), texel(uv_of()))
+
+
+@pytest.mark.parametrize("scene", [0, 1, None])
+def test_scene_of_the_file_is_read(tmp_path: Path, scene: int | None) -> None:
+    """A file without a default scene shows its first one."""
+    glb = Glb()
+    for k in range(2):
+        glb.square(node={"translation": [5 * k, 0, 0]})
+    glb.gltf.scenes, glb.gltf.scene = [gl.Scene(nodes=[0]), gl.Scene(nodes=[1])], scene
+    (part,) = read_mesh_file(glb.write(tmp_path / "a.glb")).submeshes
+    assert part.vertices[:, 0].max() == 1 + 5 * (scene or 0)
+
+
+@pytest.mark.parametrize("name", ["EXT_other", "KHR_materials_variants", "EXT_texture_webp", "VENDOR_geometry"])
+def test_required_extensions_that_are_not_read_are_named(tmp_path: Path, name: str) -> None:
+    glb = Glb()
+    glb.square()
+    glb.gltf.extensionsUsed = glb.gltf.extensionsRequired = [name]
+    found = read_mesh_file(glb.write(tmp_path / "a.glb")).failures
+    assert len(found) == (name in ("EXT_other", "VENDOR_geometry")) and all(name in note for note in found)

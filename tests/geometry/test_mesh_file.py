@@ -224,3 +224,33 @@ def test_small_files(file: str, colours: set[tuple[int, ...]], note: str) -> Non
     assert [note in text for text in mesh.notes] == ([True] if note else [])
     if file.startswith("skin"):
         assert np.ptp(mesh.corners[..., 1]) == pytest.approx(5 * np.ptp(mesh.corners[..., 2]))
+
+
+FACET = "facet normal 0 0 1\nouter loop\nvertex -1 -1 0\nvertex 1 -1 0\nvertex 1 1 0\nendloop\nendfacet\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"solid a b; units=mm\n{FACET}endsolid\n",
+        f"solid\n{FACET}endsolid\n",
+        f"SOLID A\n{FACET}ENDSOLID A\n".upper(),
+        f"\n  solid x\r\n{FACET}endsolid x\n".replace("\n", "\r\n"),
+        f"\ufeffsolid x\n{FACET}endsolid x\n",
+        f"solid x\n{FACET.replace('-1 -1 0', '-1.0E+00 -1e0 0.0e-1')}endsolid\n",
+    ],
+    ids=["header", "no name", "upper", "blank", "mark", "exponents"],
+)
+def test_stl_as_text(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.stl").write_bytes(text.encode())
+    (part,) = read_mesh_file(tmp_path / "a.stl").submeshes
+    assert part.vertices[part.faces].tolist() == [[[-1, -1, 0], [1, -1, 0], [1, 1, 0]]]
+
+
+@pytest.mark.parametrize("header", [b"solid made in CAD", b"COLOR=\xff\x00\x00\xff", b""])
+@pytest.mark.parametrize("rest", [b"", b"\r\n", bytes(200)])
+def test_binary_stl(tmp_path: Path, header: bytes, rest: bytes) -> None:
+    triangle = np.array([0, 0, 1, -1, -1, 0, 1, -1, 0, 1, 1, 0], "<f4").tobytes() + b"\0\0"
+    (tmp_path / "a.stl").write_bytes(header.ljust(80, b"\0") + (1).to_bytes(4, "little") + triangle + rest)
+    (part,) = read_mesh_file(tmp_path / "a.stl").submeshes
+    assert part.vertices[part.faces].tolist() == [[[-1, -1, 0], [1, -1, 0], [1, 1, 0]]]

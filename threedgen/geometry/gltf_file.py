@@ -4,6 +4,7 @@ Skinned meshes have the pose of the file's joint nodes. Morph targets have their
 """
 
 import base64
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache, cached_property
@@ -14,7 +15,7 @@ from urllib.parse import unquote, unquote_to_bytes
 import numpy as np
 from pygltflib import Accessor, BufferView, Material, TextureInfo
 
-from threedgen.config.errors import ConfigError
+from threedgen.config.errors import ConfigError, short
 from threedgen.config.plain_file import parse_json
 from threedgen.geometry.images import to_srgb
 from threedgen.geometry.side_files import SideFiles
@@ -34,6 +35,11 @@ REFUSED = {
     "KHR_texture_basisu": f"KTX2. {NO_TEXTURE_FORMAT}",
 }
 """Extensions that cannot be read. The text is their common name and advice to the user."""
+HARMLESS = re.compile(
+    r"KHR_(materials_.*|mesh_quantization|texture_transform|lights_punctual|animation_pointer|xmp.*)"
+    r"|EXT_(texture_webp|texture_avif|mesh_gpu_instancing|lights_.*)|MSFT_texture_dds|FB_ngon_encoding"
+)
+"""Extensions that are read, or that change neither shape nor base colour."""
 INSTANCES = "EXT_mesh_gpu_instancing"
 IDENTITY = {"TRANSLATION": (0, 0, 0), "ROTATION": (0, 0, 0, 1), "SCALE": (1, 1, 1)}
 """Values of the parts of a transform that a node or an instance does not define. Together they are the identity."""
@@ -83,6 +89,10 @@ class GltfFile:
         for name in self.tree.get("extensionsRequired", []):
             if name in REFUSED and (colours or "texture" not in name):
                 raise _refusal(name)
+            if name not in REFUSED and not HARMLESS.fullmatch(name):
+                self.files.failures.append(
+                    f"it requires {short(name, 60)}, which is not read. Shape or colours may differ"
+                )
         nodes, groups = self.tree.get("nodes", []), dict[tuple[int, int | None, str], list[int]]()
         for index in self.transforms:
             node = nodes[index]

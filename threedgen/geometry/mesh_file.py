@@ -106,6 +106,8 @@ def _read_stl(data: bytes, colours: bool) -> Iterator[Submesh]:
     import trimesh
 
     binary = int.from_bytes(data[80:84], "little")
+    if len(data) >= 84 + 50 * binary and b"facet" not in data[84:400]:  # some programs write more bytes after it
+        data = data[: 84 + 50 * binary]
     check_count(binary if len(data) == 84 + 50 * binary else data.count(b"endfacet"))
     scene = trimesh.load_scene(io.BytesIO(data), file_type="stl", process=False)
     for mesh in scene.geometry.values():

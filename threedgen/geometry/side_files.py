@@ -2,6 +2,7 @@
 
 import codecs
 import os
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -33,7 +34,7 @@ class SideFiles:
     def __init__(self, path: Path) -> None:
         self.folder, self.failures, self.texels = path.parent, list[str](), 0
         self._images, self._masked = dict[tuple[str, Path | None], Array | None](), dict[tuple[int, int], Array]()
-        self._entries = cache(_entries)
+        self._listings = Listings()
 
     def find(self, name: str, beside: Path | None = None) -> Path | None:
         """Return the path of the file that is called `name` in the mesh file; None if there is no such file.
@@ -77,17 +78,8 @@ class SideFiles:
         if parts[0] and parts[0][1:2] != ":" and ".." not in parts:  # neither absolute nor out of the folder
             places.insert(0, parts)
         folders = dict.fromkeys((beside or self.folder, self.folder))
-        found = (self._match(folder, place) for folder in folders for place in places)
+        found = (self._listings.match(folder, place) for folder in folders for place in places)
         return [path for path in found if path is not None]
-
-    def _match(self, folder: Path, names: list[str]) -> Path | None:
-        # folder / names[0] / names[1] ..., ignoring case
-        for name in names:
-            entry = name if os.path.exists(folder / name) else self._entries(folder).get(file_key(name))
-            if entry is None:
-                return None
-            folder = folder / entry
-        return folder
 
     def _inside(self, path: Path) -> bool:
         # after links are followed: in the mesh's folder, or in `textures/` beside it
@@ -138,6 +130,26 @@ class SideFiles:
         self.texels += texels
         if self.texels > MAX_TEXELS:
             raise ConfigError(f"its textures have more than {MAX_TEXELS:,} pixels together. Reduce them.")
+
+
+class Listings:
+    """Search of file names that ignores upper and lower case. The lists of the folders are kept."""
+
+    def __init__(self) -> None:
+        self._entries = cache(_entries)
+
+    def match(self, folder: Path, names: Sequence[str], suffixes: Sequence[str] = ("",)) -> Path | None:
+        """Return the path folder/names[0]/names[1]/... with one of `suffixes`; None if it does not exist."""
+        for number, name in enumerate(names, 1):
+            ends = suffixes if number == len(names) else ("",)
+            entry = next(filter(None, (self._entry(folder, name + end) for end in ends)), None)
+            if entry is None:
+                return None
+            folder = folder / entry
+        return folder
+
+    def _entry(self, folder: Path, name: str) -> str | None:
+        return name if os.path.exists(folder / name) else self._entries(folder).get(file_key(name))
 
 
 def _entries(folder: Path) -> dict[str, str]:

@@ -116,6 +116,14 @@ def test_list_assets_compares_names_as_file_systems_do(folder: Path) -> None:
     assert found == {"box.glb": 22.5, "Käfer.obj": 0, "ball.obj": 0}
 
 
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_caption_in_the_last_column_may_contain_the_delimiter(folder: Path, delimiter: str) -> None:
+    rows = ("file", "caption"), ("box.glb", "a red box", " shiny", ""), ("ball.obj", "a ball", "", "")
+    (folder / "captions.csv").write_text("\n".join(delimiter.join(row) for row in rows))
+    found = {asset.file: asset.caption for asset in list_assets(folder, "captions.csv").assets}
+    assert found == {"box.glb": "a red box, shiny", "ball.obj": "a ball"}
+
+
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32"])
 def test_unknown_encodings_of_captions_are_refused(folder: Path, encoding: str) -> None:
     (folder / "captions.csv").write_bytes("file,caption\nbox.glb,a box\n".encode(encoding))

@@ -6,82 +6,25 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tests.support.errors import refused
+from tests.support.ldm_names import unet_prefixes
 from tests.support.task_server import prior_folder
 from tests.support.tiny_mvdiffusion import tiny_model
-from tests.support.tiny_prior import cpu, letter_tokenizer, tiny_text_encoder, tiny_unet, tiny_vae
-from tests.support.tiny_sdxl import tiny_sdxl
+from tests.support.tiny_pipelines import KINDS, lora, pipelines, prior_of, states
+from tests.support.tiny_prior import cpu
 from threedgen.config import registry
 from threedgen.guidance.options import EmbeddingFile, LoraFile
-from threedgen.guidance.priors.latent_diffusion import LatentDiffusion
 from threedgen.guidance.priors.mvdiffusion.unet import MultiviewUNet
 from threedgen.guidance.priors.mvdiffusion.weights import save_blocks
 from threedgen.guidance.weights import additions
-from threedgen.guidance.weights.components import SecondText
-
-KINDS = ["sd15", "sd21", "sdxl"]
-LAYERS = ("attn2.to_q", "attn2.to_k", "proj_in", "ff.net.2", "q_proj", "out_proj")
-NO_CAMERA: dict[str, Any] = {"class_embed_type": None, "projection_class_embeddings_input_dim": None}
 
 
 @pytest.fixture(scope="module")
 def pipes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Pipelines of diffusers with sized-down networks and random weights."""
-    found: dict[str, Any] = {"sdxl": tiny_sdxl(tmp_path_factory.mktemp("sdxl"))}
-    for kind, linear in (("sd15", False), ("sd21", True)):
-        found[kind] = StableDiffusionPipeline(
-            unet=tiny_unet(use_linear_projection=linear, cross_attention_dim=32 + 32 * linear, **NO_CAMERA),
-            vae=tiny_vae(),
-            text_encoder=tiny_text_encoder(82, hidden_size=32 + 32 * linear, eos_token_id=81, bos_token_id=80),
-            tokenizer=letter_tokenizer(),
-            scheduler=DDIMScheduler(clip_sample=False, steps_offset=1),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
-    return found
-
-
-def prior_of(pipe: Any) -> LatentDiffusion:
-    own = deepcopy({name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)})
-    second = SecondText(own["text_encoder_2"], deepcopy(pipe.tokenizer_2)) if "text_encoder_2" in own else None
-    networks = (own["unet"], own["vae"], own["text_encoder"], deepcopy(pipe.tokenizer))
-    return LatentDiffusion(*networks, second=second, image_size=16, dtype="fp32")
-
-
-def lora(pipe: Any, form: str, rank: int = 4) -> dict[str, Tensor]:
-    """Random low-rank changes of attention and feed-forward layers in a format of kohya, diffusers or peft."""
-    tensors, generator = {}, cpu(1)
-    short = {"unet": "lora_unet", "text_encoder": "lora_te1" if hasattr(pipe, "text_encoder_2") else "lora_te"}
-    for part in ("unet", "text_encoder", "text_encoder_2"):
-        for name, layer in getattr(pipe, part, nn.Identity()).named_modules():
-            layers = (*LAYERS, "conv1", "conv2") if form.endswith("convolutions") else LAYERS
-            other = form.endswith("text" if part == "unet" else "unet")
-            if other or not name.endswith(layers) or "time_emb" in name:
-                continue
-            weight, kernel = layer.weight, layer.weight.shape[2:]
-            a = torch.randn(rank, weight.shape[1], *kernel, generator=generator) / 8
-            b = torch.randn(weight.shape[0], rank, *(1 for _ in kernel), generator=generator) / 8
-            if form.startswith("kohya"):
-                name = name if part == "unet" or name.startswith("text_model.") else f"text_model.{name}"
-                stem = f"{short.get(part, 'lora_te2')}_{name.replace('.', '_')}"
-                tensors |= {f"{stem}.lora_down.weight": a, f"{stem}.lora_up.weight": b}
-                if not form.endswith("alpha"):
-                    tensors[f"{stem}.alpha"] = torch.tensor(3.0)
-            elif form == "diffusers":
-                tensors |= {f"{part}.{name}.lora_A.weight": a, f"{part}.{name}.lora_B.weight": b}
-            elif part == "unet":  # peft
-                tensors |= {f"base_model.model.{name}.lora_{s}.weight": t for s, t in (("A", a), ("B", b))}
-    return tensors
-
-
-def states(networks: Any) -> dict[str, Tensor]:
-    parts = ("unet", "text_encoder", "text_encoder_2")
-    return {f"{p}.{n}": t for p in parts if p in networks for n, t in networks[p].state_dict().items()}
+    return pipelines(tmp_path_factory.mktemp("sdxl"))
 
 
 @pytest.mark.parametrize(
@@ -161,6 +104,38 @@ def test_names_of_two_styles_in_a_file(pipes: Any, tmp_path: Path) -> None:
         additions.add(prior, [LoraFile(file=str(tmp_path / f"{name}.safetensors"))], [])
         own.append(states(prior.networks))
     assert max((own[0][name] - own[1][name]).abs().max().item() for name in own[0]) < 1e-6
+
+
+def test_block_names_of_sdxl_checkpoints(pipes: Any, tmp_path: Path) -> None:
+    """Most LoRAs of SDXL name the UNet's blocks as its single file does."""
+    plain, renamed = lora(pipes["sdxl"], "kohya"), {}
+    prefixes = {d.replace(".", "_"): s.replace(".", "_") for s, d in unet_prefixes(pipes["sdxl"].unet.config)}
+    for name, tensor in plain.items():
+        body = name.removeprefix("lora_unet_")
+        start = max((block for block in prefixes if body.startswith(block)), key=len, default=None)
+        known = start is not None and body != name
+        renamed[f"lora_unet_{prefixes[start]}{body.removeprefix(start)}" if known and start else name] = tensor
+    assert any("input_blocks_" in name for name in renamed) and len(renamed) == len(plain)
+    own = []
+    for tensors in (plain, renamed):
+        save_file(tensors, tmp_path / "lora.safetensors")
+        prior = prior_of(pipes["sdxl"])
+        additions.add(prior, [LoraFile(file=str(tmp_path / "lora.safetensors"))], [])
+        own.append(states(prior.networks))
+    assert all(torch.equal(own[0][name], own[1][name]) for name in own[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn])
+def test_small_dtypes(pipes: Any, tmp_path: Path, dtype: torch.dtype) -> None:
+    tensors = {name: tensor.to(dtype) for name, tensor in lora(pipes["sd15"], "kohya").items()}
+    save_file(tensors, tmp_path / "lora.safetensors")
+    save_file({name: tensor.float() for name, tensor in tensors.items()}, tmp_path / "fp32.safetensors")
+    own = []
+    for name in ("lora", "fp32"):
+        prior = prior_of(pipes["sd15"])
+        additions.add(prior, [LoraFile(file=str(tmp_path / f"{name}.safetensors"))], [])
+        own.append(states(prior.networks))
+    assert max((own[0][name] - own[1][name]).abs().max().item() for name in own[0]) < 2e-3
 
 
 def test_peft_folder_has_its_alpha(pipes: Any, tmp_path: Path) -> None:

@@ -10,37 +10,21 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.support.errors import refused
-from tests.support.ldm_names import to_ldm, unet_prefixes, vae_prefixes
-from tests.support.tiny_prior import cpu, letter_tokenizer, open_clip_names, tiny_text_encoder, tiny_unet, tiny_vae
-from tests.support.tiny_sdxl import sdxl_file, tiny_sdxl
+from tests.support.tiny_pipelines import released, single_file
+from tests.support.tiny_prior import cpu, letter_tokenizer
+from tests.support.tiny_sdxl import tiny_sdxl
 from threedgen.guidance.options import StableDiffusionConfig
 from threedgen.guidance.priors.latent_diffusion import LatentDiffusion, build
 from threedgen.guidance.weights import loading
 from threedgen.guidance.weights.families import traits
 from threedgen.guidance.weights.meta_networks import meta_networks
 
-NO_CAMERA: dict[str, Any] = {"class_embed_type": None, "projection_class_embeddings_input_dim": None}
-
 
 @pytest.fixture(scope="module")
 def tensors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Tensor]]:
     """Tiny checkpoints without a camera branch, by kind."""
-    folder, vae = tmp_path_factory.mktemp("files"), tiny_vae()
-    found = {"sdxl": sdxl_file(tiny_sdxl(folder / "sdxl", released=True))}
-    for kind, more in {
-        "sd15": {"use_linear_projection": False, "attention_head_dim": 8},
-        "sd21": {"block_out_channels": (64, 64), "attention_head_dim": 1},
-    }.items():
-        unet = tiny_unet(**NO_CAMERA, cross_attention_dim=64, **more)
-        encoder = tiny_text_encoder(100, hidden_size=64, num_attention_heads=1)
-        text = {"sd15": ("transformer.text_model.", encoder.state_dict()), "sd21": ("model.", open_clip_names(encoder))}
-        parts = {
-            "model.diffusion_model.": to_ldm(unet.state_dict(), unet_prefixes(unet.config)),
-            "first_stage_model.": to_ldm(vae.state_dict(), vae_prefixes(vae.config)),
-            f"cond_stage_model.{text[kind][0]}": text[kind][1],
-        }
-        found[kind] = {prefix + name: t for prefix, named in parts.items() for name, t in named.items()}
-    return found
+    made = released(tmp_path_factory.mktemp("files"))
+    return {kind: single_file(kind, pipe) for kind, pipe in made.items()}
 
 
 def prior(path: Path, content: dict[str, Tensor], metadata: dict[str, str] | None = None, **options: Any) -> Any:

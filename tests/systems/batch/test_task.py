@@ -14,6 +14,7 @@ from threedgen import cli
 from threedgen.config import ConfigError, load
 from threedgen.systems.batch import jobs
 from threedgen.systems.batch.jobs import plan
+from threedgen.systems.batch.options import BatchConfig
 
 
 def command(*more: str) -> int:
@@ -25,6 +26,14 @@ def command(*more: str) -> int:
 
 def table() -> list[dict[str, str]]:
     return list(csv.DictReader(Path("run/batch.csv").open()))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_prompt_files_of_text_editors(tmp_path: Path, encoding: str, end: str) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_bytes(end.join(["a red café table", "", "# a remark", "  a blue dog ", "a blue dog"]).encode(encoding))
+    assert BatchConfig.model_construct(prompts=str(path)).lines() == ["a red café table", "a blue dog"]
 
 
 def test_batch_runs_each_job_in_its_own_folder(capsys: pytest.CaptureFixture[str]) -> None:

@@ -50,6 +50,13 @@ def test_image_is_the_reference_of_a_prior_that_takes_one() -> None:
             load("imagedream-sd21", words).check()
 
 
+@pytest.mark.parametrize("words", [[], ["refine.share=0.5"], ["warm_start.share=0.3", "refine.share=0.7"]])
+def test_quick_config_fits_the_object_to_the_views_of_an_image(words: list[str]) -> None:
+    assert load("quick-toybox", ["prompt=a car"]).warm_steps == 0
+    made = load("quick-toybox", ["prompt=a car", "image=car.png", *words])
+    assert made.warm_steps == {2: 90}.get(len(words), 120) and made.distilled_steps == (30 if len(words) == 1 else 0)
+
+
 REFERENCE: dict[str, Any] = {
     "distillation": {"guidance_scale": 5, "recon_std_rescale": 0.2, "timestep_per": "batch"},
     "camera": {"fov_range": (45, 50), "distance_range": (0.6, 0.75), "elevation_range": (0, 5), "n_view": 4},

@@ -105,6 +105,8 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
             if {"file", "caption"} <= {text.lower() for text in texts}:
                 columns = tuple(text.lower() for text in texts)
             elif any(texts) and not texts[0].startswith(("#", "sep=")):  # the latter is a separator for Excel
+                if columns[-1] == "caption":  # with commas and without quotes
+                    texts[len(columns) - 1 :] = [", ".join(filter(None, texts[len(columns) - 1 :]))]
                 yield rows.line_num, dict.fromkeys(COLUMNS, "") | dict(zip(columns, texts, strict=False))
     except csv.Error as error:
         raise ConfigError(f"{path}, line {rows.line_num}, cannot be read ({error})", "captions") from None

@@ -14,11 +14,13 @@ from scipy.spatial.transform import Rotation
 
 from threedgen.config.errors import ConfigError
 from threedgen.config.plain_file import read_bytes, read_text
+from threedgen.geometry.side_files import Listings
 from threedgen.run.arrays import Array
 
 from .files import MODELS, Lens, PosedFiles, check_model, find_photo
 
 MAX_BYTES = 4 << 30
+IMAGES = "[Ii][Mm][Aa][Gg][Ee][Ss]*"  # names of folders with photos
 NUMBER = re.compile(r"[-+]*\d[-+\d.eE]*")
 
 
@@ -39,10 +41,10 @@ def read_colmap(folder: Path) -> PosedFiles:
         model = _binary(folder) if (folder / "images.bin").is_file() else _text(folder)
         lenses = {number: _lens(folder, *row) for number, row in model.cameras.items()}
         base, found, missing = folder.resolve(), list[tuple[Path, Array, Lens]](), list[str]()
-        above = (base, *list(base.parents)[:3])
-        roots = [path for root in above for path in (*sorted(root.glob("images*")), root / "input", root)]
+        above, listings = (base, *list(base.parents)[:3]), Listings()
+        roots = [path for root in above for path in (*sorted(root.glob(IMAGES)), root / "input", root)]
         for name, camera, pose in sorted(model.images):
-            if photo := find_photo(roots, name):
+            if photo := find_photo(roots, name, listings):
                 matrix = np.eye(4)
                 matrix[:3, :3] = Rotation.from_quat(np.roll(pose[:4], -1)).as_matrix()
                 matrix[:3, 3] = pose[4:7]

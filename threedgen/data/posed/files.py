@@ -9,6 +9,7 @@ import numpy as np
 
 from threedgen.config.errors import ConfigError, short
 from threedgen.geometry.picture_file import SUFFIXES, open_image
+from threedgen.geometry.side_files import Listings
 from threedgen.run.arrays import Array
 
 from .options import PoseConvention
@@ -71,17 +72,22 @@ class PosedFiles:
         return f"{self.source}: {len(self.missing)} photos are missing and left out: {names}{more}"
 
 
-def find_photo(folders: Sequence[Path], name: str) -> Path | None:
-    """Return the path of the photo `name`, with or without suffix, in the first of `folders` that contains it.
+def find_photo(folders: Sequence[Path], name: str, listings: Listings, tails: bool = False) -> Path | None:
+    """Return the path of the photo `name` in the first of `folders` that has it; None if no folder has it.
 
-    The result is None if no folder contains the photo.
+    Upper and lower case are equal. `name` may lack the suffix of the photo or have another one, such as of a photo that
+    was converted. With `tails`, `name` may be a path on another computer: as many of its last parts as exist here are
+    used.
     """
-    suffixes = ("", *SUFFIXES, *map(str.upper, SUFFIXES))
-    for folder in folders:
-        path = folder / name.replace("\\", "/")
-        for candidate in (path.with_name(path.name + suffix) for suffix in suffixes):
-            if candidate.is_file():
-                return candidate
+    parts = Path(name.replace("\\", "/")).parts
+    for start in range(len(parts) if tails else 1):
+        *above, last = parts[start:] or ("",)
+        stem = Path(last).stem if Path(last).suffix.lower() in SUFFIXES else last
+        for folder in folders:
+            for names, suffixes in (((*above, last), ("", *SUFFIXES)), ((*above, stem), SUFFIXES)):
+                path = listings.match(folder, names, suffixes)
+                if path is not None and path.is_file():
+                    return path
     return None
 
 

@@ -1,14 +1,14 @@
 """Readers of photos with poses: `transforms.json`, or a COLMAP model (`colmap.py`). Imports no torch."""
 
-import re
 from collections.abc import Mapping
 from math import tan
 from pathlib import Path
 
 import numpy as np
 
-from threedgen.config.errors import ConfigError
+from threedgen.config.errors import ConfigError, short
 from threedgen.config.plain_file import parse_json, read_text
+from threedgen.geometry.side_files import Listings
 from threedgen.run.arrays import Array
 
 from .colmap import read_colmap
@@ -24,14 +24,18 @@ def read_transforms(path: Path) -> PosedFiles:
 
     Photos that are not found are listed in `PosedFiles.missing`.
     """
-    where, found, missing = "", list[tuple[Path, Array, Lens]](), list[str]()
+    where, found, missing, listings = "", list[tuple[Path, Array, Lens]](), list[str](), Listings()
+    names = dict[Path, str]()
     try:
         tree = parse_json(read_text(path))
         for number, frame in enumerate(tree["frames"]):
             where = f"frames.{number}: "
             matrix, name = _matrix(frame["transform_matrix"]), str(frame["file_path"])
-            folders, last = [path.parent, path.parent / "images"], re.split(r"[\\/]", name)[-1]
-            if photo := find_photo(folders[:1], name) or find_photo(folders, last):  # paths of another machine
+            if photo := find_photo([path.parent, path.parent / "images"], name, listings, tails=True):
+                if (other := names.setdefault(photo, name)) != name:
+                    raise ConfigError(
+                        f"{path} has two frames of the same photo, {photo}: {short(other)}, {short(name)}"
+                    )
                 found.append((photo, matrix, _lens(tree | frame, path, photo)))
             else:
                 missing.append(name)
@@ -50,7 +54,9 @@ def read_transforms(path: Path) -> PosedFiles:
 
 
 def _lens(values: Mapping[str, str | float | None], path: Path, photo: Path) -> Lens:
-    check_model("OPENCV_FISHEYE" if values.get("is_fisheye") else str(values.get("camera_model", "OPENCV")), path)
+    check_model(
+        "OPENCV_FISHEYE" if values.get("is_fisheye") else str(values.get("camera_model") or "OPENCV").upper(), path
+    )
     known = {name: float(value) for name in NUMBERS if (value := values.get(name)) is not None}
     h, w = (known["h"], known["w"]) if {"h", "w"} <= known.keys() else stored_shape(photo)
     focal = [known.get(name) for name in ("fl_x", "fl_y")]
@@ -72,7 +78,7 @@ def _matrix(rows: object) -> Array:
 
 
 TRANSFORMS = ("transforms.json", "transforms_train.json")
-COLMAP_FOLDERS = (".", "0", "sparse/0", "sparse", "colmap/sparse/0")
+COLMAP_FOLDERS = (".", "0", "sparse/[0-9]*", "sparse", "colmap/sparse/[0-9]*", "dense/sparse", "dense/0/sparse")
 
 
 def posed_source(path: Path) -> Path | None:
@@ -83,7 +89,10 @@ def posed_source(path: Path) -> Path | None:
     if path.is_file():
         return path if path.suffix.lower() == ".json" else None
     found = [path / name for name in TRANSFORMS if (path / name).is_file()]
-    found += [path / name for name in COLMAP_FOLDERS if any((path / name).glob("images.[bt][ix][nt]"))]
+    for folder in () if found else COLMAP_FOLDERS:
+        models = list(path.glob(f"{folder}/images.[bt][ix][nt]"))
+        if models:  # of several models, the one with the most photos
+            return max(models, key=lambda file: file.stat().st_size).parent
     return found[0] if found else None
 
 
@@ -104,6 +113,8 @@ def read_posed(path: Path) -> PosedFiles:
     are not finite, and if there are no photos.
     """
     source = posed_source(path) or path
+    if source.is_dir() and not posed_source(path):
+        raise ConfigError(f"{path} has no transforms.json and no COLMAP model (images.bin or images.txt)")
     found = read_colmap(source) if source.is_dir() else read_transforms(source)
     if not found.files:
         raise ConfigError(found.missing_note if found.missing else f"{source} has no photos")

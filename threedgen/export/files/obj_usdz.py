@@ -6,9 +6,12 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from threedgen.config.errors import ConfigError
 from threedgen.export.files.glb import to_gltf_axes
 from threedgen.export.shape.mesh import TexturedMesh
+from threedgen.geometry.picture_file import load_image
 from threedgen.run.arrays import Array
 
 _DATE = (1980, 1, 1, 0, 0, 0)  # fixed date, so that equal content gives equal bytes
@@ -36,7 +39,11 @@ def obj_zip(levels: dict[str, TexturedMesh], pngs: dict[str, bytes], name: str =
     material = [f"newmtl {name}", "Kd 1 1 1", "Ks 0 0 0", "d 1", "illum 1", f"map_Kd {name}_base_colour.png"]
     if "normal" in pngs:
         material += [f"map_Bump {name}_normal.png", f"norm {name}_normal.png"]
-    material += ["Pr 1", "Pm 0"]
+    roughness, metallic = 1.0, 0.0
+    if "orm" in pngs:  # one value for the whole surface, as a field does not define them
+        orm = np.asarray(load_image(pngs["orm"], "orm"))
+        roughness, metallic = (float(x) / 255 for x in np.median(orm[..., 1:3], axis=(0, 1)))
+    material += [f"Pr {roughness:.3g}", f"Pm {metallic:.3g}"]
     files = {f"{name}.{end}": "\n".join([*text, ""]).encode() for end, text in (("obj", lines), ("mtl", material))}
     files |= {f"{name}_{kind}.png": data for kind, data in pngs.items()}
     buffer = io.BytesIO()
@@ -85,8 +92,9 @@ def usdz_bytes(mesh: TexturedMesh, pngs: dict[str, bytes], name: str = "mesh") -
         body.CreatePointsAttr(Vt.Vec3fArray.FromNumpy(points))
         body.CreateFaceVertexCountsAttr([3] * len(mesh.faces))
         body.CreateFaceVertexIndicesAttr(Vt.IntArray.FromNumpy(mesh.faces.reshape(-1)))
-        body.CreateNormalsAttr(Vt.Vec3fArray.FromNumpy(to_gltf_axes(mesh.normals)))
-        body.SetNormalsInterpolation(UsdGeom.Tokens.vertex)
+        # Blender ignores normals of vertices
+        body.CreateNormalsAttr(Vt.Vec3fArray.FromNumpy(to_gltf_axes(mesh.normals)[mesh.faces.reshape(-1)]))
+        body.SetNormalsInterpolation(UsdGeom.Tokens.faceVarying)
         body.CreateSubdivisionSchemeAttr(UsdGeom.Tokens.none)
         body.CreateExtentAttr([Gf.Vec3f(*points.min(axis=0).tolist()), Gf.Vec3f(*points.max(axis=0).tolist())])
         st = UsdGeom.PrimvarsAPI(body).CreatePrimvar("st", Sdf.ValueTypeNames.TexCoord2fArray, UsdGeom.Tokens.vertex)

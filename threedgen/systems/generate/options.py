@@ -187,6 +187,10 @@ class ResultConfig(Config):
     )
 
 
+IMAGE_SHARE = 0.4
+"""Share of the warm start in a run from an image whose config has none."""
+
+
 class GenerateConfig(PromptedConfig):
     """Generation of a 3D object from a prompt, or from an image, by score distillation (task generate)."""
 
@@ -278,6 +282,10 @@ class GenerateConfig(PromptedConfig):
         if self.image is not None and self.prior.takes_image:
             image = {"image": self.image, "matte": self.matte}
             self.__dict__["prior"] = self.prior.model_copy(update=image)
+        elif self.image is not None and self.views_per_scene > 1 and not self.warm_start.share:
+            left = min(self.refine.share, 1 - IMAGE_SHARE)  # the object has to be fitted to the views of the image
+            self.__dict__["warm_start"] = self.warm_start.model_copy(update={"share": IMAGE_SHARE})
+            self.__dict__["refine"] = self.refine.model_copy(update={"share": left})
         return self
 
     @property
