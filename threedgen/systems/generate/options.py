@@ -114,7 +114,7 @@ class FitConfig(Config):
     matte: str | None = Field(
         None,
         min_length=1,
-        description="foreground network: toybox-matte, or RUN/matte of train-toybox-matte; null: background colour from the border",
+        description="foreground network: toybox-matte, or RUN/matte of train-toybox-matte; null: from the border's colour",
     )
 
 
