@@ -114,7 +114,7 @@ class FitConfig(Config):
     matte: str | None = Field(
         None,
         min_length=1,
-        description="foreground network: toybox-matte, or RUN/matte of train-toybox-matte; null: from the border's colour",
+        description="foreground network: toybox-matte, or RUN/matte of train-toybox-matte; null: by border colour",
     )
 
 
