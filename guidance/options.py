@@ -44,11 +44,13 @@ Dtype = Literal["auto", "fp32", "bf16", "fp16"]
 BaseWeights = Annotated[str, embedded_as("toybox-base")]
 MultiviewWeights = Annotated[str, embedded_as("toybox-prior")]
 GuideViews = Annotated[
-    bool, Field(description="the unconditional branch denoises each view by itself (in the papers: all views together)")
+    bool, Field(description="unconditional branch without attention between views (in the papers: with it)")
 ]
 MatteName = Annotated[
     str | None,
-    Field(min_length=1, description="remover of photo backgrounds: rembg, grabcut, toybox-matte or RUN/matte"),
+    Field(
+        min_length=1, description="background removal: rembg, grabcut, toybox-matte, or RUN/matte of train-toybox-matte"
+    ),
 ]
 
 
@@ -232,7 +234,7 @@ class MVDreamConfig(DraftedConfig):
         1.0, ge=0, le=2, description="strength of the personalisation: lower follows the prompt more, the subject less"
     )
     guide_views: bool | None = Field(
-        None, description="the unconditional branch denoises each view by itself; null: if trained for it"
+        None, description="unconditional branch without attention between views; null: if trained for it"
     )
 
     @property
@@ -353,7 +355,7 @@ class MVAdapterConfig(ReferenceConfig):
         description=f"{plugins.choice('adapter', 'a released adapter')}, or your own file; null: the 2D model alone",
     )
     control: Control | None = Field(
-        None, description="guider input: camera rays or mesh geometry; null: the adapter's, else rays"
+        None, description="input of the condition guider: camera rays or mesh geometry; null: the adapter's, else rays"
     )
     guess: str | None = Field(
         None,

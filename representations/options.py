@@ -105,7 +105,7 @@ class NGPConfig(EncodedFieldConfig):
 
 
 class SDFConfig(EncodedFieldConfig):
-    """Signed distance field rendered with NeuS's opacity (Wang et al. 2021): a hard surface without haze."""
+    """Signed distance field rendered with NeuS's opacity (Wang et al. 2021): a surface, no semi-transparent density."""
 
     losses: ClassVar[dict[str, str]] = {"eikonal": "weight of the eikonal loss: the distance's gradient has length 1"}
 
@@ -255,7 +255,7 @@ class NeuralBackgroundConfig(Config):
 class MarchConfig(Config):
     """Options of ray marching: where samples are placed on rays, and which of them are skipped before shading."""
 
-    samples: int = Field(512, ge=1, le=8192, description="samples on the longest chord of the bound")
+    samples: int = Field(512, ge=1, le=8192, description="samples on the longest ray through the bounding volume")
     shown: int | None = Field(None, ge=1, le=8192, description="samples in evaluation renders; null: same as samples")
     bound: Literal["box", "sphere"] = Field("box", description="bounding volume: [-radius, radius]^3 or its ball")
     radius: float = Field(1.0, gt=0, le=100, description="half the side of the bound, as field.radius, world units")
@@ -282,7 +282,10 @@ class OccupancyConfig(Config):
 
 
 class MaterialConfig(Config):
-    """Unlit material: the colour is the sigmoid of the field's features. Base class of the other materials' configs."""
+    """Unlit material: the colour is the sigmoid of the field's features.
+
+    Base class of the other materials' configs.
+    """
 
     name: str = Field(description="material")
 

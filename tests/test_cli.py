@@ -89,8 +89,8 @@ def test_help_all_lists_every_option(shipped: Path, capsys: pytest.CaptureFixtur
         "  mode = fast  (fast | exact)",
         "  prior.name = big",
         "  prior.weights = here  (text)",  # from the config, not the default of the model
-        "  prior.guidance_scale = 7.5  (number or schedule >= 0 <= 100)",
-        "  trainer.max_steps = 1000  (whole number >= 1 <= 1000000000)",
+        "  prior.guidance_scale = 7.5  (number or schedule >= 0 and <= 100)",
+        "  trainer.max_steps = 1000  (whole number >= 1 and <= 1000000000)",
         "  checkpoint.seconds = 60.0  (number >= 0)",
     ]
 
@@ -104,6 +104,13 @@ def test_help_lists_common_options(capsys: pytest.CaptureFixture[str]) -> None:
         assert 0 < len(keys) < 40 and not set(keys) & set(fields.INTERNAL), name
         model = registry.config_model("task", config.task_of(name))
         assert set(model.common) <= set(keys) or not model.common, name
+
+
+def test_help_names_the_config_and_default_choices(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = ask(capsys, "--help", "--config", "texture-toybox")
+    assert code == 0 and out.startswith("texture-toybox: ") and "--config texture-toybox key=value" in out
+    code, out, _ = ask(capsys, "--help", "all")
+    assert code == 0 and {"material.name = none", "optimizer.name = adam"} <= set(map(str.strip, out.splitlines()))
 
 
 @pytest.mark.parametrize("columns", [60, 80, 100])

@@ -22,7 +22,6 @@ from threedgen.run.options import is_rank_zero
 from threedgen.run.text import log_to_stderr, say
 
 logger = logging.getLogger(__name__)
-DEFAULT_CONFIG = "mvdream-toybox"
 HAVE_SHORT_FORMS = ("--config", "--help", "--quiet")
 THREESTUDIO = {
     "--train": "runs train without a flag",
@@ -53,7 +52,7 @@ class Command:
 
     @property
     def config(self) -> str:
-        return self.flags.get("--config", DEFAULT_CONFIG)
+        return self.flags.get("--config", help.DEFAULT)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -129,7 +128,7 @@ def answer(command: Command) -> str | None:
     if "--help" in command.flags:
         return help.help_text(command.config, command.flags["--help"], command.overrides)
     if "--list" in command.flags:
-        return help.list_text(DEFAULT_CONFIG)
+        return help.list_text(help.DEFAULT)
     if "--print-config" in command.flags:
         place: str | Path = command.config
         if "--resume" in command.flags:

@@ -1,7 +1,7 @@
 """Functions on config models and their values: list fields, merge values, describe types."""
 
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, Union, get_args, get_origin
 
@@ -15,7 +15,8 @@ from threedgen.config.scheduled import Scheduled, is_step
 Tree: TypeAlias = dict[str, Any]  # config, or section of a config, as plain data (nested dict)
 INTERNAL = ("task", "about", "needs", "choices", "plugins")  # keys of config files that are not options
 
-_BOUNDS = {"gt": "> ", "ge": ">= ", "lt": "< ", "le": "<= ", "min_length": "length >= ", "max_length": "length <= "}
+_BOUNDS = {"gt": "> ", "ge": ">= ", "lt": "< ", "le": "<= "}
+_LENGTHS = {"min_length": "length >= ", "max_length": "length <= "}
 _NAMES = {str: "text", Path: "path", int: "whole number", float: "number", bool: "true or false", type(None): "null"}
 _SCHEDULE = get_args(Scheduled)[1]
 
@@ -213,6 +214,17 @@ def type_name(annotation: object, marks: Iterable[object] = ()) -> str:
         name = f"list{'' if Ellipsis in inner or origin is list else f' of {len(inner)}'}: {', '.join(kinds)}"
     else:
         name = _NAMES.get(annotation, "section") if isinstance(annotation, type) else "section"
-    limits = [(sign, getattr(mark, key, None)) for mark in marks for key, sign in _BOUNDS.items()]
-    numbers = [(sign, f"{limit:.6g}" if isinstance(limit, float) else limit) for sign, limit in limits]
-    return " ".join([name, *(f"{sign}{limit}" for sign, limit in numbers if limit is not None)])
+    bounds, lengths = _limits(marks, _BOUNDS), _limits(marks, _LENGTHS)
+    name = f"{name} {bounds}" if bounds else name
+    return f"{name}, {lengths}" if lengths else name
+
+
+def _limits(marks: Iterable[object], signs: Mapping[str, str]) -> str:
+    found = [(sign, getattr(mark, key, None)) for mark in marks for key, sign in signs.items()]
+    return " and ".join(f"{sign}{_limit(limit)}" for sign, limit in found if limit is not None)
+
+
+def _limit(limit: float) -> str:
+    if isinstance(limit, float):
+        return f"{limit:.6g}"
+    return f"2^{limit.bit_length() - 1}" if limit >= 2**32 and limit.bit_count() == 1 else str(limit)

@@ -4,6 +4,7 @@ import shutil
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 
 from pydantic import BaseModel
@@ -15,10 +16,10 @@ from threedgen.config.fields import Place
 
 Places: TypeAlias = dict[str, Place]
 
-ABOUT = "Text to 3D by optimisation."
+DEFAULT = "mvdream-toybox"
 COMMANDS = {
-    'prompt="a red penguin"': "the default config, mvdream-toybox",
-    "--config NAME_OR_PATH key=value ...": "another config, other values",
+    'prompt="a red penguin"': f"the default config, {DEFAULT}: text to 3D",
+    "--config NAME_OR_PATH key=value ...": "another config, other values; --list has all configs",
 }
 """Dict from example arguments to their meaning, for the usage text."""
 FLAGS = {
@@ -29,7 +30,7 @@ FLAGS = {
     "--list": "every shipped config: what it does and what it needs",
     "--print-config": "print the complete config as YAML and run nothing",
     "--dry-run": "print what would run, with which weights, device and memory, and run nothing",
-    "--view": "watch the run in a browser while it optimises (section view; needs the extra viser)",
+    "--view": "watch the run in a browser while it optimises (section view; needs pip install '.[viser]')",
     "--log-level LEVEL": "debug, info (default), warning or error",
     "--quiet": "print only the folder of the result",
     "--version": "print the version",
@@ -70,15 +71,23 @@ def help_text(config_name: str, section: str = "", overrides: Sequence[str] = ()
     count = sum(place.section is None for place in places.values())
     more = f"--help {ALL} shows all {count} options, --help SECTION those of a section: {', '.join(_sections(places))}."
     lines = [line for key in common for line in _lines(key, places)]
-    return "\n".join([usage(), wrapped(title), "", *lines, "", wrapped(more)]) + "\n"
+    return "\n".join([usage(config_name, layers.merged(found)), wrapped(title), "", *lines, "", wrapped(more)]) + "\n"
 
 
-def usage() -> str:
-    """Return the usage text: forms of the command, flags, and the syntax of options."""
-    commands = [f"  {command()} {words}\n{wrapped(about, 6)}" for words, about in COMMANDS.items()]
+def usage(config_name: str = DEFAULT, tree: Mapping[str, Any] = MappingProxyType({})) -> str:
+    """Return the usage text: purpose of a config, forms of the command, flags, and the syntax of options.
+
+    Args:
+        config_name: config file, or name of a shipped config.
+        tree: content of the config, with the keys "about" and "needs".
+    """
+    about, needs = tree.get("about"), tree.get("needs") or "nothing more"
+    own = {} if config_name == DEFAULT else {f"--config {config_name} key=value ...": f"this config; needs: {needs}"}
+    head = [wrapped(f"{Path(config_name).stem}: {about}"), ""] if about else []
+    commands = [f"  {command()} {words}\n{wrapped(meaning, 6)}" for words, meaning in (own | COMMANDS).items()]
     column = max(map(len, FLAGS)) + 4
     flags = [wrapped(about, column, f"  {flag}".ljust(column)) for flag, about in FLAGS.items()]
-    return "\n".join([ABOUT, "", *commands, "", *flags, "", wrapped(KEYS), ""])
+    return "\n".join([*head, *commands, "", *flags, "", wrapped(KEYS), ""])
 
 
 def _is_common(key: str, model: type[BaseModel], places: Places) -> bool:
@@ -117,18 +126,19 @@ def _lines(key: str, places: Places) -> list[str]:
     place = places[key]
     if place.section is not None:
         return ["", wrapped(place.field.description or _about(place.section), 4, f"{key}: ")]
-    section, _, last = key.rpartition(".")
-    mark = fields.component(places[section].field) if section in places and last == "name" else None
-    value = mark.default if mark and place.value is None else place.value
-    missing = value is None and place.field.is_required()
-    shown = "(required)" if missing else yaml_text.write_line(fields.plain(value))
-    if choices := _choices(key, places):
+    choices, plain = _choices(key, places), fields.plain(place.value)
+    if plain is None and choices:  # the section has the default of its kind
+        mark = fields.component(places[key.rpartition(".")[0]].field)
+        plain = None if mark is None else mark.default
+    missing = plain is None and place.field.is_required()
+    value = "(required)" if missing else yaml_text.write_line(plain)
+    if choices:
         column = max(map(len, choices)) + 8
         meanings = [wrapped(_about(model), column, f"      {name}".ljust(column)) for name, model in choices.items()]
-        return [f"  {key} = {shown}", *meanings]
+        return [f"  {key} = {value}", *meanings]
     kind = fields.type_name(place.field.annotation, place.field.metadata)
     meaning = [wrapped(place.field.description, 6, " " * 6)] if place.field.description else []
-    return [wrapped(f"({kind})", 6, f"  {key} = {shown}  "), *meaning]
+    return [wrapped(f"({kind})", 6, f"  {key} = {value}  "), *meaning]
 
 
 def _about(model: type[BaseModel] | Exception) -> str:

@@ -80,8 +80,12 @@ class TrainerConfig(Config):
     """Arguments of Lightning's Trainer, under the same names."""
 
     max_steps: int = Field(1000, ge=1, le=1_000_000_000, description="optimisation steps")
-    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = Field("auto", description="kind of device")
-    devices: Literal["auto"] | Annotated[int, Field(ge=1)] = Field("auto", description="number of devices")
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = Field(
+        "auto", description="device type; auto: a GPU if there is one"
+    )
+    devices: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+        "auto", description="number of devices; auto: all GPUs, or one CPU process"
+    )
     precision: Literal["32-true", "16-mixed", "bf16-mixed", "bf16-true", "16-true", "64-true"] = Field(
         "32-true", description="number format of the training step"
     )
@@ -155,8 +159,12 @@ class RunConfig(TaskConfig):
 
     extends: ClassVar[tuple[str, ...]] = ()
 
-    seed: int = Field(0, ge=0, lt=2**63, description="seed; the same seed, machine and versions give the same bytes")
-    out: str | None = Field(None, description="run folder; null: outputs/CONFIG/words-of-the-prompt")
+    seed: int = Field(
+        0, ge=0, lt=2**63, description="random seed; same seed, machine and package versions: identical result files"
+    )
+    out: str | None = Field(
+        None, description="run folder; null: outputs/CONFIG/PROMPT-HASH, such as a-red-penguin-22d56f64"
+    )
     threads: int | None = Field(
         None, ge=1, le=1024, description="CPU threads; null: one per core, shared by trainer.devices"
     )

@@ -84,14 +84,14 @@ class AssetConfig(Config):
         None, examples=[[1000, 300]], description="triangles of each further level of detail; null: from the preset"
     )
     collision: Literal["hull", "parts", "none"] = Field(
-        "hull", description="collider: one convex hull, up to eight convex parts (extra 'parts'), or none"
+        "hull", description="collider: one convex hull, up to eight convex parts (pip extra [parts]), or none"
     )
     formats: tuple[Literal["glb", "obj", "usdz"], ...] = Field(
-        ("glb",), min_length=1, examples=[["glb", "obj"]], description="obj: zip with textures; usdz: extra 'usd'"
+        ("glb",), min_length=1, examples=[["glb", "obj"]], description="obj: zip with textures; usdz: pip extra [usd]"
     )
     refine: int = Field(16, ge=0, le=256, description="number of field renders that the texture is fitted to; 0: none")
     height: float | None = Field(
-        None, gt=0, description="height in metres; null: usual height of the prompt's object, else 1 field unit = 1 m"
+        None, gt=0, description="height in metres; null: usual height of the prompt's object, else 1 world unit = 1 m"
     )
     material: Literal["matte", "shiny", "glass", "metal", "plastic", "wooden"] | None = Field(
         None, description="roughness and metallic value of the surface; null: by the prompt's words, else matte"

@@ -95,7 +95,7 @@ class ToyboxObjectsConfig(Config):
 
 
 class MakeSRNToyboxConfig(RunConfig):
-    """Options of the export of toybox cars and chairs with marks on their sides, in the layout of the SRN archives.
+    """Options of the export of toybox cars and chairs with coloured panels, in the layout of the SRN archives.
 
     The SRN archives are renders of ShapeNet objects (Scene Representation Networks, Sitzmann et al. 2019).
     """
@@ -109,13 +109,13 @@ class MakeSRNToyboxConfig(RunConfig):
 
 
 class ToyboxPairsConfig(Config):
-    """Pairs of toybox cars and chairs with marks on their sides, rendered on first use."""
+    """Pairs of toybox cars and chairs with coloured panels, rendered on first use."""
 
     name: Literal["toybox"] = "toybox"
     families: Families = ("cars", "chairs")
     scenes: int = Field(1000, ge=4, le=100_000, description="number of scenes, including the held-out ones")
     views: int = Field(50, ge=2, le=10_000, description="random views per scene")
-    held_out: int = Field(64, ge=2, description="last scenes, used only for the gap test and sample sheet")
+    held_out: int = Field(64, ge=2, description="last scenes, used only for validation and the sample sheet")
 
     @model_validator(mode="after")
     def _check_held_out(self) -> "ToyboxPairsConfig":

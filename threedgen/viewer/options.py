@@ -40,7 +40,9 @@ class GalleryConfig(TaskConfig):
 class ViewConfig(Config):
     """Live view of a run in a browser. It does not change the result, so it is not saved with the run."""
 
-    enabled: bool = Field(False, description="open the live view, same as the flag --view; needs the extra viser")
+    enabled: bool = Field(
+        False, description="open the live view, same as the flag --view; needs pip install '.[viser]'"
+    )
     port: int = Field(8080, ge=0, le=65_535, description="port on 127.0.0.1; 0 or a port in use: any free port")
     size: int = Field(192, ge=16, le=1024, description="height of the rendered images, pixels")
     share: float = Field(0.2, gt=0, lt=1, description="maximum fraction of the run time spent on rendering, in (0, 1)")

@@ -15,7 +15,7 @@ class SRNPairsConfig(Config):
     name: Literal["srn"] = "srn"
     path: str = Field(min_length=1, description="folder of the archives or of one split")
     split: Literal["cars_train", "cars_val", "cars_test", "chairs_train", "chairs_val", "chairs_test"] = "cars_train"
-    held_out: int = Field(64, ge=2, description="last scenes, used only for the gap test and sample sheet")
+    held_out: int = Field(64, ge=2, description="last scenes, used only for validation and the sample sheet")
     up: Literal["z", "y"] = Field("z", description="up axis of the world")
 
     def check(self) -> None:

@@ -64,19 +64,26 @@ class SamplingConfig(PromptedConfig):
     """Base class of the options of tasks that sample views: conditions (text, image, mesh), steps and guidance."""
 
     prior: Annotated[Any, Component("prior", "mvdream", SAMPLERS)] = Field({}, description="diffusion prior")
-    prompts: Lines = Field((), description="text file with one prompt per view of a scene, instead of prompt")
-    negative_prompt: str = Field("", description="text to steer away from")
+    prompts: Lines = Field((), description="one prompt per view of a scene, instead of prompt: text file, or list")
+    negative_prompt: str = Field("", description="negative prompt of classifier-free guidance")
     image: str | None = Field(None, min_length=1, description="image file that the samples are conditioned on")
     matte: MatteName = None
-    image_prompt: str = Field("", description="text of an adapter if there is an image and no prompt")
+    image_prompt: str = Field("", description="prompt of a run with image and without prompt")
     mesh: str | None = Field(None, description=f"mesh file of the object or scene ({', '.join(MESH_FORMATS)})")
     up: Axis = Field("auto", description="up axis of the mesh file; auto: +y for GLB, glTF, OBJ, else +z")
     front: Axis = Field("auto", description="axis of the mesh file that the front faces; auto: +z, or -y for +z up")
-    budget: int = Field(100_000, ge=4, le=2_000_000, description="maximum triangles of an object, else simplified")
+    budget: int = Field(
+        100_000, ge=4, le=2_000_000, description="objects with more triangles are simplified to this number"
+    )
     steps: int = Field(50, ge=1, le=1000, description="DDIM steps")
     eta: float = Field(0.0, ge=0, le=1, description="DDIM noise per step: 0 none, 1 like DDPM")
-    guidance_scale: Scale | None = Field(None, description="null: MVDream 5, MVDiffusion 9, adapter 7 or 3")
-    synchronise: int = Field(0, ge=0, le=100, description="rounds of making views consistent, then img2img")
+    guidance_scale: Scale | None = Field(
+        None,
+        description="classifier-free guidance scale; null: MVDream 5, MVDiffusion 9, MV-Adapter 7, with an image 3",
+    )
+    synchronise: int = Field(
+        0, ge=0, le=100, description="rounds of view synchronisation: merge the views, then resample each by img2img"
+    )
 
     @model_validator(mode="after")
     def _choose_adapter(self) -> Self:

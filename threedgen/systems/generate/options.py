@@ -53,9 +53,13 @@ class LossConfig(Config):
 
     distillation: Scheduled = Field(1.0, ge=0, description="weight of the distillation loss")
     orientation: Scheduled = Field(0.0, ge=0, description="weight of the orientation loss (Ref-NeRF); needs normals")
-    sparsity: Scheduled = Field(0.0, ge=0, description="weight of the sparsity loss on the opacity, against haze")
+    sparsity: Scheduled = Field(
+        0.0, ge=0, description="weight of the sparsity loss on the opacity, against semi-transparent density"
+    )
     opaque: Scheduled = Field(0.0, ge=0, description="weight of the entropy of the opacity, against half-transparency")
-    z_variance: Scheduled = Field(0.0, ge=0, description="weight of the depth variance along rays, against haze")
+    z_variance: Scheduled = Field(
+        0.0, ge=0, description="weight of the depth variance along rays, against semi-transparent density"
+    )
 
     def __reduce__(self) -> tuple[Callable[[Tree], LossConfig], tuple[Tree]]:
         return _loss_config, (self.model_dump(),)  # pickle does not find the classes that `_loss_model` makes
@@ -110,7 +114,7 @@ class FitConfig(Config):
     matte: str | None = Field(
         None,
         min_length=1,
-        description="foreground network: toybox-matte or RUN/matte; null: compare with the border's colour",
+        description="foreground network: toybox-matte, or RUN/matte of train-toybox-matte; null: by border colour",
     )
 
 
@@ -123,7 +127,9 @@ class WarmStartConfig(Config):
     """Options of the warm start: before distillation, the field is fitted to views that the prior samples."""
 
     share: float = Field(0.0, ge=0, le=1, description="fraction of trainer.max_steps; 0: none; multi-view priors only")
-    groups: int = Field(1, ge=1, le=64, description="groups of camera.n_view views: one sampled, the others completed")
+    groups: int = Field(
+        1, ge=1, le=64, description="groups of camera.n_view views; all but the first are conditioned on its views"
+    )
     guidance_scale: float = Field(2.0, ge=0, description="classifier-free guidance scale of the completed groups")
     sharpen: Sharpen = 0.0
 
@@ -209,7 +215,7 @@ class GenerateConfig(PromptedConfig):
     )
     matte: MatteName = None
     edit: str | None = Field(None, min_length=1, description="finished run whose object changes to fit the prompt")
-    negative_prompt: str = Field("", description="text of the unconditional branch of the guidance")
+    negative_prompt: str = Field("", description="negative prompt of classifier-free guidance")
     view_prompts: ViewPromptsConfig = ViewPromptsConfig()
     system: Annotated[SystemConfig, Component("system", default="generate")] = Field(
         SECTION, description="training step"
@@ -236,8 +242,12 @@ class GenerateConfig(PromptedConfig):
     guidance_input: Literal["colour", "normal"] = Field(
         "colour", description="input of the prior: the colour image, or the normals as colours"
     )
-    size: Scheduled = Field(64, ge=8, le=2048, description="height and width of training renders, pixels; no ramps")
-    scenes_per_step: Scheduled = Field(1, ge=1, le=64, description="groups of camera.n_view views per step; no ramps")
+    size: Scheduled = Field(
+        64, ge=8, le=2048, description="height and width of training renders, pixels; piecewise constant"
+    )
+    scenes_per_step: Scheduled = Field(
+        1, ge=1, le=64, description="groups per step, each of camera.n_view views of the object; piecewise constant"
+    )
     optimizer: Annotated[OptimizerConfig, Component("optimizer", default="adam")] = Field(
         SECTION, description="optimizer and learning rates"
     )

@@ -118,8 +118,12 @@ class TrainMVAdapterConfig(TrainConfig):
     branches: tuple[Literal["mv", "ref"], ...] = Field(("mv", "ref"), description="attention to other views, reference")
     arrangement: Arrangement = Field("parallel", description="arrangement of the branches")
     control: Control = Field("rays", description="condition of the views: camera rays or the geometry of a mesh")
-    guider_downscale: int | None = Field(None, ge=1, description="pixels per guider feature; null: those of a latent")
-    guider_fine: bool = Field(False, description="guider input in the first layer too, at latent resolution")
+    guider_downscale: int | None = Field(
+        None, ge=1, description="pixels per feature of the condition guider; null: those of a latent"
+    )
+    guider_fine: bool = Field(
+        False, description="features of the condition guider in the first layer too, at latent resolution"
+    )
     anywhere: Share = Field(0.0, description="share of objects with random azimuth and elevation up to 30 degrees")
     fov: float = Field(0.0, ge=0, le=100, description="field of view, degrees; 0: parallel rays")
     timestep: Timestep = Field("same", description="time step for the 2D model; matched: that with equal noise")
