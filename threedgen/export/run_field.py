@@ -18,7 +18,7 @@ from threedgen.run import folder as runs
 from threedgen.run.disk import Tree
 from threedgen.run.seeding import generator
 from threedgen.run.torch_file import check_architecture, require_finite
-from threedgen.train.checkpoint_file import latest
+from threedgen.train.checkpoint_file import latest, read
 from threedgen.train.status import finished
 
 from .renders import DEPTH_SIZE, DEPTH_VIEWS, DepthFusion, field_renderer, spiral_cameras
@@ -44,15 +44,17 @@ def load_run_field(folder: Path, device: str = "cpu") -> RunField:
     return RunField(view, config, int(checkpoint["global_step"]))
 
 
-def load_field(folder: Path, device: str = "cpu") -> tuple[Any, Any, OccupancyGrid | None, Tree]:
-    """Load the newest checkpoint from the folder of a run of the task generate.
+def load_field(
+    folder: Path, device: str = "cpu", path: Path | None = None
+) -> tuple[Any, Any, OccupancyGrid | None, Tree]:
+    """Load a checkpoint from the folder of a run of the task generate: `path`, or the newest if that is None.
 
     Returns the run's config, the trained representation in evaluation mode, its occupancy grid or None, and the content
     of the checkpoint. Raises ConfigError if there is no checkpoint, or if its weights do not fit the config or are not
     finite.
     """
     config = load((folder / runs.CONFIG).resolve())
-    newest = latest(folder / runs.CHECKPOINTS)
+    newest = latest(folder / runs.CHECKPOINTS) if path is None else (path, read(path))
     if newest is None:
         again = command("--resume", str(folder))
         if finished(folder, config.trainer.max_steps):  # it cannot resume
