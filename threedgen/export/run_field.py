@@ -8,7 +8,7 @@ import torch
 
 from threedgen.config import ConfigError, load, registry
 from threedgen.config.command import command
-from threedgen.representations.base import Representation
+from threedgen.representations.base import Field, Representation
 from threedgen.representations.field.background import SolidBackground
 from threedgen.representations.march import step_size
 from threedgen.representations.options import MarchConfig
@@ -22,7 +22,7 @@ from threedgen.train.checkpoint_file import latest, read
 from threedgen.train.status import finished
 
 from .renders import DEPTH_SIZE, DEPTH_VIEWS, DepthFusion, field_renderer, spiral_cameras
-from .shape.from_field import Field, FieldView
+from .shape.from_field import FieldView
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,7 @@ def embedded(path: Path | None) -> Markup | None:
 
 
 def embedded_models(folder: Path, model: Path | None, splats: Path | None = None) -> Tree:
-    """Return the variables of asset.html: a GLB file with a mesh, one with 3D Gaussians, and their paths in `folder`."""
+    """Return the variables of asset.html: GLB files with a mesh and with 3D Gaussians, their paths in `folder`."""
     files = {"model": model, "splats": splats}
     names = {f"{key}_file": path and path.relative_to(folder).as_posix() for key, path in files.items()}
     return names | {key: embedded(path) for key, path in files.items()}

@@ -15,6 +15,7 @@ from threedgen.export.shape.mesh import Mesh, vertex_normals
 from threedgen.export.shape.opacity import HAZE, MIN_PART, EmptyField, depth_field
 from threedgen.export.shape.sharpen import sharp_normals, sharpen
 from threedgen.export.shape.topology import area_vectors, compact, pieces
+from threedgen.representations.base import Field
 from threedgen.run.arrays import Array
 
 TAUBIN_STEPS = 3  # number of Taubin smoothing iterations; more of them round edges

@@ -238,8 +238,8 @@ class Compare3DConfig(WorkersConfig):
         load_task("config", "generate", self.config, self.overrides, {"prompt": "a dog"})
         if self.seconds is not None and (self.engine != "here" or self.workers > 1):
             raise ConfigError("compares times, which need one run at a time. Set engine=here", "seconds", self.seconds)
-        for config in {label: job.config for label, job in self.jobs()}.values():
-            config.check()
+        for made in {label: made for label, made in self.jobs()}.values():
+            made.config.check()
         super().check()
 
 
