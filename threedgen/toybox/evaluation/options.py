@@ -219,7 +219,7 @@ class Compare3DConfig(WorkersConfig):
             "result.turntable.n_view=8",
             f"trainer.max_steps={self.steps}",
         ]
-        fixed += ["trainer.val_check_interval=null", *([f"checkpoint.keep={self.seconds:g}"] if self.seconds else [])]
+        fixed += ["trainer.val_check_interval=0", *([f"checkpoint.keep={self.seconds:g}"] if self.seconds else [])]
         labels = {text: " ".join(word.partition("=")[2] for word in words_of(text)) for text in self.variants}
         return {labels[text]: " ".join([self.config, *fixed, *self.overrides, text]) for text in self.variants}
 
