@@ -11,7 +11,7 @@ RUN/steps.png, time.png       a view of each object; one row per variant
 from collections.abc import Callable, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -87,16 +87,17 @@ class Comparison(Evaluation[Compare3DConfig, tuple[str, Job], Row]):
     def __init__(self, task: Task) -> None:
         super().__init__(task)
         config = self.config
-        self.items = config.jobs()
+        self.items = self.jobs = config.jobs()
         self.budgets = [name for name in BUDGETS if name == "steps" or config.seconds is not None]
         self.probe, self.matte = Probe.load(config.probe.weights), Matte.load(MATTE)
         self.cases = {case.caption: case for case in held_out_cases(config.prompts, config.seed, spread=True)}
 
     def prepare(self) -> None:
-        if code := make_all(self.config, [job for _, job in self.items], self.folder / "runs", self.task.quiet):
+        if code := make_all(self.config, [job for _, job in self.jobs], self.folder / "runs", self.task.quiet):
             raise Stopped(code)
         set_threads(self.config.threads)
-        table = self.items[0][1].config.result.turntable
+        generate: Any = self.jobs[0][1].config
+        table = generate.result.turntable
         self.cameras = turntable(table, VIEWS).with_size(SIZE, SIZE)
         self.azimuth = 2 * np.pi * np.arange(VIEWS) / VIEWS
         elevation, self.fov = np.deg2rad([table.elevation, table.fov])
@@ -180,7 +181,7 @@ object are judged by the probe. Differences are from the first variant, mean ove
     def true_objects(self) -> Json:
         """Return the figures of true objects of the prompts, measured in the same way."""
         pairs = list(self.truth.values())
-        verdicts = [
+        verdicts: list[Json] = [
             judge_views(self.probe, second.rgb, self.cases[caption].spec, self.azimuth, vote=True).answers
             for caption, (_, second) in self.truth.items()
         ]
@@ -239,7 +240,8 @@ class Measurement(NamedTuple):
 def differences(ours: Sequence[Json], theirs: Sequence[Json]) -> Json:
     """Return the mean of each measurement in `ours` minus that in `theirs`, pair by pair, with intervals."""
     names = [*JUDGED, *MEASURED]
-    pairs = paired_differences(*([numbers(one, names) for one in part] for part in (ours, theirs)), names)
+    first, second = ([numbers(one, names) for one in part] for part in (ours, theirs))
+    pairs = paired_differences(first, second, names)
     return {name: mean_estimate([pair[name] for pair in pairs]) for name in names}
 
 
