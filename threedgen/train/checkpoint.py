@@ -85,7 +85,7 @@ class Checkpoint(StepCallback, pl.callbacks.Checkpoint):
         if self.keep is not None and any_rank(trainer, module.seconds()["optimise"] >= self.keep):
             self.keep = None
             if not (self.folder / KEPT).exists():
-                trainer.save_checkpoint(self.folder / KEPT, weights_only=False)
+                self._write(trainer, KEPT)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not self.save(trainer, pl_module) and self._write_error is not None:
@@ -98,17 +98,20 @@ class Checkpoint(StepCallback, pl.callbacks.Checkpoint):
             return True
         if bad := first_nonfinite(module):
             self._warn("nonfinite", f"no checkpoint saved at step {trainer.global_step}: {bad} is not finite")
-        if bad or not self.healthy():
+        if bad or not self.healthy() or not self._write(trainer, LAST):
             return False
+        self._saved_step = trainer.global_step
+        return True
+
+    def _write(self, trainer: pl.Trainer, name: str) -> bool:
         try:
-            trainer.save_checkpoint(self.folder / LAST, weights_only=False)
+            trainer.save_checkpoint(self.folder / name, weights_only=False)
         except OSError as error:
             self._write_error = error
             reason = f"{error.strerror} ({self._space()})"
             self._warn("disk", f"cannot write a checkpoint to {self.folder}: {reason}. The training continues")
             trainer.strategy.barrier("Trainer.save_checkpoint")  # the other ranks wait there
             return False
-        self._saved_step = trainer.global_step
         return True
 
     def _warn(self, kind: str, message: str) -> None:
