@@ -8,6 +8,7 @@ RUN/report.json, report.md    figures with intervals, and paired differences fro
 RUN/steps.png, time.png       a view of each object; one row per variant
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -49,6 +50,7 @@ from .prior_score import opaque
 from .probe import Probe
 from .report import distances, roughness, surface
 
+logger = logging.getLogger(__name__)
 VIEWS, SIZE = 8, 128  # number of views of an object, and their side in pixels
 BACKGROUND = 0.5  # grey behind the objects
 SHOWN_VIEW = 1  # the view in the images, 45 degrees to the left of the front
@@ -117,7 +119,9 @@ class Comparison(Evaluation[Compare3DConfig, tuple[str, Job], Row]):
         label, job = item
         self.progress.note(f"{label}, {job.prompt}")
         folder = self.folder / "runs" / job.key
-        failed = read_json(folder / RECORD).get("state") != FINISHED
+        record = read_json(folder / RECORD)
+        if failed := record.get("state") != FINISHED:
+            logger.warning("%s, %s: no object (%s)", label, job.prompt, record.get("reason", "not made"))
         found, views = {}, {}
         for budget in self.budgets:
             name = BUDGETS[budget]
@@ -144,8 +148,9 @@ class Comparison(Evaluation[Compare3DConfig, tuple[str, Job], Row]):
 {self.config.prompts} held-out prompts, one object each, seed {self.config.seed}; 95 % intervals. {VIEWS} views of each
 object are judged by the probe. Differences are from the first variant, mean over prompts."""
         ]
+        of = {label: [row for row in rows if row.label == label] for label in labels}
+        truth = {"true objects": self.true_objects()}
         for budget in self.budgets:
-            of = {label: [row for row in rows if row.label == label] for label in labels}
             table = {label: self.summary(budget, mine) for label, mine in of.items()}
             first = [row.found[budget] for row in of[labels[0]]]
             less = {
@@ -153,11 +158,11 @@ object are judged by the probe. Differences are from the first variant, mean ove
                 for label, mine in of.items()
                 if label != labels[0]
             }
-            figures[budget] = {"variants": table, "differences": less, "true objects": self.true_objects()}
+            figures[budget] = {"variants": table, "differences": less} | truth
             title = (
                 f"{self.config.steps} steps" if budget == "steps" else f"{self.config.seconds:g} seconds of training"
             )
-            parts += [f"## {title}", figure_table("variant", table | {"true objects": self.true_objects()}, HEADS)]
+            parts += [f"## {title}", figure_table("variant", table | truth, HEADS)]
             if less:
                 parts.append(figure_table(f"difference from {labels[0]}", less, JUDGED | MEASURED))
             strips = [np.stack([row.views[budget][SHOWN_VIEW] for row in mine]) for mine in of.values()]

@@ -220,8 +220,10 @@ class Compare3DConfig(WorkersConfig):
             f"trainer.max_steps={self.steps}",
         ]
         fixed += ["trainer.val_check_interval=0", *([f"checkpoint.keep={self.seconds:g}"] if self.seconds else [])]
-        labels = {text: " ".join(word.partition("=")[2] for word in words_of(text)) for text in self.variants}
-        return {labels[text]: " ".join([self.config, *fixed, *self.overrides, text]) for text in self.variants}
+        labels = [" ".join(word.partition("=")[2] for word in words_of(text)) for text in self.variants]
+        labels = labels if len({*labels}) == len(labels) else list(self.variants)
+        methods = (" ".join([self.config, *fixed, *self.overrides, text]) for text in self.variants)
+        return dict(zip(labels, methods, strict=True))
 
     def jobs(self) -> list[tuple[str, Job]]:
         """Return the batch job of each prompt and variant, with the label of the variant. Raises ConfigError."""
