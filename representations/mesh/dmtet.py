@@ -249,7 +249,12 @@ class DMTet(Representation):
         peak = self._values(density).max()
         if not peak > 0:
             raise ConfigError("the previous object is empty: no density. Train its stage longer", "stages")
-        self._init_shape(lambda x: 2 * density(x) / peak, 1.0)
+
+        def height(x: Tensor) -> Tensor:
+            # 1 on the surface. Linear in the distance where the density is a sigmoid of it, as that of fused depths is.
+            return 1 + 0.25 * (density(x) / peak).clamp(0.001, 0.999).logit()
+
+        self._init_shape(height, 1.0)
         vertices, _ = self.surface()
         colours = torch.cat([colour(part) for part in vertices.split(POINTS_PER_QUERY)])
         optimizer = torch.optim.Adam(self.paint.parameters(), COLOUR_RATE)
