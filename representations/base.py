@@ -79,6 +79,8 @@ class ParameterGroup(NamedTuple):
     learning_rate: str
 
 
+Field = Callable[[Tensor], Tensor]
+"""Function that maps points (N, 3) in world units to values at these points."""
 Regulariser = Callable[[Render], Tensor]
 """Function that maps a render to a loss: a scalar that is differentiable in the parameters of the representation."""
 
@@ -153,6 +155,10 @@ class Representation(nn.Module):
             sizes = " with other sizes" if same_class else ""
             raise ConfigError(f"{names}{sizes}. Use the field of the run that it starts from, and its sizes", "stages")
         self.load_state_dict(other.state_dict())
+
+    def init_from_functions(self, density: Field, colour: Field) -> None:
+        """Initialise from density (N,) and sRGB colours (N, 3) of points (N, 3). Raises ConfigError if unsupported."""
+        raise ConfigError(f"{type(self).__name__} cannot start from 3D Gaussians. Set field.name=dmtet", "start")
 
     def init_from_file(self, path: Path) -> None:
         """Initialise the representation from the points of a point cloud file.

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 from threedgen.config import ConfigError, registry
 from threedgen.geometry.cameras import Cameras
-from threedgen.representations.base import ParameterGroup, Regulariser, Render, Representation
+from threedgen.representations.base import Field, ParameterGroup, Regulariser, Render, Representation
 from threedgen.representations.field.ngp import EncodedField
 from threedgen.representations.losses import laplacian, normal_consistency, orientation_terms
 from threedgen.representations.options import DMTetConfig
 from threedgen.representations.shading import ALBEDO, Material, Shading
 from threedgen.run.memory import to_device
+from threedgen.run.seeding import generator as seeded
 
 from .raster import antialias, surface_points
 
@@ -108,6 +109,7 @@ MARGIN = 0.1  # margin around the object in the initial grid, as a fraction of t
 MIN_PART_SIZE = 0.01  # minimum grid points in a connected part of the initial mesh, relative to the largest part
 EMPTY_DENSITY = 1e-5  # highest density of empty points; `level=auto` is the mean density of the other points
 POINTS_PER_QUERY = 1 << 16  # maximum number of points per density query
+COLOUR_STEPS, COLOUR_RATE = 300, 0.01  # steps and learning rate of the fit of the paint to given colours
 
 
 class DMTet(Representation):
@@ -236,10 +238,40 @@ class DMTet(Representation):
             super().init_from(other)
             return
         self.paint.init_from(other)
-        density = self._density(other)
-        level = self.options.level
-        if level == "auto":
-            level = float(density[density > EMPTY_DENSITY].mean()) if bool((density > EMPTY_DENSITY).any()) else 1.0
+        self._init_shape(other.density)
+
+    @torch.no_grad()
+    def init_from_functions(self, density: Field, colour: Field) -> None:
+        """Initialise shape and colours from density (N,) and sRGB colours (N, 3) in [0, 1] of points (N, 3).
+
+        The surface is where the density is half of its maximum. Raises ConfigError if the density is 0 everywhere.
+        """
+        peak = self._values(density).max()
+        if not peak > 0:
+            raise ConfigError("the previous object is empty: no density. Train its stage longer", "stages")
+
+        def height(x: Tensor) -> Tensor:
+            # 1 on the surface. Linear in the distance where the density is a sigmoid of it, as that of fused depths is.
+            return 1 + 0.25 * (density(x) / peak).clamp(0.001, 0.999).logit()
+
+        self._init_shape(height, 1.0)
+        vertices, _ = self.surface()
+        colours = torch.cat([colour(part) for part in vertices.split(POINTS_PER_QUERY)])
+        optimizer = torch.optim.Adam(self.paint.parameters(), COLOUR_RATE)
+        rng = seeded(0, 0, "colours")
+        with torch.enable_grad():
+            for _ in range(COLOUR_STEPS):
+                batch = torch.randint(len(vertices), (POINTS_PER_QUERY >> 4,), generator=rng)
+                optimizer.zero_grad()
+                error = self.paint(vertices[batch])[1][:, :3].sigmoid() - colours[batch]
+                error.square().mean().backward()
+                optimizer.step()
+
+    def _init_shape(self, density_at: Field, level: float | None = None) -> None:
+        # distances whose zero is where the density equals `level`; None: the option `level`
+        density = self._values(density_at)
+        if level is None:
+            level = self._level(density)
         inside = density > level
         if not inside.any():
             raise ConfigError(f"the field is empty: no density above level={level:.3g}. Train its stage longer")
@@ -249,15 +281,20 @@ class DMTet(Representation):
         bound = float(self.options.paint.radius)
         self.low.copy_((low - margin).clamp(-bound, bound))
         self.high.copy_((high + margin).clamp(-bound, bound))
-        density = self._density(other)
+        density = self._values(density_at)
         cube = (density > level).view((self.options.resolution + 1,) * 3)
         solid = torch.from_numpy(remove_small_parts(cube.cpu().numpy()).reshape(-1)).to(density.device)
         distance = (level - density).clamp(-1, 1)
         self.distance.copy_(torch.where(solid, distance, distance.abs().clamp(min=1e-3)))
         self.deformation.zero_()
 
-    def _density(self, field: Representation) -> Tensor:
-        return torch.cat([field.density(part).float() for part in self.grid().split(POINTS_PER_QUERY)])
+    def _level(self, density: Tensor) -> float:
+        if self.options.level != "auto":
+            return self.options.level
+        return float(density[density > EMPTY_DENSITY].mean()) if bool((density > EMPTY_DENSITY).any()) else 1.0
+
+    def _values(self, density: Field) -> Tensor:
+        return torch.cat([density(part).float() for part in self.grid().split(POINTS_PER_QUERY)])
 
 
 def remove_small_parts(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:

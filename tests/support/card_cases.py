@@ -50,8 +50,10 @@ STEPS: dict[str, Case] = {
     "prolificdreamer-sd": ("sd", VSD, [0, 6], 24),
     "magic3d-if-sd, coarse": ("if", COARSE, [0, 6], 3),
     "magic3d-if-sd": ("sd", COARSE, [0, 6], 24),
-    "dreamgaussian-sd21, coarse": ("sd", [*GAUSSIANS, "stages.coarse.size=12"], [0, 6], 3),
-    "dreamgaussian-sd21": ("sd", GAUSSIANS, [0, 6], 3),
+    "csd-sd21, coarse": ("sd", COARSE, [0, 6], 3),
+    "csd-sd21": ("sd", COARSE, [0, 6], 24),
+    "sdi-sd21": ("sd", CLASSIC, [0, 6], 3),
+    "dreamgaussian-sd21, coarse": ("sd", [*MESH, "stages.coarse.field.count=60", "stages.coarse.size=12"], [0, 6], 3),
     "luciddreamer-sd21": ("sd", GAUSSIANS, [0, 6], 3),
     "mvdream-gaussians-sd21": ("toybox", GAUSSIANS, [0, 6], 3),
 }

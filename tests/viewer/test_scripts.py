@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from tests.support.example_run import asset_glb, box_glb
+from threedgen.export.files.glb import GLTF_AXES, splat_glb_bytes
+from threedgen.export.files.splats import Splats
 from threedgen.geometry.images import write_png
 from threedgen.geometry.panorama import rotation
 from threedgen.viewer import page as viewer_page
@@ -31,10 +33,13 @@ const event = (values) => ({ preventDefault() { calls.push(["prevented"]); }, ..
 """
 READ = """
 try {
-  const { parts, images } = readGlb(new Uint8Array(require("fs").readFileSync(0)));
+  const { parts, images, splats } = readGlb(new Uint8Array(require("fs").readFileSync(0)));
   const lists = (part) => Object.fromEntries(
     Object.entries(part).map(([key, value]) => [key, ArrayBuffer.isView(value) ? Array.from(value) : value]));
-  console.log(JSON.stringify({ parts: parts.map(lists), images: images.map((i) => [i.type, i.bytes.length]) }));
+  console.log(JSON.stringify({
+    parts: parts.map(lists), images: images.map((i) => [i.type, i.bytes.length]),
+    splats: splats && { ...lists(splats), harmonics: splats.harmonics.map((values) => Array.from(values)) },
+  }));
 } catch (error) { console.log(JSON.stringify({ error: error.message })); }
 """
 
@@ -105,6 +110,25 @@ def test_exported_asset_has_tangents_and_three_textures() -> None:
     ]
     assert len(part["tangents"]) // 4 == len(part["normals"]) // 3 == len(part["uvs"]) // 2
     assert {abs(sign) for sign in part["tangents"][3::4]} == {1}
+
+
+@node
+@pytest.mark.parametrize("degree", [0, 1])
+def test_gaussians_are_read(degree: int) -> None:
+    rng = np.random.default_rng(0)
+    means, scales, harmonics = (
+        rng.normal(size=shape).astype("f4") for shape in ((5, 3), (5, 3), (5, 1 + 3 * degree, 3))
+    )
+    quaternions = np.tile(np.float32([1, 0, 0, 0]), (5, 1))
+    made = Splats(means, quaternions, np.exp(scales), np.linspace(0.1, 0.9, 5, dtype="f4"), harmonics)
+    found, turned = read_glb(splat_glb_bytes(made)), made.rotated(GLTF_AXES)
+    assert found["parts"] == []
+    splats = {key: np.array(values) for key, values in found["splats"].items()}
+    np.testing.assert_allclose(splats["positions"].reshape(-1, 3), turned.means, rtol=1e-6)
+    np.testing.assert_allclose(splats["quaternions"].reshape(-1, 4), turned.quaternions[:, [1, 2, 3, 0]], rtol=1e-6)
+    np.testing.assert_allclose(splats["scales"].reshape(-1, 3), turned.scales, rtol=1e-6)
+    np.testing.assert_allclose(splats["opacities"], turned.opacities, rtol=1e-6)
+    np.testing.assert_allclose(splats["harmonics"].reshape(-1, 5, 3), np.moveaxis(turned.harmonics, 1, 0), rtol=1e-6)
 
 
 @node

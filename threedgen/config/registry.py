@@ -38,6 +38,7 @@ task  train-probe        toybox.evaluation.training:run_probe    toybox.evaluati
 task  train-identity     toybox.evaluation.identity:run toybox.evaluation.options:TrainIdentityConfig
 task  evaluate-prior     toybox.evaluation.prior_score:run       toybox.evaluation.options:EvaluatePriorConfig
 task  evaluate-3d        toybox.evaluation.object_score:run      toybox.evaluation.options:Evaluate3DConfig
+task  compare-3d         toybox.evaluation.compare:run           toybox.evaluation.options:Compare3DConfig
 task  evaluate-subjects  toybox.evaluation.subjects:run     toybox.evaluation.options:EvaluateSubjectsConfig
 task  evaluate-own-prior evaluation.prior:run                   evaluation.options:EvaluateOwnPriorConfig
 task  evaluate-views     evaluation.views.run:run                evaluation.views.options:EvaluateViewsConfig

@@ -110,6 +110,7 @@ class CheckpointConfig(Config):
     """Options of the checkpoints of a run."""
 
     seconds: float = Field(30.0, ge=0, description="seconds between two checkpoints")
+    keep: float | None = Field(None, gt=0, description="seconds of training after which one is kept as kept.ckpt")
     finish: bool = Field(False, exclude=True, description="write the results of the last checkpoint, same as --finish")
 
 

@@ -8,7 +8,7 @@ import torch
 
 from threedgen.config import ConfigError, load, registry
 from threedgen.config.command import command
-from threedgen.representations.base import Representation
+from threedgen.representations.base import Field, Representation
 from threedgen.representations.field.background import SolidBackground
 from threedgen.representations.march import step_size
 from threedgen.representations.options import MarchConfig
@@ -18,11 +18,11 @@ from threedgen.run import folder as runs
 from threedgen.run.disk import Tree
 from threedgen.run.seeding import generator
 from threedgen.run.torch_file import check_architecture, require_finite
-from threedgen.train.checkpoint_file import latest
+from threedgen.train.checkpoint_file import latest, read
 from threedgen.train.status import finished
 
 from .renders import DEPTH_SIZE, DEPTH_VIEWS, DepthFusion, field_renderer, spiral_cameras
-from .shape.from_field import Field, FieldView
+from .shape.from_field import FieldView
 
 
 @dataclass(frozen=True)
@@ -44,15 +44,17 @@ def load_run_field(folder: Path, device: str = "cpu") -> RunField:
     return RunField(view, config, int(checkpoint["global_step"]))
 
 
-def load_field(folder: Path, device: str = "cpu") -> tuple[Any, Any, OccupancyGrid | None, Tree]:
-    """Load the newest checkpoint from the folder of a run of the task generate.
+def load_field(
+    folder: Path, device: str = "cpu", path: Path | None = None
+) -> tuple[Any, Any, OccupancyGrid | None, Tree]:
+    """Load a checkpoint from the folder of a run of the task generate: `path`, or the newest if that is None.
 
     Returns the run's config, the trained representation in evaluation mode, its occupancy grid or None, and the content
     of the checkpoint. Raises ConfigError if there is no checkpoint, or if its weights do not fit the config or are not
     finite.
     """
     config = load((folder / runs.CONFIG).resolve())
-    newest = latest(folder / runs.CHECKPOINTS)
+    newest = latest(folder / runs.CHECKPOINTS) if path is None else (path, read(path))
     if newest is None:
         again = command("--resume", str(folder))
         if finished(folder, config.trainer.max_steps):  # it cannot resume

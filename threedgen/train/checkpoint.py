@@ -19,7 +19,7 @@ from threedgen.config.errors import ConfigError
 from threedgen.run import folder as runs
 from threedgen.run.disk import free_megabytes, write_error
 from threedgen.train.callbacks import StepCallback, any_rank, first_nonfinite
-from threedgen.train.checkpoint_file import LAST, CheckpointData, write
+from threedgen.train.checkpoint_file import KEPT, LAST, CheckpointData, write
 from threedgen.train.system import System
 
 logger = logging.getLogger(__name__)
@@ -51,12 +51,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 class Checkpoint(StepCallback, pl.callbacks.Checkpoint):
     """Callback that saves `folder`/last.ckpt at the end of the run, and after a step every `seconds` seconds.
 
-    `healthy` is a function; while it returns False, nothing is saved. A failed write is logged once and retried later.
-    If the last write fails, DiskFull or FileError is raised.
+    After `keep` seconds of training, if not None, it saves kept.ckpt once. `healthy` is a function; while it returns
+    False, nothing is saved. A failed write is logged once and retried later. If the last write fails, DiskFull or
+    FileError is raised.
     """
 
-    def __init__(self, folder: Path, seconds: float, healthy: Callable[[], bool]) -> None:
-        self.folder, self.seconds, self.healthy = folder, seconds, healthy
+    def __init__(self, folder: Path, seconds: float, healthy: Callable[[], bool], keep: float | None = None) -> None:
+        self.folder, self.seconds, self.healthy, self.keep = folder, seconds, healthy, keep
         self._warned = set[str]()
         self._write_error: OSError | None = None
         self._saved_at, self._saved_step = time.monotonic(), -1
@@ -81,6 +82,10 @@ class Checkpoint(StepCallback, pl.callbacks.Checkpoint):
     def after_step(self, trainer: pl.Trainer, module: System, outputs: STEP_OUTPUT) -> None:
         if any_rank(trainer, time.monotonic() - self._saved_at >= self.seconds):
             self.save(trainer, module)
+        if self.keep is not None and any_rank(trainer, module.seconds()["optimise"] >= self.keep):
+            self.keep = None
+            if not (self.folder / KEPT).exists():
+                self._write(trainer, KEPT)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not self.save(trainer, pl_module) and self._write_error is not None:
@@ -93,17 +98,20 @@ class Checkpoint(StepCallback, pl.callbacks.Checkpoint):
             return True
         if bad := first_nonfinite(module):
             self._warn("nonfinite", f"no checkpoint saved at step {trainer.global_step}: {bad} is not finite")
-        if bad or not self.healthy():
+        if bad or not self.healthy() or not self._write(trainer, LAST):
             return False
+        self._saved_step = trainer.global_step
+        return True
+
+    def _write(self, trainer: pl.Trainer, name: str) -> bool:
         try:
-            trainer.save_checkpoint(self.folder / LAST, weights_only=False)
+            trainer.save_checkpoint(self.folder / name, weights_only=False)
         except OSError as error:
             self._write_error = error
             reason = f"{error.strerror} ({self._space()})"
             self._warn("disk", f"cannot write a checkpoint to {self.folder}: {reason}. The training continues")
             trainer.strategy.barrier("Trainer.save_checkpoint")  # the other ranks wait there
             return False
-        self._saved_step = trainer.global_step
         return True
 
     def _warn(self, kind: str, message: str) -> None:

@@ -19,7 +19,7 @@ from threedgen.run.torch_file import read_torch
 
 logger = logging.getLogger(__name__)
 
-LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+LAST, PREVIOUS, KEPT = "last.ckpt", "previous.ckpt", "kept.ckpt"
 CheckpointData = dict[str, Any]  # content of a checkpoint, as Lightning defines it
 _REQUIRED_KEYS = ("state_dict", "global_step", "loops", "optimizer_states", "lr_schedulers")
 

@@ -108,7 +108,7 @@ def fit(
                 *([Validation(every, folder)] if every else []),
                 stop,
                 Progress(metrics=metrics, quiet=quiet),
-                Checkpoint(checkpoints, config.checkpoint.seconds, lambda: not guard.in_a_row),
+                Checkpoint(checkpoints, config.checkpoint.seconds, lambda: not guard.in_a_row, config.checkpoint.keep),
             ],
         )
         terminated = _run(trainer, module, path)

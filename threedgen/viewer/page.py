@@ -22,7 +22,15 @@ from threedgen.run.disk import Tree, write_atomic
 from threedgen.run.text import duration, number, visible
 
 ASSETS = Path(__file__).parent / "assets"
-SCRIPTS = ("glb.js", "canvas.js", "scene.js", "gestures.js", "viewer.js", "frames.js")  # for pages with a 3D view
+SCRIPTS = (
+    "glb.js",
+    "canvas.js",
+    "scene.js",
+    "splats.js",
+    "gestures.js",
+    "viewer.js",
+    "frames.js",
+)  # for pages with a 3D view
 MAX_EMBEDDED_BYTES = 64_000_000  # maximum size of a file in a page; browsers fail to load larger ones
 _TYPES = {".glb": "model/gltf-binary", ".mp4": "video/mp4", ".png": "image/png", ".jpg": "image/jpeg"}
 Row = tuple[str, str, Sequence[tuple[str, str]]]
@@ -91,6 +99,13 @@ def embedded(path: Path | None) -> Markup | None:
     return data_uri(path.read_bytes(), path.suffix)
 
 
+def embedded_models(folder: Path, model: Path | None, splats: Path | None = None) -> Tree:
+    """Return the variables of asset.html: GLB files with a mesh and with 3D Gaussians, their paths in `folder`."""
+    files = {"model": model, "splats": splats}
+    names = {f"{key}_file": path and path.relative_to(folder).as_posix() for key, path in files.items()}
+    return names | {key: embedded(path) for key, path in files.items()}
+
+
 def link(path: Path | str) -> str:
     """Return a relative path as a percent-encoded relative URL."""
     return "./" + quote(Path(path).as_posix(), errors="surrogateescape")
@@ -132,5 +147,6 @@ def write_textured_page(
         found = [(embedded(path.parent / file), label) for file, label in images if (path.parent / file).is_file()]
         if shown := [(uri, label) for uri, label in found if uri]:
             sections.append((name, hint, shown))
-    values: Tree = {"title": title, "headline": headline, "notes": notes, "rows": sections, "model_file": model}
-    write_atomic(path, page("textured.html", SCRIPTS, model=embedded(path.parent / model), **values))
+    values: Tree = {"title": title, "headline": headline, "notes": notes, "rows": sections}
+    values |= embedded_models(path.parent, path.parent / model)
+    write_atomic(path, page("textured.html", SCRIPTS, **values))

@@ -90,6 +90,11 @@ class Record:
         asset = self.file(f"{FOLDER}/{first}") if first.lower().endswith(".glb") else None
         return asset or self.file("mesh.glb") or self.file("textured.glb")
 
+    @property
+    def splats(self) -> Path | None:
+        """Path of the GLB file with 3D Gaussians; None if the run did not export them."""
+        return self.file("gaussians.glb")
+
     def option(self, *keys: str) -> Any:
         """Return a value of the config by its nested keys, such as "trainer", "max_steps"; None if it is missing."""
         tree: Any = self.config

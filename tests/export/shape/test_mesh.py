@@ -16,12 +16,12 @@ from threedgen.export.files.glb import glb_bytes, save_glb, to_gltf_axes
 from threedgen.export.renders import DepthFusion, spiral_cameras
 from threedgen.export.shape import from_field as meshes
 from threedgen.export.shape import opacity as opacities
-from threedgen.export.shape.from_field import Field, FieldView, field_surface, half_depth, sample_density
+from threedgen.export.shape.from_field import FieldView, field_surface, half_depth, sample_density
 from threedgen.export.shape.mesh import Mesh
 from threedgen.export.shape.opacity import EmptyField, clean, depth_field, optical_depth, typical_density
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import to_linear
-from threedgen.representations.base import Render
+from threedgen.representations.base import Field, Render
 
 R = 56
 

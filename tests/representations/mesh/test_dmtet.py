@@ -229,6 +229,26 @@ def test_init_from_refuses_other_sizes_and_empty_fields() -> None:
         mesh().init_from(NGP(NGPConfig(**(PAINT | {"density_bias": -60.0}))))
 
 
+def test_init_from_functions_takes_shape_and_colours() -> None:
+    """As from the fused depth images of 3D Gaussians: density 80 inside, some outside, colours by position."""
+
+    def density(x: Tensor) -> Tensor:
+        return 80 * torch.sigmoid(-80 * (x.norm(dim=-1) - 0.6)).clamp(min=0.02)
+
+    def colour(x: Tensor) -> Tensor:
+        return 0.5 + 0.4 * x
+
+    made = mesh(resolution=24)
+    made.init_from_functions(density, colour)
+    vertices, faces = made.surface()
+    assert len(faces) > 500 and torch.allclose(vertices.norm(dim=-1), torch.tensor(0.6), atol=0.015)
+    assert float((made.paint(vertices)[1].sigmoid() - colour(vertices)).abs().mean()) < 0.03
+    with refused("stages", "empty"):
+        mesh().init_from_functions(lambda x: torch.zeros(len(x)), colour)
+    with refused("start", "field.name=dmtet"):
+        NGP(NGPConfig(**PAINT), generator(0, 0, "field")).init_from_functions(density, colour)
+
+
 def test_remove_small_parts_keeps_the_large_part() -> None:
     inside = np.zeros((12, 12, 12), bool)
     inside[2:9, 2:9, 2:9] = inside[10, 10, 10] = True

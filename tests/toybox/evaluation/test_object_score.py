@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -49,6 +50,7 @@ def test_objects_are_made_measured_and_not_repeated(
 
     monkeypatch.setattr(object_score, "run_status", fake)
     monkeypatch.setattr(object_score, "CALIBRATION", 2)
+    monkeypatch.setattr(object_score, "load_run_field", lambda folder: SimpleNamespace(view=None))
     monkeypatch.setattr(object_score, "surface", lambda *place: Surface(9.0, True))
     assert object_score.run(options, quiet=True) == 0 and made == list(cases)
     figures = json.loads((tmp_path / "run" / "report.json").read_text())

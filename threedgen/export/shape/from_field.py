@@ -15,9 +15,9 @@ from threedgen.export.shape.mesh import Mesh, vertex_normals
 from threedgen.export.shape.opacity import HAZE, MIN_PART, EmptyField, depth_field
 from threedgen.export.shape.sharpen import sharp_normals, sharpen
 from threedgen.export.shape.topology import area_vectors, compact, pieces
+from threedgen.representations.base import Field
 from threedgen.run.arrays import Array
 
-Field = Callable[[torch.Tensor], torch.Tensor]  # points (N, 3) in world units -> density (N,) or colour (N, 3)
 TAUBIN_STEPS = 3  # number of Taubin smoothing iterations; more of them round edges
 NORMAL_REACH = 0.06  # reach of the normal filter, in scene radii. Finer relief is mostly training noise.
 CHUNK = 1 << 17  # maximum number of points per field query

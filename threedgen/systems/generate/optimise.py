@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from threedgen.config import registry
-from threedgen.export.run_field import load_field
+from threedgen.export.run_field import field_view, load_field
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.rigs import turntable
 from threedgen.guidance.prior import Prior
+from threedgen.representations.base import Representation
 from threedgen.run.disk import Tree, writing
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.progress import Count
@@ -100,8 +101,12 @@ def start_from(system: GenerateSystem, folder: Path) -> None:
     if folder.is_file():
         system.field.init_from_file(folder)
         return
-    _, field, _, checkpoint = load_field(folder)
-    system.field.init_from(field)
+    config, field, occupancy, checkpoint = load_field(folder)
+    if type(field).density is Representation.density and type(field) is not type(system.field):
+        view = field_view(field, occupancy, config.march, "cpu")
+        system.field.init_from_functions(view.density, view.colour)
+    else:
+        system.field.init_from(field)
     system.from_nothing = False
     if system.config.edit is not None:
         system.source_text = object_text(folder, system.prior)

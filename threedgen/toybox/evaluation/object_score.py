@@ -18,6 +18,7 @@ from threedgen.evaluation.metrics.distributions import mottle
 from threedgen.evaluation.metrics.figures import Json, bootstrap, mean, median
 from threedgen.evaluation.report import thumbnails
 from threedgen.evaluation.runner import Evaluation, evaluation_task
+from threedgen.export.run_field import load_run_field
 from threedgen.geometry.images import to_uint8
 from threedgen.geometry.poses import orbit_array
 from threedgen.guidance.matte import Matte
@@ -103,7 +104,8 @@ class Objects3D(Evaluation[Evaluate3DConfig, int, MeasuredObject]):
         args, found, failed = (self.probe, case, turntable, azimuth, images, CALIBRATION), None, made is None
         if not failed:
             c2w = orbit_array(elevation, azimuth, table.distance)
-            found = surface(Path(str(generate.out)), c2w, float(fov), TRUTH_SIZE, generate.result.mesh_resolution)
+            view = load_run_field(Path(str(generate.out))).view
+            found = surface(view, c2w, float(fov), TRUTH_SIZE, generate.result.mesh_resolution)
         views = to_uint8(turntable) / np.float32(255)
         return MeasuredObject(
             judge_case(*args, vote=True, failed=failed),

@@ -14,6 +14,8 @@ from threedgen.evaluation.options import SamplingConfig
 from threedgen.guidance.weights.loading import embedded
 from threedgen.run.disk import Tree
 from threedgen.run.folder import user_path
+from threedgen.run.options import Names, WorkersConfig
+from threedgen.systems.batch.jobs import Job, job, object_config, words_of
 
 PROBE, IDENTITY = "toybox-probe", "toybox-identity"  # names of the files of the embedded networks, without suffix
 TRAIN_PROBE = f"Train one with `{command('--config', 'train-toybox-probe')}`; it is in RUN/probe."
@@ -192,6 +194,54 @@ class Evaluate3DConfig(RunConfig):
 
     def check(self) -> None:
         load_task("config", "generate", self.config, self.overrides, {"prompt": "a dog"})
+        super().check()
+
+
+class Compare3DConfig(WorkersConfig):
+    """Make 3D objects of the same held-out prompts with several variants of a config, and compare them.
+
+    The variants are compared after equally many steps, and after an equal time of the same runs.
+    """
+
+    probe: ProbeConfig = ProbeConfig()
+    config: str = Field("mvdream-toybox", min_length=1, description="generate config of all variants")
+    overrides: tuple[str, ...] = Field((), description="key=value overrides of all variants")
+    variants: Names = Field(min_length=1, description="key=value words of each variant; the first is the reference")
+    prompts: int = Field(12, ge=1, le=1000, description="held-out prompts, of different nouns as far as possible")
+    steps: int = Field(300, ge=1, description="training steps of each run")
+    seconds: float | None = Field(None, gt=0, description="training seconds of the second comparison; null: none")
+
+    def methods(self) -> dict[str, str]:
+        """Return the method of a batch job, such as "mvdream-toybox field.name=ngp", by the label of its variant."""
+        fixed = [
+            "export.enabled=false",
+            "preview.enabled=false",
+            "result.turntable.n_view=8",
+            f"trainer.max_steps={self.steps}",
+        ]
+        fixed += ["trainer.val_check_interval=0", *([f"checkpoint.keep={self.seconds:g}"] if self.seconds else [])]
+        labels = [" ".join(word.partition("=")[2] for word in words_of(text)) for text in self.variants]
+        labels = labels if len({*labels}) == len(labels) else list(self.variants)
+        methods = (" ".join([self.config, *fixed, *self.overrides, text]) for text in self.variants)
+        return dict(zip(labels, methods, strict=True))
+
+    def jobs(self) -> list[tuple[str, Job]]:
+        """Return the batch job of each prompt and variant, with the label of the variant. Raises ConfigError."""
+        from .held_out import held_out_cases
+
+        captions = [case.caption for case in held_out_cases(self.prompts, self.seed, spread=True)]
+        bases = {
+            label: (method, object_config(method, (), captions[0], "variants", "the comparison"))
+            for label, method in self.methods().items()
+        }
+        return [(label, job(*base, text, self.seed)) for text in captions for label, base in bases.items()]
+
+    def check(self) -> None:
+        load_task("config", "generate", self.config, self.overrides, {"prompt": "a dog"})
+        if self.seconds is not None and (self.engine != "here" or self.workers > 1):
+            raise ConfigError("compares times, which need one run at a time. Set engine=here", "seconds", self.seconds)
+        for made in {label: made for label, made in self.jobs()}.values():
+            made.config.check()
         super().check()
 
 

@@ -7,7 +7,6 @@ same cameras. This value, the floor, is the distance that random variation cause
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -16,8 +15,7 @@ import torch
 from threedgen.evaluation.metrics.distributions import distance_functions
 from threedgen.evaluation.metrics.figures import Estimate, Json, bootstrap, jackknife_estimate, median
 from threedgen.evaluation.report import format_limits, format_share, markdown_table, rounded, write_report, write_strips
-from threedgen.export.run_field import load_run_field
-from threedgen.export.shape.from_field import MAX_HALF_DEPTH, field_surface, half_depth
+from threedgen.export.shape.from_field import MAX_HALF_DEPTH, FieldView, field_surface, half_depth
 from threedgen.export.shape.opacity import EmptyField
 from threedgen.geometry.images import to_uint8
 from threedgen.geometry.raster import rasterise
@@ -100,17 +98,16 @@ class Surface(NamedTuple):
     translucent: bool
 
 
-def surface(run: Path, c2w: Array, fov: float, size: int, resolution: int) -> Surface | None:
-    """Measure the surface that the mesh export extracts from a generate run. Return None if the field has no surface.
+def surface(view: FieldView, c2w: Array, fov: float, size: int, resolution: int) -> Surface | None:
+    """Measure the surface that the mesh export extracts from a field. Return None if the field has no surface.
 
     Args:
-        run: folder of the run. Raises ConfigError if the run cannot be read.
+        view: trained field.
         c2w: camera-to-world poses (V, 4, 4) of the renders of normals.
         fov: vertical field of view, radians.
         size: side of the renders, pixels.
         resolution: grid points along each axis of the surface extraction.
     """
-    view = load_run_field(run).view
     try:
         mesh = field_surface(view, resolution)
     except EmptyField:

@@ -1,10 +1,11 @@
 // Reader of GLB files (glTF 2.0, binary) into plain arrays; unsupported features throw an Error.
 //
-//   readGlb(bytes) -> { parts, images }
+//   readGlb(bytes) -> { parts, images, splats }
 //     parts: [{ positions, normals, tangents, colours, uvs, indices, factor, baseColour, normalMap, occlusion }]
 //            in world axes, node transforms applied; tangents (x y z, sign), colours (r g b a, linear) and uvs may be
 //            null; baseColour, normalMap and occlusion are textures { index into images, or -1; amount }
 //     images: [{ bytes, type }]
+//     splats: 3D Gaussians, or null: { positions, quaternions (x y z w), scales, opacities, harmonics: [RGB, ...] }
 "use strict";
 
 const GLB = {
@@ -12,7 +13,8 @@ const GLB = {
   WIDTH: { SCALAR: 1, VEC2: 2, VEC3: 3, VEC4: 4 },
   ARRAY: { 5120: Int8Array, 5121: Uint8Array, 5122: Int16Array, 5123: Uint16Array, 5125: Uint32Array, 5126: Float32Array },
   INTEGER_MAX: { 5120: 127, 5121: 255, 5122: 32767, 5123: 65535 },
-  SUPPORTED_EXTENSIONS: ["KHR_mesh_quantization", "KHR_materials_unlit", "EXT_texture_webp"],
+  SPLATS: "KHR_gaussian_splatting",
+  SUPPORTED_EXTENSIONS: ["KHR_mesh_quantization", "KHR_materials_unlit", "EXT_texture_webp", "KHR_gaussian_splatting"],
   IDENTITY: [1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1],
 };
 
@@ -21,20 +23,22 @@ function readGlb(bytes) {
   const unsupported = (json.extensionsRequired || []).filter((name) => !GLB.SUPPORTED_EXTENSIONS.includes(name));
   if (unsupported.length) throw new Error(`unsupported glTF extension: ${unsupported.join(", ")}`);
   const parts = [];
+  let splats = null;
   const visit = (index, parent) => {
     const node = json.nodes[index];
     const matrix = multiplyMatrices(parent, nodeMatrix(node));
     const primitives = node.mesh === undefined ? [] : json.meshes[node.mesh].primitives;
     for (const primitive of primitives) {
       if ((primitive.mode ?? 4) === 4) parts.push(readPart(json, binary, primitive, matrix));
+      if (primitive.extensions?.[GLB.SPLATS]) splats = readSplats(json, binary, primitive, matrix);
     }
     for (const child of node.children || []) visit(child, matrix);
   };
   const roots = (json.scenes || [])[json.scene || 0]?.nodes || [];
   for (const root of roots) visit(root, GLB.IDENTITY);
-  if (!parts.length) throw new Error("the file has no triangles");
+  if (!parts.length && !splats) throw new Error("the file has no triangles");
   const images = (json.images || []).map((image) => readImage(json, binary, image));
-  return { parts, images };
+  return { parts, images, splats };
 }
 
 function glbChunks(bytes) {
@@ -84,6 +88,19 @@ function readPart(json, binary, primitive, matrix) {
     baseColour: texture(baseColour),
     normalMap: texture(normalMap, normalMap?.scale),
     occlusion: texture(occlusion, occlusion?.strength),
+  };
+}
+
+function readSplats(json, binary, primitive, matrix) {
+  if (matrix.some((value, k) => value !== GLB.IDENTITY[k])) throw new Error("transformed 3D Gaussians are not supported");
+  const values = (name) => readAccessor(json, binary, primitive.attributes[name]).values;
+  const names = ["SH_DEGREE_0_COEF_0", ...[0, 1, 2].map((k) => `SH_DEGREE_1_COEF_${k}`)].map((name) => `${GLB.SPLATS}:${name}`);
+  return {
+    positions: values("POSITION"),
+    quaternions: values(`${GLB.SPLATS}:ROTATION`),
+    scales: values(`${GLB.SPLATS}:SCALE`),
+    opacities: values(`${GLB.SPLATS}:OPACITY`),
+    harmonics: names.filter((name) => name in primitive.attributes).map(values),
   };
 }
 

@@ -69,26 +69,9 @@ const WIRES = 3, WIRES_ONLY = 4;
 const BASE_COLOUR = 0, NORMAL_MAP = 1, OCCLUSION = 2; // texture units
 
 class Scene {
-  constructor(gl, asset) {
+  constructor(gl, { parts }) {
     this.gl = gl;
-    this.computeBounds(asset.parts);
-  }
-
-  // Set the centre of the bounding box and the radius of the sphere around it.
-  computeBounds(parts) {
-    const low = [Infinity, Infinity, Infinity], high = [-Infinity, -Infinity, -Infinity];
-    for (const { positions } of parts)
-      for (let k = 0; k < positions.length; k++) {
-        low[k % 3] = Math.min(low[k % 3], positions[k]);
-        high[k % 3] = Math.max(high[k % 3], positions[k]);
-      }
-    this.centre = low.map((value, axis) => (value + high[axis]) / 2);
-    let radius = 0;
-    for (const { positions } of parts)
-      for (let k = 0; k < positions.length; k += 3)
-        radius = Math.max(radius, Math.hypot(...this.centre.map((value, axis) => positions[k + axis] - value)));
-    if (!Number.isFinite(radius)) throw new Error("the vertex positions are not finite");
-    this.radius = radius || 1;
+    Object.assign(this, boundingSphere(parts));
   }
 
   // Upload everything to the GPU; the promise `ready` resolves after the textures are loaded.
@@ -180,7 +163,25 @@ class Scene {
   }
 }
 
-// Return the world-to-clip matrix (4 x 4) and the world-to-view rotation (3 x 3), column-major.
+// Return the centre of the bounding box of all positions, and the radius of the sphere around it.
+function boundingSphere(parts) {
+  const low = [Infinity, Infinity, Infinity], high = [-Infinity, -Infinity, -Infinity];
+  for (const { positions } of parts)
+    for (let k = 0; k < positions.length; k++) {
+      low[k % 3] = Math.min(low[k % 3], positions[k]);
+      high[k % 3] = Math.max(high[k % 3], positions[k]);
+    }
+  const centre = low.map((value, axis) => (value + high[axis]) / 2);
+  let radius = 0;
+  for (const { positions } of parts)
+    for (let k = 0; k < positions.length; k += 3)
+      radius = Math.max(radius, Math.hypot(...centre.map((value, axis) => positions[k + axis] - value)));
+  if (!Number.isFinite(radius)) throw new Error("the positions are not finite");
+  return { centre, radius: radius || 1 };
+}
+
+// Return the world-to-clip matrix (4 x 4) and the world-to-view rotation (3 x 3), column-major, and the distance of the
+// camera from the centre.
 function cameraMatrices({ azimuth, elevation, zoom }, centre, radius, aspect) {
   const back = [Math.sin(azimuth) * Math.cos(elevation), Math.sin(elevation), Math.cos(azimuth) * Math.cos(elevation)];
   const right = [Math.cos(azimuth), 0, -Math.sin(azimuth)];
@@ -203,7 +204,7 @@ function cameraMatrices({ azimuth, elevation, zoom }, centre, radius, aspect) {
     0, 0, (2 * far * near) / (near - far), 0,
   ];
   const rotation = [right[0], up[0], back[0], right[1], up[1], back[1], right[2], up[2], back[2]];
-  return { camera: multiplyMatrices(projection, view), rotation };
+  return { camera: multiplyMatrices(projection, view), rotation, distance };
 }
 
 // Create a texture; sRGB for colours, so that filtering is linear. As in glTF, the first row is the top: no flipping.

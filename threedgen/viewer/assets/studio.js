@@ -244,7 +244,7 @@
     part("shown").hidden = false;
     part("shown").scrollIntoView({ behavior: "smooth", block: "start" });
     const about = await send("GET", `runs/${encodeURI(name)}`);
-    const files = Object.entries((about && about.files) || {}).filter(([file]) => /^asset\/(?!asset\.json)|textured\.glb$/.test(file));
+    const files = Object.entries((about && about.files) || {}).filter(([file]) => /^asset\/(?!asset\.json)|textured\.glb$|^gaussians\./.test(file));
     place.querySelector(".downloads").replaceChildren(...files.map(([file, bytes]) => {
       const row = element("li", ""), link = element("a", file.replace("asset/", ""));
       link.href = run(name, `/files/${encodeURI(file)}`);

@@ -1,0 +1,67 @@
+"""The task "compare-3d": tiny runs of two variants, measured at equal steps and at an equal time."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.errors import refused
+from tests.support.task_server import tiny_generate
+from threedgen.toybox.evaluation import compare
+from threedgen.toybox.evaluation.options import Compare3DConfig
+
+VARIANTS = ("field.name=ngp distillation.name=sds", "field.name=gaussians distillation.name=csd field.count=60")
+
+
+def config(tmp_path: Path, probe_file: str, **changes: Any) -> Compare3DConfig:
+    values = {
+        "task": "compare-3d",
+        "out": str(tmp_path / "run"),
+        "probe": {"weights": probe_file},
+        "config": str(tiny_generate(tmp_path / "config")),
+        "overrides": ("warm_start.share=0", "refine.strengths=[]", "prompt_check=off"),
+        "variants": VARIANTS,
+        "prompts": 2,
+        "steps": 3,
+        "seconds": 1e-6,
+        "threads": 1,
+    }
+    return Compare3DConfig.model_validate(values | changes)
+
+
+def test_variants_are_compared_at_equal_steps_and_time(tmp_path: Path, probe_file: str) -> None:
+    options, folder = config(tmp_path, probe_file), tmp_path / "run"
+    options.check()
+    assert compare.run(options, quiet=True) == 0
+    figures = json.loads((folder / "report.json").read_text())
+    first, second = "ngp sds", "gaussians csd 60"
+    for budget, step in (("steps", 3), ("time", 1)):
+        found = figures[budget]
+        assert list(found["variants"]) == [first, second] and list(found["differences"]) == [second]
+        assert {row["step"]["mean"] for row in found["variants"].values()} == {step}
+        assert all(row["noun"]["total"] == 2 and row["fid"]["mean"] > 0 for row in found["variants"].values())
+        objects = {(row["variant"], row["prompt"]): row[budget] for row in figures["objects"]}
+        less = [
+            objects[second, prompt]["disagreement"] - objects[first, prompt]["disagreement"]
+            for prompt in {prompt for _, prompt in objects}
+        ]
+        assert found["differences"][second]["disagreement"]["mean"] == pytest.approx(sum(less) / 2, rel=1e-3)
+        assert found["true objects"]["roughness"]["mean"] > 0 and (folder / f"{budget}.png").is_file()
+    assert "difference from ngp sds" in (folder / "report.md").read_text()
+    times = {path: path.stat().st_mtime_ns for path in (*folder.glob("runs/*/*"), *folder.glob("measured/*"))}
+    assert len(list(folder.glob("runs/*"))) == 4 and len(list(folder.glob("measured/*"))) == 16
+    assert compare.run(options, resume=folder, quiet=True) == 0
+    assert times == {path: path.stat().st_mtime_ns for path in times}, "nothing is made or measured again"
+
+
+def test_mistakes_are_refused_before_any_run(tmp_path: Path, probe_file: str) -> None:
+    for changes, key, value in (
+        ({"engine": "processes", "workers": 2}, "seconds", "engine=here"),
+        ({"variants": ("field.name=npg",)}, "variants", "ngp"),
+        ({"variants": ("seed=3",)}, "overrides", "seed"),
+        ({"config": "sample-toybox"}, "config", "'sample-toybox'"),
+    ):
+        with refused(key, value):
+            config(tmp_path, probe_file, **changes).check()
+    assert not (tmp_path / "run").exists()

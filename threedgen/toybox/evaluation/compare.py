@@ -1,0 +1,258 @@
+"""Task "compare-3d": compare variants of a config, such as representations and losses, on the same held-out prompts.
+
+The variants are compared after equally many training steps, and after an equal training time of the same runs.
+
+RUN/runs/KEY/                 generate run of a variant and a prompt; finished runs are not repeated
+RUN/measured/KEY-steps.json   measurements of its object at the end; -time: of its checkpoint after `seconds`
+RUN/report.json, report.md    figures with intervals, and paired differences from the first variant
+RUN/steps.png, time.png       a view of each object; one row per variant
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from threedgen.config.plain_file import read_json
+from threedgen.evaluation.metrics.distributions import colour_disagreement, foreground_means
+from threedgen.evaluation.metrics.figures import (
+    Json,
+    bootstrap,
+    estimate,
+    mean_estimate,
+    median,
+    paired_differences,
+    share,
+)
+from threedgen.evaluation.report import figure_table, rounded, write_report, write_strips
+from threedgen.evaluation.runner import Evaluation, evaluation_task, kept_json, kept_views
+from threedgen.export.renders import field_renderer
+from threedgen.export.run_field import field_view, load_field
+from threedgen.geometry.images import to_uint8
+from threedgen.geometry.rigs import turntable
+from threedgen.guidance.matte import Matte
+from threedgen.run.arrays import Array
+from threedgen.run.folder import CHECKPOINTS
+from threedgen.run.threads import set_threads
+from threedgen.systems.batch.jobs import FINISHED, RECORD, Job, make_all
+from threedgen.toybox.world.toybox import render_orbit
+from threedgen.train.checkpoint_file import KEPT, LAST
+from threedgen.train.system import SECONDS_KEY
+from threedgen.train.task import Stopped, Task
+
+from .held_out import held_out_cases
+from .judging import judge_views
+from .options import MATTE, Compare3DConfig
+from .prior_score import opaque
+from .probe import Probe
+from .report import distances, roughness, surface
+
+logger = logging.getLogger(__name__)
+VIEWS, SIZE = 8, 128  # number of views of an object, and their side in pixels
+BACKGROUND = 0.5  # grey behind the objects
+SHOWN_VIEW = 1  # the view in the images, 45 degrees to the left of the front
+BUDGETS = {"steps": LAST, "time": KEPT}
+JUDGED = {"noun": "noun", "colour": "colour", "bound": "part in its colour", "one_front": "one front", "order": "sides"}
+MEASURED = {
+    "roughness": "roughness, degrees",
+    "disagreement": "colour difference of views, Lab",
+    "step": "steps",
+    "seconds": "seconds",
+}
+HEADS = JUDGED | {"fid": "FID"} | MEASURED
+
+
+class Row(NamedTuple):
+    """Measurements of the object of one variant and prompt.
+
+    Attributes:
+        label: label of the variant.
+        prompt: prompt of the object.
+        found: measurements by budget, with the keys of JUDGED and MEASURED; None where undefined.
+        views: images (V, H, W, 3), uint8, by budget.
+    """
+
+    label: str
+    prompt: str
+    found: dict[str, Json]
+    views: dict[str, Array]
+
+
+class Comparison(Evaluation[Compare3DConfig, tuple[str, Job], Row]):
+    """Evaluation that makes the objects of all variants, measures them and compares the variants."""
+
+    stage = "measuring"
+
+    def __init__(self, task: Task) -> None:
+        super().__init__(task)
+        config = self.config
+        self.items = self.jobs = config.jobs()
+        self.budgets = [name for name in BUDGETS if name == "steps" or config.seconds is not None]
+        self.probe, self.matte = Probe.load(config.probe.weights), Matte.load(MATTE)
+        self.cases = {case.caption: case for case in held_out_cases(config.prompts, config.seed, spread=True)}
+
+    def prepare(self) -> None:
+        if code := make_all(self.config, [job for _, job in self.jobs], self.folder / "runs", self.task.quiet):
+            raise Stopped(code)
+        set_threads(self.config.threads)
+        generate: Any = self.jobs[0][1].config
+        table = generate.result.turntable
+        self.cameras = turntable(table, VIEWS).with_size(SIZE, SIZE)
+        self.azimuth = 2 * np.pi * np.arange(VIEWS) / VIEWS
+        elevation, self.fov = np.deg2rad([table.elevation, table.fov])
+        place = (self.azimuth, elevation, SIZE, True, self.fov, table.distance * np.tan(self.fov / 2))
+        self.truth = {
+            caption: [render_orbit(case.truth(self.config.seed, k), *place) for k in range(2)]
+            for caption, case in self.cases.items()
+        }
+        colours = [self._colours(first.rgb)[0] for first, _ in self.truth.values()]
+        pairs = [np.linalg.norm(a - b) for a, b in combinations([c for c in colours if c is not None], 2)]
+        self.missing = float(np.mean(pairs)) if pairs else 50.0
+
+    def _colours(self, views: Array) -> list[Array | None]:
+        return foreground_means(views, opaque(self.matte, views))
+
+    def measure(self, item: tuple[str, Job]) -> Row:
+        label, job = item
+        self.progress.note(f"{label}, {job.prompt}")
+        folder = self.folder / "runs" / job.key
+        record = read_json(folder / RECORD)
+        if failed := record.get("state") != FINISHED:
+            logger.warning("%s, %s: no object (%s)", label, job.prompt, record.get("reason", "not made"))
+        found, views = {}, {}
+        for budget in self.budgets:
+            name = BUDGETS[budget]
+            path = folder / CHECKPOINTS / name
+            path = path if path.is_file() else path.with_name(LAST)
+            measured = self.folder / "measured" / f"{job.key}-{budget}"
+            sample = Measurement(self, folder, path, job.prompt)
+            key = {"run": job.key, "budget": budget}
+            views[budget] = GREY if failed else kept_views(measured.with_suffix(".safetensors"), key, sample.views)
+            images = views[budget]
+            found[budget] = (
+                dict.fromkeys(HEADS) | dict.fromkeys(JUDGED, False)
+                if failed
+                else kept_json(measured.with_suffix(".json"), lambda: sample.figures(images), **key)  # noqa: B023
+            )
+        return Row(label, job.prompt, found, views)
+
+    def report(self, rows: list[Row]) -> None:
+        labels = list(dict.fromkeys(row.label for row in rows))
+        figures: Json = {"prompts": self.config.prompts, "steps": self.config.steps, "seconds": self.config.seconds}
+        parts = [
+            f"""# Variants of {self.config.config}
+
+{self.config.prompts} held-out prompts, one object each, seed {self.config.seed}; 95 % intervals. {VIEWS} views of each
+object are judged by the probe. Differences are from the first variant, mean over prompts."""
+        ]
+        of = {label: [row for row in rows if row.label == label] for label in labels}
+        truth = {"true objects": self.true_objects()}
+        for budget in self.budgets:
+            table = {label: self.summary(budget, mine) for label, mine in of.items()}
+            first = [row.found[budget] for row in of[labels[0]]]
+            less = {
+                label: differences([row.found[budget] for row in mine], first)
+                for label, mine in of.items()
+                if label != labels[0]
+            }
+            figures[budget] = {"variants": table, "differences": less} | truth
+            title = (
+                f"{self.config.steps} steps" if budget == "steps" else f"{self.config.seconds:g} seconds of training"
+            )
+            parts += [f"## {title}", figure_table("variant", table | truth, HEADS)]
+            if less:
+                parts.append(figure_table(f"difference from {labels[0]}", less, JUDGED | MEASURED))
+            strips = [np.stack([row.views[budget][SHOWN_VIEW] for row in mine]) for mine in of.values()]
+            write_strips(self.folder / f"{budget}.png", strips, labels)
+        figures["objects"] = [{"variant": row.label, "prompt": row.prompt, **row.found} for row in rows]
+        write_report(self.task, "report", rounded(figures), "\n\n".join(parts) + "\n")
+
+    def summary(self, budget: str, rows: Sequence[Row]) -> Json:
+        """Return the figures of the objects of one variant."""
+        found = [row.found[budget] for row in rows]
+        table: Json = {key: share([one.get(key) for one in found]).plain() for key in JUDGED}
+        rough = [one["roughness"] for one in found]
+        table["roughness"] = estimate(median(rough), bootstrap(rough, statistic=np.median))
+        table |= {key: mean_estimate([one[key] for one in found]) for key in MEASURED if key != "roughness"}
+        if len(rows) > 1:
+            truth = [to_uint8(self.truth[row.prompt][0].rgb) for row in rows]
+            own = [row.views[budget] for row in rows]
+            table["fid"] = self.fid(own, truth)
+        return table
+
+    def true_objects(self) -> Json:
+        """Return the figures of true objects of the prompts, measured in the same way."""
+        pairs = list(self.truth.values())
+        verdicts: list[Json] = [
+            judge_views(self.probe, second.rgb, self.cases[caption].spec, self.azimuth, vote=True).answers
+            for caption, (_, second) in self.truth.items()
+        ]
+        table: Json = {key: share([one.get(key) for one in verdicts]).plain() for key in JUDGED}
+        rough = [roughness(second.normal, second.mask) for _, second in pairs]
+        table["roughness"] = estimate(median(rough), bootstrap(rough, statistic=np.median))
+        colours = [colour_disagreement(self._colours(second.rgb), self.missing) for _, second in pairs]
+        table["disagreement"] = mean_estimate(colours)
+        if len(pairs) > 1:
+            table["fid"] = self.fid(*([to_uint8(pair[k].rgb) for pair in pairs] for k in (1, 0)))
+        return table
+
+    def fid(self, views: Sequence[Array], truth: Sequence[Array]) -> Json:
+        found = distances(self.probe, views, truth, truth)
+        return estimate(found["fid"], found["fid_interval"])
+
+
+GREY = np.full((VIEWS, SIZE, SIZE, 3), round(255 * BACKGROUND), np.uint8)  # views of an object that was not made
+
+
+class Measurement(NamedTuple):
+    """Measurement of the object in a checkpoint of a generate run."""
+
+    owner: Comparison
+    folder: Path
+    path: Path
+    prompt: str
+
+    def views(self) -> Array:
+        """Render the object without light on grey: (V, H, W, 3) in [0, 1]."""
+        config, field, occupancy, _ = load_field(self.folder, path=self.path)
+        rgb, opacity = field_renderer(field, occupancy, config.march)(self.owner.cameras)
+        image: Array = rgb * opacity[..., None] + BACKGROUND * (1 - opacity[..., None])
+        return image
+
+    def figures(self, views: Array) -> Json:
+        """Measure the object, of which `views` are (V, H, W, 3), uint8."""
+        o = self.owner
+        config, field, occupancy, checkpoint = load_field(self.folder, path=self.path)
+        view = field_view(field, occupancy, config.march, "cpu")
+        c2w = o.cameras.c2w.numpy()
+        found = surface(view, c2w, float(o.fov), SIZE, config.result.mesh_resolution)
+        answers = judge_views(o.probe, views, o.cases[self.prompt].spec, o.azimuth, vote=True).answers
+        floats = views / np.float32(255)
+        return rounded(
+            {
+                **{key: answers.get(key) for key in JUDGED},
+                "roughness": None if found is None else found.roughness,
+                "disagreement": colour_disagreement(o._colours(floats), o.missing),
+                "step": int(checkpoint["global_step"]),
+                "seconds": checkpoint[SECONDS_KEY]["optimise"],
+            }
+        )
+
+
+def differences(ours: Sequence[Json], theirs: Sequence[Json]) -> Json:
+    """Return the mean of each measurement in `ours` minus that in `theirs`, pair by pair, with intervals."""
+    names = [*JUDGED, *MEASURED]
+    first, second = ([numbers(one, names) for one in part] for part in (ours, theirs))
+    pairs = paired_differences(first, second, names)
+    return {name: mean_estimate([pair[name] for pair in pairs]) for name in names}
+
+
+def numbers(found: Json, names: Sequence[str]) -> dict[str, float | None]:
+    """Return the values of `names` as numbers: True is 1, False is 0."""
+    return {name: None if (value := found.get(name)) is None else float(value) for name in names}
+
+
+run: Callable[..., int] = evaluation_task(Comparison, files=("report.json", "steps.png"))
