@@ -1,5 +1,6 @@
 """Use of the other views on tiny priors, and the task "evaluate-own-prior"."""
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from tests.support.asset_folder import make_assets
@@ -85,6 +87,24 @@ def test_renders_are_nearer_than_samples_and_nothing_is_sampled_twice(
     assert len(kept) == 2 and cli.main(command) == 0
     assert {path: path.stat().st_mtime_ns for path in Path("run/samples").iterdir()} == kept
     assert json.loads(Path("run/report.json").read_text()) == figures
+
+
+def test_existing_views_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_assets(Path("assets"), more=3)
+    Path("mine").mkdir()
+    command = ["--config", "evaluate-own-prior", "data=assets", "existing=mine", "n_view=2", "out=run", "-q"]
+    command += ["views.size=16", "views.azimuths=4", "engine=here", "threads=1"]
+    assert cli.main(command) == 2  # says what is missing
+    wanted = list(csv.DictReader(Path("run/wanted.csv").open()))
+    assert {"file", "prompt", "azimuth", "elevation"} == set(wanted[0]) and len(wanted) % 2 == 0
+    for number, row in enumerate(wanted):
+        path = Path("mine", row["file"]).with_suffix(".webp")
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (20, 16), (8 * number, 9, 99)).save(path)
+    assert cli.main(command) == 0
+    figures = json.loads(Path("run/report.json").read_text())
+    assert figures["samples"]["fid"]["mean"] > figures["other renders"]["fid"]["mean"] and not figures["view_use"]
 
 
 def test_distances_of_equal_and_shifted_features() -> None:

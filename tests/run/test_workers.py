@@ -3,6 +3,7 @@
 import errno
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -175,6 +176,8 @@ class FakeRay:
         self.init: Callable[..., None] = lambda **options: self.options.append(options)
         self.answers: list[Any] = []
         self.cancel: Callable[..., None] = lambda reference, force: None
+        self.nodes: Callable[[], object] = list
+        self.pending = False
 
     def remote(self, **options: Any) -> Any:
         self.options.append(options)
@@ -182,7 +185,9 @@ class FakeRay:
 
     def submitted(self, task: Any, *arguments: Any) -> Any:
         future: Future[Any] = Future()
-        if answer := self.answers.pop(0) if self.answers else None:
+        if self.pending:
+            pass
+        elif answer := self.answers.pop(0) if self.answers else None:
             future.set_exception(answer)
         else:
             future.set_result(task(*arguments))
@@ -211,6 +216,22 @@ def test_ray_options_and_retries(run: Run, fake_ray: FakeRay, monkeypatch: pytes
     assert connected["address"] == "there:1" and os.getcwd() in connected["runtime_env"]["env_vars"]["PYTHONPATH"]
     assert connected["runtime_env"]["worker_process_setup_hook"].__name__ == "setup"
     assert task == {"num_cpus": 2, "num_gpus": 0.5, "max_retries": 0}
+
+
+def test_lost_head_of_a_ray_cluster_is_said(run: Run, fake_ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "LOST_SECONDS", 0.3)
+    fake_ray.pending, fake_ray.nodes = True, lambda: time.sleep(100)
+    with pytest.raises(WorkerLost):
+        run([run.job("a")], "ray")
+
+
+@unix
+@pytest.mark.slow
+def test_guard_kills_a_frozen_process() -> None:
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"]) as process:
+        with watch.guarded(process.pid):
+            process.send_signal(signal.SIGSTOP)
+            assert process.wait(60) == -signal.SIGKILL
 
 
 def test_missing_ray_cluster_is_named(run: Run, fake_ray: FakeRay) -> None:

@@ -169,6 +169,19 @@ def test_job_cancelled_at_once_is_cancelled(client: Client) -> None:
     client.until(["finished"])
 
 
+def test_job_that_was_cancelled_and_continued_while_it_waited_runs_once(client: Client) -> None:
+    for prompt in ("it waits", "a cat"):
+        client.submit(prompt)
+    client.until(["running", "waiting"])
+    for _ in range(3):
+        client.api("jobs/2/cancel", {})
+        client.api("jobs/2/again", {})
+    client.submit("a dog")
+    (client.root / "it-waits-0.go").touch()
+    client.until(["finished", "finished", "finished"])
+    assert client.queue.over == 3
+
+
 def test_finish_makes_the_asset_of_a_running_or_cancelled_job(client: Client) -> None:
     client.submit("it waits")
     client.progressed()

@@ -19,6 +19,7 @@ from threedgen.config.plain_file import read_bytes
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 50
 MAX_NODES = 20_000
+MAX_DIGITS = 1000  # of a number
 
 _FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?\Z")
 _RULES = {
@@ -58,6 +59,11 @@ class _Loader(yaml.SafeLoader):
         # joins surrogate pairs: JSON, a subset of YAML, uses them for characters above U+FFFF
         return str(node.value).encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
 
+    def integer(self, node: yaml.ScalarNode) -> int:
+        if len(node.value) > MAX_DIGITS:
+            raise _refusal(f"a number has more than {MAX_DIGITS} digits", node.start_mark)
+        return int(node.value)  # 012 is decimal
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         result: dict[Any, Any] = {}
         for key_node, value_node in node.value:
@@ -85,7 +91,7 @@ for _tag, (_pattern, _first) in _RULES.items():
     _Dumper.add_implicit_resolver(_tag, _pattern, list(_first))
 _Dumper.add_representer(str, _Dumper.text)
 _Loader.add_constructor("tag:yaml.org,2002:str", _Loader.text)
-_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))  # 012 is decimal
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.integer)
 _Loader.add_constructor("tag:yaml.org,2002:float", lambda loader, node: float(node.value))
 
 

@@ -1,6 +1,6 @@
 """Config models that several evaluations share. This module does not import torch."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field
 
@@ -9,6 +9,7 @@ from threedgen.config.optional import require
 from threedgen.config.registry import Component
 from threedgen.config.sections import RunConfig
 from threedgen.data.assets.options import AssetsConfig
+from threedgen.run.folder import existing_folder
 
 FRONT_THRESHOLD = 0.4
 """Threshold of the Janus meter: a view shows a front if the front probability, smoothed over the ring of views, reaches
@@ -17,6 +18,9 @@ CLIP_WEIGHTS = "openai/clip-vit-large-patch14"
 
 Features = Annotated[Any, Component("features", default="probe")]
 MultiviewPrior = Annotated[Any, Component("prior", default="mvdream", only=("mvdream",))]
+
+
+ExistingViews = Annotated[str | None, Field(min_length=1, description="folder of existing views to measure instead")]
 
 
 class InceptionFeaturesConfig(Config):
@@ -35,6 +39,15 @@ class SamplingConfig(RunConfig):
     guidance_scale: float = Field(5.0, ge=0, description="scale of classifier-free guidance")
     negative_prompt: str = Field("", description="negative prompt of the guidance")
     batch: int = Field(8, ge=1, le=1024, description="objects per batch; each batch is kept in one file")
+    existing: ExistingViews = None
+
+    def check(self) -> None:
+        if self.existing is not None:
+            existing_folder(self.existing, "existing")
+        RunConfig.check(self.used())
+
+    def used(self) -> Self:
+        return self if self.existing is None else self.model_copy(update={"prior": None})
 
 
 class EvaluateOwnPriorConfig(AssetsConfig, SamplingConfig):

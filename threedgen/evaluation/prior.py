@@ -28,6 +28,7 @@ from threedgen.run.progress import Count
 from threedgen.run.seeding import generator
 from threedgen.train.task import Task
 
+from .existing import read_existing
 from .features import FeatureNetwork
 from .metrics.distributions import fid
 from .metrics.figures import Estimate, Json, bootstrap_ratio, estimate, jackknife_estimate, mean_estimate
@@ -36,6 +37,7 @@ from .report import figure_table, format_estimate, rounded, thumbnails, write_re
 from .runner import Evaluation, evaluation_task, kept_views, sample_objects
 
 SHEET_ASSETS = 24
+EXISTING_SIZE = 64  # side of the renders whose cameras existing views should have, pixels
 LEVELS = (350, 500, 650, 800, 950)
 """Diffusion time steps of view 0 at which `view_use` measures the use of the other views."""
 CLEAN = 100
@@ -48,8 +50,13 @@ Row = TypeVar("Row")
 class PriorEvaluation(Evaluation[P, int, Row]):
     """Base class of evaluations that sample a diffusion prior. The items are indices of objects: 0, 1, ..."""
 
+    prior: Prior | None = None  # None: existing views are measured
+
     def load_prior(self) -> None:
-        self.prior: Prior = self.task.load_prior()
+        if self.config.existing is not None:
+            self.weights = f"views in {self.config.existing}"
+            return
+        self.prior = self.task.load_prior()
         self.weights = digest(self.prior.networks)
 
     def sample(
@@ -62,7 +69,7 @@ class PriorEvaluation(Evaluation[P, int, Row]):
         folder: str = "samples",
         from_noise: bool = False,
     ) -> Array:
-        """Sample V views of each of N prompts, in batches. Return images (N, V, H, W, 3), uint8.
+        """Sample V views of each of N prompts, in batches, or read existing ones. Return images (N, V, H, W, 3), uint8.
 
         Each batch is written to a file, and read from it in a later run.
 
@@ -74,7 +81,9 @@ class PriorEvaluation(Evaluation[P, int, Row]):
             folder: subfolder of the run for the batches.
             from_noise: start from pure noise. False: a prior with a coarse predictor starts from its noised prediction.
         """
-        c, count, found = self.config, len(prompts), list[Array]()
+        c, count, found, prior = self.config, len(prompts), list[Array](), self.prior
+        if prior is None:
+            return read_existing(str(c.existing), self.folder, prompts, c2w, "" if folder == "samples" else folder)
         with Interrupts() as interrupts, Count("sampling", count, self.task.quiet) as progress:
             for start in range(0, count, c.batch):
                 interrupts.raise_if_stopped()
@@ -83,7 +92,7 @@ class PriorEvaluation(Evaluation[P, int, Row]):
                 def sample_batch(indices: range = indices) -> Array:
                     rngs = [generator(c.seed, numbers[k], purpose) for k in indices]
                     options = c.steps, c.guidance_scale, c.negative_prompt, from_noise
-                    return sample_objects(self.prior, [prompts[k] for k in indices], c2w[list(indices)], rngs, *options)
+                    return sample_objects(prior, [prompts[k] for k in indices], c2w[list(indices)], rngs, *options)
 
                 path = self.folder / folder / f"{start // c.batch:05d}.safetensors"
                 found.append(kept_views(path, metadata(indices), sample_batch))
@@ -95,6 +104,7 @@ class PriorEvaluation(Evaluation[P, int, Row]):
 
         Return a Markdown section and the measured values. The prior must have `timestep_per_view`.
         """
+        assert self.prior is not None
         figures = view_use(self.prior, Objects.encoded(self.prior, objects), self.config.seed)
         return view_use_table(figures), figures
 
@@ -229,13 +239,16 @@ class OwnPrior(PriorEvaluation[EvaluateOwnPriorConfig, AssetFeatures]):
 
     def prepare(self) -> None:
         config, count = self.config, len(self.entries)
-        self.renders = self.views.block(range(count), self.prior.image_size)
+        size = EXISTING_SIZE if self.prior is None else self.prior.image_size
+        self.renders = self.views.block(range(count), size)
         c2w = torch.from_numpy(self.renders.c2w).unflatten(0, (count, -1))
-        metadata = {"prior": self.weights, "truth": self.views.describe(), "size": str(self.prior.image_size)}
+        metadata = {"prior": self.weights, "truth": self.views.describe(), "size": str(size)}
         options = ("steps", "guidance_scale", "negative_prompt", "seed", "batch")
         metadata |= {key: str(getattr(config, key)) for key in options}
         captions = self.renders.captions
         self.samples = self.sample(captions, c2w, range(count), "drawing an asset", lambda indices: metadata)
+        if self.prior is None:
+            self.renders = self.views.block(range(count), self.samples.shape[2])
         self.truth = to_uint8(self.renders.rgb).reshape(self.samples.shape)
         other = self.other_views.block(range(count), self.samples.shape[2])
         self.other = to_uint8(other.rgb).reshape(self.samples.shape)
@@ -251,12 +264,13 @@ class OwnPrior(PriorEvaluation[EvaluateOwnPriorConfig, AssetFeatures]):
         truth, samples, other = (np.stack(column) for column in zip(*rows, strict=True))
         compared = {"samples": compare(samples, truth), "other renders": compare(other, truth)}
         section, use = "", Json()
-        if self.prior.timestep_per_view and config.n_view > 1:
+        if self.prior is not None and self.prior.timestep_per_view and config.n_view > 1:
             section, use = self.view_use(self.renders)
+        sampled = f"DDIM {config.steps} steps, guidance {config.guidance_scale:g}, prior {config.prior.weights}"
         text = f"""# Samples of assets
 
-{len(rows)} assets, {config.n_view} views each from the cameras of their renders, DDIM {config.steps} steps, \
-guidance {config.guidance_scale:g}, prior {config.prior.weights}. Features: {self.features.description}.
+{len(rows)} assets, {config.n_view} views each from the cameras of their renders, \
+{sampled if self.prior else self.weights}. Features: {self.features.description}.
 
 {figure_table("", compared, {"fid": "FID", "likeness": "likeness"})}
 

@@ -1,15 +1,24 @@
-"""Detection of frozen (SIGSTOP) and dead processes in a group. Such a process would block the others for ever."""
+"""Detection of frozen (SIGSTOP) and dead processes in a group. Such a process would block the others for ever.
+
+python -m threedgen.run.watch PID    kill the process PID if it is frozen; runs until PID ends
+"""
 
 import logging
+import subprocess
+import sys
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 
 import psutil
 
+from threedgen.config.errors import WorkerLost
+
 logger = logging.getLogger(__name__)
 FROZEN_CHECKS, CHECK_SECONDS = 6, 5.0
+LOST_SECONDS = 40.0  # without an answer; Ray ends the process after 60
 
 
 class FrozenProcesses:
@@ -42,3 +51,44 @@ def children() -> list[psutil.Process]:
 
 def ended(process: psutil.Process) -> bool:
     return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+@contextmanager
+def guarded(pid: int) -> Iterator[None]:
+    """Return a context with a second process that kills the process `pid` if it is frozen, for machines elsewhere."""
+    guard = subprocess.Popen([sys.executable, "-m", __name__, str(pid)], stdin=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        guard.kill()
+        guard.wait()
+
+
+class Heartbeat:
+    """Thread that calls `ask` every CHECK_SECONDS, which may block or fail. `check` tells whether it still answers."""
+
+    def __init__(self, ask: Callable[[], object], name: str) -> None:
+        self.ask, self.name, self._answered = ask, name, time.monotonic()
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def check(self) -> None:
+        """Raise WorkerLost if `ask` has not answered for LOST_SECONDS."""
+        if time.monotonic() - self._answered > LOST_SECONDS:
+            problem = f"{self.name} has not answered for {LOST_SECONDS:.0f} seconds"
+            raise WorkerLost(f"{problem}. Start it and run the same command again to continue")
+
+    def _run(self) -> None:
+        while True:
+            with suppress(Exception):
+                self.ask()
+                self._answered = time.monotonic()
+            time.sleep(CHECK_SECONDS)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(format="%(message)s")
+    with suppress(psutil.NoSuchProcess):
+        watched, frozen = psutil.Process(int(sys.argv[1])), FrozenProcesses()
+        while not ended(watched):
+            frozen.kill(lambda: [watched])
+            time.sleep(CHECK_SECONDS)

@@ -20,7 +20,7 @@ from threedgen.run.disk import Tree
 from threedgen.run.interrupts import STOP_CODES, Interrupts, Stopped
 from threedgen.run.options import WorkersConfig
 from threedgen.run.text import clean
-from threedgen.run.watch import FrozenProcesses, children
+from threedgen.run.watch import FrozenProcesses, Heartbeat, children, guarded
 
 logger = logging.getLogger(__name__)
 J = TypeVar("J")
@@ -131,6 +131,8 @@ class WorkerPool(Generic[J, R]):
                 for worker, _, _ in self.busy.values():
                     worker.stop()
             self.frozen.kill(children)
+            for worker, _, _ in self.busy.values():
+                worker.check()
             for future in wait(self.busy, POLL, return_when=FIRST_COMPLETED).done:
                 worker, job, number = self.busy.pop(future)
                 state, value = self.answer(future, worker)
@@ -169,7 +171,8 @@ class WorkerPool(Generic[J, R]):
             self.deaths += 1
             if self.deaths > self.count * (self.attempts + 1):
                 raise WorkerLost(f"{self.deaths} workers died in a row ({clean(str(death))})")
-            return "error", (f"its worker was lost ({in_a_line(death)})", "")
+            reason = in_a_line(death).partition(". ")[0]  # Ray adds a page of advice
+            return "error", (f"its worker was lost ({reason})", "")
         self.idle.append(worker)
         self.deaths, (state, value) = 0, future.result()
         if state == "expected":
@@ -196,6 +199,9 @@ class Worker:
 
     def stop(self) -> None:
         """Ask the current job to stop."""
+
+    def check(self) -> None:
+        """Raise WorkerLost if no worker can answer any more."""
 
     def close(self) -> None:
         """Kill the worker."""
@@ -253,8 +259,10 @@ def init_process(loaded: Mapping[str, plugins.Plugin]) -> None:
 
 
 class RayTask(Worker):
-    def __init__(self, remote: Any, cancel: Callable[..., None]) -> None:
-        self.remote, self.cancel, self.reference = remote, cancel, None
+    """Worker on a Ray cluster: `remote` is the function `attempt_for_ray` there, `head` answers while the head does."""
+
+    def __init__(self, remote: Any, cancel: Callable[..., None], head: Heartbeat) -> None:
+        self.remote, self.cancel, self.head, self.reference = remote, cancel, head, None
 
     def submit(self, *task: Any) -> Future[Answer]:
         self.reference = self.remote.remote(*task)
@@ -262,6 +270,9 @@ class RayTask(Worker):
 
     def stop(self) -> None:
         self.cancel(self.reference)
+
+    def check(self) -> None:
+        self.head.check()
 
     def close(self) -> None:
         if self.reference is not None:
@@ -272,7 +283,8 @@ def attempt_for_ray(*task: Any) -> Answer:
     """Call `attempt(*task)` in a Ray task. If Ray cancels the task, by SIGINT, return ("stopped", 130)."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # processes started with & ignore SIGINT
     try:
-        return attempt(*task)
+        with guarded(os.getpid()):
+            return attempt(*task)
     except KeyboardInterrupt:
         return "stopped", STOP_CODES[0]
 
@@ -303,4 +315,5 @@ def ray_tasks(address: str | None, cpus: float, gpus: float) -> Callable[[], Wor
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(f"no Ray cluster responds at {address!r} ({reason})", "address") from None
     # no retries by Ray: WorkerPool counts the attempts
-    return partial(RayTask, ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(attempt_for_ray), ray.cancel)
+    remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(attempt_for_ray)
+    return partial(RayTask, remote, ray.cancel, Heartbeat(ray.nodes, "the head of the Ray cluster"))

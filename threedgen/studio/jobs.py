@@ -233,6 +233,8 @@ class Queue:
             timer.start()
 
     def _work(self, job: Job) -> None:
+        if job.state != WAITING:  # cancelled, or made by an earlier call: cancelled and continued while it waited
+            return
         messages: deque[str] = deque(maxlen=20)
         stopped_before = job.finish
         code = self._run(job, job.command + ["--finish"] * stopped_before, messages)

@@ -22,6 +22,8 @@ from threedgen.run.metrics import read_metrics, read_summary
 FILES = ("*.png", "*.mp4", "*.glb")  # result files with the same bytes in each run
 ERRORS = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 SMALL_ASSET = {"budget": 200, "texture": 64, "lods": [], "resolution": 16, "refine": 2}
+FAULTS, SEED = (int(os.environ.get(name, value)) for name, value in (("FAULTS", "14"), ("FAULTS_SEED", "11")))
+PART = 20  # faults of one test, which takes minutes, of FAULTS of each kind
 faulty = pytest.mark.skipif(not preloaded(), reason="needs Linux and a C compiler")
 
 
@@ -135,10 +137,11 @@ def test_storage_fault_is_said_and_the_run_goes_on(tmp_path: Path, kind: str, la
 
 @faulty
 @pytest.mark.slow
+@pytest.mark.parametrize("part", range(-(-FAULTS // PART)))
 @pytest.mark.parametrize("kind", KINDS)
-def test_storage_fails_at_any_moment(tmp_path: Path, kind: str) -> None:
-    rng, codes, different = random.Random(int(os.environ.get("FAULTS_SEED", "11"))), Counter[int](), []
-    for k in range(int(os.environ.get("FAULTS", "14"))):
+def test_storage_fails_at_any_moment(tmp_path: Path, kind: str, part: int) -> None:
+    rng, codes, different = random.Random(f"{SEED} {kind} {part}"), Counter[int](), []
+    for k in range(min(PART, FAULTS - PART * part)):
         fault: dict[str, Any] = {"number": rng.randint(1, uses(kind)), "lasting": rng.random() < 0.5}
         fault |= {"seconds": 0.02} if k % 10 == 9 else {"error": rng.choice(ERRORS)}
         try:

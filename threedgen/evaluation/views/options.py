@@ -7,7 +7,7 @@ from pydantic import Field
 from threedgen.config import ConfigError
 from threedgen.config.registry import Component
 from threedgen.config.sections import RunConfig
-from threedgen.evaluation.options import Features
+from threedgen.evaluation.options import ExistingViews, Features
 from threedgen.run.folder import existing_folder
 
 Scenes = Annotated[Any, Component("scene-source", default="toy-panoramas")]
@@ -25,7 +25,7 @@ class EvaluateViewsConfig(RunConfig):
     scenes: Scenes = Field({}, description="true views with captions")
     count: int = Field(100, ge=1, le=100_000, description="number of scenes; a run resumes with a larger one")
     prior: SceneModel = Field({}, description="model to evaluate; it gets view 0 or depth if it needs them")
-    views: str | None = Field(None, min_length=1, description="folder of existing views to measure instead")
+    views: ExistingViews = None
     steps: int = Field(50, ge=1, le=1000, description="DDIM steps")
     eta: float = Field(0.0, ge=0, le=1, description="fresh noise per step: 0 none (DDIM), 1 that of DDPM")
     guidance_scale: float = Field(9.0, ge=0, description="scale of classifier-free guidance")

@@ -11,9 +11,11 @@ from pathlib import Path
 from zipfile import BadZipFile
 
 import numpy as np
+import torch
 
 from threedgen.config import ConfigError
 from threedgen.config.errors import OutOfMemory
+from threedgen.evaluation.existing import read_existing
 from threedgen.evaluation.metrics.distributions import mottle
 from threedgen.evaluation.metrics.figures import Json, bootstrap, mean, median
 from threedgen.evaluation.report import thumbnails
@@ -88,10 +90,20 @@ class Objects3D(Evaluation[Evaluate3DConfig, int, MeasuredObject]):
             values = {"prompt": case.caption, "out": str(self.folder / place), **fixed}
             self.generate.append(load_task("config", "generate", config.config, config.overrides, values))
 
+    def prepare(self) -> None:
+        self.existing: Array | None = None
+        if self.config.existing is not None:
+            table, captions = self.generate[0].result.turntable, [case.caption for case in self.cases]
+            c2w = torch.from_numpy(orbit_array(np.deg2rad(table.elevation), view_azimuths(table), table.distance))
+            self.existing = read_existing(
+                self.config.existing, self.folder, captions, c2w.expand(len(captions), *c2w.shape)
+            )
+
     def measure(self, item: int) -> MeasuredObject:
         config, case, generate = self.config, self.cases[item], self.generate[item]
         self.progress.note(case.caption)
-        made, table = make(generate), generate.result.turntable
+        table = generate.result.turntable
+        made = make(generate) if self.existing is None else (self.existing[item], None)
         azimuth, (elevation, fov) = view_azimuths(table), np.deg2rad([table.elevation, table.fov])
         truth = [
             render_orbit(
@@ -102,7 +114,7 @@ class Objects3D(Evaluation[Evaluate3DConfig, int, MeasuredObject]):
         images = [render.rgb for render in truth]
         turntable, seconds = made or (np.full((VIEWS, 16, 16, 3), 0.5), None)
         args, found, failed = (self.probe, case, turntable, azimuth, images, CALIBRATION), None, made is None
-        if not failed:
+        if not failed and self.existing is None:
             c2w = orbit_array(elevation, azimuth, table.distance)
             view = load_run_field(Path(str(generate.out))).view
             found = surface(view, c2w, float(fov), TRUTH_SIZE, generate.result.mesh_resolution)
@@ -135,9 +147,10 @@ class Objects3D(Evaluation[Evaluate3DConfig, int, MeasuredObject]):
         shown = {k: thumbnails(rows[k].views[:: VIEWS // SHEET_VIEWS][:SHEET_VIEWS], SHEET_SIZE) for k in finished}
         middle, most = ("-" if value is None else f"{value:.0f} s" for value in costs.values())
         overrides = f" with {' '.join(config.overrides)}" if config.overrides else ""
+        made = f"views in {config.existing}" if config.existing else f"config {config.config}{overrides}"
         intro = f"""# 3D objects of held-out prompts
 
-{config.prompts} prompts, one object each, config {config.config}{overrides}, seed {config.seed}.
+{config.prompts} prompts, one object each, {made}, seed {config.seed}.
 Judged by the probe on eight turntable views, noun and colour by majority; beside it the same of {CALIBRATION}
 ground-truth objects per prompt."""
         notes = f"""\

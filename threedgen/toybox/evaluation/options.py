@@ -10,10 +10,10 @@ from threedgen.config import Config, ConfigError, Scheduled, load, task_of
 from threedgen.config.command import command
 from threedgen.config.registry import Component
 from threedgen.config.sections import CheckpointConfig, RunConfig, TrainerConfig
-from threedgen.evaluation.options import SamplingConfig
+from threedgen.evaluation.options import ExistingViews, SamplingConfig
 from threedgen.guidance.weights.loading import embedded
 from threedgen.run.disk import Tree
-from threedgen.run.folder import user_path
+from threedgen.run.folder import existing_folder, user_path
 from threedgen.run.options import Names, WorkersConfig
 from threedgen.systems.batch.jobs import Job, job, object_config, words_of
 
@@ -191,8 +191,11 @@ class Evaluate3DConfig(RunConfig):
     config: str = Field("mvdream-toybox", min_length=1, description="generate config to evaluate")
     overrides: tuple[str, ...] = Field((), description="key=value overrides of that config")
     prompts: int = Field(30, ge=1, le=1000, description="held-out prompts, of different nouns as far as possible")
+    existing: ExistingViews = None
 
     def check(self) -> None:
+        if self.existing is not None:
+            existing_folder(self.existing, "existing")
         load_task("config", "generate", self.config, self.overrides, {"prompt": "a dog"})
         super().check()
 

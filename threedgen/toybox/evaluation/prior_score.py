@@ -9,6 +9,7 @@ RUN/open/, open.png             samples of open prompts, which leave the colour 
 import math
 from collections.abc import Sequence
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -191,8 +192,8 @@ class ToyboxPrior(PriorEvaluation[EvaluatePriorConfig, Judged]):
         intro = f"""# Samples of the prior
 
 {config.samples} held-out combinations, {config.n_view} views each from a random first azimuth, \
-DDIM {config.steps} steps,
-guidance {config.guidance_scale:g}, seed {config.seed}. Judged by the probe; beside it the probe's answers on
+{f"DDIM {config.steps} steps, guidance {config.guidance_scale:g}" if self.prior else self.weights},
+seed {config.seed}. Judged by the probe; beside it the probe's answers on
 ground-truth renders of the same captions from the same cameras, an upper bound."""
         notes = """\
 Order: of all assignments of the four sides to the views, that of the cameras is the most probable. A single view's side
@@ -206,11 +207,11 @@ counts as right within 15 degrees of its quarter."""
         The config can switch off both measurements. Return Markdown sections for the report, and the figures as JSON.
         """
         config, sections, figures = self.config, list[str](), Json()
-        if config.view_use and self.prior.timestep_per_view:
+        if config.view_use and self.prior is not None and self.prior.timestep_per_view:
             world = FourSides(OpenToybox(config.seed + HELD_BACK, "train"), config.n_view)
             section, figures["view_use"] = self.view_use(world.block(range(config.view_use), self.prior.image_size))
             sections.append(section)
-        if config.open_nouns:
+        if config.open_nouns and (config.existing is None or (Path(config.existing).expanduser() / "open").is_dir()):
             section, figures["open"] = self.open_prompts()
             sections.append(section)
         return sections, figures

@@ -1,0 +1,59 @@
+"""Existing samples in a folder, of any method, that an evaluation measures instead of making its own.
+
+RUN/wanted.csv                 what the folder should have: prompt, camera (degrees) and file name of each view
+FOLDER/00003/0.png, 1.png ...  views of prompt 3; any image format, the middle square of an image is used
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from threedgen.config.errors import ConfigError
+from threedgen.data.assets.shards import on_grey
+from threedgen.geometry.picture_file import SUFFIXES, load_image
+from threedgen.run.arrays import Array
+from threedgen.run.disk import write_atomic, writing
+from threedgen.run.folder import user_path
+from threedgen.run.metrics import csv_table
+
+KEY, WANTED = "existing", "wanted.csv"
+MAX_SIZE = 512  # larger views are reduced, pixels
+
+
+def read_existing(folder: str, run: Path, prompts: Sequence[str], c2w: Tensor, part: str = "") -> Array:
+    """Read the views of N prompts in a folder. Return images (N, V, H, H, 3), uint8, of the size of the first one.
+
+    Writes RUN/wanted.csv first. Raises ConfigError for a missing or damaged image.
+
+    Args:
+        run: run folder of the evaluation.
+        c2w: camera-to-world poses (N, V, 4, 4) of the wanted views.
+        part: subfolder of both folders.
+    """
+    place = user_path(folder, KEY) / part
+    position = c2w[..., :3, 3].numpy()
+    azimuth = np.rad2deg(np.arctan2(position[..., 1], position[..., 0])) % 360
+    elevation = np.rad2deg(np.arcsin(position[..., 2] / np.linalg.norm(position, axis=-1)))
+    names = [[f"{k:05d}/{view}" for view in range(c2w.shape[1])] for k in range(len(prompts))]
+    rows = [
+        {"file": f"{name}.png", "prompt": prompt, "azimuth": round(float(a), 3), "elevation": round(float(e), 3)}
+        for prompt, *views in zip(prompts, names, azimuth, elevation, strict=True)
+        for name, a, e in zip(*views, strict=True)
+    ]
+    with writing(run):
+        (run / part).mkdir(exist_ok=True)
+        write_atomic(run / part / WANTED, csv_table(rows))
+    files = [[_file(place, name, run / part / WANTED) for name in views] for views in names]
+    first = load_image(files[0][0], key=KEY)
+    size = min(MAX_SIZE, *first.size)
+    views = [[on_grey(load_image(file, key=KEY), size) for file in row] for row in files]
+    return (np.array(views) * 255 + 0.5).astype(np.uint8)
+
+
+def _file(folder: Path, name: str, wanted: Path) -> Path:
+    for suffix in SUFFIXES:
+        if (path := folder / f"{name}{suffix}").is_file():
+            return path
+    raise ConfigError(f"{folder / name}.png is missing. {wanted} lists the views that are needed", KEY)
