@@ -42,15 +42,14 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
         queries: int = 4,
         heads: int = 4,
         width: int = 512,
-        channels: tuple[int, ...] = (96, 128, 96),
-        blocks: tuple[int, ...] = (0, 2, 2),
+        channels: tuple[int, ...] = (96, 128, 64),
+        blocks: tuple[int, ...] = (1, 3, 2),
         starts_samples: bool = True,
-        code: bool = False,
     ) -> None:
         """Build the network. Raises ValueError if `size`, `channels` and `blocks` do not fit each other.
 
         Args:
-            text_width: features D per token of the text embedding.
+            text_width: features D per token of the text embedding, and of an object code.
             latent_channels, size: channels C and side h of the latents; `size` is a multiple of 2 ** (levels - 1).
             queries: number of learned queries that attend to the text for the coarsest level.
             heads: attention heads.
@@ -58,7 +57,6 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
             channels, blocks: channels and number of residual blocks of each level, from coarse to fine. Each level has
                 twice the side of the level before.
             starts_samples: whether samples of the prior may start from the prediction (img2img).
-            code: whether the prediction also depends on an object code, with `text_width` features.
         """
         super().__init__()
         self.base = size // 2 ** (len(channels) - 1)
@@ -82,17 +80,16 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
         first: Any = self.mix[0]
         nn.init.kaiming_normal_(first.weight)
         self.levels = nn.ModuleList(
-            nn.ModuleList(Block(c, text_width, heads, width if code else 0) for _ in range(count))
+            nn.ModuleList(Block(c, text_width, heads, width) for _ in range(count))
             for c, count in zip(channels, blocks, strict=True)
         )
         self.finer = nn.ModuleList(nn.Conv2d(a, 4 * b, 1) for a, b in zip(channels, channels[1:], strict=False))
         self.out = nn.Conv2d(channels[-1], latent_channels, 3, padding=1)
-        if code:
-            self.encoder = ObjectEncoder(latent_channels, size, 2 * HARMONICS + 2, text_width)
-            self.sampler = CodeSampler(text_width, text_width)
-            self.code_tokens = nn.Linear(text_width // TOKENS, text_width, bias=False)
-            self.code_positions = nn.Parameter(torch.randn(TOKENS, text_width))
-            self.code_width = nn.Linear(text_width, width, bias=False)
+        self.encoder = ObjectEncoder(latent_channels, size, 2 * HARMONICS + 2, text_width)
+        self.sampler = CodeSampler(text_width, text_width)
+        self.code_tokens = nn.Linear(text_width // TOKENS, text_width, bias=False)
+        self.code_positions = nn.Parameter(torch.randn(TOKENS, text_width))
+        self.code_width = nn.Linear(text_width, width, bias=False)
 
     def forward(self, text: Tensor, camera: Tensor | None, code: Tensor | None = None) -> Tensor:
         """Predict latents (B, C, h, h) from text embeddings (B, L, D), camera vectors (B, 16), object codes (B, D).
@@ -101,16 +98,12 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
         code, or with a zero code, the result is the mean over all objects of the caption.
         """
         view = self.camera(camera_harmonics(camera)) if camera is not None else self.no_camera.expand(len(text), -1)
-        if self.config["code"]:
-            code = text.new_zeros(len(text), text.shape[2]) if code is None else code
-            tokens = (
-                self.code_tokens(code.unflatten(1, (TOKENS, -1))) + self.code_positions * code.any(1)[:, None, None]
-            )
-            text = torch.cat([text, tokens.to(text.dtype)], dim=1)
+        code = text.new_zeros(len(text), text.shape[2]) if code is None else code
+        tokens = self.code_tokens(code.unflatten(1, (TOKENS, -1))) + self.code_positions * code.any(1)[:, None, None]
+        text = torch.cat([text, tokens.to(text.dtype)], dim=1)
         read = self.norm(self.read(text))
         first, *middle, last = self.mix
-        features = first(torch.cat([read, view.to(read.dtype)], dim=1))
-        features = features if code is None else features + self.code_width(code)
+        features = first(torch.cat([read, view.to(read.dtype)], dim=1)) + self.code_width(code)
         for layer in middle:
             features = layer(features)
         x = last(features).unflatten(1, (-1, self.base, self.base))
@@ -134,10 +127,10 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
 class Block(nn.Module):
     """Residual block of `CoarsePredictor`: cross-attention to the text, then two 3 x 3 convolutions.
 
-    With `width` > 0, features of text, camera and code scale and shift the normalised input of the convolutions.
+    Features of text, camera and code scale and shift the normalised input of the convolutions.
     """
 
-    def __init__(self, channels: int, text_width: int, heads: int, width: int = 0, groups: int = 8) -> None:
+    def __init__(self, channels: int, text_width: int, heads: int, width: int, groups: int = 8) -> None:
         super().__init__()
         self.heads = heads
         self.norm_words = nn.GroupNorm(groups, channels)
@@ -148,20 +141,17 @@ class Block(nn.Module):
         self.first = nn.Conv2d(channels, channels, 3, padding=1)
         self.second = nn.Conv2d(channels, channels, 3, padding=1)
         nn.init.zeros_(self.second.weight)
-        self.modulation = nn.Linear(width, 2 * channels) if width else None
-        if self.modulation is not None:
-            nn.init.zeros_(self.modulation.weight)
-            nn.init.zeros_(self.modulation.bias)
+        self.modulation = nn.Linear(width, 2 * channels)
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
 
     def forward(self, x: Tensor, text: Tensor, features: Tensor) -> Tensor:
         """Return the updated feature map `x` (B, C, h, w), from text (B, L, D) and features (B, width)."""
         query = self.query(self.norm_words(x).flatten(2).transpose(1, 2))
         words = self.words(cross_attend(query, self.key_value(text), self.heads))
         x = x + words.transpose(1, 2).unflatten(2, x.shape[-2:])
-        normed = self.norm(x)
-        if self.modulation is not None:
-            scale, shift = self.modulation(features)[..., None, None].chunk(2, 1)
-            normed = normed * (1 + scale) + shift
+        scale, shift = self.modulation(features)[..., None, None].chunk(2, 1)
+        normed = self.norm(x) * (1 + scale) + shift
         return x + self.second(F.silu(self.first(F.silu(normed))))
 
 

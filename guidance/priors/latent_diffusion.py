@@ -272,7 +272,7 @@ class LatentDiffusion(Prior):
 
     @property
     def has_code(self) -> bool:
-        return self.predictor is not None and bool(self.predictor.config["code"])
+        return self.predictor is not None
 
     def split_text(self, text: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Split embeddings (n, L, D) into text for the UNet, text for the coarse predictor and object codes (n, D).
@@ -285,7 +285,7 @@ class LatentDiffusion(Prior):
 
     @torch.no_grad()
     def sample_code(self, text: Tensor, generator: Generators = None, near: Tensor | None = None) -> Tensor:
-        if self.predictor is None or not self.has_code:
+        if self.predictor is None:
             return text
         noise = fresh_noise(text[:, -1], generator)
         with self.autocast():
@@ -295,7 +295,7 @@ class LatentDiffusion(Prior):
 
     @torch.no_grad()
     def encode_code(self, text: Tensor, latents: Tensor, c2w: Tensor) -> Tensor:
-        if self.predictor is None or not self.has_code:
+        if self.predictor is None:
             return text
         camera = camera_vector(c2w.flatten(0, 1).to(self.device).float()).unflatten(0, c2w.shape[:2])
         with self.autocast():

@@ -50,12 +50,12 @@ def test_weights_tell_whether_views_can_be_completed() -> None:
     prior = tiny_prior()
     assert not prior.completes_views
     prior.unet.register_to_config(**{SEPARATE_LEVELS: True})
-    assert prior.completes_views and coarse_prior(tiny_coarse(code=True)).completes_views
+    assert prior.completes_views and coarse_prior().completes_views
     assert not coarse_prior().completes_views
 
 
 def test_prior_with_object_codes_completes_views() -> None:
-    prior, poses = coarse_prior(tiny_coarse(code=True)), script_poses(6)
+    prior, poses = coarse_prior(), script_poses(6)
     views = torch.rand(1, 16, 16, 3, generator=cpu(0))
     text = prior.encode_prompt(["a red dog", ""]).split(1)
     first, other = (

@@ -19,7 +19,7 @@ from threedgen.systems.generate.views import object_text
 
 @pytest.fixture
 def prior() -> MVDream:
-    return coarse_prior(tiny_coarse(code=True))
+    return coarse_prior()
 
 
 @pytest.fixture

@@ -108,7 +108,7 @@ def test_image_is_checked_before_the_run(key: list[str], tmp_path: Path) -> None
 
 @torch.no_grad()
 def test_object_code_is_that_of_the_seed_or_of_the_image(tmp_path: Path) -> None:
-    prior, folders = coarse_prior(tiny_coarse(code=True)), [tmp_path / name for name in ("0", "1", "red", "blue")]
+    prior, folders = coarse_prior(), [tmp_path / name for name in ("0", "1", "red", "blue")]
     for folder in folders:
         folder.mkdir()
     text, other = (

@@ -91,28 +91,6 @@ def multiview_model(
 
 
 @torch.no_grad()
-def coded(coarse: CoarsePredictor) -> CoarsePredictor:
-    """Return a copy of a coarse predictor with an input for object codes, and with one more block per level.
-
-    The new blocks have no effect on the output before training; the tokens of the code change it a little. If `coarse`
-    already has an input for object codes, it is returned itself.
-    """
-    if coarse.config["code"]:
-        return coarse
-    config: Any = {name: value for name, value in coarse.config.items() if not name.startswith("_")}
-    found = CoarsePredictor(**config | {"code": True, "blocks": [count + 1 for count in config["blocks"]]})
-    added = [block for level in found.levels for block in level]
-    for layer in (
-        found.code_width,
-        *(part for block in added for part in (block.words, block.second, block.modulation)),
-    ):
-        for parameter in layer.parameters():
-            parameter.zero_()
-    found.load_state_dict(found.state_dict() | coarse.state_dict())
-    return found
-
-
-@torch.no_grad()
 def with_camera(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     """Return a copy of the UNet with a camera embedding, or `unet` itself if it has one.
 

@@ -39,7 +39,7 @@ from threedgen.train.status import Status
 from threedgen.train.task import Task, device, run_task
 
 from . import autoencoder, text_encoder
-from .networks import base_model, coded, multiview_model, widen, with_camera
+from .networks import base_model, multiview_model, widen, with_camera
 from .options import CoarseConfig, TrainBaseConfig, TrainOwnPriorConfig, TrainPriorConfig
 from .system import SOURCES, TARGETS, CoarseSystem, CodeSystem, OwnPriorSystem, PriorSystem, objects_of
 
@@ -157,7 +157,7 @@ def train_coarse(task: Task, base: LatentDiffusion, o: CoarseConfig) -> CoarsePr
     seed = task.config.seed
     seed_networks(seed, "coarse")
     channels, side, _ = base.latent_shape
-    coarse = coded(base.coarse) if base.coarse else CoarsePredictor(base.text_shape[1], channels, side, code=True)
+    coarse = base.coarse or CoarsePredictor(base.text_shape[1], channels, side)
     world = OpenToybox(seed, "train", scattered=SCATTERED)
     with writing(task.folder):
         source = FourSides(world, SOURCES + TARGETS)
