@@ -1,6 +1,7 @@
 """Latent diffusion (Rombach et al. 2022, arXiv 2112.10752): `LatentDiffusion`, base class of multi-view priors."""
 
 import re
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -19,7 +20,7 @@ from threedgen.guidance.attention.joined import (
     predict,
     set_attention,
 )
-from threedgen.guidance.coarse import CoarsePredictor
+from threedgen.guidance.coarse import TEXT_GUIDANCE, CoarsePredictor
 from threedgen.guidance.cuda_graph import GraphedCalls
 from threedgen.guidance.options import DraftedConfig, StableDiffusionConfig
 from threedgen.guidance.prior import Prior
@@ -242,8 +243,15 @@ class LatentDiffusion(Prior):
         }
         return {name: network for name, network in every.items() if network is not None}
 
+    @cached_property
+    def empty_text(self) -> Tensor:
+        """Embedding (1, L, D) of the empty prompt, which stays when the text encoder is freed."""
+        return self.encode_prompt([""])
+
     def free_text_encoder(self) -> None:
         vae: Any = self.vae
+        if self.has_code:
+            self.empty_text  # noqa: B018  (computes it)
         self.text_encoder = self.second = None
         vae.decoder = vae.post_quant_conv = None
 
@@ -289,7 +297,7 @@ class LatentDiffusion(Prior):
             return text
         noise = fresh_noise(text[:, -1], generator)
         with self.autocast():
-            words, empty = (self.split_text(x)[1] for x in (text, self.encode_prompt([""])))
+            words, empty = (self.split_text(x)[1] for x in (text, self.empty_text.to(self.device)))
             code = self.predictor.sampler.sample(words, empty, noise, None if near is None else near[:, -1])
         return torch.cat([text[:, :-1], code[:, None]], 1)
 
@@ -423,7 +431,12 @@ class LatentDiffusion(Prior):
             return None
         with self.autocast():
             _, words, code = self.split_text(text)
-            found = self.predictor(words, camera_vector(c2w.to(self.device).float()), code).float()
+            camera = camera_vector(c2w.to(self.device).float())
+            found = self.predictor(words, camera, code).float()
+            if code is not None and code.any():
+                empty = self.split_text(self.empty_text.to(self.device))[1].expand_as(words)
+                change = found - self.predictor(empty, camera, code).float()
+                found = found + TEXT_GUIDANCE * code.any(1)[:, None, None, None] * change
         return F.interpolate(found, self.latent_shape[1:], mode="bilinear", align_corners=False)
 
     def network(self, x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None = None, n_view: int = 1) -> Tensor:

@@ -11,8 +11,9 @@ from tests.support.errors import refused
 from tests.support.script_poses import script_poses
 from tests.support.tiny_prior import TEXT_WIDTH, coarse_prior, cpu, output, tiny_coarse, tiny_prior
 from threedgen.guidance import object_code
-from threedgen.guidance.coarse import camera_harmonics
+from threedgen.guidance.coarse import TEXT_GUIDANCE, camera_harmonics
 from threedgen.guidance.object_code import CodeSampler
+from threedgen.guidance.priors import latent_diffusion
 from threedgen.guidance.priors.mvdream import MVDream, camera_vector
 
 
@@ -31,11 +32,7 @@ def test_each_image_depends_on_its_own_text_and_camera() -> None:
 
 @torch.no_grad()
 def test_code_is_encoded_from_views_in_any_order_and_number() -> None:
-    coarse, z, camera = (
-        tiny_coarse(),
-        torch.randn(2, 3, 4, 8, 8, generator=cpu()),
-        camera_vector(script_poses(6)),
-    )
+    coarse, z, camera = (tiny_coarse(), torch.randn(2, 3, 4, 8, 8, generator=cpu()), camera_vector(script_poses(6)))
     camera = camera.unflatten(0, (2, 3))
     code = coarse.encode(z, camera)
     torch.testing.assert_close(code.square().mean(1), torch.ones(2))
@@ -88,6 +85,23 @@ def test_seed_chooses_one_code_for_all_views_of_a_prompt() -> None:
     assert torch.equal(
         prior.encode_code(text[:1], views, c2w[None])[:, -1], prior.coarse.encode(views, camera_vector(c2w)[None])
     )
+
+
+@torch.no_grad()
+def test_predictions_with_a_code_are_guided_away_from_the_empty_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    prior, c2w = coarse_prior(), script_poses(2)
+    text = prior.encode_prompt(["a dog"] * 2)
+    plain = prior.predict_coarse(text, c2w)
+    text = prior.sample_code(text[:1], cpu()).expand(2, -1, -1)
+    guided = prior.predict_coarse(text, c2w)
+    empty = torch.cat([prior.encode_prompt([""])[:, :-1], text[:1, -1:]], 1).expand(2, -1, -1)
+    monkeypatch.setattr(latent_diffusion, "TEXT_GUIDANCE", 0.0)
+    single, other = prior.predict_coarse(text, c2w), prior.predict_coarse(empty, c2w)
+    torch.testing.assert_close(guided, single + TEXT_GUIDANCE * (single - other))
+    torch.testing.assert_close(prior.predict_coarse(prior.encode_prompt(["a dog"] * 2), c2w), plain, msg="no code")
+    monkeypatch.undo()
+    prior.free_text_encoder()
+    torch.testing.assert_close(prior.predict_coarse(text, c2w), guided)
 
 
 @pytest.mark.parametrize("elevation", [-30.0, 0.0, 45.0])

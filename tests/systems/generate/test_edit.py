@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.support.errors import refused
-from tests.support.tiny_prior import coarse_prior, tiny_coarse
+from tests.support.tiny_prior import coarse_prior
 from threedgen import config
 from threedgen.config import ConfigError
 from threedgen.geometry.rigs import ring_rig

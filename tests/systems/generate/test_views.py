@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from tests.support.errors import refused
-from tests.support.tiny_prior import coarse_prior, tiny_coarse, tiny_prior
+from tests.support.tiny_prior import coarse_prior, tiny_prior
 from threedgen import config
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.picture_file import read_foreground
