@@ -21,7 +21,7 @@ from .object_code import TOKENS, CodeSampler, ObjectEncoder
 HARMONICS = 4
 """Number of harmonics in the encoding of the azimuth. With the plain camera vector as input, the camera had no effect
 after 300 training steps."""
-TEXT_GUIDANCE = 1.0
+TEXT_GUIDANCE = 1.5
 """Scale s of the classifier-free guidance of predictions with an object code: p + s (p - prediction without text)."""
 
 
