@@ -1,6 +1,6 @@
 """Hash grid on GPUs with tiny-cuda-nn.
 
-The parameter vector of `tinycudann.Encoding` is the flattened table.
+The parameter vector of `tinycudann.Encoding` is the feature table (entries, features) of the other backends, flattened.
 """
 
 from __future__ import annotations

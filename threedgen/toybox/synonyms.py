@@ -97,9 +97,9 @@ def similar(word: str, known: Collection[str], families: Mapping[str, Sequence[s
     """Return up to three of the `known` words that could replace an unknown word, best first. The list can be empty.
 
     Words of the same meaning come first (`also_called`), then those that differ by a likely typing error: two adjacent
-    letters are swapped, or in a word of seven or more letters one letter is wrong, missing or too much. If no such word
-    is found, the first nouns of the same family are returned. `families` maps a family, such as "animals", to its
-    nouns; None: no nouns of the family are returned.
+    letters are swapped, or in a word of seven or more letters one letter is wrong, missing or added. If there are none,
+    and `FAMILIES` lists the word, the first known nouns of its family are returned. `families` maps a family, such as
+    "animals", to these nouns; None: this step is left out.
     """
     found = [*also_called(word, known), *_misspelt(word, known)]
     if not found and families:

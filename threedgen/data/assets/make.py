@@ -155,9 +155,10 @@ def read_finished(folder: Path, job: Job) -> Tree | None:
 
 
 def make_shards(config: AssetsConfig, every: list[Job], run_folder: Path, data: Path, quiet: bool) -> int:
-    """Make the missing shards of the jobs `every` in parallel workers.
+    """Make the missing ones of the shards that `every` lists, one job each, in parallel workers.
 
-    `data` is the folder of the meshes. Return 0, or the exit code of the signal that stopped the work.
+    Meshes are read from the folder `data`, shards are written into `run_folder`. Return 0, or the exit code of the
+    signal that stopped the work.
     """
     folder = run_folder / SHARDS
     work = partial(

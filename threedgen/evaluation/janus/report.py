@@ -66,11 +66,12 @@ class Result:
             (not made yet). Only assets with the state "seen" have values from ``fronts`` to ``likeness``.
         reason: why there is no result, or "".
         fronts: number of fronts.
-        certainty: largest smoothed front probability of a view, in [0, 1] (`RingResult`).
+        certainty: front probability in [0, 1], smoothed over the ring of views; the maximum over the views.
         shown: for each view, whether it shows a front.
         right: for each view, whether the classified side is the side that the camera sees.
         sides: probabilities (V, 4) of front, left, back and right in each view.
-        likeness: similarity to each prompt of the benchmark, mean over the views; None if the classifier has none.
+        likeness: similarity to each prompt of the benchmark, mean over the views; None if the classifier
+            computes no similarities.
         seconds, memory_mib: duration in seconds and peak memory in MiB of the run that made the object.
     """
 

@@ -41,10 +41,10 @@ def warped(image: Tensor, pixels: Tensor, visible: Tensor) -> tuple[Tensor, Tens
 
 
 def turned_into(image: Tensor, H: Tensor) -> tuple[Tensor, Tensor]:
-    """Warp an image (H, W, 3) into another view of the same size by a homography.
+    """Warp an image (h, w, 3) into another view of the same size by the homography ``H``.
 
-    ``H`` (3, 3) maps homogeneous pixels of the other view to pixels of ``image``. Returns the warped image (H, W, 3)
-    and a bool mask (H, W) of its pixels that are inside ``image``. Pixels outside the mask are 0.
+    ``H`` (3, 3) maps homogeneous pixels of the other view to pixels of ``image``. Returns the warped image (h, w, 3),
+    and a bool mask (h, w) that is True where the source pixel is inside ``image``. Other pixels are 0.
     """
     return warped(image, *apply_homography(H, pixel_grid(*image.shape[:2]).flatten(0, 1)))
 

@@ -255,7 +255,8 @@ def resample_views(
         condition: inputs of the prior for these views: text, cameras and reference image.
         strength: img2img noise strength in (0, 1].
         source_text: embedding (1, L, D) of the prompt that `renders` show, if it differs from that of `condition`. The
-            difference of the coarse predictions for the two prompts is then added. None: nothing is added.
+            coarse prediction for the new prompt minus that for the old one is then added to the latents of `renders`.
+            None: nothing is added.
 
     Returns images (V, H, W, 3) in [0, 1] at the prior's image size.
     """

@@ -126,7 +126,7 @@ def gap_test(
 
 
 def once_around(views: Views, count: int) -> Views:
-    """Return at most `count` of the views, sorted by camera azimuth and selected at even intervals."""
+    """Sort the views by camera azimuth, and return at most `count` of them with evenly spaced positions in that order."""
     position = views.cameras.position
     order = torch.atan2(position[:, 1], position[:, 0]).argsort()
     chosen = torch.linspace(0, len(order) - 1, min(count, len(order))).round().long()
@@ -136,12 +136,13 @@ def once_around(views: Views, count: int) -> Views:
 def pair_loss(
     model: sampler.ViewModel, pairs: Pairs, logsnr: Tensor, keep: Tensor, noise: Tensor, blank: Tensor
 ) -> Tensor:
-    """Return the mean squared error of the network's prediction for noisy target views, a scalar.
+    """Return the mean squared error of the network's prediction (noise or v) for noisy target views, a scalar.
 
     Args:
         logsnr: (B,) log signal-to-noise ratios of the noisy target views.
         keep: (B,) bool; where False, `blank` replaces the condition view.
-        noise, blank: (B, C, h, w) unit Gaussian noise.
+        noise: (B, C, h, w) unit Gaussian noise that is added to the target views.
+        blank: (B, C, h, w) unit Gaussian noise that replaces dropped condition views.
     """
     x = torch.where(keep[:, None, None, None], pairs.x, blank)
     z = sampler.add_noise(pairs.x0, noise, logsnr)

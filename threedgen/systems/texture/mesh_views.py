@@ -127,9 +127,9 @@ def outlines(views: MeshViews) -> tuple[Array, list[int]]:
 
 
 def overlaps(vertices: Array, faces: Array, cameras: Cameras, masks: Array) -> Array:
-    """Return the intersection over union (K,) of object masks (K, h, w) and the outlines of a mesh in K cameras.
+    """Return the intersection over union (K,) of object masks (K, h, w) and the silhouettes of a mesh in K cameras.
 
-    Differences of one pixel do not count.
+    Pixels that differ but touch a pixel of the other mask count as equal.
     """
     seen = rasterise_views(vertices, faces, cameras.with_size(*masks.shape[1:])).mask
     wide = np.ones((1, 3, 3), bool)

@@ -233,9 +233,10 @@ class ViewsSystem(MVDiffusionSystem):
 
 
 def train(task: Task) -> Status:
-    """Train both stages, or only the second one if `single_view` is None. Return the final status of the training.
+    """Train LoRA weights of the 2D model on single views, then the attention between views. Return the final status.
 
-    Raises ConfigError if the 2D model, the blocks to start from and the variant do not fit together.
+    The first stage is skipped if the section `single_view` of the config is None. Raises ConfigError if the 2D model or
+    the attention blocks to start from do not fit the variant of the config (panorama, outpaint or depth).
     """
     config: TrainMVDiffusionConfig = task.config
     o, needed = config.single_view, EXTRA[config.variant]

@@ -85,10 +85,10 @@ def nearest_colour(value: np.ndarray) -> int:
 
 
 def word_colours(asset: Asset, labels: Labels) -> dict[str, int]:
-    """Return a dict from each part of an object that ``labels`` has to the index of its colour (`OPEN` if ambiguous).
+    """Return a dict from each part of an object in ``labels.words`` to the index of its colour; `OPEN` if ambiguous.
 
-    Parts whose colours the caption does not name are included. Otherwise the probe could learn to answer with the most
-    unusual colour.
+    Parts whose colour the caption does not name, which is mostly the usual colour, are included. With the named parts
+    alone, the probe could learn to always answer the most unusual colour of an image.
     """
     found = {asset.part: labels.colours.index(asset.part_colour)} if asset.part and asset.part_colour else {}
     for solid in asset.primitives:  # also words of other nouns, such as a dog's mouth

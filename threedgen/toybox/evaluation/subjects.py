@@ -1,13 +1,14 @@
-"""Task "evaluate-subjects": tune a prior on photos of subjects; measure their identity in samples, and forgetting.
+"""Task "evaluate-subjects": tune a prior on photos of subjects (MVDreamBooth), and measure the samples of the result.
 
-Subjects are unusual toybox objects. Identity is the similarity of samples to true views of the subject. Samples of the
-base prior and of the tuned prior start from the same noise and have the same cameras. The base prior receives "a dog
-wearing a red hat". The tuned prior receives "a [v] dog wearing a red hat" (identity) and the prompt of the base prior
-(forgetting of the class). Both receive held-out prompts of any noun (general forgetting).
+Subjects are unusual toybox objects. Samples of the base prior and of the tuned prior start from the same noise and have
+the same cameras. There are three measurements:
+    identity              similarity of samples to true views of the subject, for "a [v] dog wearing a red hat"
+    forgetting of a class the tuned prior receives "a dog wearing a red hat", as the base prior does
+    general forgetting    both priors receive held-out prompts of any noun
 
-RUN/subjects/003-dog/   photos, and for each method against forgetting, such as l1: the mvdreambooth run (l1/),
-                        measurements (l1.json; l1-0.8.json at strength 0.8), and sampled views (l1-0.png of the first
-                        prompt; l1-class-0.png of the same prompt without the identifier)
+RUN/subjects/003-dog/   photos, and for each loss that prevents forgetting, such as l1: the mvdreambooth run (l1/),
+                        measurements (l1.json; l1-0.8.json with 0.8 times the change of the weights), and sampled views
+                        (l1-0.png of the first prompt; l1-class-0.png of the same prompt without the identifier)
 RUN/report.json, report.md, sheet.png
 """
 
@@ -145,10 +146,11 @@ class Subjects(runner.Evaluation[EvaluateSubjectsConfig, int, Json]):
         return {"scores": scores}
 
     def samples(self, subject: Subject, prior: Prior, name: str, identifier: str = "") -> Json:
-        """Sample an object with each accessory of `SETTINGS`, and write the views for setting k to <name>-k.png.
+        """Sample views of a subject once with each accessory of `SETTINGS`; write those of accessory k to <name>-k.png.
 
         ``identifier`` is a word that prompts have before the noun, such as "[v]"; "": no such word. Return JSON with
-        one value per setting in each of the lists "identity" (similarity to true views), "answers" and "scores".
+        one value per accessory in each of three lists: "identity" (similarity to true views), "answers" (what the probe
+        finds right and wrong) and "scores" (share of right answers).
         """
         noun, number = subject.asset.noun, subject.asset.index
         prompts = [prompt_of(noun, worn, identifier) for worn in SETTINGS]

@@ -199,7 +199,7 @@ def profile(kind: int, param: float, segments: int) -> np.ndarray:
 
 
 def tessellate(kind: int, param: float, segments: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the closed triangle mesh of a solid in its local axes: vertices (V, 3) and faces (F, 3).
+    """Return the closed triangle mesh of a solid in [-1, 1]^3, its local axes: vertices (V, 3) and faces (F, 3).
 
     ``kind`` and ``param`` are those of `Primitive`. Circles around the z axis have ``segments`` sides. Faces are
     counter-clockwise seen from outside.
