@@ -84,7 +84,8 @@ def usage(config_name: str = DEFAULT, tree: Mapping[str, Any] = MappingProxyType
     about, needs = tree.get("about"), tree.get("needs") or "nothing more"
     own = {} if config_name == DEFAULT else {f"--config {config_name} key=value ...": f"this config; needs: {needs}"}
     head = [wrapped(f"{Path(config_name).stem}: {about}"), ""] if about else []
-    commands = [f"  {command()} {words}\n{wrapped(meaning, 6)}" for words, meaning in (own | COMMANDS).items()]
+    forms = (own | COMMANDS).items()
+    commands = [f"{wrapped(f'{command()} {words}', 6, '  ')}\n{wrapped(meaning, 6)}" for words, meaning in forms]
     column = max(map(len, FLAGS)) + 4
     flags = [wrapped(about, column, f"  {flag}".ljust(column)) for flag, about in FLAGS.items()]
     return "\n".join([*head, *commands, "", *flags, "", wrapped(KEYS), ""])
