@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.support.errors import refused
-from tests.support.tiny_prior import coarse_prior
+from tests.support.tiny_prior import coarse_prior, tiny_prior
 from threedgen import config
 from threedgen.config import ConfigError
 from threedgen.geometry.rigs import ring_rig
@@ -70,7 +70,7 @@ def test_run_and_prior_are_checked(run: Path) -> None:
     with refused("edit", "start"):
         config.load("edit-toybox", ["prompt=a dog", f"edit={run}", f"start={run}"]).check()
     with pytest.raises(ConfigError, match="object codes"):
-        object_text(run, coarse_prior())
+        object_text(run, tiny_prior())
 
 
 def test_run_of_another_task_is_refused(run: Path) -> None:
