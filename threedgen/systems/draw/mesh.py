@@ -134,9 +134,10 @@ class SourceMesh:
 def read_source(path: Path, frame: MeshFrame, dtype: type[np.floating] = np.float32) -> SourceMesh:
     """Read the triangles of all parts of a mesh file and join them to one mesh in world axes and metres.
 
-    The transforms of the file's scene graph are applied, then rotation and scale of `frame`, the transform to the world,
-    but not its translation and zoom. Triangles without an area are left out. `dtype` is the type of the vertices. Raises ConfigError
-    if the file is unreadable, has no triangle with an area, or has coordinates above MAX_COORDINATE.
+    The transforms of the file's scene graph are applied, then rotation and scale of `frame`, the transform to the
+    world, but not its translation and zoom. Triangles without an area are left out. `dtype` is the type of the
+    vertices. Raises ConfigError if the file is unreadable, has no triangle with an area, or has coordinates above
+    MAX_COORDINATE.
     """
     file = read_mesh_file(path, "mesh", colours=False)
     parts = file.submeshes

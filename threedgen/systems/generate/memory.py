@@ -63,7 +63,7 @@ class MetaPrior(Prior):
         return images.float() if self.meta.vae is None else self.meta.vae.encode(images).latent_dist.mean.float()
 
     def record_graph(self, images: int) -> None:
-        """If the run uses CUDA graphs, add to the simulated memory what a graph of the UNet for `images` latents holds."""
+        """If the run uses CUDA graphs, add to the simulated memory that of a graph of the UNet for `images` latents."""
         self.graph_memory = torch.empty(0, device=META)
         if self.cuda_graph:
             z = torch.empty(images, *self.latent_shape, device=META)

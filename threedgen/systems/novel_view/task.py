@@ -126,7 +126,7 @@ def gap_test(
 
 
 def once_around(views: Views, count: int) -> Views:
-    """Sort the views by camera azimuth, and return at most `count` of them with evenly spaced positions in that order."""
+    """Sort the views by camera azimuth, and return at most `count` of them, evenly spaced in that order."""
     position = views.cameras.position
     order = torch.atan2(position[:, 1], position[:, 0]).argsort()
     chosen = torch.linspace(0, len(order) - 1, min(count, len(order))).round().long()
