@@ -52,7 +52,7 @@ STEPS: dict[str, Case] = {
     "magic3d-if-sd": ("sd", COARSE, [0, 6], 24),
     "csd-sd21, coarse": ("sd", COARSE, [0, 6], 3),
     "csd-sd21": ("sd", COARSE, [0, 6], 24),
-    "sdi-sd21": ("sd", CLASSIC, [0, 6], 3),
+    "sdi-sd21": ("sd", CLASSIC, [0, 6], 4),  # the inversion reads its timesteps
     "dreamgaussian-sd21, coarse": ("sd", [*MESH, "stages.coarse.field.count=60", "stages.coarse.size=12"], [0, 6], 3),
     "luciddreamer-sd21": ("sd", GAUSSIANS, [0, 6], 3),
     "mvdream-gaussians-sd21": ("toybox", GAUSSIANS, [0, 6], 3),

@@ -114,9 +114,10 @@ def test_dry_run_of_other_tasks(
     )
     words = [f"prior.weights={prior_folder()}", "prompt=a big dog", "threads=1"]
     assert cli.main(["--config", "sample-toybox", "--dry-run", *words]) == 0
-    lines = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines()[:-1])
+    out = capsys.readouterr().out
+    lines = dict(line.split(": ", 1) for line in out.splitlines()[:-1])
     assert lines["prompt"] == "a big dog" and str(prior_folder()) in lines["weights"]
-    assert lines["note"] == "this prior does not know 'big'; it is ignored"
+    assert "\nnote: this prior does not know 'big'; it is ignored\n" in out and lines["note"].endswith("'a dog'")
     assert cli.main(["--config", "train-toybox-probe", "--dry-run", "trainer.max_steps=7", "threads=1"]) == 0
     assert "\nsteps: 7\n" in capsys.readouterr().out and not list(tmp_path.iterdir())
 
@@ -125,7 +126,8 @@ def test_dry_run_of_other_tasks(
 def test_ignored_options_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = dry(tmp_path, capsys, "prompt=a fluffy dog and a cat")
     notes = [line for line in out.splitlines() if line.startswith("note: ")]
-    assert code == 0 and len(notes) == 2 and "does not know 'fluffy'" in notes[0] and "dog and cat" in notes[1]
+    assert code == 0 and len(notes) == 3 and "does not know 'fluffy'" in notes[0] and "dog and cat" in notes[2]
+    assert "'a dog and a cat'" in notes[1]
     code, out, _ = dry(tmp_path, capsys, "prompt=a dog", "negative_prompt=ugly zebra")
     notes = [line for line in out.splitlines() if line.startswith("note: ")]
     assert notes == ["note: negative_prompt: this prior does not know 'ugly', 'zebra'; they are ignored"]
