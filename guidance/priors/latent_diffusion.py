@@ -251,7 +251,7 @@ class LatentDiffusion(Prior):
     def free_text_encoder(self) -> None:
         vae: Any = self.vae
         if self.has_code:
-            self.empty_text  # noqa: B018  (computes it)
+            _ = self.empty_text  # computed now, as long as there is a text encoder
         self.text_encoder = self.second = None
         vae.decoder = vae.post_quant_conv = None
 

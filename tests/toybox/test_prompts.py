@@ -45,7 +45,10 @@ def test_check_refuses_prompts_without_known_noun(prompt: str, values: list[str]
         ToyboxPrompts(embedded).check(prompt)
 
 
-@pytest.mark.parametrize("prompt", ["a dog", "Ice Cream!", "a fluffy unicorn beside a tree", "a puppy", "two dogs"])
+@pytest.mark.parametrize(
+    "prompt",
+    ["a dog", "Ice Cream!", "an ice-cream", "two ice creams", "a fluffy unicorn beside a tree", "a puppy", "two dogs"],
+)
 def test_check_accepts_one_known_noun(prompt: str, embedded: Vocabulary) -> None:
     ToyboxPrompts(embedded).check(prompt)
 

@@ -169,8 +169,8 @@ def test_spark_draws_the_exported_ply(launched: Any) -> None:
 
 def spark(browser: Any, name: str, data: bytes, matrix: np.ndarray) -> Image.Image:
     """Return the image that Spark draws of a file from a camera-to-world pose (4, 4) in the axes of the file."""
-    told = {"file": f"/{name}", "matrix": matrix.T.reshape(-1).tolist(), "fov": FOV, "size": SIZE}
-    contents = {"/": SPARK_PAGE.encode(), f"/{name}": data, "/camera.json": json.dumps(told).encode()}
+    scene = {"file": f"/{name}", "matrix": matrix.T.reshape(-1).tolist(), "fov": FOV, "size": SIZE}
+    contents = {"/": SPARK_PAGE.encode(), f"/{name}": data, "/camera.json": json.dumps(scene).encode()}
     kinds = {"/": "text/html", f"/{name}": "application/octet-stream", "/camera.json": "application/json"}
 
     def answer(route: Any) -> None:

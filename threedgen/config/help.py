@@ -23,7 +23,7 @@ COMMANDS = {
 }
 """Dict from example arguments to their meaning, for the usage text."""
 FLAGS = {
-    "--config NAME_OR_PATH": "a shipped config or a YAML file (default mvdream-toybox)",
+    "--config NAME_OR_PATH": f"a shipped config or a YAML file (default {DEFAULT})",
     "--plugin FILE": "import a Python file first, which adds a loss, a prior, ... (docs/plugins.md)",
     "--resume RUN": "continue the run in this folder",
     "--finish": "write the results of the run's last checkpoint now, without further steps",

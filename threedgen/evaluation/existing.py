@@ -12,6 +12,7 @@ from torch import Tensor
 
 from threedgen.config.errors import ConfigError
 from threedgen.data.assets.shards import on_grey
+from threedgen.geometry.images import to_uint8
 from threedgen.geometry.picture_file import SUFFIXES, load_image
 from threedgen.run.arrays import Array
 from threedgen.run.disk import write_atomic, writing
@@ -19,7 +20,7 @@ from threedgen.run.folder import user_path
 from threedgen.run.metrics import csv_table
 
 KEY, WANTED = "existing", "wanted.csv"
-MAX_SIZE = 512  # larger views are reduced, pixels
+MAX_SIZE = 512  # pixels; larger views are downscaled
 
 
 def read_existing(folder: str, run: Path, prompts: Sequence[str], c2w: Tensor, part: str = "") -> Array:
@@ -49,7 +50,7 @@ def read_existing(folder: str, run: Path, prompts: Sequence[str], c2w: Tensor, p
     first = load_image(files[0][0], key=KEY)
     size = min(MAX_SIZE, *first.size)
     views = [[on_grey(load_image(file, key=KEY), size) for file in row] for row in files]
-    return (np.array(views) * 255 + 0.5).astype(np.uint8)
+    return to_uint8(np.array(views))
 
 
 def _file(folder: Path, name: str, wanted: Path) -> Path:

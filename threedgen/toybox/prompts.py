@@ -180,12 +180,14 @@ def read_prompt(prompt: str, known: Collection[str], added: Collection[str] = ()
 def _known_words(prompt: str, known: Collection[str], added: list[str], reading: Reading) -> list[str]:
     # words and commas, with "" in place of unknown words; adds the changes to reading
     text = unicodedata.normalize("NFKC", prompt).lower()
+    spaced = " ".join(re.findall(r"\w+", text))
     names = "|".join(re.escape(word) for word in sorted(added, key=len, reverse=True))
     words, negating = list[str](), False
     for word in re.findall(rf"{names + '|' if names else ''}\w+|[^\w\s]", text):
         if word in punctuation and word not in known:
             continue
-        name = known_form(word, known) if PARTS_OF_NOUNS.get(word, "") in text else None
+        in_noun = word not in PARTS_OF_NOUNS or PARTS_OF_NOUNS[word] in spaced
+        name = known_form(word, known) if in_noun else None
         negating = word in NEGATIONS or (negating and name not in CONNECTORS)
         if negating:
             reading.negated += [] if word in NEGATIONS | ARTICLES else [word]

@@ -88,12 +88,14 @@ def posed_source(path: Path) -> Path | None:
     """
     if path.is_file():
         return path if path.suffix.lower() == ".json" else None
-    found = [path / name for name in TRANSFORMS if (path / name).is_file()]
-    for folder in () if found else COLMAP_FOLDERS:
+    for name in TRANSFORMS:
+        if (path / name).is_file():
+            return path / name
+    for folder in COLMAP_FOLDERS:
         models = list(path.glob(f"{folder}/images.[bt][ix][nt]"))
         if models:  # of several models, the one with the most photos
             return max(models, key=lambda file: file.stat().st_size).parent
-    return found[0] if found else None
+    return None
 
 
 def posed_scenes(path: Path) -> list[Path]:
@@ -112,9 +114,10 @@ def read_posed(path: Path) -> PosedFiles:
     `path` is the file or a folder that contains it. Raises ConfigError for a missing or damaged file, for values that
     are not finite, and if there are no photos.
     """
-    source = posed_source(path) or path
-    if source.is_dir() and not posed_source(path):
+    source = posed_source(path)
+    if source is None and path.is_dir():
         raise ConfigError(f"{path} has no transforms.json and no COLMAP model (images.bin or images.txt)")
+    source = source or path
     found = read_colmap(source) if source.is_dir() else read_transforms(source)
     if not found.files:
         raise ConfigError(found.missing_note if found.missing else f"{source} has no photos")

@@ -54,6 +54,7 @@ logger = logging.getLogger(__name__)
 VIEWS, SIZE = 8, 128  # number of views of an object, and their side in pixels
 BACKGROUND = 0.5  # grey behind the objects
 SHOWN_VIEW = 1  # the view in the images, 45 degrees to the left of the front
+CHANCE = 50.0  # Lab distance between two objects, if all prompts have one; 50.4 in the model card
 BUDGETS = {"steps": LAST, "time": KEPT}
 JUDGED = {"noun": "noun", "colour": "colour", "bound": "part in its colour", "one_front": "one front", "order": "sides"}
 MEASURED = {
@@ -110,7 +111,7 @@ class Comparison(Evaluation[Compare3DConfig, tuple[str, Job], Row]):
         }
         colours = [self._colours(first.rgb)[0] for first, _ in self.truth.values()]
         pairs = [np.linalg.norm(a - b) for a, b in combinations([c for c in colours if c is not None], 2)]
-        self.missing = float(np.mean(pairs)) if pairs else 50.0
+        self.missing = float(np.mean(pairs)) if pairs else CHANCE
 
     def _colours(self, views: Array) -> list[Array | None]:
         return foreground_means(views, opaque(self.matte, views))
@@ -122,22 +123,23 @@ class Comparison(Evaluation[Compare3DConfig, tuple[str, Job], Row]):
         record = read_json(folder / RECORD)
         if failed := record.get("state") != FINISHED:
             logger.warning("%s, %s: no object (%s)", label, job.prompt, record.get("reason", "not made"))
-        found, views = {}, {}
-        for budget in self.budgets:
-            name = BUDGETS[budget]
-            path = folder / CHECKPOINTS / name
-            path = path if path.is_file() else path.with_name(LAST)
-            measured = self.folder / "measured" / f"{job.key}-{budget}"
-            sample = Measurement(self, folder, path, job.prompt)
-            key = {"run": job.key, "budget": budget}
-            views[budget] = GREY if failed else kept_views(measured.with_suffix(".safetensors"), key, sample.views)
-            images = views[budget]
-            found[budget] = (
-                dict.fromkeys(HEADS) | dict.fromkeys(JUDGED, False)
-                if failed
-                else kept_json(measured.with_suffix(".json"), lambda: sample.figures(images), **key)  # noqa: B023
-            )
+        results = {budget: self._no_object() if failed else self._measure(job, budget) for budget in self.budgets}
+        found, views = ({budget: result[k] for budget, result in results.items()} for k in (0, 1))
         return Row(label, job.prompt, found, views)
+
+    def _measure(self, job: Job, budget: str) -> tuple[Json, Array]:
+        # measurements and views of the object of a run, from files if they were made before
+        folder, key = self.folder / "runs" / job.key, {"run": job.key, "budget": budget}
+        path = folder / CHECKPOINTS / BUDGETS[budget]
+        path = path if path.is_file() else path.with_name(LAST)
+        measured = self.folder / "measured" / f"{job.key}-{budget}"
+        sample = Measurement(self, folder, path, job.prompt)
+        views = kept_views(measured.with_suffix(".safetensors"), key, sample.views)
+        return kept_json(measured.with_suffix(".json"), lambda: sample.figures(views), **key), views
+
+    def _no_object(self) -> tuple[Json, Array]:
+        views = np.full((VIEWS, SIZE, SIZE, 3), round(255 * BACKGROUND), np.uint8)
+        return dict.fromkeys(HEADS) | dict.fromkeys(JUDGED, False), views
 
     def report(self, rows: list[Row]) -> None:
         labels = list(dict.fromkeys(row.label for row in rows))
@@ -148,24 +150,24 @@ class Comparison(Evaluation[Compare3DConfig, tuple[str, Job], Row]):
 {self.config.prompts} held-out prompts, one object each, seed {self.config.seed}; 95 % intervals. {VIEWS} views of each
 object are judged by the probe. Differences are from the first variant, mean over prompts."""
         ]
-        of = {label: [row for row in rows if row.label == label] for label in labels}
+        rows_of = {label: [row for row in rows if row.label == label] for label in labels}
         truth = {"true objects": self.true_objects()}
         for budget in self.budgets:
-            table = {label: self.summary(budget, mine) for label, mine in of.items()}
-            first = [row.found[budget] for row in of[labels[0]]]
-            less = {
+            table = {label: self.summary(budget, mine) for label, mine in rows_of.items()}
+            first = [row.found[budget] for row in rows_of[labels[0]]]
+            changes = {
                 label: differences([row.found[budget] for row in mine], first)
-                for label, mine in of.items()
+                for label, mine in rows_of.items()
                 if label != labels[0]
             }
-            figures[budget] = {"variants": table, "differences": less} | truth
+            figures[budget] = {"variants": table, "differences": changes} | truth
             title = (
                 f"{self.config.steps} steps" if budget == "steps" else f"{self.config.seconds:g} seconds of training"
             )
             parts += [f"## {title}", figure_table("variant", table | truth, HEADS)]
-            if less:
-                parts.append(figure_table(f"difference from {labels[0]}", less, JUDGED | MEASURED))
-            strips = [np.stack([row.views[budget][SHOWN_VIEW] for row in mine]) for mine in of.values()]
+            if changes:
+                parts.append(figure_table(f"difference from {labels[0]}", changes, JUDGED | MEASURED))
+            strips = [np.stack([row.views[budget][SHOWN_VIEW] for row in mine]) for mine in rows_of.values()]
             write_strips(self.folder / f"{budget}.png", strips, labels)
         figures["objects"] = [{"variant": row.label, "prompt": row.prompt, **row.found} for row in rows]
         write_report(self.task, "report", rounded(figures), "\n\n".join(parts) + "\n")
@@ -202,9 +204,6 @@ object are judged by the probe. Differences are from the first variant, mean ove
     def fid(self, views: Sequence[Array], truth: Sequence[Array]) -> Json:
         found = distances(self.probe, views, truth, truth)
         return estimate(found["fid"], found["fid_interval"])
-
-
-GREY = np.full((VIEWS, SIZE, SIZE, 3), round(255 * BACKGROUND), np.uint8)  # views of an object that was not made
 
 
 class Measurement(NamedTuple):

@@ -126,12 +126,8 @@ class Scene {
   draw(view, width, height) {
     const gl = this.gl, at = this.uniforms;
     const { camera, rotation } = cameraMatrices(view, this.centre, this.radius, width / height);
-    gl.viewport(0, 0, width, height);
-    gl.clearColor(0, 0, 0, 0); // the page shows through
-    gl.clear(gl.COLOR_BUFFER_BIT | gl.DEPTH_BUFFER_BIT);
+    startFrame(gl, width, height);
     gl.enable(gl.DEPTH_TEST);
-    gl.enable(gl.BLEND);
-    gl.blendFunc(gl.ONE, gl.ONE_MINUS_SRC_ALPHA);
     gl.useProgram(this.program);
     gl.uniformMatrix4fv(at.camera, false, camera);
     gl.uniformMatrix3fv(at.rotation, false, rotation);
@@ -178,6 +174,15 @@ function boundingSphere(parts) {
       radius = Math.max(radius, Math.hypot(...centre.map((value, axis) => positions[k + axis] - value)));
   if (!Number.isFinite(radius)) throw new Error("the positions are not finite");
   return { centre, radius: radius || 1 };
+}
+
+// clear the canvas, and blend colours that are multiplied by their opacity
+function startFrame(gl, width, height) {
+  gl.viewport(0, 0, width, height);
+  gl.clearColor(0, 0, 0, 0); // the page shows through
+  gl.clear(gl.COLOR_BUFFER_BIT | gl.DEPTH_BUFFER_BIT);
+  gl.enable(gl.BLEND);
+  gl.blendFunc(gl.ONE, gl.ONE_MINUS_SRC_ALPHA);
 }
 
 // Return the world-to-clip matrix (4 x 4) and the world-to-view rotation (3 x 3), column-major, and the distance of the

@@ -120,12 +120,8 @@ class SplatScene {
     const gl = this.gl, at = this.uniforms;
     const { camera, rotation, distance } = cameraMatrices(view, this.centre, this.radius, width / height);
     this.sort(rotation);
-    gl.viewport(0, 0, width, height);
-    gl.clearColor(0, 0, 0, 0); // the page shows through
-    gl.clear(gl.COLOR_BUFFER_BIT | gl.DEPTH_BUFFER_BIT);
+    startFrame(gl, width, height);
     gl.disable(gl.DEPTH_TEST);
-    gl.enable(gl.BLEND);
-    gl.blendFunc(gl.ONE, gl.ONE_MINUS_SRC_ALPHA);
     gl.useProgram(this.program);
     gl.activeTexture(gl.TEXTURE0);
     gl.bindTexture(gl.TEXTURE_2D, this.texture);
