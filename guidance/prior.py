@@ -247,9 +247,10 @@ class Prior(Protocol):
         """
         return text
 
-    def coarse_latents(self, text: Tensor, c2w: Tensor | None) -> Tensor | None:
+    def coarse_latents(self, text: Tensor, c2w: Tensor | None, text_guidance: bool = True) -> Tensor | None:
         """Predict latents (B, C, h, w) from text (B, L, D) and camera-to-world matrices (B, 4, 4), without denoising.
 
+        With `text_guidance`, a prediction with an object code is guided away from the prediction without text.
         Returns None if the prior has no `CoarsePredictor`, or does not use it for these inputs.
         """
         return None

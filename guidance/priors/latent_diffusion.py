@@ -422,10 +422,11 @@ class LatentDiffusion(Prior):
         return predict(self.unet, x, t, text, camera, n_view, factor=self.factor)
 
     @torch.no_grad()
-    def predict_coarse(self, text: Tensor, c2w: Tensor) -> Tensor | None:
+    def predict_coarse(self, text: Tensor, c2w: Tensor, text_guidance: bool = True) -> Tensor | None:
         """Predict latents (B, C, h, w) of `latent_shape` with the coarse predictor; return None without a predictor.
 
-        `text` are embeddings (B, L, D), `c2w` camera-to-world matrices (B, 4, 4).
+        `text` are embeddings (B, L, D), `c2w` camera-to-world matrices (B, 4, 4). `text_guidance` is that of
+        `coarse_latents`.
         """
         if self.predictor is None:
             return None
@@ -433,7 +434,7 @@ class LatentDiffusion(Prior):
             _, words, code = self.split_text(text)
             camera = camera_vector(c2w.to(self.device).float())
             found = self.predictor(words, camera, code).float()
-            if code is not None and code.any():
+            if text_guidance and code is not None and code.any():
                 empty = self.split_text(self.empty_text.to(self.device))[1].expand_as(words)
                 change = found - self.predictor(empty, camera, code).float()
                 found = found + TEXT_GUIDANCE * code.any(1)[:, None, None, None] * change

@@ -38,10 +38,10 @@ class MVDream(LatentDiffusion, MultiviewPrior):
     def camera(self, c2w: Tensor) -> Tensor:
         return camera_vector(c2w)
 
-    def coarse_latents(self, text: Tensor, c2w: Tensor | None) -> Tensor | None:
+    def coarse_latents(self, text: Tensor, c2w: Tensor | None, text_guidance: bool = True) -> Tensor | None:
         # not without a camera, where the prediction is the mean over all cameras, nor with added words: of a DreamBooth
         # subject, the prediction shows only the object class
         added = self.identifiers or self.embedded_words
         if c2w is None or added or self.coarse is None or not self.coarse.config["starts_samples"]:
             return None
-        return self.predict_coarse(text, c2w)
+        return self.predict_coarse(text, c2w, text_guidance)

@@ -137,11 +137,11 @@ class MVAdapter(LatentDiffusion):
     def predictor(self) -> CoarsePredictor | None:
         return self.coarse_predictor
 
-    def coarse_latents(self, text: Tensor, c2w: Tensor | None) -> Tensor | None:
+    def coarse_latents(self, text: Tensor, c2w: Tensor | None, text_guidance: bool = True) -> Tensor | None:
         # a mesh or an image conditions the samples more precisely
         if c2w is None or self.form.control == "geometry" or self.reference_image is not None:
             return None
-        return self.predict_coarse(text, c2w)
+        return self.predict_coarse(text, c2w, text_guidance)
 
     def reference(self, text: Tensor, background: Tensor | None = None) -> Features | None:
         return None if self.reference_image is None else self.reference_features(self.reference_image[None], text)

@@ -11,6 +11,7 @@ from threedgen import config
 from threedgen.config import ConfigError
 from threedgen.geometry.rigs import ring_rig
 from threedgen.guidance.guidance import Condition
+from threedgen.guidance.priors import latent_diffusion
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.systems.generate.phases import resample_views
 from threedgen.systems.generate.task import embeddings
@@ -45,7 +46,9 @@ def test_code_is_similar_to_that_of_the_run(run: Path, tmp_path: Path, prior: MV
 
 
 @torch.no_grad()
-def test_only_the_change_of_the_coarse_prediction_is_added(run: Path, prior: MVDream) -> None:
+def test_only_the_change_of_the_coarse_prediction_is_added(
+    run: Path, prior: MVDream, monkeypatch: pytest.MonkeyPatch
+) -> None:
     options = config.load("edit-toybox", ["prompt=a dog", "refine.steps=2"])
     rig = ring_rig(options.result.turntable, 1, 4, (0.0, 30.0), prior.image_size)
     old = object_text(run, prior)
@@ -59,7 +62,10 @@ def test_only_the_change_of_the_coarse_prediction_is_added(run: Path, prior: MVD
     torch.testing.assert_close(resampled(old, old), resampled(old, None))
     other = old.clone()
     other[:, -1] += 1
-    assert (resampled(other, old) - resampled(other, None)).abs().max() > 1e-3
+    changed = resampled(other, old)
+    assert (changed - resampled(other, None)).abs().max() > 1e-3
+    monkeypatch.setattr(latent_diffusion, "TEXT_GUIDANCE", 5.0)
+    torch.testing.assert_close(resampled(other, old), changed, msg="the change is not exaggerated")
 
 
 def test_run_and_prior_are_checked(run: Path) -> None:

@@ -261,12 +261,14 @@ def resample_views(
     Returns images (V, H, W, 3) in [0, 1] at the prior's image size.
     """
 
-    def coarse(text: Tensor) -> Tensor | None:
-        return prior.coarse_latents(per_image(text, rig.n_view), condition.c2w if rig.n_view > 1 else None)
+    def coarse(text: Tensor, text_guidance: bool = True) -> Tensor | None:
+        c2w = condition.c2w if rig.n_view > 1 else None
+        return prior.coarse_latents(per_image(text, rig.n_view), c2w, text_guidance)
 
     z = coarse(condition.text[0]) if renders is None else prior.encode_images(renders, rng)
     if source_text is not None and z is not None:
-        new, old = coarse(condition.text[0]), coarse(source_text)
+        # without guidance, which would exaggerate the change and spread it to other parts
+        new, old = coarse(condition.text[0], False), coarse(source_text, False)
         z = z if new is None or old is None else z + new - old
     if z is None:
         z, strength = torch.zeros(len(rig.cameras), *prior.latent_shape, device=prior.device), 1.0
