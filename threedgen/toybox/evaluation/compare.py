@@ -124,8 +124,8 @@ class Comparison(Evaluation[Compare3DConfig, tuple[str, Job], Row]):
         if failed := record.get("state") != FINISHED:
             logger.warning("%s, %s: no object (%s)", label, job.prompt, record.get("reason", "not made"))
         results = {budget: self._no_object() if failed else self._measure(job, budget) for budget in self.budgets}
-        found, views = ({budget: result[k] for budget, result in results.items()} for k in (0, 1))
-        return Row(label, job.prompt, found, views)
+        found = {budget: measured for budget, (measured, _) in results.items()}
+        return Row(label, job.prompt, found, {budget: views for budget, (_, views) in results.items()})
 
     def _measure(self, job: Job, budget: str) -> tuple[Json, Array]:
         # measurements and views of the object of a run, from files if they were made before
