@@ -1,8 +1,11 @@
 """Toybox objects that are held out of training, by combination of noun, colour and part: prompts, scenes and meshes."""
 
+from __future__ import annotations
+
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,7 +21,8 @@ from threedgen.toybox.world.primitives import Asset
 from threedgen.toybox.world.raycast import render
 from threedgen.toybox.world.toybox import Toybox, build, toybox_mesh
 
-from .options import ToyboxScenesConfig
+if TYPE_CHECKING:
+    from .options import ToyboxScenesConfig
 
 
 @dataclass(frozen=True)
