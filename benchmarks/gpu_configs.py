@@ -24,7 +24,7 @@ from threedgen.config import load
 from threedgen.geometry import panorama
 from threedgen.guidance.attention.joined import CAMERA_DIM, unet_from_config
 from threedgen.guidance.novel_view.xunet import XUNet
-from threedgen.guidance.priors.mvadapter.network import AdaptedUNet, Form
+from threedgen.guidance.priors.mvadapter.network import AdaptedUNet, AdapterSettings
 from threedgen.guidance.priors.mvdiffusion import caa
 from threedgen.guidance.priors.mvdiffusion.geometry import DepthGeometry, Geometry, PanoramaGeometry
 from threedgen.guidance.priors.mvdiffusion.unet import MultiviewUNet
@@ -238,7 +238,7 @@ def joined(unet: Any) -> tuple[nn.Module, Call]:
 
 
 def adapted(unet: Any) -> tuple[nn.Module, Call]:
-    network = AdaptedUNet(unet, 8, Form(), ("mv", "ref"))
+    network = AdaptedUNet(unet, 8, AdapterSettings(), ("mv", "ref"))
 
     def call(x: Tensor, t: Tensor, text: Tensor) -> Tensor:
         control = x.new_empty(len(x), 6, *(8 * side for side in x.shape[2:]))

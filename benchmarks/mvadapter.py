@@ -15,7 +15,7 @@ from torch import nn
 from threedgen.guidance.priors.latent_diffusion import LatentDiffusion
 from threedgen.guidance.priors.mvadapter.inputs import RAY_VIEWS, views
 from threedgen.guidance.priors.mvadapter.model import MVAdapter
-from threedgen.guidance.priors.mvadapter.network import AdaptedUNet, Form
+from threedgen.guidance.priors.mvadapter.network import AdaptedUNet, AdapterSettings
 from threedgen.toybox.training.networks import multiview_model
 
 from .mvdiffusion_sides import peak_bytes, reset_peak
@@ -109,5 +109,5 @@ def full(device: str) -> tuple[Any, nn.Module]:
 def adapter(branches: tuple[Any, ...], device: str) -> tuple[Any, nn.Module]:
     """Return the 2D model with an adapter that has the attention `branches`, and the trainable part: the adapter."""
     model = MVAdapter.load(BASE, device=device)
-    network = AdaptedUNet(model.unet, model.factor, Form(), branches)
+    network = AdaptedUNet(model.unet, model.factor, AdapterSettings(), branches)
     return model.with_network(network), network.new_parts

@@ -19,7 +19,7 @@ from PIL import Image
 
 from threedgen.config.errors import ConfigError
 from threedgen.data.coloured_mesh import read_mesh
-from threedgen.systems.draw.mesh import MeshFrame, read_source
+from threedgen.systems.sample.mesh import MeshFrame, read_source
 
 SECONDS = 90
 CORNERS = [[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]]

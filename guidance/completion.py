@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .guidance import Condition, Denoiser, TextPair, guided, per_image
+from .guidance import Condition, Denoiser, TextPair, guided, repeat_text
 from .prior import Prior
 from .sampling import OnStep, fresh_noise, no_callback, sample_latents
 
@@ -65,7 +65,7 @@ def complete_views(
     companions = Companions(noisy, known_camera)
     denoise = with_companions(prior.denoise, companions, len(views)) if prior.separate_levels else prior.denoise
     predict = guided(denoise, condition, guidance_scale)
-    init = prior.coarse_start(per_image(text[0], len(c2w)), c2w)
+    init = prior.coarse_start(repeat_text(text[0], len(c2w)), c2w)
     noise = fresh_noise(z.new_empty(len(c2w), *z.shape[1:]), generator)
     z = sample_latents(predict, noise, schedule, steps, init, on_step=on_step)
     return prior.decode_latents(z).float().cpu()

@@ -24,7 +24,7 @@ class Denoiser(Protocol):
     def __call__(self, x: Tensor, t: Tensor, text: Any, camera: Tensor | None, n_view: int) -> Tensor: ...
 
 
-def per_image(text: Tensor, count: int) -> Tensor:
+def repeat_text(text: Tensor, count: int) -> Tensor:
     """Repeat the embeddings (n, L, D) of n prompts, each for count / n consecutive images; return (count, L, D)."""
     return text.repeat_interleave(count // len(text), dim=0)
 
@@ -50,7 +50,7 @@ def branches(
         K noise predictions (B, C, h, w), float32.
     """
     count = len(texts)
-    text = torch.cat([per_image(part, len(x)) for part in texts])
+    text = torch.cat([repeat_text(part, len(x)) for part in texts])
     cameras = None if camera is None else torch.cat([camera] * count)
     t = t.reshape(-1).expand(len(x))
     eps = denoise(torch.cat([x] * count), torch.cat([t] * count), text, cameras, n_view, **kwargs)

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, model_validator
 
 from threedgen.config import Config, ConfigError
-from threedgen.config.errors import called, within
+from threedgen.config.errors import key_prefix, replaced_key
 from threedgen.config.optional import require
 from threedgen.guidance.weights import loading, plugins
 from threedgen.guidance.weights.hub import is_hub_id
@@ -188,7 +188,7 @@ class DraftedConfig(PriorConfig):
     def check(self) -> None:
         super().check()
         for key, name in self._weight_files():
-            with within(key.removesuffix(".file")):
+            with key_prefix(key.removesuffix(".file")):
                 loading.check_weight_file(name)
 
     def added_files(self) -> dict[str, Identity]:
@@ -402,7 +402,7 @@ class MVAdapterConfig(ReferenceConfig):
         super().check()
         plugins.check("adapter", self.released().adapter)
         if self.guess is not None:
-            with called("guess"):
+            with replaced_key("guess"):
                 loading.check(self.guess, None, (COARSE,))
 
     def added_files(self) -> dict[str, Identity]:

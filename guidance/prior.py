@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from threedgen.guidance.cuda_graph import GraphedCalls
-from threedgen.guidance.guidance import Condition, Features, TextPair, guided, per_image
+from threedgen.guidance.guidance import Condition, Features, TextPair, guided, repeat_text
 from threedgen.guidance.sampling import (
     Generators,
     InitLatents,
@@ -323,7 +323,7 @@ class Prior(Protocol):
         count = len(text[0]) * n_view
         reference, separate = self.reference(text[0][:1]), self.guide_views and n_view > 1
         condition = Condition(text, camera, n_view, reference=reference, single_view_uncond=separate)
-        init = self.coarse_start(per_image(text[0], count), poses, init_strength)
+        init = self.coarse_start(repeat_text(text[0], count), poses, init_strength)
         predict = guided(self.denoise, condition, guidance_scale)
 
         def sample_pass(size: Size, noise: Tensor, init: InitLatents | None) -> Tensor:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from threedgen.config import ConfigError
-from threedgen.config.errors import within
+from threedgen.config.errors import key_prefix
 from threedgen.run.memory import to_device
 
 from .schedule import Schedule
@@ -182,7 +182,7 @@ def check_image_size(size: Size, unit: int, draft: float | None, keys: tuple[str
             below = max(side // unit, 1) * unit
             problem = f"image sides must be multiples of {unit}; try {below} or {below + unit}"
             raise ConfigError(problem, key, f"{size[0]} x {size[1]}")
-    with within("prior"):
+    with key_prefix("prior"):
         check_half_size(size, draft, unit)
 
 

@@ -256,7 +256,9 @@ class MarchConfig(Config):
     """Options of ray marching: where samples are placed on rays, and which of them are skipped before shading."""
 
     samples: int = Field(512, ge=1, le=8192, description="samples on the longest ray through the bounding volume")
-    shown: int | None = Field(None, ge=1, le=8192, description="samples in evaluation renders; null: same as samples")
+    eval_samples: int | None = Field(
+        None, ge=1, le=8192, description="samples in evaluation renders; null: same as samples"
+    )
     bound: Literal["box", "sphere"] = Field("box", description="bounding volume: [-radius, radius]^3 or its ball")
     radius: float = Field(1.0, gt=0, le=100, description="half the side of the bound, as field.radius, world units")
     near: float = Field(0.0, ge=0, le=100, description="minimum distance of samples to the camera, world units")

@@ -33,4 +33,4 @@ class CSD(SDS):
             if weight > 0
         ]
         eps = torch.stack([weight * one.eps for weight, one in found]).sum(0)
-        return found[0][1]._replace(eps=eps, noise=found[0][1].eps_cond)
+        return found[0][1]._replace(eps=eps, eps_ref=found[0][1].eps_cond)

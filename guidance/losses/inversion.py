@@ -87,7 +87,7 @@ class ISM(Distillation):
 
     def direction(self, latents: NoisyLatents, condition: Condition, step: int) -> Tensor:
         alpha, sigma = self.schedule.alpha_sigma(latents.t, latents.z)
-        return sigma / alpha * (latents.eps - latents.noise)
+        return sigma / alpha * (latents.eps - latents.eps_ref)
 
 
 class SDI(Distillation):

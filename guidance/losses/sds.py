@@ -53,22 +53,22 @@ class NoisyLatents(NamedTuple):
         z: clean latents of the renders, (B, C, h, w) float32.
         x: `z` with added noise, (B, C, h, w).
         t: timesteps, (1,) for all images or (B,).
-        noise: noise that the loss subtracts from `eps`, (B, C, h, w); in SDS the added noise.
+        eps_ref: noise that the loss subtracts from `eps`, (B, C, h, w); in SDS the added noise.
         eps, eps_cond: noise predicted with and without classifier-free guidance, (B, C, h, w).
     """
 
     z: Tensor
     x: Tensor
     t: Tensor
-    noise: Tensor
+    eps_ref: Tensor
     eps: Tensor
     eps_cond: Tensor
 
 
 def sds_direction(latents: NoisyLatents, schedule: Schedule, weighting: Weighting = "one_minus_alpha_bar") -> Tensor:
-    """Return w(t) (eps - noise), (B, C, h, w) (DreamFusion, arXiv 2209.14988, eq. 3); w(t) = 1 - alpha_bar_t or 1."""
+    """Return w(t) (eps - eps_ref), (B, C, h, w) (DreamFusion, arXiv 2209.14988, eq. 3); w(t) = 1 - alpha_bar_t or 1."""
     _, sigma = schedule.alpha_sigma(latents.t, latents.z)
-    return (sigma**2 if weighting == "one_minus_alpha_bar" else 1) * (latents.eps - latents.noise)
+    return (sigma**2 if weighting == "one_minus_alpha_bar" else 1) * (latents.eps - latents.eps_ref)
 
 
 def reconstruction_direction(latents: NoisyLatents, schedule: Schedule, std_rescale: float, n_view: int) -> Tensor:

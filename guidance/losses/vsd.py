@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from threedgen.guidance.guidance import Condition, Denoiser, per_image
+from threedgen.guidance.guidance import Condition, Denoiser, repeat_text
 from threedgen.guidance.prior import Prior
 from threedgen.guidance.sampling import fresh_noise
 from threedgen.run.memory import to_device
@@ -85,4 +85,4 @@ class VSD(Distillation):
         with self.lora.applied(prior.unet, poses):
             t = t.reshape(-1).expand(len(x))
             kwargs = condition.reference_kwargs(True)
-            return prior.network(x, t, per_image(text, len(x)), condition.camera, condition.n_view, **kwargs)
+            return prior.network(x, t, repeat_text(text, len(x)), condition.camera, condition.n_view, **kwargs)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from threedgen.config import ConfigError
 from threedgen.config.command import install
-from threedgen.config.errors import called, keyed, short
+from threedgen.config.errors import default_key, replaced_key, short
 from threedgen.config.optional import require
 from threedgen.places import folder
 from threedgen.run.folder import made_by
@@ -148,7 +148,7 @@ def weight_file(name: str) -> Path:
 
     `name` is a file, a folder with a LoRA of diffusers or peft, or "owner/name/FILE" on the hub, which is downloaded.
     """
-    with called("file"):
+    with replaced_key("file"):
         path = existing(name) if (place := hub_place(name)) is None else hub_file(*place)
     if path is None:
         raise ConfigError(f"there is no file {short(name)}; give a path, or owner/name/FILE of the hub", "file")
@@ -377,7 +377,7 @@ def subject_card(path: Path | str) -> dict[str, str]:
     Raises ConfigError if the file is missing or has another format.
     """
     source = "an mvdreambooth run leaves one behind, RUN/personalisation.safetensors"
-    with keyed("personalisation"), called("personalisation"):
+    with default_key("personalisation"), replaced_key("personalisation"):
         found = existing(str(path))
         if found is None:
             raise ConfigError(f"there is no file {short(str(path))}; {source}")

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from threedgen.config.errors import ConfigError, called
+from threedgen.config.errors import ConfigError, replaced_key
 from threedgen.run.folder import made_by
 
 from .files import sniff
@@ -37,7 +37,7 @@ def locate(key: Key, name: str) -> Path:
     file = FILES[key].get(name)
     found = existing(name) if file is None else embedded(f"{file}.safetensors", key)
     if found is None and (place := hub_place(name)) and not made_by(name) and (cached(*place) or reachable()):
-        with called(key):
+        with replaced_key(key):
             found = hub_file(*place)
     if found is None or not found.is_file():
         made = made_by(name)

@@ -43,7 +43,7 @@ def render(
         occupancy: grid whose empty cells are skipped, or None.
         origins, directions: (R, 3) each, in world units; directions have unit length.
         generator: CPU generator for the random shift of the samples and a random background. Required in training.
-        training: if False, use `options.shown` samples per ray and no random numbers.
+        training: if False, use `options.eval_samples` samples per ray and no random numbers.
         light: (3,) or (R, 3) world positions of point lights; None only if `shading` is unlit.
         need_normals: if True, compute normals even if the shading is unlit.
         shading: shading mode and light intensities.
@@ -55,8 +55,8 @@ def render(
     """
     if training and generator is None:
         raise ValueError("missing generator for training=True. Pass a CPU generator.")
-    if not training and options.shown is not None:
-        options = options.model_copy(update={"samples": options.shown})
+    if not training and options.eval_samples is not None:
+        options = options.model_copy(update={"samples": options.eval_samples})
     background_rgb = background(directions, training=training, generator=generator)
     jitter = to_device(torch.rand(len(origins), generator=generator), origins.device) if training else None
     rays = _Rays(origins, directions, jitter, None if light is None else light.expand(len(origins), 3))

@@ -15,7 +15,7 @@ from tests.support.asset_folder import make_assets
 from tests.support.task_server import prior_folder
 from tests.support.tiny_prior import tiny_prior
 from threedgen import cli
-from threedgen.data.bank import Captioned
+from threedgen.data.latent_cache import Captioned
 from threedgen.evaluation.prior import Objects, compare, view_use, view_use_table
 from threedgen.geometry.rigs import orbit
 

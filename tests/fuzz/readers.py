@@ -38,8 +38,8 @@ from threedgen.run import folder as runs
 from threedgen.run.folder import run_folder
 from threedgen.run.metrics import Metrics, read_metrics
 from threedgen.run.seeding import generator
-from threedgen.systems.draw.mesh import MeshFrame, read_source
 from threedgen.systems.novel_view.image_to_3d import load_image
+from threedgen.systems.sample.mesh import MeshFrame, read_source
 from threedgen.train import checkpoint_file
 
 

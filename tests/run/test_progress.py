@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from threedgen.run.progress import Count
+from threedgen.run.progress import ProgressDisplay
 from threedgen.run.text import clean, duration, number
 from threedgen.train.progress import Progress
 
@@ -120,7 +120,7 @@ def test_bar_omits_details_that_do_not_fit(width: int) -> None:
     file = io.StringIO()
     console = Console(file=file, force_terminal=True, width=width, color_system=None)
     details = ["1.07 s/step", "5:10 min left", "loss 3847", "opacity 0.4619", "t 612.3"]
-    with Count("distilling at 64 px", 480, console=console) as count:
+    with ProgressDisplay("distilling at 64 px", 480, console=console) as count:
         count.show(120, lambda: details)
     lines = file.getvalue().replace("\r", "\n").split("\n")
     line = next(line for line in reversed(lines) if "120/480" in line)
@@ -195,11 +195,11 @@ def test_number(value, text):
 
 
 def test_count_prints_lines_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    with Count("sampling", 4) as count:
+    with ProgressDisplay("sampling", 4) as count:
         for _ in range(4):
             count.add(1)
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("sampling: 1/4") and lines[-1] == "sampling: 4/4" and len(lines) == 2
-    with Count("sampling", 1, quiet=True) as count:
+    with ProgressDisplay("sampling", 1, quiet=True) as count:
         count.add(1)
     assert capsys.readouterr().err == ""

@@ -13,7 +13,7 @@ from threedgen.geometry.cameras_file import write_cameras
 from threedgen.geometry.poses import look_at
 from threedgen.geometry.raster import box_downsample, interpolate, rasterise_views
 from threedgen.run.arrays import Array
-from threedgen.systems.draw.mesh import MeshFrame, SourceMesh
+from threedgen.systems.sample.mesh import MeshFrame, SourceMesh
 
 SIZE = np.array([4.0, 5.0, 2.6])  # metres; the floor is at z = 0, the middle over the origin
 

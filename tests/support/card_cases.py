@@ -17,9 +17,9 @@ from tests.support.tiny_sdxl import tiny_sdxl
 from tests.support.tiny_trainings import dreambooth_config
 from tests.systems.generate.test_mvadapter import reference_image
 from threedgen.guidance.priors.mvadapter.model import MVAdapter
-from threedgen.guidance.priors.mvadapter.network import AdaptedUNet, Form
+from threedgen.guidance.priors.mvadapter.network import AdaptedUNet, AdapterSettings
 from threedgen.guidance.priors.mvadapter.weights import save_adapter
-from threedgen.systems.draw.mesh import MeshFrame
+from threedgen.systems.sample.mesh import MeshFrame
 
 SMALL = ["threads=1", "prior.dtype=bf16", "march.samples=24", "occupancy.resolution=8", "trainer.accelerator=cpu"]
 SMALL += ["march.chunk=null"]
@@ -89,7 +89,7 @@ def prior_words(place: Path) -> dict[str, list[str]]:
     toybox, sdxl = prior_folder(), place / "sdxl"
     tiny_sdxl(sdxl)
     model = MVAdapter.load(str(sdxl), dtype="fp32")
-    adapted = AdaptedUNet(model.unet, model.factor, Form(), ("mv", "ref"))
+    adapted = AdaptedUNet(model.unet, model.factor, AdapterSettings(), ("mv", "ref"))
     awaken(adapted)
     save_adapter(place / "sdxl.safetensors", adapted)
     imagedream_file(place)

@@ -106,11 +106,11 @@ def _child(run: str, folder: str, **options: Any) -> None:
 def _import_everything() -> None:
     import torch
 
-    import threedgen.systems.draw.task
     import threedgen.systems.dreambooth.task
     import threedgen.systems.generate.optimise  # noqa: F401  what every child needs
     import threedgen.systems.generate.task
     import threedgen.systems.novel_view.task
+    import threedgen.systems.sample.task
     import threedgen.systems.train.mvdiffusion
     import threedgen.toybox.training.task
     from threedgen.run import dtypes

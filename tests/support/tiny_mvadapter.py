@@ -10,7 +10,7 @@ from tests.support.kept_folder import made_once
 from tests.support.tiny_prior import tiny_text_encoder, tiny_unet, tiny_vae, word_tokenizer
 from threedgen.guidance.attention.decoupled import Branch
 from threedgen.guidance.priors.mvadapter.model import MVAdapter
-from threedgen.guidance.priors.mvadapter.network import AdaptedUNet, Form
+from threedgen.guidance.priors.mvadapter.network import AdaptedUNet, AdapterSettings
 from threedgen.guidance.priors.mvadapter.weights import save_adapter
 
 BOTH: tuple[Branch, ...] = ("mv", "ref")
@@ -37,10 +37,12 @@ def tiny_model(**unet: Any) -> MVAdapter:
     return MVAdapter(tiny_unet(**plain, **unet), tiny_vae(), tiny_text_encoder(), word_tokenizer(), dtype="fp32")
 
 
-def adapted_model(form: Form | None = None, branches: tuple[Branch, ...] = BOTH, **unet: Any) -> MVAdapter:
+def adapted_model(
+    settings: AdapterSettings | None = None, branches: tuple[Branch, ...] = BOTH, **unet: Any
+) -> MVAdapter:
     """A tiny model with an adapter."""
     model = tiny_model(**unet)
-    network = AdaptedUNet(model.unet, model.factor, form or Form(), branches)
+    network = AdaptedUNet(model.unet, model.factor, settings or AdapterSettings(), branches)
     awaken(network)
     return model.with_network(network)
 
@@ -50,14 +52,14 @@ def adapter_base() -> Path:
     return made_once("adapter-base", lambda folder: tiny_model().save(folder / "base")) / "base"
 
 
-def tiny_prior_config(folder: Path, form: Form | None = None, **options: Any) -> dict[str, Any]:
+def tiny_prior_config(folder: Path, settings: AdapterSettings | None = None, **options: Any) -> dict[str, Any]:
     """Return the section "prior" of a config and write its adapter into `folder`."""
     folder.mkdir(exist_ok=True)
-    network = adapted_model(form).adapted
+    network = adapted_model(settings).adapted
     assert network is not None
     save_adapter(folder / "adapter.safetensors", network)
     files = {"weights": str(adapter_base()), "adapter": str(folder / "adapter.safetensors")}
     return {"name": "mvadapter", **files, "dtype": "fp32", **options}
 
 
-GEOMETRY = Form(layout="rowcol", control="geometry")  # form of an adapter for the six sides of a mesh
+GEOMETRY = AdapterSettings(layout="rowcol", control="geometry")  # settings of an adapter for the six sides of a mesh

@@ -17,7 +17,7 @@ class ExpectedError(Exception):
         exit_code: exit code of the program.
         problem: description of the mistake, with the wrong value.
         key: dotted config key of the mistake, or "". The key starts at the section of the config that raises the error;
-            `within` puts the section's name in front.
+            `key_prefix` puts the section's name in front.
     """
 
     exit_code = 2
@@ -100,17 +100,17 @@ def expected(error: BaseException) -> ExpectedError | None:
     return None
 
 
-def within(section: str) -> AbstractContextManager[None]:
+def key_prefix(section: str) -> AbstractContextManager[None]:
     """Return a context manager that puts "SECTION." before the key of an ExpectedError raised inside, if it has one."""
     return _rekeyed(lambda key: key and f"{section}.{key}")
 
 
-def called(name: str) -> AbstractContextManager[None]:
+def replaced_key(name: str) -> AbstractContextManager[None]:
     """Return a context manager that replaces the key of an ExpectedError raised inside, if it has one, by `name`."""
     return _rekeyed(lambda key: key and name)
 
 
-def keyed(name: str) -> AbstractContextManager[None]:
+def default_key(name: str) -> AbstractContextManager[None]:
     """Return a context manager that gives an ExpectedError raised inside the key `name`, if it has no key."""
     return _rekeyed(lambda key: key or name)
 

@@ -7,7 +7,7 @@ import re
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from threedgen.config import fields, yaml_text
-from threedgen.config.errors import within
+from threedgen.config.errors import key_prefix
 from threedgen.config.fields import Tree, plain
 
 SURROGATE = re.compile("[\ud800-\udfff]")  # not valid Unicode
@@ -48,7 +48,7 @@ class Config(BaseModel):
             values |= {f"{name}.{key}": one for key, one in values[name].items()}
         for name, section in values.items():
             if isinstance(section, Config):
-                with within(name):
+                with key_prefix(name):
                     section.check()
 
 

@@ -26,7 +26,7 @@ _ENTRIES = """\
 # function run(config, resume: Path | None, quiet: bool) -> exit code | None; a RunConfig gets its folder before
 task  generate           systems.generate.task:run               systems.generate.options:GenerateConfig
 task  batch              systems.batch.jobs:run                  systems.batch.options:BatchConfig
-task  sample             systems.draw.task:run                   systems.draw.options:SampleConfig
+task  sample             systems.sample.task:run                   systems.sample.options:SampleConfig
 task  train-base         toybox.training.task:run_base       toybox.training.options:TrainBaseConfig
 task  train-prior        toybox.training.task:run_prior      toybox.training.options:TrainPriorConfig
 task  train-own-prior    toybox.training.task:run_own         toybox.training.options:TrainOwnPriorConfig
@@ -61,7 +61,7 @@ task  toybox-subjects    toybox.data.subjects:run                toybox.options:
 task  toybox-sheet       toybox.data.objects:run_sheet         toybox.options:ToyboxSheetConfig
 # text of --dry-run: function (config) -> text; "any": all other tasks
 plan  any       train.plan:plan             config.sections:TaskConfig
-plan  texture   systems.draw.mesh:plan      systems.draw.options:SamplingConfig
+plan  texture   systems.sample.mesh:plan      systems.sample.options:SamplingConfig
 plan  generate  systems.generate.plan:plan  systems.generate.options:GenerateConfig
 # how an object is trained: a subclass of GenerateSystem
 system  generate  systems.generate.system:GenerateSystem  systems.generate.options:SystemConfig

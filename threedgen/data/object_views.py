@@ -18,8 +18,8 @@ from threedgen.guidance.options import Control
 from threedgen.guidance.priors.mvadapter import inputs
 from threedgen.run.arrays import Array
 
-from .bank import Captioned
 from .coloured_mesh import ColouredMesh, fit_to_cube, read_mesh
+from .latent_cache import Captioned
 from .options import MeshFolderConfig, ObjectSplit
 
 AZIMUTH, ELEVATION = 45.0, (-10.0, 30.0)

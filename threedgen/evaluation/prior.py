@@ -18,13 +18,13 @@ from threedgen.config import registry
 from threedgen.data.assets.make import render
 from threedgen.data.assets.shards import Shards
 from threedgen.data.assets.source import AssetViews
-from threedgen.data.bank import Captioned, encode
+from threedgen.data.latent_cache import Captioned, encode
 from threedgen.geometry.images import to_uint8
 from threedgen.guidance.prior import Prior
 from threedgen.run.arrays import Array
 from threedgen.run.cache import digest
 from threedgen.run.interrupts import Interrupts
-from threedgen.run.progress import Count
+from threedgen.run.progress import ProgressDisplay
 from threedgen.run.seeding import generator
 from threedgen.train.task import Task
 
@@ -84,7 +84,7 @@ class PriorEvaluation(Evaluation[P, int, Row]):
         c, count, found, prior = self.config, len(prompts), list[Array](), self.prior
         if prior is None:
             return read_existing(str(c.existing), self.folder, prompts, c2w, "" if folder == "samples" else folder)
-        with Interrupts() as interrupts, Count("sampling", count, self.task.quiet) as progress:
+        with Interrupts() as interrupts, ProgressDisplay("sampling", count, self.task.quiet) as progress:
             for start in range(0, count, c.batch):
                 interrupts.raise_if_stopped()
                 indices = range(start, min(start + c.batch, count))

@@ -33,7 +33,7 @@ from threedgen.run.arrays import Array
 from threedgen.run.disk import write_atomic, write_json
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.options import WorkersConfig
-from threedgen.run.progress import Count
+from threedgen.run.progress import ProgressDisplay
 from threedgen.run.workers import run_jobs
 from threedgen.train.task import Stopped, Task, run_task
 
@@ -66,7 +66,7 @@ class Evaluation(Generic[C, Item, Row]):
     work: Callable[[Item], Row] | None = None
     workers = 1
     interrupts: Interrupts
-    progress: Count
+    progress: ProgressDisplay
 
     def __init__(self, task: Task) -> None:
         self.task, self.folder = task, task.folder
@@ -87,7 +87,7 @@ def measure_all(evaluation: Evaluation[C, Item, Row]) -> list[Row]:
     rows, items = list[Row](), evaluation.items
     evaluation.prepare()
     total = len(items) if isinstance(items, Sized) else evaluation.total or 0
-    with Interrupts() as interrupts, Count(evaluation.stage, total, evaluation.task.quiet) as progress:
+    with Interrupts() as interrupts, ProgressDisplay(evaluation.stage, total, evaluation.task.quiet) as progress:
         evaluation.interrupts, evaluation.progress = interrupts, progress
 
         def done(item: Item, row: Row) -> None:

@@ -14,7 +14,7 @@ from threedgen.config import config_hash
 from threedgen.run import folder as runs
 from threedgen.run.disk import Tree, prepare, write_json, writing
 from threedgen.run.metrics import read_summary
-from threedgen.run.progress import Count
+from threedgen.run.progress import ProgressDisplay
 from threedgen.run.text import number, say
 from threedgen.run.threads import set_threads
 
@@ -58,7 +58,7 @@ def progress_bar(quiet: bool = False) -> Iterator[Callable[[str], None]]:
 
     It yields a callback, to be called with the name of each export step (`STEPS`) when the step starts.
     """
-    with Count("asset", len(STEPS), quiet) as count:
+    with ProgressDisplay("asset", len(STEPS), quiet) as count:
 
         def on_step(step: str) -> None:
             count.stage = f"asset: {step}"

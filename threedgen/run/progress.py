@@ -71,10 +71,10 @@ class Speed:
         return [f"{duration((now - start) / (step - first) * (total - step))} left"]
 
 
-class Count:
+class ProgressDisplay:
     """Progress display on stderr: a bar in a terminal; elsewhere, or if the variable CI is set, a line each minute.
 
-        with Count("sampling", 200, quiet) as count:
+        with ProgressDisplay("sampling", 200, quiet) as count:
             count.add(8)
 
     Args:
@@ -107,7 +107,7 @@ class Count:
     def shows_bar(self) -> bool:
         return self._bar is not None
 
-    def __enter__(self) -> "Count":
+    def __enter__(self) -> "ProgressDisplay":
         if not self.quiet and self.console.is_terminal and not os.environ.get("CI"):
             self._bar = Bar(
                 TextColumn("{task.description}", markup=False),

@@ -25,7 +25,7 @@ from threedgen.run.watch import FrozenProcesses, Heartbeat, children, guarded
 logger = logging.getLogger(__name__)
 J = TypeVar("J")
 R = TypeVar("R")
-Answer = tuple[Literal["done", "stopped", "expected", "error"], Any]
+Outcome = tuple[Literal["done", "stopped", "expected", "error"], Any]
 """Result of one attempt at a job: (state, value). It is plain data, because some exceptions cannot be pickled."""
 POLL = 0.2  # maximum time in seconds until the main process reacts to a signal
 
@@ -71,7 +71,7 @@ def run_jobs(
         return pool.run(jobs, on_done, on_failed, on_start)
 
 
-def attempt(work: Callable[[J], R], job: J, table: dict[str, dict[str, registry.Entry]]) -> Answer:
+def attempt(work: Callable[[J], R], job: J, table: dict[str, dict[str, registry.Entry]]) -> Outcome:
     """Call `work(job)` in a worker, and return the state of the attempt with a value.
 
     `table` is the component registry of the main process, with the components of its plug-ins.
@@ -104,7 +104,7 @@ class WorkerPool(Generic[J, R]):
     ) -> None:
         self.start, self.count, self.work, self.attempts, self.interrupts = start, count, work, attempts, interrupts
         self.idle = [start() for _ in range(count)]
-        self.busy: dict[Future[Answer], tuple[Worker, J, int]] = {}
+        self.busy: dict[Future[Outcome], tuple[Worker, J, int]] = {}
         self.queue: list[tuple[J, int]] = []  # jobs read ahead or to retry, with the number of the attempt
         self.code = self.deaths = 0
         self.frozen = FrozenProcesses()
@@ -160,8 +160,8 @@ class WorkerPool(Generic[J, R]):
             self.queue += [(job, 1) for _, job in zip(range(1), jobs, strict=False)]
         return bool(self.queue) and not self.stopped()
 
-    def answer(self, future: Future[Answer], worker: "Worker") -> Answer:
-        """Return the `Answer` of a finished attempt, and mark its worker as idle. A dead worker is replaced.
+    def answer(self, future: Future[Outcome], worker: "Worker") -> Outcome:
+        """Return the `Outcome` of a finished attempt, and mark its worker as idle. A dead worker is replaced.
 
         Raises the ExpectedError that the job raised, if any, and WorkerLost if too many workers died in a row.
         """
@@ -192,8 +192,8 @@ class Worker:
     If the worker dies, the future has an exception.
     """
 
-    def submit(self, *task: Any) -> Future[Answer]:
-        future: Future[Answer] = Future()
+    def submit(self, *task: Any) -> Future[Outcome]:
+        future: Future[Outcome] = Future()
         future.set_result(attempt(*task))
         return future
 
@@ -219,7 +219,7 @@ class LocalProcess(Worker):
             problem = f"no worker process can be started ({error.strerror})"
             raise ConfigError(f"{problem}. Check /dev/shm and `ulimit -n`, or set engine=here", "engine") from None
 
-    def submit(self, *task: Any) -> Future[Answer]:
+    def submit(self, *task: Any) -> Future[Outcome]:
         with suppress(BrokenProcessPool):
             return self.pool.submit(attempt, *task)
         self.__init__()  # type: ignore[misc]  # it died while idle
@@ -264,7 +264,7 @@ class RayTask(Worker):
     def __init__(self, remote: Any, cancel: Callable[..., None], head: Heartbeat) -> None:
         self.remote, self.cancel, self.head, self.reference = remote, cancel, head, None
 
-    def submit(self, *task: Any) -> Future[Answer]:
+    def submit(self, *task: Any) -> Future[Outcome]:
         self.reference = self.remote.remote(*task)
         return self.reference.future()  # type: ignore[attr-defined]
 
@@ -279,7 +279,7 @@ class RayTask(Worker):
             self.cancel(self.reference, force=True)  # no effect on a finished task
 
 
-def attempt_for_ray(*task: Any) -> Answer:
+def attempt_for_ray(*task: Any) -> Outcome:
     """Call `attempt(*task)` in a Ray task. If Ray cancels the task, by SIGINT, return ("stopped", 130)."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # processes started with & ignore SIGINT
     try:

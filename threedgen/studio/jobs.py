@@ -40,7 +40,7 @@ IMAGE_CONFIG, MESH_CONFIG = "threedim-toybox", "texture-toybox"
 """Names of the configs of runs that make an object of an image, and of runs that texture a mesh."""
 KILL_SECONDS = 1.5  # seconds that a cancelled run has to save a checkpoint before it is killed
 PROGRESS = re.compile(r"(?P<phase>[^:]+(?:: [^:]+)?): (?P<done>\d+)/(?P<total>\d+)(?:, (?P<details>.*))?")
-"""Pattern of the progress lines that `threedgen.run.progress.Count` prints, such as "train: 3/100, loss 0.1"."""
+"""Pattern of the progress lines that `run.progress.ProgressDisplay` prints, such as "train: 3/100, loss 0.1"."""
 PROGRESS_ENV = {"THREEDGEN_PROGRESS_SECONDS": "1", "CI": "1", "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
 """Environment variables that make a run print a progress line every second."""
 

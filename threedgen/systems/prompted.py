@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from threedgen.config.errors import ConfigError, short, within
+from threedgen.config.errors import ConfigError, key_prefix, short
 from threedgen.config.sections import RunConfig
 from threedgen.guidance.weights.tokens import Vocabulary, prompt_reader
 from threedgen.run.prompts import reading_notes, received_note, unknown_words_note
@@ -37,7 +37,7 @@ class PromptedConfig(RunConfig):
         Raises ConfigError if the weights of the prior cannot be read.
         """
         prior: Any = getattr(self, "prior", None)
-        with within("prior"):
+        with key_prefix("prior"):
             return None if prior is None else prior.vocabulary()
 
     def check_prompt(self, others: Iterable[str] = ()) -> None:

@@ -12,7 +12,7 @@ from pytorch_lightning.utilities.types import STEP_OUTPUT
 from rich.console import Console
 
 from threedgen.run.disk import Tree
-from threedgen.run.progress import Count, Speed
+from threedgen.run.progress import ProgressDisplay, Speed
 from threedgen.run.text import clean, number
 
 
@@ -31,22 +31,24 @@ class Progress(pl.Callback):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.metrics, self.quiet, self.console, self.clock = tuple(metrics), quiet, console, clock
-        self.count: Count | None = None
+        self.count: ProgressDisplay | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         module: Any = pl_module
-        module.track_progress = partial(self.within, trainer, module)
+        module.track_progress = partial(self.track, trainer, module)
         count = self._start(trainer, module)
         if not trainer.global_step:
             count.say()
 
-    def _start(self, trainer: pl.Trainer, module: pl.LightningModule) -> Count:
+    def _start(self, trainer: pl.Trainer, module: pl.LightningModule) -> ProgressDisplay:
         quiet, step = self.quiet or not trainer.is_global_zero, trainer.global_step
-        self.count = Count(stage_of(module), trainer.max_steps, quiet, self.console, step, self.clock)
+        self.count = ProgressDisplay(stage_of(module), trainer.max_steps, quiet, self.console, step, self.clock)
         return self.count.__enter__()
 
     @contextmanager
-    def within(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str, total: int) -> Iterator[Count]:
+    def track(
+        self, trainer: pl.Trainer, module: pl.LightningModule, stage: str, total: int
+    ) -> Iterator[ProgressDisplay]:
         """Show the progress of a long computation with `total` steps, labelled `stage`, inside a context.
 
         On exit the display of the training returns, and the step time is measured anew.
@@ -54,7 +56,7 @@ class Progress(pl.Callback):
         if self.count is not None:
             self.count.__exit__()
         quiet = self.quiet or not trainer.is_global_zero
-        with Count(stage, total, quiet, self.console, clock=self.clock) as count:
+        with ProgressDisplay(stage, total, quiet, self.console, clock=self.clock) as count:
             yield count
         self._start(trainer, module)
 

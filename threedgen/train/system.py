@@ -18,7 +18,7 @@ from torch import Tensor
 from threedgen.config import Config, Scheduled, at, dump
 from threedgen.config.sections import BETAS
 from threedgen.geometry.images import write_png
-from threedgen.run.progress import Count
+from threedgen.run.progress import ProgressDisplay
 from threedgen.run.seeding import generator, numpy_generator
 from threedgen.train.checkpoint_file import CheckpointData
 from threedgen.train.muon import Muon
@@ -36,8 +36,8 @@ class System(pl.LightningModule):
             on resume.
         terms: terms of the last loss by name; they are logged, and named in the error if one is not finite.
         metrics: metrics of the last step by name; they are logged, and shown in the progress display on request.
-        track_progress: function (stage, total) -> context whose value is the progress display (`Count`) of a long
-            computation of `total` steps inside a training step.
+        track_progress: function (stage, total) -> context whose value is the `ProgressDisplay` of a long computation of
+            `total` steps inside a training step.
     """
 
     stage = "training"
@@ -56,7 +56,9 @@ class System(pl.LightningModule):
         self.weights: Mapping[str, str] = {}
         self.metrics: dict[str, Tensor | float] = {}
         self.terms: Mapping[str, Tensor | float] = {}
-        self.track_progress: Callable[[str, int], AbstractContextManager[Count]] = partial(Count, quiet=True)
+        self.track_progress: Callable[[str, int], AbstractContextManager[ProgressDisplay]] = partial(
+            ProgressDisplay, quiet=True
+        )
         self.run_start = self.training_start = time.monotonic()
         self.previous_seconds = {"prepare": 0.0, "optimise": 0.0}  # of earlier processes, up to the checkpoint
 

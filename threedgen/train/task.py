@@ -22,14 +22,14 @@ import torch
 
 from threedgen.config import plugins, registry
 from threedgen.config.command import command
-from threedgen.config.errors import within
+from threedgen.config.errors import key_prefix
 from threedgen.run import cache
 from threedgen.run.disk import Tree, writing
 from threedgen.run.interrupts import Interrupts, Stopped
 from threedgen.run.lock import release
 from threedgen.run.metrics import read_summary, write_summary
 from threedgen.run.options import is_rank_zero, local_rank
-from threedgen.run.progress import Count, silence_lightning
+from threedgen.run.progress import ProgressDisplay, silence_lightning
 from threedgen.run.text import say
 from threedgen.run.threads import set_threads, threads_of
 from threedgen.train.status import Status, finished
@@ -69,7 +69,7 @@ class Task:
         """
         prior, trainer = self.config.prior, getattr(self.config, "trainer", None)
         prior = prior.compact() if compact else prior
-        with within("prior"):  # before hashing, which reads all files again
+        with key_prefix("prior"):  # before hashing, which reads all files again
             built = registry.build("prior", prior, device(trainer.accelerator if trainer else "auto"))
         self.name_weights(prior.identify(), "prior.")
         return built
@@ -190,7 +190,7 @@ class Task:
         The function shows the progress with the label `stage`, and raises `Stopped` after Ctrl-C.
         """
         done = itertools.count()
-        with Interrupts() as interrupts, Count(stage, steps, self.quiet) as progress:
+        with Interrupts() as interrupts, ProgressDisplay(stage, steps, self.quiet) as progress:
 
             def on_step() -> None:
                 interrupts.raise_if_stopped()

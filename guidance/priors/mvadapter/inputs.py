@@ -23,7 +23,7 @@ GEOMETRY_VIEWS = (*((0.0, azimuth) for azimuth in (0.0, 90.0, 180.0, 270.0)), (8
 """(elevation, azimuth) in degrees of the training views of adapters that take mesh geometry: front, right, back, left,
 top, bottom."""
 RAISED = (0.0, 30.0)
-"""Lowest and highest elevation in degrees of training views at random directions (`Form.anywhere` > 0)."""
+"""Lowest and highest elevation in degrees of training views at random directions (`AdapterSettings.anywhere` > 0)."""
 
 
 def views(angles: Sequence[tuple[float, float]], height: int, width: int, fov: float = 0.0) -> Cameras:

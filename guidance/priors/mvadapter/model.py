@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from threedgen.config import ConfigError
-from threedgen.config.errors import called
+from threedgen.config.errors import replaced_key
 from threedgen.geometry.views import framed, resize
 from threedgen.guidance.coarse import CoarsePredictor
 from threedgen.guidance.guidance import Condition, Features, guided
@@ -38,7 +38,7 @@ from threedgen.guidance.weights.plugins import locate
 from threedgen.run.arrays import Array
 
 from .inputs import ray_maps, towards_middle
-from .network import AdaptedUNet, Form
+from .network import AdaptedUNet, AdapterSettings
 from .weights import load_adapter
 
 NEGATIVE = "watermark, ugly, deformed, noisy, blurry, low contrast"
@@ -101,8 +101,8 @@ class MVAdapter(LatentDiffusion):
     def with_network(self, network: AdaptedUNet) -> Self:
         """Replace the UNet by the adapted UNet `network` and shift the noise schedule for the adapter; return self."""
         self.unet, self.adapted = network.unet, network
-        self.schedule = self.base_schedule.shifted(network.form.shift, network.form.shift_mode)
-        matched = network.form.timestep == "matched"
+        self.schedule = self.base_schedule.shifted(network.settings.shift, network.settings.shift_mode)
+        matched = network.settings.timestep == "matched"
         self.base_timesteps = self.schedule.timesteps_in(self.base_schedule) if matched else None
         return self.to(self.device)
 
@@ -121,7 +121,7 @@ class MVAdapter(LatentDiffusion):
         Samples then start by img2img from the predicted latents, except with mesh geometry or a reference image. Raises
         ConfigError if that prior has no coarse predictor, or another text encoder or VAE than the 2D model.
         """
-        with called("guess"):
+        with replaced_key("guess"):
             other = MVDream.load(weights, self.device)
             if other.coarse is None:
                 raise ConfigError(f"{weights!r} has no coarse predictor; toybox-prior has one", "guess")
@@ -139,7 +139,7 @@ class MVAdapter(LatentDiffusion):
 
     def coarse_latents(self, text: Tensor, c2w: Tensor | None, text_guidance: bool = True) -> Tensor | None:
         # a mesh or an image conditions the samples more precisely
-        if c2w is None or self.form.control == "geometry" or self.reference_image is not None:
+        if c2w is None or self.settings.control == "geometry" or self.reference_image is not None:
             return None
         return self.predict_coarse(text, c2w, text_guidance)
 
@@ -158,19 +158,19 @@ class MVAdapter(LatentDiffusion):
 
         Values are in [0, 1]. Raises ConfigError if the adapter takes the geometry of a mesh instead of rays.
         """
-        if self.form.control == "geometry":
+        if self.settings.control == "geometry":
             raise ConfigError("this adapter needs the geometry of a mesh; choose one with ray control", "adapter")
         return ray_maps(towards_middle(c2w, self.image_size, self.image_size, self.fov)).to(c2w)
 
     @property
-    def form(self) -> Form:
+    def settings(self) -> AdapterSettings:
         """Training settings of the adapter; the defaults without an adapter."""
-        return Form() if self.adapted is None else self.adapted.form
+        return AdapterSettings() if self.adapted is None else self.adapted.settings
 
     @property
     def fov(self) -> float:
         """Vertical field of view in degrees of the training cameras of the adapter; 0: orthographic."""
-        return self.form.fov
+        return self.settings.fov
 
     def network(
         self,

@@ -30,7 +30,7 @@ FINE = "fine."
 
 
 @dataclass(frozen=True)
-class Form:
+class AdapterSettings:
     """Training settings of an adapter, stored as metadata of its file.
 
     The defaults are the settings of the released adapters that take camera rays.
@@ -58,7 +58,7 @@ class Form:
     timestep: Timestep = "same"
 
     @classmethod
-    def from_card(cls, card: Mapping[str, str], **overrides: object) -> "Form":
+    def from_card(cls, card: Mapping[str, str], **overrides: object) -> "AdapterSettings":
         """Read the settings from the metadata `card` of an adapter's file.
 
         Values in `overrides` that are not None replace those of the file. Missing settings have their defaults, but a
@@ -79,7 +79,7 @@ class Form:
         return {name: str(value) for name, value in asdict(self).items()}
 
 
-RELEASED = Form()
+RELEASED = AdapterSettings()
 
 
 class AdaptedUNet(nn.Module):
@@ -97,7 +97,7 @@ class AdaptedUNet(nn.Module):
         self,
         unet: UNet2DConditionModel,
         factor: int = 8,
-        form: Form = RELEASED,
+        settings: AdapterSettings = RELEASED,
         branches: Sequence[Branch] = ("mv", "ref"),
         guided: bool = True,
         depth: int | None = None,
@@ -108,7 +108,7 @@ class AdaptedUNet(nn.Module):
 
         Args:
             factor: image pixels per latent pixel along each axis.
-            form: training settings of the adapter.
+            settings: training settings of the adapter.
             branches: kinds of added attention: "mv" to other views, "ref" to a reference image.
             guided: whether to add a condition guider.
             depth, downscale: arguments of `make_guider` for the condition guider.
@@ -117,8 +117,8 @@ class AdaptedUNet(nn.Module):
         super().__init__()
         self.unet: Any = unet
         self.unet.requires_grad_(False)
-        self.factor, self.form, self.branches = factor, form, tuple(branches)
-        decouple(unet, branches, form.layout, form.arrangement)
+        self.factor, self.settings, self.branches = factor, settings, tuple(branches)
+        decouple(unet, branches, settings.layout, settings.arrangement)
         self.multiple = factor * guider_stride(unet) if guided else factor
         with unet.device:
             self.guider: Any = make_guider(unet, factor, depth, downscale) if guided else None

@@ -1,7 +1,7 @@
 """Read and write adapter files in the format of the released adapters (github.com/huanngzh/MV-Adapter).
 
 A file has the tensors of the attention processors, and the tensors of the condition guider with the prefix `adapter.`.
-Files that threedgen writes also have the training settings (`Form`) in their metadata.
+Files that threedgen writes also have the training settings (`AdapterSettings`) in their metadata.
 """
 
 import re
@@ -14,13 +14,13 @@ from safetensors.torch import save
 from torch import Tensor
 
 from threedgen.config import ConfigError
-from threedgen.config.errors import keyed
+from threedgen.config.errors import default_key
 from threedgen.guidance.attention.decoupled import Branch
 from threedgen.guidance.weights.files import read_card, read_tensors, warn_unused
 from threedgen.run.disk import write_atomic
 from threedgen.run.torch_file import check_architecture, require_finite
 
-from .network import CHANNELS, FINE, AdaptedUNet, Form
+from .network import CHANNELS, FINE, AdaptedUNet, AdapterSettings
 
 FORMAT = "threedgen mvadapter 1"
 TEXT_WIDTH = "text_width"
@@ -32,23 +32,23 @@ FIRST_BLOCKS = re.compile(r"adapter\.body\.0\.resnets\.\d+\.block1\.bias")
 def save_adapter(path: Path, network: AdaptedUNet) -> None:
     """Write the adapter of `network` to a file, in float16. Raises ConfigError if a value is not finite.
 
-    The metadata are the training settings of the adapter (`Form`) and the width of the 2D model's text embeddings.
+    The metadata are the `AdapterSettings` and the width of the 2D model's text embeddings.
     """
     tensors = {name: tensor.detach().half().cpu().contiguous() for name, tensor in network.adapter_state().items()}
     require_finite(tensors, "the weights of the adapter")
     base = {TEXT_WIDTH: str(network.unet.config["cross_attention_dim"])}
-    write_atomic(path, save(tensors, {"format": FORMAT, **network.form.card, **base}))
+    write_atomic(path, save(tensors, {"format": FORMAT, **network.settings.card, **base}))
 
 
-def load_adapter(path: Path, unet: UNet2DConditionModel, factor: int = 8, **form: object) -> AdaptedUNet:
+def load_adapter(path: Path, unet: UNet2DConditionModel, factor: int = 8, **settings: object) -> AdaptedUNet:
     """Add the adapter in the file `path` to `unet`, in place, and return both as one network.
 
-    `factor` is the number of image pixels per latent pixel along each axis. The keyword arguments `form` are attributes
-    of `Form`; values that are not None replace those of the file. Raises ConfigError if the file is missing, damaged or
-    belongs to another 2D model.
+    `factor` is the number of image pixels per latent pixel along each axis. The keyword arguments `settings` are
+    attributes of `AdapterSettings`; values that are not None replace those of the file. Raises ConfigError if the file
+    is missing, damaged or belongs to another 2D model.
     """
-    with keyed("adapter"):
-        return convert_adapter(read_tensors(path), unet, factor, read_card(path, FORMAT), **form)
+    with default_key("adapter"):
+        return convert_adapter(read_tensors(path), unet, factor, read_card(path, FORMAT), **settings)
 
 
 def convert_adapter(
@@ -56,7 +56,7 @@ def convert_adapter(
     unet: UNet2DConditionModel,
     factor: int = 8,
     card: Mapping[str, str] | None = None,
-    **form: object,
+    **settings: object,
 ) -> AdaptedUNet:
     """Add an adapter to `unet`, in place, and return both as one network.
 
@@ -66,7 +66,7 @@ def convert_adapter(
         tensors: content of the adapter's file.
         factor: image pixels per latent pixel along each axis.
         card: metadata of the file; None: empty.
-        form: attributes of `Form`; values that are not None replace those of the metadata.
+        settings: attributes of `AdapterSettings`; values that are not None replace those of the metadata.
 
     Raises:
         ConfigError: tensors are missing, unknown or not finite, or the adapter belongs to another 2D model.
@@ -85,7 +85,7 @@ def convert_adapter(
         depth = sum(FIRST_BLOCKS.fullmatch(name) is not None for name in ours)
         maps = ours[FIRST].shape[1] if FIRST in ours and ours[FIRST].ndim == 4 else 0
         shape = (depth, isqrt(maps // CHANNELS), any(name.startswith(FINE) for name in ours))
-        network = AdaptedUNet(unet, factor, Form.from_card(card, **form), branches, guided, *shape)
+        network = AdaptedUNet(unet, factor, AdapterSettings.from_card(card, **settings), branches, guided, *shape)
     except ValueError as error:
         raise ConfigError(f"an adapter cannot be added to this base: {error}", "adapter") from None
     state = network.adapter_state()

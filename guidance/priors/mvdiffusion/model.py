@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from threedgen.config import ConfigError
-from threedgen.config.errors import keyed
+from threedgen.config.errors import default_key
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.warp import to_opencv
 from threedgen.guidance import sampling
@@ -93,7 +93,7 @@ class MVDiffusion(LatentDiffusion):
         missing or damaged, or belongs to another 2D model.
         """
         path = locate("blocks", str(blocks))
-        with keyed("blocks"):
+        with default_key("blocks"):
             tensors = read_tensors(path)
             try:
                 network = convert_released(tensors, with_difference(self.unet, tensors))

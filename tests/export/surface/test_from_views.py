@@ -16,7 +16,7 @@ from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.images import png, psnr, to_uint8
 from threedgen.geometry.raster import rasterise_views
 from threedgen.geometry.rigs import orbit
-from threedgen.systems.draw.mesh import SourceMesh, six_sides
+from threedgen.systems.sample.mesh import SourceMesh, six_sides
 from threedgen.systems.texture.scene import with_uv
 
 SIZE = (48, 64)

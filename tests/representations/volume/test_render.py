@@ -92,7 +92,10 @@ def test_render_of_a_ball_on_grey():
 
 
 def test_shown_sets_the_samples_of_evaluation_renders_only():
-    coarse, fine = MARCH.model_copy(update={"samples": 20}), MARCH.model_copy(update={"samples": 20, "shown": 200})
+    coarse, fine = (
+        MARCH.model_copy(update={"samples": 20}),
+        MARCH.model_copy(update={"samples": 20, "eval_samples": 200}),
+    )
     training = [render_scene(options=o, training=True, generator=generator(0, 0, "render")) for o in (coarse, fine)]
     assert len(training[0].samples) == len(training[1].samples)
     torch.testing.assert_close(render_scene(options=fine).rgb, render_scene().rgb)

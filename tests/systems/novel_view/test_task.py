@@ -16,7 +16,7 @@ from tests.support.tiny_prior import tiny_coarse, tiny_text_encoder, tiny_unet, 
 from tests.support.tiny_threedim import inputs, tiny_network
 from tests.support.tiny_trainings import threedim_command
 from threedgen.data.srn.options import SRNPairsConfig
-from threedgen.data.srn.pairs import ArchiveScenes, PairBank
+from threedgen.data.srn.pairs import ArchiveScenes, PairCache
 from threedgen.data.srn.reader import write_instance
 from threedgen.guidance.novel_view import novel_views as folder
 from threedgen.guidance.novel_view.sampler import add_noise, target
@@ -106,21 +106,21 @@ def test_archive_and_toybox_give_the_same_pairs_and_the_cache_is_reused(tmp_path
         job = Job("cars", "train", number)
         write_instance(tmp_path / "cars_train" / job.name, scene(box.config, job))
     archive = ArchiveScenes(SRNPairsConfig(path=str(tmp_path), held_out=2), 16)
-    mine, theirs = (PairBank(tmp_path / name, source, 16, 2) for name, source in (("a", box), ("b", archive)))
+    mine, theirs = (PairCache(tmp_path / name, source, 16, 2) for name, source in (("a", box), ("b", archive)))
     assert mine.train == theirs.train == 2 and archive.views == 5
     chosen = np.array([1, 0, 1])
-    one, other = (bank.pairs(chosen, np.random.default_rng(0)) for bank in (mine, theirs))
+    one, other = (cache.pairs(chosen, np.random.default_rng(0)) for cache in (mine, theirs))
     for a, b in zip(one, other, strict=True):
         assert torch.allclose(a, b, atol=1e-4)
     x, y, c2w, K = one
     assert x.shape == (3, 16, 16, 3) and c2w.shape == (3, 2, 4, 4) and K.shape == (3, 3, 3)
     assert not any(torch.equal(pose[0], pose[1]) for pose in c2w)
-    again = PairBank(tmp_path / "a", box, 16, 2)
+    again = PairCache(tmp_path / "a", box, 16, 2)
     assert not again.cache.missing_blocks([0, 1]) and again.cache.missing_blocks([2]) == [2]
     for a, b in zip(one, again.pairs(chosen, np.random.default_rng(0)), strict=True):
         assert torch.equal(a, b)
     with refused(None, "4 scenes", 4):
-        PairBank(tmp_path / "c", box, 16, 4)
+        PairCache(tmp_path / "c", box, 16, 4)
 
 
 def undisturbed() -> Path:
@@ -199,7 +199,7 @@ def test_unet_of_a_prior_is_trained_on_its_latents(tmp_path: Path) -> None:
 
 def test_half_life_and_warm_up_count_examples(tmp_path: Path) -> None:
     config = checked(tmp_path)
-    system = PairSystem(config, train.build(config), train.bank(config, train.build(config), tmp_path / "bank"))
+    system = PairSystem(config, train.build(config), train.pair_cache(config, train.build(config), tmp_path / "bank"))
 
     class Trainer:
         world_size, accumulate_grad_batches = 2, 4

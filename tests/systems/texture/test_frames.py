@@ -14,7 +14,7 @@ from tests.support.errors import refused
 from tests.support.tiny_mvdiffusion import tiny_model
 from threedgen.geometry.poses import opencv_axes, world_to_camera
 from threedgen.geometry.warp import key_frames
-from threedgen.systems.draw.mesh import MeshFrame, SourceMesh
+from threedgen.systems.sample.mesh import MeshFrame, SourceMesh
 from threedgen.systems.texture.frames import (
     Frames,
     auto_path,

@@ -22,7 +22,7 @@ from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.raster import rasterise_views
 from threedgen.geometry.rigs import orbit
 from threedgen.geometry.views import Views
-from threedgen.systems.draw.mesh import SourceMesh, six_sides
+from threedgen.systems.sample.mesh import SourceMesh, six_sides
 from threedgen.systems.texture.mesh_views import MeshViews, check_sides, place_photos
 from threedgen.systems.texture.task import read_mesh
 

@@ -18,7 +18,7 @@ from tests.support.tiny_mvdiffusion import tiny_prior_config
 from tests.support.tiny_prior import cpu
 from threedgen.evaluation.views.scenes import FolderScenes
 from threedgen.export.surface.blend import SCENE_BLEND
-from threedgen.systems.draw.mesh import MeshFrame
+from threedgen.systems.sample.mesh import MeshFrame
 from threedgen.systems.texture import scene
 from threedgen.systems.texture.scene import render_consistent, with_uv
 from threedgen.systems.texture.windows import WindowSampler

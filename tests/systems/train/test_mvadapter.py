@@ -53,8 +53,8 @@ def test_run_leaves_an_adapter_of_its_base(
     found = load().with_adapter(Path("run", RESULT))
     network = found.adapted
     assert network is not None and network.branches == tuple(FORMS[form].get("branches", ("mv", "ref")))
-    assert network.form.control == FORMS[form].get("control", "rays") and found.fov == FORMS[form].get("fov", 0.0)
-    assert network.form.layout == ("rowcol" if form == "geometry" else "row")
+    assert network.settings.control == FORMS[form].get("control", "rays") and found.fov == FORMS[form].get("fov", 0.0)
+    assert network.settings.layout == ("rowcol" if form == "geometry" else "row")
     for branch in network.branches:
         moved = [name for name, value in network.adapter_state().items() if f"to_out_{branch}" in name and value.any()]
         assert len(moved) > 3, f"nothing was trained by {branch}"

@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL
 from tests.support.task_server import TINY_PRIOR, write_config
 from tests.support.tiny_prior import tiny_prior, tiny_vae
 from threedgen import config
-from threedgen.data.bank import LatentBank
+from threedgen.data.latent_cache import LatentCache
 from threedgen.toybox.data.pictures import FourSides, Photographs
 from threedgen.toybox.training import autoencoder, text_encoder
 from threedgen.toybox.training import system as training_system
@@ -26,10 +26,10 @@ def load_prior_config(folder: Path, *words: str) -> TrainPriorConfig:
     return found
 
 
-def banks(folder: Path, vae: Any, size: int = 16) -> list[tuple[float, LatentBank]]:
-    """Return banks of single images and of two views of objects with their shares of the steps."""
-    single = LatentBank(folder / "latents", Photographs(5), vae, size, 40)
-    return [(0.3, single), (0.7, LatentBank(folder / "objects", FourSides(Toybox(5), 2), vae, size, 20))]
+def caches(folder: Path, vae: Any, size: int = 16) -> list[tuple[float, LatentCache]]:
+    """Return caches of single images and of two views of objects with their shares of the steps."""
+    single = LatentCache(folder / "latents", Photographs(5), vae, size, 40)
+    return [(0.3, single), (0.7, LatentCache(folder / "objects", FourSides(Toybox(5), 2), vae, size, 20))]
 
 
 @pytest.fixture
@@ -61,10 +61,10 @@ def test_decoder_improves_on_noisy_latents(standard_vae: AutoencoderKL, monkeypa
 def test_text_encoder_matches_captions_after_a_few_steps(tmp_path: Path, standard_vae: AutoencoderKL) -> None:
     """The loss falls below chance."""
     options = WordsConfig(max_steps=60, batch=16)
-    bank, tokenizer = LatentBank(tmp_path, Photographs(5), standard_vae, 16, 96), text_encoder.train_tokenizer()
+    cache, tokenizer = LatentCache(tmp_path, Photographs(5), standard_vae, 16, 96), text_encoder.train_tokenizer()
     torch.manual_seed(0)
     text = text_encoder.build(tokenizer)
-    system = text_encoder.TextEncoderSystem(options, 0, text, tokenizer, bank)
+    system = text_encoder.TextEncoderSystem(options, 0, text, tokenizer, cache)
     before = {name: value.clone() for name, value in text.state_dict().items()}
     made = system.configure_optimizers()
     for step in range(options.max_steps):
@@ -103,7 +103,7 @@ def test_share_of_steps_has_half_the_size(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(prior, "predict", predict)
     sizes = [
-        (share, LatentBank(tmp_path / f"{size}", Photographs(5), prior.vae, size, 40))
+        (share, LatentCache(tmp_path / f"{size}", Photographs(5), prior.vae, size, 40))
         for share, size in ((0.25, 32), (0.75, 16))
     ]
     system = PriorSystem(load_prior_config(tmp_path), prior, *sizes)
@@ -124,7 +124,7 @@ def test_steps_have_joined_views_or_single_images(tmp_path: Path, monkeypatch: p
         return x * next(tuned.unet.parameters()).mean()
 
     monkeypatch.setattr(tuned, "predict", predict)
-    system = PriorSystem(options, tuned, *banks(tmp_path, tuned.vae))
+    system = PriorSystem(options, tuned, *caches(tmp_path, tuned.vae))
     for step in range(40):
         system.training_step(step, step)
     assert set(asked) == {(4, 2, 4), (4, 1, None)} and 5 <= asked.count((4, 1, None)) <= 20
@@ -135,12 +135,12 @@ def test_two_processes_train_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(training_system, "autocast_bf16", lambda device: nullcontext())  # rounds by batch
     options = load_prior_config(tmp_path, "training.batch=8", "training.no_text=0.5")
     prior = tiny_prior()
-    system = PriorSystem(options, prior, *banks(tmp_path, prior.vae))
+    system = PriorSystem(options, prior, *caches(tmp_path, prior.vae))
 
     def train(step: int, process: tuple[int, int]) -> tuple[float, torch.Tensor]:
         monkeypatch.setattr(PriorSystem, "process", process)
         monkeypatch.setattr(PriorSystem, "mean_of_processes", lambda self, loss: float(loss.detach()))
-        monkeypatch.setattr(PriorSystem, "fill", lambda self, bank, chosen: None)
+        monkeypatch.setattr(PriorSystem, "fill", lambda self, cache, chosen: None)
         system.zero_grad()
         loss = system.training_step(step, step)
         loss.backward()

@@ -181,7 +181,7 @@ def test_run_killed_in_every_stage_ends_the_same(tmp_path: Path) -> None:
     assert saved_at(run / "decoder")
     killed_in(
         "threedgen.toybox.training.text_encoder.build",  # written, but the next stage has not started
-        "threedgen.data.bank.encode",  # in the middle of its first step
+        "threedgen.data.latent_cache.encode",  # in the middle of its first step
     )
     assert not saved_at(run / "words") and (run / "autoencoder" / "autoencoder.safetensors").exists()
     killed_at(3, "TextEncoder")

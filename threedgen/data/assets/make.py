@@ -27,7 +27,7 @@ from threedgen.geometry.poses import orbit_array
 from threedgen.run.disk import Tree, write_atomic, write_json, writing
 from threedgen.run.interrupts import Stopped
 from threedgen.run.metrics import csv_table
-from threedgen.run.progress import Count
+from threedgen.run.progress import ProgressDisplay
 from threedgen.run.seeding import numpy_generator
 from threedgen.run.threads import set_threads, threads_each
 from threedgen.run.workers import run_jobs
@@ -172,9 +172,9 @@ def make_shards(config: AssetsConfig, every: list[Job], run_folder: Path, data: 
     total = sum(len(job.assets) for job in every)
     while missing := [job for job in every if read_finished(folder, job) is None]:
         done = total - sum(len(job.assets) for job in missing)
-        with Count("assets", total, quiet, done=done) as count:
+        with ProgressDisplay("assets", total, quiet, done=done) as count:
 
-            def on_done(job: Job, _: None, count: Count = count) -> None:
+            def on_done(job: Job, _: None, count: ProgressDisplay = count) -> None:
                 count.add(len(job.assets), job.assets[-1].caption)
                 first = Shards(folder, build_index(config, [job], folder, {}))
                 if len(first) and not (run_folder / "sheet.png").exists():  # an early preview

@@ -1,4 +1,4 @@
-"""Training sources (`threedgen.data.bank.Source`) from user assets, and from folders of captioned images."""
+"""Training sources (`threedgen.data.latent_cache.Source`) from user assets, and from folders of captioned images."""
 
 import hashlib
 import logging
@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from threedgen.config.errors import ConfigError
-from threedgen.data.bank import Captioned
+from threedgen.data.latent_cache import Captioned
 from threedgen.data.photos import SUFFIXES
 from threedgen.geometry.picture_file import load_image, open_image
 from threedgen.run.arrays import Array

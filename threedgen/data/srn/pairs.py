@@ -71,7 +71,7 @@ class ArchiveScenes:
         return f"{self.folders[0].parent.resolve()}, {len(self)} scenes, up {self.config.up}"
 
 
-class PairBank:
+class PairCache:
     """Disk cache of all views of all scenes of a source. A scene is read and encoded on first use.
 
     Args:

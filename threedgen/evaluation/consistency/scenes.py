@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from threedgen.config import ConfigError, config_hash, registry
-from threedgen.config.errors import within
+from threedgen.config.errors import key_prefix
 from threedgen.data.posed.photos import PosedPhotos
 from threedgen.data.srn.scene_files import condition_and_targets
 from threedgen.geometry.cameras import Cameras
@@ -100,7 +100,7 @@ def posed(config: options.PosedScenesConfig, sampler: object, seed: int) -> list
 
 def _with_condition(config: options.PosedScenesConfig, scene: FolderScene) -> Scene:
     instance, size = scene.views, None if isinstance(scene.views, PosedPhotos) else config.size
-    with within("scenes"):
+    with key_prefix("scenes"):
         given, targets = condition_and_targets(instance, config.condition)
     keep = targets if config.views is None else [targets[k] for k in evenly_spaced(len(targets), config.views - 1)]
     chosen = sorted([given, *keep])

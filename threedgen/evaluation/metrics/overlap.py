@@ -40,7 +40,7 @@ def warped(image: Tensor, pixels: Tensor, visible: Tensor) -> tuple[Tensor, Tens
     return found * mask[..., None], mask
 
 
-def turned_into(image: Tensor, H: Tensor) -> tuple[Tensor, Tensor]:
+def warp_by_homography(image: Tensor, H: Tensor) -> tuple[Tensor, Tensor]:
     """Warp an image (h, w, 3) into another view of the same size by the homography ``H``.
 
     ``H`` (3, 3) maps homogeneous pixels of the other view to pixels of ``image``. Returns the warped image (h, w, 3),
@@ -59,7 +59,7 @@ def panorama_overlap(views: Tensor, K: Tensor, R: Tensor) -> list[float | None]:
     """
     views, K, R = views.cpu().float(), K.cpu().double().expand(len(R), 3, 3), R.cpu().double()
     return [
-        _masked_psnr(views[one], *turned_into(views[other], homography(K[one], R[one], K[other], R[other])))
+        _masked_psnr(views[one], *warp_by_homography(views[other], homography(K[one], R[one], K[other], R[other])))
         for one, other in ring_pairs(len(views))
     ]
 

@@ -222,12 +222,12 @@ def make_all(config: WorkersConfig, jobs: Sequence[Job], root: Path, quiet: bool
     Returns 0, or the exit code 130 or 143 after Ctrl-C or SIGTERM. Each job has the folder root/KEY, where KEY is
     `job.key`. If one job of a method cannot start, the remaining jobs of this method do not run.
     """
-    from threedgen.run.progress import Count  # this and `run` import torch, which the plan does not need
+    from threedgen.run.progress import ProgressDisplay  # this and `run` import torch, which the plan does not need
     from threedgen.run.threads import threads_each
 
     left = [job for job in jobs if read_json(root / job.key / RECORD).get("state") not in (FINISHED, FAILED)]
     refused = set[str]()
-    with Count("objects", len(jobs), quiet, done=len(jobs) - len(left)) as count:
+    with ProgressDisplay("objects", len(jobs), quiet, done=len(jobs) - len(left)) as count:
 
         def on_start(job: Job) -> None:
             name, place = f"{job.method} {job.prompt} {job.seed}", str(root / job.key)

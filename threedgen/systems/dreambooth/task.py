@@ -38,7 +38,7 @@ from threedgen.guidance.weights.tokens import token_ids
 from threedgen.run.cache import cached_tensor
 from threedgen.run.disk import writing
 from threedgen.run.memory import to_device
-from threedgen.run.progress import Count
+from threedgen.run.progress import ProgressDisplay
 from threedgen.run.prompts import prompt_warnings
 from threedgen.run.seeding import generator
 from threedgen.systems.train.denoising import Batch, DenoisingSystem
@@ -299,7 +299,7 @@ def sample_class_images(config: MVDreamBoothConfig, folder: Path, prior: MVDream
 
     def sample() -> Tensor:
         images = []
-        with Count("class images", o.class_images, quiet) as count:
+        with ProgressDisplay("class images", o.class_images, quiet) as count:
             for k in range(o.class_images):
                 prompt, rng = config.class_prompts[k % len(config.class_prompts)], generator(config.seed, k, "class")
                 images.append(prior.sample(prompt, None, o.class_steps, o.class_guidance, generator=rng))

@@ -18,7 +18,7 @@ from threedgen.guidance.prior import Prior
 from threedgen.representations.base import Representation
 from threedgen.run.disk import Tree, writing
 from threedgen.run.interrupts import Interrupts
-from threedgen.run.progress import Count
+from threedgen.run.progress import ProgressDisplay
 from threedgen.train.callbacks import FiniteGuard
 from threedgen.train.status import Status
 from threedgen.train.task import Task
@@ -86,7 +86,7 @@ def optimise(
                 seconds_of={name: round(took, 2) for name, took in seconds.items()},
                 **figures,
             )
-            with Count("page", 1, task.quiet) as count:
+            with ProgressDisplay("page", 1, task.quiet) as count:
                 write_report(folder)  # last, since it shows the summary; a run without it is not finished
                 count.add(1)
     return status

@@ -13,7 +13,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import AfterValidator, BaseModel, Field, create_model, model_validator
 
 from threedgen.config import Config, ConfigError, Layer, Scheduled, merge, plain, registry, sections, validate
-from threedgen.config.errors import within
+from threedgen.config.errors import key_prefix
 from threedgen.config.registry import SECTION, Component
 from threedgen.export.options import ExportSection
 from threedgen.guidance.losses.options import DistillationConfig, ViewPromptsConfig
@@ -419,7 +419,7 @@ class GenerateConfig(PromptedConfig):
     def check(self) -> None:
         self.check_part(from_nothing=not self.stages)
         for k, name in enumerate(self.stages):
-            with within(f"stages.{name}"):
+            with key_prefix(f"stages.{name}"):
                 self.stage(name).check_part(from_nothing=k == 0)
 
     def check_start(self, key: str) -> None:
@@ -468,5 +468,5 @@ class GenerateConfig(PromptedConfig):
             if self.warm_steps or not self.round_steps or self.stages:
                 raise ConfigError("needs a run that only refines. Use --config edit-toybox", "edit", self.edit)
         if self.fit.matte is not None:
-            with within("fit"):
+            with key_prefix("fit"):
                 loading.matte(self.fit.matte)

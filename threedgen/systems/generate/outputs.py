@@ -24,7 +24,7 @@ from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import grid, to_uint8, write_mp4, write_png
 from threedgen.geometry.rigs import turntable
 from threedgen.run.disk import Tree, atomic_file
-from threedgen.run.progress import Count
+from threedgen.run.progress import ProgressDisplay
 
 from .options import ResultConfig
 from .system import GenerateSystem
@@ -58,7 +58,7 @@ def write_results(system: GenerateSystem, folder: Path, notes: list[str], quiet:
         figures |= registry.implementation("exporter", name)(system, folder) or {}
     view = field_view(system.field, system.occupancy, config.march, system.device)
     provenance: Tree = {"prompt": config.prompt, "seed": config.seed, "config_hash": config_hash(config)}
-    with Count("surface", 1, quiet) as count:
+    with ProgressDisplay("surface", 1, quiet) as count:
         mesh = write_mesh(view, config.result.mesh_resolution, folder, provenance, notes)
         count.add(1)
     if not mesh:
@@ -74,7 +74,7 @@ def write_turn(images: Callable[[Cameras], Tensor], options: ResultConfig, folde
     """
     cameras = turntable(options.turntable)
     frames = []
-    with Count("turntable", len(cameras), quiet) as count:
+    with ProgressDisplay("turntable", len(cameras), quiet) as count:
         for k in range(len(cameras)):
             frames.append(images(cameras.select([k])))
             count.add(1)

@@ -18,7 +18,7 @@ from threedgen.config import at
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.rigs import Rig, ring_rig
 from threedgen.geometry.views import Pixels, Views
-from threedgen.guidance.guidance import Condition, guided, per_image
+from threedgen.guidance.guidance import Condition, guided, repeat_text
 from threedgen.guidance.prior import Prior
 from threedgen.guidance.sampling import InitLatents, fresh_noise, sample_latents
 from threedgen.representations import losses
@@ -263,7 +263,7 @@ def resample_views(
 
     def coarse(text: Tensor, text_guidance: bool = True) -> Tensor | None:
         c2w = condition.c2w if rig.n_view > 1 else None
-        return prior.coarse_latents(per_image(text, rig.n_view), c2w, text_guidance)
+        return prior.coarse_latents(repeat_text(text, rig.n_view), c2w, text_guidance)
 
     z = coarse(condition.text[0]) if renders is None else prior.encode_images(renders, rng)
     if source_text is not None and z is not None:

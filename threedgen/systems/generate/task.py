@@ -10,7 +10,7 @@ from torch import Tensor
 
 from threedgen.config import ConfigError, find, load, registry, task_of
 from threedgen.config.command import command
-from threedgen.config.errors import within
+from threedgen.config.errors import key_prefix
 from threedgen.guidance.prior import Prior
 from threedgen.guidance.priors.view_prompts import prompts
 from threedgen.representations import march
@@ -146,7 +146,7 @@ def check_backends(config: GenerateConfig) -> None:
     kernels = registry.implementation("representation", config.field.name).backends
     used = [("field", config.field, kernels)] if kernels else [grid]
     for key, options, modules in (*used, ("march", config.march, march.MODULES)):
-        with within(key):
+        with key_prefix(key):
             load_backend(modules, getattr(options, "backend", "auto"), target)
 
 

@@ -29,7 +29,7 @@ from threedgen.guidance.prior import Prior
 from threedgen.guidance.sampling import OnStep
 from threedgen.run.cache import cached_tensor
 from threedgen.run.disk import writing
-from threedgen.run.progress import Count
+from threedgen.run.progress import ProgressDisplay
 from threedgen.run.seeding import generator
 from threedgen.run.torch_file import read_safetensors
 from threedgen.systems.generate.options import GenerateConfig
@@ -118,11 +118,11 @@ def sample_views(
 def step_count(label: str, quiet: bool) -> Iterator[OnStep]:
     """Return a context whose value is a progress callback for a sampler, called with (steps done, all steps)."""
     with ExitStack() as stack:
-        count: Count | None = None
+        count: ProgressDisplay | None = None
 
         def on_step(done: int, steps: int) -> None:
             nonlocal count
-            count = count or stack.enter_context(Count(label, steps, quiet))
+            count = count or stack.enter_context(ProgressDisplay(label, steps, quiet))
             count.total = steps
             count.show(done)
 

@@ -36,7 +36,7 @@ from threedgen.representations.fit import Bounds, border_colour, fit
 from threedgen.run.arrays import Array
 from threedgen.run.cache import cached_tensor
 from threedgen.run.disk import writing
-from threedgen.run.progress import Count
+from threedgen.run.progress import ProgressDisplay
 from threedgen.systems.generate.outputs import try_asset, write_mesh, write_turn
 from threedgen.systems.generate.result import Run, print_result
 from threedgen.train.status import Status
@@ -104,7 +104,7 @@ def sample_views(config: ImageTo3DConfig, folder: Path, notes: list[str], quiet:
     if the image, the weights or the camera options cannot be used.
     """
     count = len(config.rings) * config.views
-    with Count("sampling steps", count * config.sampler.steps, quiet) as progress:
+    with ProgressDisplay("sampling steps", count * config.sampler.steps, quiet) as progress:
         sampler = ThreeDiMSampler(config.threedim, lambda done, total, x0: progress.add(1))
         height, width = sampler.model.image_size
         at = cameras(config, sampler.cameras, height, width)

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from threedgen.config import ConfigError, registry
-from threedgen.data.srn.pairs import PairBank
+from threedgen.data.srn.pairs import PairCache
 from threedgen.geometry.images import enlarge_small, grid, psnr, write_png
 from threedgen.geometry.views import Views
 from threedgen.guidance.novel_view import novel_views as folders
@@ -155,9 +155,9 @@ class PairSystem(AveragedSystem):
 
     stage = "novel views"
 
-    def __init__(self, config: TrainThreeDiMConfig, model: Any, bank: PairBank) -> None:
+    def __init__(self, config: TrainThreeDiMConfig, model: Any, cache: PairCache) -> None:
         super().__init__(config)
-        self.options, self.bank = config.training, bank
+        self.options, self.cache = config.training, cache
         self.model = model.requires_grad_(True).train()
         self.keep_average(self.model, 0.0)
 
@@ -172,7 +172,7 @@ class PairSystem(AveragedSystem):
     def training_step(self, batch: int, index: int) -> Tensor:
         step, o = int(batch), self.options
         rng, gen = self.numpy_rng(step, "pairs"), self.rng(step, "diffusion")
-        pairs = self.load_pairs(rng.integers(0, self.bank.train, o.batch), rng)
+        pairs = self.load_pairs(rng.integers(0, self.cache.train, o.batch), rng)
         logsnr = sampler.logsnr_cosine(stratified_uniform(o.batch, gen) ** o.time_power)
         keep = torch.rand(o.batch, generator=gen) >= DROPPED
         noise, blank = (torch.randn(pairs.x.shape, generator=gen) for _ in range(2))
@@ -182,8 +182,8 @@ class PairSystem(AveragedSystem):
 
     def load_pairs(self, scenes: Array, rng: np.random.Generator) -> Pairs:
         """Sample a pair of views of each of B scenes, and encode it for the model. `scenes` are scene indices (B,)."""
-        x, y, c2w, K = self.bank.pairs(scenes, rng)
-        if self.bank.encode is None:
+        x, y, c2w, K = self.cache.pairs(scenes, rng)
+        if self.cache.encode is None:
             x, y = self.model.encode_images(x), self.model.encode_images(y)
         return Pairs(x, y, c2w, K).to(self.device)
 
@@ -197,25 +197,25 @@ class PairSystem(AveragedSystem):
 
     def validate(self, step: int, folder: Path) -> None:
         """Write the averaged weights to model/, and samples to samples.png; set `metrics` to results of `gap_test`."""
-        bank = self.bank
-        count = bank.held_out // bank.source.n_families * bank.source.n_families
-        held_out = np.arange(bank.train, bank.train + count)  # one pair of each scene, always the same
+        cache = self.cache
+        count = cache.held_out // cache.source.n_families * cache.source.n_families
+        held_out = np.arange(cache.train, cache.train + count)  # one pair of each scene, always the same
         with self.average.applied(self.model):
             with self.autocast():
                 pairs = self.load_pairs(held_out, self.numpy_rng(0, "held-out pairs"))
-                gaps = gap_test(self.model, pairs, GAP_LEVELS, self.rng(0, "gap test"), bank.source.n_families)
+                gaps = gap_test(self.model, pairs, GAP_LEVELS, self.rng(0, "gap test"), cache.source.n_families)
             one = gaps[GAP_LEVELS.index(LOGGED_LEVEL)]
             levels = {f"gap_{gap.alpha_bar:g}": gap.gap for gap in gaps}
             self.metrics = {"gap": one.gap, "psnr_true": one.true, "psnr_shuffled": one.shuffled, **levels}
-            folders.save(self.model, folder / "model", cameras(bank))
+            folders.save(self.model, folder / "model", cameras(cache))
             with self.autocast():
                 self.write_sheet(folder / "samples.png")
 
     def write_sheet(self, path: Path) -> None:
         """Write an image with two rows per held-out scene: condition and sampled views, condition and true views."""
-        bank, model, scale = self.bank, self.model, self.options.guidance_scale
-        scenes = range(bank.train, bank.train + min(SHEET_SCENES, bank.held_out))
-        truth = [once_around(bank.source.scene(scene), SHEET_VIEWS + 1) for scene in scenes]
+        cache, model, scale = self.cache, self.model, self.options.guidance_scale
+        scenes = range(cache.train, cache.train + min(SHEET_SCENES, cache.held_out))
+        truth = [once_around(cache.source.scene(scene), SHEET_VIEWS + 1) for scene in scenes]
         x = model.encode_images(torch.cat([views.images[:1] for views in truth]).to(self.device))[:, None]
         c2w = torch.stack([views.cameras.c2w for views in truth]).to(self.device)
         K = torch.stack([views.cameras.K[0] for views in truth]).to(self.device)
@@ -243,20 +243,20 @@ def rate_factor(warmup: float, decay: float, max_steps: int) -> Callable[[int], 
     return factor
 
 
-def cameras(bank: PairBank, scenes: int = 16) -> CamerasConfig:
+def cameras(cache: PairCache, scenes: int = 16) -> CamerasConfig:
     """Measure the cameras of the first `scenes` held-out scenes.
 
     Returns the ranges of elevation (degrees) and of distance from the origin, and the mean focal length in image sides.
     """
-    views = bank.source.views
-    held_out = np.arange(bank.train, bank.train + min(scenes, bank.held_out))
-    _, pose, K = bank.views(np.repeat(held_out, views), np.tile(np.arange(views), len(held_out)))
+    views = cache.source.views
+    held_out = np.arange(cache.train, cache.train + min(scenes, cache.held_out))
+    _, pose, K = cache.views(np.repeat(held_out, views), np.tile(np.arange(views), len(held_out)))
     position = pose[:, :3, 3]
     distance = position.norm(dim=-1)
     elevation = torch.rad2deg(torch.asin((position[:, 2] / distance.clamp(min=1e-9)).clamp(-1, 1)))
     low, high = float(elevation.min()), float(elevation.max())
     near, far = float(distance.min()), float(distance.max())
-    size = bank.size
+    size = cache.size
     return CamerasConfig(elevation=(low, high), distance=(near, far), focal=float(K[:, 1, 1].mean()) / size)
 
 
@@ -264,7 +264,7 @@ def train(task: Task) -> Status:
     config: TrainThreeDiMConfig = task.config
     model = build(config)
     with writing(task.folder):
-        system = PairSystem(config, model, bank(config, model, task.folder / "bank"))
+        system = PairSystem(config, model, pair_cache(config, model, task.folder / "bank"))
     return task.train(system, metrics=("gap",), finish=lambda: system.metrics)
 
 
@@ -296,12 +296,12 @@ def load_start(weights: str, network: XUNetConfig) -> XUNet:
     return model
 
 
-def bank(config: TrainThreeDiMConfig, model: XUNet | LatentPairs, folder: Path) -> PairBank:
+def pair_cache(config: TrainThreeDiMConfig, model: XUNet | LatentPairs, folder: Path) -> PairCache:
     """Return the disk cache of the training views. If the model works on latents, the views are stored as latents."""
     size = model.image_size[0]
     source = registry.build("pair-source", config.data, size, config.seed)
     encoder = () if isinstance(model, XUNet) else (model.encode_images, f"VAE {digest(model.prior.vae)}")
-    return PairBank(folder, source, size, config.data.held_out, *encoder)
+    return PairCache(folder, source, size, config.data.held_out, *encoder)
 
 
 run = partial(run_task, train, result="model", files=("model/config.json", "samples.png"))

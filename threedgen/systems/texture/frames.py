@@ -11,7 +11,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from threedgen.config import ConfigError
-from threedgen.config.errors import keyed
+from threedgen.config.errors import default_key
 from threedgen.data.scannet import ScanNetWalk
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.cameras_file import read_cameras
@@ -20,7 +20,7 @@ from threedgen.geometry.poses import Poses, look_at, unit_vector
 from threedgen.geometry.raster import rasterise_views
 from threedgen.geometry.warp import check_pose_convention, key_frames, overlap, spread_pairs
 from threedgen.run.arrays import Array
-from threedgen.systems.draw.mesh import MeshFrame, SourceMesh
+from threedgen.systems.sample.mesh import MeshFrame, SourceMesh
 
 from .options import AUTO, PathConfig, TextureConfig
 
@@ -76,7 +76,7 @@ def read_frames(
     notes = list[str]()
     if rig.scannet is not None:
         key = "rig.scannet"
-        with keyed(key):
+        with default_key(key):
             frames = scannet_frames(config, rig, Path(rig.scannet).expanduser(), notes)
     else:
         assert source is not None

@@ -27,7 +27,7 @@ from threedgen.geometry.poses import opencv_axes
 from threedgen.geometry.raster import rasterise_views
 from threedgen.geometry.views import resize
 from threedgen.run.arrays import Array, evenly_spaced
-from threedgen.systems.draw.mesh import SIDES, MeshFrame, six_sides
+from threedgen.systems.sample.mesh import SIDES, MeshFrame, six_sides
 
 from .options import SidesConfig, TextureConfig
 

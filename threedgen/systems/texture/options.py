@@ -9,7 +9,7 @@ from threedgen.config.plain_file import read_text
 from threedgen.config.registry import Component
 from threedgen.data.posed.options import PoseConvention
 from threedgen.run.folder import user_path
-from threedgen.systems.draw.options import SAMPLERS, SamplingConfig
+from threedgen.systems.sample.options import SAMPLERS, SamplingConfig
 
 AUTO = "auto"
 Poses = Literal["c2w", "w2c"]

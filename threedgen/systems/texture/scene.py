@@ -33,10 +33,10 @@ from threedgen.geometry.raster import rasterise_views
 from threedgen.guidance.options import MIN_OVERLAP
 from threedgen.run.arrays import Array, evenly_spaced
 from threedgen.run.disk import Tree, write_atomic, writing
-from threedgen.run.progress import Count
+from threedgen.run.progress import ProgressDisplay
 from threedgen.run.prompts import prompt_warnings
 from threedgen.run.text import duration
-from threedgen.systems.draw.mesh import MeshFrame, SourceMesh, read_source
+from threedgen.systems.sample.mesh import MeshFrame, SourceMesh, read_source
 from threedgen.train.task import Task
 
 from .frames import Frames, check_overlap, choose_keys, read_frames
@@ -153,7 +153,7 @@ def texture_mesh(task: Task, mesh: TexturedMesh, frame: MeshFrame, cameras: Came
     OSError if a file cannot be written, and ConfigError if no image shows the mesh.
     """
     config: TextureConfig = task.config
-    with Count("texturing", 2 * len(cameras), task.quiet) as count:
+    with ProgressDisplay("texturing", 2 * len(cameras), task.quiet) as count:
         made = texture_from_views(mesh, config.texture, cameras, images, SCENE_BLEND, on_view=lambda: count.add(1))
     extras = {"prompt": config.prompt, "seed": config.seed, "triangles": len(mesh.faces)}
     write_glb(task, frame.for_file(mesh), made.texture, GLB, "scene", extras, scene=True)

@@ -30,9 +30,9 @@ from threedgen.geometry.views import resize
 from threedgen.guidance.sampling import ViewSync
 from threedgen.run.arrays import evenly_spaced
 from threedgen.run.disk import Tree, writing
-from threedgen.run.progress import Count
-from threedgen.systems.draw import mesh as draw_mesh
-from threedgen.systems.draw.adapter import sample_views, write_views
+from threedgen.run.progress import ProgressDisplay
+from threedgen.systems.sample import mesh as draw_mesh
+from threedgen.systems.sample.adapter import sample_views, write_views
 from threedgen.train.task import Task, run_task
 from threedgen.viewer.page import write_textured_page
 
@@ -124,7 +124,7 @@ def texture_mesh(
     """
     config, folder, triangles = task.config, task.folder, len(mesh.faces)
     at, images, masks = views.cameras, views.images, views.masks
-    with Count("texturing", 2 * len(at), task.quiet) as count:
+    with ProgressDisplay("texturing", 2 * len(at), task.quiet) as count:
         on_view = partial(count.add, 1)
         made = texture_from_views(mesh, config.texture, at, images, views.blend, masks=masks, on_view=on_view)
     welded, faces, _ = weld(mesh.vertices, mesh.faces)

@@ -28,7 +28,7 @@ from threedgen.guidance.sampling import NO_SYNC, Size, ViewSync, total_steps
 from threedgen.run.arrays import Array
 from threedgen.run.disk import write_atomic, writing
 from threedgen.run.interrupts import Interrupts
-from threedgen.run.progress import Count
+from threedgen.run.progress import ProgressDisplay
 from threedgen.run.seeding import generator
 
 from .frames import Frames
@@ -143,7 +143,7 @@ class WindowSampler:
         waiting = [k for k, window in enumerate(self.windows) if any(n not in self.images for n in window.new)]
         steps = total_steps(self.config.steps, self.model.draft, self.config.synchronise)
         total, done = len(self.windows) * steps, (len(self.windows) - len(waiting)) * steps
-        with Interrupts() as interrupts, Count("sampling", total, quiet, done=done) as count:
+        with Interrupts() as interrupts, ProgressDisplay("sampling", total, quiet, done=done) as count:
 
             def on_step() -> None:
                 interrupts.raise_if_stopped()

@@ -8,7 +8,7 @@ import torch
 from diffusers.models import AutoencoderKL
 from torch import Tensor
 
-from threedgen.data.bank import Captioned, LatentBank
+from threedgen.data.latent_cache import Captioned, LatentCache
 from threedgen.data.scene_views import SceneSource
 from threedgen.geometry.views import resize
 from threedgen.guidance.priors.mvdiffusion.inputs import mask_channels, masked_images
@@ -50,7 +50,7 @@ def around_a_photo(rng: np.random.Generator, size: int) -> Array:
 
 
 class MaskedViews:
-    """Source of training images (`threedgen.data.bank.Source`): pairs of a view and the same view with a hole.
+    """Source of training images (`threedgen.data.latent_cache.Source`): pairs of a view and the same view with a hole.
 
     `hole` is a function that samples the mask of the hole. With `first`, only the first view of each scene is used,
     else all views.
@@ -88,7 +88,7 @@ class MaskedViews:
         return Captioned(rgb.reshape(-1, size, size, 3), captions, poses)
 
 
-class MaskBank(LatentBank):
+class MaskCache(LatentCache):
     """Disk cache of the latents of whole views, the latents of their known parts, and the captions."""
 
     def __init__(self, folder: Path, views: MaskedViews, vae: AutoencoderKL, size: int) -> None:

@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 
 from threedgen.config import registry
-from threedgen.config.errors import ConfigError, called
-from threedgen.data.bank import LatentBank, choose_by_share, sample_entries
+from threedgen.config.errors import ConfigError, replaced_key
+from threedgen.data.latent_cache import LatentCache, choose_by_share, sample_entries
 from threedgen.data.object_views import ObjectViews
 from threedgen.geometry.views import GREY
 from threedgen.guidance.options import Layout
 from threedgen.guidance.priors.mvadapter.model import MVAdapter
-from threedgen.guidance.priors.mvadapter.network import AdaptedUNet, Form
+from threedgen.guidance.priors.mvadapter.network import AdaptedUNet, AdapterSettings
 from threedgen.guidance.priors.mvadapter.weights import load_adapter, save_adapter
 from threedgen.guidance.sampling import REFINE_STRENGTH, check_half_size, check_image_size
 from threedgen.guidance.weights.loading import identify
@@ -60,7 +60,7 @@ class AdapterSystem(DenoisingSystem):
 
     Args:
         network: UNet with the adapter; the network of `model`.
-        banks: pairs (fraction of the steps, cached latents of the objects at one image size): full size first, then
+        caches: pairs (fraction of the steps, cached latents of the objects at one image size): full size first, then
             possibly half size.
         objects: training objects.
         held_out: objects for the sample sheet, which are not trained on.
@@ -76,12 +76,12 @@ class AdapterSystem(DenoisingSystem):
         config: TrainMVAdapterConfig,
         model: MVAdapter,
         network: AdaptedUNet,
-        banks: Sequence[tuple[float, LatentBank]],
+        caches: Sequence[tuple[float, LatentCache]],
         objects: ObjectViews,
         held_out: ObjectViews,
     ) -> None:
         super().__init__(config, model)
-        self.config, self.options, self.banks = config, config.training, banks
+        self.config, self.options, self.caches = config, config.training, caches
         self.objects, self.held_out = objects, held_out
         self.parts = network.new_parts
         self.keep_average(self.parts, self.options.ema)
@@ -90,14 +90,14 @@ class AdapterSystem(DenoisingSystem):
     def batch(self, step: int) -> Batch:
         o, model = self.options, self.model
         rng, gen = self.numpy_rng(step, "choices"), self.rng(step, "diffusion")
-        share, bank = choose_by_share(self.banks, self.numpy_rng(step, "size").random())
-        available = (int(step * share), o.batch, bank.count, o.first, o.fresh)
+        share, cache = choose_by_share(self.caches, self.numpy_rng(step, "size").random())
+        available = (int(step * share), o.batch, cache.count, o.first, o.fresh)
         chosen = sample_entries(self.numpy_rng(step, "objects"), *available)
         sets = o.view_sets  # the views are the same for all objects of a step
         views = list(sets[rng.integers(len(sets))] if sets else range(len(self.objects.sides)))
         no_text, no_image = sample_dropouts(rng, len(chosen), self.config.dropouts)
-        text = model.encode_prompt(drop_captions(bank.captions(chosen), no_text))
-        latents, reference = bank.latents(chosen), None
+        text = model.encode_prompt(drop_captions(cache.captions(chosen), no_text))
+        latents, reference = cache.latents(chosen), None
         z = to_device(latents[:, views], self.device)
         t, noise = (x.flatten(0, 1) for x in self.sample_noise(step, z.shape, gen))
         if self.objects.reference:  # the last latents are those of the reference image
@@ -105,7 +105,7 @@ class AdapterSystem(DenoisingSystem):
                 features = self.network.reference_features(to_device(latents[:, -1], self.device), text)
             kept = to_device(torch.from_numpy(~no_image).to(z.dtype), self.device)[:, None, None]
             reference = {name: kept * tensor for name, tensor in features.items()}
-        maps = torch.cat([self.objects.maps(int(index), bank.size)[views] for index in chosen])
+        maps = torch.cat([self.objects.maps(int(index), cache.size)[views] for index in chosen])
         condition = {"camera": to_device(maps, self.device), "n_view": len(views), "reference": reference}
         weights = torch.ones(len(t)) if o.snr_gamma is None else model.schedule.min_snr_weight(t, o.snr_gamma)
         text = text.repeat_interleave(len(views), 0)
@@ -119,7 +119,7 @@ class AdapterSystem(DenoisingSystem):
 
         If the adapter takes a reference image, column 0 shows it.
         """
-        size, cells, labels = self.banks[0][1].size, list[Tensor](), list[str]()
+        size, cells, labels = self.caches[0][1].size, list[Tensor](), list[str]()
         for k in range(SHEET_OBJECTS):
             entry = self.held_out.block(range(k, k + 1), size)
             truth, image = torch.from_numpy(entry.rgb), None
@@ -147,7 +147,7 @@ def train(task: Task) -> Status:
     Raises ConfigError if the 2D model, the adapter to start from or the image sizes do not fit together.
     """
     config: TrainMVAdapterConfig = task.config
-    with called("start"):
+    with replaced_key("start"):
         model = MVAdapter.load(config.start, dtype="auto", image_size=config.image_size)
     if model.unet.class_embedding is not None:
         raise ConfigError("is a multi-view model. Choose a 2D model, such as toybox-base", "start", config.start)
@@ -162,12 +162,12 @@ def train(task: Task) -> Status:
     check_half_size((size, size), half or None, model.unit, "training.half")
     model.draft = REFINE_STRENGTH if half else None
 
-    def bank(name: str, size: int) -> LatentBank:
-        return LatentBank(task.folder / name, objects, model.vae, size, len(objects), block=BLOCK, text=TEXT_BYTES)
+    def cache(name: str, size: int) -> LatentCache:
+        return LatentCache(task.folder / name, objects, model.vae, size, len(objects), block=BLOCK, text=TEXT_BYTES)
 
     with writing(task.folder):
-        banks = [(1 - half, bank("latents", size)), *([(half, bank("half", size // 2))] if half else [])]
-    system = AdapterSystem(config, model.with_network(network), network, banks, objects, source("held-out"))
+        caches = [(1 - half, cache("latents", size)), *([(half, cache("half", size // 2))] if half else [])]
+    system = AdapterSystem(config, model.with_network(network), network, caches, objects, source("held-out"))
     return task.train(system, metrics=("loss",))
 
 
@@ -178,12 +178,12 @@ def add_adapter(config: TrainMVAdapterConfig, model: MVAdapter) -> AdaptedUNet:
     """
     o = config
     layout: Layout = "row" if o.control == "rays" else "rowcol"
-    form = Form(layout, o.arrangement, o.control, anywhere=o.anywhere, fov=o.fov, timestep=o.timestep)
+    settings = AdapterSettings(layout, o.arrangement, o.control, anywhere=o.anywhere, fov=o.fov, timestep=o.timestep)
     if o.adapter is not None:
-        network = trained_adapter(o, model, form)
+        network = trained_adapter(o, model, settings)
     else:  # it does not change the output at first
         seed_networks(o.seed, "adapter")
-        parts = model.unet, model.factor, form, o.branches
+        parts = model.unet, model.factor, settings, o.branches
         try:
             network = AdaptedUNet(*parts, downscale=o.guider_downscale, fine=o.guider_fine)
         except ValueError as error:
@@ -192,13 +192,13 @@ def add_adapter(config: TrainMVAdapterConfig, model: MVAdapter) -> AdaptedUNet:
     return network
 
 
-def trained_adapter(config: TrainMVAdapterConfig, model: MVAdapter, form: Form) -> AdaptedUNet:
+def trained_adapter(config: TrainMVAdapterConfig, model: MVAdapter, settings: AdapterSettings) -> AdaptedUNet:
     """Add the adapter in the file `config.adapter` to the model's UNet. Raises ConfigError if it does not fit.
 
-    `form` has the settings of the new training, which replace those in the file.
+    `settings` has the settings of the new training, which replace those in the file.
     """
     file = locate("adapter", str(config.adapter))
-    network = load_adapter(file, model.unet, model.factor, **asdict(form))
+    network = load_adapter(file, model.unet, model.factor, **asdict(settings))
     downscale = network.guider and network.guider.downscale_factor
     for name, found, wanted in (
         ("branches", sorted(network.branches), sorted(config.branches)),

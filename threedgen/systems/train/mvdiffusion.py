@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from threedgen.config import registry
-from threedgen.config.errors import ConfigError, keyed
-from threedgen.data.bank import SceneBank, available_entries, choose_by_share, sample_entries
+from threedgen.config.errors import ConfigError, default_key
+from threedgen.data.latent_cache import SceneCache, available_entries, choose_by_share, sample_entries
 from threedgen.data.scene_views import SceneSource
 from threedgen.guidance.losses.lora import ATTENTION, CONVOLUTIONS, LoRA
 from threedgen.guidance.priors.mvdiffusion import weights
@@ -41,7 +41,7 @@ from threedgen.train.status import Status
 from threedgen.train.task import Task, run_task
 
 from .denoising import Batch, DenoisingSystem, Sheet
-from .masks import Hole, MaskBank, MaskedViews, around_a_photo, painted
+from .masks import Hole, MaskCache, MaskedViews, around_a_photo, painted
 from .options import SingleViewConfig, TrainMVDiffusionConfig, Variant, ViewsConfig
 
 RESULT = "blocks.safetensors"
@@ -58,15 +58,15 @@ class SceneData:
     """Cached training data of all scenes at one image size.
 
     Attributes:
-        bank: latents of the views of each scene.
+        cache: latents of the views of each scene.
         masks: single views with random holes, for the first stage of a model with a mask input; else None.
         photos: first view of each scene, unknown around a central photo, for the second stage of a model with a mask
             input; else None.
     """
 
-    bank: SceneBank
-    masks: MaskBank | None = None
-    photos: MaskBank | None = None
+    cache: SceneCache
+    masks: MaskCache | None = None
+    photos: MaskCache | None = None
 
 
 DataBySize = Sequence[tuple[float, SceneData]]
@@ -104,28 +104,28 @@ class SingleViewSystem(MVDiffusionSystem):
     def batch(self, step: int) -> Batch:
         rng, count = self.numpy_rng(step, "choices"), self.options.batch
         share, data = self.choose_data(step)
-        available = available_entries(int(step * share), data.bank.count, self.growth.first, self.growth.fresh)
+        available = available_entries(int(step * share), data.cache.count, self.growth.first, self.growth.fresh)
         if data.masks is None:
-            z, extra, captions = sample_views(data.bank, rng, available, count)
+            z, extra, captions = sample_views(data.cache, rng, available, count)
         else:
-            z, extra, captions = data.masks.sample(rng, available * data.bank.n_view, count)
+            z, extra, captions = data.masks.sample(rng, available * data.cache.n_view, count)
         t, noise = (x.flatten(0, 1) for x in self.sample_noise(step, z[:, None].shape, self.rng(step, "diffusion")))
         condition = {"extra": None if extra is None else extra.to(self.device)}
         return Batch(z, t, noise, self.model.encode_prompt(captions), condition)
 
 
 def sample_views(
-    bank: SceneBank, rng: np.random.Generator, available: int, count: int
+    cache: SceneCache, rng: np.random.Generator, available: int, count: int
 ) -> tuple[Tensor, Tensor | None, list[str]]:
     """Sample n = `count` single views of the first `available` scenes.
 
     Returns latents (n, C, h, w), inverse depth (n, 1, h, w) in [-1, 1] (-2: unknown) or None for scenes without depth,
     and n captions.
     """
-    scenes, views = rng.integers(0, available, count), rng.integers(0, bank.n_view, count)
-    z = bank.latents(scenes)[range(count), views]
-    captions = [texts[view] for texts, view in zip(bank.captions(scenes), views, strict=True)]
-    depth = bank.depth(scenes)[range(count), views] if bank.has_depth else None
+    scenes, views = rng.integers(0, available, count), rng.integers(0, cache.n_view, count)
+    z = cache.latents(scenes)[range(count), views]
+    captions = [texts[view] for texts, view in zip(cache.captions(scenes), views, strict=True)]
+    depth = cache.depth(scenes)[range(count), views] if cache.has_depth else None
     return z, None if depth is None else depth_channels(depth, *z.shape[-2:]), captions
 
 
@@ -155,7 +155,7 @@ class ViewsSystem(MVDiffusionSystem):
         super().__init__(config, model, None, None, **facts)
         assert model.multiview is not None
         self.config, self.options, self.data = config, config.training, data
-        self.bank = data[0][1].bank
+        self.cache = data[0][1].cache
         model.unet.requires_grad_(False)
         self.blocks = nn.ModuleDict(model.multiview.new_blocks)
         self.keep_average(self.blocks, self.options.ema)
@@ -171,15 +171,15 @@ class ViewsSystem(MVDiffusionSystem):
     def batch(self, step: int) -> Batch:
         o, model = self.options, self.model
         share, data = self.choose_data(step)
-        available = (int(step * share), o.batch, self.bank.count, o.first, o.fresh)
+        available = (int(step * share), o.batch, self.cache.count, o.first, o.fresh)
         chosen = sample_entries(self.numpy_rng(step, "scenes"), *available)
-        z = data.bank.latents(chosen)
+        z = data.cache.latents(chosen)
         extra, condition = self.image_conditions(data, chosen, z)
         t, noise = (x.flatten(0, 1) for x in self.sample_noise(step, z.shape, self.rng(step, "diffusion")))
-        captions = [text for scene in data.bank.captions(chosen) for text in scene]
+        captions = [text for scene in data.cache.captions(chosen) for text in scene]
         tensors = {"extra": extra, "condition": condition if model.has_condition_branch else None}
         moved = {name: None if tensor is None else tensor.to(self.device) for name, tensor in tensors.items()}
-        geometry = Scenes([self.geometry(int(k) if self.bank.has_depth else 0) for k in chosen])
+        geometry = Scenes([self.geometry(int(k) if self.cache.has_depth else 0) for k in chosen])
         return Batch(z.flatten(0, 1), t, noise, model.encode_prompt(captions), {"geometry": geometry, **moved})
 
     def image_conditions(
@@ -194,12 +194,12 @@ class ViewsSystem(MVDiffusionSystem):
             Known views (n F, C + 1, h, w) as latents with a mask, or None if no view is known.
         """
         if data.photos is not None:
-            extra = self.unknown_view(data.bank.encoded_size).repeat(len(chosen), data.bank.n_view, 1, 1, 1)
+            extra = self.unknown_view(data.cache.encoded_size).repeat(len(chosen), data.cache.n_view, 1, 1, 1)
             extra[:, 0] = data.photos.extra(chosen)
             return extra.flatten(0, 1), None
-        if not data.bank.has_depth:
+        if not data.cache.has_depth:
             return None, None
-        parts = (z, data.bank.depth(chosen), data.bank.condition_mask(chosen))
+        parts = (z, data.cache.depth(chosen), data.cache.condition_mask(chosen))
         z, depth, mask = (part.flatten(0, 1) for part in parts)
         return depth_channels(depth, *z.shape[-2:]), given_condition(z, mask) if mask.any() else None
 
@@ -207,8 +207,8 @@ class ViewsSystem(MVDiffusionSystem):
         return self.model.masked_extra(torch.zeros(1, *size, 3), torch.zeros(1, dtype=torch.bool))[0].cpu()
 
     def _geometry(self, scene: int) -> Geometry:
-        depth = self.bank.depth([scene])[0] if self.bank.has_depth else None
-        return self.model.geometry(self.bank.cameras(scene), depth)
+        depth = self.cache.depth([scene])[0] if self.cache.has_depth else None
+        return self.model.geometry(self.cache.cameras(scene), depth)
 
     def save(self, folder: Path) -> None:
         assert self.model.multiview is not None
@@ -217,19 +217,19 @@ class ViewsSystem(MVDiffusionSystem):
 
     def sample_sheet(self) -> Sheet:
         """Return the sample sheet: rows with the true views of training scenes, each above a row of samples."""
-        bank, model, images, labels = self.bank, self.model, list[Tensor](), list[str]()
-        by_size = {data.bank.encoded_size: data for _, data in self.data}
+        cache, model, images, labels = self.cache, self.model, list[Tensor](), list[str]()
+        by_size = {data.cache.encoded_size: data for _, data in self.data}
 
         def conditions(scene: int, size: Size) -> tuple[Tensor | None, Tensor | None]:
-            return self.image_conditions(by_size[size], [scene], by_size[size].bank.latents([scene]))
+            return self.image_conditions(by_size[size], [scene], by_size[size].cache.latents([scene]))
 
-        for scene in range(min(SHEET_SCENES, bank.count)):
-            z, captions, rng = bank.latents([scene]), bank.captions([scene])[0], self.rng(scene, "sheet")
-            views = (self.geometry(scene if bank.has_depth else 0), bank.size, partial(conditions, scene))
+        for scene in range(min(SHEET_SCENES, cache.count)):
+            z, captions, rng = cache.latents([scene]), cache.captions([scene])[0], self.rng(scene, "sheet")
+            views = (self.geometry(scene if cache.has_depth else 0), cache.size, partial(conditions, scene))
             samples = model.sample_views(captions, *views, SHEET_STEPS, self.options.guidance_scale, generator=rng)
             images += [*model.decode_latents(z[0]).float().cpu(), *samples]
             labels += [*captions, *captions]
-        return Sheet(images, bank.n_view, labels)
+        return Sheet(images, cache.n_view, labels)
 
 
 def train(task: Task) -> Status:
@@ -245,7 +245,7 @@ def train(task: Task) -> Status:
     blocks = None if file is None else read_tensors(file)
     reused = blocks if o is None else None  # the UNet of another run is used as it is
     if reused is not None:
-        with keyed("blocks"):
+        with default_key("blocks"):
             model.unet = weights.with_difference(model.unet, reused)
     if model.extra != needed and (o is None or model.extra != "nothing"):
         problem = f"the further input of the 2D model is {model.extra}, and variant {config.variant} needs {needed}"
@@ -259,7 +259,7 @@ def train(task: Task) -> Status:
     full = kind == "depth" and not config.training.slim
     network = MultiviewUNet(model.unet, kind, config.training.encoding, condition=full, convolution=full)
     if blocks is not None:
-        with keyed("blocks"):
+        with default_key("blocks"):
             weights.load_blocks(network, blocks, unet=reused is not None)
     model.with_network(network)
     changes = difference(model.unet, lora) if reused is None else weights.difference_in(reused)
@@ -284,15 +284,15 @@ def scene_data(task: Task, model: MVDiffusion, source: SceneSource) -> DataBySiz
 
     def at_size(suffix: str) -> SceneData:
         scenes, folder = config.training.scenes, task.folder
-        bank = SceneBank(folder / f"latents{suffix}", source, model.vae, scenes, half=bool(suffix))
+        cache = SceneCache(folder / f"latents{suffix}", source, model.vae, scenes, half=bool(suffix))
         if config.variant != "outpaint":
-            return SceneData(bank)
+            return SceneData(cache)
 
-        def masked(name: str, hole: Hole) -> MaskBank:
+        def masked(name: str, hole: Hole) -> MaskCache:
             views = MaskedViews(source, config.seed, hole, first=name == "photos")
-            return MaskBank(folder / f"{name}{suffix}", views, model.vae, bank.encoded_size[0])
+            return MaskCache(folder / f"{name}{suffix}", views, model.vae, cache.encoded_size[0])
 
-        return SceneData(bank, masked("masks", painted), masked("photos", around_a_photo))
+        return SceneData(cache, masked("masks", painted), masked("photos", around_a_photo))
 
     with writing(task.folder):
         return [(share, at_size(suffix)) for share, suffix in ((1 - half, ""), (half, "-half")) if share]
@@ -315,7 +315,7 @@ def train_single_views(
     changes = (blocks and weights.difference_in(blocks)) or {}
     first = changes.get("unet.conv_in.weight")
     if first is not None and first.shape == model.unet.conv_in.weight.shape:
-        with keyed("blocks"):
+        with default_key("blocks"):
             weights.load_difference(model.unet, lora, changes)
     lora.attach(model.unet)
     system = SingleViewSystem(config, o, model, data, lora)

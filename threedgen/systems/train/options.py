@@ -5,12 +5,12 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from threedgen.config import Config, Scheduled
-from threedgen.config.errors import called
+from threedgen.config.errors import replaced_key
 from threedgen.config.registry import Component
 from threedgen.config.sections import BETAS, CheckpointConfig, RunConfig, TrainerConfig
 from threedgen.guidance.options import Arrangement, Control, Timestep
 from threedgen.guidance.weights import loading, plugins
-from threedgen.systems.draw.options import check_ring
+from threedgen.systems.sample.options import check_ring
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -68,7 +68,7 @@ class TrainConfig(RunConfig):
 
     def check(self) -> None:
         if (start := getattr(self, "start", None)) is not None:
-            with called("start"):
+            with replaced_key("start"):
                 loading.check(start)
         super().check()
 

@@ -1,8 +1,8 @@
-"""Training sources (``threedgen.data.bank.Source``) of toybox images: single images, orbits, views of MV-Adapter."""
+"""Training sources (`data.latent_cache.Source`) of toybox images: single images, orbits, views of MV-Adapter."""
 
 import numpy as np
 
-from threedgen.data.bank import Captioned
+from threedgen.data.latent_cache import Captioned
 from threedgen.data.object_views import ObjectViews
 from threedgen.data.options import OBJECT_RADIUS, ObjectSplit
 from threedgen.geometry.cameras import Cameras

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from threedgen.data.bank import BLOCK, encode, sample_entries
+from threedgen.data.latent_cache import BLOCK, encode, sample_entries
 from threedgen.geometry.images import to_uint8
 from threedgen.guidance.matte import Matte
 from threedgen.guidance.priors.latent_diffusion import LatentDiffusion

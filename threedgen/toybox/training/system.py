@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from threedgen.config import registry
 from threedgen.data.assets.source import AssetViews
-from threedgen.data.bank import LatentBank, choose_by_share, sample_entries
+from threedgen.data.latent_cache import LatentCache, choose_by_share, sample_entries
 from threedgen.evaluation.features import FeatureNetwork
 from threedgen.geometry.images import grid, to_uint8
 from threedgen.geometry.poses import orbit_c2w
@@ -79,7 +79,7 @@ class PriorSystem(DenoisingSystem):
 
     Args:
         prior: model whose UNet is trained in place.
-        banks: pairs (share of the steps, disk cache of latents on which these steps train).
+        caches: pairs (share of the steps, disk cache of latents on which these steps train).
     """
 
     stage = "UNet"
@@ -90,17 +90,17 @@ class PriorSystem(DenoisingSystem):
         self,
         config: TrainBaseConfig | TrainPriorConfig | TrainOwnPriorConfig,
         prior: LatentDiffusion,
-        *banks: tuple[float, LatentBank],
+        *caches: tuple[float, LatentCache],
     ) -> None:
         super().__init__(config, prior, vocabulary=vocabulary_digest(prior.tokenizer))
-        self.options, self.banks = config.training, banks
+        self.options, self.caches = config.training, caches
         self.timestep_power = self.options.timestep_power
         self.timestep_logit_normal = self.options.timestep_logit_normal
         if isinstance(self.options, MultiviewDiffusionConfig):
             self.view_noise, self.object_codes = self.options.view_noise, self.options.object_codes
             if self.view_noise.companions:
                 prior.unet.register_to_config(**{SEPARATE_LEVELS: True})
-        self.n_view = max((bank.source.n_view for _, bank in banks), default=1)
+        self.n_view = max((cache.source.n_view for _, cache in caches), default=1)
         self.unet = prior.unet.requires_grad_(True).train()
         self.keep_average(self.unet, self.options.ema)
 
@@ -131,31 +131,31 @@ class PriorSystem(DenoisingSystem):
         numbers = (objects_of(number, n_view) for number in (o.batch, o.pictures, o.first, o.fresh))
         return sample_entries(rng, int(step * share), *numbers)
 
-    def fill(self, bank: LatentBank, chosen: Array) -> None:
-        """Render and encode the entries `chosen` (n,) that the cache `bank` lacks, a part of them in each process.
+    def fill(self, cache: LatentCache, chosen: Array) -> None:
+        """Render and encode the entries `chosen` (n,) that `cache` lacks, a part of them in each process.
 
         With one process nothing is done here, because the cache then makes missing entries when they are read.
         """
         if self.process[1] > 1:
             self.trainer.strategy.barrier()  # so that all find the same entries missing
-            bank.prepare(chosen, self.process)
+            cache.prepare(chosen, self.process)
             self.trainer.strategy.barrier()
 
     def batch(self, step: int) -> Batch:
         o, rng, gen = self.options, self.numpy_rng(step, "choices"), self.rng(step, "diffusion")
-        share, bank = choose_by_share(self.banks, self.numpy_rng(step, "mode").random())
-        n_view, part = bank.source.n_view, slice(self.process[0], None, self.process[1])
+        share, cache = choose_by_share(self.caches, self.numpy_rng(step, "mode").random())
+        n_view, part = cache.source.n_view, slice(self.process[0], None, self.process[1])
         chosen = self.entries(step, n_view, share)
-        self.fill(bank, chosen)
+        self.fill(cache, chosen)
         dropped = [rng.random() < o.no_text for _ in chosen][part]
-        t, noise = (x[part].flatten(0, 1) for x in self.sample_noise(step, (len(chosen), *bank.latent_shape), gen))
+        t, noise = (x[part].flatten(0, 1) for x in self.sample_noise(step, (len(chosen), *cache.latent_shape), gen))
         chosen = chosen[part]
-        captions, z = drop_captions(bank.captions(chosen), dropped), bank.latents(chosen)
-        camera = camera_vector(bank.c2w(chosen).flatten(0, 1)).to(self.device) if n_view > 1 else None
+        captions, z = drop_captions(cache.captions(chosen), dropped), cache.latents(chosen)
+        camera = camera_vector(cache.c2w(chosen).flatten(0, 1)).to(self.device) if n_view > 1 else None
         with autocast_bf16(self.device):
             text = self.model.encode_prompt(captions)
         if camera is not None and self.model.has_code:
-            text = self.with_codes(text, z, bank.c2w(chosen), self.rng(step, "codes"))
+            text = self.with_codes(text, z, cache.c2w(chosen), self.rng(step, "codes"))
         text = text.repeat_interleave(n_view, 0)
         return Batch(z.flatten(0, 1), t, noise, text, {"camera": camera, "n_view": n_view})
 
@@ -221,9 +221,9 @@ class OwnPriorSystem(PriorSystem):
     features: FeatureNetwork
 
     def __init__(
-        self, config: TrainOwnPriorConfig, prior: MVDream, shown: AssetViews | None, *banks: tuple[float, LatentBank]
+        self, config: TrainOwnPriorConfig, prior: MVDream, shown: AssetViews | None, *caches: tuple[float, LatentCache]
     ) -> None:
-        super().__init__(config, prior, *banks)
+        super().__init__(config, prior, *caches)
         self.shown = shown
         self.set_unregistered(features=registry.build("features", config.features) if shown else None)
 
@@ -243,15 +243,17 @@ class OwnPriorSystem(PriorSystem):
 class PredictorSystem(AveragedSystem):
     """Base LightningModule of the trainings of a coarse predictor and of its code sampler.
 
-    The frozen text encoder of `prior` encodes the captions. `bank` is a disk cache of latents, captions and cameras of
+    The frozen text encoder of `prior` encodes the captions. `cache` is a disk cache of latents, captions and cameras of
     `SOURCES` + `TARGETS` views per object.
     """
 
     prior: LatentDiffusion
 
-    def __init__(self, options: CoarseConfig, seed: int, steps: int, prior: LatentDiffusion, bank: LatentBank) -> None:
+    def __init__(
+        self, options: CoarseConfig, seed: int, steps: int, prior: LatentDiffusion, cache: LatentCache
+    ) -> None:
         super().__init__(options, seed, steps)
-        self.options, self.bank = options, bank
+        self.options, self.cache = options, cache
         self.set_unregistered(prior=prior)
 
     def setup(self, stage: str) -> None:
@@ -273,19 +275,22 @@ class CoarseSystem(PredictorSystem):
     stage = "coarse predictor"
 
     def __init__(
-        self, options: CoarseConfig, seed: int, coarse: CoarsePredictor, prior: LatentDiffusion, bank: LatentBank
+        self, options: CoarseConfig, seed: int, coarse: CoarsePredictor, prior: LatentDiffusion, cache: LatentCache
     ) -> None:
-        super().__init__(options, seed, options.max_steps, prior, bank)
+        super().__init__(options, seed, options.max_steps, prior, cache)
         self.coarse = coarse.requires_grad_(True).train()
         self.coarse.to(memory_format=torch.channels_last)  # type: ignore[call-arg]  # faster on a CPU
         self.coarse.sampler.requires_grad_(False)
         self.keep_average(self.coarse, EMA_DECAY)
 
     def training_step(self, batch: int, index: int) -> Tensor:
-        step, bank = int(batch), self.bank
+        step, cache = int(batch), self.cache
         rng, gen = self.numpy_rng(step, "coarse"), self.rng(step, "codes")
-        chosen = rng.integers(0, min(bank.count, FIRST + step * FRESH), OBJECTS)
-        z, camera = bank.latents(chosen).to(self.device), camera_vector(bank.c2w(chosen).flatten(0, 1)).to(self.device)
+        chosen = rng.integers(0, min(cache.count, FIRST + step * FRESH), OBJECTS)
+        z, camera = (
+            cache.latents(chosen).to(self.device),
+            camera_vector(cache.c2w(chosen).flatten(0, 1)).to(self.device),
+        )
         camera = camera.unflatten(0, z.shape[:2])
         order = torch.from_numpy(rng.permuted(np.tile(np.arange(z.shape[1]), (OBJECTS, 1)), axis=1)).to(self.device)
         count = SOURCES if rng.random() < ALL_SOURCES else int(rng.integers(1, SOURCES))
@@ -293,7 +298,7 @@ class CoarseSystem(PredictorSystem):
         seen = None if rng.random() < TWO_D else camera[rows, target].flatten(0, 1)
         kept = torch.from_numpy(rng.random((OBJECTS, 1)) >= NO_CODE).to(z)
         with autocast_bf16(self.device), sdpa_kernel(SDPBackend.MATH):  # the fused backward pass is slow on a CPU
-            text = self.prior.encode_prompt(drop_captions(bank.captions(chosen), rng.random(OBJECTS) < NO_TEXT))
+            text = self.prior.encode_prompt(drop_captions(cache.captions(chosen), rng.random(OBJECTS) < NO_TEXT))
             code = self.coarse.encode(z[rows, source], camera[rows, source])
             code = kept * (code + CODE_NOISE * torch.randn(code.shape, generator=gen).to(code))
             text, code = (x.repeat_interleave(TARGETS, 0) for x in (text, code))
@@ -306,7 +311,7 @@ class CoarseSystem(PredictorSystem):
 class CodeSystem(PredictorSystem):
     """LightningModule that trains the code sampler of `coarse` on the codes of cached objects, by flow matching.
 
-    Each step trains on several noise levels for each code. The captions in `bank` are not used: `caption(index, rng)`
+    Each step trains on several noise levels for each code. The captions in `cache` are not used: `caption(index, rng)`
     writes a new caption for the object with this index, with random wording and a random subset of its colour words.
     """
 
@@ -319,22 +324,22 @@ class CodeSystem(PredictorSystem):
         seed: int,
         coarse: CoarsePredictor,
         prior: LatentDiffusion,
-        bank: LatentBank,
+        cache: LatentCache,
         caption: Callable[[int, np.random.Generator], str],
     ) -> None:
-        super().__init__(options, seed, options.sampler_steps, prior, bank)
+        super().__init__(options, seed, options.sampler_steps, prior, cache)
         self.caption = caption
         self.set_unregistered(encoder=coarse.requires_grad_(False).eval())
         self.sampler = coarse.sampler.requires_grad_(True).train()
         self.keep_average(self.sampler, EMA_DECAY)
 
     def training_step(self, batch: int, index: int) -> Tensor:
-        step, bank = int(batch), self.bank
+        step, cache = int(batch), self.cache
         rng, gen = self.numpy_rng(step, "codes"), self.rng(step, "flow")
-        chosen = rng.integers(0, min(bank.count, FIRST + step * FRESH), BATCH)
+        chosen = rng.integers(0, min(cache.count, FIRST + step * FRESH), BATCH)
         captions = [self.caption(int(k), rng) for k in chosen]
         views = rng.permutation(SOURCES + TARGETS)[:SOURCES]
-        z, c2w = bank.latents(chosen)[:, views].to(self.device), bank.c2w(chosen)[:, views]
+        z, c2w = cache.latents(chosen)[:, views].to(self.device), cache.c2w(chosen)[:, views]
         with torch.no_grad(), autocast_bf16(self.device):
             text = self.prior.encode_prompt(drop_captions(captions, rng.random(BATCH) < NO_TEXT))
             camera = camera_vector(c2w.flatten(0, 1)).to(self.device).unflatten(0, c2w.shape[:2])

@@ -18,11 +18,11 @@ import torch
 from diffusers.models import AutoencoderKL
 from torch import nn
 
-from threedgen.config.errors import called
+from threedgen.config.errors import replaced_key
 from threedgen.data.assets.make import render
 from threedgen.data.assets.shards import Shards
 from threedgen.data.assets.source import AssetViews, CaptionedImages, split
-from threedgen.data.bank import LatentBank, Source
+from threedgen.data.latent_cache import LatentCache, Source
 from threedgen.guidance.coarse import CoarsePredictor
 from threedgen.guidance.priors.latent_diffusion import LatentDiffusion, load_prior
 from threedgen.guidance.priors.mvdream import MVDream
@@ -54,7 +54,7 @@ def train_base(task: Task) -> Status:
     source = Photographs(config.seed, "train", o.variation, o.rooms, o.clutter, o.style)
     start = config.start
     prior = train_networks(task, source) if start is None else load_start(task, start, config.image_size)
-    return task.train(PriorSystem(config, prior, *banks(task, prior, "latents", source)), metrics=("loss_2d",))
+    return task.train(PriorSystem(config, prior, *latent_caches(task, prior, "latents", source)), metrics=("loss_2d",))
 
 
 def load_start(task: Task, start: str, image_size: int | None = None) -> LatentDiffusion:
@@ -71,9 +71,9 @@ def load_start(task: Task, start: str, image_size: int | None = None) -> LatentD
     return prior
 
 
-def banks(
+def latent_caches(
     task: Task, prior: LatentDiffusion, name: str, source: Source, share: float = 1.0
-) -> list[tuple[float, LatentBank]]:
+) -> list[tuple[float, LatentCache]]:
     """Create the disk caches of latents of a source, as pairs (share of the training steps that use a cache, cache).
 
     There is a cache of full-size latents. If the config's `training.half` is above 0, there is also a cache of
@@ -85,16 +85,16 @@ def banks(
         share: share of all training steps that use the source.
     """
     half, size = task.config.training.half, prior.image_size
-    with called("training.half"):
+    with replaced_key("training.half"):
         prior.with_draft(REFINE_STRENGTH if half else None)
     sizes = [(share * (1 - half), name, size), (share * half, f"{name}-half", size // 2)]
-    return [(part, bank(task, folder, source, prior.vae, side)) for part, folder, side in sizes if part]
+    return [(part, latent_cache(task, folder, source, prior.vae, side)) for part, folder, side in sizes if part]
 
 
-def bank(task: Task, name: str, source: Source, vae: AutoencoderKL, size: int) -> LatentBank:
+def latent_cache(task: Task, name: str, source: Source, vae: AutoencoderKL, size: int) -> LatentCache:
     count = objects_of(task.config.training.pictures, source.n_view)
     with writing(task.folder):
-        return LatentBank(task.folder / name, source, vae, size, count)
+        return LatentCache(task.folder / name, source, vae, size, count)
 
 
 def train_networks(task: Task, source: Source) -> LatentDiffusion:
@@ -119,7 +119,7 @@ def train_networks(task: Task, source: Source) -> LatentDiffusion:
     seed_networks(seed, "captions")
     tokenizer = text_encoder.train_tokenizer()
     text = text_encoder.build(tokenizer)
-    latents = bank(task, "latents", source, vae, size)
+    latents = latent_cache(task, "latents", source, vae, size)
     words = text_encoder.TextEncoderSystem(config.words, seed, text, tokenizer, latents)
     networks = nn.ModuleDict({"text_encoder": text, "tower": words.tower})
     task.stage("words", networks, words, "matched")
@@ -142,8 +142,8 @@ def train_prior(task: Task) -> Status:
     else:
         world = Toybox(seed, "train", view, o.variation)
     parts = [
-        *banks(task, prior, "latents", Photographs(seed, "train"), o.two_d),
-        *banks(task, prior, "objects", FourSides(world, o.n_view), 1 - o.two_d),
+        *latent_caches(task, prior, "latents", Photographs(seed, "train"), o.two_d),
+        *latent_caches(task, prior, "objects", FourSides(world, o.n_view), 1 - o.two_d),
     ]
     return task.train(PriorSystem(config, prior, *parts), metrics=("loss_3d", "loss_2d"))
 
@@ -161,10 +161,10 @@ def train_coarse(task: Task, base: LatentDiffusion, o: CoarseConfig) -> CoarsePr
     world = OpenToybox(seed, "train", scattered=SCATTERED)
     with writing(task.folder):
         source = FourSides(world, SOURCES + TARGETS)
-        bank = LatentBank(task.folder / "coded", source, base.vae, base.image_size, o.objects)
-    first = CoarseSystem(o, seed, coarse, base, bank)
+        cache = LatentCache(task.folder / "coded", source, base.vae, base.image_size, o.objects)
+    first = CoarseSystem(o, seed, coarse, base, cache)
     task.stage("coarse", coarse, first, "coarse", lambda: coarse.load_state_dict(first.average.weights()))
-    second = CodeSystem(o, seed, coarse, base, bank, world.caption)
+    second = CodeSystem(o, seed, coarse, base, cache, world.caption)
     task.stage(
         "codes", coarse.sampler, second, "code", lambda: coarse.sampler.load_state_dict(second.average.weights())
     )
@@ -191,18 +191,18 @@ def train_own(task: Task) -> Status:
     trained = split(shards, config.held_out, "train")
     single: Source = AssetViews(shards, trained, seed, 1)
     if config.pictures is not None:
-        with called("pictures"):
+        with replaced_key("pictures"):
             single = CaptionedImages(user_path(config.pictures, "pictures"))
     several = AssetViews(shards, trained, seed, o.n_view)
     held_out = split(shards, config.held_out, "held-out")[:MAX_SHOWN]
     shown = AssetViews(shards, held_out, seed, o.n_view) if held_out else None
 
-    def bank(name: str, source: Source) -> LatentBank:
+    def cache(name: str, source: Source) -> LatentCache:
         folder, count = task.folder / name, o.pictures // source.n_view
-        return LatentBank(folder, source, prior.vae, prior.image_size, count, block=BLOCK, text=TEXT_BYTES)
+        return LatentCache(folder, source, prior.vae, prior.image_size, count, block=BLOCK, text=TEXT_BYTES)
 
     with writing(task.folder):
-        parts = (o.two_d, bank("latents", single)), (1 - o.two_d, bank("objects", several))
+        parts = (o.two_d, cache("latents", single)), (1 - o.two_d, cache("objects", several))
     system = OwnPriorSystem(config, prior, shown, *parts)
 
     def figures() -> dict[str, float]:
@@ -217,7 +217,7 @@ def load_own_start(config: TrainOwnPriorConfig) -> MVDream:
     A 2D model becomes a multi-view prior by a new camera embedding, which has no effect before training. Raises
     ConfigError if the weights are missing, damaged or of another kind.
     """
-    with called("prior.weights"):
+    with replaced_key("prior.weights"):
         prior: LatentDiffusion = load_prior(LatentDiffusion, config.prior, device(config.trainer.accelerator))
     if prior.unet.class_embedding is None:
         seed_networks(config.seed, "camera")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
-from threedgen.data.bank import LatentBank
+from threedgen.data.latent_cache import LatentCache
 from threedgen.guidance.weights.tokens import token_ids
 from threedgen.run.dtypes import autocast_bf16
 from threedgen.toybox.world import nouns, rooms  # noqa: F401  (nouns fills NOUNS)
@@ -112,7 +112,7 @@ def latent_tower(channels: int, width: int) -> nn.Sequential:
 class TextEncoderSystem(System):
     """LightningModule that trains a text encoder in place by a contrastive loss, as in CLIP.
 
-    `bank` is a disk cache of captions and of latents of their images. The latents take the place of CLIP's images.
+    `cache` is a disk cache of captions and of latents of their images. The latents take the place of CLIP's images.
     """
 
     stage = "text encoder"
@@ -124,22 +124,22 @@ class TextEncoderSystem(System):
         seed: int,
         text_encoder: CLIPTextModel,
         tokenizer: PreTrainedTokenizerFast,
-        bank: LatentBank,
+        cache: LatentCache,
     ) -> None:
         super().__init__(options, seed, options.max_steps)
         self.options = options
         self.text_encoder = text_encoder.requires_grad_(True).train()
         width = int(text_encoder.config.hidden_size)
         self.project = nn.Linear(width, width)
-        self.tower = latent_tower(bank.latent_shape[1], width)
+        self.tower = latent_tower(cache.latent_shape[1], width)
         self.log_scale = nn.Parameter(torch.tensor(2.0))
-        self.tokenizer, self.max_tokens, self.bank = tokenizer, int(text_encoder.config.max_position_embeddings), bank
+        self.tokenizer, self.max_tokens, self.cache = tokenizer, int(text_encoder.config.max_position_embeddings), cache
 
     def training_step(self, batch: int, index: int) -> Tensor:
-        step, o, bank = int(batch), self.options, self.bank
-        available = min(PICTURES, bank.count, o.batch + step * FRESH)
+        step, o, cache = int(batch), self.options, self.cache
+        available = min(PICTURES, cache.count, o.batch + step * FRESH)
         chosen = self.numpy_rng(step, "captions").choice(available, min(o.batch, available), replace=False)
-        z, captions = bank.latents(chosen)[:, 0].to(self.device), bank.captions(chosen)
+        z, captions = cache.latents(chosen)[:, 0].to(self.device), cache.captions(chosen)
         ids = token_ids(self.tokenizer, captions, self.max_tokens).to(self.device)
         with autocast_bf16(self.device):
             images = self.tower(z).float()

@@ -29,7 +29,7 @@ from threedgen.guidance.losses.sds import SDS
 from threedgen.guidance.options import MVAdapterConfig, Shift
 from threedgen.guidance.priors.mvadapter.inputs import GEOMETRY_VIEWS, RAY_VIEWS, geometry_maps, ray_maps, views
 from threedgen.guidance.priors.mvadapter.model import MVAdapter
-from threedgen.guidance.priors.mvadapter.network import Form
+from threedgen.guidance.priors.mvadapter.network import AdapterSettings
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.guidance.schedule import Schedule
 from threedgen.guidance.weights import components
@@ -55,7 +55,7 @@ def test_sample_views_follows_text_and_reference_image(config: Any) -> None:
 
 
 def test_geometry_adapter_takes_maps_of_a_mesh_only() -> None:
-    model = adapted_model(Form("rowcol", control="geometry"), ("mv",))
+    model = adapted_model(AdapterSettings("rowcol", control="geometry"), ("mv",))
     cameras = views(GEOMETRY_VIEWS, 16, 16)
     origins, _ = cameras.rays()
     maps = geometry_maps(origins, torch.ones_like(origins), torch.ones(6, 16, 16))
@@ -67,7 +67,7 @@ def test_geometry_adapter_takes_maps_of_a_mesh_only() -> None:
 
 
 def test_perspective_adapter_takes_plucker_maps() -> None:
-    model = adapted_model(Form(fov=40.0))
+    model = adapted_model(AdapterSettings(fov=40.0))
     cameras = views(RAY_VIEWS, 16, 24, model.fov)
     maps = model.camera(2 * cameras.c2w)  # the distance does not matter
     assert maps.shape == (6, 6, model.image_size, model.image_size) and 0 <= maps.min() and maps.max() <= 1
@@ -145,7 +145,7 @@ def test_framed_places_object_on_grey() -> None:
 
 
 def test_shifted_schedule_is_saved_and_not_shifted_again(tmp_path: Path) -> None:
-    model = adapted_model(Form(shift=6.0, shift_mode="default"))
+    model = adapted_model(AdapterSettings(shift=6.0, shift_mode="default"))
     shifted = Schedule.scaled_linear().shifted(6.0, "default")
     assert torch.equal(model.with_network(model.adapted).schedule.betas, shifted.betas)
     components.scheduler(model.schedule).save_config(tmp_path / "scheduler")
@@ -158,7 +158,7 @@ def test_shifted_schedule_is_saved_and_not_shifted_again(tmp_path: Path) -> None
 def test_matched_timesteps_have_equal_noise_in_base_schedule(mode: Shift) -> None:
     base = tiny_model()
     own = base.schedule
-    model = adapted_model(Form(shift_mode=mode, timestep="matched"))
+    model = adapted_model(AdapterSettings(shift_mode=mode, timestep="matched"))
     assert torch.allclose(own.timesteps_in(own), torch.arange(own.T).float())
     matched, t = model.schedule.timesteps_in(own), torch.tensor([3, 250, 600])
     assert bool((matched >= torch.arange(own.T)).all()) and matched.diff().min() >= 0 and matched[-1] == own.T - 1
@@ -172,7 +172,7 @@ def test_config_builds_model_with_and_without_adapter(tmp_path: Path) -> None:
     options = MVAdapterConfig(**tiny_prior_config(tmp_path, mv_scale=0.5))
     options.check()
     model: MVAdapter = build("prior", options)
-    assert model.adapted is not None and model.adapted.form == Form() and model.adapted.mv_scale == 0.5
+    assert model.adapted is not None and model.adapted.settings == AdapterSettings() and model.adapted.mv_scale == 0.5
     base = build("prior", options.model_copy(update={"adapter": None}))
     assert base.adapted is None and base.sample(PROMPT, C2W, steps=1).shape == (3, 16, 16, 3)
     with refused("adapter", "nowhere.safetensors"):
@@ -197,7 +197,7 @@ def test_samples_start_from_coarse_prediction(tmp_path: Path, monkeypatch: pytes
     assert model.init_latents(PROMPT, C2W, (16, 24)) is None, "another size"
     assert model.coarse_latents(model.encode_prompt([PROMPT]), None) is None, "no camera"
     model.with_reference(np.ones((16, 16, 4), np.float32))
-    of_mesh = adapted_model(Form("rowcol", control="geometry"), ("mv",))
+    of_mesh = adapted_model(AdapterSettings("rowcol", control="geometry"), ("mv",))
     of_mesh.coarse_predictor = model.coarse_predictor
     assert model.init_latents(PROMPT, C2W) is None and of_mesh.init_latents(PROMPT, C2W) is None
 

@@ -14,14 +14,14 @@ from tests.support.tiny_mvadapter import BOTH, TOYBOX, awaken
 from tests.support.tiny_mvdiffusion import inputs, tiny_base
 from threedgen import cli
 from threedgen.guidance.guidance import Condition
-from threedgen.guidance.priors.mvadapter.network import AdaptedUNet, Form, make_guider
+from threedgen.guidance.priors.mvadapter.network import AdaptedUNet, AdapterSettings, make_guider
 from threedgen.guidance.priors.mvadapter.weights import convert_adapter, load_adapter, save_adapter
 from threedgen.guidance.weights import loading
 from threedgen.guidance.weights.plugins import locate
 
 
-def trained(branches: tuple = BOTH, form: Form | None = None) -> AdaptedUNet:
-    network = AdaptedUNet(tiny_base(), 8, form or Form(), branches)
+def trained(branches: tuple = BOTH, settings: AdapterSettings | None = None) -> AdaptedUNet:
+    network = AdaptedUNet(tiny_base(), 8, settings or AdapterSettings(), branches)
     awaken(network)
     return network.half().float().eval()
 
@@ -29,18 +29,18 @@ def trained(branches: tuple = BOTH, form: Form | None = None) -> AdaptedUNet:
 @pytest.mark.parametrize("branches", [("mv",), ("mv", "ref"), ("ref",), ()])
 @torch.no_grad()
 def test_saved_adapter_loads_unchanged(branches: tuple, tmp_path: Path) -> None:
-    form = Form("rowcol", "serial", "geometry", 6.0, "default", timestep="matched")
-    network = trained(branches, form)
+    settings = AdapterSettings("rowcol", "serial", "geometry", 6.0, "default", timestep="matched")
+    network = trained(branches, settings)
     save_adapter(tmp_path / "a.safetensors", network)
     base = tiny_base().half().float()
     loaded = load_adapter(tmp_path / "a.safetensors", base)
-    assert loaded.form == form and loaded.branches == branches
+    assert loaded.settings == settings and loaded.branches == branches
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
     x, t, text = inputs(6)
     control = torch.rand(6, 6, 1, 1)
     assert torch.equal(loaded(x, t, text, control, 6), network(x, t, text, control, 6))
-    changed = load_adapter(tmp_path / "a.safetensors", base, layout="row", shift=None).form
-    assert changed == Form("row", "serial", "geometry", 6.0, "default", timestep="matched")
+    changed = load_adapter(tmp_path / "a.safetensors", base, layout="row", shift=None).settings
+    assert changed == AdapterSettings("row", "serial", "geometry", 6.0, "default", timestep="matched")
 
 
 def test_saved_file_has_released_names_without_base(tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_released_file_gets_default_form_and_unused_tensors_warn(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     save_file({name: tensor.clone() for name, tensor in released().items()}, tmp_path / "a.safetensors")
-    assert load_adapter(tmp_path / "a.safetensors", tiny_base()).form == Form()
+    assert load_adapter(tmp_path / "a.safetensors", tiny_base()).settings == AdapterSettings()
     assert "unet_ema.decay" in caplog.text
 
 
@@ -105,7 +105,7 @@ def test_tuned_base_takes_the_adapter() -> None:
     with torch.no_grad():
         for parameter in other.parameters():
             parameter += 0.01
-    assert convert_adapter(released(), other).form == Form()
+    assert convert_adapter(released(), other).settings == AdapterSettings()
 
 
 @pytest.mark.parametrize(

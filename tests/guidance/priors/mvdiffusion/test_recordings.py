@@ -11,7 +11,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from tests.support.parity_files import parted, recorded
-from threedgen.evaluation.metrics.overlap import overlap_ratio, panorama_overlap, turned_into
+from threedgen.evaluation.metrics.overlap import overlap_ratio, panorama_overlap, warp_by_homography
 from threedgen.geometry import panorama, warp
 from threedgen.guidance.priors.mvdiffusion.caa import DepthBlock, PanoramaBlock, PositionalEncoding
 from threedgen.guidance.priors.mvdiffusion.geometry import DepthGeometry, Geometry, PanoramaGeometry, Scenes
@@ -207,7 +207,7 @@ def test_panorama_overlap_psnr_matches_recording(path: Path) -> None:
         np.testing.assert_allclose(found[name], rest[f"{name}_pair_psnr"], rtol=0, atol=tolerance)
         assert np.mean(found[name]) == pytest.approx(float(rest[f"{name}_psnr"]), abs=tolerance)
     assert overlap_ratio(found["gen"], found["gt"]) == pytest.approx(float(rest["ratio"]), abs=0.02)
-    image, mask = turned_into(rest["gen"][1].float(), warp.homography(K, R[0], K, R[1]))
+    image, mask = warp_by_homography(rest["gen"][1].float(), warp.homography(K, R[0], K, R[1]))
     expected = rest["mask_view1_in_view0"]
     assert (mask & expected).sum() / (mask | expected).sum() > 0.98
     error = (image - rest["gen_warp_view1_to_view0"])[mask & expected].abs()

@@ -56,7 +56,7 @@ class Source(Protocol):
         """Render the entries with the indices `indices`, as images of `size` x `size` pixels."""
 
 
-class Bank(ABC):
+class EncodedCache(ABC):
     """Base class of disk caches of latents and cameras. A block of entries is made when one of them is first used.
 
     Args:
@@ -104,7 +104,7 @@ class Bank(ABC):
         return np.stack([self.cache[i][field] for i in indices])
 
 
-class LatentBank(Bank):
+class LatentCache(EncodedCache):
     """Disk cache of the latents, captions and cameras of the first `count` entries of a source.
 
     Args:
@@ -138,7 +138,7 @@ class LatentBank(Bank):
         self.cache.store(block, entries)
 
 
-class SceneBank(Bank):
+class SceneCache(EncodedCache):
     """Disk cache of the latents, captions, cameras and depth of scenes. Depth is float16: steps of 2 mm at 4 m.
 
     Args:

@@ -14,7 +14,7 @@ from tests.support.nose_box import config, nose_box, write_mesh
 from threedgen.export.files.glb import textured_glb_bytes
 from threedgen.geometry.images import png
 from threedgen.geometry.mesh_file import read_mesh_file
-from threedgen.systems.draw.mesh import (
+from threedgen.systems.sample.mesh import (
     MeshFrame,
     SourceMesh,
     control_maps,

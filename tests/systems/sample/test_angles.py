@@ -12,7 +12,7 @@ from PIL import Image
 from tests.support import command
 from tests.support.task_server import write_config
 from tests.support.tiny_mvadapter import GEOMETRY, tiny_prior_config
-from threedgen.systems.draw.mesh import SIDES
+from threedgen.systems.sample.mesh import SIDES
 from threedgen.train.task import Task
 
 TINY = {"task": "sample", "threads": 1, "steps": 2, "rig": {"name": "angles"}}

@@ -1,4 +1,4 @@
-"""LatentBank and SceneBank: entries equal the encoded images, whatever happens to the cache files."""
+"""LatentCache and SceneCache: entries equal the encoded images, whatever happens to the cache files."""
 
 import copy
 from pathlib import Path
@@ -13,9 +13,9 @@ from tests.support.errors import refused
 from tests.support.tiny_prior import tiny_vae
 from threedgen.config import registry
 from threedgen.config.errors import DiskFull
-from threedgen.data.bank import BLOCK, LatentBank, SceneBank, encode, pack, unpack
+from threedgen.data.latent_cache import BLOCK, LatentCache, SceneCache, encode, pack, unpack
 from threedgen.data.scene_views import WalkScenes
-from threedgen.run import cache
+from threedgen.run import cache as block_cache
 from threedgen.toybox.data.pictures import Photographs
 from threedgen.toybox.options import RoomPanoramasConfig, RoomPathsConfig
 
@@ -30,8 +30,8 @@ def vae() -> AutoencoderKL:
 
 def entries(folder: Path, vae: AutoencoderKL, seed: int = 5) -> Entries:
     """Return latents, captions and cameras of the entries INDICES, of 16 pixels."""
-    bank = LatentBank(folder, Photographs(seed), vae, 16, 2 * BLOCK)
-    return bank.latents(INDICES), bank.captions(INDICES), bank.c2w(INDICES)
+    cache = LatentCache(folder, Photographs(seed), vae, 16, 2 * BLOCK)
+    return cache.latents(INDICES), cache.captions(INDICES), cache.c2w(INDICES)
 
 
 def equal(a: Entries, b: Entries) -> bool:
@@ -59,14 +59,14 @@ def test_entries_are_read_from_disk_the_second_time(
 
 
 def test_prepare_gives_processes_different_blocks(tmp_path: Path, vae: AutoencoderKL) -> None:
-    banks = [LatentBank(tmp_path, Photographs(5), vae, 16, 4 * 4, block=4) for _ in range(2)]
+    caches = [LatentCache(tmp_path, Photographs(5), vae, 16, 4 * 4, block=4) for _ in range(2)]
     filled = [list[int](), list[int]()]
-    for bank, blocks in zip(banks, filled, strict=True):
-        bank.fill = blocks.append  # type: ignore[method-assign,assignment]
+    for cache, blocks in zip(caches, filled, strict=True):
+        cache.fill = blocks.append  # type: ignore[method-assign,assignment]
 
     def prepare(indices: list[int]) -> list[list[int]]:
-        for number, bank in enumerate(banks):
-            bank.prepare(indices, (number, 2))
+        for number, cache in enumerate(caches):
+            cache.prepare(indices, (number, 2))
         result = [blocks.copy() for blocks in filled]
         for blocks in filled:
             blocks.clear()
@@ -75,7 +75,7 @@ def test_prepare_gives_processes_different_blocks(tmp_path: Path, vae: Autoencod
     assert prepare([0, 1, 5]) == [[0], [1]]
     assert prepare([0, 5, 11]) == [[0, 2], [1, 3]]  # block 3 is not needed, but keeps the second process busy
     assert prepare([13]) == [[3], []]  # no block after the last
-    banks[0].cache.done[:2] = 1
+    caches[0].cache.done[:2] = 1
     assert prepare([0, 6]) == [[], []] and prepare([7, 9]) == [[2], [3]]
 
 
@@ -96,7 +96,7 @@ def test_cache_does_not_depend_on_the_decoder(
     entries(tmp_path, vae)
     other = copy.deepcopy(vae)
     torch.nn.init.zeros_(other.decoder.conv_out.weight)
-    monkeypatch.setattr("threedgen.data.bank.encode", lambda *args: pytest.fail("encoded again"))
+    monkeypatch.setattr("threedgen.data.latent_cache.encode", lambda *args: pytest.fail("encoded again"))
     entries(tmp_path, other)
 
 
@@ -108,7 +108,7 @@ def test_damaged_cache_files_are_made_again(tmp_path: Path, vae: AutoencoderKL, 
 
 
 def test_full_disk_is_reported(tmp_path: Path, vae: AutoencoderKL, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache.shutil, "disk_usage", lambda folder: SimpleNamespace(free=cache.SPARE - 1))
+    monkeypatch.setattr(block_cache.shutil, "disk_usage", lambda folder: SimpleNamespace(free=block_cache.SPARE - 1))
     with refused(None, tmp_path, kind=DiskFull):
         entries(tmp_path, vae)
     monkeypatch.undo()
@@ -120,28 +120,28 @@ PATHS = RoomPathsConfig(count=6, height=12, width=16, views=3, between=1.0)
 
 def test_scenes_equal_the_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, vae = registry.build("scene-source", PATHS, 0, "train"), tiny_vae()
-    bank, scene = SceneBank(tmp_path, source, vae), source.scene(5)
-    z = bank.latents([5, 0])
-    assert (bank.count, bank.size, bank.n_view) == (6, (12, 16), 3) and z.shape == (2, 3, 4, 6, 8)
+    cache, scene = SceneCache(tmp_path, source, vae), source.scene(5)
+    z = cache.latents([5, 0])
+    assert (cache.count, cache.size, cache.n_view) == (6, (12, 16), 3) and z.shape == (2, 3, 4, 6, 8)
     assert torch.allclose(z[0], encode(vae, scene.views.images), atol=2e-3)
-    assert bank.captions([5]) == [scene.captions] and bank.condition_mask([5]).tolist() == [[True, False, True]]
-    assert scene.depth is not None and (bank.depth([5])[0] - scene.depth).abs().max() < 2e-3
-    cameras = bank.cameras(5)
+    assert cache.captions([5]) == [scene.captions] and cache.condition_mask([5]).tolist() == [[True, False, True]]
+    assert scene.depth is not None and (cache.depth([5])[0] - scene.depth).abs().max() < 2e-3
+    cameras = cache.cameras(5)
     assert torch.equal(cameras.c2w, scene.views.cameras.c2w) and torch.equal(cameras.K, scene.views.cameras.K)
     monkeypatch.setattr(WalkScenes, "scene", lambda self, index: 1 / 0 if index else scene)
-    again = SceneBank(tmp_path, source, vae)
+    again = SceneCache(tmp_path, source, vae)
     assert torch.equal(again.latents([5, 0]), z), "read from disk"
     with pytest.raises(ZeroDivisionError):  # another seed, so rendered again
-        SceneBank(tmp_path, registry.build("scene-source", PATHS, 1, "train"), vae).latents([5])
+        SceneCache(tmp_path, registry.build("scene-source", PATHS, 1, "train"), vae).latents([5])
 
 
 def test_scenes_without_depth(tmp_path: Path) -> None:
     source = registry.build("scene-source", RoomPanoramasConfig(count=9, size=16, views=2), 0, "train")
-    bank = SceneBank(tmp_path, source, tiny_vae(), 5)
-    assert bank.count == 5 and bank.latents([4]).shape == (1, 2, 4, 8, 8) and not bank.condition_mask([4]).any()
+    cache = SceneCache(tmp_path, source, tiny_vae(), 5)
+    assert cache.count == 5 and cache.latents([4]).shape == (1, 2, 4, 8, 8) and not cache.condition_mask([4]).any()
     odd = registry.build("scene-source", RoomPanoramasConfig(count=1, size=15, views=1), 0, "train")
     with refused(None, "15 x 15", 2, kind=ValueError):
-        SceneBank(tmp_path, odd, tiny_vae())
+        SceneCache(tmp_path, odd, tiny_vae())
 
 
 def test_pack_truncates_long_texts() -> None:

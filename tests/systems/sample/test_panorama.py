@@ -25,7 +25,7 @@ from threedgen.geometry.panorama import intrinsics, ring
 from threedgen.geometry.warp import pixel_grid
 from threedgen.guidance.priors.mvdiffusion.model import MVDiffusion
 from threedgen.run.arrays import Array
-from threedgen.systems.draw import panorama
+from threedgen.systems.sample import panorama
 
 RIG = {"name": "panorama", "size": 16, "height": 32, "film": {"frames": 3, "height": 16, "width": 20}}
 TINY = {"task": "sample", "threads": 1, "steps": 2, "rig": RIG}

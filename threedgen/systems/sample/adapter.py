@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from threedgen.config import ConfigError
-from threedgen.config.errors import within
+from threedgen.config.errors import key_prefix
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import grid, write_png
 from threedgen.geometry.picture_file import read_foreground
@@ -110,19 +110,19 @@ def check_model(model: MVAdapter, config: SamplingConfig, cameras: Cameras, geom
 
     `geometry` is True for views conditioned on the geometry of a mesh, False for views conditioned on camera rays.
     """
-    form, problem = None if model.adapted is None else model.adapted.form, ""
-    if form is not None and geometry and form.control != "geometry":
+    settings, problem = None if model.adapted is None else model.adapted.settings, ""
+    if settings is not None and geometry and settings.control != "geometry":
         problem = "this adapter has ray control. Use one for meshes, such as toybox-geometry (docs/mvadapter.md)"
-    elif form is not None and not geometry and form.control == "geometry":
+    elif settings is not None and not geometry and settings.control == "geometry":
         problem = "this adapter needs the geometry of a mesh. Give mesh=FILE, or use an adapter with ray control"
     elif cameras.projection.parallel and model.fov:
         problem = f"this adapter is for perspective cameras ({model.fov:g} degrees). Use one trained with fov=0"
-    with within("prior"):
+    with key_prefix("prior"):
         if problem:
             raise ConfigError(problem, "adapter", config.prior.adapter)
         if config.image is not None:
             model.require_ref()
-    if form is not None and form.layout == "rowcol" and len(cameras) != 6:
+    if settings is not None and settings.layout == "rowcol" and len(cameras) != 6:
         raise ConfigError("this adapter samples six sides of a mesh. Leave rig.views out", "rig.views", len(cameras))
 
 
