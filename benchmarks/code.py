@@ -13,6 +13,7 @@ import re
 import tokenize
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("guidance", "representations", "threedgen")
@@ -153,11 +154,20 @@ def components(arrows: dict[str, set[str]]) -> list[list[str]]:
 
 
 def options() -> str:
-    """Return a text with the numbers of keys in all config models, of config models, and of configs."""
+    """Return a text with the numbers of keys in all config models, of config models, and of configs.
+
+    A leaf key has a value, a section has keys of its own. A key that a subclass declares again counts again.
+    """
     from threedgen.config import registry
     from threedgen.config.model import Config
 
-    keys, models = 0, set[type]()
+    leaves, sections, models = 0, 0, set[type]()
+
+    def is_section(field: Any) -> bool:
+        parts = (field.annotation, *getattr(field.annotation, "__args__", ()))
+        plain = any(isinstance(part, type) and issubclass(part, Config) for part in parts)
+        return plain or any(isinstance(one, registry.Component) for one in field.metadata)
+
     for kind, table in registry.TABLE.items():
         for name in table:
             model = registry.config_model(kind, name)
@@ -170,9 +180,11 @@ def options() -> str:
                     models.add(part)
                     todo.append(part)
     for model in models:
-        own = model.__dict__.get("__annotations__", {})
-        keys += sum(name in model.model_fields for name in own)  # type: ignore[attr-defined]
-    return f"{keys} in {len(models)} models; {len(list((ROOT / 'configs').glob('*.yaml')))} configs"
+        fields = model.model_fields  # type: ignore[attr-defined]
+        own = [is_section(fields[name]) for name in model.__dict__.get("__annotations__", {}) if name in fields]
+        leaves, sections = leaves + own.count(False), sections + own.count(True)
+    configs = len(list((ROOT / "configs").glob("*.yaml")))
+    return f"{leaves} leaf keys and {sections} sections in {len(models)} models; {configs} configs"
 
 
 if __name__ == "__main__":

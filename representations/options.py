@@ -172,7 +172,6 @@ class GaussiansConfig(FieldConfig):
     sphere: float = Field(0.5, gt=0, le=100, description="radius of the initial ball, world units")
     opacity: float = Field(0.1, gt=0, lt=1, description="initial opacity")
     sh_degree: Literal[0, 1] = Field(0, description="degree of the spherical harmonics; 0: one colour per Gaussian")
-    dilation: float = Field(0.3, ge=0, le=10, description="variance added to projected Gaussians, square pixels")
     max_size: float = Field(0.1, gt=0, le=1, description="largest standard deviation, as a fraction of radius")
     densify: Literal["adaptive", "mcmc", "none"] = Field(
         "adaptive", description="adaptive: clone, split, prune; mcmc: relocation and noise; none: constant number"

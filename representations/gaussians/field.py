@@ -184,7 +184,7 @@ class Gaussians(Representation):
         distance = offset.norm(dim=-1, keepdim=True)
         values = torch.cat([self.colours(normalize(offset, dim=-1)), distance, distance**2], dim=-1)
         scales, opacities = self.log_scales.exp(), self.opacity_logits.sigmoid()
-        splats = project(self.means, self.quaternions, scales, opacities, values, cameras, self.options.dilation)
+        splats = project(self.means, self.quaternions, scales, opacities, values, cameras)
         if splats.means.requires_grad:
             splats.means.retain_grad()
             half_size = to_device(torch.tensor([cameras.width / 2, cameras.height / 2]), self.means.device)

@@ -94,8 +94,6 @@ distillation ism guidance.losses.inversion:ISM guidance.losses.options:ISMConfig
 distillation csd guidance.losses.csd:CSD guidance.losses.options:CSDConfig
 distillation sdi guidance.losses.inversion:SDI guidance.losses.options:SDIConfig
 distillation jsd guidance.losses.jsd:JSD guidance.losses.options:JSDConfig
-# embedding of subjects: images (V, H, W, 3) -> unit vectors (V, D)
-identity  toybox  toybox.evaluation.identity:ToyboxIdentity  toybox.evaluation.options:ToyboxIdentityConfig
 # side of an object in a view: threedgen.evaluation.janus.meter.ViewClassifier
 view-classifier  probe  toybox.evaluation.probe:ProbeSides    toybox.evaluation.options:ProbeSidesConfig
 view-classifier  clip   evaluation.janus.meter:CLIPSides   evaluation.janus.options:CLIPSidesConfig

@@ -67,7 +67,6 @@ class PriorEvaluation(Evaluation[P, int, Row]):
         purpose: str,
         metadata: Callable[[range], dict[str, str]],
         folder: str = "samples",
-        from_noise: bool = False,
     ) -> Array:
         """Sample V views of each of N prompts, in batches, or read existing ones. Return images (N, V, H, W, 3), uint8.
 
@@ -79,7 +78,6 @@ class PriorEvaluation(Evaluation[P, int, Row]):
             metadata: function from the prompt indices of a batch to a dict that identifies everything that determines
                 its samples. A file with another dict is sampled again.
             folder: subfolder of the run for the batches.
-            from_noise: start from pure noise. False: a prior with a coarse predictor starts from its noised prediction.
         """
         c, count, found, prior = self.config, len(prompts), list[Array](), self.prior
         if prior is None:
@@ -91,7 +89,7 @@ class PriorEvaluation(Evaluation[P, int, Row]):
 
                 def sample_batch(indices: range = indices) -> Array:
                     rngs = [generator(c.seed, numbers[k], purpose) for k in indices]
-                    options = c.steps, c.guidance_scale, c.negative_prompt, from_noise
+                    options = c.steps, c.guidance_scale, c.negative_prompt
                     return sample_objects(prior, [prompts[k] for k in indices], c2w[list(indices)], rngs, *options)
 
                 path = self.folder / folder / f"{start // c.batch:05d}.safetensors"

@@ -28,7 +28,7 @@ from threedgen.config.sections import RunConfig
 from threedgen.evaluation.metrics.figures import Json
 from threedgen.geometry.images import to_uint8
 from threedgen.geometry.poses import orbit_c2w
-from threedgen.guidance.prior import COARSE_STRENGTH, Prior
+from threedgen.guidance.prior import Prior
 from threedgen.run.arrays import Array
 from threedgen.run.disk import write_atomic, write_json
 from threedgen.run.interrupts import Interrupts
@@ -166,7 +166,6 @@ def sample_objects(
     steps: int,
     guidance_scale: float,
     negative_prompt: str = "",
-    from_noise: bool = False,
 ) -> Array:
     """Sample V views of each of N prompts in one batch. Return images (N, V, H, W, 3), uint8.
 
@@ -174,10 +173,8 @@ def sample_objects(
         c2w: camera-to-world poses (N, V, 4, 4).
         rngs: one generator per prompt.
         steps: number of denoising steps.
-        from_noise: start from pure noise. False: a prior with a coarse predictor starts from its noised prediction.
     """
-    strength = 1.0 if from_noise else COARSE_STRENGTH
-    views = prior.sample(prompts, c2w, steps, guidance_scale, negative_prompt, rngs, init_strength=strength)
+    views = prior.sample(prompts, c2w, steps, guidance_scale, negative_prompt, rngs)
     return to_uint8(views.unflatten(0, (len(prompts), -1)))
 
 

@@ -13,8 +13,7 @@ from tests.support.tiny_prior import letter_tokenizer
 from threedgen import cli, config
 from threedgen.config import registry
 from threedgen.data.coloured_mesh import ColouredMesh
-from threedgen.evaluation.features import CLIP_MEAN, CLIP_STD, encoder_input
-from threedgen.evaluation.janus.meter import Meter, MeterErrors, view_labels
+from threedgen.evaluation.janus.meter import Meter, MeterErrors, clip_input, view_labels
 from threedgen.evaluation.janus.options import CLIPSidesConfig, JanusMeterConfig, MeterConfig, front_objects
 from threedgen.evaluation.runner import measure_all
 from threedgen.export.files.glb import save_glb
@@ -56,7 +55,7 @@ def test_clip_probabilities_match_its_forward_pass(tmp_path: Path) -> None:
     tokens = letter_tokenizer()(sentences, padding=True, return_tensors="pt", max_length=48, truncation=True)
     with torch.no_grad():
         net = CLIPModel.from_pretrained(clip).eval()
-        expected = net(pixel_values=encoder_input(views, 32, CLIP_MEAN, CLIP_STD), **tokens).logits_per_image.softmax(1)
+        expected = net(pixel_values=clip_input(views, 32), **tokens).logits_per_image.softmax(1)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
     assert (found.argmax(1) != found.argmax(1)[0]).any() or found.std(0).max() > 1e-4
     long = classifier.sides(views, "a dog " * 200)  # cut off at CLIP's maximum

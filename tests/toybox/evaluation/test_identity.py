@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from tests.support.errors import refused
-from threedgen.config import registry
 from threedgen.toybox.evaluation import identity
 from threedgen.toybox.evaluation.identity import (
     IdentityNet,
@@ -93,7 +92,7 @@ def test_saved_network_is_loaded_by_the_registry(tmp_path: Path) -> None:
     figures = measure_roc(net, 2, 2, 7)
     assert 0 <= figures["area"] <= 1 and figures == measure_roc(net, 2, 2, 7)
     net.save(tmp_path / "toybox-identity.safetensors", {"roc": figures})
-    embed = registry.build("identity", ToyboxIdentityConfig(weights=str(tmp_path)))
+    embed = ToyboxIdentity(ToyboxIdentityConfig(weights=str(tmp_path)))
     assert embed.card["roc"] == figures
     images = torch.rand(3, 48, 48, 3)
     vectors = embed(images)

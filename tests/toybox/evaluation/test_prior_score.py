@@ -60,7 +60,7 @@ def test_view_use_and_open_prompts_are_reported(
     monkeypatch.setattr(registry, "build", lambda kind, config, place: prior)
     monkeypatch.setattr(prior_score, "VARIETY_SEEDS", 2)
     out = tmp_path / "run"
-    config = prior_config(out, probe_file, samples=1, view_use=3, open_nouns=2, from_noise=True)
+    config = prior_config(out, probe_file, samples=1, view_use=3, open_nouns=2)
     assert prior_score.run(config, quiet=True) == 0
     figures = json.loads((out / "report.json").read_text())
     assert figures["view_use"]["objects"] == 3 and figures["view_use"]["clean"]["mean"] > 0

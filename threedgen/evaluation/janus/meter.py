@@ -11,16 +11,16 @@ two-fronted object, its back half is replaced by a copy of its front half. Toybo
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from threedgen.config import registry
+from threedgen.config import ConfigError, registry
 from threedgen.data.coloured_mesh import ColouredMesh, fit_to_ball, read_mesh
 from threedgen.evaluation.corruption import rough, two_fronted
-from threedgen.evaluation.features import CLIP, CLIP_MEAN, CLIP_STD, encoder_input
 from threedgen.evaluation.metrics.figures import SIDES, share, share_of_groups
 from threedgen.evaluation.metrics.fronts import ErrorRates, RingResult, classify_ring
 from threedgen.evaluation.options import CLIP_WEIGHTS
@@ -34,6 +34,7 @@ from threedgen.evaluation.report import (
 )
 from threedgen.evaluation.runner import Evaluation, evaluation_task
 from threedgen.geometry.poses import orbit_c2w
+from threedgen.guidance.weights.hub import reachable
 from threedgen.run.arrays import Array
 from threedgen.run.seeding import numpy_generator
 from threedgen.train.task import Task
@@ -56,6 +57,10 @@ ELEVATION, DISTANCE, FOV, BACKGROUND = np.deg2rad(15.0), 2.6, np.deg2rad(40.0), 
 FIRST_OBJECT = 1_000_000
 """Index of the first toybox object for the error rates. No other evaluation uses objects from this index on."""
 SHEET_OBJECTS = 12
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+"""Mean and standard deviation per RGB channel that CLIP inputs in [0, 1] are normalised with."""
+CLIP_BATCH = 16  # images that CLIP encodes at a time
 
 
 class ViewClassifier(Protocol):
@@ -81,19 +86,42 @@ class CLIPSides:
     """Zero-shot classifier of the side that a view shows, with CLIP.
 
     An image is compared with one sentence per side, such as "a dog, back view". The probabilities are the softmax of
-    the four similarities, at CLIP's temperature.
+    the four similarities, at CLIP's temperature. The constructor raises ConfigError if CLIP cannot be loaded.
     """
 
     def __init__(self, config: CLIPSidesConfig) -> None:
-        self.clip = CLIP(config.weights, "meter.classifier.weights", f"{CLIP_WEIGHTS}; {WITHOUT_CLIP}")
+        from transformers import AutoProcessor, CLIPModel
+
+        place: dict[str, Any] = {"local_files_only": not reachable(), "trust_remote_code": False}
+        try:
+            net: Any = CLIPModel.from_pretrained(config.weights, **place)
+            self.tokenizer = AutoProcessor.from_pretrained(config.weights, **place).tokenizer
+        except Exception as error:  # transformers raises many classes
+            advice = f"Give a folder or hub id like {CLIP_WEIGHTS}; {WITHOUT_CLIP}"
+            problem = f"cannot be loaded as CLIP ({type(error).__name__}). {advice}"
+            raise ConfigError(problem, "meter.classifier.weights", config.weights) from None
+        self.net = net.eval().requires_grad_(False)
 
     def sides(self, images: Tensor, prompt: str) -> Tensor:
         sentences = [sentence.replace("{prompt}", prompt) for sentence in SENTENCES]
-        return (self.clip.net.logit_scale.exp() * self.likeness(images, sentences)).softmax(1)
+        return (self.net.logit_scale.exp() * self.likeness(images, sentences)).softmax(1)
 
+    @torch.no_grad()
     def likeness(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        pixels = encoder_input(images, self.clip.image_size, CLIP_MEAN, CLIP_STD)
-        return self.clip.embed_images(pixels) @ self.clip.embed_texts(prompts).T
+        longest = int(self.net.config.text_config.max_position_embeddings)
+        tokens = self.tokenizer(list(prompts), padding=True, truncation=True, max_length=longest, return_tensors="pt")
+        words = {"input_ids": tokens.input_ids, "attention_mask": tokens.attention_mask}
+        parts = clip_input(images, int(self.net.config.vision_config.image_size)).split(CLIP_BATCH)
+        logits = torch.cat([self.net(pixel_values=part, **words).logits_per_image for part in parts])
+        return logits / self.net.logit_scale.exp()
+
+
+def clip_input(images: Tensor, size: int) -> Tensor:
+    """Resize square images (V, H, H, 3) in [0, 1] to (V, 3, size, size), and normalise the channels for CLIP."""
+    x = images.permute(0, 3, 1, 2).float()
+    x = F.interpolate(x, [size] * 2, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+    offset, scale = (torch.tensor(value)[:, None, None] for value in (CLIP_MEAN, CLIP_STD))
+    return (x - offset) / scale
 
 
 class Reading(NamedTuple):

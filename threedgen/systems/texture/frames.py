@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import trimesh
 from scipy import ndimage
 from torch import Tensor
 
@@ -224,7 +225,8 @@ def interior(source: SourceMesh) -> tuple[Array, float]:
     Returns the world coordinates (3,) of the point, and its distance to the nearest surface in metres. Raises
     ConfigError if no inside voxel is two voxels or more away from all surfaces.
     """
-    points = surface_points(source)
+    mesh = trimesh.Trimesh(source.vertices, source.faces, process=False)
+    points = np.concatenate([trimesh.sample.sample_surface(mesh, POINTS, seed=0)[0], source.vertices])
     low, high = source.vertices.min(0), source.vertices.max(0)
     cell = float((high - low).max()) / GRID
     shape = np.maximum(np.ceil((high - low) / cell).astype(int), 1) + 2  # one layer of air all around
@@ -245,15 +247,3 @@ def interior(source: SourceMesh) -> tuple[Array, float]:
     best = np.argwhere(chosen >= 0.999 * chosen.max())
     place = best[np.abs(best - best.mean(0)).sum(1).argmin()]
     return low + (place - 0.5) * cell, float(chosen.max() * cell)
-
-
-def surface_points(source: SourceMesh) -> Array:
-    """Return points (P, 3) on the surface: all vertices, and `POINTS` uniformly random points from a fixed seed."""
-    corners = source.vertices[source.faces].astype(np.float64)
-    area = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1)
-    rng = np.random.default_rng(0)
-    face = rng.choice(len(area), POINTS, p=area / area.sum())
-    u, v = rng.random((2, POINTS))
-    u, v = np.where(u + v > 1, 1 - u, u)[:, None], np.where(u + v > 1, 1 - v, v)[:, None]
-    a, b, c = corners[face].swapaxes(0, 1)
-    return np.concatenate([a + u * (b - a) + v * (c - a), source.vertices])

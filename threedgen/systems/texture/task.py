@@ -31,7 +31,7 @@ from threedgen.guidance.sampling import ViewSync
 from threedgen.run.arrays import evenly_spaced
 from threedgen.run.disk import Tree, writing
 from threedgen.run.progress import ProgressDisplay
-from threedgen.systems.sample import mesh as draw_mesh
+from threedgen.systems.sample import mesh as meshes
 from threedgen.systems.sample.adapter import sample_views, write_views
 from threedgen.train.task import Task, run_task
 from threedgen.viewer.page import write_textured_page
@@ -72,10 +72,10 @@ def texture_sides(task: Task, rig: SidesConfig) -> None:
         notes += more
     elif views is not None:
         check_sides(views, mesh, source.frame)
-    maps, files = draw_mesh.control_maps(mesh, draw_mesh.six_sides(rig.size)), list[str]()
+    maps, files = meshes.control_maps(mesh, meshes.six_sides(rig.size)), list[str]()
     with writing(task.folder):
-        write_png(task.folder / PREVIEW, grid(draw_mesh.preview(mesh, SHEET_SIZE), 3, draw_mesh.SIDES))
-        for side, both in zip(draw_mesh.SIDES, maps.permute(0, 2, 3, 1), strict=True):
+        write_png(task.folder / PREVIEW, grid(meshes.preview(mesh, SHEET_SIZE), 3, meshes.SIDES))
+        for side, both in zip(meshes.SIDES, maps.permute(0, 2, 3, 1), strict=True):
             write_png(task.folder / "maps" / "position" / f"{side}.png", both[..., :3])
             write_png(task.folder / "maps" / "normal" / f"{side}.png", both[..., 3:])
         if config.samples:
@@ -83,14 +83,14 @@ def texture_sides(task: Task, rig: SidesConfig) -> None:
 
             def synchronise(views: Tensor) -> Tensor:
                 texels = min(config.texture, SYNC_TEXELS * size)
-                at = draw_mesh.six_sides(size)
+                at = meshes.six_sides(size)
                 return render_consistent(mesh, texels, MeshViews(views.numpy(), at).blend, at, views)
 
             sync, keys = ViewSync(config.synchronise, synchronise), ("rig.size", "rig.size")
-            images, prompt_notes = sample_views(task, model, draw_mesh.six_sides(size), maps, keys, sync)
+            images, prompt_notes = sample_views(task, model, meshes.six_sides(size), maps, keys, sync)
             views, files = (
-                MeshViews(images.numpy(), draw_mesh.six_sides(size)),
-                write_views(task.folder, images, draw_mesh.SIDES),
+                MeshViews(images.numpy(), meshes.six_sides(size)),
+                write_views(task.folder, images, meshes.SIDES),
             )
             notes += prompt_notes
         figures: Tree = {"triangles": len(mesh.faces)}
@@ -99,23 +99,21 @@ def texture_sides(task: Task, rig: SidesConfig) -> None:
         task.summarise(files=files, notes=notes, **figures)
 
 
-def read_mesh(config: TextureConfig) -> tuple[draw_mesh.SourceMesh, TexturedMesh, list[str]]:
+def read_mesh(config: TextureConfig) -> tuple[meshes.SourceMesh, TexturedMesh, list[str]]:
     """Read the mesh of an object. Return the mesh as in the file, the mesh with texture coordinates, and user notes.
 
     Raises ConfigError if the file cannot be used, or if texture coordinates cannot be made.
     """
-    source = draw_mesh.read_object(config)
+    source = meshes.read_object(config)
     mesh, uv = with_uv(source, config.texture, config.uv)
     notes = list(source.notes)
     if source.uv is not None and uv.startswith("new"):
         notes.append(f"the mesh has {uv}")
         logger.warning("%s", notes[-1])
-    return source, draw_mesh.with_file_normals(mesh, source), notes
+    return source, meshes.with_file_normals(mesh, source), notes
 
 
-def texture_mesh(
-    task: Task, source: draw_mesh.SourceMesh, mesh: TexturedMesh, views: MeshViews, notes: list[str]
-) -> Tree:
+def texture_mesh(task: Task, source: meshes.SourceMesh, mesh: TexturedMesh, views: MeshViews, notes: list[str]) -> Tree:
     """Project images onto a mesh; write the textured mesh, renders and a page. Return metrics for summary.json.
 
     `source` is the mesh as in the file, `mesh` the same mesh with texture coordinates. `views` has images and cameras.
@@ -135,7 +133,7 @@ def texture_mesh(
     write_glb(task, in_file, made.texture, GLB, name, extras, open_surface=open_surface)
     size = (SHEET_SIZE, SHEET_SIZE)
     rings = [orbit(RING_VIEWS, radians(tilt), 2.2, radians(40), *size, radians(30)) for tilt in (30, -30)]
-    before = [draw_mesh.render_untextured(mesh, cameras) for cameras in rings]
+    before = [meshes.render_untextured(mesh, cameras) for cameras in rings]
     after = [render(mesh, made.texture, cameras, background=1.0) for cameras in rings]
     write_png(folder / BEFORE, grid(np.concatenate(before), RING_VIEWS // 2))
     write_png(folder / AFTER, grid(np.concatenate(after), RING_VIEWS // 2))

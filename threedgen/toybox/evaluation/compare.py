@@ -10,6 +10,7 @@ RUN/steps.png, time.png       a view of each object; one row per variant
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -133,9 +134,31 @@ class Comparison(Evaluation[Compare3DConfig, tuple[str, Job], Row]):
         path = folder / CHECKPOINTS / BUDGETS[budget]
         path = path if path.is_file() else path.with_name(LAST)
         measured = self.folder / "measured" / f"{job.key}-{budget}"
-        sample = Measurement(self, folder, path, job.prompt)
-        views = kept_views(measured.with_suffix(".safetensors"), key, sample.views)
-        return kept_json(measured.with_suffix(".json"), lambda: sample.figures(views), **key), views
+        views = kept_views(measured.with_suffix(".safetensors"), key, partial(self._views, folder, path))
+        figures = partial(self._figures, folder, path, job.prompt, views)
+        return kept_json(measured.with_suffix(".json"), figures, **key), views
+
+    def _views(self, folder: Path, path: Path) -> Array:
+        # of the object in a checkpoint: (V, H, W, 3) in [0, 1], without light, on grey
+        config, field, occupancy, _ = load_field(folder, path=path)
+        rgb, opacity = field_renderer(field, occupancy, config.march)(self.cameras)
+        image: Array = rgb * opacity[..., None] + BACKGROUND * (1 - opacity[..., None])
+        return image
+
+    def _figures(self, folder: Path, path: Path, prompt: str, views: Array) -> Json:
+        # measurements of the object in a checkpoint, of which views are (V, H, W, 3), uint8
+        config, field, occupancy, checkpoint = load_field(folder, path=path)
+        view = field_view(field, occupancy, config.march, "cpu")
+        found = surface(view, self.cameras.c2w.numpy(), float(self.fov), SIZE, config.result.mesh_resolution)
+        answers = judge_views(self.probe, views, self.cases[prompt].spec, self.azimuth, vote=True).answers
+        figures: Json = {key: answers.get(key) for key in JUDGED}
+        figures |= {
+            "roughness": None if found is None else found.roughness,
+            "disagreement": colour_disagreement(self._colours(views / np.float32(255)), self.missing),
+            "step": int(checkpoint["global_step"]),
+            "seconds": checkpoint[SECONDS_KEY]["optimise"],
+        }
+        return rounded(figures)
 
     def _no_object(self) -> tuple[Json, Array]:
         views = np.full((VIEWS, SIZE, SIZE, 3), round(255 * BACKGROUND), np.uint8)
@@ -204,41 +227,6 @@ object are judged by the probe. Differences are from the first variant, mean ove
     def fid(self, views: Sequence[Array], truth: Sequence[Array]) -> Json:
         found = distances(self.probe, views, truth, truth)
         return estimate(found["fid"], found["fid_interval"])
-
-
-class Measurement(NamedTuple):
-    """Measurement of the object in a checkpoint of a generate run."""
-
-    owner: Comparison
-    folder: Path
-    path: Path
-    prompt: str
-
-    def views(self) -> Array:
-        """Render the object without light on grey: (V, H, W, 3) in [0, 1]."""
-        config, field, occupancy, _ = load_field(self.folder, path=self.path)
-        rgb, opacity = field_renderer(field, occupancy, config.march)(self.owner.cameras)
-        image: Array = rgb * opacity[..., None] + BACKGROUND * (1 - opacity[..., None])
-        return image
-
-    def figures(self, views: Array) -> Json:
-        """Measure the object, of which `views` are (V, H, W, 3), uint8."""
-        o = self.owner
-        config, field, occupancy, checkpoint = load_field(self.folder, path=self.path)
-        view = field_view(field, occupancy, config.march, "cpu")
-        c2w = o.cameras.c2w.numpy()
-        found = surface(view, c2w, float(o.fov), SIZE, config.result.mesh_resolution)
-        answers = judge_views(o.probe, views, o.cases[self.prompt].spec, o.azimuth, vote=True).answers
-        floats = views / np.float32(255)
-        return rounded(
-            {
-                **{key: answers.get(key) for key in JUDGED},
-                "roughness": None if found is None else found.roughness,
-                "disagreement": colour_disagreement(o._colours(floats), o.missing),
-                "step": int(checkpoint["global_step"]),
-                "seconds": checkpoint[SECONDS_KEY]["optimise"],
-            }
-        )
 
 
 def differences(ours: Sequence[Json], theirs: Sequence[Json]) -> Json:

@@ -21,7 +21,6 @@ PROBE, IDENTITY = "toybox-probe", "toybox-identity"  # names of the files of the
 TRAIN_PROBE = f"Train one with `{command('--config', 'train-toybox-probe')}`; it is in RUN/probe."
 TRAIN_IDENTITY = f"Train one with `{command('--config', 'train-toybox-identity')}`; it is in RUN/identity."
 ObjectPrior = Annotated[Any, Component("prior", default="mvdream", only=("mvdream", "mvadapter"))]
-Identity = Annotated[Any, Component("identity", default="toybox")]
 Preservation = Literal["l1", "l2", "images", "lora", "none"]
 MATTE = "toybox-matte"  # name of the embedded network that predicts the foreground mask of an image
 
@@ -134,7 +133,6 @@ class ProbeFeaturesConfig(ProbeConfig):
 class ToyboxIdentityConfig(Config):
     """Network of a train-toybox-identity run, which recognises toybox subjects in images."""
 
-    name: Literal["toybox"] = Field("toybox", description="for subjects of the toybox")
     weights: str = Field("embedded", min_length=1, description="'embedded', or the file or folder of a RUN/identity")
 
     def file(self) -> Path:
@@ -172,11 +170,6 @@ class EvaluatePriorConfig(SamplingConfig):
     prior: ObjectPrior = Field({}, description="prior to evaluate")
     samples: int = Field(200, ge=1, le=100_000, description="held-out combinations, one object each")
     n_view: int = Field(4, ge=2, le=64, description="views per object")
-    from_noise: bool = Field(False, description="start samples from noise, not from the coarse prediction")
-    fov: float = Field(40.0, gt=0, lt=180, description="vertical field of view of the true renders, degrees")
-    relative_distance: float = Field(
-        0.95, gt=0, le=100, description="camera distance of the true renders, in units of 1 / tan(fov / 2)"
-    )
     view_use: int = Field(64, ge=0, le=10_000, description="objects that measure the use of the other views; 0: off")
     open_nouns: int = Field(24, ge=0, le=76, description="prompts without colour; as many with an accessory; 0: off")
 
@@ -256,7 +249,7 @@ class EvaluateSubjectsConfig(RunConfig):
     """
 
     probe: ProbeConfig = ProbeConfig()
-    identity: Identity = Field({}, description="network that compares subjects")
+    identity: ToyboxIdentityConfig = ToyboxIdentityConfig()
     config: str = Field("mvdreambooth-toybox", min_length=1, description="mvdreambooth config to evaluate")
     overrides: tuple[str, ...] = Field((), description="key=value overrides of that config")
     preservation: tuple[Preservation, ...] = Field(

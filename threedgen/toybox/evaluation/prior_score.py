@@ -18,7 +18,7 @@ from threedgen.evaluation import report
 from threedgen.evaluation.metrics.distributions import colour_disagreement, foreground_means
 from threedgen.evaluation.metrics.figures import Estimate, Json, Share, mean_estimate, share
 from threedgen.evaluation.prior import PriorEvaluation
-from threedgen.evaluation.runner import evaluation_task, random_ring, ring_poses
+from threedgen.evaluation.runner import FOV, RELATIVE_DISTANCE, evaluation_task, random_ring, ring_poses
 from threedgen.guidance.matte import Matte
 from threedgen.run.arrays import Array, evenly_spaced
 from threedgen.run.seeding import numpy_generator
@@ -164,22 +164,21 @@ class ToyboxPrior(PriorEvaluation[EvaluatePriorConfig, Judged]):
         rngs = [numpy_generator(config.seed, case.index, "evaluation cameras") for case in self.cases]
         self.rings = [random_ring(rng, config.n_view, ELEVATION_RANGE) for rng in rngs]
         self.load_prior()
-        self.sampler = self.weights + (" from noise" if config.from_noise else "")
 
     def prepare(self) -> None:
-        config, prompts = self.config, [case.caption for case in self.cases]
+        prompts = [case.caption for case in self.cases]
 
         def metadata(indices: range) -> dict[str, str]:
-            return {"prior": self.sampler, "captions": "\n".join(prompts[k] for k in indices)}
+            return {"prior": self.weights, "captions": "\n".join(prompts[k] for k in indices)}
 
         c2w, numbers = torch.stack([ring_poses(ring) for ring in self.rings]), [case.index for case in self.cases]
-        self.samples = self.sample(prompts, c2w, numbers, "evaluation sample", metadata, from_noise=config.from_noise)
+        self.samples = self.sample(prompts, c2w, numbers, "evaluation sample", metadata)
 
     def measure(self, item: int) -> Judged:
-        config, case, views, (azimuth, elevation) = self.config, self.cases[item], self.samples[item], self.rings[item]
-        fov, distance = np.deg2rad(config.fov), config.relative_distance
+        case, views, (azimuth, elevation) = self.cases[item], self.samples[item], self.rings[item]
+        seed, size = self.config.seed, views.shape[1]
         truth = [
-            render_orbit(case.truth(config.seed, k), azimuth, elevation, views.shape[1], False, fov, distance).rgb
+            render_orbit(case.truth(seed, k), azimuth, elevation, size, False, FOV, RELATIVE_DISTANCE).rgb
             for k in (0, 1)
         ]
         return judge_case(self.probe, case, views, azimuth, truth)
@@ -223,11 +222,11 @@ counts as right within 15 degrees of its quarter."""
         azimuth = np.arange(4) * np.pi / 2
 
         def metadata(indices: range) -> dict[str, str]:
-            return {"prior": self.sampler, "open": "\n".join(f"{prompts[k]} {every[k].index}" for k in indices)}
+            return {"prior": self.weights, "open": "\n".join(f"{prompts[k]} {every[k].index}" for k in indices)}
 
         c2w = ring_poses((azimuth, float(np.deg2rad(15)))).expand(len(every), 4, 4, 4)
         numbers = [case.index for case in every]
-        views = self.sample(prompts, c2w, numbers, "open prompt", metadata, "open", config.from_noise) / np.float32(255)
+        views = self.sample(prompts, c2w, numbers, "open prompt", metadata, "open") / np.float32(255)
         truth = [true_views(case, azimuth, views.shape[2], config.seed) for case in every]
         figures = measure(self.probe, Matte.load(MATTE), cases, list(views), truth)
         shown = range(2 * config.open_nouns)

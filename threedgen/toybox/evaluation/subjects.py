@@ -12,7 +12,7 @@ RUN/subjects/003-dog/   photos, and for each loss that prevents forgetting, such
 RUN/report.json, report.md, sheet.png
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -42,7 +42,7 @@ from threedgen.train.status import Status
 from threedgen.train.task import Stopped, Task, device, finished
 
 from .held_out import held_out_cases
-from .identity import similarity
+from .identity import ToyboxIdentity, similarity
 from .judging import Verdict, judge_views
 from .options import EvaluateSubjectsConfig, load_task
 from .probe import Probe
@@ -83,7 +83,7 @@ class Subjects(runner.Evaluation[EvaluateSubjectsConfig, int, Json]):
         config = self.config
         self.items = range(config.subjects)
         self.probe = Probe.load(config.probe.weights)
-        self.embed: Callable[[Tensor], Tensor] = registry.build("identity", config.identity)
+        self.embed = ToyboxIdentity(config.identity)
         self.base = prior_of(tuning_config(config, self.folder, config.preservation[0], "thing"))
 
     def prepare(self) -> None:

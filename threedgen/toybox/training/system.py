@@ -237,7 +237,7 @@ class OwnPriorSystem(PriorSystem):
         views, renders = to_uint8(torch.stack(sampled)), to_uint8(truth.rgb).reshape(count, -1, size, size, 3)
         self.metrics["fid"] = self.features.fid(*(torch.from_numpy(x).flatten(0, 1) for x in (views, renders)))
         strips = [grid(rows[k], self.shown.n_view) for k in range(count) for rows in (renders, views)]
-        return Sheet(strips, 2, [text for caption in truth.captions for text in (caption, "drawn")])
+        return Sheet(strips, 2, [text for caption in truth.captions for text in (caption, "sample")])
 
 
 class PredictorSystem(AveragedSystem):
