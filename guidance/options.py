@@ -321,10 +321,6 @@ class MVDiffusionConfig(DraftedConfig):
         min_length=1,
         description=f"attention between views: {plugins.choice('blocks', 'released')}, a trained file; null: none",
     )
-    neighbours: Literal["ring", "all"] = Field(
-        "ring", description="panorama views that a view attends to: adjacent ones (released weights), or all"
-    )
-    k: Literal[1, 3, 5, 7, 9] = Field(3, description="side of the k x k neighbourhood of a corresponding pixel")
     hold: bool = Field(False, description="given views stay fixed in each step (the released weights resample them)")
     guide_views: GuideViews = False
 

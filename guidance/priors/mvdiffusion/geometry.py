@@ -7,14 +7,12 @@ OpenCV axes, and the centre of the first pixel is (0, 0). Tables are computed in
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from threedgen.geometry import warp
 
-Neighbours = Literal["ring", "all"]
 UNKNOWN_DEPTH = 1e6
 """Depth in metres that stands for the depth of a key if the depth of the key or of the query is unknown."""
 
@@ -91,12 +89,10 @@ class Scenes(Geometry):
 class PanoramaGeometry(Geometry):
     """Table of corresponding positions for views from one camera position (MVDiffusion, section 4.1).
 
-    The released weights were trained with neighbours="ring" and k = 3.
+    A view attends to the previous and the next view, cyclic, as in the released weights.
     """
 
-    def __init__(
-        self, K: Tensor, R: Tensor, size: tuple[int, int], k: int = 3, neighbours: Neighbours = "ring"
-    ) -> None:
+    def __init__(self, K: Tensor, R: Tensor, size: tuple[int, int], k: int = 3) -> None:
         """Store the cameras of F views.
 
         Args:
@@ -104,33 +100,27 @@ class PanoramaGeometry(Geometry):
             R: camera-to-world rotations (F, 3, 3), OpenCV axes.
             size: (H, W) of the images in pixels.
             k: side of the k x k positions around each corresponding point that a token attends to; odd.
-            neighbours: "ring": a view attends to the previous and the next view, cyclic, and points behind a camera are
-                not masked. "all": a view attends to all other views, and points behind a camera are masked.
         """
         super().__init__(len(R))
         self.K, self.R = (t.detach().cpu().double().expand(len(R), 3, 3) for t in (K, R))
-        self.size, self.k, self.kind = size, k, neighbours
+        self.size, self.k = size, k
 
     def neighbours(self, view: int) -> list[int]:
-        if self.kind == "ring":
-            return [(view - 1) % self.n_view, (view + 1) % self.n_view]
-        return [other for other in range(self.n_view) if other != view]
+        return [(view - 1) % self.n_view, (view + 1) % self.n_view]
 
     def _keys(self, view: int, height: int, width: int) -> Keys:
         scale, others = self.size[0] // height, self.neighbours(view)
-        # for "ring" the reference implementation divides the width; no difference in training, where views are square
-        key_scale = (self.size[1] if self.kind == "ring" else self.size[0]) // height
+        # the reference implementation divides the width; no difference in training, where views are square
+        key_scale = self.size[1] // height
         pixels = token_pixels(height, width, scale)
         there = warp.homography(self.K[view], self.R[view], self.K[others], self.R[others])
-        counterpart, front = warp.apply_homography(there, pixels)
+        counterpart, _ = warp.apply_homography(there, pixels)  # points behind a camera are not masked
         around = torch.arange(-(self.k // 2), self.k // 2 + 1, dtype=torch.float64)
         square = torch.cartesian_prod(around, around)  # x outside, y inside
         places = counterpart[:, :, None] / key_scale - 0.5 + square
         targets = (places + 0.5) * key_scale
         limits = torch.tensor([self.size[1], self.size[0]], dtype=torch.float64)
         mask = ((targets > 0) & (targets < limits)).all(-1)
-        if self.kind == "all":
-            mask &= front[:, :, None]
         back, _ = warp.apply_homography(torch.linalg.inv(there), targets.flatten(1, 2))
         relation = (back.view_as(targets) - pixels[:, None]) / scale
         # masked positions may be infinite, and infinity times zero is NaN

@@ -23,7 +23,7 @@ from threedgen.guidance.priors.latent_diffusion import LatentDiffusion, load_pri
 from threedgen.guidance.weights.files import read_tensors
 from threedgen.guidance.weights.plugins import locate
 
-from .geometry import DepthGeometry, Geometry, Neighbours, PanoramaGeometry
+from .geometry import DepthGeometry, Geometry, PanoramaGeometry
 from .inputs import Extra, extra_kind, mask_channels, masked_images, unknown_channels
 from .unet import MultiviewUNet
 from .weights import convert_released, with_difference
@@ -122,20 +122,16 @@ class MVDiffusion(LatentDiffusion):
         latents = self.encode_views(masked_images(views, given))
         return mask_channels(latents, given.to(latents.device))
 
-    def geometry(
-        self, at: Cameras, depth: Tensor | None = None, k: int = 3, neighbours: Neighbours = "ring"
-    ) -> Geometry:
+    def geometry(self, at: Cameras, depth: Tensor | None = None) -> Geometry:
         """Return the tables of corresponding positions between F views.
 
         Args:
             at: cameras of the views. Without depth they must share one position, as in a panorama.
             depth: (F, H, W) along the viewing axis in world units, 0 or not finite where unknown; None for a panorama.
-            k: for a panorama, side of the k x k positions that a token attends to in another view; odd.
-            neighbours: for a panorama, views that a view attends to: the adjacent ones ("ring"), or "all" others.
         """
         K, c2w = to_opencv(at)
         if depth is None:
-            return PanoramaGeometry(K, c2w[:, :3, :3], (at.height, at.width), k, neighbours)
+            return PanoramaGeometry(K, c2w[:, :3, :3], (at.height, at.width))
         released = self.multiview is None or self.multiview.encoding == "reference"
         return DepthGeometry(depth, c2w, K, released=released)
 

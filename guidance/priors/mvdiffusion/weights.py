@@ -7,7 +7,6 @@ model: a first layer with additional input channels, and low-rank updates (LoRA)
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -35,19 +34,11 @@ TO_DEPTH, ATTENTION = ".attn1.transformer.", ".transformer."
 """Parts of tensor names: the first occurs only in blocks for views with depth, the second in all attention blocks."""
 
 
-def save_blocks(
-    path: Path,
-    network: MultiviewUNet,
-    own: Mapping[str, Tensor] | None = None,
-    options: Mapping[str, object] = MappingProxyType({}),
-) -> None:
+def save_blocks(path: Path, network: MultiviewUNet, own: Mapping[str, Tensor] | None = None) -> None:
     """Write the attention blocks of a network to a file in float16, with the whole UNet or its changes.
 
+    `own` are the changes of the UNet against the 2D model, as returned by `difference`; None: write the whole UNet.
     Raises ConfigError if a value is not finite.
-
-    Args:
-        own: changes of the UNet against the 2D model, as returned by `difference`; None: write the whole UNet.
-        options: training options, stored as metadata.
     """
     state = network.state_dict()
     if own is not None:
@@ -56,7 +47,7 @@ def save_blocks(
     tensors = {name: tensor.detach().half() for name, tensor in state.items()}
     require_finite(tensors, "the weights of MVDiffusion")
     tensors = {PREFIX + name: tensor.cpu().contiguous() for name, tensor in (tensors | bands).items()}
-    write_atomic(path, save(tensors, {"format": FORMAT} | {name: str(value) for name, value in options.items()}))
+    write_atomic(path, save(tensors, {"format": FORMAT}))
 
 
 def load_blocks(network: MultiviewUNet, weights: Mapping[str, Tensor], unet: bool = False) -> None:

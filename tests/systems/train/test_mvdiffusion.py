@@ -68,8 +68,7 @@ def test_run_leaves_the_additions_to_its_base(tmp_path: Path, variant: str, half
     extra = {"panorama": "nothing", "outpaint": "mask", "depth": "depth"}[variant]
     assert found.extra == extra and found.multiview is not None
     assert found.multiview.has_condition == (variant == "depth" and not slim)
-    expected = set() if variant == "depth" else {"k", "neighbours"}
-    assert set(read_card(Path("run/blocks.safetensors"), FORMAT)) == expected | {"format"}
+    assert set(read_card(Path("run/blocks.safetensors"), FORMAT)) == {"format"}
     moved = [name for name, value in found.multiview.new_blocks["cp_blocks_mid"].named_parameters() if value.any()]
     assert len(moved) > 5
     x, t = torch.randn(1, 4, 8, 8, generator=cpu()), torch.tensor([300])

@@ -68,8 +68,8 @@ class SceneSampler:
         return torch.from_numpy(kept_views(path, self._metadata(row, number, scene), sample))
 
     def _sample(self, row: str, number: int, scene: SceneViews, on_step: Callable[[], None]) -> Tensor:
-        c, model, p = self.config, self.model, self.config.prior
-        geometry = model.geometry(scene.views.cameras, scene.depth, p.k, p.neighbours) if row == ATTENTION else None
+        c, model = self.config, self.model
+        geometry = model.geometry(scene.views.cameras, scene.depth) if row == ATTENTION else None
         return model.sample_views(
             scene.captions,
             geometry,
@@ -84,7 +84,7 @@ class SceneSampler:
 
     def _metadata(self, row: str, number: int, scene: SceneViews) -> dict[str, str]:
         c, p = self.config, self.config.prior
-        attention = f"{p.neighbours} {p.k} {MIN_OVERLAP} {p.guide_views}" if row == ATTENTION else ""
+        attention = f"{MIN_OVERLAP} {p.guide_views}" if row == ATTENTION else ""
         sampling = f"{c.steps} {c.eta:g} {c.guidance_scale:g} {c.seed} {p.draft} {p.hold}"
         return {
             "weights": self.weights[row],

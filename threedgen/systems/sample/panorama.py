@@ -78,7 +78,7 @@ def sample(task: Task, rig: PanoramaConfig) -> None:
         with task.track_progress("denoising", total_steps(config.steps, model.draft, config.synchronise)) as on_step:
             return model.sample_views(
                 texts,
-                model.geometry(at, None, config.prior.k, config.prior.neighbours),
+                model.geometry(at),
                 (rig.size, rig.size),
                 conditions,
                 steps=config.steps,

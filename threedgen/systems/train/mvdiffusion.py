@@ -45,8 +45,6 @@ from .masks import Hole, MaskCache, MaskedViews, around_a_photo, painted
 from .options import SingleViewConfig, TrainMVDiffusionConfig, Variant, ViewsConfig
 
 RESULT = "blocks.safetensors"
-SAVED: dict[str, object] = {"k": 3, "neighbours": "ring"}
-"""Options of the attention between panorama views (`PanoramaGeometry`). They are saved with the trained blocks."""
 EXTRA: dict[Variant, Extra] = {"panorama": "nothing", "outpaint": "mask", "depth": "depth"}
 """Input that the 2D model of each variant takes in addition to the noisy latents."""
 KEPT_GEOMETRIES = 64
@@ -212,8 +210,7 @@ class ViewsSystem(MVDiffusionSystem):
 
     def save(self, folder: Path) -> None:
         assert self.model.multiview is not None
-        options = {} if self.config.variant == "depth" else SAVED
-        weights.save_blocks(folder / RESULT, self.model.multiview, self.difference, options)
+        weights.save_blocks(folder / RESULT, self.model.multiview, self.difference)
 
     def sample_sheet(self) -> Sheet:
         """Return the sample sheet: rows with the true views of training scenes, each above a row of samples."""

@@ -12,7 +12,6 @@ from threedgen.evaluation.metrics.figures import Json
 from threedgen.run.arrays import Array
 from threedgen.toybox.world.grammar import COLOURS, NOUNS, SIZES, Spec
 from threedgen.toybox.world.primitives import Asset
-from threedgen.toybox.world.raycast import render
 from threedgen.toybox.world.toybox import Toybox, View, toybox_mesh
 
 OPEN = -1  # value of labels that losses and metrics leave out, such as an ambiguous colour or a hardly visible part
@@ -137,10 +136,7 @@ def labelled(
     Return the N objects, images (N * V, size, size, 3) in [0, 1], and the labels of the images.
     """
     assets = [box.asset(i) for i in indices]
-    cameras = [box.cameras(i, n_view) for i in indices]
-    c2w, fov, azimuth = (np.concatenate([camera[k] for camera in cameras]) for k in range(3))
-    grey = np.repeat([camera[3] for camera in cameras], n_view)
-    image = render(assets, np.repeat(np.arange(len(assets)), n_view), c2w, fov, size, grey, with_gbuffer=True)
+    image, _, azimuth = box.render(assets, indices, size, n_view, with_gbuffer=True)
     return assets, image.rgb, image_truth(assets, image.label, azimuth, labels)
 
 

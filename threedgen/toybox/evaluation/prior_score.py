@@ -18,7 +18,7 @@ from threedgen.evaluation import report
 from threedgen.evaluation.metrics.distributions import colour_disagreement, foreground_means
 from threedgen.evaluation.metrics.figures import Estimate, Json, Share, mean_estimate, share
 from threedgen.evaluation.prior import PriorEvaluation
-from threedgen.evaluation.runner import FOV, RELATIVE_DISTANCE, evaluation_task, random_ring, ring_poses
+from threedgen.evaluation.runner import evaluation_task, random_ring, ring_poses
 from threedgen.guidance.matte import Matte
 from threedgen.run.arrays import Array, evenly_spaced
 from threedgen.run.seeding import numpy_generator
@@ -177,10 +177,7 @@ class ToyboxPrior(PriorEvaluation[EvaluatePriorConfig, Judged]):
     def measure(self, item: int) -> Judged:
         case, views, (azimuth, elevation) = self.cases[item], self.samples[item], self.rings[item]
         seed, size = self.config.seed, views.shape[1]
-        truth = [
-            render_orbit(case.truth(seed, k), azimuth, elevation, size, False, FOV, RELATIVE_DISTANCE).rgb
-            for k in (0, 1)
-        ]
+        truth = [render_orbit(case.truth(seed, k), azimuth, elevation, size).rgb for k in (0, 1)]
         return judge_case(self.probe, case, views, azimuth, truth)
 
     def report(self, rows: list[Judged]) -> None:

@@ -124,11 +124,22 @@ class Toybox:
             (N * V,) in radians. The V views of a sample are adjacent.
         """
         assets = [jumble(r, i) if (r := self.rng(i, 3)).random() < jumbles else self.asset(i) for i in indices]
+        image, c2w, azimuth = self.render(assets, indices, size, n_view)
+        return assets, image.rgb, c2w, azimuth
+
+    def render(
+        self, assets: Sequence[Asset], indices: Sequence[int], size: int, n_view: int, with_gbuffer: bool = False
+    ) -> tuple[RenderResult, np.ndarray, np.ndarray]:
+        """Render V = ``n_view`` views of each of the N ``assets`` with the cameras of the samples ``indices`` (N,).
+
+        ``with_gbuffer`` adds depth, normals and labels. Returns the images (N * V, size, size, 3), c2w (N * V, 4, 4)
+        and azimuths (N * V,) in radians, as `batch`.
+        """
         cams = [self.cameras(i, n_view) for i in indices]
         c2w, fov, azimuth = (np.concatenate([c[k] for c in cams]) for k in range(3))
         grey = np.repeat([c[3] for c in cams], n_view)
-        rgb = render(assets, np.repeat(np.arange(len(assets)), n_view), c2w, fov, size, grey).rgb
-        return assets, rgb, c2w, azimuth
+        index = np.repeat(np.arange(len(assets)), n_view)
+        return render(assets, index, c2w, fov, size, grey, with_gbuffer=with_gbuffer), c2w, azimuth
 
 
 def build(

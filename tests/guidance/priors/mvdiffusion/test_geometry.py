@@ -22,9 +22,8 @@ from threedgen.guidance.priors.mvdiffusion.inputs import depth_channels
 CPU = torch.device("cpu")
 
 
-def test_panorama_neighbours_by_kind() -> None:
+def test_panorama_neighbours_are_cyclic() -> None:
     assert [ring(4).neighbours(n) for n in (0, 3)] == [[3, 1], [2, 0]]
-    assert ring(4, neighbours="all").neighbours(2) == [0, 1, 3]
     assert ring(2).neighbours(0) == [1, 1]  # on both sides
 
 
@@ -44,28 +43,17 @@ def test_first_yaw_changes_nothing() -> None:
         torch.testing.assert_close(one.relation, other.relation, rtol=1e-4, atol=1e-4)
 
 
-def test_keys_of_all_views_contain_those_of_ring_and_none_behind() -> None:
-    near, every = ring(8).keys(8, 8, CPU)[0], ring(8, neighbours="all").keys(8, 8, CPU)[0]
-    for place, view in enumerate(near.views.tolist()):
-        n = every.views.tolist().index(view)
-        torch.testing.assert_close(near.places[place], every.places[n])
-        assert (every.mask[n] <= near.mask[place]).all() and every.mask[n].any()
-    assert not every.mask[every.views == 4].any()
-
-
-def test_non_square_images_use_reference_scale_in_ring() -> None:
+def test_non_square_images_use_reference_scale() -> None:
     K, R = panorama.intrinsics(pi / 2, 64, 96), torch.eye(3).expand(2, 3, 3)
-    pixels = token_pixels(8, 12, 8).float()
-    for kind, step in (("all", 8), ("ring", 12)):
-        keys = PanoramaGeometry(K, R, (64, 96), k=1, neighbours=kind).keys(8, 12, CPU)[0]
-        torch.testing.assert_close(keys.places[0, :, 0] + 0.5, pixels / step)
-        torch.testing.assert_close(keys.relation, torch.zeros_like(keys.relation), rtol=0, atol=1e-5)
+    keys = PanoramaGeometry(K, R, (64, 96), k=1).keys(8, 12, CPU)[0]
+    torch.testing.assert_close(keys.places[0, :, 0] + 0.5, token_pixels(8, 12, 8).float() / 12)
+    torch.testing.assert_close(keys.relation, torch.zeros_like(keys.relation), rtol=0, atol=1e-5)
 
 
 def test_points_at_infinity_are_masked_with_finite_relation() -> None:
     K = panorama.intrinsics(pi / 2, 65, 65)  # pixel 32, the middle, is at infinity for a camera at right angles
     R = torch.stack([panorama.rotation(0), panorama.rotation(pi / 2).round()])
-    keys = PanoramaGeometry(K, R, (65, 65), neighbours="all").keys(1, 1, CPU)[0]
+    keys = PanoramaGeometry(K, R, (65, 65)).keys(1, 1, CPU)[0]
     assert not keys.places.isfinite().all() and not keys.mask.any() and keys.relation.isfinite().all()
 
 
