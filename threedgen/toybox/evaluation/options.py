@@ -170,6 +170,10 @@ class EvaluatePriorConfig(SamplingConfig):
     prior: ObjectPrior = Field({}, description="prior to evaluate")
     samples: int = Field(200, ge=1, le=100_000, description="held-out combinations, one object each")
     n_view: int = Field(4, ge=2, le=64, description="views per object")
+    fov: float = Field(40.0, gt=0, lt=180, description="vertical field of view of the true renders, degrees")
+    relative_distance: float = Field(
+        0.95, gt=0, le=100, description="camera distance of the true renders, in units of 1 / tan(fov / 2)"
+    )
     view_use: int = Field(64, ge=0, le=10_000, description="objects that measure the use of the other views; 0: off")
     open_nouns: int = Field(24, ge=0, le=76, description="prompts without colour; as many with an accessory; 0: off")
 

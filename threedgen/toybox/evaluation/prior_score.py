@@ -175,9 +175,12 @@ class ToyboxPrior(PriorEvaluation[EvaluatePriorConfig, Judged]):
         self.samples = self.sample(prompts, c2w, numbers, "evaluation sample", metadata)
 
     def measure(self, item: int) -> Judged:
-        case, views, (azimuth, elevation) = self.cases[item], self.samples[item], self.rings[item]
-        seed, size = self.config.seed, views.shape[1]
-        truth = [render_orbit(case.truth(seed, k), azimuth, elevation, size).rgb for k in (0, 1)]
+        config, case, views, (azimuth, elevation) = self.config, self.cases[item], self.samples[item], self.rings[item]
+        fov, distance = np.deg2rad(config.fov), config.relative_distance
+        truth = [
+            render_orbit(case.truth(config.seed, k), azimuth, elevation, views.shape[1], False, fov, distance).rgb
+            for k in (0, 1)
+        ]
         return judge_case(self.probe, case, views, azimuth, truth)
 
     def report(self, rows: list[Judged]) -> None:
