@@ -323,11 +323,11 @@ def check_matte(name: str) -> None:
 
     It is "rembg" or "grabcut" (OpenCV), whose package must be installed, or a matte network, see `matte`.
     """
-    module = {REMBG: "rembg", GRABCUT: "cv2"}.get(name)
-    if module is None:
+    modules = {REMBG: ("rembg", "onnxruntime"), GRABCUT: ("cv2",)}.get(name, ())
+    if not modules:
         matte(name)
-    else:
-        require(module, f"matte: {name}", f"take matte={MATTE} or an image with a transparent background")
+    for module in modules:
+        require(module, f"matte: {name}", "take an image with a transparent or plain background")
 
 
 def check_image(path: Path, matte: str | None) -> None:
