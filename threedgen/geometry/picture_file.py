@@ -128,7 +128,7 @@ def _to_srgb(image: Image.Image) -> Image.Image:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return "unknown format"
+        return "unknown format, or damaged"
     return getattr(error, "strerror", None) or type(error).__name__
 
 
