@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from threedgen.config.errors import ConfigError, in_a_line
 from threedgen.geometry.picture_file import read_foreground
-from threedgen.geometry.views import resize
+from threedgen.geometry.views import border_pixels, resize
 from threedgen.guidance.options import ReferenceConfig
 from threedgen.guidance.weights import files, loading
 from threedgen.guidance.weights.loading import CONFIG, GRABCUT, REMBG, TENSORS
@@ -24,10 +25,13 @@ from threedgen.run.disk import write_json
 
 BATCH, MAX_SIZE = 16, 1024
 """Number of images that the network processes together, and the largest `size` of its input in pixels."""
-GRABCUT_SIZE, GRABCUT_MARGIN, MIN_PART = 256, 0.1, 0.03
-"""Longer side in pixels of the image that GrabCut segments, the fraction at each side that is background, and the
-smallest part of the object relative to the largest one. Smaller parts and lines of two pixels, such as edges of walls,
-are background."""
+MAX_BORDER = 0.25
+"""Largest fraction of the pixels at the image border that a matte network may take for the object. With more, it has
+not found the background."""
+GRABCUT_SIZE, GRABCUT_MARGIN, GRABCUT_RADIUS, MIN_PART = 256, 0.1, 0.25, 0.03
+"""Longer side in pixels of the image that GrabCut segments, the fraction at each side that is background, the radius of
+the disc in the middle that is probably the object, relative to the image sides, and the smallest part of the object
+relative to the largest one. Smaller parts and lines of two pixels, such as edges of walls, are background."""
 
 
 class Matte(nn.Module):
@@ -105,7 +109,7 @@ def convolution(inner: int, outer: int, stride: int = 1) -> nn.Sequential:
 
 
 def _by_grabcut(rgb: Array) -> Array:
-    # GrabCut (Rother et al. 2004) starts from the colours inside and outside of a rectangle
+    # GrabCut (Rother et al. 2004) starts from the colours inside and outside of a disc in the middle
     import cv2
 
     height, width = rgb.shape[:2]
@@ -113,9 +117,12 @@ def _by_grabcut(rgb: Array) -> Array:
     sides = w, h = max(16, round(width * scale)), max(16, round(height * scale))
     small = cv2.resize(np.round(rgb * 255).astype(np.uint8), sides, interpolation=cv2.INTER_AREA)
     x, y = round(w * GRABCUT_MARGIN), round(h * GRABCUT_MARGIN)
-    mask, models = np.zeros((h, w), np.uint8), np.zeros((2, 65))
+    mask, models = np.full((h, w), cv2.GC_BGD, np.uint8), np.zeros((2, 65))
+    mask[y : h - y, x : w - x] = cv2.GC_PR_BGD
+    down, right = np.mgrid[:h, :w]
+    mask[np.hypot((down + 0.5) / h - 0.5, (right + 0.5) / w - 0.5) < GRABCUT_RADIUS] = cv2.GC_PR_FGD
     cv2.setRNGSeed(0)
-    cv2.grabCut(small, mask, (x, y, w - 2 * x, h - 2 * y), models[:1], models[1:], 5, cv2.GC_INIT_WITH_RECT)
+    cv2.grabCut(small, mask, None, models[:1], models[1:], 5, cv2.GC_INIT_WITH_MASK)
     solid = cv2.morphologyEx(mask & 1, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))  # odd values are foreground
     _, label, statistics, _ = cv2.connectedComponentsWithStats(solid)
     area = statistics[:, cv2.CC_STAT_AREA] * (np.arange(len(statistics)) > 0)  # 0: background
@@ -135,7 +142,8 @@ def remover(name: str | None) -> Callable[[Array], Array] | None:
     """Load a function that removes backgrounds: it maps an image (H, W, 3) in [0, 1] to the object's opacity (H, W).
 
     `name` is "rembg" (the package of that name), "grabcut" (OpenCV), or the weights of a `Matte`. If it is None, the
-    result is None. Raises ConfigError if a package is not installed, or weights are missing or damaged.
+    result is None. Raises ConfigError if a package is not installed, or weights are missing or damaged. The function
+    raises ConfigError if rembg cannot load its network, or if a `Matte` finds no background, as in front of a room.
     """
     if name is None:
         return None
@@ -144,11 +152,25 @@ def remover(name: str | None) -> Callable[[Array], Array] | None:
         from rembg import remove
 
         def by_rembg(rgb: Array) -> Array:
-            mask = remove(np.round(rgb * 255).astype(np.uint8), only_mask=True)
+            try:
+                mask = remove(np.round(rgb * 255).astype(np.uint8), only_mask=True)
+            except Exception as error:  # of the download or of the network's file
+                problem = f"rembg cannot load its network ({in_a_line(error)[:120]}). Take matte={GRABCUT}"
+                raise ConfigError(problem, "matte") from error
             return np.asarray(mask, np.float32) / 255
 
         return by_rembg
     if name == GRABCUT:
         return _by_grabcut
     net = Matte.load(name)
-    return lambda rgb: net.opacity(torch.from_numpy(np.asarray(rgb, np.float32))[None])[0].numpy()
+
+    def by_network(rgb: Array) -> Array:
+        opacity = net.opacity(torch.from_numpy(np.asarray(rgb, np.float32))[None])
+        if (border_pixels(opacity[..., None]) > 0.5).float().mean() > MAX_BORDER:
+            others = f"Take matte={REMBG} or matte={GRABCUT}, or a photo with a plain background"
+            raise ConfigError(
+                f"{name} finds objects on plain backgrounds, and finds no background here. {others}", "matte"
+            )
+        return opacity[0].numpy()
+
+    return by_network

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
@@ -10,7 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, model_
 from threedgen.config import Config, ConfigError
 from threedgen.config.errors import key_prefix, replaced_key
 from threedgen.config.optional import require
-from threedgen.guidance.weights import loading, plugins
+from threedgen.guidance.weights import loading, plugins, tokens
 from threedgen.guidance.weights.hub import is_hub_id
 from threedgen.guidance.weights.loading import COARSE, IMAGE_ENCODER, PARTS, Identity
 from threedgen.guidance.weights.tokens import Vocabulary, read_vocabulary
@@ -31,6 +32,8 @@ Arrangement = Literal["parallel", "serial"]
 adds the output of the self-attention and of the preceding branches to that input."""
 Control = Literal["rays", "geometry"]
 """Input of an adapter's condition guider, per pixel: camera "rays", or positions and normals of a mesh ("geometry")."""
+MAX_TOKENS = 77
+"""Largest number of tokens of a prompt that CLIP, and T5 in DeepFloyd IF, take, with the start and end token."""
 MIN_OVERLAP = 0.3
 """Fraction of common pixels above which two views of MVDiffusion with known depth attend to each other."""
 
@@ -114,6 +117,20 @@ class PriorConfig(Config):
         """
         path = loading.local(self.weights)
         return None if path is None or self.tokenizer is not None else read_vocabulary(path, self.subjects())
+
+    def tokens_cut(self, prompt: str) -> str:
+        """Return the end of a prompt that exceeds the token limit; "" also if the tokenizer is not on this machine."""
+        with suppress(ConfigError):  # `check` reports missing files
+            path = loading.local(self.weights) or loading.cached(*loading.hub_name(self.weights))
+            folder = path.parent if path is not None and path.name == "model_index.json" else path
+            if folder is not None and folder.is_dir() and self.tokenizer is None:
+                tokenizer = tokens.read_tokenizer(folder)
+            elif self.tokenizer is not None or loading.cached(loading.CLIP_REPOSITORY, loading.CLIP_FILES[0]):
+                tokenizer = tokens.clip_tokenizer(self.tokenizer, open_clip=False)
+            else:
+                return ""
+            return tokens.tokens_cut(tokenizer, prompt, min(tokenizer.model_max_length, MAX_TOKENS))
+        return ""
 
     def subjects(self) -> list[str]:
         """Return the words that DreamBooth or textual inversions add to the vocabulary, such as "[v]".

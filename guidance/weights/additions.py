@@ -46,6 +46,7 @@ OTHER_KINDS = {
     "lora_mid": "CP LoCon",
     r"\.diff$": "LyCORIS full",
     "oft_": "OFT",
+    r"\.on_input$": "IA3",
 }
 """Kinds of weight changes that are not supported, by a regular expression that matches in their tensor names."""
 PEFT_STEM, PEFT_CONFIG = "adapter_model", "adapter_config.json"
@@ -71,12 +72,14 @@ def fuse_lora(prior: LatentDiffusion, lora: LoraFile) -> None:
     """
     path = loading.weight_file(lora.file)
     content, metadata = files.read_tensors(path), files.read_header(path)[1]
-    content = {name: t.half() if t.is_floating_point() and t.itemsize == 1 else t for name, t in content.items()}
-    tensors = {name: t for name, t in content.items() if "lora" in name or name.endswith(".alpha")} or content
-    files.warn_unused([name for name in content if name not in tensors], "of a LoRA")
+    content = {name: t.float() if t.is_floating_point() else t for name, t in content.items()}
+    tensors = {name: t for name, t in content.items() if "lora" in name or name.endswith(".alpha")}
     for part, kind in OTHER_KINDS.items():
         if any(re.search(part, name) for name in content):
             raise ConfigError(f"{path} is a {kind} file, which is not supported; take a LoRA")
+    if not tensors:
+        raise ConfigError(f"{path} is no LoRA: no tensor has lora in its name (first {next(iter(content))!r})")
+    files.warn_unused([name for name in content if name not in tensors], "of a LoRA")
     require_finite(tensors, str(path))
     pipe = networks_of(prior)
     try:

@@ -49,8 +49,8 @@ NOVEL_VIEW_CLASSES = ("XUNet", "LatentPairs")
 NOVEL_VIEW_TENSORS, NOVEL_VIEW_PRIOR = "model.safetensors", "prior"
 CONFIG, TENSORS = "config.json", "diffusion_pytorch_model.safetensors"
 SUBJECT_FORMAT = "threedgen personalisation 1"
-LORA_NAMES = ("pytorch_lora_weights", "adapter_model")
-"""File names of a LoRA in a folder of diffusers or peft, without suffix."""
+ADDITIONS = ("pytorch_lora_weights", "adapter_model", "learned_embeds")
+"""File names, without suffix, of a LoRA or textual inversion in a folder of diffusers or peft."""
 FIRST_KEYS = ("clip_l", "text_encoders_0")
 """Tensor names, in textual inversions of SDXL, of the vectors for the first text encoder."""
 UNNAMED = ("emb_params", *FIRST_KEYS)  # names of tensors in textual inversions that are not the word itself
@@ -146,13 +146,13 @@ def hub_place(name: str) -> tuple[str, str] | None:
 def weight_file(name: str) -> Path:
     """Return the path of a file of additional weights, such as a LoRA. Raises ConfigError if it is missing.
 
-    `name` is a file, a folder with a LoRA of diffusers or peft, or "owner/name/FILE" on the hub, which is downloaded.
+    `name` is a file, a folder that diffusers or peft wrote, or "owner/name/FILE" on the hub, which is downloaded.
     """
     with replaced_key("file"):
         path = existing(name) if (place := hub_place(name)) is None else hub_file(*place)
     if path is None:
         raise ConfigError(f"there is no file {short(name)}; give a path, or owner/name/FILE of the hub", "file")
-    names = [f"{stem}{suffix}" for stem in LORA_NAMES for suffix in WEIGHT_SUFFIXES] if path.is_dir() else []
+    names = [f"{stem}{suffix}" for stem in ADDITIONS for suffix in WEIGHT_SUFFIXES] if path.is_dir() else []
     path = next((path / name for name in names if (path / name).is_file()), path)
     sniff(path)
     return path
@@ -323,11 +323,11 @@ def check_matte(name: str) -> None:
 
     It is "rembg" or "grabcut" (OpenCV), whose package must be installed, or a matte network, see `matte`.
     """
-    module = {REMBG: "rembg", GRABCUT: "cv2"}.get(name)
-    if module is None:
+    modules = {REMBG: ("rembg", "onnxruntime"), GRABCUT: ("cv2",)}.get(name, ())
+    if not modules:
         matte(name)
-    else:
-        require(module, f"matte: {name}", f"take matte={MATTE} or an image with a transparent background")
+    for module in modules:
+        require(module, f"matte: {name}", "take an image with a transparent or plain background")
 
 
 def check_image(path: Path, matte: str | None) -> None:

@@ -120,6 +120,7 @@ def test_colmap_text_and_folders_of_photos(tmp_path: Path, keypoints: str | None
             tree.update({name: frame.pop(name)}) for frame in tree["frames"] for name in ("fl_x", "fl_y", "cx", "cy")
         ],
         lambda tree: [frame.update(transform_matrix=frame["transform_matrix"][:3]) for frame in tree["frames"]],
+        lambda tree: [frame.update(transform_matrix=sum(frame["transform_matrix"], [])) for frame in tree["frames"]],
         lambda tree: tree["frames"].append({"file_path": "images/lost.png", "transform_matrix": np.eye(4).tolist()}),
     ],
     ids=[
@@ -136,6 +137,7 @@ def test_colmap_text_and_folders_of_photos(tmp_path: Path, keypoints: str | None
         "case",
         "file",
         "rows",
+        "flat",
         "lost",
     ],
 )
@@ -250,12 +252,13 @@ def test_distorted_photos_are_undistorted(tmp_path: Path, distortion: tuple[floa
         (lambda tree: tree.update(w=0), ["transforms.json", "000.png"]),
         (lambda tree: tree.update(frames=[]), ["transforms.json"]),
         (lambda tree: tree.pop("frames"), ["transforms.json", "frames"]),
+        (lambda tree: tree.update(frames={"0": tree["frames"][0]}), ["transforms.json", "list of frames"]),
         (lambda tree: [frame.pop("fl_x") and frame.pop("fl_y") for frame in tree["frames"]], ["000.png", "fl_x"]),
         (lambda tree: tree["frames"][1].update(transform_matrix=[[1, 2], [3]]), ["transforms.json", "frames.1"]),
         (lambda tree: tree["frames"][2]["transform_matrix"][0].__setitem__(0, 7.0), ["transforms.json", "2"]),
         (lambda tree: [frame.update(file_path="no") for frame in tree["frames"]], ["transforms.json", "no"]),
     ],
-    ids=["model", "fisheye", "size", "zero", "empty", "none", "focal", "matrix", "shear", "missing"],
+    ids=["model", "fisheye", "size", "zero", "empty", "none", "dict", "focal", "matrix", "shear", "missing"],
 )
 def test_unusable_transforms_are_refused(tmp_path: Path, edit: Any, values: list[str]) -> None:
     edit_transforms(write_transforms(tmp_path, photographs(4)), edit)
@@ -294,6 +297,19 @@ def test_exif_rotation_is_ignored(tmp_path: Path) -> None:
         exif[274] = 6  # rotate by 90 degrees clockwise
         image.save(path, exif=exif)
     assert (open_photos(tmp_path, 64).views([2]).images[0] - views.images[2]).abs().max() < 0.01
+
+
+def test_photos_that_the_camera_file_describes_upright_are_rotated(tmp_path: Path) -> None:
+    views = wide_views()
+    write_transforms(tmp_path, views)
+    for path in (tmp_path / "images").iterdir():
+        with Image.open(path) as image:
+            exif = image.getexif()
+            exif[274] = 6
+            image.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
+    photos = open_photos(tmp_path, 64)
+    photos.verify()
+    assert (photos.views().images - views.images).abs().max() < 0.01
 
 
 def test_common_scale_of_the_axes_is_removed(tmp_path: Path) -> None:

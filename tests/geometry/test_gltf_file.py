@@ -158,6 +158,21 @@ def test_skins_and_nodes(tmp_path: Path, seed: int) -> None:
     np.testing.assert_allclose(found, expected, atol=2e-4)
 
 
+def test_joints_outside_of_the_scene_and_hidden_nodes(tmp_path: Path) -> None:
+    glb, hidden = Glb(), {"extensions": {"KHR_node_visibility": {"visible": False}}}
+    weights = np.tile(np.array([1, 0, 0, 0], np.float32), (4, 1))
+    attributes = {"JOINTS_0": glb.accessor(np.zeros((4, 4), np.uint8)), "WEIGHTS_0": glb.accessor(weights)}
+    glb.square(glb.material(glb.texture()), {"skin": 0}, **attributes)
+    glb.square(glb.material(), {"translation": [0, 0, 1]})
+    glb.gltf.nodes += [gl.Node(**hidden, children=[1]), gl.Node(translation=[0, 0, 5])]
+    glb.gltf.skins, glb.gltf.scenes[0].nodes = [gl.Skin(joints=[3])], [0, 2]
+    path = glb.write(tmp_path / "a.glb")
+    assert_colours(path, texel(uv_of()))
+    np.testing.assert_array_equal(read_mesh_file(path).submeshes[0].vertices, SQUARE + [0, 0, 5])
+    glb.gltf.nodes[2].extensions["KHR_node_visibility"]["visible"] = True
+    assert len(read_mesh_file(glb.write(path)).submeshes) == 2
+
+
 @TEN
 def test_morph_targets(tmp_path: Path, seed: int) -> None:
     """Targets are stored whole, sparsely, or as zeros without a buffer view."""
@@ -190,8 +205,9 @@ def test_morph_targets_can_have_more_values_than_the_file_has_bytes(tmp_path: Pa
 
 def test_data_uris_and_textures_without_coordinates(tmp_path: Path) -> None:
     glb = Glb()
-    uri = "data:image/png;base64," + base64.b64encode(png(TEXTURE)).decode()
-    primitive = glb.square(glb.material(glb.texture(uri=uri)))
+    uri = "data:image/png;base64," + base64.b64encode(png(TEXTURE) + b"\0").decode()
+    assert uri.endswith("=")
+    primitive = glb.square(glb.material(glb.texture(uri=uri.rstrip("="))))
     glb.gltf.meshes[0].primitives.append(gl.Primitive(attributes=gl.Attributes(), mode=0))  # nothing to render
     assert_colours(glb.write(tmp_path / "a.gltf"), texel(uv_of()))
     primitive.attributes.TEXCOORD_0 = None

@@ -150,6 +150,27 @@ def test_ply_colours(tmp_path: Path, form: str, kind: str, name: str) -> None:
     assert (seen(read_mesh(tmp_path / "a.PLY")) == [255, 51, 0, 255]).all()
 
 
+@pytest.mark.parametrize(
+    ("kind", "text"), [("int", "255 51 0"), ("ushort", "255 51 0"), ("float", "255 51 0"), ("double", "1.0001 .2 0")]
+)
+@pytest.mark.parametrize("names", ["red green blue", "r g b"])
+def test_ply_colours_in_other_ranges(tmp_path: Path, kind: str, text: str, names: str) -> None:
+    head = "ply\nformat ascii 1.0\nelement vertex 4\n" + "".join(f"property float {axis}\n" for axis in "xyz")
+    head += "".join(f"property {kind} {name}\n" for name in names.split())
+    head += "element face 1\nproperty list uchar int vertex_indices\nend_header\n"
+    rows = "".join(f"{x} {y} {z} {text}\n" for x, y, z in SQUARE.tolist())
+    (tmp_path / "a.ply").write_text(f"{head}{rows}4 0 1 2 3\n")
+    assert (seen(read_mesh(tmp_path / "a.ply")) == [255, 51, 0, 255]).all()
+
+
+@pytest.mark.parametrize("text", ["COFF\n{}", "coff {}"])
+@pytest.mark.parametrize("colour", ["255 0 0", "1 0 0", "1.0 0.0 0.0 1.0"])
+def test_off_headers_and_ranges_of_colours(tmp_path: Path, text: str, colour: str) -> None:
+    rows = "".join(f"{x} {y} {z} {colour}\n" for x, y, z in SQUARE.tolist())
+    (tmp_path / "a.off").write_text(text.format(f"4 1 0\n{rows}4 0 1 2 3\n"))
+    assert (seen(read_mesh(tmp_path / "a.off")) == [255, 0, 0, 255]).all()
+
+
 @TEN
 @pytest.mark.parametrize("attribute", ["POSITION", "TEXCOORD_0"])
 def test_values_that_are_not_finite_are_repaired(tmp_path: Path, attribute: str, seed: int) -> None:

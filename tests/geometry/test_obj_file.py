@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.support.errors import refused
 from tests.support.mesh_files import SPOTS, TEXTURE, assert_colours, seen, texel, uv_of, write_obj
 from threedgen.data.coloured_mesh import read_mesh
 from threedgen.geometry.mesh_file import read_mesh_file
@@ -23,6 +24,9 @@ from threedgen.geometry.mesh_file import read_mesh_file
         ("map_Kd -imfchan l -t 0 0 0 name with space.png", 1, 0, False),
         ("\tmap_kd   -S 1e0 1. .1e1   name with space.png  ", 1, 0, False),
         ("map_Ka name with space.png", 1, 0, False),
+        ("map_Kd -colorspace sRGB -s 2 2 name with space.png", 2, 0, False),
+        ("map_Kd name%20with%20space.png", 1, 0, False),
+        ("map_Kd\nmap_Ka name with space.png\nmap_d ", 1, 0, False),
         ("map_Kd Name With Space.PNG\nmap_Ka other.png", 1, 0, False),
     ],
 )
@@ -129,6 +133,23 @@ def test_weights_comments_and_missing_materials(tmp_path: Path, encoding: str) -
     assert read_mesh(tmp_path / "b.obj").parts[0].values[0].tolist() == [[0, 1, 0]] * 3
     (tmp_path / "c.mtl").write_text("newmtl other\n", encoding)
     assert "m # 1" in read_mesh(tmp_path / "b.obj").notes[0]
+
+
+@pytest.mark.parametrize("colour", ["1 1 0.2 0", "1.0 255 51 0", "0.5 1.00001 0.2 -1e-9", "1 0.2 0", "255 51 0"])
+def test_colours_after_a_weight_and_inexact_colours(tmp_path: Path, colour: str) -> None:
+    text = "".join(f"v {x} {y} 0 {colour}\n" for x, y in ((-1, -1), (1, -1), (1, 1), (-1, 1)))
+    (tmp_path / "a.obj").write_text(f"{text}usemtl m\nf 1 2 3 4\n")
+    mesh = read_mesh(tmp_path / "a.obj")
+    assert (seen(mesh) == [255, 51, 0, 255]).all() and not mesh.notes
+
+
+def test_missing_vertices_and_library_are_named(tmp_path: Path) -> None:
+    (tmp_path / "a.obj").write_text("v 0 0 0\nv 1 0 0\nv 0 1 0\nusemtl m\nf 1 2 3\n")
+    assert "mtllib" in read_mesh(tmp_path / "a.obj").notes[0]
+    for face in ("f 1 2 4", "f 1 2 0", "f 1 2 -4"):
+        (tmp_path / "a.obj").write_text(f"v 0 0 0\nv 1 0 0\nv 0 1 0\n{face}\n")
+        with refused(None, tmp_path / "a.obj", "vertex", "3 vertices"):
+            read_mesh(tmp_path / "a.obj")
 
 
 @pytest.mark.parametrize("rest", ["", "\n# not of ZBrush", "\n#MRGB ff0000zz"])

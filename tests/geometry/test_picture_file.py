@@ -193,5 +193,20 @@ def test_load_image_ignores_profiles_that_do_not_fit(tmp_path: Path, mode: str, 
 
 def test_load_image_refuses_floating_point_pixels(tmp_path: Path) -> None:
     Image.fromarray(np.ones((4, 4), np.float32)).save(tmp_path / "a.tif")
-    with refused("photos", tmp_path / "a.tif", "floating-point"):
+    with refused("photos", tmp_path / "a.tif", "32-bit"):
         load_image(tmp_path / "a.tif", key="photos")
+    for top, fits in ((65535, True), (65536, False)):
+        Image.fromarray(np.full((4, 4), top, np.int32)).save(tmp_path / "a.tif")
+        if fits:
+            assert np.asarray(load_image(tmp_path / "a.tif")).min() == 255
+        else:
+            with refused(None, tmp_path / "a.tif", "32-bit"):
+                load_image(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("name", ["a.dng", "b.CR2", "c.nef"])
+def test_load_image_refuses_raw_photos(tmp_path: Path, name: str) -> None:
+    """PIL would read the small preview in them."""
+    Image.new("RGB", (16, 12)).save(tmp_path / name, "TIFF")
+    with refused("image", tmp_path / name, "raw"):
+        load_image(tmp_path / name, key="image")

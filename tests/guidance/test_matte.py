@@ -15,7 +15,10 @@ from tests.support.errors import refused
 from threedgen.config.optional import installed
 from threedgen.geometry.picture_file import read_foreground
 from threedgen.geometry.poses import orbit_array
+from threedgen.geometry.views import resize
 from threedgen.guidance.matte import Matte, remover
+from threedgen.toybox.data.room_scenes import room_walks
+from threedgen.toybox.options import RoomPathsConfig
 from threedgen.toybox.world.grammar import Spec
 from threedgen.toybox.world.raycast import render
 from threedgen.toybox.world.toybox import Toybox, build
@@ -92,6 +95,41 @@ def test_embedded_matte_finds_grey_objects_on_equal_grey() -> None:
     assert found[same_colour].float().mean() > 0.8
 
 
+def fake_rembg(monkeypatch: pytest.MonkeyPatch) -> Any:
+    for name in ("rembg", "onnxruntime"):
+        module: Any = ModuleType(name)
+        module.__spec__ = ModuleSpec(name, None)
+        monkeypatch.setitem(sys.modules, name, module)
+    return sys.modules["rembg"]
+
+
+def test_grabcut_finds_objects_in_rooms_where_the_network_is_refused() -> None:
+    pytest.importorskip("cv2")
+    box, found = Toybox(81, "held-out"), []
+    c2w = orbit_array(np.full(4, 0.15), np.arange(4.0), 1.2 / np.tan(np.deg2rad(20)))
+    scene = ([box.asset(k) for k in range(4)], np.arange(4), c2w, np.full(4, np.deg2rad(40.0)), 128)
+    black, white = (render(*scene, background).rgb for background in (0.0, 1.0))
+    walks = room_walks(RoomPathsConfig(count=4), 5, "test", 6)
+    for number in range(4):
+        room = resize(walks[number].views([2]).views.images, 128, 128)[0].numpy()
+        solid = 1 - (white - black)[number].mean(-1)
+        photo = (black[number] + (1 - solid[..., None]) * room).astype(np.float32)
+        with refused("matte", "toybox-matte", "rembg", "grabcut"):
+            remover("toybox-matte")(photo)
+        inside, solid = remover("grabcut")(photo) > 0.5, solid > 0.5
+        found.append((inside & solid).sum() / (inside | solid).sum())
+    assert np.mean(found) > 0.7 and np.max(found) > 0.9
+
+
+def test_failures_of_rembg_are_config_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(image: Any, only_mask: bool) -> Any:
+        raise ConnectionError("no network\nat all")
+
+    fake_rembg(monkeypatch).remove = fail
+    with refused("matte", "rembg", "no network", "grabcut"):
+        remover("rembg")(np.zeros((8, 8, 3), np.float32))
+
+
 @pytest.mark.parametrize("name", ["toybox-matte", "grabcut", "rembg"])
 def test_remover_cuts_out_opaque_photos(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     images, truth = render_on_grey([Toybox(77, "held-out").asset(1)], 1, 0.45)
@@ -107,10 +145,9 @@ def test_remover_cuts_out_opaque_photos(tmp_path: Path, name: str, monkeypatch: 
     Image.fromarray(pixels).save(tmp_path / "a.png")
     with refused("image", tmp_path / "a.png"):
         read_foreground(str(tmp_path / "a.png"))
-    module: Any = ModuleType("rembg")
-    module.__spec__ = ModuleSpec("rembg", None)
-    module.remove = lambda image, only_mask: Image.fromarray(np.round(255 * truth[0].numpy()).astype(np.uint8))
-    monkeypatch.setitem(sys.modules, "rembg", module)
+    fake_rembg(monkeypatch).remove = lambda image, only_mask: Image.fromarray(
+        np.round(255 * truth[0].numpy()).astype(np.uint8)
+    )
     found = read_foreground(str(tmp_path / "a.png"), remover(name))
     inside, solid = found[..., 3] > 0.5, truth[0].numpy() > 0.5
     assert (inside & solid).sum() / (inside | solid).sum() > 0.9
@@ -124,6 +161,6 @@ def test_unknown_remover_is_refused() -> None:
     assert remover(None) is None
     with refused("matte", "toybox-mate", "toybox-matte", "rembg"):
         remover("toybox-mate")
-    if not installed("rembg"):
+    if not (installed("rembg") and installed("onnxruntime")):
         with refused("matte", "rembg", "pip install"):
             remover("rembg")

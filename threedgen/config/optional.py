@@ -12,6 +12,7 @@ EXTRAS = {
     "sentencepiece": ("sentencepiece", install("deepfloyd")),
     "cv2": ("opencv-python-headless", install("matte")),
     "rembg": ("rembg", install("matte")),
+    "onnxruntime": ("onnxruntime", install("matte")),
     "torch_fidelity": ("torch-fidelity", "pip install torch-fidelity"),
     "viser": ("viser", install("viser")),
     "tensorboard": ("tensorboard", install("tensorboard")),

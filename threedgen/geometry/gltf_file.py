@@ -36,7 +36,7 @@ REFUSED = {
 }
 """Extensions that cannot be read. The text is their common name and advice to the user."""
 HARMLESS = re.compile(
-    r"KHR_(materials_.*|mesh_quantization|texture_transform|lights_punctual|animation_pointer|xmp.*)"
+    r"KHR_(materials_.*|mesh_quantization|texture_transform|lights_punctual|animation_pointer|node_visibility|xmp.*)"
     r"|EXT_(texture_webp|texture_avif|mesh_gpu_instancing|lights_.*)|MSFT_texture_dds|FB_ngon_encoding"
 )
 """Extensions that are read, or that change neither shape nor base colour."""
@@ -94,7 +94,7 @@ class GltfFile:
                     f"it requires {short(name, 60)}, which is not read. Shape or colours may differ"
                 )
         nodes, groups = self.tree.get("nodes", []), dict[tuple[int, int | None, str], list[int]]()
-        for index in self.transforms:
+        for index in self.visible_nodes():
             node = nodes[index]
             if refused := [name for name in node.get("extensions", {}) if name in REFUSED]:
                 raise _refusal(refused[0])
@@ -224,16 +224,13 @@ class GltfFile:
 
     @cached_property
     def transforms(self) -> dict[int, Array]:
-        """Node-to-scene transforms (4, 4) of all nodes in the scene, by node index."""
-        nodes, scenes = self.tree.get("nodes", []), self.tree.get("scenes", [])
-        children = {child for node in nodes for child in node.get("children", [])}
-        roots = [index for index in range(len(nodes)) if index not in children]
-        roots = scenes[self.tree.get("scene", 0)].get("nodes", []) if scenes else roots
+        """Node-to-scene transforms (4, 4), by node index. Joints of a skin can be nodes outside of the scene."""
+        nodes = self.tree.get("nodes", [])
         texts = {key: [node.get(key.lower(), default) for node in nodes] for key, default in IDENTITY.items()}
         local = _local({key: np.array(text, float).reshape(-1, len(IDENTITY[key])) for key, text in texts.items()})
         found = dict[int, Array]()
         scene = np.eye(4)
-        stack: list[tuple[int, Array]] = [(root, scene) for root in roots]
+        stack: list[tuple[int, Array]] = [(root, scene) for root in (*self.roots(), *self.scene_roots())]
         while stack:
             index, parent = stack.pop()
             if index not in found:
@@ -241,6 +238,29 @@ class GltfFile:
                 found[index] = parent @ (local[index] if matrix is None else np.array(matrix, float).reshape(4, 4).T)
                 stack += [(child, found[index]) for child in nodes[index].get("children", [])]
         return found
+
+    def roots(self) -> list[int]:
+        """Return the indices of all nodes without a parent."""
+        nodes = self.tree.get("nodes", [])
+        children = {child for node in nodes for child in node.get("children", [])}
+        return [index for index in range(len(nodes)) if index not in children]
+
+    def scene_roots(self) -> list[int]:
+        """Return the indices of the top nodes of the default scene."""
+        scenes = self.tree.get("scenes", [])
+        found: list[int] = scenes[self.tree.get("scene", 0)].get("nodes", []) if scenes else self.roots()
+        return found
+
+    def visible_nodes(self) -> list[int]:
+        """Return the indices of the nodes in the default scene, without hidden ones (KHR_node_visibility)."""
+        nodes, found, stack = self.tree.get("nodes", []), dict[int, None](), self.scene_roots()[:]
+        while stack:
+            index = stack.pop()
+            shown = nodes[index].get("extensions", {}).get("KHR_node_visibility", {}).get("visible", True)
+            if shown and index not in found:
+                found[index] = None
+                stack += nodes[index].get("children", [])
+        return list(found)
 
     def instances(self, index: int) -> Array:
         """Return the node-to-scene transforms (N, 4, 4) of the N copies of the mesh of node `index`. Usually N is 1.
@@ -367,7 +387,7 @@ def _refusal(extension: str) -> ConfigError:
 
 def _data_uri(uri: str) -> bytes:
     header, _, body = uri.partition(",")
-    return base64.b64decode(unquote(body)) if header.endswith("base64") else unquote_to_bytes(body)
+    return base64.b64decode(unquote(body) + "==") if header.endswith("base64") else unquote_to_bytes(body)
 
 
 def _local(parts: dict[str, Array]) -> Array:

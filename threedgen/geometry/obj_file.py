@@ -11,14 +11,14 @@ import numpy as np
 from threedgen.config.errors import ConfigError, short
 from threedgen.geometry.polygons import triangulate
 from threedgen.geometry.side_files import MAX_MTL_BYTES, SideFiles, decode, encoding
-from threedgen.geometry.submesh import Submesh, Wrap, check_count
+from threedgen.geometry.submesh import Submesh, Wrap, check_count, in_unit_range
 from threedgen.geometry.texture import Texture
 from threedgen.run.arrays import Array
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?(?=\s)"
 _OPTION = re.compile(
     rf"\s*-(?:(?P<name>[sot])(?P<numbers>(?:\s+{_NUMBER}){{1,3}})|mm(?:\s+{_NUMBER}){{2}}"
-    r"|(?:(?P<clamp>clamp\s+on)|(?:blendu|blendv|cc|clamp|texres|bm|boost|imfchan|type)\s+\S+)(?=\s))",
+    r"|(?:(?P<clamp>clamp\s+on)|(?:blendu|blendv|cc|clamp|colorspace|texres|bm|boost|imfchan|type)\s+\S+)(?=\s))",
     re.IGNORECASE,
 )
 """Pattern of one option before the file name of a texture in an MTL file."""
@@ -130,15 +130,20 @@ def read_obj(data: bytes, files: SideFiles, colours: bool) -> Iterator[Submesh]:
     from trimesh.visual.texture import unmerge_faces
 
     obj = ObjText(data)
-    vertices, uv, normals = obj.table("v", 6), obj.table("vt", 2, 0.0), obj.table("vn", 3)
+    vertices, uv, normals = obj.table("v", 7), obj.table("vt", 2, 0.0), obj.table("vn", 3)
+    weighted = np.isfinite(vertices[:, 6]).any()  # x y z w r g b
+    vertices = vertices[:, [0, 1, 2, 4, 5, 6]] if weighted else vertices[:, :6]
     if obj.polypaint and np.isnan(vertices[:, 3:]).all():
         paint = np.frombuffer(bytes.fromhex("".join(obj.polypaint)), np.uint8).reshape(-1, 4)[: len(vertices), 1:]
         vertices[: len(paint), 3:] = paint / 255
     materials = _read_materials(obj.libraries, files) if colours else {}
-    scale = 255 if np.nanmax(vertices[:, 3:], initial=0) > 1 else 1
     has_colours = bool(np.isfinite(vertices[:, 3:]).all(1).any())  # a single number after the position is a weight
-    vertex_colours = np.nan_to_num(vertices[:, 3:] / scale, nan=1).clip(0, 1)
+    if colours and not has_colours and not obj.libraries and any(name for name, *_ in obj.faces):
+        files.failures.append("it has materials, but names no MTL file (mtllib), so they have no colours")
+    vertex_colours = np.nan_to_num(in_unit_range(vertices[:, 3:]), nan=1).clip(0, 1)
     for (name, vt, vn), corners in reversed(obj.triangles(vertices[:, :3]).items()):
+        if not 0 <= corners[..., 0].min() <= corners[..., 0].max() < len(vertices):
+            raise ConfigError(f"a face has a vertex that does not exist; there are {len(vertices):,} vertices")
         if corners.min() < 0:
             raise ValueError("index 0")
         others = list[Array]()
@@ -186,7 +191,7 @@ def _set(material: Material, key: str, text: str) -> None:
     # unknown and damaged lines are ignored
     try:
         if key in ("map_kd", "map_ka", "map_ke", "map_d"):
-            material.maps[key] = text
+            material.maps |= {key: text} if text else {}
         elif key in ("kd", "ke"):
             values = tuple(float(part) for part in text.split()[:3])
             colour = values if len(values) == 3 else (values[0],) * 3

@@ -8,10 +8,10 @@ import numpy as np
 from threedgen.config.errors import ConfigError
 from threedgen.geometry.polygons import polygon_mesh
 from threedgen.geometry.side_files import decode
-from threedgen.geometry.submesh import Submesh, check_count
+from threedgen.geometry.submesh import Submesh, check_count, in_unit_range
 from threedgen.run.arrays import Array
 
-_HEADER = re.compile(r"\s*((?:ST|C|N)*)OFF(?![a-zA-Z])( +BINARY)?")
+_HEADER = re.compile(r"\s*((?:ST|C|N)*)OFF(?![a-zA-Z])( +BINARY)?", re.IGNORECASE)
 
 
 def read_off(data: bytes, colours: bool) -> Submesh:
@@ -30,7 +30,7 @@ def read_off(data: bytes, colours: bool) -> Submesh:
     points, lists = rows[1 : 1 + vertices], rows[1 + vertices : 1 + vertices + faces]
     if len(lists) < faces:
         raise ConfigError(f"it has only {len(points)} of {vertices} vertices and {len(lists)} of {faces} faces")
-    letters = header[1]  # Geomview writes CN and the normal first; MeshLab writes NC and the colour first
+    letters = header[1].upper()  # Geomview writes CN and the normal first; MeshLab writes NC and the colour first
     skipped = 3 if "NC" in letters or "N" not in letters else 6
     lengths = [int(row[0]) for row in lists]
     corners = " ".join(part for row, n in zip(lists, lengths, strict=True) for part in row[1 : 1 + n])
@@ -49,8 +49,9 @@ def read_off(data: bytes, colours: bool) -> Submesh:
 
 def _colours(texts: list[list[str]]) -> Array | None:
     # sRGB colours (N, 3) in [0, 1]; white where there is none. None if no text has three numbers
-    whole = all(part.isdecimal() for row in texts for part in row)
-    if not any(len(row) == 3 for row in texts):
+    known = np.array([len(row) == 3 for row in texts], bool)
+    if not known.any():
         return None
-    one = 255 if whole else 1
-    return np.array([row if len(row) == 3 else [one] * 3 for row in texts], np.float64).clip(0, one) / one
+    found = np.ones((len(texts), 3))
+    found[known] = in_unit_range(np.array([row for row in texts if len(row) == 3], np.float64)).clip(0, 1)
+    return found

@@ -17,7 +17,10 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF", "HEIF", "
 """Allowed PIL formats. Some other formats, such as EPS, start external programs."""
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".heic", ".heif")
 """File name endings of user images."""
+RAW_SUFFIXES = (".dng", ".cr2", ".cr3", ".nef", ".arw", ".rw2", ".orf", ".raf")
+"""File name endings of raw photos. Some are TIFF files, from which PIL would read a small preview."""
 MAX_PIXELS = 64_000_000  # limit against decompression bombs
+MAX_16_BITS = 65535
 WORKING_SIZE = 1024  # maximum longer side in pixels of the images in which `read_foreground` works
 COLOUR_TOLERANCE, MIN_BORDER_FRACTION = 0.08, 0.95
 """A background is uniform if this fraction of border pixels is within the tolerance of their median colour."""
@@ -33,6 +36,8 @@ def open_image(file: Path | bytes, name: str = "", key: str = "") -> Image.Image
     is missing, has an unknown format or more than MAX_PIXELS pixels, or is damaged.
     """
     name = name or str(file)
+    if isinstance(file, Path) and file.suffix.lower() in RAW_SUFFIXES:
+        raise ConfigError(f"{name} is a raw photo, which cannot be read. Develop it and save it as JPEG.", key)
     register_heif_opener()
     try:
         with warnings.catch_warnings():
@@ -94,10 +99,10 @@ def load_image(
             image.load()
             image = ImageOps.exif_transpose(image) if upright else image
             image = _to_srgb(image) if profile and "icc_profile" in image.info else image
+            if image.mode == "F" or image.mode == "I" and np.asarray(image).max() > MAX_16_BITS:
+                raise ConfigError(f"{name} has 32-bit pixels. Save it with 8 or 16 bits per channel.", key)
             if image.mode.startswith("I"):  # 16 bits
                 image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
-            elif image.mode == "F":
-                raise ConfigError(f"{name} has floating-point pixels. Save it with 8 or 16 bits per channel.", key)
             image = image.convert("RGBA" if image.has_transparency_data else "RGB")
         except ConfigError:
             raise
@@ -123,7 +128,7 @@ def _to_srgb(image: Image.Image) -> Image.Image:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return "unknown format"
+        return "unknown format, or damaged"
     return getattr(error, "strerror", None) or type(error).__name__
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from threedgen.config.errors import ConfigError, short
 from threedgen.geometry.polygons import polygon_mesh
 from threedgen.geometry.side_files import SideFiles, decode
-from threedgen.geometry.submesh import Submesh, check_count
+from threedgen.geometry.submesh import Submesh, check_count, in_unit_range
 from threedgen.geometry.texture import Texture
 from threedgen.run.arrays import Array
 
@@ -22,6 +22,8 @@ _NAMES = {"i1": "char int8", "u1": "uchar uint8", "i2": "short int16", "u2": "us
 _NAMES |= {"u4": "uint uint32", "f4": "float float32", "f8": "double float64"}
 DTYPES = {name: dtype for dtype, names in _NAMES.items() for name in names.split()}
 UV_NAMES = [(prefix + u, prefix + v) for u, v in ("uv", "st") for prefix in ("", "texture_", "texcoord_")]
+
+COLOUR_NAMES = [("red", "green", "blue"), ("diffuse_red", "diffuse_green", "diffuse_blue"), ("r", "g", "b")]
 
 
 class Property(NamedTuple):
@@ -102,11 +104,13 @@ def _columns(table: Table, names: Sequence[str]) -> Array | None:
 
 def _colours(table: Table, dtypes: Mapping[str, str]) -> Array | None:
     # sRGB colours (N, 3) in [0, 1]; None without colours
-    for prefix in ("", "diffuse_"):
-        names = [prefix + channel for channel in ("red", "green", "blue")]
+    for names in COLOUR_NAMES:
         if (found := _columns(table, names)) is not None:
             dtype = np.dtype(dtypes[names[0]])
-            return found / np.iinfo(dtype).max if dtype.kind in "iu" else found
+            if dtype.kind == "f":
+                return in_unit_range(found)
+            ranges = (255, 65535, np.iinfo(dtype).max)  # some programs write bytes as larger integers
+            return found / next(top for top in ranges if found.max(initial=0) <= top)
     return None
 
 

@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 from PIL import Image
@@ -42,7 +43,7 @@ class SideFiles:
         `beside` is the folder of the MTL file that names the file; it is searched first. None: the mesh file names the
         file.
         """
-        found = self._candidates(name, beside)
+        found = [*self._candidates(name, beside), *self._candidates(unquote(name), beside)]
         return next((path for path in found if os.path.isfile(path) and self._inside(path)), None)
 
     def locate(self, name: str, beside: Path | None = None) -> Path:

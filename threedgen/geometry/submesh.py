@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from threedgen.config.errors import ConfigError
 from threedgen.geometry.texture import Texture
 from threedgen.run.arrays import Array
@@ -11,6 +13,8 @@ Wrap = Literal["repeat", "mirror", "clamp"]
 MAX_BYTES = 1 << 30  # largest size in bytes of a mesh file, and of the part of a buffer that is read
 MAX_TRIANGLES, MAX_PARTS = 5_000_000, 20_000
 """Largest number of triangles, and of submeshes (triangles with one material), in a mesh file."""
+
+MAX_UNIT = 1.5  # some programs write slightly more than 1 for 1
 
 
 @dataclass(frozen=True)
@@ -45,9 +49,17 @@ class Submesh:
     def __post_init__(self) -> None:
         count = len(self.vertices)
         if self.faces.size and not 0 <= self.faces.min() <= self.faces.max() < count:
-            raise ConfigError(f"a triangle has vertex {self.faces.max()}, but there are {count} vertices")
+            raise ConfigError(f"a triangle has a vertex that does not exist; there are {count:,} vertices")
         if any(array is not None and len(array) != count for array in (self.normals, self.uv, self.colours)):
             raise ConfigError("its vertices and their attributes differ in number")
+
+
+def in_unit_range(colours: Array) -> Array:
+    """Return colours in [0, 1] from colours in [0, 1] or [0, 255]. NaN stays NaN.
+
+    The range is [0, 255] if a value is above `MAX_UNIT`.
+    """
+    return colours / (255 if np.nanmax(colours, initial=0) > MAX_UNIT else 1)
 
 
 def check_count(triangles: int, parts: int = 1) -> None:

@@ -74,8 +74,7 @@ def prompt_warnings(prompt: str, prior: PromptReader, more: Iterable[str] = ()) 
     if len(prompt.strip().splitlines()) > 1:
         notes.append("the lines of the prompt were joined")
     cut = prior.tokens_cut(text)
-    if cut:
-        notes.append(f"the prompt is too long for this prior: everything from {_quoted(cut)} on is ignored")
+    notes += cut_note(cut)
     notes += unknown_words_note(prior.unknown_words(text.removesuffix(cut)))
     reading = prior.read_prompt(text.removesuffix(cut))
     notes += reading_notes(reading) + received_note(text.removesuffix(cut), reading)
@@ -86,6 +85,11 @@ def prompt_warnings(prompt: str, prior: PromptReader, more: Iterable[str] = ()) 
     for note in notes:
         logger.warning("%s", note)
     return notes
+
+
+def cut_note(cut: str) -> list[str]:
+    """Return a list with one warning about the end `cut` of a prompt, which exceeds the token limit; [] if it is ""."""
+    return [f"the prompt is too long for this prior: everything from {_quoted(cut)} on is ignored"] if cut else []
 
 
 def unknown_words_note(unknown: Sequence[tuple[str, list[str]]]) -> list[str]:

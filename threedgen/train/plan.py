@@ -1,12 +1,14 @@
 """Text of --dry-run: task, output folder, weights, steps and device, without a time estimate."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from threedgen.config.sections import TaskConfig
 from threedgen.run.dtypes import emulation_note
 from threedgen.run.memory import free_bytes
+from threedgen.run.prompts import cut_note
 from threedgen.run.threads import set_threads, threads_of
 from threedgen.train.task import device as device_name
 
@@ -31,9 +33,16 @@ def plan(config: TaskConfig, more: Sequence[str] = ()) -> str:
 
 
 def notes(config: TaskConfig) -> list[str]:
-    """Return lines "note: ...": notes of the config, and a warning if the device only emulates the prior's dtype."""
-    emulated = emulation_note(getattr(getattr(config, "prior", None), "dtype", "auto"), _device(config))
-    return [f"note: {note}" for note in (*config.notes(), emulated) if note]
+    """Return lines "note: ...".
+
+    They are the notes of the config, and warnings about a prompt that exceeds the token limit and about a device that
+    only emulates the prior's dtype.
+    """
+    prior: Any = getattr(config, "prior", None)
+    prompt = " ".join(getattr(config, "prompt", "").split())
+    cut = cut_note(prior.tokens_cut(prompt)) if prompt and hasattr(prior, "tokens_cut") else []
+    emulated = emulation_note(getattr(prior, "dtype", "auto"), _device(config))
+    return [f"note: {note}" for note in (*config.notes(), *cut, emulated) if note]
 
 
 def device_line(config: TaskConfig) -> str:

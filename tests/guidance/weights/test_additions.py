@@ -138,6 +138,29 @@ def test_small_dtypes(pipes: Any, tmp_path: Path, dtype: torch.dtype) -> None:
     assert max((own[0][name] - own[1][name]).abs().max().item() for name in own[0]) < 2e-3
 
 
+@pytest.mark.parametrize("kind", ["sd15", "sdxl"])
+def test_every_layer_has_its_own_alpha(pipes: Any, tmp_path: Path, kind: str) -> None:
+    """scale alpha / rank B A, and 1 for alpha / rank without alpha: diffusers mixes up alphas that differ by layer."""
+    tensors, scale = lora(pipes[kind], "kohya of the unet"), 0.8
+    for number, name in enumerate([name for name in tensors if name.endswith(".alpha")]):
+        tensors[name] = torch.tensor([0.5 + number], dtype=torch.float16)
+        if number % 3 == 0:
+            del tensors[name]
+    save_file({name: tensor.half() for name, tensor in tensors.items()}, tmp_path / "lora.safetensors")
+    prior = prior_of(pipes[kind])
+    additions.add(prior, [LoraFile(file=str(tmp_path / "lora.safetensors"), scale=scale)], [])
+    before, checked = pipes[kind].unet.state_dict(), 0
+    for name, after in prior.unet.state_dict().items():
+        stem = f"lora_unet_{name.removesuffix('.weight').replace('.', '_')}"
+        if f"{stem}.lora_up.weight" in tensors:
+            up, down = (tensors[f"{stem}.lora_{side}.weight"].half().float() for side in ("up", "down"))
+            share = tensors[f"{stem}.alpha"].item() / len(down) if f"{stem}.alpha" in tensors else 1
+            change = (up.flatten(1) @ down.flatten(1)).reshape(after.shape)
+            torch.testing.assert_close(after, before[name] + scale * share * change, atol=1e-6, rtol=0)
+            checked += 1
+    assert checked == sum(name.endswith("lora_up.weight") for name in tensors)
+
+
 def test_peft_folder_has_its_alpha(pipes: Any, tmp_path: Path) -> None:
     tensors, outputs = lora(pipes["sd21"], "peft"), []
     save_file(tensors, tmp_path / "adapter_model.safetensors")
@@ -167,6 +190,10 @@ def test_peft_folder_has_its_alpha(pipes: Any, tmp_path: Path) -> None:
         ),
         ("sd15", {"lora_unet_mid_block_attn1_to_q.hada_w1_a": (4, 4)}, {}, ["LoHa"]),
         ("sd15", {"lora_unet_mid_block_attn1_to_q.diff": (4, 4)}, {}, ["LyCORIS full"]),
+        ("sd15", {"lora_unet_mid_block_attn1_to_q.on_input": (1,)}, {}, ["IA3"]),
+        ("sd15", {"unet.x.lora_A.weight": (4, 4), "unet.x.lora_magnitude_vector": (4,)}, {}, ["DoRA"]),
+        ("sd15", {"emb_params": (1, 32)}, {}, ["no LoRA", "emb_params"]),
+        ("sd15", {"model.diffusion_model.out.2.weight": (4, 4)}, {}, ["no LoRA"]),
     ],
 )
 def test_lora_of_another_model_is_refused(
@@ -201,6 +228,10 @@ def embedding(path: Path, form: str, rows: Tensor) -> tuple[Path, str]:
     if form == "safetensors":
         save_file({"emb_params": rows}, path.with_suffix(".safetensors"))
         return path.with_suffix(".safetensors"), path.stem
+    if form == "folder":  # of diffusers
+        path.mkdir()
+        save_file({"<thing>": rows}, path / "learned_embeds.safetensors")
+        return path, "<thing>"
     if form == "clip_l":
         save_file({"clip_l": rows}, path.with_suffix(".safetensors"))
         return path.with_suffix(".safetensors"), path.stem
@@ -210,7 +241,7 @@ def embedding(path: Path, form: str, rows: Tensor) -> tuple[Path, str]:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("form", ["diffusers", "safetensors", "clip_l", "pt", "old pt"])
+@pytest.mark.parametrize("form", ["diffusers", "folder", "safetensors", "clip_l", "pt", "old pt"])
 def test_prompt_can_name_a_textual_inversion(pipes: Any, tmp_path: Path, form: str) -> None:
     pipe, prior = deepcopy(pipes["sd15"]), prior_of(pipes["sd15"])
     rows = torch.randn(1 if form == "diffusers" else 3, 32, generator=cpu())

@@ -44,6 +44,14 @@ def test_dry_run_prints_the_plan_and_writes_nothing(
 
 
 @pytest.mark.usefixtures("known_memory")
+def test_words_beyond_the_token_limit_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for count, cut in ((1, False), (200, True)):
+        words = " and ".join(["a red dog"] * count)
+        lines = dry(tmp_path, capsys, f"prompt={words}")[1].splitlines()
+        assert any(line.startswith("note: the prompt is too long") for line in lines) == cut
+
+
+@pytest.mark.usefixtures("known_memory")
 def test_too_little_memory_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,7 +8,7 @@ from typing import NamedTuple, get_args
 import numpy as np
 
 from threedgen.config.errors import ConfigError, short
-from threedgen.geometry.picture_file import SUFFIXES, open_image
+from threedgen.geometry.picture_file import SUFFIXES, image_shape, open_image
 from threedgen.geometry.side_files import Listings
 from threedgen.run.arrays import Array
 
@@ -20,6 +20,7 @@ MODELS = {
 }  # fmt: skip
 """COLMAP camera model -> number of parameters, in the order of the model numbers in binary files."""
 SUPPORTED = ("SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "FULL_OPENCV")
+MAX_ASPECT_ERROR = 0.02  # maximum relative difference between the aspect ratios of an image and of its intrinsics
 MAX_LISTED = 5  # maximum number of missing photos that a message names
 
 
@@ -98,6 +99,19 @@ def stored_shape(path: Path) -> tuple[int, int]:
     """
     with open_image(path) as image:
         return image.height, image.width
+
+
+def is_rotated(path: Path, height: int, width: int) -> bool:
+    """Return whether a photo has the aspect ratio of `height` x `width` only after its rotation by EXIF.
+
+    Intrinsics are usually for the pixels as they are stored, but some programs rotate photos before they use them.
+    """
+    return not aspect_fits(stored_shape(path), height, width) and aspect_fits(image_shape(path), height, width)
+
+
+def aspect_fits(shape: tuple[int, int], height: int, width: int) -> bool:
+    """Return whether `shape`, (height, width), has nearly the aspect ratio of `height` x `width`."""
+    return abs(shape[0] / shape[1] * width / height - 1) <= MAX_ASPECT_ERROR
 
 
 def check_model(model: str, source: Path) -> None:

@@ -21,11 +21,10 @@ from threedgen.geometry.picture_file import load_image
 from threedgen.geometry.poses import opencv_axes, pixel_centres
 from threedgen.run.arrays import Array
 
-from .files import Lens, PosedFiles, stored_shape, to_c2w, without_scale
+from .files import Lens, PosedFiles, aspect_fits, is_rotated, stored_shape, to_c2w, without_scale
 from .options import PoseConvention
 from .reader import read_posed
 
-MAX_ASPECT_ERROR = 0.02  # maximum relative difference between the aspect ratios of an image and of its intrinsics
 ZOOM_STEP, MAX_ZOOM = 1.01, 2.0
 """Step and maximum of the zoom that keeps undistorted images free of pixels that the photo does not show."""
 
@@ -51,7 +50,9 @@ class PosedPhotos(Instance):
         """
         for file, lens in zip(self.files, self.posed.lenses, strict=True):
             height, width = stored_shape(file)
-            if abs(height / width * lens.width / lens.height - 1) > MAX_ASPECT_ERROR:
+            if not aspect_fits((height, width), lens.height, lens.width) and not is_rotated(
+                file, lens.height, lens.width
+            ):
                 size = f"{file} has {height} x {width} pixels (height x width)"
                 raise ConfigError(f"{size}, but its intrinsics are for {lens.height} x {lens.width}. Correct w and h")
 
@@ -64,9 +65,11 @@ class PosedPhotos(Instance):
 
         Raises ConfigError if the file is unreadable.
         """
-        image = load_image(self.files[k], max_side=max(self.height, self.width), upright=False).convert("RGBA")
+        lens = self.posed.lenses[k]
+        upright = is_rotated(self.files[k], lens.height, lens.width)
+        image = load_image(self.files[k], max_side=max(self.height, self.width), upright=upright).convert("RGBA")
         pixels = np.asarray(image.resize((self.width, self.height), Image.Resampling.BICUBIC), np.float32) / 255
-        _, source = undistortion(self.posed.lenses[k], self.height, self.width)
+        _, source = undistortion(lens, self.height, self.width)
         if source is None:
             return pixels
         x, y = source.unbind(-1)

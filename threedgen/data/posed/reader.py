@@ -28,6 +28,8 @@ def read_transforms(path: Path) -> PosedFiles:
     names = dict[Path, str]()
     try:
         tree = parse_json(read_text(path))
+        if not isinstance(tree, dict) or not isinstance(tree.get("frames"), list):
+            raise ConfigError(f"{path} is not a transforms.json: it has no list of frames")
         for number, frame in enumerate(tree["frames"]):
             where = f"frames.{number}: "
             matrix, name = _matrix(frame["transform_matrix"]), str(frame["file_path"])
@@ -72,6 +74,7 @@ def _lens(values: Mapping[str, str | float | None], path: Path, photo: Path) -> 
 
 def _matrix(rows: object) -> Array:
     matrix = np.array(rows, np.float64)
+    matrix = matrix.reshape(-1, 4) if matrix.shape in ((12,), (16,)) else matrix
     if matrix.shape not in ((3, 4), (4, 4)):
         raise ValueError("a matrix should have 3 or 4 rows of 4 numbers")
     return np.vstack([matrix, [0, 0, 0, 1]])[:4]
