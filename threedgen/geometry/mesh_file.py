@@ -51,6 +51,8 @@ def read_mesh_file(path: Path, key: str = "", colours: bool = True) -> MeshFile:
             submeshes = (read_off(data, colours),)
         else:
             submeshes = tuple(_read_stl(data, colours))
+    except MemoryError:
+        raise
     except Exception as error:  # damaged files raise many types
         reason = error.problem if isinstance(error, ConfigError) else getattr(error, "strerror", None)
         reason = reason or f"it is damaged, or not a {kind[1:].upper()} file"
