@@ -40,17 +40,18 @@ def read_mesh_file(path: Path, key: str = "", colours: bool = True) -> MeshFile:
     """
     files, kind = SideFiles(path), path.suffix.lower()
     try:
-        data = read_bytes(path, MAX_BYTES)
-        if kind in (".glb", ".gltf"):
-            submeshes = tuple(GltfFile(data, files).submeshes(colours))
-        elif kind == ".obj":
-            submeshes = tuple(read_obj(data, files, colours))
-        elif kind == ".ply":
-            submeshes = (read_ply(data, files, colours),)
-        elif kind == ".off":
-            submeshes = (read_off(data, colours),)
-        else:
-            submeshes = (_read_stl(data, colours),)
+        with np.errstate(all="ignore"):  # for coordinates that are not finite
+            data = read_bytes(path, MAX_BYTES)
+            if kind in (".glb", ".gltf"):
+                submeshes = tuple(GltfFile(data, files).submeshes(colours))
+            elif kind == ".obj":
+                submeshes = tuple(read_obj(data, files, colours))
+            elif kind == ".ply":
+                submeshes = (read_ply(data, files, colours),)
+            elif kind == ".off":
+                submeshes = (read_off(data, colours),)
+            else:
+                submeshes = (_read_stl(data, colours),)
     except MemoryError:
         raise
     except Exception as error:  # damaged files raise many types

@@ -201,8 +201,8 @@ def with_uv(source: SourceMesh, texture: int, choice: str = "auto") -> tuple[Tex
     vertices, faces, _ = weld(source.vertices, source.faces)
     seconds = UNWRAP_SECONDS * len(faces)
     if seconds > 10:
-        text = "Unwrapping %s triangles takes about %s. A smaller budget is faster."
-        logger.warning(text, f"{len(faces):,}", duration(seconds))
+        text = "Unwrapping %s triangles takes about %s."
+        logger.info(text, f"{len(faces):,}", duration(seconds))
     try:
         mesh, charts = unwrap(vertices, faces, texture)
     except UnwrapError as error:
