@@ -11,6 +11,7 @@ NAME.json has the fields name, file, caption, notes and azimuths (number of view
 import hashlib
 import io
 import json
+import os
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -69,7 +70,7 @@ def checksum(path: Path) -> Tree:
 def is_complete(folder: Path, summary: Tree) -> bool:
     """Return whether the tar file of a shard exists and has the size in bytes that its JSON file `summary` states."""
     path = folder / str(summary.get("file"))
-    return path.is_file() and path.stat().st_size == summary.get("bytes")
+    return os.path.isfile(path) and path.stat().st_size == summary.get("bytes")
 
 
 @dataclass(frozen=True)
