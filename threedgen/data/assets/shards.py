@@ -106,7 +106,7 @@ class Shards:
             ]
             for shard in self.index["shards"]:
                 if not is_complete(folder, shard):
-                    raise ConfigError(f"{folder / shard['file']} is missing or truncated: {REMEDY}")
+                    raise ConfigError(f"{folder / str(shard['file'])[:200]} is missing or truncated: {REMEDY}")
         except (KeyError, TypeError, ValueError):
             raise ConfigError(f"{folder / INDEX} is missing or damaged: {REMEDY}") from None
         self._members = lru_cache(MAX_CACHED)(self._read_members)
