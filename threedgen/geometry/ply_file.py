@@ -134,7 +134,7 @@ def _tables(header: bytes, body: memoryview) -> tuple[dict[str, Table], dict[str
         raise TooLarge(f"an element has more than {MAX_LINES:,} rows")
     dtypes = {name: {p.name: p.dtype for p in properties} for name, _, properties in elements}
     if text:  # as binary: all numbers are of one type
-        body = memoryview(np.fromstring(bytes(body), np.float64, sep=" ")).cast("B")
+        body = np.fromstring(bytes(body), np.float64, sep=" ").data.cast("B")
     tables, position = dict[str, Table](), 0
     for name, count, properties in elements:
         types = [
