@@ -288,6 +288,6 @@ KINDS: dict[str, Callable[[Path, random.Random], str]] = {
         lambda tree, path: _write_text(yaml.safe_dump(tree, allow_unicode=True), path),
     ),
     ".safetensors": _safetensors, ".jsonl": _lines, ".txt": _text, ".obj": _text, ".mtl": _text, ".ply": _text,
-    ".png": _image, ".jpg": _image, ".glb": _glb,
+    ".off": _text, ".png": _image, ".jpg": _image, ".glb": _glb,
 }  # fmt: skip
 """File suffix -> change of the data in the file. Of checkpoints only bytes are changed: runs write their own."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import trimesh
 from PIL import Image
 
 from tests.fuzz.mutations import NEIGHBOUR
@@ -19,17 +20,23 @@ from tests.support.example_run import Page, box_glb, example
 from tests.support.ldm_names import to_ldm, unet_prefixes, vae_prefixes
 from tests.support.mesh_files import PLY, SQUARE, TEXTURE, Glb, write_obj
 from tests.support.photographs import photographs
+from tests.support.posed_photos import write_colmap, write_transforms
 from tests.support.task_server import TINY, weights, write_config
 from threedgen import cli
 from threedgen.config import ConfigError, load, registry, yaml_text
 from threedgen.data import photos
+from threedgen.data.assets.shards import Shards, add_asset, checksum, new_shard
 from threedgen.data.coloured_mesh import read_mesh
+from threedgen.data.posed.reader import posed_scenes, read_posed
 from threedgen.data.srn.reader import open_instance, write_instance
 from threedgen.data.srn.scene_files import scenes, split_folder
 from threedgen.export.asset import ExportedAsset
 from threedgen.export.options import AssetConfig
 from threedgen.export.run_field import load_run_field
 from threedgen.export.task import save
+from threedgen.geometry.images import png
+from threedgen.geometry.rigs import orbit
+from threedgen.geometry.views import Views
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.guidance.weights import subject_weights
 from threedgen.representations.march import step_size
@@ -245,7 +252,7 @@ def _read_mesh(folder: Path) -> Any:
 
 
 def _make_meshes(folder: Path) -> None:
-    """Write a glTF, an OBJ and a PLY file of a square with their buffer, materials and textures."""
+    """Write a square as glTF, OBJ and PLY with their buffer, materials and textures, and as OFF and STL."""
     glb = Glb()
     glb.square(glb.material(glb.texture(uri="a.png"), (0.5, 1, 1, 1)), COLOR_0=glb.accessor(SQUARE))
     Image.fromarray(TEXTURE).save(folder / "a.png")
@@ -253,12 +260,15 @@ def _make_meshes(folder: Path) -> None:
     glb.write(folder / "a.gltf", "a.bin")
     write_obj(folder, "map_Kd a.png\nd 0.5\nmap_d a.png", colours=SQUARE + 1)
     (folder / "square.ply").write_text(PLY.format("a.png"))
+    square = trimesh.Trimesh(SQUARE, [[0, 1, 2], [0, 2, 3]], process=False)
+    for name in ("a.off", "a.stl"):
+        square.export(folder / name)
 
 
 def _read_meshes(folder: Path) -> Any:
     """Read each mesh as a training asset and without colours; return the renders of the readable ones."""
     found, errors = [], list[ConfigError]()
-    for name in ("a.gltf", "square.obj", "square.ply"):
+    for name in ("a.gltf", "square.obj", "square.ply", "a.off", "a.stl"):
         try:
             found.append(read_mesh(folder / name).render(np.eye(4, dtype=np.float32)[None], 0.7, 8))
             found.append(read_source(folder / name, MeshFrame()).vertices)
@@ -267,6 +277,34 @@ def _read_meshes(folder: Path) -> Any:
     if errors:
         raise errors[0]
     return found
+
+
+def _make_cameras(folder: Path) -> None:
+    """Write photos with a transforms.json, a COLMAP model as text, and a binary one."""
+    views = Views(torch.rand(6, 16, 16, 3), orbit(6, 0.3, 2.6, 0.7, 16, 16))
+    write_transforms(folder / "0", views)
+    for k in (1, 2):
+        write_colmap(folder / str(k), views, binary=k == 2)
+
+
+def _read_cameras(folder: Path) -> Any:
+    found = [read_posed(path) for path in posed_scenes(folder)]
+    return [(one.matrices, np.array(one.lenses and [lens[:6] for lens in one.lenses])) for one in found]
+
+
+def _make_shard(folder: Path) -> None:
+    poses = np.tile(np.eye(4), (2, 1, 1)).tolist()
+    with new_shard(folder / "shard-00000.tar") as tar:
+        add_asset(tar, "a", {"c2w": poses, "fov": [0.7, 0.7]}, [png(TEXTURE), png(TEXTURE)])
+    asset = {"name": "a", "file": "a.glb", "caption": "a square", "notes": []}
+    shard = checksum(folder / "shard-00000.tar") | {"assets": [asset]}
+    (folder / "index.json").write_text(json.dumps({"azimuths": 2, "rings": 1, "shards": [shard]}))
+
+
+def _read_shard(folder: Path) -> Any:
+    shards = Shards(folder)
+    entries = [(shards.metadata(entry)["c2w"], shards.image(entry, 0)) for entry in shards.entries]
+    return [(pose, np.asarray(image)) for pose, image in entries]
 
 
 READERS = {
@@ -279,12 +317,14 @@ READERS = {
         Reader("run to resume", _make_stopped, _read_stopped, "run/**/*", cases=60),
         Reader("run to export", _make_ball, _read_ball, cases=60),
         Reader("run to report", _make_report, _read_report, "run/*.*", cases=60),
-        Reader("metrics.jsonl", _make_metrics, _read_metrics, cases=60),
+        Reader("metrics.jsonl", _make_metrics, _read_metrics, cases=40),
         Reader("asset.json", _make_asset, _read_asset, "asset.json", cases=60),
         Reader("photos", _make_photos, _read_photos, cases=60),
         Reader("image=", _make_photos, _read_image, "0.png", cases=60),
-        Reader("SRN scenes", _make_scenes, _read_scenes, cases=80),
+        Reader("SRN scenes", _make_scenes, _read_scenes, cases=60),
         Reader("mesh to judge", _make_glb, _read_mesh, "box.glb", cases=60),
-        Reader("meshes with side files", _make_meshes, _read_meshes, cases=220),
+        Reader("meshes with side files", _make_meshes, _read_meshes, cases=160),
+        Reader("camera files", _make_cameras, _read_cameras, "?/**/*.[jtb]*", cases=60),
+        Reader("shards of views", _make_shard, _read_shard, cases=40),
     )
 }

@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.support import janus_stub
 from tests.support.errors import refused
-from tests.support.mesh_files import COLOURS, SQUARE, TEXTURE, UV, Glb, seen
+from tests.support.mesh_files import COLOURS, SQUARE, TEXTURE, UV, Glb, seen, write_obj
 from tests.support.textured_box import files, textured
 from threedgen.data.coloured_mesh import EmptyMesh, fit_to_ball, read_mesh
 from threedgen.export.files.glb import save_glb, textured_glb_bytes, to_gltf_axes
@@ -114,6 +114,61 @@ def test_other_limits_name_their_values(tmp_path: Path, monkeypatch: pytest.Monk
     glb.gltf.scenes[0].nodes = [0, 1]
     mesh = read_mesh_file(glb.write(tmp_path / "a.glb"))
     assert [part.texture is None for part in mesh.submeshes].count(True) == 1 and "300" in mesh.failures[0]
+
+
+def test_copies_are_counted_before_they_are_made(tmp_path: Path) -> None:
+    glb = _grid(1)
+    glb.gltf.accessors.append(gl.Accessor(componentType=5126, count=10**9, type="VEC3"))  # without values: zeros
+    number = len(glb.gltf.accessors) - 1
+    glb.gltf.nodes[0].extensions = {"EXT_mesh_gpu_instancing": {"attributes": {"TRANSLATION": number}}}
+    with refused("", tmp_path / "a.glb", "1,000,000,000"):
+        read_mesh_file(glb.write(tmp_path / "a.glb"))
+
+
+def test_limits_of_side_files_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One file under many names, and many names of no file."""
+    path = write_obj(tmp_path, "# " + 1000 * "x", "".join(f"mtllib {k * './'}square.mtl\n" for k in range(9)))
+    assert not read_mesh_file(path).failures
+    monkeypatch.setattr("threedgen.geometry.side_files.MAX_READ", 5000)
+    with refused("", path):
+        read_mesh_file(path)
+    monkeypatch.setattr("threedgen.geometry.side_files.MAX_SEARCHES", 300)
+    path = write_obj(tmp_path, None, "".join(f"mtllib lost{k}\n" for k in range(400)))
+    with refused("", path):
+        read_mesh_file(path)
+
+
+@pytest.mark.parametrize("kept", [0, 1 << 28])
+def test_parts_share_a_buffer(tmp_path: Path, kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("threedgen.geometry.gltf_file.MAX_KEPT", kept)
+    glb = _grid(1)
+    glb.gltf.meshes[0].primitives *= 50
+    (tmp_path / "a.bin").write_bytes(glb.data)
+    monkeypatch.setattr("threedgen.geometry.side_files.MAX_READ", 2 * len(glb.data))
+    path = glb.write(tmp_path / "a.gltf", "a.bin")
+    if kept:  # it is read once
+        assert len(read_mesh_file(path).submeshes) == 50
+    else:
+        with refused("", path):
+            read_mesh_file(path)
+
+
+def test_rows_and_lines_have_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("threedgen.geometry.submesh.MAX_LINES", 100)
+    for name in ("MAX_LINES", "MAX_TRIANGLES"):
+        monkeypatch.setattr(f"threedgen.geometry.ply_file.{name}", 100)
+    head = "ply\nformat ascii 1.0\nelement vertex 3\n" + "".join(f"property float {axis}\n" for axis in "xyz")
+    lists = "element other {}\nproperty list uchar uchar x\nend_header\n" + "0 0 0\n" * 3 + "1 0\n"
+    files = {
+        "a.obj": "v 0 0 0\n" * 101,
+        "a.off": "OFF\n1 0 0\n" + "0 0 0\n" * 101,
+        "rows.ply": head.replace("vertex 3", "vertex 101") + "end_header\n",
+        "lists.ply": head + lists.format(101) + "0\n" * 100,
+    }
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+        with refused("", tmp_path / name, "100"):
+            read_mesh_file(tmp_path / name)
 
 
 def _polygon(corners: int) -> str:

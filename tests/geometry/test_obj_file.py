@@ -180,3 +180,8 @@ def test_light_is_the_colour_of_materials_without_another(tmp_path: Path, lines:
     Image.new("RGB", (4, 4)).save(tmp_path / "black.png")
     expected = texel(uv_of()) if colour is None else np.tile(colour, (len(SPOTS), 1))
     assert_colours(write_obj(tmp_path, lines), expected)
+
+
+def test_options_of_any_length_are_read_in_linear_time(tmp_path: Path) -> None:
+    path = write_obj(tmp_path, f"map_Kd -s {10**6 * '1'}x a.png")
+    assert len(read_mesh(path).notes) == 1

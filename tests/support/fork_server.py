@@ -104,15 +104,23 @@ def _child(run: str, folder: str, **options: Any) -> None:
 
 
 def _import_everything() -> None:
+    import imageio_ffmpeg  # noqa: F401
     import torch
 
+    import threedgen.cli
+    import threedgen.representations.march.numba_kernels
+    import threedgen.systems.batch.jobs
     import threedgen.systems.dreambooth.task
     import threedgen.systems.generate.optimise  # noqa: F401  what every child needs
     import threedgen.systems.generate.task
     import threedgen.systems.novel_view.task
     import threedgen.systems.sample.task
     import threedgen.systems.train.mvdiffusion
+    import threedgen.toybox.training.matte
     import threedgen.toybox.training.task
+    import threedgen.train.loop
+    import threedgen.train.ranks
+    import threedgen.viewer.gallery
     from threedgen.run import dtypes
 
     dtypes.bf16_cpu = lambda: False  # the same bytes on all CPUs

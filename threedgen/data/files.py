@@ -59,7 +59,7 @@ def read_npy(path: Path) -> Array:
         array: Array = np.lib.format.read_array(io.BytesIO(read_bytes(path)), allow_pickle=False)
     except FileNotFoundError:
         raise ConfigError(f"{path} is missing") from None
-    except ValueError as error:
+    except (ValueError, MemoryError, OverflowError, RecursionError) as error:  # also of shapes of any size
         if "allow_pickle" not in str(error):
             raise ConfigError(f"{path} is not a NumPy array (.npy), or is truncated") from None
         raise ConfigError(f"{path} holds pickled objects, which could run code. Save it as a plain array") from None

@@ -7,7 +7,7 @@ import base64
 import re
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote, unquote_to_bytes
@@ -43,6 +43,7 @@ HARMLESS = re.compile(
 INSTANCES = "EXT_mesh_gpu_instancing"
 IDENTITY = {"TRANSLATION": (0, 0, 0), "ROTATION": (0, 0, 0, 1), "SCALE": (1, 1, 1)}
 """Values of the parts of a transform that a node or an instance does not define. Together they are the identity."""
+MAX_KEPT = 1 << 28  # largest size in bytes of a buffer file that is kept in memory
 MAX_JSON_VALUES, MAX_NUMBERS = 10_000_000, 1_000_000_000
 """Largest number of values in the JSON part, and of numbers that are read from all accessors."""
 DTYPES = {5120: "i1", 5121: "u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
@@ -100,13 +101,14 @@ class GltfFile:
                 raise _refusal(refused[0])
             if "mesh" in node:  # copies of a mesh are read once
                 groups.setdefault((node["mesh"], node.get("skin"), str(node.get("weights"))), []).append(index)
-        instances = [np.concatenate([self.instances(index) for index in group]) for group in groups.values()]
+        copies = [sum(map(self.copies, group)) for group in groups.values()]
+        check_count(sum(copies))
         meshes = [self.tree["meshes"][mesh] for mesh, *_ in groups]
         parts = [[part for part in mesh["primitives"] if "POSITION" in part["attributes"]] for mesh in meshes]
-        counts = [sum(map(self.count, primitives)) for primitives in parts]
-        triangles = sum(count * len(matrices) for count, matrices in zip(counts, instances, strict=True))
+        triangles = sum(sum(map(self.count, part)) * n for part, n in zip(parts, copies, strict=True))
         check_count(triangles, sum(map(len, parts)))
-        for mesh, primitives, group, matrices in zip(meshes, parts, groups.values(), instances, strict=True):
+        for mesh, primitives, group in zip(meshes, parts, groups.values(), strict=True):
+            matrices = np.concatenate([self.instances(index) for index in group])
             for primitive in primitives:
                 submesh = self.submesh(primitive, nodes[group[0]], mesh.get("weights", []), matrices, colours)
                 if len(submesh.faces):
@@ -146,7 +148,11 @@ class GltfFile:
         uri = self.tree["buffers"][index].get("uri")
         if uri is None:
             return self.binary if index == 0 else b""
-        return _data_uri(uri) if uri.startswith("data:") else self.files.locate(self.file_name(uri))
+        if uri.startswith("data:"):
+            return _data_uri(uri)
+        path, size = self.files.locate(self.file_name(uri)), self.tree["buffers"][index].get("byteLength", 0)
+        # many parts can share a buffer, which is then read once; of a large one only the parts that are needed
+        return self.files.read(path, count=size) if 0 < size <= MAX_KEPT else path
 
     def file_name(self, uri: str) -> str:
         """Return the file name that a URI encodes, or the URI itself if only a file with that name exists."""
@@ -262,16 +268,22 @@ class GltfFile:
                 stack += nodes[index].get("children", [])
         return list(found)
 
-    def instances(self, index: int) -> Array:
-        """Return the node-to-scene transforms (N, 4, 4) of the N copies of the mesh of node `index`. Usually N is 1.
+    def copies(self, index: int) -> int:
+        """Return the number of copies of the mesh of node `index`: 1 without EXT_mesh_gpu_instancing."""
+        return max((self.tree["accessors"][k]["count"] for k in self._instancing(index).values()), default=1)
 
-        Only nodes with EXT_mesh_gpu_instancing have more copies.
-        """
-        extension = self.tree["nodes"][index].get("extensions", {}).get(INSTANCES)
-        if extension is None:
+    def _instancing(self, index: int) -> Tree:
+        # attribute -> number of its accessor
+        found: Tree = self.tree["nodes"][index].get("extensions", {}).get(INSTANCES, {}).get("attributes", {})
+        return found
+
+    def instances(self, index: int) -> Array:
+        """Return the node-to-scene transforms (N, 4, 4) of the N copies of the mesh of node `index`."""
+        attributes = self._instancing(index)
+        if not attributes:
             return self.transforms[index][None]
-        stored = {key: self.array(number, normalise=True) for key, number in extension["attributes"].items()}
-        count = len(next(iter(stored.values())))
+        stored = {key: self.array(attributes[key], normalise=True) for key in IDENTITY if key in attributes}
+        count = self.copies(index)
         local = _local({key: stored.get(key, np.tile(value, (count, 1))) for key, value in IDENTITY.items()})
         return np.asarray(self.transforms[index] @ local)
 
@@ -368,10 +380,10 @@ class GltfFile:
             raise _refusal("KHR_texture_basisu")
         if "bufferView" in tree:
             length = self.tree["bufferViews"][tree["bufferView"]]["byteLength"]
-            data = self.view(tree["bufferView"], 0, "u1", length).tobytes()
-            return self.files.image(f"image {index}", data=data)
+            stored = partial(self.view, tree["bufferView"], 0, "u1", length)
+            return self.files.image(f"image {index}", load=lambda: self.files.counted(stored().tobytes()))
         if uri.startswith("data:"):
-            return self.files.image(f"image {index}", data=_data_uri(uri))
+            return self.files.image(f"image {index}", load=lambda: self.files.counted(_data_uri(uri)))
         return self.files.image(self.file_name(uri))
 
 

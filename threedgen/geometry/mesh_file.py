@@ -1,7 +1,6 @@
-"""Reader for mesh files: GLB, glTF, OBJ, PLY, OFF and, through trimesh, STL."""
+"""Reader for mesh files: GLB, glTF, OBJ, PLY, OFF and STL."""
 
-import io
-from collections.abc import Iterator
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from threedgen.geometry.gltf_file import GltfFile
 from threedgen.geometry.obj_file import read_obj
 from threedgen.geometry.off_file import read_off
 from threedgen.geometry.ply_file import read_ply
+from threedgen.geometry.raster import unit
 from threedgen.geometry.side_files import MAX_FAILURES, SideFiles
 from threedgen.geometry.submesh import MAX_BYTES, Submesh, check_count
 from threedgen.run.arrays import Array
@@ -40,17 +40,20 @@ def read_mesh_file(path: Path, key: str = "", colours: bool = True) -> MeshFile:
     """
     files, kind = SideFiles(path), path.suffix.lower()
     try:
-        data = read_bytes(path, MAX_BYTES)
-        if kind in (".glb", ".gltf"):
-            submeshes = tuple(GltfFile(data, files).submeshes(colours))
-        elif kind == ".obj":
-            submeshes = tuple(read_obj(data, files, colours))
-        elif kind == ".ply":
-            submeshes = (read_ply(data, files, colours),)
-        elif kind == ".off":
-            submeshes = (read_off(data, colours),)
-        else:
-            submeshes = tuple(_read_stl(data, colours))
+        with np.errstate(all="ignore"):  # for coordinates that are not finite
+            data = read_bytes(path, MAX_BYTES)
+            if kind in (".glb", ".gltf"):
+                submeshes = tuple(GltfFile(data, files).submeshes(colours))
+            elif kind == ".obj":
+                submeshes = tuple(read_obj(data, files, colours))
+            elif kind == ".ply":
+                submeshes = (read_ply(data, files, colours),)
+            elif kind == ".off":
+                submeshes = (read_off(data, colours),)
+            else:
+                submeshes = (_read_stl(data, colours),)
+    except MemoryError:
+        raise
     except Exception as error:  # damaged files raise many types
         reason = error.problem if isinstance(error, ConfigError) else getattr(error, "strerror", None)
         reason = reason or f"it is damaged, or not a {kind[1:].upper()} file"
@@ -102,15 +105,19 @@ def _cover(submeshes: tuple[Submesh, ...]) -> float:
     return float(cover) if np.isfinite(cover) else 0.0
 
 
-def _read_stl(data: bytes, colours: bool) -> Iterator[Submesh]:
-    import trimesh
-
-    binary = int.from_bytes(data[80:84], "little")
-    if len(data) >= 84 + 50 * binary and b"facet" not in data[84:400]:  # some programs write more bytes after it
-        data = data[: 84 + 50 * binary]
-    check_count(binary if len(data) == 84 + 50 * binary else data.count(b"endfacet"))
-    scene = trimesh.load_scene(io.BytesIO(data), file_type="stl", process=False)
-    for mesh in scene.geometry.values():
-        points, faces = np.asarray(mesh.vertices, np.float64), np.asarray(mesh.faces, np.int64)
-        normals = np.asarray(mesh.vertex_normals, np.float64)  # of the file, or computed
-        yield Submesh(points, faces, normals, colours=np.ones_like(points) if colours else None, flat=colours)
+def _read_stl(data: bytes, colours: bool) -> Submesh:
+    count = int.from_bytes(data[80:84], "little")
+    if len(data) >= 84 + 50 * count and b"facet" not in data[84:400]:  # binary; some programs write more bytes after it
+        check_count(count)
+        row = np.dtype([("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("attribute", "<u2")])
+        corners = np.frombuffer(data, row, count, 84)["corners"].astype(np.float64)
+    else:
+        check_count(data.lower().count(b"endfacet"))
+        texts = re.findall(rb"\bvertex\s+(\S+\s+\S+\s+\S+)", data, re.IGNORECASE)
+        corners = np.fromstring(b" ".join(texts), np.float64, sep=" ").reshape(-1, 3, 3)
+    with np.errstate(all="ignore"):
+        normals = unit(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]))
+    points = corners.reshape(-1, 3)
+    white = np.ones_like(points) if colours else None
+    faces = np.arange(len(points)).reshape(-1, 3)
+    return Submesh(points, faces, np.repeat(normals, 3, axis=0), colours=white, flat=colours)

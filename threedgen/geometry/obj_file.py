@@ -11,11 +11,11 @@ import numpy as np
 from threedgen.config.errors import ConfigError, short
 from threedgen.geometry.polygons import triangulate
 from threedgen.geometry.side_files import MAX_MTL_BYTES, SideFiles, decode, encoding
-from threedgen.geometry.submesh import Submesh, Wrap, check_count, in_unit_range
+from threedgen.geometry.submesh import Submesh, TooLarge, Wrap, check_count, check_lines, in_unit_range
 from threedgen.geometry.texture import Texture
 from threedgen.run.arrays import Array
 
-_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?(?=\s)"
+_NUMBER = r"[-+]?(?:\d++\.?\d*+|\.\d++)(?:[eE][-+]?\d++)?(?=\s)"  # possessive: in linear time
 _OPTION = re.compile(
     rf"\s*-(?:(?P<name>[sot])(?P<numbers>(?:\s+{_NUMBER}){{1,3}})|mm(?:\s+{_NUMBER}){{2}}"
     r"|(?:(?P<clamp>clamp\s+on)|(?:blendu|blendv|cc|clamp|colorspace|texres|bm|boost|imfchan|type)\s+\S+)(?=\s))",
@@ -25,8 +25,6 @@ _OPTION = re.compile(
 
 
 _POLYPAINT = re.compile(r"(?:[0-9a-fA-F]{8})+")
-
-MAX_LINES = 20_000_000
 
 
 @dataclass
@@ -55,8 +53,7 @@ class ObjText:
 
     def __init__(self, data: bytes) -> None:
         check_count(data.count(b"\nf "))
-        if max(data.count(b"\n"), data.count(b"\r")) > MAX_LINES:
-            raise ConfigError(f"it has more than {MAX_LINES:,} lines")
+        check_lines(data)
         self.rows: dict[str, list[str]] = {"v": [], "vt": [], "vn": []}
         self.faces: dict[tuple[str, bool, bool, int], list[str]] = {}
         self.libraries, self.polypaint, material, triangles = list[str](), list[str](), "", 0
@@ -175,6 +172,8 @@ def _read_materials(libraries: list[str], files: SideFiles) -> dict[str, Materia
             try:
                 path = files.locate(name)
                 lines = decode(files.read(path, MAX_MTL_BYTES)).splitlines()
+            except TooLarge:
+                raise
             except ConfigError as error:
                 files.failures.append(f"material file {error.problem}")
                 continue

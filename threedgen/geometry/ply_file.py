@@ -13,7 +13,7 @@ import numpy as np
 from threedgen.config.errors import ConfigError, short
 from threedgen.geometry.polygons import polygon_mesh
 from threedgen.geometry.side_files import SideFiles, decode
-from threedgen.geometry.submesh import Submesh, check_count, in_unit_range
+from threedgen.geometry.submesh import MAX_LINES, MAX_TRIANGLES, Submesh, TooLarge, check_count, in_unit_range
 from threedgen.geometry.texture import Texture
 from threedgen.run.arrays import Array
 
@@ -93,7 +93,7 @@ def _parse(data: bytes) -> tuple[bytes, dict[str, Table], dict[str, dict[str, st
     if end is None and len(data) > MAX_HEADER:
         raise ConfigError(f"its header has no end in the first {MAX_HEADER:,} bytes")
     header = data[: end.end()] if end else data
-    return header, *_tables(header, data[len(header) :])
+    return header, *_tables(header, memoryview(data)[len(header) :])
 
 
 def _columns(table: Table, names: Sequence[str]) -> Array | None:
@@ -120,7 +120,7 @@ def _image(header: bytes, files: SideFiles) -> Array | None:
     return files.image(named[0]) if named else None
 
 
-def _tables(header: bytes, body: bytes) -> tuple[dict[str, Table], dict[str, dict[str, str]]]:
+def _tables(header: bytes, body: memoryview) -> tuple[dict[str, Table], dict[str, dict[str, str]]]:
     # rows of all elements, and the dtypes of their properties as declared
     elements, order, text = list[tuple[str, int, list[Property]]](), "<", True
     for line in header.decode("latin-1").splitlines():
@@ -134,9 +134,11 @@ def _tables(header: bytes, body: bytes) -> tuple[dict[str, Table], dict[str, dic
             case ["property", dtype, name]:
                 elements[-1][2].append(Property(name, DTYPES[dtype], ""))
     check_count(sum(count for name, count, _ in elements if name == "face"))
+    if max((count for _, count, _ in elements), default=0) > MAX_LINES:
+        raise TooLarge(f"an element has more than {MAX_LINES:,} rows")
     dtypes = {name: {p.name: p.dtype for p in properties} for name, _, properties in elements}
     if text:  # as binary: all numbers are of one type
-        body = np.fromstring(body.decode("latin-1"), np.float64, sep=" ").tobytes()
+        body = np.fromstring(bytes(body), np.float64, sep=" ").data.cast("B")
     tables, position = dict[str, Table](), 0
     for name, count, properties in elements:
         types = [
@@ -146,7 +148,7 @@ def _tables(header: bytes, body: bytes) -> tuple[dict[str, Table], dict[str, dic
     return tables, {"face": {}} | dtypes
 
 
-def _read(body: bytes, start: int, count: int, properties: list[Property], order: str) -> tuple[Table, int]:
+def _read(body: memoryview, start: int, count: int, properties: list[Property], order: str) -> tuple[Table, int]:
     """Read `count` rows of an element, from the byte `start` on. Return the rows, and the position after them."""
     if not count:
         return {}, start
@@ -162,6 +164,8 @@ def _read(body: bytes, start: int, count: int, properties: list[Property], order
         lists = [(p, values) for p, values in zip(properties, first, strict=True) if p.length]
         if all((table[f"{p.name}\n"] == len(values)).all() for p, values in lists):
             return {p.name: table[p.name] for p in properties}, start + count * row.itemsize
+    if count > MAX_TRIANGLES:  # such rows are read one by one
+        raise TooLarge(f"it has {count:,} lists of different lengths; the maximum is {MAX_TRIANGLES:,}")
     columns: list[list[Array]] = [[] for _ in properties]
     for _ in range(count):
         one, start = _row(body, start, properties, order)
@@ -173,7 +177,7 @@ def _read(body: bytes, start: int, count: int, properties: list[Property], order
     return ragged, start
 
 
-def _row(body: bytes, position: int, properties: list[Property], order: str) -> tuple[list[Array], int]:
+def _row(body: memoryview, position: int, properties: list[Property], order: str) -> tuple[list[Array], int]:
     # values (L,) of each property in the row at `position`, and the position after it
     values = list[Array]()
     for p in properties:

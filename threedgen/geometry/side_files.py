@@ -2,7 +2,7 @@
 
 import codecs
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from urllib.parse import unquote
@@ -13,12 +13,13 @@ from PIL import Image
 from threedgen.config.errors import ConfigError, short
 from threedgen.config.plain_file import LEGACY_ENCODING, read_bytes
 from threedgen.geometry.picture_file import load_image, open_image
-from threedgen.geometry.submesh import MAX_BYTES
+from threedgen.geometry.submesh import MAX_BYTES, TooLarge
 from threedgen.run.arrays import Array
 from threedgen.run.disk import file_key
 
 MAX_TEXTURE_BYTES, MAX_MTL_BYTES = 1 << 28, 1 << 24  # largest size in bytes of a texture and of an MTL file
 MAX_TEXELS = 400_000_000  # largest number of pixels of all textures of a mesh file together
+MAX_READ, MAX_SEARCHES = 4 << 30, 200_000  # largest number of bytes that are read, and of searches of files, together
 MAX_FAILURES = 20  # largest number of messages about missing and unreadable files
 TEXTURES = "textures"
 
@@ -34,6 +35,7 @@ class SideFiles:
 
     def __init__(self, path: Path) -> None:
         self.folder, self.failures, self.texels = path.parent, list[str](), 0
+        self.bytes = self.searches = 0
         self._images, self._masked = dict[tuple[str, Path | None], Array | None](), dict[tuple[int, int], Array]()
         self._listings = Listings()
 
@@ -65,14 +67,25 @@ class SideFiles:
     def read(self, path: Path, max_bytes: int = MAX_BYTES, start: int = 0, count: int | None = None) -> bytes:
         """Read at most `count` bytes of a file from the byte `start` on; None: all bytes.
 
-        Raises ConfigError if the file is unreadable, or if there are more than `max_bytes` bytes to read.
+        Raises ConfigError if the file is unreadable, or if there are more than `max_bytes` bytes to read, and TooLarge
+        after `MAX_READ` bytes of all files.
         """
         try:
-            return read_bytes(path, max_bytes, start, count)
+            return self.counted(read_bytes(path, max_bytes, start, count))
         except OSError as error:
             raise ConfigError(f"{path} cannot be read ({error.strerror})") from None
 
+    def counted(self, data: bytes) -> bytes:
+        """Return `data`, bytes that were read or copied. Raises TooLarge after `MAX_READ` bytes."""
+        self.bytes += len(data)
+        if self.bytes > MAX_READ:
+            raise TooLarge(f"it reads more than {MAX_READ >> 30} GiB of textures and buffers. Reduce them")
+        return data
+
     def _candidates(self, name: str, beside: Path | None) -> list[Path]:
+        self.searches += 1
+        if self.searches > MAX_SEARCHES:
+            raise TooLarge("it names too many other files")
         parts = name.strip(" \t\"'").replace("\\", "/").split("/")
         last = parts[-1].rpartition(":")[2]
         places = [[last], [TEXTURES, last], ["..", TEXTURES, last]] if last else []
@@ -89,17 +102,19 @@ class SideFiles:
             return True
         return real.is_relative_to(root.parent) and real.relative_to(root.parent).parts[0].casefold() == TEXTURES
 
-    def image(self, name: str, beside: Path | None = None, data: bytes | None = None) -> Array | None:
-        """Load a texture as uint8 (H, W, 3), or (H, W, 4) with alpha, from the file `name` or from the bytes `data`.
+    def image(self, name: str, beside: Path | None = None, load: Callable[[], bytes] | None = None) -> Array | None:
+        """Load a texture as uint8 (H, W, 3), or (H, W, 4) with alpha, from the file `name` or the bytes `load()`.
 
         `beside` is the folder of the MTL file that names the texture, or None. If the texture cannot be read, a message
-        is added to `failures`, and the result is None.
+        is added to `failures`, and the result is None. Raises TooLarge after too many bytes or searches.
         """
         key = name, beside
         if key not in self._images:
             try:
-                data = self.read(self.locate(name, beside), MAX_TEXTURE_BYTES) if data is None else data
+                data = load() if load else self.read(self.locate(name, beside), MAX_TEXTURE_BYTES)
                 self._images[key] = self._decoded(data, short(name))
+            except TooLarge:
+                raise
             except ConfigError as error:
                 self.failures.append(f"texture {error.problem}")
                 self._images[key] = None

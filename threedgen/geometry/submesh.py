@@ -13,6 +13,12 @@ Wrap = Literal["repeat", "mirror", "clamp"]
 MAX_BYTES = 1 << 30  # largest size in bytes of a mesh file, and of the part of a buffer that is read
 MAX_TRIANGLES, MAX_PARTS = 5_000_000, 20_000
 """Largest number of triangles, and of submeshes (triangles with one material), in a mesh file."""
+MAX_LINES = 20_000_000  # largest number of lines of a text file, and of rows of a table, such as vertices
+
+
+class TooLarge(ConfigError):
+    """Error for a mesh file above a limit of the readers."""
+
 
 MAX_UNIT = 1.5  # some programs write slightly more than 1 for 1
 
@@ -63,8 +69,14 @@ def in_unit_range(colours: Array) -> Array:
 
 
 def check_count(triangles: int, parts: int = 1) -> None:
-    """Raise ConfigError if a mesh file has more than `MAX_TRIANGLES` triangles or `MAX_PARTS` submeshes."""
+    """Raise TooLarge if a mesh file has more than `MAX_TRIANGLES` triangles or `MAX_PARTS` submeshes."""
     if triangles > MAX_TRIANGLES:
-        raise ConfigError(f"too many triangles: {triangles:,}; the maximum is {MAX_TRIANGLES:,}. Simplify the mesh")
+        raise TooLarge(f"too many triangles: {triangles:,}; the maximum is {MAX_TRIANGLES:,}. Simplify the mesh")
     if parts > MAX_PARTS:
-        raise ConfigError(f"too many parts: {parts:,}; the maximum is {MAX_PARTS:,}. Join its meshes by material")
+        raise TooLarge(f"too many parts: {parts:,}; the maximum is {MAX_PARTS:,}. Join its meshes by material")
+
+
+def check_lines(data: bytes) -> None:
+    """Raise TooLarge if a text file has more than `MAX_LINES` lines."""
+    if max(data.count(b"\n"), data.count(b"\r")) > MAX_LINES:
+        raise TooLarge(f"it has more than {MAX_LINES:,} lines")

@@ -112,6 +112,27 @@ def test_unreadable_images_are_skipped_with_a_warning(images: Path, caplog: pyte
         CaptionedImages(images)
 
 
+@pytest.mark.parametrize("damage", ["negative size", "huge size", "metadata"])
+def test_damaged_members_of_shards_are_named(shards: Shards, tmp_path: Path, damage: str) -> None:
+    entry = shards.entries[0]
+    shutil.copytree(shards.folder, tmp_path / "views")
+    path = tmp_path / "views" / entry.shard
+    with tarfile.open(path) as tar:
+        member = tar.getmember(f"{entry.name}.json")
+    data = bytearray(path.read_bytes())
+    if damage == "metadata":
+        data[member.offset_data : member.offset_data + 8] = b"x" * 8
+    else:  # in base 256: Python's tarfile goes back to the same member for ever, or reads any number of bytes
+        size = b"\xff" * 10 + b"\xfe\x00" if damage[0] == "n" else b"\x80" + b"\xff" * 11
+        data[member.offset + 124 : member.offset + 136] = size
+        data[member.offset + 148 : member.offset + 156] = b" " * 8
+        total = sum(data[member.offset : member.offset + 512])
+        data[member.offset + 148 : member.offset + 156] = b"%06o\0 " % total
+    path.write_bytes(data)
+    with refused(None, path, f"{entry.name}.json"):
+        Shards(tmp_path / "views").metadata(entry)
+
+
 def test_sparse_members_of_shards_are_not_read(shards: Shards, tmp_path: Path) -> None:
     entry = shards.entries[0]
     shutil.copytree(shards.folder, tmp_path / "views")

@@ -191,6 +191,14 @@ def test_unwrap_is_deterministic_and_keeps_normals_across_seams() -> None:
     assert np.array_equal(normals[faces], one.normals[one.faces]) and len(one.uv) > len(points)
 
 
+def test_unwrap_of_a_smooth_surface_with_many_triangles() -> None:
+    """xatlas ends with a segmentation fault for this ball in one piece."""
+    ball = trimesh.creation.icosphere(subdivisions=6)
+    mesh, charts = unwrap(ball.vertices.astype(np.float32), ball.faces.astype(np.int32), 512)
+    np.testing.assert_array_equal(mesh.vertices[mesh.faces], ball.vertices.astype(np.float32)[ball.faces])
+    assert overlap(*claims(mesh.uv, mesh.faces, 512)) < 1e-3 and 8 <= charts < 100
+
+
 def test_unwrap_separates_stacked_surfaces() -> None:
     """A floor, half of it covered by a second one that shares a line of vertices."""
     points, floor = sheet(7)
@@ -276,9 +284,9 @@ def test_unwrap_repacks_if_the_atlas_is_larger_than_the_texture(
     points = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]], np.float32)
     faces = np.array([[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]], np.int32)
 
-    def pack(vertices: np.ndarray, layers: list[np.ndarray], texture: int, gap: int, cost: float) -> SimpleNamespace:
+    def pack(layers: list[tuple[np.ndarray, ...]], texture: int, gap: int, cost: float) -> SimpleNamespace:
         gaps.append(gap)
-        mesh = np.arange(4), layers[0], points[:, :2]
+        mesh = np.arange(4), layers[0][1], points[:, :2]
         return SimpleNamespace(width=side, height=side // 2, chart_count=1, get_mesh=lambda number: mesh)
 
     monkeypatch.setattr(unwrap_module, "_pack", pack)

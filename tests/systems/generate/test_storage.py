@@ -15,12 +15,13 @@ from tests.support.kept_folder import kept_folder, made_once
 from tests.support.marks import unix
 from tests.support.power_loss import State, restore, states
 from tests.support.storage_faults import preloaded
-from tests.support.task_server import assert_same, finished_run, server, tiny_generate, weights
+from tests.support.task_server import TINY, assert_same, finished_run, server, tiny_generate, weights
 from tests.support.toy_run import log
 from threedgen.run.metrics import read_metrics, read_summary
 
 FILES = ("*.png", "*.mp4", "*.glb")  # result files with the same bytes in each run
 ERRORS = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+TRAINER = TINY["trainer"] | {"max_steps": 8}  # half of the steps of other tests: each fault costs two runs
 SMALL_ASSET = {"budget": 200, "texture": 64, "lods": [], "resolution": 16, "refine": 2}
 FAULTS, SEED = (int(os.environ.get(name, value)) for name, value in (("FAULTS", "14"), ("FAULTS_SEED", "11")))
 PART = 20  # faults of one test, which takes minutes, of FAULTS of each kind
@@ -28,7 +29,7 @@ faulty = pytest.mark.skipif(not preloaded(), reason="needs Linux and a C compile
 
 
 def command(folder: Path) -> list[str]:
-    return ["--config", str(tiny_generate(folder, export=SMALL_ASSET)), "out=run"]
+    return ["--config", str(tiny_generate(folder, export=SMALL_ASSET, trainer=TRAINER)), "out=run"]
 
 
 def generate(work: Path) -> list[str]:
@@ -44,7 +45,7 @@ def batch(work: Path) -> list[str]:
     (work / "prompts.txt").write_text("a red dog\na blue car\n")
     config = tiny_generate(work.parent, export={"enabled": False})
     words = ["prompts=prompts.txt", f"configs=[{config}]", "threads=1", "out=run"]
-    return ["--config", "batch", *words, "overrides=[trainer.max_steps=5, size=8, 'refine.strengths=[]']"]
+    return ["--config", "batch", *words, "overrides=[trainer.max_steps=3, size=8, 'refine.strengths=[]']"]
 
 
 KINDS = {"generate": generate, "export": export, "batch": batch}
@@ -160,7 +161,7 @@ def test_run_goes_on_in_another_place_and_time(tmp_path: Path) -> None:
     """Odd names, a folder that moved, a clock set back an hour, 64 descriptors, no home, no temporary folder, C."""
     work, words = make_work(tmp_path)
     name = "a 'b' \"c\" 🐕 $HOME; * %s {} é " + 200 * "x"
-    server().killed(work, words=[*words[:2], f"out={name}"], hold_at=9)
+    server().killed(work, words=[*words[:2], f"out={name}"], hold_at=4)
     place = work / "else where" / name[::-1][:200]
     place.parent.mkdir()
     (work / name).rename(place)

@@ -11,6 +11,7 @@ NAME.json has the fields name, file, caption, notes and azimuths (number of view
 import hashlib
 import io
 import json
+import os
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from threedgen.config.errors import ConfigError
-from threedgen.config.plain_file import parse_json, read_json
+from threedgen.config.plain_file import ordinary, parse_json, read_bytes, read_json
 from threedgen.geometry.images import grid, write_png
 from threedgen.geometry.picture_file import load_image
 from threedgen.run.arrays import Array
@@ -69,7 +70,7 @@ def checksum(path: Path) -> Tree:
 def is_complete(folder: Path, summary: Tree) -> bool:
     """Return whether the tar file of a shard exists and has the size in bytes that its JSON file `summary` states."""
     path = folder / str(summary.get("file"))
-    return path.is_file() and path.stat().st_size == summary.get("bytes")
+    return os.path.isfile(path) and path.stat().st_size == summary.get("bytes")
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ class Shards:
             ]
             for shard in self.index["shards"]:
                 if not is_complete(folder, shard):
-                    raise ConfigError(f"{folder / shard['file']} is missing or truncated: {REMEDY}")
+                    raise ConfigError(f"{folder / str(shard['file'])[:200]} is missing or truncated: {REMEDY}")
         except (KeyError, TypeError, ValueError):
             raise ConfigError(f"{folder / INDEX} is missing or damaged: {REMEDY}") from None
         self._members = lru_cache(MAX_CACHED)(self._read_members)
@@ -120,8 +121,16 @@ class Shards:
         return hashlib.sha256(sums.encode()).hexdigest()[:16]
 
     def metadata(self, entry: Entry) -> Tree:
-        """Read the metadata of an asset from its NAME.json. Raises ConfigError for a missing or truncated file."""
-        return parse_json(self.read(entry, "json"))
+        """Read the metadata of an asset from its NAME.json. Raises ConfigError for a missing or damaged file."""
+        data = self.read(entry, "json")
+        try:
+            found: Tree = parse_json(data)
+            poses = np.array(found["c2w"], np.float32)
+            if poses.shape[1:] == (4, 4) and np.isfinite(poses).all():
+                return found
+        except (KeyError, TypeError, ValueError):
+            pass
+        raise ConfigError(f"{entry.name}.json is damaged in {self.folder / entry.shard}: {REMEDY}")
 
     def image(self, entry: Entry, view: int) -> Image.Image:
         """Read the image of view number `view` of an asset. Raises ConfigError for a missing or truncated file."""
@@ -135,9 +144,7 @@ class Shards:
         path = self.folder / entry.shard
         try:
             start, size = self._members(entry.shard)[f"{entry.name}.{part}"]
-            with path.open("rb") as file:
-                file.seek(start)
-                data = file.read(size)
+            data = read_bytes(path, start=start, count=size)
         except (OSError, KeyError, tarfile.TarError):
             data, size = b"", 1
         if len(data) < size:
@@ -145,9 +152,17 @@ class Shards:
         return data
 
     def _read_members(self, shard: str) -> dict[str, tuple[int, int]]:
-        with tarfile.open(self.folder / shard, "r:") as tar:
-            files = (member for member in tar if member.isreg() and not member.issparse())
-            return {member.name: (member.offset_data, member.size) for member in files}
+        # only plain files, as `add_asset` writes them: other kinds of members can state any size
+        members = dict[str, tuple[int, int]]()
+        with ordinary(self.folder / shard).open("rb") as file:
+            while any(block := file.read(tarfile.BLOCKSIZE)):
+                member = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+                if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or not 0 <= member.size < 1 << 40:
+                    raise tarfile.TarError(member.name)
+                start = file.tell()
+                members[member.name] = start, member.size
+                file.seek(start - -member.size // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE)
+        return members
 
 
 SIDES, SIDE_PIXELS, COLUMNS, PER_PAGE = 4, 96, 3, 60

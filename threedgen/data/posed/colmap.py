@@ -15,11 +15,13 @@ from scipy.spatial.transform import Rotation
 from threedgen.config.errors import ConfigError
 from threedgen.config.plain_file import read_bytes, read_text
 from threedgen.geometry.side_files import Listings
+from threedgen.geometry.submesh import MAX_LINES
 from threedgen.run.arrays import Array
 
 from .files import MODELS, Lens, PosedFiles, check_model, find_photo
 
-MAX_BYTES = 4 << 30
+MAX_BYTES, MAX_POINTS = 1 << 30, 2_000_000
+"""Largest size of a file in bytes, and number of scene points that are read: the first ones of a larger model."""
 IMAGES = "[Ii][Mm][Aa][Gg][Ee][Ss]*"  # names of folders with photos
 NUMBER = re.compile(r"[-+]*\d[-+\d.eE]*")
 
@@ -105,7 +107,7 @@ def _binary(folder: Path) -> _Model:
         images.skip(24)  # keypoints
     if (folder / "points3D.bin").is_file():
         points = _Cursor(folder / "points3D.bin")
-        for _ in range(points.count()):
+        for _ in range(min(points.count(), MAX_POINTS)):
             rows.points.append(points.read("Q3d3Bd")[1:4])
             points.skip(8)  # images that show the point
     return rows
@@ -113,7 +115,7 @@ def _binary(folder: Path) -> _Model:
 
 def _text(folder: Path) -> _Model:
     cameras, images, points = (_lines(folder / f"{name}.txt") for name in ("cameras", "images", "points3D"))
-    rows = _Model({}, [], [[float(x) for x in line.split()[1:4]] for line in points if line.strip()])
+    rows = _Model({}, [], [[float(x) for x in line.split()[1:4]] for line in points[:MAX_POINTS] if line.strip()])
     for number, model, *numbers in (line.split() for line in cameras if line.strip()):
         rows.cameras[int(number)] = model, list(map(float, numbers))
     for line in images:
@@ -126,5 +128,7 @@ def _text(folder: Path) -> _Model:
 def _lines(path: Path) -> list[str]:
     if path.stem == "points3D" and not path.is_file():  # a model without points is valid
         return []
-    lines = read_text(path, max_bytes=MAX_BYTES).strip("\r\n").splitlines()
-    return [line for line in lines if not line.startswith("#")]
+    text = read_text(path, max_bytes=MAX_BYTES).strip("\r\n")
+    if text.count("\n") > MAX_LINES:
+        raise ConfigError(f"{path} has more than {MAX_LINES:,} lines")
+    return [line for line in text.splitlines() if not line.startswith("#")]

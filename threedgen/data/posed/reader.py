@@ -95,7 +95,7 @@ def posed_source(path: Path) -> Path | None:
         if (path / name).is_file():
             return path / name
     for folder in COLMAP_FOLDERS:
-        models = list(path.glob(f"{folder}/images.[bt][ix][nt]"))
+        models = [file for file in path.glob(f"{folder}/images.[bt][ix][nt]") if file.is_file()]
         if models:  # of several models, the one with the most photos
             return max(models, key=lambda file: file.stat().st_size).parent
     return None

@@ -16,6 +16,11 @@ CHART_COSTS = (8.0, 2.0)
 """Values of xatlas' option `max_cost`, tried in order. The second value, xatlas' default, gives charts with less
 distortion that fill less of the texture. It is tried if the first value's texel density is not in DENSITY_RANGE."""
 DENSITY_RANGE = (0.8, 1.25)  # minimum 5th and maximum 95th percentile of the texel density / its median
+MAX_WHOLE, MAX_BLOCK = 50_000, 10_000
+"""Largest number of triangles that xatlas gets at once, and of a block of a larger mesh.
+
+Its time is quadratic in the triangles of a chart, and it crashes for smooth surfaces of 80,000 triangles.
+"""
 MAX_LAYERS = 4  # maximum number of times that a face with overlapping UVs moves to another layer
 OVERLAP = 1e-4  # tolerated fraction of covered texels that two faces cover because of rounding
 
@@ -52,13 +57,31 @@ def unwrap(vertices: Array, faces: Array, texture: int = 1024) -> tuple[Textured
 def _unwrap(vertices: Array, faces: Array, texture: int, cost: float) -> tuple[TexturedMesh, int]:
     # Faces of different layers are never in the same chart. Layers are needed because xatlas can put stacked surfaces,
     # such as walls and furniture, on top of each other in one chart.
-    layer = np.zeros(len(faces), int)
+    layer = _blocks(vertices, faces)
+    blocks = int(layer.max()) + 1
     while True:
         mesh, charts = _unwrap_layers(vertices, faces, texture, cost, layer)
         first, last = claims(mesh.uv, mesh.faces, texture)
-        if overlap(first, last) <= OVERLAP or layer.max() == MAX_LAYERS:
+        if overlap(first, last) <= OVERLAP or layer.max() >= MAX_LAYERS * blocks:
             return mesh, charts
-        layer[np.unique(last[first != last])] += 1
+        layer[np.unique(last[first != last])] += blocks
+
+
+def _blocks(vertices: Array, faces: Array) -> Array:
+    # number (F,) of the block of each face: all 0, or of a large mesh, halves of halves along the longest side
+    middle, number = vertices[faces].mean(1), np.zeros(len(faces), int)
+    if len(faces) <= MAX_WHOLE:
+        return number
+    parts = [np.arange(len(faces))]
+    while len(parts[0]) > MAX_BLOCK:
+        halves = list[Array]()
+        for part in parts:
+            order = part[np.argsort(middle[part, np.ptp(middle[part], axis=0).argmax()], kind="stable")]
+            halves += [order[: len(order) // 2], order[len(order) // 2 :]]
+        parts = halves
+    for k, part in enumerate(parts):
+        number[part] = k
+    return number
 
 
 def _unwrap_layers(vertices: Array, faces: Array, texture: int, cost: float, layer: Array) -> tuple[TexturedMesh, int]:
@@ -71,11 +94,12 @@ def _unwrap_layers(vertices: Array, faces: Array, texture: int, cost: float, lay
     room = padding(texture)
     gap = room - room // 4  # per side of a chart; xatlas may return a larger atlas, which is scaled down
     layer_faces = [np.flatnonzero(layer == number) for number in np.unique(layer)]
-    parts = [np.ascontiguousarray(faces[index], np.uint32) for index in layer_faces]
-    atlas = _pack(unit, parts, texture, gap, cost)
+    used = [np.unique(faces[index], return_inverse=True) for index in layer_faces]
+    parts = [(unit[rows], inverse.reshape(-1, 3).astype(np.uint32)) for rows, inverse in used]
+    atlas = _pack(parts, texture, gap, cost)
     side = max(atlas.width, atlas.height)
     if 2 * gap * texture < room * side:
-        atlas = _pack(unit, parts, texture, -(-room * side // (2 * texture)) + 1, cost)
+        atlas = _pack(parts, texture, -(-room * side // (2 * texture)) + 1, cost)
         side = max(atlas.width, atlas.height)
     origins, triangles, uvs, count = list[Array](), np.zeros(faces.shape, np.int32), list[Array](), 0
     for number, index in enumerate(layer_faces):
@@ -83,7 +107,7 @@ def _unwrap_layers(vertices: Array, faces: Array, texture: int, cost: float, lay
         if len(corners) != len(index) or not len(uv) or not np.isfinite(uv).all() or not side:
             raise UnwrapError("the surface could not be unwrapped; try another budget")
         triangles[index] = corners.astype(np.int64) + count
-        origins.append(origin)
+        origins.append(used[number][0][origin])
         uvs.append(uv * (np.array([atlas.width, atlas.height]) / side))
         count += len(origin)
     origin, uv = np.concatenate(origins), np.concatenate(uvs)
@@ -99,13 +123,13 @@ def padding(texture: int) -> int:
     return max(MIN_PADDING, texture * MIN_PADDING // 1024)
 
 
-def _pack(vertices: Array, layers: list[Array], texture: int, gap: int, cost: float) -> Any:
+def _pack(layers: list[tuple[Array, Array]], texture: int, gap: int, cost: float) -> Any:
     chart, pack = xatlas.ChartOptions(), xatlas.PackOptions()
     chart.max_cost = cost
     pack.resolution, pack.padding, pack.bilinear = texture, gap, True
     atlas = xatlas.Atlas()
     try:
-        for faces in layers:
+        for vertices, faces in layers:
             atlas.add_mesh(vertices, faces)
         atlas.generate(chart, pack)
     except (RuntimeError, ValueError) as error:
