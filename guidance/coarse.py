@@ -115,10 +115,16 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
                 x = block(x, text, features)
         return self.out(F.silu(x))
 
-    def encode(self, latents: Tensor, camera: Tensor) -> Tensor:
-        """Return object codes (B, D) from V views each: clean latents (B, V, C, h, h), camera vectors (B, V, 16)."""
+    def encode(self, latents: Tensor, camera: Tensor, level: Tensor | None = None) -> Tensor:
+        """Return object codes (B, D) of B objects with V views each.
+
+        Args:
+            latents: clean or noisy latents (B, V, C, h, h).
+            camera: camera vectors (B, V, 16).
+            level: noise levels (B, V) as in `ObjectEncoder.forward`; None: the latents are clean.
+        """
         features = camera_harmonics(camera.flatten(0, 1)).unflatten(0, camera.shape[:2])
-        return self.encoder(latents, features)
+        return self.encoder(latents, features, camera.new_zeros(camera.shape[:2]) if level is None else level)
 
     def read(self, text: Tensor) -> Tensor:
         """Attend from the learned queries to the text (B, L, D) and return the features (B, queries * D)."""

@@ -27,8 +27,14 @@ def transformer(layers: int) -> nn.TransformerEncoder:
     return nn.TransformerEncoder(layer, layers, nn.LayerNorm(WIDTH), enable_nested_tensor=False)
 
 
+def sinusoids(t: Tensor) -> Tensor:
+    """Return sines and cosines (B, 2 FREQUENCIES) of numbers `t` (B,) in [0, 1]."""
+    angles = t[:, None] * torch.exp(torch.linspace(0, 5, FREQUENCIES, device=t.device))
+    return torch.cat([angles.sin(), angles.cos()], 1)
+
+
 class ObjectEncoder(nn.Module):
-    """Network that computes the code of an object from latents of one or more views of the object."""
+    """Network that computes the code of an object from clean or noisy latents of one or more views of the object."""
 
     def __init__(self, latent_channels: int, size: int, camera_features: int, code_width: int) -> None:
         """Build the encoder for latents (C, h, h) with C = `latent_channels` and h = `size`.
@@ -39,17 +45,22 @@ class ObjectEncoder(nn.Module):
         self.patches = nn.Linear(latent_channels * PATCH**2, WIDTH)
         self.positions = nn.Parameter(0.02 * torch.randn((size // PATCH) ** 2, WIDTH))
         self.camera = nn.Sequential(nn.Linear(camera_features, WIDTH), nn.SiLU(), nn.Linear(WIDTH, WIDTH))
+        self.noise = nn.Sequential(nn.Linear(2 * FREQUENCIES, WIDTH), nn.SiLU(), nn.Linear(WIDTH, WIDTH))
         self.queries = nn.Parameter(torch.randn(TOKENS, WIDTH))
         self.body = transformer(ENCODER_LAYERS)
         self.out = nn.Linear(WIDTH, code_width // TOKENS)
 
-    def forward(self, latents: Tensor, camera: Tensor) -> Tensor:
+    def forward(self, latents: Tensor, camera: Tensor, level: Tensor) -> Tensor:
         """Return the codes (B, code_width) of B objects, float32, with mean square 1.
 
-        `latents` are clean latents (B, V, C, h, h) of V views per object, `camera` the camera features (B, V, F).
+        Args:
+            latents: latents a z + s e (B, V, C, h, h) of V views per object, with clean latents z and Gaussian noise e.
+            camera: camera features (B, V, F).
+            level: noise levels (B, V), 2 / pi arctan(s / a); 0: clean latents, 1: noise.
         """
         x = F.pixel_unshuffle(latents.flatten(0, 1), PATCH).flatten(2).transpose(1, 2)
-        x = self.patches(x) + self.positions + self.camera(camera.flatten(0, 1))[:, None]
+        view = self.camera(camera.flatten(0, 1)) + self.noise(sinusoids(level.flatten()).to(camera.dtype))
+        x = self.patches(x) + self.positions + view[:, None]
         x = x.unflatten(0, latents.shape[:2]).flatten(1, 2)
         queries = self.queries.expand(len(x), -1, -1).to(x.dtype)
         code = self.out(self.body(torch.cat([queries, x], 1))[:, :TOKENS]).float().flatten(1)
@@ -82,8 +93,7 @@ class CodeSampler(nn.Module):
 
         `text` are features (B, L, WIDTH) from `encode_text`. Times are in [0, 1]; 0 is noise.
         """
-        angles = t[:, None] * torch.exp(torch.linspace(0, 5, FREQUENCIES, device=t.device))
-        time = self.time(torch.cat([angles.sin(), angles.cos()], 1))
+        time = self.time(sinusoids(t))
         tokens = self.code(x.unflatten(1, (TOKENS, -1))) + self.positions + time[:, None]
         return self.out(self.body(tokens, text)).float().flatten(1)
 

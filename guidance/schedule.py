@@ -145,6 +145,11 @@ class Schedule:
         a = alpha_bar[index].reshape(-1, *[1] * (like.dim() - 1))
         return a.sqrt(), (1 - a).sqrt()
 
+    def noise_level(self, t: Tensor) -> Tensor:
+        """Return 2 / pi arctan(sigma / alpha) for timesteps `t` of any shape: 0 without noise, 1 without signal."""
+        a = self.alpha_bar.to(t.device)[t]
+        return 2 / torch.pi * torch.atan2((1 - a).sqrt(), a.sqrt())
+
     def add_noise(self, x0: Tensor, noise: Tensor, t: Timesteps) -> Tensor:
         """Return the noisy x_t (B, ...) at timestep `t` from clean `x0` (B, ...) and Gaussian `noise` (B, ...)."""
         alpha, sigma = self.alpha_sigma(t, x0)

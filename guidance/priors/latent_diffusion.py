@@ -414,12 +414,30 @@ class LatentDiffusion(Prior):
             camera, n_view = None, 1
         if self.coarse is not None:
             text, coarse_text, code = self.split_text(text)
-            coarse = self.coarse(coarse_text, camera, code) if coarse is None else coarse
+            if coarse is None:
+                coarse = self.coarse(coarse_text, camera, self.observed_code(code, x, t, camera, n_view))
             if coarse.shape[-2:] != x.shape[-2:]:  # images of another size than it was trained at
                 coarse = F.interpolate(coarse, x.shape[-2:], mode="bilinear", align_corners=False)
             x = torch.cat([x, coarse.to(x.dtype)], dim=1)
         text = text.to(x.dtype) if self.half_weights else text
         return predict(self.unet, x, t, text, camera, n_view, factor=self.factor)
+
+    def observed_code(
+        self, code: Tensor | None, x: Tensor, t: Tensor, camera: Tensor | None, n_view: int
+    ) -> Tensor | None:
+        """Return the object codes (B, D) with codes encoded from the noisy views of an object in place of zero codes.
+
+        In this way each view depends on the other views of its object, as far as their noise permits. Codes stay as
+        they are for single images, without cameras, and for images of another size than the encoder was trained on. The
+        arguments are those of `predict`.
+        """
+        if code is None or camera is None or n_view == 1 or x.shape[-2:] != self.latent_shape[1:]:
+            return code
+        assert self.predictor is not None
+        level = self.schedule.noise_level(t.to(x.device)).expand(len(x)).unflatten(0, (-1, n_view))
+        views, cameras = (part.unflatten(0, (-1, n_view)) for part in (x, camera))
+        found = self.predictor.encode(views, cameras, level).to(code.dtype).repeat_interleave(n_view, 0)
+        return torch.where(code.any(1, keepdim=True), code, found)
 
     @torch.no_grad()
     def predict_coarse(self, text: Tensor, c2w: Tensor, text_guidance: bool = True) -> Tensor | None:

@@ -23,7 +23,8 @@ from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.run.arrays import Array
 from threedgen.run.dtypes import autocast_bf16
 from threedgen.run.seeding import generator, numpy_generator
-from threedgen.systems.train.denoising import Batch, DenoisingSystem, Sheet, drop_captions
+from threedgen.systems.train.denoising import Batch, DenoisingSystem, Sheet, drop_captions, view_timesteps
+from threedgen.systems.train.options import ViewNoiseConfig
 from threedgen.train.muon import Muon
 from threedgen.train.system import AveragedSystem
 
@@ -45,6 +46,9 @@ SOURCES, TARGETS, ALL_SOURCES = 3, 3, 0.75
 and share of the training steps that encode codes from the maximum."""
 OBJECTS, BATCH, LEVELS = 32, 128, 3
 """Objects per step of the coarse predictor; captions per step of the code sampler, and noise levels for each."""
+NOISY, NOISY_NO_TEXT = 0.5, 0.5
+"""Share of the coarse predictor's training steps that encode noisy views, and fraction of captions dropped in these."""
+TIMESTEP_POWER, VIEW_NOISE = 0.7, ViewNoiseConfig(independent=0.25, companions=0.35)
 CODE_NOISE = 0.3
 """Standard deviation of the noise on object codes in training; codes have the standard deviation 1."""
 FIRST, FRESH = 2048, 2
@@ -259,6 +263,10 @@ class PredictorSystem(AveragedSystem):
     def setup(self, stage: str) -> None:
         self.prior.to(self.device)
 
+    def encode_captions(self, captions: list[str], dropped: Array) -> Tensor:
+        """Encode captions as (n, L, D), without a token for object codes; where `dropped` (n,) is True, as ""."""
+        return self.prior.split_text(self.prior.encode_prompt(drop_captions(captions, dropped)))[1]
+
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = Muon(self.parameters(), 1.0, weight_decay=WEIGHT_DECAY)
         return self.scheduled(optimizer, self.options.learning_rate)
@@ -287,19 +295,25 @@ class CoarseSystem(PredictorSystem):
         step, cache = int(batch), self.cache
         rng, gen = self.numpy_rng(step, "coarse"), self.rng(step, "codes")
         chosen = rng.integers(0, min(cache.count, FIRST + step * FRESH), OBJECTS)
-        z, camera = (
-            cache.latents(chosen).to(self.device),
-            camera_vector(cache.c2w(chosen).flatten(0, 1)).to(self.device),
-        )
-        camera = camera.unflatten(0, z.shape[:2])
+        z = cache.latents(chosen).to(self.device)
+        camera = camera_vector(cache.c2w(chosen).flatten(0, 1)).to(self.device).unflatten(0, z.shape[:2])
         order = torch.from_numpy(rng.permuted(np.tile(np.arange(z.shape[1]), (OBJECTS, 1)), axis=1)).to(self.device)
-        count = SOURCES if rng.random() < ALL_SOURCES else int(rng.integers(1, SOURCES))
-        rows, source, target = torch.arange(OBJECTS)[:, None], order[:, :count], order[:, SOURCES:]
+        rows, target = torch.arange(OBJECTS)[:, None], order[:, SOURCES:]
+        if rng.random() < NOISY:  # encodes also the views that are predicted, as when all views are denoised together
+            source, no_text = order[:, SOURCES - 1 :], NOISY_NO_TEXT
+            t = view_timesteps(OBJECTS, source.shape[1], self.prior.schedule.T, TIMESTEP_POWER, VIEW_NOISE, gen).to(self.device)
+            noise = torch.randn(z[rows, source].shape, generator=gen).to(z)
+            views = self.prior.schedule.add_noise(z[rows, source].flatten(0, 1), noise.flatten(0, 1), t.flatten())
+            views, level = views.view_as(noise), self.prior.schedule.noise_level(t)
+        else:
+            count = SOURCES if rng.random() < ALL_SOURCES else int(rng.integers(1, SOURCES))
+            source, no_text, level = order[:, :count], NO_TEXT, None
+            views = z[rows, source]
         seen = None if rng.random() < TWO_D else camera[rows, target].flatten(0, 1)
         kept = torch.from_numpy(rng.random((OBJECTS, 1)) >= NO_CODE).to(z)
         with autocast_bf16(self.device), sdpa_kernel(SDPBackend.MATH):  # the fused backward pass is slow on a CPU
-            text = self.prior.encode_prompt(drop_captions(cache.captions(chosen), rng.random(OBJECTS) < NO_TEXT))
-            code = self.coarse.encode(z[rows, source], camera[rows, source])
+            text = self.encode_captions(cache.captions(chosen), rng.random(OBJECTS) < no_text)
+            code = self.coarse.encode(views, camera[rows, source], level)
             code = kept * (code + CODE_NOISE * torch.randn(code.shape, generator=gen).to(code))
             text, code = (x.repeat_interleave(TARGETS, 0) for x in (text, code))
             predicted = self.coarse(text, seen, code).float()
@@ -341,7 +355,7 @@ class CodeSystem(PredictorSystem):
         views = rng.permutation(SOURCES + TARGETS)[:SOURCES]
         z, c2w = cache.latents(chosen)[:, views].to(self.device), cache.c2w(chosen)[:, views]
         with torch.no_grad(), autocast_bf16(self.device):
-            text = self.prior.encode_prompt(drop_captions(captions, rng.random(BATCH) < NO_TEXT))
+            text = self.encode_captions(captions, rng.random(BATCH) < NO_TEXT)
             camera = camera_vector(c2w.flatten(0, 1)).to(self.device).unflatten(0, c2w.shape[:2])
             code = self.encoder.encode(z, camera).repeat_interleave(LEVELS, 0)
         noise = torch.randn(code.shape, generator=gen).to(code)
