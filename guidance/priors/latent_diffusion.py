@@ -431,9 +431,10 @@ class LatentDiffusion(Prior):
         they are for single images, without cameras, and for images of another size than the encoder was trained on. The
         arguments are those of `predict`.
         """
-        if code is None or camera is None or n_view == 1 or x.shape[-2:] != self.latent_shape[1:]:
+        if self.predictor is None or code is None or camera is None or n_view == 1:
             return code
-        assert self.predictor is not None
+        if set(x.shape[-2:]) != {self.predictor.config["size"]}:
+            return code
         level = self.schedule.noise_level(t.to(x.device)).expand(len(x)).unflatten(0, (-1, n_view))
         views, cameras = (part.unflatten(0, (-1, n_view)) for part in (x, camera))
         found = self.predictor.encode(views, cameras, level).to(code.dtype).repeat_interleave(n_view, 0)

@@ -15,6 +15,7 @@ from threedgen.guidance.coarse import TEXT_GUIDANCE, camera_harmonics
 from threedgen.guidance.object_code import CodeSampler
 from threedgen.guidance.priors import latent_diffusion
 from threedgen.guidance.priors.mvdream import MVDream, camera_vector
+from threedgen.guidance.schedule import Schedule
 
 
 @torch.no_grad()
@@ -39,6 +40,40 @@ def test_code_is_encoded_from_views_in_any_order_and_number() -> None:
     torch.testing.assert_close(coarse.encode(z.flip(1), camera.flip(1)), code, atol=1e-5, rtol=1e-4)
     assert (coarse.encode(z.flip(1), camera) - code).abs().max() > 1e-3, "a view belongs to its camera"
     assert coarse.encode(z[:, :1], camera[:, :1]).shape == (2, TEXT_WIDTH)
+
+
+@torch.no_grad()
+def test_views_without_a_code_share_the_code_of_their_noisy_latents() -> None:
+    prior, camera = coarse_prior(), camera_vector(script_poses(4))
+    x, t = torch.randn(4, 4, 8, 8, generator=cpu()), torch.tensor([500, 10, 999, 300])
+    code = torch.zeros(4, TEXT_WIDTH)
+    code[3] = 1
+    found = prior.observed_code(code, x, t, camera, n_view=2)
+    level = prior.schedule.noise_level(t).view(2, 2)
+    expected = prior.coarse.encode(x.view(2, 2, 4, 8, 8), camera.view(2, 2, 16), level)
+    torch.testing.assert_close(found[:3], expected[[0, 0, 1]])
+    torch.testing.assert_close(found[3], code[3], msg="a given code stays")
+    assert (prior.observed_code(code, x, t - 5, camera, n_view=2) - found)[0].abs().max() > 1e-5, "levels count"
+    for others in (
+        {"n_view": 1},
+        {"n_view": 2, "camera": None},
+        {"n_view": 2, "x": torch.zeros(4, 4, 12, 12)},
+    ):
+        unchanged = prior.observed_code(**{"code": code, "x": x, "t": t, "camera": camera, **others})
+        assert torch.equal(unchanged, code), others
+    text = prior.encode_prompt(["cat"]).expand(4, -1, -1)
+    inputs = {"text": text, "camera": camera, "coarse": None}
+    whole = prior.predict(x, t, n_view=2, **inputs)
+    changed = torch.cat([x[:2], x[2:].flip(0)])
+    assert torch.equal(prior.predict(changed, t, n_view=2, **inputs)[:2], whole[:2]), "objects are separate"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("alpha_bar", "level"), [(1.0, 0.0), (0.5, 0.5), (0.0, 1.0), (0.75, 1 / 3)])
+def test_noise_level_is_an_angle(alpha_bar: float, level: float) -> None:
+    schedule = Schedule.scaled_linear()
+    schedule = Schedule(schedule.betas, torch.full_like(schedule.alpha_bar, alpha_bar), schedule.prediction)
+    torch.testing.assert_close(schedule.noise_level(torch.tensor([[3], [999]])), torch.full((2, 1), level))
 
 
 @torch.no_grad()

@@ -80,9 +80,16 @@ def test_variations_words_and_comparison(chromium: Any, client: Client) -> None:
     tab.page.click(".card a")
     tab.page.locator(".card").nth(1).get_by_role("button", name="Compare").click()
     tab.until("document.querySelectorAll('#viewers article').length === 2")
+    press(tab, "Change")
+    assert tab.page.input_value("#prompt") == tab.page.text_content(".card .prompt")
+    tab.page.fill("#prompt", "a purple owl")
+    press(tab, "Generate")
+    tab.until(f"{CARDS} === 7")
+    tab.page.click("#files .chip")
+    assert tab.page.text_content("#files") == ""
     tab.page.on("dialog", lambda dialog: dialog.accept())
     press(tab, "Delete")
-    tab.until(f"{CARDS} === 5")
+    tab.until(f"{CARDS} === 6")
 
 
 @pytest.mark.parametrize("width", [320, 390, 768, 1280])

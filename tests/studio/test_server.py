@@ -25,10 +25,12 @@ from tests.support.waiting import when
 from threedgen import cli
 from threedgen.config import load
 from threedgen.export.options import AssetConfig
+from threedgen.studio import state
 from threedgen.studio.jobs import _start, make_job
 from threedgen.studio.options import StudioConfig
 from threedgen.studio.server import listen
 from threedgen.studio.state import plain_words
+from threedgen.systems.generate.options import GenerateConfig
 
 DOCS = Path(__file__).parents[2] / "docs" / "studio.md"
 
@@ -309,6 +311,19 @@ def test_uploads_become_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         StudioConfig(task="studio"), tmp_path, "a red chair", 1, None, {"mesh": client.root / "uploads" / name}
     )
     assert "texture-toybox" in job.command and f"mesh={client.root / 'uploads' / name}" in job.command
+
+
+def test_run_is_changed_by_another_prompt(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = finished_run(client.root / "deep" / "one", prompt="a dog")
+    for body, status in ({"edit": "../one"}, 404), ({"edit": ""}, 422), ({"edit": "deep/one", "seed": -1}, 422):
+        assert client.ask("api/v1/jobs", {"prompt": "a dog"} | body, method="POST").status == status, body
+    monkeypatch.setattr(state, "make_job", make_job)
+    monkeypatch.setattr(GenerateConfig, "check", lambda self: None)  # the run is not a real one
+    job = client.api("jobs", {"prompt": "a dog wearing a hat", "seed": 2, "edit": "deep/one"})
+    assert (job["prompt"], job["seed"]) == ("a dog wearing a hat", 2)
+    command = client.queue.jobs()[-1].command
+    assert {"edit-toybox", f"edit={folder}", "prompt=a dog wearing a hat", "seed=2"} < set(command)
+    client.queue.cancel(client.queue.jobs()[-1])
 
 
 def test_prompt_words_are_checked(client: Client) -> None:

@@ -36,8 +36,8 @@ from .options import StudioConfig
 WAITING, RUNNING, STOPPING, FINISHING = "waiting", "running", "stopping", "finishing"
 FINISHED, CANCELLED, FAILED = "finished", "cancelled", "failed"
 LIVE = (RUNNING, STOPPING, FINISHING)
-IMAGE_CONFIG, MESH_CONFIG = "threedim-toybox", "texture-toybox"
-"""Names of the configs of runs that make an object of an image, and of runs that texture a mesh."""
+CONFIG_OF = {"mesh": "texture-toybox", "edit": "edit-toybox", "image": "threedim-toybox"}
+"""Names of the configs of runs that texture a mesh, change an object, and make an object of an image."""
 KILL_SECONDS = 1.5  # seconds that a cancelled run has to save a checkpoint before it is killed
 PROGRESS = re.compile(r"(?P<phase>[^:]+(?:: [^:]+)?): (?P<done>\d+)/(?P<total>\d+)(?:, (?P<details>.*))?")
 """Pattern of the progress lines that `run.progress.ProgressDisplay` prints, such as "train: 3/100, loss 0.1"."""
@@ -73,21 +73,22 @@ def make_job(
     export: AssetConfig | None = None,
     files: Mapping[str, Path] | None = None,
 ) -> Job:
-    """Return the job that makes an object from a prompt or an uploaded file.
+    """Return the job that makes an object from a prompt, an uploaded file or another run.
 
     The job has the state "finished" if the folder `root` already has a finished run of the same request. Raises
     ConfigError if the prompt, an option or a file is invalid.
 
     Args:
         export: options of the asset. Options that are not set are taken from the config.
-        files: uploaded files: {"image": path} to make an object from an image, {"mesh": path} to texture a mesh.
+        files: {"image": path} to make an object from an image, {"mesh": path} to texture a mesh, {"edit": folder} to
+            change the object of a run to fit the prompt.
     """
     files = files or {}
     given: Tree = {key: str(path) for key, path in files.items()}
-    method = MESH_CONFIG if "mesh" in files else IMAGE_CONFIG if "image" in files else config.config
+    method = next((name for key, name in CONFIG_OF.items() if key in files), config.config)
     name, *own = words_of(method)
     if files:
-        values = given | {"seed": seed} | ({"prompt": prompt} if "mesh" in files else {})
+        values = given | {"seed": seed} | ({} if name == CONFIG_OF["image"] else {"prompt": prompt})
         run = load(name, own, values)
         stem = prompt or next(iter(files.values())).stem
         key = f"{Path(name).stem}-{slug(stem)[:-9][:40].strip('-')}-{seed}-{tree_hash(plain(run))[:12]}"

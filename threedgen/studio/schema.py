@@ -14,7 +14,10 @@ FileName = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{8}-[\w.-]{1,100}
 
 
 class Order(BaseModel):
-    """Request for an object: a prompt, or an image, or a mesh to be textured by a prompt or an image."""
+    """Request for an object: a prompt, or an image, or a mesh to be textured by a prompt or an image.
+
+    With `edit`, the object of a run is changed.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -22,6 +25,7 @@ class Order(BaseModel):
     seed: int = Field(0, ge=0, lt=2**53, description="another seed makes another object")
     image: FileName | None = Field(None, description="name of an uploaded image")
     mesh: FileName | None = Field(None, description="name of an uploaded mesh, which is textured")
+    edit: str | None = Field(None, min_length=1, description="name of a run whose object changes to fit the prompt")
     export: AssetConfig = Field(AssetConfig(), description="asset; unset options are those of the studio's config")
 
 

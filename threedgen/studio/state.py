@@ -60,10 +60,14 @@ class Studio:
 
     def job(self, order: Order) -> Job:
         names = {"image": order.image, "mesh": order.mesh}
-        uploads = {key: self.upload(name, key) for key, name in names.items() if name is not None}
-        empty = "image" in uploads and not order.prompt.strip()
+        inputs = {key: self.upload(name, key) for key, name in names.items() if name is not None}
+        if order.edit is not None:
+            if inputs:
+                raise ConfigError("changes a run, and takes neither an image nor a mesh", "edit", order.edit)
+            inputs["edit"] = self.record(order.edit).folder
+        empty = "image" in inputs and not order.prompt.strip()
         prompt = "" if empty else normalise_prompt(order.prompt)
-        return make_job(self.config, self.root, prompt, order.seed, order.export, uploads)
+        return make_job(self.config, self.root, prompt, order.seed, order.export, inputs)
 
     def status(self) -> Status:
         """Return the state of the queue, which is cached for UPDATE_SECONDS / 2 so that many clients cost little."""

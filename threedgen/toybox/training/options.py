@@ -105,6 +105,7 @@ class CoarseConfig(Config):
 
     max_steps: base.Count = 8000
     sampler_steps: base.Count = Field(4000, description="steps of the sampler of object codes")
+    keep_codes: bool = Field(False, description="codes of clean views stay those of start, and so does their sampler")
     objects: base.Count = Field(40_000, description="number of distinct objects")
     learning_rate: Scheduled = Field({"0%": 0.0, "1%": 2e-3, "40%": 2e-3, "100%": 2e-5})
 

@@ -1,12 +1,13 @@
 """LightningModules that train the UNet of a 2D model or of a multi-view prior, and the coarse predictor of a prior."""
 
+import copy
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -17,7 +18,7 @@ from threedgen.evaluation.features import FeatureNetwork
 from threedgen.geometry.images import grid, to_uint8
 from threedgen.geometry.poses import orbit_c2w
 from threedgen.guidance.attention.joined import SEPARATE_LEVELS, camera_vector
-from threedgen.guidance.coarse import CoarsePredictor
+from threedgen.guidance.coarse import CoarsePredictor, camera_harmonics
 from threedgen.guidance.priors.latent_diffusion import LatentDiffusion
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.run.arrays import Array
@@ -289,6 +290,9 @@ class CoarseSystem(PredictorSystem):
         self.coarse = coarse.requires_grad_(True).train()
         self.coarse.to(memory_format=torch.channels_last)  # type: ignore[call-arg]  # faster on a CPU
         self.coarse.sampler.requires_grad_(False)
+        self.former: nn.Module | None = None
+        if options.keep_codes:
+            self.set_unregistered(former=copy.deepcopy(coarse.encoder).requires_grad_(False))
         self.keep_average(self.coarse, EMA_DECAY)
 
     def training_step(self, batch: int, index: int) -> Tensor:
@@ -313,12 +317,15 @@ class CoarseSystem(PredictorSystem):
         kept = torch.from_numpy(rng.random((OBJECTS, 1)) >= NO_CODE).to(z)
         with autocast_bf16(self.device), sdpa_kernel(SDPBackend.MATH):  # the fused backward pass is slow on a CPU
             text = self.encode_captions(cache.captions(chosen), rng.random(OBJECTS) < no_text)
-            code = self.coarse.encode(views, camera[rows, source], level)
+            code = own = self.coarse.encode(views, camera[rows, source], level)
             code = kept * (code + CODE_NOISE * torch.randn(code.shape, generator=gen).to(code))
             text, code = (x.repeat_interleave(TARGETS, 0) for x in (text, code))
             predicted = self.coarse(text, seen, code).float()
         loss = F.mse_loss(predicted, z[rows, target].flatten(0, 1))
         self.metrics = {"coarse": float(loss.detach())} if seen is not None else {}
+        if self.former is not None and level is None:
+            features = camera_harmonics(camera[rows, source].flatten(0, 1)).unflatten(0, source.shape)
+            loss = loss + F.mse_loss(own, self.former(views, features, camera.new_zeros(source.shape)))
         return loss
 
 

@@ -164,6 +164,8 @@ def train_coarse(task: Task, base: LatentDiffusion, o: CoarseConfig) -> CoarsePr
         cache = LatentCache(task.folder / "coded", source, base.vae, base.image_size, o.objects)
     first = CoarseSystem(o, seed, coarse, base, cache)
     task.stage("coarse", coarse, first, "coarse", lambda: coarse.load_state_dict(first.average.weights()))
+    if o.keep_codes:
+        return coarse.requires_grad_(False).eval()
     second = CodeSystem(o, seed, coarse, base, cache, world.caption)
     task.stage(
         "codes", coarse.sampler, second, "code", lambda: coarse.sampler.load_state_dict(second.average.weights())

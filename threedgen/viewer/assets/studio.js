@@ -3,8 +3,8 @@
 
 (() => {
   const part = (id) => document.getElementById(id);
-  const prompt = part("prompt"), seed = part("seed"), entries = new Map(), uploads = {};
-  let over = -1, lastRequest = 0, vocabulary = {};
+  const prompt = part("prompt"), seed = part("seed"), entries = new Map(), given = {};
+  let over = -1, lastRequest = 0, vocabulary = {}, edited = "";
 
   const element = (tag, text, name) => Object.assign(document.createElement(tag), { textContent: text, className: name || "" });
   const copy = (id) => part(id).content.firstElementChild.cloneNode(true);
@@ -108,7 +108,7 @@
     return options;
   }
 
-  const order = (values) => send("POST", "jobs", { prompt: prompt.value, export: assetOptions(part("order")), ...uploads, ...values });
+  const order = (values) => send("POST", "jobs", { prompt: prompt.value, export: assetOptions(part("order")), ...given, ...values });
   const orderAll = async (list) => {
     for (const values of list) if (!await order(values)) return;
   };
@@ -130,19 +130,32 @@
   async function addFile(file) {
     const stored = file && await send("PUT", `files/${encodeURIComponent(file.name)}`, file);
     if (!stored) return;
-    uploads[stored.kind] = stored.name;
-    showFiles();
+    delete given.edit;
+    given[stored.kind] = stored.name;
+    showGiven();
   }
 
-  function showFiles() {
-    const use = { image: uploads.mesh ? "gives the texture" : "becomes an object", mesh: "gets a texture" };
-    part("files").replaceChildren(...Object.entries(uploads).flatMap(([kind, name]) => [
-      element("span", `${name.slice(9)} ${use[kind]}`),
-      chip("Remove", `do not use ${name.slice(9)}`, () => {
-        delete uploads[kind];
-        showFiles();
-      }),
-    ]));
+  // Change the object of a run by the next prompt, which starts as the prompt of the run.
+  function edit(name, text) {
+    Object.keys(given).forEach((kind) => delete given[kind]);
+    given.edit = name;
+    edited = text;
+    showGiven();
+    setPrompt(text);
+  }
+
+  function showGiven() {
+    const use = { image: given.mesh ? "gives the texture" : "becomes an object", mesh: "gets a texture", edit: "changes to fit the prompt" };
+    part("files").replaceChildren(...Object.entries(given).flatMap(([kind, name]) => {
+      const label = kind === "edit" ? `“${edited}”` : name.slice(9);
+      return [
+        element("span", `${label} ${use[kind]}`),
+        chip("Remove", `do not use ${label}`, () => {
+          delete given[kind];
+          showGiven();
+        }),
+      ];
+    }));
   }
 
   part("file").addEventListener("change", (event) => addFile(event.target.files[0]));
@@ -163,6 +176,7 @@
     const does = {
       show: () => show(job.run, job.prompt),
       more: () => moreLike(job),
+      edit: () => edit(job.run, job.prompt),
       again: () => send("POST", `jobs/${job.number}/again`),
       finish: () => send("POST", `jobs/${job.number}/finish`),
       drop: () => (LIVE.includes(entry.state) ? send("POST", `jobs/${job.number}/cancel`) : send("DELETE", `jobs/${job.number}`)),
@@ -191,7 +205,7 @@
     picture.alt = image && (job.finished ? `Result of ${job.prompt}` : `Current views of ${job.prompt}`);
     picture.className = job.finished ? "result" : "";
     if (image && image !== entry.image) picture.src = image;
-    for (const name of ["show", "more"]) find(`[data-does=${name}]`).hidden = !job.finished;
+    for (const name of ["show", "more", "edit"]) find(`[data-does=${name}]`).hidden = !job.finished;
     find("[data-does=finish]").hidden = !job.can_finish;
     say(find("[data-does=again]"), AGAIN[job.state] || "");
     find("[data-does=drop]").textContent = DROP[job.state] || "Clear";
@@ -263,6 +277,7 @@
       const place = copy("card"), link = place.querySelector("a"), { name, prompt: text } = about;
       const does = {
         more: () => moreLike(about),
+        edit: () => edit(name, text),
         compare: () => show(name, text, true),
         remove: () => confirm(`Delete "${text}" with all its files?`) && send("DELETE", `runs/${encodeURI(name)}`),
       };
