@@ -47,6 +47,7 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
         channels: tuple[int, ...] = (96, 128, 64),
         blocks: tuple[int, ...] = (1, 3, 2),
         starts_samples: bool = True,
+        noisy_codes: bool = False,
     ) -> None:
         """Build the network. Raises ValueError if `size`, `channels` and `blocks` do not fit each other.
 
@@ -59,6 +60,7 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
             channels, blocks: channels and number of residual blocks of each level, from coarse to fine. Each level has
                 twice the side of the level before.
             starts_samples: whether samples of the prior may start from the prediction (img2img).
+            noisy_codes: whether object codes can be encoded from noisy latents.
         """
         super().__init__()
         self.base = size // 2 ** (len(channels) - 1)
@@ -87,7 +89,7 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
         )
         self.finer = nn.ModuleList(nn.Conv2d(a, 4 * b, 1) for a, b in zip(channels, channels[1:], strict=False))
         self.out = nn.Conv2d(channels[-1], latent_channels, 3, padding=1)
-        self.encoder = ObjectEncoder(latent_channels, size, 2 * HARMONICS + 2, text_width)
+        self.encoder = ObjectEncoder(latent_channels, size, 2 * HARMONICS + 2, text_width, noisy_codes)
         self.sampler = CodeSampler(text_width, text_width)
         self.code_tokens = nn.Linear(text_width // TOKENS, text_width, bias=False)
         self.code_positions = nn.Parameter(torch.randn(TOKENS, text_width))
@@ -121,10 +123,20 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
         Args:
             latents: clean or noisy latents (B, V, C, h, h).
             camera: camera vectors (B, V, 16).
-            level: noise levels (B, V) as in `ObjectEncoder.forward`; None: the latents are clean.
+            level: noise levels (B, V) as in `ObjectEncoder.forward`; None: the latents are clean. Only a predictor with
+                `noisy_codes` can encode noisy latents.
         """
         features = camera_harmonics(camera.flatten(0, 1)).unflatten(0, camera.shape[:2])
         return self.encoder(latents, features, camera.new_zeros(camera.shape[:2]) if level is None else level)
+
+    def with_noisy_codes(self) -> "CoarsePredictor":
+        """Return a copy that can be trained to encode noisy latents. Before training it ignores the noise level."""
+        found = type(self)(**{**self.config, "noisy_codes": True})
+        found.load_state_dict(found.state_dict() | self.state_dict())
+        if not self.config["noisy_codes"]:
+            for parameter in found.encoder.noise[-1].parameters():
+                nn.init.zeros_(parameter)
+        return found
 
     def read(self, text: Tensor) -> Tensor:
         """Attend from the learned queries to the text (B, L, D) and return the features (B, queries * D)."""

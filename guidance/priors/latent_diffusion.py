@@ -428,12 +428,13 @@ class LatentDiffusion(Prior):
         """Return the object codes (B, D) with codes encoded from the noisy views of an object in place of zero codes.
 
         In this way each view depends on the other views of its object, as far as their noise permits. Codes stay as
-        they are for single images, without cameras, and for images of another size than the encoder was trained on. The
-        arguments are those of `predict`.
+        they are if the predictor has no `noisy_codes`, for single images, without cameras, and for images of another
+        size than that of the predictor. The arguments are those of `predict`.
         """
         if self.predictor is None or code is None or camera is None or n_view == 1:
             return code
-        if set(x.shape[-2:]) != {self.predictor.config["size"]}:
+        config = self.predictor.config
+        if not config["noisy_codes"] or set(x.shape[-2:]) != {config["size"]}:
             return code
         level = self.schedule.noise_level(t.to(x.device)).expand(len(x)).unflatten(0, (-1, n_view))
         views, cameras = (part.unflatten(0, (-1, n_view)) for part in (x, camera))

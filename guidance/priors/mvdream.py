@@ -8,6 +8,7 @@ from torch import Tensor
 from threedgen.guidance.attention.joined import SEPARATE_LEVELS, camera_vector
 from threedgen.guidance.options import MVDreamConfig
 from threedgen.guidance.prior import MultiviewPrior
+from threedgen.guidance.sampling import Generators
 from threedgen.guidance.weights import subject_weights
 
 from .latent_diffusion import LatentDiffusion, load_prior, with_additions
@@ -38,10 +39,19 @@ class MVDream(LatentDiffusion, MultiviewPrior):
     def camera(self, c2w: Tensor) -> Tensor:
         return camera_vector(c2w)
 
-    def coarse_latents(self, text: Tensor, c2w: Tensor | None, text_guidance: bool = True) -> Tensor | None:
-        # not without a camera, where the prediction is the mean over all cameras, nor with added words: of a DreamBooth
-        # subject, the prediction shows only the object class
+    @property
+    def knows_object(self) -> bool:
+        """Whether the coarse predictor was trained on objects like those of the prompts.
+
+        It was not trained on a DreamBooth subject, nor on the user's assets.
+        """
         added = self.identifiers or self.embedded_words
-        if c2w is None or added or self.coarse is None or not self.coarse.config["starts_samples"]:
+        return self.coarse is not None and bool(self.coarse.config["starts_samples"]) and not added
+
+    def sample_code(self, text: Tensor, generator: Generators = None, near: Tensor | None = None) -> Tensor:
+        return super().sample_code(text, generator, near) if self.knows_object else text
+
+    def coarse_latents(self, text: Tensor, c2w: Tensor | None, text_guidance: bool = True) -> Tensor | None:
+        if c2w is None or not self.knows_object:  # without a camera the prediction is the mean over all cameras
             return None
         return self.predict_coarse(text, c2w, text_guidance)

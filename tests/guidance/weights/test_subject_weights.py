@@ -165,9 +165,11 @@ def test_coarse_predictor_takes_prompt_without_identifier() -> None:
     assert torch.equal(predicted("a [v] red dog"), before) and torch.equal(predicted("a red dog"), before)
     assert not torch.equal(before, other)
     both = prior.encode_prompt(["a [v] dog"])
-    assert both.shape[1] == 2 * prior.max_tokens
-    assert not torch.equal(*both.chunk(2, 1)), "the text of the UNet has the identifier"
+    assert both.shape[1:] == prior.text_shape
+    words, coarse_words, _ = prior.split_text(both)
+    assert words.shape == coarse_words.shape and not torch.equal(words, coarse_words), "the UNet gets the identifier"
     assert prior.coarse_latents(both.repeat(4, 1, 1), script_poses(4)) is None
+    assert torch.equal(prior.sample_code(both, cpu()), both), "a code of another object"
 
 
 def test_pipeline_and_saved_folder_keep_identifier(saved: Path) -> None:

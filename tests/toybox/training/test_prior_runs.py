@@ -122,6 +122,20 @@ def test_prior_is_trained_further_from_all_of_its_weights() -> None:
         assert_same(dict(getattr(after, part).state_dict()), dict(getattr(before, part).state_dict()))
 
 
+def kept_codes_command(folder: Path) -> list[str]:
+    return prior_command(folder, f"start={prior() / 'prior'}", "coarse.keep_codes=true")
+
+
+@unix
+def test_sampler_of_codes_may_stay_while_the_coarse_predictor_is_trained() -> None:
+    run = finished_run(kept_codes_command)
+    after, before = (MVDream.load(str(folder / "prior"), dtype="fp32").coarse for folder in (run, prior()))
+    assert after.config["noisy_codes"] and not (run / "codes").exists()
+    assert_same(dict(after.sampler.state_dict()), dict(before.sampler.state_dict()))
+    assert not torch.equal(after.encoder.out.weight, before.encoder.out.weight)
+    assert not torch.equal(after.out.weight, before.out.weight)
+
+
 def two_sizes_command(folder: Path) -> list[str]:
     return prior_command(folder, "coarse=null", "training.half=0.5")
 

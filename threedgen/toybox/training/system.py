@@ -305,7 +305,9 @@ class CoarseSystem(PredictorSystem):
         rows, target = torch.arange(OBJECTS)[:, None], order[:, SOURCES:]
         if rng.random() < NOISY:  # encodes also the views that are predicted, as when all views are denoised together
             source, no_text = order[:, SOURCES - 1 :], NOISY_NO_TEXT
-            t = view_timesteps(OBJECTS, source.shape[1], self.prior.schedule.T, TIMESTEP_POWER, VIEW_NOISE, gen).to(self.device)
+            t = view_timesteps(OBJECTS, source.shape[1], self.prior.schedule.T, TIMESTEP_POWER, VIEW_NOISE, gen).to(
+                self.device
+            )
             noise = torch.randn(z[rows, source].shape, generator=gen).to(z)
             views = self.prior.schedule.add_noise(z[rows, source].flatten(0, 1), noise.flatten(0, 1), t.flatten())
             views, level = views.view_as(noise), self.prior.schedule.noise_level(t)

@@ -157,7 +157,7 @@ def train_coarse(task: Task, base: LatentDiffusion, o: CoarseConfig) -> CoarsePr
     seed = task.config.seed
     seed_networks(seed, "coarse")
     channels, side, _ = base.latent_shape
-    coarse = base.coarse or CoarsePredictor(base.text_shape[1], channels, side)
+    coarse = (base.coarse or CoarsePredictor(base.text_shape[1], channels, side)).with_noisy_codes()
     world = OpenToybox(seed, "train", scattered=SCATTERED)
     with writing(task.folder):
         source = FourSides(world, SOURCES + TARGETS)
