@@ -50,6 +50,7 @@ OBJECTS, BATCH, LEVELS = 32, 128, 3
 NOISY, NOISY_NO_TEXT = 0.5, 0.5
 """Share of the coarse predictor's training steps that encode noisy views, and fraction of captions dropped in these."""
 TIMESTEP_POWER, VIEW_NOISE = 0.7, ViewNoiseConfig(independent=0.25, companions=0.35)
+"""Distribution of the time steps t of noisy views: t = T u^TIMESTEP_POWER, and shares of objects with other levels."""
 CODE_NOISE = 0.3
 """Standard deviation of the noise on object codes in training; codes have the standard deviation 1."""
 FIRST, FRESH = 2048, 2
@@ -303,18 +304,8 @@ class CoarseSystem(PredictorSystem):
         camera = camera_vector(cache.c2w(chosen).flatten(0, 1)).to(self.device).unflatten(0, z.shape[:2])
         order = torch.from_numpy(rng.permuted(np.tile(np.arange(z.shape[1]), (OBJECTS, 1)), axis=1)).to(self.device)
         rows, target = torch.arange(OBJECTS)[:, None], order[:, SOURCES:]
-        if rng.random() < NOISY:  # encodes also the views that are predicted, as when all views are denoised together
-            source, no_text = order[:, SOURCES - 1 :], NOISY_NO_TEXT
-            t = view_timesteps(OBJECTS, source.shape[1], self.prior.schedule.T, TIMESTEP_POWER, VIEW_NOISE, gen).to(
-                self.device
-            )
-            noise = torch.randn(z[rows, source].shape, generator=gen).to(z)
-            views = self.prior.schedule.add_noise(z[rows, source].flatten(0, 1), noise.flatten(0, 1), t.flatten())
-            views, level = views.view_as(noise), self.prior.schedule.noise_level(t)
-        else:
-            count = SOURCES if rng.random() < ALL_SOURCES else int(rng.integers(1, SOURCES))
-            source, no_text, level = order[:, :count], NO_TEXT, None
-            views = z[rows, source]
+        source, views, level = self.sources(z, order, rng, gen)
+        no_text = NO_TEXT if level is None else NOISY_NO_TEXT
         seen = None if rng.random() < TWO_D else camera[rows, target].flatten(0, 1)
         kept = torch.from_numpy(rng.random((OBJECTS, 1)) >= NO_CODE).to(z)
         with autocast_bf16(self.device), sdpa_kernel(SDPBackend.MATH):  # the fused backward pass is slow on a CPU
@@ -329,6 +320,31 @@ class CoarseSystem(PredictorSystem):
             features = camera_harmonics(camera[rows, source].flatten(0, 1)).unflatten(0, source.shape)
             loss = loss + F.mse_loss(own, self.former(views, features, camera.new_zeros(source.shape)))
         return loss
+
+    def sources(
+        self, z: Tensor, order: Tensor, rng: np.random.Generator, gen: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Choose the views of N objects from which codes are encoded: a few clean views, or four noisy ones.
+
+        Noisy views include the views that are predicted, as when all views of an object are denoised together.
+
+        Args:
+            z: clean latents (N, V, C, h, w) of all views.
+            order: random order (N, V) of the views; the last `TARGETS` are predicted.
+
+        Returns:
+            Indices (N, W) of the chosen views, their latents (N, W, C, h, w), and noise levels (N, W); None: clean.
+        """
+        rows = torch.arange(len(z))[:, None]
+        if rng.random() >= NOISY:
+            count = SOURCES if rng.random() < ALL_SOURCES else int(rng.integers(1, SOURCES))
+            return order[:, :count], z[rows, order[:, :count]], None
+        source, schedule = order[:, SOURCES - 1 :], self.prior.schedule
+        t = view_timesteps(len(source), source.shape[1], schedule.T, TIMESTEP_POWER, VIEW_NOISE, gen).to(z.device)
+        clean = z[rows, source]
+        noise = torch.randn(clean.shape, generator=gen).to(clean)
+        views = schedule.add_noise(clean.flatten(0, 1), noise.flatten(0, 1), t.flatten()).view_as(clean)
+        return source, views, schedule.noise_level(t)
 
 
 class CodeSystem(PredictorSystem):
