@@ -82,9 +82,10 @@ def test_new_multi_view_model_computes_what_the_2d_model_does() -> None:
     made = multiview_model(found, CoarsePredictor(found.text_shape[1], *found.latent_shape[:2]))
     made.unet.requires_grad_(True)
     x, t = torch.randn(2, *found.latent_shape, generator=cpu()), torch.full((2,), 500)
-    text, camera = found.encode_prompt(["a red dog"] * 2), torch.randn(2, 16, generator=cpu())
+    text, camera = made.encode_prompt(["a red dog"] * 2), torch.randn(2, 16, generator=cpu())
     with torch.no_grad():
-        assert torch.allclose(made.predict(x, t, text, camera), found.predict(x, t, text), atol=1e-6)
+        alone = found.predict(x, t, found.encode_prompt(["a red dog"] * 2))
+        assert torch.allclose(made.predict(x, t, text, camera), alone, atol=1e-6)
         joined = made.predict(x, t, text, camera, 2)
     assert not torch.allclose(joined, made.predict(x, t, text, camera), atol=1e-6)
     made.predict(x, t, text, camera, 2).square().sum().backward()
