@@ -321,6 +321,10 @@ class LatentDiffusion(Prior):
         prompts = [self.read_prompt(prompt).text for prompt in prompts]
         self.note_cuts(prompts)
         text = torch.cat([self._encode(variant) for variant in self.prompt_variants(prompts)], dim=1)
+        return self.without_code(text)
+
+    def without_code(self, text: Tensor) -> Tensor:
+        """Append a row of zeros, which means no object code, to text embeddings (n, L, D) if the prior has codes."""
         return F.pad(text, (0, 0, 0, 1)) if self.has_code else text
 
     def prompt_variants(self, prompts: list[str]) -> list[list[str]]:

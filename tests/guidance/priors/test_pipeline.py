@@ -23,8 +23,8 @@ def prior(request: pytest.FixtureRequest) -> MVDream:
 
 def sample(pipeline: MVDreamPipeline, prompt: Any = "a red dog", seed: int = 0, **options: Any) -> np.ndarray:
     pipeline.set_progress_bar_config(disable=True)
-    options = {"num_inference_steps": 4, "guidance_scale": 3.0, "output_type": "np"} | options
-    return pipeline(prompt, generator=cpu(seed), **options).images
+    defaults = {"num_inference_steps": 4, "guidance_scale": 3.0, "output_type": "np", "generator": cpu(seed)}
+    return pipeline(prompt, **defaults | options).images
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
@@ -67,7 +67,7 @@ def test_output_types_agree(prior: MVDream) -> None:
 def test_prompts_are_sampled_independently(prior: MVDream) -> None:
     pipeline, prompts = MVDreamPipeline.from_prior(prior), ["a red dog", "a blue cat"]
     start = torch.randn(8, 4, 8, 8, generator=cpu())
-    both = sample(pipeline, prompts, latents=start)
+    both = sample(pipeline, prompts, latents=start, generator=[cpu(), cpu()])
     single = [sample(pipeline, prompt, latents=part) for prompt, part in zip(prompts, start.split(4), strict=True)]
     np.testing.assert_allclose(both, np.concatenate(single), atol=1e-4)
 

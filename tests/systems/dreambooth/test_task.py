@@ -196,7 +196,7 @@ def test_loss_falls_and_only_unet_and_identifier_change(tmp_path: Path, monkeypa
 @torch.no_grad()
 def test_coarse_prediction_of_a_photo_is_that_of_its_class(tmp_path: Path) -> None:
     prior, seen = coarse_prior(), []
-    usual = prior.coarse(prior.encode_prompt(["a dog"]), None)
+    usual = prior.coarse(prior.split_text(prior.encode_prompt(["a dog"]))[1], None)
     system = system_of(tmp_path, prior)
     assert torch.allclose(system.encode_prompt("a [v] dog"), prior.encode_prompt(["a [v] dog"]), atol=1e-6)
     prior.unet.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0][:, 4:]))

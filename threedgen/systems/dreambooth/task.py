@@ -165,7 +165,7 @@ class DreamBoothSystem(DenoisingSystem):
         return {name: p for name, p in self.unet.named_parameters() if p.requires_grad}
 
     def encode_prompt(self, prompt: str) -> Tensor:
-        """Encode a prompt to (1, L, D), L tokens of D channels, with gradients to the embedding of the identifier."""
+        """Encode a prompt as `prior.encode_prompt` (1, L, D), with gradients to the embedding of the identifier."""
         prior = self.model
         table = token_embeddings(prior)
         name = next(name for name, p in prior.text_encoder.named_parameters() if p is table)
@@ -174,7 +174,7 @@ class DreamBoothSystem(DenoisingSystem):
         for variant in prior.prompt_variants([prompt]):
             ids = to_device(token_ids(prior.tokenizer, variant, prior.max_tokens), table.device)
             encoded.append(functional_call(prior.text_encoder, {name: trained}, (ids,)).last_hidden_state)
-        return torch.cat(encoded, dim=1)
+        return prior.without_code(torch.cat(encoded, dim=1))
 
     def image_loss(self, images: Tensor, prompt: str, rng: torch.Generator) -> Tensor:
         """Return the denoising loss of images (B, S, S, 3) in [0, 1] with one prompt, without cameras; a scalar."""

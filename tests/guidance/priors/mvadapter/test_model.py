@@ -185,8 +185,8 @@ def test_samples_start_from_coarse_prediction(tmp_path: Path, monkeypatch: pytes
     options.check()
     model = build("prior", options)
     monkeypatch.setattr(model, "decode_latents", lambda z: z.permute(0, 2, 3, 1))  # decoding enlarges differences
-    init, control = model.init_latents(PROMPT, C2W), model.camera(C2W)
     rng: Any = {"steps": 1, "guidance_scale": 1.0, "generator": cpu()}
+    init, control = model.init_latents(PROMPT, C2W, generator=rng["generator"]), model.camera(C2W)
     near = model.sample_views(PROMPT, control, init=init._replace(strength=0.001), **rng)
     noise = model.sample_views(PROMPT, control, **rng)
     near_error, noise_error = ((s - init.latents.permute(0, 2, 3, 1)).abs().mean() for s in (near, noise))
