@@ -99,10 +99,11 @@ def locate(weights: str, wanted: Parts = PARTS) -> Path:
 
 
 def local(weights: str) -> Path | None:
-    """Return the embedded or local folder or file of `weights`.
+    """Return the folder or file that `weights`, the name of an embedded model or a path, means on this machine.
 
     Returns None for a hub id and for the name of an original MVDream checkpoint, even if these weights are in the hub's
-    cache. Raises ConfigError for any other name if there is no such folder or file.
+    cache; but an existing path of that name is returned. Raises ConfigError for any other name if there is no such
+    folder or file.
     """
     if weights in EMBEDDED:
         return embedded(weights)

@@ -17,7 +17,10 @@ OBJECT_RADIUS = 0.85
 
 
 class WalksConfig(Config):
-    """Base class of the options of scene sources that select the views of an entry from a camera path with depth."""
+    """Base class of the options of scene sources whose scenes are camera paths: frames with poses and depth maps.
+
+    A training example (an entry) has some views of one path.
+    """
 
     has_depth: ClassVar[bool] = True
 

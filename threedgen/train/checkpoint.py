@@ -49,11 +49,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class Checkpoint(StepCallback, pl.callbacks.Checkpoint):
-    """Callback that saves `folder`/last.ckpt at the end of the run, and after a step every `seconds` seconds.
+    """Callback that saves `folder`/last.ckpt at the end of the run, and about every `seconds` seconds before.
 
     After `keep` seconds of training, if not None, it saves kept.ckpt once. `healthy` is a function; while it returns
-    False, nothing is saved. A failed write is logged once and retried later. If the last write fails, DiskFull or
-    FileError is raised.
+    False, nothing is saved. A write that fails during the run is logged once and retried after a later step. If the
+    write at the end of the run fails, DiskFull or FileError is raised.
     """
 
     def __init__(self, folder: Path, seconds: float, healthy: Callable[[], bool], keep: float | None = None) -> None:

@@ -75,7 +75,7 @@ class System(pl.LightningModule):
         return numpy_generator(self.seed, step, purpose, self.global_rank)
 
     def seconds(self) -> dict[str, float]:
-        """Return the seconds before training ("prepare") and of training ("optimise") over all processes of the run."""
+        """Return the seconds before training ("prepare") and in training ("optimise"), summed over all resumptions."""
         now = {"prepare": self.training_start - self.run_start, "optimise": time.monotonic() - self.training_start}
         return {name: before + now[name] for name, before in self.previous_seconds.items()}
 

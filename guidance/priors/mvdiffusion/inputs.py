@@ -56,7 +56,7 @@ def depth_channels(depth: Tensor, height: int, width: int) -> Tensor:
 
 
 def masked_images(views: Tensor, given: Tensor) -> Tensor:
-    """Set the unknown pixels of images (F, H, W, 3) to grey, as in Stable Diffusion's inpainting models.
+    """Return images (F, H, W, 3) in [0, 1] with grey (0.5) unknown pixels, as Stable Diffusion inpainting models take.
 
     `given` is bool, True for known views (F,) or known pixels (F, H, W).
     """

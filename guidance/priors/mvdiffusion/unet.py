@@ -17,7 +17,10 @@ Args = tuple[Any, ...]
 
 
 class ImageEncoding(nn.Module):
-    """Two convolutions that map features of known images to width and size of a UNet block; output 0 until trained."""
+    """Two convolutions that bring features of known images to the channels and the resolution of a UNet block.
+
+    The weights of the second are zero before training.
+    """
 
     def __init__(self, channels: int, width: int, stride: int) -> None:
         super().__init__()

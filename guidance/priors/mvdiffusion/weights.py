@@ -163,10 +163,10 @@ def widened(unet: UNet2DConditionModel, extra: int) -> UNet2DConditionModel:
 
 
 def difference(unet: UNet2DConditionModel, lora: LoRA | None) -> dict[str, Tensor]:
-    """Return the changes of a UNet against the 2D model, by the tensor names in files: first layer and LoRA.
+    """Return the tensors in which a UNet differs from the 2D model, as {tensor name in weight files: tensor}.
 
-    The first layer is stored whole, since it may have additional input channels. `lora` has the changes of other
-    layers; None: there are none.
+    These are the weights of the first convolution, which may have additional input channels, and the low-rank changes
+    `lora` of other layers; None: no other layer changed.
     """
     state = unet.state_dict()
     found = {f"unet.{name}": state[name] for name in FIRST}

@@ -147,7 +147,8 @@ def textured_glb_bytes(
 def plain_glb_bytes(parts: dict[str, tuple[Array, Array]], gltf_extras: Tree | None = None) -> bytes:
     """Return the bytes of a GLB with one node per collider, without materials.
 
-    `parts`: node name -> vertices (V, 3) in world axes and faces (F, 3). `gltf_extras`: JSON data for `extras`.
+    `parts`: node name -> vertices (V, 3) in world axes, which become glTF axes, and faces (F, 3). `gltf_extras`: JSON
+    data for the `extras` of the file.
     """
     buffer = _Buffer()
     meshes = [_mesh(buffer, name, {"POSITION": buffer.positions(x)}, faces) for name, (x, faces) in parts.items()]

@@ -115,8 +115,9 @@ def _enter(bounds, node, ox, oy, oz, ix, iy, iz, best, both_ways):
 def _nearest(bounds, corners, stack, origin, direction, reach, both_ways, any_hit):
     """Return the nearest triangle on a ray: index (-1: none), signed distance, barycentric weights of corners 1 and 2.
 
-    `stack` is scratch memory. `both_ways`: also search behind the origin, and ignore triangles whose normal points
-    against the direction. `any_hit`: return the first triangle found.
+    `bounds` are the boxes of the tree's nodes, `corners` those of the triangles, and `stack` is scratch memory.
+    `reach` is the greatest distance, in lengths of `direction`. `both_ways`: also search behind the origin, and ignore
+    triangles whose normal points against the direction. `any_hit`: return the first triangle found.
     """
     (ox, oy, oz), (dx, dy, dz) = origin, direction
     nodes = bounds.shape[0]

@@ -165,7 +165,7 @@ class DreamBoothSystem(DenoisingSystem):
         return {name: p for name, p in self.unet.named_parameters() if p.requires_grad}
 
     def encode_prompt(self, prompt: str) -> Tensor:
-        """Encode a prompt as `prior.encode_prompt` (1, L, D), with gradients to the embedding of the identifier."""
+        """Encode a prompt like `prior.encode_prompt`, (1, L, D), with gradients to the embedding of the identifier."""
         prior = self.model
         table = token_embeddings(prior)
         name = next(name for name, p in prior.text_encoder.named_parameters() if p is table)

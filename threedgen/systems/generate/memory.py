@@ -145,9 +145,9 @@ class _Attention(torch.autograd.Function):
 
 
 class MeasuredSystem(GenerateSystem):
-    """Training module that measures memory on the meta device, where all rays have the same number of samples.
+    """Training module on the meta device, which computes no values, to estimate the memory of a step from tensor sizes.
 
-    No sample is skipped. `fraction` is the number of samples per ray as a fraction of `march.samples`.
+    Without values no empty space can be skipped, so every ray has `fraction` times `march.samples` samples.
     """
 
     def __init__(self, config: GenerateConfig, prior: MetaPrior, fraction: float = 1.0) -> None:

@@ -135,8 +135,8 @@ class Scene(System):
     def condition(self, rig: Rig, background: Tensor | None = None) -> Condition:
         """Return the condition of the prior (text, cameras, reference image) for the views of the cameras in `rig`.
 
-        `background` are the colours (R, 3) behind the object in the render. Some priors put the mean of these colours
-        behind the object in the reference image. None: the reference image keeps a grey background.
+        `background` has the colour (R, 3) behind the object at each of the R pixels of the rendered views. Some priors
+        put its mean behind the object in the reference image. None: the reference image keeps a grey background.
         """
         n_view, c2w = self.config.views_per_scene, to_device(rig.cameras.c2w, self.device)
         reference = self.reference

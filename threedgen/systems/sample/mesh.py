@@ -250,7 +250,10 @@ def control_maps(mesh: TexturedMesh, cameras: Cameras) -> Tensor:
 
 
 def preview(mesh: TexturedMesh, size: int = 256) -> Array:
-    """Render the sides front, right, back, left, top and bottom of an untextured mesh: (6, size, size, 3) in [0, 1]."""
+    """Render six sides of a mesh without its texture: front, right, back, left, top, bottom.
+
+    Returns images (6, size, size, 3) in [0, 1].
+    """
     return render_untextured(mesh, six_sides(size))
 
 

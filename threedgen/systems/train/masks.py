@@ -36,9 +36,10 @@ def painted(rng: np.random.Generator, size: int) -> Array:
 
 
 def around_a_photo(rng: np.random.Generator, size: int) -> Array:
-    """Sample a random mask (size, size), bool, True where the image is unknown: around a centred photo, or nowhere.
+    """Sample a random mask (size, size), bool, True where the image is unknown: outside a centred photo.
 
-    The image has a field of view of 90 degrees, and the longer side of the photo has 50 to 90 degrees.
+    The image spans 90 degrees, the longer side of the photo 50 to 90 degrees. With probability `WHOLE` the whole image
+    is known, and the mask is all False.
     """
     if rng.random() < WHOLE:
         return np.zeros((size, size), bool)

@@ -163,7 +163,7 @@ class SingleViewConfig(Config):
 
 
 class ViewsConfig(DenoisingConfig):
-    """Options of the second stage, which trains the attention between views (arXiv 2307.01097, section 5)."""
+    """Options of stage 2 of the training of MVDiffusion, the attention between views (arXiv 2307.01097, section 5)."""
 
     batch: Batch = 4
     fresh: Fresh = 1

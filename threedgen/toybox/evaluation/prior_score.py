@@ -154,7 +154,7 @@ KEYS = ("noun", "colour", "part", "part_colour", "bound", "order", "each_side", 
 
 
 class ToyboxPrior(PriorEvaluation[EvaluatePriorConfig, Judged]):
-    """Evaluation that judges samples of held-out captions from a prior. An item is the index of a caption."""
+    """Evaluation of a prior: the probe judges its samples of held-out captions. An item is the index of a caption."""
 
     def __init__(self, task: Task) -> None:
         super().__init__(task)
