@@ -8,6 +8,7 @@ import torch
 from scipy import ndimage
 
 from tests.support.ball_run import ball_run, register
+from threedgen.export.run_field import load_run_field
 from threedgen.geometry.poses import orbit_array
 from threedgen.toybox.evaluation import report
 from threedgen.toybox.evaluation.probe import Probe
@@ -71,8 +72,8 @@ def test_surface_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     """A ball of radius r at distance d: between pixels of angle a its normals turn by about a d / r, and faster
     towards the outline; its field is dense."""
     register(monkeypatch)
-    run = ball_run(tmp_path / "run")
-    found = surface(run, orbit_array(0.2, AROUND, 2.6).astype(np.float32), np.deg2rad(40), 64, 64)
+    view = load_run_field(ball_run(tmp_path / "run")).view
+    found = surface(view, orbit_array(0.2, AROUND, 2.6).astype(np.float32), np.deg2rad(40), 64, 64)
     assert found is not None and not found[1]
     middle = np.deg2rad(40) / 64 * 2.6
     assert found[0] is not None and np.rad2deg(middle) < found[0] < 20
