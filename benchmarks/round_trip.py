@@ -32,6 +32,8 @@ def table(runs: list[Path] | None) -> Table:
         raise ConfigError("is missing. Give --run RUN with RUN/asset, of formats=[glb, obj, usdz]", "run")
     rows = list[Row]()
     for run in runs:
+        if not (run / "asset" / "asset.json").is_file():
+            raise ConfigError("is a run without an asset. Make one with `launch.py --config export run=RUN`", "run", run)
         with tempfile.TemporaryDirectory() as folder:
             rows += _rows(run / "asset", Path(folder))
     notes = [
@@ -57,6 +59,9 @@ def _rows(asset: Path, folder: Path) -> list[Row]:
             truth: dict[str, Mesh | None] = {name: plain.get(name) for name in meshes}
             if "_collision_" in file:
                 truth = {name: replace(mesh, normals=None) for name, mesh in found["trimesh"][file].items()}
+            if file.endswith(".obj"):  # all levels have the textures of the finest one
+                maps = levels[Path(file).stem].maps
+                truth = {name: mesh and replace(mesh, maps=maps) for name, mesh in truth.items()}
             rows.append({"program": program, "file": file} | _row(meshes, truth))
     return rows
 
