@@ -33,7 +33,8 @@ def table(runs: list[Path] | None) -> Table:
     rows = list[Row]()
     for run in runs:
         if not (run / "asset" / "asset.json").is_file():
-            raise ConfigError("is a run without an asset. Make one with `launch.py --config export run=RUN`", "run", run)
+            problem = "is a run without an asset. Make one with `launch.py --config export run=RUN`"
+            raise ConfigError(problem, "run", str(run))
         with tempfile.TemporaryDirectory() as folder:
             rows += _rows(run / "asset", Path(folder))
     notes = [
