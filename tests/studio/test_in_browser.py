@@ -80,7 +80,7 @@ def test_variations_words_and_comparison(chromium: Any, client: Client) -> None:
     tab.page.click(".card a")
     tab.page.locator(".card").nth(1).get_by_role("button", name="Compare").click()
     tab.until("document.querySelectorAll('#viewers article').length === 2")
-    press(tab, "Change")
+    tab.page.locator(".card").first.get_by_role("button", name="Change").click()
     assert tab.page.input_value("#prompt") == tab.page.text_content(".card .prompt")
     tab.page.fill("#prompt", "a purple owl")
     press(tab, "Generate")
