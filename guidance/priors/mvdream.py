@@ -40,7 +40,7 @@ class MVDream(LatentDiffusion, MultiviewPrior):
         return camera_vector(c2w)
 
     @property
-    def knows_object(self) -> bool:
+    def coarse_fits(self) -> bool:
         """Whether the coarse predictor was trained on objects like those of the prompts.
 
         It was not trained on a DreamBooth subject, nor on the user's assets.
@@ -49,9 +49,9 @@ class MVDream(LatentDiffusion, MultiviewPrior):
         return self.coarse is not None and bool(self.coarse.config["starts_samples"]) and not added
 
     def sample_code(self, text: Tensor, generator: Generators = None, near: Tensor | None = None) -> Tensor:
-        return super().sample_code(text, generator, near) if self.knows_object else text
+        return super().sample_code(text, generator, near) if self.coarse_fits else text
 
     def coarse_latents(self, text: Tensor, c2w: Tensor | None, text_guidance: bool = True) -> Tensor | None:
-        if c2w is None or not self.knows_object:  # without a camera the prediction is the mean over all cameras
+        if c2w is None or not self.coarse_fits:  # without a camera the prediction is the mean over all cameras
             return None
         return self.predict_coarse(text, c2w, text_guidance)

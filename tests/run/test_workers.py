@@ -218,6 +218,15 @@ def test_ray_options_and_retries(run: Run, fake_ray: FakeRay, monkeypatch: pytes
     assert task == {"num_cpus": 2, "num_gpus": 0.5, "max_retries": 0}
 
 
+@pytest.mark.parametrize(("variable", "address"), [("there:2", "there:2"), ("", "local")])
+def test_default_ray_cluster(
+    run: Run, fake_ray: FakeRay, monkeypatch: pytest.MonkeyPatch, variable: str, address: str
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", variable)
+    assert run([run.job("a")], "ray") == 0
+    assert fake_ray.options[0]["address"] == address
+
+
 def test_lost_head_of_a_ray_cluster_is_said(run: Run, fake_ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "LOST_SECONDS", 0.3)
     fake_ray.pending, fake_ray.nodes = True, lambda: time.sleep(100)

@@ -12,6 +12,7 @@ from tests.support.studio import FAILURE, Client, finished_run, studio
 
 pytestmark = pytest.mark.slow
 STATE = "document.querySelector('.job:last-child .state')?.textContent"
+FINISHED = "[...document.querySelectorAll('.job .state')].every((state) => state.textContent === 'finished')"
 CARDS = "document.querySelectorAll('.card').length"
 
 
@@ -68,7 +69,7 @@ def test_job_can_be_stopped_and_its_error_is_shown(chromium: Any, client: Client
 def test_variations_words_and_comparison(chromium: Any, client: Client) -> None:
     finished_run(client.root / "one", prompt="a dog")
     finished_run(client.root / "two", prompt="a cat")
-    tab = Tab(chromium, client.url)
+    tab = Tab(chromium, client.url, reduced_motion="reduce")  # scrolling moves what is clicked
     tab.page.click("#browse summary")
     tab.until("document.querySelectorAll('#vocabulary .chip').length > 90")
     for word in ("owl", "orange", "hat", "dog"):
@@ -77,15 +78,16 @@ def test_variations_words_and_comparison(chromium: Any, client: Client) -> None:
     press(tab, "Four variations")
     tab.until("document.querySelectorAll('.job').length === 4")
     tab.until(f"{CARDS} === 6")
+    tab.until(FINISHED)  # a job that ends shows its object, in place of those that are shown
     tab.page.click(".card a")
-    tab.page.locator(".card").nth(1).get_by_role("button", name="Compare").click()
+    tab.page.locator(".card").nth(1).get_by_role("button", name="Compare").dispatch_event("click")
     tab.until("document.querySelectorAll('#viewers article').length === 2")
     tab.page.locator(".card").first.get_by_role("button", name="Change").click()
     assert tab.page.input_value("#prompt") == tab.page.text_content(".card .prompt")
     tab.page.fill("#prompt", "a purple owl")
     press(tab, "Generate")
-    tab.until(f"{CARDS} === 7")
-    tab.page.click("#files .chip")
+    tab.until(f"{CARDS} === 7 && {FINISHED}")
+    tab.page.dispatch_event("#files .chip", "click")
     assert tab.page.text_content("#files") == ""
     tab.page.on("dialog", lambda dialog: dialog.accept())
     press(tab, "Delete")

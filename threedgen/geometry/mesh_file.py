@@ -115,8 +115,7 @@ def _read_stl(data: bytes, colours: bool) -> Submesh:
         check_count(data.lower().count(b"endfacet"))
         texts = re.findall(rb"\bvertex\s+(\S+\s+\S+\s+\S+)", data, re.IGNORECASE)
         corners = np.fromstring(b" ".join(texts), np.float64, sep=" ").reshape(-1, 3, 3)
-    with np.errstate(all="ignore"):
-        normals = unit(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]))
+    normals = unit(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]))
     points = corners.reshape(-1, 3)
     white = np.ones_like(points) if colours else None
     faces = np.arange(len(points)).reshape(-1, 3)

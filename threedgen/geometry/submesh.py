@@ -15,12 +15,11 @@ MAX_TRIANGLES, MAX_PARTS = 5_000_000, 20_000
 """Largest number of triangles, and of submeshes (triangles with one material), in a mesh file."""
 MAX_LINES = 20_000_000  # largest number of lines of a text file, and of rows of a table, such as vertices
 
+MAX_UNIT = 1.5  # some programs write slightly more than 1 for 1
+
 
 class TooLarge(ConfigError):
     """Error for a mesh file above a limit of the readers."""
-
-
-MAX_UNIT = 1.5  # some programs write slightly more than 1 for 1
 
 
 @dataclass(frozen=True)

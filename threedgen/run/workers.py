@@ -309,6 +309,8 @@ def ray_tasks(address: str | None, cpus: float, gpus: float) -> Callable[[], Wor
             plugins.load_all(loaded)
 
         environment["worker_process_setup_hook"] = setup
+    # "local": with None, Ray connects to the cluster last started here, running or not
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
     try:
         ray.init(address=address, ignore_reinit_error=True, log_to_driver=False, runtime_env=environment)
     except Exception as error:  # Ray raises many classes

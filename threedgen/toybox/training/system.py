@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -18,7 +18,7 @@ from threedgen.evaluation.features import FeatureNetwork
 from threedgen.geometry.images import grid, to_uint8
 from threedgen.geometry.poses import orbit_c2w
 from threedgen.guidance.attention.joined import SEPARATE_LEVELS, camera_vector
-from threedgen.guidance.coarse import CoarsePredictor, camera_harmonics
+from threedgen.guidance.coarse import CoarsePredictor
 from threedgen.guidance.priors.latent_diffusion import LatentDiffusion
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.run.arrays import Array
@@ -278,11 +278,12 @@ class CoarseSystem(PredictorSystem):
     """LightningModule that trains `coarse`, which predicts latents of an object in one step, and its object encoder.
 
     The loss is the squared error of the latents of `TARGETS` views of each object. They are predicted from the caption,
-    the cameras, and an object code with noise, which is encoded from other views. Some captions and some codes are
-    dropped, so that the network can also predict from only one of the two.
+    the cameras, and an object code with noise, which is encoded from other views or from noisy views. Some captions and
+    some codes are dropped, so that the network can also predict from only one of the two.
     """
 
     stage = "coarse predictor"
+    start: CoarsePredictor | None
 
     def __init__(
         self, options: CoarseConfig, seed: int, coarse: CoarsePredictor, prior: LatentDiffusion, cache: LatentCache
@@ -291,9 +292,8 @@ class CoarseSystem(PredictorSystem):
         self.coarse = coarse.requires_grad_(True).train()
         self.coarse.to(memory_format=torch.channels_last)  # type: ignore[call-arg]  # faster on a CPU
         self.coarse.sampler.requires_grad_(False)
-        self.former: nn.Module | None = None
-        if options.keep_codes:
-            self.set_unregistered(former=copy.deepcopy(coarse.encoder).requires_grad_(False))
+        # codes of clean views stay near those of this copy
+        self.set_unregistered(start=copy.deepcopy(coarse).requires_grad_(False) if options.keep_codes else None)
         self.keep_average(self.coarse, EMA_DECAY)
 
     def training_step(self, batch: int, index: int) -> Tensor:
@@ -316,17 +316,16 @@ class CoarseSystem(PredictorSystem):
             predicted = self.coarse(text, seen, code).float()
         loss = F.mse_loss(predicted, z[rows, target].flatten(0, 1))
         self.metrics = {"coarse": float(loss.detach())} if seen is not None else {}
-        if self.former is not None and level is None:
-            features = camera_harmonics(camera[rows, source].flatten(0, 1)).unflatten(0, source.shape)
-            loss = loss + F.mse_loss(own, self.former(views, features, camera.new_zeros(source.shape)))
+        if self.start is not None and level is None:
+            loss = loss + F.mse_loss(own, self.start.encode(views, camera[rows, source]))
         return loss
 
     def sources(
         self, z: Tensor, order: Tensor, rng: np.random.Generator, gen: torch.Generator
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Choose the views of N objects from which codes are encoded: a few clean views, or four noisy ones.
+        """Choose the views of N objects from which codes are encoded: up to `SOURCES` clean ones, or noisy ones.
 
-        Noisy views include the views that are predicted, as when all views of an object are denoised together.
+        Noisy views are those that are predicted and one other, as when all views of an object are denoised together.
 
         Args:
             z: clean latents (N, V, C, h, w) of all views.

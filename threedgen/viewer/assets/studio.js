@@ -4,7 +4,7 @@
 (() => {
   const part = (id) => document.getElementById(id);
   const prompt = part("prompt"), seed = part("seed"), entries = new Map(), given = {};
-  let over = -1, lastRequest = 0, vocabulary = {}, edited = "";
+  let over = -1, lastRequest = 0, vocabulary = {}, edited = "", listed = "";
 
   const element = (tag, text, name) => Object.assign(document.createElement(tag), { textContent: text, className: name || "" });
   const copy = (id) => part(id).content.firstElementChild.cloneNode(true);
@@ -123,7 +123,7 @@
   async function moreLike({ prompt: text, seed: first }) {
     const runs = (await send("GET", "runs")) || [], jobs = [...entries.values()].map((entry) => entry.job);
     const used = new Set([...runs, ...jobs].filter((other) => other.prompt === text).map((other) => other.seed)), list = [];
-    for (let next = first + 1; list.length < 4; next++) if (!used.has(next)) list.push({ prompt: text, seed: next });
+    for (let next = first + 1; list.length < 4; next++) if (!used.has(next)) list.push({ prompt: text, seed: next, edit: null });
     orderAll(list);
   }
 
@@ -256,7 +256,8 @@
     if (beside && viewers.childElementCount) viewers.replaceChildren(viewers.firstElementChild, place);
     else viewers.replaceChildren(place);
     part("shown").hidden = false;
-    part("shown").scrollIntoView({ behavior: "smooth", block: "start" });
+    const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
+    part("shown").scrollIntoView({ behavior: still ? "auto" : "smooth", block: "start" });
     const about = await send("GET", `runs/${encodeURI(name)}`);
     const files = Object.entries((about && about.files) || {}).filter(([file]) => /^asset\/(?!asset\.json)|textured\.glb$|^gaussians\./.test(file));
     place.querySelector(".downloads").replaceChildren(...files.map(([file, bytes]) => {
@@ -271,8 +272,9 @@
   const kind = (file) => (/_LOD\d/.test(file) ? "level of detail, " : file.includes("_collision_") ? "collider, " : "");
 
   async function loadCards() {
-    const runs = await send("GET", "runs");
-    if (!runs) return;
+    const runs = await send("GET", "runs"), text = JSON.stringify(runs);
+    if (!runs || text === listed) return; // new elements would lose a click on the old ones
+    listed = text;
     part("cards").replaceChildren(...runs.map((about) => {
       const place = copy("card"), link = place.querySelector("a"), { name, prompt: text } = about;
       const does = {
