@@ -17,6 +17,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from .object_code import TOKENS, CodeSampler, ObjectEncoder
+from .view_fusion import ViewFusion
 
 HARMONICS = 4
 """Number of harmonics in the encoding of the azimuth. With the plain camera vector as input, the camera had no effect
@@ -47,7 +48,7 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
         channels: tuple[int, ...] = (96, 128, 64),
         blocks: tuple[int, ...] = (1, 3, 2),
         starts_samples: bool = True,
-        noisy_codes: bool = False,
+        fusion: int = 0,
     ) -> None:
         """Build the network. Raises ValueError if `size`, `channels` and `blocks` do not fit each other.
 
@@ -60,7 +61,7 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
             channels, blocks: channels and number of residual blocks of each level, from coarse to fine. Each level has
                 twice the side of the level before.
             starts_samples: whether samples of the prior may start from the prediction (img2img).
-            noisy_codes: whether object codes can be encoded from noisy latents.
+            fusion: channels of the `ViewFusion`; 0: none, so that predictions do not depend on noisy latents.
         """
         super().__init__()
         self.base = size // 2 ** (len(channels) - 1)
@@ -89,7 +90,8 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
         )
         self.finer = nn.ModuleList(nn.Conv2d(a, 4 * b, 1) for a, b in zip(channels, channels[1:], strict=False))
         self.out = nn.Conv2d(channels[-1], latent_channels, 3, padding=1)
-        self.encoder = ObjectEncoder(latent_channels, size, 2 * HARMONICS + 2, text_width, noisy_codes)
+        self.encoder = ObjectEncoder(latent_channels, size, 2 * HARMONICS + 2, text_width)
+        self.fusion = ViewFusion(latent_channels, size, fusion) if fusion else None
         self.sampler = CodeSampler(text_width, text_width)
         self.code_tokens = nn.Linear(text_width // TOKENS, text_width, bias=False)
         self.code_positions = nn.Parameter(torch.randn(TOKENS, text_width))
@@ -117,25 +119,15 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
                 x = block(x, text, features)
         return self.out(F.silu(x))
 
-    def encode(self, latents: Tensor, camera: Tensor, level: Tensor | None = None) -> Tensor:
-        """Return object codes (B, D) of B objects with V views each.
-
-        Args:
-            latents: clean or noisy latents (B, V, C, h, h).
-            camera: camera vectors (B, V, 16).
-            level: noise levels (B, V) as in `ObjectEncoder.forward`; None: the latents are clean. Only a predictor with
-                `noisy_codes` can encode noisy latents.
-        """
+    def encode(self, latents: Tensor, camera: Tensor) -> Tensor:
+        """Return object codes (B, D) of B objects from clean latents (B, V, C, h, h) and camera vectors (B, V, 16)."""
         features = camera_harmonics(camera.flatten(0, 1)).unflatten(0, camera.shape[:2])
-        return self.encoder(latents, features, camera.new_zeros(camera.shape[:2]) if level is None else level)
+        return self.encoder(latents, features)
 
-    def with_noisy_codes(self) -> "CoarsePredictor":
-        """Return a copy that can be trained to encode noisy latents. Before training it ignores the noise level."""
-        found = type(self)(**{**self.config, "noisy_codes": True})
+    def with_fusion(self, channels: int) -> "CoarsePredictor":
+        """Return a copy with a `ViewFusion` of this width, which is untrained and has no effect if there was none."""
+        found = type(self)(**{**self.config, "fusion": channels})
         found.load_state_dict(found.state_dict() | self.state_dict())
-        if not self.config["noisy_codes"]:
-            for parameter in found.encoder.noise[-1].parameters():
-                nn.init.zeros_(parameter)
         return found
 
     def read(self, text: Tensor) -> Tensor:

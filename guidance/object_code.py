@@ -34,40 +34,28 @@ def sinusoids(t: Tensor) -> Tensor:
 
 
 class ObjectEncoder(nn.Module):
-    """Network that computes the code of an object from clean or noisy latents of one or more views of the object."""
+    """Network that computes the code of an object from clean latents of one or more views of the object."""
 
-    def __init__(
-        self, latent_channels: int, size: int, camera_features: int, code_width: int, noisy: bool = False
-    ) -> None:
+    def __init__(self, latent_channels: int, size: int, camera_features: int, code_width: int) -> None:
         """Build the encoder for latents (C, h, h) with C = `latent_channels` and h = `size`.
 
-        `camera_features` is the number F of features per camera, `code_width` the length of a code. `noisy`: whether
-        the encoder takes noisy latents.
+        `camera_features` is the number F of features per camera, `code_width` the length of a code.
         """
         super().__init__()
         self.patches = nn.Linear(latent_channels * PATCH**2, WIDTH)
         self.positions = nn.Parameter(0.02 * torch.randn((size // PATCH) ** 2, WIDTH))
         self.camera = nn.Sequential(nn.Linear(camera_features, WIDTH), nn.SiLU(), nn.Linear(WIDTH, WIDTH))
-        self.noise: nn.Sequential | None = None
-        if noisy:
-            self.noise = nn.Sequential(nn.Linear(2 * FREQUENCIES, WIDTH), nn.SiLU(), nn.Linear(WIDTH, WIDTH))
         self.queries = nn.Parameter(torch.randn(TOKENS, WIDTH))
         self.body = transformer(ENCODER_LAYERS)
         self.out = nn.Linear(WIDTH, code_width // TOKENS)
 
-    def forward(self, latents: Tensor, camera: Tensor, level: Tensor) -> Tensor:
+    def forward(self, latents: Tensor, camera: Tensor) -> Tensor:
         """Return the codes (B, code_width) of B objects, float32, with mean square 1.
 
-        Args:
-            latents: latents a z + s e (B, V, C, h, h) of V views per object, with clean latents z and Gaussian noise e.
-            camera: camera features (B, V, F).
-            level: noise levels (B, V), 2 / pi arctan(s / a); 0: clean latents, 1: noise. Without `noisy` all are 0.
+        `latents` are clean latents (B, V, C, h, h) of V views per object, `camera` the camera features (B, V, F).
         """
         x = F.pixel_unshuffle(latents.flatten(0, 1), PATCH).flatten(2).transpose(1, 2)
-        view = self.camera(camera.flatten(0, 1))
-        if self.noise is not None:
-            view = view + self.noise(sinusoids(level.flatten()).to(camera.dtype))
-        x = self.patches(x) + self.positions + view[:, None]
+        x = self.patches(x) + self.positions + self.camera(camera.flatten(0, 1))[:, None]
         x = x.unflatten(0, latents.shape[:2]).flatten(1, 2)
         queries = self.queries.expand(len(x), -1, -1).to(x.dtype)
         code = self.out(self.body(torch.cat([queries, x], 1))[:, :TOKENS]).float().flatten(1)

@@ -419,31 +419,25 @@ class LatentDiffusion(Prior):
         if self.coarse is not None:
             text, coarse_text, code = self.split_text(text)
             if coarse is None:
-                coarse = self.coarse(coarse_text, camera, self.observed_code(code, x, t, camera, n_view))
+                coarse = self.fused(self.coarse(coarse_text, camera, code), x, t, camera, n_view)
             if coarse.shape[-2:] != x.shape[-2:]:  # images of another size than it was trained at
                 coarse = F.interpolate(coarse, x.shape[-2:], mode="bilinear", align_corners=False)
             x = torch.cat([x, coarse.to(x.dtype)], dim=1)
         text = text.to(x.dtype) if self.half_weights else text
         return predict(self.unet, x, t, text, camera, n_view, factor=self.factor)
 
-    def observed_code(
-        self, code: Tensor | None, x: Tensor, t: Tensor, camera: Tensor | None, n_view: int
-    ) -> Tensor | None:
-        """Return the object codes (B, D) with codes encoded from the noisy views of an object in place of zero codes.
+    def fused(self, coarse: Tensor, x: Tensor, t: Tensor, camera: Tensor | None, n_view: int) -> Tensor:
+        """Return the coarse predictions (B, C, h, h), improved by the noisy latents of all views of an object.
 
-        In this way each view depends on the other views of its object, as far as their noise permits. Codes stay as
-        they are if the predictor has no `noisy_codes`, for single images, without cameras, and for images of another
-        size than that of the predictor. The arguments are those of `predict`.
+        They stay as they are if the predictor has no `ViewFusion`, without cameras, and for images of another size than
+        that of the predictor. The other arguments are those of `predict`.
         """
-        if self.predictor is None or code is None or camera is None or n_view == 1:
-            return code
-        config = self.predictor.config
-        if not config["noisy_codes"] or set(x.shape[-2:]) != {config["size"]}:
-            return code
-        level = self.schedule.noise_level(t.to(x.device)).expand(len(x)).unflatten(0, (-1, n_view))
-        views, cameras = (part.unflatten(0, (-1, n_view)) for part in (x, camera))
-        found = self.predictor.encode(views, cameras, level).to(code.dtype).repeat_interleave(n_view, 0)
-        return torch.where(code.any(1, keepdim=True), code, found)
+        fusion = None if self.predictor is None else self.predictor.fusion
+        if fusion is None or camera is None or x.shape[-2:] != coarse.shape[-2:]:
+            return coarse
+        level = self.schedule.noise_level(t.to(x.device)).expand(len(x))
+        views = (part.unflatten(0, (-1, n_view)) for part in (x, level, camera, coarse))
+        return fusion(*views).flatten(0, 1)
 
     @torch.no_grad()
     def predict_coarse(self, text: Tensor, c2w: Tensor, text_guidance: bool = True) -> Tensor | None:

@@ -100,12 +100,12 @@ class MultiviewDiffusionConfig(DiffusionConfig):
 class CoarseConfig(Config):
     """Options of the training of the coarse predictor, which computes latents in one step.
 
-    The inputs of the coarse predictor are caption, camera and object code.
+    The inputs of the coarse predictor are caption, camera and object code. With 0 steps, a part stays that of `start`.
     """
 
-    max_steps: base.Count = 8000
-    sampler_steps: base.Count = Field(4000, description="steps of the sampler of object codes")
-    keep_codes: bool = Field(False, description="codes of clean views stay those of start, and so does their sampler")
+    max_steps: int = Field(8000, ge=0, description="steps of the coarse predictor; 0: that of start")
+    sampler_steps: int = Field(4000, ge=0, description="steps of the sampler of object codes; 0: that of start")
+    fusion_steps: int = Field(4000, ge=0, description="steps of the view fusion; 0: that of start, if it has one")
     objects: base.Count = Field(40_000, description="number of distinct objects")
     learning_rate: Scheduled = Field({"0%": 0.0, "1%": 2e-3, "40%": 2e-3, "100%": 2e-5})
 

@@ -1,6 +1,5 @@
 """LightningModules that train the UNet of a 2D model or of a multi-view prior, and the coarse predictor of a prior."""
 
-import copy
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -47,10 +46,11 @@ SOURCES, TARGETS, ALL_SOURCES = 3, 3, 0.75
 and share of the training steps that encode codes from the maximum."""
 OBJECTS, BATCH, LEVELS = 32, 128, 3
 """Objects per step of the coarse predictor; captions per step of the code sampler, and noise levels for each."""
-NOISY, NOISY_NO_TEXT = 0.5, 0.5
-"""Share of the coarse predictor's training steps that encode noisy views, and fraction of captions dropped in these."""
+FUSED, FUSED_STEPS, FUSED_NO_TEXT, FUSED_CODES = 4, 0.75, 0.5, 0.35
+"""View fusion: usual number of views per object, share of the steps that have it (the others have a random number), and
+fractions of the coarse predictions without caption and with an object code."""
 TIMESTEP_POWER, VIEW_NOISE = 0.7, ViewNoiseConfig(independent=0.25, companions=0.35)
-"""Distribution of the time steps t of noisy views: t = T u^TIMESTEP_POWER, and shares of objects with other levels."""
+"""View fusion: distribution of the time steps, t = T u^TIMESTEP_POWER, and shares of objects with other levels."""
 CODE_NOISE = 0.3
 """Standard deviation of the noise on object codes in training; codes have the standard deviation 1."""
 FIRST, FRESH = 2048, 2
@@ -247,7 +247,7 @@ class OwnPriorSystem(PriorSystem):
 
 
 class PredictorSystem(AveragedSystem):
-    """Base LightningModule of the trainings of a coarse predictor and of its code sampler.
+    """Base LightningModule of the trainings of a coarse predictor, of its code sampler and of its view fusion.
 
     The frozen text encoder of `prior` encodes the captions. `cache` is a disk cache of latents, captions and cameras of
     `SOURCES` + `TARGETS` views per object.
@@ -278,12 +278,11 @@ class CoarseSystem(PredictorSystem):
     """LightningModule that trains `coarse`, which predicts latents of an object in one step, and its object encoder.
 
     The loss is the squared error of the latents of `TARGETS` views of each object. They are predicted from the caption,
-    the cameras, and an object code with noise, which is encoded from other views or from noisy views. Some captions and
-    some codes are dropped, so that the network can also predict from only one of the two.
+    the cameras, and an object code with noise, which is encoded from other views. Some captions and some codes are
+    dropped, so that the network can also predict from only one of the two.
     """
 
     stage = "coarse predictor"
-    start: CoarsePredictor | None
 
     def __init__(
         self, options: CoarseConfig, seed: int, coarse: CoarsePredictor, prior: LatentDiffusion, cache: LatentCache
@@ -292,8 +291,8 @@ class CoarseSystem(PredictorSystem):
         self.coarse = coarse.requires_grad_(True).train()
         self.coarse.to(memory_format=torch.channels_last)  # type: ignore[call-arg]  # faster on a CPU
         self.coarse.sampler.requires_grad_(False)
-        # codes of clean views stay near those of this copy
-        self.set_unregistered(start=copy.deepcopy(coarse).requires_grad_(False) if options.keep_codes else None)
+        if self.coarse.fusion is not None:
+            self.coarse.fusion.requires_grad_(False)
         self.keep_average(self.coarse, EMA_DECAY)
 
     def training_step(self, batch: int, index: int) -> Tensor:
@@ -303,47 +302,65 @@ class CoarseSystem(PredictorSystem):
         z = cache.latents(chosen).to(self.device)
         camera = camera_vector(cache.c2w(chosen).flatten(0, 1)).to(self.device).unflatten(0, z.shape[:2])
         order = torch.from_numpy(rng.permuted(np.tile(np.arange(z.shape[1]), (OBJECTS, 1)), axis=1)).to(self.device)
-        rows, target = torch.arange(OBJECTS)[:, None], order[:, SOURCES:]
-        source, views, level = self.sources(z, order, rng, gen)
-        no_text = NO_TEXT if level is None else NOISY_NO_TEXT
+        count = SOURCES if rng.random() < ALL_SOURCES else int(rng.integers(1, SOURCES))
+        rows, source, target = torch.arange(OBJECTS)[:, None], order[:, :count], order[:, SOURCES:]
         seen = None if rng.random() < TWO_D else camera[rows, target].flatten(0, 1)
         kept = torch.from_numpy(rng.random((OBJECTS, 1)) >= NO_CODE).to(z)
         with autocast_bf16(self.device), sdpa_kernel(SDPBackend.MATH):  # the fused backward pass is slow on a CPU
-            text = self.encode_captions(cache.captions(chosen), rng.random(OBJECTS) < no_text)
-            code = own = self.coarse.encode(views, camera[rows, source], level)
+            text = self.encode_captions(cache.captions(chosen), rng.random(OBJECTS) < NO_TEXT)
+            code = self.coarse.encode(z[rows, source], camera[rows, source])
             code = kept * (code + CODE_NOISE * torch.randn(code.shape, generator=gen).to(code))
             text, code = (x.repeat_interleave(TARGETS, 0) for x in (text, code))
             predicted = self.coarse(text, seen, code).float()
         loss = F.mse_loss(predicted, z[rows, target].flatten(0, 1))
         self.metrics = {"coarse": float(loss.detach())} if seen is not None else {}
-        if self.start is not None and level is None:
-            loss = loss + F.mse_loss(own, self.start.encode(views, camera[rows, source]))
         return loss
 
-    def sources(
-        self, z: Tensor, order: Tensor, rng: np.random.Generator, gen: torch.Generator
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Choose the views of N objects from which codes are encoded: up to `SOURCES` clean ones, or noisy ones.
 
-        Noisy views are those that are predicted and one other, as when all views of an object are denoised together.
+class FusionSystem(PredictorSystem):
+    """LightningModule that trains the view fusion of `coarse`, by the squared error of the clean latents of all views.
 
-        Args:
-            z: clean latents (N, V, C, h, w) of all views.
-            order: random order (N, V) of the views; the last `TARGETS` are predicted.
+    The coarse predictions are without a caption or code for random objects, so that the network must use the views.
+    """
 
-        Returns:
-            Indices (N, W) of the chosen views, their latents (N, W, C, h, w), and noise levels (N, W); None: clean.
-        """
-        rows = torch.arange(len(z))[:, None]
-        if rng.random() >= NOISY:
-            count = SOURCES if rng.random() < ALL_SOURCES else int(rng.integers(1, SOURCES))
-            return order[:, :count], z[rows, order[:, :count]], None
-        source, schedule = order[:, SOURCES - 1 :], self.prior.schedule
-        t = view_timesteps(len(source), source.shape[1], schedule.T, TIMESTEP_POWER, VIEW_NOISE, gen).to(z.device)
-        clean = z[rows, source]
-        noise = torch.randn(clean.shape, generator=gen).to(clean)
-        views = schedule.add_noise(clean.flatten(0, 1), noise.flatten(0, 1), t.flatten()).view_as(clean)
-        return source, views, schedule.noise_level(t)
+    stage = "view fusion"
+    predictor: CoarsePredictor
+
+    def __init__(
+        self, options: CoarseConfig, seed: int, coarse: CoarsePredictor, prior: LatentDiffusion, cache: LatentCache
+    ) -> None:
+        super().__init__(options, seed, options.fusion_steps, prior, cache)
+        if coarse.fusion is None:
+            raise ValueError("the coarse predictor has no view fusion")
+        self.set_unregistered(predictor=coarse.requires_grad_(False).eval())
+        self.fusion = coarse.fusion.requires_grad_(True).train()
+        self.fusion.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster on a CPU
+        self.keep_average(self.fusion, EMA_DECAY)
+
+    def training_step(self, batch: int, index: int) -> Tensor:
+        step, cache = int(batch), self.cache
+        rng, gen = self.numpy_rng(step, "fusion"), self.rng(step, "views")
+        chosen = rng.integers(0, min(cache.count, FIRST + step * FRESH), OBJECTS)
+        count = FUSED if rng.random() < FUSED_STEPS else int(rng.integers(1, SOURCES + TARGETS + 1))
+        views = rng.permuted(np.tile(np.arange(SOURCES + TARGETS), (OBJECTS, 1)), axis=1)[:, :count]
+        rows, z, c2w = np.arange(OBJECTS)[:, None], cache.latents(chosen).to(self.device), cache.c2w(chosen)
+        camera = camera_vector(c2w.flatten(0, 1)).to(self.device).unflatten(0, z.shape[:2])
+        coded = torch.from_numpy(rng.random((OBJECTS, 1)) < FUSED_CODES).to(z)
+        with torch.no_grad(), autocast_bf16(self.device):
+            text = self.encode_captions(cache.captions(chosen), rng.random(OBJECTS) < FUSED_NO_TEXT)
+            code = self.predictor.encode(z, camera)
+            code = coded * (code + CODE_NOISE * torch.randn(code.shape, generator=gen).to(code))
+            z, camera = z[rows, views], camera[rows, views]
+            text, code = (x.repeat_interleave(count, 0) for x in (text, code))
+            coarse = self.predictor(text, camera.flatten(0, 1), code).float().view_as(z)
+        schedule = self.prior.schedule
+        t = view_timesteps(OBJECTS, count, schedule.T, TIMESTEP_POWER, VIEW_NOISE, gen).to(z.device)
+        noise = torch.randn(z.shape, generator=gen).to(z)
+        x = schedule.add_noise(z.flatten(0, 1), noise.flatten(0, 1), t.flatten()).view_as(z)
+        with autocast_bf16(self.device):
+            loss = F.mse_loss(self.fusion(x, schedule.noise_level(t), camera, coarse).float(), z)
+        self.metrics = {"fusion": float(loss.detach())} if count == FUSED else {}
+        return loss
 
 
 class CodeSystem(PredictorSystem):

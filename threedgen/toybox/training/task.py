@@ -3,7 +3,7 @@
 RUN/autoencoder/    (train-base) checkpoints, images and weights of stage 1, the autoencoder
 RUN/decoder/        (train-base) checkpoints, images and weights of stage 2, the decoder on noisy latents
 RUN/words/          (train-base) checkpoints and weights of stage 3, the text encoder
-RUN/coarse/, codes/ (train-prior) checkpoints and weights of the coarse predictor, and of its sampler of object codes
+RUN/coarse/, codes/, fusion/    (train-prior) checkpoints and weights of the coarse predictor and of its parts
 RUN/views/, assets.csv, sheet.png    (train-own-prior) renders of the assets, their list, and a contact sheet of them
 RUN/latents/        cache of encoded single images, safe to delete; NAME-half/ has them at half size
 RUN/objects/, coded/     caches of encoded views of objects, for the UNet and for the coarse predictor
@@ -41,8 +41,19 @@ from threedgen.train.task import Task, device, run_task
 from . import autoencoder, text_encoder
 from .networks import base_model, multiview_model, widen, with_camera
 from .options import CoarseConfig, TrainBaseConfig, TrainOwnPriorConfig, TrainPriorConfig
-from .system import SOURCES, TARGETS, CoarseSystem, CodeSystem, OwnPriorSystem, PriorSystem, objects_of
+from .system import (
+    SOURCES,
+    TARGETS,
+    CoarseSystem,
+    CodeSystem,
+    FusionSystem,
+    OwnPriorSystem,
+    PredictorSystem,
+    PriorSystem,
+    objects_of,
+)
 
+FUSION_CHANNELS = 40
 SCATTERED = 0.5
 """Share of the coarse predictor's training objects whose cameras are sampled independently, not evenly spaced."""
 
@@ -149,27 +160,31 @@ def train_prior(task: Task) -> Status:
 
 
 def train_coarse(task: Task, base: LatentDiffusion, o: CoarseConfig) -> CoarsePredictor:
-    """Train the coarse predictor and its sampler of object codes, or load the finished networks from the run folder.
+    """Train the coarse predictor, its sampler of object codes and its view fusion, one after the other.
 
-    A coarse predictor that `base` already has is trained further. Return the predictor frozen, with the moving average
-    of its weights.
+    Networks that an earlier process of the run has finished are loaded. A coarse predictor that `base` already has is
+    trained further. Return the predictor frozen, with the moving averages of its weights.
     """
     seed = task.config.seed
     seed_networks(seed, "coarse")
     channels, side, _ = base.latent_shape
-    coarse = (base.coarse or CoarsePredictor(base.text_shape[1], channels, side)).with_noisy_codes()
+    coarse = base.coarse or CoarsePredictor(base.text_shape[1], channels, side)
+    if o.fusion_steps:
+        coarse = coarse.with_fusion(FUSION_CHANNELS)
     world = OpenToybox(seed, "train", scattered=SCATTERED)
     with writing(task.folder):
         source = FourSides(world, SOURCES + TARGETS)
         cache = LatentCache(task.folder / "coded", source, base.vae, base.image_size, o.objects)
-    first = CoarseSystem(o, seed, coarse, base, cache)
-    task.stage("coarse", coarse, first, "coarse", lambda: coarse.load_state_dict(first.average.weights()))
-    if o.keep_codes:
-        return coarse.requires_grad_(False).eval()
-    second = CodeSystem(o, seed, coarse, base, cache, world.caption)
-    task.stage(
-        "codes", coarse.sampler, second, "code", lambda: coarse.sampler.load_state_dict(second.average.weights())
-    )
+
+    def stage(name: str, network: nn.Module, system: PredictorSystem, metric: str) -> None:
+        task.stage(name, network, system, metric, lambda: network.load_state_dict(system.average.weights()))
+
+    if o.max_steps:
+        stage("coarse", coarse, CoarseSystem(o, seed, coarse, base, cache), "coarse")
+    if o.sampler_steps:
+        stage("codes", coarse.sampler, CodeSystem(o, seed, coarse, base, cache, world.caption), "code")
+    if coarse.fusion is not None and o.fusion_steps:
+        stage("fusion", coarse.fusion, FusionSystem(o, seed, coarse, base, cache), "fusion")
     return coarse.requires_grad_(False).eval()
 
 

@@ -1,0 +1,152 @@
+"""View fusion: a convolutional network that improves coarse predictions of views by the noisy latents of all views.
+
+The views are denoised together, so each prediction can use what the noise leaves visible in all views. The relation of
+two views, their cameras and noise levels, modulates the features that pass between them.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .object_code import FREQUENCIES, sinusoids
+
+HARMONICS = 4
+"""Number of harmonics in the encoding of an azimuth."""
+WIDTH, ROW_CHANNELS, HIDDEN, GROUPS = 256, 32, 512, 8
+"""Features of a relation of two views, channels of the layer over image rows, hidden features, groups of the norms."""
+
+
+class ModulatedBlock(nn.Module):
+    """Residual block of two 3 x 3 convolutions whose normalised input is scaled and shifted by features of the view."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(GROUPS, channels)
+        self.modulation = nn.Linear(WIDTH, 2 * channels)
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+        for parameter in (self.second.weight, self.modulation.weight, self.modulation.bias):
+            nn.init.zeros_(parameter)
+
+    def forward(self, x: Tensor, features: Tensor) -> Tensor:
+        scale, shift = self.modulation(features)[..., None, None].chunk(2, 1)
+        return x + self.second(F.silu(self.first(F.silu(self.norm(x) * (1 + scale) + shift))))
+
+
+class RowLayer(nn.Module):
+    """Residual MLP over each row of a feature map. Cameras at one elevation see a 3D point in about the same row."""
+
+    def __init__(self, channels: int, side: int) -> None:
+        super().__init__()
+        self.reduce = nn.Conv2d(channels, ROW_CHANNELS, 1)
+        self.modulation = nn.Linear(WIDTH, ROW_CHANNELS)
+        size = ROW_CHANNELS * side
+        self.row = nn.Sequential(nn.Linear(size, HIDDEN), nn.SiLU(), nn.Linear(HIDDEN, size))
+        self.expand = nn.Conv2d(ROW_CHANNELS, channels, 1)
+
+    def forward(self, x: Tensor, features: Tensor) -> Tensor:
+        y = F.group_norm(self.reduce(x), GROUPS // 2) * (1 + self.modulation(features)[..., None, None])
+        rows = self.row(y.transpose(1, 2).flatten(2))
+        return x + self.expand(rows.unflatten(2, (ROW_CHANNELS, -1)).transpose(1, 2))
+
+
+class ViewFusion(nn.Module):
+    """Network that predicts clean latents of all views of an object from coarse predictions and noisy latents.
+
+    Messages between all pairs of views, then a UNet for each view. Without training the coarse prediction stays.
+    """
+
+    def __init__(self, latent_channels: int, size: int, channels: int) -> None:
+        """Build the network for latents (C, h, h) with C = `latent_channels` and h = `size`, a multiple of 4.
+
+        `channels` is the number of channels at the full size; a multiple of 8.
+        """
+        super().__init__()
+        levels, wide = 2 * FREQUENCIES, 2 * channels
+        self.pair = nn.Sequential(nn.Linear(2 * HARMONICS + 4 + 2 * levels, WIDTH), nn.SiLU())
+        self.pair.extend([nn.Linear(WIDTH, WIDTH), nn.SiLU()])
+        self.view = nn.Sequential(nn.Linear(2 * HARMONICS + 2 + 2 * levels, WIDTH), nn.SiLU())
+        self.view.extend([nn.Linear(WIDTH, WIDTH), nn.SiLU()])
+        self.source = nn.Conv2d(2 * latent_channels, channels, 3, padding=1)  # each view and its mirror image
+        self.message = nn.Linear(WIDTH, 2 * channels)
+        self.gather = nn.Conv2d(channels, channels, 3, padding=1)
+        self.own = nn.Conv2d(2 * latent_channels, channels, 3, padding=1)
+        self.at_full = nn.ModuleList(ModulatedBlock(channels) for _ in range(2))
+        self.to_half = nn.Conv2d(4 * channels, wide, 1)
+        self.at_half = nn.ModuleList(ModulatedBlock(wide) for _ in range(3))
+        self.rows = RowLayer(wide, size // 2)
+        self.to_quarter = nn.Conv2d(4 * wide, wide, 1)
+        self.at_quarter = ModulatedBlock(wide)
+        flat = wide * (size // 4) ** 2
+        self.whole = nn.Sequential(nn.Linear(flat, HIDDEN), nn.SiLU(), nn.Linear(HIDDEN, flat))
+        self.from_quarter = nn.Conv2d(wide, 4 * wide, 1)
+        self.from_half = nn.Conv2d(wide, 4 * channels, 1)
+        self.out = nn.Conv2d(channels, latent_channels, 3, padding=1)
+        for parameter in self.out.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, x: Tensor, level: Tensor, camera: Tensor, coarse: Tensor) -> Tensor:
+        """Return improved predictions (B, V, C, h, h) of the clean latents of B objects with V views each.
+
+        Args:
+            x: latents a z + s e (B, V, C, h, h) with clean latents z and Gaussian noise e.
+            level: noise levels (B, V), 2 / pi arctan(s / a); 0: clean latents, 1: noise.
+            camera: camera vectors (B, V, 16).
+            coarse: predictions (B, V, C, h, h) from caption, camera and object code.
+        """
+        noise = sinusoids(level.flatten()).unflatten(0, level.shape).to(x.dtype)
+        view = self.view(view_features(camera, noise).flatten(0, 1))
+        latents, predicted = x.flatten(0, 1), coarse.flatten(0, 1).to(x.dtype)
+        y = self.messages(latents, pair_features(camera, noise)) + self.own(torch.cat([latents, predicted], 1))
+        y = self.at_full[0](y, view)
+        half = self.rows(self.at_half[0](self.to_half(F.pixel_unshuffle(y, 2)), view), view)
+        half = self.at_half[1](half, view)
+        quarter = self.to_quarter(F.pixel_unshuffle(half, 2))
+        quarter = quarter + self.whole(F.group_norm(quarter, GROUPS).flatten(1)).view_as(quarter)
+        half = half + F.pixel_shuffle(self.from_quarter(self.at_quarter(quarter, view)), 2)
+        y = y + F.pixel_shuffle(self.from_half(self.at_half[2](half, view)), 2)
+        y = self.at_full[1](y, view)
+        return coarse + self.out(F.silu(F.group_norm(y, GROUPS))).unflatten(0, x.shape[:2])
+
+    def messages(self, latents: Tensor, pairs: Tensor) -> Tensor:
+        """Return the sums (B * V, channels, h, h) of the features that each view gets from all views of its object.
+
+        Args:
+            latents: noisy latents (B * V, C, h, h).
+            pairs: features (B, V, V, F) of the relations of view i (first V) to view j.
+        """
+        B, V = pairs.shape[:2]
+        source = F.group_norm(self.source(torch.cat([latents, latents.flip(-1)], 1)), GROUPS)
+        scale, shift = self.message(self.pair(pairs.flatten(0, 2)))[..., None, None].chunk(2, 1)
+        source = source.unflatten(0, (B, 1, V)).expand(B, V, V, *source.shape[1:]).flatten(0, 2)
+        sums = F.silu(source * (1 + scale) + shift).unflatten(0, (B * V, V)).sum(1)
+        return self.gather(sums / V**0.5)
+
+
+def azimuth_harmonics(azimuth: Tensor) -> Tensor:
+    """Return cos(k a) and sin(k a), (..., 2 HARMONICS), for k = 1..HARMONICS and azimuths a (...), radians."""
+    turns = azimuth[..., None] * torch.arange(1, HARMONICS + 1, device=azimuth.device)
+    return torch.cat([turns.cos(), turns.sin()], -1)
+
+
+def view_features(camera: Tensor, noise: Tensor) -> Tensor:
+    """Return features (B, V, F) of the views' cameras (B, V, 16), their noise levels and the mean of these levels.
+
+    `noise` (B, V, N) are encoded levels.
+    """
+    azimuth, z = torch.atan2(camera[..., 7], camera[..., 3]), camera[..., 11:12]
+    return torch.cat([azimuth_harmonics(azimuth), z, z**2, noise, noise.mean(1, keepdim=True).expand_as(noise)], -1)
+
+
+def pair_features(camera: Tensor, noise: Tensor) -> Tensor:
+    """Return features (B, V, V, F) of all pairs of views i, j: turn, heights and noise levels.
+
+    `camera` (B, V, 16) are camera vectors, `noise` (B, V, N) encoded levels.
+    """
+    V = camera.shape[1]
+    azimuth, z = torch.atan2(camera[..., 7], camera[..., 3]), camera[..., 11]
+    turn = azimuth_harmonics(azimuth[:, :, None] - azimuth[:, None])
+    first, second = z[:, :, None].expand(-1, -1, V), z[:, None].expand(-1, V, -1)
+    same = torch.eye(V, device=z.device, dtype=z.dtype).expand_as(first)
+    levels = [noise[:, :, None].expand(-1, -1, V, -1), noise[:, None].expand(-1, V, -1, -1)]
+    return torch.cat([turn, torch.stack([first, second, first - second, same], -1), *levels], -1)
