@@ -126,7 +126,7 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
 
     def with_fusion(self, channels: int) -> "CoarsePredictor":
         """Return a copy with a `ViewFusion` of this width, which is untrained and has no effect if there was none."""
-        found = self.from_config({**self.config, "fusion": channels})
+        found = self.from_config(self.config, fusion=channels)
         found.load_state_dict(found.state_dict() | self.state_dict())
         return found
 
