@@ -124,11 +124,11 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
         features = camera_harmonics(camera.flatten(0, 1)).unflatten(0, camera.shape[:2])
         return self.encoder(latents, features)
 
-    def with_fusion(self, channels: int) -> "CoarsePredictor":
-        """Return a copy with a `ViewFusion` of this width, which is untrained and has no effect if there was none."""
-        found = self.from_config(self.config, fusion=channels)
-        found.load_state_dict(found.state_dict() | self.state_dict())
-        return found
+    def add_fusion(self, channels: int) -> None:
+        """Add an untrained `ViewFusion` of this width, which has no effect yet; an existing one stays."""
+        if self.fusion is None:
+            self.fusion = ViewFusion(self.config["latent_channels"], self.config["size"], channels)
+            self.register_to_config(fusion=channels)
 
     def read(self, text: Tensor) -> Tensor:
         """Attend from the learned queries to the text (B, L, D) and return the features (B, queries * D)."""

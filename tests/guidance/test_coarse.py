@@ -43,42 +43,6 @@ def test_code_is_encoded_from_views_in_any_order_and_number() -> None:
 
 
 @torch.no_grad()
-def test_views_without_a_code_share_the_code_of_their_noisy_latents() -> None:
-    prior, camera = coarse_prior(tiny_coarse(noisy_codes=True)), camera_vector(script_poses(4))
-    x, t = torch.randn(4, 4, 8, 8, generator=cpu()), torch.tensor([500, 10, 999, 300])
-    code = torch.zeros(4, TEXT_WIDTH)
-    code[3] = 1
-    found = prior.observed_code(code, x, t, camera, n_view=2)
-    level = prior.schedule.noise_level(t).view(2, 2)
-    expected = prior.coarse.encode(x.view(2, 2, 4, 8, 8), camera.view(2, 2, 16), level)
-    torch.testing.assert_close(found[:3], expected[[0, 0, 1]])
-    torch.testing.assert_close(found[3], code[3], msg="a given code stays")
-    assert (prior.observed_code(code, x, t - 5, camera, n_view=2) - found)[0].abs().max() > 1e-5, "levels count"
-    for others in ({"n_view": 1}, {"n_view": 2, "camera": None}, {"n_view": 2, "x": torch.zeros(4, 4, 12, 12)}):
-        unchanged = prior.observed_code(**{"code": code, "x": x, "t": t, "camera": camera, **others})
-        assert torch.equal(unchanged, code), others
-    text = prior.encode_prompt(["cat"]).expand(4, -1, -1)
-    inputs = {"text": text, "camera": camera, "coarse": None}
-    whole = prior.predict(x, t, n_view=2, **inputs)
-    changed = torch.cat([x[:2], x[2:].flip(0)])
-    assert torch.equal(prior.predict(changed, t, n_view=2, **inputs)[:2], whole[:2]), "objects are separate"
-
-
-@torch.no_grad()
-def test_predictor_that_will_encode_noisy_views_predicts_as_before() -> None:
-    coarse, z, camera = tiny_coarse(), torch.randn(2, 3, 4, 8, 8, generator=cpu()), camera_vector(script_poses(6))
-    camera, level = camera.unflatten(0, (2, 3)), torch.rand(2, 3, generator=cpu())
-    wide = coarse.with_noisy_codes().eval()
-    assert wide.config["noisy_codes"] and not coarse.config["noisy_codes"]
-    torch.testing.assert_close(wide.encode(z, camera, level), coarse.encode(z, camera))
-    again = wide.with_noisy_codes().state_dict()
-    assert all(torch.equal(again[name], tensor) for name, tensor in wide.state_dict().items())
-    x, t = z[0, :2], torch.full((2,), 500)
-    code = torch.zeros(2, TEXT_WIDTH)
-    assert torch.equal(coarse_prior(coarse).observed_code(code, x, t, camera[0, :2], 2), code)
-
-
-@torch.no_grad()
 @pytest.mark.parametrize(("alpha_bar", "level"), [(1.0, 0.0), (0.5, 0.5), (0.0, 1.0), (0.75, 1 / 3)])
 def test_noise_level_is_an_angle(alpha_bar: float, level: float) -> None:
     schedule = Schedule.scaled_linear()

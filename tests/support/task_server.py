@@ -46,7 +46,7 @@ TINY_BASE = {
 }  # fmt: skip
 TINY_PRIOR = {
     "task": "train-prior", "threads": 1, "start": "base",
-    "coarse": {"max_steps": 4, "sampler_steps": 3, "objects": 16},
+    "coarse": {"max_steps": 4, "sampler_steps": 3, "fusion_steps": 2, "objects": 16},
     "training": TINY_BASE["training"] | {"n_view": 2, "two_d": 0.5},
     "trainer": TINY_BASE["trainer"], "checkpoint": TINY_BASE["checkpoint"],
 }  # fmt: skip

@@ -106,6 +106,9 @@ def test_saved_networks_are_the_averages() -> None:
     codes = load_file(prior() / "codes" / "codes.safetensors")
     assert any(not torch.equal(value, kept[f"sampler.{name}"]) for name, value in codes.items())
     kept |= {f"sampler.{name}": value for name, value in codes.items()}
+    fusion = load_file(prior() / "fusion" / "fusion.safetensors")
+    assert any(not torch.equal(value, kept[f"fusion.{name}"]) for name, value in fusion.items())
+    kept |= {f"fusion.{name}": value for name, value in fusion.items()}
     for name, value in dict(coarse.state_dict()).items():
         assert torch.equal(value, kept[name].half().float()), name
 
@@ -123,18 +126,18 @@ def test_prior_is_trained_further_from_all_of_its_weights() -> None:
         assert_same(dict(getattr(after, part).state_dict()), dict(getattr(before, part).state_dict()))
 
 
-def kept_codes_command(folder: Path) -> list[str]:
-    return prior_command(folder, f"start={prior() / 'prior'}", "coarse.keep_codes=true")
+def fusion_command(folder: Path) -> list[str]:
+    return prior_command(folder, f"start={prior() / 'prior'}", "coarse.max_steps=0", "coarse.sampler_steps=0")
 
 
 @unix
-def test_sampler_of_codes_may_stay_while_the_coarse_predictor_is_trained() -> None:
-    run = finished_run(kept_codes_command)
+def test_view_fusion_may_be_trained_alone() -> None:
+    run = finished_run(fusion_command)
     after, before = (MVDream.load(str(folder / "prior"), dtype="fp32").coarse for folder in (run, prior()))
-    assert after.config["noisy_codes"] and not (run / "codes").exists()
-    assert_same(dict(after.sampler.state_dict()), dict(before.sampler.state_dict()))
-    assert not torch.equal(after.encoder.out.weight, before.encoder.out.weight)
-    assert not torch.equal(after.out.weight, before.out.weight)
+    assert not any((run / stage).exists() for stage in ("coarse", "codes"))
+    states = [{n: x for n, x in c.state_dict().items() if not n.startswith("fusion.")} for c in (after, before)]
+    assert_same(*states)
+    assert not torch.equal(after.fusion.out.weight, before.fusion.out.weight)
 
 
 def two_sizes_command(folder: Path) -> list[str]:

@@ -170,7 +170,7 @@ def train_coarse(task: Task, base: LatentDiffusion, o: CoarseConfig) -> CoarsePr
     channels, side, _ = base.latent_shape
     coarse = base.coarse or CoarsePredictor(base.text_shape[1], channels, side)
     if o.fusion_steps:
-        coarse = coarse.with_fusion(FUSION_CHANNELS)
+        coarse.add_fusion(FUSION_CHANNELS)
     world = OpenToybox(seed, "train", scattered=SCATTERED)
     with writing(task.folder):
         source = FourSides(world, SOURCES + TARGETS)

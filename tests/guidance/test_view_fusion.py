@@ -1,0 +1,124 @@
+"""View fusion: what predictions for a view take from the noisy latents of the other views."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.support.script_poses import script_poses
+from tests.support.tiny_prior import coarse_prior, cpu, tiny_coarse
+from threedgen.guidance.attention.joined import camera_vector
+from threedgen.guidance.view_fusion import ViewFusion
+
+VIEWS = 3
+
+
+def trained_fusion() -> ViewFusion:
+    """A tiny network with effect, as after training."""
+    torch.manual_seed(1)
+    fusion = ViewFusion(4, 8, 8).eval()
+    nn.init.normal_(fusion.out.weight, std=0.3)
+    for block in (*fusion.at_full, *fusion.at_half, fusion.at_quarter):
+        nn.init.normal_(block.modulation.weight, std=0.1)
+    return fusion
+
+
+def inputs(objects: int = 2) -> dict[str, Tensor]:
+    gen, shape = cpu(), (objects, VIEWS, 4, 8, 8)
+    camera = camera_vector(script_poses(objects * VIEWS)).unflatten(0, (objects, VIEWS))
+    level = torch.rand(shape[:2], generator=gen)
+    return {
+        "x": torch.randn(shape, generator=gen),
+        "level": level,
+        "camera": camera,
+        "coarse": torch.randn(shape, generator=gen),
+    }
+
+
+@torch.no_grad()
+def test_untrained_fusion_keeps_coarse_predictions() -> None:
+    given = inputs()
+    assert torch.equal(ViewFusion(4, 8, 8)(**given), given["coarse"])
+
+
+@torch.no_grad()
+def test_order_of_views_and_other_objects_do_not_count() -> None:
+    fusion, given = trained_fusion(), inputs()
+    whole = fusion(**given)
+    order = torch.tensor([2, 0, 1])
+    torch.testing.assert_close(fusion(**{k: x[:, order] for k, x in given.items()}), whole[:, order])
+    torch.testing.assert_close(fusion(**{k: x[:1] for k, x in given.items()}), whole[:1])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["x", "level", "camera"])
+def test_prediction_for_a_view_depends_on_another_view(name: str) -> None:
+    fusion, given = trained_fusion(), inputs(1)
+    other = given[name].clone()
+    other[:, 2] = other[:, 1]
+    change = fusion(**(given | {name: other})) - fusion(**given)
+    assert change[:, 0].abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_coarse_prediction_of_a_view_changes_that_view_only() -> None:
+    fusion, given = trained_fusion(), inputs(1)
+    coarse = given["coarse"].clone()
+    coarse[:, 2] += 1
+    change = (fusion(**(given | {"coarse": coarse})) - fusion(**given)).flatten(2).abs().amax(2)[0]
+    assert change[2] > 0.1 and change[:2].max() == 0
+
+
+def test_training_finds_what_views_share() -> None:
+    torch.manual_seed(0)
+    fusion, gen = ViewFusion(2, 8, 8), cpu()
+    optimiser = torch.optim.AdamW(fusion.parameters(), 5e-3)
+    camera = camera_vector(script_poses(VIEWS)).expand(16, -1, -1)
+    level = torch.tensor([0.95, 0.05, 0.05]).expand(16, -1)
+    signal, noise = (f(level * torch.pi / 2)[..., None, None, None] for f in (torch.cos, torch.sin))
+
+    def error() -> Tensor:
+        z = torch.randn(16, 1, 2, 1, 1, generator=gen).expand(-1, VIEWS, -1, 8, 8)  # one colour for all views
+        x = signal * z + noise * torch.randn(z.shape, generator=gen)
+        return (fusion(x, level, camera, torch.zeros_like(z)) - z)[:, 0].square().mean()
+
+    for _ in range(150):
+        optimiser.zero_grad()
+        loss = error()
+        loss.backward()
+        optimiser.step()
+    with torch.no_grad():
+        assert error() < 0.3  # from the noisy view alone at least 0.7
+
+
+@torch.no_grad()
+def test_prior_improves_coarse_predictions_object_by_object() -> None:
+    coarse = tiny_coarse(fusion=8)
+    nn.init.normal_(coarse.fusion.out.weight, std=0.3)
+    prior, camera = coarse_prior(coarse), camera_vector(script_poses(4))
+    x, t = torch.randn(4, 4, 8, 8, generator=cpu()), torch.tensor([500, 10, 999, 300])
+    start = torch.randn(4, 4, 8, 8, generator=cpu(1))
+    views = (y.unflatten(0, (2, 2)) for y in (x, prior.schedule.noise_level(t), camera, start))
+    found = prior.fused(start, x, t, camera, n_view=2)
+    torch.testing.assert_close(found, coarse.fusion(*views).flatten(0, 1))
+    text = prior.encode_prompt(["cat"]).expand(4, -1, -1)
+    whole = prior.predict(x, t, text, camera, n_view=2)
+    changed = prior.predict(torch.cat([x[:2], x[2:].flip(0)]), t, text, camera, n_view=2)
+    torch.testing.assert_close(changed[:2], whole[:2])
+    assert (changed[2:] - whole[2:].flip(0)).abs().max() > 1e-4
+    small = torch.zeros(4, 4, 12, 12)
+    assert torch.equal(prior.fused(start, small, t, camera, 2), start)
+    assert torch.equal(prior.fused(start, x, t, None, 2), start)
+    assert torch.equal(coarse_prior().fused(start, x, t, camera, 2), start)
+
+
+@torch.no_grad()
+def test_predictor_with_a_new_fusion_predicts_as_before() -> None:
+    before, after = tiny_coarse(), tiny_coarse()
+    after.add_fusion(8)
+    prior, wide = coarse_prior(before), coarse_prior(after)
+    text, camera = prior.encode_prompt(["cat"]).expand(2, -1, -1), camera_vector(script_poses(2))
+    x, t = torch.randn(2, 4, 8, 8, generator=cpu()), torch.tensor([500, 10])
+    assert torch.equal(wide.predict(x, t, text, camera, 2), prior.predict(x, t, text, camera, 2))
+    kept = after.fusion
+    after.add_fusion(8)
+    assert after.fusion is kept and after.config["fusion"] == 8
