@@ -22,7 +22,7 @@ from threedgen.geometry.images import grid, write_png
 from threedgen.geometry.picture_file import read_foreground
 from threedgen.geometry.poses import orbit_c2w
 from threedgen.geometry.rigs import orbit, ring_rig
-from threedgen.geometry.views import framed
+from threedgen.geometry.views import GREY, framed
 from threedgen.guidance.completion import complete_views
 from threedgen.guidance.matte import remover
 from threedgen.guidance.prior import Prior
@@ -40,6 +40,9 @@ TEXT = "text.safetensors"
 """File in the run folder with the text embeddings."""
 IMAGE_SHARE = 0.7
 """Longer side of the object as a fraction of the image side; the mean value in renders of toybox objects."""
+SHARES, SHARE_WEIGHT = tuple(0.4 + 0.05 * k for k in range(10)), 7.0
+"""Shares that are tried for an image, and weight of the squared difference from the mean beside the log of the error. For
+the fronts of 72 toybox objects the chosen share has an RMS error of 0.07; the mean has 0.10."""
 IMAGE_WEIGHT = 4  # weight of the given image in the fit; each completed view has weight 1
 
 
@@ -53,8 +56,32 @@ def first_view(config: GenerateConfig, prior: Prior) -> Tensor | None:
         return None
     if not prior.completes_views:
         raise ConfigError("the weights of this prior were not trained to complete views", "image", image)
-    cut = read_foreground(image, remover(config.matte))
-    return framed(torch.from_numpy(cut), prior.image_size, prior.image_size, IMAGE_SHARE)[None]
+    cut, size = torch.from_numpy(read_foreground(image, remover(config.matte))), prior.image_size
+    return framed(cut, size, size, best_share(config, prior, cut))[None]
+
+
+@torch.no_grad()
+def best_share(config: GenerateConfig, prior: Prior, cut: Tensor) -> float:
+    """Return the share of the first view that the object should fill, in [0, 1], so that its size fits the other views.
+
+    Long objects are small from the front. Of `SHARES`, the one is chosen with which the coarse prediction, from the
+    object code of the image, is most similar to the image; without a coarse predictor it is `IMAGE_SHARE`.
+
+    Args:
+        cut: the object, RGBA (h, w, 4) in [0, 1].
+    """
+    size, count = prior.image_size, len(SHARES)
+    c2w = view_cameras(config, 1, size).c2w[:1].expand(count, -1, -1)
+    text = prior.encode_prompt([config.object_text()]).expand(count, -1, -1)
+    grey = torch.full((1, size, size, 3), GREY)
+    images = torch.cat([grey, *(framed(cut, size, size, share)[None] for share in SHARES)])
+    empty, latents = prior.encode_images(images, generator(config.seed, 0, "share")).split([1, count])
+    predicted = prior.coarse_latents(prior.encode_code(text, latents[:, None], c2w[:, None]), c2w, False)
+    if predicted is None:
+        return IMAGE_SHARE
+    error, scale = ((latents - other).square().flatten(1).sum(1) for other in (predicted, empty))
+    shares = torch.tensor(SHARES, device=error.device)
+    return SHARES[int(((error / scale).log() + SHARE_WEIGHT * (shares - IMAGE_SHARE) ** 2).argmin())]
 
 
 def sample_views(
