@@ -41,8 +41,8 @@ TEXT = "text.safetensors"
 IMAGE_SHARE = 0.7
 """Longer side of the object as a fraction of the image side; the mean value in renders of toybox objects."""
 SHARES, SHARE_WEIGHT = tuple(0.4 + 0.05 * k for k in range(10)), 7.0
-"""Shares that are tried for an image, and weight of the squared difference from the mean beside the log of the error. For
-the fronts of 72 toybox objects the chosen share has an RMS error of 0.07; the mean has 0.10."""
+"""Shares that are tried for an image, and weight of the squared difference from the mean beside the log of the error.
+For the fronts of 72 toybox objects the chosen share has an RMS error of 0.07; the mean has 0.10."""
 IMAGE_WEIGHT = 4  # weight of the given image in the fit; each completed view has weight 1
 
 
