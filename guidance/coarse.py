@@ -17,11 +17,8 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from .object_code import TOKENS, CodeSampler, ObjectEncoder
-from .view_fusion import ViewFusion
+from .view_fusion import HARMONICS, ViewFusion, camera_harmonics
 
-HARMONICS = 4
-"""Number of harmonics in the encoding of the azimuth. With the plain camera vector as input, the camera had no effect
-after 300 training steps."""
 TEXT_GUIDANCE = 1.5
 """Scale s of the classifier-free guidance of predictions with an object code: p + s (p - prediction without text)."""
 
@@ -121,8 +118,7 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
 
     def encode(self, latents: Tensor, camera: Tensor) -> Tensor:
         """Return object codes (B, D) of B objects from clean latents (B, V, C, h, h) and camera vectors (B, V, 16)."""
-        features = camera_harmonics(camera.flatten(0, 1)).unflatten(0, camera.shape[:2])
-        return self.encoder(latents, features)
+        return self.encoder(latents, camera_harmonics(camera))
 
     def add_fusion(self, channels: int) -> None:
         """Add an untrained `ViewFusion` of this width, which has no effect yet; an existing one stays."""
@@ -178,14 +174,3 @@ def cross_attend(query: Tensor, key_value: Tensor, heads: int) -> Tensor:
     q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in parts)
     weights = (k @ (q * q.shape[-1] ** -0.5).mT).softmax(dim=-2)
     return (weights.to(v.dtype).mT @ v).transpose(1, 2).flatten(2)
-
-
-def camera_harmonics(camera: Tensor) -> Tensor:
-    """Encode B camera vectors as azimuth harmonics (B, 2 HARMONICS + 2).
-
-    The features are cos(k azimuth) and sin(k azimuth) for k = 1..HARMONICS, then z and z^2 of the unit vector from the
-    origin to the camera. `camera` (B, 16) is a row-major camera-to-world matrix with a translation of length 1.
-    """
-    x, y, z = camera[:, 3], camera[:, 7], camera[:, 11]
-    turns = torch.atan2(y, x)[:, None] * torch.arange(1, HARMONICS + 1, device=camera.device)
-    return torch.cat([turns.cos(), turns.sin(), z[:, None], z[:, None] ** 2], dim=1)

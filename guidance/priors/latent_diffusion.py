@@ -306,6 +306,9 @@ class LatentDiffusion(Prior):
         if self.predictor is None:
             return text
         camera = camera_vector(c2w.flatten(0, 1).to(self.device).float()).unflatten(0, c2w.shape[:2])
+        side = self.predictor.config["size"]
+        if latents.shape[-1] != side:  # images of another size than it was trained at
+            latents = F.interpolate(latents.flatten(0, 1), (side, side), mode="area").unflatten(0, latents.shape[:2])
         with self.autocast():
             code = self.predictor.encode(latents, camera)
         return torch.cat([text[:, :-1], code[:, None]], 1)
@@ -419,20 +422,20 @@ class LatentDiffusion(Prior):
         if self.coarse is not None:
             text, coarse_text, code = self.split_text(text)
             if coarse is None:
-                coarse = self.fused(self.coarse(coarse_text, camera, code), x, t, camera, n_view)
+                coarse = self.fuse_views(self.coarse(coarse_text, camera, code), x, t, camera, n_view)
             if coarse.shape[-2:] != x.shape[-2:]:  # images of another size than it was trained at
                 coarse = F.interpolate(coarse, x.shape[-2:], mode="bilinear", align_corners=False)
             x = torch.cat([x, coarse.to(x.dtype)], dim=1)
         text = text.to(x.dtype) if self.half_weights else text
         return predict(self.unet, x, t, text, camera, n_view, factor=self.factor)
 
-    def fused(self, coarse: Tensor, x: Tensor, t: Tensor, camera: Tensor | None, n_view: int) -> Tensor:
+    def fuse_views(self, coarse: Tensor, x: Tensor, t: Tensor, camera: Tensor | None, n_view: int) -> Tensor:
         """Return the coarse predictions (B, C, h, h), improved by the noisy latents of all views of an object.
 
         They stay as they are if the predictor has no `ViewFusion`, without cameras, and for images of another size than
         that of the predictor. The other arguments are those of `predict`.
         """
-        fusion = None if self.predictor is None else self.predictor.fusion
+        fusion = None if self.coarse is None else self.coarse.fusion
         if fusion is None or camera is None or x.shape[-2:] != coarse.shape[-2:]:
             return coarse
         level = self.schedule.noise_level(t.to(x.device)).expand(len(x))

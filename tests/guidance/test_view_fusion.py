@@ -98,17 +98,23 @@ def test_prior_improves_coarse_predictions_object_by_object() -> None:
     x, t = torch.randn(4, 4, 8, 8, generator=cpu()), torch.tensor([500, 10, 999, 300])
     start = torch.randn(4, 4, 8, 8, generator=cpu(1))
     views = (y.unflatten(0, (2, 2)) for y in (x, prior.schedule.noise_level(t), camera, start))
-    found = prior.fused(start, x, t, camera, n_view=2)
+    found = prior.fuse_views(start, x, t, camera, n_view=2)
     torch.testing.assert_close(found, coarse.fusion(*views).flatten(0, 1))
     text = prior.encode_prompt(["cat"]).expand(4, -1, -1)
     whole = prior.predict(x, t, text, camera, n_view=2)
-    changed = prior.predict(torch.cat([x[:2], x[2:].flip(0)]), t, text, camera, n_view=2)
+    noisier = torch.cat([x[:3], x[3:] + 1])
+    change = (prior.fuse_views(start, noisier, t, camera, n_view=2) - found).flatten(1).abs().amax(1)
+    assert change[2] > 1e-4 and not change[:2].any(), "the other view of the object changes, other objects do not"
+    changed = prior.predict(noisier, t, text, camera, n_view=2)
     torch.testing.assert_close(changed[:2], whole[:2])
-    assert (changed[2:] - whole[2:].flip(0)).abs().max() > 1e-4
+    prior.unet.to(torch.bfloat16)
+    prior.dtype, prior.half_weights = torch.bfloat16, True
+    half = prior.network(x, t, text, camera, n_view=2)
+    assert half.dtype is torch.float32 and (half - whole).abs().max() < 0.1 * whole.abs().max()
     small = torch.zeros(4, 4, 12, 12)
-    assert torch.equal(prior.fused(start, small, t, camera, 2), start)
-    assert torch.equal(prior.fused(start, x, t, None, 2), start)
-    assert torch.equal(coarse_prior().fused(start, x, t, camera, 2), start)
+    assert torch.equal(prior.fuse_views(start, small, t, camera, 2), start)
+    assert torch.equal(prior.fuse_views(start, x, t, None, 2), start)
+    assert torch.equal(coarse_prior().fuse_views(start, x, t, camera, 2), start)
 
 
 @torch.no_grad()

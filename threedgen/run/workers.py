@@ -315,7 +315,10 @@ def ray_tasks(address: str | None, cpus: float, gpus: float) -> Callable[[], Wor
         ray.init(address=address, ignore_reinit_error=True, log_to_driver=False, runtime_env=environment)
     except Exception as error:  # Ray raises many classes
         reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"no Ray cluster responds at {address!r} ({reason})", "address") from None
+        text = (
+            "a Ray cluster cannot be started here" if address == "local" else f"no Ray cluster responds at {address!r}"
+        )
+        raise ConfigError(f"{text} ({reason})", "address") from None
     # no retries by Ray: WorkerPool counts the attempts
     remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(attempt_for_ray)
     return partial(RayTask, remote, ray.cancel, Heartbeat(ray.nodes, "the head of the Ray cluster"))

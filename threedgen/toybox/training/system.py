@@ -46,7 +46,7 @@ SOURCES, TARGETS, ALL_SOURCES = 3, 3, 0.75
 and share of the training steps that encode codes from the maximum."""
 OBJECTS, BATCH, LEVELS = 32, 128, 3
 """Objects per step of the coarse predictor; captions per step of the code sampler, and noise levels for each."""
-FUSED, FUSED_STEPS, FUSED_NO_TEXT, FUSED_CODES = 4, 0.75, 0.5, 0.35
+FUSION_VIEWS, FUSION_VIEWS_SHARE, FUSION_NO_TEXT, FUSION_CODES = 4, 0.75, 0.5, 0.35
 """View fusion: usual number of views per object, share of the steps that have it (the others have a random number), and
 fractions of the coarse predictions without caption and with an object code."""
 TIMESTEP_POWER, VIEW_NOISE = 0.7, ViewNoiseConfig(independent=0.25, companions=0.35)
@@ -254,16 +254,24 @@ class PredictorSystem(AveragedSystem):
     """
 
     prior: LatentDiffusion
+    predictor: CoarsePredictor
 
     def __init__(
-        self, options: CoarseConfig, seed: int, steps: int, prior: LatentDiffusion, cache: LatentCache
+        self,
+        options: CoarseConfig,
+        seed: int,
+        steps: int,
+        coarse: CoarsePredictor,
+        prior: LatentDiffusion,
+        cache: LatentCache,
     ) -> None:
         super().__init__(options, seed, steps)
         self.options, self.cache = options, cache
-        self.set_unregistered(prior=prior)
+        self.set_unregistered(prior=prior, predictor=coarse)
 
     def setup(self, stage: str) -> None:
         self.prior.to(self.device)
+        torch.nn.Module.to(self.predictor, self.device)
 
     def encode_captions(self, captions: list[str], dropped: Array) -> Tensor:
         """Encode captions as (n, L, D), without a token for object codes; where `dropped` (n,) is True, as ""."""
@@ -287,7 +295,7 @@ class CoarseSystem(PredictorSystem):
     def __init__(
         self, options: CoarseConfig, seed: int, coarse: CoarsePredictor, prior: LatentDiffusion, cache: LatentCache
     ) -> None:
-        super().__init__(options, seed, options.max_steps, prior, cache)
+        super().__init__(options, seed, options.max_steps, coarse, prior, cache)
         self.coarse = coarse.requires_grad_(True).train()
         self.coarse.to(memory_format=torch.channels_last)  # type: ignore[call-arg]  # faster on a CPU
         self.coarse.sampler.requires_grad_(False)
@@ -324,15 +332,14 @@ class FusionSystem(PredictorSystem):
     """
 
     stage = "view fusion"
-    predictor: CoarsePredictor
 
     def __init__(
         self, options: CoarseConfig, seed: int, coarse: CoarsePredictor, prior: LatentDiffusion, cache: LatentCache
     ) -> None:
-        super().__init__(options, seed, options.fusion_steps, prior, cache)
+        super().__init__(options, seed, options.fusion_steps, coarse, prior, cache)
         if coarse.fusion is None:
             raise ValueError("the coarse predictor has no view fusion")
-        self.set_unregistered(predictor=coarse.requires_grad_(False).eval())
+        coarse.requires_grad_(False).eval()
         self.fusion = coarse.fusion.requires_grad_(True).train()
         self.fusion.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster on a CPU
         self.keep_average(self.fusion, EMA_DECAY)
@@ -341,13 +348,13 @@ class FusionSystem(PredictorSystem):
         step, cache = int(batch), self.cache
         rng, gen = self.numpy_rng(step, "fusion"), self.rng(step, "views")
         chosen = rng.integers(0, min(cache.count, FIRST + step * FRESH), OBJECTS)
-        count = FUSED if rng.random() < FUSED_STEPS else int(rng.integers(1, SOURCES + TARGETS + 1))
+        count = FUSION_VIEWS if rng.random() < FUSION_VIEWS_SHARE else int(rng.integers(1, SOURCES + TARGETS + 1))
         views = rng.permuted(np.tile(np.arange(SOURCES + TARGETS), (OBJECTS, 1)), axis=1)[:, :count]
         rows, z, c2w = np.arange(OBJECTS)[:, None], cache.latents(chosen).to(self.device), cache.c2w(chosen)
         camera = camera_vector(c2w.flatten(0, 1)).to(self.device).unflatten(0, z.shape[:2])
-        coded = torch.from_numpy(rng.random((OBJECTS, 1)) < FUSED_CODES).to(z)
+        coded = torch.from_numpy(rng.random((OBJECTS, 1)) < FUSION_CODES).to(z)
         with torch.no_grad(), autocast_bf16(self.device):
-            text = self.encode_captions(cache.captions(chosen), rng.random(OBJECTS) < FUSED_NO_TEXT)
+            text = self.encode_captions(cache.captions(chosen), rng.random(OBJECTS) < FUSION_NO_TEXT)
             code = self.predictor.encode(z, camera)
             code = coded * (code + CODE_NOISE * torch.randn(code.shape, generator=gen).to(code))
             z, camera = z[rows, views], camera[rows, views]
@@ -359,7 +366,7 @@ class FusionSystem(PredictorSystem):
         x = schedule.add_noise(z.flatten(0, 1), noise.flatten(0, 1), t.flatten()).view_as(z)
         with autocast_bf16(self.device):
             loss = F.mse_loss(self.fusion(x, schedule.noise_level(t), camera, coarse).float(), z)
-        self.metrics = {"fusion": float(loss.detach())} if count == FUSED else {}
+        self.metrics = {"fusion": float(loss.detach())} if count == FUSION_VIEWS else {}
         return loss
 
 
@@ -371,7 +378,6 @@ class CodeSystem(PredictorSystem):
     """
 
     stage = "object codes"
-    encoder: CoarsePredictor
 
     def __init__(
         self,
@@ -382,9 +388,9 @@ class CodeSystem(PredictorSystem):
         cache: LatentCache,
         caption: Callable[[int, np.random.Generator], str],
     ) -> None:
-        super().__init__(options, seed, options.sampler_steps, prior, cache)
+        super().__init__(options, seed, options.sampler_steps, coarse, prior, cache)
         self.caption = caption
-        self.set_unregistered(encoder=coarse.requires_grad_(False).eval())
+        coarse.requires_grad_(False).eval()
         self.sampler = coarse.sampler.requires_grad_(True).train()
         self.keep_average(self.sampler, EMA_DECAY)
 
@@ -398,7 +404,7 @@ class CodeSystem(PredictorSystem):
         with torch.no_grad(), autocast_bf16(self.device):
             text = self.encode_captions(captions, rng.random(BATCH) < NO_TEXT)
             camera = camera_vector(c2w.flatten(0, 1)).to(self.device).unflatten(0, c2w.shape[:2])
-            code = self.encoder.encode(z, camera).repeat_interleave(LEVELS, 0)
+            code = self.predictor.encode(z, camera).repeat_interleave(LEVELS, 0)
         noise = torch.randn(code.shape, generator=gen).to(code)
         t = torch.randn(len(code), generator=gen).sigmoid().to(code)
         with autocast_bf16(self.device), sdpa_kernel(SDPBackend.MATH):

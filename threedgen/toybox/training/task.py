@@ -18,7 +18,7 @@ import torch
 from diffusers.models import AutoencoderKL
 from torch import nn
 
-from threedgen.config.errors import replaced_key
+from threedgen.config.errors import ConfigError, replaced_key
 from threedgen.data.assets.make import render
 from threedgen.data.assets.shards import Shards
 from threedgen.data.assets.source import AssetViews, CaptionedImages, split
@@ -54,6 +54,7 @@ from .system import (
 )
 
 FUSION_CHANNELS = 40
+"""Channels of the view fusion at the full size of the latents."""
 SCATTERED = 0.5
 """Share of the coarse predictor's training objects whose cameras are sampled independently, not evenly spaced."""
 
@@ -163,8 +164,12 @@ def train_coarse(task: Task, base: LatentDiffusion, o: CoarseConfig) -> CoarsePr
     """Train the coarse predictor, its sampler of object codes and its view fusion, one after the other.
 
     Networks that an earlier process of the run has finished are loaded. A coarse predictor that `base` already has is
-    trained further. Return the predictor frozen, with the moving averages of its weights.
+    trained further. Return the predictor frozen, with the moving averages of its weights. Raises ConfigError if `base`
+    has none and a part of it is not to be trained.
     """
+    for key in ("max_steps", "sampler_steps"):
+        if base.coarse is None and not getattr(o, key):
+            raise ConfigError("should be at least 1, as start has no coarse predictor", f"coarse.{key}", 0)
     seed = task.config.seed
     seed_networks(seed, "coarse")
     channels, side, _ = base.latent_shape
@@ -183,7 +188,7 @@ def train_coarse(task: Task, base: LatentDiffusion, o: CoarseConfig) -> CoarsePr
         stage("coarse", coarse, CoarseSystem(o, seed, coarse, base, cache), "coarse")
     if o.sampler_steps:
         stage("codes", coarse.sampler, CodeSystem(o, seed, coarse, base, cache, world.caption), "code")
-    if coarse.fusion is not None and o.fusion_steps:
+    if coarse.fusion is not None and o.fusion_steps:  # both: for mypy
         stage("fusion", coarse.fusion, FusionSystem(o, seed, coarse, base, cache), "fusion")
     return coarse.requires_grad_(False).eval()
 
