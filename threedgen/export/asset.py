@@ -12,6 +12,7 @@ from threedgen.config.errors import ConfigError
 from threedgen.export.files.glb import plain_glb_bytes, textured_glb_bytes, validate
 from threedgen.export.files.obj_usdz import obj_zip, usdz_bytes
 from threedgen.export.options import ENGINES, MATERIALS, AssetConfig
+from threedgen.export.palette import to_palette
 from threedgen.export.renders import FOV, spiral_cameras
 from threedgen.export.shape.from_field import FieldView
 from threedgen.export.shape.mesh import Mesh, TexturedMesh, placed, placement
@@ -25,7 +26,7 @@ from threedgen.geometry.images import png
 from threedgen.run.arrays import Array
 from threedgen.run.disk import Tree
 
-STEPS = "surface simplify unwrap bake pictures refine unseen levels write collision khronos".split()
+STEPS = "surface simplify unwrap bake pictures refine unseen palette levels write collision khronos".split()
 """Names of the export steps, in order of execution. Some assets skip steps."""
 MIN_LOD_TEXTURE = 64  # smallest texture edge in texels; each further level of detail halves the edge down to it
 DIRECTIONS = 64  # maximum number of vertices of the convex hull
@@ -173,6 +174,10 @@ def _textured(
         with asset.timed("unseen"):
             colours, asset.figures["unseen"] = fill_unseen(maps.base_colour, low, view.elevations, view.radius)
             maps = replace(maps, base_colour=colours)
+    if config.palette is not None:
+        with asset.timed("palette"):
+            maps = replace(maps, base_colour=to_palette(maps.base_colour, maps.covered, config.palette))
+        asset.figures["palette"] = config.palette.split(",")
     return low, maps
 
 

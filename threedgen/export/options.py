@@ -15,6 +15,7 @@ from threedgen.config.sections import TaskConfig
 from threedgen.run import folder as runs
 
 from .asset_folder import FOLDER, asset_name, check_overwrite
+from .palette import Palette
 
 ENGINES = {"unreal": "UCX_{name}_{number:02d}", "godot": "{name}_{number:02d}-convcolonly"}
 """Engine -> pattern of node names. The engine's importer turns nodes with such a name into convex colliders."""
@@ -95,6 +96,11 @@ class AssetConfig(Config):
     )
     material: Literal["matte", "shiny", "glass", "metal", "plastic", "wooden"] | None = Field(
         None, description="roughness and metallic value of the surface; null: by the prompt's words, else matte"
+    )
+    palette: Palette = Field(
+        None,
+        examples=["#e8d5b0,brown,green"],
+        description="colours that the base colour is shifted to: names or hex, or an image; null: as optimised",
     )
     resolution: int | None = Field(
         None, ge=16, le=512, description="grid points per edge for surface extraction; null: from the preset"

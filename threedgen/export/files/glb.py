@@ -99,7 +99,7 @@ def glb_bytes(mesh: Mesh, name: str = "mesh", gltf_extras: Tree | None = None) -
 
 
 def textured_glb_bytes(
-    mesh: TexturedMesh,
+    mesh: TexturedMesh | dict[str, TexturedMesh],
     pngs: dict[str, bytes],
     name: str = "mesh",
     gltf_extras: Tree | None = None,
@@ -109,33 +109,35 @@ def textured_glb_bytes(
     """Return the bytes of a GLB with embedded textures.
 
     Args:
-        mesh: mesh in world axes. It is converted to glTF axes.
+        mesh: mesh in world axes, which is converted to glTF axes; or several, node name -> mesh, with one material.
         pngs: texture name -> PNG file; the names are base_colour (required), normal and orm.
-        name: name of the glTF node, mesh and material.
-        gltf_extras: JSON data for the `extras` of the glTF asset and of the node.
+        name: name of the material, and of node and mesh if there is only one.
+        gltf_extras: JSON data for the `extras` of the glTF asset and of the nodes.
         scene: True for the mesh of a scene: use an unlit (KHR_materials_unlit), double-sided material.
         open_surface: True for a mesh with holes: use a double-sided material.
     """
-    buffer = _Buffer()
-    tangents = np.column_stack([to_gltf_axes(mesh.tangents[:, :3]), mesh.tangents[:, 3]])
-    attributes = {
-        "POSITION": buffer.positions(mesh.vertices),
-        "NORMAL": buffer.add(to_gltf_axes(mesh.normals).astype("<f4")),
-        "TANGENT": buffer.add(tangents.astype("<f4")),
-        "TEXCOORD_0": buffer.add((mesh.uv * (1, -1) + (0, 1)).astype("<f4")),  # glTF's v runs downwards
-    }
-    meshes = [_mesh(buffer, name, attributes, mesh.faces, material=0)]
+    buffer, meshes, nodes = _Buffer(), list[Tree](), list[Tree]()
+    for title, part in (mesh if isinstance(mesh, dict) else {name: mesh}).items():
+        tangents = np.column_stack([to_gltf_axes(part.tangents[:, :3]), part.tangents[:, 3]])
+        attributes = {
+            "POSITION": buffer.positions(part.vertices),
+            "NORMAL": buffer.add(to_gltf_axes(part.normals).astype("<f4")),
+            "TANGENT": buffer.add(tangents.astype("<f4")),
+            "TEXCOORD_0": buffer.add((part.uv * (1, -1) + (0, 1)).astype("<f4")),  # glTF's v runs downwards
+        }
+        meshes.append(_mesh(buffer, title, attributes, part.faces, material=0))
+        offset = to_gltf_axes(np.array([part.offset]))[0].tolist()
+        nodes.append({"translation": offset} if any(offset) else {})
     names = [f"{name}_{kind}" for kind in pngs]
     views = [buffer.blob(data) for data in pngs.values()]
     material = _material(name, {kind: number for number, kind in enumerate(pngs)})
     material |= {"doubleSided": True} if scene or open_surface else {}
     material |= {"extensions": {UNLIT: {}}} if scene else {}
-    node = {"translation": to_gltf_axes(np.array([mesh.offset]))[0].tolist()} if any(mesh.offset) else {}
     return _pack(
         buffer,
         meshes,
         gltf_extras,
-        node,
+        nodes,
         **({"extensionsUsed": [UNLIT]} if scene else {}),
         materials=[material],
         images=[{"name": n, "mimeType": "image/png", "bufferView": v} for n, v in zip(names, views, strict=True)],
@@ -199,15 +201,15 @@ def _material(name: str, textures: dict[str, int]) -> Tree:
 
 
 def _pack(
-    buffer: _Buffer, meshes: list[Tree], gltf_extras: Tree | None, node: Tree | None = None, **lists: Sequence[object]
+    buffer: _Buffer, meshes: list[Tree], gltf_extras: Tree | None, more: list[Tree] | None = None, **lists: Sequence[object]
 ) -> bytes:
     """Return the bytes of a GLB with one node for each glTF mesh object in `meshes`.
 
-    `node`: extra keys of every node. `lists`: further top-level lists of the glTF JSON by key, such as `materials`.
+    `more`: further keys of each node. `lists`: further top-level lists of the glTF JSON by key, such as `materials`.
     """
     extras = gltf_extras or {}
-    node = ({"extras": extras} if lists else {}) | (node or {})
-    nodes = [{"mesh": k, "name": mesh["name"]} | node for k, mesh in enumerate(meshes)]
+    own = {"extras": extras} if lists else {}
+    nodes = [{"mesh": k, "name": mesh["name"]} | own | (more[k] if more else {}) for k, mesh in enumerate(meshes)]
     tree = {
         "asset": {"version": "2.0", "generator": "threedgen", "extras": extras},
         "scene": 0,

@@ -155,7 +155,7 @@ def diffuse_colours(points: Array, normals: Array, piece: Array, colours: Array,
     size = float(np.ptp(points, axis=0).max()) or 1.0
     features = np.concatenate([points / size, NORMAL_SCALE * normals], 1).astype(np.float32)
     sources, unknown = _subsample(np.flatnonzero(known), MAX_KNOWN), np.flatnonzero(~known)
-    group = _colour_groups(colours[sources])
+    group = colour_groups(colours[sources])
     member = np.eye(int(group.max()) + 1, dtype=np.float32)[group]  # (sources, groups)
     means = member.T @ colours[sources] / np.maximum(member.sum(0), 1)[:, None]
     values = np.concatenate([member, colours[sources] - member @ means], 1)
@@ -170,8 +170,11 @@ def diffuse_colours(points: Array, normals: Array, piece: Array, colours: Array,
     return result
 
 
-def _colour_groups(colours: Array) -> Array:
-    # labels (N,) below MAX_COLOURS of sRGB colours (N, 3): k-means in Lab; centres closer than COLOUR_GAP are one group
+def colour_groups(colours: Array) -> Array:
+    """Return labels (N,) below MAX_COLOURS of sRGB colours (N, 3).
+
+    They are those of k-means in Lab; centres closer than COLOUR_GAP are one group.
+    """
     lab = rgb2lab(colours).astype(np.float64)
     some = lab[_subsample(np.arange(len(lab)), MAX_CLUSTERED)]
     centres = some[:1]

@@ -1,0 +1,129 @@
+"""Palettes: the colours that the option `palette` names, and the shift of a texture's colours to them.
+
+This module imports its libraries late, because the config classes import it.
+"""
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator
+
+from threedgen.config.errors import ConfigError, did_you_mean, nearest
+from threedgen.run.arrays import Array
+
+IMAGE_COLOURS = 8  # number of colours that are taken from an image
+MAX_COLOURS = 64
+IMAGE_SIDE = 256  # longer side in pixels to which the image is reduced
+SOFTNESS = 4.0  # Lab distance in which the weight of a colour group falls to 1/e
+BLOCK = 1 << 18  # number of texels per computation, which limits the memory
+
+
+def read_palette(text: str) -> str:
+    """Return a palette as comma-separated hex colours, such as "#aabbcc,#d91a1a".
+
+    `text` has comma-separated colours (#rgb, #rrggbb, colour words of the toybox or of CSS), or is the path of an image,
+    of which `IMAGE_COLOURS` colours are taken. Raises ValueError if it is neither.
+    """
+    from threedgen.geometry.picture_file import SUFFIXES
+
+    words = [word.strip() for word in text.strip().strip("[]").split(",")]
+    try:
+        path = Path(text.strip()).expanduser()
+        is_image = path.suffix.lower() in SUFFIXES or path.is_file()
+    except (OSError, RuntimeError, ValueError):  # not a path
+        is_image = False
+    colours = _image_colours(path) if is_image else [_colour(word.strip("'\" ")) for word in words if word.strip()]
+    if not 1 <= len(colours) <= MAX_COLOURS:
+        raise ValueError(f"should have 1 to {MAX_COLOURS} colours, such as '#e8d5b0,brown', or be an image file")
+    return ",".join(dict.fromkeys(colours))
+
+
+Palette = Annotated[str | None, AfterValidator(lambda text: None if text is None else read_palette(text))]
+
+
+def _colour(word: str) -> str:
+    from PIL import ImageColor
+
+    from threedgen.toybox.world.grammar import COLOURS  # here, because the toybox imports the export
+
+    if word.lower() in COLOURS:
+        return _hex([round(255 * value) for value in COLOURS[word.lower()]])
+    if re.fullmatch(r"#([0-9A-Fa-f]{3}){1,2}", word) or word.lower() in ImageColor.colormap:
+        return _hex(ImageColor.getrgb(word)[:3])
+    guess = did_you_mean(nearest(word, [*COLOURS, *ImageColor.colormap]))
+    raise ValueError(
+        f"{word!r} is not a colour{guess or '.'} Use colours such as '#e8d5b0,brown', or the path of an image"
+    )
+
+
+def _hex(rgb: object) -> str:
+    return "#" + bytes(rgb).hex()  # type: ignore[call-overload,no-any-return]
+
+
+def _image_colours(path: Path) -> list[str]:
+    # centres of k-means in Lab, most frequent first
+    import numpy as np
+    from scipy.cluster.vq import kmeans2
+    from skimage.color import lab2rgb, rgb2lab
+
+    from threedgen.geometry.picture_file import load_image
+
+    try:
+        pixels = np.asarray(load_image(path, max_side=IMAGE_SIDE)).astype(np.float64) / 255
+    except ConfigError as error:
+        raise ValueError(error.problem) from None
+    pixels = pixels.reshape(-1, pixels.shape[-1])
+    pixels = pixels[pixels[:, 3] > 0.5, :3] if pixels.shape[1] == 4 else pixels
+    if not len(pixels):
+        raise ValueError("is a fully transparent image")
+    lab = rgb2lab(pixels)
+    count = min(IMAGE_COLOURS, len(np.unique(pixels, axis=0)))
+    centres, label = kmeans2(lab, count, minit="++", rng=np.random.default_rng(0))
+    frequency = np.bincount(label, minlength=count)
+    order = [k for k in np.argsort(-frequency, kind="stable") if frequency[k]]
+    return [_hex(row.tolist()) for row in np.round(255 * np.clip(lab2rgb(centres[order]), 0, 1)).astype(int)]
+
+
+def to_palette(texture: Array, covered: Array, palette: str) -> Array:
+    """Return a base colour texture whose colours are shifted to a palette.
+
+    The colours of the covered texels form groups in Lab, and each group takes the nearest colour of the palette.
+    Differences of lightness in all groups of a palette colour stay, around its lightness: darker and lighter texels are
+    shades and tints of it. Between groups the change is gradual.
+
+    Args:
+        texture: (H, W, 3) sRGB in [0, 1].
+        covered: (H, W) bool, texels inside a face.
+        palette: result of `read_palette`.
+
+    Returns:
+        (H, W, 3) float32, sRGB in [0, 1].
+    """
+    import numpy as np
+    from scipy.spatial.distance import cdist
+    from skimage.color import lab2rgb, rgb2lab
+
+    from threedgen.export.surface.unseen import colour_groups
+
+    rgb = np.array([list(bytes.fromhex(colour.strip()[1:])) for colour in palette.split(",")]) / 255
+    colours, choices = np.clip(texture[covered], 0, 1), rgb2lab(rgb)
+    group, own = colour_groups(colours), rgb2lab(colours)
+    count = np.bincount(group)
+    means = np.stack([np.bincount(group, own[:, k]) for k in range(3)], 1)[count > 0] / count[count > 0, None]
+    entry = cdist(means, choices).argmin(1)
+    share = np.bincount(entry, count[count > 0], len(choices))
+    lightness = np.bincount(entry, count[count > 0] * means[:, 0], len(choices)) / np.maximum(share, 1)
+    flat = np.clip(texture.reshape(-1, 3), 0, 1)
+    result = np.empty(flat.shape, np.float32)
+    for start in range(0, len(flat), BLOCK):
+        lab = rgb2lab(flat[start : start + BLOCK])
+        distance = cdist(lab, means)
+        weight = np.exp((distance.min(1, keepdims=True) - distance) / SOFTNESS)
+        weight /= weight.sum(1, keepdims=True)
+        target = weight @ choices[entry]
+        light = np.clip(lab[:, 0] - weight @ lightness[entry] + target[:, 0], 0, 100)
+        dark, bright = light / np.maximum(target[:, 0], 1), (100 - light) / np.maximum(100 - target[:, 0], 1)
+        chroma = np.minimum(np.minimum(dark, bright), 1)[:, None] * target[:, 1:]
+        result[start : start + BLOCK] = lab2rgb(np.column_stack([light, chroma]))
+    return np.clip(result, 0, 1).reshape(texture.shape)
