@@ -13,6 +13,7 @@ from threedgen.run.disk import Tree, atomic_file, json_text
 from threedgen.run.folder import remove_temporary_files, slug
 
 FOLDER, MANIFEST = "asset", "asset.json"
+SET = "set.glb"  # all assets of a batch in one file
 FILE_NAME = r"\w+(\.glb|\.usdz|_obj\.zip)"  # regular expression that matches the file names of assets
 
 

@@ -4,6 +4,7 @@ This module imports its libraries late, because the config classes import it.
 """
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,7 @@ from pydantic import AfterValidator
 
 from threedgen.config.errors import ConfigError, did_you_mean, nearest
 from threedgen.run.arrays import Array
+from threedgen.run.folder import user_path
 
 IMAGE_COLOURS = 8  # number of colours that are taken from an image
 MAX_COLOURS = 64
@@ -22,18 +24,16 @@ BLOCK = 1 << 18  # number of texels per computation, which limits the memory
 def read_palette(text: str) -> str:
     """Return a palette as comma-separated hex colours, such as "#aabbcc,#d91a1a".
 
-    `text` has comma-separated colours (#rgb, #rrggbb, colour words of the toybox or of CSS), or is the path of an image,
-    of which `IMAGE_COLOURS` colours are taken. Raises ValueError if it is neither.
+    `text` has comma-separated colours (#rgb, #rrggbb, colour words of the toybox or of CSS), or is the path of an
+    image, of which `IMAGE_COLOURS` colours are taken. Raises ValueError if it is neither.
     """
     from threedgen.geometry.picture_file import SUFFIXES
 
     words = [word.strip() for word in text.strip().strip("[]").split(",")]
-    try:
-        path = Path(text.strip()).expanduser()
-        is_image = path.suffix.lower() in SUFFIXES or path.is_file()
-    except (OSError, RuntimeError, ValueError):  # not a path
-        is_image = False
-    colours = _image_colours(path) if is_image else [_colour(word.strip("'\" ")) for word in words if word.strip()]
+    if Path(text.strip()).suffix.lower() in SUFFIXES:
+        colours = _image_colours(text.strip())
+    else:
+        colours = [_colour(word.strip("'\" ")) for word in words if word]
     if not 1 <= len(colours) <= MAX_COLOURS:
         raise ValueError(f"should have 1 to {MAX_COLOURS} colours, such as '#e8d5b0,brown', or be an image file")
     return ",".join(dict.fromkeys(colours))
@@ -57,11 +57,11 @@ def _colour(word: str) -> str:
     )
 
 
-def _hex(rgb: object) -> str:
-    return "#" + bytes(rgb).hex()  # type: ignore[call-overload,no-any-return]
+def _hex(rgb: Iterable[int]) -> str:
+    return "#" + bytes(rgb).hex()
 
 
-def _image_colours(path: Path) -> list[str]:
+def _image_colours(path: str) -> list[str]:
     # centres of k-means in Lab, most frequent first
     import numpy as np
     from scipy.cluster.vq import kmeans2
@@ -70,7 +70,7 @@ def _image_colours(path: Path) -> list[str]:
     from threedgen.geometry.picture_file import load_image
 
     try:
-        pixels = np.asarray(load_image(path, max_side=IMAGE_SIDE)).astype(np.float64) / 255
+        pixels = np.asarray(load_image(user_path(path, "palette"), max_side=IMAGE_SIDE)).astype(np.float64) / 255
     except ConfigError as error:
         raise ValueError(error.problem) from None
     pixels = pixels.reshape(-1, pixels.shape[-1])

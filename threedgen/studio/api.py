@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from threedgen import __version__
 from threedgen.config.errors import ConfigError
-from threedgen.export.options import PRESETS, AssetConfig
+from threedgen.export.options import PRESETS
 from threedgen.run.disk import Tree
 from threedgen.run.text import clean
 from threedgen.viewer.gallery import best_jpeg, records
@@ -33,7 +33,7 @@ from threedgen.viewer.report import files
 
 from .jobs import Conflict, Queue, export_job
 from .options import StudioConfig
-from .schema import Error, JobInfo, Order, RunInfo, Status, Upload, Words, check_prompt, vocabulary_of
+from .schema import AssetOrder, Error, JobInfo, Order, RunInfo, Status, Upload, Words, check_prompt, vocabulary_of
 from .state import RUN_TASKS, SUFFIXES, UPDATE_SECONDS, Studio, describe_run, plain_words
 
 OWN_POLICY, RUN_POLICY = "frame-ancestors 'self'", "sandbox allow-scripts allow-downloads"
@@ -232,7 +232,7 @@ def create_app(config: StudioConfig, root: Path, queue: Queue, token: str) -> Fa
         return HTMLResponse(text, headers={"Content-Security-Policy": RUN_POLICY})
 
     @app.post(f"{ROOT}/runs/{{name:path}}/export", status_code=201)
-    def export_again(name: str, options: AssetConfig) -> JobInfo:
+    def export_again(name: str, options: AssetOrder) -> JobInfo:
         """Export the asset of a run again with other options, as a job. It replaces the files of the asset."""
         studio.record(name)
         job = export_job(root, name, options)

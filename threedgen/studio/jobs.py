@@ -79,7 +79,7 @@ def make_job(
     ConfigError if the prompt, an option or a file is invalid.
 
     Args:
-        export: options of the asset. Options that are not set are taken from the config.
+        export: options of the asset. Options that are not set are taken from the config. A mesh takes none.
         files: {"image": path} to make an object from an image, {"mesh": path} to texture a mesh, {"edit": folder} to
             change the object of a run to fit the prompt.
     """
@@ -87,7 +87,15 @@ def make_job(
     given: Tree = {key: str(path) for key, path in files.items()}
     method = next((name for key, name in CONFIG_OF.items() if key in files), config.config)
     name, *own = words_of(method)
+    options = {
+        f"export.{option}": plain(export)[option] for option in sorted(export.model_fields_set if export else ())
+    }
+    if "mesh" in files and options:
+        problem = "has no effect on a mesh that gets a texture: its shape, size and format stay. Leave it out"
+        raise ConfigError(problem, next(iter(options)))
+    given |= options
     if files:
+        own += [text for text in config.overrides if text.startswith("export.") and "mesh" not in files]
         values = given | {"seed": seed} | ({} if name == CONFIG_OF["image"] else {"prompt": prompt})
         run = load(name, own, values)
         stem = prompt or next(iter(files.values())).stem
@@ -95,8 +103,6 @@ def make_job(
     else:
         own = [*config.overrides, *own]
         values = {"prompt": prompt, "seed": seed}
-        for option in sorted(export.model_fields_set if export else ()):
-            given[f"export.{option}"] = plain(export)[option]
         run = config.run_config(prompt, seed=seed, **given)
         key = run_job(method, run, prompt, seed).key
         values |= given

@@ -13,6 +13,12 @@ State = Literal["waiting", "running", "stopping", "finishing", "finished", "canc
 FileName = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{8}-[\w.-]{1,100}$")]
 
 
+class AssetOrder(AssetConfig):
+    """Options of the asset in a request. They name no file, so that a client cannot look for files of this machine."""
+
+    palette: str | None = Field(None, pattern=r"^[\w#, ]+$", description="colours that the base colour is shifted to")
+
+
 class Order(BaseModel):
     """Request for an object: a prompt, or an image, or a mesh to be textured by a prompt or an image.
 
@@ -26,7 +32,9 @@ class Order(BaseModel):
     image: FileName | None = Field(None, description="name of an uploaded image")
     mesh: FileName | None = Field(None, description="name of an uploaded mesh, which is textured")
     edit: str | None = Field(None, min_length=1, description="name of a run whose object changes to fit the prompt")
-    export: AssetConfig = Field(AssetConfig(), description="asset; unset options are those of the studio's config")
+    export: AssetOrder = Field(
+        AssetOrder(), description="asset; unset options are those of the config; not with `mesh`"
+    )
 
 
 class Progress(BaseModel):
@@ -69,6 +77,7 @@ class RunInfo(BaseModel):
         ended: end of the run in UTC, as in "2026-01-31T12:00Z".
         seconds: duration of the run.
         report: whether the run has a report page.
+        can_export: whether the asset can be exported again, with other options.
     """
 
     name: str
@@ -78,6 +87,7 @@ class RunInfo(BaseModel):
     ended: str
     seconds: float | None
     report: bool
+    can_export: bool
     asset: Asset
     files: dict[str, int] = Field({}, description="size in bytes by file name; only in the answer about one run")
 

@@ -179,5 +179,6 @@ def describe_run(record: Record, root: Path) -> RunInfo:
         ended=f"{record.ended:%Y-%m-%dT%H:%MZ}",
         seconds=record.summary.seconds,
         report=record.file(PAGE) is not None,
+        can_export=record.option("task") == "generate",
         asset=record.asset,
     )

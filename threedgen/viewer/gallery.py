@@ -9,6 +9,7 @@ from markupsafe import Markup
 from rich.filesize import decimal
 
 from threedgen.config.errors import ConfigError
+from threedgen.export.asset_folder import SET
 from threedgen.geometry.images import SHEET_GAP
 from threedgen.geometry.picture_file import load_image
 from threedgen.run.disk import Tree, write_atomic, writing
@@ -54,7 +55,9 @@ def gallery(folder: Path, home: Path) -> tuple[str, list[str]]:
     cards = [card(record, home) for record in found if record.has_result]
     unfinished = [f"{record.folder}: {record.state}" for record in found if not record.has_result]
     title = folder.resolve().name or str(folder)
-    text = page("gallery.html", ("gallery.js",), title=title, cards=cards, unfinished=unfinished, broken=broken)
+    values: Tree = {"title": title, "cards": cards, "unfinished": unfinished, "broken": broken}
+    values["set"] = SET if (home / SET).is_file() else ""
+    text = page("gallery.html", ("gallery.js",), **values)
     return text, broken
 
 

@@ -201,7 +201,11 @@ def _material(name: str, textures: dict[str, int]) -> Tree:
 
 
 def _pack(
-    buffer: _Buffer, meshes: list[Tree], gltf_extras: Tree | None, more: list[Tree] | None = None, **lists: Sequence[object]
+    buffer: _Buffer,
+    meshes: list[Tree],
+    gltf_extras: Tree | None,
+    more: list[Tree] | None = None,
+    **lists: Sequence[object],
 ) -> bytes:
     """Return the bytes of a GLB with one node for each glTF mesh object in `meshes`.
 

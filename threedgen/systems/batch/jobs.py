@@ -7,6 +7,7 @@ RUN/runs/KEY/            one run folder per job
 RUN/runs/KEY/job.json    state, method, reason of a failure, memory_mib, and the total seconds of all attempts
 RUN/batch.csv            state and measured values of each object, or the reason why it was not made
 RUN/gallery.html         page with all objects
+RUN/set.glb              all assets with one texture atlas, with atlas=true
 
 The same command again makes the missing objects. To retry a failed object, delete its folder.
 """
@@ -33,7 +34,7 @@ from threedgen.config.plain_file import read_json
 from threedgen.config.registry import config_model
 from threedgen.config.sections import RunConfig
 from threedgen.export.asset_folder import FOLDER as ASSET
-from threedgen.export.asset_folder import MANIFEST
+from threedgen.export.asset_folder import MANIFEST, SET
 from threedgen.run import folder as runs
 from threedgen.run.disk import Tree, write_atomic, write_json, writing
 from threedgen.run.interrupts import STOP_CODES, Stopped
@@ -127,9 +128,10 @@ def plan(config: BatchConfig) -> list[Job]:
     Raises ConfigError if the prompt file or a config of the batch cannot be used.
     """
     prompts, methods = config.lines(), dict[str, RunConfig]()
+    style = {"export.palette": config.style} if config.style else None
     for method in config.configs:
         name, *own = words_of(method)
-        base = object_config(method, config.overrides, prompts[0], "configs", "the batch")
+        base = object_config(method, config.overrides, prompts[0], "configs", "the batch", style)
         methods[" ".join([name, *config.overrides, *own])] = base
     order = itertools.product(config.seeds, prompts, methods.items())
     return [job(method, base, prompt, seed) for seed, prompt, (method, base) in order]
@@ -250,6 +252,18 @@ def make_all(config: WorkersConfig, jobs: Sequence[Job], root: Path, quiet: bool
         return run_jobs(waiting, work, on_done, on_failed, config, on_start)
 
 
+def write_atlas(keys: Sequence[str], root: Path) -> None:
+    # the assets of the runs root/KEY as one file, beside the gallery
+    from threedgen.export.files.atlas import write_set
+
+    try:
+        notes = write_set({key: root / key / ASSET for key in keys}, root.parent / SET)
+    except ConfigError as error:
+        notes = [str(error)]
+    for note in notes:
+        logger.warning("%s", note)
+
+
 def run(config: BatchConfig, resume: object = None, quiet: bool = False) -> int:
     from threedgen.train.task import run_task
     from threedgen.viewer.gallery import NAME, gallery
@@ -272,6 +286,8 @@ def run(config: BatchConfig, resume: object = None, quiet: bool = False) -> int:
                 named = (state, job.prompt, job.method, job.seed, reason or "not started")
                 logger.warning("%s: %r, %s, seed %d (%s)", *named)
         with writing(task.folder):
+            if config.atlas:
+                write_atlas([job.key for job, row in zip(jobs, rows, strict=True) if row["state"] == FINISHED], root)
             write_atomic(task.folder / TABLE, csv_table(rows))
             text, _ = gallery(root, task.folder)
             write_atomic(task.folder / NAME, text)

@@ -4,6 +4,8 @@ from pydantic import Field
 
 from threedgen.config.errors import ConfigError
 from threedgen.config.plain_file import read_text
+from threedgen.export.options import AssetConfig
+from threedgen.export.palette import Palette
 from threedgen.run.folder import user_path
 from threedgen.run.options import Names, Seeds, WorkersConfig
 
@@ -15,6 +17,10 @@ class BatchConfig(WorkersConfig):
     configs: Names = Field(("mvdream-toybox",), min_length=1, description="configs, with key=value changes")
     seeds: Seeds = Field((0,), min_length=1, description="seeds of each")
     overrides: tuple[str, ...] = Field((), description="key=value changes of all configs")
+    style: Palette = Field(
+        None, examples=["#e8d5b0,brown,green"], description="palette of all assets: colours or image"
+    )
+    atlas: bool = Field(False, description="write all assets as one GLB with one texture atlas, set.glb")
     strict: bool = Field(False, description="stop at a prompt without known nouns; off: skip it, report it at the end")
 
     def lines(self) -> list[str]:
@@ -38,5 +44,13 @@ class BatchConfig(WorkersConfig):
         wrong = wrong_jobs(jobs)
         if self.strict or len(wrong) == len(jobs):
             check_prompts({job.method: job.config for job in jobs}, self.lines())
-        for config in {job.method: job.config for job in jobs if job.key not in wrong}.values():
+        for method, config in {job.method: job.config for job in jobs if job.key not in wrong}.items():
+            export: AssetConfig | None = getattr(config, "export", None)
+            exports = export is not None and getattr(export, "enabled", True)
+            glb = export is not None and "glb" in export.formats
+            for key, possible in (("style", exports), ("atlas", exports and glb)):
+                if getattr(self, key) and not possible:
+                    setting = "overrides=[export.enabled=true]" if not exports else "overrides=[export.formats=[glb]]"
+                    value = getattr(self, key)
+                    raise ConfigError(f"needs assets, but {method} writes none. Set {setting}", key, value)
             config.check()

@@ -108,7 +108,10 @@
     return options;
   }
 
-  const order = (values) => send("POST", "jobs", { prompt: prompt.value, export: assetOptions(part("order")), ...given, ...values });
+  const order = (values) => {
+    const options = given.mesh ? {} : { export: assetOptions(part("order")) }; // a mesh keeps shape, size and format
+    return send("POST", "jobs", { prompt: prompt.value, ...options, ...given, ...values });
+  };
   const orderAll = async (list) => {
     for (const values of list) if (!await order(values)) return;
   };
@@ -145,6 +148,7 @@
   }
 
   function showGiven() {
+    part("asset").hidden = Boolean(given.mesh);
     const use = { image: given.mesh ? "gives the texture" : "becomes an object", mesh: "gets a texture", edit: "changes to fit the prompt" };
     part("files").replaceChildren(...Object.entries(given).flatMap(([kind, name]) => {
       const label = kind === "edit" ? `“${edited}”` : name.slice(9);
@@ -259,6 +263,7 @@
     const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
     part("shown").scrollIntoView({ behavior: still ? "auto" : "smooth", block: "start" });
     const about = await send("GET", `runs/${encodeURI(name)}`);
+    place.querySelector("details").hidden = !(about && about.can_export);
     const files = Object.entries((about && about.files) || {}).filter(([file]) => /^asset\/(?!asset\.json)|textured\.glb$|^gaussians\./.test(file));
     place.querySelector(".downloads").replaceChildren(...files.map(([file, bytes]) => {
       const row = element("li", ""), link = element("a", file.replace("asset/", ""));
