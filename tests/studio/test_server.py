@@ -31,6 +31,8 @@ from threedgen.studio.options import StudioConfig
 from threedgen.studio.server import listen
 from threedgen.studio.state import plain_words
 from threedgen.systems.generate.options import GenerateConfig
+from threedgen.systems.novel_view.options import ImageTo3DConfig
+from threedgen.systems.texture.options import TextureConfig
 
 DOCS = Path(__file__).parents[2] / "docs" / "studio.md"
 
@@ -324,6 +326,42 @@ def test_run_is_changed_by_another_prompt(client: Client, monkeypatch: pytest.Mo
     command = client.queue.jobs()[-1].command
     assert {"edit-toybox", f"edit={folder}", "prompt=a dog wearing a hat", "seed=2"} < set(command)
     client.queue.cancel(client.queue.jobs()[-1])
+
+
+def test_asset_options_apply_to_images_and_edits_and_not_to_meshes(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finished_run(client.root / "one", prompt="a dog")
+    monkeypatch.setattr(state, "make_job", make_job)
+    for kind in (GenerateConfig, ImageTo3DConfig, TextureConfig):
+        monkeypatch.setattr(kind, "check", lambda self: None)  # the files are not real ones
+    uploads = {}
+    for name, data in (("photo.png", b"png"), ("chair.glb", asset_glb((0, 0, 1)))):
+        answer = client.ask(f"api/v1/files/{name}", data, method="PUT")
+        uploads[json.loads(answer.read())["kind"]] = client.root / "uploads" / name
+    names = {kind: next((client.root / "uploads").glob(f"*{path.name}")).name for kind, path in uploads.items()}
+    options = {"preset": "prop", "height": 0.4, "formats": ["glb", "obj"], "palette": "red,teal"}
+    words = {"export.preset=prop", "export.height=0.4", 'export.formats=["glb", "obj"]', "export.palette=red,teal"}
+    runs = set()
+    for more in ({"edit": "one"}, {"image": names["image"], "prompt": ""}):
+        for chosen in (options, {}):
+            job = client.api("jobs", {"prompt": "a dog", "export": chosen} | more)
+            assert (
+                words < set(client.queue.jobs()[-1].command)
+                if chosen
+                else "export." not in str(client.queue.jobs()[-1].command)
+            )
+            runs.add(job["run"])
+            client.queue.cancel(client.queue.jobs()[-1])
+    assert len(runs) == 4, "other options make another run"
+    mesh = {"prompt": "a red chair", "mesh": names["mesh"]}
+    answer = client.ask("api/v1/jobs", mesh | {"export": {"height": 0.4}}, method="POST")
+    assert answer.status == 422 and "height" in json.loads(answer.read())["error"]
+    assert client.api("jobs", mesh)["prompt"] == "a red chair"
+    client.queue.cancel(client.queue.jobs()[-1])
+    for palette in ("/etc/passwd", "board.png"):  # a request names no file of this machine
+        assert client.ask("api/v1/jobs", {"prompt": "a dog", "export": {"palette": palette}}, "POST").status == 422
+    assert client.api("runs")[0]["can_export"]
 
 
 def test_prompt_words_are_checked(client: Client) -> None:

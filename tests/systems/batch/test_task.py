@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import trimesh
 
 from tests.support.janus_bench import log, method, stub  # noqa: F401
 from tests.support.task_server import tiny_generate
@@ -100,6 +101,20 @@ def test_gallery_shows_real_runs() -> None:
     page = Path("run/gallery.html").read_text()
     assert page.count('class="card"') == 2 and "tiny.yaml result.fps=9 size=8" in page and "seed 3" in page
     assert all(f"./{row['folder']}/report.html" in page for row in table())
+    assert "set.glb" not in page
+
+
+def test_style_and_atlas_of_real_runs() -> None:
+    tiny_generate(Path())
+    Path("prompts.txt").write_text("a red dog\na blue car\n")
+    exported = "export.enabled=true export.budget=300 export.texture=64 export.resolution=32 export.refine=0"
+    assert command(f"configs=[tiny.yaml {exported}]", "seeds=[3]", "style=teal,#fff", "atlas=true") == 0
+    folders = [row["folder"] for row in table()]
+    for folder in folders:
+        assert json.loads(Path(f"run/{folder}/asset/asset.json").read_text())["palette"] == ["#008080", "#ffffff"]
+    assert "set.glb" in Path("run/gallery.html").read_text()
+    scene = trimesh.load_scene("run/set.glb")
+    assert set(scene.graph.nodes_geometry) == {Path(folder).name for folder in folders}
 
 
 @pytest.mark.parametrize(
@@ -111,6 +126,11 @@ def test_gallery_shows_real_runs() -> None:
         (["configs=[toybox-sheet]"], ("configs: ", "toybox-sheet")),
         (["configs=[good, good]"], ("configs", "'good'")),
         (["overrides=[seed=3]"], ("overrides: ", "seed")),
+        (["style=brwon"], ("style: ", "'brown'")),
+        (["style=brown"], ("style: ", "good")),  # without an asset
+        (["atlas=true"], ("atlas: ", "good")),
+        (["configs=[quick-toybox]", "atlas=true", 'overrides=["export.formats=[obj]"]'], ("atlas: ", "[glb]")),
+        (["configs=[quick-toybox]", "style=red", "overrides=[export.enabled=false]"], ("style: ", "enabled=true")),
     ],
 )
 def test_bad_options_are_refused(more: list[str], values: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:

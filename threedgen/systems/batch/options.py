@@ -50,7 +50,7 @@ class BatchConfig(WorkersConfig):
             glb = export is not None and "glb" in export.formats
             for key, possible in (("style", exports), ("atlas", exports and glb)):
                 if getattr(self, key) and not possible:
-                    setting = "overrides=[export.enabled=true]" if not exports else "overrides=[export.formats=[glb]]"
+                    setting = "overrides=[export.enabled=true]" if not exports else 'overrides=["export.formats=[glb]"]'
                     value = getattr(self, key)
                     raise ConfigError(f"needs assets, but {method} writes none. Set {setting}", key, value)
             config.check()
