@@ -17,6 +17,8 @@ from threedgen.run.folder import user_path
 IMAGE_COLOURS = 8  # number of colours that are taken from an image
 MAX_COLOURS = 64
 IMAGE_SIDE = 256  # longer side in pixels to which the image is reduced
+LIGHTNESS_WEIGHT, GROUP_GAP = (0.3, 1.0, 1.0), 25.0
+"""Weights of L, a and b, and the distance with these weights at which two colours become two groups."""
 SOFTNESS = 4.0  # Lab distance in which the weight of a colour group falls to 1/e
 BLOCK = 1 << 18  # number of texels per computation, which limits the memory
 
@@ -88,7 +90,8 @@ def _image_colours(path: str) -> list[str]:
 def to_palette(texture: Array, covered: Array, palette: str) -> Array:
     """Return a base colour texture whose colours are shifted to a palette.
 
-    The colours of the covered texels form groups in Lab, and each group takes the nearest colour of the palette.
+    The colours of the covered texels form groups in Lab, and each group takes the nearest colour of the palette
+    (CIEDE2000).
     Differences of lightness in all groups of a palette colour stay, around its lightness: darker and lighter texels are
     shades and tints of it. Between groups the change is gradual.
 
@@ -101,24 +104,30 @@ def to_palette(texture: Array, covered: Array, palette: str) -> Array:
         (H, W, 3) float32, sRGB in [0, 1].
     """
     import numpy as np
+    from scipy.cluster.hierarchy import fcluster, linkage
+    from scipy.spatial import cKDTree
     from scipy.spatial.distance import cdist
-    from skimage.color import lab2rgb, rgb2lab
+    from skimage.color import deltaE_ciede2000, lab2rgb, rgb2lab
 
-    from threedgen.export.surface.unseen import colour_groups
+    from threedgen.export.surface.unseen import colour_centres
 
     rgb = np.array([list(bytes.fromhex(colour.strip()[1:])) for colour in palette.split(",")]) / 255
-    colours, choices = np.clip(texture[covered], 0, 1), rgb2lab(rgb)
-    group, own = colour_groups(colours), rgb2lab(colours)
-    count = np.bincount(group)
-    means = np.stack([np.bincount(group, own[:, k]) for k in range(3)], 1)[count > 0] / count[count > 0, None]
-    entry = cdist(means, choices).argmin(1)
-    share = np.bincount(entry, count[count > 0], len(choices))
-    lightness = np.bincount(entry, count[count > 0] * means[:, 0], len(choices)) / np.maximum(share, 1)
+    own, choices = rgb2lab(np.clip(texture[covered], 0, 1)).astype(np.float64), rgb2lab(rgb)
+    centres = colour_centres(own)
+    count = np.bincount(cKDTree(centres).query(own)[1], minlength=len(centres))
+    group = np.zeros(len(centres), np.intp)  # lights and darks of a colour are one group
+    if len(centres) > 1:
+        group = fcluster(linkage(centres * LIGHTNESS_WEIGHT, "average"), GROUP_GAP, "distance") - 1
+    weights = np.eye(group.max() + 1)[group] * np.maximum(count, 1)[:, None]
+    means = weights.T @ centres / weights.sum(0)[:, None]
+    entry = deltaE_ciede2000(means[:, None], choices[None]).argmin(1)[group]  # of each centre
+    share = np.bincount(entry, count, len(choices))
+    lightness = np.bincount(entry, count * centres[:, 0], len(choices)) / np.maximum(share, 1)
     flat = np.clip(texture.reshape(-1, 3), 0, 1)
     result = np.empty(flat.shape, np.float32)
     for start in range(0, len(flat), BLOCK):
         lab = rgb2lab(flat[start : start + BLOCK])
-        distance = cdist(lab, means)
+        distance = cdist(lab, centres)
         weight = np.exp((distance.min(1, keepdims=True) - distance) / SOFTNESS)
         weight /= weight.sum(1, keepdims=True)
         target = weight @ choices[entry]

@@ -155,7 +155,7 @@ def diffuse_colours(points: Array, normals: Array, piece: Array, colours: Array,
     size = float(np.ptp(points, axis=0).max()) or 1.0
     features = np.concatenate([points / size, NORMAL_SCALE * normals], 1).astype(np.float32)
     sources, unknown = _subsample(np.flatnonzero(known), MAX_KNOWN), np.flatnonzero(~known)
-    group = colour_groups(colours[sources])
+    group = _colour_groups(colours[sources])
     member = np.eye(int(group.max()) + 1, dtype=np.float32)[group]  # (sources, groups)
     means = member.T @ colours[sources] / np.maximum(member.sum(0), 1)[:, None]
     values = np.concatenate([member, colours[sources] - member @ means], 1)
@@ -170,12 +170,18 @@ def diffuse_colours(points: Array, normals: Array, piece: Array, colours: Array,
     return result
 
 
-def colour_groups(colours: Array) -> Array:
-    """Return labels (N,) below MAX_COLOURS of sRGB colours (N, 3).
-
-    They are those of k-means in Lab; centres closer than COLOUR_GAP are one group.
-    """
+def _colour_groups(colours: Array) -> Array:
+    # labels (N,) below MAX_COLOURS of sRGB colours (N, 3); centres closer than COLOUR_GAP are one group
     lab = rgb2lab(colours).astype(np.float64)
+    centres = colour_centres(lab)
+    if len(centres) == 1:
+        return np.zeros(len(lab), np.intp)
+    group = fcluster(linkage(centres, "single"), COLOUR_GAP, "distance") - 1
+    return group[cKDTree(centres).query(lab)[1]]
+
+
+def colour_centres(lab: Array) -> Array:
+    """Return at most MAX_COLOURS centres (K, 3) of Lab colours (N, 3), by k-means from the farthest colours."""
     some = lab[_subsample(np.arange(len(lab)), MAX_CLUSTERED)]
     centres = some[:1]
     while len(centres) < MAX_COLOURS:  # start with the farthest colours
@@ -184,12 +190,10 @@ def colour_groups(colours: Array) -> Array:
             break
         centres = np.concatenate([centres, some[distance.argmax()][None]])
     if len(centres) == 1:
-        return np.zeros(len(lab), np.intp)
+        return centres
     with warnings.catch_warnings():  # a cluster that becomes empty keeps its centre
         warnings.simplefilter("ignore")
-        centres = kmeans2(some, centres, minit="matrix")[0]
-    group = fcluster(linkage(centres, "single"), COLOUR_GAP, "distance") - 1
-    return group[cKDTree(centres).query(lab)[1]]
+        return np.asarray(kmeans2(some, centres, minit="matrix")[0])
 
 
 def _subsample(index: Array, count: int) -> Array:
