@@ -16,11 +16,7 @@ from threedgen.geometry.images import write_png
 
 
 @pytest.mark.parametrize(
-    ("text", "colours"),
-    [
-        ("#AABBCC, red", "#aabbcc,#d91a1a"),  # red of the toybox
-        ("[teal,#fff, '#fff']", "#008080,#ffffff"),
-    ],
+    ("text", "colours"), [("#AABBCC, Red", "#aabbcc,#ff0000"), ("[teal,#fff, '#fff']", "#008080,#ffffff")]
 )
 def test_palette_of_colours(text: str, colours: str) -> None:
     assert read_palette(text) == colours and read_palette(colours) == colours

@@ -26,8 +26,8 @@ BLOCK = 1 << 18  # number of texels per computation, which limits the memory
 def read_palette(text: str) -> str:
     """Return a palette as comma-separated hex colours, such as "#aabbcc,#d91a1a".
 
-    `text` has comma-separated colours (#rgb, #rrggbb, colour words of the toybox or of CSS), or is the path of an
-    image, of which `IMAGE_COLOURS` colours are taken. Raises ValueError if it is neither.
+    `text` has comma-separated colours (#rgb, #rrggbb, colour names of CSS), or is the path of an image, of which
+    `IMAGE_COLOURS` colours are taken. Raises ValueError if it is neither.
     """
     from threedgen.geometry.picture_file import SUFFIXES
 
@@ -47,13 +47,9 @@ Palette = Annotated[str | None, AfterValidator(lambda text: None if text is None
 def _colour(word: str) -> str:
     from PIL import ImageColor
 
-    from threedgen.toybox.world.grammar import COLOURS  # here, because the toybox imports the export
-
-    if word.lower() in COLOURS:
-        return _hex([round(255 * value) for value in COLOURS[word.lower()]])
     if re.fullmatch(r"#([0-9A-Fa-f]{3}){1,2}", word) or word.lower() in ImageColor.colormap:
         return _hex(ImageColor.getrgb(word)[:3])
-    guess = did_you_mean(nearest(word, [*COLOURS, *ImageColor.colormap]))
+    guess = did_you_mean(nearest(word, ImageColor.colormap))
     raise ValueError(
         f"{word!r} is not a colour{guess or '.'} Use colours such as '#e8d5b0,brown', or the path of an image"
     )

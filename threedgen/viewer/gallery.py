@@ -56,7 +56,7 @@ def gallery(folder: Path, home: Path) -> tuple[str, list[str]]:
     unfinished = [f"{record.folder}: {record.state}" for record in found if not record.has_result]
     title = folder.resolve().name or str(folder)
     values: Tree = {"title": title, "cards": cards, "unfinished": unfinished, "broken": broken}
-    values["set"] = SET if (home / SET).is_file() else ""
+    values["set_file"] = SET if (home / SET).is_file() else ""
     text = page("gallery.html", ("gallery.js",), **values)
     return text, broken
 
