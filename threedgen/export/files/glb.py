@@ -286,7 +286,7 @@ def validate(glbs: dict[str, bytes]) -> tuple[dict[str, list[str]], str]:
         reports = json.loads(done.stdout)
         results = {
             name: [
-                f"{_SEVERITY[found['severity']]} {found['code']}: {found['message']} ({found['pointer']})"
+                f"{_SEVERITY[found['severity']]} {found['code']}: {found['message']} ({found.get('pointer', 'file')})"
                 for found in report["issues"]["messages"]
                 if found["severity"] in _SEVERITY
             ]
