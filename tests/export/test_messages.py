@@ -11,7 +11,7 @@ import trimesh
 from tests.support.ball_run import SMALL, asset_manifest, ball, ball_run, export, export_error  # noqa: F401
 from tests.support.errors import refused
 from threedgen.export import task as export_run
-from threedgen.export.asset import make_asset
+from threedgen.export.asset import STEPS, make_asset
 from threedgen.export.options import AssetConfig
 from threedgen.export.run_field import load_run_field
 from threedgen.export.shape.from_field import FieldView, dense_surface, half_depth
@@ -30,7 +30,8 @@ def test_export_prints_folder_and_progress(tmp_path: Path, capsys: pytest.Captur
     printed = capsys.readouterr()
     lines = printed.out.splitlines()
     assert f"{run}/asset" in lines[0] and lines[-1] == f"{run}/asset"
-    assert "0/11" in printed.err and "11/11" in printed.err
+    count = len(STEPS)
+    assert f"0/{count}" in printed.err and f"{count}/{count}" in printed.err
 
 
 def test_export_prints_height_and_the_command_to_change_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
