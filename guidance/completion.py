@@ -46,7 +46,8 @@ def complete_views(
 
     Args:
         prior: a prior whose `completes_views` is True.
-        text: embeddings of the prompt and of the negative prompt, each (1, L, D).
+        text: embeddings of the prompt and of the negative prompt, each (1, L, D). If the first has no object code, the
+            code is computed from the known views.
         views: known images (A, H, W, 3) in [0, 1].
         views_c2w: camera-to-world matrices (A, 4, 4) of the known views, OpenGL axes, world z up.
         c2w: camera-to-world matrices (V, 4, 4) of the new views, with the same axes.
@@ -60,7 +61,8 @@ def complete_views(
     known_camera, camera = (prior.camera(poses.to(prior.device).float()) for poses in (views_c2w, c2w))
     if known_camera is None:
         raise ValueError("a prior without cameras cannot complete views")
-    text = (prior.encode_code(text[0], z[None], views_c2w[None]), text[1])
+    if prior.has_code and not text[0][:, -1].any():
+        text = (prior.encode_code(text[0], z[None], views_c2w[None], fit=True), text[1])
     condition = Condition(text, camera, len(c2w), single_view_uncond=prior.guide_views)
     companions = Companions(noisy, known_camera)
     denoise = with_companions(prior.denoise, companions, len(views)) if prior.separate_levels else prior.denoise

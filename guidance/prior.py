@@ -239,9 +239,10 @@ class Prior(Protocol):
         """Whether the last row of a text embedding (L, D) is an object code; a row of zeros means no code."""
         return False
 
-    def encode_code(self, text: Tensor, latents: Tensor, c2w: Tensor) -> Tensor:
+    def encode_code(self, text: Tensor, latents: Tensor, c2w: Tensor, fit: bool = False) -> Tensor:
         """Return the embeddings `text` (n, L, D) with the object codes of n objects, computed from V known views each.
 
+        With `fit`, gradient descent adapts the codes to the views, which takes half a second for one view on a CPU.
         `latents` are clean latents of the views (n, V, C, h, w), `c2w` their camera-to-world matrices (n, V, 4, 4).
         Embeddings of a prior without object codes are returned unchanged.
         """

@@ -302,7 +302,7 @@ class LatentDiffusion(Prior):
         return torch.cat([text[:, :-1], code[:, None]], 1)
 
     @torch.no_grad()
-    def encode_code(self, text: Tensor, latents: Tensor, c2w: Tensor) -> Tensor:
+    def encode_code(self, text: Tensor, latents: Tensor, c2w: Tensor, fit: bool = False) -> Tensor:
         if self.predictor is None:
             return text
         camera = camera_vector(c2w.flatten(0, 1).to(self.device).float()).unflatten(0, c2w.shape[:2])
@@ -311,6 +311,8 @@ class LatentDiffusion(Prior):
             latents = F.interpolate(latents.flatten(0, 1), (side, side), mode="area").unflatten(0, latents.shape[:2])
         with self.autocast():
             code = self.predictor.encode(latents, camera)
+            if fit:
+                code = self.predictor.fit_code(code, self.split_text(text)[1], latents, camera)
         return torch.cat([text[:, :-1], code[:, None]], 1)
 
     @torch.no_grad()

@@ -43,6 +43,26 @@ def test_code_is_encoded_from_views_in_any_order_and_number() -> None:
 
 
 @torch.no_grad()
+def test_fitted_codes_predict_known_views_better() -> None:
+    coarse, text, camera = tiny_coarse(), torch.randn(2, 5, TEXT_WIDTH, generator=cpu()), camera_vector(script_poses(6))
+    coarse.code_width.weight.mul_(10)
+    camera, codes = camera.unflatten(0, (2, 3)), torch.randn(2, TEXT_WIDTH, generator=cpu(1))
+    z = coarse(text.repeat_interleave(3, 0), camera.flatten(0, 1), codes.repeat_interleave(3, 0)).unflatten(0, (2, 3))
+
+    def errors(code: torch.Tensor) -> torch.Tensor:
+        words, codes = (x.repeat_interleave(3, 0) for x in (text, code))
+        return (coarse(words, camera.flatten(0, 1), codes).view_as(z) - z).square().flatten(1).mean(1)
+
+    start = torch.randn(2, TEXT_WIDTH, generator=cpu(2))
+    found = coarse.fit_code(start, text, z[:, :2], camera[:, :2])
+    assert (errors(found) < 0.8 * errors(start)).all()
+    alone = coarse.fit_code(start[1:], text[1:], z[1:, :2], camera[1:, :2])
+    torch.testing.assert_close(alone, found[1:], atol=1e-4, rtol=1e-3, msg="objects are separate")
+    assert torch.equal(coarse.fit_code(start, text, z, camera, steps=0), start)
+    assert all(parameter.grad is None for parameter in coarse.parameters())
+
+
+@torch.no_grad()
 @pytest.mark.parametrize(("alpha_bar", "level"), [(1.0, 0.0), (0.5, 0.5), (0.0, 1.0), (0.75, 1 / 3)])
 def test_noise_level_is_an_angle(alpha_bar: float, level: float) -> None:
     schedule = Schedule.scaled_linear()

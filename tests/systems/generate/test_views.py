@@ -141,4 +141,4 @@ def test_object_code_is_that_of_the_seed_or_of_the_image(tmp_path: Path) -> None
         embeddings(options, prior, ["a dog", ""], torch.tensor(colour).expand(1, 16, 16, 3), folder)
         for colour, folder in zip(([0.9, 0.1, 0.1], [0.1, 0.1, 0.9]), folders[2:], strict=True)
     )
-    assert red[0, -1].square().mean() == pytest.approx(1, abs=1e-3) and (red[0, -1] - blue[0, -1]).abs().max() > 1e-4
+    assert red[0, -1].square().mean() == pytest.approx(1, abs=0.1) and (red[0, -1] - blue[0, -1]).abs().max() > 1e-4

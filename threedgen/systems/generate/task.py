@@ -164,7 +164,8 @@ def embeddings(config: GenerateConfig, prior: Prior, texts: list[str], image: Te
         if image is None:
             return prior.sample_code(text, generator(config.seed, 0, "object"), near)
         latents = prior.encode_images(image, generator(config.seed, 0, "image"))
-        return prior.encode_code(text, latents[None], view_cameras(config, 1, prior.image_size).c2w[None, :1])
+        c2w = view_cameras(config, 1, prior.image_size).c2w[None, :1]
+        return prior.encode_code(text, latents[None], c2w, fit=True)
 
     def encode() -> Tensor:
         described = [k != 1 and (bool(text) or k == 0) for k, text in enumerate(texts)]
