@@ -21,7 +21,8 @@ from .view_fusion import HARMONICS, ViewFusion, camera_harmonics
 
 FIT_STEPS, FIT_RATE, FIT_PENALTY = 20, 0.03, 0.1
 """`fit_code`: steps, learning rate, weight of the change of the code. With a code encoded from one view, the squared
-error of predictions for three other views of 24 new objects falls from 0.215 to 0.175; with four views it is 0.198."""
+error of predictions for three other views of 24 new objects falls from 0.215 to 0.175. With a code encoded from four
+views it is 0.198."""
 TEXT_GUIDANCE = 1.5
 """Scale s of the classifier-free guidance of predictions with an object code: p + s (p - prediction without text)."""
 

@@ -16,7 +16,7 @@ the camera had no effect after 300 training steps."""
 WIDTH, ROW_CHANNELS, HIDDEN, GROUPS = 256, 32, 512, 8
 """Features of a view or of a pair of views, channels of `RowLayer`, hidden features of MLPs, groups of the norms."""
 VIEWS = 4
-"""Usual number of views. Sums of messages are scaled to this number."""
+"""Usual number of views of an object."""
 
 
 class ModulatedBlock(nn.Module):
@@ -73,13 +73,12 @@ class ViewFusion(nn.Module):
         if size % 4:
             raise ValueError(f"size {size} should be a multiple of 4")
         levels, wide = 2 * FREQUENCIES, 2 * channels
-        self.pair = nn.Sequential(nn.Linear(2 * HARMONICS + 4 + 2 * levels, WIDTH), nn.SiLU())
-        self.pair.extend([nn.Linear(WIDTH, WIDTH), nn.SiLU()])
-        self.view = nn.Sequential(nn.Linear(2 * HARMONICS + 2 + 2 * levels, WIDTH), nn.SiLU())
-        self.view.extend([nn.Linear(WIDTH, WIDTH), nn.SiLU()])
-        self.source = nn.Conv2d(
-            2 * latent_channels, channels, 3, padding=1
-        )  # a view and its mirror image, as from behind
+        self.pair, self.view = (
+            nn.Sequential(nn.Linear(features + 2 * levels, WIDTH), nn.SiLU(), nn.Linear(WIDTH, WIDTH), nn.SiLU())
+            for features in (2 * HARMONICS + 4, 2 * HARMONICS + 2)
+        )
+        # from a view and its mirror image, because outlines from opposite sides are mirror images of each other
+        self.source = nn.Conv2d(2 * latent_channels, channels, 3, padding=1)
         self.message = nn.Linear(WIDTH, 2 * channels)
         self.merge = nn.Conv2d(channels, channels, 3, padding=1)
         self.own_input = nn.Conv2d(2 * latent_channels, channels, 3, padding=1)
@@ -133,7 +132,7 @@ class ViewFusion(nn.Module):
         scale, shift = self.message(self.pair(pairs.flatten(0, 2)))[..., None, None].chunk(2, 1)
         source = source.unflatten(0, (B, 1, V)).expand(B, V, V, *source.shape[1:]).flatten(0, 2)
         means = F.silu(source * (1 + scale) + shift).unflatten(0, (B * V, V)).mean(1)
-        return self.merge(VIEWS**0.5 * means)
+        return self.merge(VIEWS**0.5 * means)  # the scale of independent features stays about 1
 
 
 def azimuth_harmonics(azimuth: Tensor) -> Tensor:

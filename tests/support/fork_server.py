@@ -124,8 +124,9 @@ def _import_everything() -> None:
     from threedgen.run import dtypes
 
     dtypes.bf16_cpu = lambda: False  # the same bytes on all CPUs
-    small = threedgen.toybox.training.system
-    small.SHEET_PROMPTS, small.BATCH, small.FIRST = ("a red dog",), 4, 8
+    threedgen.toybox.training.system.SHEET_PROMPTS = ("a red dog",)
+    small = threedgen.toybox.training.coarse_systems
+    small.BATCH, small.FIRST = 4, 8
     torch.set_num_threads(1)
 
 

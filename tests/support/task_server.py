@@ -115,8 +115,9 @@ def child(
     from threedgen.systems.novel_view.task import PairSystem
     from threedgen.systems.train.denoising import DenoisingSystem
     from threedgen.toybox.training.autoencoder import AutoencoderSystem, DecoderSystem
+    from threedgen.toybox.training.coarse_systems import CoarseSystem
     from threedgen.toybox.training.matte import MatteSystem
-    from threedgen.toybox.training.system import CoarseSystem, PriorSystem
+    from threedgen.toybox.training.system import PriorSystem
     from threedgen.toybox.training.text_encoder import TextEncoderSystem
 
     for name, value in (environment or {}).items():

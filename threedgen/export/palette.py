@@ -17,7 +17,7 @@ from threedgen.run.folder import user_path
 IMAGE_COLOURS = 8  # number of colours that are taken from an image
 MAX_COLOURS = 64
 IMAGE_SIDE = 256  # longer side in pixels to which the image is reduced
-LIGHTNESS_WEIGHT, GROUP_GAP = (0.3, 1.0, 1.0), 25.0
+LAB_WEIGHTS, GROUP_GAP = (0.3, 1.0, 1.0), 25.0
 """Weights of L, a and b, and the distance with these weights at which two colours become two groups."""
 SOFTNESS = 4.0  # Lab distance in which the weight of a colour group falls to 1/e
 BLOCK = 1 << 18  # number of texels per computation, which limits the memory
@@ -87,9 +87,8 @@ def to_palette(texture: Array, covered: Array, palette: str) -> Array:
     """Return a base colour texture whose colours are shifted to a palette.
 
     The colours of the covered texels form groups in Lab, and each group takes the nearest colour of the palette
-    (CIEDE2000).
-    Differences of lightness in all groups of a palette colour stay, around its lightness: darker and lighter texels are
-    shades and tints of it. Between groups the change is gradual.
+    (CIEDE2000). Differences of lightness stay: darker and lighter texels become shades and tints of that colour.
+    Between groups the change is gradual.
 
     Args:
         texture: (H, W, 3) sRGB in [0, 1].
@@ -107,13 +106,13 @@ def to_palette(texture: Array, covered: Array, palette: str) -> Array:
 
     from threedgen.export.surface.unseen import colour_centres
 
-    rgb = np.array([list(bytes.fromhex(colour.strip()[1:])) for colour in palette.split(",")]) / 255
+    rgb = np.array([list(bytes.fromhex(colour[1:])) for colour in palette.split(",")]) / 255
     own, choices = rgb2lab(np.clip(texture[covered], 0, 1)).astype(np.float64), rgb2lab(rgb)
     centres = colour_centres(own)
     count = np.bincount(cKDTree(centres).query(own)[1], minlength=len(centres))
     group = np.zeros(len(centres), np.intp)  # lights and darks of a colour are one group
     if len(centres) > 1:
-        group = fcluster(linkage(centres * LIGHTNESS_WEIGHT, "average"), GROUP_GAP, "distance") - 1
+        group = fcluster(linkage(centres * LAB_WEIGHTS, "average"), GROUP_GAP, "distance") - 1
     weights = np.eye(group.max() + 1)[group] * np.maximum(count, 1)[:, None]
     means = weights.T @ centres / weights.sum(0)[:, None]
     entry = deltaE_ciede2000(means[:, None], choices[None]).argmin(1)[group]  # of each centre

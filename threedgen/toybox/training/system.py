@@ -1,14 +1,11 @@
-"""LightningModules that train the UNet of a 2D model or of a multi-view prior, and the coarse predictor of a prior."""
+"""LightningModules that train the UNet of a 2D model or of a multi-view prior."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
-from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
-from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from threedgen.config import registry
 from threedgen.data.assets.source import AssetViews
@@ -17,44 +14,18 @@ from threedgen.evaluation.features import FeatureNetwork
 from threedgen.geometry.images import grid, to_uint8
 from threedgen.geometry.poses import orbit_c2w
 from threedgen.guidance.attention.joined import SEPARATE_LEVELS, camera_vector
-from threedgen.guidance.coarse import CoarsePredictor
 from threedgen.guidance.priors.latent_diffusion import LatentDiffusion
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.run.arrays import Array
 from threedgen.run.dtypes import autocast_bf16
 from threedgen.run.seeding import generator, numpy_generator
-from threedgen.systems.train.denoising import Batch, DenoisingSystem, Sheet, drop_captions, view_timesteps
-from threedgen.systems.train.options import ViewNoiseConfig
-from threedgen.train.muon import Muon
-from threedgen.train.system import AveragedSystem
+from threedgen.systems.train.denoising import Batch, DenoisingSystem, Sheet, drop_captions
 
-from .options import (
-    CoarseConfig,
-    DiffusionConfig,
-    MultiviewDiffusionConfig,
-    TrainBaseConfig,
-    TrainOwnPriorConfig,
-    TrainPriorConfig,
-)
+from .options import DiffusionConfig, MultiviewDiffusionConfig, TrainBaseConfig, TrainOwnPriorConfig, TrainPriorConfig
 from .text_encoder import vocabulary_digest
 
-TWO_D, NO_TEXT, NO_CODE = 0.03, 0.2, 0.15
-"""Coarse predictor: fraction of the training steps without cameras, and fractions of captions and codes dropped."""
-WEIGHT_DECAY, EMA_DECAY = 0.05, 0.998
-SOURCES, TARGETS, ALL_SOURCES = 3, 3, 0.75
-"""Coarse predictor: maximum number of views from which an object code is encoded, number of predicted views per object,
-and share of the training steps that encode codes from the maximum."""
-OBJECTS, BATCH, LEVELS = 32, 128, 3
-"""Objects per step of the coarse predictor; captions per step of the code sampler, and noise levels for each."""
-FUSION_VIEWS, FUSION_VIEWS_SHARE, FUSION_NO_TEXT, FUSION_CODES = 4, 0.75, 0.5, 0.35
-"""View fusion: usual number of views per object, share of the steps that have it (the others have a random number), and
-fractions of the coarse predictions without caption and with an object code."""
-TIMESTEP_POWER, VIEW_NOISE = 0.7, ViewNoiseConfig(independent=0.25, companions=0.35)
-"""View fusion: distribution of the time steps, t = T u^TIMESTEP_POWER, and shares of objects with other levels."""
 CODE_NOISE = 0.3
 """Standard deviation of the noise on object codes in training; codes have the standard deviation 1."""
-FIRST, FRESH = 2048, 2
-"""Coarse predictor and code sampler: objects available at the first step, and new objects per step."""
 SHEET_PROMPTS = (
     "a blue dog wearing a red hat",
     "a yellow car with black wheels",
@@ -244,172 +215,3 @@ class OwnPriorSystem(PriorSystem):
         self.metrics["fid"] = self.features.fid(*(torch.from_numpy(x).flatten(0, 1) for x in (views, renders)))
         strips = [grid(rows[k], self.shown.n_view) for k in range(count) for rows in (renders, views)]
         return Sheet(strips, 2, [text for caption in truth.captions for text in (caption, "sample")])
-
-
-class PredictorSystem(AveragedSystem):
-    """Base LightningModule of the trainings of a coarse predictor, of its code sampler and of its view fusion.
-
-    The frozen text encoder of `prior` encodes the captions. `cache` is a disk cache of latents, captions and cameras of
-    `SOURCES` + `TARGETS` views per object.
-    """
-
-    prior: LatentDiffusion
-    predictor: CoarsePredictor
-
-    def __init__(
-        self,
-        options: CoarseConfig,
-        seed: int,
-        steps: int,
-        coarse: CoarsePredictor,
-        prior: LatentDiffusion,
-        cache: LatentCache,
-    ) -> None:
-        super().__init__(options, seed, steps)
-        self.options, self.cache = options, cache
-        self.set_unregistered(prior=prior, predictor=coarse)
-
-    def setup(self, stage: str) -> None:
-        self.prior.to(self.device)
-        torch.nn.Module.to(self.predictor, self.device)
-
-    def encode_captions(self, captions: list[str], dropped: Array) -> Tensor:
-        """Encode captions as (n, L, D), without a token for object codes; where `dropped` (n,) is True, as ""."""
-        return self.prior.split_text(self.prior.encode_prompt(drop_captions(captions, dropped)))[1]
-
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        optimizer = Muon(self.parameters(), 1.0, weight_decay=WEIGHT_DECAY)
-        return self.scheduled(optimizer, self.options.learning_rate)
-
-
-class CoarseSystem(PredictorSystem):
-    """LightningModule that trains `coarse`, which predicts latents of an object in one step, and its object encoder.
-
-    The loss is the squared error of the latents of `TARGETS` views of each object. They are predicted from the caption,
-    the cameras, and an object code with noise, which is encoded from other views. Some captions and some codes are
-    dropped, so that the network can also predict from only one of the two.
-    """
-
-    stage = "coarse predictor"
-
-    def __init__(
-        self, options: CoarseConfig, seed: int, coarse: CoarsePredictor, prior: LatentDiffusion, cache: LatentCache
-    ) -> None:
-        super().__init__(options, seed, options.max_steps, coarse, prior, cache)
-        self.coarse = coarse.requires_grad_(True).train()
-        self.coarse.to(memory_format=torch.channels_last)  # type: ignore[call-arg]  # faster on a CPU
-        self.coarse.sampler.requires_grad_(False)
-        if self.coarse.fusion is not None:
-            self.coarse.fusion.requires_grad_(False)
-        self.keep_average(self.coarse, EMA_DECAY)
-
-    def training_step(self, batch: int, index: int) -> Tensor:
-        step, cache = int(batch), self.cache
-        rng, gen = self.numpy_rng(step, "coarse"), self.rng(step, "codes")
-        chosen = rng.integers(0, min(cache.count, FIRST + step * FRESH), OBJECTS)
-        z = cache.latents(chosen).to(self.device)
-        camera = camera_vector(cache.c2w(chosen).flatten(0, 1)).to(self.device).unflatten(0, z.shape[:2])
-        order = torch.from_numpy(rng.permuted(np.tile(np.arange(z.shape[1]), (OBJECTS, 1)), axis=1)).to(self.device)
-        count = SOURCES if rng.random() < ALL_SOURCES else int(rng.integers(1, SOURCES))
-        rows, source, target = torch.arange(OBJECTS)[:, None], order[:, :count], order[:, SOURCES:]
-        seen = None if rng.random() < TWO_D else camera[rows, target].flatten(0, 1)
-        kept = torch.from_numpy(rng.random((OBJECTS, 1)) >= NO_CODE).to(z)
-        with autocast_bf16(self.device), sdpa_kernel(SDPBackend.MATH):  # the fused backward pass is slow on a CPU
-            text = self.encode_captions(cache.captions(chosen), rng.random(OBJECTS) < NO_TEXT)
-            code = self.coarse.encode(z[rows, source], camera[rows, source])
-            code = kept * (code + CODE_NOISE * torch.randn(code.shape, generator=gen).to(code))
-            text, code = (x.repeat_interleave(TARGETS, 0) for x in (text, code))
-            predicted = self.coarse(text, seen, code).float()
-        loss = F.mse_loss(predicted, z[rows, target].flatten(0, 1))
-        self.metrics = {"coarse": float(loss.detach())} if seen is not None else {}
-        return loss
-
-
-class FusionSystem(PredictorSystem):
-    """LightningModule that trains the view fusion of `coarse`, by the squared error of the clean latents of all views.
-
-    The coarse predictions are without a caption or code for random objects, so that the network must use the views.
-    """
-
-    stage = "view fusion"
-
-    def __init__(
-        self, options: CoarseConfig, seed: int, coarse: CoarsePredictor, prior: LatentDiffusion, cache: LatentCache
-    ) -> None:
-        super().__init__(options, seed, options.fusion_steps, coarse, prior, cache)
-        if coarse.fusion is None:
-            raise ValueError("the coarse predictor has no view fusion")
-        coarse.requires_grad_(False).eval()
-        self.fusion = coarse.fusion.requires_grad_(True).train()
-        self.fusion.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster on a CPU
-        self.keep_average(self.fusion, EMA_DECAY)
-
-    def training_step(self, batch: int, index: int) -> Tensor:
-        step, cache = int(batch), self.cache
-        rng, gen = self.numpy_rng(step, "fusion"), self.rng(step, "views")
-        chosen = rng.integers(0, min(cache.count, FIRST + step * FRESH), OBJECTS)
-        count = FUSION_VIEWS if rng.random() < FUSION_VIEWS_SHARE else int(rng.integers(1, SOURCES + TARGETS + 1))
-        views = rng.permuted(np.tile(np.arange(SOURCES + TARGETS), (OBJECTS, 1)), axis=1)[:, :count]
-        rows, z, c2w = np.arange(OBJECTS)[:, None], cache.latents(chosen).to(self.device), cache.c2w(chosen)
-        camera = camera_vector(c2w.flatten(0, 1)).to(self.device).unflatten(0, z.shape[:2])
-        coded = torch.from_numpy(rng.random((OBJECTS, 1)) < FUSION_CODES).to(z)
-        with torch.no_grad(), autocast_bf16(self.device):
-            text = self.encode_captions(cache.captions(chosen), rng.random(OBJECTS) < FUSION_NO_TEXT)
-            code = self.predictor.encode(z, camera)
-            code = coded * (code + CODE_NOISE * torch.randn(code.shape, generator=gen).to(code))
-            z, camera = z[rows, views], camera[rows, views]
-            text, code = (x.repeat_interleave(count, 0) for x in (text, code))
-            coarse = self.predictor(text, camera.flatten(0, 1), code).float().view_as(z)
-        schedule = self.prior.schedule
-        t = view_timesteps(OBJECTS, count, schedule.T, TIMESTEP_POWER, VIEW_NOISE, gen).to(z.device)
-        noise = torch.randn(z.shape, generator=gen).to(z)
-        x = schedule.add_noise(z.flatten(0, 1), noise.flatten(0, 1), t.flatten()).view_as(z)
-        with autocast_bf16(self.device):
-            loss = F.mse_loss(self.fusion(x, schedule.noise_level(t), camera, coarse).float(), z)
-        self.metrics = {"fusion": float(loss.detach())} if count == FUSION_VIEWS else {}
-        return loss
-
-
-class CodeSystem(PredictorSystem):
-    """LightningModule that trains the code sampler of `coarse` on the codes of cached objects, by flow matching.
-
-    Each step trains on several noise levels for each code. The captions in `cache` are not used: `caption(index, rng)`
-    writes a new caption for the object with this index, with random wording and a random subset of its colour words.
-    """
-
-    stage = "object codes"
-
-    def __init__(
-        self,
-        options: CoarseConfig,
-        seed: int,
-        coarse: CoarsePredictor,
-        prior: LatentDiffusion,
-        cache: LatentCache,
-        caption: Callable[[int, np.random.Generator], str],
-    ) -> None:
-        super().__init__(options, seed, options.sampler_steps, coarse, prior, cache)
-        self.caption = caption
-        coarse.requires_grad_(False).eval()
-        self.sampler = coarse.sampler.requires_grad_(True).train()
-        self.keep_average(self.sampler, EMA_DECAY)
-
-    def training_step(self, batch: int, index: int) -> Tensor:
-        step, cache = int(batch), self.cache
-        rng, gen = self.numpy_rng(step, "codes"), self.rng(step, "flow")
-        chosen = rng.integers(0, min(cache.count, FIRST + step * FRESH), BATCH)
-        captions = [self.caption(int(k), rng) for k in chosen]
-        views = rng.permutation(SOURCES + TARGETS)[:SOURCES]
-        z, c2w = cache.latents(chosen)[:, views].to(self.device), cache.c2w(chosen)[:, views]
-        with torch.no_grad(), autocast_bf16(self.device):
-            text = self.encode_captions(captions, rng.random(BATCH) < NO_TEXT)
-            camera = camera_vector(c2w.flatten(0, 1)).to(self.device).unflatten(0, c2w.shape[:2])
-            code = self.predictor.encode(z, camera).repeat_interleave(LEVELS, 0)
-        noise = torch.randn(code.shape, generator=gen).to(code)
-        t = torch.randn(len(code), generator=gen).sigmoid().to(code)
-        with autocast_bf16(self.device), sdpa_kernel(SDPBackend.MATH):
-            words = self.sampler.encode_text(text).repeat_interleave(LEVELS, 0)
-            velocity = self.sampler(torch.lerp(noise, code, t[:, None]), t, words)
-        loss = F.mse_loss(velocity, code - noise)
-        self.metrics = {"code": float(loss.detach())}
-        return loss

@@ -39,19 +39,10 @@ from threedgen.train.status import Status
 from threedgen.train.task import Task, device, run_task
 
 from . import autoencoder, text_encoder
+from .coarse_systems import SOURCES, TARGETS, CoarseSystem, CodeSystem, FusionSystem, PredictorSystem
 from .networks import base_model, multiview_model, widen, with_camera
 from .options import CoarseConfig, TrainBaseConfig, TrainOwnPriorConfig, TrainPriorConfig
-from .system import (
-    SOURCES,
-    TARGETS,
-    CoarseSystem,
-    CodeSystem,
-    FusionSystem,
-    OwnPriorSystem,
-    PredictorSystem,
-    PriorSystem,
-    objects_of,
-)
+from .system import OwnPriorSystem, PriorSystem, objects_of
 
 FUSION_CHANNELS = 40
 """Channels of the view fusion at the full size of the latents."""
@@ -175,7 +166,7 @@ def train_coarse(task: Task, base: LatentDiffusion, o: CoarseConfig) -> CoarsePr
     channels, side, _ = base.latent_shape
     coarse = base.coarse or CoarsePredictor(base.text_shape[1], channels, side)
     if o.fusion_steps:
-        coarse.add_fusion(FUSION_CHANNELS)
+        coarse.add_fusion(FUSION_CHANNELS)  # before the stages, so that a resumed run has the same first weights
     world = OpenToybox(seed, "train", scattered=SCATTERED)
     with writing(task.folder):
         source = FourSides(world, SOURCES + TARGETS)
@@ -188,7 +179,7 @@ def train_coarse(task: Task, base: LatentDiffusion, o: CoarseConfig) -> CoarsePr
         stage("coarse", coarse, CoarseSystem(o, seed, coarse, base, cache), "coarse")
     if o.sampler_steps:
         stage("codes", coarse.sampler, CodeSystem(o, seed, coarse, base, cache, world.caption), "code")
-    if coarse.fusion is not None and o.fusion_steps:  # both: for mypy
+    if coarse.fusion is not None and o.fusion_steps:
         stage("fusion", coarse.fusion, FusionSystem(o, seed, coarse, base, cache), "fusion")
     return coarse.requires_grad_(False).eval()
 
