@@ -38,6 +38,7 @@ USUAL_VIEWS, FUSION_NO_TEXT, FUSION_CODES = 0.75, 0.5, 0.35
 fractions of the coarse predictions without caption and with an object code."""
 TIMESTEP_POWER, VIEW_NOISE = 0.7, ViewNoiseConfig(independent=0.25, companions=0.35)
 """View fusion: distribution of the time steps, t = T u^TIMESTEP_POWER, and shares of objects with other levels."""
+Caption = Callable[[int, np.random.Generator], str]
 FIRST, FRESH = 2048, 2
 """Objects available at the first step, and new objects per step."""
 
@@ -81,17 +82,27 @@ class PredictorSystem(AveragedSystem):
 class CoarseSystem(PredictorSystem):
     """LightningModule that trains `coarse`, which predicts latents of an object in one step, and its object encoder.
 
-    The loss is the squared error of the latents of `TARGETS` views of each object. They are predicted from the caption,
+    The loss is the squared error of the latents of `TARGETS` views of each object. They are predicted from a caption,
     the cameras, and an object code with noise, which is encoded from other views. Some captions and some codes are
     dropped, so that the network can also predict from only one of the two.
+
+    The captions in `cache` are not used: `caption(index, rng)` writes a new caption for the object with this index, so
+    that the network sees each object with many captions.
     """
 
     stage = "coarse predictor"
 
     def __init__(
-        self, options: CoarseConfig, seed: int, coarse: CoarsePredictor, prior: LatentDiffusion, cache: LatentCache
+        self,
+        options: CoarseConfig,
+        seed: int,
+        coarse: CoarsePredictor,
+        prior: LatentDiffusion,
+        cache: LatentCache,
+        caption: Caption,
     ) -> None:
         super().__init__(options, seed, options.max_steps, coarse, prior, cache)
+        self.caption = caption
         self.coarse = coarse.requires_grad_(True).train()
         self.coarse.to(memory_format=torch.channels_last)  # type: ignore[call-arg]  # faster on a CPU
         self.coarse.sampler.requires_grad_(False)
@@ -111,7 +122,8 @@ class CoarseSystem(PredictorSystem):
         seen = None if rng.random() < TWO_D else camera[rows, target].flatten(0, 1)
         kept = torch.from_numpy(rng.random((OBJECTS, 1)) >= NO_CODE).to(z)
         with autocast_bf16(self.device), sdpa_kernel(SDPBackend.MATH):  # the fused backward pass is slow on a CPU
-            text = self.encode_captions(cache.captions(chosen), rng.random(OBJECTS) < NO_TEXT)
+            captions = [self.caption(int(k), rng) for k in chosen]
+            text = self.encode_captions(captions, rng.random(OBJECTS) < NO_TEXT)
             code = self.coarse.encode(z[rows, source], camera[rows, source])
             code = kept * (code + CODE_NOISE * torch.randn(code.shape, generator=gen).to(code))
             text, code = (x.repeat_interleave(TARGETS, 0) for x in (text, code))
@@ -182,7 +194,7 @@ class CodeSystem(PredictorSystem):
         coarse: CoarsePredictor,
         prior: LatentDiffusion,
         cache: LatentCache,
-        caption: Callable[[int, np.random.Generator], str],
+        caption: Caption,
     ) -> None:
         super().__init__(options, seed, options.sampler_steps, coarse, prior, cache)
         self.caption = caption

@@ -46,8 +46,9 @@ from .system import OwnPriorSystem, PriorSystem, objects_of
 
 FUSION_CHANNELS = 40
 """Channels of the view fusion at the full size of the latents."""
-SCATTERED = 0.5
-"""Share of the coarse predictor's training objects whose cameras are sampled independently, not evenly spaced."""
+SCATTERED, STATED = 0.5, 0.5
+"""Training of the coarse predictor: share of objects whose cameras are sampled independently, not evenly spaced, and
+share of captions that state all colours."""
 
 
 def train_base(task: Task) -> Status:
@@ -176,7 +177,8 @@ def train_coarse(task: Task, base: LatentDiffusion, o: CoarseConfig) -> CoarsePr
         task.stage(name, network, system, metric, lambda: network.load_state_dict(system.average.weights()))
 
     if o.max_steps:
-        stage("coarse", coarse, CoarseSystem(o, seed, coarse, base, cache), "coarse")
+        caption = partial(world.caption, stated=STATED)
+        stage("coarse", coarse, CoarseSystem(o, seed, coarse, base, cache, caption), "coarse")
     if o.sampler_steps:
         stage("codes", coarse.sampler, CodeSystem(o, seed, coarse, base, cache, world.caption), "code")
     if coarse.fusion is not None and o.fusion_steps:

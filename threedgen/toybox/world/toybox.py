@@ -282,9 +282,12 @@ class OpenToybox(Toybox):
             spec = sample_detailed_spec(rng)
         return spec
 
-    def caption(self, index: int, rng: np.random.Generator) -> str:
-        """Write another caption for sample ``index``, with random wording and a random subset of its colour words."""
-        return phrase(drop_colours(self.full_spec(self.rng(index, 6)), rng), rng)
+    def caption(self, index: int, rng: np.random.Generator, stated: float = COLOURS_STATED) -> str:
+        """Write another caption for sample ``index``, with random wording and a random subset of its colour words.
+
+        The probability that it states all colours is ``stated``.
+        """
+        return phrase(drop_colours(self.full_spec(self.rng(index, 6)), rng, stated), rng)
 
     def cameras(self, index: int, n_view: int = 4) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
         c2w, fov, azimuth, grey = super().cameras(index, n_view)
@@ -318,12 +321,15 @@ def conflicts(a: str, b: str) -> bool:
     return a == b or any(a in group and b in group for group in EXCLUSIVE_GROUPS)
 
 
-def drop_colours(spec: grammar.Spec, rng: np.random.Generator) -> grammar.Spec:
-    """Return a copy of a spec in which a random subset of the colour words is removed."""
+def drop_colours(spec: grammar.Spec, rng: np.random.Generator, stated: float = COLOURS_STATED) -> grammar.Spec:
+    """Return a copy of a spec in which a random subset of the colour words is removed.
+
+    With probability ``stated`` all of them stay.
+    """
     mode = rng.random()
-    if mode < COLOURS_STATED:
+    if mode < stated:
         return spec
-    keep = np.zeros(3, bool) if mode < COLOURS_STATED + COLOURS_OPEN else rng.random(3) < 0.5
+    keep = np.zeros(3, bool) if mode < stated + COLOURS_OPEN else rng.random(3) < 0.5
     names = ("colour", "part_colour", "second_colour")
     return replace(spec, **{name: getattr(spec, name) if kept else "" for name, kept in zip(names, keep, strict=True)})
 
