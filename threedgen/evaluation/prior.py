@@ -133,7 +133,13 @@ class Objects(NamedTuple):
 
 @torch.no_grad()
 def x0_errors(
-    prior: Prior, objects: Objects, z: Tensor, t: Tensor, noise: Tensor, captions: Sequence[str] | None = None
+    prior: Prior,
+    objects: Objects,
+    z: Tensor,
+    t: Tensor,
+    noise: Tensor,
+    captions: Sequence[str] | None = None,
+    fit_code: bool = False,
 ) -> np.ndarray:
     """Predict the clean latents of view 0 in one step. Return the mean squared error (N,) of each object, float64.
 
@@ -143,11 +149,15 @@ def x0_errors(
         t: time steps (N, V), integers.
         noise: Gaussian noise (N, V, C, h, w).
         captions: N prompts; None for the empty prompt.
+        fit_code: whether the prompts get object codes that are fitted to the clean views 1 to V - 1.
     """
     n_view, errors = z.shape[1], []
     for part in torch.arange(len(z)).split(BATCH):
         texts = prior.encode_prompt([""] if captions is None else [captions[k] for k in part])
-        text = texts.expand(len(part), -1, -1).repeat_interleave(n_view, 0)
+        texts = texts.expand(len(part), -1, -1)
+        if fit_code:
+            texts = prior.encode_code(texts, z[part, 1:], objects.c2w[part, 1:], fit=True)
+        text = texts.repeat_interleave(n_view, 0)
         camera = prior.camera(objects.c2w[part].flatten(0, 1))
         steps = t[part].flatten().to(z.device)
         x = prior.schedule.add_noise(z[part].flatten(0, 1), noise[part].flatten(0, 1), steps)
@@ -168,6 +178,8 @@ def view_use(prior: Prior, objects: Objects, seed: int) -> Json:
         alone        companions are the other views at the last time step, which are almost pure noise
         caption      as true, but with the caption of the object; all other cases have the empty prompt
         clean        companions are the other views with little noise (t = CLEAN), and view 0 is at the last time step
+        completed    as clean, with an object code fitted to the companions, as in `complete_views`; only for priors
+                     with object codes
 
     A prior that ignores the companions has equal errors in the cases true, wrong and alone. The result has mean squared
     errors for each time step in `LEVELS`, and the ratios of the errors of true and wrong to the error of alone, with
@@ -197,6 +209,8 @@ def view_use(prior: Prior, objects: Objects, seed: int) -> Json:
     clean = mean_estimate(list(x0_errors(prior, objects, z, t, noise)))
     copied = mean_estimate((objects.opposite - z[:, 0]).square().flatten(1).mean(1).tolist())
     figures: Json = {"objects": len(z), "variance": float(z.var()), "levels": rows, "clean": clean, "copied": copied}
+    if prior.has_code:
+        figures["completed"] = mean_estimate(list(x0_errors(prior, objects, z, t, noise, fit_code=True)))
     return rounded(figures)
 
 
@@ -205,6 +219,7 @@ def view_use_table(figures: Json) -> str:
         "true": "true companions", "wrong": "another object's", "alone": "alone", "true_over_alone": "true / alone",
         "wrong_over_alone": "another's / alone", "caption": "with the caption",
     }  # fmt: skip
+    completed = format_estimate(figures["completed"]) if "completed" in figures else "-"
     return f"""## Use of the other views
 
 Squared error of the predicted clean latents of one view, empty prompt, {figures["objects"]} objects; the variance of
@@ -213,6 +228,7 @@ the latents is {figures["variance"]:.2f}.
 {figure_table("t", {str(row["t"]): row for row in figures["levels"]}, heads)}
 
 Companions nearly clean (t = {CLEAN}), the view itself at the last time step: {format_estimate(figures["clean"])};
+with an object code fitted to the companions, as when views are completed: {completed};
 copying the mirrored opposite view: {format_estimate(figures["copied"])}."""
 
 

@@ -10,8 +10,12 @@ import torch
 from tests.support.errors import refused
 from tests.support.tiny_prior import tiny_prior
 from threedgen.config import load, registry
+from threedgen.evaluation.prior import Objects, x0_errors
+from threedgen.guidance.priors.mvdream import MVDream
+from threedgen.toybox.data.pictures import FourSides
 from threedgen.toybox.evaluation import prior_score
 from threedgen.toybox.evaluation.options import EvaluatePriorConfig
+from threedgen.toybox.world.toybox import OpenToybox
 
 
 def prior_config(out: Path, probe_file: str, **values: Any) -> EvaluatePriorConfig:
@@ -85,3 +89,12 @@ def test_missing_probe_is_found_before_any_work(name: str, key: str) -> None:
         load(name, [f"{key}=none"]).check()
     with refused(key):
         load(name, [f"{key}={'x' * 300}"]).check()
+
+
+def test_a_code_fitted_to_the_companions_predicts_the_unseen_view() -> None:
+    prior = MVDream.load("toybox-prior", dtype="fp32")
+    renders = FourSides(OpenToybox(3, "held-out"), 4).block(range(2), prior.image_size)
+    objects, t = Objects.encoded(prior, renders), torch.tensor([[prior.schedule.T - 1, 100, 100, 100]] * 2)
+    noise = torch.randn(objects.z.shape, generator=torch.Generator().manual_seed(0))
+    plain, fitted = (x0_errors(prior, objects, objects.z, t, noise, fit_code=fit).mean() for fit in (False, True))
+    assert fitted < 0.8 * plain
