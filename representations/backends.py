@@ -80,7 +80,11 @@ def requires_deterministic() -> bool:
 
 
 def cumsum(values: Tensor, dim: int) -> Tensor:
-    """Return `values.cumsum(dim)`. Unlike torch's function, it can sum floats deterministically on CUDA."""
+    """Return `values.cumsum(dim)`.
+
+    If torch.use_deterministic_algorithms is on, torch's own function raises an error for floats on CUDA; this one does
+    not.
+    """
     return sum_of_shifts(values, dim) if values.is_cuda and requires_deterministic() else values.cumsum(dim)
 
 

@@ -38,8 +38,9 @@ def prompts(prompt: str, negative: str, options: ViewPromptsConfig) -> list[str]
 def view_text(text: Tensor, rig: Rig, options: ViewPromptsConfig) -> Condition:
     """Choose the text condition of each of the B cameras in `rig` by the angles of the camera.
 
-    `text` are embeddings (2 or 6, L, D) of the texts that `prompts` returns. If view prompts are not enabled, all
-    cameras get the plain prompt.
+    `text` are embeddings of the texts that `prompts` returns: (2, L, D) of prompt and negative prompt or, with view
+    prompts, (6, L, D). Without view prompts all cameras get the prompt. The embeddings of the condition are (B, L, D),
+    or (1, L, D) for all cameras.
     """
     if not options.enabled:
         return Condition((text[:1], text[1:2]))

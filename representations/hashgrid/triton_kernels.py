@@ -4,8 +4,9 @@ numba_kernels.py explains the algebra. One program processes a block of points i
 gradient with respect to the points. The blocks of a level run one after the other, so that its table stays in the L2
 cache. Additions to the table's gradient are atomic, so its last bits vary between runs.
 
-Arrays: x and direction (N, 3), features and their gradients (L*F, N), table (entries, F), all contiguous float32;
-`scales` (L,) float32; `geometry` (L, 4) int32: resolution, first entry, number of entries, hashed flag.
+Arrays: points x and directions (N, 3) of derivatives with respect to x, features and their gradients (L*F, N), table
+(entries, F), all contiguous float32; `scales` (L,) float32; `geometry` (L, 4) int32: resolution, first entry, number of
+entries, hashed flag.
 """
 
 from __future__ import annotations

@@ -149,7 +149,10 @@ def _tables(header: bytes, body: memoryview) -> tuple[dict[str, Table], dict[str
 
 
 def _read(body: memoryview, start: int, count: int, properties: list[Property], order: str) -> tuple[Table, int]:
-    """Read `count` rows of an element, from the byte `start` on. Return the rows, and the position after them."""
+    """Read `count` rows of an element of a binary PLY file, from the byte `start` on.
+
+    `order` is the byte order, "<" or ">". Return the rows, and the position of the byte after them.
+    """
     if not count:
         return {}, start
     first, _ = _row(body, start, properties, order)

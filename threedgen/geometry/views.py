@@ -68,8 +68,9 @@ def framed(cut: Tensor, height: int, width: int, share: float = SHARE) -> Tensor
 def centred(cut: Tensor, height: int, width: int, share: float = SHARE) -> Tensor:
     """Place a cut-out object in the middle of a transparent image; return premultiplied RGBA (height, width, 4).
 
-    `cut` is the object, RGBA (h, w, 4) in [0, 1]. It is resized to fill the fraction `share` of the image's height or
-    width, whichever it reaches first.
+    `cut` is a straight (not premultiplied) RGBA image (h, w, 4) in [0, 1]. It is cropped to the pixels with alpha > 0
+    and resized, with its aspect ratio kept, until it fills the fraction `share` of the image's height or width,
+    whichever it reaches first.
     """
     rows, columns = (cut[..., 3] > 0).nonzero(as_tuple=True)
     (top, bottom), (left, right) = ((max(0, int(at.min()) - 1), int(at.max()) + 2) for at in (rows, columns))

@@ -57,7 +57,10 @@ def apply_homography(H: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def unproject(pixels: Tensor, depth: Tensor, K: Tensor, c2w: Tensor) -> Tensor:
-    """Return the world points (N, 3) of pixels (N, 2) with depths (N,), for one camera with K (3, 3) and c2w (4, 4)."""
+    """Return the world points (N, 3) of pixels (N, 2), (x, y), with depths (N,) along the viewing axis, for one camera.
+
+    K (3, 3) and c2w (4, 4) are those of `to_opencv`.
+    """
     rays = F.pad(pixels, (0, 1), value=1.0) @ torch.linalg.inv(K).mT
     return (rays * depth[:, None]) @ c2w[:3, :3].mT + c2w[:3, 3]
 

@@ -218,7 +218,7 @@ def create_app(config: StudioConfig, root: Path, queue: Queue, token: str) -> Fa
 
     @app.get(f"{ROOT}/runs/{{name:path}}/image", response_class=Jpeg)
     def get_image(name: str) -> Response:
-        """Return an image of the result of a run, as JPEG."""
+        """Return a picture of the result of the run with this name, as JPEG; 404 if the run has no picture."""
         data = best_jpeg(studio.record(name))
         if data is None:
             raise HTTPException(404, "this run has no image")

@@ -48,9 +48,10 @@ class AssetViews:
         return Captioned(np.stack(rgb), captions, np.concatenate(c2w))
 
     def sample(self, index: int) -> tuple[list[int], float]:
-        """Select the random views of entry `index`.
+        """Choose `n_view` random views of the asset `index`: on one ring of cameras, evenly spaced.
 
-        Return the `n_view` view numbers in the shard, and the grey value of the background in [0, 1].
+        Return the numbers of the views among all views of this asset, and the grey value of the background in [0, 1].
+        The choice depends only on seed and index.
         """
         rng, n = numpy_generator(self.seed, index, "views of an asset"), self.shards.azimuths
         ring, start, grey = rng.integers(self.shards.rings), rng.integers(n), rng.uniform(*GREY)

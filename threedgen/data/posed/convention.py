@@ -59,7 +59,10 @@ def check_convention(photos: PosedPhotos) -> list[str]:
 
 
 def matching_pixels(photos: PosedPhotos) -> list[Match]:
-    """Match SIFT features between a few photos. Return all pairs of photos with at least `MIN_MATCHES` matches."""
+    """Match SIFT features between photos at `ANCHORS` evenly spaced positions of the sequence and their successors.
+
+    Return one `Match` with the pixel positions for each pair of these photos that has at least `MIN_MATCHES` matches.
+    """
     anchors = evenly_spaced(len(photos) - 1, ANCHORS)
     index = sorted({*anchors, *(k + 1 for k in anchors)})
     features = [detect(image) for image in to_uint8(photos.views(index).images)]

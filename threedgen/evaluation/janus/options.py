@@ -153,7 +153,10 @@ class JanusBenchmarkConfig(MeteredConfig, WorkersConfig):
 
 
 class FrontObjects(Protocol):
-    """Source of prompts and meshes of objects with one clear front; the registry kind is "front-objects"."""
+    """Source of prompts and meshes of objects with one clear front.
+
+    Plug-ins register an implementation under the kind "front-objects".
+    """
 
     def prompts(self, count: int, seed: int) -> list[str]:
         """Return ``count`` random prompts that no training uses. Raises ConfigError if there are not enough."""

@@ -198,8 +198,8 @@ def write_janus_report(
     Args:
         rows: one row per method, from `method_row`.
         results: results of all assets.
-        rates: error rates of the meter, or None if they were not measured.
-        left_out: prompt or file without result -> reason.
+        rates: error rates of the classifier that names the side of a view, or None if they were not measured.
+        left_out: dict from each prompt or file that has no result to the reason.
         free: whether the orientation of the assets is unknown.
     """
     config: MeteredConfig = task.config

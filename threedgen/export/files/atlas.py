@@ -138,10 +138,11 @@ def set_bytes(
 
 
 def places(sides: list[int]) -> tuple[list[tuple[int, int]], int, int]:
-    """Pack squares whose sides are powers of two into the smallest square, or half of it, with such a side.
+    """Pack squares whose sides are powers of two into an atlas whose side is the smallest sufficient power of two.
 
-    Returns the top left corner (x, y) of each square, and width and height of the whole. In the order of size along a
-    Z-order curve, such squares leave no holes.
+    If the upper half of the atlas is enough, its height is half its width. Returns the top left corner (x, y) of each
+    square, in the order of `sides`, and the width and height of the atlas. The squares are placed along a Z-order
+    curve from the largest to the smallest, which leaves no holes.
     """
     unit, corners, cursor = min(sides), [(0, 0)] * len(sides), 0
     for index in sorted(range(len(sides)), key=lambda k: -sides[k]):

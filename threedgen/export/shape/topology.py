@@ -13,7 +13,10 @@ MIN_AREA = 1e-12  # area below which a triangle is degenerate, for a mesh whose 
 
 @dataclass(frozen=True)
 class Topology:
-    """Counts that tell whether a mesh is a closed solid. The four counts of defects are 0 for a closed solid."""
+    """Counts that tell whether a mesh is a closed solid.
+
+    The counts marked as defects are all 0 for a closed solid.
+    """
 
     open_edges: int = 0  # defect: edges with one face, at the border of a hole
     crowded_edges: int = 0  # defect: edges with three or more faces, non-manifold

@@ -177,7 +177,10 @@ class MeasuredSystem(GenerateSystem):
         self.render(turntable(self.config.result.turntable, 1), self.max_steps, training=False)
 
     def choose_chunks(self, free: float) -> None:
-        """Compute chunk sizes for `march.chunk: auto` from `free` bytes of memory. The system must be on the CPU."""
+        """If `march.chunk` is "auto", compute how many samples of rays a render may process at once in `free` bytes.
+
+        The memory per sample is measured by tracing a render without values. Call this while the system is on the CPU.
+        """
         scene = self.field, self.background, self.material, self.config.march
         for normals, kind in ((False, "without normals"), (True, "with normals")):
             if (

@@ -102,7 +102,10 @@ class MeshFrame:
         return moved
 
     def poses_to_file(self, c2w: Tensor) -> Tensor:
-        """Transform camera-to-world poses (N, 4, 4) from world to file coordinates."""
+        """Transform camera-to-world poses (N, 4, 4) from the world to the coordinates of the mesh file.
+
+        In the world the mesh is turned upright, centred and scaled. Rotations stay orthonormal.
+        """
         moved = c2w.clone()
         moved[:, :3, 3] = moved[:, :3, 3] / self.zoom + moved.new_tensor(self.centre)
         moved[:, :3] = torch.from_numpy(self.rotation.T.copy()).to(c2w) @ moved[:, :3]

@@ -130,7 +130,10 @@ class SamplingConfig(PromptedConfig):
         return lines or [normalise_prompt(self.prompt, example=EXAMPLE_ROOM)]
 
     def view_texts(self, count: int) -> list[str]:
-        """Return ``count`` prompts, one per view. Raises ConfigError if `prompts` has another number of lines."""
+        """Return ``count`` prompts, one per view: the lines of the file `prompts`, or `prompt` for each view.
+
+        Raises ConfigError if the file has another number of lines.
+        """
         texts = self.texts() * (1 if self.prompts else count)
         if len(texts) != count:
             raise ConfigError(f"has {len(texts)} lines for {count} cameras. Or give prompt= for all", "prompts")

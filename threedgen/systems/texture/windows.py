@@ -136,9 +136,10 @@ class WindowSampler:
     synchronise: Synchronise | None = None
 
     def sample_all(self, folder: Path, quiet: bool) -> None:
-        """Sample the windows in which a new frame has no image. Add the new frames to `images`, write folder/NAME.png.
+        """Sample all windows that have a new frame without an image, so that a stopped run continues where it stopped.
 
-        NAME is the name of a frame. `quiet`: show no progress. Raises Stopped after Ctrl-C.
+        The new frames of a window (`new`; the others are known from earlier windows) are added to `images` and written
+        to folder/NAME.png, where NAME is the name of the frame. `quiet`: show no progress. Raises Stopped after Ctrl-C.
         """
         waiting = [k for k, window in enumerate(self.windows) if any(n not in self.images for n in window.new)]
         steps = total_steps(self.config.steps, self.model.draft, self.config.synchronise)

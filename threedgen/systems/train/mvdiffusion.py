@@ -57,9 +57,10 @@ class SceneData:
 
     Attributes:
         cache: latents of the views of each scene.
-        masks: single views with random holes, for the first stage of a model with a mask input; else None.
-        photos: first view of each scene, unknown around a central photo, for the second stage of a model with a mask
-            input; else None.
+        masks: latents of single views and of their known parts, with random regions masked out, for the first stage of
+            a model with a mask input; None for other models.
+        photos: the same for the first view of each scene, with everything but a central rectangle masked out, for the
+            second stage of such a model; else None.
     """
 
     cache: SceneCache

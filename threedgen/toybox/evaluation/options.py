@@ -268,7 +268,10 @@ class EvaluateSubjectsConfig(RunConfig):
 
     @property
     def rows(self) -> list[tuple[str, float]]:
-        """Rows of the report's table, as pairs (preservation method, personalisation strength)."""
+        """Rows of the report's table, as pairs (loss that prevents forgetting, such as "l1"; strength).
+
+        The change of the weights by the tuning is multiplied by the strength.
+        """
         first, strength = self.preservation[0], self.strengths[0]
         further: list[tuple[str, float]] = [(first, other) for other in self.strengths[1:]]
         return [(first, strength), *further, *((other, strength) for other in self.preservation[1:])]

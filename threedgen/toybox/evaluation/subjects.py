@@ -3,8 +3,8 @@
 Subjects are unusual toybox objects. Samples of the base prior and of the tuned prior start from the same noise and have
 the same cameras. There are three measurements:
     identity              similarity of samples to true views of the subject, for "a [v] dog wearing a red hat"
-    forgetting of a class the tuned prior receives "a dog wearing a red hat", as the base prior does
-    general forgetting    both priors receive held-out prompts of any noun
+    forgetting of a class fewer right answers of the probe for "a dog wearing a red hat" than with the base prior
+    general forgetting    the same for held-out prompts of any noun
 
 RUN/subjects/003-dog/   photos, and for each loss that prevents forgetting, such as l1: the mvdreambooth run (l1/),
                         measurements (l1.json; l1-0.8.json with 0.8 times the change of the weights), and sampled views
