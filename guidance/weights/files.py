@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from threedgen.config import ConfigError
 from threedgen.config.errors import short
-from threedgen.config.plain_file import ordinary, parse_json, read_text
+from threedgen.config.plain_file import MAX_PICKLE_BYTES, ordinary, parse_json, read_text
 from threedgen.run.disk import atomic_folder
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 Json = dict[str, Any]  # JSON object
 SUMS = "SHA256SUMS"
-MAX_TEXT_BYTES, MAX_PICKLE_BYTES = 1 << 20, 32 << 20
+MAX_TEXT_BYTES, MAX_HEADER = 1 << 20, 16 << 20  # of a text file, and of the header of a safetensors file
 
 
 def check_sums(path: Path) -> None:
@@ -95,6 +95,8 @@ def sniff(path: Path) -> str:
         return "torch"
     cut = head.startswith(b"PK") or (head[8:9] == b"{" and 8 + int.from_bytes(head[:8], "little") > total)
     if head[8:9] == b"{" and not cut:
+        if int.from_bytes(head[:8], "little") > MAX_HEADER:
+            raise ConfigError(f"{path} has a header of more than {MAX_HEADER >> 20} MiB, which no checkpoint has")
         return "safetensors"
     if not head:
         problem = "is empty: the download or copy was cut off"

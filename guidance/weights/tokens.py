@@ -9,6 +9,7 @@ from string import punctuation
 from typing import TYPE_CHECKING, Protocol
 
 from threedgen.config import ConfigError, registry
+from threedgen.config.plain_file import ordinary
 from threedgen.run.prompts import Reading, remove_words
 
 from .hub import CLIP_FILES, CLIP_REPOSITORY, clip_files
@@ -30,6 +31,9 @@ def read_tokenizer(path: Path) -> PreTrainedTokenizerBase:
 
     path = tokenizer_folder(path)
     try:
+        for file in path.iterdir():
+            if file.suffix in (".json", ".txt", ".model"):
+                ordinary(file, MAX_VOCABULARY_BYTES)
         if (path / "tokenizer_config.json").is_file():
             return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         vocab, merges = (str(path / name) for name in CLIP_FILES)

@@ -1,8 +1,7 @@
 """Points with colours at which 3D Gaussians start: in a ball, from a file, or on another representation's surface."""
 
-import io
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,13 +12,16 @@ from torch.nn.functional import max_pool3d, normalize
 
 from threedgen.config import ConfigError
 from threedgen.config.plain_file import read_bytes
+from threedgen.data.options import MESH_FORMATS
+from threedgen.geometry.mesh_file import read_mesh_file
 from threedgen.geometry.ply_file import read_vertices
+from threedgen.geometry.submesh import check_text, in_unit_range
 from threedgen.representations.base import Representation
 from threedgen.run.arrays import Array
 from threedgen.run.seeding import generator
 
 NEIGHBOURS = 3  # number of nearest points whose mean distance is the spacing, as in 3D Gaussian Splatting
-MAX_BYTES = 4 << 30  # largest point cloud file
+MAX_BYTES, MAX_TEXT_BYTES = 2 << 30, 1 << 29  # largest size of a PLY file, and of a point cloud as text
 GRID = 96  # grid points per axis on which the surface of a density is found
 COLOUR_NOISE = 0.02  # standard deviation of the initial colours around grey
 PLY_AXES = np.array([[0.0, -1, 0], [0, 0, -1], [1, 0, 0]])  # world (z up, front x) to splat files (y down, front z)
@@ -71,11 +73,18 @@ def read_points(path: Path, max_count: int, radius: float) -> Points:
     If the file has more than `max_count` points, a random subset of `max_count` points is returned. Raises ConfigError
     if the file cannot be read or has no points, or if a point is not finite or farther than `radius` from the origin.
     """
+    kind = path.suffix.lower()
     try:
-        data = read_bytes(path, MAX_BYTES)
-        vertices, stored = _ply_points(data) if path.suffix.lower() == ".ply" else _other_points(data, path.suffix)
-    except Exception as error:  # trimesh and damaged files raise errors of many classes
-        raise ConfigError(f"{path} cannot be read as a point cloud: {error}", "start", str(path)) from error
+        if kind in (".ply", ".xyz"):
+            data = read_bytes(path, MAX_BYTES if kind == ".ply" else MAX_TEXT_BYTES)
+            vertices, stored = _ply_points(data) if kind == ".ply" else _text_points(data)
+        elif kind in MESH_FORMATS:
+            vertices, stored = _mesh_points(path)
+        else:
+            raise ConfigError(f"should be a run or a file in one of the formats .xyz, {', '.join(MESH_FORMATS)}")
+    except Exception as error:  # damaged files raise errors of many classes
+        reason = error.problem if isinstance(error, ConfigError) else error
+        raise ConfigError(f"{path} cannot be read as a point cloud: {reason}", "start", str(path)) from error
     positions = torch.from_numpy(vertices).float()
     if not len(positions):
         raise ConfigError("has no points", "start", str(path))
@@ -101,12 +110,22 @@ def _ply_points(data: bytes) -> tuple[Array, Array | None]:
     return positions @ PLY_AXES.astype(np.float32), 0.5 + SH_0 * harmonics
 
 
-def _other_points(data: bytes, suffix: str) -> tuple[Array, Array | None]:
-    # positions (N, 3) and colours (N, 3) or None, from a format that trimesh reads
-    found: Any = trimesh.load(io.BytesIO(data), file_type=suffix.removeprefix("."))
-    cloud: Any = found.to_geometry() if isinstance(found, trimesh.Scene) else found
-    stored, positions = getattr(cloud.visual, "vertex_colors", ()), np.array(cloud.vertices, np.float32)
-    return positions, np.asarray(stored)[:, :3] / 255 if len(stored) == len(positions) else None
+def _mesh_points(path: Path) -> tuple[Array, Array]:
+    # vertices (N, 3) of a mesh, and their colours (N, 3); grey where they are a texture
+    points, colours = [np.zeros((0, 3))], [np.zeros((0, 3))]
+    for part in read_mesh_file(path).submeshes:
+        own = np.full((len(part.vertices), 3), 0.5) if part.texture or part.colours is None else part.colours
+        points.append(part.vertices)
+        colours.append(own[:, :3])
+    return np.concatenate(points).astype(np.float32), np.concatenate(colours)
+
+
+def _text_points(data: bytes) -> tuple[Array, Array | None]:
+    # positions (N, 3) and colours (N, 3) or None from lines "x y z" or "x y z r g b"
+    text = check_text(data.replace(b",", b" ").strip())
+    width = len(text.split(b"\n", 1)[0].split())
+    rows = np.fromstring(text, np.float64, sep=" ").reshape(-1, width)
+    return rows[:, :3].astype(np.float32), in_unit_range(rows[:, 3:6]) if width >= 6 else None
 
 
 @torch.no_grad()

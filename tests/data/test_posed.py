@@ -1,5 +1,6 @@
 """Photos with poses: formats that describe the same cameras, lens distortion, and conventions."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -331,3 +332,31 @@ def test_focus_and_alternatives_find_the_convention() -> None:
         assert np.allclose(alternatives(written)[name], c2w)
     mirrored = alternatives(c2w[:, [0, 2, 1, 3]])
     assert "c2w-opengl" not in mirrored and np.allclose(mirrored["c2w-opengl with y and z of the world swapped"], c2w)
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_colmap_models_have_limits(tmp_path: Path, binary: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_colmap(tmp_path, wide_views(), binary=binary)
+    count = len(read_posed(tmp_path).files)
+    monkeypatch.setattr("threedgen.data.posed.colmap.MAX_LINE", 400)  # keypoints in several parts
+    if not binary:
+        path = next(tmp_path.rglob("images.txt"))
+        path.write_text(path.read_text().replace("\n\n", "\n" + "1.5 2.5 -1 " * 500 + "\n"))
+    assert len(read_posed(tmp_path).files) == count
+    monkeypatch.setattr("threedgen.data.posed.colmap.MAX_ROWS", count - 1)
+    with refused(None, f"{count - 1}"):
+        read_posed(tmp_path)
+
+
+def test_transforms_have_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Photos are searched by the last parts of names of any length."""
+    write_transforms(tmp_path, wide_views())
+    tree = json.loads((tmp_path / "transforms.json").read_text())
+    count = len(tree["frames"])
+    for frame in tree["frames"]:
+        frame["file_path"] = "b/" * 100_000 + frame["file_path"]
+    (tmp_path / "transforms.json").write_text(json.dumps(tree))
+    assert len(read_posed(tmp_path).files) == count
+    monkeypatch.setattr("threedgen.data.posed.reader.MAX_FRAMES", count - 1)
+    with refused(None, f"{count - 1}"):
+        read_posed(tmp_path)

@@ -1,5 +1,6 @@
 """ScanNet reader: toy rooms in ScanNet's layout, against direct renders; unusable files."""
 
+import io
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -92,12 +93,21 @@ KEYS, K = "key_frame_0.6.txt", "intrinsic/intrinsic_depth.txt"
 FILES = ("color/0.jpg", "depth/0.png", "pose/0.txt", "prompt/0.txt", KEYS, K, "valid_frames.npy")
 
 
+def npy(kind: str, count: int) -> bytes:
+    """Return the bytes of a .npy file of `count` values of the type `kind` that has no data."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": kind, "fortran_order": False, "shape": (count,)})
+    return file.getvalue()
+
+
 @pytest.mark.parametrize(
     ("file", "content", "named"),
     [
         *((file, None, "") for file in FILES),
         ("pose", inverse_poses, "poses=w2c"),
         ("valid_frames.npy", b"no", ".npy"),
+        ("valid_frames.npy", npy("|V0", 10**18), ".npy"),
+        ("valid_frames.npy", npy("<f8", 10**10), ".npy"),
         (KEYS, b"0\none\n", "'one'"),
         (K, b"1 2", "3x3"),
         ("depth/0.png", zeros(np.uint16), ""),

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from tests.support import box_room
 from tests.support.errors import refused
-from threedgen.geometry.cameras_file import read_cameras, write_cameras
+from threedgen.geometry.cameras_file import _Content, read_cameras, write_cameras
 from threedgen.geometry.poses import opencv_axes, world_to_camera
 
 SIZE = (24, 32)
@@ -69,3 +70,10 @@ def test_read_cameras_refuses_invalid_files(tmp_path: Path, tree: Any, values: l
 def test_read_cameras_refuses_missing_file(tmp_path: Path) -> None:
     with refused("path", tmp_path / "none.json"):
         read_cameras(tmp_path / "none.json", "path")
+
+
+def test_wrong_names_give_one_error() -> None:
+    content: Any = {"c2w": [], "axes": "opengl", "files": [1] * 1000, "prompts": [1] * 1000}
+    with pytest.raises(ValidationError) as found:
+        _Content.model_validate(content)
+    assert len(found.value.errors()) == 2

@@ -129,6 +129,9 @@ def test_limits_of_side_files_together(tmp_path: Path, monkeypatch: pytest.Monke
     """One file under many names, and many names of no file."""
     path = write_obj(tmp_path, "# " + 1000 * "x", "".join(f"mtllib {k * './'}square.mtl\n" for k in range(9)))
     assert not read_mesh_file(path).failures
+    with monkeypatch.context() as limited:
+        limited.setattr("threedgen.geometry.obj_file.MAX_MTL_BYTES", 5000)
+        assert len(read_mesh_file(path).failures) == 1
     monkeypatch.setattr("threedgen.geometry.side_files.MAX_READ", 5000)
     with refused("", path):
         read_mesh_file(path)
@@ -155,20 +158,31 @@ def test_parts_share_a_buffer(tmp_path: Path, kept: int, monkeypatch: pytest.Mon
 
 def test_rows_and_lines_have_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("threedgen.geometry.submesh.MAX_LINES", 100)
+    monkeypatch.setattr("threedgen.geometry.submesh.MAX_VERTICES", 55)
+    monkeypatch.setattr("threedgen.geometry.submesh.MAX_WORDS", 380)
+    monkeypatch.setattr("threedgen.geometry.off_file.MAX_WORDS", 390)
     for name in ("MAX_LINES", "MAX_TRIANGLES"):
         monkeypatch.setattr(f"threedgen.geometry.ply_file.{name}", 100)
     head = "ply\nformat ascii 1.0\nelement vertex 3\n" + "".join(f"property float {axis}\n" for axis in "xyz")
     lists = "element other {}\nproperty list uchar uchar x\nend_header\n" + "0 0 0\n" * 3 + "1 0\n"
     files = {
-        "a.obj": "v 0 0 0\n" * 101,
-        "a.off": "OFF\n1 0 0\n" + "0 0 0\n" * 101,
-        "rows.ply": head.replace("vertex 3", "vertex 101") + "end_header\n",
-        "lists.ply": head + lists.format(101) + "0\n" * 100,
+        "a.obj": ("v 0 0 0\n" * 101, "100"),
+        "a.off": ("OFF\n1 0 0\n" + "0 0 0\n" * 101, "100"),
+        "rows.ply": (head.replace("vertex 3", "vertex 101") + "end_header\n", "100"),
+        "lists.ply": (head + lists.format(101) + "0\n" * 100, "100"),
+        "vertices.obj": ("v 0 0 0\nvt 0 0\n" * 28 + "v 0 0 0\n" * 28, "55"),
+        "words.obj": ("v" + " 0" * 400, "380"),
+        "words.off": ("OFF\n" + "0\v" * 400, "390"),
+        "words.ply": (head + "end_header\n" + "0 " * 400, "380"),
     }
-    for name, text in files.items():
+    for name, (text, limit) in files.items():
         (tmp_path / name).write_text(text)
-        with refused("", tmp_path / name, "100"):
+        with refused("", tmp_path / name, limit):
             read_mesh_file(tmp_path / name)
+    monkeypatch.setattr("threedgen.geometry.submesh.MAX_TRIANGLES", 4)
+    (tmp_path / "a.stl").write_text("solid\nfacet\n" + "vertex 0 0 0\n" * 15)
+    with refused("", tmp_path / "a.stl", "5", "4"):
+        read_mesh_file(tmp_path / "a.stl")
 
 
 def _polygon(corners: int) -> str:

@@ -183,5 +183,18 @@ def test_light_is_the_colour_of_materials_without_another(tmp_path: Path, lines:
 
 
 def test_options_of_any_length_are_read_in_linear_time(tmp_path: Path) -> None:
-    path = write_obj(tmp_path, f"map_Kd -s {10**6 * '1'}x a.png")
-    assert len(read_mesh(path).notes) == 1
+    path = write_obj(tmp_path, f"map_Kd -s {10**6 * '1'}x a.png\nmap_d {'-s 1 ' * 200_000} b.png")
+    assert len(read_mesh(path).notes) == 2
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("ragged", [100_000, 2])
+def test_lines_in_any_order_and_of_any_length(
+    tmp_path: Path, end: str, ragged: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("threedgen.geometry.obj_file.RAGGED", ragged)
+    lines = ["v 0 0 0", "  V\t1 0 0 # a comment", "#v 9 9 9", "", "v 1 \\", "1 0 1", "f -3 -2 -1", "v 0 1 0", "f 1 3 4"]
+    (tmp_path / "a.obj").write_bytes(end.join(lines).encode())
+    corners = [part.vertices[part.faces] for part in read_mesh_file(tmp_path / "a.obj", colours=False).submeshes]
+    square = np.array([[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]], float)
+    assert np.concatenate(corners).tolist() == square[[[0, 1, 2], [0, 2, 3]]].tolist()

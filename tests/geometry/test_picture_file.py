@@ -2,6 +2,7 @@
 
 import io
 import os
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,39 @@ def test_load_image_refuses_eps_decompression_bomb_and_fifo(tmp_path: Path) -> N
         os.mkfifo(fifo)
         with refused(None, fifo):
             load_image(fifo)
+
+
+def _slow_images(folder: Path) -> dict[str, tuple[str, int]]:
+    """Write images that each exceed one limit: file name -> (name of the limit, value below which it is read)."""
+    noise, strips = Image.fromarray(NOISE), {278: 1}
+    noise.save(folder / "scans.jpg", progressive=True)
+    noise.save(folder / "parts.png")
+    data = (folder / "parts.png").read_bytes()
+    (folder / "parts.png").write_bytes(
+        data[:33] + 500 * (bytes(4) + b"abCd" + zlib.crc32(b"abCd").to_bytes(4)) + data[33:]
+    )
+    noise.save(folder / "strips.tif", tiffinfo=strips)
+    noise.save(folder / "strips.big.tif", tiffinfo=strips, big_tiff=True)
+    (folder / "levels.ppm").write_bytes(b"P6 60 40 254\n" + bytes(7200))
+    noise.save(folder / "size.webp")
+    os.truncate(folder / "size.webp", 3_000_000)
+    return {
+        "scans.jpg": ("MAX_SCANNED", 60 * 40 * 9),
+        "parts.png": ("MAX_READS", 500),
+        "strips.tif": ("MAX_STRIPS", 39),
+        "strips.big.tif": ("MAX_STRIPS", 39),
+        "levels.ppm": ("MAX_SLOW_PIXELS", 60 * 40 - 1),
+        "size.webp": ("MAX_BYTES", 2_000_000),
+    }
+
+
+@pytest.mark.parametrize("name", ["scans.jpg", "parts.png", "strips.tif", "strips.big.tif", "levels.ppm", "size.webp"])
+def test_images_that_take_very_long_are_refused(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit, value = _slow_images(tmp_path)[name]
+    assert load_image(tmp_path / name).size == (60, 40)
+    monkeypatch.setattr(f"threedgen.geometry.picture_file.{limit}", value)
+    with refused("photos", tmp_path / name):
+        load_image(tmp_path / name, key="photos")
 
 
 def test_load_image_raises_only_config_errors_for_corrupt_bytes() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from tests.support.errors import refused
 from threedgen.config.errors import OutOfMemory
@@ -83,3 +84,16 @@ def test_require_finite_checks_every_dtype(value: float, kind: torch.dtype) -> N
     require_finite({"w": torch.tensor([1.0, 6e4], dtype=kind), "n": torch.tensor(3)}, "the weights")
     with refused(None, "the weights", "'w'"):
         require_finite({"w": torch.tensor([1.0, value], dtype=kind)}, "the weights")
+
+
+def test_structure_of_files_has_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = {str(k): torch.ones(1) for k in range(5)}
+    torch.save(tensors, tmp_path / "a.pt")
+    save_file(tensors, tmp_path / "a.safetensors")
+    for read, name in ((read_torch, "a.pt"), (read_safetensors, "a.safetensors")):
+        assert read(tmp_path / name).keys() == tensors.keys()
+        monkeypatch.setattr("threedgen.run.torch_file.MAX_PICKLE_BYTES", 100)
+        monkeypatch.setattr("threedgen.run.torch_file.MAX_TENSORS", 4)
+        with refused(None, tmp_path / name):
+            read(tmp_path / name)
+        monkeypatch.undo()

@@ -16,19 +16,31 @@ from .errors import STORAGE_ERRORS, ConfigError
 logger = logging.getLogger(__name__)
 
 LEGACY_ENCODING = "cp1252"  # encoding of text files of older Windows programs, such as CSV files of Excel
-_LARGE_NUMBER = re.compile(r"\d{19}|\d[eE]\+?\d{3}")
+_LARGE_NUMBER = re.compile(r"[0-9](?:[0-9]{18}|[eE]\+?[0-9]{3})")  # begins with a set, which is searched fast
 MAX_BYTES = 64 << 20
 """Default maximum size of a file. The largest files are the metrics of long runs."""
+MAX_PICKLE_BYTES = 4 << 20  # maximum size of the pickle with the structure of a torch file; SDXL's has 0.4 MB
+MAX_VALUES, MAX_CHARACTERS = 5_000_000, 1 << 28
+"""Largest number of values in JSON text, each of which takes up to 300 bytes of memory, and of its characters."""
 
 
-def ordinary(path: Path) -> Path:
-    """Return `path` itself if it is a regular file. Raises OSError for folders, pipes and devices."""
-    kind = path.stat().st_mode
-    if stat.S_ISDIR(kind):
+def ordinary(path: Path, max_bytes: int | None = None) -> Path:
+    """Return `path` itself if it is a regular file of at most `max_bytes` bytes; None: of any size.
+
+    Raises OSError for larger files, folders, pipes and devices.
+    """
+    found = path.stat()
+    if stat.S_ISDIR(found.st_mode):
         raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
-    if not stat.S_ISREG(kind):
+    if not stat.S_ISREG(found.st_mode):
         raise OSError(errno.EINVAL, "it is no ordinary file", str(path))
+    if max_bytes is not None and found.st_size > max_bytes:
+        raise _too_large(path, max_bytes)
     return path
+
+
+def _too_large(path: Path, max_bytes: int) -> OSError:
+    return OSError(errno.EFBIG, f"it is larger than {max_bytes / 1e6:,.4g} MB", str(path))
 
 
 def read_bytes(path: Path, max_bytes: int = MAX_BYTES, start: int = 0, count: int | None = None) -> bytes:
@@ -43,7 +55,7 @@ def read_bytes(path: Path, max_bytes: int = MAX_BYTES, start: int = 0, count: in
             data = file.read(max_bytes + 1 if count is None else count)
             if len(data) <= max_bytes:  # else the file is growing, or its size is unknown as in /proc
                 return data
-    raise OSError(errno.EFBIG, f"it is larger than {max_bytes / 1e6:,.4g} MB", str(path))
+    raise _too_large(path, max_bytes)
 
 
 def read_text(path: Path, key: str = "", max_bytes: int = MAX_BYTES) -> str:
@@ -72,9 +84,15 @@ def read_text(path: Path, key: str = "", max_bytes: int = MAX_BYTES) -> str:
 def parse_json(text: str | bytes) -> Any:
     """Parse JSON strictly.
 
-    Raises ValueError for invalid JSON, NaN, infinities, integers longer than 19 characters, and deep nesting.
+    Raises ValueError for invalid JSON, NaN, infinities, integers longer than 19 characters, deep nesting, more than
+    `MAX_VALUES` values or `MAX_CHARACTERS` characters.
     """
+    problem = ValueError(f"more than {MAX_VALUES:,} values or {MAX_CHARACTERS:,} characters")
+    if len(text) > MAX_CHARACTERS:
+        raise problem
     text = text.decode(json.detect_encoding(text), "surrogatepass") if isinstance(text, bytes) else text
+    if sum(map(text.count, ",{[")) > MAX_VALUES:
+        raise problem
     large = _LARGE_NUMBER.search(text) is not None  # else the checks, which are slow, are not needed
     number, integer = (_finite, _bounded) if large else (None, None)
     try:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from threedgen.config.errors import ConfigError, short
-from threedgen.config.plain_file import read_bytes, read_text
+from threedgen.config.plain_file import MAX_BYTES, read_bytes, read_text
 from threedgen.run.arrays import Array
 
 
@@ -65,4 +65,6 @@ def read_npy(path: Path) -> Array:
         raise ConfigError(f"{path} holds pickled objects, which could run code. Save it as a plain array") from None
     except OSError as error:
         raise ConfigError(f"{path} cannot be read ({error})") from None
+    if array.size > MAX_BYTES:  # without a byte per value
+        raise ConfigError(f"{path} is not an array of numbers or texts: its values have no size")
     return array

@@ -44,8 +44,8 @@ class _Content(BaseModel):
     fov: float | None = Field(None, gt=0, lt=180)
     height: int | None = Field(None, gt=0, strict=True)
     width: int | None = Field(None, gt=0, strict=True)
-    files: tuple[str, ...] | None = None
-    prompts: tuple[str, ...] | None = None
+    files: tuple[str, ...] | None = Field(None, fail_fast=True)
+    prompts: tuple[str, ...] | None = Field(None, fail_fast=True)
 
 
 def write_cameras(path: Path, cameras: Cameras, files: list[str], prompts: list[str]) -> None:

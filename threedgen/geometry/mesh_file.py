@@ -112,7 +112,7 @@ def _read_stl(data: bytes, colours: bool) -> Submesh:
         row = np.dtype([("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("attribute", "<u2")])
         corners = np.frombuffer(data, row, count, 84)["corners"].astype(np.float64)
     else:
-        check_count(data.lower().count(b"endfacet"))
+        check_count(data.lower().count(b"vertex") // 3)
         texts = re.findall(rb"\bvertex\s+(\S+\s+\S+\s+\S+)", data, re.IGNORECASE)
         corners = np.fromstring(b" ".join(texts), np.float64, sep=" ").reshape(-1, 3, 3)
     normals = unit(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]))

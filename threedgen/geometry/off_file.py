@@ -8,9 +8,10 @@ import numpy as np
 from threedgen.config.errors import ConfigError
 from threedgen.geometry.polygons import polygon_mesh
 from threedgen.geometry.side_files import decode
-from threedgen.geometry.submesh import Submesh, check_count, check_lines, in_unit_range
+from threedgen.geometry.submesh import Submesh, check_count, check_text, in_unit_range
 from threedgen.run.arrays import Array
 
+MAX_WORDS = 40_000_000  # largest number of words in a file
 _HEADER = re.compile(r"\s*((?:ST|C|N)*)OFF(?![a-zA-Z])( +BINARY)?", re.IGNORECASE)
 
 
@@ -20,8 +21,8 @@ def read_off(data: bytes, colours: bool) -> Submesh:
     If `colours` is True, the colours of vertices or faces are also read, integers up to 255 or floats up to 1. Raises
     ConfigError, IndexError or ValueError if the file is damaged.
     """
-    check_lines(data)
-    text = re.sub(r"#[^\n]*", "", decode(data).replace("\r", "\n"))
+    text = decode(check_text(data, MAX_WORDS)).encode("ascii", "replace").decode()  # so that only ASCII spaces separate
+    text = re.sub(r"#[^\n]*", "", text.replace("\r", "\n"))
     header = _HEADER.match(text)
     if header is None or header[2]:
         raise ConfigError("it has no header OFF, COFF or NOFF" if header is None else "it is binary. Save it as text")

@@ -1,8 +1,10 @@
 """Readers of untrusted images and depth images, and extraction of the foreground of an object."""
 
 import io
+import struct
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,12 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", 
 RAW_SUFFIXES = (".dng", ".cr2", ".cr3", ".nef", ".arw", ".rw2", ".orf", ".raf")
 """File name endings of raw photos. Some are TIFF files, from which PIL would read a small preview."""
 MAX_PIXELS = 64_000_000  # limit against decompression bombs
+MAX_BYTES, MAX_READS, MAX_STRIPS = 1 << 29, 1_000_000, 200_000
+"""Largest size of an image file, number of reads in it (each part of a PNG or GIF needs about three), and number of
+strips or tiles in a TIFF."""
+MAX_SCANNED, MAX_SLOW_PIXELS = 4_000_000_000, 4_000_000
+"""Largest number of pixels of all scans of a JPEG together, and of an image that PIL decodes in Python, in up to four
+seconds per million."""
 MAX_16_BITS = 65535
 WORKING_SIZE = 1024  # maximum longer side in pixels of the images in which `read_foreground` works
 COLOUR_TOLERANCE, MIN_BORDER_FRACTION = 0.08, 0.95
@@ -29,32 +37,85 @@ MIN_ISLAND_FRACTION = 1e-3
 MIN_OPAQUE_ALPHA = 0.99  # an image is opaque if all alpha values are above this one
 
 
-def open_image(file: Path | bytes, name: str = "", key: str = "") -> Image.Image:
-    """Open an image, from a path or its bytes, and read only the header.
+class _Reader(io.BufferedReader):
+    """Reader of an image file, from its raw bytes, that ends after `MAX_READS` reads.
+
+    `name` and `key` are the file name and the config key of errors.
+    """
+
+    def __init__(self, raw: io.RawIOBase | io.BytesIO, name: str, key: str) -> None:
+        super().__init__(raw)
+        self.title, self.key, self.reads = name, key, 0
+
+    def read(self, size: int | None = -1) -> bytes:
+        self.reads += 1
+        if self.reads > MAX_READS:
+            raise self.refusal("has too many parts")
+        return super().read(size)
+
+    def refusal(self, problem: str) -> ConfigError:
+        advice = f"Save it as PNG or JPEG of at most {MAX_PIXELS:,} pixels."
+        return ConfigError(f"{self.title} {problem}. {advice}", self.key)
+
+    def check_strips(self) -> None:
+        """Raise ConfigError for a TIFF with too many strips or tiles, of each of which PIL makes an object."""
+        head = self.read(16)
+        order, large = "<" if head[:2] == b"II" else ">", head[2:4] in (b"+\0", b"\0+")
+        if head[:4] in (b"II*\0", b"MM\0*") or large:
+            number, entry = struct.Struct(order + ("Q" if large else "H")), order + ("HHQ8x" if large else "HHI4x")
+            self.seek(struct.unpack_from(order + ("Q" if large else "I"), head, 8 if large else 4)[0])
+            entries = self.read(number.unpack(self.read(number.size))[0] * struct.calcsize(entry))
+            counts = {tag: count for tag, _, count in struct.iter_unpack(entry, entries)}
+            if max(counts.get(tag, 0) for tag in (273, 324)) > MAX_STRIPS:
+                raise self.refusal(f"has more than {MAX_STRIPS:,} strips or tiles")
+        self.seek(0)
+
+    def check_effort(self, image: Image.Image) -> None:
+        """Raise ConfigError if the pixels of `image`, which was opened from this file, take very long to decode."""
+        pixels, position = image.width * image.height, self.tell()
+        if pixels > MAX_PIXELS:
+            raise self.refusal("is too large")
+        if pixels > MAX_SLOW_PIXELS and any(tile[0] in Image.DECODERS for tile in getattr(image, "tile", ())):
+            raise self.refusal(f"is a large image in a kind of {image.format} that is slow to read")
+        if image.format in ("JPEG", "MPO"):
+            self.seek(0)
+            scans = self.read().count(b"\xff\xda")
+            self.seek(position)
+            if scans * pixels > MAX_SCANNED:
+                raise self.refusal(f"has {scans:,} scans")
+
+
+@contextmanager
+def open_image(file: Path | bytes, name: str = "", key: str = "") -> Iterator[Image.Image]:
+    """Return a context with an image, from a path or its bytes, of which only the header is decoded.
 
     `name` is the file name in error messages; empty: the path. Raises ConfigError with the config key `key` if the file
-    is missing, has an unknown format or more than MAX_PIXELS pixels, or is damaged.
+    is missing, has an unknown format or more than MAX_PIXELS pixels, is damaged, or takes very long to decode.
     """
     name = name or str(file)
     if isinstance(file, Path) and file.suffix.lower() in RAW_SUFFIXES:
         raise ConfigError(f"{name} is a raw photo, which cannot be read. Develop it and save it as JPEG.", key)
     register_heif_opener()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            image = Image.open(ordinary(file) if isinstance(file, Path) else io.BytesIO(file), formats=FORMATS)
-    except Image.DecompressionBombError:
-        raise ConfigError(f"{name} is too large. Use at most {MAX_PIXELS:,} pixels.", key) from None
-    except FileNotFoundError:
-        raise ConfigError(f"there is no file {name}", key) from None
-    except Exception as error:  # PIL raises many types for damaged headers
-        raise ConfigError(
-            f"{name} cannot be read as an image ({_reason(error)}). Save it as PNG or JPEG.", key
-        ) from None
-    if image.width * image.height > MAX_PIXELS:
-        image.close()
-        raise ConfigError(f"{name} is too large. Use at most {MAX_PIXELS:,} pixels.", key)
-    return image
+    with ExitStack() as stack:
+        try:
+            raw = io.BytesIO(file) if isinstance(file, bytes) else open(ordinary(file, MAX_BYTES), "rb", buffering=0)
+            reader = stack.enter_context(_Reader(raw, name, key))
+            reader.check_strips()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                image = stack.enter_context(Image.open(reader, formats=FORMATS))
+            reader.check_effort(image)
+        except ConfigError:
+            raise
+        except Image.DecompressionBombError:
+            raise ConfigError(f"{name} is too large. Use at most {MAX_PIXELS:,} pixels.", key) from None
+        except FileNotFoundError:
+            raise ConfigError(f"there is no file {name}", key) from None
+        except Exception as error:  # PIL raises many types for damaged headers
+            raise ConfigError(
+                f"{name} cannot be read as an image ({_reason(error)}). Save it as PNG or JPEG.", key
+            ) from None
+        yield image
 
 
 def image_shape(path: Path) -> tuple[int, int]:

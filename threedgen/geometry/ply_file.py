@@ -13,7 +13,15 @@ import numpy as np
 from threedgen.config.errors import ConfigError, short
 from threedgen.geometry.polygons import polygon_mesh
 from threedgen.geometry.side_files import SideFiles, decode
-from threedgen.geometry.submesh import MAX_LINES, MAX_TRIANGLES, Submesh, TooLarge, check_count, in_unit_range
+from threedgen.geometry.submesh import (
+    MAX_LINES,
+    MAX_TRIANGLES,
+    Submesh,
+    TooLarge,
+    check_count,
+    check_text,
+    in_unit_range,
+)
 from threedgen.geometry.texture import Texture
 from threedgen.run.arrays import Array
 
@@ -138,7 +146,7 @@ def _tables(header: bytes, body: memoryview) -> tuple[dict[str, Table], dict[str
         raise TooLarge(f"an element has more than {MAX_LINES:,} rows")
     dtypes = {name: {p.name: p.dtype for p in properties} for name, _, properties in elements}
     if text:  # as binary: all numbers are of one type
-        body = np.fromstring(bytes(body), np.float64, sep=" ").data.cast("B")
+        body = np.fromstring(check_text(body), np.float64, sep=" ").data.cast("B")
     tables, position = dict[str, Table](), 0
     for name, count, properties in elements:
         types = [

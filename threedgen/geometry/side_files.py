@@ -17,7 +17,7 @@ from threedgen.geometry.submesh import MAX_BYTES, TooLarge
 from threedgen.run.arrays import Array
 from threedgen.run.disk import file_key
 
-MAX_TEXTURE_BYTES, MAX_MTL_BYTES = 1 << 28, 1 << 24  # largest size in bytes of a texture and of an MTL file
+MAX_TEXTURE_BYTES, MAX_MTL_BYTES = 1 << 28, 1 << 24  # largest size in bytes of a texture and of all MTL files
 MAX_TEXELS = 400_000_000  # largest number of pixels of all textures of a mesh file together
 MAX_READ, MAX_SEARCHES = 4 << 30, 200_000  # largest number of bytes that are read, and of searches of files, together
 MAX_FAILURES = 20  # largest number of messages about missing and unreadable files
@@ -165,13 +165,16 @@ class Listings:
         return folder
 
     def _entry(self, folder: Path, name: str) -> str | None:
-        return name if os.path.exists(folder / name) else self._entries(folder).get(file_key(name))
+        entries = self._entries(folder)  # empty if the folder may not be listed
+        known = name in ("", os.curdir, os.pardir) or not entries and os.path.exists(folder / name)
+        return name if known else entries.get(name) or entries.get(file_key(name))
 
 
 def _entries(folder: Path) -> dict[str, str]:
-    # key of a file name -> file name; the first name wins
+    # key of a file name, or the name itself -> file name; of equal keys the first name wins
     try:
-        return {file_key(name): name for name in sorted(os.listdir(folder), reverse=True)}
+        names = sorted(os.listdir(folder), reverse=True)
+        return {file_key(name): name for name in names} | {name: name for name in names}
     except OSError:
         return {}
 

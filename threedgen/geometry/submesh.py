@@ -14,7 +14,9 @@ MAX_BYTES = 1 << 30  # largest size in bytes of a mesh file, and of the part of 
 MAX_TRIANGLES, MAX_PARTS = 5_000_000, 20_000
 """Largest number of triangles, and of submeshes (triangles with one material), in a mesh file."""
 MAX_LINES = 20_000_000  # largest number of lines of a text file, and of rows of a table, such as vertices
+MAX_VERTICES, MAX_WORDS = 10_000_000, 150_000_000  # largest number of vertices and of words in a text file
 
+WHITE = b" \t\n\v\f\r"
 MAX_UNIT = 1.5  # some programs write slightly more than 1 for 1
 
 
@@ -67,15 +69,21 @@ def in_unit_range(colours: Array) -> Array:
     return colours / (255 if np.nanmax(colours, initial=0) > MAX_UNIT else 1)
 
 
-def check_count(triangles: int, parts: int = 1) -> None:
-    """Raise TooLarge if a mesh file has more than `MAX_TRIANGLES` triangles or `MAX_PARTS` submeshes."""
+def check_count(triangles: int, parts: int = 1, vertices: int = 0) -> None:
+    """Raise TooLarge above `MAX_TRIANGLES` triangles, `MAX_PARTS` submeshes, or `MAX_VERTICES` vertices in a text."""
     if triangles > MAX_TRIANGLES:
         raise TooLarge(f"too many triangles: {triangles:,}; the maximum is {MAX_TRIANGLES:,}. Simplify the mesh")
     if parts > MAX_PARTS:
         raise TooLarge(f"too many parts: {parts:,}; the maximum is {MAX_PARTS:,}. Join its meshes by material")
+    if vertices > MAX_VERTICES:
+        raise TooLarge(f"it has more than {MAX_VERTICES:,} vertices. Simplify the mesh or save it as GLB")
 
 
-def check_lines(data: bytes) -> None:
-    """Raise TooLarge if a text file has more than `MAX_LINES` lines."""
+def check_text(data: bytes | memoryview, max_words: int | None = None) -> bytes:
+    """Return the bytes of a text file. Raise TooLarge above `MAX_LINES` lines or `max_words` (`MAX_WORDS`) words."""
+    data, max_words = bytes(data), max_words or MAX_WORDS
     if max(data.count(b"\n"), data.count(b"\r")) > MAX_LINES:
         raise TooLarge(f"it has more than {MAX_LINES:,} lines")
+    if sum(map(data.count, WHITE)) > max_words:
+        raise TooLarge(f"it has more than {max_words:,} words")
+    return data

@@ -10,17 +10,17 @@ from pickletools import genops
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import Tensor
 
 from threedgen.config.errors import ConfigError, FileError, short, storage_error
-from threedgen.config.plain_file import ordinary
+from threedgen.config.plain_file import MAX_PICKLE_BYTES, ordinary
 from threedgen.run.memory import require_memory
 
 MAX_SHARING = 4  # maximum ratio of tensor sizes to file size; above 1 if tensors share memory
 
+MAX_TENSORS = 100_000  # largest number of tensors in a safetensors file; reading them takes about 10 s
 MAX_WEIGHT = 1e12  # largest allowed absolute value of a weight; a product of two must fit into float32
-MAX_PICKLE_BYTES = 32 << 20  # maximum size of the pickle with the structure of a torch file
 _PLAIN = re.compile(
     r"collections (OrderedDict|Counter|defaultdict)|builtins (set|complex)|_codecs encode"
     r"|torch (\w+Storage|Size|device|b?float\w*|complex\w*|u?int\d+|bool)"
@@ -129,10 +129,13 @@ def read_torch(path: Path, mmap: bool = False, skip_objects: bool = False) -> An
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """Load the tensors of a safetensors file to the CPU, by name. Raises FileError if it is missing or damaged."""
     try:
-        return load_file(ordinary(path))
+        with safe_open(ordinary(path), "pt") as file:
+            if len(names := file.keys()) <= MAX_TENSORS:
+                return {name: file.get_tensor(name) for name in names}
     except Exception as error:  # SafetensorError, or torch's errors for unsupported dtypes
         _raise_if_unreadable(path, error)
         raise FileError(f"{path} is damaged: it is not valid safetensors ({type(error).__name__})") from None
+    raise FileError(f"{path} is no checkpoint: it has more than {MAX_TENSORS:,} tensors")
 
 
 def _raise_if_unreadable(path: Path, error: Exception) -> None:

@@ -116,6 +116,13 @@ def test_list_assets_compares_names_as_file_systems_do(folder: Path) -> None:
     assert found == {"box.glb": 22.5, "Käfer.obj": 0, "ball.obj": 0}
 
 
+def test_list_assets_searches_few_similar_names(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "captions.csv").write_text("ball.obj,a ball\n" + "".join(f"boll{k}.obj,a ball\n" for k in range(9)))
+    monkeypatch.setattr("threedgen.data.assets.options.MAX_HINTS", 3)
+    reasons = [reason for line, reason in list_assets(folder, "captions.csv").left_out.items() if "line" in line]
+    assert ["'ball.obj'" in reason for reason in reasons] == [True] * 3 + [False] * 6
+
+
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 def test_caption_in_the_last_column_may_contain_the_delimiter(folder: Path, delimiter: str) -> None:
     rows = ("file", "caption"), ("box.glb", "a red box", " shiny", ""), ("ball.obj", "a ball", "", "")

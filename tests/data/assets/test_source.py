@@ -148,3 +148,10 @@ def test_sparse_members_of_shards_are_not_read(shards: Shards, tmp_path: Path) -
     path.write_bytes(data)
     with refused(None, path, f"{entry.name}.json"):
         Shards(tmp_path / "views").metadata(entry)
+
+
+def test_shards_have_a_limit_of_files(shards: Shards, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry, fresh = shards.entries[-1], Shards(shards.folder)
+    monkeypatch.setattr("threedgen.data.assets.shards.MAX_MEMBERS", 2)
+    with refused(None, shards.folder / entry.shard):
+        fresh.metadata(entry)

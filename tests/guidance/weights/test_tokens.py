@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from tests.support.errors import refused
 from tests.support.tiny_prior import letter_tokenizer, word_tokenizer
-from threedgen.guidance.weights import tokens
+from threedgen.guidance.weights import files, tokens
 
 
 def test_tokens_cut_returns_words_beyond_limit() -> None:
@@ -68,3 +69,16 @@ def test_token_ids_refuses_tokenizer_without_padding() -> None:
     bare.pad_token = None
     with refused():
         tokens.token_ids(bare, ["a"], 5)
+
+
+def test_tokenizers_and_headers_have_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = clip_files(tmp_path / "x")
+    assert len(tokens.read_tokenizer(path)) == len(letter_tokenizer())
+    monkeypatch.setattr("threedgen.guidance.weights.tokens.MAX_VOCABULARY_BYTES", 10)
+    with refused(None, path):
+        tokens.read_tokenizer(path)
+    save_file({"a": torch.ones(1)}, tmp_path / "a.safetensors", {"note": 1000 * "x"})
+    assert files.read_header(tmp_path / "a.safetensors")[0] == ["a"]
+    monkeypatch.setattr("threedgen.guidance.weights.files.MAX_HEADER", 1000)
+    with refused(None, tmp_path / "a.safetensors"):
+        files.read_header(tmp_path / "a.safetensors")

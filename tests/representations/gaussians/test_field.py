@@ -1,6 +1,7 @@
 """3D Gaussians as a representation: interface, initial points, colours, renders, export from depth images."""
 
 import math
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,31 @@ def test_point_cloud_file_gives_positions_colours_and_spacing(tmp_path: Path) ->
     )  # half of the spacing 0.2, and max_size
     torch.testing.assert_close(made.colours(torch.zeros(1, 125, 3))[0, 0], torch.tensor([0.999, 0.2, 0.001]))
     assert len(made.gradient_sum) == 125 and made.features.shape == (125, 1, 3)
+
+
+@pytest.mark.parametrize("kind", ["obj", "stl", "off", "glb", "xyz"])
+def test_points_of_meshes_and_texts(tmp_path: Path, kind: str) -> None:
+    mesh, path = trimesh.creation.box(extents=(0.2, 0.4, 0.6)), tmp_path / f"points.{kind}"
+    mesh.visual.vertex_colors = [255, 51, 0, 255]
+    if kind == "xyz":
+        path.write_text("".join(f"{x} {y} {z} 255 51 0\n" for x, y, z in mesh.vertices))
+    else:
+        mesh.export(path)
+    made = field(count=7)
+    made.init_from_file(path)
+    assert np.unique(made.means.detach().numpy().round(5), axis=0).shape == (8, 3)
+    assert made.means.abs().amax(0).tolist() == pytest.approx([0.1, 0.2, 0.3])
+    if kind != "stl":
+        assert made.colours(torch.zeros(1, len(made.means), 3))[0, 0].tolist() == pytest.approx(
+            [0.999, 0.2, 0.001], abs=0.01
+        )
+
+
+def test_archives_are_no_point_clouds(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "points.3mf", "w") as archive:
+        archive.writestr("3D/3dmodel.model", "")
+    with refused("start", ".xyz", ".glb"):
+        field().init_from_file(tmp_path / "points.3mf")
 
 
 @pytest.mark.parametrize(

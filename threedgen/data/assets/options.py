@@ -20,6 +20,7 @@ from threedgen.run.options import Engine, WorkersConfig, cores
 
 Up = Literal["y", "z"]
 COLUMNS = ("file", "caption", "up", "turn")
+MAX_HINTS = 100  # largest number of messages with the most similar file name, whose search is slow
 
 
 @dataclass(frozen=True)
@@ -58,15 +59,16 @@ def list_assets(folder: Path, captions: str, up: Up = "y") -> Listing:
     files = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("[!.]*") if p.suffix.lower() in MESHES)
     if not files:
         raise ConfigError(f"should contain meshes ({', '.join(MESHES)})", "data", str(folder))
-    names = {file_key(file): file for file in files}
+    names, known = {file_key(file): file for file in files}, set(files)
     by_file, left_out = dict[str, Asset](), dict[str, str]()
     for line, row in read_rows(path):
         file = Path(row["file"].replace("\\", "/")).as_posix()
-        file = file if file in files else names.get(file_key(file), file)
+        file = file if file in known else names.get(file_key(file), file)
         try:
             asset = _asset(file, row, up)
-            if file not in files:
-                raise ValueError(f"mesh not found{did_you_mean(nearest(file, files))}")
+            if file not in known:
+                hint = did_you_mean(nearest(file, files)) if len(left_out) < MAX_HINTS else ""
+                raise ValueError(f"mesh not found{hint}")
             if file in by_file:
                 raise ValueError("second caption of this mesh")
             by_file[file] = asset

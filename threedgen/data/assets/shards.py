@@ -31,6 +31,7 @@ from threedgen.run.disk import Tree, atomic_file
 
 from .options import INDEX
 
+MAX_MEMBERS = 500_000  # maximum number of files in a shard; reading their names takes about 20 s
 MAX_CACHED = 64  # maximum number of shards whose tables of files are kept in memory
 REMEDY = "run the command that made it again; it renders only the missing shards"
 
@@ -153,14 +154,15 @@ class Shards:
 
     def _read_members(self, shard: str) -> dict[str, tuple[int, int]]:
         # only plain files, as `add_asset` writes them: other kinds of members can state any size
-        members = dict[str, tuple[int, int]]()
+        members, left = dict[str, tuple[int, int]](), MAX_MEMBERS
         with ordinary(self.folder / shard).open("rb") as file:
             while any(block := file.read(tarfile.BLOCKSIZE)):
                 member = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-                if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or not 0 <= member.size < 1 << 40:
+                kinds = tarfile.REGTYPE, tarfile.AREGTYPE
+                if member.type not in kinds or not 0 <= member.size < 1 << 40 or not left:
                     raise tarfile.TarError(member.name)
                 start = file.tell()
-                members[member.name] = start, member.size
+                members[member.name], left = (start, member.size), left - 1
                 file.seek(start - -member.size // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE)
         return members
 

@@ -75,8 +75,8 @@ class CaptionedImages:
             try:
                 if Path(row["file"]).suffix.lower() not in SUFFIXES or not row["caption"]:
                     raise ConfigError("the line needs an image file and a caption")
-                open_image(folder / row["file"]).close()
-                self.pairs.append((row["file"], row["caption"]))
+                with open_image(folder / row["file"]):
+                    self.pairs.append((row["file"], row["caption"]))
             except ConfigError as error:
                 logger.warning("left out: %s, line %d (%s)", captions, line, error)
         if not self.pairs:

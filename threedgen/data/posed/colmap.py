@@ -6,6 +6,8 @@ https://colmap.github.io/format.html.
 
 import re
 import struct
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,8 +15,8 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from threedgen.config.errors import ConfigError
-from threedgen.config.plain_file import read_bytes, read_text
-from threedgen.geometry.side_files import Listings
+from threedgen.config.plain_file import ordinary, read_bytes
+from threedgen.geometry.side_files import Listings, decode
 from threedgen.geometry.submesh import MAX_LINES
 from threedgen.run.arrays import Array
 
@@ -22,6 +24,8 @@ from .files import MODELS, Lens, PosedFiles, check_model, find_photo
 
 MAX_BYTES, MAX_POINTS = 1 << 30, 2_000_000
 """Largest size of a file in bytes, and number of scene points that are read: the first ones of a larger model."""
+MAX_ROWS, MAX_LINE = 100_000, 1 << 26
+"""Largest number of cameras, and of images, and size in bytes of a line; the rest of a line becomes another line."""
 IMAGES = "[Ii][Mm][Aa][Gg][Ee][Ss]*"  # names of folders with photos
 NUMBER = re.compile(r"[-+]*\d[-+\d.eE]*")
 
@@ -84,6 +88,10 @@ class _Cursor:
     def count(self) -> int:
         return int(self.read("Q")[0])
 
+    def rows(self) -> range:
+        _check_rows(count := self.count())
+        return range(count)
+
     def skip(self, size: int) -> None:
         self.read(f"{size * self.count()}x")  # a number of entries, and the entries of `size` bytes each
 
@@ -93,15 +101,20 @@ class _Cursor:
         return self.data[start : self.position - 1].decode("utf-8", "replace")
 
 
+def _check_rows(count: int) -> None:
+    if count > MAX_ROWS:
+        raise ValueError(f"more than {MAX_ROWS:,} cameras or images")
+
+
 def _binary(folder: Path) -> _Model:
     rows = _Model({}, [], [])
     cameras, images = _Cursor(folder / "cameras.bin"), _Cursor(folder / "images.bin")
-    for _ in range(cameras.count()):
+    for _ in cameras.rows():
         number, kind, *size = cameras.read("IiQQ")
         name = dict(enumerate(MODELS)).get(int(kind), f"model {kind}")
         check_model(name, folder)
         rows.cameras[int(number)] = name, size + cameras.read(f"{MODELS[name]}d")
-    for _ in range(images.count()):
+    for _ in images.rows():
         *pose, camera = images.read("I7dI")[1:]
         rows.images.append((images.text(), int(camera), pose))
         images.skip(24)  # keypoints
@@ -115,20 +128,28 @@ def _binary(folder: Path) -> _Model:
 
 def _text(folder: Path) -> _Model:
     cameras, images, points = (_lines(folder / f"{name}.txt") for name in ("cameras", "images", "points3D"))
-    rows = _Model({}, [], [[float(x) for x in line.split()[1:4]] for line in points[:MAX_POINTS] if line.strip()])
-    for number, model, *numbers in (line.split() for line in cameras if line.strip()):
+    rows = _Model({}, [], [list(map(float, line.split(maxsplit=4)[1:4])) for line in islice(points, MAX_POINTS)])
+    for line in cameras:
+        number, model, *numbers = line.split(maxsplit=20)
         rows.cameras[int(number)] = model, list(map(float, numbers))
+        _check_rows(len(rows.cameras))
     for line in images:
         words = line.split(maxsplit=9)
-        if len(words) == 10 and not NUMBER.fullmatch(words[9].split()[-1]):  # else keypoints: x, y, point, x, y, ...
+        if len(words) == 10 and not NUMBER.fullmatch(words[9].rsplit(maxsplit=1)[-1]):
+            # else keypoints: x, y, point, x, y, ...
             rows.images.append((words[9].strip(), int(words[8]), list(map(float, words[1:8]))))
+            _check_rows(len(rows.images))
     return rows
 
 
-def _lines(path: Path) -> list[str]:
+def _lines(path: Path) -> Iterator[str]:
+    # lines with text, without comments
     if path.stem == "points3D" and not path.is_file():  # a model without points is valid
-        return []
-    text = read_text(path, max_bytes=MAX_BYTES).strip("\r\n")
-    if text.count("\n") > MAX_LINES:
-        raise ConfigError(f"{path} has more than {MAX_LINES:,} lines")
-    return [line for line in text.splitlines() if not line.startswith("#")]
+        return
+    with open(ordinary(path, MAX_BYTES), "rb") as file:
+        for number, line in enumerate(iter(lambda: file.readline(MAX_LINE), b"")):
+            if number > MAX_LINES:
+                raise ConfigError(f"{path} has more than {MAX_LINES:,} lines")
+            text = decode(line)
+            if text.strip() and text[0] != "#":
+                yield text

@@ -21,6 +21,7 @@ MODELS = {
 """COLMAP camera model -> number of parameters, in the order of the model numbers in binary files."""
 SUPPORTED = ("SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "FULL_OPENCV")
 MAX_ASPECT_ERROR = 0.02  # maximum relative difference between the aspect ratios of an image and of its intrinsics
+MAX_NAME, MAX_PARTS = 4096, 12  # characters and parts of the path of a photo; longer ones lose their start
 MAX_LISTED = 5  # maximum number of missing photos that a message names
 
 
@@ -80,7 +81,7 @@ def find_photo(folders: Sequence[Path], name: str, listings: Listings, tails: bo
     was converted. With `tails`, `name` may be a path on another computer: as many of its last parts as exist here are
     used.
     """
-    parts = Path(name.replace("\\", "/")).parts
+    parts = Path(name[-MAX_NAME:].replace("\\", "/")).parts[-MAX_PARTS:]
     for start in range(len(parts) if tails else 1):
         *above, last = parts[start:] or ("",)
         stem = Path(last).stem if Path(last).suffix.lower() in SUFFIXES else last

@@ -1,5 +1,6 @@
 """Readers of photos with poses: `transforms.json`, or a COLMAP model (`colmap.py`). Imports no torch."""
 
+from collections import ChainMap
 from collections.abc import Mapping
 from math import tan
 from pathlib import Path
@@ -16,6 +17,7 @@ from .files import Lens, PosedFiles, check_model, find_photo, stored_shape
 
 COEFFICIENTS = ("k1", "k2", "p1", "p2", "k3", "k4", "k5", "k6")
 NUMBERS = ("fl_x", "fl_y", "camera_angle_x", "camera_angle_y", "cx", "cy", "w", "h", *COEFFICIENTS)
+MAX_FRAMES = 20_000  # largest number of photos in a transforms.json
 NGP_SCALE, NGP_OFFSET = 0.33, (0.5, 0.5, 0.5)  # defaults of Instant-NGP
 
 
@@ -30,6 +32,8 @@ def read_transforms(path: Path) -> PosedFiles:
         tree = parse_json(read_text(path))
         if not isinstance(tree, dict) or not isinstance(tree.get("frames"), list):
             raise ConfigError(f"{path} is not a transforms.json: it has no list of frames")
+        if len(tree["frames"]) > MAX_FRAMES:
+            raise ConfigError(f"{path} has more than {MAX_FRAMES:,} frames")
         for number, frame in enumerate(tree["frames"]):
             where = f"frames.{number}: "
             matrix, name = _matrix(frame["transform_matrix"]), str(frame["file_path"])
@@ -38,7 +42,7 @@ def read_transforms(path: Path) -> PosedFiles:
                     raise ConfigError(
                         f"{path} has two frames of the same photo, {photo}: {short(other)}, {short(name)}"
                     )
-                found.append((photo, matrix, _lens(tree | frame, path, photo)))
+                found.append((photo, matrix, _lens(ChainMap(frame, tree), path, photo)))
             else:
                 missing.append(name)
         where, box = "", None
