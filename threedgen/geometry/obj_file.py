@@ -62,8 +62,8 @@ class ObjText:
         self.counts = dict.fromkeys(self.rows, 0)
         self.faces: dict[tuple[str, bool, bool, int], list[bytes]] = {}
         self.libraries, self.polypaint, material, triangles = list[str](), list[bytes](), "", 0
-        joined = re.sub(rb"\\\r?\n|\t", b" ", data.removeprefix(codecs.BOM_UTF8))
-        for run in _RUN.finditer(joined.replace(b"\r\n", b"\n").replace(b"\r", b"\n")):
+        data = data.removeprefix(codecs.BOM_UTF8).replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        for run in _RUN.finditer(re.sub(rb"\\\n|\t", b" ", data)):
             key = run[1].lower()
             if key[:1] == b"#" and key != b"#mrgb":
                 continue
