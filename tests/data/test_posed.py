@@ -346,6 +346,13 @@ def test_colmap_models_have_limits(tmp_path: Path, binary: bool, monkeypatch: py
     monkeypatch.setattr("threedgen.data.posed.colmap.MAX_ROWS", count - 1)
     with refused(None, f"{count - 1}"):
         read_posed(tmp_path)
+    if not binary:  # one camera many times
+        monkeypatch.setattr("threedgen.data.posed.colmap.MAX_ROWS", count)
+        path = next(tmp_path.rglob("cameras.txt"))
+        path.write_text(path.read_text().splitlines()[-1] + "\n")
+        path.write_text(path.read_text() * (count + 1))
+        with refused(None, f"{count}"):
+            read_posed(tmp_path)
 
 
 def test_transforms_have_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -129,10 +129,10 @@ def _binary(folder: Path) -> _Model:
 def _text(folder: Path) -> _Model:
     cameras, images, points = (_lines(folder / f"{name}.txt") for name in ("cameras", "images", "points3D"))
     rows = _Model({}, [], [list(map(float, line.split(maxsplit=4)[1:4])) for line in islice(points, MAX_POINTS)])
-    for line in cameras:
+    for count, line in enumerate(cameras, 1):
+        _check_rows(count)
         number, model, *numbers = line.split(maxsplit=20)
         rows.cameras[int(number)] = model, list(map(float, numbers))
-        _check_rows(len(rows.cameras))
     for line in images:
         words = line.split(maxsplit=9)
         if len(words) == 10 and not NUMBER.fullmatch(words[9].rsplit(maxsplit=1)[-1]):

@@ -17,7 +17,7 @@ from .files import Lens, PosedFiles, check_model, find_photo, stored_shape
 
 COEFFICIENTS = ("k1", "k2", "p1", "p2", "k3", "k4", "k5", "k6")
 NUMBERS = ("fl_x", "fl_y", "camera_angle_x", "camera_angle_y", "cx", "cy", "w", "h", *COEFFICIENTS)
-MAX_FRAMES = 20_000  # largest number of photos in a transforms.json
+MAX_FRAMES = 10_000  # largest number of photos in a transforms.json
 NGP_SCALE, NGP_OFFSET = 0.33, (0.5, 0.5, 0.5)  # defaults of Instant-NGP
 
 
