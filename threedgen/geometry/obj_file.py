@@ -1,6 +1,6 @@
 """Reader of OBJ meshes with their MTL files and textures."""
 
-import codecs
+import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -24,10 +24,8 @@ _OPTION = re.compile(
 """Pattern of one option before the file name of a texture in an MTL file."""
 
 
-_POLYPAINT = re.compile(rb"(?:[0-9a-fA-F]{8})+")
-_RUN = re.compile(rb"(\S++)([^\n]*+(?:\n *+\1 [^\n]*+)*+)")
-"""Pattern of lines with the same first word, the key, one after the other."""
 RAGGED = 100_000  # number of lines of different lengths that are parsed together
+_POLYPAINT = re.compile(r"(?:[0-9a-fA-F]{8})+")
 
 
 @dataclass
@@ -47,8 +45,7 @@ class ObjText:
     Raises ConfigError if the file has more lines, triangles or submeshes than the limits.
 
     Attributes:
-        rows: key b"v", b"vt" or b"vn" -> texts of lines with this key, without the key.
-        counts: number of these lines.
+        rows: key "v", "vt" or "vn" -> texts of the lines with this key.
         faces: (material name, whether faces have vt, whether faces have vn, number of corners) -> texts of the faces.
             Indices in the texts start at 1.
         libraries: texts of the lines "mtllib", which name MTL files.
@@ -56,43 +53,37 @@ class ObjText:
     """
 
     def __init__(self, data: bytes) -> None:
-        check_count(data.count(b"\nf "))
-        data = check_text(decode(data).encode() if encoding(data[:2]) == "utf-16" else data)
-        self.rows: dict[bytes, list[bytes]] = {b"v": [], b"vt": [], b"vn": []}
-        self.counts = dict.fromkeys(self.rows, 0)
-        self.faces: dict[tuple[str, bool, bool, int], list[bytes]] = {}
-        self.libraries, self.polypaint, material, triangles = list[str](), list[bytes](), "", 0
-        data = data.removeprefix(codecs.BOM_UTF8).replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        for run in _RUN.finditer(re.sub(rb"\\\n|\t", b" ", data)):
-            key = run[1].lower()
-            if key[:1] == b"#" and key != b"#mrgb":
-                continue
-            text = re.sub(rb"\n *+\S++", b"\n", run[2]) if b"\n" in run[2] else run[2]
+        check_count(data.count(b"\nf "), vertices=max(data.count(b"\n%b " % key) for key in (b"v", b"vt", b"vn")))
+        data = check_text(data)
+        self.rows: dict[str, list[str]] = {"v": [], "vt": [], "vn": []}
+        self.faces: dict[tuple[str, bool, bool, int], list[str]] = {}
+        self.libraries, self.polypaint, material, triangles = list[str](), list[str](), "", 0
+        joined = re.sub(rb"\\\r?\n|\t", b" ", data)
+        for line in io.TextIOWrapper(io.BytesIO(joined), encoding(data), "replace"):
+            key, _, rest = line.strip().partition(" ")
+            key = key.lower()
             if key in self.rows:
-                self.rows[key].append(re.sub(rb"#[^\n]*", b"", text) if b"#" in text else text)
-                self.counts[key] += text.count(b"\n") + 1
-                check_count(0, vertices=self.counts[key])
-            elif key == b"f":
-                for rest in text.split(b"\n"):
-                    corners = rest.partition(b"#")[0].split()
-                    if b"-" in rest:
-                        corners = [self._absolute(corner) for corner in corners]
-                    if len(corners) > 2:
-                        _, vt, vn = (corners[0] + b"//").split(b"/")[:3]
-                        form, triangles = (material, bool(vt), bool(vn), len(corners)), triangles + len(corners) - 2
-                        self.faces.setdefault(form, []).append(b" ".join(corners))
-            elif key == b"usemtl":
-                material = decode(text.rpartition(b"\n")[2]).strip()
-            elif key == b"mtllib":
-                self.libraries += [decode(rest).strip() for rest in text.split(b"\n")]
-            elif key == b"#mrgb":
-                self.polypaint += [rest.strip() for rest in text.split(b"\n") if _POLYPAINT.fullmatch(rest.strip())]
-        check_count(triangles, len({form[:3] for form in self.faces}))
+                self.rows[key].append(rest.partition("#")[0] if "#" in rest else rest)
+            elif key == "f":
+                corners = rest.partition("#")[0].split()
+                if "-" in rest:
+                    corners = [self._absolute(corner) for corner in corners]
+                if len(corners) > 2:
+                    _, vt, vn = (corners[0] + "//").split("/")[:3]
+                    form, triangles = (material, bool(vt), bool(vn), len(corners)), triangles + len(corners) - 2
+                    self.faces.setdefault(form, []).append(" ".join(corners))
+            elif key == "usemtl":
+                material = rest.strip()
+            elif key == "mtllib":
+                self.libraries.append(rest.strip())
+            elif key == "#mrgb" and _POLYPAINT.fullmatch(rest):
+                self.polypaint.append(rest)
+        check_count(triangles, len({form[:3] for form in self.faces}), max(map(len, self.rows.values())))
 
-    def _absolute(self, corner: bytes) -> bytes:
+    def _absolute(self, corner: str) -> str:
         # negative indices count backwards from the last line
-        pairs = zip(corner.split(b"/"), self.counts.values(), strict=False)
-        return b"/".join(b"%d" % (int(part) + count + 1) if part[:1] == b"-" else part for part, count in pairs)
+        pairs = zip(corner.split("/"), self.rows.values(), strict=False)
+        return "/".join(str(int(part) + len(rows) + 1) if part.startswith("-") else part for part, rows in pairs)
 
     def triangles(self, points: Array) -> dict[tuple[str, bool, bool], Array]:
         """Return the triangles: (material name, whether they have vt, whether they have vn) -> int64 (F, 3, C).
@@ -102,29 +93,27 @@ class ObjText:
         """
         groups = dict[tuple[str, bool, bool], list[Array]]()
         for (material, vt, vn, corners), lines in self.faces.items():
-            numbers = np.fromstring(b" ".join(lines).replace(b"/", b" "), np.int64, sep=" ") - 1
+            numbers = np.fromstring(" ".join(lines).replace("/", " "), np.int64, sep=" ") - 1
             polygons = numbers.reshape(len(lines), corners, 1 + vt + vn)
             parts = np.take_along_axis(polygons[:, None], triangulate(points, polygons[..., 0])[..., None], 2)
             groups.setdefault((material, vt, vn), []).append(parts.reshape(-1, 3, 1 + vt + vn))
         return {group: np.concatenate(parts) for group, parts in groups.items()}
 
-    def table(self, key: bytes, columns: int, missing: float = np.nan) -> Array:
-        """Return the first `columns` numbers of all N lines of `key` (b"v", b"vt" or b"vn") as (N, columns) float64.
+    def table(self, key: str, columns: int, missing: float = np.nan) -> Array:
+        """Return the first `columns` numbers of all N lines of `key` ("v", "vt" or "vn") as (N, columns) float64.
 
         Lines with fewer numbers are padded with `missing`.
         """
-        text, count = b"\n".join(self.rows[key]), self.counts[key]
-        width = len(text[: text.find(b"\n") % (len(text) + 1)].split()) if count else columns
-        found = np.fromstring(text, np.float64, sep=" ")
-        if len(found) == width * count:
-            found = found.reshape(count, width)[:, :columns]
-            return np.pad(found, ((0, 0), (0, columns - found.shape[1])), constant_values=missing)
-        lines, more = text.split(b"\n"), [str(missing).encode()] * columns  # lines of different lengths
-        result = np.empty((count, columns))
-        for start in range(0, count, RAGGED):
-            part = [(line.split() + more)[:columns] for line in lines[start : start + RAGGED]]
-            result[start : start + RAGGED] = np.array(part, np.float64)
-        return result
+        rows = self.rows[key]
+        width = len(rows[0].split()) if rows else columns
+        found = np.fromstring(" ".join(rows), np.float64, sep=" ")
+        if len(found) != width * len(rows):  # lines of different lengths
+            width, found, more = columns, np.empty((len(rows), columns)), [str(missing)] * columns
+            for start in range(0, len(rows), RAGGED):
+                part = [(row.split() + more)[:columns] for row in rows[start : start + RAGGED]]
+                found[start : start + RAGGED] = np.array(part, np.float64)
+        found = found.reshape(len(rows), width)[:, :columns]
+        return np.pad(found, ((0, 0), (0, columns - found.shape[1])), constant_values=missing)
 
 
 def read_obj(data: bytes, files: SideFiles, colours: bool) -> Iterator[Submesh]:
@@ -141,13 +130,11 @@ def read_obj(data: bytes, files: SideFiles, colours: bool) -> Iterator[Submesh]:
     from trimesh.visual.texture import unmerge_faces
 
     obj = ObjText(data)
-    vertices, uv, normals = obj.table(b"v", 7), obj.table(b"vt", 2, 0.0), obj.table(b"vn", 3)
+    vertices, uv, normals = obj.table("v", 7), obj.table("vt", 2, 0.0), obj.table("vn", 3)
     weighted = np.isfinite(vertices[:, 6]).any()  # x y z w r g b
     vertices = vertices[:, [0, 1, 2, 4, 5, 6]] if weighted else vertices[:, :6]
     if obj.polypaint and np.isnan(vertices[:, 3:]).all():
-        paint = np.frombuffer(bytes.fromhex(b"".join(obj.polypaint).decode()), np.uint8).reshape(-1, 4)[
-            : len(vertices), 1:
-        ]
+        paint = np.frombuffer(bytes.fromhex("".join(obj.polypaint)), np.uint8).reshape(-1, 4)[: len(vertices), 1:]
         vertices[: len(paint), 3:] = paint / 255
     materials = _read_materials(obj.libraries, files) if colours else {}
     has_colours = bool(np.isfinite(vertices[:, 3:]).all(1).any())  # a single number after the position is a weight

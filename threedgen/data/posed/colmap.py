@@ -25,7 +25,7 @@ from .files import MODELS, Lens, PosedFiles, check_model, find_photo
 MAX_BYTES, MAX_POINTS = 1 << 30, 2_000_000
 """Largest size of a file in bytes, and number of scene points that are read: the first ones of a larger model."""
 MAX_ROWS, MAX_LINE = 100_000, 1 << 26
-"""Largest number of cameras, and of images, and size in bytes of a line; the rest of a line becomes another line."""
+"""Largest number of cameras, and of images, and size in bytes of a line; longer lines, of keypoints, are left out."""
 IMAGES = "[Ii][Mm][Aa][Gg][Ee][Ss]*"  # names of folders with photos
 NUMBER = re.compile(r"[-+]*\d[-+\d.eE]*")
 
@@ -146,10 +146,12 @@ def _lines(path: Path) -> Iterator[str]:
     # lines with text, without comments
     if path.stem == "points3D" and not path.is_file():  # a model without points is valid
         return
+    cut = False
     with open(ordinary(path, MAX_BYTES), "rb") as file:
         for number, line in enumerate(iter(lambda: file.readline(MAX_LINE), b"")):
             if number > MAX_LINES:
                 raise ConfigError(f"{path} has more than {MAX_LINES:,} lines")
-            text = decode(line)
+            started, cut = cut, len(line) == MAX_LINE
+            text = "" if started or cut else decode(line)
             if text.strip() and text[0] != "#":
                 yield text
