@@ -11,8 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, model_
 from threedgen.config import Config, ConfigError
 from threedgen.config.errors import key_prefix, replaced_key
 from threedgen.config.optional import require
-from threedgen.guidance.weights import loading, plugins, tokens
-from threedgen.guidance.weights.hub import is_hub_id
+from threedgen.guidance.weights import hub, loading, plugins, tokens
 from threedgen.guidance.weights.loading import COARSE, IMAGE_ENCODER, PARTS, Identity
 from threedgen.guidance.weights.tokens import Vocabulary, read_vocabulary
 from threedgen.run.folder import user_path
@@ -121,11 +120,11 @@ class PriorConfig(Config):
     def tokens_cut(self, prompt: str) -> str:
         """Return the end of a prompt that exceeds the token limit; "" also if the tokenizer is not on this machine."""
         with suppress(ConfigError):  # `check` reports missing files
-            path = loading.local(self.weights) or loading.cached(*loading.hub_name(self.weights))
+            path = loading.local(self.weights) or hub.cached(*hub.hub_name(self.weights))
             folder = path.parent if path is not None and path.name == "model_index.json" else path
             if folder is not None and folder.is_dir() and self.tokenizer is None:
                 tokenizer = tokens.read_tokenizer(folder)
-            elif self.tokenizer is not None or loading.cached(loading.CLIP_REPOSITORY, loading.CLIP_FILES[0]):
+            elif self.tokenizer is not None or hub.cached(hub.CLIP_REPOSITORY, hub.CLIP_FILES[0]):
                 tokenizer = tokens.clip_tokenizer(self.tokenizer, open_clip=False)
             else:
                 return ""
@@ -396,7 +395,7 @@ class MVAdapterConfig(ReferenceConfig):
             mesh: whether samples are conditioned on the geometry of a mesh. control=geometry also implies this.
         """
         image, mesh = image or self.image is not None, mesh or self.control == "geometry"
-        if self.adapter is None or not is_hub_id(self.adapter) or loading.existing(self.adapter) is not None:
+        if self.adapter is None or not hub.is_hub_id(self.adapter) or loading.existing(self.adapter) is not None:
             return self
         base = "sdxl" if loading.is_sdxl(self.weights) else "sd21"
         file = f"mvadapter_{'i' if image else 't'}{'g' if mesh else ''}2mv_{base}.safetensors"

@@ -11,17 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from threedgen.guidance import sampling
 from threedgen.guidance.cuda_graph import GraphedCalls
 from threedgen.guidance.guidance import Condition, Features, TextPair, guided, repeat_text
-from threedgen.guidance.sampling import (
-    Generators,
-    InitLatents,
-    OnStep,
-    Size,
-    no_callback,
-    sample_images,
-    sample_latents,
-)
 from threedgen.guidance.schedule import Schedule
 from threedgen.guidance.weights import tokens
 from threedgen.run.memory import GPUS, to_device
@@ -225,7 +217,7 @@ class Prior(Protocol):
         """
         return None
 
-    def sample_code(self, text: Tensor, generator: Generators = None, near: Tensor | None = None) -> Tensor:
+    def sample_code(self, text: Tensor, generator: sampling.Generators = None, near: Tensor | None = None) -> Tensor:
         """Sample an object code for each of n prompts, and return the embeddings `text` (n, L, D) that include it.
 
         The code chooses what a prompt leaves unspecified, once for all views. Embeddings of a prior without object
@@ -256,13 +248,15 @@ class Prior(Protocol):
         """
         return None
 
-    def coarse_start(self, text: Tensor, c2w: Tensor | None, strength: float = COARSE_STRENGTH) -> InitLatents | None:
+    def coarse_start(
+        self, text: Tensor, c2w: Tensor | None, strength: float = COARSE_STRENGTH
+    ) -> sampling.InitLatents | None:
         """Return the result of `coarse_latents` as an img2img start with noise strength `strength` in (0, 1].
 
         Returns None, which means a start from noise, if that result is None or `strength` is 1.
         """
         coarse = self.coarse_latents(text, c2w) if strength < 1 else None
-        return None if coarse is None else InitLatents(coarse, strength)
+        return None if coarse is None else sampling.InitLatents(coarse, strength)
 
     @torch.no_grad()
     def sample(
@@ -272,8 +266,8 @@ class Prior(Protocol):
         steps: int = 50,
         guidance_scale: float = 10.0,
         negative_prompt: str = "",
-        generator: Generators = None,
-        on_step: OnStep = no_callback,
+        generator: sampling.Generators = None,
+        on_step: sampling.OnStep = sampling.no_callback,
         init_strength: float = COARSE_STRENGTH,
     ) -> Tensor:
         """Sample V views of each of P prompts by DDIM, in one batch.
@@ -307,8 +301,8 @@ class Prior(Protocol):
         c2w: Tensor | None,
         steps: int,
         guidance_scale: float,
-        generator: Generators = None,
-        on_step: OnStep = no_callback,
+        generator: sampling.Generators = None,
+        on_step: sampling.OnStep = sampling.no_callback,
         init_strength: float = COARSE_STRENGTH,
     ) -> Tensor:
         """Sample V views of each of P encoded prompts by DDIM; return images (P V, H, W, 3) in [0, 1] on the CPU.
@@ -327,11 +321,11 @@ class Prior(Protocol):
         init = self.coarse_start(repeat_text(text[0], count), poses, init_strength)
         predict = guided(self.denoise, condition, guidance_scale)
 
-        def sample_pass(size: Size, noise: Tensor, init: InitLatents | None) -> Tensor:
-            return sample_latents(predict, noise, self.schedule, steps, init, on_step=on_step)
+        def sample_pass(size: sampling.Size, noise: Tensor, init: sampling.InitLatents | None) -> Tensor:
+            return sampling.sample_latents(predict, noise, self.schedule, steps, init, on_step=on_step)
 
         size = (self.image_size, self.image_size)
-        return sample_images(self, count, size, sample_pass, generator, decode_batch=n_view, init=init)
+        return sampling.sample_images(self, count, size, sample_pass, generator, decode_batch=n_view, init=init)
 
 
 class MultiviewPrior(Prior, Protocol):

@@ -13,13 +13,7 @@ from transformers import CLIPTextModel, CLIPVisionModel, PreTrainedTokenizerBase
 
 from threedgen.config import ConfigError
 from threedgen.config.errors import in_a_line, short
-from threedgen.guidance.attention.joined import (
-    camera_vector,
-    has_added_conditioning,
-    make_multiview,
-    predict,
-    set_attention,
-)
+from threedgen.guidance.attention import joined
 from threedgen.guidance.coarse import TEXT_GUIDANCE, CoarsePredictor
 from threedgen.guidance.cuda_graph import GraphedCalls
 from threedgen.guidance.options import DraftedConfig, StableDiffusionConfig
@@ -56,7 +50,7 @@ def load_prior(kind: type[P], options: DraftedConfig, device: torch.device | str
         raise ConfigError(f"'xformers' computes on a CUDA device, not on {device}; choose attention=sdpa", "attention")
     prediction: Prediction | None = "v_prediction" if o.prediction == "v" else o.prediction
     prior = kind.load(o.weights, device, o.dtype, o.tokenizer, o.image_size, prediction, o._compact)
-    set_attention(prior.unet, o.attention)
+    joined.set_attention(prior.unet, o.attention)
     prior.cuda_graph = o.cuda_graph
     return prior.with_draft(o.draft)
 
@@ -117,7 +111,7 @@ class LatentDiffusion(Prior):
         """
         self.schedule = schedule or Schedule.scaled_linear()
         components.check_vocabulary(text_encoder, tokenizer)
-        self.unet, self.vae = make_multiview(unet), vae
+        self.unet, self.vae = joined.make_multiview(unet), vae
         self.text_encoder: Any = text_encoder
         self.tokenizer, self.coarse, self.second, self.image_encoder = tokenizer, coarse, second, image_encoder
         self.text_positions = int(text_encoder.config.max_position_embeddings)
@@ -270,7 +264,8 @@ class LatentDiffusion(Prior):
 
     @property
     def text_shape(self) -> tuple[int, int]:
-        count = self.max_tokens * len(self.prompt_variants([""])) + has_added_conditioning(self.unet) + self.has_code
+        more = joined.has_added_conditioning(self.unet) + self.has_code
+        count = self.max_tokens * len(self.prompt_variants([""])) + more
         return count, self.unet.config["cross_attention_dim"]
 
     @property
@@ -305,7 +300,7 @@ class LatentDiffusion(Prior):
     def encode_code(self, text: Tensor, latents: Tensor, c2w: Tensor, fit: bool = False) -> Tensor:
         if self.predictor is None:
             return text
-        camera = camera_vector(c2w.flatten(0, 1).to(self.device).float()).unflatten(0, c2w.shape[:2])
+        camera = joined.camera_vector(c2w.flatten(0, 1).to(self.device).float()).unflatten(0, c2w.shape[:2])
         side = self.predictor.config["size"]
         if latents.shape[-1] != side:  # images of another size than it was trained at
             latents = F.interpolate(latents.flatten(0, 1), (side, side), mode="area").unflatten(0, latents.shape[:2])
@@ -383,7 +378,7 @@ class LatentDiffusion(Prior):
     @property
     def half_vae(self) -> bool:
         """Whether the VAE encoder may compute in `dtype`; False for SDXL in float16, which overflows."""
-        return self.dtype != torch.float16 or not has_added_conditioning(self.unet)
+        return self.dtype != torch.float16 or not joined.has_added_conditioning(self.unet)
 
     def posterior(self, rgb: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation of the VAE's unscaled latents, each (B, C, h, w).
@@ -429,7 +424,7 @@ class LatentDiffusion(Prior):
                 coarse = F.interpolate(coarse, x.shape[-2:], mode="bilinear", align_corners=False)
             x = torch.cat([x, coarse.to(x.dtype)], dim=1)
         text = text.to(x.dtype) if self.half_weights else text
-        return predict(self.unet, x, t, text, camera, n_view, factor=self.factor)
+        return joined.predict(self.unet, x, t, text, camera, n_view, factor=self.factor)
 
     def fuse_views(self, coarse: Tensor, x: Tensor, t: Tensor, camera: Tensor | None, n_view: int) -> Tensor:
         """Return the coarse predictions (B, C, h, h), improved by the noisy latents of all views of an object.
@@ -455,7 +450,7 @@ class LatentDiffusion(Prior):
             return None
         with self.autocast():
             _, words, code = self.split_text(text)
-            camera = camera_vector(c2w.to(self.device).float())
+            camera = joined.camera_vector(c2w.to(self.device).float())
             found = self.predictor(words, camera, code).float()
             if text_guidance and code is not None and code.any():
                 empty = self.split_text(self.empty_text.to(self.device))[1].expand_as(words)

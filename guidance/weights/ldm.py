@@ -10,12 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
-from diffusers.loaders.single_file_utils import (
-    LDM_UNET_KEY,
-    convert_ldm_unet_checkpoint,
-    convert_ldm_vae_checkpoint,
-    convert_open_clip_checkpoint,
-)
+from diffusers.loaders import single_file_utils
 from torch import Tensor
 
 from threedgen.config import ConfigError
@@ -145,7 +140,9 @@ def convert_unet(tensors: Tensors) -> Converted:
     renamed = {new: old for new, old in renamed.items() if old in tensors}
     plain = {name: value for name, value in config.items() if name != "class_embed_type"}
     try:
-        renamed |= convert_ldm_unet_checkpoint({LDM_UNET_KEY + name: name for name in tensors}, plain)
+        renamed |= single_file_utils.convert_ldm_unet_checkpoint(
+            {single_file_utils.LDM_UNET_KEY + name: name for name in tensors}, plain
+        )
     except KeyError as error:  # of SDXL's four tensors label_emb
         raise ConfigError(f"another architecture: there is no tensor {error}") from None
     if unknown := sorted(set(tensors) - set(renamed.values())):
@@ -224,7 +221,7 @@ def convert_vae(tensors: Tensors, scaling_factor: float | None = None) -> Conver
     """
     config = vae_config(tensors) | ({} if scaling_factor is None else {"scaling_factor": scaling_factor})
     found = {name: tensor for name, tensor in tensors.items() if not name.startswith("loss.")}
-    renamed = convert_ldm_vae_checkpoint(found, config)
+    renamed = single_file_utils.convert_ldm_vae_checkpoint(found, config)
     if len(renamed) != len(found):
         raise ConfigError(f"{len(found) - len(renamed)} tensors are unknown in the VAE: not an ldm VAE's architecture")
     return Converted(config, renamed)
@@ -261,7 +258,7 @@ def convert_open_clip(tensors: Tensors, projection: bool = False) -> Converted:
     used = {name: tensor for name, tensor in tensors.items() if not name.startswith(unused)}
     width = size(tensors, "token_embedding.weight", 1)
     model = SimpleNamespace(config=SimpleNamespace(hidden_size=width))
-    named = convert_open_clip_checkpoint(model, used, prefix="")
+    named = single_file_utils.convert_open_clip_checkpoint(model, used, prefix="")
     renamed = short_names(named)
     fused = sum(name.endswith((".in_proj_weight", ".in_proj_bias")) for name in used)
     if len(renamed) != len(used) + 2 * fused:
@@ -277,7 +274,7 @@ def convert_image_encoder(tensors: Tensors) -> Converted:
     width, patch = (size(tensors, "conv1.weight", i) for i in (0, 2))
     model = SimpleNamespace(config=SimpleNamespace(hidden_size=width))
     blocks = {name: tensor for name, tensor in tensors.items() if name.startswith("transformer.")}
-    renamed = short_names(convert_open_clip_checkpoint(model, blocks, prefix=""))
+    renamed = short_names(single_file_utils.convert_open_clip_checkpoint(model, blocks, prefix=""))
     renamed |= {new: tensors[old] for new, old in VISUAL.items() if old in tensors}
     config = {
         "hidden_size": width,

@@ -17,23 +17,9 @@ from threedgen.config.optional import require
 from threedgen.places import folder
 from threedgen.run.folder import made_by
 
+from . import hub
 from .families import check_family
 from .files import digest, read_card, read_header, read_json, sniff
-from .hub import (
-    CLIP_FILES,
-    CLIP_REPOSITORY,
-    MIRRORS,
-    ORIGINALS,
-    RUNS_NOW,
-    WEIGHT_SUFFIXES,
-    absent,
-    cached,
-    clip_folders,
-    hub_file,
-    hub_name,
-    is_hub_id,
-    reachable,
-)
 
 Parts = tuple[str, ...]
 
@@ -68,15 +54,15 @@ def check(weights: str, tokenizer: str | None = None, wanted: Parts = PARTS) -> 
         wanted: required sub-folders of a diffusers folder.
     """
     path = local(weights)
-    if tokenizer is not None and not Path(tokenizer).expanduser().is_dir() and not is_hub_id(tokenizer):
+    if tokenizer is not None and not Path(tokenizer).expanduser().is_dir() and not hub.is_hub_id(tokenizer):
         raise ConfigError(f"there is no folder {tokenizer!r}", "tokenizer")
     if path is None:
-        repo, name = hub_name(weights)
-        if name not in ORIGINALS:
-            hub_file(repo, name)
+        repo, name = hub.hub_name(weights)
+        if name not in hub.ORIGINALS:
+            hub.hub_file(repo, name)
             return
-        if cached(repo, name) is None and not reachable():
-            raise absent(weights)
+        if hub.cached(repo, name) is None and not hub.reachable():
+            raise hub.absent(weights)
     elif path.is_dir():
         check_folder(path, wanted)
         return
@@ -95,7 +81,7 @@ def locate(weights: str, wanted: Parts = PARTS) -> Path:
     """
     if (path := local(weights)) is not None:
         return path
-    return hub_file(*hub_name(weights)) if weights in ORIGINALS else hub_folder(weights, wanted)
+    return hub.hub_file(*hub.hub_name(weights)) if weights in hub.ORIGINALS else hub_folder(weights, wanted)
 
 
 def local(weights: str) -> Path | None:
@@ -109,13 +95,13 @@ def local(weights: str) -> Path | None:
         return embedded(weights)
     if (found := existing(weights)) is not None:
         return found
-    if weights in ORIGINALS or is_hub_id(weights):
+    if weights in hub.ORIGINALS or hub.is_hub_id(weights):
         return None
     if made := made_by(weights):
         raise ConfigError(f"there is no file or folder {weights!r} yet; {made}", "weights")
     name = Path(weights).name
-    fetch = f"; `hf download {ORIGINALS[name]} {name}` fetches it from the hub" if name in ORIGINALS else ""
-    raise ConfigError(f"there is no file or folder {weights!r}{fetch}; {RUNS_NOW}", "weights")
+    fetch = f"; `hf download {hub.ORIGINALS[name]} {name}` fetches it from the hub" if name in hub.ORIGINALS else ""
+    raise ConfigError(f"there is no file or folder {weights!r}{fetch}; {hub.RUNS_NOW}", "weights")
 
 
 def embedded(name: str, key: str = "weights") -> Path:
@@ -141,7 +127,9 @@ def existing(weights: str) -> Path | None:
 def hub_place(name: str) -> tuple[str, str] | None:
     """Return (hub repository, file) if `name` has the form "owner/name/FILE" and is no existing path, else None."""
     repo, _, file = name.rpartition("/")
-    return (repo, file) if is_hub_id(repo) and file.endswith(WEIGHT_SUFFIXES) and existing(name) is None else None
+    return (
+        (repo, file) if hub.is_hub_id(repo) and file.endswith(hub.WEIGHT_SUFFIXES) and existing(name) is None else None
+    )
 
 
 def weight_file(name: str) -> Path:
@@ -150,10 +138,10 @@ def weight_file(name: str) -> Path:
     `name` is a file, a folder that diffusers or peft wrote, or "owner/name/FILE" on the hub, which is downloaded.
     """
     with replaced_key("file"):
-        path = existing(name) if (place := hub_place(name)) is None else hub_file(*place)
+        path = existing(name) if (place := hub_place(name)) is None else hub.hub_file(*place)
     if path is None:
         raise ConfigError(f"there is no file {short(name)}; give a path, or owner/name/FILE of the hub", "file")
-    names = [f"{stem}{suffix}" for stem in ADDITIONS for suffix in WEIGHT_SUFFIXES] if path.is_dir() else []
+    names = [f"{stem}{suffix}" for stem in ADDITIONS for suffix in hub.WEIGHT_SUFFIXES] if path.is_dir() else []
     path = next((path / name for name in names if (path / name).is_file()), path)
     sniff(path)
     return path
@@ -165,7 +153,7 @@ def check_weight_file(name: str) -> None:
     A file on the hub, "owner/name/FILE", is only checked if it is cached or the hub cannot be reached.
     """
     place = hub_place(name)
-    if place is None or cached(*place) is not None or not reachable():
+    if place is None or hub.cached(*place) is not None or not hub.reachable():
         weight_file(name)
 
 
@@ -173,7 +161,7 @@ def is_sdxl(weights: str) -> bool:
     """Return whether `weights` (see `locate`) are of SDXL, by their local files; without local files, by their name."""
     with suppress(ConfigError):
         path = local(weights)
-        index = cached(*hub_name(weights)) if path is None else None
+        index = hub.cached(*hub.hub_name(weights)) if path is None else None
         found = path if index is None else index.parent
         if found is not None and found.is_dir():
             return SECOND in parts(found)
@@ -215,7 +203,7 @@ def identify(weights: str, wanted: Parts = PARTS) -> Identity:
 
 def awaited(weights: str) -> bool:
     """Return whether `weights` is the name of an original MVDream checkpoint that is not downloaded yet."""
-    return weights in ORIGINALS and local(weights) is None and cached(*hub_name(weights)) is None
+    return weights in hub.ORIGINALS and local(weights) is None and hub.cached(*hub.hub_name(weights)) is None
 
 
 def describe(weights: str, wanted: Parts = PARTS) -> str:
@@ -224,7 +212,7 @@ def describe(weights: str, wanted: Parts = PARTS) -> str:
     An original MVDream checkpoint is not downloaded; if it is missing, the text has the download command instead.
     """
     if awaited(weights):
-        return f"{weights}, not on this machine yet; `hf download {ORIGINALS[weights]} {weights}` fetches it"
+        return f"{weights}, not on this machine yet; `hf download {hub.ORIGINALS[weights]} {weights}` fetches it"
     return str(identify(weights, wanted))
 
 
@@ -283,12 +271,12 @@ def hub_folder(repo: str, wanted: Parts = PARTS) -> Path:
 
     Safetensors files are preferred to .bin files, and float32 files to float16 files.
     """
-    found = cached(repo, "model_index.json")
+    found = hub.cached(repo, "model_index.json")
     if found is not None:
         with suppress(ConfigError):
             return check_folder(found.parent, wanted)
-    if repo in MIRRORS or not reachable():
-        raise absent(repo)
+    if repo in hub.MIRRORS or not hub.reachable():
+        raise hub.absent(repo)
     from huggingface_hub import snapshot_download
 
     networks = (*wanted, SECOND)
@@ -299,7 +287,7 @@ def hub_folder(repo: str, wanted: Parts = PARTS) -> Path:
         try:
             path = Path(snapshot_download(repo, allow_patterns=patterns, ignore_patterns=[others, "*ema*"]))
         except Exception as error:
-            raise absent(repo, f"the download failed ({type(error).__name__})") from None
+            raise hub.absent(repo, f"the download failed ({type(error).__name__})") from None
         with suppress(ConfigError):
             return check_folder(path, wanted)
     raise ConfigError(f"{repo!r} on the hub is not a folder in diffusers format with {', '.join(wanted)}", "weights")
@@ -410,8 +398,10 @@ def check_clip_tokenizer(source: str | None) -> None:
     """
     path = None if source is None else Path(source).expanduser()
     if path is None or not path.is_dir():
-        clip_folders(source or CLIP_REPOSITORY)
+        hub.clip_folders(source or hub.CLIP_REPOSITORY)
         return
     path = tokenizer_folder(path)
-    if not (path / "tokenizer_config.json").is_file() and not all((path / name).is_file() for name in CLIP_FILES):
-        raise ConfigError(f"{path} holds no tokenizer: neither tokenizer_config.json nor {CLIP_FILES[0]}", "tokenizer")
+    if not (path / "tokenizer_config.json").is_file() and not all((path / name).is_file() for name in hub.CLIP_FILES):
+        raise ConfigError(
+            f"{path} holds no tokenizer: neither tokenizer_config.json nor {hub.CLIP_FILES[0]}", "tokenizer"
+        )

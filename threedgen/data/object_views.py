@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from threedgen.config import Config
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.views import GREY, framed
 from threedgen.guidance.options import Control
@@ -35,6 +36,7 @@ class ObjectViews(ABC):
     shows the object from near the front, centred and scaled like the images of users.
 
     Args:
+        options: options of the subclass, which reads them in `prepare`.
         seed: seed of the random cameras.
         split: "train" or "held-out"; the random cameras depend on it too.
         control: kind of the condition maps, "rays" or "geometry". It determines the six view directions.
@@ -44,12 +46,24 @@ class ObjectViews(ABC):
     """
 
     def __init__(
-        self, seed: int, split: ObjectSplit, control: Control, reference: bool, anywhere: float = 0.0, fov: float = 0.0
+        self,
+        options: Config,
+        seed: int,
+        split: ObjectSplit = "train",
+        control: Control = "rays",
+        reference: bool = True,
+        anywhere: float = 0.0,
+        fov: float = 0.0,
     ) -> None:
-        self.seed, self.split, self.control, self.reference = seed, split, control, reference
+        self.options, self.seed, self.split, self.control, self.reference = options, seed, split, control, reference
         self.anywhere, self.fov = anywhere, fov
         self.sides = inputs.RAY_VIEWS if control == "rays" else inputs.GEOMETRY_VIEWS
         self.n_view = len(self.sides) + reference
+        self.prepare()
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Read `options`. Called at the end of `__init__`."""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -139,20 +153,12 @@ class MeshObjects(ObjectViews):
     the split "train".
     """
 
-    def __init__(
-        self,
-        options: MeshFolderConfig,
-        seed: int,
-        split: ObjectSplit = "train",
-        control: Control = "rays",
-        reference: bool = True,
-        anywhere: float = 0.0,
-        fov: float = 0.0,
-    ) -> None:
-        super().__init__(seed, split, control, reference, anywhere, fov)
-        every = list(options.texts().items())  # (file, caption)
-        self.files = every[: -options.held_out] if split == "train" else every[-options.held_out :]
-        self.options, self.folder = options, Path(options.path).expanduser()
+    options: MeshFolderConfig
+
+    def prepare(self) -> None:
+        every, held_out = list(self.options.texts().items()), self.options.held_out  # (file, caption)
+        self.files = every[:-held_out] if self.split == "train" else every[-held_out:]
+        self.folder = Path(self.options.path).expanduser()
         self.mesh = lru_cache(MAX_CACHED_MESHES)(self.read)
 
     def __len__(self) -> int:

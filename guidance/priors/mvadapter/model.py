@@ -17,22 +17,13 @@ from torch.nn.functional import interpolate
 from threedgen.config import ConfigError
 from threedgen.config.errors import replaced_key
 from threedgen.geometry.views import framed, resize
+from threedgen.guidance import sampling
 from threedgen.guidance.coarse import CoarsePredictor
 from threedgen.guidance.guidance import Condition, Features, guided
 from threedgen.guidance.matte import reference_foreground
 from threedgen.guidance.options import Control, MVAdapterConfig
 from threedgen.guidance.priors.latent_diffusion import LatentDiffusion, load_prior, with_additions
 from threedgen.guidance.priors.mvdream import MVDream
-from threedgen.guidance.sampling import (
-    NO_SYNC,
-    Generators,
-    InitLatents,
-    Size,
-    ViewSync,
-    before_steps,
-    sample_images,
-    sample_latents,
-)
 from threedgen.guidance.schedule import Schedule
 from threedgen.guidance.weights.plugins import locate
 from threedgen.run.arrays import Array
@@ -239,11 +230,11 @@ class MVAdapter(LatentDiffusion):
         steps: int = 50,
         guidance_scale: float | None = None,
         negative_prompt: str = NEGATIVE,
-        generator: Generators = None,
+        generator: sampling.Generators = None,
         eta: float = 0.0,
         on_step: Callable[[], None] = lambda: None,
-        sync: ViewSync = NO_SYNC,
-        init: InitLatents | None = None,
+        sync: sampling.ViewSync = sampling.NO_SYNC,
+        init: sampling.InitLatents | None = None,
     ) -> Tensor:
         """Sample the V views of an object by DDIM and return images (V, H, W, 3) in [0, 1], on the CPU.
 
@@ -263,7 +254,7 @@ class MVAdapter(LatentDiffusion):
         full_size = size or (self.image_size, self.image_size)
         scale = guidance_scale if guidance_scale is not None else 7.0 if image is None else 3.0
 
-        def sample_pass(size: Size, noise: Tensor, start: InitLatents | None) -> Tensor:
+        def sample_pass(size: sampling.Size, noise: Tensor, start: sampling.InitLatents | None) -> Tensor:
             maps = control if control.shape[-2:] == (1, 1) else interpolate(control, size, mode="nearest")
             reference = None
             if image is not None:
@@ -274,13 +265,15 @@ class MVAdapter(LatentDiffusion):
                 texts, maps.to(self.device), n_view, reference=reference, single_view_uncond=self.guide_views
             )
             predict = guided(self.denoise, condition, scale)
-            return sample_latents(predict, noise, self.schedule, steps, start, eta, generator, before_steps(on_step))
+            return sampling.sample_latents(
+                predict, noise, self.schedule, steps, start, eta, generator, sampling.before_steps(on_step)
+            )
 
-        return sample_images(self, n_view, full_size, sample_pass, generator, sync, init=init)
+        return sampling.sample_images(self, n_view, full_size, sample_pass, generator, sync, init=init)
 
     def init_latents(
-        self, prompt: str, c2w: Tensor, size: Size | None = None, generator: Generators = None
-    ) -> InitLatents | None:
+        self, prompt: str, c2w: Tensor, size: sampling.Size | None = None, generator: sampling.Generators = None
+    ) -> sampling.InitLatents | None:
         """Return the img2img start of V views: latents from the coarse predictor and a noise strength.
 
         Returns None, which means a start from noise, if there is no coarse predictor, if it is not used (mesh geometry

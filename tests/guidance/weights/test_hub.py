@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from tests.support.errors import refused
 from threedgen import config
 from threedgen.guidance.options import LoraFile, MVAdapterConfig, StableDiffusionConfig
-from threedgen.guidance.weights import loading, plugins
+from threedgen.guidance.weights import hub, loading, plugins
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_float16_files_are_downloaded_only_if_there_are_no_others(
                     shutil.copy(file, tmp_path / "local" / name)
         return str(tmp_path / "local")
 
-    monkeypatch.setattr(loading, "reachable", lambda: True)
+    monkeypatch.setattr(hub, "reachable", lambda: True)
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     folder = loading.locate("a/b")
     files = [file for part in loading.PARTS for file in loading.tensor_files(folder / part)]

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from tests.support.errors import refused
 from threedgen import folder
 from threedgen.config import ConfigError
-from threedgen.guidance.weights import files, loading
+from threedgen.guidance.weights import files, hub, loading
 
 TENSORS = {"a.weight": torch.arange(6.0).view(2, 3), "a.bias": torch.tensor([1.0, 2.0]), "n": torch.ones(4)}
 
@@ -293,7 +293,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     ],
 )
 def test_check_names_download_command_of_missing_weights(weights: str, command: str) -> None:
-    with refused_in_one_line("weights", weights, command, loading.RUNS_NOW):
+    with refused_in_one_line("weights", weights, command, hub.RUNS_NOW):
         loading.check(weights)
     with refused_in_one_line("weights", weights, command):
         loading.locate(weights)

@@ -20,18 +20,11 @@ from torch.nn import functional as F
 
 from threedgen.config import ConfigError, registry
 from threedgen.data.coloured_mesh import ColouredMesh, fit_to_ball, read_mesh
+from threedgen.evaluation import report
 from threedgen.evaluation.corruption import rough, two_fronted
 from threedgen.evaluation.metrics.figures import SIDES, share, share_of_groups
 from threedgen.evaluation.metrics.fronts import ErrorRates, RingResult, classify_ring
 from threedgen.evaluation.options import CLIP_WEIGHTS
-from threedgen.evaluation.report import (
-    format_limits,
-    format_share,
-    markdown_table,
-    thumbnails,
-    write_report,
-    write_strips,
-)
 from threedgen.evaluation.runner import Evaluation, evaluation_task
 from threedgen.geometry.poses import orbit_c2w
 from threedgen.guidance.weights.hub import reachable
@@ -223,7 +216,7 @@ class MeterErrors(Evaluation[MeteredConfig, tuple[str, ColouredMesh, int], Known
     def measure(self, item: tuple[str, ColouredMesh, int]) -> KnownObject:
         prompt, mesh, fronts = item
         views, sides = self.meter.classify(mesh, prompt, True if self.truth.assets is None else None)
-        return KnownObject(prompt, fronts, Reading(thumbnails(views), sides), self.meter.evaluate(sides))
+        return KnownObject(prompt, fronts, Reading(report.thumbnails(views), sides), self.meter.evaluate(sides))
 
     def rates(self, known: Sequence[KnownObject]) -> ErrorRates:
         several = {n: share([one.result.several for one in known if one.fronts == n]) for n in (1, 2)}
@@ -247,19 +240,19 @@ class MeterErrors(Evaluation[MeteredConfig, tuple[str, ColouredMesh, int], Known
             "front invented, no front": rates.invented,
             "views with the right side, one front": right,
         }
-        cells = [(name, format_share(value), format_limits(value)) for name, value in shares.items()]
+        cells = [(name, report.format_share(value), report.format_limits(value)) for name, value in shares.items()]
         text = f"""# Errors of the Janus meter
 
 Classifier {config.meter.classifier.name}, {config.meter.n_view} views, threshold {config.meter.threshold:.3g}.
 Truth: {config.truth.assets or "fresh toybox objects"}, seed {config.seed}.
 
-{markdown_table(("figure", "measured", "95 % interval"), cells)}
+{report.markdown_table(("figure", "measured", "95 % interval"), cells)}
 
 False alarms and recall are shares of the objects in which the meter finds a front. The interval of views is a bootstrap
 over objects.
 """
         self.write_sheet(rows)
-        write_report(self.task, "meter", figures, text, text)
+        report.write_report(self.task, "meter", figures, text, text)
 
     def write_sheet(self, known: Sequence[KnownObject]) -> None:
         strips = []
@@ -268,7 +261,7 @@ over objects.
             label = f"{prompt}: {truth} front{'s' * (truth != 1)}, found {result.fronts}{' WRONG' * wrong}"
             strips.append((not wrong, f"{label} ({', '.join(view_labels(reading.sides))})", reading.views))
         strips = sorted(strips, key=lambda strip: strip[0])[:SHEET_OBJECTS]
-        write_strips(self.folder / "sheet.png", [strip[2] for strip in strips], [strip[1] for strip in strips])
+        report.write_strips(self.folder / "sheet.png", [strip[2] for strip in strips], [strip[1] for strip in strips])
 
 
 run = evaluation_task(MeterErrors, result="meter.md", files=("sheet.png",))

@@ -19,18 +19,9 @@ from markupsafe import Markup
 from threedgen.config.errors import ConfigError
 from threedgen.config.plain_file import read_bytes, read_json
 from threedgen.data.coloured_mesh import EmptyMesh, fit_to_ball, read_mesh
+from threedgen.evaluation import report
 from threedgen.evaluation.metrics.figures import Json, Share, median, share, share_of_groups
 from threedgen.evaluation.metrics.fronts import ErrorRates
-from threedgen.evaluation.report import (
-    format_limits,
-    format_range,
-    format_rate,
-    format_share,
-    markdown_table,
-    rounded,
-    thumbnails,
-    write_report,
-)
 from threedgen.geometry.images import write_png
 from threedgen.geometry.picture_file import load_image
 from threedgen.geometry.submesh import MAX_BYTES
@@ -95,7 +86,7 @@ class Result:
         return self.fronts is not None and self.fronts > 1
 
     def plain(self) -> Json:
-        return rounded(asdict(self)) | {"janus": self.janus}
+        return report.rounded(asdict(self)) | {"janus": self.janus}
 
 
 class Reader:
@@ -137,7 +128,7 @@ class Reader:
                 return {"state": "empty" if isinstance(error, EmptyMesh) else "unreadable", "reason": str(error)}
             likeness = self.meter.likeness(reading.views, self.prompts)
             found = {"key": key, "sides": reading.sides.tolist(), "likeness": likeness}
-            write_png(kept.with_suffix(".png"), np.concatenate(list(thumbnails(reading.views)), axis=1))
+            write_png(kept.with_suffix(".png"), np.concatenate(list(report.thumbnails(reading.views)), axis=1))
             write_json(kept, found)
         ring = self.meter.evaluate(np.array(found["sides"]), self.free)
         return {"state": "seen", "sides": found["sides"], "likeness": found["likeness"]} | vars(ring)
@@ -217,7 +208,7 @@ def write_janus_report(
         mine = [result for result in results if result.method == row["method"]]
         strips = [(result, *strip(task.folder / READINGS, result)) for result in mine]
         sections.append({"row": row, "remarks": notes(row, mine), "assets": strips})
-    table = markdown_table(HEADS, [[clean(cell).replace("|", "/") for cell in cells(row)] for row in rows])
+    table = report.markdown_table(HEADS, [[clean(cell).replace("|", "/") for cell in cells(row)] for row in rows])
     lines = ["- " + clean(f"{section['row']['method']}: {note}") for section in sections for note in section["remarks"]]
     lines += [f"- left out: {clean(name)} ({reason})" for name, reason in left_out.items()]
     text = "\n".join(["# Janus rates", "", table, "", *lines, "", *about]) + "\n"
@@ -233,7 +224,7 @@ def write_janus_report(
         count=sum(result.state == "seen" for result in results),
     )
     with writing(task.folder / "report.html"):
-        write_report(task, "report", figures, text, text, {"report.html": html})
+        report.write_report(task, "report", figures, text, text, {"report.html": html})
 
 
 def explanation(config: MeteredConfig, rates: ErrorRates | None, free: bool) -> list[str]:
@@ -248,7 +239,7 @@ def explanation(config: MeteredConfig, rates: ErrorRates | None, free: bool) -> 
         return [*lines, UNKNOWN]
     names = {"false alarms": rates.alarms, "recall of two fronts": rates.hits, "front missed": rates.missed}
     names |= {"front invented": rates.invented} if rates.invented.total else {}
-    errors = ", ".join(f"{name} {format_rate(one)}" for name, one in names.items())
+    errors = ", ".join(f"{name} {report.format_rate(one)}" for name, one in names.items())
     useless = "" if rates.useful else " They are too similar to correct any rate."
     return [*lines, f"Errors on {config.truth.assets or 'toybox objects'}: {errors}.{useless}"]
 
@@ -258,11 +249,11 @@ def cells(row: Json) -> list[str]:
     rate, seconds, memory = row["corrected"], row["seconds"], row["memory_mib"]
     return [
         row["method"],
-        format_share(raw),
-        format_limits(raw),
+        report.format_share(raw),
+        report.format_limits(raw),
         "-" if rate["share"] is None else f"{100 * rate['share']:.1f} %",
-        format_range(rate["low"], rate["high"]),
-        *map(format_rate, others),
+        report.format_range(rate["low"], rate["high"]),
+        *map(report.format_rate, others),
         "-" if seconds is None else f"{seconds:.3g}",
         "-" if memory is None else f"{memory:.0f} MiB",
     ]

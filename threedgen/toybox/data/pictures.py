@@ -4,11 +4,10 @@ import numpy as np
 
 from threedgen.data.latent_cache import Captioned
 from threedgen.data.object_views import ObjectViews
-from threedgen.data.options import OBJECT_RADIUS, ObjectSplit
+from threedgen.data.options import OBJECT_RADIUS
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.poses import orbit_array
 from threedgen.geometry.views import GREY
-from threedgen.guidance.options import Control
 from threedgen.guidance.priors.mvadapter.inputs import HALF
 from threedgen.toybox.options import ToyboxObjectsConfig
 from threedgen.toybox.world.builder import bounds
@@ -117,24 +116,16 @@ class ToyboxObjects(ObjectViews):
     image, as MV-Adapter scales the meshes that it textures.
     """
 
-    def __init__(
-        self,
-        options: ToyboxObjectsConfig,
-        seed: int,
-        split: ObjectSplit = "train",
-        control: Control = "rays",
-        reference: bool = True,
-        anywhere: float = 0.0,
-        fov: float = 0.0,
-    ) -> None:
-        super().__init__(seed, split, control, reference, anywhere, fov)
-        self.count, self.box = options.count, Toybox(seed, split, variation=options.variation)
+    options: ToyboxObjectsConfig
+
+    def prepare(self) -> None:
+        self.box = Toybox(self.seed, self.split, variation=self.options.variation)
 
     def describe(self) -> str:
         return f"{super().describe()}, luck {self.box.variation:g}"
 
     def __len__(self) -> int:
-        return self.count
+        return self.options.count
 
     def caption(self, index: int) -> str:
         return self.box.asset(index).caption

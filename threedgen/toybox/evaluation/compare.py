@@ -232,14 +232,9 @@ object are judged by the probe. Differences are from the first variant, mean ove
 def differences(ours: Sequence[Json], theirs: Sequence[Json]) -> Json:
     """Return the mean of each measurement in `ours` minus that in `theirs`, pair by pair, with intervals."""
     names = [*JUDGED, *MEASURED]
-    first, second = ([numbers(one, names) for one in part] for part in (ours, theirs))
+    first, second = ([{name: one.get(name) for name in names} for one in part] for part in (ours, theirs))
     pairs = paired_differences(first, second, names)
     return {name: mean_estimate([pair[name] for pair in pairs]) for name in names}
-
-
-def numbers(found: Json, names: Sequence[str]) -> dict[str, float | None]:
-    """Return the values of `names` as numbers: True is 1, False is 0."""
-    return {name: None if (value := found.get(name)) is None else float(value) for name in names}
 
 
 run: Callable[..., int] = evaluation_task(Comparison, files=("report.json", "steps.png"))
