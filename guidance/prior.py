@@ -196,7 +196,9 @@ class Prior(Protocol):
         result of the method `camera` for the B images, or None. `n_view` consecutive images are views of one object.
         """
 
-    def denoise(self, x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None = None, n_view: int = 1) -> Tensor:
+    def denoise(
+        self, x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None = None, n_view: int = 1, **image: Features
+    ) -> Tensor:
         """Predict the noise in latents, (B, C, h, w) float32, without guidance.
 
         Args:
@@ -205,8 +207,9 @@ class Prior(Protocol):
             text: embeddings (B, L, D) from `encode_prompt`.
             camera: result of the method `camera`, or None. A prior without cameras ignores it.
             n_view: number of consecutive images that are views of one object. A prior without cameras ignores it.
+            image: keyword argument `reference`, for a prior whose method `network` takes it.
         """
-        return self.schedule.eps_from_output(x, self.network(x, t, text, camera, n_view), t)
+        return self.schedule.eps_from_output(x, self.network(x, t, text, camera, n_view, **image), t)
 
     def reference(self, text: Tensor, background: Tensor | None = None) -> Features | None:
         """Compute features of the reference image in the config, with the prompt `text` (1, L, D).

@@ -127,11 +127,6 @@ class ImageDream(MVDream):
             out = predict(self.unet, x, t, text.to(x.dtype), camera, frames, factor=self.factor, image_tokens=tokens)
         return out.float().unflatten(0, (objects, frames))[:, :n_view].flatten(0, 1)
 
-    def denoise(
-        self, x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None = None, n_view: int = 1, **image: Features
-    ) -> Tensor:
-        return self.schedule.eps_from_output(x, self.network(x, t, text, camera, n_view, **image), t)
-
     @property
     def no_image(self) -> tuple[Tensor, Tensor]:
         """Features and latents of the unconditional branch: zeros."""

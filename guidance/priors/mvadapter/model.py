@@ -195,11 +195,6 @@ class MVAdapter(LatentDiffusion):
     def cast_networks(self, lora: bool = False) -> None:
         super().cast_networks(lora=True)  # the adapter's layers compute under autocast
 
-    def denoise(
-        self, x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None = None, n_view: int = 1, **image: Features
-    ) -> Tensor:
-        return self.schedule.eps_from_output(x, self.network(x, t, text, camera, n_view, **image), t)
-
     def reference_features(self, images: Tensor, text: Tensor) -> Features:
         """Compute the UNet's features of R reference images (R, H, W, 3) in [0, 1], with the prompts `text` (R, L, D).
 

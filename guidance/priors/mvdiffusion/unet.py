@@ -10,7 +10,7 @@ from diffusers.models import UNet2DConditionModel
 from torch import Tensor, nn
 
 from .caa import DepthBlock, Encoding, PanoramaBlock, zero
-from .geometry import Geometry, Keys
+from .geometry import Geometry
 
 Kind = Literal["panorama", "depth"]
 Args = tuple[Any, ...]
@@ -114,7 +114,7 @@ class MultiviewUNet(nn.Module):
 
             def insert(block: nn.Module, new: nn.Module, inner: str) -> None:
                 def apply(x: Tensor) -> Tensor:
-                    return new(x, keys_for(x, geometry), geometry.n_view)
+                    return new(x, geometry.keys(x.shape[-2], x.shape[-1], x.device), geometry.n_view)
 
                 def before(_module: nn.Module, args: Args) -> Args:
                     return (apply(args[0]), *args[1:])
@@ -153,9 +153,3 @@ class MultiviewUNet(nn.Module):
 
                 hooks.callback(block.register_forward_pre_hook(add, with_kwargs=True).remove)
             yield
-
-
-def keys_for(x: Tensor, geometry: Geometry) -> list[Keys]:
-    """Return the positions to attend to, one `Keys` per view, for feature maps `x` (..., h, w)."""
-    height, width = x.shape[-2:]
-    return geometry.keys(height, width, x.device)
