@@ -5,6 +5,7 @@ import re
 import shutil
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from fastapi import HTTPException
@@ -112,13 +113,11 @@ class Studio:
 
     def folder(self, name: str) -> Path:
         """Return the folder of the run `name`. Raises HTTPException 404 if it is outside `root` or not a run."""
-        try:
+        with suppress(OSError, ValueError):
             folder = (self.root / name).resolve()
             inside = folder.is_relative_to(self.root.resolve()) and folder != self.root.resolve()
             if inside and (folder / "config.yaml").is_file():
                 return folder
-        except (OSError, ValueError):
-            pass
         raise HTTPException(404, "there is no such run")
 
     def record(self, name: str) -> Record:
@@ -129,12 +128,10 @@ class Studio:
 
     def file(self, name: str, file: str) -> Path:
         folder = self.folder(name)
-        try:
+        with suppress(OSError, ValueError):
             path = (folder / file).resolve()
             if path.is_relative_to(folder) and path.is_file():
                 return path
-        except (OSError, ValueError):
-            pass
         raise HTTPException(404, "there is no such file")
 
     def store(self, name: str, data: bytes) -> Upload:

@@ -22,15 +22,7 @@ from threedgen.run.disk import Tree, write_atomic
 from threedgen.run.text import duration, number, visible
 
 ASSETS = Path(__file__).parent / "assets"
-SCRIPTS = (
-    "glb.js",
-    "canvas.js",
-    "scene.js",
-    "splats.js",
-    "gestures.js",
-    "viewer.js",
-    "frames.js",
-)  # for pages with a 3D view
+SCRIPTS = "glb.js canvas.js scene.js splats.js gestures.js viewer.js frames.js".split()  # for pages with a 3D view
 MAX_EMBEDDED_BYTES = 64_000_000  # maximum size of a file in a page; browsers fail to load larger ones
 _TYPES = {".glb": "model/gltf-binary", ".mp4": "video/mp4", ".png": "image/png", ".jpg": "image/jpeg"}
 Row = tuple[str, str, Sequence[tuple[str, str]]]

@@ -14,7 +14,7 @@ import json
 import os
 import tarfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -124,13 +124,11 @@ class Shards:
     def metadata(self, entry: Entry) -> Tree:
         """Read the metadata of an asset from its NAME.json. Raises ConfigError for a missing or damaged file."""
         data = self.read(entry, "json")
-        try:
+        with suppress(KeyError, TypeError, ValueError):
             found: Tree = parse_json(data)
             poses = np.array(found["c2w"], np.float32)
             if poses.shape[1:] == (4, 4) and np.isfinite(poses).all():
                 return found
-        except (KeyError, TypeError, ValueError):
-            pass
         raise ConfigError(f"{entry.name}.json is damaged in {self.folder / entry.shard}: {REMEDY}")
 
     def image(self, entry: Entry, view: int) -> Image.Image:
