@@ -3,8 +3,6 @@
 A 3D fit to images alone confuses grey or shaded parts of the object with the background. Known opacity prevents this.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -82,7 +80,7 @@ class Matte(nn.Module):
             files.save_tensors(self, part / TENSORS)
 
     @classmethod
-    def load(cls, weights: str) -> Matte:
+    def load(cls, weights: str) -> "Matte":
         """Load a frozen network on the CPU from "toybox-matte" or a folder that `save` wrote.
 
         Raises ConfigError if the files are missing or damaged.

@@ -1,7 +1,5 @@
 """Config models of the diffusion priors; imports no torch."""
 
-from __future__ import annotations
-
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
@@ -379,7 +377,7 @@ class MVAdapterConfig(ReferenceConfig):
     guide_views: GuideViews = False
 
     @model_validator(mode="after")
-    def _check_image(self) -> MVAdapterConfig:
+    def _check_image(self) -> "MVAdapterConfig":
         if self.image is not None and self.adapter is None:
             raise ValueError("image needs an adapter: set adapter=FILE of an image-to-views adapter")
         return self

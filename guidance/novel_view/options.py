@@ -1,7 +1,5 @@
 """Config models of the 3DiM network and its sampler. Imports no torch."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from typing import Literal
@@ -98,7 +96,7 @@ class XUNetConfig(Config):
         return tuple(self.size[0] >> level in self.attn_resolutions for level in range(len(self.channel_mult)))
 
     @model_validator(mode="after")
-    def _fit(self) -> XUNetConfig:
+    def _fit(self) -> "XUNetConfig":
         if not self.channel_mult or min(self.channel_mult) < 1:
             raise ValueError(f"channel_mult {list(self.channel_mult)} should have a number from 1 for each level")
         unit = 2 ** (len(self.channel_mult) - 1)

@@ -5,8 +5,6 @@ The pixel controller adds the image's latents as one more view of the object, wi
 azimuth 0 is the front, which the image shows; all views should have the elevation of the image.
 """
 
-from __future__ import annotations
-
 from typing import Any, Self
 
 import torch
@@ -31,7 +29,7 @@ FEATURES, LATENTS = "features", "latents"
 """Keys of the result of `ImageDream.reference`: features (1, L, D) of CLIP's image encoder, latents (1, C, h, w)."""
 
 
-def build(options: ImageDreamConfig, device: torch.device | str = "cpu") -> ImageDream:
+def build(options: ImageDreamConfig, device: torch.device | str = "cpu") -> "ImageDream":
     """Build the prior from its config section. Raises ConfigError if image or weights are missing or damaged."""
     cut = reference_foreground(options)
     if cut is None:

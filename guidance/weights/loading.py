@@ -3,8 +3,6 @@
 Functions that need a file raise ConfigError if it is missing, with a message that names the file and how to get it.
 """
 
-from __future__ import annotations
-
 import re
 from contextlib import suppress
 from pathlib import Path
@@ -184,7 +182,7 @@ class Identity(NamedTuple):
     digest: str
 
     @classmethod
-    def of(cls, path: Path, wanted: Parts = PARTS) -> Identity:
+    def of(cls, path: Path, wanted: Parts = PARTS) -> "Identity":
         """Compute the identity of the file `path`, or of the tensor files of a diffusers folder `path`.
 
         `wanted` are the required sub-folders of a diffusers folder; tensor files of optional networks also count.

@@ -3,8 +3,6 @@
 The parameter vector of `tinycudann.Encoding` is the feature table (entries, features) of the other backends, flattened.
 """
 
-from __future__ import annotations
-
 from functools import lru_cache
 from typing import Any
 

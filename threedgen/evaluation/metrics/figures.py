@@ -4,8 +4,6 @@ Angles are in radians. A camera at azimuth 0 sees the front of the object. The a
 from above (`threedgen.geometry.cameras`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import permutations
@@ -58,7 +56,7 @@ class Share:
         return {"hits": self.hits, "total": self.total, "share": self.value, "low": low, "high": high}
 
     @classmethod
-    def of(cls, tree: Json) -> Share:
+    def of(cls, tree: Json) -> "Share":
         limits = None if tree.get("low") is None else (float(tree["low"]), float(tree["high"]))
         return cls(int(tree["hits"]), int(tree["total"]), limits)
 

@@ -4,8 +4,6 @@ The V cameras are on a ring around the object. Their azimuths, in radians, are 2
 four sides are ``figures.SIDES``: front, left, back, right.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from math import pi, sqrt
 
@@ -191,5 +189,5 @@ class ErrorRates:
         return {key: getattr(self, name).plain() for name, key in RATE_KEYS.items()}
 
     @classmethod
-    def from_plain(cls, tree: Json) -> ErrorRates:
+    def from_plain(cls, tree: Json) -> "ErrorRates":
         return cls(**{name: Share.of(tree[key]) for name, key in RATE_KEYS.items()})

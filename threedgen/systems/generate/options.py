@@ -1,7 +1,5 @@
 """Config models of the task `generate`. The module does not import torch."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -61,7 +59,7 @@ class LossConfig(Config):
         0.0, ge=0, description="weight of the depth variance along rays, against semi-transparent density"
     )
 
-    def __reduce__(self) -> tuple[Callable[[Tree], LossConfig], tuple[Tree]]:
+    def __reduce__(self) -> "tuple[Callable[[Tree], LossConfig], tuple[Tree]]":
         return _loss_config, (self.model_dump(),)  # pickle does not find the classes that `_loss_model` makes
 
 
@@ -274,7 +272,7 @@ class GenerateConfig(PromptedConfig):
         {}, description="earlier runs, name: {options that differ}; each starts from the object of the one before"
     )
 
-    def stage(self, name: str) -> GenerateConfig:
+    def stage(self, name: str) -> "GenerateConfig":
         """Return the config of the stage (earlier run) `name`: this config with the options of that stage replaced.
 
         A stage exports no asset unless its options enable the export. Raises ConfigError if the options are invalid.
@@ -288,7 +286,7 @@ class GenerateConfig(PromptedConfig):
         return validate(type(self), [Layer(f"stages.{name}", tree)])
 
     @model_validator(mode="after")
-    def _reference_image(self) -> GenerateConfig:
+    def _reference_image(self) -> "GenerateConfig":
         if self.image is not None and self.prior.takes_image:
             image = {"image": self.image, "matte": self.matte}
             self.__dict__["prior"] = self.prior.model_copy(update=image)
@@ -304,7 +302,7 @@ class GenerateConfig(PromptedConfig):
         return None if self.prior.takes_image else self.image
 
     @model_validator(mode="after")
-    def _stages(self) -> GenerateConfig:
+    def _stages(self) -> "GenerateConfig":
         for name in self.stages:
             if not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", name):
                 raise ValueError(f"invalid name of a stage: stages={name!r}. Use 1 to 40 letters, digits, '_' and '-'")
@@ -373,7 +371,7 @@ class GenerateConfig(PromptedConfig):
             yield f"warm_start.share={self.warm_start.share:g} has no effect: {single}"
 
     @model_validator(mode="after")
-    def _consistent(self) -> GenerateConfig:
+    def _consistent(self) -> "GenerateConfig":
         self._check_representation()
         azimuth, n_view = self.preview.azimuth, self.camera.n_view
         if isinstance(azimuth, tuple) and len(azimuth) != n_view:

@@ -1,7 +1,5 @@
 """Config models of the task "sample", and of sampling in other tasks. The module does not import torch."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -206,7 +204,7 @@ class PanoramaConfig(Config):
     film: FilmConfig = FilmConfig()
 
     @model_validator(mode="after")
-    def _closed(self) -> PanoramaConfig:
+    def _closed(self) -> "PanoramaConfig":
         check_ring(self.views, self.fov, "views")
         return self
 
@@ -220,7 +218,7 @@ class SampleConfig(SamplingConfig):
     rig: Annotated[OrbitConfig | AnglesConfig | PanoramaConfig, Field(discriminator="name")] = OrbitConfig()
 
     @model_validator(mode="after")
-    def _consistent(self) -> SampleConfig:
+    def _consistent(self) -> "SampleConfig":
         self.check_rig(
             self.rig.name,
             orbit="samples prefix suffix",

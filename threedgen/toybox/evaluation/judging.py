@@ -1,7 +1,5 @@
 """Verdicts on objects: answers of the probe, an image classifier, for views of an object, compared with the prompt."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
@@ -59,7 +57,7 @@ class Verdict:
     def plain(self) -> Json:
         return {"said" if key == "words" else key: value for key, value in rounded(asdict(self)).items()}
 
-    def all_wrong(self) -> Verdict:
+    def all_wrong(self) -> "Verdict":
         """Return a copy in which all answers are wrong, for an object whose run failed."""
         wrong: dict[str, Answer] = {
             key: [False] * len(value) if isinstance(value, list) else False for key, value in self.answers.items()
