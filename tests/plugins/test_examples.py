@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from tests.support.errors import refused
-from tests.support.marks import unix
 from tests.support.task_server import server, tiny_generate, weights
 from tests.support.toy_run import log
 from threedgen import folder
@@ -148,13 +147,11 @@ def test_tiny_prior_fulfils_the_interface() -> None:
     check_prior(tiny_prior())
 
 
-@unix
 def test_antithetic_runs(tmp_path: Path) -> None:
     place = run(tmp_path, "antithetic", "distillation.name=antithetic", "distillation.pairs=2")
     assert read_summary(place)["steps"] == 4 and (place / "mesh.glb").exists()
 
 
-@unix
 def test_solid_colour_runs(tmp_path: Path) -> None:
     place = run(tmp_path, "solid_colour", "prior={name: solid-colour}", "camera.n_view=1", "prompt=a red ball")
     assert read_summary(place)["steps"] == 4
@@ -175,7 +172,6 @@ register("logger", "extra", f"{__name__}:extra", f"{__name__}:ExtraConfig")
 """
 
 
-@unix
 def test_logger_receives_the_metrics(tmp_path: Path) -> None:
     (tmp_path / "extra.py").write_text(LOGGER)
     tiny = str(tiny_generate(tmp_path))
@@ -185,7 +181,6 @@ def test_logger_receives_the_metrics(tmp_path: Path) -> None:
     assert len(lines) == 1 + len(read_metrics(tmp_path / "run")) and "loss" in lines[0].split(",")
 
 
-@unix
 def test_tensorboard_receives_metrics_and_images(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -203,7 +198,6 @@ def test_missing_logger_package_is_refused(name: str, tmp_path: Path, monkeypatc
         load(tiny_generate(tmp_path), [f"logger={name}"]).check()
 
 
-@unix
 def test_two_inputs_logs_terms_images_metrics_and_files(tmp_path: Path) -> None:
     names = ["metrics=[mean_radius]", "result.exporters=[depth-maps]", "trainer.val_check_interval=2"]
     place = run(tmp_path, "two_inputs", "system={name: two-inputs, image_interval: 2}", *names)
@@ -217,7 +211,6 @@ def test_two_inputs_logs_terms_images_metrics_and_files(tmp_path: Path) -> None:
 BLOBS = {"name": "blobs", "count": 30, "interval": 3, "split_gradient": 1e-9, "max_count": 100}
 
 
-@unix
 def test_blobs_resume_exactly_across_a_densification(tmp_path: Path) -> None:
     whole = run(tmp_path / "whole", "blobs", max_steps=8, field=BLOBS)
     (tmp_path / "half").mkdir()

@@ -5,4 +5,3 @@ import os
 import pytest
 
 unix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-"""For what runs whole commands in forked processes (task_server.py)."""

@@ -50,6 +50,20 @@ def parted(path: Path, prefix: str) -> tuple[dict[str, Tensor], dict[str, Tensor
     return weights, {name: t for name, t in every.items() if not name.startswith(prefix)}, options(path)
 
 
+def recorded_network(r: dict[str, Tensor]) -> Any:
+    """Return the network of recordings of losses: every input matters, other views of a group included."""
+
+    def denoise(x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None, n_view: int) -> Tensor:
+        h = torch.einsum("oc,bchw->bohw", r["fake.Wx"], x)
+        if camera is not None:
+            mean = x.unflatten(0, (-1, n_view)).mean(1).repeat_interleave(n_view, 0)
+            h = h - 0.2 * mean + (camera @ r["fake.Wc"])[:, :, None, None]
+        h = h + (text.mean(1) @ r["fake.Wt"] + 0.5 * torch.sin(t / 100)[:, None])[:, :, None, None]
+        return h + 0.1 * h.tanh()
+
+    return denoise
+
+
 def close(found: Tensor, expected: Tensor, tolerance: float) -> None:
     """Assert equality up to a tolerance relative to the largest value."""
     assert found.shape == expected.shape

@@ -10,9 +10,7 @@ import pytest
 import yaml
 
 from tests.support.card_cases import COMMANDS, STEPS, results
-from tests.support.marks import unix
 
-pytestmark = unix
 ROOT = Path(__file__).parents[2]
 SYNCS = {
     "march: number of samples",  # memory for them is allocated

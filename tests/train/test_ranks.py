@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.marks import unix
 from tests.support.toy_run import log, result, server
 from tests.support.waiting import when
 from threedgen.config.errors import WorkerLost
@@ -29,7 +28,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     return result(folder)
 
 
-@unix
 @pytest.mark.parametrize(("victim", "number"), [(1, signal.SIGKILL), (1, signal.SIGSTOP), (0, signal.SIGSTOP)])
 def test_loss_of_a_process_ends_the_training_which_continues(
     tmp_path: Path, whole: dict[str, object], victim: int, number: int

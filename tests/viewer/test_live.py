@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,8 +22,6 @@ from threedgen.run.metrics import read_summary
 from threedgen.train.checkpoint_file import LAST, read
 from threedgen.viewer.live import UPDATE_SECONDS, LiveView
 from threedgen.viewer.options import ViewConfig
-
-unix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 
 class FakeRun:
@@ -179,7 +176,6 @@ def command(folder: Path, *overrides: str) -> list[str]:
     return ["--config", str(path), "out=run", *ASSET, *overrides]
 
 
-@unix
 def test_viewed_run_has_the_same_result(tmp_path: Path) -> None:
     """Renders at every step do not change a bit of the result."""
     words = ["--view", "view.size=16", "view.share=0.99"]
@@ -198,7 +194,6 @@ def test_viewed_run_has_the_same_result(tmp_path: Path) -> None:
     assert not list(run.rglob("*.tmp"))
 
 
-@unix
 def test_run_stopped_in_the_window_exports_and_resumes(tmp_path: Path) -> None:
     words = [*command(tmp_path, "export.enabled=true"), "--view"]
     assert server().run(tmp_path, words=words, window=7) == 130, log(tmp_path)

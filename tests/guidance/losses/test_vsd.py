@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from tests.support.errors import refused
-from tests.support.marks import unix
 from tests.support.script_poses import script_poses
 from tests.support.task_server import TINY, assert_same, prior_folder, server, weights, write_config
 from tests.support.tiny_prior import TEXT_WIDTH, cpu, tiny_prior
@@ -171,7 +170,6 @@ def command(folder: Path, *words: str) -> list[str]:
     return ["--config", str(write_config(folder / "vsd.yaml", TINY | values)), "out=run", *words]
 
 
-@unix
 def test_stopped_vsd_run_resumes_exactly_with_its_lora(tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert server().run(whole, words=command(whole)) == 0, log(whole)

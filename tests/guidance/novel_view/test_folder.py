@@ -13,9 +13,6 @@ from tests.support.tiny_prior import tiny_prior
 from tests.support.tiny_threedim import inputs, poses, tiny_network
 from threedgen import config as configs
 from threedgen.config import registry
-from threedgen.data.srn.reader import write_instance
-from threedgen.evaluation.consistency import run
-from threedgen.evaluation.consistency.options import ConsistencyConfig
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.rigs import orbit
 from threedgen.geometry.views import Request, Views
@@ -193,31 +190,6 @@ def test_sampler_refuses_unusable_requests(saved: Path) -> None:
     for condition, target in ((None, good.target), (good.condition, zoomed)):
         with refused(None, "one"):
             sampler([Request("one", condition, target, good.numbers)])
-
-
-def test_consistency_run_samples_views_of_threedim(saved: Path, tmp_path: Path) -> None:
-    images = torch.rand(6, 16, 16, 3, generator=torch.Generator().manual_seed(0))
-    write_instance(tmp_path / "data" / "cars_test" / "one", Views(images, orbit(6, 0.3, 2.4, 0.7, 16, 16)))
-    grid = {"n_levels": 2, "log2_hashmap_size": 8, "base_resolution": 4}
-    protocol = {"name": "subsampled", "steps": 2, "rays": 64, "samples": 12, "width": 8, "encoding": grid}
-    config = ConsistencyConfig.model_validate(
-        {
-            "task": "consistency",
-            "out": str(tmp_path / "run"),
-            "threads": 1,
-            "sampler": {"name": "threedim", "weights": str(saved), "steps": 2},
-            "scenes": {"name": "srn", "path": str(tmp_path / "data"), "condition": 2},
-            "tsed": {"pairs": 0},
-            "protocol": protocol,
-        }
-    )
-    (tmp_path / "run").mkdir()
-    config.sampler.check()
-    assert run.run(config, quiet=True) == 0
-    report = json.loads((tmp_path / "run" / "consistency.json").read_text())
-    assert report["samplers"] == {"threedim": "threedim"} and set(report["rows"]) == {"threedim", "original"}
-    views = tmp_path / "run" / "views" / "threedim"
-    assert [path.name for path in views.iterdir()] == ["one.safetensors"]
 
 
 def test_latent_timestep_matches_noise_level() -> None:

@@ -290,9 +290,8 @@ def test_load_refuses_other_checkpoints(tmp_path: Path, clip_folder: str) -> Non
         MVDream.load(str(path), tokenizer=clip_folder)
 
 
-def test_load_refuses_checkpoint_without_tokenizer(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+@pytest.mark.usefixtures("no_hub")
+def test_load_refuses_checkpoint_without_tokenizer(tmp_path: Path) -> None:
     with refused("tokenizer", "vocab.json", "merges.txt"):
         MVDream.load(str(original_checkpoint(tmp_path / "x.pt")))
 
@@ -321,8 +320,8 @@ def test_unet_for_a_gpu_is_loaded_in_half_precision_without_a_float32_copy(
 
 
 def test_old_vae_attention_names_are_renamed() -> None:
-    old = "encoder.mid_block.attentions.0.proj_attn.weight"
-    assert components.rename_vae_attention(old) == "encoder.mid_block.attentions.0.to_out.0.weight"
+    old = "encoder.mid_block.attentions.0.{}.weight"
+    assert components.rename_vae_attention(old.format("proj_attn")) == old.format("to_out.0")
     assert components.rename_vae_attention("encoder.conv_in.weight") == "encoder.conv_in.weight"
 
 

@@ -16,12 +16,9 @@ from threedgen.guidance.weights import hub, loading, plugins
 
 
 @pytest.fixture
-def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """An empty cache of a hub that cannot be reached."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+def cache(no_hub: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.chdir(tmp_path)
-    return tmp_path / "cache"
+    return no_hub
 
 
 def snapshot(cache: Path, repo: str, names: list[str]) -> Path:
@@ -107,13 +104,9 @@ def test_id_of_adapters_chooses_the_file(cache: Path, name: str, overrides: list
 
 def test_id_of_adapters_follows_the_weights(cache: Path, tmp_path: Path) -> None:
     snapshot(cache, "someone/base", ["model_index.json"])
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "text_encoder_2").mkdir()
-    for weights, base in (
-        ("someone/base", "sd21"),
-        ("mine", "sdxl"),
-        ("stabilityai/stable-diffusion-xl-base-1.0", "sdxl"),
-    ):
+    (tmp_path / "mine" / "text_encoder_2").mkdir(parents=True)
+    bases = {"someone/base": "sd21", "mine": "sdxl", "stabilityai/stable-diffusion-xl-base-1.0": "sdxl"}
+    for weights, base in bases.items():
         prior = MVAdapterConfig(weights=weights, adapter="huanngzh/mv-adapter")
         assert prior.released().adapter == f"huanngzh/mv-adapter/mvadapter_t2mv_{base}.safetensors"
 

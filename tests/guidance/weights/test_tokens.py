@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -43,10 +42,8 @@ def test_clip_tokenizer_reads_vocab_and_merges(tmp_path: Path, inside: str) -> N
     assert tokens.token_ids(clip, ["a"], 5)[0, 2:].tolist() == [letter_tokenizer().eos_token_id] * 3
 
 
-def test_clip_tokenizer_is_found_in_hub_cache(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    repo = tmp_path / "models--openai--clip-vit-large-patch14"
+def test_clip_tokenizer_is_found_in_hub_cache(no_hub: Path) -> None:
+    repo = no_hub / "models--openai--clip-vit-large-patch14"
     (repo / "refs").mkdir(parents=True)
     (repo / "refs" / "main").write_text("abc")
     clip_files(repo / "snapshots" / "abc")

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.support.marks import unix
 from tests.support.task_server import server, tiny_generate, weights
 from tests.support.toy_run import log
 from threedgen.representations.gaussians.density_control import PARAMETERS, share_opacity
@@ -198,7 +197,6 @@ def whole_and_resumed(tmp_path: Path, field: dict[str, Any], stop: int) -> tuple
     return weights(places[0] / "run"), half, weights(places[1] / "run")
 
 
-@unix
 @pytest.mark.parametrize("densify", ["adaptive", "mcmc"])
 def test_killed_run_resumes_with_the_same_bytes(densify: str, tmp_path: Path) -> None:
     """Across a clone, a prune and an opacity reset, or relocations, before and after the kill."""

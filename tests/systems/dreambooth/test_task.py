@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from tests.support.marks import unix
 from tests.support.official import official_checkpoint
 from tests.support.task_server import assert_same, finished_run, prior_folder, server, weights
 from tests.support.tiny_prior import coarse_prior, tiny_prior
@@ -60,7 +59,6 @@ def distance(system: DreamBoothSystem) -> float:
     return float(preservation(system.trained, system.originals, "l1").detach())
 
 
-@unix
 def test_run_leaves_the_file_of_the_subject() -> None:
     run = undisturbed()
     summary = read_summary(run)
@@ -85,7 +83,6 @@ def test_run_leaves_the_file_of_the_subject() -> None:
     assert sheets["000000.png"].read_bytes() != sheets["000008.png"].read_bytes()
 
 
-@unix
 def test_stopped_run_leaves_the_same_sheets(tmp_path: Path) -> None:
     words = dreambooth_command(tmp_path)
     assert server().signalled(tmp_path, signal.SIGINT, words=words, hold_at=4, hold_in="Dream") == 130, log(tmp_path)
@@ -100,7 +97,6 @@ def test_stopped_run_leaves_the_same_sheets(tmp_path: Path) -> None:
     assert sheets[0] == sheets[1]
 
 
-@unix
 def test_class_images_are_sampled_once(tmp_path: Path) -> None:
     more = ["tuning.preservation=images", "tuning.class_images=2", "tuning.class_steps=1", "trainer.max_steps=2"]
     assert server().run(tmp_path, words=dreambooth_command(tmp_path, *more)) == 0, log(tmp_path)
@@ -131,7 +127,6 @@ def test_class_images_train_with_their_own_prompts(tmp_path: Path) -> None:
     assert seen == {0, 1}
 
 
-@unix
 def test_config_of_the_released_weights_runs_end_to_end(tmp_path: Path) -> None:
     """A checkpoint as MVDream's authors released it, but for the widths: tuned, and its subject sampled."""
     path = official_checkpoint(tmp_path, "sd21")

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.marks import unix
 from tests.support.small_run import SMALL, small_field
 from tests.support.task_server import prior_folder, server
 from tests.support.tiny_mvadapter import tiny_prior_config
@@ -75,7 +74,6 @@ def test_missing_weights_are_refused(prior: str, tmp_path: Path, monkeypatch: py
     assert str(raised.value).startswith("prior") and "\n" not in str(raised.value)
 
 
-@unix
 @pytest.mark.parametrize(
     ("prior", "distillation", "field"),
     [

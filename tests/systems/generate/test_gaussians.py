@@ -8,7 +8,6 @@ import pytest
 import trimesh
 
 from tests.support.errors import refused
-from tests.support.marks import unix
 from tests.support.small_run import SMALL, small_field
 from tests.support.task_server import prior_folder, server, tiny_generate, weights
 from tests.support.tiny_methods import folders
@@ -28,7 +27,6 @@ def run(place: Path, *words: str) -> dict[str, Any]:
     return read_summary(place / "run")
 
 
-@unix
 @pytest.mark.parametrize(
     ("name", "more"),
     [
@@ -81,7 +79,6 @@ def test_options_that_do_not_fit_are_refused(words: list[str], named: str) -> No
         load("mvdream-toybox", [*words, "prompt=a dog"])
 
 
-@unix
 def test_run_starts_from_a_run_and_from_a_file(tmp_path: Path) -> None:
     """First a field of another representation, then a point cloud."""
     short = ["warm_start.share=0", "refine.strengths=[]", "preview.enabled=false", "export.enabled=false"]

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from tests.support.errors import refused
-from tests.support.marks import unix
 from tests.support.small_run import SMALL, small_field
 from tests.support.task_server import server
 from tests.support.tiny_imagedream import imagedream_file
@@ -23,7 +22,6 @@ WORDS = [
 ]  # fmt: skip
 
 
-@unix
 @pytest.mark.parametrize("config", ["imagedream-sd21", "image-to-3d-sdxl"])
 def test_image_becomes_a_mesh(config: str, tmp_path: Path) -> None:
     reference_image(tmp_path / "car.png")

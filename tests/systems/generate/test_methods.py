@@ -1,10 +1,10 @@
 """Classic methods: every config runs to a mesh, and those for released weights have the reference values."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.support.marks import unix
 from tests.support.small_run import SMALL, small_field
 from tests.support.task_server import prior_folder, server
 from tests.support.tiny_methods import folders
@@ -62,7 +62,6 @@ def weights(kind: str) -> Path:
     return prior_folder() if kind == "toybox" else folders() / kind
 
 
-@unix
 @pytest.mark.parametrize("name", METHODS)
 def test_method_runs_to_a_mesh(name: str, tmp_path: Path) -> None:
     kind, more = METHODS[name]
@@ -74,7 +73,6 @@ def test_method_runs_to_a_mesh(name: str, tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "preview.png").exists(), "a prior without cameras draws no views of one object"
 
 
-@unix
 @pytest.mark.parametrize("name", STAGED)
 def test_staged_method_runs_to_a_mesh(name: str, tmp_path: Path) -> None:
     first, last, more = STAGED[name]
@@ -99,19 +97,11 @@ def test_dry_run_estimates_the_memory(name: str, capsys: pytest.CaptureFixture[s
     assert "step at " in output and "GB at most (loading" in output
 
 
-def test_missing_weights_are_refused_first(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from huggingface_hub import constants
-
+@pytest.mark.usefixtures("no_hub")
+def test_missing_weights_are_refused_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refuses: Any) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     for name in ("dreamfusion-if", "sds-sd"):
-        assert cli.main(["--config", name, "prompt=a dog"]) == 2
-        output = capsys.readouterr().err
-        assert "prior.weights" in output and "hf download" in output and output.count("\n") == 1
+        refuses(["--config", name, "prompt=a dog"], "prior.weights", "hf download")
     assert list(tmp_path.iterdir()) == []
 
 

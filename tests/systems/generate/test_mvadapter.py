@@ -9,7 +9,6 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from tests.support.marks import unix
 from tests.support.task_server import TINY, server, write_config
 from tests.support.tiny_mvadapter import GEOMETRY, tiny_prior_config
 from tests.support.toy_run import log
@@ -34,7 +33,6 @@ def reference_image(path: Path) -> str:
     return str(path)
 
 
-@unix
 @pytest.mark.parametrize("name", WAYS)
 def test_distillation_runs_with_an_adapter(name: str, tmp_path: Path) -> None:
     more: dict[str, Any] = {} if name == "reconstruction" else {"image": reference_image(tmp_path / "car.png")}

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from tests.support.fork_server import log
-from tests.support.marks import unix
 from tests.support.task_server import (
     TINY,
     assert_same,
@@ -44,7 +43,6 @@ def command(folder: Path, *words: str) -> list[str]:
     return ["--config", str(write_config(folder / "staged.yaml", TREE)), "out=run", *words]
 
 
-@unix
 def test_stage_starts_from_the_previous_object() -> None:
     run = finished_run(command)
     coarse, middle, last = (weights(run / place) for place in ("stages/coarse", "stages/mesh", "."))
@@ -59,7 +57,6 @@ def test_stage_starts_from_the_previous_object() -> None:
     assert (run / "mesh.glb").stat().st_size > 100 and (run / "views.png").stat().st_size > 100
 
 
-@unix
 def test_run_killed_in_each_stage_resumes_exactly_and_skips_finished_stages(tmp_path: Path) -> None:
     first = tmp_path / "run" / "stages" / "coarse" / "summary.json"
     words = command(tmp_path)

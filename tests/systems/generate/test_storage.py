@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from tests.support.kept_folder import kept_folder, made_once
-from tests.support.marks import unix
 from tests.support.power_loss import State, restore, states
 from tests.support.storage_faults import preloaded
 from tests.support.task_server import TINY, assert_same, finished_run, server, tiny_generate, weights
@@ -96,12 +95,10 @@ def assert_goes_on(number: int, folder: Path) -> None:
     assert_complete(work, number)
 
 
-@unix
 def test_run_goes_on_after_a_power_loss(tmp_path: Path) -> None:
     assert_goes_on(len(recorded()[1]) // 2, tmp_path)
 
 
-@unix
 @pytest.mark.slow
 def test_run_goes_on_after_a_power_loss_at_any_moment(tmp_path: Path) -> None:
     print(f"{len(recorded()[1])} states of the disk")
@@ -156,7 +153,6 @@ def test_storage_fails_at_any_moment(tmp_path: Path, kind: str, part: int) -> No
     assert not different
 
 
-@unix
 def test_run_goes_on_in_another_place_and_time(tmp_path: Path) -> None:
     """Odd names, a folder that moved, a clock set back an hour, 64 descriptors, no home, no temporary folder, C."""
     work, words = make_work(tmp_path)

@@ -13,7 +13,6 @@ from PIL import Image
 
 from tests.support.example_run import SHOWN, Page
 from tests.support.fork_server import log
-from tests.support.marks import unix
 from tests.support.task_server import (
     TINY,
     assert_same,
@@ -57,7 +56,6 @@ def steps_logged(run: Path) -> list[int]:
     return [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-@unix
 def test_run_writes_its_files() -> None:
     run = undisturbed()
     assert all((run / name).stat().st_size > 100 for name in (*FILES, "config.yaml", "metrics.csv"))
@@ -75,7 +73,6 @@ def test_run_writes_its_files() -> None:
     assert "\nsampling views: 0/2\n" in output and "\nsampling views, round 2 of 2: 4/4\n" in output, "all are counted"
 
 
-@unix
 def test_run_writes_its_page() -> None:
     run = undisturbed()
     page = Page((run / PAGE).read_text(encoding="utf-8"))
@@ -92,7 +89,6 @@ ASSET = ["export.enabled=true", "export.budget=200", "export.texture=64", "expor
          "export.refine=2"]  # fmt: skip
 
 
-@unix
 def test_run_writes_its_asset(tmp_path: Path) -> None:
     words, run = command(tmp_path, *ASSET), tmp_path / "run"
     assert server().run(tmp_path, words=words) == 0, log(tmp_path)
@@ -117,14 +113,12 @@ def test_run_writes_its_asset(tmp_path: Path) -> None:
     assert asset.read_bytes() == before and "asset: run/asset/a_red_dog.glb" in log(tmp_path)
 
 
-@unix
 def test_finished_run_without_an_asset_names_the_export_command(copy: Path) -> None:
     assert server().run(copy, words=command(copy, *ASSET)) == 0
     assert "python launch.py --config export run=run" in log(copy)
     assert not (copy / "run" / "asset").exists()
 
 
-@unix
 def test_checkpoint_has_no_prior_and_no_path() -> None:
     path = undisturbed() / "checkpoints" / "last.ckpt"
     parts = {name.partition(".")[0] for name in weights(undisturbed())}
@@ -132,7 +126,6 @@ def test_checkpoint_has_no_prior_and_no_path() -> None:
     assert str(undisturbed().parent).encode() not in path.read_bytes()
 
 
-@unix
 def test_kills_during_and_after_the_run_keep_its_result(tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert server().run(tmp_path, words=command(tmp_path), die_in="os.replace") == -signal.SIGKILL
@@ -150,7 +143,6 @@ def test_kills_during_and_after_the_run_keep_its_result(tmp_path: Path) -> None:
     assert (run / "views.png").read_bytes() == (undisturbed() / "views.png").read_bytes()
 
 
-@unix
 def test_sigterm_saves_and_a_moved_run_resumes(tmp_path: Path) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
     words = command(here, "checkpoint.seconds=1000")
@@ -164,7 +156,6 @@ def test_sigterm_saves_and_a_moved_run_resumes(tmp_path: Path) -> None:
     assert steps_logged(there) == [5, 10, 15, STEPS]
 
 
-@unix
 def test_ctrl_c_saves_and_finish_makes_the_asset(tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert server().run(tmp_path, words=[*command(tmp_path), "--finish"]) == 2, "there is no checkpoint yet"
@@ -185,7 +176,6 @@ def test_ctrl_c_saves_and_finish_makes_the_asset(tmp_path: Path) -> None:
     assert summary["seconds"] == pytest.approx(sum(summary["seconds_of"].values()), abs=0.05)
 
 
-@unix
 def test_validation_logging_and_saving_keep_the_result(tmp_path: Path) -> None:
     changed = ("trainer.val_check_interval=3", "trainer.log_every_n_steps=1", "checkpoint.seconds=1000")
     assert server().run(tmp_path, words=[*command(tmp_path, *changed), "--quiet"]) == 0, log(tmp_path)
@@ -195,7 +185,6 @@ def test_validation_logging_and_saving_keep_the_result(tmp_path: Path) -> None:
     assert log(tmp_path) == "run\n"  # --quiet: only the folder
 
 
-@unix
 def test_other_thread_count_warns_and_changes_little(tmp_path: Path) -> None:
     words = command(tmp_path)
     assert server().signalled(tmp_path, signal.SIGTERM, words=words, hold_at=8) == 143
@@ -205,7 +194,6 @@ def test_other_thread_count_warns_and_changes_little(tmp_path: Path) -> None:
     assert np.abs(one - other).mean() < 3
 
 
-@unix
 def test_repeated_command_does_no_work(copy: Path) -> None:
     before = snapshot(copy / "run")
     for words in (command(copy), ["--resume", "run"]):
@@ -216,7 +204,6 @@ def test_repeated_command_does_no_work(copy: Path) -> None:
     assert log(copy).count("finished already") == 2 and log(copy).splitlines()[-1] == "run"
 
 
-@unix
 @pytest.mark.parametrize("lost", ["mesh.glb", PAGE])
 def test_lost_result_is_rewritten_without_training(copy: Path, lost: str) -> None:
     trained = saved_at(copy / "run")
@@ -227,7 +214,6 @@ def test_lost_result_is_rewritten_without_training(copy: Path, lost: str) -> Non
     assert saved_at(copy / "run") == trained
 
 
-@unix
 def test_longer_run_resumes_a_finished_one(copy: Path) -> None:
     words = ["--resume", "run", f"trainer.max_steps={STEPS + 2}", "march.chunk=50"]  # another chunk is the same run
     assert server().run(copy, words=words) == 0, log(copy)
@@ -238,7 +224,6 @@ def test_longer_run_resumes_a_finished_one(copy: Path) -> None:
     assert "finished already" in log(copy) and snapshot(copy / "run") == before
 
 
-@unix
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
@@ -261,7 +246,6 @@ def test_resume_refuses_another_config(
     assert snapshot(copy / "run") == before
 
 
-@unix
 def test_nan_of_the_prior_stops_the_run_and_keeps_the_state(tmp_path: Path) -> None:
     words = command(tmp_path, "trainer.max_steps=24")
     assert server().run(tmp_path, words=words, nan_from=7) == 2
@@ -277,7 +261,6 @@ def test_nan_of_the_prior_stops_the_run_and_keeps_the_state(tmp_path: Path) -> N
     assert read_summary(run)["status"] == "finished" and "reason" not in read_summary(run)
 
 
-@unix
 def test_failed_export_is_repeated_without_training(tmp_path: Path) -> None:
     words, run = command(tmp_path), tmp_path / "run"
     assert server().run(tmp_path, words=words, full_from="threedgen.systems.generate.optimise.write_results") == 3

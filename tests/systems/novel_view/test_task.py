@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from tests.support.errors import refused
-from tests.support.marks import unix
 from tests.support.task_server import TINY_THREEDIM, assert_same, finished_run, weights
 from tests.support.tiny_prior import tiny_coarse, tiny_text_encoder, tiny_unet, tiny_vae, word_tokenizer
 from tests.support.tiny_threedim import inputs, tiny_network
@@ -127,7 +126,6 @@ def undisturbed() -> Path:
     return finished_run(threedim_command)
 
 
-@unix
 def test_run_leaves_a_model_gaps_and_a_sheet() -> None:
     run = undisturbed()
     assert read_summary(run)["status"] == "finished" and read_summary(run)["steps"] == STEPS

@@ -6,14 +6,12 @@ from typing import Any
 
 import pytest
 
-from tests.support.marks import unix
 from tests.support.task_server import TINY_BASE, TINY_PRIOR, assert_killed_ends_the_same, finished_run, write_config
 from tests.support.tiny_trainings import TRAININGS, adapter_config, dreambooth_config, own_command, scene_config
 from threedgen import cli, config
 from threedgen.run.metrics import read_summary
 
 
-@unix
 @pytest.mark.parametrize("kind", TRAININGS)
 def test_run_leaves_its_files_and_the_recorded_loss(kind: str) -> None:
     run = finished_run(TRAININGS[kind].command)
@@ -25,7 +23,6 @@ def test_run_leaves_its_files_and_the_recorded_loss(kind: str) -> None:
     assert last["loss"] == pytest.approx(TRAININGS[kind].loss, rel=0.02)
 
 
-@unix
 @pytest.mark.parametrize("kind", TRAININGS)
 def test_killed_run_resumes_exactly(tmp_path: Path, kind: str) -> None:
     training = TRAININGS[kind]

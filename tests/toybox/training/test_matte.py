@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from tests.support.marks import unix
 from tests.support.task_server import finished_run
 from tests.support.tiny_trainings import TINY_MATTE, matte_command
 from threedgen import config
@@ -18,7 +17,6 @@ from threedgen.toybox.training.matte import MatteImages
 from threedgen.toybox.training.options import TrainMatteConfig
 
 
-@unix
 def test_run_leaves_a_matte_for_fits() -> None:
     run = finished_run(matte_command)
     figures = read_summary(run)["matte"]

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support.marks import unix
 from tests.support.task_server import assert_same, finished_run, server, weights, write_config
 from tests.support.tiny_prior import coarse_prior, cpu, tiny_prior
 from tests.support.tiny_trainings import TINY_OWN, own_command
@@ -25,7 +24,6 @@ def done() -> Path:
     return finished_run(own_command)
 
 
-@unix
 def test_meshes_become_a_prior(tmp_path: Path) -> None:
     assert read_summary(done())["fid"] > 0
     assert (done() / "sheet.png").exists() and (done() / "samples.png").exists()
@@ -49,7 +47,6 @@ def test_samples_do_not_start_from_the_coarse_prediction(tmp_path: Path) -> None
         assert (guess is not None) == guesses
 
 
-@unix
 def test_rendered_assets_are_reused(tmp_path: Path) -> None:
     assert server().run(tmp_path, words=own_command(tmp_path, f"data={done()}", "out=other")) == 0, log(tmp_path)
     assert not (tmp_path / "other" / "views").exists()

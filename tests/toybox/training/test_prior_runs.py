@@ -10,7 +10,6 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 
 from tests.support.errors import refused
-from tests.support.marks import unix
 from tests.support.task_server import TINY_BASE, assert_same, finished_run, saved_at, server, weights, write_config
 from tests.support.tiny_prior import cpu
 from tests.support.tiny_trainings import TRAININGS, base_command, prior_command
@@ -52,7 +51,6 @@ def copy(tmp_path: Path) -> Path:
 # --- results -----------------------------------------------------------------------------------------------------
 
 
-@unix
 def test_base_run_leaves_a_2d_model() -> None:
     found = LatentDiffusion.load(str(base() / "base"), dtype="fp32")
     assert found.image_size == 32 and found.max_tokens == 32
@@ -63,7 +61,6 @@ def test_base_run_leaves_a_2d_model() -> None:
         MVDream.load(str(base() / "base"))
 
 
-@unix
 def test_prior_run_leaves_a_multi_view_prior() -> None:
     found = MVDream.load(str(prior() / "prior"), dtype="fp32")
     c2w = orbit_c2w(torch.full((2,), 0.2), torch.tensor([0.0, 1.5]), torch.full((2,), 2.0))
@@ -76,7 +73,6 @@ def test_prior_run_leaves_a_multi_view_prior() -> None:
     assert all(not torch.equal(new[name], value) for name, value in old.items() if value.ndim > 1)
 
 
-@unix
 def test_new_multi_view_model_computes_what_the_2d_model_does() -> None:
     found = LatentDiffusion.load(str(base() / "base"), dtype="fp32")
     made = multiview_model(found, CoarsePredictor(found.text_shape[1], *found.latent_shape[:2]))
@@ -93,7 +89,6 @@ def test_new_multi_view_model_computes_what_the_2d_model_does() -> None:
     assert made.unet.conv_in.weight.grad[:, made.latent_shape[0] :].abs().max() > 0, "the coarse input is not trained"
 
 
-@unix
 def test_saved_networks_are_the_averages() -> None:
     state = weights(base())
     saved = LatentDiffusion.load(str(base() / "base"), dtype="fp32").unet.state_dict()
@@ -119,7 +114,6 @@ def frozen_command(folder: Path) -> list[str]:
     return prior_command(folder, start, "coarse.learning_rate=0", "training.learning_rate=0", "seed=9")
 
 
-@unix
 def test_prior_is_trained_further_from_all_of_its_weights() -> None:
     after, before = (MVDream.load(str(run / "prior"), dtype="fp32") for run in (finished_run(frozen_command), prior()))
     for part in ("coarse", "unet"):
@@ -130,7 +124,6 @@ def fusion_command(folder: Path) -> list[str]:
     return prior_command(folder, f"start={prior() / 'prior'}", "coarse.max_steps=0", "coarse.sampler_steps=0")
 
 
-@unix
 def test_view_fusion_may_be_trained_alone() -> None:
     run = finished_run(fusion_command)
     after, before = (MVDream.load(str(folder / "prior"), dtype="fp32").coarse for folder in (run, prior()))
@@ -144,7 +137,6 @@ def two_sizes_command(folder: Path) -> list[str]:
     return prior_command(folder, "coarse=null", "training.half=0.5")
 
 
-@unix
 def test_prior_without_coarse_predictor_trains_in_two_sizes() -> None:
     run = finished_run(two_sizes_command)
     assert {"latents", "latents-half", "objects", "objects-half"} <= {path.name for path in run.iterdir()}
@@ -153,7 +145,6 @@ def test_prior_without_coarse_predictor_trains_in_two_sizes() -> None:
     assert found.sample("a red dog", c2w, steps=2, generator=cpu()).isfinite().all()
 
 
-@unix
 def test_diffusers_reads_both_folders() -> None:
     from diffusers import DDIMScheduler, UNet2DConditionModel
     from transformers import AutoTokenizer, CLIPTextModel
@@ -180,7 +171,6 @@ def test_diffusers_reads_both_folders() -> None:
 # --- kills and signals -------------------------------------------------------------------------------------------
 
 
-@unix
 def test_run_killed_in_every_stage_ends_the_same(tmp_path: Path) -> None:
     """Validation in between does not change the result either."""
     run, words = tmp_path / "run", base_command(tmp_path, "trainer.val_check_interval=4")
@@ -212,7 +202,6 @@ def test_run_killed_in_every_stage_ends_the_same(tmp_path: Path) -> None:
     assert_same_base(run)
 
 
-@unix
 def test_ctrl_c_and_sigterm_then_resume_end_the_same(tmp_path: Path) -> None:
     run, words = tmp_path / "run", base_command(tmp_path, "checkpoint.seconds=1000")
     stage = {"hold_at": 2, "hold_in": "Autoencoder"}
@@ -229,7 +218,6 @@ def test_ctrl_c_and_sigterm_then_resume_end_the_same(tmp_path: Path) -> None:
     assert_same_base(run)
 
 
-@unix
 def test_finish_in_the_last_stage_saves_the_model(tmp_path: Path, copy: Path) -> None:
     again = [*base_command(tmp_path), f"trainer.max_steps={STEPS + 4}"]
     code = server().signalled(copy, signal.SIGINT, words=again, hold_at=STEPS + 1, hold_in="Prior")
@@ -252,7 +240,6 @@ def test_training_on_a_gpu(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "samples.png").exists()
 
 
-@unix
 def test_run_does_not_resume_with_another_vocabulary(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = config.load(copy / "run" / "config.yaml", [f"trainer.max_steps={STEPS + 2}"])
     options = options.model_copy(update={"out": str(copy / "run")})
