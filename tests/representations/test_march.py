@@ -169,16 +169,6 @@ def test_composite_equals_nerfacc(name):
     assert 0 < int(expected.sum()) < expected.numel()
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
-@given(counts=st.lists(st.integers(0, 12), min_size=1, max_size=8), scale=st.floats(0, 1e6), seed=st.integers(0, 999))
-def test_weights_are_non_negative_and_sum_to_at_most_one(counts, scale, seed):
-    samples, sigma, values = packed(counts, seed)
-    out = composite(sigma * scale, values.clamp(0, 1), samples)
-    assert (out.weights >= 0).all() and (out.opacity <= 1 + 1e-6).all()
-    assert (out.values <= out.opacity + 1e-5).all()
-    torch.testing.assert_close(samples.sum(out.weights)[:, None], out.opacity)
-
-
 @pytest.mark.parametrize("name", ALL)
 def test_depth_of_a_solid_ball(name):
     origins, _ = rays(64, seed=41)

@@ -61,17 +61,6 @@ def test_vertex_tangents_are_unit_and_perpendicular_for_any_uv(seed: int, flat: 
     assert np.abs((tangents[:, :3] * MESH.normals).sum(1)).max() < 1e-5
 
 
-def test_textured_glb_is_read_by_trimesh() -> None:
-    (read,) = trimesh.load(io.BytesIO(DATA), file_type="glb", process=False).geometry.values()
-    assert np.allclose(read.vertices, to_gltf_axes(MESH.vertices)) and np.array_equal(read.faces, MESH.faces)
-    assert np.allclose(read.visual.uv, MESH.uv, atol=1e-6), "trimesh counts v upwards"
-    material = read.visual.material
-    assert np.array_equal(np.asarray(material.baseColorTexture.convert("RGB")), TEXTURES.base_colour)
-    assert np.array_equal(np.asarray(material.normalTexture.convert("RGB")), TEXTURES.normal)
-    assert material.metallicFactor == 1 and material.roughnessFactor == 1
-    assert (read.vertices[:, 1].min(), read.visual.material.alphaMode) == (0, None)
-
-
 def test_textured_glb_is_deterministic_and_omits_missing_textures() -> None:
     assert DATA == textured_glb_bytes(MESH, PNGS, "ball", EXTRAS)
     alone = textured_glb_bytes(MESH, files(Textures(TEXTURES.base_colour)), "ball", EXTRAS)

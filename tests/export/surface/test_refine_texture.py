@@ -1,6 +1,5 @@
 """Texture refinement: gradients, convergence, unchanged texels."""
 
-import math
 from dataclasses import replace
 
 import numpy as np
@@ -55,14 +54,6 @@ def photographs(sphere: TexturedMesh, texture: np.ndarray, cameras: Cameras):
     return cameras.c2w.numpy(), 0.75, image.rgb, image.alpha
 
 
-def rays_of_a_sphere(cameras: Cameras):
-    """Return hit points (V, H, W, 3) on the unit sphere and the hit mask, independent of the rasteriser."""
-    origins, directions = (t.double().numpy() for t in cameras.rays())
-    along = -(origins * directions).sum(-1)
-    inner = along**2 - (origins**2).sum(-1) + 1
-    return origins + (along - np.sqrt(np.maximum(inner, 0)))[..., None] * directions, inner > 0
-
-
 def test_gradient_matches_finite_differences():
     rng = np.random.default_rng(0)
     texture = rng.random((5, 4, 3)).astype(np.float32)
@@ -105,25 +96,6 @@ def test_refine_texture_sharpens_training_and_held_out_views():
     assert after > before + 3
     assert refined.texture.min() >= 0 and refined.texture.max() <= 1 and refined.texture.dtype == np.float32
     assert refined.pixels == len(sample_pixels(sphere, *views).target) > 3000
-
-
-def test_refine_texture_improves_with_ray_cast_targets(monkeypatch: pytest.MonkeyPatch):
-    """Targets independent of mesh and texture: stripes on an exact sphere."""
-    cameras = around(10)
-    point, hit = rays_of_a_sphere(cameras)
-    stripes = 0.5 + 0.4 * np.sin(9 * point[..., 2:] + np.array([0, 1, 2.0]))
-    targets = np.where(hit[..., None], stripes, 1.0)
-    v = 1 - (np.arange(64) + 0.5) / 64
-    z = np.sin(math.pi * (v - 0.5))[:, None, None]
-    exact = np.broadcast_to(0.5 + 0.4 * np.sin(9 * z + np.array([0, 1, 2.0])), (64, 128, 3)).astype(np.float32)
-    start = np.clip(0.7 * blurred(exact, 20) + 0.2, 0, 1)
-    arguments = (GLOBE, cameras.c2w.numpy(), 0.75, targets, hit.astype(np.float32))
-    monkeypatch.setattr(module, "SUPERSAMPLE", 1)
-    refined = refine_texture(start, *arguments)
-    assert refined.psnr_before < 25 and refined.psnr_after > refined.psnr_before + 8
-    visible = refined.visible
-    assert visible.mean() > 0.6
-    assert np.abs(refined.texture - exact)[visible].mean() < 0.5 * np.abs(start - exact)[visible].mean()
 
 
 def test_gradient_blur_prevents_speckles(monkeypatch):

@@ -67,14 +67,6 @@ def test_density_equals_forward_without_computing_features(shared: bool) -> None
         assert all(weight.grad is None for weight in field.feature_mlp.parameters())
 
 
-@pytest.mark.parametrize("shared", [False, True])
-def test_parameter_names(shared: bool) -> None:
-    names = [name for name, _ in build(shared_mlp=shared).named_parameters()]
-    networks = ["density_mlp"] if shared else ["density_mlp", "feature_mlp"]
-    layers = [f"{network}.layers.{layer}.weight" for network in networks for layer in (0, 2)]
-    assert names == ["encoding.table", *layers]
-
-
 @pytest.mark.parametrize(
     ("blob", "raw"),
     [

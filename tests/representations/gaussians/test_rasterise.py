@@ -134,23 +134,6 @@ def test_dilation_adds_to_the_projected_variance() -> None:
     torch.testing.assert_close(matrices[1] - matrices[0], 0.7 * torch.eye(2).double().expand(30, 2, 2))
 
 
-def test_projected_covariance_matches_samples() -> None:
-    """Moments of projected random points of a small Gaussian."""
-    rng = torch.Generator().manual_seed(1)
-    mean, scales, q = (
-        torch.tensor([0.2, -0.1, 0.1]),
-        torch.tensor([0.02, 0.01, 0.03]),
-        torch.tensor([0.8, 0.3, -0.4, 0.2]),
-    )
-    at = cameras(1, 256, 256)
-    parts = (mean[None], q[None], scales[None], torch.ones(1), torch.zeros(1, 1, gaussians.CHANNELS))
-    a, b, c = gaussians.project(*parts, at, dilation=0.0).conics[0, 0].tolist()
-    rows = [torch.stack(row, dim=-1) for row in gaussians.rotation_rows(q[None])]
-    points = (torch.randn(100_000, 3, generator=rng) * scales) @ torch.cat(rows).T + mean
-    pixels, _ = at.project(points)
-    torch.testing.assert_close(pixels[0].T.cov(), torch.tensor([[a, b], [b, c]]).inverse(), rtol=0.03, atol=0.02)
-
-
 @pytest.mark.parametrize("backend", ["torch", "numba"])
 def test_nothing_in_view_is_transparent(backend: str) -> None:
     inputs, at = cloud(8, 1, torch.float32), cameras(1)
