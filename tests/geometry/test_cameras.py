@@ -1,13 +1,23 @@
 """Cameras: rays, projection, resizing and selection, perspective and orthographic."""
 
+import json
+from math import pi
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from torch import Tensor
 
+from tests.support import box_room
+from tests.support.errors import refused
 from threedgen.geometry.cameras import Cameras, Projection
-from threedgen.geometry.poses import look_at
+from threedgen.geometry.cameras_file import _Content, read_cameras, write_cameras
+from threedgen.geometry.poses import look_at, opencv_axes, orbit_array, orbit_c2w, world_to_camera, wrap_angle
 from threedgen.geometry.rigs import orbit
 
 FIXED = settings(derandomize=True, deadline=None, max_examples=60)
@@ -85,3 +95,144 @@ def test_with_size_scales_pixels_and_select_keeps_projection(parallel):
     part = cameras.select(slice(4, 7)).to("cpu")
     assert len(part) == 3 and torch.equal(part.c2w, cameras.c2w[4:7])
     assert torch.equal(part.projection.K, cameras.projection.K[4:7]) and part.projection.parallel == parallel
+
+
+SIZE = (24, 32)
+
+
+def test_read_cameras_returns_what_was_written(tmp_path: Path) -> None:
+    at, path = box_room.look(3, SIZE), tmp_path / "cameras.json"
+    write_cameras(path, at, ["a.png", "b.png", "c.png"], ["red", "green", "blue"])
+    found = read_cameras(path, "path")
+    assert torch.equal(found.cameras.c2w, at.c2w) and torch.equal(found.cameras.K, at.K)
+    assert (found.cameras.height, found.cameras.width) == SIZE
+    assert found.files == ("a.png", "b.png", "c.png") and found.prompts == ("red", "green", "blue")
+
+
+def test_read_cameras_converts_axes_poses_and_fov(tmp_path: Path) -> None:
+    at, path = box_room.look(3, SIZE), tmp_path / "cameras.json"
+    for axes, turned in (("opengl", at.c2w), ("opencv", opencv_axes(at.c2w))):
+        for poses, matrices in (("c2w", turned), ("w2c", world_to_camera(turned))):
+            path.write_text(json.dumps({"axes": axes, "c2w": matrices.tolist()}))
+            found = read_cameras(path, "path", poses, SIZE, 70)
+            torch.testing.assert_close(found.cameras.c2w, at.c2w)
+            torch.testing.assert_close(found.cameras.K, at.K)
+            assert found.files is None and found.prompts is None
+
+
+EYE = np.eye(4).tolist()
+PAIR = {"axes": "opengl", "c2w": [EYE] * 2}
+
+
+@pytest.mark.parametrize(
+    ("tree", "values"),
+    [
+        ("no", []),
+        ([], []),
+        ({"c2w": [EYE] * 2}, ["axes"]),
+        ({"axes": "opengl", "c2w": [EYE]}, ["c2w", 2]),
+        ({"axes": "opengl", "c2w": [EYE, EYE[:3]]}, ["c2w", "4 x 4"]),
+        ({"axes": "opengl", "c2w": [EYE, (2 * np.eye(4)).tolist()]}, ["c2w[1]"]),
+        ({"axes": "opengl", "c2w": [np.diag([1.0, 1, -1, 1]).tolist(), EYE]}, ["c2w[0]"]),
+        (PAIR | {"fov": 180}, ["fov"]),
+        (PAIR | {"K": np.eye(3).tolist()}, ["height", "width"]),
+        (PAIR | {"height": 0, "width": 9}, ["height"]),
+        (PAIR | {"K": [np.eye(3).tolist()] * 3, "height": 9, "width": 9}, ["K", 2]),
+        (PAIR | {"K": [[]], "height": 9, "width": 9}, ["K", "3 x 3"]),
+        (PAIR | {"height": 9}, ["height", "width"]),
+        (PAIR | {"files": ["a.png"]}, ["files", 2]),
+    ],
+)
+def test_read_cameras_refuses_invalid_files(tmp_path: Path, tree: Any, values: list[Any]) -> None:
+    path = tmp_path / "cameras.json"
+    path.write_text(tree if isinstance(tree, str) else json.dumps(tree))
+    with refused("path", path, *values):
+        read_cameras(path, "path", size=SIZE, fov=70)
+
+
+def test_read_cameras_refuses_missing_file(tmp_path: Path) -> None:
+    with refused("path", tmp_path / "none.json"):
+        read_cameras(tmp_path / "none.json", "path")
+
+
+ELEVATIONS = st.floats(-pi / 2, pi / 2)
+AZIMUTHS = st.floats(-10, 10)
+DISTANCES = st.floats(0.2, 20)
+
+
+def one(value: float) -> Tensor:
+    return torch.tensor([value])
+
+
+def assert_rigid(c2w: Tensor) -> None:
+    rotation = c2w[:, :3, :3].double()
+    eye = torch.eye(3, dtype=torch.float64).expand_as(rotation)
+    torch.testing.assert_close(rotation @ rotation.mT, eye, atol=2e-6, rtol=0)
+    torch.testing.assert_close(torch.linalg.det(rotation), torch.ones(len(c2w)).double(), atol=2e-6, rtol=0)
+    assert c2w[:, 3].tolist() == [[0, 0, 0, 1]] * len(c2w)
+
+
+@FIXED
+@given(ELEVATIONS, AZIMUTHS, DISTANCES)
+def test_orbit_c2w_is_rigid_and_looks_at_the_origin(elevation, azimuth, distance):
+    c2w = orbit_c2w(one(elevation), one(azimuth), one(distance))
+    assert_rigid(c2w)
+    assert float(c2w[0, :3, 3].norm()) == pytest.approx(distance, rel=1e-5)
+    # the origin is at this distance along -z; image up never points down in the world
+    target = c2w[0, :3, 3] - distance * c2w[0, :3, 2]
+    torch.testing.assert_close(target, torch.zeros(3), atol=1e-5 * distance, rtol=0)
+    assert float(c2w[0, 2, 1]) >= -1e-6 and abs(float(c2w[0, 2, 0])) < 1e-6
+
+
+@FIXED
+@given(st.floats(-1.5, 1.5), AZIMUTHS, DISTANCES)
+def test_look_at_matches_orbit_c2w(elevation, azimuth, distance):
+    c2w = orbit_c2w(one(elevation), one(azimuth), one(distance))
+    result = look_at(c2w[:, :3, 3], torch.zeros(1, 3), torch.tensor([[0.0, 0.0, 1.0]]))
+    torch.testing.assert_close(result, c2w, atol=2e-5 * max(1, distance), rtol=0)
+
+
+@FIXED
+@given(st.tuples(*[st.floats(-1, 1)] * 3), st.floats(0.01, 5))
+def test_look_at_along_up_is_rigid(direction, length):
+    forward = torch.tensor([direction])
+    if float(forward.norm()) < 0.1:
+        return
+    c2w = look_at(torch.zeros(1, 3), forward, length * forward)
+    assert_rigid(c2w)
+    cosine = -(c2w[0, :3, 2] * forward[0]).sum() / forward.norm()
+    assert float(cosine) == pytest.approx(1, abs=1e-5)
+
+
+@FIXED
+@given(st.floats(-3, 3), st.integers(-3, 3), ELEVATIONS)
+def test_wrap_angle_keeps_the_pose(azimuth, turns, elevation):
+    shifted = one(azimuth + turns * 2 * pi)
+    torch.testing.assert_close(wrap_angle(shifted), one(azimuth), atol=1e-5, rtol=0)
+    first, second = (orbit_c2w(one(elevation), angle, one(1.0)) for angle in (one(azimuth), shifted))
+    torch.testing.assert_close(first, second, atol=1e-5, rtol=0)
+
+
+def test_orbit_array_computes_in_float64():
+    rng = np.random.default_rng(0)
+    azimuth = rng.uniform(-4, 4, 50)
+    c2w = orbit_array(0.3, azimuth, 2.5)
+    assert c2w.dtype == np.float32 and c2w.shape == (50, 4, 4)
+    angles = (torch.from_numpy(x) for x in (np.full(50, 0.3), azimuth, np.full(50, 2.5)))
+    assert np.array_equal(c2w, orbit_c2w(*angles).float().numpy())
+    back = np.stack([np.cos(0.3) * np.cos(azimuth), np.cos(0.3) * np.sin(azimuth), np.full(50, np.sin(0.3))], axis=-1)
+    assert np.array_equal(c2w[:, :3, 2], back.astype(np.float32))
+
+
+def test_world_to_camera_inverts_poses():
+    g = torch.Generator().manual_seed(0)
+    position, centre = (torch.randn(8, 3, generator=g) for _ in range(2))
+    c2w = look_at(position, centre, torch.randn(8, 3, generator=g))
+    torch.testing.assert_close(world_to_camera(c2w) @ c2w, torch.eye(4).expand(8, 4, 4), atol=1e-5, rtol=0)
+
+
+def test_wrong_names_give_one_error() -> None:
+    content: Any = {"c2w": [], "axes": "opengl", "files": [1] * 1000, "prompts": [1] * 1000}
+    with pytest.raises(ValidationError) as found:
+        _Content.model_validate(content)
+    assert len(found.value.errors()) == 2

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
 
-from tests.geometry.test_poses import assert_rigid
+from tests.geometry.test_cameras import assert_rigid
 from tests.support.parity_files import parity_files
 from threedgen.config.sections import MultiviewCameraConfig, OrbitCameraConfig
 from threedgen.geometry.poses import wrap_angle

@@ -1,15 +1,22 @@
 """Free memory, and memory of autograd graphs."""
 
+import os
 import platform
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from threedgen.run import memory
+from tests.support.errors import refused
+from threedgen.config.errors import DiskFull
+from threedgen.run import dtypes, memory, seeding
+from threedgen.run.cache import cached_tensor
 from threedgen.run.memory import free_bytes, graph_bytes
 
 CPU = torch.device("cpu")
@@ -76,3 +83,73 @@ def test_keep_freed_memory_reuses_pages() -> None:
     done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
     before, after = map(int, done.stdout.split())
     assert after < min(before, 20e6)
+
+
+def test_cached_tensor_is_computed_again_only_if_it_does_not_fit(tmp_path: Path) -> None:
+    path, value = tmp_path / "x.safetensors", torch.rand(2, 3)
+    assert torch.equal(cached_tensor(path, "x", (2, None), lambda: value), value)
+    assert torch.equal(cached_tensor(path, "x", (2, None), lambda: 1 / 0), value)
+    for name, shape in (("x", (3, None)), ("x", (2, 3, None)), ("y", (2, 3))):
+        other = torch.zeros(3, 3)
+        assert torch.equal(cached_tensor(path, name, shape, lambda other=other: other), other)
+        path.unlink()
+        cached_tensor(path, "x", (2, None), lambda: value)
+    cached_tensor(path, "x", (1,), lambda: torch.full((2, 3), torch.nan))
+    assert torch.equal(cached_tensor(path, "x", (2, 3), lambda: value), value)
+
+
+def test_cached_tensor_reports_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with refused(None, tmp_path, kind=DiskFull) as caught:
+        cached_tensor(tmp_path / "x.safetensors", "x", (1,), lambda: torch.zeros(1))
+    assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_compute_dtype_auto_is_bf16_only_with_native_instructions(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dtypes, "bf16_cpu", lambda: fast)
+    expected = torch.bfloat16 if fast else torch.float32
+    assert dtypes.compute_dtype("auto", torch.device("cpu")) == expected
+    assert dtypes.compute_dtype("bf16", torch.device("cpu")) == torch.bfloat16
+    assert dtypes.compute_dtype("fp16", torch.device("cuda")) == torch.float16
+    with dtypes.autocast_bf16(torch.device("cpu")):
+        assert torch.is_autocast_enabled("cpu") == fast
+
+
+PURPOSES = st.sampled_from(["noise", "cameras", "1"])
+KEYS = st.tuples(st.integers(0, 5), st.integers(0, 5), PURPOSES, st.integers(0, 3))
+
+
+def numbers(*key) -> torch.Tensor:
+    return torch.randn(16, generator=seeding.generator(*key))
+
+
+@settings(derandomize=True, deadline=None, max_examples=60)
+@given(KEYS, KEYS)
+def test_generators_are_equal_only_for_equal_keys(a, b):
+    assert torch.equal(numbers(*a), numbers(*b)) == (a == b)
+    first, second = (seeding.numpy_generator(*key).normal(size=16) for key in (a, b))
+    assert np.array_equal(first, second) == (a == b)
+
+
+def test_neighbouring_seeds_share_no_numbers():
+    streams = {tuple(numbers(seed, step, "noise").tolist()) for seed in range(8) for step in range(8)}
+    assert len(streams) == 64
+
+
+def test_key_separates_its_fields():
+    assert seeding.key(1, 11, "x") != seeding.key(11, 1, "x")
+    assert seeding.key(1, 1, "x", 12) != seeding.key(1, 1, "x/1", 2)
+
+
+def test_key_is_the_same_in_all_versions():
+    assert seeding.key(0, 0, "noise") == 4580952025995565074
+    assert all(0 <= seeding.key(0, step, "noise") < 2**63 for step in range(50))
+
+
+@pytest.mark.parametrize("seed", [-1, 2**80])
+def test_generator_accepts_any_integer_seed(seed):
+    assert torch.equal(numbers(seed, 0, "noise"), numbers(seed, 0, "noise"))

@@ -1,5 +1,5 @@
 """Back ends whose kernels can run on a CPU: Triton's by its interpreter, where the package is installed and there is
-no GPU (there tests/representations/test_triton.py compares the compiled kernels)."""
+no GPU (there tests/representations/test_backends.py compares the compiled kernels)."""
 
 import importlib.util
 import os

@@ -8,15 +8,19 @@ from PIL import Image
 
 from tests.support.errors import refused
 from threedgen import cli
+from threedgen.data import photos
 from threedgen.data.assets.make import read_asset
 from threedgen.data.assets.options import list_assets
 from threedgen.data.coloured_mesh import fit_to_ball
 from threedgen.geometry.poses import orbit_array
 from threedgen.toybox.data import objects
+from threedgen.toybox.data.make_srn import FAMILIES, SIDES, make_marked_object
+from threedgen.toybox.data.subjects import make_subject, render_photos, subject_nouns
 from threedgen.toybox.options import ToyboxSheetConfig
 from threedgen.toybox.world.grammar import COLOURS, NOUNS, Spec, held_out
 from threedgen.toybox.world.primitives import BOX, DOME, FRUSTUM, TORUS, Primitive, tessellate
-from threedgen.toybox.world.toybox import Toybox, block, toybox_mesh
+from threedgen.toybox.world.raycast import render
+from threedgen.toybox.world.toybox import Toybox, block, render_orbit, toybox_mesh
 
 
 def config(folder: Path, **values: object) -> ToyboxSheetConfig:
@@ -105,3 +109,95 @@ def test_block_objects_stay_inside_the_ball() -> None:
         asset = box.asset(number)
         assert {solid.kind for solid in asset.primitives} == {BOX}
         assert np.linalg.norm(asset.mesh()[0], axis=1).max() < 0.8501
+
+
+AZIMUTH = dict(zip(SIDES, np.deg2rad([0.0, 90.0, 180.0, 270.0]), strict=True))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("elevation", [0.15, 0.5, 1.0])
+def test_panel_is_visible_only_from_its_side(family: str, elevation: float) -> None:
+    visible = {side: [] for side in SIDES}  # type: ignore[var-annotated]
+    for index in range(6):
+        asset = make_marked_object(family, np.random.default_rng(index), index)
+        azimuth = np.array(list(AZIMUTH.values()))
+        c2w = orbit_array(np.full(4, elevation), azimuth, np.full(4, 2.61))
+        labels = render([asset], np.zeros(4, int), c2w, np.full(4, 0.7), 48, 1.0, 1, with_gbuffer=True).label
+        for k, side in enumerate(SIDES):
+            panel = asset.labels.index(f"{side} panel") + 1
+            symbol = asset.labels.index(f"{side} symbol") + 1
+            pixels = [int(np.isin(label, (panel, symbol)).sum()) for label in labels]
+            visible[side].append((pixels[k], pixels[(k + 1) % 4], pixels[(k + 2) % 4], pixels[(k + 3) % 4]))
+    for side, counts in visible.items():
+        own, *others = np.array(counts).T
+        assert own.mean() >= 40, (side, counts)
+        assert (own >= 20).all() or elevation > 0.15, (side, counts)  # a seat hides panels from above
+        assert np.mean(others) < 0.03 * own.mean(), (side, counts)
+
+
+def test_panel_colours_and_shapes_are_independent() -> None:
+    cars = [make_marked_object("cars", np.random.default_rng([7, index])) for index in range(60)]
+
+    def colour(car, label: str) -> np.ndarray:
+        return next(solid.colour for solid in car.primitives if solid.label == label)
+
+    left, right = (np.array([colour(car, f"{side} panel") for car in cars]) for side in ("left", "right"))
+    correlation = [np.corrcoef(left[:, k], right[:, k])[0, 1] for k in range(3)]
+    assert np.abs(correlation).max() < 0.4 and left.std(0).min() > 0.2
+    shapes = {tuple(s.kind for s in car.primitives if s.label == "left symbol") for car in cars}
+    pieces = [any(s.label == "back piece" for s in car.primitives) for car in cars]
+    assert len(shapes) >= 4 and 0.4 < np.mean(pieces) < 0.95
+
+
+def test_equal_seeds_give_equal_objects_inside_the_ball() -> None:
+    one, two = (make_marked_object("chairs", np.random.default_rng(3)) for _ in range(2))
+    assert len(one.primitives) == len(two.primitives)
+    assert all(np.array_equal(a.matrix, b.matrix) for a, b in zip(one.primitives, two.primitives, strict=True))
+    assert np.abs(one.mesh()[0]).max() <= 0.86
+
+
+def test_subjects_depend_on_seed_and_number_and_all_differ() -> None:
+    subjects = [make_subject(0, number) for number in range(24)]
+    assert repr(subjects[3]) == repr(make_subject(0, 3)) != repr(make_subject(1, 3))
+    assert len({subject.noun for subject in subjects}) == 24
+    dogs = [make_subject(0, number, "dog") for number in range(6)]
+    assert {dog.noun for dog in dogs} == {"dog"} and dogs[0].caption == "a dog"
+    assert len({repr(dog) for dog in dogs}) == 6
+
+
+def test_subjects_of_every_noun_stay_inside_the_ball() -> None:
+    for number, noun in enumerate(subject_nouns()):
+        subject = make_subject(5, number, noun.word)
+        vertices, *_ = subject.mesh(8)
+        assert np.linalg.norm(vertices, axis=1).max() < 0.9, noun.word
+        assert {"mark"} <= set(subject.labels) and subject.colour == ""
+        assert all(np.isfinite(s.matrix).all() and abs(np.linalg.det(s.matrix)) > 0 for s in subject.primitives)
+    assert all(noun.front for noun in subject_nouns()) and len(subject_nouns()) < len(NOUNS)
+
+
+def test_left_and_right_side_of_a_subject_differ() -> None:
+    for number in range(6):
+        subject = make_subject(0, number, "dog")
+        left, right = render_orbit(subject, np.array([np.pi / 2, -np.pi / 2]), 0.0, 48).rgb
+        assert np.abs(left - right[:, ::-1]).max(-1).mean() > 0.002
+
+
+def test_photos_are_reproducible_and_differ() -> None:
+    subject = make_subject(0, 2)
+    images = render_photos(subject, 5, 48, seed=1)
+    assert images.shape == (5, 48, 48, 3) and 0 <= images.min() and images.max() <= 1
+    assert np.array_equal(images, render_photos(subject, 5, 48, seed=1))
+    gaps = [np.abs(a - b).mean() for k, a in enumerate(images) for b in images[:k]]
+    assert min(gaps) > 0.005
+
+
+def test_task_writes_readable_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["--config", "toybox-subjects", "subjects=2", "size=40", "out=made"]) == 0
+    folders = sorted(path for path in Path("made").iterdir() if path.is_dir())
+    assert [len(list(folder.glob("*.png"))) for folder in folders] == [5, 5]
+    portraits = photos.read(photos.find([str(folders[0])]), 32)
+    assert portraits.shape == (5, 32, 32, 3)
+    assert (np.abs(portraits[:, 16, 10:22].astype(int) - 128).max(-1) > 10).any(1).all()  # the subject is in the centre
+    with Image.open("made/subjects.png") as sheet:
+        assert sheet.width > 5 * 120

@@ -1,10 +1,17 @@
 """Optimizer, timestep sampling and averaged weights of all systems."""
 
+from copy import deepcopy
+from itertools import count
+from typing import Any
+
 import pytest
+import pytorch_lightning as pl
 import torch
+from pytorch_lightning.plugins.precision import MixedPrecision
 
 from threedgen.systems.train.options import DenoisingConfig
-from threedgen.train.muon import Muon
+from threedgen.train.callbacks import PATIENCE, FiniteGuard
+from threedgen.train.muon import Muon, orthogonalise
 from threedgen.train.system import EMA, System, stratified_uniform
 
 
@@ -89,3 +96,161 @@ def test_ema_applied_restores_the_weights_after_an_error():
         assert model.decay.tolist() == [1.0, 2.0]
         raise KeyError
     assert model.decay.tolist() == [7.0, 7.0]
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (6, 20), (24, 5)])
+def test_orthogonalise_brings_singular_values_near_one(shape: tuple[int, int]) -> None:
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    u, s, v = torch.linalg.svd(matrix, full_matrices=False)
+    matrix = (u * s.clamp(min=0.1 * float(s.max()))) @ v
+    result = orthogonalise(matrix).float()
+    values = torch.linalg.svdvals(result)
+    assert 0.6 < values.min() and values.max() < 1.3 and result.shape == shape
+    assert torch.allclose(result, u @ v, atol=0.35)  # the same singular vectors
+    torch.testing.assert_close(orthogonalise(8 * matrix).float(), result)
+
+
+def parameters() -> list[torch.Tensor]:
+    """Return a matrix, a convolution, a vector and a matrix for AdamW."""
+    generator = torch.Generator().manual_seed(1)
+    shapes = [(6, 4), (4, 3, 2, 2), (5,), (7, 3)]
+    return [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
+
+
+def descend(optimizer: Muon, weights: list[torch.Tensor], steps: int) -> float:
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = sum(((w - 0.5) ** 2).sum() for w in weights)
+        loss.backward()
+        optimizer.step()
+    return float(loss.detach())
+
+
+def muon(weights: list[torch.Tensor], lr: float = 0.02) -> Muon:
+    return Muon(weights, lr=lr, elementwise=weights[3:])
+
+
+def test_muon_minimises_a_quadratic() -> None:
+    weights = parameters()
+    optimizer = muon(weights)
+    first = descend(optimizer, weights, 1)
+    descend(optimizer, weights, 800)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.002
+    assert descend(optimizer, weights, 200) < 0.01 * first
+
+
+def test_muon_resumes_from_its_state() -> None:
+    weights = parameters()
+    optimizer = muon(weights)
+    descend(optimizer, weights, 5)
+    copies = [w.detach().clone().requires_grad_() for w in weights]
+    again = muon(copies, lr=1.0)
+    again.load_state_dict(deepcopy(optimizer.state_dict()))
+    descend(optimizer, weights, 3)
+    descend(again, copies, 3)
+    assert all(torch.equal(a, b) for a, b in zip(weights, copies, strict=True))
+
+
+def test_muon_equals_torch_muon_for_matrices_and_adamw_for_the_rest() -> None:
+    weights, copies = parameters(), parameters()
+    ours = Muon(weights, lr=0.01, weight_decay=0.1, elementwise=weights[3:])
+    theirs = [
+        torch.optim.Muon(copies[:1], lr=0.01, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(copies[2:], lr=0.01, weight_decay=0.1, betas=(0.9, 0.98)),
+    ]
+    generator = torch.Generator().manual_seed(2)
+    for _ in range(4):
+        for a, b in zip(weights, copies, strict=True):
+            a.grad = torch.randn(a.shape, generator=generator)
+            b.grad = a.grad.clone()
+        ours.step()
+        for optimizer in theirs:
+            optimizer.step()
+    assert torch.allclose(weights[0], copies[0], atol=1e-3)  # both iterate in bfloat16
+    assert (weights[0] - parameters()[0]).abs().max() > 1e-2
+    for k in (2, 3):
+        assert torch.allclose(weights[k], copies[k], atol=1e-6)
+    assert torch.equal(copies[1], parameters()[1]) and not torch.equal(weights[1], copies[1])  # the convolution
+
+
+STEPS = 40
+
+
+class Toy(pl.LightningModule):
+    """Linear regression with NaN in the loss or in the gradient of `last.weight` at some steps."""
+
+    def __init__(self, optimizer: str = "fused", nan_loss: Any = (), nan_gradient: Any = ()) -> None:
+        super().__init__()
+        self.optimizer, self.nan_loss, self.nan_gradient = optimizer, nan_loss, nan_gradient
+        torch.manual_seed(0)
+        self.first, self.last = torch.nn.Linear(4, 8), torch.nn.Linear(8, 1)
+        self.metrics: dict[str, float] = {}
+        self.terms: dict[str, float] = {}
+
+    def training_step(self, batch: int, batch_idx: int) -> torch.Tensor:
+        x = torch.rand(16, 4, generator=torch.Generator().manual_seed(batch))
+        loss = (self.last(self.first(x)) - x.sum(1, keepdim=True)).square().mean()
+        if batch in self.nan_gradient:
+            loss = loss + (self.last.weight.clamp(min=0) * 0).sqrt().sum()  # infinity times 0
+        if batch in self.nan_loss:
+            loss = loss + float("nan")  # its gradients are finite
+        self.terms = {"fit": float(loss.detach())}
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        if self.optimizer == "muon":
+            return Muon(self.parameters(), 1e-2)
+        return torch.optim.AdamW(self.parameters(), 1e-2, fused=self.optimizer == "fused")
+
+
+def train(module: Toy, **options: Any) -> tuple[FiniteGuard, pl.Trainer]:
+    """Train with a loss scaler; return the guard and the trainer."""
+    guard, scaler = FiniteGuard(), torch.amp.GradScaler("cpu")
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_steps=STEPS,
+        callbacks=[guard],
+        plugins=[MixedPrecision("16-mixed", "cpu", scaler)],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,
+    )
+    trainer.fit(module, iter(count()))
+    guard.check_end(trainer, module)
+    return guard, trainer
+
+
+@pytest.mark.parametrize("optimizer", ["fused", "plain", "muon"])
+def test_guard_skips_a_nan_loss_with_a_loss_scaler(optimizer: str) -> None:
+    guard, trainer = train(Toy(optimizer, nan_loss=[3, 20]))
+    assert guard.failure is None and guard.skipped == 2 and trainer.global_step == STEPS
+
+
+def test_guard_stops_nan_losses_with_a_loss_scaler() -> None:
+    module = Toy(nan_loss=range(5, STEPS))
+    guard, trainer = train(module)
+    assert guard.failure is not None and "'fit'" in guard.failure and trainer.global_step == 5 + PATIENCE
+    assert all(torch.isfinite(p).all() for p in module.parameters())
+
+
+@pytest.mark.parametrize("optimizer", ["fused", "muon"])
+def test_guard_names_the_nan_gradient_when_the_loss_scale_is_below_one(optimizer: str) -> None:
+    guard, trainer = train(Toy(optimizer, nan_gradient=range(STEPS)))
+    assert guard.failure is not None and "last.weight" in guard.failure
+    assert trainer.global_step < 20
+
+
+def test_guard_ignores_gradients_that_overflow_at_a_large_loss_scale() -> None:
+    guard, trainer = train(Toy(nan_gradient=range(5)))
+    assert guard.failure is None and guard.skipped == 0 and trainer.global_step == STEPS
+
+
+@pytest.mark.parametrize("optimizer", ["fused", "plain"])
+def test_gradients_are_clipped_with_a_loss_scaler(optimizer: str) -> None:
+    module = Toy(optimizer)
+    before = module.last.weight.detach().clone()
+    assert train(module, gradient_clip_val=0.5)[0].failure is None
+    assert not torch.equal(module.last.weight, before)

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import socket
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -17,6 +18,7 @@ from tests.support.example_run import Page, decoded, example
 from threedgen import cli
 from threedgen.geometry.images import SHEET_GAP
 from threedgen.viewer.gallery import NAME
+from threedgen.viewer.local import HOST, admitted, free_port
 from threedgen.viewer.report import PAGE, write_report
 
 
@@ -175,3 +177,39 @@ def test_runs_without_an_end_time_are_sorted_by_file_time(tmp_path: Path) -> Non
         run = example(tmp_path / name, {"ended": None}, prompt=name)
         os.utime(run / "summary.json", (1e9 - age, 1e9 - age))
     assert prompts(write_gallery(tmp_path)) == ["new", "middle", "old"]
+
+
+FORBIDDEN = [
+    ("/", ["localhost"], []),
+    ("/index.html", ["localhost"], []),
+    ("/kez/", ["localhost"], []),
+    ("/%C3%A9/", ["localhost"], []),
+    ("/key/", [], []),
+    ("/key/", ["localhost", "localhost"], []),
+    ("/key/", ["evil.example:8090"], []),
+    ("/key/", ["127.0.0.1.evil.example"], []),
+    ("/key/", ["[::1"], []),
+    ("/key/", ["localhost:8090"], ["http://evil.example"]),
+    ("/key/", ["localhost:8090"], ["http://localhost:3000"]),
+    ("/key/", ["localhost:8090"], ["https://localhost:8090"]),
+    ("/key/", ["localhost:8090"], ["null"]),
+]
+
+
+@pytest.mark.parametrize(("path", "hosts", "origins"), FORBIDDEN)
+def test_foreign_requests_are_forbidden(path: str, hosts: list[str], origins: list[str]) -> None:
+    assert admitted(path, "key", hosts, origins) is None
+
+
+@pytest.mark.parametrize("host", ["localhost:9000", "127.0.0.1:9000", "[::1]:9000"])  # any port: ssh tunnels
+def test_local_requests_with_the_key_are_admitted(host: str) -> None:
+    assert admitted("/key/a/b", "key", [host], [f"http://{host}"]) == "a/b"
+
+
+def test_free_port_avoids_a_port_in_use() -> None:
+    with socket.socket() as other:
+        other.bind((HOST, 0))
+        other.listen()
+        port = other.getsockname()[1]
+        assert free_port(port) == 0
+    assert free_port(port) == port

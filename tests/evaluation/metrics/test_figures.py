@@ -1,9 +1,26 @@
 """Shares, intervals and sides of known cases."""
 
+import json
+from math import pi
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
 from scipy import stats
+from torch import Tensor
 
+from tests.support.parity_files import parity_files
+from tests.support.tiny_mvdiffusion import wall
+from threedgen.evaluation.metrics import overlap
+from threedgen.evaluation.metrics.distributions import (
+    colour_disagreement,
+    fid,
+    foreground_means,
+    inception_score,
+    kid,
+    mottle,
+)
 from threedgen.evaluation.metrics.figures import (
     Share,
     bootstrap,
@@ -16,7 +33,10 @@ from threedgen.evaluation.metrics.figures import (
     side_of,
     sides_right,
 )
+from threedgen.evaluation.metrics.overlap import depth_overlap, given_view, overlap_ratio, panorama_overlap
 from threedgen.evaluation.report import format_share
+from threedgen.geometry import panorama
+from threedgen.geometry.warp import pixel_grid, unproject
 
 TURN = np.deg2rad([0.0, 90.0, 180.0, 270.0])
 
@@ -125,3 +145,130 @@ def test_interval_of_views_is_over_their_objects() -> None:
     assert grouped.interval == (0.4, 1.0) and single.interval[1] - single.interval[0] < 0.3
     assert share_of_groups(answers[:7]).interval == Share(7, 7).interval
     assert Share.of(grouped.plain()).interval == grouped.interval and share_of_groups([]).interval is None
+
+
+MASK = np.zeros((2, 64, 64), bool)
+MASK[:, 16:48, 16:48] = True
+
+
+def painted(*colours: tuple[float, float, float]) -> np.ndarray:
+    """Two views with stripes of these colours in the mask, on grey."""
+    views = np.full((2, 64, 64, 3), 0.5)
+    for k, colour in enumerate(colours):
+        views[:, 16 + k * 32 // len(colours) : 48, 16:48] = colour
+    return views
+
+
+def test_foreground_means_exclude_the_background() -> None:
+    red, none = foreground_means(painted((1, 0, 0)), np.stack([MASK[0], np.zeros((64, 64), bool)]))
+    assert red == pytest.approx([53.2, 80.1, 67.2], abs=0.1)  # sRGB red in CIE Lab
+    assert none is None
+
+
+def test_colour_disagreement_is_the_mean_pairwise_distance() -> None:
+    a, b = np.zeros(3), np.array([3.0, 4.0, 0.0])
+    assert colour_disagreement([a, a, b], 99) == pytest.approx((0 + 5 + 5) / 3)
+    assert colour_disagreement([a, a, None], 30) == pytest.approx((0 + 30 + 30) / 3)
+
+
+def test_mottle_of_few_flat_colours_is_zero() -> None:
+    for colours in ([(1, 0, 0)], [(1, 0, 0), (0, 0, 1)], [(1, 0, 0), (0, 0, 1), (0, 1, 0), (1, 1, 0)]):
+        assert mottle(painted(*colours), MASK) == pytest.approx(0, abs=1e-3)
+
+
+def test_mottle_grows_with_spots_of_colour() -> None:
+    flat, rng = painted((0.6, 0.3, 0.2)), np.random.default_rng(0)
+    little, much = (np.clip(flat + rng.normal(0, s, flat.shape), 0, 1) for s in (0.05, 0.2))
+    assert 0 < mottle(little, MASK) < mottle(much, MASK)  # type: ignore[operator]
+
+
+def test_mottle_without_foreground_is_none() -> None:
+    assert mottle(painted((1, 0, 0)), np.zeros_like(MASK)) is None
+
+
+FILES = parity_files("metric_distribution")
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_distribution_parity(file: Path) -> None:
+    found = np.load(file, allow_pickle=False)
+    x, y = found["in:features_x"], found["in:features_y"]
+    assert fid(x, y) == pytest.approx(float(found["out:fid"]), rel=1e-6)
+    count = min(len(x), len(y))
+    assert kid(x[:count], y[:count], 1, count)[0] == pytest.approx(float(found["out:kid"]), rel=1e-6)
+    splits = int(json.loads(str(found["meta_json"]))["is_splits"])
+    expected = float(found["out:is_mean"]), float(found["out:is_std"])
+    assert inception_score(found["in:logits"], splits) == pytest.approx(expected, rel=1e-6)
+
+
+def test_distances_of_equal_and_shifted_features() -> None:
+    x = np.random.default_rng(0).normal(size=(400, 6))
+    assert fid(x, x) == pytest.approx(0, abs=1e-9) and fid(x, x + 2) == pytest.approx(24)
+    assert fid(x[:, :1], 3 * x[:, :1]) == pytest.approx(4 * (x[:, 0].mean() ** 2 + x[:, 0].var(ddof=1)))
+    y = np.random.default_rng(1).normal(size=(300, 6))
+    assert abs(kid(x[:300], y, 1, 300)[0]) < 0.1 < kid(x[:300], y + 1, 1, 300)[0]  # about 0 for the same distribution
+    mean, deviation = kid(x, y + 1, subsets=20, size=100)
+    assert mean == pytest.approx(kid(x[:300], y + 1, 1, 300)[0], rel=0.15) and deviation > 0
+    state = torch.get_rng_state()
+    assert kid(x, y, 2, 100) == kid(x, y, 2, 100) != kid(x, y, 2, 100, seed=1)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_inception_score_of_certain_and_uniform_logits() -> None:
+    certain = 50 * np.eye(5)[np.arange(40) % 5]
+    assert inception_score(certain, 1) == pytest.approx((5, 0)) and inception_score(np.zeros((40, 5)), 4)[0] == 1
+    assert inception_score(certain[np.arange(40) // 8 * 8 % 5 == 0], 1)[0] < 5
+
+
+FACES = torch.nn.functional.interpolate(torch.rand(6, 3, 6, 6, generator=torch.Generator().manual_seed(0)), 128)
+
+
+def true_views(count: int = 8, size: int = 64) -> tuple[Tensor, Tensor, Tensor]:
+    K, R = panorama.intrinsics(pi / 2, size, size), panorama.ring(count)
+    faces = torch.nn.functional.avg_pool2d(FACES, 9, 1, 4)
+    return panorama.skybox_views(faces, K, R, size, size).permute(0, 2, 3, 1), K, R
+
+
+def test_overlap_of_true_and_mixed_views() -> None:
+    views, K, R = true_views()
+    truth = panorama_overlap(views, K, R)
+    assert len(truth) == 8 and min(p for p in truth if p is not None) > 30
+    mixed = panorama_overlap(views.flip(0), K, R)
+    assert max(p for p in mixed if p is not None) < 25
+    ratio = overlap_ratio(mixed, truth)
+    assert ratio is not None and ratio < 0.7
+    assert overlap_ratio(truth, truth) == 1
+
+
+def test_no_overlap_gives_none() -> None:
+    views, K, R = true_views(3)
+    assert panorama_overlap(views, K, R) == [None] * 3
+    assert panorama_overlap(views[:1], K, R[:1]) == []
+    assert overlap_ratio([None], [20.0]) is None
+
+
+def test_depth_overlap_ignores_occluded_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    walk = wall(views=3)
+    pixels = pixel_grid(32, 48).flatten(0, 1)
+    points = [unproject(pixels, walk.depth[n].flatten(), walk.K[n], walk.c2w[n]) for n in range(3)]
+    views = torch.stack([0.5 + 0.4 * torch.sin(2 * p).view(32, 48, 3) for p in points]).float()
+    found = depth_overlap(views, walk.depth, walk.K, walk.c2w)
+    assert len(found) == 2 and min(p for p in found if p is not None) > 40
+    spoilt, depth = views.clone(), walk.depth.clone()
+    spoilt[1, :, :10], depth[1, :, :10] = 1 - spoilt[1, :, :10], 2.6  # something else stands before the second camera
+    seen = depth_overlap(spoilt, depth, walk.K, walk.c2w)
+    monkeypatch.setattr(overlap, "DEPTH_ERROR", 1.0)
+    all_of_it = depth_overlap(spoilt, depth, walk.K, walk.c2w)
+    assert seen[0] is not None and all_of_it[0] is not None and seen[0] > 30 > all_of_it[0]
+    assert depth_overlap(views, walk.depth * 0, walk.K, walk.c2w) == [None, None]
+
+
+def test_given_view_preserved_and_changed() -> None:
+    views, K, R = true_views()
+    same = given_view(views, views[0], K, R)
+    assert same["given"] == 100 and same["beside_given"] > 30
+    spoilt = views.clone()
+    spoilt[0, :, :8] = 1 - spoilt[0, :, :8]  # on the side of the last view
+    other = given_view(spoilt, views[0], K, R)
+    assert other["given"] < 30 and other["beside_given"] == same["beside_given"]
+    assert given_view(views, spoilt[0], K, R)["beside_given"] < same["beside_given"]

@@ -1,5 +1,8 @@
 """Textures projected from images of rooms and objects."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -8,9 +11,10 @@ import trimesh
 from benchmarks.glb_check import Expected, check_glb
 from tests.support import box_room
 from tests.support.errors import refused
+from tests.support.parity_files import parity_files
 from threedgen.export.files.glb import textured_glb_bytes
 from threedgen.export.shape.mesh import TexturedMesh
-from threedgen.export.surface.blend import OBJECT_BLEND
+from threedgen.export.surface.blend import MIN_WEIGHT, OBJECT_BLEND, BlendOptions, WeightedMean
 from threedgen.export.surface.from_views import render, texture_from_views
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.images import png, psnr, to_uint8
@@ -115,3 +119,40 @@ def test_texture_from_views_ignores_masked_pixels() -> None:
     views = np.where(masks[..., None] > 0, box_room.truth(body, at), 0)
     result = texture_from_views(mesh, 128, at, views, OBJECT_BLEND, masks=masks)
     assert result.texture[result.visible].max(-1).min() > 0.05
+
+
+@pytest.mark.parametrize("path", parity_files("texture_blend"), ids=lambda path: path.stem)
+def test_blend_matches_recorded_reference(path: Path) -> None:
+    file = np.load(path)
+    meta = json.loads(str(file["meta_json"]))
+    options = BlendOptions(
+        error=meta["pos_error_eps"],
+        cosine=meta["aoi_cos_thresh"],
+        jump=meta["depth_grad_thresh"],
+        beside_edge=0.0,
+        opacity=meta["mask_thresh"],
+        power=meta["alpha"],
+        window=False,
+    )
+    cosine = file["in:uv_aoi_cos"]
+    masks = file["in:uv_mask_proj"].reshape(cosine.shape) if "in:uv_mask_proj" in file else None
+    valid = options.valid(file["in:uv_pos_error"], cosine, file["in:uv_depth_grad"], masks) & file["in:uv_mask"]
+    assert (valid == file["out:valid_mask"]).all()
+    weights = [options.weight(c, v) ** (1 / w) for c, v, w in zip(cosine, valid, meta["view_weight"], strict=True)]
+    mean = WeightedMean(cosine[0].size)
+    for colours, weight in zip(file["in:uv_attr_proj"], weights, strict=True):
+        mean.add(colours.reshape(-1, 3), weight.ravel())
+    assert (mean.known == file["out:valid_any"].ravel()).all()
+    shares = np.stack(weights) / np.maximum(mean.weights, MIN_WEIGHT).reshape(cosine[0].shape)
+    np.testing.assert_allclose(shares, file["out:weight"], atol=1e-5)
+    texture = mean.over(file["in:existing_texture"].reshape(-1, 3))
+    np.testing.assert_allclose(texture, file["out:texture"].reshape(-1, 3), atol=1e-5)
+
+
+def test_weight_favours_frontal_views() -> None:
+    cosine = np.array([1.0, 0.5, 0.3, 0.1])
+    valid = OBJECT_BLEND.valid(np.zeros(4), cosine, np.zeros(4))
+    assert valid.tolist() == [True, True, True, False]
+    masks = np.array([1.0, 0.95, 0.9, 1.0])
+    assert OBJECT_BLEND.valid(np.zeros(4), cosine, np.zeros(4), masks).tolist() == [True, True, False, False]
+    np.testing.assert_allclose(OBJECT_BLEND.weight(cosine, valid), [1, 0.125, 0.027, 0])

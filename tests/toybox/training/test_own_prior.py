@@ -5,19 +5,24 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from tests.support.task_server import assert_same, finished_run, server, weights, write_config
 from tests.support.tiny_prior import coarse_prior, cpu, tiny_prior
-from tests.support.tiny_trainings import TINY_OWN, own_command
+from tests.support.tiny_trainings import TINY_MATTE, TINY_OWN, matte_command, own_command
 from tests.support.toy_run import log
+from threedgen import config
 from threedgen.config import load
 from threedgen.geometry.poses import orbit_c2w
+from threedgen.guidance.matte import Matte
 from threedgen.guidance.priors.latent_diffusion import LatentDiffusion
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.run.metrics import read_summary
-from threedgen.toybox.training import task
+from threedgen.toybox.training import matte, task
+from threedgen.toybox.training.matte import MatteImages
+from threedgen.toybox.training.options import TrainMatteConfig
 
 
 def done() -> Path:
@@ -95,3 +100,24 @@ def test_2d_model_gets_a_camera_branch_without_effect(tmp_path: Path) -> None:
     with torch.no_grad():
         seen = found.predict(x, t, text, torch.randn(2, 16, generator=cpu()))
         assert torch.allclose(seen, before.predict(x, t, text), atol=1e-5)
+
+
+def test_run_leaves_a_matte_for_fits() -> None:
+    run = finished_run(matte_command)
+    figures = read_summary(run)["matte"]
+    assert 0 <= figures["iou"] <= 1 and 0 < figures["error"] < 1
+    assert Matte.load(str(run / "matte")).opacity(torch.rand(1, 32, 32, 3)).shape == (1, 32, 32)
+    config.load("quick-toybox", [f"fit.matte={run / 'matte'}", "prompt=a red dog"]).check()
+
+
+def test_images_are_renders_with_their_opacity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matte, "JUMBLES", 0.0)
+    options = TrainMatteConfig.model_validate(TINY_MATTE)
+    prior = LatentDiffusion.load("toybox-base")
+    images = MatteImages(tmp_path, prior, 32, options)
+    rgba = images(np.arange(8))
+    assert rgba.shape == (8, 32, 32, 4)
+    border = torch.cat([rgba[:, 0], rgba[:, -1], rgba[:, :, 0], rgba[:, :, -1]], 1)
+    assert border[..., 3].max() < 0.01 and 0.3 < border[..., :3].mean() < 0.7
+    assert 0.05 < rgba[..., 3].mean() < 0.6 and (rgba[..., 3] > 0.99).flatten(1).any(1).all()
+    assert torch.equal(rgba[[5, 2]], MatteImages(tmp_path / "again", prior, 32, options)(np.array([5, 2])))
