@@ -237,9 +237,7 @@ def test_exit_codes(shipped: Path, capsys: pytest.CaptureFixture[str], prompt: s
     ],
     ids=repr,
 )
-def test_each_expected_error_has_an_exit_code(
-    shipped: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: Exception, code: int
-) -> None:
+def test_each_expected_error_has_an_exit_code(shipped: Path, capsys, monkeypatch, error: Exception, code: int) -> None:
     def run(*args: Any, **options: Any) -> None:
         raise error
 

@@ -93,9 +93,7 @@ def test_gaussians_table_counts_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert numba_row["pairs"] > 30 and numba_row["ns per pair"] == 1e6 * numba_row["median, ms"] / numba_row["pairs"]
 
 
-def test_command_prints_hashgrid_table_and_writes_json(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_command_prints_hashgrid_table_and_writes_json(tmp_path: Path, capsys, monkeypatch) -> None:
     monkeypatch.setattr(hashgrid, "SIZES", [("tiny", {"n_levels": 2, "log2_hashmap_size": 6}, 50)])
     out = tmp_path / "new" / "record.json"
     assert command.main(["hashgrid", "--rounds", "1", "--out", str(out), "threads=1"]) == 0
@@ -114,9 +112,7 @@ def test_command_prints_hashgrid_table_and_writes_json(
         (["hashgrid", "--grid", "513"], ["--grid is 513", "64", "512"]),
     ],
 )
-def test_command_refuses_invalid_arguments(
-    args: list[str], parts: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_command_refuses_invalid_arguments(args: list[str], parts: list[str], capsys) -> None:
     with pytest.raises(SystemExit) as stop:
         command.main(args)
     error = capsys.readouterr().err
@@ -251,9 +247,7 @@ def views_table(reference: Path | None, **changes: Any) -> Any:
     return mvdiffusion.table(reference, **(options | changes))
 
 
-def test_mvdiffusion_networks_with_different_outputs_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_mvdiffusion_networks_with_different_outputs_are_refused(tmp_path: Path, monkeypatch) -> None:
     module: Any = ModuleType(mvdiffusion_sides.NETWORK)
     module.MultiViewBaseModel = StandIn
     monkeypatch.setitem(sys.modules, mvdiffusion_sides.NETWORK, module)
@@ -281,9 +275,7 @@ def test_mvdiffusion_networks_with_different_outputs_are_refused(
         ({}, "--reference", ("MVDiffusion",)),
     ],
 )
-def test_invalid_options_of_mvdiffusion_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], key: str, values: tuple
-) -> None:
+def test_invalid_options_of_mvdiffusion_are_refused(tmp_path, monkeypatch, changes, key, values) -> None:
     monkeypatch.setattr(mvdiffusion, "run_in_process", mvdiffusion_sides.measure)
     with refused(key, *values):
         views_table(tmp_path, **changes)

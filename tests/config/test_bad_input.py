@@ -66,9 +66,7 @@ MISTAKES: list[tuple[list[str], tuple[str, ...]]] = [
 
 
 @pytest.mark.parametrize(("words", "said"), MISTAKES)
-def test_mistake_is_one_line_and_leaves_no_files(
-    place: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: tuple[str, ...]
-) -> None:
+def test_mistake_is_one_line_and_leaves_no_files(place: Path, capsys, words: list[str], said: tuple[str, ...]) -> None:
     mistake(capsys, *words, said=said)
     assert [path.name for path in place.iterdir()] == ["tiny.yaml"]
 
@@ -142,13 +140,7 @@ ODD = [
 
 
 @pytest.mark.parametrize("prompt", ODD)
-def test_any_prompt_is_accepted(
-    place: Path,
-    capfd: pytest.CaptureFixture[str],
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
-    prompt: str,
-) -> None:
+def test_any_prompt_is_accepted(place: Path, capfd, caplog, monkeypatch, prompt: str) -> None:
     monkeypatch.setattr("threedgen.train.loop.fit", nothing_to_train)
     monkeypatch.setattr("threedgen.systems.generate.optimise.write_results", lambda *arguments: {})
     quick = ["warm_start.share=0", "preview.enabled=false"]
@@ -218,9 +210,7 @@ def test_check_of_shipped_configs_is_one_line() -> None:
         ("--gpu", "--gpu", "CUDA_VISIBLE_DEVICES"),
     ],
 )
-def test_words_of_threestudio_are_answered_with_ours(
-    word: str, key: str, answer: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_words_of_threestudio_are_answered_with_ours(word: str, key: str, answer: str, capsys) -> None:
     assert cli.main(["--config", "mvdream-toybox", "prompt=a dog", word, "--dry-run"]) == 2
     shown = capsys.readouterr().err
     assert key in shown and answer in shown

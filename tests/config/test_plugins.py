@@ -52,9 +52,7 @@ def test_help_shows_options_of_plugin(plugin: Path, capsys: pytest.CaptureFixtur
     assert "distillation.pairs = 1" in capsys.readouterr().out
 
 
-def test_run_uses_and_resumes_with_plugin(
-    plugin: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_run_uses_and_resumes_with_plugin(plugin: Path, tmp_path: Path, capsys, caplog) -> None:
     tiny = tiny_generate(tmp_path / "tiny")
     Path("mine.yaml").write_text(
         f"base: {tiny}\nplugins: [antithetic.py]\ndistillation: {{name: antithetic, guidance_scale: 9}}\n"

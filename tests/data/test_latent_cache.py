@@ -50,9 +50,7 @@ def test_entries_are_the_encoded_images(vae: AutoencoderKL, expected: Entries) -
     assert expected[1][0] == block.captions[3] and np.array_equal(expected[2][0, 0], block.c2w[3])
 
 
-def test_entries_are_read_from_disk_the_second_time(
-    tmp_path: Path, vae: AutoencoderKL, expected: Entries, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_entries_are_read_from_disk_the_second_time(tmp_path, vae, expected, monkeypatch) -> None:
     assert equal(entries(tmp_path, vae), expected)
     monkeypatch.setattr(Photographs, "block", None)
     assert equal(entries(tmp_path, vae), expected)
@@ -90,9 +88,7 @@ def test_cache_is_renewed_for_another_encoder_or_source(tmp_path: Path, vae: Aut
     assert equal(entries(tmp_path, vae), expected)
 
 
-def test_cache_does_not_depend_on_the_decoder(
-    tmp_path: Path, vae: AutoencoderKL, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cache_does_not_depend_on_the_decoder(tmp_path: Path, vae: AutoencoderKL, monkeypatch) -> None:
     entries(tmp_path, vae)
     other = copy.deepcopy(vae)
     torch.nn.init.zeros_(other.decoder.conv_out.weight)

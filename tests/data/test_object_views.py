@@ -152,14 +152,7 @@ def test_mesh_folder_has_captions_and_a_held_out_split(folder: Path) -> None:
         ({"captions": "nowhere.json"}, None, "captions", ("nowhere.json",)),
     ],
 )
-def test_mesh_folder_refuses_bad_options(
-    folder: Path,
-    options: dict[str, Any],
-    text: str | None,
-    key: str,
-    named: tuple[str, ...],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_mesh_folder_refuses_bad_options(folder, options, text, key, named, monkeypatch) -> None:
     monkeypatch.chdir(folder)
     (folder / "empty").mkdir()
     if text is not None:

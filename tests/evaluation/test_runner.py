@@ -121,9 +121,7 @@ def objects(prior: Any) -> Objects:
     return Objects.encoded(prior, Captioned(rgb, list("abcde"), c2w))
 
 
-def test_ratios_are_one_for_a_prior_that_ignores_other_views(
-    prior: Any, objects: Objects, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ratios_are_one_for_a_prior_that_ignores_other_views(prior: Any, objects: Objects, monkeypatch) -> None:
     real = prior.denoise
     monkeypatch.setattr(prior, "denoise", lambda x, t, text, camera, n_view: real(x, t, text, camera, 1))
     figures = view_use(prior, objects, 0)
@@ -132,9 +130,7 @@ def test_ratios_are_one_for_a_prior_that_ignores_other_views(
             assert row[name]["mean"] == pytest.approx(1, abs=1e-4)
 
 
-def test_true_views_help_a_prior_that_copies_them(
-    prior: Any, objects: Objects, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_true_views_help_a_prior_that_copies_them(prior: Any, objects: Objects, monkeypatch) -> None:
     def copies(x: Tensor, t: Tensor, text: Tensor, camera: Tensor, n_view: int) -> Tensor:
         """The noise if view 0 had the clean latents of view 1, as noise hides them."""
         alpha, sigma = prior.schedule.alpha_sigma(t, x)
@@ -157,9 +153,7 @@ def test_figures_are_json_and_repeatable(prior: Any, objects: Objects) -> None:
     assert all(f"| {row['t']} |" in view_use_table(first) for row in first["levels"])
 
 
-def test_renders_are_nearer_than_samples_and_nothing_is_sampled_twice(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_renders_are_nearer_than_samples_and_nothing_is_sampled_twice(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     make_assets(Path("assets"), more=3)
     command = ["--config", "evaluate-own-prior", "data=assets", f"prior.weights={prior_folder()}", "n_view=2"]

@@ -201,9 +201,7 @@ def test_export_keeps_user_files_listed_in_a_forged_manifest(exported: Path, tmp
     assert changed.read_bytes() == b"changed by the user" and (out / "other.glb").exists()
 
 
-def test_export_refuses_to_overwrite_changed_files(
-    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_export_refuses_to_overwrite_changed_files(exported: Path, tmp_path: Path, capsys, monkeypatch) -> None:
     out = tmp_path / "out"
     assert export(exported, f"out={out}") == 0
     capsys.readouterr()
@@ -222,9 +220,7 @@ def test_export_refuses_to_overwrite_changed_files(
     assert f"{manifest} " in export_error(capsys, exported, f"out={out}", "name=other")
 
 
-def test_interrupted_write_does_not_block_the_next_export(
-    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interrupted_write_does_not_block_the_next_export(exported: Path, tmp_path: Path, monkeypatch) -> None:
     replace = os.replace
     for renames in range(4):
         out = tmp_path / str(renames)

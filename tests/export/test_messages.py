@@ -136,18 +136,14 @@ def test_run_without_a_usable_field_is_refused(tmp_path: Path, capsys: pytest.Ca
         (["out={file}"], "out", "file"),
     ],
 )
-def test_invalid_options_are_refused(
-    words: list[str], key: str, value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_invalid_options_are_refused(words: list[str], key: str, value: str, tmp_path: Path, capsys) -> None:
     run = ball_run(tmp_path / "run")
     (tmp_path / "file").write_text("")
     error = export_error(capsys, run, *[word.format(file=tmp_path / "file") for word in words])
     assert f"{key}: " in error and value in error
 
 
-def test_missing_extras_are_refused_before_any_work(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_extras_are_refused_before_any_work(tmp_path: Path, capsys, monkeypatch) -> None:
     run = ball_run(tmp_path / "run")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setattr(export_run, "load_run_field", None)

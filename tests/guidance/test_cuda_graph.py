@@ -23,9 +23,7 @@ def record(function: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor
     return lambda: output.copy_(function()), output
 
 
-def test_graph_gives_the_result_of_each_call_and_is_captured_again_for_other_shapes(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_graph_gives_the_result_of_each_call_and_is_captured_again_for_other_shapes(monkeypatch) -> None:
     captured = list[tuple[int, ...]]()
     monkeypatch.setattr(cuda_graph, "record", lambda f: (captured.append(calls[-1]), record(f))[1])
     graphed, kept = GraphedCalls(), []

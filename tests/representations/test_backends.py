@@ -93,9 +93,7 @@ def test_choose_refuses_missing_package_and_wrong_device(name: str, monkeypatch:
         ("march.backend", "nerfacc"),
     ],
 )
-def test_cli_names_missing_package_in_one_line(
-    key: str, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_cli_names_missing_package_in_one_line(key: str, name: str, monkeypatch, capsys, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     install_only(monkeypatch)
     assert cli.main(["prompt=a dog", f"{key}={name}"]) == 2

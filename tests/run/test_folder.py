@@ -216,9 +216,7 @@ def test_open_run_keeps_the_config_of_a_longer_run(toy: Path, caplog: pytest.Log
 
 
 @pytest.mark.parametrize("call", ["os.fsync", "builtins.open"])
-def test_write_atomic_leaves_the_old_file_after_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
-) -> None:
+def test_write_atomic_leaves_the_old_file_after_an_error(tmp_path: Path, monkeypatch, call: str) -> None:
     path = tmp_path / "file.json"
     write_atomic(path, "old é")
 

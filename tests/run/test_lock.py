@@ -84,9 +84,7 @@ def test_ranks_of_one_run_share_the_lock(tmp_path: Path) -> None:
     lock.release(tmp_path)
 
 
-def test_acquire_warns_if_the_file_system_has_no_locks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_acquire_warns_if_the_file_system_has_no_locks(tmp_path: Path, monkeypatch, caplog) -> None:
     def none(*_: object) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 

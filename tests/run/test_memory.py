@@ -42,9 +42,7 @@ def test_graph_bytes_counts_each_storage_once() -> None:
         (None, "", 5_000_000),
     ],
 )
-def test_free_bytes_of_a_machine_and_a_container(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str | None, stat: str, free: int
-) -> None:
+def test_free_bytes_of_a_machine_and_a_container(tmp_path, monkeypatch, limit, stat, free) -> None:
     monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=5_000_000))
     monkeypatch.setattr(memory, "CGROUP", tmp_path)
     if limit is not None:

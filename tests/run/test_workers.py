@@ -219,9 +219,7 @@ def test_ray_options_and_retries(run: Run, fake_ray: FakeRay, monkeypatch: pytes
 
 
 @pytest.mark.parametrize(("variable", "address"), [("there:2", "there:2"), ("", "local")])
-def test_default_ray_cluster(
-    run: Run, fake_ray: FakeRay, monkeypatch: pytest.MonkeyPatch, variable: str, address: str
-) -> None:
+def test_default_ray_cluster(run: Run, fake_ray: FakeRay, monkeypatch, variable: str, address: str) -> None:
     monkeypatch.setenv("RAY_ADDRESS", variable)
     assert run([run.job("a")], "ray") == 0
     assert fake_ray.options[0]["address"] == address

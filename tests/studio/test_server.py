@@ -328,9 +328,7 @@ def test_run_is_changed_by_another_prompt(client: Client, monkeypatch: pytest.Mo
     client.queue.cancel(client.queue.jobs()[-1])
 
 
-def test_asset_options_apply_to_images_and_edits_and_not_to_meshes(
-    client: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_asset_options_apply_to_images_and_edits_and_not_to_meshes(client: Client, monkeypatch) -> None:
     finished_run(client.root / "one", prompt="a dog")
     monkeypatch.setattr(state, "make_job", make_job)
     for kind in (GenerateConfig, ImageTo3DConfig, TextureConfig):

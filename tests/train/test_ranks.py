@@ -29,9 +29,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
 
 
 @pytest.mark.parametrize(("victim", "number"), [(1, signal.SIGKILL), (1, signal.SIGSTOP), (0, signal.SIGSTOP)])
-def test_loss_of_a_process_ends_the_training_which_continues(
-    tmp_path: Path, whole: dict[str, object], victim: int, number: int
-) -> None:
+def test_loss_of_a_process_ends_the_training_which_continues(tmp_path, whole, victim, number) -> None:
     folder = tmp_path
     pids = start(folder, check_seconds=0.02, pause=0.05)
     when((folder / "checkpoints" / "last.ckpt").exists)

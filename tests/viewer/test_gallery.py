@@ -7,7 +7,6 @@ import re
 import shutil
 import socket
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
@@ -64,9 +63,7 @@ def write_gallery(folder: Path, *overrides: str) -> Page:
     return Page((folder / NAME).read_text(encoding="utf-8"))
 
 
-def test_gallery_has_a_card_per_run_newest_first(
-    runs: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_gallery_has_a_card_per_run_newest_first(runs: Path, caplog, capsys) -> None:
     page = write_gallery(runs)
     assert capsys.readouterr().out == f"{runs / NAME}\n"
     assert prompts(page) == ["a fish", "a bird #1?", "a-dog", "a-cat"]
@@ -164,9 +161,7 @@ def test_out_is_a_folder_or_an_html_file(tmp_path: Path, monkeypatch: pytest.Mon
         (["run=."], ["run: ", "'runs'"]),
     ],
 )
-def test_mistakes_are_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refuses: Any, overrides: list[str], parts: list[str]
-) -> None:
+def test_mistakes_are_one_line(tmp_path: Path, monkeypatch, refuses, overrides: list[str], parts: list[str]) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("x")
     refuses(["--config", "gallery", *overrides], *parts)

@@ -151,13 +151,7 @@ def test_view_options_are_not_part_of_the_run_config() -> None:
         (["--vew", "prompt=a dog"], ["'--view'"]),
     ],
 )
-def test_mistakes_are_reported_before_the_run(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    args: list[str],
-    parts: list[str],
-) -> None:
+def test_mistakes_are_reported_before_the_run(tmp_path, monkeypatch, capsys, args: list[str], parts: list[str]) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(extras, "installed", lambda module: False)
     assert cli.main(args) == 2

@@ -184,9 +184,7 @@ def test_large_file_is_linked_instead_of_embedded(tmp_path: Path, monkeypatch: p
         ({"notes": ["this prior does not know 'dgo'"]}, {}, "finished", "this prior does not know 'dgo'"),
     ],
 )
-def test_state_and_reason_are_shown(
-    tmp_path: Path, summary: dict[str, Any], config: dict[str, Any], state: str, part: str
-) -> None:
+def test_state_and_reason_are_shown(tmp_path, summary, config, state, part) -> None:
     page = make_page(example(tmp_path / "run", summary, **config))
     assert page.has_class("state")[0]["class"] == f"state {state}"
     assert part in page.texts["body"][0]
@@ -239,9 +237,7 @@ def test_report_rewrites_only_the_page(tmp_path: Path, capsys: pytest.CaptureFix
         ({"config.yaml": "task: generate", "summary.json": "{"}, ["summary.json", "--resume"]),
     ],
 )
-def test_folder_without_a_valid_run_is_refused(
-    tmp_path: Path, refuses: Any, files: dict[str, str] | None, parts: list[str]
-) -> None:
+def test_folder_without_a_valid_run_is_refused(tmp_path, refuses, files, parts) -> None:
     run = tmp_path / "run"
     if files is not None:
         run.mkdir()
@@ -255,9 +251,7 @@ def test_missing_run_option_is_refused(refuses: Any) -> None:
     assert refuses(["--config", "report"]).startswith("run: ")
 
 
-def test_full_disk_keeps_the_old_page(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_full_disk_keeps_the_old_page(tmp_path: Path, monkeypatch, capsys) -> None:
     run = example(tmp_path / "run")
     before = write_report(run).read_bytes()
     (run / "mesh.glb").unlink()

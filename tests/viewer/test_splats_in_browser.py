@@ -104,9 +104,7 @@ def pose(axes: np.ndarray, position: np.ndarray, to_file: np.ndarray) -> np.ndar
 
 @pytest.mark.parametrize("degree", [0, 1])
 @pytest.mark.parametrize(("azimuth", "elevation"), [(0.5, 0.26), (-2.0, -0.7)])
-def test_viewer_draws_gaussians_as_we_do(
-    chromium: Any, tmp_path: Path, degree: int, azimuth: float, elevation: float
-) -> None:
+def test_viewer_draws_gaussians_as_we_do(chromium, tmp_path, degree: int, azimuth: float, elevation: float) -> None:
     field = gaussians(degree)
     scripts = [(ASSETS / name).read_text() for name in ("glb.js", "canvas.js", "scene.js", "splats.js")]
     canvas = f'<canvas id="canvas" width="{SIZE}" height="{SIZE}"></canvas>'

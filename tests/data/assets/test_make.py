@@ -52,9 +52,7 @@ def members(path: Path) -> dict[str, bytes]:
 # --- input -------------------------------------------------------------------------------------------------------
 
 
-def test_good_assets_are_rendered_and_others_listed_with_reasons(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_good_assets_are_rendered_and_others_listed_with_reasons(folder: Path, capsys) -> None:
     add_bad(folder)
     assert command() == 0
     assert capsys.readouterr().out.strip() == "run/sheet.png"
@@ -157,9 +155,7 @@ def test_turn_rotates_the_asset(folder: Path) -> None:
         ("address=auto", ("address", "engine=ray")),
     ],
 )
-def test_bad_options_are_refused_before_the_run(
-    option: str, named: tuple[str, ...], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bad_options_are_refused_before_the_run(option: str, named: tuple[str, ...], capsys) -> None:
     assert command(option) == 2 and not Path("run").exists()
     error = capsys.readouterr().err
     assert all(value in error for value in named)
@@ -250,9 +246,7 @@ def test_edited_captions_renew_their_shard(folder: Path) -> None:
     assert command("views.per_shard=1") == 0 and len(shard_bytes()) == 1
 
 
-def test_full_disk_is_reported_and_finished_shards_stay(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_full_disk_is_reported_and_finished_shards_stay(monkeypatch, capsys) -> None:
     add, calls = tarfile.TarFile.addfile, [0]
 
     def full(self: tarfile.TarFile, info: tarfile.TarInfo, data: Any) -> None:

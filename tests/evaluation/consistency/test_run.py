@@ -46,9 +46,7 @@ def without_times(path: Path) -> Any:
     return tree
 
 
-def test_folder_is_scored_beside_the_original_and_a_killed_run_resumes(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_folder_is_scored_beside_the_original_and_a_killed_run_resumes(folder: Path, tmp_path, monkeypatch) -> None:
     truth = tmp_path / "cars_test"
     shutil.copytree(folder, truth)
     for path in (folder / "b" / "rgb").iterdir():  # samples that are not the truth
@@ -221,9 +219,7 @@ def test_mistakes_are_found_before_any_fit(folder: Path, tmp_path: Path, monkeyp
     check("scenes.name=toybox", sampler="mvdream", scenes=scenes)
 
 
-def test_dry_run_checks_the_views(
-    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_dry_run_checks_the_views(tmp_path: Path, folder: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     sampler = f"sampler={folder}"

@@ -101,9 +101,7 @@ def test_real_runs_are_made_evaluated_and_not_repeated() -> None:
         (["meter.classifier.name=prob"], ("'probe'",)),
     ],
 )
-def test_mistakes_are_found_before_any_work(
-    more: list[str], values: tuple[str, ...], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_mistakes_are_found_before_any_work(more: list[str], values: tuple[str, ...], capsys) -> None:
     assert cli.main(words(*more)) == 2
     error = capsys.readouterr().err
     assert all(value in error for value in values), error

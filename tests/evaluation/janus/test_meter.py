@@ -129,9 +129,7 @@ def test_mistakes_are_named_by_key(capsys: pytest.CaptureFixture[str], tmp_path:
         assert all(value in error for value in values) and error.count("\n") == 1
 
 
-def test_missing_clip_is_found_before_any_work(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_missing_clip_is_found_before_any_work(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)

@@ -153,9 +153,7 @@ def test_existing_views_need_no_model(tmp_path: Path, depth: bool, samples: list
         ("views/0.png", "no image", ("a/views/0.png",)),
     ],
 )
-def test_incomplete_folders_are_refused(
-    tmp_path: Path, name: str, content: str | None, values: tuple[str, ...]
-) -> None:
+def test_incomplete_folders_are_refused(tmp_path, name: str, content: str | None, values: tuple[str, ...]) -> None:
     write(tmp_path / "in" / "a", TinyScenes(TinyScenesConfig()).scene(0))
     path = tmp_path / "in" / "a" / name
     path.write_text(content) if content is not None else path.unlink()
@@ -184,9 +182,7 @@ def test_views_of_another_size_and_moving_cameras_are_refused(tmp_path: Path) ->
         ({"scenes": {"size": 17}}, "scenes", (4, "16", "20", "17 x 17")),
     ],
 )
-def test_unsuitable_scenes_and_models_are_refused_before_sampling(
-    tmp_path: Path, samples: list[bool], changes: dict[str, Any], key: str, values: tuple[Any, ...]
-) -> None:
+def test_unsuitable_scenes_and_models_are_refused_before_sampling(tmp_path, samples, changes, key, values) -> None:
     with refused(key, *values):
         run(options(tmp_path, **changes), None, True)
     assert not samples

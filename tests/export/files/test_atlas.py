@@ -105,9 +105,7 @@ def test_missing_and_changed_assets_are_left_out(folders: dict[str, Path], tmp_p
     assert not (tmp_path / "other.glb").exists()
 
 
-def test_textures_shrink_to_the_largest_atlas(
-    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_textures_shrink_to_the_largest_atlas(folders: dict[str, Path], tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(atlas, "MAX_ATLAS", 256)
     (note,) = write_set(folders, tmp_path / "set.glb")
     assert "0.5" in note and read_asset(tmp_path / "set.glb")[1]["base_colour"].shape == (128, 256, 3)

@@ -51,9 +51,7 @@ def test_validate_returns_errors_and_warnings(tmp_path: Path, monkeypatch: pytes
         ("exec sleep 20", ("0.3",)),
     ],
 )
-def test_validate_returns_the_reason_of_a_failure(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, values: tuple[str, ...]
-) -> None:
+def test_validate_returns_the_reason_of_a_failure(tmp_path, monkeypatch, script: str, values: tuple[str, ...]) -> None:
     if "sleep" in script:
         monkeypatch.setattr(glb, "TIMEOUT_S", 0.3)
     fake_node(tmp_path, monkeypatch, script)
@@ -107,9 +105,7 @@ def test_written_files_pass_the_validator() -> None:
 
 
 @unix
-def test_export_reports_findings_and_failures(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_export_reports_findings_and_failures(tmp_path: Path, monkeypatch, caplog) -> None:
     register(monkeypatch)
     run = ball_run(tmp_path / "run")
     words = ["--config", "export", f"run={run}", *SMALL, "lods=[]", "collision=none"]

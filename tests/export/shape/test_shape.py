@@ -276,9 +276,7 @@ def test_collapse_keeps_faces_on_their_side_of_a_seam() -> None:
 
 
 @pytest.mark.parametrize(("side", "packings"), [(96, 1), (97, 2), (1000, 2)])
-def test_unwrap_repacks_if_the_atlas_is_larger_than_the_texture(
-    monkeypatch: pytest.MonkeyPatch, side: int, packings: int
-) -> None:
+def test_unwrap_repacks_if_the_atlas_is_larger_than_the_texture(monkeypatch, side: int, packings: int) -> None:
     """At 64 texels the padding is 4; xatlas gets 3 per chart side, which is enough for atlases of up to 96."""
     gaps: list[int] = []
     points = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]], np.float32)

@@ -116,9 +116,7 @@ def zoomed(K: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("length", [7, MAX_EXPLICIT_TOKENS + 1])
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
-def test_attend_matches_fused_attention_and_gradient(
-    length: int, dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_attend_matches_fused_attention_and_gradient(length, dtype, tolerance, monkeypatch) -> None:
     gen = torch.Generator().manual_seed(0)
     parts = [torch.randn(2, 3, length, 4, generator=gen).to(dtype).requires_grad_() for _ in range(3)]
     fused, calls = F.scaled_dot_product_attention, []

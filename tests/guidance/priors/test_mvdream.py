@@ -131,9 +131,7 @@ def test_bfloat16_is_close_and_returns_float32(prior: MVDream) -> None:
 
 
 @pytest.mark.parametrize(("fast", "name"), [(True, "bf16"), (False, "fp32")])
-def test_fp16_on_cpu_falls_back_with_one_warning(
-    fast: bool, name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, prior: MVDream
-) -> None:
+def test_fp16_on_cpu_falls_back_with_one_warning(fast: bool, name: str, monkeypatch, caplog, prior: MVDream) -> None:
     monkeypatch.setattr(precision, "bf16_cpu", lambda: fast)
     precision._warn_once.cache_clear()
     half = MVDream(prior.unet, prior.vae, prior.text_encoder, prior.tokenizer, dtype="fp16").to("cpu")

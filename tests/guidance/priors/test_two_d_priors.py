@@ -205,9 +205,7 @@ def test_build_refuses_missing_and_damaged_parts(if_folder: Path) -> None:
         build_if(if_folder)
 
 
-def test_vocabulary_that_needs_sentencepiece_names_its_installation(
-    if_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_vocabulary_that_needs_sentencepiece_names_its_installation(if_folder: Path, monkeypatch) -> None:
     monkeypatch.setattr(extras, "installed", lambda module: False)
     (if_folder / "tokenizer" / "tokenizer.json").unlink()
     with refused(None, "sentencepiece", "pip install", "[deepfloyd]"):

@@ -196,9 +196,7 @@ def test_peft_folder_has_its_alpha(pipes: Any, tmp_path: Path) -> None:
         ("sd15", {"model.diffusion_model.out.2.weight": (4, 4)}, {}, ["no LoRA"]),
     ],
 )
-def test_lora_of_another_model_is_refused(
-    pipes: Any, tmp_path: Path, kind: str, tensors: Any, metadata: Any, values: list[str]
-) -> None:
+def test_lora_of_another_model_is_refused(pipes, tmp_path, kind, tensors, metadata, values) -> None:
     prior = prior_of(pipes[kind])
     before = {name: tensor.clone() for name, tensor in states(prior.networks).items()}
     if isinstance(tensors, str):
@@ -283,9 +281,7 @@ def test_textual_inversion_of_sdxl_has_vectors_for_both_encoders(pipes: Any, tmp
         ("sd15", {"layer.weight": (2, 2), "layer.bias": (2,)}, "no textual inversion"),
     ],
 )
-def test_textual_inversion_of_another_model_is_refused(
-    pipes: Any, tmp_path: Path, kind: str, tensors: Any, base: str
-) -> None:
+def test_textual_inversion_of_another_model_is_refused(pipes, tmp_path, kind, tensors, base) -> None:
     save_file({name: torch.ones(shape) for name, shape in tensors.items()}, tmp_path / "ti.safetensors")
     with refused("embeddings.0.file", tmp_path / "ti.safetensors", base):
         additions.add(prior_of(pipes[kind]), [], [EmbeddingFile(file=str(tmp_path / "ti.safetensors"), token="<ti>")])

@@ -305,9 +305,7 @@ def test_diffusers_folder_with_ldm_names_is_converted(folder: Path) -> None:
     assert (output(MVDream.load(str(folder), dtype="fp32")) - output(expected)).abs().max() < 1e-2
 
 
-def test_unet_for_a_gpu_is_loaded_in_half_precision_without_a_float32_copy(
-    saved: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unet_for_a_gpu_is_loaded_in_half_precision_without_a_float32_copy(saved: Path, monkeypatch) -> None:
     with PeakMemory("cpu") as memory:
         unet = components.read_network(saved, "unet", torch.bfloat16)
     assert memory.peak < 4.5 * sum(t.numel() for t in unet.parameters())  # bytes: file and network, both in half

@@ -50,9 +50,7 @@ UNET, VAE = "unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model"
         ([f"{UNET}.fp16", f"{VAE}.fp16", "text_encoder/model.fp16-00001-of-00001"], 3),
     ],
 )
-def test_float16_files_are_downloaded_only_if_there_are_no_others(
-    cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, remote: list[str], kept: int
-) -> None:
+def test_float16_files_are_downloaded_only_if_there_are_no_others(cache, monkeypatch, tmp_path, remote, kept) -> None:
     index = ["text_encoder/model.safetensors.index.fp16.json"] if "-of-" in remote[-1] else []
     source = snapshot(tmp_path / "hub", "a/b", [*COMMON, *index, *(f"{name}.safetensors" for name in remote)])
 

@@ -61,9 +61,7 @@ def test_traits_follow_from_metadata_and_name(name: str, metadata: Any, predicti
     ("kind", "name", "prediction", "latents"),
     [("sd15", "mine", "epsilon", 64), ("sd21", "768-v-ema", "v_prediction", 96), ("sdxl", "xl-base", "epsilon", 128)],
 )
-def test_file_loads_with_its_prediction_and_size(
-    tensors: Any, tmp_path: Path, caplog: Any, kind: str, name: str, prediction: str, latents: int
-) -> None:
+def test_file_loads_with_its_prediction_and_size(tensors, tmp_path, caplog, kind, name, prediction, latents) -> None:
     found = prior(tmp_path / f"{name}.safetensors", tensors[kind])
     assert found.schedule.prediction == prediction and found.image_size == latents * found.factor
     assert meta_networks(str(tmp_path / f"{name}.safetensors")).unet.config["sample_size"] == latents

@@ -163,9 +163,7 @@ def test_levels_schedule_activates_levels_in_order(kind: str) -> None:
         (SDFConfig, {"sphere": 3.0}, ("sphere", 3, "radius", 1)),
     ],
 )
-def test_config_refuses_inconsistent_options(
-    model: Any, options: dict[str, Any], values: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_config_refuses_inconsistent_options(model, options, values, monkeypatch) -> None:
     plugin = registry.Entry("tests.support.frequency:Frequency", "tests.support.frequency:FrequencyConfig")
     monkeypatch.setitem(registry.TABLE["encoding"], "frequency", plugin)
     with refused(None, *values, kind=ValidationError):

@@ -149,9 +149,7 @@ def test_all_prompts_are_checked_before_any_work(capsys: pytest.CaptureFixture[s
     load("batch", ["prompts=prompts.txt", methods, "overrides=[prompt_check=off]"]).check()
 
 
-def test_wrong_prompts_are_skipped_and_reported(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wrong_prompts_are_skipped_and_reported(caplog, monkeypatch) -> None:
     def check(methods: object, prompts: list[str]) -> None:
         if unknown := {"a nebula", "justice"}.intersection(prompts):
             raise ConfigError(f"no known noun in {sorted(unknown)}", "prompts")

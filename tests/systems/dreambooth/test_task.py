@@ -199,9 +199,7 @@ def test_coarse_prediction_of_a_photo_is_that_of_its_class(tmp_path: Path) -> No
     assert torch.allclose(seen[0], usual.expand_as(seen[0]), atol=1e-5)
 
 
-def test_lora_has_few_parameters_and_its_file_is_the_trained_network(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_lora_has_few_parameters_and_its_file_is_the_trained_network(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(task, "LORA_RANK", 2)
     base = tiny_prior()
     base.save(tmp_path / "base")

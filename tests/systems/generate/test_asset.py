@@ -110,9 +110,7 @@ def test_full_disk_becomes_a_note(tmp_path: Path) -> None:
         (MemoryError(), "no asset: MemoryError (python launch.py"),
     ],
 )
-def test_any_exception_becomes_one_warning(
-    run: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fault: Exception, expected: str
-) -> None:
+def test_any_exception_becomes_one_warning(run: Path, monkeypatch, caplog, fault: Exception, expected: str) -> None:
     """An asset of an earlier part of the run is removed."""
 
     def breaks(*args: Any) -> Any:

@@ -46,9 +46,7 @@ def test_code_is_similar_to_that_of_the_run(run: Path, tmp_path: Path, prior: MV
 
 
 @torch.no_grad()
-def test_only_the_change_of_the_coarse_prediction_is_added(
-    run: Path, prior: MVDream, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_the_change_of_the_coarse_prediction_is_added(run: Path, prior: MVDream, monkeypatch) -> None:
     options = config.load("edit-toybox", ["prompt=a dog", "refine.steps=2"])
     rig = ring_rig(options.result.turntable, 1, 4, (0.0, 30.0), prior.image_size)
     old = object_text(run, prior)

@@ -62,9 +62,7 @@ def renders(system: GenerateSystem, cameras: Cameras) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("has_matte", [True, False])
-def test_fit_with_a_matte_makes_background_coloured_pixels_solid(
-    has_matte: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fit_with_a_matte_makes_background_coloured_pixels_solid(has_matte: bool, monkeypatch) -> None:
     cameras, mask = ball_views()
     images = torch.full((len(cameras), SIDE, SIDE, 3), GREY)
     matte: Any = SimpleNamespace(opacity=lambda images: mask)

@@ -49,9 +49,7 @@ def test_distillation_runs_with_an_adapter(name: str, tmp_path: Path) -> None:
     assert (tmp_path / "run" / "preview.png").exists()
 
 
-def test_geometry_adapter_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_geometry_adapter_is_refused(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     write_config(tmp_path / "tiny.yaml", TINY, prior=tiny_prior_config(tmp_path / "prior", GEOMETRY))
     assert cli.main(["--config", "tiny.yaml", "--dry-run"]) == 0
@@ -61,9 +59,7 @@ def test_geometry_adapter_is_refused(
     assert "adapter: " in output and "geometry" in output and "ray" in output, output
 
 
-def test_resume_refuses_another_adapter(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_resume_refuses_another_adapter(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     prior = tiny_prior_config(tmp_path / "prior")
     write_config(tmp_path / "tiny.yaml", TINY | SHORT, prior=prior)
@@ -95,13 +91,7 @@ def halve(file: Path) -> None:
         (["prior.image=car.png", "prior.adapter=null"], ("prior: ", "image", "adapter=")),
     ],
 )
-def test_unused_reference_image_is_refused(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    words: list[str],
-    values: tuple[str, ...],
-) -> None:
+def test_unused_reference_image_is_refused(tmp_path, monkeypatch, capsys, words, values) -> None:
     monkeypatch.chdir(tmp_path)
     reference_image(tmp_path / "car.png")
     Image.new("RGB", (8, 8), "white").save("white.png")

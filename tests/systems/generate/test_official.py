@@ -141,13 +141,7 @@ def test_weights_without_a_network_are_refused(tmp_path: Path) -> None:
         (["prior.tokenizer=nowhere"], "prior.tokenizer: there is no folder 'nowhere'"),
     ],
 )
-def test_missing_tokenizer_is_refused_before_the_weights(
-    tokenizer: list[str],
-    expected: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_missing_tokenizer_is_refused_before_the_weights(tokenizer, expected, tmp_path, monkeypatch, capsys) -> None:
     """The weights are neither hashed nor read, and no folder is left."""
     read: list[Path] = []
     monkeypatch.setattr("threedgen.guidance.weights.files.sha256", lambda path: read.append(path) or "")

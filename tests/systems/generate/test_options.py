@@ -101,9 +101,7 @@ def values(**more: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("quiet", [False, True])
-def test_generate_from_python(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], quiet: bool
-) -> None:
+def test_generate_from_python(tmp_path: Path, monkeypatch, capsys, quiet: bool) -> None:
     monkeypatch.chdir(tmp_path)
     path = tiny_generate(tmp_path)
     run = threedgen.generate(prompt="a blue cat", config=path, quiet=quiet, out=tmp_path / "cat", **values())
@@ -132,9 +130,7 @@ def test_generate_from_python(
         ({"prior": {"weights": "nowhere.pt"}}, "prior.weights: there is no file or folder"),
     ],
 )
-def test_generate_refuses_mistakes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: dict[str, Any], expected: str
-) -> None:
+def test_generate_refuses_mistakes(tmp_path: Path, monkeypatch, arguments: dict[str, Any], expected: str) -> None:
     monkeypatch.chdir(tmp_path)
     values = {"prompt": "a cat", "config": tiny_generate(tmp_path)} | arguments
     with pytest.raises(ConfigError) as caught:
@@ -154,9 +150,7 @@ def test_generate_raises_for_a_failed_run(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("terminal", [False, True])
-def test_print_result_shows_the_url_on_a_terminal(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, terminal: bool
-) -> None:
+def test_print_result_shows_the_url_on_a_terminal(tmp_path: Path, capsys, monkeypatch, terminal: bool) -> None:
     (tmp_path / "report.html").write_text("page")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
     print_result(Run(tmp_path, "finished"))

@@ -46,9 +46,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, *calls: int) -> None:
     monkeypatch.setattr(MVDream, "denoise", limited)
 
 
-def test_step_is_repeated_in_smaller_chunks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_step_is_repeated_in_smaller_chunks(tmp_path: Path, monkeypatch, caplog) -> None:
     assert start(tmp_path / "plenty") is Status.FINISHED
     failing(monkeypatch, 3)
     with caplog.at_level(logging.WARNING, logger="threedgen"):

@@ -30,9 +30,7 @@ def dry(folder: Path, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[
     return ask(capsys, "--config", str(tiny_generate(folder)), "--dry-run", *words)
 
 
-def test_dry_run_prints_the_plan_and_writes_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     code, out, _ = dry(tmp_path, capsys, "out=run")
     assert code == 0 and [path.name for path in tmp_path.iterdir()] == ["tiny.yaml"]
@@ -52,9 +50,7 @@ def test_words_beyond_the_token_limit_are_named(tmp_path: Path, capsys: pytest.C
 
 
 @pytest.mark.usefixtures("known_memory")
-def test_too_little_memory_is_reported(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_too_little_memory_is_reported(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(module, "free_bytes", lambda device: 1000)
     assert "more than is free" in dry(tmp_path, capsys)[1]
 
@@ -76,9 +72,7 @@ def test_dry_run_refuses_mistakes(tmp_path: Path, refuses: Any, words: list[str]
 
 @pytest.mark.usefixtures("no_hub")
 @pytest.mark.parametrize("kind", ["sd21", "sd15"])
-def test_missing_released_weights_are_planned_then_refused(
-    kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_missing_released_weights_are_planned_then_refused(kind: Kind, tmp_path: Path, monkeypatch, capsys) -> None:
     """Without weights nothing is fetched, the plan is printed, and the exit code is that of the run."""
     monkeypatch.chdir(tmp_path)
     small = ["field.encoding.log2_hashmap_size=8", "march.samples=24", "occupancy.resolution=8", "threads=1"]
@@ -108,9 +102,7 @@ def test_meta_networks_equal_the_released_files(kind: Kind) -> None:
     assert unet < found.kept < unet + 35e6, "and the encoder of the VAE"
 
 
-def test_dry_run_of_other_tasks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_dry_run_of_other_tasks(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     assert cli.main(["--config", "toybox-sheet", "--dry-run", "threads=1"]) == 0
     first, folder, device, last = capsys.readouterr().out.splitlines()
@@ -148,9 +140,7 @@ def test_changed_precision_is_reported(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 @pytest.mark.usefixtures("known_memory")
-def test_missing_gpu_is_reported(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_missing_gpu_is_reported(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
     auto = "trainer.accelerator=auto"
@@ -161,9 +151,7 @@ def test_missing_gpu_is_reported(
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda", "mps"])
-def test_missing_device_is_refused_before_loading(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refuses: Any
-) -> None:
+def test_missing_device_is_refused_before_loading(name: str, tmp_path: Path, monkeypatch, refuses) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
     words = ["--config", str(tiny_generate(tmp_path)), f"trainer.accelerator={name}", f"out={tmp_path / 'run'}"]

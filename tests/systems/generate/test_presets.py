@@ -28,9 +28,7 @@ def test_preset_replaces_options_of_the_config_and_not_those_beside_it(tmp_path:
 @pytest.mark.parametrize(
     ("free", "name"), [(30e9, None), (21e9, "memory-24gb"), (12e9, "memory-12gb"), (7e9, "memory-8gb"), (2e9, None)]
 )
-def test_first_preset_that_fits_is_chosen_once(
-    free: float, name: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_first_preset_that_fits_is_chosen_once(free: float, name: str | None, tmp_path: Path, monkeypatch) -> None:
     def figures(config: GenerateConfig, *_: object) -> dict[str, float]:
         if config.march.chunk == "auto":
             return {"step": 20e9 if config.prior.cuda_graph else 18e9, "load": 1e9}

@@ -100,9 +100,7 @@ def test_missing_weights_of_a_stage_are_refused_first(tmp_path: Path) -> None:
         made.check()
 
 
-def test_dry_run_lists_the_stages(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_dry_run_lists_the_stages(tmp_path: Path, capsys, monkeypatch) -> None:
     monkeypatch.setattr("threedgen.systems.generate.plan.memory", lambda config, device: {"all": 1e9})
     assert cli.main([*command(tmp_path), "--dry-run"]) == 0
     output = capsys.readouterr().out

@@ -234,9 +234,7 @@ def test_longer_run_resumes_a_finished_one(copy: Path) -> None:
         (["--resume", "run", "march.samples=13", "seed=1"], "march.samples: 12 -> 13"),
     ],
 )
-def test_resume_refuses_another_config(
-    copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], expected: str
-) -> None:
+def test_resume_refuses_another_config(copy: Path, monkeypatch, capsys, words: list[str], expected: str) -> None:
     config_words = [] if words[0] == "--resume" else command(copy)[:2]
     monkeypatch.chdir(copy)
     before = snapshot(copy / "run")

@@ -56,9 +56,7 @@ def boxes(sampler: ThreeDiMSampler, requests: list[Request]) -> list[torch.Tenso
     return [views]
 
 
-def test_make_writes_all_files_and_resumes(
-    tmp_path: Path, car: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_make_writes_all_files_and_resumes(tmp_path: Path, car: Path, monkeypatch, capsys) -> None:
     folder.save(tiny_network(), tmp_path / "model", TRAINED)
     monkeypatch.setattr(ThreeDiMSampler, "__call__", boxes)
     config, run = settings(tmp_path, car), tmp_path / "run"

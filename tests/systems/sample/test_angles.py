@@ -88,13 +88,7 @@ def test_views_of_a_mesh(capsys: pytest.CaptureFixture[str]) -> None:
         ("texture-mesh", ["prompt=a dog", "mesh=box.glb", "image=white.png"], ("image: ", "white.png")),
     ],
 )
-def test_bad_input_is_one_sentence(
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    name: str,
-    words: list[str],
-    values: tuple[str, ...],
-) -> None:
+def test_bad_input_is_one_sentence(capsys, monkeypatch, name: str, words: list[str], values: tuple[str, ...]) -> None:
     loads, real = [], Task.load_prior
     monkeypatch.setattr(Task, "load_prior", lambda task: loads.append(task) or real(task))
     code, _, err = ask(capsys, name, *words, "out=run")

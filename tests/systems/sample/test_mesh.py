@@ -78,9 +78,7 @@ def test_meshes_without_area_or_with_nan_are_refused(tmp_path: Path) -> None:
         ("a.ply", [[0, 0, 1], [1, 0, 0], [0, 1, 0]], {"front": "+y", "up": "+x"}),
     ],
 )
-def test_objects_are_turned_and_normalised(
-    tmp_path: Path, name: str, axes: list[list[float]], words: dict[str, str]
-) -> None:
+def test_objects_are_turned_and_normalised(tmp_path, name: str, axes: list[list[float]], words: dict[str, str]) -> None:
     assert np.linalg.det(axes) == pytest.approx(1)
     found = without_uv(read_object(config(write_mesh(tmp_path / name, axes=np.array(axes, float)), **words)))
     expected = without_uv(read_object(config(write_mesh(tmp_path / "same.glb"))))

@@ -65,8 +65,6 @@ def test_sample_depends_on_seed_prompts_and_cameras(capsys: pytest.CaptureFixtur
         (["synchronise=2"], ("synchronise", "orbit")),
     ],
 )
-def test_unusable_options_are_refused(
-    capsys: pytest.CaptureFixture[str], words: list[str], values: tuple[str, ...]
-) -> None:
+def test_unusable_options_are_refused(capsys, words: list[str], values: tuple[str, ...]) -> None:
     code, _, err = ask(capsys, "prompt=a red dog", *words, "out=run")
     assert code == 2 and all(value in err for value in values), err

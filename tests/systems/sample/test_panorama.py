@@ -107,9 +107,7 @@ def test_one_prompt_per_view(capsys: pytest.CaptureFixture[str]) -> None:
         (["prompt=a dog", "image=photo.png", "rig.image_fov=67"], ("image: ", "outpaint")),
     ],
 )
-def test_bad_input_is_one_sentence(
-    capsys: pytest.CaptureFixture[str], words: list[str], values: tuple[str, ...]
-) -> None:
+def test_bad_input_is_one_sentence(capsys, words: list[str], values: tuple[str, ...]) -> None:
     Path("short.txt").write_text("a dog\n" * 7)
     Path("empty.txt").write_text("\n")
     code, _, err = ask(capsys, "panorama", *words, "out=run")

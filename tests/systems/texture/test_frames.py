@@ -157,9 +157,7 @@ def test_inverted_poses_are_refused(scan: Path) -> None:
         ("key_frame_0.6.txt", b"0\n99\n", "rig.scannet", 99),
     ],
 )
-def test_damaged_scannet_files_are_refused(
-    scan: Path, name: str, content: bytes | None, key: str, value: object
-) -> None:
+def test_damaged_scannet_files_are_refused(scan, name, content, key, value) -> None:
     (scan / name).unlink(missing_ok=True)
     if content is not None:
         (scan / name).write_bytes(content)

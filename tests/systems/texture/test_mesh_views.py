@@ -64,9 +64,7 @@ def photos_of(folder: Path, opaque: bool, turn: np.ndarray | None = None, colmap
     return source, mesh, scene
 
 
-def test_photos_are_projected(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_photos_are_projected(tmp_path: Path, capsys, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     photos_of(tmp_path, opaque=True, colmap=True)
     write_config(Path("views.yaml"), {"task": "texture", "threads": 1, "texture": 128, "rig": {"size": 64}})

@@ -113,9 +113,7 @@ def test_render_consistent_keeps_known_frames() -> None:
     assert max(wrong[4], wrong[6]) < 0.05 < tints[[4, 6]].abs().max(), "neighbours see it as the known one has it"
 
 
-def test_synchronise_includes_all_earlier_frames(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_synchronise_includes_all_earlier_frames(capsys, monkeypatch) -> None:
     calls = list[tuple[int, int]]()
 
     def counted(mesh: Any, size: int, blend: Any, at: Any, images: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
@@ -179,9 +177,7 @@ def test_object_seen_from_inside_is_no_room(place: Path, capsys: pytest.CaptureF
         (["prior.name=mvadapter"], ("prior.name", "path", "mvdiffusion")),
     ],
 )
-def test_bad_input_is_one_sentence(
-    capsys: pytest.CaptureFixture[str], words: list[str], values: tuple[str, ...]
-) -> None:
+def test_bad_input_is_one_sentence(capsys, words: list[str], values: tuple[str, ...]) -> None:
     code, _, err = ask(capsys, *words)
     assert code == 2 and all(value in err for value in values), err
     assert len([line for line in err.splitlines() if "error" not in line.lower()]) <= 2

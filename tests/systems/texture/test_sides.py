@@ -112,9 +112,7 @@ def test_given_sides_need_no_weights(capsys: pytest.CaptureFixture[str]) -> None
         (["mesh=a.glb", "scale=2"], ("scale", "sides")),
     ],
 )
-def test_bad_input_is_one_sentence(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], values: tuple[str, ...]
-) -> None:
+def test_bad_input_is_one_sentence(tmp_path: Path, capsys, words: list[str], values: tuple[str, ...]) -> None:
     trimesh.PointCloud(np.eye(3)).export(tmp_path / "a.ply")
     code, _, err = run(capsys, *words, "out=run")
     assert code == 2 and all(value in err for value in values), err

@@ -41,9 +41,7 @@ FORMS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_run_leaves_an_adapter_of_its_base(
-    tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_run_leaves_an_adapter_of_its_base(tmp_path: Path, form: str, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(mvadapter, "SHEET_STEPS", 2)
     assert cli.main(["--config", str(adapter_config(tmp_path, **FORMS[form])), "out=run"]) == 0
@@ -141,9 +139,7 @@ def test_new_adapter_without_guider_computes_what_the_base_does(tmp_path: Path) 
     assert_same(mvadapter.add_adapter(found, load()).adapter_state(), again)
 
 
-def test_training_starts_from_an_adapter_of_another_run(
-    tmp_path: Path, training: Training, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_training_starts_from_an_adapter_of_another_run(tmp_path: Path, training: Training, capsys) -> None:
     before = load_file(training.run / RESULT)
     still = ["trainer.max_steps=1", "training.learning_rate=0", f"out={tmp_path / 'run'}"]
     words = ["--config", str(adapter_config(tmp_path)), *still, f"adapter={training.run / RESULT}"]

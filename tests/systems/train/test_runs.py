@@ -90,14 +90,7 @@ ERRORS: list[tuple[str, list[str], tuple[Any, ...]]] = [
 
 
 @pytest.mark.parametrize(("name", "words", "values"), ERRORS, ids=lambda value: str(value)[:40])
-def test_error_is_one_line_with_key_and_values(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    name: str,
-    words: list[str],
-    values: tuple[str, ...],
-) -> None:
+def test_error_is_one_line_with_key_and_values(tmp_path, monkeypatch, capsys, name, words, values) -> None:
     monkeypatch.chdir(tmp_path)
     shipped = name.startswith(("train-", "threedim-"))
     assert cli.main(["--config", name if shipped else str(tiny(name, tmp_path)), "out=run", *words]) == 2

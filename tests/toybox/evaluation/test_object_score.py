@@ -6,7 +6,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import pytest
 
 from tests.support.errors import refused
 from threedgen.config import ConfigError
@@ -25,9 +24,7 @@ def config(tmp_path: Path, probe_file: str, **changes: Any) -> Evaluate3DConfig:
     return Evaluate3DConfig.model_validate(values | changes)
 
 
-def test_objects_are_made_measured_and_not_repeated(
-    tmp_path: Path, probe_file: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_objects_are_made_measured_and_not_repeated(tmp_path: Path, probe_file: str, monkeypatch) -> None:
     """Fake runs write ground truth; one fails."""
     overrides = ("result.turntable.height=64", "result.turntable.width=64", "trainer.max_steps=7")
     options = config(tmp_path, probe_file, threads=1, overrides=overrides)
@@ -90,9 +87,7 @@ def test_existing_views_are_measured(tmp_path: Path, probe_file: str) -> None:
         object_score.run(options, resume=tmp_path / "run", quiet=True)
 
 
-def test_run_ends_at_ctrl_c_and_at_mistakes_of_all_objects(
-    tmp_path: Path, probe_file: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_run_ends_at_ctrl_c_and_at_mistakes_of_all_objects(tmp_path: Path, probe_file: str, monkeypatch) -> None:
     def no_prior(*args: Any, **kwargs: Any) -> Status:
         raise ConfigError("weights: this installation lacks the embedded prior")
 

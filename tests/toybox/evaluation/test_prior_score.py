@@ -62,9 +62,7 @@ def test_report_and_resume(tmp_path: Path, probe_file: str, monkeypatch: pytest.
     assert calls == [2, 2, 1, 2, 2, 2, 1]
 
 
-def test_view_use_and_open_prompts_are_reported(
-    tmp_path: Path, probe_file: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_view_use_and_open_prompts_are_reported(tmp_path: Path, probe_file: str, monkeypatch) -> None:
     prior = tiny_prior(class_embed_type="projection", projection_class_embeddings_input_dim=16)
     monkeypatch.setattr(registry, "build", lambda kind, config, place: prior)
     monkeypatch.setattr(prior_score, "VARIETY_SEEDS", 2)

@@ -101,9 +101,7 @@ def test_subjects_are_tuned_measured_and_not_repeated(place: Path, monkeypatch: 
         (["identity.weights=none"], ("identity.weights: ", "'none'")),
     ],
 )
-def test_mistakes_are_named_by_key(
-    place: Path, capsys: pytest.CaptureFixture[str], words: list[str], values: tuple[str, ...]
-) -> None:
+def test_mistakes_are_named_by_key(place: Path, capsys, words: list[str], values: tuple[str, ...]) -> None:
     assert cli.main(["--config", "evaluate.yaml", "out=run", *words]) == 2
     err = capsys.readouterr().err
     assert all(value in err for value in values) and err.count("\n") == 1

@@ -57,9 +57,7 @@ def released() -> dict[str, Tensor]:
     return trained().adapter_state() | {"unet_ema.decay": torch.ones(1)}
 
 
-def test_released_file_gets_default_form_and_unused_tensors_warn(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_released_file_gets_default_form_and_unused_tensors_warn(tmp_path: Path, caplog) -> None:
     save_file({name: tensor.clone() for name, tensor in released().items()}, tmp_path / "a.safetensors")
     assert load_adapter(tmp_path / "a.safetensors", tiny_base()).settings == AdapterSettings()
     assert "unet_ema.decay" in caplog.text
@@ -118,9 +116,7 @@ def test_metadata_of_adapter_file_is_checked(card: dict[str, str], values: list[
     "words",
     [["--config", "mvadapter-toybox"], ["prior.name=mvadapter"], ["--config", "quick-toybox", "prior.name=mvadapter"]],
 )
-def test_cli_names_training_of_missing_adapter(
-    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_cli_names_training_of_missing_adapter(words: list[str], tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     adapter = "prior.adapter=outputs/train-mvadapter-toybox/run/adapter.safetensors"
     for more in ([], ["--dry-run"]):
