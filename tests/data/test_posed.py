@@ -31,17 +31,13 @@ def wide_views() -> Views:
     return Views(resize(views.images, 12, 20), Cameras(at.c2w, Projection(K), 12, 20))
 
 
-@pytest.mark.parametrize(
-    "write",
-    [
-        write_transforms,
-        lambda folder, views: write_colmap(folder, views, binary=False),
-        lambda folder, views: write_colmap(folder, views, binary=True),
-        lambda folder, views: write_colmap(folder, views, binary=True, model=4, distortion=(0.0,) * 4) / "sparse",
-        lambda folder, views: write_transforms(folder, views) / "transforms.json",
-    ],
-    ids=["transforms", "text", "binary", "sparse", "file"],
-)
+@pytest.mark.parametrize("write", [
+    write_transforms,
+    lambda folder, views: write_colmap(folder, views, binary=False),
+    lambda folder, views: write_colmap(folder, views, binary=True),
+    lambda folder, views: write_colmap(folder, views, binary=True, model=4, distortion=(0.0,) * 4) / "sparse",
+    lambda folder, views: write_transforms(folder, views) / "transforms.json",
+], ids=["transforms", "text", "binary", "sparse", "file"])  # fmt: skip
 def test_all_formats_give_the_written_views(tmp_path: Path, write: Callable[[Path, Views], Path]) -> None:
     views = wide_views()
     found = open_photos(write(tmp_path, views), 256)
