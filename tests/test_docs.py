@@ -1,5 +1,3 @@
-"""Pages of the documentation: links, file names, commands and options exist, and pages stay short."""
-
 import importlib.util
 import re
 import shlex

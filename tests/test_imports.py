@@ -1,5 +1,3 @@
-"""Who may import whom, read from the import statements; and that short questions stay short."""
-
 import ast
 import json
 import os

@@ -1,5 +1,3 @@
-"""One import name in every mode: in a checkout, installed, in worker processes; and what a wheel holds."""
-
 import ast
 import os
 import re

@@ -1,5 +1,3 @@
-"""Blender add-on: its client without Blender, and the add-on in Blender where the package bpy is installed."""
-
 import importlib.util
 import json
 import os

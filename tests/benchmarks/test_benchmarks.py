@@ -1,5 +1,3 @@
-"""Every benchmark at a tiny size; speed itself is not tested."""
-
 import functools
 import importlib
 import json

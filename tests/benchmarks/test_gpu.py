@@ -1,5 +1,3 @@
-"""The GPU benchmark: its stages in their small form on the CPU, and on a GPU those that replace a training."""
-
 import json
 import sys
 from pathlib import Path

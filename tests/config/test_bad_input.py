@@ -1,5 +1,3 @@
-"""Mistakes at the command line: one line, exit code 2, before long work."""
-
 import os
 import shutil
 from pathlib import Path

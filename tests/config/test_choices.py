@@ -1,5 +1,3 @@
-"""`choices:` of a file: values that belong to a section's name, below those of all files."""
-
 from pathlib import Path
 
 import pytest

@@ -1,5 +1,3 @@
-"""Messages name a command that works where the user stands: in a checkout, or with threedgen installed."""
-
 import re
 import shlex
 from pathlib import Path

@@ -1,5 +1,3 @@
-"""Configs: YAML, overrides, bases, schedules, and mistakes as one line each."""
-
 import re
 from pathlib import Path
 from typing import Any

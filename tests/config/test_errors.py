@@ -1,5 +1,3 @@
-"""Errors that are shown without a traceback."""
-
 import errno
 import os
 

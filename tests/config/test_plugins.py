@@ -1,5 +1,3 @@
-"""Plug-ins: --plugin and `plugins:` of a config, with the example docs/plugins/antithetic.py."""
-
 import os
 import shutil
 import subprocess

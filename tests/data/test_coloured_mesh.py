@@ -1,5 +1,3 @@
-"""Coloured meshes: GLB, OBJ and PLY files, toybox objects, rendering, and files that are refused."""
-
 import json
 import struct
 from pathlib import Path

@@ -1,5 +1,3 @@
-"""LatentCache and SceneCache: entries equal the encoded images, whatever happens to the cache files."""
-
 import copy
 from pathlib import Path
 from types import SimpleNamespace

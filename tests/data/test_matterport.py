@@ -1,5 +1,3 @@
-"""MatterportPanoramas: toy rooms in Matterport3D's layout, against direct renders; unusable files."""
-
 import io
 import shutil
 from pathlib import Path

@@ -1,5 +1,3 @@
-"""Sources of MV-Adapter's training views: entries, cameras, condition maps, mesh folders."""
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,5 +1,3 @@
-"""Photos of a subject: square images on grey from any format, and refusals."""
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,5 +1,3 @@
-"""launch.py in real processes: run, kill, resume; and the shipped configs with the embedded prior."""
-
 import os
 import random
 import signal

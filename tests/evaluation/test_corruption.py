@@ -1,5 +1,3 @@
-"""Corrupted meshes and training samples: rough surfaces, two fronts, and their labels."""
-
 import numpy as np
 import pytest
 

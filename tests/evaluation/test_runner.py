@@ -1,5 +1,3 @@
-"""The runner of evaluations, kept JSON, and tables of figures."""
-
 import csv
 import json
 import signal

@@ -1,5 +1,3 @@
-"""Exported asset of a run: files, content, options, treatment of existing files."""
-
 import hashlib
 import json
 import os

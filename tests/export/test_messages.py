@@ -1,5 +1,3 @@
-"""Output of an export: progress, notes about the object, and one-line errors."""
-
 import json
 from pathlib import Path
 

@@ -1,5 +1,3 @@
-"""Exported files read by independent programs: pygltflib, assimp, trimesh, Blender, three.js."""
-
 import io
 import zipfile
 from dataclasses import replace

@@ -1,5 +1,3 @@
-"""Palettes: what names them, and the colours that an asset then has."""
-
 import json
 from pathlib import Path
 

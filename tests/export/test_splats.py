@@ -1,5 +1,3 @@
-"""Files with 3D Gaussians: rotation, PLY, glTF with KHR_gaussian_splatting, and the way back from a PLY file."""
-
 import json
 import os
 import shutil

@@ -1,5 +1,3 @@
-"""Cameras: rays, projection, resizing and selection, perspective and orthographic."""
-
 import json
 from math import pi
 from pathlib import Path

@@ -1,5 +1,3 @@
-"""Image conversion, PNG, contact sheets and MP4."""
-
 import math
 
 import imageio.v3 as iio

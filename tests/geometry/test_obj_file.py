@@ -1,5 +1,3 @@
-"""OBJ and MTL features with exact colours and alpha."""
-
 from pathlib import Path
 
 import numpy as np

@@ -1,5 +1,3 @@
-"""Panorama conversions, each compared with a world of known colours."""
-
 from math import pi
 
 import pytest

@@ -1,5 +1,3 @@
-"""User images: complete, upright, 8 bits per channel; damaged and unsafe files are refused; foreground and depth."""
-
 import io
 import os
 import zlib

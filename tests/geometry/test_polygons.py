@@ -1,5 +1,3 @@
-"""Polygons of OBJ, PLY and OFF files: concave ones, mixed numbers of corners, and their colours and textures."""
-
 import struct
 from pathlib import Path
 

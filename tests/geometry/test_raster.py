@@ -1,5 +1,3 @@
-"""Rasteriser: agreement with ray casting, no gaps, clipping, texture space and conventions."""
-
 import math
 
 import numpy as np

@@ -1,5 +1,3 @@
-"""Rigs: parity with recorded threestudio batches, ranges, groups and lights."""
-
 from math import degrees, pi, radians
 from pathlib import Path
 

@@ -1,5 +1,3 @@
-"""Homographies, reprojection and sampling, compared with ``Cameras``."""
-
 from dataclasses import replace
 from math import pi
 

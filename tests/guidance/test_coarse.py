@@ -1,5 +1,3 @@
-"""Coarse predictor of a prior: inputs, samples, saved folders."""
-
 import json
 import shutil
 from pathlib import Path

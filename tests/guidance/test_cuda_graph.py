@@ -1,5 +1,3 @@
-"""CUDA graphs with a recorder for the CPU; tests/systems/generate/test_gpu_step.py records whole UNets."""
-
 from collections.abc import Callable
 from typing import Any
 

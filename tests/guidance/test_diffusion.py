@@ -1,5 +1,3 @@
-"""Noise schedules, guidance, DDIM, img2img and inpainting: recorded values, inverses, closed forms."""
-
 from typing import Any
 
 import pytest

@@ -1,5 +1,3 @@
-"""Coarse-to-fine sampling and img2img in every model that samples."""
-
 from collections.abc import Callable
 from typing import Any
 

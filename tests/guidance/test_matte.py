@@ -1,5 +1,3 @@
-"""Matte network: its files, and the accuracy of the embedded one on toybox renders."""
-
 import sys
 from importlib.machinery import ModuleSpec
 from pathlib import Path

@@ -1,5 +1,3 @@
-"""SDXL from a diffusers folder: added conditioning against diffusers' pipeline, and an adapter on it."""
-
 import shutil
 from pathlib import Path
 from typing import Any

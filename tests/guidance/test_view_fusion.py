@@ -1,5 +1,3 @@
-"""View fusion: what predictions for a view take from the noisy latents of the other views."""
-
 import pytest
 import torch
 from torch import Tensor, nn

@@ -1,5 +1,3 @@
-"""The plug-ins in docs/plugins: each fulfils its interface and runs from the command line."""
-
 import signal
 import sys
 from collections.abc import Iterator

@@ -1,5 +1,3 @@
-"""Selection of back ends, errors for unsupported ones, and the tiny-cuda-nn back end."""
-
 import os
 import runpy
 import subprocess

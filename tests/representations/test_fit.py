@@ -1,5 +1,3 @@
-"""Fit of a field to views: bounds, pixels per step, reproducibility, and a lower score for inconsistent views."""
-
 import numpy as np
 import pytest
 import torch

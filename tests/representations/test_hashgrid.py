@@ -1,5 +1,3 @@
-"""Hash grid: tiny-cuda-nn's recorded values, kernels against the torch back end, properties of the interpolation."""
-
 from pathlib import Path
 
 import numpy as np

@@ -1,5 +1,3 @@
-"""Regularisation losses: hand-computed values, ranges and gradients."""
-
 import math
 from collections import Counter
 from typing import Any

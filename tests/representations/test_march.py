@@ -1,5 +1,3 @@
-"""Marching and compositing: kernels against the torch back end, against nerfacc, and against geometry."""
-
 import math
 
 import nerfacc

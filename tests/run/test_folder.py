@@ -1,5 +1,3 @@
-"""Run folders, atomic files, metrics and summary."""
-
 import csv
 import errno
 import json

@@ -1,5 +1,3 @@
-"""Lock of run folders."""
-
 import errno
 import os
 import signal

@@ -1,5 +1,3 @@
-"""Free memory, and memory of autograd graphs."""
-
 import os
 import platform
 import subprocess

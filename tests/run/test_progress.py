@@ -1,5 +1,3 @@
-"""Progress bar and lines."""
-
 from __future__ import annotations
 
 import io

@@ -1,5 +1,3 @@
-"""Prompt checks and warnings."""
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

@@ -1,5 +1,3 @@
-"""Safe reading of untrusted tensor files."""
-
 import os
 import struct
 import zipfile

@@ -1,5 +1,3 @@
-"""Execution of jobs in this process, in local processes and on Ray."""
-
 import errno
 import os
 import signal

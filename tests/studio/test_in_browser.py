@@ -1,5 +1,3 @@
-"""Studio in a real browser: from an empty prompt to a downloaded GLB. Needs playwright and a Chromium."""
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

@@ -1,5 +1,3 @@
-"""Studio without a browser: access control, API, queue, events and files of the runs."""
-
 import json
 import os
 import re

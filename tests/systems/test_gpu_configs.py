@@ -1,8 +1,3 @@
-"""A step of every config for a GPU on a simulated one (tests/support/card.py), with small networks.
-
-A step fails if it mixes the GPU with CPU tensors or computes in float64. It may wait for the GPU only at listed places.
-"""
-
 from pathlib import Path
 from typing import Any
 

@@ -1,5 +1,3 @@
-"""Toybox objects whose captions leave colours unspecified."""
-
 import re
 
 import numpy as np

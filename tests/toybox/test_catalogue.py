@@ -1,5 +1,3 @@
-"""Catalogue of the toybox in docs/toybox-words.md."""
-
 import runpy
 from pathlib import Path
 from types import SimpleNamespace

@@ -1,5 +1,3 @@
-"""Tasks toybox-sheet and make-toybox-assets: sheets and files match the objects of the toybox."""
-
 from pathlib import Path
 
 import numpy as np

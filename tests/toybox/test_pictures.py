@@ -1,5 +1,3 @@
-"""Single-image and orbit sources of the toybox."""
-
 import numpy as np
 import pytest
 

@@ -1,5 +1,3 @@
-"""Prompts of toybox priors: rewriting, checks before torch or weights are loaded, suggestions, usual heights."""
-
 import subprocess
 import sys
 from pathlib import Path

@@ -1,5 +1,3 @@
-"""Ray caster of the toybox compared with triangle meshes, and the solids themselves."""
-
 from dataclasses import replace
 
 import numpy as np

@@ -1,5 +1,3 @@
-"""Toy rooms: placement of objects, captions, panoramas and depth."""
-
 from math import pi
 
 import numpy as np

@@ -1,5 +1,3 @@
-"""Tokenizer of the toybox."""
-
 from pathlib import Path
 
 import pytest

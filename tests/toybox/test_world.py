@@ -1,5 +1,3 @@
-"""Procedural toybox: variety, reproducibility, bounds, captions and the held-out split."""
-
 import hashlib
 import os
 import re

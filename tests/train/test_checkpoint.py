@@ -1,5 +1,3 @@
-"""Checkpoint files: atomic writes, safe reads, and resume after kills and full disks."""
-
 import os
 import pickle
 import random

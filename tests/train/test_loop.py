@@ -1,5 +1,3 @@
-"""Training loop: exact results, signals, non-finite losses, and checks on resume."""
-
 import os
 import signal
 import subprocess

@@ -1,5 +1,3 @@
-"""A training of two processes, one of which is killed or frozen."""
-
 import os
 import signal
 import socket

@@ -1,5 +1,3 @@
-"""Optimizer, timestep sampling and averaged weights of all systems."""
-
 from copy import deepcopy
 from itertools import count
 from typing import Any

@@ -1,5 +1,3 @@
-"""Status of a run from its folder, and its device."""
-
 from pathlib import Path
 
 import pytest

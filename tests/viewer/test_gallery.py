@@ -1,5 +1,3 @@
-"""Gallery page: one card per generate run below a folder, and a list of skipped runs."""
-
 import io
 import json
 import os

@@ -1,5 +1,3 @@
-"""Live view with a fake window: time share of the renders, buttons, errors, and an unchanged run."""
-
 from __future__ import annotations
 
 import json

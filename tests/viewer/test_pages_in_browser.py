@@ -1,5 +1,3 @@
-"""Pages in a real browser: 3D view, video, filter, no requests. Needs playwright and a Chromium."""
-
 import time
 from collections.abc import Callable
 from pathlib import Path

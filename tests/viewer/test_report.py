@@ -1,5 +1,3 @@
-"""Report page and task: complete content, no requests, missing and damaged files."""
-
 import base64
 import hashlib
 import json

@@ -1,5 +1,3 @@
-"""Texts and values from other sources in a report: escaped, shown unchanged, of any type."""
-
 import math
 import os
 import re

@@ -1,5 +1,3 @@
-"""Scripts of the pages, executed in node: gestures, GLB reader, panorama camera; and the panorama page."""
-
 import json
 import shutil
 import subprocess

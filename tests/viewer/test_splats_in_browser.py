@@ -1,8 +1,3 @@
-"""3D Gaussians in a real browser: our viewer, and Spark as a viewer of others. Needs playwright and a Chromium.
-
-Spark is read from the folders of the npm packages three and @sparkjsdev/spark: THREE_JS and SPARK_JS, or node_modules.
-"""
-
 import base64
 import io
 import json

@@ -1,5 +1,3 @@
-"""Live view window, with a real client; skipped without viser."""
-
 import http.client
 import io
 import socket

@@ -1,5 +1,3 @@
-"""The task make-asset-views: shards from captioned meshes, left-out assets, resumed runs, webdataset's format."""
-
 import csv
 import errno
 import io

@@ -1,5 +1,3 @@
-"""Training sources from shards of assets and from image folders."""
-
 import shutil
 import tarfile
 from pathlib import Path

@@ -1,5 +1,3 @@
-"""Scenes in the layout of the SRN archives: writing and reading, intrinsics, poses, damaged scenes, the toybox task."""
-
 import json
 import logging
 import shutil

@@ -1,5 +1,3 @@
-"""Photos with poses as scenes of the consistency score: convention of the poses, ball of the field, the task."""
-
 import json
 from dataclasses import replace
 from pathlib import Path

@@ -1,5 +1,3 @@
-"""The task "consistency": rows of samplers and of the original data, resume, mistakes before any fit."""
-
 import json
 import shutil
 from dataclasses import replace

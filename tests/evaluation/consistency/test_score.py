@@ -1,5 +1,3 @@
-"""Parts of the consistency score: figures, held-out and target views, doubtful cameras, samplers."""
-
 import logging
 from dataclasses import replace
 from pathlib import Path

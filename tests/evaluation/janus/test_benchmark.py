@@ -1,5 +1,3 @@
-"""The Janus benchmark on boxes instead of generated objects: jobs, states, resume, report."""
-
 import json
 import re
 from collections import Counter

@@ -1,5 +1,3 @@
-"""The Janus meter: prompts, classifiers, and its errors on known objects."""
-
 import json
 from pathlib import Path
 

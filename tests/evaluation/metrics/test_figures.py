@@ -1,5 +1,3 @@
-"""Shares, intervals and sides of known cases."""
-
 import json
 from math import pi
 from pathlib import Path

@@ -1,5 +1,3 @@
-"""Fronts on a ring and corrected rates: known cases and simulation."""
-
 import json
 
 import numpy as np

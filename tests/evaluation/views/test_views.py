@@ -1,5 +1,3 @@
-"""The task "evaluate-views": rows, kept samples, existing views, refusals."""
-
 import json
 import signal
 from pathlib import Path

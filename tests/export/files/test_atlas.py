@@ -1,5 +1,3 @@
-"""Set of assets in one GLB: the atlas, its colours, when it is written anew."""
-
 import hashlib
 import json
 from pathlib import Path

@@ -1,5 +1,3 @@
-"""Khronos validator: its findings, failures and absence."""
-
 import os
 import re
 import shutil

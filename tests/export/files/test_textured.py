@@ -1,5 +1,3 @@
-"""Writers of textured files, tangents, colliders, and the checker."""
-
 import dataclasses
 import io
 import zipfile

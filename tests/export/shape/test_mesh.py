@@ -1,5 +1,3 @@
-"""Mesh extraction from a field or from rendered depth, and its GLB file."""
-
 import json
 import math
 import struct

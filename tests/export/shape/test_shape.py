@@ -1,5 +1,3 @@
-"""Topology, simplification and UV unwrapping."""
-
 from dataclasses import replace
 from types import SimpleNamespace
 

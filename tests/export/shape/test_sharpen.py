@@ -1,5 +1,3 @@
-"""Denoising of extracted surfaces: flat faces, sharp edges, smooth curves."""
-
 import numpy as np
 import pytest
 import trimesh

@@ -1,5 +1,3 @@
-"""Texture baking: ray casting, colours, normal maps, ambient occlusion, background."""
-
 import math
 from dataclasses import replace
 

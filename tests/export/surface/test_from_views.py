@@ -1,5 +1,3 @@
-"""Textures projected from images of rooms and objects."""
-
 import json
 from pathlib import Path
 

@@ -1,5 +1,3 @@
-"""Texture refinement: gradients, convergence, unchanged texels."""
-
 from dataclasses import replace
 
 import numpy as np

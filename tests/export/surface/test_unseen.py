@@ -1,5 +1,3 @@
-"""Colours of texels that no training camera sees."""
-
 import numpy as np
 import pytest
 import trimesh

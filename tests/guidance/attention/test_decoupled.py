@@ -1,5 +1,3 @@
-"""Attention branches beside the self-attention: against plain loops, and without effect before training."""
-
 from typing import Any
 
 import pytest

@@ -1,5 +1,3 @@
-"""Multi-view UNet: joined self-attention, optional camera, CPU training attention, rotary embedding."""
-
 import copy
 import logging
 from pathlib import Path

@@ -1,5 +1,3 @@
-"""ISM, CSD, SDI and JSD: released formulas on random inputs, closed forms for Gaussian data, and conditions."""
-
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path

@@ -1,5 +1,3 @@
-"""SDS and reconstruction losses: recorded gradients, closed forms, edge cases."""
-
 import pytest
 import torch
 from diffusers import AutoencoderKL

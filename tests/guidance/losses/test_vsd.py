@@ -1,5 +1,3 @@
-"""VSD: the trained LoRA copy of the prior, its gradient, and exact resume of a stopped run."""
-
 import signal
 from dataclasses import replace
 from pathlib import Path

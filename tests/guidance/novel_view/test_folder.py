@@ -1,5 +1,3 @@
-"""Saved novel-view models: round trip, damaged files, sampling."""
-
 import json
 from collections.abc import Callable
 from pathlib import Path

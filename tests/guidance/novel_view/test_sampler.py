@@ -1,5 +1,3 @@
-"""Sampling views one after the other, and its noise schedule: conditions, noise, guidance, closed forms."""
-
 from pathlib import Path
 from typing import Any, get_args
 

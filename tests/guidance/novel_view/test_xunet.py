@@ -1,5 +1,3 @@
-"""3DiM network: influence of its inputs, options, numerics, refusals."""
-
 from pathlib import Path
 from typing import Any
 

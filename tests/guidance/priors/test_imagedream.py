@@ -1,5 +1,3 @@
-"""ImageDream: its networks against recordings of the reference, its file and folder formats, and the image."""
-
 from pathlib import Path
 from typing import Any
 

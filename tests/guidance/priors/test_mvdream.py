@@ -1,5 +1,3 @@
-"""MVDream as a prior: cameras, prompts, images, precision, samples."""
-
 from pathlib import Path
 from typing import Any
 

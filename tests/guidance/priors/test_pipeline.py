@@ -1,5 +1,3 @@
-"""The prior as a diffusers pipeline: same images, outputs, saving, offloading."""
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

@@ -1,5 +1,3 @@
-"""Stable Diffusion and DeepFloyd IF as priors, from folders in the official format."""
-
 import shutil
 import weakref
 from pathlib import Path

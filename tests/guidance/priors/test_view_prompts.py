@@ -1,5 +1,3 @@
-"""View-dependent prompts and Perp-Neg."""
-
 import math
 
 import torch

@@ -1,5 +1,3 @@
-"""LoRAs and textual inversions: the same weights as diffusers' own loaders give, and refusals that name the base."""
-
 from copy import deepcopy
 from pathlib import Path
 from typing import Any

@@ -1,5 +1,3 @@
-"""Priors as files: saved and loaded folders, original checkpoints, refusals."""
-
 import json
 import shutil
 from pathlib import Path

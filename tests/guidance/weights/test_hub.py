@@ -1,5 +1,3 @@
-"""Files of the hub, here a folder: float16 only, removed repositories, adapters by id, further weights by file."""
-
 import json
 import shutil
 from fnmatch import fnmatch

@@ -1,5 +1,3 @@
-"""Conversion of tensors with ldm names to stock networks: recorded outputs, round trips, refusals."""
-
 from pathlib import Path
 from typing import Any
 

@@ -1,5 +1,3 @@
-"""Weight files: located, read without running code, refused with one line."""
-
 import hashlib
 import json
 import os

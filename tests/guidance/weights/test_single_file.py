@@ -1,5 +1,3 @@
-"""Single-file checkpoints: Stable Diffusion 1.5, 2.1 and XL, their prediction type and image size, other families."""
-
 import logging
 from pathlib import Path
 from typing import Any

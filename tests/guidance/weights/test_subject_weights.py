@@ -1,5 +1,3 @@
-"""Subject weights of a personalised prior: identifier, added weights, base check, refusals."""
-
 import shutil
 from pathlib import Path
 

@@ -1,5 +1,3 @@
-"""Instant-NGP field: recorded values of the reference, density, normals and gradients."""
-
 from pathlib import Path
 from typing import Any
 

@@ -1,5 +1,3 @@
-"""Signed distance field: NeuS's opacity, gradients, renders and meshes."""
-
 import math
 from itertools import pairwise
 from typing import Any

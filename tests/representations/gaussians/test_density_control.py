@@ -1,5 +1,3 @@
-"""Density control of 3D Gaussians: which are cloned, split, removed, relocated; Adam's moments; exact resume."""
-
 import math
 import signal
 from pathlib import Path

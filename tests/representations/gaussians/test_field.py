@@ -1,5 +1,3 @@
-"""3D Gaussians as a representation: interface, initial points, colours, renders, export from depth images."""
-
 import math
 import zipfile
 from pathlib import Path

@@ -1,5 +1,3 @@
-"""Rasterisation of 3D Gaussians: recorded values of gsplat, kernels against the torch twin, gradients, determinism."""
-
 import math
 from pathlib import Path
 from typing import Any

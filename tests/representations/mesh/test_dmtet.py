@@ -1,5 +1,3 @@
-"""DMTet: tetrahedral grid, marching tetrahedra, differentiable rasterisation and initialisation from a field."""
-
 import sys
 from pathlib import Path
 from types import ModuleType

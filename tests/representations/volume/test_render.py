@@ -1,5 +1,3 @@
-"""Volume renderer: geometry, empty scenes, skipped samples, recorded renders of the reference; occupancy grid."""
-
 import pytest
 import torch
 from torch import Tensor, nn

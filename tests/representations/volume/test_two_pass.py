@@ -1,5 +1,3 @@
-"""Chunked renders: same images and gradients with less memory."""
-
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any

@@ -1,5 +1,3 @@
-"""The task "batch", with jobs that make boxes: runs, records, table and page."""
-
 import csv
 import json
 import pickle

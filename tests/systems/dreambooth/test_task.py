@@ -1,5 +1,3 @@
-"""The task mvdreambooth: the file of a subject, its training and its preservation losses."""
-
 import json
 import signal
 from pathlib import Path

@@ -1,5 +1,3 @@
-"""The asset at the end of a run; its errors do not fail the run."""
-
 import functools
 import shutil
 from pathlib import Path

@@ -1,5 +1,3 @@
-"""Runs that change the object of another run to fit a new prompt."""
-
 from pathlib import Path
 
 import pytest

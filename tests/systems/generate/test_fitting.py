@@ -1,5 +1,3 @@
-"""Fit of the object to images."""
-
 import math
 from types import SimpleNamespace
 from typing import Any

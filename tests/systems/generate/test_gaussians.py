@@ -1,5 +1,3 @@
-"""Configs with 3D Gaussians: each runs to a mesh, a PLY and a GLB file; runs that start from another run or a file."""
-
 from pathlib import Path
 from typing import Any
 

@@ -1,5 +1,3 @@
-"""Classic methods: every config runs to a mesh, and those for released weights have the reference values."""
-
 import itertools
 from pathlib import Path
 from typing import Any

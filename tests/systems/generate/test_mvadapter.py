@@ -1,5 +1,3 @@
-"""Text to 3D with an adapter on an unchanged 2D model as the prior."""
-
 from pathlib import Path
 from typing import Any
 

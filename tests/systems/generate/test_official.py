@@ -1,5 +1,3 @@
-"""Configs for released checkpoints, on small files with the same structure, from the file to a mesh."""
-
 import functools
 import hashlib
 from pathlib import Path

@@ -1,5 +1,3 @@
-"""Rules of the config of the task `generate`, and its call from Python."""
-
 import logging
 import sys
 from pathlib import Path

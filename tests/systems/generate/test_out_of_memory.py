@@ -1,5 +1,3 @@
-"""Simulated out-of-memory errors of a GPU: smaller chunks, or a refusal with a remedy."""
-
 import logging
 from pathlib import Path
 from typing import Any

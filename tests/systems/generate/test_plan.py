@@ -1,5 +1,3 @@
-"""--dry-run: weights, steps, memory; nothing is run."""
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

@@ -1,5 +1,3 @@
-"""Memory presets: as an option, and chosen for a GPU."""
-
 from pathlib import Path
 
 import pytest

@@ -1,5 +1,3 @@
-"""Stages: runs before a run, each from the previous object, with exact resume."""
-
 from pathlib import Path
 from typing import Any
 

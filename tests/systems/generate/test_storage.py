@@ -1,5 +1,3 @@
-"""Commands whose machine loses power, whose disk fails or whose folder moves, at any moment, go on from there."""
-
 import errno
 import functools
 import os

@@ -1,5 +1,3 @@
-"""Task `generate`: results, exact resume, interrupts, damaged files."""
-
 import json
 import shutil
 import signal

@@ -1,5 +1,3 @@
-"""Views that the prior samples before the object is optimised."""
-
 from pathlib import Path
 
 import numpy as np

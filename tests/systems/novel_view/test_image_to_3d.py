@@ -1,5 +1,3 @@
-"""The task "image-to-3d": cameras, the image as the network takes it, files, refused input."""
-
 import json
 from pathlib import Path
 from typing import Any

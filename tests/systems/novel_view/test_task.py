@@ -1,5 +1,3 @@
-"""Training of novel-view models: the loss, the gap test and the results of a run."""
-
 import csv
 from pathlib import Path
 from typing import Any

@@ -1,5 +1,3 @@
-"""The task "sample" with rig.name=angles, by a tiny 2D model and adapter: from text, an image, a mesh."""
-
 import json
 from dataclasses import replace
 from pathlib import Path

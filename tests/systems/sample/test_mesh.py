@@ -1,5 +1,3 @@
-"""Meshes of objects and scenes from files: axes, units, normals, budget; and their texture coordinates."""
-
 from pathlib import Path
 from typing import Any
 

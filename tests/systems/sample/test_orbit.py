@@ -1,5 +1,3 @@
-"""The task "sample" with rig.name=orbit."""
-
 import json
 from pathlib import Path
 

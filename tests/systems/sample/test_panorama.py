@@ -1,5 +1,3 @@
-"""The task "sample" with rig.name=panorama, by tiny models."""
-
 import json
 import signal
 from math import pi, radians

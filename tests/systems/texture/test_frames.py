@@ -1,5 +1,3 @@
-"""Frames of a scene: cameras of a file, of a ScanNet folder, or found in the room; key frames; windows."""
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,5 +1,3 @@
-"""Images that the user gives for a mesh: comparison of outlines, photos with poses."""
-
 import json
 from dataclasses import replace
 from pathlib import Path

@@ -1,5 +1,3 @@
-"""The task "texture" with rig.name=path: a room, sampled by a tiny model of random weights, and textured."""
-
 import json
 import signal
 from pathlib import Path

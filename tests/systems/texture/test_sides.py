@@ -1,5 +1,3 @@
-"""The task "texture" with rig.name=sides: objects with sampled or given sides."""
-
 import json
 from pathlib import Path
 

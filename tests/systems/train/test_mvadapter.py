@@ -1,5 +1,3 @@
-"""The task train-mvadapter: the adapter it leaves, the frozen model, and the data of a step."""
-
 from pathlib import Path
 from typing import Any, NamedTuple
 

@@ -1,5 +1,3 @@
-"""The task train-mvdiffusion: its stages, the blocks it leaves, and training from those of another run."""
-
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace

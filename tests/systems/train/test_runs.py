@@ -1,5 +1,3 @@
-"""All trainings alike: what a run leaves, its loss, exact resume after kills, and errors of the config."""
-
 import json
 from dataclasses import replace
 from pathlib import Path

@@ -1,5 +1,3 @@
-"""The task "compare-3d": tiny runs of two variants, measured at equal steps and at an equal time."""
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,5 +1,3 @@
-"""Identity of subjects: ROC, the toybox network and its training."""
-
 import json
 from pathlib import Path
 

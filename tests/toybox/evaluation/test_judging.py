@@ -1,5 +1,3 @@
-"""Verdicts of a confident probe, and held-out cases."""
-
 import math
 from collections import Counter
 from pathlib import Path

@@ -1,5 +1,3 @@
-"""The task "evaluate-3d" on fake runs."""
-
 import json
 from pathlib import Path
 from types import SimpleNamespace

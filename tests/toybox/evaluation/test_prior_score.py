@@ -1,5 +1,3 @@
-"""The task "evaluate-prior" on tiny priors."""
-
 import json
 from pathlib import Path
 from typing import Any

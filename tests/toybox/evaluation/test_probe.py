@@ -1,5 +1,3 @@
-"""The probe: labels of toybox images, network, training, files."""
-
 import json
 import math
 from pathlib import Path

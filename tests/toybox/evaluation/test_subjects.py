@@ -1,5 +1,3 @@
-"""The task "evaluate-subjects" on random networks."""
-
 import json
 from pathlib import Path
 

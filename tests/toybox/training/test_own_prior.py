@@ -1,5 +1,3 @@
-"""The task train-own-prior: from meshes to a prior."""
-
 import json
 import subprocess
 import sys

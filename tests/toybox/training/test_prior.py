@@ -1,5 +1,3 @@
-"""Systems of train-base and train-prior, step by step."""
-
 import math
 from contextlib import nullcontext
 from pathlib import Path

@@ -1,5 +1,3 @@
-"""Tasks train-base and train-prior: stages that may be killed, and folders that other libraries read."""
-
 import shutil
 import signal
 from pathlib import Path

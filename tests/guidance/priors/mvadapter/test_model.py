@@ -1,5 +1,3 @@
-"""MV-Adapter as a model and as a prior: conditions, samples, noise schedule, refusals."""
-
 from pathlib import Path
 from typing import Any, get_args
 

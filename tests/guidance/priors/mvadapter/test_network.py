@@ -1,5 +1,3 @@
-"""Frozen UNet with an adapter: sizes, guider, trained parameters, adapter files, lookup by name."""
-
 from pathlib import Path
 from typing import Any
 

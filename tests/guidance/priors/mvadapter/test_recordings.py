@@ -1,5 +1,3 @@
-"""MV-Adapter against recordings of its reference implementation, with the sizes and options of the files."""
-
 import inspect
 from dataclasses import replace
 from math import pi, radians

@@ -1,5 +1,3 @@
-"""Correspondence-aware attention: initial identity, plain reference, chunking, masking."""
-
 from math import pi
 from typing import Any
 

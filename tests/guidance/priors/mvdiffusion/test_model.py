@@ -1,5 +1,3 @@
-"""MVDiffusion as a model: joint samples, given views, block files, input channels."""
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

@@ -1,5 +1,3 @@
-"""MVDiffusion against recordings of its reference implementation, with the sizes and options of the files."""
-
 from functools import partial
 from math import pi, radians
 from pathlib import Path

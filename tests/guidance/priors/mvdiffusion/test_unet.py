@@ -1,5 +1,3 @@
-"""Stock UNet with correspondence-aware blocks: identity before training, hooks, batches, gradients, checkpoints."""
-
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
