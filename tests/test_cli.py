@@ -33,7 +33,6 @@ def ask(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]
 
 @pytest.fixture
 def shipped(toy: Path, monkeypatch: pytest.MonkeyPatch) -> Path:  # noqa: F811
-    """A folder of configs with a default one in it."""
     root = toy.parent / "shipped"
     root.mkdir()
     (root / "mvdream-toybox.yaml").write_text(YAML + "about: A prompt becomes 3D.\nneeds: two cores\n")

@@ -35,7 +35,6 @@ def text(page: Path) -> str:
 
 
 def anchors(page: Path) -> set[str]:
-    """Anchors that GitHub gives to the headings of a page."""
     headings = re.findall(r"^#+ (.*)$", text(page), flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -73,7 +72,6 @@ def test_commands_of_page_are_valid(page: Path) -> None:
 
 @pytest.fixture(scope="module")
 def option_names() -> set[str]:
-    """Names of the fields of all config models."""
     models = [registry.config_model(kind, choice) for kind, table in registry.TABLE.items() for choice in table]
     queue: list[type[config.Config]] = [config.Config]
     while queue:

@@ -162,8 +162,6 @@ print(json.dumps([ask(words) for words in json.loads(sys.argv[1])]))
 
 
 class Case(NamedTuple):
-    """Words of a command, its exit code, and a part of its stderr."""
-
     words: list[str]
     code: int = 0
     part: str = ""
@@ -183,7 +181,6 @@ CASES = [
 
 
 def python(folder: Path, code: str, *words: str) -> str:
-    """Return what a process writes to stdout."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-c", code, *words]
     return subprocess.run(command, cwd=folder, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
@@ -191,7 +188,6 @@ def python(folder: Path, code: str, *words: str) -> str:
 
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, object]]:
-    """What the commands answer, by their words."""
     folder = tmp_path_factory.mktemp("light")
     (folder / "toy.yaml").write_text(YAML, encoding="utf-8")
     example(folder / "runs" / "one")

@@ -48,7 +48,6 @@ def plain_address(server: Client) -> str:
 
 
 def make(server: Client, prompt: str, **values: Any) -> Any:
-    """Run a job to its end and return it."""
     job = addon.Job(addon.Studio(server.url), prompt, **values)
     if values.get("source"):
         job.mesh.write_bytes(asset_glb((0, 0, 1)))

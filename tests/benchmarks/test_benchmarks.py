@@ -1,14 +1,11 @@
 import functools
 import importlib
 import json
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from benchmarks import __main__ as command
 from benchmarks import (
@@ -27,7 +24,6 @@ from benchmarks import (
     scene,
     soak,
     step,
-    whole_run,
 )
 from benchmarks.clock import Case, paired
 from benchmarks.export import RULES, Rule
@@ -40,8 +36,6 @@ from tests.support.tiny_mvadapter import tiny_model
 from tests.support.tiny_prior import tiny_prior
 from threedgen.config import registry
 from threedgen.export.options import AssetConfig
-from threedgen.guidance.priors.mvdiffusion.geometry import PanoramaGeometry
-from threedgen.guidance.priors.mvdiffusion.unet import MultiviewUNet
 
 TINY = [
     "threads=1", "march.samples=16", "field.width=8", "field.encoding.n_levels=2",
@@ -159,13 +153,6 @@ def test_run_without_checkpoints_is_refused(tmp_path: Path) -> None:
         scene.load_state(tmp_path)
 
 
-def test_whole_run_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "launch.py").write_text("import sys; open(sys.argv[-1], 'a').write(' '.join(sys.argv[1:-1]) + '\\n')")
-    monkeypatch.setattr(whole_run, "folder", lambda name: tmp_path / name)
-    alone, beside = whole_run.table(1, [str(tmp_path / "log")]).rows
-    assert [alone["case"], beside["case"]] == ["alone", "beside a busy core"] and beside["ratio"] > 0
-
-
 def test_here_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words: list[tuple[str, ...]] = []
 
@@ -222,44 +209,9 @@ def test_mvadapter_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert 0 < text["trainable, M"] < image["trainable, M"] and text["median, s"] > 0
 
 
-class StandIn(MultiviewUNet):
-    """Our network with the interface of the reference; `error` is added to its output."""
-
-    error = 0.0
-
-    def __init__(self, unet: Any, config: dict[str, Any]) -> None:
-        super().__init__(unet)
-
-    def forward(self, x: Tensor, t: Tensor, text: Tensor, meta: dict[str, Tensor]) -> Tensor:  # type: ignore[override]
-        size = 8 * x.shape[-1]
-        geometry = PanoramaGeometry(meta["K"][1, 0], meta["R"][1], (size, size))
-        flat = super().forward(x.flatten(0, 1), t.flatten(), text.flatten(0, 1), geometry)
-        return flat.unflatten(0, x.shape[:2]) + self.error
-
-
 def views_table(reference: Path | None, **changes: Any) -> Any:
     options = {"views": 8, "size": 32, "steps": 2, "widths": (64, 64), "device": "cpu"}
     return mvdiffusion.table(reference, **(options | changes))
-
-
-def test_mvdiffusion_networks_with_different_outputs_are_refused(tmp_path: Path, monkeypatch) -> None:
-    module: Any = ModuleType(mvdiffusion_sides.NETWORK)
-    module.MultiViewBaseModel = StandIn
-    monkeypatch.setitem(sys.modules, mvdiffusion_sides.NETWORK, module)
-    monkeypatch.setitem(sys.modules, "einops", ModuleType("einops"))
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(mvdiffusion, "run_in_process", mvdiffusion_sides.measure)
-    monkeypatch.setattr(mvdiffusion_sides, "COMPARED", 32)
-    monkeypatch.setattr(mvdiffusion_sides, "TEXT", 16)
-    file = tmp_path / "src" / "models" / "pano" / "MVGenModel.py"
-    file.parent.mkdir(parents=True)
-    file.touch()
-    theirs, ours, half = views_table(tmp_path).rows
-    assert (theirs["case"], ours["case"], half["case"]) == ("reference", "ours", "ours, bfloat16")
-    assert ours["of them weights"] == theirs["of them weights"] > half["of them weights"] and ours["ratio"] > 0
-    monkeypatch.setattr(StandIn, "error", 1.0)
-    with refused(None, "ours", 0.01):
-        views_table(tmp_path)
 
 
 @pytest.mark.parametrize(("changes", "key", "values"), [

@@ -19,7 +19,6 @@ SHIPPED = config.shipped()
 
 @pytest.fixture(autouse=True)
 def place(no_hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with tiny.yaml in it."""
     folder = tmp_path / "here"
     folder.mkdir()
     monkeypatch.chdir(folder)

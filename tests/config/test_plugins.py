@@ -23,7 +23,6 @@ MARKER = "open(__file__ + '.imported', 'w').close()\n"
 
 @pytest.fixture(autouse=True)
 def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Registry and modules as before, afterwards."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(registry, "TABLE", {kind: dict(names) for kind, names in registry.TABLE.items()})
     yield
@@ -38,7 +37,6 @@ def plugin(tmp_path: Path) -> Path:
 
 
 def forget() -> None:
-    """As in a new process."""
     for name in plugins.LOADED:
         sys.modules.pop(name)
     plugins.LOADED.clear()

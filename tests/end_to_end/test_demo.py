@@ -32,7 +32,6 @@ def start(folder: Path, *args: str) -> subprocess.Popen[str]:
 
 
 def launch(folder: Path, *args: str) -> str:
-    """Run a command to its end and return its output."""
     process = start(folder, *args)
     output, _ = process.communicate()
     assert process.returncode == 0, output

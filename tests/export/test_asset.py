@@ -30,7 +30,6 @@ from threedgen.train import checkpoint_file
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Run folder with an asset, exported once."""
     folder = tmp_path_factory.mktemp("export") / "run"
     with pytest.MonkeyPatch.context() as patch:
         register(patch)

@@ -28,7 +28,6 @@ THREE = Path(os.environ.get("THREE_JS", "node_modules/three"))  # folder of the 
 
 @pytest.fixture(scope="module", params=[0, 1])
 def field(request: pytest.FixtureRequest) -> Gaussians:
-    """Return Gaussians of different shapes, directions and colours."""
     made = Gaussians(GaussiansConfig(count=30, sh_degree=request.param, opacity=0.6), seeded(0))
     rng = seeded(1)
     for name, amount in (("log_scales", 0.5), ("quaternions", 1.0), ("features", 0.3), ("opacity_logits", 1.0)):
@@ -53,7 +52,6 @@ def gltf(data: bytes) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 
 
 def of_splats(splats: Splats) -> Gaussians:
-    """Return a representation with these Gaussians."""
     made = Gaussians(GaussiansConfig(count=30, sh_degree=int(splats.harmonics.shape[1] > 1)), seeded(0))
     with torch.no_grad():
         made.means[:], made.quaternions[:] = torch.from_numpy(splats.means), torch.from_numpy(splats.quaternions)

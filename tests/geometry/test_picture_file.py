@@ -156,7 +156,6 @@ def test_read_depth_returns_what_was_written(tmp_path: Path) -> None:
 
 
 def box(name: Path, transparent: bool) -> str:
-    """Save a red box on white or on transparency."""
     pixels = np.full((12, 20, 4), 255, np.uint8)
     pixels[3:9, 5:16, :3] = (200, 30, 30)
     pixels[..., 3] = 255 * (pixels[..., 1] < 100)

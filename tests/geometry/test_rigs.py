@@ -37,13 +37,11 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict]:
 
 
 def assert_close(actual: Tensor, expected: Tensor) -> None:
-    """Compare with a tolerance relative to the largest value."""
     assert actual.shape == expected.shape
     assert float((actual - expected).abs().max()) <= TOLERANCE * max(float(expected.abs().max()), 1.0)
 
 
 def reference_options(cfg: dict) -> MultiviewCameraConfig:
-    """Convert a threestudio camera config."""
     names = {
         "fovy_range": "fov_range",
         "camera_distance_range": "distance_range",

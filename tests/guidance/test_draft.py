@@ -20,8 +20,6 @@ from threedgen.guidance.sampling import InitLatents, ViewSync, img2img_strengths
 
 
 class PixelModel:
-    """A model whose latents are its images."""
-
     factor = unit = 1
     latent_shape, device = (3, 8, 8), "cpu"
 

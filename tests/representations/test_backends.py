@@ -135,7 +135,6 @@ class Encoding(nn.Module):
 
 @pytest.fixture
 def tinycudann_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Install a tinycudann that computes on a CPU."""
     name = "threedgen.representations.hashgrid.tinycudann_grid"
     monkeypatch.setitem(sys.modules, "tinycudann", SimpleNamespace(Encoding=Encoding))
     monkeypatch.delitem(sys.modules, name, raising=False)

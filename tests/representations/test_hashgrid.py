@@ -18,7 +18,6 @@ SIZES = ("n_levels", "log2_hashmap_size", "base_resolution", "per_level_scale")
 
 
 def filled(options: HashGridConfig) -> HashGrid:
-    """Return a grid with table entries as large as trained ones."""
     grid = HashGrid(options, torch.Generator().manual_seed(0))
     grid.table.data.mul_(0.5e4)
     return grid
@@ -26,12 +25,10 @@ def filled(options: HashGridConfig) -> HashGrid:
 
 @pytest.fixture(params=BACKENDS)
 def grid(request: pytest.FixtureRequest) -> HashGrid:
-    """Small grid of each back end."""
     return filled(SMALL.model_copy(update={"backend": request.param}))
 
 
 def points(n: int, seed: int = 1) -> Tensor:
-    """Return points in the unit cube, on its faces and outside."""
     x = torch.rand(n, 3, generator=torch.Generator().manual_seed(seed))
     x[:3] = torch.tensor([[0.0, 0.0, 0.0], [1.0, 1.0, 1.0], [0.0, 1.0, 0.5]])[: len(x)]
     x[3:5] = torch.tensor([[-0.3, 0.2, 0.7], [0.4, 1.7, 2.0]])[: max(0, len(x) - 3)]

@@ -25,7 +25,6 @@ def make_assets(folder: Path, more: int = 0) -> Path:
 
 
 def box(sides: tuple[float, float, float]) -> trimesh.Trimesh:
-    """Red."""
     made = trimesh.creation.box(sides)
     made.visual.vertex_colors = [255, 0, 0, 255]
     return made

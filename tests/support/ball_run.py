@@ -90,7 +90,6 @@ def whole_state(state: dict[str, torch.Tensor], step: int = 10) -> dict[str, Any
 
 
 def export(run: Path, *words: str) -> int:
-    """Export a small asset and return the exit code."""
     return cli.main(["--config", "export", f"run={run}", *SMALL, *words])
 
 
@@ -104,5 +103,4 @@ def export_error(capsys: pytest.CaptureFixture[str], run: object, *words: str) -
 
 
 def asset_manifest(run: Path) -> dict[str, Any]:
-    """Return the content of asset.json."""
     return json.loads((run / "asset" / "asset.json").read_text())

@@ -27,7 +27,6 @@ def solids() -> list[tuple[trimesh.Trimesh, Array]]:
 
 
 def scene() -> SourceMesh:
-    """All of it in one mesh."""
     whole = trimesh.util.concatenate([piece.copy().apply_transform(place) for piece, place in solids()])
     return SourceMesh(np.asarray(whole.vertices, np.float32), np.asarray(whole.faces, np.int64))
 

@@ -24,7 +24,6 @@ PATIENCE = 300_000  # milliseconds: a busy machine draws slowly
 
 @pytest.fixture(scope="module")
 def launched() -> Iterator[Any]:
-    """A browser that finds no machine but this one."""
     sync_api = pytest.importorskip("playwright.sync_api")
     with sync_api.sync_playwright() as playwright:
         own = playwright.chromium.executable_path

@@ -30,8 +30,6 @@ FREE |= {"_unsafe_view"}
 
 
 class Card(Tensor):
-    """Tensor on the simulated GPU."""
-
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
     values: Tensor
 
@@ -68,7 +66,6 @@ class Simulation(TorchDispatchMode):
         current.pop()
 
     def clear(self) -> None:
-        """Begin to count anew."""
         self.launches.clear()
         self.syncs.clear()
 
@@ -122,8 +119,6 @@ class Simulation(TorchDispatchMode):
 
 
 class Backend(SimpleNamespace):
-    """What torch asks the module of a device."""
-
     amp = SimpleNamespace()
 
     def __getattr__(self, name: str) -> Any:

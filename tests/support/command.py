@@ -6,7 +6,6 @@ from threedgen import cli
 
 
 def ask(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
-    """Exit code, stdout, stderr."""
     code = cli.main([*words])
     output = capsys.readouterr()
     return code, output.out, output.err

@@ -66,7 +66,6 @@ def example(folder: Path, summary: dict[str, Any] | None = None, **config: Any) 
 
 
 def _write_pictures(folder: Path) -> None:
-    """What all examples have in common."""
     frames = [np.full((32, 32, 3), 0.5, np.float32) for _ in range(8)]
     for k, frame in enumerate(frames):
         frame[8:24, 2 * k + 4 : 2 * k + 14] = (0.9, k / 8, 0.1)
@@ -208,7 +207,6 @@ class Page(HTMLParser):
             self.texts[tag][-1] += data
 
     def by_id(self, name: str) -> dict[str, str] | None:
-        """The attributes of the element with this id."""
         return next((given for _, given in self.attributes if given.get("id") == name), None)
 
     def decoded(self, name: str) -> bytes:
@@ -221,18 +219,15 @@ class Page(HTMLParser):
         return [given for _, given in self.attributes if name in given.get("class", "").split()]
 
     def addresses(self) -> list[str]:
-        """Everything that a browser could load or go to."""
         names = ("src", "href", "srcset", "action", "poster", "data", "xlink:href")
         return [given[name] for _, given in self.attributes for name in names if name in given]
 
 
 def make_page(folder: Path) -> Page:
-    """Write and parse the report of a run."""
     return Page(write_report(folder).read_text(encoding="utf-8"))
 
 
 def decoded(uri: str) -> bytes:
-    """The content of a data URI."""
     head, comma, body = uri.partition(",")
     assert head.startswith("data:") and head.endswith(";base64") and comma
     return base64.b64decode(body, validate=True)

@@ -35,7 +35,6 @@ class Server:
         return _ask({"run": self.function, "folder": str(folder), **options})
 
     def wait(self, pid: int) -> int:
-        """Return the exit code of a run."""
         return _ask({"wait": pid})
 
     def run(self, folder: Path, **options: Any) -> int:

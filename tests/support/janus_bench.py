@@ -23,7 +23,6 @@ def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def method(name: str, extra: str) -> None:
-    """A config NAME.yaml that makes boxes."""
     places = f"log: {Path('log.txt').resolve()}\nboxes: {Path('boxes').resolve()}\n"
     Path(f"{name}.yaml").write_text(f"task: stub-object\n{places}{extra}\n")
 
@@ -36,7 +35,6 @@ def words(*more: str, methods: str = "[good, bad]") -> list[str]:
 
 
 def log() -> Counter[str]:
-    """Lines of the log -> how often they are there."""
     return Counter(Path("log.txt").read_text().splitlines() if Path("log.txt").exists() else [])
 
 

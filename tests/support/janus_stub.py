@@ -23,8 +23,6 @@ COLOURS = np.array([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0]])  # front, lef
 
 
 class StubConfig(RunConfig):
-    """Makes a box."""
-
     prompt: str = ""
     fronts: int = Field(1, ge=0, le=2)
     seconds: float = 0.0
@@ -118,7 +116,6 @@ class StubSides:
         return votes / votes.sum(1, keepdim=True)
 
     def likeness(self, pictures: Tensor, prompts: Sequence[str]) -> Tensor | None:
-        """Everything looks like the first prompt."""
         import torch
 
         return torch.arange(len(prompts), 0, -1).double().repeat(len(pictures), 1)

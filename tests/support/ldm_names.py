@@ -80,7 +80,6 @@ def nested(ours: str, theirs: str, inner: Prefixes) -> Prefixes:
 
 
 def to_ldm(tensors: dict[str, Tensor], prefixes: list[tuple[str, str]]) -> dict[str, Tensor]:
-    """Rename diffusers tensors as in ldm."""
     named = {}
     for name, tensor in tensors.items():
         (ours, theirs), *more = [pair for pair in prefixes if name.startswith(pair[1] + ".")]

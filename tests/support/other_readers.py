@@ -152,7 +152,6 @@ def _pixels(image: Any) -> Array:
 
 
 def read_trimesh(paths: Sequence[Path], _: Path) -> Meshes:
-    """Read GLB, OBJ and PLY files with trimesh."""
     return {path.name: _scene(path) for path in paths if path.suffix != ".usdz"}
 
 

@@ -31,14 +31,12 @@ def recorded(prefix: str, *arrays: str) -> pytest.MarkDecorator:
 
 
 def tensors(path: Path) -> dict[str, Tensor]:
-    """Return the numeric arrays of a recording."""
     with np.load(path) as file:
         arrays = {name: np.asarray(file[name]) for name in file.files}
     return {name: torch.from_numpy(array) for name, array in arrays.items() if array.dtype.kind in "fiub"}
 
 
 def options(path: Path) -> dict[str, Any]:
-    """Return the metadata of a recording."""
     with np.load(path) as file:
         return json.loads(str(file["meta_json"])) if "meta_json" in file.files else {}
 

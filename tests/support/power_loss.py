@@ -33,7 +33,6 @@ class Recorder:
         return digest
 
     def synced(self, descriptor: int) -> None:
-        """Note that a file or folder is on the disk."""
         path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
         if self.root not in (path, *path.parents):
             return
@@ -46,7 +45,6 @@ class Recorder:
             self.synced_data[inode] = self._keep(path.read_bytes())
 
     def note(self) -> None:
-        """Note the states that a power loss now can leave."""
         live: Names = {}
         for folder, _, _ in os.walk(self.root):
             live[os.stat(folder).st_ino] = {child.name: child.stat().st_ino for child in Path(folder).iterdir()}

@@ -49,7 +49,6 @@ shutil.copytree(source, folder, dirs_exist_ok=True)
 
 
 def finished_run(folder: Path, prompt: str = "a blue dog") -> Path:
-    """A run with an asset and its page."""
     run = example(folder, prompt=prompt)
     (run / "asset").mkdir()
     (run / "asset" / "square.glb").write_bytes(asset_glb((0, 0, 1)))

@@ -195,7 +195,6 @@ def server() -> Server:
 
 
 def prior_folder() -> Path:
-    """Return the folder of a tiny prior."""
     from tests.support.tiny_prior import tiny_prior
 
     return made_once("prior", lambda folder: tiny_prior().save(folder / "prior")) / "prior"
@@ -231,7 +230,6 @@ def weights(run: Path) -> dict[str, Any]:
 
 
 def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
-    """Equal names, equal bits."""
     import torch
 
     assert list(one) == list(other) and len(one) > 3

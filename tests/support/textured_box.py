@@ -24,7 +24,6 @@ class Textures:
     orm: Any | None = None
 
     def maps(self) -> dict[str, Any]:
-        """Return the existing textures by name."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
 

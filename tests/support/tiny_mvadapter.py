@@ -40,7 +40,6 @@ def tiny_model(**unet: Any) -> MVAdapter:
 def adapted_model(
     settings: AdapterSettings | None = None, branches: tuple[Branch, ...] = BOTH, **unet: Any
 ) -> MVAdapter:
-    """A tiny model with an adapter."""
     model = tiny_model(**unet)
     network = AdaptedUNet(model.unet, model.factor, settings or AdapterSettings(), branches)
     awaken(network)

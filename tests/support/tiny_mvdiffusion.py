@@ -39,7 +39,6 @@ def tiny_base(**config: Any) -> UNet2DConditionModel:
 
 
 def inputs(views: int, channels: int = 4, size: tuple[int, int] = (8, 8)) -> tuple[Tensor, Tensor, Tensor]:
-    """Return latents, time steps and text."""
     g = torch.Generator().manual_seed(0)
     x = torch.randn(views, channels, *size, generator=g)
     return x, torch.full((views,), 300), torch.randn(views, 5, TEXT, generator=g)
@@ -98,6 +97,5 @@ def tiny_weights() -> Path:
 
 
 def tiny_prior_config(variant: str) -> dict[str, str]:
-    """Return the section "prior" of a config."""
     blocks = tiny_weights() / f"{variant}.safetensors"
     return {"name": "mvdiffusion", "weights": str(tiny_weights() / "base"), "blocks": str(blocks), "dtype": "fp32"}

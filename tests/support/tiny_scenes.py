@@ -75,8 +75,6 @@ class MeansConfig(Config):
 
 
 class Means(FeatureNetwork):
-    """The colours of four quarters of an image."""
-
     description = "means"
 
     def __init__(self, config: MeansConfig) -> None:

@@ -17,8 +17,6 @@ YAML = "task: toy\nprompt: a cat\nprior:\n  name: big\n  weights: here\n"
 
 
 class BigPrior(Config):
-    """A prior with weights."""
-
     name: Literal["big"] = "big"
     weights: str = Field("embedded", description="folder or hub id")
     guidance_scale: Scheduled = Field(7.5, ge=0, le=100, description="classifier-free guidance")
@@ -42,8 +40,6 @@ class SquareShape(Config):
 
 
 class ToyConfig(RunConfig):
-    """All of it."""
-
     prompt: str = Field(description="what to draw")
     prior: Annotated[Any, registry.Component("toy-prior", default="big")] = Field({}, description="the prior")
     shape: Annotated[RoundShape | SquareShape, Field(discriminator="name")] = RoundShape()
@@ -64,7 +60,6 @@ class ToyConfig(RunConfig):
 
 
 def run(config: ToyConfig, resume: Path | None, quiet: bool) -> int | None:
-    """Does what the prompt says."""
     if config.prompt == "fail":
         raise RuntimeError("it broke")
     if config.prompt == "stop":

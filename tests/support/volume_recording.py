@@ -46,7 +46,6 @@ class Recorded:
         return (value if value.ndim == 4 else value[:, None, None].expand(views, height, width, 3)).reshape(-1, 3)
 
     def field(self) -> NGP:
-        """Return the field with the recorded weights."""
         blob, bias = (
             (self.meta["bias"], 0.0) if self.meta["bias"].startswith("blob") else ("none", float(self.meta["bias"]))
         )
@@ -69,7 +68,6 @@ class Recorded:
         return field
 
     def render(self, field: NGP, monkeypatch: pytest.MonkeyPatch) -> Render:
-        """Render the field at the recorded samples."""
         samples = pack(self["ray_indices"], self["t_starts"], self["t_ends"], self["rays_o"].numel() // 3)
         monkeypatch.setattr("threedgen.representations.volume.render.march", lambda *_: samples)
         shading = Shading()
@@ -90,7 +88,6 @@ class Recorded:
         )
 
     def loss(self, seen: Render) -> Tensor:
-        """What the recorded gradients are of."""
         total = seen.rgb.square().sum() + losses.sparsity(seen) + losses.opaque(seen)
         total = total + losses.z_variance(seen)
         if seen.normals is not None:

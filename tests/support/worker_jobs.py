@@ -23,7 +23,6 @@ class Job(NamedTuple):
 
 
 def work(job: Job) -> int:
-    """Returns the number of the process that did it."""
     trace(job, "started")
     if job.trouble and not (job.once and job.traces("started") > 1):
         TROUBLES[job.trouble](job)
@@ -64,7 +63,6 @@ def wait(job: Job) -> None:
 
 
 def deaf(job: Job) -> None:
-    """Hears no signal."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     trace(job, "deaf")
     time.sleep(100)

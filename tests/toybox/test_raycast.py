@@ -30,7 +30,6 @@ SINGLE_SOLIDS = [(name, stretch) for name in SOLIDS for stretch in STRETCHES]
 
 
 def one_solid(name: str, stretch: str) -> Asset:
-    """Return a rotated and stretched solid as an asset."""
     kind, param = SOLIDS[name]
     builder = Builder(np.random.default_rng(0), (0.5, 0.5, 0.5))
     builder.add(kind, (0.1, 0.2, 0.3), STRETCHES[stretch], rotate=(30, 50, 70), param=param)

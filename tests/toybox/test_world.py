@@ -34,7 +34,6 @@ NOUNS_WITH_FRONT = [pytest.param(word, id=word) for word, entry in NOUNS.items()
 
 
 def example(noun: str, part: str = "", size: str = "large", seed: int = 5) -> Asset:
-    """Build a blue object, its part red."""
     return build(Spec(noun, "blue", size, part, "red" if part else ""), np.random.default_rng(seed))
 
 
@@ -120,7 +119,6 @@ def test_size_words_scale_or_stretch_the_same_object() -> None:
 
 
 def digest() -> str:
-    """Hash some samples of both splits with captions and cameras."""
     sha = hashlib.sha256()
     for split in ("train", "held-out"):
         assets, rgb, c2w, azimuth = Toybox(7, split).batch(range(3, 9), 24, 2, jumbles=0.3)
@@ -168,7 +166,6 @@ def test_jumbles_have_no_noun_and_fit_into_the_ball() -> None:
 
 
 def states(text: str, spec: Spec) -> bool:
-    """Return whether a caption states everything in the spec."""
     words = [spec.noun, *(w for w in (spec.colour, spec.size, spec.part, spec.part_colour) if w)]
     return all(re.search(rf"\b{re.escape(word)}\b", text) for word in words)
 

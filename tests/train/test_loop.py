@@ -145,7 +145,6 @@ def test_interrupts_are_reentrant_and_restore_the_handler():
 
 
 def lines(folder: Path, *words: str) -> list[str]:
-    """Return the lines of the log that contain all words."""
     return [line for line in log(folder).splitlines() if all(word in line for word in words)]
 
 

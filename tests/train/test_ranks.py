@@ -20,7 +20,6 @@ def start(folder: Path, **options: object) -> list[int]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
-    """Return the result of a training that nothing disturbs."""
     folder = tmp_path_factory.mktemp("whole")
     assert [server().wait(pid) for pid in start(folder)] == [0, 0], log(folder)
     return result(folder)

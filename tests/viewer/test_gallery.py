@@ -47,7 +47,6 @@ def runs(tmp_path: Path) -> Path:
 
 
 def prompts(page: Page) -> list[str]:
-    """Return the prompts of the cards, in order."""
     classes = [attributes.get("class", "") for tag, attributes in page.attributes if tag == "p"]
     return [text for text, name in zip(page.texts["p"], classes, strict=True) if name == "prompt"]
 

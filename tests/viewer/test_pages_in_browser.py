@@ -24,12 +24,10 @@ SAME = 0.01
 
 
 def changed(one: np.ndarray, other: np.ndarray) -> float:
-    """Return the fraction of pixels that differ."""
     return float((np.abs(one - other).max(axis=2) > 16).mean())
 
 
 def near(image: np.ndarray, colour: tuple[int, ...], tolerance: int = 8) -> float:
-    """Return the fraction of pixels of a colour."""
     return float((np.abs(image - colour).max(axis=2) < tolerance).mean())
 
 

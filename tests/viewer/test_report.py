@@ -22,7 +22,6 @@ TOP_NAME = re.compile(r"^(?:(?:async )?function|const|let|class) (\w+)", re.MULT
 
 
 def body(page: Page) -> str:
-    """Return the visible text of a page."""
     return " ".join(page.texts["body"][0].split())
 
 

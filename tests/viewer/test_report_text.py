@@ -83,7 +83,6 @@ def test_config_values_of_any_type_are_tolerated(option: str, value: Any) -> Non
 
 
 def coordinates(svg: str) -> list[tuple[float, float]]:
-    """Return all points of the line of a plot."""
     (line,) = re.findall(r'class="line" d="M([^"]*)', svg)
     return [(float(x), float(y)) for x, y in (pair.split(",") for pair in line.split())]
 

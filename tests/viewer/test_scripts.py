@@ -49,7 +49,6 @@ def run(script: str, code: str, data: bytes = b"") -> Any:
 
 
 def calls(script: str) -> list[list[object]]:
-    """Return the callbacks that a script of events triggers."""
     return run("gestures.js", f"{CANVAS}{script}; console.log(JSON.stringify(calls))")
 
 

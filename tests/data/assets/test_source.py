@@ -17,7 +17,6 @@ from threedgen.geometry.images import write_png
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Shards:
-    """Shards of six assets with two rings of eight views."""
     folder = tmp_path_factory.mktemp("shards")
     make_assets(folder / "assets", more=3)
     views = ["views.size=16", "views.azimuths=8", "views.rings=2", "views.per_shard=4"]

@@ -27,7 +27,6 @@ SIZE = 24
 
 
 def random_views(count: int = 4) -> Views:
-    """Return noise images with cameras around the origin."""
     at = orbit(count, 0.4, 2.6, 0.7, SIZE, SIZE)
     return Views(torch.rand(count, SIZE, SIZE, 3, generator=torch.Generator().manual_seed(0)), at)
 

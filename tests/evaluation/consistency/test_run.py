@@ -24,7 +24,6 @@ from threedgen.geometry.poses import opencv_axes
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two scenes of existing views."""
     for name, index in (("a", 5), ("b", 8)):
         write_instance(tmp_path / "views" / name, photographs(index=index))
     return tmp_path / "views"

@@ -117,8 +117,6 @@ def test_poses_of_other_conventions_warn() -> None:
 
 
 class Compass:
-    """A prior whose images show the azimuth of their camera."""
-
     def sample(self, text: str, c2w: torch.Tensor, *rest: Any, **more: Any) -> torch.Tensor:
         angle = torch.atan2(c2w[:, 1, 3], c2w[:, 0, 3]).remainder(2 * torch.pi) / (2 * torch.pi)
         return angle[:, None, None, None].expand(-1, 4, 4, 3)

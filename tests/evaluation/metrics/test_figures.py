@@ -147,7 +147,6 @@ MASK[:, 16:48, 16:48] = True
 
 
 def painted(*colours: tuple[float, float, float]) -> np.ndarray:
-    """Two views with stripes of these colours in the mask, on grey."""
     views = np.full((2, 64, 64, 3), 0.5)
     for k, colour in enumerate(colours):
         views[:, 16 + k * 32 // len(colours) : 48, 16:48] = colour

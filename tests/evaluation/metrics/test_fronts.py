@@ -53,7 +53,6 @@ RING = np.deg2rad(np.arange(8) * 45.0)
 
 
 def sure(seen: list[int], p: float = 0.94) -> np.ndarray:
-    """Return confident probabilities of these sides."""
     sides = np.full((len(seen), 4), (1 - p) / 3)
     sides[np.arange(len(seen)), seen] = p
     return sides

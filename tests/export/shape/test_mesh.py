@@ -25,7 +25,6 @@ R = 56
 
 
 def ball(radius: float, centre=(0.0, 0.0, 0.0), peak: float = 60.0, soft: float = 0.01):
-    """Density of a ball with a soft skin."""
     middle = torch.tensor(centre)
     return lambda x: peak * torch.sigmoid((radius - (x - middle).norm(dim=-1)) / soft)
 

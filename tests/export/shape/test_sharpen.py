@@ -13,7 +13,6 @@ CELL = 2 / (SIZE - 1)
 
 
 def box() -> tuple[Array, Array]:
-    """Marching cubes of a turned box, whose edges are cut off."""
     axis = np.linspace(-1, 1, SIZE)
     points = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), -1) @ TURN
     return isosurface((HALF - np.abs(points)).min(axis=-1).astype(np.float32), 0.0, CELL, 1.0)
@@ -28,7 +27,6 @@ def box_errors(points: Array, normals: Array) -> Array:
 
 
 def face_errors(vertices: Array, faces: Array) -> float:
-    """Mean error of the face normals, weighted by area."""
     mesh = trimesh.Trimesh(vertices, faces, process=False)
     return float(np.average(box_errors(mesh.triangles_center, mesh.face_normals), weights=mesh.area_faces))
 

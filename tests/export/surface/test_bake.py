@@ -39,7 +39,6 @@ def ball(subdivisions: int = 4, relief: float = 0.0) -> Mesh:
 
 
 def baked(low: TexturedMesh, dense: Mesh, size, colours=None, cage: float = bake_module.CAGE, rays: int = 0) -> Maps:
-    """Bake with another cage and number of occlusion rays."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bake_module, "CAGE", cage)
         patch.setattr(bake_module, "OCCLUSION_RAYS", rays)

@@ -25,7 +25,6 @@ SIZE = (48, 64)
 
 
 def rings() -> Cameras:
-    """Return two rings of cameras, one looking down and one up."""
     low, high = box_room.look(10, SIZE, 0.0, -0.4), box_room.look(10, SIZE, 0.5, 0.4)
     return Cameras(torch.cat([low.c2w, high.c2w]), Projection(torch.cat([low.K, high.K])), *SIZE)
 

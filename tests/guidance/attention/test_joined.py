@@ -35,7 +35,6 @@ def unet() -> UNet2DConditionModel:
 
 
 def inputs(batch: int = 8) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Latents, one time step for all, text, camera."""
     g = torch.Generator().manual_seed(0)
     x = torch.randn(batch, 4, 8, 8, generator=g)
     text = torch.randn(batch, 5, TEXT_WIDTH, generator=g)

@@ -43,7 +43,6 @@ def gradient(
 
 
 def at(loss: Any, t: int, noise: Tensor | None = None) -> Any:
-    """Fix the timestep of a loss, and its noise."""
     sample = loss.sample_noise
     loss.sample_noise = lambda *args: (torch.tensor([t]), sample(*args)[1] if noise is None else noise, {})
     return loss
@@ -111,7 +110,6 @@ def gaussian(mean: float, uncond: float = 0.0, views: float = 0.0) -> Any:
 
 
 def variance(t: Tensor | int, like: Tensor) -> Tensor:
-    """Variance of noisy images at timestep t."""
     alpha, sigma = SD.alpha_sigma(t, like)
     return alpha**2 * STD**2 + sigma**2
 

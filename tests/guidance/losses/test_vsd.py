@@ -43,7 +43,6 @@ def test_posed_lora_starts_as_prior_and_is_removed_after_use(prior: MVDream) -> 
 
     @torch.no_grad()
     def predict(c2w: Tensor | None = None) -> Tensor:
-        """Output of the network, with the LoRA if there are poses."""
         if c2w is None:
             return prior.network(x, torch.tensor([300, 600]), text)
         with lora.applied(prior.unet, c2w):

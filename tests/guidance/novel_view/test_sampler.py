@@ -48,7 +48,6 @@ class RecordingModel:
         return torch.stack([call[name] for call in self.calls])
 
     def conditions(self, scene: int) -> list[int]:
-        """The views that conditioned the scene, call by call."""
         return [int(call["c2w"][scene, 0, 0, 3]) for call in self.calls]
 
 

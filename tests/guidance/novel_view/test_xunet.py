@@ -20,7 +20,6 @@ BOTH = pytest.mark.parametrize("architecture", ["xunet", "concat"])
 
 @torch.no_grad()
 def influence(network: XUNet, batch: Inputs, **changed: Tensor) -> list[bool]:
-    """Return for each scene whether the change reaches the output."""
     difference = network(*batch) - network(*batch._replace(**changed))
     return [bool(d.abs().max() > 1e-6) for d in difference]
 
@@ -99,7 +98,6 @@ def test_dropped_condition_hides_all_poses(architecture: str) -> None:
 
 
 def zoomed(K: Tensor) -> Tensor:
-    """The intrinsics with twice the focal length."""
     return K * torch.tensor([[2.0, 1, 1], [1, 2, 1], [1, 1, 1]])
 
 

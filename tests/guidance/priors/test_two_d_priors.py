@@ -167,7 +167,6 @@ def test_meta_networks_counts_deepfloyd_parameters() -> None:
 
 @pytest.fixture
 def if_folder(tmp_path: Path) -> Path:
-    """A copy that a test may damage."""
     return Path(shutil.copytree(folders() / "if", tmp_path / "if"))
 
 

@@ -232,7 +232,6 @@ def original_parts() -> tuple[Any, Any, CLIPTextModel]:
 
 
 def original_checkpoint(path: Path, open_clip: bool = True) -> Path:
-    """Write the tiny networks as a file like MVDream's own."""
     unet, vae, encoder = original_parts()
     parts = {
         "model.diffusion_model.": to_ldm(unet.state_dict(), unet_prefixes(unet.config)),

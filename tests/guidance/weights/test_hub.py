@@ -21,7 +21,6 @@ def cache(no_hub: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path
 
 
 def snapshot(cache: Path, repo: str, names: list[str]) -> Path:
-    """Put a repository with small files into the cache."""
     folder = cache / f"models--{repo.replace('/', '--')}"
     (folder / "refs").mkdir(parents=True)
     (folder / "refs" / "main").write_text("abc")
@@ -123,7 +122,6 @@ def test_unknown_words_returns_similar_known_words() -> None:
 
 
 def clip_files(path: Path) -> Path:
-    """Write the two files that CLIP's tokenizer was published as."""
     path.mkdir(parents=True)
     (path / "vocab.json").write_text(json.dumps(letter_tokenizer().get_vocab()))
     (path / "merges.txt").write_text("#version: 0.2\n")

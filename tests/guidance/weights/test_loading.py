@@ -91,8 +91,6 @@ class Settings(dict[str, Any]):
 
 
 class Slotted:
-    """Its state is a tuple."""
-
     __slots__ = ("a",)
 
     def __init__(self) -> None:
@@ -149,7 +147,6 @@ def test_read_tensors_refuses_missing_files_folders_and_compressed_zips(tmp_path
 
 
 def mutants(data: bytes, count: int) -> Iterator[bytes]:
-    """Truncated, changed, shortened and lengthened copies."""
     rng = random.Random(0)
     for _ in range(count):
         kind, at = rng.randrange(4), rng.randrange(len(data))
@@ -214,8 +211,6 @@ def test_read_json_refuses_bad_json(tmp_path: Path, content: bytes) -> None:
 
 
 class Layer(nn.Module):
-    """Two tensors that are in files, one that is not."""
-
     def __init__(self) -> None:
         super().__init__()
         self.linear = nn.Linear(3, 2)

@@ -124,7 +124,6 @@ def test_nvdiffrast_finds_the_same_faces(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def coverage(vertices: Tensor, faces: Tensor, size: int = SIZE) -> Tensor:
-    """Return the fraction of the images that the mesh covers."""
     result = surface_points(vertices, faces, cameras(2, size))
     flat = torch.zeros(result.face.numel(), 1).index_fill(0, result.pixel, 1.0)
     return antialias(flat.view(*result.face.shape, 1), result.face, vertices, faces, cameras(2, size)).mean()

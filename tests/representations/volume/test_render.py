@@ -38,8 +38,6 @@ class Ball(nn.Module):
 
 
 class Grey(nn.Module):
-    """Trainable grey background that is random in training."""
-
     def __init__(self):
         super().__init__()
         self.level = nn.Parameter(torch.tensor(0.25))
@@ -163,7 +161,6 @@ def test_render_is_random_only_in_training_and_by_its_generator():
 
 
 def assert_near(actual: Tensor, expected: Tensor, tolerance: float) -> None:
-    """Compare with a tolerance relative to the largest value."""
     actual, expected = actual.detach(), expected.reshape(actual.shape)
     assert (actual - expected).abs().max() <= tolerance * expected.abs().max().clamp(min=1e-6)
 

@@ -53,7 +53,6 @@ def parts(*edges: int) -> list[slice]:
 
 
 def expected(rows: Rows) -> Tensor:
-    """Return the analytic gradient."""
     y = rows.x @ rows.used.detach().T
     return (2 * torch.arange(10.0)[:, None] * y * rows.x).sum(0, keepdim=True)
 
@@ -126,7 +125,6 @@ def test_two_pass_halves_parts_that_do_not_fit_and_warns_once(caplog: pytest.Log
 
 @pytest.fixture
 def one_process(tmp_path: Path) -> Iterator[None]:
-    """Create a process group of one process."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     yield
     torch.distributed.destroy_process_group()

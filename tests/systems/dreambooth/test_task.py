@@ -33,7 +33,6 @@ def undisturbed() -> Path:
 def system_of(
     folder: Path, prior: MVDream, *overrides: str, class_images: torch.Tensor | None = None
 ) -> DreamBoothSystem:
-    """The LightningModule alone, on noise for photos."""
     options: MVDreamBoothConfig = config.load(dreambooth_config(folder), list(overrides))
     subject_weights.add_word(prior.tokenizer, prior.text_encoder, "[v]")
     pictures = torch.rand(3, 16, 16, 3, generator=torch.Generator().manual_seed(0))

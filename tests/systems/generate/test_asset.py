@@ -23,7 +23,6 @@ WORDS = [
 
 
 def system(*words: str, **place: float) -> Any:
-    """Attributes of a system that write_asset uses."""
     config = load("mvdream-toybox", [*WORDS, "export.budget=200", *words])
     field = Ball()
     with torch.no_grad():
@@ -35,7 +34,6 @@ def system(*words: str, **place: float) -> Any:
 
 @functools.cache
 def earlier() -> Path:
-    """Return a run with its asset, shared by all tests."""
     folder = kept_folder()
     write_asset(system(), folder, [])
     return folder
@@ -43,7 +41,6 @@ def earlier() -> Path:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """Return a copy of the shared run."""
     return Path(shutil.copytree(earlier(), tmp_path / "run"))
 
 

@@ -56,7 +56,6 @@ METHODS: dict[str, tuple[str, list[str]]] = {
 
 
 def steps(words: list[str], key: str = "trainer.max_steps") -> int:
-    """Return the last value of a number among key=value words."""
     return next(int(word.partition("=")[2]) for word in reversed(words) if word.startswith(f"{key}="))
 
 
@@ -111,7 +110,6 @@ def test_missing_weights_are_refused_first(tmp_path: Path, monkeypatch: pytest.M
 
 
 def differences(one: str, other: str) -> set[str]:
-    """Return the sections in which two configs differ."""
     a, b = (config.load(name, ["prompt=a"]).model_dump() for name in (one, other))
     return {key for key in a if a[key] != b[key]} - {"about", "needs"}
 
@@ -153,7 +151,6 @@ def paint(field: str) -> list[str]:
 
 
 def rows() -> list[list[str]]:
-    """Return the names in the documentation's table of combinations."""
     text = (folder("configs").parent / "docs" / "experiments" / "methods.md").read_text(encoding="utf-8")
     table = text.partition("## Every prior, loss and representation")[2].partition("\n## ")[0]
     cells = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in table.splitlines() if "|" in line]

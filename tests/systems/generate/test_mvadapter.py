@@ -29,7 +29,6 @@ WAYS: dict[str, dict[str, Any]] = {
 
 
 def reference_image(path: Path) -> str:
-    """Write an image of a red object on white."""
     pixels = np.full((24, 32, 3), 255, np.uint8)
     pixels[6:18, 8:28] = (200, 30, 30)
     Image.fromarray(pixels).save(path)
@@ -73,7 +72,6 @@ def test_resume_refuses_another_adapter(tmp_path: Path, monkeypatch, capsys) -> 
 
 
 def halve(file: Path) -> None:
-    """Write a file with all tensors halved and the same metadata."""
     with safe_open(file, "pt") as opened:
         card = opened.metadata()
         tensors = {name: opened.get_tensor(name) / 2 for name in opened.keys()}  # noqa: SIM118  no dict

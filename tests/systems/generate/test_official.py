@@ -32,7 +32,6 @@ SHADING = ["material.ambient_only_steps=5", "loss.orientation={0: 10, 5: 1000}"]
 
 @functools.cache
 def folder(kind: Kind) -> Path:
-    """Return a folder with the checkpoint and CLIP's tokenizer."""
     place = kept_folder()
     official_checkpoint(place, kind)
     return place

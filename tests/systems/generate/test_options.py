@@ -84,7 +84,6 @@ def test_view_indices() -> None:
 
 
 def values(**more: Any) -> dict[str, Any]:
-    """Return the values of a run of two steps."""
     short = {"max_steps": 2, "val_check_interval": 0, "accelerator": "cpu"}
     return {"trainer": short, "warm_start": {"share": 0}, "preview": {"enabled": False}} | more
 

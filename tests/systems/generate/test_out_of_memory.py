@@ -18,7 +18,6 @@ from threedgen.train.status import Status
 
 
 def start(folder: Path) -> Status:
-    """Run a few steps in this process."""
     short = {"trainer": TINY["trainer"] | {"max_steps": 6}, "warm_start": {"share": 0.2}, "preview": {"steps": 1}}
     path = tiny_generate(folder, **short)
     made, _ = runs.open_run(config.load(path, [f"out={folder / 'run'}"]), "tiny")
@@ -32,7 +31,6 @@ def table(folder: Path) -> torch.Tensor:
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, *calls: int) -> None:
-    """Let the prior run out of memory at these calls."""
     denoise, count = MVDream.denoise, [0]
 
     def limited(self: MVDream, *args: Any, **kwargs: Any) -> Any:

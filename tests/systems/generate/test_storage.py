@@ -119,7 +119,6 @@ def assert_fault_is_said(folder: Path, kind: str, **fault: Any) -> int:
 
 @functools.cache
 def uses(kind: str) -> int:
-    """Return how often a kind of run uses its storage."""
     work, words = make_work(kept_folder(), kind)
     assert server().run(work, words=words, fault={"number": 0}) == 0, log(work)
     return int((work.parent / "uses").read_text())

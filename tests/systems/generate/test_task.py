@@ -45,7 +45,6 @@ def undisturbed() -> Path:
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """Return the folder with a copy of a finished run."""
     shutil.copytree(undisturbed(), tmp_path / "run")
     return tmp_path
 

@@ -28,7 +28,6 @@ TRAINED = CamerasConfig(elevation=(-10.0, 80.0), distance=(2.6, 2.6), focal=1.37
 
 @pytest.fixture
 def car(tmp_path: Path) -> Path:
-    """A red box, twice as wide as high, with nothing around it."""
     pixels = np.zeros((20, 40, 4), np.uint8)
     pixels[4:16, 8:32] = (200, 20, 20, 255)
     Image.fromarray(pixels).save(tmp_path / "car.png")

@@ -55,7 +55,6 @@ class Copycat:
 
 
 def equal_pairs(count: int = 6) -> Pairs:
-    """Pairs whose target is their condition."""
     some = inputs(tiny_network(), count)
     x = some.x.clamp(-1, 1)
     return Pairs(x, x, some.c2w, some.K)

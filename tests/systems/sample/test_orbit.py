@@ -12,7 +12,6 @@ SAMPLE = {"task": "sample", "threads": 1, "rig": {"n_view": 2}, "steps": 2}
 
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with sample.yaml in it."""
     monkeypatch.chdir(tmp_path)
     write_config(tmp_path / "sample.yaml", SAMPLE, prior={"weights": str(prior_folder()), "dtype": "fp32"})
     return tmp_path

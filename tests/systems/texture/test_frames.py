@@ -47,7 +47,6 @@ def frames(count: int = 24) -> Frames:
 
 @pytest.fixture
 def scan(tmp_path: Path) -> Path:
-    """A folder in ScanNet's layout, made of the room."""
     at = box_room.look(48, LARGE).select(range(COUNT))
     depth = depth_of_mesh(box_room.scene(), at)
     for name in ("depth", "pose", "intrinsic", "prompt"):

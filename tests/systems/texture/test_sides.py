@@ -23,7 +23,6 @@ SIZE = 64
 
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A working directory with a.glb in it."""
     monkeypatch.chdir(tmp_path)
     write_mesh(tmp_path / "a.glb")
 

@@ -44,8 +44,6 @@ def train(path: Path, out: str, *words: str) -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., None]:
-    """Assert that a command is refused with a key and values."""
-
     def check(words: list[str], key: str, *values: str) -> None:
         capsys.readouterr()
         assert cli.main(words) == 2

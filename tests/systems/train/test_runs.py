@@ -35,7 +35,6 @@ def test_killed_run_resumes_exactly(tmp_path: Path, kind: str) -> None:
 
 
 def tiny(name: str, folder: Path) -> Path:
-    """Write the config of a training whose errors are tested."""
     if name == "own":
         return Path(own_command(folder)[1])
     if name.startswith("mvdiffusion"):

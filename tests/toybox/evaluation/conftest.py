@@ -9,7 +9,6 @@ from tests.support.tiny_classifiers import tiny_probe
 
 @pytest.fixture
 def probe_file(tmp_path: Path) -> str:
-    """An untrained probe."""
     path = tmp_path / "weights" / "toybox-probe.safetensors"
     tiny_probe().save(path)
     return str(path)

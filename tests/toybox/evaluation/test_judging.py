@@ -38,8 +38,6 @@ SPEC = Spec("dog", "blue", "", "hat", "red")
 def answers(
     noun: str = "dog", colour: str = "blue", part_colour: str = "red", sides: list[int] = SIDES, there: float = 0.9
 ) -> Answers:
-    """Confident answers with a hat, equal for all views."""
-
     def certain(names: tuple[str, ...], name: str) -> torch.Tensor:
         logits = torch.zeros(len(sides), len(names))
         logits[:, names.index(name)] = 8

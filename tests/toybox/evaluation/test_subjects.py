@@ -49,7 +49,6 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with random networks and configs."""
     monkeypatch.chdir(tmp_path)
     for name, value in {"SETTINGS": subjects.SETTINGS[:2], "PHOTOS": 2, "HELD_OUT": 2}.items():
         monkeypatch.setattr(subjects, name, value)

@@ -57,7 +57,6 @@ def test_rendered_assets_are_reused(tmp_path: Path) -> None:
 
 
 def logged(run: Path) -> list[float]:
-    """Return the loss of each step over all processes."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [line["loss_2d" if "loss_2d" in line else "loss_3d"] for line in lines]
 

@@ -35,7 +35,6 @@ def caches(folder: Path, vae: Any, size: int = 16) -> list[tuple[float, LatentCa
 
 @pytest.fixture
 def standard_vae() -> AutoencoderKL:
-    """One whose latents have unit variance."""
     vae = tiny_vae()
     autoencoder.standardise(vae, torch.from_numpy(Photographs(5).block(range(16), 16).rgb))
     return vae

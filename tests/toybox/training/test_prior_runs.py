@@ -41,7 +41,6 @@ def assert_same_base(run: Path) -> None:
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """A copy of a finished run, in its own working directory."""
     shutil.copytree(base(), tmp_path / "run")
     return tmp_path
 
