@@ -120,24 +120,9 @@ def test_colmap_text_and_folders_of_photos(tmp_path: Path, keypoints: str | None
         lambda tree: [frame.update(transform_matrix=sum(frame["transform_matrix"], [])) for frame in tree["frames"]],
         lambda tree: tree["frames"].append({"file_path": "images/lost.png", "transform_matrix": np.eye(4).tolist()}),
     ],
-    ids=[
-        "size",
-        "text",
-        "no model",
-        "lower",
-        "converted",
-        "null",
-        "frame",
-        "Windows",
-        "absolute",
-        "backslash",
-        "case",
-        "file",
-        "rows",
-        "flat",
-        "lost",
-    ],
-)
+    ids=["size", "text", "no model", "lower", "converted", "null", "frame", "Windows", "absolute", "backslash", "case",
+         "file", "rows", "flat", "lost"],
+)  # fmt: skip
 def test_variants_of_transforms(tmp_path: Path, edit: Any) -> None:
     views = photographs(3)
     edit_transforms(write_transforms(tmp_path, views), edit)

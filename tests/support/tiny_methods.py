@@ -10,7 +10,7 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
 from tests.support.kept_folder import kept_folder
-from tests.support.tiny_prior import TEXT_WIDTH, letter_tokenizer, tiny_text_encoder, tiny_unet, tiny_vae
+from tests.support.tiny_prior import NO_CAMERA, TEXT_WIDTH, letter_tokenizer, tiny_text_encoder, tiny_unet, tiny_vae
 
 T5_WIDTH = 32
 
@@ -18,8 +18,7 @@ T5_WIDTH = 32
 def sd_pipeline(**unet: Any) -> StableDiffusionPipeline:
     """SD 2-base's parts: no camera branch, PNDM with the scaled linear schedule, CLIP's byte pairs."""
     schedule = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
-    plain = {"class_embed_type": None, "projection_class_embeddings_input_dim": None}
-    network = tiny_unet(**plain, **unet)
+    network = tiny_unet(**NO_CAMERA, **unet)
     network.set_attn_processor(AttnProcessor2_0())
     parts = {
         "vae": tiny_vae(), "text_encoder": tiny_text_encoder(100), "tokenizer": letter_tokenizer(), "unet": network,

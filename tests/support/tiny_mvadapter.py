@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from tests.support.kept_folder import made_once
-from tests.support.tiny_prior import tiny_text_encoder, tiny_unet, tiny_vae, word_tokenizer
+from tests.support.tiny_prior import NO_CAMERA, tiny_text_encoder, tiny_unet, tiny_vae, word_tokenizer
 from threedgen.guidance.attention.decoupled import Branch
 from threedgen.guidance.priors.mvadapter.model import MVAdapter
 from threedgen.guidance.priors.mvadapter.network import AdaptedUNet, AdapterSettings
@@ -33,8 +33,7 @@ def awaken(network: nn.Module) -> None:
 
 def tiny_model(**unet: Any) -> MVAdapter:
     """A 2D model with random weights and a small vocabulary."""
-    plain: dict[str, Any] = {"class_embed_type": None, "projection_class_embeddings_input_dim": None}
-    return MVAdapter(tiny_unet(**plain, **unet), tiny_vae(), tiny_text_encoder(), word_tokenizer(), dtype="fp32")
+    return MVAdapter(tiny_unet(**NO_CAMERA, **unet), tiny_vae(), tiny_text_encoder(), word_tokenizer(), dtype="fp32")
 
 
 def adapted_model(

@@ -10,7 +10,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from tests.support.kept_folder import kept_folder
-from tests.support.tiny_prior import tiny_text_encoder, tiny_unet, tiny_vae, word_tokenizer
+from tests.support.tiny_prior import NO_CAMERA, tiny_text_encoder, tiny_unet, tiny_vae, word_tokenizer
 from threedgen.geometry import panorama
 from threedgen.guidance.losses.lora import LoRA
 from threedgen.guidance.priors.mvdiffusion.geometry import DepthGeometry, PanoramaGeometry
@@ -72,8 +72,7 @@ VARIANTS = {"panorama": 0, "outpaint": 5, "depth": 1, "keys": 1}
 
 def tiny_model(variant: str | None = None, **unet: Any) -> MVDiffusion:
     """A 2D model with random weights and a small vocabulary, optionally with the blocks of a variant."""
-    plain: dict[str, Any] = {"class_embed_type": None, "projection_class_embeddings_input_dim": None}
-    parts = tiny_unet(**plain, **unet), tiny_vae(), tiny_text_encoder(), word_tokenizer()
+    parts = tiny_unet(**NO_CAMERA, **unet), tiny_vae(), tiny_text_encoder(), word_tokenizer()
     model = MVDiffusion(*parts, dtype="fp32")
     if variant is None:
         return model

@@ -9,14 +9,21 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from torch import Tensor, nn
 
 from tests.support.ldm_names import to_ldm, unet_prefixes, vae_prefixes
-from tests.support.tiny_prior import cpu, letter_tokenizer, open_clip_names, tiny_text_encoder, tiny_unet, tiny_vae
+from tests.support.tiny_prior import (
+    NO_CAMERA,
+    cpu,
+    letter_tokenizer,
+    open_clip_names,
+    tiny_text_encoder,
+    tiny_unet,
+    tiny_vae,
+)
 from tests.support.tiny_sdxl import sdxl_file, tiny_sdxl
 from threedgen.guidance.priors.latent_diffusion import LatentDiffusion
 from threedgen.guidance.weights.components import SecondText
 
 KINDS = ["sd15", "sd21", "sdxl"]
 LAYERS = ("attn2.to_q", "attn2.to_k", "proj_in", "ff.net.2", "q_proj", "out_proj")
-NO_CAMERA: dict[str, Any] = {"class_embed_type": None, "projection_class_embeddings_input_dim": None}
 
 
 def pipeline(unet: Any, text_encoder: Any) -> StableDiffusionPipeline:

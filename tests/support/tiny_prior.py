@@ -25,6 +25,9 @@ def tiny_coarse(**options: Any) -> CoarsePredictor:
     return CoarsePredictor(**(small | options)).eval()
 
 
+NO_CAMERA: dict[str, Any] = {"class_embed_type": None, "projection_class_embeddings_input_dim": None}
+
+
 def coarse_prior(coarse: CoarsePredictor | None = None) -> MVDream:
     """A tiny prior whose UNet takes a coarse prediction."""
     parts = tiny_unet(in_channels=8, out_channels=4), tiny_vae(), tiny_text_encoder(), word_tokenizer()

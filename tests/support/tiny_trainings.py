@@ -1,6 +1,5 @@
 """Trainings of a second, one of each kind: their commands, where they may be killed, and the files they leave."""
 
-import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from tests.support.asset_folder import make_assets
-from tests.support.kept_folder import kept_folder
+from tests.support.kept_folder import made_once
 from tests.support.task_server import (
     TINY_BASE,
     TINY_DREAMBOOTH,
@@ -20,9 +19,8 @@ from tests.support.task_server import (
     prior_folder,
     write_config,
 )
-from tests.support.tiny_mvadapter import tiny_model
-from tests.support.tiny_prior import tiny_text_encoder, tiny_unet, tiny_vae, word_tokenizer
-from threedgen.guidance.priors.mvdiffusion.model import MVDiffusion
+from tests.support.tiny_mvadapter import adapter_base
+from tests.support.tiny_mvdiffusion import tiny_model as multiview
 
 TRAINER = {"max_steps": 6, "val_check_interval": 0, "log_every_n_steps": 2, "accelerator": "cpu"}
 TINY_OWN: dict[str, Any] = {
@@ -85,14 +83,6 @@ def matte_command(folder: Path, *overrides: str) -> list[str]:
     return command(write_config(folder / "matte.yaml", TINY_MATTE), *overrides)
 
 
-@functools.cache
-def adapter_base() -> Path:
-    """Return the folder of a 2D model for adapters."""
-    folder = kept_folder() / "base"
-    tiny_model().save(folder)
-    return folder
-
-
 def adapter_config(folder: Path, training: dict[str, Any] | None = None, **values: Any) -> Path:
     values = {"start": str(adapter_base()), "training": TINY_MVADAPTER["training"] | (training or {})} | values
     return write_config(folder / "mvadapter.yaml", TINY_MVADAPTER, **values)
@@ -102,14 +92,9 @@ def adapter_command(folder: Path, *overrides: str) -> list[str]:
     return command(adapter_config(folder), *overrides)
 
 
-@functools.cache
 def scene_base() -> Path:
     """Return the folder of a 2D model for MVDiffusion."""
-    unet = tiny_unet(class_embed_type=None, projection_class_embeddings_input_dim=None)
-    model = MVDiffusion(unet, tiny_vae(), tiny_text_encoder(), word_tokenizer(), dtype="fp32")
-    folder = kept_folder() / "base"
-    model.save(folder)
-    return folder
+    return made_once("scene-base", lambda folder: multiview().save(folder / "base")) / "base"
 
 
 def scene_config(folder: Path, variant: str = "outpaint", **values: Any) -> Path:

@@ -1,7 +1,6 @@
 import os
 import pickle
 import random
-import shutil
 import signal
 import time
 from pathlib import Path
@@ -16,8 +15,6 @@ from threedgen.config.errors import ConfigError, DiskFull
 from threedgen.run import folder as runs
 from threedgen.train import loop
 from threedgen.train.checkpoint_file import LAST, PREVIOUS, latest, read, write
-
-needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 
 def state(step: int) -> dict:
@@ -152,7 +149,6 @@ def test_read_refuses_or_ignores_any_damage(tmp_path):
     assert count > 200
 
 
-@needs_fork
 def test_resume_after_kills_gives_the_same_result(tmp_path, undisturbed):
     rng, run, newest = random.Random(5), toy_run.server(), tmp_path / "checkpoints" / LAST
 
@@ -170,7 +166,6 @@ def test_resume_after_kills_gives_the_same_result(tmp_path, undisturbed):
     assert toy_run.result(tmp_path) == {"status": "finished", "step": toy_run.STEPS, "digest": undisturbed}
 
 
-@needs_fork
 @pytest.mark.parametrize("moment", ["fsync", "replace previous", "replace last"])
 def test_resume_after_a_kill_during_a_write(tmp_path, undisturbed, moment):
     run, folder = toy_run.server(), tmp_path / "checkpoints"
@@ -183,18 +178,6 @@ def test_resume_after_a_kill_during_a_write(tmp_path, undisturbed, moment):
     assert not list(folder.glob("*.tmp"))
 
 
-@needs_fork
-def test_resume_of_a_moved_run(tmp_path, undisturbed):
-    run, old, new = toy_run.server(), tmp_path / "first place", tmp_path / "second place"
-    assert run.run(old, pause=0, max_steps=25) == 0
-    assert str(tmp_path).encode() not in (old / "checkpoints" / LAST).read_bytes()
-    shutil.move(old, new)
-    assert run.run(new, resume=True, pause=0) == 0
-    assert toy_run.result(new)["digest"] == undisturbed
-    assert not old.exists()
-
-
-@needs_fork
 @pytest.mark.parametrize("full_as", ["system", "torch"])
 def test_run_continues_while_the_disk_is_full(tmp_path, undisturbed, full_as):
     run = toy_run.server()
@@ -204,7 +187,6 @@ def test_run_continues_while_the_disk_is_full(tmp_path, undisturbed, full_as):
     assert latest(tmp_path / "checkpoints")[1]["global_step"] == toy_run.STEPS
 
 
-@needs_fork
 def test_run_fails_at_its_end_if_the_disk_stays_full(tmp_path, undisturbed):
     run = toy_run.server()
     assert run.run(tmp_path, pause=0, seconds=0, full=[5, 10_000]) == DiskFull.exit_code

@@ -127,9 +127,7 @@ def test_mistakes_are_named_by_key(capsys: pytest.CaptureFixture[str], tmp_path:
         assert all(value in error for value in values) and error.count("\n") == 1
 
 
-def test_missing_clip_is_found_before_any_work(tmp_path: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+def test_missing_clip_is_found_before_any_work(no_hub, tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "assets").mkdir()
     (tmp_path / "assets" / "dog.glb").write_bytes(b"")

@@ -165,18 +165,12 @@ def test_colour_disagreement_is_the_mean_pairwise_distance() -> None:
     assert colour_disagreement([a, a, None], 30) == pytest.approx((0 + 30 + 30) / 3)
 
 
-def test_mottle_of_few_flat_colours_is_zero() -> None:
+def test_mottle_grows_with_spots_of_colour() -> None:
     for colours in ([(1, 0, 0)], [(1, 0, 0), (0, 0, 1)], [(1, 0, 0), (0, 0, 1), (0, 1, 0), (1, 1, 0)]):
         assert mottle(painted(*colours), MASK) == pytest.approx(0, abs=1e-3)
-
-
-def test_mottle_grows_with_spots_of_colour() -> None:
     flat, rng = painted((0.6, 0.3, 0.2)), np.random.default_rng(0)
     little, much = (np.clip(flat + rng.normal(0, s, flat.shape), 0, 1) for s in (0.05, 0.2))
     assert 0 < mottle(little, MASK) < mottle(much, MASK)  # type: ignore[operator]
-
-
-def test_mottle_without_foreground_is_none() -> None:
     assert mottle(painted((1, 0, 0)), np.zeros_like(MASK)) is None
 
 

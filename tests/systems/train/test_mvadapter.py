@@ -7,8 +7,9 @@ import torch
 from safetensors.torch import load_file
 
 from tests.support.task_server import TINY_MVADAPTER, assert_same, weights
+from tests.support.tiny_mvadapter import adapter_base
 from tests.support.tiny_prior import cpu
-from tests.support.tiny_trainings import adapter_base, adapter_config
+from tests.support.tiny_trainings import adapter_config
 from threedgen import cli, config
 from threedgen.guidance.priors.mvadapter.inputs import RAY_VIEWS, views
 from threedgen.guidance.priors.mvadapter.model import MVAdapter
