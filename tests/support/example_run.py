@@ -2,33 +2,26 @@
 
 import base64
 import functools
-import io
 import json
 import shutil
-import struct
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+import pygltflib as gl
 
 from tests.support.kept_folder import made_once
+from tests.support.mesh_files import Glb
 from threedgen.config import yaml_text
 from threedgen.geometry.images import grid, write_mp4, write_png
 from threedgen.viewer.report import write_report
 
 CONFIG: dict[str, Any] = {
-    "task": "generate",
-    "seed": 3,
-    "prompt": "a blue dog",
-    "prior": {"name": "mvdream", "weights": "toybox-prior"},
-    "distillation": {"name": "reconstruction"},
-    "field": {"name": "ngp"},
-    "camera": {"n_view": 4},
-    "result": {"turntable": {"n_view": 8, "height": 32, "width": 32}},
-    "trainer": {"max_steps": 20},
-}
+    "task": "generate", "seed": 3, "prompt": "a blue dog", "prior": {"name": "mvdream", "weights": "toybox-prior"},
+    "distillation": {"name": "reconstruction"}, "field": {"name": "ngp"}, "camera": {"n_view": 4},
+    "result": {"turntable": {"n_view": 8, "height": 32, "width": 32}}, "trainer": {"max_steps": 20},
+}  # fmt: skip
 SUMMARY: dict[str, Any] = {
     "task": "generate",
     "prompt": "a blue dog",
@@ -86,60 +79,33 @@ def box_glb(textured: bool = False, **node: Any) -> bytes:
     By vertex colours (unsigned bytes, three of them) or by a texture with a quarter for each of four faces; `node`
     is added to its node, such as translation=[1, 0, 0].
     """
-    positions, normals, colours, uvs, indices = [], [], [], [], []
-    for number, (axis, sign) in enumerate(FACES):
-        for k, (a, b) in enumerate([(-1, -1), (1, -1), (1, 1), (-1, 1)]):
-            corner = np.zeros(3)
-            corner[axis], corner[(axis + 1) % 3], corner[(axis + 2) % 3] = sign, sign * a, b
-            positions.append(corner * (0.5, 0.3, 0.7))
-            normals.append(np.eye(3)[axis] * sign)
-            colours.append([255 if c == axis else (90 if sign < 0 else 30) for c in range(3)])
-            uvs.append([0.25 + 0.5 * (number % 2), 0.25 + 0.5 * (number // 2 % 2)])
-            if k in (0, 1):
-                indices.append([4 * number, 4 * number + k + 1, 4 * number + k + 2])
-    arrays = [
-        ("POSITION", np.asarray(positions, "<f4"), 5126, "VEC3", {}),
-        ("NORMAL", np.asarray(normals, "<f4"), 5126, "VEC3", {}),
-    ]
-    if textured:
-        arrays.append(("TEXCOORD_0", np.asarray(uvs, "<f4"), 5126, "VEC2", {}))
-    else:  # rows of four bytes, the last one unused
-        padded = np.pad(np.asarray(colours, np.uint8), ((0, 0), (0, 1)))
-        arrays.append(("COLOR_0", padded, 5121, "VEC3", {"normalized": True}))
-    arrays.append(("indices", np.asarray(indices, "<u2").reshape(-1), 5123, "SCALAR", {}))
-    data, views, accessors = b"", [], []
-    for name, array, component, kind, more in arrays:
-        stride = {"byteStride": array.strides[0]} if name != "indices" else {}
-        views.append({"buffer": 0, "byteOffset": len(data), "byteLength": array.nbytes} | stride)
-        accessors.append(
-            {"bufferView": len(accessors), "componentType": component, "count": len(array), "type": kind} | more
-        )
-        data += array.tobytes() + bytes(-array.nbytes % 4)
-    attributes = {name: k for k, (name, *_) in enumerate(arrays) if name != "indices"}
-    tree: dict[str, Any] = {
-        "asset": {"version": "2.0"},
-        "scene": 0,
-        "scenes": [{"nodes": [0]}],
-        "nodes": [{"mesh": 0} | node],
-        "meshes": [{"primitives": [{"attributes": attributes, "indices": len(arrays) - 1, "material": 0}]}],
-        "materials": [{"pbrMetallicRoughness": {"metallicFactor": 0}}],
-        "accessors": accessors,
-        "bufferViews": views,
+    glb, sides = Glb(), [(-1, -1), (1, -1), (1, 1), (-1, 1)]
+    corners = [(axis, sign, np.roll([sign, sign * a, b], axis)) for axis, sign in FACES for a, b in sides]
+    attributes = {
+        "POSITION": glb.accessor(np.array([corner * (0.5, 0.3, 0.7) for _, _, corner in corners], "<f4")),
+        "NORMAL": glb.accessor(np.array([np.eye(3)[axis] * sign for axis, sign, _ in corners], "<f4")),
     }
+    texture = None
     if textured:
-        picture = io.BytesIO()
         quarters = np.asarray([[(255, 0, 0), (0, 255, 0)], [(0, 0, 255), (255, 255, 0)]], np.uint8)
-        Image.fromarray(quarters.repeat(8, 0).repeat(8, 1)).save(picture, format="PNG")
-        views.append({"buffer": 0, "byteOffset": len(data), "byteLength": len(picture.getvalue())})
-        data += picture.getvalue() + bytes(-len(picture.getvalue()) % 4)
-        tree["images"] = [{"bufferView": len(views) - 1, "mimeType": "image/png"}]
-        tree["textures"] = [{"source": 0}]
-        tree["materials"][0]["pbrMetallicRoughness"]["baseColorTexture"] = {"index": 0}
-    tree["buffers"] = [{"byteLength": len(data)}]
-    text = json.dumps(tree).encode()
-    text += b" " * (-len(text) % 4)
-    chunks = struct.pack("<II", len(text), 0x4E4F534A) + text + struct.pack("<II", len(data), 0x004E4942) + data
-    return struct.pack("<4sII", b"glTF", 2, 12 + len(chunks)) + chunks
+        texture = glb.texture(quarters.repeat(8, 0).repeat(8, 1))
+        uv = [(0.25 + 0.5 * (n // 4 % 2), 0.25 + 0.5 * (n // 8 % 2)) for n in range(24)]
+        attributes["TEXCOORD_0"] = glb.accessor(np.array(uv, "<f4"))
+    else:  # rows of four bytes, the last one unused
+        own, other = np.eye(3)[[axis for axis, _, _ in corners]], [[90 if sign < 0 else 30] for _, sign, _ in corners]
+        colours = np.where(own, 255, other)
+        attributes["COLOR_0"] = glb.accessor(np.pad(colours.astype(np.uint8), ((0, 0), (0, 1))), normalized=True)
+        glb.gltf.accessors[-1].type, glb.gltf.bufferViews[-1].byteStride = "VEC3", 4
+    indices = np.arange(0, 24, 4)[:, None] + [0, 1, 2, 0, 2, 3]
+    material = glb.material(texture)
+    glb.gltf.materials[material].pbrMetallicRoughness.metallicFactor = 0
+    order = glb.accessor(indices.astype("<u2").reshape(-1))
+    primitive = gl.Primitive(attributes=gl.Attributes(**attributes), indices=order, material=material)
+    glb.gltf.meshes.append(gl.Mesh(primitives=[primitive]))
+    glb.gltf.nodes.append(gl.Node(mesh=0, **node))
+    glb.gltf.buffers = [gl.Buffer(byteLength=len(glb.data))]
+    glb.gltf.set_binary_blob(bytes(glb.data))
+    return b"".join(glb.gltf.save_to_bytes())
 
 
 @functools.cache
