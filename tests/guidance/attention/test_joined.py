@@ -180,8 +180,8 @@ def test_dot_products_depend_on_relative_position() -> None:
 
 @pytest.mark.parametrize("width", [8, 16, 24, 40])
 def test_gradient_of_rotation_matches_finite_differences(width: int) -> None:
-    x = torch.randn(1, 2, 4 * 4, width, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: WorldRotary(ring(), 4, CPU)(x, 4), x)
+    x = torch.randn(1, 2, 2 * 4, width, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: WorldRotary(ring()[:2], 2, CPU)(x, 2), x)
 
 
 def test_rotary_unet_gives_same_output_in_training() -> None:
