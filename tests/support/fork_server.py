@@ -118,6 +118,7 @@ def _import_everything() -> None:
     import threedgen.systems.generate.task
     import threedgen.systems.novel_view.task
     import threedgen.systems.sample.task
+    import threedgen.systems.train.mvadapter
     import threedgen.systems.train.mvdiffusion
     import threedgen.toybox.training.matte
     import threedgen.toybox.training.task
@@ -128,6 +129,9 @@ def _import_everything() -> None:
 
     dtypes.bf16_cpu = lambda: False  # the same bytes on all CPUs
     threedgen.toybox.training.system.SHEET_PROMPTS = ("a red dog",)
+    trainings = threedgen.systems.train
+    for sheet in (trainings.mvadapter, trainings.mvdiffusion, threedgen.systems.novel_view.task):
+        sheet.SHEET_STEPS = 2
     small = threedgen.toybox.training.coarse_systems
     small.BATCH, small.FIRST = 4, 8
     torch.set_num_threads(1)

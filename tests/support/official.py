@@ -8,7 +8,6 @@ from torch import Tensor
 
 from tests.support.ldm_names import to_ldm, unet_prefixes, vae_prefixes
 from tests.support.tiny_prior import letter_tokenizer, open_clip_names, tiny_text_encoder, tiny_unet, tiny_vae
-from threedgen.guidance.schedule import Schedule
 
 Kind = Literal["sd21", "sd15"]
 NAMES: dict[Kind, str] = {"sd21": "sd-v2.1-base-4view.pt", "sd15": "sd-v1.5-4view.pt"}
@@ -35,31 +34,18 @@ TINY_WIDTHS: dict[Kind, dict[str, Any]] = {
 }
 
 
+BUFFERS = (
+    "betas alphas_cumprod alphas_cumprod_prev sqrt_alphas_cumprod sqrt_one_minus_alphas_cumprod "
+    "log_one_minus_alphas_cumprod sqrt_recip_alphas_cumprod sqrt_recipm1_alphas_cumprod posterior_variance "
+    "posterior_log_variance_clipped posterior_mean_coef1 posterior_mean_coef2"
+)
+"""What ldm registers beside the networks; no reader needs the values."""
+
+
 def ldm_unet(kind: Kind, widths: dict[Kind, dict[str, Any]]) -> dict[str, Tensor]:
     """Return a UNet of this kind under the names of the released files."""
     unet = tiny_unet(**TOPOLOGY, **widths[kind])
     return to_ldm(unet.state_dict(), unet_prefixes(unet.config))
-
-
-def schedule_buffers() -> dict[str, Tensor]:
-    """Return the buffers that ldm registers beside the networks."""
-    betas, a = Schedule.scaled_linear().betas, Schedule.scaled_linear().alpha_bar
-    before = torch.cat([torch.ones(1), a[:-1]])
-    variance = betas * (1 - before) / (1 - a)
-    return {
-        "betas": betas,
-        "alphas_cumprod": a,
-        "alphas_cumprod_prev": before,
-        "sqrt_alphas_cumprod": a.sqrt(),
-        "sqrt_one_minus_alphas_cumprod": (1 - a).sqrt(),
-        "log_one_minus_alphas_cumprod": (1 - a).log(),
-        "sqrt_recip_alphas_cumprod": (1 / a).sqrt(),
-        "sqrt_recipm1_alphas_cumprod": (1 / a - 1).sqrt(),
-        "posterior_variance": variance,
-        "posterior_log_variance_clipped": variance.clamp(min=1e-20).log(),
-        "posterior_mean_coef1": betas * before.sqrt() / (1 - a),
-        "posterior_mean_coef2": (1 - before) * (1 - betas).sqrt() / (1 - a),
-    }
 
 
 def official_checkpoint(folder: Path, kind: Kind) -> Path:
@@ -82,7 +68,7 @@ def official_checkpoint(folder: Path, kind: Kind) -> Path:
         parts["cond_stage_model.transformer.text_model."] = encoder.state_dict() | {
             "embeddings.position_ids": torch.arange(16)[None]
         }
-    tensors = schedule_buffers()
+    tensors = dict.fromkeys(BUFFERS.split(), torch.zeros(1000))
     for prefix, found in parts.items():
         tensors |= {prefix + name: tensor for name, tensor in found.items()}
     folder.mkdir(parents=True, exist_ok=True)

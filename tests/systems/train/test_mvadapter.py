@@ -24,6 +24,11 @@ STEPS = TINY_MVADAPTER["trainer"]["max_steps"]
 RESULT = "adapter.safetensors"
 
 
+@pytest.fixture(autouse=True)
+def few_steps_of_the_sheet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mvadapter, "SHEET_STEPS", 2)
+
+
 def load() -> MVAdapter:
     return MVAdapter.load(str(adapter_base()), dtype="fp32")
 
@@ -42,7 +47,6 @@ FORMS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("form", FORMS)
 def test_run_leaves_an_adapter_of_its_base(tmp_path: Path, form: str, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(mvadapter, "SHEET_STEPS", 2)
     assert cli.main(["--config", str(adapter_config(tmp_path, **FORMS[form])), "out=run"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == str(Path("run", RESULT))
     summary = read_summary(Path("run"))
