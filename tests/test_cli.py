@@ -51,16 +51,19 @@ def test_parse_separates_flags_and_overrides() -> None:
     assert cli.parse(["prompt=-5 = --x"]).overrides == ["prompt=-5 = --x"]
 
 
-@pytest.mark.parametrize(("words", "parts"), [
-    (["--confg", "a"], ["--confg", "unknown flag", "did you mean '--config'"]),
-    (["--prompt", "a"], ["key=value"]),
-    (["--config"], ["--config"]),
-    (["--config", "--quiet"], ["--config"]),
-    (["--quiet=yes"], ["--quiet", "'yes'"]),
-    (["prompt=a", "blue", "dog"], ["key=value", 'prompt="a blue dog"', "'blue'"]),
-    (["--config", "a", "--resume", "b"], ["--resume"]),
-    (["\x1b[31m"], ["'\\x1b[31m'"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["--confg", "a"], ["--confg", "unknown flag", "did you mean '--config'"]),
+        (["--prompt", "a"], ["key=value"]),
+        (["--config"], ["--config"]),
+        (["--config", "--quiet"], ["--config"]),
+        (["--quiet=yes"], ["--quiet", "'yes'"]),
+        (["prompt=a", "blue", "dog"], ["key=value", 'prompt="a blue dog"', "'blue'"]),
+        (["--config", "a", "--resume", "b"], ["--resume"]),
+        (["\x1b[31m"], ["'\\x1b[31m'"]),
+    ],
+)
 def test_wrong_words_are_one_line(refuses: Any, words: list[str], parts: list[str]) -> None:
     refuses(words, *parts)
 
@@ -219,16 +222,20 @@ def test_exit_codes(shipped: Path, capsys: pytest.CaptureFixture[str], prompt: s
         assert err.splitlines()[-1] == "RuntimeError: it broke"
 
 
-@pytest.mark.parametrize(("error", "code"), [
-    (FileError("a.glb is missing"), 2),
-    (OSError(errno.ENOSPC, "no space", "a.glb"), 3),
-    (OSError(errno.EDQUOT, "no quota"), 3),
-    (MemoryError("30 GiB"), 4),
-    (type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory"), 4),
-    (WorkerLost("5 workers died"), 5),
-    (OSError(errno.EACCES, "permission denied", "a.glb"), 1),
-    (KeyError("loops"), 1),
-], ids=repr)  # fmt: skip
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (FileError("a.glb is missing"), 2),
+        (OSError(errno.ENOSPC, "no space", "a.glb"), 3),
+        (OSError(errno.EDQUOT, "no quota"), 3),
+        (MemoryError("30 GiB"), 4),
+        (type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory"), 4),
+        (WorkerLost("5 workers died"), 5),
+        (OSError(errno.EACCES, "permission denied", "a.glb"), 1),
+        (KeyError("loops"), 1),
+    ],
+    ids=repr,
+)
 def test_each_expected_error_has_an_exit_code(shipped: Path, capsys, monkeypatch, error: Exception, code: int) -> None:
     def run(*args: Any, **options: Any) -> None:
         raise error

@@ -96,11 +96,14 @@ def test_command_prints_hashgrid_table_and_writes_json(tmp_path: Path, capsys, m
     assert record["options"] == ["threads=1"] and record["machine"]["threads"]["torch"] == torch.get_num_threads()
 
 
-@pytest.mark.parametrize(("args", "parts"), [
-    (["hashgird"], ["'hashgird'", "hashgrid, gaussians"]),
-    (["hashgrid", "--rounds", "0"], ["--rounds is 0"]),
-    (["hashgrid", "--grid", "513"], ["--grid is 513", "64", "512"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("args", "parts"),
+    [
+        (["hashgird"], ["'hashgird'", "hashgrid, gaussians"]),
+        (["hashgrid", "--rounds", "0"], ["--rounds is 0"]),
+        (["hashgrid", "--grid", "513"], ["--grid is 513", "64", "512"]),
+    ],
+)
 def test_command_refuses_invalid_arguments(args: list[str], parts: list[str], capsys) -> None:
     with pytest.raises(SystemExit) as stop:
         command.main(args)
@@ -214,11 +217,14 @@ def views_table(reference: Path | None, **changes: Any) -> Any:
     return mvdiffusion.table(reference, **(options | changes))
 
 
-@pytest.mark.parametrize(("changes", "key", "values"), [
-    ({"size": 24}, "--size", (24, 16)),
-    ({"widths": (64, 100)}, "--widths", (64, 100)),
-    ({}, "--reference", ("MVDiffusion",)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "key", "values"),
+    [
+        ({"size": 24}, "--size", (24, 16)),
+        ({"widths": (64, 100)}, "--widths", (64, 100)),
+        ({}, "--reference", ("MVDiffusion",)),
+    ],
+)
 def test_invalid_options_of_mvdiffusion_are_refused(tmp_path, monkeypatch, changes, key, values) -> None:
     monkeypatch.setattr(mvdiffusion, "run_in_process", mvdiffusion_sides.measure)
     with refused(key, *values):

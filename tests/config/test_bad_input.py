@@ -193,17 +193,20 @@ def test_check_of_shipped_configs_is_one_line() -> None:
             assert "\n" not in str(error)
 
 
-@pytest.mark.parametrize(("word", "key", "answer"), [
-    ("system.prompt_processor.prompt=a dog", "system.prompt_processor.prompt", "'prompt'"),
-    ("system.guidance.guidance_scale=50", "system.guidance.guidance_scale", "'distillation.guidance_scale'"),
-    ("system.guidance.pretrained_model_name_or_path=x", "pretrained_model_name_or_path", "'prior.weights'"),
-    ("data.batch_size=4", "data.batch_size", "'camera.n_view'"),
-    ("tag=mine", "tag", "'out'"),
-    ("resume=outputs/x/ckpts/last.ckpt", "resume", "--resume"),
-    ("--train", "--train", "without a flag"),
-    ("--export", "--export", "--config export"),
-    ("--gpu", "--gpu", "CUDA_VISIBLE_DEVICES"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("word", "key", "answer"),
+    [
+        ("system.prompt_processor.prompt=a dog", "system.prompt_processor.prompt", "'prompt'"),
+        ("system.guidance.guidance_scale=50", "system.guidance.guidance_scale", "'distillation.guidance_scale'"),
+        ("system.guidance.pretrained_model_name_or_path=x", "pretrained_model_name_or_path", "'prior.weights'"),
+        ("data.batch_size=4", "data.batch_size", "'camera.n_view'"),
+        ("tag=mine", "tag", "'out'"),
+        ("resume=outputs/x/ckpts/last.ckpt", "resume", "--resume"),
+        ("--train", "--train", "without a flag"),
+        ("--export", "--export", "--config export"),
+        ("--gpu", "--gpu", "CUDA_VISIBLE_DEVICES"),
+    ],
+)
 def test_words_of_threestudio_are_answered_with_ours(word: str, key: str, answer: str, capsys) -> None:
     assert cli.main(["--config", "mvdream-toybox", "prompt=a dog", word, "--dry-run"]) == 2
     shown = capsys.readouterr().err

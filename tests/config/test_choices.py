@@ -85,16 +85,19 @@ def test_toybox_priors_of_single_views_do_not_refine() -> None:
         assert not any(each.refine.strengths for each in (whole, *map(whole.stage, whole.stages))), name
 
 
-@pytest.mark.parametrize(("choices", "values"), [
-    ("{field: {ngp: {field: {widht: 3}}}}", ("choices.field.ngp: field.widht: ", "'field.width'")),
-    ("{field: {ngp: {field: {width: 0}}}}", ("choices.field.ngp: field.width: ", "(got 0)")),
-    ("{field: {ngp: {loss: {eikonal: 1}}}}", ("loss.eikonal",)),
-    ("{field: {sdff: {}}}", ("choices.field.sdff: ", "'sdf'")),
-    ("{feild: {sdf: {}}}", ("choices.feild.sdf: ", "'field'")),
-    ("{field: {ngp: 3}}", ("choices.field.ngp: ", "(got 3)")),
-    ("{field: sdf}", ("choices.field: ", "'sdf'")),
-    ("3", ("choices: ", "(got 3)")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("choices", "values"),
+    [
+        ("{field: {ngp: {field: {widht: 3}}}}", ("choices.field.ngp: field.widht: ", "'field.width'")),
+        ("{field: {ngp: {field: {width: 0}}}}", ("choices.field.ngp: field.width: ", "(got 0)")),
+        ("{field: {ngp: {loss: {eikonal: 1}}}}", ("loss.eikonal",)),
+        ("{field: {sdff: {}}}", ("choices.field.sdff: ", "'sdf'")),
+        ("{feild: {sdf: {}}}", ("choices.feild.sdf: ", "'field'")),
+        ("{field: {ngp: 3}}", ("choices.field.ngp: ", "(got 3)")),
+        ("{field: sdf}", ("choices.field: ", "'sdf'")),
+        ("3", ("choices: ", "(got 3)")),
+    ],
+)
 def test_mistakes_name_the_choice(family: Path, choices: str, values: tuple[str, ...]) -> None:
     with refused(None, "child.yaml", *values):
         load(child(family, f"choices: {choices}\n"))

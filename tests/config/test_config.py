@@ -68,12 +68,20 @@ def test_parse_scalars(text: str, value: Any) -> None:
     assert found == value and type(found) is type(value)
 
 
-@pytest.mark.parametrize(("text", "words"), [
-    ("a: 1\nb: 2\na: 3\n", ["line 3", "'a'", "twice"]), ("a: &x [1]\nb: *x\n", ["line 1", "aliases"]),
-    ("a: !!python/object/apply:os.system ['true']\n", ["line 1", "tag"]), ("a: !env HOME\n", ["line 1", "tag"]),
-    ("true: 1\n", ["line 1", "key"]), ("? [1, 2]\n: 3\n", ["line 1", "key"]), ("a: 1\n---\nb: 2\n", ["line 2"]),
-    ("a: [1, 2\n", ["line 2"]), ("[" * 5000, ["nested"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: 1\nb: 2\na: 3\n", ["line 3", "'a'", "twice"]),
+        ("a: &x [1]\nb: *x\n", ["line 1", "aliases"]),
+        ("a: !!python/object/apply:os.system ['true']\n", ["line 1", "tag"]),
+        ("a: !env HOME\n", ["line 1", "tag"]),
+        ("true: 1\n", ["line 1", "key"]),
+        ("? [1, 2]\n: 3\n", ["line 1", "key"]),
+        ("a: 1\n---\nb: 2\n", ["line 2"]),
+        ("a: [1, 2\n", ["line 2"]),
+        ("[" * 5000, ["nested"]),
+    ],
+)
 def test_refused_yaml_names_the_line(toy: Path, text: str, words: list[str]) -> None:  # noqa: F811
     toy.write_text(text, encoding="utf-8")
     message = mistakes(toy)
@@ -133,46 +141,49 @@ def test_values_from_python_are_not_parsed(toy: Path) -> None:  # noqa: F811
         config.load(toy, values={"sed": 1})
 
 
-@pytest.mark.parametrize(("override", "words"), [
-    ("sed=3", ["sed: ", "'seed'", "'3'"]),
-    ("aboot=3", ["aboot: "]),
-    ("max_steps=3", ["'trainer.max_steps'"]),
-    ("prior.width=3", ["prior.width: ", "prior.name=small"]),
-    ("shape.side=3", ["shape.side: ", "shape.name=square"]),
-    ("seed.a=3", ["seed: ", "whole number >= 0", "{'a': '3'}"]),
-    ("prior.name=bigg", ["prior.name: ", "'big'", "small", "'bigg'"]),
-    ("prior=3", ["prior.name: ", "(there are: big, small; one of your own: --plugin FILE.py)"]),
-    ("prior=[3]", ["prior: ", "section", "[3]"]),
-    ("shape.name=squar", ["shape.name: ", "round | square", "'square'?", "'squar'"]),
-    ("shape.radius=-1", ["shape.radius: ", "number > 0", "(got -1)"]),
-    ("mode=exakt", ["mode: ", "fast | exact", "'exact'?", "'exakt'"]),
-    ("trainer.max_steps=0", ["trainer.max_steps: ", "whole number >= 1", "(got 0)"]),
-    ("trainer.max_steps=1.5", ["trainer.max_steps: ", "whole number", "(got 1.5)"]),
-    ("trainer.max_steps=ten", ["trainer.max_steps: ", "whole number", "'ten'"]),
-    ("trainer.devices=x", ["trainer.devices: ", "auto | whole number >= 1", "'x'"]),
-    ("trainer.gradient_clip_val=.inf", ["trainer.gradient_clip_val: ", "number | null > 0"]),
-    ("seed=true", ["seed: ", "whole number", "(got True)"]),
-    ("trainer=3", ["trainer: ", "section"]),
-    ("elevation=[1]", ["elevation: ", "list of 2: number", "(got [1])"]),
-    ("elevation=[1, 2, 3]", ["elevation: ", "list of 2: number", "(got [1, 2, 3])"]),
-    ("elevation=5,10", ["elevation: ", "list of 2: number", "'5,10'"]),
-    ("elevation=[1, x]", ["elevation: ", "list of 2: number", "[1, 'x']"]),
-    ("elevation=[2, 1]", ["elevation should rise"]),
-    ("kinds=[raund]", ["kinds: ", "list: round | flat", "'round'?", "['raund']"]),
-    ("kinds=flat", ["kinds: ", "list: round | flat", "'flat'"]),
-    ("kinds=[]", ["kinds: ", "length >= 1", "[]"]),
-    ("pairs=[[1, 2], [3]]", ["pairs: ", "list: list of 2: whole number", "[[1, 2], [3]]"]),
-    ("lambdas={}", ["lambdas: ", "length >= 1"]),
-    ("lambdas.orient=x", ["lambdas.orient: ", "number", "'x'"]),
-    ("prior.guidance_scale=[1]", ["prior.guidance_scale: ", "{step: value, ...}"]),
-    ("prior.guidance_scale={0: 1, 50%: 2}", ["mixed"]),
-    ("prior.guidance_scale={0: 1, 5: -2}", ["number or schedule >= 0", "-2"]),
-    ("prior.guidance_scale={}", ["empty"]),
-    ("seed=[1", ["seed: ", "line 1"]),
-    ("seed", ["key=value", "'seed'"]),
-    ("=3", ["key=value"]),
-    ("task=tooy", ["task", "'toy'"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("sed=3", ["sed: ", "'seed'", "'3'"]),
+        ("aboot=3", ["aboot: "]),
+        ("max_steps=3", ["'trainer.max_steps'"]),
+        ("prior.width=3", ["prior.width: ", "prior.name=small"]),
+        ("shape.side=3", ["shape.side: ", "shape.name=square"]),
+        ("seed.a=3", ["seed: ", "whole number >= 0", "{'a': '3'}"]),
+        ("prior.name=bigg", ["prior.name: ", "'big'", "small", "'bigg'"]),
+        ("prior=3", ["prior.name: ", "(there are: big, small; one of your own: --plugin FILE.py)"]),
+        ("prior=[3]", ["prior: ", "section", "[3]"]),
+        ("shape.name=squar", ["shape.name: ", "round | square", "'square'?", "'squar'"]),
+        ("shape.radius=-1", ["shape.radius: ", "number > 0", "(got -1)"]),
+        ("mode=exakt", ["mode: ", "fast | exact", "'exact'?", "'exakt'"]),
+        ("trainer.max_steps=0", ["trainer.max_steps: ", "whole number >= 1", "(got 0)"]),
+        ("trainer.max_steps=1.5", ["trainer.max_steps: ", "whole number", "(got 1.5)"]),
+        ("trainer.max_steps=ten", ["trainer.max_steps: ", "whole number", "'ten'"]),
+        ("trainer.devices=x", ["trainer.devices: ", "auto | whole number >= 1", "'x'"]),
+        ("trainer.gradient_clip_val=.inf", ["trainer.gradient_clip_val: ", "number | null > 0"]),
+        ("seed=true", ["seed: ", "whole number", "(got True)"]),
+        ("trainer=3", ["trainer: ", "section"]),
+        ("elevation=[1]", ["elevation: ", "list of 2: number", "(got [1])"]),
+        ("elevation=[1, 2, 3]", ["elevation: ", "list of 2: number", "(got [1, 2, 3])"]),
+        ("elevation=5,10", ["elevation: ", "list of 2: number", "'5,10'"]),
+        ("elevation=[1, x]", ["elevation: ", "list of 2: number", "[1, 'x']"]),
+        ("elevation=[2, 1]", ["elevation should rise"]),
+        ("kinds=[raund]", ["kinds: ", "list: round | flat", "'round'?", "['raund']"]),
+        ("kinds=flat", ["kinds: ", "list: round | flat", "'flat'"]),
+        ("kinds=[]", ["kinds: ", "length >= 1", "[]"]),
+        ("pairs=[[1, 2], [3]]", ["pairs: ", "list: list of 2: whole number", "[[1, 2], [3]]"]),
+        ("lambdas={}", ["lambdas: ", "length >= 1"]),
+        ("lambdas.orient=x", ["lambdas.orient: ", "number", "'x'"]),
+        ("prior.guidance_scale=[1]", ["prior.guidance_scale: ", "{step: value, ...}"]),
+        ("prior.guidance_scale={0: 1, 50%: 2}", ["mixed"]),
+        ("prior.guidance_scale={0: 1, 5: -2}", ["number or schedule >= 0", "-2"]),
+        ("prior.guidance_scale={}", ["empty"]),
+        ("seed=[1", ["seed: ", "line 1"]),
+        ("seed", ["key=value", "'seed'"]),
+        ("=3", ["key=value"]),
+        ("task=tooy", ["task", "'toy'"]),
+    ],
+)
 def test_mistake_names_key_value_and_choice(toy: Path, override: str, words: list[str]) -> None:  # noqa: F811
     message = mistakes(toy, override)
     assert "\n" not in message and "command line" in message

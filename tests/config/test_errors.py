@@ -11,15 +11,18 @@ def raised_from(error: Exception, cause: Exception) -> Exception:
     return error
 
 
-@pytest.mark.parametrize(("error", "kind", "storage"), [
-    (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), DiskFull, True),
-    (OSError(errno.EIO, os.strerror(errno.EIO)), FileError, True),
-    (OSError(errno.ENOENT, os.strerror(errno.ENOENT)), None, False),
-    (raised_from(ConfigError("unreadable"), OSError(errno.EROFS, "read-only")), ConfigError, True),
-    (MemoryError("3 GB"), OutOfMemory, False),
-    (RuntimeError("DefaultCPUAllocator: Error code 12 (Cannot allocate memory)"), OutOfMemory, False),
-    (raised_from(OSError("no library"), OSError("failed to map segment from shared object")), OutOfMemory, False),
-    (RuntimeError("a bug"), None, False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("error", "kind", "storage"),
+    [
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), DiskFull, True),
+        (OSError(errno.EIO, os.strerror(errno.EIO)), FileError, True),
+        (OSError(errno.ENOENT, os.strerror(errno.ENOENT)), None, False),
+        (raised_from(ConfigError("unreadable"), OSError(errno.EROFS, "read-only")), ConfigError, True),
+        (MemoryError("3 GB"), OutOfMemory, False),
+        (RuntimeError("DefaultCPUAllocator: Error code 12 (Cannot allocate memory)"), OutOfMemory, False),
+        (raised_from(OSError("no library"), OSError("failed to map segment from shared object")), OutOfMemory, False),
+        (RuntimeError("a bug"), None, False),
+    ],
+)
 def test_expected_errors_are_told_from_bugs(error: Exception, kind: type[Exception] | None, storage: bool) -> None:
     assert type(expected(error)) is (kind or type(None)) and bool(storage_error(error)) == storage

@@ -56,18 +56,21 @@ def npy(array: np.ndarray) -> bytes:
 LIST, FACES = "mp3d_skybox/test.npy", f"{SCENE}/matterport_skybox_images"
 
 
-@pytest.mark.parametrize(("file", "content", "named"), [
-    (LIST, npy(np.array([["a"] * 6, None], object)), "pickled"),
-    (LIST, npy(np.array([["a/b/c.jpg"]])), "(N, 6)"),
-    (LIST, npy(np.array([["../../b/c.jpg"] * 6])), "'../../b/c.jpg'"),
-    (LIST, b"no", ".npy"),
-    (LIST, None, ""),
-    (f"{SCENE}/blip3/skybox_90.txt", None, ""),
-    (f"{SCENE}/blip3/skybox_90.txt", b"\n", ""),
-    (f"{FACES}/skybox_skybox3_sami.jpg", None, ""),
-    (f"{FACES}/skybox_skybox0_sami.jpg", lambda path: Image.new("RGB", (32, 24)).save(path), "(32, 24)"),
-    (f"{FACES}/skybox_skybox0_sami.jpg", lambda path: Image.new("RGB", (1, 1)).save(path), "(1, 1)"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("file", "content", "named"),
+    [
+        (LIST, npy(np.array([["a"] * 6, None], object)), "pickled"),
+        (LIST, npy(np.array([["a/b/c.jpg"]])), "(N, 6)"),
+        (LIST, npy(np.array([["../../b/c.jpg"] * 6])), "'../../b/c.jpg'"),
+        (LIST, b"no", ".npy"),
+        (LIST, None, ""),
+        (f"{SCENE}/blip3/skybox_90.txt", None, ""),
+        (f"{SCENE}/blip3/skybox_90.txt", b"\n", ""),
+        (f"{FACES}/skybox_skybox3_sami.jpg", None, ""),
+        (f"{FACES}/skybox_skybox0_sami.jpg", lambda path: Image.new("RGB", (32, 24)).save(path), "(32, 24)"),
+        (f"{FACES}/skybox_skybox0_sami.jpg", lambda path: Image.new("RGB", (1, 1)).save(path), "(1, 1)"),
+    ],
+)
 def test_unusable_files_are_named(toy_rooms: Path, tmp_path: Path, file: str, content: Any, named: str) -> None:
     shutil.copytree(toy_rooms / "mp3d_skybox", tmp_path / "mp3d_skybox")
     damage(tmp_path / file, content)

@@ -137,16 +137,19 @@ def test_mesh_folder_has_captions_and_a_held_out_split(folder: Path) -> None:
     assert train.reference_angles(0) != train.reference_angles(3)
 
 
-@pytest.mark.parametrize(("options", "text", "key", "named"), [
-    ({"path": "nowhere"}, None, "path", ("'nowhere'",)),
-    ({"path": "a" * 5000}, None, "path", ()),
-    ({"path": "empty"}, None, "path", ("'empty'", "0", "held_out")),
-    ({"held_out": 5}, None, "path", ("5", "held_out=5")),
-    ({}, '{"balls/9.obj": "a ball"}', "captions", ("'balls/9.obj'", "did you mean 'balls/")),
-    ({}, '{"balls/1.obj": 3}', "captions", ("captions.json", "JSON")),
-    ({}, "red", "captions", ("captions.json", "JSON")),
-    ({"captions": "nowhere.json"}, None, "captions", ("nowhere.json",)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "text", "key", "named"),
+    [
+        ({"path": "nowhere"}, None, "path", ("'nowhere'",)),
+        ({"path": "a" * 5000}, None, "path", ()),
+        ({"path": "empty"}, None, "path", ("'empty'", "0", "held_out")),
+        ({"held_out": 5}, None, "path", ("5", "held_out=5")),
+        ({}, '{"balls/9.obj": "a ball"}', "captions", ("'balls/9.obj'", "did you mean 'balls/")),
+        ({}, '{"balls/1.obj": 3}', "captions", ("captions.json", "JSON")),
+        ({}, "red", "captions", ("captions.json", "JSON")),
+        ({"captions": "nowhere.json"}, None, "captions", ("nowhere.json",)),
+    ],
+)
 def test_mesh_folder_refuses_bad_options(folder, options, text, key, named, monkeypatch) -> None:
     monkeypatch.chdir(folder)
     (folder / "empty").mkdir()

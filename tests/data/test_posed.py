@@ -31,13 +31,17 @@ def wide_views() -> Views:
     return Views(resize(views.images, 12, 20), Cameras(at.c2w, Projection(K), 12, 20))
 
 
-@pytest.mark.parametrize("write", [
-    write_transforms,
-    lambda folder, views: write_colmap(folder, views, binary=False),
-    lambda folder, views: write_colmap(folder, views, binary=True),
-    lambda folder, views: write_colmap(folder, views, binary=True, model=4, distortion=(0.0,) * 4) / "sparse",
-    lambda folder, views: write_transforms(folder, views) / "transforms.json",
-], ids=["transforms", "text", "binary", "sparse", "file"])  # fmt: skip
+@pytest.mark.parametrize(
+    "write",
+    [
+        write_transforms,
+        lambda folder, views: write_colmap(folder, views, binary=False),
+        lambda folder, views: write_colmap(folder, views, binary=True),
+        lambda folder, views: write_colmap(folder, views, binary=True, model=4, distortion=(0.0,) * 4) / "sparse",
+        lambda folder, views: write_transforms(folder, views) / "transforms.json",
+    ],
+    ids=["transforms", "text", "binary", "sparse", "file"],
+)
 def test_all_formats_give_the_written_views(tmp_path: Path, write: Callable[[Path, Views], Path]) -> None:
     views = wide_views()
     found = open_photos(write(tmp_path, views), 256)
@@ -120,9 +124,24 @@ def test_colmap_text_and_folders_of_photos(tmp_path: Path, keypoints: str | None
         lambda tree: [frame.update(transform_matrix=sum(frame["transform_matrix"], [])) for frame in tree["frames"]],
         lambda tree: tree["frames"].append({"file_path": "images/lost.png", "transform_matrix": np.eye(4).tolist()}),
     ],
-    ids=["size", "text", "no model", "lower", "converted", "null", "frame", "Windows", "absolute", "backslash", "case",
-         "file", "rows", "flat", "lost"],
-)  # fmt: skip
+    ids=[
+        "size",
+        "text",
+        "no model",
+        "lower",
+        "converted",
+        "null",
+        "frame",
+        "Windows",
+        "absolute",
+        "backslash",
+        "case",
+        "file",
+        "rows",
+        "flat",
+        "lost",
+    ],
+)
 def test_variants_of_transforms(tmp_path: Path, edit: Any) -> None:
     views = photographs(3)
     edit_transforms(write_transforms(tmp_path, views), edit)

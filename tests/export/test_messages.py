@@ -116,13 +116,24 @@ def test_run_without_a_usable_field_is_refused(tmp_path: Path, capsys: pytest.Ca
     assert "generate" in error and "'sample'" in error and not (other / "asset").exists()
 
 
-@pytest.mark.parametrize(("words", "key", "value"), [
-    (["budget=3"], "budget", "3"), (["texture=1000"], "texture", "512"), (["lods=[200]"], "", "200"),
-    (["lods=[100, 90]"], "", "90"), (["formats=[fbx]"], "formats", "fbx"), (["formats=[]"], "formats", "[]"),
-    (["formats=glb,obj"], "formats", "glb,obj"), (["lods=1000"], "lods", "1000"),
-    (["lods=many"], "lods", "many"), (["collision=box"], "collision", "hull"),
-    (["preset=huge"], "preset", "hero"), (["height=-1"], "height", "-1"), (["out={file}"], "out", "file"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "key", "value"),
+    [
+        (["budget=3"], "budget", "3"),
+        (["texture=1000"], "texture", "512"),
+        (["lods=[200]"], "", "200"),
+        (["lods=[100, 90]"], "", "90"),
+        (["formats=[fbx]"], "formats", "fbx"),
+        (["formats=[]"], "formats", "[]"),
+        (["formats=glb,obj"], "formats", "glb,obj"),
+        (["lods=1000"], "lods", "1000"),
+        (["lods=many"], "lods", "many"),
+        (["collision=box"], "collision", "hull"),
+        (["preset=huge"], "preset", "hero"),
+        (["height=-1"], "height", "-1"),
+        (["out={file}"], "out", "file"),
+    ],
+)
 def test_invalid_options_are_refused(words: list[str], key: str, value: str, tmp_path: Path, capsys) -> None:
     run = ball_run(tmp_path / "run")
     (tmp_path / "file").write_text("")

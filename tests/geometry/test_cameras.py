@@ -122,22 +122,25 @@ EYE = np.eye(4).tolist()
 PAIR = {"axes": "opengl", "c2w": [EYE] * 2}
 
 
-@pytest.mark.parametrize(("tree", "values"), [
-    ("no", []),
-    ([], []),
-    ({"c2w": [EYE] * 2}, ["axes"]),
-    ({"axes": "opengl", "c2w": [EYE]}, ["c2w", 2]),
-    ({"axes": "opengl", "c2w": [EYE, EYE[:3]]}, ["c2w", "4 x 4"]),
-    ({"axes": "opengl", "c2w": [EYE, (2 * np.eye(4)).tolist()]}, ["c2w[1]"]),
-    ({"axes": "opengl", "c2w": [np.diag([1.0, 1, -1, 1]).tolist(), EYE]}, ["c2w[0]"]),
-    (PAIR | {"fov": 180}, ["fov"]),
-    (PAIR | {"K": np.eye(3).tolist()}, ["height", "width"]),
-    (PAIR | {"height": 0, "width": 9}, ["height"]),
-    (PAIR | {"K": [np.eye(3).tolist()] * 3, "height": 9, "width": 9}, ["K", 2]),
-    (PAIR | {"K": [[]], "height": 9, "width": 9}, ["K", "3 x 3"]),
-    (PAIR | {"height": 9}, ["height", "width"]),
-    (PAIR | {"files": ["a.png"]}, ["files", 2]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("tree", "values"),
+    [
+        ("no", []),
+        ([], []),
+        ({"c2w": [EYE] * 2}, ["axes"]),
+        ({"axes": "opengl", "c2w": [EYE]}, ["c2w", 2]),
+        ({"axes": "opengl", "c2w": [EYE, EYE[:3]]}, ["c2w", "4 x 4"]),
+        ({"axes": "opengl", "c2w": [EYE, (2 * np.eye(4)).tolist()]}, ["c2w[1]"]),
+        ({"axes": "opengl", "c2w": [np.diag([1.0, 1, -1, 1]).tolist(), EYE]}, ["c2w[0]"]),
+        (PAIR | {"fov": 180}, ["fov"]),
+        (PAIR | {"K": np.eye(3).tolist()}, ["height", "width"]),
+        (PAIR | {"height": 0, "width": 9}, ["height"]),
+        (PAIR | {"K": [np.eye(3).tolist()] * 3, "height": 9, "width": 9}, ["K", 2]),
+        (PAIR | {"K": [[]], "height": 9, "width": 9}, ["K", "3 x 3"]),
+        (PAIR | {"height": 9}, ["height", "width"]),
+        (PAIR | {"files": ["a.png"]}, ["files", 2]),
+    ],
+)
 def test_read_cameras_refuses_invalid_files(tmp_path: Path, tree: Any, values: list[Any]) -> None:
     path = tmp_path / "cameras.json"
     path.write_text(tree if isinstance(tree, str) else json.dumps(tree))

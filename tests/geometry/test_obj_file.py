@@ -10,21 +10,24 @@ from threedgen.data.coloured_mesh import read_mesh
 from threedgen.geometry.mesh_file import read_mesh_file
 
 
-@pytest.mark.parametrize(("line", "scale", "offset", "clamp"), [
-    ("map_Kd -s 1 1 1 name with space.png", 1, 0, False),
-    ("map_Kd -s 2 2 1 name with space.png", 2, 0, False),
-    ("map_Kd -o 0.5 0 name with space.png", 1, (0.5, 0), False),
-    ("map_Kd -clamp on -s 3 3 name with space.png", 3, 0, True),
-    ("map_Kd -blendu on -blendv off -cc off name with space.png", 1, 0, False),
-    ("map_Kd -mm 0 1 -texres 512 -bm 1.0 -boost .5 name with space.png", 1, 0, False),
-    ("map_Kd -imfchan l -t 0 0 0 name with space.png", 1, 0, False),
-    ("\tmap_kd   -S 1e0 1. .1e1   name with space.png  ", 1, 0, False),
-    ("map_Ka name with space.png", 1, 0, False),
-    ("map_Kd -colorspace sRGB -s 2 2 name with space.png", 2, 0, False),
-    ("map_Kd name%20with%20space.png", 1, 0, False),
-    ("map_Kd\nmap_Ka name with space.png\nmap_d ", 1, 0, False),
-    ("map_Kd Name With Space.PNG\nmap_Ka other.png", 1, 0, False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("line", "scale", "offset", "clamp"),
+    [
+        ("map_Kd -s 1 1 1 name with space.png", 1, 0, False),
+        ("map_Kd -s 2 2 1 name with space.png", 2, 0, False),
+        ("map_Kd -o 0.5 0 name with space.png", 1, (0.5, 0), False),
+        ("map_Kd -clamp on -s 3 3 name with space.png", 3, 0, True),
+        ("map_Kd -blendu on -blendv off -cc off name with space.png", 1, 0, False),
+        ("map_Kd -mm 0 1 -texres 512 -bm 1.0 -boost .5 name with space.png", 1, 0, False),
+        ("map_Kd -imfchan l -t 0 0 0 name with space.png", 1, 0, False),
+        ("\tmap_kd   -S 1e0 1. .1e1   name with space.png  ", 1, 0, False),
+        ("map_Ka name with space.png", 1, 0, False),
+        ("map_Kd -colorspace sRGB -s 2 2 name with space.png", 2, 0, False),
+        ("map_Kd name%20with%20space.png", 1, 0, False),
+        ("map_Kd\nmap_Ka name with space.png\nmap_d ", 1, 0, False),
+        ("map_Kd Name With Space.PNG\nmap_Ka other.png", 1, 0, False),
+    ],
+)
 def test_texture_options(tmp_path: Path, line: str, scale: float, offset: float, clamp: bool) -> None:
     Image.fromarray(TEXTURE).save(tmp_path / "name with space.png")
     up = uv_of() * (1, -1) + (0, 1)
@@ -43,13 +46,23 @@ def test_vertex_colours(tmp_path: Path, uv: bool, top: float, mtl: str | None) -
     assert [missing in note for note in mesh.notes] == ([True] if missing else [])
 
 
-@pytest.mark.parametrize(("lines", "alpha"), [
-    ("d 0.25", 0.25), ("Tr 0.75", 0.25), ("d 0.25\nTr 0.25", 0.25), ("Tr 1\nd 1", 1), ("d -halo 0.5", 0.5),
-    ("d 0.5\nmap_Kd tex.png", 0.5), ("map_d half.png\nmap_Kd tex.png", 100 / 255),
-    ("d 0\nmap_d half.png\nmap_Kd tex.png", 100 / 255), ("d 0\nmap_d gone.png\nmap_Kd tex.png", 1),
-    ("map_d rgba.png\nmap_Kd tex.png\nd 0.5", 25 / 255), ("map_d half.png", 100 / 255),
-    ("map_d tex.png\nmap_Kd tex.png", 1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("lines", "alpha"),
+    [
+        ("d 0.25", 0.25),
+        ("Tr 0.75", 0.25),
+        ("d 0.25\nTr 0.25", 0.25),
+        ("Tr 1\nd 1", 1),
+        ("d -halo 0.5", 0.5),
+        ("d 0.5\nmap_Kd tex.png", 0.5),
+        ("map_d half.png\nmap_Kd tex.png", 100 / 255),
+        ("d 0\nmap_d half.png\nmap_Kd tex.png", 100 / 255),
+        ("d 0\nmap_d gone.png\nmap_Kd tex.png", 1),
+        ("map_d rgba.png\nmap_Kd tex.png\nd 0.5", 25 / 255),
+        ("map_d half.png", 100 / 255),
+        ("map_d tex.png\nmap_Kd tex.png", 1),
+    ],
+)
 def test_opacity(tmp_path: Path, lines: str, alpha: float) -> None:
     Image.fromarray(TEXTURE).save(tmp_path / "tex.png")
     Image.new("L", (4, 4), 100).save(tmp_path / "half.png")
@@ -68,20 +81,23 @@ def test_texture_formats(tmp_path: Path, suffix: str) -> None:
     assert np.abs(found - known)[known[:, 0] >= 0].max() <= (6 if suffix in ("jpg", "webp") else 1)
 
 
-@pytest.mark.parametrize("faces", [
-    "f 1/1 2/2 3/3 4/4",
-    "f 1/1/1 2/2/1 3/3/1\nf 1/1/1 3/3/1 4/4/1",
-    "f -4/-4 -3/-3 -2/-2 -1/-1",
-    "f 1/1 2/2 \\\n3/3 4/4",
-    "f\t1/1  2/2\t3/3\nf 4/4 1/1 3/3 # last",
-    "f 1/1 2/2 3/3\nf 1/1 3/3 4/4\nf 1 2 1",
-    "f 1/1 2/2 3/3 4/4\nv 5 5 5\nvt 0 0\nf 1/1 2/2 3/3",
-    "f 1/1/ 2/2/ 3/3/ 4/4/",
-    "f 1/1 2/2 3/3 3/3 4/4",
-    "g a\ns off\nf 1/1 2/2 3/3\no b\ng\nf 1/1 3/3 4/4\nl 1 2\np 1",
-    "V 5 5 5 # unused\nVT 0 0 # unused\nF 1/1 2/2 3/3 4/4",
-    "v 5 5 5 1.0\nf 1/1 2/2 3/3 4/4",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "faces",
+    [
+        "f 1/1 2/2 3/3 4/4",
+        "f 1/1/1 2/2/1 3/3/1\nf 1/1/1 3/3/1 4/4/1",
+        "f -4/-4 -3/-3 -2/-2 -1/-1",
+        "f 1/1 2/2 \\\n3/3 4/4",
+        "f\t1/1  2/2\t3/3\nf 4/4 1/1 3/3 # last",
+        "f 1/1 2/2 3/3\nf 1/1 3/3 4/4\nf 1 2 1",
+        "f 1/1 2/2 3/3 4/4\nv 5 5 5\nvt 0 0\nf 1/1 2/2 3/3",
+        "f 1/1/ 2/2/ 3/3/ 4/4/",
+        "f 1/1 2/2 3/3 3/3 4/4",
+        "g a\ns off\nf 1/1 2/2 3/3\no b\ng\nf 1/1 3/3 4/4\nl 1 2\np 1",
+        "V 5 5 5 # unused\nVT 0 0 # unused\nF 1/1 2/2 3/3 4/4",
+        "v 5 5 5 1.0\nf 1/1 2/2 3/3 4/4",
+    ],
+)
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_faces(tmp_path: Path, faces: str, end: str) -> None:
     Image.fromarray(TEXTURE).save(tmp_path / "tex.png")
@@ -148,12 +164,15 @@ def test_polypaint(tmp_path: Path, rest: str) -> None:
     assert (seen(read_mesh(tmp_path / "a.obj")) == [0, 0, 255, 255]).all(), "colours beside the coordinates come first"
 
 
-@pytest.mark.parametrize(("lines", "colour"), [
-    ("Kd 0 0 0\nKe 1 0.2 0", [255, 51, 0]),
-    ("Kd 0 0 0\nKe 1 1 1\nmap_Ke tex.png", None),
-    ("Kd 0 0 0\nmap_Kd tex.png\nmap_Ke black.png", None),
-    ("Kd 1 0.2 0\nKe 1 1 1\nmap_Ke tex.png", [255, 51, 0]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("lines", "colour"),
+    [
+        ("Kd 0 0 0\nKe 1 0.2 0", [255, 51, 0]),
+        ("Kd 0 0 0\nKe 1 1 1\nmap_Ke tex.png", None),
+        ("Kd 0 0 0\nmap_Kd tex.png\nmap_Ke black.png", None),
+        ("Kd 1 0.2 0\nKe 1 1 1\nmap_Ke tex.png", [255, 51, 0]),
+    ],
+)
 def test_light_is_the_colour_of_materials_without_another(tmp_path: Path, lines: str, colour: list[int] | None) -> None:
     Image.fromarray(TEXTURE).save(tmp_path / "tex.png")
     Image.new("RGB", (4, 4)).save(tmp_path / "black.png")

@@ -51,13 +51,23 @@ def test_load_image_applies_exif_rotation(tmp_path: Path, kind: str, orientation
     assert np.abs(found - upright)[16::32, 24::48].max() < 12
 
 
-@pytest.mark.parametrize(("name", "mode", "options"), [
-    ("a.jpg", "CMYK", {"quality": 100}), ("a.tif", "CMYK", {}), ("a.tif", "LAB", {}), ("a.png", "P", {}),
-    ("a.png", "P", {"transparency": 0}), ("a.png", "RGB", {"transparency": tuple(QUADRANTS[1, 1].tolist())}),
-    ("a.png", "LA", {}), ("a.tif", "1", {}), ("a.gif", "P", {"save_all": True}),
-    ("a.webp", "RGB", {"save_all": True, "lossless": True}), ("a.PNG", "RGB", {"save_all": True}),
-    ("a.tif", "I;16B", {}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "mode", "options"),
+    [
+        ("a.jpg", "CMYK", {"quality": 100}),
+        ("a.tif", "CMYK", {}),
+        ("a.tif", "LAB", {}),
+        ("a.png", "P", {}),
+        ("a.png", "P", {"transparency": 0}),
+        ("a.png", "RGB", {"transparency": tuple(QUADRANTS[1, 1].tolist())}),
+        ("a.png", "LA", {}),
+        ("a.tif", "1", {}),
+        ("a.gif", "P", {"save_all": True}),
+        ("a.webp", "RGB", {"save_all": True, "lossless": True}),
+        ("a.PNG", "RGB", {"save_all": True}),
+        ("a.tif", "I;16B", {}),
+    ],
+)
 def test_load_image_converts_all_modes(tmp_path: Path, name: str, mode: str, options: dict[str, Any]) -> None:
     """The first image of several, in 8 bits, with transparency where the file has it."""
     rgb = Image.fromarray(QUADRANTS).resize((4, 4), Image.Resampling.NEAREST)
@@ -169,11 +179,15 @@ def test_read_foreground_is_equal_for_transparent_and_white_background(tmp_path:
     assert cut.shape == (12, 20, 4) and cut[..., 3].sum() == 6 * 11
 
 
-@pytest.mark.parametrize(("pixels", "values"), [
-    (np.full((8, 8, 3), 255, np.uint8), []),
-    (np.zeros((8, 8, 4), np.uint8), []),
-    (np.random.default_rng(0).integers(0, 255, (12, 20, 3), np.uint8), ["PNG"]),
-], ids=["white", "transparent", "noise"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("pixels", "values"),
+    [
+        (np.full((8, 8, 3), 255, np.uint8), []),
+        (np.zeros((8, 8, 4), np.uint8), []),
+        (np.random.default_rng(0).integers(0, 255, (12, 20, 3), np.uint8), ["PNG"]),
+    ],
+    ids=["white", "transparent", "noise"],
+)
 def test_read_foreground_refuses_image(tmp_path: Path, pixels: np.ndarray, values: list[str]) -> None:
     Image.fromarray(pixels).save(tmp_path / "a.png")
     with refused("image", tmp_path / "a.png", *values):

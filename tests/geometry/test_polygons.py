@@ -106,11 +106,14 @@ def test_ply_texture_coordinates_of_polygons(tmp_path: Path, faces: list[list[in
     assert_colours(tmp_path / "a.ply", texel(uv_of()))
 
 
-@pytest.mark.parametrize(("element", "kind"), [
-    ("property float quality\n", "points"),
-    ("property float f_dc_0\n", "Gaussians"),
-    ("element tristrips 0\n", "strips"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("element", "kind"),
+    [
+        ("property float quality\n", "points"),
+        ("property float f_dc_0\n", "Gaussians"),
+        ("element tristrips 0\n", "strips"),
+    ],
+)
 def test_ply_without_faces_names_its_content(tmp_path: Path, element: str, kind: str) -> None:
     more = "" if element.startswith("element") else " 1"
     header = f"ply\nformat ascii 1.0\nelement vertex 2\n{AXES}{element}end_header\n"
@@ -119,20 +122,23 @@ def test_ply_without_faces_names_its_content(tmp_path: Path, element: str, kind:
         read_mesh_file(tmp_path / "a.ply", "mesh")
 
 
-@pytest.mark.parametrize(("head", "of_vertex", "of_face", "colour"), [
-    ("OFF\n", "", "", 255),
-    ("OFF ", "", " 7", 255),  # the number of a colour in a table that is not in the file
-    ("COFF\n", " 255 51 0 255", "", [255, 51, 0]),
-    ("COFF\n", " 255 51 0", "", [255, 51, 0]),
-    ("COFF\r\n", " 1.0 0.2 0.0 1.0", "", [255, 51, 0]),
-    ("NCOFF\n", " 255 51 0 255 0 0 1", "", [255, 51, 0]),
-    ("CNOFF\n", " 0 0 1 255 51 0 255", "", [255, 51, 0]),
-    ("OFF\n", "", " 255 51 0", [255, 51, 0]),
-    ("OFF\n# from a program\n\n", "", " 1.0 0.2 0.0 0.5", [255, 51, 0]),
-    ("NOFF\n", " 0 0 1", " 255 51 0 # red", [255, 51, 0]),
-    ("STOFF\n", " 0.5 0.5", "", 255),
-    ("OFF BINARY\n", "", "", None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("head", "of_vertex", "of_face", "colour"),
+    [
+        ("OFF\n", "", "", 255),
+        ("OFF ", "", " 7", 255),  # the number of a colour in a table that is not in the file
+        ("COFF\n", " 255 51 0 255", "", [255, 51, 0]),
+        ("COFF\n", " 255 51 0", "", [255, 51, 0]),
+        ("COFF\r\n", " 1.0 0.2 0.0 1.0", "", [255, 51, 0]),
+        ("NCOFF\n", " 255 51 0 255 0 0 1", "", [255, 51, 0]),
+        ("CNOFF\n", " 0 0 1 255 51 0 255", "", [255, 51, 0]),
+        ("OFF\n", "", " 255 51 0", [255, 51, 0]),
+        ("OFF\n# from a program\n\n", "", " 1.0 0.2 0.0 0.5", [255, 51, 0]),
+        ("NOFF\n", " 0 0 1", " 255 51 0 # red", [255, 51, 0]),
+        ("STOFF\n", " 0.5 0.5", "", 255),
+        ("OFF BINARY\n", "", "", None),
+    ],
+)
 def test_off_colours(tmp_path: Path, head: str, of_vertex: str, of_face: str, colour: list[int] | int | None) -> None:
     points = "".join(f"{row}{of_vertex}\n" for row in rows(CORNERS).splitlines())
     text = f"{head}5 2 0\n{points}3 3 2 4{of_face}\n4 0 1 2 3{of_face}\n"

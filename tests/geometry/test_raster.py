@@ -163,12 +163,15 @@ def test_rasterise_degenerate_and_empty_meshes_cover_nothing():
     assert not edge_on.mask.any()
 
 
-@pytest.mark.parametrize(("change", "values"), [
-    (lambda v, f: {"faces": f + 2}, ["2 to 5", "0 to 3"]),
-    (lambda v, f: {"faces": f - 1}, ["-1 to 2", "0 to 3"]),
-    (lambda v, f: {"vertices": v * np.nan}, ["NaN"]),
-    (lambda v, f: {"vertices": v[:, :2]}, [(4, 2)]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "values"),
+    [
+        (lambda v, f: {"faces": f + 2}, ["2 to 5", "0 to 3"]),
+        (lambda v, f: {"faces": f - 1}, ["-1 to 2", "0 to 3"]),
+        (lambda v, f: {"vertices": v * np.nan}, ["NaN"]),
+        (lambda v, f: {"vertices": v[:, :2]}, [(4, 2)]),
+    ],
+)
 def test_rasterise_refuses_invalid_input(change, values):
     vertices, faces, _ = square()
     arguments = {"vertices": vertices, "faces": faces, "c2w": np.eye(4)[None], "fov": 0.7, "size": 8}

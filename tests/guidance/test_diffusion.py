@@ -78,11 +78,14 @@ def test_fresh_noise_splits_batch_between_generators() -> None:
     assert torch.equal(both, torch.cat(apart)) and both.dtype == torch.float64
 
 
-@pytest.mark.parametrize("ours, name, start, end", [
-    (Schedule.scaled_linear(), "scaled_linear", 0.00085, 0.012),
-    (Schedule.linear(), "linear", 1e-4, 0.02),
-    (Schedule.cosine(), "squaredcos_cap_v2", 1e-4, 0.02),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "ours, name, start, end",
+    [
+        (Schedule.scaled_linear(), "scaled_linear", 0.00085, 0.012),
+        (Schedule.linear(), "linear", 1e-4, 0.02),
+        (Schedule.cosine(), "squaredcos_cap_v2", 1e-4, 0.02),
+    ],
+)
 def test_schedules_match_diffusers(ours, name, start, end):
     theirs = DDPMScheduler(beta_schedule=name, beta_start=start, beta_end=end)
     close(ours.alpha_bar, theirs.alphas_cumprod, 2e-5)
@@ -198,19 +201,23 @@ def test_zero_snr_schedule_is_that_of_diffusers(name: str) -> None:
     torch.testing.assert_close(found.x0_from_eps(x, eps, t), x0, atol=2e-2, rtol=0)
 
 
-@pytest.mark.parametrize("config, value", [
-    ({"beta_schedule": "sigmoid"}, "sigmoid"),
-    ({"prediction_type": "sample"}, "sample"),
-    ({"rescale_betas_zero_snr": True}, "v_prediction"),
-    ({"num_train_timesteps": 10**8}, ""),
-    ({"num_train_timesteps": 0}, ""),
-    ({"beta_end": 50}, ""),
-    ({"beta_start": -1.0}, ""),  # a negative beta has no root
-    ({"beta_start": float("nan")}, ""),
-    ({"beta_schedule": "linear", "beta_end": 0.9}, ""),
-    ({"trained_betas": []}, ""),
-    ({"trained_betas": [0.1, float("inf")]}, ""),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "config, value",
+    [
+        ({"beta_schedule": "sigmoid"}, "sigmoid"),
+        ({"prediction_type": "sample"}, "sample"),
+        ({"rescale_betas_zero_snr": True}, "v_prediction"),
+        ({"num_train_timesteps": 10**8}, ""),
+        ({"num_train_timesteps": 0}, ""),
+        ({"beta_end": 50}, ""),
+        ({"beta_start": -1.0}, ""),  # a negative beta has no root
+        ({"beta_start": float("nan")}, ""),
+        ({"beta_schedule": "linear", "beta_end": 0.9}, ""),
+        ({"trained_betas": []}, ""),
+        ({"trained_betas": [0.1, float("inf")]}, ""),
+    ],
+    ids=str,
+)
 def test_schedule_from_diffusers_refuses_unusable_configs(config, value):
     with pytest.raises(ValueError if value else (ValueError, TypeError, RuntimeError), match=value or None):
         Schedule.from_diffusers({"beta_schedule": "scaled_linear"} | config)

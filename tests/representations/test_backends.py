@@ -82,10 +82,15 @@ def test_choose_refuses_missing_package_and_wrong_device(name: str, monkeypatch:
     assert choose("torch", GPU, torch.float64) == "torch"
 
 
-@pytest.mark.parametrize(("key", "name"), [
-    ("field.encoding.backend", "tinycudann"), ("field.encoding.backend", "triton"), ("march.backend", "triton"),
-    ("march.backend", "nerfacc"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        ("field.encoding.backend", "tinycudann"),
+        ("field.encoding.backend", "triton"),
+        ("march.backend", "triton"),
+        ("march.backend", "nerfacc"),
+    ],
+)
 def test_cli_names_missing_package_in_one_line(key: str, name: str, monkeypatch, capsys, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     install_only(monkeypatch)

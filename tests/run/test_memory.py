@@ -31,10 +31,15 @@ def test_graph_bytes_counts_each_storage_once() -> None:
         assert graph_bytes(lambda: x.exp()) == 0
 
 
-@pytest.mark.parametrize(("limit", "stat", "free"), [
-    ("1000000", "anon 5\ninactive_file 100000\n", 400_000), ("max", "", 5_000_000), ("600000", "", 0),
-    (None, "", 5_000_000),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("limit", "stat", "free"),
+    [
+        ("1000000", "anon 5\ninactive_file 100000\n", 400_000),
+        ("max", "", 5_000_000),
+        ("600000", "", 0),
+        (None, "", 5_000_000),
+    ],
+)
 def test_free_bytes_of_a_machine_and_a_container(tmp_path, monkeypatch, limit, stat, free) -> None:
     monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=5_000_000))
     monkeypatch.setattr(memory, "CGROUP", tmp_path)

@@ -44,15 +44,18 @@ def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
 # ---------------------------------------------------------------- access
 
 
-@pytest.mark.parametrize(("path", "headers"), [
-    ("/", {}),
-    ("/api/v1/jobs", {"Authorization": "Bearer wrong"}),
-    (f"/{TOKEN}/api/v1/jobs", {"Host": "evil.example:8090"}),  # DNS rebinding
-    (f"/{TOKEN}/api/v1/jobs", {"Host": "10.0.0.1:8090"}),
-    (f"/{TOKEN}/api/v1/jobs", {"Origin": "null"}),
-    (f"/{TOKEN}/api/v1/jobs", {"Origin": "http://127.0.0.1:1"}),
-    ("/api/v1/jobs", {"Authorization": f"Bearer {TOKEN}", "Origin": "http://evil.example"}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("path", "headers"),
+    [
+        ("/", {}),
+        ("/api/v1/jobs", {"Authorization": "Bearer wrong"}),
+        (f"/{TOKEN}/api/v1/jobs", {"Host": "evil.example:8090"}),  # DNS rebinding
+        (f"/{TOKEN}/api/v1/jobs", {"Host": "10.0.0.1:8090"}),
+        (f"/{TOKEN}/api/v1/jobs", {"Origin": "null"}),
+        (f"/{TOKEN}/api/v1/jobs", {"Origin": "http://127.0.0.1:1"}),
+        ("/api/v1/jobs", {"Authorization": f"Bearer {TOKEN}", "Origin": "http://evil.example"}),
+    ],
+)
 def test_foreign_requests_are_forbidden(client: Client, path: str, headers: dict[str, str]) -> None:
     for body in (None, {"prompt": "a dog"}):
         answer = client.ask(path, body, **headers)

@@ -26,15 +26,18 @@ def embedded() -> Vocabulary:
     return found
 
 
-@pytest.mark.parametrize(("prompt", "values"), [
-    ("a blue corgi", ["'corgi' by dog", "animals (dog, cat, bear,"]),
-    ("a ferry, a pickup", ["'ferry' by boat", "'pickup' by truck", "vehicles (car, truck,"]),
-    ("justice", ["animals (dog, cat ...), buildings (house, castle ...), vehicles"]),
-    ("a photo of a cup", ["'cup' by mug", "household (mug, teapot,"]),
-    ("red apples", ["'apples' by apple"]),
-    ("a blue hat", ["'a dog with a blue hat'"]),
-    ("a cup of ice tea", ["'cup' by mug"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("prompt", "values"),
+    [
+        ("a blue corgi", ["'corgi' by dog", "animals (dog, cat, bear,"]),
+        ("a ferry, a pickup", ["'ferry' by boat", "'pickup' by truck", "vehicles (car, truck,"]),
+        ("justice", ["animals (dog, cat ...), buildings (house, castle ...), vehicles"]),
+        ("a photo of a cup", ["'cup' by mug", "household (mug, teapot,"]),
+        ("red apples", ["'apples' by apple"]),
+        ("a blue hat", ["'a dog with a blue hat'"]),
+        ("a cup of ice tea", ["'cup' by mug"]),
+    ],
+)
 def test_check_refuses_prompts_without_known_noun(prompt: str, values: list[str], embedded: Vocabulary) -> None:
     with refused("prompt", *values, "docs/toybox-words.md", "prompt_check=off", repr(prompt)):
         ToyboxPrompts(embedded).check(prompt)
@@ -56,15 +59,18 @@ def test_check_ignores_other_vocabularies(embedded: Vocabulary) -> None:
     assert ToyboxPrompts(None).notes("a dog and a cat") == []
 
 
-@pytest.mark.parametrize(("prompt", "names"), [
-    ("a white dog with a red chair", ["dog and chair"]),
-    ("a white dog on a red chair", []),
-    ("a dog wearing a hat and a red scarf", ["hat and scarf"]),
-    ("a dog with blue ears wearing a hat, and a cat", ["dog and cat", "ears and hat"]),
-    ("a palm tree", []),
-    ("a blue dog wearing a red hat", []),
-    ("a unicorn", []),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("prompt", "names"),
+    [
+        ("a white dog with a red chair", ["dog and chair"]),
+        ("a white dog on a red chair", []),
+        ("a dog wearing a hat and a red scarf", ["hat and scarf"]),
+        ("a dog with blue ears wearing a hat, and a cat", ["dog and cat", "ears and hat"]),
+        ("a palm tree", []),
+        ("a blue dog wearing a red hat", []),
+        ("a unicorn", []),
+    ],
+)
 def test_notes_warn_of_several_objects_or_details(prompt: str, names: list[str], embedded: Vocabulary) -> None:
     found = ToyboxPrompts(embedded).notes(prompt)
     assert len(found) == len(names) and all(name in note for name, note in zip(names, found, strict=True))
@@ -87,29 +93,32 @@ def test_prompt_check_imports_no_torch(tmp_path: Path) -> None:
     assert done.returncode == 2, done.stderr
 
 
-@pytest.mark.parametrize(("prompt", "text"), [
-    ("a puppy", "a dog"),
-    ("A photo of a cute puppy, wearing sunglasses", "a dog wearing glasses"),
-    ("3D asset of a robot", "a robot"),
-    ("a toy of a cute robot", "a toy of a robot"),
-    ("an old wooden chair", "a chair"),
-    ("a very old orange tree", "an orange tree"),
-    ("a big elephant", "a large elephant"),
-    ("a fire truck", "a truck"),
-    ("a bear with a big sword", "a bear"),
-    ("a pirate holding a sword and a flag", "a pirate with a flag"),
-    ("a castle made of ice", "a castle"),
-    ("an ice cream on a stick", "an ice cream"),
-    ("a cat sitting on a blue sofa", "a cat"),
-    ("a dog sporting a red hat", "a dog with a red hat"),
-    ("please draw a dog", "a dog"),
-    ("a knight in shining armour with a blue plume", "a knight with a blue plume"),
-    ("a dog that is small and cute", "a dog that is small"),
-    ("a dog that is cute and small", "a dog that is small"),
-    ("a red and white ball!", "a red and white ball!"),
-    ("an image of a house on a hill", "a house"),
-    ("a photo of [v] dog with a hat", "[v] dog with a hat"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("prompt", "text"),
+    [
+        ("a puppy", "a dog"),
+        ("A photo of a cute puppy, wearing sunglasses", "a dog wearing glasses"),
+        ("3D asset of a robot", "a robot"),
+        ("a toy of a cute robot", "a toy of a robot"),
+        ("an old wooden chair", "a chair"),
+        ("a very old orange tree", "an orange tree"),
+        ("a big elephant", "a large elephant"),
+        ("a fire truck", "a truck"),
+        ("a bear with a big sword", "a bear"),
+        ("a pirate holding a sword and a flag", "a pirate with a flag"),
+        ("a castle made of ice", "a castle"),
+        ("an ice cream on a stick", "an ice cream"),
+        ("a cat sitting on a blue sofa", "a cat"),
+        ("a dog sporting a red hat", "a dog with a red hat"),
+        ("please draw a dog", "a dog"),
+        ("a knight in shining armour with a blue plume", "a knight with a blue plume"),
+        ("a dog that is small and cute", "a dog that is small"),
+        ("a dog that is cute and small", "a dog that is small"),
+        ("a red and white ball!", "a red and white ball!"),
+        ("an image of a house on a hill", "a house"),
+        ("a photo of [v] dog with a hat", "[v] dog with a hat"),
+    ],
+)
 def test_read_prompt_uses_known_words_only(prompt: str, text: str, embedded: Vocabulary) -> None:
     assert read_prompt(prompt, embedded.known, ["[v]"]).text == text
 
@@ -129,14 +138,17 @@ def test_read_prompt_without_known_words_is_empty(embedded: Vocabulary) -> None:
     assert read_prompt("Ein Hund", embedded.known).text == ""
 
 
-@pytest.mark.parametrize(("prompt", "height"), [
-    ("a blue dog wearing a red hat", ("a dog", 0.5)),
-    ("an Astronaut on a horse", ("an astronaut", 1.9)),
-    ("an ice cream", ("an ice cream", 0.18)),
-    ("a puppy", ("a dog", 0.5)),
-    ("a photo of two spaceships without a car", ("a rocket", 30.0)),
-    ("a nebula", None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("prompt", "height"),
+    [
+        ("a blue dog wearing a red hat", ("a dog", 0.5)),
+        ("an Astronaut on a horse", ("an astronaut", 1.9)),
+        ("an ice cream", ("an ice cream", 0.18)),
+        ("a puppy", ("a dog", 0.5)),
+        ("a photo of two spaceships without a car", ("a rocket", 30.0)),
+        ("a nebula", None),
+    ],
+)
 def test_usual_height_reads_synonyms(prompt: str, height: tuple[str, float] | None) -> None:
     assert ToyboxPrompts(None).usual_height(prompt) == height
 

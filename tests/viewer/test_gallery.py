@@ -115,11 +115,14 @@ def test_card_shows_the_first_readable_contact_sheet(tmp_path: Path) -> None:
     assert card_image() is None and write_gallery(tmp_path).has_class("missing")
 
 
-@pytest.mark.parametrize(("name", "method", "shown"), [
-    ("mvdream-toybox", None, "mvdream-toybox seed 3"),
-    ("<mine>", None, "<mine> seed 3"),
-    ("mvdream-toybox", "mvdream-toybox field.name=sdf size=8", "mvdream-toybox field.name=sdf size=8 seed 3"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "method", "shown"),
+    [
+        ("mvdream-toybox", None, "mvdream-toybox seed 3"),
+        ("<mine>", None, "<mine> seed 3"),
+        ("mvdream-toybox", "mvdream-toybox field.name=sdf size=8", "mvdream-toybox field.name=sdf size=8 seed 3"),
+    ],
+)
 def test_card_names_config_and_overrides(tmp_path: Path, name: str, method: str | None, shown: str) -> None:
     run = example(tmp_path / "run", field={"name": "sdf"})
     (run / "config.yaml").write_text(f"# {name}\n" + (run / "config.yaml").read_text())
@@ -144,11 +147,17 @@ def test_out_is_a_folder_or_an_html_file(tmp_path: Path, monkeypatch: pytest.Mon
     assert sorted(path.name for path in tmp_path.iterdir()) == ["outputs", "x", "y"]
 
 
-@pytest.mark.parametrize(("overrides", "parts"), [
-    (["runs=nowhere"], ["runs: ", "nowhere"]), (["runs=file"], ["runs: ", "file"]), (["runs= "], ["runs: "]),
-    (["runs=.", "out= "], ["out: "]), (["runs=.", "out=file/x.html"], ["x.html"]),
-    (["run=."], ["run: ", "'runs'"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        (["runs=nowhere"], ["runs: ", "nowhere"]),
+        (["runs=file"], ["runs: ", "file"]),
+        (["runs= "], ["runs: "]),
+        (["runs=.", "out= "], ["out: "]),
+        (["runs=.", "out=file/x.html"], ["x.html"]),
+        (["run=."], ["run: ", "'runs'"]),
+    ],
+)
 def test_mistakes_are_one_line(tmp_path: Path, monkeypatch, refuses, overrides: list[str], parts: list[str]) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("x")

@@ -139,13 +139,16 @@ def test_view_options_are_not_part_of_the_run_config() -> None:
     assert config.dump(viewed) == config.dump(plain) and config.config_hash(viewed) == config.config_hash(plain)
 
 
-@pytest.mark.parametrize(("args", "parts"), [
-    (["--view", "prompt=a dog"], ["--view", "pip install -e '.[viser]'"]),
-    (["view.enabled=true", "prompt=a dog"], ["--view", "viser"]),
-    (["--view", "--config", "sample-toybox", "prompt=a dog"], ["--view", "generate"]),
-    (["--view", "view.port=70000", "prompt=a dog"], ["view.port", "70000"]),
-    (["--vew", "prompt=a dog"], ["'--view'"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("args", "parts"),
+    [
+        (["--view", "prompt=a dog"], ["--view", "pip install -e '.[viser]'"]),
+        (["view.enabled=true", "prompt=a dog"], ["--view", "viser"]),
+        (["--view", "--config", "sample-toybox", "prompt=a dog"], ["--view", "generate"]),
+        (["--view", "view.port=70000", "prompt=a dog"], ["view.port", "70000"]),
+        (["--vew", "prompt=a dog"], ["'--view'"]),
+    ],
+)
 def test_mistakes_are_reported_before_the_run(tmp_path, monkeypatch, capsys, args: list[str], parts: list[str]) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(extras, "installed", lambda module: False)

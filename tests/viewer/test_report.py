@@ -84,12 +84,15 @@ def test_asset_is_shown_in_3d_and_described(tmp_path: Path) -> None:
     assert names[0].startswith("asset/") and names.index("mesh.glb") < names.index("checkpoints/last.ckpt")
 
 
-@pytest.mark.parametrize("changes", [
-    {"files": {"../mesh.glb": 1, "/etc/passwd": 1}},
-    {"files": ["a_blue_dog.glb"], "preset": ["mobile"]},
-    {"files": {"gone.glb": 1}, "levels": [], "size_m": {"wide": "x"}, "texture": "<b>"},
-    {"files": {"a_blue_dog.obj": 1, "a_blue_dog_collision_godot.glb": 1}},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"files": {"../mesh.glb": 1, "/etc/passwd": 1}},
+        {"files": ["a_blue_dog.glb"], "preset": ["mobile"]},
+        {"files": {"gone.glb": 1}, "levels": [], "size_m": {"wide": "x"}, "texture": "<b>"},
+        {"files": {"a_blue_dog.obj": 1, "a_blue_dog_collision_godot.glb": 1}},
+    ],
+)
 def test_invalid_asset_manifest_falls_back_to_the_mesh(tmp_path: Path, changes: dict[str, Any]) -> None:
     run = run_with_asset(tmp_path / "run", **changes)
     page = make_page(run)
@@ -167,14 +170,17 @@ def test_large_file_is_linked_instead_of_embedded(tmp_path: Path, monkeypatch: p
     assert page.addresses().count("./mesh.glb") == 2
 
 
-@pytest.mark.parametrize(("summary", "config", "state", "part"), [
-    ({}, {}, "finished", "20 steps"),
-    ({"status": "interrupted", "steps": 7}, {}, "interrupted", "7 of 20 steps"),
-    ({"status": "failed", "reason": "the loss term 'x' is not finite"}, {}, "failed", "the loss term 'x'"),
-    ({}, {"trainer": {"max_steps": 40}}, "unfinished", "20 of 40 steps"),
-    ({"status": "terminated"}, {}, "unfinished", "20 steps"),
-    ({"notes": ["this prior does not know 'dgo'"]}, {}, "finished", "this prior does not know 'dgo'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("summary", "config", "state", "part"),
+    [
+        ({}, {}, "finished", "20 steps"),
+        ({"status": "interrupted", "steps": 7}, {}, "interrupted", "7 of 20 steps"),
+        ({"status": "failed", "reason": "the loss term 'x' is not finite"}, {}, "failed", "the loss term 'x'"),
+        ({}, {"trainer": {"max_steps": 40}}, "unfinished", "20 of 40 steps"),
+        ({"status": "terminated"}, {}, "unfinished", "20 steps"),
+        ({"notes": ["this prior does not know 'dgo'"]}, {}, "finished", "this prior does not know 'dgo'"),
+    ],
+)
 def test_state_and_reason_are_shown(tmp_path, summary, config, state, part) -> None:
     page = make_page(example(tmp_path / "run", summary, **config))
     assert page.has_class("state")[0]["class"] == f"state {state}"
@@ -217,14 +223,17 @@ def test_report_rewrites_only_the_page(tmp_path: Path, capsys: pytest.CaptureFix
     assert after.pop(run / PAGE).startswith(b"<!doctype html>") and after == before
 
 
-@pytest.mark.parametrize(("files", "parts"), [
-    (None, ["run: ", "config.yaml"]),
-    ({}, ["run: ", "config.yaml"]),
-    ({"config.yaml": "task: sample\nprompt: x\n"}, ["generate", "'sample'"]),
-    ({"config.yaml": "task: [\n"}, ["config.yaml"]),
-    ({"config.yaml": "[]"}, ["config.yaml", "[]"]),
-    ({"config.yaml": "task: generate", "summary.json": "{"}, ["summary.json", "--resume"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("files", "parts"),
+    [
+        (None, ["run: ", "config.yaml"]),
+        ({}, ["run: ", "config.yaml"]),
+        ({"config.yaml": "task: sample\nprompt: x\n"}, ["generate", "'sample'"]),
+        ({"config.yaml": "task: [\n"}, ["config.yaml"]),
+        ({"config.yaml": "[]"}, ["config.yaml", "[]"]),
+        ({"config.yaml": "task: generate", "summary.json": "{"}, ["summary.json", "--resume"]),
+    ],
+)
 def test_folder_without_a_valid_run_is_refused(tmp_path, refuses, files, parts) -> None:
     run = tmp_path / "run"
     if files is not None:

@@ -144,12 +144,15 @@ def test_turn_rotates_the_asset(folder: Path) -> None:
         assert np.linalg.norm(corners, axis=-1).max() == pytest.approx(0.85, rel=1e-5)
 
 
-@pytest.mark.parametrize(("option", "named"), [
-    ("data=nowhere", ("data: ", "'nowhere'")),
-    ("captions=other.csv", ("captions: ", "'other.csv'", "assets")),
-    ("data=", ("data: ", "data=assets")),
-    ("address=auto", ("address", "engine=ray")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("option", "named"),
+    [
+        ("data=nowhere", ("data: ", "'nowhere'")),
+        ("captions=other.csv", ("captions: ", "'other.csv'", "assets")),
+        ("data=", ("data: ", "data=assets")),
+        ("address=auto", ("address", "engine=ray")),
+    ],
+)
 def test_bad_options_are_refused_before_the_run(option: str, named: tuple[str, ...], capsys) -> None:
     assert command(option) == 2 and not Path("run").exists()
     error = capsys.readouterr().err

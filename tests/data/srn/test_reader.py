@@ -211,18 +211,34 @@ def remove_views(*numbers: int) -> Callable[[Path], object]:
 RGB, POSE, K = "rgb/000001.png", "pose/000001.txt", "intrinsics.txt"
 
 
-@pytest.mark.parametrize(("file", "content", "named"), [
-    (RGB, None, ""), (RGB, remove_views(1), ""), (RGB, b"no", ""),
-    (RGB, lambda path: Image.new("RGB", (24, 20)).save(path), "20 x 24"), (POSE, None, ""),
-    (POSE, multiply(np.diag([1.1, 1.1, 1.1, 1])), "1.1"), (POSE, multiply(np.diag([-1.0, 1, 1, 1])), "-1"),
-    (POSE, multiply(np.eye(4) + 0.5 * np.eye(4, k=-3)), "[0.5, "), (POSE, b"1 2 3", "16"),
-    (POSE, b"nan " * 16, "nan"), (POSE, b"hello", "'hello'"), (POSE, b"\xff\xfe1", ""), (K, None, ""),
-    (K, b"32 12 12\n", "3 numbers"), (K, b"32 64 64 0\n0 0 0\n1\n128 128\n", "128 x 128"),
-    (K, b"-32 12 12 0\n0 0 0\n1\n24 24\n", "-32"), (K, b"131 0 64 0 131 64 0 0 1", "(64, 64)"),
-    (K, b"32 0 12 0 0 12 0 0 1", "[32.0, 0.0, 12.0]"), ("pose", shutil.rmtree, ""),
-    ("pose", one_position, "intrinsics.txt"), ("pose", world_to_camera, "intrinsics.txt"),
-    (".", lambda path: remove_views(1, 2, 3)(path / RGB), "1 view"), (".", shutil.rmtree, ""),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("file", "content", "named"),
+    [
+        (RGB, None, ""),
+        (RGB, remove_views(1), ""),
+        (RGB, b"no", ""),
+        (RGB, lambda path: Image.new("RGB", (24, 20)).save(path), "20 x 24"),
+        (POSE, None, ""),
+        (POSE, multiply(np.diag([1.1, 1.1, 1.1, 1])), "1.1"),
+        (POSE, multiply(np.diag([-1.0, 1, 1, 1])), "-1"),
+        (POSE, multiply(np.eye(4) + 0.5 * np.eye(4, k=-3)), "[0.5, "),
+        (POSE, b"1 2 3", "16"),
+        (POSE, b"nan " * 16, "nan"),
+        (POSE, b"hello", "'hello'"),
+        (POSE, b"\xff\xfe1", ""),
+        (K, None, ""),
+        (K, b"32 12 12\n", "3 numbers"),
+        (K, b"32 64 64 0\n0 0 0\n1\n128 128\n", "128 x 128"),
+        (K, b"-32 12 12 0\n0 0 0\n1\n24 24\n", "-32"),
+        (K, b"131 0 64 0 131 64 0 0 1", "(64, 64)"),
+        (K, b"32 0 12 0 0 12 0 0 1", "[32.0, 0.0, 12.0]"),
+        ("pose", shutil.rmtree, ""),
+        ("pose", one_position, "intrinsics.txt"),
+        ("pose", world_to_camera, "intrinsics.txt"),
+        (".", lambda path: remove_views(1, 2, 3)(path / RGB), "1 view"),
+        (".", shutil.rmtree, ""),
+    ],
+)
 def test_damaged_scenes_are_refused(scene: Path, file: str, content: Any, named: str) -> None:
     damage(scene / file, content)
     with refused(None, scene / file, named):

@@ -87,15 +87,18 @@ def test_real_runs_are_made_evaluated_and_not_repeated() -> None:
     assert cli.main(command) == 0 and (folder / "summary.json").stat().st_mtime_ns == made
 
 
-@pytest.mark.parametrize(("more", "values"), [
-    (["methods=[toybox-sheet]"], ("methods: toybox-sheet",)),
-    (["methods=[good, good]"], ("methods", "'good'")),
-    (["prompts=[a red ball, a table]"], ("prompts", "a red ball, a table")),
-    (["methods=[sds-toybox]", "prompts=[a nebula, a blue dog]"], ("prompts: sds-toybox",)),
-    (["methods=[good, good.yaml seed=3]"], ("overrides: seed",)),
-    (["address=auto"], ("engine=ray",)),
-    (["meter.classifier.name=prob"], ("'probe'",)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("more", "values"),
+    [
+        (["methods=[toybox-sheet]"], ("methods: toybox-sheet",)),
+        (["methods=[good, good]"], ("methods", "'good'")),
+        (["prompts=[a red ball, a table]"], ("prompts", "a red ball, a table")),
+        (["methods=[sds-toybox]", "prompts=[a nebula, a blue dog]"], ("prompts: sds-toybox",)),
+        (["methods=[good, good.yaml seed=3]"], ("overrides: seed",)),
+        (["address=auto"], ("engine=ray",)),
+        (["meter.classifier.name=prob"], ("'probe'",)),
+    ],
+)
 def test_mistakes_are_found_before_any_work(more: list[str], values: tuple[str, ...], capsys) -> None:
     assert cli.main(words(*more)) == 2
     error = capsys.readouterr().err

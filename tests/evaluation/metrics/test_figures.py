@@ -87,17 +87,20 @@ def test_side_of_azimuths() -> None:
     assert side_of(np.deg2rad([0, 44, 46, 90, 180, 271, 314, 316, 359, -90])).tolist() == [0, 0, 1, 1, 2, 3, 3, 0, 0, 3]
 
 
-@pytest.mark.parametrize(("seen", "start", "right"), [
-    ([0, 1, 2, 3], 0, True),
-    ([1, 2, 3, 0], 90, True),
-    ([0, 3, 2, 1], 0, False),  # mirrored: left and right swapped
-    ([2, 3, 0, 1], 0, False),  # turned round
-    ([0, 0, 0, 0], 0, False),  # a face on every side
-    ([0, 1, 3, 2], 0, False),  # two swapped
-    ([0, 1, 2, 3], 44, True),  # near the border either neighbour is right
-    ([1, 2, 3, 0], 44, True),
-    ([1, 2, 3, 0], 20, False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("seen", "start", "right"),
+    [
+        ([0, 1, 2, 3], 0, True),
+        ([1, 2, 3, 0], 90, True),
+        ([0, 3, 2, 1], 0, False),  # mirrored: left and right swapped
+        ([2, 3, 0, 1], 0, False),  # turned round
+        ([0, 0, 0, 0], 0, False),  # a face on every side
+        ([0, 1, 3, 2], 0, False),  # two swapped
+        ([0, 1, 2, 3], 44, True),  # near the border either neighbour is right
+        ([1, 2, 3, 0], 44, True),
+        ([1, 2, 3, 0], 20, False),
+    ],
+)
 def test_in_order_and_single_sides(seen: list[int], start: float, right: bool) -> None:
     """Confident sides ``seen``; the order of equal sides is undefined."""
     azimuth = TURN + np.deg2rad(start)

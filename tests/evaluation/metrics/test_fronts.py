@@ -10,19 +10,22 @@ from threedgen.evaluation.metrics.fronts import ErrorRates, classify_ring, direc
 from threedgen.evaluation.options import FRONT_THRESHOLD as AT
 
 
-@pytest.mark.parametrize(("front", "count"), [
-    ([0.9, 0.1, 0, 0, 0, 0, 0, 0.1], 1),
-    ([0.9, 0.6, 0, 0, 0, 0, 0, 0.6], 1),  # up to 45 degrees to each side, around the beginning
-    ([0.6, 0.9, 0.6, 0, 0, 0, 0, 0], 1),
-    ([0, 0, 0, 0, 0, 0, 0.7, 0.7], 1),
-    ([0.9, 0, 0, 0, 0.9, 0, 0, 0], 2),  # a face behind
-    ([0.9, 0.6, 0, 0.6, 0, 0, 0, 0], 2),  # 135 degrees
-    ([0.9, 0, 0.6, 0, 0, 0, 0, 0], 1),  # 90 degrees
-    ([0.8, 0, 0, 0, 0, 0.8, 0, 0], 2),  # 135 degrees, across the beginning
-    ([0.9] * 8, 2),  # a body of revolution
-    ([0.2] * 8, 0),
-    ([1, 0, 0, 0] * 3, 3),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("front", "count"),
+    [
+        ([0.9, 0.1, 0, 0, 0, 0, 0, 0.1], 1),
+        ([0.9, 0.6, 0, 0, 0, 0, 0, 0.6], 1),  # up to 45 degrees to each side, around the beginning
+        ([0.6, 0.9, 0.6, 0, 0, 0, 0, 0], 1),
+        ([0, 0, 0, 0, 0, 0, 0.7, 0.7], 1),
+        ([0.9, 0, 0, 0, 0.9, 0, 0, 0], 2),  # a face behind
+        ([0.9, 0.6, 0, 0.6, 0, 0, 0, 0], 2),  # 135 degrees
+        ([0.9, 0, 0.6, 0, 0, 0, 0, 0], 1),  # 90 degrees
+        ([0.8, 0, 0, 0, 0, 0.8, 0, 0], 2),  # 135 degrees, across the beginning
+        ([0.9] * 8, 2),  # a body of revolution
+        ([0.2] * 8, 0),
+        ([1, 0, 0, 0] * 3, 3),
+    ],
+)
 def test_front_count(front: list[float], count: int) -> None:
     for turn in range(len(front)):
         assert front_count(np.roll(front, turn), AT) == count

@@ -142,12 +142,15 @@ def test_existing_views_need_no_model(tmp_path: Path, depth: bool, samples: list
     assert not samples
 
 
-@pytest.mark.parametrize(("name", "content", "values"), [
-    ("cameras.json", "{}", ("a/cameras.json", "c2w")),
-    ("views/2.png", None, ("a/views/2.png",)),
-    ("cameras.json", None, ("cameras.json",)),
-    ("views/0.png", "no image", ("a/views/0.png",)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "content", "values"),
+    [
+        ("cameras.json", "{}", ("a/cameras.json", "c2w")),
+        ("views/2.png", None, ("a/views/2.png",)),
+        ("cameras.json", None, ("cameras.json",)),
+        ("views/0.png", "no image", ("a/views/0.png",)),
+    ],
+)
 def test_incomplete_folders_are_refused(tmp_path, name: str, content: str | None, values: tuple[str, ...]) -> None:
     write(tmp_path / "in" / "a", TinyScenes(TinyScenesConfig()).scene(0))
     path = tmp_path / "in" / "a" / name
@@ -166,14 +169,17 @@ def test_views_of_another_size_and_moving_cameras_are_refused(tmp_path: Path) ->
             run(options(tmp_path / "out", views=str(tmp_path / name)), None, True)
 
 
-@pytest.mark.parametrize(("changes", "key", "values"), [
-    ({"scenes": {"views": 1}}, "scenes", ("tiny scenes", 1, 2)),
-    ({"scenes": {"views": 4}}, "scenes", ("tiny scenes",)),
-    ({"scenes": {"count": 0}}, "scenes", ("tiny scenes",)),
-    ({"blocks": "toybox-depth"}, "prior.blocks", ("'toybox-depth'", "toybox-panorama")),
-    ({"scenes": {"depth": True}}, "prior.blocks", ("'toybox-panorama'", "variant=depth")),
-    ({"scenes": {"size": 17}}, "scenes", (4, "16", "20", "17 x 17")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "key", "values"),
+    [
+        ({"scenes": {"views": 1}}, "scenes", ("tiny scenes", 1, 2)),
+        ({"scenes": {"views": 4}}, "scenes", ("tiny scenes",)),
+        ({"scenes": {"count": 0}}, "scenes", ("tiny scenes",)),
+        ({"blocks": "toybox-depth"}, "prior.blocks", ("'toybox-depth'", "toybox-panorama")),
+        ({"scenes": {"depth": True}}, "prior.blocks", ("'toybox-panorama'", "variant=depth")),
+        ({"scenes": {"size": 17}}, "scenes", (4, "16", "20", "17 x 17")),
+    ],
+)
 def test_unsuitable_scenes_and_models_are_refused_before_sampling(tmp_path, samples, changes, key, values) -> None:
     with refused(key, *values):
         run(options(tmp_path, **changes), None, True)

@@ -39,10 +39,16 @@ def test_validate_returns_errors_and_warnings(tmp_path: Path, monkeypatch: pytes
 
 
 @unix
-@pytest.mark.parametrize(("script", "values"), [
-    ("echo broken >&2; exit 3", ("3", "broken")), ("echo no json", ()), ("echo '[]'", ("ValueError",)),
-    ("echo '[{}, {}]'", ("KeyError",)), ("exec sleep 20", ("0.3",)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("script", "values"),
+    [
+        ("echo broken >&2; exit 3", ("3", "broken")),
+        ("echo no json", ()),
+        ("echo '[]'", ("ValueError",)),
+        ("echo '[{}, {}]'", ("KeyError",)),
+        ("exec sleep 20", ("0.3",)),
+    ],
+)
 def test_validate_returns_the_reason_of_a_failure(tmp_path, monkeypatch, script: str, values: tuple[str, ...]) -> None:
     if "sleep" in script:
         monkeypatch.setattr(glb, "TIMEOUT_S", 0.3)

@@ -116,21 +116,24 @@ def test_check_glb_accepts_a_valid_file() -> None:
     assert check_glb(DATA, EXPECTED) == []
 
 
-@pytest.mark.parametrize(("change", "code"), [
-    (lambda m: {"faces": m.faces[1:]}, "open"),
-    (lambda m: {"faces": m.faces[:, ::-1]}, "inside-out"),
-    (lambda m: {"faces": np.concatenate([m.faces, m.faces[:1]])}, "crowded"),
-    (lambda m: {"vertices": m.vertices + 1}, "pivot"),
-    (lambda m: {"tangents": m.tangents * np.float32("nan")}, "finite"),
-    (lambda m: {"normals": -m.normals}, "normals"),
-    (lambda m: {"normals": m.normals * 2}, "normals"),
-    (lambda m: {"tangents": m.tangents * np.float32([1, 1, 1, -1])}, "tangents"),
-    (lambda m: {"tangents": m.tangents * 3}, "tangents"),
-    (lambda m: {"uv": m.uv * 1.5}, "uv-range"),
-    (lambda m: {"uv": m.uv * 0.5}, "uv-layout"),
-    (lambda m: {"uv": np.abs(m.uv * 2 - 1)}, "uv-overlap"),
-    (lambda m: {"faces": np.where(m.faces == 0, 10**5, m.faces)}, "indices"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        (lambda m: {"faces": m.faces[1:]}, "open"),
+        (lambda m: {"faces": m.faces[:, ::-1]}, "inside-out"),
+        (lambda m: {"faces": np.concatenate([m.faces, m.faces[:1]])}, "crowded"),
+        (lambda m: {"vertices": m.vertices + 1}, "pivot"),
+        (lambda m: {"tangents": m.tangents * np.float32("nan")}, "finite"),
+        (lambda m: {"normals": -m.normals}, "normals"),
+        (lambda m: {"normals": m.normals * 2}, "normals"),
+        (lambda m: {"tangents": m.tangents * np.float32([1, 1, 1, -1])}, "tangents"),
+        (lambda m: {"tangents": m.tangents * 3}, "tangents"),
+        (lambda m: {"uv": m.uv * 1.5}, "uv-range"),
+        (lambda m: {"uv": m.uv * 0.5}, "uv-layout"),
+        (lambda m: {"uv": np.abs(m.uv * 2 - 1)}, "uv-overlap"),
+        (lambda m: {"faces": np.where(m.faces == 0, 10**5, m.faces)}, "indices"),
+    ],
+)
 def test_check_glb_finds_mesh_errors(change: Callable[[TexturedMesh], dict[str, np.ndarray]], code: str) -> None:
     assert code in changed(**change(MESH))
 

@@ -217,11 +217,14 @@ def test_bfloat16_latents_get_float32_loss():
     assert loss.dtype == torch.float32 and z.grad.dtype == torch.bfloat16 and float(z.grad.abs().sum()) > 0
 
 
-@pytest.mark.parametrize("options, values", [
-    ({"max_step_percent": 1.5}, ["max_step_percent", 1.5]),
-    ({"weighting": "sds"}, ["one_minus_alpha_bar"]),
-    ({"guidance_scale": -1}, ["guidance_scale", -1]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options, values",
+    [
+        ({"max_step_percent": 1.5}, ["max_step_percent", 1.5]),
+        ({"weighting": "sds"}, ["one_minus_alpha_bar"]),
+        ({"guidance_scale": -1}, ["guidance_scale", -1]),
+    ],
+)
 def test_sds_config_refuses_impossible_options(options, values):
     with refused(None, *values, kind=ValidationError):
         SDSConfig(**options)

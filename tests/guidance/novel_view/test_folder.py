@@ -101,16 +101,19 @@ def with_channels(channels: int) -> Callable[[Path], None]:
     return change
 
 
-@pytest.mark.parametrize(("name", "damage", "values"), [
-    ("model.safetensors", truncate, ["model.safetensors"]),
-    ("model.safetensors", flip, ["model.safetensors", "SHA"]),
-    ("model.safetensors", Path.unlink, ["model.safetensors"]),
-    ("config.json", Path.unlink, ["config.json"]),
-    ("config.json", truncate, ["config.json", "JSON"]),
-    ("config.json", with_channels(16), ["3DiM network"]),
-    ("config.json", with_channels(7), ["config.json", 7, "groups"]),
-    ("config.json", foreign, ["config.json", "UNet2DModel"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "damage", "values"),
+    [
+        ("model.safetensors", truncate, ["model.safetensors"]),
+        ("model.safetensors", flip, ["model.safetensors", "SHA"]),
+        ("model.safetensors", Path.unlink, ["model.safetensors"]),
+        ("config.json", Path.unlink, ["config.json"]),
+        ("config.json", truncate, ["config.json", "JSON"]),
+        ("config.json", with_channels(16), ["3DiM network"]),
+        ("config.json", with_channels(7), ["config.json", 7, "groups"]),
+        ("config.json", foreign, ["config.json", "UNet2DModel"]),
+    ],
+)
 def test_load_refuses_damaged_folders(saved: Path, name: str, damage: Callable[[Path], None], values: list) -> None:
     damage(saved / name)
     with refused(None, *values) as caught:

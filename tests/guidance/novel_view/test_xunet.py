@@ -25,14 +25,17 @@ def influence(network: XUNet, batch: Inputs, **changed: Tensor) -> list[bool]:
 
 
 @BOTH
-@pytest.mark.parametrize("options", [
-    {},
-    {"image_size": (16, 24), "channel_mult": (1, 2, 2), "attn_resolutions": (4, 8)},
-    {"image_size": 16, "channel_mult": (1, 1, 1, 2), "attn_resolutions": (2,)},
-    {"image_size": 4, "channel_mult": (3,), "num_res_blocks": 2, "use_pos_emb": False, "use_ref_pose_emb": False},
-    {"origin_degrees": 4, "direction_degrees": 0},
-    {"prediction": "v_prediction"},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"image_size": (16, 24), "channel_mult": (1, 2, 2), "attn_resolutions": (4, 8)},
+        {"image_size": 16, "channel_mult": (1, 1, 1, 2), "attn_resolutions": (2,)},
+        {"image_size": 4, "channel_mult": (3,), "num_res_blocks": 2, "use_pos_emb": False, "use_ref_pose_emb": False},
+        {"origin_degrees": 4, "direction_degrees": 0},
+        {"prediction": "v_prediction"},
+    ],
+)
 def test_output_has_shape_of_target(architecture: str, options: dict[str, Any]) -> None:
     network = tiny_network(architecture=architecture, **options)
     batch = inputs(network, batch=3)
@@ -51,11 +54,14 @@ def test_new_network_predicts_zeros_with_flax_initialisation(architecture: str) 
     assert not network.unet.middle.residual.conv2.weight.any() and not network.unet.conv_in.bias.any()
 
 
-@pytest.mark.parametrize(("options", "size", "tolerance"), [
-    ({}, 461.66e6, 5e3),
-    ({"image_size": 64}, 474.62e6, 5e3),
-    ({"architecture": "concat"}, 421e6, 0.02 * 421e6),  # without cross-attention, about the paper's 421 M
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "size", "tolerance"),
+    [
+        ({}, 461.66e6, 5e3),
+        ({"image_size": 64}, 474.62e6, 5e3),
+        ({"architecture": "concat"}, 421e6, 0.02 * 421e6),  # without cross-attention, about the paper's 421 M
+    ],
+)
 def test_parameter_count_matches_paper(options: dict[str, Any], size: float, tolerance: float) -> None:
     """Counted by an abstract initialisation of the JAX listing."""
     with torch.device("meta"):
@@ -63,11 +69,14 @@ def test_parameter_count_matches_paper(options: dict[str, Any], size: float, tol
     assert sum(parameter.numel() for parameter in network.parameters()) == pytest.approx(size, abs=tolerance)
 
 
-@pytest.mark.parametrize(("options", "reached"), [
-    ({"attn_resolutions": (4,)}, True),
-    ({"attn_resolutions": ()}, False),
-    ({"architecture": "concat", "attn_resolutions": ()}, True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "reached"),
+    [
+        ({"attn_resolutions": (4,)}, True),
+        ({"attn_resolutions": ()}, False),
+        ({"architecture": "concat", "attn_resolutions": ()}, True),
+    ],
+)
 def test_condition_reaches_target_by_cross_attention_or_concatenation(options: dict[str, Any], reached: bool) -> None:
     network = tiny_network(**options)
     batch = inputs(network)
@@ -155,14 +164,17 @@ def test_predict_takes_dropped_condition_as_noise() -> None:
         assert torch.equal(found, network(batch.x, batch.z, levels, batch.c2w, batch.K, keep))
 
 
-@pytest.mark.parametrize("options, values", [
-    ({"image_size": 9}, ["image_size", "9 x 9", 2]),
-    ({"image_size": (8, 0)}, ["image_size", "8 x 0"]),
-    ({"channel_mult": ()}, ["channel_mult"]),
-    ({"groups": 3}, [8, "groups", 3]),
-    ({"attn_heads": 3}, [16, "attn_heads", 3]),
-    ({"emb_channels": 7}, ["emb_channels", 7]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options, values",
+    [
+        ({"image_size": 9}, ["image_size", "9 x 9", 2]),
+        ({"image_size": (8, 0)}, ["image_size", "8 x 0"]),
+        ({"channel_mult": ()}, ["channel_mult"]),
+        ({"groups": 3}, [8, "groups", 3]),
+        ({"attn_heads": 3}, [16, "attn_heads", 3]),
+        ({"emb_channels": 7}, ["emb_channels", 7]),
+    ],
+)
 def test_xunet_config_refuses_sizes_that_do_not_fit(options: dict[str, Any], values: list[Any]) -> None:
     with refused(None, *values, kind=ValueError):
         XUNetConfig(**(TINY | options))

@@ -209,12 +209,15 @@ def test_vocabulary_that_needs_sentencepiece_names_its_installation(if_folder: P
         build_if(if_folder)
 
 
-@pytest.mark.parametrize(("name", "word", "key"), [
-    ("sample-toybox", "prior.name=deepfloyd", "prior"),
-    ("sample-toybox", "prior.name=stable-diffusion", "n_view"),
-    ("mvdreambooth-toybox", "prior.name=stable-diffusion", "prior"),
-    ("evaluate-toybox-prior", "prior.name=deepfloyd", "prior"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "word", "key"),
+    [
+        ("sample-toybox", "prior.name=deepfloyd", "prior"),
+        ("sample-toybox", "prior.name=stable-diffusion", "n_view"),
+        ("mvdreambooth-toybox", "prior.name=stable-diffusion", "prior"),
+        ("evaluate-toybox-prior", "prior.name=deepfloyd", "prior"),
+    ],
+)
 def test_tasks_refuse_priors_that_cannot_do_them(name: str, word: str, key: str) -> None:
     with refused(None, key):
         config.load(name, [word])

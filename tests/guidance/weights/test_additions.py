@@ -25,11 +25,17 @@ def pipes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return pipelines(tmp_path_factory.mktemp("sdxl"))
 
 
-@pytest.mark.parametrize(("kind", "form"), [
-    *((kind, form) for kind in KINDS for form in ("kohya", "diffusers")), ("sd15", "kohya without alpha"),
-    ("sd15", "kohya with convolutions"), ("sd21", "kohya of the text"), ("sdxl", "kohya of the text"),
-    ("sd15", "kohya of the unet"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "form"),
+    [
+        *((kind, form) for kind in KINDS for form in ("kohya", "diffusers")),
+        ("sd15", "kohya without alpha"),
+        ("sd15", "kohya with convolutions"),
+        ("sd21", "kohya of the text"),
+        ("sdxl", "kohya of the text"),
+        ("sd15", "kohya of the unet"),
+    ],
+)
 def test_fused_lora_equals_fusion_of_diffusers(pipes: Any, tmp_path: Path, kind: str, form: str) -> None:
     file, tensors = tmp_path / "lora.safetensors", lora(pipes[kind], form)
     save_file(tensors, file, {"ss_network_dim": "4"})
@@ -167,19 +173,27 @@ def test_peft_folder_has_its_alpha(pipes: Any, tmp_path: Path) -> None:
     torch.testing.assert_close(outputs[1], 2 * outputs[0])
 
 
-@pytest.mark.parametrize(("kind", "tensors", "metadata", "values"), [
-    ("sd15", "sd21", {"ss_base_model_version": "sd_v2"}, ["Stable Diffusion 2.x"]),
-    ("sd21", "sdxl", {}, ["SDXL"]),
-    ("sd15", {"lora_unet_double_blocks_0_img_attn_proj.lora_down.weight": (4, 8)}, {}, ["FLUX"]),
-    ("sd15", {"unet.down_blocks.0.attn.to_q.lora_A.weight": (4, 8)}, {}, []),
-    ("sd15", {"unet.x.attn2.to_k.lora_A.weight": (4, 2048), "unet.x.attn2.to_k.lora_B.weight": (4, 4)}, {}, ["SDXL"]),
-    ("sd15", {"lora_unet_mid_block_attn1_to_q.hada_w1_a": (4, 4)}, {}, ["LoHa"]),
-    ("sd15", {"lora_unet_mid_block_attn1_to_q.diff": (4, 4)}, {}, ["LyCORIS full"]),
-    ("sd15", {"lora_unet_mid_block_attn1_to_q.on_input": (1,)}, {}, ["IA3"]),
-    ("sd15", {"unet.x.lora_A.weight": (4, 4), "unet.x.lora_magnitude_vector": (4,)}, {}, ["DoRA"]),
-    ("sd15", {"emb_params": (1, 32)}, {}, ["no LoRA", "emb_params"]),
-    ("sd15", {"model.diffusion_model.out.2.weight": (4, 4)}, {}, ["no LoRA"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "tensors", "metadata", "values"),
+    [
+        ("sd15", "sd21", {"ss_base_model_version": "sd_v2"}, ["Stable Diffusion 2.x"]),
+        ("sd21", "sdxl", {}, ["SDXL"]),
+        ("sd15", {"lora_unet_double_blocks_0_img_attn_proj.lora_down.weight": (4, 8)}, {}, ["FLUX"]),
+        ("sd15", {"unet.down_blocks.0.attn.to_q.lora_A.weight": (4, 8)}, {}, []),
+        (
+            "sd15",
+            {"unet.x.attn2.to_k.lora_A.weight": (4, 2048), "unet.x.attn2.to_k.lora_B.weight": (4, 4)},
+            {},
+            ["SDXL"],
+        ),
+        ("sd15", {"lora_unet_mid_block_attn1_to_q.hada_w1_a": (4, 4)}, {}, ["LoHa"]),
+        ("sd15", {"lora_unet_mid_block_attn1_to_q.diff": (4, 4)}, {}, ["LyCORIS full"]),
+        ("sd15", {"lora_unet_mid_block_attn1_to_q.on_input": (1,)}, {}, ["IA3"]),
+        ("sd15", {"unet.x.lora_A.weight": (4, 4), "unet.x.lora_magnitude_vector": (4,)}, {}, ["DoRA"]),
+        ("sd15", {"emb_params": (1, 32)}, {}, ["no LoRA", "emb_params"]),
+        ("sd15", {"model.diffusion_model.out.2.weight": (4, 4)}, {}, ["no LoRA"]),
+    ],
+)
 def test_lora_of_another_model_is_refused(pipes, tmp_path, kind, tensors, metadata, values) -> None:
     prior = prior_of(pipes[kind])
     before = {name: tensor.clone() for name, tensor in states(prior.networks).items()}
@@ -256,12 +270,15 @@ def test_textual_inversion_of_sdxl_has_vectors_for_both_encoders(pipes: Any, tmp
     assert torch.equal(*found)
 
 
-@pytest.mark.parametrize(("kind", "tensors", "base"), [
-    ("sd15", {"emb_params": (2, 1024)}, "Stable Diffusion 2.x"),
-    ("sdxl", {"emb_params": (2, 768)}, "Stable Diffusion 1.x"),
-    ("sd15", {"clip_l": (2, 32), "clip_g": (2, 16)}, "SDXL"),
-    ("sd15", {"layer.weight": (2, 2), "layer.bias": (2,)}, "no textual inversion"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "tensors", "base"),
+    [
+        ("sd15", {"emb_params": (2, 1024)}, "Stable Diffusion 2.x"),
+        ("sdxl", {"emb_params": (2, 768)}, "Stable Diffusion 1.x"),
+        ("sd15", {"clip_l": (2, 32), "clip_g": (2, 16)}, "SDXL"),
+        ("sd15", {"layer.weight": (2, 2), "layer.bias": (2,)}, "no textual inversion"),
+    ],
+)
 def test_textual_inversion_of_another_model_is_refused(pipes, tmp_path, kind, tensors, base) -> None:
     save_file({name: torch.ones(shape) for name, shape in tensors.items()}, tmp_path / "ti.safetensors")
     with refused("embeddings.0.file", tmp_path / "ti.safetensors", base):

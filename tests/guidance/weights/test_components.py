@@ -110,29 +110,32 @@ def test_save_replaces_only_saved_priors_and_refuses_float16_overflow(tmp_path: 
     assert sorted(p.name for p in tmp_path.iterdir()) == ["notes", "x"]
 
 
-@pytest.mark.parametrize(("file", "change", "values"), [
-    ("unet/config.json", {"_class_name": "MyUNet"}, ["unet", "MyUNet", "UNet2DConditionModel"]),
-    ("unet/config.json", {"layers_per_block": 2}, ["UNet"]),
-    ("unet/config.json", {"layers_per_block": 10**9}, ["UNet", "layers_per_block", 10**9]),
-    ("unet/config.json", {"block_out_channels": "wide"}, ["UNet"]),
-    ("vae/config.json", {"latent_channels": 8}, ["VAE"]),
-    ("vae/config.json", {"block_out_channels": None}, ["VAE"]),
-    ("vae/config.json", {"norm_num_groups": 4, "act_fn": 3}, ["VAE"]),
-    ("text_encoder/config.json", {"hidden_size": 32}, ["text encoder"]),
-    ("text_encoder/config.json", {"model_type": "t5"}, ["text_encoder", "'t5'"]),
-    ("text_encoder/config.json", {"num_hidden_layers": "x"}, ["text encoder"]),
-    (SCHEDULER, {"beta_schedule": "square"}, ["scheduler", "square"]),
-    (SCHEDULER, {"prediction_type": "sample"}, ["scheduler", "sample"]),
-    (SCHEDULER, {"num_train_timesteps": "x"}, ["scheduler"]),
-    (SCHEDULER, {"num_train_timesteps": 5}, ["scheduler", "num_train_timesteps", 5]),
-    # files that fit each other, and yet the networks cannot run
-    ("unet/config.json", {"norm_eps": "x"}, ["TypeError"]),
-    ("unet/config.json", {"freq_shift": "a"}, ["TypeError"]),
-    ("unet/config.json", {"mid_block_scale_factor": 0}, ["NaN"]),
-    ("vae/config.json", {"scaling_factor": None}, ["TypeError"]),
-    ("text_encoder/config.json", {"eos_token_id": None}, ["AttributeError"]),
-    ("tokenizer/tokenizer_config.json", {"model_max_length": "x"}, ["TypeError"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("file", "change", "values"),
+    [
+        ("unet/config.json", {"_class_name": "MyUNet"}, ["unet", "MyUNet", "UNet2DConditionModel"]),
+        ("unet/config.json", {"layers_per_block": 2}, ["UNet"]),
+        ("unet/config.json", {"layers_per_block": 10**9}, ["UNet", "layers_per_block", 10**9]),
+        ("unet/config.json", {"block_out_channels": "wide"}, ["UNet"]),
+        ("vae/config.json", {"latent_channels": 8}, ["VAE"]),
+        ("vae/config.json", {"block_out_channels": None}, ["VAE"]),
+        ("vae/config.json", {"norm_num_groups": 4, "act_fn": 3}, ["VAE"]),
+        ("text_encoder/config.json", {"hidden_size": 32}, ["text encoder"]),
+        ("text_encoder/config.json", {"model_type": "t5"}, ["text_encoder", "'t5'"]),
+        ("text_encoder/config.json", {"num_hidden_layers": "x"}, ["text encoder"]),
+        (SCHEDULER, {"beta_schedule": "square"}, ["scheduler", "square"]),
+        (SCHEDULER, {"prediction_type": "sample"}, ["scheduler", "sample"]),
+        (SCHEDULER, {"num_train_timesteps": "x"}, ["scheduler"]),
+        (SCHEDULER, {"num_train_timesteps": 5}, ["scheduler", "num_train_timesteps", 5]),
+        # files that fit each other, and yet the networks cannot run
+        ("unet/config.json", {"norm_eps": "x"}, ["TypeError"]),
+        ("unet/config.json", {"freq_shift": "a"}, ["TypeError"]),
+        ("unet/config.json", {"mid_block_scale_factor": 0}, ["NaN"]),
+        ("vae/config.json", {"scaling_factor": None}, ["TypeError"]),
+        ("text_encoder/config.json", {"eos_token_id": None}, ["AttributeError"]),
+        ("tokenizer/tokenizer_config.json", {"model_max_length": "x"}, ["TypeError"]),
+    ],
+)
 def test_load_refuses_wrong_configs(folder: Path, file: str, change: dict[str, Any], values: list[Any]) -> None:
     edit_json(folder / file, **change)
     with refused(None, *values) as caught:
@@ -140,11 +143,17 @@ def test_load_refuses_wrong_configs(folder: Path, file: str, change: dict[str, A
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
 
 
-@pytest.mark.parametrize(("part", "key", "value"), [
-    ("vae", "scaling_factor", "0"), ("vae", "scaling_factor", "NaN"), ("unet", "norm_eps", "-1"),
-    ("unet", "sample_size", "100000"), ("unet", "downsample_padding", "1000"),
-    ("text_encoder", "layer_norm_eps", "1e999"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        ("vae", "scaling_factor", "0"),
+        ("vae", "scaling_factor", "NaN"),
+        ("unet", "norm_eps", "-1"),
+        ("unet", "sample_size", "100000"),
+        ("unet", "downsample_padding", "1000"),
+        ("text_encoder", "layer_norm_eps", "1e999"),
+    ],
+)
 def test_load_refuses_config_numbers_out_of_range(folder: Path, part: str, key: str, value: str) -> None:
     path = folder / part / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: "HERE"}).replace('"HERE"', value))

@@ -39,11 +39,14 @@ COMMON += [f"{part}/config.json" for part in loading.PARTS]
 UNET, VAE = "unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model"
 
 
-@pytest.mark.parametrize(("remote", "kept"), [
-    ([f"{UNET}.fp16", f"{VAE}.fp16", "text_encoder/model.fp16"], 3),
-    ([f"{UNET}.fp16", UNET, f"{VAE}.fp16", VAE, "text_encoder/model.fp16", "text_encoder/model"], 3),
-    ([f"{UNET}.fp16", f"{VAE}.fp16", "text_encoder/model.fp16-00001-of-00001"], 3),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("remote", "kept"),
+    [
+        ([f"{UNET}.fp16", f"{VAE}.fp16", "text_encoder/model.fp16"], 3),
+        ([f"{UNET}.fp16", UNET, f"{VAE}.fp16", VAE, "text_encoder/model.fp16", "text_encoder/model"], 3),
+        ([f"{UNET}.fp16", f"{VAE}.fp16", "text_encoder/model.fp16-00001-of-00001"], 3),
+    ],
+)
 def test_float16_files_are_downloaded_only_if_there_are_no_others(cache, monkeypatch, tmp_path, remote, kept) -> None:
     index = ["text_encoder/model.safetensors.index.fp16.json"] if "-of-" in remote[-1] else []
     source = snapshot(tmp_path / "hub", "a/b", [*COMMON, *index, *(f"{name}.safetensors" for name in remote)])
@@ -75,12 +78,15 @@ def test_removed_repositories_name_their_copy(cache: Path) -> None:
         assert loading.locate(weights).samefile(folder)  # a copy in the cache is used
 
 
-@pytest.mark.parametrize(("name", "overrides", "file"), [
-    ("mvadapter-sd21", [], "mvadapter_t2mv_sd21"),
-    ("mvadapter-sd21", ["image=cat.png"], "mvadapter_i2mv_sd21"),
-    ("mvadapter-sd21", ["mesh=car.glb"], "mvadapter_tg2mv_sd21"),
-    ("mvadapter-sdxl", ["image=cat.png", "mesh=car.glb"], "mvadapter_ig2mv_sdxl"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "overrides", "file"),
+    [
+        ("mvadapter-sd21", [], "mvadapter_t2mv_sd21"),
+        ("mvadapter-sd21", ["image=cat.png"], "mvadapter_i2mv_sd21"),
+        ("mvadapter-sd21", ["mesh=car.glb"], "mvadapter_tg2mv_sd21"),
+        ("mvadapter-sdxl", ["image=cat.png", "mesh=car.glb"], "mvadapter_ig2mv_sdxl"),
+    ],
+)
 def test_id_of_adapters_chooses_the_file(cache: Path, name: str, overrides: list[str], file: str) -> None:
     prior = config.load(name, ["prior.adapter=huanngzh/mv-adapter", *overrides]).prior
     assert prior.adapter == f"huanngzh/mv-adapter/{file}.safetensors"

@@ -143,14 +143,17 @@ def ldm_unet() -> dict[str, Tensor]:
     return to_ldm(unet.state_dict(), unet_prefixes(unet.config))
 
 
-@pytest.mark.parametrize(("change", "values"), [
-    (lambda w: w.clear(), []),
-    (lambda w: w.update({"input_blocks.9.0.x.weight": torch.zeros(1)}), ["input_blocks"]),
-    (lambda w: w.update({"label_emb.0.weight": torch.zeros(1)}), ["label_emb.0.weight"]),
-    (lambda w: w.pop("out.2.weight"), ["out.2.weight"]),
-    (lambda w: w.update({"input_blocks.0.0.weight": torch.zeros(())}), ["input_blocks.0.0.weight", ()]),
-    (lambda w: [w.pop(n) for n in list(w) if n.startswith("middle_block.1")], []),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "values"),
+    [
+        (lambda w: w.clear(), []),
+        (lambda w: w.update({"input_blocks.9.0.x.weight": torch.zeros(1)}), ["input_blocks"]),
+        (lambda w: w.update({"label_emb.0.weight": torch.zeros(1)}), ["label_emb.0.weight"]),
+        (lambda w: w.pop("out.2.weight"), ["out.2.weight"]),
+        (lambda w: w.update({"input_blocks.0.0.weight": torch.zeros(())}), ["input_blocks.0.0.weight", ()]),
+        (lambda w: [w.pop(n) for n in list(w) if n.startswith("middle_block.1")], []),
+    ],
+)
 def test_convert_unet_refuses_other_architectures(change: Any, values: list[Any]) -> None:
     weights = ldm_unet()
     change(weights)

@@ -97,10 +97,19 @@ class Slotted:
         self.a = 1
 
 
-@pytest.mark.parametrize("foreign", [
-    Settings(lr=0.1, inner=Slotted()), Slotted, Path("x"), datetime(2024, 1, 1), np.float64(2),
-    defaultdict(list, a=[1]), {int: partial(print, 1), Settings: nn.ReLU()},
-], ids=lambda value: type(value).__name__)  # fmt: skip
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        Settings(lr=0.1, inner=Slotted()),
+        Slotted,
+        Path("x"),
+        datetime(2024, 1, 1),
+        np.float64(2),
+        defaultdict(list, a=[1]),
+        {int: partial(print, 1), Settings: nn.ReLU()},
+    ],
+    ids=lambda value: type(value).__name__,
+)
 def test_python_objects_beside_a_state_dict_are_skipped_and_not_imported(tmp_path: Path, foreign: Any) -> None:
     path = torch_file(tmp_path / "w.ckpt", {"state_dict": TENSORS, "hyper_parameters": foreign, "epoch": 3})
     code = (
@@ -117,15 +126,26 @@ def test_python_objects_beside_a_state_dict_are_skipped_and_not_imported(tmp_pat
         files.read_tensors(torch_file(path, {"hyper_parameters": foreign}))
 
 
-@pytest.mark.parametrize(("content", "value"), [
-    (b"", ""), (b"<!DOCTYPE html><html>not found</html>", ""), (b"\n <html><body>", ""),
-    (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n", "git lfs pull"),
-    (b"PK\x03\x04 and no more", ""), ((1 << 40).to_bytes(8, "little") + b'{"a"', ""),
-    ((2).to_bytes(8, "little") + b"{}", ""), ((2).to_bytes(8, "little") + b"{]", "safetensors"),
-    (b"RIFF0000WAVE", "safetensors"), ([1, 2], ""), ({"a": 1}, ""), ({"state_dict": {}}, ""),
-    ({"a": torch.ones(2, 2).to_sparse()}, "sparse"), ({"a": torch.ones(2, dtype=torch.complex64)}, "'a'"),
-    ({"a": torch.ones(2, device="meta")}, ""),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("content", "value"),
+    [
+        (b"", ""),
+        (b"<!DOCTYPE html><html>not found</html>", ""),
+        (b"\n <html><body>", ""),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n", "git lfs pull"),
+        (b"PK\x03\x04 and no more", ""),
+        ((1 << 40).to_bytes(8, "little") + b'{"a"', ""),
+        ((2).to_bytes(8, "little") + b"{}", ""),
+        ((2).to_bytes(8, "little") + b"{]", "safetensors"),
+        (b"RIFF0000WAVE", "safetensors"),
+        ([1, 2], ""),
+        ({"a": 1}, ""),
+        ({"state_dict": {}}, ""),
+        ({"a": torch.ones(2, 2).to_sparse()}, "sparse"),
+        ({"a": torch.ones(2, dtype=torch.complex64)}, "'a'"),
+        ({"a": torch.ones(2, device="meta")}, ""),
+    ],
+)
 def test_read_tensors_refuses_other_content(tmp_path: Path, content: Any, value: str) -> None:
     path = tmp_path / "w.pt"
     if isinstance(content, bytes):
@@ -230,15 +250,18 @@ def test_fill_returns_frozen_float32_network_and_samples_no_random_number() -> N
     assert all(p.dtype == torch.float32 for p in layer.parameters())
 
 
-@pytest.mark.parametrize(("change", "values"), [
-    ({"linear.bias": None}, [1, "linear.bias"]),
-    ({"more": torch.ones(1)}, [1, "more"]),
-    ({"linear.weight": torch.ones(3, 2)}, ["linear.weight", (3, 2), (2, 3)]),
-    ({"linear.bias": torch.ones(1).expand(10**12)}, ["linear.bias"]),
-    ({"linear.bias": torch.tensor([1.0, float("nan")])}, ["linear.bias"]),
-    ({"linear.bias": torch.tensor([1.0, float("inf")])}, ["linear.bias"]),
-    ({"linear.bias": torch.tensor([1, 2])}, ["linear.bias", torch.int64]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "values"),
+    [
+        ({"linear.bias": None}, [1, "linear.bias"]),
+        ({"more": torch.ones(1)}, [1, "more"]),
+        ({"linear.weight": torch.ones(3, 2)}, ["linear.weight", (3, 2), (2, 3)]),
+        ({"linear.bias": torch.ones(1).expand(10**12)}, ["linear.bias"]),
+        ({"linear.bias": torch.tensor([1.0, float("nan")])}, ["linear.bias"]),
+        ({"linear.bias": torch.tensor([1.0, float("inf")])}, ["linear.bias"]),
+        ({"linear.bias": torch.tensor([1, 2])}, ["linear.bias", torch.int64]),
+    ],
+)
 def test_fill_refuses_tensors_that_do_not_fit(change: dict[str, Tensor | None], values: list[Any]) -> None:
     tensors = {name: t for name, t in (LAYER | change).items() if t is not None}
     with refused_in_one_line(None, "layer", *values):
@@ -251,11 +274,14 @@ def no_network(no_hub: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 
 
 @pytest.mark.usefixtures("no_network")
-@pytest.mark.parametrize(("weights", "command"), [
-    ("sd-v2.1-base-4view.pt", "hf download MVDream/MVDream sd-v2.1-base-4view.pt"),
-    ("some/where/sd-v1.5-4view.pt", "hf download MVDream/MVDream sd-v1.5-4view.pt"),
-    ("someone/model", "hf download someone/model"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("weights", "command"),
+    [
+        ("sd-v2.1-base-4view.pt", "hf download MVDream/MVDream sd-v2.1-base-4view.pt"),
+        ("some/where/sd-v1.5-4view.pt", "hf download MVDream/MVDream sd-v1.5-4view.pt"),
+        ("someone/model", "hf download someone/model"),
+    ],
+)
 def test_check_names_download_command_of_missing_weights(weights: str, command: str) -> None:
     with refused_in_one_line("weights", weights, command, hub.RUNS_NOW):
         loading.check(weights)

@@ -33,20 +33,23 @@ def prior(path: Path, content: dict[str, Tensor], metadata: dict[str, str] | Non
     return build(config)
 
 
-@pytest.mark.parametrize(("name", "metadata", "prediction", "size"), [
-    ("dreams", {}, None, None),
-    ("dreams-vpred", {}, "v_prediction", None),
-    ("512-base-ema", {}, "epsilon", None),
-    ("v2-1_512-ema-pruned", {}, "epsilon", None),
-    ("768-v-ema", {}, "v_prediction", None),
-    ("v2-1_768-nonema-pruned", {}, "v_prediction", None),
-    ("sd_xl_base_1.0", {}, "epsilon", None),
-    ("noobaiXL_vPred10", {}, "v_prediction", None),
-    ("mine", {"modelspec.architecture": "stable-diffusion-v2-768-v"}, "v_prediction", None),
-    ("mine", {"modelspec.prediction_type": "v", "modelspec.resolution": "640x512"}, "v_prediction", 640),
-    ("768-v", {"modelspec.prediction_type": "epsilon"}, "epsilon", None),
-    ("mine", {"modelspec.resolution": "0x70000"}, None, None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "metadata", "prediction", "size"),
+    [
+        ("dreams", {}, None, None),
+        ("dreams-vpred", {}, "v_prediction", None),
+        ("512-base-ema", {}, "epsilon", None),
+        ("v2-1_512-ema-pruned", {}, "epsilon", None),
+        ("768-v-ema", {}, "v_prediction", None),
+        ("v2-1_768-nonema-pruned", {}, "v_prediction", None),
+        ("sd_xl_base_1.0", {}, "epsilon", None),
+        ("noobaiXL_vPred10", {}, "v_prediction", None),
+        ("mine", {"modelspec.architecture": "stable-diffusion-v2-768-v"}, "v_prediction", None),
+        ("mine", {"modelspec.prediction_type": "v", "modelspec.resolution": "640x512"}, "v_prediction", 640),
+        ("768-v", {"modelspec.prediction_type": "epsilon"}, "epsilon", None),
+        ("mine", {"modelspec.resolution": "0x70000"}, None, None),
+    ],
+)
 def test_traits_follow_from_metadata_and_name(name: str, metadata: Any, prediction: Any, size: Any) -> None:
     assert traits(Path(f"/models/{name}.safetensors"), [], metadata) == (prediction, size)
     assert traits(Path(f"{name}.ckpt"), ["v_pred"], metadata) == ("v_prediction", size)
@@ -93,19 +96,22 @@ def test_sdxl_file_is_the_folder(tensors: Any, tmp_path: Path) -> None:
         prior(tmp_path / "x.safetensors", lost)
 
 
-@pytest.mark.parametrize(("name", "family"), [
-    ("model.diffusion_model.joint_blocks.0.context_block.adaLN_modulation.1.bias", "Stable Diffusion 3"),
-    ("double_blocks.0.img_attn.norm.key_norm.scale", "FLUX"),
-    ("model.diffusion_model.double_blocks.0.img_attn.qkv.weight", "FLUX"),
-    ("conditioner.embedders.0.model.ln_final.bias", "refiner"),
-    ("control_model.time_embed.0.weight", "ControlNet"),
-    ("lora_unet_mid_block_attentions_0.lora_down.weight", "prior.loras"),
-    ("unet.mid_block.attentions.0.to_q.lora_A.weight", "prior.loras"),
-    ("emb_params", "prior.embeddings"),
-    ("down_blocks.0.resnets.0.conv1.weight", "diffusers"),
-    ("decoder.conv_in.weight", "VAE"),
-    ("model.diffusion_model.blocks.0.attn.weight", "transformer"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [
+        ("model.diffusion_model.joint_blocks.0.context_block.adaLN_modulation.1.bias", "Stable Diffusion 3"),
+        ("double_blocks.0.img_attn.norm.key_norm.scale", "FLUX"),
+        ("model.diffusion_model.double_blocks.0.img_attn.qkv.weight", "FLUX"),
+        ("conditioner.embedders.0.model.ln_final.bias", "refiner"),
+        ("control_model.time_embed.0.weight", "ControlNet"),
+        ("lora_unet_mid_block_attentions_0.lora_down.weight", "prior.loras"),
+        ("unet.mid_block.attentions.0.to_q.lora_A.weight", "prior.loras"),
+        ("emb_params", "prior.embeddings"),
+        ("down_blocks.0.resnets.0.conv1.weight", "diffusers"),
+        ("decoder.conv_in.weight", "VAE"),
+        ("model.diffusion_model.blocks.0.attn.weight", "transformer"),
+    ],
+)
 @pytest.mark.parametrize("suffix", ["safetensors", "ckpt"])
 def test_other_families_are_named(tmp_path: Path, name: str, family: str, suffix: str) -> None:
     path = tmp_path / f"other.{suffix}"

@@ -98,13 +98,16 @@ def test_config_check_refuses_files_that_are_no_personalisation(saved: Path) -> 
     MVDreamConfig(weights=str(saved / "base"), personalisation=str(saved / "dog.safetensors")).check()
 
 
-@pytest.mark.parametrize(("damage", "value"), [
-    *((damage, "dog.safetensors") for damage in ("nan", "name", "shape", "no identifier", "half a term")),
-    ("no word", "''"),
-    ("a known word", "'dog'"),
-    ("another sum", "dog.safetensors"),
-    ("no sum", "dog.safetensors"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("damage", "value"),
+    [
+        *((damage, "dog.safetensors") for damage in ("nan", "name", "shape", "no identifier", "half a term")),
+        ("no word", "''"),
+        ("a known word", "'dog'"),
+        ("another sum", "dog.safetensors"),
+        ("no sum", "dog.safetensors"),
+    ],
+)
 def test_load_refuses_damaged_personalisation(saved: Path, damage: str, value: str) -> None:
     path = saved / "dog.safetensors"
     card, tensors = subject_card(path), load_file(path)

@@ -68,11 +68,14 @@ def test_density_equals_forward_without_computing_features(shared: bool) -> None
         assert all(weight.grad is None for weight in field.feature_mlp.parameters())
 
 
-@pytest.mark.parametrize(("blob", "raw"), [
-    ("blob_magic3d", [8, -2, -12]),
-    ("blob_dreamfusion", [8, 10 * np.exp(-0.5) - 2, 10 * np.exp(-2) - 2]),
-    ("none", [-2, -2, -2]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("blob", "raw"),
+    [
+        ("blob_magic3d", [8, -2, -12]),
+        ("blob_dreamfusion", [8, 10 * np.exp(-0.5) - 2, 10 * np.exp(-2) - 2]),
+        ("none", [-2, -2, -2]),
+    ],
+)
 def test_density_blob_adds_density_at_the_origin(blob: str, raw: list[float]) -> None:
     field = zero_density_mlp(build(density_blob=blob, density_bias=-2.0))
     x = torch.tensor([[0.0, 0.0, 0.0], [0.3, 0.0, 0.4], [0.0, -1.0, 0.0]])

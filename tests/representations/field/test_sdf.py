@@ -153,11 +153,14 @@ def test_levels_schedule_activates_levels_in_order(kind: str) -> None:
     assert "used_levels" not in plain.state_dict()
 
 
-@pytest.mark.parametrize(("model", "options", "values"), [
-    (NGPConfig, {"encoding": {"name": "frequency"}, "levels": 2}, ("levels", "frequency")),
-    (SDFConfig, {"encoding": {"name": "frequency"}}, ("normal_eps", "frequency")),
-    (SDFConfig, {"sphere": 3.0}, ("sphere", 3, "radius", 1)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("model", "options", "values"),
+    [
+        (NGPConfig, {"encoding": {"name": "frequency"}, "levels": 2}, ("levels", "frequency")),
+        (SDFConfig, {"encoding": {"name": "frequency"}}, ("normal_eps", "frequency")),
+        (SDFConfig, {"sphere": 3.0}, ("sphere", 3, "radius", 1)),
+    ],
+)
 def test_config_refuses_inconsistent_options(model, options, values, monkeypatch) -> None:
     plugin = registry.Entry("tests.support.frequency:Frequency", "tests.support.frequency:FrequencyConfig")
     monkeypatch.setitem(registry.TABLE["encoding"], "frequency", plugin)

@@ -153,10 +153,18 @@ def equal(one: Samples, other: Samples) -> bool:
     return all(torch.equal(getattr(one, name), getattr(other, name)) for name in vars(one))
 
 
-@pytest.mark.parametrize(("counts", "max_samples", "edges"), [
-    ((3, 3, 3), None, (0, 3)), ((3, 3, 3), 9, (0, 3)), ((3, 3, 3), 8, (0, 2, 3)), ((3, 3, 3), 1, (0, 1, 2, 3)),
-    ((0, 5, 0, 0, 2, 0), 4, (0, 1, 2, 6)), ((9, 0, 0), 2, (0, 1, 3)), ((0, 0), 1, (0, 2)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("counts", "max_samples", "edges"),
+    [
+        ((3, 3, 3), None, (0, 3)),
+        ((3, 3, 3), 9, (0, 3)),
+        ((3, 3, 3), 8, (0, 2, 3)),
+        ((3, 3, 3), 1, (0, 1, 2, 3)),
+        ((0, 5, 0, 0, 2, 0), 4, (0, 1, 2, 6)),
+        ((9, 0, 0), 2, (0, 1, 3)),
+        ((0, 0), 1, (0, 2)),
+    ],
+)
 def test_samples_split_and_join(counts: tuple[int, ...], max_samples: int | None, edges: tuple[int, ...]) -> None:
     samples = packed(*counts)
     slices = samples.split(max_samples)
@@ -222,10 +230,14 @@ def assert_close(actual: list[Tensor | None], expected: list[Tensor | None], eac
 SHADINGS = [Shading("diffuse", 0.3, 0.7), Shading("textureless", 0.3, 0.7), Shading()]
 
 
-@pytest.mark.parametrize(("backend", "thresholds", "shading"), [
-    *(("numba", thresholds, shading) for thresholds in (False, True) for shading in SHADINGS),
-    ("torch", True, SHADINGS[0]),
-], ids=lambda value: getattr(value, "mode", None))  # fmt: skip
+@pytest.mark.parametrize(
+    ("backend", "thresholds", "shading"),
+    [
+        *(("numba", thresholds, shading) for thresholds in (False, True) for shading in SHADINGS),
+        ("torch", True, SHADINGS[0]),
+    ],
+    ids=lambda value: getattr(value, "mode", None),
+)
 def test_chunks_give_the_same_gradient(backend: str, thresholds: bool, shading: Shading) -> None:
     """Lit colours and the orientation loss need second derivatives of the field."""
     field, background, render_chunked = scene(backend, thresholds)

@@ -115,19 +115,22 @@ def test_style_and_atlas_of_real_runs() -> None:
     assert set(scene.graph.nodes_geometry) == {Path(folder).name for folder in folders}
 
 
-@pytest.mark.parametrize(("more", "values"), [
-    (["prompts="], ("prompts: ", "prompts.txt")),
-    (["prompts=log.txt"], ("prompts: ", "log.txt")),
-    (["configs=[godo]"], ("configs: ", "godo")),
-    (["configs=[toybox-sheet]"], ("configs: ", "toybox-sheet")),
-    (["configs=[good, good]"], ("configs", "'good'")),
-    (["overrides=[seed=3]"], ("overrides: ", "seed")),
-    (["style=brwon"], ("style: ", "'brown'")),
-    (["style=brown"], ("style: ", "good")),  # without an asset
-    (["atlas=true"], ("atlas: ", "good")),
-    (["configs=[quick-toybox]", "atlas=true", 'overrides=["export.formats=[obj]"]'], ("atlas: ", "[glb]")),
-    (["configs=[quick-toybox]", "style=red", "overrides=[export.enabled=false]"], ("style: ", "enabled=true")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("more", "values"),
+    [
+        (["prompts="], ("prompts: ", "prompts.txt")),
+        (["prompts=log.txt"], ("prompts: ", "log.txt")),
+        (["configs=[godo]"], ("configs: ", "godo")),
+        (["configs=[toybox-sheet]"], ("configs: ", "toybox-sheet")),
+        (["configs=[good, good]"], ("configs", "'good'")),
+        (["overrides=[seed=3]"], ("overrides: ", "seed")),
+        (["style=brwon"], ("style: ", "'brown'")),
+        (["style=brown"], ("style: ", "good")),  # without an asset
+        (["atlas=true"], ("atlas: ", "good")),
+        (["configs=[quick-toybox]", "atlas=true", 'overrides=["export.formats=[obj]"]'], ("atlas: ", "[glb]")),
+        (["configs=[quick-toybox]", "style=red", "overrides=[export.enabled=false]"], ("style: ", "enabled=true")),
+    ],
+)
 def test_bad_options_are_refused(more: list[str], values: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     Path("log.txt").write_text("\n")
     code, err = command(*more), capsys.readouterr().err

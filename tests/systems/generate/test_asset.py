@@ -98,10 +98,13 @@ def test_full_disk_becomes_a_note(tmp_path: Path) -> None:
     assert (tmp_path / "asset").read_text() == "a file in the way"
 
 
-@pytest.mark.parametrize(("fault", "expected"), [
-    (RuntimeError("two\nlines"), "no asset: RuntimeError: two lines (python launch.py"),
-    (MemoryError(), "no asset: MemoryError (python launch.py"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [
+        (RuntimeError("two\nlines"), "no asset: RuntimeError: two lines (python launch.py"),
+        (MemoryError(), "no asset: MemoryError (python launch.py"),
+    ],
+)
 def test_any_exception_becomes_one_warning(run: Path, monkeypatch, caplog, fault: Exception, expected: str) -> None:
     """An asset of an earlier part of the run is removed."""
 

@@ -25,12 +25,15 @@ def run(place: Path, *words: str) -> dict[str, Any]:
     return read_summary(place / "run")
 
 
-@pytest.mark.parametrize(("name", "more"), [
-    ("gaussians-toybox", FEW),
-    ("dreamgaussian-sd21", [*STAGE, *MESH]),
-    ("luciddreamer-sd21", [*FEW, "scenes_per_step=1", "field.sphere=0.8"]),
-    ("mvdream-gaussians-sd21", [*FEW, *PRIOR]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("gaussians-toybox", FEW),
+        ("dreamgaussian-sd21", [*STAGE, *MESH]),
+        ("luciddreamer-sd21", [*FEW, "scenes_per_step=1", "field.sphere=0.8"]),
+        ("mvdream-gaussians-sd21", [*FEW, *PRIOR]),
+    ],
+)
 def test_config_runs_to_splats_and_a_mesh(name: str, more: list[str], tmp_path: Path) -> None:
     source = prior_folder() if name == "gaussians-toybox" else folders() / "sd"
     if name == "mvdream-gaussians-sd21":
@@ -60,12 +63,15 @@ def test_configs_for_released_weights_select_their_loss() -> None:
     assert textured.field.name == "dmtet" and textured.optimizer.geometry == 0 and textured.distilled_steps == 0
 
 
-@pytest.mark.parametrize(("words", "named"), [
-    (["field.name=ngp", "result.exporters=[splats]"], "result.exporters=[]"),
-    (["field.name=gaussians", "field.densify=adaptive", "trainer.precision=16-mixed"], "field.densify=mcmc"),
-    (["field.name=gaussians", "material.name=diffuse"], "needs normals"),
-    (["field.name=gaussians", "field.max_count=10"], "max_count=4000"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["field.name=ngp", "result.exporters=[splats]"], "result.exporters=[]"),
+        (["field.name=gaussians", "field.densify=adaptive", "trainer.precision=16-mixed"], "field.densify=mcmc"),
+        (["field.name=gaussians", "material.name=diffuse"], "needs normals"),
+        (["field.name=gaussians", "field.max_count=10"], "max_count=4000"),
+    ],
+)
 def test_options_that_do_not_fit_are_refused(words: list[str], named: str) -> None:
     with refused(None, named):
         load("mvdream-toybox", [*words, "prompt=a dog"])

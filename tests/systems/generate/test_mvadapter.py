@@ -78,12 +78,15 @@ def halve(file: Path) -> None:
     save_file(tensors, file, card)
 
 
-@pytest.mark.parametrize(("words", "values"), [
-    (["prior.image=none.png"], ("prior.image: ", "none.png")),
-    (["prior.image=white.png"], ("prior.image: ", "white.png")),
-    (["prior.image=white.png", "prior.matte=none"], ("prior.matte: ", "none")),
-    (["prior.image=car.png", "prior.adapter=null"], ("prior: ", "image", "adapter=")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "values"),
+    [
+        (["prior.image=none.png"], ("prior.image: ", "none.png")),
+        (["prior.image=white.png"], ("prior.image: ", "white.png")),
+        (["prior.image=white.png", "prior.matte=none"], ("prior.matte: ", "none")),
+        (["prior.image=car.png", "prior.adapter=null"], ("prior: ", "image", "adapter=")),
+    ],
+)
 def test_unused_reference_image_is_refused(tmp_path, monkeypatch, capsys, words, values) -> None:
     monkeypatch.chdir(tmp_path)
     reference_image(tmp_path / "car.png")

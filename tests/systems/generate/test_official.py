@@ -58,11 +58,14 @@ def test_dry_run_counts_the_networks(kind: Kind) -> None:
     assert found.kept == sum(p.numel() for network in prior.networks.values() for p in network.parameters())
 
 
-@pytest.mark.parametrize(("name", "kind", "more"), [
-    ("mvdream-sd21", "sd21", []),
-    ("mvdream-sd21-shading", "sd21", SHADING),
-    pytest.param("mvdream-sd15", "sd15", [], marks=pytest.mark.slow),  # another file for the same config
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "kind", "more"),
+    [
+        ("mvdream-sd21", "sd21", []),
+        ("mvdream-sd21-shading", "sd21", SHADING),
+        pytest.param("mvdream-sd15", "sd15", [], marks=pytest.mark.slow),  # another file for the same config
+    ],
+)
 def test_config_runs_to_a_mesh(name: str, kind: Kind, more: list[str]) -> None:
     """The checkpoint is in the working directory under its released name."""
     place, run = folder(kind), folder(kind) / name
@@ -127,11 +130,14 @@ def test_weights_without_a_network_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_hub")
-@pytest.mark.parametrize(("tokenizer", "expected"), [
-    ([], "prior.tokenizer: this checkpoint holds no tokenizer, and openai/clip-vit"),
-    (["prior.tokenizer=empty"], "prior.tokenizer: empty holds no tokenizer"),
-    (["prior.tokenizer=nowhere"], "prior.tokenizer: there is no folder 'nowhere'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("tokenizer", "expected"),
+    [
+        ([], "prior.tokenizer: this checkpoint holds no tokenizer, and openai/clip-vit"),
+        (["prior.tokenizer=empty"], "prior.tokenizer: empty holds no tokenizer"),
+        (["prior.tokenizer=nowhere"], "prior.tokenizer: there is no folder 'nowhere'"),
+    ],
+)
 def test_missing_tokenizer_is_refused_before_the_weights(tokenizer, expected, tmp_path, monkeypatch, capsys) -> None:
     """The weights are neither hashed nor read, and no folder is left."""
     read: list[Path] = []

@@ -23,18 +23,21 @@ from threedgen.viewer.record import MAX_VIEWS, VIEWS_PER_ROW
 # ---------------------------------------------------------------- rules between sections
 
 
-@pytest.mark.parametrize(("words", "named"), [
-    (["march.radius=2"], ("field.radius=1", "march.radius=2")),
-    (["field.radius=0.5"], ("field.radius=0.5", "march.radius=1")),
-    (["warm_start.share=0.9"], ("warm_start.share=0.9", "0.88", "warm_start.share=0.44")),
-    (["refine.share=0.6"], ("refine.share=0.6", "2 rounds")),
-    (["refine.strengths=[0.5, 1.5]"], ("refine.strengths", "1.5")),
-    (["trainer.accumulate_grad_batches=2"], ("trainer.accumulate_grad_batches=2", "scenes_per_step")),
-    (["loss.eikonal=1"], ("loss.eikonal=1", "field.name=ngp")),
-    (["loss.laplacian={0: 0, 10: 1}"], ("loss.laplacian", "field.name=ngp")),
-    (["loss.smoothness=1"], ("loss.smoothness",)),
-    (["result.exporters=[nothing]"], ("result.exporters", "nothing")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["march.radius=2"], ("field.radius=1", "march.radius=2")),
+        (["field.radius=0.5"], ("field.radius=0.5", "march.radius=1")),
+        (["warm_start.share=0.9"], ("warm_start.share=0.9", "0.88", "warm_start.share=0.44")),
+        (["refine.share=0.6"], ("refine.share=0.6", "2 rounds")),
+        (["refine.strengths=[0.5, 1.5]"], ("refine.strengths", "1.5")),
+        (["trainer.accumulate_grad_batches=2"], ("trainer.accumulate_grad_batches=2", "scenes_per_step")),
+        (["loss.eikonal=1"], ("loss.eikonal=1", "field.name=ngp")),
+        (["loss.laplacian={0: 0, 10: 1}"], ("loss.laplacian", "field.name=ngp")),
+        (["loss.smoothness=1"], ("loss.smoothness",)),
+        (["result.exporters=[nothing]"], ("result.exporters", "nothing")),
+    ],
+)
 def test_inconsistent_sections_are_refused(tmp_path: Path, words: list[str], named: tuple[str, ...]) -> None:
     with refused(None, *named) as caught:
         config.load(tiny_generate(tmp_path), words)
@@ -51,11 +54,17 @@ def test_missing_capability_is_refused(tmp_path: Path, word: str, monkeypatch: p
         config.load(path, [word])
 
 
-@pytest.mark.parametrize("words", [
-    ["prior.name=stable-diffusion"], ["prior.name=deepfloyd"], ["prior.name=mvdiffusion"],
-    ["prior.name=mvadapter", "prior.adapter=null"], ["camera.n_view=1"],
-    ["prior.name=stable-diffusion", "stages={a: {}, b: {refine: {strengths: []}}}"],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["prior.name=stable-diffusion"],
+        ["prior.name=deepfloyd"],
+        ["prior.name=mvdiffusion"],
+        ["prior.name=mvadapter", "prior.adapter=null"],
+        ["camera.n_view=1"],
+        ["prior.name=stable-diffusion", "stages={a: {}, b: {refine: {strengths: []}}}"],
+    ],
+)
 def test_fit_to_single_views_from_nothing_is_refused(words: list[str]) -> None:
     stage = "stages.a." if "stages" in words[-1] else ""
     with refused(f"{stage}refine.share", "prior.name=", "refine.strengths=[]") as caught:
@@ -106,15 +115,18 @@ def test_generate_from_python(tmp_path: Path, monkeypatch, capsys, quiet: bool) 
     assert again == run and before.items() - snapshot(run.folder).items() <= {("config.yaml", before["config.yaml"])}
 
 
-@pytest.mark.parametrize(("arguments", "expected"), [
-    ({"prompt": " \n"}, "prompt: is empty"),
-    ({"prompt": 3}, "prompt: expected text"),
-    ({"sed": 3}, "did you mean 'seed'"),
-    ({"config": "train-toybox-prior"}, "task generate"),
-    ({"config": "mvdream-toybx"}, "did you mean 'mvdream-toybox'"),
-    ({"out": "tiny.yaml"}, "out: tiny.yaml"),
-    ({"prior": {"weights": "nowhere.pt"}}, "prior.weights: there is no file or folder"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"prompt": " \n"}, "prompt: is empty"),
+        ({"prompt": 3}, "prompt: expected text"),
+        ({"sed": 3}, "did you mean 'seed'"),
+        ({"config": "train-toybox-prior"}, "task generate"),
+        ({"config": "mvdream-toybx"}, "did you mean 'mvdream-toybox'"),
+        ({"out": "tiny.yaml"}, "out: tiny.yaml"),
+        ({"prior": {"weights": "nowhere.pt"}}, "prior.weights: there is no file or folder"),
+    ],
+)
 def test_generate_refuses_mistakes(tmp_path: Path, monkeypatch, arguments: dict[str, Any], expected: str) -> None:
     monkeypatch.chdir(tmp_path)
     values = {"prompt": "a cat", "config": tiny_generate(tmp_path)} | arguments

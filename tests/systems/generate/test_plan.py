@@ -53,14 +53,17 @@ def test_too_little_memory_is_reported(tmp_path: Path, monkeypatch, capsys) -> N
     assert "more than is free" in dry(tmp_path, capsys)[1]
 
 
-@pytest.mark.parametrize(("words", "expected"), [
-    (["prompt= "], ("prompt: ",)),
-    (["prompt=a corgi"], ("prompt: ", "'corgi' by dog")),
-    (["prior.weights=nowhere.pt"], ("prior.weights: ", "nowhere.pt")),
-    (["march.backend=nerfacc"], ("march.backend: ", "'nerfacc'", "CUDA")),
-    (["--resume", "run"], ("--dry-run: ", "--resume")),
-    (["--dry-rn"], ("--dry-rn", "'--dry-run'")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["prompt= "], ("prompt: ",)),
+        (["prompt=a corgi"], ("prompt: ", "'corgi' by dog")),
+        (["prior.weights=nowhere.pt"], ("prior.weights: ", "nowhere.pt")),
+        (["march.backend=nerfacc"], ("march.backend: ", "'nerfacc'", "CUDA")),
+        (["--resume", "run"], ("--dry-run: ", "--resume")),
+        (["--dry-rn"], ("--dry-rn", "'--dry-run'")),
+    ],
+)
 def test_dry_run_refuses_mistakes(tmp_path: Path, refuses: Any, words: list[str], expected: tuple[str, ...]) -> None:
     refuses(["--config", str(tiny_generate(tmp_path)), "--dry-run", *words], *expected)
 

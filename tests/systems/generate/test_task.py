@@ -221,13 +221,16 @@ def test_longer_run_resumes_a_finished_one(copy: Path) -> None:
     assert "finished already" in log(copy) and snapshot(copy / "run") == before
 
 
-@pytest.mark.parametrize(("words", "expected"), [
-    (["out=run", "seed=1"], "seed: 0 -> 1"),
-    (["out=run", "prompt=a blue dog"], "prompt: 'a red dog' -> 'a blue dog'"),
-    (["out=run", "loss.opaque=0.5"], "loss.opaque: 0.0 -> 0.5"),
-    (["out=run", "prior.dtype=bf16"], "prior.dtype: 'fp32' -> 'bf16'"),
-    (["--resume", "run", "march.samples=13", "seed=1"], "march.samples: 12 -> 13"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["out=run", "seed=1"], "seed: 0 -> 1"),
+        (["out=run", "prompt=a blue dog"], "prompt: 'a red dog' -> 'a blue dog'"),
+        (["out=run", "loss.opaque=0.5"], "loss.opaque: 0.0 -> 0.5"),
+        (["out=run", "prior.dtype=bf16"], "prior.dtype: 'fp32' -> 'bf16'"),
+        (["--resume", "run", "march.samples=13", "seed=1"], "march.samples: 12 -> 13"),
+    ],
+)
 def test_resume_refuses_another_config(copy: Path, monkeypatch, capsys, words: list[str], expected: str) -> None:
     config_words = [] if words[0] == "--resume" else command(copy)[:2]
     monkeypatch.chdir(copy)

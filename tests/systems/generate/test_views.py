@@ -106,10 +106,16 @@ def test_size_of_an_image_is_that_which_the_prior_expects(share: float, monkeypa
     assert best_share(options, prior, cut) == at
 
 
-@pytest.mark.parametrize("key", [
-    ["prompt="], ["image={folder}/none.png"], ["image={folder}/none.png", "matte=toybox-matte"],
-    ["image={bar}", "warm_start.share=0"], ["matte=none", "image={bar}"],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "key",
+    [
+        ["prompt="],
+        ["image={folder}/none.png"],
+        ["image={folder}/none.png", "matte=toybox-matte"],
+        ["image={bar}", "warm_start.share=0"],
+        ["matte=none", "image={bar}"],
+    ],
+)
 def test_image_is_checked_before_the_run(key: list[str], tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "bar.png")
     values = [value.format(folder=tmp_path, bar=tmp_path / "bar.png") for value in key]

@@ -70,19 +70,22 @@ def test_views_of_a_mesh(capsys: pytest.CaptureFixture[str]) -> None:
     assert np.abs(front[0] - front[1]).max() > 0
 
 
-@pytest.mark.parametrize(("name", "words", "values"), [
-    ("rays", [], ("prompt: ",)),
-    ("rays", ["image=noise.png"], ("image: ", "noise.png")),
-    ("rays", ["image=cut.png", "prior.adapter=null"], ("prior.adapter: ",)),
-    ("rays", ["prompt=a dog", "mesh=box.glb"], ("prior.adapter: ", "ray")),
-    ("rays", ["prompt=a dog", "rig.height=17"], ("rig.height: ", "17 x 16", "2", "16 or 18")),
-    ("rays", ["prompt=a dog", "samples=2"], ("samples", "angles")),
-    ("mesh", ["prompt=a dog"], ("prior.adapter: ", "mesh=")),
-    ("mesh", ["prompt=a dog", "mesh=box.glb", "rig.views=[[0, 0]]"], ("rig.views: ", "six", "1")),
-    ("texture-deep", ["prompt=a dog", "mesh=box.glb"], ("prior.adapter: ", "40 degrees", "fov=0")),
-    *((name, ["prompt=a dog", "mesh=bad.obj"], ("mesh: ", "bad.obj")) for name in ("mesh", "texture-mesh")),
-    ("texture-mesh", ["prompt=a dog", "mesh=box.glb", "image=white.png"], ("image: ", "white.png")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "words", "values"),
+    [
+        ("rays", [], ("prompt: ",)),
+        ("rays", ["image=noise.png"], ("image: ", "noise.png")),
+        ("rays", ["image=cut.png", "prior.adapter=null"], ("prior.adapter: ",)),
+        ("rays", ["prompt=a dog", "mesh=box.glb"], ("prior.adapter: ", "ray")),
+        ("rays", ["prompt=a dog", "rig.height=17"], ("rig.height: ", "17 x 16", "2", "16 or 18")),
+        ("rays", ["prompt=a dog", "samples=2"], ("samples", "angles")),
+        ("mesh", ["prompt=a dog"], ("prior.adapter: ", "mesh=")),
+        ("mesh", ["prompt=a dog", "mesh=box.glb", "rig.views=[[0, 0]]"], ("rig.views: ", "six", "1")),
+        ("texture-deep", ["prompt=a dog", "mesh=box.glb"], ("prior.adapter: ", "40 degrees", "fov=0")),
+        *((name, ["prompt=a dog", "mesh=bad.obj"], ("mesh: ", "bad.obj")) for name in ("mesh", "texture-mesh")),
+        ("texture-mesh", ["prompt=a dog", "mesh=box.glb", "image=white.png"], ("image: ", "white.png")),
+    ],
+)
 def test_bad_input_is_one_sentence(capsys, monkeypatch, name: str, words: list[str], values: tuple[str, ...]) -> None:
     loads, real = [], Task.load_prior
     monkeypatch.setattr(Task, "load_prior", lambda task: loads.append(task) or real(task))

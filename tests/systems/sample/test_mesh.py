@@ -66,13 +66,16 @@ def test_meshes_without_area_or_with_nan_are_refused(tmp_path: Path) -> None:
             read_source(tmp_path / "bad.ply", MeshFrame())
 
 
-@pytest.mark.parametrize(("name", "axes", "words"), [
-    ("a.glb", [[0, 1, 0], [0, 0, 1], [1, 0, 0]], {}),
-    ("a.ply", [[0, 1, 0], [-1, 0, 0], [0, 0, 1]], {}),  # as Blender: front -y, up +z
-    ("a.obj", [[1, 0, 0], [0, 0, 1], [0, -1, 0]], {"front": "+x"}),
-    ("a.stl", [[-1, 0, 0], [0, 0, -1], [0, -1, 0]], {"front": "-x", "up": "-y"}),
-    ("a.ply", [[0, 0, 1], [1, 0, 0], [0, 1, 0]], {"front": "+y", "up": "+x"}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "axes", "words"),
+    [
+        ("a.glb", [[0, 1, 0], [0, 0, 1], [1, 0, 0]], {}),
+        ("a.ply", [[0, 1, 0], [-1, 0, 0], [0, 0, 1]], {}),  # as Blender: front -y, up +z
+        ("a.obj", [[1, 0, 0], [0, 0, 1], [0, -1, 0]], {"front": "+x"}),
+        ("a.stl", [[-1, 0, 0], [0, 0, -1], [0, -1, 0]], {"front": "-x", "up": "-y"}),
+        ("a.ply", [[0, 0, 1], [1, 0, 0], [0, 1, 0]], {"front": "+y", "up": "+x"}),
+    ],
+)
 def test_objects_are_turned_and_normalised(tmp_path, name: str, axes: list[list[float]], words: dict[str, str]) -> None:
     assert np.linalg.det(axes) == pytest.approx(1)
     found = without_uv(read_object(config(write_mesh(tmp_path / name, axes=np.array(axes, float)), **words)))

@@ -52,13 +52,16 @@ def test_sample_depends_on_seed_prompts_and_cameras(capsys: pytest.CaptureFixtur
     assert len(set(images.values())) == 5
 
 
-@pytest.mark.parametrize(("words", "values"), [
-    (["prior.name=stable-diffusion"], ("rig.n_view", "2", "samples=4")),
-    (["prior.name=mvadapter"], ("prior.name", "mvadapter", "orbit", "mvdream")),
-    (["image=dog.png"], ("image", "orbit")),
-    (["mesh=dog.glb"], ("mesh", "orbit")),
-    (["synchronise=2"], ("synchronise", "orbit")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "values"),
+    [
+        (["prior.name=stable-diffusion"], ("rig.n_view", "2", "samples=4")),
+        (["prior.name=mvadapter"], ("prior.name", "mvadapter", "orbit", "mvdream")),
+        (["image=dog.png"], ("image", "orbit")),
+        (["mesh=dog.glb"], ("mesh", "orbit")),
+        (["synchronise=2"], ("synchronise", "orbit")),
+    ],
+)
 def test_unusable_options_are_refused(capsys, words: list[str], values: tuple[str, ...]) -> None:
     code, _, err = ask(capsys, "prompt=a red dog", *words, "out=run")
     assert code == 2 and all(value in err for value in values), err

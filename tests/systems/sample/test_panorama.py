@@ -90,18 +90,21 @@ def test_one_prompt_per_view(capsys: pytest.CaptureFixture[str]) -> None:
     assert code == 2 and "another config" in err  # the lines count, not the name of their file
 
 
-@pytest.mark.parametrize(("words", "values"), [
-    ([], ("prompt: ", "prompt=")),
-    (["prompts=short.txt"], ("prompts: ", "7", "8", "prompt=")),
-    (["prompts=short.txt", "prompt=a dog"], ("prompts: ", "prompt=")),
-    (["prompts=empty.txt"], ("prompts: ", "empty.txt")),
-    (["prompts=photo.png"], ("prompts: ", "photo.png")),
-    (["prompt=a dog", "rig.views=4"], ("views 4", "views=5")),
-    (["prompt=a dog", "rig.size=18"], ("rig.size: ", "4", "16", "20", "18 x 18")),
-    (["prompt=a dog", "image=photo.png"], ("rig.image_fov: ", "67")),
-    (["prompt=a dog", "image=short.txt", "rig.image_fov=67"], ("image: ", "short.txt")),
-    (["prompt=a dog", "image=photo.png", "rig.image_fov=67"], ("image: ", "outpaint")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "values"),
+    [
+        ([], ("prompt: ", "prompt=")),
+        (["prompts=short.txt"], ("prompts: ", "7", "8", "prompt=")),
+        (["prompts=short.txt", "prompt=a dog"], ("prompts: ", "prompt=")),
+        (["prompts=empty.txt"], ("prompts: ", "empty.txt")),
+        (["prompts=photo.png"], ("prompts: ", "photo.png")),
+        (["prompt=a dog", "rig.views=4"], ("views 4", "views=5")),
+        (["prompt=a dog", "rig.size=18"], ("rig.size: ", "4", "16", "20", "18 x 18")),
+        (["prompt=a dog", "image=photo.png"], ("rig.image_fov: ", "67")),
+        (["prompt=a dog", "image=short.txt", "rig.image_fov=67"], ("image: ", "short.txt")),
+        (["prompt=a dog", "image=photo.png", "rig.image_fov=67"], ("image: ", "outpaint")),
+    ],
+)
 def test_bad_input_is_one_sentence(capsys, words: list[str], values: tuple[str, ...]) -> None:
     Path("short.txt").write_text("a dog\n" * 7)
     Path("empty.txt").write_text("\n")

@@ -145,12 +145,15 @@ def test_inverted_poses_are_refused(scan: Path) -> None:
     torch.testing.assert_close(moved.cameras.c2w, box_room.look(48, LARGE).c2w[:COUNT], atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize(("name", "content", "key", "value"), [
-    ("depth/3.png", b"no", "rig.scannet", "3.png"),
-    ("pose/3.txt", b"2 0 0 0 0 2 0 0 0 0 2 0 0 0 0 1", "rig.scannet", "3.txt"),
-    ("prompt/3.txt", None, "prompt", "prompt=TEXT"),
-    ("key_frame_0.6.txt", b"0\n99\n", "rig.scannet", 99),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "content", "key", "value"),
+    [
+        ("depth/3.png", b"no", "rig.scannet", "3.png"),
+        ("pose/3.txt", b"2 0 0 0 0 2 0 0 0 0 2 0 0 0 0 1", "rig.scannet", "3.txt"),
+        ("prompt/3.txt", None, "prompt", "prompt=TEXT"),
+        ("key_frame_0.6.txt", b"0\n99\n", "rig.scannet", 99),
+    ],
+)
 def test_damaged_scannet_files_are_refused(scan, name, content, key, value) -> None:
     (scan / name).unlink(missing_ok=True)
     if content is not None:

@@ -160,18 +160,21 @@ def test_object_seen_from_inside_is_no_room(place: Path, capsys: pytest.CaptureF
     assert "100%" in note and "texture-toybox" in note
 
 
-@pytest.mark.parametrize(("words", "values"), [
-    (["mesh="], ("mesh: ", "rig.scannet")),
-    (["prompt="], ("prompt: ", "room")),
-    (["rig.scannet=nowhere", "rig.file="], ("rig.scannet: ", "nowhere")),
-    (["synchronise=1", "mesh=", "rig.file=", "rig.scannet=."], ("synchronise 1", "mesh")),
-    (["rig.poses=w2c"], ("rig.file: ", "poses=c2w")),
-    (["rig.every=8"], ("rig.file: ", "30%")),
-    (["rig.every=9"], ("rig.poses: ", "1 of 1", "rig.every")),
-    ([f"prior.blocks={tiny_prior_config('panorama')['blocks']}"], ("prior.blocks: ", "depth")),
-    (["image=a.png"], ("image", "path")),
-    (["prior.name=mvadapter"], ("prior.name", "path", "mvdiffusion")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "values"),
+    [
+        (["mesh="], ("mesh: ", "rig.scannet")),
+        (["prompt="], ("prompt: ", "room")),
+        (["rig.scannet=nowhere", "rig.file="], ("rig.scannet: ", "nowhere")),
+        (["synchronise=1", "mesh=", "rig.file=", "rig.scannet=."], ("synchronise 1", "mesh")),
+        (["rig.poses=w2c"], ("rig.file: ", "poses=c2w")),
+        (["rig.every=8"], ("rig.file: ", "30%")),
+        (["rig.every=9"], ("rig.poses: ", "1 of 1", "rig.every")),
+        ([f"prior.blocks={tiny_prior_config('panorama')['blocks']}"], ("prior.blocks: ", "depth")),
+        (["image=a.png"], ("image", "path")),
+        (["prior.name=mvadapter"], ("prior.name", "path", "mvdiffusion")),
+    ],
+)
 def test_bad_input_is_one_sentence(capsys, words: list[str], values: tuple[str, ...]) -> None:
     code, _, err = ask(capsys, *words)
     assert code == 2 and all(value in err for value in values), err

@@ -98,14 +98,17 @@ def test_given_sides_need_no_weights(capsys: pytest.CaptureFixture[str]) -> None
     assert code == 0 and "would run texture" in out and "weights" not in out
 
 
-@pytest.mark.parametrize(("words", "values"), [
-    ([], ("mesh: ",)),
-    (["mesh=views.yaml"], ("mesh: ", "views.yaml", ".glb")),
-    (["mesh=a.ply"], ("mesh: ", "triangles")),
-    (["mesh=a.glb", "views=nowhere"], ("views: ", "nowhere")),
-    (["mesh=a.glb", "texture=100"], ("100", "64")),
-    (["mesh=a.glb", "scale=2"], ("scale", "sides")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "values"),
+    [
+        ([], ("mesh: ",)),
+        (["mesh=views.yaml"], ("mesh: ", "views.yaml", ".glb")),
+        (["mesh=a.ply"], ("mesh: ", "triangles")),
+        (["mesh=a.glb", "views=nowhere"], ("views: ", "nowhere")),
+        (["mesh=a.glb", "texture=100"], ("100", "64")),
+        (["mesh=a.glb", "scale=2"], ("scale", "sides")),
+    ],
+)
 def test_bad_input_is_one_sentence(tmp_path: Path, capsys, words: list[str], values: tuple[str, ...]) -> None:
     trimesh.PointCloud(np.eye(3)).export(tmp_path / "a.ply")
     code, _, err = run(capsys, *words, "out=run")

@@ -54,11 +54,18 @@ def answers(
     return Answers(noun_, colour_, parts, colours.log_softmax(-1), side.log_softmax(1), azimuth)
 
 
-@pytest.mark.parametrize(("changes", "wrong"), [
-    ({}, set()), ({"noun": "cat"}, {"noun"}), ({"colour": "red"}, {"colour"}),
-    ({"part_colour": "green"}, {"part_colour", "bound"}), ({"there": 0.2}, {"part", "bound"}),
-    ({"sides": [0, 3, 2, 1]}, {"order", "each_side"}), ({"sides": [2, 3, 0, 1]}, {"order", "each_side"}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "wrong"),
+    [
+        ({}, set()),
+        ({"noun": "cat"}, {"noun"}),
+        ({"colour": "red"}, {"colour"}),
+        ({"part_colour": "green"}, {"part_colour", "bound"}),
+        ({"there": 0.2}, {"part", "bound"}),
+        ({"sides": [0, 3, 2, 1]}, {"order", "each_side"}),
+        ({"sides": [2, 3, 0, 1]}, {"order", "each_side"}),
+    ],
+)
 def test_verdict_names_what_is_wrong(changes: dict, wrong: set[str]) -> None:
     verdict = judge(answers(**changes), SPEC, LABELS, TURN)
     assert {key for key, value in verdict.answers.items() if value is False} == wrong

@@ -77,11 +77,14 @@ def test_view_use_and_open_prompts_are_reported(tmp_path: Path, probe_file: str,
     assert (out / "open.png").is_file()
 
 
-@pytest.mark.parametrize(("name", "key"), [
-    ("evaluate-toybox-prior", "probe.weights"),
-    ("janus-meter", "meter.classifier.weights"),
-    ("consistency", "features.weights"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("evaluate-toybox-prior", "probe.weights"),
+        ("janus-meter", "meter.classifier.weights"),
+        ("consistency", "features.weights"),
+    ],
+)
 def test_missing_probe_is_found_before_any_work(name: str, key: str) -> None:
     with refused(key, "'none'", "train-toybox-probe"):
         load(name, [f"{key}=none"]).check()

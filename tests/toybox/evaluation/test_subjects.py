@@ -91,10 +91,13 @@ def test_subjects_are_tuned_measured_and_not_repeated(place: Path, monkeypatch: 
     assert contents(Path("run/subjects")) == before
 
 
-@pytest.mark.parametrize(("words", "values"), [
-    (["config=sample-toybox"], ("config: ", "mvdreambooth")),
-    (["identity.weights=none"], ("identity.weights: ", "'none'")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "values"),
+    [
+        (["config=sample-toybox"], ("config: ", "mvdreambooth")),
+        (["identity.weights=none"], ("identity.weights: ", "'none'")),
+    ],
+)
 def test_mistakes_are_named_by_key(place: Path, capsys, words: list[str], values: tuple[str, ...]) -> None:
     assert cli.main(["--config", "evaluate.yaml", "out=run", *words]) == 2
     err = capsys.readouterr().err

@@ -61,13 +61,16 @@ def test_released_file_gets_default_form_and_unused_tensors_warn(tmp_path: Path,
     assert "unet_ema.decay" in caplog.text
 
 
-@pytest.mark.parametrize(("change", "values"), [
-    ({"adapter.conv_in.bias": None}, [1, "adapter.conv_in.bias"]),
-    ({"adapter.new": torch.ones(1)}, [1, "adapter.new"]),
-    ({"adapter.conv_in.bias": torch.ones(7)}, [1, "adapter.conv_in.bias"]),
-    ({"adapter.conv_in.bias": torch.full((32,), torch.nan)}, ["adapter.conv_in.bias"]),
-    ({"mid_block.attentions.0.transformer_blocks.0.attn1.processor.to_k_ref.weight": None}, [1, "to_k_ref"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "values"),
+    [
+        ({"adapter.conv_in.bias": None}, [1, "adapter.conv_in.bias"]),
+        ({"adapter.new": torch.ones(1)}, [1, "adapter.new"]),
+        ({"adapter.conv_in.bias": torch.ones(7)}, [1, "adapter.conv_in.bias"]),
+        ({"adapter.conv_in.bias": torch.full((32,), torch.nan)}, ["adapter.conv_in.bias"]),
+        ({"mid_block.attentions.0.transformer_blocks.0.attn1.processor.to_k_ref.weight": None}, [1, "to_k_ref"]),
+    ],
+)
 def test_convert_adapter_refuses_wrong_tensors(change: dict[str, Tensor | None], values: list[Any]) -> None:
     tensors = {name: tensor for name, tensor in (released() | change).items() if tensor is not None}
     with refused(None, *values):
@@ -93,10 +96,15 @@ def test_adapters_of_other_bases_are_refused(tmp_path: Path) -> None:
         convert_adapter(tiny_base().state_dict(), tiny_base())
 
 
-@pytest.mark.parametrize(("card", "values"), [
-    ({"layout": "full"}, ["layout", "full", "rowcol"]), ({"shift": "many"}, ["shift", "many"]),
-    ({"shift": "0.5"}, ["shift", 0.5, 1]), ({"fov": "nan"}, ["fov", "nan"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("card", "values"),
+    [
+        ({"layout": "full"}, ["layout", "full", "rowcol"]),
+        ({"shift": "many"}, ["shift", "many"]),
+        ({"shift": "0.5"}, ["shift", 0.5, 1]),
+        ({"fov": "nan"}, ["fov", "nan"]),
+    ],
+)
 def test_metadata_of_adapter_file_is_checked(card: dict[str, str], values: list[Any]) -> None:
     with refused("adapter", *values):
         convert_adapter(released(), tiny_base(), card=card)

@@ -127,13 +127,16 @@ def test_frequencies_beyond_float16_are_saved_exactly(tmp_path: Path) -> None:
     assert torch.equal(found.cp_blocks_mid.attn1.pe.freq_bands, wide.cp_blocks_mid.attn1.pe.freq_bands)
 
 
-@pytest.mark.parametrize(("change", "values"), [
-    ({"mv_base_model.cp_blocks_mid.resnet.bn1.weight": None}, [1, "cp_blocks_mid.resnet.bn1"]),
-    ({"mv_base_model.unet.conv_in.weight": torch.ones(32, 9, 3, 3)}, ["unet.conv_in.weight"]),
-    ({"mv_base_model.cp_blocks_encoder.0.new": torch.ones(1)}, [1, "cp_blocks_encoder.0.new"]),
-    ({"mv_base_model.unet.conv_in.bias": torch.full((32,), torch.nan)}, ["unet.conv_in.bias"]),
-    ({"mv_base_model.cp_blocks_mid.attn1.pe.freq_bands": torch.ones(1, 1, 16)}, ["freq_bands"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "values"),
+    [
+        ({"mv_base_model.cp_blocks_mid.resnet.bn1.weight": None}, [1, "cp_blocks_mid.resnet.bn1"]),
+        ({"mv_base_model.unet.conv_in.weight": torch.ones(32, 9, 3, 3)}, ["unet.conv_in.weight"]),
+        ({"mv_base_model.cp_blocks_encoder.0.new": torch.ones(1)}, [1, "cp_blocks_encoder.0.new"]),
+        ({"mv_base_model.unet.conv_in.bias": torch.full((32,), torch.nan)}, ["unet.conv_in.bias"]),
+        ({"mv_base_model.cp_blocks_mid.attn1.pe.freq_bands": torch.ones(1, 1, 16)}, ["freq_bands"]),
+    ],
+)
 def test_convert_released_refuses_wrong_tensors(network: MultiviewUNet, change: dict, values: list) -> None:
     weights = {name: tensor for name, tensor in (released(network) | change).items() if tensor is not None}
     with refused(None, *values):
