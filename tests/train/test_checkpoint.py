@@ -1,6 +1,7 @@
 import os
 import pickle
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -194,3 +195,13 @@ def test_run_fails_at_its_end_if_the_disk_stays_full(tmp_path, undisturbed):
     assert latest(tmp_path / "checkpoints")[1]["global_step"] == 4
     assert run.run(tmp_path, pause=0, resume=True) == 0
     assert toy_run.result(tmp_path)["digest"] == undisturbed
+
+
+def test_resume_of_a_moved_run(tmp_path, undisturbed):
+    run, old, new = toy_run.server(), tmp_path / "first place", tmp_path / "second place"
+    assert run.run(old, pause=0, max_steps=25) == 0
+    assert str(tmp_path).encode() not in (old / "checkpoints" / LAST).read_bytes()
+    shutil.move(old, new)
+    assert run.run(new, resume=True, pause=0) == 0
+    assert toy_run.result(new)["digest"] == undisturbed
+    assert not old.exists()

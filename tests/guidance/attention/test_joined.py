@@ -204,3 +204,18 @@ def test_config_entry_is_saved_and_loads_without_warning(tmp_path: Path, caplog:
     with caplog.at_level(logging.WARNING):
         again = MVDream.load(str(tmp_path / "prior"))
     assert again.unet.config[WORLD_ROTARY] and WORLD_ROTARY not in caplog.text
+
+
+@torch.no_grad()
+def test_views_influence_only_views_of_the_same_object(unet: UNet2DConditionModel) -> None:
+    x, t, text, camera = inputs()
+    changed = x.clone()
+    changed[2] += 1  # third view of the first object
+
+    def influence(n_view: int) -> list[bool]:
+        a, b = (predict(unet, z, t, text, camera, n_view) for z in (x, changed))
+        return [bool((u - v).abs().max() > 1e-6) for u, v in zip(a, b, strict=True)]
+
+    assert influence(4) == [True] * 4 + [False] * 4
+    assert influence(2) == [False] * 2 + [True] * 2 + [False] * 4
+    assert influence(1) == [False] * 2 + [True] + [False] * 5

@@ -186,3 +186,16 @@ def test_sample_matches_diffusers_ddim(prior: MVDream) -> None:
             c, u = (prior.denoise(x, t, text, camera_vector(script_poses(4)), 4) for text in (cond, uncond))
             x = scheduler.step(u + 4 * (c - u), t, x).prev_sample
         torch.testing.assert_close(found, prior.decode_latents(x), rtol=0, atol=1e-4)
+
+
+def test_guide_views_guides_towards_other_views() -> None:
+    prior, poses = tiny_prior(), script_poses(4, 15.0, 0.0, 360.0)
+
+    def sampled(guide_views: bool, guidance_scale: float) -> Tensor:
+        prior.guide_views = guide_views
+        rng = torch.Generator().manual_seed(0)
+        return prior.sample("", poses, 2, guidance_scale, generator=rng)
+
+    torch.testing.assert_close(sampled(True, 1), sampled(False, 1))
+    torch.testing.assert_close(sampled(False, 3), sampled(False, 1))  # the prompt equals the negative prompt
+    assert (sampled(True, 3) - sampled(False, 3)).abs().max() > 1e-3

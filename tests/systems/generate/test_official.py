@@ -150,3 +150,12 @@ def test_missing_tokenizer_is_refused_before_the_weights(tokenizer, expected, tm
         assert cli.main([*words, *tokenizer, *more]) == 2
         assert capsys.readouterr().err.startswith(expected)
     assert read == [] and not (tmp_path / "run").exists()
+
+
+def test_missing_tensors_are_counted_and_named(tmp_path: Path) -> None:
+    path, layers = official_checkpoint(tmp_path, "sd21"), "model.diffusion_model.middle_block.0.in_layers"
+    gone = {f"{layers}.{k}.{end}" for k in (0, 2) for end in ("weight", "bias")}
+    torch.save({name: tensor for name, tensor in torch.load(path).items() if name not in gone}, path)
+    with pytest.raises(ConfigError, match="4 tensors differ") as caught:
+        MVDream.load(str(path), tokenizer=str(tmp_path / "clip"))
+    assert "'mid_block.resnets.0." in str(caught.value) and "\n" not in str(caught.value)
