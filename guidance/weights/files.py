@@ -198,7 +198,7 @@ def fill(make: Callable[[], Module], tensors: Mapping[str, Tensor], what: str) -
         with torch.device("meta"):
             network = make()
     except Exception as error:  # any kind, for a config from outside
-        reason = str(error).split("\n")[0][:120]
+        reason = short(str(error).split("\n")[0], 120)
         raise ConfigError(f"the config of the {what} describes no known network: {reason}") from None
     check_architecture(tensors, network.state_dict(), f"the {what}")
     for name, tensor in tensors.items():

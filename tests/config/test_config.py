@@ -344,3 +344,20 @@ def test_overrides_of_a_section_count_in_the_order_typed() -> None:
     words = ["prompt=a dog", "occupancy.resolution=8", "occupancy=null"]
     assert layers.load("mvdream-toybox", words).occupancy is None
     assert layers.load("mvdream-toybox", [words[0], *words[:0:-1]]).occupancy.resolution == 8
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "value"),
+    [
+        ("mine: {0: 8, 10: 16}", "mine", "{0: 8, 10: 16}"),
+        ("mine: {size: {0: 8}}", "mine.size", "{0: 8}"),
+        (f"size: {'a' * 3000}", "size", "'aaa"),
+        (f"size: [{'a' * 3000}]", "size", "['aaa"),
+    ],
+)
+def test_unknown_schedules_and_long_values_are_refused_in_a_short_line(tmp_path, text, key, value) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"task: generate\n{text}\n")
+    with refused(None, f"{key}: ", value) as error:
+        config.load(str(path))
+    assert len(str(error.value)) < 500

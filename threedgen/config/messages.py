@@ -74,7 +74,10 @@ def explain(error: ValidationError, model: type[BaseModel], tree: Tree, layers: 
 def _leaf(key: Key, tree: Tree) -> Key:
     # the key, or for an unknown section the key of its first value, which says more about what the user means
     while isinstance(value := reduce(fields.value_in, key, tree), dict) and value:
-        key = (*key, next(iter(value)))
+        first = next(iter(value))
+        if not isinstance(first, str):  # a step of a schedule
+            break
+        key = (*key, first)
     return key
 
 

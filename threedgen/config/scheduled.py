@@ -8,6 +8,8 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import BeforeValidator
 from pydantic_core import PydanticCustomError
 
+from .errors import short
+
 _PERCENT = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?)\s*%\s*\Z")
 _STEP = re.compile(r"\s*([0-9]+)\s*\Z")
 _EXPECTED = (
@@ -45,7 +47,7 @@ def _mistake(problem: str) -> PydanticCustomError:
 
 def _number(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise _mistake(f"{value!r} is not a number")
+        raise _mistake(f"{short(value)} is not a number")
     if not abs(value) <= sys.float_info.max:
         raise _mistake("a value is not finite")
     return float(value)
@@ -61,7 +63,7 @@ def _step(key: object) -> int | str:
         return int(key)
     if isinstance(key, (int, float)) and not isinstance(key, bool) and key >= 0 and key == int(key):
         return int(key)
-    raise _mistake(f"{key!r} is not a step")
+    raise _mistake(f"{short(key)} is not a step")
 
 
 def _position(key: int | str) -> float:
