@@ -41,8 +41,9 @@ class MVDreamPipeline(DiffusionPipeline):
     tokenizer: PreTrainedTokenizerBase
     scheduler: Any
     coarse: CoarsePredictor | None
-    model_cpu_offload_seq: Any = "text_encoder->coarse->unet->vae"
+    model_cpu_offload_seq: Any = "text_encoder->unet->vae"
     _optional_components = ["coarse"]
+    _exclude_from_cpu_offload = ["coarse"]  # small, and object codes are sampled by a part of it, without its hook
 
     def __init__(
         self,

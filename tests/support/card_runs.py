@@ -130,3 +130,22 @@ def main(cases: dict[str, dict[str, Any]], folder: str) -> int:
         }  # fmt: skip
     Path("steps.json").write_text(json.dumps(found))
     return 0
+
+
+def offload(folder: str) -> int:
+    """Sample with diffusers' CPU offload, and compare images and devices with those of the CPU."""
+    from tests.support.tiny_prior import coarse_prior, cpu, tiny_prior
+    from threedgen.guidance.priors.pipeline import MVDreamPipeline
+
+    register()
+    how: Any = {"num_inference_steps": 2, "guidance_scale": 3.0, "output_type": "pt"}
+    for make in (tiny_prior, coarse_prior):
+        expected = MVDreamPipeline.from_prior(make())("a red dog", generator=cpu(), **how).images
+        with Simulation() as simulation:
+            pipeline = MVDreamPipeline.from_prior(make())
+            pipeline.precision = "fp32"
+            pipeline.enable_model_cpu_offload(device="card:0")
+            found = pipeline("a red dog", generator=cpu(), **how).images
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+        assert simulation.launches["convolution"] and pipeline.unet.device.type == "cpu"
+    return 0

@@ -36,7 +36,7 @@ def sample_angles(task: Task, rig: AnglesConfig) -> None:
     """
     config: SampleConfig = task.config
     source = None if config.mesh is None else read_object(config)
-    model: MVAdapter = task.load_prior().compact()
+    model: MVAdapter = task.load_prior(compact=True).compact()
     if rig.views is not None:
         angles = [(elevation, azimuth) for azimuth, elevation in rig.views]
     else:

@@ -55,7 +55,7 @@ def sample(task: Task, rig: PanoramaConfig) -> None:
     Raises ConfigError if the weights do not fit the config, and Stopped after Ctrl-C.
     """
     config: SampleConfig = task.config
-    texts, model = config.view_texts(rig.views), task.load_prior().compact()
+    texts, model = config.view_texts(rig.views), task.load_prior(compact=True).compact()
     check_model(model, config, rig)
     notes = list(dict.fromkeys(note for text in dict.fromkeys(texts) for note in prompt_warnings(text, model)))
     if model.extra == "mask" and config.image is None:

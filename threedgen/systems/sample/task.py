@@ -28,7 +28,7 @@ from .options import AnglesConfig, OrbitConfig, SampleConfig
 def sample_orbit(task: Task, rig: OrbitConfig) -> None:
     """Sample views around an object with MVDream, or single images with Stable Diffusion, and write views.png."""
     config: SampleConfig = task.config
-    prior = task.load_prior().compact()
+    prior = task.load_prior(compact=True).compact()
     notes = prompt_warnings(config.prompt, prior, config.prompt_notes())
     pipeline: Any = MVDreamPipeline.from_prior(prior)
     pipeline.set_progress_bar_config(disable=True)

@@ -81,7 +81,7 @@ def texture_scene(task: Task, rig: PathConfig) -> None:
     notes += check_overlap(frames, keys, MIN_OVERLAP, key)
     for note in notes:
         logger.warning("%s", note)
-    model = task.load_prior().compact()
+    model = task.load_prior(compact=True).compact()
     check_model(model, rig)
     for text in dict.fromkeys(frames.prompts):
         notes += [note for note in prompt_warnings(text, model) if note not in notes]

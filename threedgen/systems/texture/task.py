@@ -79,7 +79,7 @@ def texture_sides(task: Task, rig: SidesConfig) -> None:
             write_png(task.folder / "maps" / "position" / f"{side}.png", both[..., :3])
             write_png(task.folder / "maps" / "normal" / f"{side}.png", both[..., 3:])
         if config.samples:
-            model, size = task.load_prior().compact(), rig.size
+            model, size = task.load_prior(compact=True).compact(), rig.size
 
             def synchronise(views: Tensor) -> Tensor:
                 texels = min(config.texture, SYNC_TEXELS * size)
