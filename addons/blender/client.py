@@ -92,7 +92,7 @@ class Studio:
             raise StudioError(f"{problem}. Correct the address in the preferences") from error
 
     def _explain(self, error: HTTPError) -> str:
-        if error.code == 403:
+        if error.code in (401, 403):
             return f"{self.server} refused the token. Copy the address that the studio printed into the preferences"
         if error.code == 413:
             return "The mesh is too large to upload. Reduce it, for example with a Decimate modifier"

@@ -59,7 +59,9 @@ def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
 def test_foreign_requests_are_forbidden(client: Client, path: str, headers: dict[str, str]) -> None:
     for body in (None, {"prompt": "a dog"}):
         answer = client.ask(path, body, **headers)
-        assert answer.status == 403 and json.loads(answer.read())["error"]
+        has_token = TOKEN in path + str(headers)
+        assert answer.status == (403 if has_token else 401) and json.loads(answer.read())["error"]
+        assert answer.getheader("WWW-Authenticate") == (None if has_token else "Bearer")
         assert answer.getheader("Access-Control-Allow-Origin") is None
     assert client.states() == []
 
@@ -85,6 +87,9 @@ def test_other_hosts_need_a_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with studio(tmp_path, monkeypatch, config) as client:
         for host, status in (("10.1.2.3:80", 200), ("[::1]:80", 200), ("evil.example", 403)):
             assert client.ask(f"/{TOKEN}/api/v1/jobs", Host=host).status == status
+            assert client.ask("/api/v1/jobs", Host=host).status == 401
+        forged = {"Host": "10.1.2.3:80", "Origin": "http://10.1.2.4:80"}
+        assert client.ask(f"/{TOKEN}/api/v1/jobs", **forged).status == 403
 
 
 def test_pages_refer_to_themselves_only(client: Client) -> None:
@@ -97,6 +102,40 @@ def test_pages_refer_to_themselves_only(client: Client) -> None:
         assert "default-src 'none'" in policy and "unsafe" not in policy
         assert answer.getheader("Cache-Control") == "no-store"
         assert answer.getheader("X-Content-Type-Options") == "nosniff"
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data"])
+def test_forms_of_foreign_pages_change_nothing(client: Client, kind: str) -> None:
+    """A page of another origin can post these types without asking first."""
+    finished_run(client.root / "one")
+    forged = {"Content-Type": kind, "Origin": "http://evil.example", "Sec-Fetch-Site": "cross-site"}
+    for path, method in (("jobs", "POST"), ("runs/one/export", "POST"), ("runs/one", "DELETE"), ("files/a.png", "PUT")):
+        for where, code in ((f"/{TOKEN}/api/v1/{path}", 403), (f"/api/v1/{path}", 401)):
+            assert client.ask(where, b'{"prompt": "a dog"}', method, **forged).status == code
+    answer = client.ask("api/v1/jobs", method="OPTIONS", Origin="http://evil.example")  # the preflight of other types
+    assert answer.status == 403 and answer.getheader("Access-Control-Allow-Methods") is None
+    assert client.states() == [] and len(client.api("runs")) == 1 and not (client.root / "uploads").exists()
+
+
+def test_description_for_programs_has_token_bodies_and_types(client: Client) -> None:
+    text = client.api("openapi.json")
+    paths = text["paths"]
+    assert text["servers"] == [{"url": "../.."}] and text["components"]["securitySchemes"]
+    assert all(operation["security"] for methods in paths.values() for operation in methods.values())
+    assert "application/octet-stream" in paths["/api/v1/files/{name}"]["put"]["requestBody"]["content"]
+    for path, kind in (("events", "text/event-stream"), ("runs/{name}/image", "image/jpeg")):
+        answers = paths[f"/api/v1/{path}"]["get"]["responses"]
+        assert list(answers["200"]["content"]) == [kind]
+        assert list(answers["404"]["content"]) == ["application/json"]
+
+
+@pytest.mark.parametrize(
+    ("path", "methods"),
+    [("jobs", "GET, POST"), ("jobs/1", "DELETE, GET"), ("runs/one", "DELETE, GET"), ("runs/one/image", "GET")],
+)
+def test_wrong_method_is_told_the_right_ones(client: Client, path: str, methods: str) -> None:
+    answer = client.ask(f"api/v1/{path}", method="PATCH")
+    assert answer.status == 405 and answer.getheader("Allow") == methods
 
 
 # ---------------------------------------------------------------- jobs
@@ -292,12 +331,13 @@ def test_files_outside_the_runs_are_not_found(client: Client, path: str) -> None
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"[]", b"{", b"x" * 70_000, {"prompt": 3}, {"prompt": "  "}, {"prompt": "a dog", "seed": -1}, {"other": 1},
+    [b"", b"[]", b"{", b"\xff", b"x" * 70_000, {"prompt": 3}, {"prompt": "  "}, {"prompt": "a dog", "seed": -1}, {"other": 1},
      {"prompt": "a dog", "image": "../../etc/passwd"}, {"prompt": "a dog", "export": {"preset": "giant"}}],
 )  # fmt: skip
 def test_invalid_requests_are_refused(client: Client, body: object) -> None:
     answer = client.ask("api/v1/jobs", body, method="POST")
-    assert answer.status == 413 or answer.status == 422 and json.loads(answer.read())["error"]
+    expected = {b"\xff": 400, b"x" * 70_000: 413}.get(body, 422) if isinstance(body, bytes) else 422
+    assert answer.status == expected and json.loads(answer.read())["error"]
     assert client.states() == []
 
 

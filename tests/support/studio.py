@@ -73,7 +73,7 @@ def studio(folder: Path, monkeypatch: pytest.MonkeyPatch, config: StudioConfig |
     queue = Queue(root)
     with Server(config or StudioConfig(task="studio", port=0), root, queue, TOKEN) as server:
         try:
-            yield Client(f"http://127.0.0.1:{server.socket.getsockname()[1]}/{TOKEN}/", root, queue)
+            yield Client(f"http://127.0.0.1:{server.socket.getsockname()[1]}/{TOKEN}/", root, queue, server.app)
         finally:
             queue.close()
 
@@ -81,8 +81,8 @@ def studio(folder: Path, monkeypatch: pytest.MonkeyPatch, config: StudioConfig |
 class Client:
     """A page without a browser."""
 
-    def __init__(self, url: str, root: Path, queue: Queue) -> None:
-        self.url, self.root, self.queue = url, root, queue
+    def __init__(self, url: str, root: Path, queue: Queue, app: Any) -> None:
+        self.url, self.root, self.queue, self.app = url, root, queue, app
 
     def ask(self, path: str, body: Any = None, method: str | None = None, **headers: str) -> http.client.HTTPResponse:
         """The answer to a request below the token, or to a whole path; a POST if there is a body."""

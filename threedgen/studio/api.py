@@ -1,7 +1,9 @@
 """Web application of the studio: JSON API version 1, page, access control. `docs/studio.md` describes it for users.
 
-Errors are {"error": text} with status 404 for a missing job, run or file, 409 for a request that the state of a job
-does not allow, and 422 for an invalid value.
+Errors are {"error": text} with status 400 for a body that is not text, 401 without the token, 403 for
+a request of a foreign page, 404 for a missing job,
+run or file, 409 for a request that the state of a job does not allow, 413 for a body that is too large, and 422 for an
+invalid value.
 """
 
 import asyncio
@@ -10,15 +12,18 @@ import secrets
 import socket
 from collections.abc import AsyncIterable
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
-from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi import FastAPI, HTTPException, Request, Response, Security
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
+from fastapi.security import HTTPBearer
 from fastapi.sse import EventSourceResponse
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException as AnyHTTPException
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from threedgen import __version__
@@ -47,7 +52,7 @@ HEADERS = {
 
 
 class Access:
-    """ASGI middleware that answers with status 403, unless a request has the token and comes from our own page.
+    """ASGI middleware that refuses requests without the token (status 401) and those of foreign pages (status 403).
 
     The token is the first part of the path, or in the header `Authorization: Bearer TOKEN`. The header Host is checked
     against DNS rebinding: a foreign site can make its own name resolve to this machine, but the browser then sends the
@@ -74,9 +79,9 @@ class Access:
         if self._is_token(unquote(first)):
             scope = {**scope, "path": f"/{rest}", "raw_path": None}
         elif scheme.lower() != "bearer" or not self._is_token(bearer.strip()):
-            return await _refuse(scope, receive, send)
+            return await _refuse(401, scope, receive, send)
         if not is_local(headers.getlist("host"), headers.getlist("origin"), self.names, self.any_address):
-            return await _refuse(scope, receive, send)
+            return await _refuse(403, scope, receive, send)
 
         async def send_protected(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -91,16 +96,21 @@ class Access:
         return secrets.compare_digest(text.encode("utf-8", "replace"), self.token.encode())
 
 
-async def _refuse(scope: Scope, receive: Receive, send: Send) -> None:
-    await JSONResponse({"error": REFUSAL.strip()}, 403, HEADERS)(scope, receive, send)
+async def _refuse(code: int, scope: Scope, receive: Receive, send: Send) -> None:
+    headers = HEADERS | ({"WWW-Authenticate": "Bearer"} if code == 401 else {})
+    await JSONResponse({"error": REFUSAL.strip()}, code, headers)(scope, receive, send)
 
 
 ROOT = "/api/v1"
 MAX_BODY_BYTES, MAX_UPLOAD_BYTES = 65_536, 64_000_000
 
 
-class Jpeg(Response):
-    media_type = "image/jpeg"
+BINARY = {"schema": {"type": "string", "format": "binary"}}
+TOKEN = HTTPBearer(auto_error=False, description="token of the studio, which can also be the first part of the path")
+
+
+class Events(EventSourceResponse):
+    media_type = None  # FastAPI would document errors with the type of the stream
 
 
 def create_app(config: StudioConfig, root: Path, queue: Queue, token: str) -> FastAPI:
@@ -117,7 +127,9 @@ def create_app(config: StudioConfig, root: Path, queue: Queue, token: str) -> Fa
         redoc_url=None,
         redirect_slashes=False,
         max_body_size=MAX_BODY_BYTES,
-        responses={code: {"model": Error} for code in (403, 404, 409, 422)},
+        servers=[{"url": "../.."}],  # relative to openapi.json, so that it has the token of the address
+        dependencies=[Security(TOKEN)],  # documents the token, which Access checks
+        responses={code: {"model": Error} for code in (400, 401, 403, 404, 409, 413, 422)},
     )
     app.add_middleware(Access, token=token, host=config.host)
     _add_error_handlers(app)
@@ -187,7 +199,7 @@ def create_app(config: StudioConfig, root: Path, queue: Queue, token: str) -> Fa
         job = studio.find(number)
         queue.remove(job)
 
-    @app.get(f"{ROOT}/events", response_class=EventSourceResponse)
+    @app.get(f"{ROOT}/events", response_class=Events)
     async def events() -> AsyncIterable[Status]:
         """Send the state of the queue as server-sent events: now, and after each change."""
         last = None
@@ -198,7 +210,9 @@ def create_app(config: StudioConfig, root: Path, queue: Queue, token: str) -> Fa
             last = status
             await asyncio.sleep(UPDATE_SECONDS)
 
-    @app.put(f"{ROOT}/files/{{name}}", status_code=201, max_body_size=MAX_UPLOAD_BYTES)
+    body = {"requestBody": {"required": True, "content": {"application/octet-stream": BINARY}}}
+
+    @app.put(f"{ROOT}/files/{{name}}", status_code=201, max_body_size=MAX_UPLOAD_BYTES, openapi_extra=body)
     async def upload(name: str, request: Request) -> Upload:
         """Upload an image or a mesh, as the body of the request; `name` is its file name."""
         return await run_in_threadpool(studio.store, name, await request.body())
@@ -208,7 +222,7 @@ def create_app(config: StudioConfig, root: Path, queue: Queue, token: str) -> Fa
         """List the runs that have a result, newest first."""
         return [describe_run(record, root) for record in records(root, RUN_TASKS)[0] if record.has_result]
 
-    @app.get(f"{ROOT}/runs/{{name:path}}/files/{{file:path}}", response_class=FileResponse)
+    @app.get(f"{ROOT}/runs/{{name:path}}/files/{{file:path}}", response_class=FileResponse, responses=content("*/*"))
     def get_file(name: str, file: str) -> Response:
         """Return a file of a run."""
         path = studio.file(name, file)
@@ -216,13 +230,13 @@ def create_app(config: StudioConfig, root: Path, queue: Queue, token: str) -> Fa
         headers = {"Content-Security-Policy": RUN_POLICY}
         return FileResponse(path, headers=headers, media_type=kind or "application/octet-stream")
 
-    @app.get(f"{ROOT}/runs/{{name:path}}/image", response_class=Jpeg)
+    @app.get(f"{ROOT}/runs/{{name:path}}/image", response_class=Response, responses=content("image/jpeg"))
     def get_image(name: str) -> Response:
         """Return a picture of the result of the run with this name, as JPEG; 404 if the run has no picture."""
         data = best_jpeg(studio.record(name))
         if data is None:
             raise HTTPException(404, "this run has no image")
-        return Jpeg(data)
+        return Response(data, media_type="image/jpeg")
 
     @app.get(f"{ROOT}/runs/{{name:path}}/view", include_in_schema=False)
     def view(name: str) -> HTMLResponse:
@@ -254,6 +268,11 @@ def create_app(config: StudioConfig, root: Path, queue: Queue, token: str) -> Fa
     return app
 
 
+def content(kind: str) -> dict[int | str, dict[str, Any]]:
+    """Return the documentation of an answer with binary content of a media type."""
+    return {200: {"content": {kind: BINARY}}}
+
+
 def _add_error_handlers(app: FastAPI) -> None:
     def answer(code: int, text: str) -> JSONResponse:
         return JSONResponse({"error": text}, code)
@@ -268,7 +287,12 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(AnyHTTPException)
     def failed(request: Request, error: AnyHTTPException) -> JSONResponse:
-        return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)
+        headers = error.headers
+        if error.status_code == 405:  # list the methods of all routes with this path, not only of the first
+            here = [route for route in app.routes if route.matches(request.scope)[0] is not Match.NONE]
+            same = [vars(route) for route in here if vars(route)["path"] == vars(here[0])["path"]]
+            headers = {"Allow": ", ".join(sorted({method for route in same for method in route["methods"]}))}
+        return JSONResponse({"error": str(error.detail)}, error.status_code, headers)
 
     @app.exception_handler(RequestValidationError)
     def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
