@@ -331,9 +331,20 @@ def test_files_outside_the_runs_are_not_found(client: Client, path: str) -> None
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"[]", b"{", b"\xff", b"x" * 70_000, {"prompt": 3}, {"prompt": "  "}, {"prompt": "a dog", "seed": -1}, {"other": 1},
-     {"prompt": "a dog", "image": "../../etc/passwd"}, {"prompt": "a dog", "export": {"preset": "giant"}}],
-)  # fmt: skip
+    [
+        b"",
+        b"[]",
+        b"{",
+        b"\xff",
+        b"x" * 70_000,
+        {"prompt": 3},
+        {"prompt": "  "},
+        {"prompt": "a dog", "seed": -1},
+        {"other": 1},
+        {"prompt": "a dog", "image": "../../etc/passwd"},
+        {"prompt": "a dog", "export": {"preset": "giant"}},
+    ],
+)
 def test_invalid_requests_are_refused(client: Client, body: object) -> None:
     answer = client.ask("api/v1/jobs", body, method="POST")
     expected = {b"\xff": 400, b"x" * 70_000: 413}.get(body, 422) if isinstance(body, bytes) else 422

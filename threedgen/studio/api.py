@@ -110,7 +110,7 @@ TOKEN = HTTPBearer(auto_error=False, description="token of the studio, which can
 
 
 class Events(EventSourceResponse):
-    media_type = None  # FastAPI would document errors with the type of the stream
+    media_type: Any = None  # FastAPI would document errors with the type of the stream
 
 
 def create_app(config: StudioConfig, root: Path, queue: Queue, token: str) -> FastAPI:
