@@ -25,7 +25,9 @@ BENCHMARKS = {
     "janus": "overhead of the Janus benchmark around jobs that only wait",
     "whole_run": "whole run of quick-toybox: alone, and next to a process that keeps one core busy",
     "unseen": "colours of texels that no camera saw, against the true colours of toybox objects",
+    "edits": "kept part of objects of quick-toybox that another prompt changes: Lab and outline differences; an hour",
     "export_shape": "normals and ground contact of toybox objects' meshes and levels of detail, against the truth",
+    "studio": "the studio's server with 2, 20 and 200 clients at once: latency, memory, open files",
     "weights": "LoRAs and single files of sized-down Stable Diffusion 1.5, 2.1 and XL, against diffusers",
     "user_files": "contents of a folder of user files, --data FOLDER, as the readers return them",
     "round_trip": "exported assets, --run RUN, as trimesh, Blender and three.js read them",
@@ -60,6 +62,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--views", type=int, default=8, help="number of views of the panorama (mvdiffusion, default 8)")
     parser.add_argument("--steps", type=int, default=1, help="number of denoising steps (mvdiffusion, default 1)")
+    parser.add_argument("--pairs", type=int, default=10, help="number of objects with an edit (edits, default 10)")
     widths = "channels of the UNet levels, multiples of 64 (mvdiffusion, default 320,640,1280,1280)"
     parser.add_argument("--widths", type=parse_ints, default=(320, 640, 1280, 1280), help=widths)
     device = "device (mvdiffusion, mvadapter, default cpu)"
@@ -82,7 +85,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     if unknown or not args.names:
         problem = f"unknown benchmark: {unknown[0]!r}" if unknown else "no benchmark given"
         parser.error(f"{problem}. Choose from: {', '.join(BENCHMARKS)}")
-    limits = {"rounds": (1, None), "seeds": (1, None), "steps": (1, None), "assets": (1, None), "size": (8, None)}
+    limits = {
+        "rounds": (1, None),
+        "seeds": (1, None),
+        "steps": (1, None),
+        "assets": (1, None),
+        "pairs": (1, 10),
+        "size": (8, None),
+    }
     for name, (low, high) in (limits | {"grid": (64, 512)}).items():
         if (value := getattr(args, name)) < low or (high is not None and value > high):
             parser.error(f"--{name} is {value}; it should be {f'{low} to {high}' if high else f'at least {low}'}")

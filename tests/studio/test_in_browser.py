@@ -1,9 +1,12 @@
+import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.axe import violations
 from tests.support.browser import PATIENCE, Tab
 from tests.support.example_run import asset_glb
 from tests.support.studio import FAILURE, Client, finished_run, studio
@@ -105,3 +108,105 @@ def test_page_fits_the_window_and_opens_earlier_runs(chromium: Any, client: Clie
     tab.page.fill("#prompt", "y" * 300)
     tab.until("document.querySelectorAll('.unknown').length === 1")
     assert tab.page.evaluate("document.documentElement.scrollWidth") <= width and tab.errors == []
+
+
+def test_from_an_empty_page_to_all_that_it_can_do(chromium: Any, client: Client, tmp_path: Path) -> None:
+    """One visit: prompt, variations, stop, finish, comparison, files of the user, deletion; at last at 390 pixels."""
+    tab = Tab(chromium, client.url, viewport={"width": 1280, "height": 900}, reduced_motion="reduce")
+    page, problems = tab.page, []
+    pictures = Path(os.environ.get("PICTURES", tmp_path))
+
+    def look(name: str) -> None:
+        page.screenshot(path=pictures / f"{name}.png", full_page=True, timeout=PATIENCE)
+        problems.extend(f"{name}: {rule}" for rule in violations(page))
+
+    def shown(name: str) -> bool:
+        return bool(page.locator(name).is_visible())
+
+    def drop(name: str, data: bytes) -> None:
+        script = """([name, data]) => {
+            const files = new DataTransfer();
+            files.items.add(new File([new Uint8Array(data)], name));
+            document.dispatchEvent(new DragEvent("drop", { dataTransfer: files, bubbles: true, cancelable: true }));
+        }"""
+        page.evaluate(script, [name, list(data)])
+
+    def sent(name: str = "Generate") -> dict[str, Any]:
+        with page.expect_request(lambda request: request.url.endswith("/jobs"), timeout=PATIENCE) as request:
+            press(tab, name)
+        return dict(request.value.post_data_json)
+
+    tab.until("document.querySelectorAll('#nouns .chip').length > 3")
+    look("1-empty")
+    page.click("#browse summary")
+    page.click(".options summary")
+    tab.until("document.querySelectorAll('#vocabulary .chip').length > 90")
+    look("2-words-and-options")
+    page.click("#browse summary")
+
+    # stop within two seconds, then the asset of what there is
+    page.fill("#prompt", "a dog that waits")
+    page.fill("#order [name=height]", "0.5")
+    assert sent() == {"prompt": "a dog that waits", "seed": 0, "export": {"height": 0.5}}
+    tab.until("document.querySelector('.status')?.textContent.includes('6 s left')")
+    look("3-running")
+    start = time.monotonic()
+    press(tab, "Stop")
+    tab.until(f"{STATE} === 'cancelled'")
+    assert time.monotonic() - start < 2.5 and page.locator(".card").count() == 0
+    press(tab, "Finish now")
+    tab.until(f"{STATE} === 'finished' && {CARDS} === 1")
+    page.frame_locator("#viewers iframe").locator("#view[data-drawn]").wait_for(timeout=PATIENCE)
+    look("4-finished")
+
+    # four variations side by side, and four more of a kind
+    page.fill("#prompt", "a red cat")
+    press(tab, "Four variations")
+    tab.until(f"document.querySelectorAll('.job').length === 5 && {FINISHED}")
+    tops = [page.locator(".job").nth(number).bounding_box() for number in range(1, 5)]
+    assert len({round(box["y"]) for box in tops}) <= 2 and len({round(box["x"]) for box in tops}) > 1, "side by side"
+    page.locator(".job").last.get_by_role("button", name="More like this").click()
+    tab.until(f"document.querySelectorAll('.job').length === 9 && {FINISHED} && {CARDS} === 9")
+    seeds = sorted(job.seed for job in client.queue.jobs() if job.prompt == "a red cat")
+    assert seeds == [0, 1, 2, 3, 4, 5, 6, 7]
+    look("5-variations")
+
+    # compare two, delete one
+    page.click(".card a")
+    page.locator(".card").nth(3).get_by_role("button", name="Compare").click()
+    tab.until("document.querySelectorAll('#viewers article').length === 2")
+    for frame in (0, 1):
+        page.frame_locator("#viewers iframe").nth(frame).locator("#view[data-drawn]").wait_for(timeout=PATIENCE)
+    look("6-comparison")
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.locator(".card").last.get_by_role("button", name="Delete").click()
+    tab.until(f"{CARDS} === 8")
+
+    # files: what has no effect is hidden and is not sent
+    page.fill("#prompt", "a wooden chair")
+    drop("photo.png", b"an image")
+    tab.until("document.querySelector('#files .chip')")
+    assert not shown("#prompt") and not shown("#words") and shown("#order [name=height]") and shown("#seed")
+    look("7-image")
+    order = sent()
+    assert set(order) == {"seed", "export", "image"} and order["image"].endswith("-photo.png")
+    drop("chair.glb", asset_glb((0, 0, 1)))
+    tab.until("document.querySelectorAll('#files .chip').length === 2")
+    page.locator("#files .chip").first.click()
+    assert shown("#prompt") and not shown("#order [name=height]") and shown("#seed")
+    look("8-mesh")
+    order = sent()
+    assert set(order) == {"prompt", "seed", "mesh"} and order["prompt"] == "a wooden chair"
+    page.locator("#files .chip").first.click()
+    assert shown("#prompt") and shown("#order [name=height]")
+    tab.until(FINISHED)
+
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    look("9-390-pixels")
+    with page.expect_download(timeout=PATIENCE) as download:
+        page.locator(".downloads a").first.click()
+    assert Path(download.value.path()).read_bytes() == asset_glb((0, 0, 1))
+    page.goto(f"{client.url}api/v1/", timeout=PATIENCE)
+    look("10-api")
+    assert problems == [] and tab.errors == []

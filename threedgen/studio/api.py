@@ -52,7 +52,7 @@ HEADERS = {
 
 
 class Access:
-    """ASGI middleware that refuses requests without the token (status 401) and those of foreign pages (status 403).
+    """ASGI middleware that refuses requests without the token (status 401), of foreign pages (403) and too large (413).
 
     The token is the first part of the path, or in the header `Authorization: Bearer TOKEN`. The header Host is checked
     against DNS rebinding: a foreign site can make its own name resolve to this machine, but the browser then sends the
@@ -90,7 +90,17 @@ class Access:
                     sent.setdefault(name, value)
             await send(message)
 
-        return await self.app(scope, receive, send_protected)
+        left = MAX_UPLOAD_BYTES if scope["method"] == "PUT" else MAX_BODY_BYTES
+
+        async def receive_limited() -> Message:  # Starlette's limit answers in plain text
+            nonlocal left
+            message = await receive()
+            left -= len(message.get("body", b""))
+            if left < 0:
+                raise HTTPException(413, "the request is too large")
+            return message
+
+        return await self.app(scope, receive_limited, send_protected)
 
     def _is_token(self, text: str) -> bool:
         return secrets.compare_digest(text.encode("utf-8", "replace"), self.token.encode())
@@ -126,7 +136,6 @@ def create_app(config: StudioConfig, root: Path, queue: Queue, token: str) -> Fa
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        max_body_size=MAX_BODY_BYTES,
         servers=[{"url": "../.."}],  # relative to openapi.json, so that it has the token of the address
         dependencies=[Security(TOKEN)],  # documents the token, which Access checks
         responses={code: {"model": Error} for code in (400, 401, 403, 404, 409, 413, 422)},
@@ -212,7 +221,7 @@ def create_app(config: StudioConfig, root: Path, queue: Queue, token: str) -> Fa
 
     body = {"requestBody": {"required": True, "content": {"application/octet-stream": BINARY}}}
 
-    @app.put(f"{ROOT}/files/{{name}}", status_code=201, max_body_size=MAX_UPLOAD_BYTES, openapi_extra=body)
+    @app.put(f"{ROOT}/files/{{name}}", status_code=201, openapi_extra=body)
     async def upload(name: str, request: Request) -> Upload:
         """Upload an image or a mesh, as the body of the request; `name` is its file name."""
         return await run_in_threadpool(studio.store, name, await request.body())

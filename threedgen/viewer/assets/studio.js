@@ -110,7 +110,8 @@
 
   const order = (values) => {
     const options = given.mesh ? {} : { export: assetOptions(part("order")) }; // a mesh keeps shape, size and format
-    return send("POST", "jobs", { prompt: prompt.value, ...options, ...given, ...values });
+    const text = prompt.hidden ? {} : { prompt: prompt.value };
+    return send("POST", "jobs", { ...text, ...options, ...given, ...values });
   };
   const orderAll = async (list) => {
     for (const values of list) if (!await order(values)) return;
@@ -122,11 +123,13 @@
   });
   part("four").addEventListener("click", () => orderAll([0, 1, 2, 3].map((k) => ({ seed: Number(seed.value) + k }))));
 
+  const NO_FILES = { image: null, mesh: null, edit: null };
+
   // Order four objects of the same prompt with seeds that no run has.
   async function moreLike({ prompt: text, seed: first }) {
     const runs = (await send("GET", "runs")) || [], jobs = [...entries.values()].map((entry) => entry.job);
     const used = new Set([...runs, ...jobs].filter((other) => other.prompt === text).map((other) => other.seed)), list = [];
-    for (let next = first + 1; list.length < 4; next++) if (!used.has(next)) list.push({ prompt: text, seed: next, edit: null });
+    for (let next = first + 1; list.length < 4; next++) if (!used.has(next)) list.push({ prompt: text, seed: next, ...NO_FILES });
     orderAll(list);
   }
 
@@ -148,7 +151,9 @@
   }
 
   function showGiven() {
+    const words = Boolean(given.mesh || !given.image); // an image alone becomes an object without a prompt
     part("asset").hidden = Boolean(given.mesh);
+    for (const name of ["prompt", "words", "nouns", "notes", "browse"]) part(name).hidden = !words;
     const use = { image: given.mesh ? "gives the texture" : "becomes an object", mesh: "gets a texture", edit: "changes to fit the prompt" };
     part("files").replaceChildren(...Object.entries(given).flatMap(([kind, name]) => {
       const label = kind === "edit" ? `“${edited}”` : name.slice(9);
@@ -209,7 +214,7 @@
     picture.alt = image && (job.finished ? `Result of ${job.prompt}` : `Current views of ${job.prompt}`);
     picture.className = job.finished ? "result" : "";
     if (image && image !== entry.image) picture.src = image;
-    for (const name of ["show", "more", "edit"]) find(`[data-does=${name}]`).hidden = !job.finished;
+    for (const name of ["show", "more", "edit"]) find(`[data-does=${name}]`).hidden = !job.finished || name !== "show" && !job.prompt;
     find("[data-does=finish]").hidden = !job.can_finish;
     say(find("[data-does=again]"), AGAIN[job.state] || "");
     find("[data-does=drop]").textContent = DROP[job.state] || "Clear";
@@ -288,7 +293,10 @@
         compare: () => show(name, text, true),
         remove: () => confirm(`Delete "${text}" with all its files?`) && send("DELETE", `runs/${encodeURI(name)}`),
       };
-      for (const button of place.querySelectorAll("button")) button.addEventListener("click", does[button.dataset.does]);
+      for (const button of place.querySelectorAll("button")) {
+        button.addEventListener("click", does[button.dataset.does]);
+        button.hidden = ["more", "edit"].includes(button.dataset.does) && !about.can_export; // made of a file, not of a prompt
+      }
       link.href = run(name, "/files/report.html");
       place.querySelector("img").src = run(name, "/image");
       place.querySelector(".prompt").textContent = text;

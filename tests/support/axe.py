@@ -1,0 +1,19 @@
+"""Accessibility checks of pages with axe-core: AXE is the file axe.min.js of the npm package axe-core."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+AXE = Path(os.environ.get("AXE", "node_modules/axe-core/axe.min.js"))
+
+
+def violations(page: Any) -> list[str]:
+    """Return the violations of rules of axe-core on a page of playwright: rule, elements. Skips without axe-core."""
+    if not AXE.is_file():
+        pytest.skip("no axe-core here")
+    if not page.evaluate("'axe' in window"):
+        page.evaluate(AXE.read_text(encoding="utf-8"))  # the page's policy forbids a script element
+    found = page.evaluate("axe.run({ iframes: false })")["violations"]
+    return [f"{rule['id']}: {[node['html'][:150] for node in rule['nodes']]}" for rule in found]
