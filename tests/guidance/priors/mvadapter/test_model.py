@@ -20,6 +20,7 @@ from tests.support.tiny_prior import (
 )
 from threedgen.config.registry import build
 from threedgen.geometry.rigs import orbit
+from threedgen.geometry.views import framed
 from threedgen.guidance.guidance import Condition
 from threedgen.guidance.losses.options import SDSConfig
 from threedgen.guidance.losses.sds import SDS
@@ -127,6 +128,18 @@ def test_prior_follows_reference_image_and_its_scale() -> None:
             assert (a - b).abs().max() > 1e-5
     with refused("adapter"):
         adapted_model(branches=("mv",)).with_reference(cut[0])
+
+
+def test_framed_places_object_on_grey() -> None:
+    cut = torch.zeros(40, 50, 4)
+    cut[5:25, 30:40] = torch.tensor([1.0, 0.0, 0.0, 1.0])
+    cut[0:30, 0:20, :3] = 1.0  # transparent
+    image = framed(cut, 40, 60)
+    rows, columns = ((image - 0.5).abs().amax(-1) >= 1e-3).nonzero(as_tuple=True)
+    assert rows.min() in (2, 3, 4) and rows.max() in (35, 36, 37)  # 36 of 40 rows, with the pixel around it
+    assert columns.min() + columns.max() == pytest.approx(59, abs=1)
+    torch.testing.assert_close(image[20, 30], torch.tensor([1.0, 0.0, 0.0]))
+    assert image.min() >= 0 and image.max() <= 1
 
 
 def test_shifted_schedule_is_saved_and_not_shifted_again(tmp_path: Path) -> None:
