@@ -513,7 +513,7 @@ def measure(make: Callable[[Path], Path], read: Callable[[Path], object]) -> tup
         if not (pid := os.fork()):
             resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
             resource.setrlimit(resource.RLIMIT_AS, (16 * GIB, 16 * GIB))
-            signal.alarm(4 * SECONDS)
+            signal.alarm(10 * SECONDS)
             before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
             try:
                 said = f"read: {str(read(path))[:60]!r}"

@@ -166,7 +166,7 @@ def test_rows_and_lines_have_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     head = "ply\nformat ascii 1.0\nelement vertex 3\n" + "".join(f"property float {axis}\n" for axis in "xyz")
     lists = "element other {}\nproperty list uchar uchar x\nend_header\n" + "0 0 0\n" * 3 + "1 0\n"
     files = {
-        "a.obj": ("# line\n" * 101, "100"),
+        "a.obj": ("#\n" * 101, "100"),
         "a.off": ("OFF\n1 0 0\n" + "0 0 0\n" * 101, "100"),
         "rows.ply": (head.replace("vertex 3", "vertex 101") + "end_header\n", "100"),
         "lists.ply": (head + lists.format(101) + "0\n" * 100, "100"),
