@@ -12,7 +12,6 @@ from torch.nn.functional import max_pool3d, normalize
 
 from threedgen.config import ConfigError
 from threedgen.config.plain_file import read_bytes
-from threedgen.data.options import MESH_FORMATS
 from threedgen.geometry.mesh_file import read_mesh_file
 from threedgen.geometry.ply_file import read_vertices
 from threedgen.geometry.submesh import check_text, in_unit_range
@@ -22,6 +21,7 @@ from threedgen.run.seeding import generator
 
 NEIGHBOURS = 3  # number of nearest points whose mean distance is the spacing, as in 3D Gaussian Splatting
 MAX_BYTES, MAX_TEXT_BYTES = 2 << 30, 1 << 29  # largest size of a PLY file, and of a point cloud as text
+MESHES = (".glb", ".gltf", ".obj", ".off", ".stl")  # read as meshes, whose vertices are the points
 GRID = 96  # grid points per axis on which the surface of a density is found
 COLOUR_NOISE = 0.02  # standard deviation of the initial colours around grey
 PLY_AXES = np.array([[0.0, -1, 0], [0, 0, -1], [1, 0, 0]])  # world (z up, front x) to splat files (y down, front z)
@@ -78,10 +78,10 @@ def read_points(path: Path, max_count: int, radius: float) -> Points:
         if kind in (".ply", ".xyz"):
             data = read_bytes(path, MAX_BYTES if kind == ".ply" else MAX_TEXT_BYTES)
             vertices, stored = _ply_points(data) if kind == ".ply" else _text_points(data)
-        elif kind in MESH_FORMATS:
+        elif kind in MESHES:
             vertices, stored = _mesh_points(path)
         else:
-            raise ConfigError(f"should be a run or a file in one of the formats .xyz, {', '.join(MESH_FORMATS)}")
+            raise ConfigError(f"should be a run or a file in one of the formats .ply, .xyz, {', '.join(MESHES)}")
     except Exception as error:  # damaged files raise errors of many classes
         reason = error.problem if isinstance(error, ConfigError) else error
         raise ConfigError(f"{path} cannot be read as a point cloud: {reason}", "start", str(path)) from error
