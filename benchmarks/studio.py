@@ -3,6 +3,7 @@
 The jobs take no time. Server and clients share the cores of this machine.
 """
 
+import os
 import subprocess
 import sys
 import time
@@ -27,11 +28,13 @@ def serve(folder: Path) -> None:
         sys.stdin.read()
 
 
-def usage(process: int) -> tuple[float, int]:
-    """Return the memory (RSS) in MB and the number of open files of a process."""
+def usage(process: int) -> tuple[float, int, float]:
+    """Return the memory (RSS) in MB, the number of open files and the CPU time in seconds of a process."""
     status = Path(f"/proc/{process}/status").read_text()
     kilobytes = next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS"))
-    return int(kilobytes) / 1024, len(list(Path(f"/proc/{process}/fd").iterdir()))
+    ticks = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[11:13]
+    seconds = sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+    return int(kilobytes) / 1024, len(list(Path(f"/proc/{process}/fd").iterdir())), seconds
 
 
 def measure(server: subprocess.Popen, url: str, clients: int, rounds: int) -> Row:
@@ -44,6 +47,7 @@ def measure(server: subprocess.Popen, url: str, clients: int, rounds: int) -> Ro
     return {
         "clients": clients, "requests": len(result.seconds), "unexpected answers": len(result.unexpected),
         "events": sum(result.events), "requests/s": len(result.seconds) / seconds,
+        "server CPU, ms a request": 1000 * (after[2] - before[2]) / len(result.seconds),
         "median, ms": 1000 * result.quantile(0.5), "95 %, ms": 1000 * result.quantile(0.95),
         "maximum, ms": 1000 * result.quantile(1), "memory before, MB": before[0], "after, MB": after[0],
         "open files before": before[1], "after": after[1],

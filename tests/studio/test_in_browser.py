@@ -200,6 +200,8 @@ def test_from_an_empty_page_to_all_that_it_can_do(chromium: Any, client: Client,
     page.locator("#files .chip").first.click()
     assert shown("#prompt") and shown("#order [name=height]")
     tab.until(FINISHED)
+    page.locator(".job").filter(has_text="from a file").get_by_role("button", name="Show").click()
+    tab.until("document.querySelector('#viewers h3')?.textContent === 'from a file'")
 
     page.set_viewport_size({"width": 390, "height": 844})
     assert page.evaluate("document.documentElement.scrollWidth") <= 390

@@ -9,6 +9,7 @@
   const element = (tag, text, name) => Object.assign(document.createElement(tag), { textContent: text, className: name || "" });
   const copy = (id) => part(id).content.firstElementChild.cloneNode(true);
   const run = (name, rest = "") => `api/v1/runs/${encodeURI(name)}${rest}`;
+  const title = (text) => text || "from a file";
   const say = (place, text) => {
     place.textContent = text;
     place.hidden = !text;
@@ -191,7 +192,7 @@
       drop: () => (LIVE.includes(entry.state) ? send("POST", `jobs/${job.number}/cancel`) : send("DELETE", `jobs/${job.number}`)),
     };
     for (const button of place.querySelectorAll("button")) button.addEventListener("click", does[button.dataset.does]);
-    place.querySelector(".prompt").textContent = job.prompt || "from a file";
+    place.querySelector(".prompt").textContent = title(job.prompt);
     part("jobs").append(place);
     return entry;
   }
@@ -211,7 +212,7 @@
     }
     const image = job.finished ? run(job.run, `/image?${job.state}`) : job.image ? run(job.run, `/files/${encodeURI(job.image)}`) : "";
     picture.hidden = !image;
-    picture.alt = image && (job.finished ? `Result of ${job.prompt}` : `Current views of ${job.prompt}`);
+    picture.alt = image && (job.finished ? `Result of ${title(job.prompt)}` : `Current views of ${title(job.prompt)}`);
     picture.className = job.finished ? "result" : "";
     if (image && image !== entry.image) picture.src = image;
     for (const name of ["show", "more", "edit"]) find(`[data-does=${name}]`).hidden = !job.finished || name !== "show" && !job.prompt;
@@ -250,7 +251,7 @@
   // Show a run; `beside`: beside the one that is shown.
   async function show(name, text, beside = false) {
     const place = copy("viewer"), viewers = part("viewers"), form = place.querySelector("form");
-    place.querySelector("h3").textContent = text;
+    place.querySelector("h3").textContent = title(text);
     place.querySelector("a").href = run(name, "/files/report.html");
     place.querySelector("iframe").src = run(name, "/view");
     place.querySelector("button").addEventListener("click", () => {
@@ -291,7 +292,7 @@
         more: () => moreLike(about),
         edit: () => edit(name, text),
         compare: () => show(name, text, true),
-        remove: () => confirm(`Delete "${text}" with all its files?`) && send("DELETE", `runs/${encodeURI(name)}`),
+        remove: () => confirm(`Delete "${title(text)}" with all its files?`) && send("DELETE", `runs/${encodeURI(name)}`),
       };
       for (const button of place.querySelectorAll("button")) {
         button.addEventListener("click", does[button.dataset.does]);
@@ -299,7 +300,7 @@
       }
       link.href = run(name, "/files/report.html");
       place.querySelector("img").src = run(name, "/image");
-      place.querySelector(".prompt").textContent = text;
+      place.querySelector(".prompt").textContent = title(text);
       place.querySelector(".meta").textContent = [`seed ${about.seed}`, about.early && "finished early", about.ended.slice(0, 10)].filter(Boolean).join(" · ");
       link.addEventListener("click", (event) => {
         event.preventDefault();
