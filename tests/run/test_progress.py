@@ -85,6 +85,9 @@ def test_time_left_is_shown_when_it_is_known():
     run.steps(1, 0.25)
     assert left() == ["1:12 min left"]
     assert FakeRun(total=3).steps(1, 60.0).progress.count.left() == ["2:00 min left"]
+    run = FakeRun(total=110).steps(1, 36.0)  # on a busy machine
+    assert run.progress.count.left() == []
+    assert run.steps(5, 1.0).progress.count.left() == ["1:44 min left"]
 
 
 def test_progress_prints_a_new_stage_at_once():

@@ -34,13 +34,13 @@ class Speed:
 
     def __init__(self) -> None:
         self._marks: deque[tuple[float, int]] = deque()
-        self._warm: tuple[float, int] | None = None  # mark from which the time left is measured
+        self._first = (0.0, 0)  # mark before the first step
+        self._warm: tuple[float, int] | None = None  # mark after the first step, which compiles kernels
 
     def mark(self, now: float, step: int) -> None:
         """Record that `step` steps are done at the time `now`, in seconds since any fixed moment."""
         if self._warm is None and self._marks and step > self._marks[0][1]:
-            start = self._marks[0]
-            self._warm = start if now - start[0] >= WINDOW else (now, step)  # the first step compiles kernels
+            self._first, self._warm = self._marks[0], (now, step)
         self._marks.append((now, step))
         while len(self._marks) > 2 and now - self._marks[1][0] >= WINDOW:
             self._marks.popleft()
@@ -55,19 +55,21 @@ class Speed:
     def left(self, total: int) -> list[str]:
         """Return a list with the time until step `total`, such as ["6 s left"]; [] at the end or while it is unknown.
 
-        It is known after WINDOW seconds, or after the fraction MIN_SHARE of `total` steps. The first step is not
-        measured if it takes less than WINDOW, because it compiles kernels.
+        It is known after WINDOW seconds, or after the fraction MIN_SHARE of `total` steps. The first step, which
+        compiles kernels, is measured only if it takes WINDOW and is at least this fraction.
         """
         if self._warm is None:
             return []
-        now, step = self._marks[-1]
-        elapsed, measured = now - self._warm[0], step - self._warm[1]
+        (now, step), warm = self._marks[-1], self._warm
+        if warm[0] - self._first[0] >= WINDOW and warm[1] - self._first[1] >= MIN_SHARE * total:
+            warm = self._first
+        elapsed, measured = now - warm[0], step - warm[1]
         enough = elapsed >= WINDOW or measured >= max(2, MIN_SHARE * total)
         if step >= total or measured < 1 or not enough:
             return []
-        start, first = max(self._marks[0], self._warm)
+        start, first = max(self._marks[0], warm)
         if step == first:  # the last step alone took longer than WINDOW
-            start, first = self._warm
+            start, first = warm
         return [f"{duration((now - start) / (step - first) * (total - step))} left"]
 
 
