@@ -242,7 +242,8 @@ sdpa = torch.nn.functional.scaled_dot_product_attention
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    if not isinstance(q, Card) or any(value is not None for value in (kwargs.get("attn_mask"), *args)):
+    masked = kwargs.get("is_causal") or any(value is not None for value in (kwargs.get("attn_mask"), *args))
+    if not isinstance(q, Card) or masked:
         return sdpa(q, k, v, *args, **kwargs)
     if torch.is_autocast_enabled("card"):
         q, k, v = (value.to(torch.get_autocast_dtype("card")) for value in (q, k, v))

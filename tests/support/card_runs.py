@@ -143,7 +143,6 @@ def offload(folder: str) -> int:
         expected = MVDreamPipeline.from_prior(make())("a red dog", generator=cpu(), **how).images
         with Simulation() as simulation:
             pipeline = MVDreamPipeline.from_prior(make())
-            pipeline.precision = "fp32"
             pipeline.enable_model_cpu_offload(device="card:0")
             found = pipeline("a red dog", generator=cpu(), **how).images
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
