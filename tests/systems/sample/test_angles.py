@@ -88,7 +88,7 @@ def test_views_of_a_mesh(capsys: pytest.CaptureFixture[str]) -> None:
 )
 def test_bad_input_is_one_sentence(capsys, monkeypatch, name: str, words: list[str], values: tuple[str, ...]) -> None:
     loads, real = [], Task.load_prior
-    monkeypatch.setattr(Task, "load_prior", lambda task: loads.append(task) or real(task))
+    monkeypatch.setattr(Task, "load_prior", lambda task, **how: loads.append(task) or real(task, **how))
     code, _, err = ask(capsys, name, *words, "out=run")
     assert code == 2 and all(value in err for value in values), err
     assert len([line for line in err.splitlines() if "error" not in line.lower()]) <= 2
