@@ -82,7 +82,7 @@ def test_empty_and_damaged_files_are_distinguished(tmp_path: Path) -> None:
     buffers = {"asset": {"version": "2.0"}, "buffers": [{"byteLength": 4, "uri": "a.bin"}]}
     packed = {"asset": {"version": "2.0"}, "extensionsRequired": ["KHR_draco_mesh_compression"]}
     damaged = {
-        "cut.glb": (cut, "GLB"),
+        "cut.glb": (cut, "JSON"),
         "photo.ply": (b"\xff\xd8\xff\xe0 JFIF", "PLY"),
         "apart.gltf": (json.dumps(buffers).encode(), "a.bin"),
         "packed.gltf": (json.dumps(packed).encode(), "Draco"),
