@@ -4,6 +4,7 @@ That part is found without the objects that are measured: toybox objects of both
 are rendered from the cameras of the runs. Pixels near which an image of the one differs from the other are the part
 that changes; the outline changes where one object covers a pixel and the other does not. The random values of real
 objects are unknown, so that a pixel is in the part that changes if it is there for one of several toybox objects.
+An accessory is rendered twice: on the object as it is without, and on the smaller one that fits the image with it.
 """
 
 from collections.abc import Iterable
@@ -56,11 +57,8 @@ def changes(
     Angles in radians; `distance` of the cameras to the origin.
     """
     colour, outline = np.zeros((2, len(azimuths), size, size), bool)
-    for seed in range(TRUTHS):
-        a, b = (
-            render_orbit(asset, azimuths, elevation, size, True, fov, distance * np.tan(fov / 2))
-            for asset in toybox_pair(before, after, seed)
-        )
+    for pair in (pair for seed in range(TRUTHS) for pair in toybox_pairs(before, after, seed)):
+        a, b = (render_orbit(asset, azimuths, elevation, size, True, fov, distance * np.tan(fov / 2)) for asset in pair)
         outline |= np.asarray(a.mask != b.mask, bool).reshape(outline.shape)
         colour |= np.linalg.norm(rgb2lab(a.rgb) - rgb2lab(b.rgb), axis=-1) > MIN_LAB
     reach = int(MARGIN * size)
@@ -69,11 +67,15 @@ def changes(
     return colour, outline
 
 
-def toybox_pair(before: Spec, after: Spec, seed: int) -> tuple[Asset, Asset]:
-    """Return two toybox objects that differ in the edit alone, of the size that the first has on its own."""
+def toybox_pairs(before: Spec, after: Spec, seed: int) -> list[tuple[Asset, Asset]]:
+    """Return pairs of toybox objects that differ in the edit alone.
+
+    In the first pair the object has the size that it has on its own. With an accessory, there is a second pair, which
+    has the size of the object with the accessory.
+    """
     other = build(after, np.random.default_rng(seed))
     if after.part == before.part:
-        return build(before, np.random.default_rng(seed)), other
+        return [(build(before, np.random.default_rng(seed)), other)]
     solids = [solid for solid in other.primitives if solid.label != after.part]
     points = corners(solids)
     centre = (points.min(0) + points.max(0)) / 2
@@ -83,7 +85,7 @@ def toybox_pair(before: Spec, after: Spec, seed: int) -> tuple[Asset, Asset]:
         moved = (replace(s, matrix=scale * s.matrix, centre=scale * (s.centre - centre)) for s in solids)
         return replace(other, primitives=tuple(moved))
 
-    return placed(solids), placed(other.primitives)
+    return [(placed(solids), placed(other.primitives)), (replace(other, primitives=tuple(solids)), other)]
 
 
 def measure(before: Spec, edit: dict[str, str], overrides: list[str], matte: Matte) -> Row:
@@ -106,7 +108,7 @@ def measure(before: Spec, edit: dict[str, str], overrides: list[str], matte: Mat
     kept, changed = both & ~colour, either & colour
     return {
         "object": caption(before), "edit": caption(after),
-        "kept, Lab": float(distance[kept].mean()),
+        "kept, Lab": float(distance[kept].mean()), "median": float(np.median(distance[kept])),
         "outline IoU": float((both & ~outline).sum() / (either & ~outline).sum()),
         "changed, Lab": float(distance[changed].mean()), "kept, % of pixels": 100 * float(kept.sum() / both.sum()),
     }  # fmt: skip
@@ -119,7 +121,7 @@ def table(pairs: int, overrides: list[str]) -> Table:
     figures = [key for key in rows[0] if key not in ("object", "edit")]
     values = {key: [float(row[key]) for row in rows] for key in figures}
     summary: list[Row] = [{"object": "mean", "edit": ""} | {key: float(np.mean(values[key])) for key in figures}]
-    for k, name in enumerate(("95 % interval, from", "95 % interval, to")):
+    for k, name in enumerate(("95 % interval, from", "95 % interval, to") if pairs > 1 else ()):
         ends = {key: (bootstrap(values[key]) or (float("nan"),) * 2)[k] for key in figures}
         summary.append({"object": name, "edit": ""} | ends)
     return Table("Objects and their edits", [*rows, *summary])

@@ -24,7 +24,7 @@ def test_only_the_part_that_should_be_kept_counts(
     table = load("quick-toybox", ["prompt=a dog"]).result.turntable
     elevation, fov = np.deg2rad([table.elevation, table.fov])
     objects = iter(
-        [edits.toybox_pair(before, replace(before, **edit), seed)[k] for k, seed in ((0, 0), (1, 3 * (not same)))]
+        [edits.toybox_pairs(before, replace(before, **edit), seed)[0][k] for k, seed in ((0, 0), (1, 3 * (not same)))]
     )
     words = []
 

@@ -120,7 +120,7 @@ TOKEN = HTTPBearer(auto_error=False, description="token of the studio, which can
 
 
 class Events(EventSourceResponse):
-    media_type: Any = None  # FastAPI would document errors with the type of the stream
+    media_type = ""  # FastAPI would document errors with the type of the stream
 
 
 def create_app(config: StudioConfig, root: Path, queue: Queue, token: str) -> FastAPI:
@@ -241,7 +241,7 @@ def create_app(config: StudioConfig, root: Path, queue: Queue, token: str) -> Fa
 
     @app.get(f"{ROOT}/runs/{{name:path}}/image", response_class=Response, responses=content("image/jpeg"))
     def get_image(name: str) -> Response:
-        """Return a picture of the result of the run with this name, as JPEG; 404 if the run has no picture."""
+        """Return an image of the result of a run, as JPEG."""
         data = best_jpeg(studio.record(name))
         if data is None:
             raise HTTPException(404, "this run has no image")
