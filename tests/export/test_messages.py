@@ -172,3 +172,16 @@ def test_failed_export_writes_no_files(tmp_path: Path, capsys: pytest.CaptureFix
     run = ball_run(tmp_path / "run", p4=0.01)
     export_error(capsys, run, f"out={tmp_path / 'new'}")
     assert not list((tmp_path / "new").iterdir())
+
+
+def test_progress_has_no_time_left_because_the_steps_are_unlike(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CI", "1")
+    monkeypatch.setenv("THREEDGEN_PROGRESS_SECONDS", "0")
+    with export_run.progress_bar() as on_step:
+        for step in STEPS:
+            on_step(step)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == f"asset: surface: 0/{len(STEPS)}" and lines[-1].endswith(f"{len(STEPS)}/{len(STEPS)}")
+    assert len(lines) == len(STEPS) + 1 and not any("left" in line for line in lines)
