@@ -45,8 +45,9 @@ def surface_points(vertices: Tensor, faces: Tensor, cameras: Cameras) -> Surface
     else:
         points, triangles, c2w, fov = (t.detach().cpu().numpy() for t in (vertices, faces, cameras.c2w, cameras.fov))
         found = raster.rasterise(points, triangles, c2w, fov, (cameras.height, cameras.width))
-        face = to_device(torch.from_numpy(found.face).long(), device)
-    index = (face.reshape(-1) >= 0).nonzero()[:, 0]
+        face = torch.from_numpy(found.face).long()
+    index = to_device((face.reshape(-1) >= 0).nonzero()[:, 0], device)
+    face = to_device(face, device)
     visible = face.reshape(-1)[index]
     origins, directions = (rays.reshape(-1, 3)[index] for rays in cameras.to(device).rays())
     corners = faces[visible].reshape(-1)
@@ -95,7 +96,7 @@ def _outline(pixels: Tensor, depth: Tensor, faces: Tensor) -> tuple[Tensor, Tens
     keys, edge_index = torch.unique(ends[:, 0] * count + ends[:, 1], return_inverse=True)
     a, b, c = (pixels.detach()[:, faces[:, k]] for k in range(3))
     front = ((b - a)[..., 0] * (c - a)[..., 1] - (b - a)[..., 1] * (c - a)[..., 0]) < 0
-    adjacent = torch.bincount(edge_index)
+    adjacent = torch.zeros_like(keys).index_add_(0, edge_index, torch.ones_like(edge_index))  # bincount would wait
     fronts = torch.zeros(len(pixels), len(adjacent), device=pixels.device, dtype=torch.long)
     fronts.index_add_(1, edge_index, front.long().repeat_interleave(3, dim=1))
     first, second = keys // count, keys % count
@@ -114,12 +115,10 @@ def _crossings(face: Tensor, start: Tensor, end: Tensor, view: Tensor, axis: int
     other = 1 - axis
     extent = (end - start).detach().abs()
     candidates = extent[:, 1] >= extent[:, 0] if axis == 0 else extent[:, 1] < extent[:, 0]
-    index = candidates.nonzero()[:, 0]
-    start, end, view = start.index_select(0, index), end.index_select(0, index), view[index]
     low = torch.minimum(start[:, other], end[:, other]).detach()
     high = torch.maximum(start[:, other], end[:, other]).detach()
     first = (low - 0.5).ceil().clamp(0, lines).long()
-    count = ((high - 0.5).floor().clamp(-1, lines - 1).long() - first + 1).clamp(min=0)
+    count = ((high - 0.5).floor().clamp(-1, lines - 1).long() - first + 1).clamp(min=0) * candidates
     edge = torch.repeat_interleave(count)
     line = first[edge] + torch.arange(len(edge), device=edge.device) - (count.cumsum(0) - count)[edge]
     a, b = start.index_select(0, edge), end.index_select(0, edge)
@@ -127,20 +126,21 @@ def _crossings(face: Tensor, start: Tensor, end: Tensor, view: Tensor, axis: int
     fraction = (line + 0.5 - a[:, other]) / torch.where(delta.abs() < 1e-9, torch.full_like(delta, 1e-9), delta)
     crossing = a[:, axis] + fraction * (b[:, axis] - a[:, axis])
     before = (crossing.detach() - 0.5).floor().long()
-    inside = ((before >= 0) & (before < length - 1)).nonzero()[:, 0]  # a mask as index waits for the GPU each time
-    edge, line, crossing, before = edge[inside], line[inside], crossing.index_select(0, inside), before[inside]
+    inside = (before >= 0) & (before < length - 1)
+    before = before.clamp(0, length - 2)
     row, column = (line, before) if axis == 0 else (before, line)
     left = (view[edge] * height + row) * width + column
     right = left + (1 if axis == 0 else width)
     covered = face.reshape(-1) >= 0
-    border = (covered[left] != covered[right]).nonzero()[:, 0]
+    # a mask as index, and each further `nonzero`, would wait for the GPU
+    border = (inside & (covered[left] != covered[right])).nonzero()[:, 0]
     left, right, crossing, before = left[border], right[border], crossing.index_select(0, border), before[border]
     near, far = torch.where(covered[left], left, right), torch.where(covered[left], right, left)
     t = crossing - (before + 0.5)
     t = torch.where(covered[left], t, 1 - t)
-    _, pair = torch.unique(left, return_inverse=True)
-    outermost = torch.full((len(t),), -1.0, device=t.device).scatter_reduce(0, pair, t.detach(), "amax")
-    selected = (t.detach() == outermost[pair]).nonzero()[:, 0]
-    order = torch.full((len(t),), len(t), device=t.device).scatter_reduce(0, pair[selected], selected, "amin")
+    at = t.detach()
+    outermost = torch.full((face.numel(),), -1.0, device=t.device).scatter_reduce(0, left, at, "amax")
+    order = torch.where(at == outermost[left], torch.arange(len(t), device=t.device), len(t))
+    order = torch.full((face.numel(),), len(t), device=t.device).scatter_reduce(0, left, order, "amin")
     selected = order[order < len(t)]  # the first of equal crossings
     return near[selected], far[selected], t.index_select(0, selected)

@@ -23,6 +23,7 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 ROOT = Path(__file__).parents[2]
 PRODUCT = tuple(f"{ROOT / name}/" for name in ("threedgen", "guidance", "representations"))
 SYNCS = {"_local_scalar_dense", "nonzero", "masked_select", "unique_dim", "_unique2", "repeat_interleave", "equal"}
+SYNCS |= {"bincount"}
 """Operators after which the host knows a value or a size, so it waits for the GPU."""
 FREE = {"empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided", "detach", "_to_copy", "copy_"}
 FREE |= {"_unsafe_view"}

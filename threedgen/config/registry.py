@@ -63,6 +63,13 @@ task  toybox-sheet       toybox.data.objects:run_sheet         toybox.options:To
 plan  any       train.plan:plan             config.sections:TaskConfig
 plan  texture   systems.sample.mesh:plan      systems.sample.options:SamplingConfig
 plan  generate  systems.generate.plan:plan  systems.generate.options:GenerateConfig
+# memory for --dry-run: function (config, device) -> bytes by phase
+memory  sample             systems.memory:sampling     systems.sample.options:SampleConfig
+memory  texture            systems.memory:sampling     systems.texture.options:TextureConfig
+memory  train-mvadapter    systems.memory:mvadapter    systems.train.options:TrainMVAdapterConfig
+memory  train-mvdiffusion  systems.memory:mvdiffusion  systems.train.options:TrainMVDiffusionConfig
+memory  mvdreambooth       systems.memory:dreambooth   systems.dreambooth.options:MVDreamBoothConfig
+memory  train-threedim     systems.memory:threedim     systems.novel_view.options:TrainThreeDiMConfig
 # how an object is trained: a subclass of GenerateSystem
 system  generate  systems.generate.system:GenerateSystem  systems.generate.options:SystemConfig
 # training cameras: threedgen.geometry.rigs.RigSampler

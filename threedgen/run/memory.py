@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import ClassVar
 from weakref import WeakSet, finalize
 
 import psutil
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
 from threedgen.config.errors import OutOfMemory
 
@@ -21,6 +22,7 @@ CGROUP = Path("/sys/fs/cgroup")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # mallopt parameters of glibc's malloc.h
 MAX_REUSED_BLOCK, MAX_REUSED_HEAP = 256 << 20, 512 << 20
 """Maximum bytes of one block that malloc reuses, and of all free memory that it keeps at the top of the heap."""
+LIBRARIES = 0.5e9  # resident bytes of a process on Linux after it has imported the libraries of a run
 
 
 def free_bytes(device: torch.device) -> int:
@@ -37,6 +39,11 @@ def free_bytes(device: torch.device) -> int:
     machine: int = psutil.virtual_memory().available
     container = _container()
     return machine if container is None else min(machine, container)
+
+
+def process_bytes(device: torch.device) -> float:
+    """Return the bytes that a process takes on a CPU for its libraries and for unused memory; 0 on other devices."""
+    return LIBRARIES + MAX_REUSED_HEAP if device.type == "cpu" else 0.0
 
 
 GPUS = {"cuda"}  # device types that get asynchronous copies from pinned memory, and frozen networks in half precision
@@ -97,6 +104,13 @@ ALLOCATIONS = ("empty", "empty_strided", "empty_like", "new_empty", "detach", "_
 NO_KERNEL = {f"aten::{name}" for name in ALLOCATIONS}  # operators that only allocate memory or make a view
 
 
+Layout = tuple[torch.Size, tuple[int, ...], torch.dtype]
+
+
+def _layout(tensor: Tensor) -> Layout:
+    return tensor.shape, tensor.stride(), tensor.dtype
+
+
 class PeakMemory(TorchDispatchMode):
     """Context that measures the memory of the tensors that are created in it, such as those of a training step.
 
@@ -107,6 +121,8 @@ class PeakMemory(TorchDispatchMode):
         launches: number of operators that computed something on the device, each by one kernel or more.
     """
 
+    _shapes: ClassVar[dict[tuple[object, ...], tuple[list[Layout], TreeSpec]]] = {}
+
     def __init__(self, device: str = "meta") -> None:
         super().__init__()
         self.device = device
@@ -116,12 +132,33 @@ class PeakMemory(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Callable[..., object], types: object, args: tuple[object, ...] = (), kwargs: object = None
     ) -> object:
-        result = func(*args, **(kwargs if isinstance(kwargs, dict) else {}))
+        result = self._result(func, args, kwargs if isinstance(kwargs, dict) else {})
         made = [value for value in tree_leaves(result) if isinstance(value, Tensor)]
         if isinstance(func, OpOverload) and not func.is_view and func._schema.name not in NO_KERNEL:
             self.launches += any(value.device.type == self.device for value in made)
         self.add(*made)
         return result
+
+    def _result(self, func: Callable[..., object], args: tuple[object, ...], kwargs: dict[str, object]) -> object:
+        # a call like an earlier one gets new tensors of the shapes of then; torch's own shape functions are slow
+        leaves, form = tree_flatten((args, kwargs))
+        inputs = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        pure = isinstance(func, OpOverload) and not func._schema.is_mutable
+        if not pure or self.device != "meta" or not all(t.is_meta and t.layout == torch.strided for t in inputs):
+            return func(*args, **kwargs)
+        key = func, form, *(_layout(v) if isinstance(v, Tensor) else (type(v), v) for v in leaves)
+        if key not in self._shapes:
+            result = func(*args, **kwargs)
+            outputs, out_form = tree_flatten(result)
+            shared = {t.untyped_storage()._cdata for t in inputs}
+            new = [t for t in outputs if isinstance(t, Tensor) and t.is_meta]
+            owners = {t.untyped_storage()._cdata for t in new}
+            if len(new) == len(outputs) == len(owners) and not owners & shared:
+                self._shapes[key] = [_layout(t) for t in new], out_form
+            return result
+        layouts, out_form = self._shapes[key]
+        made = [torch.empty_strided(size, stride, dtype=dtype, device="meta") for size, stride, dtype in layouts]
+        return tree_unflatten(made, out_form)
 
     def add(self, *tensors: Tensor) -> None:
         """Add the memory of tensors to `live`, such as of tensors that were created before the context.

@@ -1,13 +1,14 @@
 """Text of --dry-run: task, output folder, weights, steps and device, without a time estimate."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
+from threedgen.config import registry
 from threedgen.config.sections import TaskConfig
 from threedgen.run.dtypes import emulation_note
-from threedgen.run.memory import free_bytes
+from threedgen.run.memory import free_bytes, process_bytes
 from threedgen.run.prompts import cut_note
 from threedgen.run.threads import set_threads, threads_of
 from threedgen.train.task import device as device_name
@@ -29,7 +30,23 @@ def plan(config: TaskConfig, more: Sequence[str] = ()) -> str:
     if trainer := getattr(config, "trainer", None):
         lines.append(f"steps: {trainer.max_steps}")
     set_threads(threads_of(config))
-    return "\n".join([*lines, *more, *notes(config), device_line(config), END])
+    lines += [*more, *notes(config), device_line(config)]
+    if config.task in registry.names("memory"):
+        device = _device(config)
+        found = registry.implementation("memory", config.task)(config, device)
+        lines += memory_lines({} if found is None else {"": found.peak + process_bytes(device)}, device)
+    return "\n".join([*lines, END])
+
+
+def memory_lines(
+    phases: Mapping[str, float], device: torch.device, advice: str = "the batch, views or size"
+) -> list[str]:
+    """Return a line with the peak memory (bytes) of each phase, and one with `advice` if it is more than is free."""
+    if not phases:
+        return []  # nothing is sampled, or a plug-in without weights
+    total, parts = max(phases.values()), ", ".join(f"{name} {size / 1e9:.1f}" for name, size in phases.items() if name)
+    lines = [f"memory: about {total / 1e9:.1f} GB at most" + f" ({parts})" * bool(parts)]
+    return lines if total <= free_bytes(device) else [*lines, f"memory: more than is free. Reduce {advice}"]
 
 
 def notes(config: TaskConfig) -> list[str]:

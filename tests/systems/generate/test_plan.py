@@ -14,8 +14,10 @@ from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.guidance.weights.meta_networks import meta_networks
 from threedgen.run.memory import PeakMemory
 from threedgen.systems.generate import plan as module
-from threedgen.systems.generate.memory import MeasuredSystem, MetaPrior, memory
+from threedgen.systems.generate.memory import MeasuredSystem, memory
 from threedgen.systems.generate.system import GenerateSystem
+from threedgen.systems.memory import MetaPrior
+from threedgen.train import plan as train_plan
 
 
 @pytest.fixture
@@ -48,8 +50,10 @@ def test_words_beyond_the_token_limit_are_named(tmp_path: Path, capsys: pytest.C
 
 
 @pytest.mark.usefixtures("known_memory")
-def test_too_little_memory_is_reported(tmp_path: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(module, "free_bytes", lambda device: 1000)
+def test_too_little_memory_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(train_plan, "free_bytes", lambda device: 1000)
     assert "more than is free" in dry(tmp_path, capsys)[1]
 
 
@@ -210,7 +214,7 @@ def test_measured_memory_equals_that_of_real_tensors(chunk: str, tmp_path: Path)
         real.distillation_loss(step).loss.backward()
         del moments
     networks = meta_networks(str(prior_folder()))
-    measured = MeasuredSystem(options, MetaPrior(networks, options, torch.device("cpu")), fraction).to("meta")
+    measured = MeasuredSystem(options, MetaPrior(networks, options.prior, torch.device("cpu"), 4), fraction).to("meta")
     assert isinstance(measured, MeasuredSystem)
     found = measured.peak(lambda: measured.distillation_loss(step).loss)
     assert found == pytest.approx(tracker.peak, rel=0.1)

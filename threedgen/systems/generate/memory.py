@@ -1,147 +1,23 @@
 """Peak memory of a generate run, measured by its steps on torch's meta device, which has shapes but no values."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Self
+from collections.abc import Callable, Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
-from torch.overrides import TorchFunctionMode
 
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.rigs import turntable
-from threedgen.guidance.attention.joined import CAMERA_DIM, has_added_conditioning, split_text
-from threedgen.guidance.prior import Prior
-from threedgen.guidance.schedule import Schedule
-from threedgen.guidance.weights.meta_networks import MetaNetworks, meta_networks
+from threedgen.guidance.weights.meta_networks import meta_networks
 from threedgen.representations.base import Render
 from threedgen.representations.volume.render import sample_bytes, samples_that_fit
-from threedgen.run.dtypes import compute_dtype
-from threedgen.run.memory import GPUS, MAX_REUSED_HEAP, PeakMemory, free_bytes
+from threedgen.run.memory import free_bytes, process_bytes
+from threedgen.systems.memory import META, MetaPrior, branches, measured, sampled, weights
 
 from .options import GenerateConfig
 from .system import GenerateSystem, key_steps, piecewise_constant
 
-META = torch.device("meta")
-TOKENS = 77
-LIBRARIES = 0.5e9  # resident bytes of a process on Linux after it has imported the libraries of a run
 FIRST_STEPS = 50  # number of steps after a change among which the first with a lit (shaded) render is measured
-
-
-class MetaPrior(Prior):
-    """Prior for memory measurements. Its networks have shapes but no values (meta device). It has no text encoder."""
-
-    def __init__(self, networks: MetaNetworks, config: GenerateConfig, device: torch.device) -> None:
-        self.meta, self.unet, self.schedule, self.device = networks, networks.unet, Schedule.scaled_linear(), META
-        self.factor, self.guide_views, self.views = networks.factor, False, config.views_per_scene
-        self.tokenizer: Any = None
-        self.image_size = config.prior.image_size or self.unet.config["sample_size"] * self.factor
-        half = compute_dtype(config.prior.dtype, device) if device.type in GPUS else torch.float32
-        self.half, self.dtype = half, torch.float32
-        self.cuda_graph = config.prior.cuda_graph and half != torch.float32 and config.prior.graphs_unet
-        self.graph_memory = torch.empty(0, device=META)
-        for network in self.networks.values():
-            network.requires_grad_(False)
-        if not config.prior.alters_weights:
-            torch.nn.Module.to(self.unet, half)
-            self.dtype = half
-
-    def cast_networks(self, lora: bool = False) -> None:
-        self.dtype, self.cuda_graph = self.half, self.cuda_graph and not lora
-        vae: Any = self.meta.vae
-        encoder = () if vae is None else (vae.encoder, vae.quant_conv)
-        for network in (self.unet, self.meta.image_encoder, *encoder):
-            if network is not None:
-                torch.nn.Module.to(network, self.dtype)
-        if vae is not None:
-            vae.decoder = vae.post_quant_conv = None
-
-    def encode_images(self, rgb: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        images = self.resized(rgb).to(self.dtype)
-        return images.float() if self.meta.vae is None else self.meta.vae.encode(images).latent_dist.mean.float()
-
-    def record_graph(self, images: int) -> None:
-        """If the run uses CUDA graphs, add to the simulated memory that of a graph of the UNet for `images` latents."""
-        self.graph_memory = torch.empty(0, device=META)
-        if self.cuda_graph:
-            z = torch.empty(images, *self.latent_shape, device=META)
-            with PeakMemory() as memory, FusedAttention(), torch.no_grad():
-                self.network(z, torch.empty(images, device=META), z)
-            self.graph_memory = torch.empty(memory.peak // 4, device=META)
-
-    def network(self, x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None = None, n_view: int = 1) -> Tensor:
-        if self.graph_memory.numel() and not torch.is_grad_enabled():
-            return torch.empty_like(x)
-        c, images, x = self.unet.config, len(x), x.to(self.dtype)
-        if self.meta.image_encoder is not None:  # the image is one more view of each object
-            x, t = torch.cat([x, x[: images // self.views]]), t[:1]
-        text = x.new_empty(
-            len(x), TOKENS + has_added_conditioning(self.unet), c["encoder_hid_dim"] or c["cross_attention_dim"]
-        )
-        labels = None if self.unet.class_embedding is None else x.new_empty(len(x), CAMERA_DIM)
-        more = x.new_empty(len(x), c["in_channels"] - x.shape[1], *x.shape[2:])
-        words, added = split_text(self.unet, text, *(self.factor * side for side in x.shape[2:]))
-        out = self.unet(torch.cat([x, more], 1), t, words, class_labels=labels, **added).sample
-        return out[:images, : x.shape[1]].float()
-
-    def decode_latents(self, z: Tensor) -> Tensor:
-        return z if self.meta.vae is None else self.meta.vae.decode(z.float()).sample
-
-    @property
-    def networks(self) -> dict[str, torch.nn.Module]:
-        every: dict[str, torch.nn.Module | None] = {
-            "unet": self.unet,
-            "vae": self.meta.vae,
-            "image_encoder": self.meta.image_encoder,
-        }
-        return {name: network for name, network in every.items() if network is not None}
-
-    max_tokens = TOKENS
-    text_shape = (1, 1)
-
-    def to(self, device: torch.device | str) -> Self:
-        return self
-
-    def encode_prompt(self, prompts: list[str]) -> Tensor:
-        return torch.zeros(len(prompts), *self.text_shape)
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        side = self.image_size // self.factor
-        return 3 if self.meta.vae is None else self.unet.config["out_channels"], side, side
-
-
-class FusedAttention(TorchFunctionMode):
-    """Context in which attention takes as much memory as with fused kernels, which store no attention weights."""
-
-    def __torch_function__(
-        self,
-        func: Callable[..., object],
-        types: object,
-        args: tuple[Tensor, ...] = (),
-        kwargs: Mapping[str, object] | None = None,
-    ) -> object:
-        if func is F.scaled_dot_product_attention:
-            return _Attention.apply(*args[:3])
-        return func(*args, **(kwargs or {}))
-
-
-class _Context(FunctionCtx):
-    saved_tensors: tuple[Tensor, ...]
-
-
-class _Attention(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: _Context, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        out = q.new_empty(*q.shape[:-1], v.shape[-1])
-        ctx.save_for_backward(q, k, v, out)
-        return out
-
-    @staticmethod
-    def backward(ctx: _Context, grad: Tensor) -> tuple[Tensor, ...]:
-        return tuple(torch.empty_like(saved) for saved in ctx.saved_tensors[:3])
 
 
 class MeasuredSystem(GenerateSystem):
@@ -192,21 +68,8 @@ class MeasuredSystem(GenerateSystem):
 
     def peak(self, run: Callable[[], Tensor | None]) -> int:
         """Return the peak memory in bytes of the function `run` and, if it returns a loss, of its backward pass."""
-        with PeakMemory() as memory, FusedAttention():
-            trained = list(self.parameters())
-            memory.add(
-                self.measured_prior.graph_memory,
-                *trained,
-                *self.buffers(),
-                *(t for n in self.networks for t in (*n.parameters(), *n.buffers())),
-            )
-            moments = [torch.empty_like(p) for p in trained for _ in range(2)]  # of Adam
-            loss = run()
-            if loss is not None:
-                loss.backward()
-            del moments
-            for parameter in trained:
-                parameter.grad = None
+        kept = [self.measured_prior.graph_memory, *self.buffers(), *weights(*self.networks)]
+        memory = measured(list(self.parameters()), kept, run)
         self.launches = memory.launches
         return memory.peak
 
@@ -230,11 +93,11 @@ def memory(
     Returns bytes by phase, such as {"step at 64 px": 5e9}.
     """
     networks = meta_networks(config.prior.weights, config.prior.parts)
-    prior = MetaPrior(networks, config, device)
-    found = {"loading and preview": float(preview_bytes(prior, config.views_per_scene))}
+    prior = MetaPrior(networks, config.prior, device, config.views_per_scene, branches(config.prior))
+    found = {"loading and preview": float(sampled(prior).peak)}
     system = MeasuredSystem(config, prior, fraction)
-    weights = sum(t.numel() * t.element_size() for n in system.networks for t in n.parameters())
-    system.choose_chunks((free_bytes(device) if free is None else free) - weights)
+    used = sum(t.numel() * t.element_size() for t in weights(*system.networks))
+    system.choose_chunks((free_bytes(device) if free is None else free) - used)
     system.to(META)
     for size, step in distinct_steps(system):
         prior.record_graph(2 * len(system.training_rig(step).cameras))
@@ -248,23 +111,7 @@ def memory(
     found["final images"] = system.peak(system.image)
     if config.round_steps:  # the decoder is kept
         found = {name: size + 4.0 * (networks.parameters - networks.kept) for name, size in found.items()}
-    if device.type == "cpu":
-        found = {name: size + LIBRARIES + MAX_REUSED_HEAP for name, size in found.items()}
-    return found
-
-
-def preview_bytes(prior: MetaPrior, views: int) -> int:
-    """Return the peak memory of loading the prior and sampling `views` images, in bytes."""
-    known = [t for network in prior.networks.values() for t in network.parameters()]
-    text_encoder = max(0, prior.meta.parameters - sum(t.numel() for t in known))
-    with PeakMemory() as tracker, FusedAttention(), torch.no_grad():
-        tracker.add(*known)
-        z = torch.empty(views, *prior.latent_shape, device=META)
-        prior.network(torch.cat([z, z]), torch.empty(2 * views, device=META), z)
-        prior.decode_latents(z)
-    if prior.meta.vae is None:  # T5 is freed before the UNet is loaded
-        return max(tracker.peak, prior.half.itemsize * text_encoder)
-    return tracker.peak + 4 * text_encoder
+    return {name: size + process_bytes(device) for name, size in found.items()}
 
 
 def distinct_steps(system: GenerateSystem) -> Iterator[tuple[int, int]]:

@@ -8,7 +8,7 @@ import torch
 from threedgen.run.memory import free_bytes
 from threedgen.run.threads import set_threads
 from threedgen.systems.generate.options import GenerateConfig
-from threedgen.train.plan import END, device_line, notes
+from threedgen.train.plan import END, device_line, memory_lines, notes
 from threedgen.train.task import device as device_name
 
 from .memory import memory
@@ -30,15 +30,11 @@ def plan(config: GenerateConfig) -> str:
     device = torch.device(device_name(config.trainer.accelerator))
     lines += [*notes(config), device_line(config)]
     peaks = [memory(part, device) for part in parts if part.prior.describe()]  # a plug-in may have no weights
-    if peaks:
-        largest = max(peaks, key=lambda phases: max(phases.values()))
-        total = max(largest.values())
-        by_phase = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in largest.items())
-        lines.append(f"memory: about {total / 1e9:.1f} GB at most ({by_phase})")
-        if device.type == "cuda" and config.preset == "auto":
-            lines += preset_lines(config, device)
-        elif total > free_bytes(device):
-            lines.append("memory: more than is free. Reduce march.chunk, scenes_per_step or size")
+    largest = max(peaks, key=lambda phases: max(phases.values()), default={})
+    found = memory_lines(largest, device, "march.chunk, scenes_per_step or size")
+    if peaks and device.type == "cuda" and config.preset == "auto":
+        found[1:] = preset_lines(config, device)
+    lines += found
     return "\n".join([*lines, END])
 
 

@@ -1,0 +1,148 @@
+"""Memory that --dry-run prints for sampling and training, against real tensors."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tests.support import tiny_mvdiffusion
+from tests.support.card_cases import COMMANDS, dreambooth_config, prior_words
+from tests.support.command import ask
+from tests.support.tiny_mvadapter import adapter_base, tiny_model, tiny_prior_config
+from tests.support.tiny_prior import cpu
+from threedgen.config import load, registry
+from threedgen.guidance.options import MVAdapterConfig, MVDiffusionConfig
+from threedgen.guidance.priors.mvadapter.model import build
+from threedgen.guidance.priors.mvadapter.network import AdaptedUNet
+from threedgen.guidance.weights.meta_networks import meta_networks
+from threedgen.run import dtypes
+from threedgen.run.memory import PeakMemory
+from threedgen.systems.memory import MetaPrior, geometry, sampled, sampling, started, training, weights
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+def peak(run: Any, networks: list[nn.Module], trained: list[nn.Parameter], copies: int = 0) -> int:
+    """Return the peak memory of a step on the CPU, where all tensors have values."""
+    run()  # what is cached in the first step
+    for parameter in trained:
+        parameter.grad = None
+    with PeakMemory("cpu") as memory:
+        memory.add(*weights(*networks))
+        states = [torch.empty_like(p) for p in trained for _ in range(copies)]
+        run()
+        del states
+    return memory.peak
+
+
+@pytest.mark.parametrize("image", [False, True], ids=["text", "image"])
+def test_sampling_with_an_adapter_equals_real_tensors(image: bool, tmp_path: Path) -> None:
+    options = MVAdapterConfig(**tiny_prior_config(tmp_path / "rays"))
+    model, maps, size = build(options), torch.rand(6, 6, 96, 96, generator=cpu()), (96, 96)
+    picture = torch.rand(96, 96, 3, generator=cpu()) if image else None
+
+    def sample() -> None:
+        model.sample_views("a red dog", maps, picture, size, steps=1, guidance_scale=3.0, generator=cpu())
+
+    real = peak(sample, list(model.networks.values()), [])
+    prior = MetaPrior(meta_networks(options.weights), options, CPU, 6, ("mv", "ref"))
+    assert sampled(prior, size).peak == pytest.approx(real, rel=0.15)
+    assert real > 2 * sum(4 * t.numel() for t in weights(*model.networks.values())), "activations, not weights"
+
+
+def test_sampling_of_a_panorama_equals_real_tensors() -> None:
+    options = MVDiffusionConfig(**tiny_mvdiffusion.tiny_prior_config("panorama"))
+    model = registry.build("prior", options)
+    scene, size = geometry(5, (64, 64)), (64, 64)
+
+    def sample() -> None:
+        model.sample_views(["a kitchen"] * 5, scene, size, steps=1, guidance_scale=3.0, generator=cpu())
+
+    real = peak(sample, list(model.networks.values()), [])
+    found = sampled(MetaPrior(meta_networks(options.weights), options, CPU, 5, geometry=scene), size).peak
+    assert found == pytest.approx(real, rel=0.25)
+
+
+def test_training_of_an_adapter_equals_real_tensors() -> None:
+    model = tiny_model()
+    network = AdaptedUNet(model.unet, model.factor)
+    network.new_parts.requires_grad_(True)
+    model.with_network(network)
+    trained = [p for p in network.parameters() if p.requires_grad]
+    z, text = torch.zeros(12, 4, 16, 16), model.encode_prompt(["a red dog"]).detach()
+    maps = torch.zeros(12, 6, 32, 32)
+
+    def step() -> Tensor:
+        reference = network.reference_features(z[:2], text.expand(2, -1, -1))
+        out = model.network(z, torch.full((12,), 300), text.expand(12, -1, -1), maps, 6, reference)
+        loss = F.mse_loss(out, z)
+        loss.backward()
+        return loss
+
+    real = peak(step, list(model.networks.values()), trained, 2)
+    prior = started(str(adapter_base()), CPU, 6, ("mv", "ref"))
+    for parameter in prior.whole.new_parts.parameters():  # type: ignore[union-attr]
+        parameter.requires_grad_(True)
+    assert training(prior, 12, 2, (16, 16)).peak == pytest.approx(real, rel=0.15)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("memory")
+    dreambooth_config(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def words(place: Path) -> dict[str, list[str]]:
+    return prior_words(place)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_gpu_config_has_a_memory_estimate(
+    name: str, place: Path, words: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU needs less than float32 on a CPU, since networks compute in half precision."""
+    kind, more, _ = COMMANDS[name]
+    monkeypatch.chdir(place)
+    config = load(name, [*words[kind], *more]).used()
+    measure = registry.implementation("memory", config.task)
+    single = measure(config, CPU)
+    monkeypatch.setattr(dtypes, "_native", lambda device: "bf16" if device.type == "cuda" else "fp32")
+    half = measure(config, CUDA)
+    assert 0 < half.peak < single.peak and 0 < half.launches
+
+
+def test_more_images_need_more_memory(place: Path, words: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+
+    def found(name: str, *more: str) -> int:
+        config = load(name, [*words[COMMANDS[name][0]], *COMMANDS[name][1], *more])
+        return int(registry.implementation("memory", config.task)(config, CPU).peak)
+
+    assert found("mvadapter-sd21", "rig.height=128", "rig.width=128") > found("mvadapter-sd21")
+    assert found("mvdiffusion-pano-sd21", "rig.size=64") > found("mvdiffusion-pano-sd21")
+    assert found("texture-sd21", "rig.size=128", "prompt=a red dog") > found("texture-sd21", "prompt=a red dog")
+    assert found("train-mvadapter-sd21", "training.batch=16", "training.fresh=1") > found("train-mvadapter-sd21")
+    assert found("mvdreambooth-sd21", "tuning.batch=32") > found("mvdreambooth-sd21")
+    assert found("mvdreambooth-sd21", "tuning.preservation=none") < found("mvdreambooth-sd21")
+    assert found("threedim-srn-cars", "training.batch=8") > found("threedim-srn-cars")
+
+
+def test_own_images_need_no_prior(tmp_path: Path) -> None:
+    config = load("texture-toybox", ["mesh=a.glb", "views=photos"]).used()
+    assert sampling(config, CPU) is None
+
+
+def test_dry_run_prints_the_memory_of_a_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = ["--config", "train-mvadapter-toybox", "--dry-run", "threads=1", f"start={adapter_base()}", "image_size=16"]
+    code, out, _ = ask(capsys, *options)
+    assert code == 0 and "\nmemory: about 1.0 GB at most\n" in out
+    monkeypatch.setattr("threedgen.train.plan.free_bytes", lambda device: 1000)
+    assert "memory: more than is free. Reduce the batch" in ask(capsys, *options)[1]
