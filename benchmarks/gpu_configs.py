@@ -1,8 +1,7 @@
 """Peak memory, kernel launches and synchronisations of each config for a GPU, found without a GPU and without weights.
 
-Memory and launches are counted on tensors without values (device "meta"), with networks of the released sizes. For 3D
-objects, the memory estimate of --dry-run is used. Synchronisations are counted with small networks on a simulated GPU
-(tests/support/card.py).
+Memory and launches are those of --dry-run: counted on tensors without values (device "meta"), with networks of the
+released sizes. Synchronisations are counted with small networks on a simulated GPU (tests/support/card.py).
 """
 
 import functools
@@ -11,6 +10,7 @@ import struct
 import tempfile
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from diffusers.models import AutoencoderKL, UNet2DConditionModel
@@ -19,6 +19,7 @@ from tests.support.card_cases import results
 from threedgen.config import load, registry
 from threedgen.guidance.weights.files import Json
 from threedgen.guidance.weights.meta_networks import RELEASED_TEXT, RELEASED_UNETS, RELEASED_VAE
+from threedgen.run import dtypes
 from threedgen.systems.generate.memory import memory
 from threedgen.systems.generate.presets import ERROR, MARGIN, PRESETS, with_preset
 from threedgen.systems.memory import META
@@ -106,7 +107,8 @@ def table(overrides: list[str]) -> Table:
             for part, key in ((config, "start"), (getattr(config, "prior", None), "weights")):
                 if (found := weights.get(getattr(part, key, ""))) is not None:
                     part.__dict__[key] = str(found)
-            measured = registry.implementation("memory", config.task)(config, CUDA)
+            with patch.object(dtypes, "_native", return_value="bf16"):  # as every GPU since 2020
+                measured = registry.implementation("memory", config.task)(config, CUDA)
             rows.append(row(name, measured.peak, measured.launches))
     return Table("GPU configs", rows, ["needed: a tenth and 1 GB more than the peak."])
 

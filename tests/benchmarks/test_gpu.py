@@ -53,7 +53,8 @@ def test_memory_of_configs_is_that_of_released_sizes(tmp_path: Path) -> None:
     found = meta_networks(str(gpu_configs.write_weights(tmp_path / "sd", gpu_configs.SD21, gpu_configs.CLIP_H)))
     assert found.parameters == unet + vae + gpu_configs.CLIP_H
     assert sum(8 * 64 * path.stat().st_blocks for path in tmp_path.rglob("*.safetensors")) < 10_000_000
-    preview = load("preview-mvdream-sd21", ["prior.weights=" + str(tmp_path / "sd")])
+    words = [f"prior.weights={tmp_path / 'sd'}", "prior.image_size=256"]
+    preview = load("preview-mvdream-sd21", words)
     measured = sampling(preview, gpu_configs.CUDA)
     weights = 2 * unet + 4 * (vae + gpu_configs.CLIP_H)
     assert measured is not None and weights < measured.peak < weights + 1.2e9 and 700 < measured.launches < 800

@@ -1,5 +1,8 @@
 import math
 
+import importlib.util
+import sys
+
 import imageio.v3 as iio
 import numpy as np
 import pytest
@@ -200,3 +203,13 @@ def test_pixels_composite_keeps_colours_for_unknown_opacity() -> None:
     pixels = Pixels(red_square())
     colours, background = pixels.composite(torch.arange(3 * 32 * 32), torch.Generator())
     assert torch.equal(colours, pixels.colours) and torch.equal(background, pixels.background)
+
+
+def test_images_are_written_without_ffmpeg(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package imageio_ffmpeg, 165 MB with its program, is imported for films only."""
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+    spec = importlib.util.find_spec("threedgen.geometry.images")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.png(np.zeros((2, 2, 3), np.uint8)).startswith(b"\x89PNG")

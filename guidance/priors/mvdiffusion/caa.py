@@ -192,7 +192,7 @@ class PanoramaBlock(nn.Module):
 
 def view_groups(keys: Sequence[Keys], device: torch.device) -> list[list[int]]:
     """Return groups of view indices to compute together: single views on a CPU, else views with equally many keys."""
-    if device.type == "cpu":
+    if device.type == "cpu" or CHUNK.get(device.type) == CHUNK["cpu"]:
         return [[number] for number in range(len(keys))]
     groups: dict[torch.Size, list[int]] = {}
     for number, each in enumerate(keys):

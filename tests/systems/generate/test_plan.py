@@ -185,6 +185,12 @@ def test_memory_is_measured_for_each_kind_of_step(tmp_path: Path) -> None:
     assert vsd["final images"] > whole["final images"]
 
 
+@pytest.mark.parametrize("loss", ["ism", "csd", "sdi", "jsd"])
+def test_memory_of_a_loss_that_reads_numbers_on_the_host(loss: str, tmp_path: Path) -> None:
+    """Without values there are none: ism and sdi take their number of inversion steps from a tensor."""
+    assert needed(tmp_path, f"distillation={{name: {loss}}}")["step at 8 px"] > 4e8
+
+
 def test_a_gpu_needs_half_of_the_frozen_weights_and_more_for_a_cuda_graph(tmp_path: Path) -> None:
     cases = ("fp32",), ("fp16", "prior.cuda_graph=false"), ("fp16",)
     single, half, graph = (needed(tmp_path, f"prior.dtype={d}", *more, device="cuda", free=8e9) for d, *more in cases)
