@@ -1,6 +1,7 @@
-import math
+"""Image conversion, PNG, contact sheets, MP4 and pixels of views."""
 
 import importlib.util
+import math
 import sys
 
 import imageio.v3 as iio
