@@ -39,7 +39,10 @@ def read_tokenizer(path: Path) -> PreTrainedTokenizerBase:
         vocab, merges = (str(path / name) for name in CLIP_FILES)
         return CLIPTokenizer.from_pretrained(path, vocab=vocab, merges=merges, local_files_only=True)
     except Exception as error:  # any kind, for files from outside
-        raise ConfigError(f"{path} holds no readable tokenizer ({type(error).__name__})") from None
+        reason = type(error).__name__
+        if isinstance(error, OSError) and error.strerror:
+            reason = f"{Path(error.filename or path).name}: {error.strerror}"
+        raise ConfigError(f"{path} holds no readable tokenizer ({reason})") from None
 
 
 def clip_tokenizer(source: str | None, open_clip: bool) -> PreTrainedTokenizerBase:

@@ -88,10 +88,10 @@ def test_structure_of_files_has_limits(tmp_path: Path, monkeypatch: pytest.Monke
     tensors = {str(k): torch.ones(1) for k in range(5)}
     torch.save(tensors, tmp_path / "a.pt")
     save_file(tensors, tmp_path / "a.safetensors")
-    for read, name in ((read_torch, "a.pt"), (read_safetensors, "a.safetensors")):
+    for read, name, limit in ((read_torch, "a.pt", "0.0001 MB"), (read_safetensors, "a.safetensors", "4 tensors")):
         assert read(tmp_path / name).keys() == tensors.keys()
         monkeypatch.setattr("threedgen.run.torch_file.MAX_PICKLE_BYTES", 100)
         monkeypatch.setattr("threedgen.run.torch_file.MAX_TENSORS", 4)
-        with refused(None, tmp_path / name):
+        with refused(None, tmp_path / name, limit):
             read(tmp_path / name)
         monkeypatch.undo()

@@ -91,9 +91,14 @@ def read_torch(path: Path, mmap: bool = False, skip_objects: bool = False) -> An
             whole = all(e.compress_type == zipfile.ZIP_STORED for e in entries) and _total(entries) <= length
             intact = whole and archive.testzip() is None
             names = [e for e in entries if e.filename.endswith("data.pkl")] if intact else []
-            pickled = genops(archive.read(names[0])) if names and _total(names) <= MAX_PICKLE_BYTES else None
+            if (size := _total(names)) > MAX_PICKLE_BYTES:
+                limit = f"{size / 1e6:,.0f} MB are more than {MAX_PICKLE_BYTES / 1e6:,.4g} MB"
+                raise FileError(f"{path} is no checkpoint: its structure (data.pkl) is too large, {limit}")
+            pickled = genops(archive.read(names[0])) if names else None
             kinds = ("GLOBAL", "INST", "STACK_GLOBAL")  # "module name" of the pickle's classes and functions
             imports = None if pickled is None else {str(name) for code, name, _ in pickled if code.name in kinds}
+    except FileError:
+        raise
     except Exception as error:  # a damaged zip or pickle raises BadZipFile, EOFError, ValueError, ...
         _raise_if_unreadable(path, error)
         imports = None

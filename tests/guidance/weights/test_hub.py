@@ -175,7 +175,7 @@ def test_tokenizers_and_headers_have_limits(tmp_path: Path, monkeypatch: pytest.
     path = clip_files(tmp_path / "x")
     assert len(tokens.read_tokenizer(path)) == len(letter_tokenizer())
     monkeypatch.setattr("threedgen.guidance.weights.tokens.MAX_VOCABULARY_BYTES", 10)
-    with refused(None, path):
+    with refused(None, path, "1e-05 MB"):
         tokens.read_tokenizer(path)
     save_file({"a": torch.ones(1)}, tmp_path / "a.safetensors", {"note": 1000 * "x"})
     assert files.read_header(tmp_path / "a.safetensors")[0] == ["a"]
