@@ -139,7 +139,7 @@ def with_default(field: FieldInfo, value: object) -> Any:
 
 
 def merge(below: object, above: object) -> Any:
-    """Return `below` updated with `above`: dicts are merged key by key, other values are replaced by those of `above`.
+    """Return `below` updated with `above`: dicts are merged key by key, other values are taken from `above`.
 
     Two kinds of dicts are replaced and not merged: schedules {step: value}, and sections whose `name` differs. The
     arguments are not changed.

@@ -201,7 +201,7 @@ class SceneCache(EncodedCache):
 def latent_shape(vae: Any, height: int, width: int) -> tuple[int, int, int]:
     """Return the shape (C, h, w) of the latents of an image of `height` x `width` pixels.
 
-    Raises ValueError unless both are multiples of the VAE's downsampling factor.
+    Raises ValueError unless `height` and `width` are multiples of the VAE's downsampling factor.
     """
     factor = 2 ** (len(vae.config["block_out_channels"]) - 1)
     if height % factor or width % factor:

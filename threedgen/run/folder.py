@@ -272,7 +272,7 @@ def stored_config_name(text: str) -> str:
 def remove_temporary_files(folder: Path, recursive: bool = False) -> None:
     """Remove temporary files that killed processes left in a folder. Raises OSError if a file cannot be removed.
 
-    `recursive`: also search all subfolders, except those of other runs.
+    If `recursive` is True, all subfolders except the folders of other runs are searched too.
     """
     for parent, folders, names in os.walk(folder):
         for name in filter(TEMPORARY_NAME.search, folders + names):

@@ -138,7 +138,7 @@ class System(pl.LightningModule):
         """Add learning rate schedules to an optimizer; return the result of `configure_optimizers`.
 
         `rates` has one schedule for all parameter groups, or one for each. A schedule is a config value (a number or
-        {step: value}) or a function of the step. Its values are factors of the optimizer's learning rate, usually 1.
+        {step: value}) or a function of the step. The learning rate is the schedule's value times the optimizer's `lr`.
         """
         steps = [rate if callable(rate) else partial(at, rate, max_steps=self.max_steps) for rate in rates]
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, steps if len(steps) > 1 else steps[0])
@@ -219,7 +219,7 @@ class AveragedSystem(System):
             self.average.update(self.averaged, self.global_step)
 
     def average_applied(self) -> AbstractContextManager[None]:
-        """Return a context in which the network has the averaged weights. Without an average it keeps its own."""
+        """Return a context in which the network has the averaged weights, or its own weights if there is no average."""
         return nullcontext() if self.averaged is None else self.average.applied(self.averaged)
 
 

@@ -52,7 +52,7 @@ class Task:
             config: config of the run.
             resume: folder of the run to continue; None: start a new run.
             quiet: print neither weight files nor progress.
-            files: result files, relative to the run folder. The summary lists those that exist at its writing.
+            files: result files, relative to the run folder. `summarise` lists the existing ones in summary.json.
         """
         self.config, self.resume, self.quiet, self.files = config, resume is not None, quiet, tuple(files)
         self.folder, self.start_time = Path(str(config.out)), time.monotonic()
