@@ -14,7 +14,7 @@ from typing import Any
 
 from threedgen.places import folder as folder
 
-# Use huge pages for large tensors (Linux): a step takes a third less time on a CPU. torch reads this when imported.
+# Use huge pages for large tensors (Linux): a step takes a third less time on a CPU. torch reads this at its import.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 # Let OpenMP threads sleep after microseconds of waiting. With GNU's default of milliseconds, a run takes nearly twice
 # as long while another job uses the CPU.
@@ -58,14 +58,14 @@ def generate(prompt: str, config: str = "mvdream-toybox", quiet: bool = False, *
         prompt: text description of the object.
         config: config file, or name of a shipped config of the task generate.
         quiet: show no progress.
-        values: overrides of the config, such as `seed=3`, `out="penguin"`, `trainer={"max_steps": 100}` or
+        values: other values of config options, such as `seed=3`, `out="penguin"`, `trainer={"max_steps": 100}` or
             `**{"trainer.max_steps": 100}`.
 
     Returns:
         The finished run, whose `folder` has the result files. A notebook displays the run.
 
     Raises:
-        threedgen.config.ConfigError: if an argument or an option of the config is invalid.
+        threedgen.config.ConfigError: an argument or an option of the config is invalid.
     """
     from threedgen.systems.generate.task import generate as run  # imports torch
 

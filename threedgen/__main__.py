@@ -4,7 +4,7 @@ import sys
 
 
 def main() -> int:
-    """Run the command line and return its exit code. Ctrl-C during the import of its modules gives no traceback."""
+    """Run the command line and return its exit code. Ctrl-C during the slow imports prints no traceback."""
     try:
         from threedgen.cli import main as command
 

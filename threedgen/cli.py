@@ -31,7 +31,7 @@ THREESTUDIO = {
     "--gpu": "the GPU is chosen by trainer.devices=1 and the environment variable CUDA_VISIBLE_DEVICES",
     "--gradio": "there is a page with --config studio",
 }
-"""Flag of threestudio -> what to do in threedgen instead, for error messages."""
+"""Dict from flag of threestudio to advice for its users, for error messages."""
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 OK, FAILED, INTERRUPTED = 0, 1, 130
@@ -43,7 +43,7 @@ class Command:
     """Parsed command line.
 
     Attributes:
-        flags: flag, such as "--config", -> value; "" for a flag without value.
+        flags: dict from flag, such as "--config", to its value; "" for a flag without value.
         overrides: overrides of the config, as "key=value".
     """
 
@@ -61,7 +61,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse(words: list[str]) -> Command:
-    """Parse the arguments `words` of the command line. Raises ConfigError for unknown or contradictory arguments."""
+    """Parse the arguments `words` of the command line. Raises ConfigError if they are unknown or contradictory."""
     parser, names = _Parser(add_help=False, allow_abbrev=False), [flag.split()[0] for flag in help.FLAGS]
     for flag, name in zip(help.FLAGS, names, strict=True):
         _, _, value = flag.partition(" ")
@@ -122,7 +122,7 @@ def load_plugins(command: Command) -> None:
 
 
 def answer(command: Command) -> str | None:
-    """Return the text for a command that starts no run (--help, --list, ...); None for other commands."""
+    """Return the text to print for --version, --help, --list or --print-config; None for commands that start a run."""
     if "--version" in command.flags:
         return f"threedgen {__version__}"
     if "--help" in command.flags:
@@ -140,8 +140,8 @@ def answer(command: Command) -> str | None:
 def dry_run(checked: Any, name: str) -> int:
     """Print what a run would do, without starting it; return 0.
 
-    `checked` is the config of the run, and `name` the name of the config for the run folder. If weights are missing,
-    AbsentWeights is raised after the text is printed.
+    `checked` is the config of the run, and `name` the config name in the path of the run folder. If the weights of a
+    model are not downloaded, AbsentWeights is raised after the text is printed.
     """
     absent: AbsentWeights | None = None
     try:
@@ -203,7 +203,10 @@ def run(command: Command) -> int:
 
 
 def main(words: list[str] | None = None) -> int:
-    """Run the command line `words` (None: sys.argv[1:]) and return the exit code. Only bugs print a traceback."""
+    """Run the command line `words` (None: sys.argv[1:]) and return the exit code.
+
+    An `ExpectedError` prints its message, any other exception its traceback.
+    """
     try:
         command = parse(sys.argv[1:] if words is None else words)
         end_with_parent()

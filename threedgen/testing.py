@@ -47,7 +47,7 @@ def check_representation(
     same parameters as a training without a stop.
 
     Args:
-        build: creates the representation from a CPU generator. Equal seeds must give equal parameters.
+        build: function that creates the representation from a CPU generator. Equal seeds must give equal parameters.
         steps: number of training steps; the training is resumed after half of them. Use a few steps more than the
             interval at which the representation adds or removes parameters.
         radius: half the side of the representation's cube, world units.
@@ -118,7 +118,7 @@ def render_views(field: Representation, radius: float, generator: torch.Generato
 
 
 def assert_equal_states(one: torch.nn.Module, other: torch.nn.Module, what: str) -> None:
-    """Assert that two modules have bit-identical state dicts. `what` names both in the error message."""
+    """Assert that two modules have bit-identical state dicts. `what` names the two modules in the error message."""
     a, b = one.state_dict(), other.state_dict()
     different = [name for name in a if name not in b or not torch.equal(a[name], b[name])]
     assert a.keys() == b.keys() and not different, f"{what} differ: {', '.join(different) or 'names'}"
@@ -127,12 +127,12 @@ def assert_equal_states(one: torch.nn.Module, other: torch.nn.Module, what: str)
 def check_distillation(
     build: Callable[[Prior, torch.Generator], Distillation], prior: Prior | None = None, step: int = 3
 ) -> None:
-    """Assert that a distillation loss is a finite scalar, equal for equal seeds, and has gradients.
+    """Assert that a distillation loss is a finite scalar, is equal for equal seeds, and has gradients.
 
-    Gradients must reach the images and the parameters of the loss, if it has any.
+    Gradients must reach the images, and the parameters of the loss, if any.
 
     Args:
-        build: creates the distillation loss from a prior and a CPU generator for its initial parameters.
+        build: function that creates the loss from a prior and a CPU generator for the initial parameters of the loss.
         prior: prior of the loss; None: the prior from `tiny_prior`.
         step: training step at which the loss is evaluated.
     """

@@ -1,4 +1,7 @@
-"""Configs: YAML files and command-line overrides are merged into checked pydantic models. Imports no torch."""
+"""Configs: YAML files and command-line overrides are merged and checked by pydantic models.
+
+This package does not import torch, so that --help and mistakes in a config are shown at once.
+"""
 
 # ruff: noqa: F401
 

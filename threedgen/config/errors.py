@@ -16,8 +16,8 @@ class ExpectedError(Exception):
     Attributes:
         exit_code: exit code of the program.
         problem: description of the mistake, with the wrong value.
-        key: dotted config key of the mistake, or "". The key starts at the section of the config that raises the error;
-            `key_prefix` puts the section's name in front.
+        key: dotted config key of the mistake, such as "trainer.devices"; "" for other mistakes. The check of a section
+            raises the error with its own key, such as "devices", and `key_prefix` puts "trainer." in front.
     """
 
     exit_code = 2
@@ -36,7 +36,7 @@ class ConfigError(ExpectedError):
 
 
 class AbsentWeights(ConfigError):
-    """Error for a supported released model whose weights are not on this machine."""
+    """Error for a published model, such as MVDream, that is supported but not downloaded to this machine."""
 
 
 class FileError(ConfigError):
@@ -56,7 +56,7 @@ class OutOfMemory(ExpectedError):
 
 
 class WorkerLost(ExpectedError):
-    """Error for a process of a run that died, or for workers of a batch that died several times in a row."""
+    """Error for a process of the run that died or does not answer, and cannot be replaced."""
 
     exit_code = 5
 
@@ -65,11 +65,11 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 STORAGE_ERRORS = (*NO_SPACE, errno.EIO, errno.EROFS, errno.ESTALE)
 """Error numbers (errno) of a full, broken, read-only or vanished disk. Other numbers concern a single file."""
 _NO_MEMORY = re.compile("cannot allocate memory|failed to map segment", re.IGNORECASE)
-"""Pattern of the messages of torch's allocator, and of the system for a library that does not fit into memory."""
+"""Pattern of two out-of-memory messages: of torch's allocator, and of the system when it loads a library."""
 
 
 def storage_error(error: BaseException) -> OSError | None:
-    """Find the error of a full or failed disk in an exception and its chain of causes; None if there is none."""
+    """Return the OSError of a full or failed disk among an exception and its causes; None if no disk is the cause."""
     errors = (one for one in _chain(error) if isinstance(one, OSError))
     return next((one for one in errors if one.errno in STORAGE_ERRORS), None)
 
@@ -81,10 +81,10 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def expected(error: BaseException) -> ExpectedError | None:
-    """Return the error to show to the user for an exception; None for a bug, whose traceback is shown.
+    """Convert an exception to the ExpectedError that the user sees; None for a bug, whose traceback the user sees.
 
-    A full disk becomes DiskFull, a failed one FileError, exhausted memory OutOfMemory. An `ExpectedError` is returned
-    unchanged.
+    An OSError of a full disk becomes DiskFull, of a failed disk FileError, and an out-of-memory error OutOfMemory. An
+    ExpectedError is returned unchanged.
     """
     if isinstance(error, ExpectedError):
         return error
@@ -101,17 +101,17 @@ def expected(error: BaseException) -> ExpectedError | None:
 
 
 def key_prefix(section: str) -> AbstractContextManager[None]:
-    """Return a context manager that puts "SECTION." before the key of an ExpectedError raised inside, if it has one."""
+    """Return a context manager that puts "SECTION." before the key of an ExpectedError. An empty key stays empty."""
     return _rekeyed(lambda key: key and f"{section}.{key}")
 
 
 def replaced_key(name: str) -> AbstractContextManager[None]:
-    """Return a context manager that replaces the key of an ExpectedError raised inside, if it has one, by `name`."""
+    """Return a context manager that replaces the key of an ExpectedError by `name`. An empty key stays empty."""
     return _rekeyed(lambda key: key and name)
 
 
 def default_key(name: str) -> AbstractContextManager[None]:
-    """Return a context manager that gives an ExpectedError raised inside the key `name`, if it has no key."""
+    """Return a context manager that sets the key of an ExpectedError to `name` if the key is empty."""
     return _rekeyed(lambda key: key or name)
 
 
@@ -124,7 +124,7 @@ def _rekeyed(rename: Callable[[str], str]) -> Iterator[None]:
 
 
 def in_a_line(error: BaseException) -> str:
-    """Return an exception as one line of text: "ClassName: message", or the message of an ExpectedError."""
+    """Return an exception as one line: "ClassName: message"; for an ExpectedError or Ctrl-C only a message."""
     if isinstance(error, KeyboardInterrupt):
         return "stopped by Ctrl-C"
     text = " ".join(str(error).split())
@@ -134,7 +134,7 @@ def in_a_line(error: BaseException) -> str:
 def nearest(word: str, choices: Iterable[str], cutoff: float = 0.6) -> str | None:
     """Return the text in `choices` that is most similar to `word`, ignoring case, to correct a misspelt name.
 
-    Returns None if all similarities, from 0 to 1 (equal), are below `cutoff`.
+    A similarity is between 0 and 1 (equal). Returns None if all are below `cutoff`.
     """
     found = process.extractOne(word, list(choices), scorer=fuzz.ratio, processor=str.lower, score_cutoff=100 * cutoff)
     return found[0] if found else None
@@ -150,15 +150,16 @@ ALIASES = {
     "tag": ("out",),
     "pretrained_model_name_or_path": ("weights",),
 }
-"""Dict from the last part of an unknown key to endings of the keys that the user may mean."""
+"""Dict from the last part of an unknown key, such as "lr", to endings of the known keys that the user may mean."""
 MAX_SUGGESTIONS = 4
 
 
 def nearest_keys(key: str, paths: Iterable[str]) -> list[str]:
     """Return the known config keys in `paths` that the user may mean by the unknown `key`, likeliest first.
 
-    Keys are dotted, such as "trainer.max_steps". First choice: keys with the same last part or a synonym of it
-    (`ALIASES`), in the section with the most similar name. Otherwise at most one key is returned, the most similar one.
+    Keys are dotted, such as "trainer.max_steps". If known keys have the same last part, or a synonym from `ALIASES`,
+    the function returns up to MAX_SUGGESTIONS of them, from the section with the most similar name. Otherwise it
+    returns the most similar key, or [] if no key is similar.
     """
     paths = list(paths)
     section, _, last = key.rpartition(".")

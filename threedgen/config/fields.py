@@ -1,4 +1,4 @@
-"""Functions on config models and their values: list fields, merge values, describe types."""
+"""Functions for config models and config values: list the fields of a model, merge values, describe types."""
 
 import types
 from collections.abc import Iterable, Iterator, Mapping
@@ -28,7 +28,7 @@ class Place(NamedTuple):
         path: key from the root of the config, such as ("trainer", "max_steps").
         field: pydantic's definition of the option.
         section: config model of a section; None for an option.
-        value: value in the config, or the default.
+        value: value in the config; the default of the field if the config does not set it.
     """
 
     path: tuple[str, ...]
@@ -42,7 +42,8 @@ def walk(model: type[BaseModel], tree: object = None, prefix: tuple[str, ...] = 
 
     Args:
         model: config model.
-        tree: values, as nested dicts or a config object; None: defaults. The key `name` in a section selects its model.
+        tree: values, as nested dicts or a config object; None: the defaults. The value `name` of a section selects the
+            model of this section.
         prefix: key of the section that has this model; (): `model` is the model of the whole config.
     """
     found = [(name, field, value_in(tree, name)) for name, field in model.model_fields.items()]
@@ -59,9 +60,10 @@ def walk(model: type[BaseModel], tree: object = None, prefix: tuple[str, ...] = 
 
 
 def paths(model: type[BaseModel], tree: object = None) -> list[str]:
-    """Return all dotted keys of a config model, such as "trainer.max_steps".
+    """Return all dotted keys of a config model, such as "trainer.max_steps", except those in `INTERNAL`.
 
-    `tree` has values, as nested dicts or a config object; None: defaults. Names in it select the models of sections.
+    `tree` has the values, as nested dicts or a config object; None: the defaults. The value `name` of a section selects
+    the model of this section, and thus its keys.
     """
     found = [".".join(place.path) for place in walk(model, tree)]
     return [path for path in found if path not in INTERNAL]
@@ -73,15 +75,15 @@ def value_in(tree: object, name: str) -> Any:
 
 
 def component(field: FieldInfo) -> Component | None:
-    """Return the `Component` annotation of a field, which marks a section with a model from the registry; else None."""
+    """Return the `Component` annotation of a field, whose config model is in the registry; None for other fields."""
     return next((mark for mark in (*field.metadata, field.annotation) if isinstance(mark, Component)), None)
 
 
 def section(field: FieldInfo, value: object = None) -> type[BaseModel] | None:
     """Return the config model of a field that is a section (a nested config); None for other fields.
 
-    `value` is the section's value (None: the default). Its key `name` selects one of several models; an unknown name of
-    a registered component gives None.
+    `value` is the value of the field (None: the default). If the field allows several models, the key `name` in the
+    value selects one. The result is also None if a `Component` field has an unknown name.
     """
     value = with_default(field, value)
     if mark := component(field):
@@ -122,8 +124,8 @@ def _model_or_error(kind: str, name: str) -> type[BaseModel] | Exception:
 def with_default(field: FieldInfo, value: object) -> Any:
     """Fill the missing keys of a section's value (a dict, or None) from the default of its field; return the result.
 
-    `value` itself is not changed. A dict with another `name` than the default is returned as it is, and so is the value
-    of a field that is no section.
+    `value` itself is not changed. It is returned unchanged if its `name` differs from the default's `name`, or if the
+    field is no section.
     """
     if field.is_required() or not (component(field) or section_models(field)):
         return value
@@ -137,7 +139,7 @@ def with_default(field: FieldInfo, value: object) -> Any:
 
 
 def merge(below: object, above: object) -> Any:
-    """Return `below` updated with `above`: dicts are merged key by key, other values are replaced by those of `above`.
+    """Return `below` updated with `above`: dicts are merged key by key, other values are taken from `above`.
 
     Two kinds of dicts are replaced and not merged: schedules {step: value}, and sections whose `name` differs. The
     arguments are not changed.
@@ -195,7 +197,7 @@ def is_number(field: FieldInfo) -> bool:
 def type_name(annotation: object, marks: Iterable[object] = ()) -> str:
     """Describe a type annotation for users, such as "whole number >= 1", "auto | numba" or "list of 3: number".
 
-    `marks`: metadata of the annotation with the bounds, such as annotated_types.Ge(1).
+    `marks` are further metadata of the field that contain bounds, such as annotated_types.Ge(1).
     """
     origin, inner = get_origin(annotation), get_args(annotation)
     marks = [part for mark in marks for part in (mark.metadata if isinstance(mark, FieldInfo) else [mark])]

@@ -21,7 +21,7 @@ COMMANDS = {
     'prompt="a red penguin"': f"the default config, {DEFAULT}: text to 3D",
     "--config NAME_OR_PATH key=value ...": "another config, other values; --list has all configs",
 }
-"""Dict from example arguments to their meaning, for the usage text."""
+"""Dict from example arguments of the command to their meaning, for the usage text."""
 FLAGS = {
     "--config NAME_OR_PATH": f"a shipped config or a YAML file (default {DEFAULT})",
     "--plugin FILE": "import a Python file first, which adds a loss, a prior, ... (docs/plugins.md)",
@@ -43,7 +43,7 @@ KEYS = (
 )
 ALL = "all"
 COMMON = ("trainer.max_steps", "trainer.accelerator", "trainer.devices", "training.batch", "training.learning_rate")
-"""Nested options that --help shows for a task whose config model sets no `common`."""
+"""Keys inside sections that --help shows for a task whose config model does not set `common`."""
 
 
 def help_text(config_name: str, section: str = "", overrides: Sequence[str] = ()) -> str:
@@ -79,7 +79,7 @@ def usage(config_name: str = DEFAULT, tree: Mapping[str, Any] = MappingProxyType
 
     Args:
         config_name: config file, or name of a shipped config.
-        tree: content of the config, with the keys "about" and "needs".
+        tree: content of the config. Only the keys "about" (description) and "needs" (requirements) are used.
     """
     about, needs = tree.get("about"), tree.get("needs") or "nothing more"
     own = {} if config_name == DEFAULT else {f"--config {config_name} key=value ...": f"this config; needs: {needs}"}
@@ -154,7 +154,7 @@ def width() -> int:
 
 
 def wrapped(text: str, indent: int = 0, lead: str | None = None) -> str:
-    """Wrap text at the terminal's width. Lines start with `indent` spaces, the first one with `lead` if not None."""
+    """Wrap text at the terminal's width. Lines start with `indent` spaces; the first one with `lead` if it is set."""
     lead = " " * indent if lead is None else lead
     how: Any = {"break_long_words": False, "break_on_hyphens": False, "subsequent_indent": " " * indent}
     if len(lead) + len(text) > width() < len(lead) + 20:  # less than 20 columns are left beside `lead`
@@ -177,7 +177,14 @@ TASKS = {
 
 
 class Shipped(NamedTuple):
-    """Line of --list about a shipped config: name, group such as "train", description and requirements."""
+    """Entry of --list for a shipped config (one that comes with the project).
+
+    Attributes:
+        name: name of the config.
+        group: key of `GROUPS`, such as "train".
+        about: description of the config.
+        needs: requirements, such as a GPU or a data set.
+    """
 
     name: str
     group: str
@@ -186,7 +193,7 @@ class Shipped(NamedTuple):
 
 
 def described(name: str) -> Shipped:
-    """Return the line of --list about a shipped config. For an unreadable file, it describes the error."""
+    """Return the entry of --list for a shipped config. If its file cannot be read, the description is the error."""
     try:
         tree = layers.merged(layers.read_layers(layers.find(name)))
     except ConfigError as error:
@@ -197,9 +204,9 @@ def described(name: str) -> Shipped:
 
 
 def list_text(default: str) -> str:
-    """Return the text of --list: shipped configs by group. In each group, configs for GPUs are last.
+    """Return the text of --list: the shipped configs, grouped. In each group, configs that need a GPU are last.
 
-    `default` is the name of the default config, which is first in its group.
+    `default` is the name of the default config, which is listed first in its group.
     """
     found = [described(name) for name in layers.shipped()]
     found.sort(key=lambda one: (one.name != default, "GPU" in one.needs and "core" not in one.needs, one.name))

@@ -3,8 +3,8 @@
     config = load("mvdream-toybox", ["prompt=a blue dog", "trainer.max_steps=100"])
 
 A config is merged from layers. Later layers replace values of earlier ones. The order is: defaults of the model, the
-applicable `choices`, the file that `base` names, the file itself, the command line. In a file, the lines `choices:
-{prior: {mvdream: VALUES}}` set VALUES for the whole config if the `name` in its section `prior` is mvdream.
+applicable `choices`, the file that the key `base` of the file names, the file itself, the command line. The key
+`choices: {prior: {mvdream: VALUES}}` of a file sets VALUES for the whole config if `prior.name` is mvdream.
 """
 
 import re
@@ -43,10 +43,10 @@ def load(name_or_path: str | Path, overrides: Iterable[str] = (), values: Mappin
 def resolve(
     name_or_path: str | Path, overrides: Iterable[str] = (), values: Mapping[str, Any] | None = None
 ) -> tuple[type[BaseModel], list[Layer]]:
-    """Return the config model of a config and its unchecked values as `Layer`s, the most basic layer first.
+    """Return the config model of a config, and its unchecked values as `Layer`s; later layers replace earlier values.
 
-    There is one layer per file and memory preset, one for `values` and one for `overrides`. Raises ConfigError if a
-    file is missing or invalid, or an override cannot be parsed.
+    The layers are: default names of components, one per file and memory preset, `values`, `overrides`. Raises
+    ConfigError if a file is missing or invalid, or if an override cannot be parsed.
 
     Args:
         name_or_path: config file, or name of a config that comes with the project.
@@ -74,7 +74,7 @@ def resolve(
 
 
 def validate(model: type[BaseModel], layers: Sequence[Layer]) -> Any:
-    """Merge layers of values; return the config, an instance of `model`.
+    """Merge layers of values, check them, and return them as a config, an instance of `model`.
 
     Raises ConfigError, with one line per mistake, if the merged values are not valid for the model.
     """
@@ -138,9 +138,9 @@ def shipped() -> list[str]:
 
 
 def find(name_or_path: str | Path, beside: Path | None = None) -> Path:
-    """Return the path of a config file. Raises ConfigError if there is none, and suggests a similar name.
+    """Return the path of a config file. Raises ConfigError, with a similar name as suggestion, if it does not exist.
 
-    `name_or_path` is the name of a shipped config or a path, relative to `beside` (None: the working directory). The
+    `name_or_path` is the name of a shipped config, or a path relative to `beside` (None: the working directory). The
     suffix `.yaml` can be left out.
     """
     text = str(name_or_path)
@@ -160,8 +160,8 @@ def find(name_or_path: str | Path, beside: Path | None = None) -> Path:
 def read_layers(path: Path, chain: tuple[Path, ...] = ()) -> list[Layer]:
     """Read a config file and, recursively, the file that its key `base` names.
 
-    Returns one `Layer` per file; the layer of `path` is the last. `chain` has the files that led here through `base`,
-    to detect cycles. Raises ConfigError if a file is missing or invalid, or for a cycle.
+    Returns one `Layer` per file; the layer of `path` is the last. `chain` lists the files whose keys `base` led to this
+    file. Raises ConfigError if a file is missing or invalid, or if the keys `base` form a cycle.
     """
     chain = (*chain, path.resolve())
     if chain[-1] in chain[:-1]:
@@ -187,9 +187,10 @@ def read_layers(path: Path, chain: tuple[Path, ...] = ()) -> list[Layer]:
 
 
 def preset_layers(tree: Mapping[str, Any]) -> list[Layer]:
-    """Return a list with the layer of the memory preset that `tree["preset"]` names; [] if it names no preset.
+    """Return a list with the `Layer` of the memory preset that `tree["preset"]` names; [] if it names no preset.
 
-    The layer belongs before the layer of `tree`, whose values replace those of the preset.
+    A memory preset is a file of options for a GPU with little memory, such as configs/presets/memory-8gb.yaml. Values
+    in `tree` replace those of the preset, so the caller puts the preset's layer first.
     """
     name = tree.get("preset")
     if not isinstance(name, str) or not re.fullmatch(r"memory-\w+", name):
@@ -214,7 +215,7 @@ def _with_sections(model: type[BaseModel], tree: Tree) -> Tree:
 
 
 def _default_names(model: type[BaseModel], tree: Tree) -> Layer:
-    # The `name` of each component section, if unset the default name. With it, `merge` sees that an override such as
+    # The `name` of each component section, or its default name. With it, `merge` sees that an override such as
     # field.name=sdf selects another component, and drops the options that a file sets for the default component.
     names: Tree = {}
     for place in fields.walk(model, tree):

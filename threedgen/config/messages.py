@@ -18,7 +18,7 @@ UNKNOWN = "unknown key"
 MAX_LINES = 30
 """Maximum number of mistakes to explain. Each one needs a slow search for similar keys."""
 OWN_TEXTS = ("value_error", "schedule", "component")
-"""Error types whose messages this project writes. They are shown unchanged except for the first letter."""
+"""Types of pydantic errors whose messages come from this project. Only the first letter is changed, to lower case."""
 MISSING = "is missing"
 
 
@@ -26,7 +26,7 @@ class Layer(NamedTuple):
     """Values of a config from one source. Later layers replace values of earlier ones.
 
     Attributes:
-        where: source of the values for messages: the path of a file, or "command line".
+        where: name of the source in messages, such as the path of a file or "command line".
         tree: values, as nested dicts.
         plugins: plug-in files (Python), relative to the folder of the config file.
     """
@@ -37,13 +37,13 @@ class Layer(NamedTuple):
 
 
 def explain(error: ValidationError, model: type[BaseModel], tree: Tree, layers: Sequence[Layer]) -> list[str]:
-    """Return messages for the mistakes that pydantic found in a config: "FILE: trainer.devices: PROBLEM (got -1)", ...
+    """Return one message per mistake that pydantic found in a config: "FILE: trainer.devices: PROBLEM (got -1)".
 
     Args:
         error: exception that pydantic raised for the values `tree`.
         model: config model.
         tree: values of all layers merged, as nested dicts.
-        layers: values by source. A message starts with the source that set the key.
+        layers: layers of values. A message starts with the name of the layer that set the wrong value.
     """
     found: dict[Key, list[ErrorDetails]] = {}
     for item in error.errors(include_url=False):

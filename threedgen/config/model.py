@@ -15,7 +15,7 @@ NOT_HASHED = ("out", "about", "needs", "prompt_check")
 
 
 class Config(BaseModel):
-    """Base class of config models, in which unknown keys, infinities and later changes are errors."""
+    """Base class of config models (pydantic). Unknown keys, NaN, infinity and changes after creation are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
 
@@ -38,7 +38,7 @@ class Config(BaseModel):
         return result
 
     def check(self) -> None:
-        """Raise ConfigError if something is missing that a run needs: files, devices, optional packages.
+        """Raise ConfigError if something that the run needs is missing: a file, a device, an optional package.
 
         This method is called before a run starts, not when a config is loaded, and must be fast. Subclasses with
         requirements override it. The base class calls `check` of all sections (nested configs).
@@ -58,12 +58,12 @@ def dump(config: BaseModel) -> str:
 
 
 def config_hash(config: BaseModel) -> str:
-    """Return the SHA-256 (64 hex digits) of a config without the keys `NOT_HASHED`, such as the output folder."""
+    """Return the SHA-256 (64 hex digits) of a config without the keys in `NOT_HASHED`, such as the output folder."""
     return tree_hash(plain(config))
 
 
 def tree_hash(tree: Tree) -> str:
-    """Return the `config_hash` of a config that is given as nested dicts, such as the content of config.yaml."""
+    """Return the hash of a config in the form of nested dicts, such as a config.yaml. It equals `config_hash`."""
     hashed = {key: value for key, value in tree.items() if key not in NOT_HASHED}
     text = json.dumps(json.loads(json.dumps(hashed)), sort_keys=True, separators=(",", ":"))  # keys become str
     return hashlib.sha256(text.encode("ascii")).hexdigest()

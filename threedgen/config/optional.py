@@ -1,4 +1,4 @@
-"""Install commands of optional packages, and checks whether they are installed that do not import them."""
+"""Install commands of optional packages, and checks whether such a package is installed, without importing it."""
 
 import importlib.util
 
@@ -38,8 +38,8 @@ def require(module: str, asked: str, instead: str) -> None:
 
     Args:
         module: import name of the package, a key of `EXTRAS`.
-        asked: option of the user that needs the package, as "key: value".
-        instead: alternative to the installation, as an imperative such as "set logger=csv".
+        asked: option that needs the package, as "key: value", such as "name: wandb".
+        instead: alternative to the installation, for the message, such as "set logger=csv".
     """
     if not installed(module):
         package, how = EXTRAS[module]

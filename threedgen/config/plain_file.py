@@ -18,16 +18,16 @@ logger = logging.getLogger(__name__)
 LEGACY_ENCODING = "cp1252"  # encoding of text files of older Windows programs, such as CSV files of Excel
 _LARGE_NUMBER = re.compile(r"[0-9](?:[0-9]{18}|[eE]\+?[0-9]{3})")  # begins with a set, which is searched fast
 MAX_BYTES = 64 << 20
-"""Default maximum size of a file. The largest files are the metrics of long runs."""
+"""Default maximum size of a file in bytes. The largest files are the metrics of long runs."""
 MAX_PICKLE_BYTES = 4 << 20  # maximum size of the pickle with the structure of a torch file; SDXL's has 0.4 MB
 MAX_VALUES, MAX_CHARACTERS = 5_000_000, 1 << 28
-"""Largest number of values in JSON text, each of which takes up to 300 bytes of memory, and of its characters."""
+"""Limits of JSON text: number of values (each takes up to 300 bytes of memory), and number of characters."""
 
 
 def ordinary(path: Path, max_bytes: int | None = None) -> Path:
-    """Return `path` itself if it is a regular file of at most `max_bytes` bytes; None: of any size.
+    """Return `path` unchanged if it is a regular file of at most `max_bytes` bytes.
 
-    Raises OSError for larger files, folders, pipes and devices.
+    Raises OSError if the file is missing or larger, or is a folder, pipe or device. `max_bytes` None: any size.
     """
     found = path.stat()
     if stat.S_ISDIR(found.st_mode):
@@ -44,9 +44,9 @@ def _too_large(path: Path, max_bytes: int) -> OSError:
 
 
 def read_bytes(path: Path, max_bytes: int = MAX_BYTES, start: int = 0, count: int | None = None) -> bytes:
-    """Read a file, or only `count` bytes from the byte `start` on. Raises OSError if the file is unreadable.
+    """Read `count` bytes of a file from the byte `start` on. `count` None: all bytes up to the end.
 
-    OSError is also raised if more than `max_bytes` bytes would be read.
+    Raises OSError if the file is unreadable, or if more than `max_bytes` bytes would be read.
     """
     with open(ordinary(path), "rb") as file:
         size = os.fstat(file.fileno()).st_size - start
@@ -59,9 +59,10 @@ def read_bytes(path: Path, max_bytes: int = MAX_BYTES, start: int = 0, count: in
 
 
 def read_text(path: Path, key: str = "", max_bytes: int = MAX_BYTES) -> str:
-    """Read a text file. Raises ConfigError, with the config key `key`, if it is unreadable, binary or too large.
+    """Read a text file in UTF-8, or in UTF-16 with a byte order mark.
 
-    The encoding is UTF-8, or UTF-16 with a byte order mark; any other text is read as Windows-1252, with a warning.
+    Other text is read as Windows-1252, with a warning. Raises ConfigError, with the config key `key`, if the file is
+    unreadable, binary or larger than `max_bytes`.
     """
     try:
         data = read_bytes(path, max_bytes)
@@ -102,9 +103,9 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the content of a JSON file as a dict. Return {} if the file is unreadable, or its content is no dict.
+    """Return the content of a JSON file as a dict; {} if the file is missing or damaged, or if its content is no dict.
 
-    Raises OSError if the disk fails, because the file may be intact then.
+    Raises OSError if the disk fails, because then the file itself may be intact.
     """
     try:
         found = parse_json(read_bytes(path))

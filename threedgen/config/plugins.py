@@ -26,9 +26,10 @@ LOADED: dict[str, Plugin] = {}  # dict from module name to imported plug-in
 
 
 def load(names: str) -> None:
-    """Import plug-ins: Python modules that add components to the registry. Raises ConfigError for a missing file.
+    """Import plug-ins: Python modules that add components to the registry.
 
-    `names`: .py files and names of installed modules, separated by commas. Exceptions of a plug-in are passed on.
+    `names` are .py files and names of installed modules, separated by commas. Raises ConfigError if a file is missing.
+    An exception in a plug-in is not caught.
     """
     for name in map(str.strip, names.split(",")):
         if name.endswith(".py"):
@@ -66,7 +67,7 @@ def load_file(path: Path, key: str = FLAG) -> None:
 
 
 def load_all(loaded: Mapping[str, Plugin]) -> None:
-    """Import the plug-ins of the main process in this worker process. `loaded`: the main process's `LOADED`."""
+    """Import the plug-ins of the main process in this worker process. `loaded` is `LOADED` of the main process."""
     for name, plugin in loaded.items():
         if name.startswith("plugin_"):
             load_file(plugin.path)
@@ -75,14 +76,14 @@ def load_all(loaded: Mapping[str, Plugin]) -> None:
 
 
 def identify() -> dict[str, dict[str, str | None]]:
-    """Identify the imported plug-ins: {file: {"sha256": hash, "commit": git commit of its folder, or None}}."""
+    """Return hashes of the imported plug-ins: {file: {"sha256": hash, "commit": git commit of its folder, or None}}."""
     return {str(path): {"sha256": sha256, "commit": _commit(path.parent)} for path, sha256 in LOADED.values()}
 
 
 def changed(recorded: object) -> list[str]:
     """Return the imported plug-in files whose SHA-256 has changed since `recorded`, an earlier result of `identify`.
 
-    If `recorded` is no dict, the result is [].
+    Plug-ins that `recorded` does not contain are left out. If `recorded` is no dict, the result is [].
     """
     before = recorded if isinstance(recorded, dict) else {}
     pairs = [(before.get(str(plugin.path)), plugin) for plugin in LOADED.values()]

@@ -1,6 +1,7 @@
-"""Registry of the components that a config selects by kind and name: import paths of implementation and config model.
+"""Registry of components that a config selects by kind and name, such as the prior (kind) mvdream (name).
 
-A component is imported only when a config selects it. Modules of config models do not import torch.
+The registry has the import paths of a component's implementation and config model, because a component is imported
+only when a config selects it. Modules of config models do not import torch.
 """
 
 import importlib
@@ -175,22 +176,22 @@ def names(kind: str) -> list[str]:
 
 
 def entry(kind: str, name: object) -> Entry:
-    """Return the registry entry of a component. Raises ConfigError for an unknown name, with a suggestion."""
+    """Return the registry entry of a component. Raises ConfigError, with a suggestion, if the name is unknown."""
     if not isinstance(name, str) or name not in TABLE[kind]:
         raise ConfigError(_unknown(kind, name), kind, name)
     return TABLE[kind][name]
 
 
 def config_model(kind: str, name: object) -> type[BaseModel]:
-    """Import and return the config model of a component; torch is not imported.
+    """Import and return the config model of a component. Raises ConfigError if the name is unknown.
 
-    Raises ConfigError for an unknown name.
+    Modules of config models do not import torch.
     """
     return _load(entry(kind, name).config)
 
 
 def implementation(kind: str, name: str) -> Any:
-    """Import and return the class or function of a component. Raises ConfigError for an unknown name."""
+    """Import and return the class or function of a component. Raises ConfigError if the name is unknown."""
     return _load(entry(kind, name).implementation)
 
 
@@ -211,25 +212,25 @@ def _unknown(kind: str, name: object) -> str:
 
 
 SECTION: Any = {}
-"""Default value of a config field with a `Component` annotation: an empty section.
+"""Default value of a config field with a `Component` annotation: the default component with its default options.
 
-It selects the component's default name with default options. The type is Any for mypy.
+The type is Any, not dict, to satisfy mypy.
 """
 
 
 @dataclass(frozen=True)
 class Component:
-    """Annotation of a config field that is a section, whose `name` selects a component and thus its config model.
+    """Annotation of a config field that is a section. The key `name` of the section selects a registered component.
 
     Used as `prior: Annotated[Any, Component("prior", default="mvdream")] = Field({}, description="...")`. The value of
-    the field is an instance of the selected model, which must have a field `name`.
+    the field is an instance of the component's config model, which must have a field `name`.
 
     Attributes:
         kind: kind of component in the registry, such as "prior".
-        default: name if the section has none.
+        default: name of the component if the section has no `name`; None: the section must have a `name`.
         only: allowed names; (): all names of the kind.
-        path_of: name of the component that takes a path, or None. If set, a section that is a text but no known name
-            selects this component, and the text is its path.
+        path_of: name of a component with an option `path`, or None. If set, the text "a/b" in place of the section
+            means {name: path_of, path: "a/b"}, unless the text is a name of the kind.
     """
 
     kind: str
@@ -238,16 +239,16 @@ class Component:
     path_of: str | None = None
 
     def section(self, text: str) -> dict[str, str]:
-        """Convert the short form of a section, a text, to a dict. A name becomes {"name": text}.
+        """Convert the short form of a section, a text, to the dict {"name": text}.
 
-        If `path_of` is set, a text that is no known name becomes {"name": self.path_of, "path": text}.
+        If `path_of` is set, a text that is no registered name becomes {"name": self.path_of, "path": text}.
         """
         if self.path_of is None or text in names(self.kind):
             return {"name": text}
         return {"name": self.path_of, "path": text}
 
     def model(self, value: object) -> type[BaseModel] | None:
-        """Return the config model for a section (dict, config object or text); None for an unknown name."""
+        """Return the config model of a section (dict, config object or name); None if the name is not registered."""
         if isinstance(value, BaseModel):
             return type(value)
         value = self.section(value) if isinstance(value, str) else value

@@ -35,7 +35,8 @@ Positives = Annotated[Pair, AfterValidator(_within(0, 1000, open_ends=True))]
 class MultiviewCameraConfig(Config):
     """Random training cameras around the object in groups of `n_view`, as in MVDream.
 
-    The cameras of a group share all random values; their azimuths are evenly spaced from a random one.
+    The cameras of a group have the same random elevation, distance, field of view and perturbations. Their azimuths are
+    evenly spaced, starting at a random azimuth.
     """
 
     name: Literal["multiview"] = "multiview"
@@ -115,9 +116,9 @@ class CheckpointConfig(Config):
 
 
 class LoggerConfig(Config):
-    """Log in addition to metrics.csv and metrics.jsonl: none, TensorBoard in RUN/tensorboard, or Weights & Biases.
+    """Additional log beside metrics.csv and metrics.jsonl: none, TensorBoard in RUN/tensorboard, or Weights & Biases.
 
-    Weights & Biases needs `wandb login` first.
+    Weights & Biases needs the command `wandb login` first.
     """
 
     name: str = Field(description="logger")
@@ -130,7 +131,8 @@ class LoggerConfig(Config):
 class TaskConfig(Config):
     """Base class of the config models of tasks.
 
-    `common` lists the keys that --help shows; (): the top-level options, and the options in `help.COMMON`.
+    `common` lists the keys that --help shows. If it is empty, --help shows the top-level options, the choices of
+    components, and the keys in `help.COMMON`.
     """
 
     common: ClassVar[tuple[str, ...]] = ()
@@ -148,14 +150,17 @@ class TaskConfig(Config):
         return []
 
     def used(self) -> Self:
-        """Return the config for this run, in which sections that the run does not use are None, such as `prior`."""
+        """Return the config with None for each section that the run does not use, such as `prior`.
+
+        The base class returns the config unchanged. Tasks with such sections override this method.
+        """
         return self
 
 
 class RunConfig(TaskConfig):
-    """Base class of the config models of tasks that have a run folder.
+    """Base class of the config models of tasks that write to a run folder.
 
-    `extends` lists keys that may change when a run is resumed, such as the number of views to evaluate.
+    `extends` lists keys of the task that may change when a run is resumed, such as the number of evaluated views.
     """
 
     extends: ClassVar[tuple[str, ...]] = ()

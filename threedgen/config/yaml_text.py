@@ -96,7 +96,7 @@ _Loader.add_constructor("tag:yaml.org,2002:float", lambda loader, node: float(no
 
 
 def parse(text: str, where: str) -> Any:
-    """Parse one YAML document. Raises ConfigError with `where`, such as a file name, and the line if it is invalid."""
+    """Parse one YAML document. Raises ConfigError if it is invalid; the message has `where` (a file) and the line."""
     return copy.deepcopy(_parse(text, where))
 
 
@@ -132,6 +132,6 @@ def write(data: object) -> str:
 
 
 def write_line(data: object) -> str:
-    """Return plain data as YAML on one line, the syntax of values on the command line."""
+    """Return plain data as YAML on one line, such as "{a: 1, b: [x, y]}"."""
     options: Any = {"sort_keys": False, "allow_unicode": True, "default_flow_style": True, "width": 10**9}
     return str(yaml.dump(data, Dumper=_Dumper, **options)).removesuffix("...\n").rstrip("\n")

@@ -1,6 +1,6 @@
 """Coloured triangle meshes from GLB, glTF, OBJ, PLY and OFF files, and their rendering.
 
-The z axis points up, and the front of the object faces +x. A mesh has parts with vertex colours or a texture each.
+The z axis points up, and the front of the object faces +x. A mesh has parts; each part has vertex colours or a texture.
 """
 
 import logging
@@ -36,10 +36,10 @@ class EmptyMesh(ConfigError):
 
 @dataclass(frozen=True)
 class Part:
-    """F triangles of a mesh with one kind of colour: colours of the vertices, or one texture.
+    """Part of a mesh: F triangles that are coloured by their vertices or by one texture.
 
     Attributes:
-        corners: (F, 3, 3), as (triangle, corner, xyz), in world units.
+        corners: positions (F, 3, 3), as (triangle, corner, xyz), in world units.
         values: values at the corners. Without a texture: sRGB (F, 3, 3) or RGBA (F, 3, 4), in [0, 1]. With a texture:
             uv (F, 3, 2), v upwards; or (F, 3, 5 or 6): uv, and linear RGB or RGBA that multiplies the texture.
         texture: texture; None: `values` are colours.
@@ -63,6 +63,7 @@ class ColouredMesh:
     """Triangle mesh of several parts.
 
     Attributes:
+        parts: parts of the mesh, each with its own texture or vertex colours.
         plain: whether no part has vertex colours, a material colour or a texture, so that all parts are white.
         flat: whether no part has vertex colours or a texture, so that unshaded renders do not show the shape.
         notes: texts for the user about the file, such as missing textures.
@@ -79,7 +80,7 @@ class ColouredMesh:
         return np.concatenate([part.corners for part in self.parts])
 
     def map_corners(self, transform: Callable[[Array], Array]) -> "ColouredMesh":
-        """Return a copy in which each part has the corners `transform(corners)`; both arrays are (F, 3, 3)."""
+        """Return a copy of the mesh with the corners `transform(corners)` in each part; both arrays are (F, 3, 3)."""
         return replace(self, parts=tuple(replace(part, corners=transform(part.corners)) for part in self.parts))
 
     def render(self, c2w: Array, fov: float, size: int, background: float = 0.5, light: bool = False) -> Array:
@@ -223,9 +224,9 @@ def fit_to_cube(mesh: ColouredMesh, half: float) -> ColouredMesh:
 def read_mesh(path: Path, up: Literal["y", "z"] = "y", warn: bool = False) -> ColouredMesh:
     """Read a GLB, glTF, OBJ, PLY or OFF file and convert it to a z-up world in which the front faces +x.
 
-    `up` is the up axis of the file: the front of a y-up file faces +z, and the front of a z-up file faces +x. `warn` is
-    whether `notes` of the mesh are logged as warnings. Raises ConfigError for an unreadable file or too large
-    coordinates, and EmptyMesh if all triangles have area 0.
+    `up` is the up axis of the file: the front of a y-up file faces +z, and the front of a z-up file faces +x. If `warn`
+    is True, the `notes` of the mesh are logged as warnings. Raises ConfigError if the file is unreadable or coordinates
+    exceed MAX_COORDINATE, and EmptyMesh if all triangles have area 0.
     """
     file = read_mesh_file(path)
     parts = tuple(part for part in map(_part, file.submeshes) if len(part.corners))

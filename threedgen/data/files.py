@@ -1,4 +1,4 @@
-"""Readers for small data set files: text lines, frame numbers and arrays. Messages of ConfigErrors name the file."""
+"""Readers for small data set files: text lines, frame numbers and arrays. Error messages name the file."""
 
 import io
 from pathlib import Path
@@ -16,7 +16,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 def first_line(path: Path) -> str:
-    """Return the caption in a text file: its first non-empty line. Raises ConfigError if there is none."""
+    """Return the caption in a text file: its first non-empty line. Raises ConfigError if there is no such line."""
     lines = read_lines(path)
     if not lines:
         raise ConfigError(f"{path} is empty; its first line should be a caption")
@@ -53,7 +53,7 @@ def read_numbers(path: Path) -> list[list[float]]:
 def read_npy(path: Path) -> Array:
     """Read an array of numbers or strings from a .npy file.
 
-    Raises ConfigError for a missing or damaged file, and for pickled objects, because unpickling can run code.
+    Raises ConfigError if the file is missing or damaged, or has pickled objects, because unpickling can run code.
     """
     try:
         array: Array = np.lib.format.read_array(io.BytesIO(read_bytes(path)), allow_pickle=False)

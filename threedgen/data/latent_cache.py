@@ -1,9 +1,9 @@
 """Disk caches of training images that are encoded by a VAE.
 
 Rendering and encoding an image takes about as long as a training step. So each step makes a few new images and reuses
-older ones. An entry is one or several images of an object or scene with captions and cameras. Entries are encoded in
-blocks of a fixed number, so that an entry is bit-identical if it is made again. The caches do not detect changes of the
-rendering code: delete the folder of the caches after such a change.
+older ones. An entry of a cache is one or several images of an object or scene with captions and cameras. Entries are
+encoded in blocks of a fixed number, so that an entry is bit-identical if it is made again. The caches do not detect
+changes of the rendering code: delete the folder of the caches after such a change.
 """
 
 from abc import ABC, abstractmethod
@@ -26,7 +26,7 @@ T = TypeVar("T")
 BLOCK = 32
 """Entries per block. The number is constant, because the last bits of a convolution depend on the batch size."""
 TEXT_BYTES, SCENE_TEXT_BYTES = 160, 240
-"""Bytes stored per caption, of an object entry and of a view of a scene. Longer captions are truncated."""
+"""Bytes stored per caption: of an entry in a LatentCache, and of a view in a SceneCache. Longer ones are truncated."""
 SCENE_BLOCK = 4  # number of scenes per block
 
 
@@ -57,7 +57,7 @@ class Source(Protocol):
 
 
 class EncodedCache(ABC):
-    """Base class of disk caches of latents and cameras. A block of entries is made when one of them is first used.
+    """Base class of disk caches of latents and cameras. The first use of an entry makes and stores its whole block.
 
     Args:
         name: name of the array file in `folder`.
@@ -92,7 +92,7 @@ class EncodedCache(ABC):
         """Make and store all entries of the block with number `block`."""
 
     def latents(self, indices: Sequence[int] | np.ndarray) -> Tensor:
-        """Return the latents (N, V, C, h, w), float32, of the entries `indices` (N,), scaled by the VAE's factor."""
+        """Return the latents (N, V, C, h, w), float32, of the entries `indices` (N,), times the `scaling_factor`."""
         return torch.from_numpy(self._read(indices, "z")).float()
 
     def c2w(self, indices: Sequence[int] | np.ndarray) -> Tensor:
@@ -121,7 +121,7 @@ class LatentCache(EncodedCache):
         side = size // 2 ** (len(vae.config["block_out_channels"]) - 1)
         n, description = source.n_view, f"{source.describe()}\nfrom 0, {size} px"
         self.latent_shape = (n, int(vae.config["latent_channels"]), side, side)
-        """Shape (V, C, h, w) of an entry's latents."""
+        """Shape (V, C, h, w) of the latents of an entry."""
         entry = [("z", np.float16, self.latent_shape), ("text", np.uint8, (text,)), ("c2w", np.float32, (n, 4, 4))]
         super().__init__(folder, "entries", description, vae, count, np.dtype(entry), block)
 
@@ -139,7 +139,7 @@ class LatentCache(EncodedCache):
 
 
 class SceneCache(EncodedCache):
-    """Disk cache of the latents, captions, cameras and depth of scenes. Depth is float16: steps of 2 mm at 4 m.
+    """Disk cache of the latents, captions, cameras and depth of scenes. Depth is stored in float16 (2 mm steps at 4 m).
 
     Args:
         source: scenes to cache, each with V views of H x W pixels.
@@ -201,7 +201,7 @@ class SceneCache(EncodedCache):
 def latent_shape(vae: Any, height: int, width: int) -> tuple[int, int, int]:
     """Return the shape (C, h, w) of the latents of an image of `height` x `width` pixels.
 
-    Raises ValueError unless both are multiples of the VAE's downsampling factor.
+    Raises ValueError unless `height` and `width` are multiples of the VAE's downsampling factor.
     """
     factor = 2 ** (len(vae.config["block_out_channels"]) - 1)
     if height % factor or width % factor:
@@ -223,16 +223,15 @@ def choose_by_share(parts: Sequence[tuple[float, T]], u: float) -> tuple[float, 
 
 
 def available_entries(step: int, count: int, first: int, fresh: int) -> int:
-    """Return how many entries a training step can reuse: `first` at step 0, `fresh` more per step, at most `count`."""
+    """Return the number of entries that training step `step` can reuse: `first` + `step` * `fresh`, at most `count`."""
     return min(count, first + step * fresh)
 
 
 def sample_entries(rng: np.random.Generator, step: int, batch: int, count: int, first: int, fresh: int) -> np.ndarray:
     """Sample the entry indices (batch,) of a training step.
 
-    The first `fresh` indices are new: no earlier step used them. When all `count` entries are in use, there are no new
-    ones. The other indices are sampled uniformly from the entries that are in use: `first` at step 0, `fresh` more in
-    each step.
+    The first `fresh` indices are new entries, which no earlier step used, until all `count` entries are in use. The
+    other indices are sampled uniformly from the entries in use: `first` entries at step 0, and `fresh` more per step.
     """
     available = available_entries(step, count, first, fresh)
     indices = rng.integers(0, available, batch)

@@ -33,10 +33,11 @@ MAX_SUPERSAMPLE = 2
 
 
 class MatterportPanoramas:
-    """Source (`SceneSource`) of entries from panoramas: perspective views of a panorama, evenly spaced in yaw.
+    """Source (`SceneSource`) of training entries: perspective views of a panorama, evenly spaced in yaw.
 
     The yaw of the first view is 0 in the test split. For training, it is a random whole number of degrees that depends
-    on the seed and the index of the entry. ConfigError is raised for a missing or invalid file.
+    on the seed and the index of the entry. The constructor and `scene` raise ConfigError if a file is missing or
+    invalid.
     """
 
     def __init__(self, config: MatterportConfig, seed: int = 0, split: SceneSplit = "train") -> None:
@@ -54,7 +55,7 @@ class MatterportPanoramas:
         return f"panoramas of {self.root.resolve()}, {self.split}, seed {self.seed}, {views}"
 
     def first_yaw(self, index: int) -> int:
-        """Return the yaw of the first view of entry `index`, degrees."""
+        """Return the yaw of the first view of the entry `index` in degrees."""
         return int(numpy_generator(self.seed, index, "first yaw").integers(360)) if self.split == "train" else 0
 
     def scene(self, index: int) -> SceneViews:
@@ -90,10 +91,9 @@ class MatterportPanoramas:
 
 
 def read_paths(path: Path) -> list[list[str]]:
-    """Read a .npy file with the paths of the cube sides of each panorama.
+    """Read a .npy file with the paths of the cube sides of each panorama. Return six paths per panorama.
 
-    Return six paths per panorama. Raises ConfigError for a missing or invalid file, and for paths that lead out of the
-    data folder.
+    Raises ConfigError if the file is missing or invalid, or if a path leads out of the data folder.
     """
     array = read_npy(path)
     if array.dtype.kind != "U" or array.ndim != 2 or array.shape[1] != 6 or not len(array):

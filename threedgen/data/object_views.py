@@ -1,7 +1,7 @@
 """Training data of MV-Adapter (arXiv 2412.03632, section 5.1): six views of an object and their condition maps.
 
-Geometry maps are rendered on each use: six maps of 128 pixels take 20 ms of one core, a training step about one second.
-Stored maps would need 590 kB per object, twenty times as much as its latents.
+Condition maps of geometry are rendered on each use, not cached: six maps of 128 pixels take 20 ms of one core, a
+training step takes about one second. Stored maps would need 590 kB per object, twenty times as much as its latents.
 """
 
 from abc import ABC, abstractmethod
@@ -32,8 +32,8 @@ class ObjectViews(ABC):
     """Base class of training sources with six views of an object on a grey background.
 
     A subclass provides captions, images and surfaces. This class samples the cameras. Azimuth 0 is the front of the
-    object (+x); azimuths increase counter-clockwise seen from above. A reference image is an input of the model: it
-    shows the object from near the front, centred and scaled like the images of users.
+    object (+x); azimuths increase counter-clockwise seen from above. A reference image is an input of the model. It
+    shows the object from near the front, centred and scaled as input images of users are.
 
     Args:
         options: options of the subclass, which reads them in `prepare`.
@@ -99,8 +99,8 @@ class ObjectViews(ABC):
     def angles(self, index: int) -> list[tuple[float, float]]:
         """Return (elevation, azimuth) of each of the six views of object `index`, in degrees.
 
-        For most objects these are the fixed directions `sides`. For the random fraction `anywhere` of the objects, all
-        views have one random elevation in the range `inputs.RAISED`, and one random offset is added to all azimuths.
+        For most objects these are the fixed directions `sides`. For a random fraction `anywhere` of the objects, the
+        six views have a common random elevation in the range `inputs.RAISED`, and a common random azimuth offset.
         """
         rng = np.random.default_rng([self.seed, self.split == "train", index, 6])
         if rng.random() >= self.anywhere:

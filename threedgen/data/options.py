@@ -19,7 +19,7 @@ OBJECT_RADIUS = 0.85
 class WalksConfig(Config):
     """Base class of the options of scene sources whose scenes are camera paths: frames with poses and depth maps.
 
-    A training example (an entry) has some views of one path.
+    A training example (an entry) has several views of one camera path.
     """
 
     has_depth: ClassVar[bool] = True
@@ -97,8 +97,8 @@ class MeshFolderConfig(_Folder):
     def texts(self) -> dict[str, str]:
         """Return a dict from mesh file to caption.
 
-        A missing caption is made from the file name. Raises ConfigError for an unreadable captions file, and for a
-        caption whose mesh is missing.
+        A mesh without a caption gets the words of its file name. Raises ConfigError if the captions file is unreadable
+        or has a caption of a missing mesh.
         """
         files = self.files()
         captions = {} if self.captions is None else _read_captions(Path(self.captions).expanduser())

@@ -23,11 +23,11 @@ GREY = 0.5  # background of the returned images, in [0, 1]
 
 
 def find(paths: Sequence[str]) -> list[Path]:
-    """Return the paths of the image files in `paths`, which are files and folders. All images are checked.
+    """Return the paths of the image files that `paths`, image files and folders, contain. All images are checked.
 
-    Unreadable images in a folder, and files that are no images, are skipped with a warning. Raises ConfigError for
-    fewer than `MIN_PHOTOS` or more than `MAX_PHOTOS` images, for a path that does not exist, and for an unreadable or
-    too large image that `paths` names directly.
+    In a folder, unreadable images and other files are skipped with a warning. Raises ConfigError if there are fewer
+    than `MIN_PHOTOS` or more than `MAX_PHOTOS` images, if a path does not exist, or if an image file that `paths` names
+    directly is unreadable or too large.
     """
     found: list[Path] = []
     for text in paths:
@@ -80,6 +80,8 @@ def read(
     Raises ConfigError if a photo is unreadable or has no subject.
 
     Args:
+        files: paths of the photos.
+        size: side of the returned images in pixels.
         fill: longer side of the subject's bounding box, as fraction of the image side.
         opacity: function from the pixels (H, W, 3) of a photo to the mask (H, W) of its subject, in [0, 1]. It is used
             for photos without transparent pixels. If it finds no background, the photo is cropped to its middle square.

@@ -37,7 +37,7 @@ POSE_CHECK_SIZE = (36, 48)  # size (H, W) of the depth maps that are read to che
 
 
 class ScanNetWalk:
-    """Camera path (a `Walk`) through one scene folder. Images and depth are resized to `height` x `width` pixels.
+    """Camera path (a `Walk`) through the scene in `folder`. Images and depth are resized to `height` x `width` pixels.
 
     Args:
         key_file: name of the file in `folder` that lists the key frame numbers.
@@ -69,7 +69,7 @@ class ScanNetWalk:
     def has_pose(self, number: int) -> bool:
         """Return whether the pose of frame `number` exists and is finite.
 
-        ScanNet has infinite poses where tracking was lost. Raises ConfigError for an unreadable file.
+        ScanNet has infinite poses where tracking was lost. Raises ConfigError if the file exists but is unreadable.
         """
         path = self._pose(number)
         return path.is_file() and not re.search("inf|nan", read_text(path).lower())
@@ -77,7 +77,8 @@ class ScanNetWalk:
     def views(self, numbers: Sequence[int]) -> SceneViews:
         """Read images, cameras, captions and depth of the frames `numbers`.
 
-        Raises ConfigError for a missing or invalid file, and if the poses seem to be inverted.
+        Raises ConfigError if a file is missing or invalid, if a depth map is 0 everywhere, or if the poses seem to be
+        inverted.
         """
         if not self.poses_checked and len(self.keys) > 1:
             self.check_pose_convention(self.keys)
@@ -99,7 +100,7 @@ class ScanNetWalk:
         check_pose_convention(read, self.poses, str(self.folder / "pose"))
 
     def geometry(self, numbers: Sequence[int]) -> tuple[torch.Tensor, Cameras]:
-        """Read depth and cameras of the frames `numbers` (N,). Raises ConfigError for a missing or invalid file.
+        """Read depth and cameras of the frames `numbers` (N,). Raises ConfigError if a file is missing or invalid.
 
         Returns:
             Depth (N, H, W), metres along the viewing axis, 0 where unknown, resized by nearest pixels; and N cameras.
@@ -150,7 +151,7 @@ class ScanNetWalk:
 def scenes(path: str, split: SceneSplit) -> list[Path]:
     """Return the scene folders of a split, sorted by name.
 
-    They are in the first of the folders PATH/SPLIT, PATH/scannet/SPLIT and PATH that contains scenes. Raises
+    They are searched in PATH/SPLIT, PATH/scannet/SPLIT and PATH; the first folder with scenes is used. Raises
     ConfigError if none of the three contains a scene.
     """
     root = Path(path).expanduser()
@@ -164,7 +165,7 @@ def scenes(path: str, split: SceneSplit) -> list[Path]:
 def walks(config: ScanNetConfig, split: SceneSplit) -> list[ScanNetWalk]:
     """Return the camera paths (walks) of a split, without scenes that have fewer than `MIN_KEYS` key frames.
 
-    Raises ConfigError if no scene is left, and if the poses of the first scene seem to be inverted.
+    Raises ConfigError if no scene is left, or if the poses of the first scene seem to be inverted.
     """
     o = config
     every = [ScanNetWalk(folder, o.height, o.width, poses=o.poses) for folder in scenes(o.path, split)]
@@ -177,10 +178,10 @@ def walks(config: ScanNetConfig, split: SceneSplit) -> list[ScanNetWalk]:
 
 
 def build(config: ScanNetConfig, seed: int = 0, split: SceneSplit = "train") -> WalkScenes:
-    """Build the source of the training entries of a split.
+    """Build the source of the entries of a split; an entry has `config.views` views of one scene.
 
     In the split "train" the entries are random. In the split "test" they are consecutive parts of the key frames.
-    Raises ConfigError for missing or invalid files, and if no scene has enough key frames.
+    Raises ConfigError if a file is missing or invalid, or if no scene has enough key frames.
     """
     o, found = config, walks(config, split)
     description = f"{Path(o.path).expanduser().resolve()}, {split}, {o.height} x {o.width} px, {KEY_FRAMES}"

@@ -2,7 +2,7 @@
 
 A walk has numbered frames with poses, depth and captions. Key frames are a subset of the frames, selected by the
 overlap of their images (`geometry.warp`). A training entry of n views has n consecutive key frames, or it is an
-interpolation: two key frames as conditions, and n - 2 frames between them.
+interpolation: two key frames as inputs of the model, and n - 2 frames between them.
 """
 
 from collections.abc import Sequence
@@ -69,7 +69,7 @@ class Walk(Protocol):
     def keys(self) -> Sequence[int]: ...
 
     def views(self, numbers: Sequence[int]) -> SceneViews:
-        """Return the views of the frames with these numbers, with depth. Raises ConfigError for an unreadable file."""
+        """Return the views, with depth, of the frames `numbers`. Raises ConfigError if a file is unreadable."""
 
 
 Entry = tuple[int, int]
@@ -77,11 +77,13 @@ Entry = tuple[int, int]
 
 
 class WalkScenes:
-    """Source (`SceneSource`) of training entries from camera paths. Random entry i comes from walk i % len(walks).
+    """Source (`SceneSource`) of training entries from camera paths (walks). Random entry i is from i % len(walks).
 
     An entry has consecutive key frames, or it is an interpolation: two key frames as inputs, with frames between them.
 
     Args:
+        walks: camera paths.
+        n_view: number of views per entry.
         description: one line of text that identifies everything that determines the walks.
         seed: seed of random entries; entry i depends only on the seed and i.
         between: fraction of the entries that are interpolations, in [0, 1].
@@ -140,7 +142,7 @@ def between_keys(walk: Walk, n_view: int, rng: np.random.Generator) -> list[int]
     """Return the frame numbers of a random interpolation: two key frames and `n_view` - 2 frames between them.
 
     The first number is a random key frame, and the last one is `INTERPOLATED_KEYS` key frames later. The frames between
-    are random. If there are too few, the last of them is repeated.
+    the two are random. If the walk has too few frames there, the last one of them is repeated.
     """
     apart = min(INTERPOLATED_KEYS, len(walk.keys) - 1)
     first = int(rng.integers(len(walk.keys) - apart))

@@ -1,6 +1,6 @@
-"""Existing samples in a folder, of any method, that an evaluation measures instead of making its own.
+"""Reader of existing samples of any method, which an evaluation measures instead of sampling a prior.
 
-RUN/wanted.csv                 what the folder should have: prompt, camera (degrees) and file name of each view
+RUN/wanted.csv                 table of the views that the folder should have: file name, prompt, camera in degrees
 FOLDER/00003/0.png, 1.png ...  views of prompt 3; any image format, the middle square of an image is used
 """
 
@@ -24,14 +24,17 @@ MAX_SIZE = 512  # pixels; larger views are downscaled
 
 
 def read_existing(folder: str, run: Path, prompts: Sequence[str], c2w: Tensor, part: str = "") -> Array:
-    """Read the views of N prompts in a folder. Return images (N, V, H, H, 3), uint8, of the size of the first one.
+    """Read V views of each of N prompts from a folder. Return images (N, V, H, H, 3), uint8.
 
-    Writes RUN/wanted.csv first. Raises ConfigError for a missing or damaged image.
+    H is the shorter side of the first image, at most MAX_SIZE; the other images are resized. Writes RUN/wanted.csv
+    first. Raises ConfigError if an image is missing or damaged.
 
     Args:
+        folder: folder of the views.
         run: run folder of the evaluation.
+        prompts: N prompts.
         c2w: camera-to-world poses (N, V, 4, 4) of the wanted views.
-        part: subfolder of both folders.
+        part: subfolder, in ``folder`` of the views, and in ``run`` of wanted.csv.
     """
     place = user_path(folder, KEY) / part
     position = c2w[..., :3, 3].numpy()

@@ -1,4 +1,4 @@
-"""Networks whose features evaluations compare: Inception-v3 for FID, KID and Inception score."""
+"""Networks whose features evaluations compare, such as Inception-v3 for FID, KID and Inception score."""
 
 from abc import abstractmethod
 from typing import NamedTuple, Protocol
@@ -16,7 +16,7 @@ from .options import InceptionFeaturesConfig
 
 
 class NetworkOutput(NamedTuple):
-    """Float features (V, D) of a hidden layer and class logits (V, K), for V images, on the CPU."""
+    """Output of a feature network for V images: features (V, D) of a hidden layer, and class logits (V, K)."""
 
     features: np.ndarray
     logits: np.ndarray

@@ -12,8 +12,9 @@ from threedgen.data.assets.options import AssetsConfig
 from threedgen.run.folder import existing_folder
 
 FRONT_THRESHOLD = 0.4
-"""Threshold of the Janus meter: a view shows a front if the front probability, smoothed over the ring of views, reaches
-it. Measured on 500 fresh toybox objects: 2.4 % false alarms on the unchanged objects, 97.2 % recall with two fronts."""
+"""Threshold of the Janus meter, which counts fronts. A view shows a front if the front probability, smoothed over the
+ring of views, is at least this number. Measured on 500 fresh toybox objects: 2.4 % false alarms on objects with one
+front, 97.2 % recall with two fronts."""
 CLIP_WEIGHTS = "openai/clip-vit-large-patch14"
 
 Features = Annotated[Any, Component("features", default="probe")]
@@ -33,7 +34,7 @@ class InceptionFeaturesConfig(Config):
 
 
 class SamplingConfig(RunConfig):
-    """Base class of the options of evaluations that sample a diffusion prior."""
+    """Base class of the options of evaluations that sample a diffusion model (prior)."""
 
     steps: int = Field(50, ge=1, le=1000, description="DDIM steps")
     guidance_scale: float = Field(5.0, ge=0, description="scale of classifier-free guidance")
@@ -51,7 +52,7 @@ class SamplingConfig(RunConfig):
 
 
 class EvaluateOwnPriorConfig(AssetsConfig, SamplingConfig):
-    """Comparison of a prior's samples, from the captions of user assets, with renders from the same cameras.
+    """Comparison of a prior's samples for the captions of user assets with renders of the assets.
 
     Options of the task "evaluate-own-prior".
     """

@@ -1,6 +1,6 @@
 """Base class of evaluations that sample a prior, measurement of view use (`view_use`), and task "evaluate-own-prior".
 
-The task samples the captions of user assets and compares the samples with renders of the assets:
+The task samples views for the captions of user assets and compares the samples with renders of the assets:
 
 RUN/samples/00003.safetensors   batch 3 of the samples; a killed run resumes after its last batch
 RUN/report.json, .md            FID and likeness with intervals, for the samples and for other renders of the assets
@@ -41,7 +41,7 @@ EXISTING_SIZE = 64  # side of the renders whose cameras existing views should ha
 LEVELS = (350, 500, 650, 800, 950)
 """Diffusion time steps of view 0 at which `view_use` measures the use of the other views."""
 CLEAN = 100
-"""Diffusion time step of the other views, with little noise, in the case "clean" of `view_use`."""
+"""Diffusion time step of the nearly clean other views in the cases "clean" and "completed" of `view_use`."""
 BATCH = 16
 P = TypeVar("P", bound=SamplingConfig)
 Row = TypeVar("Row")
@@ -68,15 +68,18 @@ class PriorEvaluation(Evaluation[P, int, Row]):
         metadata: Callable[[range], dict[str, str]],
         folder: str = "samples",
     ) -> Array:
-        """Sample V views of each of N prompts, in batches, or read existing ones. Return images (N, V, H, W, 3), uint8.
+        """Sample V views of each of N prompts, in batches. Return images (N, V, H, W, 3), uint8.
 
-        Each batch is written to a file, and read from it in a later run.
+        Each batch is written to a file, and a resumed run reads the file. If the option `existing` names a folder, its
+        views are read instead (`read_existing`).
 
         Args:
+            prompts: N prompts.
             c2w: camera-to-world poses (N, V, 4, 4).
-            numbers: one number per prompt, which seeds its noise together with ``purpose`` and the seed of the config.
+            numbers: one number per prompt. Number, ``purpose`` and the config's seed determine the noise of a prompt.
+            purpose: text that tells this use of random numbers from others.
             metadata: function from the prompt indices of a batch to a dict that identifies everything that determines
-                its samples. A file with another dict is sampled again.
+                the samples of the batch. A file with another dict is replaced.
             folder: subfolder of the run for the batches.
         """
         c, count, found, prior = self.config, len(prompts), list[Array](), self.prior
@@ -100,7 +103,7 @@ class PriorEvaluation(Evaluation[P, int, Row]):
     def view_use(self, objects: Captioned) -> tuple[str, Json]:
         """Measure with the function `view_use` how much the prior uses the other views of an object.
 
-        Return a Markdown section and the measured values. The prior must have `timestep_per_view`.
+        Return a Markdown section and the measured values. The attribute `timestep_per_view` of the prior must be True.
         """
         assert self.prior is not None
         figures = view_use(self.prior, Objects.encoded(self.prior, objects), self.config.seed)
@@ -113,6 +116,7 @@ class Objects(NamedTuple):
     Attributes:
         z: clean latents (N, V, C, h, w).
         c2w: camera-to-world poses (N, V, 4, 4).
+        captions: N captions.
         opposite: latents (N, C, h, w) of view V // 2, opposite to view 0, after mirroring its image left to right.
     """
 
@@ -144,12 +148,14 @@ def x0_errors(
     """Predict the clean latents of view 0 in one step. Return the mean squared error (N,) of each object, float64.
 
     Args:
+        prior: multi-view diffusion model.
         objects: cameras, and the true latents of view 0.
-        z: clean latents (N, V, C, h, w) that noise is added to. View 0 is the view 0 of ``objects``.
+        z: clean latents (N, V, C, h, w) that noise is added to. View 0 is equal to view 0 of ``objects``.
         t: time steps (N, V), integers.
         noise: Gaussian noise (N, V, C, h, w).
-        captions: N prompts; None for the empty prompt.
-        fit_code: whether the prompts get object codes that are fitted to the clean views 1 to V - 1.
+        captions: N prompts; None: the empty prompt for all objects.
+        fit_code: whether to condition the prior also on an object code (vector of what a caption leaves unspecified),
+            fitted to the clean views 1 to V - 1.
     """
     n_view, errors = z.shape[1], []
     for part in torch.arange(len(z)).split(BATCH):
@@ -178,12 +184,12 @@ def view_use(prior: Prior, objects: Objects, seed: int) -> Json:
         alone        companions are the other views at the last time step, which are almost pure noise
         caption      as true, but with the caption of the object; all other cases have the empty prompt
         clean        companions are the other views with little noise (t = CLEAN), and view 0 is at the last time step
-        completed    as clean, with an object code fitted to the companions, as in `complete_views`; only for priors
-                     with object codes
+        completed    as clean, and the prior is also conditioned on an object code (vector of what a caption leaves
+                     unspecified) fitted to the companions; only for priors with object codes
 
-    A prior that ignores the companions has equal errors in the cases true, wrong and alone. The result has mean squared
-    errors for each time step in `LEVELS`, and the ratios of the errors of true and wrong to the error of alone, with
-    95 % intervals. Its key "copied" has the error of a copy of the mirrored opposite view.
+    A prior that ignores the companions has equal errors in the cases true, wrong and alone. The result has the mean
+    squared errors for each time step in `LEVELS`, and the ratios of the errors of true and wrong to the error of alone,
+    with 95 % intervals. Its key "copied" has the error of a copy of the mirrored opposite view as the prediction.
     """
     z, last = objects.z, prior.schedule.T - 1
     noise = torch.randn(z.shape, generator=generator(seed, 0, "view use")).to(z)
@@ -237,7 +243,7 @@ AssetFeatures = tuple[Array, Array, Array]
 
 
 class OwnPrior(PriorEvaluation[EvaluateOwnPriorConfig, AssetFeatures]):
-    """Task "evaluate-own-prior": compare samples of the captions of user assets with renders from the same cameras."""
+    """Task "evaluate-own-prior": compare samples for the captions of user assets with renders from the same cameras."""
 
     def __init__(self, task: Task) -> None:
         super().__init__(task)
@@ -302,10 +308,10 @@ the assets: jackknife for FID, bootstrap for the likeness. Other renders of the 
 
 
 def compare(ours: Array, truth: Array) -> dict[str, Estimate]:
-    """Compare two sets of features (N, V, D) of V views of N objects. Return their "fid" and "likeness".
+    """Compare two sets of features (N, V, D) of V views of N objects. Return a dict with "fid" and "likeness".
 
-    Both have 95 % intervals, which show the uncertainty due to the choice of the N objects. Likeness is the cosine
-    between the mean features (D,) of an object in both sets, averaged over the objects.
+    Both metrics have 95 % intervals for the choice of the N objects. Likeness is the cosine between the mean features
+    (D,) of an object in the two sets, averaged over the objects.
     """
 
     def distance(kept: Array) -> float:

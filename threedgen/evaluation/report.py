@@ -75,7 +75,7 @@ def figure_table(first_head: str, rows: Mapping[str, Json], heads: Mapping[str, 
 
 
 def rounded(value: Any) -> Any:
-    """Round all floats in nested dicts and lists to five significant digits; further digits are not reproducible."""
+    """Return nested dicts and lists with all floats rounded to five significant digits, the reproducible ones."""
     if isinstance(value, dict):
         return {key: rounded(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -95,6 +95,8 @@ def write_report(
     """Write the report NAME.json and NAME.md to the run folder, and the summary file that marks the run as finished.
 
     Args:
+        task: run of the evaluation.
+        name: NAME of the two files.
         figures: content of NAME.json.
         text: content of NAME.md.
         printed: text for stdout; it is not printed if the task is quiet.

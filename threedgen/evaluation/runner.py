@@ -1,4 +1,4 @@
-"""Runner of all evaluations. It measures each item, such as a scene, which gives a row, and reports all rows.
+"""Runner of all evaluations. An evaluation measures items, such as scenes, and reports the results, called rows.
 
     class Objects(Evaluation[ObjectsConfig, Case, Verdict]):
         def __init__(self, task): ...     sets `items`, such as scenes or prompts
@@ -46,7 +46,7 @@ ATTEMPTS = 2
 
 
 class Evaluation(Generic[C, Item, Row]):
-    """Base class of evaluations: `prepare`, then `measure` each item (giving a row), then `report` all rows.
+    """Base class of evaluations. The runner calls `prepare`, `measure` for each item (result: a row), and `report`.
 
     The constructor checks the config and raises ConfigError for invalid options before any slow work. `prepare` and
     `measure` raise ConfigError for unusable input, and Stopped after Ctrl-C.
@@ -55,9 +55,10 @@ class Evaluation(Generic[C, Item, Row]):
         stage: label of the progress bar.
         items: objects, scenes or other units to measure. An iterator may do slow work between its items.
         total: number of items. It is needed only if ``items`` has no length.
-        work: function like `measure` that can be pickled for worker processes.
+        work: function that measures an item and can be pickled for worker processes; None: `measure`, in this process.
         workers: number of worker processes. With 1, items are measured in this process.
-        interrupts, progress: handler of Ctrl-C and progress bar, set while items are measured.
+        interrupts: handler of Ctrl-C, which exists while items are measured.
+        progress: progress bar, which exists while items are measured.
     """
 
     stage = "evaluating"
@@ -73,7 +74,7 @@ class Evaluation(Generic[C, Item, Row]):
         self.config: C = task.config
 
     def prepare(self) -> None:
-        """Do the work that is needed before the first item."""
+        """Do the work that is needed before the first item is measured. The base class does nothing."""
 
     def measure(self, item: Item) -> Row:
         raise NotImplementedError
@@ -126,9 +127,9 @@ def evaluation_task(
 
 
 def kept_json(path: Path, make: Callable[[], Json], **key: object) -> Json:
-    """Read the JSON object in the file ``path``; make it again if it lacks entries ``key`` or has other values of them.
+    """Return the JSON object in the file ``path`` if it has the entries ``key``; otherwise make and write a new object.
 
-    ``make`` returns a new object, to which the entries ``key`` are added before it is written to the file.
+    ``make`` returns the new object without the entries ``key``, which are then added.
     """
     found = read_json(path)
     if not found or not found.items() >= key.items():
@@ -170,18 +171,22 @@ def sample_objects(
     """Sample V views of each of N prompts in one batch. Return images (N, V, H, W, 3), uint8.
 
     Args:
+        prior: diffusion model to sample.
+        prompts: N prompts.
         c2w: camera-to-world poses (N, V, 4, 4).
         rngs: one generator per prompt.
         steps: number of denoising steps.
+        guidance_scale: scale of classifier-free guidance.
+        negative_prompt: negative prompt of all objects.
     """
     views = prior.sample(prompts, c2w, steps, guidance_scale, negative_prompt, rngs)
     return to_uint8(views.unflatten(0, (len(prompts), -1)))
 
 
 def kept_views(path: Path, metadata: dict[str, str], sample: Callable[[], Array | Tensor]) -> Array:
-    """Read the views (..., H, W, 3), uint8, from the file ``path``; sample and write them if they are missing.
+    """Return the views (..., H, W, 3), uint8, in the file ``path``; if it is not valid, sample views and write it.
 
-    Views in a damaged file or in a file with other metadata are sampled again. ``sample`` returns the views.
+    A file is valid if it is undamaged and has the metadata ``metadata``. ``sample`` returns new views.
     """
     views = read_views(path, metadata)
     if views is None:
@@ -197,7 +202,7 @@ def write_views(path: Path, views: Array | Tensor, metadata: dict[str, str]) -> 
 
 
 def read_views(path: Path, metadata: dict[str, str]) -> Array | None:
-    """Read views (..., H, W, 3), uint8, from a file. Return None if it is missing, damaged or has other metadata."""
+    """Read views (..., H, W, 3), uint8, from a file; None if the file is missing, damaged or has other metadata."""
     if not path.is_file():
         return None
     try:

@@ -1,4 +1,4 @@
-"""Disk caches of arrays, tensors and network weights. A missing or damaged cache is computed again."""
+"""Disk caches of arrays, tensors and network weights. The content of a missing or damaged cache is computed again."""
 
 import hashlib
 import logging
@@ -24,11 +24,11 @@ SPARE = 100 << 20  # bytes of disk to leave free, as a memory-mapped write to a 
 
 
 class BlockCache:
-    """Disk cache of an array (count, *shape), in a memory-mapped file. It is computed in blocks of `size` rows.
+    """Disk cache of an array (count, *shape) in a memory-mapped file, which the caller fills in blocks of `size` rows.
 
-    `cache[i]` returns row i, an array of `shape`; its block must be stored before. The folder has the files NAME.npy,
-    done.npy (1 for each stored block) and source.txt. The text `source` describes everything that the values depend on.
-    If a file is missing or has another shape, dtype or source, the cache starts empty.
+    `cache[i]` returns row i, an array of `shape`; the block of this row must be stored before. `source` is a text that
+    describes everything the values depend on. The folder has the files NAME.npy, done.npy (1 for each stored block) and
+    source.txt. If one of them is missing or has another shape, dtype or source, the cache starts empty.
     """
 
     def __init__(
@@ -82,10 +82,11 @@ def _new(path: Path, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
 
 
 def cached_tensor(path: Path, name: str, shape: tuple[int | None, ...], make: Callable[[], Tensor]) -> Tensor:
-    """Return the float32 tensor `name` of a safetensors file. If the file is invalid, call `make` and write its result.
+    """Return the float32 tensor `name` of the safetensors file `path`. If reading fails, `make` computes the tensor.
 
-    A valid file is undamaged, and its tensor is finite and has the shape `shape`, in which None allows any size. Raises
-    DiskFull or FileError if the file cannot be written.
+    Reading fails if the file is missing or damaged, or if the tensor is not finite, not float32 or not of the shape
+    `shape`, in which None allows any size. The computed tensor is written to the file. Raises DiskFull or FileError if
+    writing fails.
     """
     tensor = None
     with suppress(FileError):
@@ -109,9 +110,10 @@ def save_network(path: Path, network: torch.nn.Module) -> None:
 
 
 def load_network(network: torch.nn.Module, path: Path) -> bool:
-    """Load weights that `save_network` wrote into a network. Returns True if this was possible.
+    """Load the weights of a file from `save_network` into a network. Return whether this was possible.
 
-    Returns False if the file is missing or damaged, or if its weights are not finite or of another architecture.
+    It is not possible, and the network stays unchanged, if the file is missing or damaged, or if the weights are not
+    finite or of another architecture.
     """
     if not path.exists():
         return False

@@ -66,7 +66,10 @@ def sync(path: Path) -> None:
 
 
 def publish(temporary: Path, path: Path) -> None:
-    """Rename a temporary file or folder to `path` so that after a power loss `path` is either complete or as before."""
+    """Sync a temporary file or folder to the disk and rename it to `path`.
+
+    After a power loss, `path` is therefore either complete or as it was before.
+    """
     for part in (*temporary.rglob("*"), temporary) if temporary.is_dir() else (temporary,):
         sync(part)
     os.replace(temporary, path)
@@ -115,7 +118,7 @@ def json_text(tree: object) -> str:
 def atomic_file(path: Path, before: Callable[[], None] = lambda: None) -> Iterator[BinaryIO]:
     """Yield a temporary file for writing bytes. On exit it is synced to the disk and renamed to `path`.
 
-    The function `before` is called just before the file is renamed. After an error the file is removed.
+    The function `before` is called just before the file is renamed. After an error the temporary file is removed.
     """
     temporary = temporary_path(path)
     try:

@@ -50,7 +50,7 @@ def no_autocast(device: torch.device) -> AbstractContextManager[object]:
 
 
 def autocast_bf16(device: torch.device) -> torch.autocast:
-    """Return a bfloat16 autocast context; no effect if the device has no bf16 instructions."""
+    """Return a bfloat16 autocast context. The context has no effect if the device has no bf16 instructions."""
     return torch.autocast(device.type, torch.bfloat16, enabled=compute_dtype("auto", device) is torch.bfloat16)
 
 

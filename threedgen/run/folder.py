@@ -1,7 +1,7 @@
 """Run folders: choice and creation of the folder, its config.yaml, and comparison of configs.
 
-    config.yaml     resolved config, with the name of its source in the first line; it reproduces the run, unless the
-                    number of steps was changed on resume
+    config.yaml     complete config, with the name of the original config in the first line. It reproduces the run,
+                    unless the number of steps was changed on resume.
     metrics.jsonl   one line for each logged step, also as metrics.csv
     summary.json    time, memory, versions, seed
     checkpoints/    states to resume from
@@ -45,8 +45,8 @@ NEUTRAL_KEYS = (
     "trainer.accelerator trainer.devices "
     "engine workers address cpus gpus attempts"
 ).split()
-"""Config keys and sections that may change when a run is resumed. Other hardware changes the last bits of results,
-and another number of devices changes the batch; `train.checkpoint` warns about both."""
+"""Config keys and sections that may change when a run is resumed. Two changes still affect results: another accelerator
+changes their last bits, and another number of devices changes the batch; `train.checkpoint` warns about both."""
 
 MAX_LISTED = 6  # maximum number of changed keys that a message names
 
@@ -54,9 +54,9 @@ C = TypeVar("C", bound=BaseModel)
 
 
 def slug(text: str) -> str:
-    """Return a folder name for any text: a-z, 0-9 and '-', at most 69 characters.
+    """Return a folder name for any text: a-z, 0-9 and '-', at most 69 characters, such as "a-red-penguin-22d56f64".
 
-    It consists of the text in ASCII without accents and of 8 hex digits of the text's SHA-256.
+    The name consists of the text in ASCII without accents, and of 8 hex digits of the text's SHA-256.
     """
     ascii_text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode("ascii").lower()
     words = re.sub(r"[^a-z0-9]+", "-", ascii_text).strip("-")[:60].strip("-")
@@ -149,8 +149,8 @@ def config_name(path: Path) -> str:
 
 def _own_folder(config: BaseModel, config_name: str) -> Path:
     # outputs/CONFIG/SLUG, where SLUG is made from the prompt or the name of the mesh file, with -2, -3, ... if
-    # another run has this folder. Equal configs with equal numbers of steps share a folder. The folder of a run that
-    # failed without results is reused.
+    # this folder belongs to another run. Runs with equal configs and numbers of steps share a folder. The folder of a
+    # run that failed without results is reused.
     prompt, mesh = getattr(config, "prompt", None), getattr(config, "mesh", None)
     if isinstance(mesh, str) and not str(prompt or "").strip():
         prompt = Path(mesh).stem
@@ -174,9 +174,9 @@ def _own_folder(config: BaseModel, config_name: str) -> Path:
 def choose_folder(config: BaseModel, config_name: str) -> tuple[Path, Tree | None]:
     """Choose, but do not create, the folder of a run: `config.out`, or outputs/CONFIG_NAME/... named after the prompt.
 
-    Returns the folder, and the config stored there if this run was started before, else None. A run that failed without
-    results may be replaced by any other run. Raises ConfigError if the folder contains files but no run, or a run whose
-    config differs in other keys than `NEUTRAL_KEYS`.
+    Returns the folder, and the config in its config.yaml if the folder has this run already; None for a new run. A run
+    that failed without results may be replaced by any other run. Raises ConfigError if the folder contains files but no
+    run, or a run whose config differs in other keys than `NEUTRAL_KEYS`.
     """
     out = getattr(config, "out", None)
     folder = _own_folder(config, config_name) if out is None else user_path(out, "out")
@@ -206,7 +206,7 @@ def has_work(folder: Path) -> bool:
 
 
 def steps_done(folder: Path) -> int:
-    """Return the number of optimisation steps done, from summary.json in a run folder; 0 without this file."""
+    """Return the number of optimisation steps in the summary.json of a run folder; 0 if the file is missing."""
     steps = read_json(folder / SUMMARY).get("steps")
     return steps if type(steps) is int else 0
 
@@ -272,7 +272,7 @@ def stored_config_name(text: str) -> str:
 def remove_temporary_files(folder: Path, recursive: bool = False) -> None:
     """Remove temporary files that killed processes left in a folder. Raises OSError if a file cannot be removed.
 
-    `recursive`: also search all subfolders, except those of other runs.
+    If `recursive` is True, all subfolders except the folders of other runs are searched too.
     """
     for parent, folders, names in os.walk(folder):
         for name in filter(TEMPORARY_NAME.search, folders + names):

@@ -12,7 +12,7 @@ STOP_CODES = (130, 143)  # exit codes of a task that was stopped by Ctrl-C or SI
 Handler = Callable[[int, FrameType | None], object] | int | None
 STOP_NOTE = "stopping after this step (Ctrl-C again: at once)"
 WATCH_STDIN = "THREEDGEN_WATCH_STDIN"
-"""Environment variable that a parent process sets so that its child process ends when the parent dies.
+"""Environment variable that a parent process sets for a child process that should end when the parent dies.
 
 The parent keeps a pipe to the child's stdin open. When the parent dies, the pipe closes; see `end_with_parent`.
 """
@@ -24,15 +24,15 @@ class Stopped(SystemExit):
 
 
 class Interrupts:
-    """Context in which the first SIGINT sets `stop` and the next one raises KeyboardInterrupt.
+    """Context in which the first SIGINT (Ctrl-C) sets `stop` to True and the next one raises KeyboardInterrupt.
 
         with Interrupts() as interrupts:
             while not interrupts.stop:
                 step()
 
-    After `catch_sigterm`, SIGTERM sets `terminated` instead of ending the process. `note` is the text that the first
-    Ctrl-C prints. Contexts may be nested. Outside the main thread, where Python allows no signal handlers, the context
-    does nothing.
+    After a call of `catch_sigterm`, SIGTERM sets `terminated` to True instead of ending the process. `note` is the text
+    that the first Ctrl-C prints. The same context may be entered several times, nested. Outside the main thread, where
+    Python allows no signal handlers, the context does nothing.
     """
 
     def __init__(self, note: str = STOP_NOTE) -> None:

@@ -1,8 +1,8 @@
 """Lock of a run folder, so that only one process at a time writes there.
 
-A POSIX lock (`lockf`): the kernel releases it when the process ends, child processes do not inherit it, and NFS and
-cluster file systems share it between machines. Without locks of the file system, a warning is logged and nothing is
-locked. On Windows nothing is locked.
+The lock is a POSIX lock (`lockf`): the kernel releases it when the process ends, child processes do not inherit it, and
+NFS and cluster file systems share it between machines. If the file system has no locks, a warning is logged and nothing
+is locked. On Windows nothing is locked.
 """
 
 import atexit
@@ -60,7 +60,10 @@ def acquire(folder: Path) -> bool:
 
 
 def was_released(folder: Path) -> bool:
-    """Return whether a folder was locked in the past and is released now. False if it was never locked."""
+    """Return whether the last process that locked a folder has released it.
+
+    Returns False if the folder was never locked, if that process still runs, or if it was killed.
+    """
     try:
         return (folder / NAME).stat().st_size == 0
     except OSError:

@@ -1,4 +1,4 @@
-"""Measurement of free memory and of autograd graphs, and settings of the memory allocator."""
+"""Measurement of free memory and of the memory of tensors and autograd graphs; settings of the CPU's allocator."""
 
 import ctypes
 import sys
@@ -21,7 +21,7 @@ BLOCK = 512  # torch's GPU allocator rounds the bytes of each tensor up to a mul
 CGROUP = Path("/sys/fs/cgroup")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # mallopt parameters of glibc's malloc.h
 MAX_REUSED_BLOCK, MAX_REUSED_HEAP = 256 << 20, 512 << 20
-"""Maximum bytes of one block that malloc reuses, and of all free memory that it keeps at the top of the heap."""
+"""Maximum bytes of a freed block that malloc reuses, and of the freed memory that malloc keeps at the heap's top."""
 LIBRARIES = 0.5e9  # resident bytes of a process on Linux after it has imported the libraries of a run
 
 
@@ -42,7 +42,10 @@ def free_bytes(device: torch.device) -> int:
 
 
 def process_bytes(device: torch.device) -> float:
-    """Return the bytes that a process takes on a CPU for its libraries and for unused memory; 0 on other devices."""
+    """Return the bytes of CPU memory that a process uses besides its tensors; 0 for other devices.
+
+    They are an estimate for the imported libraries and for freed memory that malloc keeps (`keep_freed_memory`).
+    """
     return LIBRARIES + MAX_REUSED_HEAP if device.type == "cpu" else 0.0
 
 
@@ -57,9 +60,9 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def keep_freed_memory() -> None:
-    """Make glibc's malloc reuse large freed blocks, which speeds up training on a CPU. No effect with other libraries.
+    """Make glibc's malloc reuse large freed blocks, which speeds up training on a CPU. No effect without glibc.
 
-    By default malloc returns a freed block above 32 MB to the system and maps a new one for the next tensor, which
+    By default malloc returns a freed block above 32 MB to the system. Mapping a new block for the next tensor then
     takes as long as a large matrix product.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
@@ -69,7 +72,10 @@ def keep_freed_memory() -> None:
 
 
 def require_memory(size: int, what: str) -> None:
-    """Raise OutOfMemory if less than `size` bytes of CPU memory are free. `what`: subject of the error message."""
+    """Raise OutOfMemory if less than `size` bytes of CPU memory are free.
+
+    `what` is the subject of the error message, such as a file name.
+    """
     free = free_bytes(torch.device("cpu"))
     if size > free:
         raise OutOfMemory(f"{what} needs {size / 1e9:.1f} GB of memory, but only {free / 1e9:.1f} GB are free")
@@ -115,8 +121,8 @@ class PeakMemory(TorchDispatchMode):
     """Context that measures the memory of the tensors that are created in it, such as those of a training step.
 
     Attributes:
-        device: device type to measure; "meta" computes shapes only, without values.
-        live: bytes of all tensors that exist now.
+        device: type of the measured device. On "meta", torch computes shapes only, without values.
+        live: bytes of all tensors that were created in the context and exist now.
         peak: largest value of `live` so far.
         launches: number of operators that computed something on the device, each by one kernel or more.
     """
@@ -140,7 +146,8 @@ class PeakMemory(TorchDispatchMode):
         return result
 
     def _result(self, func: Callable[..., object], args: tuple[object, ...], kwargs: dict[str, object]) -> object:
-        # a call like an earlier one gets new tensors of the shapes of then; torch's own shape functions are slow
+        # inputs with the layouts of an earlier call give empty outputs with the layouts of that call, as torch's own
+        # shape functions are slow
         leaves, form = tree_flatten((args, kwargs))
         inputs = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         pure = isinstance(func, OpOverload) and not func._schema.is_mutable
@@ -163,9 +170,9 @@ class PeakMemory(TorchDispatchMode):
         return tree_unflatten(made, out_form)
 
     def add(self, *tensors: Tensor) -> None:
-        """Add the memory of tensors to `live`, such as of tensors that were created before the context.
+        """Add the memory of tensors to `live`. Call this for tensors that were created before the context.
 
-        Memory that several tensors share counts once. It is subtracted when it is freed.
+        Memory that several tensors share counts once. When memory is freed, it is subtracted from `live`.
         """
         for tensor in tensors:
             storage = tensor.untyped_storage()
@@ -187,9 +194,10 @@ class _Saved:
 
 
 def graph_bytes(make: Callable[[], object]) -> int:
-    """Call `make` and return the bytes that autograd saves for its backward pass. Shared memory counts once.
+    """Return the bytes that autograd saves for the backward pass of `make()`, which is called once.
 
-    Saved parameters are included. They cancel if two results are subtracted.
+    Memory that several tensors share counts once. Parameters that autograd saves are included; they cancel in the
+    difference of two results.
     """
     alive: WeakSet[_Saved] = WeakSet()
 

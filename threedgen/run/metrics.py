@@ -70,8 +70,8 @@ class Metrics:
     def log(self, step: int, values: Mapping[str, object]) -> None:
         """Append a line with the metrics of a step to metrics.jsonl.
 
-        `values` are numbers, texts or one-element tensors by name. If the file cannot be written, a warning is logged,
-        and the line is written together with the next one.
+        `values` maps names to numbers, texts or one-element tensors; NaN and infinity are written as null. If the file
+        cannot be written, a warning is logged, and the line is written together with the next one.
         """
         self._unwritten += _line({"step": step} | {key: _number(value) for key, value in values.items()}).encode()
         try:
@@ -131,7 +131,7 @@ def _number(value: Any) -> float | str | None:
 
 
 def environment() -> dict[str, object]:
-    """Return facts that can change the last bits of results: package versions, machine and thread counts, by name."""
+    """Return a dict of facts that can change the last bits of results: package versions, machine and thread counts."""
     versions = {"threedgen": __version__, "python": platform.python_version()}
     for name in PACKAGES:
         with suppress(importlib.metadata.PackageNotFoundError):
@@ -173,8 +173,8 @@ def reset_peak_memory() -> None:
 def write_summary(folder: Path, config: BaseModel, seconds: float, **figures: object) -> Path:
     """Write summary.json to a run folder; return its path.
 
-    The file has task, prompt, seed and hash of the config, `seconds` (duration of the run), peak memory, versions, and
-    `figures`: results of the task by name.
+    The file has the task, prompt, seed and hash of the config, the duration `seconds` of the run, the peak memory, and
+    package versions. `figures` are further entries of the file: results of the task.
     """
     summary = {
         "task": getattr(config, "task", None),

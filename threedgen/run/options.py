@@ -21,7 +21,7 @@ Engine = Literal["here", "processes", "ray"]  # where jobs run: in this process,
 
 
 class WorkersConfig(RunConfig):
-    """Options of a run whose jobs are done by this process, by several local processes, or on a Ray cluster."""
+    """Options of a task that consists of jobs, which run in this process, in local processes, or on a Ray cluster."""
 
     engine: Engine = Field("here", description="where jobs run: this process, local processes, or a Ray cluster")
     workers: int = Field(1, ge=1, le=10_000, description="number of parallel workers of the engines processes and ray")

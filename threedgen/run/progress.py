@@ -55,8 +55,8 @@ class Speed:
     def left(self, total: int) -> list[str]:
         """Return a list with the time until step `total`, such as ["6 s left"]; [] at the end or while it is unknown.
 
-        It is known after WINDOW seconds, or after the fraction MIN_SHARE of `total` steps. The first step, which
-        compiles kernels, is measured only if it takes WINDOW and is at least this fraction.
+        The time is known WINDOW seconds or MIN_SHARE * `total` steps after the first step. The first step compiles
+        kernels; it is measured only if it takes WINDOW seconds or more and the run has few steps (1 / MIN_SHARE).
         """
         if self._warm is None:
             return []
@@ -80,11 +80,11 @@ class ProgressDisplay:
             count.add(8)
 
     Args:
-        stage: text in front of the numbers.
+        stage: text in front of the numbers, such as "sampling".
         total: number of steps.
         quiet: show nothing.
         console: terminal for the output; None: stderr.
-        done: number of steps done by an earlier process; they do not count for the step time.
+        done: number of steps that an earlier process has done; they do not count for the time per step.
         clock: function that returns the time in seconds.
     """
 
@@ -141,9 +141,9 @@ class ProgressDisplay:
 
         Args:
             done: number of steps done.
-            details: returns texts to show after the number, such as the loss; None: the time left.
+            details: function that returns texts to show after the number, such as the loss; None: show the time left.
             note: current activity, shown on the bar.
-            due: print a line now, not once a minute; no effect on a bar.
+            due: print a line now, even if the last line is less than a minute old; no effect on a bar.
         """
         self.done, now = done, self.clock()
         self.speed.mark(now, done)
@@ -157,7 +157,7 @@ class ProgressDisplay:
     def say(self, details: Callable[[], list[str]] | None = None) -> None:
         """Print the progress as a line, unless there is a bar or `quiet` is set.
 
-        `details` returns texts to print after the number, such as the loss; None: the time left.
+        `details` is a function that returns texts to print after the number; None: the time left is printed.
         """
         if self.quiet or self._bar is not None:
             return
@@ -168,7 +168,8 @@ class ProgressDisplay:
     def note(self, text: str, details: list[str] | None = None) -> None:
         """Show the current activity `text` on the bar; without a bar, do nothing.
 
-        `details` are further texts, such as the loss; the first ones that fit are shown. None: they stay unchanged.
+        `details` are further texts for the bar, such as the loss; texts at the end are left out if the bar is too
+        narrow. None: the further texts of the last call stay.
         """
         if self._bar is not None:
             description = clean(f"{self.stage} {text}")

@@ -21,7 +21,7 @@ class Reading:
     Attributes:
         text: the prompt in known words; unchanged if all words are known.
         replaced: word of the prompt -> known synonym that replaces it.
-        ignored: unknown words, which are left out, in their order.
+        ignored: unknown words in the order of the prompt. They are left out.
         negated: words after "without" or "no". They are left out, as the text encoder does not understand negations.
     """
 
@@ -32,7 +32,7 @@ class Reading:
 
 
 class PromptReader(Protocol):
-    """Subset of the interface of a prior (diffusion model, threedgen.guidance.prior) that the prompt checks use."""
+    """Attributes and methods of a prior (diffusion model, see threedgen.guidance.prior) that the prompt checks use."""
 
     @property
     def identifiers(self) -> Sequence[str]: ...
@@ -65,10 +65,10 @@ def remove_words(prompt: str, words: Iterable[str]) -> str:
 
 
 def prompt_warnings(prompt: str, prior: PromptReader, more: Iterable[str] = ()) -> list[str]:
-    """Check a prompt; log and return warnings for the user, followed by the caller's own warnings `more`.
+    """Check a prompt for a prior. Log and return the warnings, followed by the caller's own warnings `more`.
 
-    There are warnings for joined lines, a prompt that is too long and cut off, unknown, replaced and negated words, and
-    missing names of a subject that the prior was tuned for (DreamBooth).
+    There are warnings if lines of the prompt are joined, if its end is cut off, if words are unknown, replaced or
+    negated, and if the name of the subject that the prior was tuned for (DreamBooth) is missing.
     """
     text, notes = normalise_prompt(prompt), []
     if len(prompt.strip().splitlines()) > 1:
@@ -88,7 +88,7 @@ def prompt_warnings(prompt: str, prior: PromptReader, more: Iterable[str] = ()) 
 
 
 def cut_note(cut: str) -> list[str]:
-    """Return a list with one warning about the end `cut` of a prompt, which exceeds the token limit; [] if it is ""."""
+    """Return a list with one warning that the end `cut` of a prompt exceeds the token limit; [] if `cut` is ""."""
     return [f"the prompt is too long for this prior: everything from {_quoted(cut)} on is ignored"] if cut else []
 
 
@@ -121,7 +121,7 @@ def reading_notes(reading: Reading) -> list[str]:
 
 
 def received_note(prompt: str, reading: Reading) -> list[str]:
-    """Return a list with one note, the text that the prior receives instead of `prompt`; [] if it is the same text."""
+    """Return a list with one note about the text that the prior receives; [] if it receives `prompt` unchanged."""
     same = reading.text.lower().split() == prompt.lower().split()
     return [] if same else [f"the prior receives {_quoted(reading.text, 200)}"]
 

@@ -1,7 +1,7 @@
 """Random generators keyed by (seed, step, purpose, rank), so that no random state has to be saved.
 
 A resumed run uses the same random numbers as an uninterrupted run. Checkpoints, validation and logging do not change
-them. The key is a hash, because with ``seed + step`` two runs with seeds 1 and 2 would share most random numbers.
+these numbers. The key is a hash: with ``seed + step``, two runs with seeds 1 and 2 would share most random numbers.
 """
 
 from __future__ import annotations

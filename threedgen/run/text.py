@@ -59,7 +59,7 @@ def clean(text: str) -> str:
 
 
 def visible(text: str) -> str:
-    """Escape control characters and lone surrogates, except line breaks. HTML's own characters are not escaped."""
+    """Escape control characters and lone surrogates, except line breaks. The characters <, > and & are unchanged."""
     lines = text.replace("\r\n", "\n").replace("\r", "\n")
     return "".join(c if c == "\n" or unicodedata.category(c) not in ("Cc", "Cs") else ascii(c)[1:-1] for c in lines)
 

@@ -37,7 +37,7 @@ _REFUSED = re.compile(
 )
 """Pattern of the names of classes and functions for which a file is refused even with `skip_objects`.
 
-Without them the content would be incomplete, or the file was made to run code.
+They hold a part of the weights, or show that the file was made to run code.
 """
 
 
@@ -150,7 +150,7 @@ def _raise_if_unreadable(path: Path, error: Exception) -> None:
 
 
 def leaves(tree: object) -> Iterator[object]:
-    """Yield all dict keys and all items in nested dicts, lists, tuples and sets, in any order.
+    """Yield all dict keys and all values in nested dicts, lists, tuples and sets, in any order.
 
     The containers themselves are not yielded.
     """

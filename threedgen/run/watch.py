@@ -55,7 +55,10 @@ def ended(process: psutil.Process) -> bool:
 
 @contextmanager
 def guarded(pid: int) -> Iterator[None]:
-    """Return a context with a second process that kills the process `pid` if it is frozen, for machines elsewhere."""
+    """Return a context in which a second process kills the process `pid` if it is frozen.
+
+    Processes on other machines need this, because `FrozenProcesses` in the main process cannot see them.
+    """
     guard = subprocess.Popen([sys.executable, "-m", __name__, str(pid)], stdin=subprocess.DEVNULL)
     try:
         yield
@@ -65,14 +68,17 @@ def guarded(pid: int) -> Iterator[None]:
 
 
 class Heartbeat:
-    """Thread that calls `ask` every CHECK_SECONDS, which may block or fail. `check` tells whether it still answers."""
+    """Thread that tests every CHECK_SECONDS whether a service answers, by calling `ask`, which may block or raise.
+
+    `name` is the name of the service in error messages.
+    """
 
     def __init__(self, ask: Callable[[], object], name: str) -> None:
         self.ask, self.name, self._answered = ask, name, time.monotonic()
         threading.Thread(target=self._run, daemon=True).start()
 
     def check(self) -> None:
-        """Raise WorkerLost if `ask` has not answered for LOST_SECONDS."""
+        """Raise WorkerLost if no call of `ask` has succeeded for LOST_SECONDS."""
         if time.monotonic() - self._answered > LOST_SECONDS:
             problem = f"{self.name} has not answered for {LOST_SECONDS:.0f} seconds"
             raise WorkerLost(f"{problem}. Start it and run the same command again to continue")

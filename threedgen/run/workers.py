@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 J = TypeVar("J")
 R = TypeVar("R")
 Outcome = tuple[Literal["done", "stopped", "expected", "error"], Any]
-"""Result of one attempt at a job: (state, value). It is plain data, because some exceptions cannot be pickled."""
+"""Result of one attempt at a job: (state, value), see `attempt`. Not an exception, as some cannot be pickled."""
 POLL = 0.2  # maximum time in seconds until the main process reacts to a signal
 
 
@@ -44,14 +44,15 @@ def run_jobs(
     KeyboardInterrupt and kills them. With the engine "here" (this process), `work` handles signals.
 
     Args:
-        jobs: jobs. The next one is read when a worker becomes free, and one more in advance.
-        on_done: called in this process with each job and its result.
-        on_failed: called with a job and the reason, when its last attempt has raised an exception or lost its worker.
+        work: function that does one job. With parallel workers it must be picklable.
+        jobs: the jobs. A job is read when a worker becomes free, and one more in advance.
+        on_done: function that is called in this process with each job and the result of `work`.
+        on_failed: function that is called with a job and a reason if all attempts raised an exception or lost a worker.
         options: engine, number of workers, and number of attempts per job.
-        on_start: called with a job before each attempt.
+        on_start: function that is called with a job before each attempt.
 
     Returns:
-        0 after all jobs; 130 after Ctrl-C, or 143 after SIGTERM, in this process or in a worker.
+        Exit code: 0 if all jobs are done or failed; 130 after Ctrl-C, or 143 after SIGTERM.
 
     Raises:
         ExpectedError: `work` raised an ExpectedError, such as ConfigError.
@@ -94,9 +95,9 @@ def attempt(work: Callable[[J], R], job: J, table: dict[str, dict[str, registry.
 
 
 class WorkerPool(Generic[J, R]):
-    """Pool of `count` workers that the function `start` creates. It replaces dead workers.
+    """Pool of `count` workers, which the function `start` creates. The pool replaces dead workers.
 
-    A job whose attempt failed is tried again, up to `attempts` attempts in all.
+    After a failed attempt at a job, the job is tried again, up to `attempts` times in all. `interrupts` handles Ctrl-C.
     """
 
     def __init__(
@@ -163,7 +164,8 @@ class WorkerPool(Generic[J, R]):
     def answer(self, future: Future[Outcome], worker: "Worker") -> Outcome:
         """Return the `Outcome` of a finished attempt, and mark its worker as idle. A dead worker is replaced.
 
-        Raises the ExpectedError that the job raised, if any, and WorkerLost if too many workers died in a row.
+        If the job raised an ExpectedError, this error is raised again. Raises WorkerLost if too many workers died in a
+        row.
         """
         if death := future.exception():
             worker.close()
@@ -186,10 +188,10 @@ class WorkerPool(Generic[J, R]):
 
 
 class Worker:
-    """Worker that runs jobs in the current process, and base class of other workers.
+    """Worker that runs jobs in the current process, and base class of the other workers.
 
-    The method `submit` takes the arguments of the function `attempt` and returns a future of the result of `attempt`.
-    If the worker dies, the future has an exception.
+    The method `submit` takes the arguments of the function `attempt`, and returns a future with the result of
+    `attempt`. If the worker dies, the future has an exception.
     """
 
     def submit(self, *task: Any) -> Future[Outcome]:
@@ -198,13 +200,13 @@ class Worker:
         return future
 
     def stop(self) -> None:
-        """Ask the current job to stop."""
+        """Ask the current job to stop. In the current process there is nothing to do."""
 
     def check(self) -> None:
-        """Raise WorkerLost if no worker can answer any more."""
+        """Raise WorkerLost if the system that runs the workers, such as a Ray cluster, does not answer."""
 
     def close(self) -> None:
-        """Kill the worker."""
+        """Kill the worker. In the current process there is nothing to do."""
 
 
 class LocalProcess(Worker):
@@ -259,7 +261,13 @@ def init_process(loaded: Mapping[str, plugins.Plugin]) -> None:
 
 
 class RayTask(Worker):
-    """Worker on a Ray cluster: `remote` is the function `attempt_for_ray` there, `head` answers while the head does."""
+    """Worker on a Ray cluster.
+
+    Args:
+        remote: the function `attempt_for_ray` as a Ray remote function.
+        cancel: function `ray.cancel`.
+        head: thread that tests whether the head of the cluster answers.
+    """
 
     def __init__(self, remote: Any, cancel: Callable[..., None], head: Heartbeat) -> None:
         self.remote, self.cancel, self.head, self.reference = remote, cancel, head, None

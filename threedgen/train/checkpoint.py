@@ -30,9 +30,9 @@ NUMERICS_KEY = "numerics"
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning plug-in that writes checkpoints atomically, and returns a loaded one instead of reading a file.
+    """Lightning plug-in that writes checkpoints atomically, and does not read them.
 
-    `checkpoint` is the content that Lightning receives on resume; the training loop has read and checked it.
+    On resume, Lightning receives the attribute `checkpoint`, which the training loop has read from a file and checked.
     """
 
     checkpoint: CheckpointData | None = None
@@ -51,9 +51,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 class Checkpoint(StepCallback, pl.callbacks.Checkpoint):
     """Callback that saves `folder`/last.ckpt at the end of the run, and about every `seconds` seconds before.
 
-    After `keep` seconds of training, if not None, it saves kept.ckpt once. `healthy` is a function; while it returns
-    False, nothing is saved. A write that fails during the run is logged once and retried after a later step. If the
-    write at the end of the run fails, DiskFull or FileError is raised.
+    If `keep` is not None, kept.ckpt is saved once, after `keep` seconds of training. While the function `healthy`
+    returns False, last.ckpt is not saved. A write that fails during the run is logged once and retried after a later
+    step. If the write at the end of the run fails, DiskFull or FileError is raised.
     """
 
     def __init__(self, folder: Path, seconds: float, healthy: Callable[[], bool], keep: float | None = None) -> None:
@@ -92,7 +92,7 @@ class Checkpoint(StepCallback, pl.callbacks.Checkpoint):
             raise write_error(self.folder, self._write_error) from self._write_error
 
     def save(self, trainer: pl.Trainer, module: pl.LightningModule) -> bool:
-        """Save a checkpoint of the current step; call it on all ranks. Return False if this was not possible."""
+        """Save a checkpoint of the current step. All ranks must call this method. Return whether it was possible."""
         self._saved_at, self._write_error = time.monotonic(), None
         if trainer.global_step == self._saved_step:
             return True
@@ -129,8 +129,8 @@ class Checkpoint(StepCallback, pl.callbacks.Checkpoint):
 def check_config(checkpoint: CheckpointData, config_yaml: str) -> None:
     """Raise ConfigError if a config key that changes the result differs between a checkpoint and the run.
 
-    `config_yaml` is the config of the run. Nothing is compared if one of the two has no config, as for modules that are
-    trained from Python.
+    `config_yaml` is the config of the run as YAML. Nothing is compared if it is empty or the checkpoint has no config,
+    as for modules that are trained from Python.
     """
     old = checkpoint.get(CONFIG_KEY, "")
     if not old or not config_yaml:
@@ -141,9 +141,9 @@ def check_config(checkpoint: CheckpointData, config_yaml: str) -> None:
 
 
 def check_weights(checkpoint: CheckpointData, weights: Mapping[str, str]) -> None:
-    """Raise ConfigError if pretrained weights of the run differ from those that a checkpoint names.
+    """Raise ConfigError if the pretrained weights of the run differ from those with which a checkpoint was trained.
 
-    `weights` maps config keys to SHA-256 hashes. Keys that the checkpoint does not have are not compared.
+    `weights` maps config keys to SHA-256 hashes of the run's weights. Keys that the checkpoint lacks are not compared.
     """
     before = checkpoint.get(WEIGHTS_KEY, {})
     for key, now in weights.items():
@@ -153,7 +153,7 @@ def check_weights(checkpoint: CheckpointData, weights: Mapping[str, str]) -> Non
 
 
 def numerics(trainer: pl.Trainer) -> dict[str, str]:
-    """Return versions, processors, thread and device counts, by name. They affect the last bits of results."""
+    """Return a dict of facts that affect the last bits of results: versions, processors, thread and device counts."""
     numba_threads = numba.get_num_threads()  # first: this call may change torch's number, see threads.py
     device = trainer.strategy.root_device
     result = {
@@ -171,7 +171,7 @@ def numerics(trainer: pl.Trainer) -> dict[str, str]:
 
 
 def warn_numerics(checkpoint: CheckpointData, now: dict[str, str]) -> None:
-    """Log a warning if `now`, versions and hardware from `numerics`, differs from the values in a checkpoint."""
+    """Log a warning if the versions and hardware `now`, from `numerics`, differ from those in a checkpoint."""
     before = checkpoint.get(NUMERICS_KEY, {})
     names = [name for name in (before | now) if before and before.get(name) != now.get(name)]
     changes = [f"{name} {before.get(name, 'none')} -> {now.get(name, 'none')}" for name in names]

@@ -54,7 +54,7 @@ def read(path: Path) -> CheckpointData:
 def latest(folder: Path) -> tuple[Path, CheckpointData] | None:
     """Return the path and the content of the newest readable checkpoint in `folder`; None if there is no checkpoint.
 
-    If last.ckpt is unreadable, previous.ckpt is used, with a warning. Raises FileError if all files are unreadable.
+    If last.ckpt is unreadable, previous.ckpt is read, with a warning. Raises FileError if both are unreadable.
     """
     problem: FileError | None = None
     for path in (folder / LAST, folder / PREVIOUS):

@@ -1,9 +1,9 @@
 """Training loop: Lightning's Trainer on an endless stream of step numbers, with exact resume.
 
-The argument `batch` of `training_step(self, batch, batch_idx)` is the number of the batch since the start of the run,
-also after a resume; without accumulation it is the optimisation step. Random numbers depend on it (run.seeding).
+The argument `batch` of `training_step(self, batch, batch_idx)` is the number of batches since the start of the run,
+also after a resume; without accumulation it is the optimisation step. It seeds the random numbers (run.seeding).
 
-Modules must have their state in parameters and persistent buffers, and change it inside the step, not in
+Modules must have their state in parameters and persistent buffers, and change their state inside the step, not in
 on_train_batch_end, which runs after the checkpoint. A resumed run then gives the same bytes on the same CPU.
 """
 
@@ -64,13 +64,17 @@ def fit(
 ) -> Status:
     """Train `module` up to config.trainer.max_steps, with checkpoints in `folder`/checkpoints.
 
-    With config.checkpoint.finish, a run that has a checkpoint loads it and does not train further.
+    If config.checkpoint.finish is True and there is a checkpoint, it is loaded and not trained further.
 
     Args:
+        module: module to train.
+        config: config of the run.
+        folder: run folder.
         resume: continue from the newest readable checkpoint, if there is one.
         quiet: show no progress.
+        callbacks: additional Lightning callbacks.
         metrics: names in `module.metrics` to show in the progress bar.
-        interrupts: Ctrl-C handler of the caller, which stays active afterwards.
+        interrupts: Ctrl-C handler of the caller, which stays active after the training; None: a new handler.
 
     Returns:
         Final status of the training. After TERMINATED (SIGTERM) the process should exit soon.
@@ -78,7 +82,7 @@ def fit(
     Raises:
         ConfigError: the checkpoint has another config, other weights or more steps than the run, or `folder` already
             contains a run and `resume` is False.
-        DiskFull: the disk has no room for the last checkpoint.
+        DiskFull: the disk has no room for the checkpoints.
         KeyboardInterrupt: Ctrl-C was pressed a second time.
     """
     silence_lightning()
@@ -220,10 +224,10 @@ def _run(trainer: pl.Trainer, module: pl.LightningModule, path: Path | None) -> 
 
 
 def deterministic(options: TrainerConfig) -> bool | Literal["warn"]:
-    """Return `trainer.deterministic`, but False for "warn" on a CUDA device.
+    """Return the option `deterministic` of a trainer, but False instead of "warn" if the trainer uses a CUDA device.
 
-    On CUDA the additions of the Triton kernels have no fixed order, so deterministic sums elsewhere would be slower and
-    gain nothing.
+    On CUDA the additions of the Triton kernels have no fixed order, so deterministic sums elsewhere would only cost
+    time.
     """
     on_gpu = options.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     return False if options.deterministic == "warn" and on_gpu else options.deterministic
@@ -233,8 +237,8 @@ def deterministic(options: TrainerConfig) -> bool | Literal["warn"]:
 def determinism(setting: bool | Literal["warn"]) -> Iterator[None]:
     """Set torch's deterministic mode inside a context: on (True), off (False), or on with warnings only ("warn").
 
-    By default torch's deterministic mode also fills new memory with NaN; this part is turned off. On exit the
-    deterministic mode is off.
+    By default torch's deterministic mode also fills new memory with NaN; this function turns that off. On exit from the
+    context the deterministic mode is off.
     """
     memory: Any = torch.utils.deterministic
     memory.fill_uninitialized_memory = False

@@ -21,8 +21,9 @@ STEPS = 5  # number of Newton-Schulz iterations
 class Muon(torch.optim.Optimizer):
     """Optimizer that updates parameters with two or more dimensions by Muon, and all others by AdamW.
 
-    Parameters in `elementwise` are updated by AdamW too. All have the same learning rate and weight decay: Muon's
-    updates are multiplied by 0.2 sqrt(max(rows, columns)), so that their RMS is similar to AdamW's (arXiv 2502.16982).
+    Parameters in `elementwise` are updated by AdamW whatever their shape. All parameters have the same learning rate
+    and weight decay: Muon's updates are multiplied by 0.2 sqrt(max(rows, columns)), so that their RMS is similar to
+    that of AdamW's updates (arXiv 2502.16982).
     """
 
     def __init__(

@@ -17,7 +17,10 @@ END = "nothing was run or written"
 
 
 def plan(config: TaskConfig, more: Sequence[str] = ()) -> str:
-    """Return the text of --dry-run, with the lines `more` before the notes. ConfigError if weights are unreadable."""
+    """Return the text of --dry-run, with the task's own lines `more` before the notes.
+
+    Raises ConfigError if weights cannot be read.
+    """
     config = config.used()
     about = config.about or " ".join((type(config).__doc__ or "").partition("\n\n")[0].split())
     lines = [f"would run {config.task}: {about}"]
@@ -41,7 +44,10 @@ def plan(config: TaskConfig, more: Sequence[str] = ()) -> str:
 def memory_lines(
     phases: Mapping[str, float], device: torch.device, advice: str = "the batch, views or size"
 ) -> list[str]:
-    """Return a line with the peak memory (bytes) of each phase, and one with `advice` if it is more than is free."""
+    """Return lines for --dry-run: the peak memory, and a warning if `device` has less free memory; [] without phases.
+
+    `phases` maps names of phases to their peak memory in bytes. `advice` names what the user can reduce.
+    """
     if not phases:
         return []  # nothing is sampled, or a plug-in without weights
     total, parts = max(phases.values()), ", ".join(f"{name} {size / 1e9:.1f}" for name, size in phases.items() if name)
@@ -50,10 +56,10 @@ def memory_lines(
 
 
 def notes(config: TaskConfig) -> list[str]:
-    """Return lines "note: ...".
+    """Return lines "note: ..." for --dry-run.
 
-    They are the notes of the config, and warnings about a prompt that exceeds the token limit and about a device that
-    only emulates the prior's dtype.
+    They are the notes of the config, a warning if the prompt exceeds the token limit, and a warning if the device only
+    emulates the prior's dtype.
     """
     prior: Any = getattr(config, "prior", None)
     prompt = " ".join(getattr(config, "prompt", "").split())
@@ -63,7 +69,10 @@ def notes(config: TaskConfig) -> list[str]:
 
 
 def device_line(config: TaskConfig) -> str:
-    """Return a line for --dry-run: device, its name, free memory, and a remark if no GPU was found."""
+    """Return a line for --dry-run: the device, the name of the GPU or the number of CPU threads, and free memory.
+
+    If no GPU was found and the config does not ask for the CPU, the line says so.
+    """
     device = _device(config)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     line = f"device: {device}, {name}, {free_bytes(device) / 1e9:.1f} GB free"

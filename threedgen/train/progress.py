@@ -51,7 +51,7 @@ class Progress(pl.Callback):
     ) -> Iterator[ProgressDisplay]:
         """Show the progress of a long computation with `total` steps, labelled `stage`, inside a context.
 
-        On exit the display of the training returns, and the step time is measured anew.
+        On exit the display of the training returns, and its step time is measured from the start again.
         """
         if self.count is not None:
             self.count.__exit__()
@@ -93,10 +93,11 @@ def stage_of(module: pl.LightningModule) -> str:
 def details(
     speed: Speed, total: int, module: pl.LightningModule, outputs: STEP_OUTPUT, metrics: Iterable[str] = ()
 ) -> list[str]:
-    """Return texts for the progress display: step time, time left, loss, and the values named by `metrics`.
+    """Return texts for the progress display: step time, time left, loss, and the values in `module.metrics`.
 
-    `total` is the number of steps of the run. If `module.terms` is not empty, its first term is shown instead of the
-    loss, because the losses of different stages have different scales.
+    `total` is the number of steps of the run, `outputs` is the result of the training step, and `metrics` are the names
+    of the values to show. If `module.terms` is not empty, its first term is shown instead of the loss, because the
+    losses of different stages have different scales.
     """
     parts, step_seconds = [], speed.seconds_per_step()
     if step_seconds is not None:

@@ -19,9 +19,9 @@ POLL_SECONDS = 1.0
 class WatchRanks(pl.Callback):
     """Callback that ends this process, with the exit code of WorkerLost, if another process of the training has ended.
 
-    Without this callback the remaining processes would wait in a collective operation, for up to 30 minutes. A frozen
-    process is killed first. Each process watches only the processes on its own machine. If another machine fails, the
-    broken connections to it end the training.
+    Without this callback the remaining processes would wait up to 30 minutes in a collective operation. Frozen
+    processes (SIGSTOP) are killed, and so count as ended. Each process watches only the processes on its own machine.
+    If another machine fails, the broken connections end the training.
     """
 
     def __init__(self) -> None:

@@ -31,7 +31,7 @@ class System(pl.LightningModule):
 
     Attributes:
         stage: text in front of the progress display; may change during training.
-        config_yaml: resolved config, saved in checkpoints and compared on resume.
+        config_yaml: complete config as YAML, saved in checkpoints and compared on resume.
         weights: SHA-256 of the weight files that the run starts from, by config key; saved in checkpoints and compared
             on resume.
         terms: terms of the last loss by name; they are logged, and named in the error if one is not finite.
@@ -43,10 +43,10 @@ class System(pl.LightningModule):
     stage = "training"
 
     def __init__(self, config: Config, seed: int | None = None, max_steps: int | None = None, **facts: str) -> None:
-        """Read the seed and the number of steps from `config`, the config of the run or a section of it.
+        """Store the config, and read the seed and the number of steps from it.
 
-        A section without these options needs `seed` and `max_steps`. `facts` are additional values that must be equal
-        on resume, such as the checksum of a vocabulary.
+        If `config` is only a section of the run's config, `seed` and `max_steps` are needed. `facts` are additional
+        values that must be equal on resume, such as the checksum of a vocabulary.
         """
         super().__init__()
         self.seed: int = getattr(config, "seed") if seed is None else seed  # noqa: B009  not of all sections
@@ -80,7 +80,10 @@ class System(pl.LightningModule):
         return {name: before + now[name] for name, before in self.previous_seconds.items()}
 
     def adapt_to(self, state: dict[str, Tensor]) -> None:
-        """Resize tensors whose shapes change during training, before the state dict `state` is loaded into them."""
+        """Resize the tensors of this module whose shapes change in training, to the shapes in the state dict `state`.
+
+        Called on resume, before `state` is loaded. The base class does nothing.
+        """
 
     def log_image(self, name: str, image: Tensor) -> None:
         """Write an image (H, W, 3) in [0, 1] to RUN/images/NAME-STEP.png, and send it to the loggers. Rank 0 only."""
@@ -109,7 +112,10 @@ class System(pl.LightningModule):
     weight_decay = 0.01
 
     def configure_optimizers(self) -> Any:
-        """Build AdamW for all parameters, or Muon if `options.optimizer` selects it, and a learning rate schedule."""
+        """Return the optimizer of all parameters and its learning rate schedule, in Lightning's form.
+
+        The optimizer is AdamW, or Muon if `options.optimizer` has another value than "adamw".
+        """
         o, decay = self.options, self.weight_decay
         betas, rate = getattr(o, "betas", BETAS), o.learning_rate if self.rate is None else self.rate
         if getattr(o, "optimizer", "adamw") == "adamw":
@@ -132,7 +138,7 @@ class System(pl.LightningModule):
         """Add learning rate schedules to an optimizer; return the result of `configure_optimizers`.
 
         `rates` has one schedule for all parameter groups, or one for each. A schedule is a config value (a number or
-        {step: value}) or a function of the step. It multiplies the learning rate of the optimizer.
+        {step: value}) or a function of the step. The learning rate is the schedule's value times the optimizer's `lr`.
         """
         steps = [rate if callable(rate) else partial(at, rate, max_steps=self.max_steps) for rate in rates]
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, steps if len(steps) > 1 else steps[0])
@@ -141,11 +147,11 @@ class System(pl.LightningModule):
     def validate(self, step: int, folder: Path) -> None:
         """Write validation images or other files to the run folder `folder` after `step` steps.
 
-        The caller has set eval mode and disabled gradients.
+        The caller has set eval mode and disabled gradients. The base class writes nothing.
         """
 
     def remove_validation(self, step: int, folder: Path) -> None:
-        """Remove the files that `validate` wrote at `step`, where the run was interrupted. Called on resume."""
+        """Remove the files that `validate` wrote after `step` steps, when the run was interrupted. Called on resume."""
 
 
 class EMA(torch.nn.Module):
@@ -195,7 +201,10 @@ class EMA(torch.nn.Module):
 
 
 class AveragedSystem(System):
-    """Training module that keeps a moving average of one network's weights, after `keep_average` was called."""
+    """Training module that keeps an exponential moving average of the weights of one network.
+
+    `keep_average` selects the network; before this call there is no average.
+    """
 
     average: EMA
     averaged: torch.nn.Module | None = None
@@ -210,7 +219,7 @@ class AveragedSystem(System):
             self.average.update(self.averaged, self.global_step)
 
     def average_applied(self) -> AbstractContextManager[None]:
-        """Return a context in which the network has the averaged weights; without an average it is not changed."""
+        """Return a context in which the network has the averaged weights, or its own weights if there is no average."""
         return nullcontext() if self.averaged is None else self.average.applied(self.averaged)
 
 
@@ -225,10 +234,10 @@ def stratified_uniform(count: int, rng: torch.Generator) -> Tensor:
 def sample_timesteps(
     count: int, T: int, power: float, rng: torch.Generator, logit_normal: tuple[float, float] | None = None
 ) -> Tensor:
-    """Sample int64 timesteps (count,) in [0, T - 1]: floor(T u^power), where u is from `stratified_uniform`.
+    """Sample int64 timesteps (count,) of a diffusion process with T timesteps: floor(T u^power), with stratified u.
 
-    With `logit_normal` = (mean, standard deviation) they are logit-normal instead (Esser et al. 2024, arXiv 2403.03206,
-    section 3.1): the logit of t / T is normal with these parameters.
+    `stratified_uniform` gives u. If `logit_normal` = (mean, standard deviation) is set, the timesteps are logit-normal
+    instead (Esser et al. 2024, arXiv 2403.03206, section 3.1): the logit of t / T is normal with these parameters.
     """
     u = stratified_uniform(count, rng)
     if logit_normal is None:

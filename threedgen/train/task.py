@@ -5,7 +5,7 @@
 
     run = partial(run_task, work, result="prior", files=("prior/model_index.json",))
 
-A finished run is not repeated. After Ctrl-C it continues later; --finish writes the results of the training so far.
+A finished run is not repeated. A run that Ctrl-C stopped can be resumed, or --finish writes its results so far.
 """
 
 from __future__ import annotations
@@ -46,10 +46,13 @@ class Task:
     """Run of a task: config, folder, start time and result files, with methods that load, train and summarise."""
 
     def __init__(self, config: Any, resume: Path | None = None, quiet: bool = False, files: Iterable[str] = ()) -> None:
-        """Prepare a run in the folder `config.out`: a new one, or if `resume` is not None one that continues.
+        """Prepare a run in the folder `config.out`.
 
-        `quiet`: show neither weight files nor progress. `files`: result files, relative to the run folder. The summary
-        lists those that exist when the summary is written.
+        Args:
+            config: config of the run.
+            resume: folder of the run to continue; None: start a new run.
+            quiet: print neither weight files nor progress.
+            files: result files, relative to the run folder. `summarise` lists the existing ones in summary.json.
         """
         self.config, self.resume, self.quiet, self.files = config, resume is not None, quiet, tuple(files)
         self.folder, self.start_time = Path(str(config.out)), time.monotonic()
@@ -64,7 +67,7 @@ class Task:
     def load_prior(self, compact: bool = False) -> Any:
         """Load the config's prior (diffusion model) on the device of the run, and store the hashes of its weights.
 
-        `compact`: on a GPU load the UNet in half precision, which saves memory; the UNet can then not be trained.
+        If `compact` is True, the UNet is loaded on a GPU in half precision, which saves memory but excludes training.
         Raises ConfigError if the weights are missing or invalid.
         """
         prior, trainer = self.config.prior, getattr(self.config, "trainer", None)
@@ -77,8 +80,8 @@ class Task:
     def name_weights(self, identities: Mapping[str, Any], section: str = "") -> None:
         """Print the weight files that the run starts from; store their SHA-256 in `self.weights` for the checkpoints.
 
-        `identities` maps config keys to the files: `str` gives the text to print, `digest` is the SHA-256. `section` is
-        a prefix of the keys, such as "prior.".
+        `identities` maps config keys to objects whose `str()` is the text to print and whose attribute `digest` is the
+        SHA-256. `section` is a prefix of the keys, such as "prior.".
         """
         for key, files in identities.items():
             if not self.quiet and is_rank_zero():
@@ -94,13 +97,14 @@ class Task:
     ) -> Status:
         """Train a LightningModule with `loop.fit`; return the final status of the training.
 
-        If results are written next, rank 0 then moves the system to the training device and sets eval mode, because
-        Lightning leaves the system on the CPU.
+        If results are written next (`has_results`), the system is in eval mode and on the training device afterwards;
+        Lightning leaves it on the CPU.
 
         Args:
+            system: module to train.
             metrics: names in `system.metrics` to show in the progress display.
             callbacks: additional Lightning callbacks.
-            interrupts: Ctrl-C handler of the caller, which stays active afterwards.
+            interrupts: Ctrl-C handler of the caller, which stays active after the training; None: a new handler.
         """
         from threedgen.train.loop import fit
 
@@ -132,7 +136,8 @@ class Task:
             system: module to train.
             metrics: names in `system.metrics` to show in the progress display.
             finish: function that writes the results and returns values for the summary.
-            partial: validate at the end, and with the flag --finish write results of an unfinished training too.
+            partial: True: validate at the end, and write results of an unfinished training if the flag --finish is set.
+                False: do not validate, and write results of a finished training only.
         """
         if self.resume:
             self._remove_last_validation(system)
@@ -160,10 +165,11 @@ class Task:
         metric: str,
         postprocess: Callable[[], object] = lambda: None,
     ) -> None:
-        """Train `network`, a part of `system`, in the subfolder `name`, or load it if its file NAME.safetensors exists.
+        """Load `network` from RUN/NAME/NAME.safetensors; if this is not possible, train `network` and write the file.
 
-        `metric` is the name in `system.metrics` that the progress display shows. `postprocess` is called after the
-        training, before the network is saved. Raises `Stopped` if the training did not finish.
+        `system` is the module to train, which contains the network. `metric` is the name in `system.metrics` that the
+        progress display shows. `postprocess` is called after the training, before the network is saved. Raises
+        `Stopped` if the training did not finish.
         """
         from threedgen.train.loop import fit
 
@@ -200,9 +206,9 @@ class Task:
             progress.show(steps)
 
     def summarise(self, status: Status = Status.FINISHED, **figures: Any) -> None:
-        """Write summary.json with the status and additional values, `figures`. Raises OSError if this fails.
+        """Write summary.json with the status and the further entries `figures`. Raises OSError if this fails.
 
-        `figures` may have a list "files" of further result files.
+        The entry "files" of `figures`, if any, is a list of result files in addition to `self.files`.
         """
         files = [*(name for name in self.files if (self.folder / name).exists()), *figures.pop("files", ())]
         seconds = self.previous_seconds + time.monotonic() - self.start_time
@@ -228,7 +234,7 @@ def run_task(
         quiet: show neither weight files nor progress.
         result: file or folder in the run folder whose path is printed.
         files: names of result files. If a file that the run has written is missing, the run does not count as finished.
-        again: call `work` even if the task is finished, as evaluations do, which cache their slow parts.
+        again: call `work` even if the task is finished. Evaluations do this: they cache their slow parts.
     """
     task = Task(config, resume, quiet, files)
     task.resume &= not again
@@ -242,8 +248,8 @@ def run_task(
 def execute(work: Callable[[Task], Status | None], task: Task, hint: str = "") -> Status:
     """Run a task unless it is already finished, release the lock of its folder, and return the status.
 
-    `work` does the task; it returns the status (None: finished) or raises `Stopped`. `hint` is appended to the warning
-    about a run that is already finished.
+    `work` is the function that does the task; it returns the status (None: finished) or raises `Stopped`. `hint` is
+    appended to the warning that a run is finished already.
     """
     trainer = getattr(task.config, "trainer", None)
     try:

@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 def read_asset(folder: Path, asset: Asset) -> ColouredMesh:
     """Read the mesh of an asset, turn its front to +x and scale it into a ball of radius `OBJECT_RADIUS` at the origin.
 
-    `folder` is the folder of all assets. Raises ConfigError for a broken, empty or too large file.
+    `folder` is the folder of all assets. Raises ConfigError if the file is broken, empty or too large.
     """
     path = folder / asset.file
     try:
@@ -55,11 +55,11 @@ def read_asset(folder: Path, asset: Asset) -> ColouredMesh:
 
 
 def cameras(options: ViewsConfig, seed: int, name: str) -> Cameras:
-    """Sample the cameras of the asset `name`, which look at the origin. They are ordered ring by ring.
+    """Sample the cameras of the asset `name`, ring by ring. All cameras look at the origin.
 
-    A ring is a circle of cameras with the same elevation, field of view and distance. These are random, and depend only
-    on the seed and the name. A ring starts at the front of the object (azimuth 0, +x) and continues counter-clockwise
-    seen from above.
+    A ring is a circle of cameras with the same random elevation, field of view and distance, which depend only on the
+    seed and the name. A ring starts at the front of the object (azimuth 0, +x) and continues counter-clockwise seen
+    from above.
     """
     o, rng = options, numpy_generator(seed, 0, f"views of {name}")
     fov, elevation = (np.deg2rad(rng.uniform(*bounds, o.rings)) for bounds in (o.fov, o.elevation))
@@ -78,7 +78,7 @@ MAX_WARNINGS = 20
 
 @dataclass(frozen=True)
 class Job:
-    """Shard to make.
+    """Job of a worker: one shard to render.
 
     Attributes:
         number: index of the shard.
@@ -155,10 +155,10 @@ def read_finished(folder: Path, job: Job) -> Tree | None:
 
 
 def make_shards(config: AssetsConfig, every: list[Job], run_folder: Path, data: Path, quiet: bool) -> int:
-    """Make the missing ones of the shards that `every` lists, one job each, in parallel workers.
+    """Render the missing shards in parallel workers, and write them to the folder views in `run_folder`.
 
-    Meshes are read from the folder `data`, shards are written into `run_folder`. Return 0, or the exit code of the
-    signal that stopped the work.
+    `every` lists the jobs of all shards, also of finished ones. `data` is the folder of the meshes. Return 0, or the
+    exit code of the signal that stopped the work.
     """
     folder = run_folder / SHARDS
     work = partial(
@@ -187,9 +187,10 @@ def make_shards(config: AssetsConfig, every: list[Job], run_folder: Path, data: 
 
 
 def skip_asset(job: Job, reason: str, folder: Path) -> None:
-    """Record the asset of `job` that was rendered when its worker failed repeatedly, so that it is skipped from now on.
+    """Record the asset that made all attempts at a job fail, so that this asset is skipped from now on.
 
-    Asset and reason are added to the file `CRASHES` in `folder`. The worker wrote the asset's name to JOB.at there.
+    The asset is the one that the worker wrote last to the file JOB.at in `folder`, before rendering it. Asset and
+    `reason` are added to the file `CRASHES` in `folder`.
     """
     current = read_json(folder / f"{job.name}.at") or {"file": job.assets[0].file, "mark": None}
     logger.warning("asset skipped after repeated failures: %s (%s)", current["file"], reason)
@@ -201,8 +202,8 @@ def skip_asset(job: Job, reason: str, folder: Path) -> None:
 def make_shard(job: Job, views: ViewsConfig, seed: int, folder: Path, data: Path, threads: int | None) -> None:
     """Render one shard in a worker and write it to `folder`.
 
-    `data` is the folder of the meshes. `threads` is the number of CPU threads; None: one per core. Raises ConfigError
-    if the disk is full.
+    `data` is the folder of the meshes. `threads` is the number of CPU threads; None: one per core. Raises DiskFull or
+    FileError if the shard cannot be written.
     """
     set_threads(threads)
     left_out, entries, crashes = dict[str, str](), list[Tree](), read_json(folder / CRASHES)
@@ -233,9 +234,10 @@ def make_shard(job: Job, views: ViewsConfig, seed: int, folder: Path, data: Path
 
 
 def build_index(config: AssetsConfig, every: list[Job], folder: Path, left_out: dict[str, str]) -> Tree:
-    """Return the content of index.json: render settings, finished shards, and assets that are left out with reasons.
+    """Return the content of index.json: render settings, finished shards in the order of `every`, left-out assets.
 
-    The shards are in the order of the jobs `every`. `left_out` maps files to reasons; those of the shards are added.
+    `every` lists the jobs of the shards. `left_out` maps mesh files that are in no shard to reasons; the files that
+    workers left out of the shards are added.
     """
     found = [read_finished(folder, job) or {} for job in every]
     left_out = left_out | {file: reason for shard in found for file, reason in shard["left_out"].items()}

@@ -38,7 +38,7 @@ class Asset:
 
     @property
     def name(self) -> str:
-        """Common name of the asset's files in a shard: unique and without dots."""
+        """Name that the asset's files in a shard have before the first dot, such as "chair-0a1b2c3d"; it is unique."""
         return slug(self.file)
 
 
@@ -95,8 +95,8 @@ def find_captions(folder: Path, captions: str) -> Path:
 def read_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield (line number, cells) for each row of a captions file.
 
-    Cells are a dict from column name to text, "" if missing. Without a header row, the columns are `COLUMNS`. Raises
-    ConfigError for an unreadable file.
+    Cells are a dict from column name to text; missing cells are "". Without a header row, the columns are `COLUMNS`.
+    Raises ConfigError if the file cannot be read.
     """
     lines = [line + "\n" for line in read_text(path, "captions").splitlines()]
     rows = csv.reader(lines, delimiter=_delimiter(lines), skipinitialspace=True)
@@ -140,9 +140,9 @@ SHARDS = "views"  # name of the folder of shards in a run folder
 
 
 class ViewsConfig(Config):
-    """Rings of cameras around an asset, each with one elevation, field of view and distance.
+    """Rings of cameras around an asset, as in MVDream (arXiv 2308.16512), section 4.1.
 
-    From MVDream (arXiv 2308.16512), section 4.1.
+    The cameras of a ring have the same elevation, field of view and distance.
     """
 
     azimuths: int = Field(32, ge=4, le=360, description="views per ring, evenly spaced; the first shows the front")
@@ -158,7 +158,7 @@ class ViewsConfig(Config):
 
 
 class AssetsConfig(WorkersConfig):
-    """Base class of the options of tasks that read user assets, and render them if necessary."""
+    """Base class of the options of tasks that read meshes with captions from the user, and render them if necessary."""
 
     data: str = Field("", description="folder of GLB, glTF, OBJ, PLY or OFF files, or a run of make-asset-views")
     captions: str = Field(
@@ -176,7 +176,7 @@ class AssetsConfig(WorkersConfig):
 
     @property
     def rendered(self) -> Path | None:
-        """Folder of shards if `data` is a finished run of make-asset-views, else None."""
+        """Folder of shards if `data` is a finished run of make-asset-views; None if `data` is a folder of meshes."""
         folder = user_path(self.data, "data")
         return next((path for path in (folder, folder / SHARDS) if (path / INDEX).is_file()), None)
 

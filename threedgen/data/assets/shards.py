@@ -93,7 +93,7 @@ class Shards:
     """Reader for a folder of shards.
 
     `entries` lists the assets of all shards. `index` is the content of index.json; None: it is read from the folder.
-    The constructor raises ConfigError for a missing or damaged index, and for missing or truncated shards.
+    The constructor raises ConfigError if the index is missing or damaged, or if a shard is missing or truncated.
     """
 
     def __init__(self, folder: Path, index: Tree | None = None) -> None:
@@ -122,7 +122,7 @@ class Shards:
         return hashlib.sha256(sums.encode()).hexdigest()[:16]
 
     def metadata(self, entry: Entry) -> Tree:
-        """Read the metadata of an asset from its NAME.json. Raises ConfigError for a missing or damaged file."""
+        """Read the metadata of an asset from its NAME.json. Raises ConfigError if the file is missing or damaged."""
         data = self.read(entry, "json")
         with suppress(KeyError, TypeError, ValueError):
             found: Tree = parse_json(data)
@@ -132,7 +132,7 @@ class Shards:
         raise ConfigError(f"{entry.name}.json is damaged in {self.folder / entry.shard}: {REMEDY}")
 
     def image(self, entry: Entry, view: int) -> Image.Image:
-        """Read the image of view number `view` of an asset. Raises ConfigError for a missing or truncated file."""
+        """Read the image of view number `view` of an asset. Raises ConfigError if the file is missing or truncated."""
         return load_image(self.read(entry, f"v{view:02d}.png"), "an image in a shard")
 
     def read(self, entry: Entry, part: str) -> bytes:
@@ -173,7 +173,7 @@ def write_sheet(folder: Path, shards: Shards, max_count: int) -> None:
     """Write contact sheets sheet.png, sheet-2.png, ... to `folder`.
 
     The sheets show at most `max_count` assets, which are evenly spaced in the list of all assets. Raises OSError if a
-    sheet cannot be written, and ConfigError for a missing or truncated image.
+    sheet cannot be written, and ConfigError if an image is missing or truncated.
     """
     count = min(max_count, len(shards))
     subset = [shards.entries[k * len(shards) // count] for k in range(count)]
@@ -187,7 +187,7 @@ def write_sheet(folder: Path, shards: Shards, max_count: int) -> None:
 def sides(shards: Shards, entry: Entry) -> Array:
     """Return the front, left, back and right views of an asset side by side: (S, 4 S, 3) in [0, 1], S = `SIDE_PIXELS`.
 
-    The views are from the first ring of cameras.
+    The views are those of the first ring of cameras, on grey.
     """
     views = (k * shards.azimuths // SIDES for k in range(SIDES))
     return np.concatenate([on_grey(shards.image(entry, view), SIDE_PIXELS) for view in views], axis=1)

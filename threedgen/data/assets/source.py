@@ -22,9 +22,9 @@ GREY = (0.4, 0.6)  # range of the grey value of backgrounds, as for the toybox
 
 
 class AssetViews:
-    """Training source whose entries have `n_view` views of one asset. Entry i shows the asset `entries[i % N]` of N.
+    """Training source whose entries have `n_view` views of one asset each. Entry i shows `entries[i % len(entries)]`.
 
-    The views of an entry are evenly spaced on a random ring of cameras, starting at a random azimuth, and share one
+    The views of an entry are evenly spaced on a random ring of cameras, starting at a random azimuth, and have the same
     random grey background. The constructor raises ConfigError if `entries` is empty.
     """
 
@@ -48,10 +48,10 @@ class AssetViews:
         return Captioned(np.stack(rgb), captions, np.concatenate(c2w))
 
     def sample(self, index: int) -> tuple[list[int], float]:
-        """Choose `n_view` random views of the asset `index`: on one ring of cameras, evenly spaced.
+        """Choose the views of the entry `index`: `n_view` evenly spaced views on a random ring of cameras.
 
-        Return the numbers of the views among all views of this asset, and the grey value of the background in [0, 1].
-        The choice depends only on seed and index.
+        Return the numbers of the views among all views of the asset, and the grey value of the background in [0, 1].
+        The choice depends only on the seed and the index.
         """
         rng, n = numpy_generator(self.seed, index, "views of an asset"), self.shards.azimuths
         ring, start, grey = rng.integers(self.shards.rings), rng.integers(n), rng.uniform(*GREY)

@@ -23,9 +23,9 @@ from threedgen.run.arrays import Array
 from .files import MODELS, Lens, PosedFiles, check_model, find_photo
 
 MAX_BYTES, MAX_POINTS = 1 << 30, 2_000_000
-"""Largest size of a file in bytes, and number of scene points that are read: the first ones of a larger model."""
+"""Largest size of a file in bytes, and largest number of scene points. Of a larger model, the first points are read."""
 MAX_ROWS, MAX_LINE = 100_000, 1 << 26
-"""Largest number of cameras, and of images, and size in bytes of a line; longer lines, of keypoints, are left out."""
+"""Largest number of cameras or images, and largest size in bytes of a line. Longer lines, of keypoints, are skipped."""
 IMAGES = "[Ii][Mm][Aa][Gg][Ee][Ss]*"  # names of folders with photos
 NUMBER = re.compile(r"[-+]*\d[-+\d.eE]*")
 
@@ -39,9 +39,9 @@ class _Model(NamedTuple):
 def read_colmap(folder: Path) -> PosedFiles:
     """Read the COLMAP model in `folder`.
 
-    The photos are searched in `folder` and in the three folders above it: in the subfolders images* (such as images_4)
-    and input, and in the folder itself. Photos that are not found are listed in `PosedFiles.missing`. Raises
-    ConfigError for a missing or damaged file of the model, and for a camera model that is not supported.
+    The photos are searched in `folder` and in the three folders above it, and in the subfolders images* (such as
+    images_4) and input of these four folders. Photos that are not found are listed in `PosedFiles.missing`. Raises
+    ConfigError if a file of the model is missing or damaged, or if a camera model is not supported.
     """
     try:
         model = _binary(folder) if (folder / "images.bin").is_file() else _text(folder)

@@ -1,7 +1,7 @@
-"""Check of the convention of camera poses against the photos.
+"""Check with the photos whether the convention of camera poses, such as camera-to-world with OpenGL axes, is right.
 
-Two rays through matching pixels should meet in front of both cameras. If photos have too few matching features, the
-cameras should look at a common point instead.
+In the right convention, two rays through matching pixels meet in front of both cameras. If the photos have too few
+matching features, the check is whether the cameras look at a common point.
 """
 
 from typing import NamedTuple, get_args
@@ -20,8 +20,8 @@ from .photos import PosedPhotos
 ANCHORS = 6  # number of evenly spaced photos; all pairs of these and of the photos after them are matched
 MIN_MATCHES, MIN_PAIRS = 10, 3  # minimum number of matches of a pair of photos, and minimum number of such pairs
 MIN_FIT, MIN_COSINE = 0.3, 0.7
-"""Limits for poses that fit: minimum share of matches whose rays meet, and, if there are too few matches, minimum
-median cosine between viewing axes and directions to their common point."""
+"""Limits for poses that fit: minimum fraction of matches whose rays meet; if there are too few matches, minimum median
+cosine between the viewing axes and the directions to their common point."""
 MAX_MISS = 2.0  # maximum distance in pixels of a matching pixel from the point where the two rays meet
 
 
@@ -37,10 +37,10 @@ class Match(NamedTuple):
 
 
 def check_convention(photos: PosedPhotos) -> list[str]:
-    """Check with the images that the declared convention of the poses is right.
+    """Check with the images whether the convention of the poses, `photos.convention`, is right.
 
-    Return a list with one remark for the user if no convention fits, else an empty list. Raises ConfigError if another
-    convention fits clearly better.
+    Return [] if it fits, or a list with one remark for the user if no convention fits. Raises ConfigError if another
+    convention fits, and at least twice as well.
     """
     poses, declared = alternatives(photos.matrices), photos.convention
     matches, K = matching_pixels(photos), photos.cameras.K.double().numpy()
@@ -72,7 +72,7 @@ def matching_pixels(photos: PosedPhotos) -> list[Match]:
 
 
 def share_that_meets(c2w: Array, K: Array, match: Match) -> float:
-    """Return the share of matches whose two rays meet in front of both cameras, within `MAX_MISS` pixels.
+    """Return the fraction of matches whose two rays meet in front of both cameras, within `MAX_MISS` pixels.
 
     `c2w` (N, 4, 4) are camera-to-world poses with OpenGL axes, `K` (N, 3, 3) the intrinsics of all N photos.
     """

@@ -1,4 +1,4 @@
-"""Photos with poses as their files describe them, and conventions of poses. Imports no torch."""
+"""Photos with poses in the form that camera files state them, and conventions of poses. Imports no torch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,14 +43,14 @@ class Lens(NamedTuple):
 
 @dataclass(frozen=True)
 class PosedFiles:
-    """N photos with poses, as a camera file describes them.
+    """Content of a camera file: N photos with poses and intrinsics.
 
     Attributes:
         source: camera file (transforms.json), or folder of the COLMAP model.
         files: N image files.
         matrices: (N, 4, 4), float64, poses as in the file.
-        lenses: N intrinsics.
-        convention: convention of `matrices`, as the file format defines it.
+        lenses: intrinsics of the N photos.
+        convention: convention of `matrices` that the file format defines.
         missing: names of photos that `source` lists but that do not exist.
         points: (P, 3), scene points of a COLMAP model; None: the source has no points.
         box: centre (3,) and half the side of the scene cube in an Instant-NGP file; None: the file has no cube.
@@ -77,9 +77,9 @@ class PosedFiles:
 def find_photo(folders: Sequence[Path], name: str, listings: Listings, tails: bool = False) -> Path | None:
     """Return the path of the photo `name` in the first of `folders` that has it; None if no folder has it.
 
-    Upper and lower case are equal. `name` may lack the suffix of the photo or have another one, such as of a photo that
-    was converted. With `tails`, `name` may be a path on another computer: as many of its last parts as exist here are
-    used.
+    Upper and lower case are equal. `name` may lack the suffix or have another one, as if the photo was converted.
+    `listings` are the cached contents of folders. With `tails`, `name` may be a path on another computer: its longest
+    end that exists in a folder is used.
     """
     parts = Path(name[-MAX_NAME:].replace("\\", "/")).parts[-MAX_PARTS:]
     for start in range(len(parts) if tails else 1):
@@ -111,7 +111,7 @@ def is_rotated(path: Path, height: int, width: int) -> bool:
 
 
 def aspect_fits(shape: tuple[int, int], height: int, width: int) -> bool:
-    """Return whether `shape`, (height, width), has nearly the aspect ratio of `height` x `width`."""
+    """Return whether `shape`, (height, width), has the aspect ratio of `height` x `width`, up to MAX_ASPECT_ERROR."""
     return abs(shape[0] / shape[1] * width / height - 1) <= MAX_ASPECT_ERROR
 
 
@@ -131,10 +131,10 @@ ROTATION_TOLERANCE = 1e-2
 
 
 class Focus(NamedTuple):
-    """Point (3,) that is nearest to the viewing axes of N cameras, and how well the cameras look at it.
+    """Point (3,) that is nearest to the viewing axes of N cameras, and how well the cameras look at this point.
 
-    `agreement` is the median cosine between viewing axis and direction to the point. It is 0 if there is no such point,
-    because the axes are parallel or all cameras are at one position.
+    `agreement` is the median cosine between a camera's viewing axis and its direction to the point. It is 0 if no point
+    is defined, because the axes are parallel or all cameras are at one position.
     """
 
     point: Array
@@ -165,10 +165,10 @@ def alternatives(matrices: Array) -> dict[str, Array]:
 
 
 def without_scale(matrices: Array, source: str) -> Array:
-    """Return pose matrices (N, 4, 4) without a common scale of the three axes.
+    """Return pose matrices (N, 4, 4) with the rotation part divided by its scale, which is equal for the three axes.
 
     Mirrored matrices, whose determinant is negative, are accepted. Raises ConfigError, with the file name `source`, if
-    a matrix is not rigid after the division by its scale.
+    a matrix is not rigid after the division.
     """
     scale = np.cbrt(np.abs(np.linalg.det(matrices[:, :3, :3])))
     unit = matrices.copy()
@@ -182,7 +182,7 @@ def without_scale(matrices: Array, source: str) -> Array:
 
 
 def focus(c2w: Array) -> Focus:
-    """Find the point that cameras with the camera-to-world poses `c2w` (N, 4, 4), OpenGL axes, look at."""
+    """Find the point nearest to the viewing axes of cameras. `c2w` (N, 4, 4): camera-to-world poses, OpenGL axes."""
     position, axis = c2w[:, :3, 3], -c2w[:, :3, 2]
     projector = np.eye(3) - axis[:, :, None] * axis[:, None]
     point = np.linalg.lstsq(projector.sum(0), np.einsum("nij,nj->i", projector, position), rcond=1e-6)[0]

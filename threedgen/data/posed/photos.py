@@ -1,6 +1,6 @@
-"""Images and cameras of photos with poses. All images have one size and no lens distortion.
+"""Images and cameras of photos with poses, resized to one size and without lens distortion.
 
-The photos may differ in size and intrinsics. All are resized to one size, and each keeps its own intrinsics.
+The photos may differ in size and intrinsics. After the resizing, each image still has its own intrinsics.
 """
 
 from dataclasses import dataclass
@@ -26,12 +26,12 @@ from .options import PoseConvention
 from .reader import read_posed
 
 ZOOM_STEP, MAX_ZOOM = 1.01, 2.0
-"""Step and maximum of the zoom that keeps undistorted images free of pixels that the photo does not show."""
+"""Step and maximum of the zoom factor that crops pixels outside of the photo from an undistorted image."""
 
 
 @dataclass(frozen=True)
 class PosedPhotos(Instance):
-    """N photos of one scene. Images and cameras are without lens distortion.
+    """N photos of one scene with their cameras; the lens distortion of images and cameras is removed.
 
     Attributes:
         posed: content of the camera file.
@@ -81,8 +81,8 @@ def open_photos(path: Path, max_side: int, convention: PoseConvention | None = N
     """Read the camera file at `path` and the image headers; pixels are read later.
 
     `max_side` is the maximum of the longer image side in pixels; larger photos are reduced. `convention` is the
-    convention of the poses; None: the convention of the file format. Raises ConfigError for a missing or damaged file,
-    for poses that are not rigid, and for photos with another aspect ratio than in the camera file.
+    convention of the poses; None: the convention of the file format. Raises ConfigError if a file is missing or
+    damaged, if a pose is not rigid, or if a photo has another aspect ratio than in the camera file.
     """
     posed = read_posed(path)
     convention, matrices = convention or posed.convention, without_scale(posed.matrices, str(posed.source))
@@ -107,8 +107,8 @@ def undistortion(lens: Lens, height: int, width: int) -> tuple[Tensor, Tensor | 
     """Return the camera and the sampling grid that remove the distortion of a lens from an image of `height` x `width`.
 
     Returns:
-        K: intrinsics (3, 3), float64, of the undistorted image. It is zoomed in until it shows nothing outside of the
-            original image.
+        K: intrinsics (3, 3), float64, of the undistorted image, which is zoomed in until it shows nothing outside of
+            the original image.
         grid: (1, H, W, 2), float32, for each pixel of the undistorted image its position (x, y) in pixels of the
             original image. The centre of the first pixel is (0, 0). None: the lens has no distortion.
     """

@@ -22,7 +22,7 @@ NGP_SCALE, NGP_OFFSET = 0.33, (0.5, 0.5, 0.5)  # defaults of Instant-NGP
 
 
 def read_transforms(path: Path) -> PosedFiles:
-    """Read a transforms.json. Raises ConfigError for a damaged file, and if intrinsics are missing.
+    """Read a transforms.json. Raises ConfigError if the file is unreadable or damaged, or lacks intrinsics.
 
     Photos that are not found are listed in `PosedFiles.missing`.
     """
@@ -89,9 +89,9 @@ COLMAP_FOLDERS = (".", "0", "sparse/[0-9]*", "sparse", "colmap/sparse/[0-9]*", "
 
 
 def posed_source(path: Path) -> Path | None:
-    """Return the path of the transforms.json or of the COLMAP model folder at `path`, a file or folder.
+    """Return the transforms.json or the COLMAP model folder that the file or folder `path` is or contains.
 
-    The result is None if there is neither.
+    The result is None if `path` has neither.
     """
     if path.is_file():
         return path if path.suffix.lower() == ".json" else None
@@ -106,9 +106,9 @@ def posed_source(path: Path) -> Path | None:
 
 
 def posed_scenes(path: Path) -> list[Path]:
-    """Return [path] if photos with poses are at `path`.
+    """Return [path] if the file or folder `path` has photos with poses (`posed_source`).
 
-    Otherwise return all its subfolders that contain photos with poses, sorted by name.
+    Otherwise return all subfolders of `path` that have photos with poses, sorted by name.
     """
     if posed_source(path):
         return [path]
@@ -118,8 +118,8 @@ def posed_scenes(path: Path) -> list[Path]:
 def read_posed(path: Path) -> PosedFiles:
     """Read poses and intrinsics of the photos at `path`, from a transforms.json or a COLMAP model.
 
-    `path` is the file or a folder that contains it. Raises ConfigError for a missing or damaged file, for values that
-    are not finite, and if there are no photos.
+    `path` is the file, or a folder that contains the file or model. Raises ConfigError if a file is missing or damaged,
+    if a value is not finite, or if there are no photos.
     """
     source = posed_source(path)
     if source is None and path.is_dir():

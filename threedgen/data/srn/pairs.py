@@ -25,7 +25,7 @@ Indices = Sequence[int] | Array
 
 
 class PairSource(Protocol):
-    """Source of scenes with several views. The registry builds it from a config, an image size and a seed.
+    """Source of scenes with several views. The registry builds a source from a config, an image size and a seed.
 
     Attributes:
         views: number of views of each scene.
@@ -38,7 +38,7 @@ class PairSource(Protocol):
     def __len__(self) -> int: ...
 
     def scene(self, index: int) -> Views:
-        """Return all views of a scene. Raises ConfigError for an unreadable file."""
+        """Return all views of the scene `index`. Raises ConfigError if a file is unreadable."""
 
     def describe(self) -> str:
         """Return one line of text that identifies everything that determines the images, for the cache key."""

@@ -27,15 +27,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Instance(SceneFiles):
-    """Scene on disk with N views, whose images can be read. `cameras` has N cameras for the image size of the files."""
+    """Scene on disk with N views, whose images can be read. `cameras`: N cameras, in pixels of the image files."""
 
     cameras: Cameras
 
     def views(self, index: Sequence[int] | None = None, size: int | None = None) -> Views:
         """Read the images and cameras of the views with the indices `index`; None: all views.
 
-        Images are resized to `size` x `size` pixels; None: they keep their size. Raises ConfigError for an unreadable
-        file.
+        Images are resized to `size` x `size` pixels; None: images keep their size. Raises ConfigError if a file is
+        unreadable.
         """
         indices = list(range(len(self)) if index is None else index)
         images = np.stack([self.read(k) for k in indices])
@@ -60,7 +60,8 @@ def open_instance(
     """Open a scene folder: read and check poses, intrinsics and image headers, but not the pixels.
 
     `up` is the up axis of the world of the poses; a y-up world is rotated to z-up. Raises ConfigError if a file is
-    missing or invalid, for fewer than `min_views` views, and for gaps in the file numbers unless `allow_gaps` is True.
+    missing or invalid, if there are fewer than `min_views` views, or if the file numbers have gaps and `allow_gaps` is
+    False.
     """
     scene = read_scene(folder, min_views, allow_gaps)
     c2w = opencv_axes(torch.from_numpy(scene.poses).double())

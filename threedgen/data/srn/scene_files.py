@@ -25,9 +25,9 @@ SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 def split_folder(root: Path | str, split: str) -> Path:
-    """Return the folder with the scenes of a split, which is ROOT/SPLIT, ROOT/SPLIT/ANY, ROOT/ANY/SPLIT or ROOT.
+    """Return the folder with the scenes of a split: ROOT/SPLIT, ROOT/SPLIT/ANY, ROOT/ANY/SPLIT or ROOT.
 
-    Raises ConfigError if none of them contains a scene.
+    The first of these folders that contains a scene is returned. Raises ConfigError if none of them contains a scene.
     """
     root = existing_folder(root, "path")
     candidates = [root / split, *_folders(root / split), *(folder / split for folder in _folders(root))]
@@ -45,9 +45,9 @@ def scenes(folder: Path) -> list[Path]:
 
 
 def image_files(folder: Path, min_views: int) -> list[Path]:
-    """Return the image files of a scene folder, sorted by number, or by name if a name is not a number.
+    """Return the image files of a scene folder, sorted by the number that is their name; other names are first.
 
-    Raises ConfigError for missing images or poses, and for fewer than `min_views` images.
+    Raises ConfigError if an image or a pose is missing, or if there are fewer than `min_views` images.
     """
     if not folder.is_dir():
         raise ConfigError(f"{folder} is not a folder")
@@ -83,6 +83,7 @@ class SceneFiles:
     """Scene folder with N views, whose poses, intrinsics and image headers are read and checked.
 
     Attributes:
+        folder: scene folder.
         files: N image files of `height` x `width` pixels.
         K: (N, 3, 3), intrinsics in pixels.
         poses: (N, 4, 4), camera-to-world, OpenCV axes.
@@ -109,7 +110,7 @@ class SceneFiles:
 
     @property
     def numbers(self) -> tuple[int, ...]:
-        """Numbers in the file names of the N views, or 0, 1, ... if any name is not a number or occurs twice."""
+        """Numbers in the file names of the N views; 0, 1, ... if a name is not a number or two numbers are equal."""
         if all(name.isdecimal() for name in self.names) and len({*map(int, self.names)}) == len(self):
             return tuple(int(name) for name in self.names)
         return tuple(range(len(self)))
@@ -119,9 +120,9 @@ def read_scene(folder: Path | str, min_views: int = 2, allow_gaps: bool = False)
     """Read and check the image headers, poses and intrinsics of a scene folder.
 
     Raises:
-        ConfigError: if there are fewer than `min_views` views, images without poses, poses without images, gaps in the
+        ConfigError: there are fewer than `min_views` views, images without poses, poses without images, gaps in the
             file numbers (unless `allow_gaps` is True), different image sizes, intrinsics for another image size, or
-            poses that are not rigid, or if all cameras are at one position.
+            poses that are not rigid; or all cameras are at one position.
     """
     folder = Path(folder)
     files = image_files(folder, min_views)
@@ -195,7 +196,7 @@ def _check_spread(folder: Path, poses: Array) -> None:
 def read_intrinsics(folder: Path, names: Sequence[str], height: int, width: int) -> tuple[Array, bool]:
     """Read the intrinsics of the N views in a scene folder. `names` are the file names of the views without suffix.
 
-    Raises ConfigError for a missing or invalid file, and if K does not fit images of `height` x `width` pixels.
+    Raises ConfigError if a file is missing or invalid, or if K does not fit images of `height` x `width` pixels.
 
     Returns:
         K (N, 3, 3) in pixels, and whether the pose files are world-to-camera instead of camera-to-world.

@@ -40,9 +40,11 @@ class Job:
     """One scene of one sampler to score: V views and their cameras.
 
     Attributes:
+        config: config of the run.
         scene: name of the scene.
         row: name of the sampler, or "original" for the original views.
         images: views (V, H, W, 3), uint8.
+        cameras: V cameras of the views.
         held_out: indices of the views that the neural field is not fitted to.
         truth: original views (V, H, W, 3), uint8, to compare ``images`` with; None: no comparison.
         sampled: indices of the views that are compared with ``truth``.
@@ -80,7 +82,7 @@ class Job:
 
 
 def stored_or_scored(job: Job, threads: int) -> Json:
-    """Read the result of `score` for a job from the run folder, or compute it if it is missing or outdated.
+    """Return the result of `score` for a job: read from the run folder, or computed if it is missing or outdated.
 
     ``threads`` is the number of CPU threads for the computation.
     """

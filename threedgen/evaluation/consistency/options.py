@@ -27,7 +27,7 @@ MIN_VIEWS = 4  # minimum number of views of a scene: the field is fitted to some
 
 
 class MVDreamSamplerConfig(Config):
-    """Sampler with a multi-view prior, which samples many views of the object of a prompt."""
+    """Sampler with a multi-view diffusion model (prior), which samples many views of an object from a prompt."""
 
     together: ClassVar[int] = 0  # number of views that are denoised together; 0: all views
 
@@ -38,7 +38,7 @@ class MVDreamSamplerConfig(Config):
 
 
 class MVAdapterSamplerConfig(Config):
-    """Sampler with a 2D model and an adapter, which samples many views of the object of an image or of a prompt."""
+    """Sampler with a 2D diffusion model and MV-Adapter, which samples many views of an object from image or prompt."""
 
     name: Literal["mvadapter"] = Field("mvadapter", description="conditioned on the given view, else on text")
     prior: AdapterPrior = Field({}, description="2D model with an adapter to evaluate")
@@ -69,7 +69,7 @@ class FolderSamplerConfig(Config):
     def folders(self) -> list[Path]:
         """Return the paths of all scenes at ``path``: scene folders, or one transforms.json.
 
-        Raises ConfigError if there are none.
+        Raises ConfigError if there is no scene.
         """
         from threedgen.data.posed.reader import posed_scenes
 
@@ -117,7 +117,7 @@ class PosedScenesConfig(Config):
 
 
 class SampledScenesConfig(Config):
-    """Scenes of the sampler "folder", without original data.
+    """Scenes of the existing views that the sampler "folder" reads; there are no original views to compare with.
 
     The first sampler must be a folder of existing views (`FolderSamplerConfig`).
     """

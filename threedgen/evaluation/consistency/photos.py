@@ -21,13 +21,14 @@ from threedgen.run.arrays import Array, evenly_spaced
 from .options import MIN_VIEWS, PHOTO_SIZE, FolderSamplerConfig, PosedScenesConfig
 
 SURROUNDINGS, MAX_SURROUNDINGS = 1.5, 4.0
-"""Radius of the ball that a field covers, relative to the largest camera distance. The first value holds for photos
-with surroundings whose file has neither a scene cube nor points, and the second is the maximum if there are points."""
+"""Radius of the ball that a field covers, relative to the largest camera distance from the scene's centre. The first
+value is for photos with surroundings whose file has neither a scene cube nor points. The second value is the maximum
+if the file has points."""
 BOX_RADIUS = 1.3
-"""Radius of the ball that a field covers, relative to half the side of Instant-NGP's scene cube. 1 would be the ball
-inside the cube, 1.73 the ball around the cube."""
+"""Radius of the ball that a field covers, relative to half the side of Instant-NGP's scene cube. The ball inside the
+cube has the value 1, the ball around the cube 1.73."""
 MAX_DIFFERENCE, CHECKED_PHOTOS = 0.1, 6
-"""Maximum difference per channel, in [0, 1], between pixels of a plain background; number of photos to check for it."""
+"""Maximum difference of a channel, in [0, 1], between pixels of a plain background, and number of photos to check."""
 
 
 class FolderScene(NamedTuple):
@@ -60,8 +61,8 @@ def open_photo_scene(path: Path, size: int, convention: PoseConvention | None) -
     """Open photos with poses, check the poses, and move the point that the cameras look at to the origin.
 
     `size` is the maximum of the longer image side in pixels. `convention` is the convention of the poses; None: the
-    convention of the file format. Raises ConfigError for unreadable files, for fewer than `MIN_VIEWS` photos, and for
-    poses that fit another convention.
+    convention of the file format. Raises ConfigError if a file is unreadable, if there are fewer than `MIN_VIEWS`
+    photos, or if the poses fit another convention.
     """
     photos = open_photos(path, size, convention)
     if len(photos) < MIN_VIEWS:
@@ -92,8 +93,8 @@ def has_plain_background(photos: PosedPhotos) -> bool:
 def scene_centre(photos: PosedPhotos) -> tuple[Array, float | None]:
     """Return the centre (3,) of a scene and the radius of the ball that a field should cover, in units of the poses.
 
-    If the file has a scene cube (Instant-NGP), both come from the cube. Otherwise the centre is the point that the
-    cameras look at, and the radius covers the points of the COLMAP model; without such points the radius is None.
+    If the file has a scene cube (Instant-NGP), centre and radius come from the cube. Otherwise the centre is the point
+    that the cameras look at, and the radius covers 95 % of the points of the COLMAP model; without points it is None.
     """
     posed, c2w = photos.posed, photos.cameras.c2w.double().numpy()
     if posed.box is not None:

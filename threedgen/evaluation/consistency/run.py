@@ -43,8 +43,8 @@ STRIP_VIEWS = 10  # maximum number of views per cell of views.png: condition vie
 class Consistency(Evaluation[ConsistencyConfig, Job, Json]):
     """Task "consistency": evaluate the 3D consistency of the views of each sampler and of the original views.
 
-    An item (`Job`) is one scene of one sampler. ``strips`` maps the name of a scene to its cells of the contact sheet
-    views.png. A cell is a label and images (V, H, W, 3), uint8.
+    An item (`Job`) is one scene of one sampler. ``strips`` maps the name of a scene to the cells for this scene on the
+    contact sheet views.png. A cell is a label and images (V, H, W, 3), uint8.
     """
 
     stage = "fields"
@@ -87,9 +87,9 @@ class Consistency(Evaluation[ConsistencyConfig, Job, Json]):
                 sampler.indices(scene.request(self.config.seed, with_images=False))  # type: ignore[attr-defined]
 
     def jobs(self) -> Iterator[Job]:
-        """Yield one job per scene and sampler, and one for the original views of each scene.
+        """Yield one job per scene and sampler, and one for the original views of each scene, if there are any.
 
-        Views that are not in the run folder yet are sampled here.
+        Views that are not in the run folder yet are sampled first.
         """
         size = self.config.batch
         for batch in (self.scenes[start : start + size] for start in range(0, len(self.scenes), size)):
@@ -208,11 +208,11 @@ within one protocol and settings. In brackets 95 % bootstrap intervals over the 
 
 
 def feature_distances(features: FeatureNetwork, folder: Path, of: Mapping[str, Sequence[Json]]) -> dict[str, Json]:
-    """Compute FID and unscaled KID of each sampler, between all held-out views and all renders of the fitted fields.
+    """Compute FID and KID of each sampler, between all held-out views and all renders of the fitted fields.
 
-    ``of`` maps the name of a sampler, or "original", to its results of `fits.score` in ``folder``. Returns for each
-    name a dict with "fid", "kid" and "pictures" (number of held-out views). FID and KID have 95 % jackknife intervals
-    over the scenes. Names with fewer than two held-out views are left out.
+    ``of`` maps the name of a sampler, or "original", to its results of `fits.score`, whose images are in ``folder``.
+    Returns for each name a dict with "fid", "kid" (not multiplied by 1000) and "pictures" (number of held-out views).
+    FID and KID have 95 % jackknife intervals over the scenes. Names with fewer than two held-out views are left out.
     """
     found: dict[str, Json] = {}
     for row, scores in of.items():

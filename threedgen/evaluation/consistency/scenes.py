@@ -79,14 +79,14 @@ class Scene:
     def request(self, seed: int, with_images: bool = True) -> Request:
         """Return the input of a sampler for all target views.
 
-        ``with_images`` is whether the input includes the images of the condition views, if there are any.
+        If ``with_images`` is True, the input includes the images of the condition views. ``seed`` is for the sampling.
         """
         given = self.original(self.condition) if with_images and self.original and self.condition else None
         numbers = tuple(self.numbers[k] for k in self.targets)
         return Request(self.name, given, self.cameras.select(self.targets), numbers, self.text, seed)
 
     def together(self, request: Request, sampled: Tensor) -> Views:
-        """Combine the condition images of ``request`` and the sampled target views (N, H, W, 3). Return all V views."""
+        """Return all V views: the condition images of ``request`` and the ``sampled`` target views (N, H, W, 3)."""
         images = torch.empty(len(self.cameras), *sampled.shape[1:])
         images[self.targets] = sampled
         if request.condition is not None:
@@ -150,9 +150,9 @@ def held_out_views(scene: Scene, seed: int, share: float = HELD_OUT) -> list[int
 
 
 def camera_warnings(scene: Scene) -> list[str]:
-    """Return remarks for the user about the cameras: ``scene.notes`` if there are any, else at most one warning.
+    """Return remarks for the user about the cameras of a scene: ``scene.notes``, or if it is empty at most one warning.
 
-    There is a warning if the median angle between viewing axis and direction to the origin is above `MAX_ANGLE`
+    The warning is given if the median angle between viewing axis and direction to the origin is above `MAX_ANGLE`
     degrees.
     """
     if scene.notes:
@@ -170,7 +170,7 @@ def camera_warnings(scene: Scene) -> list[str]:
 
 
 class GroupSampler:
-    """Base class of samplers that use a diffusion prior.
+    """Base class of samplers that use a diffusion model (prior).
 
     The views of a scene are divided into groups of at most ``config.together`` views (0: one group). The views of a
     group are sampled jointly.
@@ -191,7 +191,7 @@ class GroupSampler:
         return f"{digest(self.prior.networks)} {config_hash(self.config)}"
 
     def sample_group(self, request: Request, c2w: Tensor, rng: torch.Generator) -> Tensor:
-        """Sample G views jointly at camera-to-world poses ``c2w`` (G, 4, 4). Return (G, H, W, 3) in [0, 1]."""
+        """Sample G views jointly at camera-to-world poses ``c2w`` (G, 4, 4). Return images (G, H, W, 3) in [0, 1]."""
         raise NotImplementedError
 
     def _sample(self, request: Request) -> Tensor:
@@ -216,10 +216,11 @@ class MVDreamSampler(GroupSampler):
 
 
 class MVAdapterSampler(GroupSampler):
-    """Sampler that uses a 2D model with MV-Adapter, conditioned on the first condition view, or else on the prompt.
+    """Sampler that uses a 2D model with MV-Adapter, conditioned on the first condition view and the prompt.
 
-    The adapter receives the directions of the cameras, but neither distances nor fields of view. The model chooses the
-    size and position of the object, and shows its front at azimuth 0.
+    Scenes without a condition view have only the prompt. The adapter receives the directions of the cameras, but
+    neither distances nor fields of view. The model chooses the size and position of the object, and shows its front at
+    azimuth 0.
     """
 
     config: options.MVAdapterSamplerConfig
@@ -264,7 +265,7 @@ class FolderSampler:
         return [self.scenes[request.scene].views.views(self.indices(request)).images for request in requests]
 
     def indices(self, request: Request) -> list[int]:
-        """Return the index in the folder of each requested view.
+        """Return, for each requested view, its index among the views of the scene in the folder.
 
         Raises ConfigError if a view is missing, or if the pose of a view differs from the requested pose.
         """

@@ -1,4 +1,4 @@
-"""TSED: share of pairs of consecutive views that obey epipolar geometry.
+"""TSED (thresholded symmetric epipolar distance): fraction of consecutive pairs of views that obey epipolar geometry.
 
 Defined by Yu et al. 2023, "Long-Term Photometric Consistent Novel View Synthesis with Diffusion Models", section 4.2.
 TSED does not detect shifts along an epipolar line, and views without texture have no matches. Features are matched by
@@ -74,9 +74,9 @@ def symmetric_epipolar_distance(matches: Floats, F: Tensor) -> Floats:
 
 
 def judge(distances: Sequence[Floats], max_error: float = MAX_ERROR, min_matches: int = MIN_MATCHES) -> Pairs:
-    """Count the consistent pairs: at least ``min_matches`` matches, with a median distance below ``max_error``.
+    """Count the consistent pairs of views: at least ``min_matches`` matches, and a median distance below ``max_error``.
 
-    ``distances`` has, for each pair of views, the epipolar distances (M,) of its M matches. Distances are in pixels.
+    ``distances`` has the epipolar distances (M,) of the M matches of each pair. Distances are in pixels.
     """
     medians = [float(np.median(d)) if len(d) else float("inf") for d in distances]
     counts = [len(d) for d in distances]

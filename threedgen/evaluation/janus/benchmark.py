@@ -2,9 +2,9 @@
 
 "janus-benchmark" makes objects with each method and evaluates them. "janus-score" evaluates existing mesh files.
 
-RUN/runs/KEY/     run of one job and its exit state; finished jobs are not repeated
+RUN/runs/KEY/     run of one job (one object), and its exit state; finished jobs are not repeated
 RUN/looks/        classified views of each object (`report.Reader`)
-RUN/meter.json    error rates of the meter on objects with a known number of fronts
+RUN/meter.json    error rates of the Janus meter, which counts fronts, on objects with a known number of fronts
 """
 
 import logging
@@ -34,9 +34,10 @@ MESH = "mesh.glb"
 
 
 class JanusRates(Evaluation[M, Asset, Result]):
-    """Base class of the tasks "janus-benchmark" and "janus-score": measure the meter's error rates, write the report.
+    """Base class of the tasks "janus-benchmark" and "janus-score", which compute Janus rates of methods.
 
-    The Janus rate of a method is the share of its objects that have two or more fronts, among those with a front.
+    The Janus rate of a method is the fraction of objects with two or more fronts, among its objects with a front. This
+    class measures the error rates of the Janus meter (`meter.Meter`, which counts fronts), and writes the report.
     """
 
     free = False
@@ -48,10 +49,10 @@ class JanusRates(Evaluation[M, Asset, Result]):
         self.reader = Reader(self.config.meter, self.prompts, self.folder / READINGS, self.free)
 
     def error_rates(self) -> ErrorRates | None:
-        """Return the error rates of the meter: measure them, or read them from RUN/meter.json if they are there.
+        """Return the error rates of the Janus meter, from RUN/meter.json if they are there, else by measuring them.
 
-        The result is None if ``truth.objects`` is 0, or if not all assets are toybox objects and ``truth.assets``
-        gives no other objects with known fronts.
+        The result is None if the option ``truth.objects`` is 0, or if not all assets are toybox objects and the option
+        ``truth.assets`` names no folder of objects with one front.
         """
         config = self.config
         if not config.truth.objects or not (self.toybox or config.truth.assets):

@@ -2,8 +2,8 @@
 
 The task "janus-meter" measures the errors of the meter on objects with a known number of fronts:
 
-    RUN/meter.json, meter.md    false alarm rate on objects with one front, recall on two-fronted objects, share of
-                                fronts missed and invented, with intervals
+    RUN/meter.json, meter.md    false alarm rate on objects with one front, recall on two-fronted objects, fraction of
+                                objects whose front is missed or invented, with intervals
     RUN/sheet.png               views of the objects with the results of the meter, wrong results first
 
 An object with one front is a toybox object that no training uses, or a mesh file that faces +z (y up). For a
@@ -52,7 +52,7 @@ FIRST_OBJECT = 1_000_000
 SHEET_OBJECTS = 12
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-"""Mean and standard deviation per RGB channel that CLIP inputs in [0, 1] are normalised with."""
+"""Mean and standard deviation per RGB channel by which images in [0, 1] are normalised for CLIP."""
 CLIP_BATCH = 16  # images that CLIP encodes at a time
 
 
@@ -78,8 +78,8 @@ class ViewClassifier(Protocol):
 class CLIPSides:
     """Zero-shot classifier of the side that a view shows, with CLIP.
 
-    An image is compared with one sentence per side, such as "a dog, back view". The probabilities are the softmax of
-    the four similarities, at CLIP's temperature. The constructor raises ConfigError if CLIP cannot be loaded.
+    An image is compared with one sentence per side, such as "a dog, back view". The probabilities of the sides are the
+    softmax of the four similarities at CLIP's temperature. The constructor raises ConfigError if CLIP cannot be loaded.
     """
 
     def __init__(self, config: CLIPSidesConfig) -> None:
@@ -118,7 +118,7 @@ def clip_input(images: Tensor, size: int) -> Tensor:
 
 
 class Reading(NamedTuple):
-    """Views (V, S, S, 3) of an object, and probabilities (V, 4) that a view shows the front, left, back or right."""
+    """Views (V, S, S, 3) of an object, and probabilities (V, 4) that a view shows its front, left, back or right."""
 
     views: Array
     sides: Array
@@ -145,14 +145,14 @@ class Meter:
     def classify(self, mesh: ColouredMesh, prompt: str, light: bool | None = None) -> Reading:
         """Render the views of an object that fits into the unit sphere, and classify the side that each view shows.
 
-        ``prompt`` names the object. ``light`` is whether to shade the mesh like a toybox object; None: shade it only
-        if it has neither vertex colours nor a texture.
+        ``prompt`` names the object. ``light`` is whether to shade the mesh as toybox objects are shaded; None: shade it
+        only if it has neither vertex colours nor a texture.
         """
         views = mesh.render(self.c2w, FOV, self.config.size, BACKGROUND, mesh.flat if light is None else light)
         return Reading(views, self.classifier.sides(torch.from_numpy(views), prompt).double().numpy())
 
     def evaluate(self, sides: Array, free: bool = False) -> RingResult:
-        """Count the fronts of an object from the side probabilities (V, 4) of its views.
+        """Count the fronts of an object from the probabilities ``sides`` (V, 4) of the sides in its views.
 
         ``free`` is whether the orientation of the object is unknown.
         """
@@ -184,7 +184,7 @@ class KnownObject(NamedTuple):
 
 
 class MeterErrors(Evaluation[MeteredConfig, tuple[str, ColouredMesh, int], KnownObject]):
-    """Task "janus-meter": error rates of the Janus meter on objects with a known number of fronts.
+    """Task "janus-meter": error rates of the Janus meter (`Meter`) on objects with a known number of fronts.
 
     The other Janus tasks use this class too. An item is (prompt, mesh, number of fronts). Each object with one front is
     followed by the same object with two fronts. Smooth noise of the strength ``truth.rough`` is added to all meshes.

@@ -1,4 +1,7 @@
-"""Config models of the Janus meter and benchmark, and the plan of the benchmark. This module does not import torch."""
+"""Config models of the Janus meter (counter of fronts) and the Janus benchmark, and the plan of the benchmark.
+
+This module does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ SKIPPED_PARTS = {"export.enabled": False, "preview.enabled": False, "result.turn
 
 
 class CLIPSidesConfig(Config):
-    """Zero-shot classification of views by CLIP, for objects that are not toybox objects."""
+    """Zero-shot classification of the side that a view shows by CLIP, for objects other than toybox objects."""
 
     name: Literal["clip"] = Field("clip", description="zero-shot CLIP, for anything that photos show")
     weights: str = Field(
@@ -64,8 +67,8 @@ class MeterConfig(Config):
 class TruthConfig(Config):
     """Objects with a known number of fronts, on which the error rates of the Janus meter are measured.
 
-    Each object is used unchanged, with one front, and with its back half replaced by a copy of its front half. If they
-    are toybox objects, objects without a front are added.
+    Each object is used unchanged, with one front, and with its back half replaced by a copy of its front half. If
+    ``assets`` is null, the objects are toybox objects, and objects without a front are added.
     """
 
     objects: int = Field(300, ge=0, le=100_000, description="objects of each kind to measure the meter's errors on")
@@ -79,7 +82,7 @@ class TruthConfig(Config):
 
 
 class MeteredConfig(RunConfig):
-    """Base class of the options of all Janus tasks: the meter, and the objects that measure its errors."""
+    """Base class of the options of all Janus tasks: the Janus meter, and objects on which its errors are measured."""
 
     meter: MeterConfig = MeterConfig()
     truth: TruthConfig = TruthConfig()
@@ -115,7 +118,7 @@ class JanusScoreConfig(MeteredConfig):
 
 
 def folder_of_assets(text: str, key: str) -> Path:
-    """Return the folder at the path ``text``. Raises ConfigError for the config key ``key`` if it has no mesh file."""
+    """Return the folder at the path ``text``. Raises ConfigError, with the config key ``key``, if it has no meshes."""
     folder = user_path(text, key)
     if not folder.is_dir() or not asset_files(folder):
         raise ConfigError("should be a folder with GLB, glTF, OBJ, PLY or OFF files", key, text)
@@ -165,9 +168,10 @@ class FrontObjects(Protocol):
         """Return the prompts whose object has no front, each mapped to the noun of the object, such as "ball"."""
 
     def meshes(self, seed: int, first: int, count: int, front: bool = True) -> Iterator[tuple[str, ColouredMesh]]:
-        """Yield (prompt, mesh) of ``count`` random objects with a front, or without one if ``front`` is False.
+        """Yield (prompt, mesh) of ``count`` random objects with a front, or without a front if ``front`` is False.
 
-        The objects of a class have the indices ``first``, ``first`` + 1, ... Seed and index determine an object.
+        The objects of each class, such as "dog", have the indices ``first``, ``first`` + 1, ..., which with the seed
+        determine their shapes.
         """
 
 
@@ -183,8 +187,8 @@ class Plan:
     Attributes:
         jobs: objects to make, in order.
         prompts: prompts that have jobs.
-        refused: method without jobs -> reason.
-        left_out: prompt without jobs -> reason.
+        refused: dict from each method that cannot run to the reason.
+        left_out: dict from each prompt whose object has no front to the reason.
         toybox: whether all methods make toybox objects.
     """
 
@@ -202,9 +206,9 @@ class Plan:
 def make_plan(methods: Sequence[str], overrides: Sequence[str], prompts: Sequence[str], seeds: Sequence[int]) -> Plan:
     """Plan the jobs of a benchmark, ordered by seed, prompt, method, so that an unfinished run compares all methods.
 
-    Each of ``methods`` is the name of a config, optionally followed by overrides; ``overrides`` are "key=value" for all
-    methods. Prompts of objects without a front are left out. Raises ConfigError if a config makes no 3D object, a
-    prompt names an unknown object, or no prompt is left.
+    A method is the name of a config, optionally followed by overrides "key=value". ``overrides`` are overrides of all
+    methods. Prompts of objects without a front are left out. Raises ConfigError if a config makes no 3D object, if a
+    prompt names an unknown object, or if no prompt is left.
     """
     nouns = front_objects().without_front(prompts)
     left_out = {prompt: f"a {noun} has no front" for prompt, noun in nouns.items()}

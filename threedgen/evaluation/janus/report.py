@@ -1,4 +1,4 @@
-"""Results of single assets, metrics of methods, and the report of Janus rates.
+"""Results of the Janus meter for single assets (meshes), metrics of methods, and the report of Janus rates.
 
 RUN/looks/                   classified views of each asset; assets with a stored result are not classified again
 RUN/report.html              tables with all views; report.md and report.json have the same content
@@ -49,15 +49,16 @@ STATES = {"seen": "seen", "empty": "empty", "unreadable": "unreadable", "failed"
 
 @dataclass(frozen=True)
 class Result:
-    """Result of one asset: an object that a method made of a prompt.
+    """Result of the Janus meter for one asset: an object that a method made from a prompt.
 
     Attributes:
+        method, prompt, seed: method, prompt and seed that made the object. The seed of an existing mesh is None.
         folder: folder of the run, or name of the files in which `Reader` stores the result.
         state: "seen" (evaluated), "empty" (nothing to render), "unreadable", "failed" (its run failed) or "missing"
             (not made yet). Only assets with the state "seen" have values from ``fronts`` to ``likeness``.
-        reason: why there is no result, or "".
+        reason: reason of another state than "seen", or "".
         fronts: number of fronts.
-        certainty: front probability in [0, 1], smoothed over the ring of views; the maximum over the views.
+        certainty: maximum over the views of the front probability in [0, 1], smoothed over the ring of views.
         shown: for each view, whether it shows a front.
         right: for each view, whether the classified side is the side that the camera sees.
         sides: probabilities (V, 4) of front, left, back and right in each view.
@@ -90,9 +91,9 @@ class Result:
 
 
 class Reader:
-    """Classifier of mesh files. It stores results in ``folder``/NAME.json and views in ``folder``/NAME.png.
+    """Janus meter for mesh files. It stores results in ``folder``/NAME.json and views in ``folder``/NAME.png.
 
-    ``config`` describes the Janus meter. ``prompts`` are all prompts of the benchmark. ``free`` is whether the
+    ``config`` are the options of the Janus meter. ``prompts`` are all prompts of the benchmark. ``free`` is whether the
     orientation of the assets is unknown.
     """
 
@@ -106,8 +107,8 @@ class Reader:
     def read(self, path: Path, name: str, prompt: str, up: Literal["y", "z"] = "y", fit: bool = False) -> Json:
         """Render and classify a mesh file, or read the stored result. Return keyword arguments of `Result`.
 
-        ``name`` is the NAME of the stored files. ``up`` is the up axis of the mesh file. ``fit`` is whether to centre
-        the mesh and scale it to fit into a ball first.
+        ``name`` is the NAME of the stored files. ``prompt`` names the object. ``up`` is the up axis of the mesh file.
+        If ``fit`` is True, the mesh is centred and scaled to fit into a ball first.
         """
         if not path.exists():
             return {"state": "empty", "reason": f"there is no {path.name}"}
@@ -260,7 +261,7 @@ def cells(row: Json) -> list[str]:
 
 
 def notes(row: Json, results: Sequence[Result]) -> list[str]:
-    """Return remarks on the method of ``row``: how many assets were not evaluated, and each error message once."""
+    """Return remarks on the method of ``row``: numbers of assets that were not evaluated, and all error messages."""
     counts = ", ".join(f"{n} {STATES[state]}" for state, n in row["states"].items() if state != "seen")
     found = (counts, row["reason"], *(result.reason for result in results))
     return list(dict.fromkeys(sentence for sentence in found if sentence))
@@ -269,8 +270,8 @@ def notes(row: Json, results: Sequence[Result]) -> list[str]:
 def strip(folder: Path, result: Result) -> tuple[Markup | None, list[tuple[str, bool, bool]]]:
     """Read the stored views of an asset from ``folder``. Return a JPEG data URI of all views, and a label for each.
 
-    A label is (text, whether the view shows a front, whether the side is correct). For an asset that was not evaluated,
-    the result is (None, []).
+    A label is (text, whether the view shows a front, whether the classified side is correct). For an asset that was not
+    evaluated, the result is (None, []).
     """
     if result.state != "seen":
         return None, []

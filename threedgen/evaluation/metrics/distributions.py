@@ -50,7 +50,9 @@ def kid(x: Array, y: Array, subsets: int = 100, size: int = 1000, seed: int = 0)
 def distance_functions(
     ours: Sequence[Array], truth: Sequence[Array], subsets: int, size: int
 ) -> dict[str, Callable[[NDArray[np.intp]], float]]:
-    """Return functions "fid" and "kid" that compute the metric for a subset of items, such as scenes, by their indices.
+    """Return functions "fid" and "kid" that compute the metric for a subset of items, such as scenes.
+
+    The argument of a function is the indices of the items in the subset.
 
     Args:
         ours: features (N, D) of each item.
@@ -102,7 +104,7 @@ def inception_score(logits: Array, splits: int = 10) -> tuple[float, float]:
 PALETTE = 4  # number of colours of the palette in `mottle`
 MOTTLE_PIXELS = 4000  # number of random foreground pixels, over all views, that `mottle` is computed on
 MIN_FOREGROUND = 0.01
-"""Minimum share of foreground pixels of a view. A view with less foreground counts as missing."""
+"""Minimum fraction of foreground pixels in a view. A view with less foreground counts as missing."""
 
 
 def foreground_means(views: np.ndarray, masks: np.ndarray) -> list[np.ndarray | None]:
@@ -118,7 +120,7 @@ def foreground_means(views: np.ndarray, masks: np.ndarray) -> list[np.ndarray | 
 
 
 def colour_disagreement(means: Sequence[np.ndarray | None], missing: float) -> float:
-    """Return the mean distance in Lab between the colours of two views of an object, over all pairs of views.
+    """Return the Lab distance between the mean colours of two views of an object, averaged over all pairs of views.
 
     ``means`` has the mean Lab colour (3,) of each view, or None for a missing view. For a pair with a missing view, the
     distance is ``missing``.

@@ -30,10 +30,10 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Share:
-    """Share ``hits / total`` of answers, in [0, 1] as ``value``, with its 95 % interval (low, high) as ``interval``.
+    """Fraction ``value`` = ``hits / total`` of answers that are True, with its 95 % interval (low, high).
 
-    The interval is ``limits`` if given, else Wilson's score interval (1927), which assumes independent answers.
-    ``value`` and ``interval`` are None if ``total`` is 0.
+    The property ``interval`` is ``limits`` if set, else Wilson's score interval (1927), which assumes independent
+    answers. ``value`` and ``interval`` are None if ``total`` is 0.
     """
 
     hits: int
@@ -70,8 +70,8 @@ def share(answers: Sequence[bool | None]) -> Share:
 def share_of_groups(groups: Iterable[Sequence[bool | None]]) -> Share:
     """Return the share of True answers over groups of dependent answers, such as one answer per view of an object.
 
-    The 95 % interval of the share is a bootstrap over groups, or Wilson's interval for one answer per group if all
-    answers are equal. Answers that are None are not counted.
+    The 95 % interval of the share is a bootstrap over groups. If all answers are equal, it is Wilson's interval for one
+    answer per group. Answers that are None are not counted.
     """
     counted = [found for found in map(share, groups) if found.total]
     hits, total = sum(found.hits for found in counted), sum(found.total for found in counted)
@@ -84,8 +84,8 @@ def share_of_groups(groups: Iterable[Sequence[bool | None]]) -> Share:
 def majority(log_probability: Floats) -> int:
     """Return the index of the class that is most probable in the largest number of views.
 
-    ``log_probability`` is (V, K) for V views and K classes. If classes have equally many views, the class with the
-    highest mean log-probability is returned.
+    ``log_probability`` is (V, K) for V views and K classes. If several classes have this number of views, the one with
+    the highest mean log-probability is returned.
     """
     votes = np.bincount(log_probability.argmax(1), minlength=log_probability.shape[1])
     best = np.flatnonzero(votes == votes.max())
@@ -93,9 +93,9 @@ def majority(log_probability: Floats) -> int:
 
 
 def equal_error(positive: Sequence[float], negative: Sequence[float]) -> float:
-    """Return the threshold at which miss rate and false alarm rate are most equal; 0.5 if a list is empty.
+    """Return the threshold at which miss rate and false alarm rate differ least; 0.5 if a list of scores is empty.
 
-    ``positive`` has the scores of items that should be above the threshold, ``negative`` those of all other items.
+    ``positive`` has the scores of items that should be above the threshold, ``negative`` the scores of other items.
     """
     if not positive or not negative:
         return 0.5
@@ -131,7 +131,7 @@ def bootstrap(
 ) -> Interval | None:
     """Return the 95 % percentile bootstrap interval (low, high) of the mean or another statistic (Efron 1979).
 
-    Values that are None are left out. With fewer than two other values the result is None. If ``rng`` is None, a
+    Values that are None are left out. With fewer than two remaining values the result is None. If ``rng`` is None, a
     generator with seed 0 is used. ``statistic`` is a numpy function with the argument ``axis``.
     """
     found = defined(values)
@@ -150,9 +150,10 @@ def mean_estimate(values: Values, rng: np.random.Generator | None = None, resamp
 def paired_differences(
     ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]], names: Collection[str]
 ) -> list[dict[str, float | None]]:
-    """Return one dict of differences per item: metric in ``names`` -> value of ``ours`` minus value of ``theirs``.
+    """Return one dict per item: name of a metric -> its value in ``ours`` minus its value in ``theirs``.
 
-    ``ours`` and ``theirs`` have a dict of metrics per item. A difference is None if one of its two values is None.
+    ``ours`` and ``theirs`` have one dict of metrics per item, and ``names`` are the metrics to subtract. A difference
+    is None if one of its two values is None.
     """
     return [
         {name: None if None in (a[name], b[name]) else a[name] - b[name] for name in names}

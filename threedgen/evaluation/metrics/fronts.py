@@ -17,7 +17,7 @@ FRONT = SIDES.index("front")
 MIN_ANGLE = pi / 2  # angle in radians that separates fronts: two views of the same front are at most this far apart
 Z = 1.959963984540054
 RATE_KEYS = {"alarms": "false_alarms", "hits": "recall", "missed": "front_missed", "invented": "front_invented"}
-"""Attribute of `ErrorRates` -> key of this attribute in JSON files."""
+"""Dict from attribute of `ErrorRates` to the key of this attribute in JSON files."""
 MIN_DIFFERENCE = 0.2
 """Minimum difference between recall and false alarm rate. If the difference is smaller, rates are not corrected."""
 
@@ -41,7 +41,7 @@ class RingResult:
 
     @property
     def several(self) -> bool | None:
-        """Whether two views more than 90 degrees apart show a front (Janus problem). None if no view shows a front."""
+        """True if the object has two fronts or more (Janus problem), False if it has one, None if it has none."""
         return self.fronts > 1 if self.fronts else None
 
 
@@ -132,7 +132,7 @@ def directions(sides: NDArray[np.integer], azimuth: Floats, free: bool = False) 
 class ErrorRates:
     """Error rates of the Janus meter (view classifier and `classify_ring`) on objects with a known number of fronts.
 
-    ``alarms`` and ``hits`` are shares of the objects in which the meter finds a front, as a Janus rate is.
+    As in a Janus rate, objects in which the meter finds no front are not counted in ``alarms`` and ``hits``.
 
     Attributes:
         alarms: false alarm rate, the share of objects with one front in which the meter finds several.

@@ -1,7 +1,7 @@
 """PSNR of neighbouring views where they overlap, and its ratio to the PSNR of true views.
 
 The metric is from MVDiffusion (arXiv 2307.01097, section 5.1), which first resizes panorama views, 45 degrees apart, to
-1024 pixels. Warping has errors, so the PSNR of true views is limited too.
+1024 pixels. Warping has errors, so that the overlap PSNR of true views is finite too.
 
 Images are (V, H, W, 3) in [0, 1]. Camera-to-world poses and rotations have OpenCV axes (x right, y down, z forward).
 Pixels are (x, y), and the first pixel centre is (0, 0). `geometry.warp.to_opencv` converts `Cameras` to this form.
@@ -20,13 +20,14 @@ from threedgen.geometry.warp import apply_homography, homography, inside, pixel_
 from .figures import Values, mean
 
 DEPTH_ERROR = 0.5
-"""Maximum difference in metres between a reprojected depth and the depth map. Points with a larger one are occluded."""
+"""Maximum difference in metres between a reprojected depth and the depth map. Other points count as occluded."""
 
 
 def warped(image: Tensor, pixels: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
     """Warp an image (H, W, 3) into another view of the same size.
 
     Args:
+        image: image to warp.
         pixels: (H W, 2), position (x, y) in ``image`` of each pixel of the other view, in row-major order.
         visible: (H W,), bool, whether ``image`` shows the point at each pixel of the other view.
 
@@ -50,7 +51,9 @@ def warp_by_homography(image: Tensor, H: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def panorama_overlap(views: Tensor, K: Tensor, R: Tensor) -> list[float | None]:
-    """Warp each view i + 1 of a panorama into view i. Return V PSNRs in dB to view i; None if the two do not overlap.
+    """Warp each view i + 1 of a panorama into view i, and compare the two. Return V PSNRs in dB.
+
+    A PSNR is None if the two views do not overlap.
 
     Args:
         views: images (V, H, W, 3). View 0 follows the last view.
@@ -65,7 +68,7 @@ def panorama_overlap(views: Tensor, K: Tensor, R: Tensor) -> list[float | None]:
 
 
 def depth_overlap(views: Tensor, depth: Tensor, K: Tensor, c2w: Tensor) -> list[float | None]:
-    """Warp each view i + 1 of a camera path into view i. Return V - 1 PSNRs in dB to view i.
+    """Warp each view i + 1 of a camera path into view i, and compare the two. Return V - 1 PSNRs in dB.
 
     A PSNR is None if the two views do not overlap.
 

@@ -15,7 +15,7 @@ SceneModel = Annotated[Any, Component("prior", default="mvdiffusion", only=("mvd
 
 
 class EvaluateViewsConfig(RunConfig):
-    """Comparison of views of held-out scenes, sampled with and without attention between views, with true views.
+    """Comparison of sampled views of held-out scenes, with and without attention between views, with true views.
 
     Options of the task "evaluate-views".
     """

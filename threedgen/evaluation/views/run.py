@@ -54,7 +54,7 @@ Indices = NDArray[np.intp]
 
 
 class Item(NamedTuple):
-    """One scene to measure: ``row`` is the kind of views (a key of `ROWS`), and ``number`` the index of the scene."""
+    """Views of one scene to measure: ``row`` is the kind of views (a key of `ROWS`), ``number`` the scene's index."""
 
     row: str
     number: int
@@ -64,7 +64,8 @@ class Measurement(NamedTuple):
     """Measurement of one item.
 
     Attributes:
-        figures: name of a metric -> value.
+        item: the item.
+        figures: dict from the name of a metric to its value; None: the value is undefined.
         output: features and class logits of the views.
         strip: cell of the contact sheet: a label and images (V, H, W, 3), uint8. None: the item is not on the sheet.
     """
@@ -253,7 +254,7 @@ def summary(row: MeasuredViews, truth: MeasuredViews) -> stats.Json:
 
 
 def difference(row: MeasuredViews, other: MeasuredViews, truth: MeasuredViews) -> stats.Json:
-    """Compute the metrics of ``row`` minus the metrics of ``other``, for the same scenes, with 95 % intervals.
+    """Compute the differences of the metrics, ``row`` minus ``other``, for the same scenes, with 95 % intervals.
 
     ``truth`` has the true views for FID and KID. The result is a JSON dict from metric to difference.
     """

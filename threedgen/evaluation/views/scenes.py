@@ -43,8 +43,8 @@ MAX_MOVE = 1e-3
 class SceneSampler:
     """Sampler that uses the MVDiffusion model of a task, and writes the sampled views of scenes to the run folder.
 
-    The constructor raises ConfigError if the model does not fit ``first``, the first scene. ``scenes`` is a text that
-    identifies the list of scenes. The attribute ``given`` is whether the model receives the true view 0 as a condition.
+    ``scenes`` is a text that identifies the list of scenes. The constructor raises ConfigError if the model does not
+    fit ``first``, the first scene. The attribute ``given`` is whether the model receives the true view 0 as an input.
     """
 
     def __init__(self, task: Task, scenes: str, first: SceneViews) -> None:
@@ -58,7 +58,7 @@ class SceneSampler:
         self.weights = {ATTENTION: digest(networks), BASE: digest(base)}
 
     def __call__(self, row: str, number: int, scene: SceneViews, on_step: Callable[[], None]) -> Tensor:
-        """Return the views (V, H, W, 3), uint8, of a scene: from the run folder if they are there, else sampled.
+        """Return the views (V, H, W, 3), uint8, of a scene: read from the run folder, or sampled if they are missing.
 
         ``row`` is `ATTENTION` or `BASE` (no attention between views); both start from the same noise. ``number`` is the
         index of the scene. ``on_step`` is called before each sampling step and may raise an exception to stop.
