@@ -64,9 +64,9 @@ def initialise_averaging(vae: Any) -> None:
     """Initialise the weights of an AutoencoderKL so that the encoder averages pixels and the decoder repeats them.
 
     A network with random weights needs hundreds of training steps to learn each colour axis. Here channels 0 to 5 carry
-    (r, g, b, -r, -g, -b) through all layers. Since silu(a) - silu(-a) = a, the activations at both ends do not change
-    the colours. Residual branches start at zero, the remaining weights are random. The posterior starts with a standard
-    deviation of 0.05.
+    (r, g, b, -r, -g, -b) through all layers. Since silu(a) - silu(-a) = a, the activations before the output layers of
+    encoder and decoder do not change the colours. Residual branches start at zero, and the remaining weights are
+    random. The posterior starts with a standard deviation of 0.05.
     """
     signs = torch.cat([torch.eye(3), -torch.eye(3)])  # (6, 3)
     for module in vae.modules():
@@ -90,7 +90,7 @@ def initialise_averaging(vae: Any) -> None:
 
 
 def _set_taps(conv: Any, matrix: Tensor, weight: float, taps: slice | None = None) -> None:
-    # out[:o] = weight * matrix (o, i) @ in[:i]; taps are the kernel rows and columns, None: the middle one
+    # out[:o] = weight * matrix (o, i) @ in[:i]; taps: rows and columns of the kernel that are set, None: the middle one
     out, inputs = matrix.shape
     middle = conv.kernel_size[0] // 2
     taps = taps or slice(middle, middle + 1)
@@ -206,7 +206,7 @@ class DecoderSystem(AutoencoderSystem):
     """LightningModule that trains the decoder of a VAE on noisy latents of its frozen encoder.
 
     The decoder then tolerates the errors of sampled latents (Zheng et al. 2025, arXiv 2510.11690, section 3.3).
-    `images` are the settings of the training images.
+    `images` are the options of the autoencoder, which give the number of images per step.
     """
 
     stage = "decoder"
