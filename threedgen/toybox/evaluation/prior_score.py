@@ -65,9 +65,9 @@ def open_cases(nouns: int, seeds: int) -> Cases:
 
 
 def true_views(case: Case, azimuth: Array, size: int, seed: int) -> Array:
-    """Render a ground-truth object of a prompt from azimuths (V,) in radians. Return images (V, size, size, 3) in [0, 1].
+    """Render a ground-truth object of a prompt from azimuths (V,), radians, as images (V, size, size, 3) in [0, 1].
 
-    ``seed`` and ``case`` determine its random shape and its unspecified colours.
+    ``seed`` and ``case`` determine the random shape and the unspecified colours of the object.
     """
     rng = numpy_generator(seed, case.index, f"open truth {case.caption}")
     return render_orbit(build(case.spec, rng), azimuth, np.deg2rad(15), size).rgb
@@ -157,7 +157,7 @@ KEYS = ("noun", "colour", "part", "part_colour", "bound", "order", "each_side", 
 
 
 class ToyboxPrior(PriorEvaluation[EvaluatePriorConfig, Judged]):
-    """Evaluation in which the probe judges a prior's samples of held-out captions. An item is the index of a caption."""
+    """Evaluation of a prior's samples of held-out captions, judged by the probe. An item is the index of a caption."""
 
     def __init__(self, task: Task) -> None:
         super().__init__(task)
