@@ -165,12 +165,12 @@ def create_app(config: StudioConfig, root: Path, queue: Queue, token: str) -> Fa
 
     @app.get(f"{ROOT}/jobs")
     def list_jobs() -> Status:
-        """List the jobs in the queue, in order."""
+        """List the jobs in the queue, in the order of their submission."""
         return studio.status()
 
     @app.post(f"{ROOT}/jobs", status_code=201)
     def submit(order: Order) -> JobInfo:
-        """Submit a job. A finished run of the same request is not repeated; an unfinished run of it continues."""
+        """Submit a job. A finished run of the same request is not repeated, and an unfinished run of it is resumed."""
         job = studio.job(order)
         queue.add(job)
         return studio.describe(job)
@@ -182,7 +182,7 @@ def create_app(config: StudioConfig, root: Path, queue: Queue, token: str) -> Fa
 
     @app.post(f"{ROOT}/jobs/{{number}}/cancel", status_code=202)
     def cancel(number: int) -> JobInfo:
-        """Cancel a job: it ends within two seconds. Its run keeps the last checkpoint, and has no result."""
+        """Cancel a job, which then ends within two seconds. Its run keeps the last checkpoint, and has no result."""
         job = studio.find(number)
         queue.cancel(job)
         return studio.describe(job)
@@ -203,7 +203,7 @@ def create_app(config: StudioConfig, root: Path, queue: Queue, token: str) -> Fa
 
     @app.delete(f"{ROOT}/jobs/{{number}}", status_code=204)
     def remove(number: int) -> None:
-        """Remove a job that waits or has ended from the queue. The files of its run stay."""
+        """Remove a waiting or ended job from the queue. The files of its run stay."""
         job = studio.find(number)
         queue.remove(job)
 

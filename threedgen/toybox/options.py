@@ -58,7 +58,7 @@ Clutter = Annotated[
 ]
 DEFAULT_CLUTTER = 0.4
 """Default of `clutter`, a factor on the number of objects in a room. A caption names up to three objects; at this value
-these are most of the visible ones."""
+these are most of the visible objects."""
 
 
 class RoomPanoramasConfig(Config):

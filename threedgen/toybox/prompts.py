@@ -55,7 +55,7 @@ class ToyboxPrompts:
         return similar(word, self.vocabulary.known, self.families()) if self.vocabulary else []
 
     def categories(self) -> dict[str, list[str]]:
-        """Return a dict from category ("animals", ..., "colours", "sizes", "accessories") to the known words in it."""
+        """Return a dict from category ("animals", ..., "colours", "sizes", "accessories") to words the prior knows."""
         known = self.vocabulary.known if self.vocabulary else frozenset()
         more: dict[str, Collection[str]] = {"colours": COLOURS, "sizes": SIZES, "accessories": ACCESSORIES}
         return self.families() | {name: [word for word in words if word in known] for name, words in more.items()}
@@ -160,8 +160,8 @@ def read_prompt(prompt: str, known: Collection[str], added: Collection[str] = ()
 
     Args:
         prompt: text of the user.
-        known: words of the prior's vocabulary. If no toybox noun is among them, only the unknown words are listed, and
-            the text stays unchanged.
+        known: words of the prior's vocabulary. If no toybox noun is among them, the text stays unchanged, and the
+            result only lists the unknown words.
         added: words that personalisation added. They are kept unchanged.
 
     Returns:

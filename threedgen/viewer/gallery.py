@@ -111,7 +111,7 @@ def figures(record: Record) -> dict[str, str]:
 def relative_url(path: Path, home: Path) -> str:
     """Return the URL of a file relative to the folder `home`, so that file and folder can be moved together.
 
-    On another drive of Windows, the URL is absolute.
+    If the file is on another drive of Windows than `home`, the URL is absolute.
     """
     try:
         return link(os.path.relpath(path, home))

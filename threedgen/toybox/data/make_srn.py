@@ -221,7 +221,7 @@ def viewpoints(config: MakeSRNToyboxConfig, job: Job) -> Cameras:
 class ToyboxScenes:
     """Training source (`PairSource`) of rendered cars and chairs with different marks on their four sides.
 
-    The task `make-srn-toybox` writes the same scenes to disk for the same seed and sizes.
+    The task `make-srn-toybox` writes the same training scenes to disk for the same seed and sizes.
     """
 
     def __init__(self, config: ToyboxPairsConfig, size: int, seed: int) -> None:

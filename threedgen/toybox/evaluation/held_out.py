@@ -111,7 +111,7 @@ class FrontObjects:
         return [case.caption for case in held_out_cases(count, seed, spread=True, nouns=clear_nouns())]
 
     def without_front(self, prompts: Sequence[str]) -> dict[str, str]:
-        """Return a dict from each prompt whose toybox noun has no front to this noun. Other prompts are left out."""
+        """Return the prompts whose toybox noun has no front, as a dict from prompt to noun."""
         nouns = {prompt: spec.noun for prompt in prompts if (spec := parse_prompt(prompt))}
         return {prompt: noun for prompt, noun in nouns.items() if not NOUNS[noun].front}
 

@@ -91,7 +91,7 @@ def roc(same: Floats, different: Floats) -> dict[str, float]:
 
     Returns:
         Dict with "area", the area under the ROC curve; "threshold", the similarity that maximises hits - alarms;
-        "hits", the share of ``same`` at or above this threshold; and "alarms", this share of ``different``.
+        "hits", the share of ``same`` at or above this threshold; "alarms", the share of ``different`` at or above it.
     """
     low = np.sort(different)
     below, up_to = (np.searchsorted(low, same, side) for side in ("left", "right"))

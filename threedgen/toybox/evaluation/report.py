@@ -177,7 +177,7 @@ class Judged:
         case: specification of the object, with its caption.
         views: images (V, H, W, 3) of the object, uint8 or in [0, 1].
         verdict: comparison of the probe's answers for ``views`` with the specification.
-        truth: the same verdicts for one or more ground-truth objects of the caption.
+        truth: verdicts on one or more ground-truth objects of the caption.
         true_views: images (V, H, W, 3), uint8, of two ground-truth objects.
     """
 

@@ -288,9 +288,9 @@ def sheet(config: EvaluateSubjectsConfig, folder: Path, rows: Rows) -> Array:
 def compare(rows: Rows, key: str) -> Json:
     """Return JSON that compares personalised priors with the base prior: mean differences, shares and seconds.
 
-    Each difference, personalised minus base, is a list [mean, low, high] with its 95 % interval over subjects. ``rows``
-    has the measurements of each subject. ``key`` selects the personalised priors, such as "l1" (method) or "l1-0.8"
-    (method and strength).
+    Each difference, personalised minus base, is (mean, low, high) with its 95 % interval over subjects. ``rows`` has
+    the measurements of each subject. ``key`` selects the personalised priors, such as "l1" (method) or "l1-0.8" (method
+    and strength).
     """
     tuned, base = ([row["found"][name] for row in rows] for name in (key, "base"))
 

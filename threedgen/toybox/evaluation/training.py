@@ -38,8 +38,7 @@ ACCESSORY_WEIGHT = 4.0
 N_VIEW = 2
 CALIBRATION_OBJECTS, TEST_OBJECTS = 500, 1000
 BLOCK, BLOCKS, WINDOW = 8, 4, 256
-"""Objects per block, blocks per batch (one new block and earlier ones), and number of past steps whose blocks are kept.
-"""
+"""Objects per block, blocks per batch (one new block and earlier ones), and number of steps that keep a block."""
 
 
 class ClassifierSystem(System):

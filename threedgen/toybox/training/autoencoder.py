@@ -155,8 +155,8 @@ class AutoencoderSystem(System):
     def images(self, step: int) -> Tensor:
         """Return the training images of a step, float32 in [-1, 1].
 
-        At first they are two random crops of each image, (2 * batch, 3, image_size / 2, image_size / 2). In the last
-        fraction WHOLE of the steps they are whole images (batch, 3, image_size, image_size).
+        In the last fraction WHOLE of the steps they are whole images (batch, 3, image_size, image_size). In all earlier
+        steps they are two random crops of each image, (2 * batch, 3, image_size / 2, image_size / 2).
         """
         batch, size, rng = self.options.batch, self.image_size, self.numpy_rng(step, "crops")
         interiors = round(ROOMS * batch)
@@ -236,10 +236,10 @@ class DecoderSystem(AutoencoderSystem):
 
 @torch.no_grad()
 def standardise(vae: Any, rgb: Tensor) -> None:
-    """Standardise the latents of an autoencoder by changing its two 1x1 convolutions around the latents in place.
+    """Change an autoencoder in place, so that each latent channel has mean 0 and variance 1 on images `rgb`.
 
-    Afterwards each latent channel has mean 0 and variance 1 on the images `rgb` (N, H, W, 3) in [0, 1], so that
-    `scaling_factor` can be 1. Reconstructions do not change.
+    Only the 1x1 convolutions directly before and after the latents change. Reconstructions stay the same, and
+    `scaling_factor` can be 1. `rgb` is (N, H, W, 3) in [0, 1].
     """
     x = rgb.permute(0, 3, 1, 2) * 2 - 1
     z = torch.cat([vae.encode(chunk).latent_dist.mean for chunk in x.split(8)]).float()

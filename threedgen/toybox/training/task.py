@@ -4,10 +4,11 @@ RUN/autoencoder/    (train-base) checkpoints, images and weights of stage 1, the
 RUN/decoder/        (train-base) checkpoints, images and weights of stage 2, the decoder on noisy latents
 RUN/words/          (train-base) checkpoints and weights of stage 3, the text encoder
 RUN/coarse/         (train-prior) checkpoints and weights of the coarse predictor, which predicts latents in one step
-RUN/codes/, fusion/    (train-prior) the same of its sampler of object codes and of its view fusion
+RUN/codes/, fusion/    (train-prior) checkpoints and weights of its sampler of object codes, and of its view fusion
 RUN/views/, assets.csv, sheet.png    (train-own-prior) renders of the assets, their list, and a contact sheet of them
-RUN/latents/        cache of encoded single images, safe to delete; NAME-half/ has them at half size
-RUN/objects/, coded/     caches of encoded views of objects, for the UNet and for the coarse predictor
+RUN/latents/        cache of encoded single images, safe to delete
+RUN/objects/, coded/    caches of encoded views of objects, for the UNet and for the coarse predictor
+RUN/latents-half/, objects-half/    caches of the same images at half size, if the option `training.half` is above 0
 RUN/checkpoints/    checkpoints of the last stage, the UNet
 RUN/base/, prior/   averaged weights in diffusers format
 RUN/samples.png     images sampled with the averaged weights; (train-own-prior) also renders of held-out assets

@@ -72,7 +72,7 @@ class Furnisher:
         self.wall_spans: list[tuple[int, float, float]] = []  # occupied: index in WALLS, first and last position
 
     def add(self, solids: Sequence[Primitive], phrase: str = "") -> None:
-        """Add solids as a new item that captions call ``phrase``, or, if ``phrase`` is "", to the bare room."""
+        """Add solids as a new item that captions call ``phrase``; if ``phrase`` is "", add them to the bare room."""
         label = str(len(self.items)) if phrase else ""
         self.solids += [replace(solid, label=label) for solid in solids]
         self.items += [phrase] if phrase else []
@@ -308,7 +308,7 @@ def furnish(rng: np.random.Generator, clutter: float = 1.0) -> Room:
 
 
 def furnish_from(prompt: str, rng: np.random.Generator) -> tuple[Room, list[str]]:
-    """Furnish a room with the items and colours that ``prompt`` names. Colours without a word are random.
+    """Furnish a room with the items and colours that ``prompt`` names. Colours that it does not name are random.
 
     If the prompt names no item, the room has the items `UNPROMPTED`. Return the room, and the nouns of the items that
     were left out because no place was free.

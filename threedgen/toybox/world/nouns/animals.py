@@ -62,7 +62,8 @@ def barrel(b: Builder, length: float, thick: float, leg: float, radius: float, l
 def egg(b: Builder, radius: float, half: float, neck: float) -> None:
     """Add a body: an upright ellipsoid that stands on the ground, with the anchors "neck", "back" and "waist".
 
-    ``radius`` is the horizontal radius of the ellipsoid, ``half`` half its height, and ``neck`` its radius at the neck.
+    ``radius`` is the horizontal radius of the ellipsoid, ``half`` half its height, and ``neck`` its horizontal radius
+    where the neck begins.
     """
     b.sphere((0, 0, half), (radius, radius, half))
     up = half * np.sqrt(max(1 - (neck / radius) ** 2, 0.0))
