@@ -1,4 +1,4 @@
-"""Blender add-on of threedgen: its panel in the sidebar sends prompts and meshes to a studio and imports the assets."""
+"""Blender add-on of threedgen: a sidebar panel that sends prompts and meshes to a studio and imports the assets."""
 
 import bpy
 from bpy.props import BoolProperty, FloatProperty, IntProperty, PointerProperty, StringProperty
@@ -28,7 +28,7 @@ class Settings(bpy.types.PropertyGroup):
 
 
 def start(context: bpy.types.Context, texture: bool) -> Job:
-    """Start a job that makes an object of the scene's prompt, or with `texture` textures the selected mesh.
+    """Start a job that makes an object from the scene's prompt or, if `texture`, textures the selected mesh.
 
     Raises StudioError if the prompt is empty, no mesh is selected, or Blender may not go online.
     """
@@ -59,7 +59,7 @@ def forget() -> None:
 
 
 def show_status(text: str | None) -> None:
-    """Show a text in the status bar and redraw the panel. None restores Blender's own text."""
+    """Show `text` in the status bar and redraw the panel. If `text` is None, restore Blender's own text."""
     for workspace in bpy.data.workspaces:
         workspace.status_text_set(text)
     for window in bpy.context.window_manager.windows:

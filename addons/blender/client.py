@@ -1,4 +1,4 @@
-"""Client of the studio's HTTP API. It runs a job in a thread, from prompt or mesh to the asset file, without bpy."""
+"""Client of the studio's HTTP API. It makes an asset file from a prompt or a mesh in a thread. It does not use bpy."""
 
 import json
 import re
@@ -23,7 +23,7 @@ class StudioError(Exception):
 
 
 class Progress(NamedTuple):
-    """Phase of a job, fraction of the phase that is done, in [0, 1], and time left in it as text, "" if unknown."""
+    """Phase of a job, fraction of the phase that is done, in [0, 1], and time left in the phase ("": unknown)."""
 
     phase: str
     fraction: float = 0.0
@@ -35,7 +35,7 @@ class Progress(NamedTuple):
 
 
 def read_progress(job: dict[str, Any]) -> Progress:
-    """Return the progress of a job from its description in the studio's JSON answer."""
+    """Return the progress of a job. `job` is the JSON object that describes the job in the studio's answers."""
     if not (found := job["progress"]):
         return Progress("waiting for other runs" if job["state"] == "waiting" else "starting")
     return Progress(found["phase"], min(found["done"] / max(found["total"], 1), 1.0), found["left"])
@@ -44,7 +44,8 @@ def read_progress(job: dict[str, Any]) -> Progress:
 class Studio:
     """Connection to the studio at `address`, which may contain the token, like the address that the studio prints.
 
-    The constructor raises StudioError if the address is invalid.
+    `token` is the secret that grants access; "": the address contains it. The constructor raises StudioError if the
+    address is invalid.
     """
 
     def __init__(self, address: str, token: str = "") -> None:
@@ -64,7 +65,8 @@ class Studio:
     def request(self, method: str, path: str, body: object = None) -> bytes:
         """Send a request, with a body of bytes or of JSON data, and return the body of the answer.
 
-        Raises StudioError if the studio does not answer or refuses the request.
+        `path` is relative to the root of the API, such as "jobs". Raises StudioError if the studio does not answer or
+        refuses the request.
         """
         data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {quote(self.token)}"}
@@ -113,7 +115,8 @@ class Job(threading.Thread):
     Args:
         prompt: description of the object, or of the look of the mesh.
         height: height of the object in metres; 0: the usual height of such an object.
-        source: name of the mesh to texture. The caller writes its GLB to the path `mesh` before `start`. "": no mesh.
+        source: name of the mesh to texture, whose GLB file the caller writes to the attribute `mesh`, a path, before
+            `start`; "": no mesh.
     """
 
     def __init__(self, studio: Studio, prompt: str, seed: int = 0, height: float = 0.0, source: str = "") -> None:

@@ -45,11 +45,11 @@ def export_mesh(context: bpy.types.Context, source: bpy.types.Object, path: Path
 
 
 def import_asset(context: bpy.types.Context, path: Path, source: str = "") -> list[bpy.types.Object]:
-    """Import a GLB at the 3D cursor, select it, and return its objects.
+    """Import a GLB file at the 3D cursor, and return the imported objects, which are then selected.
 
-    Lengths in the file are metres, which the scene's unit scale converts. `source` is the name of the mesh that was
-    textured; if it is given, lengths in the file are already in scene units. Raises StudioError if Blender cannot
-    import the file.
+    `source` is the name of the mesh that was textured; "": none. Without `source`, lengths in the file are metres, and
+    are converted by the scene's unit scale. With `source`, they are scene units, and the objects are named after it.
+    Raises StudioError if Blender cannot import the file.
     """
     before = set(context.scene.objects)
     try:

@@ -1,9 +1,8 @@
 """Web application of the studio: JSON API version 1, page, access control. `docs/studio.md` describes it for users.
 
-Errors are {"error": text} with status 400 for a body that is not text, 401 without the token, 403 for
-a request of a foreign page, 404 for a missing job,
-run or file, 409 for a request that the state of a job does not allow, 413 for a body that is too large, and 422 for an
-invalid value.
+Errors are {"error": text} with status 400 for a body that is not text, 401 without the token, 403 for a request of a
+foreign page, 404 for a missing job, run or file, 409 for a request that the state of a job does not allow, 413 for a
+body that is too large, and 422 for an invalid value.
 """
 
 import asyncio
@@ -52,7 +51,7 @@ HEADERS = {
 
 
 class Access:
-    """ASGI middleware that refuses requests without the token (status 401), of foreign pages (403) and too large (413).
+    """ASGI middleware that refuses requests without the token (401) or of foreign pages (403), and large bodies (413).
 
     The token is the first part of the path, or in the header `Authorization: Bearer TOKEN`. The header Host is checked
     against DNS rebinding: a foreign site can make its own name resolve to this machine, but the browser then sends the
@@ -166,24 +165,24 @@ def create_app(config: StudioConfig, root: Path, queue: Queue, token: str) -> Fa
 
     @app.get(f"{ROOT}/jobs")
     def list_jobs() -> Status:
-        """List the jobs in the queue, in order."""
+        """List the jobs in the queue, in the order of their submission."""
         return studio.status()
 
     @app.post(f"{ROOT}/jobs", status_code=201)
     def submit(order: Order) -> JobInfo:
-        """Submit a job. A finished run of the same request is not repeated; an unfinished run of it continues."""
+        """Submit a job. A finished run of the same request is not repeated, and an unfinished run of it is resumed."""
         job = studio.job(order)
         queue.add(job)
         return studio.describe(job)
 
     @app.get(f"{ROOT}/jobs/{{number}}")
     def get_job(number: int) -> JobInfo:
-        """Return a job with its progress."""
+        """Return the state and the progress of a job."""
         return studio.describe(studio.find(number))
 
     @app.post(f"{ROOT}/jobs/{{number}}/cancel", status_code=202)
     def cancel(number: int) -> JobInfo:
-        """Cancel a job: it ends within two seconds. Its run keeps the last checkpoint, and has no result."""
+        """Cancel a job, which then ends within two seconds. Its run keeps the last checkpoint, and has no result."""
         job = studio.find(number)
         queue.cancel(job)
         return studio.describe(job)
@@ -204,7 +203,7 @@ def create_app(config: StudioConfig, root: Path, queue: Queue, token: str) -> Fa
 
     @app.delete(f"{ROOT}/jobs/{{number}}", status_code=204)
     def remove(number: int) -> None:
-        """Remove a job that waits or has ended from the queue. The files of its run stay."""
+        """Remove a waiting or ended job from the queue. The files of its run stay."""
         job = studio.find(number)
         queue.remove(job)
 
@@ -241,7 +240,7 @@ def create_app(config: StudioConfig, root: Path, queue: Queue, token: str) -> Fa
 
     @app.get(f"{ROOT}/runs/{{name:path}}/image", response_class=Response, responses=content("image/jpeg"))
     def get_image(name: str) -> Response:
-        """Return an image of the result of a run, as JPEG."""
+        """Return one view of the result of a run, as a JPEG file."""
         data = best_jpeg(studio.record(name))
         if data is None:
             raise HTTPException(404, "this run has no image")
@@ -256,7 +255,7 @@ def create_app(config: StudioConfig, root: Path, queue: Queue, token: str) -> Fa
 
     @app.post(f"{ROOT}/runs/{{name:path}}/export", status_code=201)
     def export_again(name: str, options: AssetOrder) -> JobInfo:
-        """Export the asset of a run again with other options, as a job. It replaces the files of the asset."""
+        """Submit a job that exports the asset of a run again with other options, and replaces the asset's files."""
         studio.record(name)
         job = export_job(root, name, options)
         queue.add(job)
@@ -264,7 +263,7 @@ def create_app(config: StudioConfig, root: Path, queue: Queue, token: str) -> Fa
 
     @app.get(f"{ROOT}/runs/{{name:path}}")
     def get_run(name: str) -> RunInfo:
-        """Return a run and the sizes of its files."""
+        """Return a run that has a result, with the sizes of its files."""
         record = studio.record(name)
         return describe_run(record, root).model_copy(update={"files": dict(files(record.folder))})
 
@@ -278,7 +277,7 @@ def create_app(config: StudioConfig, root: Path, queue: Queue, token: str) -> Fa
 
 
 def content(kind: str) -> dict[int | str, dict[str, Any]]:
-    """Return the documentation of an answer with binary content of a media type."""
+    """Return the OpenAPI documentation of an answer with binary content of the media type `kind`."""
     return {200: {"content": {kind: BINARY}}}
 
 

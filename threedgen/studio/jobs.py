@@ -46,7 +46,7 @@ PROGRESS_ENV = {"THREEDGEN_PROGRESS_SECONDS": "1", "CI": "1", "PYTHONUNBUFFERED"
 
 
 class Conflict(ConfigError):
-    """Error for a request that the state of a job does not allow."""
+    """Error for a request that the state of a job does not allow, such as removing a running job."""
 
 
 @dataclass
@@ -55,7 +55,7 @@ class Job:
 
     prompt: str
     seed: int
-    name: str  # path of the run folder, relative to the studio's folder of runs
+    name: str  # path of the folder of the run, relative to the studio's folder of runs
     command: list[str]
     number: int = 0  # identifies the job in requests
     state: str = WAITING
@@ -79,7 +79,8 @@ def make_job(
     ConfigError if the prompt, an option or a file is invalid.
 
     Args:
-        export: options of the asset. Options that are not set are taken from the config. A mesh takes none.
+        export: options of the asset. Options that are not set are taken from the config. For a mesh, no option may be
+            set.
         files: {"image": path} to make an object from an image, {"mesh": path} to texture a mesh, {"edit": folder} to
             change the object of a run to fit the prompt.
     """
@@ -135,7 +136,7 @@ def _text(value: object) -> str:
 class Queue:
     """Job queue, with a worker thread that runs one job at a time. The runs are in the folder `root`.
 
-    The attribute `over` counts the runs that have ended or were deleted.
+    The attribute `over` is a counter that increases when a run has ended or was deleted.
     """
 
     def __init__(self, root: Path) -> None:
@@ -156,9 +157,9 @@ class Queue:
         return next((job for job in self.jobs() if job.number == number), None)
 
     def add(self, job: Job) -> None:
-        """Append a job. It replaces an ended job with the same name.
+        """Append a job to the queue, in place of an ended job with the same name (run folder).
 
-        Raises ConfigError if a job with the same name waits or runs.
+        The job is run if its state is "waiting". Raises ConfigError if a job with the same name waits or runs.
         """
         with self._lock:
             if any(other.name == job.name and other.state in (WAITING, *LIVE) for other in self._jobs):
@@ -169,7 +170,10 @@ class Queue:
             self._worker.submit(self._work, job)
 
     def cancel(self, job: Job) -> None:
-        """End a job within two seconds. A run saves a checkpoint first; it is killed if this exceeds KILL_SECONDS."""
+        """Cancel a waiting job, or end a running one within two seconds. Ended jobs do not change.
+
+        A run saves a checkpoint before it ends. It is killed if this takes longer than KILL_SECONDS.
+        """
         with self._lock:
             if job.state == WAITING:
                 job.state = CANCELLED
@@ -178,7 +182,10 @@ class Queue:
                 self._terminate(kill=True)
 
     def finish(self, job: Job) -> None:
-        """Stop the run of a job after its current step, and export its object. Raises Conflict unless `can_finish`."""
+        """Stop the run of a job after its current step, and export its object.
+
+        A cancelled or failed job is put into the queue again for the export. Raises Conflict unless `can_finish`.
+        """
         with self._lock:
             if not self.can_finish(job):
                 raise Conflict("this run has no object yet to make an asset of")
@@ -191,7 +198,8 @@ class Queue:
     def can_finish(self, job: Job) -> bool:
         """Return whether the unfinished run of a job has an object that can be exported.
 
-        It has one if there is a checkpoint, or if the run is active and has done steps.
+        A running job has an object if its run has a checkpoint or has logged metrics. A cancelled or failed job has one
+        if its run has a checkpoint.
         """
         folder = self.root / job.name
         has_checkpoint = any((folder / CHECKPOINTS).glob("*.ckpt"))
@@ -210,7 +218,7 @@ class Queue:
         self._worker.submit(self._work, job)
 
     def remove(self, job: Job) -> None:
-        """Remove a job that has ended or waits from the queue. Raises Conflict if the job runs."""
+        """Remove a waiting or ended job from the queue. Raises Conflict if the job is running."""
         with self._lock:
             if job.state in LIVE:
                 raise Conflict("this job is running. Cancel it first")
@@ -227,7 +235,7 @@ class Queue:
         self._worker.shutdown()
 
     def _terminate(self, kill: bool = False) -> None:
-        # SIGCONT wakes a frozen process; `kill`: kill it and its children after KILL_SECONDS
+        # ends the current run; SIGCONT wakes a suspended process; `kill`: kill it and its children after KILL_SECONDS
         process = self._process
         if process is None or process.poll() is not None:
             return

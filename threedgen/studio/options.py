@@ -34,8 +34,8 @@ class StudioConfig(TaskConfig):
     def run_config(self, prompt: str, **values: object) -> Any:
         """Return the config of a run for a prompt.
 
-        `values` are overrides by key; keys whose section the config lacks are ignored. Raises ConfigError if a value is
-        invalid, or if the task of the config does not make an object of a prompt.
+        `values` are overrides by config key. Keys of sections that the config does not have are ignored. Raises
+        ConfigError if a value is invalid, or if the task of the config does not make an object of a prompt.
         """
         from threedgen.systems.batch.jobs import object_config
 
@@ -50,7 +50,8 @@ class StudioConfig(TaskConfig):
     def own_token(self) -> str | None:
         """Token from the config, or else from the environment variable THREEDGEN_TOKEN; None if neither is set.
 
-        Raises ConfigError if the token has a wrong form.
+        Raises pydantic's ValidationError if the variable has fewer than MIN_TOKEN characters, more than 200, or other
+        characters than letters, digits, "-" and "_".
         """
         found = self.token or os.environ.get(TOKEN_VARIABLE)
         return found and type(self)(task=self.task, token=found).token

@@ -1,4 +1,4 @@
-"""Bodies of requests and answers of the studio's API, and the check of a prompt."""
+"""Models of the JSON requests and answers of the studio's API, and the check of a prompt."""
 
 from typing import Annotated, Any, Literal
 
@@ -14,15 +14,15 @@ FileName = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{8}-[\w.-]{1,100}
 
 
 class AssetOrder(AssetConfig):
-    """Options of the asset in a request. They name no file, so that a client cannot look for files of this machine."""
+    """Options of the asset in a request. They cannot name files, so that clients cannot search this machine's files."""
 
     palette: str | None = Field(None, pattern=r"^[\w#, ]+$", description="colours that the base colour is shifted to")
 
 
 class Order(BaseModel):
-    """Request for an object: a prompt, or an image, or a mesh to be textured by a prompt or an image.
+    """Request for an object: from a prompt, from an image, or from a mesh that gets a texture by a prompt or an image.
 
-    With `edit`, the object of a run is changed.
+    If `edit` is set, the object of an earlier run is changed instead.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -38,7 +38,7 @@ class Order(BaseModel):
 
 
 class Progress(BaseModel):
-    """Progress of a job: current phase, number of steps done and in total, and texts such as time left and loss."""
+    """Progress of a job: the current phase, its number of steps done and in total, and texts such as the loss."""
 
     phase: str
     done: int
@@ -48,7 +48,7 @@ class Progress(BaseModel):
 
 
 class JobInfo(BaseModel):
-    """Job in the queue. `run` is the name of its run, for requests such as GET /runs/NAME."""
+    """Job in the queue. `run` is the NAME of its run in requests such as GET /runs/NAME."""
 
     number: int
     prompt: str
@@ -63,17 +63,17 @@ class JobInfo(BaseModel):
 
 
 class Status(BaseModel):
-    """State of the queue. The counter `over` increases when the list of runs has changed."""
+    """State of the queue. `over` is a counter that increases when the list of runs changes."""
 
     jobs: list[JobInfo]
     over: int
 
 
 class RunInfo(BaseModel):
-    """Run with a result.
+    """Run that has a result.
 
     Attributes:
-        early: whether the asset was made before the last step.
+        early: whether the optimisation was stopped before its last step.
         ended: end of the run in UTC, as in "2026-01-31T12:00Z".
         seconds: duration of the run.
         report: whether the run has a report page.
@@ -126,16 +126,19 @@ class Words(BaseModel):
 
 
 def vocabulary_of(config: Any) -> dict[str, list[str]]:
-    """Return the vocabulary of the prior of a run config as category -> words; {} if the prior takes any text.
+    """Return the vocabulary of the prior of a run config as a dict from category, such as "animals", to words.
 
-    Raises ConfigError if the vocabulary is damaged.
+    The dict is empty if the prior takes any text. Raises ConfigError if the vocabulary is damaged.
     """
     vocabulary = config.vocabulary() if isinstance(config, PromptedConfig) else None
     return {} if vocabulary is None else prompt_reader(vocabulary).categories()
 
 
 def check_prompt(prompt: str, config: Any) -> Words:
-    """Check a prompt for the prior of a run config. Raises ConfigError if the vocabulary is damaged."""
+    """Check a prompt against the vocabulary of the prior of a run config.
+
+    The result is empty if the prior takes any text. Raises ConfigError if the vocabulary is damaged.
+    """
     vocabulary = config.vocabulary() if isinstance(config, PromptedConfig) else None
     if vocabulary is None:
         return Words()

@@ -28,7 +28,8 @@ BACKLOG = 512  # connections that wait to be accepted
 def run(config: StudioConfig, resume: Path | None = None, quiet: bool = False) -> int:
     """Run the task `studio`: print the address of the page and serve it until Ctrl-C. Returns exit code 0.
 
-    Ctrl-C also stops the current run, which keeps its checkpoint. `quiet` shortens the output; `resume` has no effect.
+    Ctrl-C also stops the current run, which keeps its checkpoint. `quiet` shortens the output. `resume` is an argument
+    of all tasks and has no effect here.
     """
     root = user_path(config.out, "out").absolute()
     with writing(root):
@@ -62,10 +63,10 @@ def listen(config: StudioConfig) -> socket.socket:
 
 
 class Server:
-    """Context manager that runs the web server in a thread. `url` is the page's address with the secret token.
+    """Context manager that runs the web server in a thread. Its attribute `url` is the page's address with the token.
 
-    `token` is this secret; None: the token of the config, or a random one. The constructor raises ConfigError if the
-    server cannot listen on the host of the config.
+    `token` is the secret that grants access; None: the token of the config, or else a random one. The constructor
+    raises ConfigError if the server cannot listen on the host of the config.
     """
 
     def __init__(self, config: StudioConfig, root: Path, queue: Queue, token: str | None = None) -> None:

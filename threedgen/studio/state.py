@@ -1,4 +1,4 @@
-"""Operations of the studio's API on the job queue and the runs: descriptions, files, uploads, deletion."""
+"""Operations of the studio's API on the job queue and on runs: describe jobs and runs, read, store and delete files."""
 
 import hashlib
 import re
@@ -71,7 +71,7 @@ class Studio:
         return make_job(self.config, self.root, prompt, order.seed, order.export, inputs)
 
     def status(self) -> Status:
-        """Return the state of the queue, which is cached for UPDATE_SECONDS / 2 so that many clients cost little."""
+        """Return the state of the queue. It is cached for UPDATE_SECONDS / 2, so that many clients cost little."""
         with self._lock:
             if time.monotonic() - self._status_at > UPDATE_SECONDS / 2:
                 jobs, over = self.queue.jobs(), self.queue.over
@@ -80,7 +80,10 @@ class Studio:
             return self._status
 
     def describe(self, job: Job) -> JobInfo:
-        """Return the state of a job as the API sends it, with the file of the newest image if the job is running."""
+        """Return the state of a job as the API sends it.
+
+        If the job is running, the result names the file of the newest image of the run.
+        """
         folder, image, state = self.root / job.name, "", job.state
         if job.has_result is None:
             try:
@@ -112,7 +115,10 @@ class Studio:
         )
 
     def folder(self, name: str) -> Path:
-        """Return the folder of the run `name`. Raises HTTPException 404 if it is outside `root` or not a run."""
+        """Return the folder of the run `name`, a path relative to `root`.
+
+        Raises HTTPException 404 if the folder is not inside `root`, or is not the folder of a run.
+        """
         with suppress(OSError, ValueError):
             folder = (self.root / name).resolve()
             inside = folder.is_relative_to(self.root.resolve()) and folder != self.root.resolve()
@@ -135,10 +141,10 @@ class Studio:
         raise HTTPException(404, "there is no such file")
 
     def store(self, name: str, data: bytes) -> Upload:
-        """Save the content `data` of an uploaded file. Return its new name, which has a hash of the content, and kind.
+        """Save the content `data` of an uploaded file. Return its new file name and its kind, "image" or "mesh".
 
-        The kind, "image" or "mesh", follows from the suffix of the original file name `name`. Raises ConfigError for
-        other suffixes and for empty files.
+        The new name contains a hash of the content. The kind follows from the suffix of the original file name `name`.
+        Raises ConfigError for other suffixes and for empty files.
         """
         suffix = Path(name).suffix.lower()
         kind = next((kind for kind, suffixes in SUFFIXES.items() if suffix in suffixes), None)

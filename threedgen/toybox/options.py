@@ -1,4 +1,4 @@
-"""Config models of the tasks that render or export the toybox; imports no torch."""
+"""Config models of toybox data sets, and of the tasks that export toybox objects and rooms. Imports no torch."""
 
 from typing import Annotated, ClassVar, Literal
 
@@ -57,11 +57,12 @@ Clutter = Annotated[
     float, Field(ge=0, le=1, description="objects in a room, as a share of those in the 2D model's training rooms")
 ]
 DEFAULT_CLUTTER = 0.4
-"""Default of `clutter`. At this value a caption, which names up to three objects, names most of the visible objects."""
+"""Default of `clutter`, a factor on the number of objects in a room. A caption names up to three objects; at this value
+these are most of the visible objects."""
 
 
 class RoomPanoramasConfig(Config):
-    """Panoramas of toy rooms, rendered on first use."""
+    """Data set of panoramas of toy rooms, rendered on first use."""
 
     has_depth: ClassVar[bool] = False
 
@@ -74,7 +75,7 @@ class RoomPanoramasConfig(Config):
 
 
 class RoomPathsConfig(WalksConfig):
-    """Walks through toy rooms with depth, rendered on first use."""
+    """Data set of camera walks through toy rooms, with depth maps, rendered on first use."""
 
     name: Literal["toy-paths"] = "toy-paths"
     count: int = Field(4000, ge=1, le=1_000_000, description="number of rooms")
@@ -85,7 +86,7 @@ class RoomPathsConfig(WalksConfig):
 
 
 class ToyboxObjectsConfig(Config):
-    """Toybox objects in the six views that MV-Adapter generates, rendered on first use."""
+    """Data set of toybox objects, each in the six views that MV-Adapter generates, rendered on first use."""
 
     name: Literal["toybox"] = "toybox"
     count: int = Field(40_000, ge=1, le=10_000_000, description="number of objects")
@@ -109,7 +110,7 @@ class MakeSRNToyboxConfig(RunConfig):
 
 
 class ToyboxPairsConfig(Config):
-    """Pairs of toybox cars and chairs with coloured panels, rendered on first use."""
+    """Data set of toybox cars and chairs with coloured panels, to train on pairs of views; rendered on first use."""
 
     name: Literal["toybox"] = "toybox"
     families: Families = ("cars", "chairs")

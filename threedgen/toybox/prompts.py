@@ -30,16 +30,16 @@ VERBS = {"in", "wearing", "with"}
 NEGATIONS = {"without", "no", "not", "never", "minus"}
 NOUN_WORDS = {word for noun in NOUNS for word in noun.split()}
 PARTS_OF_NOUNS = {word: noun for noun in NOUNS for word in noun.split() if word not in NOUNS}
-"""Words that are known only within a noun of several words: "ice" in "ice cream"."""
+"""Dict from a word that is known only within a noun of several words to this noun: "ice" to "ice cream"."""
 GAP = "?"
-"""Stands for unknown words in front of an article, as in "a cat sitting on a sofa"."""
+"""Placeholder for unknown words in front of an article, such as "sitting on" in "a cat sitting on a sofa"."""
 
 
 class ToyboxPrompts:
     """Reader of user prompts for priors that were trained on toybox captions, which have a small vocabulary.
 
-    Implements `threedgen.guidance.weights.tokens.PromptReader`. `vocabulary` has the words of the prior. If the
-    vocabulary is None or has no toybox noun, `check` accepts every prompt.
+    Implements `threedgen.guidance.weights.tokens.PromptReader`. `vocabulary` has the words of the prior; None: the
+    prior takes any text. If the vocabulary is None or has no toybox noun, `check` accepts every prompt.
     """
 
     def __init__(self, vocabulary: Vocabulary | None) -> None:
@@ -55,7 +55,7 @@ class ToyboxPrompts:
         return similar(word, self.vocabulary.known, self.families()) if self.vocabulary else []
 
     def categories(self) -> dict[str, list[str]]:
-        """Return a dict from category ("animals", ..., "colours", "sizes", "accessories") to the known words in it."""
+        """Return a dict from category ("animals", ..., "colours", "sizes", "accessories") to words the prior knows."""
         known = self.vocabulary.known if self.vocabulary else frozenset()
         more: dict[str, Collection[str]] = {"colours": COLOURS, "sizes": SIZES, "accessories": ACCESSORIES}
         return self.families() | {name: [word for word in words if word in known] for name, words in more.items()}
@@ -125,8 +125,9 @@ class ToyboxPrompts:
     def suggest(self, prompt: str) -> tuple[str, list[str]]:
         """Suggest nouns for an unfinished prompt.
 
-        If nouns that the prior knows start with the last word of the prompt, return this word and those nouns.
-        Otherwise return "" and one noun of each family, or "" and no nouns if the prompt already contains one.
+        If the last word of the prompt is unknown and nouns of the prior start with it, return this word and the nouns.
+        Otherwise return "" and one noun of each family, or "" and no nouns if the prompt already contains a known noun.
+        At most `MAX_SUGGESTIONS` nouns are returned.
         """
         last = prompt.lower().rpartition(" ")[2]
         if self.vocabulary and last.isalpha() and last not in self.vocabulary.known:
@@ -139,7 +140,8 @@ class ToyboxPrompts:
     def usual_height(self, prompt: str) -> tuple[str, float] | None:
         """Return the first toybox noun of a prompt, with its article, and its usual height in metres: ("a dog", 0.5).
 
-        The result is None if the prompt has no toybox noun. Synonyms of nouns count, also nouns unknown to the prior.
+        The result is None if the prompt has no toybox noun. Synonyms of toybox nouns are recognised. The prior need not
+        know the noun.
         """
         found = find_nouns(read_prompt(prompt, NOUN_WORDS).text)
         return next(((f"{article(noun)} {noun}", NOUNS[noun].height) for noun in found), None)
@@ -158,8 +160,8 @@ def read_prompt(prompt: str, known: Collection[str], added: Collection[str] = ()
 
     Args:
         prompt: text of the user.
-        known: words of the prior's vocabulary. If no toybox noun is among them, only the unknown words are listed, and
-            the text stays unchanged.
+        known: words of the prior's vocabulary. If no toybox noun is among them, the text stays unchanged, and the
+            result only lists the unknown words.
         added: words that personalisation added. They are kept unchanged.
 
     Returns:
@@ -252,7 +254,7 @@ def _with_content(clauses: list[list[str]], added: Collection[str]) -> list[list
 
 
 def _join(clauses: list[list[str]]) -> str:
-    # without articles and connectors that no noun phrase follows, and with the right one of "a" and "an"
+    # one text; removes articles and connectors that no noun phrase follows, and chooses "a" or "an"
     words = [word for clause in clauses for word in clause]
     while words and words[-1] in ARTICLES | CONNECTORS | {"is"}:
         words.pop()

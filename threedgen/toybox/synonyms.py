@@ -24,7 +24,9 @@ SYNONYMS = _table("""
     turquoise: aqua cyan teal; turtle: tortoise; umbrella: parasol; wizard: magician sorcerer warlock; with:
     carrying featuring has having holding; wearing: wears; yellow: golden
 """)
-"""Dict from known word to its synonyms, separated by spaces. `prompts.read_prompt` replaces synonyms by known words."""
+"""Dict from a known word, which toybox captions contain, to its synonyms, separated by spaces.
+
+`prompts.read_prompt` replaces synonyms in a prompt by the known words."""
 LOOKALIKES = _table("""
     airplane: glider jet jetliner jumbo; ball: basketball beachball football soccer; barn: farmhouse shed stable;
     bear: ape gorilla grizzly koala monkey panda teddy; bed: crib; boat: canoe ferry rowboat sailboat ship submarine
@@ -42,9 +44,9 @@ LOOKALIKES = _table("""
     squirrel; robot: cyborg; snowman: snowwoman; teapot: jug kettle pitcher; tent: wigwam; tree: birch oak willow;
     truck: pickup; wizard: witch
 """)
-"""Dict from known word to words for similar objects, separated by spaces.
+"""Dict from a known word to words for similar objects, separated by spaces.
 
-If a prompt has a similar word, the known word is only suggested. The prompt is not changed."""
+If a prompt has a word for a similar object, the known word is suggested to the user, but the prompt is not changed."""
 
 FAMILIES = {
     "animals": "ant alligator bat beaver bee beetle bug butterfly camel caterpillar centipede cobra crab crocodile "
@@ -71,13 +73,13 @@ FAMILIES = {
     "toys": "blocks boomerang chess doll dollhouse domino frisbee harp kite lego marble puppet "
     "puzzle racket saxophone skate spinner swing trampoline trumpet xylophone yoyo",
 }
-"""Dict from family of nouns, such as "animals", to unknown members of the family, separated by spaces.
+"""Dict from a family of nouns, such as "animals", to nouns of this family that the toybox lacks, separated by spaces.
 
-If a prompt has such a word, known nouns of its family are suggested."""
+If a prompt has such a noun, known nouns of its family are suggested to the user."""
 MIN_LETTERS = 7  # minimum length of words in which a wrong letter is tolerated; shorter ones resemble too many words
 
 SYNONYM_OF = {other: known for known, others in SYNONYMS.items() for other in others.split()}
-"""Dict from synonym to known word."""
+"""Dict from a synonym to the known word that replaces the synonym."""
 _FAMILY_OF = {other: family for family, others in FAMILIES.items() for other in others.split()}
 _VOCABULARY_WORD = SYNONYM_OF | {other: known for known, others in LOOKALIKES.items() for other in others.split()}
 
@@ -97,9 +99,9 @@ def similar(word: str, known: Collection[str], families: Mapping[str, Sequence[s
     """Return up to three of the `known` words that could replace an unknown word, best first. The list can be empty.
 
     Words of the same meaning come first (`also_called`), then those that differ by a likely typing error: two adjacent
-    letters are swapped, or in a word of seven or more letters one letter is wrong, missing or added. If there are none,
-    and `FAMILIES` lists the word, the first known nouns of its family are returned. `families` maps a family, such as
-    "animals", to these nouns; None: this step is left out.
+    letters are swapped, or in a word of seven or more letters one letter is wrong, missing or added. If no such word is
+    found and `FAMILIES` lists `word`, the first known nouns of its family are returned. `families` maps a family, such
+    as "animals", to the known nouns of the family; None: families are not searched.
     """
     found = [*also_called(word, known), *_misspelt(word, known)]
     if not found and families:

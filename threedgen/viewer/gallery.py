@@ -47,7 +47,7 @@ def run(config: GalleryConfig, resume: Path | None = None, quiet: bool = False) 
 
 
 def gallery(folder: Path, home: Path) -> tuple[str, list[str]]:
-    """Return the HTML page of the runs below `folder`, and an error message for each run that cannot be read.
+    """Return the HTML of the gallery of all runs below `folder`, and an error message for each run that is unreadable.
 
     Links are relative to `home`, the folder of the page.
     """
@@ -62,7 +62,10 @@ def gallery(folder: Path, home: Path) -> tuple[str, list[str]]:
 
 
 def records(folder: Path, tasks: Sequence[str] = TASKS) -> tuple[list[Record], list[str]]:
-    """Return the runs of `tasks` below a folder, newest first, and an error message for each run that is unreadable."""
+    """Return the runs below a folder, newest first, and an error message for each run that is unreadable.
+
+    Only runs whose task is one of `tasks` are read.
+    """
     found, broken = [], []
     for where, folders, names in os.walk(folder):
         folders.sort()
@@ -91,7 +94,7 @@ def card(record: Record, home: Path) -> Tree:
 
 
 def figures(record: Record) -> dict[str, str]:
-    """Return the figures on the card of a run, such as "triangles" and "time", as name -> text; "" if unknown."""
+    """Return the figures on the card of a run as a dict from name, such as "time", to text. Unknown figures are ""."""
     asset, summary = record.asset, record.summary
     triangles = next(iter(asset.levels.values()), summary.triangles)
     high, file_bytes = asset.size_m.get("high"), next(iter(asset.files.values()), None)
@@ -108,7 +111,7 @@ def figures(record: Record) -> dict[str, str]:
 def relative_url(path: Path, home: Path) -> str:
     """Return the URL of a file relative to the folder `home`, so that file and folder can be moved together.
 
-    On another drive of Windows, the URL is absolute.
+    If the file is on another drive of Windows than `home`, the URL is absolute.
     """
     try:
         return link(os.path.relpath(path, home))
@@ -145,10 +148,10 @@ def contact_sheets(record: Record) -> Iterator[tuple[Path, int, int, int]]:
     """Yield (path, columns, rows, index) of the contact sheets of a run: image files with a grid of views.
 
     Sheets of the result come first, then validation images, newest first, then views sampled by the prior. A sheet has
-    `columns` x `rows` views. `index` is the cell of the view that represents the run, counted row by row from 0. In
-    views.png, it is the view nearest to azimuth THREE_QUARTER.
+    `columns` x `rows` views. `index` is the cell, counted row by row from 0, of the view that represents the run. For
+    views.png, this is the view nearest to azimuth THREE_QUARTER.
     """
-    if sheet := record.file("after.png"):  # of a texture: two rings, the first one from above
+    if sheet := record.file("after.png"):  # views of a textured mesh: two rings, the first one from above
         yield sheet, 3, 4, 0
     if views := record.file("views.png"):
         index = three_quarter_view(record.n_views, record.option("result", "turntable", "azimuth"))

@@ -40,8 +40,8 @@ class LiveView(pl.Callback):
     """Lightning callback that shows a training run in a browser window with a button to stop it.
 
     Rendering takes at most the fraction `options.share` of the run time, and no time while no browser is connected. If
-    the open window raises an error, it is closed with a warning and the run continues. If the window cannot be opened,
-    the run ends with a ConfigError.
+    an open window raises an error, the window is closed with a warning and the run continues. If the window cannot be
+    opened, the run ends with a ConfigError.
 
     Args:
         window: function that opens the window; called before the first step, on rank 0 only.

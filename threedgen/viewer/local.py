@@ -1,4 +1,4 @@
-"""Access control for servers on this machine. They answer only local requests whose path starts with a secret key."""
+"""Access control for web servers on this machine: only local requests whose path starts with a secret are answered."""
 
 import ipaddress
 import os
@@ -13,9 +13,10 @@ REFUSAL = "Access denied. Open the address that was printed in the terminal.\n"
 
 
 def admitted(path: str, key: str, hosts: Sequence[str], origins: Sequence[str]) -> str | None:
-    """Check a request for the secret key. Return the rest of its path after /KEY/, or None if the request is forbidden.
+    """Check that a request is local and that its path starts with the secret `key`.
 
-    `hosts` and `origins` are the values of all Host and Origin headers of the request, which must be local.
+    Return the rest of the path after /KEY/, or None if the request is forbidden. `hosts` and `origins` are the values
+    of all Host headers and of all Origin headers of the request.
     """
     first, _, rest = path.removeprefix("/").partition("/")
     has_key = secrets.compare_digest(first.encode("utf-8", "replace"), key.encode())
@@ -53,7 +54,7 @@ def _is_address(name: str) -> bool:
 
 
 def free_port(port: int) -> int:
-    """Return `port` if it is free on HOST; otherwise return 0, which lets the system choose a free port."""
+    """Return `port` if it is free on HOST. Otherwise return 0, with which a server gets any free port."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         if os.name == "posix":  # reuse a port in TIME_WAIT; on Windows the option has another meaning
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

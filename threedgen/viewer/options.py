@@ -38,7 +38,7 @@ class GalleryConfig(TaskConfig):
 
 
 class ViewConfig(Config):
-    """Live view of a run in a browser. It does not change the result, so it is not saved with the run."""
+    """Options of the live view of a run in a browser. They do not change the result, so the run does not save them."""
 
     enabled: bool = Field(
         False, description="open the live view, same as the flag --view; needs pip install '.[viser]'"

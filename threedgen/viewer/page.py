@@ -26,7 +26,8 @@ SCRIPTS = "glb.js canvas.js scene.js splats.js gestures.js viewer.js frames.js".
 MAX_EMBEDDED_BYTES = 64_000_000  # maximum size of a file in a page; browsers fail to load larger ones
 _TYPES = {".glb": "model/gltf-binary", ".mp4": "video/mp4", ".png": "image/png", ".jpg": "image/jpeg"}
 Row = tuple[str, str, Sequence[tuple[str, str]]]
-"""Row of images on a page: title, description, and (file name, caption) of each image, in the folder of the page."""
+"""Row of images on a page: title, description, and a pair (file name, caption) per image. The files are in the folder
+of the page."""
 
 
 @cache
@@ -47,9 +48,9 @@ def page(template: str, scripts: Sequence[str], served: bool = False, **values: 
     """Render a template in `assets/` as a complete HTML page, with the style sheet and scripts inline; return the HTML.
 
     Args:
-        template: file in `assets/`.
-        scripts: files in `assets/`.
-        served: allow the page to send requests to its own server.
+        template: file name of the template in `assets/`.
+        scripts: file names of JavaScript files in `assets/`.
+        served: allow the page to send requests to its own server. Otherwise it sends no requests.
         values: variables of the template.
     """
     style, *texts = ((ASSETS / name).read_text(encoding="utf-8") for name in ("page.css", *scripts))
@@ -63,7 +64,7 @@ def page(template: str, scripts: Sequence[str], served: bool = False, **values: 
 
 
 def fragment(template: str, **values: object) -> str:
-    """Render a template in `assets/` as a part of an HTML page; return the HTML."""
+    """Render the file `template` in `assets/` with the variables `values`; return the HTML."""
     return _environment().get_template(template).render(**values)
 
 
@@ -78,21 +79,25 @@ def data_uri(data: bytes, suffix: str) -> Markup:
 
 
 def jpeg(image: Image.Image) -> bytes:
-    """Encode an image as a JPEG file and return the bytes."""
+    """Encode an image as JPEG; return the content of the file."""
     buffer = io.BytesIO()
     image.convert("RGB").save(buffer, format="JPEG", quality=85)
     return buffer.getvalue()
 
 
 def embedded(path: Path | None) -> Markup | None:
-    """Encode a file as a data URI, for HTML; None if `path` is None or the file exceeds MAX_EMBEDDED_BYTES."""
+    """Return a file as a data URI, for HTML; None if `path` is None or the file is larger than MAX_EMBEDDED_BYTES."""
     if path is None or path.stat().st_size > MAX_EMBEDDED_BYTES:
         return None
     return data_uri(path.read_bytes(), path.suffix)
 
 
 def embedded_models(folder: Path, model: Path | None, splats: Path | None = None) -> Tree:
-    """Return the variables of asset.html: GLB files with a mesh and with 3D Gaussians, their paths in `folder`."""
+    """Return the variables of the template asset.html for GLB files with a mesh and with 3D Gaussians in `folder`.
+
+    "model" and "splats" are data URIs, or None for files that are None or too large to embed. "model_file" and
+    "splats_file" are the paths of the files relative to `folder`, or None.
+    """
     files = {"model": model, "splats": splats}
     names = {f"{key}_file": path and path.relative_to(folder).as_posix() for key, path in files.items()}
     return names | {key: embedded(path) for key, path in files.items()}
@@ -106,9 +111,9 @@ def link(path: Path | str) -> str:
 def write_panorama_page(path: Path, image_path: Path, title: str) -> None:
     """Write an HTML page with a 3D view from the centre of an equirectangular image.
 
-    `path` is the path of the page. The image is embedded, as a JPEG if its file exceeds MAX_EMBEDDED_BYTES. It must
-    cover 360 degrees, with the horizon in the middle row and the same number of pixels per degree along both axes.
-    Raises OSError if the image cannot be read or the page cannot be written.
+    `path` is the path of the page. The page contains the image, as a JPEG if the file exceeds MAX_EMBEDDED_BYTES. The
+    image must cover 360 degrees, with the horizon in the middle row and the same number of pixels per degree along both
+    axes. Raises OSError if the image cannot be read or the page cannot be written.
     """
     data = embedded(image_path)
     if data is None:

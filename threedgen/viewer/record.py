@@ -1,4 +1,4 @@
-"""Read the files of a run folder for report page, gallery and studio."""
+"""Data of a run, read from the files in its folder for the report page, the gallery and the studio."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -21,7 +21,7 @@ MAX_VIEWS, VIEWS_PER_ROW = 8, 4  # maximum number of views in the image grid vie
 
 
 class Environment(BaseModel):
-    """Machine and package versions in summary.json."""
+    """Entries of summary.json about the machine and the versions of packages."""
 
     cpu: str | None = None
     cores: int | None = None
@@ -85,7 +85,7 @@ class Record:
 
     @property
     def model(self) -> Path | None:
-        """Path of the file for the 3D view: GLB of the asset, else mesh.glb, else textured.glb, else None."""
+        """Path of the mesh for the 3D view: GLB file of the asset, else mesh.glb, else textured.glb, else None."""
         first = Path(next(iter(self.asset.files), "")).name  # later entries are LODs and colliders
         asset = self.file(f"{FOLDER}/{first}") if first.lower().endswith(".glb") else None
         return asset or self.file("mesh.glb") or self.file("textured.glb")
@@ -96,7 +96,7 @@ class Record:
         return self.file("gaussians.glb")
 
     def option(self, *keys: str) -> Any:
-        """Return a value of the config by its nested keys, such as "trainer", "max_steps"; None if it is missing."""
+        """Return a value of the config by its nested keys, such as "trainer", "max_steps"; None if a key is missing."""
         tree: Any = self.config
         for key in keys:
             tree = tree.get(key) if isinstance(tree, dict) else None
@@ -138,12 +138,12 @@ class Record:
 
     @property
     def has_result(self) -> bool:
-        """Whether the object was written, at the end or early. A stopped or failed run has only checkpoints."""
+        """Whether the object was written, at the end of the run or after an early stop. Other runs have checkpoints."""
         return self.state in ("finished", "interrupted")
 
     @property
     def ended(self) -> datetime:
-        """End of the run (UTC) from summary.json, or else the last change of its files."""
+        """End of the run in UTC: entry of summary.json, else the last change of summary.json or another run file."""
         if self.summary.ended is not None:
             return self.summary.ended.astimezone(UTC)
         path = self.file(SUMMARY) or self.file("metrics.jsonl") or self.file(CONFIG)
@@ -153,7 +153,8 @@ class Record:
 def read_record(folder: Path, tasks: Sequence[str] = TASKS) -> Record:
     """Read the data of the run in `folder`.
 
-    Raises ConfigError if its config is missing, config or summary is damaged, or the task is not one of `tasks`.
+    Raises ConfigError if the config of the run is missing or damaged, if its task is not one of `tasks`, or if its
+    summary is damaged.
     """
     config = stored_config(folder)
     if config is None:

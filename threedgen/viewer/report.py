@@ -92,20 +92,20 @@ def headline(record: Record) -> list[str]:
 
 
 def validations(record: Record) -> list[tuple[str, Markup]]:
-    """Return up to MAX_VALIDATIONS validation images of a run, evenly spaced in time, as (step, data URI)."""
+    """Return up to MAX_VALIDATIONS evenly spaced validation images of a run, as pairs (step, data URI)."""
     found = sorted(record.folder.glob("validation/[0-9]*.png"))
     paths = [found[k] for k in evenly_spaced(len(found), MAX_VALIDATIONS)]
     return [(path.stem.lstrip("0") or "0", uri) for path in paths if (uri := embedded(path))]
 
 
 def logged_images(record: Record) -> list[tuple[str, Markup]]:
-    """Return, for each name under which images were logged, the newest image as ("NAME-STEP", data URI)."""
+    """Return pairs ("NAME-STEP", data URI): for each NAME, the newest of the logged images images/NAME-STEP.png."""
     newest = {path.stem.rpartition("-")[0]: path for path in sorted(record.folder.glob("images/*-[0-9]*.png"))}
     return [(path.stem, uri) for path in newest.values() if (uri := embedded(path))]
 
 
 def facts(record: Record) -> list[tuple[str, Rows]]:
-    """Return the tables of the page as (title, rows). A row is (name, text); a table can be empty."""
+    """Return the tables of the report page as pairs (title, rows). A row is a pair (name, text). Rows can be empty."""
     summary, machine = record.summary, record.summary.environment
     tables: dict[str, Tree] = {
         "Asset": asset_facts(record),
@@ -124,7 +124,7 @@ def facts(record: Record) -> list[tuple[str, Rows]]:
 
 
 def asset_facts(record: Record) -> dict[str, str]:
-    """Return the rows of the table about the asset, as name -> text; "" if unknown."""
+    """Return the table about the asset as a dict from name, such as "Triangles", to text. Unknown values are ""."""
     asset, sizes = record.asset, [number(edge) for edge in record.asset.size_m.values()]
     return {
         "Triangles": ", ".join(f"{count:,}" for count in asset.levels.values()),
@@ -147,9 +147,10 @@ def costs(record: Record) -> dict[str, str]:
 
 
 def files(folder: Path) -> list[tuple[str, int]]:
-    """Return (relative path, size in bytes) of the files of a run, without its report page.
+    """Return (path relative to `folder`, size in bytes) of the files of a run, without its report page.
 
-    Files of the asset are first, then files directly in `folder`, then files in other subfolders.
+    Hidden and temporary files are left out. Files of the asset are first, then files directly in `folder`, then files
+    in other subfolders.
     """
     paths = [path for path in folder.rglob("[!.]*") if path.is_file() and path.suffix != ".tmp"]
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths if path != folder / PAGE}
@@ -176,7 +177,7 @@ def _plottable(value: object) -> float | None:
 
 
 def plot(title: str, points: Sequence[tuple[float, float]], steps: tuple[float, float], from_zero: bool) -> Markup:
-    """Return a line plot over training steps as SVG; page.css sets its colours and fonts.
+    """Return a line plot over training steps as SVG. Colours and fonts are set by page.css.
 
     Args:
         title: text for screen readers.

@@ -35,7 +35,8 @@ class ViserWindow:
     """Browser window of a run: renders of the object, and a panel with prompt, metrics and a button to stop the run.
 
     A client is one open browser tab with its own camera, which starts at `start` (a batch of one camera). `LiveView`
-    calls the methods on the training thread; they do not block. `stop_clicked` is True after a click on the button.
+    calls the methods of this class on the training thread; they do not block it. `stop_clicked` becomes True when the
+    user clicks the button. `port` is the preferred port; if it is in use, any free port is chosen.
     """
 
     stop_clicked = False
@@ -73,7 +74,7 @@ class ViserWindow:
         return {client_id: camera for client_id, camera in found.items() if camera is not None}
 
     def show(self, client_id: int, image: Array) -> None:
-        """Show an image (H, W, 3) uint8 to one client. Does nothing if the client has disconnected."""
+        """Show an image (H, W, 3), uint8, to one client. If the client has disconnected, do nothing."""
         client = self._server.get_clients().get(client_id)
         if client is not None:
             client.scene.set_background_image(image, format="png")
@@ -91,7 +92,7 @@ class ViserWindow:
 
 
 def client_camera(rotation: Array, position: Array, fov: float, aspect: float, size: int) -> Cameras | None:
-    """Return the camera of a browser tab (a batch of one); None if an argument is invalid, as while the tab opens.
+    """Return the camera of a browser tab (a batch of one); None if an argument is invalid, as it is while a tab opens.
 
     Args:
         rotation: camera-to-world rotation (3, 3), OpenCV axes.
@@ -111,8 +112,8 @@ def client_camera(rotation: Array, position: Array, fov: float, aspect: float, s
 
 @contextmanager
 def _guarded(key: str) -> Iterator[None]:
-    # A viser server that starts inside answers only local requests below the secret path /KEY/. Viser has no access
-    # control, so `websockets.serve` is replaced meanwhile. RuntimeError if viser did not call it.
+    # A viser server that starts in this context answers only local requests below the secret path /KEY/. Viser has no
+    # access control, so `websockets.serve` is replaced in this context. RuntimeError if viser did not call it.
     serve, calls = web.serve, list[bool]()
 
     def guarded_serve(*args: Any, process_request: Callable[..., Any], **options: Any) -> Any:

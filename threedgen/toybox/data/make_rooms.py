@@ -31,7 +31,7 @@ SPLITS: tuple[SceneSplit, ...] = ("train", "test")
 SKYBOX_SIZE = 256  # side of a skybox image in pixels
 CHUNK = 16  # number of frames of a walk that are rendered together
 SCANNET = "scannet"
-NAME = "skybox"  # name of a panorama, with which its file names start
+NAME = "skybox"  # first part of the file names of a panorama
 
 
 class Job(NamedTuple):

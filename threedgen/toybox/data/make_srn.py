@@ -1,4 +1,6 @@
-"""Task "make-srn-toybox": render toybox cars and chairs with marked sides in the layout of the SRN ShapeNet archives.
+"""Task "make-srn-toybox": render toybox cars and chairs in the layout of the SRN ShapeNet archives.
+
+Each side of an object has a panel with a symbol, so that the sides differ.
 
     RUN/cars_train/cars-train-00000/{rgb,pose,intrinsics.txt}    random views
     RUN/cars_test/cars-test-00000/...                            views on a spiral; view 64 is the input of evaluations
@@ -89,7 +91,7 @@ def surface(solids: Sequence[Primitive], box: np.ndarray, side: str, across: flo
 def _mark(
     b: Builder, rng: np.random.Generator, bare: Sequence[Primitive], box: np.ndarray, side: str, names: list[str]
 ) -> None:
-    # a panel with a symbol, and perhaps an attachment, in colours out of names; bare are the unmarked solids
+    # adds a panel with a symbol, and perhaps an attachment; names: possible colours; bare: the solids without marks
     flat, turn = SIDES[side]
     normal = np.array([*flat, 0.0])
 
@@ -198,8 +200,8 @@ def scene(config: MakeSRNToyboxConfig, job: Job) -> Views:
 def viewpoints(config: MakeSRNToyboxConfig, job: Job) -> Cameras:
     """Return the cameras of a scene, which look at the origin.
 
-    In the split "train" they are random, uniform on a zone of a sphere. In "val" and "test" all scenes have the same
-    cameras, on a spiral.
+    In the split "train" the cameras are random, uniform on a zone of a sphere. In "val" and "test" all scenes have the
+    same cameras, on a spiral.
     """
     if job.split == "train":
         rng, n = job.rng(config.seed, "cameras"), config.train_views
@@ -219,7 +221,7 @@ def viewpoints(config: MakeSRNToyboxConfig, job: Job) -> Cameras:
 class ToyboxScenes:
     """Training source (`PairSource`) of rendered cars and chairs with different marks on their four sides.
 
-    The task `make-srn-toybox` writes the same scenes to disk for the same seed and sizes.
+    The task `make-srn-toybox` writes the same training scenes to disk for the same seed and sizes.
     """
 
     def __init__(self, config: ToyboxPairsConfig, size: int, seed: int) -> None:

@@ -1,4 +1,4 @@
-"""Training sources (`data.latent_cache.Source`) of toybox images: single images, orbits, views of MV-Adapter."""
+"""Training sources (`data.latent_cache.Source`) of toybox images: single images, rings of views, MV-Adapter's views."""
 
 import numpy as np
 
@@ -28,7 +28,7 @@ class Photographs:
     Args:
         variation: factor on the random variation of the objects, in [0, 1], see ``Toybox``.
         rooms: share of images that are taken inside rooms, in [0, 1].
-        clutter: factor on the number of objects in rooms, see ``furnish``.
+        clutter: factor on the number of objects in a room, usually in [0, 1], see ``rooms.furnish``.
         style: "plain", or "blocks" to replace each solid of an object by a box.
     """
 
@@ -112,8 +112,8 @@ class FourSides:
 class ToyboxObjects(ObjectViews):
     """Source of toybox objects in the six views of MV-Adapter. ``ObjectViews`` explains the arguments.
 
-    With ``control`` "rays", small objects stay small in the image. With "geometry", every object is scaled to fill the
-    image, as MV-Adapter scales the meshes that it textures.
+    If the condition maps are camera rays (``control`` "rays"), small objects stay small in the image. If they are
+    geometry maps ("geometry"), every object is scaled to fill the image, as MV-Adapter scales the meshes it textures.
     """
 
     options: ToyboxObjectsConfig
@@ -131,9 +131,10 @@ class ToyboxObjects(ObjectViews):
         return self.box.asset(index).caption
 
     def asset(self, index: int) -> Asset:
-        """Return object ``index`` as it is rendered, scaled into the cube [-HALF, HALF]^3.
+        """Return object ``index``, scaled into the cube [-HALF, HALF]^3 for rendering.
 
-        With ``control`` "geometry" the object fills the cube. With "rays" small objects stay small.
+        With ``control`` "geometry", the longest side of the object fills the cube. With "rays", all objects are scaled
+        by the same factor, so small objects stay small.
         """
         asset = self.box.asset(index)
         if self.control == "rays":

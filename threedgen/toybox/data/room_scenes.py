@@ -1,4 +1,4 @@
-"""Toy rooms as sources (``threedgen.data.scene_views.SceneSource``) of panoramas and camera walks, and as meshes."""
+"""Sources (``data.scene_views.SceneSource``) of panoramas and camera walks in toy rooms, and meshes of the rooms."""
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -36,9 +36,10 @@ def _rooms(seed: int, split: SceneSplit, clutter: float) -> world.Rooms:
 def render_scene_views(
     room: world.Room, at: Cameras, rng: Sequence[np.random.Generator], depth: bool = False
 ) -> SceneViews:
-    """Render views of a room from the V cameras ``at``, with captions and, if ``depth``, with depth maps.
+    """Render views of a room from the V cameras ``at``, with a caption for each view.
 
-    ``rng`` has V generators, one for the random wording of each caption.
+    ``rng`` has V generators, one for the random wording of each caption. If ``depth``, the result also has depth maps
+    (V, H, W) in metres, else its depth is None.
     """
     rgb, z, _ = render_images(room, at, 2, depth)
     labels = render_images(room, _resized(at, CAPTION_PIXELS), 1, True)[2]
@@ -83,7 +84,7 @@ class RoomPanoramas:
     """Source of panoramas, one per toy room.
 
     A panorama is a set of views from one point at evenly spaced yaws. The first yaw is a random multiple of
-    ``YAW_STEP`` in the training split, and 0 in the test split.
+    ``YAW_STEP`` degrees in the training split, and 0 in the test split.
     """
 
     def __init__(self, config: RoomPanoramasConfig, seed: int = 0, split: SceneSplit = "train") -> None:
@@ -147,7 +148,7 @@ class RoomWalk:
 
     @cached_property
     def cameras(self) -> Cameras:
-        """Cameras of all frames. Position and pitch oscillate, and the yaw turns in one direction at varying speed."""
+        """Cameras of all frames. Their position and pitch oscillate; their yaw turns one way at a varying speed."""
         rng, k, o = self.rooms.rng(self.index, 4), np.arange(self.length), self.options
 
         def wave(amplitude: float, shortest: float, longest: float) -> Array:
@@ -214,9 +215,9 @@ def prompted_room(prompt: str, seed: int) -> tuple[Array, Callable[[Cameras], li
     """Make a room with the furniture that a prompt names.
 
     Returns:
-        Triangles (T, 3, 3) of the room in metres; a function that returns one caption for each of V cameras, from what
-        the camera shows; warnings for the user about furniture that has no place. A caption names at most two items
-        besides the floor, as in the training of the depth model.
+        Tuple (triangles, describe, warnings). The triangles (T, 3, 3) of the room are in metres. ``describe`` maps V
+        cameras to V captions of what they show; a caption names at most two items besides the floor, as in the training
+        of the depth model. The warnings tell the user which furniture has no place.
     """
     room, lost = world.furnish_from(prompt, numpy_generator(seed, 0, "room"))
 
@@ -231,7 +232,7 @@ def prompted_room(prompt: str, seed: int) -> tuple[Array, Callable[[Cameras], li
 def glb(corners: Array, colours: Array) -> bytes:
     """Encode triangles ``corners`` (T, 3, 3) with sRGB ``colours`` (T, 3) in [0, 1] as a GLB file with vertex colours.
 
-    z is up in the input, and y in the file.
+    The z axis is up in ``corners``, the y axis in the file. Lengths stay the same.
     """
     rgba = np.pad(np.round(to_linear(colours) * 255).astype(np.uint8), ((0, 0), (0, 1)), constant_values=255)
     mesh = trimesh.Trimesh(

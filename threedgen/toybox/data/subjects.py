@@ -38,8 +38,8 @@ def make_subject(seed: int, number: int, noun: str = "", wearing: Sequence[str] 
     """Build a subject: a toybox object with unusual features that its caption does not describe, for DreamBooth tests.
 
     Args:
-        number: number of the subject from 0, per seed. If ``noun`` is "", consecutive numbers have different nouns.
-        noun: object class, such as "dog"; "": chosen by ``number``.
+        seed, number: together they seed the features. If ``noun`` is "", consecutive numbers give different nouns.
+        noun: object class, such as "dog"; "": ``seed`` and ``number`` choose the class.
         wearing: if ``noun`` is "", only nouns that can wear these accessories are chosen. They are not added.
 
     Returns:
@@ -64,9 +64,9 @@ def make_subject(seed: int, number: int, noun: str = "", wearing: Sequence[str] 
 
 
 def render_photos(subject: Asset, count: int, size: int, seed: int = 0) -> np.ndarray:
-    """Render photos of an object: (count, size, size, 3) in [0, 1], on grey 0.5.
+    """Render photos of an object on a grey background (0.5). Return images (count, size, size, 3) in [0, 1].
 
-    The azimuths are nearly evenly spaced. The elevations are random, from 5 to 30 degrees.
+    The azimuths of the cameras are nearly evenly spaced. The elevations are random, from 5 to 30 degrees.
     """
     rng = np.random.default_rng([seed, max(0, subject.index), *b"photos"])
     turns = rng.uniform() + (np.arange(count) + rng.uniform(-0.2, 0.2, count)) / count
@@ -127,7 +127,7 @@ def _band(solid: Primitive, place: float, colour: np.ndarray) -> Primitive:
 
 
 def _surface(solid: Primitive, direction: np.ndarray) -> np.ndarray:
-    # from the centre, in a direction in local axes, to a point in world space
+    # point (3,) of the surface in world space, in a direction (3,), in local axes, from the centre of the solid
     if solid.kind == BOX:
         local = direction / np.abs(direction).max()
     elif solid.kind == FRUSTUM:

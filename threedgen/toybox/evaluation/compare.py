@@ -3,9 +3,10 @@
 The variants are compared after equally many training steps, and after an equal training time of the same runs.
 
 RUN/runs/KEY/                 generate run of a variant and a prompt; finished runs are not repeated
-RUN/measured/KEY-steps.json   measurements of its object at the end; -time: of its checkpoint after `seconds`
+RUN/measured/KEY-steps.json   measurements of the run's object at the end of the training
+RUN/measured/KEY-time.json    measurements of the run's object in its checkpoint after `seconds` of training
 RUN/report.json, report.md    figures with intervals, and paired differences from the first variant
-RUN/steps.png, time.png       a view of each object; one row per variant
+RUN/steps.png, time.png       a view of each object at these two points; one row per variant
 """
 
 import logging
@@ -54,8 +55,8 @@ from .report import distances, roughness, surface
 logger = logging.getLogger(__name__)
 VIEWS, SIZE = 8, 128  # number of views of an object, and their side in pixels
 BACKGROUND = 0.5  # grey behind the objects
-SHOWN_VIEW = 1  # the view in the images, 45 degrees to the left of the front
-CHANCE = 50.0  # Lab distance between two objects, if all prompts have one; 50.4 in the model card
+SHOWN_VIEW = 1  # index of the view in steps.png and time.png, 45 degrees to the left of the front
+CHANCE = 50.0  # Lab distance of the mean colours of two objects, if it cannot be measured; 50.4 in the model card
 BUDGETS = {"steps": LAST, "time": KEPT}
 JUDGED = {"noun": "noun", "colour": "colour", "bound": "part in its colour", "one_front": "one front", "order": "sides"}
 MEASURED = {
@@ -73,8 +74,9 @@ class Row(NamedTuple):
     Attributes:
         label: label of the variant.
         prompt: prompt of the object.
-        found: measurements by budget, with the keys of JUDGED and MEASURED; None where undefined.
-        views: images (V, H, W, 3), uint8, by budget.
+        found: dict from the budgets "steps" and "time" to measurements, which have the keys of JUDGED and MEASURED.
+            Undefined measurements are None.
+        views: dict from the same budgets to images (V, H, W, 3), uint8.
     """
 
     label: str
@@ -129,7 +131,7 @@ class Comparison(Evaluation[Compare3DConfig, tuple[str, Job], Row]):
         return Row(label, job.prompt, found, {budget: views for budget, (_, views) in results.items()})
 
     def _measure(self, job: Job, budget: str) -> tuple[Json, Array]:
-        # measurements and views of the object of a run, from files if they were made before
+        # measurements and views (V, H, W, 3), uint8, of the object of a run; read from files if these exist already
         folder, key = self.folder / "runs" / job.key, {"run": job.key, "budget": budget}
         path = folder / CHECKPOINTS / BUDGETS[budget]
         path = path if path.is_file() else path.with_name(LAST)
@@ -139,14 +141,14 @@ class Comparison(Evaluation[Compare3DConfig, tuple[str, Job], Row]):
         return kept_json(measured.with_suffix(".json"), figures, **key), views
 
     def _views(self, folder: Path, path: Path) -> Array:
-        # of the object in a checkpoint: (V, H, W, 3) in [0, 1], without light, on grey
+        # views (V, H, W, 3) in [0, 1] of the object in a checkpoint, unlit, on a grey background
         config, field, occupancy, _ = load_field(folder, path=path)
         rgb, opacity = field_renderer(field, occupancy, config.march)(self.cameras)
         image: Array = rgb * opacity[..., None] + BACKGROUND * (1 - opacity[..., None])
         return image
 
     def _figures(self, folder: Path, path: Path, prompt: str, views: Array) -> Json:
-        # measurements of the object in a checkpoint, of which views are (V, H, W, 3), uint8
+        # measurements of the object in a checkpoint; views: its images (V, H, W, 3), uint8
         config, field, occupancy, checkpoint = load_field(folder, path=path)
         view = field_view(field, occupancy, config.march, "cpu")
         found = surface(view, self.cameras.c2w.numpy(), float(self.fov), SIZE, config.result.mesh_resolution)
@@ -196,7 +198,11 @@ object are judged by the probe. Differences are from the first variant, mean ove
         write_report(self.task, "report", rounded(figures), "\n\n".join(parts) + "\n")
 
     def summary(self, budget: str, rows: Sequence[Row]) -> Json:
-        """Return the figures of the objects of one variant."""
+        """Return the figures of one variant, with intervals, from the rows of its objects.
+
+        They are the shares of right answers, the median roughness, the means of the other measurements, and the FID if
+        there are two or more objects. ``budget`` is "steps" or "time".
+        """
         found = [row.found[budget] for row in rows]
         table: Json = {key: share([one.get(key) for one in found]).plain() for key in JUDGED}
         rough = [one["roughness"] for one in found]
@@ -209,7 +215,7 @@ object are judged by the probe. Differences are from the first variant, mean ove
         return table
 
     def true_objects(self) -> Json:
-        """Return the figures of true objects of the prompts, measured in the same way."""
+        """Return the figures of ground-truth objects of the prompts, measured like those of a variant."""
         pairs = list(self.truth.values())
         verdicts: list[Json] = [
             judge_views(self.probe, second.rgb, self.cases[caption].spec, self.azimuth, vote=True).answers
@@ -230,7 +236,10 @@ object are judged by the probe. Differences are from the first variant, mean ove
 
 
 def differences(ours: Sequence[Json], theirs: Sequence[Json]) -> Json:
-    """Return the mean of each measurement in `ours` minus that in `theirs`, pair by pair, with intervals."""
+    """Return the mean difference of each measurement, `ours` minus `theirs` for each prompt, with a 95 % interval.
+
+    `ours` and `theirs` have the measurements of two variants, one dict per prompt, in the same order.
+    """
     names = [*JUDGED, *MEASURED]
     first, second = ([{name: one.get(name) for name in names} for one in part] for part in (ours, theirs))
     pairs = paired_differences(first, second, names)

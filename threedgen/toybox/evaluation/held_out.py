@@ -78,7 +78,7 @@ def held_out_cases(count: int, seed: int, spread: bool = False, nouns: Collectio
 
 @cache
 def held_out_pairs() -> dict[str, int]:
-    """Return a dict from noun to its number of held-out pairs (colour, part or accessory), if it has any."""
+    """Return a dict from each noun that has held-out pairs (colour, part or accessory) to the number of these pairs."""
     pairs = {
         word: sum(held_out(Spec(word, colour, "", part)) for colour in COLOURS for part in noun.parts + noun.wears)
         for word, noun in NOUNS.items()
@@ -106,12 +106,12 @@ class FrontObjects:
     def prompts(self, count: int, seed: int) -> list[str]:
         """Return ``count`` captions that are held out of training, with the nouns of `clear_nouns` in turn.
 
-        Raises ConfigError if there are fewer than ``count``.
+        Raises ConfigError if there are fewer than ``count`` such captions.
         """
         return [case.caption for case in held_out_cases(count, seed, spread=True, nouns=clear_nouns())]
 
     def without_front(self, prompts: Sequence[str]) -> dict[str, str]:
-        """Return a dict from each prompt whose toybox noun has no front to this noun. Other prompts are left out."""
+        """Return the prompts whose toybox noun has no front, as a dict from prompt to noun."""
         nouns = {prompt: spec.noun for prompt in prompts if (spec := parse_prompt(prompt))}
         return {prompt: noun for prompt, noun in nouns.items() if not NOUNS[noun].front}
 
@@ -132,7 +132,10 @@ BACKGROUND = 0.5  # grey value of the background of toybox objects, equal to tha
 
 
 def toybox_scenes(config: ToyboxScenesConfig, sampler: object, seed: int) -> list[Scene]:
-    """Return one scene per held-out caption. The scene's original views show an object that no training uses."""
+    """Return one scene per held-out caption. Its original views show a ground-truth object that no training uses.
+
+    ``sampler`` has no effect here; all functions that return scenes have this argument.
+    """
     fov, elevation = float(np.deg2rad(config.fov)), float(np.deg2rad(config.elevation))
     distance = config.relative_distance / float(np.tan(fov / 2))
     cameras = orbit(config.views, elevation, distance, fov, config.size, config.size)

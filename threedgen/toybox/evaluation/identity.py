@@ -26,7 +26,7 @@ from .probe import Residual, pooled, prepare, read_network, write_network
 from .training import TEST_SEED, ClassifierSystem, train
 
 ROC_IMAGES, ROC_KINDS = 5, 40
-"""Number of images per subject, and number of nouns of the subjects (kinds), in the measurement of the ROC."""
+"""Number of images per subject, and number of kinds (groups of subjects with one noun), in the measured ROC."""
 KINDS, ALIKE = 6, 4  # number of nouns per training step, and number of subjects per noun
 RATE = {"0%": 1e-4, "5%": 2e-3, "40%": 2e-3, "100%": 1e-5}
 TEMPERATURE = 0.1
@@ -86,12 +86,12 @@ def roc(same: Floats, different: Floats) -> dict[str, float]:
     """Compute the ROC of a classifier that calls two images the same object if their similarity reaches a threshold.
 
     Args:
-        same: similarities (N,) of pairs of images of the same object, N > 0.
-        different: similarities (M,) of pairs of images of different objects, M > 0.
+        same: cosine similarities (N,) of pairs of images of the same object, N > 0.
+        different: cosine similarities (M,) of pairs of images of different objects, M > 0.
 
     Returns:
-        Dict with "area": area under the ROC curve; "threshold": similarity that maximises hits - alarms; "hits",
-        "alarms": shares of ``same`` and of ``different`` that are at or above this threshold.
+        Dict with "area", the area under the ROC curve; "threshold", the similarity that maximises hits - alarms;
+        "hits", the share of ``same`` at or above this threshold; "alarms", the share of ``different`` at or above it.
     """
     low = np.sort(different)
     below, up_to = (np.searchsorted(low, same, side) for side in ("left", "right"))
@@ -105,11 +105,10 @@ def roc(same: Floats, different: Floats) -> dict[str, float]:
 
 
 def pairs(vectors: Tensor, subject: NDArray[np.integer], kind: NDArray[np.integer]) -> tuple[Floats, Floats]:
-    """Return cosine similarities of N image pairs that show the same object, and of M that show different objects.
+    """Return the cosine similarities (N,) of image pairs of the same object, and (M,) of pairs of different objects.
 
-    The result has two arrays, (N,) and (M,). Pairs of different objects are used only if both objects have the same
-    noun. ``vectors`` (V, D) are unit vectors of V images. ``subject`` and ``kind`` (V,) are the index of the object
-    that an image shows, and the index of the object's noun.
+    Different objects form pairs only if they have the same noun. ``vectors`` (V, D) are unit vectors of V images.
+    ``subject`` (V,) has the index of the object in each image, ``kind`` (V,) the index of the noun of this object.
     """
     cosine = (vectors @ vectors.T).numpy()
     once = np.triu(np.ones_like(cosine, bool), 1)
@@ -119,7 +118,7 @@ def pairs(vectors: Tensor, subject: NDArray[np.integer], kind: NDArray[np.intege
 
 @torch.no_grad()
 def measure_roc(net: IdentityNet, count: int, alike: int, seed: int) -> dict[str, float]:
-    """Measure the `roc` of a network on new subjects: ``alike`` subjects of each of ``count`` kinds.
+    """Measure the ROC of a network on new subjects, ``alike`` of each of ``count`` kinds. Return the dict of `roc`.
 
     The subjects of a kind have the same noun. If ``count`` exceeds the number of nouns, several kinds share a noun.
     """

@@ -33,7 +33,7 @@ FIGURES = {
     "noun_single": "noun, single view",
     "colour_single": "colour, single view",
 }
-"""Keys of the answers of a verdict, and their names in reports."""
+"""Dict from the keys of a verdict's answers to their names in reports."""
 Answer = bool | list[bool] | None
 
 
@@ -79,7 +79,7 @@ def judge(
         labels: vocabulary of the classifier.
         azimuth: azimuths (V,) of the cameras, radians; None: viewing sides are not judged.
         vote: decide noun and colour by majority of the views. Otherwise the highest mean log-probability decides.
-        threshold: a part is present if its largest probability over the views is higher than this.
+        threshold: probability above which a part counts as present, for its largest probability over the views.
     """
     combined = combine_views(views)
     answers: dict[str, Answer] = {}

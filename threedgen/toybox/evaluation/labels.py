@@ -86,8 +86,8 @@ def nearest_colour(value: np.ndarray) -> int:
 def word_colours(asset: Asset, labels: Labels) -> dict[str, int]:
     """Return a dict from each part of an object in ``labels.words`` to the index of its colour; `OPEN` if ambiguous.
 
-    Parts whose colour the caption does not name, which is mostly the usual colour, are included. With the named parts
-    alone, the probe could learn to always answer the most unusual colour of an image.
+    Parts whose colour the caption does not name are included; most of them have their usual colour. With the named
+    parts alone, the probe could learn to always answer the most unusual colour of an image.
     """
     found = {asset.part: labels.colours.index(asset.part_colour)} if asset.part and asset.part_colour else {}
     for solid in asset.primitives:  # also words of other nouns, such as a dog's mouth
@@ -154,9 +154,9 @@ class ProbeToybox(Toybox):
         super().__init__(seed, "train", view)
 
     def spec(self, index: int) -> tuple[Spec, int]:
-        """Return the specification of object ``index``, and 0, the ``wording`` of its caption (`grammar.caption`).
+        """Return the specification of object ``index``, and 0, the plain sentence pattern of `grammar.caption`.
 
-        At least half of the objects can wear an accessory, and half of the objects that can wear one have one.
+        At least half of the objects can wear accessories, and half of those that can wear accessories have one.
         """
         rng = self.rng(index, 10)
         nouns = list(NOUNS.values())
@@ -189,7 +189,7 @@ def corrupt(
     share: float,
     rng: np.random.Generator,
 ) -> None:
-    """Make a random ``share`` of the objects look like bad 3D results: replace their images by renders of noisy meshes.
+    """Replace the images of a random ``share`` of the objects by renders of noisy meshes, as they look in bad results.
 
     Half of the chosen objects that have a front get a second front on the back.
 

@@ -43,14 +43,14 @@ from .report import Judged, Surface, judge_case, roughness, surface, surface_fig
 logger = logging.getLogger(__name__)
 
 TRUTH_SIZE = 128  # side of ground-truth renders and of the images for roughness, pixels
-CALIBRATION = 4  # number of ground-truth objects per prompt, measured like the generated object
+CALIBRATION = 4  # number of ground-truth objects per prompt that the probe judges like the generated object
 SHEET_OBJECTS, SHEET_VIEWS, SHEET_SIZE = 30, 4, 192
 KEYS = ("noun", "colour", "part", "part_colour", "bound", "one_front", "order", "each_side", "side", "noun_single")
 
 
 @dataclass(frozen=True)
 class MeasuredObject:
-    """Measurements of the 3D object of one prompt, and of a ground-truth object (``true_...``).
+    """Measurements of the 3D object of one prompt, and (``true_...``) of a ground-truth object of the same prompt.
 
     Attributes:
         judged: verdicts of the probe on the object and on ground-truth objects.
@@ -59,7 +59,8 @@ class MeasuredObject:
         failed: whether the run failed, for example because a loss was not finite.
         surface: properties of the extracted surface; None if the run failed or the field has no surface.
         true_roughness: mean angle between normals of neighbouring pixels of the ground-truth object, degrees.
-        mottle, true_mottle: Lab distance of the colours to a palette of four; None without visible foreground.
+        mottle, true_mottle: mean Lab distance of the surface's colours to a palette of four, high for patchy surfaces;
+            None without visible foreground.
     """
 
     judged: Judged

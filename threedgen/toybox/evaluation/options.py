@@ -68,7 +68,7 @@ class ProbeNetworkConfig(Config):
 
 
 class ProbeTrainingConfig(Config):
-    """Options of the training of the probe, which includes combinations that are held out of the training of priors."""
+    """Options of the training of the probe. Its objects include those that are held out of the training of priors."""
 
     learning_rate: Scheduled = Field({"0%": 1e-4, "4%": 3e-3, "30%": 3e-3, "100%": 1e-5}, ge=0)
     spoiled: float = Field(0.0, ge=0, le=1, description="share of objects made rough; half of these with two fronts")
@@ -106,9 +106,9 @@ class TrainIdentityConfig(RunConfig):
 
 
 class ProbeConfig(Config):
-    """Options of the probe, the classifier that judges toybox images: where its weights are."""
+    """Options of the probe, a classifier of toybox images: the location of its weights."""
 
-    embedded: ClassVar[str] = PROBE  # file of the weights "embedded"
+    embedded: ClassVar[str] = PROBE  # name, without suffix, of the installed file that weights "embedded" stand for
 
     weights: str = Field("embedded", min_length=1, description="'embedded', or a train-probe run's .safetensors file")
 
@@ -125,13 +125,13 @@ class ProbeSidesConfig(ProbeConfig):
 
 
 class ProbeFeaturesConfig(ProbeConfig):
-    """Features of the toybox probe, and its nouns as classes of the Inception score; for toy rooms."""
+    """Toybox probe as the network of FID, KID and Inception score (with nouns as classes), for toy rooms."""
 
     name: Literal["probe"] = "probe"
 
 
 class ToyboxIdentityConfig(Config):
-    """Network of a train-toybox-identity run, which recognises toybox subjects in images."""
+    """Options of the identity network, which recognises toybox subjects in images: the location of its weights."""
 
     weights: str = Field("embedded", min_length=1, description="'embedded', or the file or folder of a RUN/identity")
 
@@ -146,7 +146,7 @@ class ToyboxIdentityConfig(Config):
 
 
 class ToyboxScenesConfig(Config):
-    """Held-out captions, each with true views of a toybox object from a ring of cameras.
+    """Scenes of held-out toybox captions, each with true views of an object from a ring of cameras.
 
     Held-out captions have combinations of noun, colour and part that training excludes.
     """
@@ -198,9 +198,10 @@ class Evaluate3DConfig(RunConfig):
 
 
 class Compare3DConfig(WorkersConfig):
-    """Make 3D objects of the same held-out prompts with several variants of a config, and compare them.
+    """Options of the comparison of several variants of a config, by the 3D objects that they make of held-out prompts.
 
-    The variants are compared after equally many steps, and after an equal time of the same runs.
+    All variants have the same prompts. They are compared after equally many training steps, and optionally after an
+    equal training time of the same runs.
     """
 
     probe: ProbeConfig = ProbeConfig()
@@ -212,7 +213,10 @@ class Compare3DConfig(WorkersConfig):
     seconds: float | None = Field(None, gt=0, description="training seconds of the second comparison; null: none")
 
     def methods(self) -> dict[str, str]:
-        """Return the method of a batch job, such as "mvdream-toybox field.name=ngp", by the label of its variant."""
+        """Return a dict from the label of each variant to its method, as used by batch jobs.
+
+        A method is a config name with key=value overrides, such as "mvdream-toybox field.name=ngp".
+        """
         fixed = [
             "export.enabled=false",
             "preview.enabled=false",
@@ -226,7 +230,10 @@ class Compare3DConfig(WorkersConfig):
         return dict(zip(labels, methods, strict=True))
 
     def jobs(self) -> list[tuple[str, Job]]:
-        """Return the batch job of each prompt and variant, with the label of the variant. Raises ConfigError."""
+        """Return a pair (label of the variant, batch job) for each prompt and variant.
+
+        Raises ConfigError if a variant is not a valid config, or if there are too few held-out prompts.
+        """
         from .held_out import held_out_cases
 
         captions = [case.caption for case in held_out_cases(self.prompts, self.seed, spread=True)]
@@ -246,10 +253,10 @@ class Compare3DConfig(WorkersConfig):
 
 
 class EvaluateSubjectsConfig(RunConfig):
-    """Options of the evaluation that tunes a prior on toybox subjects, and measures their identity, and forgetting.
+    """Options of the evaluation that tunes a prior on toybox subjects, and measures identity and forgetting.
 
     A subject is an unusual toybox object. Identity is the similarity of samples to true views of the subject.
-    Forgetting is the loss of correct answers for prompts of other objects.
+    Forgetting is the decrease of the probe's correct answers for samples of other objects.
     """
 
     probe: ProbeConfig = ProbeConfig()
@@ -268,9 +275,9 @@ class EvaluateSubjectsConfig(RunConfig):
 
     @property
     def rows(self) -> list[tuple[str, float]]:
-        """Rows of the report's table, as pairs (loss that prevents forgetting, such as "l1"; strength).
+        """Rows of the report's table, as pairs (method against forgetting, such as "l1", and strength).
 
-        The change of the weights by the tuning is multiplied by the strength.
+        The strength is a factor on the change of the weights by the tuning.
         """
         first, strength = self.preservation[0], self.strengths[0]
         further: list[tuple[str, float]] = [(first, other) for other in self.strengths[1:]]

@@ -37,7 +37,7 @@ LOW_DISTANCE = 15  # maximum mean Lab distance between views of an object for wh
 
 
 Cases = dict[str, list[Case]]
-"""Open prompts, which leave colours unspecified, in groups by purpose (see `open_cases`).
+"""Dict from purpose of a group (see `open_cases`) to open prompts, which leave colours unspecified.
 
 The index of a case is the seed of its sample."""
 
@@ -65,7 +65,10 @@ def open_cases(nouns: int, seeds: int) -> Cases:
 
 
 def true_views(case: Case, azimuth: Array, size: int, seed: int) -> Array:
-    """Render a ground-truth object of a prompt from azimuths (V,) in radians. Return (V, size, size, 3) in [0, 1]."""
+    """Render a ground-truth object of a prompt from azimuths (V,), radians, as images (V, size, size, 3) in [0, 1].
+
+    ``seed`` and ``case`` determine the random shape and the unspecified colours of the object.
+    """
     rng = numpy_generator(seed, case.index, f"open truth {case.caption}")
     return render_orbit(build(case.spec, rng), azimuth, np.deg2rad(15), size).rgb
 
@@ -100,12 +103,12 @@ def measure(probe: Probe, matte: Matte, cases: Cases, views: Sequence[Array], tr
 
 
 def opaque(matte: Matte, views: Array) -> Array:
-    """Return the foreground masks (V, H, W), bool, of images (V, H, W, 3), float in [0, 1]."""
+    """Return foreground masks (V, H, W), bool, that a matte network predicts for images (V, H, W, 3) in [0, 1]."""
     return matte.opacity(torch.from_numpy(views).float()).numpy() > 0.5
 
 
 def is_present(probe: Probe, views: Array, word: str) -> bool:
-    """Return whether the classifier finds the part or accessory ``word`` in any of the views (V, H, W, 3) in [0, 1]."""
+    """Return whether the probe finds the part or accessory ``word`` in any of the views (V, H, W, 3) in [0, 1]."""
     answers = combine_views(probe.classify(torch.from_numpy(views).float()))
     return float(answers.part[probe.labels.words.index(word)]) > probe.threshold
 
@@ -146,7 +149,7 @@ def open_table(figures: Json, count: int, seeds: int) -> str:
 
 
 HELD_BACK = 7_000_000
-"""Offset that is added to the seed of the objects for `view_use`, so that they differ from those of usual trainings."""
+"""Offset of the seed of the objects for the measurement `view_use`, so that they differ from usual training objects."""
 ELEVATION_RANGE = (0.0, 30.0)  # range of the random elevation of the cameras of an object, degrees
 SHEET_OBJECTS = 24
 VARIETY_SEEDS = 12
@@ -154,7 +157,7 @@ KEYS = ("noun", "colour", "part", "part_colour", "bound", "order", "each_side", 
 
 
 class ToyboxPrior(PriorEvaluation[EvaluatePriorConfig, Judged]):
-    """Evaluation of a prior: the probe judges its samples of held-out captions. An item is the index of a caption."""
+    """Evaluation of a prior's samples of held-out captions, judged by the probe. An item is the index of a caption."""
 
     def __init__(self, task: Task) -> None:
         super().__init__(task)
@@ -201,9 +204,10 @@ counts as right within 15 degrees of its quarter."""
         write_judged(self.task, self.probe, rows, KEYS, intro, text, about, shown, summary={"prior": self.weights})
 
     def sections(self) -> tuple[list[str], Json]:
-        """Measure how much the prior uses other views of an object, and samples of prompts without colours.
+        """Measure how much the prior uses the other views of an object, and its samples of prompts without colours.
 
-        The config can switch off both measurements. Return Markdown sections for the report, and the figures as JSON.
+        The config can switch off each of the two measurements. Return their Markdown sections for the report, and their
+        figures as JSON.
         """
         config, sections, figures = self.config, list[str](), Json()
         if config.view_use and self.prior is not None and self.prior.timestep_per_view:

@@ -101,13 +101,13 @@ class Residual(nn.Module):
 class Probe(nn.Module):
     """Convolutional classifier of toybox images: noun, colour, parts with their colours, and viewing side.
 
-    It has four levels, each at half the resolution of the level before. One attention map (softmax over pixels) for the
-    object and one for each part select the features that give its colour.
+    The network has four levels, each at half the resolution of the level before. For the object and for each part, an
+    attention map (softmax over pixels) selects the features from which the colour is predicted.
 
     Attributes:
         labels: class names.
-        threshold: a part counts as present if its probability is higher than this; calibrated after training.
-        accuracy: accuracy on new objects as JSON, measured after training; None: not measured.
+        threshold: probability above which a part counts as present; calibrated after training.
+        accuracy: shares of correct answers on new objects as JSON, measured after training; None: not measured.
     """
 
     def __init__(self, labels: Labels, options: ProbeNetworkConfig | None = None) -> None:
@@ -153,14 +153,17 @@ class Probe(nn.Module):
     def features(self, images: Tensor) -> Tensor:
         """Return pooled features (V, D), float32, of the last level for images (V, S, S, 3) in [0, 1] of any size S.
 
-        Call this method in eval mode, because the network has batch norms.
+        The network must be in eval mode, because it has batch norms.
         """
         *_, coarse = self._levels(prepare(images, self.options.image_size))
         return pooled(coarse).float()
 
     @torch.no_grad()
     def classify(self, images: Tensor, chunk: int = 64) -> Answers:
-        """Classify square images (V, S, S, 3) in [0, 1] of any size, in eval mode. ``chunk`` is the batch size."""
+        """Classify square images (V, S, S, 3) in [0, 1] of any size S. ``chunk`` is the batch size.
+
+        The network is in eval mode meanwhile, and in its earlier mode afterwards.
+        """
         device, training = next(self.parameters()).device, self.training
         self.eval()
         try:
@@ -263,7 +266,7 @@ def prepare(images: Tensor, size: int) -> Tensor:
 
 
 class ProbeSides:
-    """Classifier of the side from which an image shows a toybox object (implements `janus.meter.ViewClassifier`).
+    """Probe as classifier of the side from which an image shows an object (implements `janus.meter.ViewClassifier`).
 
     The constructor raises ConfigError if the weights are missing or damaged.
     """
@@ -274,7 +277,8 @@ class ProbeSides:
 
     def sides(self, images: Tensor, prompt: str) -> Tensor:
         answers = self.probe.classify(images)
-        has_front = answers.noun[:, self.fronted].exp().sum(1).mean()  # over all views: a back shows little of the noun
+        # mean over all views, because a view from the back shows little of the noun
+        has_front = answers.noun[:, self.fronted].exp().sum(1).mean()
         return answers.side.exp() * has_front
 
     def likeness(self, images: Tensor, prompts: Sequence[str]) -> Tensor | None:
@@ -296,8 +300,8 @@ class ProbeSides:
 class ProbeFeatures(FeatureNetwork):
     """Feature network for FID, KID and Inception score: the probe, a classifier of toybox images.
 
-    The features are pooled features of the probe's last level. The logits are the log-probabilities of the nouns. The
-    constructor raises ConfigError if the weights are missing or damaged.
+    The features are those of the probe's last level, pooled over pixels. The logits are the log-probabilities of the
+    nouns. The constructor raises ConfigError if the weights are missing or damaged.
     """
 
     description = (

@@ -46,11 +46,11 @@ def features(probe: Probe, objects: Views) -> Array:
 
 
 def distances(probe: Probe, results: Views, truth: Views, other: Views) -> Json:
-    """Return FID and KID ("fid", "kid") between views of generated objects ``results`` and of ground-truth ``truth``.
+    """Return "fid" and "kid" between views of generated objects ``results`` and of ground-truth objects ``truth``.
 
-    ``other`` is a second set of ground-truth objects. "floor_fid" and "floor_kid" are the distances between ``other``
-    and ``truth``. Entries such as "fid_interval" are 95 % jackknife intervals over objects: [low, high] or None. Each
-    of the three arguments has images (V, H, W, 3) of each object, uint8 or in [0, 1].
+    The result also has "floor_fid" and "floor_kid" between ``truth`` and other ground-truth objects ``other``. Entries
+    such as "fid_interval" are 95 % jackknife intervals over objects: [low, high] or None. ``results``, ``truth`` and
+    ``other`` have images (V, H, W, 3) of each object, uint8 or in [0, 1].
     """
     ours, first, second = (np.split(features(probe, views), len(views)) for views in (results, truth, other))
     found, half = Json(), sum(map(len, first)) // 2
@@ -91,7 +91,8 @@ class Surface(NamedTuple):
 
     Attributes:
         roughness: mean angle between normals of neighbouring pixels, degrees; None: no visible surface.
-        translucent: whether half of the light gets deeper into the density field than `MAX_HALF_DEPTH` of its size.
+        translucent: whether half of the light gets deeper below the surface than the fraction `MAX_HALF_DEPTH` of the
+            longest side of the object.
     """
 
     roughness: float | None
@@ -102,7 +103,7 @@ def surface(view: FieldView, c2w: Array, fov: float, size: int, resolution: int)
     """Measure the surface that the mesh export extracts from a field. Return None if the field has no surface.
 
     Args:
-        view: trained field.
+        view: trained field, as the export reads it.
         c2w: camera-to-world poses (V, 4, 4) of the renders of normals.
         fov: vertical field of view, radians.
         size: side of the renders, pixels.
@@ -165,7 +166,7 @@ def fidelity_table(figures: Json) -> str:
 
 
 SHEET_KEYS = ("noun", "colour", "bound", "order", "one_front")
-"""Keys of `FIGURES` that the label of an object on the contact sheet lists if their answers are wrong."""
+"""Keys of `FIGURES` whose wrong answers the label of an object on the contact sheet lists."""
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,7 @@ class Judged:
         case: specification of the object, with its caption.
         views: images (V, H, W, 3) of the object, uint8 or in [0, 1].
         verdict: comparison of the probe's answers for ``views`` with the specification.
-        truth: the same verdicts for one or more ground-truth objects of the caption.
+        truth: verdicts on one or more ground-truth objects of the caption.
         true_views: images (V, H, W, 3), uint8, of two ground-truth objects.
     """
 
@@ -204,8 +205,8 @@ def judge_case(
         azimuth: azimuths (V,) of the cameras, radians.
         true_views: images (V, H, W, 3) of each of two or more ground-truth objects.
         calibration: number of ground-truth objects to judge.
-        vote: decide noun and colour by majority of the views, not by the mean log-probability.
-        failed: whether the run that generated the object failed. If so, all answers for ``views`` are wrong.
+        vote: decide noun and colour by majority of the views. Otherwise the highest mean log-probability decides.
+        failed: whether the run that generated the object failed. If so, all answers for ``views`` count as wrong.
     """
     verdict, *truth = (
         judge_views(probe, images, case.spec, azimuth, vote) for images in (views, *true_views[:calibration])
@@ -215,7 +216,10 @@ def judge_case(
 
 
 def verdict_figures(verdicts: Sequence[Verdict]) -> Json:
-    """Return as JSON the share of correct answers per key of `FIGURES`, and the median azimuth error in degrees."""
+    """Return JSON with the share of correct answers for each key of `FIGURES`, and the median azimuth error in degrees.
+
+    The key of the error is "azimuth_error_median". Keys without answers are left out.
+    """
     shares = {key: figure.plain() for key, figure in tally(verdicts).items()}
     return shares | {"azimuth_error_median": median([verdict.azimuth_error for verdict in verdicts])}
 
@@ -240,9 +244,9 @@ def verdict_table(measured: Sequence[Verdict], truth: Sequence[Verdict], keys: S
 
 
 def label(verdict: Verdict) -> str:
-    """Return the label of an object on the contact sheet: "ok", or the wrong attributes and the words that were found.
+    """Return the label of an object on the contact sheet: "ok", or the wrong attributes and what the probe found.
 
-    An example is "colour: red dog", if the colour of the object is wrong and the probe finds a red dog.
+    For example, the label is "colour: red dog" if only the colour is wrong and the probe found a red dog.
     """
     words, wrong = verdict.words, [key for key in SHEET_KEYS if verdict.answers.get(key) is False]
     found = ", ".join(filter(None, (f"{words['colour']} {words['noun']}", words.get("part"))))
@@ -270,9 +274,9 @@ def write_judged(
         intro, notes: text before and after the tables.
         figures: first entries of report.json.
         shown: maps indices of ``rows`` to images (V, H, W, 3) for the contact sheet.
-        own: further entries of each object in report.json; None: no further entries.
-        fidelity: figures to add to the results of `distances` in `fidelity_table`; None: no further figures.
-        summary: further entries of the summary; None: no further entries.
+        own: one dict per object, whose entries are added to the object's entries in report.json; None: nothing to add.
+        fidelity: figures for `fidelity_table`, in addition to those of `distances`; None: no further figures.
+        summary: further entries of the run's summary; None: no further entries.
     """
     captions, measured = [row.case.caption for row in rows], [row.verdict for row in rows]
     truth = [verdict for row in rows for verdict in row.truth]

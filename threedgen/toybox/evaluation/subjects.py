@@ -4,12 +4,13 @@ Subjects are unusual toybox objects. Samples of the base prior and of the tuned 
 the same cameras. There are three measurements:
     identity              similarity of samples to true views of the subject, for "a [v] dog wearing a red hat"
     forgetting of a class fewer right answers of the probe for "a dog wearing a red hat" than with the base prior
-    general forgetting    the same for held-out prompts of any noun
+    general forgetting    fewer right answers for held-out prompts of any noun than with the base prior
 
-RUN/subjects/003-dog/   photos, and for each loss that prevents forgetting, such as l1: the mvdreambooth run (l1/),
-                        measurements (l1.json; l1-0.8.json with 0.8 times the change of the weights), and sampled views
-                        (l1-0.png of the first prompt; l1-class-0.png of the same prompt without the identifier)
-RUN/report.json, report.md, sheet.png
+RUN/subjects/003-dog/   photos, measurements of the base prior (base.json), and for each method against forgetting,
+                        such as l1: the mvdreambooth run (l1/), measurements (l1.json; l1-0.8.json with 0.8 times the
+                        change of the weights), and sampled views (l1-0.png of the first prompt, with the identifier;
+                        l1-class-0.png of the same prompt without the identifier)
+RUN/report.json, report.md, sheet.png    comparison of the methods, and some of the samples
 """
 
 from collections.abc import Mapping, Sequence
@@ -57,15 +58,17 @@ Accessory = tuple[str, str]  # colour and noun of an accessory; both are "" for 
 SETTINGS: tuple[Accessory, ...] = (("", ""), ("red", "hat"), ("blue", "scarf"), ("green", "glasses"))
 """Accessories (colour, noun) in the prompts of a subject. A setting is an index into this tuple."""
 Rows = Sequence[Json]
-"""One JSON object per subject: "subject" is the name of its folder, "found" maps "base" and rows of the table, such as
-"l1", to the measurements of the base prior and of tuned priors."""
+"""One JSON object per subject. Its key "subject" has the name of the folder of the subject. Its key "found" is a dict
+from "base" to the measurements of the base prior, and from each row of the table, such as "l1", to those of the tuned
+prior."""
 
 
 @dataclass(frozen=True)
 class Subject:
     """Toybox object for a personalisation test.
 
-    Its ``folder`` has photos, runs and measurements. ``truth`` (V, D) are unit identity vectors of V true views.
+    ``folder`` has the photos, runs and measurements of the object. ``truth`` (V, D) are unit identity vectors
+    (`ToyboxIdentity`) of V true views.
     """
 
     asset: Asset
@@ -126,8 +129,8 @@ class Subjects(runner.Evaluation[EvaluateSubjectsConfig, int, Json]):
         """Sample V views of each prompt.
 
         ``places`` has a pair of integers per prompt, which seeds cameras and noise: (subject number, index into
-        `SETTINGS`), or (index of the case, -1) for held-out prompts. Return for each prompt its views (V, S, S, 3),
-        uint8, and the azimuths (V,) of their cameras in radians.
+        `SETTINGS`), or (index of the case, -1) for held-out prompts. Return one pair per prompt: views (V, S, S, 3),
+        uint8, and azimuths (V,) of their cameras in radians.
         """
         config = self.config
         rings = [self.ring(*place) for place in places]
@@ -146,11 +149,11 @@ class Subjects(runner.Evaluation[EvaluateSubjectsConfig, int, Json]):
         return {"scores": scores}
 
     def samples(self, subject: Subject, prior: Prior, name: str, identifier: str = "") -> Json:
-        """Sample views of a subject once with each accessory of `SETTINGS`; write those of accessory k to <name>-k.png.
+        """Sample and measure views of a subject with each accessory of `SETTINGS`. Accessory k gives <name>-k.png.
 
-        ``identifier`` is a word that prompts have before the noun, such as "[v]"; "": no such word. Return JSON with
-        one value per accessory in each of three lists: "identity" (similarity to true views), "answers" (what the probe
-        finds right and wrong) and "scores" (share of right answers).
+        ``identifier`` is a word before the noun in the prompts, such as "[v]"; "": no such word. Return JSON with three
+        lists, which have one entry per accessory: "identity" (similarity to true views), "answers" (dict from `KEYS` to
+        whether the probe's answer is right) and "scores" (share of right answers).
         """
         noun, number = subject.asset.noun, subject.asset.index
         prompts = [prompt_of(noun, worn, identifier) for worn in SETTINGS]
@@ -164,11 +167,11 @@ class Subjects(runner.Evaluation[EvaluateSubjectsConfig, int, Json]):
         return {"identity": identity, "answers": answers, "scores": [score(verdict) for verdict in verdicts]}
 
     def tuned(self, subject: Subject, tuning: MVDreamBoothConfig, key: str, strength: float) -> Json:
-        """Measure a prior that the run ``tuning`` personalised: identity of the object, and what the prior forgot.
+        """Measure the prior that the run ``tuning`` personalised: identity of the object, and what the prior forgot.
 
-        ``key`` is the start of image file names, ``strength`` the strength of the personalisation. Return the JSON of
-        `samples` with the further keys "class" (`samples` of prompts without the identifier), "held_out" (scores of
-        unrelated prompts) and "seconds" (duration of the run).
+        ``key`` is the first part of image file names, and ``strength`` the factor on the change of the weights. Return
+        the JSON of `samples` with three further keys: "class" (`samples` for prompts without the identifier),
+        "held_out" (scores of held-out prompts) and "seconds" (duration of the run).
         """
         folder = Path(str(tuning.out))
         options = {"personalisation": str(folder / dreambooth.RESULT), "personalisation_strength": strength}
@@ -203,7 +206,7 @@ def tuning_config(config: EvaluateSubjectsConfig, folder: Path, method: str, nou
     """Load the config of the run that personalises the prior on the photos of an object in ``folder``.
 
     ``method`` is the method against forgetting, such as "l1", and ``noun`` is the noun of the object in the prompt.
-    Raises ConfigError if ``config.config`` is not a valid mvdreambooth config.
+    Raises ConfigError if ``config.config`` does not name a valid mvdreambooth config.
     """
     values = {
         "prompt": f"{article(noun)} [v] {noun}", "identifier": "[v]", "photos": [str(folder / "photos")],
@@ -243,7 +246,7 @@ def prompt_of(noun: str, worn: Accessory, identifier: str = "") -> str:
 
 
 def score(verdict: Verdict) -> float:
-    """Return the share of correct answers with the keys `KEYS`, in [0, 1]. Answers that do not apply are left out."""
+    """Return the share of correct answers, in [0, 1], among those with keys in `KEYS`. Answers of None do not count."""
     return float(np.mean([verdict.answers[key] for key in KEYS if verdict.answers.get(key) is not None]))
 
 
@@ -260,11 +263,11 @@ def row_name(key: str) -> str:
 
 
 def sheet(config: EvaluateSubjectsConfig, folder: Path, rows: Rows) -> Array:
-    """Return a contact sheet (H, W, 3), uint8, with a line of images per subject.
+    """Return a contact sheet (H, W, 3), uint8, with one row of images per subject.
 
-    A line shows photos, then four views each of: a sample of the original prior, samples of the personalised prior
-    for the first two of `SETTINGS`, and a sample of the personalised prior for the plain noun. The images are read from
-    the folders of the subjects in ``folder``.
+    A row shows photos, then four views of each of four samples: one of the base prior, two of the personalised prior
+    for the first two of `SETTINGS`, and one of the personalised prior for the noun without identifier. The images are
+    read from the folders of the subjects in ``folder``.
     """
     key = row_key(*config.rows[0])
     shown = {"base-0": "{}, base"}
@@ -283,10 +286,11 @@ def sheet(config: EvaluateSubjectsConfig, folder: Path, rows: Rows) -> Array:
 
 
 def compare(rows: Rows, key: str) -> Json:
-    """Compare personalised priors with the original prior: differences with 95 % intervals, shares, seconds, as JSON.
+    """Return JSON that compares personalised priors with the base prior: mean differences, shares and seconds.
 
-    ``rows`` has the measurements of each subject. ``key`` selects the personalised priors, such as "l1" (method) or
-    "l1-0.8" (method and strength).
+    Each difference, personalised minus base, is (mean, low, high) with its 95 % interval over subjects. ``rows`` has
+    the measurements of each subject. ``key`` selects the personalised priors, such as "l1" (method) or "l1-0.8" (method
+    and strength).
     """
     tuned, base = ([row["found"][name] for row in rows] for name in (key, "base"))
 
@@ -311,7 +315,7 @@ def compare(rows: Rows, key: str) -> Json:
 
 
 def mean_difference(differences: Sequence[float]) -> tuple[float, float, float]:
-    """Return (mean, low, high) of differences: their mean and its 95 % interval. For one value, all three are equal."""
+    """Return (mean, low, high): the mean of differences and its 95 % interval. They are equal for one difference."""
     value = float(np.mean(differences))
     return value, *(bootstrap(differences) or (value, value))
 

@@ -38,7 +38,7 @@ ACCESSORY_WEIGHT = 4.0
 N_VIEW = 2
 CALIBRATION_OBJECTS, TEST_OBJECTS = 500, 1000
 BLOCK, BLOCKS, WINDOW = 8, 4, 256
-"""Objects per block, blocks per batch (a new one and earlier ones), and number of past steps with reusable blocks."""
+"""Objects per block, blocks per batch (one new block and earlier ones), and number of steps that keep a block."""
 
 
 class ClassifierSystem(System):
@@ -60,7 +60,7 @@ class ClassifierSystem(System):
         self.config, self.options, self.net, self.rate = config, None, net, rate
 
     def start(self) -> None:
-        """Load initial weights at the start of a new run, if the config names some (default: nothing is loaded).
+        """Load the initial weights that the config names, at the start of a new run. The base class loads nothing.
 
         Raises ConfigError if the weights are missing, or do not fit the network.
         """
@@ -107,7 +107,7 @@ def train(kind: Callable[[Any], ClassifierSystem], task: Task) -> Status:
 def measure_accuracy(probe: Probe, count: int, seed: int) -> Json:
     """Measure the accuracy of a probe on four renders of each of ``count`` new objects, half of them held out.
 
-    Return the result of `verdict_figures` (shares of correct answers), with ``count`` as "objects", as JSON.
+    Return JSON with the entries of `verdict_figures` (shares of correct answers), and ``count`` under "objects".
     """
     verdicts = []
     splits: dict[Split, int] = {"train": count - count // 2, "held-out": count // 2}
@@ -150,7 +150,7 @@ class ProbeSystem(ClassifierSystem):
         return rgb, Truth.cat([truth for _, truth in blocks])
 
     def block(self, number: int) -> tuple[Tensor, Truth]:
-        """Return images (B, S, S, 3), uint8, and labels of block ``number``, from the cache if they are in it.
+        """Return images (B, S, S, 3), uint8, and labels of block ``number``. If the cache lacks them, render them.
 
         A block has `N_VIEW` views of each of `BLOCK` objects.
         """
@@ -188,7 +188,8 @@ def probe_loss(raw: Logits, truth: Truth, emphasis: Tensor | float = 1.0) -> tup
         emphasis: loss weights (W,) of the W parts and accessories of the vocabulary, or one weight for all.
 
     Returns:
-        Sum (scalar) of the losses of all outputs, and dict of each loss ("loss_noun", ...) and accuracy ("noun", ...).
+        Sum (scalar) of the losses of all outputs, and a dict with the losses ("loss_noun", ...) and the accuracies
+        ("noun", "colour", "side", "part_colour").
     """
     front = torch.where(truth.front, torch.round(truth.azimuth / (torch.pi / 2)).long() % 4, OPEN)
     applicable = truth.seen != OPEN

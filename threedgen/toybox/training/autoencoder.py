@@ -64,9 +64,9 @@ def initialise_averaging(vae: Any) -> None:
     """Initialise the weights of an AutoencoderKL so that the encoder averages pixels and the decoder repeats them.
 
     A network with random weights needs hundreds of training steps to learn each colour axis. Here channels 0 to 5 carry
-    (r, g, b, -r, -g, -b) through all layers. Since silu(a) - silu(-a) = a, the activations at both ends do not change
-    the colours. Residual branches start at zero, the remaining weights are random. The posterior starts with a standard
-    deviation of 0.05.
+    (r, g, b, -r, -g, -b) through all layers. Since silu(a) - silu(-a) = a, the activations before the output layers of
+    encoder and decoder do not change the colours. Residual branches start at zero, and the remaining weights are
+    random. The posterior starts with a standard deviation of 0.05.
     """
     signs = torch.cat([torch.eye(3), -torch.eye(3)])  # (6, 3)
     for module in vae.modules():
@@ -90,7 +90,7 @@ def initialise_averaging(vae: Any) -> None:
 
 
 def _set_taps(conv: Any, matrix: Tensor, weight: float, taps: slice | None = None) -> None:
-    # out[:o] = weight * matrix (o, i) @ in[:i]; taps are the kernel rows and columns, None: the middle one
+    # out[:o] = weight * matrix (o, i) @ in[:i]; taps: rows and columns of the kernel that are set, None: the middle one
     out, inputs = matrix.shape
     middle = conv.kernel_size[0] // 2
     taps = taps or slice(middle, middle + 1)
@@ -155,8 +155,8 @@ class AutoencoderSystem(System):
     def images(self, step: int) -> Tensor:
         """Return the training images of a step, float32 in [-1, 1].
 
-        At first they are two random crops of each image, (2 * batch, 3, image_size / 2, image_size / 2). In the last
-        fraction WHOLE of the steps they are whole images (batch, 3, image_size, image_size).
+        In the last fraction WHOLE of the steps they are whole images (batch, 3, image_size, image_size). In all earlier
+        steps they are two random crops of each image, (2 * batch, 3, image_size / 2, image_size / 2).
         """
         batch, size, rng = self.options.batch, self.image_size, self.numpy_rng(step, "crops")
         interiors = round(ROOMS * batch)
@@ -206,7 +206,7 @@ class DecoderSystem(AutoencoderSystem):
     """LightningModule that trains the decoder of a VAE on noisy latents of its frozen encoder.
 
     The decoder then tolerates the errors of sampled latents (Zheng et al. 2025, arXiv 2510.11690, section 3.3).
-    `images` are the settings of the training images.
+    `images` are the options of the autoencoder, which give the number of images per step.
     """
 
     stage = "decoder"
@@ -236,10 +236,10 @@ class DecoderSystem(AutoencoderSystem):
 
 @torch.no_grad()
 def standardise(vae: Any, rgb: Tensor) -> None:
-    """Standardise the latents of an autoencoder by changing its two 1x1 convolutions around the latents in place.
+    """Change an autoencoder in place, so that each latent channel has mean 0 and variance 1 on images `rgb`.
 
-    Afterwards each latent channel has mean 0 and variance 1 on the images `rgb` (N, H, W, 3) in [0, 1], so that
-    `scaling_factor` can be 1. Reconstructions do not change.
+    Only the 1x1 convolutions directly before and after the latents change. Reconstructions stay the same, and
+    `scaling_factor` can be 1. `rgb` is (N, H, W, 3) in [0, 1].
     """
     x = rgb.permute(0, 3, 1, 2) * 2 - 1
     z = torch.cat([vae.encode(chunk).latent_dist.mean for chunk in x.split(8)]).float()

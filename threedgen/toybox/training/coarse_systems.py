@@ -25,29 +25,31 @@ from .options import CoarseConfig
 from .system import CODE_NOISE
 
 TWO_D, NO_TEXT, NO_CODE = 0.03, 0.2, 0.15
-"""Coarse predictor: fraction of the training steps without cameras, and fractions of captions and codes dropped."""
+"""Coarse predictor: fraction of the training steps without cameras, and fractions of the captions and of the object
+codes that are dropped."""
 WEIGHT_DECAY, EMA_DECAY = 0.05, 0.998
 SOURCES, TARGETS, ALL_SOURCES = 3, 3, 0.75
 """Coarse predictor: maximum number of views from which an object code is encoded, number of predicted views per object,
-and share of the training steps that encode codes from the maximum."""
+and share of the training steps that encode codes from the maximum number of views."""
 OBJECTS, BATCH, LEVELS = 32, 128, 3
-"""Objects per step of the coarse predictor and of the view fusion; captions per step of the code sampler, and noise
-levels for each."""
+"""Objects per step of the coarse predictor and of the view fusion; captions per step of the code sampler; noise levels
+per caption in a step of the code sampler."""
 USUAL_VIEWS, FUSION_NO_TEXT, FUSION_CODES = 0.75, 0.5, 0.35
 """View fusion: share of the steps with the usual number of views per object (the others have a random number), and
 fractions of the coarse predictions without caption and with an object code."""
 TIMESTEP_POWER, VIEW_NOISE = 0.7, ViewNoiseConfig(independent=0.25, companions=0.35)
-"""View fusion: distribution of the time steps, t = T u^TIMESTEP_POWER, and shares of objects with other levels."""
+"""View fusion: exponent of the time steps t = T u^TIMESTEP_POWER, where u is uniform in [0, 1), and shares of objects
+whose views have different noise levels."""
 Caption = Callable[[int, np.random.Generator], str]
 FIRST, FRESH = 2048, 2
-"""Objects available at the first step, and new objects per step."""
+"""Number of cached objects that the first step samples from, and number of objects that each later step adds."""
 
 
 class PredictorSystem(AveragedSystem):
-    """Base LightningModule of the trainings of a coarse predictor, of its code sampler and of its view fusion.
+    """Base class of the LightningModules that train a coarse predictor, its code sampler or its view fusion.
 
     The frozen text encoder of `prior` encodes the captions. `cache` is a disk cache of latents, captions and cameras of
-    `SOURCES` + `TARGETS` views per object.
+    `SOURCES` + `TARGETS` views per object. `steps` is the number of training steps.
     """
 
     prior: LatentDiffusion
@@ -71,7 +73,10 @@ class PredictorSystem(AveragedSystem):
         torch.nn.Module.to(self.predictor, self.device)
 
     def encode_captions(self, captions: list[str], dropped: Array) -> Tensor:
-        """Encode captions as (n, L, D), without a token for object codes; where `dropped` (n,) is True, as ""."""
+        """Return text embeddings (n, L, D) of n captions, without the token for the object code.
+
+        Captions are replaced by "" where the mask `dropped` (n,) is True.
+        """
         return self.prior.split_text(self.prior.encode_prompt(drop_captions(captions, dropped)))[1]
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
@@ -136,7 +141,8 @@ class CoarseSystem(PredictorSystem):
 class FusionSystem(PredictorSystem):
     """LightningModule that trains the view fusion of `coarse`, by the squared error of the clean latents of all views.
 
-    The coarse predictions are without a caption or code for random objects, so that the network must use the views.
+    The coarse predictions of random objects use no caption, and those of most objects no code, so that the view fusion
+    must use the noisy latents of the views.
     """
 
     stage = "view fusion"

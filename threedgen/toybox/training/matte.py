@@ -33,7 +33,8 @@ from threedgen.train.system import System
 from threedgen.train.task import Task, run_task
 
 BRIGHTNESS, TINT, NOISE = 0.04, 0.015, 0.01
-"""Standard deviations of the augmentation: log brightness, offset of each channel, and noise of each pixel."""
+"""Standard deviations of the random augmentation of images in [0, 1]: logarithm of the factor on the brightness, offset
+of each colour channel, and noise of each pixel."""
 LATENT_NOISE = 0.25
 """Maximum standard deviation of the noise on the latents of training images."""
 AUTOENCODER = "toybox-base"
@@ -43,9 +44,9 @@ FRESH, JUMBLES, MEASURED = 3, 0.1, 256
 
 
 class MatteImages:
-    """Disk cache of `count` training images with opacity (RGBA), uint8 (S, S, 4).
+    """Disk cache of `count` training images with opacity (RGBA, stored as uint8), rendered on first use.
 
-    Images are rendered on first use. To look like samples of `prior`, the colours are encoded and decoded by its VAE.
+    To look like samples of `prior`, the colours are encoded and decoded by its VAE. A call maps indices (N,) to images.
     """
 
     def __init__(

@@ -23,7 +23,7 @@ from .text_encoder import TEXT_HEADS, TEXT_WIDTH
 HEAD_WIDTH = 64
 """Channels per attention head in added attention layers."""
 BASE_HEAD_WIDTH = 56
-"""Minimum number of channels per attention head of the 2D model. Its first level has no attention."""
+"""Minimum number of channels per attention head of the 2D model, whose first level has no attention."""
 SINUSOIDS = "time_embedding.linear_1.weight"
 """Name of the UNet weight whose inputs are sines and cosines of the time step, one for each channel of level 0."""
 QUERIES = ".to_q.weight"
@@ -73,7 +73,7 @@ def multiview_model(
     """Build a multi-view prior from the networks of `base`, a 2D model or a multi-view prior.
 
     Networks that get no additions are not copied. Additions to the UNet, except `rotary`, do not change its output
-    before training, because some of their weights are zero.
+    before training, because the first or the last weights of each addition are zero.
 
     Args:
         coarse: coarse predictor, whose latents become an input of the UNet; None: no predictor.
@@ -134,13 +134,13 @@ def widen(unet: Any, channels: Sequence[int], rng: torch.Generator) -> Any:
     Each new channel is a copy of an old one (Net2Net, Chen et al. 2016, arXiv 1511.05641, section 2.2). The input
     weight of an old channel is split at random among its copies: the sum stays the same, but the gradients differ.
 
-    The output stays the same except for group norms over two concatenated levels, whose groups change. In the toybox's
-    2D model this changes the output for noise by 3 to 9 %. If two levels become equally wide, the UNet loses the
-    projection between them, and the output changes more.
+    Only group norms over two concatenated levels change the output, because their groups change. In the toybox's 2D
+    model, the output for noise changes by 3 to 9 %. If two levels become equally wide, the UNet loses the projection
+    between them, and the output changes more.
 
     Raises:
-        ConfigError: a new width is no multiple of the old width of its level, or neighbouring levels of the same old
-            width have different new widths.
+        ConfigError: the number of levels differs, a new width is no multiple of the old width of its level, or
+            neighbouring levels of the same old width have different new widths.
     """
     old = list(unet.config["block_out_channels"])
     if list(channels) == old:
@@ -161,7 +161,7 @@ def widen(unet: Any, channels: Sequence[int], rng: torch.Generator) -> Any:
 def _widened(
     name: str, weight: Tensor, shape: torch.Size, concatenated: dict[str, Parts], rng: torch.Generator
 ) -> Tensor:
-    parts = concatenated.get(name.rpartition(".")[0])  # of the layer's input
+    parts = concatenated.get(name.rpartition(".")[0])  # widths of the concatenated inputs of the layer
     if weight.ndim == 1:
         whole = [(len(weight), shape[0])]
         return weight[_sources(parts if parts and sum(new for _, new in parts) == shape[0] else whole)]
@@ -198,7 +198,7 @@ def _widened_sinusoids(weight: Tensor, n: int) -> Tensor:
 
 
 def _concatenated_inputs(unet: Any, wide: Any) -> dict[str, Parts]:
-    # by layer: the (old, new) widths of the two feature maps that are concatenated as its input
+    # dict from layer to the (old, new) widths of the two feature maps that are concatenated as its input
     found = dict[str, Parts]()
     for i, block in enumerate(wide.up_blocks):
         for j in range(len(block.resnets)):
@@ -209,7 +209,7 @@ def _concatenated_inputs(unet: Any, wide: Any) -> dict[str, Parts]:
 
 
 def _input_widths(unet: Any, i: int, j: int) -> tuple[int, int]:
-    # of residual block j in up block i: (map of the level below, skip connection)
+    # input widths of residual block j in up block i: (map of the level below, skip connection)
     blocks = unet.up_blocks
     before = blocks[i].resnets[j - 1] if j else blocks[i - 1].resnets[-1] if i else unet.mid_block.resnets[-1]
     below = int(before.conv2.out_channels)

@@ -27,7 +27,7 @@ class AutoencoderConfig(Config):
 
     @property
     def factor(self) -> int:
-        """Image side divided by latent side."""
+        """Downsampling factor: side of an image divided by the side of its latents."""
         return 2 ** (len(self.channels) - 1)
 
 
@@ -100,7 +100,8 @@ class MultiviewDiffusionConfig(DiffusionConfig):
 class CoarseConfig(Config):
     """Options of the training of the coarse predictor, which computes latents in one step.
 
-    The inputs of the coarse predictor are caption, camera and object code. With 0 steps, a part stays that of `start`.
+    The inputs of the coarse predictor are caption, camera and object code. A part with 0 steps is not trained: it stays
+    as in the weights `start`.
     """
 
     max_steps: int = Field(8000, ge=0, description="steps of the coarse predictor; 0: that of start")
@@ -113,7 +114,7 @@ class CoarseConfig(Config):
 class TrainBaseConfig(base.TrainConfig):
     """Options of the training of the toybox's 2D model, from the autoencoder to the UNet.
 
-    The stages are autoencoder, decoder, text encoder and UNet. With `start`, only the UNet of this model is trained.
+    The stages are autoencoder, decoder, text encoder and UNet. If `start` names a 2D model, only its UNet is trained.
     """
 
     image_size: int = Field(128, ge=32, le=1024, description="side of an image, pixels")

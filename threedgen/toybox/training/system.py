@@ -86,7 +86,7 @@ class PriorSystem(DenoisingSystem):
 
     @property
     def process(self) -> tuple[int, int]:
-        """Pair (rank of this process, number of processes)."""
+        """Pair (rank of this process, number of processes that train together); (0, 1) without a trainer."""
         return (self.global_rank, self.trainer.world_size) if getattr(self, "_trainer", None) else (0, 1)
 
     def mean_of_processes(self, loss: Tensor) -> float:
@@ -100,9 +100,9 @@ class PriorSystem(DenoisingSystem):
         return numpy_generator(self.seed, step, purpose)
 
     def entries(self, step: int, n_view: int, share: float) -> Array:
-        """Sample the indices (n,) of the cache entries on which a step trains.
+        """Sample the indices (n,) of the entries of a cache on which step ``step`` trains.
 
-        An entry has ``n_view`` images. ``share`` is the share of the steps that use this cache.
+        An entry has ``n_view`` images. ``share`` is the share of all steps that use this cache, in [0, 1].
         """
         o, rng = self.options, self.numpy_rng(step, "pictures")
         numbers = (objects_of(number, n_view) for number in (o.batch, o.pictures, o.first, o.fresh))
@@ -111,7 +111,7 @@ class PriorSystem(DenoisingSystem):
     def fill(self, cache: LatentCache, chosen: Array) -> None:
         """Render and encode the entries `chosen` (n,) that `cache` lacks, a part of them in each process.
 
-        With one process nothing is done here, because the cache then makes missing entries when they are read.
+        With one process this method does nothing, because the cache makes missing entries when they are read.
         """
         if self.process[1] > 1:
             self.trainer.strategy.barrier()  # so that all find the same entries missing
@@ -165,9 +165,10 @@ class PriorSystem(DenoisingSystem):
         self.model.save(folder / ("prior" if self.n_view > 1 else "base"))
 
     def sample_sheet(self) -> Sheet:
-        """Sample `SHEET_PROMPTS`: single images with a 2D model, or views from all sides with a multi-view prior.
+        """Sample images of `SHEET_PROMPTS` for the sample sheet.
 
-        A multi-view prior samples only the prompts of objects.
+        A 2D model samples one image per prompt. A multi-view prior samples `n_view` views around the object, and only
+        for the first eight prompts, which are objects.
         """
         n_view, c2w = self.n_view, None
         prompts = SHEET_PROMPTS[:8] if n_view > 1 else SHEET_PROMPTS
@@ -190,9 +191,9 @@ class PriorSystem(DenoisingSystem):
 class OwnPriorSystem(PriorSystem):
     """LightningModule that trains a prior on renders of the user's 3D assets.
 
-    The sample sheet has renders of the held-out assets `shown` beside samples of their captions from the same cameras.
-    The FID between renders and samples is logged as `fid`. It is computed from few images, so compare it within one run
-    only. If `shown` is None, no sheet is written, and no FID is computed.
+    `shown` are held-out assets. The sample sheet has their renders beside samples of their captions from the same
+    cameras. The FID between renders and samples is logged as `fid`. It is computed from few images, so compare its
+    values only within one run. If `shown` is None, no sheet is written, and no FID is computed.
     """
 
     features: FeatureNetwork

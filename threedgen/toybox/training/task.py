@@ -3,13 +3,15 @@
 RUN/autoencoder/    (train-base) checkpoints, images and weights of stage 1, the autoencoder
 RUN/decoder/        (train-base) checkpoints, images and weights of stage 2, the decoder on noisy latents
 RUN/words/          (train-base) checkpoints and weights of stage 3, the text encoder
-RUN/coarse/, codes/, fusion/    (train-prior) checkpoints and weights of the coarse predictor and of its parts
+RUN/coarse/         (train-prior) checkpoints and weights of the coarse predictor, which predicts latents in one step
+RUN/codes/, fusion/    (train-prior) checkpoints and weights of its sampler of object codes, and of its view fusion
 RUN/views/, assets.csv, sheet.png    (train-own-prior) renders of the assets, their list, and a contact sheet of them
-RUN/latents/        cache of encoded single images, safe to delete; NAME-half/ has them at half size
-RUN/objects/, coded/     caches of encoded views of objects, for the UNet and for the coarse predictor
+RUN/latents/        cache of encoded single images, safe to delete
+RUN/objects/, coded/    caches of encoded views of objects, for the UNet and for the coarse predictor
+RUN/latents-half/, objects-half/    caches of the same images at half size, if the option `training.half` is above 0
 RUN/checkpoints/    checkpoints of the last stage, the UNet
 RUN/base/, prior/   averaged weights in diffusers format
-RUN/samples.png     images sampled with these weights, for own assets beside renders of held-out ones
+RUN/samples.png     images sampled with the averaged weights; (train-own-prior) also renders of held-out assets
 """
 
 from functools import partial
@@ -156,8 +158,9 @@ def train_coarse(task: Task, base: LatentDiffusion, o: CoarseConfig) -> CoarsePr
     """Train the coarse predictor, its sampler of object codes and its view fusion, one after the other.
 
     Networks that an earlier process of the run has finished are loaded. A coarse predictor that `base` already has is
-    trained further. Return the predictor frozen, with the moving averages of its weights. Raises ConfigError if `base`
-    has none and a part of it is not to be trained.
+    trained further. Return the predictor frozen, with the moving averages of its weights.
+
+    Raises ConfigError if `base` has no coarse predictor, and `o` has 0 steps for the predictor or its sampler.
     """
     for key in ("max_steps", "sampler_steps"):
         if base.coarse is None and not getattr(o, key):
@@ -230,7 +233,7 @@ def load_own_start(config: TrainOwnPriorConfig) -> MVDream:
     """Load the prior of the config as a multi-view prior, to train it further.
 
     A 2D model becomes a multi-view prior by a new camera embedding, which has no effect before training. Raises
-    ConfigError if the weights are missing, damaged or of another kind.
+    ConfigError if the weights are missing or damaged, or those of another kind of model.
     """
     with replaced_key("prior.weights"):
         prior: LatentDiffusion = load_prior(LatentDiffusion, config.prior, device(config.trainer.accelerator))

@@ -69,7 +69,7 @@ def train_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def vocabulary_digest(tokenizer: Any) -> str:
-    """Return a hash of all (token, id) pairs of a tokenizer. A run can be resumed only if the hash is the same."""
+    """Return a hash of all (token, id) pairs of a tokenizer. A run can only be resumed with the same hash."""
     return hashlib.blake2b(repr(sorted(tokenizer.get_vocab().items())).encode(), digest_size=8).hexdigest()
 
 
@@ -93,7 +93,7 @@ def build(tokenizer: PreTrainedTokenizerFast) -> CLIPTextModel:
 def latent_tower(channels: int, width: int) -> nn.Sequential:
     """Build CLIP's image encoder for latents: (B, channels, h, w) to embeddings (B, width), which are not normalised.
 
-    The features of its submodule `body` are (B, 256, h / 4, w / 4).
+    The output of its convolutional part, the submodule `body`, is (B, 256, h / 4, w / 4).
     """
     body = nn.Sequential(
         nn.Conv2d(channels, 64, 3, 1, 1),

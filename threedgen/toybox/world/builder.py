@@ -44,7 +44,8 @@ class ReducedVariation:
     """Random generator whose samples vary less than those of the numpy generator ``rng``.
 
     ``variation``, in [0, 1], multiplies ranges and standard deviations; the means stay the same. At 0, ``normal``,
-    ``uniform`` and ``random`` return the mean. ``integers`` returns 0 with the probability 1 - ``variation``.
+    ``uniform`` and ``random`` return the mean. ``integers`` returns 0 with the probability 1 - ``variation``, and
+    otherwise a uniform sample.
     """
 
     def __init__(self, rng: np.random.Generator, variation: float) -> None:
@@ -148,7 +149,7 @@ class Builder:
     def limbs(self, start, end, *args: Any, **kwargs: Any) -> None:
         """Add a `limb` from ``start`` to ``end``, each (3,), on the left (+y), and its mirror image on the right.
 
-        Further arguments are those of `limb`.
+        Further arguments are passed to `limb`.
         """
         (ax, ay, az), (bx, by, bz) = start, end
         for side in (-1, 1):

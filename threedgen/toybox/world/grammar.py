@@ -211,7 +211,7 @@ def held_out(spec: Spec) -> bool:
 def sample_spec(rng: np.random.Generator) -> Spec:
     """Sample a specification, which may be held out of training. 90 % of the specs have a colour and 25 % a size.
 
-    If the noun has parts or accessories, 60 % name one of them.
+    If the noun of a spec has parts or accessories, the spec names one of them with the probability 60 %.
     """
     entry = NOUNS[list(NOUNS)[int(rng.integers(len(NOUNS)))]]
     colour = sample_colour(rng) if rng.random() < 0.9 else ""

@@ -126,7 +126,7 @@ class Asset:
 
 
 def inside(solids: Iterable[Primitive], points: np.ndarray) -> np.ndarray:
-    """Test which of the ``points`` (N, 3) lie in at least one of the solids. Return a mask (N,), bool."""
+    """Return a bool mask (N,): True for those of the ``points`` (N, 3) that lie in at least one of the solids."""
     result = np.zeros(len(points), bool)
     for p in solids:
         result |= signed_distance(p, points)[0] <= 0

@@ -95,7 +95,8 @@ def _cap(ox, oy, oz, dx, dy, dz, height, radius, best):
 
 @njit(cache=True)
 def _quadric(kind, k, ox, oy, oz, dx, dy, dz):
-    # sphere, dome or frustum with top radius k in local axes: t (inf on a miss) and a normal of any length
+    # intersects a ray o + t d with a sphere, dome or frustum (top radius k) in local axes
+    # returns t (inf on a miss) and a normal of any length
     best = np.inf
     nx, ny, nz = 0.0, 0.0, 0.0
     if kind == FRUSTUM:
@@ -134,7 +135,7 @@ def _quadric(kind, k, ox, oy, oz, dx, dy, dz):
 
 @njit(cache=True)
 def _slabs(kind, ox, oy, oz, dx, dy, dz):
-    # box or prism in local axes: t (inf on a miss) and a normal
+    # intersects a ray o + t d with a box or prism in local axes; returns t (inf on a miss) and a normal of any length
     near, far = -np.inf, np.inf
     nx, ny, nz = 0.0, 0.0, 0.0
     for px, py, pz, offset in BOX_PLANES if kind == BOX else PRISM_PLANES:
@@ -156,7 +157,7 @@ def _slabs(kind, ox, oy, oz, dx, dy, dz):
 
 @njit(cache=True)
 def _ring(tube, ox, oy, oz, dx, dy, dz):
-    # sphere tracing of a torus in local axes: t (inf on a miss) and a normal of any length
+    # sphere tracing of a ray o + t d and a torus in local axes; returns t (inf on a miss) and a normal of any length
     length = np.sqrt(dx * dx + dy * dy + dz * dz)
     ux, uy, uz = dx / length, dy / length, dz / length
     b = ox * ux + oy * uy + oz * uz
@@ -204,7 +205,7 @@ def _cull_row(centre, reach, start, stop, m, slope, half_pixel, parallel, candid
 def _trace(kind, param, inverse, centre, reach, candidates, count, px, py, pz, dx, dy, dz):
     """Intersect the ray p + t d, |d| = 1, with the first ``count`` solids listed in ``candidates``.
 
-    Return the nearest hit: index of the solid (-1 on a miss), distance t, and components x, y, z of the unit normal.
+    Return five numbers of the nearest hit: index of the solid (-1 on a miss), distance t, and unit normal (x, y, z).
     """
     best, hit = np.inf, -1
     bx, by, bz = 0.0, 0.0, 0.0

@@ -16,7 +16,8 @@ from .raycast import RenderResult, render
 from .toybox import Split, build
 
 HALF_WIDTH, HEIGHT = 2.4, 2.6
-"""Half the side of the square floor, and the height of every room. One shape for all is easier for small models."""
+"""Half the side of the square floor, and the height of every room, metres. All rooms have the same shape, because this
+is easier for small models."""
 EYE_POSITION = np.array([0.0, 0.0, 1.4])  # camera position (3,) of panoramas, metres
 YAW_STEP = 45
 """Yaw difference of adjacent panorama views in degrees. The views look at walls and corners in turn."""
@@ -30,7 +31,8 @@ FURNITURE = {
 CORNER_OBJECTS = {
     "tree": 1.0, "cactus": 0.95, "guitar": 0.95, "dog": 0.85, "ball": 0.65, "present": 0.7, "bucket": 0.7, "drum": 0.75,
 }  # fmt: skip
-"""Dicts from nouns that stand against a wall (FURNITURE) or in a corner to the bounding radius of an object, metres."""
+"""FURNITURE stands against walls, CORNER_OBJECTS in corners. Both are dicts from a noun to the bounding radius of such
+an object in metres."""
 REPEATABLE = ("sofa", "table", "chair")  # furniture that a room may have twice
 FREE_RADIUS = 0.85  # half the diagonal in metres of the square in the centre of the floor that stays free for cameras
 WALLS = np.array([[1, 0], [-1, 0], [0, 1], [0, -1]])
@@ -66,11 +68,11 @@ class Furnisher:
         self.solids: list[Primitive] = []
         self.items: list[str] = []
         centre = np.full(2, FREE_RADIUS / np.sqrt(2))
-        self.occupied = [(-centre, centre)]  # boxes on the floor: lower and upper corner
-        self.wall_spans: list[tuple[int, float, float]] = []  # occupied spans: wall, from, to
+        self.occupied = [(-centre, centre)]  # boxes on the floor: lower and upper corner (x, y)
+        self.wall_spans: list[tuple[int, float, float]] = []  # occupied: index in WALLS, first and last position
 
     def add(self, solids: Sequence[Primitive], phrase: str = "") -> None:
-        """Add solids as a new item that captions call ``phrase``, or, if ``phrase`` is "", to the bare room."""
+        """Add solids as a new item that captions call ``phrase``; if ``phrase`` is "", add them to the bare room."""
         label = str(len(self.items)) if phrase else ""
         self.solids += [replace(solid, label=label) for solid in solids]
         self.items += [phrase] if phrase else []
@@ -78,8 +80,8 @@ class Furnisher:
     def stand(self, asset: Asset, radius: float, phrase: str, corner: bool) -> bool:
         """Scale an object to the bounding radius ``radius`` in metres, and stand it at a free place on the floor.
 
-        The place is in a corner if ``corner``, else at a wall. Captions call the object ``phrase``. Return whether a
-        place is free; if not, the object is left out.
+        The place is in a corner if ``corner``, else at a wall. Captions call the object ``phrase``. Return True if the
+        object was added, and False if no place is free.
         """
         scale = radius / max(float(np.linalg.norm(bounds(asset.primitives), axis=1).max()), 1e-6)
         for direction in self.rng.permutation(CORNERS if corner else WALLS):
@@ -113,8 +115,8 @@ class Furnisher:
     def mount(self, wall: int, at: float, z: float, builder: Builder, phrase: str) -> None:
         """Add the solids of ``builder``, which face +x, to the wall ``WALLS[wall]``.
 
-        Captions call the added item ``phrase``. The origin of the builder is placed ``at`` metres along the wall from
-        the centre of the wall, and ``z`` metres high.
+        Captions call the added item ``phrase``. The origin of the builder's axes is placed on the wall, ``at`` metres
+        along the wall from its centre, and ``z`` metres above the floor.
         """
         position = np.append(WALLS[wall] * HALF_WIDTH + np.abs(WALLS[wall][::-1]) * at, z)
         yaw = inward_yaw(WALLS[wall])
@@ -122,9 +124,9 @@ class Furnisher:
 
 
 def inward_yaw(direction: np.ndarray) -> float:
-    """Return the yaw in degrees that turns the front (+x) of an object to the room's centre.
+    """Return the rotation about z, in degrees, that turns the front (+x) of an object to the centre of the room.
 
-    The object lies in ``direction`` (2,), along x and y, from the centre.
+    ``direction`` (2,), along x and y, points from the centre of the room to the object.
     """
     return float(np.rad2deg(np.arctan2(*-direction[::-1])))
 
@@ -182,9 +184,9 @@ def render_rooms(
 ) -> RenderResult:
     """Render V square views of ``size`` x ``size`` pixels inside rooms. View v shows the room ``room_index[v]``.
 
-    ``c2w`` (V, 4, 4) is camera-to-world with OpenGL axes, and ``fov`` (V,) the vertical field of view in radians. The
-    other arguments are those of ``raycast.render``. In the label images of a room with n items, k + 1 stands for
-    ``items[k]``, and n + 1 for the bare room.
+    ``c2w`` (V, 4, 4) is camera-to-world with OpenGL axes, ``fov`` (V,) the vertical field of view in radians, and
+    ``supersample`` the number of rays per pixel along each axis. ``with_gbuffer`` adds mask, depth, normals and labels.
+    In the label images of a room with n items, k + 1 stands for ``items[k]``, and n + 1 for the bare room.
     """
     lamps = np.stack([room.lamp for room in rooms])[room_index]
     assets = [room.asset for room in rooms]
@@ -244,7 +246,7 @@ def describe_view(
 
 
 def captions() -> Iterator[str]:
-    """Yield captions of rooms, from which a tokenizer learns the words that captions of objects lack."""
+    """Yield room captions that together contain all words that captions of single objects lack, for a tokenizer."""
     items = ["a red door", "a window", "a picture"]
     for wording in range(ROOM_WORDINGS):
         yield sentence("red", "orange", items, wording)
@@ -306,7 +308,7 @@ def furnish(rng: np.random.Generator, clutter: float = 1.0) -> Room:
 
 
 def furnish_from(prompt: str, rng: np.random.Generator) -> tuple[Room, list[str]]:
-    """Furnish a room with the items and colours that ``prompt`` names. Colours without a word are random.
+    """Furnish a room with the items and colours that ``prompt`` names. Colours that it does not name are random.
 
     If the prompt names no item, the room has the items `UNPROMPTED`. Return the room, and the nouns of the items that
     were left out because no place was free.

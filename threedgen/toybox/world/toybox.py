@@ -73,7 +73,7 @@ class Toybox:
         self.view = view or (View() if variation else TYPICAL_VIEW)
 
     def describe(self) -> str:
-        """Return one line with all settings that determine the objects and their images. It is part of cache keys."""
+        """Return one line of text with all settings that determine the objects and their images, for cache keys."""
         variation = "" if self.variation == 1 else f"luck {self.variation:g}, "
         style = "" if self.style == "plain" else f"{self.style}, "
         return f"{variation}{style}seed {self.seed}, {self.split}, {self.view}"
@@ -82,7 +82,10 @@ class Toybox:
         return np.random.default_rng([self.seed, 0 if self.split == "train" else 1, index, purpose])
 
     def spec(self, index: int) -> tuple[grammar.Spec, int]:
-        """Return the specification of sample ``index``, and its sentence pattern ``wording`` for `grammar.caption`."""
+        """Return the specification of sample ``index``, and the sentence pattern of its caption.
+
+        The sentence pattern is a number for the argument ``wording`` of `grammar.caption`.
+        """
         rng = self.rng(index, 0)
         while True:
             spec = grammar.sample_spec(rng)
@@ -132,8 +135,9 @@ class Toybox:
     ) -> tuple[RenderResult, np.ndarray, np.ndarray]:
         """Render V = ``n_view`` views of each of the N ``assets`` with the cameras of the samples ``indices`` (N,).
 
-        ``with_gbuffer`` adds depth, normals and labels. Returns the images (N * V, size, size, 3), c2w (N * V, 4, 4)
-        and azimuths (N * V,) in radians, as `batch`.
+        ``with_gbuffer`` adds mask, depth, normals and labels to the images. Return the images of the N * V views, c2w
+        (N * V, 4, 4), camera-to-world, OpenGL axes, and azimuths (N * V,) in radians. The V views of an asset are
+        adjacent.
         """
         cams = [self.cameras(i, n_view) for i in indices]
         c2w, fov, azimuth = (np.concatenate([c[k] for c in cams]) for k in range(3))
@@ -186,7 +190,8 @@ def render_azimuths(
 ) -> RenderResult:
     """Render V views of an object from ``azimuths`` (V,) and one ``elevation``, both in degrees.
 
-    `render_orbit` explains the other arguments and sets field of view and camera distance.
+    Field of view and camera distance are the defaults of `render_orbit`. ``size`` is the side of an image in pixels.
+    ``with_gbuffer`` adds mask, depth, normals and labels.
     """
     return render_orbit(asset, np.deg2rad(np.asarray(azimuths, float)), np.deg2rad(elevation), size, with_gbuffer)
 
@@ -206,7 +211,7 @@ def render_orbit(
         azimuth: (V,), radians; 0 shows the front.
         elevation: scalar or (V,), radians.
         size: height and width of the images in pixels.
-        with_gbuffer: also compute depth, normals and labels. Otherwise these arrays are empty.
+        with_gbuffer: also compute mask, depth, normals and labels. Otherwise these arrays are empty.
         fov: vertical field of view, radians.
         relative_distance: distance of the cameras from the origin, in units of 1 / tan(fov / 2).
     """
@@ -240,7 +245,7 @@ def block(solid: Primitive) -> Primitive:
 
 DETAIL_COUNT = (0.40, 0.42, 0.18)  # probabilities that a caption names zero, one or two parts or accessories
 COLOURS_OPEN, COLOURS_STATED = 0.3, 0.3
-"""Shares of captions that state no colour and all colours. The others state each colour with probability 0.5."""
+"""Share of captions that state no colour, and share that state all. The others state each with probability 0.5."""
 EXCLUSIVE_GROUPS = (grammar.HEADWEAR, ("backpack", "cape"), ("scarf", "bow"))
 """Tuples of accessories that sit at the same place of the body. An object wears at most one of each tuple."""
 WORN_IN = ("hat", "crown", "helmet", "headphones", "scarf", "glasses", "cape")
@@ -285,7 +290,7 @@ class OpenToybox(Toybox):
     def caption(self, index: int, rng: np.random.Generator, stated: float = COLOURS_STATED) -> str:
         """Write another caption for sample ``index``, with random wording and a random subset of its colour words.
 
-        The probability that it states all colours is ``stated``.
+        The probability that the caption states all colours is ``stated``.
         """
         return phrase(drop_colours(self.full_spec(self.rng(index, 6)), rng, stated), rng)
 
@@ -324,7 +329,8 @@ def conflicts(a: str, b: str) -> bool:
 def drop_colours(spec: grammar.Spec, rng: np.random.Generator, stated: float = COLOURS_STATED) -> grammar.Spec:
     """Return a copy of a spec in which a random subset of the colour words is removed.
 
-    With probability ``stated`` all of them stay.
+    All colour words stay with the probability ``stated``, and none with the probability `COLOURS_OPEN`. Otherwise each
+    one stays with probability 0.5.
     """
     mode = rng.random()
     if mode < stated:

@@ -41,10 +41,10 @@ def chain(b: Builder, points, radius: float, colour=None, label: str = "tail", t
 
 
 def barrel(b: Builder, length: float, thick: float, leg: float, radius: float, legs=None, hooves=None) -> float:
-    """Add an ellipsoid on four legs as a body, with the anchors "back" and "waist". Return the height z of its centre.
+    """Add a body: an ellipsoid on four legs, with anchors "back" and "waist". Return the height z of its centre.
 
-    ``length`` is half the length of the ellipsoid along x, ``thick`` half its width and height. ``leg`` and ``radius``
-    are the visible height and the radius of the legs. ``legs`` is the colour of the legs; None: the main colour.
+    ``length`` is half the length of the ellipsoid along x, and ``thick`` half its width and height. ``leg`` is the
+    visible height of the legs, and ``radius`` their radius. ``legs`` is the colour of the legs; None: the main colour.
     ``hooves`` is the colour of the hooves; None: no hooves.
     """
     z = leg + 0.8 * thick
@@ -60,9 +60,10 @@ def barrel(b: Builder, length: float, thick: float, leg: float, radius: float, l
 
 
 def egg(b: Builder, radius: float, half: float, neck: float) -> None:
-    """Add an upright ellipsoid on the ground as a body, with the anchors "neck", "back" and "waist".
+    """Add a body: an upright ellipsoid that stands on the ground, with the anchors "neck", "back" and "waist".
 
-    ``radius`` is the horizontal radius of the ellipsoid, ``half`` half its height, and ``neck`` its radius at the neck.
+    ``radius`` is the horizontal radius of the ellipsoid, ``half`` half its height, and ``neck`` its horizontal radius
+    where the neck begins.
     """
     b.sphere((0, 0, half), (radius, radius, half))
     up = half * np.sqrt(max(1 - (neck / radius) ** 2, 0.0))

@@ -27,7 +27,7 @@ def tile(b: Builder) -> Colour:
 
 
 def door(b: Builder, x: float, width: float, height: float, y: float = 0.0) -> None:
-    # width is half the door's width, x the outer side of the front wall
+    # width: half the width of the door; x: position of the outer side of the front wall
     colour = contrast(b.colour, (0.8, 0.6, 0.35), WOOD)
     at = (x, y, height / 2 + 0.02)
     b.box(at, (0.025, width * 1.25, height / 2 + 0.04), contrast(b.colour, (0.95,) * 3, (0.2,) * 3), "frame")

@@ -48,7 +48,7 @@ def torso(b: Builder, robe: bool = False) -> None:
 
 
 def head(b: Builder, skin, radius: float = 0.4) -> tuple[float, float, float]:
-    """Add a head of the colour ``skin`` (3,), with eyes and anchors for accessories. Return its centre (3,)."""
+    """Add a head of the colour ``skin`` (3,), with eyes, nose and anchors for accessories. Return its centre (3,)."""
     at = (0.0, 0.0, 1.24 + 0.82 * radius)
     b.sphere(at, radius, skin, "head")
     face(b, at, radius, eye=0.13, spread=0.38, height=0.1)

@@ -13,7 +13,10 @@ SOIL = (0.20, 0.13, 0.08)
 
 
 def ring(count: int, radius: float, start: float = 0.0):
-    """Yield ``count`` evenly spaced points (x, y, azimuth in degrees) of a circle, the first at ``start`` radians."""
+    """Yield (x, y, azimuth in degrees) of ``count`` evenly spaced points of a circle around the z axis.
+
+    ``start`` is the azimuth of the first point in radians.
+    """
     for k in range(count):
         a = start + 2 * np.pi * k / count
         yield radius * np.cos(a), radius * np.sin(a), float(np.rad2deg(a))

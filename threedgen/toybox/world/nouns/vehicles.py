@@ -38,7 +38,7 @@ def lights(b: Builder, front: float, back: float, y: float, z: float, radius: fl
 
 
 def cab(b: Builder, x: float, z: float, size, front: float, back: float, roof: Colour) -> None:
-    # the windscreen slopes over the length front, the rear window over the length back
+    # front, back: horizontal lengths over which windscreen and rear window slope; 0: vertical
     long, wide, tall = size
     pane = glass(b.colour)
     b.box((x, 0, z + tall), (long, wide, tall), pane, "windows")
