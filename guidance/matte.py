@@ -27,9 +27,10 @@ MAX_BORDER = 0.25
 """Largest fraction of the pixels at the image border that a matte network may take for the object. With more, it has
 not found the background."""
 GRABCUT_SIZE, GRABCUT_MARGIN, GRABCUT_RADIUS, MIN_PART = 256, 0.1, 0.25, 0.03
-"""Longer side in pixels of the image that GrabCut segments, the fraction at each side that is background, the radius of
-the disc in the middle that is probably the object, relative to the image sides, and the smallest part of the object
-relative to the largest one. Smaller parts and lines of two pixels, such as edges of walls, are background."""
+"""Settings of GrabCut. GRABCUT_SIZE: longer side in pixels of the image that is segmented. GRABCUT_MARGIN: width of the
+margin that is background, and GRABCUT_RADIUS: radius of the central disc that is probably the object, as fractions of
+the image sides. MIN_PART: smallest area of a part of the object, as a fraction of the largest part; smaller parts and
+lines of two pixels, such as edges of walls, are background."""
 
 
 class Matte(nn.Module):

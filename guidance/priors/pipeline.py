@@ -132,7 +132,7 @@ class MVDreamPipeline(DiffusionPipeline):
                 distances to the origin are ignored.
             num_inference_steps: number of DDIM steps.
             guidance_scale: s in eps_u + s (eps_c - eps_u), with (c) and without (u) the prompt.
-            eta: share of noise in [0, 1] that each step adds; 0: deterministic.
+            eta: amount of fresh noise in each step; 0: deterministic DDIM; 1: as in DDPM.
             generator: generator of all noise; None: torch's global one. A CPU generator gives the same noise on all
                 devices.
             latents: initial noise (n, 4, h, w); None: it is sampled.

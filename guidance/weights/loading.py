@@ -308,7 +308,7 @@ def matte(weights: str) -> Path:
 def check_matte(name: str) -> None:
     """Raise ConfigError if the background remover `name` is not available.
 
-    It is "rembg" or "grabcut" (OpenCV), whose package must be installed, or a matte network, see `matte`.
+    `name` is "rembg" or "grabcut" (OpenCV), whose package must be installed, or a matte network, see `matte`.
     """
     modules = {REMBG: ("rembg", "onnxruntime"), GRABCUT: ("cv2",)}.get(name, ())
     if not modules:

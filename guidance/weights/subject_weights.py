@@ -1,7 +1,8 @@
 """Weights of a subject: a file with the changes that fine-tuning on one subject makes to a prior.
 
 DreamBooth (arXiv 2208.12242) binds a subject to a new word, the identifier. Fine-tuning changes all weights of the
-UNet, or low-rank terms of its attention (LoRA). The identifier gets a new row in the text encoder's embedding table.
+UNet, or adds low-rank matrices to its attention layers (LoRA, rank r). The identifier gets a new row in the text
+encoder's embedding table.
 
 Content of the safetensors file (`NAME`: a parameter of the UNet):
 

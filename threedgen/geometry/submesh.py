@@ -80,7 +80,10 @@ def check_count(triangles: int, parts: int = 1, vertices: int = 0) -> None:
 
 
 def check_text(data: bytes | memoryview, max_words: int | None = None) -> bytes:
-    """Return the bytes of a text file. Raise TooLarge above `MAX_LINES` lines or `max_words` (`MAX_WORDS`) words."""
+    """Return the bytes of a text file. Raises TooLarge above `MAX_LINES` lines or `max_words` words.
+
+    `max_words` None: the limit is `MAX_WORDS`.
+    """
     data, max_words = bytes(data), max_words or MAX_WORDS
     if max(data.count(b"\n"), data.count(b"\r")) > MAX_LINES:
         raise TooLarge(f"it has more than {MAX_LINES:,} lines")

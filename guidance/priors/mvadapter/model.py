@@ -153,7 +153,7 @@ class MVAdapter(LatentDiffusion):
 
     @property
     def settings(self) -> AdapterSettings:
-        """Training settings of the adapter; the defaults without an adapter."""
+        """Training settings of the adapter; the default settings if there is no adapter."""
         return AdapterSettings() if self.adapted is None else self.adapted.settings
 
     @property

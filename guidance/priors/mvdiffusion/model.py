@@ -181,7 +181,7 @@ class MVDiffusion(LatentDiffusion):
         """Return the known latents that sampling must not change; None if there are none.
 
         The result is a mask (F, 1, h, w), above 0 where latents are known, and the latents (F, C, h, w). Known views
-        are fixed if `hold` is True or the UNet has no branch for known views, known pixels if `hold` is True.
+        are fixed if `hold` is True or the UNet has no branch for known views. Known pixels are fixed if `hold` is True.
 
         Args:
             extra: additional UNet channels (F, E, h, w), with the known pixels of an inpainting UNet.

@@ -90,9 +90,8 @@ def is_whole(named: Mapping[str, Tensor]) -> bool:
 def with_difference(unet: UNet2DConditionModel, weights: Mapping[str, Tensor]) -> UNet2DConditionModel:
     """Return a copy of `unet` with the changes in the state dict `weights`, see `difference`.
 
-    If there are no changes, `unet` itself is returned.
-
-    Raises ConfigError if the blocks were trained on another 2D model.
+    If there are no changes, `unet` itself is returned. Raises ConfigError if the blocks were trained on another 2D
+    model.
     """
     named = {name.removeprefix(PREFIX): tensor for name, tensor in weights.items()}
     first = named.get("unet." + FIRST[0])
