@@ -26,7 +26,7 @@ MAX_BYTES, MAX_READS, MAX_STRIPS = 1 << 29, 1_000_000, 200_000
 """Largest size of an image file, number of reads in it (each part of a PNG or GIF needs about three), and number of
 strips or tiles in a TIFF."""
 MAX_SCANNED, MAX_SLOW_PIXELS = 4_000_000_000, 5_000_000
-"""Largest number of pixels of all scans of a JPEG together, and of an image in a format that PIL decodes in Python. This
+"""Largest number of pixels of all scans of a JPEG together, and of an image that PIL decodes in Python. Such decoding
 takes up to four seconds per million pixels."""
 MAX_16_BITS = 65535
 WORKING_SIZE = 1024  # maximum longer side in pixels of the images in which `read_foreground` works
