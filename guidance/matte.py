@@ -82,7 +82,7 @@ class Matte(nn.Module):
 
     @classmethod
     def load(cls, weights: str) -> "Matte":
-        """Load a frozen network on the CPU from "toybox-matte" or a folder that `save` wrote.
+        """Load a frozen network on the CPU from "toybox-matte" (embedded) or a folder that `save` wrote.
 
         Raises ConfigError if the files are missing or damaged.
         """
@@ -132,7 +132,7 @@ def _by_grabcut(rgb: Array) -> Array:
 def reference_foreground(options: ReferenceConfig) -> Array | None:
     """Return the cut-out object of a prior's reference image, RGBA (h, w, 4) in [0, 1]; None without an image.
 
-    Raises ConfigError if the image cannot be read, its object cannot be cut out, or the matte is missing.
+    Raises ConfigError if the image cannot be read, its object cannot be cut out, or the background remover is missing.
     """
     return None if options.image is None else read_foreground(options.image, remover(options.matte))
 
@@ -142,7 +142,7 @@ def remover(name: str | None) -> Callable[[Array], Array] | None:
 
     `name` is "rembg" (the package of that name), "grabcut" (OpenCV), or the weights of a `Matte`. If it is None, the
     result is None. Raises ConfigError if a package is not installed, or weights are missing or damaged. The function
-    raises ConfigError if rembg cannot load its network, or if a `Matte` finds no background, as in front of a room.
+    raises ConfigError if rembg cannot load its network, or if a `Matte` finds no background, as in a photo of a room.
     """
     if name is None:
         return None

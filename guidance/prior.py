@@ -332,7 +332,7 @@ class Prior(Protocol):
 
 
 class MultiviewPrior(Prior, Protocol):
-    """Prior that denoises `n_view` consecutive images together, as views of one object. With n_view = 1, it is 2D."""
+    """Prior that denoises `n_view` consecutive images together as views of one object; n_view = 1 means a 2D model."""
 
     @abstractmethod
     def camera(self, c2w: Tensor) -> Tensor: ...

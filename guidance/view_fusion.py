@@ -160,10 +160,11 @@ def view_features(camera: Tensor, noise: Tensor) -> Tensor:
 
 
 def pair_features(camera: Tensor, noise: Tensor) -> Tensor:
-    """Return features (B, V, V, F) of view i, which gets features from view j, for all i (second axis) and j (third).
+    """Return features (B, V, V, F) of all pairs of views: view i (second axis) gets messages from view j (third axis).
 
-    They are the difference of the azimuths, the heights of both cameras and their difference, whether i = j, and both
-    noise levels. `camera` (B, V, 16) are camera vectors, `noise` (B, V, N) noise levels encoded by `sinusoids`.
+    The features are the difference of the azimuths, the heights of both cameras and their difference, whether i = j,
+    and both noise levels. `camera` (B, V, 16) are camera vectors, `noise` (B, V, N) noise levels encoded by
+    `sinusoids`.
     """
     V = camera.shape[1]
     x, y, z = camera[..., 3], camera[..., 7], camera[..., 11]

@@ -232,7 +232,7 @@ def self_attention(attn: Attention, tokens: Tensor, n_view: int = 1, rotary: Wor
 
 
 def trains_on_cpu(tokens: Tensor) -> bool:
-    """Return whether `tokens` are on a CPU and gradients are enabled: torch's fused backward pass is then slow."""
+    """Return whether `tokens` are on a CPU and gradients are enabled, where torch's fused backward pass is slow."""
     return torch.is_grad_enabled() and tokens.device.type == "cpu"
 
 
@@ -267,7 +267,7 @@ def set_attention(unet: UNet2DConditionModel, kind: Kind) -> None:
 def unet_from_config(config: Any, **changes: Any) -> UNet2DConditionModel:
     """Build a UNet from a diffusers config; `changes` override entries of the config.
 
-    The config may also have the keys `OWN_KEYS`: rotary embedding, separate noise levels, image tokens.
+    The config may also have keys of threedgen, `OWN_KEYS`: rotary embedding, separate noise levels, image tokens.
     """
     stock = {name: value for name, value in config.items() if name not in OWN_KEYS}
     unet: Any = UNet2DConditionModel.from_config(stock, **changes)

@@ -95,9 +95,9 @@ class ISM(Distillation):
 class SDI(Distillation):
     """Score distillation via inversion (Lukoianov et al. 2024, arXiv 2405.15891, section 5).
 
-    kappa is the noise in the latents after inversion, with text and a negative guidance scale, to a timestep a little
-    above t. Then x_t = sqrt(alpha_bar_t) z + sqrt(1 - alpha_bar_t) kappa, and the gradient of the loss is (z - x0) / B
-    with the clean latents x0 predicted from x_t. t decreases during the run.
+    DDIM inversion of the clean latents z, with text and a negative guidance scale, runs to a timestep a little above t.
+    kappa is the noise in the result. Then x_t = sqrt(alpha_bar_t) z + sqrt(1 - alpha_bar_t) kappa, and the gradient of
+    the loss is (z - x0) / B with the clean latents x0 predicted from x_t. t decreases during the run.
     """
 
     def predictions(

@@ -250,7 +250,11 @@ class LatentDiffusion(Prior):
         vae.decoder = vae.post_quant_conv = None
 
     def save(self, folder: Path | str) -> None:
-        """Write a diffusers folder with float16 tensors and SHA256SUMS; `components.save` lists the errors."""
+        """Write a diffusers folder with float16 tensors and SHA256SUMS, atomically.
+
+        Raises ConfigError if the folder contains other files than a saved prior, a weight overflows in float16, or the
+        prior is SDXL or ImageDream.
+        """
         components.save(self, Path(folder))
 
     @property

@@ -122,7 +122,7 @@ def load(
     """Load the frozen networks of a prior on the CPU. Raises ConfigError if a file is missing, damaged or unsuitable.
 
     Args:
-        weights: embedded name, folder, single-file checkpoint or hub id, see `loading.locate`.
+        weights: name of embedded weights, folder, single-file checkpoint or hub id, see `loading.locate`.
         tokenizer: folder or hub id; None: the tokenizer of the weights, or CLIP's for a single file.
         camera: whether a UNet without camera branch is an error.
         prediction: output of the UNet; None: as the weights declare, else "epsilon" with a warning.

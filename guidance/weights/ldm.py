@@ -123,7 +123,10 @@ def convert_file(path: Path, prediction: Prediction | None = None) -> SingleFile
 
 
 def split_checkpoint(tensors: Tensors) -> dict[str, dict[str, Tensor]]:
-    """Group the tensors of a single file by network, such as "unet", without the prefixes of names; drop the others."""
+    """Group the tensors of a single file by network, such as "unet", and remove the network's prefix from their names.
+
+    Tensors without a prefix in `PREFIXES` are dropped.
+    """
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         for prefix, part in PREFIXES.items():

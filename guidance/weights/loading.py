@@ -47,7 +47,7 @@ def check(weights: str, tokenizer: str | None = None, wanted: Parts = PARTS) -> 
     For a hub id that is not cached, only model_index.json is downloaded.
 
     Args:
-        weights: embedded name, diffusers folder, single file, name of an original checkpoint or hub id, see `locate`.
+        weights: name, path or hub id, in any form that `locate` takes.
         tokenizer: folder or hub id; None: the tokenizer of the weights, or CLIP's for a single file.
         wanted: required sub-folders of a diffusers folder.
     """
@@ -73,8 +73,8 @@ def locate(weights: str, wanted: Parts = PARTS) -> Path:
     """Return the local folder or file of `weights`; download it into the hub's cache if needed.
 
     Args:
-        weights: a name in `EMBEDDED`, a folder in diffusers format, a single-file checkpoint, the name of an original
-            MVDream checkpoint, or a hub id "owner/name".
+        weights: a name in `EMBEDDED`, a folder in diffusers format, a single-file checkpoint, the file name of an
+            original MVDream or ImageDream checkpoint, or a hub id "owner/name".
         wanted: required sub-folders of a diffusers folder.
     """
     if (path := local(weights)) is not None:
@@ -83,11 +83,10 @@ def locate(weights: str, wanted: Parts = PARTS) -> Path:
 
 
 def local(weights: str) -> Path | None:
-    """Return the folder or file that `weights`, the name of an embedded model or a path, means on this machine.
+    """Return the local folder or file of `weights`, the name of embedded weights or an existing path.
 
-    Returns None for a hub id and for the name of an original MVDream checkpoint, even if these weights are in the hub's
-    cache; but an existing path of that name is returned. Raises ConfigError for any other name if there is no such
-    folder or file.
+    Returns None for a hub id or the name of an original MVDream checkpoint that is no existing path, even if these
+    weights are in the hub's cache. Raises ConfigError for any other name.
     """
     if weights in EMBEDDED:
         return embedded(weights)

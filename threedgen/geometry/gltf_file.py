@@ -155,7 +155,7 @@ class GltfFile:
         return self.files.read(path, count=size) if 0 < size <= MAX_KEPT else path
 
     def file_name(self, uri: str) -> str:
-        """Return the file name of a URI, with %20 and the like decoded unless only the encoded name has a file."""
+        """Return the file name of a URI, percent-decoded unless only a file with the encoded name exists."""
         name = unquote(uri)
         return uri if self.files.find(name) is None and self.files.find(uri) is not None else name
 

@@ -23,7 +23,7 @@ def triangulate(points: Array, polygons: Array) -> Array:
     """Split N polygons with C corners each into triangles of the same orientation.
 
     A convex polygon becomes a fan around its first corner. A polygon with a single reflex corner becomes a fan around
-    this corner. Other polygons are triangulated by ear cutting (mapbox_earcut).
+    this corner. Other polygons are triangulated by ear clipping (mapbox_earcut).
 
     Args:
         points: (V, 3) vertices.

@@ -68,7 +68,7 @@ class SideFiles:
         """Read at most `count` bytes of a file from the byte `start` on; None: all bytes.
 
         Raises ConfigError if the file is unreadable, or if there are more than `max_bytes` bytes to read, and TooLarge
-        after `MAX_READ` bytes of all files.
+        if more than `MAX_READ` bytes of all files have been read.
         """
         try:
             return self.counted(read_bytes(path, max_bytes, start, count))
@@ -76,7 +76,7 @@ class SideFiles:
             raise ConfigError(f"{path} cannot be read ({error.strerror})") from None
 
     def counted(self, data: bytes) -> bytes:
-        """Return `data`, bytes that were read or copied. Raises TooLarge after `MAX_READ` bytes."""
+        """Count the bytes of `data` as read, and return `data`. Raises TooLarge if the count exceeds `MAX_READ`."""
         self.bytes += len(data)
         if self.bytes > MAX_READ:
             raise TooLarge(f"it reads more than {MAX_READ >> 30} GiB of textures and buffers. Reduce them")

@@ -35,8 +35,8 @@ class Submesh:
         normals: (V, 3), or None if the file has none.
         uv: (V, 2) texture coordinates, v upwards, or None.
         faces: (F, 3) vertex indices, counter-clockwise seen from outside.
-        colours: without a texture, (V, 3) sRGB or (V, 4) sRGB and alpha, in [0, 1]. With a texture, linear factors of
-            the texture's values. None: there are no colours.
+        colours: without a texture, (V, 3) sRGB or (V, 4) sRGB and alpha, in [0, 1]. With a texture, (V, 3 or 4) linear
+            factors of the texture's values. None: there are no colours.
         texture: texture, or None.
         wrap: wrap modes of the texture along u and v.
         cutoff: points with at least this alpha are opaque, others invisible. None: alpha is the opacity.

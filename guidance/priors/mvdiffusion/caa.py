@@ -202,7 +202,7 @@ def view_groups(keys: Sequence[Keys], device: torch.device) -> list[list[int]]:
 
 
 class DepthAttention(PanoramaBlock):
-    """Correspondence-aware attention for views with depth; the positional encoding is that of depth differences."""
+    """Correspondence-aware attention for views with depth; the positional encoding encodes depth differences."""
 
     relation_dim = 1
 
