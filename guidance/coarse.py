@@ -183,7 +183,7 @@ class Block(nn.Module):
         nn.init.zeros_(self.modulation.bias)
 
     def forward(self, x: Tensor, text: Tensor, features: Tensor) -> Tensor:
-        """Transform the feature map `x` (B, C, h, w), given text (B, L, D) and features (B, width), to the same shape."""
+        """Transform features `x` (B, C, h, w) to the same shape, given text (B, L, D) and features (B, width)."""
         query = self.query(self.norm_words(x).flatten(2).transpose(1, 2))
         words = self.words(cross_attend(query, self.key_value(text), self.heads))
         x = x + words.transpose(1, 2).unflatten(2, x.shape[-2:])

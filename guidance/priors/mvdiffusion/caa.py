@@ -21,7 +21,7 @@ from .geometry import Keys
 Encoding = Literal["reference", "capped"]
 HEAD = 32  # channels of an attention head
 CHUNK = {"cpu": 1 << 21, "cuda": 1 << 26}
-"""Largest number of elements of the key tensor of one chunk of tokens, by device: small enough for a CPU's cache."""
+"""Largest number of elements of the keys of one chunk of tokens, by device: few for a CPU's cache, many for a GPU."""
 MAX_KEPT = 1 << 25
 """Largest number of elements of the keys of all tokens for which training keeps activations in memory. With more, the
 backward pass recomputes them."""
