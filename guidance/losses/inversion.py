@@ -43,7 +43,7 @@ def invert(
         x: latents (B, C, h, w) at the first timestep.
         timesteps: N >= 2 ascending timesteps, each (1,) or (B,), for N - 1 steps.
         eta: amount of fresh noise in each step; 0: none.
-        generator: random generator of the fresh noise, see `fresh_noise`.
+        generator: random generator of the fresh noise; None: torch's global generator.
 
     Returns:
         Latents at the last timestep, and the noise predicted in the last step at its start, both (B, C, h, w).

@@ -212,9 +212,15 @@ def guided_x0(
 ) -> Tensor:
     """Predict the clean target views (S, C, H, W) with classifier-free guidance.
 
-    In the unconditional branch, the noise `blank` (S, C, H, W) replaces the condition `x`. `logsnr` is a scalar tensor
-    (). `ViewModel.predict` explains `x`, `z`, `c2w` and `K`. Guidance has the same result for outputs x0, eps and v,
-    because for a fixed z they are affine functions of each other.
+    Guidance has the same result for outputs x0, eps and v, because for a fixed z they are affine functions of each
+    other.
+
+    Args:
+        x: clean condition views (S, C, H, W).
+        blank: noise (S, C, H, W) that replaces `x` in the unconditional branch.
+        z, logsnr: noisy target views (S, C, H, W) and their log-SNR, a scalar tensor ().
+        c2w: camera-to-world poses (S, 2, 4, 4) of condition and target, OpenGL axes.
+        K: intrinsics in pixels (S, 3, 3), shared by both views.
     """
     branches = [(x, True)] if guidance_scale != 0 else []
     branches += [(blank, False)] if guidance_scale != 1 else []

@@ -434,8 +434,9 @@ class LatentDiffusion(Prior):
     def fuse_views(self, coarse: Tensor, x: Tensor, t: Tensor, camera: Tensor | None, n_view: int) -> Tensor:
         """Return the coarse predictions (B, C, h, h), improved by the noisy latents of all views of an object.
 
-        They are returned unchanged if the predictor has no `ViewFusion`, if `camera` is None, or if `x` has another
-        size than `coarse`. `predict` explains `x`, `t`, `camera` and `n_view`.
+        `x` are the noisy latents (B, C, h, w) at timesteps `t`, `camera` camera vectors (B, 16); `n_view` consecutive
+        images are views of one object. The predictions are returned unchanged if the predictor has no `ViewFusion`, if
+        `camera` is None, or if `x` has another size than `coarse`.
         """
         fusion = None if self.coarse is None else self.coarse.fusion
         if fusion is None or camera is None or x.shape[-2:] != coarse.shape[-2:]:
@@ -448,8 +449,8 @@ class LatentDiffusion(Prior):
     def predict_coarse(self, text: Tensor, c2w: Tensor, text_guidance: bool = True) -> Tensor | None:
         """Predict latents (B, C, h, w) of `latent_shape` with the coarse predictor; return None without a predictor.
 
-        `text` are embeddings (B, L, D), `c2w` camera-to-world matrices (B, 4, 4). `coarse_latents` explains
-        `text_guidance`.
+        `text` are embeddings (B, L, D), `c2w` camera-to-world matrices (B, 4, 4). With
+        `text_guidance`, a prediction with an object code is guided away from the prediction without text.
         """
         if self.predictor is None:
             return None

@@ -155,7 +155,10 @@ def check_weight_file(name: str) -> None:
 
 
 def is_sdxl(weights: str) -> bool:
-    """Return whether `weights` (see `locate`) are of SDXL, by their local files; without local files, by their name."""
+    """Return whether `weights` (name, path or hub id) belong to SDXL.
+
+    This is judged by the local files or, if there are none, by the name.
+    """
     with suppress(ConfigError):
         path = local(weights)
         index = hub.cached(*hub.hub_name(weights)) if path is None else None
@@ -194,7 +197,10 @@ class Identity(NamedTuple):
 
 
 def identify(weights: str, wanted: Parts = PARTS) -> Identity:
-    """Return path, size and SHA-256 of `weights`, after a download if needed; `locate` explains the arguments."""
+    """Return path, size and SHA-256 of `weights` (name, path or hub id), after a download if needed.
+
+    `wanted` are the required sub-folders of a diffusers folder.
+    """
     return Identity.of(locate(weights, wanted), wanted)
 
 
@@ -206,7 +212,8 @@ def awaited(weights: str) -> bool:
 def describe(weights: str, wanted: Parts = PARTS) -> str:
     """Return "PATH (SIZE, SHA-256 DIGEST)" of `weights`, which are downloaded if needed.
 
-    An original MVDream checkpoint is not downloaded; if it is missing, the text has the download command instead.
+    `weights` is a name, path or hub id; `wanted` are the required sub-folders of a diffusers folder. An original
+    MVDream checkpoint is not downloaded; if it is missing, the text has the download command instead.
     """
     if awaited(weights):
         return f"{weights}, not on this machine yet; `hf download {hub.ORIGINALS[weights]} {weights}` fetches it"

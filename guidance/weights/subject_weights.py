@@ -101,7 +101,7 @@ def token_embedding(text_encoder: Any) -> nn.Embedding:
 def difference(tuned: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return tuned minus base weights of a UNet, bfloat16, for changed parameters only.
 
-    The arguments are state dicts. The names in the result are those of the file format: "unet.NAME".
+    The arguments are state dicts. The result has the names of the file format, "unet.NAME".
     """
     moved = {name: tuned[name].detach().cpu() - base[name].cpu() for name in base}
     return {f"unet.{name}": value.bfloat16().contiguous() for name, value in moved.items() if value.any()}

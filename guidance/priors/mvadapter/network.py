@@ -183,7 +183,7 @@ class AdaptedUNet(nn.Module):
     ) -> Tensor:
         """Return the output of the UNet (B V, C, h, w), noise or v, for B objects with V views each.
 
-        For a single view without control and reference, the result is that of the unchanged 2D model.
+        For a single view without control and reference, the result equals the output of the unchanged 2D model.
 
         Args:
             x: noisy latents (B V, C, h, w); the views of an object are consecutive.

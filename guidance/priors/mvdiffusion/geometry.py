@@ -142,7 +142,7 @@ class DepthGeometry(Geometry):
                 or not finite where unknown.
             c2w: camera-to-world poses (F, 4, 4), OpenCV axes.
             K: intrinsics in pixels, (3, 3) or (F, 3, 3).
-            overlap: fraction of overlap above which two views attend to each other, see `overlap_neighbours`.
+            overlap: fraction of common pixels above which two views attend to each other, see `overlap_neighbours`.
             released: whether to compute as for the released weights. If True, points behind a camera are not masked,
                 and a depth difference compares the token's depth in its camera with the key's depth in the key's
                 camera. If False, such points are masked, and both depths are in the key's camera.
