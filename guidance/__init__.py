@@ -1,6 +1,6 @@
-"""Diffusion priors, their samplers, and the losses distilled from them.
+"""Diffusion priors, their samplers, and the distillation losses that use them.
 
-Import this package as ``threedgen.guidance``; the bare name belongs to another project.
+Import this package as ``threedgen.guidance``; the top-level name ``guidance`` belongs to another package.
 """
 
 if __name__ == "guidance":

@@ -46,8 +46,8 @@ def complete_views(
 
     Args:
         prior: a prior whose `completes_views` is True.
-        text: embeddings of the prompt and of the negative prompt, each (1, L, D). If the first has no object code, the
-            code is computed from the known views.
+        text: embeddings of the prompt and of the negative prompt, each (1, L, D). If the prior has object codes and the
+            first embedding has none (its last row is zero), the code is computed from the known views.
         views: known images (A, H, W, 3) in [0, 1].
         views_c2w: camera-to-world matrices (A, 4, 4) of the known views, OpenGL axes, world z up.
         c2w: camera-to-world matrices (V, 4, 4) of the new views, with the same axes.

@@ -17,7 +17,7 @@ Recording = tuple[Callable[[], object], Tensor]
 class GraphedCalls:
     """Wrapper that calls one function of tensors on a GPU without gradients, from the third call on as a CUDA graph.
 
-    There is one graph, for the latest shapes of the tensors and values of other inputs, because its memory holds all
+    Only the graph for the latest tensor shapes and values of other inputs is kept, because its memory holds all
     activations of the function. If the capture fails, all later calls run normally, and the reason is logged.
     Everything else that the function uses, such as weights, must not change.
     """
@@ -30,7 +30,7 @@ class GraphedCalls:
         self._recording: Recording | None = None
 
     def __call__(self, function: Callable[..., Tensor], *inputs: Tensor | int | None) -> Tensor:
-        """Return `function(*inputs)`. The function itself is not stored: it may refer to the owner of this object."""
+        """Return `function(*inputs)`. The function is not stored, because it may refer to the owner of this object."""
         tensors = [value for value in inputs if isinstance(value, Tensor)]
         key = tuple((v.shape, v.dtype, v.device) if isinstance(v, Tensor) else v for v in inputs)
         if key != self._key:
@@ -68,7 +68,7 @@ def record(function: Callable[[], Tensor]) -> Recording:
         function()
     current.wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.stream(current):  # a failed capture leaves another one
+    with torch.cuda.stream(current):  # a failed capture leaves another stream current
         # other threads may allocate memory meanwhile
         with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             output = function()

@@ -30,7 +30,7 @@ def repeat_text(text: Tensor, count: int) -> Tensor:
 
 
 def add_view(values: Tensor, last: Tensor) -> Tensor:
-    """Append view `last` (B, ...) to the V views of each of B objects, `values` (B V, ...); return (B (V + 1), ...)."""
+    """Append one view per object, `last` (B, ...), to V views per object, `values` (B V, ...): (B (V + 1), ...)."""
     return torch.cat([values.unflatten(0, (len(last), -1)), last[:, None]], dim=1).flatten(0, 1)
 
 

@@ -27,9 +27,10 @@ MAX_BORDER = 0.25
 """Largest fraction of the pixels at the image border that a matte network may take for the object. With more, it has
 not found the background."""
 GRABCUT_SIZE, GRABCUT_MARGIN, GRABCUT_RADIUS, MIN_PART = 256, 0.1, 0.25, 0.03
-"""Longer side in pixels of the image that GrabCut segments, the fraction at each side that is background, the radius of
-the disc in the middle that is probably the object, relative to the image sides, and the smallest part of the object
-relative to the largest one. Smaller parts and lines of two pixels, such as edges of walls, are background."""
+"""Settings of GrabCut. GRABCUT_SIZE: longer side in pixels of the image that is segmented. GRABCUT_MARGIN: width of the
+margin that is background, and GRABCUT_RADIUS: radius of the central disc that is probably the object, as fractions of
+the image sides. MIN_PART: smallest area of a part of the object, as a fraction of the largest part; smaller parts and
+lines of two pixels, such as edges of walls, are background."""
 
 
 class Matte(nn.Module):
@@ -81,7 +82,7 @@ class Matte(nn.Module):
 
     @classmethod
     def load(cls, weights: str) -> "Matte":
-        """Load a frozen network on the CPU from "toybox-matte" or a folder that `save` wrote.
+        """Load a frozen network on the CPU from "toybox-matte" (embedded) or a folder that `save` wrote.
 
         Raises ConfigError if the files are missing or damaged.
         """
@@ -131,7 +132,7 @@ def _by_grabcut(rgb: Array) -> Array:
 def reference_foreground(options: ReferenceConfig) -> Array | None:
     """Return the cut-out object of a prior's reference image, RGBA (h, w, 4) in [0, 1]; None without an image.
 
-    Raises ConfigError if the image cannot be read, its object cannot be cut out, or the matte is missing.
+    Raises ConfigError if the image cannot be read, its object cannot be cut out, or the background remover is missing.
     """
     return None if options.image is None else read_foreground(options.image, remover(options.matte))
 
@@ -141,7 +142,7 @@ def remover(name: str | None) -> Callable[[Array], Array] | None:
 
     `name` is "rembg" (the package of that name), "grabcut" (OpenCV), or the weights of a `Matte`. If it is None, the
     result is None. Raises ConfigError if a package is not installed, or weights are missing or damaged. The function
-    raises ConfigError if rembg cannot load its network, or if a `Matte` finds no background, as in front of a room.
+    raises ConfigError if rembg cannot load its network, or if a `Matte` finds no background, as in a photo of a room.
     """
     if name is None:
         return None

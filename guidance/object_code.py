@@ -1,4 +1,4 @@
-"""Object codes: vectors that hold what a caption leaves unspecified, such as open colours and the exact shape.
+"""Object codes: vectors that hold what a caption leaves unspecified, such as unnamed colours and the exact shape.
 
 A code is encoded from views of an object, or sampled for a caption as in unCLIP (Ramesh et al. 2022, arXiv 2204.06125),
 whose prior samples an image embedding. `guidance.coarse` predicts latents of any view from caption and code.

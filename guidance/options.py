@@ -78,7 +78,7 @@ class PriorConfig(Config):
     _compact: bool = PrivateAttr(False)
 
     def compact(self) -> Self:
-        """Return a copy with which the UNet is loaded in `dtype` on a GPU, to save memory.
+        """Return a copy of the config with which a prior loads its UNet in `dtype` on a GPU, to save memory.
 
         Such a UNet cannot be trained or saved. If weights are added to the UNet (`alters_weights`), it is loaded in
         float32 as without this method.
@@ -116,7 +116,10 @@ class PriorConfig(Config):
         return None if path is None or self.tokenizer is not None else read_vocabulary(path, self.subjects())
 
     def tokens_cut(self, prompt: str) -> str:
-        """Return the end of a prompt that exceeds the token limit; "" also if the tokenizer is not on this machine."""
+        """Return the end of a prompt that exceeds the token limit; "" if the whole prompt fits.
+
+        The result is also "" if the tokenizer is not on this machine.
+        """
         with suppress(ConfigError):  # `check` reports missing files
             path = loading.local(self.weights) or hub.cached(*hub.hub_name(self.weights))
             folder = path.parent if path is not None and path.name == "model_index.json" else path
@@ -161,7 +164,7 @@ class PriorConfig(Config):
 
 
 def file_entries(value: object) -> list[object]:
-    """Return a list of config entries from one entry or a list; each bare file name becomes {"file": NAME}."""
+    """Convert one config entry or a list of entries to a list, in which each bare file name becomes {"file": NAME}."""
     return [{"file": one} if isinstance(one, str) else one for one in (value if isinstance(value, list) else [value])]
 
 

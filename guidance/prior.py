@@ -149,8 +149,8 @@ class Prior(Protocol):
     def cast_networks(self, lora: bool = False) -> None:
         """Cast the frozen weights to `dtype` on a GPU, where autocast would otherwise cast each weight at every call.
 
-        The UNet then runs as a CUDA graph if `cuda_graph` is True. `lora` says whether a LoRA is trained on the UNet:
-        then normalisation layers keep float32, autocast stays on, and there is no CUDA graph.
+        The UNet then runs as a CUDA graph if `cuda_graph` is True. `lora` is True if a LoRA is trained on the UNet.
+        Normalisation layers then keep float32, autocast stays on, and there is no CUDA graph.
         """
         return
 
@@ -212,7 +212,7 @@ class Prior(Protocol):
         return self.schedule.eps_from_output(x, self.network(x, t, text, camera, n_view, **image), t)
 
     def reference(self, text: Tensor, background: Tensor | None = None) -> Features | None:
-        """Compute features of the reference image in the config, with the prompt `text` (1, L, D).
+        """Compute features of the prior's reference image, given the embedding `text` (1, L, D) of the prompt.
 
         Returns features (1, ...) by name, such as the name of a UNet layer; None without a reference image. The scalar
         `background` is the grey level in [0, 1] behind the object (None: 0.5). It has no effect unless
@@ -221,11 +221,11 @@ class Prior(Protocol):
         return None
 
     def sample_code(self, text: Tensor, generator: sampling.Generators = None, near: Tensor | None = None) -> Tensor:
-        """Sample an object code for each of n prompts, and return the embeddings `text` (n, L, D) that include it.
+        """Sample an object code for each of n prompts, and return the embeddings `text` (n, L, D) with these codes.
 
         The code chooses what a prompt leaves unspecified, once for all views. Embeddings of a prior without object
-        codes are returned unchanged. `generator` is one random generator or a list of n. If `near` is given, embeddings
-        (n, L, D) of other prompts with their codes, the sampled objects are similar to the objects of these codes.
+        codes are returned unchanged. `generator` is one random generator or a list of n. `near` (n, L, D) are
+        embeddings of other prompts with codes, to whose objects the sampled objects are similar; None: no such objects.
         """
         return text
 
@@ -332,7 +332,7 @@ class Prior(Protocol):
 
 
 class MultiviewPrior(Prior, Protocol):
-    """Prior that denoises `n_view` consecutive images together, as views of one object; 2D model for n_view = 1."""
+    """Prior that denoises `n_view` consecutive images together as views of one object; n_view = 1 means a 2D model."""
 
     @abstractmethod
     def camera(self, c2w: Tensor) -> Tensor: ...

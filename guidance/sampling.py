@@ -1,6 +1,6 @@
 """DDIM sampling of latents (Song et al. 2021, arXiv 2010.02502): from noise, img2img, in several passes.
 
-Coarse-to-fine sampling is that of Imagen (arXiv 2205.11487), but one network samples at half the size and refines by
+Coarse-to-fine sampling follows Imagen (arXiv 2205.11487), but one network samples at half the size and refines by
 img2img. Synchronised views follow SyncMVD (arXiv 2311.12891), but are made consistent only before each img2img round.
 """
 
@@ -114,7 +114,7 @@ def ddim_sample(
         x_T: latents (B, C, h, w) with the noise level of the last timestep.
         timesteps: (steps,) ascending, from `ddim_timesteps`.
         eta: amount of fresh noise in each step; 0: deterministic DDIM; 1: as in DDPM.
-        generator: random generator of that noise, see `fresh_noise`.
+        generator: random generator of that noise, or one for each equal part of the batch; None: torch's global one.
         on_step: progress callback (steps done, total steps).
     """
     alphas, alphas_prev = ddim_alphas(schedule, timesteps)
@@ -245,7 +245,8 @@ def sample_images(
         count: number of images.
         size: (H, W) in pixels.
         sample: function (size, noise (count, C, h, w), img2img start or None) -> clean latents, for one pass.
-        generator: random generator of the noise of all passes, see `fresh_noise`.
+        generator: random generator of the noise of all passes, or one for each equal part of the images; None: torch's
+            global generator.
         sync: number of img2img rounds after the first pass, and the function that makes the images consistent.
         decode_batch: number of images that are decoded together.
         init: img2img start of the first pass, which then has the full size; None: that pass starts from noise.

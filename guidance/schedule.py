@@ -140,7 +140,7 @@ class Schedule:
 
         Their shape is (B, 1, ...), or (1, 1, ...) if `t` is one timestep for all images.
         """
-        alpha_bar = self.alpha_bar.to(like.device)  # of a prior on a GPU it is there already
+        alpha_bar = self.alpha_bar.to(like.device)  # no copy if the schedule is on this device already
         index = t.to(like.device) if isinstance(t, Tensor) else t
         a = alpha_bar[index].reshape(-1, *[1] * (like.dim() - 1))
         return a.sqrt(), (1 - a).sqrt()

@@ -1,7 +1,7 @@
-"""View fusion: a convolutional network that improves coarse predictions of views by the noisy latents of all views.
+"""View fusion: a convolutional network that improves the coarse predictions of views with the views' noisy latents.
 
-The views are denoised together, so each prediction can use what the noise leaves visible in all views. The relation of
-two views, their cameras and noise levels, modulates the features that pass between them.
+The views of an object are denoised together, so each prediction can use what the noise leaves visible in all views. The
+features that one view gets from another are modulated by the cameras and noise levels of both.
 """
 
 import torch
@@ -39,7 +39,8 @@ class ModulatedBlock(nn.Module):
 class RowLayer(nn.Module):
     """Residual MLP over each row of a feature map.
 
-    It moves features that other views sent along the row: cameras at one elevation see a 3D point in about one row.
+    It can move features from other views along a row, because cameras at one elevation see a 3D point in about the same
+    row.
     """
 
     def __init__(self, channels: int, side: int) -> None:
@@ -121,7 +122,7 @@ class ViewFusion(nn.Module):
         return coarse + self.out(F.silu(F.group_norm(y, GROUPS))).unflatten(0, x.shape[:2])
 
     def messages(self, latents: Tensor, pairs: Tensor) -> Tensor:
-        """Return features (B * V, channels, h, h) that each view gets from all views of its object and from itself.
+        """Return features (B * V, channels, h, h) that each view gets from all views of its object, including itself.
 
         Args:
             latents: noisy latents (B * V, C, h, h).
@@ -153,16 +154,17 @@ def camera_harmonics(camera: Tensor) -> Tensor:
 def view_features(camera: Tensor, noise: Tensor) -> Tensor:
     """Return features (B, V, F) of the views' cameras (B, V, 16), their noise levels and the mean of these levels.
 
-    `noise` (B, V, N) are encoded levels.
+    `noise` (B, V, N) are noise levels encoded by `sinusoids`.
     """
     return torch.cat([camera_harmonics(camera), noise, noise.mean(1, keepdim=True).expand_as(noise)], -1)
 
 
 def pair_features(camera: Tensor, noise: Tensor) -> Tensor:
-    """Return features (B, V, V, F) of view i, which gets features from view j, for all i (second axis) and j (third).
+    """Return features (B, V, V, F) of all pairs of views: view i (second axis) gets messages from view j (third axis).
 
-    They are the difference of the azimuths, the heights of both cameras and their difference, whether i = j, and both
-    noise levels. `camera` (B, V, 16) are camera vectors, `noise` (B, V, N) encoded levels.
+    The features are the difference of the azimuths, the heights of both cameras and their difference, whether i = j,
+    and both noise levels. `camera` (B, V, 16) are camera vectors, `noise` (B, V, N) noise levels encoded by
+    `sinusoids`.
     """
     V = camera.shape[1]
     x, y, z = camera[..., 3], camera[..., 7], camera[..., 11]

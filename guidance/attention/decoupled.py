@@ -4,7 +4,7 @@
 
 x is the input of a layer; s_mv and s_ref are scales. A new branch starts with the query, key and value weights of the
 self-attention and a zero output layer. A batch holds B objects with V views each; the views of an object are
-consecutive. Tensor names are those of the released adapters.
+consecutive. Tensors have the names of MV-Adapter's released weights.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,15 +27,15 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Function (queries, keys, values), each (..., L, C) -> attention output (..., L, C), per sequence of L tokens."""
 
 SIDES, RING = 4, (2, 4, 5)
-"""The six mesh views are front, right, back, left, top, bottom. The first SIDES views share image rows. The views with
-the indices RING share image columns with each other and with the left-right mirrored front view."""
+"""The six mesh views of the layout "rowcol" are front, right, back, left, top, bottom. The first SIDES views attend to
+each other along image rows; the views with the indices RING and the left-right mirrored front view along columns."""
 
 
 class DecoupledAttnProcessor(nn.Module):
-    """Attention processor that adds the outputs of new attention branches to the output of a layer's old processor.
+    """Attention processor that adds the outputs of new attention branches to the output of the original processor.
 
     Attributes:
-        base: old processor of the layer, whose output is the first summand.
+        base: original processor of the layer, whose output is the first summand.
         name: "PATH.attn1.processor", the layer's key in dicts of features of reference images.
         branches: "mv" (attention to other views), "ref" (to a reference image), both or none. Layers of cross-attention
             have none.
@@ -89,15 +89,16 @@ class DecoupledAttnProcessor(nn.Module):
         """Return the output of the layer (B V, L, C), for B objects with V views of L tokens each.
 
         Args:
-            attn, encoder_hidden_states, attention_mask, temb: as for any attention processor of diffusers.
+            attn, encoder_hidden_states, attention_mask, temb: the usual arguments of diffusers' attention processors.
             hidden_states: input (B V, L, C).
             n_view: number V of views per object.
             latent_size: (h, w) of the UNet's input, needed for the layouts "row" and "rowcol".
             use_mv, use_ref: whether to apply the branch "mv" or "ref".
             mv_scale, ref_scale: factors of the branches' outputs.
             cache_hidden_states: dict to which the layer adds its input (B V, L, C) under the key `name`, or None.
-            ref_hidden_states: dict of cached inputs (R, L', C) by `name`, for R reference images. Each image serves
-                B V / R consecutive views. None: the "ref" branch attends to zeros.
+            ref_hidden_states: layer inputs (R, L', C) by `name`, which a pass with R reference images stored in its
+                `cache_hidden_states`. Each image serves B V / R consecutive views. None: the "ref" branch attends to
+                zeros.
         """
         out: Tensor = self.base(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
         if encoder_hidden_states is not None:
@@ -130,7 +131,10 @@ class DecoupledAttnProcessor(nn.Module):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """Return the attention (..., L, C) of q (..., L, C) to k and v (..., S, C); `heads` heads share the C channels."""
+    """Compute multi-head attention from queries q (..., L, C) to keys k and values v (..., S, C); return (..., L, C).
+
+    Each of the `heads` heads has C / heads channels.
+    """
     queries, keys, values = (part.flatten(0, -3).unflatten(-1, (heads, -1)).transpose(1, 2) for part in (q, k, v))
     if trains_on_cpu(q):
         mixed = (queries @ keys.mT * queries.shape[-1] ** -0.5).softmax(-1).to(values) @ values

@@ -12,7 +12,7 @@ from diffusers.models.embeddings import IPAdapterPlusImageProjection
 from torch import Tensor, nn
 
 IMAGE_TOKENS = "image_tokens"
-"""Entry of a UNet's config: the arguments of `add_image_tokens`; missing for a UNet without image tokens."""
+"""Key of a UNet's config whose value is a dict of arguments of `add_image_tokens`; missing without image tokens."""
 HEAD_WIDTH = 64  # channels per head of the resampler
 
 

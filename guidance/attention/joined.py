@@ -22,10 +22,11 @@ from .image_tokens import IMAGE_TOKENS, add_image_tokens, attend_to_image
 
 CAMERA_DIM = 16
 WORLD_ROTARY = "world_rotary"
-"""Entry of a UNet's config: whether `predict` passes a `WorldRotary` to the self-attention."""
+"""Key of a UNet's config. The value tells whether `predict` passes a `WorldRotary` to the self-attention."""
 SEPARATE_LEVELS = "separate_levels"
-"""Entry of a UNet's config: whether the views of an object had separate noise levels in training. Such a network can
-sample new views beside known ones (`completion.py`), and its single-view output is a valid unconditional branch."""
+"""Key of a UNet's config. The value tells whether the views of an object had separate noise levels in training. Such a
+network can sample new views beside known ones (`completion.py`), and its prediction for a single view can serve as the
+unconditional branch of classifier-free guidance."""
 OWN_KEYS = (WORLD_ROTARY, SEPARATE_LEVELS, IMAGE_TOKENS)
 Kind = Literal["sdpa", "xformers"]
 """Attention backend: torch's scaled_dot_product_attention or xformers' memory_efficient_attention."""
@@ -44,12 +45,13 @@ class WorldRotary:
 
     The first, third, ... head of a layer rotates by 3D positions: a token gets the point where the ray of its pixel
     meets the plane that faces the camera and contains the object's centre. A pixel and its mirror image in the opposite
-    view have the same point. The other heads rotate by the 2D position in the image, with which a token finds the same
-    pixel of another view, as solids of revolution need. Attention depends on the offset between two positions.
+    view have the same point. The other heads rotate by the 2D position in the image, so that a token can attend to the
+    same pixel of another view, which shows the same on solids of revolution. Attention depends on the offset between
+    two positions.
     """
 
     def __init__(self, camera: Tensor | None, batch: int, device: torch.device) -> None:
-        """Prepare for B = `batch` images with camera vectors (B, 16); None: all are front views (camera at +x)."""
+        """Prepare the axes of B = `batch` cameras from camera vectors (B, 16); None: all cameras are at +x (front)."""
         if camera is None:
             front = torch.tensor([[0.0, 0, 1], [1, 0, 0], [0, 1, 0]], device=device)
             pose = front.expand(batch, 3, 3)
@@ -62,8 +64,9 @@ class WorldRotary:
         """Return the arguments `cos` and `sin` of `rotate`, each (B, 2, L, D).
 
         The second index is 0 for heads that rotate by 3D positions, 1 for heads that rotate by 2D positions. L is the
-        number `tokens` of an image, D the `width` of a head. Both halves of the 12 (D // 16) rotated channels have the
-        cosines and signed sines of the same 6 (D // 16) angles. The other channels have cosine 1 and sine 0.
+        number `tokens` of an image, D the `width` of a head. The first 12 (D // 16) channels are rotated. In `cos`,
+        both halves of these channels have the cosines of the same 6 (D // 16) angles; in `sin`, the first half has the
+        negative sines and the second half the sines. The other channels have cosine 1 and sine 0.
         """
         side, count = round(tokens**0.5), 2 * (width // 16)  # even: as many angles from 2 dimensions as from 3
         u = HALF_EXTENT * torch.linspace(-1 + 1 / side, 1 - 1 / side, side, device=self.up.device)
@@ -115,7 +118,10 @@ class Rotate(torch.autograd.Function):
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Return x cos + y sin, where y is x (..., D) with its first and second 6 (D // 16) channels exchanged."""
+    """Return x cos + y sin, (..., D), where y is x (..., D) with two groups of channels exchanged.
+
+    The groups are the first 6 (D // 16) channels and the next 6 (D // 16) channels.
+    """
     half = 6 * (x.shape[-1] // 16)
     exchanged = torch.cat([x[..., half : 2 * half], x[..., :half], x[..., 2 * half :]], dim=-1)
     return (x * cos).addcmul_(exchanged, sin)
@@ -124,8 +130,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class FlashAttention(torch.autograd.Function):
     """Attention softmax(q k^T / sqrt(D)) v for training on a CPU: q, k, v (B, H, L, D) -> (B, H, L, D).
 
-    An explicit softmax would keep 4 L^2 bytes per head for the backward pass. The fused backward pass of torch 2.13 is
-    five times as slow in bf16. This backward pass recomputes the attention weights, one head at a time (FlashAttention,
+    An explicit softmax would keep 4 L^2 bytes per head for the backward pass, and the fused backward pass of torch 2.13
+    is slow in bf16 on a CPU. This backward pass recomputes the attention weights, one head at a time (FlashAttention,
     Dao et al. 2022, arXiv 2205.14135, algorithm 4, with one tile).
     """
 
@@ -226,7 +232,7 @@ def self_attention(attn: Attention, tokens: Tensor, n_view: int = 1, rotary: Wor
 
 
 def trains_on_cpu(tokens: Tensor) -> bool:
-    """Return whether `tokens` are on a CPU and gradients are enabled: torch's fused backward pass is then slow."""
+    """Return whether `tokens` are on a CPU and gradients are enabled, where torch's fused backward pass is slow."""
     return torch.is_grad_enabled() and tokens.device.type == "cpu"
 
 
@@ -240,7 +246,7 @@ class CameraEmbedding(TimestepEmbedding):
 
 
 def make_multiview(unet: UNet2DConditionModel) -> UNet2DConditionModel:
-    """Convert a UNet in place to joined self-attention and an optional camera input, and return it.
+    """Convert a UNet in place to self-attention across views and an optional camera input, and return it.
 
     A UNet that is already converted stays unchanged.
     """
@@ -254,14 +260,14 @@ def make_multiview(unet: UNet2DConditionModel) -> UNet2DConditionModel:
 
 
 def set_attention(unet: UNet2DConditionModel, kind: Kind) -> None:
-    """Install joined self-attention in `unet`, with a backend: "sdpa" (torch) or "xformers" (must be installed)."""
+    """Install self-attention across views in `unet`, with the backend "sdpa" (torch) or "xformers" (if installed)."""
     unet.set_attn_processor(dict.fromkeys(unet.attn_processors, MultiviewAttnProcessor(kind)))
 
 
 def unet_from_config(config: Any, **changes: Any) -> UNet2DConditionModel:
     """Build a UNet from a diffusers config; `changes` override entries of the config.
 
-    The config may also have the entries `OWN_KEYS`: rotary embedding, separate noise levels, image tokens.
+    The config may also have keys of threedgen, `OWN_KEYS`: rotary embedding, separate noise levels, image tokens.
     """
     stock = {name: value for name, value in config.items() if name not in OWN_KEYS}
     unet: Any = UNet2DConditionModel.from_config(stock, **changes)

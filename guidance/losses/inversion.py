@@ -1,7 +1,7 @@
 """Losses on DDIM inversion: interval score matching (ISM) and score distillation via inversion (SDI).
 
 DDIM inversion runs DDIM sampling (Song et al. 2021, eq. 12) backwards: from the clean latents of a render to noisy
-latents, with the noise that the prior predicts. Noise that belongs to the render varies less than random noise.
+latents, with the noise that the prior predicts. This noise depends on the render and varies less than random noise.
 """
 
 from collections.abc import Sequence
@@ -42,7 +42,8 @@ def invert(
         predict_noise: function (latents (B, C, h, w), timesteps (B,) or (1,)) -> predicted noise.
         x: latents (B, C, h, w) at the first timestep.
         timesteps: N >= 2 ascending timesteps, each (1,) or (B,), for N - 1 steps.
-        eta, generator: amount of fresh noise in each step (0: none), and its random generator.
+        eta: amount of fresh noise in each step; 0: none.
+        generator: random generator of the fresh noise; None: torch's global generator.
 
     Returns:
         Latents at the last timestep, and the noise predicted in the last step at its start, both (B, C, h, w).
@@ -59,7 +60,7 @@ def invert(
 
 
 def unconditional(denoise: Denoiser, condition: Condition) -> Predict:
-    """Return a function (latents (B, C, h, w), timesteps) -> unconditional noise prediction, as in guidance."""
+    """Return a function (latents (B, C, h, w), timesteps) -> noise predicted by the guidance's unconditional branch."""
     text = condition.text[1:]
     if condition.single_view_uncond:
         return lambda x, t: branches(denoise, x, t, text, None, 1)[0]
@@ -70,8 +71,9 @@ def unconditional(denoise: Denoiser, condition: Condition) -> Predict:
 class ISM(Distillation):
     """Interval score matching (Liang et al. 2023, "LucidDreamer", arXiv 2311.11284, section 4.1).
 
-    Unconditional inversion reaches x_s, and then x_t with s = t - `interval`. The gradient of the loss L_ISM is
-    w(t) (eps(x_t, t, text) - eps(x_s, s)) / B; as in the released code, w(t) = sqrt((1 - alpha_bar_t) / alpha_bar_t).
+    DDIM inversion without text first reaches x_s, then x_t, where s = t - `interval`. The gradient of the loss L_ISM is
+    w(t) (eps(x_t, t, text) - eps(x_s, s)) / B with noise predictions eps, the second one without text. As in the
+    released code, w(t) = sqrt((1 - alpha_bar_t) / alpha_bar_t).
     """
 
     def predictions(
@@ -93,9 +95,9 @@ class ISM(Distillation):
 class SDI(Distillation):
     """Score distillation via inversion (Lukoianov et al. 2024, arXiv 2405.15891, section 5).
 
-    kappa is the noise in the latents after inversion, with text and a negative guidance scale, to a timestep a little
-    above t. Then x_t = sqrt(alpha_bar_t) z + sqrt(1 - alpha_bar_t) kappa, and the gradient of the loss is (z - x0) / B
-    with the clean latents x0 predicted from x_t. t decreases during the run.
+    DDIM inversion of the clean latents z, with text and a negative guidance scale, runs to a timestep a little above t.
+    kappa is the noise in the result. Then x_t = sqrt(alpha_bar_t) z + sqrt(1 - alpha_bar_t) kappa, and the gradient of
+    the loss is (z - x0) / B with the clean latents x0 predicted from x_t. t decreases during the run.
     """
 
     def predictions(

@@ -80,7 +80,7 @@ class PosedLoRA(LoRA):
         self.pose_out = nn.Parameter(torch.zeros(width, width))
 
     def pose(self, c2w: Tensor) -> Tensor:
-        """Return embeddings (B, E), like the time embedding, of row-major camera-to-world matrices (B, 16)."""
+        """Return embeddings (B, E), of the time embedding's width E, of row-major camera-to-world matrices (B, 16)."""
         return F.linear(F.silu(F.linear(c2w, self.pose_in)), self.pose_out)
 
     @contextmanager
@@ -96,7 +96,7 @@ class PosedLoRA(LoRA):
         pose = unet.get_submodule("time_embedding").register_forward_hook(add_pose)
         with ExitStack() as stack:
             for handle in (*self.attach(unet), pose):
-                stack.enter_context(handle)  # which removes it
+                stack.enter_context(handle)  # leaving the handle's context removes the hook
             yield
 
 

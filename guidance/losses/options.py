@@ -58,7 +58,7 @@ class VSDConfig(DistillationConfig):
 
 
 class WeightedConfig(DistillationConfig):
-    """Options of losses with a choice of the weight w(t) of a timestep."""
+    """Options of losses whose weight w(t) of timestep t can be chosen."""
 
     weighting: Literal["one_minus_alpha_bar", "uniform"] = Field(
         "one_minus_alpha_bar", description="w(t): 1 - alpha_bar_t, or 1"

@@ -88,8 +88,8 @@ def reconstruction_direction(latents: NoisyLatents, schedule: Schedule, std_resc
 def rescale_std(x0: Tensor, x0_cond: Tensor, share: float, n_view: int) -> Tensor:
     """Return share * rescaled + (1 - share) * x0, where `rescaled` is `x0` with the standard deviation of `x0_cond`.
 
-    `x0` and `x0_cond` are (B, ...). The standard deviation is that of all values of `n_view` consecutive images: with
-    one factor per image, the views would differ in contrast. Lin et al. 2023, eq. 15, rescale a single image.
+    `x0` and `x0_cond` are (B, ...). The standard deviation is computed over all values of `n_view` consecutive images:
+    with one factor per image, the views would differ in contrast. Lin et al. 2023, eq. 15, rescale a single image.
     """
     groups, groups_cond = (part.reshape(len(part) // n_view, -1) for part in (x0, x0_cond))
     factor = (groups_cond.std(dim=1) + 1e-8) / (groups.std(dim=1) + 1e-8)
@@ -182,8 +182,9 @@ class Distillation(nn.Module):
     ) -> NoisyLatents:
         """Add `noise` (B, C, h, w) to clean latents `z` (B, C, h, w) at timesteps `t`, and predict the noise.
 
-        `forward` calls this method without gradients. `t` is (1,) or (B,). `rng` is the random generator of the
-        optimisation step `step`; `forward` explains `denoise` and `condition`.
+        `forward` calls this method without gradients. `t` is (1,) or (B,). `denoise` predicts noise without guidance;
+        `condition` has text, cameras and reference image of the views. `rng` is the random generator of the
+        optimisation step `step`.
         """
         x = self.schedule.add_noise(z, noise, t)
         return NoisyLatents(z, x, t, noise, *predict(denoise, x, t, condition, self.value("guidance_scale", step)))

@@ -1,7 +1,7 @@
 """Variational score distillation (VSD; Wang et al. 2023, "ProlificDreamer", arXiv 2305.16213).
 
 SDS compares the prior's prediction with the added noise. VSD compares it with the prediction of the prior's UNet with a
-LoRA and a pose embedding, which is trained on the renders at the same time. A guidance scale of 7.5 suffices.
+LoRA and a pose embedding. These are trained on the renders at the same time. A guidance scale of 7.5 suffices.
 """
 
 from dataclasses import replace
@@ -26,7 +26,7 @@ class VSD(Distillation):
     """Loss of variational score distillation.
 
     Its gradient with respect to the latents is (1 - alpha_bar_t) (eps_prior - eps_lora) / B. eps_prior is the guided
-    noise of the frozen prior, eps_lora that of the UNet with a LoRA, which is trained on the renders.
+    noise that the frozen prior predicts, eps_lora the noise that its UNet predicts with a LoRA trained on the renders.
     """
 
     def make_parameters(self, prior: Prior | None, generator: torch.Generator | None) -> None:

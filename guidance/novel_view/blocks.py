@@ -25,8 +25,8 @@ def resample(h: Tensor, mode: Resample) -> Tensor:
 class ResBlock(nn.Module):
     """Residual block: convolution, FiLM (scale and shift, computed from an embedding), convolution, resampling.
 
-    `channels_in`, `channels` and `emb_channels` are the channels of input, output and embedding; `resample` explains
-    `mode`.
+    `channels_in`, `channels` and `emb_channels` are the channels of input, output and embedding. `mode` is the
+    resampling at the end: "down" (half the size), "up" (double the size) or None.
     """
 
     def __init__(

@@ -11,7 +11,7 @@ from threedgen.guidance.weights.loading import novel_view_model
 
 
 class CamerasConfig(Config):
-    """Ranges of elevation, distance and focal length of a model's training cameras; saved beside its weights."""
+    """Ranges of elevation and distance, and focal length, of a model's training cameras; saved beside its weights."""
 
     elevation: tuple[float, float] = Field(description="lowest and highest elevation, degrees above the horizon")
     distance: tuple[float, float] = Field(description="smallest and largest distance to the origin")

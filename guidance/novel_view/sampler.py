@@ -3,7 +3,7 @@
 The schedule is continuous in logsnr = log(alpha^2 / sigma^2), with alpha^2 = sigmoid(logsnr), sigma^2 =
 sigmoid(-logsnr) and z = alpha x0 + sigma eps (Kingma et al. 2021, "VDM"). Functions take `logsnr` as (B,), or () for
 the whole batch. Each denoising step is conditioned on one known view; a finished view becomes a known view. With
-steps = 1 and a network that predicts the "sample", this is one-step regression on white noise.
+steps = 1 and a network that predicts the "sample", each view is predicted in one step from white noise.
 """
 
 from collections.abc import Callable, Sequence
@@ -171,8 +171,8 @@ def sample_views(
         K: intrinsics in pixels (S, 3, 3), shared by all views of a scene.
         generators: one per scene, so a scene does not depend on the other scenes of the batch. The same generator gives
             the same noise for all strategies and guidance scales.
-        strategy, last: known views of which each denoising step chooses its condition: all ("stochastic"), the first
-            ("first") or the newest `last` views ("last").
+        strategy, last: known views from which each denoising step chooses its condition at random: all ("stochastic"),
+            the first ("first") or the newest `last` views ("last").
         steps: denoising steps per view; 256 in the paper.
         guidance_scale: s in eps_u + s (eps_c - eps_u); 1: no guidance, 0: no condition. The paper has a weight of 3 for
             SRN cars and 2 for chairs, and does not specify whether the weight is s or s - 1.
@@ -212,9 +212,15 @@ def guided_x0(
 ) -> Tensor:
     """Predict the clean target views (S, C, H, W) with classifier-free guidance.
 
-    In the unconditional branch, the noise `blank` (S, C, H, W) replaces the condition `x`. `logsnr` is a scalar tensor
-    (). `ViewModel.predict` explains `x`, `z`, `c2w` and `K`. Guidance has the same result for outputs x0, eps and v,
-    because for a fixed z they are affine functions of each other.
+    Guidance has the same result for outputs x0, eps and v, because for a fixed z they are affine functions of each
+    other.
+
+    Args:
+        x: clean condition views (S, C, H, W).
+        blank: noise (S, C, H, W) that replaces `x` in the unconditional branch.
+        z, logsnr: noisy target views (S, C, H, W) and their log-SNR, a scalar tensor ().
+        c2w: camera-to-world poses (S, 2, 4, 4) of condition and target, OpenGL axes.
+        K: intrinsics in pixels (S, 3, 3), shared by both views.
     """
     branches = [(x, True)] if guidance_scale != 0 else []
     branches += [(blank, False)] if guidance_scale != 1 else []

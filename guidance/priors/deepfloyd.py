@@ -1,4 +1,4 @@
-"""DeepFloyd IF's first stage as a prior: text-to-image diffusion on 64 x 64 pixels, without a VAE, with T5."""
+"""DeepFloyd IF's first stage as a prior: text-to-image diffusion on 64 x 64 pixels, with T5 as text encoder, no VAE."""
 
 from pathlib import Path
 from typing import Any, Self

@@ -109,7 +109,7 @@ class ImageDream(MVDream):
         """Return the output of the UNet (B, C, h, w) float32, noise or v, for the views of B / n_view objects.
 
         `reference` is the result of the method `reference` for R images, where R divides the number of objects; None:
-        zeros, as in the unconditional branch. `Prior.network` explains the other arguments.
+        zeros, as in the unconditional branch. The other arguments are as in `Prior.network`.
         """
         objects, frames = len(x) // n_view, n_view
         features, latents = self.no_image if reference is None else (reference[FEATURES], reference[LATENTS])

@@ -158,7 +158,7 @@ class LatentDiffusion(Prior):
             output = prior.check_networks()
         except (ConfigError, MemoryError, torch.OutOfMemoryError):
             raise
-        except Exception as error:  # what a config of other kinds leads to: anything
+        except Exception as error:  # a config of another kind of model can cause any exception
             problem = f"{weights!r} cannot sample ({short(in_a_line(error), 120)[1:-1]})"
             raise ConfigError(problem, "weights") from error
         if not output.isfinite().all():
@@ -205,7 +205,7 @@ class LatentDiffusion(Prior):
         encoder = (self.vae.encoder, self.vae.quant_conv) if self.half_vae else ()
         networks: tuple[torch.nn.Module | None, ...] = (self.unet, self.image_encoder, *encoder)
         for network in filter(None, networks):
-            torch.nn.Module.to(network, self.dtype)  # that of diffusers warns of nothing
+            torch.nn.Module.to(network, self.dtype)  # diffusers' own method logs a needless warning
         self.half_weights = True
         self.graph = GraphedCalls() if self.cuda_graph else None
 
@@ -250,7 +250,11 @@ class LatentDiffusion(Prior):
         vae.decoder = vae.post_quant_conv = None
 
     def save(self, folder: Path | str) -> None:
-        """Write a diffusers folder with float16 tensors and SHA256SUMS; `components.save` lists the errors."""
+        """Write a diffusers folder with float16 tensors and SHA256SUMS, atomically.
+
+        Raises ConfigError if the folder contains other files than a saved prior, a weight overflows in float16, or the
+        prior is SDXL or ImageDream.
+        """
         components.save(self, Path(folder))
 
     @property
@@ -280,7 +284,8 @@ class LatentDiffusion(Prior):
     def split_text(self, text: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Split embeddings (n, L, D) into text for the UNet, text for the coarse predictor and object codes (n, D).
 
-        The two texts differ only if there are two `prompt_variants`. The codes are None if the prior has none.
+        The texts are (n, L', D) with the tokens that the network takes. They differ only if there are two
+        `prompt_variants`. The codes are None if the prior has no object codes.
         """
         words, code = (text[:, :-1], text[:, -1]) if self.has_code else (text, None)
         first, last = words.chunk(2, 1) if words.shape[1] == 2 * self.max_tokens else (words, words)
@@ -330,7 +335,7 @@ class LatentDiffusion(Prior):
     def prompt_variants(self, prompts: list[str]) -> list[list[str]]:
         """Return the texts to encode for n prompts: one or two lists of n texts.
 
-        The first list are the prompts. In the second list, for the coarse predictor, added words such as that of a
+        The first list has the prompts. In the second list, for the coarse predictor, added words such as that of a
         DreamBooth subject are removed, because the predictor was not trained on these words. A prior without coarse
         predictor or without added words has the first list only.
         """
@@ -429,8 +434,9 @@ class LatentDiffusion(Prior):
     def fuse_views(self, coarse: Tensor, x: Tensor, t: Tensor, camera: Tensor | None, n_view: int) -> Tensor:
         """Return the coarse predictions (B, C, h, h), improved by the noisy latents of all views of an object.
 
-        They stay as they are if the predictor has no `ViewFusion`, without cameras, and for images of another size than
-        that of the predictor. The other arguments are those of `predict`.
+        `x` are the noisy latents (B, C, h, w) at timesteps `t`, `camera` camera vectors (B, 16); `n_view` consecutive
+        images are views of one object. The predictions are returned unchanged if the predictor has no `ViewFusion`, if
+        `camera` is None, or if `x` has another size than `coarse`.
         """
         fusion = None if self.coarse is None else self.coarse.fusion
         if fusion is None or camera is None or x.shape[-2:] != coarse.shape[-2:]:
@@ -443,8 +449,8 @@ class LatentDiffusion(Prior):
     def predict_coarse(self, text: Tensor, c2w: Tensor, text_guidance: bool = True) -> Tensor | None:
         """Predict latents (B, C, h, w) of `latent_shape` with the coarse predictor; return None without a predictor.
 
-        `text` are embeddings (B, L, D), `c2w` camera-to-world matrices (B, 4, 4). `text_guidance` is that of
-        `coarse_latents`.
+        `text` are embeddings (B, L, D), `c2w` camera-to-world matrices (B, 4, 4). With
+        `text_guidance`, a prediction with an object code is guided away from the prediction without text.
         """
         if self.predictor is None:
             return None

@@ -43,7 +43,8 @@ class MVDream(LatentDiffusion, MultiviewPrior):
     def coarse_fits(self) -> bool:
         """Whether the coarse predictor was trained on objects like those of the prompts.
 
-        It was not trained on a DreamBooth subject, nor on the user's assets.
+        False without a coarse predictor, for priors trained on the user's assets, and for priors with added words: of
+        DreamBooth subjects or textual inversions.
         """
         added = self.identifiers or self.embedded_words
         return self.coarse is not None and bool(self.coarse.config["starts_samples"]) and not added

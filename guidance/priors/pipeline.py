@@ -32,7 +32,8 @@ from .mvdream import MVDream
 class MVDreamPipeline(DiffusionPipeline):
     """Diffusers pipeline that samples several views of one object from text by DDIM (MVDream, arXiv 2308.16512).
 
-    The components are those of a Stable Diffusion folder. Of the scheduler, only the noise schedule is used.
+    It has the components of a Stable Diffusion pipeline and, optionally, a coarse predictor. Only the noise schedule of
+    the scheduler is used.
     """
 
     unet: UNet2DConditionModel
@@ -132,7 +133,7 @@ class MVDreamPipeline(DiffusionPipeline):
                 distances to the origin are ignored.
             num_inference_steps: number of DDIM steps.
             guidance_scale: s in eps_u + s (eps_c - eps_u), with (c) and without (u) the prompt.
-            eta: share of noise in [0, 1] that each step adds; 0: deterministic.
+            eta: amount of fresh noise in each step; 0: deterministic DDIM; 1: as in DDPM.
             generator: generator of all noise; None: torch's global one. A CPU generator gives the same noise on all
                 devices.
             latents: initial noise (n, 4, h, w); None: it is sampled.

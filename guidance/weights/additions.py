@@ -110,7 +110,7 @@ def networks_of(prior: LatentDiffusion) -> Any:
 def peft_options(path: Path, metadata: Mapping[str, str]) -> files.Json:
     """Return the options of a LoRA that peft wrote, with keys such as "unet.lora_alpha"; {} for other LoRAs.
 
-    They are in the metadata of the file, or in adapter_config.json in the same folder.
+    The options are read from `metadata`, the metadata of the file, or from adapter_config.json in the same folder.
     """
     config = path.parent / PEFT_CONFIG
     if path.stem == PEFT_STEM and config.is_file():

@@ -122,7 +122,7 @@ def load(
     """Load the frozen networks of a prior on the CPU. Raises ConfigError if a file is missing, damaged or unsuitable.
 
     Args:
-        weights: embedded name, folder, single-file checkpoint or hub id, see `loading.locate`.
+        weights: name of embedded weights, folder, single-file checkpoint or hub id, see `loading.locate`.
         tokenizer: folder or hub id; None: the tokenizer of the weights, or CLIP's for a single file.
         camera: whether a UNet without camera branch is an error.
         prediction: output of the UNet; None: as the weights declare, else "epsilon" with a warning.
@@ -152,7 +152,8 @@ def load_folder(
 ) -> Components:
     """Load the networks of the diffusers folder `path`.
 
-    `tokenizer` is a folder or hub id; None: the tokenizer in `path`. `load` explains `wanted` and `half`.
+    `tokenizer` is a folder or hub id; None: the tokenizer in `path`. `wanted` are the sub-folder names of the required
+    networks. `half` is the type of the linear and convolution layers of the UNet; None: float32.
     """
     loading.check_folder(path, wanted)
     files.check_sums(path)
@@ -185,7 +186,9 @@ def load_file(
 ) -> Components:
     """Load a single-file checkpoint of the ldm code base.
 
-    `tokenizer` is a folder or hub id; None: CLIP's tokenizer. `load` explains `prediction` and `half`.
+    `tokenizer` is a folder or hub id; None: CLIP's tokenizer. `prediction` is the output of the UNet; None: as the file
+    declares, else "epsilon" with a warning. `half` is the type of the linear and convolution layers of the UNet; None:
+    float32.
     """
     found = ldm.convert_file(path, prediction)
     if prediction is None and found.prediction is None:

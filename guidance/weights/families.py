@@ -40,7 +40,7 @@ class Traits(NamedTuple):
 
 
 def check_family(path: Path, names: Iterable[str]) -> None:
-    """Raise ConfigError unless the tensor names `names` of the file `path` are those of a supported latent prior.
+    """Raise ConfigError unless `names`, the tensor names in the file `path`, belong to a supported latent prior.
 
     The message names the kind of weights found, such as a LoRA.
     """

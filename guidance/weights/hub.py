@@ -83,7 +83,7 @@ def reachable() -> bool:
 
 
 def absent(weights: str, why: str = "the hub cannot be reached") -> ConfigError:
-    """Return the error for missing weights. Its message has the download command and a config that needs no download.
+    """Return the error for missing weights. Its message says how to download them.
 
     `why` completes the reason "neither a file or folder here nor in the hub's cache, and ...". It is not used for
     repositories that were removed from the hub.

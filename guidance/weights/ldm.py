@@ -123,7 +123,10 @@ def convert_file(path: Path, prediction: Prediction | None = None) -> SingleFile
 
 
 def split_checkpoint(tensors: Tensors) -> dict[str, dict[str, Tensor]]:
-    """Group the tensors of a single file by network, such as "unet", without the prefixes of names; drop the others."""
+    """Group the tensors of a single file by network, such as "unet", and remove the network's prefix from their names.
+
+    Tensors without a prefix in `PREFIXES` are dropped.
+    """
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         for prefix, part in PREFIXES.items():
@@ -166,10 +169,11 @@ def convert_resampler(tensors: Tensors) -> dict[str, Tensor]:
 
 
 def unet_config(tensors: Tensors) -> Json:
-    """Return the arguments of UNet2DConditionModel for the tensors of an ldm UNet.
+    """Infer the arguments of UNet2DConditionModel from names and shapes of the tensors of an ldm UNet.
 
-    Tensor names of ldm number the blocks of all levels consecutively.
+    Raises ConfigError if the tensors have another architecture.
     """
+    # ldm numbers the input blocks of all levels consecutively; each level except the last ends with a downsampling `op`
     inputs = count(tensors, r"input_blocks\.(\d+)\.")
     levels = 1 + len(indices(tensors, r"input_blocks\.(\d+)\.0\.op\.weight"))
     per_level = inputs // levels

@@ -47,7 +47,7 @@ def check(weights: str, tokenizer: str | None = None, wanted: Parts = PARTS) -> 
     For a hub id that is not cached, only model_index.json is downloaded.
 
     Args:
-        weights: embedded name, diffusers folder, single file, name of an original checkpoint or hub id, see `locate`.
+        weights: name, path or hub id, in any form that `locate` takes.
         tokenizer: folder or hub id; None: the tokenizer of the weights, or CLIP's for a single file.
         wanted: required sub-folders of a diffusers folder.
     """
@@ -73,8 +73,8 @@ def locate(weights: str, wanted: Parts = PARTS) -> Path:
     """Return the local folder or file of `weights`; download it into the hub's cache if needed.
 
     Args:
-        weights: a name in `EMBEDDED`, a folder in diffusers format, a single-file checkpoint, the name of an original
-            MVDream checkpoint, or a hub id "owner/name".
+        weights: a name in `EMBEDDED`, a folder in diffusers format, a single-file checkpoint, the file name of an
+            original MVDream or ImageDream checkpoint, or a hub id "owner/name".
         wanted: required sub-folders of a diffusers folder.
     """
     if (path := local(weights)) is not None:
@@ -83,11 +83,10 @@ def locate(weights: str, wanted: Parts = PARTS) -> Path:
 
 
 def local(weights: str) -> Path | None:
-    """Return the folder or file that `weights`, the name of an embedded model or a path, means on this machine.
+    """Return the local folder or file of `weights`, the name of embedded weights or an existing path.
 
-    Returns None for a hub id and for the name of an original MVDream checkpoint, even if these weights are in the hub's
-    cache; but an existing path of that name is returned. Raises ConfigError for any other name if there is no such
-    folder or file.
+    Returns None for a hub id or the name of an original MVDream checkpoint that is no existing path, even if these
+    weights are in the hub's cache. Raises ConfigError for any other name.
     """
     if weights in EMBEDDED:
         return embedded(weights)
@@ -156,7 +155,10 @@ def check_weight_file(name: str) -> None:
 
 
 def is_sdxl(weights: str) -> bool:
-    """Return whether `weights` (see `locate`) are of SDXL, by their local files; without local files, by their name."""
+    """Return whether `weights` (name, path or hub id) belong to SDXL.
+
+    This is judged by the local files or, if there are none, by the name.
+    """
     with suppress(ConfigError):
         path = local(weights)
         index = hub.cached(*hub.hub_name(weights)) if path is None else None
@@ -195,7 +197,10 @@ class Identity(NamedTuple):
 
 
 def identify(weights: str, wanted: Parts = PARTS) -> Identity:
-    """Return path, size and SHA-256 of `weights`, after a download if needed; `locate` explains the arguments."""
+    """Return path, size and SHA-256 of `weights` (name, path or hub id), after a download if needed.
+
+    `wanted` are the required sub-folders of a diffusers folder.
+    """
     return Identity.of(locate(weights, wanted), wanted)
 
 
@@ -207,7 +212,8 @@ def awaited(weights: str) -> bool:
 def describe(weights: str, wanted: Parts = PARTS) -> str:
     """Return "PATH (SIZE, SHA-256 DIGEST)" of `weights`, which are downloaded if needed.
 
-    An original MVDream checkpoint is not downloaded; if it is missing, the text has the download command instead.
+    `weights` is a name, path or hub id; `wanted` are the required sub-folders of a diffusers folder. An original
+    MVDream checkpoint is not downloaded; if it is missing, the text has the download command instead.
     """
     if awaited(weights):
         return f"{weights}, not on this machine yet; `hf download {hub.ORIGINALS[weights]} {weights}` fetches it"
@@ -308,7 +314,7 @@ def matte(weights: str) -> Path:
 def check_matte(name: str) -> None:
     """Raise ConfigError if the background remover `name` is not available.
 
-    It is "rembg" or "grabcut" (OpenCV), whose package must be installed, or a matte network, see `matte`.
+    `name` is "rembg" or "grabcut" (OpenCV), whose package must be installed, or a matte network, see `matte`.
     """
     modules = {REMBG: ("rembg", "onnxruntime"), GRABCUT: ("cv2",)}.get(name, ())
     if not modules:

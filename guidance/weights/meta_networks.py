@@ -73,10 +73,10 @@ class MetaNetworks(NamedTuple):
 
 
 def meta_networks(weights: str, wanted: tuple[str, ...] = loading.PARTS) -> MetaNetworks:
-    """Build UNet and VAE of `weights` on the meta device; `loading.locate` explains the arguments.
+    """Build UNet and VAE of `weights` (name, path or hub id) on the meta device.
 
-    Weights on the hub are downloaded if needed, except original MVDream checkpoints, whose sizes are known. Raises
-    ConfigError if weights are missing or damaged.
+    `wanted` are the required sub-folders of a diffusers folder. Weights on the hub are downloaded if needed, except
+    original MVDream checkpoints, whose sizes are known. Raises ConfigError if weights are missing or damaged.
     """
     if loading.awaited(weights):  # an original checkpoint, not downloaded for this
         unet, vae = _build(RELEASED_UNETS[weights], RELEASED_VAE)

@@ -32,7 +32,7 @@ def choice(key: Key, others: str) -> str:
 def locate(key: Key, name: str) -> Path:
     """Return the path of a weight file. Raises ConfigError for the config key `key` if it is missing.
 
-    `name` is an embedded name, a path, or "owner/name/FILE" on the hub, which is downloaded.
+    `name` is the name of embedded weights, a path, or "owner/name/FILE" on the hub, which is downloaded.
     """
     file = FILES[key].get(name)
     found = existing(name) if file is None else embedded(f"{file}.safetensors", key)

@@ -1,7 +1,8 @@
 """Weights of a subject: a file with the changes that fine-tuning on one subject makes to a prior.
 
 DreamBooth (arXiv 2208.12242) binds a subject to a new word, the identifier. Fine-tuning changes all weights of the
-UNet, or low-rank terms of its attention (LoRA). The identifier gets a new row in the text encoder's embedding table.
+UNet, or adds low-rank matrices to its attention layers (LoRA, rank r). The identifier gets a new row in the text
+encoder's embedding table.
 
 Content of the safetensors file (`NAME`: a parameter of the UNet):
 
@@ -100,7 +101,7 @@ def token_embedding(text_encoder: Any) -> nn.Embedding:
 def difference(tuned: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return tuned minus base weights of a UNet, bfloat16, for changed parameters only.
 
-    The arguments are state dicts. The names in the result are those of the file format: "unet.NAME".
+    The arguments are state dicts. The result has the names of the file format, "unet.NAME".
     """
     moved = {name: tuned[name].detach().cpu() - base[name].cpu() for name in base}
     return {f"unet.{name}": value.bfloat16().contiguous() for name, value in moved.items() if value.any()}

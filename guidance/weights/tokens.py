@@ -122,7 +122,7 @@ class Vocabulary:
         return [(word, reader.similar(word)) for word in reader.read(prompt).ignored]
 
     def read(self, prompt: str) -> Reading:
-        """Rewrite a prompt in known words: replace synonyms of known words, remove other unknown words."""
+        """Rewrite a prompt in known words: replace unknown words by known synonyms, or else remove them."""
         return prompt_reader(self).read(prompt)
 
 
@@ -130,7 +130,7 @@ class PromptReader(Protocol):
     """Interface of a reader of prompts for a prior with a closed vocabulary. `prompt_reader` builds a reader."""
 
     def read(self, prompt: str) -> Reading:
-        """Rewrite a prompt in known words: replace synonyms of known words, remove other unknown words."""
+        """Rewrite a prompt in known words: replace unknown words by known synonyms, or else remove them."""
 
     def similar(self, word: str) -> list[str]:
         """Return up to three known words similar to a word, most similar first."""
@@ -145,7 +145,7 @@ class PromptReader(Protocol):
         """Suggest object classes for an unfinished prompt.
 
         Returns the last word and the known object classes that start with it. If there are none, it returns "" and
-        examples of object classes, or "" and [] if the prompt already names a known one.
+        examples of object classes, or "" and [] if the prompt already names a known class.
         """
 
     def categories(self) -> dict[str, list[str]]:
@@ -156,7 +156,7 @@ class PromptReader(Protocol):
 
 
 def prompt_reader(vocabulary: Vocabulary | None) -> PromptReader:
-    """Build the prompt reader of the embedded prior; with `vocabulary` None, it only knows usual heights of objects."""
+    """Build the prompt reader of the embedded prior; with vocabulary=None, it only knows usual heights of objects."""
     return registry.implementation("prompt-reader", "toybox")(vocabulary)
 
 

@@ -136,7 +136,7 @@ def plucker_rays(cameras: Cameras) -> Tensor:
 
 
 def ray_control(rays: Tensor) -> Tensor:
-    """Map ray encodings (B, 6, ...) linearly from [-1, 1] to control images in [0, 1]. Other values are clamped."""
+    """Map ray encodings (B, 6, ...) linearly from [-1, 1] to control images in [0, 1], clamping values outside."""
     return ((rays + 1.0) / 2.0).clamp(0, 1)
 
 

@@ -34,7 +34,7 @@ REFUSED = {
     "KHR_meshopt_compression": f"meshopt. {NO_COMPRESSION}",
     "KHR_texture_basisu": f"KTX2. {NO_TEXTURE_FORMAT}",
 }
-"""Extensions that cannot be read. The text is their common name and advice to the user."""
+"""Extensions that cannot be read: key of the extension -> its common name and advice to the user, for the error."""
 HARMLESS = re.compile(
     r"KHR_(materials_.*|mesh_quantization|texture_transform|lights_punctual|animation_pointer|node_visibility|xmp.*)"
     r"|EXT_(texture_webp|texture_avif|mesh_gpu_instancing|lights_.*)|MSFT_texture_dds|FB_ngon_encoding"
@@ -151,11 +151,11 @@ class GltfFile:
         if uri.startswith("data:"):
             return _data_uri(uri)
         path, size = self.files.locate(self.file_name(uri)), self.tree["buffers"][index].get("byteLength", 0)
-        # many parts can share a buffer, which is then read once; of a large one only the parts that are needed
+        # many parts can share a buffer, so it is read once; of a large buffer, only the needed parts are read
         return self.files.read(path, count=size) if 0 < size <= MAX_KEPT else path
 
     def file_name(self, uri: str) -> str:
-        """Return the file name of a URI, with %20 and the like decoded unless only the encoded name has a file."""
+        """Return the file name of a URI, percent-decoded unless only a file with the encoded name exists."""
         name = unquote(uri)
         return uri if self.files.find(name) is None and self.files.find(uri) is not None else name
 
@@ -230,7 +230,7 @@ class GltfFile:
 
     @cached_property
     def transforms(self) -> dict[int, Array]:
-        """Node-to-scene transforms (4, 4), by node index. Joints of a skin can be nodes outside of the scene."""
+        """Node-to-scene transforms (4, 4) of all nodes, by index; joints of a skin can lie outside of the scene."""
         nodes = self.tree.get("nodes", [])
         texts = {key: [node.get(key.lower(), default) for node in nodes] for key, default in IDENTITY.items()}
         local = _local({key: np.array(text, float).reshape(-1, len(IDENTITY[key])) for key, text in texts.items()})
@@ -269,7 +269,7 @@ class GltfFile:
         return list(found)
 
     def copies(self, index: int) -> int:
-        """Return the number of copies of the mesh of node `index`: 1 without EXT_mesh_gpu_instancing."""
+        """Return the number of copies of the mesh of node `index` (EXT_mesh_gpu_instancing); 1 without instancing."""
         return max((self.tree["accessors"][k]["count"] for k in self._instancing(index).values()), default=1)
 
     def _instancing(self, index: int) -> Tree:

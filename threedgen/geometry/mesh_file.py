@@ -18,7 +18,7 @@ from threedgen.geometry.submesh import MAX_BYTES, Submesh, check_count
 from threedgen.run.arrays import Array
 
 MAX_COVER = 5000
-"""Largest sum of the squared longest edges of all triangles, relative to the squared diagonal of the mesh.
+"""Largest sum of the squared longest edges of all triangles, relative to the squared diagonal of the bounding box.
 
 The rendering time is proportional to this sum.
 """
@@ -36,7 +36,7 @@ def read_mesh_file(path: Path, key: str = "", colours: bool = True) -> MeshFile:
     """Read a GLB, glTF, OBJ, PLY, STL or OFF file.
 
     If `colours` is True, materials, vertex colours and textures are also read. Raises ConfigError with the config key
-    `key` if the file cannot be read, or if the sum of its triangle sizes is above MAX_COVER.
+    `key` if the file cannot be read, or if the triangles together are too large (`MAX_COVER`).
     """
     files, kind = SideFiles(path), path.suffix.lower()
     try:
@@ -93,7 +93,7 @@ def _finite(submesh: Submesh, failures: list[str]) -> Submesh:
 
 
 def _cover(submeshes: tuple[Submesh, ...]) -> float:
-    """Return the sum of the squared longest edges of all triangles, divided by the squared diagonal of the mesh."""
+    """Return the sum of the squared longest edges of all triangles, relative to the bounding box's squared diagonal."""
     low, high, total = np.full(3, np.inf), np.full(3, -np.inf), 0.0
     with np.errstate(all="ignore"):
         for part in submeshes:

@@ -42,7 +42,7 @@ class Material:
 class ObjText:
     """Lines of an OBJ file, grouped so that NumPy can parse many lines at once.
 
-    Raises ConfigError if the file has more lines, triangles or submeshes than the limits.
+    Raises ConfigError if the file has more lines, triangles or submeshes than the limits in `submesh.py`.
 
     Attributes:
         rows: key "v", "vt" or "vn" -> texts of the lines with this key.

@@ -1,6 +1,6 @@
 """Perspective views of panoramas, and their conversion from skyboxes and to and from equirectangular images.
 
-As in `warp`, cameras have OpenCV axes (x right, y down, z forward), R is a camera-to-world rotation, K is in pixels,
+Cameras have OpenCV axes (x right, y down, z forward) as in `warp.py`, R is a camera-to-world rotation, K is in pixels,
 and the first pixel centre is (0, 0). Angles are in radians: yaw to the right, pitch upwards, as in MVDiffusion.
 """
 
@@ -38,7 +38,7 @@ def rotation(yaw: float, pitch: float = 0.0) -> Tensor:
 def ring(views: int = 8, first_yaw: float = 0.0) -> Tensor:
     """Return camera-to-world rotations (V, 3, 3) of V = `views` horizontal cameras at evenly spaced yaws.
 
-    The first one has `first_yaw`, in radians; yaw increases to the right.
+    The first camera has the yaw `first_yaw` in radians. Yaw increases to the right.
     """
     return torch.stack([rotation(first_yaw + 2 * pi * n / views) for n in range(views)])
 

@@ -26,21 +26,22 @@ MAX_BYTES, MAX_READS, MAX_STRIPS = 1 << 29, 1_000_000, 200_000
 """Largest size of an image file, number of reads in it (each part of a PNG or GIF needs about three), and number of
 strips or tiles in a TIFF."""
 MAX_SCANNED, MAX_SLOW_PIXELS = 4_000_000_000, 5_000_000
-"""Largest number of pixels of all scans of a JPEG together, and of an image that PIL decodes in Python, in up to four
-seconds per million."""
+"""Largest number of pixels of all scans of a JPEG together, and of an image that PIL decodes in Python. Such decoding
+takes up to four seconds per million pixels."""
 MAX_16_BITS = 65535
 WORKING_SIZE = 1024  # maximum longer side in pixels of the images in which `read_foreground` works
 COLOUR_TOLERANCE, MIN_BORDER_FRACTION = 0.08, 0.95
-"""A background is uniform if this fraction of border pixels is within the tolerance of their median colour."""
+"""A background is uniform if at least MIN_BORDER_FRACTION of the border pixels differ from their median colour by less
+than COLOUR_TOLERANCE in each channel, for channels in [0, 1]."""
 MIN_ISLAND_FRACTION = 1e-3
 """Smallest area of a foreground region, as a fraction of the image. Smaller regions are removed as dust."""
 MIN_OPAQUE_ALPHA = 0.99  # an image is opaque if all alpha values are above this one
 
 
 class _Reader(io.BufferedReader):
-    """Reader of an image file, from its raw bytes, that ends after `MAX_READS` reads.
+    """Reader of the raw bytes of an image file, which raises ConfigError after `MAX_READS` reads.
 
-    `name` and `key` are the file name and the config key of errors.
+    `name` and `key` are the file name and the config key in errors.
     """
 
     def __init__(self, raw: io.RawIOBase | io.BytesIO, name: str, key: str) -> None:
@@ -58,7 +59,7 @@ class _Reader(io.BufferedReader):
         return ConfigError(f"{self.title} {problem}. {advice}", self.key)
 
     def check_strips(self) -> None:
-        """Raise ConfigError for a TIFF with too many strips or tiles, of each of which PIL makes an object."""
+        """Raise ConfigError for a TIFF with too many strips or tiles, because PIL creates an object for each one."""
         head = self.read(16)
         order, large = "<" if head[:2] == b"II" else ">", head[2:4] in (b"+\0", b"\0+")
         if head[:4] in (b"II*\0", b"MM\0*") or large:
@@ -87,7 +88,7 @@ class _Reader(io.BufferedReader):
 
 @contextmanager
 def open_image(file: Path | bytes, name: str = "", key: str = "") -> Iterator[Image.Image]:
-    """Return a context with an image, from a path or its bytes, of which only the header is decoded.
+    """Open an image, given by its path or bytes, as a context manager. Only the header is decoded.
 
     `name` is the file name in error messages; empty: the path. Raises ConfigError with the config key `key` if the file
     is missing, has an unknown format or more than MAX_PIXELS pixels, is damaged, or takes very long to decode.
@@ -249,8 +250,8 @@ def extract_foreground(pixels: Array, name: str) -> Array:
 def foreground_mask(rgb: Array) -> Array:
     """Return the foreground (H, W) of an image (H, W, 3) in [0, 1]: 0 in the background, 1 elsewhere, float64.
 
-    The background consists of regions of one colour that touch the image border. If the border has no uniform colour,
-    all pixels are foreground.
+    The background consists of regions of one colour that touch the image border, and of dust: other regions smaller
+    than `MIN_ISLAND_FRACTION`. If the border has no uniform colour, all pixels are foreground.
     """
     from skimage.measure import label
 

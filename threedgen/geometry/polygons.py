@@ -23,7 +23,7 @@ def triangulate(points: Array, polygons: Array) -> Array:
     """Split N polygons with C corners each into triangles of the same orientation.
 
     A convex polygon becomes a fan around its first corner. A polygon with a single reflex corner becomes a fan around
-    this corner. Other polygons are triangulated by ear cutting (mapbox_earcut).
+    this corner. Other polygons are triangulated by ear clipping (mapbox_earcut).
 
     Args:
         points: (V, 3) vertices.
@@ -41,7 +41,7 @@ def triangulate(points: Array, polygons: Array) -> Array:
     if corners == 3:
         return fans
     fans = fans.copy()
-    with np.errstate(all="ignore"):  # of points that are not finite: fans
+    with np.errstate(all="ignore"):  # polygons with points that are not finite become fans
         outline = points[polygons] - points[polygons[:, :1]]
         normal = np.cross(outline, np.roll(outline, -1, axis=1)).sum(1)
         edges = np.roll(outline, -1, axis=1) - outline
@@ -66,7 +66,7 @@ def triangulate(points: Array, polygons: Array) -> Array:
 def polygon_mesh(
     vertices: Submesh, polygons: Array | Sequence[Array], uv: Array | Sequence[Array] | None, colours: Array | None
 ) -> Submesh:
-    """Return `vertices`, a submesh without triangles, with the triangles of P polygons.
+    """Add the triangles of P polygons to `vertices`, a submesh without triangles; return the new submesh.
 
     Args:
         polygons: (P, C) vertex indices, or P arrays (C,) of different lengths. Lines and points, C < 3, are ignored.

@@ -19,7 +19,7 @@ from threedgen.run.disk import file_key
 
 MAX_TEXTURE_BYTES, MAX_MTL_BYTES = 1 << 28, 1 << 24  # largest size in bytes of a texture and of all MTL files
 MAX_TEXELS = 400_000_000  # largest number of pixels of all textures of a mesh file together
-MAX_READ, MAX_SEARCHES = 4 << 30, 200_000  # largest number of bytes that are read, and of searches of files, together
+MAX_READ, MAX_SEARCHES = 4 << 30, 200_000  # largest total number of bytes read, and of searches for files
 MAX_FAILURES = 20  # largest number of messages about missing and unreadable files
 TEXTURES = "textures"
 
@@ -68,7 +68,7 @@ class SideFiles:
         """Read at most `count` bytes of a file from the byte `start` on; None: all bytes.
 
         Raises ConfigError if the file is unreadable, or if there are more than `max_bytes` bytes to read, and TooLarge
-        after `MAX_READ` bytes of all files.
+        if more than `MAX_READ` bytes of all files have been read.
         """
         try:
             return self.counted(read_bytes(path, max_bytes, start, count))
@@ -76,7 +76,7 @@ class SideFiles:
             raise ConfigError(f"{path} cannot be read ({error.strerror})") from None
 
     def counted(self, data: bytes) -> bytes:
-        """Return `data`, bytes that were read or copied. Raises TooLarge after `MAX_READ` bytes."""
+        """Count the bytes of `data` as read, and return `data`. Raises TooLarge if the count exceeds `MAX_READ`."""
         self.bytes += len(data)
         if self.bytes > MAX_READ:
             raise TooLarge(f"it reads more than {MAX_READ >> 30} GiB of textures and buffers. Reduce them")
@@ -149,13 +149,13 @@ class SideFiles:
 
 
 class Listings:
-    """Search of file names that ignores upper and lower case. The lists of the folders are kept."""
+    """Search of file names that ignores upper and lower case. The file lists of folders are cached."""
 
     def __init__(self) -> None:
         self._entries = cache(_entries)
 
     def match(self, folder: Path, names: Sequence[str], suffixes: Sequence[str] = ("",)) -> Path | None:
-        """Return the path folder/names[0]/names[1]/... with one of `suffixes`; None if it does not exist."""
+        """Return the path folder/names[0]/names[1]/... plus the first of `suffixes` with which it exists, else None."""
         for number, name in enumerate(names, 1):
             ends = suffixes if number == len(names) else ("",)
             entry = next(filter(None, (self._entry(folder, name + end) for end in ends)), None)

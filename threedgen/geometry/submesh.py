@@ -35,8 +35,8 @@ class Submesh:
         normals: (V, 3), or None if the file has none.
         uv: (V, 2) texture coordinates, v upwards, or None.
         faces: (F, 3) vertex indices, counter-clockwise seen from outside.
-        colours: without a texture, (V, 3) sRGB or (V, 4) sRGB and alpha, in [0, 1]. With a texture, linear factors of
-            the texture's values. None: there are no colours.
+        colours: without a texture, (V, 3) sRGB or (V, 4) sRGB and alpha, in [0, 1]. With a texture, (V, 3 or 4) linear
+            factors of the texture's values. None: there are no colours.
         texture: texture, or None.
         wrap: wrap modes of the texture along u and v.
         cutoff: points with at least this alpha are opaque, others invisible. None: alpha is the opacity.
@@ -80,7 +80,10 @@ def check_count(triangles: int, parts: int = 1, vertices: int = 0) -> None:
 
 
 def check_text(data: bytes | memoryview, max_words: int | None = None) -> bytes:
-    """Return the bytes of a text file. Raise TooLarge above `MAX_LINES` lines or `max_words` (`MAX_WORDS`) words."""
+    """Return the bytes of a text file. Raises TooLarge above `MAX_LINES` lines or `max_words` words.
+
+    `max_words` None: the limit is `MAX_WORDS`.
+    """
     data, max_words = bytes(data), max_words or MAX_WORDS
     if max(data.count(b"\n"), data.count(b"\r")) > MAX_LINES:
         raise TooLarge(f"it has more than {MAX_LINES:,} lines")

@@ -59,7 +59,7 @@ def apply_homography(H: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
 def unproject(pixels: Tensor, depth: Tensor, K: Tensor, c2w: Tensor) -> Tensor:
     """Return the world points (N, 3) of pixels (N, 2), (x, y), with depths (N,) along the viewing axis, for one camera.
 
-    K (3, 3) and c2w (4, 4) are those of `to_opencv`.
+    K (3, 3) and c2w (4, 4) have the conventions of `to_opencv`.
     """
     rays = F.pad(pixels, (0, 1), value=1.0) @ torch.linalg.inv(K).mT
     return (rays * depth[:, None]) @ c2w[:3, :3].mT + c2w[:3, 3]
@@ -136,8 +136,8 @@ MIN_SUPPORT = 0.25  # minimum fraction of pairs that support the inverted poses,
 def overlap_fractions(depth: Tensor, c2w: Tensor, K: Tensor, behind: bool = False) -> Tensor:
     """Return the overlaps (F, F), float64 in [0, 1], of all pairs of F views.
 
-    A fraction of the pixels of one view reprojects into the image of the other view. The overlap is the smaller one of
-    the fractions in both directions.
+    The overlap of two views is the smaller of two fractions: pixels of the first view that reproject into the image of
+    the second, and pixels of the second that reproject into the image of the first.
 
     Args:
         depth: (F, H, W), along the viewing axis in world units, 0 = unknown. Unknown pixels never count as overlap.
@@ -158,8 +158,8 @@ def overlap_fractions(depth: Tensor, c2w: Tensor, K: Tensor, behind: bool = Fals
 def overlap(depth: Tensor, cameras: Cameras, one: int, other: int) -> float:
     """Return the overlap in [0, 1] of two of N views, given by their indices `one` and `other`.
 
-    It is the fraction of the pixels of one view that reproject into the image of the other, in the direction with the
-    smaller fraction. `depth` is (N, H, W) along the viewing axis in world units, 0 = unknown.
+    It is the smaller of two fractions: pixels of each view that reproject into the image of the other view. `depth` is
+    (N, H, W) along the viewing axis in world units, 0 = unknown.
     """
     K, c2w = to_opencv(cameras.select([one, other]))
     return float(overlap_fractions(depth[[one, other]], c2w, K)[0, 1])

@@ -27,7 +27,7 @@ RAISED = (0.0, 30.0)
 
 
 def views(angles: Sequence[tuple[float, float]], height: int, width: int, fov: float = 0.0) -> Cameras:
-    """Return B cameras around a mesh at the origin.
+    """Return B cameras that show a whole mesh at the origin.
 
     Args:
         angles: B pairs (elevation, azimuth) in degrees.

@@ -79,7 +79,7 @@ class MVAdapter(LatentDiffusion):
         """Load an adapter and return self. Raises ConfigError if its file is missing, damaged or does not fit.
 
         Args:
-            adapter: path of the file, embedded name such as "toybox-rays", or "owner/name/FILE" on the hub.
+            adapter: path of the file, name of embedded weights ("toybox-rays"), or "owner/name/FILE" on the hub.
             mv_scale, ref_scale: weights of the attention to other views and to the reference image; 1: as in training.
             control: input of the condition guider, "rays" or "geometry"; None: as declared in the file, else "rays".
         """
@@ -88,7 +88,7 @@ class MVAdapter(LatentDiffusion):
         return self.with_network(network)
 
     def with_network(self, network: AdaptedUNet) -> Self:
-        """Replace the UNet by the adapted UNet `network` and shift the noise schedule for the adapter; return self."""
+        """Replace the UNet by the adapted UNet `network`, shift the noise schedule by its settings, and return self."""
         self.unet, self.adapted = network.unet, network
         self.schedule = self.base_schedule.shifted(network.settings.shift, network.settings.shift_mode)
         matched = network.settings.timestep == "matched"
@@ -153,7 +153,7 @@ class MVAdapter(LatentDiffusion):
 
     @property
     def settings(self) -> AdapterSettings:
-        """Training settings of the adapter; the defaults without an adapter."""
+        """Training settings of the adapter; the default settings if there is no adapter."""
         return AdapterSettings() if self.adapted is None else self.adapted.settings
 
     @property
@@ -194,10 +194,10 @@ class MVAdapter(LatentDiffusion):
         super().cast_networks(lora=True)  # the adapter's layers compute under autocast
 
     def reference_features(self, images: Tensor, text: Tensor) -> Features:
-        """Compute the UNet's features of R reference images (R, H, W, 3) in [0, 1], with the prompts `text` (R, L, D).
+        """Compute the UNet's features of R reference images (R, H, W, 3) in [0, 1].
 
-        Returns features (R, L', C) by name of the self-attention layer. Raises ConfigError if the adapter takes no
-        reference image.
+        `text` (R, L, D) are embeddings of their prompts. Returns features (R, L', C) by name of the self-attention
+        layer. Raises ConfigError if the adapter takes no reference image.
         """
         adapted, latents = self.require_ref(), self.encode_views(images)
         with self.autocast():
@@ -240,7 +240,7 @@ class MVAdapter(LatentDiffusion):
             generator: random generator of all noise; None: torch's global generator.
             eta: amount of fresh noise in each step; 0: deterministic DDIM; 1: as in DDPM.
             on_step: called before each step; may raise an exception to stop.
-            sync: number of additional img2img rounds, and the function that makes the images consistent before each.
+            sync: additional img2img rounds, each after a function that makes the images consistent, see `ViewSync`.
             init: latents and strength of an img2img start, from `init_latents`; None: start from noise.
         """
         n_view, texts = len(control), self.encode_prompt([prompt, negative_prompt]).split(1)

@@ -1,8 +1,8 @@
 """MV-Adapter's network: a frozen 2D UNet with additional attention layers and a condition guider.
 
 The condition guider (section 4.1) is a T2I-Adapter (Mou et al. 2023, arXiv 2302.08453): it maps camera rays or mesh
-geometry to features that are added to the UNet. A reference image enters as the inputs that the frozen UNet's
-self-attention layers have for it at t = 0 (section 4.2).
+geometry to features that are added to the UNet. For a reference image, the frozen UNet runs on its clean
+latents at t = 0, and the new attention attends to the inputs that the self-attention layers then have (section 4.2).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -183,7 +183,7 @@ class AdaptedUNet(nn.Module):
     ) -> Tensor:
         """Return the output of the UNet (B V, C, h, w), noise or v, for B objects with V views each.
 
-        For a single view without control and reference, the result is that of the unchanged 2D model.
+        For a single view without control and reference, the result equals the output of the unchanged 2D model.
 
         Args:
             x: noisy latents (B V, C, h, w); the views of an object are consecutive.

@@ -21,9 +21,10 @@ from .geometry import Keys
 Encoding = Literal["reference", "capped"]
 HEAD = 32  # channels of an attention head
 CHUNK = {"cpu": 1 << 21, "cuda": 1 << 26}
-"""Largest number of elements in the keys of one chunk of tokens, by device: few for a CPU's cache, many for a GPU."""
+"""Largest number of elements of the keys of one chunk of tokens, by device: few for a CPU's cache, many for a GPU."""
 MAX_KEPT = 1 << 25
-"""Largest number of elements in all keys for which training keeps activations; above it, they are recomputed."""
+"""Largest number of elements of the keys of all tokens for which training keeps activations in memory. With more, the
+backward pass recomputes them."""
 FEED_FACTOR = 8
 """Number of elements that a feed-forward layer keeps in memory for each element of its input."""
 
@@ -145,8 +146,8 @@ class PanoramaBlock(nn.Module):
     def forward(self, x: Tensor, keys: Sequence[Keys], n_view: int) -> Tensor:
         """Transform features (B F, d, h, w) of B scenes with F = `n_view` views to features of the same shape.
 
-        `keys` are the positions to attend to: one entry for each view of S scenes, where S divides B. Every S further
-        scenes of the batch have the same entries.
+        `keys` are the positions to attend to: one entry for each view of S scenes, where S divides B. Each
+        further group of S scenes in the batch has the same entries.
         """
         maps, large = x.unflatten(0, (-1, len(keys))), sum(each.count for each in keys) * x[0].numel() > MAX_KEPT
         call: Call = recomputed if large and torch.is_grad_enabled() else called
@@ -159,7 +160,7 @@ class PanoramaBlock(nn.Module):
         return fed.unflatten(0, (len(x), -1)).mT.reshape(x.shape)
 
     def _encoding(self, keys: Keys) -> Tensor:
-        relation = keys.relation.transpose(1, 2).flatten(2, 3)  # (G, T, n P, r)
+        relation = keys.relation.transpose(1, 2).flatten(2, 3)  # (G, T, n P, r) for G views, see `Keys`
         return self.pe(relation.flatten(0, 1)).unflatten(0, relation.shape[:2])
 
     def _query_encoding(self, tokens: Tensor) -> Tensor:
@@ -201,7 +202,7 @@ def view_groups(keys: Sequence[Keys], device: torch.device) -> list[list[int]]:
 
 
 class DepthAttention(PanoramaBlock):
-    """Correspondence-aware attention for views with depth; the positional encoding is that of depth differences."""
+    """Correspondence-aware attention for views with depth; the positional encoding encodes depth differences."""
 
     relation_dim = 1
 

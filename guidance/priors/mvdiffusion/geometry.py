@@ -14,7 +14,7 @@ from torch import Tensor
 from threedgen.geometry import warp
 
 UNKNOWN_DEPTH = 1e6
-"""Depth in metres that stands for the depth of a key if the depth of the key or of the query is unknown."""
+"""Depth in metres that is assumed for a key if its depth, or the depth of the query, is unknown."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,9 @@ class Keys:
         views: (n,), indices of the other views in their scene.
         places: (n, T, P, 2), positions (x, y) in the feature maps of these views, in tokens.
         mask: (n, T, P), 1 where the position is valid (inside the image; with known depth), else 0.
-        relation: (n, T, P, r), input of the positional encoding. Panoramas: displacement (x, y) in tokens of the own
-            view (r = 2). Depth: absolute difference of depths in metres (r = 1).
+        relation: (n, T, P, r), input of the positional encoding. Panoramas: displacement (x, y) from the token to the
+            position, mapped into the token's view, in tokens (r = 2). Views with depth: absolute difference of the
+            depths in metres (r = 1).
     """
 
     views: Tensor
@@ -110,7 +111,7 @@ class PanoramaGeometry(Geometry):
 
     def _keys(self, view: int, height: int, width: int) -> Keys:
         scale, others = self.size[0] // height, self.neighbours(view)
-        # the reference implementation divides the width; no difference in training, where views are square
+        # the reference implementation divides the width by the map's height; in training, views are square
         key_scale = self.size[1] // height
         pixels = token_pixels(height, width, scale)
         there = warp.homography(self.K[view], self.R[view], self.K[others], self.R[others])
@@ -141,7 +142,7 @@ class DepthGeometry(Geometry):
                 or not finite where unknown.
             c2w: camera-to-world poses (F, 4, 4), OpenCV axes.
             K: intrinsics in pixels, (3, 3) or (F, 3, 3).
-            overlap: fraction of overlap above which two views attend to each other, see `overlap_neighbours`.
+            overlap: fraction of common pixels above which two views attend to each other, see `overlap_neighbours`.
             released: whether to compute as for the released weights. If True, points behind a camera are not masked,
                 and a depth difference compares the token's depth in its camera with the key's depth in the key's
                 camera. If False, such points are masked, and both depths are in the key's camera.

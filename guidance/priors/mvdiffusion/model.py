@@ -88,9 +88,9 @@ class MVDiffusion(LatentDiffusion):
     def with_blocks(self, blocks: str | Path) -> Self:
         """Add the attention blocks in a file to the UNet, and return self.
 
-        `blocks` is a path, an embedded name such as "toybox-panorama", or "owner/name/FILE" on the hub. If the file
-        also has weights of the UNet, or changes of its weights, the UNet gets these. Raises ConfigError if the file is
-        missing or damaged, or belongs to another 2D model.
+        `blocks` is a path, the name of embedded weights ("toybox-panorama"), or "owner/name/FILE" on the hub. If the
+        file also has weights of the UNet, or changes of its weights, the UNet gets these. Raises ConfigError if the
+        file is missing or damaged, or belongs to another 2D model.
         """
         path = locate("blocks", str(blocks))
         with default_key("blocks"):
@@ -181,7 +181,7 @@ class MVDiffusion(LatentDiffusion):
         """Return the known latents that sampling must not change; None if there are none.
 
         The result is a mask (F, 1, h, w), above 0 where latents are known, and the latents (F, C, h, w). Known views
-        are fixed if `hold` is True or the UNet has no branch for known views, known pixels if `hold` is True.
+        are fixed if `hold` is True or the UNet has no branch for known views. Known pixels are fixed if `hold` is True.
 
         Args:
             extra: additional UNet channels (F, E, h, w), with the known pixels of an inpainting UNet.
@@ -219,7 +219,7 @@ class MVDiffusion(LatentDiffusion):
             generator: random generator of all noise; None: torch's global generator.
             eta: amount of fresh noise in each step; 0: deterministic DDIM; 1: as in DDPM.
             on_step: called before each step; may raise an exception to stop.
-            sync: number of additional img2img rounds, and the function that makes the images consistent before each.
+            sync: additional img2img rounds, each after a function that makes the images consistent, see `ViewSync`.
         """
         count, text = len(prompts), self.encode_prompt([*prompts, negative_prompt]).split([len(prompts), 1])
 

@@ -36,7 +36,7 @@ class ImageEncoding(nn.Module):
 class MultiviewUNet(nn.Module):
     """Frozen UNet with attention between corresponding positions of views, and optionally a branch for known views.
 
-    Only the modules in `new_blocks` are trainable. Tensor names are those in the released weights, without the prefix
+    Only the modules in `new_blocks` are trainable. Tensors have the names of the released weights, without the prefix
     `mv_base_model.`.
     """
 

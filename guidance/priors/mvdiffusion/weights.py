@@ -73,9 +73,10 @@ def load_blocks(network: MultiviewUNet, weights: Mapping[str, Tensor], unet: boo
 
 
 def difference_in(weights: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-    """Return the tensors in the state dict `weights` that change the 2D model, see `difference`.
+    """Return the tensors in the state dict `weights` that change the 2D model, as returned by `difference`.
 
-    Returns None if the state dict has the whole UNet.
+    These are the first convolution and low-rank updates of other layers. Returns None if the state dict has the whole
+    UNet.
     """
     named = {name.removeprefix(PREFIX): tensor for name, tensor in weights.items()}
     if is_whole(named):
@@ -88,11 +89,10 @@ def is_whole(named: Mapping[str, Tensor]) -> bool:
 
 
 def with_difference(unet: UNet2DConditionModel, weights: Mapping[str, Tensor]) -> UNet2DConditionModel:
-    """Return a copy of `unet` with the changes in the state dict `weights`, see `difference`.
+    """Return a copy of `unet` with the changes in the state dict `weights`, as returned by `difference`.
 
-    If there are no changes, `unet` itself is returned.
-
-    Raises ConfigError if the blocks were trained on another 2D model.
+    The changes are additional input channels and low-rank updates of layers. If there are none, `unet` itself is
+    returned. Raises ConfigError if the blocks were trained on another 2D model.
     """
     named = {name.removeprefix(PREFIX): tensor for name, tensor in weights.items()}
     first = named.get("unet." + FIRST[0])
