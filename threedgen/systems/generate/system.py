@@ -46,10 +46,10 @@ class GenerateSystem(Scene):
         """Build the untrained object and the phases of its training.
 
         Args:
-            text: (2 to 7, L, D) embeddings: prompt, negative prompt, any prompts for side, front, back, overhead
-                view, and with `config.empty_prompt` the empty prompt.
+            text: (2 to 7, L, D) embeddings of the prompt and the negative prompt; with view prompts also of the side,
+                front, back and overhead prompt; with `config.empty_prompt` also of the empty prompt, at the end.
             views: (V, H, W, 3) images in [0, 1] for the warm start, sampled by the prior; None: no warm start.
-            view_cameras: V cameras of `views`.
+            view_cameras: V cameras of `views`; None: no warm start.
         """
         text, empty = text.split([len(text) - config.empty_prompt, config.empty_prompt])
         super().__init__(config, prior, text)

@@ -1,4 +1,4 @@
-"""Task `generate`: runs a checked config and writes turntable, mesh and asset to a run folder."""
+"""Task `generate`: runs a validated config and writes turntable, mesh and asset to a run folder."""
 
 import logging
 import os
@@ -73,12 +73,12 @@ def run_status(
     """Run the stages of the config (earlier runs) and then the run itself, and return the run's final status.
 
     Args:
-        quiet: show neither weight files nor progress.
+        quiet: print neither the names of weight files nor progress.
         resume: run folder to resume from its last checkpoint; None: a new run.
         start: run folder whose object initialises this run; None: start from a new object.
 
     Raises:
-        ConfigError: the prompt, the prior, the checkpoint or the disk do not allow the run.
+        ConfigError: the run is not possible with its prompt, prior, checkpoint or disk.
     """
     config = chosen(config, torch.device(device(config.trainer.accelerator)), Path(str(config.out)))
     task = Task(config, resume, quiet, FILES)
@@ -111,7 +111,7 @@ def work(task: Task, start: Path | None = None) -> Status:
         views, cameras = sample_views(config, prior, text, image, folder, task.quiet)
     if not config.round_steps:
         prior.free_text_encoder()
-    from .optimise import optimise  # takes seconds to import: after the first views
+    from .optimise import optimise  # takes seconds to import, so the first views are written before
 
     return optimise(task, prior, text, views, cameras, notes, start)
 

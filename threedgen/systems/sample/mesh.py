@@ -209,7 +209,10 @@ def read_object(config: SamplingConfig) -> SourceMesh:
 
 
 def without_uv(source: SourceMesh) -> TexturedMesh:
-    """Convert a mesh for untextured renders: with vertex normals from the file if it has any, texture coordinates 0."""
+    """Convert a mesh for untextured renders. All texture coordinates are 0.
+
+    Vertex normals are those of the file, or computed from the triangles if the file has no normals.
+    """
     vertices, faces, _ = weld(source.vertices, source.faces)
     normals, uv = vertex_normals(vertices, faces), np.zeros((len(vertices), 2), np.float32)
     mesh = TexturedMesh(vertices, faces, normals, uv, vertex_tangents(vertices, faces, normals, uv))

@@ -45,7 +45,7 @@ from .windows import WindowSampler, check_model, plan, saved_images, stack
 
 logger = logging.getLogger(__name__)
 KEY_OVERLAP = 0.65  # minimum overlap of a key frame with the next
-UNWRAP_SECONDS = 1.5e-5  # seconds in which a mesh is unwrapped on one core, divided by its number of triangles
+UNWRAP_SECONDS = 1.5e-5  # seconds per triangle to unwrap a mesh on one core
 
 GLB, FILM = "scene.glb", "frames.mp4"
 TEXTURE = "texture.png"

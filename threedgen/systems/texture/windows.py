@@ -44,8 +44,8 @@ Synchronise = Callable[[Cameras, Tensor, Tensor], Tensor]
 class Window:
     """Set of frames that are denoised together.
 
-    `frames` are the indices of all frames of the window. `known` are those that an earlier window has sampled; they
-    condition the others.
+    `frames` are the indices of all frames of the window. `known` are the indices of the frames that an earlier window
+    has sampled; these frames condition the other frames.
     """
 
     frames: tuple[int, ...]
