@@ -157,7 +157,10 @@ class Representation(nn.Module):
         self.load_state_dict(other.state_dict())
 
     def init_from_functions(self, density: Field, colour: Field) -> None:
-        """Initialise from density (N,) and sRGB colours (N, 3) of points (N, 3). Raises ConfigError if unsupported."""
+        """Initialise the representation from functions of points (N, 3): density (N,), and sRGB (N, 3) in [0, 1].
+
+        This default raises ConfigError, for representations that do not support it.
+        """
         raise ConfigError(f"{type(self).__name__} cannot start from 3D Gaussians. Set field.name=dmtet", "start")
 
     def init_from_file(self, path: Path) -> None:

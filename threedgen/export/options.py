@@ -152,8 +152,8 @@ class AssetConfig(Config):
 def resize_command(run: Path, preset: object) -> str:
     """Return the shell command that exports the run in the folder `run` again with another height.
 
-    It has the placeholder METRES, which the user replaces by the height. It has the option `preset` only if `preset` is
-    a name in `PRESETS`.
+    The command contains the word METRES, which the user replaces by the height in metres. It sets the option `preset`
+    only if `preset` is a name in `PRESETS`.
     """
     options = [f"preset={preset}"] if isinstance(preset, str) and preset in PRESETS else []
     return command("--config", "export", f"run={run}", *options, "height=METRES")

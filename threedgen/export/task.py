@@ -62,7 +62,7 @@ def progress_bar(quiet: bool = False) -> Iterator[Callable[[str], None]]:
 
         def on_step(step: str) -> None:
             count.stage = f"asset: {step}"
-            count.show(max(count.done, STEPS.index(step)), details=list)  # no time left: the steps are unlike
+            count.show(max(count.done, STEPS.index(step)), details=list)  # no estimate of the time left
 
         yield on_step
         count.show(count.total)

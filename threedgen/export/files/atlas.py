@@ -1,4 +1,4 @@
-"""Write many assets as one GLB with a node per asset and one material. Its textures are atlases with a tile per asset."""
+"""Write many assets as one GLB: a node per asset, and one material whose textures are atlases with a tile per asset."""
 
 import hashlib
 import json

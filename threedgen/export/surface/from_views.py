@@ -34,7 +34,7 @@ class ViewTexture(NamedTuple):
     """Texture projected from images, and which texels the images show."""
 
     texture: Array  # (H, W, 3) float32 in [0, 1], row 0 at v = 1
-    visible: Array  # (H, W) bool, texels that an image shows, also those of the earlier texture `over`
+    visible: Array  # (H, W) bool, texels that an image shows, or that are visible in the earlier texture `over`
     share: float  # fraction of the covered texels that are visible
     psnr: float  # PSNR of texture and image pixels, dB; 0 if no image is used
 

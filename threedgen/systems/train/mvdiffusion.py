@@ -129,7 +129,7 @@ def sample_views(
 
 
 class ViewsSystem(MVDiffusionSystem):
-    """LightningModule of the second stage. It trains the attention between views and the optional branch for known views.
+    """LightningModule of the second stage. It trains attention between views, and the optional branch for known views.
 
     Args:
         difference: changes of the UNet in the first stage, by tensor name, saved with the new modules; None: the whole
