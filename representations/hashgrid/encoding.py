@@ -84,7 +84,7 @@ def has_kernels(module: ModuleType) -> bool:
 def encode(x: Tensor, table: Tensor, levels: Levels, module: ModuleType) -> Tensor:
     """Return features (N, L*F) of points x (N, 3), computed by the back end `module`.
 
-    They are differentiable twice in x and in the table (entries, F).
+    The features are differentiable twice in x and in the table (entries, F).
     """
     return Encode.apply(x, table, levels, module) if has_kernels(module) else module.encode(x, table, levels)
 

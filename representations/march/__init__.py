@@ -64,7 +64,7 @@ class Samples:
     def positions(self, origins: Tensor, directions: Tensor) -> Tensor:
         """Return the world positions (N, 3) of the midpoints of the N samples, without gradient.
 
-        `origins` and `directions` (R, 3) are those of the R rays that have the samples; directions are unit vectors.
+        `origins` (R, 3) and unit `directions` (R, 3) define the R rays on which the samples lie.
         """
         points = self.t_mid[:, None] * directions.index_select(0, self.ray_index)
         return points.add_(origins.index_select(0, self.ray_index))
@@ -91,7 +91,7 @@ class Samples:
         return Samples(ray_index - part.start, t_start, t_end, start - first, count)
 
     def split(self, max_samples: int | None) -> list[slice]:
-        """Divide the rays into consecutive slices with at most `max_samples` samples each, or one slice if it is None.
+        """Divide the rays into consecutive slices with at most `max_samples` samples each; None: one slice of all rays.
 
         A slice has at least one ray, even if that ray has more samples.
         """
