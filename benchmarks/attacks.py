@@ -3,7 +3,7 @@
 python -m benchmarks.attacks                all cases
 python -m benchmarks.attacks JPEG TIFF      cases whose name contains one of the words
 
-The functions below write a hostile file to a folder and return the path that a reader takes.
+The functions with an argument `folder` write a hostile file to this folder, and return the path that a reader takes.
 """
 
 import io

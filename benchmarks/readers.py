@@ -3,7 +3,7 @@
 python -m benchmarks.readers            all cases
 python -m benchmarks.readers "MTL is"   cases whose name contains the text
 
-The functions below write the files of a case to a folder, and return the path that the readers take.
+The functions with an argument `folder` write the files of a case to this folder, and return the path of the mesh.
 """
 
 import json

@@ -1,8 +1,8 @@
 """Measure the colour errors of texels that no training camera sees, on toybox objects whose colours are known.
 
 Two textures are measured, after their unseen texels were filled. "export" is like the texture of a field: it has the
-true colours where the training cameras look, and wrong colours elsewhere. "views" is projected from images. The error is
-the mean Lab distance to the true colours, over the unseen texels that are visible from below.
+true colours where the training cameras look, and wrong colours elsewhere. "views" is projected from images. The error
+is the mean Lab distance to the true colours, over the unseen texels that are visible from below.
 """
 
 import time

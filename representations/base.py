@@ -1,7 +1,7 @@
 """Base classes and interfaces of representations and backgrounds, and the result of rendering them.
 
 A representation is the 3D object that a run optimises. If its attribute `rasterised` is False, the volume renderer
-samples points on rays and calls `forward`, `density` and `with_normal`. If it is True, `render` returns whole images. A
+samples points on rays and calls `forward`, `density` and `with_normal`. If True, `render` returns whole images. A
 rasterised representation needs no density, because the export can extract the mesh from rendered depth images.
 """
 

@@ -60,7 +60,8 @@ class HashGrid(nn.Module):
     def backend(self) -> ModuleType:
         """Return the module of the back end for the device and dtype of the table.
 
-        Raises ConfigError if the configured back end is not installed, cannot be imported, or does not support them.
+        Raises ConfigError if the configured back end is not installed, cannot be imported, or does not support this
+        device and dtype.
         """
         name = self.options.backend
         if name == "auto" and self.table.is_cuda and requires_deterministic():

@@ -1,7 +1,7 @@
 """Ray marching and compositing of packed samples, with several back ends.
 
 The samples of all rays are stored in flat arrays, sorted by ray. Sample k of a ray covers the distances [t_k, t_k +
-step] with t_k = entry + (k + jitter) * step. It is kept if its midpoint is inside the bounding volume and, with an
+step] with t_k = entry + (k + jitter) * step. A sample is kept if its midpoint is in the bounding volume and, with an
 occupancy grid, in an occupied cell. All back ends return the same samples, except that nerfacc may round differently at
 cell borders.
 """
@@ -150,7 +150,7 @@ def march(
 
     Args:
         origins, directions: (R, 3) float32 each; directions have unit length.
-        grid: (G, G, G) bool over [-radius, radius]^3, indexed [x, y, z], True for occupied cells. None: all are
+        grid: (G, G, G) bool over [-radius, radius]^3, indexed [x, y, z], True for occupied cells. None: all cells are
             occupied.
         jitter: (R,) in [0, 1), shift of each ray's samples in steps. None: no shift.
     """

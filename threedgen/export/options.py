@@ -117,7 +117,7 @@ class AssetConfig(Config):
 
     @property
     def sizes(self) -> Preset:
-        """Sizes of the asset: the options that are set, and for the others the values of the preset.
+        """Sizes of the asset: options that are set, and the values of the preset for options that are not set.
 
         Levels of detail of the preset that have more triangles than half the budget are left out.
         """
@@ -130,7 +130,7 @@ class AssetConfig(Config):
     def titles(self, name: str) -> list[str]:
         """Return the names of the asset's levels of detail, finest first. `name` is the name of the asset.
 
-        For the name "cat" and two entries in `lods` they are ["cat", "cat_LOD1", "cat_LOD2"].
+        For the name "cat" and two entries in `lods`, the result is ["cat", "cat_LOD1", "cat_LOD2"].
         """
         return [name, *(f"{name}_LOD{number}" for number, _ in enumerate(self.sizes.lods, 1))]
 

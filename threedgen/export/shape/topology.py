@@ -112,7 +112,7 @@ def pieces(faces: Array, vertices: int) -> Array:
 def signed_volume(vertices: Array, faces: Array) -> float:
     """Return the volume of a closed mesh with vertices (V, 3) and faces (F, 3).
 
-    It is negative if faces are clockwise seen from outside.
+    The volume is negative if faces are clockwise seen from outside.
     """
     centre = vertices.astype(np.float64).mean(axis=0)  # far from the origin the sum would lose precision
     a, b, c = (vertices[faces[:, k]].astype(np.float64) - centre for k in range(3))

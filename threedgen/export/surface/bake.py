@@ -1,8 +1,8 @@
 """Bake the dense surface into textures of the low-poly mesh: base colour, normal map, ambient occlusion.
 
 Each covered texel has a point on the low-poly mesh. From this point, the dense surface is searched along the smooth
-normal, in both directions and up to the distance CAGE. Where it is hit, the field is queried for the colour, and the
-dense normal is stored in tangent space. Texels that no face covers get the values of the nearest covered texel.
+normal, in both directions and up to the distance CAGE. At the hit, the field is queried for the colour, and the normal
+of the dense surface is stored in tangent space. Texels that no face covers get the values of the nearest covered texel.
 """
 
 from collections.abc import Callable

@@ -79,8 +79,8 @@ def nearest_along(bvh: Bvh, origins: Array, directions: Array, reach: float) -> 
 def openness(bvh: Bvh, points: Array, normals: Array, rays: int, reach: float, lift: float) -> Array:
     """Return the ambient occlusion (N,) of points (N, 3), float32: 1 for a free hemisphere, 0 for a blocked one.
 
-    It is the cosine-weighted fraction of unoccluded rays. All points use the same directions, rotated about the normal
-    by an angle that differs per point.
+    The value is the cosine-weighted fraction of unoccluded rays. All points use the same directions, rotated about the
+    normal by an angle that differs per point.
 
     Args:
         bvh: bounding volume hierarchy of the mesh.

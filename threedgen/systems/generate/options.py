@@ -344,7 +344,7 @@ class GenerateConfig(PromptedConfig):
 
     @property
     def empty_prompt(self) -> bool:
-        """Whether the distillation loss needs the embedding of the empty prompt beside that of the negative prompt."""
+        """Whether the distillation loss needs the embeddings of both the empty and the negative prompt."""
         return self.distillation.empty_prompt and self.negative_prompt != ""
 
     @property

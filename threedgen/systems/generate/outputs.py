@@ -129,7 +129,7 @@ def write_asset(system: GenerateSystem, folder: Path, notes: list[str], quiet: b
 
 
 def try_asset(make: Callable[[], ExportedAsset], folder: Path, notes: list[str], retry: str = "") -> Tree:
-    """Call `make`, which writes folder/asset, and turn every error into a note, except those of the disk.
+    """Call `make`, which writes folder/asset, and turn every error into a note, except errors of the disk.
 
     The other results of the run must survive any error, such as a bug in a library. Errors of a full or failed disk
     are raised, since the user can repeat the command when the disk has space again.

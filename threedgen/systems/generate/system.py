@@ -181,7 +181,8 @@ def piecewise_constant(schedule: float | dict, step: int, max_steps: int) -> flo
     """Return the value of a schedule at `step`, without interpolation.
 
     A schedule is a constant, or {key: value} with keys in increasing order. A key is a step, or a percentage of
-    `max_steps` such as "50%". The value is that of the last key reached, or of the first key before any is reached.
+    `max_steps` such as "50%". The result is the value of the last key at or before `step`. Before the first key, it is
+    the value of the first key.
     """
     if not isinstance(schedule, dict):
         return schedule

@@ -155,8 +155,8 @@ def embeddings(config: GenerateConfig, prior: Prior, texts: list[str], image: Te
 
     `texts` starts with the prompt and the negative prompt. The embeddings of the prompt and of all further texts that
     are not empty get the same object code, a vector of what a text leaves unspecified. The code is computed from
-    `image`, the first view (1, H, W, 3) in [0, 1]; None: it is sampled with the seed. With `edit`, the sampled code is
-    similar to the code of the run to edit.
+    `image`, the first view (1, H, W, 3) in [0, 1]; None: the code is sampled with the seed. With the option `edit`, the
+    sampled code is similar to the code of the run to edit.
     """
     near = None if config.edit is None else object_text(run_folder(config.edit, "edit"), prior)
 

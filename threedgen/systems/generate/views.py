@@ -90,8 +90,8 @@ def sample_views(
 ) -> tuple[Tensor | None, Cameras | None]:
     """Sample views of the object from the prompt, in groups of `camera.n_view` views. Cache them in the run folder.
 
-    There are `warm_start.groups` groups if there is a warm start and the prior can complete views, else one. The first
-    group is written to preview.png.
+    With a warm start and a prior that can complete views, the number of groups is `warm_start.groups`, otherwise 1. The
+    first group is written to preview.png.
 
     Args:
         text: (n, L, D) embeddings; the first is of the prompt, the second of the negative prompt.
@@ -160,7 +160,7 @@ def step_count(label: str, quiet: bool) -> Iterator[OnStep]:
 def view_cameras(config: GenerateConfig, groups: int, size: int) -> Cameras:
     """Return the cameras of `groups` groups of `camera.n_view` views, with images of `size` x `size` pixels.
 
-    The first group is the preview. The cameras of later groups have azimuths between those of the preview, and
+    The first group is the preview. The cameras of later groups have azimuths between the azimuths of the preview, and
     elevations within `camera.elevation_range`.
     """
     p, table, n_view = config.preview, config.result.turntable, config.views_per_scene

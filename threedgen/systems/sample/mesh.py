@@ -242,8 +242,8 @@ def with_file_normals(mesh: TexturedMesh, source: SourceMesh) -> TexturedMesh:
 def six_sides(size: int) -> Cameras:
     """Return six orthographic cameras for images of size x size pixels, as in MV-Adapter.
 
-    They see the sides front, right, back, left, top and bottom. In the image of the top, the front of the object is at
-    the upper edge.
+    The cameras see the sides front, right, back, left, top and bottom. In the image of the top, the front of the object
+    is at the upper edge.
     """
     return views(GEOMETRY_VIEWS, size, size)
 

@@ -187,7 +187,7 @@ def with_uv(source: SourceMesh, texture: int, choice: str = "auto") -> tuple[Tex
     """Return the mesh with texture coordinates (UV), and a text for the user with the origin of the coordinates.
 
     `texture` is the side of the texture in texels. `choice` is "own" (coordinates of the file), "unwrap" (new
-    coordinates), or "auto" (those of the file if they are usable, else new ones). Raises ConfigError if `choice` is
+    coordinates), or "auto" ("own" if the file's are usable, else "unwrap"). Raises ConfigError if `choice` is
     "own" and the file's coordinates are not usable, or if unwrapping fails.
     """
     fault = "" if choice == "unwrap" else uv_fault(source, texture)
@@ -212,7 +212,7 @@ def with_uv(source: SourceMesh, texture: int, choice: str = "auto") -> tuple[Tex
 
 
 def uv_fault(source: SourceMesh, texture: int) -> str:
-    """Return the reason why the file's texture coordinates cannot be used; "" if they can.
+    """Return the reason why the file's texture coordinates cannot be used; "" for usable coordinates.
 
     `texture` is the number of texels per side of the texture.
     """

@@ -302,7 +302,7 @@ def train_single_views(
     """Train the first stage, or load its finished weights. Return its LoRA, which stays attached to the UNet.
 
     `o` are the options of the stage. `blocks` are the tensors of another run by name. If they contain changes of a UNet
-    with the same input channels, the training starts from these changes. None: it starts from the 2D model.
+    with the same input channels, the training starts from these changes; otherwise it starts from the 2D model.
     """
     config: TrainMVDiffusionConfig = task.config
     needed = EXTRA[config.variant]
