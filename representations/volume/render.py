@@ -93,7 +93,7 @@ _SHADED = ("rgb_fg", "opacity", "depth", "z_variance", "normal", "orientation", 
 """Attributes of `Render` that `_shade` computes. The last two are per sample, the others per ray."""
 NO_GRAD_FACTOR = 4  # chunk size of passes without a graph, as a multiple of the training chunk
 MARCH_FACTORS = {"triton": 16, "meta": 1 << 40}
-"""Back end -> number of such chunks whose samples are marched at a time; 1 for other back ends."""
+"""Back end -> number of chunks of passes without a graph that are marched at a time; 1 for other back ends."""
 
 
 @torch.no_grad()

@@ -34,7 +34,7 @@ MAX_KNOWN, MAX_NODES = 40_000, 10_000
 
 Larger sets are sampled at random. Other unknown texels are interpolated from their four nearest neighbours.
 """
-NORMAL_SCALE = 0.05  # opposite normals add 2 * NORMAL_SCALE object sizes to the distance between two texels
+NORMAL_SCALE = 0.05  # two texels at one point with opposite normals count as 2 * NORMAL_SCALE object sizes apart
 CREASE = 1.0  # decrease of the logarithm of a link's weight per concave curvature, for objects of size 1
 NEIGHBOURS = 8
 MAX_COLOURS, MAX_CLUSTERED = 16, 4000  # maximum number of colour groups, and of texels that determine them
