@@ -1,4 +1,4 @@
-"""CPU time of a run of this checkout against another one, in interleaved pairs: is anything slower?
+"""Compare the CPU time of a run of this checkout with that of another checkout, in interleaved pairs of runs.
 
     git worktree add ../old b93c01b
     python -m benchmarks.against ../old --pairs 10 --config quick-toybox trainer.max_steps=20
@@ -22,7 +22,10 @@ HERE = Path(__file__).resolve().parents[1]
 
 
 def cpu_seconds(checkout: Path, words: list[str]) -> float:
-    """Return the CPU time in seconds of one run with launch.py of a checkout. Raises CalledProcessError if it fails."""
+    """Return the CPU time in seconds of launch.py of a checkout, called with the arguments `words`.
+
+    Raises CalledProcessError if the run fails.
+    """
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, str(checkout / "launch.py"), "--quiet", f"out={folder}/run", *words]

@@ -1,7 +1,9 @@
-"""Time and memory of the readers of user files on hostile files, each in a process of its own.
+"""Measure time and memory of the readers of user files on hostile files, each file in a process of its own.
 
-python -m benchmarks.attacks                all
+python -m benchmarks.attacks                all cases
 python -m benchmarks.attacks JPEG TIFF      cases whose name contains one of the words
+
+The functions with an argument `folder` write a hostile file to this folder, and return the path that a reader takes.
 """
 
 import io
@@ -47,13 +49,13 @@ FRAME = '{"file_path":"a.png","transform_matrix":[[1,0,0,0],[0,1,0,0],[0,0,1,0]]
 
 
 def jpeg(folder: Path, scans: int, side: int = 8000) -> Path:
-    """A progressive grey JPEG whose scans of AC coefficients are empty, with runs of 32,767 blocks."""
+    """Write a progressive grey JPEG with `scans` empty scans of AC coefficients, in runs of up to 32,767 blocks."""
     blocks = (-(-side // 8)) ** 2
 
     def table(kind: int, value: int) -> bytes:
         return b"\xff\xc4" + struct.pack(">HB", 20, kind) + bytes([1] + [0] * 15) + bytes([value])
 
-    bits = (blocks + 32767) // 32768  # runs; each is a code of one bit and 14 bits of length
+    bits = (blocks + 32767) // 32768  # number of runs; a run has a code of one bit and a length of 14 bits
     run = "".join("0" + "1" * 14 for _ in range(bits)) + "1" * 16
     data = int(run[: len(run) // 8 * 8], 2).to_bytes(len(run) // 8, "big").replace(b"\xff", b"\xff\0")
     repeat = b"\xff\xda" + struct.pack(">HBBBBBB", 8, 1, 1, 0, 1, 63, 0x10) + data
@@ -82,7 +84,7 @@ def png(folder: Path, middle: Callable[[], bytes]) -> Path:
 
 
 def sparse_png(folder: Path) -> Path:
-    """A chunk of 2 GB that is not there, before the pixels."""
+    """Write a PNG as a sparse file of 20 GiB, with the header of a chunk of 2 GB before the pixels."""
     path = png(folder, lambda: b"")
     data = path.read_bytes()
     path.write_bytes(data[:33] + struct.pack(">I", 0x7FFFFFFF) + b"abCd")
@@ -98,7 +100,7 @@ def sparse_image(folder: Path, suffix: str) -> Path:
 
 
 def tiff(folder: Path, rows: int) -> Path:
-    """Strips of one row."""
+    """Write a TIFF with `rows` rows, each in a strip of its own."""
     path = folder / "a.tif"
     entries = [(256, 3, 1, 6), (257, 4, 1, rows), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, rows, 200),
                (277, 3, 1, 1), (278, 4, 1, 1), (279, 4, rows, 200 + 4 * rows)]  # fmt: skip
@@ -116,7 +118,7 @@ def tiff_pages(folder: Path, count: int = 200) -> Path:
 
 
 def bmp(folder: Path, side: int = 7900) -> Path:
-    """RLE8 with runs of one pixel."""
+    """Write a BMP with RLE8 compression in which each run has one pixel."""
     path = folder / "a.bmp"
     body = (b"\1\0" * side + b"\0\0") * side
     head = struct.pack("<IiiHHIIiiII", 40, side, side, 1, 8, 1, len(body), 0, 0, 256, 0) + bytes(1024)
@@ -137,7 +139,7 @@ def ascii_ppm(folder: Path, side: int = 7900) -> Path:
 
 
 def dds(folder: Path, side: int = 7900) -> Path:
-    """Pixels with masks of odd widths."""
+    """Write a DDS image whose colour channels have masks of 10 bits."""
     path = folder / "a.png"
     head = b"DDS " + struct.pack("<7I", 124, 0x1007, side, side, 0, 0, 0) + bytes(44)
     head += struct.pack("<8I", 32, 0x40, 0, 32, 0x3FF, 0xFFC00, 0x3FF00000, 0) + struct.pack("<5I", 0x1000, 0, 0, 0, 0)
@@ -178,7 +180,7 @@ def webp_canvas(folder: Path) -> Path:
 
 
 def exif(folder: Path) -> Path:
-    """65,000 tags of orientation in a block of metadata, in a PNG."""
+    """Write a PNG whose EXIF chunk has 65,000 orientation tags."""
     entries = struct.pack("<HHIHH", 0x112, 3, 1, 6, 0) * 65_000
     return png(folder, lambda: chunk(b"eXIf", b"II*\0\x08\0\0\0" + struct.pack("<H", 65_000) + entries + bytes(4)))
 
@@ -283,7 +285,7 @@ def material(folder: Path, text: Callable[[], str], names: int = 1) -> Path:
 
 
 def gltf_sparse(folder: Path) -> Path:
-    """A sparse accessor of a billion numbers, in strides of one byte."""
+    """Write a glTF file with a sparse accessor of a billion numbers, at a stride of one byte."""
     (folder / "a.bin").write_bytes(bytes(250_000_100))
     views = [{"buffer": 0, "byteLength": 250_000_100, "byteStride": 1}, {"buffer": 0, "byteLength": 100}]
     point = {"bufferView": 0, "componentType": 5126, "count": 249_999_000, "type": "VEC4"}
@@ -500,11 +502,15 @@ CASES: dict[str, Case] = {
 
 
 def measure(make: Callable[[Path], Path], read: Callable[[Path], object]) -> tuple[str, float, float]:
-    """Return the outcome, CPU seconds and MiB of memory above that of the interpreter, from a forked process."""
+    """Create a hostile file with `make`, and read it with `read` in a forked process with limits of time and memory.
+
+    Returns the outcome as text, the CPU time in seconds, and the growth of the peak memory in MiB. If the process was
+    killed, the memory is that of the whole process.
+    """
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary, "place")
         folder.mkdir()
-        if not (maker := os.fork()):  # so that this process stays small
+        if not (maker := os.fork()):  # makes the file, so that this process stays small
             Path(temporary, "path").write_text(str(make(folder)))
             os._exit(0)
         os.waitpid(maker, 0)
@@ -537,7 +543,7 @@ def measure(make: Callable[[Path], Path], read: Callable[[Path], object]) -> tup
 
 if __name__ == "__main__":
     with suppress(Exception):
-        read_tokenizer(Path("/nonexistent"))  # the imports
+        read_tokenizer(Path("/nonexistent"))  # imports the libraries before the first measurement
     print("| input | result | CPU s | MiB |\n|---|---|---|---|")
     for name, (make, read) in CASES.items():
         if len(sys.argv) > 1 and not any(word in name for word in sys.argv[1:]):

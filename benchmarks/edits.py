@@ -1,10 +1,12 @@
-"""Differences between objects of quick-toybox and their edits, in the part that an edit should keep.
+"""Measure how much objects of quick-toybox change in the part of an image that an edit should keep.
 
-That part is found without the objects that are measured: toybox objects of both prompts, with the same random values,
-are rendered from the cameras of the runs. Pixels near which an image of the one differs from the other are the part
-that changes; the outline changes where one object covers a pixel and the other does not. The random values of real
-objects are unknown, so that a pixel is in the part that changes if it is there for one of several toybox objects.
-An accessory is rendered twice: on the object as it is without, and on the smaller one that fits the image with it.
+The part that an edit should change is found from the prompts alone. Toybox objects of the old and the new prompt are
+built with the same random values, and rendered from the cameras of the runs. A pixel is in the changing part if the two
+renders differ near the pixel. The outline changes near pixels that only one of the two objects covers. The random
+values of the objects of the runs are unknown, so the changing part is the union over several seeds.
+
+If an edit adds an accessory, each seed gives two pairs of toybox objects: the object has its size without the accessory
+in one pair, and in the other pair the smaller size at which object and accessory fit the image.
 """
 
 from collections.abc import Iterable
@@ -44,17 +46,22 @@ PAIRS = (
     (Spec("person", "purple"), {"part": "helmet", "part_colour": "grey"}),
     (Spec("robot", "blue"), {"part": "cape", "part_colour": "red"}),
 )
-"""Object, and what the edit changes."""
-TRUTHS, MIN_LAB = 4, 5.0  # toybox objects per pair; Lab distance of colours that differ
-MARGIN = 1 / 32  # distance to the part that changes below which a pixel is in it, as a fraction of the image
+"""Pairs (toybox object, {attribute: new value} of its edit)."""
+TRUTHS, MIN_LAB = 4, 5.0  # number of seeds per edit; minimum Lab distance of colours that differ
+MARGIN = 1 / 32  # width of the border that is added to the changing part, as a fraction of the image side
 
 
 def changes(
     before: Spec, after: Spec, azimuths: Array, elevation: float, fov: float, distance: float, size: int
 ) -> tuple[Array, Array]:
-    """Return the masks (V, size, size) of the pixels whose colour changes, and of those whose outline changes.
+    """Return two bool masks (V, size, size): pixels near a change of the image, and pixels near one of the outline.
 
-    Angles in radians; `distance` of the cameras to the origin.
+    Args:
+        before, after: toybox objects before and after the edit.
+        azimuths: (V,) azimuths of the cameras in radians.
+        elevation, fov: elevation and field of view of the cameras in radians.
+        distance: distance of the cameras from the origin in world units.
+        size: image side in pixels.
     """
     colour, outline = np.zeros((2, len(azimuths), size, size), bool)
     for pair in (pair for seed in range(TRUTHS) for pair in toybox_pairs(before, after, seed)):
@@ -70,8 +77,8 @@ def changes(
 def toybox_pairs(before: Spec, after: Spec, seed: int) -> list[tuple[Asset, Asset]]:
     """Return pairs of toybox objects that differ in the edit alone.
 
-    In the first pair the object has the size that it has on its own. With an accessory, there is a second pair, which
-    has the size of the object with the accessory.
+    In the first pair, the object has its size without an accessory. If the edit changes the accessory, there is a
+    second pair, in which the object has its size with the new accessory.
     """
     other = build(after, np.random.default_rng(seed))
     if after.part == before.part:
@@ -89,7 +96,11 @@ def toybox_pairs(before: Spec, after: Spec, seed: int) -> list[tuple[Asset, Asse
 
 
 def measure(before: Spec, edit: dict[str, str], overrides: list[str], matte: Matte) -> Row:
-    """Make an object and its edit, unless their runs are finished, and return their differences."""
+    """Run quick-toybox for an object and edit-toybox for its edit, and return the table row of their differences.
+
+    Existing runs are used again. `edit` has the attributes of `before` that change. `overrides` are key=value changes
+    of both configs.
+    """
     after = replace(before, **edit)
     words, folders = ["export.enabled=false", *overrides], []
     for spec, config, more in ((before, "quick-toybox", []), (after, "edit-toybox", ["edit"])):

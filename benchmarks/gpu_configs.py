@@ -74,6 +74,7 @@ HUB = {
     "stabilityai/stable-diffusion-xl-base-1.0": (SDXL, SDXL_TEXT),
     "DeepFloyd/IF-I-XL-v1.0": (IF, T5),
 }
+"""Hub id -> (config of the UNet, number of parameters of the text encoder)."""
 OBJECTS = (
     "mvdream-sd21", "mvdream-sd21-shading", "mvdream-sd15", "imagedream-sd21", "sds-sd", "prolificdreamer-sd",
     "dreamfusion-if", "text2mesh-if", "magic3d-if-sd", "dreamgaussian-sd21", "luciddreamer-sd21",
@@ -91,7 +92,7 @@ OTHERS = {
 
 
 def table(overrides: list[str]) -> Table:
-    """Return a row for each config and for each stage of a config. `overrides` are changes of the configs."""
+    """Return a row for each config and for each stage of a config. `overrides` are key=value changes of all configs."""
     rows = list[Row]()
     with tempfile.TemporaryDirectory() as folder:
         weights = {name: write_weights(Path(folder) / str(k), *HUB[name]) for k, name in enumerate(HUB)}
@@ -107,7 +108,7 @@ def table(overrides: list[str]) -> Table:
             for part, key in ((config, "start"), (getattr(config, "prior", None), "weights")):
                 if (found := weights.get(getattr(part, key, ""))) is not None:
                     part.__dict__[key] = str(found)
-            with patch.object(dtypes, "_native", return_value="bf16"):  # as every GPU since 2020
+            with patch.object(dtypes, "_native", return_value="bf16"):  # native on every GPU since 2020
                 measured = registry.implementation("memory", config.task)(config, CUDA)
             rows.append(row(name, measured.peak, measured.launches))
     return Table("GPU configs", rows, ["needed: a tenth and 1 GB more than the peak."])

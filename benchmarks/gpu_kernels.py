@@ -139,7 +139,7 @@ def time_grid(bench: Bench, name: str, count: int) -> None:
     levels = grid_levels(16, 19 if count > 1 << 16 else 12, 16, GROWTH)
     for each in dict.fromkeys((name, "torch")):
         if each == "torch" and count > 2_000_000:
-            continue  # it takes 40 GB
+            continue  # the torch twin would take 40 GB
         with bench.case(f"grid {each} {count}"), bench.peak() as peak:
             module = load(encoding.MODULES, each, bench.device)
             x = ray_points(count, bench.device)

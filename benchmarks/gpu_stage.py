@@ -47,7 +47,10 @@ class Bench:
             self.empty_cache()
 
     def milliseconds(self, run: Callable[[], object], repeats: int = 10, warmup: int = 2) -> float:
-        """Return the median time of a call of `run` in ms, each until the GPU has finished, after `warmup` calls."""
+        """Return the median time of `repeats` calls of `run` in ms, after `warmup` untimed calls.
+
+        A call ends when the GPU has finished.
+        """
         times = []
         for k in range(warmup + repeats):
             self.synchronise()

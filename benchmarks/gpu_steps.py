@@ -58,7 +58,7 @@ def steps(bench: Bench, name: str, size: int) -> None:
     text = torch.randn(2, TOKENS, prior.unet.config["cross_attention_dim"], generator=torch.Generator().manual_seed(0))
     system = GenerateSystem(config, prior, text).to(bench.device).train()
     begin, case = first_step(config, size), f"{name} {size} px"
-    system.before_step(0)  # all cells of the occupancy grid
+    system.before_step(0)  # updates all cells of the occupancy grid
     step = stepper(system)
     with bench.peak() as peak:
         bench.synchronise()

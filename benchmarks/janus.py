@@ -23,7 +23,7 @@ TIMES = "times.json"
 
 
 class WaitConfig(RunConfig):
-    """Task that waits for a known time and has no result, so that only the overhead is measured."""
+    """Options of the task `wait`, which only waits for `seconds`, so that all other time is overhead."""
 
     prompt: str = ""
     seconds: float = Field(10.0, ge=0)

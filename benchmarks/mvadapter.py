@@ -73,7 +73,7 @@ def run_in_process(case: str, steps: int, device: str) -> Measured:
 
 
 def measure(case: str, steps: int, device: str, threads: int) -> Measured:
-    """Run one untimed step and `steps` timed training steps of a case with `threads` CPU threads."""
+    """Measure `steps` training steps of a case, after one untimed step, with `threads` CPU threads."""
     torch.set_num_threads(threads)
     reset_peak(device)
     libraries = peak_bytes(device)

@@ -135,7 +135,7 @@ def theirs(trial: Trial, file: Path, reference: Path) -> tuple[nn.Module, Step]:
 
 
 def import_reference(reference: Path) -> ModuleType:
-    """Import the network's module from a clone of the reference. If einops is not installed, use that of functorch.
+    """Import the network's module from a clone of the reference. Without einops, use the copy in functorch instead.
 
     Raises ConfigError if the folder `reference` is not a clone of the repository.
     """
@@ -150,7 +150,7 @@ def import_reference(reference: Path) -> ModuleType:
 
 
 def base(widths: tuple[int, ...]) -> UNet2DConditionModel:
-    """Build a UNet like that of Stable Diffusion 2 with random weights. All levels except the last have attention."""
+    """Build a UNet with random weights, like Stable Diffusion 2. All levels except the last have attention."""
     torch.manual_seed(0)
     levels = len(widths) - 1
     unet: Any = UNet2DConditionModel(

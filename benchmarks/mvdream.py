@@ -90,7 +90,7 @@ def case(config: Any, prior: MVDream, size: int) -> Case:
     width = prior.unet.config["cross_attention_dim"]
     text = torch.randn(2, TOKENS, width, generator=torch.Generator().manual_seed(0))
     system = GenerateSystem(config, prior, text).to(prior.device).train()
-    system.before_step(0)  # all cells of the occupancy grid
+    system.before_step(0)  # updates all cells of the occupancy grid
     return step_case(system, begin)
 
 

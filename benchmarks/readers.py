@@ -1,6 +1,9 @@
-"""Time and memory of the mesh readers on hostile and huge files, each in a process of its own.
+"""Measure time and memory of the mesh readers on hostile and huge files, each file in a process of its own.
 
-python -m benchmarks.readers
+python -m benchmarks.readers            all cases
+python -m benchmarks.readers "MTL is"   cases whose name contains the text
+
+The functions with an argument `folder` write the files of a case to this folder, and return the path of the mesh.
 """
 
 import json
@@ -141,7 +144,7 @@ CASES: dict[str, Callable[[Path], Path]] = {
 
 
 def read(path: Path, coloured: bool) -> str:
-    """Read a mesh as a training asset (`coloured`) or to be textured. Return what happened in a sentence."""
+    """Read a mesh as a training asset if `coloured` is True, else as a mesh to texture. Return the outcome as text."""
     try:
         if coloured:
             mesh = read_mesh(path)
@@ -152,7 +155,11 @@ def read(path: Path, coloured: bool) -> str:
 
 
 def measure(make: Callable[[Path], Path], coloured: bool) -> tuple[str, float, float]:
-    """Return the outcome, seconds and MiB of memory above that of the interpreter, from a forked process."""
+    """Create the files of a case with `make`, and read them with `read` in a forked process for at most SECONDS.
+
+    Returns the outcome as text, the duration in seconds, and the growth of the peak memory in MiB, which is NaN if the
+    process was killed.
+    """
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary, "place")
         folder.mkdir()
@@ -161,7 +168,7 @@ def measure(make: Callable[[Path], Path], coloured: bool) -> tuple[str, float, f
         if not (pid := os.fork()):
             resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
             before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
-            signal.alarm(SECONDS)  # also when it waits
+            signal.alarm(SECONDS)  # ends also a reader that waits and uses no CPU time
             said = read(path, coloured)
             growth = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
             answer = said.replace(str(folder), "..."), time.monotonic() - start, growth

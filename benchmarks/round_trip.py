@@ -1,6 +1,6 @@
-"""Exported assets as trimesh, Blender and three.js read them, against the arrays in the GLB files.
+"""Compare exported assets, as trimesh, Blender and three.js read them, with the arrays in the GLB files.
 
-The programs are found as in the tests, see tests/support/other_readers.py; a program that is missing has no rows.
+The module tests/support/other_readers.py finds and runs these programs. A program that is not installed has no rows.
 """
 
 import tempfile
@@ -27,7 +27,10 @@ COLUMNS = ("nodes", "triangles", "vertices", "area", "corners", "uv", "normals",
 
 
 def table(runs: list[Path] | None) -> Table:
-    """Read the files of RUN/asset with each program. Differences are the largest of all nodes of a file."""
+    """Return a row for each program and file in RUN/asset, with the largest differences over the nodes of the file.
+
+    Raises ConfigError if there are no runs, or if a run has no asset.
+    """
     if not runs:
         raise ConfigError("is missing. Give --run RUN with RUN/asset, of formats=[glb, obj, usdz]", "run")
     rows = list[Row]()
@@ -55,7 +58,7 @@ def _rows(asset: Path, folder: Path) -> list[Row]:
     rows = list[Row]()
     for program, files in found.items():
         for file, meshes in files.items():
-            # levels by their names, the mesh of the USDZ by that of the asset, colliders as trimesh reads them
+            # expected: a level by its name, the mesh of a USDZ by the asset's name, a collider as trimesh reads it
             plain = levels | {"mesh": levels.get(Path(file).stem)}
             truth: dict[str, Mesh | None] = {name: plain.get(name) for name in meshes}
             if "_collision_" in file:

@@ -1,4 +1,4 @@
-"""Studio with 200 clients at once: latency of requests, memory and open files of the server.
+"""Measure the studio with up to 200 clients at once: latency of requests, memory and open files of the server.
 
 The jobs take no time. Server and clients share the cores of this machine.
 """

@@ -1,8 +1,8 @@
-"""Colour errors of texels that no training camera sees, on toybox objects whose colours are known.
+"""Measure the colour errors of texels that no training camera sees, on toybox objects whose colours are known.
 
-Texels that no camera sees are filled in two ways: in a texture from a field, with the true colours where the training
-cameras look and wrong colours elsewhere ("export"), and in a texture that is projected from images ("views"). Errors
-are Lab distances to the true colours, over the unseen texels that are visible from below.
+Two textures are measured, after their unseen texels were filled. "export" is like the texture of a field: it has the
+true colours where the training cameras look, and wrong colours elsewhere. "views" is projected from images. The error
+is the mean Lab distance to the true colours, over the unseen texels that are visible from below.
 """
 
 import time

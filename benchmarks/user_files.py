@@ -1,4 +1,4 @@
-"""Contents of a folder of user files, as the readers return them: meshes, photos, prompts, captions, LoRAs, embeddings.
+"""List what the readers of user files return for a folder: meshes, photos, prompts, captions, LoRAs, embeddings.
 
 The modules of the readers are imported by name, so that the file also runs in an older checkout, for a comparison.
 """
@@ -20,11 +20,15 @@ from .table import Row, Table
 MESHES = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off")
 PHOTOS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".bmp")
 VIEW_SIZE, MIN_SHARE, COLOUR_DISTANCE = 48, 0.05, 24
-"""Side of the views in pixels; smallest share of a colour that is listed; levels within which colours are the same."""
+"""Side of the views in pixels; smallest fraction of the pixels with a listed colour; difference of two colours, in
+levels of 255 per channel, below which they count as equal."""
 
 
 def table(data: Path) -> Table:
-    """Read every file in `data`. Files that others name, such as textures, get no row."""
+    """Return a row with the reader's result for each file in the folder `data`.
+
+    Files that other files name, such as textures, have no row. Raises ConfigError if `data` is not a folder.
+    """
     if not data.is_dir():
         raise ConfigError("is not a folder of files. Give --data FOLDER", "data", str(data))
     files = sorted(path for path in data.rglob("*") if path.is_file())
@@ -39,7 +43,7 @@ def table(data: Path) -> Table:
 
 
 def describe(path: Path) -> str:
-    """Return what the reader of a file returns, or its error, in a line; "" if no reader takes such a file."""
+    """Return one line about the content of a file, or the error of its reader; "" for a file type without a reader."""
     notes, logger = list[str](), logging.getLogger("threedgen")
     handler: Any = logging.Handler(logging.WARNING)
     handler.emit = lambda record: notes.append(record.getMessage())

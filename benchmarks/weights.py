@@ -1,6 +1,6 @@
-"""LoRAs and single files of Stable Diffusion 1.5, 2.1 and XL against diffusers: largest differences.
+"""Compare LoRAs and single-file weights of Stable Diffusion 1.5, 2.1 and XL, as threedgen loads them, with diffusers.
 
-The networks are sized down and random, with the real structure and the real names of the tensors.
+The networks are small and random, with the structure and the tensor names of the released networks.
 """
 
 import tempfile
@@ -26,7 +26,7 @@ FORMS = ("kohya", "kohya with convolutions", "diffusers")
 
 
 def table() -> Table:
-    """Compare fused LoRAs and loaded single files."""
+    """Return a row with the largest differences for each fused LoRA and each loaded single file."""
     with tempfile.TemporaryDirectory() as folder:
         rows = [*_loras(Path(folder)), *_single_files(Path(folder))]
     title = "Largest differences between our weights, or the noise that our UNet predicts, and those of diffusers"

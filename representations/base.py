@@ -1,7 +1,7 @@
 """Base classes and interfaces of representations and backgrounds, and the result of rendering them.
 
 A representation is the 3D object that a run optimises. If its attribute `rasterised` is False, the volume renderer
-samples points on rays and calls `forward`, `density` and `with_normal`. If it is True, `render` returns whole images. A
+samples points on rays and calls `forward`, `density` and `with_normal`. If True, `render` returns whole images. A
 rasterised representation needs no density, because the export can extract the mesh from rendered depth images.
 """
 
@@ -157,7 +157,10 @@ class Representation(nn.Module):
         self.load_state_dict(other.state_dict())
 
     def init_from_functions(self, density: Field, colour: Field) -> None:
-        """Initialise from density (N,) and sRGB colours (N, 3) of points (N, 3). Raises ConfigError if unsupported."""
+        """Initialise the representation from functions of points (N, 3): density (N,), and sRGB (N, 3) in [0, 1].
+
+        This default raises ConfigError, for representations that do not support it.
+        """
         raise ConfigError(f"{type(self).__name__} cannot start from 3D Gaussians. Set field.name=dmtet", "start")
 
     def init_from_file(self, path: Path) -> None:

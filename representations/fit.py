@@ -32,7 +32,7 @@ BETAS, EPS = (0.9, 0.99), 1e-15
 """Adam's betas and epsilon as in Instant-NGP. The small epsilon suits the small gradients of a hash grid."""
 DENSITY_LAYERS, COLOUR_LAYERS = 1, 2  # number of hidden layers of the density MLP and of the colour MLP
 WEIGHT_DECAY, MAX_GRADIENT_NORM = 0.1, 1.0
-DISTORTION_WEIGHT = 0.01  # of the distortion loss (Mip-NeRF 360); unspecified in the paper
+DISTORTION_WEIGHT = 0.01  # weight of the distortion loss (Mip-NeRF 360); unspecified in the paper of 3DiM
 OCCUPANCY = OccupancyConfig(interval=8, decay=0.7, warmup=10_000)
 """Options of an occupancy grid with frequent updates and fast decay, since a fit takes about a thousand steps."""
 

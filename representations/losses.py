@@ -41,7 +41,7 @@ def opaque(render: Render) -> Tensor:
 
 
 def z_variance(render: Render) -> Tensor:
-    """Return the depth variance along rays, mean over those with opacity above 0.5; low for thin surfaces (HiFA)."""
+    """Return the mean depth variance of the rays with an opacity above 0.5. It is low for thin surfaces (HiFA)."""
     solid = render.opacity > 0.5
     return torch.where(solid, render.z_variance, 0.0).sum() / solid.sum().clamp(min=1)
 

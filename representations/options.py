@@ -1,4 +1,4 @@
-"""Config classes of the representations. They do not import torch, so a config is validated quickly."""
+"""Config classes of the representations. The module does not import torch, so that a config is validated quickly."""
 
 from typing import Annotated, Any, ClassVar, Literal
 

@@ -43,7 +43,7 @@ class Material:
     def sample_shading(self, step: int = 0, training: bool = False, generator: Generator | None = None) -> Shading:
         """Return the shading of one render at optimisation step `step`. This base class always returns the unlit one.
 
-        Subclasses choose it at random in training, with `generator` (on the CPU).
+        Subclasses may choose a random shading in training, with the CPU generator `generator`.
         """
         return ALBEDO
 

@@ -41,7 +41,7 @@ class SolidBackground(nn.Module):
         """Return one colour in [0, 1], expanded to the shape of `directions` (..., 3).
 
         If `training` is True and the option `random` is set, the colour is sampled with the CPU generator `generator`.
-        Otherwise it is the option `color`.
+        Otherwise the result is the option `color`.
         """
         color = self.color.to(directions)
         if self.options.random != "none" and training:

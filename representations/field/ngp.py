@@ -1,8 +1,8 @@
 """Instant-NGP field: a position encoding, followed by small MLPs for density and features.
 
-The state dict is that of threestudio's "implicit-volume" with other names: `density_mlp.` for `density_network.` and
-`feature_mlp.` for `feature_network.`. `encoding.table` is tiny-cuda-nn's flat parameter vector, reshaped to (entries,
-F) with F features per entry.
+The state dict equals that of threestudio's "implicit-volume", with other names: `density_mlp.` for `density_network.`
+and `feature_mlp.` for `feature_network.`. `encoding.table` is tiny-cuda-nn's flat parameter vector, reshaped to
+(entries, F) with F features per entry.
 """
 
 from collections.abc import Callable
@@ -39,7 +39,7 @@ class MLP(nn.Module):
     def forward(self, x: Tensor, n_out: int | None = None) -> Tensor:
         """Map x (N, n_in) to outputs (N, n_out).
 
-        `n_out` is the number of outputs to compute, the first ones of the layer; None: all.
+        Only the first `n_out` outputs of the last layer are computed; None: all outputs.
         """
         *hidden, last = self.layers
         assert isinstance(last, nn.Linear)

@@ -127,7 +127,7 @@ def share_opacity(opacity: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         opacity: (N,) opacities of the single Gaussians, in (0, 1).
-        shares: (N,) int64, n for each of them; n is limited to MAX_SHARES.
+        shares: (N,) int64, number n of equal Gaussians that replace each single Gaussian; at most MAX_SHARES are used.
 
     Returns:
         Opacity (N,) of each of the n Gaussians.

@@ -117,7 +117,7 @@ class Gaussians(Representation):
     def regularisers(self) -> dict[str, Regulariser]:
         """Return the losses `gaussian_opacity` and `gaussian_scale` (Kheradmand et al. 2024, section 3.5).
 
-        They are the mean opacity, and the mean standard deviation in world units.
+        These losses are the mean opacity, and the mean standard deviation in world units.
         """
         return {
             "gaussian_opacity": lambda render: self.opacity_logits.sigmoid().mean(),

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from . import Splats
 
-TILE = 16  # pixels
+TILE = 16  # side of a tile in pixels
 
 
 def composite(splats: Splats, height: int, width: int) -> Tensor:

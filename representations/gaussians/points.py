@@ -130,7 +130,7 @@ def _text_points(data: bytes) -> tuple[Array, Array | None]:
 
 @torch.no_grad()
 def points_of(field: Representation, count: int, radius: float) -> Points:
-    """Sample `count` points on the surface of a trained mesh or field, with the colours there.
+    """Sample `count` points on the surface of a trained mesh or field, and the colours at these points.
 
     The surface of a field is found on a grid over [-radius, radius]^3. Raises ConfigError if the mesh or field is
     empty, or if the representation has neither a mesh nor a density.

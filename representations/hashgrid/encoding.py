@@ -60,7 +60,8 @@ class HashGrid(nn.Module):
     def backend(self) -> ModuleType:
         """Return the module of the back end for the device and dtype of the table.
 
-        Raises ConfigError if the configured back end is not installed, cannot be imported, or does not support them.
+        Raises ConfigError if the configured back end is not installed, cannot be imported, or does not support this
+        device and dtype.
         """
         name = self.options.backend
         if name == "auto" and self.table.is_cuda and requires_deterministic():
@@ -84,7 +85,7 @@ def has_kernels(module: ModuleType) -> bool:
 def encode(x: Tensor, table: Tensor, levels: Levels, module: ModuleType) -> Tensor:
     """Return features (N, L*F) of points x (N, 3), computed by the back end `module`.
 
-    They are differentiable twice in x and in the table (entries, F).
+    The features are differentiable twice in x and in the table (entries, F).
     """
     return Encode.apply(x, table, levels, module) if has_kernels(module) else module.encode(x, table, levels)
 

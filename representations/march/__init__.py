@@ -1,7 +1,7 @@
 """Ray marching and compositing of packed samples, with several back ends.
 
 The samples of all rays are stored in flat arrays, sorted by ray. Sample k of a ray covers the distances [t_k, t_k +
-step] with t_k = entry + (k + jitter) * step. It is kept if its midpoint is inside the bounding volume and, with an
+step] with t_k = entry + (k + jitter) * step. A sample is kept if its midpoint is in the bounding volume and, with an
 occupancy grid, in an occupied cell. All back ends return the same samples, except that nerfacc may round differently at
 cell borders.
 """
@@ -64,7 +64,7 @@ class Samples:
     def positions(self, origins: Tensor, directions: Tensor) -> Tensor:
         """Return the world positions (N, 3) of the midpoints of the N samples, without gradient.
 
-        `origins` and `directions` (R, 3) are those of the R rays that have the samples; directions are unit vectors.
+        `origins` (R, 3) and unit `directions` (R, 3) define the R rays on which the samples lie.
         """
         points = self.t_mid[:, None] * directions.index_select(0, self.ray_index)
         return points.add_(origins.index_select(0, self.ray_index))
@@ -91,7 +91,7 @@ class Samples:
         return Samples(ray_index - part.start, t_start, t_end, start - first, count)
 
     def split(self, max_samples: int | None) -> list[slice]:
-        """Divide the rays into consecutive slices with at most `max_samples` samples each, or one slice if it is None.
+        """Divide the rays into consecutive slices with at most `max_samples` samples each; None: one slice of all rays.
 
         A slice has at least one ray, even if that ray has more samples.
         """
@@ -150,7 +150,7 @@ def march(
 
     Args:
         origins, directions: (R, 3) float32 each; directions have unit length.
-        grid: (G, G, G) bool over [-radius, radius]^3, indexed [x, y, z], True for occupied cells. None: all are
+        grid: (G, G, G) bool over [-radius, radius]^3, indexed [x, y, z], True for occupied cells. None: all cells are
             occupied.
         jitter: (R,) in [0, 1), shift of each ray's samples in steps. None: no shift.
     """

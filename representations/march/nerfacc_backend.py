@@ -1,4 +1,4 @@
-"""Marching and compositing with the kernels of nerfacc. Sample positions are those of the other back ends.
+"""Marching and compositing with the kernels of nerfacc. Samples have the same positions as in other back ends.
 
 The near plane passed to nerfacc is the start of the ray's first sample, and the far plane is the exit from the bounding
 volume.

@@ -92,7 +92,8 @@ class _Rays(NamedTuple):
 _SHADED = ("rgb_fg", "opacity", "depth", "z_variance", "normal", "orientation", "eikonal", "weights", "normals")
 """Attributes of `Render` that `_shade` computes. The last two are per sample, the others per ray."""
 NO_GRAD_FACTOR = 4  # chunk size of passes without a graph, as a multiple of the training chunk
-MARCH_FACTORS = {"triton": 16, "meta": 1 << 40}  # back end -> samples marched at a time, in such chunks; others: 1
+MARCH_FACTORS = {"triton": 16, "meta": 1 << 40}
+"""Back end -> number of chunks of passes without a graph that are marched at a time; 1 for other back ends."""
 
 
 @torch.no_grad()

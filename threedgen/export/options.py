@@ -117,7 +117,7 @@ class AssetConfig(Config):
 
     @property
     def sizes(self) -> Preset:
-        """Sizes of the asset: the options that are set, and for the others the values of the preset.
+        """Sizes of the asset: options that are set, and the values of the preset for options that are not set.
 
         Levels of detail of the preset that have more triangles than half the budget are left out.
         """
@@ -130,7 +130,7 @@ class AssetConfig(Config):
     def titles(self, name: str) -> list[str]:
         """Return the names of the asset's levels of detail, finest first. `name` is the name of the asset.
 
-        For the name "cat" and two entries in `lods` they are ["cat", "cat_LOD1", "cat_LOD2"].
+        For the name "cat" and two entries in `lods`, the result is ["cat", "cat_LOD1", "cat_LOD2"].
         """
         return [name, *(f"{name}_LOD{number}" for number, _ in enumerate(self.sizes.lods, 1))]
 
@@ -152,8 +152,8 @@ class AssetConfig(Config):
 def resize_command(run: Path, preset: object) -> str:
     """Return the shell command that exports the run in the folder `run` again with another height.
 
-    It has the placeholder METRES, which the user replaces by the height. It has the option `preset` only if `preset` is
-    a name in `PRESETS`.
+    The command contains the word METRES, which the user replaces by the height in metres. It sets the option `preset`
+    only if `preset` is a name in `PRESETS`.
     """
     options = [f"preset={preset}"] if isinstance(preset, str) and preset in PRESETS else []
     return command("--config", "export", f"run={run}", *options, "height=METRES")

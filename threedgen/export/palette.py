@@ -1,6 +1,6 @@
 """Palettes: the colours that the option `palette` names, and the shift of a texture's colours to them.
 
-This module imports its libraries late, because the config classes import it.
+The functions import numpy and other libraries when they run, because the config classes import this module.
 """
 
 import re
@@ -26,8 +26,9 @@ BLOCK = 1 << 18  # number of texels per computation, which limits the memory
 def read_palette(text: str) -> str:
     """Return a palette as comma-separated hex colours, such as "#aabbcc,#d91a1a".
 
-    `text` has comma-separated colours (#rgb, #rrggbb, colour names of CSS), or is the path of an image, of which
-    `IMAGE_COLOURS` colours are taken. Raises ValueError if it is neither.
+    `text` has comma-separated colours (#rgb, #rrggbb, colour names of CSS), or is the path of an image, from which the
+    `IMAGE_COLOURS` main colours are taken. Raises ValueError if a colour is invalid, the image cannot be read, or there
+    are no colours or more than `MAX_COLOURS`.
     """
     from threedgen.geometry.picture_file import SUFFIXES
 
@@ -115,7 +116,7 @@ def to_palette(texture: Array, covered: Array, palette: str) -> Array:
         group = fcluster(linkage(centres * LAB_WEIGHTS, "average"), GROUP_GAP, "distance") - 1
     weights = np.eye(group.max() + 1)[group] * np.maximum(count, 1)[:, None]
     means = weights.T @ centres / weights.sum(0)[:, None]
-    entry = deltaE_ciede2000(means[:, None], choices[None]).argmin(1)[group]  # of each centre
+    entry = deltaE_ciede2000(means[:, None], choices[None]).argmin(1)[group]  # palette index of each centre
     share = np.bincount(entry, count, len(choices))
     lightness = np.bincount(entry, count * centres[:, 0], len(choices)) / np.maximum(share, 1)
     flat = np.clip(texture.reshape(-1, 3), 0, 1)

@@ -58,8 +58,9 @@ def field_renderer(
 ) -> ViewRenderer:
     """Return a function (`ViewRenderer`) that renders unlit images of a trained representation, without background.
 
-    It maps V cameras to sRGB (V, H, W, 3), not premultiplied by opacity, and opacities (V, H, W), both in [0, 1]. Rays
-    are marched with `options` through the occupied cells of the grid `occupancy`; None: all space is occupied.
+    The function maps V cameras to sRGB (V, H, W, 3), not premultiplied by opacity, and opacities (V, H, W), both in
+    [0, 1]. Rays are marched with `options` through the occupied cells of the grid `occupancy`; None: all cells are
+    occupied.
     """
     background, material = SolidBackground().to(device), Material()
 

@@ -47,7 +47,9 @@ def load_run_field(folder: Path, device: str = "cpu") -> RunField:
 def load_field(
     folder: Path, device: str = "cpu", path: Path | None = None
 ) -> tuple[Any, Any, OccupancyGrid | None, Tree]:
-    """Load a checkpoint from the folder of a run of the task generate: `path`, or the newest if that is None.
+    """Load a trained representation from a checkpoint of the run of the task generate in `folder`.
+
+    `path` is the file of the checkpoint; None: the newest checkpoint in `folder`.
 
     Returns the run's config, the trained representation in evaluation mode, its occupancy grid or None, and the content
     of the checkpoint. Raises ConfigError if there is no checkpoint, or if its weights do not fit the config or are not
@@ -57,7 +59,7 @@ def load_field(
     newest = latest(folder / runs.CHECKPOINTS) if path is None else (path, read(path))
     if newest is None:
         again = command("--resume", str(folder))
-        if finished(folder, config.trainer.max_steps):  # it cannot resume
+        if finished(folder, config.trainer.max_steps):  # a finished run cannot resume
             again = command("--config", str(folder / runs.CONFIG), "out=NEW")
         raise ConfigError(f"{folder} has no checkpoint; make one with {again}", "run")
     path, checkpoint = newest

@@ -56,13 +56,13 @@ def run(config: ExportConfig, resume: Path | None = None, quiet: bool = False) -
 def progress_bar(quiet: bool = False) -> Iterator[Callable[[str], None]]:
     """Create a context manager that shows a progress bar, unless `quiet` is True.
 
-    It yields a callback, to be called with the name of each export step (`STEPS`) when the step starts.
+    The context yields a callback, to be called with the name of each export step (`STEPS`) when the step starts.
     """
     with ProgressDisplay("asset", len(STEPS), quiet) as count:
 
         def on_step(step: str) -> None:
             count.stage = f"asset: {step}"
-            count.show(max(count.done, STEPS.index(step)), details=list)  # no time left: the steps are unlike
+            count.show(max(count.done, STEPS.index(step)), details=list)  # no estimate of the time left
 
         yield on_step
         count.show(count.total)

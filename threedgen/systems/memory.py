@@ -1,7 +1,7 @@
 """Peak memory of a step of each kind of task, measured on torch's meta device, which has shapes but no values.
 
-`MetaPrior` is a prior of any kind without values, and `measured` runs a step. The task "generate" renders in its steps
-(`generate/memory.py`). The other tasks here only call the networks.
+`MetaPrior` is a prior of any kind without values, and `measured` runs a step. In the tasks of this module, a step only
+calls networks. A step of the task "generate" also renders; its module is `generate/memory.py`.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -53,7 +53,8 @@ class MetaPrior(Prior):
             options: config section of the prior.
             device: device of the run; it decides the precision.
             views: number of views of an object or scene that are sampled together.
-            branches: added attention of MV-Adapter; (): no adapter.
+            branches: kinds of attention that MV-Adapter adds, "mv" (multi-view) and "ref" (reference image); (): no
+                adapter.
             geometry: cameras of the views of a scene, for MVDiffusion's attention; None: no such attention.
         """
         self.meta, self.unet, self.schedule, self.device = networks, networks.unet, Schedule.scaled_linear(), META
@@ -100,7 +101,10 @@ class MetaPrior(Prior):
         return images.float() if self.meta.vae is None else self.meta.vae.encode(images).latent_dist.mean.float()
 
     def record_graph(self, images: int) -> None:
-        """If the run uses CUDA graphs, add to the simulated memory that of a graph of the UNet for `images` latents."""
+        """Set `graph_memory` to the memory of a CUDA graph of the UNet for `images` latents.
+
+        If the run uses no CUDA graphs, the memory is 0.
+        """
         self.graph_memory = torch.empty(0, device=META)
         if self.cuda_graph:
             memory = measured([], [], lambda: self.sample_step(images, self.latent_shape[1:]))
@@ -163,14 +167,14 @@ class MetaPrior(Prior):
 
 HALF = {F.linear, F.conv2d, torch.matmul, torch.bmm, torch.baddbmm}
 SINGLE = {F.group_norm, F.layer_norm, F.mse_loss}
-"""Functions that autocast computes in half and in single precision."""
+"""Functions that autocast computes in half precision (HALF) and in single precision (SINGLE)."""
 
 
 class Kernels(TorchFunctionMode):
-    """Context in which functions take as much memory as on a device.
+    """Context in which torch's functions on the meta device take as much memory as on a real device.
 
-    Attention stores no attention weights, as fused kernels. With `half`, the dtype of autocast, its rules apply, which
-    torch has not for the meta device.
+    Like fused kernels, attention stores no attention weights. `half` is the dtype of autocast (float32: no autocast).
+    torch has no autocast for the meta device, so this class converts the arguments itself.
     """
 
     def __init__(self, half: torch.dtype = torch.float32) -> None:
@@ -223,8 +227,8 @@ def measured(
     Args:
         trained: parameters that get gradients.
         kept: other tensors that exist during the step.
-        copies: number of copies of `trained` besides the gradients: two moments of Adam, perhaps an average.
-        half: dtype of autocast.
+        copies: number of tensors per parameter besides the gradient: 2 moments of Adam, and perhaps averaged weights.
+        half: dtype of autocast; float32: no autocast.
     """
     with PeakMemory() as memory, Kernels(half):
         memory.add(*trained, *kept)
@@ -239,9 +243,9 @@ def measured(
 
 
 def sampled(prior: MetaPrior, size: Sequence[int] | None = None) -> PeakMemory:
-    """Measure loading a prior, and sampling and decoding its views, images of `size` (H, W) pixels.
+    """Measure the memory of loading a prior, and of sampling and decoding its views. Count the launches of one step.
 
-    The launches are those of one denoising step.
+    `size` (H, W) is the size of a view in pixels; None: the image size of the prior.
     """
     z = [side // prior.factor for side in size] if size else prior.latent_shape[1:]
     kept, together = weights(*prior.networks.values()), prior.whole is prior.unet  # else images are decoded one by one
@@ -264,14 +268,21 @@ def sampled(prior: MetaPrior, size: Sequence[int] | None = None) -> PeakMemory:
 
 
 def branches(options: Any, image: bool = False) -> tuple[Branch, ...]:
-    """Return the added attention of MV-Adapter for the config section of a prior. `image`: with a reference image."""
+    """Return the kinds of attention that MV-Adapter adds, for the config section `options` of a prior.
+
+    They are "mv" (multi-view) and, if `image` or `options.image` is set, "ref" (reference image); () without adapter.
+    """
     if getattr(options, "adapter", None) is None:
         return ()
     return ("mv", "ref") if image or options.image is not None else ("mv",)
 
 
 def geometry(views: int, size: Sequence[int], fov: float = pi / 2, depth: bool = False) -> Geometry:
-    """Return the cameras of a panorama, or cameras that all see the same, each of which attends to all others."""
+    """Return the cameras of a panorama or, with `depth`, equal cameras, so that each view attends to all others.
+
+    `views` is the number of cameras, `size` (H, W) their image size in pixels, `fov` their horizontal field of view in
+    radians.
+    """
     height, width = size
     K = panorama.intrinsics(fov, height, width)
     if not depth:
@@ -280,7 +291,7 @@ def geometry(views: int, size: Sequence[int], fov: float = pi / 2, depth: bool =
 
 
 def sampling(config: Any, device: torch.device) -> PeakMemory | None:
-    """Measure the tasks "sample" and "texture". Returns None if the task "texture" samples nothing."""
+    """Measure a run of the task "sample" or "texture". Returns None if a run of "texture" samples nothing."""
     if config.prior is None:
         return None
     rig, options = config.rig, config.prior
@@ -309,7 +320,7 @@ def started(
     geometry: Geometry | None = None,
     size: int | None = None,
 ) -> MetaPrior:
-    """Return the prior that a training starts from, with float32 weights that `MetaPrior.half` autocast converts."""
+    """Return the prior that a training starts from. Its weights are float32; autocast converts them to `prior.half`."""
     networks, like = meta_networks(weights), PriorConfig(name="start", weights=weights, dtype="fp32", image_size=size)
     prior = MetaPrior(networks, like, device, views, branches, geometry)
     prior.half = compute_dtype("auto", device) if device.type in GPUS else torch.float32
@@ -323,9 +334,13 @@ def training(
     size: Sequence[int] | None = None,
     more: Callable[[], Tensor] | None = None,
 ) -> PeakMemory:
-    """Measure a training step of those weights of `prior` that require gradients.
+    """Measure a training step of the weights of `prior` that require gradients.
 
-    `images` are denoised in a step, of `size` (h, w) in latent pixels. `more` returns a further loss.
+    Args:
+        images: number of images that are denoised in a step.
+        copies: number of tensors per trained weight besides the gradient, such as 2 for the moments of Adam.
+        size: (h, w) of an image in latent pixels; None: the size of the prior's latents.
+        more: function that returns a further loss term; None: no further term.
     """
     trained = [p for p in prior.whole.parameters() if p.requires_grad]
     z = torch.empty(images, prior.latent_shape[0], *(size or prior.latent_shape[1:]), device=META)

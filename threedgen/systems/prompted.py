@@ -41,9 +41,10 @@ class PromptedConfig(RunConfig):
             return None if prior is None else prior.vocabulary()
 
     def check_prompt(self, others: Iterable[str] = ()) -> None:
-        """Raise ConfigError if a prompt names no object that the prior knows. Without a closed vocabulary, all pass.
+        """Raise ConfigError if a prompt names no object that the prior knows.
 
-        `others` are the prompts to check; empty: the prompt of the config. With `prompt_check` off, nothing is checked.
+        A prior without a closed vocabulary knows all objects. `others` are the prompts to check; empty: the prompt of
+        the config. With `prompt_check` off, nothing is checked.
         """
         if self.prompt_check == "off":
             return

@@ -1,4 +1,4 @@
-"""One GLB of many assets: a node for each, and one material whose textures are tiles of an atlas."""
+"""Write many assets as one GLB: a node per asset, and one material whose textures are atlases with a tile per asset."""
 
 import hashlib
 import json
@@ -23,10 +23,10 @@ from threedgen.run.arrays import Array
 from threedgen.run.disk import write_atomic
 
 MAX_ATLAS, MIN_TILE = 4096, 32  # largest edge of the atlas, smallest edge of a tile, in texels
-MIN_GUTTER, GUTTER_SHARE = 4, 64  # border of a tile that repeats its outermost texels: at least, and a part of the edge
-GAP = 1.2  # distance of the assets on the ground, in sizes of the widest
+MIN_GUTTER, GUTTER_SHARE = 4, 64  # width of a tile's border of repeated texels: minimum, and divisor of the tile's edge
+GAP = 1.2  # distance between the centres of neighbouring assets, as a multiple of the widest asset
 NEUTRAL = {"base_colour": (255, 255, 255), "normal": (128, 128, 255), "orm": (255, 255, 0)}
-"""Texel values of assets that lack a texture which others have."""
+"""RGB values in the atlas for assets without a texture of this name, if other assets have one."""
 
 
 def write_set(folders: Mapping[str, Path], path: Path) -> list[str]:
@@ -39,7 +39,7 @@ def write_set(folders: Mapping[str, Path], path: Path) -> list[str]:
         Remarks for the user: assets that are left out, smaller textures, findings of the Khronos validator.
 
     Raises:
-        ConfigError: if no asset is left, or if they are too many for an atlas.
+        ConfigError: if no folder has an unchanged asset, or if the assets are too many for an atlas.
     """
     found, notes = dict[str, Path](), list[str]()
     for key, folder in folders.items():
@@ -66,7 +66,8 @@ def write_set(folders: Mapping[str, Path], path: Path) -> list[str]:
 def read_asset(path: Path) -> tuple[TexturedMesh, dict[str, Array]]:
     """Read a GLB that `textured_glb_bytes` wrote.
 
-    Returns the mesh in world axes, and its textures, uint8 (H, W, 3), by name: base_colour, normal, orm.
+    Returns the mesh in world axes, and its textures, uint8 (H, W, 3), by name: base_colour, normal, orm. Raises
+    ConfigError if a texture is damaged.
     """
     file = GltfFile(read_bytes(path), SideFiles(path))
     (primitive,) = file.tree["meshes"][0]["primitives"]

@@ -63,7 +63,7 @@ def _rows(key: str, values: Array) -> list[str]:
 def usdz_bytes(mesh: TexturedMesh, pngs: dict[str, bytes], name: str = "mesh") -> bytes:
     """Return the bytes of a USDZ package with a mesh and a UsdPreviewSurface material, in metres, y up, front +z.
 
-    It needs the optional dependencies of threedgen's extra `usd`.
+    The function needs the optional dependencies of threedgen's extra `usd`.
 
     Args:
         mesh: mesh in world axes.

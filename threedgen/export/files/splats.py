@@ -82,7 +82,7 @@ def ply_bytes(splats: Splats) -> bytes:
 def write(system: Any, folder: Path) -> Tree:
     """Write gaussians.ply and gaussians.glb to `folder`. Return {"gaussians": number of Gaussians}.
 
-    `system` is the trained system of a run, whose attribute `field` is a `Gaussians`.
+    `system` is the trained LightningModule of a run, whose attribute `field` is a `Gaussians`.
     """
     splats = Splats.of(system.field)
     extras = {"prompt": system.config.prompt, "seed": system.config.seed}

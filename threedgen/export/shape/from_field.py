@@ -88,8 +88,8 @@ def dense_surface(field: FieldView, resolution: int) -> tuple[Mesh, list[str]]:
 def half_depth(mesh: Mesh) -> float:
     """Return the depth below the surface that half of the light reaches, as a fraction of the mesh's longest side.
 
-    It is computed from the typical density of the object, `mesh.info["haze"]` / HAZE. It is 0 for a mesh without this
-    entry.
+    The depth is computed from the typical density of the object, `mesh.info["haze"]` / HAZE. A mesh without this entry
+    has the depth 0.
     """
     density = float(mesh.info.get("haze", 0.0)) / HAZE
     size = float(np.ptp(mesh.vertices, axis=0).max())
@@ -122,8 +122,8 @@ def field_surface(field: FieldView, resolution: int) -> Mesh:
 def sample_density(field: FieldView, resolution: int) -> Array:
     """Sample the density at R = `resolution` grid points per edge of the cube around the scene sphere.
 
-    Returns sigma (R, R, R) float32, indexed [x, y, z], at linspace(-radius, radius, R) per axis. It is 0 outside the
-    sphere. The field is queried only in True cells of `field.mask` and their neighbours; elsewhere the density is 0.
+    Returns sigma (R, R, R) float32, indexed [x, y, z], at linspace(-radius, radius, R) per axis; 0 outside the sphere.
+    The field is queried only in True cells of `field.mask` and their neighbours; elsewhere the density is 0.
     Raises EmptyField if the density is not finite.
     """
     axis = np.linspace(-field.radius, field.radius, resolution, dtype=np.float32)

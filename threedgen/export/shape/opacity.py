@@ -64,8 +64,8 @@ def depth_field(sigma: Array, cell: float, radius: float) -> tuple[Array, Tree]:
 def typical_density(sigma: Array) -> float:
     """Return a typical density of the object in a density grid sigma (R, R, R); 0 for an empty grid.
 
-    It is the 2 % quantile of the densities, weighted by sigma^2. The weights make empty space and haze unimportant, so
-    that the size of the grid's box does not matter.
+    The result is the 2 % quantile of the densities, weighted by sigma^2. The weights make empty space and haze
+    unimportant, so that the size of the grid's box does not matter.
     """
     values = np.sort(sigma[sigma > 0])
     if not len(values):

@@ -22,9 +22,9 @@ EDGE_ROUNDS, MOVES = 3, 10  # rounds of the filter before vertices move, and the
 
 
 def sharpen(vertices: Array, faces: Array) -> Array:
-    """Move the vertices of a mesh so that flat regions become smooth and edges sharp; return them (V, 3) float32.
+    """Return the vertices (V, 3) float32 of a mesh, moved so that flat regions become smooth and edges sharp.
 
-    Takes vertices (V, 3) and faces (F, 3). Vertices move by a fraction of an edge length.
+    Takes vertices (V, 3) and faces (F, 3). A vertex moves by a fraction of an edge length.
     """
     normals, areas = _normals_and_areas(vertices, faces)
     normals = _filter(normals, areas, faces, len(vertices), EDGE_ROUNDS, SHAPE_NOISE)

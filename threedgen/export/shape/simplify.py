@@ -80,7 +80,7 @@ def support(vertices: Array, faces: Array) -> Array:
     """Return the indices of vertices that must stay to preserve the bounding box and the contact with the ground.
 
     The ground contacts are the connected parts of the surface, such as feet, that are at most CONTACT times the mesh
-    height above the lowest vertex. Of each of them, the farthest vertex in each of 4 diagonal directions is returned.
+    height above the lowest vertex. For each part, the farthest vertex in each of 4 diagonal directions is returned.
     Takes vertices (V, 3), z up, and faces (F, 3).
     """
     height = vertices[:, 2] - vertices[:, 2].min()
@@ -125,7 +125,7 @@ def collapse(
         corners: (F, 3) for a mesh with UVs, the index into `uv` of each corner of each face; None for a mesh without
             UVs.
         uv: texture coordinates (N, 2); None without `corners`.
-        keep: indices of further vertices that are not removed; None: no further ones.
+        keep: indices of further vertices that are not removed; None: no further vertices.
 
     Returns:
         The remaining faces (F', 3) int32 and their corners (F', 3) int32. Their values are still indices into the input

@@ -59,7 +59,7 @@ def topology(vertices: Array, faces: Array) -> Topology:
 def area_vectors(vertices: Array, faces: Array) -> Array:
     """Return normals (F, 3) float64 of faces (F, 3). The length of a normal is twice the area of the face.
 
-    They point outwards if faces are counter-clockwise seen from outside. `vertices` are (V, 3).
+    The normals point outwards if faces are counter-clockwise seen from outside. `vertices` are (V, 3).
     """
     a, b, c = (vertices[faces[:, k]].astype(np.float64) for k in range(3))
     return np.cross(b - a, c - a)
@@ -90,8 +90,7 @@ def unique_pairs(pairs: Array) -> tuple[Array, Array, Array]:
 def degenerate(vertices: Array, faces: Array) -> Array:
     """Return a bool mask (F,) of the faces (F, 3) with almost no area or with a repeated vertex.
 
-    Faces with an area below MIN_AREA count, after vertices (V, 3) are scaled to a bounding box with a longest side of
-    1.
+    An area is too small if it is below MIN_AREA when the mesh, with vertices (V, 3), is scaled to a longest side of 1.
     """
     used = vertices[np.unique(faces)].astype(np.float64)
     size = float(np.ptp(used, axis=0).max()) or 1.0
@@ -113,7 +112,7 @@ def pieces(faces: Array, vertices: int) -> Array:
 def signed_volume(vertices: Array, faces: Array) -> float:
     """Return the volume of a closed mesh with vertices (V, 3) and faces (F, 3).
 
-    It is negative if faces are clockwise seen from outside.
+    The volume is negative if faces are clockwise seen from outside.
     """
     centre = vertices.astype(np.float64).mean(axis=0)  # far from the origin the sum would lose precision
     a, b, c = (vertices[faces[:, k]].astype(np.float64) - centre for k in range(3))

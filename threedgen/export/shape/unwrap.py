@@ -11,7 +11,7 @@ from threedgen.export.shape.topology import area_vectors
 from threedgen.geometry.raster import rasterise_uv
 from threedgen.run.arrays import Array
 
-MIN_PADDING = 4  # free texels between UV charts for a texture edge up to 1024 texels; it grows with the edge
+MIN_PADDING = 4  # free texels between UV charts for a texture edge up to 1024 texels; larger edges have more
 CHART_COSTS = (8.0, 2.0)
 """Values of xatlas' option `max_cost`, tried in order. The second value, xatlas' default, gives charts with less
 distortion that fill less of the texture. It is tried if the first value's texel density is not in DENSITY_RANGE."""
@@ -19,7 +19,7 @@ DENSITY_RANGE = (0.8, 1.25)  # minimum 5th and maximum 95th percentile of the te
 MAX_WHOLE, MAX_BLOCK = 50_000, 10_000
 """Largest number of triangles that xatlas gets at once, and of a block of a larger mesh.
 
-Its time is quadratic in the triangles of a chart, and it crashes for smooth surfaces of 80,000 triangles.
+The time of xatlas is quadratic in the triangles of a chart, and xatlas crashes for smooth surfaces of 80,000 triangles.
 """
 MAX_LAYERS = 4  # maximum number of times that a face with overlapping UVs moves to another layer
 OVERLAP = 1e-4  # tolerated fraction of covered texels that two faces cover because of rounding

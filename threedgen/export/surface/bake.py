@@ -1,8 +1,8 @@
 """Bake the dense surface into textures of the low-poly mesh: base colour, normal map, ambient occlusion.
 
 Each covered texel has a point on the low-poly mesh. From this point, the dense surface is searched along the smooth
-normal, in both directions and up to the distance CAGE. Where it is hit, the field is queried for the colour, and the
-dense normal is stored in tangent space. Texels that no face covers get the values of the nearest covered texel.
+normal, in both directions and up to the distance CAGE. At the hit, the field is queried for the colour, and the normal
+of the dense surface is stored in tangent space. Texels that no face covers get the values of the nearest covered texel.
 """
 
 from collections.abc import Callable
@@ -38,10 +38,10 @@ class Maps:
     normal: Array  # unit vectors in tangent space; green points along +v, as in OpenGL and glTF
     orm: Array  # red: occlusion (1 is unoccluded), green: roughness, blue: metallic; linear in [0, 1]
     covered: Array  # (H, W) bool, texels inside a face
-    info: dict[str, float]  # "coverage": fraction of covered texels; "missed": fraction of those without a hit
+    info: dict[str, float]  # "coverage": fraction of covered texels; "missed": fraction of covered texels without a hit
 
     def halved(self) -> Self:
-        """Return the textures at half resolution, as means of 2 x 2 texels. Normals have length 1 again."""
+        """Return the textures at half resolution, as means of 2 x 2 texels. Mean normals are normalised to length 1."""
         maps = self.base_colour, self.normal, self.orm
         base_colour, normal, orm = (box_downsample(image[None], 2)[0] for image in maps)
         covered = self.covered[::2, ::2] | self.covered[1::2, ::2] | self.covered[::2, 1::2] | self.covered[1::2, 1::2]

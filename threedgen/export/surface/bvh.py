@@ -79,8 +79,8 @@ def nearest_along(bvh: Bvh, origins: Array, directions: Array, reach: float) -> 
 def openness(bvh: Bvh, points: Array, normals: Array, rays: int, reach: float, lift: float) -> Array:
     """Return the ambient occlusion (N,) of points (N, 3), float32: 1 for a free hemisphere, 0 for a blocked one.
 
-    It is the cosine-weighted fraction of unoccluded rays. All points use the same directions, rotated about the normal
-    by an angle that differs per point.
+    The value is the cosine-weighted fraction of unoccluded rays. All points use the same directions, rotated about the
+    normal by an angle that differs per point.
 
     Args:
         bvh: bounding volume hierarchy of the mesh.
@@ -115,7 +115,7 @@ def _enter(bounds, node, ox, oy, oz, ix, iy, iz, best, both_ways):
 def _nearest(bounds, corners, stack, origin, direction, reach, both_ways, any_hit):
     """Return the nearest triangle on a ray: index (-1: none), signed distance, barycentric weights of corners 1 and 2.
 
-    `bounds` are the boxes of the tree's nodes, `corners` those of the triangles, and `stack` is scratch memory.
+    `bounds` and `corners` are the arrays of a `Bvh`, and `stack` is scratch memory.
     `reach` is the greatest distance, in lengths of `direction`. `both_ways`: also search behind the origin, and ignore
     triangles whose normal points against the direction. `any_hit`: return the first triangle found.
     """

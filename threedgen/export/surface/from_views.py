@@ -34,7 +34,7 @@ class ViewTexture(NamedTuple):
     """Texture projected from images, and which texels the images show."""
 
     texture: Array  # (H, W, 3) float32 in [0, 1], row 0 at v = 1
-    visible: Array  # (H, W) bool, texels that an image shows, also those of the earlier texture `over`
+    visible: Array  # (H, W) bool, texels that an image shows, or that are visible in the earlier texture `over`
     share: float  # fraction of the covered texels that are visible
     psnr: float  # PSNR of texture and image pixels, dB; 0 if no image is used
 
@@ -70,7 +70,8 @@ def texture_from_views(
         images: (N, h, w, 3) in [0, 1].
         options: limits and weights of the blending.
         masks: (N, h, w) opacity of the mesh in [0, 1]; None: 1 everywhere.
-        over: earlier texture of the same size. It is kept in its visible texels that the new images do not show.
+        over: earlier texture of the same size, which keeps its visible texels that the new images do not show; None: no
+            earlier texture.
         on_view: callback for the progress, called twice per image.
     """
     buffers = rasterise_uv(mesh.uv, mesh.faces, size)
@@ -104,7 +105,7 @@ def texel_geometry(mesh: TexturedMesh, buffers: Buffers, normals: Array, sides: 
 
     Args:
         buffers: result of `rasterise_uv` for the UVs of `mesh`.
-        normals: unit normals (F, 3) of the faces. For faces that cameras see from behind, they are reversed.
+        normals: unit normals (F, 3) of the faces. The normal of a face that cameras see from behind is reversed.
         sides: (F,) from `render_depths`, negative for faces that cameras see from behind.
     """
     face = buffers.face[buffers.mask]

@@ -34,7 +34,7 @@ MAX_KNOWN, MAX_NODES = 40_000, 10_000
 
 Larger sets are sampled at random. Other unknown texels are interpolated from their four nearest neighbours.
 """
-NORMAL_SCALE = 0.05  # distance of texels at one point with opposite normals is twice this fraction of the size
+NORMAL_SCALE = 0.05  # two texels at one point with opposite normals count as 2 * NORMAL_SCALE object sizes apart
 CREASE = 1.0  # decrease of the logarithm of a link's weight per concave curvature, for objects of size 1
 NEIGHBOURS = 8
 MAX_COLOURS, MAX_CLUSTERED = 16, 4000  # maximum number of colour groups, and of texels that determine them
@@ -181,7 +181,10 @@ def _colour_groups(colours: Array) -> Array:
 
 
 def colour_centres(lab: Array) -> Array:
-    """Return at most MAX_COLOURS centres (K, 3) of Lab colours (N, 3), by k-means from the farthest colours."""
+    """Return at most MAX_COLOURS cluster centres (K, 3) of Lab colours (N, 3).
+
+    K-means starts with colours that are far from each other.
+    """
     some = lab[_subsample(np.arange(len(lab)), MAX_CLUSTERED)]
     centres = some[:1]
     while len(centres) < MAX_COLOURS:  # start with the farthest colours

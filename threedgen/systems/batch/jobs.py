@@ -4,7 +4,7 @@ A job makes one object from a prompt, a method and a seed, in its own run folder
 optional key=value changes, such as "mvdream-toybox size=32".
 
 RUN/runs/KEY/            one run folder per job
-RUN/runs/KEY/job.json    state, method, reason of a failure, memory_mib, and the total seconds of all attempts
+RUN/runs/KEY/job.json    state, method, reason of a failure, peak memory in MiB, and the total seconds of all attempts
 RUN/batch.csv            state and measured values of each object, or the reason why it was not made
 RUN/gallery.html         page with all objects
 RUN/set.glb              all assets with one texture atlas, with atlas=true
@@ -85,14 +85,15 @@ def words_of(method: str) -> list[str]:
 def object_config(
     method: str, overrides: Sequence[str], prompt: str, key: str, by: str, spared: Mapping[str, object] | None = None
 ) -> RunConfig:
-    """Load the config that a method names. The method is a config name with optional key=value changes.
+    """Load the config of a method, with the changes of the method and of the batch.
 
     Args:
         method: config name with optional key=value changes, such as "mvdream-toybox size=32".
         overrides: key=value changes for all methods. Changes in `method` replace them.
         prompt: prompt of the config.
-        key, by: config key that contains `method`, and name of the calling task, for error messages.
-        spared: further values by config key. Keys of sections that the config does not have are ignored.
+        key: config key of the calling task that contains `method`, for error messages.
+        by: name of the calling task, such as "the batch", for error messages.
+        spared: {config key: value} of further values. Keys of sections that the config does not have are ignored.
 
     Raises:
         ConfigError: the config is invalid, an override sets a key of OWN_KEYS, or the task of the config does not make
@@ -208,7 +209,7 @@ def make(job: Job, root: Path, threads: int | None) -> str:
         else:
             state, figures = FINISHED, {"memory_mib": summary.get("peak_memory_mib", peak_memory())}
     except (ConfigError, OutOfMemory) as error:
-        if storage_error(error):  # of the machine, not of the job
+        if storage_error(error):  # the disk is at fault, not the job
             raise
         has_run = any((folder / runs.CHECKPOINTS).glob("*.ckpt"))
         state, figures = FAILED if has_run else REFUSED, {"reason": str(error)}
@@ -253,7 +254,7 @@ def make_all(config: WorkersConfig, jobs: Sequence[Job], root: Path, quiet: bool
 
 
 def write_atlas(keys: Sequence[str], root: Path) -> None:
-    # the assets of the runs root/KEY as one file, beside the gallery
+    # write the assets of the runs root/KEY to one file, in the folder of the gallery
     from threedgen.export.files.atlas import write_set
 
     try:

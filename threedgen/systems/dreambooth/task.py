@@ -71,8 +71,8 @@ class _Context(FunctionCtx):
 class Distance(torch.autograd.Function):
     """Sum of absolute ("l1") or squared ("l2") differences of two lists of tensors, as an autograd function.
 
-    It uses torch's functions on lists of tensors (foreach), which need few kernels. The differences are as large as the
-    weights, so they are not stored but computed again in the backward pass.
+    torch's functions on lists of tensors (foreach) need few kernel launches. The differences are as large as the
+    weights, so the forward pass does not store them, and the backward pass computes them again.
     """
 
     @staticmethod
@@ -125,8 +125,8 @@ class DreamBoothSystem(DenoisingSystem):
         prior: model to tune; its tokenizer already has the identifier as a token (`subject_weights.add_word`).
         photos: (N, S, S, 3) in [0, 1], N photos of the subject.
         base: checksum of the original weights.
-        class_images: (M, S, S, 3) in [0, 1], for prior preservation by class images; None: other preservation. Image k
-            was sampled from the class prompt with the index k % n, where n is the number of class prompts.
+        class_images: (M, S, S, 3) in [0, 1], for prior preservation by class images. Image k was sampled from the class
+            prompt with the index k % n, where n is the number of class prompts. None: no class images are used.
     """
 
     stage = "subject"
@@ -165,7 +165,10 @@ class DreamBoothSystem(DenoisingSystem):
         return {name: p for name, p in self.unet.named_parameters() if p.requires_grad}
 
     def encode_prompt(self, prompt: str) -> Tensor:
-        """Encode a prompt like `prior.encode_prompt`, (1, L, D), with gradients to the embedding of the identifier."""
+        """Return the embeddings (1, L, D) of a prompt, as `prior.encode_prompt` does.
+
+        In contrast to `prior.encode_prompt`, gradients flow to the embedding of the identifier.
+        """
         prior = self.model
         table = token_embeddings(prior)
         name = next(name for name, p in prior.text_encoder.named_parameters() if p is table)
@@ -222,7 +225,7 @@ class DreamBoothSystem(DenoisingSystem):
         return prior.sample(prompt, c2w, o.steps, o.guidance_scale, generator=self.rng(0, "sheet"))
 
     def validate(self, step: int, folder: Path) -> None:
-        """Write samples/STEP.png: four views of the subject and four views of its class, sampled from equal noise."""
+        """Write samples/STEP.png: four views of the subject and four of its class, sampled from the same noise."""
         prompts = self.config.prompt, self.config.class_prompt
         labels = [prompt for prompt in prompts for _ in range(N_VIEW)]
         rows = torch.cat([self.sample_views(prompt) for prompt in prompts])
@@ -232,7 +235,10 @@ class DreamBoothSystem(DenoisingSystem):
         sheet_path(folder, step).unlink(missing_ok=True)
 
     def write(self, path: Path) -> None:
-        """Write the embedding of the identifier to a file, with the LoRA or, without LoRA, the changes of the UNet."""
+        """Write the trained weights to a file: the embedding of the identifier, and the LoRA.
+
+        Without a LoRA, the file has the changes of the UNet's weights instead.
+        """
         card = {"identifier": self.config.identifier, "prompt": self.config.prompt, "base": self.base}
         if self.lora is not None:
             card |= {"kind": "lora", "scale": repr(self.lora.scale)}
@@ -246,7 +252,7 @@ class DreamBoothSystem(DenoisingSystem):
 def run_status(config: MVDreamBoothConfig, resume: Path | None = None, quiet: bool = False) -> Status:
     """Run a config without printing the path of the result, and return the final status of the run.
 
-    `resume` is the folder of the run to resume; None: a new run. `quiet`: show neither weight files nor progress.
+    `resume` is the folder of the run to resume; None: a new run. `quiet`: print neither weight files nor progress.
     """
     return execute(train, Task(config, resume, quiet, FILES))
 

@@ -17,7 +17,7 @@ from threedgen.systems.memory import META, MetaPrior, branches, measured, sample
 from .options import GenerateConfig
 from .system import GenerateSystem, key_steps, piecewise_constant
 
-FIRST_STEPS = 50  # number of steps after a change among which the first with a lit (shaded) render is measured
+FIRST_STEPS = 50  # number of steps after a change in which the first step with a lit (shaded) render is searched
 
 
 class MeasuredSystem(GenerateSystem):
@@ -87,10 +87,11 @@ def memory(
         device: device of the run; it decides the precision of the prior.
         free: free bytes before the run, for `march.chunk: auto`; None: bytes that are free on `device` now.
         fraction: samples per ray as a fraction of `march.samples`; 1 is the worst case.
-        launches: dict that receives the number of kernel launches of each kind of step, by the names of the result.
-            Launches in a CUDA graph and in the optimizer do not count. None: they are not counted.
+        launches: dict to which the number of kernel launches of each kind of step is added, with the keys of the
+            result. Launches in a CUDA graph and in the optimizer do not count. None: launches are not counted.
 
-    Returns bytes by phase, such as {"step at 64 px": 5e9}.
+    Returns:
+        Peak memory in bytes by phase, such as {"step at 64 px": 5e9}.
     """
     networks = meta_networks(config.prior.weights, config.prior.parts)
     prior = MetaPrior(networks, config.prior, device, config.views_per_scene, branches(config.prior))

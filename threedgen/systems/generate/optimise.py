@@ -47,9 +47,10 @@ def optimise(
 
     Args:
         prior: diffusion model that guides the training.
-        text: (2 or 6, L, D) embeddings: prompt, negative prompt, and any prompts for side, front, back, overhead view.
+        text: (2 to 7, L, D) embeddings of the prompt and the negative prompt; with view prompts also of the side,
+            front, back and overhead prompt; with `config.empty_prompt` also of the empty prompt, at the end.
         views: (V, H, W, 3) images in [0, 1] for the warm start, sampled by the prior; None: no warm start.
-        cameras: V cameras of `views`.
+        cameras: V cameras of `views`; None: no warm start.
         notes: warnings for summary.json. The function appends its own warnings.
         start: run folder or point cloud file that initialises the object; None: start from a new object.
     """
@@ -76,7 +77,7 @@ def optimise(
                 callbacks = system.trainer.callbacks  # type: ignore[attr-defined]
                 figures["reason"] = next(c.failure for c in callbacks if isinstance(c, FiniteGuard))
             seconds["export"] = time.monotonic() - trained
-            asset = [figures["asset"]["file"]] if "asset" in figures else []  # a run that lost it writes it anew
+            asset = [figures["asset"]["file"]] if "asset" in figures else []  # a rerun writes a lost asset again
             task.summarise(
                 status,
                 steps=system.trainer.global_step,
@@ -93,7 +94,7 @@ def optimise(
 
 
 def start_from(system: GenerateSystem, folder: Path) -> None:
-    """Initialise the object from the run in `folder`, and the background too if its tensors have the same shapes.
+    """Initialise the object from the run in `folder`, and the background if its tensors have equal shapes in both runs.
 
     `folder` may also be a point cloud file for 3D Gaussians. Raises ConfigError if the file cannot be read, or if the
     representation of that run cannot initialise the representation of this run.

@@ -28,7 +28,7 @@ MULTIVIEW = "Set camera.n_view=2 or more and a multi-view prior, such as prior.n
 
 
 class SystemConfig(Config):
-    """Training step with the phases warm start, distillation and refinement; it has no options."""
+    """Default training step, with the phases warm start, distillation and refinement, and without options."""
 
     name: str = "generate"
 
@@ -192,7 +192,7 @@ class ResultConfig(Config):
 
 
 IMAGE_SHARE = 0.4
-"""Share of the warm start in a run from an image whose config has none."""
+"""Value of `warm_start.share` in a run from an image whose config does not set it."""
 
 
 class GenerateConfig(PromptedConfig):
@@ -344,7 +344,7 @@ class GenerateConfig(PromptedConfig):
 
     @property
     def empty_prompt(self) -> bool:
-        """Whether the distillation loss takes the embedding of the empty prompt beside that of a negative prompt."""
+        """Whether the distillation loss needs the embeddings of both the empty and the negative prompt."""
         return self.distillation.empty_prompt and self.negative_prompt != ""
 
     @property
@@ -423,7 +423,7 @@ class GenerateConfig(PromptedConfig):
     def check_start(self, key: str) -> None:
         """Raise ConfigError if the path in the option `key` ("start" or "edit") cannot initialise the object.
 
-        It must be a run of the task generate. For "start" it may also be a file, if the field is made of 3D Gaussians.
+        The path must be a run of the task generate. For "start" and a field of 3D Gaussians it may also be a file.
         """
         path = user_path(getattr(self, key), key)
         if key == "edit" or not path.is_file():

@@ -62,7 +62,7 @@ def write_results(system: GenerateSystem, folder: Path, notes: list[str], quiet:
         mesh = write_mesh(view, config.result.mesh_resolution, folder, provenance, notes)
         count.add(1)
     if not mesh:
-        clear(folder / FOLDER)  # of an earlier, shorter part of the run
+        clear(folder / FOLDER)  # the asset of an earlier, shorter part of the run
         return figures
     return figures | mesh | (write_asset(system, folder, notes, quiet) if config.export.enabled else {})
 
@@ -100,7 +100,7 @@ def write_mesh(view: FieldView, resolution: int, folder: Path, provenance: Tree,
         mesh = field_surface(view, resolution)
     except EmptyField as error:
         _note(notes, str(error))
-        (folder / "mesh.glb").unlink(missing_ok=True)  # of an earlier, shorter part of the run
+        (folder / "mesh.glb").unlink(missing_ok=True)  # the mesh of an earlier, shorter part of the run
         return {}
     save_glb(mesh, folder / "mesh.glb", provenance)
     return {"vertices": len(mesh.vertices), "triangles": len(mesh.faces)}
@@ -122,22 +122,25 @@ def make_asset(system: GenerateSystem, folder: Path, quiet: bool = True) -> Expo
 def write_asset(system: GenerateSystem, folder: Path, notes: list[str], quiet: bool = True) -> Tree:
     """Write the textured mesh to folder/asset, and return entries for summary.json; {} after an error.
 
-    Errors other than those of the disk are appended to `notes`, not raised.
+    Errors are appended to `notes`; only a full or failed disk raises an error.
     """
     retry = f" ({command('--config', 'export', f'run={folder}')} tries again)"
     return try_asset(lambda: make_asset(system, folder / FOLDER, quiet), folder, notes, retry)
 
 
 def try_asset(make: Callable[[], ExportedAsset], folder: Path, notes: list[str], retry: str = "") -> Tree:
-    """Call `make`, which writes folder/asset, and turn every error into a note, except those of the disk.
+    """Call `make`, which writes folder/asset, and turn every error into a note, except errors of the disk.
 
-    The other results of the run must survive any error, such as a bug in a library. Returns entries for summary.json,
-    or an empty dict after an error. Errors of the disk are raised, since the same command can then be repeated.
+    The other results of the run must survive any error, such as a bug in a library. Errors of a full or failed disk
+    are raised, since the user can repeat the command when the disk has space again.
 
     Args:
         make: function that writes the asset (textured mesh) to folder/asset and returns it.
         notes: warnings for summary.json. The function appends the error or the warnings of the asset.
         retry: text that follows an error and says how to try again.
+
+    Returns:
+        Entries for summary.json, or an empty dict after an error.
     """
     try:
         asset = make()
@@ -146,7 +149,7 @@ def try_asset(make: Callable[[], ExportedAsset], folder: Path, notes: list[str],
             raise
         logger.debug("no asset", exc_info=error)
         _note(notes, f"no asset: {in_a_line(error)}{retry}")
-        clear(folder / FOLDER)  # of an earlier, shorter part of the run
+        clear(folder / FOLDER)  # the asset of an earlier, shorter part of the run
         return {}
     for text in asset.notes:
         _note(notes, f"asset: {text}")

@@ -207,7 +207,7 @@ class Refinement:
         """
         if not done:  # also if the step is repeated: it gives the same images
             self.resample(number, generator(self.scene.seed, step, "drawing"), first=step == 0)
-            # distillation gradients are a thousand times larger, and so are their moments
+            # the moments of the optimizer come from distillation, whose gradients are a thousand times larger
             self.scene.clear_optimizer_state()
         if number not in self.fits:
             self.fits = {number: Fit(self.scene, self.rig.cameras, self.images.float())}
@@ -221,8 +221,9 @@ class Refinement:
     def resample(self, number: int, rng: torch.Generator, first: bool) -> None:
         """Resample all views of round `number` and store them in `images`. All devices get the same images.
 
-        `first`: whether this is step 0 of the run. Then the views of a new object are sampled from the prompt alone;
-        for an edited object, a difference of coarse predictions is added (`resample_views`, argument `source_text`).
+        `first`: whether this is step 0 of the run. In step 0, the views of a new object are sampled from the prompt
+        alone; the views of an object to edit also get the change of the coarse prediction from the old prompt to the
+        new one (`resample_views`, argument `source_text`).
         """
         scene, images = self.scene, []
         source_text = scene.source_text if first else None
@@ -254,11 +255,12 @@ def resample_views(
         rig: cameras of the V views.
         condition: inputs of the prior for these views: text, cameras and reference image.
         strength: img2img noise strength in (0, 1].
-        source_text: embedding (1, L, D) of the prompt that `renders` show, if it differs from that of `condition`. The
-            coarse prediction for the new prompt minus that for the old one is then added to the latents of `renders`.
-            None: nothing is added.
+        source_text: embedding (1, L, D) of the old prompt, which describes `renders`, if `condition` has a new prompt.
+            The latents of `renders` are then changed by the coarse prediction for the new prompt minus the coarse
+            prediction for the old prompt. None: the latents are not changed.
 
-    Returns images (V, H, W, 3) in [0, 1] at the prior's image size.
+    Returns:
+        Images (V, H, W, 3) in [0, 1] at the prior's image size.
     """
 
     def coarse(text: Tensor, text_guidance: bool = True) -> Tensor | None:

@@ -39,7 +39,10 @@ def plan(config: GenerateConfig) -> str:
 
 
 def preset_lines(config: GenerateConfig, device: torch.device) -> list[str]:
-    """Return a line with the memory that a run needs for each memory preset, from none to the first that fits."""
+    """Return one line per memory preset, with the memory that the run needs with it.
+
+    The first line is for no preset, the last line for the first preset that fits the free memory of the GPU.
+    """
     free, lines = free_bytes(device), []
     for name, needed in needs(config, device, free):
         fits = needed <= free

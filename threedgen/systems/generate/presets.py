@@ -41,7 +41,7 @@ def chosen(config: GenerateConfig, device: torch.device, folder: Path) -> Genera
 
 
 def with_preset(config: GenerateConfig, name: str) -> GenerateConfig:
-    """Return the config with the options of the memory preset `name`, which replace those of the config."""
+    """Return the config, in which the options of the memory preset `name` replace options of the config."""
     (layer,) = preset_layers({"preset": name})
     found: GenerateConfig = validate(type(config), [layer._replace(tree=merge(plain(config), layer.tree))])
     return found.model_copy(update={"preset": name, "view": config.view, "checkpoint": config.checkpoint})

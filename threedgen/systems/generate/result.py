@@ -27,7 +27,10 @@ class Run:
 
     @property
     def asset(self) -> Path | None:
-        """Path of the textured mesh within the triangle budget. Its levels of detail and collider are beside it."""
+        """Path of the textured mesh within the triangle budget; None if there is none.
+
+        The folder of this file also has the levels of detail and the collider.
+        """
         figures = read_summary(self.folder).get("asset")
         return self.file(str(figures["file"])) if isinstance(figures, dict) and "file" in figures else None
 

@@ -43,13 +43,13 @@ class RenderChunks:
 
     Attributes:
         measured: sizes computed for "auto", by the keys "with normals" and "without normals"; saved in checkpoints.
-        limit: upper bound since a step ran out of memory, or None.
+        limit: upper bound of the chunk size, set when a step ran out of memory; None before.
         last: number of samples in the largest chunk of the last render, or None before the first render.
     """
 
     def __init__(self, chunk: int | str | None) -> None:
         self.chunk = chunk
-        # saved because the order of summation, and so the last bits of a gradient, depends on the size
+        # saved because the chunk size determines the order of summation, and so the last bits of a gradient
         self.measured: dict[str, int] = {}
         self.limit: int | None = None
         self.last: int | None = None
@@ -121,7 +121,7 @@ class Scene(System):
         self.from_nothing = True
         self.source_text: Tensor | None = None
         self.chunks = RenderChunks(march.chunk)
-        self.repeating = False  # the step is repeated after it ran out of memory
+        self.repeating = False  # True while a step is repeated after it ran out of memory
 
     def setup(self, stage: str) -> None:
         if self.field.variable_shapes and self.trainer.world_size > 1:
@@ -217,7 +217,7 @@ class Scene(System):
 
     @cached_property
     def needs_variance(self) -> bool:
-        """Whether a loss with a weight may use the depth variance of the render: `z_variance`, or a plug-in's loss."""
+        """Whether a loss with nonzero weight may use the depth variance: `z_variance`, or the loss of a plug-in."""
         loss = self.config.loss
         return any(getattr(loss, name) != 0 for name in type(loss).model_fields if name not in WITHOUT_VARIANCE)
 
@@ -237,7 +237,10 @@ class Scene(System):
         return torch.cat([result.rgb.view(shape).cpu() for result in renders])
 
     def before_step(self, step: int) -> None:
-        """Update the field's scheduled options and the occupancy grid. A repeated step does not update the grid."""
+        """Update the field's scheduled options and the occupancy grid.
+
+        The grid is not updated again when a step is repeated after it ran out of memory.
+        """
         self.field.before_step(step, self.max_steps)
         if self.occupancy is not None and not self.repeating:
             self.occupancy.update(self.field.density, step, generator(self.seed, step, "occupancy"))
@@ -251,8 +254,8 @@ class Scene(System):
     ) -> None:
         """Take an optimizer step. If memory runs out, repeat the step once with smaller chunks and the same seeds.
 
-        With several devices the step is not repeated, because the other devices wait within it. Raises OutOfMemory,
-        with options to change, if memory runs out again or with several devices.
+        With several devices the step is not repeated, because the other devices are still waiting in the first attempt.
+        Raises OutOfMemory, whose message names options to change, if memory runs out again or with several devices.
         """
         step = self.global_step
         name = f"step {step} on {self.device}"
@@ -264,7 +267,7 @@ class Scene(System):
                 if self.trainer.world_size > 1:
                     raise
                 out_of_memory = True
-            if out_of_memory:  # outside of the handler, which holds the graph
+            if out_of_memory:  # not in the except block, where the traceback keeps the autograd graph in memory
                 if self.device.type == "cuda":
                     torch.cuda.empty_cache()
                 limit = self.chunks.reduce()

@@ -46,10 +46,10 @@ class GenerateSystem(Scene):
         """Build the untrained object and the phases of its training.
 
         Args:
-            text: (2 to 7, L, D) embeddings: prompt, negative prompt, any prompts for side, front, back, overhead
-                view, and with `config.empty_prompt` the empty prompt.
+            text: (2 to 7, L, D) embeddings of the prompt and the negative prompt; with view prompts also of the side,
+                front, back and overhead prompt; with `config.empty_prompt` also of the empty prompt, at the end.
             views: (V, H, W, 3) images in [0, 1] for the warm start, sampled by the prior; None: no warm start.
-            view_cameras: V cameras of `views`.
+            view_cameras: V cameras of `views`; None: no warm start.
         """
         text, empty = text.split([len(text) - config.empty_prompt, config.empty_prompt])
         super().__init__(config, prior, text)
@@ -181,7 +181,8 @@ def piecewise_constant(schedule: float | dict, step: int, max_steps: int) -> flo
     """Return the value of a schedule at `step`, without interpolation.
 
     A schedule is a constant, or {key: value} with keys in increasing order. A key is a step, or a percentage of
-    `max_steps` such as "50%". The value is that of the last key reached, or of the first key before any is reached.
+    `max_steps` such as "50%". The result is the value of the last key at or before `step`. Before the first key, it is
+    the value of the first key.
     """
     if not isinstance(schedule, dict):
         return schedule

@@ -1,4 +1,4 @@
-"""Task `generate`: runs a checked config and writes turntable, mesh and asset to a run folder."""
+"""Task `generate`: runs a validated config and writes turntable, mesh and asset to a run folder."""
 
 import logging
 import os
@@ -73,12 +73,12 @@ def run_status(
     """Run the stages of the config (earlier runs) and then the run itself, and return the run's final status.
 
     Args:
-        quiet: show neither weight files nor progress.
+        quiet: print neither the names of weight files nor progress.
         resume: run folder to resume from its last checkpoint; None: a new run.
         start: run folder whose object initialises this run; None: start from a new object.
 
     Raises:
-        ConfigError: the prompt, the prior, the checkpoint or the disk do not allow the run.
+        ConfigError: the run is not possible with its prompt, prior, checkpoint or disk.
     """
     config = chosen(config, torch.device(device(config.trainer.accelerator)), Path(str(config.out)))
     task = Task(config, resume, quiet, FILES)
@@ -111,7 +111,7 @@ def work(task: Task, start: Path | None = None) -> Status:
         views, cameras = sample_views(config, prior, text, image, folder, task.quiet)
     if not config.round_steps:
         prior.free_text_encoder()
-    from .optimise import optimise  # takes seconds to import: after the first views
+    from .optimise import optimise  # takes seconds to import, so the first views are written before
 
     return optimise(task, prior, text, views, cameras, notes, start)
 
@@ -155,8 +155,8 @@ def embeddings(config: GenerateConfig, prior: Prior, texts: list[str], image: Te
 
     `texts` starts with the prompt and the negative prompt. The embeddings of the prompt and of all further texts that
     are not empty get the same object code, a vector of what a text leaves unspecified. The code is computed from
-    `image`, the first view (1, H, W, 3) in [0, 1]; None: it is sampled with the seed. With `edit`, the sampled code is
-    similar to the code of the run to edit.
+    `image`, the first view (1, H, W, 3) in [0, 1]; None: the code is sampled with the seed. With the option `edit`, the
+    sampled code is similar to the code of the run to edit.
     """
     near = None if config.edit is None else object_text(run_folder(config.edit, "edit"), prior)
 

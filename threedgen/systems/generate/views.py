@@ -41,8 +41,8 @@ TEXT = "text.safetensors"
 IMAGE_SHARE = 0.7
 """Longer side of the object as a fraction of the image side; the mean value in renders of toybox objects."""
 SHARES, SHARE_WEIGHT = tuple(0.4 + 0.05 * k for k in range(10)), 7.0
-"""Shares that are tried for an image, and weight of (share - IMAGE_SHARE)^2, added to the log of the relative error.
-For the fronts of 72 toybox objects the chosen share has an RMS error of 0.07; the mean has 0.10."""
+"""Shares that `best_share` tries, and weight of the penalty (share - IMAGE_SHARE)^2 on the log of the relative error.
+For front views of 72 toybox objects, the chosen share has an RMS error of 0.07; IMAGE_SHARE has 0.10."""
 IMAGE_WEIGHT = 4  # weight of the given image in the fit; each completed view has weight 1
 
 
@@ -62,13 +62,13 @@ def first_view(config: GenerateConfig, prior: Prior) -> Tensor | None:
 
 @torch.no_grad()
 def best_share(config: GenerateConfig, prior: Prior, cut: Tensor) -> float:
-    """Return the share of the first view that the object should fill, in [0, 1], so that its size fits the other views.
+    """Return the share, the longer side of the object in the first view as a fraction of the image side.
 
-    Long objects are small from the front. Of `SHARES`, the one is chosen with which the coarse prediction, from the
-    object code of the image, is most similar to the image; without a coarse predictor it is `IMAGE_SHARE`.
+    The share should make the object as large as in the other views; long objects are small from the front. For each
+    value in `SHARES`, a coarse prediction is made from the object code of the image with this share. The share whose
+    prediction is most similar to the image is chosen. Without a coarse predictor the result is `IMAGE_SHARE`.
 
-    Args:
-        cut: the object, RGBA (h, w, 4) in [0, 1].
+    `cut` is the cut-out object, RGBA (h, w, 4) in [0, 1].
     """
     size, count = prior.image_size, len(SHARES)
     c2w = view_cameras(config, 1, size).c2w[:1].expand(count, -1, -1)
@@ -90,8 +90,8 @@ def sample_views(
 ) -> tuple[Tensor | None, Cameras | None]:
     """Sample views of the object from the prompt, in groups of `camera.n_view` views. Cache them in the run folder.
 
-    There are `warm_start.groups` groups if there is a warm start and the prior can complete views, else one. The first
-    group is written to preview.png.
+    With a warm start and a prior that can complete views, the number of groups is `warm_start.groups`, otherwise 1. The
+    first group is written to preview.png.
 
     Args:
         text: (n, L, D) embeddings; the first is of the prompt, the second of the negative prompt.
@@ -160,7 +160,7 @@ def step_count(label: str, quiet: bool) -> Iterator[OnStep]:
 def view_cameras(config: GenerateConfig, groups: int, size: int) -> Cameras:
     """Return the cameras of `groups` groups of `camera.n_view` views, with images of `size` x `size` pixels.
 
-    The first group is the preview. The cameras of later groups have azimuths between those of the preview, and
+    The first group is the preview. The cameras of later groups have azimuths between the azimuths of the preview, and
     elevations within `camera.elevation_range`.
     """
     p, table, n_view = config.preview, config.result.turntable, config.views_per_scene

@@ -246,7 +246,8 @@ def rate_factor(warmup: float, decay: float, max_steps: int) -> Callable[[int], 
 def cameras(cache: PairCache, scenes: int = 16) -> CamerasConfig:
     """Measure the cameras of the first `scenes` held-out scenes.
 
-    Returns the ranges of elevation (degrees) and of distance from the origin, and the mean focal length in image sides.
+    Returns the ranges of elevation (degrees) and of distance from the origin (world units), and the mean focal length
+    as a multiple of the image side.
     """
     views = cache.source.views
     held_out = np.arange(cache.train, cache.train + min(scenes, cache.held_out))

@@ -209,7 +209,10 @@ def read_object(config: SamplingConfig) -> SourceMesh:
 
 
 def without_uv(source: SourceMesh) -> TexturedMesh:
-    """Convert a mesh for untextured renders: with vertex normals from the file if it has any, texture coordinates 0."""
+    """Convert a mesh for untextured renders. All texture coordinates are 0.
+
+    Vertex normals are those of the file, or computed from the triangles if the file has no normals.
+    """
     vertices, faces, _ = weld(source.vertices, source.faces)
     normals, uv = vertex_normals(vertices, faces), np.zeros((len(vertices), 2), np.float32)
     mesh = TexturedMesh(vertices, faces, normals, uv, vertex_tangents(vertices, faces, normals, uv))
@@ -239,8 +242,8 @@ def with_file_normals(mesh: TexturedMesh, source: SourceMesh) -> TexturedMesh:
 def six_sides(size: int) -> Cameras:
     """Return six orthographic cameras for images of size x size pixels, as in MV-Adapter.
 
-    They see the sides front, right, back, left, top and bottom. In the image of the top, the front of the object is at
-    the upper edge.
+    The cameras see the sides front, right, back, left, top and bottom. In the image of the top, the front of the object
+    is at the upper edge.
     """
     return views(GEOMETRY_VIEWS, size, size)
 

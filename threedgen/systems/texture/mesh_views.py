@@ -38,8 +38,9 @@ MIN_OVERLAP = 0.8
 OUTLINE_SIZE = 96
 """Longer side in pixels at which outlines are compared. Differences of one pixel do not count."""
 CHECKED_PHOTOS, CHECK_TEXELS, MAX_PSNR = 6, 128, 40.0
-"""Constants of the choice of the photos' coordinates: number of photos, and for photos without outlines the side of a
-test texture in texels and the maximum PSNR in dB that counts (a texture of a few texels may have more)."""
+"""Constants of `place_photos`, which chooses the coordinates of photos: number of photos that are compared with the
+mesh; for photos without outlines, side in texels of a test texture, and maximum PSNR in dB (few texels may have more).
+"""
 MIN_GAIN = 0.05
 """Minimum gain in the score for which other coordinates than the mesh file's are chosen.
 
@@ -156,7 +157,7 @@ def check_sides(views: MeshViews, mesh: TexturedMesh, frame: MeshFrame) -> None:
     if own.min() >= MIN_OVERLAP:
         return
     turns = [(front, up) for front, up in product(AXES, AXES) if front[-1] != up[-1]]
-    turns.sort(key=lambda turn: (turn[1] != frame.up, turn != (frame.front, frame.up)))  # of equal ones the nearest
+    turns.sort(key=lambda turn: (turn[1] != frame.up, turn != (frame.front, frame.up)))  # nearest first
     best = max(turns, key=lambda turn: round(float(overlap(*turn).min()), 2))
     side = views.names[index[int(own.argmin())]]
     problem = f"the outlines of {side} and of the mesh overlap by {own.min():.2f}, less than {MIN_OVERLAP}"
@@ -176,7 +177,7 @@ def place_photos(photos: PosedPhotos, mesh: TexturedMesh, frame: MeshFrame) -> t
     The poses may be in the coordinates of the mesh file, in the same coordinates but turned between y up and z up, or
     in the coordinates before the transform that nerfstudio has applied (applied_transform). The coordinates that fit
     the mesh best are used. `frame` is the transform from the mesh file to the world. Raises ConfigError if no
-    coordinates fit, or if the poses have another convention.
+    coordinates fit, or if the poses do not have the convention of `photos`.
     """
     notes = [photos.posed.missing_note] if photos.posed.missing else []
     notes += check_convention(photos)

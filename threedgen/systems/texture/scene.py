@@ -45,7 +45,7 @@ from .windows import WindowSampler, check_model, plan, saved_images, stack
 
 logger = logging.getLogger(__name__)
 KEY_OVERLAP = 0.65  # minimum overlap of a key frame with the next
-UNWRAP_SECONDS = 1.5e-5  # seconds in which a mesh is unwrapped on one core, divided by its number of triangles
+UNWRAP_SECONDS = 1.5e-5  # seconds per triangle to unwrap a mesh on one core
 
 GLB, FILM = "scene.glb", "frames.mp4"
 TEXTURE = "texture.png"
@@ -187,7 +187,7 @@ def with_uv(source: SourceMesh, texture: int, choice: str = "auto") -> tuple[Tex
     """Return the mesh with texture coordinates (UV), and a text for the user with the origin of the coordinates.
 
     `texture` is the side of the texture in texels. `choice` is "own" (coordinates of the file), "unwrap" (new
-    coordinates), or "auto" (those of the file if they are usable, else new ones). Raises ConfigError if `choice` is
+    coordinates), or "auto" ("own" if the file's are usable, else "unwrap"). Raises ConfigError if `choice` is
     "own" and the file's coordinates are not usable, or if unwrapping fails.
     """
     fault = "" if choice == "unwrap" else uv_fault(source, texture)
@@ -212,7 +212,7 @@ def with_uv(source: SourceMesh, texture: int, choice: str = "auto") -> tuple[Tex
 
 
 def uv_fault(source: SourceMesh, texture: int) -> str:
-    """Return the reason why the file's texture coordinates cannot be used; "" if they can.
+    """Return the reason why the file's texture coordinates cannot be used; "" for usable coordinates.
 
     `texture` is the number of texels per side of the texture.
     """

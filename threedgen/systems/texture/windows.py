@@ -44,8 +44,8 @@ Synchronise = Callable[[Cameras, Tensor, Tensor], Tensor]
 class Window:
     """Set of frames that are denoised together.
 
-    `frames` are the indices of all frames of the window. `known` are those that an earlier window has sampled; they
-    condition the others.
+    `frames` are the indices of all frames of the window. `known` are the indices of the frames that an earlier window
+    has sampled; these frames condition the other frames.
     """
 
     frames: tuple[int, ...]
@@ -59,9 +59,9 @@ class Window:
 def plan(keys: Sequence[int], rig: PathConfig) -> list[Window]:
     """Return the windows of a scene in the order of sampling. A window is a set of frames that are denoised together.
 
-    `keys` are the indices of the key frames. Each of the first windows has `rig.views` key frames and shares a third of
-    them with the next window (the last two may share more). Each later window has two consecutive key frames and frames
-    between them, in all at most `rig.views` frames, or three if `rig.views` is 2.
+    `keys` are the indices of the key frames. Each of the first windows has `rig.views` key frames, a third of which are
+    also in the next window (the last two windows may share more). Each later window has two consecutive key frames and
+    frames between these two, in all at most `rig.views` frames, or three if `rig.views` is 2.
     """
     last, shared = max(0, len(keys) - rig.views), max(1, rig.views // 3)
     windows, done = list[Window](), set[int]()
@@ -138,8 +138,8 @@ class WindowSampler:
     def sample_all(self, folder: Path, quiet: bool) -> None:
         """Sample all windows that have a new frame without an image, so that a stopped run continues where it stopped.
 
-        The new frames of a window (`new`; the others are known from earlier windows) are added to `images` and written
-        to folder/NAME.png, where NAME is the name of the frame. `quiet`: show no progress. Raises Stopped after Ctrl-C.
+        The new frames of a window (`Window.new`) are added to `images` and written to folder/NAME.png, where NAME is
+        the name of the frame. `quiet`: show no progress. Raises Stopped after Ctrl-C.
         """
         waiting = [k for k, window in enumerate(self.windows) if any(n not in self.images for n in window.new)]
         steps = total_steps(self.config.steps, self.model.draft, self.config.synchronise)

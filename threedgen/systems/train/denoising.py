@@ -134,7 +134,7 @@ class DenoisingSystem(AveragedSystem):
 
 
 def drop_captions(captions: Sequence[str], dropped: Iterable[bool]) -> list[str]:
-    """Return the captions, each replaced by "" where `dropped` is true. Both have the same length."""
+    """Return a copy of `captions` in which each caption whose flag in `dropped` is True is replaced by ""."""
     return ["" if drop else caption for caption, drop in zip(captions, dropped, strict=True)]
 
 

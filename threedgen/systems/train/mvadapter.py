@@ -181,7 +181,7 @@ def add_adapter(config: TrainMVAdapterConfig, model: MVAdapter) -> AdaptedUNet:
     settings = AdapterSettings(layout, o.arrangement, o.control, anywhere=o.anywhere, fov=o.fov, timestep=o.timestep)
     if o.adapter is not None:
         network = trained_adapter(o, model, settings)
-    else:  # it does not change the output at first
+    else:  # an untrained adapter does not change the output of the UNet
         seed_networks(o.seed, "adapter")
         parts = model.unet, model.factor, settings, o.branches
         try:

@@ -2,7 +2,7 @@
 
 RUN/single-view/        checkpoints and weights of the first stage, if the config has one
 RUN/latents/, masks/, photos/    caches of encoded views, safe to delete; NAME-half/ has them at half size
-RUN/blocks.safetensors  averaged additions to the 2D model; the option `prior.blocks` of other tasks takes this file
+RUN/blocks.safetensors  averaged weights of the added modules; the option `prior.blocks` of other tasks takes this file
 RUN/samples.png         true views of scenes, above samples
 
 Source: MVDiffusion, arXiv 2307.01097, section 5. The optional first stage trains a LoRA of the 2D model on single
@@ -59,8 +59,8 @@ class SceneData:
         cache: latents of the views of each scene.
         masks: latents of single views and of their known parts, with random regions masked out, for the first stage of
             a model with a mask input; None for other models.
-        photos: the same for the first view of each scene, with everything but a central rectangle masked out, for the
-            second stage of such a model; else None.
+        photos: latents of the first view of each scene and of its known part, with everything but a central rectangle
+            masked out, for the second stage of a model with a mask input; None for other models.
     """
 
     cache: SceneCache
@@ -129,7 +129,7 @@ def sample_views(
 
 
 class ViewsSystem(MVDiffusionSystem):
-    """LightningModule of the second stage. It trains the attention between views, and any branch for known views.
+    """LightningModule of the second stage. It trains attention between views, and the optional branch for known views.
 
     Args:
         difference: changes of the UNet in the first stage, by tensor name, saved with the new modules; None: the whole
@@ -301,8 +301,8 @@ def train_single_views(
 ) -> LoRA:
     """Train the first stage, or load its finished weights. Return its LoRA, which stays attached to the UNet.
 
-    `o` are the options of the stage. `blocks` are tensors of another run by name, or None. The training starts from
-    their changes of the UNet if both UNets have the same input channels.
+    `o` are the options of the stage. `blocks` are the tensors of another run by name. If they contain changes of a UNet
+    with the same input channels, the training starts from these changes; otherwise it starts from the 2D model.
     """
     config: TrainMVDiffusionConfig = task.config
     needed = EXTRA[config.variant]
