@@ -80,6 +80,10 @@ def test_other_hosts_need_a_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         StudioConfig(task="studio", host="0.0.0.0").check()
     with refused(None, "token"):
         load("studio", ["token=short"])
+    for value, key in (("short", "token"), ("", "host")):
+        monkeypatch.setenv("THREEDGEN_TOKEN", value)
+        with refused(None, key):
+            StudioConfig(task="studio", host="0.0.0.0").check()
     monkeypatch.setenv("THREEDGEN_TOKEN", TOKEN)
     config = StudioConfig(task="studio", host="0.0.0.0", port=0)
     config.check()

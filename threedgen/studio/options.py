@@ -1,6 +1,7 @@
 """Config model of the studio. This module does not import torch."""
 
 import os
+import re
 from typing import Any
 
 from pydantic import Field
@@ -12,6 +13,8 @@ from threedgen.viewer.local import HOST, LOCAL_NAMES
 
 TOKEN_VARIABLE = "THREEDGEN_TOKEN"
 MIN_TOKEN = 16
+TOKEN = rf"^[A-Za-z0-9_-]{{{MIN_TOKEN},200}}$"
+"""Pattern of a token."""
 
 
 class StudioConfig(TaskConfig):
@@ -27,7 +30,7 @@ class StudioConfig(TaskConfig):
     port: int = Field(8090, ge=0, le=65_535, description="port; 0 or a port in use: any free port")
     token: str | None = Field(
         None,
-        pattern=rf"^[A-Za-z0-9_-]{{{MIN_TOKEN},200}}$",
+        pattern=TOKEN,
         description=f"secret of page and API, {MIN_TOKEN} or more letters and digits; null: {TOKEN_VARIABLE} or random",
     )
 
@@ -50,17 +53,20 @@ class StudioConfig(TaskConfig):
     def own_token(self) -> str | None:
         """Token from the config, or else from the environment variable THREEDGEN_TOKEN; None if neither is set.
 
-        Raises pydantic's ValidationError if the variable has fewer than MIN_TOKEN characters, more than 200, or other
-        characters than letters, digits, "-" and "_".
+        Raises ConfigError if the variable has fewer than MIN_TOKEN characters, more than 200, or other characters than
+        letters, digits, "-" and "_".
         """
         found = self.token or os.environ.get(TOKEN_VARIABLE)
-        return found and type(self)(task=self.task, token=found).token
+        if found and not re.fullmatch(TOKEN, found):
+            wanted = f"{MIN_TOKEN} to 200 letters, digits, '-' or '_'"
+            raise ConfigError(f"the environment variable {TOKEN_VARIABLE} should have {wanted}", "token")
+        return found or None
 
     def check(self) -> None:
         folder = user_path(self.out, "out")
         if folder.exists() and not folder.is_dir():
             raise ConfigError("should be a folder, but is a file", "out", self.out)
-        if not self.local and self.own_token is None:
+        if self.own_token is None and not self.local:
             raise ConfigError(f"needs a token. Set token=... or the variable {TOKEN_VARIABLE}", "host", self.host)
         self.run_config("a red car", prompt_check="off").check()
         super().check()

@@ -121,8 +121,8 @@ def render(config: AssetsConfig, run_folder: Path, quiet: bool) -> Shards:
         write_json(folder / INDEX, build_index(config, every, folder, listing.left_out))
         shards = Shards(folder)
         left_out = shards.index["left_out"]
-        rows = [{"file": entry.file, "state": "rendered", "said": "; ".join(entry.notes)} for entry in shards.entries]
-        rows += [{"file": file, "state": "left out", "said": reason} for file, reason in left_out.items()]
+        rows = [{"file": entry.file, "state": "rendered", "note": "; ".join(entry.notes)} for entry in shards.entries]
+        rows += [{"file": file, "state": "left out", "note": reason} for file, reason in left_out.items()]
         write_atomic(run_folder / "assets.csv", csv_table(rows))
         _log_notes(rows, run_folder / "assets.csv")
         if not len(shards):
@@ -253,7 +253,7 @@ def _remove_stale(folder: Path, every: list[Job]) -> None:
 
 
 def _log_notes(rows: list[dict[str, str]], path: Path) -> None:
-    notes = [(row["state"], row["file"], row["said"]) for row in reversed(rows) if row["said"]]
+    notes = [(row["state"], row["file"], row["note"]) for row in reversed(rows) if row["note"]]
     for state, file, note in notes[:MAX_WARNINGS]:
         logger.warning("%s: %s (%s)", "left out" if state == "left out" else "note", file, note)
     if len(notes) > MAX_WARNINGS:

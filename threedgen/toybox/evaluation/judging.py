@@ -55,7 +55,7 @@ class Verdict:
     azimuth_error: float | None
 
     def plain(self) -> Json:
-        return {"said" if key == "words" else key: value for key, value in rounded(asdict(self)).items()}
+        return rounded(asdict(self))
 
     def all_wrong(self) -> "Verdict":
         """Return a copy in which all answers are wrong, for an object whose run failed."""
