@@ -22,7 +22,7 @@ from threedgen.guidance.weights.meta_networks import RELEASED_TEXT, RELEASED_UNE
 from threedgen.run import dtypes
 from threedgen.systems.generate.memory import memory
 from threedgen.systems.generate.presets import ERROR, MARGIN, PRESETS, with_preset
-from threedgen.systems.memory import META
+from threedgen.systems.meta_prior import META
 
 from .table import Row, Table
 

@@ -9,7 +9,7 @@ from benchmarks.gpu import STAGES, Stage
 from tests.support.errors import refused
 from threedgen.config import load
 from threedgen.guidance.weights.meta_networks import meta_networks
-from threedgen.systems.memory import sampling
+from threedgen.systems.memory import measure_sampling_task
 
 
 def results(folder: Path) -> list[dict]:
@@ -55,7 +55,7 @@ def test_memory_of_configs_is_that_of_released_sizes(tmp_path: Path) -> None:
     assert sum(8 * 64 * path.stat().st_blocks for path in tmp_path.rglob("*.safetensors")) < 10_000_000
     words = [f"prior.weights={tmp_path / 'sd'}", "prior.image_size=256"]
     preview = load("preview-mvdream-sd21", words)
-    measured = sampling(preview, gpu_configs.CUDA)
+    measured = measure_sampling_task(preview, gpu_configs.CUDA)
     weights = 2 * unet + 4 * (vae + gpu_configs.CLIP_H)
     assert measured is not None and weights < measured.peak < weights + 1.2e9 and 700 < measured.launches < 800
 

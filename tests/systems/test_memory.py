@@ -21,7 +21,8 @@ from threedgen.guidance.priors.mvadapter.network import AdaptedUNet
 from threedgen.guidance.weights.meta_networks import meta_networks
 from threedgen.run import dtypes
 from threedgen.run.memory import PeakMemory
-from threedgen.systems.memory import Kernels, MetaPrior, geometry, sampled, sampling, started, training, weights
+from threedgen.systems.memory import geometry, measure_sampling_task, training_prior
+from threedgen.systems.meta_prior import Kernels, MetaPrior, measure_sampling, measure_training, weights
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -50,7 +51,7 @@ def test_sampling_with_an_adapter_equals_real_tensors(image: bool, tmp_path: Pat
 
     real = peak(sample, list(model.networks.values()), [])
     prior = MetaPrior(meta_networks(options.weights), options, CPU, 6, ("mv", "ref"))
-    assert sampled(prior, size).peak == pytest.approx(real, rel=0.15)
+    assert measure_sampling(prior, size).peak == pytest.approx(real, rel=0.15)
     assert real > 2 * sum(4 * t.numel() for t in weights(*model.networks.values())), "activations, not weights"
 
 
@@ -63,7 +64,7 @@ def test_sampling_of_a_panorama_equals_real_tensors() -> None:
         model.sample_views(["a kitchen"] * 5, scene, size, steps=1, guidance_scale=3.0, generator=cpu())
 
     real = peak(sample, list(model.networks.values()), [])
-    found = sampled(MetaPrior(meta_networks(options.weights), options, CPU, 5, geometry=scene), size).peak
+    found = measure_sampling(MetaPrior(meta_networks(options.weights), options, CPU, 5, geometry=scene), size).peak
     assert found == pytest.approx(real, rel=0.25)
 
 
@@ -86,13 +87,13 @@ def test_training_of_an_adapter_equals_real_tensors(monkeypatch: pytest.MonkeyPa
         return loss
 
     real = peak(step, list(model.networks.values()), trained, 2)
-    prior = started(str(adapter_base()), CPU, 6, ("mv", "ref"))
-    for parameter in prior.whole.new_parts.parameters():  # type: ignore[union-attr]
+    prior = training_prior(str(adapter_base()), CPU, 6, ("mv", "ref"))
+    for parameter in prior.denoiser.new_parts.parameters():  # type: ignore[union-attr]
         parameter.requires_grad_(True)
-    single = training(prior, 12, 2, (16, 16)).peak
+    single = measure_training(prior, 12, 2, (16, 16)).peak
     assert single == pytest.approx(real, rel=0.15)
     prior.half = torch.bfloat16
-    assert training(prior, 12, 2, (16, 16)).peak < 0.9 * single, "autocast keeps half of the activations"
+    assert measure_training(prior, 12, 2, (16, 16)).peak < 0.9 * single, "autocast keeps half of the activations"
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +144,7 @@ def test_more_images_need_more_memory(
 
 def test_own_images_need_no_prior(tmp_path: Path) -> None:
     config = load("texture-toybox", ["mesh=a.glb", "views=photos"]).used()
-    assert sampling(config, CPU) is None
+    assert measure_sampling_task(config, CPU) is None
 
 
 def test_dry_run_prints_the_memory_of_a_training(

@@ -65,12 +65,12 @@ plan  any       train.plan:plan             config.sections:TaskConfig
 plan  texture   systems.sample.mesh:plan      systems.sample.options:SamplingConfig
 plan  generate  systems.generate.plan:plan  systems.generate.options:GenerateConfig
 # memory for --dry-run: function (config, device) -> bytes by phase
-memory  sample             systems.memory:sampling     systems.sample.options:SampleConfig
-memory  texture            systems.memory:sampling     systems.texture.options:TextureConfig
-memory  train-mvadapter    systems.memory:mvadapter    systems.train.options:TrainMVAdapterConfig
-memory  train-mvdiffusion  systems.memory:mvdiffusion  systems.train.options:TrainMVDiffusionConfig
-memory  mvdreambooth       systems.memory:dreambooth   systems.dreambooth.options:MVDreamBoothConfig
-memory  train-threedim     systems.memory:threedim     systems.novel_view.options:TrainThreeDiMConfig
+memory  sample             systems.memory:measure_sampling_task          systems.sample.options:SampleConfig
+memory  texture            systems.memory:measure_sampling_task          systems.texture.options:TextureConfig
+memory  train-mvadapter    systems.memory:measure_mvadapter_training     systems.train.options:TrainMVAdapterConfig
+memory  train-mvdiffusion  systems.memory:measure_mvdiffusion_training   systems.train.options:TrainMVDiffusionConfig
+memory  mvdreambooth       systems.memory:measure_dreambooth             systems.dreambooth.options:MVDreamBoothConfig
+memory  train-threedim     systems.memory:measure_threedim_training      systems.novel_view.options:TrainThreeDiMConfig
 # how an object is trained: a subclass of GenerateSystem
 system  generate  systems.generate.system:GenerateSystem  systems.generate.options:SystemConfig
 # training cameras: threedgen.geometry.rigs.RigSampler

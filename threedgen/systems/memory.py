@@ -1,270 +1,31 @@
 """Peak memory of a step of each kind of task, measured on torch's meta device, which has shapes but no values.
 
-`MetaPrior` is a prior of any kind without values, and `measured` runs a step. In the tasks of this module, a step only
-calls networks. A step of the task "generate" also renders; its module is `generate/memory.py`.
+In the tasks of this module, a step only calls networks (`meta_prior.py`). A step of the task "generate" also renders;
+its module is `generate/memory.py`.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from math import pi, radians
-from typing import Any, Self, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
-from torch.overrides import TorchFunctionMode
 
 from threedgen.geometry import panorama
 from threedgen.guidance.attention.decoupled import Branch
-from threedgen.guidance.attention.joined import CAMERA_DIM, has_added_conditioning, split_text
 from threedgen.guidance.novel_view.xunet import XUNet
 from threedgen.guidance.options import PriorConfig
-from threedgen.guidance.prior import Prior
 from threedgen.guidance.priors.mvadapter.network import AdaptedUNet
-from threedgen.guidance.priors.mvdiffusion import caa
 from threedgen.guidance.priors.mvdiffusion.geometry import DepthGeometry, Geometry, PanoramaGeometry, Scenes
 from threedgen.guidance.priors.mvdiffusion.unet import MultiviewUNet
-from threedgen.guidance.schedule import Schedule
-from threedgen.guidance.weights.meta_networks import MetaNetworks, meta_networks
+from threedgen.guidance.weights.meta_networks import meta_networks
 from threedgen.run.dtypes import compute_dtype
 from threedgen.run.memory import GPUS, PeakMemory
 from threedgen.systems.dreambooth.task import preservation
+from threedgen.systems.meta_prior import META, MetaPrior, measure, measure_sampling, measure_training
 
-META = torch.device("meta")
-TOKENS, SIDES = 77, 6
-
-
-class MetaPrior(Prior):
-    """Prior for memory measurements. Its networks have shapes but no values (meta device). It has no text encoder."""
-
-    def __init__(
-        self,
-        networks: MetaNetworks,
-        options: PriorConfig,
-        device: torch.device,
-        views: int = 1,
-        branches: tuple[Branch, ...] = (),
-        geometry: Geometry | None = None,
-    ) -> None:
-        """Build the prior.
-
-        Args:
-            networks: UNet and VAE, on the meta device.
-            options: config section of the prior.
-            device: device of the run; it decides the precision.
-            views: number of views of an object or scene that are sampled together.
-            branches: kinds of attention that MV-Adapter adds, "mv" (multi-view) and "ref" (reference image); (): no
-                adapter.
-            geometry: cameras of the views of a scene, for MVDiffusion's attention; None: no such attention.
-        """
-        self.meta, self.unet, self.schedule, self.device = networks, networks.unet, Schedule.scaled_linear(), META
-        self.factor, self.guide_views, self.views, self.geometry = networks.factor, False, views, geometry
-        self.tokenizer: Any = None
-        self.image_size = options.image_size or self.unet.config["sample_size"] * self.factor
-        half = compute_dtype(options.dtype, device) if device.type in GPUS else torch.float32
-        self.half, self.dtype = half, torch.float32
-        self.cuda_graph = options.cuda_graph and half != torch.float32 and options.graphs_unet
-        self.graph_memory = torch.empty(0, device=META)
-        self.whole = cast(nn.Module, self.unet)
-        self.text_bytes = 4 * max(0, networks.parameters - sum(t.numel() for t in weights(*self.networks.values())))
-        caa.CHUNK["meta"] = caa.CHUNK[device.type if device.type in GPUS else "cpu"]
-        with META:
-            if branches:
-                self.whole = AdaptedUNet(self.unet, self.factor, branches=branches)
-            elif geometry is not None:
-                depth = isinstance(geometry, DepthGeometry)
-                self.whole = MultiviewUNet(self.unet, "depth" if depth else "panorama", condition=depth)
-        for network in self.networks.values():
-            network.requires_grad_(False)
-        if not options.alters_weights:
-            self.compact()
-        self.loading = self.text_bytes + sum(t.numel() * t.element_size() for t in weights(*self.networks.values()))
-
-    def compact(self) -> Self:
-        torch.nn.Module.to(self.whole, self.half)
-        self.dtype = self.half
-        return self
-
-    def cast_networks(self, lora: bool = False) -> None:
-        self.compact()
-        self.cuda_graph = self.cuda_graph and not lora
-        vae: Any = self.meta.vae
-        encoder = () if vae is None else (vae.encoder, vae.quant_conv)
-        for network in (self.meta.image_encoder, *encoder):
-            if network is not None:
-                torch.nn.Module.to(network, self.dtype)
-        if vae is not None:
-            vae.decoder = vae.post_quant_conv = None
-
-    def encode_images(self, rgb: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        images = self.resized(rgb).to(self.dtype)
-        return images.float() if self.meta.vae is None else self.meta.vae.encode(images).latent_dist.mean.float()
-
-    def record_graph(self, images: int) -> None:
-        """Set `graph_memory` to the memory of a CUDA graph of the UNet for `images` latents.
-
-        If the run uses no CUDA graphs, the memory is 0.
-        """
-        self.graph_memory = torch.empty(0, device=META)
-        if self.cuda_graph:
-            memory = measured([], [], lambda: self.sample_step(images, self.latent_shape[1:]))
-            self.graph_memory = torch.empty(memory.peak // 4, device=META)
-
-    @torch.no_grad()
-    def sample_step(self, images: int, size: Sequence[int]) -> None:
-        """Call the UNet once, without gradients, for `images` latents of `size` (h, w)."""
-        z = torch.empty(images, self.latent_shape[0], *size, device=META)
-        self.network(z, torch.empty(images, device=META), z, n_view=self.views)
-
-    def network(self, x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None = None, n_view: int = 1) -> Tensor:
-        if self.graph_memory.numel() and not torch.is_grad_enabled():
-            return torch.empty_like(x)
-        c, images, x, whole = self.unet.config, len(x), x.to(self.dtype), self.whole
-        if self.meta.image_encoder is not None:  # the image is one more view of each object
-            x, t = torch.cat([x, x[: images // self.views]]), t[:1]
-        text = x.new_empty(
-            len(x), TOKENS + has_added_conditioning(self.unet), c["encoder_hid_dim"] or c["cross_attention_dim"]
-        )
-        more = x.new_empty(len(x), c["in_channels"] - x.shape[1], *x.shape[2:])
-        inputs, size = torch.cat([x, more], 1), [self.factor * side for side in x.shape[2:]]
-        if isinstance(whole, AdaptedUNet):
-            objects = max(1, images // n_view)
-            reference = whole.reference_features(x[:objects], text[:objects]) if "ref" in whole.branches else None
-            return cast(Tensor, whole(inputs, t, text, x.new_empty(images, 6, *size), n_view, reference)).float()
-        if isinstance(whole, MultiviewUNet):
-            return cast(Tensor, whole(inputs, t, text, self.geometry))[:, : x.shape[1]].float()
-        labels = None if self.unet.class_embedding is None else x.new_empty(len(x), CAMERA_DIM)
-        words, added = split_text(self.unet, text, *size)
-        out = self.unet(inputs, t, words, class_labels=labels, **added).sample
-        return out[:images, : x.shape[1]].float()
-
-    def decode_latents(self, z: Tensor) -> Tensor:
-        return z if self.meta.vae is None else self.meta.vae.decode(z.float()).sample
-
-    @property
-    def networks(self) -> dict[str, torch.nn.Module]:
-        every: dict[str, torch.nn.Module | None] = {
-            "unet": self.whole,
-            "vae": self.meta.vae,
-            "image_encoder": self.meta.image_encoder,
-        }
-        return {name: network for name, network in every.items() if network is not None}
-
-    max_tokens = TOKENS
-    text_shape = (1, 1)
-
-    def to(self, device: torch.device | str) -> Self:
-        return self
-
-    def encode_prompt(self, prompts: list[str]) -> Tensor:
-        return torch.zeros(len(prompts), *self.text_shape)
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        side = self.image_size // self.factor
-        return 3 if self.meta.vae is None else self.unet.config["out_channels"], side, side
-
-
-HALF = {F.linear, F.conv2d, torch.matmul, torch.bmm, torch.baddbmm}
-SINGLE = {F.group_norm, F.layer_norm, F.mse_loss}
-"""Functions that autocast computes in half precision (HALF) and in single precision (SINGLE)."""
-
-
-class Kernels(TorchFunctionMode):
-    """Context in which torch's functions on the meta device take as much memory as on a real device.
-
-    Like fused kernels, attention stores no attention weights. `half` is the dtype of autocast (float32: no autocast).
-    torch has no autocast for the meta device, so this class converts the arguments itself.
-    """
-
-    def __init__(self, half: torch.dtype = torch.float32) -> None:
-        super().__init__()
-        self.half = half
-
-    def __torch_function__(
-        self,
-        func: Callable[..., object],
-        types: object,
-        args: tuple[object, ...] = (),
-        kwargs: Mapping[str, object] | None = None,
-    ) -> object:
-        attention = func is F.scaled_dot_product_attention
-        if self.half != torch.float32 and (attention or func in HALF | SINGLE):
-            dtype = torch.float32 if func in SINGLE else self.half
-            args = tuple(a.to(dtype) if isinstance(a, Tensor) and a.is_floating_point() else a for a in args)
-        return _Attention.apply(*args[:3]) if attention else func(*args, **(kwargs or {}))
-
-
-class _Context(FunctionCtx):
-    saved_tensors: tuple[Tensor, ...]
-
-
-class _Attention(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: _Context, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        out = q.new_empty(*q.shape[:-1], v.shape[-1])
-        ctx.save_for_backward(q, k, v, out)
-        return out
-
-    @staticmethod
-    def backward(ctx: _Context, grad: Tensor) -> tuple[Tensor, ...]:
-        return tuple(torch.empty_like(saved) for saved in ctx.saved_tensors[:3])
-
-
-def weights(*networks: nn.Module) -> list[Tensor]:
-    return [t for network in networks for t in (*network.parameters(), *network.buffers())]
-
-
-def measured(
-    trained: Sequence[nn.Parameter],
-    kept: Iterable[Tensor],
-    run: Callable[[], Tensor | None],
-    copies: int = 2,
-    half: torch.dtype = torch.float32,
-) -> PeakMemory:
-    """Measure memory and kernel launches of the function `run` and, if it returns a loss, of its backward pass.
-
-    Args:
-        trained: parameters that get gradients.
-        kept: other tensors that exist during the step.
-        copies: number of tensors per parameter besides the gradient: 2 moments of Adam, and perhaps averaged weights.
-        half: dtype of autocast; float32: no autocast.
-    """
-    with PeakMemory() as memory, Kernels(half):
-        memory.add(*trained, *kept)
-        states = [torch.empty_like(p) for p in trained for _ in range(copies)]
-        loss = run()
-        if loss is not None:
-            loss.backward()
-        del states, loss
-        for parameter in trained:
-            parameter.grad = None
-    return memory
-
-
-def sampled(prior: MetaPrior, size: Sequence[int] | None = None) -> PeakMemory:
-    """Measure the memory of loading a prior, and of sampling and decoding its views. Count the launches of one step.
-
-    `size` (H, W) is the size of a view in pixels; None: the image size of the prior.
-    """
-    z = [side // prior.factor for side in size] if size else prior.latent_shape[1:]
-    kept, together = weights(*prior.networks.values()), prior.whole is prior.unet  # else images are decoded one by one
-
-    def step() -> None:
-        for images in [prior.views] * 2 if prior.geometry else [2 * prior.views]:
-            prior.sample_step(images, z)
-
-    @torch.no_grad()
-    def decode() -> None:
-        prior.decode_latents(torch.empty(prior.views if together else 1, prior.latent_shape[0], *z, device=META))
-
-    found = measured([], kept, step)
-    peak = max(found.peak, measured([], kept, decode).peak)
-    if prior.meta.vae is None:  # T5 is freed before the UNet is loaded
-        found.peak = max(peak, prior.half.itemsize * prior.text_bytes // 4)
-    else:
-        found.peak = max(peak + prior.text_bytes, prior.loading)
-    return found
+SIDES = 6  # views of an object that MV-Adapter samples together
 
 
 def branches(options: Any, image: bool = False) -> tuple[Branch, ...]:
@@ -290,7 +51,7 @@ def geometry(views: int, size: Sequence[int], fov: float = pi / 2, depth: bool =
     return DepthGeometry(torch.full((views, height, width), 2.0), torch.eye(4).repeat(views, 1, 1), K)
 
 
-def sampling(config: Any, device: torch.device) -> PeakMemory | None:
+def measure_sampling_task(config: Any, device: torch.device) -> PeakMemory | None:
     """Measure a run of the task "sample" or "texture". Returns None if a run of "texture" samples nothing."""
     if config.prior is None:
         return None
@@ -306,13 +67,10 @@ def sampling(config: Any, device: torch.device) -> PeakMemory | None:
     if getattr(options, "blocks", None) is not None:
         scene = geometry(views, size, radians(rig.fov), depth=rig.name == "path")
     prior = MetaPrior(networks, options, device, views, branches(options, config.image is not None), scene)
-    return sampled(prior.compact(), size)
+    return measure_sampling(prior.compact(), size)
 
 
-# --- trainings
-
-
-def started(
+def training_prior(
     weights: str,
     device: torch.device,
     views: int = 1,
@@ -327,57 +85,32 @@ def started(
     return prior
 
 
-def training(
-    prior: MetaPrior,
-    images: int,
-    copies: int,
-    size: Sequence[int] | None = None,
-    more: Callable[[], Tensor] | None = None,
-) -> PeakMemory:
-    """Measure a training step of the weights of `prior` that require gradients.
-
-    Args:
-        images: number of images that are denoised in a step.
-        copies: number of tensors per trained weight besides the gradient, such as 2 for the moments of Adam.
-        size: (h, w) of an image in latent pixels; None: the size of the prior's latents.
-        more: function that returns a further loss term; None: no further term.
-    """
-    trained = [p for p in prior.whole.parameters() if p.requires_grad]
-    z = torch.empty(images, prior.latent_shape[0], *(size or prior.latent_shape[1:]), device=META)
-
-    def run() -> Tensor:
-        loss = F.mse_loss(prior.network(z, torch.empty(images, device=META), z, n_view=prior.views), z)
-        return loss if more is None else loss + more()
-
-    kept = weights(*prior.networks.values())
-    found = measured(trained, kept, run, copies, prior.half)
-    found.peak += prior.text_bytes
-    return found
+def measure_mvadapter_training(config: Any, device: torch.device) -> PeakMemory:
+    """Measure a training step of the task "train-mvadapter"."""
+    prior = training_prior(config.start, device, SIDES, config.branches, size=config.image_size)
+    assert isinstance(prior.denoiser, AdaptedUNet)
+    prior.denoiser.new_parts.requires_grad_(True)
+    return measure_training(prior, SIDES * config.training.batch, 2 + bool(config.training.ema))
 
 
-def mvadapter(config: Any, device: torch.device) -> PeakMemory:
-    prior = started(config.start, device, SIDES, config.branches, size=config.image_size)
-    assert isinstance(prior.whole, AdaptedUNet)
-    prior.whole.new_parts.requires_grad_(True)
-    return training(prior, SIDES * config.training.batch, 2 + bool(config.training.ema))
-
-
-def mvdiffusion(config: Any, device: torch.device) -> PeakMemory:
+def measure_mvdiffusion_training(config: Any, device: torch.device) -> PeakMemory:
+    """Measure a training step of the task "train-mvdiffusion"."""
     o, s = config.training, config.scenes
     size = (s.height, s.width) if config.variant == "depth" else (s.size, s.size)
     scene = geometry(s.views, size, depth=config.variant == "depth")
-    prior = started(config.start, device, s.views, geometry=scene)
+    prior = training_prior(config.start, device, s.views, geometry=scene)
     prior.geometry = Scenes([scene] * o.batch)
-    assert isinstance(prior.whole, MultiviewUNet)
-    nn.ModuleDict(prior.whole.new_blocks).requires_grad_(True)
+    assert isinstance(prior.denoiser, MultiviewUNet)
+    nn.ModuleDict(prior.denoiser.new_blocks).requires_grad_(True)
     latent = [side // prior.factor for side in size]
-    return training(prior, s.views * o.batch, 2 + bool(o.ema), latent)
+    return measure_training(prior, s.views * o.batch, 2 + bool(o.ema), latent)
 
 
-def dreambooth(config: Any, device: torch.device) -> PeakMemory:
-    o, prior = config.tuning, started(config.prior.weights, device, size=config.prior.image_size)
-    whole = o.preservation != "lora"  # a LoRA is small, but all activations are stored for it
-    for p in prior.unet.parameters() if whole else prior.unet.conv_in.parameters():
+def measure_dreambooth(config: Any, device: torch.device) -> PeakMemory:
+    """Measure a training step of the task "mvdreambooth"."""
+    o, prior = config.tuning, training_prior(config.prior.weights, device, size=config.prior.image_size)
+    all_weights = o.preservation != "lora"  # a LoRA is small, but all activations are stored for it
+    for p in prior.unet.parameters() if all_weights else prior.unet.conv_in.parameters():
         p.requires_grad_(True)
     named = {name: p for name, p in prior.unet.named_parameters() if p.requires_grad}
 
@@ -385,19 +118,20 @@ def dreambooth(config: Any, device: torch.device) -> PeakMemory:
         return preservation(named, {name: torch.empty_like(p) for name, p in named.items()}, o.preservation)
 
     images = o.batch * (2 if o.preservation == "images" else 1)
-    return training(prior, images, 2, more=extra if o.preservation in ("l1", "l2") else None)
+    return measure_training(prior, images, 2, more=extra if o.preservation in ("l1", "l2") else None)
 
 
-def threedim(config: Any, device: torch.device) -> PeakMemory:
+def measure_threedim_training(config: Any, device: torch.device) -> PeakMemory:
+    """Measure a training step of the task "train-threedim"."""
     o, batch = config.model, config.training.batch
     if o.name == "latents":
-        prior = started(o.start, device, 2)
+        prior = training_prior(o.start, device, 2)
         prior.unet.requires_grad_(True)
-        return training(prior, 2 * batch, 3)
+        return measure_training(prior, 2 * batch, 3)
     with META:
         network = XUNet(o.network)
         x, poses, K = torch.empty(batch, 3, *network.image_size), torch.empty(batch, 2, 4, 4), torch.empty(batch, 3, 3)
         keep, logsnr = torch.empty(batch, dtype=torch.bool), torch.empty(batch)
     half = compute_dtype("auto", device) if device.type in GPUS else torch.float32
     trained = list(network.parameters())
-    return measured(trained, [], lambda: F.mse_loss(network.predict(x, x, logsnr, poses, K, keep), x), 3, half)
+    return measure(trained, [], lambda: F.mse_loss(network.predict(x, x, logsnr, poses, K, keep), x), 3, half)

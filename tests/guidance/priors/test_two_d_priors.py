@@ -25,7 +25,7 @@ from threedgen.guidance.priors.mvdream import MVDream, camera_vector
 from threedgen.guidance.priors.pipeline import MVDreamPipeline
 from threedgen.guidance.schedule import Schedule
 from threedgen.guidance.weights.meta_networks import meta_networks
-from threedgen.systems.memory import MetaPrior, sampled
+from threedgen.systems.meta_prior import MetaPrior, measure_sampling
 
 
 def sd(**options: Any) -> latent_diffusion.LatentDiffusion:
@@ -131,7 +131,7 @@ def test_deepfloyd_holds_its_text_encoder_or_its_unet_but_not_both(monkeypatch: 
     run = config.load("dreamfusion-if", ["prompt=a dog", f"prior.weights={folders() / 'if'}"])
     kept = meta_networks(run.prior.weights, run.prior.parts).kept
     large = meta_networks(run.prior.weights, run.prior.parts)._replace(parameters=10 * kept)
-    assert sampled(MetaPrior(large, run.prior, torch.device("cuda"))).peak == 9 * kept * 2  # in half precision
+    assert measure_sampling(MetaPrior(large, run.prior, torch.device("cuda"))).peak == 9 * kept * 2  # in half precision
 
 
 def test_deepfloyd_bfloat16_weights_are_close() -> None:

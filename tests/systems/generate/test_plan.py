@@ -16,7 +16,7 @@ from threedgen.run.memory import PeakMemory
 from threedgen.systems.generate import plan as module
 from threedgen.systems.generate.memory import MeasuredSystem, memory
 from threedgen.systems.generate.system import GenerateSystem
-from threedgen.systems.memory import MetaPrior
+from threedgen.systems.meta_prior import MetaPrior
 from threedgen.train import plan as train_plan
 
 

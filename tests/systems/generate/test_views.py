@@ -16,7 +16,14 @@ from threedgen.guidance.matte import Matte, remover
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.systems.generate.options import GenerateConfig
 from threedgen.systems.generate.task import embeddings
-from threedgen.systems.generate.views import IMAGE_SHARE, IMAGE_WEIGHT, SHARES, best_share, first_view, sample_views
+from threedgen.systems.generate.views import (
+    IMAGE_WEIGHT,
+    MEAN_OBJECT_SIZE,
+    OBJECT_SIZES,
+    best_object_size,
+    first_view,
+    sample_views,
+)
 
 SHORT = ("preview.steps=2", "preview.elevation=20", "preview.azimuth=30", "warm_start.share=0.5", "warm_start.groups=3")
 
@@ -84,12 +91,12 @@ def test_views_of_an_image_are_completed_from_it(prior: MVDream, tmp_path: Path)
     views, _ = views_of(config.load("mvdream-toybox", photo), prior, "", tmp_path / "photo")
     cut = read_foreground(str(tmp_path / "photo.png"), remover(str(tmp_path / "matte")))
     assert views is not None and 0 < cut[..., 3].mean() < 1
-    assert torch.equal(views[0], framed(torch.from_numpy(cut), 16, 16, IMAGE_SHARE))
+    assert torch.equal(views[0], framed(torch.from_numpy(cut), 16, 16, MEAN_OBJECT_SIZE))
 
 
 @pytest.mark.parametrize("share", [0.5, 0.75, 0.8])
 def test_size_of_an_image_is_that_which_the_prior_expects(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    prior, cut, at = coarse_prior(), torch.ones(64, 64, 4), min(SHARES, key=lambda each: abs(each - share))
+    prior, cut, at = coarse_prior(), torch.ones(64, 64, 4), min(OBJECT_SIZES, key=lambda each: abs(each - share))
     expected = framed(cut, prior.image_size, prior.image_size, at).permute(2, 0, 1)
 
     def predicted(text: torch.Tensor, c2w: torch.Tensor, text_guidance: bool) -> torch.Tensor:
@@ -101,9 +108,9 @@ def test_size_of_an_image_is_that_which_the_prior_expects(share: float, monkeypa
     monkeypatch.setattr(prior, "encode_images", pixels)  # the tiny VAE is not trained
     monkeypatch.setattr(prior, "encode_code", lambda text, latents, c2w: text)
     options = config.load("mvdream-toybox", ["prompt=a dog"])
-    assert best_share(options, tiny_prior(), cut) == IMAGE_SHARE
+    assert best_object_size(options, tiny_prior(), cut) == MEAN_OBJECT_SIZE
     monkeypatch.setattr(prior, "coarse_latents", predicted)
-    assert best_share(options, prior, cut) == at
+    assert best_object_size(options, prior, cut) == at
 
 
 @pytest.mark.parametrize(

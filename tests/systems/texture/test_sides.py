@@ -51,7 +51,7 @@ def test_given_sides_are_projected(tmp_path: Path, capsys: pytest.CaptureFixture
     assert not [found for found in check_glb(data, Expected(24, 128, scene=True)) if found.severity == "error"]
     page = Page(Path("run", "report.html").read_text(encoding="utf-8"))
     images = {image["alt"]: decoded(image["src"]) for tag, image in page.attributes if tag == "img"}
-    files = {"Before": "before", "After": "after", "Mesh": "preview", "Pictures": "views", "Texture": "texture"}
+    files = {"Before": "before", "After": "after", "Mesh": "preview", "Images": "views", "Texture": "texture"}
     assert images == {label: Path("run", f"{name}.png").read_bytes() for label, name in files.items()}
     assert page.decoded("mesh") == data and page.texts["h1"] == ["a"]
     assert images["Before"] != images["After"]

@@ -83,7 +83,12 @@ def words_of(method: str) -> list[str]:
 
 
 def object_config(
-    method: str, overrides: Sequence[str], prompt: str, key: str, by: str, spared: Mapping[str, object] | None = None
+    method: str,
+    overrides: Sequence[str],
+    prompt: str,
+    key: str,
+    caller: str,
+    extra_values: Mapping[str, object] | None = None,
 ) -> RunConfig:
     """Load the config of a method, with the changes of the method and of the batch.
 
@@ -92,8 +97,8 @@ def object_config(
         overrides: key=value changes for all methods. Changes in `method` replace them.
         prompt: prompt of the config.
         key: config key of the calling task that contains `method`, for error messages.
-        by: name of the calling task, such as "the batch", for error messages.
-        spared: {config key: value} of further values. Keys of sections that the config does not have are ignored.
+        caller: name of the calling task, such as "the batch", for error messages.
+        extra_values: {config key: value} of further values. Keys of sections that the config does not have are ignored.
 
     Raises:
         ConfigError: the config is invalid, an override sets a key of OWN_KEYS, or the task of the config does not make
@@ -103,13 +108,14 @@ def object_config(
     overrides = [*overrides, *own]
     for place in (".".join(split_override(text)[0]) for text in overrides):
         if place in OWN_KEYS:
-            raise ConfigError(f"{place} is set by {by} itself. Give it as its own key", "overrides")
+            raise ConfigError(f"{place} is set by {caller} itself. Give it as its own key", "overrides")
     try:
         task = task_of(find(name))
         model = config_model("task", task)
         if not issubclass(model, RunConfig) or "prompt" not in model.model_fields:
             raise ConfigError(f"should be the config of a task that makes an object of a prompt (got {task})")
-        fitting = {path: value for path, value in (spared or {}).items() if path.split(".")[0] in model.model_fields}
+        values = (extra_values or {}).items()
+        fitting = {path: value for path, value in values if path.split(".")[0] in model.model_fields}
         return load(name, overrides, {"prompt": prompt, **fitting})
     except ConfigError as error:
         raise ConfigError(f"{method}: {error}", key) from None
@@ -152,7 +158,7 @@ def check_prompts(methods: Mapping[str, RunConfig], prompts: Sequence[str]) -> N
                 raise ConfigError(f"{method}: {error.problem}", "prompts") from None
 
 
-def wrong_jobs(jobs: Sequence[Job]) -> dict[str, str]:
+def unknown_object_jobs(jobs: Sequence[Job]) -> dict[str, str]:
     """Return {job key: reason} for each job whose prompt names no object that the prior of the job knows."""
     reasons: dict[tuple[str, str], str] = {}
     for method, config in {job.method: job.config for job in jobs}.items():
@@ -161,8 +167,8 @@ def wrong_jobs(jobs: Sequence[Job]) -> dict[str, str]:
                 check_prompts({method: config}, [prompt])
             except ConfigError as error:
                 reasons[method, prompt] = error.problem
-    wrong = {job.key: reasons.get((job.method, job.prompt)) for job in jobs}
-    return {key: reason for key, reason in wrong.items() if reason is not None}
+    unknown = {job.key: reasons.get((job.method, job.prompt)) for job in jobs}
+    return {key: reason for key, reason in unknown.items() if reason is not None}
 
 
 def figures(folder: Path) -> Tree:
@@ -271,15 +277,15 @@ def run(config: BatchConfig, resume: object = None, quiet: bool = False) -> int:
 
     def make_missing(task: Task) -> None:
         jobs, root = plan(config), task.folder / RUNS
-        wrong = wrong_jobs(jobs)
-        if code := make_all(config, [job for job in jobs if job.key not in wrong], root, quiet):
+        unknown = unknown_object_jobs(jobs)
+        if code := make_all(config, [job for job in jobs if job.key not in unknown], root, quiet):
             raise Stopped(code)
         rows = []
         for job in jobs:
             record = read_json(root / job.key / RECORD)
             state, reason = record.get("state", "missing"), record.get("reason", "")
-            if job.key in wrong:
-                state, reason = SKIPPED, wrong[job.key]
+            if job.key in unknown:
+                state, reason = SKIPPED, unknown[job.key]
             row = {"config": job.method, "prompt": job.prompt, "seed": job.seed, "state": state}
             row |= {"seconds": record.get("seconds"), **figures(root / job.key)}
             rows.append(row | {"folder": f"{RUNS}/{job.key}", "reason": reason})

@@ -15,7 +15,7 @@ class BatchConfig(WorkersConfig):
 
     prompts: str = Field("", description="text file with one prompt per line; # starts a comment")
     configs: Names = Field(("mvdream-toybox",), min_length=1, description="configs, with key=value changes")
-    seeds: Seeds = Field((0,), min_length=1, description="seeds of each")
+    seeds: Seeds = Field((0,), min_length=1, description="seeds for each prompt and config")
     overrides: tuple[str, ...] = Field((), description="key=value changes of all configs")
     style: Palette = Field(
         None, examples=["#e8d5b0,brown,green"], description="palette of all assets: colours or image"
@@ -37,14 +37,14 @@ class BatchConfig(WorkersConfig):
         return list(found)
 
     def check(self) -> None:
-        from .jobs import check_prompts, plan, wrong_jobs
+        from .jobs import check_prompts, plan, unknown_object_jobs
 
         super().check()
         jobs = plan(self)
-        wrong = wrong_jobs(jobs)
-        if self.strict or len(wrong) == len(jobs):
+        unknown = unknown_object_jobs(jobs)
+        if self.strict or len(unknown) == len(jobs):
             check_prompts({job.method: job.config for job in jobs}, self.lines())
-        for method, config in {job.method: job.config for job in jobs if job.key not in wrong}.items():
+        for method, config in {job.method: job.config for job in jobs if job.key not in unknown}.items():
             export: AssetConfig | None = getattr(config, "export", None)
             exports = export is not None and getattr(export, "enabled", True)
             glb = export is not None and "glb" in export.formats

@@ -30,7 +30,7 @@ class TuningConfig(Config):
     like: str = Field("", description="words whose mean embedding the identifier starts from; empty: all words")
     class_images: int = Field(16, ge=1, le=1000, description="class images, for preservation=images")
     class_prompts: tuple[str, ...] = Field(
-        ("{class}",), min_length=1, description="their prompts; {class} is the prompt without the identifier"
+        ("{class}",), min_length=1, description="prompts of class images; {class} is the prompt without the identifier"
     )
     class_steps: int = Field(30, ge=1, le=1000, description="DDIM steps of class images")
     class_guidance: float = Field(5.0, ge=0, description="guidance scale of class images")

@@ -58,7 +58,7 @@ ELEVATION, AZIMUTH = math.radians(15.0), math.radians(20.0)
 
 def preservation(weights: Mapping[str, Tensor], originals: Mapping[str, Tensor], norm: str) -> Tensor:
     """Return the mean absolute (`norm` "l1") or squared ("l2") difference of weights to their originals, a scalar."""
-    total: Tensor = Distance.apply(norm, list(originals.values()), *(weights[name] for name in originals))
+    total: Tensor = WeightDistance.apply(norm, list(originals.values()), *(weights[name] for name in originals))
     return total / sum(before.numel() for before in originals.values())
 
 
@@ -68,7 +68,7 @@ class _Context(FunctionCtx):
     saved_tensors: tuple[Tensor, ...]
 
 
-class Distance(torch.autograd.Function):
+class WeightDistance(torch.autograd.Function):
     """Sum of absolute ("l1") or squared ("l2") differences of two lists of tensors, as an autograd function.
 
     torch's functions on lists of tensors (foreach) need few kernel launches. The differences are as large as the

@@ -12,7 +12,8 @@ from threedgen.guidance.weights.meta_networks import meta_networks
 from threedgen.representations.base import Render
 from threedgen.representations.volume.render import sample_bytes, samples_that_fit
 from threedgen.run.memory import free_bytes, process_bytes
-from threedgen.systems.memory import META, MetaPrior, branches, measured, sampled, weights
+from threedgen.systems.memory import branches
+from threedgen.systems.meta_prior import META, MetaPrior, measure, measure_sampling, weights
 
 from .options import GenerateConfig
 from .system import GenerateSystem, key_steps, piecewise_constant
@@ -69,7 +70,7 @@ class MeasuredSystem(GenerateSystem):
     def peak(self, run: Callable[[], Tensor | None]) -> int:
         """Return the peak memory in bytes of the function `run` and, if it returns a loss, of its backward pass."""
         kept = [self.measured_prior.graph_memory, *self.buffers(), *weights(*self.networks)]
-        memory = measured(list(self.parameters()), kept, run)
+        memory = measure(list(self.parameters()), kept, run)
         self.launches = memory.launches
         return memory.peak
 
@@ -95,7 +96,7 @@ def memory(
     """
     networks = meta_networks(config.prior.weights, config.prior.parts)
     prior = MetaPrior(networks, config.prior, device, config.views_per_scene, branches(config.prior))
-    found = {"loading and preview": float(sampled(prior).peak)}
+    found = {"loading and preview": float(measure_sampling(prior).peak)}
     system = MeasuredSystem(config, prior, fraction)
     used = sum(t.numel() * t.element_size() for t in weights(*system.networks))
     system.choose_chunks((free_bytes(device) if free is None else free) - used)

@@ -37,28 +37,28 @@ if TYPE_CHECKING:
 def optimise(
     task: Task,
     prior: Prior,
-    text: Tensor,
+    text_embeddings: Tensor,
     views: Tensor | None,
     cameras: Cameras | None,
     notes: list[str],
-    start: Path | None,
+    init_path: Path | None,
 ) -> Status:
     """Train the object, write the results, and return the final status of the training.
 
     Args:
         prior: diffusion model that guides the training.
-        text: (2 to 7, L, D) embeddings of the prompt and the negative prompt; with view prompts also of the side,
-            front, back and overhead prompt; with `config.empty_prompt` also of the empty prompt, at the end.
+        text_embeddings: (2 to 7, L, D) embeddings of the prompt and the negative prompt; with view prompts also of the
+            side, front, back and overhead prompt; with `config.empty_prompt` also of the empty prompt, at the end.
         views: (V, H, W, 3) images in [0, 1] for the warm start, sampled by the prior; None: no warm start.
         cameras: V cameras of `views`; None: no warm start.
         notes: warnings for summary.json. The function appends its own warnings.
-        start: run folder or point cloud file that initialises the object; None: start from a new object.
+        init_path: run folder or point cloud file that initialises the object; None: start from a new object.
     """
     config, folder = task.config, task.folder
     build: type[GenerateSystem] = registry.implementation("system", config.system.name)
-    system = build(config, prior, text, views, cameras)
-    if start is not None:
-        start_from(system, start)  # before a checkpoint of this run is loaded
+    system = build(config, prior, text_embeddings, views, cameras)
+    if init_path is not None:
+        initialise_from(system, init_path)  # before a checkpoint of this run is loaded
     with ExitStack() as stack:
         watchers: list[LiveView] = []
         with Interrupts() as interrupts:
@@ -93,7 +93,7 @@ def optimise(
     return status
 
 
-def start_from(system: GenerateSystem, folder: Path) -> None:
+def initialise_from(system: GenerateSystem, folder: Path) -> None:
     """Initialise the object from the run in `folder`, and the background if its tensors have equal shapes in both runs.
 
     `folder` may also be a point cloud file for 3D Gaussians. Raises ConfigError if the file cannot be read, or if the

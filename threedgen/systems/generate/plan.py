@@ -12,7 +12,7 @@ from threedgen.train.plan import END, device_line, memory_lines, notes
 from threedgen.train.task import device as device_name
 
 from .memory import memory
-from .presets import needs
+from .presets import memory_by_preset
 from .task import check_backends
 
 
@@ -44,7 +44,7 @@ def preset_lines(config: GenerateConfig, device: torch.device) -> list[str]:
     The first line is for no preset, the last line for the first preset that fits the free memory of the GPU.
     """
     free, lines = free_bytes(device), []
-    for name, needed in needs(config, device, free):
+    for name, needed in memory_by_preset(config, device, free):
         fits = needed <= free
         lines.append(f"preset {name or 'null'}: {needed / 1e9:.1f} GB with a margin, {'fits' if fits else 'too much'}")
         if fits:

@@ -21,7 +21,7 @@ MARGIN, ERROR = 1e9, 1.1  # bytes that libraries take on a GPU, and factor for t
 RECORD = "preset.json"
 
 
-def chosen(config: GenerateConfig, device: torch.device, folder: Path) -> GenerateConfig:
+def choose_preset(config: GenerateConfig, device: torch.device, folder: Path) -> GenerateConfig:
     """Return the config with the first memory preset that fits, if `preset` is "auto" and the run does not fit the GPU.
 
     Otherwise, and if no preset fits, the config is returned unchanged. The choice is stored in `folder`, for a resumed
@@ -31,7 +31,7 @@ def chosen(config: GenerateConfig, device: torch.device, folder: Path) -> Genera
         return config
     record, free = folder / RECORD, free_bytes(device)
     if not record.exists():
-        fitting = (name for name, needed in needs(config, device, free) if needed <= free)
+        fitting = (name for name, needed in memory_by_preset(config, device, free) if needed <= free)
         write_json(record, {"preset": next(fitting, None)})
     name = read_json(record).get("preset")
     if name not in PRESETS:
@@ -47,7 +47,7 @@ def with_preset(config: GenerateConfig, name: str) -> GenerateConfig:
     return found.model_copy(update={"preset": name, "view": config.view, "checkpoint": config.checkpoint})
 
 
-def needs(config: GenerateConfig, device: torch.device, free: float) -> Iterator[tuple[str | None, float]]:
+def memory_by_preset(config: GenerateConfig, device: torch.device, free: float) -> Iterator[tuple[str | None, float]]:
     """Yield pairs (preset name, bytes of memory that a run needs with this preset). None as the name: no preset.
 
     The bytes include a margin for errors. `free` is the number of bytes that are free before the run.

@@ -86,8 +86,8 @@ class Scene(System):
     Attributes:
         field: representation that is optimised, such as a hash grid or a mesh.
         occupancy: grid of the cells with density, so that rays skip empty space; None for meshes or if disabled.
-        text: (2 or 6, L, D) embeddings of the prompt, the negative prompt and, with view prompts, the prompt of the
-            side, front, back and overhead view (`view_prompts.prompts`).
+        text_embeddings: (2 or 6, L, D) embeddings of the prompt, the negative prompt and, with view prompts, the prompt
+            of the side, front, back and overhead view (`view_prompts.prompts`).
         prior: frozen diffusion model; not a registered submodule, so checkpoints do not contain it.
         matte: frozen network that separates the object from the background, or None; not a registered submodule.
         reference: features of the prior's reference image; None before `setup` or without such an image.
@@ -102,9 +102,9 @@ class Scene(System):
     occupancy: OccupancyGrid | None
     prior: Prior
     matte: Matte | None
-    text: Tensor
+    text_embeddings: Tensor
 
-    def __init__(self, config: GenerateConfig, prior: Prior, text: Tensor) -> None:
+    def __init__(self, config: GenerateConfig, prior: Prior, text_embeddings: Tensor) -> None:
         super().__init__(config)
         self.config = config
         init_rng = generator(config.seed, 0, "field")
@@ -114,7 +114,7 @@ class Scene(System):
         self.occupancy, march = None, config.march
         if config.occupancy is not None and not self.field.rasterised:
             self.occupancy = OccupancyGrid(config.occupancy, march.radius, step_size(march))
-        self.register_buffer("text", text, persistent=False)
+        self.register_buffer("text_embeddings", text_embeddings, persistent=False)
         matte = None if config.fit.matte is None else Matte.load(config.fit.matte)
         self.set_unregistered(prior=prior, matte=matte)
         self.reference: Features | None = None
@@ -130,7 +130,7 @@ class Scene(System):
         self.prior.to(self.device)
         if self.matte is not None:
             self.matte.to(self.device)
-        self.reference = self.prior.reference(self.text[:1].to(self.device))
+        self.reference = self.prior.reference(self.text_embeddings[:1].to(self.device))
 
     def condition(self, rig: Rig, background: Tensor | None = None) -> Condition:
         """Return the condition of the prior (text, cameras, reference image) for the views of the cameras in `rig`.
@@ -141,13 +141,13 @@ class Scene(System):
         n_view, c2w = self.config.views_per_scene, to_device(rig.cameras.c2w, self.device)
         reference = self.reference
         if self.prior.composites_reference and background is not None:
-            reference = self.prior.reference(self.text[:1], background.detach().mean())
+            reference = self.prior.reference(self.text_embeddings[:1], background.detach().mean())
         return replace(
-            view_text(self.text, rig, self.config.view_prompts),
+            view_text(self.text_embeddings, rig, self.config.view_prompts),
             camera=self.prior.camera(c2w) if n_view > 1 else None,
             n_view=n_view,
             c2w=c2w,
-            plain_text=self.text[:1],
+            plain_text=self.text_embeddings[:1],
             reference=reference,
             single_view_uncond=self.prior.guide_views and n_view > 1,
         )

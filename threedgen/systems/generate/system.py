@@ -39,20 +39,22 @@ class GenerateSystem(Scene):
         self,
         config: GenerateConfig,
         prior: Prior,
-        text: Tensor,
+        text_embeddings: Tensor,
         views: Tensor | None = None,
         view_cameras: Cameras | None = None,
     ) -> None:
         """Build the untrained object and the phases of its training.
 
         Args:
-            text: (2 to 7, L, D) embeddings of the prompt and the negative prompt; with view prompts also of the side,
-                front, back and overhead prompt; with `config.empty_prompt` also of the empty prompt, at the end.
+            text_embeddings: (2 to 7, L, D) embeddings of the prompt and the negative prompt; with view prompts also of
+                the side, front, back and overhead prompt; with `config.empty_prompt` also of the empty prompt, at the
+                end.
             views: (V, H, W, 3) images in [0, 1] for the warm start, sampled by the prior; None: no warm start.
             view_cameras: V cameras of `views`; None: no warm start.
         """
-        text, empty = text.split([len(text) - config.empty_prompt, config.empty_prompt])
-        super().__init__(config, prior, text)
+        count = len(text_embeddings) - config.empty_prompt
+        text_embeddings, empty = text_embeddings[:count], text_embeddings[count:]
+        super().__init__(config, prior, text_embeddings)
         init_rng = generator(config.seed, 0, "distillation parameters")
         parts = (prior.schedule, self.max_steps, prior, init_rng)
         self.distillation = registry.build("distillation", config.distillation, *parts)

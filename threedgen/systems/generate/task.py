@@ -29,7 +29,7 @@ from threedgen.systems.generate.options import GenerateConfig
 from threedgen.train.status import Status
 from threedgen.train.task import Stopped, Task, device, execute, finished
 
-from .presets import chosen
+from .presets import choose_preset
 from .result import FILES, Run, print_result
 from .views import TEXT, first_view, object_text, sample_views, view_cameras
 
@@ -68,38 +68,38 @@ def run(config: GenerateConfig, resume: Path | None = None, quiet: bool = False)
 
 
 def run_status(
-    config: GenerateConfig, resume: Path | None = None, quiet: bool = False, start: Path | None = None
+    config: GenerateConfig, resume: Path | None = None, quiet: bool = False, init_path: Path | None = None
 ) -> Status:
     """Run the stages of the config (earlier runs) and then the run itself, and return the run's final status.
 
     Args:
         quiet: print neither the names of weight files nor progress.
         resume: run folder to resume from its last checkpoint; None: a new run.
-        start: run folder whose object initialises this run; None: start from a new object.
+        init_path: run folder whose object initialises this run; None: start from a new object.
 
     Raises:
         ConfigError: the run is not possible with its prompt, prior, checkpoint or disk.
     """
-    config = chosen(config, torch.device(device(config.trainer.accelerator)), Path(str(config.out)))
+    config = choose_preset(config, torch.device(device(config.trainer.accelerator)), Path(str(config.out)))
     task = Task(config, resume, quiet, FILES)
     lacking = config.export.enabled and "asset" not in read_summary(task.folder)
     export = command("--config", "export", f"run={task.folder}")
     hint = f"; {export} writes the missing asset" if lacking else ""
-    return execute(lambda task: work(task, start), task, hint)
+    return execute(lambda task: run_once(task, init_path), task, hint)
 
 
-def work(task: Task, start: Path | None = None) -> Status:
+def run_once(task: Task, init_path: Path | None = None) -> Status:
     """Encode the prompt, sample views, train the object and write the results. Return the final status of the run.
 
-    `start` is the run folder or point cloud file that initialises the object; None: `config.start_path`, or a new
+    `init_path` is the run folder or point cloud file that initialises the object; None: `config.start_path`, or a new
     object. If the config has stages, the last stage initialises the object instead.
     """
     config, folder, prompt = task.config, task.folder, task.config.object_text()
     if config.stages:
-        start = run_stages(config, folder, task.quiet)
+        init_path = run_stages(config, folder, task.quiet)
         set_threads(config.threads)
-    elif start is None:
-        start = config.start_path
+    elif init_path is None:
+        init_path = config.start_path
     check_backends(config)
     prior: Prior
     with explain_out_of_memory("the prior", "set prior.image_size, preview.enabled=false, or trainer.accelerator=cpu"):
@@ -107,13 +107,13 @@ def work(task: Task, start: Path | None = None) -> Status:
         notes = prompt_warnings(prompt, prior, config.prompt_notes()) if prompt else []
         texts = prompts(prompt, config.negative_prompt, config.view_prompts)
         image = first_view(config, prior)
-        text = embeddings(config, prior, texts + [""] * config.empty_prompt, image, folder)
-        views, cameras = sample_views(config, prior, text, image, folder, task.quiet)
+        text_embeddings = embeddings(config, prior, texts + [""] * config.empty_prompt, image, folder)
+        views, cameras = sample_views(config, prior, text_embeddings, image, folder, task.quiet)
     if not config.round_steps:
         prior.free_text_encoder()
     from .optimise import optimise  # takes seconds to import, so the first views are written before
 
-    return optimise(task, prior, text, views, cameras, notes, start)
+    return optimise(task, prior, text_embeddings, views, cameras, notes, init_path)
 
 
 def run_stages(config: GenerateConfig, folder: Path, quiet: bool) -> Path | None:
@@ -122,7 +122,7 @@ def run_stages(config: GenerateConfig, folder: Path, quiet: bool) -> Path | None
     Each stage has its own config, checkpoints and results in RUN/stages/NAME, so a stopped run resumes at its
     unfinished stage. Raises Stopped if a stage does not finish.
     """
-    start = None
+    init_path = None
     for name in config.stages:
         place = folder / "stages" / name
         stage = config.stage(name).model_copy(update={"out": str(place)})
@@ -130,11 +130,11 @@ def run_stages(config: GenerateConfig, folder: Path, quiet: bool) -> Path | None
             if not quiet:
                 say(f"stage {name}: {place}")
             stage, resume = runs.open_run(stage, name)
-            status = run_status(stage, resume, quiet, start)
+            status = run_status(stage, resume, quiet, init_path)
             if status is not Status.FINISHED:
                 raise Stopped(status.exit_code)
-        start = place
-    return start
+        init_path = place
+    return init_path
 
 
 def check_backends(config: GenerateConfig) -> None:

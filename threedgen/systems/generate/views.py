@@ -38,11 +38,11 @@ logger = logging.getLogger(__name__)
 
 TEXT = "text.safetensors"
 """File in the run folder with the text embeddings."""
-IMAGE_SHARE = 0.7
+MEAN_OBJECT_SIZE = 0.7
 """Longer side of the object as a fraction of the image side; the mean value in renders of toybox objects."""
-SHARES, SHARE_WEIGHT = tuple(0.4 + 0.05 * k for k in range(10)), 7.0
-"""Shares that `best_share` tries, and weight of the penalty (share - IMAGE_SHARE)^2 on the log of the relative error.
-For front views of 72 toybox objects, the chosen share has an RMS error of 0.07; IMAGE_SHARE has 0.10."""
+OBJECT_SIZES, OBJECT_SIZE_WEIGHT = tuple(0.4 + 0.05 * k for k in range(10)), 7.0
+"""Sizes that `best_object_size` tries, and weight of the penalty (size - MEAN_OBJECT_SIZE)^2 on the log of the relative
+error. For front views of 72 toybox objects, the chosen size has an RMS error of 0.07; MEAN_OBJECT_SIZE has 0.10."""
 IMAGE_WEIGHT = 4  # weight of the given image in the fit; each completed view has weight 1
 
 
@@ -57,36 +57,42 @@ def first_view(config: GenerateConfig, prior: Prior) -> Tensor | None:
     if not prior.completes_views:
         raise ConfigError("the weights of this prior were not trained to complete views", "image", image)
     cut, size = torch.from_numpy(read_foreground(image, remover(config.matte))), prior.image_size
-    return framed(cut, size, size, best_share(config, prior, cut))[None]
+    return framed(cut, size, size, best_object_size(config, prior, cut))[None]
 
 
 @torch.no_grad()
-def best_share(config: GenerateConfig, prior: Prior, cut: Tensor) -> float:
-    """Return the share, the longer side of the object in the first view as a fraction of the image side.
+def best_object_size(config: GenerateConfig, prior: Prior, cut: Tensor) -> float:
+    """Return the size of the object in the first view: its longer side as a fraction of the image side.
 
-    The share should make the object as large as in the other views; long objects are small from the front. For each
-    value in `SHARES`, a coarse prediction is made from the object code of the image with this share. The share whose
-    prediction is most similar to the image is chosen. Without a coarse predictor the result is `IMAGE_SHARE`.
+    The object should be as large as in the other views; long objects are small from the front. For each size in
+    `OBJECT_SIZES`, a coarse prediction is made from the object code of the image with an object of this size. The size
+    whose prediction is most similar to the image is chosen. Without a coarse predictor it is `MEAN_OBJECT_SIZE`.
 
     `cut` is the cut-out object, RGBA (h, w, 4) in [0, 1].
     """
-    size, count = prior.image_size, len(SHARES)
+    size, count = prior.image_size, len(OBJECT_SIZES)
     c2w = view_cameras(config, 1, size).c2w[:1].expand(count, -1, -1)
     text = prior.encode_prompt([config.object_text()]).expand(count, -1, -1)
     if prior.coarse_latents(text[:1], c2w[:1], False) is None:
-        return IMAGE_SHARE
+        return MEAN_OBJECT_SIZE
     grey = torch.full((1, size, size, 3), GREY)
-    images = torch.cat([grey, *(framed(cut, size, size, share)[None] for share in SHARES)])
+    images = torch.cat([grey, *(framed(cut, size, size, each)[None] for each in OBJECT_SIZES)])
     empty, latents = prior.encode_images(images, generator(config.seed, 0, "share")).split([1, count])
     predicted = prior.coarse_latents(prior.encode_code(text, latents[:, None], c2w[:, None]), c2w, False)
     assert predicted is not None
     error, scale = ((latents - other).square().flatten(1).sum(1) for other in (predicted, empty))
-    shares = torch.tensor(SHARES, device=error.device)
-    return SHARES[int(((error / scale).log() + SHARE_WEIGHT * (shares - IMAGE_SHARE) ** 2).argmin())]
+    sizes = torch.tensor(OBJECT_SIZES, device=error.device)
+    penalty = OBJECT_SIZE_WEIGHT * (sizes - MEAN_OBJECT_SIZE) ** 2
+    return OBJECT_SIZES[int(((error / scale).log() + penalty).argmin())]
 
 
 def sample_views(
-    config: GenerateConfig, prior: Prior, text: Tensor, image: Tensor | None, folder: Path, quiet: bool = False
+    config: GenerateConfig,
+    prior: Prior,
+    text_embeddings: Tensor,
+    image: Tensor | None,
+    folder: Path,
+    quiet: bool = False,
 ) -> tuple[Tensor | None, Cameras | None]:
     """Sample views of the object from the prompt, in groups of `camera.n_view` views. Cache them in the run folder.
 
@@ -94,7 +100,7 @@ def sample_views(
     first group is written to preview.png.
 
     Args:
-        text: (n, L, D) embeddings; the first is of the prompt, the second of the negative prompt.
+        text_embeddings: (n, L, D) embeddings; the first is of the prompt, the second of the negative prompt.
         image: (1, H, W, 3) in [0, 1], first view of the object; the other views are conditioned on it. None: all views
             are sampled.
         quiet: show no progress.
@@ -113,7 +119,8 @@ def sample_views(
     cameras = view_cameras(config, groups, size)
 
     def sample() -> Tensor:
-        rng, c2w, pair = generator(config.seed, 0, "preview"), cameras.c2w, text.to(prior.device)[:2].split(1)
+        rng, c2w = generator(config.seed, 0, "preview"), cameras.c2w
+        pair = text_embeddings.to(prior.device)[:2].split(1)
 
         def complete(views: Tensor, count: int, steps: int) -> Tensor:
             known, new = c2w[: len(views)], c2w[len(views) : count]

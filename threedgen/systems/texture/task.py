@@ -48,7 +48,7 @@ BEFORE, AFTER, PAGE = "before.png", "after.png", "report.html"
 FILES: tuple[str, ...] = (PREVIEW, VIEWS, GLB, TEXTURE, BEFORE, AFTER, PAGE)
 ROWS = (
     ("Before and after", "from all around, above the horizon and below it", ((BEFORE, "Before"), (AFTER, "After"))),
-    ("Sides", "the mesh, and the sampled or given views", ((PREVIEW, "Mesh"), (VIEWS, "Pictures"))),
+    ("Sides", "the mesh, and the sampled or given views", ((PREVIEW, "Mesh"), (VIEWS, "Images"))),
     ("Texture", "unseen parts are completed", ((TEXTURE, "Texture"),)),
 )
 SYNC_TEXELS = 4  # maximum ratio of texture side to image side in the projection that makes the sides consistent

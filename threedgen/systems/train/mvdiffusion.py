@@ -95,15 +95,15 @@ class SingleViewSystem(MVDiffusionSystem):
         self, config: TrainMVDiffusionConfig, stage: SingleViewConfig, model: MVDiffusion, data: DataBySize, lora: LoRA
     ) -> None:
         super().__init__(stage, model, config.seed, stage.max_steps)
-        self.options, self.growth, self.data = stage, config.training, data
+        self.options, self.views_options, self.data = stage, config.training, data
         model.unet.requires_grad_(False)
         model.unet.conv_in.requires_grad_(True)
         self.learning = nn.ModuleDict({"conv_in": model.unet.conv_in, "lora": lora}).train()
 
     def batch(self, step: int) -> Batch:
         rng, count = self.numpy_rng(step, "choices"), self.options.batch
-        share, data = self.choose_data(step)
-        available = available_entries(int(step * share), data.cache.count, self.growth.first, self.growth.fresh)
+        (share, data), entries = self.choose_data(step), self.views_options
+        available = available_entries(int(step * share), data.cache.count, entries.first, entries.fresh)
         if data.masks is None:
             z, extra, captions = sample_views(data.cache, rng, available, count)
         else:
@@ -149,9 +149,9 @@ class ViewsSystem(MVDiffusionSystem):
         data: DataBySize,
         difference: Mapping[str, Tensor] | None,
         lora: LoRA | None = None,
-        **facts: str,
+        **metadata: str,
     ) -> None:
-        super().__init__(config, model, None, None, **facts)
+        super().__init__(config, model, None, None, **metadata)
         assert model.multiview is not None
         self.config, self.options, self.data = config, config.training, data
         self.cache = data[0][1].cache
@@ -261,8 +261,8 @@ def train(task: Task) -> Status:
             weights.load_blocks(network, blocks, unet=reused is not None)
     model.with_network(network)
     changes = difference(model.unet, lora) if reused is None else weights.difference_in(reused)
-    facts = {} if file is None or reused is None else {"blocks_sha256": sha256(file)}
-    return task.train(ViewsSystem(config, model, data, changes, lora, **facts), metrics=("loss",))
+    metadata = {} if file is None or reused is None else {"blocks_sha256": sha256(file)}
+    return task.train(ViewsSystem(config, model, data, changes, lora, **metadata), metrics=("loss",))
 
 
 def scene_data(task: Task, model: MVDiffusion, source: SceneSource) -> DataBySize:

@@ -32,7 +32,7 @@ class DenoisingConfig(Config):
     half: float = Field(0.0, ge=0, lt=1, description="share of steps at half the image size, for prior.draft")
     optimizer: Literal["adamw", "muon"] = Field("adamw", description="muon: fewer but slower steps")
     learning_rate: Scheduled
-    betas: tuple[Beta, Beta] = Field(BETAS, description="of AdamW, also for parameters that Muon leaves to it")
+    betas: tuple[Beta, Beta] = Field(BETAS, description="betas of AdamW, also for parameters that Muon leaves to it")
     ema: Average = 0.0
 
     @model_validator(mode="after")
