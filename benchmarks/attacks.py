@@ -41,7 +41,7 @@ from threedgen.representations.gaussians.points import read_points
 from threedgen.run.torch_file import read_torch
 
 SECONDS, GIB = int(os.environ.get("ATTACK_SECONDS", 90)), 1 << 30
-ONE = b'{"asset":{"version":"2.0"},"extras":'
+GLTF_START = b'{"asset":{"version":"2.0"},"extras":'
 FRAME = '{"file_path":"a.png","transform_matrix":[[1,0,0,0],[0,1,0,0],[0,0,1,0]]}'
 
 
@@ -200,7 +200,7 @@ def profile(folder: Path) -> Path:
 def gltf(folder: Path, extras: Callable[[], bytes]) -> Path:
     path = folder / "a.gltf"
     with path.open("wb") as file:
-        file.write(ONE)
+        file.write(GLTF_START)
         file.write(extras())
         file.write(b"}")
     return path

@@ -47,11 +47,11 @@ PAIRS = (
     (Spec("robot", "blue"), {"part": "cape", "part_colour": "red"}),
 )
 """Pairs (toybox object, {attribute: new value} of its edit)."""
-TRUTHS, MIN_LAB = 4, 5.0  # number of seeds per edit; minimum Lab distance of colours that differ
+SEEDS, MIN_LAB = 4, 5.0  # number of seeds per edit; minimum Lab distance of colours that differ
 MARGIN = 1 / 32  # width of the border that is added to the changing part, as a fraction of the image side
 
 
-def changes(
+def change_masks(
     before: Spec, after: Spec, azimuths: Array, elevation: float, fov: float, distance: float, size: int
 ) -> tuple[Array, Array]:
     """Return two bool masks (V, size, size): pixels near a change of the image, and pixels near one of the outline.
@@ -64,7 +64,7 @@ def changes(
         size: image side in pixels.
     """
     colour, outline = np.zeros((2, len(azimuths), size, size), bool)
-    for pair in (pair for seed in range(TRUTHS) for pair in toybox_pairs(before, after, seed)):
+    for pair in (pair for seed in range(SEEDS) for pair in toybox_pairs(before, after, seed)):
         a, b = (render_orbit(asset, azimuths, elevation, size, True, fov, distance * np.tan(fov / 2)) for asset in pair)
         outline |= np.asarray(a.mask != b.mask, bool).reshape(outline.shape)
         colour |= np.linalg.norm(rgb2lab(a.rgb) - rgb2lab(b.rgb), axis=-1) > MIN_LAB
@@ -113,7 +113,7 @@ def measure(before: Spec, edit: dict[str, str], overrides: list[str], matte: Mat
     table = load("quick-toybox", ["prompt=a dog"]).result.turntable
     elevation, fov = np.deg2rad([table.elevation, table.fov])
     size = images[0].shape[1]
-    colour, outline = changes(before, after, view_azimuths(table), elevation, fov, table.distance, size)
+    colour, outline = change_masks(before, after, view_azimuths(table), elevation, fov, table.distance, size)
     distance = np.linalg.norm(rgb2lab(images[0]) - rgb2lab(images[1]), axis=-1)
     both, either = masks[0] & masks[1], masks[0] | masks[1]
     kept, changed = both & ~colour, either & colour

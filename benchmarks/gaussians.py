@@ -51,7 +51,7 @@ def ball(count: int, views: int) -> list[Tensor]:
     return [part.requires_grad_() for part in parts]
 
 
-def pairs_of(splats: gaussians.Splats) -> int:
+def pairs_of(splats: gaussians.ProjectedSplats) -> int:
     """Return the number of pairs of a pixel and a splat whose alpha is at least `gaussians.ALPHA_THRESHOLD` there.
 
     The number is estimated by the area of the ellipses in pixels.

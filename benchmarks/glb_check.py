@@ -16,7 +16,7 @@ from scipy import ndimage
 from threedgen.export.asset import MIN_LOD_TEXTURE, ExportedAsset
 from threedgen.export.options import AssetConfig
 from threedgen.export.shape.topology import area_vectors, degenerate, pieces, signed_volume, topology, weld
-from threedgen.export.shape.unwrap import OVERLAP, claims, density, overlap
+from threedgen.export.shape.unwrap import OVERLAP, covering_faces, density, overlap
 from threedgen.run.arrays import Array
 
 from .glb_reader import Glb, GlbError, read_glb
@@ -81,7 +81,7 @@ def layout(vertices: Array, faces: Array, uv: Array, size: int) -> Layout:
     `vertices` (V, 3) are stored once per side of a UV seam, `faces` are (F, 3), and `uv` (V, 2) is in [0, 1] with v
     upwards.
     """
-    first, last = claims(uv, faces, size)
+    first, last = covering_faces(uv, faces, size)
     covered, chart = first >= 0, pieces(faces, len(vertices))
     return Layout(
         coverage=float(covered.mean()),

@@ -19,8 +19,8 @@ from threedgen.representations.options import MarchConfig
 
 from .gpu_stage import Bench
 
-GROWTH = 1.447269237440378
-SMALLEST = 1e-5
+PER_LEVEL_SCALE = 1.447269237440378
+ALLOWED_ERROR = 1e-5
 """Relative error that is always allowed. Up to four times the error of the torch twin in float32 is allowed too."""
 Values = dict[str, Tensor]
 
@@ -60,7 +60,7 @@ def compare(name: str, device: torch.device, points: int) -> Iterator[tuple[str,
 def errors(ours: Values, twin: Values, reference: Values) -> Iterator[tuple[str, bool, float, float]]:
     for case, exact in reference.items():
         error, other = (float((values[case].double() - exact).norm() / exact.norm()) for values in (ours, twin))
-        yield case, error <= max(SMALLEST, 4 * other), error, other
+        yield case, error <= max(ALLOWED_ERROR, 4 * other), error, other
 
 
 def grid_values(rng: torch.Generator, points: int, device: torch.device) -> Callable[[ModuleType, torch.dtype], Values]:
@@ -68,7 +68,7 @@ def grid_values(rng: torch.Generator, points: int, device: torch.device) -> Call
 
     The features are evaluated at `points` random points.
     """
-    levels = grid_levels(16, 14, 16, GROWTH)
+    levels = grid_levels(16, 14, 16, PER_LEVEL_SCALE)
     x, table = torch.rand(points, 3, generator=rng), torch.randn(levels.entries, 2, generator=rng)
     shapes = (points, 32), (points, 3), (levels.entries, 2)
     grad, to_x, to_table = (torch.randn(shape, generator=rng) for shape in shapes)
@@ -136,7 +136,7 @@ def composite_values(
 
 def time_grid(bench: Bench, name: str, count: int) -> None:
     """Record the times of the hash grid of mvdream-sd21 at `count` points, for back end `name` and torch twin."""
-    levels = grid_levels(16, 19 if count > 1 << 16 else 12, 16, GROWTH)
+    levels = grid_levels(16, 19 if count > 1 << 16 else 12, 16, PER_LEVEL_SCALE)
     for each in dict.fromkeys((name, "torch")):
         if each == "torch" and count > 2_000_000:
             continue  # the torch twin would take 40 GB

@@ -75,15 +75,15 @@ def texture(folder: Path, side: int, mode: str) -> Path:
     return obj(folder, "map_Kd a.png")
 
 
-def deep(folder: Path) -> Path:
+def deep_nodes(folder: Path) -> Path:
     return gltf(folder, [{"children": [k + 1]} for k in range(100_000)] + [{"mesh": 0}])
 
 
-def wide(folder: Path) -> Path:
+def wide_nodes(folder: Path) -> Path:
     return gltf(folder, [{"children": list(range(1, 300_001))}] + [{"mesh": 0}] * 300_000)
 
 
-def beside(folder: Path, change: Callable[[Path], object], name: str, make: Callable[[Path], Path]) -> Path:
+def with_replaced_file(folder: Path, change: Callable[[Path], object], name: str, make: Callable[[Path], Path]) -> Path:
     path = make(folder)
     change(folder / name)
     return path
@@ -112,7 +112,7 @@ def polygon(folder: Path) -> Path:
     return path
 
 
-def many(folder: Path) -> Path:
+def many_triangles(folder: Path) -> Path:
     rng, count = np.random.default_rng(0), 6_000_000
     path = folder / "mesh.stl"
     data = np.zeros(count, [("n", "<f4", 3), ("v", "<f4", (3, 3)), ("a", "<u2")])
@@ -122,22 +122,22 @@ def many(folder: Path) -> Path:
 
 
 CASES: dict[str, Callable[[Path], Path]] = {
-    "glTF buffer is a FIFO": lambda f: beside(f, fifo, "mesh.bin", gltf),
-    "MTL is a FIFO": lambda f: beside(f, fifo, "mesh.mtl", obj),
-    "map_Kd is a FIFO": lambda f: beside(f, fifo, "a.png", lambda g: obj(g, "map_Kd a.png")),
-    "TextureFile of a PLY is a FIFO": lambda f: beside(f, fifo, "a.png", textured_ply),
-    "glTF buffer of 20 GB": lambda f: beside(f, sparse, "mesh.bin", gltf),
-    "MTL of 20 GB": lambda f: beside(f, sparse, "mesh.mtl", obj),
-    "map_Kd of 20 GB": lambda f: beside(f, sparse, "a.png", lambda g: obj(g, "map_Kd a.png")),
+    "glTF buffer is a FIFO": lambda f: with_replaced_file(f, fifo, "mesh.bin", gltf),
+    "MTL is a FIFO": lambda f: with_replaced_file(f, fifo, "mesh.mtl", obj),
+    "map_Kd is a FIFO": lambda f: with_replaced_file(f, fifo, "a.png", lambda g: obj(g, "map_Kd a.png")),
+    "TextureFile of a PLY is a FIFO": lambda f: with_replaced_file(f, fifo, "a.png", textured_ply),
+    "glTF buffer of 20 GB": lambda f: with_replaced_file(f, sparse, "mesh.bin", gltf),
+    "MTL of 20 GB": lambda f: with_replaced_file(f, sparse, "mesh.mtl", obj),
+    "map_Kd of 20 GB": lambda f: with_replaced_file(f, sparse, "a.png", lambda g: obj(g, "map_Kd a.png")),
     "map_Kd ../outside.png": outside,
     "texture 13,300 x 13,300, 1 bit": lambda f: texture(f, 13_300, "1"),
     "texture 9,000 x 9,000": lambda f: texture(f, 9_000, "RGB"),
     "texture 7,900 x 7,900": lambda f: texture(f, 7_900, "RGB"),
-    "100,000 nodes deep": deep,
-    "300,000 nodes that show one box": wide,
+    "100,000 nodes deep": deep_nodes,
+    "300,000 nodes that show one box": wide_nodes,
     "face of a million corners": polygon,
     "2 million usemtl lines": lambda f: obj(f, "Kd 1 0 0", "usemtl a\nusemtl b\n" * 1_000_000 + FACE),
-    "6 million triangles": many,
+    "6 million triangles": many_triangles,
     "NaN corner": lambda f: obj(f, "", "v nan 0 0\nf 1 2 5\n" + FACE),
     "PLY header of 50 MB": lambda f: ply(f, ("comment " + "x" * 992 + "\n") * 50_000),
 }  # fmt: skip

@@ -27,7 +27,7 @@ MODULES = {
 """Import path of each back end's module. All modules have the function `composite`."""
 
 
-class Splats(NamedTuple):
+class ProjectedSplats(NamedTuple):
     """N Gaussians projected onto the images of V cameras.
 
     Attributes:
@@ -48,7 +48,7 @@ class Splats(NamedTuple):
     extents: Tensor
 
 
-def composite(splats: Splats, height: int, width: int, backend: str = "auto") -> Tensor:
+def composite(splats: ProjectedSplats, height: int, width: int, backend: str = "auto") -> Tensor:
     """Composite the splats of V images front to back with a back end, or with the fastest one for "auto".
 
     Returns (V, height, width, CHANNELS + 1): for each pixel the sums of weight * value, and the opacity last.
@@ -79,7 +79,7 @@ def project(
     values: Tensor,
     cameras: Cameras,
     dilation: float = 0.3,
-) -> Splats:
+) -> ProjectedSplats:
     """Project N Gaussians onto the images of V perspective cameras.
 
     Args:
@@ -132,4 +132,4 @@ def project(
         outside = ((pixels + extents < 0) | (pixels - extents > size)).any(dim=-1)
         # an edge-on disc without dilation is a line, whose rounded covariance has no inverse
         extents = extents * (~outside & (reach > 0) & (xx * yy > xy * xy))[..., None]
-    return Splats(pixels, conics, opacities.expand(len(cameras), -1), values, z.detach(), extents)
+    return ProjectedSplats(pixels, conics, opacities.expand(len(cameras), -1), values, z.detach(), extents)

@@ -4,12 +4,12 @@ import torch
 from gsplat import isect_offset_encode, isect_tiles, rasterize_to_pixels
 from torch import Tensor
 
-from . import Splats
+from . import ProjectedSplats
 
 TILE = 16  # side of a tile in pixels
 
 
-def composite(splats: Splats, height: int, width: int) -> Tensor:
+def composite(splats: ProjectedSplats, height: int, width: int) -> Tensor:
     columns, rows = -(-width // TILE), -(-height // TILE)
     _, keys, order = isect_tiles(splats.means, splats.extents.ceil().int(), splats.depths, TILE, columns, rows)
     offsets = isect_offset_encode(keys, len(splats.means), columns, rows)

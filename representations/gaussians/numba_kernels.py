@@ -16,7 +16,7 @@ from numba import njit, prange
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from . import ALPHA_THRESHOLD, CHANNELS, MAX_ALPHA, TRANSMITTANCE_THRESHOLD, Splats
+from . import ALPHA_THRESHOLD, CHANNELS, MAX_ALPHA, TRANSMITTANCE_THRESHOLD, ProjectedSplats
 
 F, N = np.float32, np.int32  # a plain Python number would promote to 64 bits
 ROWS, LANES = 16, 8
@@ -237,6 +237,6 @@ class _Composite(torch.autograd.Function):
         return g_means, g_conics, g_opacities[..., 0], g_values, None, None, None, None
 
 
-def composite(splats: Splats, height: int, width: int) -> Tensor:
+def composite(splats: ProjectedSplats, height: int, width: int) -> Tensor:
     image: Tensor = _Composite.apply(*splats, height, width)
     return image

@@ -6,10 +6,10 @@ Every Gaussian is evaluated in every pixel, so the memory is proportional to pix
 import torch
 from torch import Tensor
 
-from . import ALPHA_THRESHOLD, MAX_ALPHA, TRANSMITTANCE_THRESHOLD, Splats
+from . import ALPHA_THRESHOLD, MAX_ALPHA, TRANSMITTANCE_THRESHOLD, ProjectedSplats
 
 
-def composite(splats: Splats, height: int, width: int) -> Tensor:
+def composite(splats: ProjectedSplats, height: int, width: int) -> Tensor:
     means = splats.means
     rows, columns = (torch.arange(size, device=means.device).to(means) + 0.5 for size in (height, width))
     images = []

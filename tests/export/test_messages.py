@@ -12,7 +12,7 @@ from threedgen.export import task as export_run
 from threedgen.export.asset import STEPS, make_asset
 from threedgen.export.options import AssetConfig
 from threedgen.export.run_field import load_run_field
-from threedgen.export.shape.from_field import FieldView, dense_surface, half_depth
+from threedgen.export.shape.from_field import FieldView, dense_surface, half_light_depth
 from threedgen.export.shape.mesh import Mesh
 from threedgen.export.shape.opacity import EmptyField
 from threedgen.run.metrics import read_summary
@@ -72,8 +72,8 @@ def test_translucent_field_gives_a_note_with_the_depth() -> None:
     assert notes == []
     mesh, notes = dense_surface(ball_view(2), 32)
     exact = np.log(2) / 2  # the ball has diameter 1; its soft skin counts too, and the mesh is smaller
-    assert exact < half_depth(mesh) < 2 * exact
-    assert len(notes) == 1 and f"{half_depth(mesh):.0%}" in notes[0] and "loss.opaque" in notes[0]
+    assert exact < half_light_depth(mesh) < 2 * exact
+    assert len(notes) == 1 and f"{half_light_depth(mesh):.0%}" in notes[0] and "loss.opaque" in notes[0]
 
 
 def test_full_and_empty_fields_are_refused() -> None:

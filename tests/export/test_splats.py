@@ -13,7 +13,7 @@ import trimesh
 from scipy.spatial.transform import Rotation
 
 from threedgen.export.files.glb import GLTF_AXES, splat_glb_bytes, to_gltf_axes, validate
-from threedgen.export.files.splats import Splats, ply_bytes
+from threedgen.export.files.splats import SplatArrays, ply_bytes
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import to_linear
 from threedgen.representations.field.background import SolidBackground
@@ -51,7 +51,7 @@ def gltf(data: bytes) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     return tree, found
 
 
-def of_splats(splats: Splats) -> Gaussians:
+def of_splats(splats: SplatArrays) -> Gaussians:
     made = Gaussians(GaussiansConfig(count=30, sh_degree=int(splats.harmonics.shape[1] > 1)), seeded(0))
     with torch.no_grad():
         made.means[:], made.quaternions[:] = torch.from_numpy(splats.means), torch.from_numpy(splats.quaternions)
@@ -66,7 +66,7 @@ def image(field: Gaussians, cameras: Cameras) -> torch.Tensor:
 
 
 def test_rotated_gaussians_look_the_same_from_rotated_cameras(field: Gaussians) -> None:
-    turned = of_splats(Splats.of(field).rotated(GLTF_AXES))
+    turned = of_splats(SplatArrays.of(field).rotated(GLTF_AXES))
     c2w = CAMERAS.c2w.clone()
     c2w[:, :3] = torch.from_numpy(GLTF_AXES).float() @ c2w[:, :3]
     rotated = Cameras(c2w, CAMERAS.projection, CAMERAS.height, CAMERAS.width)
@@ -74,7 +74,7 @@ def test_rotated_gaussians_look_the_same_from_rotated_cameras(field: Gaussians) 
 
 
 def test_glb_has_the_attributes_of_the_extension(field: Gaussians) -> None:
-    splats = Splats.of(field)
+    splats = SplatArrays.of(field)
     data = splat_glb_bytes(splats, "gaussians", {"prompt": "a ball"})
     tree, attributes = gltf(data)
     primitive = tree["meshes"][0]["primitives"][0]
@@ -93,7 +93,9 @@ def test_glb_has_the_attributes_of_the_extension(field: Gaussians) -> None:
     colours = np.clip(splats.colours, 0, 1)
     np.testing.assert_allclose(found["COLOR_0"][:, :3] / 65535, to_linear(colours), atol=1e-5)
     harmonics = np.stack([found[name] for name in names[3:]], axis=1)
-    back = Splats(found["POSITION"], found["ROTATION"][:, [3, 0, 1, 2]], found["SCALE"], splats.opacities, harmonics)
+    back = SplatArrays(
+        found["POSITION"], found["ROTATION"][:, [3, 0, 1, 2]], found["SCALE"], splats.opacities, harmonics
+    )
     back = back.rotated(GLTF_AXES.T)
     for name in ("means", "scales", "harmonics"):
         np.testing.assert_allclose(getattr(back, name), getattr(splats, name), atol=1e-5)
@@ -101,7 +103,7 @@ def test_glb_has_the_attributes_of_the_extension(field: Gaussians) -> None:
 
 def test_splat_glb_passes_the_validator(field: Gaussians) -> None:
     """Releases up to 2.0.0-dev.3.10 do not know the extension, and call the names of its attributes invalid."""
-    findings, problem = validate({"gaussians.glb": splat_glb_bytes(Splats.of(field))})
+    findings, problem = validate({"gaussians.glb": splat_glb_bytes(SplatArrays.of(field))})
     if not findings:
         pytest.skip(problem)
     names = [line for line in findings["gaussians.glb"] if "MESH_PRIMITIVE_INVALID_ATTRIBUTE" in line]
@@ -113,7 +115,7 @@ def test_three_js_reads_the_same_gaussians(field: Gaussians, tmp_path: Path) -> 
     node = shutil.which("node")
     if node is None or not (THREE / "examples/jsm/loaders/GLTFGaussianSplatLoaderExtension.js").is_file():
         pytest.skip("no three.js of release 187 or later here: npm install three, or set THREE_JS to its folder")
-    splats = Splats.of(field)
+    splats = SplatArrays.of(field)
     files = {"gaussians.ply": (ply_bytes(splats), PLY_AXES), "gaussians.glb": (splat_glb_bytes(splats), GLTF_AXES)}
     for name, (data, _) in files.items():
         (tmp_path / name).write_bytes(data)
@@ -134,7 +136,7 @@ def test_three_js_reads_the_same_gaussians(field: Gaussians, tmp_path: Path) -> 
 
 
 def test_ply_has_the_properties_of_3d_gaussian_splatting(field: Gaussians, tmp_path: Path) -> None:
-    splats = Splats.of(field)
+    splats = SplatArrays.of(field)
     (tmp_path / "gaussians.ply").write_bytes(ply_bytes(splats))
     rest = 9 * field.options.sh_degree
     names = ["x", "y", "z", "nx", "ny", "nz", *(f"f_dc_{k}" for k in range(3)), *(f"f_rest_{k}" for k in range(rest))]
@@ -153,7 +155,7 @@ def test_ply_has_the_properties_of_3d_gaussian_splatting(field: Gaussians, tmp_p
 
 
 def test_exported_ply_starts_another_run(field: Gaussians, tmp_path: Path) -> None:
-    (tmp_path / "gaussians.ply").write_bytes(ply_bytes(Splats.of(field)))
+    (tmp_path / "gaussians.ply").write_bytes(ply_bytes(SplatArrays.of(field)))
     made = Gaussians(GaussiansConfig(count=5), seeded(2))
     made.init_from_file(tmp_path / "gaussians.ply")
     torch.testing.assert_close(made.means.detach(), field.means.detach())

@@ -11,7 +11,7 @@ import torch
 
 from tests.support.example_run import asset_glb, box_glb
 from threedgen.export.files.glb import GLTF_AXES, splat_glb_bytes
-from threedgen.export.files.splats import Splats
+from threedgen.export.files.splats import SplatArrays
 from threedgen.geometry.images import write_png
 from threedgen.geometry.panorama import rotation
 from threedgen.viewer import page as viewer_page
@@ -117,7 +117,7 @@ def test_gaussians_are_read(degree: int) -> None:
         rng.normal(size=shape).astype("f4") for shape in ((5, 3), (5, 3), (5, 1 + 3 * degree, 3))
     )
     quaternions = np.tile(np.float32([1, 0, 0, 0]), (5, 1))
-    made = Splats(means, quaternions, np.exp(scales), np.linspace(0.1, 0.9, 5, dtype="f4"), harmonics)
+    made = SplatArrays(means, quaternions, np.exp(scales), np.linspace(0.1, 0.9, 5, dtype="f4"), harmonics)
     found, turned = read_glb(splat_glb_bytes(made)), made.rotated(GLTF_AXES)
     assert found["parts"] == []
     splats = {key: np.array(values) for key, values in found["splats"].items()}

@@ -15,7 +15,7 @@ from PIL import Image
 from tests.support.browser import PATIENCE, Tab
 from tests.support.example_run import example
 from threedgen.export.files.glb import GLTF_AXES, splat_glb_bytes
-from threedgen.export.files.splats import Splats, ply_bytes
+from threedgen.export.files.splats import SplatArrays, ply_bytes
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.representations.field.background import SolidBackground
 from threedgen.representations.gaussians.field import Gaussians
@@ -105,7 +105,7 @@ def test_viewer_draws_gaussians_as_we_do(chromium, tmp_path, degree: int, azimut
     canvas = f'<canvas id="canvas" width="{SIZE}" height="{SIZE}"></canvas>'
     (tmp_path / "page.html").write_text(f"<!doctype html>{canvas}<script>{''.join(scripts)}</script>")
     tab = Tab(chromium, tmp_path / "page.html")
-    data = base64.b64encode(splat_glb_bytes(Splats.of(field))).decode()
+    data = base64.b64encode(splat_glb_bytes(SplatArrays.of(field))).decode()
     found = tab.page.evaluate(DRAW, [data, {"azimuth": azimuth, "elevation": elevation, "zoom": 1}])
     pixels = np.array(found["pixels"], np.float64).reshape(SIZE, SIZE, 4)[::-1, :, :3] / 255
     axes = camera(azimuth, elevation)
@@ -117,7 +117,7 @@ def test_viewer_draws_gaussians_as_we_do(chromium, tmp_path, degree: int, azimut
 
 def test_report_turns_gaussians_and_mesh(chromium: Any, tmp_path: Path) -> None:
     run = example(tmp_path / "run")
-    (run / "gaussians.glb").write_bytes(splat_glb_bytes(Splats.of(gaussians(0))))
+    (run / "gaussians.glb").write_bytes(splat_glb_bytes(SplatArrays.of(gaussians(0))))
     tab = Tab(chromium, write_report(run))
     first = tab.picture()
     assert (np.ptp(first, axis=2) > 40).mean() > 0.05
@@ -141,7 +141,7 @@ def test_report_turns_gaussians_and_mesh(chromium: Any, tmp_path: Path) -> None:
 def test_page_with_gaussians_alone(chromium: Any, tmp_path: Path) -> None:
     run = example(tmp_path / "run")
     (run / "mesh.glb").unlink()
-    (run / "gaussians.glb").write_bytes(splat_glb_bytes(Splats.of(gaussians(0))))
+    (run / "gaussians.glb").write_bytes(splat_glb_bytes(SplatArrays.of(gaussians(0))))
     tab = Tab(chromium, write_report(run))
     assert (np.ptp(tab.picture(), axis=2) > 40).mean() > 0.05
     assert not tab.page.is_visible("#modes") and tab.errors == []
@@ -154,7 +154,7 @@ def test_spark_draws_the_exported_ply(launched: Any) -> None:
     axes = np.diag([1.0, -1, -1]) @ camera(0.5, 0.26)  # y down
     matrix = np.eye(4)
     matrix[:3, :3], matrix[:3, 3] = axes, 3.2 * axes[:, 2]
-    image = np.asarray(spark(launched, "gaussians.ply", ply_bytes(Splats.of(field)), matrix), np.float64) / 255
+    image = np.asarray(spark(launched, "gaussians.ply", ply_bytes(SplatArrays.of(field)), matrix), np.float64) / 255
     expected = render(field, pose(axes, matrix[:3, 3], PLY_AXES))
     assert expected.std() > 0.1
     assert np.abs(image - expected).mean() < 4 / 255  # it stores colours and sizes in 8 bits

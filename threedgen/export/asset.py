@@ -33,7 +33,7 @@ DIRECTIONS = 64  # maximum number of vertices of the convex hull
 MAX_PARTS, MAX_PART_VERTICES, MAX_PARTS_INPUT = 8, 32, 3000
 """Maximum number of convex parts, of vertices per part, and of triangles of the mesh that is decomposed."""
 
-Part = tuple[Array, Array]  # convex mesh: vertices (V, 3) float32, outward faces (F, 3) int32
+ConvexMesh = tuple[Array, Array]  # convex mesh: vertices (V, 3) float32, outward faces (F, 3) int32
 
 
 @dataclass
@@ -181,7 +181,7 @@ def _textured(
     return low, maps
 
 
-def hull(vertices: Array) -> Part:
+def hull(vertices: Array) -> ConvexMesh:
     """Return a simplified convex hull of vertices (V, 3), with at most 2 * DIRECTIONS triangles.
 
     Only the farthest vertex in each of DIRECTIONS directions (the axes and a Fibonacci lattice) is used, so the volume
@@ -199,7 +199,7 @@ def hull(vertices: Array) -> Part:
     return _convex(points[extreme])
 
 
-def _convex(points: Array) -> Part:
+def _convex(points: Array) -> ConvexMesh:
     try:
         result = ConvexHull(points)
     except (QhullError, ValueError) as error:
@@ -211,7 +211,7 @@ def _convex(points: Array) -> Part:
     return points[used].astype(np.float32), index.reshape(-1, 3).astype(np.int32)
 
 
-def convex_parts(vertices: Array, faces: Array) -> list[Part]:
+def convex_parts(vertices: Array, faces: Array) -> list[ConvexMesh]:
     """Decompose a closed mesh into at most MAX_PARTS convex meshes with CoACD (Wei et al. 2022).
 
     Takes vertices (V, 3) without duplicates and faces (F, 3). A mesh with more than MAX_PARTS_INPUT triangles is

@@ -10,7 +10,7 @@ from tests.support.errors import refused
 from tests.support.textured_box import files, textured
 from threedgen.export.asset_folder import write_files
 from threedgen.export.files import atlas
-from threedgen.export.files.atlas import places, read_asset, write_set
+from threedgen.export.files.atlas import pack_squares, read_asset, write_set
 from threedgen.export.files.glb import textured_glb_bytes, validate
 from threedgen.geometry.texture import sample
 
@@ -114,7 +114,7 @@ def test_textures_shrink_to_the_largest_atlas(folders: dict[str, Path], tmp_path
 
 @pytest.mark.parametrize("sides", [[64], [64, 64], [32, 128, 64, 64, 32], [256] + [16] * 30, [64] * 7])
 def test_places_do_not_overlap(sides: list[int]) -> None:
-    corners, width, height = places(sides)
+    corners, width, height = pack_squares(sides)
     covered = np.zeros((height, width), int)
     for side, (x, y) in zip(sides, corners, strict=True):
         assert x + side <= width and y + side <= height

@@ -14,7 +14,7 @@ from threedgen.export.files.glb import glb_bytes, save_glb, to_gltf_axes
 from threedgen.export.renders import DepthFusion, spiral_cameras
 from threedgen.export.shape import from_field as meshes
 from threedgen.export.shape import opacity as opacities
-from threedgen.export.shape.from_field import FieldView, field_surface, half_depth, sample_density
+from threedgen.export.shape.from_field import FieldView, field_surface, half_light_depth, sample_density
 from threedgen.export.shape.mesh import Mesh
 from threedgen.export.shape.opacity import EmptyField, clean, depth_field, optical_depth, typical_density
 from threedgen.geometry.cameras import Cameras
@@ -234,7 +234,7 @@ def test_vertex_colours_match_their_position():
     mesh = extract(ball(0.6), position_colour, R)
     assert np.abs(mesh.colours - (mesh.vertices + 1) / 2).max() < 0.06
     assert mesh.colours.min() >= 0 and mesh.colours.max() <= 1
-    assert half_depth(mesh) > 0 == half_depth(replace(mesh, info={}))
+    assert half_light_depth(mesh) > 0 == half_light_depth(replace(mesh, info={}))
 
 
 def test_vertex_colours_of_low_density_are_not_darkened():

@@ -13,7 +13,7 @@ from threedgen.export.shape import simplify as simplify_module
 from threedgen.export.shape import unwrap as unwrap_module
 from threedgen.export.shape.simplify import collapse, simplify, simplify_level
 from threedgen.export.shape.topology import compact, pieces, topology, weld
-from threedgen.export.shape.unwrap import UnwrapError, claims, overlap, padding, unwrap
+from threedgen.export.shape.unwrap import UnwrapError, covering_faces, overlap, padding, unwrap
 
 BOX = trimesh.creation.box()
 
@@ -194,7 +194,7 @@ def test_unwrap_of_a_smooth_surface_with_many_triangles() -> None:
     ball = trimesh.creation.icosphere(subdivisions=6)
     mesh, charts = unwrap(ball.vertices.astype(np.float32), ball.faces.astype(np.int32), 512)
     np.testing.assert_array_equal(mesh.vertices[mesh.faces], ball.vertices.astype(np.float32)[ball.faces])
-    assert overlap(*claims(mesh.uv, mesh.faces, 512)) < 1e-3 and 8 <= charts < 100
+    assert overlap(*covering_faces(mesh.uv, mesh.faces, 512)) < 1e-3 and 8 <= charts < 100
 
 
 def test_unwrap_separates_stacked_surfaces() -> None:
@@ -209,9 +209,9 @@ def test_unwrap_separates_stacked_surfaces() -> None:
     points, faces, _ = compact(np.concatenate([points, points]).astype(np.float32), faces)
     costs, layer = unwrap_module.CHART_COSTS, np.zeros(len(faces), int)
     one_layer, _ = unwrap_module._unwrap_layers(points, faces, 256, costs[0], layer)
-    assert overlap(*claims(one_layer.uv, one_layer.faces, 256)) > 0.1
+    assert overlap(*covering_faces(one_layer.uv, one_layer.faces, 256)) > 0.1
     mesh, _ = unwrap(points, faces, 256)
-    assert overlap(*claims(mesh.uv, mesh.faces, 256)) == 0
+    assert overlap(*covering_faces(mesh.uv, mesh.faces, 256)) == 0
     assert np.array_equal(mesh.vertices[mesh.faces], points[faces]), "same triangles in the same order"
 
 

@@ -200,24 +200,24 @@ def test_tangent_space_is_inverted_by_a_renderer(seed):
     assert np.allclose(unit(rendered), directions, atol=1e-5)
 
 
-def test_openness_in_the_open_and_under_a_lid():
+def test_ambient_occlusion_in_the_open_and_under_a_lid():
     vertices, faces = _plane(2)
     floor = bvh.build(vertices, faces)
     points, up = np.array([[0.5, 0.5, 0.0]]), np.array([[0.0, 0.0, 1.0]])
-    assert bvh.openness(floor, points, up, 64, np.inf, 1e-3)[0] == 1
+    assert bvh.ambient_occlusion(floor, points, up, 64, np.inf, 1e-3)[0] == 1
     lid = bvh.build((vertices - 0.5) * (1000, 1000, 0) + (0, 0, 0.2), faces)
-    assert bvh.openness(lid, points, up, 64, np.inf, 1e-3)[0] < 0.02
-    assert bvh.openness(lid, points, up, 64, 0.1, 1e-3)[0] == 1  # out of reach
+    assert bvh.ambient_occlusion(lid, points, up, 64, np.inf, 1e-3)[0] < 0.02
+    assert bvh.ambient_occlusion(lid, points, up, 64, 0.1, 1e-3)[0] == 1  # out of reach
 
 
 @pytest.mark.parametrize("distance", [0.01, 0.5, 1.0, 3.0])
-def test_openness_beside_a_wall_matches_the_form_factor(distance):
+def test_ambient_occlusion_beside_a_wall_matches_the_form_factor(distance):
     """An infinite wall of height h at distance d blocks (1 - d / sqrt(d^2 + h^2)) / 2 of the light."""
     wall = np.array([[0, -500, 0], [0, 500, 0], [0, 500, 1], [0, -500, 1.0]])
     tree = bvh.build(wall, np.array([[0, 1, 2], [0, 2, 3]]))
     point = np.array([[distance, 0.0, 0.0]])
-    openness = bvh.openness(tree, point, np.array([[0.0, 0.0, 1.0]]), 512, np.inf, 0.0)[0]
-    assert openness == pytest.approx(1 - (1 - distance / math.hypot(distance, 1)) / 2, abs=0.02)
+    occlusion = bvh.ambient_occlusion(tree, point, np.array([[0.0, 0.0, 1.0]]), 512, np.inf, 0.0)[0]
+    assert occlusion == pytest.approx(1 - (1 - distance / math.hypot(distance, 1)) / 2, abs=0.02)
 
 
 def test_occlusion_of_a_groove_is_in_the_red_channel():

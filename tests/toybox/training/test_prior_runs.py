@@ -86,6 +86,16 @@ def test_new_multi_view_model_computes_what_the_2d_model_does() -> None:
     assert made.unet.conv_in.weight.grad[:, made.latent_shape[0] :].abs().max() > 0, "the coarse input is not trained"
 
 
+@pytest.mark.parametrize("make", [tiny_prior, lambda: LatentDiffusion.load(str(base() / "base"), dtype="fp32")])
+def test_rotary_embedding_is_added_to_a_copy(make: Callable[[], LatentDiffusion]) -> None:
+    found = make()
+    made = multiview_model(found, None, rotary=True)
+    assert made.unet is not found.unet and made.unet.config[WORLD_ROTARY] and WORLD_ROTARY not in found.unet.config
+    assert made.vae is found.vae
+    copied = dict(made.unet.state_dict())
+    assert_same({name: copied[name] for name in found.unet.state_dict()}, dict(found.unet.state_dict()))
+
+
 def test_saved_networks_are_the_averages() -> None:
     state = weights(base())
     saved = LatentDiffusion.load(str(base() / "base"), dtype="fp32").unet.state_dict()

@@ -117,7 +117,7 @@ def set_bytes(
         raise ConfigError(
             f"{name}.glb is not written: {len(sides)} assets are too many for one atlas. Make smaller sets"
         )
-    corners, width, height = places(sides)
+    corners, width, height = pack_squares(sides)
     kinds = [kind for kind in NEUTRAL if any(kind in images for _, images in assets.values())]
     atlas = {kind: np.full((height, width, 3), NEUTRAL[kind], np.uint8) for kind in kinds}
     spread = GAP * max(float(np.ptp(mesh.vertices[:, :2], axis=0).max()) for mesh, _ in assets.values())
@@ -138,7 +138,7 @@ def set_bytes(
     return data, 0.5**shift
 
 
-def places(sides: list[int]) -> tuple[list[tuple[int, int]], int, int]:
+def pack_squares(sides: list[int]) -> tuple[list[tuple[int, int]], int, int]:
     """Pack squares whose sides are powers of two into an atlas whose side is the smallest sufficient power of two.
 
     If the upper half of the atlas is enough, its height is half its width. Returns the top left corner (x, y) of each

@@ -23,7 +23,7 @@ from threedgen.run.arrays import Array
 from threedgen.run.disk import Tree, write_atomic
 
 if TYPE_CHECKING:
-    from threedgen.export.files.splats import Splats  # at run time, this import would load the representation
+    from threedgen.export.files.splats import SplatArrays  # at run time, this import would load the representation
 
 _COMPONENTS = {"<f4": 5126, "<u2": 5123, "<u4": 5125}
 _VERTICES, _INDICES = 34962, 34963
@@ -157,7 +157,7 @@ def plain_glb_bytes(parts: dict[str, tuple[Array, Array]], gltf_extras: Tree | N
     return _pack(buffer, meshes, gltf_extras)
 
 
-def splat_glb_bytes(splats: Splats, name: str = "splats", gltf_extras: Tree | None = None) -> bytes:
+def splat_glb_bytes(splats: SplatArrays, name: str = "splats", gltf_extras: Tree | None = None) -> bytes:
     """Return the bytes of a GLB with 3D Gaussians, in the extension KHR_gaussian_splatting without compression.
 
     Viewers without the extension show coloured points. `name` is the name of the glTF mesh and node. `gltf_extras` is

@@ -16,7 +16,7 @@ from threedgen.run.disk import Tree, write_atomic
 
 
 @dataclass(frozen=True)
-class Splats:
+class SplatArrays:
     """N 3D Gaussians as float32 arrays.
 
     Attributes:
@@ -35,7 +35,7 @@ class Splats:
     harmonics: Array
 
     @classmethod
-    def of(cls, field: Gaussians) -> "Splats":
+    def of(cls, field: Gaussians) -> "SplatArrays":
         """Return the Gaussians of a trained representation, in world axes and world units."""
         unit = normalize(field.quaternions, dim=-1)
         parts = (field.means, unit, field.log_scales.exp(), field.opacity_logits.sigmoid(), field.features)
@@ -47,7 +47,7 @@ class Splats:
         colours: Array = 0.5 + SH_0 * self.harmonics[:, 0]
         return colours
 
-    def rotated(self, matrix: Array) -> "Splats":
+    def rotated(self, matrix: Array) -> "SplatArrays":
         """Return the Gaussians after a rotation of the world by the rotation matrix `matrix` (3, 3)."""
         before = Rotation.from_quat(self.quaternions[:, [1, 2, 3, 0]])
         after = (Rotation.from_matrix(matrix) * before).as_quat()[:, [3, 0, 1, 2]]
@@ -60,7 +60,7 @@ class Splats:
         return replace(self, means=means, quaternions=after.astype(np.float32), harmonics=harmonics)
 
 
-def ply_bytes(splats: Splats) -> bytes:
+def ply_bytes(splats: SplatArrays) -> bytes:
     """Return the bytes of a PLY file in the format of the reference code of 3D Gaussian Splatting.
 
     The Gaussians are rotated from world axes (z up, front +x) to the file's axes (y down, front +z).
@@ -84,7 +84,7 @@ def write(system: Any, folder: Path) -> Tree:
 
     `system` is the trained LightningModule of a run, whose attribute `field` is a `Gaussians`.
     """
-    splats = Splats.of(system.field)
+    splats = SplatArrays.of(system.field)
     extras = {"prompt": system.config.prompt, "seed": system.config.seed}
     write_atomic(folder / "gaussians.ply", ply_bytes(splats))
     write_atomic(folder / "gaussians.glb", splat_glb_bytes(splats, "gaussians", extras))

@@ -25,7 +25,7 @@ COLOUR_DEPTHS = (-0.5, 0.5, 1.5, 2.5)  # sample depths for vertex colours, in gr
 MAX_BORDER_SHARE, CUT_BORDER_SHARE = 0.2, 0.01
 """Limits of the fraction of surface area on the scene boundary. Above the first one, the object cannot be exported.
 Above the second one, a note says that the object is cut off."""
-MAX_HALF_DEPTH = 0.02  # maximum of `half_depth`; above it, a note calls the object translucent
+MAX_HALF_LIGHT_DEPTH = 0.02  # maximum of `half_light_depth`; above it, a note calls the object translucent
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ def dense_surface(field: FieldView, resolution: int) -> tuple[Mesh, list[str]]:
     notes = []
     if share > CUT_BORDER_SHARE:
         notes.append(f"the object is cut off at the scene boundary: {share:.0%} of its surface. Try another seed")
-    depth = half_depth(mesh)
-    if depth > MAX_HALF_DEPTH:
+    depth = half_light_depth(mesh)
+    if depth > MAX_HALF_LIGHT_DEPTH:
         notes.append(
             f"the object is translucent: half of the light reaches {depth:.0%} of its size deep. Thin parts may be "
             "lost; train longer (trainer.max_steps), use refine or raise loss.opaque"
@@ -85,7 +85,7 @@ def dense_surface(field: FieldView, resolution: int) -> tuple[Mesh, list[str]]:
     return mesh, notes
 
 
-def half_depth(mesh: Mesh) -> float:
+def half_light_depth(mesh: Mesh) -> float:
     """Return the depth below the surface that half of the light reaches, as a fraction of the mesh's longest side.
 
     The depth is computed from the typical density of the object, `mesh.info["haze"]` / HAZE. A mesh without this entry

@@ -61,7 +61,7 @@ def _unwrap(vertices: Array, faces: Array, texture: int, cost: float) -> tuple[T
     blocks = int(layer.max()) + 1
     while True:
         mesh, charts = _unwrap_layers(vertices, faces, texture, cost, layer)
-        first, last = claims(mesh.uv, mesh.faces, texture)
+        first, last = covering_faces(mesh.uv, mesh.faces, texture)
         if overlap(first, last) <= OVERLAP or layer.max() >= MAX_LAYERS * blocks:
             return mesh, charts
         layer[np.unique(last[first != last])] += blocks
@@ -139,7 +139,7 @@ def _pack(layers: list[tuple[Array, Array]], texture: int, gap: int, cost: float
     return atlas
 
 
-def claims(uv: Array, faces: Array, size: int) -> tuple[Array, Array]:
+def covering_faces(uv: Array, faces: Array, size: int) -> tuple[Array, Array]:
     """Return two arrays (size, size): the lowest and the highest index of the faces that cover each texel; -1 for none.
 
     Takes uv (V, 2) with v upwards and faces (F, 3). Faces with a common edge never cover the same texel, so both arrays
@@ -152,7 +152,8 @@ def claims(uv: Array, faces: Array, size: int) -> tuple[Array, Array]:
 def overlap(first: Array, last: Array) -> float:
     """Return the fraction of covered texels that more than one face covers.
 
-    `first` and `last` are the results of `claims`: the lowest and the highest index of the faces that cover each texel.
+    `first` and `last` are the results of `covering_faces`: the lowest and the highest index of the faces that cover
+    each texel.
     """
     return float((first != last).sum() / max((first >= 0).sum(), 1))
 

@@ -83,14 +83,14 @@ def bake(
     same_side = projected.hit & ((normals * texels.normals).sum(axis=1) > MIN_NORMAL_COSINE)
     relief = tangent_space(np.where(same_side[:, None], normals, texels.normals), texels)
     rgb = projected.interpolate(dense.colours, dense.faces) if colours is None else colours(projected.points)
-    openness = np.ones(len(dense.vertices), np.float32)
+    occlusion = np.ones(len(dense.vertices), np.float32)
     if OCCLUSION_RAYS:
         reach, lift = AO_DISTANCE * diagonal, AO_OFFSET * diagonal
-        openness = rays.openness(tree, dense.vertices, dense.normals, OCCLUSION_RAYS, reach, lift)
-    openness = projected.interpolate(openness[:, None], dense.faces)
+        occlusion = rays.ambient_occlusion(tree, dense.vertices, dense.normals, OCCLUSION_RAYS, reach, lift)
+    occlusion = projected.interpolate(occlusion[:, None], dense.faces)
 
     image = np.zeros((*buffers.mask.shape, 7), np.float32)
-    image[buffers.mask] = np.concatenate([rgb, relief, openness], axis=1)
+    image[buffers.mask] = np.concatenate([rgb, relief, occlusion], axis=1)
     image = fill(image, buffers.mask)
     constant = np.broadcast_to(np.asarray(material, np.float32), (*buffers.mask.shape, 2))
     return Maps(

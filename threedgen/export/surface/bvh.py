@@ -76,7 +76,7 @@ def nearest_along(bvh: Bvh, origins: Array, directions: Array, reach: float) -> 
     return np.where(place >= 0, bvh.face[place], -1), bary, distance
 
 
-def openness(bvh: Bvh, points: Array, normals: Array, rays: int, reach: float, lift: float) -> Array:
+def ambient_occlusion(bvh: Bvh, points: Array, normals: Array, rays: int, reach: float, lift: float) -> Array:
     """Return the ambient occlusion (N,) of points (N, 3), float32: 1 for a free hemisphere, 0 for a blocked one.
 
     The value is the cosine-weighted fraction of unoccluded rays. All points use the same directions, rotated about the
@@ -94,7 +94,7 @@ def openness(bvh: Bvh, points: Array, normals: Array, rays: int, reach: float, l
     sky = np.stack([radius * np.cos(angle), radius * np.sin(angle), np.sqrt(1 - k / rays)], axis=1)
     out = np.empty(len(points), np.float32)
     o, n = (np.ascontiguousarray(part, np.float64) for part in (points, normals))
-    _openness(bvh.bounds, bvh.corners, o, n, sky, float(reach), float(lift), out)
+    _ambient_occlusion(bvh.bounds, bvh.corners, o, n, sky, float(reach), float(lift), out)
     return out
 
 
@@ -194,7 +194,7 @@ def _trace(bounds, corners, o, d, reach, place, bary, distance):
 
 
 @njit(cache=True, error_model="numpy", parallel=True)
-def _openness(bounds, corners, points, normals, sky, reach, lift, out):
+def _ambient_occlusion(bounds, corners, points, normals, sky, reach, lift, out):
     golden = 0.6180339887498949
     for block in prange((points.shape[0] + BLOCK - 1) // BLOCK):
         stack = np.empty(128, np.int64)

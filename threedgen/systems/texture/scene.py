@@ -23,7 +23,7 @@ from threedgen.config import ConfigError, registry
 from threedgen.export.files.glb import textured_glb_bytes
 from threedgen.export.shape.mesh import TexturedMesh, vertex_normals, vertex_tangents
 from threedgen.export.shape.topology import area_vectors, degenerate, weld
-from threedgen.export.shape.unwrap import UnwrapError, claims, overlap, unwrap
+from threedgen.export.shape.unwrap import UnwrapError, covering_faces, overlap, unwrap
 from threedgen.export.surface.blend import SCENE_BLEND, BlendOptions
 from threedgen.export.surface.from_views import render, texture_from_views
 from threedgen.geometry.cameras import Cameras
@@ -224,7 +224,7 @@ def uv_fault(source: SourceMesh, texture: int) -> str:
     lost = float(area[degenerate(np.pad(source.uv, ((0, 0), (0, 1))), source.faces)].sum() / area.sum())
     if lost > MAX_DEGENERATE:
         return f"{lost:.0%} of the surface has no place in the texture"
-    first, last = claims(source.uv, source.faces, texture)
+    first, last = covering_faces(source.uv, source.faces, texture)
     if (share := overlap(first, last)) > MAX_OVERLAP:
         return f"{share:.0%} of the texels belong to two places of the mesh"
     return "" if (first >= 0).any() else "they have no area"

@@ -15,7 +15,7 @@ import torch
 from threedgen.evaluation.metrics.distributions import distance_functions
 from threedgen.evaluation.metrics.figures import Estimate, Json, bootstrap, jackknife_estimate, median
 from threedgen.evaluation.report import format_limits, format_share, markdown_table, rounded, write_report, write_strips
-from threedgen.export.shape.from_field import MAX_HALF_DEPTH, FieldView, field_surface, half_depth
+from threedgen.export.shape.from_field import MAX_HALF_LIGHT_DEPTH, FieldView, field_surface, half_light_depth
 from threedgen.export.shape.opacity import EmptyField
 from threedgen.geometry.images import to_uint8
 from threedgen.geometry.raster import rasterise
@@ -91,8 +91,8 @@ class Surface(NamedTuple):
 
     Attributes:
         roughness: mean angle between normals of neighbouring pixels, degrees; None: no visible surface.
-        translucent: whether half of the light gets deeper below the surface than the fraction `MAX_HALF_DEPTH` of the
-            longest side of the object.
+        translucent: whether half of the light gets deeper below the surface than the fraction `MAX_HALF_LIGHT_DEPTH` of
+            the longest side of the object.
     """
 
     roughness: float | None
@@ -116,7 +116,7 @@ def surface(view: FieldView, c2w: Array, fov: float, size: int, resolution: int)
     hit = rasterise(mesh.vertices, mesh.faces, c2w, fov, size)
     normal = (mesh.normals[mesh.faces[hit.face]] * hit.bary[..., None]).sum(-2)
     normal /= np.maximum(np.linalg.norm(normal, axis=-1, keepdims=True), 1e-9)
-    return Surface(roughness(normal, hit.mask), half_depth(mesh) > MAX_HALF_DEPTH)
+    return Surface(roughness(normal, hit.mask), half_light_depth(mesh) > MAX_HALF_LIGHT_DEPTH)
 
 
 def surface_figures(surfaces: Sequence[Surface | None], truth: Sequence[float | None]) -> Json:

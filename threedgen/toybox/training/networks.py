@@ -1,6 +1,7 @@
 """Initial UNets of the trainings: new ones, and trained ones with added inputs, attention, channels or cameras."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 from itertools import pairwise
 from typing import Any
 
@@ -86,6 +87,7 @@ def multiview_model(
     if attention:
         unet = with_attention(unet)
     if rotary:
+        unet = deepcopy(unet) if unet is base.unet else unet  # the config of `base` stays as it is
         unet.register_to_config(**{WORLD_ROTARY: True})
     return MVDream(with_camera(unet), base.vae, base.text_encoder, base.tokenizer, base.schedule, coarse)
 
