@@ -24,7 +24,7 @@ from threedgen.run.arrays import Array
 from threedgen.run.folder import slug
 from threedgen.systems.generate.outputs import view_azimuths
 from threedgen.toybox.evaluation.options import MATTE
-from threedgen.toybox.evaluation.prior_score import opaque
+from threedgen.toybox.evaluation.prior_score import foreground_masks
 from threedgen.toybox.world.builder import corners
 from threedgen.toybox.world.grammar import Spec, caption
 from threedgen.toybox.world.primitives import Asset, Primitive
@@ -109,7 +109,7 @@ def measure(before: Spec, edit: dict[str, str], overrides: list[str], matte: Mat
             source = [f"edit={folders[0]}" for _ in more]
             launch(config, folders[-1], f"prompt={caption(spec)}", *source, *words)
     images = [np.load(folder / "views.npz")["views"] / np.float32(255) for folder in folders]
-    masks = [opaque(matte, views) for views in images]
+    masks = [foreground_masks(matte, views) for views in images]
     table = load("quick-toybox", ["prompt=a dog"]).result.turntable
     elevation, fov = np.deg2rad([table.elevation, table.fov])
     size = images[0].shape[1]

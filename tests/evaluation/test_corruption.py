@@ -4,7 +4,7 @@ import pytest
 from threedgen.data.coloured_mesh import ColouredMesh, Part
 from threedgen.evaluation.corruption import MAX_EDGE, POSITION_NOISE, SmoothNoise, rough, subdivided, two_fronted
 from threedgen.geometry.poses import orbit_array
-from threedgen.toybox.evaluation.labels import OPEN, Labels, ProbeToybox, corrupt, labelled, nearer_front
+from threedgen.toybox.evaluation.labels import UNKNOWN_LABEL, Labels, ProbeToybox, corrupt, labelled, nearer_front
 from threedgen.toybox.world.grammar import Spec
 from threedgen.toybox.world.toybox import build, toybox_mesh
 
@@ -87,7 +87,7 @@ def test_corrupted_samples_have_new_images_and_labels() -> None:
     assets, before, rgb, truth = samples(1)
     assert (np.abs(before - rgb).max((1, 2, 3)) > 0.02).all() and 0 <= rgb.min() and rgb.max() <= 1
     assert (truth.noun == plain.noun).all() and (truth.colour == plain.colour).all()
-    two = (truth.seen == OPEN).all(1)
+    two = (truth.seen == UNKNOWN_LABEL).all(1)
     assert 0 < two.sum() < len(two) and all(asset.front for k, asset in enumerate(assets) if two[2 * k])
     assert (truth.azimuth[~two] == plain.azimuth[~two]).all() and (truth.front[~two] == plain.front[~two]).all()
     assert (truth.azimuth[two & truth.front].cos() >= 0.49).all()

@@ -133,7 +133,7 @@ def _import_everything() -> None:
     for sheet in (trainings.mvadapter, trainings.mvdiffusion, threedgen.systems.novel_view.task):
         sheet.SHEET_STEPS = 2
     small = threedgen.toybox.training.coarse_systems
-    small.BATCH, small.FIRST = 4, 8
+    small.BATCH, small.FIRST_OBJECTS = 4, 8
     torch.set_num_threads(1)
 
 

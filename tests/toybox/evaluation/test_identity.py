@@ -52,8 +52,8 @@ def test_contrastive_loss_of_right_and_wrong_partners() -> None:
 
 @pytest.fixture(autouse=True)
 def few_subjects(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(identity, "KINDS", 2)
-    monkeypatch.setattr(identity, "ALIKE", 2)
+    monkeypatch.setattr(identity, "NOUNS_PER_STEP", 2)
+    monkeypatch.setattr(identity, "SUBJECTS_PER_NOUN", 2)
 
 
 def system() -> IdentitySystem:

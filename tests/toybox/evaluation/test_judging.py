@@ -99,9 +99,9 @@ def test_cases_are_held_out_different_and_repeatable() -> None:
     assert cases == held_out_cases(90, 3) != held_out_cases(90, 4)
     assert len({case.spec for case in cases}) == 90
     assert all(held_out(case.spec) and case.spec.part_colour for case in cases)
-    asset = cases[0].truth(3)
+    asset = cases[0].build_truth(3)
     assert asset.noun == cases[0].spec.noun and asset.caption == cases[0].caption
-    other = cases[0].truth(3, 1).primitives[0]
+    other = cases[0].build_truth(3, 1).primitives[0]
     assert not np.array_equal(asset.primitives[0].matrix, other.matrix)
 
 

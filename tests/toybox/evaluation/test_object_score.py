@@ -41,7 +41,7 @@ def test_objects_are_made_measured_and_not_repeated(tmp_path: Path, probe_file: 
             (folder / "checkpoints" / "last.ckpt").touch()
             raise ConfigError("the loss is not finite")
         azimuth = view_azimuths(run.result.turntable)
-        write_views(render_orbit(cases[run.prompt].truth(9), azimuth, 0.26, 64, fov=0.7).rgb, folder)
+        write_views(render_orbit(cases[run.prompt].build_truth(9), azimuth, 0.26, 64, fov=0.7).rgb, folder)
         (folder / "summary.json").write_text(json.dumps({"seconds": 12.5, "peak_memory_mib": 100.0}))
         return Status.FINISHED
 
@@ -71,7 +71,7 @@ def test_existing_views_are_measured(tmp_path: Path, probe_file: str) -> None:
     mine = tmp_path / "mine"
     for k, case in enumerate(held_out_cases(3, 0, spread=True)):
         (mine / f"{k:05d}").mkdir(parents=True)
-        views = render_orbit(case.truth(9), np.arange(8) * np.pi / 4, 0.26, 32, fov=0.7).rgb
+        views = render_orbit(case.build_truth(9), np.arange(8) * np.pi / 4, 0.26, 32, fov=0.7).rgb
         for number, view in enumerate(views):
             write_png(mine / f"{k:05d}" / f"{number}.png", to_uint8(view))
     options = config(tmp_path, probe_file, threads=1, existing=str(mine))

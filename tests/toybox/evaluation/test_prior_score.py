@@ -15,7 +15,7 @@ from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.toybox.data.pictures import FourSides
 from threedgen.toybox.evaluation import prior_score
 from threedgen.toybox.evaluation.options import EvaluatePriorConfig
-from threedgen.toybox.evaluation.prior_score import measure, open_cases, open_table, true_views
+from threedgen.toybox.evaluation.prior_score import measure_open_prompts, open_cases, open_table, true_views
 from threedgen.toybox.evaluation.probe import Probe
 from threedgen.toybox.world.grammar import ACCESSORIES, NOUNS
 from threedgen.toybox.world.toybox import OpenToybox
@@ -121,7 +121,7 @@ def test_figures_of_true_and_mixed_renders() -> None:
     every = [case for group in cases.values() for case in group]
     truth, other = ([true_views(case, AZIMUTH, 64, seed) for case in every] for seed in (1, 2))
     mixed = [np.stack([other[(k + v) % len(other)][v] for v in range(4)]) for k in range(len(other))]
-    good, bad = (measure(probe, matte, cases, views, truth) for views in (other, mixed))
+    good, bad = (measure_open_prompts(probe, matte, cases, views, truth) for views in (other, mixed))
     assert good["agreement"]["measured"]["mean"] < 12 < bad["agreement"]["measured"]["mean"]
     assert good["agreement"]["chance"] > 25
     accessories = good["accessories"]["measured"]

@@ -12,7 +12,7 @@ from threedgen.config.plain_file import read_json
 from threedgen.guidance.weights import loading
 from threedgen.toybox.evaluation import training
 from threedgen.toybox.evaluation.labels import (
-    OPEN,
+    UNKNOWN_LABEL,
     Labels,
     ProbeToybox,
     Truth,
@@ -57,16 +57,16 @@ def test_labels_depend_on_the_view() -> None:
     assert truth.noun.tolist() == [LABELS.nouns.index("television")] * 2
     assert truth.colour.tolist() == [LABELS.colours.index("blue")] * 2
     assert truth.seen[0, screen] == 1 and truth.part_colour[0, screen] == LABELS.colours.index("red")
-    assert truth.seen[1, screen] == 0 and truth.part_colour[1, screen] == OPEN
+    assert truth.seen[1, screen] == 0 and truth.part_colour[1, screen] == UNKNOWN_LABEL
     assert truth.seen[:, hat].tolist() == [0, 0]
     assert truth.front.all() and truth.azimuth.tolist() == pytest.approx([0, math.pi])
 
 
 def test_loss_ignores_unspecified_labels() -> None:
     truth = truth_of(Spec("ball"), [30])
-    assert truth.colour.tolist() == [OPEN] and not truth.front.any()
+    assert truth.colour.tolist() == [UNKNOWN_LABEL] and not truth.front.any()
     flat = Logits(*(torch.zeros(1, *shape) for shape in ((76,), (12,), (1,), (1, 12), (4,), (2,))))
-    open_part = torch.full((1, 1), OPEN)
+    open_part = torch.full((1, 1), UNKNOWN_LABEL)
     _, metrics = training.probe_loss(
         flat, Truth(truth.noun, truth.colour, open_part, open_part, truth.azimuth, truth.front)
     )
@@ -77,7 +77,7 @@ def test_loss_ignores_unspecified_labels() -> None:
 def test_nearest_colour_is_open_between_two_names() -> None:
     assert LABELS.colours[nearest_colour(np.array([0.9, 0.1, 0.05]))] == "red"
     red, orange = np.array([0.85, 0.10, 0.10]), np.array([0.98, 0.50, 0.05])
-    assert nearest_colour((red + orange) / 2) == OPEN
+    assert nearest_colour((red + orange) / 2) == UNKNOWN_LABEL
 
 
 def test_training_specs_have_every_accessory_and_held_out_combinations() -> None:
@@ -213,7 +213,13 @@ def config(out: Path, steps: int) -> TrainProbeConfig:
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"BLOCK": 2, "BLOCKS": 2, "WINDOW": 3, "TEST_OBJECTS": 4, "CALIBRATION_OBJECTS": 20}.items():
+    for name, value in {
+        "OBJECTS_PER_BLOCK": 2,
+        "BLOCKS": 2,
+        "WINDOW": 3,
+        "TEST_OBJECTS": 4,
+        "CALIBRATION_OBJECTS": 20,
+    }.items():
         monkeypatch.setattr(training, name, value)
 
 

@@ -50,7 +50,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    for name, value in {"SETTINGS": subjects.SETTINGS[:2], "PHOTOS": 2, "HELD_OUT": 2}.items():
+    for name, value in {"ACCESSORIES_WORN": subjects.ACCESSORIES_WORN[:2], "PHOTOS": 2, "HELD_OUT_PROMPTS": 2}.items():
         monkeypatch.setattr(subjects, name, value)
     torch.manual_seed(0)
     small = IdentityNetworkConfig(image_size=32, channels=(8, 8, 16, 16), width=8)

@@ -1,5 +1,6 @@
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,12 @@ from safetensors.torch import load_file
 
 from tests.support.errors import refused
 from tests.support.task_server import TINY_BASE, assert_same, finished_run, saved_at, server, weights, write_config
-from tests.support.tiny_prior import cpu
+from tests.support.tiny_prior import cpu, tiny_prior
 from tests.support.tiny_trainings import TRAININGS, base_command, prior_command
 from tests.support.toy_run import log
 from threedgen import config
 from threedgen.geometry.poses import orbit_c2w
+from threedgen.guidance.attention.joined import WORLD_ROTARY
 from threedgen.guidance.coarse import CoarsePredictor
 from threedgen.guidance.priors.latent_diffusion import LatentDiffusion
 from threedgen.guidance.priors.mvdream import MVDream

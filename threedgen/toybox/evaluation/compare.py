@@ -48,7 +48,7 @@ from threedgen.train.task import Stopped, Task
 from .held_out import held_out_cases
 from .judging import judge_views
 from .options import MATTE, Compare3DConfig
-from .prior_score import opaque
+from .prior_score import foreground_masks
 from .probe import Probe
 from .report import distances, roughness, surface
 
@@ -56,7 +56,9 @@ logger = logging.getLogger(__name__)
 VIEWS, SIZE = 8, 128  # number of views of an object, and their side in pixels
 BACKGROUND = 0.5  # grey behind the objects
 SHOWN_VIEW = 1  # index of the view in steps.png and time.png, 45 degrees to the left of the front
-CHANCE = 50.0  # Lab distance of the mean colours of two objects, if it cannot be measured; 50.4 in the model card
+DEFAULT_COLOUR_DISTANCE = (
+    50.0  # Lab distance of the mean colours of two objects, if it cannot be measured; 50.4 in the model card
+)
 BUDGETS = {"steps": LAST, "time": KEPT}
 JUDGED = {"noun": "noun", "colour": "colour", "bound": "part in its colour", "one_front": "one front", "order": "sides"}
 MEASURED = {
@@ -93,31 +95,31 @@ class Comparison(Evaluation[Compare3DConfig, tuple[str, Job], Row]):
     def __init__(self, task: Task) -> None:
         super().__init__(task)
         config = self.config
-        self.items = self.jobs = config.jobs()
+        self.items = self.labelled_jobs = config.labelled_jobs()
         self.budgets = [name for name in BUDGETS if name == "steps" or config.seconds is not None]
         self.probe, self.matte = Probe.load(config.probe.weights), Matte.load(MATTE)
         self.cases = {case.caption: case for case in held_out_cases(config.prompts, config.seed, spread=True)}
 
     def prepare(self) -> None:
-        if code := make_all(self.config, [job for _, job in self.jobs], self.folder / "runs", self.task.quiet):
+        if code := make_all(self.config, [job for _, job in self.labelled_jobs], self.folder / "runs", self.task.quiet):
             raise Stopped(code)
         set_threads(self.config.threads)
-        generate: Any = self.jobs[0][1].config
+        generate: Any = self.labelled_jobs[0][1].config
         table = generate.result.turntable
         self.cameras = turntable(table, VIEWS).with_size(SIZE, SIZE)
         self.azimuth = 2 * np.pi * np.arange(VIEWS) / VIEWS
         elevation, self.fov = np.deg2rad([table.elevation, table.fov])
         place = (self.azimuth, elevation, SIZE, True, self.fov, table.distance * np.tan(self.fov / 2))
         self.truth = {
-            caption: [render_orbit(case.truth(self.config.seed, k), *place) for k in range(2)]
+            caption: [render_orbit(case.build_truth(self.config.seed, k), *place) for k in range(2)]
             for caption, case in self.cases.items()
         }
         colours = [self._colours(first.rgb)[0] for first, _ in self.truth.values()]
         pairs = [np.linalg.norm(a - b) for a, b in combinations([c for c in colours if c is not None], 2)]
-        self.missing = float(np.mean(pairs)) if pairs else CHANCE
+        self.chance_distance = float(np.mean(pairs)) if pairs else DEFAULT_COLOUR_DISTANCE
 
     def _colours(self, views: Array) -> list[Array | None]:
-        return foreground_means(views, opaque(self.matte, views))
+        return foreground_means(views, foreground_masks(self.matte, views))
 
     def measure(self, item: tuple[str, Job]) -> Row:
         label, job = item
@@ -137,7 +139,7 @@ class Comparison(Evaluation[Compare3DConfig, tuple[str, Job], Row]):
         path = path if path.is_file() else path.with_name(LAST)
         measured = self.folder / "measured" / f"{job.key}-{budget}"
         views = kept_views(measured.with_suffix(".safetensors"), key, partial(self._views, folder, path))
-        figures = partial(self._figures, folder, path, job.prompt, views)
+        figures = partial(self._measurements, folder, path, job.prompt, views)
         return kept_json(measured.with_suffix(".json"), figures, **key), views
 
     def _views(self, folder: Path, path: Path) -> Array:
@@ -147,7 +149,7 @@ class Comparison(Evaluation[Compare3DConfig, tuple[str, Job], Row]):
         image: Array = rgb * opacity[..., None] + BACKGROUND * (1 - opacity[..., None])
         return image
 
-    def _figures(self, folder: Path, path: Path, prompt: str, views: Array) -> Json:
+    def _measurements(self, folder: Path, path: Path, prompt: str, views: Array) -> Json:
         # measurements of the object in a checkpoint; views: its images (V, H, W, 3), uint8
         config, field, occupancy, checkpoint = load_field(folder, path=path)
         view = field_view(field, occupancy, config.march, "cpu")
@@ -156,7 +158,7 @@ class Comparison(Evaluation[Compare3DConfig, tuple[str, Job], Row]):
         figures: Json = {key: answers.get(key) for key in JUDGED}
         figures |= {
             "roughness": None if found is None else found.roughness,
-            "disagreement": colour_disagreement(self._colours(views / np.float32(255)), self.missing),
+            "disagreement": colour_disagreement(self._colours(views / np.float32(255)), self.chance_distance),
             "step": int(checkpoint["global_step"]),
             "seconds": checkpoint[SECONDS_KEY]["optimise"],
         }
@@ -224,7 +226,7 @@ object are judged by the probe. Differences are from the first variant, mean ove
         table: Json = {key: share([one.get(key) for one in verdicts]).plain() for key in JUDGED}
         rough = [roughness(second.normal, second.mask) for _, second in pairs]
         table["roughness"] = estimate(median(rough), bootstrap(rough, statistic=np.median))
-        colours = [colour_disagreement(self._colours(second.rgb), self.missing) for _, second in pairs]
+        colours = [colour_disagreement(self._colours(second.rgb), self.chance_distance) for _, second in pairs]
         table["disagreement"] = mean_estimate(colours)
         if len(pairs) > 1:
             table["fid"] = self.fid(*([to_uint8(pair[k].rgb) for pair in pairs] for k in (1, 0)))

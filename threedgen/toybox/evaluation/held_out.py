@@ -39,7 +39,7 @@ class Case:
     def caption(self) -> str:
         return caption(self.spec)
 
-    def truth(self, seed: int, number: int = 0) -> Asset:
+    def build_truth(self, seed: int, number: int = 0) -> Asset:
         """Build a ground-truth object of this specification, with random shape and pose.
 
         No training uses these objects. ``seed``, ``index`` and ``number`` together seed the random variation.
@@ -125,7 +125,7 @@ class FrontObjects:
         cases = held_out_cases(len(nouns), seed, spread=True, nouns=nouns)
         for k in range(count):
             case, number = cases[k % len(cases)], first + k // len(cases)
-            yield case.caption, toybox_mesh(case.truth(seed, number))
+            yield case.caption, toybox_mesh(case.build_truth(seed, number))
 
 
 BACKGROUND = 0.5  # grey value of the background of toybox objects, equal to that of samples of the prior
@@ -143,7 +143,7 @@ def toybox_scenes(config: ToyboxScenesConfig, sampler: object, seed: int) -> lis
     def original(case: Case, indices: Sequence[int]) -> Views:
         chosen = cameras.select(list(indices))
         asset, fovs = np.zeros(len(chosen), np.int64), np.full(len(chosen), fov)
-        image = render([case.truth(seed)], asset, chosen.c2w.numpy(), fovs, config.size, BACKGROUND, 3)
+        image = render([case.build_truth(seed)], asset, chosen.c2w.numpy(), fovs, config.size, BACKGROUND, 3)
         return Views(torch.from_numpy(image.rgb), chosen)
 
     numbers = tuple(range(len(cameras)))

@@ -27,7 +27,7 @@ from .training import TEST_SEED, ClassifierSystem, train
 
 ROC_IMAGES, ROC_KINDS = 5, 40
 """Number of images per subject, and number of kinds (groups of subjects with one noun), in the measured ROC."""
-KINDS, ALIKE = 6, 4  # number of nouns per training step, and number of subjects per noun
+NOUNS_PER_STEP, SUBJECTS_PER_NOUN = 6, 4  # number of nouns per training step, and number of subjects per noun
 RATE = {"0%": 1e-4, "5%": 2e-3, "40%": 2e-3, "100%": 1e-5}
 TEMPERATURE = 0.1
 
@@ -149,7 +149,10 @@ def contrastive(vectors: Tensor, temperature: float) -> tuple[Tensor, float]:
 
 
 class IdentitySystem(ClassifierSystem):
-    """LightningModule that trains an `IdentityNet`. A batch has two views each of `ALIKE` objects of `KINDS` nouns."""
+    """LightningModule that trains an `IdentityNet`.
+
+    A batch has two views each of `SUBJECTS_PER_NOUN` objects of `NOUNS_PER_STEP` nouns.
+    """
 
     stage, shown, result = "identity", ("right",), f"identity/{IDENTITY}.safetensors"
     net: IdentityNet
@@ -160,13 +163,13 @@ class IdentitySystem(ClassifierSystem):
     def batch(self, step: int) -> Tensor:
         """Render the images of a training step, (B, 3, S, S) in [0, 1]. Images 2 k and 2 k + 1 show the same object.
 
-        The batch has `KINDS` nouns, `ALIKE` objects of each noun and 2 images of each object.
+        The batch has `NOUNS_PER_STEP` nouns, `SUBJECTS_PER_NOUN` objects of each noun and 2 images of each object.
         """
         rng, nouns = self.numpy_rng(step, "subjects"), subject_nouns()
-        chosen = rng.permutation(len(nouns))[:KINDS]
+        chosen = rng.permutation(len(nouns))[:NOUNS_PER_STEP]
         seed, images = int(rng.integers(2**31)), []
         for k in chosen:
-            for number in range(ALIKE):
+            for number in range(SUBJECTS_PER_NOUN):
                 azimuth, elevation = rng.uniform(0, 2 * np.pi, 2), np.deg2rad(rng.uniform(0, 30, 2))
                 asset = make_subject(seed, number, nouns[int(k)].word)
                 images.append(render_orbit(asset, azimuth, elevation, self.net.options.image_size).rgb)
@@ -181,7 +184,7 @@ class IdentitySystem(ClassifierSystem):
 
     def finish(self, path: Path, about: Json) -> tuple[Json, str]:
         net = self.net.cpu()
-        figures = measure_roc(net, ROC_KINDS, ALIKE, self.seed + TEST_SEED)
+        figures = measure_roc(net, ROC_KINDS, SUBJECTS_PER_NOUN, self.seed + TEST_SEED)
         net.save(path, {"roc": figures, **about})
         return {"roc": figures}, f"area under the ROC {figures['area']:.3f}, subjects of one kind"
 

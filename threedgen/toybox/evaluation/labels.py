@@ -14,7 +14,9 @@ from threedgen.toybox.world.grammar import COLOURS, NOUNS, SIZES, Spec
 from threedgen.toybox.world.primitives import Asset
 from threedgen.toybox.world.toybox import Toybox, View, toybox_mesh
 
-OPEN = -1  # value of labels that losses and metrics leave out, such as an ambiguous colour or a hardly visible part
+UNKNOWN_LABEL = (
+    -1
+)  # value of labels that losses and metrics leave out, such as an ambiguous colour or a hardly visible part
 MIN_VISIBLE = 1e-3  # minimum share of the pixels of an image that show a visible part: 4 pixels of 64 x 64
 
 
@@ -48,12 +50,12 @@ class Labels:
 class Truth:
     """Ground-truth labels of B images, with W words for parts and accessories.
 
-    `OPEN` (-1) marks an unknown label, which losses and metrics leave out.
+    `UNKNOWN_LABEL` (-1) marks an unknown label, which losses and metrics leave out.
 
     Attributes:
-        noun, colour: class indices (B,); the colour may be `OPEN`.
-        seen: (B, W), 1 for a visible part, 0 for an absent one, `OPEN` for one that is hardly visible.
-        part_colour: (B, W), colour index of each visible part, else `OPEN`.
+        noun, colour: class indices (B,); the colour may be `UNKNOWN_LABEL`.
+        seen: (B, W), 1 for a visible part, 0 for an absent one, `UNKNOWN_LABEL` for one that is hardly visible.
+        part_colour: (B, W), colour index of each visible part, else `UNKNOWN_LABEL`.
         azimuth: (B,), azimuth of the camera, radians.
         front: (B,), bool, whether the object has a front.
     """
@@ -77,17 +79,18 @@ class Truth:
 
 
 def nearest_colour(value: np.ndarray) -> int:
-    """Return the index in COLOURS of the colour nearest to an sRGB value (3,), or `OPEN` (-1) if it is ambiguous."""
+    """Return the index in COLOURS of the colour nearest to an sRGB value (3,); if ambiguous, `UNKNOWN_LABEL` (-1)."""
     distance = np.linalg.norm(np.array(list(COLOURS.values())) - value, axis=1)
     first, second = np.sort(distance)[:2]
-    return int(distance.argmin()) if first <= 0.6 * second else OPEN
+    return int(distance.argmin()) if first <= 0.6 * second else UNKNOWN_LABEL
 
 
 def word_colours(asset: Asset, labels: Labels) -> dict[str, int]:
-    """Return a dict from each part of an object in ``labels.words`` to the index of its colour; `OPEN` if ambiguous.
+    """Return a dict from each part of an object in ``labels.words`` to the index of its colour.
 
-    Parts whose colour the caption does not name are included; most of them have their usual colour. With the named
-    parts alone, the probe could learn to always answer the most unusual colour of an image.
+    The value of an ambiguous colour is `UNKNOWN_LABEL`. Parts whose colour the caption does not name are included; most
+    of them have their usual colour. With the named parts alone, the probe could learn to always answer the most unusual
+    colour of an image.
     """
     found = {asset.part: labels.colours.index(asset.part_colour)} if asset.part and asset.part_colour else {}
     for solid in asset.primitives:  # also words of other nouns, such as a dog's mouth
@@ -106,7 +109,7 @@ def image_truth(assets: Sequence[Asset], label: np.ndarray, azimuth: np.ndarray,
     """
     count, n_view = len(label), len(label) // len(assets)
     seen = np.zeros((count, len(labels.words)), np.int64)
-    part_colour = np.full((count, len(labels.words)), OPEN, np.int64)
+    part_colour = np.full((count, len(labels.words)), UNKNOWN_LABEL, np.int64)
     column = {word: k for k, word in enumerate(labels.words)}
     for n, asset in enumerate(assets):
         words = word_colours(asset, labels)
@@ -114,10 +117,10 @@ def image_truth(assets: Sequence[Asset], label: np.ndarray, azimuth: np.ndarray,
             pixels = np.bincount(label[view].ravel(), minlength=len(asset.labels) + 1)
             for word, colour in words.items():
                 visible = pixels[asset.labels.index(word) + 1] / label[view].size if word in asset.labels else 0
-                seen[view, column[word]] = 1 if visible >= MIN_VISIBLE else OPEN if visible > 0 else 0
-                part_colour[view, column[word]] = colour if visible >= MIN_VISIBLE else OPEN
+                seen[view, column[word]] = 1 if visible >= MIN_VISIBLE else UNKNOWN_LABEL if visible > 0 else 0
+                part_colour[view, column[word]] = colour if visible >= MIN_VISIBLE else UNKNOWN_LABEL
     nouns = [labels.nouns.index(asset.noun) for asset in assets]
-    colours = [labels.colours.index(asset.colour) if asset.colour else OPEN for asset in assets]
+    colours = [labels.colours.index(asset.colour) if asset.colour else UNKNOWN_LABEL for asset in assets]
     return Truth(
         noun=torch.tensor(nouns).repeat_interleave(n_view),
         colour=torch.tensor(colours).repeat_interleave(n_view),
@@ -210,7 +213,7 @@ def corrupt(
         c2w, fov, azimuth, grey = box.cameras(index, n_view)
         rgb[views] = mesh.render(c2w, float(fov[0]), size, grey, light=True)
         if two:
-            truth.seen[views], truth.part_colour[views] = OPEN, OPEN
+            truth.seen[views], truth.part_colour[views] = UNKNOWN_LABEL, UNKNOWN_LABEL
             relative, clear = nearer_front(azimuth)
             truth.azimuth[views], truth.front[views] = torch.from_numpy(relative), torch.from_numpy(clear)
 

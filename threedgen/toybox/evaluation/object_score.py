@@ -36,7 +36,7 @@ from threedgen.train.task import Stopped, Task
 
 from .held_out import held_out_cases
 from .options import MATTE, Evaluate3DConfig, load_task
-from .prior_score import opaque
+from .prior_score import foreground_masks
 from .probe import Probe
 from .report import Judged, Surface, judge_case, roughness, surface, surface_figures, write_judged
 
@@ -108,7 +108,13 @@ class Objects3D(Evaluation[Evaluate3DConfig, int, MeasuredObject]):
         azimuth, (elevation, fov) = view_azimuths(table), np.deg2rad([table.elevation, table.fov])
         truth = [
             render_orbit(
-                case.truth(config.seed, k), azimuth, elevation, TRUTH_SIZE, True, fov, table.distance * np.tan(fov / 2)
+                case.build_truth(config.seed, k),
+                azimuth,
+                elevation,
+                TRUTH_SIZE,
+                True,
+                fov,
+                table.distance * np.tan(fov / 2),
             )
             for k in range(CALIBRATION)
         ]
@@ -127,7 +133,7 @@ class Objects3D(Evaluation[Evaluate3DConfig, int, MeasuredObject]):
             failed,
             found,
             roughness(truth[0].normal, truth[0].mask),
-            mottle(views, opaque(self.matte, views)),
+            mottle(views, foreground_masks(self.matte, views)),
             mottle(truth[0].rgb, truth[0].mask),
         )
 

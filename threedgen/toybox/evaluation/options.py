@@ -229,7 +229,7 @@ class Compare3DConfig(WorkersConfig):
         methods = (" ".join([self.config, *fixed, *self.overrides, text]) for text in self.variants)
         return dict(zip(labels, methods, strict=True))
 
-    def jobs(self) -> list[tuple[str, Job]]:
+    def labelled_jobs(self) -> list[tuple[str, Job]]:
         """Return a pair (label of the variant, batch job) for each prompt and variant.
 
         Raises ConfigError if a variant is not a valid config, or if there are too few held-out prompts.
@@ -247,7 +247,7 @@ class Compare3DConfig(WorkersConfig):
         load_task("config", "generate", self.config, self.overrides, {"prompt": "a dog"})
         if self.seconds is not None and (self.engine != "here" or self.workers > 1):
             raise ConfigError("compares times, which need one run at a time. Set engine=here", "seconds", self.seconds)
-        for made in {label: made for label, made in self.jobs()}.values():
+        for made in {label: made for label, made in self.labelled_jobs()}.values():
             made.config.check()
         super().check()
 

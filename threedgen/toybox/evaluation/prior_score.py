@@ -73,7 +73,9 @@ def true_views(case: Case, azimuth: Array, size: int, seed: int) -> Array:
     return render_orbit(build(case.spec, rng), azimuth, np.deg2rad(15), size).rgb
 
 
-def measure(probe: Probe, matte: Matte, cases: Cases, views: Sequence[Array], truth: Sequence[Array]) -> Json:
+def measure_open_prompts(
+    probe: Probe, matte: Matte, cases: Cases, views: Sequence[Array], truth: Sequence[Array]
+) -> Json:
     """Measure samples ``views`` of prompts without colours, and ground-truth renders ``truth`` of these prompts.
 
     Both have images (V, H, W, 3) in [0, 1] for each prompt, in the order of ``cases``. Return JSON with "agreement"
@@ -83,7 +85,9 @@ def measure(probe: Probe, matte: Matte, cases: Cases, views: Sequence[Array], tr
     ends = np.cumsum([0, *map(len, cases.values())])
     parts = {name: slice(ends[k], ends[k + 1]) for k, name in enumerate(cases)}
     sources, colours = {"measured": views, "truth": truth}, parts["agreement"]
-    means = {name: [foreground_means(v, opaque(matte, v)) for v in of[colours]] for name, of in sources.items()}
+    means = {
+        name: [foreground_means(v, foreground_masks(matte, v)) for v in of[colours]] for name, of in sources.items()
+    }
     objects = [[m for m in sides if m is not None] for sides in means["truth"]]
     chance = float(np.mean([np.linalg.norm(a[0] - b[0]) for a, b in combinations(filter(None, objects), 2)]))
     distances = {name: [colour_disagreement(m, chance) for m in each] for name, each in means.items()}
@@ -102,7 +106,7 @@ def measure(probe: Probe, matte: Matte, cases: Cases, views: Sequence[Array], tr
     return report.rounded(found)
 
 
-def opaque(matte: Matte, views: Array) -> Array:
+def foreground_masks(matte: Matte, views: Array) -> Array:
     """Return foreground masks (V, H, W), bool, that a matte network predicts for images (V, H, W, 3) in [0, 1]."""
     return matte.opacity(torch.from_numpy(views).float()).numpy() > 0.5
 
@@ -121,7 +125,7 @@ def _variety(probe: Probe, matte: Matte, cases: Sequence[Case], views: Sequence[
         names = [int(probe.classify(torch.from_numpy(v).float()).colour.mean(0).argmax()) for v in own]
         share = np.unique(names, return_counts=True)[1] / len(names)
         entropies.append(float(-(share * np.log2(share)).sum()))
-        masks = [opaque(matte, v[:1])[0] for v in own]
+        masks = [foreground_masks(matte, v[:1])[0] for v in own]
         distances = [1 - (a & b).sum() / max(1, (a | b).sum()) for a, b in combinations(masks, 2)]
         shapes.append(float(np.mean(distances)))
     return {"colour_entropy": mean_estimate(entropies), "shape_distance": mean_estimate(shapes)}
@@ -148,7 +152,7 @@ def open_table(figures: Json, count: int, seeds: int) -> str:
     return "## Open prompts\n\n" + report.markdown_table(["figure", "measured", "truth", "chance or maximum"], rows)
 
 
-HELD_BACK = 7_000_000
+VIEW_USE_SEED_OFFSET = 7_000_000
 """Offset of the seed of the objects for the measurement `view_use`, so that they differ from usual training objects."""
 ELEVATION_RANGE = (0.0, 30.0)  # range of the random elevation of the cameras of an object, degrees
 SHEET_OBJECTS = 24
@@ -181,7 +185,7 @@ class ToyboxPrior(PriorEvaluation[EvaluatePriorConfig, Judged]):
         config, case, views, (azimuth, elevation) = self.config, self.cases[item], self.samples[item], self.rings[item]
         fov, distance = np.deg2rad(config.fov), config.relative_distance
         truth = [
-            render_orbit(case.truth(config.seed, k), azimuth, elevation, views.shape[1], False, fov, distance).rgb
+            render_orbit(case.build_truth(config.seed, k), azimuth, elevation, views.shape[1], False, fov, distance).rgb
             for k in (0, 1)
         ]
         return judge_case(self.probe, case, views, azimuth, truth)
@@ -211,7 +215,7 @@ counts as right within 15 degrees of its quarter."""
         """
         config, sections, figures = self.config, list[str](), Json()
         if config.view_use and self.prior is not None and self.prior.timestep_per_view:
-            world = FourSides(OpenToybox(config.seed + HELD_BACK, "train"), config.n_view)
+            world = FourSides(OpenToybox(config.seed + VIEW_USE_SEED_OFFSET, "train"), config.n_view)
             section, figures["view_use"] = self.view_use(world.block(range(config.view_use), self.prior.image_size))
             sections.append(section)
         if config.open_nouns and (config.existing is None or (Path(config.existing).expanduser() / "open").is_dir()):
@@ -232,7 +236,7 @@ counts as right within 15 degrees of its quarter."""
         numbers = [case.index for case in every]
         views = self.sample(prompts, c2w, numbers, "open prompt", metadata, "open") / np.float32(255)
         truth = [true_views(case, azimuth, views.shape[2], config.seed) for case in every]
-        figures = measure(self.probe, Matte.load(MATTE), cases, list(views), truth)
+        figures = measure_open_prompts(self.probe, Matte.load(MATTE), cases, list(views), truth)
         shown = range(2 * config.open_nouns)
         report.write_strips(self.folder / "open.png", [views[k] for k in shown], [prompts[k] for k in shown], 4)
         return open_table(figures, config.open_nouns, VARIETY_SEEDS), figures

@@ -52,10 +52,10 @@ KEYS = ("noun", "colour", "bound", "order")
 """Keys of the probe's answers that count in the score of a sample, which is the share of correct answers."""
 VIEWS = 4
 BATCH = 5
-PHOTOS, HELD_OUT = 5, 20  # training images per subject, and held-out prompts that show what was forgotten
+PHOTOS, HELD_OUT_PROMPTS = 5, 20  # training images per subject, and held-out prompts that show what was forgotten
 NAMES = {"l1": "preservation L1", "l2": "preservation L2", "images": "class images", "lora": "LoRA", "none": "none"}
 Accessory = tuple[str, str]  # colour and noun of an accessory; both are "" for no accessory
-SETTINGS: tuple[Accessory, ...] = (("", ""), ("red", "hat"), ("blue", "scarf"), ("green", "glasses"))
+ACCESSORIES_WORN: tuple[Accessory, ...] = (("", ""), ("red", "hat"), ("blue", "scarf"), ("green", "glasses"))
 """Accessories (colour, noun) in the prompts of a subject. A setting is an index into this tuple."""
 Rows = Sequence[Json]
 """One JSON object per subject. Its key "subject" has the name of the folder of the subject. Its key "found" is a dict
@@ -96,20 +96,22 @@ class Subjects(runner.Evaluation[EvaluateSubjectsConfig, int, Json]):
         config, subject = self.config, self.make_subject(item)
         self.progress.note(subject.folder.name)
         found = {
-            "base": runner.kept_json(subject.folder / "base.json", partial(self.samples, subject, self.base, "base"))
+            "base": runner.kept_json(
+                subject.folder / "base.json", partial(self.measure_samples, subject, self.base, "base")
+            )
         }
         for method, strength in config.rows:
             tuning, key = tuning_config(config, subject.folder, method, subject.asset.noun), row_key(method, strength)
             tune(tuning)
             found[key] = runner.kept_json(
-                subject.folder / f"{key}.json", partial(self.tuned, subject, tuning, key, strength)
+                subject.folder / f"{key}.json", partial(self.measure_tuned, subject, tuning, key, strength)
             )
         found["base"]["held_out"] = self.base_scores
         return {"subject": subject.folder.name, "found": found}
 
     def make_subject(self, number: int) -> Subject:
         config, size = self.config, self.base.image_size
-        asset = make_subject(config.seed, number, wearing=[word for _, word in SETTINGS if word])
+        asset = make_subject(config.seed, number, wearing=[word for _, word in ACCESSORIES_WORN if word])
         folder = self.folder / "subjects" / f"{number:03d}-{asset.noun.replace(' ', '-')}"
         for k, image in enumerate(render_photos(asset, PHOTOS, 2 * size, config.seed)):
             if not (folder / "photos" / f"{k}.png").exists():
@@ -124,23 +126,23 @@ class Subjects(runner.Evaluation[EvaluateSubjectsConfig, int, Json]):
         )
 
     def sample(
-        self, prior: Prior, prompts: Sequence[str], places: Sequence[tuple[int, int]]
+        self, prior: Prior, prompts: Sequence[str], seeds: Sequence[tuple[int, int]]
     ) -> list[tuple[Array, Array]]:
         """Sample V views of each prompt.
 
-        ``places`` has a pair of integers per prompt, which seeds cameras and noise: (subject number, index into
-        `SETTINGS`), or (index of the case, -1) for held-out prompts. Return one pair per prompt: views (V, S, S, 3),
-        uint8, and azimuths (V,) of their cameras in radians.
+        ``seeds`` has a pair of integers per prompt, which seeds cameras and noise: (subject number, index into
+        `ACCESSORIES_WORN`), or (index of the case, -1) for held-out prompts. Return one pair per prompt: views
+        (V, S, S, 3), uint8, and azimuths (V,) of their cameras in radians.
         """
         config = self.config
-        rings = [self.ring(*place) for place in places]
-        rngs = [generator(config.seed, number, f"subject sample {setting}") for number, setting in places]
+        rings = [self.ring(*pair) for pair in seeds]
+        rngs = [generator(config.seed, number, f"subject sample {setting}") for number, setting in seeds]
         c2w = torch.stack([runner.ring_poses(ring) for ring in rings])
         views = runner.sample_objects(prior, prompts, c2w, rngs, config.steps, config.guidance_scale)
         return [(images, azimuth) for images, (azimuth, _) in zip(views, rings, strict=True)]
 
     def held_out(self, prior: Prior) -> Json:
-        cases, scores = held_out_cases(HELD_OUT, self.config.seed), []
+        cases, scores = held_out_cases(HELD_OUT_PROMPTS, self.config.seed), []
         for start in range(0, len(cases), BATCH):
             batch = cases[start : start + BATCH]
             samples = self.sample(prior, [case.caption for case in batch], [(case.index, -1) for case in batch])
@@ -148,37 +150,38 @@ class Subjects(runner.Evaluation[EvaluateSubjectsConfig, int, Json]):
                 scores.append(score(judge_views(self.probe, views, case.spec, azimuth)))
         return {"scores": scores}
 
-    def samples(self, subject: Subject, prior: Prior, name: str, identifier: str = "") -> Json:
-        """Sample and measure views of a subject with each accessory of `SETTINGS`. Accessory k gives <name>-k.png.
+    def measure_samples(self, subject: Subject, prior: Prior, name: str, identifier: str = "") -> Json:
+        """Sample and measure views of a subject with each accessory of `ACCESSORIES_WORN`.
 
-        ``identifier`` is a word before the noun in the prompts, such as "[v]"; "": no such word. Return JSON with three
-        lists, which have one entry per accessory: "identity" (similarity to true views), "answers" (dict from `KEYS` to
-        whether the probe's answer is right) and "scores" (share of right answers).
+        The views with accessory k are written to <name>-k.png. ``identifier`` is a word before the noun in the prompts,
+        such as "[v]"; "": no such word. Return JSON with three lists, which have one entry per accessory: "identity"
+        (similarity to true views), "answers" (dict from `KEYS` to whether the probe's answer is right) and "scores"
+        (share of right answers).
         """
         noun, number = subject.asset.noun, subject.asset.index
-        prompts = [prompt_of(noun, worn, identifier) for worn in SETTINGS]
+        prompts = [prompt_of(noun, worn, identifier) for worn in ACCESSORIES_WORN]
         identity, verdicts = [], []
         samples = self.sample(prior, prompts, [(number, k) for k in range(len(prompts))])
-        for k, (worn, (views, azimuth)) in enumerate(zip(SETTINGS, samples, strict=True)):
+        for k, (worn, (views, azimuth)) in enumerate(zip(ACCESSORIES_WORN, samples, strict=True)):
             write_png(subject.folder / f"{name}-{k}.png", grid(views, VIEWS))
             identity.append(similarity(self.embed(torch.from_numpy(views).float() / 255), subject.truth))
             verdicts.append(judge_views(self.probe, views, spec_of(noun, worn), azimuth))
         answers = [{key: verdict.answers.get(key) for key in KEYS} for verdict in verdicts]
         return {"identity": identity, "answers": answers, "scores": [score(verdict) for verdict in verdicts]}
 
-    def tuned(self, subject: Subject, tuning: MVDreamBoothConfig, key: str, strength: float) -> Json:
+    def measure_tuned(self, subject: Subject, tuning: MVDreamBoothConfig, key: str, strength: float) -> Json:
         """Measure the prior that the run ``tuning`` personalised: identity of the object, and what the prior forgot.
 
         ``key`` is the first part of image file names, and ``strength`` the factor on the change of the weights. Return
-        the JSON of `samples` with three further keys: "class" (`samples` for prompts without the identifier),
-        "held_out" (scores of held-out prompts) and "seconds" (duration of the run).
+        the JSON of `measure_samples` with three further keys: "class" (`measure_samples` for prompts without the
+        identifier), "held_out" (scores of held-out prompts) and "seconds" (duration of the run).
         """
         folder = Path(str(tuning.out))
         options = {"personalisation": str(folder / dreambooth.RESULT), "personalisation_strength": strength}
         prior = prior_of(tuning, **options)
         return {
-            **self.samples(subject, prior, key, tuning.identifier),
-            "class": self.samples(subject, prior, f"{key}-class"),
+            **self.measure_samples(subject, prior, key, tuning.identifier),
+            "class": self.measure_samples(subject, prior, f"{key}-class"),
             "held_out": self.held_out(prior)["scores"],
             "seconds": read_summary(folder).get("seconds"),
         }
@@ -189,7 +192,7 @@ class Subjects(runner.Evaluation[EvaluateSubjectsConfig, int, Json]):
         base, low, high = mean_difference([np.mean(row["found"]["base"]["identity"]) for row in rows])
         text = f"""# Subjects
 
-{len(rows)} toybox subjects, {PHOTOS} photos each, {len(SETTINGS)} prompts, four views, DDIM
+{len(rows)} toybox subjects, {PHOTOS} photos each, {len(ACCESSORIES_WORN)} prompts, four views, DDIM
 {config.steps} steps, guidance {config.guidance_scale:g}, seed {config.seed}. Identity is the mean cosine to the
 subject's true views; that of the base prior, with the noun as prompt, is {base:.3f} ({low:.3f} to {high:.3f}).
 Differences are tuned minus base with the same noise and cameras. 95 % intervals are bootstraps over subjects. A score
@@ -266,12 +269,12 @@ def sheet(config: EvaluateSubjectsConfig, folder: Path, rows: Rows) -> Array:
     """Return a contact sheet (H, W, 3), uint8, with one row of images per subject.
 
     A row shows photos, then four views of each of four samples: one of the base prior, two of the personalised prior
-    for the first two of `SETTINGS`, and one of the personalised prior for the noun without identifier. The images are
-    read from the folders of the subjects in ``folder``.
+    for the first two of `ACCESSORIES_WORN`, and one of the personalised prior for the noun without identifier. The
+    images are read from the folders of the subjects in ``folder``.
     """
     key = row_key(*config.rows[0])
     shown = {"base-0": "{}, base"}
-    for k, worn in enumerate(SETTINGS[:2]):
+    for k, worn in enumerate(ACCESSORIES_WORN[:2]):
         words = " ".join(("[v]", *worn)).strip()
         shown[f"{key}-{k}"] = f"{words}, {row_name(key)}"
     shown[f"{key}-class-0"] = "{}, after tuning"

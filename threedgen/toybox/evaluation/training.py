@@ -24,7 +24,7 @@ from threedgen.train.system import System
 from threedgen.train.task import Task, run_task
 
 from .judging import calibrate, own_accuracy
-from .labels import OPEN, Labels, ProbeToybox, Truth, corrupt, labelled
+from .labels import UNKNOWN_LABEL, Labels, ProbeToybox, Truth, corrupt, labelled
 from .options import PROBE, TrainIdentityConfig, TrainProbeConfig
 from .probe import Logits, Probe
 from .report import verdict_figures
@@ -37,7 +37,7 @@ ACCESSORY_WEIGHT = 4.0
 """Loss weight of accessories relative to other parts. Accessories are rare and small."""
 N_VIEW = 2
 CALIBRATION_OBJECTS, TEST_OBJECTS = 500, 1000
-BLOCK, BLOCKS, WINDOW = 8, 4, 256
+OBJECTS_PER_BLOCK, BLOCKS, WINDOW = 8, 4, 256
 """Objects per block, blocks per batch (one new block and earlier ones), and number of steps that keep a block."""
 
 
@@ -124,14 +124,14 @@ class ProbeSystem(ClassifierSystem):
 
     stage, shown, result = "probe", ("noun", "colour", "side"), f"probe/{PROBE}.safetensors"
     config: TrainProbeConfig
-    emphasis: Tensor
+    part_weights: Tensor
     net: Probe
 
     def __init__(self, config: TrainProbeConfig) -> None:
         super().__init__(config, Probe(Labels.of_toybox(), config.network), config.training.learning_rate)
         self.box = ProbeToybox(config.seed)
         weights = [ACCESSORY_WEIGHT if word in ACCESSORIES else 1.0 for word in self.net.labels.words]
-        self.register_buffer("emphasis", torch.tensor(weights), persistent=False)
+        self.register_buffer("part_weights", torch.tensor(weights), persistent=False)
         self.cache: dict[int, tuple[Tensor, Truth]] = {}
 
     def start(self) -> None:
@@ -152,11 +152,11 @@ class ProbeSystem(ClassifierSystem):
     def block(self, number: int) -> tuple[Tensor, Truth]:
         """Return images (B, S, S, 3), uint8, and labels of block ``number``. If the cache lacks them, render them.
 
-        A block has `N_VIEW` views of each of `BLOCK` objects.
+        A block has `N_VIEW` views of each of `OBJECTS_PER_BLOCK` objects.
         """
         if number not in self.cache:
-            first = (number + self.global_rank * BLOCKS_PER_RANK) * BLOCK  # devices share no samples
-            indices, spoiled = range(first, first + BLOCK), self.config.training.spoiled
+            first = (number + self.global_rank * BLOCKS_PER_RANK) * OBJECTS_PER_BLOCK  # devices share no samples
+            indices, spoiled = range(first, first + OBJECTS_PER_BLOCK), self.config.training.spoiled
             assets, rgb, truth = labelled(self.box, indices, self.net.options.image_size, N_VIEW, self.net.labels)
             corrupt(self.box, indices, assets, rgb, truth, spoiled, self.numpy_rng(number, "spoiled"))
             self.cache[number] = torch.from_numpy(to_uint8(rgb)), truth
@@ -167,7 +167,7 @@ class ProbeSystem(ClassifierSystem):
         x = self.augmented(x, step)
         with autocast_bf16(self.device):
             logits = self.net(x)
-        return probe_loss(logits, truth.to(self.device), self.emphasis)
+        return probe_loss(logits, truth.to(self.device), self.part_weights)
 
     def finish(self, path: Path, about: Json) -> tuple[Json, str]:
         self.net.cpu().save(path)
@@ -179,20 +179,20 @@ class ProbeSystem(ClassifierSystem):
         return {"accuracy": accuracy}, f"probe: noun {noun:.1f} %, colour {colour:.1f} % of {TEST_OBJECTS} objects"
 
 
-def probe_loss(raw: Logits, truth: Truth, emphasis: Tensor | float = 1.0) -> tuple[Tensor, dict[str, float]]:
+def probe_loss(raw: Logits, truth: Truth, part_weights: Tensor | float = 1.0) -> tuple[Tensor, dict[str, float]]:
     """Compute the loss of a probe.
 
     Args:
         raw: outputs for B images.
-        truth: labels of the images. Labels equal to `OPEN` (-1) do not count.
-        emphasis: loss weights (W,) of the W parts and accessories of the vocabulary, or one weight for all.
+        truth: labels of the images. Labels equal to `UNKNOWN_LABEL` (-1) do not count.
+        part_weights: loss weights (W,) of the W parts and accessories of the vocabulary, or one weight for all.
 
     Returns:
         Sum (scalar) of the losses of all outputs, and a dict with the losses ("loss_noun", ...) and the accuracies
         ("noun", "colour", "side", "part_colour").
     """
-    front = torch.where(truth.front, torch.round(truth.azimuth / (torch.pi / 2)).long() % 4, OPEN)
-    applicable = truth.seen != OPEN
+    front = torch.where(truth.front, torch.round(truth.azimuth / (torch.pi / 2)).long() % 4, UNKNOWN_LABEL)
+    applicable = truth.seen != UNKNOWN_LABEL
     part_loss = F.binary_cross_entropy_with_logits(raw.seen, truth.seen.clamp(min=0).float(), reduction="none")
     heading = torch.stack([truth.azimuth.cos(), truth.azimuth.sin()], 1)
     heading_error = (raw.heading - heading).square().sum(1) * truth.front
@@ -203,13 +203,13 @@ def probe_loss(raw: Logits, truth: Truth, emphasis: Tensor | float = 1.0) -> tup
         ("side", raw.side, front),
         ("part_colour", raw.part_colour.flatten(0, 1), truth.part_colour.flatten()),
     ):
-        count = (target != OPEN).sum().clamp(min=1)
-        loss[name] = F.cross_entropy(logits, target, ignore_index=OPEN, reduction="sum") / count
-        right[name] = ((logits.argmax(1) == target) & (target != OPEN)).sum() / count
+        count = (target != UNKNOWN_LABEL).sum().clamp(min=1)
+        loss[name] = F.cross_entropy(logits, target, ignore_index=UNKNOWN_LABEL, reduction="sum") / count
+        right[name] = ((logits.argmax(1) == target) & (target != UNKNOWN_LABEL)).sum() / count
     terms = {
         "noun": loss["noun"],
         "colour": loss["colour"],
-        "seen": 10 * (part_loss * applicable * emphasis).sum() / applicable.sum().clamp(min=1),
+        "seen": 10 * (part_loss * applicable * part_weights).sum() / applicable.sum().clamp(min=1),
         "part_colour": loss["part_colour"],
         "side": 0.5 * loss["side"],
         "heading": 0.5 * heading_error.sum() / truth.front.sum().clamp(min=1),

@@ -34,7 +34,7 @@ HALF_SIZE_WEIGHT = 0.25
 """Weight of the loss between images decoded from half-size latents and half-size images (arXiv 2502.14831)."""
 LATENT_NOISE = 0.5
 """Maximum standard deviation of the noise on latents in the training of the decoder."""
-WHOLE = 0.25
+WHOLE_IMAGE_FRACTION = 0.25
 """Fraction of the steps, at the end of the training, that use whole images."""
 JUMBLES, ROOMS = 0.25, 0.2
 """Fraction of the object images that show random solids, and fraction of all images that show the inside of rooms."""
@@ -155,8 +155,8 @@ class AutoencoderSystem(System):
     def images(self, step: int) -> Tensor:
         """Return the training images of a step, float32 in [-1, 1].
 
-        In the last fraction WHOLE of the steps they are whole images (batch, 3, image_size, image_size). In all earlier
-        steps they are two random crops of each image, (2 * batch, 3, image_size / 2, image_size / 2).
+        In the last fraction WHOLE_IMAGE_FRACTION of the steps they are whole images (batch, 3, image_size, image_size).
+        In all earlier steps they are two random crops of each image, (2 * batch, 3, image_size / 2, image_size / 2).
         """
         batch, size, rng = self.options.batch, self.image_size, self.numpy_rng(step, "crops")
         interiors = round(ROOMS * batch)
@@ -165,7 +165,7 @@ class AutoencoderSystem(System):
         if interiors:
             views, _, _ = self.rooms.render_views(range(step * interiors, (step + 1) * interiors), size)
             rgb = np.concatenate([rgb, views])
-        if step < (1 - WHOLE) * self.max_steps:
+        if step < (1 - WHOLE_IMAGE_FRACTION) * self.max_steps:
             c = size // 2
             middle = (size - c) / 2
             corner = np.clip(rng.normal(middle, 0.8 * middle, (2, batch, 2)), 0, size - c).astype(int)
@@ -206,16 +206,16 @@ class DecoderSystem(AutoencoderSystem):
     """LightningModule that trains the decoder of a VAE on noisy latents of its frozen encoder.
 
     The decoder then tolerates the errors of sampled latents (Zheng et al. 2025, arXiv 2510.11690, section 3.3).
-    `images` are the options of the autoencoder, which give the number of images per step.
+    `options` are the options of the autoencoder, which give the number of images per step.
     """
 
     stage = "decoder"
 
     def __init__(
-        self, max_steps: int, images: AutoencoderConfig, image_size: int, seed: int, vae: AutoencoderKL
+        self, max_steps: int, options: AutoencoderConfig, image_size: int, seed: int, vae: AutoencoderKL
     ) -> None:
         vae.requires_grad_(False)
-        super().__init__(images, image_size, seed + 1, vae, max_steps, decoder=str(max_steps))
+        super().__init__(options, image_size, seed + 1, vae, max_steps, decoder=str(max_steps))
         self.vae.train().decoder.requires_grad_(True)
 
     def training_step(self, batch: int, index: int) -> Tensor:

@@ -34,14 +34,14 @@ and share of the training steps that encode codes from the maximum number of vie
 OBJECTS, BATCH, LEVELS = 32, 128, 3
 """Objects per step of the coarse predictor and of the view fusion; captions per step of the code sampler; noise levels
 per caption in a step of the code sampler."""
-USUAL_VIEWS, FUSION_NO_TEXT, FUSION_CODES = 0.75, 0.5, 0.35
+USUAL_VIEWS_SHARE, FUSION_NO_TEXT, FUSION_CODES = 0.75, 0.5, 0.35
 """View fusion: share of the steps with the usual number of views per object (the others have a random number), and
 fractions of the coarse predictions without caption and with an object code."""
 TIMESTEP_POWER, VIEW_NOISE = 0.7, ViewNoiseConfig(independent=0.25, companions=0.35)
 """View fusion: exponent of the time steps t = T u^TIMESTEP_POWER, where u is uniform in [0, 1), and shares of objects
 whose views have different noise levels."""
 Caption = Callable[[int, np.random.Generator], str]
-FIRST, FRESH = 2048, 2
+FIRST_OBJECTS, NEW_OBJECTS_PER_STEP = 2048, 2
 """Number of cached objects that the first step samples from, and number of objects that each later step adds."""
 
 
@@ -118,13 +118,13 @@ class CoarseSystem(PredictorSystem):
     def training_step(self, batch: int, index: int) -> Tensor:
         step, cache = int(batch), self.cache
         rng, gen = self.numpy_rng(step, "coarse"), self.rng(step, "codes")
-        chosen = rng.integers(0, min(cache.count, FIRST + step * FRESH), OBJECTS)
+        chosen = rng.integers(0, min(cache.count, FIRST_OBJECTS + step * NEW_OBJECTS_PER_STEP), OBJECTS)
         z = cache.latents(chosen).to(self.device)
         camera = camera_vector(cache.c2w(chosen).flatten(0, 1)).to(self.device).unflatten(0, z.shape[:2])
         order = torch.from_numpy(rng.permuted(np.tile(np.arange(z.shape[1]), (OBJECTS, 1)), axis=1)).to(self.device)
         count = SOURCES if rng.random() < ALL_SOURCES else int(rng.integers(1, SOURCES))
         rows, source, target = torch.arange(OBJECTS)[:, None], order[:, :count], order[:, SOURCES:]
-        seen = None if rng.random() < TWO_D else camera[rows, target].flatten(0, 1)
+        target_camera = None if rng.random() < TWO_D else camera[rows, target].flatten(0, 1)
         kept = torch.from_numpy(rng.random((OBJECTS, 1)) >= NO_CODE).to(z)
         with autocast_bf16(self.device), sdpa_kernel(SDPBackend.MATH):  # the fused backward pass is slow on a CPU
             captions = [self.caption(int(k), rng) for k in chosen]
@@ -132,9 +132,9 @@ class CoarseSystem(PredictorSystem):
             code = self.coarse.encode(z[rows, source], camera[rows, source])
             code = kept * (code + CODE_NOISE * torch.randn(code.shape, generator=gen).to(code))
             text, code = (x.repeat_interleave(TARGETS, 0) for x in (text, code))
-            predicted = self.coarse(text, seen, code).float()
+            predicted = self.coarse(text, target_camera, code).float()
         loss = F.mse_loss(predicted, z[rows, target].flatten(0, 1))
-        self.metrics = {"coarse": float(loss.detach())} if seen is not None else {}
+        self.metrics = {"coarse": float(loss.detach())} if target_camera is not None else {}
         return loss
 
 
@@ -161,8 +161,8 @@ class FusionSystem(PredictorSystem):
     def training_step(self, batch: int, index: int) -> Tensor:
         step, cache = int(batch), self.cache
         rng, gen = self.numpy_rng(step, "fusion"), self.rng(step, "views")
-        chosen = rng.integers(0, min(cache.count, FIRST + step * FRESH), OBJECTS)
-        count = VIEWS if rng.random() < USUAL_VIEWS else int(rng.integers(1, SOURCES + TARGETS + 1))
+        chosen = rng.integers(0, min(cache.count, FIRST_OBJECTS + step * NEW_OBJECTS_PER_STEP), OBJECTS)
+        count = VIEWS if rng.random() < USUAL_VIEWS_SHARE else int(rng.integers(1, SOURCES + TARGETS + 1))
         views = rng.permuted(np.tile(np.arange(SOURCES + TARGETS), (OBJECTS, 1)), axis=1)[:, :count]
         rows, z, c2w = np.arange(OBJECTS)[:, None], cache.latents(chosen).to(self.device), cache.c2w(chosen)
         camera = camera_vector(c2w.flatten(0, 1)).to(self.device).unflatten(0, z.shape[:2])
@@ -211,7 +211,7 @@ class CodeSystem(PredictorSystem):
     def training_step(self, batch: int, index: int) -> Tensor:
         step, cache = int(batch), self.cache
         rng, gen = self.numpy_rng(step, "codes"), self.rng(step, "flow")
-        chosen = rng.integers(0, min(cache.count, FIRST + step * FRESH), BATCH)
+        chosen = rng.integers(0, min(cache.count, FIRST_OBJECTS + step * NEW_OBJECTS_PER_STEP), BATCH)
         captions = [self.caption(int(k), rng) for k in chosen]
         views = rng.permutation(SOURCES + TARGETS)[:SOURCES]
         z, c2w = cache.latents(chosen)[:, views].to(self.device), cache.c2w(chosen)[:, views]
