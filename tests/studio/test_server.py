@@ -173,7 +173,7 @@ def test_jobs_run_one_at_a_time_and_can_be_removed(client: Client) -> None:
     client.until(["running", "waiting"])
     (client.root / "it-waits-0.go").touch()
     client.until(["finished", "finished"])
-    assert client.queue.over == 2
+    assert client.queue.runs_version == 2
     client.api("jobs/1", method="DELETE")
     client.until(["finished"])
     assert len(client.api("runs")) == 2
@@ -225,7 +225,7 @@ def test_job_that_was_cancelled_and_continued_while_it_waited_runs_once(client: 
     client.submit("a dog")
     (client.root / "it-waits-0.go").touch()
     client.until(["finished", "finished", "finished"])
-    assert client.queue.over == 3
+    assert client.queue.runs_version == 3
 
 
 def test_finish_makes_the_asset_of_a_running_or_cancelled_job(client: Client) -> None:
@@ -500,4 +500,4 @@ def test_real_run_with_a_tiny_prior(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert job.progress["done"] == job.progress["total"]
         assert (client.root / job.name / "report.html").exists() and client.api("runs")[0]["prompt"] == "a red dog"
         client.submit("a red dog")
-        assert client.states() == ["finished"] and client.queue.over == 1
+        assert client.states() == ["finished"] and client.queue.runs_version == 1

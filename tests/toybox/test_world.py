@@ -26,7 +26,7 @@ from threedgen.toybox.world.grammar import (
 )
 from threedgen.toybox.world.primitives import Asset
 from threedgen.toybox.world.raycast import render
-from threedgen.toybox.world.toybox import Toybox, build, jumble, render_azimuths
+from threedgen.toybox.world.toybox import Toybox, build, random_solids, render_azimuths
 
 ROOT = Path(__file__).parents[2]
 ALL_NOUNS = [pytest.param(entry, id=word) for word, entry in NOUNS.items()]
@@ -121,7 +121,7 @@ def test_size_words_scale_or_stretch_the_same_object() -> None:
 def digest() -> str:
     sha = hashlib.sha256()
     for split in ("train", "held-out"):
-        assets, rgb, c2w, azimuth = Toybox(7, split).batch(range(3, 9), 24, 2, jumbles=0.3)
+        assets, rgb, c2w, azimuth = Toybox(7, split).batch(range(3, 9), 24, 2, solids_share=0.3)
         for array in (rgb, c2w, azimuth, *(p.matrix for a in assets for p in a.primitives)):
             sha.update(np.ascontiguousarray(array).tobytes())
         sha.update("|".join(asset.caption for asset in assets).encode())
@@ -157,11 +157,11 @@ def test_cameras_look_at_the_origin_from_four_sides() -> None:
         assert 0 <= np.arcsin(position[0, 2] / distance[0]) <= np.deg2rad(30.001)
 
 
-def test_jumbles_have_no_noun_and_fit_into_the_ball() -> None:
-    heap = jumble(np.random.default_rng(3))
+def test_random_solids_have_no_noun_and_fit_into_the_ball() -> None:
+    heap = random_solids(np.random.default_rng(3))
     assert 4 <= len(heap.primitives) <= 24 and farthest(heap) <= OBJECT_RADIUS
     assert heap.noun == heap.caption == ""
-    assets = Toybox(0).batch(range(60), 16, 1, jumbles=0.5)[0]
+    assets = Toybox(0).batch(range(60), 16, 1, solids_share=0.5)[0]
     assert 15 < sum(asset.noun == "" for asset in assets) < 45
 
 

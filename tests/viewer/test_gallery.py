@@ -15,7 +15,7 @@ from tests.support.example_run import Page, decoded, example
 from threedgen import cli
 from threedgen.geometry.images import SHEET_GAP
 from threedgen.viewer.gallery import NAME
-from threedgen.viewer.local import HOST, admitted, free_port
+from threedgen.viewer.local import HOST, free_port, path_after_key
 from threedgen.viewer.report import PAGE, write_report
 
 
@@ -72,7 +72,7 @@ def test_gallery_has_a_card_per_run_newest_first(runs: Path, caplog, capsys) -> 
     assert all(f"{name}: " in text for name in ("running", "failed"))  # runs without a result have no card
     for name in ("unreadable", "damaged/summary.json"):  # skipped runs are named on the page and in the log
         assert name in text and name in caplog.text
-    assert page.has_class("card")[0]["data-words"] == "a fish interrupted seed 3 1:35 min 2020-03-04"
+    assert page.has_class("card")[0]["data-search-text"] == "a fish interrupted seed 3 1:35 min 2020-03-04"
     assert all(address.startswith(("data:", "./")) for address in page.addresses())  # no request leaves the page
     assert not re.search(r"https?:|url\(", (runs / NAME).read_text(encoding="utf-8"))
     assert "default-src 'none'" in next(given["content"] for _, given in page.attributes if "http-equiv" in given)
@@ -129,7 +129,7 @@ def test_card_names_config_and_overrides(tmp_path: Path, name: str, method: str 
     if method:
         (run / "job.json").write_text(json.dumps({"method": method}))
     page = write_gallery(tmp_path)
-    assert f"finished {shown} " in page.has_class("card")[0]["data-words"]
+    assert f"finished {shown} " in page.has_class("card")[0]["data-search-text"]
     assert shown.partition(" ")[0] in page.texts["body"][0]
 
 
@@ -190,12 +190,12 @@ FORBIDDEN = [
 
 @pytest.mark.parametrize(("path", "hosts", "origins"), FORBIDDEN)
 def test_foreign_requests_are_forbidden(path: str, hosts: list[str], origins: list[str]) -> None:
-    assert admitted(path, "key", hosts, origins) is None
+    assert path_after_key(path, "key", hosts, origins) is None
 
 
 @pytest.mark.parametrize("host", ["localhost:9000", "127.0.0.1:9000", "[::1]:9000"])  # any port: ssh tunnels
 def test_local_requests_with_the_key_are_admitted(host: str) -> None:
-    assert admitted("/key/a/b", "key", [host], [f"http://{host}"]) == "a/b"
+    assert path_after_key("/key/a/b", "key", [host], [f"http://{host}"]) == "a/b"
 
 
 def test_free_port_avoids_a_port_in_use() -> None:

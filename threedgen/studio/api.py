@@ -198,7 +198,7 @@ def create_app(config: StudioConfig, root: Path, queue: Queue, token: str) -> Fa
     def again(number: int) -> JobInfo:
         """Continue a job that was cancelled or failed, from its last checkpoint."""
         job = studio.find(number)
-        queue.again(job)
+        queue.resume(job)
         return studio.describe(job)
 
     @app.delete(f"{ROOT}/jobs/{{number}}", status_code=204)

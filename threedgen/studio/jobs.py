@@ -136,12 +136,12 @@ def _text(value: object) -> str:
 class Queue:
     """Job queue, with a worker thread that runs one job at a time. The runs are in the folder `root`.
 
-    The attribute `over` is a counter that increases when a run has ended or was deleted.
+    The attribute `runs_version` is a counter that increases when a run has ended or was deleted.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.over = 0
+        self.runs_version = 0
         self._jobs: list[Job] = []
         self._numbers = count(1)
         self._process: subprocess.Popen[str] | None = None
@@ -207,7 +207,7 @@ class Queue:
             return has_checkpoint or (folder / "metrics.jsonl").exists()
         return job.state in (CANCELLED, FAILED) and has_checkpoint
 
-    def again(self, job: Job) -> None:
+    def resume(self, job: Job) -> None:
         with self._lock:
             if job.state not in (CANCELLED, FAILED):
                 raise Conflict("this job was not cancelled and has not failed")
@@ -258,7 +258,7 @@ class Queue:
         with self._lock:
             if code is None:
                 return
-            self.over += 1
+            self.runs_version += 1
             ending = f"the run was killed by signal {-code}" if code < 0 else f"the run exited with code {code}"
             if job.state == STOPPING and code:
                 job.state = CANCELLED

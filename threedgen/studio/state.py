@@ -74,8 +74,8 @@ class Studio:
         """Return the state of the queue. It is cached for UPDATE_SECONDS / 2, so that many clients cost little."""
         with self._lock:
             if time.monotonic() - self._status_at > UPDATE_SECONDS / 2:
-                jobs, over = self.queue.jobs(), self.queue.over
-                self._status = Status(jobs=[self.describe(job) for job in jobs], over=over)
+                jobs, version = self.queue.jobs(), self.queue.runs_version
+                self._status = Status(jobs=[self.describe(job) for job in jobs], over=version)
                 self._status_at = time.monotonic()
             return self._status
 
@@ -169,7 +169,7 @@ class Studio:
             if (self.root / job.name).resolve() == folder:
                 self.queue.remove(job)
         shutil.rmtree(folder)
-        self.queue.over += 1
+        self.queue.runs_version += 1
 
 
 def describe_run(record: Record, root: Path) -> RunInfo:

@@ -85,11 +85,11 @@ def card(record: Record, home: Path) -> Tree:
     facts = [fact for fact in (*facts, f"{record.ended:%Y-%m-%d}") if fact]
     return {
         "record": record,
-        "picture": best_image(record),
+        "image": best_image(record),
         "link": relative_url(report, home) if report else None,
         "facts": facts,
         "figures": figures(record),
-        "words": visible(" ".join([record.prompt, record.state, *facts])).lower(),
+        "search_text": visible(" ".join([record.prompt, record.state, *facts])).lower(),
     }
 
 

@@ -12,7 +12,7 @@ LOCAL_NAMES = (HOST, "localhost", "::1")
 REFUSAL = "Access denied. Open the address that was printed in the terminal.\n"
 
 
-def admitted(path: str, key: str, hosts: Sequence[str], origins: Sequence[str]) -> str | None:
+def path_after_key(path: str, key: str, hosts: Sequence[str], origins: Sequence[str]) -> str | None:
     """Check that a request is local and that its path starts with the secret `key`.
 
     Return the rest of the path after /KEY/, or None if the request is forbidden. `hosts` and `origins` are the values

@@ -19,7 +19,7 @@ from threedgen.geometry.poses import opencv_axes
 from threedgen.run.arrays import Array
 from threedgen.run.text import visible
 
-from .local import HOST, REFUSAL, admitted, free_port
+from .local import HOST, REFUSAL, free_port, path_after_key
 
 MAX_ASPECT = 4.0  # maximum ratio of the longer to the shorter image side; longer windows stretch the image
 MIN_FOV, MAX_FOV = math.radians(1), math.radians(150)
@@ -118,7 +118,7 @@ def _guarded(key: str) -> Iterator[None]:
 
     def guarded_serve(*args: Any, process_request: Callable[..., Any], **options: Any) -> Any:
         def process(connection: Any, request: Any) -> Any:
-            rest = admitted(request.path, key, request.headers.get_all("Host"), request.headers.get_all("Origin"))
+            rest = path_after_key(request.path, key, request.headers.get_all("Host"), request.headers.get_all("Origin"))
             if rest is None:
                 return connection.respond(HTTPStatus.FORBIDDEN, REFUSAL)
             request.path = f"/{rest.partition('?')[0]}"

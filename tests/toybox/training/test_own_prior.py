@@ -108,7 +108,7 @@ def test_run_leaves_a_matte_for_fits() -> None:
 
 
 def test_images_are_renders_with_their_opacity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(matte, "JUMBLES", 0.0)
+    monkeypatch.setattr(matte, "RANDOM_SOLIDS_SHARE", 0.0)
     options = TrainMatteConfig.model_validate(TINY_MATTE)
     prior = LatentDiffusion.load("toybox-base")
     images = MatteImages(tmp_path, prior, 32, options)

@@ -43,16 +43,16 @@ class Photographs:
         clutter: float = 1.0,
         style: Style = "plain",
     ) -> None:
-        self.seed, self.split, self.share = seed, split, rooms
+        self.seed, self.split, self.room_share = seed, split, rooms
         self.box, self.rooms = Toybox(seed, split, variation=variation, style=style), Rooms(seed, split, clutter)
 
     def describe(self) -> str:
-        rooms = f"rooms {self.share:g}, clutter {self.rooms.clutter:g}"
+        rooms = f"rooms {self.room_share:g}, clutter {self.rooms.clutter:g}"
         return f"photographs, {self.box.describe()}, front {FRONT:g} or {ANY_SIDE:g}, {rooms}"
 
     def room_images_before(self, index: int) -> int:
         """Return how many of the images 0 to ``index`` - 1 show the inside of a room."""
-        return int(index * self.share)
+        return int(index * self.room_share)
 
     def block(self, indices: range, size: int) -> Captioned:
         inside = np.array([self.room_images_before(i + 1) > self.room_images_before(i) for i in indices])

@@ -36,7 +36,7 @@ LATENT_NOISE = 0.5
 """Maximum standard deviation of the noise on latents in the training of the decoder."""
 WHOLE_IMAGE_FRACTION = 0.25
 """Fraction of the steps, at the end of the training, that use whole images."""
-JUMBLES, ROOMS = 0.25, 0.2
+RANDOM_SOLIDS_SHARE, ROOMS = 0.25, 0.2
 """Fraction of the object images that show random solids, and fraction of all images that show the inside of rooms."""
 KL_WEIGHT = 1e-5
 
@@ -161,7 +161,7 @@ class AutoencoderSystem(System):
         batch, size, rng = self.options.batch, self.image_size, self.numpy_rng(step, "crops")
         interiors = round(ROOMS * batch)
         objects = batch - interiors
-        _, rgb, _, _ = self.box.batch(range(step * objects, (step + 1) * objects), size, 1, JUMBLES)
+        _, rgb, _, _ = self.box.batch(range(step * objects, (step + 1) * objects), size, 1, RANDOM_SOLIDS_SHARE)
         if interiors:
             views, _, _ = self.rooms.render_views(range(step * interiors, (step + 1) * interiors), size)
             rgb = np.concatenate([rgb, views])

@@ -27,7 +27,7 @@ from threedgen.run.dtypes import autocast_bf16
 from threedgen.run.seeding import numpy_generator, seed_networks
 from threedgen.toybox.training.options import TrainMatteConfig
 from threedgen.toybox.world.raycast import render
-from threedgen.toybox.world.toybox import Split, Toybox, jumble
+from threedgen.toybox.world.toybox import Split, Toybox, random_solids
 from threedgen.train.status import Status
 from threedgen.train.system import System
 from threedgen.train.task import Task, run_task
@@ -39,7 +39,7 @@ LATENT_NOISE = 0.25
 """Maximum standard deviation of the noise on the latents of training images."""
 AUTOENCODER = "toybox-base"
 """Model whose VAE encodes and decodes the images."""
-FRESH, JUMBLES, MEASURED = 3, 0.1, 256
+FRESH, RANDOM_SOLIDS_SHARE, MEASURED = 3, 0.1, 256
 """Number of new images per step, share of images of random solids, and maximum number of images in the evaluation."""
 
 
@@ -54,7 +54,7 @@ class MatteImages:
     ) -> None:
         self.size, self.prior = config.network.size, prior
         self.seed, self.box = config.seed, Toybox(config.seed, split)
-        settings = f"{self.size} px, jumbles {JUMBLES}, noise {LATENT_NOISE}"
+        settings = f"{self.size} px, jumbles {RANDOM_SOLIDS_SHARE}, noise {LATENT_NOISE}"
         source = f"{self.box.describe()}\n{settings}\n{digest(prior.vae)}"
         self.cache = BlockCache(folder, "pictures", count, (self.size, self.size, 4), np.uint8, source, BLOCK)
 
@@ -66,7 +66,7 @@ class MatteImages:
 
     def make(self, indices: range) -> Array:
         rng = numpy_generator(self.seed, indices.start, "matte")
-        assets = [jumble(rng, i) if rng.random() < JUMBLES else self.box.asset(i) for i in indices]
+        assets = [random_solids(rng, i) if rng.random() < RANDOM_SOLIDS_SHARE else self.box.asset(i) for i in indices]
         c2w, fov, _, grey = zip(*(self.box.cameras(i, 1) for i in indices), strict=True)
         scene = (assets, np.arange(len(assets)), np.concatenate(c2w), np.concatenate(fov), self.size)
         black, white = (render(*scene, background).rgb for background in (0.0, 1.0))

@@ -77,7 +77,7 @@ class Furnisher:
         self.solids += [replace(solid, label=label) for solid in solids]
         self.items += [phrase] if phrase else []
 
-    def stand(self, asset: Asset, radius: float, phrase: str, corner: bool) -> bool:
+    def place_on_floor(self, asset: Asset, radius: float, phrase: str, corner: bool) -> bool:
         """Scale an object to the bounding radius ``radius`` in metres, and stand it at a free place on the floor.
 
         The place is in a corner if ``corner``, else at a wall. Captions call the object ``phrase``. Return True if the
@@ -112,13 +112,13 @@ class Furnisher:
                 return wall, at
         return None
 
-    def mount(self, wall: int, at: float, z: float, builder: Builder, phrase: str) -> None:
+    def mount(self, wall: int, offset: float, z: float, builder: Builder, phrase: str) -> None:
         """Add the solids of ``builder``, which face +x, to the wall ``WALLS[wall]``.
 
-        Captions call the added item ``phrase``. The origin of the builder's axes is placed on the wall, ``at`` metres
-        along the wall from its centre, and ``z`` metres above the floor.
+        Captions call the added item ``phrase``. The origin of the builder's axes is placed on the wall, ``offset``
+        metres along the wall from its centre, and ``z`` metres above the floor.
         """
-        position = np.append(WALLS[wall] * HALF_WIDTH + np.abs(WALLS[wall][::-1]) * at, z)
+        position = np.append(WALLS[wall] * HALF_WIDTH + np.abs(WALLS[wall][::-1]) * offset, z)
         yaw = inward_yaw(WALLS[wall])
         self.add([transform(solid, 1.0, yaw, position) for solid in builder.solids], phrase)
 
@@ -419,7 +419,7 @@ def _ceiling_lamp(f: Furnisher) -> np.ndarray:
 def _object(f: Furnisher, word: str, radii: dict[str, float], corner: bool, colour: str = "") -> bool:
     # radii is FURNITURE or CORNER_OBJECTS
     spec = Spec(word, colour or sample_colour(f.rng))
-    return f.stand(build(spec, f.rng, variation=0), radii[word], caption(spec), corner)
+    return f.place_on_floor(build(spec, f.rng, variation=0), radii[word], caption(spec), corner)
 
 
 MOUNTED = {"door": _door, "window": _window, "picture": _picture}

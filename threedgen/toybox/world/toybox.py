@@ -113,20 +113,22 @@ class Toybox:
         return c2w, np.full(n_view, fov, np.float32), azimuth.astype(np.float32), float(rng.uniform(*v.grey))
 
     def batch(
-        self, indices: Sequence[int], size: int, n_view: int = 4, jumbles: float = 0.0
+        self, indices: Sequence[int], size: int, n_view: int = 4, solids_share: float = 0.0
     ) -> tuple[list[Asset], np.ndarray, np.ndarray, np.ndarray]:
         """Render V = ``n_view`` views of each of the N samples ``indices``.
 
         Args:
             size: height and width of the images in pixels.
-            jumbles: probability, in [0, 1], that a sample is replaced by a heap of random solids without caption. It is
-                for models that should not depend on known nouns.
+            solids_share: probability, in [0, 1], that a sample is replaced by a heap of random solids without
+                caption. It is for models that should not depend on known nouns.
 
         Returns:
             N assets, rgb (N * V, size, size, 3) in [0, 1], c2w (N * V, 4, 4), camera-to-world, OpenGL axes, and azimuth
             (N * V,) in radians. The V views of a sample are adjacent.
         """
-        assets = [jumble(r, i) if (r := self.rng(i, 3)).random() < jumbles else self.asset(i) for i in indices]
+        assets = [
+            random_solids(r, i) if (r := self.rng(i, 3)).random() < solids_share else self.asset(i) for i in indices
+        ]
         image, c2w, azimuth = self.render(assets, indices, size, n_view)
         return assets, image.rgb, c2w, azimuth
 
@@ -174,7 +176,7 @@ def build(
     return Asset(solids, text, family=entry.family, front=entry.front, index=index, **vars(spec))
 
 
-def jumble(rng: np.random.Generator, index: int = -1) -> Asset:
+def random_solids(rng: np.random.Generator, index: int = -1) -> Asset:
     """Build an object of 4 to 24 random solids in random colours, without noun and caption."""
     builder = Builder(rng, (0.5, 0.5, 0.5))
     for _ in range(int(rng.integers(4, 25))):

@@ -1,4 +1,4 @@
-// Filter of the gallery: show the runs whose data-words contain every typed word.
+// Filter of the gallery: show the runs whose data-search-text contains every typed word.
 "use strict";
 
 (() => {
@@ -11,7 +11,7 @@
     const words = field.value.toLowerCase().split(/\s+/).filter(Boolean);
     let shown = 0;
     for (const card of cards) {
-      card.hidden = !words.every((word) => card.dataset.words.includes(word));
+      card.hidden = !words.every((word) => card.dataset.searchText.includes(word));
       shown += card.hidden ? 0 : 1;
     }
     count.textContent = words.length ? `${shown} of ${all}` : all;
