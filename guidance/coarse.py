@@ -150,7 +150,10 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
         return found.detach().to(code.dtype)
 
     def add_fusion(self, channels: int) -> None:
-        """Add an untrained `ViewFusion` with `channels` channels, which has no effect yet; an existing one is kept."""
+        """Add an untrained `ViewFusion` with hidden width `channels`, which changes no prediction until it is trained.
+
+        If the predictor has one already, nothing happens.
+        """
         if self.fusion is None:
             self.fusion = ViewFusion(self.config["latent_channels"], self.config["size"], channels)
             self.register_to_config(fusion=channels)

@@ -172,7 +172,10 @@ def predict(
 
 
 def guided(denoise: Denoiser, condition: Condition, guidance_scale: float) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the function (latents (B, C, h, w), timesteps (B,)) -> guided noise (B, C, h, w) that calls `predict`."""
+    """Return a function (latents (B, C, h, w), timesteps (B,)) -> noise (B, C, h, w) for samplers.
+
+    The noise is the prediction of `denoise` with classifier-free guidance.
+    """
 
     def guided_noise(x: Tensor, t: Tensor) -> Tensor:
         return predict(denoise, x, t, condition, guidance_scale)[0]

@@ -25,8 +25,8 @@ class SDF(EncodedField):
 
     The distance is f(x) = mlp(encoding(x)) + |x| - sphere, where the option `sphere` is the radius of the ball. The
     parameter `log_sharpness` is log s, where s is NeuS's sharpness: the surface is about 1/s thick. The buffer `cosine`
-    is the value of the scheduled option `cosine` at the current step. The CPU generator `generator` initialises the
-    parameters.
+    in [0, 1] is the fraction of NeuS's cosine annealing that is done at the current step; 1: the true cosine between
+    ray and normal. The CPU generator `generator` initialises the parameters.
     """
 
     options: SDFConfig

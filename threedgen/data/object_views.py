@@ -63,7 +63,7 @@ class ObjectViews(ABC):
 
     @abstractmethod
     def prepare(self) -> None:
-        """Read `options`. Called at the end of `__init__`."""
+        """Hook at the end of `__init__`: a subclass sets attributes from `options`. The default does nothing."""
 
     @abstractmethod
     def __len__(self) -> int: ...

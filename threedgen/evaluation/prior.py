@@ -243,7 +243,10 @@ AssetFeatures = tuple[Array, Array, Array]
 
 
 class OwnPrior(PriorEvaluation[EvaluateOwnPriorConfig, AssetFeatures]):
-    """Task "evaluate-own-prior": compare samples for the captions of user assets with renders from the same cameras."""
+    """Task "evaluate-own-prior": evaluate a prior that was trained on a user's assets.
+
+    For the caption of each asset it samples views, which are compared with renders of the asset from the same cameras.
+    """
 
     def __init__(self, task: Task) -> None:
         super().__init__(task)

@@ -93,7 +93,10 @@ def _finite(submesh: Submesh, failures: list[str]) -> Submesh:
 
 
 def _cover(submeshes: tuple[Submesh, ...]) -> float:
-    """Return the sum of the squared longest edges of all triangles, relative to the bounding box's squared diagonal."""
+    """Measure how much surface a mesh has for its size, to detect meshes that take too long to rasterise.
+
+    Returns the sum of the squared longest edges of all triangles, divided by the squared diagonal of the bounding box.
+    """
     low, high, total = np.full(3, np.inf), np.full(3, -np.inf), 0.0
     with np.errstate(all="ignore"):
         for part in submeshes:

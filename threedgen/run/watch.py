@@ -68,9 +68,10 @@ def guarded(pid: int) -> Iterator[None]:
 
 
 class Heartbeat:
-    """Thread that tests every CHECK_SECONDS whether a service answers, by calling `ask`, which may block or raise.
+    """Thread that calls `ask` every CHECK_SECONDS, to notice when a service no longer answers.
 
-    `name` is the name of the service in error messages.
+    `ask` returns if the service answers, and may block or raise if not. The owner calls `check`, which raises an error
+    with the service's `name` after LOST_SECONDS without an answer.
     """
 
     def __init__(self, ask: Callable[[], object], name: str) -> None:

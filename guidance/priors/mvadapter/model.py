@@ -177,7 +177,8 @@ class MVAdapter(LatentDiffusion):
         Args:
             x, t: noisy latents (B, C, h, w) and timesteps (B,) of `schedule`.
             text: embeddings (B, L, D).
-            camera: input of the condition guider, (B, 6, H, W) or (B, 6, 1, 1); None: no guider features.
+            camera: maps in [0, 1] of camera rays, or of the geometry of a mesh, for the condition guider: (B, 6, H, W),
+                or (B, 6, 1, 1) if all pixels of an image have the same values; None: the guider is not used.
             n_view: number of consecutive images that are views of one object.
             reference: features of R reference images by layer name, where R divides B; None: no image.
         """

@@ -214,8 +214,8 @@ class MVDiffusion(LatentDiffusion):
             prompts: F prompts, one for each view.
             geometry: corresponding positions of the views; None: each view is sampled separately.
             size: (H, W) in pixels, divisible by `unit`.
-            conditions: function from an image size (H, W) to what is known of the images: additional UNet channels
-                (F, E, h, w) and the input (F, C + 1, h, w) of the branch for known views; each may be None.
+            conditions: function from an image size (H, W) to two tensors, each of which may be None: additional input
+                channels of the UNet (F, E, h, w), such as depth; latents of known views with a mask (F, C + 1, h, w).
             generator: random generator of all noise; None: torch's global generator.
             eta: amount of fresh noise in each step; 0: deterministic DDIM; 1: as in DDPM.
             on_step: called before each step; may raise an exception to stop.

@@ -1,4 +1,6 @@
-"""Results of the Janus meter for single assets (meshes), metrics of methods, and the report of Janus rates.
+"""Results of the Janus meter (a classifier of viewing sides) and the report of the task "janus-score".
+
+Each asset, a mesh, gets a verdict. Each method, which made a set of assets, gets rates. The report compares methods.
 
 RUN/looks/                   classified views of each asset; assets with a stored result are not classified again
 RUN/report.html              tables with all views; report.md and report.json have the same content

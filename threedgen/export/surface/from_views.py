@@ -149,7 +149,10 @@ def render_depths(
 def _weights(
     texels: TexelGeometry, at: Cameras, n: int, depth: Array, options: BlendOptions, mask: Array | None
 ) -> tuple[Array, Array, Array]:
-    """Return the M texels that image n shows: indices (M,), weights of its colours (M,), pixel positions x, y (M, 2).
+    """Find the M texels that image n shows.
+
+    Returns their indices in `texels` (M,), the blending weights of their colours in image n (M,), and their positions
+    (x, y) in image n in pixels (M, 2).
 
     `depth` (H, W) is the depth map of camera n from `render_depths`. `mask` (h, w) in [0, 1] is the opacity of the mesh
     in image n, or None if it is 1 everywhere. The image may have another size than the depth map.

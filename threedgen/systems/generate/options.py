@@ -28,7 +28,10 @@ MULTIVIEW = "Set camera.n_view=2 or more and a multi-view prior, such as prior.n
 
 
 class SystemConfig(Config):
-    """Default training step, with the phases warm start, distillation and refinement, and without options."""
+    """Config section of the default system, which trains in the phases warm start, distillation and refinement.
+
+    The default system has no options. A plug-in system adds its own in a subclass.
+    """
 
     name: str = "generate"
 

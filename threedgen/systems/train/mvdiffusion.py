@@ -87,7 +87,10 @@ class MVDiffusionSystem(DenoisingSystem):
 
 
 class SingleViewSystem(MVDiffusionSystem):
-    """LightningModule of the first stage. It trains the first layer of the UNet, and a LoRA of further layers."""
+    """LightningModule of the first of two training stages, on single views, without attention between views.
+
+    It trains the first layer of the UNet and the LoRA `lora` of other layers.
+    """
 
     stage = "single views"
 

@@ -185,7 +185,9 @@ class FusionSystem(PredictorSystem):
 
 
 class CodeSystem(PredictorSystem):
-    """LightningModule that trains the code sampler of `coarse` on the codes of cached objects, by flow matching.
+    """LightningModule that trains, by flow matching, the network of `coarse` that samples an object code for a caption.
+
+    The training data are the object codes that the encoder of `coarse` finds for the cached views of objects.
 
     Each step trains on several noise levels for each code. The captions in `cache` are not used: `caption(index, rng)`
     writes a new caption for the object with this index, with random wording and a random subset of its colour words.

@@ -177,7 +177,10 @@ def build(
 
 
 def random_solids(rng: np.random.Generator, index: int = -1) -> Asset:
-    """Build an object of 4 to 24 random solids in random colours, without noun and caption."""
+    """Build an object of 4 to 24 random solids in random colours, without noun and caption.
+
+    `index` is the number of the object, which is only stored in the asset; -1: none.
+    """
     builder = Builder(rng, (0.5, 0.5, 0.5))
     for _ in range(int(rng.integers(4, 25))):
         colour = grammar.colour_value(grammar.sample_colour(rng), rng)
