@@ -76,7 +76,7 @@ class Matte(nn.Module):
 
         Raises ConfigError if the folder contains other files, or a weight overflows in float16.
         """
-        with files.whole_folder(path, CONFIG) as part:
+        with files.replaced_folder(path, CONFIG) as part:
             write_json(part / CONFIG, {"_class_name": type(self).__name__, **self.sizes})
             files.save_tensors(self, part / TENSORS)
 
@@ -86,11 +86,11 @@ class Matte(nn.Module):
 
         Raises ConfigError if the files are missing or damaged.
         """
-        path = loading.matte(weights)
+        path = loading.matte_folder(weights)
         files.check_sums(path)
         config = files.read_json(path / CONFIG)
         known = {key: config[key] for key in ("size", "channels") if key in config}
-        return files.fill(lambda: cls(**known), files.read_tensors(path / TENSORS), "matte").eval()
+        return files.build_from_tensors(lambda: cls(**known), files.read_tensors(path / TENSORS), "matte").eval()
 
     @torch.no_grad()
     def opacity(self, images: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ def read_unet(folder: Path, dtype: torch.dtype) -> UNet2DConditionModel:
 
     Raises ConfigError if its files are missing or damaged.
     """
-    return components.make("unet", *components.read_part(folder), dtype)
+    return components.build_network("unet", *components.read_part(folder), dtype)
 
 
 def read_text_encoder(folder: Path, dtype: torch.dtype) -> Any:
@@ -160,7 +160,7 @@ class DeepFloyd(Prior):
         return text
 
     def encode_images(self, rgb: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        return self.resized(rgb)
+        return self.to_network_images(rgb)
 
     def decode_latents(self, z: Tensor) -> Tensor:
         return (z / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)

@@ -14,7 +14,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from threedgen.config import ConfigError
 from threedgen.geometry.views import GREY, centred
-from threedgen.guidance.attention.joined import predict
+from threedgen.guidance.attention.joined import unet_output
 from threedgen.guidance.guidance import Features, add_view
 from threedgen.guidance.matte import reference_foreground
 from threedgen.guidance.options import ImageDreamConfig
@@ -122,7 +122,9 @@ class ImageDream(MVDream):
         with self.autocast():
             tokens = self.unet.image_embed(features.to(x))
             tokens = tokens.repeat_interleave(len(x) // len(tokens), dim=0)
-            out = predict(self.unet, x, t, text.to(x.dtype), camera, frames, factor=self.factor, image_tokens=tokens)
+            out = unet_output(
+                self.unet, x, t, text.to(x.dtype), camera, frames, factor=self.factor, image_tokens=tokens
+            )
         return out.float().unflatten(0, (objects, frames))[:, :n_view].flatten(0, 1)
 
     @property

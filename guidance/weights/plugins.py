@@ -6,9 +6,9 @@ from typing import Literal
 from threedgen.config.errors import ConfigError, replaced_key
 from threedgen.run.folder import made_by
 
-from .files import sniff
+from .files import weight_format
 from .hub import cached, hub_file, reachable
-from .loading import Identity, embedded, existing, hub_place
+from .loading import Identity, embedded, existing_path, hub_place
 
 Key = Literal["blocks", "adapter"]
 FILES: dict[Key, dict[str, str]] = {
@@ -35,7 +35,7 @@ def locate(key: Key, name: str) -> Path:
     `name` is the name of embedded weights, a path, or "owner/name/FILE" on the hub, which is downloaded.
     """
     file = FILES[key].get(name)
-    found = existing(name) if file is None else embedded(f"{file}.safetensors", key)
+    found = existing_path(name) if file is None else embedded(f"{file}.safetensors", key)
     if found is None and (place := hub_place(name)) and not made_by(name) and (cached(*place) or reachable()):
         with replaced_key(key):
             found = hub_file(*place)
@@ -53,7 +53,7 @@ def check(key: Key, name: str | None) -> None:
     """
     place = None if name is None else hub_place(name)
     if name is not None and (place is None or cached(*place) or made_by(name) or not reachable()):
-        sniff(locate(key, name))
+        weight_format(locate(key, name))
 
 
 def identify(key: Key, name: str | None) -> dict[str, Identity]:

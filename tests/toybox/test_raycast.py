@@ -7,7 +7,7 @@ import trimesh
 
 from threedgen.geometry.poses import orbit_array
 from threedgen.geometry.raster import rasterise
-from threedgen.guidance.priors.mvadapter.inputs import views
+from threedgen.guidance.priors.mvadapter.inputs import cameras_from_angles
 from threedgen.toybox.world.builder import Builder
 from threedgen.toybox.world.grammar import Spec
 from threedgen.toybox.world.primitives import BOX, DOME, FRUSTUM, PRISM, SPHERE, TORUS, Asset, inside, tessellate
@@ -150,7 +150,7 @@ def test_supersampling_averages_subpixels() -> None:
 
 def test_orthographic_render_matches_the_mesh() -> None:
     asset = build(Spec("car", "red", "", "wheels", "black"), np.random.default_rng(0))
-    at = views([(0.0, 30.0), (89.99, 180.0), (-30.0, 200.0)], 64, 64)
+    at = cameras_from_angles([(0.0, 30.0), (89.99, 180.0), (-30.0, 200.0)], 64, 64)
     half_height = np.full(3, 0.55)
     small = asset.move_and_scale(0.0, 0.5 / 0.85)
     result = render([small], np.zeros(3, int), at.c2w.numpy(), half_height, 64, with_gbuffer=True, parallel=True)

@@ -110,13 +110,13 @@ class ObjectViews(ABC):
 
     def cameras(self, index: int, size: int) -> Cameras:
         """Return the six cameras of object `index`, without the reference camera, for `size` x `size` pixels."""
-        return inputs.views(self.angles(index), size, size, self.fov)
+        return inputs.cameras_from_angles(self.angles(index), size, size, self.fov)
 
     def block(self, indices: range, size: int) -> Captioned:
         rgb, c2w = [], []
         for index in indices:
             reference = [self.reference_angles(index)] if self.reference else []
-            at = inputs.views([*self.angles(index), *reference], size, size, self.fov)
+            at = inputs.cameras_from_angles([*self.angles(index), *reference], size, size, self.fov)
             images = torch.from_numpy(self.photograph(index, at))
             if self.reference:
                 images[-1] = frame_on_grey(images[-1])

@@ -86,7 +86,7 @@ class SamplingConfig(PromptedConfig):
     @model_validator(mode="after")
     def _choose_adapter(self) -> Self:
         if isinstance(self.prior, MVAdapterConfig):
-            self.__dict__["prior"] = self.prior.released(self.image is not None, self.mesh is not None)
+            self.__dict__["prior"] = self.prior.with_adapter_file(self.image is not None, self.mesh is not None)
         return self
 
     def check_rig(self, rig: str, **keys: str) -> None:
