@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from threedgen.config.errors import ConfigError, in_a_line
-from threedgen.geometry.picture_file import read_foreground
+from threedgen.geometry.image_file import read_foreground
 from threedgen.geometry.views import border_pixels, resize
 from threedgen.guidance.options import ReferenceConfig
 from threedgen.guidance.weights import files, loading

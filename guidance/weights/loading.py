@@ -339,7 +339,7 @@ def check_image(path: Path, matte: str | None) -> None:
 
     `matte` is the background remover, see `check_matte`. None: the image must have a transparent or plain background.
     """
-    from threedgen.geometry.picture_file import load_image, read_foreground  # NumPy, which --help does without
+    from threedgen.geometry.image_file import load_image, read_foreground  # NumPy, which --help does without
 
     if matte is None:
         read_foreground(str(path))

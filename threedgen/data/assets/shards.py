@@ -24,8 +24,8 @@ from PIL import Image
 
 from threedgen.config.errors import ConfigError
 from threedgen.config.plain_file import ordinary, parse_json, read_bytes, read_json
+from threedgen.geometry.image_file import load_image
 from threedgen.geometry.images import grid, write_png
-from threedgen.geometry.picture_file import load_image
 from threedgen.run.arrays import Array
 from threedgen.run.disk import Tree, atomic_file
 

@@ -22,8 +22,8 @@ from threedgen.data.coloured_mesh import EmptyMesh, fit_to_ball, read_mesh
 from threedgen.evaluation import report
 from threedgen.evaluation.metrics.figures import Json, Share, median, share, share_of_groups
 from threedgen.evaluation.metrics.fronts import ErrorRates
+from threedgen.geometry.image_file import load_image
 from threedgen.geometry.images import write_png
-from threedgen.geometry.picture_file import load_image
 from threedgen.geometry.submesh import MAX_BYTES
 from threedgen.run.disk import write_json, writing
 from threedgen.run.text import clean

@@ -22,7 +22,7 @@ from threedgen.config import ConfigError
 from threedgen.data.scene_views import SceneViews
 from threedgen.evaluation.runner import kept_views
 from threedgen.geometry.cameras_file import CAMERAS_FILE, CamerasFile, read_cameras
-from threedgen.geometry.picture_file import load_image, read_depth
+from threedgen.geometry.image_file import load_image, read_depth
 from threedgen.geometry.views import Views, resize
 from threedgen.guidance.options import MIN_OVERLAP
 from threedgen.guidance.priors.mvdiffusion.inputs import depth_channels

@@ -9,8 +9,8 @@ from torch import Tensor
 from threedgen.config import ConfigError
 from threedgen.config.errors import key_prefix
 from threedgen.geometry.cameras import Cameras
+from threedgen.geometry.image_file import read_foreground
 from threedgen.geometry.images import grid, write_png
-from threedgen.geometry.picture_file import read_foreground
 from threedgen.geometry.views import framed
 from threedgen.guidance.matte import remover
 from threedgen.guidance.priors.mvadapter.inputs import GEOMETRY_VIEWS, RAY_VIEWS, cameras_from_angles, ray_maps

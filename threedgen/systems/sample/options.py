@@ -8,7 +8,7 @@ from threedgen.config import Config, ConfigError
 from threedgen.config.plain_file import read_text
 from threedgen.config.registry import Component
 from threedgen.data.options import MESH_FORMATS
-from threedgen.geometry.picture_file import load_image
+from threedgen.geometry.image_file import load_image
 from threedgen.guidance.options import MatteName, MVAdapterConfig
 from threedgen.guidance.weights.loading import check_image
 from threedgen.run.folder import user_path

@@ -26,8 +26,8 @@ from threedgen.config import registry
 from threedgen.evaluation import runner
 from threedgen.evaluation.metrics.figures import Json, Share, bootstrap, median, share_of_groups
 from threedgen.evaluation.report import format_estimate, format_rate, markdown_table, write_report
+from threedgen.geometry.image_file import load_image
 from threedgen.geometry.images import grid, write_png
-from threedgen.geometry.picture_file import load_image
 from threedgen.guidance.prior import Prior
 from threedgen.run import folder as runs
 from threedgen.run.arrays import Array
