@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from threedgen.config.errors import ConfigError, in_a_line
+from threedgen.config.errors import ConfigError, one_line
 from threedgen.geometry.image_file import read_foreground
 from threedgen.geometry.views import border_pixels, resize
 from threedgen.guidance.options import ReferenceConfig
@@ -154,7 +154,7 @@ def remover(name: str | None) -> Callable[[Array], Array] | None:
             try:
                 mask = remove(np.round(rgb * 255).astype(np.uint8), only_mask=True)
             except Exception as error:  # of the download or of the network's file
-                problem = f"rembg cannot load its network ({in_a_line(error)[:120]}). Take matte={GRABCUT}"
+                problem = f"rembg cannot load its network ({one_line(error)[:120]}). Take matte={GRABCUT}"
                 raise ConfigError(problem, "matte") from error
             return np.asarray(mask, np.float32) / 255
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from threedgen.config import ConfigError
-from threedgen.config.errors import in_a_line, short
+from threedgen.config.errors import one_line, short
 from threedgen.guidance.cuda_graph import GraphedCalls
 from threedgen.guidance.options import DeepFloydConfig
 from threedgen.guidance.prior import Prior
@@ -69,7 +69,7 @@ def read_text_encoder(folder: Path, dtype: torch.dtype) -> Any:
             folder, local_files_only=True, dtype=dtype, use_safetensors=True, output_loading_info=True
         )
     except Exception as error:  # any kind, for files from outside
-        raise ConfigError(f"{folder} cannot be read: {short(in_a_line(error), 120)}", "weights") from None
+        raise ConfigError(f"{folder} cannot be read: {short(one_line(error), 120)}", "weights") from None
     model, info = found
     if missing := sorted(info["missing_keys"]):
         raise ConfigError(f"{folder} lacks {len(missing)} tensors of a T5 encoder (first {missing[0]!r})", "weights")

@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from threedgen.config import ConfigError
-from threedgen.config.errors import in_a_line, short
+from threedgen.config.errors import one_line, short
 from threedgen.guidance.attention.image_tokens import IMAGE_TOKENS
 from threedgen.guidance.attention.joined import unet_from_config
 from threedgen.guidance.coarse import CoarsePredictor
@@ -182,7 +182,7 @@ def read_schedule(path: Path) -> Schedule:
             raise ValueError(f"num_train_timesteps is {schedule.T}, less than {MIN_TIMESTEPS}")
         return schedule
     except (ValueError, TypeError, KeyError, RuntimeError, OverflowError) as error:
-        raise ConfigError(f"{path / 'scheduler'}: {in_a_line(error)}") from None
+        raise ConfigError(f"{path / 'scheduler'}: {one_line(error)}") from None
 
 
 def load_file(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from threedgen.config import ConfigError
 from threedgen.config.errors import short
-from threedgen.config.plain_file import MAX_PICKLE_BYTES, ordinary, parse_json, read_text
+from threedgen.config.plain_file import MAX_PICKLE_BYTES, parse_json, read_text, require_regular_file
 from threedgen.run.disk import atomic_folder
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def weight_format(path: Path) -> str:
     Raises ConfigError if the file cannot be read, is cut off or has another format.
     """
     try:
-        with open(ordinary(path), "rb") as file:
+        with open(require_regular_file(path), "rb") as file:
             head = file.read(64)
             total = file.seek(0, os.SEEK_END)
     except OSError as error:

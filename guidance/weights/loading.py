@@ -13,7 +13,7 @@ from threedgen.config.command import install
 from threedgen.config.errors import default_key, replaced_key, short
 from threedgen.config.optional import require
 from threedgen.places import folder
-from threedgen.run.folder import made_by
+from threedgen.run.folder import how_to_make
 
 from . import hub
 from .families import check_family
@@ -94,7 +94,7 @@ def local_path(weights: str) -> Path | None:
         return found
     if weights in hub.ORIGINALS or hub.is_hub_id(weights):
         return None
-    if made := made_by(weights):
+    if made := how_to_make(weights):
         raise ConfigError(f"there is no file or folder {weights!r} yet; {made}", "weights")
     name = Path(weights).name
     fetch = f"; `hf download {hub.ORIGINALS[name]} {name}` fetches it from the hub" if name in hub.ORIGINALS else ""

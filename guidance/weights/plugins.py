@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 from threedgen.config.errors import ConfigError, replaced_key
-from threedgen.run.folder import made_by
+from threedgen.run.folder import how_to_make
 
 from .files import weight_format
 from .hub import cached, hub_file, reachable
@@ -36,11 +36,11 @@ def locate(key: Key, name: str) -> Path:
     """
     file = FILES[key].get(name)
     found = existing_path(name) if file is None else embedded(f"{file}.safetensors", key)
-    if found is None and (place := hub_place(name)) and not made_by(name) and (cached(*place) or reachable()):
+    if found is None and (place := hub_place(name)) and not how_to_make(name) and (cached(*place) or reachable()):
         with replaced_key(key):
             found = hub_file(*place)
     if found is None or not found.is_file():
-        made = made_by(name)
+        made = how_to_make(name)
         remedy = made or f"embedded are {', '.join(FILES[key])}; {SOURCES[key]}"
         raise ConfigError(f"there is no file {name!r}{' yet' if made else ''}; {remedy}", key)
     return found
@@ -52,7 +52,7 @@ def check(key: Key, name: str | None) -> None:
     A file on the hub, "owner/name/FILE", that is not cached is not checked if the hub can be reached.
     """
     place = None if name is None else hub_place(name)
-    if name is not None and (place is None or cached(*place) or made_by(name) or not reachable()):
+    if name is not None and (place is None or cached(*place) or how_to_make(name) or not reachable()):
         weight_format(locate(key, name))
 
 

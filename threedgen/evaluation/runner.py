@@ -123,7 +123,7 @@ def evaluation_task(
 
     ``result`` is the main result file in the run folder, whose path is printed. ``files`` are further result files.
     """
-    return partial(run_task, partial(evaluate, kind), result=result, files=files, again=True)
+    return partial(run_task, partial(evaluate, kind), result=result, files=files, rerun_finished=True)
 
 
 def kept_json(path: Path, make: Callable[[], Json], **key: object) -> Json:

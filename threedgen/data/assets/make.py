@@ -100,7 +100,7 @@ def make(task: Task) -> None:
     task.summarise(assets=len(shards), left_out=left_out, views=len(shards) * shards.azimuths * shards.rings)
 
 
-run = partial(run_task, make, result="sheet.png", files=("sheet.png", "assets.csv", SHARDS), again=True)
+run = partial(run_task, make, result="sheet.png", files=("sheet.png", "assets.csv", SHARDS), rerun_finished=True)
 
 
 def render(config: AssetsConfig, run_folder: Path, quiet: bool) -> Shards:
