@@ -163,4 +163,4 @@ def test_orthographic_render_matches_the_mesh() -> None:
     apart = np.linalg.norm((origins + directions * depth[..., None]).numpy() - points, axis=-1)[both]
     assert np.median(apart) < 2e-3 and (apart > 0.02).mean() < 0.02
     assert np.median((result.normal * normals).sum(-1)[both]) > 0.99
-    assert np.abs(result.rgb - mesh.photograph(at, light=True)).mean() < 0.01
+    assert np.abs(result.rgb - mesh.render_views(at, light=True)).mean() < 0.01

@@ -203,7 +203,7 @@ def test_cameras_have_the_ranges_of_the_config() -> None:
 def test_rgba_composited_on_grey_equals_a_render_on_grey(folder: Path) -> None:
     mesh = read_asset(folder, Asset("box.glb", ""))
     at = cameras(ViewsConfig(size=24, azimuths=4), 0, "a")
-    rgba, grey = mesh.photograph(at, None, True), mesh.photograph(at, 0.25, True)
+    rgba, grey = mesh.render_views(at, None, True), mesh.render_views(at, 0.25, True)
     assert np.allclose(rgba[..., :3] * rgba[..., 3:] + 0.25 * (1 - rgba[..., 3:]), grey, atol=1e-5)
 
 

@@ -222,7 +222,7 @@ def make_shard(job: Job, views: ViewsConfig, seed: int, folder: Path, data: Path
                     left_out[asset.file] = str(error)
                     continue
                 at = cameras(views, seed, asset.name)
-                images = [png(image) for image in to_uint8(mesh.photograph(at, None, views.light))]
+                images = [png(image) for image in to_uint8(mesh.render_views(at, None, views.light))]
                 notes = [*([PLAIN] if mesh.plain else []), *mesh.notes]
                 entry = {"name": asset.name, "file": asset.file, "caption": asset.caption, "notes": notes}
                 poses = {"azimuths": views.azimuths, "c2w": at.c2w.tolist(), "fov": at.fov.tolist()}
