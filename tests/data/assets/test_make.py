@@ -79,9 +79,9 @@ def test_material_colours_and_missing_textures_are_not_called_uncoloured(folder:
     )
     captions(folder, dict.fromkeys(("ball.obj", "red.glb", "lost.obj"), "a"))
     assert command() == 0
-    notes = {file: row["note"] for file, row in rows().items()}
-    assert notes["ball.obj"] == rendering.PLAIN and notes["red.glb"] == ""
-    assert "gone.png" in notes["lost.obj"] and "textures" in notes["lost.obj"] and rendering.PLAIN not in notes["lost.obj"]
+    note = {file: row["note"] for file, row in rows().items()}
+    assert note["ball.obj"] == rendering.PLAIN and note["red.glb"] == ""
+    assert "gone.png" in note["lost.obj"] and "textures" in note["lost.obj"] and rendering.PLAIN not in note["lost.obj"]
 
 
 def test_list_assets_reads_headers_and_optional_columns(folder: Path) -> None:
