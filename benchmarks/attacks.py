@@ -33,8 +33,8 @@ from threedgen.data.coloured_mesh import read_mesh
 from threedgen.data.files import read_npy
 from threedgen.data.posed.reader import read_posed
 from threedgen.geometry.cameras_file import read_cameras
+from threedgen.geometry.image_file import load_image
 from threedgen.geometry.mesh_file import read_mesh_file
-from threedgen.geometry.picture_file import load_image
 from threedgen.guidance.weights import files as weights
 from threedgen.guidance.weights.tokens import read_tokenizer
 from threedgen.representations.gaussians.points import read_points

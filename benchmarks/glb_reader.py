@@ -9,7 +9,7 @@ from PIL import Image
 
 from threedgen.config.errors import ConfigError
 from threedgen.config.plain_file import parse_json
-from threedgen.geometry.picture_file import load_image, open_image
+from threedgen.geometry.image_file import load_image, open_image
 from threedgen.run.arrays import Array
 
 _TYPES: dict[int, str] = {5120: "i1", 5121: "u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}

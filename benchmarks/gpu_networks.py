@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from threedgen.geometry.rigs import orbit
-from threedgen.guidance.attention.joined import camera_vector, predict
+from threedgen.guidance.attention.joined import camera_vector, unet_output
 from threedgen.guidance.cuda_graph import record
 from threedgen.guidance.guidance import Condition, guided
 from threedgen.guidance.priors.mvdream import MVDream
@@ -95,7 +95,7 @@ def unet_call(network: Any, batch: int, device: torch.device, dtype: torch.dtype
 
     def run() -> Tensor:
         with context:
-            return predict(network, x, t, text, camera, 4)
+            return unet_output(network, x, t, text, camera, 4)
 
     return run
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from threedgen.guidance.priors.latent_diffusion import LatentDiffusion
-from threedgen.guidance.priors.mvadapter.inputs import RAY_VIEWS, views
+from threedgen.guidance.priors.mvadapter.inputs import RAY_VIEWS, cameras_from_angles
 from threedgen.guidance.priors.mvadapter.model import MVAdapter
 from threedgen.guidance.priors.mvadapter.network import AdaptedUNet, AdapterSettings
 from threedgen.toybox.training.networks import multiview_model
@@ -80,7 +80,7 @@ def measure(case: str, steps: int, device: str, threads: int) -> Measured:
     model, trainable = full(device) if case == FULL else adapter(BRANCHES[case], device)
     optimizer, seconds = torch.optim.AdamW(trainable.parameters(), lr=1e-4), list[float]()
     n_view, size = len(RAY_VIEWS), model.image_size
-    camera: Any = model.camera(views(RAY_VIEWS, size, size).c2w.to(device).repeat(OBJECTS, 1, 1))
+    camera: Any = model.camera(cameras_from_angles(RAY_VIEWS, size, size).c2w.to(device).repeat(OBJECTS, 1, 1))
     text = model.encode_prompt(["a red car"] * OBJECTS)
     for step in range(1 + steps):
         if step == 1:

@@ -24,7 +24,7 @@ from threedgen.config.errors import ConfigError
 from threedgen.geometry.panorama import intrinsics, ring
 from threedgen.guidance.priors.mvdiffusion.caa import frequencies
 from threedgen.guidance.priors.mvdiffusion.geometry import PanoramaGeometry
-from threedgen.guidance.priors.mvdiffusion.weights import convert_released
+from threedgen.guidance.priors.mvdiffusion.weights import build_network
 from threedgen.guidance.weights.files import read_tensors
 from threedgen.run.dtypes import cast_weights
 from threedgen.run.metrics import peak_memory, reset_peak_memory
@@ -101,7 +101,7 @@ def ours(trial: Trial, file: Path, dtype: torch.dtype) -> tuple[nn.Module, Step]
 
     The step function runs a denoising step for an image side in pixels and returns the output of the network.
     """
-    network = convert_released(read_tensors(file), base(trial.widths)).to(trial.device)
+    network = build_network(read_tensors(file), base(trial.widths)).to(trial.device)
     cast_weights(network, dtype)
     geometries: dict[int, PanoramaGeometry] = {}
 

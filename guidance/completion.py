@@ -14,11 +14,11 @@ from .guidance import Condition, Denoiser, TextPair, guided, repeat_text
 from .prior import Prior
 from .sampling import OnStep, fresh_noise, no_callback, sample_latents
 
-COMPANION_STEP = 20
+KNOWN_VIEWS_TIMESTEP = 20
 """Timestep of the noise that is added to the known views. The network was trained with noise in every view."""
 
 
-class Companions(NamedTuple):
+class KnownViews(NamedTuple):
     """Known views of S objects, A per object; the views of an object are consecutive.
 
     Attributes:
@@ -57,15 +57,15 @@ def complete_views(
         on_step: progress callback (steps done, total steps).
     """
     z, schedule = prior.encode_images(views, generator), prior.schedule
-    noisy = schedule.add_noise(z, fresh_noise(z, generator), torch.tensor(COMPANION_STEP, device=z.device))
+    noisy = schedule.add_noise(z, fresh_noise(z, generator), torch.tensor(KNOWN_VIEWS_TIMESTEP, device=z.device))
     known_camera, camera = (prior.camera(poses.to(prior.device).float()) for poses in (views_c2w, c2w))
     if known_camera is None:
         raise ValueError("a prior without cameras cannot complete views")
     if prior.has_code and not text[0][:, -1].any():
         text = (prior.encode_code(text[0], z[None], views_c2w[None], fit=True), text[1])
     condition = Condition(text, camera, len(c2w), single_view_uncond=prior.guide_views)
-    companions = Companions(noisy, known_camera)
-    denoise = with_companions(prior.denoise, companions, len(views)) if prior.separate_levels else prior.denoise
+    known_views = KnownViews(noisy, known_camera)
+    denoise = with_known_views(prior.denoise, known_views, len(views)) if prior.separate_levels else prior.denoise
     predict = guided(denoise, condition, guidance_scale)
     init = prior.coarse_start(repeat_text(text[0], len(c2w)), c2w)
     noise = fresh_noise(z.new_empty(len(c2w), *z.shape[1:]), generator)
@@ -73,7 +73,7 @@ def complete_views(
     return prior.decode_latents(z).float().cpu()
 
 
-def with_companions(denoise: Denoiser, known: Companions, n_known: int) -> Denoiser:
+def with_known_views(denoise: Denoiser, known: KnownViews, n_known: int) -> Denoiser:
     """Return a denoiser that calls `denoise` with the known views in each batch, so that new views attend to them.
 
     The returned function takes and returns the new views only. If its argument `camera` is None (an unconditional
@@ -89,7 +89,7 @@ def with_companions(denoise: Denoiser, known: Companions, n_known: int) -> Denoi
             a = torch.cat([a] * repeats)
             return torch.cat([a.unflatten(0, (-1, n_known)), b.unflatten(0, (-1, n_view))], 1).flatten(0, 1)
 
-        levels = torch.full((len(known.latents),), COMPANION_STEP, device=t.device, dtype=t.dtype)
+        levels = torch.full((len(known.latents),), KNOWN_VIEWS_TIMESTEP, device=t.device, dtype=t.dtype)
         texts = text.unflatten(0, (-1, n_view))
         texts = torch.cat([texts[:, :1].expand(-1, n_known, -1, -1), texts], 1).flatten(0, 1)
         parts = (join(known.latents, x), join(levels, t), texts, join(known.camera, camera))

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from threedgen.config.errors import ConfigError, in_a_line
-from threedgen.geometry.picture_file import read_foreground
+from threedgen.config.errors import ConfigError, one_line
+from threedgen.geometry.image_file import read_foreground
 from threedgen.geometry.views import border_pixels, resize
 from threedgen.guidance.options import ReferenceConfig
 from threedgen.guidance.weights import files, loading
@@ -76,7 +76,7 @@ class Matte(nn.Module):
 
         Raises ConfigError if the folder contains other files, or a weight overflows in float16.
         """
-        with files.whole_folder(path, CONFIG) as part:
+        with files.replaced_folder(path, CONFIG) as part:
             write_json(part / CONFIG, {"_class_name": type(self).__name__, **self.sizes})
             files.save_tensors(self, part / TENSORS)
 
@@ -86,11 +86,11 @@ class Matte(nn.Module):
 
         Raises ConfigError if the files are missing or damaged.
         """
-        path = loading.matte(weights)
+        path = loading.matte_folder(weights)
         files.check_sums(path)
         config = files.read_json(path / CONFIG)
         known = {key: config[key] for key in ("size", "channels") if key in config}
-        return files.fill(lambda: cls(**known), files.read_tensors(path / TENSORS), "matte").eval()
+        return files.build_from_tensors(lambda: cls(**known), files.read_tensors(path / TENSORS), "matte").eval()
 
     @torch.no_grad()
     def opacity(self, images: Tensor) -> Tensor:
@@ -154,7 +154,7 @@ def remover(name: str | None) -> Callable[[Array], Array] | None:
             try:
                 mask = remove(np.round(rgb * 255).astype(np.uint8), only_mask=True)
             except Exception as error:  # of the download or of the network's file
-                problem = f"rembg cannot load its network ({in_a_line(error)[:120]}). Take matte={GRABCUT}"
+                problem = f"rembg cannot load its network ({one_line(error)[:120]}). Take matte={GRABCUT}"
                 raise ConfigError(problem, "matte") from error
             return np.asarray(mask, np.float32) / 255
 

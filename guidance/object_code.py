@@ -93,17 +93,18 @@ class CodeSampler(nn.Module):
         return self.out(self.body(tokens, text)).float().flatten(1)
 
     @torch.no_grad()
-    def sample(self, text: Tensor, empty: Tensor, noise: Tensor, near: Tensor | None = None) -> Tensor:
+    def sample(self, text: Tensor, empty: Tensor, noise: Tensor, similar_to: Tensor | None = None) -> Tensor:
         """Sample codes (B, code_width) for text embeddings (B, L, D) from Gaussian noise (B, code_width).
 
         `empty` (1, L, D) is the embedding of the empty prompt, for classifier-free guidance with scale `GUIDANCE`.
-        If codes `near` (B, code_width) are given, sampling starts from these with noise of strength `EDIT_STRENGTH`
-        (SDEdit, Meng et al. 2022), so the result is similar to `near`; None: sampling starts from noise.
+        If codes `similar_to` (B, code_width) are given, sampling starts from these with noise of strength
+        `EDIT_STRENGTH` (SDEdit, Meng et al. 2022), so the result is similar to `similar_to`; None: sampling starts from
+        noise.
         """
         words, x, first = self.encode_text(torch.cat([text, empty.expand_as(text)])), noise, 0
-        if near is not None:
+        if similar_to is not None:
             first = round((1 - EDIT_STRENGTH) * SAMPLING_STEPS)
-            x = torch.lerp(noise, near, first / SAMPLING_STEPS)
+            x = torch.lerp(noise, similar_to, first / SAMPLING_STEPS)
         for step in range(first, SAMPLING_STEPS):
             t = torch.full((2 * len(x),), step / SAMPLING_STEPS, device=x.device)
             conditional, unconditional = self(x.repeat(2, 1), t, words).chunk(2)

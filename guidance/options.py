@@ -112,7 +112,7 @@ class PriorConfig(Config):
 
         Returns None for any other tokenizer, if the option `tokenizer` is set, or if the weights are not downloaded.
         """
-        path = loading.local(self.weights)
+        path = loading.local_path(self.weights)
         return None if path is None or self.tokenizer is not None else read_vocabulary(path, self.subjects())
 
     def tokens_cut(self, prompt: str) -> str:
@@ -121,7 +121,7 @@ class PriorConfig(Config):
         The result is also "" if the tokenizer is not on this machine.
         """
         with suppress(ConfigError):  # `check` reports missing files
-            path = loading.local(self.weights) or hub.cached(*hub.hub_name(self.weights))
+            path = loading.local_path(self.weights) or hub.cached(*hub.hub_name(self.weights))
             folder = path.parent if path is not None and path.name == "model_index.json" else path
             if folder is not None and folder.is_dir() and self.tokenizer is None:
                 tokenizer = tokens.read_tokenizer(folder)
@@ -182,7 +182,7 @@ class EmbeddingFile(Config):
     token: str | None = Field(None, min_length=1, description="word in prompts; null: that of the file, or its name")
 
 
-class DraftedConfig(PriorConfig):
+class LatentPriorConfig(PriorConfig):
     """Config of a latent prior, with options for LoRAs, textual inversions and sampling at half the size first."""
 
     loras: Annotated[list[LoraFile], BeforeValidator(file_entries)] = Field(
@@ -219,7 +219,7 @@ class DraftedConfig(PriorConfig):
         return loras + [(f"embeddings.{n}.file", one.file) for n, one in enumerate(self.embeddings)]
 
 
-class ReferenceConfig(DraftedConfig):
+class ReferenceConfig(LatentPriorConfig):
     """Config of a prior that may take a reference image."""
 
     image: str | None = Field(
@@ -233,7 +233,7 @@ class ReferenceConfig(DraftedConfig):
         super().check()
 
 
-class MVDreamConfig(DraftedConfig):
+class MVDreamConfig(LatentPriorConfig):
     """Config of MVDream: a prior that samples several views of an object together, each with its camera."""
 
     graphs_unet: ClassVar[bool] = True
@@ -311,7 +311,7 @@ class ImageDreamConfig(ReferenceConfig):
         super().check()
 
 
-class StableDiffusionConfig(DraftedConfig):
+class StableDiffusionConfig(LatentPriorConfig):
     """Config of a 2D latent diffusion prior: single images, no camera."""
 
     graphs_unet: ClassVar[bool] = True
@@ -324,7 +324,7 @@ class StableDiffusionConfig(DraftedConfig):
     )
 
 
-class MVDiffusionConfig(DraftedConfig):
+class MVDiffusionConfig(LatentPriorConfig):
     """Config of MVDiffusion: a 2D model that samples views of a scene together, by attention between the views."""
 
     name: Literal["mvdiffusion"] = Field("mvdiffusion", description="correspondence-aware diffusion (arXiv 2307.01097)")
@@ -385,7 +385,7 @@ class MVAdapterConfig(ReferenceConfig):
             raise ValueError("image needs an adapter: set adapter=FILE of an image-to-views adapter")
         return self
 
-    def released(self, image: bool = False, mesh: bool = False) -> Self:
+    def with_adapter_file(self, image: bool = False, mesh: bool = False) -> Self:
         """Return a copy in which a hub id "owner/name" as `adapter` is replaced by one file of that repository.
 
         The file name follows from the 2D model (SDXL or Stable Diffusion 2.1) and from the conditions of the samples.
@@ -396,7 +396,7 @@ class MVAdapterConfig(ReferenceConfig):
             mesh: whether samples are conditioned on the geometry of a mesh. control=geometry also implies this.
         """
         image, mesh = image or self.image is not None, mesh or self.control == "geometry"
-        if self.adapter is None or not hub.is_hub_id(self.adapter) or loading.existing(self.adapter) is not None:
+        if self.adapter is None or not hub.is_hub_id(self.adapter) or loading.existing_path(self.adapter) is not None:
             return self
         base = "sdxl" if loading.is_sdxl(self.weights) else "sd21"
         file = f"mvadapter_{'i' if image else 't'}{'g' if mesh else ''}2mv_{base}.safetensors"
@@ -413,14 +413,14 @@ class MVAdapterConfig(ReferenceConfig):
 
     def check(self) -> None:
         super().check()
-        plugins.check("adapter", self.released().adapter)
+        plugins.check("adapter", self.with_adapter_file().adapter)
         if self.guess is not None:
             with replaced_key("guess"):
                 loading.check(self.guess, None, (COARSE,))
 
     def added_files(self) -> dict[str, Identity]:
         guess = {} if self.guess is None else {"guess": loading.identify(self.guess, (COARSE,))}
-        return plugins.identify("adapter", self.released().adapter) | guess | super().added_files()
+        return plugins.identify("adapter", self.with_adapter_file().adapter) | guess | super().added_files()
 
 
 class DeepFloydConfig(PriorConfig):

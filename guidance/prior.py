@@ -161,7 +161,7 @@ class Prior(Protocol):
         """
         return function(*inputs) if self.graph is None or torch.is_grad_enabled() else self.graph(function, *inputs)
 
-    def resized(self, rgb: Tensor) -> Tensor:
+    def to_network_images(self, rgb: Tensor) -> Tensor:
         """Resize images (B, H, W, 3) in [0, 1] to (B, 3, s, s) in [-1, 1] on the prior's device; s = `image_size`."""
         x = to_device(rgb, self.device).float().permute(0, 3, 1, 2)
         if self.device.type in GPUS:  # group norm on a GPU would copy each channels_last tensor
@@ -220,11 +220,13 @@ class Prior(Protocol):
         """
         return None
 
-    def sample_code(self, text: Tensor, generator: sampling.Generators = None, near: Tensor | None = None) -> Tensor:
+    def sample_code(
+        self, text: Tensor, generator: sampling.Generators = None, similar_to: Tensor | None = None
+    ) -> Tensor:
         """Sample an object code for each of n prompts, and return the embeddings `text` (n, L, D) with these codes.
 
         The code chooses what a prompt leaves unspecified, once for all views. Embeddings of a prior without object
-        codes are returned unchanged. `generator` is one random generator or a list of n. `near` (n, L, D) are
+        codes are returned unchanged. `generator` is one random generator or a list of n. `similar_to` (n, L, D) are
         embeddings of other prompts with codes, to whose objects the sampled objects are similar; None: no such objects.
         """
         return text

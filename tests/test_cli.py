@@ -175,7 +175,7 @@ def test_list_is_grouped_with_default_first(capsys: pytest.CaptureFixture[str]) 
 def test_needs_of_shipped_configs_share_a_vocabulary() -> None:
     """Inputs, then weights and results of other configs, then cores or a GPU, then the time."""
     for name in config.shipped():
-        needs = help.described(name).needs
+        needs = help.shipped_entry(name).needs
         assert re.search(r"\d cores?\b|\bGPUs?\b|^runs?=|what its (methods|configs) need|weights", needs), needs
         assert not re.search(r"\d cores?\b", needs) or re.search(r"second|minute|hour", needs), f"{name}: how long?"
         assert not re.search(r"CPU|two|one |nothing|CUDA|pictures?", needs), f"{name}: {needs}"

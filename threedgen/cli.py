@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from threedgen import __version__, config
 from threedgen.config import help, plugins, registry
-from threedgen.config.errors import AbsentWeights, ConfigError, did_you_mean, expected, nearest, short
+from threedgen.config.errors import ConfigError, WeightsNotDownloaded, as_expected_error, did_you_mean, nearest, short
 from threedgen.config.sections import RunConfig
 from threedgen.run import folder as runs
 from threedgen.run.interrupts import end_with_parent
@@ -141,12 +141,12 @@ def dry_run(checked: Any, name: str) -> int:
     """Print what a run would do, without starting it; return 0.
 
     `checked` is the config of the run, and `name` the config name in the path of the run folder. If the weights of a
-    model are not downloaded, AbsentWeights is raised after the text is printed.
+    model are not downloaded, WeightsNotDownloaded is raised after the text is printed.
     """
-    absent: AbsentWeights | None = None
+    absent: WeightsNotDownloaded | None = None
     try:
         checked.check()
-    except AbsentWeights as error:
+    except WeightsNotDownloaded as error:
         absent = error
     if isinstance(checked, RunConfig):
         checked = checked.model_copy(update={"out": str(runs.choose_folder(checked, name)[0])})
@@ -221,6 +221,6 @@ def main(words: list[str] | None = None) -> int:
         say("stopped by Ctrl-C", sys.stderr)
         return INTERRUPTED
     except Exception as error:
-        shown = expected(error)
+        shown = as_expected_error(error)
         say(traceback.format_exc() if shown is None else str(shown), sys.stderr)
         return FAILED if shown is None else shown.exit_code

@@ -78,7 +78,7 @@ class SolidColour(Prior):
 
     def encode_images(self, rgb: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return images (B, H, W, 3) in [0, 1] as (B, 3, s, s) in [-1, 1]."""
-        return self.resized(rgb)
+        return self.to_network_images(rgb)
 
     def decode_latents(self, z: Tensor) -> Tensor:
         """Return latents as images (B, s, s, 3) in [0, 1]."""

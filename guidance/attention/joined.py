@@ -22,12 +22,12 @@ from .image_tokens import IMAGE_TOKENS, add_image_tokens, attend_to_image
 
 CAMERA_DIM = 16
 WORLD_ROTARY = "world_rotary"
-"""Key of a UNet's config. The value tells whether `predict` passes a `WorldRotary` to the self-attention."""
+"""Key of a UNet's config. The value tells whether `unet_output` passes a `WorldRotary` to the self-attention."""
 SEPARATE_LEVELS = "separate_levels"
 """Key of a UNet's config. The value tells whether the views of an object had separate noise levels in training. Such a
 network can sample new views beside known ones (`completion.py`), and its prediction for a single view can serve as the
 unconditional branch of classifier-free guidance."""
-OWN_KEYS = (WORLD_ROTARY, SEPARATE_LEVELS, IMAGE_TOKENS)
+THREEDGEN_KEYS = (WORLD_ROTARY, SEPARATE_LEVELS, IMAGE_TOKENS)
 Kind = Literal["sdpa", "xformers"]
 """Attention backend: torch's scaled_dot_product_attention or xformers' memory_efficient_attention."""
 MIN_TOKENS = 512  # sequence length from which on `FlashAttention` is faster than attention with an explicit softmax
@@ -267,11 +267,11 @@ def set_attention(unet: UNet2DConditionModel, kind: Kind) -> None:
 def unet_from_config(config: Any, **changes: Any) -> UNet2DConditionModel:
     """Build a UNet from a diffusers config; `changes` override entries of the config.
 
-    The config may also have keys of threedgen, `OWN_KEYS`: rotary embedding, separate noise levels, image tokens.
+    The config may also have keys of threedgen, `THREEDGEN_KEYS`: rotary embedding, separate noise levels, image tokens.
     """
-    stock = {name: value for name, value in config.items() if name not in OWN_KEYS}
+    stock = {name: value for name, value in config.items() if name not in THREEDGEN_KEYS}
     unet: Any = UNet2DConditionModel.from_config(stock, **changes)
-    unet.register_to_config(**{name: config[name] for name in OWN_KEYS if name in config})
+    unet.register_to_config(**{name: config[name] for name in THREEDGEN_KEYS if name in config})
     if IMAGE_TOKENS in config:
         add_image_tokens(unet, **config[IMAGE_TOKENS])
     return unet
@@ -283,7 +283,7 @@ def multiview_unet(**config: Any) -> UNet2DConditionModel:
     return make_multiview(UNet2DConditionModel(**(camera | config)))
 
 
-def predict(
+def unet_output(
     unet: UNet2DConditionModel,
     x: Tensor,
     t: Tensor,

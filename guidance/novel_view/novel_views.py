@@ -106,7 +106,7 @@ def save(model: XUNet | LatentPairs, folder: Path, cameras: CamerasConfig | None
     Raises ConfigError if the folder contains other files than a saved model, or a weight overflows in float16.
     """
     metadata: dict[str, object] = {"_class_name": type(model).__name__, "cameras": cameras and cameras.model_dump()}
-    with files.whole_folder(folder, CONFIG) as part:
+    with files.replaced_folder(folder, CONFIG) as part:
         if isinstance(model, LatentPairs):
             model.prior.save(part / NOVEL_VIEW_PRIOR)
         else:
@@ -131,7 +131,7 @@ def load(weights: str) -> tuple[XUNet | LatentPairs, CamerasConfig | None]:
         raise ConfigError(f"{path / CONFIG} is damaged: {error.errors()[0]['msg']}") from None
     if metadata["_class_name"] == "XUNet":
         tensors = files.read_tensors(path / NOVEL_VIEW_TENSORS)
-        return files.fill(lambda: XUNet(config), tensors, "3DiM network"), cameras
+        return files.build_from_tensors(lambda: XUNet(config), tensors, "3DiM network"), cameras
     prior = MVDream.load(str(path / NOVEL_VIEW_PRIOR))
     return LatentPairs(prior).eval().requires_grad_(False), cameras
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from threedgen.config import ConfigError
-from threedgen.config.errors import in_a_line, short
+from threedgen.config.errors import one_line, short
 from threedgen.guidance.cuda_graph import GraphedCalls
 from threedgen.guidance.options import DeepFloydConfig
 from threedgen.guidance.prior import Prior
@@ -56,7 +56,7 @@ def read_unet(folder: Path, dtype: torch.dtype) -> UNet2DConditionModel:
 
     Raises ConfigError if its files are missing or damaged.
     """
-    return components.make("unet", *components.read_part(folder), dtype)
+    return components.build_network("unet", *components.read_part(folder), dtype)
 
 
 def read_text_encoder(folder: Path, dtype: torch.dtype) -> Any:
@@ -69,7 +69,7 @@ def read_text_encoder(folder: Path, dtype: torch.dtype) -> Any:
             folder, local_files_only=True, dtype=dtype, use_safetensors=True, output_loading_info=True
         )
     except Exception as error:  # any kind, for files from outside
-        raise ConfigError(f"{folder} cannot be read: {short(in_a_line(error), 120)}", "weights") from None
+        raise ConfigError(f"{folder} cannot be read: {short(one_line(error), 120)}", "weights") from None
     model, info = found
     if missing := sorted(info["missing_keys"]):
         raise ConfigError(f"{folder} lacks {len(missing)} tensors of a T5 encoder (first {missing[0]!r})", "weights")
@@ -160,7 +160,7 @@ class DeepFloyd(Prior):
         return text
 
     def encode_images(self, rgb: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        return self.resized(rgb)
+        return self.to_network_images(rgb)
 
     def decode_latents(self, z: Tensor) -> Tensor:
         return (z / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)

@@ -14,7 +14,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from threedgen.config import ConfigError
 from threedgen.geometry.views import GREY, centred
-from threedgen.guidance.attention.joined import predict
+from threedgen.guidance.attention.joined import unet_output
 from threedgen.guidance.guidance import Features, add_view
 from threedgen.guidance.matte import reference_foreground
 from threedgen.guidance.options import ImageDreamConfig
@@ -23,7 +23,7 @@ from threedgen.run.arrays import Array
 from .latent_diffusion import load_prior, with_additions
 from .mvdream import MVDream
 
-SHARE = 0.8
+OBJECT_SHARE = 0.8
 """Fraction of the image that the object's longer side fills, as in LGM and DreamGaussian (border_ratio 0.2)."""
 FEATURES, LATENTS = "features", "latents"
 """Keys of the result of `ImageDream.reference`: features (1, L, D) of CLIP's image encoder, latents (1, C, h, w)."""
@@ -59,7 +59,9 @@ class ImageDream(MVDream):
 
         `cut` is the cut-out object, RGBA (h, w, 4) in [0, 1].
         """
-        self.images = tuple(centred(torch.from_numpy(cut), s, s, SHARE) for s in (self.encoder_size, self.image_size))
+        self.images = tuple(
+            centred(torch.from_numpy(cut), s, s, OBJECT_SHARE) for s in (self.encoder_size, self.image_size)
+        )
         return self.to(self.device)
 
     def to(self, device: torch.device | str) -> Self:
@@ -122,7 +124,9 @@ class ImageDream(MVDream):
         with self.autocast():
             tokens = self.unet.image_embed(features.to(x))
             tokens = tokens.repeat_interleave(len(x) // len(tokens), dim=0)
-            out = predict(self.unet, x, t, text.to(x.dtype), camera, frames, factor=self.factor, image_tokens=tokens)
+            out = unet_output(
+                self.unet, x, t, text.to(x.dtype), camera, frames, factor=self.factor, image_tokens=tokens
+            )
         return out.float().unflatten(0, (objects, frames))[:, :n_view].flatten(0, 1)
 
     @property

@@ -12,11 +12,11 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPVisionModel, PreTrainedTokenizerBase
 
 from threedgen.config import ConfigError
-from threedgen.config.errors import in_a_line, short
+from threedgen.config.errors import one_line, short
 from threedgen.guidance.attention import joined
 from threedgen.guidance.coarse import TEXT_GUIDANCE, CoarsePredictor
 from threedgen.guidance.cuda_graph import GraphedCalls
-from threedgen.guidance.options import DraftedConfig, StableDiffusionConfig
+from threedgen.guidance.options import LatentPriorConfig, StableDiffusionConfig
 from threedgen.guidance.prior import Prior
 from threedgen.guidance.sampling import Generators, check_half_size, fresh_noise
 from threedgen.guidance.schedule import Prediction, Schedule
@@ -40,7 +40,7 @@ def build(options: StableDiffusionConfig, device: torch.device | str = "cpu") ->
     return with_additions(load_prior(LatentDiffusion, options, device), options)
 
 
-def load_prior(kind: type[P], options: DraftedConfig, device: torch.device | str) -> P:
+def load_prior(kind: type[P], options: LatentPriorConfig, device: torch.device | str) -> P:
     """Build a prior of class `kind` from its config section, on a device, without LoRAs and textual inversions.
 
     Raises ConfigError if files are missing or damaged, or an option does not fit the weights or the device.
@@ -55,7 +55,7 @@ def load_prior(kind: type[P], options: DraftedConfig, device: torch.device | str
     return prior.with_draft(o.draft)
 
 
-def with_additions(prior: P, options: DraftedConfig) -> P:
+def with_additions(prior: P, options: LatentPriorConfig) -> P:
     """Add the LoRAs and textual inversions of a config section to `prior`, in place, and return `prior`."""
     if options.loras or options.embeddings:
         from threedgen.guidance.weights import additions  # takes time to import
@@ -159,7 +159,7 @@ class LatentDiffusion(Prior):
         except (ConfigError, MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # a config of another kind of model can cause any exception
-            problem = f"{weights!r} cannot sample ({short(in_a_line(error), 120)[1:-1]})"
+            problem = f"{weights!r} cannot sample ({short(one_line(error), 120)[1:-1]})"
             raise ConfigError(problem, "weights") from error
         if not output.isfinite().all():
             raise ConfigError(f"{weights!r} samples NaN: its weights or configs are damaged", "weights")
@@ -292,13 +292,13 @@ class LatentDiffusion(Prior):
         return first, last, code
 
     @torch.no_grad()
-    def sample_code(self, text: Tensor, generator: Generators = None, near: Tensor | None = None) -> Tensor:
+    def sample_code(self, text: Tensor, generator: Generators = None, similar_to: Tensor | None = None) -> Tensor:
         if self.predictor is None:
             return text
         noise = fresh_noise(text[:, -1], generator)
         with self.autocast():
             words, empty = (self.split_text(x)[1] for x in (text, self.empty_text.to(self.device)))
-            code = self.predictor.sampler.sample(words, empty, noise, None if near is None else near[:, -1])
+            code = self.predictor.sampler.sample(words, empty, noise, None if similar_to is None else similar_to[:, -1])
         return torch.cat([text[:, :-1], code[:, None]], 1)
 
     @torch.no_grad()
@@ -391,7 +391,7 @@ class LatentDiffusion(Prior):
         The images (B, H, W, 3) in [0, 1] are resized to `image_size`.
         """
         with self.encoding():
-            found = self.vae.encode(self.resized(rgb).to(self.vae.encoder.conv_in.weight.dtype)).latent_dist
+            found = self.vae.encode(self.to_network_images(rgb).to(self.vae.encoder.conv_in.weight.dtype)).latent_dist
         return found.mean.float(), found.std.float()
 
     def decode_latents(self, z: Tensor) -> Tensor:
@@ -429,7 +429,7 @@ class LatentDiffusion(Prior):
                 coarse = F.interpolate(coarse, x.shape[-2:], mode="bilinear", align_corners=False)
             x = torch.cat([x, coarse.to(x.dtype)], dim=1)
         text = text.to(x.dtype) if self.half_weights else text
-        return joined.predict(self.unet, x, t, text, camera, n_view, factor=self.factor)
+        return joined.unet_output(self.unet, x, t, text, camera, n_view, factor=self.factor)
 
     def fuse_views(self, coarse: Tensor, x: Tensor, t: Tensor, camera: Tensor | None, n_view: int) -> Tensor:
         """Return the coarse predictions (B, C, h, h), improved by the noisy latents of all views of an object.

@@ -49,8 +49,8 @@ class MVDream(LatentDiffusion, MultiviewPrior):
         added = self.identifiers or self.embedded_words
         return self.coarse is not None and bool(self.coarse.config["starts_samples"]) and not added
 
-    def sample_code(self, text: Tensor, generator: Generators = None, near: Tensor | None = None) -> Tensor:
-        return super().sample_code(text, generator, near) if self.coarse_fits else text
+    def sample_code(self, text: Tensor, generator: Generators = None, similar_to: Tensor | None = None) -> Tensor:
+        return super().sample_code(text, generator, similar_to) if self.coarse_fits else text
 
     def coarse_latents(self, text: Tensor, c2w: Tensor | None, text_guidance: bool = True) -> Tensor | None:
         if c2w is None or not self.coarse_fits:  # without a camera the prediction is the mean over all cameras

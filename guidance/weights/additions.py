@@ -16,7 +16,7 @@ from tokenizers import AddedToken
 from torch import Tensor
 
 from threedgen.config import ConfigError
-from threedgen.config.errors import default_key, in_a_line, key_prefix, replaced_key, short
+from threedgen.config.errors import default_key, key_prefix, one_line, replaced_key, short
 from threedgen.config.plain_file import parse_json
 from threedgen.run.torch_file import leaves, read_safetensors, read_torch, require_finite
 
@@ -83,15 +83,17 @@ def fuse_lora(prior: LatentDiffusion, lora: LoraFile) -> None:
     require_finite(tensors, str(path))
     pipe = networks_of(prior)
     try:
-        state = fitting(pipe, tensors, peft_options(path, metadata))
+        state = to_peft_tensors(pipe, tensors, peft_options(path, metadata))
         for prefix in {name.partition(".")[0] for name in state}:
             if prefix == "unet":
                 pipe.load_lora_into_unet(state, None, pipe.unet)
             else:
                 pipe.load_lora_into_text_encoder(state, None, pipe.components[prefix], prefix=prefix)
-    except Exception as error:  # a ValueError of `fitting`, and what diffusers raises for other tensors: anything
-        problem = str(error) if isinstance(error, ValueError) else in_a_line(error)
-        base, ours = base_of(tensors, metadata), named_base(pipe.unet.config["cross_attention_dim"])
+    except (
+        Exception
+    ) as error:  # a ValueError of `to_peft_tensors`, and what diffusers raises for other tensors: anything
+        problem = str(error) if isinstance(error, ValueError) else one_line(error)
+        base, ours = base_model_name(tensors, metadata), named_base(pipe.unet.config["cross_attention_dim"])
         problem = f"{path}, a LoRA of {base}, does not fit this prior, {ours}: {short(problem, 200)[1:-1]}"
         raise ConfigError(problem) from error
     pipe.fuse_lora(components=list(pipe.components), lora_scale=lora.scale, safe_fusing=True)
@@ -119,7 +121,7 @@ def peft_options(path: Path, metadata: Mapping[str, str]) -> files.Json:
     return found if isinstance(found, dict) else {}
 
 
-def fitting(pipe: Any, tensors: Tensors, options: files.Json) -> dict[str, Tensor]:
+def to_peft_tensors(pipe: Any, tensors: Tensors, options: files.Json) -> dict[str, Tensor]:
     """Return the tensors of a LoRA with peft's names, multiplied so that the scale of the LoRA becomes 1.
 
     Args:
@@ -156,7 +158,7 @@ def fitting(pipe: Any, tensors: Tensors, options: files.Json) -> dict[str, Tenso
             if not down:
                 keys = (f"{prefix}.{names[f'{layer}.lora_A.weight']}.alpha", f"{prefix}.{layer}.alpha")
                 alpha = next((alphas[key] for key in keys if key in alphas), None)
-                tensor = tensor * scale_of(layer, tensor.shape[1], alpha, options, prefix)
+                tensor = tensor * lora_factor(layer, tensor.shape[1], alpha, options, prefix)
             result[f"{prefix}.{name}"] = tensor
             used.add(f"{prefix}.{old}")
     if not result:
@@ -173,7 +175,7 @@ def peft_names(names: Iterable[str], prefix: str) -> dict[str, str]:
     return convert_state_dict_to_peft(own, StateDictType.DIFFUSERS_OLD)  # contains the newer names
 
 
-def scale_of(layer: str, rank: int, alpha: float | None, options: files.Json, prefix: str) -> float:
+def lora_factor(layer: str, rank: int, alpha: float | None, options: files.Json, prefix: str) -> float:
     """Return the factor of the product of a LoRA's two matrices in one layer: alpha / rank, or 1.0 without alpha.
 
     `alpha` is the value in the file (kohya). If it is None, alpha is looked up in peft's `options` for the network
@@ -186,7 +188,7 @@ def scale_of(layer: str, rank: int, alpha: float | None, options: files.Json, pr
     return alpha / (sqrt(rank) if options.get(f"{prefix}.use_rslora") else rank)
 
 
-def base_of(tensors: Tensors, metadata: Mapping[str, str]) -> str:
+def base_model_name(tensors: Tensors, metadata: Mapping[str, str]) -> str:
     """Return the name of a LoRA's base model, for messages, from the width of text embeddings, names or metadata."""
     widths = [t.shape[1] for name, t in tensors.items() if re.search(r"attn2.to_k.*(down|lora_A)", name) and t.ndim > 1]
     if widths and widths[0] in BASES:
@@ -236,7 +238,9 @@ def read_embedding(path: Path) -> tuple[str, tuple[Tensor | None, Tensor | None]
     The word is the key of the tensor (diffusers), else the file name (AUTOMATIC1111). Only SDXL has a second text
     encoder; a missing tensor is None. Raises ConfigError if the file has no vectors of a word.
     """
-    table: Any = read_safetensors(path) if files.sniff(path) == "safetensors" else read_torch(path, skip_objects=True)
+    table: Any = (
+        read_safetensors(path) if files.weight_format(path) == "safetensors" else read_torch(path, skip_objects=True)
+    )
     table = table if isinstance(table, dict) else {}
     name = loading.embedding_word(path)
     if "string_to_param" in table:

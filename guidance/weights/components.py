@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from threedgen.config import ConfigError
-from threedgen.config.errors import in_a_line, short
+from threedgen.config.errors import one_line, short
 from threedgen.guidance.attention.image_tokens import IMAGE_TOKENS
 from threedgen.guidance.attention.joined import unet_from_config
 from threedgen.guidance.coarse import CoarsePredictor
@@ -116,7 +116,7 @@ def load(
     tokenizer: str | None = None,
     camera: bool = True,
     prediction: Prediction | None = None,
-    wanted: tuple[str, ...] = PARTS,
+    required_parts: tuple[str, ...] = PARTS,
     half: torch.dtype | None = None,
 ) -> Components:
     """Load the frozen networks of a prior on the CPU. Raises ConfigError if a file is missing, damaged or unsuitable.
@@ -126,19 +126,21 @@ def load(
         tokenizer: folder or hub id; None: the tokenizer of the weights, or CLIP's for a single file.
         camera: whether a UNet without camera branch is an error.
         prediction: output of the UNet; None: as the weights declare, else "epsilon" with a warning.
-        wanted: sub-folder names of the required networks. If `IMAGE_ENCODER` is among them, the weights must be
+        required_parts: sub-folder names of the required networks. If `IMAGE_ENCODER` is among them, the weights must be
             ImageDream's; otherwise weights of ImageDream are an error.
         half: type of the linear and convolution layers of the UNet; None: float32.
     """
-    path = loading.locate(weights, wanted)
+    path = loading.locate(weights, required_parts)
     folder = path.is_dir()
-    found = load_folder(path, tokenizer, wanted, half) if folder else load_file(path, tokenizer, prediction, half)
+    found = (
+        load_folder(path, tokenizer, required_parts, half) if folder else load_file(path, tokenizer, prediction, half)
+    )
     if camera and found.unet.class_embedding is None:
         raise ConfigError(f"{weights!r} has no camera branch, so it is not a multi-view model but a 2D one", "weights")
-    if (IMAGE_TOKENS in found.unet.config) != (IMAGE_ENCODER in wanted):
+    if (IMAGE_TOKENS in found.unet.config) != (IMAGE_ENCODER in required_parts):
         kind = "imagedream" if IMAGE_TOKENS in found.unet.config else "mvdream"
         raise ConfigError(f"{weights!r} are weights of another prior; choose prior.name={kind}", "weights")
-    if IMAGE_ENCODER in wanted and found.image_encoder is None:
+    if IMAGE_ENCODER in required_parts and found.image_encoder is None:
         problem = f"{path} lacks CLIP's image encoder: it has no tensor named clip_model.model.visual..."
         raise ConfigError(f"{problem}; ashawkey/imagedream-ipmv-diffusers on the hub has it", "weights")
     if prediction is not None and prediction != found.schedule.prediction:
@@ -148,19 +150,21 @@ def load(
 
 
 def load_folder(
-    path: Path, tokenizer: str | None = None, wanted: tuple[str, ...] = PARTS, half: torch.dtype | None = None
+    path: Path, tokenizer: str | None = None, required_parts: tuple[str, ...] = PARTS, half: torch.dtype | None = None
 ) -> Components:
     """Load the networks of the diffusers folder `path`.
 
-    `tokenizer` is a folder or hub id; None: the tokenizer in `path`. `wanted` are the sub-folder names of the required
-    networks. `half` is the type of the linear and convolution layers of the UNet; None: float32.
+    `tokenizer` is a folder or hub id; None: the tokenizer in `path`. `required_parts` are the sub-folder names of the
+    required networks. `half` is the type of the linear and convolution layers of the UNet; None: float32.
     """
-    loading.check_folder(path, wanted)
+    loading.check_folder(path, required_parts)
     files.check_sums(path)
     words = tokens.read_tokenizer(path) if tokenizer is None else tokens.clip_tokenizer(tokenizer, open_clip=False)
     schedule = read_schedule(path)
     types = {"unet": half}
-    networks = {part: read_network(path, part, types.get(part)) for part in loading.parts(path, wanted)}
+    networks = {
+        part: read_network(path, part, types.get(part)) for part in loading.network_folders(path, required_parts)
+    }
     second = networks.pop(SECOND, None)
     if second is not None:
         second = SecondText(second, tokens.read_tokenizer(path / "tokenizer_2"))
@@ -178,7 +182,7 @@ def read_schedule(path: Path) -> Schedule:
             raise ValueError(f"num_train_timesteps is {schedule.T}, less than {MIN_TIMESTEPS}")
         return schedule
     except (ValueError, TypeError, KeyError, RuntimeError, OverflowError) as error:
-        raise ConfigError(f"{path / 'scheduler'}: {in_a_line(error)}") from None
+        raise ConfigError(f"{path / 'scheduler'}: {one_line(error)}") from None
 
 
 def load_file(
@@ -201,15 +205,15 @@ def load_file(
         schedule = schedule.with_zero_snr()
     second = None
     if found.second is not None:
-        second = SecondText(make(SECOND, *found.second), tokens.clip_tokenizer(tokenizer, open_clip=True))
+        second = SecondText(build_network(SECOND, *found.second), tokens.clip_tokenizer(tokenizer, open_clip=True))
     return Components(
-        make("unet", *found.unet, half),
-        make("vae", *found.vae),
-        make("text_encoder", *found.text_encoder),
+        build_network("unet", *found.unet, half),
+        build_network("vae", *found.vae),
+        build_network("text_encoder", *found.text_encoder),
         tokens.clip_tokenizer(tokenizer, found.open_clip),
         schedule,
         second=second,
-        image_encoder=None if found.image_encoder is None else make(IMAGE_ENCODER, *found.image_encoder),
+        image_encoder=None if found.image_encoder is None else build_network(IMAGE_ENCODER, *found.image_encoder),
     )
 
 
@@ -221,14 +225,14 @@ def read_network(path: Path, part: str, half: torch.dtype | None = None) -> Any:
     """
     config, tensors = read_part(path / part)
     if "input_blocks.0.0.weight" in tensors:
-        return make(part, *ldm.convert_unet(tensors), half)
+        return build_network(part, *ldm.convert_unet(tensors), half)
     expect(config, *NETWORKS[part].class_entry, path / part)
     if part == "vae":
         tensors = {rename_vae_attention(name): tensor for name, tensor in tensors.items()}
     elif part in ("text_encoder", IMAGE_ENCODER):
         tensors = ldm.short_names(tensors)
     tensors.pop("text_model.embeddings.position_ids", None)  # a constant in older files
-    return make(part, config, tensors, half)
+    return build_network(part, config, tensors, half)
 
 
 def read_part(part: Path) -> tuple[Json, dict[str, Tensor]]:
@@ -250,7 +254,7 @@ def rename_vae_attention(name: str) -> str:
     return name
 
 
-def make(part: str, config: Json, tensors: Mapping[str, Tensor], half: torch.dtype | None = None) -> Any:
+def build_network(part: str, config: Json, tensors: Mapping[str, Tensor], half: torch.dtype | None = None) -> Any:
     """Build the frozen network `part` ("unet", "vae", ...) from its config and tensors.
 
     `half` is the type of its linear and convolution layers, which are then not built in float32 first; None: float32.
@@ -278,7 +282,7 @@ def make(part: str, config: Json, tensors: Mapping[str, Tensor], half: torch.dty
             cast_weights(built, half)
         return built
 
-    return files.fill(build, tensors, network.label)
+    return files.build_from_tensors(build, tensors, network.label)
 
 
 def check_vocabulary(text_encoder: CLIPTextModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -296,7 +300,7 @@ def save(prior: LatentDiffusion, folder: Path) -> None:
     """
     if {SECOND, IMAGE_ENCODER} & prior.networks.keys():
         raise ConfigError("weights of SDXL and ImageDream are read here and not written; copy their folder or file")
-    with files.whole_folder(folder, "model_index.json") as part:
+    with files.replaced_folder(folder, "model_index.json") as part:
         network: Any  # a diffusers model
         for name, network in prior.networks.items():
             if name != "text_encoder":

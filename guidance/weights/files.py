@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from threedgen.config import ConfigError
 from threedgen.config.errors import short
-from threedgen.config.plain_file import MAX_PICKLE_BYTES, ordinary, parse_json, read_text
+from threedgen.config.plain_file import MAX_PICKLE_BYTES, parse_json, read_text, require_regular_file
 from threedgen.run.disk import atomic_folder
 
 if TYPE_CHECKING:
@@ -80,13 +80,13 @@ def read_json(path: Path) -> Json:
     return found
 
 
-def sniff(path: Path) -> str:
+def weight_format(path: Path) -> str:
     """Return the format of a weight file, "safetensors" or "torch", by its first bytes and size.
 
     Raises ConfigError if the file cannot be read, is cut off or has another format.
     """
     try:
-        with open(ordinary(path), "rb") as file:
+        with open(require_regular_file(path), "rb") as file:
             head = file.read(64)
             total = file.seek(0, os.SEEK_END)
     except OSError as error:
@@ -126,7 +126,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
     from threedgen.run.torch_file import read_safetensors, read_torch
 
-    found = read_torch(path, mmap=True, skip_objects=True) if sniff(path) == "torch" else read_safetensors(path)
+    found = read_torch(path, mmap=True, skip_objects=True) if weight_format(path) == "torch" else read_safetensors(path)
     inner = found.get("state_dict") if isinstance(found, dict) else None
     table = inner if isinstance(inner, dict) else found
     items = table.items() if isinstance(table, Mapping) else ()
@@ -146,7 +146,7 @@ def read_header(path: Path) -> tuple[list[str], dict[str, str]]:
     """
     from safetensors import SafetensorError, safe_open
 
-    if sniff(path) == "torch":
+    if weight_format(path) == "torch":
         return _strings(path), {}
     try:
         with safe_open(path, "np") as file:
@@ -183,7 +183,7 @@ def warn_unused(names: Sequence[str], what: str) -> None:
         logger.warning("%d tensors are no part %s and not used (first %s)", len(names), what, first)
 
 
-def fill(make: Callable[[], Module], tensors: Mapping[str, Tensor], what: str) -> Module:
+def build_from_tensors(make: Callable[[], Module], tensors: Mapping[str, Tensor], what: str) -> Module:
     """Build a frozen network on the CPU with `tensors` as its weights, converted to the types of the network.
 
     `make` builds the network with random weights. It is called on the meta device, so that wrong names and shapes are
@@ -214,7 +214,7 @@ def fill(make: Callable[[], Module], tensors: Mapping[str, Tensor], what: str) -
 
 
 @contextmanager
-def whole_folder(folder: Path, label: str) -> Iterator[Path]:
+def replaced_folder(folder: Path, label: str) -> Iterator[Path]:
     """Replace the folder `folder` as a whole: yield a temporary folder to write into, which on exit becomes `folder`.
 
     On exit, SHA256SUMS is also written. Raises ConfigError if `folder` has files, but not the file `label`, because it

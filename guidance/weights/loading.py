@@ -13,11 +13,11 @@ from threedgen.config.command import install
 from threedgen.config.errors import default_key, replaced_key, short
 from threedgen.config.optional import require
 from threedgen.places import folder
-from threedgen.run.folder import made_by
+from threedgen.run.folder import how_to_make
 
 from . import hub
 from .families import check_family
-from .files import digest, read_card, read_header, read_json, sniff
+from .files import digest, read_card, read_header, read_json, weight_format
 
 Parts = tuple[str, ...]
 
@@ -41,7 +41,7 @@ UNNAMED = ("emb_params", *FIRST_KEYS)  # names of tensors in textual inversions 
 WEIGHT_NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")
 
 
-def check(weights: str, tokenizer: str | None = None, wanted: Parts = PARTS) -> None:
+def check(weights: str, tokenizer: str | None = None, required_parts: Parts = PARTS) -> None:
     """Raise ConfigError if the weights of a prior are missing or evidently unreadable; reads no tensors.
 
     For a hub id that is not cached, only model_index.json is downloaded.
@@ -49,9 +49,9 @@ def check(weights: str, tokenizer: str | None = None, wanted: Parts = PARTS) -> 
     Args:
         weights: name, path or hub id, in any form that `locate` takes.
         tokenizer: folder or hub id; None: the tokenizer of the weights, or CLIP's for a single file.
-        wanted: required sub-folders of a diffusers folder.
+        required_parts: required sub-folders of a diffusers folder.
     """
-    path = local(weights)
+    path = local_path(weights)
     if tokenizer is not None and not Path(tokenizer).expanduser().is_dir() and not hub.is_hub_id(tokenizer):
         raise ConfigError(f"there is no folder {tokenizer!r}", "tokenizer")
     if path is None:
@@ -62,27 +62,27 @@ def check(weights: str, tokenizer: str | None = None, wanted: Parts = PARTS) -> 
         if hub.cached(repo, name) is None and not hub.reachable():
             raise hub.absent(weights)
     elif path.is_dir():
-        check_folder(path, wanted)
+        check_folder(path, required_parts)
         return
     elif names := read_header(path)[0]:
         check_family(path, names)
     check_clip_tokenizer(tokenizer)  # a single file has none
 
 
-def locate(weights: str, wanted: Parts = PARTS) -> Path:
+def locate(weights: str, required_parts: Parts = PARTS) -> Path:
     """Return the local folder or file of `weights`; download it into the hub's cache if needed.
 
     Args:
         weights: a name in `EMBEDDED`, a folder in diffusers format, a single-file checkpoint, the file name of an
             original MVDream or ImageDream checkpoint, or a hub id "owner/name".
-        wanted: required sub-folders of a diffusers folder.
+        required_parts: required sub-folders of a diffusers folder.
     """
-    if (path := local(weights)) is not None:
+    if (path := local_path(weights)) is not None:
         return path
-    return hub.hub_file(*hub.hub_name(weights)) if weights in hub.ORIGINALS else hub_folder(weights, wanted)
+    return hub.hub_file(*hub.hub_name(weights)) if weights in hub.ORIGINALS else hub_folder(weights, required_parts)
 
 
-def local(weights: str) -> Path | None:
+def local_path(weights: str) -> Path | None:
     """Return the local folder or file of `weights`, the name of embedded weights or an existing path.
 
     Returns None for a hub id or the name of an original MVDream checkpoint that is no existing path, even if these
@@ -90,11 +90,11 @@ def local(weights: str) -> Path | None:
     """
     if weights in EMBEDDED:
         return embedded(weights)
-    if (found := existing(weights)) is not None:
+    if (found := existing_path(weights)) is not None:
         return found
     if weights in hub.ORIGINALS or hub.is_hub_id(weights):
         return None
-    if made := made_by(weights):
+    if made := how_to_make(weights):
         raise ConfigError(f"there is no file or folder {weights!r} yet; {made}", "weights")
     name = Path(weights).name
     fetch = f"; `hf download {hub.ORIGINALS[name]} {name}` fetches it from the hub" if name in hub.ORIGINALS else ""
@@ -112,7 +112,7 @@ def embedded(name: str, key: str = "weights") -> Path:
     return path
 
 
-def existing(weights: str) -> Path | None:
+def existing_path(weights: str) -> Path | None:
     """Return the path `weights` if a file or folder exists there, else None. Raises ConfigError for an invalid path."""
     try:
         path = Path(weights).expanduser()
@@ -125,7 +125,9 @@ def hub_place(name: str) -> tuple[str, str] | None:
     """Return (hub repository, file) if `name` has the form "owner/name/FILE" and is no existing path, else None."""
     repo, _, file = name.rpartition("/")
     return (
-        (repo, file) if hub.is_hub_id(repo) and file.endswith(hub.WEIGHT_SUFFIXES) and existing(name) is None else None
+        (repo, file)
+        if hub.is_hub_id(repo) and file.endswith(hub.WEIGHT_SUFFIXES) and existing_path(name) is None
+        else None
     )
 
 
@@ -135,12 +137,12 @@ def weight_file(name: str) -> Path:
     `name` is a file, a folder that diffusers or peft wrote, or "owner/name/FILE" on the hub, which is downloaded.
     """
     with replaced_key("file"):
-        path = existing(name) if (place := hub_place(name)) is None else hub.hub_file(*place)
+        path = existing_path(name) if (place := hub_place(name)) is None else hub.hub_file(*place)
     if path is None:
         raise ConfigError(f"there is no file {short(name)}; give a path, or owner/name/FILE of the hub", "file")
     names = [f"{stem}{suffix}" for stem in ADDITIONS for suffix in hub.WEIGHT_SUFFIXES] if path.is_dir() else []
     path = next((path / name for name in names if (path / name).is_file()), path)
-    sniff(path)
+    weight_format(path)
     return path
 
 
@@ -160,11 +162,11 @@ def is_sdxl(weights: str) -> bool:
     This is judged by the local files or, if there are none, by the name.
     """
     with suppress(ConfigError):
-        path = local(weights)
+        path = local_path(weights)
         index = hub.cached(*hub.hub_name(weights)) if path is None else None
         found = path if index is None else index.parent
         if found is not None and found.is_dir():
-            return SECOND in parts(found)
+            return SECOND in network_folders(found)
         if found is not None and (names := read_header(found)[0]):
             return any(name.startswith("conditioner.") for name in names)
     return "xl" in weights.lower()
@@ -184,62 +186,68 @@ class Identity(NamedTuple):
     digest: str
 
     @classmethod
-    def of(cls, path: Path, wanted: Parts = PARTS) -> "Identity":
+    def of(cls, path: Path, required_parts: Parts = PARTS) -> "Identity":
         """Compute the identity of the file `path`, or of the tensor files of a diffusers folder `path`.
 
-        `wanted` are the required sub-folders of a diffusers folder; tensor files of optional networks also count.
+        `required_parts` are the required sub-folders of a diffusers folder; tensor files of optional networks also
+        count.
         """
-        files = [path] if path.is_file() else [f for part in parts(path, wanted) for f in tensor_files(path / part)]
+        files = (
+            [path]
+            if path.is_file()
+            else [f for part in network_folders(path, required_parts) for f in tensor_files(path / part)]
+        )
         return cls(path, sum(file.stat().st_size for file in files), digest(path, files))
 
     def __str__(self) -> str:
         return f"{self.path} ({self.size / 1e9:.2f} GB, SHA-256 {self.digest})"
 
 
-def identify(weights: str, wanted: Parts = PARTS) -> Identity:
+def identify(weights: str, required_parts: Parts = PARTS) -> Identity:
     """Return path, size and SHA-256 of `weights` (name, path or hub id), after a download if needed.
 
-    `wanted` are the required sub-folders of a diffusers folder.
+    `required_parts` are the required sub-folders of a diffusers folder.
     """
-    return Identity.of(locate(weights, wanted), wanted)
+    return Identity.of(locate(weights, required_parts), required_parts)
 
 
-def awaited(weights: str) -> bool:
+def is_missing_original(weights: str) -> bool:
     """Return whether `weights` is the name of an original MVDream checkpoint that is not downloaded yet."""
-    return weights in hub.ORIGINALS and local(weights) is None and hub.cached(*hub.hub_name(weights)) is None
+    return weights in hub.ORIGINALS and local_path(weights) is None and hub.cached(*hub.hub_name(weights)) is None
 
 
-def describe(weights: str, wanted: Parts = PARTS) -> str:
+def describe(weights: str, required_parts: Parts = PARTS) -> str:
     """Return "PATH (SIZE, SHA-256 DIGEST)" of `weights`, which are downloaded if needed.
 
-    `weights` is a name, path or hub id; `wanted` are the required sub-folders of a diffusers folder. An original
-    MVDream checkpoint is not downloaded; if it is missing, the text has the download command instead.
+    `weights` is a name, path or hub id; `required_parts` are the required sub-folders of a diffusers folder. An
+    original MVDream checkpoint is not downloaded; if it is missing, the text has the download command instead.
     """
-    if awaited(weights):
+    if is_missing_original(weights):
         return f"{weights}, not on this machine yet; `hf download {hub.ORIGINALS[weights]} {weights}` fetches it"
-    return str(identify(weights, wanted))
+    return str(identify(weights, required_parts))
 
 
-def check_folder(path: Path, wanted: Parts = PARTS) -> Path:
-    """Return `path`. Raises ConfigError if it is no diffusers folder with the networks `wanted`; reads no tensors.
+def check_folder(path: Path, required_parts: Parts = PARTS) -> Path:
+    """Return `path`. Raises ConfigError if it is no diffusers folder with the networks `required_parts`.
 
-    The folder must have a scheduler, a tokenizer, and config and tensors of each network in `parts(path, wanted)`.
+    The folder must have a scheduler, a tokenizer, and config and tensors of each network that `network_folders` lists.
+    No tensors are read.
     """
-    if IMAGE_ENCODER in wanted and not (path / IMAGE_ENCODER).is_dir():
+    if IMAGE_ENCODER in required_parts and not (path / IMAGE_ENCODER).is_dir():
         problem = f"{path} has no folder {IMAGE_ENCODER!r}, so it holds no weights of ImageDream"
         raise ConfigError(f"{problem}; choose prior.name=mvdream", "weights")
-    for part in parts(path, wanted):
+    for part in network_folders(path, required_parts):
         read_json(path / part / CONFIG)
         for file in tensor_files(path / part):
-            sniff(file)
+            weight_format(file)
     read_json(path / "scheduler" / "scheduler_config.json")
     if not (path / "tokenizer").is_dir():
         raise ConfigError(f"{path} has no folder 'tokenizer'")
     return path
 
 
-def parts(path: Path, wanted: Parts = PARTS) -> Parts:
-    """Return the sub-folders of a diffusers folder that have tensors: `wanted` and optional ones.
+def network_folders(path: Path, required_parts: Parts = PARTS) -> Parts:
+    """Return the sub-folders of a diffusers folder that have tensors: `required_parts` and optional ones.
 
     The optional ones are "coarse", if it exists, and "text_encoder_2", if it exists or model_index.json names it.
     """
@@ -247,7 +255,7 @@ def parts(path: Path, wanted: Parts = PARTS) -> Parts:
     second = (read_json(index) if index.is_file() else {}).get(SECOND)
     named = isinstance(second, list) and any(second)  # SDXL: [library, class], even if the sub-folder is missing
     coarse = (COARSE,) if (path / COARSE).is_dir() else ()
-    return (*wanted, *coarse, *((SECOND,) if named or (path / SECOND).is_dir() else ()))
+    return (*required_parts, *coarse, *((SECOND,) if named or (path / SECOND).is_dir() else ()))
 
 
 def tensor_files(part: Path) -> list[Path]:
@@ -270,20 +278,21 @@ def tensor_files(part: Path) -> list[Path]:
     raise ConfigError(f"{part} has no weights: neither {WEIGHT_NAMES[0]}.safetensors nor model.safetensors")
 
 
-def hub_folder(repo: str, wanted: Parts = PARTS) -> Path:
-    """Return the local copy of a diffusers folder on the hub, with the networks `wanted`; download missing files.
+def hub_folder(repo: str, required_parts: Parts = PARTS) -> Path:
+    """Return the local copy of a diffusers folder on the hub; download missing files.
 
-    Safetensors files are preferred to .bin files, and float32 files to float16 files.
+    The copy has the networks `required_parts`. Safetensors files are preferred to .bin files, and float32 files to
+    float16 files.
     """
     found = hub.cached(repo, "model_index.json")
     if found is not None:
         with suppress(ConfigError):
-            return check_folder(found.parent, wanted)
+            return check_folder(found.parent, required_parts)
     if repo in hub.MIRRORS or not hub.reachable():
         raise hub.absent(repo)
     from huggingface_hub import snapshot_download
 
-    networks = (*wanted, SECOND)
+    networks = (*required_parts, SECOND)
     small = ["model_index.json", "scheduler/*", "tokenizer/*", "tokenizer_2/*", f"{COARSE}/*"]
     small += [f"{part}/{CONFIG}" for part in networks]
     for kind, others in (("*.safetensors*", "*fp16*"), ("*.bin*", "*fp16*"), ("*fp16*", "*.bin*")):
@@ -293,34 +302,36 @@ def hub_folder(repo: str, wanted: Parts = PARTS) -> Path:
         except Exception as error:
             raise hub.absent(repo, f"the download failed ({type(error).__name__})") from None
         with suppress(ConfigError):
-            return check_folder(path, wanted)
-    raise ConfigError(f"{repo!r} on the hub is not a folder in diffusers format with {', '.join(wanted)}", "weights")
+            return check_folder(path, required_parts)
+    raise ConfigError(
+        f"{repo!r} on the hub is not a folder in diffusers format with {', '.join(required_parts)}", "weights"
+    )
 
 
-def matte(weights: str) -> Path:
+def matte_folder(weights: str) -> Path:
     """Return the folder of a matte network, from the name "toybox-matte" or a path; no tensor is read.
 
     Raises ConfigError if there is no such folder, or it has another network.
     """
-    path = embedded(MATTE) if weights == MATTE else existing(weights)
+    path = embedded(MATTE) if weights == MATTE else existing_path(weights)
     if path is None or not (path / CONFIG).is_file():
         sources = f"take {REMBG}, {GRABCUT}, {MATTE}, or the folder RUN/matte of a train-toybox-matte run"
         raise ConfigError(f"there is no matte {short(weights)}; {sources}", "matte")
     class_name(path, ("Matte",), "a matte", "matte")
-    sniff(path / TENSORS)
+    weight_format(path / TENSORS)
     return path
 
 
-def check_matte(name: str) -> None:
-    """Raise ConfigError if the background remover `name` is not available.
+def check_matte(remover: str) -> None:
+    """Raise ConfigError if the background remover `remover` is not available.
 
-    `name` is "rembg" or "grabcut" (OpenCV), whose package must be installed, or a matte network, see `matte`.
+    `remover` is "rembg" or "grabcut" (OpenCV), whose package must be installed, or a matte network, see `matte_folder`.
     """
-    modules = {REMBG: ("rembg", "onnxruntime"), GRABCUT: ("cv2",)}.get(name, ())
+    modules = {REMBG: ("rembg", "onnxruntime"), GRABCUT: ("cv2",)}.get(remover, ())
     if not modules:
-        matte(name)
+        matte_folder(remover)
     for module in modules:
-        require(module, f"matte: {name}", "take an image with a transparent or plain background")
+        require(module, f"matte: {remover}", "take an image with a transparent or plain background")
 
 
 def check_image(path: Path, matte: str | None) -> None:
@@ -328,7 +339,7 @@ def check_image(path: Path, matte: str | None) -> None:
 
     `matte` is the background remover, see `check_matte`. None: the image must have a transparent or plain background.
     """
-    from threedgen.geometry.picture_file import load_image, read_foreground  # NumPy, which --help does without
+    from threedgen.geometry.image_file import load_image, read_foreground  # NumPy, which --help does without
 
     if matte is None:
         read_foreground(str(path))
@@ -354,13 +365,13 @@ def novel_view_model(weights: str) -> Path:
 
     `weights` is a path, or "embedded" or "embedded-concat" for the models that come with threedgen.
     """
-    path = embedded(NOVEL_VIEW[weights]) if weights in NOVEL_VIEW else existing(weights)
+    path = embedded(NOVEL_VIEW[weights]) if weights in NOVEL_VIEW else existing_path(weights)
     if path is None or not (path / CONFIG).is_file():
         raise ConfigError(f"there is no novel-view model {short(weights)}: a folder with {CONFIG}", "weights")
     if class_name(path, NOVEL_VIEW_CLASSES, "a novel-view model") == "LatentPairs":
         check_folder(path / NOVEL_VIEW_PRIOR)
     else:
-        sniff(path / NOVEL_VIEW_TENSORS)
+        weight_format(path / NOVEL_VIEW_TENSORS)
     return path
 
 
@@ -371,7 +382,7 @@ def subject_card(path: Path | str) -> dict[str, str]:
     """
     source = "an mvdreambooth run leaves one behind, RUN/personalisation.safetensors"
     with default_key("personalisation"), replaced_key("personalisation"):
-        found = existing(str(path))
+        found = existing_path(str(path))
         if found is None:
             raise ConfigError(f"there is no file {short(str(path))}; {source}")
         card = read_card(found, SUBJECT_FORMAT)

@@ -72,22 +72,22 @@ class MetaNetworks(NamedTuple):
         return 1 if self.vae is None else 2 ** (len(self.vae.config["block_out_channels"]) - 1)
 
 
-def meta_networks(weights: str, wanted: tuple[str, ...] = loading.PARTS) -> MetaNetworks:
+def meta_networks(weights: str, required_parts: tuple[str, ...] = loading.PARTS) -> MetaNetworks:
     """Build UNet and VAE of `weights` (name, path or hub id) on the meta device.
 
-    `wanted` are the required sub-folders of a diffusers folder. Weights on the hub are downloaded if needed, except
-    original MVDream checkpoints, whose sizes are known. Raises ConfigError if weights are missing or damaged.
+    `required_parts` are the required sub-folders of a diffusers folder. Weights on the hub are downloaded if needed,
+    except original MVDream checkpoints, whose sizes are known. Raises ConfigError if weights are missing or damaged.
     """
-    if loading.awaited(weights):  # an original checkpoint, not downloaded for this
+    if loading.is_missing_original(weights):  # an original checkpoint, not downloaded for this
         unet, vae = _build(RELEASED_UNETS[weights], RELEASED_VAE)
         image = _image_encoder(RELEASED_IMAGE_ENCODER) if IMAGE_TOKENS in unet.config else None
         whole = _parameters(unet, vae, image) + RELEASED_TEXT[weights]
         return MetaNetworks(unet, vae, whole, _kept(unet, vae) + _parameters(image), image)
-    path = loading.locate(weights, wanted)
+    path = loading.locate(weights, required_parts)
     configs: dict[str, Json] = {}
     tensors: dict[str, dict[str, Tensor]] = {}
     if path.is_dir():
-        for part in loading.parts(path, wanted):
+        for part in loading.network_folders(path, required_parts):
             configs[part], tensors[part] = components.read_part(path / part)
         if "input_blocks.0.0.weight" in tensors["unet"]:
             configs["unet"] = ldm.unet_config(tensors["unet"])

@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Literal
 
 from threedgen.config.errors import ConfigError, replaced_key
-from threedgen.run.folder import made_by
+from threedgen.run.folder import how_to_make
 
-from .files import sniff
+from .files import weight_format
 from .hub import cached, hub_file, reachable
-from .loading import Identity, embedded, existing, hub_place
+from .loading import Identity, embedded, existing_path, hub_place
 
 Key = Literal["blocks", "adapter"]
 FILES: dict[Key, dict[str, str]] = {
@@ -35,12 +35,12 @@ def locate(key: Key, name: str) -> Path:
     `name` is the name of embedded weights, a path, or "owner/name/FILE" on the hub, which is downloaded.
     """
     file = FILES[key].get(name)
-    found = existing(name) if file is None else embedded(f"{file}.safetensors", key)
-    if found is None and (place := hub_place(name)) and not made_by(name) and (cached(*place) or reachable()):
+    found = existing_path(name) if file is None else embedded(f"{file}.safetensors", key)
+    if found is None and (place := hub_place(name)) and not how_to_make(name) and (cached(*place) or reachable()):
         with replaced_key(key):
             found = hub_file(*place)
     if found is None or not found.is_file():
-        made = made_by(name)
+        made = how_to_make(name)
         remedy = made or f"embedded are {', '.join(FILES[key])}; {SOURCES[key]}"
         raise ConfigError(f"there is no file {name!r}{' yet' if made else ''}; {remedy}", key)
     return found
@@ -52,8 +52,8 @@ def check(key: Key, name: str | None) -> None:
     A file on the hub, "owner/name/FILE", that is not cached is not checked if the hub can be reached.
     """
     place = None if name is None else hub_place(name)
-    if name is not None and (place is None or cached(*place) or made_by(name) or not reachable()):
-        sniff(locate(key, name))
+    if name is not None and (place is None or cached(*place) or how_to_make(name) or not reachable()):
+        weight_format(locate(key, name))
 
 
 def identify(key: Key, name: str | None) -> dict[str, Identity]:

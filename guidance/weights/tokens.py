@@ -9,7 +9,7 @@ from string import punctuation
 from typing import TYPE_CHECKING, Protocol
 
 from threedgen.config import ConfigError, registry
-from threedgen.config.plain_file import ordinary
+from threedgen.config.plain_file import require_regular_file
 from threedgen.run.prompts import Reading, remove_words
 
 from .hub import CLIP_FILES, CLIP_REPOSITORY, clip_files
@@ -33,7 +33,7 @@ def read_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     try:
         for file in path.iterdir():
             if file.suffix in (".json", ".txt", ".model"):
-                ordinary(file, MAX_VOCABULARY_BYTES)
+                require_regular_file(file, MAX_VOCABULARY_BYTES)
         if (path / "tokenizer_config.json").is_file():
             return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         vocab, merges = (str(path / name) for name in CLIP_FILES)

@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from threedgen.config.errors import ConfigError, DiskFull, FileError, OutOfMemory, expected, storage_error
+from threedgen.config.errors import ConfigError, DiskFull, FileError, OutOfMemory, as_expected_error, storage_error
 
 
 def raised_from(error: Exception, cause: Exception) -> Exception:
@@ -25,4 +25,4 @@ def raised_from(error: Exception, cause: Exception) -> Exception:
     ],
 )
 def test_expected_errors_are_told_from_bugs(error: Exception, kind: type[Exception] | None, storage: bool) -> None:
-    assert type(expected(error)) is (kind or type(None)) and bool(storage_error(error)) == storage
+    assert type(as_expected_error(error)) is (kind or type(None)) and bool(storage_error(error)) == storage

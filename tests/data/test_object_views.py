@@ -11,7 +11,13 @@ from tests.support.errors import refused
 from threedgen.data.coloured_mesh import fit_to_cube
 from threedgen.data.object_views import AZIMUTH, ELEVATION, MeshObjects, ObjectViews, frame_on_grey
 from threedgen.data.options import MeshFolderConfig
-from threedgen.guidance.priors.mvadapter.inputs import GEOMETRY_VIEWS, HALF, RAY_VIEWS, geometry_maps, views
+from threedgen.guidance.priors.mvadapter.inputs import (
+    GEOMETRY_VIEWS,
+    HALF,
+    RAY_VIEWS,
+    cameras_from_angles,
+    geometry_maps,
+)
 from threedgen.toybox.data.pictures import ToyboxObjects
 from threedgen.toybox.options import ToyboxObjectsConfig
 from threedgen.toybox.world.toybox import toybox_mesh
@@ -60,7 +66,7 @@ def test_entries_are_the_same_in_every_block(folder: Path) -> None:
 def test_cameras_are_the_adapters_and_one_near_the_front() -> None:
     for control, sides in (("rays", RAY_VIEWS), ("geometry", GEOMETRY_VIEWS)):
         c2w = toybox(control=control).block(range(2), SIZE).c2w.reshape(2, 7, 4, 4)
-        assert np.allclose(c2w[0, :6], views(sides, SIZE, SIZE).c2w, atol=1e-6)
+        assert np.allclose(c2w[0, :6], cameras_from_angles(sides, SIZE, SIZE).c2w, atol=1e-6)
         assert not np.allclose(c2w[0, 6], c2w[1, 6])
     angles = np.array([toybox().reference_angles(index) for index in range(200)])
     assert angles[:, 0].min() > ELEVATION[0] - 1e-9 and angles[:, 0].max() < ELEVATION[1]
@@ -80,7 +86,7 @@ def test_anywhere_rotates_the_cameras_of_a_share_of_objects() -> None:
     index = int(np.argmax(own))
     c2w = source.block(range(index, index + 1), SIZE).c2w[:6]
     assert np.allclose(c2w, source.cameras(index, SIZE).c2w)
-    assert np.allclose(c2w, views([tuple(pair) for pair in angles[index]], SIZE, SIZE).c2w, atol=1e-6)
+    assert np.allclose(c2w, cameras_from_angles([tuple(pair) for pair in angles[index]], SIZE, SIZE).c2w, atol=1e-6)
 
 
 def test_rays_keep_the_object_size_and_geometry_normalises_it() -> None:

@@ -16,10 +16,10 @@ from tests.support.tiny_prior import tiny_prior
 from threedgen import cli
 from threedgen.config.sections import RunConfig
 from threedgen.data.latent_cache import Captioned
-from threedgen.evaluation.metrics.figures import Share, estimate
-from threedgen.evaluation.prior import Objects, compare, view_use, view_use_table
+from threedgen.evaluation.metrics.figures import Proportion, estimate
+from threedgen.evaluation.prior import Objects, compare, measure_view_use, view_use_table
 from threedgen.evaluation.report import figure_table, write_report
-from threedgen.evaluation.runner import Evaluation, evaluation_task, kept_json
+from threedgen.evaluation.runner import Evaluation, cached_json, evaluation_task
 from threedgen.geometry.rigs import orbit
 from threedgen.run.workers import LocalProcess, Worker
 from threedgen.train.task import Task
@@ -41,7 +41,7 @@ class Squares(Evaluation[RunConfig, int, int]):
     def measure(self, item: int) -> int:
         if item == self.stop_at:
             signal.raise_signal(signal.SIGINT)
-        return kept_json(self.folder / f"{item}.json", lambda: {"square": square(item)})["square"]
+        return cached_json(self.folder / f"{item}.json", lambda: {"square": square(item)})["square"]
 
     def report(self, rows: list[int]) -> None:
         write_report(self.task, "report", {"rows": sorted(rows)}, "text\n")
@@ -86,15 +86,15 @@ def test_kept_json_is_made_again_for_another_key(tmp_path: Path) -> None:
         made.append(len(made))
         return {"value": made[-1]}
 
-    assert kept_json(path, make, seed=1) == kept_json(path, make, seed=1) == {"value": 0, "seed": 1}
-    assert kept_json(path, make, seed=2)["value"] == 1
+    assert cached_json(path, make, seed=1) == cached_json(path, make, seed=1) == {"value": 0, "seed": 1}
+    assert cached_json(path, make, seed=2)["value"] == 1
     path.write_text("{")
-    assert kept_json(path, make, seed=2)["value"] == 2
+    assert cached_json(path, make, seed=2)["value"] == 2
 
 
 def test_figure_table_formats_shares_estimates_and_numbers() -> None:
     rows = {
-        "ours": {"psnr": estimate(20.0, (19.0, 21.0)), "won": 3, "fid": 1.5, "janus": Share(1, 4).plain()},
+        "ours": {"psnr": estimate(20.0, (19.0, 21.0)), "won": 3, "fid": 1.5, "janus": Proportion(1, 4).plain()},
         "theirs": {"psnr": estimate(None, None), "won": 0},
     }
     text = figure_table("row", rows, {"psnr": "PSNR", "won": "won", "fid": "FID", "janus": "Janus", "ssim": "SSIM"})
@@ -122,7 +122,7 @@ def objects(prior: Any) -> Objects:
 def test_ratios_are_one_for_a_prior_that_ignores_other_views(prior: Any, objects: Objects, monkeypatch) -> None:
     real = prior.denoise
     monkeypatch.setattr(prior, "denoise", lambda x, t, text, camera, n_view: real(x, t, text, camera, 1))
-    figures = view_use(prior, objects, 0)
+    figures = measure_view_use(prior, objects, 0)
     for row in figures["levels"]:
         for name in ("true_over_alone", "wrong_over_alone"):
             assert row[name]["mean"] == pytest.approx(1, abs=1e-4)
@@ -138,7 +138,7 @@ def test_true_views_help_a_prior_that_copies_them(prior: Any, objects: Objects, 
     z = torch.randn(objects.z[:, :1].shape, generator=torch.Generator().manual_seed(0))
     same = objects._replace(z=z.expand(-1, 4, -1, -1, -1))
     monkeypatch.setattr(prior, "denoise", copies)
-    figures = view_use(prior, same, 0)
+    figures = measure_view_use(prior, same, 0)
     assert figures["clean"]["mean"] < figures["variance"]
     least = figures["levels"][0]
     assert least["true_over_alone"]["mean"] < 0.1 and least["true"]["mean"] < 0.5 * least["wrong"]["mean"]
@@ -146,7 +146,7 @@ def test_true_views_help_a_prior_that_copies_them(prior: Any, objects: Objects, 
 
 def test_figures_are_json_and_repeatable(prior: Any, objects: Objects) -> None:
     assert objects.z.shape == (5, 4, *prior.latent_shape) and objects.c2w.shape == (5, 4, 4, 4)
-    first, again = (view_use(prior, objects, 3) for _ in range(2))
+    first, again = (measure_view_use(prior, objects, 3) for _ in range(2))
     assert json.loads(json.dumps(first)) == json.loads(json.dumps(again))
     assert all(f"| {row['t']} |" in view_use_table(first) for row in first["levels"])
 

@@ -165,7 +165,7 @@ def test_pixels_have_camera_rays_colours_and_background() -> None:
 def test_pixels_sample_prefers_the_object() -> None:
     pixels = Pixels(red_square())
     row, column = pixels.near % (32 * 32) // 32, pixels.near % 32
-    assert torch.equal(pixels.near, (~pixels.empty).nonzero()[:, 0])
+    assert torch.equal(pixels.near, (~pixels.far).nonzero()[:, 0])
     assert len(pixels.near) == 3 * 10 * 10 and row.min() == column.min() == 11 and row.max() == column.max() == 20
     indices = pixels.sample(2000, torch.Generator().manual_seed(0))
     fraction = torch.isin(indices, pixels.near).float().mean()

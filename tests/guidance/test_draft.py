@@ -13,7 +13,7 @@ from tests.support.tiny_mvdiffusion import ring, tiny_model
 from tests.support.tiny_prior import coarse_prior, cpu, tiny_prior
 from threedgen.geometry.views import resize
 from threedgen.guidance import sampling
-from threedgen.guidance.priors.mvadapter.inputs import RAY_VIEWS, views
+from threedgen.guidance.priors.mvadapter.inputs import RAY_VIEWS, cameras_from_angles
 from threedgen.guidance.priors.mvdiffusion.inputs import depth_channels
 from threedgen.guidance.priors.mvdiffusion.weights import widened
 from threedgen.guidance.sampling import InitLatents, ViewSync, img2img_strengths, sample_images, total_steps, upscale
@@ -75,7 +75,7 @@ def panorama() -> tuple[Any, Sample]:
 
 def adapter() -> tuple[Any, Sample]:
     model = adapted_model()
-    control = model.camera(views(RAY_VIEWS[:3], 32, 32).c2w)
+    control = model.camera(cameras_from_angles(RAY_VIEWS[:3], 32, 32).c2w)
     return model, lambda **more: model.sample_views("a red dog", control, size=(32, 32), generator=cpu(), **more)
 
 

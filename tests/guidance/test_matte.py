@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.support.errors import refused
 from threedgen.config.optional import installed
-from threedgen.geometry.picture_file import read_foreground
+from threedgen.geometry.image_file import read_foreground
 from threedgen.geometry.poses import orbit_array
 from threedgen.geometry.views import resize
 from threedgen.guidance.matte import Matte, remover

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from tests.support.script_poses import script_poses
 from tests.support.tiny_prior import coarse_prior, cpu, tiny_coarse, tiny_prior
 from threedgen.guidance.attention.joined import SEPARATE_LEVELS, camera_vector
-from threedgen.guidance.completion import COMPANION_STEP, Companions, complete_views, with_companions
+from threedgen.guidance.completion import KNOWN_VIEWS_TIMESTEP, KnownViews, complete_views, with_known_views
 from threedgen.guidance.view_fusion import ViewFusion
 
 VIEWS = 3
@@ -138,15 +138,15 @@ def test_new_views_attend_to_known_views_of_their_object() -> None:
     poses, known, new = script_poses(5), noise(4, 0), noise(6, 1)  # two objects, two known and three new views
     camera, texts = prior.camera(poses), prior.encode_prompt(["a red dog", "a blue cat"])
     text, t = texts.repeat_interleave(3, 0), torch.full((6,), 700)
-    companions = Companions(known, camera[:2].repeat(2, 1))
+    companions = KnownViews(known, camera[:2].repeat(2, 1))
     with torch.no_grad():
-        found = with_companions(prior.denoise, companions, 2)(new, t, text, camera[2:].repeat(2, 1), 3)
+        found = with_known_views(prior.denoise, companions, 2)(new, t, text, camera[2:].repeat(2, 1), 3)
         for k in range(2):
             x = torch.cat([known[2 * k : 2 * k + 2], new[3 * k : 3 * k + 3]])
-            levels = torch.tensor([COMPANION_STEP] * 2 + [700] * 3)
+            levels = torch.tensor([KNOWN_VIEWS_TIMESTEP] * 2 + [700] * 3)
             direct = prior.denoise(x, levels, texts[k : k + 1].expand(5, -1, -1), camera, 5)
             torch.testing.assert_close(found[3 * k : 3 * k + 3], direct[2:], rtol=0, atol=1e-5)
-        alone = with_companions(prior.denoise, companions, 2)(new, t, text, None, 1)
+        alone = with_known_views(prior.denoise, companions, 2)(new, t, text, None, 1)
         torch.testing.assert_close(alone, prior.denoise(new, t, text, None, 1))
 
 

@@ -72,22 +72,22 @@ def test_progress_starts_at_the_resumed_step():
 
 def test_time_left_follows_the_recent_speed():
     run = FakeRun(total=10_000).steps(2000, 0.01).steps(20, 3.0)
-    assert run.progress.count.speed.seconds_per_step() == pytest.approx(3.0, rel=0.02)
+    assert run.progress.display.speed.seconds_per_step() == pytest.approx(3.0, rel=0.02)
 
 
 def test_time_left_is_shown_when_it_is_known():
     """A slow first step, which compiles kernels, does not count; a few per cent of the steps do."""
     run = FakeRun(total=300).steps(1, 9.0)
-    left = run.progress.count.left
+    left = run.progress.display.left
     assert left() == []
     run.steps(8, 0.25)
     assert left() == []
     run.steps(1, 0.25)
     assert left() == ["1:12 min left"]
-    assert FakeRun(total=3).steps(1, 60.0).progress.count.left() == ["2:00 min left"]
+    assert FakeRun(total=3).steps(1, 60.0).progress.display.left() == ["2:00 min left"]
     run = FakeRun(total=110).steps(1, 36.0)  # on a busy machine
-    assert run.progress.count.left() == []
-    assert run.steps(5, 1.0).progress.count.left() == ["1:44 min left"]
+    assert run.progress.display.left() == []
+    assert run.steps(5, 1.0).progress.display.left() == ["1:44 min left"]
 
 
 def test_progress_prints_a_new_stage_at_once():
@@ -133,7 +133,7 @@ def test_bar_shows_the_stage_during_a_long_step() -> None:
     run = FakeRun(total=40, terminal=True).steps(3, 1.0)
     run.module.stage = "drawing views"
     run.progress.on_train_batch_start(run.trainer, run.module, 3, 3)
-    assert run.progress.count is not None and run.progress.count.stage == "drawing views"
+    assert run.progress.display is not None and run.progress.display.stage == "drawing views"
     assert "drawing views" in "\n".join(run.end())
 
 
@@ -146,7 +146,7 @@ def test_track_progress_does_not_change_the_step_time(terminal: bool) -> None:
             run.clock.now += 300.0
             count.add(1)
     run.steps(10, 2.0)
-    assert run.progress.count is not None and run.progress.count.speed.seconds_per_step() == pytest.approx(2.0)
+    assert run.progress.display is not None and run.progress.display.speed.seconds_per_step() == pytest.approx(2.0)
     lines = run.end()
     if terminal:
         assert any("drawing views" in line and "2/2" in line for line in lines)

@@ -128,7 +128,7 @@ def seen(mesh: ColouredMesh, spots: Array = SPOTS) -> Array:
     at = np.zeros(1)
     c2w = torch.from_numpy(orbit_array(at, at, at + 50))
     cameras = Cameras(c2w, Projection.orthographic(torch.ones(1), PIXELS, PIXELS), PIXELS, PIXELS)
-    image = np.round(255 * mesh.photograph(cameras, None)[0]).astype(int)
+    image = np.round(255 * mesh.render_views(cameras, None)[0]).astype(int)
     column, row = ((spots * (1, -1) + 1) * PIXELS / 2).astype(int).T
     return image[row, column]
 

@@ -41,7 +41,7 @@ def _toy(width: int, pause: float, nan: list[int], spoil: int, sleep_at: int, co
             self.terms: dict[str, Any] = {}
             self.metrics: dict[str, Any] = {}
 
-        def adapt_to(self, state: dict[str, Any]) -> None:
+        def resize(self, state: dict[str, Any]) -> None:
             """Keep the shapes."""
 
         def training_step(self, batch: int, batch_idx: int) -> torch.Tensor:

@@ -116,7 +116,7 @@ def test_every_gpu_config_has_a_memory_estimate(
     kind, more, _ = COMMANDS[name]
     monkeypatch.chdir(place)
     prompt = [] if "trainer.accelerator=cpu" in more else ["prompt=a red dog"]
-    config = load(name, [*words[kind], *more, *prompt]).used()
+    config = load(name, [*words[kind], *more, *prompt]).without_unused_sections()
     measure = registry.implementation("memory", config.task)
     single = measure(config, CPU)
     monkeypatch.setattr(dtypes, "_native", lambda device: "bf16" if device.type == "cuda" else "fp32")
@@ -143,7 +143,7 @@ def test_more_images_need_more_memory(
 
 
 def test_own_images_need_no_prior(tmp_path: Path) -> None:
-    config = load("texture-toybox", ["mesh=a.glb", "views=photos"]).used()
+    config = load("texture-toybox", ["mesh=a.glb", "views=photos"]).without_unused_sections()
     assert measure_sampling_task(config, CPU) is None
 
 

@@ -7,7 +7,7 @@ import trimesh
 
 from threedgen.geometry.poses import orbit_array
 from threedgen.geometry.raster import rasterise
-from threedgen.guidance.priors.mvadapter.inputs import views
+from threedgen.guidance.priors.mvadapter.inputs import cameras_from_angles
 from threedgen.toybox.world.builder import Builder
 from threedgen.toybox.world.grammar import Spec
 from threedgen.toybox.world.primitives import BOX, DOME, FRUSTUM, PRISM, SPHERE, TORUS, Asset, inside, tessellate
@@ -150,7 +150,7 @@ def test_supersampling_averages_subpixels() -> None:
 
 def test_orthographic_render_matches_the_mesh() -> None:
     asset = build(Spec("car", "red", "", "wheels", "black"), np.random.default_rng(0))
-    at = views([(0.0, 30.0), (89.99, 180.0), (-30.0, 200.0)], 64, 64)
+    at = cameras_from_angles([(0.0, 30.0), (89.99, 180.0), (-30.0, 200.0)], 64, 64)
     half_height = np.full(3, 0.55)
     small = asset.move_and_scale(0.0, 0.5 / 0.85)
     result = render([small], np.zeros(3, int), at.c2w.numpy(), half_height, 64, with_gbuffer=True, parallel=True)
@@ -163,4 +163,4 @@ def test_orthographic_render_matches_the_mesh() -> None:
     apart = np.linalg.norm((origins + directions * depth[..., None]).numpy() - points, axis=-1)[both]
     assert np.median(apart) < 2e-3 and (apart > 0.02).mean() < 0.02
     assert np.median((result.normal * normals).sum(-1)[both]) > 0.99
-    assert np.abs(result.rgb - mesh.photograph(at, light=True)).mean() < 0.01
+    assert np.abs(result.rgb - mesh.render_views(at, light=True)).mean() < 0.01

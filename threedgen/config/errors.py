@@ -35,7 +35,7 @@ class ConfigError(ExpectedError):
     """Error for a mistake in the user's config, arguments, files or folders."""
 
 
-class AbsentWeights(ConfigError):
+class WeightsNotDownloaded(ConfigError):
     """Error for a published model, such as MVDream, that is supported but not downloaded to this machine."""
 
 
@@ -80,7 +80,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def expected(error: BaseException) -> ExpectedError | None:
+def as_expected_error(error: BaseException) -> ExpectedError | None:
     """Convert an exception to the ExpectedError that the user sees; None for a bug, whose traceback the user sees.
 
     An OSError of a full disk becomes DiskFull, of a failed disk FileError, and an out-of-memory error OutOfMemory. An
@@ -123,7 +123,7 @@ def _rekeyed(rename: Callable[[str], str]) -> Iterator[None]:
         raise type(error)(error.problem, rename(error.key)) from None
 
 
-def in_a_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """Return an exception as one line: "ClassName: message"; for an ExpectedError or Ctrl-C only a message."""
     if isinstance(error, KeyboardInterrupt):
         return "stopped by Ctrl-C"

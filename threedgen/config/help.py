@@ -56,7 +56,7 @@ def help_text(config_name: str, section: str = "", overrides: Sequence[str] = ()
         section: key of a section or option; "all": all options; "": usage and common options.
         overrides: texts "key=value" that change the shown values.
     """
-    model, found = layers.resolve(config_name, overrides)
+    model, found = layers.load_layers(config_name, overrides)
     places = {".".join(place.path): place for place in fields.walk(model, layers.merged(found))}
     places = {key: place for key, place in places.items() if key not in fields.INTERNAL}
     for key, place in places.items():
@@ -65,13 +65,13 @@ def help_text(config_name: str, section: str = "", overrides: Sequence[str] = ()
         inside = [key for key in places if section == ALL or key == section or key.startswith(f"{section}.")]
         if not inside:
             raise ConfigError(f"no section or key has this name{_hint(section, places)} (got '{section}')", "--help")
-        return "\n".join(line for key in inside for line in _lines(key, places)).lstrip("\n") + "\n"
+        return "\n".join(line for key in inside for line in _option_lines(key, places)).lstrip("\n") + "\n"
     common = [key for key in places if _is_common(key, model, places)]
     title = f"Common options of {Path(config_name).stem} (key = value, type and bounds, meaning):"
     count = sum(place.section is None for place in places.values())
     more = f"--help {ALL} shows all {count} options, --help SECTION those of a section: {', '.join(_sections(places))}."
-    lines = [line for key in common for line in _lines(key, places)]
-    return "\n".join([usage(config_name, layers.merged(found)), wrapped(title), "", *lines, "", wrapped(more)]) + "\n"
+    lines = [line for key in common for line in _option_lines(key, places)]
+    return "\n".join([usage(config_name, layers.merged(found)), wrap(title), "", *lines, "", wrap(more)]) + "\n"
 
 
 def usage(config_name: str = DEFAULT, tree: Mapping[str, Any] = MappingProxyType({})) -> str:
@@ -83,12 +83,12 @@ def usage(config_name: str = DEFAULT, tree: Mapping[str, Any] = MappingProxyType
     """
     about, needs = tree.get("about"), tree.get("needs") or "nothing more"
     own = {} if config_name == DEFAULT else {f"--config {config_name} key=value ...": f"this config; needs: {needs}"}
-    head = [wrapped(f"{Path(config_name).stem}: {about}"), ""] if about else []
+    head = [wrap(f"{Path(config_name).stem}: {about}"), ""] if about else []
     forms = (own | COMMANDS).items()
-    commands = [f"{wrapped(f'{command()} {words}', 6, '  ')}\n{wrapped(meaning, 6)}" for words, meaning in forms]
+    commands = [f"{wrap(f'{command()} {words}', 6, '  ')}\n{wrap(meaning, 6)}" for words, meaning in forms]
     column = max(map(len, FLAGS)) + 4
-    flags = [wrapped(about, column, f"  {flag}".ljust(column)) for flag, about in FLAGS.items()]
-    return "\n".join([*head, *commands, "", *flags, "", wrapped(KEYS), ""])
+    flags = [wrap(about, column, f"  {flag}".ljust(column)) for flag, about in FLAGS.items()]
+    return "\n".join([*head, *commands, "", *flags, "", wrap(KEYS), ""])
 
 
 def _is_common(key: str, model: type[BaseModel], places: Places) -> bool:
@@ -123,10 +123,10 @@ def _hint(section: str, places: Places) -> str:
     return f"; the sections are {', '.join(sections)}" if sections else ""
 
 
-def _lines(key: str, places: Places) -> list[str]:
+def _option_lines(key: str, places: Places) -> list[str]:
     place = places[key]
     if place.section is not None:
-        return ["", wrapped(place.field.description or _about(place.section), 4, f"{key}: ")]
+        return ["", wrap(place.field.description or _about(place.section), 4, f"{key}: ")]
     choices, plain = _choices(key, places), fields.plain(place.value)
     if plain is None and choices:  # the section has the default of its kind
         mark = fields.component(places[key.rpartition(".")[0]].field)
@@ -135,11 +135,11 @@ def _lines(key: str, places: Places) -> list[str]:
     value = "(required)" if missing else yaml_text.write_line(plain)
     if choices:
         column = max(map(len, choices)) + 8
-        meanings = [wrapped(_about(model), column, f"      {name}".ljust(column)) for name, model in choices.items()]
+        meanings = [wrap(_about(model), column, f"      {name}".ljust(column)) for name, model in choices.items()]
         return [f"  {key} = {value}", *meanings]
     kind = fields.type_name(place.field.annotation, place.field.metadata)
-    meaning = [wrapped(place.field.description, 6, " " * 6)] if place.field.description else []
-    return [wrapped(f"({kind})", 6, f"  {key} = {value}  "), *meaning]
+    meaning = [wrap(place.field.description, 6, " " * 6)] if place.field.description else []
+    return [wrap(f"({kind})", 6, f"  {key} = {value}  "), *meaning]
 
 
 def _about(model: type[BaseModel] | Exception) -> str:
@@ -153,12 +153,12 @@ def width() -> int:
     return min(max(shutil.get_terminal_size((100, 24)).columns, 40), 120)
 
 
-def wrapped(text: str, indent: int = 0, lead: str | None = None) -> str:
+def wrap(text: str, indent: int = 0, lead: str | None = None) -> str:
     """Wrap text at the terminal's width. Lines start with `indent` spaces; the first one with `lead` if it is set."""
     lead = " " * indent if lead is None else lead
     how: Any = {"break_long_words": False, "break_on_hyphens": False, "subsequent_indent": " " * indent}
     if len(lead) + len(text) > width() < len(lead) + 20:  # less than 20 columns are left beside `lead`
-        return f"{textwrap.fill(lead.rstrip(), width(), **how)}\n{wrapped(text, indent)}"
+        return f"{textwrap.fill(lead.rstrip(), width(), **how)}\n{wrap(text, indent)}"
     return textwrap.fill(text, width(), initial_indent=lead, **how)
 
 
@@ -192,7 +192,7 @@ class Shipped(NamedTuple):
     needs: str
 
 
-def described(name: str) -> Shipped:
+def shipped_entry(name: str) -> Shipped:
     """Return the entry of --list for a shipped config. If its file cannot be read, the description is the error."""
     try:
         tree = layers.merged(layers.read_layers(layers.find(name)))
@@ -208,16 +208,16 @@ def list_text(default: str) -> str:
 
     `default` is the name of the default config, which is listed first in its group.
     """
-    found = [described(name) for name in layers.shipped()]
+    found = [shipped_entry(name) for name in layers.shipped()]
     found.sort(key=lambda one: (one.name != default, "GPU" in one.needs and "core" not in one.needs, one.name))
     blocks = []
     for group, about in GROUPS.items():
         if members := [one for one in found if one.group == group]:
-            heading = wrapped(about, 4, f"{group.upper()} ")
+            heading = wrap(about, 4, f"{group.upper()} ")
             blocks.append("\n".join([heading, "", *(_entry(one, default) for one in members)]))
     return "\n\n".join(blocks) + "\n"
 
 
 def _entry(one: Shipped, default: str) -> str:
     mark = "  (the default)" if one.name == default else ""
-    return "\n".join([f"  {one.name}{mark}", wrapped(one.about, 6), wrapped(one.needs, 13, "      needs: ")])
+    return "\n".join([f"  {one.name}{mark}", wrap(one.about, 6), wrap(one.needs, 13, "      needs: ")])

@@ -37,10 +37,10 @@ def load(name_or_path: str | Path, overrides: Iterable[str] = (), values: Mappin
     Raises:
         ConfigError: the config has mistakes, one per line of the message.
     """
-    return validate(*resolve(name_or_path, overrides, values))
+    return validate(*load_layers(name_or_path, overrides, values))
 
 
-def resolve(
+def load_layers(
     name_or_path: str | Path, overrides: Iterable[str] = (), values: Mapping[str, Any] | None = None
 ) -> tuple[type[BaseModel], list[Layer]]:
     """Return the config model of a config, and its unchecked values as `Layer`s; later layers replace earlier values.

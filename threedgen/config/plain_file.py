@@ -24,7 +24,7 @@ MAX_VALUES, MAX_CHARACTERS = 5_000_000, 1 << 28
 """Limits of JSON text: number of values (each takes up to 300 bytes of memory), and number of characters."""
 
 
-def ordinary(path: Path, max_bytes: int | None = None) -> Path:
+def require_regular_file(path: Path, max_bytes: int | None = None) -> Path:
     """Return `path` unchanged if it is a regular file of at most `max_bytes` bytes.
 
     Raises OSError if the file is missing or larger, or is a folder, pipe or device. `max_bytes` None: any size.
@@ -48,7 +48,7 @@ def read_bytes(path: Path, max_bytes: int = MAX_BYTES, start: int = 0, count: in
 
     Raises OSError if the file is unreadable, or if more than `max_bytes` bytes would be read.
     """
-    with open(ordinary(path), "rb") as file:
+    with open(require_regular_file(path), "rb") as file:
         size = os.fstat(file.fileno()).st_size - start
         if (size if count is None else min(count, size)) <= max_bytes:
             file.seek(start)

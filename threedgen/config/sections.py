@@ -149,7 +149,7 @@ class TaskConfig(Config):
         """Return notes for the user that are printed before a run, one sentence each."""
         return []
 
-    def used(self) -> Self:
+    def without_unused_sections(self) -> Self:
         """Return the config with None for each section that the run does not use, such as `prior`.
 
         The base class returns the config unchanged. Tasks with such sections override this method.

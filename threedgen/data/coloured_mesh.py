@@ -101,7 +101,7 @@ class ColouredMesh:
 
         return self._shade(layer, len(c2w), background, c2w[:, :3, 3] if light else None)
 
-    def photograph(self, at: Cameras, background: float | None = 0.5, light: bool = False) -> Array:
+    def render_views(self, at: Cameras, background: float | None = 0.5, light: bool = False) -> Array:
         """Render images (V, H, W, 3), sRGB in [0, 1], from V perspective or orthographic cameras.
 
         `background` is a grey value in [0, 1]; None: the images are RGBA (V, H, W, 4) with straight alpha. `light` is

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from threedgen.config.errors import ConfigError, short
+from threedgen.geometry.image_file import load_image
 from threedgen.geometry.panorama import cameras, intrinsics, ring, skybox_views
-from threedgen.geometry.picture_file import load_image
 from threedgen.geometry.views import Views, resize
 from threedgen.run.seeding import numpy_generator
 

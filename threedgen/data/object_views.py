@@ -77,7 +77,7 @@ class ObjectViews(ABC):
     def caption(self, index: int) -> str: ...
 
     @abstractmethod
-    def photograph(self, index: int, at: Cameras) -> Array:
+    def render_views(self, index: int, at: Cameras) -> Array:
         """Render object `index` from V cameras as images (V, H, W, 3) in [0, 1] on a grey background.
 
         The object is centred at the origin, and its largest |coordinate| is at most `inputs.HALF`.
@@ -110,14 +110,14 @@ class ObjectViews(ABC):
 
     def cameras(self, index: int, size: int) -> Cameras:
         """Return the six cameras of object `index`, without the reference camera, for `size` x `size` pixels."""
-        return inputs.views(self.angles(index), size, size, self.fov)
+        return inputs.cameras_from_angles(self.angles(index), size, size, self.fov)
 
     def block(self, indices: range, size: int) -> Captioned:
         rgb, c2w = [], []
         for index in indices:
             reference = [self.reference_angles(index)] if self.reference else []
-            at = inputs.views([*self.angles(index), *reference], size, size, self.fov)
-            images = torch.from_numpy(self.photograph(index, at))
+            at = inputs.cameras_from_angles([*self.angles(index), *reference], size, size, self.fov)
+            images = torch.from_numpy(self.render_views(index, at))
             if self.reference:
                 images[-1] = frame_on_grey(images[-1])
             rgb.append(images.numpy())
@@ -178,8 +178,8 @@ class MeshObjects(ObjectViews):
         """
         return fit_to_cube(read_mesh(self.folder / self.files[number][0], self.options.up, warn=True), inputs.HALF)
 
-    def photograph(self, index: int, at: Cameras) -> Array:
-        return self.mesh(index % len(self.files)).photograph(at, GREY, self.options.light)
+    def render_views(self, index: int, at: Cameras) -> Array:
+        return self.mesh(index % len(self.files)).render_views(at, GREY, self.options.light)
 
     def surface(self, index: int, at: Cameras) -> tuple[Array, Array, Array]:
         return self.mesh(index % len(self.files)).surface(at)

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from threedgen.config.errors import ConfigError, short
-from threedgen.geometry.picture_file import SUFFIXES, WORKING_SIZE, foreground_mask, load_image
+from threedgen.geometry.image_file import SUFFIXES, WORKING_SIZE, foreground_mask, load_image
 from threedgen.run.arrays import Array
 
 logger = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ import torch
 from threedgen.config.errors import ConfigError
 from threedgen.config.plain_file import read_text
 from threedgen.geometry.cameras import Cameras, Projection
-from threedgen.geometry.picture_file import load_image, read_depth
+from threedgen.geometry.image_file import load_image, read_depth
 from threedgen.geometry.poses import Poses, opencv_axes, world_to_camera
 from threedgen.geometry.views import Views, resize
 from threedgen.geometry.warp import check_pose_convention, spread_pairs

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from threedgen.config.errors import ConfigError
 from threedgen.data.assets.shards import on_grey
+from threedgen.geometry.image_file import SUFFIXES, load_image
 from threedgen.geometry.images import to_uint8
-from threedgen.geometry.picture_file import SUFFIXES, load_image
 from threedgen.run.arrays import Array
 from threedgen.run.disk import write_atomic, writing
 from threedgen.run.folder import user_path

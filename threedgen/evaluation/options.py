@@ -45,9 +45,9 @@ class SamplingConfig(RunConfig):
     def check(self) -> None:
         if self.existing is not None:
             existing_folder(self.existing, "existing")
-        RunConfig.check(self.used())
+        RunConfig.check(self.without_unused_sections())
 
-    def used(self) -> Self:
+    def without_unused_sections(self) -> Self:
         return self if self.existing is None else self.model_copy(update={"prior": None})
 
 

@@ -1,4 +1,4 @@
-"""Base class of evaluations that sample a prior, measurement of view use (`view_use`), and task "evaluate-own-prior".
+"""Base class of evaluations that sample a prior, measurement of view use, and task "evaluate-own-prior".
 
 The task samples views for the captions of user assets and compares the samples with renders of the assets:
 
@@ -34,14 +34,14 @@ from .metrics.distributions import fid
 from .metrics.figures import Estimate, Json, bootstrap_ratio, estimate, jackknife_estimate, mean_estimate
 from .options import EvaluateOwnPriorConfig, SamplingConfig
 from .report import figure_table, format_estimate, rounded, thumbnails, write_report, write_strips
-from .runner import Evaluation, evaluation_task, kept_views, sample_objects
+from .runner import Evaluation, cached_views, evaluation_task, sample_objects
 
 SHEET_ASSETS = 24
 EXISTING_SIZE = 64  # side of the renders whose cameras existing views should have, pixels
 LEVELS = (350, 500, 650, 800, 950)
-"""Diffusion time steps of view 0 at which `view_use` measures the use of the other views."""
+"""Diffusion time steps of view 0 at which `measure_view_use` measures the use of the other views."""
 CLEAN = 100
-"""Diffusion time step of the nearly clean other views in the cases "clean" and "completed" of `view_use`."""
+"""Diffusion time step of the nearly clean other views in the cases "clean" and "completed" of `measure_view_use`."""
 BATCH = 16
 P = TypeVar("P", bound=SamplingConfig)
 Row = TypeVar("Row")
@@ -96,17 +96,17 @@ class PriorEvaluation(Evaluation[P, int, Row]):
                     return sample_objects(prior, [prompts[k] for k in indices], c2w[list(indices)], rngs, *options)
 
                 path = self.folder / folder / f"{start // c.batch:05d}.safetensors"
-                found.append(kept_views(path, metadata(indices), sample_batch))
+                found.append(cached_views(path, metadata(indices), sample_batch))
                 progress.add(len(indices))
         return np.concatenate(found)
 
     def view_use(self, objects: Captioned) -> tuple[str, Json]:
-        """Measure with the function `view_use` how much the prior uses the other views of an object.
+        """Measure with the function `measure_view_use` how much the prior uses the other views of an object.
 
         Return a Markdown section and the measured values. The attribute `timestep_per_view` of the prior must be True.
         """
         assert self.prior is not None
-        figures = view_use(self.prior, Objects.encoded(self.prior, objects), self.config.seed)
+        figures = measure_view_use(self.prior, Objects.encoded(self.prior, objects), self.config.seed)
         return view_use_table(figures), figures
 
 
@@ -173,7 +173,7 @@ def x0_errors(
     return torch.cat(errors).numpy().astype(float)
 
 
-def view_use(prior: Prior, objects: Objects, seed: int) -> Json:
+def measure_view_use(prior: Prior, objects: Objects, seed: int) -> Json:
     """Measure how much a multi-view prior uses the other views of an object when it denoises one view.
 
     Noise is added to view 0, and the prior predicts its clean latents in one step. Views 1 to V - 1 of the input, here

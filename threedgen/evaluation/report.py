@@ -13,26 +13,26 @@ from threedgen.run.disk import write_atomic, write_json
 from threedgen.run.text import say
 from threedgen.train.task import Task
 
-from .metrics.figures import Estimate, Json, Share
+from .metrics.figures import Estimate, Json, Proportion
 
 SHEET_PIXELS = 96  # maximum side of a view in pixels on contact sheets of many views
 
 
-def format_share(figure: Share | None) -> str:
-    """Format a share like "97.5 % (195/200)"; "-" if it is undefined."""
+def format_proportion(figure: Proportion | None) -> str:
+    """Format a proportion like "97.5 % (195/200)"; "-" if it is undefined."""
     if figure is None or figure.value is None:
         return "-"
     return f"{100 * figure.value:.1f} % ({figure.hits}/{figure.total})"
 
 
-def format_rate(figure: Share | None) -> str:
-    """Format a share and its 95 % interval like "97.5 % (195/200; 94.3 - 98.9 %)"; "-" if it is undefined."""
-    text, limits = format_share(figure), format_limits(figure)
+def format_rate(figure: Proportion | None) -> str:
+    """Format a proportion and its 95 % interval like "97.5 % (195/200; 94.3 - 98.9 %)"; "-" if it is undefined."""
+    text, limits = format_proportion(figure), format_limits(figure)
     return text if limits == "-" else f"{text[:-1]}; {limits})"
 
 
-def format_limits(figure: Share | None) -> str:
-    """Format the 95 % interval of a share like "94.3 - 98.9 %"; "-" if it is undefined."""
+def format_limits(figure: Proportion | None) -> str:
+    """Format the 95 % interval of a proportion like "94.3 - 98.9 %"; "-" if it is undefined."""
     return format_range(*((figure and figure.interval) or (None, None)))
 
 
@@ -58,14 +58,14 @@ def figure_table(first_head: str, rows: Mapping[str, Json], heads: Mapping[str, 
 
     Args:
         first_head: head of the column of row names.
-        rows: maps the name of a row to a dict of its metrics. A metric is an `Estimate`, the dict `Share.plain()` of a
-            share, a number, or missing.
+        rows: maps the name of a row to a dict of its metrics. A metric is an `Estimate`, the dict `Proportion.plain()`
+            of a proportion, a number, or missing.
         heads: maps the key of a metric to the head of its column. Columns without any defined metric are left out.
     """
 
     def cell(value: Any) -> str:
         if isinstance(value, dict):
-            return format_rate(Share.of(value)) if "hits" in value else format_estimate(value)
+            return format_rate(Proportion.of(value)) if "hits" in value else format_estimate(value)
         return f"{value:.3f}" if isinstance(value, float) else str(value)
 
     cells = {name: {key: cell(row[key]) for key in heads if row.get(key) is not None} for name, row in rows.items()}

@@ -7,8 +7,8 @@
 
     run = evaluation_task(Objects)
 
-Slow parts of a row are written to the run folder (`kept_views`, `kept_json`). A killed run therefore resumes after its
-last whole item, and a finished run only writes its report again.
+Slow parts of a row are written to the run folder (`cached_views`, `cached_json`). A killed run therefore resumes after
+its last whole item, and a finished run only writes its report again.
 """
 
 import logging
@@ -123,10 +123,10 @@ def evaluation_task(
 
     ``result`` is the main result file in the run folder, whose path is printed. ``files`` are further result files.
     """
-    return partial(run_task, partial(evaluate, kind), result=result, files=files, again=True)
+    return partial(run_task, partial(evaluate, kind), result=result, files=files, rerun_finished=True)
 
 
-def kept_json(path: Path, make: Callable[[], Json], **key: object) -> Json:
+def cached_json(path: Path, make: Callable[[], Json], **key: object) -> Json:
     """Return the JSON object in the file ``path`` if it has the entries ``key``; otherwise make and write a new object.
 
     ``make`` returns the new object without the entries ``key``, which are then added.
@@ -183,7 +183,7 @@ def sample_objects(
     return to_uint8(views.unflatten(0, (len(prompts), -1)))
 
 
-def kept_views(path: Path, metadata: dict[str, str], sample: Callable[[], Array | Tensor]) -> Array:
+def cached_views(path: Path, metadata: dict[str, str], sample: Callable[[], Array | Tensor]) -> Array:
     """Return the views (..., H, W, 3), uint8, in the file ``path``; if it is not valid, sample views and write it.
 
     A file is valid if it is undamaged and has the metadata ``metadata``. ``sample`` returns new views.

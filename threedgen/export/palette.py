@@ -30,7 +30,7 @@ def read_palette(text: str) -> str:
     `IMAGE_COLOURS` main colours are taken. Raises ValueError if a colour is invalid, the image cannot be read, or there
     are no colours or more than `MAX_COLOURS`.
     """
-    from threedgen.geometry.picture_file import SUFFIXES
+    from threedgen.geometry.image_file import SUFFIXES
 
     words = [word.strip() for word in text.strip().strip("[]").split(",")]
     if Path(text.strip()).suffix.lower() in SUFFIXES:
@@ -66,7 +66,7 @@ def _image_colours(path: str) -> list[str]:
     from scipy.cluster.vq import kmeans2
     from skimage.color import lab2rgb, rgb2lab
 
-    from threedgen.geometry.picture_file import load_image
+    from threedgen.geometry.image_file import load_image
 
     try:
         pixels = np.asarray(load_image(user_path(path, "palette"), max_side=IMAGE_SIDE)).astype(np.float64) / 255

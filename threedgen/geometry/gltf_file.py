@@ -105,7 +105,7 @@ class GltfFile:
         check_count(sum(copies))
         meshes = [self.tree["meshes"][mesh] for mesh, *_ in groups]
         parts = [[part for part in mesh["primitives"] if "POSITION" in part["attributes"]] for mesh in meshes]
-        triangles = sum(sum(map(self.count, part)) * n for part, n in zip(parts, copies, strict=True))
+        triangles = sum(sum(map(self.triangle_count, part)) * n for part, n in zip(parts, copies, strict=True))
         check_count(triangles, sum(map(len, parts)))
         for mesh, primitives, group in zip(meshes, parts, groups.values(), strict=True):
             matrices = np.concatenate([self.instances(index) for index in group])
@@ -137,7 +137,7 @@ class GltfFile:
         submesh = self.coloured(primitive, Submesh(points, faces, normals), colours, rows)
         return _copies(submesh, matrices)
 
-    def count(self, primitive: Tree) -> int:
+    def triangle_count(self, primitive: Tree) -> int:
         """Return the number of triangles of a primitive, without reading its vertex indices."""
         mode, index = primitive.get("mode", 4), primitive.get("indices", primitive["attributes"]["POSITION"])
         count: int = self.tree["accessors"][index]["count"]
@@ -159,7 +159,7 @@ class GltfFile:
         name = unquote(uri)
         return uri if self.files.find(name) is None and self.files.find(uri) is not None else name
 
-    def view(self, index: int, offset: int, dtype: str, count: int, columns: int = 1) -> Array:
+    def buffer_view(self, index: int, offset: int, dtype: str, count: int, columns: int = 1) -> Array:
         """Return an array (count, columns) of type `dtype` from buffer view `index`, `offset` bytes after its start."""
         view = _typed(BufferView, self.tree["bufferViews"][index])
         data, size = self.buffer(view.buffer), np.dtype(dtype).itemsize
@@ -176,7 +176,7 @@ class GltfFile:
             raise ConfigError(f"it has only {len(data):,} of {needed:,} bytes of an accessor")
         return np.ndarray((count, columns), dtype, data, 0, (stride, size))
 
-    def array(self, index: int, rows: Array | None = None, normalise: bool = False) -> Array:
+    def accessor_array(self, index: int, rows: Array | None = None, normalise: bool = False) -> Array:
         """Return the values (count, columns) of accessor `index`, or only the R values with the indices `rows` (R,).
 
         Integers become floats in [-1, 1] if the accessor has the flag `normalized` or if `normalise` is True.
@@ -188,15 +188,15 @@ class GltfFile:
         if self.numbers > MAX_NUMBERS:
             raise ConfigError(f"its accessors have more than {MAX_NUMBERS:,} numbers; one has {accessor.count} values")
         if accessor.bufferView is not None:
-            values = self.view(accessor.bufferView, accessor.byteOffset, dtype, accessor.count, columns)
+            values = self.buffer_view(accessor.bufferView, accessor.byteOffset, dtype, accessor.count, columns)
         else:
             values = np.zeros((accessor.count, columns), dtype)
         if accessor.sparse:
             where, new, count = (accessor.sparse[key] for key in ("indices", "values", "count"))
             kind = DTYPES[where["componentType"]]
-            changed = self.view(where["bufferView"], where.get("byteOffset", 0), kind, count)[:, 0]
+            changed = self.buffer_view(where["bufferView"], where.get("byteOffset", 0), kind, count)[:, 0]
             values = values.copy()
-            values[changed] = self.view(new["bufferView"], new.get("byteOffset", 0), dtype, count, columns)
+            values[changed] = self.buffer_view(new["bufferView"], new.get("byteOffset", 0), dtype, count, columns)
         values = values if rows is None else values[rows]
         if values.dtype.kind in "iu" and (accessor.normalized or normalise):
             return np.maximum(values / np.iinfo(values.dtype).max, -1)
@@ -208,17 +208,17 @@ class GltfFile:
         `rows` (R,) are the indices of the vertices to read; None: all. `key` is the name of the attribute, such as
         POSITION. The morph targets of the attribute, multiplied by `weights`, are added.
         """
-        values = self.array(primitive["attributes"][key], rows).astype(np.float64)
+        values = self.accessor_array(primitive["attributes"][key], rows).astype(np.float64)
         for weight, target in zip(weights, primitive.get("targets", []), strict=False):
             if weight and key in target:
-                values += weight * self.array(target[key], rows)
+                values += weight * self.accessor_array(target[key], rows)
         return values
 
     def faces(self, primitive: Tree) -> Array:
         """Return the triangles (F, 3) of a primitive as vertex indices. Lines and points give F = 0."""
         mode = primitive.get("mode", 4)
         if "indices" in primitive:
-            corners = self.array(primitive["indices"])[:, 0].astype(np.int64)
+            corners = self.accessor_array(primitive["indices"])[:, 0].astype(np.int64)
         else:
             corners = np.arange(self.tree["accessors"][primitive["attributes"]["POSITION"]]["count"])
         if mode == 5:
@@ -282,7 +282,7 @@ class GltfFile:
         attributes = self._instancing(index)
         if not attributes:
             return self.transforms[index][None]
-        stored = {key: self.array(attributes[key], normalise=True) for key in IDENTITY if key in attributes}
+        stored = {key: self.accessor_array(attributes[key], normalise=True) for key in IDENTITY if key in attributes}
         count = self.copies(index)
         local = _local({key: stored.get(key, np.tile(value, (count, 1))) for key, value in IDENTITY.items()})
         return np.asarray(self.transforms[index] @ local)
@@ -292,7 +292,7 @@ class GltfFile:
         skin = self.tree["skins"][index]
         joints = np.stack([self.transforms[joint] for joint in skin["joints"]])
         if "inverseBindMatrices" in skin:
-            inverse = self.array(skin["inverseBindMatrices"]).reshape(-1, 4, 4).swapaxes(1, 2)
+            inverse = self.accessor_array(skin["inverseBindMatrices"]).reshape(-1, 4, 4).swapaxes(1, 2)
             joints = joints @ inverse[: len(joints)].astype(np.float64)
         return joints
 
@@ -304,8 +304,10 @@ class GltfFile:
         """
         joints, attributes = self.joints(index), primitive["attributes"]
         sets = [key[7:] for key in attributes if key.startswith("JOINTS_")]
-        chosen = np.concatenate([self.array(attributes[f"JOINTS_{k}"], rows) for k in sets], axis=1).astype(int)
-        weights = np.concatenate([self.array(attributes[f"WEIGHTS_{k}"], rows, True) for k in sets], axis=1)
+        chosen = np.concatenate([self.accessor_array(attributes[f"JOINTS_{k}"], rows) for k in sets], axis=1).astype(
+            int
+        )
+        weights = np.concatenate([self.accessor_array(attributes[f"WEIGHTS_{k}"], rows, True) for k in sets], axis=1)
         weights = weights / np.maximum(weights.sum(1, keepdims=True, dtype=np.float64), 1e-12)
         result = np.zeros((len(chosen), 4, 4))
         for joint, weight in zip(chosen.T, weights.T, strict=True):
@@ -334,14 +336,14 @@ class GltfFile:
         transform = info.extensions.get("KHR_texture_transform", {})
         accessor = attributes.get(f"TEXCOORD_{transform.get('texCoord', info.texCoord)}")
         if accessor is not None:  # v of glTF points downwards
-            uv = _transformed(self.array(accessor, rows).astype(np.float64), transform)
+            uv = _transformed(self.accessor_array(accessor, rows).astype(np.float64), transform)
             submesh = replace(submesh, uv=uv * (1, -1) + (0, 1))
         if not colours:
             return submesh
         vertex, channels = None, 3 if material.alphaMode == "OPAQUE" else 4
         cutoff = tree.get("alphaCutoff", 0.5) if material.alphaMode == "MASK" else None
         if vertex_colour is not None:
-            vertex = self.array(vertex_colour, rows, True)[:, :channels]
+            vertex = self.accessor_array(vertex_colour, rows, True)[:, :channels]
             vertex = vertex.astype(np.float64).clip(0, 1)
         if info.index is not None and accessor is not None:
             texture, wrap = self.texture(info.index, tuple(factor[:channels].tolist()))
@@ -380,10 +382,10 @@ class GltfFile:
             raise _refusal("KHR_texture_basisu")
         if "bufferView" in tree:
             length = self.tree["bufferViews"][tree["bufferView"]]["byteLength"]
-            stored = partial(self.view, tree["bufferView"], 0, "u1", length)
-            return self.files.image(f"image {index}", load=lambda: self.files.counted(stored().tobytes()))
+            stored = partial(self.buffer_view, tree["bufferView"], 0, "u1", length)
+            return self.files.image(f"image {index}", load=lambda: self.files.count_bytes(stored().tobytes()))
         if uri.startswith("data:"):
-            return self.files.image(f"image {index}", load=lambda: self.files.counted(_data_uri(uri)))
+            return self.files.image(f"image {index}", load=lambda: self.files.count_bytes(_data_uri(uri)))
         return self.files.image(self.file_name(uri))
 
 

@@ -64,9 +64,9 @@ def triangulate(points: Array, polygons: Array) -> Array:
 
 
 def polygon_mesh(
-    vertices: Submesh, polygons: Array | Sequence[Array], uv: Array | Sequence[Array] | None, colours: Array | None
+    base: Submesh, polygons: Array | Sequence[Array], uv: Array | Sequence[Array] | None, colours: Array | None
 ) -> Submesh:
-    """Add the triangles of P polygons to `vertices`, a submesh without triangles; return the new submesh.
+    """Add the triangles of P polygons to `base`, a submesh without triangles; return the new submesh.
 
     Args:
         polygons: (P, C) vertex indices, or P arrays (C,) of different lengths. Lines and points, C < 3, are ignored.
@@ -80,7 +80,7 @@ def polygon_mesh(
     groups = list(_by_length(polygons))
     check_count(sum(len(equal) * (equal.shape[1] - 2) for _, equal in groups))
     for numbers, equal in groups:
-        corners = triangulate(vertices.vertices, equal)
+        corners = triangulate(base.vertices, equal)
         triangles.append(np.take_along_axis(equal[:, None], corners, 2).reshape(-1, 3))
         owners.append(np.repeat(numbers, corners.shape[1]))
         if uv is not None:
@@ -90,12 +90,12 @@ def polygon_mesh(
     if uv is not None:
         distinct, inverse = np.unique(np.concatenate(corner_uv), axis=0, return_inverse=True)
         faces, rows, uv_rows = unmerge_faces(faces, inverse.reshape(-1, 3))
-        return replace(_rows(vertices, rows), faces=faces, uv=distinct[uv_rows])
+        return replace(_rows(base, rows), faces=faces, uv=distinct[uv_rows])
     if colours is not None:  # so that triangles do not share vertices
         own = np.repeat(colours[np.concatenate(owners)], 3, axis=0)
         soup = np.arange(faces.size).reshape(-1, 3)
-        return replace(_rows(vertices, faces.reshape(-1)), faces=soup, colours=own, flat=False)
-    return replace(vertices, faces=faces)
+        return replace(_rows(base, faces.reshape(-1)), faces=soup, colours=own, flat=False)
+    return replace(base, faces=faces)
 
 
 def _by_length(polygons: Array | Sequence[Array]) -> Iterator[tuple[Array, Array]]:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from threedgen.config.errors import ConfigError, short
 from threedgen.config.plain_file import LEGACY_ENCODING, read_bytes
-from threedgen.geometry.picture_file import load_image, open_image
+from threedgen.geometry.image_file import load_image, open_image
 from threedgen.geometry.submesh import MAX_BYTES, TooLarge
 from threedgen.run.arrays import Array
 from threedgen.run.disk import file_key
@@ -71,11 +71,11 @@ class SideFiles:
         if more than `MAX_READ` bytes of all files have been read.
         """
         try:
-            return self.counted(read_bytes(path, max_bytes, start, count))
+            return self.count_bytes(read_bytes(path, max_bytes, start, count))
         except OSError as error:
             raise ConfigError(f"{path} cannot be read ({error.strerror})") from None
 
-    def counted(self, data: bytes) -> bytes:
+    def count_bytes(self, data: bytes) -> bytes:
         """Count the bytes of `data` as read, and return `data`. Raises TooLarge if the count exceeds `MAX_READ`."""
         self.bytes += len(data)
         if self.bytes > MAX_READ:

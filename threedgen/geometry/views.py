@@ -12,7 +12,7 @@ from torch import Tensor
 
 from threedgen.geometry.cameras import Cameras, Index
 
-SHARE, GREY = 0.9, 0.5
+OBJECT_SHARE, GREY = 0.9, 0.5
 """Fraction of a reference image that the object's longer side fills, and grey level of the background."""
 
 
@@ -55,7 +55,7 @@ def resize(images: Tensor, height: int, width: int) -> Tensor:
     return x.permute(0, 2, 3, 1)
 
 
-def framed(cut: Tensor, height: int, width: int, share: float = SHARE) -> Tensor:
+def framed(cut: Tensor, height: int, width: int, share: float = OBJECT_SHARE) -> Tensor:
     """Place a cut-out object in the middle of a grey image; return the image (height, width, 3) in [0, 1].
 
     `cut` is the object, RGBA (h, w, 4) in [0, 1]. It is resized to fill the fraction `share` of the image's height or
@@ -65,7 +65,7 @@ def framed(cut: Tensor, height: int, width: int, share: float = SHARE) -> Tensor
     return (image[..., :3] + (1 - image[..., 3:]) * GREY).clamp(0, 1)
 
 
-def centred(cut: Tensor, height: int, width: int, share: float = SHARE) -> Tensor:
+def centred(cut: Tensor, height: int, width: int, share: float = OBJECT_SHARE) -> Tensor:
     """Place a cut-out object in the middle of a transparent image; return premultiplied RGBA (height, width, 4).
 
     `cut` is a straight (not premultiplied) RGBA image (h, w, 4) in [0, 1]. It is cropped to the pixels with alpha > 0
@@ -104,7 +104,7 @@ class Pixels:
         colours, background: (P, 3) in [0, 1]. The background is the median of the image's border pixels.
         opacity: (P, 1) opacity of the object in [0, 1], or None if unknown.
         near: (K,) int64 indices of the pixels on the object or within 1/32 of the shorter image side around it.
-        empty: (P,) bool, True for all other pixels.
+        far: (P,) bool, True for all other pixels.
     """
 
     def __init__(self, views: Views, opacity: Tensor | None = None) -> None:
@@ -123,7 +123,7 @@ class Pixels:
         mask = (difference > MIN_DIFFERENCE).float()[:, None]
         margin = max(1, round(side / 16 / 2))
         near = F.max_pool2d(mask, 2 * margin + 1, 1, margin).flatten()
-        self.near, self.empty = near.nonzero()[:, 0], near == 0
+        self.near, self.far = near.nonzero()[:, 0], near == 0
 
     def composite(self, indices: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return the target colours and background colours, (K, 3) each, of the pixels with `indices` (K,).

@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, BinaryIO
 
-from threedgen.config.errors import DiskFull, FileError, expected
+from threedgen.config.errors import DiskFull, FileError, as_expected_error
 
 Tree = dict[str, Any]  # nested plain data, as in a config or a JSON file
 TEMPORARY_NAME = re.compile(r"\.\d+\.threedgen\.tmp$")  # end of the names from `temporary_path`
@@ -147,6 +147,6 @@ def write_error(place: Path, error: OSError) -> DiskFull | FileError:
     """Convert the OSError of a failed write to DiskFull or FileError, with the path `place` in the message."""
     file = f", {error.filename}" if error.filename else ""
     problem = f"{place} could not be written ({error.strerror or error}{file})"
-    if isinstance(expected(error), DiskFull):
+    if isinstance(as_expected_error(error), DiskFull):
         return DiskFull(f"{problem}. Make room there and run the same command again")
     return FileError(problem)

@@ -106,7 +106,7 @@ def differences(old: Tree, new: Tree, extends: Iterable[str] = ()) -> list[str]:
     return [f"{key}: {short(before.get(key))} -> {short(after.get(key))}" for key in keys[:MAX_LISTED]] + more
 
 
-def made_by(path: str) -> str:
+def how_to_make(path: str) -> str:
     """Return a note for the user: the command that writes the file `path`, and what the command needs.
 
     Returns "" unless `path` is a result of a shipped config in its default run folder.
@@ -114,7 +114,7 @@ def made_by(path: str) -> str:
     parts = Path(path).parts
     if parts[:1] != ROOT.parts or parts[2:3] != (NAME_WITHOUT_PROMPT,) or parts[1] not in shipped():
         return ""
-    return f"`{command('--config', parts[1])}` writes it (needs: {help.described(parts[1]).needs})"
+    return f"`{command('--config', parts[1])}` writes it (needs: {help.shipped_entry(parts[1]).needs})"
 
 
 def user_path(text: str | Path, key: str) -> Path:
@@ -161,7 +161,7 @@ def _own_folder(config: BaseModel, config_name: str) -> Path:
         folder = parent / (name if number == 1 else f"{name}-{number}")
         with suppress(ConfigError):
             stored = stored_config(folder)
-            if not has_work(folder) and (stored is None or was_released(folder)):
+            if not has_results(folder) and (stored is None or was_released(folder)):
                 break
             if stored is None:
                 continue
@@ -180,7 +180,7 @@ def choose_folder(config: BaseModel, config_name: str) -> tuple[Path, Tree | Non
     """
     out = getattr(config, "out", None)
     folder = _own_folder(config, config_name) if out is None else user_path(out, "out")
-    stored, work = stored_config(folder), has_work(folder)
+    stored, work = stored_config(folder), has_results(folder)
     if stored is None and work:
         raise ConfigError("contains files that do not belong to a run. Choose a new folder", "out", str(out))
     changed = [] if stored is None else differences(stored, plain(config), getattr(config, "extends", ()))
@@ -199,7 +199,7 @@ def open_run(config: C, config_name: str) -> tuple[C, Path | None]:
     return _prepare_folder(folder, config, config_name, stored), None if stored is None else folder
 
 
-def has_work(folder: Path) -> bool:
+def has_results(folder: Path) -> bool:
     """Return whether a run folder has results: any file except config.yaml, lock, job.json and temporary files."""
     files = (name for _, _, names in os.walk(folder) for name in names)
     return any(name not in (CONFIG, LOCK, JOB) and not TEMPORARY_NAME.search(name) for name in files)
@@ -219,7 +219,7 @@ def _prepare_folder(folder: Path, config: C, config_name: str, stored: Tree | No
     old_steps, max_steps = (flat(tree).get(MAX_STEPS_KEY) for tree in (stored or {}, plain(config)))
     if max_steps is None or max_steps >= steps_done(folder):
         write_config(folder, config, config_name)
-        if old_steps not in (None, max_steps) and has_work(folder):
+        if old_steps not in (None, max_steps) and has_results(folder):
             text = "%s: %s -> %s. Schedules in percent now refer to the new number of steps"
             logger.warning(text, MAX_STEPS_KEY, old_steps, max_steps)
     return config.model_copy(update={"out": str(folder)})

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from threedgen.config.errors import ConfigError, FileError, short, storage_error
-from threedgen.config.plain_file import MAX_PICKLE_BYTES, ordinary
+from threedgen.config.plain_file import MAX_PICKLE_BYTES, require_regular_file
 from threedgen.run.memory import require_memory
 
 MAX_SHARING = 4  # maximum ratio of tensor sizes to file size; above 1 if tensors share memory
@@ -85,7 +85,7 @@ def read_torch(path: Path, mmap: bool = False, skip_objects: bool = False) -> An
         OutOfMemory: the file is larger than the free memory, and `mmap` is False.
     """
     try:
-        length = ordinary(path).stat().st_size
+        length = require_regular_file(path).stat().st_size
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
             whole = all(e.compress_type == zipfile.ZIP_STORED for e in entries) and _total(entries) <= length
@@ -134,7 +134,7 @@ def read_torch(path: Path, mmap: bool = False, skip_objects: bool = False) -> An
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """Load the tensors of a safetensors file to the CPU, by name. Raises FileError if it is missing or damaged."""
     try:
-        with safe_open(ordinary(path), "pt") as file:
+        with safe_open(require_regular_file(path), "pt") as file:
             if len(names := file.keys()) <= MAX_TENSORS:
                 return {name: file.get_tensor(name) for name in names}
     except Exception as error:  # SafetensorError, or torch's errors for unsupported dtypes

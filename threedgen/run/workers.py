@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any, Generic, Literal, TypeVar
 
 from threedgen.config import plugins, registry
-from threedgen.config.errors import ConfigError, ExpectedError, WorkerLost, expected, in_a_line, storage_error
+from threedgen.config.errors import ConfigError, ExpectedError, WorkerLost, as_expected_error, one_line, storage_error
 from threedgen.run.disk import Tree
 from threedgen.run.interrupts import STOP_CODES, Interrupts, Stopped
 from threedgen.run.options import WorkersConfig
@@ -87,7 +87,7 @@ def attempt(work: Callable[[J], R], job: J, table: dict[str, dict[str, registry.
     except Stopped as stop:
         return "stopped", stop.code
     except (Exception, SystemExit) as error:
-        shown = expected(error) if storage_error(error) or isinstance(error, ExpectedError) else None
+        shown = as_expected_error(error) if storage_error(error) or isinstance(error, ExpectedError) else None
         if shown is not None:  # as a class of config.errors: others may not be picklable
             kind = next(kind for kind in type(shown).__mro__ if kind.__module__ == ExpectedError.__module__)
             return "expected", kind(shown.problem, shown.key)
@@ -173,7 +173,7 @@ class WorkerPool(Generic[J, R]):
             self.deaths += 1
             if self.deaths > self.count * (self.attempts + 1):
                 raise WorkerLost(f"{self.deaths} workers died in a row ({clean(str(death))})")
-            reason = in_a_line(death).partition(". ")[0]  # Ray adds a page of advice
+            reason = one_line(death).partition(". ")[0]  # Ray adds a page of advice
             return "error", (f"its worker was lost ({reason})", "")
         self.idle.append(worker)
         self.deaths, (state, value) = 0, future.result()
@@ -213,6 +213,10 @@ class LocalProcess(Worker):
     """Worker process on this machine. Each worker has its own process pool, because a dead process breaks its pool."""
 
     def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        """Start a new process. Raises ConfigError if this fails."""
         spawn = multiprocessing.get_context("spawn")  # a fork would inherit locks and threads of torch
         try:
             self.pool = ProcessPoolExecutor(1, spawn, init_process, (plugins.LOADED,))
@@ -224,7 +228,7 @@ class LocalProcess(Worker):
     def submit(self, *task: Any) -> Future[Outcome]:
         with suppress(BrokenProcessPool):
             return self.pool.submit(attempt, *task)
-        self.__init__()  # type: ignore[misc]  # it died while idle
+        self.restart()  # it died while idle
         return self.pool.submit(attempt, *task)
 
     def stop(self) -> None:

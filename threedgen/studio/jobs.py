@@ -21,7 +21,7 @@ from pathlib import Path
 
 import threedgen
 from threedgen.config import load, plain, tree_hash
-from threedgen.config.errors import ConfigError, in_a_line
+from threedgen.config.errors import ConfigError, one_line
 from threedgen.export.options import AssetConfig
 from threedgen.run.disk import Tree
 from threedgen.run.folder import CHECKPOINTS, slug
@@ -276,7 +276,7 @@ class Queue:
             try:
                 self._process = process = _start(command)
             except (OSError, ValueError) as error:  # for example a null byte in the prompt
-                job.state, job.error = FAILED, in_a_line(error)
+                job.state, job.error = FAILED, one_line(error)
                 return None
             job.state = FINISHING if job.finish else RUNNING
         messages.clear()

@@ -12,7 +12,7 @@ from fastapi import HTTPException
 
 from threedgen.config.errors import ConfigError
 from threedgen.data.options import MESH_FORMATS
-from threedgen.geometry.picture_file import SUFFIXES as IMAGES
+from threedgen.geometry.image_file import SUFFIXES as IMAGES
 from threedgen.run.disk import write_atomic
 from threedgen.run.prompts import normalise_prompt
 from threedgen.run.text import clean

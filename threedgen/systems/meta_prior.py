@@ -92,7 +92,7 @@ class MetaPrior(Prior):
             vae.decoder = vae.post_quant_conv = None
 
     def encode_images(self, rgb: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        images = self.resized(rgb).to(self.dtype)
+        images = self.to_network_images(rgb).to(self.dtype)
         return images.float() if self.meta.vae is None else self.meta.vae.encode(images).latent_dist.mean.float()
 
     def record_graph(self, images: int) -> None:

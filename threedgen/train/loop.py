@@ -139,7 +139,7 @@ def _resume_path(
     path, checkpoint = found
     check_config(checkpoint, module.config_yaml)
     check_weights(checkpoint, module.weights)
-    module.adapt_to(checkpoint["state_dict"])
+    module.resize(checkpoint["state_dict"])
     check_architecture(checkpoint["state_dict"], module.state_dict(), "the checkpoint")
     if (done := checkpoint["global_step"]) > max_steps:
         problem = f"{checkpoints.parent} already has {done} steps. Set at least {done}, or choose another folder"

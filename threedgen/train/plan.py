@@ -21,7 +21,7 @@ def plan(config: TaskConfig, more: Sequence[str] = ()) -> str:
 
     Raises ConfigError if weights cannot be read.
     """
-    config = config.used()
+    config = config.without_unused_sections()
     about = config.about or " ".join((type(config).__doc__ or "").partition("\n\n")[0].split())
     lines = [f"would run {config.task}: {about}"]
     if out := getattr(config, "out", None):

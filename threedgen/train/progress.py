@@ -31,19 +31,19 @@ class Progress(pl.Callback):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.metrics, self.quiet, self.console, self.clock = tuple(metrics), quiet, console, clock
-        self.count: ProgressDisplay | None = None
+        self.display: ProgressDisplay | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         module: Any = pl_module
         module.track_progress = partial(self.track, trainer, module)
-        count = self._start(trainer, module)
+        display = self._start(trainer, module)
         if not trainer.global_step:
-            count.say()
+            display.say()
 
     def _start(self, trainer: pl.Trainer, module: pl.LightningModule) -> ProgressDisplay:
         quiet, step = self.quiet or not trainer.is_global_zero, trainer.global_step
-        self.count = ProgressDisplay(stage_of(module), trainer.max_steps, quiet, self.console, step, self.clock)
-        return self.count.__enter__()
+        self.display = ProgressDisplay(stage_of(module), trainer.max_steps, quiet, self.console, step, self.clock)
+        return self.display.__enter__()
 
     @contextmanager
     def track(
@@ -53,36 +53,36 @@ class Progress(pl.Callback):
 
         On exit the display of the training returns, and its step time is measured from the start again.
         """
-        if self.count is not None:
-            self.count.__exit__()
+        if self.display is not None:
+            self.display.__exit__()
         quiet = self.quiet or not trainer.is_global_zero
-        with ProgressDisplay(stage, total, quiet, self.console, clock=self.clock) as count:
-            yield count
+        with ProgressDisplay(stage, total, quiet, self.console, clock=self.clock) as display:
+            yield display
         self._start(trainer, module)
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *batch: object) -> None:
-        if self.count is not None and self.count.shows_bar:
-            self.count.stage = stage_of(pl_module)
-            self.count.note("")
+        if self.display is not None and self.display.shows_bar:
+            self.display.stage = stage_of(pl_module)
+            self.display.note("")
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: STEP_OUTPUT, batch: object, batch_idx: int
     ) -> None:
-        count, step, total, stage = self.count, trainer.global_step, trainer.max_steps, stage_of(pl_module)
-        if count is None or step == count.done:
+        display, step, total, stage = self.display, trainer.global_step, trainer.max_steps, stage_of(pl_module)
+        if display is None or step == display.done:
             return
-        due = stage != count.stage or (total > 0 and 4 * step // total > 4 * count.done // total)
-        count.stage = stage
-        count.show(step, lambda: details(count.speed, total, pl_module, outputs, self.metrics), due=due)
+        due = stage != display.stage or (total > 0 and 4 * step // total > 4 * display.done // total)
+        display.stage = stage
+        display.show(step, lambda: details(display.speed, total, pl_module, outputs, self.metrics), due=due)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self.count is not None:
-            self.count.note("")
-            self.count.__exit__()
+        if self.display is not None:
+            self.display.note("")
+            self.display.__exit__()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        if self.count is not None:
-            self.count.__exit__()
+        if self.display is not None:
+            self.display.__exit__()
 
 
 def stage_of(module: pl.LightningModule) -> str:

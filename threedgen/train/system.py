@@ -79,7 +79,7 @@ class System(pl.LightningModule):
         now = {"prepare": self.training_start - self.run_start, "optimise": time.monotonic() - self.training_start}
         return {name: before + now[name] for name, before in self.previous_seconds.items()}
 
-    def adapt_to(self, state: dict[str, Tensor]) -> None:
+    def resize(self, state: dict[str, Tensor]) -> None:
         """Resize the tensors of this module whose shapes change in training, to the shapes in the state dict `state`.
 
         Called on resume, before `state` is loaded. The base class does nothing.

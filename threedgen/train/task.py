@@ -74,10 +74,10 @@ class Task:
         prior = prior.compact() if compact else prior
         with key_prefix("prior"):  # before hashing, which reads all files again
             built = registry.build("prior", prior, device(trainer.accelerator if trainer else "auto"))
-        self.name_weights(prior.identify(), "prior.")
+        self.record_weights(prior.identify(), "prior.")
         return built
 
-    def name_weights(self, identities: Mapping[str, Any], section: str = "") -> None:
+    def record_weights(self, identities: Mapping[str, Any], section: str = "") -> None:
         """Print the weight files that the run starts from; store their SHA-256 in `self.weights` for the checkpoints.
 
         `identities` maps config keys to objects whose `str()` is the text to print and whose attribute `digest` is the
@@ -223,7 +223,7 @@ def run_task(
     *,
     result: str = "",
     files: Iterable[str] = (),
-    again: bool = False,
+    rerun_finished: bool = False,
 ) -> int:
     """Run a task unless it is already finished, print the path of its result on stdout, and return the exit code.
 
@@ -234,10 +234,10 @@ def run_task(
         quiet: show neither weight files nor progress.
         result: file or folder in the run folder whose path is printed.
         files: names of result files. If a file that the run has written is missing, the run does not count as finished.
-        again: call `work` even if the task is finished. Evaluations do this: they cache their slow parts.
+        rerun_finished: call `work` even if the task is finished. Evaluations do this: they cache their slow parts.
     """
     task = Task(config, resume, quiet, files)
-    task.resume &= not again
+    task.resume &= not rerun_finished
     status = execute(work, task)
     new = task.has_results(status)
     if new and (task.folder / result).exists():

@@ -10,8 +10,8 @@ from rich.filesize import decimal
 
 from threedgen.config.errors import ConfigError
 from threedgen.export.asset_folder import SET
+from threedgen.geometry.image_file import load_image
 from threedgen.geometry.images import SHEET_GAP
-from threedgen.geometry.picture_file import load_image
 from threedgen.run.disk import Tree, write_atomic, writing
 from threedgen.run.folder import CONFIG, stored_config, user_path
 from threedgen.run.text import duration, number, say, visible

@@ -17,7 +17,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
-from threedgen.config.errors import ConfigError, in_a_line
+from threedgen.config.errors import ConfigError, one_line
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import to_uint8
 from threedgen.run.interrupts import Interrupts
@@ -73,7 +73,7 @@ class LiveView(pl.Callback):
         try:
             self._window = self._open()
         except (OSError, RuntimeError) as error:  # no free port, or a viser that cannot be protected
-            raise ConfigError(f"cannot open the window: {in_a_line(error)}. Run without --view.", "--view") from error
+            raise ConfigError(f"cannot open the window: {one_line(error)}. Run without --view.", "--view") from error
         self.speed.mark(self.clock(), trainer.global_step)
         say(f"live view: {self._window.url}", sys.stderr)
         self._guarded(lambda window: self._update(window, trainer, pl_module))
@@ -103,7 +103,7 @@ class LiveView(pl.Callback):
         try:
             action(self._window)
         except Exception as error:
-            logger.warning("live view closed after an error, the run continues: %s", in_a_line(error))
+            logger.warning("live view closed after an error, the run continues: %s", one_line(error))
             logger.debug("error in the live view", exc_info=error)
             self.close()
 

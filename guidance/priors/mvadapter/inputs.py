@@ -26,7 +26,7 @@ RAISED = (0.0, 30.0)
 """Lowest and highest elevation in degrees of training views at random directions (`AdapterSettings.anywhere` > 0)."""
 
 
-def views(angles: Sequence[tuple[float, float]], height: int, width: int, fov: float = 0.0) -> Cameras:
+def cameras_from_angles(angles: Sequence[tuple[float, float]], height: int, width: int, fov: float = 0.0) -> Cameras:
     """Return B cameras that show a whole mesh at the origin.
 
     Args:
@@ -35,10 +35,10 @@ def views(angles: Sequence[tuple[float, float]], height: int, width: int, fov: f
         fov: field of view of a square image in degrees; 0: orthographic.
     """
     elevation, azimuth = torch.tensor(angles, dtype=torch.float64).deg2rad().T
-    return towards_middle(orbit_c2w(elevation, azimuth, torch.full_like(azimuth, DISTANCE)), height, width, fov)
+    return cameras_facing_mesh(orbit_c2w(elevation, azimuth, torch.full_like(azimuth, DISTANCE)), height, width, fov)
 
 
-def towards_middle(c2w: Tensor, height: int, width: int, fov: float = 0.0) -> Cameras:
+def cameras_facing_mesh(c2w: Tensor, height: int, width: int, fov: float = 0.0) -> Cameras:
     """Return cameras that show a whole mesh at the origin, with the viewing directions of the given poses.
 
     Args:

@@ -26,7 +26,7 @@ from threedgen.guidance.schedule import Schedule
 from threedgen.guidance.weights.plugins import locate
 from threedgen.run.arrays import Array
 
-from .inputs import ray_maps, towards_middle
+from .inputs import cameras_facing_mesh, ray_maps
 from .network import AdaptedUNet, AdapterSettings
 from .weights import load_adapter
 
@@ -35,7 +35,7 @@ NEGATIVE = "watermark, ugly, deformed, noisy, blurry, low contrast"
 
 def build(options: MVAdapterConfig, device: torch.device | str = "cpu") -> "MVAdapter":
     """Build the prior from its config section. Raises ConfigError if its files are missing or damaged."""
-    o = options.released()
+    o = options.with_adapter_file()
     cut = reference_foreground(o)
     model = with_additions(load_prior(MVAdapter, o, device), o)
     model.guide_views = o.guide_views
@@ -149,7 +149,7 @@ class MVAdapter(LatentDiffusion):
         """
         if self.settings.control == "geometry":
             raise ConfigError("this adapter needs the geometry of a mesh; choose one with ray control", "adapter")
-        return ray_maps(towards_middle(c2w, self.image_size, self.image_size, self.fov)).to(c2w)
+        return ray_maps(cameras_facing_mesh(c2w, self.image_size, self.image_size, self.fov)).to(c2w)
 
     @property
     def settings(self) -> AdapterSettings:

@@ -20,7 +20,7 @@ from torch.nn.functional import avg_pool2d
 
 from threedgen.config.errors import ConfigError, short
 from threedgen.guidance.attention.decoupled import Branch, branch_processors, decouple
-from threedgen.guidance.attention.joined import predict
+from threedgen.guidance.attention.joined import unet_output
 from threedgen.guidance.guidance import Features
 from threedgen.guidance.options import Arrangement, Control, Layout, Shift, Timestep
 
@@ -208,7 +208,7 @@ class AdaptedUNet(nn.Module):
             "ref_hidden_states": reference,
         }
         with self.fine_features(control, height, width):
-            return predict(self.unet, x, t, text, None, n_view, features, self.factor, **attention)
+            return unet_output(self.unet, x, t, text, None, n_view, features, self.factor, **attention)
 
     @torch.no_grad()
     def reference_features(self, latents: Tensor, text: Tensor) -> Features:
@@ -219,7 +219,7 @@ class AdaptedUNet(nn.Module):
         features: dict[str, Tensor] = {}
         t = torch.zeros(len(latents), dtype=torch.long, device=latents.device)
         attention: dict[str, Any] = {"use_mv": False, "use_ref": False, "cache_hidden_states": features}
-        predict(self.unet, latents, t, text, factor=self.factor, **attention)
+        unet_output(self.unet, latents, t, text, factor=self.factor, **attention)
         return features
 
 

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from threedgen.geometry.warp import sample
 from threedgen.run.memory import to_device
 
-from .geometry import Keys
+from .geometry import KeyPositions
 
 Encoding = Literal["reference", "capped"]
 HEAD = 32  # channels of an attention head
@@ -143,7 +143,7 @@ class PanoramaBlock(nn.Module):
         self.transformer = Transformer(dim)
         self.pe = PositionalEncoding(dim, self.relation_dim, encoding)
 
-    def forward(self, x: Tensor, keys: Sequence[Keys], n_view: int) -> Tensor:
+    def forward(self, x: Tensor, keys: Sequence[KeyPositions], n_view: int) -> Tensor:
         """Transform features (B F, d, h, w) of B scenes with F = `n_view` views to features of the same shape.
 
         `keys` are the positions to attend to: one entry for each view of S scenes, where S divides B. Each
@@ -159,19 +159,21 @@ class PanoramaBlock(nn.Module):
         fed = torch.cat([call(self.transformer.feed, part) for part in tokens.split(self._size(x, FEED_FACTOR))])
         return fed.unflatten(0, (len(x), -1)).mT.reshape(x.shape)
 
-    def _encoding(self, keys: Keys) -> Tensor:
-        relation = keys.relation.transpose(1, 2).flatten(2, 3)  # (G, T, n P, r) for G views, see `Keys`
+    def _encoding(self, keys: KeyPositions) -> Tensor:
+        relation = keys.relation.transpose(1, 2).flatten(2, 3)  # (G, T, n P, r) for G views, see `KeyPositions`
         return self.pe(relation.flatten(0, 1)).unflatten(0, relation.shape[:2])
 
     def _query_encoding(self, tokens: Tensor) -> Tensor:
         zeros = tokens.new_zeros(tokens.shape[-2], 1, self.relation_dim, dtype=torch.float32)
         return self.pe(zeros)[:, 0].to(tokens)
 
-    def _views(self, maps: Tensor, group: Sequence[int], keys: Sequence[Keys], n_view: int, call: Call) -> Tensor:
+    def _views(
+        self, maps: Tensor, group: Sequence[int], keys: Sequence[KeyPositions], n_view: int, call: Call
+    ) -> Tensor:
         # tokens (R, G, T, d) of the G views in `group`, from features (R, V, d, h, w)
         tokens = torch.stack([maps[:, number] for number in group], dim=1).flatten(3).mT
         others = maps[:, torch.stack([k - k % n_view + each.views for k, each in zip(group, keys, strict=True)])]
-        size, table = self._size(maps[0], len(maps) * sum(each.count for each in keys)), Keys.stack(keys)
+        size, table = self._size(maps[0], len(maps) * sum(each.count for each in keys)), KeyPositions.stack(keys)
         starts = range(0, tokens.shape[2], size)
         attended = [call(self._attend, tokens[:, :, a : a + size], others, table.tokens(a, a + size)) for a in starts]
         return torch.cat(attended, dim=2)
@@ -180,7 +182,7 @@ class PanoramaBlock(nn.Module):
         # tokens per chunk for `count` keys per token; even, so that no pair is split
         return max(2, CHUNK.get(x.device.type, CHUNK["cpu"]) // (count * x.shape[1]) // 2 * 2)
 
-    def _attend(self, tokens: Tensor, others: Tensor, keys: Keys) -> Tensor:
+    def _attend(self, tokens: Tensor, others: Tensor, keys: KeyPositions) -> Tensor:
         # tokens (R, G, T, d) of G views attend to maps (R, G, n, d, h, w) of n other views
         places = keys.places.repeat(len(tokens), 1, 1, 1, 1).flatten(0, 1)
         found = sample(others.flatten(0, 2), places).unflatten(0, others.shape[:3])
@@ -191,7 +193,7 @@ class PanoramaBlock(nn.Module):
         return self.transformer.attend(tokens, self._query_encoding(tokens), encoded)
 
 
-def view_groups(keys: Sequence[Keys], device: torch.device) -> list[list[int]]:
+def view_groups(keys: Sequence[KeyPositions], device: torch.device) -> list[list[int]]:
     """Return groups of view indices to compute together: single views on a CPU, else views with equally many keys."""
     if device.type == "cpu" or CHUNK.get(device.type) == CHUNK["cpu"]:
         return [[number] for number in range(len(keys))]
@@ -228,7 +230,7 @@ class DepthBlock(nn.Module):
         self.attn1 = DepthAttention(dim, encoding)
         self.resnet = ResidualConvolution(dim) if convolution else nn.Identity()
 
-    def forward(self, x: Tensor, keys: Sequence[Keys], n_view: int) -> Tensor:
+    def forward(self, x: Tensor, keys: Sequence[KeyPositions], n_view: int) -> Tensor:
         return self.resnet(self.attn1(x, keys, n_view))
 
 

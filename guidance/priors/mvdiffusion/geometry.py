@@ -18,7 +18,7 @@ UNKNOWN_DEPTH = 1e6
 
 
 @dataclass(frozen=True)
-class Keys:
+class KeyPositions:
     """Positions that the T = h w tokens of one view attend to: P positions in each of n other views.
 
     Attributes:
@@ -35,18 +35,18 @@ class Keys:
     mask: Tensor
     relation: Tensor
 
-    def to(self, device: torch.device) -> "Keys":
-        return Keys(self.views.to(device), *(t.to(device, torch.float32) for t in self.tables))
+    def to(self, device: torch.device) -> "KeyPositions":
+        return KeyPositions(self.views.to(device), *(t.to(device, torch.float32) for t in self.tables))
 
     @staticmethod
-    def stack(keys: "Sequence[Keys]") -> "Keys":
+    def stack(keys: "Sequence[KeyPositions]") -> "KeyPositions":
         """Join the tables of G views with equally many keys. All tensors of the result start with dimension G."""
         columns = zip(*((each.views, *each.tables) for each in keys), strict=True)
-        return Keys(*(torch.stack(column) for column in columns))
+        return KeyPositions(*(torch.stack(column) for column in columns))
 
-    def tokens(self, start: int, stop: int) -> "Keys":
+    def tokens(self, start: int, stop: int) -> "KeyPositions":
         """Return the part of stacked tables for the tokens `start` to `stop` - 1 of each view."""
-        return Keys(self.views, *(t[:, :, start:stop] for t in self.tables))
+        return KeyPositions(self.views, *(t[:, :, start:stop] for t in self.tables))
 
     @property
     def tables(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -63,16 +63,16 @@ class Geometry:
 
     def __init__(self, n_view: int) -> None:
         self.n_view = n_view
-        self._cache: dict[tuple[int, int, torch.device], list[Keys]] = {}
+        self._cache: dict[tuple[int, int, torch.device], list[KeyPositions]] = {}
 
-    def keys(self, height: int, width: int, device: torch.device) -> list[Keys]:
-        """Return the positions to attend to, one `Keys` per view, for feature maps of height x width tokens."""
+    def keys(self, height: int, width: int, device: torch.device) -> list[KeyPositions]:
+        """Return the positions to attend to, one `KeyPositions` per view, for feature maps of height x width tokens."""
         at = (height, width, device)
         if at not in self._cache:
             self._cache[at] = [self._keys(view, height, width).to(device) for view in range(self.n_view)]
         return self._cache[at]
 
-    def _keys(self, view: int, height: int, width: int) -> Keys:
+    def _keys(self, view: int, height: int, width: int) -> KeyPositions:
         raise NotImplementedError
 
 
@@ -83,7 +83,7 @@ class Scenes(Geometry):
         super().__init__(scenes[0].n_view)
         self.scenes = scenes
 
-    def keys(self, height: int, width: int, device: torch.device) -> list[Keys]:
+    def keys(self, height: int, width: int, device: torch.device) -> list[KeyPositions]:
         return [keys for scene in self.scenes for keys in scene.keys(height, width, device)]
 
 
@@ -109,7 +109,7 @@ class PanoramaGeometry(Geometry):
     def neighbours(self, view: int) -> list[int]:
         return [(view - 1) % self.n_view, (view + 1) % self.n_view]
 
-    def _keys(self, view: int, height: int, width: int) -> Keys:
+    def _keys(self, view: int, height: int, width: int) -> KeyPositions:
         scale, others = self.size[0] // height, self.neighbours(view)
         # the reference implementation divides the width by the map's height; in training, views are square
         key_scale = self.size[1] // height
@@ -125,7 +125,7 @@ class PanoramaGeometry(Geometry):
         back, _ = warp.apply_homography(torch.linalg.inv(there), targets.flatten(1, 2))
         relation = (back.view_as(targets) - pixels[:, None]) / scale
         # masked positions may be infinite, and infinity times zero is NaN
-        return Keys(torch.tensor(others), places, mask, torch.where(mask[..., None], relation, 0.0))
+        return KeyPositions(torch.tensor(others), places, mask, torch.where(mask[..., None], relation, 0.0))
 
 
 class DepthGeometry(Geometry):
@@ -134,7 +134,7 @@ class DepthGeometry(Geometry):
     A token attends to one position in each view that overlaps enough with its own view.
     """
 
-    def __init__(self, depth: Tensor, c2w: Tensor, K: Tensor, overlap: float = 0.3, released: bool = True) -> None:
+    def __init__(self, depth: Tensor, c2w: Tensor, K: Tensor, overlap: float = 0.3, as_released: bool = True) -> None:
         """Compute which of the F views overlap.
 
         Args:
@@ -143,18 +143,18 @@ class DepthGeometry(Geometry):
             c2w: camera-to-world poses (F, 4, 4), OpenCV axes.
             K: intrinsics in pixels, (3, 3) or (F, 3, 3).
             overlap: fraction of common pixels above which two views attend to each other, see `overlap_neighbours`.
-            released: whether to compute as for the released weights. If True, points behind a camera are not masked,
+            as_released: whether to compute as for the released weights. If True, points behind a camera are not masked,
                 and a depth difference compares the token's depth in its camera with the key's depth in the key's
                 camera. If False, such points are masked, and both depths are in the key's camera.
         """
         super().__init__(len(depth))
         self.depth, self.c2w, K = (t.detach().cpu().double() for t in (depth, c2w, K))
         self.depth = torch.where((self.depth > 0) & self.depth.isfinite(), self.depth, 0.0)
-        self.K, self.released = K.expand(len(depth), 3, 3), released
-        self.overlap = warp.overlap_fractions(self.depth, self.c2w, self.K, released)
+        self.K, self.as_released = K.expand(len(depth), 3, 3), as_released
+        self.overlap = warp.overlap_fractions(self.depth, self.c2w, self.K, as_released)
         self._adjacent = overlap_neighbours(self.overlap, overlap)
 
-    def _keys(self, view: int, height: int, width: int) -> Keys:
+    def _keys(self, view: int, height: int, width: int) -> KeyPositions:
         scale = self.depth.shape[1] // height
         pixels, others = token_pixels(height, width, scale), self._adjacent[view]
         here = warp.sample_nearest(self.depth[view], pixels)
@@ -163,10 +163,10 @@ class DepthGeometry(Geometry):
         there = torch.stack(
             [warp.sample_nearest(self.depth[other], at) for other, at in zip(others, counterpart, strict=True)]
         )
-        mask = (here > 0) & (there > 0) & (self.released | (z > 0))
-        relation = ((here if self.released else z) - torch.where(mask, there, UNKNOWN_DEPTH)).abs()
+        mask = (here > 0) & (there > 0) & (self.as_released | (z > 0))
+        relation = ((here if self.as_released else z) - torch.where(mask, there, UNKNOWN_DEPTH)).abs()
         places = counterpart / scale - 0.5
-        return Keys(torch.tensor(others), places[:, :, None], mask[:, :, None], relation[:, :, None, None])
+        return KeyPositions(torch.tensor(others), places[:, :, None], mask[:, :, None], relation[:, :, None, None])
 
     def _camera(self, view: int) -> tuple[Tensor, Tensor]:
         return self.K[view], self.c2w[view]

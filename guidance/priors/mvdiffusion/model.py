@@ -16,7 +16,7 @@ from threedgen.config.errors import default_key
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.warp import to_opencv
 from threedgen.guidance import sampling
-from threedgen.guidance.attention.joined import predict
+from threedgen.guidance.attention.joined import unet_output
 from threedgen.guidance.guidance import Condition, guided
 from threedgen.guidance.options import MVDiffusionConfig
 from threedgen.guidance.priors.latent_diffusion import LatentDiffusion, load_prior, with_additions
@@ -26,7 +26,7 @@ from threedgen.guidance.weights.plugins import locate
 from .geometry import DepthGeometry, Geometry, PanoramaGeometry
 from .inputs import Extra, extra_kind, mask_channels, masked_images, unknown_channels
 from .unet import MultiviewUNet
-from .weights import convert_released, with_difference
+from .weights import build_network, with_difference
 
 
 def build(options: MVDiffusionConfig, device: torch.device | str = "cpu") -> "MVDiffusion":
@@ -96,7 +96,7 @@ class MVDiffusion(LatentDiffusion):
         with default_key("blocks"):
             tensors = read_tensors(path)
             try:
-                network = convert_released(tensors, with_difference(self.unet, tensors))
+                network = build_network(tensors, with_difference(self.unet, tensors))
             except ConfigError as error:
                 raise ConfigError(f"{path}: {error.problem}", error.key) from None
             return self.with_network(network)
@@ -133,7 +133,7 @@ class MVDiffusion(LatentDiffusion):
         if depth is None:
             return PanoramaGeometry(K, c2w[:, :3, :3], (at.height, at.width))
         released = self.multiview is None or self.multiview.encoding == "reference"
-        return DepthGeometry(depth, c2w, K, released=released)
+        return DepthGeometry(depth, c2w, K, as_released=released)
 
     def denoise_views(
         self,
@@ -170,7 +170,7 @@ class MVDiffusion(LatentDiffusion):
         inputs = torch.cat([x.float(), extra.float()], 1)
         with self.autocast():
             if self.multiview is None:
-                return predict(self.unet, inputs, t, text).float()
+                return unet_output(self.unet, inputs, t, text).float()
             return self.multiview(inputs, t, text, geometry, condition).float()
 
     @property

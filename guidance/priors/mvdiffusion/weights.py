@@ -106,7 +106,7 @@ def with_difference(unet: UNet2DConditionModel, weights: Mapping[str, Tensor]) -
     return found
 
 
-def convert_released(weights: Mapping[str, Tensor], unet: UNet2DConditionModel) -> MultiviewUNet:
+def build_network(weights: Mapping[str, Tensor], unet: UNet2DConditionModel) -> MultiviewUNet:
     """Build a network from the state dict `weights` and the 2D model `unet`, which becomes a part of the network.
 
     The tensors decide the kind of blocks, the positional encoding and whether there is a branch for known views. If

@@ -56,10 +56,10 @@ def test_good_assets_are_rendered_and_others_listed_with_reasons(folder: Path, c
     assert capsys.readouterr().out.strip() == "run/sheet.png"
     found = rows()
     assert {file for file, row in found.items() if row["state"] == "rendered"} == set(GOOD)
-    assert found["ball.obj"]["said"] == rendering.PLAIN and found["box.glb"]["said"] == ""
-    assert all(found[file]["said"] for file in ("broken.glb", "empty.ply", "enormous.ply"))
-    assert "captions.csv" in found["silent.glb"]["said"]
-    lines = [row["said"] for file, row in found.items() if file.startswith("captions.csv, line")]
+    assert found["ball.obj"]["note"] == rendering.PLAIN and found["box.glb"]["note"] == ""
+    assert all(found[file]["note"] for file in ("broken.glb", "empty.ply", "enormous.ply"))
+    assert "captions.csv" in found["silent.glb"]["note"]
+    lines = [row["note"] for file, row in found.items() if file.startswith("captions.csv, line")]
     assert [line.partition(":")[0] for line in lines] == ["'lost.glb'", "'silent.glb'", "'box.glb'"]
     assert "did you mean 'box.glb'?" in lines[0]
     summary = json.loads(Path("run/summary.json").read_text())
@@ -79,9 +79,9 @@ def test_material_colours_and_missing_textures_are_not_called_uncoloured(folder:
     )
     captions(folder, dict.fromkeys(("ball.obj", "red.glb", "lost.obj"), "a"))
     assert command() == 0
-    said = {file: row["said"] for file, row in rows().items()}
-    assert said["ball.obj"] == rendering.PLAIN and said["red.glb"] == ""
-    assert "gone.png" in said["lost.obj"] and "textures" in said["lost.obj"] and rendering.PLAIN not in said["lost.obj"]
+    note = {file: row["note"] for file, row in rows().items()}
+    assert note["ball.obj"] == rendering.PLAIN and note["red.glb"] == ""
+    assert "gone.png" in note["lost.obj"] and "textures" in note["lost.obj"] and rendering.PLAIN not in note["lost.obj"]
 
 
 def test_list_assets_reads_headers_and_optional_columns(folder: Path) -> None:
@@ -203,7 +203,7 @@ def test_cameras_have_the_ranges_of_the_config() -> None:
 def test_rgba_composited_on_grey_equals_a_render_on_grey(folder: Path) -> None:
     mesh = read_asset(folder, Asset("box.glb", ""))
     at = cameras(ViewsConfig(size=24, azimuths=4), 0, "a")
-    rgba, grey = mesh.photograph(at, None, True), mesh.photograph(at, 0.25, True)
+    rgba, grey = mesh.render_views(at, None, True), mesh.render_views(at, 0.25, True)
     assert np.allclose(rgba[..., :3] * rgba[..., 3:] + 0.25 * (1 - rgba[..., 3:]), grey, atol=1e-5)
 
 
@@ -273,7 +273,7 @@ def test_asset_that_crashes_the_worker_is_left_out(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(rendering, "read_asset", read)
     assert command("attempts=2") == 0
     found = rows()
-    assert found["box.glb"]["state"] == "left out" and "RuntimeError: out of memory" in found["box.glb"]["said"]
+    assert found["box.glb"]["state"] == "left out" and "RuntimeError: out of memory" in found["box.glb"]["note"]
     assert {file for file, row in found.items() if row["state"] == "rendered"} == set(GOOD) - {"box.glb"}
 
 

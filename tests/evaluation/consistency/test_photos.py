@@ -12,7 +12,7 @@ from tests.support.errors import refused
 from tests.support.photographs import photographs
 from tests.support.posed_photos import edit_transforms, write_colmap, write_transforms
 from threedgen.data.posed import convention
-from threedgen.data.posed.convention import Match, share_that_meets
+from threedgen.data.posed.convention import Match, fraction_meeting
 from threedgen.data.posed.files import SWAP, alternatives
 from threedgen.evaluation.consistency import run
 from threedgen.evaluation.consistency.options import FolderSamplerConfig
@@ -96,8 +96,8 @@ def test_matching_pixels_tell_conventions_apart(monkeypatch: pytest.MonkeyPatch,
     matches = [Match(a, b, np.hstack([pixels[a], pixels[b]])) for a, b in ((0, 1), (2, 5), (3, 7))]
     K = cameras.K.double().numpy()
     right, flipped = (alternatives(c2w.double().numpy())[name] for name in ("c2w-opengl", "c2w-opencv"))
-    assert min(share_that_meets(right, K, match) for match in matches) == 1
-    assert max(share_that_meets(flipped, K, match) for match in matches) < 0.2
+    assert min(fraction_meeting(right, K, match) for match in matches) == 1
+    assert max(fraction_meeting(flipped, K, match) for match in matches) < 0.2
     monkeypatch.setattr(convention, "matching_pixels", lambda _: matches)
     write_transforms(tmp_path / "a", Views(views.images, cameras))
     assert open_scene(tmp_path / "a", options(tmp_path / "a")).notes

@@ -54,7 +54,7 @@ def test_folder_is_scored_beside_the_original_and_a_killed_run_resumes(folder: P
     real = fits.score
 
     def counted(job: fits.Job) -> Json:
-        done.append(f"{job.scene} {job.row}")
+        done.append(f"{job.scene} {job.sampler}")
         if len(done) == 3:
             raise KeyboardInterrupt
         return real(job)

@@ -20,19 +20,19 @@ from threedgen.evaluation.metrics.distributions import (
     mottle,
 )
 from threedgen.evaluation.metrics.figures import (
-    Share,
+    Proportion,
     bootstrap,
     bootstrap_ratio,
     in_order,
     jackknife_estimate,
     majority,
-    share,
-    share_of_groups,
+    proportion,
+    proportion_of_groups,
     side_of,
     sides_right,
 )
 from threedgen.evaluation.metrics.overlap import depth_overlap, given_view, overlap_ratio, panorama_overlap
-from threedgen.evaluation.report import format_share
+from threedgen.evaluation.report import format_proportion
 from threedgen.geometry import panorama
 from threedgen.geometry.warp import pixel_grid, unproject
 
@@ -43,13 +43,15 @@ def test_share_has_the_score_interval() -> None:
     """Against published tables (Newcombe 1998, table I: 81/263, 15/148, 0/20, 1/29)."""
     table = {(81, 263): (0.2553, 0.3662), (15, 148): (0.0624, 0.1605), (0, 20): (0, 0.1611), (1, 29): (0.0061, 0.1718)}
     for (hits, total), interval in table.items():
-        assert Share(hits, total).interval == pytest.approx(interval, abs=6e-5)
+        assert Proportion(hits, total).interval == pytest.approx(interval, abs=6e-5)
 
 
 def test_share_leaves_out_none() -> None:
-    assert share([True, None, False, True]) == Share(2, 3)
-    assert share([None]).value is share([None]).interval is None and format_share(share([None])) == "-"
-    assert format_share(Share(195, 200)) == "97.5 % (195/200)"
+    assert proportion([True, None, False, True]) == Proportion(2, 3)
+    assert (
+        proportion([None]).value is proportion([None]).interval is None and format_proportion(proportion([None])) == "-"
+    )
+    assert format_proportion(Proportion(195, 200)) == "97.5 % (195/200)"
 
 
 def test_intervals_of_ratios_and_jackknife() -> None:
@@ -138,11 +140,11 @@ def test_in_order_checks_both_rings_of_eight_views() -> None:
 def test_interval_of_views_is_over_their_objects() -> None:
     """Ten objects with four equal answers are no more evidence than ten answers."""
     answers = [[True] * 4] * 7 + [[False] * 4] * 3
-    grouped, single = share_of_groups(answers), share([answer for group in answers for answer in group])
+    grouped, single = proportion_of_groups(answers), proportion([answer for group in answers for answer in group])
     assert (grouped.hits, grouped.total, grouped.value) == (28, 40, 0.7)
     assert grouped.interval == (0.4, 1.0) and single.interval[1] - single.interval[0] < 0.3
-    assert share_of_groups(answers[:7]).interval == Share(7, 7).interval
-    assert Share.of(grouped.plain()).interval == grouped.interval and share_of_groups([]).interval is None
+    assert proportion_of_groups(answers[:7]).interval == Proportion(7, 7).interval
+    assert Proportion.of(grouped.plain()).interval == grouped.interval and proportion_of_groups([]).interval is None
 
 
 MASK = np.zeros((2, 64, 64), bool)

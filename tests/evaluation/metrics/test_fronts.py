@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from threedgen.evaluation.metrics.figures import Share
+from threedgen.evaluation.metrics.figures import Proportion
 from threedgen.evaluation.metrics.fronts import ErrorRates, classify_ring, directions, front_count, front_curve, smooth
 from threedgen.evaluation.options import FRONT_THRESHOLD as AT
 
@@ -86,32 +86,39 @@ def test_certainty_decides_whether_an_object_has_a_front() -> None:
 
 def test_directions_up_to_a_rotation() -> None:
     turned = np.array([2, 3, 3, 0, 0, 0, 1, 2])  # faces azimuth 180
-    assert directions(turned, RING).sum() == 0 and directions(turned, RING, free=True).all()
-    assert directions(np.zeros(8, int), RING, free=True).sum() == directions(np.zeros(8, int), RING).sum() == 3
+    assert directions(turned, RING).sum() == 0 and directions(turned, RING, unknown_orientation=True).all()
+    assert (
+        directions(np.zeros(8, int), RING, unknown_orientation=True).sum()
+        == directions(np.zeros(8, int), RING).sum()
+        == 3
+    )
     mirrored = np.array([0, 0, 3, 2, 2, 2, 1, 0])
-    assert directions(mirrored, RING, free=True).sum() < 8
+    assert directions(mirrored, RING, unknown_orientation=True).sum() < 8
 
 
 def test_corrected_rate_and_interval() -> None:
-    rates = ErrorRates(Share(10, 200), Share(180, 200))  # 5 % and 90 %
-    assert rates.corrected(Share(40, 100)) == pytest.approx((0.4 - 0.05) / 0.85)
-    assert rates.corrected(Share(1, 100)) == 0 and rates.corrected(Share(99, 100)) == 1
-    low, high = rates.interval(Share(40, 100)) or (1.0, 0.0)
+    rates = ErrorRates(Proportion(10, 200), Proportion(180, 200))  # 5 % and 90 %
+    assert rates.corrected(Proportion(40, 100)) == pytest.approx((0.4 - 0.05) / 0.85)
+    assert rates.corrected(Proportion(1, 100)) == 0 and rates.corrected(Proportion(99, 100)) == 1
+    low, high = rates.interval(Proportion(40, 100)) or (1.0, 0.0)
     assert low < 0.41 < high and high - low > 0.19
-    assert rates.corrected(Share(0, 0)) is None and rates.interval(Share(0, 0)) is None
+    assert rates.corrected(Proportion(0, 0)) is None and rates.interval(Proportion(0, 0)) is None
     assert ErrorRates.from_plain(json.loads(json.dumps(rates.plain()))) == rates
 
 
 def test_useless_meter_corrects_nothing() -> None:
-    for useless in (ErrorRates(Share(50, 100), Share(55, 100)), ErrorRates(Share(0, 0), Share(0, 0))):
-        assert useless.corrected(Share(40, 100)) is None and useless.interval(Share(40, 100)) is None
+    for useless in (
+        ErrorRates(Proportion(50, 100), Proportion(55, 100)),
+        ErrorRates(Proportion(0, 0), Proportion(0, 0)),
+    ):
+        assert useless.corrected(Proportion(40, 100)) is None and useless.interval(Proportion(40, 100)) is None
 
 
 @given(st.integers(1, 60).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), st.integers(0, 8))
 def test_interval_contains_the_rate(raw: tuple[int, int], alarms: int) -> None:
-    rates = ErrorRates(Share(alarms, 40), Share(36, 40))
-    low, high = rates.interval(Share(*raw)) or (1.0, 0.0)
-    assert 0 <= low <= rates.corrected(Share(*raw)) <= high <= 1  # type: ignore[operator]
+    rates = ErrorRates(Proportion(alarms, 40), Proportion(36, 40))
+    low, high = rates.interval(Proportion(*raw)) or (1.0, 0.0)
+    assert 0 <= low <= rates.corrected(Proportion(*raw)) <= high <= 1  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("truth", [0.05, 0.3, 0.7])
@@ -122,7 +129,7 @@ def test_interval_covers_the_truth_in_95_percent(truth: float) -> None:
         alarms, hits = rng.binomial(150, 0.03), rng.binomial(150, 0.92)
         janus = rng.binomial(90, truth)
         raw = rng.binomial(janus, 0.92) + rng.binomial(90 - janus, 0.03)
-        rates = ErrorRates(Share(int(alarms), 150), Share(int(hits), 150))
-        low, high = rates.interval(Share(int(raw), 90)) or (1, 0)
+        rates = ErrorRates(Proportion(int(alarms), 150), Proportion(int(hits), 150))
+        low, high = rates.interval(Proportion(int(raw), 90)) or (1, 0)
         held += low <= truth <= high
     assert 0.93 <= held / 2000 <= 0.995

@@ -9,7 +9,7 @@ from tests.support.errors import refused
 from tests.support.tiny_mvadapter import awaken
 from tests.support.tiny_mvdiffusion import inputs, tiny_base
 from threedgen.guidance.attention.decoupled import DecoupledAttnProcessor, decouple, token_grid
-from threedgen.guidance.attention.joined import MultiviewAttnProcessor, predict, set_attention
+from threedgen.guidance.attention.joined import MultiviewAttnProcessor, set_attention, unet_output
 
 WIDTH, HEADS = 12, 3
 
@@ -103,13 +103,13 @@ def test_untrained_branches_change_nothing(layout: Any, n_view: int, arrangement
     set_attention(unet, "sdpa")
     x, t, text = inputs(n_view, size=(6, 10))
     with torch.set_grad_enabled(training):
-        before = predict(unet, x, t, text)
+        before = unet_output(unet, x, t, text)
         decouple(unet, ("mv", "ref"), layout, arrangement)
         features: dict[str, Tensor] = {}
-        predict(unet, x[:1], t[:1], text[:1], cache_hidden_states=features, use_mv=False, use_ref=False)
+        unet_output(unet, x[:1], t[:1], text[:1], cache_hidden_states=features, use_mv=False, use_ref=False)
         views = {"latent_size": (6, 10), "ref_hidden_states": features}
-        assert torch.equal(predict(unet, x, t, text, None, n_view, **views), before)
+        assert torch.equal(unet_output(unet, x, t, text, None, n_view, **views), before)
         awaken(unet)
-        assert (predict(unet, x, t, text, None, n_view, **views) - before).abs().max() > 1e-3
-        base = predict(unet, x, t, text, None, n_view, use_mv=False, use_ref=False, **views)
+        assert (unet_output(unet, x, t, text, None, n_view, **views) - before).abs().max() > 1e-3
+        base = unet_output(unet, x, t, text, None, n_view, use_mv=False, use_ref=False, **views)
         assert torch.equal(base, before)

@@ -20,9 +20,9 @@ from threedgen.guidance.attention.joined import (
     MultiviewAttnProcessor,
     WorldRotary,
     make_multiview,
-    predict,
     self_attention,
     set_attention,
+    unet_output,
 )
 from threedgen.guidance.priors.mvdream import MVDream, camera_vector
 
@@ -68,20 +68,20 @@ def test_one_view_equals_stock_network_with_and_without_camera(unet: UNet2DCondi
     posed.load_state_dict(unet.state_dict())
     x, t, text, camera = inputs()
     expected = flat(x, t, text).sample
-    torch.testing.assert_close(predict(unet, x, t, text), expected, rtol=0, atol=1e-5)
-    zeros = predict(unet, x, t, text, torch.zeros(8, 16))
+    torch.testing.assert_close(unet_output(unet, x, t, text), expected, rtol=0, atol=1e-5)
+    zeros = unet_output(unet, x, t, text, torch.zeros(8, 16))
     assert (zeros - expected).abs().max() > 1e-3  # a camera of zeros is not "no camera"
     expected = posed(x, t, text, class_labels=camera).sample
-    torch.testing.assert_close(predict(unet, x, t, text, camera), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(unet_output(unet, x, t, text, camera), expected, rtol=0, atol=1e-5)
 
 
 def test_gradients_reach_all_weights_and_skip_camera_in_2d_mode(unet: UNet2DConditionModel) -> None:
     x, t, text, camera = inputs()
     unet.zero_grad()
-    predict(unet, x, t, text, camera, 4).square().mean().backward()
+    unet_output(unet, x, t, text, camera, 4).square().mean().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in unet.parameters())
     unet.zero_grad()
-    predict(unet, x, t, text).square().mean().backward()
+    unet_output(unet, x, t, text).square().mean().backward()
     assert all((p.grad is None) == n.startswith("class_embedding") for n, p in unet.named_parameters())
 
 
@@ -90,8 +90,8 @@ def test_gradient_checkpointing_gives_same_gradients_in_both_modes(unet: UNet2DC
 
     def gradients(network: UNet2DConditionModel) -> list[Tensor | None]:
         network.train().zero_grad()
-        joined = predict(network, x, t, text, camera, 4).square().mean()
-        (joined + predict(network, x, t, text).square().mean()).backward()  # recomputed in the other order
+        joined = unet_output(network, x, t, text, camera, 4).square().mean()
+        (joined + unet_output(network, x, t, text).square().mean()).backward()  # recomputed in the other order
         return [p.grad for p in network.parameters()]
 
     saving = copy.deepcopy(unet)
@@ -113,15 +113,15 @@ def test_xformers_gets_joined_tokens_and_gives_same_output(monkeypatch: pytest.M
     ops = SimpleNamespace(memory_efficient_attention=attend)
     monkeypatch.setattr(attention_processor, "xformers", SimpleNamespace(ops=ops))
     network, (x, t, text, camera) = tiny_unet(), inputs()
-    expected = predict(network, x, t, text, camera, 4)
+    expected = unet_output(network, x, t, text, camera, 4)
     assert not lengths
     set_attention(network, "xformers")
     make_multiview(network)  # as a pipeline of the same network does
-    torch.testing.assert_close(predict(network, x, t, text, camera, 4), expected)
+    torch.testing.assert_close(unet_output(network, x, t, text, camera, 4), expected)
     assert (4 * 64, 4 * 64) in lengths and (64, 5) in lengths
     set_attention(network, "sdpa")
     lengths.clear()
-    assert torch.equal(predict(network, x, t, text, camera, 4), expected) and not lengths
+    assert torch.equal(unet_output(network, x, t, text, camera, 4), expected) and not lengths
 
 
 def explicit(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -187,14 +187,14 @@ def test_gradient_of_rotation_matches_finite_differences(width: int) -> None:
 def test_rotary_unet_gives_same_output_in_training() -> None:
     unet = tiny_unet(**CAMERA)
     x, t, text = torch.randn(4, 4, 8, 8), torch.tensor([500]), torch.randn(4, 6, 24)
-    plain = predict(unet, x, t, text, ring(), 4)
+    plain = unet_output(unet, x, t, text, ring(), 4)
     unet.register_to_config(**{WORLD_ROTARY: True})
-    trained = predict(unet, x, t, text, ring(), 4)
+    trained = unet_output(unet, x, t, text, ring(), 4)
     with torch.no_grad():
-        sampled = predict(unet, x, t, text, ring(), 4)
+        sampled = unet_output(unet, x, t, text, ring(), 4)
     assert trained.requires_grad and torch.allclose(trained, sampled, atol=1e-4)
     assert not torch.allclose(plain, sampled, atol=1e-3)
-    assert predict(unet, x, t, text).shape == x.shape
+    assert unet_output(unet, x, t, text).shape == x.shape
 
 
 def test_config_entry_is_saved_and_loads_without_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -213,7 +213,7 @@ def test_views_influence_only_views_of_the_same_object(unet: UNet2DConditionMode
     changed[2] += 1  # third view of the first object
 
     def influence(n_view: int) -> list[bool]:
-        a, b = (predict(unet, z, t, text, camera, n_view) for z in (x, changed))
+        a, b = (unet_output(unet, z, t, text, camera, n_view) for z in (x, changed))
         return [bool((u - v).abs().max() > 1e-6) for u, v in zip(a, b, strict=True)]
 
     assert influence(4) == [True] * 4 + [False] * 4

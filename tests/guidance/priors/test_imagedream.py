@@ -28,8 +28,13 @@ Recorded = tuple[dict[str, Tensor], ImageDream]
 def recorded() -> Recorded:
     """Recorded arrays, and a prior with the weights of the recording."""
     arrays, unet, visual = recording()
-    encoder = components.make(IMAGE_ENCODER, *ldm.convert_image_encoder(visual))
-    parts = (components.make("unet", *ldm.convert_unet(unet)), tiny_vae(), tiny_text_encoder(100), letter_tokenizer())
+    encoder = components.build_network(IMAGE_ENCODER, *ldm.convert_image_encoder(visual))
+    parts = (
+        components.build_network("unet", *ldm.convert_unet(unet)),
+        tiny_vae(),
+        tiny_text_encoder(100),
+        letter_tokenizer(),
+    )
     return arrays, ImageDream(*parts, image_encoder=encoder, dtype="fp32")
 
 

@@ -104,7 +104,7 @@ def test_id_of_adapters_follows_the_weights(cache: Path, tmp_path: Path) -> None
     bases = {"someone/base": "sd21", "mine": "sdxl", "stabilityai/stable-diffusion-xl-base-1.0": "sdxl"}
     for weights, base in bases.items():
         prior = MVAdapterConfig(weights=weights, adapter="huanngzh/mv-adapter")
-        assert prior.released().adapter == f"huanngzh/mv-adapter/mvadapter_t2mv_{base}.safetensors"
+        assert prior.with_adapter_file().adapter == f"huanngzh/mv-adapter/mvadapter_t2mv_{base}.safetensors"
 
 
 def test_lora_of_the_hub(cache: Path) -> None:

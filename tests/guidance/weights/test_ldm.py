@@ -12,7 +12,7 @@ from tests.support.errors import refused
 from tests.support.ldm_names import to_ldm, unet_prefixes
 from tests.support.parity_files import close, parted, recorded
 from tests.support.tiny_prior import tiny_unet
-from threedgen.guidance.attention.joined import make_multiview, predict
+from threedgen.guidance.attention.joined import make_multiview, unet_output
 from threedgen.guidance.weights.ldm import convert_clip, convert_open_clip, convert_unet, convert_vae
 
 TOLERANCE = 1e-4
@@ -50,7 +50,7 @@ def test_unet_matches_recording(path: Path) -> None:
     for name in outputs:
         views, _, kind = name.removeprefix("out_f").partition("_")
         camera = None if kind == "nocam" else rest["camera"]
-        close(predict(unet, x, t, text, camera, int(views)), rest[name], TOLERANCE)
+        close(unet_output(unet, x, t, text, camera, int(views)), rest[name], TOLERANCE)
 
 
 @recorded("vae", "w.encoder.conv_in.weight")

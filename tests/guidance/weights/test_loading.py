@@ -242,7 +242,7 @@ LAYER = {"linear.weight": torch.arange(6.0).view(2, 3).half(), "linear.bias": to
 
 def test_fill_returns_frozen_float32_network_and_samples_no_random_number() -> None:
     state = torch.get_rng_state()
-    layer = files.fill(Layer, LAYER, "layer")
+    layer = files.build_from_tensors(Layer, LAYER, "layer")
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(layer.linear.weight, torch.arange(6.0).view(2, 3))
     assert torch.equal(layer.position_ids, torch.arange(4)[None])
@@ -265,7 +265,7 @@ def test_fill_returns_frozen_float32_network_and_samples_no_random_number() -> N
 def test_fill_refuses_tensors_that_do_not_fit(change: dict[str, Tensor | None], values: list[Any]) -> None:
     tensors = {name: t for name, t in (LAYER | change).items() if t is not None}
     with refused_in_one_line(None, "layer", *values):
-        files.fill(Layer, tensors, "layer")
+        files.build_from_tensors(Layer, tensors, "layer")
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from tests.support.errors import refused
 from tests.support.tiny_prior import coarse_prior, cpu, tiny_prior
 from threedgen import config
 from threedgen.geometry.cameras import Cameras
-from threedgen.geometry.picture_file import read_foreground
+from threedgen.geometry.image_file import read_foreground
 from threedgen.geometry.views import framed
 from threedgen.guidance.attention.joined import SEPARATE_LEVELS
 from threedgen.guidance.matte import Matte, remover

@@ -11,7 +11,7 @@ from tests.support.tiny_mvadapter import adapter_base
 from tests.support.tiny_prior import cpu
 from tests.support.tiny_trainings import adapter_config
 from threedgen import cli, config
-from threedgen.guidance.priors.mvadapter.inputs import RAY_VIEWS, views
+from threedgen.guidance.priors.mvadapter.inputs import RAY_VIEWS, cameras_from_angles
 from threedgen.guidance.priors.mvadapter.model import MVAdapter
 from threedgen.guidance.priors.mvadapter.network import AdaptedUNet
 from threedgen.guidance.weights.loading import identify
@@ -110,7 +110,7 @@ def test_base_weights_do_not_change(training: Training) -> None:
 def test_views_of_an_object_share_their_noise_level_and_view_sets_are_sampled(training: Training) -> None:
     seen = training.given
     assert len(seen) == STEPS and {n_view for *_, n_view, _ in seen} == {6, 2}
-    rays = load().camera(views(RAY_VIEWS, 16, 16).c2w)
+    rays = load().camera(cameras_from_angles(RAY_VIEWS, 16, 16).c2w)
     kept = []
     for x, t, text, control, n_view, reference in seen:
         assert len(x) == len(t) == len(text) == 2 * n_view

@@ -9,7 +9,7 @@ from scipy import ndimage
 
 from tests.support.ball_run import ball_run, register
 from tests.support.errors import refused
-from threedgen.evaluation.metrics.figures import Share, equal_error
+from threedgen.evaluation.metrics.figures import Proportion, equal_error
 from threedgen.export.run_field import load_run_field
 from threedgen.geometry.poses import orbit_array
 from threedgen.toybox.evaluation import report
@@ -81,7 +81,11 @@ def test_unspecified_properties_are_not_judged() -> None:
     verdict = judge(answers("ball", sides=[0, 0, 0, 0]), Spec("ball"), LABELS, TURN)
     assert set(verdict.answers) == {"noun", "noun_single"}
     figures = tally([verdict, judge(answers(), SPEC, LABELS, TURN)])
-    assert figures["noun"] == Share(2, 2) and figures["order"] == Share(1, 1) and figures["side"] == Share(4, 4)
+    assert (
+        figures["noun"] == Proportion(2, 2)
+        and figures["order"] == Proportion(1, 1)
+        and figures["side"] == Proportion(4, 4)
+    )
 
 
 def test_equal_error_threshold() -> None:

@@ -100,7 +100,7 @@ def make(task: Task) -> None:
     task.summarise(assets=len(shards), left_out=left_out, views=len(shards) * shards.azimuths * shards.rings)
 
 
-run = partial(run_task, make, result="sheet.png", files=("sheet.png", "assets.csv", SHARDS), again=True)
+run = partial(run_task, make, result="sheet.png", files=("sheet.png", "assets.csv", SHARDS), rerun_finished=True)
 
 
 def render(config: AssetsConfig, run_folder: Path, quiet: bool) -> Shards:
@@ -222,7 +222,7 @@ def make_shard(job: Job, views: ViewsConfig, seed: int, folder: Path, data: Path
                     left_out[asset.file] = str(error)
                     continue
                 at = cameras(views, seed, asset.name)
-                images = [png(image) for image in to_uint8(mesh.photograph(at, None, views.light))]
+                images = [png(image) for image in to_uint8(mesh.render_views(at, None, views.light))]
                 notes = [*([PLAIN] if mesh.plain else []), *mesh.notes]
                 entry = {"name": asset.name, "file": asset.file, "caption": asset.caption, "notes": notes}
                 poses = {"azimuths": views.azimuths, "c2w": at.c2w.tolist(), "fov": at.fov.tolist()}

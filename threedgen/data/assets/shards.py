@@ -23,9 +23,9 @@ import numpy as np
 from PIL import Image
 
 from threedgen.config.errors import ConfigError
-from threedgen.config.plain_file import ordinary, parse_json, read_bytes, read_json
+from threedgen.config.plain_file import parse_json, read_bytes, read_json, require_regular_file
+from threedgen.geometry.image_file import load_image
 from threedgen.geometry.images import grid, write_png
-from threedgen.geometry.picture_file import load_image
 from threedgen.run.arrays import Array
 from threedgen.run.disk import Tree, atomic_file
 
@@ -153,7 +153,7 @@ class Shards:
     def _read_members(self, shard: str) -> dict[str, tuple[int, int]]:
         # only plain files, as `add_asset` writes them: other kinds of members can state any size
         members, left = dict[str, tuple[int, int]](), MAX_MEMBERS
-        with ordinary(self.folder / shard).open("rb") as file:
+        with require_regular_file(self.folder / shard).open("rb") as file:
             while any(block := file.read(tarfile.BLOCKSIZE)):
                 member = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
                 kinds = tarfile.REGTYPE, tarfile.AREGTYPE

@@ -10,7 +10,7 @@ import numpy as np
 from threedgen.config.errors import ConfigError
 from threedgen.data.latent_cache import Captioned
 from threedgen.data.photos import SUFFIXES
-from threedgen.geometry.picture_file import load_image, open_image
+from threedgen.geometry.image_file import load_image, open_image
 from threedgen.run.arrays import Array
 from threedgen.run.seeding import numpy_generator
 

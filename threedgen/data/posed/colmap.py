@@ -15,7 +15,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from threedgen.config.errors import ConfigError
-from threedgen.config.plain_file import ordinary, read_bytes
+from threedgen.config.plain_file import read_bytes, require_regular_file
 from threedgen.geometry.side_files import Listings, decode
 from threedgen.geometry.submesh import MAX_LINES
 from threedgen.run.arrays import Array
@@ -147,7 +147,7 @@ def _lines(path: Path) -> Iterator[str]:
     if path.stem == "points3D" and not path.is_file():  # a model without points is valid
         return
     cut = False
-    with open(ordinary(path, MAX_BYTES), "rb") as file:
+    with open(require_regular_file(path, MAX_BYTES), "rb") as file:
         for number, line in enumerate(iter(lambda: file.readline(MAX_LINE), b"")):
             if number > MAX_LINES:
                 raise ConfigError(f"{path} has more than {MAX_LINES:,} lines")

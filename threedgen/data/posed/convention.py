@@ -45,7 +45,7 @@ def check_convention(photos: PosedPhotos) -> list[str]:
     poses, declared = alternatives(photos.matrices), photos.convention
     matches, K = matching_pixels(photos), photos.cameras.K.double().numpy()
     if len(matches) >= MIN_PAIRS:
-        fits = {name: float(np.mean([share_that_meets(c2w, K, m) for m in matches])) for name, c2w in poses.items()}
+        fits = {name: float(np.mean([fraction_meeting(c2w, K, m) for m in matches])) for name, c2w in poses.items()}
         enough, unit = MIN_FIT, "share of matching pixels whose rays meet"
     else:
         fits = {name: focus(c2w).agreement for name, c2w in poses.items()}
@@ -71,7 +71,7 @@ def matching_pixels(photos: PosedPhotos) -> list[Match]:
     return [one for one in found if len(one.pixels) >= MIN_MATCHES]
 
 
-def share_that_meets(c2w: Array, K: Array, match: Match) -> float:
+def fraction_meeting(c2w: Array, K: Array, match: Match) -> float:
     """Return the fraction of matches whose two rays meet in front of both cameras, within `MAX_MISS` pixels.
 
     `c2w` (N, 4, 4) are camera-to-world poses with OpenGL axes, `K` (N, 3, 3) the intrinsics of all N photos.

@@ -8,7 +8,7 @@ from typing import NamedTuple, get_args
 import numpy as np
 
 from threedgen.config.errors import ConfigError, short
-from threedgen.geometry.picture_file import SUFFIXES, image_shape, open_image
+from threedgen.geometry.image_file import SUFFIXES, image_shape, open_image
 from threedgen.geometry.side_files import Listings
 from threedgen.run.arrays import Array
 

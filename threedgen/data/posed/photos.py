@@ -17,7 +17,7 @@ from torch import Tensor
 from threedgen.config.errors import ConfigError
 from threedgen.data.srn.reader import Instance
 from threedgen.geometry.cameras import Cameras, Projection
-from threedgen.geometry.picture_file import load_image
+from threedgen.geometry.image_file import load_image
 from threedgen.geometry.poses import opencv_axes, pixel_centres
 from threedgen.run.arrays import Array
 

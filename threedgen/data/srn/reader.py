@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from threedgen.geometry.cameras import Cameras, Projection
+from threedgen.geometry.image_file import load_image
 from threedgen.geometry.images import png, to_uint8
-from threedgen.geometry.picture_file import load_image
 from threedgen.geometry.poses import opencv_axes, opengl_to_blender
 from threedgen.geometry.views import Views
 from threedgen.run.arrays import Array

@@ -15,7 +15,7 @@ import numpy as np
 
 from threedgen.config.errors import ConfigError
 from threedgen.data.files import read_numbers
-from threedgen.geometry.picture_file import image_shape
+from threedgen.geometry.image_file import image_shape
 from threedgen.run.arrays import Array
 from threedgen.run.folder import existing_folder
 

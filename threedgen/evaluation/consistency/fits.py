@@ -1,9 +1,9 @@
 """Consistency score of one scene: fit a neural field to most of its views, and compare renders with the held-out views.
 
-RUN/scores/SCENE.ROW.json   metrics, with a hash of everything that determines them
-RUN/scores/SCENE.ROW.npz    held-out views and renders of the field from the same cameras, uint8
+RUN/scores/SCENE.SAMPLER.json   metrics, with a hash of everything that determines them
+RUN/scores/SCENE.SAMPLER.npz    held-out views and renders of the field from the same cameras, uint8
 
-ROW is the name of a sampler, or "original" for the original views.
+SAMPLER is the name of a sampler, or "original" for the original views.
 """
 
 import hashlib
@@ -42,7 +42,7 @@ class Job:
     Attributes:
         config: config of the run.
         scene: name of the scene.
-        row: name of the sampler, or "original" for the original views.
+        sampler: name of the sampler, or "original" for the original views.
         images: views (V, H, W, 3), uint8.
         cameras: V cameras of the views.
         held_out: indices of the views that the neural field is not fitted to.
@@ -53,7 +53,7 @@ class Job:
 
     config: ConsistencyConfig
     scene: str
-    row: str
+    sampler: str
     images: Array
     cameras: Cameras
     held_out: list[int]
@@ -67,7 +67,7 @@ class Job:
 
     @property
     def path(self) -> Path:
-        return Path(str(self.config.out)) / "scores" / f"{self.scene}.{self.row}.json"
+        return Path(str(self.config.out)) / "scores" / f"{self.scene}.{self.sampler}.json"
 
     def key(self) -> str:
         """Return a hash of everything that determines the score."""
@@ -114,7 +114,7 @@ def score(job: Job) -> Json:
         to_truth = compare(job.truth[chosen] / 255, job.images[chosen] / 255)
     epipolar = tsed(views, config.tsed.pairs)
     found: Json = {
-        "key": job.key(), "scene": job.scene, "row": job.row,
+        "key": job.key(), "scene": job.scene, "row": job.sampler,
         "psnr": mean(each["psnr"]), "ssim": mean(each["ssim"]), "tsed": epipolar.share,
         "mean_psnr": mean([psnr(image, mean_image) for image in held.images.numpy()]),
         "true_psnr": mean(to_truth.get("psnr", ())), "true_ssim": mean(to_truth.get("ssim", ())),

@@ -1,7 +1,7 @@
 """Task "consistency": sample or read views of many scenes, fit a field to each, and compare it with held-out views.
 
-RUN/views/ROW/SCENE.safetensors   samples of the sampler ROW; a killed run resumes after its last scene
-RUN/scores/                       metrics, held-out views and renders of each scene (`fits.py`)
+RUN/views/SAMPLER/SCENE.safetensors   samples of one sampler; a killed run resumes after its last scene
+RUN/scores/                           metrics, held-out views and renders of each scene (`fits.py`)
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -22,8 +22,8 @@ from threedgen.config.errors import key_prefix
 from threedgen.data.posed.photos import PosedPhotos
 from threedgen.data.srn.scene_files import condition_and_targets
 from threedgen.geometry.cameras import Cameras
+from threedgen.geometry.image_file import extract_foreground
 from threedgen.geometry.images import to_uint8
-from threedgen.geometry.picture_file import extract_foreground
 from threedgen.geometry.views import Request, Views, framed, resize
 from threedgen.guidance.prior import Prior
 from threedgen.guidance.priors.mvadapter.model import MVAdapter

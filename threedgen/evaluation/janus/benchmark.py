@@ -16,7 +16,7 @@ from typing import TypeVar
 from threedgen.config.plain_file import read_json
 from threedgen.evaluation.metrics.figures import Json
 from threedgen.evaluation.metrics.fronts import ErrorRates
-from threedgen.evaluation.runner import Evaluation, evaluation_task, kept_json, measure_all
+from threedgen.evaluation.runner import Evaluation, cached_json, evaluation_task, measure_all
 from threedgen.run.folder import slug
 from threedgen.run.threads import set_threads
 from threedgen.systems.batch.jobs import FAILED, FINISHED, RECORD, REFUSED, Job, make_all
@@ -40,13 +40,13 @@ class JanusRates(Evaluation[M, Asset, Result]):
     class measures the error rates of the Janus meter (`meter.Meter`, which counts fronts), and writes the report.
     """
 
-    free = False
+    unknown_orientation = False
     toybox = False  # whether all assets are toybox objects
     prompts: Sequence[str]
 
     def prepare(self) -> None:
         self.rates = self.error_rates()
-        self.reader = Reader(self.config.meter, self.prompts, self.folder / READINGS, self.free)
+        self.reader = Reader(self.config.meter, self.prompts, self.folder / READINGS, self.unknown_orientation)
 
     def error_rates(self) -> ErrorRates | None:
         """Return the error rates of the Janus meter, from RUN/meter.json if they are there, else by measuring them.
@@ -63,7 +63,7 @@ class JanusRates(Evaluation[M, Asset, Result]):
             errors = MeterErrors(self.task)
             return errors.rates(measure_all(errors)).plain()
 
-        kept = kept_json(self.folder / "meter.json", measure, **key, seed=config.seed, version=VERSION)
+        kept = cached_json(self.folder / "meter.json", measure, **key, seed=config.seed, version=VERSION)
         return ErrorRates.from_plain(kept)
 
     def write(
@@ -71,7 +71,7 @@ class JanusRates(Evaluation[M, Asset, Result]):
     ) -> None:
         of = {method: [row for row in rows if row.method == method] for method in methods}
         table = [method_row(method, mine, self.prompts, self.rates, refused.get(method)) for method, mine in of.items()]
-        write_janus_report(self.task, table, rows, self.rates, left_out, self.free)
+        write_janus_report(self.task, table, rows, self.rates, left_out, self.unknown_orientation)
 
 
 class Benchmark(JanusRates[JanusBenchmarkConfig, Job]):
@@ -117,7 +117,7 @@ class Score(JanusRates[JanusScoreConfig, tuple[Path, str, str]]):
 
     def __init__(self, task: Task) -> None:
         super().__init__(task)
-        self.free = self.config.orientation == "free"
+        self.unknown_orientation = self.config.orientation == "free"
         self.assets = folder_of_assets(self.config.assets, "assets")
         self.items = []
         for path in asset_files(self.assets):

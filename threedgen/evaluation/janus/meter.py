@@ -22,7 +22,7 @@ from threedgen.config import ConfigError, registry
 from threedgen.data.coloured_mesh import ColouredMesh, fit_to_ball, read_mesh
 from threedgen.evaluation import report
 from threedgen.evaluation.corruption import rough, two_fronted
-from threedgen.evaluation.metrics.figures import SIDES, share, share_of_groups
+from threedgen.evaluation.metrics.figures import SIDES, proportion, proportion_of_groups
 from threedgen.evaluation.metrics.fronts import ErrorRates, RingResult, classify_ring
 from threedgen.evaluation.options import CLIP_WEIGHTS
 from threedgen.evaluation.runner import Evaluation, evaluation_task
@@ -151,12 +151,12 @@ class Meter:
         views = mesh.render(self.c2w, FOV, self.config.size, BACKGROUND, mesh.flat if light is None else light)
         return Reading(views, self.classifier.sides(torch.from_numpy(views), prompt).double().numpy())
 
-    def evaluate(self, sides: Array, free: bool = False) -> RingResult:
+    def evaluate(self, sides: Array, unknown_orientation: bool = False) -> RingResult:
         """Count the fronts of an object from the probabilities ``sides`` (V, 4) of the sides in its views.
 
-        ``free`` is whether the orientation of the object is unknown.
+        ``unknown_orientation`` is whether the orientation of the object is unknown.
         """
-        return classify_ring(sides, self.azimuth, self.config.threshold, free)
+        return classify_ring(sides, self.azimuth, self.config.threshold, unknown_orientation)
 
     def likeness(self, views: Array, prompts: Sequence[str]) -> list[float] | None:
         """Return the similarity of views (V, S, S, 3) in [0, 1] to each prompt, averaged over the views.
@@ -219,14 +219,14 @@ class MeterErrors(Evaluation[MeteredConfig, tuple[str, ColouredMesh, int], Known
         return KnownObject(prompt, fronts, Reading(report.thumbnails(views), sides), self.meter.evaluate(sides))
 
     def rates(self, known: Sequence[KnownObject]) -> ErrorRates:
-        several = {n: share([one.result.several for one in known if one.fronts == n]) for n in (1, 2)}
-        missed = share([one.result.fronts == 0 for one in known if one.fronts])
-        invented = share([one.result.fronts > 0 for one in known if not one.fronts])
+        several = {n: proportion([one.result.several for one in known if one.fronts == n]) for n in (1, 2)}
+        missed = proportion([one.result.fronts == 0 for one in known if one.fronts])
+        invented = proportion([one.result.fronts > 0 for one in known if not one.fronts])
         return ErrorRates(several[1], several[2], missed, invented)
 
     def report(self, rows: list[KnownObject]) -> None:
         config, rates = self.config, self.rates(rows)
-        right = share_of_groups(one.result.right for one in rows if one.fronts == 1)
+        right = proportion_of_groups(one.result.right for one in rows if one.fronts == 1)
         figures = rates.plain() | {
             "direction_accuracy": right.plain(),
             "meter": config.meter.model_dump(mode="json"),
@@ -240,7 +240,7 @@ class MeterErrors(Evaluation[MeteredConfig, tuple[str, ColouredMesh, int], Known
             "front invented, no front": rates.invented,
             "views with the right side, one front": right,
         }
-        cells = [(name, report.format_share(value), report.format_limits(value)) for name, value in shares.items()]
+        cells = [(name, report.format_proportion(value), report.format_limits(value)) for name, value in shares.items()]
         text = f"""# Errors of the Janus meter
 
 Classifier {config.meter.classifier.name}, {config.meter.n_view} views, threshold {config.meter.threshold:.3g}.

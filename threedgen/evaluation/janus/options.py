@@ -44,9 +44,9 @@ class CLIPSidesConfig(Config):
 
     def check(self) -> None:
         from threedgen.guidance.weights.hub import cached, is_hub_id, reachable
-        from threedgen.guidance.weights.loading import existing
+        from threedgen.guidance.weights.loading import existing_path
 
-        local = existing(self.weights) is not None or cached(self.weights, "config.json") is not None
+        local = existing_path(self.weights) is not None or cached(self.weights, "config.json") is not None
         if not local and not (is_hub_id(self.weights) and reachable()):
             raise ConfigError(
                 f"CLIP is neither a local folder nor in the hub's cache, and the hub is unreachable: {self.weights!r}. "

@@ -22,10 +22,10 @@ from threedgen.config.errors import ConfigError
 from threedgen.config.plain_file import read_bytes, read_json
 from threedgen.data.coloured_mesh import EmptyMesh, fit_to_ball, read_mesh
 from threedgen.evaluation import report
-from threedgen.evaluation.metrics.figures import Json, Share, median, share, share_of_groups
+from threedgen.evaluation.metrics.figures import Json, Proportion, median, proportion, proportion_of_groups
 from threedgen.evaluation.metrics.fronts import ErrorRates
+from threedgen.geometry.image_file import load_image
 from threedgen.geometry.images import write_png
-from threedgen.geometry.picture_file import load_image
 from threedgen.geometry.submesh import MAX_BYTES
 from threedgen.run.disk import write_json, writing
 from threedgen.run.text import clean
@@ -95,12 +95,19 @@ class Result:
 class Reader:
     """Janus meter for mesh files. It stores results in ``folder``/NAME.json and views in ``folder``/NAME.png.
 
-    ``config`` are the options of the Janus meter. ``prompts`` are all prompts of the benchmark. ``free`` is whether the
-    orientation of the assets is unknown.
+    ``config`` are the options of the Janus meter. ``prompts`` are all prompts of the benchmark. ``unknown_orientation``
+    is whether the orientation of the assets is unknown.
     """
 
-    def __init__(self, config: MeterConfig, prompts: Sequence[str], folder: Path, free: bool = False) -> None:
-        self.config, self.prompts, self.folder, self.free = config, list(prompts), folder, free
+    def __init__(
+        self, config: MeterConfig, prompts: Sequence[str], folder: Path, unknown_orientation: bool = False
+    ) -> None:
+        self.config, self.prompts, self.folder, self.unknown_orientation = (
+            config,
+            list(prompts),
+            folder,
+            unknown_orientation,
+        )
 
     @cached_property
     def meter(self) -> Meter:
@@ -133,7 +140,7 @@ class Reader:
             found = {"key": key, "sides": reading.sides.tolist(), "likeness": likeness}
             write_png(kept.with_suffix(".png"), np.concatenate(list(report.thumbnails(reading.views)), axis=1))
             write_json(kept, found)
-        ring = self.meter.evaluate(np.array(found["sides"]), self.free)
+        ring = self.meter.evaluate(np.array(found["sides"]), self.unknown_orientation)
         return {"state": "seen", "sides": found["sides"], "likeness": found["likeness"]} | vars(ring)
 
 
@@ -146,7 +153,7 @@ def method_row(
     measured. ``refused`` is the reason why the method cannot run, or None if the method can run.
 
     Returns:
-        Dict with the keys below. Shares are dicts from `Share.plain`.
+        Dict with the keys below. Shares are dicts from `Proportion.plain`.
         "raw": Janus rate, the share of assets with two or more fronts among those with a front.
         "corrected": Janus rate corrected for the errors of the meter.
         "no_front": share of assets in which the meter finds no front.
@@ -159,7 +166,7 @@ def method_row(
     """
     seen = [result for result in results if result.state == "seen"]
     matches = [prompts[int(np.argmax(one.likeness))] == one.prompt for one in seen if one.likeness is not None]
-    raw = share([result.janus if result.fronts else None for result in seen])
+    raw = proportion([result.janus if result.fronts else None for result in seen])
     right: dict[str, list[bool]] = {}
     for result in seen:
         right.setdefault(result.prompt, []).extend(result.right if result.fronts else ())
@@ -168,10 +175,10 @@ def method_row(
     return {
         "method": method,
         "raw": raw.plain(),
-        "no_front": share([result.fronts == 0 for result in seen]).plain(),
+        "no_front": proportion([result.fronts == 0 for result in seen]).plain(),
         "corrected": {"share": rates.corrected(raw) if rates else None, "low": low, "high": high},
-        "right": share_of_groups(right.values()).plain(),
-        "match": share(matches).plain(),
+        "right": proportion_of_groups(right.values()).plain(),
+        "match": proportion(matches).plain(),
         "states": {state: states[state] for state in STATES if states[state]},
         "seconds": median([result.seconds for result in results]),
         "memory_mib": max((r.memory_mib for r in results if r.memory_mib is not None), default=None),
@@ -185,7 +192,7 @@ def write_janus_report(
     results: Sequence[Result],
     rates: ErrorRates | None,
     left_out: dict[str, str],
-    free: bool,
+    unknown_orientation: bool,
 ) -> None:
     """Write all files of the report, and the summary of the run.
 
@@ -194,10 +201,10 @@ def write_janus_report(
         results: results of all assets.
         rates: error rates of the classifier that names the side of a view, or None if they were not measured.
         left_out: dict from each prompt or file that has no result to the reason.
-        free: whether the orientation of the assets is unknown.
+        unknown_orientation: whether the orientation of the assets is unknown.
     """
     config: MeteredConfig = task.config
-    about = explanation(config, rates, free)
+    about = explanation(config, rates, unknown_orientation)
     figures = {
         "meter": config.meter.model_dump(mode="json"),
         "errors": rates.plain() if rates else None,
@@ -230,8 +237,8 @@ def write_janus_report(
         report.write_report(task, "report", figures, text, text, {"report.html": html})
 
 
-def explanation(config: MeteredConfig, rates: ErrorRates | None, free: bool) -> list[str]:
-    meter, turn = config.meter, "turned to fit best" if free else "as given"
+def explanation(config: MeteredConfig, rates: ErrorRates | None, unknown_orientation: bool) -> list[str]:
+    meter, turn = config.meter, "turned to fit best" if unknown_orientation else "as given"
     lines = [
         f"Meter: {meter.classifier.name} ({meter.classifier.weights}), {meter.n_view} views, threshold "
         f"{meter.threshold:.3g}, assets {turn}. Intervals are 95 %: Wilson's, for the corrected rate Lang and "
@@ -248,11 +255,11 @@ def explanation(config: MeteredConfig, rates: ErrorRates | None, free: bool) -> 
 
 
 def cells(row: Json) -> list[str]:
-    raw, *others = (Share.of(row[key]) for key in ("raw", "no_front", "right", "match"))
+    raw, *others = (Proportion.of(row[key]) for key in ("raw", "no_front", "right", "match"))
     rate, seconds, memory = row["corrected"], row["seconds"], row["memory_mib"]
     return [
         row["method"],
-        report.format_share(raw),
+        report.format_proportion(raw),
         report.format_limits(raw),
         "-" if rate["share"] is None else f"{100 * rate['share']:.1f} %",
         report.format_range(rate["low"], rate["high"]),

@@ -29,7 +29,7 @@ Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Share:
+class Proportion:
     """Fraction ``value`` = ``hits / total`` of answers that are True, with its 95 % interval (low, high).
 
     The property ``interval`` is ``limits`` if set, else Wilson's score interval (1927), which assumes independent
@@ -56,29 +56,29 @@ class Share:
         return {"hits": self.hits, "total": self.total, "share": self.value, "low": low, "high": high}
 
     @classmethod
-    def of(cls, tree: Json) -> "Share":
+    def of(cls, tree: Json) -> "Proportion":
         limits = None if tree.get("low") is None else (float(tree["low"]), float(tree["high"]))
         return cls(int(tree["hits"]), int(tree["total"]), limits)
 
 
-def share(answers: Sequence[bool | None]) -> Share:
-    """Return the share of answers that are True. Answers that are None are not counted."""
+def proportion(answers: Sequence[bool | None]) -> Proportion:
+    """Return the proportion of answers that are True. Answers that are None are not counted."""
     applicable = [answer for answer in answers if answer is not None]
-    return Share(sum(map(bool, applicable)), len(applicable))
+    return Proportion(sum(map(bool, applicable)), len(applicable))
 
 
-def share_of_groups(groups: Iterable[Sequence[bool | None]]) -> Share:
-    """Return the share of True answers over groups of dependent answers, such as one answer per view of an object.
+def proportion_of_groups(groups: Iterable[Sequence[bool | None]]) -> Proportion:
+    """Return the proportion of True answers over groups of dependent answers, such as one answer per view of an object.
 
-    The 95 % interval of the share is a bootstrap over groups. If all answers are equal, it is Wilson's interval for one
-    answer per group. Answers that are None are not counted.
+    The 95 % interval of the proportion is a bootstrap over groups. If all answers are equal, it is Wilson's interval
+    for one answer per group. Answers that are None are not counted.
     """
-    counted = [found for found in map(share, groups) if found.total]
+    counted = [found for found in map(proportion, groups) if found.total]
     hits, total = sum(found.hits for found in counted), sum(found.total for found in counted)
     if 0 < hits < total:
         limits = bootstrap_ratio([found.hits for found in counted], [found.total for found in counted])
-        return Share(hits, total, limits or (0.0, 1.0))
-    return Share(hits, total, Share(len(counted) if hits else 0, len(counted)).interval)
+        return Proportion(hits, total, limits or (0.0, 1.0))
+    return Proportion(hits, total, Proportion(len(counted) if hits else 0, len(counted)).interval)
 
 
 def majority(log_probability: Floats) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import circulant
 
-from .figures import SIDES, Floats, Interval, Json, Share, sides_right
+from .figures import SIDES, Floats, Interval, Json, Proportion, sides_right
 
 FRONT = SIDES.index("front")
 MIN_ANGLE = pi / 2  # angle in radians that separates fronts: two views of the same front are at most this far apart
@@ -45,7 +45,7 @@ class RingResult:
         return self.fronts > 1 if self.fronts else None
 
 
-def classify_ring(sides: Floats, azimuth: Floats, threshold: float, free: bool = False) -> RingResult:
+def classify_ring(sides: Floats, azimuth: Floats, threshold: float, unknown_orientation: bool = False) -> RingResult:
     """Count the fronts of an object in V views from a ring of cameras, and check the side that each view shows.
 
     Args:
@@ -53,15 +53,15 @@ def classify_ring(sides: Floats, azimuth: Floats, threshold: float, free: bool =
             that the object has no front.
         azimuth: azimuths (V,) of the cameras, radians.
         threshold: minimum smoothed probability of a front.
-        free: whether the orientation of the object is unknown. If so, the orientation with the most correct views is
-            assumed (`directions`).
+        unknown_orientation: whether the orientation of the object is unknown. If so, the orientation with the most
+            correct views is assumed (`directions`).
     """
     curve = front_curve(sides)
     return RingResult(
         fronts=front_count(curve, threshold),
         certainty=float(curve.max() * has_front(sides)),
         shown=tuple((curve >= threshold).tolist()),
-        right=tuple(directions(np.asarray(sides).argmax(1), azimuth, free).tolist()),
+        right=tuple(directions(np.asarray(sides).argmax(1), azimuth, unknown_orientation).tolist()),
     )
 
 
@@ -112,18 +112,18 @@ def front_count(front: Floats, threshold: float) -> int:
     return most
 
 
-def directions(sides: NDArray[np.integer], azimuth: Floats, free: bool = False) -> NDArray[np.bool_]:
+def directions(sides: NDArray[np.integer], azimuth: Floats, unknown_orientation: bool = False) -> NDArray[np.bool_]:
     """Return a bool mask (V,) of the views whose classified side is the side that the camera sees.
 
     Args:
         sides: most probable side of each view, indices (V,) in `figures.SIDES`.
         azimuth: azimuths (V,) of the cameras, radians.
-        free: whether the orientation of the object is unknown. If so, the object is turned in steps of 2 pi / V to the
-            orientation with the most correct views. This favours objects with random sides, so do not compare results
-            with and without ``free``.
+        unknown_orientation: whether the orientation of the object is unknown. If so, the object is turned in steps of 2
+            pi / V to the orientation with the most correct views. This favours objects with random sides, so do not
+            compare results with and without ``unknown_orientation``.
     """
     azimuth = np.asarray(azimuth, float)
-    turns = 2 * pi / len(azimuth) * np.arange(len(azimuth) if free else 1)
+    turns = 2 * pi / len(azimuth) * np.arange(len(azimuth) if unknown_orientation else 1)
     candidates = [sides_right(sides, azimuth + turn) for turn in turns]
     return max(candidates, key=lambda right: int(right.sum()))
 
@@ -141,10 +141,10 @@ class ErrorRates:
         invented: share of objects without a front in which the meter finds at least one.
     """
 
-    alarms: Share
-    hits: Share
-    missed: Share = Share(0, 0)
-    invented: Share = Share(0, 0)
+    alarms: Proportion
+    hits: Proportion
+    missed: Proportion = Proportion(0, 0)
+    invented: Proportion = Proportion(0, 0)
 
     @property
     def useful(self) -> bool:
@@ -153,7 +153,7 @@ class ErrorRates:
     def _difference(self) -> float:
         return self.hits.hits / self.hits.total - self.alarms.hits / self.alarms.total
 
-    def corrected(self, raw: Share) -> float | None:
+    def corrected(self, raw: Proportion) -> float | None:
         """Correct a measured Janus rate: (raw - alarms) / (hits - alarms), clipped to [0, 1] (Rogan and Gladen 1978).
 
         The result is None if ``raw`` is undefined, or if ``hits - alarms`` is below `MIN_DIFFERENCE`.
@@ -162,7 +162,7 @@ class ErrorRates:
             return None
         return min(1.0, max(0.0, (raw.value - self.alarms.value) / self._difference()))
 
-    def interval(self, raw: Share) -> Interval | None:
+    def interval(self, raw: Proportion) -> Interval | None:
         """Return the 95 % interval of the rate that `corrected` returns for ``raw``; None if this rate is None.
 
         The interval includes the uncertainty of the error rates (Lang and Reiczigel 2014). Each of the three shares
@@ -190,4 +190,4 @@ class ErrorRates:
 
     @classmethod
     def from_plain(cls, tree: Json) -> "ErrorRates":
-        return cls(**{name: Share.of(tree[key]) for name, key in RATE_KEYS.items()})
+        return cls(**{name: Proportion.of(tree[key]) for name, key in RATE_KEYS.items()})

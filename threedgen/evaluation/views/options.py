@@ -38,7 +38,7 @@ class EvaluateViewsConfig(RunConfig):
             super().check()
         else:
             existing_folder(self.views, "views")
-            RunConfig.check(self.used())
+            RunConfig.check(self.without_unused_sections())
 
-    def used(self) -> Self:
+    def without_unused_sections(self) -> Self:
         return self if self.views is None else self.model_copy(update={"prior": None})

@@ -1,6 +1,6 @@
 """Task "evaluate-views": compare sampled or existing views of scenes with true views.
 
-RUN/views/ROW/00003.safetensors   samples of scene 3, with or without attention between views (`scenes.py`)
+RUN/views/KIND/00003.safetensors   samples of scene 3, with or without attention between views (`scenes.py`)
 RUN/report.json, report.md        metrics with intervals, differences, and the metrics of each scene
 RUN/sheet.png                     true and sampled views of the first scenes
 """
@@ -34,7 +34,7 @@ from .options import EvaluateViewsConfig
 from .scenes import ATTENTION, BASE, FolderScenes, SceneSampler, size_of
 
 TRUTH, OTHER, FOLDER = "truth", "other_truth", "views"
-ROWS = {
+KINDS = {
     TRUTH: "the truth",
     ATTENTION: "with attention between views",
     BASE: "the same base without it",
@@ -54,9 +54,9 @@ Indices = NDArray[np.intp]
 
 
 class Item(NamedTuple):
-    """Views of one scene to measure: ``row`` is the kind of views (a key of `ROWS`), ``number`` the scene's index."""
+    """Views of one scene to measure: ``kind`` is the kind of views (a key of `KINDS`), ``number`` the scene's index."""
 
-    row: str
+    kind: str
     number: int
 
 
@@ -105,21 +105,21 @@ class EvaluatedViews(Evaluation[EvaluateViewsConfig, Item, Measurement]):
             require_overlap(self.existing, "views")
         self.features: FeatureNetwork = registry.build("features", c.features)
         self.true_scene = lru_cache(1)(self._true_scene)
-        rows = [TRUTH, *(() if self.sampler is None else (ATTENTION, BASE))]
-        rows += [OTHER] if 2 * self.count <= len(self.source) else []
-        items = [Item(row, number) for number in range(self.count) for row in rows]
+        kinds = [TRUTH, *(() if self.sampler is None else (ATTENTION, BASE))]
+        kinds += [OTHER] if 2 * self.count <= len(self.source) else []
+        items = [Item(kind, number) for number in range(self.count) for kind in kinds]
         self.items = items + [Item(FOLDER, number) for number in range(len(self.existing or ()))]
 
     def scene(self, item: Item) -> SceneViews:
-        if item.row == FOLDER and self.existing is not None:
+        if item.kind == FOLDER and self.existing is not None:
             return self.existing.scene(item.number)
-        if item.row == OTHER:
+        if item.kind == OTHER:
             return self._true_scene(self.count + item.number)
         scene = self.true_scene(item.number)
-        if item.row == TRUTH or self.sampler is None:
+        if item.kind == TRUTH or self.sampler is None:
             return scene
-        self.progress.note(f"scene {item.number}, {ROWS[item.row]}")
-        views = self.sampler(item.row, item.number, scene, self.interrupts.raise_if_stopped)
+        self.progress.note(f"scene {item.number}, {KINDS[item.kind]}")
+        views = self.sampler(item.kind, item.number, scene, self.interrupts.raise_if_stopped)
         return with_images(scene, views)
 
     def _true_scene(self, number: int) -> SceneViews:
@@ -129,33 +129,33 @@ class EvaluatedViews(Evaluation[EvaluateViewsConfig, Item, Measurement]):
     def measure(self, item: Item) -> Measurement:
         scene = self.scene(item)
         figures: dict[str, float | None] = {"psnr": overlap(scene)}
-        if self.sampler is not None and self.sampler.given and item.row in (TRUTH, ATTENTION, BASE):
+        if self.sampler is not None and self.sampler.given and item.kind in (TRUTH, ATTENTION, BASE):
             K, c2w = to_opencv(scene.views.cameras)
             given = self.true_scene(item.number).views.images[0]
             figures |= given_view(scene.views.images, given, K, c2w[:, :3, :3])
         images = torch.from_numpy(to_uint8(scene.views.images))
-        shown = item.number < SHEET_SCENES and item.row != OTHER and not (item.row == TRUTH and self.existing)
-        label = f"{item.number}, {ROWS[item.row]}: {scene.captions[0]}".rstrip(": ")
+        shown = item.number < SHEET_SCENES and item.kind != OTHER and not (item.kind == TRUTH and self.existing)
+        label = f"{item.number}, {KINDS[item.kind]}: {scene.captions[0]}".rstrip(": ")
         return Measurement(item, figures, self.features(images), (label, strip(scene.views.images)) if shown else None)
 
     def report(self, rows: list[Measurement]) -> None:
-        c, strips = self.config, dict(row.strip for row in rows if row.strip is not None)
+        c, strips = self.config, dict(one.strip for one in rows if one.strip is not None)
         write_strips(self.folder / "sheet.png", strips.values(), list(strips))
-        measured = {row: MeasuredViews([one for one in rows if one.item.row == row]) for row in ROWS}
-        measured = {row: mine for row, mine in measured.items() if len(mine)}
+        measured = {kind: MeasuredViews([one for one in rows if one.item.kind == kind]) for kind in KINDS}
+        measured = {kind: mine for kind, mine in measured.items() if len(mine)}
         truth = measured[TRUTH]
-        found = {row: summary(mine, truth) for row, mine in measured.items()}
+        found = {kind: summary(mine, truth) for kind, mine in measured.items()}
         less = difference(measured[ATTENTION], measured[BASE], truth) if ATTENTION in measured else {}
-        lines = {ROWS[row]: mine for row, mine in found.items()} | ({"with minus without": less} if less else {})
+        lines = {KINDS[kind]: mine for kind, mine in found.items()} | ({"with minus without": less} if less else {})
         tables = [figure_table("views", lines, FIGURES)]
         if "given" in less:
             tables.append(figure_table("views", {name: line for name, line in lines.items() if "given" in line}, GIVEN))
         figures = self.about() | {
             "features": self.features.description,
-            "pictures": {row: mine.images for row, mine in measured.items()},
+            "pictures": {kind: mine.images for kind, mine in measured.items()},
             "rows": found,
             "difference": less,
-            "scenes": {row: mine.figures for row, mine in measured.items()},
+            "scenes": {kind: mine.figures for kind, mine in measured.items()},
         }
         text = "\n\n".join(tables)
         whole = f"""# Views of one scene
@@ -209,7 +209,7 @@ def strip(images: Tensor) -> Array:
 
 
 class MeasuredViews:
-    """Measured scenes with one kind of views (a key of `ROWS`).
+    """Measured scenes with one kind of views (a key of `KINDS`).
 
     Attributes:
         figures: dict from the name of a metric to its value, for each scene.
@@ -226,48 +226,48 @@ class MeasuredViews:
         return len(self.figures)
 
 
-def set_figures(row: MeasuredViews, truth: MeasuredViews) -> dict[str, Callable[[Indices], float]]:
-    """Return functions that compute the metrics "fid", "kid" and "is" (Inception score) of the views in ``row``.
+def set_figures(measured: MeasuredViews, truth: MeasuredViews) -> dict[str, Callable[[Indices], float]]:
+    """Return functions that compute the metrics "fid", "kid" and "is" (Inception score) of the views in ``measured``.
 
     The argument of a function is the indices of the included scenes. FID and KID compare with the true views of the
-    same scenes if ``row`` has as many scenes as ``truth``, else with all true views. For ``truth`` itself, only "is" is
-    returned.
+    same scenes if ``measured`` has as many scenes as ``truth``, else with all true views. For ``truth`` itself, only
+    "is" is returned.
     """
 
     def inception(scenes: Indices) -> float:
-        logits = np.concatenate([row.outputs[k].logits for k in scenes])
+        logits = np.concatenate([measured.outputs[k].logits for k in scenes])
         return inception_score(logits, min(SPLITS, len(logits)))[0]
 
-    if row is truth:
+    if measured is truth:
         return {"is": inception}
-    ours, true = ([output.features for output in views.outputs] for views in (row, truth))
+    ours, true = ([output.features for output in views.outputs] for views in (measured, truth))
     return {**distance_functions(ours, true, 1, KID_SUBSET), "is": inception}
 
 
-def summary(row: MeasuredViews, truth: MeasuredViews) -> stats.Json:
-    found: stats.Json = {"scenes": len(row)} | means(row.figures)
-    ours, true = ([figures["psnr"] for figures in views.figures] for views in (row, truth))
+def summary(measured: MeasuredViews, truth: MeasuredViews) -> stats.Json:
+    found: stats.Json = {"scenes": len(measured)} | means(measured.figures)
+    ours, true = ([figures["psnr"] for figures in views.figures] for views in (measured, truth))
     found["ratio"] = stats.estimate(overlap_ratio(ours, true), stats.bootstrap_ratio(ours, true))
-    for name, figure in set_figures(row, truth).items():
-        found[name] = stats.jackknife_estimate(figure, len(row))
+    for name, figure in set_figures(measured, truth).items():
+        found[name] = stats.jackknife_estimate(figure, len(measured))
     return found
 
 
-def difference(row: MeasuredViews, other: MeasuredViews, truth: MeasuredViews) -> stats.Json:
-    """Compute the differences of the metrics, ``row`` minus ``other``, for the same scenes, with 95 % intervals.
+def difference(measured: MeasuredViews, other: MeasuredViews, truth: MeasuredViews) -> stats.Json:
+    """Compute the differences of the metrics, ``measured`` minus ``other``, for the same scenes, with 95 % intervals.
 
     ``truth`` has the true views for FID and KID. The result is a JSON dict from metric to difference.
     """
-    differences = stats.paired_differences(row.figures, other.figures, row.figures[0])
+    differences = stats.paired_differences(measured.figures, other.figures, measured.figures[0])
     found: stats.Json = {**means(differences)}
     found["psnr"]["won"] = sum((one["psnr"] or 0) > 0 for one in differences)
-    ours, theirs = set_figures(row, truth), set_figures(other, truth)
+    ours, theirs = set_figures(measured, truth), set_figures(other, truth)
     for name in ours:
 
         def figure(scenes: Indices, name: str = name) -> float:
             return ours[name](scenes) - theirs[name](scenes)
 
-        found[name] = stats.jackknife_estimate(figure, len(row))
+        found[name] = stats.jackknife_estimate(figure, len(measured))
     return found
 
 

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from threedgen.config import ConfigError
 from threedgen.data.scene_views import SceneViews
-from threedgen.evaluation.runner import kept_views
+from threedgen.evaluation.runner import cached_views
 from threedgen.geometry.cameras_file import CAMERAS_FILE, CamerasFile, read_cameras
-from threedgen.geometry.picture_file import load_image, read_depth
+from threedgen.geometry.image_file import load_image, read_depth
 from threedgen.geometry.views import Views, resize
 from threedgen.guidance.options import MIN_OVERLAP
 from threedgen.guidance.priors.mvdiffusion.inputs import depth_channels
@@ -57,19 +57,19 @@ class SceneSampler:
         base = {name: network for name, network in networks.items() if name != "multiview"}
         self.weights = {ATTENTION: digest(networks), BASE: digest(base)}
 
-    def __call__(self, row: str, number: int, scene: SceneViews, on_step: Callable[[], None]) -> Tensor:
+    def __call__(self, kind: str, number: int, scene: SceneViews, on_step: Callable[[], None]) -> Tensor:
         """Return the views (V, H, W, 3), uint8, of a scene: read from the run folder, or sampled if they are missing.
 
-        ``row`` is `ATTENTION` or `BASE` (no attention between views); both start from the same noise. ``number`` is the
-        index of the scene. ``on_step`` is called before each sampling step and may raise an exception to stop.
+        ``kind`` is `ATTENTION` or `BASE` (no attention between views); both start from the same noise. ``number`` is
+        the index of the scene. ``on_step`` is called before each sampling step and may raise an exception to stop.
         """
-        path = self.folder / row / f"{number:05d}.safetensors"
-        sample = partial(self._sample, row, number, scene, on_step)
-        return torch.from_numpy(kept_views(path, self._metadata(row, number, scene), sample))
+        path = self.folder / kind / f"{number:05d}.safetensors"
+        sample = partial(self._sample, kind, number, scene, on_step)
+        return torch.from_numpy(cached_views(path, self._metadata(kind, number, scene), sample))
 
-    def _sample(self, row: str, number: int, scene: SceneViews, on_step: Callable[[], None]) -> Tensor:
+    def _sample(self, kind: str, number: int, scene: SceneViews, on_step: Callable[[], None]) -> Tensor:
         c, model = self.config, self.model
-        geometry = model.geometry(scene.views.cameras, scene.depth) if row == ATTENTION else None
+        geometry = model.geometry(scene.views.cameras, scene.depth) if kind == ATTENTION else None
         return model.sample_views(
             scene.captions,
             geometry,
@@ -82,12 +82,12 @@ class SceneSampler:
             eta=c.eta,
         )
 
-    def _metadata(self, row: str, number: int, scene: SceneViews) -> dict[str, str]:
+    def _metadata(self, kind: str, number: int, scene: SceneViews) -> dict[str, str]:
         c, p = self.config, self.config.prior
-        attention = f"{MIN_OVERLAP} {p.guide_views}" if row == ATTENTION else ""
+        attention = f"{MIN_OVERLAP} {p.guide_views}" if kind == ATTENTION else ""
         sampling = f"{c.steps} {c.eta:g} {c.guidance_scale:g} {c.seed} {p.draft} {p.hold}"
         return {
-            "weights": self.weights[row],
+            "weights": self.weights[kind],
             "how": f"{sampling} code {p.dtype} {attention} ",
             "scene": f"{number} of {self.scenes}",
             "captions": "\n".join(scene.captions),

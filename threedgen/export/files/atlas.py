@@ -71,7 +71,7 @@ def read_asset(path: Path) -> tuple[TexturedMesh, dict[str, Array]]:
     """
     file = GltfFile(read_bytes(path), SideFiles(path))
     (primitive,) = file.tree["meshes"][0]["primitives"]
-    values = {name: file.array(index) for name, index in primitive["attributes"].items()}
+    values = {name: file.accessor_array(index) for name, index in primitive["attributes"].items()}
     points, normals = (values[name] @ GLTF_AXES for name in ("POSITION", "NORMAL"))
     tangents = np.column_stack([values["TANGENT"][:, :3] @ GLTF_AXES, values["TANGENT"][:, 3]])
     uv = values["TEXCOORD_0"] * (1, -1) + (0, 1)

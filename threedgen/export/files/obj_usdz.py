@@ -11,7 +11,7 @@ import numpy as np
 from threedgen.config.errors import ConfigError
 from threedgen.export.files.glb import to_gltf_axes
 from threedgen.export.shape.mesh import TexturedMesh
-from threedgen.geometry.picture_file import load_image
+from threedgen.geometry.image_file import load_image
 from threedgen.run.arrays import Array
 
 _DATE = (1980, 1, 1, 0, 0, 0)  # fixed date, so that equal content gives equal bytes

@@ -300,4 +300,4 @@ def run(config: BatchConfig, resume: object = None, quiet: bool = False) -> int:
             write_atomic(task.folder / NAME, text)
         task.summarise(objects=len(jobs), states=dict(Counter(row["state"] for row in rows)))
 
-    return run_task(make_missing, config, None, quiet, result=NAME, again=True)
+    return run_task(make_missing, config, None, quiet, result=NAME, rerun_finished=True)

@@ -27,8 +27,8 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from threedgen.data import photos
+from threedgen.geometry.image_file import foreground_mask
 from threedgen.geometry.images import enlarge_small, grid, write_png
-from threedgen.geometry.picture_file import foreground_mask
 from threedgen.geometry.rigs import orbit
 from threedgen.guidance.losses.lora import LoRA
 from threedgen.guidance.matte import remover

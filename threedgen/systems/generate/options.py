@@ -470,4 +470,4 @@ class GenerateConfig(PromptedConfig):
                 raise ConfigError("needs a run that only refines. Use --config edit-toybox", "edit", self.edit)
         if self.fit.matte is not None:
             with key_prefix("fit"):
-                loading.matte(self.fit.matte)
+                loading.matte_folder(self.fit.matte)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from threedgen.config import config_hash, registry
 from threedgen.config.command import command
-from threedgen.config.errors import in_a_line, storage_error
+from threedgen.config.errors import one_line, storage_error
 from threedgen.config.sections import OrbitCameraConfig
 from threedgen.export.asset import ExportedAsset
 from threedgen.export.asset_folder import FOLDER, clear
@@ -148,7 +148,7 @@ def try_asset(make: Callable[[], ExportedAsset], folder: Path, notes: list[str],
         if storage_error(error):
             raise
         logger.debug("no asset", exc_info=error)
-        _note(notes, f"no asset: {in_a_line(error)}{retry}")
+        _note(notes, f"no asset: {one_line(error)}{retry}")
         clear(folder / FOLDER)  # the asset of an earlier, shorter part of the run
         return {}
     for text in asset.notes:

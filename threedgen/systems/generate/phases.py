@@ -90,7 +90,7 @@ class Fit:
         error = F.smooth_l1_loss(result.rgb_fg + background * (1 - result.opacity), colours, beta=HUBER_BETA)
         clear = opaque * losses.opaque(result) + SPARSITY_WEIGHT * losses.sparsity(result)
         # opacity far from the object; density with the background colour has no colour error there
-        empty = to_device(self.pixels.empty[indices].nonzero()[:, 0], device)
+        empty = to_device(self.pixels.far[indices].nonzero()[:, 0], device)
         clear = clear + result.opacity.index_select(0, empty).sum() / len(colours)
         if distortion and (spread := losses.distortion(result, 2 * self.scene.config.march.radius)) is not None:
             clear = clear + distortion * spread

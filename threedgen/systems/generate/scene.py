@@ -282,7 +282,7 @@ class Scene(System):
         if isinstance(optimizer, LightningOptimizer):
             optimizer.optimizer.state.clear()
 
-    def adapt_to(self, state: dict[str, Tensor]) -> None:
+    def resize(self, state: dict[str, Tensor]) -> None:
         self.field.resize(part_of(state, "field"))
 
     def on_save_checkpoint(self, checkpoint: CheckpointData) -> None:

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from threedgen.config import ConfigError
 from threedgen.geometry.cameras import Cameras, Projection
+from threedgen.geometry.image_file import read_foreground
 from threedgen.geometry.images import grid, write_png
-from threedgen.geometry.picture_file import read_foreground
 from threedgen.geometry.poses import orbit_c2w
 from threedgen.geometry.rigs import orbit, ring_rig
 from threedgen.geometry.views import GREY, framed

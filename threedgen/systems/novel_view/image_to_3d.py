@@ -24,7 +24,7 @@ from threedgen.export.asset_folder import FOLDER, asset_name
 from threedgen.export.run_field import field_view
 from threedgen.export.shape.from_field import FieldView, dense_surface
 from threedgen.export.task import progress_bar, save
-from threedgen.geometry import picture_file
+from threedgen.geometry import image_file
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.images import enlarge_small, grid, write_png
 from threedgen.geometry.poses import orbit_c2w, square_pixels
@@ -156,7 +156,7 @@ def load_image(path: Path, height: int, width: int, opacity: Callable[[Array], A
     both in [0, 1], and the background becomes white. None: the whole image is used. Raises ConfigError if the file is
     not a readable image.
     """
-    image = picture_file.load_image(path, key="image").convert("RGBA")
+    image = image_file.load_image(path, key="image").convert("RGBA")
     if opacity is not None and image.getchannel("A").getextrema() == (255, 255):
         alpha = opacity(np.asarray(image.convert("RGB"), np.float32) / 255)
         image.putalpha(Image.fromarray(np.round(255 * alpha).astype(np.uint8)))

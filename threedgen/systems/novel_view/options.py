@@ -10,7 +10,7 @@ from threedgen.config.errors import replaced_key
 from threedgen.config.registry import Component
 from threedgen.config.sections import OrbitCameraConfig, RunConfig, TrainerConfig
 from threedgen.export.options import ExportSection
-from threedgen.geometry.picture_file import load_image
+from threedgen.geometry.image_file import load_image
 from threedgen.guidance.novel_view.options import SamplingConfig, ThreeDiMSamplerConfig, XUNetConfig
 from threedgen.guidance.options import MatteName, MultiviewWeights
 from threedgen.guidance.weights.loading import check, check_matte, novel_view_model

@@ -9,11 +9,11 @@ from torch import Tensor
 from threedgen.config import ConfigError
 from threedgen.config.errors import key_prefix
 from threedgen.geometry.cameras import Cameras
+from threedgen.geometry.image_file import read_foreground
 from threedgen.geometry.images import grid, write_png
-from threedgen.geometry.picture_file import read_foreground
 from threedgen.geometry.views import framed
 from threedgen.guidance.matte import remover
-from threedgen.guidance.priors.mvadapter.inputs import GEOMETRY_VIEWS, RAY_VIEWS, ray_maps, views
+from threedgen.guidance.priors.mvadapter.inputs import GEOMETRY_VIEWS, RAY_VIEWS, cameras_from_angles, ray_maps
 from threedgen.guidance.priors.mvadapter.model import MVAdapter
 from threedgen.guidance.sampling import NO_SYNC, ViewSync, check_image_size, total_steps
 from threedgen.run.cache import cached_tensor
@@ -43,7 +43,7 @@ def sample_angles(task: Task, rig: AnglesConfig) -> None:
         angles = list(RAY_VIEWS if source is None else GEOMETRY_VIEWS)
     of_sides = source is not None and rig.views is None
     names = SIDES if of_sides else [str(number) for number in range(len(angles))]
-    cameras = views(angles, rig.height or model.image_size, rig.width or model.image_size, model.fov)
+    cameras = cameras_from_angles(angles, rig.height or model.image_size, rig.width or model.image_size, model.fov)
     mesh = None if source is None else without_uv(source)
     maps = None if mesh is None else control_maps(mesh, cameras)
     with writing(task.folder):

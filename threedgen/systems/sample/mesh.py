@@ -16,7 +16,7 @@ from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.mesh_file import read_mesh_file
 from threedgen.geometry.raster import box_downsample, interpolate, rasterise_views, unit
 from threedgen.geometry.submesh import Submesh
-from threedgen.guidance.priors.mvadapter.inputs import GEOMETRY_VIEWS, HALF, geometry_maps, views
+from threedgen.guidance.priors.mvadapter.inputs import GEOMETRY_VIEWS, HALF, cameras_from_angles, geometry_maps
 from threedgen.run.arrays import Array
 from threedgen.train.plan import plan as train_plan
 
@@ -245,7 +245,7 @@ def six_sides(size: int) -> Cameras:
     The cameras see the sides front, right, back, left, top and bottom. In the image of the top, the front of the object
     is at the upper edge.
     """
-    return views(GEOMETRY_VIEWS, size, size)
+    return cameras_from_angles(GEOMETRY_VIEWS, size, size)
 
 
 def control_maps(mesh: TexturedMesh, cameras: Cameras) -> Tensor:

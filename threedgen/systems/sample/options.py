@@ -8,7 +8,7 @@ from threedgen.config import Config, ConfigError
 from threedgen.config.plain_file import read_text
 from threedgen.config.registry import Component
 from threedgen.data.options import MESH_FORMATS
-from threedgen.geometry.picture_file import load_image
+from threedgen.geometry.image_file import load_image
 from threedgen.guidance.options import MatteName, MVAdapterConfig
 from threedgen.guidance.weights.loading import check_image
 from threedgen.run.folder import user_path
@@ -86,7 +86,7 @@ class SamplingConfig(PromptedConfig):
     @model_validator(mode="after")
     def _choose_adapter(self) -> Self:
         if isinstance(self.prior, MVAdapterConfig):
-            self.__dict__["prior"] = self.prior.released(self.image is not None, self.mesh is not None)
+            self.__dict__["prior"] = self.prior.with_adapter_file(self.image is not None, self.mesh is not None)
         return self
 
     def check_rig(self, rig: str, **keys: str) -> None:

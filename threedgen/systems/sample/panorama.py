@@ -23,8 +23,8 @@ from torch import Tensor
 from threedgen.config import ConfigError
 from threedgen.geometry import panorama as pano
 from threedgen.geometry.cameras_file import CAMERAS_FILE, write_cameras
+from threedgen.geometry.image_file import load_image
 from threedgen.geometry.images import png, to_uint8, write_mp4, write_png
-from threedgen.geometry.picture_file import load_image
 from threedgen.geometry.views import resize
 from threedgen.geometry.warp import apply_homography, homography, inside, pixel_grid
 from threedgen.geometry.warp import sample as sample_pixels

@@ -16,7 +16,7 @@ from threedgen.config.errors import default_key
 from threedgen.data.scannet import ScanNetWalk
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.cameras_file import read_cameras
-from threedgen.geometry.picture_file import image_shape
+from threedgen.geometry.image_file import image_shape
 from threedgen.geometry.poses import Poses, look_at, unit_vector
 from threedgen.geometry.raster import rasterise_views
 from threedgen.geometry.warp import check_pose_convention, key_frames, overlap, spread_pairs

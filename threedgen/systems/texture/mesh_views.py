@@ -22,7 +22,7 @@ from threedgen.export.shape.mesh import TexturedMesh
 from threedgen.export.surface.blend import OBJECT_BLEND, SCENE_BLEND, BlendOptions
 from threedgen.export.surface.from_views import texture_from_views
 from threedgen.geometry.cameras import Cameras
-from threedgen.geometry.picture_file import MIN_OPAQUE_ALPHA, foreground_mask, load_image
+from threedgen.geometry.image_file import MIN_OPAQUE_ALPHA, foreground_mask, load_image
 from threedgen.geometry.poses import opencv_axes
 from threedgen.geometry.raster import rasterise_views
 from threedgen.geometry.views import resize

@@ -71,7 +71,7 @@ class TextureConfig(SamplingConfig):
         condition = self.prompt.strip() or self.image is not None
         return self.rig.name == "path" or self.views is None and bool(condition)
 
-    def used(self) -> Self:
+    def without_unused_sections(self) -> Self:
         return self if self.samples else self.model_copy(update={"prior": None})
 
     def texts(self) -> list[str]:

@@ -19,8 +19,8 @@ from torch.nn import functional as F
 
 from threedgen.config import ConfigError
 from threedgen.geometry.cameras import Cameras
+from threedgen.geometry.image_file import load_image
 from threedgen.geometry.images import to_uint8, write_png
-from threedgen.geometry.picture_file import load_image
 from threedgen.geometry.views import resize
 from threedgen.guidance.priors.mvdiffusion.inputs import depth_channels, given_condition
 from threedgen.guidance.priors.mvdiffusion.model import MVDiffusion

@@ -152,7 +152,7 @@ def train(task: Task) -> Status:
     if model.unet.class_embedding is not None:
         raise ConfigError("is a multi-view model. Choose a 2D model, such as toybox-base", "start", config.start)
     network = add_adapter(config, model)
-    task.name_weights({"start": identify(config.start)})
+    task.record_weights({"start": identify(config.start)})
 
     def source(split: str) -> ObjectViews:
         views = (config.control, "ref" in config.branches, config.anywhere, config.fov)

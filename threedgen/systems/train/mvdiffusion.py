@@ -252,7 +252,7 @@ def train(task: Task) -> Status:
         problem = f"the further input of the 2D model is {model.extra}, and variant {config.variant} needs {needed}"
         key = "start" if reused is None else "blocks"
         raise ConfigError(f"{problem}. Use another, or one without any and the stage single_view", key, config.start)
-    task.name_weights({"start": identify(config.start)})
+    task.record_weights({"start": identify(config.start)})
     data = scene_data(task, model, registry.build("scene-source", config.scenes, config.seed, "train"))
     lora = None if o is None else train_single_views(task, model, data, o, blocks)
     seed_networks(config.seed, "views")

@@ -65,7 +65,7 @@ def make(task: Task) -> None:
     task.summarise(scenes=len(all_jobs))
 
 
-run = partial(run_task, make, files=(FOLDER, SCANNET), again=True)
+run = partial(run_task, make, files=(FOLDER, SCANNET), rerun_finished=True)
 
 
 def jobs(config: MakeToyRoomsConfig) -> Iterator[Job]:

@@ -181,7 +181,7 @@ def make(task: Task) -> None:
     task.summarise(scenes=len(every), files=folders)
 
 
-run = partial(run_task, make, again=True)
+run = partial(run_task, make, rerun_finished=True)
 
 
 def jobs(config: MakeSRNToyboxConfig) -> Iterator[Job]:

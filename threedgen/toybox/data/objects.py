@@ -99,4 +99,4 @@ def make(task: Task) -> None:
     task.summarise(assets=config.count)
 
 
-run_assets = partial(run_task, make, result="captions.csv", files=("captions.csv",), again=True)
+run_assets = partial(run_task, make, result="captions.csv", files=("captions.csv",), rerun_finished=True)

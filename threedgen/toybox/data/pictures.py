@@ -142,7 +142,7 @@ class ToyboxObjects(ObjectViews):
         low, high = bounds(asset.primitives)
         return asset.move_and_scale((low + high) / 2, 2 * HALF / float((high - low).max()))
 
-    def photograph(self, index: int, at: Cameras) -> np.ndarray:
+    def render_views(self, index: int, at: Cameras) -> np.ndarray:
         return self.render(index, at, supersample=2).rgb
 
     def surface(self, index: int, at: Cameras) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -27,10 +27,10 @@ from threedgen.evaluation.metrics.figures import (
     mean_estimate,
     median,
     paired_differences,
-    share,
+    proportion,
 )
 from threedgen.evaluation.report import figure_table, rounded, write_report, write_strips
-from threedgen.evaluation.runner import Evaluation, evaluation_task, kept_json, kept_views
+from threedgen.evaluation.runner import Evaluation, cached_json, cached_views, evaluation_task
 from threedgen.export.renders import field_renderer
 from threedgen.export.run_field import field_view, load_field
 from threedgen.geometry.images import to_uint8
@@ -138,9 +138,9 @@ class Comparison(Evaluation[Compare3DConfig, tuple[str, Job], Row]):
         path = folder / CHECKPOINTS / BUDGETS[budget]
         path = path if path.is_file() else path.with_name(LAST)
         measured = self.folder / "measured" / f"{job.key}-{budget}"
-        views = kept_views(measured.with_suffix(".safetensors"), key, partial(self._views, folder, path))
+        views = cached_views(measured.with_suffix(".safetensors"), key, partial(self._views, folder, path))
         figures = partial(self._measurements, folder, path, job.prompt, views)
-        return kept_json(measured.with_suffix(".json"), figures, **key), views
+        return cached_json(measured.with_suffix(".json"), figures, **key), views
 
     def _views(self, folder: Path, path: Path) -> Array:
         # views (V, H, W, 3) in [0, 1] of the object in a checkpoint, unlit, on a grey background
@@ -206,7 +206,7 @@ object are judged by the probe. Differences are from the first variant, mean ove
         there are two or more objects. ``budget`` is "steps" or "time".
         """
         found = [row.found[budget] for row in rows]
-        table: Json = {key: share([one.get(key) for one in found]).plain() for key in JUDGED}
+        table: Json = {key: proportion([one.get(key) for one in found]).plain() for key in JUDGED}
         rough = [one["roughness"] for one in found]
         table["roughness"] = estimate(median(rough), bootstrap(rough, statistic=np.median))
         table |= {key: mean_estimate([one[key] for one in found]) for key in MEASURED if key != "roughness"}
@@ -223,7 +223,7 @@ object are judged by the probe. Differences are from the first variant, mean ove
             judge_views(self.probe, second.rgb, self.cases[caption].spec, self.azimuth, vote=True).answers
             for caption, (_, second) in self.truth.items()
         ]
-        table: Json = {key: share([one.get(key) for one in verdicts]).plain() for key in JUDGED}
+        table: Json = {key: proportion([one.get(key) for one in verdicts]).plain() for key in JUDGED}
         rough = [roughness(second.normal, second.mask) for _, second in pairs]
         table["roughness"] = estimate(median(rough), bootstrap(rough, statistic=np.median))
         colours = [colour_disagreement(self._colours(second.rgb), self.chance_distance) for _, second in pairs]

@@ -7,7 +7,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from threedgen.evaluation.metrics.figures import Json, Share, equal_error, in_order, majority, share, share_of_groups
+from threedgen.evaluation.metrics.figures import (
+    Json,
+    Proportion,
+    equal_error,
+    in_order,
+    majority,
+    proportion,
+    proportion_of_groups,
+)
 from threedgen.evaluation.metrics.fronts import classify_ring
 from threedgen.evaluation.options import FRONT_THRESHOLD
 from threedgen.evaluation.report import rounded
@@ -134,7 +142,7 @@ def _sides(views: Answers, azimuth: np.ndarray) -> tuple[dict[str, Answer], int,
     return answers, ring.fronts, float(np.degrees(np.abs(np.angle(np.exp(1j * difference)))).mean())
 
 
-def tally(verdicts: Sequence[Verdict]) -> dict[str, Share]:
+def tally(verdicts: Sequence[Verdict]) -> dict[str, Proportion]:
     """Return a dict from each key of `FIGURES` that has answers to the share of correct answers over all verdicts.
 
     The intervals of answers about single views are bootstrapped over objects.
@@ -144,7 +152,7 @@ def tally(verdicts: Sequence[Verdict]) -> dict[str, Share]:
         found = [verdict.answers.get(key) for verdict in verdicts]
         groups = [answer for answer in found if isinstance(answer, list)]
         single = [answer for answer in found if not isinstance(answer, list)]
-        figures[key] = share_of_groups(groups) if groups else share(single)
+        figures[key] = proportion_of_groups(groups) if groups else proportion(single)
     return {key: figure for key, figure in figures.items() if figure.total}
 
 

@@ -16,7 +16,7 @@ import torch
 
 from threedgen.evaluation import report
 from threedgen.evaluation.metrics.distributions import colour_disagreement, foreground_means
-from threedgen.evaluation.metrics.figures import Estimate, Json, Share, mean_estimate, share
+from threedgen.evaluation.metrics.figures import Estimate, Json, Proportion, mean_estimate, proportion
 from threedgen.evaluation.prior import PriorEvaluation
 from threedgen.evaluation.runner import evaluation_task, random_ring, ring_poses
 from threedgen.guidance.matte import Matte
@@ -99,7 +99,9 @@ def measure_open_prompts(
     words = [case.spec.part for case in cases["worn"]]
     for name, of in sources.items():
         found["accessories"][name] = {
-            kind: share([is_present(probe, v, word) for v, word in zip(of[parts[group]], words, strict=True)]).plain()
+            kind: proportion(
+                [is_present(probe, v, word) for v, word in zip(of[parts[group]], words, strict=True)]
+            ).plain()
             for kind, group in (("with", "worn"), ("without", "plain"))
         }
         found["variety"][name] = _variety(probe, matte, cases["variety"], of[parts["variety"]])
@@ -135,7 +137,7 @@ def open_table(figures: Json, count: int, seeds: int) -> str:
     both, agreement, entropy = ("measured", "truth"), figures["agreement"], f"{math.log2(min(seeds, 12)):.2f}"
 
     def rates(kind: str) -> list[str]:
-        return [report.format_rate(Share.of(figures["accessories"][name][kind])) for name in both]
+        return [report.format_rate(Proportion.of(figures["accessories"][name][kind])) for name in both]
 
     def numbers(key: str) -> list[str]:
         return [report.format_estimate(figures["variety"][name][key]) for name in both]
@@ -143,7 +145,7 @@ def open_table(figures: Json, count: int, seeds: int) -> str:
     colours = [report.format_estimate(agreement[name]) for name in both]
     rows = [
         ["Lab distance of the four views, no colour named", *colours, f"{agreement['chance']:.1f}"],
-        [f"nouns below {LOW_DISTANCE}", report.format_rate(Share(agreement["below_15"], count)), "", ""],
+        [f"nouns below {LOW_DISTANCE}", report.format_rate(Proportion(agreement["below_15"], count)), "", ""],
         ["accessory without a colour is present", *rates("with"), ""],
         ["the same without its word", *rates("without"), ""],
         [f"entropy of colour names over {seeds} seeds, bits", *numbers("colour_entropy"), entropy],

@@ -14,7 +14,14 @@ import torch
 
 from threedgen.evaluation.metrics.distributions import distance_functions
 from threedgen.evaluation.metrics.figures import Estimate, Json, bootstrap, jackknife_estimate, median
-from threedgen.evaluation.report import format_limits, format_share, markdown_table, rounded, write_report, write_strips
+from threedgen.evaluation.report import (
+    format_limits,
+    format_proportion,
+    markdown_table,
+    rounded,
+    write_report,
+    write_strips,
+)
 from threedgen.export.shape.from_field import MAX_HALF_LIGHT_DEPTH, FieldView, field_surface, half_light_depth
 from threedgen.export.shape.opacity import EmptyField
 from threedgen.geometry.images import to_uint8
@@ -235,7 +242,7 @@ def verdict_table(measured: Sequence[Verdict], truth: Sequence[Verdict], keys: S
     rows = [
         [
             FIGURES[key],
-            *(words(shares.get(key)) for shares in (ours, theirs) for words in (format_share, format_limits)),
+            *(words(shares.get(key)) for shares in (ours, theirs) for words in (format_proportion, format_limits)),
         ]
         for key in keys
         if key in ours or key in theirs

@@ -24,10 +24,10 @@ from torch import Tensor
 
 from threedgen.config import registry
 from threedgen.evaluation import runner
-from threedgen.evaluation.metrics.figures import Json, Share, bootstrap, median, share_of_groups
+from threedgen.evaluation.metrics.figures import Json, Proportion, bootstrap, median, proportion_of_groups
 from threedgen.evaluation.report import format_estimate, format_rate, markdown_table, write_report
+from threedgen.geometry.image_file import load_image
 from threedgen.geometry.images import grid, write_png
-from threedgen.geometry.picture_file import load_image
 from threedgen.guidance.prior import Prior
 from threedgen.run import folder as runs
 from threedgen.run.arrays import Array
@@ -90,20 +90,22 @@ class Subjects(runner.Evaluation[EvaluateSubjectsConfig, int, Json]):
         self.base = prior_of(tuning_config(config, self.folder, config.preservation[0], "thing"))
 
     def prepare(self) -> None:
-        self.base_scores = runner.kept_json(self.folder / "held-out.json", partial(self.held_out, self.base))["scores"]
+        self.base_scores = runner.cached_json(self.folder / "held-out.json", partial(self.held_out, self.base))[
+            "scores"
+        ]
 
     def measure(self, item: int) -> Json:
         config, subject = self.config, self.make_subject(item)
         self.progress.note(subject.folder.name)
         found = {
-            "base": runner.kept_json(
+            "base": runner.cached_json(
                 subject.folder / "base.json", partial(self.measure_samples, subject, self.base, "base")
             )
         }
         for method, strength in config.rows:
             tuning, key = tuning_config(config, subject.folder, method, subject.asset.noun), row_key(method, strength)
             tune(tuning)
-            found[key] = runner.kept_json(
+            found[key] = runner.cached_json(
                 subject.folder / f"{key}.json", partial(self.measure_tuned, subject, tuning, key, strength)
             )
         found["base"]["held_out"] = self.base_scores
@@ -302,7 +304,7 @@ def compare(rows: Rows, key: str) -> Json:
         return mean_difference([np.mean(a) - np.mean(b) for a, b in zip(ours, theirs, strict=True)])
 
     def correct(name: str) -> Json:
-        return share_of_groups([answer[name] for answer in found["answers"]] for found in tuned).plain()
+        return proportion_of_groups([answer[name] for answer in found["answers"]] for found in tuned).plain()
 
     return {
         "identity": float(np.mean([found["identity"] for found in tuned])),
@@ -335,7 +337,7 @@ def table(figures: Mapping[str, Json]) -> str:
         low, high = found["identity_interval"] or (None, None)
         identity = format_estimate({"mean": found["identity"], "low": low, "high": high})
         cells = [row_name(key), identity, interval(found["identity_gain"], 1, 3)]
-        cells += [format_rate(Share.of(found[name])) for name in ("order", "bound")]
+        cells += [format_rate(Proportion.of(found[name])) for name in ("order", "bound")]
         cells += [interval(found[name], 100, 1) for name in ("own_change", "class_change", "held_out_change")]
         rows.append([*cells, "-" if found["seconds"] is None else f"{found['seconds']:.0f}"])
     return markdown_table(heads, rows)

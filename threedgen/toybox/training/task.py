@@ -71,7 +71,7 @@ def load_start(task: Task, start: str, image_size: int | None = None) -> LatentD
     """
     config: TrainBaseConfig | TrainPriorConfig = task.config
     prior = LatentDiffusion.load(start, image_size=image_size)
-    task.name_weights({"start": identify(start)})
+    task.record_weights({"start": identify(start)})
     if config.widen is not None:
         prior.unet = widen(prior.unet, config.widen, generator(config.seed, 0, "wider"))
     return prior
@@ -205,7 +205,7 @@ def train_own(task: Task) -> Status:
     if config.rendered is None and not task.quiet and is_rank_zero():
         say(f"contact sheet of the assets: {task.folder / 'sheet.png'}")
     prior = load_own_start(config)
-    task.name_weights(config.prior.identify(), "prior.")
+    task.record_weights(config.prior.identify(), "prior.")
     trained = split(shards, config.held_out, "train")
     single: Source = AssetViews(shards, trained, seed, 1)
     if config.pictures is not None:

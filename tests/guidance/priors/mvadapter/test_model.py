@@ -25,7 +25,13 @@ from threedgen.guidance.guidance import Condition
 from threedgen.guidance.losses.options import SDSConfig
 from threedgen.guidance.losses.sds import SDS
 from threedgen.guidance.options import MVAdapterConfig, Shift
-from threedgen.guidance.priors.mvadapter.inputs import GEOMETRY_VIEWS, RAY_VIEWS, geometry_maps, ray_maps, views
+from threedgen.guidance.priors.mvadapter.inputs import (
+    GEOMETRY_VIEWS,
+    RAY_VIEWS,
+    cameras_from_angles,
+    geometry_maps,
+    ray_maps,
+)
 from threedgen.guidance.priors.mvadapter.model import MVAdapter
 from threedgen.guidance.priors.mvadapter.network import AdapterSettings
 from threedgen.guidance.priors.mvdream import MVDream
@@ -33,7 +39,7 @@ from threedgen.guidance.schedule import Schedule
 from threedgen.guidance.weights import components
 
 PROMPT = "a red dog"
-C2W = views(RAY_VIEWS[:3], 16, 16).c2w
+C2W = cameras_from_angles(RAY_VIEWS[:3], 16, 16).c2w
 
 
 @pytest.mark.parametrize("config", [{}, TOYBOX])
@@ -54,7 +60,7 @@ def test_sample_views_follows_text_and_reference_image(config: Any) -> None:
 
 def test_geometry_adapter_takes_maps_of_a_mesh_only() -> None:
     model = adapted_model(AdapterSettings("rowcol", control="geometry"), ("mv",))
-    cameras = views(GEOMETRY_VIEWS, 16, 16)
+    cameras = cameras_from_angles(GEOMETRY_VIEWS, 16, 16)
     origins, _ = cameras.rays()
     maps = geometry_maps(origins, torch.ones_like(origins), torch.ones(6, 16, 16))
     assert model.sample_views(PROMPT, maps, steps=1, generator=cpu()).shape == (6, 16, 16, 3)
@@ -66,7 +72,7 @@ def test_geometry_adapter_takes_maps_of_a_mesh_only() -> None:
 
 def test_perspective_adapter_takes_plucker_maps() -> None:
     model = adapted_model(AdapterSettings(fov=40.0))
-    cameras = views(RAY_VIEWS, 16, 24, model.fov)
+    cameras = cameras_from_angles(RAY_VIEWS, 16, 24, model.fov)
     maps = model.camera(2 * cameras.c2w)  # the distance does not matter
     assert maps.shape == (6, 6, model.image_size, model.image_size) and 0 <= maps.min() and maps.max() <= 1
     front, middle = 2 * ray_maps(cameras)[0] - 1, (slice(None), slice(7, 9), slice(11, 13))
@@ -220,5 +226,5 @@ def test_build_refuses_unusable_coarse_predictors_and_multi_view_base(tmp_path: 
 @pytest.mark.parametrize("size", [(16, 16), (16, 24), (24, 16)])
 def test_cameras_see_the_whole_mesh(fov: float, size: tuple[int, int]) -> None:
     corner = torch.tensor([[0.5, 0.0, 0.0], [0.0, 0.0, 0.5], [0.0, -0.5, 0.0]])
-    pixels, depth = views(GEOMETRY_VIEWS, *size, fov).project(corner)
+    pixels, depth = cameras_from_angles(GEOMETRY_VIEWS, *size, fov).project(corner)
     assert (pixels > 0).all() and (pixels < torch.tensor(size[::-1])).all() and (depth > 0).all()

@@ -172,14 +172,14 @@ def test_points_behind_camera_count_only_for_released_weights() -> None:
     K, c2w = panorama.intrinsics(pi / 2, 32, 32), torch.eye(4).double().repeat(2, 1, 1)
     c2w[1, :3, :3] = panorama.rotation(pi)  # back to back
     for released in (True, False):
-        geometry = DepthGeometry(torch.full((2, 32, 32), 2.0), c2w, K, released=released)
+        geometry = DepthGeometry(torch.full((2, 32, 32), 2.0), c2w, K, as_released=released)
         assert (geometry.overlap[0, 1] > 0.9) == released and geometry.keys(4, 4, CPU)[0].mask.any() == released
     for encoding in ("reference", "capped"):
         model = tiny_model("depth")
         model.multiview.encoding = encoding
         at = Cameras(opencv_axes(c2w.float()), Projection(K.float().expand(2, 3, 3)), 32, 32)
         geometry = model.geometry(at, torch.full((2, 32, 32), 2.0))
-        assert geometry.released == (encoding == "reference")
+        assert geometry.as_released == (encoding == "reference")
 
 
 def test_depth_relation_of_turned_camera() -> None:

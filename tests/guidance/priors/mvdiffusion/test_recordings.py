@@ -14,7 +14,7 @@ from threedgen.geometry import panorama, warp
 from threedgen.guidance.priors.mvdiffusion.caa import DepthBlock, PanoramaBlock, PositionalEncoding
 from threedgen.guidance.priors.mvdiffusion.geometry import DepthGeometry, Geometry, PanoramaGeometry, Scenes
 from threedgen.guidance.priors.mvdiffusion.unet import ImageEncoding
-from threedgen.guidance.priors.mvdiffusion.weights import convert_released
+from threedgen.guidance.priors.mvdiffusion.weights import build_network
 
 CPU = torch.device("cpu")
 
@@ -171,7 +171,7 @@ def test_image_encoding_matches_recording(path: Path) -> None:
 def test_panorama_network_matches_recording(path: Path, prefix: str) -> None:
     weights, rest, meta = read(path)
     weights = {prefix + name: tensor for name, tensor in weights.items()}
-    network = convert_released(weights, UNet2DConditionModel(**meta["unet"]))
+    network = build_network(weights, UNet2DConditionModel(**meta["unet"]))
     assert network.kind == "panorama" and not network.has_condition
     x, t, text = (rest[name].flatten(0, 1) for name in ("latents", "timestep", "prompt_embd"))
     out = network(x, t, text, panoramas(rest, (8 * x.shape[-2], 8 * x.shape[-1])))
@@ -187,7 +187,7 @@ def test_panorama_network_matches_recording(path: Path, prefix: str) -> None:
 @recorded("depth_mv_unet")
 def test_depth_network_matches_recording(path: Path) -> None:
     weights, rest, meta = read(path)
-    network = convert_released(weights, UNet2DConditionModel(**meta["unet"]))
+    network = build_network(weights, UNet2DConditionModel(**meta["unet"]))
     assert network.kind == "depth" and network.has_condition
     given = [rest[name].flatten(0, 1) for name in ("latents", "timestep", "prompt_embd")]
     geometry = depths(rest)

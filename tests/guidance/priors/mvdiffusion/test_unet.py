@@ -11,7 +11,7 @@ from tests.support.errors import refused
 from tests.support.tiny_mvdiffusion import awaken, inputs, ring, tiny_base, wall
 from threedgen.guidance.priors.mvdiffusion.geometry import Scenes
 from threedgen.guidance.priors.mvdiffusion.unet import Kind, MultiviewUNet
-from threedgen.guidance.priors.mvdiffusion.weights import convert_released, save_blocks
+from threedgen.guidance.priors.mvdiffusion.weights import build_network, save_blocks
 from threedgen.guidance.weights.files import read_tensors
 
 THREE_LEVELS: dict[str, Any] = {
@@ -99,21 +99,21 @@ def test_released_checkpoint_is_converted(network: MultiviewUNet, tmp_path: Path
     file = tmp_path / "depth_gen.ckpt"
     callbacks = {ModelCheckpoint: {"best": Path("a")}, "hyper_parameters": Namespace(lr=1e-4)}
     torch.save({"state_dict": released(network), "epoch": 4, "callbacks": callbacks}, file)
-    loaded = convert_released(read_tensors(file), tiny_base())
+    loaded = build_network(read_tensors(file), tiny_base())
     batch = inputs(3, size=(4, 6))
     torch.testing.assert_close(loaded(*batch, wall()), network(*batch, wall()))
 
 
 def test_checkpoint_without_base_unet_uses_given_base(network: MultiviewUNet) -> None:
     weights = {name: tensor for name, tensor in released(network).items() if ".unet." not in name}
-    loaded = convert_released(weights, tiny_base())
+    loaded = build_network(weights, tiny_base())
     assert not loaded.training
     torch.testing.assert_close(loaded.state_dict(), network.state_dict())
 
 
 def test_encoding_is_recognised_by_frequencies() -> None:
     capped = MultiviewUNet(tiny_base(), encoding="capped")
-    found = convert_released(released(capped), tiny_base())
+    found = build_network(released(capped), tiny_base())
     assert torch.equal(found.cp_blocks_mid.pe.freq_bands, capped.cp_blocks_mid.pe.freq_bands)
     assert found.kind == "panorama"
 
@@ -122,7 +122,7 @@ def test_frequencies_beyond_float16_are_saved_exactly(tmp_path: Path) -> None:
     wide = MultiviewUNet(tiny_base(block_out_channels=(64, 64)), "depth")  # up to 2^31
     save_blocks(tmp_path / "blocks.safetensors", wide, None)
     weights = read_tensors(tmp_path / "blocks.safetensors")
-    found = convert_released(weights, tiny_base(block_out_channels=(64, 64)))
+    found = build_network(weights, tiny_base(block_out_channels=(64, 64)))
     assert found.encoding == "reference"
     assert torch.equal(found.cp_blocks_mid.attn1.pe.freq_bands, wide.cp_blocks_mid.attn1.pe.freq_bands)
 
@@ -140,11 +140,11 @@ def test_frequencies_beyond_float16_are_saved_exactly(tmp_path: Path) -> None:
 def test_convert_released_refuses_wrong_tensors(network: MultiviewUNet, change: dict, values: list) -> None:
     weights = {name: tensor for name, tensor in (released(network) | change).items() if tensor is not None}
     with refused(None, *values):
-        convert_released(weights, tiny_base())
+        build_network(weights, tiny_base())
 
 
 def test_convert_released_refuses_other_networks(network: MultiviewUNet) -> None:
     with refused(None, "cp_blocks_mid"):
-        convert_released(tiny_base().state_dict(), tiny_base())
+        build_network(tiny_base().state_dict(), tiny_base())
     with refused(None, 32, 48):
-        convert_released(released(network), tiny_base(block_out_channels=(48, 48)))
+        build_network(released(network), tiny_base(block_out_channels=(48, 48)))

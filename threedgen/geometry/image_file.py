@@ -12,7 +12,7 @@ from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 from pillow_heif import register_heif_opener
 
 from threedgen.config.errors import ConfigError
-from threedgen.config.plain_file import ordinary
+from threedgen.config.plain_file import require_regular_file
 from threedgen.run.arrays import Array
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF", "HEIF", "TGA", "DDS")
@@ -99,7 +99,11 @@ def open_image(file: Path | bytes, name: str = "", key: str = "") -> Iterator[Im
     register_heif_opener()
     with ExitStack() as stack:
         try:
-            raw = io.BytesIO(file) if isinstance(file, bytes) else open(ordinary(file, MAX_BYTES), "rb", buffering=0)
+            raw = (
+                io.BytesIO(file)
+                if isinstance(file, bytes)
+                else open(require_regular_file(file, MAX_BYTES), "rb", buffering=0)
+            )
             reader = stack.enter_context(_Reader(raw, name, key))
             reader.check_strips()
             with warnings.catch_warnings():

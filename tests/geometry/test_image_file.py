@@ -13,8 +13,8 @@ from pillow_heif import register_heif_opener
 from tests.support.colour_profile import rgb_profile
 from tests.support.errors import refused
 from threedgen.config import ConfigError
+from threedgen.geometry.image_file import image_shape, load_image, read_depth, read_foreground
 from threedgen.geometry.images import to_srgb, write_depth
-from threedgen.geometry.picture_file import image_shape, load_image, read_depth, read_foreground
 
 QUADRANTS = np.array([[[220, 30, 30], [30, 200, 30]], [[30, 60, 220], [240, 220, 40]]], np.uint8)
 NOISE = np.random.default_rng(0).integers(0, 255, (40, 60, 3)).astype(np.uint8)
@@ -136,7 +136,7 @@ def _slow_images(folder: Path) -> dict[str, tuple[str, int]]:
 def test_images_that_take_very_long_are_refused(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     limit, value = _slow_images(tmp_path)[name]
     assert load_image(tmp_path / name).size == (60, 40)
-    monkeypatch.setattr(f"threedgen.geometry.picture_file.{limit}", value)
+    monkeypatch.setattr(f"threedgen.geometry.image_file.{limit}", value)
     with refused("photos", tmp_path / name):
         load_image(tmp_path / name, key="photos")
 
