@@ -1,4 +1,4 @@
-"""Reader of existing samples of any method, which an evaluation measures instead of sampling a prior.
+"""Reader of views in image files, which an evaluation measures instead of sampling a prior. Any program can make them.
 
 RUN/wanted.csv                 table of the views that the folder should have: file name, prompt, camera in degrees
 FOLDER/00003/0.png, 1.png ...  views of prompt 3; any image format, the middle square of an image is used
@@ -34,7 +34,7 @@ def read_existing(folder: str, run: Path, prompts: Sequence[str], c2w: Tensor, p
         run: run folder of the evaluation.
         prompts: N prompts.
         c2w: camera-to-world poses (N, V, 4, 4) of the wanted views.
-        part: subfolder, in ``folder`` of the views, and in ``run`` of wanted.csv.
+        part: name of a subfolder: views are read from FOLDER/PART, and the table is RUN/PART/wanted.csv; "": none.
     """
     place = user_path(folder, KEY) / part
     position = c2w[..., :3, 3].numpy()

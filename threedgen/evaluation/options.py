@@ -25,7 +25,10 @@ ExistingViews = Annotated[str | None, Field(min_length=1, description="folder of
 
 
 class InceptionFeaturesConfig(Config):
-    """Features of the Inception-v3 of published FIDs (torchmetrics), which suits photos."""
+    """Features of the Inception-v3 of published FIDs (torchmetrics), which suits photos.
+
+    Config of `features.InceptionFeatures`, without options.
+    """
 
     name: Literal["inception"] = "inception"
 

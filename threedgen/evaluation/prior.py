@@ -1,6 +1,7 @@
-"""Base class of evaluations that sample a prior, measurement of view use, and task "evaluate-own-prior".
+"""Base class of evaluations that sample a diffusion prior, and task "evaluate-own-prior" for priors that users trained.
 
-The task samples views for the captions of user assets and compares the samples with renders of the assets:
+The module also measures view use: how much a prior uses the other views of an object when it denoises one view. The
+task samples views for the captions of user assets and compares the samples with renders of the assets:
 
 RUN/samples/00003.safetensors   batch 3 of the samples; a killed run resumes after its last batch
 RUN/report.json, .md            FID and likeness with intervals, for the samples and for other renders of the assets
@@ -103,7 +104,8 @@ class PriorEvaluation(Evaluation[P, int, Row]):
     def view_use(self, objects: Captioned) -> tuple[str, Json]:
         """Measure with the function `measure_view_use` how much the prior uses the other views of an object.
 
-        Return a Markdown section and the measured values. The attribute `timestep_per_view` of the prior must be True.
+        Return a Markdown section and the measured values. The prior must accept a different timestep
+        for each view, so its attribute `timestep_per_view` must be True.
         """
         assert self.prior is not None
         figures = measure_view_use(self.prior, Objects.encoded(self.prior, objects), self.config.seed)

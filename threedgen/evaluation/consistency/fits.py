@@ -47,7 +47,7 @@ class Job:
         cameras: V cameras of the views.
         held_out: indices of the views that the neural field is not fitted to.
         truth: original views (V, H, W, 3), uint8, to compare ``images`` with; None: no comparison.
-        sampled: indices of the views that are compared with ``truth``.
+        sampled: indices of the target views. Only these are compared with ``truth``; the sampler was given the others.
         bounds: ball that the neural field covers; None: the ball is computed from the cameras.
     """
 
@@ -70,7 +70,7 @@ class Job:
         return Path(str(self.config.out)) / "scores" / f"{self.scene}.{self.sampler}.json"
 
     def key(self) -> str:
-        """Return a hash of everything that determines the score."""
+        """Return a hash of all inputs and options that determine the score; a stored score with another is outdated."""
         digest, c = hashlib.sha256(), self.config
         truth = () if self.truth is None else (self.truth,)
         for array in (self.images, self.cameras.c2w.numpy(), self.cameras.K.numpy(), *truth):

@@ -27,7 +27,10 @@ MIN_VIEWS = 4  # minimum number of views of a scene: the field is fitted to some
 
 
 class MVDreamSamplerConfig(Config):
-    """Sampler with a multi-view diffusion model (prior), which samples many views of an object from a prompt."""
+    """Sampler with a multi-view diffusion model (prior), which samples many views of an object from a prompt.
+
+    Options of the sampler "mvdream" (`scenes.MVDreamSampler`).
+    """
 
     together: ClassVar[int] = 0  # number of views that are denoised together; 0: all views
 
@@ -38,7 +41,10 @@ class MVDreamSamplerConfig(Config):
 
 
 class MVAdapterSamplerConfig(Config):
-    """Sampler with a 2D diffusion model and MV-Adapter, which samples many views of an object from image or prompt."""
+    """Sampler with a 2D diffusion model and MV-Adapter, which samples many views of an object from image or prompt.
+
+    Options of the sampler "mvadapter" (`scenes.MVAdapterSampler`).
+    """
 
     name: Literal["mvadapter"] = Field("mvadapter", description="conditioned on the given view, else on text")
     prior: AdapterPrior = Field({}, description="2D model with an adapter to evaluate")
@@ -48,7 +54,10 @@ class MVAdapterSamplerConfig(Config):
 
 
 class FolderSamplerConfig(Config):
-    """Existing views: photos with poses (transforms.json, COLMAP), or PATH/SCENE/{rgb,pose,intrinsics.txt}."""
+    """Existing views: photos with poses (transforms.json, COLMAP), or PATH/SCENE/{rgb,pose,intrinsics.txt}.
+
+    Options of the sampler "folder" (`scenes.FolderSampler`). PATH is the option ``path``.
+    """
 
     name: Literal["folder"] = Field("folder", description="posed photos, or images in the layout of the SRN archives")
     path: str = Field(min_length=1, description="transforms.json, folder of a scene, or folder of scenes")
@@ -85,7 +94,7 @@ class FolderSamplerConfig(Config):
 class PosedScenesConfig(Config):
     """Photos with poses, or scenes of an SRN archive: one view is given, the others are targets.
 
-    The sampler receives the given view and samples the target views.
+    Options of the scenes "posed" and "srn". The sampler receives the given view and samples the target views.
     """
 
     name: Literal["posed", "srn"] = "posed"
@@ -119,20 +128,26 @@ class PosedScenesConfig(Config):
 class SampledScenesConfig(Config):
     """Scenes of the existing views that the sampler "folder" reads; there are no original views to compare with.
 
-    The first sampler must be a folder of existing views (`FolderSamplerConfig`).
+    Options of the scenes "sampled". The first sampler must be a folder of existing views (`FolderSamplerConfig`).
     """
 
     name: Literal["sampled"] = "sampled"
 
 
 class TSEDConfig(Config):
-    """Thresholded symmetric epipolar distance (TSED) of consecutive views (Yu et al. 2023)."""
+    """Thresholded symmetric epipolar distance (TSED) of consecutive views (Yu et al. 2023).
+
+    Options of this metric: the fraction of pairs of views that obey epipolar geometry (`tsed.py`).
+    """
 
     pairs: int = Field(24, ge=0, le=100_000, description="pairs of neighbouring views per scene; 0: no TSED")
 
 
 class ProbeWeightsConfig(Config):
-    """Toybox probe (classifier of toybox images), whose features FID and KID use."""
+    """Toybox probe (classifier of toybox images), whose features FID and KID use.
+
+    Options of the network: its weights.
+    """
 
     weights: str = Field("embedded", min_length=1, description="'embedded', or a train-probe run's .safetensors file")
 

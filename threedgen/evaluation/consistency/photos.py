@@ -1,4 +1,7 @@
-"""Readers of existing views of a scene for the consistency score: SRN layout, or photos with poses."""
+"""Readers of existing views of a scene for the consistency score: photos with poses, or the layout of SRN archives.
+
+A scene of an SRN archive (scene representation networks) has the folders rgb/ and pose/ and the file intrinsics.txt.
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +38,7 @@ class FolderScene(NamedTuple):
     """Existing views of a scene.
 
     Attributes:
-        views: reader of the views.
+        views: the cameras, and a reader of the images.
         bounds: ball that a field of the scene covers; None if the ball is to be computed from the cameras.
         notes: remarks for the user, such as missing photos.
     """

@@ -191,7 +191,10 @@ class GroupSampler:
         return f"{digest(self.prior.networks)} {config_hash(self.config)}"
 
     def sample_group(self, request: Request, c2w: Tensor, rng: torch.Generator) -> Tensor:
-        """Sample G views jointly at camera-to-world poses ``c2w`` (G, 4, 4). Return images (G, H, W, 3) in [0, 1]."""
+        """Sample G views jointly at camera-to-world poses ``c2w`` (G, 4, 4). Return images (G, H, W, 3) in [0, 1].
+
+        ``request`` has the prompt and the condition views of the scene; its target cameras are those of all groups.
+        """
         raise NotImplementedError
 
     def _sample(self, request: Request) -> Tensor:

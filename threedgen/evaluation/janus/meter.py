@@ -154,7 +154,8 @@ class Meter:
     def evaluate(self, sides: Array, unknown_orientation: bool = False) -> RingResult:
         """Count the fronts of an object from the probabilities ``sides`` (V, 4) of the sides in its views.
 
-        ``unknown_orientation`` is whether the orientation of the object is unknown.
+        If ``unknown_orientation`` is True, the views are compared with the sides that the cameras would see in the
+        orientation that fits them best. The number of fronts does not depend on it.
         """
         return classify_ring(sides, self.azimuth, self.config.threshold, unknown_orientation)
 

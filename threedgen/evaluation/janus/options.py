@@ -35,7 +35,10 @@ SKIPPED_PARTS = {"export.enabled": False, "preview.enabled": False, "result.turn
 
 
 class CLIPSidesConfig(Config):
-    """Zero-shot classification of the side that a view shows by CLIP, for objects other than toybox objects."""
+    """Zero-shot classification of the side that a view shows by CLIP, for objects other than toybox objects.
+
+    Options of the view classifier "clip" (`meter.CLIPSides`).
+    """
 
     name: Literal["clip"] = Field("clip", description="zero-shot CLIP, for anything that photos show")
     weights: str = Field(
@@ -56,7 +59,10 @@ class CLIPSidesConfig(Config):
 
 
 class MeterConfig(Config):
-    """Janus meter: ring of cameras around an object, and classifier of the side that each view shows."""
+    """Janus meter: ring of cameras around an object, and classifier of the side that each view shows.
+
+    Options of `meter.Meter`, which counts the fronts of an object.
+    """
 
     classifier: ViewClassifier = Field({}, description="classifier of the side that a view shows")
     n_view: int = Field(8, ge=8, le=360, description="number of evenly spaced views")
@@ -67,8 +73,8 @@ class MeterConfig(Config):
 class TruthConfig(Config):
     """Objects with a known number of fronts, on which the error rates of the Janus meter are measured.
 
-    Each object is used unchanged, with one front, and with its back half replaced by a copy of its front half. If
-    ``assets`` is null, the objects are toybox objects, and objects without a front are added.
+    Options of the test objects. Each object is used unchanged, with one front, and with its back half replaced by a
+    copy of its front half. If ``assets`` is null, they are toybox objects, and objects without a front are added.
     """
 
     objects: int = Field(300, ge=0, le=100_000, description="objects of each kind to measure the meter's errors on")
@@ -189,7 +195,7 @@ class Plan:
         prompts: prompts that have jobs.
         refused: dict from each method that cannot run to the reason.
         left_out: dict from each prompt whose object has no front to the reason.
-        toybox: whether all methods make toybox objects.
+        toybox: whether all methods make toybox objects; if not, error rates measured on toybox objects do not apply.
     """
 
     jobs: list[Job]

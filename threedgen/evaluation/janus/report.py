@@ -95,8 +95,8 @@ class Result:
 class Reader:
     """Janus meter for mesh files. It stores results in ``folder``/NAME.json and views in ``folder``/NAME.png.
 
-    ``config`` are the options of the Janus meter. ``prompts`` are all prompts of the benchmark. ``unknown_orientation``
-    is whether the orientation of the assets is unknown.
+    ``config`` are the options of the Janus meter. ``prompts`` are all prompts of the benchmark. If
+    ``unknown_orientation`` is True, each asset is assumed to face the way that fits its views best.
     """
 
     def __init__(
@@ -201,7 +201,7 @@ def write_janus_report(
         results: results of all assets.
         rates: error rates of the classifier that names the side of a view, or None if they were not measured.
         left_out: dict from each prompt or file that has no result to the reason.
-        unknown_orientation: whether the orientation of the assets is unknown.
+        unknown_orientation: whether the orientation of the assets is unknown, which the report mentions.
     """
     config: MeteredConfig = task.config
     about = explanation(config, rates, unknown_orientation)

@@ -82,10 +82,10 @@ def proportion_of_groups(groups: Iterable[Sequence[bool | None]]) -> Proportion:
 
 
 def majority(log_probability: Floats) -> int:
-    """Return the index of the class that is most probable in the largest number of views.
+    """Classify an object by a vote of its views: return the index of the class with the most votes.
 
-    ``log_probability`` is (V, K) for V views and K classes. If several classes have this number of views, the one with
-    the highest mean log-probability is returned.
+    ``log_probability`` is (V, K) for V views and K classes. Each view votes for its most probable class. Between
+    classes with equal votes, the one with the highest mean log-probability is returned.
     """
     votes = np.bincount(log_probability.argmax(1), minlength=log_probability.shape[1])
     best = np.flatnonzero(votes == votes.max())

@@ -54,7 +54,12 @@ Indices = NDArray[np.intp]
 
 
 class Item(NamedTuple):
-    """Views of one scene to measure: ``kind`` is the kind of views (a key of `KINDS`), ``number`` the scene's index."""
+    """Views of one scene to measure.
+
+    Attributes:
+        kind: kind of views, a key of `KINDS`: true views, samples with or without attention, and others.
+        number: index of the scene among those with this kind of views.
+    """
 
     kind: str
     number: int
@@ -209,7 +214,7 @@ def strip(images: Tensor) -> Array:
 
 
 class MeasuredViews:
-    """Measured scenes with one kind of views (a key of `KINDS`).
+    """Results of all measured scenes for one kind of views, such as true views or samples (a key of `KINDS`).
 
     Attributes:
         figures: dict from the name of a metric to its value, for each scene.
