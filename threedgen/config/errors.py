@@ -106,12 +106,18 @@ def key_prefix(section: str) -> AbstractContextManager[None]:
 
 
 def replaced_key(name: str) -> AbstractContextManager[None]:
-    """Return a context manager that replaces the key of an ExpectedError by `name`. An empty key stays empty."""
+    """Return a context manager that replaces the key of an ExpectedError by `name`. An empty key stays empty.
+
+    It is used where a helper reports a key of its own, and the user's config has the key `name` instead.
+    """
     return _rekeyed(lambda key: key and name)
 
 
 def default_key(name: str) -> AbstractContextManager[None]:
-    """Return a context manager that sets the key of an ExpectedError to `name` if the key is empty."""
+    """Return a context manager that sets the key of an ExpectedError to `name` if the key is empty.
+
+    It is used around helpers that do not know which option gave them their input.
+    """
     return _rekeyed(lambda key: key or name)
 
 

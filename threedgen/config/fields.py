@@ -60,7 +60,9 @@ def walk(model: type[BaseModel], tree: object = None, prefix: tuple[str, ...] = 
 
 
 def paths(model: type[BaseModel], tree: object = None) -> list[str]:
-    """Return all dotted keys of a config model, such as "trainer.max_steps", except those in `INTERNAL`.
+    """Return the dotted keys of all options and sections of a config model, such as "trainer.max_steps".
+
+    Keys of config files that are not options, such as "task" and "about" (`INTERNAL`), are left out.
 
     `tree` has the values, as nested dicts or a config object; None: the defaults. The value `name` of a section selects
     the model of this section, and thus its keys.
@@ -104,7 +106,9 @@ def model_names(model: type[BaseModel]) -> tuple[str, ...]:
 
 
 def alternatives(field: FieldInfo) -> dict[str, type[BaseModel] | Exception]:
-    """Return a dict from each allowed `name` of a section to its config model, or to the exception of a failed import.
+    """Return the models that a section can have: a dict from each allowed `name` to its config model.
+
+    If the import of a model fails, its value is the exception.
 
     The dict is empty if the field is no section, or if its model has no names.
     """
@@ -122,10 +126,10 @@ def _model_or_error(kind: str, name: str) -> type[BaseModel] | Exception:
 
 
 def with_default(field: FieldInfo, value: object) -> Any:
-    """Fill the missing keys of a section's value (a dict, or None) from the default of its field; return the result.
+    """Return the value of a section (a dict, or None) with missing keys filled from the default of its field.
 
-    `value` itself is not changed. It is returned unchanged if its `name` differs from the default's `name`, or if the
-    field is no section.
+    If `name` in `value` selects another model than the default, nothing is filled. Values of fields that are no
+    section are returned unchanged. The argument itself is not changed.
     """
     if field.is_required() or not (component(field) or section_models(field)):
         return value

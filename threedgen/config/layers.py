@@ -45,8 +45,9 @@ def load_layers(
 ) -> tuple[type[BaseModel], list[Layer]]:
     """Return the config model of a config, and its unchecked values as `Layer`s; later layers replace earlier values.
 
-    The layers are: default names of components, one per file and memory preset, `values`, `overrides`. Raises
-    ConfigError if a file is missing or invalid, or if an override cannot be parsed.
+    The layers are: the `name` of each section's component, one layer per file and memory preset, `values`,
+    `overrides`. The first layer lets `merge` drop options of a component that a later layer replaces by another one.
+    Raises ConfigError if a file is missing or invalid, or if an override cannot be parsed.
 
     Args:
         name_or_path: config file, or name of a config that comes with the project.

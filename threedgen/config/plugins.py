@@ -67,7 +67,10 @@ def load_file(path: Path, key: str = FLAG) -> None:
 
 
 def load_all(loaded: Mapping[str, Plugin]) -> None:
-    """Import the plug-ins of the main process in this worker process. `loaded` is `LOADED` of the main process."""
+    """Import the plug-ins of the main process in this worker process, whose own registry lacks their components.
+
+    `loaded` maps module names to the plug-ins: the variable `LOADED` of the main process.
+    """
     for name, plugin in loaded.items():
         if name.startswith("plugin_"):
             load_file(plugin.path)
@@ -83,7 +86,8 @@ def identify() -> dict[str, dict[str, str | None]]:
 def changed(recorded: object) -> list[str]:
     """Return the imported plug-in files whose SHA-256 has changed since `recorded`, an earlier result of `identify`.
 
-    Plug-ins that `recorded` does not contain are left out. If `recorded` is no dict, the result is [].
+    A resumed run warns of these files; `recorded` is from its summary.json. Plug-ins that `recorded` does not contain
+    are left out. If `recorded` is no dict, the result is [].
     """
     before = recorded if isinstance(recorded, dict) else {}
     pairs = [(before.get(str(plugin.path)), plugin) for plugin in LOADED.values()]

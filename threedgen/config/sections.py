@@ -35,8 +35,8 @@ Positives = Annotated[Pair, AfterValidator(_within(0, 1000, open_ends=True))]
 class MultiviewCameraConfig(Config):
     """Random training cameras around the object in groups of `n_view`, as in MVDream.
 
-    The cameras of a group have the same random elevation, distance, field of view and perturbations. Their azimuths are
-    evenly spaced, starting at a random azimuth.
+    Options of these cameras. The cameras of a group have the same random elevation, distance, field of view and
+    perturbations. Their azimuths are evenly spaced, starting at a random azimuth.
     """
 
     name: Literal["multiview"] = "multiview"
@@ -78,7 +78,10 @@ class OrbitCameraConfig(Config):
 
 
 class TrainerConfig(Config):
-    """Arguments of Lightning's Trainer, under the same names."""
+    """Arguments of Lightning's Trainer, under the same names.
+
+    Only `val_check_interval` is not passed to it: our callback `Validation` counts the steps.
+    """
 
     max_steps: int = Field(1000, ge=1, le=1_000_000_000, description="optimisation steps")
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = Field(
@@ -118,7 +121,7 @@ class CheckpointConfig(Config):
 class LoggerConfig(Config):
     """Additional log beside metrics.csv and metrics.jsonl: none, TensorBoard in RUN/tensorboard, or Weights & Biases.
 
-    Weights & Biases needs the command `wandb login` first.
+    Options of this logger. Weights & Biases needs the command `wandb login` first.
     """
 
     name: str = Field(description="logger")
@@ -131,8 +134,8 @@ class LoggerConfig(Config):
 class TaskConfig(Config):
     """Base class of the config models of tasks.
 
-    `common` lists the keys that --help shows. If it is empty, --help shows the top-level options, the choices of
-    components, and the keys in `help.COMMON`.
+    `common` lists the keys that --help shows, unless it is asked for a section or for all. If it is empty, --help shows
+    the top-level options, the choices of components, and the keys in `help.COMMON`.
     """
 
     common: ClassVar[tuple[str, ...]] = ()
@@ -152,7 +155,8 @@ class TaskConfig(Config):
     def without_unused_sections(self) -> Self:
         """Return the config with None for each section that the run does not use, such as `prior`.
 
-        The base class returns the config unchanged. Tasks with such sections override this method.
+        --dry-run and the checks of some tasks use the result, so that weights of unused sections may be missing. The
+        base class returns the config unchanged. Tasks with such sections override this method.
         """
         return self
 
