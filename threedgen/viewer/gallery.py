@@ -64,7 +64,7 @@ def gallery(folder: Path, home: Path) -> tuple[str, list[str]]:
 def records(folder: Path, tasks: Sequence[str] = TASKS) -> tuple[list[Record], list[str]]:
     """Return the runs below a folder, newest first, and an error message for each run that is unreadable.
 
-    Only runs whose task is one of `tasks` are read.
+    Only runs whose task is one of `tasks` are read; the default `TASKS` are the tasks that make one object per run.
     """
     found, broken = [], []
     for where, folders, names in os.walk(folder):
@@ -149,7 +149,7 @@ def contact_sheets(record: Record) -> Iterator[tuple[Path, int, int, int]]:
 
     Sheets of the result come first, then validation images, newest first, then views sampled by the prior. A sheet has
     `columns` x `rows` views. `index` is the cell, counted row by row from 0, of the view that represents the run. For
-    views.png, this is the view nearest to azimuth THREE_QUARTER.
+    views.png, this is the view that `three_quarter_view` selects.
     """
     if sheet := record.file("after.png"):  # views of a textured mesh: two rings, the first one from above
         yield sheet, 3, 4, 0
@@ -163,9 +163,10 @@ def contact_sheets(record: Record) -> Iterator[tuple[Path, int, int, int]]:
 
 
 def three_quarter_view(n_views: int, first: object) -> int:
-    """Return the index of the view nearest to azimuth THREE_QUARTER, among `n_views` evenly spaced around the object.
+    """Return the index of the view nearest to azimuth 45 degrees (THREE_QUARTER), between front and side.
 
-    `first` is the azimuth of view 0 in degrees; a value that is not a number counts as 0.
+    The `n_views` views are evenly spaced around the object. `first` is the azimuth of view 0 in degrees; a value that
+    is not a number counts as 0.
     """
     start = first if isinstance(first, int | float) else 0.0
     return min(range(n_views), key=lambda k: abs((start + 360 * k / n_views - THREE_QUARTER + 180) % 360 - 180))

@@ -26,7 +26,7 @@ def path_after_key(path: str, key: str, hosts: Sequence[str], origins: Sequence[
 def is_local(
     hosts: Sequence[str], origins: Sequence[str], names: Collection[str] = LOCAL_NAMES, any_address: bool = False
 ) -> bool:
-    """Return whether a request with these Host and Origin headers comes from our own page on this machine.
+    """Return whether a request names this machine as its host, and comes from our own page or from no page.
 
     Any port is accepted, because ssh tunnels change it. The check of the host name prevents DNS rebinding: a foreign
     site can make its own name resolve to this machine, but the browser then sends the foreign name as Host.

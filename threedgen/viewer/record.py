@@ -114,7 +114,7 @@ class Record:
 
     @property
     def method(self) -> str:
-        """Name of the run's config, followed by its overrides if the run is part of a batch; "" if unknown."""
+        """How the object was made: name of the run's config, with its overrides for a run of a batch; "" if unknown."""
         return str(read_json(self.folder / JOB).get("method") or stored_config_name(self.text))
 
     @property
@@ -138,7 +138,7 @@ class Record:
 
     @property
     def has_result(self) -> bool:
-        """Whether the object was written, at the end of the run or after an early stop. Other runs have checkpoints."""
+        """Whether the run wrote its object, at its end or after an early stop. Other runs have at most checkpoints."""
         return self.state in ("finished", "interrupted")
 
     @property
@@ -153,8 +153,8 @@ class Record:
 def read_record(folder: Path, tasks: Sequence[str] = TASKS) -> Record:
     """Read the data of the run in `folder`.
 
-    Raises ConfigError if the config of the run is missing or damaged, if its task is not one of `tasks`, or if its
-    summary is damaged.
+    Raises ConfigError if the config of the run is missing or damaged, if its task is not one of `tasks` (default: the
+    tasks that make one object per run), or if its summary is damaged.
     """
     config = stored_config(folder)
     if config is None:
