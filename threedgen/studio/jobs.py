@@ -79,6 +79,10 @@ def make_job(
     ConfigError if the prompt, an option or a file is invalid.
 
     Args:
+        config: options of the studio, with the config of its runs.
+        root: folder of the runs.
+        prompt: text; may be empty if `files` has an image.
+        seed: seed of the run.
         export: options of the asset. Options that are not set are taken from the config. For a mesh, no option may be
             set.
         files: {"image": path} to make an object from an image, {"mesh": path} to texture a mesh, {"edit": folder} to
@@ -136,7 +140,8 @@ def _text(value: object) -> str:
 class Queue:
     """Job queue, with a worker thread that runs one job at a time. The runs are in the folder `root`.
 
-    The attribute `runs_version` is a counter that increases when a run has ended or was deleted.
+    The attribute `runs_version` is a counter that increases when a run has ended or was deleted. It is sent as
+    `Status.over`, so that clients know when the list of runs has changed.
     """
 
     def __init__(self, root: Path) -> None:

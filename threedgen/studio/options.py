@@ -35,7 +35,7 @@ class StudioConfig(TaskConfig):
     )
 
     def run_config(self, prompt: str, **values: object) -> Any:
-        """Return the config of a run for a prompt.
+        """Return the config of a run that makes an object of a prompt: the option `config` with all overrides.
 
         `values` are overrides by config key. Keys of sections that the config does not have are ignored. Raises
         ConfigError if a value is invalid, or if the task of the config does not make an object of a prompt.

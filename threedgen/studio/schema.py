@@ -63,7 +63,7 @@ class JobInfo(BaseModel):
 
 
 class Status(BaseModel):
-    """State of the queue. `over` is a counter that increases when the list of runs changes."""
+    """State of the queue. `over` is a counter that increases when the list of runs changes, to tell clients of it."""
 
     jobs: list[JobInfo]
     over: int
