@@ -26,7 +26,7 @@ _MAX_WARNINGS = 3
 
 
 def any_rank(trainer: pl.Trainer, flag: bool) -> bool:
-    """Return whether `flag` is true on any rank. All ranks must call the function."""
+    """Return whether `flag` is true on any rank, so that all ranks decide alike. All ranks must call the function."""
     return trainer.strategy.reduce_boolean_decision(flag, all=False) if trainer.world_size > 1 else flag
 
 
@@ -94,8 +94,9 @@ class StopOnInterrupt(StepCallback):
 class Logging(StepCallback):
     """Callback that logs loss, `module.terms`, `module.metrics` and step time every `every` steps and at the end.
 
-    The values are written to `folder` (`Metrics`) and sent to Lightning's loggers. Lightning's `self.log` is not used,
-    because it takes 0.2 to 0.4 ms per call even if nothing is written.
+    `terms` are the terms of the loss by name, and `metrics` are further values of the last step (`System`). The values
+    are written to `folder` (`Metrics`) and sent to Lightning's loggers. Lightning's `self.log` is not used, because it
+    takes 0.2 to 0.4 ms per call even if nothing is written.
     """
 
     def __init__(self, folder: Path, every: int) -> None:
@@ -138,9 +139,10 @@ class Logging(StepCallback):
 
 
 class Validation(StepCallback):
-    """Callback that calls `module.validate(step, folder)` on rank 0 every `every` steps, in eval mode.
+    """Callback that calls `module.validate(step, folder)` on rank 0 every `every` steps, to write images or files.
 
-    If `validate` cannot write its files, a warning is logged and the run continues.
+    The module is in eval mode, and the global random states are restored afterwards. If `validate` cannot write its
+    files, a warning is logged and the run continues.
     """
 
     def __init__(self, every: int, folder: Path) -> None:

@@ -51,9 +51,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 class Checkpoint(StepCallback, pl.callbacks.Checkpoint):
     """Callback that saves `folder`/last.ckpt at the end of the run, and about every `seconds` seconds before.
 
-    If `keep` is not None, kept.ckpt is saved once, after `keep` seconds of training. While the function `healthy`
-    returns False, last.ckpt is not saved. A write that fails during the run is logged once and retried after a later
-    step. If the write at the end of the run fails, DiskFull or FileError is raised.
+    If `keep` is not None, kept.ckpt is saved once, after `keep` seconds of training, to compare runs at equal time.
+    While the function `healthy` returns False or a weight is not finite, last.ckpt is not saved. A write that fails
+    during the run is logged once and retried after a later step. If the write at the end of the run fails, DiskFull or
+    FileError is raised.
     """
 
     def __init__(self, folder: Path, seconds: float, healthy: Callable[[], bool], keep: float | None = None) -> None:

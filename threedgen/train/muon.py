@@ -79,7 +79,10 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalise(matrix: Tensor) -> Tensor:
-    """Return a float32 matrix with the singular vectors of `matrix` (m, n), but with all singular values near 1."""
+    """Return the update of Muon for a momentum `matrix` (m, n): float32, same singular vectors, singular values near 1.
+
+    It is computed by Newton-Schulz iterations, without a singular value decomposition.
+    """
     tall = matrix.shape[0] > matrix.shape[1]
     x = (matrix.mT if tall else matrix).float()
     x = (x / (x.norm() + 1e-7)).to(compute_dtype("auto", x.device)).contiguous()

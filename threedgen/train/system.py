@@ -68,7 +68,10 @@ class System(pl.LightningModule):
             object.__setattr__(self, name, value)
 
     def rng(self, step: int, purpose: str) -> torch.Generator:
-        """Return a new torch generator on the CPU, seeded by the run's seed, step, purpose and rank."""
+        """Return a new torch generator on the CPU, seeded by the run's seed, step, purpose and rank.
+
+        `purpose` is a text such as "cameras". Use each purpose only once per step: equal arguments give equal numbers.
+        """
         return generator(self.seed, step, purpose, self.global_rank)
 
     def numpy_rng(self, step: int, purpose: str) -> np.random.Generator:
@@ -151,7 +154,10 @@ class System(pl.LightningModule):
         """
 
     def remove_validation(self, step: int, folder: Path) -> None:
-        """Remove the files that `validate` wrote after `step` steps, when the run was interrupted. Called on resume."""
+        """Remove the files that `validate` wrote after `step` steps, because the run ended early there.
+
+        Called on resume, unless a run without a stop also validates at this step. The base class removes nothing.
+        """
 
 
 class EMA(torch.nn.Module):
