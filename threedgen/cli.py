@@ -122,7 +122,7 @@ def load_plugins(command: Command) -> None:
 
 
 def answer(command: Command) -> str | None:
-    """Return the text to print for --version, --help, --list or --print-config; None for commands that start a run."""
+    """Return the text to print for --version, --help, --list or --print-config; None without these flags."""
     if "--version" in command.flags:
         return f"threedgen {__version__}"
     if "--help" in command.flags:
@@ -158,7 +158,7 @@ def dry_run(checked: Any, name: str) -> int:
 
 
 def finishing(checked: Any, folder: Path) -> Any:
-    """Return the config `checked` with the flag --finish set.
+    """Return the config `checked` with the flag --finish set: the run writes the results of its last checkpoint.
 
     Raises ConfigError if the task of the config has no checkpoints, or if the run in `folder` has no checkpoint yet.
     """
