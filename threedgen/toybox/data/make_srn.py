@@ -48,7 +48,8 @@ FRAME_WIDTH = 0.05  # width of the frame around a panel, in the body's colour
 def make_marked_object(family: str, rng: np.random.Generator, index: int = -1) -> Asset:
     """Build a car or a chair whose four sides differ: each has a panel and a symbol in random colours.
 
-    ``family`` is "cars" or "chairs"; other values raise KeyError. ``index`` is stored in the result.
+    ``family`` is "cars" or "chairs"; other values raise KeyError. ``index`` is the number of the object, which is
+    only stored in the result; -1: none.
     """
     noun = NOUNS[FAMILIES[family]]
     main = sample_colour(rng)
