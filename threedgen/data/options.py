@@ -38,7 +38,10 @@ class _Folder(Config):
 
 
 class MatterportConfig(_Folder):
-    """Panoramas of Matterport3D, or other cube maps in the same layout."""
+    """Panoramas of Matterport3D, or other cube maps in the same layout.
+
+    Options: folder of the data, number of entries, cameras of the views.
+    """
 
     has_depth: ClassVar[bool] = False
 
@@ -52,7 +55,10 @@ class MatterportConfig(_Folder):
 
 
 class ScanNetConfig(_Folder, WalksConfig):
-    """Camera walks of ScanNet, or other posed RGB-D images in the same layout."""
+    """Camera walks of ScanNet, or other posed RGB-D images in the same layout.
+
+    Options: folder of the data, number of entries, image size, meaning of the poses.
+    """
 
     name: Literal["scannet"] = "scannet"
     count: int | None = Field(
@@ -69,7 +75,10 @@ MESH_FORMATS = (*MESHES, ".stl")
 
 
 class MeshFolderConfig(_Folder):
-    """Views of meshes in a folder of the user, rendered on first use."""
+    """Views of meshes in a folder of the user, rendered on first use, as training data of MV-Adapter.
+
+    Options: folder, captions, up axis and shading of the meshes, reference images, held-out meshes.
+    """
 
     name: Literal["meshes"] = "meshes"
     path: str = Field(min_length=1, description="folder of GLB, glTF, OBJ, PLY or OFF files, searched recursively")

@@ -77,7 +77,7 @@ Entry = tuple[int, int]
 
 
 class WalkScenes:
-    """Source (`SceneSource`) of training entries from camera paths (walks). Random entry i is from i % len(walks).
+    """Source (`SceneSource`) of training entries from camera paths (walks). Random entry i is from walk i % len(walks).
 
     An entry has consecutive key frames, or it is an interpolation: two key frames as inputs, with frames between them.
 

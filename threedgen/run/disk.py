@@ -90,7 +90,10 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def file_key(name: str) -> str:
-    """Return a key that is equal for file names that differ only in case or in the composition of accents."""
+    """Return a key that is equal for file names that differ only in case or in the composition of accents.
+
+    It finds files that a text file names in another spelling.
+    """
     return unicodedata.normalize("NFC", name).casefold()
 
 

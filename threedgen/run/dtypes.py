@@ -57,7 +57,7 @@ def autocast_bf16(device: torch.device) -> torch.autocast:
 def cast_weights(network: torch.nn.Module, dtype: torch.dtype) -> None:
     """Cast the linear and 2D convolution layers of a network in place to `dtype`, the dtype of autocast.
 
-    Use this only for inference.
+    This saves memory if `dtype` has 16 bits. Use it only for inference.
     """
     for module in network.modules():
         if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):

@@ -95,8 +95,8 @@ def flat(tree: object, prefix: str = "") -> Tree:
 def differences(old: Tree, new: Tree, extends: Iterable[str] = ()) -> list[str]:
     """Return the differences of two configs that change the result of a run, as texts "key: old -> new".
 
-    `old` and `new` are nested dicts. Keys in `NEUTRAL_KEYS` and `extends` are ignored. At most MAX_LISTED keys are
-    listed.
+    `old` and `new` are nested dicts. Keys in `NEUTRAL_KEYS` are ignored, and so are the keys `extends`, which may
+    change when a run of this task is resumed. At most MAX_LISTED keys are listed.
     """
     before, after, neutral = flat(old), flat(new), (*NEUTRAL_KEYS, *extends)
     changed = [key for key in {**before, **after} if before.get(key) != after.get(key)]

@@ -44,7 +44,8 @@ def free_bytes(device: torch.device) -> int:
 def process_bytes(device: torch.device) -> float:
     """Return the bytes of CPU memory that a process uses besides its tensors; 0 for other devices.
 
-    They are an estimate for the imported libraries and for freed memory that malloc keeps (`keep_freed_memory`).
+    They are a fixed estimate for the imported libraries and for freed memory that malloc keeps (`keep_freed_memory`).
+    Add them to the measured memory of tensors to get the memory that a run needs.
     """
     return LIBRARIES + MAX_REUSED_HEAP if device.type == "cpu" else 0.0
 
@@ -196,8 +197,8 @@ class _Saved:
 def graph_bytes(make: Callable[[], object]) -> int:
     """Return the bytes that autograd saves for the backward pass of `make()`, which is called once.
 
-    Memory that several tensors share counts once. Parameters that autograd saves are included; they cancel in the
-    difference of two results.
+    Memory that several tensors share counts once. Parameters that autograd saves are included; to exclude them, take
+    the difference of the results of two functions that use the same parameters.
     """
     alive: WeakSet[_Saved] = WeakSet()
 

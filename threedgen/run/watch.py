@@ -57,7 +57,7 @@ def ended(process: psutil.Process) -> bool:
 def guarded(pid: int) -> Iterator[None]:
     """Return a context in which a second process kills the process `pid` if it is frozen.
 
-    Processes on other machines need this, because `FrozenProcesses` in the main process cannot see them.
+    Jobs on other machines of a Ray cluster need this, because `FrozenProcesses` in the main process cannot see them.
     """
     guard = subprocess.Popen([sys.executable, "-m", __name__, str(pid)], stdin=subprocess.DEVNULL)
     try:

@@ -75,7 +75,8 @@ def run_jobs(
 def attempt(work: Callable[[J], R], job: J, table: dict[str, dict[str, registry.Entry]]) -> Outcome:
     """Call `work(job)` in a worker, and return the state of the attempt with a value.
 
-    `table` is the component registry of the main process, with the components of its plug-ins.
+    `table` is the component registry of the main process, with the components of its plug-ins. It is copied into the
+    registry of the worker first.
 
     Returns:
         ("done", result of `work`), ("stopped", exit code) after a stop signal, ("expected", exception) for an
@@ -95,7 +96,7 @@ def attempt(work: Callable[[J], R], job: J, table: dict[str, dict[str, registry.
 
 
 class WorkerPool(Generic[J, R]):
-    """Pool of `count` workers, which the function `start` creates. The pool replaces dead workers.
+    """Pool of `count` workers, each created by a call of `start`, that call `work(job)`. Dead workers are replaced.
 
     After a failed attempt at a job, the job is tried again, up to `attempts` times in all. `interrupts` handles Ctrl-C.
     """

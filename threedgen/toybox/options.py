@@ -62,7 +62,10 @@ these are most of the visible objects."""
 
 
 class RoomPanoramasConfig(Config):
-    """Data set of panoramas of toy rooms, rendered on first use."""
+    """Data set of panoramas of toy rooms, rendered on first use.
+
+    Options: number of rooms, furniture, cameras of the views.
+    """
 
     has_depth: ClassVar[bool] = False
 
@@ -75,7 +78,10 @@ class RoomPanoramasConfig(Config):
 
 
 class RoomPathsConfig(WalksConfig):
-    """Data set of camera walks through toy rooms, with depth maps, rendered on first use."""
+    """Data set of camera walks through toy rooms, with depth maps, rendered on first use.
+
+    Options: number of rooms, furniture, image size and field of view.
+    """
 
     name: Literal["toy-paths"] = "toy-paths"
     count: int = Field(4000, ge=1, le=1_000_000, description="number of rooms")
@@ -86,7 +92,10 @@ class RoomPathsConfig(WalksConfig):
 
 
 class ToyboxObjectsConfig(Config):
-    """Data set of toybox objects, each in the six views that MV-Adapter generates, rendered on first use."""
+    """Data set of toybox objects, each in the six views that MV-Adapter generates, rendered on first use.
+
+    Options: number of objects and their random variation.
+    """
 
     name: Literal["toybox"] = "toybox"
     count: int = Field(40_000, ge=1, le=10_000_000, description="number of objects")
@@ -110,7 +119,10 @@ class MakeSRNToyboxConfig(RunConfig):
 
 
 class ToyboxPairsConfig(Config):
-    """Data set of toybox cars and chairs with coloured panels, to train on pairs of views; rendered on first use."""
+    """Data set of toybox cars and chairs with coloured panels, to train on pairs of views; rendered on first use.
+
+    Options: number of scenes (objects) and of views of each, held-out scenes.
+    """
 
     name: Literal["toybox"] = "toybox"
     families: Families = ("cars", "chairs")

@@ -140,8 +140,8 @@ class ToyboxPrompts:
     def usual_height(self, prompt: str) -> tuple[str, float] | None:
         """Return the first toybox noun of a prompt, with its article, and its usual height in metres: ("a dog", 0.5).
 
-        The result is None if the prompt has no toybox noun. Synonyms of toybox nouns are recognised. The prior need not
-        know the noun.
+        An exported game asset gets this height by default. The result is None if the prompt has no toybox noun.
+        Synonyms of toybox nouns are recognised. The prior need not know the noun.
         """
         found = find_nouns(read_prompt(prompt, NOUN_WORDS).text)
         return next(((f"{article(noun)} {noun}", NOUNS[noun].height) for noun in found), None)

@@ -95,8 +95,8 @@ def find_captions(folder: Path, captions: str) -> Path:
 def read_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield (line number, cells) for each row of a captions file.
 
-    Cells are a dict from column name to text; missing cells are "". Without a header row, the columns are `COLUMNS`.
-    Raises ConfigError if the file cannot be read.
+    Cells are a dict from column name to text; missing cells are "". Without a header row, the columns are file,
+    caption, up, turn. Raises ConfigError if the file cannot be read.
     """
     lines = [line + "\n" for line in read_text(path, "captions").splitlines()]
     rows = csv.reader(lines, delimiter=_delimiter(lines), skipinitialspace=True)
@@ -140,7 +140,7 @@ SHARDS = "views"  # name of the folder of shards in a run folder
 
 
 class ViewsConfig(Config):
-    """Rings of cameras around an asset, as in MVDream (arXiv 2308.16512), section 4.1.
+    """Options of the rings of cameras that render an asset, as in MVDream (arXiv 2308.16512), section 4.1.
 
     The cameras of a ring have the same elevation, field of view and distance.
     """
@@ -194,7 +194,4 @@ class AssetsConfig(WorkersConfig):
 
 
 class MakeAssetViewsConfig(AssetsConfig):
-    """Rendering of captioned meshes from all sides into webdataset shards.
-
-    Options of the task "make-asset-views".
-    """
+    """Options of the task "make-asset-views", which renders captioned meshes into webdataset shards of views."""

@@ -78,8 +78,8 @@ def find_photo(folders: Sequence[Path], name: str, listings: Listings, tails: bo
     """Return the path of the photo `name` in the first of `folders` that has it; None if no folder has it.
 
     Upper and lower case are equal. `name` may lack the suffix or have another one, as if the photo was converted.
-    `listings` are the cached contents of folders. With `tails`, `name` may be a path on another computer: its longest
-    end that exists in a folder is used.
+    `listings` reads and caches the lists of files in folders. With `tails`, `name` may be a path on another computer:
+    its longest end that exists in a folder is used.
     """
     parts = Path(name[-MAX_NAME:].replace("\\", "/")).parts[-MAX_PARTS:]
     for start in range(len(parts) if tails else 1):

@@ -10,7 +10,10 @@ from .scene_files import split_folder
 
 
 class SRNPairsConfig(Config):
-    """Training pairs of views from one split of the SRN archives."""
+    """Training pairs of views from one split of the SRN archives.
+
+    Options: folder and split, held-out scenes, up axis.
+    """
 
     name: Literal["srn"] = "srn"
     path: str = Field(min_length=1, description="folder of the archives or of one split")

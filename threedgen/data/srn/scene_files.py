@@ -138,9 +138,10 @@ def read_scene(folder: Path | str, min_views: int = 2, allow_gaps: bool = False)
 
 
 def condition_and_targets(scene: SceneFiles, condition: int = CONDITION_VIEW) -> tuple[int, list[int]]:
-    """Return the index of the condition view, and the indices of all other views.
+    """Return the index of the condition view, and the indices of all other views, the targets.
 
-    `condition` is the number of the condition view in its file name. Raises ConfigError if no view has this number.
+    An evaluated model gets the condition view and predicts the targets. `condition` is the number of the condition view
+    in its file name. Raises ConfigError if no view has this number.
     """
     numbers = scene.numbers
     if condition not in numbers:

@@ -3,7 +3,8 @@
 Each side of an object has a panel with a symbol, so that the sides differ.
 
     RUN/cars_train/cars-train-00000/{rgb,pose,intrinsics.txt}    random views
-    RUN/cars_test/cars-test-00000/...                            views on a spiral; view 64 is the input of evaluations
+    RUN/cars_test/cars-test-00000/...                            views on a spiral; in evaluations, view 64 is the
+                                                                 input, and all other views are predicted from it
 
 Scenes are written atomically, so a killed run continues with the missing scenes.
 """
@@ -47,7 +48,8 @@ FRAME_WIDTH = 0.05  # width of the frame around a panel, in the body's colour
 def make_marked_object(family: str, rng: np.random.Generator, index: int = -1) -> Asset:
     """Build a car or a chair whose four sides differ: each has a panel and a symbol in random colours.
 
-    ``family`` is "cars" or "chairs"; other values raise KeyError. ``index`` is stored in the result.
+    ``family`` is "cars" or "chairs"; other values raise KeyError. ``index`` is the number of the object, which is
+    only stored in the result; -1: none.
     """
     noun = NOUNS[FAMILIES[family]]
     main = sample_colour(rng)
@@ -219,8 +221,9 @@ def viewpoints(config: MakeSRNToyboxConfig, job: Job) -> Cameras:
 
 
 class ToyboxScenes:
-    """Training source (`PairSource`) of rendered cars and chairs with different marks on their four sides.
+    """Source of scenes (`data.srn.pairs.PairSource`): rendered cars and chairs with marks on their four sides.
 
+    Models of novel views train on pairs of views of a scene. The four marks of an object differ.
     The task `make-srn-toybox` writes the same training scenes to disk for the same seed and sizes.
     """
 

@@ -1,7 +1,7 @@
 """Tasks that write toybox objects as files: "toybox-sheet" and "make-toybox-assets".
 
 RUN/sheet.png, sheet-2.png, ...      contact sheets, one row per noun, to inspect the training data
-RUN/000/00017-a-blue-dog.glb, ...    objects as test data for user assets; y up, front +z, vertex colours
+RUN/000/00017-a-blue-dog.glb, ...    objects to test tasks that read user meshes; y up, front +z, vertex colours
 RUN/captions.csv                     file and caption of each GLB file
 """
 

@@ -67,7 +67,7 @@ class Photographs:
         return Captioned(rgb, captions, c2w)
 
     def object_images(self, indices: list[int], size: int) -> tuple[np.ndarray, list[str], np.ndarray]:
-        """Render the images with the numbers ``indices``, each of one object.
+        """Render the images of this source with the numbers ``indices``, which must be images of single objects.
 
         Return rgb (N, size, size, 3) in [0, 1], N captions, and c2w (N, 4, 4), camera-to-world, OpenGL axes.
         """
@@ -84,7 +84,7 @@ class Photographs:
         return rgb, [asset.caption for asset in assets], c2w
 
     def room_images(self, indices: list[int], size: int) -> tuple[np.ndarray, list[str], np.ndarray]:
-        """Render the images with the numbers ``indices``, each inside a room.
+        """Render the images of this source with the numbers ``indices``, which must be images of rooms.
 
         Return rgb (N, size, size, 3) in [0, 1], N captions, and c2w (N, 4, 4), camera-to-world, OpenGL axes.
         """
@@ -96,7 +96,10 @@ class Photographs:
 
 
 class FourSides:
-    """Source of captioned toybox objects, each rendered from ``n_view`` evenly spaced azimuths."""
+    """Source of captioned objects of ``box``, each rendered from ``n_view`` evenly spaced azimuths.
+
+    The first azimuth of an object is random.
+    """
 
     def __init__(self, box: Toybox, n_view: int = 4) -> None:
         self.n_view, self.box = n_view, box

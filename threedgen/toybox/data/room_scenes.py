@@ -173,9 +173,10 @@ class RoomWalk:
 
 
 def room_walks(options: RoomPathsConfig, seed: int, split: SceneSplit, length: int | None = None) -> list[RoomWalk]:
-    """Return one camera walk through each of ``options.count`` rooms, which are generated on first use.
+    """Return one camera walk (a moving camera) through each of ``options.count`` rooms.
 
-    ``length`` is the number of frames per walk; None: ``FRAMES_PER_KEY`` times ``options.views``.
+    The rooms are generated on first use. ``length`` is the number of frames per walk; None: ``FRAMES_PER_KEY`` times
+    ``options.views``, the number of views of a training entry.
     """
     rooms = _rooms(seed, split, options.clutter)
     return [RoomWalk(rooms, k, length or FRAMES_PER_KEY * options.views, options) for k in range(options.count)]

@@ -1,6 +1,7 @@
 """Task "compare-3d": compare variants of a config, such as representations and losses, on the same held-out prompts.
 
-The variants are compared after equally many training steps, and after an equal training time of the same runs.
+The variants are compared after equally many training steps, and after an equal training time of the same runs. KEY is
+a name made of config, prompt, seed and a hash of the run's config.
 
 RUN/runs/KEY/                 generate run of a variant and a prompt; finished runs are not repeated
 RUN/measured/KEY-steps.json   measurements of the run's object at the end of the training
@@ -76,9 +77,10 @@ class Row(NamedTuple):
     Attributes:
         label: label of the variant.
         prompt: prompt of the object.
-        found: dict from the budgets "steps" and "time" to measurements, which have the keys of JUDGED and MEASURED.
-            Undefined measurements are None.
-        views: dict from the same budgets to images (V, H, W, 3), uint8.
+        found: measurements at the point "steps" (end of the training) and, if it is compared, at the point "time"
+            (after a fixed training time). They are dicts with keys of JUDGED (right answers of the probe) and of
+            MEASURED (other figures). Undefined measurements are None.
+        views: images (V, H, W, 3), uint8, of the object at the same points.
     """
 
     label: str
@@ -202,8 +204,9 @@ object are judged by the probe. Differences are from the first variant, mean ove
     def summary(self, budget: str, rows: Sequence[Row]) -> Json:
         """Return the figures of one variant, with intervals, from the rows of its objects.
 
-        They are the shares of right answers, the median roughness, the means of the other measurements, and the FID if
-        there are two or more objects. ``budget`` is "steps" or "time".
+        They are the shares of right answers of the probe, the median roughness, the means of the other measurements,
+        and the FID if there are two or more objects. ``budget`` selects the measurements in ``Row.found``: "steps" or
+        "time".
         """
         found = [row.found[budget] for row in rows]
         table: Json = {key: proportion([one.get(key) for one in found]).plain() for key in JUDGED}
@@ -217,7 +220,10 @@ object are judged by the probe. Differences are from the first variant, mean ove
         return table
 
     def true_objects(self) -> Json:
-        """Return the figures of ground-truth objects of the prompts, measured like those of a variant."""
+        """Return the figures of ground-truth objects of the prompts, measured like those of a variant, to compare with.
+
+        Steps and seconds are left out, because these objects are not trained.
+        """
         pairs = list(self.truth.values())
         verdicts: list[Json] = [
             judge_views(self.probe, second.rgb, self.cases[caption].spec, self.azimuth, vote=True).answers

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 class Case:
     """Test prompt: the specification of an object, which is usually held out of training.
 
-    ``index`` is the number of the specification in the held-out split of the toybox, or the seed of a sample.
+    ``index`` seeds the ground-truth objects of the specification. For held-out specifications, it is also the number of
+    the specification in the held-out split of the toybox.
     """
 
     index: int
@@ -101,7 +102,10 @@ def clear_nouns() -> tuple[str, ...]:
 
 
 class FrontObjects:
-    """Source of toybox objects with a clear front, to measure the Janus problem (`janus.options.FrontObjects`)."""
+    """Toybox prompts and meshes of objects with a clear front, to measure the Janus problem (several fronts).
+
+    Implements `threedgen.evaluation.janus.options.FrontObjects`.
+    """
 
     def prompts(self, count: int, seed: int) -> list[str]:
         """Return ``count`` captions that are held out of training, with the nouns of `clear_nouns` in turn.
@@ -111,7 +115,10 @@ class FrontObjects:
         return [case.caption for case in held_out_cases(count, seed, spread=True, nouns=clear_nouns())]
 
     def without_front(self, prompts: Sequence[str]) -> dict[str, str]:
-        """Return the prompts whose toybox noun has no front, as a dict from prompt to noun."""
+        """Return the prompts whose toybox noun has no front, as a dict from prompt to noun.
+
+        The Janus benchmark leaves these prompts out.
+        """
         nouns = {prompt: spec.noun for prompt in prompts if (spec := parse_prompt(prompt))}
         return {prompt: noun for prompt, noun in nouns.items() if not NOUNS[noun].front}
 
@@ -132,9 +139,10 @@ BACKGROUND = 0.5  # grey value of the background of toybox objects, equal to tha
 
 
 def toybox_scenes(config: ToyboxScenesConfig, sampler: object, seed: int) -> list[Scene]:
-    """Return one scene per held-out caption. Its original views show a ground-truth object that no training uses.
+    """Return one scene per held-out caption, to compare views sampled from a caption with original views.
 
-    ``sampler`` has no effect here; all functions that return scenes have this argument.
+    The original views of a scene show a ground-truth object of the caption, which no training uses. ``sampler`` has no
+    effect here; all functions that return scenes have this argument.
     """
     fov, elevation = float(np.deg2rad(config.fov)), float(np.deg2rad(config.elevation))
     distance = config.relative_distance / float(np.tan(fov / 2))

@@ -85,7 +85,7 @@ def judge(
 
     Args:
         labels: vocabulary of the classifier.
-        azimuth: azimuths (V,) of the cameras, radians; None: viewing sides are not judged.
+        azimuth: azimuths (V,) of the cameras, radians; None: viewing sides and number of fronts are not judged.
         vote: decide noun and colour by majority of the views. Otherwise the highest mean log-probability decides.
         threshold: probability above which a part counts as present, for its largest probability over the views.
     """
@@ -124,8 +124,8 @@ def judge_views(
 ) -> Verdict:
     """Classify the views (V, H, W, 3) of one object, uint8 or floats in [0, 1], and compare them with ``spec``.
 
-    ``azimuth`` (V,) are the camera azimuths in radians; None: viewing sides are not judged. Noun and colour are decided
-    by the majority of the views if ``vote``, else by the highest mean log-probability.
+    ``azimuth`` (V,) are the camera azimuths in radians; None: viewing sides and number of fronts are not judged. Noun
+    and colour are decided by the majority of the views if ``vote``, else by the highest mean log-probability.
     """
     views = probe.classify(torch.from_numpy(to_uint8(images)).float() / 255)
     return judge(views, spec, probe.labels, azimuth, vote, probe.threshold)

@@ -192,9 +192,10 @@ def corrupt(
     share: float,
     rng: np.random.Generator,
 ) -> None:
-    """Replace the images of a random ``share`` of the objects by renders of noisy meshes, as they look in bad results.
+    """Replace the images of a random ``share`` of the objects by renders of noisy meshes, like those of bad results.
 
-    Half of the chosen objects that have a front get a second front on the back.
+    The probe is then trained on such images too. Half of the chosen objects that have a front get a second front
+    on the back.
 
     Args:
         indices: (N,), numbers of the objects in ``box``.
@@ -221,8 +222,8 @@ def corrupt(
 def nearer_front(azimuth: Array) -> tuple[Array, Array]:
     """Return azimuths (V,), in [0, 2 pi), relative to the nearer of two fronts, which are at azimuths 0 and pi.
 
-    ``azimuth`` (V,) is in radians. The second result is a bool mask (V,), True up to `CLEAR_ANGLE` from the nearer
-    front.
+    They are the labels of images of a two-fronted object. ``azimuth`` (V,) is in radians. The second result is a bool
+    mask (V,), True up to `CLEAR_ANGLE` from the nearer front.
     """
     relative = np.where(np.cos(azimuth) < 0, azimuth + np.pi, azimuth) % (2 * np.pi)
     return relative.astype(np.float32), np.cos(relative) >= np.cos(CLEAR_ANGLE)

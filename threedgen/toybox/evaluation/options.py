@@ -68,7 +68,10 @@ class ProbeNetworkConfig(Config):
 
 
 class ProbeTrainingConfig(Config):
-    """Options of the training of the probe. Its objects include those that are held out of the training of priors."""
+    """Options of the training of the probe: learning rate, and share of objects that are made rough.
+
+    The training objects include those that are held out of the training of priors.
+    """
 
     learning_rate: Scheduled = Field({"0%": 1e-4, "4%": 3e-3, "30%": 3e-3, "100%": 1e-5}, ge=0)
     spoiled: float = Field(0.0, ge=0, le=1, description="share of objects made rough; half of these with two fronts")
@@ -117,7 +120,10 @@ class ProbeConfig(Config):
 
 
 class ProbeSidesConfig(ProbeConfig):
-    """Toybox probe as classifier of sides (front, left, back, right), trained also on noisy and two-fronted meshes."""
+    """Toybox probe as classifier of sides (front, left, back, right), trained also on noisy and two-fronted meshes.
+
+    Options: the location of its weights.
+    """
 
     embedded: ClassVar[str] = "toybox-sides"
 
@@ -125,7 +131,10 @@ class ProbeSidesConfig(ProbeConfig):
 
 
 class ProbeFeaturesConfig(ProbeConfig):
-    """Toybox probe as the network of FID, KID and Inception score (with nouns as classes), for toy rooms."""
+    """Toybox probe as the network of FID, KID and Inception score (with nouns as classes), for toy rooms.
+
+    Options: the location of its weights.
+    """
 
     name: Literal["probe"] = "probe"
 
@@ -148,7 +157,8 @@ class ToyboxIdentityConfig(Config):
 class ToyboxScenesConfig(Config):
     """Scenes of held-out toybox captions, each with true views of an object from a ring of cameras.
 
-    Held-out captions have combinations of noun, colour and part that training excludes.
+    Held-out captions have combinations of noun, colour and part that training excludes. Options: number of captions,
+    cameras of the true views.
     """
 
     name: Literal["toybox"] = "toybox"
@@ -213,9 +223,10 @@ class Compare3DConfig(WorkersConfig):
     seconds: float | None = Field(None, gt=0, description="training seconds of the second comparison; null: none")
 
     def methods(self) -> dict[str, str]:
-        """Return a dict from the label of each variant to its method, as used by batch jobs.
+        """Return a dict from the label of each variant to the text that defines the config of its runs.
 
-        A method is a config name with key=value overrides, such as "mvdream-toybox field.name=ngp".
+        The text, which batch jobs call a method, is a config name with key=value overrides, such as "mvdream-toybox
+        field.name=ngp".
         """
         fixed = [
             "export.enabled=false",
@@ -275,8 +286,9 @@ class EvaluateSubjectsConfig(RunConfig):
 
     @property
     def rows(self) -> list[tuple[str, float]]:
-        """Rows of the report's table, as pairs (method against forgetting, such as "l1", and strength).
+        """Rows of the report's table: the tuned priors that are compared, as pairs (preservation, strength).
 
+        The preservation, such as "l1", is a method by which the tuning keeps the prior from forgetting other objects.
         The strength is a factor on the change of the weights by the tuning.
         """
         first, strength = self.preservation[0], self.strengths[0]

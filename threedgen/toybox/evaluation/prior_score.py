@@ -212,8 +212,9 @@ counts as right within 15 degrees of its quarter."""
     def sections(self) -> tuple[list[str], Json]:
         """Measure how much the prior uses the other views of an object, and its samples of prompts without colours.
 
-        The config can switch off each of the two measurements. Return their Markdown sections for the report, and their
-        figures as JSON.
+        The first measurement (`view_use`) is the error with which one view is denoised beside the other views of the
+        same object, beside those of another object, and alone. The config can switch off each measurement. Return their
+        Markdown sections for the report, and their figures as JSON.
         """
         config, sections, figures = self.config, list[str](), Json()
         if config.view_use and self.prior is not None and self.prior.timestep_per_view:

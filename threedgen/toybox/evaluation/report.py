@@ -110,8 +110,8 @@ def surface(view: FieldView, c2w: Array, fov: float, size: int, resolution: int)
     """Measure the surface that the mesh export extracts from a field. Return None if the field has no surface.
 
     Args:
-        view: trained field, as the export reads it.
-        c2w: camera-to-world poses (V, 4, 4) of the renders of normals.
+        view: trained field: density and colour as functions of points, and data about the scene.
+        c2w: camera-to-world poses (V, 4, 4), OpenGL axes, of the renders of normals, from which roughness is measured.
         fov: vertical field of view, radians.
         size: side of the renders, pixels.
         resolution: grid points along each axis of the surface extraction.

@@ -133,8 +133,8 @@ class Subjects(runner.Evaluation[EvaluateSubjectsConfig, int, Json]):
         """Sample V views of each prompt.
 
         ``seeds`` has a pair of integers per prompt, which seeds cameras and noise: (subject number, index into
-        `ACCESSORIES_WORN`), or (index of the case, -1) for held-out prompts. Return one pair per prompt: views
-        (V, S, S, 3), uint8, and azimuths (V,) of their cameras in radians.
+        `ACCESSORIES_WORN`) for prompts of a subject, or (`Case.index`, -1) for held-out prompts. Return one pair per
+        prompt: views (V, S, S, 3), uint8, and azimuths (V,) of their cameras in radians.
         """
         config = self.config
         rings = [self.ring(*pair) for pair in seeds]
@@ -293,9 +293,9 @@ def sheet(config: EvaluateSubjectsConfig, folder: Path, rows: Rows) -> Array:
 def compare(rows: Rows, key: str) -> Json:
     """Return JSON that compares personalised priors with the base prior: mean differences, shares and seconds.
 
-    Each difference, personalised minus base, is (mean, low, high) with its 95 % interval over subjects. ``rows`` has
-    the measurements of each subject. ``key`` selects the personalised priors, such as "l1" (method) or "l1-0.8" (method
-    and strength).
+    Each difference, personalised minus base, is (mean, low, high) with its 95 % interval over subjects. The shares are
+    those of right answers of the probe. ``rows`` has the measurements of each subject. ``key`` selects the personalised
+    priors: method against forgetting, such as "l1", or method and strength, such as "l1-0.8".
     """
     tuned, base = ([row["found"][name] for row in rows] for name in (key, "base"))
 

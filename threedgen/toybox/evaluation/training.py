@@ -150,9 +150,10 @@ class ProbeSystem(ClassifierSystem):
         return rgb, Truth.cat([truth for _, truth in blocks])
 
     def block(self, number: int) -> tuple[Tensor, Truth]:
-        """Return images (B, S, S, 3), uint8, and labels of block ``number``. If the cache lacks them, render them.
+        """Return images (B, S, S, 3), uint8, and labels of block ``number``, which is new in the step of this number.
 
-        A block has `N_VIEW` views of each of `OBJECTS_PER_BLOCK` objects.
+        A block has `N_VIEW` views of each of `OBJECTS_PER_BLOCK` objects. It is rendered once and then kept in memory
+        (`cache`) for later steps.
         """
         if number not in self.cache:
             first = (number + self.global_rank * BLOCKS_PER_RANK) * OBJECTS_PER_BLOCK  # devices share no samples

@@ -131,8 +131,8 @@ def psnr(y: Tensor, x: Tensor) -> float:
 class AutoencoderSystem(System):
     """LightningModule that trains an AutoencoderKL.
 
-    Each step renders new toybox images. `max_steps` is the number of steps; None: `options.max_steps`. `facts` are
-    further settings that must stay the same when a run is resumed.
+    Each step renders new toybox images of `image_size` x `image_size` pixels. `max_steps` is the number of steps; None:
+    `options.max_steps`. `facts` are further settings that must stay the same when a run is resumed.
     """
 
     stage = "autoencoder"
@@ -206,7 +206,8 @@ class DecoderSystem(AutoencoderSystem):
     """LightningModule that trains the decoder of a VAE on noisy latents of its frozen encoder.
 
     The decoder then tolerates the errors of sampled latents (Zheng et al. 2025, arXiv 2510.11690, section 3.3).
-    `options` are the options of the autoencoder, which give the number of images per step.
+    `vae` is the trained VAE, and `max_steps` the number of steps. `options` are the options of the autoencoder, which
+    give the number of images per step.
     """
 
     stage = "decoder"

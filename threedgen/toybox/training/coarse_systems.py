@@ -73,8 +73,9 @@ class PredictorSystem(AveragedSystem):
         torch.nn.Module.to(self.predictor, self.device)
 
     def encode_captions(self, captions: list[str], dropped: Array) -> Tensor:
-        """Return text embeddings (n, L, D) of n captions, without the token for the object code.
+        """Return text embeddings (n, L, D) of n captions, as the coarse predictor takes them.
 
+        The extra last token of the prior's embeddings, which is for the object code, is left out.
         Captions are replaced by "" where the mask `dropped` (n,) is True.
         """
         return self.prior.split_text(self.prior.encode_prompt(drop_captions(captions, dropped)))[1]

@@ -46,7 +46,8 @@ FRESH, RANDOM_SOLIDS_SHARE, MEASURED = 3, 0.1, 256
 class MatteImages:
     """Disk cache of `count` training images with opacity (RGBA, stored as uint8), rendered on first use.
 
-    To look like samples of `prior`, the colours are encoded and decoded by its VAE. A call maps indices (N,) to images.
+    To look like samples of `prior`, the colours are encoded and decoded by its VAE. Call the object with the indices
+    (N,) of images to get them.
     """
 
     def __init__(

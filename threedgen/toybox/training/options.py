@@ -88,7 +88,8 @@ class PhotographsConfig(DiffusionConfig):
 class MultiviewDiffusionConfig(DiffusionConfig):
     """Options of the training of a multi-view prior's UNet on 2D and multi-view batches (MVDream, section 3).
 
-    `batch`, `fresh`, `first` and `pictures` are rounded up to whole objects of `n_view` images.
+    The options `batch`, `fresh`, `first` and `pictures` are numbers of images; they are rounded up to whole objects of
+    `n_view` images.
     """
 
     n_view: int = Field(4, ge=2, le=16, description="views of an object that attend to each other")
@@ -100,8 +101,9 @@ class MultiviewDiffusionConfig(DiffusionConfig):
 class CoarseConfig(Config):
     """Options of the training of the coarse predictor, which computes latents in one step.
 
-    The inputs of the coarse predictor are caption, camera and object code. A part with 0 steps is not trained: it stays
-    as in the weights `start`.
+    The inputs of the coarse predictor are caption, camera and object code. Its parts are the predictor itself, the
+    sampler of object codes and the view fusion. A part with 0 steps is not trained: it stays as in the weights from
+    which the training starts (option `start` of the task).
     """
 
     max_steps: int = Field(8000, ge=0, description="steps of the coarse predictor; 0: that of start")

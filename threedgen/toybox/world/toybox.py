@@ -155,7 +155,7 @@ def build(
 
     Args:
         text: caption of the object; None: the plain caption of ``spec``.
-        index: number of the object in its data set, which is stored in the result.
+        index: number of the object in its data set, which is only stored in the result; -1: none.
         variation: factor on all random variation except the choice of unspecified colours, in [0, 1].
     """
     entry, source = grammar.NOUNS[spec.noun], rng if variation == 1 else ReducedVariation(rng, variation)
