@@ -146,8 +146,8 @@ class PanoramaBlock(nn.Module):
     def forward(self, x: Tensor, keys: Sequence[KeyPositions], n_view: int) -> Tensor:
         """Transform features (B F, d, h, w) of B scenes with F = `n_view` views to features of the same shape.
 
-        `keys` are the positions to attend to: one entry for each view of S scenes, where S divides B. Each further
-        group of S scenes in the batch, such as the unconditional branch of the guidance, has the same entries.
+        `keys` are the positions to attend to: one entry for each view of S scenes, where S divides B. Each
+        further group of S scenes in the batch has the same entries.
         """
         maps, large = x.unflatten(0, (-1, len(keys))), sum(each.count for each in keys) * x[0].numel() > MAX_KEPT
         call: Call = recomputed if large and torch.is_grad_enabled() else called
