@@ -134,6 +134,7 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
             text: text embeddings (B, L, D).
             latents: clean latents (B, V, C, h, h) of the known views.
             camera: camera vectors (B, V, 16).
+            steps: number of Adam steps.
         """
         views, count = latents.flatten(0, 1).float(), latents.shape[1]
         text, poses = text.repeat_interleave(count, 0), camera.flatten(0, 1)

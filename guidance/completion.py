@@ -22,7 +22,7 @@ class KnownViews(NamedTuple):
     """Known views of S objects, A per object; the views of an object are consecutive.
 
     Attributes:
-        latents: noisy latents of the known views, (S A, C, h, w).
+        latents: latents of the known views, (S A, C, h, w), with the little noise of `KNOWN_VIEWS_TIMESTEP`.
         camera: camera vectors of the known views, (S A, 16).
     """
 
@@ -74,10 +74,11 @@ def complete_views(
 
 
 def with_known_views(denoise: Denoiser, known: KnownViews, n_known: int) -> Denoiser:
-    """Return a denoiser that calls `denoise` with the known views in each batch, so that new views attend to them.
+    """Return a denoiser of new views that adds the known views to each batch for `denoise`, to be attended to.
 
-    The returned function takes and returns the new views only. If its argument `camera` is None (an unconditional
-    branch), it calls `denoise` without the known views. `n_known` is the number of known views per object.
+    The returned function takes noisy latents of the new views, and returns the noise predicted in these. If its
+    argument `camera` is None (an unconditional branch), it calls `denoise` without the known views. `n_known` is the
+    number of known views per object.
     """
 
     def call(x: Tensor, t: Tensor, text: Any, camera: Tensor | None, n_view: int, **kwargs: Any) -> Tensor:

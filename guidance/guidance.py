@@ -17,8 +17,9 @@ features of CLIP's image encoder and latents (ImageDream)."""
 class Denoiser(Protocol):
     """Function (noisy latents (B, C, h, w), timesteps (B,), text, camera, n_view) -> predicted noise (B, C, h, w).
 
-    `text` are embeddings (B, L, D), `camera` encoded cameras or None, and `n_view` consecutive images are views of one
-    object. A denoiser conditioned on reference images also takes the keyword argument `reference`, see `Features`.
+    `text` are embeddings (B, L, D), `camera` encoded cameras (from `Prior.camera`) or None, and `n_view` consecutive
+    images are views of one object. A denoiser conditioned on reference images also takes the keyword argument
+    `reference`, see `Features`.
     """
 
     def __call__(self, x: Tensor, t: Tensor, text: Any, camera: Tensor | None, n_view: int) -> Tensor: ...
@@ -123,10 +124,11 @@ class Condition:
     single_view_uncond: bool = False
 
     def reference_kwargs(self, *used: bool) -> dict[str, Features]:
-        """Return the keyword arguments that pass the reference image to a denoiser for a batch of K predictions.
+        """Return the keyword arguments that pass the reference image to a denoiser for K predictions in one batch.
 
         Args:
-            used: K flags, one per prediction; False: zeros replace the features of the image.
+            used: K flags, one per prediction; False: zeros replace the features of the image, as in the unconditional
+                branch.
 
         Returns:
             {"reference": features by name, each (K, ...)}, or {} if the condition has no reference image.

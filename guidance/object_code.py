@@ -28,18 +28,19 @@ def transformer(layers: int) -> nn.TransformerEncoder:
 
 
 def sinusoids(t: Tensor) -> Tensor:
-    """Return sines and cosines (B, 2 FREQUENCIES) of numbers `t` (B,) in [0, 1]."""
+    """Encode numbers `t` (B,) in [0, 1], times or noise levels, as sines and cosines (B, 2 FREQUENCIES)."""
     angles = t[:, None] * torch.exp(torch.linspace(0, 5, FREQUENCIES, device=t.device))
     return torch.cat([angles.sin(), angles.cos()], 1)
 
 
 class ObjectEncoder(nn.Module):
-    """Network that computes the code of an object from clean latents of one or more views of the object."""
+    """Network that computes an object code from clean latents of one or more views of the object."""
 
     def __init__(self, latent_channels: int, size: int, camera_features: int, code_width: int) -> None:
         """Build the encoder for latents (C, h, h) with C = `latent_channels` and h = `size`.
 
-        `camera_features` is the number F of features per camera, `code_width` the length of a code.
+        `camera_features` is the number F of features per camera (see `view_fusion.camera_harmonics`), `code_width` the
+        length of an object code.
         """
         super().__init__()
         self.patches = nn.Linear(latent_channels * PATCH**2, WIDTH)
@@ -50,7 +51,7 @@ class ObjectEncoder(nn.Module):
         self.out = nn.Linear(WIDTH, code_width // TOKENS)
 
     def forward(self, latents: Tensor, camera: Tensor) -> Tensor:
-        """Return the codes (B, code_width) of B objects, float32, with mean square 1.
+        """Return the object codes (B, code_width) of B objects, float32, with mean square 1.
 
         `latents` are clean latents (B, V, C, h, h) of V views per object, `camera` the camera features (B, V, F).
         """
@@ -65,7 +66,7 @@ class ObjectEncoder(nn.Module):
 class CodeSampler(nn.Module):
     """Network that samples object codes for captions, by flow matching (Lipman et al. 2023, arXiv 2210.02747).
 
-    The path from noise e to a code z is x_t = (1 - t) e + t z with t in [0, 1]; the network predicts z - e.
+    The path from noise e to an object code z is x_t = (1 - t) e + t z with t in [0, 1]; the network predicts z - e.
     """
 
     def __init__(self, text_width: int, code_width: int) -> None:
@@ -94,7 +95,7 @@ class CodeSampler(nn.Module):
 
     @torch.no_grad()
     def sample(self, text: Tensor, empty: Tensor, noise: Tensor, similar_to: Tensor | None = None) -> Tensor:
-        """Sample codes (B, code_width) for text embeddings (B, L, D) from Gaussian noise (B, code_width).
+        """Sample object codes (B, code_width) for text embeddings (B, L, D) from Gaussian noise (B, code_width).
 
         `empty` (1, L, D) is the embedding of the empty prompt, for classifier-free guidance with scale `GUIDANCE`.
         If codes `similar_to` (B, code_width) are given, sampling starts from these with noise of strength

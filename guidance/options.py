@@ -55,7 +55,7 @@ MatteName = Annotated[
 
 
 class PriorConfig(Config):
-    """Config of a diffusion prior: weights and precision.
+    """Options that all diffusion priors have, such as weights and precision; base class of the priors' configs.
 
     The class attribute `parts` holds the sub-folders that a diffusers folder with weights of this prior must have.
     """
@@ -80,8 +80,8 @@ class PriorConfig(Config):
     def compact(self) -> Self:
         """Return a copy of the config with which a prior loads its UNet in `dtype` on a GPU, to save memory.
 
-        Such a UNet cannot be trained or saved. If weights are added to the UNet (`alters_weights`), it is loaded in
-        float32 as without this method.
+        Such a UNet cannot be trained or saved. If weights are added to the UNet (`alters_weights`), the copy is equal
+        to the config: the UNet is loaded in float32.
         """
         copy = self.model_copy()
         copy._compact = not self.alters_weights
@@ -99,7 +99,7 @@ class PriorConfig(Config):
 
     @property
     def takes_image(self) -> bool:
-        """Whether the prior takes a reference image, by its option `image`."""
+        """Whether the prior can take a reference image; the option `image` then is the path of its file."""
         return False
 
     def check(self) -> None:
@@ -116,9 +116,9 @@ class PriorConfig(Config):
         return None if path is None or self.tokenizer is not None else read_vocabulary(path, self.subjects())
 
     def tokens_cut(self, prompt: str) -> str:
-        """Return the end of a prompt that exceeds the token limit; "" if the whole prompt fits.
+        """Return the end of a prompt that exceeds the tokenizer's limit, at most `MAX_TOKENS`; "" if all fits.
 
-        The result is also "" if the tokenizer is not on this machine.
+        The prior would ignore this end. The result is also "" if the tokenizer is not on this machine.
         """
         with suppress(ConfigError):  # `check` reports missing files
             path = loading.local_path(self.weights) or hub.cached(*hub.hub_name(self.weights))
@@ -388,12 +388,12 @@ class MVAdapterConfig(ReferenceConfig):
     def with_adapter_file(self, image: bool = False, mesh: bool = False) -> Self:
         """Return a copy in which a hub id "owner/name" as `adapter` is replaced by one file of that repository.
 
-        The file name follows from the 2D model (SDXL or Stable Diffusion 2.1) and from the conditions of the samples.
+        The file name follows from the 2D model (SDXL or Stable Diffusion 2.1) and from the inputs of the adapter.
         If `adapter` is a file or None, the config itself is returned.
 
         Args:
-            image: whether samples are conditioned on a reference image. The option `image` also implies this.
-            mesh: whether samples are conditioned on the geometry of a mesh. control=geometry also implies this.
+            image: whether the prior will sample from a reference image. The option `image` also implies this.
+            mesh: whether the prior will sample from the geometry of a mesh. control=geometry also implies this.
         """
         image, mesh = image or self.image is not None, mesh or self.control == "geometry"
         if self.adapter is None or not hub.is_hub_id(self.adapter) or loading.existing_path(self.adapter) is not None:
@@ -424,7 +424,7 @@ class MVAdapterConfig(ReferenceConfig):
 
 
 class DeepFloydConfig(PriorConfig):
-    """Config of DeepFloyd IF's first stage: a 2D diffusion prior on pixels, 64 x 64."""
+    """Config of DeepFloyd IF's text-to-image model, without its super-resolution models: pixels, 64 x 64, no camera."""
 
     parts: ClassVar[tuple[str, ...]] = ("unet", "text_encoder")
 

@@ -71,7 +71,10 @@ class Prior(Protocol):
 
     @property
     def separate_levels(self) -> bool:
-        """Whether views of an object had different noise levels in training, so that known views need no noise."""
+        """Whether views of an object had different noise levels in training.
+
+        Only then can new views be sampled beside known views with almost no noise, see `completion.complete_views`.
+        """
         return False
 
     @property
@@ -129,7 +132,8 @@ class Prior(Protocol):
     def unknown_words(self, prompt: str) -> list[tuple[str, list[str]]]:
         """Return the words of a prompt that a closed vocabulary lacks, each with up to three similar known words.
 
-        The list is empty if the tokenizer has no closed vocabulary, that is, splits any text into tokens.
+        Words with a known synonym are left out. The list is empty if the tokenizer has no closed vocabulary, that is,
+        splits any text into tokens.
         """
         return tokens.unknown_words(self.tokenizer, prompt)
 
@@ -207,7 +211,8 @@ class Prior(Protocol):
             text: embeddings (B, L, D) from `encode_prompt`.
             camera: result of the method `camera`, or None. A prior without cameras ignores it.
             n_view: number of consecutive images that are views of one object. A prior without cameras ignores it.
-            image: keyword argument `reference`, for a prior whose method `network` takes it.
+            image: `reference`, features of the reference image (see the method `reference`), if the method `network`
+                of this prior takes them; else no keyword argument.
         """
         return self.schedule.eps_from_output(x, self.network(x, t, text, camera, n_view, **image), t)
 
@@ -249,7 +254,7 @@ class Prior(Protocol):
         """Predict latents (B, C, h, w) from text (B, L, D) and camera-to-world matrices (B, 4, 4), without denoising.
 
         With `text_guidance`, a prediction with an object code is guided away from the prediction without text.
-        Returns None if the prior has no `CoarsePredictor`, or does not use it for these inputs.
+        Returns None if the prior has no `CoarsePredictor`, or does not use it, as without cameras (`c2w` None).
         """
         return None
 

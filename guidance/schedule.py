@@ -146,7 +146,10 @@ class Schedule:
         return a.sqrt(), (1 - a).sqrt()
 
     def noise_level(self, t: Tensor) -> Tensor:
-        """Return 2 / pi arctan(sigma / alpha) for timesteps `t` of any shape: 0 without noise, 1 without signal."""
+        """Return 2 / pi arctan(sigma / alpha) for timesteps `t` of any shape: 0 without noise, 1 without signal.
+
+        alpha = sqrt(alpha_bar_t) and sigma = sqrt(1 - alpha_bar_t) are the factors of signal and noise.
+        """
         a = self.alpha_bar.to(t.device)[t]
         return 2 / torch.pi * torch.atan2((1 - a).sqrt(), a.sqrt())
 

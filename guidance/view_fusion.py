@@ -126,7 +126,7 @@ class ViewFusion(nn.Module):
 
         Args:
             latents: noisy latents (B * V, C, h, h).
-            pairs: `pair_features` (B, V, V, F).
+            pairs: features of all pairs of views (B, V, V, F), the result of `pair_features`.
         """
         B, V = pairs.shape[:2]
         source = F.group_norm(self.source(torch.cat([latents, latents.flip(-1)], 1)), GROUPS)

@@ -92,7 +92,7 @@ class DecoupledAttnProcessor(nn.Module):
             attn, encoder_hidden_states, attention_mask, temb: the usual arguments of diffusers' attention processors.
             hidden_states: input (B V, L, C).
             n_view: number V of views per object.
-            latent_size: (h, w) of the UNet's input, needed for the layouts "row" and "rowcol".
+            latent_size: (h, w) of the UNet's input, needed by the branch "mv"; None only if "mv" is not applied.
             use_mv, use_ref: whether to apply the branch "mv" or "ref".
             mv_scale, ref_scale: factors of the branches' outputs.
             cache_hidden_states: dict to which the layer adds its input (B V, L, C) under the key `name`, or None.
@@ -146,7 +146,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
 def token_grid(count: int, latent_size: tuple[int, int] | None) -> tuple[int, int]:
     """Return height and width of the feature map that has `count` tokens, in a UNet for inputs of `latent_size`.
 
-    `latent_size` is (height, width), not None. Each resolution level halves height and width, rounded up.
+    `latent_size` is (height, width); None is an error. Each resolution level halves height and width, rounded up.
     """
     assert latent_size is not None
     height, width = latent_size

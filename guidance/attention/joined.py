@@ -51,7 +51,10 @@ class WorldRotary:
     """
 
     def __init__(self, camera: Tensor | None, batch: int, device: torch.device) -> None:
-        """Prepare the axes of B = `batch` cameras from camera vectors (B, 16); None: all cameras are at +x (front)."""
+        """Store the axes "right" and "up" of B = `batch` cameras, read from their camera vectors (B, 16).
+
+        If `camera` is None, all cameras are at +x (front). `device` is only used in this case.
+        """
         if camera is None:
             front = torch.tensor([[0.0, 0, 1], [1, 0, 0], [0, 1, 0]], device=device)
             pose = front.expand(batch, 3, 3)
@@ -232,7 +235,11 @@ def self_attention(attn: Attention, tokens: Tensor, n_view: int = 1, rotary: Wor
 
 
 def trains_on_cpu(tokens: Tensor) -> bool:
-    """Return whether `tokens` are on a CPU and gradients are enabled, where torch's fused backward pass is slow."""
+    """Return whether `tokens` are on a CPU and gradients are enabled.
+
+    torch's fused backward pass is slow there, so callers compute attention with an explicit softmax or by
+    `FlashAttention` instead.
+    """
     return torch.is_grad_enabled() and tokens.device.type == "cpu"
 
 

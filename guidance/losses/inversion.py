@@ -60,7 +60,10 @@ def invert(
 
 
 def unconditional(denoise: Denoiser, condition: Condition) -> Predict:
-    """Return a function (latents (B, C, h, w), timesteps) -> noise predicted by the guidance's unconditional branch."""
+    """Return the function `predict_noise` of `invert` for DDIM inversion without the prompt.
+
+    The noise is the prediction of the guidance's unconditional branch: with the second text of `condition`.
+    """
     text = condition.text[1:]
     if condition.single_view_uncond:
         return lambda x, t: branches(denoise, x, t, text, None, 1)[0]

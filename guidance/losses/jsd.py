@@ -37,7 +37,11 @@ class JSD(SDS):
         return NoisyLatents(z, x, t, noise, eps, eps_cond)
 
     def joint_x0(self, x: Tensor, t: Tensor, denoise: Denoiser, condition: Condition, step: int) -> Tensor:
-        """Predict the clean latents (B, C, h, w) of all views together, from latents `x` noisy at timesteps `t`."""
+        """Predict the clean latents x0_views of all views together, (B, C, h, w), for the energy C.
+
+        `x` are noisy latents (B, C, h, w) at timesteps `t`, (1,) or (B,). `denoise` and `condition` are the arguments
+        of `forward`; `step` is the optimisation step, on which the guidance scale and the rescaling depend.
+        """
         eps, eps_cond = predict(denoise, x, t, condition, self.value("view_guidance_scale", step))
         x0, x0_cond = (self.schedule.x0_from_eps(x, one, t) for one in (eps, eps_cond))
         return rescale_std(x0, x0_cond, self.value("recon_std_rescale", step), condition.n_view)

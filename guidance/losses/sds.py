@@ -1,7 +1,7 @@
 """Base class of distillation losses, SDS and its x0-reconstruction form, for any number of views.
 
 SDS and reconstruction add noise to the latents z of rendered images; a frozen denoiser predicts the noise with
-classifier-free guidance. Each loss has the gradient of its method with respect to z; no gradient flows through the
+classifier-free guidance. Each loss defines its gradient with respect to z directly; none flows through the
 denoiser. The loss is summed over latent pixels and channels and averaged over the B images.
 """
 
@@ -157,7 +157,7 @@ class Distillation(nn.Module):
         """
 
     def value(self, name: str, step: int) -> float:
-        """Return the value that the scheduled option `name` has at an optimisation step."""
+        """Return the value of the config option `name`, which may change during the run, at an optimisation step."""
         return at(getattr(self.options, name), step, self.max_steps)
 
     def sample_noise(
@@ -190,7 +190,11 @@ class Distillation(nn.Module):
         return NoisyLatents(z, x, t, noise, *predict(denoise, x, t, condition, self.value("guidance_scale", step)))
 
     def direction(self, latents: NoisyLatents, condition: Condition, step: int) -> Tensor:
-        """Return the gradient of the loss with respect to the clean latents, times B: (B, C, h, w)."""
+        """Return the gradient of the loss with respect to the clean latents, times B: (B, C, h, w).
+
+        Each loss implements this method, which defines it. `forward` calls it without gradients, with the result of
+        `predictions` as `latents`.
+        """
         raise NotImplementedError
 
     def forward(

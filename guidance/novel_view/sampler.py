@@ -138,8 +138,8 @@ def candidates(strategy: StrategyName, known: int, last: int = 1) -> range:
 def streams(generator: torch.Generator) -> list[torch.Generator]:
     """Return three generators with seeds from `generator`.
 
-    They are for the noise of the samples, for the choice of condition views, and for the noise that replaces the
-    condition in the unconditional branch.
+    `sample_views` uses them for the noise of the views that it samples, for the choice of condition views, and for the
+    noise that replaces the condition in the unconditional branch.
     """
     seeds = torch.randint(2**62, (3,), generator=generator, device=generator.device).tolist()
     return [torch.Generator(generator.device).manual_seed(seed) for seed in seeds]

@@ -1,4 +1,7 @@
-"""DeepFloyd IF's first stage as a prior: text-to-image diffusion on 64 x 64 pixels, with T5 as text encoder, no VAE."""
+"""DeepFloyd IF as a prior: text-to-image diffusion on 64 x 64 pixels, with T5 as text encoder, without a VAE.
+
+DeepFloyd IF is a cascade. The prior is its first stage; the super-resolution models that follow are not used.
+"""
 
 from pathlib import Path
 from typing import Any, Self

@@ -72,7 +72,7 @@ class ImageDream(MVDream):
 
     @property
     def encoder(self) -> CLIPVisionModel:
-        """CLIP's image encoder."""
+        """CLIP's image encoder, which every prior of this class has."""
         assert self.image_encoder is not None  # among `parts`
         return self.image_encoder
 
@@ -131,7 +131,7 @@ class ImageDream(MVDream):
 
     @property
     def no_image(self) -> tuple[Tensor, Tensor]:
-        """Features and latents of the unconditional branch: zeros."""
+        """Zeros instead of CLIP's features (1, L, D) and the latents (1, C, h, w) of an image: no reference image."""
         config: Any = self.encoder.config
         count = (self.encoder_size // config.patch_size) ** 2 + 1
         features = torch.zeros(1, count, config.hidden_size, device=self.device)

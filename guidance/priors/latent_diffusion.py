@@ -371,7 +371,10 @@ class LatentDiffusion(Prior):
 
     @torch.no_grad()
     def encode_views(self, views: Tensor) -> Tensor:
-        """Encode F images (F, H, W, 3) in [0, 1] as scaled posterior means (F, C, H/factor, W/factor) of the VAE."""
+        """Encode F images (F, H, W, 3) in [0, 1] as scaled posterior means (F, C, H/factor, W/factor) of the VAE.
+
+        Unlike `encode_images`, this method neither resizes the images nor samples the latents.
+        """
         images = (2 * views.permute(0, 3, 1, 2) - 1).to(self.device, self.vae.encoder.conv_in.weight.dtype)
         with self.encoding():
             means = [self.vae.encode(image).latent_dist.mean.float() for image in images.split(1)]
@@ -409,7 +412,8 @@ class LatentDiffusion(Prior):
     ) -> Tensor:
         """Return the output of the UNet (B, C, h, w), noise or v, in the precision of the autocast context.
 
-        If `needs_camera` is False, each image is denoised separately, and `camera` and `n_view` have no effect.
+        If the class attribute `needs_camera` is False (priors of single images), each image is denoised separately, and
+        `camera` and `n_view` have no effect.
 
         Args:
             x, t: noisy latents (B, C, h, w) and timesteps, (B,) or ().

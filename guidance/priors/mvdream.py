@@ -41,7 +41,7 @@ class MVDream(LatentDiffusion, MultiviewPrior):
 
     @property
     def coarse_fits(self) -> bool:
-        """Whether the coarse predictor was trained on objects like those of the prompts.
+        """Whether samples use object codes and start from the coarse prediction: it fits the objects of the prompts.
 
         False without a coarse predictor, for priors trained on the user's assets, and for priors with added words: of
         DreamBooth subjects or textual inversions.

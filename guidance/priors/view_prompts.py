@@ -40,7 +40,7 @@ def view_text(text: Tensor, rig: Rig, options: ViewPromptsConfig) -> Condition:
 
     `text` are embeddings of the texts that `prompts` returns: (2, L, D) of prompt and negative prompt or, with view
     prompts, (6, L, D). Without view prompts all cameras get the prompt. The embeddings of the condition are (B, L, D),
-    or (1, L, D) for all cameras.
+    or (1, L, D) for all cameras. With `options.perp_neg`, the condition also has two negative prompts per camera.
     """
     if not options.enabled:
         return Condition((text[:1], text[1:2]))
@@ -50,7 +50,10 @@ def view_text(text: Tensor, rig: Rig, options: ViewPromptsConfig) -> Condition:
 
 
 def direction(rig: Rig, options: ViewPromptsConfig) -> Tensor:
-    """Return the view direction of each camera, (B,) int64: 0 side, 1 front (azimuth 0), 2 back, 3 overhead."""
+    """Return the view direction of each camera, (B,) int64: 0 side, 1 front (azimuth 0), 2 back, 3 overhead.
+
+    `options` has the azimuth ranges of front and back; overhead is an elevation above `OVERHEAD` degrees.
+    """
     turn, steep = torch.rad2deg(wrap_angle(rig.azimuth).abs()), torch.rad2deg(rig.elevation)
     found = torch.zeros(len(rig.azimuth), dtype=torch.long, device=turn.device)
     found[turn < options.front_within] = 1

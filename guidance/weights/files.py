@@ -217,8 +217,8 @@ def build_from_tensors(make: Callable[[], Module], tensors: Mapping[str, Tensor]
 def replaced_folder(folder: Path, label: str) -> Iterator[Path]:
     """Replace the folder `folder` as a whole: yield a temporary folder to write into, which on exit becomes `folder`.
 
-    On exit, SHA256SUMS is also written. Raises ConfigError if `folder` has files, but not the file `label`, because it
-    is then a folder of another kind.
+    On exit, SHA256SUMS is also written. Raises ConfigError if `folder` has files, but not a file `label`, which every
+    saved model of this kind has: it is then a folder of another kind, and stays unchanged.
     """
     if folder.exists() and any(folder.iterdir()) and not (folder / label).is_file():
         raise ConfigError(f"{folder} holds something else than a saved model: choose another folder")

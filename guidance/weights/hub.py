@@ -65,9 +65,10 @@ def cached(repo: str, name: str) -> Path | None:
 
 
 def reachable() -> bool:
-    """Return whether the hub can be reached.
+    """Return whether the hub can be reached, so that a missing file can be downloaded; if not, callers report it.
 
-    The check is quick; without a network, huggingface_hub itself would try for half a minute.
+    The check is quick: it only looks up the hub's address, or whether a proxy is set. Without a network,
+    huggingface_hub itself would try for half a minute. False in offline mode (HF_HUB_OFFLINE).
     """
     from huggingface_hub import constants
 

@@ -334,7 +334,7 @@ def indices(names: Iterable[str], pattern: str) -> set[int]:
 def count(names: Iterable[str], pattern: str) -> int:
     """Count the different numbers that the first group of the regular expression `pattern` finds in tensor names.
 
-    Raises ConfigError if the numbers are not 0, 1, 2, ... without a gap.
+    The numbers are those of layers, for example. Raises ConfigError if they are not 0, 1, 2, ... without a gap.
     """
     found = indices(names, pattern)
     if found != set(range(len(found))):

@@ -149,7 +149,8 @@ def weight_file(name: str) -> Path:
 def check_weight_file(name: str) -> None:
     """Raise ConfigError if the file `name` of additional weights is missing; download nothing.
 
-    A file on the hub, "owner/name/FILE", is only checked if it is cached or the hub cannot be reached.
+    A file on the hub, "owner/name/FILE", that is not cached is missing if the hub cannot be reached; else it is
+    assumed to exist.
     """
     place = hub_place(name)
     if place is None or hub.cached(*place) is not None or not hub.reachable():

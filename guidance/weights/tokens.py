@@ -117,7 +117,7 @@ class Vocabulary:
         return [word for word in dict.fromkeys(words) if word.strip(punctuation)]
 
     def unknown(self, prompt: str) -> list[tuple[str, list[str]]]:
-        """Return the words of a prompt that are not in the vocabulary, each with up to three similar known words."""
+        """Return the unknown words of a prompt without a known synonym, each with up to three similar known words."""
         reader = prompt_reader(self)
         return [(word, reader.similar(word)) for word in reader.read(prompt).ignored]
 
@@ -127,10 +127,16 @@ class Vocabulary:
 
 
 class PromptReader(Protocol):
-    """Interface of a reader of prompts for a prior with a closed vocabulary. `prompt_reader` builds a reader."""
+    """Interface of an object that rewrites and checks prompts for a prior with a closed vocabulary.
+
+    `prompt_reader` builds such an object. "Known" words are those of the vocabulary.
+    """
 
     def read(self, prompt: str) -> Reading:
-        """Rewrite a prompt in known words: replace unknown words by known synonyms, or else remove them."""
+        """Rewrite a prompt in known words: replace unknown words by known synonyms, or else remove them.
+
+        The result has the new text and the words that were replaced or left out.
+        """
 
     def similar(self, word: str) -> list[str]:
         """Return up to three known words similar to a word, most similar first."""
@@ -195,7 +201,7 @@ def read_prompt(tokenizer: PreTrainedTokenizerBase | None, prompt: str) -> Readi
 def unknown_words(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[tuple[str, list[str]]]:
     """Return the words of a prompt that a closed vocabulary lacks, each with up to three similar known words.
 
-    Without a closed vocabulary the list is empty.
+    Words with a known synonym are left out. Without a closed vocabulary the list is empty.
     """
     vocabulary = closed_vocabulary(getattr(tokenizer, "backend_tokenizer", None))
     return [] if vocabulary is None else vocabulary.unknown(prompt)

@@ -62,10 +62,12 @@ def to_adapter_world(vectors: Tensor) -> Tensor:
 
 
 def ray_maps(at: Cameras) -> Tensor:
-    """Return the Pluecker rays of B cameras as input of MV-Adapter's condition guider: (B, 6, H, W) in [0, 1].
+    """Return the camera rays of B cameras as input of MV-Adapter's condition guider, in [0, 1].
 
-    The cameras are in threedgen's world, the rays in MV-Adapter's. All pixels of an orthographic camera have the same
-    direction, so its map is (B, 6, 1, 1).
+    Perspective cameras: (B, 6, H, W), Pluecker coordinates of each pixel's ray, that is, unit direction d (3 channels)
+    and moment, the cross product of the origin and d (3). Orthographic cameras: (B, 6, 1, 1), equal for all pixels,
+    viewing direction (3) and camera position scaled to length 1 (3). The values are mapped from [-1, 1] to [0, 1]. The
+    cameras are in threedgen's world, the rays in MV-Adapter's.
     """
     maps = view_rays(at.c2w)[:, :, None, None] if at.projection.parallel else plucker_rays(at)
     parts = (to_adapter_world(part.movedim(1, -1)).movedim(-1, 1) for part in maps.split(3, dim=1))
@@ -75,7 +77,8 @@ def ray_maps(at: Cameras) -> Tensor:
 def geometry_maps(points: Tensor, normals: Tensor, mask: Tensor) -> Tensor:
     """Return positions and normals of a mesh as input of MV-Adapter's condition guider: (B, 6, H, W) in [0, 1].
 
-    The result is in MV-Adapter's world, the arguments in threedgen's.
+    Channels 0 to 2 are positions, 3 to 5 normals; pixels without mesh are 0.5. The result is in MV-Adapter's world,
+    the arguments in threedgen's.
 
     Args:
         points: surface point of each pixel (B, H, W, 3), within [-0.5, 0.5].

@@ -50,8 +50,8 @@ def build(options: MVAdapterConfig, device: torch.device | str = "cpu") -> "MVAd
 class MVAdapter(LatentDiffusion):
     """Latent diffusion model with an adapter for several views. Without an adapter, each image is denoised separately.
 
-    The argument `camera` of its methods is the input of the condition guider: maps (B, 6, 1, 1) or (B, 6, H, W) in
-    [0, 1].
+    The argument `camera` of its methods is the input of the condition guider, in [0, 1]: maps (B, 6, H, W), or
+    (B, 6, 1, 1) for orthographic cameras, see `inputs.ray_maps` and `inputs.geometry_maps` for the six channels.
 
     Attributes:
         adapted: UNet with the adapter; None before `with_adapter`.

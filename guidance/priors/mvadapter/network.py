@@ -127,7 +127,7 @@ class AdaptedUNet(nn.Module):
             self.add_fine_guider()
 
     def add_fine_guider(self) -> None:
-        """Add a fine guider whose output is zero until it is trained."""
+        """Add a fine guider (see `make_fine_guider`), whose output is zero until it is trained."""
         with self.unet.device:
             self.fine = make_fine_guider(self.unet, self.guider.downscale_factor * self.factor // self.multiple)
 
@@ -150,7 +150,8 @@ class AdaptedUNet(nn.Module):
     def guide(self, control: Tensor, height: int, width: int) -> list[Tensor] | None:
         """Compute the condition guider's features, one tensor per UNet level, for images of height x width pixels.
 
-        `control` is (B, 6, height, width) or (B, 6, 1, 1). Returns None for an adapter without a guider.
+        `control` is (B, 6, height, width), or (B, 6, 1, 1) if it is equal for all pixels, from `inputs.ray_maps` or
+        `inputs.geometry_maps`. Returns None for an adapter without a guider.
         """
         return None if self.guider is None else self.guider(self.maps(control, height, width))
 
@@ -190,7 +191,7 @@ class AdaptedUNet(nn.Module):
             t: timesteps (B V,) or ().
             text: encoded prompts (B V, L, D).
             control: input of the condition guider in [0, 1], (B V, 6, H, W), or (B V, 6, 1, 1) if it is equal for all
-                pixels of a view; None: no guider features.
+                pixels of a view, see `inputs.ray_maps` and `inputs.geometry_maps`; None: no guider features.
             n_view: number V of views per object.
             reference: features of R images from `reference_features`, where R divides B V. Each image serves B V / R
                 consecutive views. None: zeros.

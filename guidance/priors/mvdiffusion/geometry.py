@@ -59,7 +59,10 @@ class KeyPositions:
 
 
 class Geometry:
-    """Base class of tables of corresponding positions between the `n_view` views of a scene."""
+    """Base class of tables of corresponding positions between the `n_view` views of a scene.
+
+    The tables tell attention which positions in the feature maps of other views show the same point as a token.
+    """
 
     def __init__(self, n_view: int) -> None:
         self.n_view = n_view

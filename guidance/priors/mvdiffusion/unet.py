@@ -17,9 +17,9 @@ Args = tuple[Any, ...]
 
 
 class ImageEncoding(nn.Module):
-    """Two convolutions that bring features of known images to the channels and the resolution of a UNet block.
+    """Two convolutions that bring features of known views to the channels and the resolution of a UNet block's input.
 
-    The weights of the second are zero before training.
+    The result is added to that input. The weights of the second convolution are zero before training.
     """
 
     def __init__(self, channels: int, width: int, stride: int) -> None:
