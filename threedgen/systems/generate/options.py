@@ -28,7 +28,7 @@ MULTIVIEW = "Set camera.n_view=2 or more and a multi-view prior, such as prior.n
 
 
 class SystemConfig(Config):
-    """Config section of the default system (`GenerateSystem`): warm start, distillation, then refinement.
+    """Config section of the default system, which trains in the phases warm start, distillation and refinement.
 
     A system is the LightningModule with the training step. The default one has no options; a plug-in system adds its
     own in a subclass.
