@@ -89,7 +89,10 @@ def cumsum(values: Tensor, dim: int) -> Tensor:
 
 
 def sum_of_shifts(values: Tensor, dim: int) -> Tensor:
-    """Return the cumulative sum along `dim` in log2(size) tensor additions (Hillis and Steele 1986)."""
+    """Return the cumulative sum along `dim` in log2(size) tensor additions (Hillis and Steele 1986).
+
+    Unlike torch's own function on CUDA, it is deterministic.
+    """
     total, shift = values.movedim(dim, -1), 1
     while shift < total.shape[-1]:
         total = total + F.pad(total[..., :-shift], (shift, 0))

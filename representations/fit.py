@@ -71,7 +71,8 @@ class Bounds(NamedTuple):
 class SceneField:
     """Field of one scene, together with the background, occupancy grid and march options of its renders.
 
-    The parameters are initialised from `seed`. The background is uniform and has the colour `colour` (3,) in [0, 1].
+    The parameters are initialised from `seed`; `fit` trains them. The background is uniform and has the colour `colour`
+    (3,) in [0, 1]. `bounds` is the extent of the scene.
     """
 
     def __init__(self, options: ProtocolConfig, bounds: Bounds, colour: Tensor, seed: int, device: str = "cpu") -> None:

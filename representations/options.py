@@ -19,7 +19,10 @@ _BACKEND = "kernel implementation; auto: numba on a CPU, triton (if installed) o
 
 
 class HashGridConfig(Config):
-    """Multi-resolution hash grid (Mueller et al. 2022, "Instant NGP") with the formulas of tiny-cuda-nn."""
+    """Multi-resolution hash grid (Mueller et al. 2022, "Instant NGP") with the formulas of tiny-cuda-nn.
+
+    Options of the encoding "hashgrid".
+    """
 
     name: Literal["hashgrid"] = "hashgrid"
     n_levels: int = Field(16, ge=1, le=32, description="number of resolutions")
@@ -61,11 +64,14 @@ class FieldConfig(Config):
 
     @property
     def volume(self) -> "FieldConfig":
-        """Config of the field that gives colours at points: for a mesh the option `paint`, otherwise this config."""
+        """Config of the field that gives colours at points: for a DMTet mesh the option `paint`, else this config."""
         return self
 
     def check_precision(self, precision: str) -> None:
-        """Raise ValueError if the representation cannot be trained with this value of `trainer.precision`."""
+        """Raise ValueError if the representation cannot be trained with this value of `trainer.precision`.
+
+        This default accepts every value.
+        """
 
 
 Encoding = Annotated[Any, registry.Component("encoding", default="hashgrid")]
@@ -89,7 +95,10 @@ class EncodedFieldConfig(FieldConfig):
 
 
 class NGPConfig(EncodedFieldConfig):
-    """Instant-NGP field: an encoding, a small MLP for density and one for features (colours before shading)."""
+    """Instant-NGP field: an encoding, a small MLP for density and one for features (colours before shading).
+
+    Options of the representation "ngp".
+    """
 
     name: Literal["ngp"] = "ngp"
     feature_hidden_layers: int | None = Field(None, ge=1, le=8, description="of the feature MLP; null: hidden_layers")
@@ -105,7 +114,10 @@ class NGPConfig(EncodedFieldConfig):
 
 
 class SDFConfig(EncodedFieldConfig):
-    """Signed distance field rendered with NeuS's opacity (Wang et al. 2021): a surface, no semi-transparent density."""
+    """Signed distance field rendered with NeuS's opacity (Wang et al. 2021): a surface, no semi-transparent density.
+
+    Options of the representation "sdf".
+    """
 
     losses: ClassVar[dict[str, str]] = {"eikonal": "weight of the eikonal loss: the distance's gradient has length 1"}
 
@@ -127,7 +139,10 @@ class SDFConfig(EncodedFieldConfig):
 
 
 class DMTetConfig(FieldConfig):
-    """DMTet mesh: distances on a tetrahedral grid, coloured by a field (Shen et al. 2021; second stage of Magic3D)."""
+    """DMTet mesh: distances on a tetrahedral grid, coloured by a field (Shen et al. 2021; second stage of Magic3D).
+
+    Options of the representation "dmtet".
+    """
 
     losses: ClassVar[dict[str, str]] = {
         "normal_consistency": "weight of the difference of normals along the edges of a mesh",
@@ -155,7 +170,10 @@ class DMTetConfig(FieldConfig):
 
 
 class GaussiansConfig(FieldConfig):
-    """Anisotropic 3D Gaussians (Kerbl et al. 2023, "3D Gaussian Splatting"); their number changes in training."""
+    """Anisotropic 3D Gaussians (Kerbl et al. 2023, "3D Gaussian Splatting"); their number changes in training.
+
+    Options of the representation "gaussians".
+    """
 
     has_normals: ClassVar[bool] = False
     splats: ClassVar[bool] = True
@@ -231,7 +249,10 @@ Channel = Annotated[float, Field(ge=0, le=1)]
 
 
 class SolidBackgroundConfig(Config):
-    """Background of one colour, fixed or random per training batch."""
+    """Background of one colour, fixed or random per training batch.
+
+    Options of the background "solid".
+    """
 
     name: Literal["solid"] = "solid"
     color: tuple[Channel, Channel, Channel] = Field((0.5, 0.5, 0.5), description="RGB in [0, 1]; one number: grey")
@@ -245,7 +266,10 @@ class SolidBackgroundConfig(Config):
 
 
 class NeuralBackgroundConfig(Config):
-    """Neural environment map: a small MLP from ray direction to colour."""
+    """Neural environment map: a small MLP from ray direction to colour.
+
+    Options of the background "neural".
+    """
 
     name: Literal["neural"] = "neural"
     random_probability: float = Field(0.5, ge=0, le=1, description="probability of one random colour per batch")
@@ -285,14 +309,17 @@ class OccupancyConfig(Config):
 class MaterialConfig(Config):
     """Unlit material: the colour is the sigmoid of the field's features.
 
-    Base class of the other materials' configs.
+    Options of the material "none", and base class of the options of the other materials.
     """
 
     name: str = Field(description="material")
 
 
 class DiffuseMaterialConfig(MaterialConfig):
-    """Albedo lit by a point light and an ambient light (Poole et al. 2022, "DreamFusion", section 3.1)."""
+    """Albedo lit by a point light and an ambient light (Poole et al. 2022, "DreamFusion", section 3.1).
+
+    Options of the material "diffuse".
+    """
 
     name: Literal["diffuse"] = "diffuse"
     ambient_only_steps: int = Field(5000, ge=0, description="first step with lighting; earlier steps render the albedo")
@@ -328,13 +355,19 @@ class ProtocolConfig(Config):
 
 
 class PaperProtocolConfig(ProtocolConfig):
-    """Protocol of the 3DiM paper: every pixel of every training view in each of 1000 steps. For GPUs."""
+    """Protocol of the 3DiM paper: every pixel of every training view in each of 1000 steps. For GPUs.
+
+    Options of the fit of a NeRF to views of a scene (`ProtocolConfig`), as in the paper.
+    """
 
     name: Literal["paper"] = "paper"
 
 
 class SubsampledProtocolConfig(ProtocolConfig):
-    """Cheaper protocol: random pixels and a smaller hash grid. Scores are not comparable with those of `paper`."""
+    """Cheaper protocol: random pixels and a smaller hash grid. Scores are not comparable with those of `paper`.
+
+    Options of the fit of a NeRF to views of a scene (`ProtocolConfig`) in less time than with `PaperProtocolConfig`.
+    """
 
     name: Literal["subsampled"] = "subsampled"
     steps: int = Field(1200, ge=1)

@@ -75,7 +75,11 @@ def finite_difference_normal(density: Callable[[Tensor], Tensor], x: Tensor, eps
 
 
 class EncodedField(Representation):
-    """Base class of fields in the cube [-radius, radius]^3 whose MLPs take a position encoding as input."""
+    """Base class of fields in the cube [-radius, radius]^3 whose MLPs take a position encoding as input.
+
+    The CPU generator `generator` initialises the parameters. With the option `levels`, a number or a schedule, only so
+    many coarse levels of the hash grid are active, and the features of the others are 0.
+    """
 
     options: EncodedFieldConfig
     encoding: HashGrid

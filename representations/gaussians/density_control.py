@@ -92,7 +92,10 @@ def _divide(field: Gaussians, optimizer: Optimizer, rng: torch.Generator) -> Non
 
 
 def reset_opacity(field: Gaussians, optimizer: Optimizer) -> None:
-    """Reduce all opacities to at most twice the option `min_opacity`, and reset their optimizer state."""
+    """Reduce all opacities to at most twice the option `min_opacity`, and reset their optimizer state.
+
+    Gaussians whose opacity then falls below `min_opacity` can be removed later.
+    """
     limit = torch.tensor(2 * field.options.min_opacity).logit().item()
     no_rows = torch.zeros(0, dtype=torch.long, device=field.means.device)
     resize_parameter(field, "opacity_logits", optimizer, no_rows, field.opacity_logits.detach().clamp(max=limit))
@@ -123,7 +126,8 @@ def _relocate(field: Gaussians, optimizer: Optimizer, rng: torch.Generator) -> N
 def share_opacity(opacity: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
     """Compute n equal Gaussians at one place that together look most like a single Gaussian.
 
-    Equation 9 of the MCMC paper, with the inner sums of binomial coefficients in closed form.
+    It is used when Gaussians move onto a Gaussian, or new ones are added there. Equation 9 of the MCMC paper
+    (Kheradmand et al. 2024), with the inner sums of binomial coefficients in closed form.
 
     Args:
         opacity: (N,) opacities of the single Gaussians, in (0, 1).

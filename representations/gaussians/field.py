@@ -68,7 +68,8 @@ class Gaussians(Representation):
     def start(self, points: Points) -> None:
         """Replace all Gaussians by isotropic ones at the given points.
 
-        The standard deviation is half the spacing of a point, and the opacity is the option `opacity`.
+        The standard deviation of a Gaussian is half the `spacing` of its point, within `size_limits`. The opacity is
+        the option `opacity`.
         """
         o, n = self.options, len(points.positions)
         low, high = self.size_limits
@@ -84,7 +85,7 @@ class Gaussians(Representation):
 
     @property
     def size_limits(self) -> tuple[float, float]:
-        """Natural logarithms of the smallest and the largest standard deviation of a Gaussian in world units."""
+        """Natural logarithms of the smallest and the largest allowed standard deviation of a Gaussian, world units."""
         o = self.options
         return math.log(MIN_SIZE * o.radius), math.log(o.max_size * o.radius)
 

@@ -173,7 +173,10 @@ def _shade(
 
 
 class OccupancyGrid(nn.Module):
-    """Occupancy grid of G cells per axis over [-radius, radius]^3, indexed [x, y, z]. Rays skip its empty cells."""
+    """Occupancy grid of G cells per axis over [-radius, radius]^3, indexed [x, y, z]. Rays skip its empty cells.
+
+    `step_size` is the length of a ray step in world units. A new grid has only occupied cells; `update` changes them.
+    """
 
     values: Tensor  # (G, G, G) float32 buffer, decaying maximum of density * step size (optical depth of one ray step)
     binary: Tensor  # (G, G, G) bool buffer, True for occupied cells
@@ -226,7 +229,7 @@ class OccupancyGrid(nn.Module):
         return self.values.mean(-1).mean()  # by rows: bit-identical for any number of threads
 
     def mean(self) -> float:
-        """Return the mean of `values`.
+        """Return the mean of `values`, the optical depths of one ray step in the cells.
 
         The result is cached until `values` changes, because reading a number from a GPU waits for the GPU.
         """

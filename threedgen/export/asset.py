@@ -77,7 +77,8 @@ def make_asset(
         view: trained field that provides texture colours, renders for the texture refinement and the elevation range of
             the training cameras. None: bake the vertex colours of `dense`.
         gltf_extras: JSON data for the glTF `extras`. Statistics of the mesh are added to them in the files.
-        nearest_budget: if the shape needs more triangles than the budget, use as few as possible and add a note.
+        nearest_budget: if the shape needs more triangles than the budget, use as few as possible and add a note to
+            `notes` of the result.
         on_step: callback that receives the name of each step, one of `STEPS`, when it starts.
 
     Raises:

@@ -172,7 +172,10 @@ class ExportSection(AssetConfig):
 
 
 class ExportConfig(TaskConfig, AssetConfig):
-    """Export of a game-ready asset from a finished run. Unset options come from the section `export` of the run."""
+    """Export of a game-ready asset from a finished run. Unset options come from the section `export` of the run.
+
+    Options of the task "export".
+    """
 
     run: str = Field("", description="folder of a finished run of the task generate")
     out: str | None = Field(None, description="output folder; null: asset in the run's folder")

@@ -84,7 +84,10 @@ def field_renderer(
 
 
 class DepthFusion:
-    """Density and colour of a representation that has no density, fused from its depth images as in TSDF fusion."""
+    """Density and colour of a representation that has no density, fused from its depth images as in TSDF fusion.
+
+    The export extracts a surface from a density, so it needs one for such a representation, for example 3D Gaussians.
+    """
 
     @torch.no_grad()
     def __init__(self, render: Callable[[Cameras], Render], cameras: Cameras, radius: float) -> None:

@@ -118,15 +118,16 @@ class Cameras:
 
 
 def view_rays(c2w: Tensor) -> Tensor:
-    """Encode camera-to-world poses (B, 4, 4) as (B, 6).
+    """Encode the poses c2w (B, 4, 4) of orthographic cameras as (B, 6), the input of a network.
 
-    The first three numbers are the unit viewing direction, the others the camera position scaled to length 1.
+    All pixels of such a camera have the same direction. The first three numbers are the unit viewing direction, the
+    others the camera position scaled to length 1.
     """
     return torch.cat([-normalize(c2w[:, :3, 2], dim=-1), normalize(c2w[:, :3, 3], dim=-1)], dim=1)
 
 
 def plucker_rays(cameras: Cameras) -> Tensor:
-    """Return the Pluecker coordinates (B, 6, H, W) of the pixel rays.
+    """Return the Pluecker coordinates (B, 6, H, W) of the pixel rays of B cameras, the input of a network.
 
     The channels are the unit direction d (3) and the moment (3), the cross product of the origin and d.
     """
@@ -136,15 +137,19 @@ def plucker_rays(cameras: Cameras) -> Tensor:
 
 
 def ray_control(rays: Tensor) -> Tensor:
-    """Map ray encodings (B, 6, ...) linearly from [-1, 1] to control images in [0, 1], clamping values outside."""
+    """Map `plucker_rays` or `view_rays` (B, 6, ...) linearly from [-1, 1] to [0, 1], and clamp values outside.
+
+    The result is a control image, which tells MV-Adapter the cameras of the views to sample.
+    """
     return ((rays + 1.0) / 2.0).clamp(0, 1)
 
 
 def geometry_control(points: Tensor, normals: Tensor, mask: Tensor) -> Tensor:
-    """Encode surface points and normals as control images (B, 6, H, W) in [0, 1].
+    """Encode the surface of an object in B images as control images (B, 6, H, W) in [0, 1], for MV-Adapter.
 
     Channels 0 to 2 are the points, channels 3 to 5 the normals. All channels are 0.5 in the background. Takes points
-    (B, H, W, 3) in [-0.5, 0.5], unit normals (B, H, W, 3) and the foreground `mask` (B, H, W).
+    (B, H, W, 3) in [-0.5, 0.5] and unit normals (B, H, W, 3) of the surface at each pixel, and the `mask` (B, H, W) of
+    the pixels that show the object.
     """
     maps = torch.cat([points + 0.5, (normals + 1) / 2], dim=-1).clamp(0, 1)
     return torch.where(mask.bool()[..., None], maps, 0.5).permute(0, 3, 1, 2)

@@ -89,7 +89,7 @@ def png(pixels: Array) -> bytes:
 def enlarge_small(images: Any) -> Array:
     """Enlarge images (N, H, W, 3), uint8 or floats in [0, 1], by an integer factor to a width of at least 128 pixels.
 
-    Returns uint8. Images that are wide enough keep their size.
+    Contact sheets of small images become readable by this. Returns uint8. Images that are wide enough keep their size.
     """
     factor = -(-128 // np.shape(images)[-2])
     return to_uint8(images).repeat(factor, axis=-3).repeat(factor, axis=-2)

@@ -36,7 +36,8 @@ def read_mesh_file(path: Path, key: str = "", colours: bool = True) -> MeshFile:
     """Read a GLB, glTF, OBJ, PLY, STL or OFF file.
 
     If `colours` is True, materials, vertex colours and textures are also read. Raises ConfigError with the config key
-    `key` if the file cannot be read, or if the triangles together are too large (`MAX_COVER`).
+    `key` if the file cannot be read, or if its triangles would take too long to render, because together they are much
+    larger than the mesh (`MAX_COVER`).
     """
     files, kind = SideFiles(path), path.suffix.lower()
     try:

@@ -16,7 +16,10 @@ from threedgen.geometry.poses import look_at, orbit_c2w, unit_vector
 
 @dataclass(frozen=True)
 class Rig:
-    """B cameras around an object, with one light each. `n_view` consecutive cameras are one multi-view sample."""
+    """B cameras around an object, with one light each. `n_view` consecutive cameras form a group.
+
+    A multi-view prior denoises the views of a group together.
+    """
 
     cameras: Cameras
     elevation: Tensor  # (B,) radians; elevation, azimuth and distance are before the random perturbation of the poses
@@ -107,7 +110,8 @@ def sample_multiview(
 def sample_random_inputs(options: MultiviewCameraConfig, n: int, generator: torch.Generator) -> dict[str, Tensor]:
     """Return the random numbers for `n` groups of cameras: name -> tensor, uniform in [0, 1) or standard normal.
 
-    The tensors have the shape (n,) or (n, 3). Only `elevation_coin`, which all groups share, has the shape ().
+    The tensors have the shape (n,) or (n, 3). Only `elevation_coin` has the shape (): it selects for all groups whether
+    elevations are uniform in the angle or on the sphere. `rig_from_random_inputs` computes cameras from the numbers.
     """
     uniform, gaussian = (partial(f, generator=generator, device=generator.device) for f in (torch.rand, torch.randn))
     inputs = {"elevation_coin": uniform(())}

@@ -167,4 +167,7 @@ class NovelViewSampler(Protocol):
         """
 
     def fingerprint(self) -> str:
-        """Return a string that identifies all inputs of the results: weights, settings and files."""
+        """Return a string that identifies what determines the sampler's images: weights, settings and files.
+
+        Stored images are used again only if this string is unchanged.
+        """

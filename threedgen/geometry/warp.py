@@ -181,7 +181,8 @@ def key_frames(depth: Tensor, cameras: Cameras, min_overlap: float) -> list[int]
 def spread_pairs(count: int) -> list[int]:
     """Return frame indices [a0, b0, a1, b1, ...]: pairs (a, b) that are spread evenly over `count` frames.
 
-    The distances b - a are the numbers in FRAME_GAPS. Pairs with the smallest distance come first.
+    `check_pose_convention` compares the depths of these pairs. The distances b - a are the numbers in FRAME_GAPS. Pairs
+    with the smallest distance come first.
     """
     pairs = list[int]()
     for gap in (each for each in FRAME_GAPS if each < count):
@@ -209,6 +210,8 @@ def check_pose_convention(
     read: Callable[[Poses], tuple[Tensor, Cameras]], convention: Poses, name: str, key: str = ""
 ) -> None:
     """Raise ConfigError if depths of nearby frames agree much better with inverted poses than with configured ones.
+
+    The user has then probably confused camera-to-world and world-to-camera poses.
 
     Args:
         read: function that reads the frames that `spread_pairs` returns. Its argument is the kind of the stored poses,

@@ -1,7 +1,7 @@
 """Peak memory of a step of each kind of task, measured on torch's meta device, which has shapes but no values.
 
-In the tasks of this module, a step only calls networks (`meta_prior.py`). A step of the task "generate" also renders;
-its module is `generate/memory.py`.
+The tasks here sample or train diffusion models, so a step only calls networks (`meta_prior.py`). A step of the task
+"generate" also renders; `generate/memory.py` measures it. --dry-run prints the results.
 """
 
 from collections.abc import Sequence
@@ -52,7 +52,10 @@ def geometry(views: int, size: Sequence[int], fov: float = pi / 2, depth: bool =
 
 
 def measure_sampling_task(config: Any, device: torch.device) -> PeakMemory | None:
-    """Measure a run of the task "sample" or "texture". Returns None if a run of "texture" samples nothing."""
+    """Return the peak memory of a run of the task "sample" or "texture"; None if a run of "texture" samples nothing.
+
+    `config` is the config of the run, and `device` its device, which decides the precision.
+    """
     if config.prior is None:
         return None
     rig, options = config.rig, config.prior
@@ -78,7 +81,17 @@ def training_prior(
     geometry: Geometry | None = None,
     size: int | None = None,
 ) -> MetaPrior:
-    """Return the prior that a training starts from. Its weights are float32; autocast converts them to `prior.half`."""
+    """Return the prior without values (`MetaPrior`) that a training on `device` starts from.
+
+    Its weights are float32. Autocast converts them to its attribute `half`.
+
+    Args:
+        weights: weights from which the training starts; they decide the shapes of the networks.
+        views: number of views of an object or scene that are denoised together.
+        branches: kinds of attention that MV-Adapter adds, as `branches` returns them; (): no adapter.
+        geometry: cameras of the views of a scene, for MVDiffusion's attention; None: no such attention.
+        size: side of the images in pixels; None: the size of the weights.
+    """
     networks, like = meta_networks(weights), PriorConfig(name="start", weights=weights, dtype="fp32", image_size=size)
     prior = MetaPrior(networks, like, device, views, branches, geometry)
     prior.half = compute_dtype("auto", device) if device.type in GPUS else torch.float32
@@ -86,7 +99,7 @@ def training_prior(
 
 
 def measure_mvadapter_training(config: Any, device: torch.device) -> PeakMemory:
-    """Measure a training step of the task "train-mvadapter"."""
+    """Return the peak memory of a training step of the task "train-mvadapter" with `config` on `device`."""
     prior = training_prior(config.start, device, SIDES, config.branches, size=config.image_size)
     assert isinstance(prior.denoiser, AdaptedUNet)
     prior.denoiser.new_parts.requires_grad_(True)
@@ -94,7 +107,7 @@ def measure_mvadapter_training(config: Any, device: torch.device) -> PeakMemory:
 
 
 def measure_mvdiffusion_training(config: Any, device: torch.device) -> PeakMemory:
-    """Measure a training step of the task "train-mvdiffusion"."""
+    """Return the peak memory of a training step of the task "train-mvdiffusion" with `config` on `device`."""
     o, s = config.training, config.scenes
     size = (s.height, s.width) if config.variant == "depth" else (s.size, s.size)
     scene = geometry(s.views, size, depth=config.variant == "depth")
@@ -107,7 +120,7 @@ def measure_mvdiffusion_training(config: Any, device: torch.device) -> PeakMemor
 
 
 def measure_dreambooth(config: Any, device: torch.device) -> PeakMemory:
-    """Measure a training step of the task "mvdreambooth"."""
+    """Return the peak memory of a training step of the task "mvdreambooth" with `config` on `device`."""
     o, prior = config.tuning, training_prior(config.prior.weights, device, size=config.prior.image_size)
     all_weights = o.preservation != "lora"  # a LoRA is small, but all activations are stored for it
     for p in prior.unet.parameters() if all_weights else prior.unet.conv_in.parameters():
@@ -122,7 +135,7 @@ def measure_dreambooth(config: Any, device: torch.device) -> PeakMemory:
 
 
 def measure_threedim_training(config: Any, device: torch.device) -> PeakMemory:
-    """Measure a training step of the task "train-threedim"."""
+    """Return the peak memory of a training step of the task "train-threedim" with `config` on `device`."""
     o, batch = config.model, config.training.batch
     if o.name == "latents":
         prior = training_prior(o.start, device, 2)

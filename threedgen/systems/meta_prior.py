@@ -96,9 +96,9 @@ class MetaPrior(Prior):
         return images.float() if self.meta.vae is None else self.meta.vae.encode(images).latent_dist.mean.float()
 
     def record_graph(self, images: int) -> None:
-        """Set `graph_memory` to the memory of a CUDA graph of the UNet for `images` latents.
+        """Set `graph_memory` to a tensor as large as a CUDA graph of the UNet for `images` latents, to be measured too.
 
-        If the run uses no CUDA graphs, the memory is 0.
+        If the run uses no CUDA graphs, the tensor is empty.
         """
         self.graph_memory = torch.empty(0, device=META)
         if self.cuda_graph:
@@ -107,7 +107,7 @@ class MetaPrior(Prior):
 
     @torch.no_grad()
     def sample_step(self, images: int, size: Sequence[int]) -> None:
-        """Call the UNet once, without gradients, for `images` latents of `size` (h, w)."""
+        """Call the UNet once, without gradients, for `images` latents of `size` (h, w) in latent pixels."""
         z = torch.empty(images, self.latent_shape[0], *size, device=META)
         self.network(z, torch.empty(images, device=META), z, n_view=self.views)
 

@@ -43,7 +43,10 @@ class FieldView:
 
     @torch.no_grad()
     def on_arrays(self, function: Field, points: Array) -> Array:
-        """Evaluate `function`, `density` or `colour`, at points (N, 3) in chunks; return float32 (N,) or (N, 3)."""
+        """Evaluate `function`, the attribute `density` or `colour`, at points (N, 3) in world units, in chunks.
+
+        Returns densities (N,) or colours (N, 3), float32.
+        """
         parts = torch.from_numpy(np.ascontiguousarray(points, np.float32)).split(CHUNK)
         return np.concatenate([function(part.to(self.device)).float().cpu().numpy() for part in parts])
 
@@ -88,8 +91,8 @@ def dense_surface(field: FieldView, resolution: int) -> tuple[Mesh, list[str]]:
 def half_light_depth(mesh: Mesh) -> float:
     """Return the depth below the surface that half of the light reaches, as a fraction of the mesh's longest side.
 
-    The depth is computed from the typical density of the object, `mesh.info["haze"]` / HAZE. A mesh without this entry
-    has the depth 0.
+    An object is translucent if the depth is above `MAX_HALF_LIGHT_DEPTH`. The depth is computed from the typical
+    density of the object, `mesh.info["haze"]` / HAZE. A mesh without this entry has the depth 0.
     """
     density = float(mesh.info.get("haze", 0.0)) / HAZE
     size = float(np.ptp(mesh.vertices, axis=0).max())

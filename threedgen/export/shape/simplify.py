@@ -210,7 +210,9 @@ def _collapse_pass(points, uv, faces, corners, error, candidates, locked, first,
 
     A half-edge is skipped if an earlier collapse of this pass changed a face at one of its ends. `candidates` (n, 2)
     are pairs (removed vertex, kept vertex), cheapest first. Vertices in the mask `locked` (V,) are not removed. The
-    faces around vertex v are `around[first[v] : first[v + 1]]`. Removed faces become -1.
+    faces around vertex v are `around[first[v] : first[v + 1]]`. Removed faces become -1. `faces` (F, 3) index the
+    vertices `points` (V, 3), and `corners` (F, 3) index `uv`. `error` (V, 4, 4) has the matrices of `quadrics`; a kept
+    vertex adds that of the removed one.
     """
     touched = np.zeros(len(points), np.bool_)
     mark = np.full(len(points), -1, np.int64)

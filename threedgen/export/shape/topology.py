@@ -15,7 +15,7 @@ MIN_AREA = 1e-12  # area below which a triangle is degenerate, for a mesh whose 
 class Topology:
     """Counts that tell whether a mesh is a closed solid.
 
-    The counts marked as defects are all 0 for a closed solid.
+    In a closed solid, the first four counts (of open, crowded and twisted edges and degenerate triangles) are 0.
     """
 
     open_edges: int = 0  # defect: edges with one face, at the border of a hole

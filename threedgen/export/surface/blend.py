@@ -13,7 +13,8 @@ MIN_WEIGHT = 1e-5  # sum of weights below which a texel's colour is darkened in 
 class BlendOptions:
     """Rules that decide which images contribute to a texel, and with which weight.
 
-    `error` and `jump` are fractions of the depth for perspective cameras, and world units for orthographic cameras.
+    The limits `error` and `jump` of depth differences are fractions of the depth for perspective cameras, and in world
+    units for orthographic cameras.
     """
 
     error: float = 0.02  # maximum depth difference between texel and visible surface
@@ -29,13 +30,13 @@ class BlendOptions:
     def valid(self, error: Array, cosine: Array, jump: Array, mask: Array | None = None) -> Array:
         """Return a bool mask (M,) of the texels that an image may colour.
 
-        All arguments are arrays (M,) with one value per texel.
+        All arguments are arrays (M,) with one value per texel. `error` and `jump` are in the units of the limits.
 
         Args:
             error: depth of the texel minus depth of the visible surface.
             cosine: cosine of the angle between surface normal and direction to the camera.
-            jump: largest depth step near the texel.
-            mask: opacity of the image in [0, 1]; None: opaque.
+            jump: largest step of the visible surface's depth near the texel.
+            mask: opacity of the image in [0, 1] at the texel; None: opaque.
         """
         visible = (error < self.error) & (cosine > self.cosine)
         visible = visible if mask is None else visible & (mask > self.opacity)

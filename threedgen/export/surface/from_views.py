@@ -66,7 +66,7 @@ def texture_from_views(
     Args:
         mesh: mesh with UVs.
         size: edge of the square texture in texels.
-        at: N perspective or orthographic cameras of the images, with h x w pixels.
+        at: the N cameras of the images, perspective or orthographic, with h x w pixels.
         images: (N, h, w, 3) in [0, 1].
         options: limits and weights of the blending.
         masks: (N, h, w) opacity of the mesh in [0, 1]; None: 1 everywhere.

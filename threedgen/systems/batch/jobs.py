@@ -101,8 +101,8 @@ def object_config(
         extra_values: {config key: value} of further values. Keys of sections that the config does not have are ignored.
 
     Raises:
-        ConfigError: the config is invalid, an override sets a key of OWN_KEYS, or the task of the config does not make
-            an object from a prompt.
+        ConfigError: the config is invalid, an override sets a key that the calling task sets for each object (prompt,
+            seed, out, threads or task), or the task of the config does not make an object from a prompt.
     """
     name, *own = words_of(method)
     overrides = [*overrides, *own]
@@ -122,7 +122,11 @@ def object_config(
 
 
 def job(method: str, base: RunConfig, prompt: str, seed: int) -> Job:
-    """Create the job of one object. Its config is `base`, the config of the method, with `prompt` and `seed`."""
+    """Create the job of one object.
+
+    `method` is a config name with optional key=value changes, and `base` the config of this method (`object_config`).
+    The config of the job is `base` with `prompt` and `seed`.
+    """
     config = base.model_copy(update={"prompt": prompt, "seed": seed, "out": None, "threads": None})
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(words_of(method)[0]).stem).strip("-")[:40]
     words = runs.slug(prompt)[:-9][:40].strip("-")
@@ -147,7 +151,7 @@ def plan(config: BatchConfig) -> list[Job]:
 def check_prompts(methods: Mapping[str, RunConfig], prompts: Sequence[str]) -> None:
     """Raise ConfigError if a prompt names no object that the prior of a config knows.
 
-    Other errors of the configs are ignored. `methods` maps names of methods to their configs.
+    Other errors of the configs are ignored. `methods` has the configs by method: a config name with key=value changes.
     """
     for method, config in methods.items():
         try:
@@ -226,7 +230,7 @@ def make(job: Job, root: Path, threads: int | None) -> str:
 
 
 def make_all(config: WorkersConfig, jobs: Sequence[Job], root: Path, quiet: bool) -> int:
-    """Run the jobs that are neither finished nor failed, in parallel workers.
+    """Run the jobs that are neither finished nor failed, in parallel worker processes with the options `config`.
 
     Returns 0, or the exit code 130 or 143 after Ctrl-C or SIGTERM. Each job has the folder root/KEY, where KEY is
     `job.key`. If one job of a method cannot start, the remaining jobs of this method do not run.

@@ -11,7 +11,10 @@ from threedgen.run.options import Names, Seeds, WorkersConfig
 
 
 class BatchConfig(WorkersConfig):
-    """Creation of one object for each combination of prompt, config and seed, with a gallery page (task batch)."""
+    """Creation of one object for each combination of prompt, config and seed, with a gallery page.
+
+    Options of the task "batch".
+    """
 
     prompts: str = Field("", description="text file with one prompt per line; # starts a comment")
     configs: Names = Field(("mvdream-toybox",), min_length=1, description="configs, with key=value changes")

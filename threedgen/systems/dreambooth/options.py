@@ -44,7 +44,10 @@ class SheetConfig(Config):
 
 
 class MVDreamBoothConfig(PromptedConfig):
-    """Training of a multi-view prior on a few photos of one subject (task mvdreambooth)."""
+    """Training of a multi-view prior on a few photos of one subject.
+
+    Options of the task "mvdreambooth".
+    """
 
     photos: Paths = Field((), description="folder or files of 2 to 100 photos of one subject; usually 4 to 6")
     matte: MatteName = None
@@ -68,13 +71,19 @@ class MVDreamBoothConfig(PromptedConfig):
 
     @property
     def class_prompts(self) -> list[str]:
-        """Prompts of the class images, in which "{class}" is replaced by the class prompt; at most one per image."""
+        """Prompts of the class images, which the original prior samples for prior preservation; at most one per image.
+
+        They are the option `tuning.class_prompts`, in which "{class}" is replaced by the class prompt.
+        """
         texts = self.tuning.class_prompts[: self.tuning.class_images]
         return [text.replace("{class}", self.class_prompt) for text in texts]
 
     @property
     def class_prompt(self) -> str:
-        """Prompt without the identifier (word for the subject), such as "a dog" for "a [v] dog"."""
+        """Prompt of the subject's class: the prompt without the identifier, the word for the subject.
+
+        For example, "a dog" for "a [v] dog".
+        """
         return remove_words(self.prompt, [self.identifier])
 
     def check(self) -> None:

@@ -124,9 +124,10 @@ class DreamBoothSystem(DenoisingSystem):
     Args:
         prior: model to tune; its tokenizer already has the identifier as a token (`subject_weights.add_word`).
         photos: (N, S, S, 3) in [0, 1], N photos of the subject.
-        base: checksum of the original weights.
-        class_images: (M, S, S, 3) in [0, 1], for prior preservation by class images. Image k was sampled from the class
-            prompt with the index k % n, where n is the number of class prompts. None: no class images are used.
+        base: checksum of the original weights, written to the result, which fits only these weights.
+        class_images: (M, S, S, 3) in [0, 1], images of the subject's class that the original prior sampled; they are
+            trained too, so that the prior keeps the class. Image k has the prompt number k % n of the n prompts
+            `config.class_prompts`. None: no class images are used.
     """
 
     stage = "subject"
@@ -218,7 +219,7 @@ class DreamBoothSystem(DenoisingSystem):
 
     @torch.no_grad()
     def sample_views(self, prompt: str) -> Tensor:
-        """Sample four views (4, S, S, 3) in [0, 1] around the subject. The noise is the same in each call."""
+        """Sample four views (4, S, S, 3) in [0, 1] around an object of `prompt`, always from equal noise."""
         prior, o = self.model, self.config.sheet
         token_embeddings(prior)[self.token] = self.word
         c2w = orbit(N_VIEW, ELEVATION, 1.0, 1.0, 1, 1, azimuth=AZIMUTH).c2w
@@ -295,9 +296,10 @@ def load_photos(config: MVDreamBoothConfig, folder: Path, size: int) -> Tensor:
 
 
 def sample_class_images(config: MVDreamBoothConfig, folder: Path, prior: MVDream, quiet: bool) -> Tensor | None:
-    """Sample M class images (M, S, S, 3) in [0, 1] from the prior before it is tuned.
+    """Sample M images (M, S, S, 3) in [0, 1] of the subject's class from the prior, before it is tuned.
 
-    Returns None if the config uses no class images (tuning.preservation other than "images").
+    The tuning trains on them, so that the prior keeps the class. They are cached in `folder` for a resumed run.
+    `quiet`: show no progress. Returns None if tuning.preservation is not "images".
     """
     o = config.tuning
     if o.preservation != "images":

@@ -24,7 +24,8 @@ FIRST_STEPS = 50  # number of steps after a change in which the first step with 
 class MeasuredSystem(GenerateSystem):
     """Training module on the meta device, which computes no values, to estimate the memory of a step from tensor sizes.
 
-    Without values no empty space can be skipped, so every ray has `fraction` times `march.samples` samples.
+    Without values no empty space can be skipped. Every ray therefore has the same number of samples: the constructor's
+    argument `fraction` times the option `march.samples`.
     """
 
     def __init__(self, config: GenerateConfig, prior: MetaPrior, fraction: float = 1.0) -> None:
@@ -117,11 +118,11 @@ def memory(
 
 
 def distinct_steps(system: GenerateSystem) -> Iterator[tuple[int, int]]:
-    """Yield the distillation steps to measure: one for each combination of render size and number of scenes.
+    """Yield the distillation steps to measure, as pairs (render size in pixels, step).
 
-    Yields pairs (render size in pixels, step). The step is the first with a lit (shaded) render among the FIRST_STEPS
-    steps after the change of size or number, because lit renders take more memory. Without lit renders it is the step
-    of the change.
+    There is one step for each combination of the render size and the number of scenes (groups of views) per step,
+    which schedules can change during a run. Because lit (shaded) renders take more memory, it is the first step with a
+    lit render among the FIRST_STEPS steps after such a change. Without lit renders it is the step of the change.
     """
     config, end = system.config, system.max_steps
     schedules = [

@@ -30,7 +30,8 @@ MULTIVIEW = "Set camera.n_view=2 or more and a multi-view prior, such as prior.n
 class SystemConfig(Config):
     """Config section of the default system, which trains in the phases warm start, distillation and refinement.
 
-    The default system has no options. A plug-in system adds its own in a subclass.
+    A system is the LightningModule with the training step. The default one has no options; a plug-in system adds its
+    own in a subclass.
     """
 
     name: str = "generate"
@@ -167,7 +168,7 @@ class PreviewConfig(Config):
 
 
 def registered(kind: str) -> AfterValidator:
-    """Return a validator that checks that all names in a tuple are registered under `kind`."""
+    """Return a pydantic validator: each name in a tuple must be a registered component of the kind `kind`."""
 
     def check(names: tuple[str, ...]) -> tuple[str, ...]:
         for name in names:
@@ -199,7 +200,10 @@ IMAGE_SHARE = 0.4
 
 
 class GenerateConfig(PromptedConfig):
-    """Generation of a 3D object from a prompt, or from an image, by score distillation (task generate)."""
+    """Generation of a 3D object from a prompt, or from an image, by score distillation.
+
+    Options of the task "generate".
+    """
 
     common: ClassVar[tuple[str, ...]] = (
         "prompt", "image", "matte", "negative_prompt", "prompt_check", "seed", "out", "threads",
@@ -301,7 +305,10 @@ class GenerateConfig(PromptedConfig):
 
     @property
     def first_view(self) -> str | None:
-        """Image file of the first view, which the prior completes; None if the image is the prior's reference image."""
+        """Image file of the first view, to which the prior samples the other views.
+
+        None if the config has no image, or if the prior takes the image as its reference image instead.
+        """
         return None if self.prior.takes_image else self.image
 
     @model_validator(mode="after")

@@ -34,7 +34,10 @@ VIEWS = 8  # number of views in views.png, in two rows
 
 
 def view_azimuths(options: OrbitCameraConfig) -> NDArray[np.floating]:
-    """Return the azimuths (n,) in radians of the n <= 8 images in views.png: 0 is the front, counter-clockwise."""
+    """Return the azimuths (n,) in radians of the n <= 8 images in views.png: 0 is the front, counter-clockwise.
+
+    `options` are the options of the turntable, whose frames these images are.
+    """
     return 2 * np.pi * np.asarray(view_indices(options.n_view)) / options.n_view
 
 

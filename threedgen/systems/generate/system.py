@@ -71,7 +71,10 @@ class GenerateSystem(Scene):
     # --- the core loop: Lightning calls training_step, backward, then optimizer_step (scene.py)
 
     def training_step(self, batch: int, index: int) -> Tensor:
-        """Return the scalar loss of a step. The data loader yields step numbers, so `batch` is the step."""
+        """Return the scalar loss of a step, from the phase of the step. Lightning calls this method.
+
+        The data loader yields step numbers, so `batch` is the step. Lightning's batch index `index` is not used.
+        """
         step = int(batch)
         self.before_step(step)
         result = self.phase_at(step).losses(step)

@@ -64,7 +64,10 @@ class PairTrainingConfig(Config):
 
 
 class TrainThreeDiMConfig(TrainConfig):
-    """Training of a novel-view model on pairs of views (task train-threedim)."""
+    """Training of a novel-view model on pairs of views.
+
+    Options of the task "train-threedim".
+    """
 
     data: Annotated[Any, Component("pair-source", default="toybox")] = Field({}, description="training pairs")
     model: Annotated[PixelsConfig | LatentsConfig, Field(discriminator="name")] = PixelsConfig()
@@ -73,7 +76,10 @@ class TrainThreeDiMConfig(TrainConfig):
 
 
 class ImageTo3DConfig(RunConfig):
-    """Creation of a 3D object from an image (task image-to-3d): views are sampled, and a field is fitted to them."""
+    """Creation of a 3D object from an image: views are sampled, and a field is fitted to them.
+
+    Options of the task "image-to-3d".
+    """
 
     image: str = Field("", description="image file of an object on white or with a transparent background")
     matte: MatteName = None

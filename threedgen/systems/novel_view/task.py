@@ -244,10 +244,10 @@ def rate_factor(warmup: float, decay: float, max_steps: int) -> Callable[[int], 
 
 
 def cameras(cache: PairCache, scenes: int = 16) -> CamerasConfig:
-    """Measure the cameras of the first `scenes` held-out scenes.
+    """Measure the cameras of the first `scenes` held-out scenes, to store them with the trained model.
 
-    Returns the ranges of elevation (degrees) and of distance from the origin (world units), and the mean focal length
-    as a multiple of the image side.
+    The task "image-to-3d" reads them. They are the ranges of elevation (degrees) and of distance from the origin (world
+    units), and the mean focal length as a multiple of the image side.
     """
     views = cache.source.views
     held_out = np.arange(cache.train, cache.train + min(scenes, cache.held_out))

@@ -92,7 +92,8 @@ class SamplingConfig(PromptedConfig):
     def check_rig(self, rig: str, **keys: str) -> None:
         """Raise ValueError if the prior cannot sample a rig (set of cameras), or an option has no effect with the rig.
 
-        `keys` maps rig names to the options that not all rigs use, separated by blanks, such as orbit="samples prefix".
+        `keys` has for each rig name the options that have an effect with this rig but not with every rig, separated by
+        blanks, such as orbit="samples prefix".
         """
         if self.prior is not None and self.prior.name not in PRIORS[rig]:
             usable = " or ".join(PRIORS[rig])
@@ -210,7 +211,10 @@ class PanoramaConfig(Config):
 
 
 class SampleConfig(SamplingConfig):
-    """Sampling of views of an object, or of a panorama, from a prior (task sample)."""
+    """Sampling of views of an object, or of a panorama, from a prior.
+
+    Options of the task "sample".
+    """
 
     prefix: str = Field("", description="text before every prompt")
     suffix: str = Field("", description="text after every prompt without 3d, such as ', 3d asset' for MVDream")

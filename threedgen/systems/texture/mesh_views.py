@@ -82,7 +82,8 @@ def read_views(config: TextureConfig, rig: SidesConfig) -> MeshViews | PosedPhot
     """Read the images in the folder `config.views`. Return None if this option is not set.
 
     Six sides are read completely. Of photos with poses only the headers are read, because their placement needs the
-    mesh (`place_photos`). Raises ConfigError if a file is missing or cannot be used.
+    mesh (`place_photos`). Photos whose longer side has more than `rig.size` pixels will be reduced to it. Raises
+    ConfigError if a file is missing or cannot be used.
     """
     if config.views is None:
         return None

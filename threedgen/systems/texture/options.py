@@ -44,7 +44,10 @@ class PathConfig(Config):
 
 
 class TextureConfig(SamplingConfig):
-    """Texturing of the mesh of an object or a scene, from text or images (task texture)."""
+    """Texturing of the mesh of an object or a scene, from text or images.
+
+    Options of the task "texture".
+    """
 
     prior: Annotated[Any, Component("prior", "mvadapter", SAMPLERS[2:])] = Field({}, description="diffusion prior")
     scale: float = Field(1.0, gt=0, le=1e6, description="metres per unit of a scene's file; 0.01: centimetres")

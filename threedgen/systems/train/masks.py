@@ -53,8 +53,8 @@ def around_a_photo(rng: np.random.Generator, size: int) -> Array:
 class MaskedViews:
     """Source of training images (`threedgen.data.latent_cache.Source`): pairs of a view and the same view with a hole.
 
-    `hole` is a function that samples the mask of the hole. With `first`, only the first view of each scene is used,
-    else all views.
+    `hole` is a function that samples the mask of the hole, such as `painted`; `seed` seeds it. The views come from the
+    scenes of `source`. With `first`, only the first view of each scene is used, else all views.
     """
 
     n_view = 2

@@ -109,7 +109,10 @@ class AdapterTrainingConfig(DenoisingConfig):
 
 
 class TrainMVAdapterConfig(TrainConfig):
-    """Training of MV-Adapter, by which a frozen 2D model samples several views of an object (task train-mvadapter)."""
+    """Training of MV-Adapter, by which a frozen 2D model samples several views of an object.
+
+    Options of the task "train-mvadapter".
+    """
 
     start: str = Field(min_length=1, description="2D model: a diffusers folder or a hub id")
     image_size: int | None = Field(None, ge=8, le=2048, description="side of a view, pixels; null: the model's")
@@ -153,7 +156,7 @@ Variant = Literal["panorama", "outpaint", "depth"]
 
 
 class SingleViewConfig(Config):
-    """Options of the first stage, which trains the 2D model on single views with depth or a mask."""
+    """Options of the first stage of train-mvdiffusion: the 2D model trains on single views with depth or a mask."""
 
     max_steps: Count = 2000
     batch: Batch = 32
@@ -163,7 +166,7 @@ class SingleViewConfig(Config):
 
 
 class ViewsConfig(DenoisingConfig):
-    """Options of stage 2 of the training of MVDiffusion, the attention between views (arXiv 2307.01097, section 5)."""
+    """Options of the second stage of train-mvdiffusion: the attention between views (arXiv 2307.01097, section 5)."""
 
     batch: Batch = 4
     fresh: Fresh = 1
@@ -176,7 +179,10 @@ class ViewsConfig(DenoisingConfig):
 
 
 class TrainMVDiffusionConfig(TrainConfig):
-    """Training of attention between the views of a scene, added to a frozen 2D model (task train-mvdiffusion)."""
+    """Training of attention between the views of a scene, added to a frozen 2D model.
+
+    Options of the task "train-mvdiffusion".
+    """
 
     variant: Variant = Field("panorama", description="panorama; outpaint: from a view; depth: posed views with depth")
     start: str = Field(min_length=1, description="2D model: a diffusers folder or a hub id")
