@@ -98,7 +98,7 @@ def test_error_is_one_line_with_key_and_values(tmp_path, monkeypatch, capsys, na
 
 def test_values_that_follow_from_others() -> None:
     o = config.load("train-mvadapter-sd21")
-    assert o.trainer.max_steps * o.training.batch == 10 * 60_000
+    assert o.trainer.max_steps * o.trainer.accumulate_grad_batches * o.training.batch == 10 * 60_000
     assert [config.at(o.training.learning_rate, step) for step in (0, 1000, 2000, 70_000)] == [0.0, 2.5e-5, 5e-5, 5e-5]
     assert config.load("threedim-latent-toybox").model.start == "toybox-prior"
 
