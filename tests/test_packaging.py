@@ -88,7 +88,15 @@ def test_every_entry_of_the_registry_exists() -> None:
                 module, _, attribute = path.partition(":")
                 if module.startswith("threedgen."):
                     assert hasattr(__import__(module, fromlist=["_"]), attribute), f"{kind} {name}: no {path}"
-            if kind not in ("task", "plan", "regulariser", "prompt-reader", "room", "exporter"):  # without a section
+            if kind not in (
+                "task",
+                "plan",
+                "memory",
+                "regulariser",
+                "prompt-reader",
+                "room",
+                "exporter",
+            ):  # without a section
                 assert "name" in registry.config_model(kind, name).model_fields
 
 

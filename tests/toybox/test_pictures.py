@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from threedgen.toybox.data.pictures import FourSides, Photographs
-from threedgen.toybox.world.toybox import Toybox
+from threedgen.toybox.data.pictures import MAX_WEIGHT, MIN_AREA, PIXELS, FourSides, Photographs
+from threedgen.toybox.world.toybox import OpenToybox, Toybox
 
 
 def names_room(caption: str) -> bool:
@@ -48,3 +48,15 @@ def test_four_sides_are_90_degrees_apart() -> None:
 def test_share_of_photographs_is_inside_rooms(share: float) -> None:
     captions = Photographs(3, rooms=share, clutter=0.4).block(range(60), 8).captions
     assert sum(map(names_room, captions)) == round(60 * share)
+
+
+def test_small_parts_have_larger_weights() -> None:
+    box = OpenToybox(0, "train")
+    source, size, index = FourSides(box, 2), 8, 3
+    weights = source.part_weights(index, size)
+    label = box.render([box.asset(index)], [index], PIXELS * size, 2, with_gbuffer=True)[0].label
+    assert weights.shape == (2, size, size) and weights.min() == 1 and (weights[:, 0, 0] == 1).all()
+    for view, labels in zip(weights, label, strict=True):
+        areas = [(labels == part).mean() for part in np.unique(labels[labels > 0])]
+        added = sum(max(0, min(MIN_AREA, MAX_WEIGHT * area) - area) for area in areas)
+        assert added > 0 and view.mean() == pytest.approx(1 + added, rel=1e-5)

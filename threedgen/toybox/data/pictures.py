@@ -95,6 +95,11 @@ class Photographs:
         return rgb[order], [texts[k] for k in order], c2w[order]
 
 
+MIN_AREA, MAX_WEIGHT, PIXELS = 0.05, 10.0, 4
+"""Weights of small parts in `FourSides.part_weights`: the area that each visible part is weighted up to, as a fraction
+of the image; the largest weight; rendered pixels per latent pixel along each axis."""
+
+
 class FourSides:
     """Source of captioned objects of ``box``, each rendered from ``n_view`` evenly spaced azimuths.
 
@@ -110,6 +115,23 @@ class FourSides:
     def block(self, indices: range, size: int) -> Captioned:
         assets, rgb, c2w, _ = self.box.batch(indices, size, self.n_view)
         return Captioned(rgb, [asset.caption for asset in assets], c2w)
+
+    def part_weights(self, index: int, size: int) -> np.ndarray:
+        """Return weights (V, size, size) of the latent pixels in the V views of object ``index``, at least 1.
+
+        They make small parts, such as eyes and glasses, count more in a loss: each visible part counts as if it covered
+        the fraction `MIN_AREA` of the image, but at most `MAX_WEIGHT` times its area.
+        """
+        c2w, fov, _, _ = self.box.cameras(index, self.n_view)
+        fine, views = PIXELS * size, np.zeros(self.n_view, np.int64)
+        label = render([self.box.asset(index)], views, c2w, fov, fine, supersample=0, with_gbuffer=True).label
+        weights = np.ones(label.shape, np.float32)
+        for view, labels in zip(weights, label, strict=True):
+            area = np.bincount(labels.ravel()) / labels.size
+            scale = np.clip(MIN_AREA / np.maximum(area, 1e-6), 1, MAX_WEIGHT)
+            scale[0] = 1  # background
+            view[:] = scale[labels]
+        return weights.reshape(self.n_view, size, PIXELS, size, PIXELS).mean((2, 4))
 
 
 class ToyboxObjects(ObjectViews):

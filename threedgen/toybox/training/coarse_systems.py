@@ -90,7 +90,8 @@ class CoarseSystem(PredictorSystem):
 
     The loss is the squared error of the latents of `TARGETS` views of each object. They are predicted from a caption,
     the cameras, and an object code with noise, which is encoded from other views. Some captions and some codes are
-    dropped, so that the network can also predict from only one of the two.
+    dropped, so that the network can also predict from only one of the two. `part_weights(index)` returns weights
+    (V, h, h) of the latent pixels in all cached views of an object, with which small parts count more.
 
     The captions in `cache` are not used: `caption(index, rng)` writes a new caption for the object with this index, so
     that the network sees each object with many captions.
@@ -106,9 +107,10 @@ class CoarseSystem(PredictorSystem):
         prior: LatentDiffusion,
         cache: LatentCache,
         caption: Caption,
+        part_weights: Callable[[int], Array],
     ) -> None:
         super().__init__(options, seed, options.max_steps, coarse, prior, cache)
-        self.caption = caption
+        self.caption, self.part_weights = caption, part_weights
         self.coarse = coarse.requires_grad_(True).train()
         self.coarse.to(memory_format=torch.channels_last)  # type: ignore[call-arg]  # faster on a CPU
         self.coarse.sampler.requires_grad_(False)
@@ -134,7 +136,9 @@ class CoarseSystem(PredictorSystem):
             code = kept * (code + CODE_NOISE * torch.randn(code.shape, generator=gen).to(code))
             text, code = (x.repeat_interleave(TARGETS, 0) for x in (text, code))
             predicted = self.coarse(text, target_camera, code).float()
-        loss = F.mse_loss(predicted, z[rows, target].flatten(0, 1))
+            weights = torch.from_numpy(np.stack([self.part_weights(int(k)) for k in chosen])).to(z)
+            weights = weights[rows, target].flatten(0, 1)[:, None]
+        loss = (weights * (predicted - z[rows, target].flatten(0, 1)).square()).mean() / weights.mean()
         self.metrics = {"coarse": float(loss.detach())} if target_camera is not None else {}
         return loss
 

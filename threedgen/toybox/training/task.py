@@ -14,7 +14,7 @@ RUN/base/, prior/   averaged weights in diffusers format
 RUN/samples.png     images sampled with the averaged weights; (train-own-prior) also renders of held-out assets
 """
 
-from functools import partial
+from functools import lru_cache, partial
 
 import torch
 from diffusers.models import AutoencoderKL
@@ -181,7 +181,8 @@ def train_coarse(task: Task, base: LatentDiffusion, o: CoarseConfig) -> CoarsePr
 
     if o.max_steps:
         caption = partial(world.caption, stated=STATED)
-        stage("coarse", coarse, CoarseSystem(o, seed, coarse, base, cache, caption), "coarse")
+        weights = lru_cache(o.objects)(partial(source.part_weights, size=coarse.config["size"]))
+        stage("coarse", coarse, CoarseSystem(o, seed, coarse, base, cache, caption, weights), "coarse")
     if o.sampler_steps:
         stage("codes", coarse.sampler, CodeSystem(o, seed, coarse, base, cache, world.caption), "code")
     if coarse.fusion is not None and o.fusion_steps:
