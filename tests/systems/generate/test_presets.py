@@ -35,11 +35,11 @@ def test_first_preset_that_fits_is_chosen_once(free: float, name: str | None, tm
     monkeypatch.setattr(memory, "memory", figures)
     monkeypatch.setattr(presets, "free_bytes", lambda device: free)
     config = load("mvdream-sd21", ["prompt=a dog"])
-    found = presets.chosen(config, GPU, tmp_path)
+    found = presets.choose_preset(config, GPU, tmp_path)
     assert found.preset == (name or "auto") and found.prior.cuda_graph == (name is None)
     assert read_json(tmp_path / presets.RECORD) == {"preset": name}
     monkeypatch.setattr(presets, "free_bytes", lambda device: 100e9)
-    assert presets.chosen(config, GPU, tmp_path) == found  # as a resumed run needs it
-    assert presets.chosen(config, torch.device("cpu"), tmp_path) is config
+    assert presets.choose_preset(config, GPU, tmp_path) == found  # as a resumed run needs it
+    assert presets.choose_preset(config, torch.device("cpu"), tmp_path) is config
     off = load("mvdream-sd21", ["prompt=a dog", "preset=null"])
-    assert presets.chosen(off, GPU, tmp_path) is off
+    assert presets.choose_preset(off, GPU, tmp_path) is off
