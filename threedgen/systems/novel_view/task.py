@@ -129,7 +129,7 @@ def gap_test(
 
 
 def once_around(views: Views, count: int) -> Views:
-    """Sort the views by camera azimuth, and return at most `count` of them, evenly spaced in that order."""
+    """Sort views by camera azimuth from -180 to 180 degrees; return at most `count`, evenly spaced in that order."""
     position = views.cameras.position
     order = torch.atan2(position[:, 1], position[:, 0]).argsort()
     chosen = torch.linspace(0, len(order) - 1, min(count, len(order))).round().long()
@@ -139,7 +139,9 @@ def once_around(views: Views, count: int) -> Views:
 def pair_loss(
     model: sampler.ViewModel, pairs: Pairs, logsnr: Tensor, keep: Tensor, noise: Tensor, blank: Tensor
 ) -> Tensor:
-    """Return the mean squared error of the network's prediction (noise or v) for noisy target views, a scalar.
+    """Return the mean squared error of the network's output for noisy target views, a scalar.
+
+    The output is noise, v or the clean view, as `model.prediction` says.
 
     Args:
         logsnr: (B,) log signal-to-noise ratios of the noisy target views.
