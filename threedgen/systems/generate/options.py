@@ -280,7 +280,7 @@ class GenerateConfig(PromptedConfig):
     )
 
     def stage(self, name: str) -> "GenerateConfig":
-        """Return the config of the stage (earlier run) `name`: this config with the options of that stage replaced.
+        """Return the config of the stage (earlier run) `name`: this config, changed by the options given for the stage.
 
         A stage exports no asset unless its options enable the export. Raises ConfigError if the options are invalid.
         """

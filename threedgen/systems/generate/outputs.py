@@ -115,8 +115,7 @@ def make_asset(system: GenerateSystem, folder: Path, quiet: bool = True) -> Expo
     """Write the textured mesh of the object (asset) to `folder`, and return it. `quiet`: show no progress.
 
     If the triangle budget (maximum number of triangles) is too small for the object, the smallest possible budget is
-    used. Raises ConfigError if the
-    object cannot be exported.
+    used. Raises ConfigError if the object cannot be exported.
     """
     config = system.config
     elevations = config.camera.elevation_range

@@ -228,8 +228,8 @@ class Refinement:
 
         Normally the object is rendered, and the renders are resampled by img2img. `first` is True in step 0 of the run,
         which has two exceptions. The views of a new object are sampled from the prompt alone. With the option `edit`,
-        the renders are changed before the img2img by the coarse prediction (latents predicted without denoising) for
-        the new prompt minus the coarse prediction for the old one.
+        the latents of the renders are changed before the img2img: the coarse prediction (latents predicted without
+        denoising) for the new prompt minus that for the old prompt is added.
         """
         scene, images = self.scene, []
         source_text = scene.source_text if first else None
@@ -263,7 +263,7 @@ def resample_views(
         rig: cameras of the V views.
         condition: inputs of the prior for these views: text, cameras and reference image.
         options: number of steps, guidance scale, and amount of sharpening of the resampled images.
-        strength: img2img noise strength in (0, 1]; 1 with a start from pure noise.
+        strength: img2img noise strength in (0, 1]. A start from pure noise has strength 1 instead.
         rng: generator of the noise.
         source_text: embedding (1, L, D) of the old prompt, which describes `renders`, if `condition` has a new prompt.
             The latents of `renders` are then changed by the coarse prediction for the new prompt minus the coarse

@@ -177,7 +177,10 @@ def read_source(path: Path, frame: MeshFrame, dtype: type[np.floating] = np.floa
 
 
 def plan(config: SamplingConfig) -> str:
-    """Return the text of --dry-run, with the size of the mesh. Raises ConfigError if the mesh is unreadable."""
+    """Return the text of --dry-run. If there is a mesh, it has the number of triangles and whether the mesh has UVs.
+
+    Raises ConfigError if the mesh is unreadable.
+    """
     if config.mesh is None:
         return train_plan(config)
     mesh = read_source(Path(config.mesh).expanduser(), MeshFrame.of(config))

@@ -191,8 +191,8 @@ def choose_keys(frames: Frames, min_overlap: float) -> list[int]:
 def check_overlap(frames: Frames, keys: Sequence[int], min_overlap: float, key: str) -> list[str]:
     """Return a list with one warning about consecutive key frames that overlap too little; [] without such pairs.
 
-    A pair overlaps too little if the fraction of the pixels of a frame that the other frame also shows is `min_overlap`
-    or less. `keys` are the indices of the key frames. Raises ConfigError, which names the config key `key`, if all
+    A pair overlaps too little if one frame has only a fraction `min_overlap` or less of its pixels in common with the
+    other. `keys` are the indices of the key frames. Raises ConfigError, which names the config key `key`, if all
     pairs overlap too little.
     """
     found = [overlap(frames.depth, frames.cameras, *pair) for pair in zip(keys, keys[1:], strict=False)]
