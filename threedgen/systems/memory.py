@@ -31,7 +31,8 @@ SIDES = 6  # views of an object that MV-Adapter samples together
 def branches(options: Any, image: bool = False) -> tuple[Branch, ...]:
     """Return the kinds of attention that MV-Adapter adds, for the config section `options` of a prior.
 
-    They are "mv" (multi-view) and, if `image` or `options.image` is set, "ref" (reference image); () without adapter.
+    They are "mv" (multi-view) and, if `image` (the run has an image) or `options.image` is set, "ref" (reference
+    image). Without an adapter the result is ().
     """
     if getattr(options, "adapter", None) is None:
         return ()
@@ -39,10 +40,10 @@ def branches(options: Any, image: bool = False) -> tuple[Branch, ...]:
 
 
 def geometry(views: int, size: Sequence[int], fov: float = pi / 2, depth: bool = False) -> Geometry:
-    """Return the cameras of a panorama or, with `depth`, equal cameras, so that each view attends to all others.
+    """Return cameras for MVDiffusion's attention between views: those of a panorama or, with `depth`, equal cameras.
 
-    `views` is the number of cameras, `size` (H, W) their image size in pixels, `fov` their horizontal field of view in
-    radians.
+    Equal cameras see the same points, so that each view attends to all others. `views` is the number of cameras, `size`
+    (H, W) their image size in pixels, `fov` their horizontal field of view in radians.
     """
     height, width = size
     K = panorama.intrinsics(fov, height, width)
@@ -83,14 +84,14 @@ def training_prior(
 ) -> MetaPrior:
     """Return the prior without values (`MetaPrior`) that a training on `device` starts from.
 
-    Its weights are float32. Autocast converts them to its attribute `half`.
+    Its weights are float32. Autocast converts them to the dtype in its attribute `half`.
 
     Args:
         weights: weights from which the training starts; they decide the shapes of the networks.
         views: number of views of an object or scene that are denoised together.
         branches: kinds of attention that MV-Adapter adds, as `branches` returns them; (): no adapter.
         geometry: cameras of the views of a scene, for MVDiffusion's attention; None: no such attention.
-        size: side of the images in pixels; None: the size of the weights.
+        size: side of the images in pixels; None: the image size in the config file of the weights.
     """
     networks, like = meta_networks(weights), PriorConfig(name="start", weights=weights, dtype="fp32", image_size=size)
     prior = MetaPrior(networks, like, device, views, branches, geometry)

@@ -1,6 +1,6 @@
-"""Prior without values on torch's meta device, which has shapes but no values, and the memory that its steps take.
+"""Prior (diffusion model) on torch's meta device, which has shapes but no values, and the memory that its steps take.
 
-`MetaPrior` is a prior of any kind without values, and `measure` runs a step of it or of other networks.
+`MetaPrior` stands for a prior of any kind, and `measure` runs a step of it or of other networks.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -96,9 +96,9 @@ class MetaPrior(Prior):
         return images.float() if self.meta.vae is None else self.meta.vae.encode(images).latent_dist.mean.float()
 
     def record_graph(self, images: int) -> None:
-        """Set `graph_memory` to a tensor as large as a CUDA graph of the UNet for `images` latents, to be measured too.
+        """Set `graph_memory` to a tensor as large as a CUDA graph of the UNet for `images` latents.
 
-        If the run uses no CUDA graphs, the tensor is empty.
+        `measure` counts the tensor if the caller passes it in `kept`. If the run uses no CUDA graphs, it is empty.
         """
         self.graph_memory = torch.empty(0, device=META)
         if self.cuda_graph:
@@ -217,11 +217,11 @@ def measure(
     copies: int = 2,
     half: torch.dtype = torch.float32,
 ) -> PeakMemory:
-    """Measure memory and kernel launches of the function `run` and, if it returns a loss, of its backward pass.
+    """Measure peak memory and kernel launches of the function `run` and, if it returns a loss, of its backward pass.
 
     Args:
         trained: parameters that get gradients.
-        kept: other tensors that exist during the step.
+        kept: other tensors that exist meanwhile, such as frozen weights.
         copies: number of tensors per parameter besides the gradient: 2 moments of Adam, and perhaps averaged weights.
         half: dtype of autocast; float32: no autocast.
     """
@@ -238,9 +238,10 @@ def measure(
 
 
 def measure_sampling(prior: MetaPrior, size: Sequence[int] | None = None) -> PeakMemory:
-    """Measure the memory of loading a prior, and of sampling and decoding its views. Count the launches of one step.
+    """Measure the peak memory over loading a prior, sampling its views and decoding them.
 
-    `size` (H, W) is the size of a view in pixels; None: the image size of the prior.
+    The kernel launches of the result are those of one denoising step. `size` (H, W) is the size of a view in pixels;
+    None: the image size of the prior.
     """
     z = [side // prior.factor for side in size] if size else prior.latent_shape[1:]
     kept = weights(*prior.networks.values())
@@ -270,7 +271,7 @@ def measure_training(
     size: Sequence[int] | None = None,
     more: Callable[[], Tensor] | None = None,
 ) -> PeakMemory:
-    """Measure a training step of the weights of `prior` that require gradients.
+    """Measure peak memory and launches of a step that trains those weights of `prior` that require gradients.
 
     Args:
         images: number of images that are denoised in a step.

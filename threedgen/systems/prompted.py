@@ -32,7 +32,7 @@ class PromptedConfig(RunConfig):
         return [self.prompt]
 
     def vocabulary(self) -> Vocabulary | None:
-        """Return the words that the prior knows; None if the prior takes any text, or if the config has no prior.
+        """Return the words that the prior (diffusion model) knows; None if it takes any text, or there is no prior.
 
         Raises ConfigError if the weights of the prior cannot be read.
         """
@@ -43,8 +43,8 @@ class PromptedConfig(RunConfig):
     def check_prompt(self, others: Iterable[str] = ()) -> None:
         """Raise ConfigError if a prompt names no object that the prior knows.
 
-        A prior without a closed vocabulary knows all objects. `others` are the prompts to check; empty: the prompt of
-        the config. With `prompt_check` off, nothing is checked.
+        The prior is the diffusion model. One without a closed vocabulary knows all objects. `others` are the prompts to
+        check; empty: only the prompt of the config. With the option `prompt_check` off, nothing is checked.
         """
         if self.prompt_check == "off":
             return

@@ -1,13 +1,13 @@
-"""The task "batch": makes many objects, and a page that shows them.
+"""The task "batch": makes many objects, and an HTML page that shows them.
 
 A job makes one object from a prompt, a method and a seed, in its own run folder. A method is a config name with
 optional key=value changes, such as "mvdream-toybox size=32".
 
-RUN/runs/KEY/            one run folder per job
+RUN/runs/KEY/            one run folder per job; RUN is the folder of the batch, KEY the `key` of the `Job`
 RUN/runs/KEY/job.json    state, method, reason of a failure, peak memory in MiB, and the total seconds of all attempts
 RUN/batch.csv            state and measured values of each object, or the reason why it was not made
 RUN/gallery.html         page with all objects
-RUN/set.glb              all assets with one texture atlas, with atlas=true
+RUN/set.glb              textured meshes of all objects with one shared texture, with the option atlas=true
 
 The same command again makes the missing objects. To retry a failed object, delete its folder.
 """
@@ -77,7 +77,7 @@ class Job:
 def words_of(method: str) -> list[str]:
     """Split a method into config name and key=value changes: "mvdream-toybox size=32" -> ["mvdream-toybox", "size=32"].
 
-    The name may be the path of a file, with blanks.
+    The config name may be the path of a file, and may contain blanks.
     """
     return re.split(r"\s+(?=[A-Za-z_][\w.]*=)", method.strip())
 
@@ -90,7 +90,7 @@ def object_config(
     caller: str,
     extra_values: Mapping[str, object] | None = None,
 ) -> RunConfig:
-    """Load the config of a method, with the changes of the method and of the batch.
+    """Load the config of a method for one prompt, with the key=value changes in `overrides` and in the method.
 
     Args:
         method: config name with optional key=value changes, such as "mvdream-toybox size=32".
@@ -125,7 +125,8 @@ def job(method: str, base: RunConfig, prompt: str, seed: int) -> Job:
     """Create the job of one object.
 
     `method` is a config name with optional key=value changes, and `base` the config of this method (`object_config`).
-    The config of the job is `base` with `prompt` and `seed`.
+    The config of the job is `base` with `prompt` and `seed`, and without run folder and number of CPU threads, which
+    `make` sets.
     """
     config = base.model_copy(update={"prompt": prompt, "seed": seed, "out": None, "threads": None})
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(words_of(method)[0]).stem).strip("-")[:40]
@@ -134,9 +135,9 @@ def job(method: str, base: RunConfig, prompt: str, seed: int) -> Job:
 
 
 def plan(config: BatchConfig) -> list[Job]:
-    """Return all jobs of a batch, ordered by seed, then prompt, then method.
+    """Return all jobs of a batch, ordered by seed, then prompt, then method (config name with key=value changes).
 
-    Raises ConfigError if the prompt file or a config of the batch cannot be used.
+    Raises ConfigError if the prompt file or the config of a method cannot be used.
     """
     prompts, methods = config.lines(), dict[str, RunConfig]()
     style = {"export.palette": config.style} if config.style else None
@@ -149,9 +150,10 @@ def plan(config: BatchConfig) -> list[Job]:
 
 
 def check_prompts(methods: Mapping[str, RunConfig], prompts: Sequence[str]) -> None:
-    """Raise ConfigError if a prompt names no object that the prior of a config knows.
+    """Raise ConfigError if one of the prompts names no object that the prior (diffusion model) of a config knows.
 
-    Other errors of the configs are ignored. `methods` has the configs by method: a config name with key=value changes.
+    Each prompt is checked with each config, and other errors of the configs are ignored. `methods` is
+    {method: config}, where a method is a config name with key=value changes.
     """
     for method, config in methods.items():
         try:
@@ -163,7 +165,7 @@ def check_prompts(methods: Mapping[str, RunConfig], prompts: Sequence[str]) -> N
 
 
 def unknown_object_jobs(jobs: Sequence[Job]) -> dict[str, str]:
-    """Return {job key: reason} for each job whose prompt names no object that the prior of the job knows."""
+    """Return {job key: reason} for each job whose prompt names no object that its prior (diffusion model) knows."""
     reasons: dict[tuple[str, str], str] = {}
     for method, config in {job.method: job.config for job in jobs}.items():
         for prompt in dict.fromkeys(job.prompt for job in jobs):
@@ -176,10 +178,10 @@ def unknown_object_jobs(jobs: Sequence[Job]) -> dict[str, str]:
 
 
 def figures(folder: Path) -> Tree:
-    """Read values of a finished object from its run folder, by the column names of batch.csv.
+    """Read values of a finished object from its run folder: {column name of batch.csv: value}.
 
-    These are peak memory in MiB, number of triangles, texture side in texels, height in metres and file size in bytes.
-    A value that is not recorded is None.
+    These are peak memory in MiB, number of triangles, texture side in texels, height in metres, and bytes of the first
+    file in asset.json. A value that is not recorded is None.
     """
     asset = read_json(folder / ASSET / MANIFEST)
     sizes, levels = asset.get("size_m") or {}, asset.get("levels") or {}
@@ -197,10 +199,10 @@ def write_record(folder: Path, state: str, **figures: object) -> None:
 
 
 def make(job: Job, root: Path, threads: int | None) -> str:
-    """Run the task of a job in the folder root/KEY, where KEY is `job.key`. Return the final state of the job.
+    """Run the task of a job in the folder root/KEY, where KEY is `job.key`. Store and return the job's final state.
 
     The state is FINISHED, FAILED (started, but made no object) or REFUSED (could not start). `threads` is the number of
-    CPU threads. Raises Stopped after a stop signal. Other errors are passed on, so that the caller can retry.
+    CPU threads. Raises Stopped after Ctrl-C or SIGTERM. Other errors are passed on, so that the caller can retry.
     """
     folder = root / job.key
     config = job.config.model_copy(update={"out": str(folder), "threads": threads})

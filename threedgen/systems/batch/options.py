@@ -27,7 +27,7 @@ class BatchConfig(WorkersConfig):
     strict: bool = Field(False, description="stop at a prompt without known nouns; off: skip it, report it at the end")
 
     def lines(self) -> list[str]:
-        """Read the prompt file and return its distinct prompts in order.
+        """Read the prompt file and return its prompts: its distinct lines in order, without comments (#).
 
         Raises ConfigError if the file is missing, unreadable, or has no prompts.
         """

@@ -71,9 +71,10 @@ class MVDreamBoothConfig(PromptedConfig):
 
     @property
     def class_prompts(self) -> list[str]:
-        """Prompts of the class images, which the original prior samples for prior preservation; at most one per image.
+        """Prompts with which the original prior samples the class images; not more prompts than class images.
 
-        They are the option `tuning.class_prompts`, in which "{class}" is replaced by the class prompt.
+        They are the option `tuning.class_prompts`, in which "{class}" is replaced by the class prompt. The training on
+        class images preserves what the prior knows about the class.
         """
         texts = self.tuning.class_prompts[: self.tuning.class_images]
         return [text.replace("{class}", self.class_prompt) for text in texts]

@@ -1,12 +1,14 @@
 """The task mvdreambooth: DreamBooth (arXiv 2208.12242) for a multi-view prior (MVDream, arXiv 2308.16512).
 
 The UNet trains on the photos of a subject in its 2D mode, without cameras. The same weights then sample multi-view
-images of the subject, if they stay near the original weights theta_0. With x_t the noisy latents of a photo and c its
-prompt, the loss is
+images of the subject, if they stay near the original weights theta_0. With x_t the noisy latents of a photo at time
+step t, c its prompt, and target the noise or v (as the UNet predicts), the loss for preservation=l1 or l2 is
 
     loss = mean |target - UNet(x_t, t, c)|^2 + lambda |theta - theta_0| / N
 
-where |.| is the sum of absolute (l1) or squared (l2) differences over the N weights of the UNet.
+where |.| is the sum of absolute (l1) or squared (l2) differences over the N weights theta of the UNet, and lambda the
+option tuning.weight. With preservation=images the second term is lambda times the denoising loss of class images. With
+preservation=lora or none there is no second term; with lora, the UNet is frozen and a LoRA trains.
 
 RUN/photos.png                    the photos after cropping and resizing; photos.safetensors has them as float32
 RUN/class.safetensors             class images sampled from the original prior, with preservation=images
@@ -57,7 +59,10 @@ ELEVATION, AZIMUTH = math.radians(15.0), math.radians(20.0)
 
 
 def preservation(weights: Mapping[str, Tensor], originals: Mapping[str, Tensor], norm: str) -> Tensor:
-    """Return the mean absolute (`norm` "l1") or squared ("l2") difference of weights to their originals, a scalar."""
+    """Return the mean absolute (`norm` "l1") or squared ("l2") difference of weights to their originals, a scalar.
+
+    `weights` and `originals` are {parameter name: tensor}. The mean is over all elements of the tensors in `originals`.
+    """
     total: Tensor = WeightDistance.apply(norm, list(originals.values()), *(weights[name] for name in originals))
     return total / sum(before.numel() for before in originals.values())
 
@@ -70,6 +75,8 @@ class _Context(FunctionCtx):
 
 class WeightDistance(torch.autograd.Function):
     """Sum of absolute ("l1") or squared ("l2") differences of two lists of tensors, as an autograd function.
+
+    The call is `apply(norm, originals, *weights)`. Gradients flow to `weights` only.
 
     torch's functions on lists of tensors (foreach) need few kernel launches. The differences are as large as the
     weights, so the forward pass does not store them, and the backward pass computes them again.
@@ -95,10 +102,11 @@ class WeightDistance(torch.autograd.Function):
 
 
 def augment(images: Tensor, rng: torch.Generator) -> Tensor:
-    """Return images (B, H, W, 3) in [0, 1] with random changes of zoom, position and brightness.
+    """Return images (B, H, W, 3) in [0, 1] with random changes of zoom, position and brightness of each image.
 
-    The zoom changes by up to 8 %, the position by up to 4 % of the side, the brightness by up to 5 %. Images are never
-    mirrored, since the subject need not be symmetric. Pixels from outside an image repeat its edge.
+    The zoom changes by up to 8 %, the position by up to 4 % of the image side, and all colours are multiplied by a
+    factor of 0.95 to 1.05. Images are never mirrored, since the subject need not be symmetric. Pixels from outside an
+    image repeat its edge.
     """
     factors = 2 * torch.rand(len(images), 4, generator=rng) - 1
     theta = torch.zeros(len(images), 2, 3)
@@ -119,12 +127,14 @@ def token_embeddings(prior: MVDream) -> Tensor:
 
 
 class DreamBoothSystem(DenoisingSystem):
-    """LightningModule that trains the UNet or a LoRA on it, and the embedding of the identifier (the subject's word).
+    """LightningModule that trains the UNet, and the embedding of the identifier (the subject's word).
+
+    With tuning.preservation=lora, it trains a LoRA on the UNet instead of the UNet.
 
     Args:
         prior: model to tune; its tokenizer already has the identifier as a token (`subject_weights.add_word`).
         photos: (N, S, S, 3) in [0, 1], N photos of the subject.
-        base: checksum of the original weights, written to the result, which fits only these weights.
+        base: SHA-256 of the original weights, written to the result, which fits only these weights.
         class_images: (M, S, S, 3) in [0, 1], images of the subject's class that the original prior sampled; they are
             trained too, so that the prior keeps the class. Image k has the prompt number k % n of the n prompts
             `config.class_prompts`. None: no class images are used.
@@ -219,7 +229,7 @@ class DreamBoothSystem(DenoisingSystem):
 
     @torch.no_grad()
     def sample_views(self, prompt: str) -> Tensor:
-        """Sample four views (4, S, S, 3) in [0, 1] around an object of `prompt`, always from equal noise."""
+        """Sample four views (4, S, S, 3) in [0, 1] around an object of `prompt`, in each call from the same noise."""
         prior, o = self.model, self.config.sheet
         token_embeddings(prior)[self.token] = self.word
         c2w = orbit(N_VIEW, ELEVATION, 1.0, 1.0, 1, 1, azimuth=AZIMUTH).c2w
@@ -259,7 +269,10 @@ def run_status(config: MVDreamBoothConfig, resume: Path | None = None, quiet: bo
 
 
 def train(task: Task) -> Status:
-    """Train the prior on the photos, and write the tuned weights to personalisation.safetensors."""
+    """Train the prior on the photos, and write the tuned weights to RUN/personalisation.safetensors.
+
+    Returns the final status of the training.
+    """
     config, folder = task.config, task.folder
     prior: MVDream = task.load_prior()
     subject_weights.check_identifier(prior.tokenizer, config.identifier)
@@ -280,7 +293,10 @@ def train(task: Task) -> Status:
 
 
 def load_photos(config: MVDreamBoothConfig, folder: Path, size: int) -> Tensor:
-    """Load N photos as (N, size, size, 3) in [0, 1]. A resumed run uses the copy in `folder`.
+    """Load N photos as images (N, size, size, 3) in [0, 1], each with the subject cut out and centred on grey.
+
+    A photo whose subject cannot be cut out is cropped to its middle square. `size` is in pixels. A resumed run uses the
+    copy photos.safetensors in `folder`.
 
     Raises ConfigError if a photo is missing or cannot be read.
     """
@@ -298,8 +314,9 @@ def load_photos(config: MVDreamBoothConfig, folder: Path, size: int) -> Tensor:
 def sample_class_images(config: MVDreamBoothConfig, folder: Path, prior: MVDream, quiet: bool) -> Tensor | None:
     """Sample M images (M, S, S, 3) in [0, 1] of the subject's class from the prior, before it is tuned.
 
-    The tuning trains on them, so that the prior keeps the class. They are cached in `folder` for a resumed run.
-    `quiet`: show no progress. Returns None if tuning.preservation is not "images".
+    M is the option `tuning.class_images`, and S the image size of the prior in pixels. The tuning trains on the images,
+    so that the prior keeps the class. They are cached in `folder` for a resumed run. `quiet`: show no progress. Returns
+    None if tuning.preservation is not "images".
     """
     o = config.tuning
     if o.preservation != "images":

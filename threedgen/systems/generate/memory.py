@@ -55,7 +55,7 @@ class MeasuredSystem(GenerateSystem):
         self.render(turntable(self.config.result.turntable, 1), self.max_steps, training=False)
 
     def choose_chunks(self, free: float) -> None:
-        """If `march.chunk` is "auto", compute how many samples of rays a render may process at once in `free` bytes.
+        """If `march.chunk` is "auto", compute how many ray samples a render may process at once in `free` bytes.
 
         The memory per sample is measured by tracing a render without values. Call this while the system is on the CPU.
         """
@@ -86,6 +86,7 @@ def memory(
     """Measure the peak memory of a run, without its stages (earlier runs).
 
     Args:
+        config: config of the run.
         device: device of the run; it decides the precision of the prior.
         free: free bytes before the run, for `march.chunk: auto`; None: bytes that are free on `device` now.
         fraction: samples per ray as a fraction of `march.samples`; 1 is the worst case.

@@ -69,7 +69,7 @@ class LossConfig(Config):
 
 @dataclass(frozen=True)
 class LossWeights(Component):
-    """Type annotation of the config section `loss`, with one weight for each loss term.
+    """Type annotation of the config section `loss`. It builds the section's model, with one weight for each loss term.
 
     The loss terms are the fields of `LossConfig`, the registered components of the kind "regulariser", and the terms
     that the registered representations list in `FieldConfig.losses`.
@@ -280,7 +280,7 @@ class GenerateConfig(PromptedConfig):
     )
 
     def stage(self, name: str) -> "GenerateConfig":
-        """Return the config of the stage (earlier run) `name`: this config with the options of that stage replaced.
+        """Return the config of the stage (earlier run) `name`: this config, changed by the options given for the stage.
 
         A stage exports no asset unless its options enable the export. Raises ConfigError if the options are invalid.
         """
@@ -305,7 +305,7 @@ class GenerateConfig(PromptedConfig):
 
     @property
     def first_view(self) -> str | None:
-        """Image file of the first view, to which the prior samples the other views.
+        """Image file of the first view of the object; the prior samples the other views to fit it.
 
         None if the config has no image, or if the prior takes the image as its reference image instead.
         """
@@ -324,7 +324,9 @@ class GenerateConfig(PromptedConfig):
 
     @property
     def start_path(self) -> Path | None:
-        """Run folder or point cloud file from whose object the run starts; None: the run starts from a new object.
+        """Run folder or point cloud file from whose object the run starts: the option `edit` or `start`.
+
+        None if neither option is set: the run starts from a new object.
 
         Raises ConfigError if `edit` is not the folder of a run.
         """
@@ -354,7 +356,10 @@ class GenerateConfig(PromptedConfig):
 
     @property
     def empty_prompt(self) -> bool:
-        """Whether the distillation loss needs the embeddings of both the empty and the negative prompt."""
+        """Whether the distillation loss needs the embedding of the empty prompt in addition to the negative prompt.
+
+        False if the negative prompt is empty itself.
+        """
         return self.distillation.empty_prompt and self.negative_prompt != ""
 
     @property
@@ -433,7 +438,7 @@ class GenerateConfig(PromptedConfig):
     def check_start(self, key: str) -> None:
         """Raise ConfigError if the path in the option `key` ("start" or "edit") cannot initialise the object.
 
-        The path must be a run of the task generate. For "start" and a field of 3D Gaussians it may also be a file.
+        The path must be a run of the task generate. For "start" and 3D Gaussians it may also be a point cloud file.
         """
         path = user_path(getattr(self, key), key)
         if key == "edit" or not path.is_file():

@@ -34,9 +34,9 @@ VIEWS = 8  # number of views in views.png, in two rows
 
 
 def view_azimuths(options: OrbitCameraConfig) -> NDArray[np.floating]:
-    """Return the azimuths (n,) in radians of the n <= 8 images in views.png: 0 is the front, counter-clockwise.
+    """Return the azimuths (n,) in radians of the n <= 8 images in views.png, which are frames of the turntable.
 
-    `options` are the options of the turntable, whose frames these images are.
+    Azimuth 0 is the front; azimuths increase counter-clockwise, seen from above. `options` are the turntable's options.
     """
     return 2 * np.pi * np.asarray(view_indices(options.n_view)) / options.n_view
 
@@ -71,9 +71,10 @@ def write_results(system: GenerateSystem, folder: Path, notes: list[str], quiet:
 
 
 def write_turn(images: Callable[[Cameras], Tensor], options: ResultConfig, folder: Path, quiet: bool = False) -> None:
-    """Write turntable.mp4, and eight of its frames as views.png and views.npz.
+    """Write turntable.mp4, and eight of its frames (all if it has fewer) as views.png and views.npz.
 
-    `images` is a function that renders B cameras to images (B, H, W, 3) in [0, 1]. `quiet`: show no progress.
+    `images` is a function that renders B cameras to images (B, H, W, 3) in [0, 1]. `options` has the cameras of the
+    turntable and its frames per second. `quiet`: show no progress.
     """
     cameras = turntable(options.turntable)
     frames = []
@@ -96,8 +97,9 @@ def write_views(views: Tensor, folder: Path) -> None:
 def write_mesh(view: FieldView, resolution: int, folder: Path, provenance: Tree, notes: list[str]) -> Tree:
     """Extract the surface of a field by marching cubes with `resolution` grid points per axis, and write mesh.glb.
 
-    `provenance` (prompt, seed, config hash) is stored in the file. Returns {"vertices": count, "triangles": count}. For
-    a field without a surface, it appends a warning to `notes`, writes no file and returns an empty dict.
+    `view` has the density and colour of the field as functions. `provenance` (prompt, seed, config hash) is stored in
+    the file. Returns {"vertices": count, "triangles": count}. For a field without a surface, it appends a warning to
+    `notes` (for summary.json), writes no file and returns an empty dict.
     """
     try:
         mesh = field_surface(view, resolution)
@@ -112,8 +114,8 @@ def write_mesh(view: FieldView, resolution: int, folder: Path, provenance: Tree,
 def make_asset(system: GenerateSystem, folder: Path, quiet: bool = True) -> ExportedAsset:
     """Write the textured mesh of the object (asset) to `folder`, and return it. `quiet`: show no progress.
 
-    If the triangle budget is too small for the object, the smallest possible budget is used. Raises ConfigError if the
-    object cannot be exported.
+    If the triangle budget (maximum number of triangles) is too small for the object, the smallest possible budget is
+    used. Raises ConfigError if the object cannot be exported.
     """
     config = system.config
     elevations = config.camera.elevation_range
@@ -125,7 +127,7 @@ def make_asset(system: GenerateSystem, folder: Path, quiet: bool = True) -> Expo
 def write_asset(system: GenerateSystem, folder: Path, notes: list[str], quiet: bool = True) -> Tree:
     """Write the textured mesh to folder/asset, and return entries for summary.json; {} after an error.
 
-    Errors are appended to `notes`; only a full or failed disk raises an error.
+    Errors are appended to `notes`, the warnings for summary.json; only a full or failed disk raises an error.
     """
     retry = f" ({command('--config', 'export', f'run={folder}')} tries again)"
     return try_asset(lambda: make_asset(system, folder / FOLDER, quiet), folder, notes, retry)

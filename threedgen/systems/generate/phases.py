@@ -3,6 +3,8 @@
     0 ... warm_start.share ........................... refine.share per round ... max_steps
     | warm start: fit  | distillation                | resample views, fit | ... |
 
+The numbers are steps; both shares are fractions of all steps (trainer.max_steps).
+
 `GenerateSystem.training_step` finds the phase of the current step and takes the loss from it.
 """
 
@@ -60,7 +62,7 @@ class StepResult(NamedTuple):
 
 
 class Fit:
-    """Training loss that compares renders of the object in `scene` with V given images.
+    """Training loss that compares renders of the object in `scene` with V given images, such as sampled views.
 
     `images` are (V, H, W, 3) in [0, 1], and `cameras` are their V cameras.
     """
@@ -71,7 +73,10 @@ class Fit:
         self.pixels = Pixels(Views(images, self.cameras), opacity)
 
     def losses(self, step: int, done: int, steps: int) -> StepResult:
-        """Return the loss of a step. Volumes train on `fit.rays` random pixels, meshes on whole images.
+        """Return the loss of a step: colour error, and terms on opacity and smoothness.
+
+        Fields that rays are marched through train on `fit.rays` random pixels of all images. Rasterised objects (meshes
+        and 3D Gaussians) train on random whole images with about as many pixels, at least one image.
 
         Args:
             step: step of the run; it seeds the random numbers.
@@ -201,9 +206,9 @@ class Refinement:
         return f"round {number + 1} of {self.rounds}"
 
     def losses(self, number: int, step: int, done: int) -> StepResult:
-        """Return the loss on the resampled views of round `number`, after `done` steps of the round.
+        """Return the loss on the resampled views of round `number` (from 0), after `done` steps of the round.
 
-        The first step of a round resamples the views.
+        `step` is the step of the run, which seeds the random numbers. The first step of a round resamples the views.
         """
         if not done:  # also if the step is repeated: it gives the same images
             self.resample(number, generator(self.scene.seed, step, "drawing"), first=step == 0)
@@ -221,9 +226,10 @@ class Refinement:
     def resample(self, number: int, rng: torch.Generator, first: bool) -> None:
         """Resample all views of round `number` and store them in `images`. All devices get the same images.
 
-        `first`: whether this is step 0 of the run. In step 0, the views of a new object are sampled from the prompt
-        alone; the views of an object to edit also get the change of the coarse prediction from the old prompt to the
-        new one (`resample_views`, argument `source_text`).
+        Normally the object is rendered, and the renders are resampled by img2img. `first` is True in step 0 of the run,
+        which has two exceptions. The views of a new object are sampled from the prompt alone. With the option `edit`,
+        the latents of the renders are changed before the img2img: the coarse prediction (latents predicted without
+        denoising) for the new prompt minus that for the old prompt is added.
         """
         scene, images = self.scene, []
         source_text = scene.source_text if first else None
@@ -249,12 +255,16 @@ def resample_views(
 ) -> Tensor:
     """Resample V views of one object together by img2img (SDEdit, Meng et al. 2022).
 
+    Some priors have a coarse predictor, which predicts latents from text and cameras without denoising.
+
     Args:
-        renders: (V, H, W, 3) images in [0, 1] to start from. None: start from the latents of the prior's coarse
-            predictor, or from pure noise if the prior has no such predictor.
+        renders: (V, H, W, 3) images in [0, 1] to start from. None: start from the latents of the coarse predictor, or
+            from pure noise if the prior has no such predictor.
         rig: cameras of the V views.
         condition: inputs of the prior for these views: text, cameras and reference image.
-        strength: img2img noise strength in (0, 1].
+        options: number of steps, guidance scale, and amount of sharpening of the resampled images.
+        strength: img2img noise strength in (0, 1]. A start from pure noise has strength 1 instead.
+        rng: generator of the noise.
         source_text: embedding (1, L, D) of the old prompt, which describes `renders`, if `condition` has a new prompt.
             The latents of `renders` are then changed by the coarse prediction for the new prompt minus the coarse
             prediction for the old prompt. None: the latents are not changed.

@@ -39,9 +39,10 @@ def plan(config: GenerateConfig) -> str:
 
 
 def preset_lines(config: GenerateConfig, device: torch.device) -> list[str]:
-    """Return one line per memory preset, with the memory that the run needs with it.
+    """Return one line of text per memory preset, with the memory in GB that the run needs with it.
 
-    The first line is for no preset, the last line for the first preset that fits the free memory of the GPU.
+    The first line is for no preset, the last line for the first preset that fits the free memory of the GPU. If none
+    fits, all presets have a line.
     """
     free, lines = free_bytes(device), []
     for name, needed in memory_by_preset(config, device, free):

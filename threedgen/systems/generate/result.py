@@ -15,7 +15,10 @@ FILES = ("preview.png", "turntable.mp4", "views.png", "views.npz", "mesh.glb")
 
 @dataclass(frozen=True)
 class Run:
-    """Folder of a run, and its status: "finished", "interrupted", "terminated" or "failed"."""
+    """Folder of a run, and its final status.
+
+    The status is "finished", "interrupted" (Ctrl-C), "terminated" (SIGTERM) or "failed" (a loss or weight not finite).
+    """
 
     folder: Path
     status: str
@@ -27,9 +30,9 @@ class Run:
 
     @property
     def asset(self) -> Path | None:
-        """Path of the textured mesh within the triangle budget; None if there is none.
+        """Path of the exported textured mesh; None if there is none. Of several GLB files it is the most detailed one.
 
-        The folder of this file also has the levels of detail and the collider.
+        Its folder also has the other levels of detail and the collider, a simple mesh for collisions.
         """
         figures = read_summary(self.folder).get("asset")
         return self.file(str(figures["file"])) if isinstance(figures, dict) and "file" in figures else None

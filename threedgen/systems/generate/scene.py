@@ -135,8 +135,9 @@ class Scene(System):
     def condition(self, rig: Rig, background: Tensor | None = None) -> Condition:
         """Return the condition of the prior (text, cameras, reference image) for the views of the cameras in `rig`.
 
-        `background` has the colour (R, 3) behind the object at each of the R pixels of the rendered views. Some priors
-        put its mean behind the object in the reference image. None: the reference image keeps a grey background.
+        `background` has the colour (R, 3) in [0, 1] behind the object at each of the R pixels of the rendered views.
+        Some priors put the mean of all its values, a grey level, behind the object in the reference image. None: the
+        reference image keeps a background of 0.5.
         """
         n_view, c2w = self.config.views_per_scene, to_device(rig.cameras.c2w, self.device)
         reference = self.reference
@@ -157,7 +158,9 @@ class Scene(System):
     def render(
         self, cameras: Cameras, step: int, *, training: bool, normals: bool = False, light: Tensor | None = None
     ) -> Render:
-        """Render all pixels of B cameras with H x W pixels; the tensors of the result have R = B H W rows.
+        """Render all pixels of B cameras with H x W pixels.
+
+        The tensors of the result have R = B H W rows, ordered by camera, row and column of the image.
 
         Args:
             step: step of the run; it seeds the random numbers and selects the shading.
@@ -191,7 +194,8 @@ class Scene(System):
         Args:
             origins, directions: (R, 3) in world coordinates; directions have unit length.
             shading: shading mode and intensities of the lights.
-            training: use a random background and a random shift of the samples.
+            rng: generator of the random numbers.
+            training: True: random background, and random shift of the samples along the rays. False: neither.
             normals: compute normals even if the shading does not need them.
             light: (R, 3) world position of the point light of each ray; None: at the ray origin.
         """
@@ -231,7 +235,10 @@ class Scene(System):
 
     @torch.no_grad()
     def images(self, cameras: Cameras) -> Tensor:
-        """Render final-quality images (B, H, W, 3) in [0, 1] for B cameras, and return them on the CPU."""
+        """Render images (B, H, W, 3) in [0, 1] for B cameras as at the last step, without random numbers.
+
+        The result is on the CPU, whatever the device of the object.
+        """
         shape, one_by_one = (1, cameras.height, cameras.width, 3), (cameras.select([k]) for k in range(len(cameras)))
         renders = (self.render(one, self.max_steps, training=False) for one in one_by_one)
         return torch.cat([result.rgb.view(shape).cpu() for result in renders])

@@ -46,9 +46,9 @@ class GenerateSystem(Scene):
         """Build the untrained object and the phases of its training.
 
         Args:
-            text_embeddings: (2 to 7, L, D) embeddings of the prompt and the negative prompt; with view prompts also of
-                the side, front, back and overhead prompt; with `config.empty_prompt` also of the empty prompt, at the
-                end.
+            text_embeddings: (2 to 7, L, D) embeddings with L tokens of the prompt and the negative prompt; with the
+                option `view_prompts` also of the side, front, back and overhead prompt; with `config.empty_prompt` also
+                of the empty prompt, at the end.
             views: (V, H, W, 3) images in [0, 1] for the warm start, sampled by the prior; None: no warm start.
             view_cameras: V cameras of `views`; None: no warm start.
         """
@@ -136,7 +136,11 @@ class GenerateSystem(Scene):
         }
 
     def rendered_views(self, render: Render, rig: Rig) -> RenderedViews:
-        """Reshape the flat pixels (B H W, C) of a render to images (B, H, W, C). `rig` has B cameras."""
+        """Reshape the flat pixels (B H W, C) of a render to images (B, H, W, C). `rig` has B cameras.
+
+        The attribute `images` of the result is the input of the prior: colours, or normals as colours, as the option
+        `guidance_input` says.
+        """
         cameras = rig.cameras
 
         def image(values: Tensor) -> Tensor:
@@ -171,7 +175,10 @@ class GenerateSystem(Scene):
         return getattr(self.config.field, key, options.networks) if rate is None else rate
 
     def validate(self, step: int, folder: Path) -> None:
-        """Write four renders of the object to validation/STEP.png, and compute the plug-in metrics of the config."""
+        """Write four renders from around the object to folder/validation/STEP.png.
+
+        Also compute the metrics of plug-ins that the option `metrics` names, and store them in the dict `metrics`.
+        """
         table = self.config.result.turntable
         size = min(table.height, 128)
         angle = torch.deg2rad(torch.tensor([table.elevation, table.fov]))

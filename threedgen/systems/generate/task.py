@@ -39,8 +39,9 @@ logger = logging.getLogger(__name__)
 def generate(prompt: str, config: str | os.PathLike[str] = "mvdream-toybox", quiet: bool = False, **values: Any) -> Run:
     """Generate a 3D object from a prompt, and return the `Run` with its folder and status.
 
-    `config` is the name or file of a config, and `values` are its overrides, such as seed=3. `quiet`: show no progress.
-    Users call this function as `threedgen.generate`. Raises ConfigError if the config is invalid or the run fails.
+    `config` is the name or file path of a config, and `values` replace options of it, such as seed=3. `quiet`: show no
+    progress. Users call this function as `threedgen.generate`. Raises ConfigError if the config is invalid or the run
+    fails.
     """
     path = find(os.fspath(config))
     if (task := task_of(path)) != "generate":

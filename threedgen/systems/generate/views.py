@@ -49,7 +49,8 @@ IMAGE_WEIGHT = 4  # weight of the given image in the fit; each completed view ha
 def first_view(config: GenerateConfig, prior: Prior) -> Tensor | None:
     """Return the image of the config as the first view (1, H, W, 3) in [0, 1]; None if the config has no image.
 
-    Raises ConfigError if there is an image and the prior cannot complete views.
+    The object is cut out and placed on grey; H = W is the image size of the prior. Raises ConfigError if there is an
+    image and the prior cannot complete views.
     """
     image = config.first_view
     if image is None:
@@ -64,9 +65,11 @@ def first_view(config: GenerateConfig, prior: Prior) -> Tensor | None:
 def best_object_size(config: GenerateConfig, prior: Prior, cut: Tensor) -> float:
     """Return the size of the object in the first view: its longer side as a fraction of the image side.
 
-    The object should be as large as in the other views; long objects are small from the front. For each size in
-    `OBJECT_SIZES`, a coarse prediction is made from the object code of the image with an object of this size. The size
-    whose prediction is most similar to the image is chosen. Without a coarse predictor it is `MEAN_OBJECT_SIZE`.
+    The object should be as large as in the other views; long objects are small from the front. For each size from 0.4
+    to 0.85, the cut-out object is framed at this size, an object code (a vector of what the prompt leaves unspecified)
+    is computed from the image, and latents are predicted from this code without denoising (coarse prediction). The size
+    whose prediction is most similar to its image is chosen, with a penalty on sizes far from 0.7. If the prior makes no
+    coarse predictions, the size is 0.7.
 
     `cut` is the cut-out object, RGBA (h, w, 4) in [0, 1].
     """
@@ -106,8 +109,9 @@ def sample_views(
         quiet: show no progress.
 
     Returns:
-        Images (V, H, W, 3) in [0, 1] and their V cameras; `image` is repeated, which gives it more weight in the fit.
-        (None, None) for a single-view prior, or if the config has neither preview nor warm start.
+        Images (V, H, W, 3) in [0, 1] and their V cameras. `image` occurs four times, which gives it more weight in the
+        fit. H = W is the image size of the prior. (None, None) for a single-view prior, or if the config has neither
+        preview nor warm start.
     """
     p, n_view, size = config.preview, config.views_per_scene, prior.image_size
     if not (p.enabled or config.warm_steps) or n_view < 2:
@@ -167,8 +171,8 @@ def step_count(label: str, quiet: bool) -> Iterator[OnStep]:
 def view_cameras(config: GenerateConfig, groups: int, size: int) -> Cameras:
     """Return the cameras of `groups` groups of `camera.n_view` views, with images of `size` x `size` pixels.
 
-    The first group is the preview. The cameras of later groups have azimuths between the azimuths of the preview, and
-    elevations within `camera.elevation_range`.
+    The first group has the elevation and azimuths of the config section `preview`. The cameras of later groups have
+    azimuths between those of the first group, and elevations within `camera.elevation_range`.
     """
     p, table, n_view = config.preview, config.result.turntable, config.views_per_scene
     azimuths = torch.deg2rad(torch.tensor(p.azimuth)) if isinstance(p.azimuth, tuple) else None
@@ -186,7 +190,7 @@ def view_cameras(config: GenerateConfig, groups: int, size: int) -> Cameras:
 
 
 def sharpen(images: Tensor, amount: float) -> Tensor:
-    """Sharpen images (V, H, W, 3) in [0, 1] by an unsharp mask.
+    """Sharpen images (V, H, W, 3) in [0, 1] by an unsharp mask: image + amount * (image - blurred image).
 
     The standard deviation of the Gaussian blur is 1/64 of the image height. `amount` 0 returns the images unchanged.
     """
@@ -200,6 +204,8 @@ def sharpen(images: Tensor, amount: float) -> Tensor:
 
 def object_text(folder: Path, prior: Prior) -> Tensor:
     """Return the embedding (1, L, D) of the prompt of the run in `folder`, which includes the object code of that run.
+
+    An object code is a vector of what a prompt leaves unspecified.
 
     Raises ConfigError if the run has another prior, or if the prior has no object codes.
     """

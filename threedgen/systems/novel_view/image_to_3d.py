@@ -1,10 +1,11 @@
 """The task "image-to-3d": samples views around the object of an image, fits a field to them, and exports a mesh.
 
-RUN/sampled.png         the resized image that the network takes, then the sampled views, ring by ring
+RUN/sampled.png         the resized input image, then the sampled views, ring (circle of cameras) by ring
 RUN/views.safetensors   the same images, for a resumed run
 RUN/turntable.mp4, views.png, mesh.glb, asset/, report.html   results in the same format as those of the task generate
 
-All cameras look at the origin. One unit of the mesh is the radius of the field, half the camera distance.
+All cameras look at the origin. One unit of the mesh is the radius of the ball around the origin that the field fills:
+half the camera distance, or less if the images show less.
 """
 
 import logging
@@ -84,7 +85,8 @@ def asset(
 ) -> ExportedAsset:
     """Write the textured mesh of a field (asset) to `folder`, and return it.
 
-    `provenance` (image, seed, config hash) is stored in the files. Raises ConfigError if the export fails.
+    `view` has the density and colour of the field as functions. `provenance` (image, seed, config hash) is stored in
+    the files. Raises ConfigError if the export fails.
     """
     name = asset_name(config.export.name or config.prompt)
     with progress_bar(quiet) as on_step:
@@ -100,8 +102,8 @@ def sample_views(config: ImageTo3DConfig, folder: Path, notes: list[str], quiet:
     """Sample views around the object in the image, or read the views of an interrupted run.
 
     Returns images (N, H, W, 3) in [0, 1] with cameras: the input image, then `config.views` samples for each elevation
-    in `config.rings`. If the background of the image is not white, a warning is appended to `notes`. Raises ConfigError
-    if the image, the weights or the camera options cannot be used.
+    in `config.rings`. H x W is the image size of the network. If the background of the image is not white, a warning is
+    appended to `notes`. Raises ConfigError if the image, the weights or the camera options cannot be used.
     """
     count = len(config.rings) * config.views
     with ProgressDisplay("sampling steps", count * config.sampler.steps, quiet) as progress:
@@ -126,7 +128,8 @@ def sample_views(config: ImageTo3DConfig, folder: Path, notes: list[str], quiet:
 def cameras(config: ImageTo3DConfig, trained: CamerasConfig | None, height: int, width: int) -> Cameras:
     """Return the camera of the input image, then the cameras of the views to sample. All look at the origin.
 
-    Each elevation in `config.rings` has `config.views` evenly spaced cameras, which start at the azimuth of the image.
+    Each elevation in `config.rings` has `config.views` evenly spaced cameras. They start at the azimuth of the image
+    and go around counter-clockwise, seen from above.
 
     Args:
         trained: cameras of the training data, for the distance or field of view if the config has none; None: unknown.

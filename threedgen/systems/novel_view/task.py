@@ -2,7 +2,8 @@
 
 The gap test measures whether the model uses its condition, a view of the scene. The model predicts the clean target
 view from the noisy target view in one step, first with the true condition and then with a view of another scene. The
-gap is the difference in PSNR. A model that ignores its condition has no gap, but can be good in every other metric.
+gap is the PSNR of the first prediction minus that of the second. A model that ignores its condition has no gap, but can
+be good in every other metric.
 
 RUN/bank/           cache of views, encoded if the model works on latents; safe to delete
 RUN/samples.png     held-out scenes: condition, sampled views and true views
@@ -55,7 +56,7 @@ class Gap(NamedTuple):
     """Result of `gap_test` at one noise level: PSNR of predicted views with the true and with a false condition view.
 
     Attributes:
-        alpha_bar: noise level in (0, 1); 1 is without noise.
+        alpha_bar: noise level in (0, 1), the squared factor of the clean view; 1 is without noise.
         true: mean PSNR in dB if the model is conditioned on a view of the same scene.
         shuffled: mean PSNR in dB if the model is conditioned on a view of another scene.
     """
@@ -75,8 +76,8 @@ class Pairs(NamedTuple):
     Attributes:
         x: (B, C, h, w) condition views, the input of the model.
         x0: (B, C, h, w) target views, without noise.
-        c2w: (B, 2, 4, 4) camera-to-world poses; index 0 is the condition, index 1 the target.
-        K: (B, 3, 3) intrinsics in pixels.
+        c2w: (B, 2, 4, 4) camera-to-world poses, OpenGL axes; index 0 is the condition, index 1 the target.
+        K: (B, 3, 3) intrinsics of both views in pixels of the images, also if views are latents.
     """
 
     x: Tensor
@@ -98,8 +99,10 @@ def gap_test(
 
     Args:
         pairs: pairs of different scenes. Their object categories alternate: pair i has the category i % `kinds`.
-        alpha_bars: noise levels in (0, 1); 1 is without noise.
-        kinds: number of object categories. The false condition view of pair i is from pair i + `kinds`.
+        alpha_bars: noise levels in (0, 1), squared factors of the clean view; 1 is without noise.
+        rng: generator of the noise on the target views.
+        kinds: number of object categories. The false condition view of pair i is from pair i + `kinds` (modulo the
+            number of pairs), which shows another scene of the same category.
 
     Returns:
         One result per noise level.
@@ -126,7 +129,7 @@ def gap_test(
 
 
 def once_around(views: Views, count: int) -> Views:
-    """Sort the views by camera azimuth, and return at most `count` of them, evenly spaced in that order."""
+    """Sort views by camera azimuth from -180 to 180 degrees; return at most `count`, evenly spaced in that order."""
     position = views.cameras.position
     order = torch.atan2(position[:, 1], position[:, 0]).argsort()
     chosen = torch.linspace(0, len(order) - 1, min(count, len(order))).round().long()
@@ -136,7 +139,9 @@ def once_around(views: Views, count: int) -> Views:
 def pair_loss(
     model: sampler.ViewModel, pairs: Pairs, logsnr: Tensor, keep: Tensor, noise: Tensor, blank: Tensor
 ) -> Tensor:
-    """Return the mean squared error of the network's prediction (noise or v) for noisy target views, a scalar.
+    """Return the mean squared error of the network's output for noisy target views, a scalar.
+
+    The output is noise, v or the clean view, as `model.prediction` says.
 
     Args:
         logsnr: (B,) log signal-to-noise ratios of the noisy target views.
@@ -196,7 +201,10 @@ class PairSystem(AveragedSystem):
         return self.scheduled(optimizer, rate_factor(o.warmup / self.examples, o.decay, self.max_steps))
 
     def validate(self, step: int, folder: Path) -> None:
-        """Write the averaged weights to model/, and samples to samples.png; set `metrics` to results of `gap_test`."""
+        """Write the averaged weights to folder/model, and samples to folder/samples.png.
+
+        Also run `gap_test` on held-out scenes and store the PSNR values and gaps in the dict `metrics`.
+        """
         cache = self.cache
         count = cache.held_out // cache.source.n_families * cache.source.n_families
         held_out = np.arange(cache.train, cache.train + count)  # one pair of each scene, always the same
@@ -212,7 +220,10 @@ class PairSystem(AveragedSystem):
                 self.write_sheet(folder / "samples.png")
 
     def write_sheet(self, path: Path) -> None:
-        """Write an image with two rows per held-out scene: condition and sampled views, condition and true views."""
+        """Write an image with two rows per held-out scene, both of which start with the condition view.
+
+        The first row continues with sampled views, the second with the true views of the same cameras.
+        """
         cache, model, scale = self.cache, self.model, self.options.guidance_scale
         scenes = range(cache.train, cache.train + min(SHEET_SCENES, cache.held_out))
         truth = [once_around(cache.source.scene(scene), SHEET_VIEWS + 1) for scene in scenes]
@@ -232,7 +243,8 @@ class PairSystem(AveragedSystem):
 def rate_factor(warmup: float, decay: float, max_steps: int) -> Callable[[int], float]:
     """Return a learning rate schedule: a function from the step to a factor in [0, 1].
 
-    The factor rises linearly over the first `warmup` steps, and falls to 0 over the last fraction `decay` of the steps.
+    The factor rises linearly to 1 over the first `warmup` steps, and falls linearly to 0 over the last fraction `decay`
+    of the `max_steps` steps. `decay` 0: it does not fall.
     """
 
     def factor(step: int) -> float:

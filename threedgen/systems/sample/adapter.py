@@ -30,7 +30,7 @@ MAX_ROW = 8  # maximum number of columns in views.png
 
 
 def sample_angles(task: Task, rig: AnglesConfig) -> None:
-    """Sample views of an object at the angles in `rig` with MV-Adapter, and write them to the run folder.
+    """Sample views of an object at the angles in `rig` (options of the cameras) with MV-Adapter; write all results.
 
     Raises ConfigError if the adapter does not fit the conditions or views, and Stopped after Ctrl-C.
     """
@@ -64,7 +64,8 @@ def sample_views(
 
     Args:
         cameras: V cameras of the views, with the image size H x W.
-        maps: (V, 6, H, W) in [0, 1], positions and normals of a mesh; None: the condition is the camera rays.
+        maps: (V, 6, H, W) in [0, 1], positions (channels 0-2) and normals (3-5) of a mesh in MV-Adapter's axes, as
+            `control_maps` returns them; None: the condition is the camera rays.
         keys: names of the options for height and width, for error messages.
         sync: number of img2img rounds, and the function that makes the views consistent before each round.
 

@@ -45,8 +45,9 @@ class MeshFrame:
         scale: metres per unit of the file.
         centre: (3,) centre of an object in metres, before `zoom`; 0 for a scene.
         zoom: factor that scales an object to the size that the prior expects; 1 for a scene.
-        written: axes (up, front) that an exported mesh gets instead of `up` and `front`, so that it is oriented as in
-            its file; None: `up` and `front`.
+        written: axes (up, front) of the file that become +z and +x in an exported mesh (`for_file`) in place of `up`
+            and `front`. They are the usual axes of the file format, so that the exported mesh keeps the orientation of
+            its file. None: `up` and `front`.
     """
 
     up: str = "+z"
@@ -61,7 +62,7 @@ class MeshFrame:
         """Create the transform from the mesh options of a config. Raises ConfigError if up and front axis are parallel.
 
         `scale` is in metres per unit of the file. For `config.up` or `config.front` "auto", the usual axes of the file
-        format are used.
+        format are used. The result has no translation and no zoom.
         """
         y_up = config.mesh is not None and Path(config.mesh).suffix.lower() in (".glb", ".gltf", ".obj")
         up = config.up if config.up != "auto" else "+y" if y_up else "+z"
@@ -73,7 +74,7 @@ class MeshFrame:
 
     @property
     def rotation(self) -> Array:
-        """Rotation matrix (3, 3) from file to world axes."""
+        """Rotation matrix (3, 3) that maps column vectors from file to world axes."""
         front, up = axis_vector(self.front), axis_vector(self.up)
         return np.stack([front, np.cross(up, front), up])
 
@@ -95,7 +96,11 @@ class MeshFrame:
         return replace(mesh, vertices=vertices.astype(np.float32), offset=tuple(offset.tolist()))
 
     def poses_to_world(self, c2w: Tensor) -> Tensor:
-        """Transform camera-to-world poses (N, 4, 4) from file to world coordinates."""
+        """Transform camera-to-world poses (N, 4, 4) from the coordinates of the mesh file to the world.
+
+        Positions are turned, scaled and shifted like the mesh; rotations are turned only, and stay orthonormal. The
+        axes of the camera itself (such as OpenGL) do not change.
+        """
         moved = c2w.clone()
         moved[:, :3] = torch.from_numpy(self.rotation).to(c2w) @ c2w[:, :3]
         moved[:, :3, 3] = (moved[:, :3, 3] * self.scale - moved.new_tensor(self.centre)) * self.zoom
@@ -104,7 +109,8 @@ class MeshFrame:
     def poses_to_file(self, c2w: Tensor) -> Tensor:
         """Transform camera-to-world poses (N, 4, 4) from the world to the coordinates of the mesh file.
 
-        In the world the mesh is turned upright, centred and scaled. Rotations stay orthonormal.
+        This is the inverse of `poses_to_world`. In the world the mesh is turned upright, centred and scaled. Rotations
+        stay orthonormal, and the axes of the camera itself (such as OpenGL) do not change.
         """
         moved = c2w.clone()
         moved[:, :3, 3] = moved[:, :3, 3] / self.zoom + moved.new_tensor(self.centre)
@@ -115,13 +121,16 @@ class MeshFrame:
 
 @dataclass(frozen=True)
 class SourceMesh:
-    """Triangle mesh of all parts of a file in world coordinates. Its surface may be open or closed.
+    """Triangle mesh of all parts of a file in world coordinates (z up). Its surface may be open or closed.
+
+    A scene is in metres. An object is centred and scaled to the size that the prior expects.
 
     Attributes:
         vertices: (V, 3) float32.
-        faces: (F, 3) vertex indices of the triangles.
+        faces: (F, 3) vertex indices of the triangles, int.
         uv: (V, 2) texture coordinates, v upwards; None unless all parts of the file have them.
-        normals: (V, 3) unit vertex normals from the file; None if the mesh was simplified.
+        normals: (V, 3) unit vertex normals in world axes, from the file or, for parts without normals in the file,
+            computed from the triangles; None if the mesh was simplified.
         frame: transform from the file to the world.
         notes: texts for the user about changes of the mesh.
     """
@@ -139,8 +148,8 @@ def read_source(path: Path, frame: MeshFrame, dtype: type[np.floating] = np.floa
 
     The transforms of the file's scene graph are applied, then rotation and scale of `frame`, the transform to the
     world, but not its translation and zoom. Triangles without an area are left out. `dtype` is the type of the
-    vertices. Raises ConfigError if the file is unreadable, has no triangle with an area, or has coordinates above
-    MAX_COORDINATE.
+    vertices. Raises ConfigError if the file is unreadable, has no triangle with an area, or has an absolute coordinate
+    above MAX_COORDINATE = 1e7 metres.
     """
     file = read_mesh_file(path, "mesh", colours=False)
     parts = file.submeshes
@@ -168,7 +177,10 @@ def read_source(path: Path, frame: MeshFrame, dtype: type[np.floating] = np.floa
 
 
 def plan(config: SamplingConfig) -> str:
-    """Return the text of --dry-run, with the size of the mesh. Raises ConfigError if the mesh is unreadable."""
+    """Return the text of --dry-run. If there is a mesh, it has the number of triangles and whether the mesh has UVs.
+
+    Raises ConfigError if the mesh is unreadable.
+    """
     if config.mesh is None:
         return train_plan(config)
     mesh = read_source(Path(config.mesh).expanduser(), MeshFrame.of(config))
@@ -190,7 +202,7 @@ def _normals(parts: tuple[Submesh, ...], points: Array, triangles: Array) -> Arr
 
 
 def read_object(config: SamplingConfig) -> SourceMesh:
-    """Read the mesh of an object. Centre it at the origin and scale its largest absolute coordinate to `HALF` = 0.5.
+    """Read the mesh of an object, with its bounding box centred at the origin and its longest side scaled to 1.
 
     A mesh with more triangles than `config.budget` is simplified. Raises ConfigError if the file cannot be used.
     """
@@ -209,9 +221,9 @@ def read_object(config: SamplingConfig) -> SourceMesh:
 
 
 def without_uv(source: SourceMesh) -> TexturedMesh:
-    """Convert a mesh for untextured renders. All texture coordinates are 0.
+    """Convert a mesh to the type that the renderers take, for untextured renders. All texture coordinates are 0.
 
-    Vertex normals are those of the file, or computed from the triangles if the file has no normals.
+    Vertex normals are those of the source, or computed from the triangles if the source has none.
     """
     vertices, faces, _ = weld(source.vertices, source.faces)
     normals, uv = vertex_normals(vertices, faces), np.zeros((len(vertices), 2), np.float32)
@@ -222,8 +234,9 @@ def without_uv(source: SourceMesh) -> TexturedMesh:
 def with_file_normals(mesh: TexturedMesh, source: SourceMesh) -> TexturedMesh:
     """Return `mesh` with the vertex normals of `source`, which has the same triangles in the same order.
 
-    A vertex that has different normals in its triangles is split. A normal in the file whose cosine with the normal of
-    its triangle is below MIN_NORMAL_COSINE is not used. Without normals in `source`, `mesh` is returned.
+    A vertex that has different normals in its triangles is split. A normal of `source` whose cosine with the normal of
+    its triangle is MIN_NORMAL_COSINE = 0.5 or less is not used; `mesh` keeps its own normal there. Without normals in
+    `source`, `mesh` is returned.
     """
     if source.normals is None:
         return mesh
@@ -242,14 +255,18 @@ def with_file_normals(mesh: TexturedMesh, source: SourceMesh) -> TexturedMesh:
 def six_sides(size: int) -> Cameras:
     """Return six orthographic cameras for images of size x size pixels, as in MV-Adapter.
 
-    The cameras see the sides front, right, back, left, top and bottom. In the image of the top, the front of the object
-    is at the upper edge.
+    The cameras are at +x, +y, -x, -y, +z and -z of the world (z up), and see the sides front, right, back, left, top
+    and bottom. In the image of the top, the front of the object is at the upper edge.
     """
     return cameras_from_angles(GEOMETRY_VIEWS, size, size)
 
 
 def control_maps(mesh: TexturedMesh, cameras: Cameras) -> Tensor:
-    """Render the maps (V, 6, H, W) in [0, 1] that condition MV-Adapter: channels 0-2 are positions, 3-5 normals."""
+    """Render the maps (V, 6, H, W) in [0, 1] that condition MV-Adapter, for V cameras.
+
+    Channels 0-2 are positions + 0.5, channels 3-5 (normals + 1) / 2, and all are 0.5 beside the mesh. Both are in the
+    axes of MV-Adapter: the world (z up) rotated by -90 degrees around z. The mesh lies in [-0.5, 0.5]^3.
+    """
     buffers = rasterise_views(mesh.vertices, mesh.faces, cameras)
     points, normals = (interpolate(part, mesh.faces, buffers) for part in (mesh.vertices, mesh.normals))
     return geometry_maps(torch.from_numpy(points), torch.from_numpy(unit(normals)), torch.from_numpy(buffers.mask))
@@ -258,7 +275,7 @@ def control_maps(mesh: TexturedMesh, cameras: Cameras) -> Tensor:
 def preview(mesh: TexturedMesh, size: int = 256) -> Array:
     """Render six sides of a mesh without its texture: front, right, back, left, top, bottom.
 
-    Returns images (6, size, size, 3) in [0, 1].
+    Returns images (6, size, size, 3) in [0, 1]; `size` is in pixels.
     """
     return render_untextured(mesh, six_sides(size))
 

@@ -92,8 +92,8 @@ class SamplingConfig(PromptedConfig):
     def check_rig(self, rig: str, **keys: str) -> None:
         """Raise ValueError if the prior cannot sample a rig (set of cameras), or an option has no effect with the rig.
 
-        `keys` has for each rig name the options that have an effect with this rig but not with every rig, separated by
-        blanks, such as orbit="samples prefix".
+        `rig` is the name of the rig. Options at their default are ignored. `keys` has for each rig name the options
+        that have an effect with this rig but not with every rig, separated by blanks, such as orbit="samples prefix".
         """
         if self.prior is not None and self.prior.name not in PRIORS[rig]:
             usable = " or ".join(PRIORS[rig])
@@ -129,9 +129,9 @@ class SamplingConfig(PromptedConfig):
         return lines or [normalise_prompt(self.prompt, example=EXAMPLE_ROOM)]
 
     def view_texts(self, count: int) -> list[str]:
-        """Return ``count`` prompts, one per view: the lines of the file `prompts`, or `prompt` for each view.
+        """Return ``count`` prompts, one per view: those of the option `prompts`, or else `prompt` for each view.
 
-        Raises ConfigError if the file has another number of lines.
+        Raises ConfigError if `prompts` has another number of texts.
         """
         texts = self.texts() * (1 if self.prompts else count)
         if len(texts) != count:

@@ -101,7 +101,10 @@ def sample(task: Task, rig: PanoramaConfig) -> None:
 
 
 def check_model(model: MVDiffusion, config: SampleConfig, rig: PanoramaConfig) -> None:
-    """Raise ConfigError if the weights are not for panoramas, or do not take the config's image or view size."""
+    """Raise ConfigError if the weights are not for panoramas.
+
+    Also raise it if the config has an image and the weights take none, or if the weights do not take the view size.
+    """
     if model.extra == "depth" or (model.multiview is not None and model.multiview.kind != "panorama"):
         problem = "these weights are for views of known depth. Use those of mvdiffusion-pano-toybox or -sd21"
         raise ConfigError(problem, "prior.weights", config.prior.weights)
@@ -114,8 +117,8 @@ def check_model(model: MVDiffusion, config: SampleConfig, rig: PanoramaConfig) -
 def known_views(config: SampleConfig, rig: PanoramaConfig, size: int) -> tuple[Tensor, Tensor]:
     """Warp the config's image, if there is one, into the V views of a panorama.
 
-    Returns views (V, size, size, 3) in [0, 1], 0 where unknown, and bool masks (V, size, size), True where the image
-    shows the pixel. Without an image, no pixel is known.
+    `size` is the side of a view in pixels. Returns views (V, size, size, 3) in [0, 1], 0 where unknown, and bool masks
+    (V, size, size), True where the image shows the pixel. Without an image, no pixel is known.
     """
     if config.image is None or rig.image_fov is None:
         return torch.zeros(rig.views, size, size, 3), torch.zeros(rig.views, size, size, dtype=torch.bool)
@@ -133,11 +136,12 @@ def warp_image(image: Tensor, fov: float, K: Tensor, R: Tensor, size: int) -> tu
 
     Args:
         image: (H, W, 3) in [0, 1], with the horizontal field of view `fov` in radians.
-        K, R: intrinsics (3, 3) in pixels and camera-to-world rotations (V, 3, 3) of the views.
+        K, R: intrinsics (3, 3) in pixels, with the centre of the first pixel at (0, 0), and camera-to-world rotations
+            (V, 3, 3), OpenCV axes, of the views.
         size: side of the views in pixels.
 
     Returns:
-        Views (V, size, size, 3), 0 where unknown, and bool masks (V, size, size) of the known pixels.
+        Views (V, size, size, 3) in [0, 1], 0 where unknown, and bool masks (V, size, size), True for known pixels.
     """
     K_image, K_fine = pano.intrinsics(fov, *image.shape[:2]), resize_intrinsics(K, SUPERSAMPLE, SUPERSAMPLE)
     reduction = float(K_image[0, 0] / K_fine[0, 0])
@@ -157,7 +161,10 @@ def warp_image(image: Tensor, fov: float, K: Tensor, R: Tensor, size: int) -> tu
 
 
 def resize_intrinsics(K: Tensor, x: float, y: float) -> Tensor:
-    """Scale K (3, 3) for an image whose width changes by the factor `x` and its height by the factor `y`."""
+    """Scale K (3, 3) for an image whose width changes by the factor `x` and its height by the factor `y`.
+
+    Before and after, the centre of the first pixel is (0, 0).
+    """
     scale, half = torch.diag(K.new_tensor([x, y, 1])), torch.eye(3, dtype=K.dtype)
     half[:2, 2] = 0.5
     return torch.linalg.inv(half) @ scale @ half @ K
@@ -178,7 +185,8 @@ def write_known(folder: Path, views: Tensor, mask: Tensor) -> None:
 def write_panorama(folder: Path, views: Tensor, rig: PanoramaConfig, title: str) -> float:
     """Stitch views (V, H, W, 3) in [0, 1]; write the panorama as an image, a video and a page.
 
-    `title` is the title of the page. Returns the vertical field of view of the panorama in degrees.
+    `rig` has the options of the cameras and of the video. `title` is the title of the page. Returns the vertical field
+    of view of the panorama in degrees.
     """
     K = pano.intrinsics(radians(rig.fov), rig.size, rig.size)
     stitched, weights = pano.stitch(views.permute(0, 3, 1, 2), K, pano.ring(rig.views), rig.height, 2 * rig.height)
@@ -192,7 +200,8 @@ def write_panorama(folder: Path, views: Tensor, rig: PanoramaConfig, title: str)
 def film_frames(panorama: Tensor, film: FilmConfig) -> Iterator[Array]:
     """Render uint8 frames (h, w, 3) of one turn to the right from an equirectangular image (3, H, W) in [0, 1].
 
-    The field of view is reduced if a frame would extend beyond the upper or lower edge of the image.
+    `film` has the number, the size in pixels and the field of view of the frames. The field of view is reduced if a
+    frame would extend beyond the upper or lower edge of the image.
     """
     half_height = 0.98 * pi * panorama.shape[1] / panorama.shape[2]  # radians
     max_fov = 2 * atan(tan(half_height) * film.width / film.height) if half_height < pi / 2 else pi

@@ -26,7 +26,10 @@ from .options import AnglesConfig, OrbitConfig, SampleConfig
 
 
 def sample_orbit(task: Task, rig: OrbitConfig) -> None:
-    """Sample views around an object with MVDream, or single images with Stable Diffusion, and write views.png."""
+    """Sample views around an object with MVDream, or single images with Stable Diffusion, and write views.png.
+
+    `rig` has the number of views, their elevation and the azimuth of the first view.
+    """
     config: SampleConfig = task.config
     prior = task.load_prior(compact=True).compact()
     notes = prompt_warnings(config.prompt, prior, config.prompt_notes())

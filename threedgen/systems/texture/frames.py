@@ -45,7 +45,7 @@ class Frames:
     Attributes:
         cameras: N perspective cameras in world coordinates.
         depth: (N, H, W) in metres along the viewing axis; 0 where unknown.
-        prompts, names: prompt of each frame, and its file name without suffix.
+        prompts, names: prompt of each frame, and file name of the frame without suffix, such as "0012".
         keys: indices of the key frames, which are sampled first, if a ScanNet folder lists two or more, else None.
     """
 
@@ -122,7 +122,8 @@ def read_path(rig: PathConfig, frame: MeshFrame) -> Cameras:
     """Read the cameras in the file `rig.file`, and return them in world coordinates.
 
     The file has poses in coordinates of the mesh file, which `frame` transforms to the world. The intrinsics are scaled
-    to the image height of `rig`. If the aspect ratios differ, the images are cropped or widened equally at both sides.
+    to the image height of `rig`. If the aspect ratios differ, the images are cropped or widened equally on the left and
+    right.
     Raises ConfigError if the file cannot be used.
     """
     path, height, width = Path(rig.file).expanduser(), rig.height, rig.width
@@ -135,7 +136,10 @@ def read_path(rig: PathConfig, frame: MeshFrame) -> Cameras:
 
 
 def depth_of_mesh(source: SourceMesh, cameras: Cameras) -> Tensor:
-    """Render the depth (N, H, W) of a mesh for N cameras, in metres along the viewing axis; 0 beside the mesh."""
+    """Render the depth (N, H, W) of a mesh for N cameras, in metres along the viewing axis, float32.
+
+    The depth of pixels that do not show the mesh is 0.
+    """
     views = (rasterise_views(source.vertices, source.faces, cameras.select([n])).z for n in range(len(cameras)))
     depth = np.concatenate(list(views))
     return torch.from_numpy(np.where(np.isfinite(depth), depth, 0).astype(np.float32))
@@ -175,8 +179,8 @@ def scannet_frames(config: TextureConfig, rig: PathConfig, folder: Path, notes: 
 def choose_keys(frames: Frames, min_overlap: float) -> list[int]:
     """Return the indices of the key frames, which are sampled first: `frames.keys` if not None, or else a selection.
 
-    Selected consecutive key frames have at least the fraction `min_overlap` of their pixels in common, if the frames
-    are close enough. The last frame is always selected.
+    Consecutive key frames of a selection overlap (show the same surface) in at least the fraction `min_overlap` of
+    their pixels, if the frames are close enough. The first and the last frame are always selected.
     """
     if frames.keys is not None:
         return list(frames.keys)
@@ -187,8 +191,9 @@ def choose_keys(frames: Frames, min_overlap: float) -> list[int]:
 def check_overlap(frames: Frames, keys: Sequence[int], min_overlap: float, key: str) -> list[str]:
     """Return a list with one warning about consecutive key frames that overlap too little; [] without such pairs.
 
-    A pair overlaps too little if the fraction of common pixels is `min_overlap` or less. `keys` are the indices of the
-    key frames. Raises ConfigError, which names the config key `key`, if all pairs overlap too little.
+    A pair overlaps too little if one frame has only a fraction `min_overlap` or less of its pixels in common with the
+    other. `keys` are the indices of the key frames. Raises ConfigError, which names the config key `key`, if all
+    pairs overlap too little.
     """
     found = [overlap(frames.depth, frames.cameras, *pair) for pair in zip(keys, keys[1:], strict=False)]
     apart = [n for n, share in enumerate(found) if share <= min_overlap]
@@ -202,7 +207,8 @@ def check_overlap(frames: Frames, keys: Sequence[int], min_overlap: float, key: 
 def auto_path(source: SourceMesh, rig: PathConfig) -> Cameras:
     """Return `rig.frames` perspective cameras on a small circle in the free space inside a mesh.
 
-    The centre of the circle is far from all surfaces (`interior`). Each camera looks across the centre. Raises
+    The centre of the circle is far from all surfaces (`interior`). Each camera looks across the centre to the other
+    side, first tilted downwards and at the end upwards. Raises
     ConfigError if the mesh has no free interior.
     """
     centre, free = interior(source)
@@ -217,10 +223,11 @@ def auto_path(source: SourceMesh, rig: PathConfig) -> Cameras:
 
 
 def interior(source: SourceMesh) -> tuple[Array, float]:
-    """Find the point inside the mesh, at eye height, that is farthest from any surface.
+    """Find the point inside the mesh, at eye height (35 to 65 % of the room height), that is farthest from any surface.
 
-    A voxel is inside if it is empty and there is a surface below it and in each of the four horizontal directions. If
-    no inside voxel at eye height is two voxels or more away from all surfaces, all heights are searched.
+    The search is on a voxel grid. A voxel is inside if it is empty and there is a surface below it and in each of the
+    four horizontal directions. If no inside voxel at eye height is two voxels or more away from all surfaces, all
+    heights are searched.
 
     Returns the world coordinates (3,) of the point, and its distance to the nearest surface in metres. Raises
     ConfigError if no inside voxel is two voxels or more away from all surfaces.

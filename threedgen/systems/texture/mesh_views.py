@@ -1,4 +1,6 @@
-"""Images that the user gives for a mesh: six orthographic sides, or photos with poses. Their outlines are checked.
+"""Images that the user gives for a mesh: six orthographic sides, or photos with poses.
+
+The outlines of the object in the images are compared with the mesh, to find wrong axes or poses.
 
 The poses of photos should be in the coordinates of the mesh file. Coordinates with another up axis are recognised.
 """
@@ -57,7 +59,7 @@ class MeshViews(NamedTuple):
     """N images of an object with their cameras.
 
     Attributes:
-        images: (N, H, W, 3) in [0, 1].
+        images: (N, H, W, 3) in [0, 1], float arrays of numpy.
         cameras: N cameras in world coordinates.
         masks: (N, H, W) opacity of the object in [0, 1]; None: unknown.
         names: N names of the images.
@@ -81,8 +83,8 @@ class MeshViews(NamedTuple):
 def read_views(config: TextureConfig, rig: SidesConfig) -> MeshViews | PosedPhotos | None:
     """Read the images in the folder `config.views`. Return None if this option is not set.
 
-    Six sides are read completely. Of photos with poses only the headers are read, because their placement needs the
-    mesh (`place_photos`). Photos whose longer side has more than `rig.size` pixels will be reduced to it. Raises
+    Six sides are read completely. Of photos with poses only the headers are read; `place_photos` reads the pixels,
+    because it needs the mesh. It reduces photos whose longer side has more than `rig.size` pixels to this size. Raises
     ConfigError if a file is missing or cannot be used.
     """
     if config.views is None:
@@ -110,10 +112,10 @@ def read_sides(folder: Path) -> MeshViews:
 
 
 def outlines(views: MeshViews) -> tuple[Array, list[int]]:
-    """Return small bool masks (K, h, w) of the object, to compare outlines, and the indices of their K images.
+    """Return small bool masks (K, h, w), True for the object, to compare outlines, and the indices of their K images.
 
-    The longer side of a mask has `OUTLINE_SIZE` pixels. Images in which the object cannot be separated, by transparency
-    or by a background of one colour, are left out.
+    The longer side of a mask has `OUTLINE_SIZE` = 96 pixels. Images in which the object cannot be separated, by
+    transparency or by a background of one colour, are left out.
     """
     at = views.cameras
     scale = OUTLINE_SIZE / max(at.height, at.width)
@@ -131,7 +133,8 @@ def outlines(views: MeshViews) -> tuple[Array, list[int]]:
 def overlaps(vertices: Array, faces: Array, cameras: Cameras, masks: Array) -> Array:
     """Return the intersection over union (K,) of object masks (K, h, w) and the silhouettes of a mesh in K cameras.
 
-    Pixels that differ but touch a pixel of the other mask count as equal.
+    `vertices` (V, 3) are in the world coordinates of the cameras, and `faces` are (F, 3). A pixel in only one of mask
+    and silhouette counts as common if it touches a pixel of the other, also diagonally.
     """
     seen = rasterise_views(vertices, faces, cameras.with_size(*masks.shape[1:])).mask
     wide = np.ones((1, 3, 3), bool)
@@ -142,7 +145,8 @@ def overlaps(vertices: Array, faces: Array, cameras: Cameras, masks: Array) -> A
 def check_sides(views: MeshViews, mesh: TexturedMesh, frame: MeshFrame) -> None:
     """Raise ConfigError if the object in an image has another outline than the mesh from the same side.
 
-    The error names the axes `front` and `up` with which the outlines fit best. `frame` is the coordinate transform from
+    Outlines differ if their intersection over union is below `MIN_OVERLAP` = 0.8. The error names the axes of the mesh
+    file, as options `front` and `up`, with which the outlines fit best. `frame` is the coordinate transform from
     the mesh file to the world.
     """
     masks, index = outlines(views)

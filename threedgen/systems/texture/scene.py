@@ -102,7 +102,10 @@ def texture_scene(task: Task, rig: PathConfig) -> None:
 
 
 def size_warning(source: SourceMesh) -> list[str]:
-    """Return a list with a warning if the size of a scene suggests that its unit is not the metre; else []."""
+    """Return a list with a warning if the longest side of a scene is not 1 to 100 m; else [].
+
+    The unit of the file is then probably not the metre.
+    """
     size = float(np.ptp(source.vertices, axis=0).max())
     if SCENE_SIZE[0] <= size <= SCENE_SIZE[1]:
         return []
@@ -110,7 +113,10 @@ def size_warning(source: SourceMesh) -> list[str]:
 
 
 def object_warning(source: SourceMesh, cameras: Cameras) -> list[str]:
-    """Return a list with a warning if the cameras see many back faces of the mesh, as inside an object; else []."""
+    """Return a list with a warning if many of the surfaces that the cameras see are back faces of the mesh; else [].
+
+    The mesh is then probably an object seen from inside, and no room.
+    """
     at = cameras.select(evenly_spaced(len(cameras), BACK_VIEWS)).with_size(BACK_SIZE, BACK_SIZE)
     faces = rasterise_views(source.vertices, source.faces, at).face
     view, face = np.nonzero(faces >= 0)[0], faces[faces >= 0]
@@ -166,7 +172,10 @@ def texture_mesh(task: Task, mesh: TexturedMesh, frame: MeshFrame, cameras: Came
 
 
 def between(cameras: Cameras) -> Cameras:
-    """Return at most ``WALK_VIEWS`` cameras, each halfway between two consecutive cameras in `cameras`."""
+    """Return at most ``WALK_VIEWS`` = 12 cameras, each halfway between two consecutive cameras in `cameras`.
+
+    Position and rotation are means of the pair. Of more pairs, evenly spread ones are used.
+    """
     spread = np.linspace(0, len(cameras) - 2, min(WALK_VIEWS, len(cameras) - 1)).round().astype(int)
     first = np.unique(spread).tolist()
     at = cameras.select(first)
@@ -237,10 +246,11 @@ def render_consistent(
 
     Args:
         size: side of the texture in texels.
-        options: rules of the projection.
+        options: rules of the projection: which pixels are used, and with which weights.
         cameras: cameras of the N images.
         images: (N, H, W, 3) in [0, 1].
-        known: (N,) bool, True for images that have priority where they show the mesh; None: all images are equal.
+        known: (N,) bool, True for images that alone determine the texture where they show the mesh; None: all images
+            are equal.
 
     Returns:
         Renders (N, H, W, 3) in [0, 1].

@@ -1,7 +1,7 @@
 """The task "texture": projects images onto the mesh of a scene (`scene.py`), or of an object from six sides.
 
-The sides are orthographic views that MV-Adapter samples or the user gives, in the order of `SIDES`. Instead, the user
-can give photos with poses.
+The sides are orthographic views that MV-Adapter samples or the user gives, in the order front, right, back, left, top,
+bottom. Instead, the user can give photos with poses.
 
 RUN/preview.png     the mesh without texture, to check which sides are the front and the top
 RUN/maps/           position/SIDE.png and normal/SIDE.png, the renders that condition MV-Adapter
@@ -100,7 +100,9 @@ def texture_sides(task: Task, rig: SidesConfig) -> None:
 
 
 def read_mesh(config: TextureConfig) -> tuple[meshes.SourceMesh, TexturedMesh, list[str]]:
-    """Read the mesh of an object. Return the mesh as in the file, the mesh with texture coordinates, and user notes.
+    """Read the mesh of an object. Return it as read, and with usable texture coordinates, and notes for the user.
+
+    Both meshes are in world coordinates, centred and scaled. The texture coordinates are those of the file or new ones.
 
     Raises ConfigError if the file cannot be used, or if texture coordinates cannot be made.
     """
@@ -116,7 +118,7 @@ def read_mesh(config: TextureConfig) -> tuple[meshes.SourceMesh, TexturedMesh, l
 def texture_mesh(task: Task, source: meshes.SourceMesh, mesh: TexturedMesh, views: MeshViews, notes: list[str]) -> Tree:
     """Project images onto a mesh; write the textured mesh, renders and a page. Return metrics for summary.json.
 
-    `source` is the mesh as in the file, `mesh` the same mesh with texture coordinates. `views` has images and cameras.
+    `source` is the mesh as read, `mesh` the same mesh with usable texture coordinates. `views` has images and cameras.
     The page shows the warnings in `notes`. Raises OSError if a file cannot be written, ConfigError if no image shows
     the mesh.
     """

@@ -77,7 +77,10 @@ def plan(keys: Sequence[int], rig: PathConfig) -> list[Window]:
 
 
 def check_model(model: MVDiffusion, rig: PathConfig) -> None:
-    """Raise ConfigError if the model does not take depth, or cannot sample the image size of the camera path `rig`."""
+    """Raise ConfigError if the model does not take depth, or cannot sample the image size of the camera path `rig`.
+
+    `rig` has the options of the cameras, with the height and width of the images.
+    """
     if model.extra != "depth" or model.multiview is not None and model.multiview.kind != "depth":
         raise ConfigError("these weights take no depth. Use a depth model's, such as toybox-depth", "prior.blocks")
     model.check_size((rig.height, rig.width), ("rig.height", "rig.width"))
@@ -125,7 +128,8 @@ class WindowSampler:
         frames: cameras, depth and prompts of all frames.
         windows: windows in the order of sampling, from `plan`.
         images: sampled frames, uint8 (H, W, 3) by frame index. Each window adds its new frames.
-        synchronise: function that makes images consistent by projection onto the mesh; None without a mesh.
+        synchronise: function (F cameras, images (F, H, W, 3), mask (F,) of frames from earlier windows) -> images that
+            are made consistent by projection onto the mesh; None without a mesh.
     """
 
     config: TextureConfig

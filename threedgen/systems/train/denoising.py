@@ -29,11 +29,11 @@ class Batch:
 
     Attributes:
         latents: (B, C, h, w) clean latents.
-        t: (B,) int64 time steps.
+        t: (B,) int64 time steps in [0, T), T the number of time steps of the noise schedule.
         noise: (B, C, h, w) unit Gaussian noise.
-        text: (B, L, D) encoded captions.
-        condition: further keyword arguments of the network.
-        weights: (B,) weights of the squared errors; None: all are 1.
+        text: (B, L, D) encoded captions of L tokens.
+        condition: further keyword arguments of the network, by name.
+        weights: (B,) weight of the squared error of each image; None: all are 1.
     """
 
     latents: Tensor
@@ -95,7 +95,11 @@ class DenoisingSystem(AveragedSystem):
         return loss
 
     def denoising_loss(self, batch: Batch) -> Tensor:
-        """Add noise to the latents of a batch; return the weighted mean squared error of the prediction, a scalar."""
+        """Add noise to the latents of a batch; return the mean squared error of the network's output, a scalar.
+
+        The target of the output is the noise or v, as the noise schedule of `model` says. `batch.weights` weight the
+        errors of the images.
+        """
         schedule = self.model.schedule.to(self.device)
         z, t, noise = (to_device(part, self.device) for part in (batch.latents, batch.t, batch.noise))
         output = self.predict(schedule.add_noise(z, noise, t), t, batch)
@@ -115,9 +119,9 @@ class DenoisingSystem(AveragedSystem):
         return t, torch.randn(*shape, generator=rng)
 
     def validate(self, step: int, folder: Path) -> None:
-        """Write the averaged weights, and samples.png from samples of the averaged model, to `folder`.
+        """Write the weights, averaged over the steps, and samples.png with samples of these weights to `folder`.
 
-        Without an average, the current weights are used.
+        Without an average, the current weights are used. `step` is the number of the current step.
         """
         with self.average_applied():
             self.save(folder)
@@ -150,11 +154,13 @@ def view_timesteps(
     """Sample time steps (objects, n_view), int64 in [0, T), for the views of each object.
 
     By default all views of an object have the same time step, t = T u^power with u uniform in [0, 1), so a `power`
-    above 1 favours low noise. With `logit_normal` = (mean, standard deviation), this time step is logit-normal instead.
+    above 1 favours low noise. With `logit_normal` = (mean, standard deviation), the logit of t / T of this common time
+    step is normal instead.
 
-    `options` has the probabilities of two other cases: `independent`, a separate time step for each view, and
-    `companions`, low noise in 1 to n_view - 1 of the views. Low noise in some views makes the network attend to these
-    views (Diffusion Forcing, arXiv 2407.01392).
+    `options` has the probabilities of two other cases, which are decided per object. `independent`: a separate time
+    step T u^power for each view. `companions`: 1 to n_view - 1 random views each have a low time step, below 0.3 T; the
+    others have the common one. Low noise in some views makes the network attend to these views (Diffusion Forcing,
+    arXiv 2407.01392).
     """
     equal = sample_timesteps(objects, T, power, rng, logit_normal)[:, None].expand(-1, n_view)
     if n_view == 1 or not (options.independent or options.companions):

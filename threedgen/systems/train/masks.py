@@ -20,10 +20,10 @@ WHOLE = 0.25  # probability that the whole image is unknown (`painted`) or known
 
 
 def painted(rng: np.random.Generator, size: int) -> Array:
-    """Sample a random mask (size, size), bool, True where the image is unknown.
+    """Sample a random mask (size, size), bool, True where the image is unknown. `size` is in pixels.
 
-    The unknown part is the whole image, a rectangle, or all except a rectangle. The edges of the rectangle are at
-    multiples of 8 pixels.
+    The unknown part is the whole image with probability `WHOLE` = 0.25, else a rectangle or all except a rectangle. The
+    edges of the rectangle are at multiples of 8 pixels. Half of the rectangles have the full height of the image.
     """
     if rng.random() < WHOLE:
         return np.ones((size, size), bool)
@@ -38,8 +38,8 @@ def painted(rng: np.random.Generator, size: int) -> Array:
 def around_a_photo(rng: np.random.Generator, size: int) -> Array:
     """Sample a random mask (size, size), bool, True where the image is unknown: outside a centred photo.
 
-    The image spans 90 degrees, the longer side of the photo 50 to 90 degrees. With probability `WHOLE` the whole image
-    is known, and the mask is all False.
+    `size` is in pixels. The field of view of the image is 90 degrees, that of the longer side of the photo 50 to 90
+    degrees. With probability `WHOLE` = 0.25 the whole image is known, and the mask is all False.
     """
     if rng.random() < WHOLE:
         return np.zeros((size, size), bool)
@@ -53,8 +53,9 @@ def around_a_photo(rng: np.random.Generator, size: int) -> Array:
 class MaskedViews:
     """Source of training images (`threedgen.data.latent_cache.Source`): pairs of a view and the same view with a hole.
 
-    `hole` is a function that samples the mask of the hole, such as `painted`; `seed` seeds it. The views come from the
-    scenes of `source`. With `first`, only the first view of each scene is used, else all views.
+    `hole` is a function (random generator, side in pixels) -> mask of the hole (side, side), True where unknown, such
+    as `painted`; `seed` and the index of the view seed its generator. The views come from the scenes of `source`. With
+    `first`, only the first view of each scene is used, else all views.
     """
 
     n_view = 2
@@ -90,7 +91,7 @@ class MaskedViews:
 
 
 class MaskCache(LatentCache):
-    """Disk cache of the latents of whole views, the latents of their known parts, and the captions."""
+    """Disk cache of the latents of whole views, of the latents of the same views with a grey hole, and of captions."""
 
     def __init__(self, folder: Path, views: MaskedViews, vae: AutoencoderKL, size: int) -> None:
         super().__init__(folder, views, vae, size, len(views))
@@ -99,14 +100,14 @@ class MaskCache(LatentCache):
     def sample(self, rng: np.random.Generator, available: int, count: int) -> tuple[Tensor, Tensor, list[str]]:
         """Sample n = `count` of the first `available` images, with replacement.
 
-        Returns latents (n, C, h, w) of the whole images, the mask (1 where unknown) with the latents of the known part
-        (n, 1 + C, h, w), and n captions.
+        Returns latents (n, C, h, w) of the whole images; a tensor (n, 1 + C, h, w) with the mask (1 where unknown) in
+        channel 0 and then the latents of the images with a grey hole; and n captions.
         """
         chosen = rng.integers(0, min(available, self.count), count)
         return self.latents(chosen)[:, 0], self.extra(chosen), self.captions(chosen)
 
     def extra(self, chosen: Sequence[int] | Array) -> Tensor:
-        """Return further input channels (n, 1 + C, h, w) for n images: the mask, and the latents of the known part.
+        """Return further input channels (n, 1 + C, h, w) for n images: the mask, then the latents with a grey hole.
 
         `chosen` are n image indices. The mask is 1 where a latent pixel is unknown. A latent pixel is known only if all
         its image pixels are known.

@@ -1,12 +1,12 @@
 """The task train-mvadapter: trains an adapter with which a frozen 2D model samples several views of an object.
 
-RUN/latents/, half/      caches of encoded views, at full and at half size, safe to delete
+RUN/latents/, half/      caches of encoded views, at full and at half image size, safe to delete
 RUN/adapter.safetensors  averaged weights of the adapter; the option `prior.adapter` of other tasks takes this file
 RUN/samples.png          true views of held-out objects, above samples
 
 Source: MV-Adapter, arXiv 2412.03632, sections 4 and A.2. All views of an object have the same time step of the shifted
-noise schedule. For classifier-free guidance, text, reference image or both are dropped for a fraction of the objects.
-The features of a dropped image are replaced by zeros.
+noise schedule. For classifier-free guidance, text, reference image or both are dropped for a fraction of the objects. A
+dropped text is replaced by "", and the features of a dropped image by zeros.
 """
 
 from collections.abc import Sequence
@@ -59,6 +59,7 @@ class AdapterSystem(DenoisingSystem):
     """LightningModule that trains the modules that MV-Adapter adds to a frozen UNet.
 
     Args:
+        model: frozen 2D diffusion model with the adapter.
         network: UNet with the adapter; the network of `model`.
         caches: pairs (fraction of the steps, cached latents of the objects at one image size): full size first, then
             possibly half size.
@@ -115,9 +116,9 @@ class AdapterSystem(DenoisingSystem):
         save_adapter(folder / RESULT, self.network)
 
     def sample_sheet(self) -> Sheet:
-        """Return the sample sheet: rows of true held-out views, each above a row of samples.
+        """Return the sample sheet: rows of true views of held-out objects, each above a row of samples.
 
-        If the adapter takes a reference image, column 0 shows it.
+        If the adapter takes a reference image, column 0 shows it beside the true views and is grey beside the samples.
         """
         size, cells, labels = self.caches[0][1].size, list[Tensor](), list[str]()
         for k in range(SHEET_OBJECTS):
@@ -142,9 +143,9 @@ class AdapterSystem(DenoisingSystem):
 
 
 def train(task: Task) -> Status:
-    """Train an adapter, and return the final status of the training.
+    """Train an adapter on renders of objects, and return the final status of the training.
 
-    Raises ConfigError if the 2D model, the adapter to start from or the image sizes do not fit together.
+    Raises ConfigError if the 2D diffusion model, the adapter to start from or the image sizes do not fit together.
     """
     config: TrainMVAdapterConfig = task.config
     with replaced_key("start"):
@@ -172,7 +173,7 @@ def train(task: Task) -> Status:
 
 
 def add_adapter(config: TrainMVAdapterConfig, model: MVAdapter) -> AdaptedUNet:
-    """Return the model's UNet with an adapter: a new one, or the adapter in the file `config.adapter`.
+    """Return the UNet of `model` with an adapter: a new one, or the one in the file `config.adapter` if this is set.
 
     Raises ConfigError if the UNet cannot take the adapter, or for an unsuitable image size.
     """
@@ -193,9 +194,10 @@ def add_adapter(config: TrainMVAdapterConfig, model: MVAdapter) -> AdaptedUNet:
 
 
 def trained_adapter(config: TrainMVAdapterConfig, model: MVAdapter, settings: AdapterSettings) -> AdaptedUNet:
-    """Add the adapter in the file `config.adapter` to the model's UNet. Raises ConfigError if it does not fit.
+    """Add the adapter in the file `config.adapter` to the model's UNet, and return the UNet with the adapter.
 
-    `settings` has the settings of the new training, which replace those in the file.
+    Raises ConfigError if the adapter does not fit the UNet or the config. `settings` has the settings of the new
+    training, which replace those in the file.
     """
     file = locate("adapter", str(config.adapter))
     network = load_adapter(file, model.unet, model.factor, **asdict(settings))

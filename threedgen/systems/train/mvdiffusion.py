@@ -1,13 +1,14 @@
-"""The task train-mvdiffusion: trains attention between the views of a scene, added to a frozen 2D model.
+"""The task train-mvdiffusion: trains attention between the views of a scene, added to a frozen 2D diffusion model.
 
 RUN/single-view/        checkpoints and weights of the first stage, if the config has one
-RUN/latents/, masks/, photos/    caches of encoded views, safe to delete; NAME-half/ has them at half size
+RUN/latents/, masks/, photos/    caches of encoded views, safe to delete; NAME-half/ has them at half image size
 RUN/blocks.safetensors  averaged weights of the added modules; the option `prior.blocks` of other tasks takes this file
 RUN/samples.png         true views of scenes, above samples
 
 Source: MVDiffusion, arXiv 2307.01097, section 5. The optional first stage trains a LoRA of the 2D model on single
 views, so that it takes a further input: depth, or a mask and the known part of the image. The second stage trains the
-attention between views and the branch for condition views. All views of a scene have the same time step.
+attention between views and the branch for known views, on which the others are conditioned. All views of a scene have
+the same time step.
 """
 
 from collections.abc import Mapping, Sequence
@@ -73,7 +74,7 @@ DataBySize = Sequence[tuple[float, SceneData]]
 
 
 class MVDiffusionSystem(DenoisingSystem):
-    """Base class of the LightningModules of both training stages. It selects the image size of a step."""
+    """Base class of the LightningModules of both training stages. It samples the image size of a step, full or half."""
 
     model: MVDiffusion
     data: DataBySize
@@ -89,7 +90,8 @@ class MVDiffusionSystem(DenoisingSystem):
 class SingleViewSystem(MVDiffusionSystem):
     """LightningModule of the first of two training stages, on single views, without attention between views.
 
-    It trains the first layer of the UNet and the LoRA `lora` of other layers.
+    It trains the first convolution of the UNet, which takes the further input (depth or mask) if there is one, and the
+    LoRA `lora` of other layers.
     """
 
     stage = "single views"
@@ -119,10 +121,10 @@ class SingleViewSystem(MVDiffusionSystem):
 def sample_views(
     cache: SceneCache, rng: np.random.Generator, available: int, count: int
 ) -> tuple[Tensor, Tensor | None, list[str]]:
-    """Sample n = `count` single views of the first `available` scenes.
+    """Sample n = `count` single views of the first `available` scenes, with replacement.
 
-    Returns latents (n, C, h, w), inverse depth (n, 1, h, w) in [-1, 1] (-2: unknown) or None for scenes without depth,
-    and n captions.
+    Returns latents (n, C, h, w); inverse depth (n, 1, h, w), scaled to [-1, 1] in each view (-2: unknown), or None for
+    scenes without depth; and n captions.
     """
     scenes, views = rng.integers(0, available, count), rng.integers(0, cache.n_view, count)
     z = cache.latents(scenes)[range(count), views]
@@ -133,6 +135,8 @@ def sample_views(
 
 class ViewsSystem(MVDiffusionSystem):
     """LightningModule of the second stage. It trains attention between views, and the optional branch for known views.
+
+    Known views are clean images on which the other views are conditioned.
 
     Args:
         difference: changes of the UNet in the first stage, by tensor name, saved with the new modules; None: the whole
@@ -192,8 +196,10 @@ class ViewsSystem(MVDiffusionSystem):
         `chosen` are n scene indices, and `z` (n, F, C, h, w) the clean latents.
 
         Returns:
-            Extra input channels (n F, E, h, w) with depth or a mask, or None if the network has none.
-            Known views (n F, C + 1, h, w) as latents with a mask, or None if no view is known.
+            Extra input channels (n F, E, h, w), or None if the network has none. With depth, E = 1 (inverse depth).
+                With a mask, E = 1 + C (mask, then latents of the known part).
+            Known views (n F, C + 1, h, w) for the branch for known views: clean latents, then 1; all 0 for the other
+                views. None if no view is known or the network has no depth.
         """
         if data.photos is not None:
             extra = self.unknown_view(data.cache.encoded_size).repeat(len(chosen), data.cache.n_view, 1, 1, 1)
@@ -269,7 +275,7 @@ def train(task: Task) -> Status:
 
 
 def scene_data(task: Task, model: MVDiffusion, source: SceneSource) -> DataBySize:
-    """Return pairs (fraction of the steps, cached data) for full and possibly half image size.
+    """Return pairs (fraction of the steps, cached data of `source`) for full and possibly half image size.
 
     Raises ConfigError if the model cannot take an image size.
     """
@@ -304,8 +310,9 @@ def train_single_views(
 ) -> LoRA:
     """Train the first stage, or load its finished weights. Return its LoRA, which stays attached to the UNet.
 
-    `o` are the options of the stage. `blocks` are the tensors of another run by name. If they contain changes of a UNet
-    with the same input channels, the training starts from these changes; otherwise it starts from the 2D model.
+    `o` are the options of the stage. `blocks` are the tensors of another run (option `blocks`) by name, or None. If
+    they contain changes of a UNet with the same input channels, the training starts from these changes; otherwise, and
+    with None, it starts from the 2D model.
     """
     config: TrainMVDiffusionConfig = task.config
     needed = EXTRA[config.variant]

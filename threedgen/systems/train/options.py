@@ -76,7 +76,7 @@ class TrainConfig(RunConfig):
 def check_multiple(name: str, value: int, unit: int, meaning: str) -> None:
     """Raise ValueError unless `value`, the value of the option `name`, is a multiple of `unit`.
 
-    `meaning` is a text for the message that explains the unit.
+    `meaning` is a text for the error message that says what `unit` is.
     """
     if value % unit:
         near = max(unit, round(value / unit) * unit)
