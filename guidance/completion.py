@@ -1,8 +1,8 @@
 """Completion of views: sample new views of an object from known ones.
 
-If the prior was trained with a separate noise level for each view (config `train-toybox-views`), the new views attend
-to nearly noise-free known views. If the prior has object codes, the new views start from a coarse prediction for the
-code of the known views.
+If the prior was trained with a separate noise level for each view (by the training config `train-toybox-views`), the
+new views attend to nearly noise-free known views. If the prior has object codes, the new views start from a coarse
+prediction for the code of the known views.
 """
 
 from typing import Any, NamedTuple

@@ -214,8 +214,8 @@ class Prior(Protocol):
             text: embeddings (B, L, D) from `encode_prompt`.
             camera: result of the method `camera`, or None. A prior without cameras ignores it.
             n_view: number of consecutive images that are views of one object. A prior without cameras ignores it.
-            image: `reference`, features of the reference image (see the method `reference`), if the method `network`
-                of this prior takes them; else no keyword argument.
+            image: keyword arguments for the method `network`: `reference`, the result of the method `reference`, if the
+                prior is conditioned on a reference image; else none.
         """
         return self.schedule.eps_from_output(x, self.network(x, t, text, camera, n_view, **image), t)
 
