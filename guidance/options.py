@@ -187,7 +187,7 @@ class EmbeddingFile(Config):
 
 
 class LatentPriorConfig(PriorConfig):
-    """Config of a prior on VAE latents, with options for LoRAs, textual inversions and sampling at half the size first."""
+    """Config of a prior on VAE latents: adds LoRAs, textual inversions and sampling at half the size first."""
 
     loras: Annotated[list[LoraFile], BeforeValidator(file_entries)] = Field(
         [], description="LoRAs that are fused into the weights: files, or {file: FILE, scale: 0.8}"
