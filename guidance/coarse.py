@@ -1,8 +1,9 @@
-"""Coarse predictor: a network that predicts latents from text and camera, without noise and without sampling.
+"""Coarse predictor: a network that predicts the clean latents of a view from text and camera, without sampling.
 
-The small UNet of the embedded multi-view model, `toybox-prior`, takes the prediction as additional input channels
-(InstructPix2Pix, arXiv 2211.09800). With these channels, the UNet follows the camera: wrong cameras raise its mean
-squared error of x_0 at t = 800 from 0.36 to 0.62. Without the channels, they raise it only from 0.435 to 0.451.
+The small UNet of `toybox-prior`, the multi-view model that comes with threedgen, takes the prediction as additional
+input channels (InstructPix2Pix, arXiv 2211.09800). With these channels, the UNet follows the camera: wrong cameras
+raise its mean squared error of x_0 at t = 800 from 0.36 to 0.62. Without the channels, they raise it only from 0.435 to
+0.451.
 
 An object code, a vector, decides what the caption leaves unspecified. Without a code, the prediction is an average of
 all objects that fit the caption.
@@ -28,10 +29,11 @@ TEXT_GUIDANCE = 1.5
 
 
 class CoarsePredictor(ModelMixin, ConfigMixin):
-    """Network that predicts the latents of an image from text and an optional camera, in one pass without noise.
+    """Network that predicts the clean latents of an image from text, an optional camera and an optional object code.
 
-    Text and camera determine the coarsest feature map. On the finer levels each position attends to the text, so that
-    "a red hat" colours the hat also if no training caption has a red hat.
+    It makes one pass and has no noise as input. Text, camera and code determine the coarsest feature map. On the finer
+    levels each position attends to the text, so that "a red hat" colours the hat also if no training caption has a red
+    hat.
     """
 
     config_name: Any = "config.json"
@@ -54,14 +56,15 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
         """Build the network. Raises ValueError if `size`, `channels` and `blocks` do not fit each other.
 
         Args:
-            text_width: features D per token of the text embedding, and of an object code.
-            latent_channels, size: channels C and side h of the latents; `size` is a multiple of 2 ** (levels - 1).
+            text_width: features D per token of the text embedding, and length of an object code.
+            latent_channels, size: channels C and side h of the latents; `size` is a multiple of 2 ** (levels - 1), with
+                levels = len(channels).
             queries: number of learned queries that attend to the text for the coarsest level.
             heads: attention heads.
-            width: hidden features of the MLP that combines text and camera.
+            width: hidden features of the MLP that combines text and camera, and the features that modulate the blocks.
             channels, blocks: channels and number of residual blocks of each level, from coarse to fine. Each level has
                 twice the side of the level before.
-            starts_samples: whether samples of the prior may start from the prediction (img2img).
+            starts_samples: config entry for the prior: whether its samples may start from the prediction (img2img).
             fusion: channels of the `ViewFusion`; 0: none, so that predictions do not depend on noisy latents.
         """
         super().__init__()
@@ -122,7 +125,10 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
         return self.out(F.silu(x))
 
     def encode(self, latents: Tensor, camera: Tensor) -> Tensor:
-        """Return object codes (B, D) of B objects from clean latents (B, V, C, h, h) and camera vectors (B, V, 16)."""
+        """Return object codes (B, D) of B objects, each computed from V views.
+
+        `latents` are the clean latents of the views (B, V, C, h, h), `camera` their camera vectors (B, V, 16).
+        """
         return self.encoder(latents, camera_harmonics(camera))
 
     def fit_code(self, code: Tensor, text: Tensor, latents: Tensor, camera: Tensor, steps: int = FIT_STEPS) -> Tensor:
@@ -131,9 +137,10 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
         Adam lowers the squared error of the predictions for the known views, plus a penalty on the change of the code.
 
         Args:
-            text: text embeddings (B, L, D).
-            latents: clean latents (B, V, C, h, h) of the known views.
-            camera: camera vectors (B, V, 16).
+            code: object codes (B, D) from which the optimisation starts.
+            text: text embeddings (B, L, D), one caption per object.
+            latents: clean latents (B, V, C, h, h) of V known views per object.
+            camera: camera vectors (B, V, 16) of the known views.
             steps: number of Adam steps.
         """
         views, count = latents.flatten(0, 1).float(), latents.shape[1]
@@ -187,7 +194,11 @@ class Block(nn.Module):
         nn.init.zeros_(self.modulation.bias)
 
     def forward(self, x: Tensor, text: Tensor, features: Tensor) -> Tensor:
-        """Transform features `x` (B, C, h, w) to the same shape, given text (B, L, D) and features (B, width)."""
+        """Transform a feature map `x` (B, C, h, w) to the same shape.
+
+        `text` are text embeddings (B, L, D), to which x attends. `features` (B, width) are the common features of text,
+        camera and code, from which scale and shift are computed.
+        """
         query = self.query(self.norm_words(x).flatten(2).transpose(1, 2))
         words = self.words(cross_attend(query, self.key_value(text), self.heads))
         x = x + words.transpose(1, 2).unflatten(2, x.shape[-2:])
@@ -200,8 +211,8 @@ def cross_attend(query: Tensor, key_value: Tensor, heads: int) -> Tensor:
     """Compute multi-head attention from queries (B, N, C) to L keys and values; return (B, N, C).
 
     `key_value` (B, L, 2 C) holds the keys in its first C channels, the values in the others. Plain matrix products are
-    used, because L is short (a caption) and torch's fused backward pass is five times slower on a CPU. The softmax is
-    over columns, which is twice as fast as over short rows.
+    used, because L is short (a caption) and torch's fused backward pass is five times slower on a CPU. The scores
+    are stored as (L, N), so that the softmax over L runs over columns: twice as fast as over short rows of (N, L).
     """
     parts = (query.to(key_value.dtype), *key_value.chunk(2, -1))
     q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in parts)

@@ -1,8 +1,8 @@
 """Completion of views: sample new views of an object from known ones.
 
-If the prior was trained with a separate noise level for each view (config `train-toybox-views`), the new views attend
-to nearly noise-free known views. If the prior has object codes, the new views start from a coarse prediction for the
-code of the known views.
+If the prior was trained with a separate noise level for each view (by the training config `train-toybox-views`), the
+new views attend to nearly noise-free known views. If the prior has object codes, the new views start from a coarse
+prediction for the code of the known views.
 """
 
 from typing import Any, NamedTuple
@@ -19,11 +19,11 @@ KNOWN_VIEWS_TIMESTEP = 20
 
 
 class KnownViews(NamedTuple):
-    """Known views of S objects, A per object; the views of an object are consecutive.
+    """Known views of S objects, A views per object; the views of an object are consecutive.
 
     Attributes:
-        latents: latents of the known views, (S A, C, h, w), with the little noise of `KNOWN_VIEWS_TIMESTEP`.
-        camera: camera vectors of the known views, (S A, 16).
+        latents: noisy latents of the known views, (S A, C, h, w), at timestep `KNOWN_VIEWS_TIMESTEP` (almost clean).
+        camera: camera vectors of the known views, (S A, 16), from `Prior.camera`.
     """
 
     latents: Tensor
@@ -42,13 +42,15 @@ def complete_views(
     generator: torch.Generator | None = None,
     on_step: OnStep = no_callback,
 ) -> Tensor:
-    """Sample V new views of an object from A known views, and return images (V, H, W, 3) in [0, 1] on the CPU.
+    """Sample V new views of an object from A known views, and return images (V, s, s, 3) in [0, 1] on the CPU.
+
+    The side s is `prior.image_size`.
 
     Args:
         prior: a prior whose `completes_views` is True.
         text: embeddings of the prompt and of the negative prompt, each (1, L, D). If the prior has object codes and the
             first embedding has none (its last row is zero), the code is computed from the known views.
-        views: known images (A, H, W, 3) in [0, 1].
+        views: known images (A, H, W, 3) in [0, 1], of any size.
         views_c2w: camera-to-world matrices (A, 4, 4) of the known views, OpenGL axes, world z up.
         c2w: camera-to-world matrices (V, 4, 4) of the new views, with the same axes.
         steps: number of DDIM steps from noise.
@@ -76,9 +78,10 @@ def complete_views(
 def with_known_views(denoise: Denoiser, known: KnownViews, n_known: int) -> Denoiser:
     """Return a denoiser of new views that adds the known views to each batch for `denoise`, to be attended to.
 
-    The returned function takes noisy latents of the new views, and returns the noise predicted in these. If its
-    argument `camera` is None (an unconditional branch), it calls `denoise` without the known views. `n_known` is the
-    number of known views per object.
+    The returned function has the arguments of `denoise`, for the new views only: its `n_view` is the number of new
+    views per object. It returns the noise predicted in the new views. If its argument `camera` is None (an
+    unconditional branch), it calls `denoise` without the known views. `n_known` is the number of known views per
+    object.
     """
 
     def call(x: Tensor, t: Tensor, text: Any, camera: Tensor | None, n_view: int, **kwargs: Any) -> Tensor:

@@ -17,9 +17,10 @@ Recording = tuple[Callable[[], object], Tensor]
 class GraphedCalls:
     """Wrapper that calls one function of tensors on a GPU without gradients, from the third call on as a CUDA graph.
 
-    Only the graph for the latest tensor shapes and values of other inputs is kept, because its memory holds all
-    activations of the function. If the capture fails, all later calls run normally, and the reason is logged.
-    Everything else that the function uses, such as weights, must not change.
+    Only one graph is kept, because its memory holds all activations of the function: that for the latest shapes, dtypes
+    and devices of the tensor arguments and values of the other arguments. When these change, counting starts again: two
+    calls run normally, the third captures a new graph. If the capture fails, all later calls run normally, and the
+    reason is logged. Everything else that the function uses, such as weights, must not change.
     """
 
     def __init__(self) -> None:
@@ -30,7 +31,10 @@ class GraphedCalls:
         self._recording: Recording | None = None
 
     def __call__(self, function: Callable[..., Tensor], *inputs: Tensor | int | None) -> Tensor:
-        """Return `function(*inputs)`. The function is not stored, because it may refer to the owner of this object."""
+        """Return `function(*inputs)`; all calls must pass the same function, because a captured graph replaces it.
+
+        The function is not stored, because it may refer to the owner of this object.
+        """
         tensors = [value for value in inputs if isinstance(value, Tensor)]
         key = tuple((v.shape, v.dtype, v.device) if isinstance(v, Tensor) else v for v in inputs)
         if key != self._key:

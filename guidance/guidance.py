@@ -19,7 +19,7 @@ class Denoiser(Protocol):
 
     `text` are embeddings (B, L, D), `camera` encoded cameras (from `Prior.camera`) or None, and `n_view` consecutive
     images are views of one object. A denoiser conditioned on reference images also takes the keyword argument
-    `reference`, see `Features`.
+    `reference`, a dict of features of these images (`Features`).
     """
 
     def __call__(self, x: Tensor, t: Tensor, text: Any, camera: Tensor | None, n_view: int) -> Tensor: ...
@@ -42,10 +42,11 @@ def branches(
 
     Args:
         x, t: noisy latents (B, C, h, w) and timesteps, (B,) or (1,).
-        texts: K text embeddings (n, L, D), where n divides B.
+        texts: K text embeddings (n, L, D), where n divides B; each of the n serves B / n consecutive images.
         camera: encoded cameras of the B images, used with every text as in MVDream; None: no cameras.
         n_view: number of consecutive images that are views of one object.
-        kwargs: further keyword arguments of `denoise`, such as the result of `Condition.reference_kwargs`.
+        kwargs: further keyword arguments of `denoise`, already for K predictions, such as the result of
+            `Condition.reference_kwargs`.
 
     Returns:
         K noise predictions (B, C, h, w), float32.
@@ -61,13 +62,18 @@ def branches(
 def combine(eps_cond: Tensor, eps_uncond: Tensor, guidance_scale: float) -> Tensor:
     """Return the guided noise eps_u + s (eps_c - eps_u) for predictions (B, C, h, w); scale s = 1: no guidance.
 
+    eps_c and eps_u are the noise predicted with and without the prompt.
+
     The guidance scale of threestudio's Stable Diffusion is this s minus 1.
     """
     return eps_uncond + guidance_scale * (eps_cond - eps_uncond)
 
 
 class Negatives(NamedTuple):
-    """K negative prompts for each of B images: text embeddings (K, B, L, D) and weights (K, B) >= 0."""
+    """K negative prompts for each of B images: text embeddings (K, B, L, D) and weights w_k (K, B) >= 0.
+
+    `combine_perp_neg` says how the weights are used.
+    """
 
     text: Tensor
     weights: Tensor
@@ -85,7 +91,8 @@ def combine_perp_neg(
 ) -> Tensor:
     """Return the guided noise (B, C, h, w) with K negative prompts (Perp-Neg, Armandpour et al. 2023).
 
-    The result is eps_u + s (d - sum_k w_k d_k^perp) with d = eps_c - eps_u and d_k = eps_k - eps_u. d_k^perp is the
+    The result is eps_u + s (d - sum_k w_k d_k^perp) with guidance scale s, d = eps_c - eps_u and d_k = eps_k - eps_u.
+    eps_c, eps_u and eps_k are the predictions for the prompt, without it and for negative prompt k. d_k^perp is the
     component of d_k perpendicular to d, so a negative prompt cannot cancel the prompt. `eps_negative` holds the K
     predictions eps_k, `weights` (K, B) the factors w_k >= 0.
     """
@@ -103,15 +110,16 @@ class Condition:
     The B images are views of B / n_view scenes; the views of a scene are consecutive.
 
     Attributes:
-        text: conditional and unconditional embeddings, each (n, L, D), where n divides B.
+        text: conditional and unconditional embeddings, each (n, L, D), where n divides B; each of the n serves B / n
+            consecutive images.
         camera: result of `Prior.camera` for the B images, such as camera vectors (B, 16); None: no cameras.
         n_view: views per scene.
         negatives: negative prompts of Perp-Neg, see `combine_perp_neg`; None: no such prompts.
         plain_text: embedding (1, L, D) of the prompt without view-dependent words, for the LoRA of VSD; None: `text`.
-        c2w: camera-to-world matrices (B, 4, 4), for the LoRA of VSD; None: no poses.
+        c2w: camera-to-world matrices (B, 4, 4), OpenGL axes, for the LoRA of VSD; None: no poses.
         reference: features of one reference image by name, each (1, ...), see `Features`; None: no image.
-        single_view_uncond: whether the unconditional branch denoises each view separately. The guidance then also
-            amplifies the attention between views.
+        single_view_uncond: whether the unconditional branch denoises each view separately, without its camera. The
+            guidance then also amplifies the attention between views.
     """
 
     text: TextPair
@@ -146,7 +154,8 @@ def predict(
 ) -> tuple[Tensor, Tensor]:
     """Predict the noise with classifier-free guidance (Ho and Salimans 2022).
 
-    The unconditional branch has neither the prompt nor the reference image.
+    The unconditional branch has neither the prompt nor the reference image; it has the cameras unless
+    `condition.single_view_uncond` is True.
 
     Args:
         x: noisy latents (B, C, h, w).

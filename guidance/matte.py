@@ -43,7 +43,7 @@ class Matte(nn.Module):
         """Build the network.
 
         Args:
-            size: pixels per side of the input, a multiple of 2 ** levels and at most `MAX_SIZE`, else ValueError.
+            size: pixels per side of the input, a multiple of 2 ** len(channels), at most `MAX_SIZE`, else ValueError.
             channels: number of channels of each level, from fine to coarse; each level halves the side.
         """
         super().__init__()
@@ -74,7 +74,7 @@ class Matte(nn.Module):
     def save(self, path: Path) -> None:
         """Write config and float16 tensors to the folder `path`, atomically; replace a saved model there.
 
-        Raises ConfigError if the folder contains other files, or a weight overflows in float16.
+        Raises ConfigError if the folder contains other files than a saved model, or a weight overflows in float16.
         """
         with files.replaced_folder(path, CONFIG) as part:
             write_json(part / CONFIG, {"_class_name": type(self).__name__, **self.sizes})
@@ -82,7 +82,7 @@ class Matte(nn.Module):
 
     @classmethod
     def load(cls, weights: str) -> "Matte":
-        """Load a frozen network on the CPU from "toybox-matte" (embedded) or a folder that `save` wrote.
+        """Load a frozen network on the CPU from "toybox-matte" (part of threedgen) or a folder that `save` wrote.
 
         Raises ConfigError if the files are missing or damaged.
         """
@@ -132,6 +132,10 @@ def _by_grabcut(rgb: Array) -> Array:
 def reference_foreground(options: ReferenceConfig) -> Array | None:
     """Return the cut-out object of a prior's reference image, RGBA (h, w, 4) in [0, 1]; None without an image.
 
+    Alpha is the object's opacity, float32 like the colours, which are not multiplied by it. It is that of the file or,
+    for an image without transparency, the result of the background remover `options.matte`; without a remover
+    (None), such an image needs a background of one colour.
+
     Raises ConfigError if the image cannot be read, its object cannot be cut out, or the background remover is missing.
     """
     return None if options.image is None else read_foreground(options.image, remover(options.matte))
@@ -140,9 +144,10 @@ def reference_foreground(options: ReferenceConfig) -> Array | None:
 def remover(name: str | None) -> Callable[[Array], Array] | None:
     """Load a function that removes backgrounds: it maps an image (H, W, 3) in [0, 1] to the object's opacity (H, W).
 
-    `name` is "rembg" (the package of that name), "grabcut" (OpenCV), or the weights of a `Matte`. If it is None, the
-    result is None. Raises ConfigError if a package is not installed, or weights are missing or damaged. The function
-    raises ConfigError if rembg cannot load its network, or if a `Matte` finds no background, as in a photo of a room.
+    The opacity is float32 in [0, 1]. `name` is "rembg" (the package of that name), "grabcut" (OpenCV), "toybox-matte"
+    (a `Matte` that comes with threedgen) or the folder of a saved `Matte`. If it is None, the result is None. Raises
+    ConfigError if a package is not installed, or weights are missing or damaged. The function raises ConfigError if
+    rembg cannot load its network, or if a `Matte` finds no background, as in a photo of a room.
     """
     if name is None:
         return None

@@ -28,7 +28,10 @@ def transformer(layers: int) -> nn.TransformerEncoder:
 
 
 def sinusoids(t: Tensor) -> Tensor:
-    """Encode numbers `t` (B,) in [0, 1], times or noise levels, as sines and cosines (B, 2 FREQUENCIES)."""
+    """Encode numbers `t` (B,) in [0, 1], times or noise levels, as sines and cosines (B, 2 FREQUENCIES).
+
+    The angles are t times FREQUENCIES factors from 1 to e^5 radians; all sines precede the cosines.
+    """
     angles = t[:, None] * torch.exp(torch.linspace(0, 5, FREQUENCIES, device=t.device))
     return torch.cat([angles.sin(), angles.cos()], 1)
 
@@ -53,7 +56,7 @@ class ObjectEncoder(nn.Module):
     def forward(self, latents: Tensor, camera: Tensor) -> Tensor:
         """Return the object codes (B, code_width) of B objects, float32, with mean square 1.
 
-        `latents` are clean latents (B, V, C, h, h) of V views per object, `camera` the camera features (B, V, F).
+        `latents` are clean latents (B, V, C, h, h) of V views per object, `camera` their F camera features (B, V, F).
         """
         x = F.pixel_unshuffle(latents.flatten(0, 1), PATCH).flatten(2).transpose(1, 2)
         x = self.patches(x) + self.positions + self.camera(camera.flatten(0, 1))[:, None]
@@ -81,7 +84,7 @@ class CodeSampler(nn.Module):
         self.out = nn.Linear(WIDTH, code_width // TOKENS)
 
     def encode_text(self, text: Tensor) -> Tensor:
-        """Return features (B, L, WIDTH) of text embeddings (B, L, D)."""
+        """Return features (B, L, WIDTH) of text embeddings (B, L, D), the input `text` of `forward`."""
         return self.text(self.words(text))
 
     def forward(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:

@@ -78,10 +78,10 @@ class PriorConfig(Config):
     _compact: bool = PrivateAttr(False)
 
     def compact(self) -> Self:
-        """Return a copy of the config with which a prior loads its UNet in `dtype` on a GPU, to save memory.
+        """Return a copy of the config with which a prior loads its UNet on a GPU in the precision `dtype`.
 
-        Such a UNet cannot be trained or saved. If weights are added to the UNet (`alters_weights`), the copy is equal
-        to the config: the UNet is loaded in float32.
+        This saves memory, but such a UNet cannot be trained or saved. If weights are added to the UNet
+        (`alters_weights`), the copy is equal to the config: the UNet is loaded in float32.
         """
         copy = self.model_copy()
         copy._compact = not self.alters_weights
@@ -108,7 +108,7 @@ class PriorConfig(Config):
         loading.check(self.weights, self.tokenizer, self.parts)
 
     def vocabulary(self) -> Vocabulary | None:
-        """Return the words that the prior knows, if its tokenizer has one token per word (closed vocabulary).
+        """Return the closed vocabulary of the prior: the words that it knows, if its tokenizer has one token per word.
 
         Returns None for any other tokenizer, if the option `tokenizer` is set, or if the weights are not downloaded.
         """
@@ -116,9 +116,10 @@ class PriorConfig(Config):
         return None if path is None or self.tokenizer is not None else read_vocabulary(path, self.subjects())
 
     def tokens_cut(self, prompt: str) -> str:
-        """Return the end of a prompt that exceeds the tokenizer's limit, at most `MAX_TOKENS`; "" if all fits.
+        """Return the end of a prompt that exceeds the token limit; "" if all fits.
 
-        The prior would ignore this end. The result is also "" if the tokenizer is not on this machine.
+        The limit is that of the tokenizer, or `MAX_TOKENS` if this is smaller. The prior would ignore this end. The
+        result is also "" if the tokenizer is not on this machine.
         """
         with suppress(ConfigError):  # `check` reports missing files
             path = loading.local_path(self.weights) or hub.cached(*hub.hub_name(self.weights))
@@ -164,26 +165,29 @@ class PriorConfig(Config):
 
 
 def file_entries(value: object) -> list[object]:
-    """Convert one config entry or a list of entries to a list, in which each bare file name becomes {"file": NAME}."""
+    """Convert one config entry or a list of entries to a list, in which each bare file name becomes {"file": NAME}.
+
+    Other entries, such as dicts, are kept.
+    """
     return [{"file": one} if isinstance(one, str) else one for one in (value if isinstance(value, list) else [value])]
 
 
 class LoraFile(Config):
-    """Config of one LoRA. In a config file, a bare file name stands for {file: NAME}."""
+    """Config of one LoRA: its file and scale. In a config file, a bare file name stands for {file: NAME}."""
 
     file: str = Field(min_length=1, description="kohya, diffusers or peft file, folder, or owner/name/FILE of the hub")
     scale: float = Field(1.0, ge=-10, le=10, description="factor of its changes")
 
 
 class EmbeddingFile(Config):
-    """Config of one textual inversion. In a config file, a bare file name stands for {file: NAME}."""
+    """Config of one textual inversion: file and word. In a config file, a bare file name stands for {file: NAME}."""
 
     file: str = Field(min_length=1, description="file (diffusers or AUTOMATIC1111) or owner/name/FILE of the hub")
     token: str | None = Field(None, min_length=1, description="word in prompts; null: that of the file, or its name")
 
 
 class LatentPriorConfig(PriorConfig):
-    """Config of a latent prior, with options for LoRAs, textual inversions and sampling at half the size first."""
+    """Config of a prior on VAE latents: adds LoRAs, textual inversions and sampling at half the size first."""
 
     loras: Annotated[list[LoraFile], BeforeValidator(file_entries)] = Field(
         [], description="LoRAs that are fused into the weights: files, or {file: FILE, scale: 0.8}"
@@ -220,7 +224,7 @@ class LatentPriorConfig(PriorConfig):
 
 
 class ReferenceConfig(LatentPriorConfig):
-    """Config of a prior that may take a reference image."""
+    """Config of a latent prior that may take a reference image, which shows the object to sample."""
 
     image: str | None = Field(
         None, min_length=1, description="reference image, cut out (PNG with alpha) or on a plain background"
@@ -389,7 +393,8 @@ class MVAdapterConfig(ReferenceConfig):
         """Return a copy in which a hub id "owner/name" as `adapter` is replaced by one file of that repository.
 
         The file name follows from the 2D model (SDXL or Stable Diffusion 2.1) and from the inputs of the adapter.
-        If `adapter` is a file or None, the config itself is returned.
+        For an adapter with mesh geometry, the copy has control=geometry if `control` is None. If `adapter` is a file or
+        None, the config itself is returned.
 
         Args:
             image: whether the prior will sample from a reference image. The option `image` also implies this.

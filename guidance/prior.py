@@ -38,18 +38,18 @@ class Prior(Protocol):
     Attributes:
         unet: the denoising network.
         tokenizer: tokenizer of the text encoder.
-        schedule: noise schedule of the noisy latents.
+        schedule: noise schedule of the latents that the network denoises.
         image_size: pixels per side of the images.
         factor: image pixels per latent pixel along each axis; 1 for a prior on pixels.
         device, dtype: device of the networks and precision of their computation.
         draft: img2img strength in (0, 1] of the second pass of coarse-to-fine sampling, which has the full image size;
             the first pass has half the size. None: one pass at full size.
-        guide_views: whether the unconditional branch denoises each of several views separately. The guidance then also
-            amplifies the attention between views; see `Condition.single_view_uncond`.
-        timestep_per_view: whether `denoise` takes a different timestep for each view of an object.
+        guide_views: whether the unconditional branch denoises each of several views separately, without its camera. The
+            guidance then also amplifies the attention between views; see `Condition.single_view_uncond`.
+        timestep_per_view: whether `denoise` can take a different timestep for each view of an object.
         half_weights: whether all weights have the type `dtype`, so that networks compute without autocast.
-        composites_reference: whether the reference image gets the background of the renders, so that its features are
-            computed again in each distillation step.
+        composites_reference: whether the reference image is composited on the grey level of the renders' background, so
+            that its features are computed again in each distillation step.
         cuda_graph: whether `cast_networks` lets the UNet run as a CUDA graph.
         graph: the UNet as a CUDA graph, replayed if gradients are disabled; None: the UNet runs normally.
     """
@@ -73,7 +73,8 @@ class Prior(Protocol):
     def separate_levels(self) -> bool:
         """Whether views of an object had different noise levels in training.
 
-        Only then can new views be sampled beside known views with almost no noise, see `completion.complete_views`.
+        Only then can new views be denoised in one batch with known views that have almost no noise, and attend to them,
+        see `completion.complete_views`.
         """
         return False
 
@@ -132,8 +133,8 @@ class Prior(Protocol):
     def unknown_words(self, prompt: str) -> list[tuple[str, list[str]]]:
         """Return the words of a prompt that a closed vocabulary lacks, each with up to three similar known words.
 
-        Words with a known synonym are left out. The list is empty if the tokenizer has no closed vocabulary, that is,
-        splits any text into tokens.
+        The result leaves out words with a known synonym. The list is empty if the tokenizer has no closed vocabulary,
+        that is, splits any text into tokens.
         """
         return tokens.unknown_words(self.tokenizer, prompt)
 
@@ -177,7 +178,8 @@ class Prior(Protocol):
     def camera(self, c2w: Tensor) -> Tensor | None:
         """Convert camera-to-world matrices (B, 4, 4) to the argument `camera` of `denoise`, such as vectors (B, 16).
 
-        Axes are OpenGL's (the camera looks along -z), in a world with z up. A prior without cameras returns None.
+        Axes are OpenGL's (x right, y up; the camera looks along -z), in a world with z up. A prior without cameras
+        returns None.
         """
         return None
 
@@ -185,12 +187,13 @@ class Prior(Protocol):
     def encode_images(self, rgb: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Encode images (B, H, W, 3) in [0, 1], of any size, to latents (B, C, h, w), with gradients.
 
-        Latents of a VAE are random: they are sampled with `generator`; None: torch's global generator.
+        The images are first resized to `image_size`, so (C, h, w) is `latent_shape`. Latents of a VAE are random: they
+        are sampled with `generator`; None: torch's global generator.
         """
 
     @abstractmethod
     def decode_latents(self, z: Tensor) -> Tensor:
-        """Decode latents (B, C, h, w) to images (B, H, W, 3) in [0, 1]."""
+        """Decode latents (B, C, h, w) to images (B, H, W, 3) in [0, 1], with H = factor h and W = factor w."""
 
     @abstractmethod
     def network(self, x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None = None, n_view: int = 1) -> Tensor:
@@ -211,8 +214,8 @@ class Prior(Protocol):
             text: embeddings (B, L, D) from `encode_prompt`.
             camera: result of the method `camera`, or None. A prior without cameras ignores it.
             n_view: number of consecutive images that are views of one object. A prior without cameras ignores it.
-            image: `reference`, features of the reference image (see the method `reference`), if the method `network`
-                of this prior takes them; else no keyword argument.
+            image: keyword arguments for the method `network`: `reference`, the result of the method `reference`, if the
+                prior is conditioned on a reference image; else none.
         """
         return self.schedule.eps_from_output(x, self.network(x, t, text, camera, n_view, **image), t)
 
@@ -231,20 +234,21 @@ class Prior(Protocol):
         """Sample an object code for each of n prompts, and return the embeddings `text` (n, L, D) with these codes.
 
         The code chooses what a prompt leaves unspecified, once for all views. Embeddings of a prior without object
-        codes are returned unchanged. `generator` is one random generator or a list of n. `similar_to` (n, L, D) are
-        embeddings of other prompts with codes, to whose objects the sampled objects are similar; None: no such objects.
+        codes are returned unchanged. `generator` is one random generator or a list of n; None: torch's global
+        generator. `similar_to` (n, L, D) are embeddings of other prompts with codes, to whose objects the sampled
+        objects are similar; None: no such objects.
         """
         return text
 
     @property
     def has_code(self) -> bool:
-        """Whether the last row of a text embedding (L, D) is an object code; a row of zeros means no code."""
+        """Whether this prior's text embeddings (L, D) have an object code as last row; a row of zeros means no code."""
         return False
 
     def encode_code(self, text: Tensor, latents: Tensor, c2w: Tensor, fit: bool = False) -> Tensor:
         """Return the embeddings `text` (n, L, D) with the object codes of n objects, computed from V known views each.
 
-        With `fit`, gradient descent adapts the codes to the views, which takes half a second for one view on a CPU.
+        With `fit`, gradient descent adapts the encoded codes to the views (half a second for one view on a CPU).
         `latents` are clean latents of the views (n, V, C, h, w), `c2w` their camera-to-world matrices (n, V, 4, 4).
         Embeddings of a prior without object codes are returned unchanged.
         """
@@ -253,8 +257,9 @@ class Prior(Protocol):
     def coarse_latents(self, text: Tensor, c2w: Tensor | None, text_guidance: bool = True) -> Tensor | None:
         """Predict latents (B, C, h, w) from text (B, L, D) and camera-to-world matrices (B, 4, 4), without denoising.
 
-        With `text_guidance`, a prediction with an object code is guided away from the prediction without text.
-        Returns None if the prior has no `CoarsePredictor`, or does not use it, as without cameras (`c2w` None).
+        With `text_guidance`, a prediction with an object code is guided away from the prediction without text, as in
+        classifier-free guidance. Returns None if the prior has no `CoarsePredictor`, or does not use it, such as
+        without cameras (`c2w` None). c2w has OpenGL axes and a world with z up.
         """
         return None
 
@@ -284,8 +289,8 @@ class Prior(Protocol):
 
         Args:
             prompts: one prompt, or a list of P prompts.
-            c2w: camera-to-world matrices (V, 4, 4) for all prompts, or (P, V, 4, 4), with the axes of `camera`;
-                None: one image per prompt, without a camera.
+            c2w: camera-to-world matrices (V, 4, 4) for all prompts, or (P, V, 4, 4), OpenGL axes, world z up; None: one
+                image per prompt, without a camera.
             steps: number of DDIM steps from noise.
             guidance_scale: classifier-free guidance scale; 1: off.
             negative_prompt: text of the unconditional branch, for all prompts.
@@ -295,7 +300,7 @@ class Prior(Protocol):
             init_strength: img2img strength in (0, 1] if the prior has a coarse predictor; 1: start from noise.
 
         Returns:
-            Images (P V, H, W, 3) in [0, 1] on the CPU; the V views of a prompt are consecutive.
+            Images (P V, s, s, 3) in [0, 1] on the CPU, s = `image_size`; the V views of a prompt are consecutive.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         text, negative = self.encode_prompt([*prompts, negative_prompt]).split([len(prompts), 1])
@@ -315,10 +320,10 @@ class Prior(Protocol):
         on_step: sampling.OnStep = sampling.no_callback,
         init_strength: float = COARSE_STRENGTH,
     ) -> Tensor:
-        """Sample V views of each of P encoded prompts by DDIM; return images (P V, H, W, 3) in [0, 1] on the CPU.
+        """Sample V views of each of P encoded prompts by DDIM; return images (P V, s, s, 3) in [0, 1] on the CPU.
 
         `text` holds the embeddings of the prompts (P, L, D), with object codes if the prior has them, and of the
-        negative prompt (1, L, D). `sample` explains the other arguments.
+        negative prompt (1, L, D). The method `sample` explains the result and the other arguments.
         """
         n_view = 1 if c2w is None else c2w.shape[-3]
         poses = camera = None
@@ -339,7 +344,10 @@ class Prior(Protocol):
 
 
 class MultiviewPrior(Prior, Protocol):
-    """Prior that denoises `n_view` consecutive images together as views of one object; n_view = 1 means a 2D model."""
+    """Prior that denoises `n_view` consecutive images together as views of one object, each with its camera.
+
+    With n_view = 1 and no camera, it is a model of single images.
+    """
 
     @abstractmethod
     def camera(self, c2w: Tensor) -> Tensor: ...

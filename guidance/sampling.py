@@ -39,8 +39,9 @@ class ViewSync(NamedTuple):
     """Option to make the views of an object consistent during sampling, by rounds of img2img.
 
     Attributes:
-        rounds: number of img2img rounds.
-        synchronise: function from images (B, H, W, 3) to consistent images, called before each round.
+        rounds: number of img2img rounds after the first pass; 0: none.
+        synchronise: function from the images of all views (B, H, W, 3) in [0, 1] to consistent images, called before
+            each round.
     """
 
     rounds: int
@@ -62,8 +63,9 @@ def before_steps(callback: Callable[[], None]) -> OnStep:
 def ddim_timesteps(steps: int, T: int = 1000) -> Tensor:
     """Return the ascending timesteps at which DDIM calls the network, (steps,) int64: floor(i T / steps) + 1.
 
-    If `steps` divides T, these are the timesteps of the ldm code base; if `steps` equals T, they are 0..T-1. T is the
-    number of training timesteps, or for img2img the smaller number of timesteps up to the noise level of the start.
+    i is 0..steps-1. If `steps` divides T, these are the timesteps of the ldm code base; if `steps` equals T, they are
+    0..T-1. T is the number of training timesteps, or for img2img the smaller number of timesteps up to the noise level
+    of the start.
     """
     # With steps = T the offset of 1 would give t = T, which has no alpha_bar.
     return torch.arange(steps) * T // steps + (1 if steps < T else 0)
@@ -83,7 +85,9 @@ def ddim_alphas(schedule: Schedule, timesteps: Tensor) -> tuple[Tensor, Tensor]:
 def ddim_step(
     x: Tensor, eps: Tensor, a: Tensor, a_prev: Tensor, eta: float = 0.0, noise: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Take one DDIM step (Song et al. 2021, eq. 12); return next and predicted clean latents, each (B, C, h, w).
+    """Take one DDIM step (Song et al. 2021, eq. 12); return the next latents and the predicted clean latents.
+
+    All latents are (B, C, h, w).
 
     Args:
         x, eps: noisy latents and the noise predicted in them, each (B, C, h, w).
@@ -172,10 +176,10 @@ def fresh_noise(like: Tensor, generator: Generators = None) -> Tensor:
 
 
 def check_image_size(size: Size, unit: int, draft: float | None, keys: tuple[str, str]) -> None:
-    """Raise ConfigError unless both sides of `size` (H, W) are multiples of `unit` pixels.
+    """Raise ConfigError unless both sides of `size` (H, W) in pixels are multiples of `unit` pixels.
 
-    If `draft` is not None, images are sampled at half the size first, so half of each side must also be a multiple of
-    `unit`. `keys` are the config keys of height and width, for the message.
+    If the img2img strength `draft` is not None, images are sampled at half the size first, so half of each side must
+    also be a multiple of `unit`. `keys` are the config keys of height and width, for the message.
     """
     for side, key in zip(size, keys, strict=True):
         if side % unit:
@@ -202,7 +206,9 @@ def check_half_size(size: Size, draft: float | None, unit: int, key: str = "draf
 
 
 def img2img_strengths(draft: float | None, rounds: int = 0) -> list[float]:
-    """Return the noise strength of each img2img round at full size, in (0, 1], linearly decreasing.
+    """Return the noise strength of each img2img round at full size, in (0, 1].
+
+    Strengths decrease linearly from that of the first round, s, to s / n in the last of n rounds.
 
     Args:
         draft: strength of the first round; None: `REFINE_STRENGTH`.
@@ -217,7 +223,8 @@ def total_steps(steps: int, draft: float | None, rounds: int = 0, init: InitLate
 
     A pass from noise takes `steps` steps, an img2img pass round(strength * steps), at least one. The first pass starts
     from noise, or from `init` with its strength. The img2img passes after it have the strengths
-    `img2img_strengths(draft, rounds)`. With `init`, `draft` is ignored.
+    `img2img_strengths(draft, rounds)`, with the number `rounds` of rounds that make views consistent (`ViewSync`). With
+    `init`, `draft` is ignored.
     """
     first, draft = (1.0, draft) if init is None else (init.strength, None)
     return sum(max(1, round(strength * steps)) for strength in [first, *img2img_strengths(draft, rounds)])
@@ -247,7 +254,8 @@ def sample_images(
         sample: function (size, noise (count, C, h, w), img2img start or None) -> clean latents, for one pass.
         generator: random generator of the noise of all passes, or one for each equal part of the images; None: torch's
             global generator.
-        sync: number of img2img rounds after the first pass, and the function that makes the images consistent.
+        sync: number of img2img rounds after the first pass, and the function that makes the images consistent; the
+            default has no rounds.
         decode_batch: number of images that are decoded together.
         init: img2img start of the first pass, which then has the full size; None: that pass starts from noise.
     """

@@ -103,14 +103,14 @@ class Schedule:
     def with_zero_snr(self) -> "Schedule":
         """Return the schedule rescaled to zero terminal SNR (Lin et al. 2024, algorithm 1).
 
-        alpha_bar at the last timestep becomes at most `NO_SIGNAL`, almost 0.
+        alpha_bar at the last timestep becomes at most `NO_SIGNAL` = 2^-24, almost 0.
         """
         alpha_bar = torch.cumprod(1 - rescale_zero_terminal_snr(self.betas.double()), 0)
         alpha_bar[-1] = min(NO_SIGNAL, float(alpha_bar[-2]) / 2)
         return self._from_alpha_bar(alpha_bar, self.prediction)
 
     def shifted(self, scale: float, mode: Shift = "interpolated") -> "Schedule":
-        """Return a schedule with a lower signal-to-noise ratio: log SNR'_t = log SNR_t - w_t log scale.
+        """Return a schedule with a lower signal-to-noise ratio, for scale > 1: log SNR'_t = log SNR_t - w_t log(scale).
 
         w_t is 1 for mode "default" and t / (T - 1) for "interpolated". Several views together reveal details that noise
         hides in a single view, so they need more noise (MV-Adapter, arXiv 2412.03632, section 4.3).

@@ -20,7 +20,10 @@ VIEWS = 4
 
 
 class ModulatedBlock(nn.Module):
-    """Residual block of two 3 x 3 convolutions whose normalised input is scaled and shifted by features of the view."""
+    """Residual block of two 3 x 3 convolutions whose normalised input is scaled and shifted by features of the view.
+
+    These features (B, WIDTH) come from the view's camera and noise level.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -37,7 +40,7 @@ class ModulatedBlock(nn.Module):
 
 
 class RowLayer(nn.Module):
-    """Residual MLP over each row of a feature map.
+    """Residual MLP over each row of a square feature map; it mixes all positions and channels of the row.
 
     It can move features from other views along a row, because cameras at one elevation see a 3D point in about the same
     row.
@@ -61,7 +64,8 @@ class ViewFusion(nn.Module):
     """Network that predicts clean latents of all views of an object from coarse predictions and noisy latents.
 
     First each view gets features from all views (`messages`). Then a small UNet, the same for every view, predicts a
-    correction that is added to the coarse prediction. Its last layer is zero before training.
+    correction that is added to the coarse prediction. Before training, the UNet's last layer and the correction are
+    zero.
     """
 
     def __init__(self, latent_channels: int, size: int, channels: int) -> None:
@@ -104,7 +108,7 @@ class ViewFusion(nn.Module):
             x: latents a z + s e (B, V, C, h, h) with clean latents z and Gaussian noise e.
             level: noise levels (B, V), 2 / pi arctan(s / a); 0: clean latents, 1: noise.
             camera: camera vectors (B, V, 16).
-            coarse: predictions (B, V, C, h, h) from caption, camera and object code.
+            coarse: predictions (B, V, C, h, h) of the clean latents from caption, camera and object code.
         """
         x = x.to(coarse.dtype)  # float32, or the dtype of autocast; x may have that of a UNet with half weights
         noise = sinusoids(level.flatten()).unflatten(0, level.shape).to(x.dtype)
@@ -145,7 +149,8 @@ def azimuth_harmonics(azimuth: Tensor) -> Tensor:
 def camera_harmonics(camera: Tensor) -> Tensor:
     """Return features (..., 2 HARMONICS + 2) of camera vectors (..., 16): azimuth harmonics, height z and z^2.
 
-    A camera vector is a row-major camera-to-world matrix with a translation (x, y, z) of length 1.
+    A camera vector is a row-major camera-to-world matrix with a translation (x, y, z) of length 1, in a world with z
+    up. The azimuth is atan2(y, x), so it is 0 on the +x axis.
     """
     x, y, z = camera[..., 3], camera[..., 7], camera[..., 11:12]
     return torch.cat([azimuth_harmonics(torch.atan2(y, x)), z, z**2], -1)
@@ -154,7 +159,8 @@ def camera_harmonics(camera: Tensor) -> Tensor:
 def view_features(camera: Tensor, noise: Tensor) -> Tensor:
     """Return features (B, V, F) of the views' cameras (B, V, 16), their noise levels and the mean of these levels.
 
-    `noise` (B, V, N) are noise levels encoded by `sinusoids`.
+    The mean is over the V views of an object. `noise` (B, V, N) are noise levels encoded by `sinusoids`, so F =
+    2 HARMONICS + 2 + 2 N.
     """
     return torch.cat([camera_harmonics(camera), noise, noise.mean(1, keepdim=True).expand_as(noise)], -1)
 
@@ -162,9 +168,9 @@ def view_features(camera: Tensor, noise: Tensor) -> Tensor:
 def pair_features(camera: Tensor, noise: Tensor) -> Tensor:
     """Return features (B, V, V, F) of all pairs of views: view i (second axis) gets messages from view j (third axis).
 
-    The features are the difference of the azimuths, the heights of both cameras and their difference, whether i = j,
-    and both noise levels. `camera` (B, V, 16) are camera vectors, `noise` (B, V, N) noise levels encoded by
-    `sinusoids`.
+    The features are harmonics of the azimuth difference, azimuth i minus azimuth j, the heights z of both cameras and
+    their difference, whether i = j, and both noise levels. `camera` (B, V, 16) are camera vectors, `noise` (B, V, N)
+    noise levels encoded by `sinusoids`, so F = 2 HARMONICS + 4 + 2 N.
     """
     V = camera.shape[1]
     x, y, z = camera[..., 3], camera[..., 7], camera[..., 11]

@@ -36,9 +36,10 @@ class DecoupledAttnProcessor(nn.Module):
 
     Attributes:
         base: original processor of the layer, whose output is the first summand.
-        name: "PATH.attn1.processor", the layer's key in dicts of features of reference images.
-        branches: "mv" (attention to other views), "ref" (to a reference image), both or none. Layers of cross-attention
-            have none.
+        name: key of the layer in `unet.attn_processors` and in dicts of features of reference images:
+            "PATH.attn1.processor" (self-attention) or "PATH.attn2.processor" (cross-attention).
+        branches: "mv" (attention to all views of the object), "ref" (to a reference image), both or none. Layers of
+            cross-attention have none.
     """
 
     to_q_ref: nn.Module
@@ -88,6 +89,8 @@ class DecoupledAttnProcessor(nn.Module):
     ) -> Tensor:
         """Return the output of the layer (B V, L, C), for B objects with V views of L tokens each.
 
+        If `encoder_hidden_states` is given (cross-attention), this is the output of the original processor.
+
         Args:
             attn, encoder_hidden_states, attention_mask, temb: the usual arguments of diffusers' attention processors.
             hidden_states: input (B V, L, C).
@@ -96,7 +99,7 @@ class DecoupledAttnProcessor(nn.Module):
             use_mv, use_ref: whether to apply the branch "mv" or "ref".
             mv_scale, ref_scale: factors of the branches' outputs.
             cache_hidden_states: dict to which the layer adds its input (B V, L, C) under the key `name`, or None.
-            ref_hidden_states: layer inputs (R, L', C) by `name`, which a pass with R reference images stored in its
+            ref_hidden_states: layer inputs (R, L', C) by layer name, which a pass with R reference images stored in its
                 `cache_hidden_states`. Each image serves B V / R consecutive views. None: the "ref" branch attends to
                 zeros.
         """
@@ -133,7 +136,7 @@ class DecoupledAttnProcessor(nn.Module):
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     """Compute multi-head attention from queries q (..., L, C) to keys k and values v (..., S, C); return (..., L, C).
 
-    Each of the `heads` heads has C / heads channels.
+    Each of the `heads` heads has C / heads channels. The leading axes (...) are batch axes, equal in q, k and v.
     """
     queries, keys, values = (part.flatten(0, -3).unflatten(-1, (heads, -1)).transpose(1, 2) for part in (q, k, v))
     if trains_on_cpu(q):
@@ -193,9 +196,10 @@ def decouple(
     The output of new branches is zero until they are trained.
 
     Args:
-        branches: "mv" attends to the other views, "ref" to a reference image.
-        layout: tokens that a token attends to in "mv". "row": its image row in all views. "rowcol": rows and columns in
-            the views front, right, back, left, top, bottom of a mesh, see `Layout`.
+        branches: "mv" attends to all views of the object, "ref" to a reference image.
+        layout: tokens that a token attends to in "mv". "row": its image row in all views. "rowcol", for the six views
+            front, right, back, left, top, bottom of a mesh: its row in the first four of them, its column in front,
+            back, top and bottom; tokens of front and back get the mean of both.
         arrangement: input of a branch. "parallel": the input of the layer. "serial": that input plus the outputs of the
             self-attention and of the preceding branches.
     """

@@ -22,7 +22,7 @@ def add_image_tokens(unet: UNet2DConditionModel, image_width: int, tokens: int, 
     Args:
         image_width: features per token of the image encoder.
         tokens: number of tokens that the resampler returns.
-        heads: attention heads of the resampler, with `HEAD_WIDTH` channels each.
+        heads: attention heads of the resampler, with `HEAD_WIDTH` (64) channels each.
     """
     width = int(unet.config["cross_attention_dim"])
     resampler = IPAdapterPlusImageProjection(
@@ -41,8 +41,8 @@ def attend_to_image(attn: Attention, x: Tensor, text: Tensor, tokens: Tensor) ->
     Args:
         attn: attention layer of diffusers, extended by `add_image_tokens`.
         x: input (B, L, C).
-        text: embeddings (B, S, D).
-        tokens: image tokens (B, N, D).
+        text: text embeddings (B, S, D).
+        tokens: image tokens (B, N, D), from the resampler.
     """
 
     def heads(features: Tensor) -> Tensor:

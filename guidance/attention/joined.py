@@ -43,15 +43,15 @@ LOWEST, HIGHEST = 1.0, 25.0
 class WorldRotary:
     """Rotary position embedding (Su et al. 2021, arXiv 2104.09864) for self-attention over the views of an object.
 
-    The first, third, ... head of a layer rotates by 3D positions: a token gets the point where the ray of its pixel
-    meets the plane that faces the camera and contains the object's centre. A pixel and its mirror image in the opposite
-    view have the same point. The other heads rotate by the 2D position in the image, so that a token can attend to the
-    same pixel of another view, which shows the same on solids of revolution. Attention depends on the offset between
-    two positions.
+    The first, third, ... head of a layer rotates by 3D positions: a token gets the point, in world axes, where the ray
+    of its pixel meets the plane that faces the camera and contains the object's centre (the world origin). A pixel and
+    its mirror image in the opposite view have the same point. The other heads rotate by the 2D position in the image,
+    so that a token can attend to the same pixel of another view, which shows the same on solids of revolution.
+    Attention depends on the offset between two positions.
     """
 
     def __init__(self, camera: Tensor | None, batch: int, device: torch.device) -> None:
-        """Store the axes "right" and "up" of B = `batch` cameras, read from their camera vectors (B, 16).
+        """Store the axes "right" and "up" of B = `batch` cameras in world axes, read from camera vectors (B, 16).
 
         If `camera` is None, all cameras are at +x (front). `device` is only used in this case.
         """
@@ -80,9 +80,10 @@ class WorldRotary:
         return torch.cat([cos, cos, rest], -1), torch.cat([-sin, sin, 0 * rest], -1)
 
     def __call__(self, x: Tensor, n_view: int) -> Tensor:
-        """Rotate queries or keys x (B / n_view, H, n_view L, D) with H heads; return the same shape.
+        """Rotate queries or keys x (B / n_view, H, n_view L, D) of the B cameras' images; return the same shape.
 
-        The first 12 (D // 16) channels are rotated, the others unchanged.
+        There are H heads with D channels, and L tokens per image. The first 12 (D // 16) channels are rotated, the
+        others unchanged.
         """
         heads, tokens, width = x.shape[1], x.shape[2] // n_view, x.shape[3]
         key = heads, n_view, tokens, width, x.dtype
@@ -123,7 +124,8 @@ class Rotate(torch.autograd.Function):
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Return x cos + y sin, (..., D), where y is x (..., D) with two groups of channels exchanged.
 
-    The groups are the first 6 (D // 16) channels and the next 6 (D // 16) channels.
+    The groups are the first 6 (D // 16) channels and the next 6 (D // 16) channels. `sin` holds the negative sines for
+    the first group and the sines for the second, as `WorldRotary.table` returns them.
     """
     half = 6 * (x.shape[-1] // 16)
     exchanged = torch.cat([x[..., half : 2 * half], x[..., :half], x[..., 2 * half :]], dim=-1)
@@ -244,7 +246,10 @@ def trains_on_cpu(tokens: Tensor) -> bool:
 
 
 class CameraEmbedding(TimestepEmbedding):
-    """MLP (diffusers) that embeds camera vectors (B, 16). For (B, 0), meaning no camera, it returns zeros (B, 1)."""
+    """MLP (diffusers) that embeds camera vectors (B, 16) like a timestep; the result is added to the time embedding.
+
+    For an input (B, 0), meaning no camera, it returns zeros (B, 1), which add nothing.
+    """
 
     def forward(self, sample: Tensor, condition: Tensor | None = None) -> Tensor:
         if sample.shape[-1] == 0:
@@ -274,7 +279,8 @@ def set_attention(unet: UNet2DConditionModel, kind: Kind) -> None:
 def unet_from_config(config: Any, **changes: Any) -> UNet2DConditionModel:
     """Build a UNet from a diffusers config; `changes` override entries of the config.
 
-    The config may also have keys of threedgen, `THREEDGEN_KEYS`: rotary embedding, separate noise levels, image tokens.
+    The config may also have the keys of threedgen "world_rotary", "separate_levels" and "image_tokens"; with the last
+    one, `add_image_tokens` extends the UNet.
     """
     stock = {name: value for name, value in config.items() if name not in THREEDGEN_KEYS}
     unet: Any = UNet2DConditionModel.from_config(stock, **changes)
@@ -313,7 +319,7 @@ def unet_output(
         features: one tensor per down block, added to the block's features of the same shape, as in a T2I-Adapter (Mou
             et al. 2023); None: nothing is added.
         factor: image pixels per latent pixel along each axis, for SDXL's size conditioning.
-        views: further keyword arguments of the attention processors.
+        views: further keyword arguments of the attention processors, such as `image_tokens`.
     """
     labels = None
     if unet.class_embedding is not None:

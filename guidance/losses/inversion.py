@@ -22,6 +22,8 @@ from .sds import Distillation, NoisyLatents, reconstruction_direction
 def inversion_timesteps(start: Tensor, end: Tensor, interval: int) -> list[Tensor]:
     """Return at least two ascending timesteps, each (1,) or (B,), from `start` to `end` in steps of `interval`.
 
+    `start` and `end` are timesteps, (1,) for all images or (B,); `interval` is a number of timesteps.
+
     The last step may be shorter. An image that reaches its `end` before the other images stays there.
     """
     steps = max(1, ceil(int((end - start).max()) / interval))
@@ -42,7 +44,7 @@ def invert(
         predict_noise: function (latents (B, C, h, w), timesteps (B,) or (1,)) -> predicted noise.
         x: latents (B, C, h, w) at the first timestep.
         timesteps: N >= 2 ascending timesteps, each (1,) or (B,), for N - 1 steps.
-        eta: amount of fresh noise in each step; 0: none.
+        eta: amount of fresh noise in each step; 0: none, 1: with the variance of DDPM (eq. 16).
         generator: random generator of the fresh noise; None: torch's global generator.
 
     Returns:
@@ -62,7 +64,8 @@ def invert(
 def unconditional(denoise: Denoiser, condition: Condition) -> Predict:
     """Return the function `predict_noise` of `invert` for DDIM inversion without the prompt.
 
-    The noise is the prediction of the guidance's unconditional branch: with the second text of `condition`.
+    The noise is the prediction of the guidance's unconditional branch: for the second text of `condition` (the negative
+    or empty prompt), without the reference image and, with `single_view_uncond`, for each view separately.
     """
     text = condition.text[1:]
     if condition.single_view_uncond:
@@ -74,9 +77,10 @@ def unconditional(denoise: Denoiser, condition: Condition) -> Predict:
 class ISM(Distillation):
     """Interval score matching (Liang et al. 2023, "LucidDreamer", arXiv 2311.11284, section 4.1).
 
-    DDIM inversion without text first reaches x_s, then x_t, where s = t - `interval`. The gradient of the loss L_ISM is
-    w(t) (eps(x_t, t, text) - eps(x_s, s)) / B with noise predictions eps, the second one without text. As in the
-    released code, w(t) = sqrt((1 - alpha_bar_t) / alpha_bar_t).
+    The latents get random noise up to a timestep before s = t - `interval`. From there, DDIM inversion without text
+    reaches x_s in steps of `inversion_interval`, then x_t in one step. The gradient of the loss L_ISM is
+    w(t) (eps(x_t, t, text) - eps(x_s, s)) / B for B images, with noise predictions eps: the first with guidance, the
+    second without text. As in the released code, w(t) = sqrt((1 - alpha_bar_t) / alpha_bar_t).
     """
 
     def predictions(
@@ -98,9 +102,10 @@ class ISM(Distillation):
 class SDI(Distillation):
     """Score distillation via inversion (Lukoianov et al. 2024, arXiv 2405.15891, section 5).
 
-    DDIM inversion of the clean latents z, with text and a negative guidance scale, runs to a timestep a little above t.
-    kappa is the noise in the result. Then x_t = sqrt(alpha_bar_t) z + sqrt(1 - alpha_bar_t) kappa, and the gradient of
-    the loss is (z - x0) / B with the clean latents x0 predicted from x_t. t decreases during the run.
+    DDIM inversion of the clean latents z, with text and a negative guidance scale, runs to a random timestep, less than
+    one inversion step above t. kappa is the noise in the result. Then x_t = sqrt(alpha_bar_t) z + sqrt(1 - alpha_bar_t)
+    kappa, and the gradient of the loss is (z - x0) / B with the clean latents x0 predicted from x_t with guidance; B is
+    the number of images. t decreases during the run.
     """
 
     def predictions(

@@ -1,6 +1,7 @@
 """LoRA of a frozen UNet (Hu et al. 2021, arXiv 2106.09685), applied by forward hooks.
 
-DreamBooth trains a LoRA for a subject, VSD (ProlificDreamer, arXiv 2305.16213) trains one on the renders.
+DreamBooth trains a LoRA for a subject (an object shown in given images), VSD (ProlificDreamer, arXiv 2305.16213) trains
+one on the renders.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,8 +25,8 @@ POSE = 16
 class LoRA(nn.Module):
     """Trainable matrices `down` and `up` of low rank for linear layers and convolutions of a UNet.
 
-    A layer then returns W x + scale up(down(x)). `up` starts at zero. For a convolution, `down` has the layer's kernel
-    size and `up` is 1 x 1.
+    A layer with weights W then returns W x + scale up(down(x)), plus its bias. `up` starts at zero. For a convolution,
+    `down` has the layer's kernel size and `up` is 1 x 1.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class LoRA(nn.Module):
         """Create matrices of rank `rank`. Raises ConfigError if no layer of `unet` matches `targets`.
 
         Args:
+            unet: network for whose layers the matrices are; it is not changed, see `attach`.
             generator: CPU random generator of the initial `down`; None: torch's global generator.
             scale: factor of the LoRA's output in each layer.
             std: function from a layer's fan-in (input channels times kernel area) to the initial standard deviation of
@@ -80,12 +82,18 @@ class PosedLoRA(LoRA):
         self.pose_out = nn.Parameter(torch.zeros(width, width))
 
     def pose(self, c2w: Tensor) -> Tensor:
-        """Return embeddings (B, E), of the time embedding's width E, of row-major camera-to-world matrices (B, 16)."""
+        """Return the pose embeddings (B, E) of B cameras, with the width E of the UNet's time embedding.
+
+        `c2w` (B, 16) are camera-to-world matrices, row-major.
+        """
         return F.linear(F.silu(F.linear(c2w, self.pose_in)), self.pose_out)
 
     @contextmanager
     def applied(self, unet: nn.Module, c2w: Tensor) -> Iterator[None]:
-        """Within a `with` block, apply the LoRA to `unet` for images with camera-to-world matrices `c2w` (B, 16)."""
+        """Within a `with` block, apply the LoRA to `unet` for images with camera-to-world matrices `c2w` (B, 16).
+
+        Reference images that the UNet takes as a further view of each object (ImageDream) get zeros as pose.
+        """
 
         def add_pose(module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> Tensor:
             poses = c2w

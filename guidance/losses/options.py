@@ -11,7 +11,11 @@ Angle = Annotated[float, Field(ge=0, le=180)]
 
 
 class ViewPromptsConfig(Config):
-    """Options of view-dependent prompts ("a dog, front view"; DreamFusion, section 3.2) and of Perp-Neg."""
+    """Options of view-dependent prompts ("a dog, front view"; DreamFusion, section 3.2) and of Perp-Neg.
+
+    With Perp-Neg, the text of a view is interpolated between the prompts of the two sides next to it (of front, side,
+    back), which are also its negative prompts.
+    """
 
     enabled: bool = Field(False, description="use view prompts; the prior must know the words")
     perp_neg: bool = Field(False, description="interpolate between sides by angle, with their neighbours as negatives")
@@ -29,7 +33,7 @@ class DistillationConfig(Config):
     """Options that all distillation losses have.
 
     Class attributes:
-        needs_views: whether the loss needs several views of an object and a multi-view prior.
+        needs_views: whether the loss needs several views of an object in each step, and a multi-view prior.
         empty_prompt: whether the loss needs the embedding of the empty prompt in addition to a negative prompt.
     """
 
@@ -58,7 +62,7 @@ class VSDConfig(DistillationConfig):
 
 
 class WeightedConfig(DistillationConfig):
-    """Options of losses whose weight w(t) of timestep t can be chosen."""
+    """Options of losses whose factor w(t) of the gradient at timestep t can be chosen."""
 
     weighting: Literal["one_minus_alpha_bar", "uniform"] = Field(
         "one_minus_alpha_bar", description="w(t): 1 - alpha_bar_t, or 1"

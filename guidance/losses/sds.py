@@ -32,10 +32,10 @@ class RenderedViews:
     Attributes:
         images: (B, H, W, 3) in [0, 1], the prior's input: colours, or normals with guidance_input=normal.
         opacity: (B, H, W, 1) in [0, 1].
-        depth: (B, H, W, 1), sum of weight * distance along the ray in world units, not divided by the opacity.
-        normals: (B, H, W, 3), opacity * (unit normal + 1) / 2; None if they are not rendered.
+        depth: (B, H, W, 1), sum of compositing weight * distance along the ray in world units, not divided by opacity.
+        normals: (B, H, W, 3) in [0, 1], opacity * (unit normal in world axes + 1) / 2; None if they are not rendered.
         cameras: cameras of the B views.
-        extra: further rendered channels (B, H, W, C) of the representation, by name.
+        extra: further channels (B, H, W, C) that the representation (of the object) renders, by name.
     """
 
     images: Tensor
@@ -66,7 +66,10 @@ class NoisyLatents(NamedTuple):
 
 
 def sds_direction(latents: NoisyLatents, schedule: Schedule, weighting: Weighting = "one_minus_alpha_bar") -> Tensor:
-    """Return w(t) (eps - eps_ref), (B, C, h, w) (DreamFusion, arXiv 2209.14988, eq. 3); w(t) = 1 - alpha_bar_t or 1."""
+    """Return w(t) (eps - eps_ref), (B, C, h, w), B times the gradient of SDS (DreamFusion, arXiv 2209.14988, eq. 3).
+
+    w(t) is 1 - alpha_bar_t for the `weighting` "one_minus_alpha_bar", 1 for "uniform".
+    """
     _, sigma = schedule.alpha_sigma(latents.t, latents.z)
     return (sigma**2 if weighting == "one_minus_alpha_bar" else 1) * (latents.eps - latents.eps_ref)
 
@@ -75,8 +78,9 @@ def reconstruction_direction(latents: NoisyLatents, schedule: Schedule, std_resc
     """Return z - x0, (B, C, h, w): the gradient of 0.5 |z - x0|^2 with respect to z (MVDream, section 3.2).
 
     z is `latents.z`; x0 are the clean latents that follow from the guided noise `latents.eps`. Large guidance scales
-    oversaturate x0, so `rescale_std` with the share `std_rescale` in [0, 1] moves its standard deviation towards that
-    of the conditional prediction. For a share of 0 this is SDS with w(t) = sqrt((1 - alpha_bar_t) / alpha_bar_t).
+    oversaturate x0, so `rescale_std` with the share `std_rescale` in [0, 1] moves its standard deviation, over the
+    `n_view` views of an object, towards that of the conditional prediction. For a share of 0 this is SDS with
+    w(t) = sqrt((1 - alpha_bar_t) / alpha_bar_t).
     """
     x0 = schedule.x0_from_eps(latents.x, latents.eps, latents.t)
     if std_rescale > 0:
@@ -107,7 +111,7 @@ def gradient_loss(latents: Tensor, direction: Tensor, t: Tensor) -> tuple[Tensor
         t: timesteps, for the log only.
 
     Returns:
-        The loss, a scalar, and metrics to log by name.
+        The loss, a scalar, and metrics to log by name: the norm of the gradient and the mean timestep.
     """
     finite = direction.isfinite()
     direction = torch.where(finite | ~finite.any(), direction, 0.0)
@@ -140,6 +144,7 @@ class Distillation(nn.Module):
         """Build the loss for the noise `schedule` of a prior.
 
         Args:
+            options: config of the loss.
             max_steps: optimisation steps of the run; None: no option may be scheduled in percent.
             prior, generator: prior whose UNet the parameters of the loss extend, and random generator of their initial
                 values; None for losses without parameters.
@@ -164,6 +169,8 @@ class Distillation(nn.Module):
         self, latents: Tensor, n_view: int, step: int, generator: torch.Generator
     ) -> tuple[Tensor, Tensor, Logs]:
         """Sample timesteps and noise for the latents (B, C, h, w) of one optimisation step.
+
+        The timesteps are uniform between the options `min_step_percent` and `max_step_percent`, fractions of T.
 
         Returns:
             Timesteps: (1,) for all images or, with timestep_per=group, (B,), equal for the `n_view` views of an object.
@@ -192,8 +199,8 @@ class Distillation(nn.Module):
     def direction(self, latents: NoisyLatents, condition: Condition, step: int) -> Tensor:
         """Return the gradient of the loss with respect to the clean latents, times B: (B, C, h, w).
 
-        Each loss implements this method, which defines it. `forward` calls it without gradients, with the result of
-        `predictions` as `latents`.
+        Each loss implements this method. `forward` calls it without gradients; `latents` are the result of
+        `predictions`.
         """
         raise NotImplementedError
 
@@ -214,7 +221,7 @@ class Distillation(nn.Module):
             condition: text, cameras and reference image of the views.
             step: optimisation step.
             generator: CPU random generator of this step.
-            views: the B rendered views.
+            views: the B rendered views, for losses on images; the losses of this package do not use them.
         """
         t, noise, logs = self.sample_noise(latents, condition.n_view, step, generator)
         with torch.no_grad():

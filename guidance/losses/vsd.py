@@ -1,7 +1,8 @@
 """Variational score distillation (VSD; Wang et al. 2023, "ProlificDreamer", arXiv 2305.16213).
 
 SDS compares the prior's prediction with the added noise. VSD compares it with the prediction of the prior's UNet with a
-LoRA and a pose embedding. These are trained on the renders at the same time. A guidance scale of 7.5 suffices.
+LoRA and a pose embedding. LoRA and embedding are trained on the renders at the same time. A guidance scale of 7.5
+suffices.
 """
 
 from dataclasses import replace
@@ -61,8 +62,9 @@ class VSD(Distillation):
     def lora_loss(self, z: Tensor, condition: Condition, generator: torch.Generator) -> Tensor:
         """Compute the training loss of the LoRA on clean latents `z` (B, C, h, w) of the renders: a scalar.
 
-        It is the mean squared error of the UNet's output for `z` with added noise. Each scene gets one uniform t in
-        0..T-1. With probability POSE_DROPOUT, zeros replace the camera poses of all images.
+        It is the mean squared error of the UNet's output, noise or v, for `z` with added noise. All views of a scene
+        get the same timestep, uniform in 0..T-1. With probability `POSE_DROPOUT` (0.1), zeros replace the camera poses
+        of all images.
         """
         count = len(z) // condition.n_view
         t = torch.randint(self.schedule.T, (count,), generator=generator, device=generator.device)
@@ -76,8 +78,8 @@ class VSD(Distillation):
     def lora_output(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """Return the output (B, C, h, w) of the UNet with the LoRA, noise or v, for noisy latents `x` (B, C, h, w).
 
-        The text is `condition.plain_text`; if that is None, the first embedding of `condition.text`. The poses are
-        `condition.c2w`; if that is None, zeros.
+        `t` are timesteps, (1,) or (B,). The text is `condition.plain_text`; if that is None, the first embedding of
+        `condition.text`. The poses are `condition.c2w`; if that is None, zeros.
         """
         prior = self.unregistered[0]
         text = condition.text[0][:1] if condition.plain_text is None else condition.plain_text

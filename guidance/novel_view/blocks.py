@@ -25,8 +25,9 @@ def resample(h: Tensor, mode: Resample) -> Tensor:
 class ResBlock(nn.Module):
     """Residual block: convolution, FiLM (scale and shift, computed from an embedding), convolution, resampling.
 
-    `channels_in`, `channels` and `emb_channels` are the channels of input, output and embedding. `mode` is the
-    resampling at the end: "down" (half the size), "up" (double the size) or None.
+    `channels_in`, `channels` and `emb_channels` are the channels of input, output and embedding, `groups` the groups of
+    the group norms, `dropout` the probability before the second convolution. `mode` is the resampling at the end:
+    "down" (half the size), "up" (double the size) or None.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class ResBlock(nn.Module):
     def forward(self, h: Tensor, emb: Tensor) -> Tensor:
         """Transform feature maps h (N, C_in, H, W) to (N, C, H', W'), with the height H' and width W' after resampling.
 
-        `emb` (N, E, H, W) is the embedding of noise level and camera rays, to which SiLU has been applied.
+        `emb` (N, E, H, W), with E = `emb_channels`, is the embedding of noise level and camera rays after SiLU.
         """
         residual = self.norm2(self.conv1(F.silu(self.norm1(h))))
         scale, shift = self.film(emb).chunk(2, dim=1)
@@ -54,7 +55,7 @@ class ResBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Residual multi-head attention over the pixels of a frame (one view of a scene).
+    """Residual multi-head attention over the pixels of the feature map of a frame (one view of a scene).
 
     Queries come from each frame. Keys and values come from the same frame or, with `cross`, from the scene's other
     frame.
@@ -134,8 +135,9 @@ def posenc(x: Tensor, degrees: int) -> Tensor:
 def encode_rays(origins: Tensor, directions: Tensor, origin_degrees: int = 15, direction_degrees: int = 8) -> Tensor:
     """Encode ray origins and directions by `posenc`, as (..., 6 + 6 (origin_degrees + direction_degrees)).
 
-    `origins` and `directions` are (..., 3); origins broadcast to the shape of the directions. The degrees are the
-    numbers of frequencies (NeRF, eq. 4; 3DiM, section 7.1).
+    `origins` and `directions` are (..., 3); origins broadcast to the shape of the directions. In the result, the
+    encoded origin precedes the encoded direction. The degrees are the numbers of frequencies (NeRF, eq. 4; 3DiM,
+    section 7.1).
     """
     position = posenc(origins, origin_degrees).expand(*directions.shape[:-1], -1)
     return torch.cat([position, posenc(directions, direction_degrees)], dim=-1)
@@ -144,7 +146,7 @@ def encode_rays(origins: Tensor, directions: Tensor, origin_degrees: int = 15, d
 def noise_level_encoding(logsnr: Tensor, channels: int) -> Tensor:
     """Encode log-SNR (...) by the time embedding of DDPM (Ho et al. 2020), as sines and cosines (..., channels).
 
-    The time is 1000 u with u = (2 / pi) atan(exp(-logsnr / 2)), which is 0 for a clean image and 1 for pure noise.
+    The time is 1000 u. The noise level u = (2 / pi) atan(exp(-logsnr / 2)) is 0 for a clean image and 1 for pure noise.
     """
     time = 2 * torch.atan(torch.exp(-logsnr.float().clamp(-20, 20) / 2)) / pi
     half = channels // 2

@@ -34,7 +34,7 @@ class ThreeDiMSampler:
     """Sampler of novel views with a 3DiM model. The target views of a scene are sampled one after the other.
 
     A call takes requests, each with input views, target cameras and a seed. For each request it returns the T target
-    views as a tensor (T, H, W, 3) in [0, 1] on the CPU.
+    views as a tensor (T, H, W, 3) in [0, 1] on the CPU. H and W are the model's image size.
     """
 
     needs_text, needs_condition, on_disk = False, True, False
@@ -60,7 +60,8 @@ class ThreeDiMSampler:
     def sample(self, requests: Sequence[Request]) -> Tensor:
         """Sample the T target views of each of S requests; return (S, T, H, W, 3) in [0, 1] on the CPU.
 
-        All requests must have the same number of input views and the same number T of target views.
+        H and W are the model's image size, to which the input views are resized. All requests must have the same number
+        of input views and the same number T of target views.
         """
         height, width = self.model.image_size
         images = torch.stack([resize(condition_views(r).images, height, width) for r in requests]).to(self.device)
@@ -89,7 +90,7 @@ def condition_views(request: Request) -> Views:
 
 
 def intrinsics(request: Request, height: int, width: int) -> Tensor:
-    """Return the camera intrinsics K (3, 3) of a request, in pixels of images with `height` x `width` pixels.
+    """Return the camera intrinsics K (3, 3) of a request, in pixels of views resized to `height` x `width` pixels.
 
     Raises ConfigError if the input and target views of the request have different intrinsics.
     """

@@ -11,7 +11,11 @@ from threedgen.guidance.weights.loading import novel_view_model
 
 
 class CamerasConfig(Config):
-    """Ranges of elevation and distance, and focal length, of a model's training cameras; saved beside its weights."""
+    """Training cameras of a novel-view model; saved beside its weights.
+
+    These are ranges of the elevation (degrees) and of the distance to the origin (world units), and the focal length
+    (image heights).
+    """
 
     elevation: tuple[float, float] = Field(description="lowest and highest elevation, degrees above the horizon")
     distance: tuple[float, float] = Field(description="smallest and largest distance to the origin")
@@ -19,7 +23,7 @@ class CamerasConfig(Config):
 
 
 class SamplingConfig(Config):
-    """Options of sampling the views of a scene one after the other (3DiM, sections 2.2 and 7.3)."""
+    """Options of sampling new views of a scene one after the other with a 3DiM model (3DiM, sections 2.2 and 7.3)."""
 
     strategy: Literal["stochastic", "first", "last"] = Field(
         "stochastic", description="condition of each denoising step: a random view, the first, or one of the newest"
@@ -32,7 +36,7 @@ class SamplingConfig(Config):
 
 
 class ThreeDiMSamplerConfig(SamplingConfig):
-    """Options of the novel-view sampler that uses a trained 3DiM model."""
+    """Options of the novel-view sampler that uses a trained 3DiM model (diffusion of a view, given another view)."""
 
     name: Literal["threedim"] = Field("threedim", description="novel views from a given view (3DiM)")
     weights: str = Field(
@@ -54,7 +58,10 @@ class ThreeDiMSamplerConfig(SamplingConfig):
 
 
 class XUNetConfig(Config):
-    """Options of an X-UNet (3DiM, supplementary section 6). The defaults are the paper's, with 471 M parameters."""
+    """Options of an X-UNet, the network of 3DiM (supplementary section 6).
+
+    The defaults are the paper's, with 471 M parameters.
+    """
 
     architecture: Literal["xunet", "concat"] = Field(
         "xunet",

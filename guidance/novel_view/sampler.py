@@ -34,7 +34,10 @@ def logsnr_cosine(t: Tensor) -> Tensor:
 
 
 def logsnr_steps(steps: int = 256) -> Tensor:
-    """Return the log-SNR before the first and after each of `steps` denoising steps, (steps + 1,), uniform in time."""
+    """Return the log-SNR before the first and after each of `steps` denoising steps, (steps + 1,), from -20 to 20.
+
+    These are values of `logsnr_cosine` at equal distances in time.
+    """
     return logsnr_cosine(torch.linspace(1, 0, steps + 1, dtype=torch.float64))
 
 
@@ -77,9 +80,9 @@ def x0_from_output(z: Tensor, output: Tensor, logsnr: Tensor, prediction: Predic
 def posterior(z: Tensor, x0: Tensor, logsnr: Tensor, logsnr_next: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean (B, ...) and variance (B or 1, 1, ...) of q(z' | z, x0), for a step from z to the less noisy z'.
 
-    `z` and `x0` are (B, ...). `logsnr` and `logsnr_next`, (B,) or (), are the log-SNR of z and of z'. The mean is
-    alpha' ((1 - c) z / alpha + c x0) with c = 1 - exp(logsnr - logsnr_next). The variance is sigma'^2 c, the smaller of
-    the two usual choices (Ho et al. 2020, eq. 7).
+    `z` and `x0` are (B, ...). `logsnr` and `logsnr_next`, (B,) or (), are the log-SNR of z and of z'; alpha belongs to
+    z, alpha' and sigma' to z'. The mean is alpha' ((1 - c) z / alpha + c x0) with c = 1 - exp(logsnr - logsnr_next).
+    The variance is sigma'^2 c, the smaller of the two usual choices (Ho et al. 2020, eq. 7).
     """
     alpha, _ = alpha_sigma(logsnr, z)
     alpha_next, sigma_next = alpha_sigma(logsnr_next, z)
@@ -107,10 +110,10 @@ class ViewModel(Protocol):
         """Largest absolute value of clean views, to which predictions are clamped; None for latents."""
 
     def encode_images(self, rgb: Tensor) -> Tensor:
-        """Convert images (N, H, W, 3) in [0, 1] to images or latents (N, C, h, w) as the network takes them."""
+        """Convert images (N, H, W, 3) in [0, 1] to images in [-1, 1] or latents, (N, C, h, w), for the network."""
 
     def decode_images(self, x: Tensor) -> Tensor:
-        """Convert images or latents (N, C, h, w) of the network to images (N, H, W, 3) in [0, 1]."""
+        """Convert images in [-1, 1] or latents of the network, (N, C, h, w), to images (N, H, W, 3) in [0, 1]."""
 
     def predict(self, x: Tensor, z: Tensor, logsnr: Tensor, c2w: Tensor, K: Tensor, keep: Tensor) -> Tensor:
         """Return the network's output for the target view, (B, C, H, W) float32, of the kind `prediction`.
@@ -121,16 +124,17 @@ class ViewModel(Protocol):
             logsnr: log-SNR of the target view (B,).
             c2w: camera-to-world poses (B, 2, 4, 4), OpenGL axes; index 0 is the condition view, index 1 the target
                 view.
-            K: intrinsics in pixels (B, 3, 3), shared by both views.
+            K: intrinsics (B, 3, 3) in pixels of images of size `image_size`, shared by both views.
             keep: (B,) bool; False: the prediction is unconditional, and `x` is noise.
         """
 
 
 def candidates(strategy: StrategyName, known: int, last: int = 1) -> range:
-    """Return the indices of the known views that may be the condition of a denoising step.
+    """Return the indices of the known views, 0..known-1, that may be the condition of a denoising step.
 
-    The `known` known views are the input views, followed by the finished ones. With the strategy "stochastic" all of
-    them may be the condition, with "first" only the first view, with "last" the newest `last` views.
+    The known views, `known` in number, are the input views, followed by the finished ones. With the strategy
+    "stochastic" all of them may be the condition, with "first" only the first view, with "last" the newest `last`
+    views.
     """
     return {"stochastic": range(known), "first": range(1), "last": range(max(0, known - last), known)}[strategy]
 
@@ -138,8 +142,8 @@ def candidates(strategy: StrategyName, known: int, last: int = 1) -> range:
 def streams(generator: torch.Generator) -> list[torch.Generator]:
     """Return three generators with seeds from `generator`.
 
-    `sample_views` uses them for the noise of the views that it samples, for the choice of condition views, and for the
-    noise that replaces the condition in the unconditional branch.
+    `sample_views` uses the first for the noise of the views that it samples, the second for the choice of condition
+    views, the third for the noise that replaces the condition in the unconditional branch.
     """
     seeds = torch.randint(2**62, (3,), generator=generator, device=generator.device).tolist()
     return [torch.Generator(generator.device).manual_seed(seed) for seed in seeds]
@@ -168,7 +172,7 @@ def sample_views(
         images: encoded input views (S, N, C, H, W), N >= 1.
         c2w: camera-to-world poses of the input views (S, N, 4, 4), OpenGL axes.
         targets: camera-to-world poses of the views to sample (S, T, 4, 4), OpenGL axes.
-        K: intrinsics in pixels (S, 3, 3), shared by all views of a scene.
+        K: intrinsics (S, 3, 3) in pixels of images of size `model.image_size`, shared by all views of a scene.
         generators: one per scene, so a scene does not depend on the other scenes of the batch. The same generator gives
             the same noise for all strategies and guidance scales.
         strategy, last: known views from which each denoising step chooses its condition at random: all ("stochastic"),
@@ -176,7 +180,8 @@ def sample_views(
         steps: denoising steps per view; 256 in the paper.
         guidance_scale: s in eps_u + s (eps_c - eps_u); 1: no guidance, 0: no condition. The paper has a weight of 3 for
             SRN cars and 2 for chairs, and does not specify whether the weight is s or s - 1.
-        progress: called after each step with (steps done, total steps, predicted clean views (S, C, H, W)).
+        progress: called after each step with (steps done, total steps of all T views, predicted clean views (S, C, H,
+            W) of that step).
     """
     scenes, inputs, count = len(images), images.shape[1], targets.shape[1]
     rows = torch.arange(scenes, device=images.device)
@@ -220,7 +225,8 @@ def guided_x0(
         blank: noise (S, C, H, W) that replaces `x` in the unconditional branch.
         z, logsnr: noisy target views (S, C, H, W) and their log-SNR, a scalar tensor ().
         c2w: camera-to-world poses (S, 2, 4, 4) of condition and target, OpenGL axes.
-        K: intrinsics in pixels (S, 3, 3), shared by both views.
+        K: intrinsics (S, 3, 3) in pixels of images of size `model.image_size`, shared by both views.
+        guidance_scale: s in eps_u + s (eps_c - eps_u); 1: no guidance, 0: no condition.
     """
     branches = [(x, True)] if guidance_scale != 0 else []
     branches += [(blank, False)] if guidance_scale != 1 else []

@@ -25,7 +25,8 @@ CHANNELS = 3
 class Conditioning(nn.Module):
     """Network that embeds noise levels and camera rays, as one feature map per resolution level of the UNet.
 
-    `frames`: number of frames per scene. `encoding`: number of channels of an encoded ray.
+    `frames`: number of frames (views) per scene, each with its noise level. `encoding`: number of channels per pixel of
+    the encoded rays.
     """
 
     def __init__(self, config: XUNetConfig, frames: int, encoding: int) -> None:
@@ -40,10 +41,11 @@ class Conditioning(nn.Module):
         self.poses = nn.ModuleList(nn.Conv2d(encoding, width, 3, stride=stride) for stride in self.strides)
 
     def forward(self, logsnr: Tensor, encoded: Tensor) -> list[Tensor]:
-        """Return one embedding (B F, E, H / 2^i, W / 2^i) per resolution level i, for B scenes with F frames.
+        """Return one embedding (B F, E, H / 2^i, W / 2^i) per resolution level i = 0, 1, ... of B scenes with F frames.
 
-        `logsnr` (B, F) is the log-SNR of each frame; `encoded` (B, F, D, H, W) has the encoded ray of each pixel. The
-        SiLU at the start of each FiLM layer is already applied to the result.
+        E is `config.emb_channels`. `logsnr` (B, F) is the log-SNR of each frame; `encoded` (B, F, D, H, W), with D =
+        `encoding`, has the encoded ray of each pixel. The SiLU at the start of each FiLM layer is already applied to
+        the result.
         """
         noise = self.logsnr(noise_level_encoding(logsnr, self.config.emb_channels)).flatten(0, 1)
         if self.pos_emb is not None:
@@ -66,10 +68,10 @@ def same_padding(stride: int) -> tuple[int, int, int, int]:
 
 
 class UNet(nn.Module):
-    """UNet of residual and attention blocks. Each block also takes the embedding for its resolution level."""
+    """UNet of residual and attention blocks. Each block also takes the embedding of `Conditioning` for its level."""
 
     def __init__(self, config: XUNetConfig, channels_in: int, cross: bool) -> None:
-        """Build layers for `channels_in` input channels.
+        """Build layers for `channels_in` input channels per frame; the output has three channels.
 
         `cross`: whether the two frames of a scene attend to each other. If False, all frames are processed separately.
         """
@@ -174,8 +176,9 @@ class XUNet(nn.Module):
             x, z: condition view and noisy target view (B, 3, H, W), images in [-1, 1].
             logsnr: log-SNR of condition and target (B, 2).
             c2w: camera-to-world poses (B, 2, 4, 4) of condition and target, OpenGL axes.
-            K: intrinsics in pixels (B, 3, 3), shared by both views.
-            cond_mask: (B,) bool, False where the condition is dropped; None: all conditions are used.
+            K: intrinsics (B, 3, 3) in pixels of the images, shared by both views.
+            cond_mask: (B,) bool, False where the condition is dropped: the rays of both views then are encoded as
+                zeros, and `x` should be noise. None: all conditions are used.
         """
         encoded = self.encode_cameras(c2w, K, cond_mask)
         if self.frames == 1:
@@ -193,8 +196,9 @@ class XUNet(nn.Module):
     def encode_cameras(self, c2w: Tensor, K: Tensor, cond_mask: Tensor | None) -> Tensor:
         """Return the encoded ray of each pixel of both views, (B, 2, D, H, W).
 
-        Takes camera-to-world poses c2w (B, 2, 4, 4) and intrinsics K (B, 3, 3) in pixels. The result is 0 where the
-        bool tensor `cond_mask` (B,) is False; None: nowhere.
+        Takes camera-to-world poses c2w (B, 2, 4, 4) with OpenGL axes and intrinsics K (B, 3, 3) in pixels of the
+        images. The result is `encode_rays` of world-space rays, or 0 for the scenes where the bool tensor `cond_mask`
+        (B,) is False; None: for none.
         """
         c = self.config
         encoded = encode_rays(*pixel_rays(c2w, K[:, None], *c.size), c.origin_degrees, c.direction_degrees)
@@ -242,7 +246,10 @@ class LatentPairs(nn.Module):
         return self.prior.decode_latents(x.float()).float()
 
     def timestep(self, logsnr: Tensor) -> Tensor:
-        """Convert log-SNR (B,) to fractional timesteps (B,) of the prior: 0 (clean) to T - 1 (noise)."""
+        """Convert log-SNR (B,) to fractional timesteps (B,) of the prior with this log-SNR: 0 (clean) to T - 1 (noise).
+
+        T is the number of timesteps of the prior. Values outside its range are clamped.
+        """
         rising = self.levels.flip(0)
         level = logsnr.clamp(rising[0], rising[-1])
         high = torch.searchsorted(rising, level).clamp(1, len(rising) - 1)
