@@ -76,7 +76,8 @@ class SingleFile(NamedTuple):
         second: second text encoder of SDXL; None for other models.
         image_encoder: CLIP's image encoder in a file of ImageDream; None for other models.
         open_clip: whether the first text encoder is OpenCLIP's (Stable Diffusion 2) instead of OpenAI's.
-        prediction: output of the UNet; None if neither the file nor its kind of model determines it.
+        prediction: output of the UNet, "epsilon" or "v_prediction"; None if neither the file nor its kind of model
+            determines it.
     """
 
     unet: Converted
@@ -91,8 +92,9 @@ class SingleFile(NamedTuple):
 def convert_file(path: Path, prediction: Prediction | None = None) -> SingleFile:
     """Read and convert a checkpoint of MVDream, ImageDream, SDXL, Stable Diffusion 1 or 2 (also inpainting and depth).
 
-    `prediction` is the output of the UNet; None: unknown. If the file does not declare the image size of Stable
-    Diffusion 2, it follows from the output (v: 768 pixels, epsilon: 512). Raises ConfigError for another model.
+    `prediction` is the output of the UNet, "epsilon" or "v_prediction"; None: unknown. If the file does not declare the
+    image side of Stable Diffusion 2, it follows from the output (v_prediction: 768 pixels, epsilon: 512). Raises
+    ConfigError for another model.
     """
     tensors, metadata = read_tensors(path), read_header(path)[1]
     check_family(path, tensors)
@@ -125,7 +127,7 @@ def convert_file(path: Path, prediction: Prediction | None = None) -> SingleFile
 def split_checkpoint(tensors: Tensors) -> dict[str, dict[str, Tensor]]:
     """Group the tensors of a single file by network, such as "unet", and remove the network's prefix from their names.
 
-    Tensors without a prefix in `PREFIXES` are dropped.
+    Tensors without the prefix of a known network, such as "first_stage_model." of the VAE, are dropped.
     """
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
@@ -221,7 +223,7 @@ def unet_config(tensors: Tensors) -> Json:
 def convert_vae(tensors: Tensors, scaling_factor: float | None = None) -> Converted:
     """Convert ldm's AutoencoderKL, with attention in the middle block only, to diffusers' AutoencoderKL.
 
-    `scaling_factor` is the factor of the latents; None: the default of diffusers.
+    `scaling_factor` is the factor from the VAE's latents to those of the UNet; None: the default of diffusers.
     """
     config = vae_config(tensors) | ({} if scaling_factor is None else {"scaling_factor": scaling_factor})
     found = {name: tensor for name, tensor in tensors.items() if not name.startswith("loss.")}
