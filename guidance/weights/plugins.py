@@ -35,8 +35,8 @@ def choice(key: Key, others: str) -> str:
 def locate(key: Key, name: str) -> Path:
     """Return the path of a weight file. Raises ConfigError for the config key `key` if it is missing.
 
-    `key` is "blocks" (MVDiffusion) or "adapter" (MV-Adapter). `name` is the name of embedded
-    weights for this key, a path, or "owner/name/FILE" on the hub, which is downloaded.
+    `key` is "blocks" (MVDiffusion) or "adapter" (MV-Adapter). `name` is the name of embedded weights for this key, a
+    path, or "owner/name/FILE" on the hub, which is downloaded.
     """
     file = FILES[key].get(name)
     found = existing_path(name) if file is None else embedded(f"{file}.safetensors", key)
