@@ -138,7 +138,7 @@ def split_checkpoint(tensors: Tensors) -> dict[str, dict[str, Tensor]]:
 
 
 def convert_unet(tensors: Tensors) -> Converted:
-    """Convert ldm's UNetModel to UNet2DConditionModel; MVDream's camera embedding becomes the class embedding."""
+    """Convert ldm's UNetModel to diffusers' UNet2DConditionModel; MVDream's camera MLP becomes `class_embedding`."""
     config, image = unet_config(tensors), convert_resampler(tensors)
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(RESAMPLER)}
     renamed = {f"class_embedding.linear_{1 + n // 2}.{k}": f"camera_embed.{n}.{k}" for n in (0, 2) for k in KINDS}
@@ -156,7 +156,10 @@ def convert_unet(tensors: Tensors) -> Converted:
 
 
 def convert_resampler(tensors: Tensors) -> dict[str, Tensor]:
-    """Return the tensors of ImageDream's resampler by their names in diffusers; {} for a UNet without resampler."""
+    """Return the tensors of ImageDream's resampler by their names in diffusers; {} for a UNet without resampler.
+
+    The resampler turns features of CLIP's image encoder into tokens for cross-attention.
+    """
     renamed: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         layer = re.fullmatch(rf"({re.escape(RESAMPLER)}layers\.\d+)\.(.+)\.(weight|bias)", name)
@@ -311,7 +314,10 @@ def short_names(tensors: Tensors) -> dict[str, Tensor]:
 
 
 def clip_config(tensors: Tensors, layers: int, activation: str) -> Json:
-    """Return the arguments of CLIPTextConfig: one head per 64 channels; start and end token are the last two tokens."""
+    """Return the arguments of CLIPTextConfig: one head per 64 channels; start and end token are the last two tokens.
+
+    `layers` is the number of layers, `activation` the function in their MLPs, such as "gelu".
+    """
     vocab, width = (size(tensors, "embeddings.token_embedding.weight", i) for i in (0, 1))
     return {
         "vocab_size": vocab,

@@ -122,7 +122,10 @@ def existing_path(weights: str) -> Path | None:
 
 
 def hub_place(name: str) -> tuple[str, str] | None:
-    """Return (hub repository, file) if `name` has the form "owner/name/FILE" and is no existing path, else None."""
+    """Return (hub repository, file) if `name` has the form "owner/name/FILE" and is no existing path, else None.
+
+    FILE must have the suffix of a weight file, such as .safetensors.
+    """
     repo, _, file = name.rpartition("/")
     return (
         (repo, file)

@@ -132,7 +132,7 @@ class Vocabulary:
 class PromptReader(Protocol):
     """Interface of an object that rewrites and checks prompts for a prior with a closed vocabulary.
 
-    `prompt_reader` builds such an object. "Known" words are those of the vocabulary.
+    "Known" words are those of the vocabulary; each is one token. `prompt_reader` builds such an object.
     """
 
     def read(self, prompt: str) -> Reading:
@@ -202,16 +202,18 @@ def read_vocabulary(folder: Path, added: Iterable[str] = ()) -> Vocabulary | Non
 def read_prompt(tokenizer: PreTrainedTokenizerBase | None, prompt: str) -> Reading:
     """Rewrite a prompt in the words of a tokenizer's closed vocabulary; without one, keep the prompt unchanged.
 
-    The result has the new text and the words that were replaced or left out.
+    A closed vocabulary is a list of known words, each with one token. The result has the new text and the words that
+    were replaced or left out.
     """
     vocabulary = closed_vocabulary(getattr(tokenizer, "backend_tokenizer", None))
     return Reading(prompt) if vocabulary is None else vocabulary.read(prompt)
 
 
 def unknown_words(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[tuple[str, list[str]]]:
-    """Return the words of a prompt that a closed vocabulary lacks, each with up to three similar known words.
+    """Return the words of a prompt that the tokenizer's closed vocabulary lacks, each with up to three similar words.
 
-    Words with a known synonym are left out. Without a closed vocabulary the list is empty.
+    A closed vocabulary is a list of known words, each with one token. The similar words are known words. Words with a
+    known synonym are left out. Without a closed vocabulary the list is empty.
     """
     vocabulary = closed_vocabulary(getattr(tokenizer, "backend_tokenizer", None))
     return [] if vocabulary is None else vocabulary.unknown(prompt)

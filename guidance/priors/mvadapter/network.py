@@ -238,7 +238,7 @@ def make_guider(
         factor: image pixels per latent pixel along each axis.
         depth: residual blocks per level; None: the number of layers per block of the UNet.
         downscale: input pixels per feature of the first level, along each axis; None: N = factor * guider_stride(unet),
-            for maps of the image's size. A divisor of N is for smaller maps.
+            for maps of the image's size. A divisor of N is for maps that are smaller by the factor N / downscale.
 
     Raises:
         ValueError: `downscale` does not divide N.
@@ -268,7 +268,7 @@ def make_fine_guider(unet: UNet2DConditionModel, pixels: int) -> nn.Module:
 
 
 def guider_stride(unet: UNet2DConditionModel) -> int:
-    """Return the side, in latent pixels, of one feature of the condition guider's first level: 1, or 2 for SDXL.
+    """Return the side, in latent pixels, of one cell of the condition guider's first feature map: 1, or 2 for SDXL.
 
     diffusers adds the features after the attention of a block. SDXL's first block has no attention, so the features are
     added at its end, after the downsampling.
