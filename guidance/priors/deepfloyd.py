@@ -55,7 +55,7 @@ def read_config(folder: Path) -> files.Json:
 
 
 def read_unet(folder: Path, dtype: torch.dtype) -> UNet2DConditionModel:
-    """Load the UNet in `folder`, with linear and convolution layers of type `dtype`.
+    """Load the frozen UNet in `folder` on the CPU, with linear and convolution layers in `dtype`, others in float32.
 
     Raises ConfigError if its files are missing or damaged.
     """
@@ -104,7 +104,8 @@ class DeepFloyd(Prior):
             unet: the UNet, or its folder.
             text_encoder: folder of T5's weights, which are loaded only to encode a prompt.
             image_size: pixels per side; None: the size that the UNet was trained on.
-            dtype: precision of the networks, "auto", "fp32", "bf16" or "fp16".
+            dtype: precision of the networks, "fp32", "bf16", "fp16" or "auto" (bf16 if the device supports it, else
+                fp32).
         """
         self.text_folder, self.tokenizer, self.schedule = text_encoder, tokenizer, schedule
         self._unet: torch.nn.Module | Path = unet

@@ -43,7 +43,8 @@ class ImageDream(MVDream):
     """Multi-view latent diffusion prior with an image of the object as its reference.
 
     Attributes:
-        pixel_control: whether the latents of the image are one more view. False: image tokens only.
+        pixel_control: whether the latents of the image are one more view of the object. False: the image enters only as
+            tokens for cross-attention.
         images: the object on two transparent squares, premultiplied RGBA (s, s, 4) in [0, 1], with s = `encoder_size`
             for CLIP's image encoder and s = `image_size` for the VAE; () before `with_image`.
         mean, std: (3,), mean and standard deviation of colours with which CLIP's image encoder normalises its input.
@@ -57,7 +58,7 @@ class ImageDream(MVDream):
     def with_image(self, cut: Array) -> Self:
         """Set the image that conditions all guidance, and return self.
 
-        `cut` is the cut-out object, RGBA (h, w, 4) in [0, 1].
+        `cut` is the cut-out object as NumPy array, straight (not premultiplied) RGBA (h, w, 4) in [0, 1].
         """
         self.images = tuple(
             centred(torch.from_numpy(cut), s, s, OBJECT_SHARE) for s in (self.encoder_size, self.image_size)
@@ -110,8 +111,13 @@ class ImageDream(MVDream):
     ) -> Tensor:
         """Return the output of the UNet (B, C, h, w) float32, noise or v, for the views of B / n_view objects.
 
-        `reference` is the result of the method `reference` for R images, where R divides the number of objects; None:
-        zeros, as in the unconditional branch. The other arguments are as in `Prior.network`.
+        Args:
+            x, t: noisy latents (B, C, h, w) and timesteps, (B,) or (); the views of an object are consecutive.
+            text: embeddings (B, L, D).
+            camera: camera vectors (B, 16) from the method `camera`, or None.
+            n_view: number of views per object.
+            reference: result of the method `reference` for R images, where R divides the number of objects; None:
+                zeros, as in the unconditional branch.
         """
         objects, frames = len(x) // n_view, n_view
         features, latents = self.no_image if reference is None else (reference[FEATURES], reference[LATENTS])

@@ -33,7 +33,7 @@ CHECK_SIZE = 8
 
 
 def build(options: StableDiffusionConfig, device: torch.device | str = "cpu") -> "LatentDiffusion":
-    """Build the prior of single images from its config section; a multi-view UNet then runs without cameras.
+    """Build the prior of single images from its config section; a UNet with camera branch then runs without cameras.
 
     Raises ConfigError if files are missing or damaged.
     """
@@ -94,20 +94,22 @@ class LatentDiffusion(Prior):
         dtype: str = "auto",
         device: torch.device | str | None = "cpu",
     ) -> None:
-        """Build the prior from loaded networks. `unet` is converted by `make_multiview`, in place.
+        """Build the prior from loaded networks. `unet` is changed in place so that it can take several views.
 
         Args:
             schedule: noise schedule; None: Stable Diffusion's.
-            coarse: network that predicts coarse latents, which the UNet takes as additional input channels; None: no
-                such channels.
+            coarse: network that predicts latents from text and camera in one pass, which the UNet takes as additional
+                input channels; None: no such channels.
             second: second text encoder of SDXL; None for other models.
             image_encoder: CLIP's image encoder of ImageDream; None for other models.
             image_size: pixels per side; None: the size that the UNet was trained on.
-            dtype: precision of the computation, "auto", "fp32", "bf16" or "fp16".
+            dtype: precision of the computation, "fp32", "bf16", "fp16" or "auto" (bf16 if the device supports it, else
+                fp32).
             device: device to move the networks to; None: keep their device.
 
         Raises:
-            ConfigError: the tokenizer has more words than the text encoder, or the image size does not fit the VAE.
+            ConfigError: the tokenizer has more tokens than the text encoder has embeddings, or `image_size` is no
+                multiple of the VAE's downsampling factor.
         """
         self.schedule = schedule or Schedule.scaled_linear()
         components.check_vocabulary(text_encoder, tokenizer)
@@ -144,11 +146,13 @@ class LatentDiffusion(Prior):
 
         Args:
             weights: name of embedded weights, diffusers folder, single-file checkpoint, or hub id "owner/name".
-            dtype: precision of the computation, "auto", "fp32", "bf16" or "fp16".
+            dtype: precision of the computation, "fp32", "bf16", "fp16" or "auto" (bf16 if the device supports it, else
+                fp32).
             tokenizer: folder or hub id; None: the tokenizer of the weights, or CLIP's for a single file.
             image_size: pixels per side; None: the size that the UNet was trained on.
-            prediction: output of the UNet; None: as the weights declare, else "epsilon".
-            compact: whether to load the UNet in `dtype` on a GPU, as after the method `compact`.
+            prediction: output of the UNet, "epsilon" or "v_prediction"; None: as the weights declare, else "epsilon".
+            compact: whether to load the linear and convolution layers of the UNet in `dtype`, to save memory; on a GPU
+                only.
         """
         target = torch.device(device)
         half = compute_dtype(dtype, target) if compact and target.type in GPUS else None
@@ -210,9 +214,10 @@ class LatentDiffusion(Prior):
         self.graph = GraphedCalls() if self.cuda_graph else None
 
     def with_draft(self, draft: float | None) -> Self:
-        """Set the img2img strength of coarse-to-fine sampling (`Prior.draft`; None: off), and return self.
+        """Set the strength of coarse-to-fine sampling, a first pass at half the image size, and return self.
 
-        Raises ConfigError if the prior cannot sample at half the size first.
+        `draft` is the img2img strength in (0, 1] of the second pass, at full size; None: one pass, at full size. Raises
+        ConfigError if the prior cannot sample at half the size, or has a coarse predictor (the attribute `coarse`).
         """
         if draft is not None and self.coarse is not None:
             raise ConfigError("these weights start from a coarse prediction, not from noise; remove it", "draft")
@@ -274,7 +279,7 @@ class LatentDiffusion(Prior):
 
     @property
     def predictor(self) -> CoarsePredictor | None:
-        """Coarse predictor whose output samples may start from; None: samples start from noise."""
+        """Network that predicts latents from text and camera; samples may start from them. None: start from noise."""
         return self.coarse
 
     @property
@@ -284,8 +289,9 @@ class LatentDiffusion(Prior):
     def split_text(self, text: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Split embeddings (n, L, D) into text for the UNet, text for the coarse predictor and object codes (n, D).
 
-        The texts are (n, L', D) with the tokens that the network takes. They differ only if there are two
-        `prompt_variants`. The codes are None if the prior has no object codes.
+        The two texts are (n, L', D). They differ only if the words that DreamBooth or textual inversion added were
+        removed for the predictor, see `prompt_variants`. An object code is a vector that chooses what the prompt leaves
+        unspecified; None if the prior has no such codes.
         """
         words, code = (text[:, :-1], text[:, -1]) if self.has_code else (text, None)
         first, last = words.chunk(2, 1) if words.shape[1] == 2 * self.max_tokens else (words, words)
@@ -319,9 +325,11 @@ class LatentDiffusion(Prior):
     def encode_prompt(self, prompts: list[str]) -> Tensor:
         """Encode n prompts as (n, L, D) float32: the text encoder's last hidden state after its layer norm.
 
-        Two `prompt_variants` are joined along the tokens, (n, 2 L, D). For SDXL, the result is (n, L + 1, D): the
-        penultimate hidden states of both encoders, then the pooled text of the second encoder as last token. For a
-        prior with object codes, a row of zeros (no code) follows.
+        L is the number of tokens, D the number of features. If the coarse predictor takes another text than the UNet
+        (see `prompt_variants`), both are joined along the tokens: (n, 2 L, D). For SDXL, the result is (n, L + 1, D):
+        the penultimate hidden states of both encoders, joined along the features, then the pooled text of the second
+        encoder as last token. For a prior with object codes (vectors that choose what a prompt leaves unspecified), a
+        row of zeros (no code) follows.
         """
         prompts = [self.read_prompt(prompt).text for prompt in prompts]
         self.note_cuts(prompts)
@@ -329,7 +337,10 @@ class LatentDiffusion(Prior):
         return self.without_code(text)
 
     def without_code(self, text: Tensor) -> Tensor:
-        """Append a row of zeros, which means no object code, to text embeddings (n, L, D) if the prior has codes."""
+        """Append a row of zeros to text embeddings (n, L, D), which means "no object code"; return (n, L + 1, D).
+
+        An object code chooses what a prompt leaves unspecified. Without codes, the prior returns `text` unchanged.
+        """
         return F.pad(text, (0, 0, 0, 1)) if self.has_code else text
 
     def prompt_variants(self, prompts: list[str]) -> list[list[str]]:
@@ -363,8 +374,8 @@ class LatentDiffusion(Prior):
     def encode_images(self, rgb: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Encode images (B, H, W, 3) in [0, 1], resized to `image_size`, as latents (B, C, h, w).
 
-        The latents are scaled random samples of the VAE's posterior, sampled with `generator`; None: torch's global
-        generator.
+        The latents are random samples of the VAE's posterior, multiplied with its scaling factor. They are sampled with
+        `generator`; None: torch's global generator.
         """
         mean, std = self.posterior(rgb)
         return self.scaling_factor * (mean + std * fresh_noise(mean, generator))
@@ -373,7 +384,8 @@ class LatentDiffusion(Prior):
     def encode_views(self, views: Tensor) -> Tensor:
         """Encode F images (F, H, W, 3) in [0, 1] as scaled posterior means (F, C, H/factor, W/factor) of the VAE.
 
-        Unlike `encode_images`, this method neither resizes the images nor samples the latents.
+        `factor` is the number of image pixels per latent pixel along each axis. Unlike `encode_images`, this method
+        neither resizes the images nor samples the latents.
         """
         images = (2 * views.permute(0, 3, 1, 2) - 1).to(self.device, self.vae.encoder.conv_in.weight.dtype)
         with self.encoding():
@@ -418,7 +430,7 @@ class LatentDiffusion(Prior):
         Args:
             x, t: noisy latents (B, C, h, w) and timesteps, (B,) or ().
             text: embeddings (B, L, D).
-            camera: camera vectors (B, 16), or None.
+            camera: camera vectors (B, 16), camera-to-world matrices with translations of length 1; None: no cameras.
             n_view: number of consecutive images that are views of one object.
             coarse: latents (B, C, h, w) for the additional input channels of the UNet; None: the output of the coarse
                 predictor, if there is one.
@@ -436,11 +448,11 @@ class LatentDiffusion(Prior):
         return joined.unet_output(self.unet, x, t, text, camera, n_view, factor=self.factor)
 
     def fuse_views(self, coarse: Tensor, x: Tensor, t: Tensor, camera: Tensor | None, n_view: int) -> Tensor:
-        """Return the coarse predictions (B, C, h, h), improved by the noisy latents of all views of an object.
+        """Return the latents `coarse` (B, C, s, s) of the coarse predictor, improved by the noisy latents of all views.
 
-        `x` are the noisy latents (B, C, h, w) at timesteps `t`, `camera` camera vectors (B, 16); `n_view` consecutive
-        images are views of one object. The predictions are returned unchanged if the predictor has no `ViewFusion`, if
-        `camera` is None, or if `x` has another size than `coarse`.
+        `x` are the noisy latents (B, C, h, w) at timesteps `t`, (B,) or (), `camera` camera vectors (B, 16); `n_view`
+        consecutive images are views of one object. `coarse` is returned unchanged if the predictor has no network for
+        this (`ViewFusion`), if `camera` is None, or if `x` has another size than `coarse`.
         """
         fusion = None if self.coarse is None else self.coarse.fusion
         if fusion is None or camera is None or x.shape[-2:] != coarse.shape[-2:]:
@@ -451,10 +463,11 @@ class LatentDiffusion(Prior):
 
     @torch.no_grad()
     def predict_coarse(self, text: Tensor, c2w: Tensor, text_guidance: bool = True) -> Tensor | None:
-        """Predict latents (B, C, h, w) of `latent_shape` with the coarse predictor; return None without a predictor.
+        """Predict latents (B, C, h, w) in one pass with the coarse predictor; return None without a predictor.
 
-        `text` are embeddings (B, L, D), `c2w` camera-to-world matrices (B, 4, 4). With
-        `text_guidance`, a prediction with an object code is guided away from the prediction without text.
+        They have the size of the latents of images with `image_size` pixels per side. `text` are embeddings (B, L, D),
+        `c2w` camera-to-world matrices (B, 4, 4), OpenGL axes, world z up. With `text_guidance`, predictions for texts
+        with an object code get classifier-free guidance: they are moved away from the prediction for the empty prompt.
         """
         if self.predictor is None:
             return None

@@ -41,10 +41,10 @@ class MVDream(LatentDiffusion, MultiviewPrior):
 
     @property
     def coarse_fits(self) -> bool:
-        """Whether samples use object codes and start from the coarse prediction: it fits the objects of the prompts.
+        """Whether samples use object codes and start from the latents that the coarse predictor predicts.
 
-        False without a coarse predictor, for priors trained on the user's assets, and for priors with added words: of
-        DreamBooth subjects or textual inversions.
+        False without a coarse predictor, and if it was not trained on the objects of the prompts: for priors trained on
+        the user's assets, and for priors with words added by DreamBooth or textual inversion.
         """
         added = self.identifiers or self.embedded_words
         return self.coarse is not None and bool(self.coarse.config["starts_samples"]) and not added

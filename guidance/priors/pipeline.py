@@ -127,8 +127,9 @@ class MVDreamPipeline(DiffusionPipeline):
             prompt: one prompt, or a list of P prompts.
             negative_prompt: text of the unconditional branch, for all prompts.
             n_view: number of views per prompt, equally spaced around the object; 0: one image from the 2D model.
-            elevation: elevation of all views in degrees.
-            azimuth: azimuth of the first view in degrees; 0 is the front.
+            elevation: elevation of all views in degrees, positive for views from above.
+            azimuth: azimuth of the first view in degrees; 0 is the front. Azimuths grow counter-clockwise, seen from
+                above.
             c2w: camera-to-world poses (V, 4, 4), OpenGL axes, z up, instead of n_view, elevation and azimuth. Their
                 distances to the origin are ignored.
             num_inference_steps: number of DDIM steps.

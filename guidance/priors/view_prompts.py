@@ -28,9 +28,9 @@ FRONT_OF_BACK = (1.0, 0.5, 0.967)
 
 
 def prompts(prompt: str, negative: str, options: ViewPromptsConfig) -> list[str]:
-    """Return the texts to encode: prompt, negative prompt and, if enabled, four prompts with a view direction.
+    """Return the texts to encode: prompt, negative prompt and, if `options.enabled`, four prompts with a direction.
 
-    The directions are side, front, back and overhead, such as "PROMPT, side view".
+    The directions are side, front, back and overhead, in this order: "PROMPT, side view" and so on.
     """
     return [prompt, negative, *(f"{prompt}, {direction} view" for direction in DIRECTIONS if options.enabled)]
 
@@ -39,8 +39,10 @@ def view_text(text: Tensor, rig: Rig, options: ViewPromptsConfig) -> Condition:
     """Choose the text condition of each of the B cameras in `rig` by the angles of the camera.
 
     `text` are embeddings of the texts that `prompts` returns: (2, L, D) of prompt and negative prompt or, with view
-    prompts, (6, L, D). Without view prompts all cameras get the prompt. The embeddings of the condition are (B, L, D),
-    or (1, L, D) for all cameras. With `options.perp_neg`, the condition also has two negative prompts per camera.
+    prompts, (6, L, D). Without view prompts all cameras get the prompt. The embeddings in the result are (B, L, D), or
+    (1, L, D) for all cameras. With `options.perp_neg`, they are interpolated by azimuth between two directions (except
+    for overhead cameras), and the result also has the embeddings and weights of two negative prompts per camera, front
+    and side in some order.
     """
     if not options.enabled:
         return Condition((text[:1], text[1:2]))
@@ -52,7 +54,7 @@ def view_text(text: Tensor, rig: Rig, options: ViewPromptsConfig) -> Condition:
 def direction(rig: Rig, options: ViewPromptsConfig) -> Tensor:
     """Return the view direction of each camera, (B,) int64: 0 side, 1 front (azimuth 0), 2 back, 3 overhead.
 
-    `options` has the azimuth ranges of front and back; overhead is an elevation above `OVERHEAD` degrees.
+    `options` has the azimuth ranges of front and back; overhead is an elevation above 60 degrees at any azimuth.
     """
     turn, steep = torch.rad2deg(wrap_angle(rig.azimuth).abs()), torch.rad2deg(rig.elevation)
     found = torch.zeros(len(rig.azimuth), dtype=torch.long, device=turn.device)

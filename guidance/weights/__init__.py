@@ -1,1 +1,1 @@
-"""Weight files of priors: find them, read them safely, convert and write them."""
+"""Weight files of priors (diffusion models): find them, read them safely, convert and write them."""

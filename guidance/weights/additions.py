@@ -112,7 +112,8 @@ def networks_of(prior: LatentDiffusion) -> Any:
 def peft_options(path: Path, metadata: Mapping[str, str]) -> files.Json:
     """Return the options of a LoRA that peft wrote, with keys such as "unet.lora_alpha"; {} for other LoRAs.
 
-    The options are read from `metadata`, the metadata of the file, or from adapter_config.json in the same folder.
+    `path` is the LoRA's file, `metadata` are its metadata. For a file adapter_model.* with adapter_config.json in its
+    folder, the options are those of adapter_config.json, else those in the metadata.
     """
     config = path.parent / PEFT_CONFIG
     if path.stem == PEFT_STEM and config.is_file():
@@ -124,8 +125,11 @@ def peft_options(path: Path, metadata: Mapping[str, str]) -> files.Json:
 def to_peft_tensors(pipe: Any, tensors: Tensors, options: files.Json) -> dict[str, Tensor]:
     """Return the tensors of a LoRA with peft's names, multiplied so that the scale of the LoRA becomes 1.
 
+    The names start with that of the network, such as "unet.LAYER.lora_A.weight".
+
     Args:
-        pipe: result of `networks_of`. Tensors for other networks are dropped, with a warning.
+        pipe: UNet and text encoders of the prior, result of `networks_of`. Tensors for other networks are dropped, with
+            a warning.
         tensors: content of the LoRA's file.
         options: result of `peft_options`.
 
@@ -189,7 +193,10 @@ def lora_factor(layer: str, rank: int, alpha: float | None, options: files.Json,
 
 
 def base_model_name(tensors: Tensors, metadata: Mapping[str, str]) -> str:
-    """Return the name of a LoRA's base model, for messages, from the width of text embeddings, names or metadata."""
+    """Return the name of the base model of a LoRA, such as "SDXL", for messages; "an unknown model" if none is found.
+
+    The base model follows from the width of its text embeddings, else from the LoRA's tensor names and metadata.
+    """
     widths = [t.shape[1] for name, t in tensors.items() if re.search(r"attn2.to_k.*(down|lora_A)", name) and t.ndim > 1]
     if widths and widths[0] in BASES:
         return BASES[widths[0]]
@@ -235,8 +242,8 @@ def add_embedding(prior: LatentDiffusion, embedding: EmbeddingFile) -> None:
 def read_embedding(path: Path) -> tuple[str, tuple[Tensor | None, Tensor | None]]:
     """Return the word of a textual inversion and two tensors (n, D): its n vectors for each text encoder.
 
-    The word is the key of the tensor (diffusers), else the file name (AUTOMATIC1111). Only SDXL has a second text
-    encoder; a missing tensor is None. Raises ConfigError if the file has no vectors of a word.
+    The word is the key of the tensor (diffusers), else the file name without suffix (AUTOMATIC1111). Only SDXL has a
+    second text encoder; a missing tensor is None. Raises ConfigError if the file has no vectors of a word.
     """
     table: Any = (
         read_safetensors(path) if files.weight_format(path) == "safetensors" else read_torch(path, skip_objects=True)

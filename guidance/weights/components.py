@@ -48,7 +48,7 @@ class Network(NamedTuple):
     Attributes:
         label: name of the network in messages.
         class_entry: (key, value) in config.json that identifies the class of the network.
-        build: function from a config to the network.
+        build: function from the content of config.json to the network, with random weights.
     """
 
     label: str
@@ -96,7 +96,8 @@ class Components(NamedTuple):
     """Networks, tokenizers and noise schedule of a latent prior.
 
     Attributes:
-        coarse: network that predicts coarse latents; None: the prior has none.
+        coarse: network that predicts latents from text and camera in one pass, a further input of the UNet; None: the
+            prior has none.
         second: second text encoder; None for all models except SDXL.
         image_encoder: CLIP's image encoder; None for all models except ImageDream.
     """
@@ -122,13 +123,14 @@ def load(
     """Load the frozen networks of a prior on the CPU. Raises ConfigError if a file is missing, damaged or unsuitable.
 
     Args:
-        weights: name of embedded weights, folder, single-file checkpoint or hub id, see `loading.locate`.
+        weights: name of embedded weights (they come with threedgen), folder, single-file checkpoint or hub id.
         tokenizer: folder or hub id; None: the tokenizer of the weights, or CLIP's for a single file.
         camera: whether a UNet without camera branch is an error.
-        prediction: output of the UNet; None: as the weights declare, else "epsilon" with a warning.
-        required_parts: sub-folder names of the required networks. If `IMAGE_ENCODER` is among them, the weights must be
+        prediction: output of the UNet, "epsilon" or "v_prediction"; None: as the weights declare, else "epsilon" with a
+            warning.
+        required_parts: sub-folder names of the required networks. If "image_encoder" is among them, the weights must be
             ImageDream's; otherwise weights of ImageDream are an error.
-        half: type of the linear and convolution layers of the UNet; None: float32.
+        half: dtype of the linear and convolution layers of the UNet; None: float32.
     """
     path = loading.locate(weights, required_parts)
     folder = path.is_dir()
@@ -155,7 +157,7 @@ def load_folder(
     """Load the networks of the diffusers folder `path`.
 
     `tokenizer` is a folder or hub id; None: the tokenizer in `path`. `required_parts` are the sub-folder names of the
-    required networks. `half` is the type of the linear and convolution layers of the UNet; None: float32.
+    required networks. `half` is the dtype of the linear and convolution layers of the UNet; None: float32.
     """
     loading.check_folder(path, required_parts)
     files.check_sums(path)
@@ -190,9 +192,9 @@ def load_file(
 ) -> Components:
     """Load a single-file checkpoint of the ldm code base.
 
-    `tokenizer` is a folder or hub id; None: CLIP's tokenizer. `prediction` is the output of the UNet; None: as the file
-    declares, else "epsilon" with a warning. `half` is the type of the linear and convolution layers of the UNet; None:
-    float32.
+    `tokenizer` is a folder or hub id; None: CLIP's tokenizer. `prediction` is the output of the UNet, "epsilon" or
+    "v_prediction"; None: as the file declares, else "epsilon" with a warning. `half` is the dtype of the linear and
+    convolution layers of the UNet; None: float32.
     """
     found = ldm.convert_file(path, prediction)
     if prediction is None and found.prediction is None:
@@ -218,9 +220,9 @@ def load_file(
 
 
 def read_network(path: Path, part: str, half: torch.dtype | None = None) -> Any:
-    """Load the network in the sub-folder `part` of the diffusers folder `path`.
+    """Load the network in the sub-folder `part`, such as "unet", of the diffusers folder `path`.
 
-    A UNet may have the tensor names of the ldm code base. `half` is the type of the network's linear and convolution
+    A UNet may have the tensor names of the ldm code base. `half` is the dtype of the network's linear and convolution
     layers; None: float32.
     """
     config, tensors = read_part(path / part)
@@ -257,11 +259,11 @@ def rename_vae_attention(name: str) -> str:
 def build_network(part: str, config: Json, tensors: Mapping[str, Tensor], half: torch.dtype | None = None) -> Any:
     """Build the frozen network `part` ("unet", "vae", ...) from its config and tensors.
 
-    `half` is the type of its linear and convolution layers, which are then not built in float32 first; None: float32.
+    `half` is the dtype of its linear and convolution layers, which are then not built in float32 first; None: float32.
 
     Raises:
         ConfigError: a number in the config is out of range, the config has more layers than there are tensors (building
-            the network would take very long), or the tensors do not fit.
+            the network would take very long), or names, shapes or values of the tensors are wrong.
     """
     network = NETWORKS[part]
     for key, value in config.items():
@@ -293,10 +295,10 @@ def check_vocabulary(text_encoder: CLIPTextModel, tokenizer: PreTrainedTokenizer
 
 
 def save(prior: LatentDiffusion, folder: Path) -> None:
-    """Write the prior to a diffusers folder with float16 tensors and SHA256SUMS, atomically.
+    """Write the prior to a diffusers folder with float16 tensors and check sums (SHA256SUMS), atomically.
 
-    Raises ConfigError if the folder contains other files than a saved prior, a weight overflows in float16, or the
-    prior is SDXL or ImageDream.
+    An earlier saved prior in `folder` is replaced. Raises ConfigError if the folder contains anything else, a weight
+    overflows in float16, or the prior is SDXL or ImageDream.
     """
     if {SECOND, IMAGE_ENCODER} & prior.networks.keys():
         raise ConfigError("weights of SDXL and ImageDream are read here and not written; copy their folder or file")

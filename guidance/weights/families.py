@@ -33,7 +33,7 @@ EPSILON_NAME = re.compile(r"v?2[-_.]?[01]?[-_]512|512[-_](base|inpainting|depth)
 
 
 class Traits(NamedTuple):
-    """Prediction type and image side in pixels of a checkpoint; None for a value that the file does not reveal."""
+    """Prediction type (noise or v) and image side in pixels of a checkpoint; None for a value that is not known."""
 
     prediction: Prediction | None
     image_size: int | None
@@ -54,7 +54,7 @@ def check_family(path: Path, names: Iterable[str]) -> None:
 
 
 def traits(path: Path, names: Iterable[str], metadata: Mapping[str, str]) -> Traits:
-    """Return prediction type and image size of a checkpoint, from tensor names, safetensors metadata and file name."""
+    """Return prediction type and image side of a checkpoint, from tensor names, safetensors metadata and file name."""
     found: Prediction | None = None
     texts = (metadata.get("modelspec.prediction_type", ""), metadata.get("modelspec.architecture", ""), path.stem)
     for text in ("v_pred" if "v_pred" in names else "", *map(str.lower, texts)):

@@ -60,7 +60,10 @@ def sums(files: Iterable[Path], path: Path) -> str:
 
 
 def digest(path: Path, files: Iterable[Path]) -> str:
-    """Return the SHA-256 of the file `path`; for a folder `path`, the SHA-256 of the text `sums(files, path)`."""
+    """Return the SHA-256 of the file `path`; for a folder `path`, the SHA-256 of the text `sums(files, path)`.
+
+    `files` are the files in the folder that count; for a file `path`, they have no effect.
+    """
     return sha256(path) if path.is_file() else hashlib.sha256(sums(files, path).encode()).hexdigest()
 
 
@@ -184,7 +187,7 @@ def warn_unused(names: Sequence[str], what: str) -> None:
 
 
 def build_from_tensors(make: Callable[[], Module], tensors: Mapping[str, Tensor], what: str) -> Module:
-    """Build a frozen network on the CPU with `tensors` as its weights, converted to the types of the network.
+    """Build a frozen network on the CPU with `tensors` as its weights, converted to the dtypes of the network.
 
     `make` builds the network with random weights. It is called on the meta device, so that wrong names and shapes are
     found before memory is allocated. `what` is the name of the network in messages. Raises ConfigError if `make` fails,
@@ -217,8 +220,9 @@ def build_from_tensors(make: Callable[[], Module], tensors: Mapping[str, Tensor]
 def replaced_folder(folder: Path, label: str) -> Iterator[Path]:
     """Replace the folder `folder` as a whole: yield a temporary folder to write into, which on exit becomes `folder`.
 
-    On exit, SHA256SUMS is also written. Raises ConfigError if `folder` has files, but not a file `label`, which every
-    saved model of this kind has: it is then a folder of another kind, and stays unchanged.
+    On exit, SHA256SUMS is also written. `label` is the name of a file that every saved model of this kind has, such as
+    "model_index.json". Raises ConfigError if `folder` has files, but not this one: it is then a folder of another kind,
+    and stays unchanged.
     """
     if folder.exists() and any(folder.iterdir()) and not (folder / label).is_file():
         raise ConfigError(f"{folder} holds something else than a saved model: choose another folder")

@@ -124,7 +124,7 @@ def hub_file(repo: str, name: str) -> Path:
 
 
 def clip_folders(repo: str) -> list[str]:
-    """Return the sub-folders of a hub repository that may hold CLIP's tokenizer, such as "tokenizer/".
+    """Return the sub-folders of a hub repository that may hold CLIP's tokenizer: "" (the main folder) and "tokenizer/".
 
     If one of them is in the local cache, only cached sub-folders are returned. Raises ConfigError if none is cached and
     the hub cannot be reached.

@@ -76,7 +76,8 @@ class SingleFile(NamedTuple):
         second: second text encoder of SDXL; None for other models.
         image_encoder: CLIP's image encoder in a file of ImageDream; None for other models.
         open_clip: whether the first text encoder is OpenCLIP's (Stable Diffusion 2) instead of OpenAI's.
-        prediction: output of the UNet; None if neither the file nor its kind of model determines it.
+        prediction: output of the UNet, "epsilon" or "v_prediction"; None if neither the file nor its kind of model
+            determines it.
     """
 
     unet: Converted
@@ -91,8 +92,9 @@ class SingleFile(NamedTuple):
 def convert_file(path: Path, prediction: Prediction | None = None) -> SingleFile:
     """Read and convert a checkpoint of MVDream, ImageDream, SDXL, Stable Diffusion 1 or 2 (also inpainting and depth).
 
-    `prediction` is the output of the UNet; None: unknown. If the file does not declare the image size of Stable
-    Diffusion 2, it follows from the output (v: 768 pixels, epsilon: 512). Raises ConfigError for another model.
+    `prediction` is the output of the UNet, "epsilon" or "v_prediction"; None: unknown. If the file does not declare the
+    image side of Stable Diffusion 2, it follows from the output (v_prediction: 768 pixels, epsilon: 512). Raises
+    ConfigError for another model.
     """
     tensors, metadata = read_tensors(path), read_header(path)[1]
     check_family(path, tensors)
@@ -125,7 +127,7 @@ def convert_file(path: Path, prediction: Prediction | None = None) -> SingleFile
 def split_checkpoint(tensors: Tensors) -> dict[str, dict[str, Tensor]]:
     """Group the tensors of a single file by network, such as "unet", and remove the network's prefix from their names.
 
-    Tensors without a prefix in `PREFIXES` are dropped.
+    Tensors without the prefix of a known network, such as "first_stage_model." of the VAE, are dropped.
     """
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
@@ -136,7 +138,7 @@ def split_checkpoint(tensors: Tensors) -> dict[str, dict[str, Tensor]]:
 
 
 def convert_unet(tensors: Tensors) -> Converted:
-    """Convert ldm's UNetModel to UNet2DConditionModel; MVDream's camera embedding becomes the class embedding."""
+    """Convert ldm's UNetModel to diffusers' UNet2DConditionModel; MVDream's camera MLP becomes `class_embedding`."""
     config, image = unet_config(tensors), convert_resampler(tensors)
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(RESAMPLER)}
     renamed = {f"class_embedding.linear_{1 + n // 2}.{k}": f"camera_embed.{n}.{k}" for n in (0, 2) for k in KINDS}
@@ -154,7 +156,10 @@ def convert_unet(tensors: Tensors) -> Converted:
 
 
 def convert_resampler(tensors: Tensors) -> dict[str, Tensor]:
-    """Return the tensors of ImageDream's resampler by their names in diffusers; {} for a UNet without resampler."""
+    """Return the tensors of ImageDream's resampler by their names in diffusers; {} for a UNet without resampler.
+
+    The resampler turns features of CLIP's image encoder into tokens for cross-attention.
+    """
     renamed: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         layer = re.fullmatch(rf"({re.escape(RESAMPLER)}layers\.\d+)\.(.+)\.(weight|bias)", name)
@@ -221,7 +226,7 @@ def unet_config(tensors: Tensors) -> Json:
 def convert_vae(tensors: Tensors, scaling_factor: float | None = None) -> Converted:
     """Convert ldm's AutoencoderKL, with attention in the middle block only, to diffusers' AutoencoderKL.
 
-    `scaling_factor` is the factor of the latents; None: the default of diffusers.
+    `scaling_factor` is the factor from the VAE's latents to those of the UNet; None: the default of diffusers.
     """
     config = vae_config(tensors) | ({} if scaling_factor is None else {"scaling_factor": scaling_factor})
     found = {name: tensor for name, tensor in tensors.items() if not name.startswith("loss.")}
@@ -309,7 +314,10 @@ def short_names(tensors: Tensors) -> dict[str, Tensor]:
 
 
 def clip_config(tensors: Tensors, layers: int, activation: str) -> Json:
-    """Return the arguments of CLIPTextConfig: one head per 64 channels; start and end token are the last two tokens."""
+    """Return the arguments of CLIPTextConfig: one head per 64 channels; start and end token are the last two tokens.
+
+    `layers` is the number of layers, `activation` the function in their MLPs, such as "gelu".
+    """
     vocab, width = (size(tensors, "embeddings.token_embedding.weight", i) for i in (0, 1))
     return {
         "vocab_size": vocab,

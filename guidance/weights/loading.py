@@ -47,9 +47,9 @@ def check(weights: str, tokenizer: str | None = None, required_parts: Parts = PA
     For a hub id that is not cached, only model_index.json is downloaded.
 
     Args:
-        weights: name, path or hub id, in any form that `locate` takes.
+        weights: name of embedded weights or of an original checkpoint, path or hub id, see `locate`.
         tokenizer: folder or hub id; None: the tokenizer of the weights, or CLIP's for a single file.
-        required_parts: required sub-folders of a diffusers folder.
+        required_parts: names of the sub-folders, such as "unet", that a diffusers folder must have.
     """
     path = local_path(weights)
     if tokenizer is not None and not Path(tokenizer).expanduser().is_dir() and not hub.is_hub_id(tokenizer):
@@ -73,9 +73,9 @@ def locate(weights: str, required_parts: Parts = PARTS) -> Path:
     """Return the local folder or file of `weights`; download it into the hub's cache if needed.
 
     Args:
-        weights: a name in `EMBEDDED`, a folder in diffusers format, a single-file checkpoint, the file name of an
-            original MVDream or ImageDream checkpoint, or a hub id "owner/name".
-        required_parts: required sub-folders of a diffusers folder.
+        weights: name of embedded weights ("toybox-base" or "toybox-prior"), a folder in diffusers format, a single-file
+            checkpoint, the file name of an original MVDream or ImageDream checkpoint, or a hub id "owner/name".
+        required_parts: names of the sub-folders, such as "unet", that a diffusers folder must have.
     """
     if (path := local_path(weights)) is not None:
         return path
@@ -85,8 +85,8 @@ def locate(weights: str, required_parts: Parts = PARTS) -> Path:
 def local_path(weights: str) -> Path | None:
     """Return the local folder or file of `weights`, the name of embedded weights or an existing path.
 
-    Returns None for a hub id or the name of an original MVDream checkpoint that is no existing path, even if these
-    weights are in the hub's cache. Raises ConfigError for any other name.
+    Returns None for a hub id or the name of an original MVDream or ImageDream checkpoint that is no existing path, even
+    if these weights are in the hub's cache. Raises ConfigError for any other name.
     """
     if weights in EMBEDDED:
         return embedded(weights)
@@ -102,9 +102,9 @@ def local_path(weights: str) -> Path | None:
 
 
 def embedded(name: str, key: str = "weights") -> Path:
-    """Return the file or folder `name` in weights/. Raises ConfigError for the config key `key` if it is missing.
+    """Return the path of the embedded weights `name`. Raises ConfigError for the config key `key` if it is missing.
 
-    The package contains the weights of the default config. Its optional extra "weights" installs the others.
+    The package threedgen contains the weights of the default config. Its optional extra "weights" installs the others.
     """
     path = folder("weights") / name
     if not path.exists():
@@ -122,7 +122,10 @@ def existing_path(weights: str) -> Path | None:
 
 
 def hub_place(name: str) -> tuple[str, str] | None:
-    """Return (hub repository, file) if `name` has the form "owner/name/FILE" and is no existing path, else None."""
+    """Return (hub repository, file) if `name` has the form "owner/name/FILE" and is no existing path, else None.
+
+    FILE must have the suffix of a weight file, such as .safetensors.
+    """
     repo, _, file = name.rpartition("/")
     return (
         (repo, file)
@@ -160,7 +163,7 @@ def check_weight_file(name: str) -> None:
 def is_sdxl(weights: str) -> bool:
     """Return whether `weights` (name, path or hub id) belong to SDXL.
 
-    This is judged by the local files or, if there are none, by the name.
+    This is judged by the local files or, if there are none, by the name: it then has to contain "xl".
     """
     with suppress(ConfigError):
         path = local_path(weights)
@@ -174,13 +177,16 @@ def is_sdxl(weights: str) -> bool:
 
 
 def embedding_word(path: Path) -> str:
-    """Return the word of the textual inversion in `path`: the name of its tensor (diffusers), else the file name."""
+    """Return the word of the textual inversion in the file `path`: its tensor's name (diffusers), else the file name.
+
+    The file name is taken without suffix, with "_" instead of spaces.
+    """
     names = read_header(path)[0]
     return names[0] if len(names) == 1 and names[0] not in UNNAMED else path.stem.replace(" ", "_")
 
 
 class Identity(NamedTuple):
-    """Path of weights, total size in bytes and SHA-256 of the file, or of the tensor files of a diffusers folder."""
+    """Path of weights (a file or a diffusers folder), size in bytes and SHA-256 of the file or of the tensor files."""
 
     path: Path
     size: int
@@ -188,7 +194,7 @@ class Identity(NamedTuple):
 
     @classmethod
     def of(cls, path: Path, required_parts: Parts = PARTS) -> "Identity":
-        """Compute the identity of the file `path`, or of the tensor files of a diffusers folder `path`.
+        """Compute size and SHA-256 of the file `path`, or of the tensor files of a diffusers folder `path`.
 
         `required_parts` are the required sub-folders of a diffusers folder; tensor files of optional networks also
         count.
@@ -205,7 +211,7 @@ class Identity(NamedTuple):
 
 
 def identify(weights: str, required_parts: Parts = PARTS) -> Identity:
-    """Return path, size and SHA-256 of `weights` (name, path or hub id), after a download if needed.
+    """Return path, size in bytes and SHA-256 of `weights` (name, path or hub id), after a download if needed.
 
     `required_parts` are the required sub-folders of a diffusers folder.
     """
@@ -213,7 +219,7 @@ def identify(weights: str, required_parts: Parts = PARTS) -> Identity:
 
 
 def is_missing_original(weights: str) -> bool:
-    """Return whether `weights` is the name of an original MVDream checkpoint that is not downloaded yet."""
+    """Return whether `weights` is the name of an original MVDream or ImageDream checkpoint, not downloaded yet."""
     return weights in hub.ORIGINALS and local_path(weights) is None and hub.cached(*hub.hub_name(weights)) is None
 
 
@@ -221,7 +227,7 @@ def describe(weights: str, required_parts: Parts = PARTS) -> str:
     """Return "PATH (SIZE, SHA-256 DIGEST)" of `weights`, which are downloaded if needed.
 
     `weights` is a name, path or hub id; `required_parts` are the required sub-folders of a diffusers folder. An
-    original MVDream checkpoint is not downloaded; if it is missing, the text has the download command instead.
+    original MVDream or ImageDream checkpoint is not downloaded; if it is missing, the text has the download command.
     """
     if is_missing_original(weights):
         return f"{weights}, not on this machine yet; `hf download {hub.ORIGINALS[weights]} {weights}` fetches it"
@@ -231,8 +237,8 @@ def describe(weights: str, required_parts: Parts = PARTS) -> str:
 def check_folder(path: Path, required_parts: Parts = PARTS) -> Path:
     """Return `path`. Raises ConfigError if it is no diffusers folder with the networks `required_parts`.
 
-    The folder must have a scheduler, a tokenizer, and config and tensors of each network that `network_folders` lists.
-    No tensors are read.
+    The folder must have a scheduler, a tokenizer, and config and tensor files of the required networks and of those
+    optional networks that it has (see `network_folders`). No tensors are read.
     """
     if IMAGE_ENCODER in required_parts and not (path / IMAGE_ENCODER).is_dir():
         problem = f"{path} has no folder {IMAGE_ENCODER!r}, so it holds no weights of ImageDream"
@@ -250,7 +256,8 @@ def check_folder(path: Path, required_parts: Parts = PARTS) -> Path:
 def network_folders(path: Path, required_parts: Parts = PARTS) -> Parts:
     """Return the sub-folders of a diffusers folder that have tensors: `required_parts` and optional ones.
 
-    The optional ones are "coarse", if it exists, and "text_encoder_2", if it exists or model_index.json names it.
+    The optional ones are "coarse" (coarse predictor), if it exists, and "text_encoder_2" (SDXL's second text encoder),
+    if it exists or model_index.json names it.
     """
     index = path / "model_index.json"
     second = (read_json(index) if index.is_file() else {}).get(SECOND)
@@ -312,7 +319,8 @@ def hub_folder(repo: str, required_parts: Parts = PARTS) -> Path:
 def matte_folder(weights: str) -> Path:
     """Return the folder of a matte network, from the name "toybox-matte" or a path; no tensor is read.
 
-    Raises ConfigError if there is no such folder, or it has another network.
+    A matte network predicts the opacity of the object in an image. Raises ConfigError if there is no such folder, or it
+    has another network.
     """
     path = embedded(MATTE) if weights == MATTE else existing_path(weights)
     if path is None or not (path / CONFIG).is_file():
@@ -326,7 +334,8 @@ def matte_folder(weights: str) -> Path:
 def check_matte(remover: str) -> None:
     """Raise ConfigError if the background remover `remover` is not available.
 
-    `remover` is "rembg" or "grabcut" (OpenCV), whose package must be installed, or a matte network, see `matte_folder`.
+    `remover` is "rembg" or "grabcut" (OpenCV), whose package must be installed, or a matte network: "toybox-matte" or
+    the path of its folder.
     """
     modules = {REMBG: ("rembg", "onnxruntime"), GRABCUT: ("cv2",)}.get(remover, ())
     if not modules:
@@ -338,7 +347,8 @@ def check_matte(remover: str) -> None:
 def check_image(path: Path, matte: str | None) -> None:
     """Raise ConfigError if an image cannot be read or its object cannot be cut out.
 
-    `matte` is the background remover, see `check_matte`. None: the image must have a transparent or plain background.
+    `matte` is the background remover, "rembg", "grabcut" or a matte network, which must be available. None: the image
+    must have a transparent or plain background.
     """
     from threedgen.geometry.image_file import load_image, read_foreground  # NumPy, which --help does without
 
@@ -362,9 +372,10 @@ def class_name(path: Path, known: tuple[str, ...], what: str, key: str = "weight
 
 
 def novel_view_model(weights: str) -> Path:
-    """Return the folder of a novel-view model; no tensor is read. Raises ConfigError if it is missing.
+    """Return the folder of a novel-view model, which predicts a view of a scene from another view and both poses.
 
-    `weights` is a path, or "embedded" or "embedded-concat" for the models that come with threedgen.
+    `weights` is a path, or the name of a model that comes with threedgen: "embedded" (an X-UNet, as in 3DiM) or
+    "embedded-concat" (the two views as channels of one input). No tensor is read. Raises ConfigError if it is missing.
     """
     path = embedded(NOVEL_VIEW[weights]) if weights in NOVEL_VIEW else existing_path(weights)
     if path is None or not (path / CONFIG).is_file():
@@ -377,7 +388,7 @@ def novel_view_model(weights: str) -> Path:
 
 
 def subject_card(path: Path | str) -> dict[str, str]:
-    """Return the metadata of a file with the weights of a DreamBooth subject; no tensor is read.
+    """Return the metadata of a file of `subject_weights`: changes of a prior by DreamBooth; no tensor is read.
 
     Raises ConfigError if the file is missing or has another format.
     """
@@ -409,8 +420,8 @@ def tokenizer_folder(path: Path) -> Path:
 def check_clip_tokenizer(source: str | None) -> None:
     """Raise ConfigError if CLIP's tokenizer cannot be found; nothing is downloaded.
 
-    `source` is a folder or hub id; None: the default repository on the hub. A tokenizer on the hub that is not cached
-    counts as found if the hub can be reached.
+    `source` is a folder or hub id; None: CLIP's default repository on the hub. A tokenizer on the hub that is not
+    cached counts as found if the hub can be reached.
     """
     path = None if source is None else Path(source).expanduser()
     if path is None or not path.is_dir():

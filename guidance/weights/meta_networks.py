@@ -56,7 +56,7 @@ class MetaNetworks(NamedTuple):
     Attributes:
         vae: VAE; None for a prior on pixels.
         parameters: number of parameters of all networks, including the text encoder.
-        kept: number of parameters that remain in memory after `Prior.free_text_encoder`.
+        kept: number of parameters that remain in memory once text encoders and VAE decoder are freed.
         image_encoder: CLIP's image encoder of ImageDream; None for other priors.
     """
 
@@ -76,7 +76,8 @@ def meta_networks(weights: str, required_parts: tuple[str, ...] = loading.PARTS)
     """Build UNet and VAE of `weights` (name, path or hub id) on the meta device.
 
     `required_parts` are the required sub-folders of a diffusers folder. Weights on the hub are downloaded if needed,
-    except original MVDream checkpoints, whose sizes are known. Raises ConfigError if weights are missing or damaged.
+    except original checkpoints of MVDream and ImageDream, whose sizes are known. Raises ConfigError if weights are
+    missing or damaged.
     """
     if loading.is_missing_original(weights):  # an original checkpoint, not downloaded for this
         unet, vae = _build(RELEASED_UNETS[weights], RELEASED_VAE)

@@ -25,14 +25,18 @@ SOURCES: dict[Key, str] = {
 
 
 def choice(key: Key, others: str) -> str:
-    """Return a comma-separated list for a help text: names of embedded weights for the config `key`, then `others`."""
+    """Return a comma-separated list for a help text: names of embedded weights for a config key, then `others`.
+
+    `key` is "blocks" (MVDiffusion) or "adapter" (MV-Adapter).
+    """
     return ", ".join([*FILES[key], others])
 
 
 def locate(key: Key, name: str) -> Path:
     """Return the path of a weight file. Raises ConfigError for the config key `key` if it is missing.
 
-    `name` is the name of embedded weights, a path, or "owner/name/FILE" on the hub, which is downloaded.
+    `key` is "blocks" (MVDiffusion) or "adapter" (MV-Adapter). `name` is the name of embedded weights for this key, a
+    path, or "owner/name/FILE" on the hub, which is downloaded.
     """
     file = FILES[key].get(name)
     found = existing_path(name) if file is None else embedded(f"{file}.safetensors", key)
@@ -49,7 +53,8 @@ def locate(key: Key, name: str) -> Path:
 def check(key: Key, name: str | None) -> None:
     """Raise ConfigError if the weight file `name` is missing or unreadable; None: there is no file to check.
 
-    A file on the hub, "owner/name/FILE", that is not cached is not checked if the hub can be reached.
+    `key` is the config key of the file, "blocks" (MVDiffusion) or "adapter" (MV-Adapter). A file on the hub,
+    "owner/name/FILE", that is not cached is not checked if the hub can be reached.
     """
     place = None if name is None else hub_place(name)
     if name is not None and (place is None or cached(*place) or how_to_make(name) or not reachable()):
@@ -59,6 +64,7 @@ def check(key: Key, name: str | None) -> None:
 def identify(key: Key, name: str | None) -> dict[str, Identity]:
     """Return {key: path, size and SHA-256 of the weight file `name`}; {} if `name` is None.
 
-    Raises ConfigError if the file is missing.
+    `key` is the config key of the file, "blocks" (MVDiffusion) or "adapter" (MV-Adapter). Raises ConfigError if the
+    file is missing.
     """
     return {} if name is None else {key: Identity.of(locate(key, name))}

@@ -50,7 +50,10 @@ def checksum(unet: nn.Module, text_encoder: nn.Module) -> str:
 
 
 def content_sum(tensors: Mapping[str, Tensor], card: Mapping[str, str]) -> str:
-    """Return the SHA-256 of tensors and metadata of a file, because safetensors does not detect changed bytes."""
+    """Return the SHA-256 of the tensors of a file and of its metadata `card`, without the keys "format" and "sum".
+
+    The check sum is needed because safetensors does not detect changed bytes.
+    """
     digest = hashlib.sha256(repr(sorted(card.items())).encode())
     for name, value in sorted(tensors.items()):
         digest.update(repr((name, value.dtype, value.shape)).encode())
@@ -111,7 +114,7 @@ def low_rank(layers: Iterable[str], down: Iterable[Tensor], up: Iterable[Tensor]
     """Return LoRA matrices by their names in the file format.
 
     Args:
-        layers: names of the linear layers.
+        layers: names of the linear layers in the UNet.
         down, up: for each layer, a matrix (r, in) and a matrix (out, r), where r is the rank.
     """
     found = {}
@@ -127,7 +130,8 @@ def write(path: Path, changes: Mapping[str, Tensor], row: Tensor, card: Mapping[
     Args:
         changes: changes of the UNet, from `difference` or `low_rank`.
         row: embedding (D,) of the identifier.
-        card: metadata with the keys kind, identifier, prompt, scale and base (the `checksum` of the base weights).
+        card: metadata with the keys kind ("difference" or "lora"), identifier, prompt, scale (factor of the product of
+            two LoRA matrices) and base (the `checksum` of the base weights).
     """
     tensors = {**changes, "identifier": row.detach().float().cpu().contiguous()}
     write_atomic(path, to_bytes(tensors, {"format": loading.SUBJECT_FORMAT, **card, SUM: content_sum(tensors, card)}))

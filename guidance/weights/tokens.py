@@ -48,7 +48,7 @@ def read_tokenizer(path: Path) -> PreTrainedTokenizerBase:
 def clip_tokenizer(source: str | None, open_clip: bool) -> PreTrainedTokenizerBase:
     """Load CLIP's tokenizer from a folder or hub id; None: from the default repository on the hub.
 
-    `open_clip`: whether to pad prompts as OpenCLIP does, with token 0 instead of the end token.
+    `open_clip` is whether to pad prompts as OpenCLIP does, with token 0 instead of the end token.
     """
     path = None if source is None else Path(source).expanduser()
     tokenizer = read_tokenizer(path if path is not None and path.is_dir() else clip_files(source or CLIP_REPOSITORY))
@@ -91,7 +91,7 @@ def with_all_vectors(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
 
 
 def added_words(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Return the words that were added to a tokenizer after its training, such as the word of a DreamBooth subject."""
+    """Return the words that were added to a tokenizer after its training, by DreamBooth or textual inversion."""
     return [word for word in tokenizer.get_added_vocab() if word not in tokenizer.all_special_tokens]
 
 
@@ -122,14 +122,17 @@ class Vocabulary:
         return [(word, reader.similar(word)) for word in reader.read(prompt).ignored]
 
     def read(self, prompt: str) -> Reading:
-        """Rewrite a prompt in known words: replace unknown words by known synonyms, or else remove them."""
+        """Rewrite a prompt in known words: replace unknown words by known synonyms, or else remove them.
+
+        The result has the new text and the words that were replaced or left out.
+        """
         return prompt_reader(self).read(prompt)
 
 
 class PromptReader(Protocol):
     """Interface of an object that rewrites and checks prompts for a prior with a closed vocabulary.
 
-    `prompt_reader` builds such an object. "Known" words are those of the vocabulary.
+    "Known" words are those of the vocabulary; each is one token. `prompt_reader` builds such an object.
     """
 
     def read(self, prompt: str) -> Reading:
@@ -162,7 +165,11 @@ class PromptReader(Protocol):
 
 
 def prompt_reader(vocabulary: Vocabulary | None) -> PromptReader:
-    """Build the prompt reader of the embedded prior; with vocabulary=None, it only knows usual heights of objects."""
+    """Build the prompt reader of the embedded prior, "toybox-prior".
+
+    With vocabulary=None (the prior takes any text), prompts are neither changed nor checked, but the reader still
+    returns usual heights of objects.
+    """
     return registry.implementation("prompt-reader", "toybox")(vocabulary)
 
 
@@ -193,15 +200,20 @@ def read_vocabulary(folder: Path, added: Iterable[str] = ()) -> Vocabulary | Non
 
 
 def read_prompt(tokenizer: PreTrainedTokenizerBase | None, prompt: str) -> Reading:
-    """Rewrite a prompt in the words of a tokenizer's closed vocabulary; without one, return the prompt unchanged."""
+    """Rewrite a prompt in the words of a tokenizer's closed vocabulary; without one, keep the prompt unchanged.
+
+    A closed vocabulary is a list of known words, each with one token. The result has the new text and the words that
+    were replaced or left out.
+    """
     vocabulary = closed_vocabulary(getattr(tokenizer, "backend_tokenizer", None))
     return Reading(prompt) if vocabulary is None else vocabulary.read(prompt)
 
 
 def unknown_words(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[tuple[str, list[str]]]:
-    """Return the words of a prompt that a closed vocabulary lacks, each with up to three similar known words.
+    """Return the words of a prompt that the tokenizer's closed vocabulary lacks, each with up to three similar words.
 
-    Words with a known synonym are left out. Without a closed vocabulary the list is empty.
+    A closed vocabulary is a list of known words, each with one token. The similar words are known words. Words with a
+    known synonym are left out. Without a closed vocabulary the list is empty.
     """
     vocabulary = closed_vocabulary(getattr(tokenizer, "backend_tokenizer", None))
     return [] if vocabulary is None else vocabulary.unknown(prompt)

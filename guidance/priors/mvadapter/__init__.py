@@ -1,1 +1,1 @@
-"""MV-Adapter (Huang et al. 2024): a frozen 2D model samples views of an object through added attention layers."""
+"""MV-Adapter (Huang et al. 2024): added attention layers let a frozen text-to-image model sample views of an object."""

@@ -1,9 +1,9 @@
 """Inputs of MV-Adapter as in its training: cameras, maps of rays and of mesh geometry, reference images.
 
-Our world has z up, and the front of an object faces +x. MV-Adapter's world is ours rotated by -90 degrees around z. The
-released adapters have orthographic cameras at distance 1.8 that show 0.55 units on each side of the centre; meshes fit
-into the cube [-0.5, 0.5]^3. Perspective cameras of our own adapters show the same extent at the front plane of that
-cube.
+threedgen's world has z up, and the front of an object faces +x. MV-Adapter's world is rotated by -90 degrees around z:
+a point (x, y, z) has the coordinates (y, -x, z) there. The released adapters have orthographic cameras at distance 1.8
+that show 0.55 units on each side of the centre; meshes fit into the cube [-0.5, 0.5]^3. The perspective cameras of
+adapters trained with threedgen show the same extent at the side of that cube that faces the camera.
 """
 
 from collections.abc import Sequence
@@ -27,25 +27,25 @@ RAISED = (0.0, 30.0)
 
 
 def cameras_from_angles(angles: Sequence[tuple[float, float]], height: int, width: int, fov: float = 0.0) -> Cameras:
-    """Return B cameras that show a whole mesh at the origin.
+    """Return B cameras that look at the origin and show the cube [-0.5, 0.5]^3 of a mesh there.
 
     Args:
-        angles: B pairs (elevation, azimuth) in degrees.
+        angles: B pairs (elevation, azimuth) in degrees; azimuth 0 is the front (+x), 90 is +y.
         height, width: image size in pixels.
-        fov: field of view of a square image in degrees; 0: orthographic.
+        fov: field of view in degrees along the shorter side of the image; 0: orthographic.
     """
     elevation, azimuth = torch.tensor(angles, dtype=torch.float64).deg2rad().T
     return cameras_facing_mesh(orbit_c2w(elevation, azimuth, torch.full_like(azimuth, DISTANCE)), height, width, fov)
 
 
 def cameras_facing_mesh(c2w: Tensor, height: int, width: int, fov: float = 0.0) -> Cameras:
-    """Return cameras that show a whole mesh at the origin, with the viewing directions of the given poses.
+    """Return B cameras that show the cube [-0.5, 0.5]^3 of a mesh at the origin, with the directions of given poses.
 
     Args:
-        c2w: camera-to-world poses (B, 4, 4), OpenGL axes. Perspective cameras keep the direction of the pose, but get
-            the distance that follows from `fov`.
+        c2w: camera-to-world poses (B, 4, 4), OpenGL axes, that look at the origin. Orthographic cameras keep the pose,
+            perspective cameras only its rotation: they get the distance that follows from `fov`.
         height, width: image size in pixels; along the longer side the image shows more of the world.
-        fov: field of view of a square image in degrees; 0: orthographic.
+        fov: field of view in degrees along the shorter side of the image; 0: orthographic.
     """
     c2w, half = c2w.float(), HALF_HEIGHT * max(1.0, height / width)
     if not fov:
@@ -81,8 +81,8 @@ def geometry_maps(points: Tensor, normals: Tensor, mask: Tensor) -> Tensor:
     the arguments in threedgen's.
 
     Args:
-        points: surface point of each pixel (B, H, W, 3), within [-0.5, 0.5].
-        normals: unit normal of each pixel (B, H, W, 3).
+        points: surface point of each pixel (B, H, W, 3) in world coordinates, within [-0.5, 0.5].
+        normals: unit normal of each pixel (B, H, W, 3), in world axes.
         mask: (B, H, W), 1 where the pixel shows the mesh, 0 elsewhere.
     """
     return geometry_control(to_adapter_world(points), to_adapter_world(normals), mask)

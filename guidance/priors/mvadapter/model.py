@@ -50,15 +50,16 @@ def build(options: MVAdapterConfig, device: torch.device | str = "cpu") -> "MVAd
 class MVAdapter(LatentDiffusion):
     """Latent diffusion model with an adapter for several views. Without an adapter, each image is denoised separately.
 
-    The argument `camera` of its methods is the input of the condition guider, in [0, 1]: maps (B, 6, H, W), or
-    (B, 6, 1, 1) for orthographic cameras, see `inputs.ray_maps` and `inputs.geometry_maps` for the six channels.
+    The argument `camera` of its methods is the input of the condition guider, in [0, 1]: maps (B, 6, H, W) of camera
+    rays (direction, moment) or of a mesh (position, normal), or (B, 6, 1, 1) for the rays of orthographic cameras.
 
     Attributes:
         adapted: UNet with the adapter; None before `with_adapter`.
         base_schedule: noise schedule of the 2D model; `schedule` has a lower signal-to-noise ratio.
         base_timesteps: timestep of the 2D model for each timestep of `schedule`, (T,); None: both are equal.
         reference_image: image (h, w, 3) in [0, 1] that all guidance is conditioned on; None: text only.
-        coarse_predictor: network that predicts the latents from which samples start; None: samples start from noise.
+        coarse_predictor: network that predicts latents from text and camera, from which samples start; None: they start
+            from noise.
     """
 
     adapted: AdaptedUNet | None = None
@@ -88,7 +89,7 @@ class MVAdapter(LatentDiffusion):
         return self.with_network(network)
 
     def with_network(self, network: AdaptedUNet) -> Self:
-        """Replace the UNet by the adapted UNet `network`, shift the noise schedule by its settings, and return self."""
+        """Replace the UNet by the adapted UNet `network`, shift the noise schedule as in its training; return self."""
         self.unet, self.adapted = network.unet, network
         self.schedule = self.base_schedule.shifted(network.settings.shift, network.settings.shift_mode)
         matched = network.settings.timestep == "matched"
@@ -98,16 +99,18 @@ class MVAdapter(LatentDiffusion):
     def with_reference(self, cut: Array) -> Self:
         """Set the reference image that conditions all guidance, and return self.
 
-        `cut` is the cut-out object, RGBA (h, w, 4) in [0, 1]. Raises ConfigError if the adapter takes no image.
+        `cut` is the cut-out object as NumPy array, straight (not premultiplied) RGBA (h, w, 4) in [0, 1]. Raises
+        ConfigError if the adapter takes no image.
         """
         self.require_ref()
         self.reference_image = framed(torch.from_numpy(cut), self.image_size, self.image_size)
         return self
 
     def with_coarse_predictor(self, weights: str) -> Self:
-        """Load the coarse predictor of the multi-view prior `weights`, and return self.
+        """Load the coarse predictor, which predicts latents from text and camera in one pass, and return self.
 
-        Samples then start by img2img from the predicted latents, except with mesh geometry or a reference image. Raises
+        `weights` is the multi-view prior that has the predictor: a name, path or hub id. Samples then start by img2img
+        from the predicted latents, except with mesh geometry or a reference image. Raises
         ConfigError if that prior has no coarse predictor, or another text encoder or VAE than the 2D model.
         """
         with replaced_key("guess"):
@@ -143,9 +146,11 @@ class MVAdapter(LatentDiffusion):
         return super().networks | {name: network for name, network in more.items() if network is not None}
 
     def camera(self, c2w: Tensor) -> Tensor:
-        """Convert camera-to-world poses (B, 4, 4) to ray maps (B, 6, 1, 1), or (B, 6, H, W) if perspective.
+        """Convert camera-to-world poses (B, 4, 4), OpenGL axes, to maps of camera rays, the argument `camera`.
 
-        Values are in [0, 1]. Raises ConfigError if the adapter takes the geometry of a mesh instead of rays.
+        The projection is that of the adapter's training: orthographic, with maps (B, 6, 1, 1), or perspective, with
+        maps (B, 6, H, W), H = W = `image_size`. Values are in [0, 1]. Raises ConfigError if the adapter takes the
+        geometry of a mesh instead of rays.
         """
         if self.settings.control == "geometry":
             raise ConfigError("this adapter needs the geometry of a mesh; choose one with ray control", "adapter")
@@ -180,7 +185,8 @@ class MVAdapter(LatentDiffusion):
             camera: maps in [0, 1] of camera rays, or of the geometry of a mesh, for the condition guider: (B, 6, H, W),
                 or (B, 6, 1, 1) if all pixels of an image have the same values; None: the guider is not used.
             n_view: number of consecutive images that are views of one object.
-            reference: features of R reference images by layer name, where R divides B; None: no image.
+            reference: features of R reference images by layer name, where R divides B, from `reference_features`; None:
+                no image.
         """
         base_t, text = (
             t if self.base_timesteps is None else self.base_timesteps.to(t.device)[t],
@@ -233,15 +239,17 @@ class MVAdapter(LatentDiffusion):
         """Sample the V views of an object by DDIM and return images (V, H, W, 3) in [0, 1], on the CPU.
 
         Args:
-            control: input of the condition guider, (V, 6, 1, 1) or (V, 6, H, W), from `camera` or
-                `inputs.geometry_maps`.
-            image: reference image (h, w, 3) in [0, 1] from `framed`, with sides divisible by `factor`; None: text only.
-            size: (H, W) in pixels, divisible by `unit`; None: `image_size` for both.
+            control: input of the condition guider, (V, 6, 1, 1) or (V, 6, H, W): maps of camera rays from `camera`, or
+                of a mesh from `inputs.geometry_maps`.
+            image: reference image (h, w, 3) in [0, 1], the object on grey, with sides divisible by `factor` (pixels per
+                latent pixel); None: text only.
+            size: (H, W) of the images in pixels, divisible by `unit`; None: `image_size` for both.
+            steps: number of DDIM steps.
             guidance_scale: guidance scale of text and image together; None: 7, or 3 with an image.
             generator: random generator of all noise; None: torch's global generator.
             eta: amount of fresh noise in each step; 0: deterministic DDIM; 1: as in DDPM.
             on_step: called before each step; may raise an exception to stop.
-            sync: additional img2img rounds, each after a function that makes the images consistent, see `ViewSync`.
+            sync: number of additional img2img rounds, and the function that makes the images consistent before each.
             init: latents and strength of an img2img start, from `init_latents`; None: start from noise.
         """
         n_view, texts = len(control), self.encode_prompt([prompt, negative_prompt]).split(1)
@@ -268,14 +276,15 @@ class MVAdapter(LatentDiffusion):
     def init_latents(
         self, prompt: str, c2w: Tensor, size: sampling.Size | None = None, generator: sampling.Generators = None
     ) -> sampling.InitLatents | None:
-        """Return the img2img start of V views: latents from the coarse predictor and a noise strength.
+        """Return the img2img start of V views: latents from the coarse predictor, and a noise strength in (0, 1].
 
         Returns None, which means a start from noise, if there is no coarse predictor, if it is not used (mesh geometry
         or a reference image), or if `size` (H, W) in pixels differs from `image_size`.
 
         Args:
             c2w: camera-to-world poses of the views (V, 4, 4), OpenGL axes.
-            generator: random generator of the object code.
+            generator: random generator of the object code, a vector that chooses what the prompt leaves unspecified;
+                None: torch's global generator.
         """
         if size not in (None, (self.image_size, self.image_size)):
             return None

@@ -36,13 +36,14 @@ class AdapterSettings:
     The defaults are the settings of the released adapters that take camera rays.
 
     Attributes:
-        layout: tokens that a token attends to. "row": its image row in all views. "rowcol": rows and columns of six
-            views of a mesh.
+        layout: tokens that a token attends to. "row": its image row in all views. "rowcol": image rows
+            in the views front, right, back, left and image columns in front, back, top, bottom of a mesh.
         arrangement: whether the added attention is "parallel" to the self-attention or "serial", after it.
         control: input of the condition guider, "rays" of the cameras or "geometry" of a mesh.
         shift: factor by which the signal-to-noise ratio of the noise schedule is lower than that of the 2D model.
         shift_mode: same factor at all timesteps ("default"), or growing from 1 at t = 0 ("interpolated").
-        anywhere: fraction of training objects rendered at random azimuths and at elevations from 0 to 30 degrees.
+        anywhere: fraction of training objects rendered at random azimuths and at elevations from 0 to 30 degrees; the
+            others are rendered at fixed views.
         fov: vertical field of view of the cameras in degrees; 0: orthographic.
         timestep: timestep that the 2D model receives: the "same" number as in the shifted schedule, or the number
             "matched" by signal-to-noise ratio.
@@ -111,8 +112,9 @@ class AdaptedUNet(nn.Module):
             settings: training settings of the adapter.
             branches: kinds of added attention: "mv" to other views, "ref" to a reference image.
             guided: whether to add a condition guider.
-            depth, downscale: arguments of `make_guider` for the condition guider.
-            fine: whether to add also a fine guider, see `make_fine_guider`.
+            depth, downscale: residual blocks per level of the condition guider, and its input pixels per feature of the
+                first level; None: the defaults of `make_guider`.
+            fine: whether to add also a fine guider, which acts on the output of the UNet's first layer.
         """
         super().__init__()
         self.unet: Any = unet
@@ -127,7 +129,10 @@ class AdaptedUNet(nn.Module):
             self.add_fine_guider()
 
     def add_fine_guider(self) -> None:
-        """Add a fine guider (see `make_fine_guider`), whose output is zero until it is trained."""
+        """Add a fine guider, two convolutions of the condition guider's input, with output zero until it is trained.
+
+        The output is added to that of the UNet's first layer.
+        """
         with self.unet.device:
             self.fine = make_fine_guider(self.unet, self.guider.downscale_factor * self.factor // self.multiple)
 
@@ -150,8 +155,8 @@ class AdaptedUNet(nn.Module):
     def guide(self, control: Tensor, height: int, width: int) -> list[Tensor] | None:
         """Compute the condition guider's features, one tensor per UNet level, for images of height x width pixels.
 
-        `control` is (B, 6, height, width), or (B, 6, 1, 1) if it is equal for all pixels, from `inputs.ray_maps` or
-        `inputs.geometry_maps`. Returns None for an adapter without a guider.
+        `control` are maps in [0, 1] of camera rays or mesh geometry, (B, 6, height, width), or (B, 6, 1, 1) if they are
+        equal for all pixels. Returns None for an adapter without a guider.
         """
         return None if self.guider is None else self.guider(self.maps(control, height, width))
 
@@ -190,8 +195,8 @@ class AdaptedUNet(nn.Module):
             x: noisy latents (B V, C, h, w); the views of an object are consecutive.
             t: timesteps (B V,) or ().
             text: encoded prompts (B V, L, D).
-            control: input of the condition guider in [0, 1], (B V, 6, H, W), or (B V, 6, 1, 1) if it is equal for all
-                pixels of a view, see `inputs.ray_maps` and `inputs.geometry_maps`; None: no guider features.
+            control: maps in [0, 1] of camera rays or mesh geometry for the condition guider, (B V, 6, H, W), or
+                (B V, 6, 1, 1) if they are equal for all pixels of a view; None: no guider features.
             n_view: number V of views per object.
             reference: features of R images from `reference_features`, where R divides B V. Each image serves B V / R
                 consecutive views. None: zeros.
@@ -233,7 +238,7 @@ def make_guider(
         factor: image pixels per latent pixel along each axis.
         depth: residual blocks per level; None: the number of layers per block of the UNet.
         downscale: input pixels per feature of the first level, along each axis; None: N = factor * guider_stride(unet),
-            for maps of the image's size. A divisor of N is for smaller maps.
+            for maps of the image's size. A divisor of N is for maps that are smaller by the factor N / downscale.
 
     Raises:
         ValueError: `downscale` does not divide N.
@@ -263,7 +268,7 @@ def make_fine_guider(unet: UNet2DConditionModel, pixels: int) -> nn.Module:
 
 
 def guider_stride(unet: UNet2DConditionModel) -> int:
-    """Return the side, in latent pixels, of one feature of the condition guider's first level: 1, or 2 for SDXL.
+    """Return the side, in latent pixels, of one cell of the condition guider's first feature map: 1, or 2 for SDXL.
 
     diffusers adds the features after the attention of a block. SDXL's first block has no attention, so the features are
     added at its end, after the downsampling.

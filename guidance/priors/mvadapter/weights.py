@@ -32,7 +32,7 @@ FIRST_BLOCKS = re.compile(r"adapter\.body\.0\.resnets\.\d+\.block1\.bias")
 def save_adapter(path: Path, network: AdaptedUNet) -> None:
     """Write the adapter of `network` to a file, in float16. Raises ConfigError if a value is not finite.
 
-    The metadata are the `AdapterSettings` and the width of the 2D model's text embeddings.
+    The metadata are the training settings (`AdapterSettings`) and the number of features of the 2D model's text tokens.
     """
     tensors = {name: tensor.detach().half().cpu().contiguous() for name, tensor in network.adapter_state().items()}
     require_finite(tensors, "the weights of the adapter")

@@ -30,10 +30,11 @@ FEED_FACTOR = 8
 
 
 def frequencies(count: int, encoding: Encoding) -> Tensor:
-    """Return the (count,) float32 frequencies of the positional encoding, in radians per token or per metre.
+    """Return the (count,) float32 frequencies of the positional encoding of displacements or depth differences.
 
-    "reference" (released weights): powers of 2, or of 5000 ** (2.5 / count) above 80 frequencies. "capped": a geometric
-    series from 1/4 to 64.
+    Units are radians per token for displacements, radians per metre for depth differences. "reference" (released
+    weights): base ** n for n = 0, 1, ..., count - 1, where base is 2, or 5000 ** (2.5 / count) if count > 80. "capped":
+    a geometric series from 1/4 to 64.
     """
     if encoding == "capped":
         return torch.logspace(-2, 6, count, base=2.0)
@@ -44,9 +45,10 @@ def frequencies(count: int, encoding: Encoding) -> Tensor:
 class PositionalEncoding(nn.Module):
     """Positional encoding with `dim` channels: sines and cosines of a displacement or of a depth difference.
 
-    A displacement (relation_dim 2) has dim / 4 frequencies: [sin x, sin y, cos x, cos y]. A depth difference
-    (relation_dim 1) has dim / 2. "capped" encodes it as [sin, cos]. "reference" (the released weights) takes two
-    consecutive tokens a and b together: a gets [sin a, sin b] and b gets [cos a, cos b].
+    A displacement (x, y) (relation_dim 2) has dim / 4 frequencies: [sin x, sin y, cos x, cos y]. A depth difference
+    (relation_dim 1) has dim / 2 frequencies. The encoding "capped" encodes it as [sin, cos]. The encoding "reference"
+    (of the released weights) takes two consecutive depth differences a and b together: the channels of a are
+    [sin a, sin b], those of b [cos a, cos b].
     """
 
     freq_bands: Tensor
@@ -59,7 +61,7 @@ class PositionalEncoding(nn.Module):
     def forward(self, relation: Tensor) -> Tensor:
         """Encode displacements or depth differences (T, S, relation_dim), for S keys of each of T tokens: (T, S, dim).
 
-        For depth differences in the "reference" encoding, which takes tokens in pairs, T * S must be even.
+        For depth differences in the "reference" encoding, which takes them in pairs, T * S must be even.
         """
         tokens = relation.reshape(-1, 2) if self.paired else relation.flatten(0, 1)
         angles = (tokens[:, :, None] * self.freq_bands[0]).flatten(1)
@@ -194,7 +196,10 @@ class PanoramaBlock(nn.Module):
 
 
 def view_groups(keys: Sequence[KeyPositions], device: torch.device) -> list[list[int]]:
-    """Return groups of view indices to compute together: single views on a CPU, else views with equally many keys."""
+    """Return groups of view indices to compute together: single views on a CPU, else views with equally many keys.
+
+    The indices are positions in `keys`, which has one entry for each view.
+    """
     if device.type == "cpu" or CHUNK.get(device.type) == CHUNK["cpu"]:
         return [[number] for number in range(len(keys))]
     groups: dict[torch.Size, list[int]] = {}

@@ -22,7 +22,7 @@ class KeyPositions:
     """Positions that the T = h w tokens of one view attend to: P positions in each of n other views.
 
     Attributes:
-        views: (n,), indices of the other views in their scene.
+        views: (n,) int64, indices of the other views among the views of the scene.
         places: (n, T, P, 2), positions (x, y) in the feature maps of these views, in tokens.
         mask: (n, T, P), 1 where the position is valid (inside the image; with known depth), else 0.
         relation: (n, T, P, r), input of the positional encoding. Panoramas: displacement (x, y) from the token to the
@@ -100,7 +100,7 @@ class PanoramaGeometry(Geometry):
         """Store the cameras of F views.
 
         Args:
-            K: intrinsics in pixels (F, 3, 3).
+            K: intrinsics in pixels of the images (F, 3, 3).
             R: camera-to-world rotations (F, 3, 3), OpenCV axes.
             size: (H, W) of the images in pixels.
             k: side of the k x k positions around each corresponding point that a token attends to; odd.
@@ -144,7 +144,7 @@ class DepthGeometry(Geometry):
             depth: (F, H, W), depth along the viewing axis in the unit of the poses (metres for the released weights); 0
                 or not finite where unknown.
             c2w: camera-to-world poses (F, 4, 4), OpenCV axes.
-            K: intrinsics in pixels, (3, 3) or (F, 3, 3).
+            K: intrinsics in pixels of the depth maps, (3, 3) for all views or (F, 3, 3).
             overlap: fraction of common pixels above which two views attend to each other, see `overlap_neighbours`.
             as_released: whether to compute as for the released weights. If True, points behind a camera are not masked,
                 and a depth difference compares the token's depth in its camera with the key's depth in the key's
@@ -176,14 +176,17 @@ class DepthGeometry(Geometry):
 
 
 def token_pixels(height: int, width: int, scale: int) -> Tensor:
-    """Return the pixel (x, y) at the centre of each token of a feature map, (T, 2), for `scale` pixels per token."""
+    """Return the image pixel (x, y) at the centre of each token of a feature map (height, width), row by row: (T, 2).
+
+    `scale` is the number of image pixels per token along each axis.
+    """
     return warp.pixel_grid(height, width).flatten(0, 1) * scale + scale // 2
 
 
 def overlap_neighbours(overlap: Tensor, minimum: float = 0.3) -> list[list[int]]:
-    """Return the list of views that each of F views attends to.
+    """Return for each of F views the list of indices of the views that it attends to.
 
-    View i attends to the views j with overlap[i, j] > `minimum`; if there are none, to the previous and the next view.
+    View i attends to the views j with overlap[i, j] > `minimum`; if there are none, to i - 1 and i + 1, if they exist.
     `overlap` (F, F) holds the smaller of two fractions: pixels of view i that j shows, and pixels of j that i shows.
     """
     count = len(overlap)

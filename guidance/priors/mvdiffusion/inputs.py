@@ -45,7 +45,8 @@ def unknown_channels(kind: Extra, like: Tensor) -> Tensor:
 def depth_channels(depth: Tensor, height: int, width: int) -> Tensor:
     """Convert depth (F, H, W) to inverse depth (F, 1, height, width), scaled to [-1, 1] in each image.
 
-    `height` and `width` are the size of the latents. Resizing is by nearest neighbour. Unknown depth becomes -2.
+    `height` and `width` are the size of the latents in latent pixels. Resizing is by nearest neighbour. Unknown depth
+    becomes -2.
     """
     known = (depth > 0) & depth.isfinite()
     inverse = torch.where(known, 1 / (depth.double() + 1e-6), 0.0)
@@ -66,8 +67,8 @@ def masked_images(views: Tensor, given: Tensor) -> Tensor:
 def mask_channels(latents: Tensor, given: Tensor) -> Tensor:
     """Return additional channels (F, 1 + C, h, w) of an inpainting UNet: mask (1 where unknown), then `latents`.
 
-    `latents` (F, C, h, w) are the encoded `masked_images`. `given` is True for known views (F,) or pixels (F, H, W). A
-    latent is known only if all its pixels are known.
+    `latents` (F, C, h, w) are the encoded images with grey unknown pixels (see `masked_images`). `given` is bool, True
+    for known views (F,) or pixels (F, H, W). A latent is known only if all its pixels are known.
     """
     hole = F.adaptive_max_pool2d((~_pixels(given)).to(latents)[:, None], latents.shape[-2:])
     return torch.cat([hole, latents], 1)

@@ -48,7 +48,8 @@ class MVDiffusion(LatentDiffusion):
 
     Attributes:
         multiview: UNet with correspondence-aware attention; None before `with_blocks`.
-        hold: whether known images replace the samples in each step, so that they stay unchanged.
+        hold: whether the latents of known images, noised, replace the sampled latents in each step, so that known
+            images stay unchanged.
     """
 
     multiview: MultiviewUNet | None = None
@@ -61,7 +62,10 @@ class MVDiffusion(LatentDiffusion):
         return extra_kind(self.unet.config["in_channels"] - channels, channels)
 
     def check_size(self, size: sampling.Size, keys: tuple[str, str]) -> None:
-        """Raise ConfigError if images of a size (H, W) cannot be sampled. `keys`: config keys of height and width."""
+        """Raise ConfigError if the UNet cannot sample images of `size` (H, W) in pixels: see `unit` and `check_pairs`.
+
+        `keys` are the config keys of height and width, for the message.
+        """
         sampling.check_image_size(size, self.unit, self.draft, keys)
         if self.multiview is not None and self.multiview.kind == "depth" and self.multiview.encoding == "reference":
             self.check_pairs(size, self.draft is not None, keys[1])
@@ -151,7 +155,8 @@ class MVDiffusion(LatentDiffusion):
             t: timesteps (B F,).
             text: encoded prompts (B F, L, D).
             geometry: corresponding positions of the views; None: each image is denoised separately.
-            extra: extra input channels (B F, E, h, w); None: channels that mean "nothing is known".
+            extra: extra input channels (B F, E, h, w) that the UNet takes: depth, or mask and masked image; None:
+                channels that mean "nothing is known".
             condition: clean latents and mask (B F, C + 1, h, w) from `inputs.given_condition`; None: no known views.
         """
         return self.schedule.eps_from_output(x, self.output(x, t, text, geometry, extra, condition), t)
@@ -213,13 +218,13 @@ class MVDiffusion(LatentDiffusion):
         Args:
             prompts: F prompts, one for each view.
             geometry: corresponding positions of the views; None: each view is sampled separately.
-            size: (H, W) in pixels, divisible by `unit`.
+            size: (H, W) of the images in pixels, divisible by `unit`.
             conditions: function from an image size (H, W) to two tensors, each of which may be None: additional input
                 channels of the UNet (F, E, h, w), such as depth; latents of known views with a mask (F, C + 1, h, w).
             generator: random generator of all noise; None: torch's global generator.
             eta: amount of fresh noise in each step; 0: deterministic DDIM; 1: as in DDPM.
             on_step: called before each step; may raise an exception to stop.
-            sync: additional img2img rounds, each after a function that makes the images consistent, see `ViewSync`.
+            sync: number of additional img2img rounds, and the function that makes the images consistent before each.
         """
         count, text = len(prompts), self.encode_prompt([*prompts, negative_prompt]).split([len(prompts), 1])
 

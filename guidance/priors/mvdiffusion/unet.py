@@ -54,7 +54,8 @@ class MultiviewUNet(nn.Module):
 
         Args:
             kind: "panorama": views from one position; "depth": posed views with depth.
-            encoding: frequencies of the positional encoding, "reference" (released weights) or "capped".
+            encoding: positional encoding, "reference" (that of the released weights) or "capped" (with frequencies from
+                1/4 to 64).
             condition: whether to add a branch for known views.
             convolution: for kind="depth", whether to add convolutions after each attention, as in the released weights.
         """

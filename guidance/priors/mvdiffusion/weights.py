@@ -53,8 +53,9 @@ def save_blocks(path: Path, network: MultiviewUNet, own: Mapping[str, Tensor] | 
 def load_blocks(network: MultiviewUNet, weights: Mapping[str, Tensor], unet: bool = False) -> None:
     """Copy attention blocks from the state dict `weights` into a network, in place.
 
-    If the blocks are of the other kind (panorama or depth), only their attention tensors are copied. If `unet` is True
-    and `weights` has the whole UNet, its weights are also copied. Raises ConfigError if tensors do not fit.
+    If the blocks are of another kind (panorama or depth) than the network's, only attention tensors are copied. If
+    `unet` is True and `weights` has the whole UNet, its weights are also copied. Raises ConfigError if tensors do not
+    fit.
     """
     named = {name.removeprefix(PREFIX): tensor for name, tensor in weights.items()}
     same_kind = any(TO_DEPTH in name for name in named) == (network.kind == "depth")
@@ -89,10 +90,10 @@ def is_whole(named: Mapping[str, Tensor]) -> bool:
 
 
 def with_difference(unet: UNet2DConditionModel, weights: Mapping[str, Tensor]) -> UNet2DConditionModel:
-    """Return a copy of `unet` with the changes in the state dict `weights`, as returned by `difference`.
+    """Return a copy of `unet` with the changes in `weights`, the state dict of a file of attention blocks.
 
-    The changes are additional input channels and low-rank updates of layers. If there are none, `unet` itself is
-    returned. Raises ConfigError if the blocks were trained on another 2D model.
+    The changes are additional input channels and low-rank updates of layers, see `difference`. If there are none,
+    `unet` itself is returned. Raises ConfigError if the blocks were trained on another 2D model.
     """
     named = {name.removeprefix(PREFIX): tensor for name, tensor in weights.items()}
     first = named.get("unet." + FIRST[0])
