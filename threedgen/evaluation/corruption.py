@@ -18,9 +18,9 @@ NOISE_TERMS = 24
 def rough(mesh: ColouredMesh, rng: np.random.Generator, strength: float = 1.0) -> ColouredMesh:
     """Return a mesh with smooth random noise added to its vertex positions and vertex colours.
 
-    Edges are first split to at most `MAX_EDGE`. Vertices at equal positions get equal noise, so a closed mesh stays
-    closed. Textures are not changed. ``strength`` scales the noise: 1 is typical of text-to-3D results, 0 returns
-    ``mesh`` itself.
+    Edges are first split to at most `MAX_EDGE` world units. Vertices at equal positions get equal noise, so a closed
+    mesh stays closed. Textures are not changed. ``strength`` scales the noise: 1 is typical of text-to-3D results, 0
+    returns ``mesh`` itself.
     """
     if strength == 0:
         return mesh
@@ -39,9 +39,10 @@ def rough(mesh: ColouredMesh, rng: np.random.Generator, strength: float = 1.0) -
 
 
 class SmoothNoise:
-    """Smooth random vector field: a sum of sine waves of random directions. ``wavelength`` is in world units.
+    """Smooth random vector field: a sum of sine waves of random directions.
 
-    A call maps points (..., 3) to vectors (..., 3), whose components have mean 0 and variance 1.
+    ``wavelength`` is the typical wavelength of the waves in world units. A call maps points (..., 3) to vectors
+    (..., 3), whose components have mean 0 and variance 1.
     """
 
     def __init__(self, rng: np.random.Generator, wavelength: float) -> None:
@@ -75,7 +76,7 @@ def two_fronted(mesh: ColouredMesh) -> ColouredMesh:
     """Return a mesh whose back half is replaced by a copy of the front half, so that it has the Janus problem.
 
     World axes: z up, front +x. The front half has x above the centre of the bounding box. Its copy is rotated by 180
-    degrees around the vertical axis. A symmetric closed mesh stays closed.
+    degrees around the vertical axis through this centre and y = 0. A closed mesh that is symmetric in y stays closed.
     """
     x = mesh.corners[..., 0]
     centre = (x.min() + x.max()) / 2

@@ -1,7 +1,8 @@
 """Reader of views in image files, which an evaluation measures instead of sampling a prior. Any program can make them.
 
-RUN/wanted.csv                 table of the views that the folder should have: file name, prompt, camera in degrees
-FOLDER/00003/0.png, 1.png ...  views of prompt 3; any image format, the middle square of an image is used
+RUN/wanted.csv                 table of the views that the folder should have: file name, prompt, and azimuth and
+                               elevation of the camera in degrees
+FOLDER/00003/0.png, 1.png ...  views of prompt 3, counted from 0; any image format, the middle square is used
 """
 
 from collections.abc import Sequence
@@ -26,14 +27,15 @@ MAX_SIZE = 512  # pixels; larger views are downscaled
 def read_existing(folder: str, run: Path, prompts: Sequence[str], c2w: Tensor, part: str = "") -> Array:
     """Read V views of each of N prompts from a folder. Return images (N, V, H, H, 3), uint8.
 
-    H is the shorter side of the first image, at most MAX_SIZE; the other images are resized. Writes RUN/wanted.csv
-    first. Raises ConfigError if an image is missing or damaged.
+    The middle squares of the images are used. H is the shorter side of the first image, at most MAX_SIZE pixels; the
+    other squares are resized. Writes RUN/wanted.csv, a table of the wanted views, first. Raises ConfigError if an image
+    is missing or damaged.
 
     Args:
         folder: folder of the views.
         run: run folder of the evaluation.
         prompts: N prompts.
-        c2w: camera-to-world poses (N, V, 4, 4) of the wanted views.
+        c2w: camera-to-world poses (N, V, 4, 4) of the wanted views, in a world with z up and azimuth 0 at +x.
         part: name of a subfolder: views are read from FOLDER/PART, and the table is RUN/PART/wanted.csv; "": none.
     """
     place = user_path(folder, KEY) / part

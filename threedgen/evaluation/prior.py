@@ -4,7 +4,8 @@ The module also measures view use: how much a prior uses the other views of an o
 task samples views for the captions of user assets and compares the samples with renders of the assets:
 
 RUN/samples/00003.safetensors   batch 3 of the samples; a killed run resumes after its last batch
-RUN/report.json, .md            FID and likeness with intervals, for the samples and for other renders of the assets
+RUN/report.json, .md            FID and likeness (cosine of mean features) with intervals, for the samples and for
+                                renders of the assets from other cameras
 RUN/samples.png                 renders and samples of the first assets
 """
 
@@ -49,7 +50,10 @@ Row = TypeVar("Row")
 
 
 class PriorEvaluation(Evaluation[P, int, Row]):
-    """Base class of evaluations that sample a diffusion prior. The items are indices of objects: 0, 1, ..."""
+    """Base class of evaluations that sample a diffusion prior. The items are indices of objects: 0, 1, ...
+
+    Type variables: P is the class of the config, Row the class of the result of one item.
+    """
 
     prior: Prior | None = None  # None: existing views are measured
 
@@ -76,7 +80,7 @@ class PriorEvaluation(Evaluation[P, int, Row]):
 
         Args:
             prompts: N prompts.
-            c2w: camera-to-world poses (N, V, 4, 4).
+            c2w: camera-to-world poses (N, V, 4, 4), OpenGL axes, z up.
             numbers: one number per prompt. Number, ``purpose`` and the config's seed determine the noise of a prompt.
             purpose: text that tells this use of random numbers from others.
             metadata: function from the prompt indices of a batch to a dict that identifies everything that determines
@@ -117,7 +121,7 @@ class Objects(NamedTuple):
 
     Attributes:
         z: clean latents (N, V, C, h, w).
-        c2w: camera-to-world poses (N, V, 4, 4).
+        c2w: camera-to-world poses (N, V, 4, 4), OpenGL axes, z up.
         captions: N captions.
         opposite: latents (N, C, h, w) of view V // 2, opposite to view 0, after mirroring its image left to right.
     """
@@ -147,13 +151,15 @@ def x0_errors(
     captions: Sequence[str] | None = None,
     fit_code: bool = False,
 ) -> np.ndarray:
-    """Predict the clean latents of view 0 in one step. Return the mean squared error (N,) of each object, float64.
+    """Predict the clean latents of view 0 in one step from noisy latents of all V views of each of N objects.
+
+    Return the mean squared errors (N,) of the predictions, float64.
 
     Args:
         prior: multi-view diffusion model.
         objects: cameras, and the true latents of view 0.
         z: clean latents (N, V, C, h, w) that noise is added to. View 0 is equal to view 0 of ``objects``.
-        t: time steps (N, V), integers.
+        t: diffusion time steps (N, V), integers from 0 (little noise) to ``prior.schedule.T`` - 1.
         noise: Gaussian noise (N, V, C, h, w).
         captions: N prompts; None: the empty prompt for all objects.
         fit_code: whether to condition the prior also on an object code (vector of what a caption leaves unspecified),

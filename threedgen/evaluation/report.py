@@ -58,8 +58,8 @@ def figure_table(first_head: str, rows: Mapping[str, Json], heads: Mapping[str, 
 
     Args:
         first_head: head of the column of row names.
-        rows: maps the name of a row to a dict of its metrics. A metric is an `Estimate`, the dict `Proportion.plain()`
-            of a proportion, a number, or missing.
+        rows: maps the name of a row to a dict of its metrics. A metric is an `Estimate` (dict with "mean", "low" and
+            "high"), the dict `Proportion.plain()` of a proportion, a number, or missing.
         heads: maps the key of a metric to the head of its column. Columns without any defined metric are left out.
     """
 
@@ -75,7 +75,7 @@ def figure_table(first_head: str, rows: Mapping[str, Json], heads: Mapping[str, 
 
 
 def rounded(value: Any) -> Any:
-    """Return nested dicts and lists with all floats rounded to five significant digits, the reproducible ones."""
+    """Return a copy of nested dicts and lists in which all floats are rounded to five significant digits."""
     if isinstance(value, dict):
         return {key: rounded(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

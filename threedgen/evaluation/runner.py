@@ -49,7 +49,8 @@ class Evaluation(Generic[C, Item, Row]):
     """Base class of evaluations. The runner calls `prepare`, `measure` for each item (result: a row), and `report`.
 
     The constructor checks the config and raises ConfigError for invalid options before any slow work. `prepare` and
-    `measure` raise ConfigError for unusable input, and Stopped after Ctrl-C.
+    `measure` raise ConfigError for unusable input, and Stopped after Ctrl-C. Type variables: C is the class of the
+    config, Item of an item, Row of the result of an item.
 
     Attributes:
         stage: label of the progress bar.
@@ -146,14 +147,17 @@ Ring = tuple[np.ndarray, float]  # cameras around the origin at one elevation: a
 def random_ring(rng: np.random.Generator, n_view: int, elevation_range: tuple[float, float]) -> Ring:
     """Return `n_view` evenly spaced cameras. The azimuth of the first camera and the common elevation are random.
 
-    `elevation_range` is in degrees; azimuths (V,) and elevation in the result are in radians.
+    `elevation_range` is in degrees. The result is (azimuths (V,), elevation) in radians; azimuth 0 is at +x.
     """
     azimuth = rng.uniform(0, 2 * np.pi) + 2 * np.pi / n_view * np.arange(n_view)
     return azimuth % (2 * np.pi), float(np.deg2rad(rng.uniform(*elevation_range)))
 
 
 def ring_poses(ring: Ring) -> Tensor:
-    """Return the camera-to-world poses (V, 4, 4), OpenGL axes, of a ring of cameras that look at the origin."""
+    """Return the camera-to-world poses (V, 4, 4), OpenGL axes, of a ring of cameras that look at the origin.
+
+    ``ring`` is (azimuths (V,), elevation) in radians, in a world with z up and azimuth 0 at +x.
+    """
     azimuth = torch.from_numpy(ring[0]).float()
     distance = RELATIVE_DISTANCE / np.tan(FOV / 2)
     return orbit_c2w(torch.full_like(azimuth, ring[1]), azimuth, torch.full_like(azimuth, distance))
@@ -173,8 +177,8 @@ def sample_objects(
     Args:
         prior: diffusion model to sample.
         prompts: N prompts.
-        c2w: camera-to-world poses (N, V, 4, 4).
-        rngs: one generator per prompt.
+        c2w: camera-to-world poses (N, V, 4, 4), OpenGL axes, z up.
+        rngs: one generator of noise per prompt.
         steps: number of denoising steps.
         guidance_scale: scale of classifier-free guidance.
         negative_prompt: negative prompt of all objects.
@@ -186,7 +190,8 @@ def sample_objects(
 def cached_views(path: Path, metadata: dict[str, str], sample: Callable[[], Array | Tensor]) -> Array:
     """Return the views (..., H, W, 3), uint8, in the file ``path``; if it is not valid, sample views and write it.
 
-    A file is valid if it is undamaged and has the metadata ``metadata``. ``sample`` returns new views.
+    A file is valid if it is undamaged and has the metadata ``metadata``. ``sample`` returns new views, uint8 or floats
+    in [0, 1].
     """
     views = read_views(path, metadata)
     if views is None:
@@ -196,7 +201,10 @@ def cached_views(path: Path, metadata: dict[str, str], sample: Callable[[], Arra
 
 
 def write_views(path: Path, views: Array | Tensor, metadata: dict[str, str]) -> None:
-    """Write views (..., H, W, 3) as uint8 to a file. ``metadata`` describes everything that determines the views."""
+    """Write views (..., H, W, 3), uint8 or floats in [0, 1], as uint8 to a file.
+
+    ``metadata`` describes everything that determines the views.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, save({"views": torch.from_numpy(to_uint8(views))}, metadata))
 

@@ -53,9 +53,9 @@ HEADERS = {
 class Access:
     """ASGI middleware that refuses requests without the token (401) or of foreign pages (403), and large bodies (413).
 
-    The token is the first part of the path, or in the header `Authorization: Bearer TOKEN`. The header Host is checked
-    against DNS rebinding: a foreign site can make its own name resolve to this machine, but the browser then sends the
-    foreign name.
+    Bodies may have up to MAX_UPLOAD_BYTES in PUT requests, and MAX_BODY_BYTES in others. The token is the first part of
+    the path, or in the header `Authorization: Bearer TOKEN`. The header Host is checked against DNS rebinding: a
+    foreign site can make its own name resolve to this machine, but the browser then sends the foreign name.
 
     Args:
         token: secret that grants access.
@@ -277,7 +277,7 @@ def create_app(config: StudioConfig, root: Path, queue: Queue, token: str) -> Fa
 
 
 def content(kind: str) -> dict[int | str, dict[str, Any]]:
-    """Return the OpenAPI documentation of an answer with binary content of the media type `kind`."""
+    """Return the OpenAPI documentation of a response with binary content of the media type `kind`, by status code."""
     return {200: {"content": {kind: BINARY}}}
 
 

@@ -162,7 +162,7 @@ class Queue:
         return next((job for job in self.jobs() if job.number == number), None)
 
     def add(self, job: Job) -> None:
-        """Append a job to the queue, in place of an ended job with the same name (run folder).
+        """Append a job to the queue, and remove an ended job with the same name (path of the run folder).
 
         The job is run if its state is "waiting". Raises ConfigError if a job with the same name waits or runs.
         """
@@ -189,7 +189,8 @@ class Queue:
     def finish(self, job: Job) -> None:
         """Stop the run of a job after its current step, and export its object.
 
-        A cancelled or failed job is put into the queue again for the export. Raises Conflict unless `can_finish`.
+        A cancelled or failed job is put into the queue again for the export. Raises Conflict for jobs in other states,
+        and if the run has no object to export yet (`can_finish`).
         """
         with self._lock:
             if not self.can_finish(job):

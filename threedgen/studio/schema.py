@@ -73,6 +73,7 @@ class RunInfo(BaseModel):
     """Run that has a result.
 
     Attributes:
+        name: path of the run folder, relative to the studio's folder of runs.
         early: whether the optimisation was stopped before its last step.
         ended: end of the run in UTC, as in "2026-01-31T12:00Z".
         seconds: duration of the run.
@@ -102,7 +103,7 @@ class Error(BaseModel):
 
 
 class Word(BaseModel):
-    """Word of a prompt. `known`: whether the vocabulary contains the word. `near`: similar words in the vocabulary."""
+    """Word of a prompt. `known`: whether the vocabulary contains it. `near`: similar words, if it is unknown."""
 
     word: str
     known: bool
@@ -115,8 +116,9 @@ class Words(BaseModel):
     Attributes:
         words: all words of the prompt.
         notes: warnings for the user.
-        nouns: suggested nouns (names of objects) for the unfinished last word.
-        typed: the unfinished last word, which a suggested noun replaces, or "".
+        nouns: suggested nouns (names of objects): those that start with the unfinished last word, else examples if the
+            prompt has no known noun, else [].
+        typed: the unfinished last word, which a suggested noun replaces; "" if the nouns are only examples.
     """
 
     words: list[Word] = []
@@ -137,7 +139,7 @@ def vocabulary_of(config: Any) -> dict[str, list[str]]:
 def check_prompt(prompt: str, config: Any) -> Words:
     """Check a prompt against the vocabulary of the prior of a run config.
 
-    The result is empty if the prior takes any text. Raises ConfigError if the vocabulary is damaged.
+    The fields of the result are empty if the prior takes any text. Raises ConfigError if the vocabulary is damaged.
     """
     vocabulary = config.vocabulary() if isinstance(config, PromptedConfig) else None
     if vocabulary is None:

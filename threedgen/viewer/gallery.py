@@ -94,7 +94,10 @@ def card(record: Record, home: Path) -> Tree:
 
 
 def figures(record: Record) -> dict[str, str]:
-    """Return the figures on the card of a run as a dict from name, such as "time", to text. Unknown figures are ""."""
+    """Return the numbers on the card of a run as a dict from name to text; unknown numbers are "".
+
+    The names are "triangles", "texture", "height", "file" (size of the asset's first file), "time" and "memory".
+    """
     asset, summary = record.asset, record.summary
     triangles = next(iter(asset.levels.values()), summary.triangles)
     high, file_bytes = asset.size_m.get("high"), next(iter(asset.files.values()), None)
@@ -165,8 +168,8 @@ def contact_sheets(record: Record) -> Iterator[tuple[Path, int, int, int]]:
 def three_quarter_view(n_views: int, first: object) -> int:
     """Return the index of the view nearest to azimuth 45 degrees (THREE_QUARTER), between front and side.
 
-    The `n_views` views are evenly spaced around the object. `first` is the azimuth of view 0 in degrees; a value that
-    is not a number counts as 0.
+    Azimuth 0 is the front. The `n_views` views are evenly spaced around the object, in the order of increasing azimuth.
+    `first` is the azimuth of view 0 in degrees; a value that is not a number counts as 0.
     """
     start = first if isinstance(first, int | float) else 0.0
     return min(range(n_views), key=lambda k: abs((start + 360 * k / n_views - THREE_QUARTER + 180) % 360 - 180))

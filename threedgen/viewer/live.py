@@ -44,6 +44,7 @@ class LiveView(pl.Callback):
     opened, the run ends with a ConfigError.
 
     Args:
+        options: options of the live view.
         window: function that opens the window; called before the first step, on rank 0 only.
         render: function that renders a camera (a batch of one) as an image (1, H, W, 3) in [0, 1].
         interrupts: handler of Ctrl-C. Its attribute `stop` is set to True when the user stops the run.

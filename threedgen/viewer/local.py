@@ -32,7 +32,7 @@ def is_local(
     site can make its own name resolve to this machine, but the browser then sends the foreign name as Host.
 
     Args:
-        hosts, origins: values of all Host headers and of all Origin headers of the request.
+        hosts, origins: values of all Host headers (exactly one is allowed) and of all Origin headers of the request.
         names: names and addresses of this machine.
         any_address: whether to accept all IP addresses as Host, for a server that other machines use.
     """
@@ -54,7 +54,7 @@ def _is_address(name: str) -> bool:
 
 
 def free_port(port: int) -> int:
-    """Return `port` if it is free on HOST. Otherwise return 0, with which a server gets any free port."""
+    """Return `port` if it is free on 127.0.0.1. Otherwise return 0, with which a server gets any free port."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         if os.name == "posix":  # reuse a port in TIME_WAIT; on Windows the option has another meaning
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

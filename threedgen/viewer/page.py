@@ -112,8 +112,8 @@ def write_panorama_page(path: Path, image_path: Path, title: str) -> None:
     """Write an HTML page with a 3D view from the centre of an equirectangular image.
 
     `path` is the path of the page. The page contains the image, as a JPEG if the file exceeds MAX_EMBEDDED_BYTES. The
-    image must cover 360 degrees, with the horizon in the middle row and the same number of pixels per degree along both
-    axes. Raises OSError if the image cannot be read or the page cannot be written.
+    image must cover 360 degrees horizontally, with the horizon in the middle row and the same number of pixels per
+    degree along both axes. Raises OSError if the image cannot be read or the page cannot be written.
     """
     data = embedded(image_path)
     if data is None:
@@ -134,8 +134,8 @@ def write_textured_page(
         path: path of the page.
         title: heading of the page.
         model: name of the GLB file, in the folder of the page.
-        rows: rows (title, description, [(file name, caption), ...]). Missing images and images that exceed
-            MAX_EMBEDDED_BYTES are left out.
+        rows: rows (title, description, [(file name, caption), ...]) of images in the folder of the page. Missing images
+            and images that exceed MAX_EMBEDDED_BYTES are left out.
         headline: texts for the line under the title.
         notes: remarks for the user, one sentence each.
     """

@@ -103,7 +103,7 @@ class Record:
         return tree
 
     def count(self, *keys: str) -> int | None:
-        """Return a positive integer of the config by its nested keys; None for any other value."""
+        """Return a positive integer of the config by its nested keys (see `option`); None for any other value."""
         value = self.option(*keys)
         return value if type(value) is int and value > 0 else None
 
@@ -114,7 +114,10 @@ class Record:
 
     @property
     def method(self) -> str:
-        """How the object was made: name of the run's config, with its overrides for a run of a batch; "" if unknown."""
+        """How the object was made: name of the run's config; "" if unknown.
+
+        If a task such as `batch` started the run, the name is followed by its key=value overrides.
+        """
         return str(read_json(self.folder / JOB).get("method") or stored_config_name(self.text))
 
     @property
@@ -130,7 +133,8 @@ class Record:
     def state(self) -> str:
         """State of the run: "finished", "interrupted", "failed" or "unfinished".
 
-        A finished run whose max_steps was increased afterwards is also "unfinished".
+        An interrupted run was stopped early by the user and wrote its result. Runs that are still active or were killed
+        are "unfinished", and so is a finished run whose max_steps was increased afterwards.
         """
         status = self.summary.status
         longer = status == "finished" and (self.summary.steps or 0) < (self.max_steps or 0)

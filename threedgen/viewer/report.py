@@ -92,7 +92,7 @@ def headline(record: Record) -> list[str]:
 
 
 def validations(record: Record) -> list[tuple[str, Markup]]:
-    """Return up to MAX_VALIDATIONS evenly spaced validation images of a run, as pairs (step, data URI)."""
+    """Return up to MAX_VALIDATIONS validation images of a run, evenly chosen, as pairs (training step, data URI)."""
     found = sorted(record.folder.glob("validation/[0-9]*.png"))
     paths = [found[k] for k in evenly_spaced(len(found), MAX_VALIDATIONS)]
     return [(path.stem.lstrip("0") or "0", uri) for path in paths if (uri := embedded(path))]
@@ -105,7 +105,10 @@ def logged_images(record: Record) -> list[tuple[str, Markup]]:
 
 
 def facts(record: Record) -> list[tuple[str, Rows]]:
-    """Return the tables of the report page as pairs (title, rows). A row is a pair (name, text). Rows can be empty."""
+    """Return the tables of the report page as pairs (title, rows), where `rows` is a list, possibly empty.
+
+    A row is a pair (name, text).
+    """
     summary, machine = record.summary, record.summary.environment
     tables: dict[str, Tree] = {
         "Asset": asset_facts(record),
@@ -149,8 +152,8 @@ def costs(record: Record) -> dict[str, str]:
 def files(folder: Path) -> list[tuple[str, int]]:
     """Return (path relative to `folder`, size in bytes) of the files of a run, without its report page.
 
-    Hidden and temporary files are left out. Files of the asset are first, then files directly in `folder`, then files
-    in other subfolders.
+    Hidden and temporary files are left out. Files of the asset (subfolder asset/) are first, then files directly in
+    `folder`, then files in other subfolders.
     """
     paths = [path for path in folder.rglob("[!.]*") if path.is_file() and path.suffix != ".tmp"]
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths if path != folder / PAGE}
@@ -158,7 +161,7 @@ def files(folder: Path) -> list[tuple[str, int]]:
 
 
 def plots(record: Record) -> list[tuple[str, Markup]]:
-    """Return a plot of each quantity in PLOTS that was logged at two or more steps, as (title, SVG)."""
+    """Return pairs (title, SVG): a plot of each quantity in PLOTS, such as the loss, logged at two or more steps."""
     lines, result = read_metrics(record.folder), []
     steps = [float(line["step"]) for line in lines]
     for key, title, from_zero in PLOTS:

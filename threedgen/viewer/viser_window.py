@@ -61,9 +61,9 @@ class ViserWindow:
             self.stop_clicked = True
 
     def cameras(self, size: int) -> dict[int, Cameras]:
-        """Return a dict from client id to camera (a batch of one) for all connected clients.
+        """Return a dict from client id to camera (a batch of one) for all connected clients (open browser tabs).
 
-        `size` is the image height of the cameras in pixels.
+        Clients whose camera is not valid yet are left out. `size` is the image height of the cameras in pixels.
         """
         found = {}
         for client_id, client in self._server.get_clients().items():
@@ -74,7 +74,7 @@ class ViserWindow:
         return {client_id: camera for client_id, camera in found.items() if camera is not None}
 
     def show(self, client_id: int, image: Array) -> None:
-        """Show an image (H, W, 3), uint8, to one client. If the client has disconnected, do nothing."""
+        """Show an image (H, W, 3), uint8, in one client (browser tab). If the client has disconnected, do nothing."""
         client = self._server.get_clients().get(client_id)
         if client is not None:
             client.scene.set_background_image(image, format="png")
@@ -95,7 +95,7 @@ def client_camera(rotation: Array, position: Array, fov: float, aspect: float, s
     """Return the camera of a browser tab (a batch of one); None if an argument is invalid, as it is while a tab opens.
 
     Args:
-        rotation: camera-to-world rotation (3, 3), OpenCV axes.
+        rotation: camera-to-world rotation (3, 3), OpenCV axes (x right, y down, z forward).
         position: camera position (3,), world units.
         fov: vertical field of view, radians; clamped to [MIN_FOV, MAX_FOV].
         aspect: width / height; clamped to [1 / MAX_ASPECT, MAX_ASPECT].

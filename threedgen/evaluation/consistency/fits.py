@@ -45,10 +45,12 @@ class Job:
         sampler: name of the sampler, or "original" for the original views.
         images: views (V, H, W, 3), uint8.
         cameras: V cameras of the views.
-        held_out: indices of the views that the neural field is not fitted to.
+        held_out: indices into ``images`` of the views that the neural field is not fitted to.
         truth: original views (V, H, W, 3), uint8, to compare ``images`` with; None: no comparison.
-        sampled: indices of the target views. Only these are compared with ``truth``; the sampler was given the others.
-        bounds: ball that the neural field covers; None: the ball is computed from the cameras.
+        sampled: indices of the target views, which the sampler made. Only these are compared with ``truth``; the
+            sampler was given the others.
+        bounds: ball around the origin that the neural field covers, and near and far ends of its rays; None: they are
+            computed from the cameras.
     """
 
     config: ConsistencyConfig
@@ -70,7 +72,7 @@ class Job:
         return Path(str(self.config.out)) / "scores" / f"{self.scene}.{self.sampler}.json"
 
     def key(self) -> str:
-        """Return a hash of all inputs and options that determine the score; a stored score with another is outdated."""
+        """Return a hash of everything that determines the score. A stored score with another hash is outdated."""
         digest, c = hashlib.sha256(), self.config
         truth = () if self.truth is None else (self.truth,)
         for array in (self.images, self.cameras.c2w.numpy(), self.cameras.K.numpy(), *truth):
@@ -82,7 +84,7 @@ class Job:
 
 
 def stored_or_scored(job: Job, threads: int) -> Json:
-    """Return the result of `score` for a job: read from the run folder, or computed if it is missing or outdated.
+    """Return the metrics of a job (see `score`): read from the run folder, or computed if missing or outdated.
 
     ``threads`` is the number of CPU threads for the computation.
     """
@@ -96,8 +98,8 @@ def stored_or_scored(job: Job, threads: int) -> Json:
 def score(job: Job) -> Json:
     """Fit a neural field to the views of a job that are not held out, and compare its renders with the held-out views.
 
-    Returns the metrics as a JSON dict, with keys such as "psnr" and "tsed". The dict is also written to ``job.path``,
-    and the held-out views and renders to an .npz file of the same name.
+    Returns the metrics as a JSON dict, with keys such as "psnr" (mean, in dB) and "tsed". The dict is also written to
+    ``job.path``, and the held-out views and renders to an .npz file of the same name.
     """
     start, views, config = time.monotonic(), job.views, job.config
     kept = [k for k in range(len(views)) if k not in job.held_out]

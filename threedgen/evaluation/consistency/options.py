@@ -41,7 +41,7 @@ class MVDreamSamplerConfig(Config):
 
 
 class MVAdapterSamplerConfig(Config):
-    """Sampler with a 2D diffusion model and MV-Adapter, which samples many views of an object from image or prompt.
+    """Sampler with a 2D diffusion model and MV-Adapter, which samples views of an object from an image or a prompt.
 
     Options of the sampler "mvadapter" (`scenes.MVAdapterSampler`).
     """
@@ -126,9 +126,10 @@ class PosedScenesConfig(Config):
 
 
 class SampledScenesConfig(Config):
-    """Scenes of the existing views that the sampler "folder" reads; there are no original views to compare with.
+    """Scenes of existing views in a folder, without original views to compare them with.
 
-    Options of the scenes "sampled". The first sampler must be a folder of existing views (`FolderSamplerConfig`).
+    Options of the scenes "sampled". The scenes are those that the first sampler of the task reads. It must be the
+    sampler "folder" (`FolderSamplerConfig`).
     """
 
     name: Literal["sampled"] = "sampled"
@@ -144,9 +145,9 @@ class TSEDConfig(Config):
 
 
 class ProbeWeightsConfig(Config):
-    """Toybox probe (classifier of toybox images), whose features FID and KID use.
+    """Weights of the probe, a classifier of images of toybox objects (procedural 3D objects of this package).
 
-    Options of the network: its weights.
+    Options of the feature network of FID and KID. They compare hidden features of the probe.
     """
 
     weights: str = Field("embedded", min_length=1, description="'embedded', or a train-probe run's .safetensors file")
@@ -177,7 +178,7 @@ class ConsistencyConfig(RunConfig):
 
     @property
     def named_samplers(self) -> Tree:
-        """Configs of all samplers. The keys are their names in the result table."""
+        """Dict from the name of each sampler, as in the result table, to its config."""
         return self.samplers or {self.sampler.name: self.sampler}
 
     @model_validator(mode="before")

@@ -39,7 +39,8 @@ class FolderScene(NamedTuple):
 
     Attributes:
         views: the cameras, and a reader of the images.
-        bounds: ball that a field of the scene covers; None if the ball is to be computed from the cameras.
+        bounds: ball around the origin that a field of the scene covers, and near and far ends of its rays; None if they
+            are to be computed from the cameras.
         notes: remarks for the user, such as missing photos.
     """
 
@@ -61,11 +62,11 @@ def open_scene(path: Path, config: FolderSamplerConfig | PosedScenesConfig) -> F
 
 
 def open_photo_scene(path: Path, size: int, convention: PoseConvention | None) -> FolderScene:
-    """Open photos with poses, check the poses, and move the point that the cameras look at to the origin.
+    """Open photos with poses, check the poses, and move the centre of the scene (`scene_centre`) to the origin.
 
-    `size` is the maximum of the longer image side in pixels. `convention` is the convention of the poses; None: the
-    convention of the file format. Raises ConfigError if a file is unreadable, if there are fewer than `MIN_VIEWS`
-    photos, or if the poses fit another convention.
+    `size` is the maximum of the longer image side in pixels. `convention` is the convention of the poses, such as
+    "w2c-opencv" (world-to-camera, OpenCV axes); None: the convention of the file format. Raises ConfigError if a file
+    is unreadable, if there are fewer than `MIN_VIEWS` photos, or if another convention of the poses fits the images.
     """
     photos = open_photos(path, size, convention)
     if len(photos) < MIN_VIEWS:
@@ -94,10 +95,12 @@ def has_plain_background(photos: PosedPhotos) -> bool:
 
 
 def scene_centre(photos: PosedPhotos) -> tuple[Array, float | None]:
-    """Return the centre (3,) of a scene and the radius of the ball that a field should cover, in units of the poses.
+    """Return the centre (3,) of a scene and the radius of the ball that a field should cover, in the poses' world.
 
-    If the file has a scene cube (Instant-NGP), centre and radius come from the cube. Otherwise the centre is the point
-    that the cameras look at, and the radius covers 95 % of the points of the COLMAP model; without points it is None.
+    If the camera file has a scene cube (Instant-NGP), centre and radius come from the cube. Otherwise the centre is the
+    point that the cameras look at; without such a point, it is the median of the points of the COLMAP model, or a point
+    ahead of the cameras. The radius then covers 95 % of the COLMAP points, but is at most `MAX_SURROUNDINGS` times the
+    largest camera distance from the centre. It is None without COLMAP points.
     """
     posed, c2w = photos.posed, photos.cameras.c2w.double().numpy()
     if posed.box is not None:

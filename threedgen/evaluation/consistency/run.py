@@ -114,7 +114,7 @@ class Consistency(Evaluation[ConsistencyConfig, Job, Json]):
                     yield Job(self.config, scene.name, row, images, scene.cameras, held, *compared_views)
 
     def sample(self, row: str, batch: Sequence[Scene]) -> list[Views]:
-        """Return all views of each scene in ``batch``: condition views, and target views of the sampler named ``row``.
+        """Return all views of each scene in ``batch``: given condition views, and target views by the sampler ``row``.
 
         Target views are read from the run folder if they are there, and sampled otherwise.
         """
@@ -184,7 +184,7 @@ within one protocol and settings. In brackets 95 % bootstrap intervals over the 
         return found
 
     def write_sheets(self, scores: Sequence[Json]) -> None:
-        """Write the contact sheets views.png and sheet.png of the first scenes.
+        """Write the contact sheets views.png and sheet.png of the first `SHEET_SCENES` scenes.
 
         views.png shows the views of each scene, sampled and original. A cell of sheet.png shows one held-out view
         (the view with the median PSNR) of a scene and sampler, the render of the field, and the amplified difference.
@@ -210,9 +210,10 @@ within one protocol and settings. In brackets 95 % bootstrap intervals over the 
 def feature_distances(features: FeatureNetwork, folder: Path, of: Mapping[str, Sequence[Json]]) -> dict[str, Json]:
     """Compute FID and KID of each sampler, between all held-out views and all renders of the fitted fields.
 
-    ``of`` maps the name of a sampler, or "original", to its results of `fits.score`, whose images are in ``folder``.
-    Returns for each name a dict with "fid", "kid" (not multiplied by 1000) and "pictures" (number of held-out views).
-    FID and KID have 95 % jackknife intervals over the scenes. Names with fewer than two held-out views are left out.
+    ``of`` maps the name of a sampler, or "original" (the original views), to its results of `fits.score`, one per
+    scene. ``folder`` has the images that `fits.score` stored. Returns for each name a dict with "fid", "kid" (not
+    multiplied by 1000) and "pictures" (number of held-out views). FID and KID have 95 % jackknife intervals over the
+    scenes. Names with fewer than two held-out views are left out.
     """
     found: dict[str, Json] = {}
     for row, scores in of.items():

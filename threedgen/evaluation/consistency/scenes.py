@@ -54,8 +54,10 @@ class Scene:
         numbers: V view numbers, as in the names of the image files.
         condition: indices of the condition views, whose images a sampler receives.
         text: prompt, or "".
-        original: function that returns the original views at a list of indices; None if there are no original views.
-        bounds: ball that a neural field of the scene covers; None: the ball is computed from the cameras.
+        original: function that returns the original views at a list of indices, from 0 to V - 1; None if there are no
+            original views.
+        bounds: ball around the origin that a neural field of the scene covers, and near and far ends of its rays; None:
+            they are computed from the cameras.
         notes: remarks for the user about the cameras of photos.
     """
 
@@ -136,10 +138,10 @@ def fit_to(scene: Scene, images: Tensor) -> Tensor:
 
 
 def held_out_views(scene: Scene, seed: int, share: float = HELD_OUT) -> list[int]:
-    """Return the sorted indices of random target views to hold out, about the fraction ``share`` of all views.
+    """Return the sorted indices of random views to hold out of the fit, about the fraction ``share`` of all views.
 
-    The indices depend only on the seed, the number of views and the condition views, so they are equal for all
-    samplers. Raises ConfigError if there are too few views.
+    Only target views, which the sampler makes, are held out. The indices depend only on the seed, the number of views
+    and the condition views, so they are equal for all samplers. Raises ConfigError if there are too few views.
     """
     count, targets = len(scene.cameras), scene.targets
     number = max(1, round(share * count))
@@ -152,8 +154,8 @@ def held_out_views(scene: Scene, seed: int, share: float = HELD_OUT) -> list[int
 def camera_warnings(scene: Scene) -> list[str]:
     """Return remarks for the user about the cameras of a scene: ``scene.notes``, or if it is empty at most one warning.
 
-    The warning is given if the median angle between viewing axis and direction to the origin is above `MAX_ANGLE`
-    degrees.
+    The warning is given if the angle between the viewing axis of a camera and the direction from the camera to the
+    origin has a median over the cameras above `MAX_ANGLE` degrees.
     """
     if scene.notes:
         return list(scene.notes)
@@ -173,7 +175,7 @@ class GroupSampler:
     """Base class of samplers that use a diffusion model (prior).
 
     The views of a scene are divided into groups of at most ``config.together`` views (0: one group). The views of a
-    group are sampled jointly.
+    group are sampled jointly. With G groups, group k has the views k, k + G, k + 2 G, ...
     """
 
     needs_text, on_disk = False, False
@@ -191,9 +193,10 @@ class GroupSampler:
         return f"{digest(self.prior.networks)} {config_hash(self.config)}"
 
     def sample_group(self, request: Request, c2w: Tensor, rng: torch.Generator) -> Tensor:
-        """Sample G views jointly at camera-to-world poses ``c2w`` (G, 4, 4). Return images (G, H, W, 3) in [0, 1].
+        """Sample the G views of one group jointly. Return images (G, H, W, 3) in [0, 1].
 
-        ``request`` has the prompt and the condition views of the scene; its target cameras are those of all groups.
+        ``c2w`` (G, 4, 4) are their camera-to-world poses with OpenGL axes. ``request`` has the prompt and the condition
+        views of the scene; its target cameras are those of all groups. ``rng`` generates the noise.
         """
         raise NotImplementedError
 
@@ -222,8 +225,8 @@ class MVAdapterSampler(GroupSampler):
     """Sampler that uses a 2D model with MV-Adapter, conditioned on the first condition view and the prompt.
 
     Scenes without a condition view have only the prompt. The adapter receives the directions of the cameras, but
-    neither distances nor fields of view. The model chooses the size and position of the object, and shows its front at
-    azimuth 0.
+    neither distances nor fields of view. The model chooses the size and position of the object, and shows its front to
+    cameras at azimuth 0 (in the direction of world +x).
     """
 
     config: options.MVAdapterSamplerConfig
@@ -268,9 +271,10 @@ class FolderSampler:
         return [self.scenes[request.scene].views.views(self.indices(request)).images for request in requests]
 
     def indices(self, request: Request) -> list[int]:
-        """Return, for each requested view, its index among the views of the scene in the folder.
+        """Return, for each target view of ``request``, its index among the views of this scene in the folder.
 
-        Raises ConfigError if a view is missing, or if the pose of a view differs from the requested pose.
+        Raises ConfigError if a view is missing, or if the pose of a view differs from the requested pose (tolerance:
+        `SAME_POSE`).
         """
         if request.scene not in self.scenes:
             raise ConfigError(f"{self.folder / request.scene} is missing. The scenes to score include it.")

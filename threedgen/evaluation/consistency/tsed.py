@@ -2,8 +2,8 @@
 
 Defined by Yu et al. 2023, "Long-Term Photometric Consistent Novel View Synthesis with Diffusion Models", section 4.2.
 TSED does not detect shifts along an epipolar line, and views without texture have no matches. Features are matched by
-SIFT of scikit-image with Lowe's ratio test and a cross check; the paper uses COLMAP. Pixels are (u, v), and the centre
-of the first pixel is (0.5, 0.5).
+SIFT of scikit-image with Lowe's ratio test and a cross check; the paper uses COLMAP. Pixels are (u right, v down), and
+the centre of the first pixel is (0.5, 0.5).
 """
 
 from collections.abc import Sequence
@@ -33,10 +33,11 @@ class Pairs(NamedTuple):
     """Epipolar consistency of P pairs of views.
 
     Attributes:
-        consistent: number of consistent pairs, as defined in `judge`.
+        consistent: number of consistent pairs, with enough matches and a small median distance (`judge`).
         total: number of pairs P.
         matches: number of feature matches of each pair.
-        median_sed: median symmetric epipolar distance of each pair, pixels; inf for a pair without a match.
+        median_sed: median symmetric epipolar distance of each pair, in pixels of the compared images; inf for a pair
+            without a match.
     """
 
     consistent: int
@@ -52,8 +53,8 @@ class Pairs(NamedTuple):
 def fundamental(first: Cameras, second: Cameras) -> Tensor:
     """Return the fundamental matrices F (N, 3, 3), float64, of N pairs of cameras.
 
-    A point with the homogeneous pixels p in the first and q in the second image has q^T F p = 0. F is 0 for two cameras
-    at the same position.
+    A point with the homogeneous pixels p = (u, v, 1) in the first and q in the second image has q^T F p = 0. F is 0 for
+    two cameras at the same position.
     """
     one, other = (torch.linalg.inv(opencv_axes(at.c2w).double()) for at in (first, second))  # world to camera
     E = epipolar.essential_from_Rt(one[:, :3, :3], one[:, :3, 3:], other[:, :3, :3], other[:, :3, 3:])

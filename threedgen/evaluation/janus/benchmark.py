@@ -36,8 +36,8 @@ MESH = "mesh.glb"
 class JanusRates(Evaluation[M, Asset, Result]):
     """Base class of the tasks "janus-benchmark" and "janus-score", which compute Janus rates of methods.
 
-    The Janus rate of a method is the fraction of objects with two or more fronts, among its objects with a front. This
-    class measures the error rates of the Janus meter (`meter.Meter`, which counts fronts), and writes the report.
+    The Janus rate of a method is the fraction of objects with two or more fronts, among its objects with at least one.
+    This class measures the error rates of the Janus meter (`meter.Meter`, which counts fronts), and writes the report.
     """
 
     unknown_orientation = False
@@ -51,8 +51,8 @@ class JanusRates(Evaluation[M, Asset, Result]):
     def error_rates(self) -> ErrorRates | None:
         """Return the error rates of the Janus meter, from RUN/meter.json if they are there, else by measuring them.
 
-        The result is None if the option ``truth.objects`` is 0, or if not all assets are toybox objects and the option
-        ``truth.assets`` names no folder of objects with one front.
+        The result is None if the option ``truth.objects`` is 0, or if the option ``truth.assets`` names no folder of
+        objects with one front and not all assets are toybox objects (procedural objects of this package).
         """
         config = self.config
         if not config.truth.objects or not (self.toybox or config.truth.assets):
@@ -111,8 +111,9 @@ class Benchmark(JanusRates[JanusBenchmarkConfig, Job]):
 class Score(JanusRates[JanusScoreConfig, tuple[Path, str, str]]):
     """Task "janus-score": compute Janus rates of mesh files ASSETS/METHOD/a-blue-dog.glb or ASSETS/a-blue-dog.glb.
 
-    The prompt of a file is its name without suffix, unless the config sets another one. Each mesh is scaled to fit into
-    a ball. An item is (path of the file, method, prompt).
+    Files directly in ASSETS (the folder of the option ``assets``) are of one method, named after this folder. The
+    prompt of a file is its name without suffix, with spaces instead of "-" and "_", unless the config sets another one.
+    Each mesh is centred and scaled to fit into a ball. An item is (path of the file, method, prompt).
     """
 
     def __init__(self, task: Task) -> None:

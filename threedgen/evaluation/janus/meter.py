@@ -6,8 +6,9 @@ The task "janus-meter" measures the errors of the meter on objects with a known 
                                 objects whose front is missed or invented, with intervals
     RUN/sheet.png               views of the objects with the results of the meter, wrong results first
 
-An object with one front is a toybox object that no training uses, or a mesh file that faces +z (y up). For a
-two-fronted object, its back half is replaced by a copy of its front half. Toybox objects such as balls have no front.
+An object with one front is a toybox object (procedural object of this package) that no training uses, or a mesh file
+that faces +z (y up). A two-fronted object is such an object with its back half replaced by a copy of its front half.
+Objects without a front are toybox objects such as balls.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -63,13 +64,14 @@ class ViewClassifier(Protocol):
     """
 
     def sides(self, images: Tensor, prompt: str) -> Tensor:
-        """Return the probabilities (V, 4) that a view of the prompt's object shows its front, left, back or right.
+        """Return the probabilities (V, 4) that each view shows the front, left, back or right side of an object.
 
-        If the four sum to less than 1, the rest is the probability that the object has no front.
+        ``prompt`` names the object. If the four sum to less than 1, the rest is the probability that the object has no
+        front.
         """
 
     def likeness(self, images: Tensor, prompts: Sequence[str]) -> Tensor | None:
-        """Return the similarity (V, N) of each view to each of N prompts.
+        """Return the similarity (V, N) of each view to each of N prompts, such as the cosine of CLIP embeddings.
 
         The result is None if the classifier does not support one of the prompts.
         """
@@ -118,7 +120,10 @@ def clip_input(images: Tensor, size: int) -> Tensor:
 
 
 class Reading(NamedTuple):
-    """Views (V, S, S, 3) of an object, and probabilities (V, 4) that a view shows its front, left, back or right."""
+    """Views of an object, and probabilities (V, 4) that each view shows its front, left, back or right.
+
+    Views are (V, S, S, 3): floats in [0, 1], or uint8 if they are thumbnails.
+    """
 
     views: Array
     sides: Array
@@ -145,8 +150,8 @@ class Meter:
     def classify(self, mesh: ColouredMesh, prompt: str, light: bool | None = None) -> Reading:
         """Render the views of an object that fits into the unit sphere, and classify the side that each view shows.
 
-        ``prompt`` names the object. ``light`` is whether to shade the mesh as toybox objects are shaded; None: shade it
-        only if it has neither vertex colours nor a texture.
+        The world has z up, and an object should face +x. ``prompt`` names the object. ``light`` is whether to shade the
+        mesh as toybox objects are shaded; None: shade it only if it has neither vertex colours nor a texture.
         """
         views = mesh.render(self.c2w, FOV, self.config.size, BACKGROUND, mesh.flat if light is None else light)
         return Reading(views, self.classifier.sides(torch.from_numpy(views), prompt).double().numpy())
@@ -154,8 +159,9 @@ class Meter:
     def evaluate(self, sides: Array, unknown_orientation: bool = False) -> RingResult:
         """Count the fronts of an object from the probabilities ``sides`` (V, 4) of the sides in its views.
 
-        If ``unknown_orientation`` is True, the views are compared with the sides that the cameras would see in the
-        orientation that fits them best. The number of fronts does not depend on it.
+        The side that each view shows is compared with the side that the camera sees of an object that faces +x. If
+        ``unknown_orientation`` is True, the object is assumed to face the way that fits the views best. The number of
+        fronts does not depend on this.
         """
         return classify_ring(sides, self.azimuth, self.config.threshold, unknown_orientation)
 
@@ -175,7 +181,7 @@ class KnownObject(NamedTuple):
         prompt: name of the object, which the classifier compares with the views.
         fronts: true number of fronts: 0, 1 or 2.
         reading: views of the object, as thumbnails, and side probabilities of the full-size views.
-        result: number of fronts that the meter finds, and further results.
+        result: number of fronts that the meter finds, and whether each view shows a front and the right side.
     """
 
     prompt: str
@@ -187,8 +193,9 @@ class KnownObject(NamedTuple):
 class MeterErrors(Evaluation[MeteredConfig, tuple[str, ColouredMesh, int], KnownObject]):
     """Task "janus-meter": error rates of the Janus meter (`Meter`) on objects with a known number of fronts.
 
-    The other Janus tasks use this class too. An item is (prompt, mesh, number of fronts). Each object with one front is
-    followed by the same object with two fronts. Smooth noise of the strength ``truth.rough`` is added to all meshes.
+    The other Janus tasks use this class too. An item is (prompt, mesh, number of fronts: 0, 1 or 2). Each object with
+    one front is followed by the same object with two fronts: the back half is replaced by a copy of the front half.
+    Smooth noise of the strength ``truth.rough`` is added to the surfaces and colours of all meshes.
     """
 
     stage = "ground truth"

@@ -73,8 +73,9 @@ class MeterConfig(Config):
 class TruthConfig(Config):
     """Objects with a known number of fronts, on which the error rates of the Janus meter are measured.
 
-    Options of the test objects. Each object is used unchanged, with one front, and with its back half replaced by a
-    copy of its front half. If ``assets`` is null, they are toybox objects, and objects without a front are added.
+    Options of the test objects. Each object with a front is used twice: unchanged, as an object with one front, and
+    with its back half replaced by a copy of its front half, as an object with two fronts. If ``assets`` is null, the
+    objects are toybox objects (procedural objects of this package), and toybox objects without a front are added.
     """
 
     objects: int = Field(300, ge=0, le=100_000, description="objects of each kind to measure the meter's errors on")
@@ -124,7 +125,7 @@ class JanusScoreConfig(MeteredConfig):
 
 
 def folder_of_assets(text: str, key: str) -> Path:
-    """Return the folder at the path ``text``. Raises ConfigError, with the config key ``key``, if it has no meshes."""
+    """Return the folder at the path ``text``. Raises ConfigError (config key ``key``) if it has no mesh files."""
     folder = user_path(text, key)
     if not folder.is_dir() or not asset_files(folder):
         raise ConfigError("should be a folder with GLB, glTF, OBJ, PLY or OFF files", key, text)
@@ -171,13 +172,13 @@ class FrontObjects(Protocol):
         """Return ``count`` random prompts that no training uses. Raises ConfigError if there are not enough."""
 
     def without_front(self, prompts: Sequence[str]) -> dict[str, str]:
-        """Return the prompts whose object has no front, each mapped to the noun of the object, such as "ball"."""
+        """Return those of ``prompts`` whose object has no front, each mapped to the object's noun, such as "ball"."""
 
     def meshes(self, seed: int, first: int, count: int, front: bool = True) -> Iterator[tuple[str, ColouredMesh]]:
         """Yield (prompt, mesh) of ``count`` random objects with a front, or without a front if ``front`` is False.
 
-        The objects of each class, such as "dog", have the indices ``first``, ``first`` + 1, ..., which with the seed
-        determine their shapes.
+        World axes of the meshes: z up, front +x. The objects cycle through the classes, such as "dog". Those of each
+        class have the indices ``first``, ``first`` + 1, ..., which with the seed determine their shapes.
         """
 
 
@@ -188,14 +189,15 @@ def front_objects() -> FrontObjects:
 
 @dataclass(frozen=True)
 class Plan:
-    """Plan of a Janus benchmark.
+    """Plan of a Janus benchmark. A method is the name of a config, optionally followed by overrides "key=value".
 
     Attributes:
-        jobs: objects to make, in order.
+        jobs: objects to make, ordered by seed, then prompt, then method.
         prompts: prompts that have jobs.
         refused: dict from each method that cannot run to the reason.
         left_out: dict from each prompt whose object has no front to the reason.
-        toybox: whether all methods make toybox objects; if not, error rates measured on toybox objects do not apply.
+        toybox: whether all methods make toybox objects (procedural objects of this package); if not, error rates
+            measured on toybox objects do not apply.
     """
 
     jobs: list[Job]
@@ -213,8 +215,8 @@ def make_plan(methods: Sequence[str], overrides: Sequence[str], prompts: Sequenc
     """Plan the jobs of a benchmark, ordered by seed, prompt, method, so that an unfinished run compares all methods.
 
     A method is the name of a config, optionally followed by overrides "key=value". ``overrides`` are overrides of all
-    methods. Prompts of objects without a front are left out. Raises ConfigError if a config makes no 3D object, if a
-    prompt names an unknown object, or if no prompt is left.
+    methods. Prompts of objects without a front are left out, and so are methods whose config fails its check. Raises
+    ConfigError if a config makes no 3D object, if a prompt names an unknown object, or if no prompt is left.
     """
     nouns = front_objects().without_front(prompts)
     left_out = {prompt: f"a {noun} has no front" for prompt, noun in nouns.items()}

@@ -1,6 +1,7 @@
-"""Results of the Janus meter (a classifier of viewing sides) and the report of the task "janus-score".
+"""Results of the Janus meter (counter of fronts), and the report of the tasks "janus-benchmark" and "janus-score".
 
-Each asset, a mesh, gets a verdict. Each method, which made a set of assets, gets rates. The report compares methods.
+Each asset, a mesh, gets a result, mainly its number of fronts. Each method, which made a set of assets, gets rates. The
+report compares methods.
 
 RUN/looks/                   classified views of each asset; assets with a stored result are not classified again
 RUN/report.html              tables with all views; report.md and report.json have the same content
@@ -55,18 +56,21 @@ class Result:
 
     Attributes:
         method, prompt, seed: method, prompt and seed that made the object. The seed of an existing mesh is None.
-        folder: folder of the run, or name of the files in which `Reader` stores the result.
+        folder: folder of the run that made the object; for an existing mesh, name of the files in which `Reader` stores
+            the result.
         state: "seen" (evaluated), "empty" (nothing to render), "unreadable", "failed" (its run failed) or "missing"
             (not made yet). Only assets with the state "seen" have values from ``fronts`` to ``likeness``.
-        reason: reason of another state than "seen", or "".
+        reason: why the state is not "seen"; "" if it is.
         fronts: number of fronts.
-        certainty: maximum over the views of the front probability in [0, 1], smoothed over the ring of views.
+        certainty: largest front probability in [0, 1] among the views whose likeliest side is the front, after
+            smoothing over neighbouring views of the ring; 0 if there are no such views.
         shown: for each view, whether it shows a front.
         right: for each view, whether the classified side is the side that the camera sees.
         sides: probabilities (V, 4) of front, left, back and right in each view.
-        likeness: similarity to each prompt of the benchmark, mean over the views; None if the classifier
-            computes no similarities.
-        seconds, memory_mib: duration in seconds and peak memory in MiB of the run that made the object.
+        likeness: similarity to each prompt of the benchmark, in their order, mean over the views; None if the
+            classifier computes no similarities.
+        seconds, memory_mib: duration in seconds and peak memory in MiB of the run that made the object; None for an
+            existing mesh.
     """
 
     method: str
@@ -116,8 +120,9 @@ class Reader:
     def read(self, path: Path, name: str, prompt: str, up: Literal["y", "z"] = "y", fit: bool = False) -> Json:
         """Render and classify a mesh file, or read the stored result. Return keyword arguments of `Result`.
 
-        ``name`` is the NAME of the stored files. ``prompt`` names the object. ``up`` is the up axis of the mesh file.
-        If ``fit`` is True, the mesh is centred and scaled to fit into a ball first.
+        A missing or unusable file gives the state "empty" or "unreadable". ``name`` is the NAME of the stored files.
+        ``prompt`` names the object. ``up`` is the up axis of the mesh file; a y-up file should face +z, a z-up file +x.
+        If ``fit`` is True, the mesh is first centred and scaled to fit into a ball of radius 0.8.
         """
         if not path.exists():
             return {"state": "empty", "reason": f"there is no {path.name}"}
@@ -153,7 +158,8 @@ def method_row(
     measured. ``refused`` is the reason why the method cannot run, or None if the method can run.
 
     Returns:
-        Dict with the keys below. Shares are dicts from `Proportion.plain`.
+        Dict with the keys below. Shares are dicts with "hits", "total", "share" (hits / total), "low" and "high" (95 %
+        interval); "corrected" has only the last three.
         "raw": Janus rate, the share of assets with two or more fronts among those with a front.
         "corrected": Janus rate corrected for the errors of the meter.
         "no_front": share of assets in which the meter finds no front.
@@ -194,12 +200,12 @@ def write_janus_report(
     left_out: dict[str, str],
     unknown_orientation: bool,
 ) -> None:
-    """Write all files of the report, and the summary of the run.
+    """Write report.html, report.md and report.json, and the summary file that marks the run as finished.
 
     Args:
         rows: one row per method, from `method_row`.
         results: results of all assets.
-        rates: error rates of the classifier that names the side of a view, or None if they were not measured.
+        rates: error rates of the Janus meter, or None if they were not measured.
         left_out: dict from each prompt or file that has no result to the reason.
         unknown_orientation: whether the orientation of the assets is unknown, which the report mentions.
     """

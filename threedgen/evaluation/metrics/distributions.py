@@ -58,8 +58,8 @@ def distance_functions(
         ours: features (N, D) of each item.
         truth: true features (M, D) of each item. If it has as many items as ``ours``, the subset selects from both
             lists; otherwise the subset of ``ours`` is compared with all of ``truth``.
-        subsets, size: number of random subsets for KID, and features per subset. If there are at most ``size``
-            features, KID uses one subset of all of them.
+        subsets, size: number of random subsets for KID, and features per subset. If the smaller set has at most
+            ``size`` features, KID uses one subset with as many features as this set.
     """
 
     def both(items: NDArray[np.intp]) -> tuple[Array, Array]:
@@ -133,8 +133,8 @@ def mottle(views: np.ndarray, masks: np.ndarray, seed: int = 0) -> float | None:
     """Measure how patchy the colours of an object are. Return None for fewer than `PALETTE` foreground pixels.
 
     The value is the mean distance from a foreground pixel to the nearest of `PALETTE` colours in the (a, b) plane of
-    Lab. These colours are found by k-means over all views. Pixels at the outline are left out. ``views`` are sRGB
-    images (V, H, W, 3) in [0, 1], ``masks`` are bool (V, H, W), True for the foreground.
+    Lab. These colours are found by k-means over random pixels of all views. Pixels at the outline are left out.
+    ``views`` are sRGB images (V, H, W, 3) in [0, 1], ``masks`` are bool (V, H, W), True for the foreground.
     """
     inner = np.stack([binary_erosion(mask, iterations=max(1, views.shape[1] // 64)) for mask in masks])
     pixels = views[inner]

@@ -209,7 +209,8 @@ def jackknife_estimate(figure: Callable[[NDArray[np.intp]], float], count: int, 
 def side_of(azimuth: Floats | float) -> NDArray[np.int64]:
     """Return the index in `SIDES` of the side that a camera sees.
 
-    ``azimuth`` is in radians, of the shape (V,) or (). The result has the same shape.
+    `SIDES` are front (at azimuth 0), left, back and right, 90 degrees apart. ``azimuth`` is in radians, of the shape
+    (V,) or (). The result has the same shape.
     """
     return np.round(np.asarray(azimuth, float) / (pi / 2)).astype(np.int64) % 4
 
@@ -217,8 +218,8 @@ def side_of(azimuth: Floats | float) -> NDArray[np.int64]:
 def sides_right(sides: Sequence[int] | NDArray[np.integer], azimuth: Floats) -> NDArray[np.bool_]:
     """Return a bool mask (V,) of the views whose predicted side is correct.
 
-    ``sides`` (V,) are predicted indices in `SIDES`, and ``azimuth`` (V,) are azimuths of the cameras in radians. A side
-    is correct for cameras within 60 degrees of its centre (45 degrees + `SIDE_TOLERANCE`).
+    ``sides`` (V,) are predicted indices in `SIDES`: 0 front, 1 left, 2 back, 3 right. ``azimuth`` (V,) are azimuths of
+    the cameras in radians. Side k is correct for cameras within 60 degrees of the azimuth k * 90 degrees.
     """
     difference = np.asarray(azimuth, float) - np.asarray(sides, float) * (pi / 2)
     return np.abs((difference + pi) % (2 * pi) - pi) <= pi / 4 + SIDE_TOLERANCE + 1e-9
@@ -231,8 +232,8 @@ def in_order(log_probability: Floats, azimuth: Floats) -> bool:
     sides to views must agree with the cameras. Mirrored, rotated or swapped sides are therefore wrong.
 
     Args:
-        log_probability: log-probabilities (V, 4) of the sides in each view.
-        azimuth: evenly spaced azimuths (V,) of the cameras, radians. V is a multiple of 4.
+        log_probability: log-probabilities (V, 4) of front, left, back and right in each view.
+        azimuth: evenly spaced azimuths (V,) of the cameras, radians; 0 sees the front. V is a multiple of 4.
     """
     if len(azimuth) % 4:
         raise ValueError(f"number of views is not a multiple of 4: {len(azimuth)}")

@@ -27,11 +27,13 @@ class RingResult:
     """Result of `classify_ring` for one object.
 
     Attributes:
-        fronts: largest number of views that show a front and are pairwise more than 90 degrees apart.
-        certainty: largest smoothed front probability among the views whose likeliest side is the front; 0 if there are
-            no such views.
+        fronts: number of fronts: the largest number of views that show a front and are pairwise more than 90 degrees
+            apart.
+        certainty: largest front probability among the views whose likeliest side is the front, after smoothing over
+            neighbouring views; 0 if there are no such views, or if the object probably has no front.
         shown: for each view, whether it shows a front.
-        right: for each view, whether the classified side is the side that the camera sees (`directions`).
+        right: for each view, whether the classified side is the side that the camera sees, with a tolerance of 15
+            degrees (`directions`).
     """
 
     fronts: int
@@ -51,8 +53,8 @@ def classify_ring(sides: Floats, azimuth: Floats, threshold: float, unknown_orie
     Args:
         sides: probabilities (V, 4) of front, left, back and right in each view. The rest up to 1 is the probability
             that the object has no front.
-        azimuth: azimuths (V,) of the cameras, radians.
-        threshold: minimum smoothed probability of a front.
+        azimuth: azimuths (V,) of the cameras, radians, 2 pi / V apart; 0 sees the front.
+        threshold: minimum front probability, smoothed over neighbouring views, of a view that shows a front.
         unknown_orientation: whether the orientation of the object is unknown. If so, the orientation with the most
             correct views is assumed (`directions`).
     """
@@ -68,7 +70,8 @@ def classify_ring(sides: Floats, azimuth: Floats, threshold: float, unknown_orie
 def smooth(values: Floats) -> Floats:
     """Smooth values of a ring of views, (V,) or (V, C), with a triangular kernel that reaches 90 degrees to each side.
 
-    This lowers the effect of a single misclassified view. For 8 views the weights are (1, 2, 1) / 4.
+    The views are evenly spaced. Smoothing lowers the effect of a single misclassified view. The weights for 8 views are
+    (1, 2, 1) / 4.
     """
     values = np.asarray(values, float)
     count = len(values)
@@ -86,8 +89,8 @@ def has_front(sides: Floats) -> float:
 def front_curve(sides: Floats) -> Floats:
     """Return smoothed front probabilities (V,) of a ring of V evenly spaced views, 0 where another side is likelier.
 
-    `sides` (V, 4) has the probabilities of the sides in the order of `figures.SIDES`. All results are 0 if the object
-    has a front with a probability (`has_front`) below 0.5.
+    `sides` (V, 4) has the probabilities of front, left, back and right. The results are conditional: they assume that
+    the object has a front. All are 0 if it has one with a probability (`has_front`) below 0.5.
     """
     if (probability := has_front(sides)) < 0.5:
         return np.zeros(len(sides))
@@ -116,8 +119,9 @@ def directions(sides: NDArray[np.integer], azimuth: Floats, unknown_orientation:
     """Return a bool mask (V,) of the views whose classified side is the side that the camera sees.
 
     Args:
-        sides: most probable side of each view, indices (V,) in `figures.SIDES`.
-        azimuth: azimuths (V,) of the cameras, radians.
+        sides: most probable side of each view (V,): 0 front, 1 left, 2 back, 3 right.
+        azimuth: azimuths (V,) of the cameras, radians; 0 sees the front. Side k is right within 60 degrees of the
+            azimuth k * 90 degrees.
         unknown_orientation: whether the orientation of the object is unknown. If so, the object is turned in steps of 2
             pi / V to the orientation with the most correct views. This favours objects with random sides, so do not
             compare results with and without ``unknown_orientation``.
@@ -132,7 +136,8 @@ def directions(sides: NDArray[np.integer], azimuth: Floats, unknown_orientation:
 class ErrorRates:
     """Error rates of the Janus meter (view classifier and `classify_ring`) on objects with a known number of fronts.
 
-    As in a Janus rate, objects in which the meter finds no front are not counted in ``alarms`` and ``hits``.
+    As in a Janus rate (share of objects with several fronts), objects in which the meter finds no front are not counted
+    in ``alarms`` and ``hits``.
 
     Attributes:
         alarms: false alarm rate, the share of objects with one front in which the meter finds several.

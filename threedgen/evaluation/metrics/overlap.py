@@ -28,7 +28,8 @@ def warped(image: Tensor, pixels: Tensor, visible: Tensor) -> tuple[Tensor, Tens
 
     Args:
         image: image to warp.
-        pixels: (H W, 2), position (x, y) in ``image`` of each pixel of the other view, in row-major order.
+        pixels: (H W, 2), position (x, y) in ``image`` of each pixel of the other view, in row-major order. The centre
+            of the first pixel is (0, 0).
         visible: (H W,), bool, whether ``image`` shows the point at each pixel of the other view.
 
     Returns:
@@ -44,8 +45,9 @@ def warped(image: Tensor, pixels: Tensor, visible: Tensor) -> tuple[Tensor, Tens
 def warp_by_homography(image: Tensor, H: Tensor) -> tuple[Tensor, Tensor]:
     """Warp an image (h, w, 3) into another view of the same size by the homography ``H``.
 
-    ``H`` (3, 3) maps homogeneous pixels of the other view to pixels of ``image``. Returns the warped image (h, w, 3),
-    and a bool mask (h, w) that is True where the source pixel is inside ``image``. Other pixels are 0.
+    ``H`` (3, 3) maps homogeneous pixels (x, y, 1) of the other view to pixels of ``image``; the centre of the first
+    pixel is (0, 0). Returns the warped image (h, w, 3), and a bool mask (h, w) that is True where the source pixel is
+    inside ``image``. Other pixels are 0.
     """
     return warped(image, *apply_homography(H, pixel_grid(*image.shape[:2]).flatten(0, 1)))
 
@@ -56,9 +58,9 @@ def panorama_overlap(views: Tensor, K: Tensor, R: Tensor) -> list[float | None]:
     A PSNR is None if the two views do not overlap.
 
     Args:
-        views: images (V, H, W, 3). View 0 follows the last view.
-        K: intrinsics (3, 3) or (V, 3, 3).
-        R: camera-to-world rotations (V, 3, 3).
+        views: images (V, H, W, 3) in [0, 1]. View 0 follows the last view.
+        K: intrinsics (3, 3) or (V, 3, 3), in pixels of the views; the centre of the first pixel is (0, 0).
+        R: camera-to-world rotations (V, 3, 3), OpenCV axes.
     """
     views, K, R = views.cpu().float(), K.cpu().double().expand(len(R), 3, 3), R.cpu().double()
     return [
@@ -73,10 +75,11 @@ def depth_overlap(views: Tensor, depth: Tensor, K: Tensor, c2w: Tensor) -> list[
     A PSNR is None if the two views do not overlap.
 
     Args:
-        views: images (V, H, W, 3).
-        depth: depth (V, H, W) along the viewing axis in metres, 0 where unknown. The warp uses the depth of view i.
-        K: intrinsics (3, 3) or (V, 3, 3).
-        c2w: camera-to-world poses (V, 4, 4).
+        views: images (V, H, W, 3) in [0, 1].
+        depth: depth (V, H, W) along the viewing axis in metres, 0 where unknown. The warp uses the depth of view i. The
+            depth of view i + 1 tells which points are occluded in it.
+        K: intrinsics (3, 3) or (V, 3, 3), in pixels of the views; the centre of the first pixel is (0, 0).
+        c2w: camera-to-world poses (V, 4, 4), OpenCV axes, in metres.
     """
     views, depth, c2w = views.cpu().float(), depth.cpu().double(), c2w.cpu().double()
     K, pixels = K.cpu().double().expand(len(views), 3, 3), pixel_grid(*depth.shape[1:]).flatten(0, 1)
@@ -93,14 +96,14 @@ def given_view(views: Tensor, given: Tensor, K: Tensor, R: Tensor) -> dict[str, 
     """Compare a generated panorama with the image that the model received as view 0.
 
     Args:
-        views: generated images (V, H, W, 3).
-        given: condition image (H, W, 3).
-        K: intrinsics (3, 3) or (V, 3, 3).
-        R: camera-to-world rotations (V, 3, 3).
+        views: generated images (V, H, W, 3) in [0, 1]. View 0 follows the last view.
+        given: condition image (H, W, 3) in [0, 1].
+        K: intrinsics (3, 3) or (V, 3, 3), in pixels of the views; the centre of the first pixel is (0, 0).
+        R: camera-to-world rotations (V, 3, 3), OpenCV axes.
 
     Returns:
-        "given": PSNR in dB between ``given`` and view 0; "beside_given": mean overlap PSNR between ``given`` and the
-            two neighbours of view 0.
+        "given": PSNR in dB between ``given`` and view 0; "beside_given": mean PSNR in dB between ``given`` and the two
+            neighbours of view 0 where they overlap, None if they do not.
     """
     ring = [len(views) - 1, 0, 1]
     around = panorama_overlap(torch.stack([views[-1], given, views[1]]), K.expand(len(R), 3, 3)[ring], R[ring])

@@ -1,6 +1,6 @@
 """Task "evaluate-views": compare sampled or existing views of scenes with true views.
 
-RUN/views/KIND/00003.safetensors   samples of scene 3, with or without attention between views (`scenes.py`)
+RUN/views/KIND/00003.safetensors   samples of scene 3; KIND: "attention" between views, or "base" without it
 RUN/report.json, report.md        metrics with intervals, differences, and the metrics of each scene
 RUN/sheet.png                     true and sampled views of the first scenes
 """
@@ -57,7 +57,8 @@ class Item(NamedTuple):
     """Views of one scene to measure.
 
     Attributes:
-        kind: kind of views, a key of `KINDS`: true views, samples with or without attention, and others.
+        kind: kind of views: "truth", "attention" and "base" (samples with and without attention between views), "views"
+            (existing views of a folder), or "other_truth" (true views of other scenes).
         number: index of the scene among those with this kind of views.
     """
 
@@ -186,7 +187,8 @@ With few images FID is too high: compare rows of one table. Definitions: docs/mv
 def overlap(scene: SceneViews) -> float | None:
     """Return the mean overlap PSNR in dB of consecutive views; None if no consecutive views overlap.
 
-    In a panorama (a scene without depth), view 0 follows the last view.
+    The overlap PSNR compares a view with the next view warped into it, where they overlap. In a panorama (a scene
+    without depth), view 0 follows the last view.
     """
     views = scene.views
     K, c2w = to_opencv(views.cameras)
@@ -206,7 +208,11 @@ def with_images(scene: SceneViews, images: Tensor) -> SceneViews:
 
 
 def strip(images: Tensor) -> Array:
-    """Resize images (V, H, W, 3) in [0, 1] to a width of 128 to 255 pixels for the contact sheet. Return uint8."""
+    """Resize images (V, H, W, 3) in [0, 1] for the contact sheet. Return images (V, H', W', 3), uint8.
+
+    Images wider than 128 pixels are shrunk to this width. Narrower images are enlarged by the smallest integer factor
+    that makes them at least as wide.
+    """
     height, width = images.shape[1:3]
     if width > SHEET_WIDTH:
         images = resize(images, round(height * SHEET_WIDTH / width), SHEET_WIDTH)
@@ -214,11 +220,11 @@ def strip(images: Tensor) -> Array:
 
 
 class MeasuredViews:
-    """Results of all measured scenes for one kind of views, such as true views or samples (a key of `KINDS`).
+    """Results of all measured scenes for one kind of views, such as true views or samples.
 
     Attributes:
-        figures: dict from the name of a metric to its value, for each scene.
-        outputs: features and class logits of the views, for each scene.
+        figures: one dict per scene, from the name of a metric to its value; None: the value is undefined.
+        outputs: features and class logits of the views, one entry per scene.
         images: number of images in all scenes.
     """
 
@@ -261,7 +267,8 @@ def summary(measured: MeasuredViews, truth: MeasuredViews) -> stats.Json:
 def difference(measured: MeasuredViews, other: MeasuredViews, truth: MeasuredViews) -> stats.Json:
     """Compute the differences of the metrics, ``measured`` minus ``other``, for the same scenes, with 95 % intervals.
 
-    ``truth`` has the true views for FID and KID. The result is a JSON dict from metric to difference.
+    ``truth`` has the true views for FID and KID. The result is a JSON dict from metric to the dict of its difference,
+    with "mean", "low" and "high".
     """
     differences = stats.paired_differences(measured.figures, other.figures, measured.figures[0])
     found: stats.Json = {**means(differences)}
@@ -277,7 +284,10 @@ def difference(measured: MeasuredViews, other: MeasuredViews, truth: MeasuredVie
 
 
 def means(scenes: list[dict[str, float | None]]) -> dict[str, stats.Estimate]:
-    """Return the mean of each metric over the scenes. Metrics that are undefined in all scenes are left out."""
+    """Return the mean of each metric in `MEANS` (PSNRs) over the scenes, with its 95 % interval.
+
+    ``scenes`` has one dict of metrics per scene. Metrics that are undefined in all scenes are left out.
+    """
     found = {name: stats.mean_estimate([one.get(name) for one in scenes]) for name in MEANS}
     return {name: figure for name, figure in found.items() if figure["mean"] is not None}
 

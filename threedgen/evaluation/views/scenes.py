@@ -43,8 +43,9 @@ MAX_MOVE = 1e-3
 class SceneSampler:
     """Sampler that uses the MVDiffusion model of a task, and writes the sampled views of scenes to the run folder.
 
-    ``scenes`` is a text that identifies the list of scenes. The constructor raises ConfigError if the model does not
-    fit ``first``, the first scene. The attribute ``given`` is whether the model receives the true view 0 as an input.
+    ``scenes`` is a text that identifies the list of scenes; it is stored with the views. The constructor raises
+    ConfigError if the model does not fit ``first``, the first scene. The attribute ``given`` is whether the model
+    receives the true view 0 as an input.
     """
 
     def __init__(self, task: Task, scenes: str, first: SceneViews) -> None:
@@ -60,7 +61,7 @@ class SceneSampler:
     def __call__(self, kind: str, number: int, scene: SceneViews, on_step: Callable[[], None]) -> Tensor:
         """Return the views (V, H, W, 3), uint8, of a scene: read from the run folder, or sampled if they are missing.
 
-        ``kind`` is `ATTENTION` or `BASE` (no attention between views); both start from the same noise. ``number`` is
+        ``kind`` is "attention" or "base" (no attention between views); both start from the same noise. ``number`` is
         the index of the scene. ``on_step`` is called before each sampling step and may raise an exception to stop.
         """
         path = self.folder / kind / f"{number:05d}.safetensors"
@@ -121,7 +122,8 @@ def size_of(scene: SceneViews) -> tuple[int, int]:
 class FolderScenes:
     """Existing scenes in a folder (a `SceneSource`). ``depth`` is whether the scenes have depth maps.
 
-    The constructor raises ConfigError if a file is missing, or if the cameras of a scene without depth maps move.
+    The constructor raises ConfigError if a file is missing, or if the cameras of a scene without depth maps are not at
+    one position.
     """
 
     def __init__(self, folder: Path, depth: bool) -> None:
