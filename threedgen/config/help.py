@@ -154,7 +154,10 @@ def width() -> int:
 
 
 def wrap(text: str, indent: int = 0, lead: str | None = None) -> str:
-    """Wrap text at the terminal's width. Lines start with `indent` spaces; the first one with `lead` if it is set."""
+    """Wrap text at the terminal's width. Lines start with `indent` spaces; the first one with `lead` if it is set.
+
+    If `lead` leaves less than 20 columns beside it and the text does not fit there, `lead` gets a line of its own.
+    """
     lead = " " * indent if lead is None else lead
     how: Any = {"break_long_words": False, "break_on_hyphens": False, "subsequent_indent": " " * indent}
     if len(lead) + len(text) > width() < len(lead) + 20:  # less than 20 columns are left beside `lead`
@@ -181,7 +184,7 @@ class Shipped(NamedTuple):
 
     Attributes:
         name: name of the config.
-        group: key of `GROUPS`, such as "train".
+        group: heading under which the config is listed: "make", "look", "train" or "measure".
         about: description of the config.
         needs: requirements, such as a GPU or a data set.
     """
@@ -204,7 +207,9 @@ def shipped_entry(name: str) -> Shipped:
 
 
 def list_text(default: str) -> str:
-    """Return the text of --list: the shipped configs, grouped. In each group, configs that need a GPU are last.
+    """Return the text of --list: the configs that come with the project, grouped by purpose, such as "train".
+
+    In each group, configs that need a GPU are last.
 
     `default` is the name of the default config, which is listed first in its group.
     """
