@@ -28,7 +28,7 @@ def say(text: str, stream: IO[str] | None = None) -> None:
 
 
 def printable(text: str) -> str:
-    """Escape characters that are not printable, except line breaks."""
+    r"""Escape characters that are not printable, such as "\x1b", except line breaks."""
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
@@ -53,7 +53,7 @@ class _StderrHandler(logging.Handler):
 
 
 def clean(text: str) -> str:
-    """Return `text` as one line without control characters."""
+    """Return `text` as one line: line breaks, control characters and repeated spaces become single spaces."""
     spaced = "".join(" " if unicodedata.category(c) in ("Cc", "Cf", "Zl", "Zp") else c for c in text)
     return " ".join(spaced.split()).encode("utf-8", "replace").decode("utf-8")
 
