@@ -52,7 +52,7 @@ def help_text(config_name: str, section: str = "", overrides: Sequence[str] = ()
     Raises ConfigError if the config is missing or invalid, or has no section or option `section`.
 
     Args:
-        config_name: config file, or name of a shipped config.
+        config_name: config file, or name of a config that comes with the project.
         section: key of a section or option; "all": all options; "": usage and common options.
         overrides: texts "key=value" that change the shown values.
     """
@@ -78,7 +78,7 @@ def usage(config_name: str = DEFAULT, tree: Mapping[str, Any] = MappingProxyType
     """Return the usage text: purpose of a config, forms of the command, flags, and the syntax of options.
 
     Args:
-        config_name: config file, or name of a shipped config.
+        config_name: config file, or name of a config that comes with the project.
         tree: content of the config. Only the keys "about" (description) and "needs" (requirements) are used.
     """
     about, needs = tree.get("about"), tree.get("needs") or "nothing more"
@@ -196,7 +196,10 @@ class Shipped(NamedTuple):
 
 
 def shipped_entry(name: str) -> Shipped:
-    """Return the entry of --list for a shipped config. If its file cannot be read, the description is the error."""
+    """Return the entry of --list for the config `name`, which comes with the project.
+
+    If its file cannot be read, the description is the error.
+    """
     try:
         tree = layers.merged(layers.read_layers(layers.find(name)))
     except ConfigError as error:

@@ -1,4 +1,6 @@
-"""Registry of components that a config selects by kind and name, such as the prior (kind) mvdream (name).
+"""Registry of components that a config selects by kind and name, such as the prior mvdream.
+
+"prior" (diffusion model) is the kind, "mvdream" the name.
 
 The registry has the import paths of a component's implementation and config model, because a component is imported
 only when a config selects it. Modules of config models do not import torch.

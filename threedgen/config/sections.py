@@ -35,8 +35,9 @@ Positives = Annotated[Pair, AfterValidator(_within(0, 1000, open_ends=True))]
 class MultiviewCameraConfig(Config):
     """Random training cameras around the object in groups of `n_view`, as in MVDream.
 
-    Options of these cameras. The cameras of a group have the same random elevation, distance, field of view and
-    perturbations. Their azimuths are evenly spaced, starting at a random azimuth.
+    Options of these cameras. The cameras of a group have the same random elevation, distance, field of view, and
+    perturbations of position, look-at point and up vector. Their azimuths are evenly spaced over the full turn,
+    starting at a random azimuth; before the step `progressive_until` over a part of it.
     """
 
     name: Literal["multiview"] = "multiview"

@@ -87,8 +87,8 @@ def cached_tensor(path: Path, name: str, shape: tuple[int | None, ...], make: Ca
     """Return the float32 tensor `name` of the safetensors file `path`. If reading fails, `make` computes the tensor.
 
     Reading fails if the file is missing or damaged, or if the tensor is not finite, not float32 or not of the shape
-    `shape`, in which None allows any size. The computed tensor is written to the file. Raises DiskFull or FileError if
-    writing fails.
+    `shape`, in which None allows any size. The computed tensor is converted to float32 on the CPU and written to
+    the file. Raises DiskFull or FileError if writing fails.
     """
     tensor = None
     with suppress(FileError):

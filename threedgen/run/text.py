@@ -34,7 +34,10 @@ def printable(text: str) -> str:
 
 @contextmanager
 def log_to_stderr(level: str = "info") -> Iterator[None]:
-    """Return a context in which threedgen's log records of at least `level` are printed to standard error."""
+    """Return a context in which threedgen's log records of at least `level` are printed to standard error.
+
+    `level` is "debug", "info", "warning" or "error".
+    """
     logger, handler = logging.getLogger("threedgen"), _StderrHandler()
     before = logger.level
     logger.addHandler(handler)
@@ -59,7 +62,10 @@ def clean(text: str) -> str:
 
 
 def visible(text: str) -> str:
-    """Escape control characters and lone surrogates, except line breaks. The characters <, > and & are unchanged."""
+    r"""Escape control characters and lone surrogates as text such as "\x1b". Line breaks stay, all written as "\n".
+
+    The characters <, > and & are unchanged.
+    """
     lines = text.replace("\r\n", "\n").replace("\r", "\n")
     return "".join(c if c == "\n" or unicodedata.category(c) not in ("Cc", "Cs") else ascii(c)[1:-1] for c in lines)
 

@@ -1,4 +1,4 @@
-"""Detection of frozen (SIGSTOP) and dead processes in a group. Such a process would block the others for ever.
+"""Detection of frozen (SIGSTOP) and dead processes of a run. Such a process would block the others for ever.
 
 python -m threedgen.run.watch PID    kill the process PID if it is frozen; runs until PID ends
 """

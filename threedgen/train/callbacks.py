@@ -282,9 +282,9 @@ class FiniteGuard(StepCallback):
         self._loss_is_finite = True
 
     def check_end(self, trainer: pl.Trainer, module: torch.nn.Module) -> None:
-        """Set `failure` if a parameter (or NaN in a buffer) of the module is not finite at the end of a run.
+        """Set `failure` if a parameter of the module has NaN or infinity, or a buffer has NaN, at the end of a run.
 
-        This is checked even if the guard has not stopped the run.
+        Call this also if the guard has not stopped the run.
         """
         if self.failure is None and (bad := first_nonfinite(module)):
             self._fail(trainer, f"{bad} is not finite")

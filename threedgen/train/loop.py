@@ -43,7 +43,10 @@ logger = logging.getLogger(__name__)
 
 
 class TrainingConfig(Protocol):
-    """Config options that the training loop reads; every config model with these fields fits."""
+    """Config that the training loop accepts: any config with `seed`, `threads` (None: one per core), and two sections.
+
+    The sections are `trainer` (options of Lightning's Trainer) and `checkpoint`.
+    """
 
     seed: int
     threads: int | None

@@ -82,8 +82,8 @@ class Muon(torch.optim.Optimizer):
 def orthogonalise(matrix: Tensor) -> Tensor:
     """Return the update of Muon for a momentum `matrix` (m, n): float32, same singular vectors, singular values near 1.
 
-    The update has the shape (m, n), and singular values of about 0.7 to 1.2. It is computed by 5 Newton-Schulz iterations,
-    without a singular value decomposition.
+    The update has the shape (m, n), and singular values of about 0.7 to 1.2. It is computed by 5 Newton-Schulz
+    iterations, without a singular value decomposition.
     """
     tall = matrix.shape[0] > matrix.shape[1]
     x = (matrix.mT if tall else matrix).float()

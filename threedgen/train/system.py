@@ -139,7 +139,10 @@ class System(pl.LightningModule):
         return self.scheduled(muon, rate)
 
     def elementwise(self) -> Iterable[torch.Tensor]:
-        """Return parameters with two or more dimensions that AdamW must update instead of Muon, such as embeddings."""
+        """Return parameters with two or more dimensions that AdamW must update instead of Muon, such as embeddings.
+
+        The base class returns none.
+        """
         return ()
 
     def adamw(

@@ -279,7 +279,7 @@ def execute(work: Callable[[Task], Status | None], task: Task, hint: str = "") -
 def device(accelerator: str = "auto") -> str:
     """Return torch's name ("cuda:0", "mps", "cpu") of the device that Lightning's option `accelerator` selects.
 
-    "auto" selects CUDA, else MPS, else the CPU. The index is the rank of this process on its machine.
+    "auto" selects CUDA, else MPS, else the CPU. The index of a CUDA device is the rank of this process on its machine.
     """
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         return f"cuda:{local_rank()}"
