@@ -17,5 +17,8 @@ def command(*words: str) -> str:
 
 
 def install(extra: str) -> str:
-    """Return the pip command that installs `extra`, a group of optional packages in setup.py, such as "ray"."""
+    """Return the shell command ("pip install ...") that installs an extra: a group of optional packages in setup.py.
+
+    `extra` is the name of the group, such as "ray".
+    """
     return f"pip install -e '.[{extra}]'" if in_checkout() else f"pip install 'threedgen[{extra}]'"

@@ -16,8 +16,9 @@ class ExpectedError(Exception):
     Attributes:
         exit_code: exit code of the program.
         problem: description of the mistake, with the wrong value.
-        key: dotted config key of the mistake, such as "trainer.devices"; "" for other mistakes. The check of a section
-            raises the error with its own key, such as "devices", and `key_prefix` puts "trainer." in front.
+        key: dotted config key of the mistake, such as "trainer.devices"; "" if the mistake is not in a config value. A
+            section (nested config, such as `trainer`) raises the error with its own key, such as "devices", and the
+            context manager `key_prefix("trainer")` puts "trainer." in front.
     """
 
     exit_code = 2
@@ -56,7 +57,7 @@ class OutOfMemory(ExpectedError):
 
 
 class WorkerLost(ExpectedError):
-    """Error for a process of the run that died or does not answer, and cannot be replaced."""
+    """Error for a process of a parallel run that died and cannot be replaced, or a Ray cluster that does not answer."""
 
     exit_code = 5
 
@@ -69,7 +70,10 @@ _NO_MEMORY = re.compile("cannot allocate memory|failed to map segment", re.IGNOR
 
 
 def storage_error(error: BaseException) -> OSError | None:
-    """Return the OSError of a full or failed disk among an exception and its causes; None if no disk is the cause."""
+    """Return the OSError of a full or failed disk, if it is `error` or in its chain of causes; else None.
+
+    A failed disk is broken, read-only or vanished.
+    """
     errors = (one for one in _chain(error) if isinstance(one, OSError))
     return next((one for one in errors if one.errno in STORAGE_ERRORS), None)
 
@@ -81,10 +85,11 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def as_expected_error(error: BaseException) -> ExpectedError | None:
-    """Convert an exception to the ExpectedError that the user sees; None for a bug, whose traceback the user sees.
+    """Convert an exception to the ExpectedError that the user sees.
 
     An OSError of a full disk becomes DiskFull, of a failed disk FileError, and an out-of-memory error OutOfMemory. An
-    ExpectedError is returned unchanged.
+    ExpectedError is returned unchanged. For any other exception, the result is None: it counts as a bug, and the user
+    sees its traceback.
     """
     if isinstance(error, ExpectedError):
         return error
@@ -101,22 +106,25 @@ def as_expected_error(error: BaseException) -> ExpectedError | None:
 
 
 def key_prefix(section: str) -> AbstractContextManager[None]:
-    """Return a context manager that puts "SECTION." before the key of an ExpectedError. An empty key stays empty."""
+    """Return a context manager that puts "SECTION." before the key of an ExpectedError raised in it.
+
+    An empty key stays empty.
+    """
     return _rekeyed(lambda key: key and f"{section}.{key}")
 
 
 def replaced_key(name: str) -> AbstractContextManager[None]:
-    """Return a context manager that replaces the key of an ExpectedError by `name`. An empty key stays empty.
+    """Return a context manager that replaces the key of an ExpectedError raised in it by `name`; "" stays "".
 
-    It is used where a helper reports a key of its own, and the user's config has the key `name` instead.
+    It is used around a function whose errors name another key than `name`, the key in the user's config.
     """
     return _rekeyed(lambda key: key and name)
 
 
 def default_key(name: str) -> AbstractContextManager[None]:
-    """Return a context manager that sets the key of an ExpectedError to `name` if the key is empty.
+    """Return a context manager that sets the key of an ExpectedError raised in it to `name` if the key is empty.
 
-    It is used around helpers that do not know which option gave them their input.
+    It is used around functions that do not know which config key gave them their input.
     """
     return _rekeyed(lambda key: key or name)
 
@@ -130,7 +138,10 @@ def _rekeyed(rename: Callable[[str], str]) -> Iterator[None]:
 
 
 def one_line(error: BaseException) -> str:
-    """Return an exception as one line: "ClassName: message"; for an ExpectedError or Ctrl-C only a message."""
+    """Return an exception as one line: "ClassName: message".
+
+    For an ExpectedError the line is only its message, and for a KeyboardInterrupt "stopped by Ctrl-C".
+    """
     if isinstance(error, KeyboardInterrupt):
         return "stopped by Ctrl-C"
     text = " ".join(str(error).split())
@@ -163,9 +174,10 @@ MAX_SUGGESTIONS = 4
 def nearest_keys(key: str, paths: Iterable[str]) -> list[str]:
     """Return the known config keys in `paths` that the user may mean by the unknown `key`, likeliest first.
 
-    Keys are dotted, such as "trainer.max_steps". If known keys have the same last part, or a synonym from `ALIASES`,
-    the function returns up to MAX_SUGGESTIONS of them, from the section with the most similar name. Otherwise it
-    returns the most similar key, or [] if no key is similar.
+    Keys are dotted, such as "trainer.max_steps". If known keys have the same last part, or one that the table `ALIASES`
+    lists for it (such as "max_steps" for "steps"), the function returns up to 4 of them (MAX_SUGGESTIONS): those of the
+    section with the most similar name, or of all sections if none is similar. Otherwise it returns the most similar
+    key, or [] if no key is similar.
     """
     paths = list(paths)
     section, _, last = key.rpartition(".")
@@ -186,6 +198,9 @@ def did_you_mean(*names: str | None) -> str:
 
 
 def short(value: object, length: int = 80) -> str:
-    """Return `repr(value)`, cut to at most `length` characters. Control characters in text are escaped."""
+    """Return `repr(value)`, cut to at most `length` characters; "..." at the end marks a cut.
+
+    If `value` is a str with characters that are not printable, all its characters outside ASCII are escaped.
+    """
     text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
     return text if len(text) <= length else text[: length - 3] + "..."

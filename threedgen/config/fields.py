@@ -60,9 +60,10 @@ def walk(model: type[BaseModel], tree: object = None, prefix: tuple[str, ...] = 
 
 
 def paths(model: type[BaseModel], tree: object = None) -> list[str]:
-    """Return the dotted keys of all options and sections of a config model, such as "trainer.max_steps".
+    """Return the dotted keys of all options and sections (nested configs) of a config model.
 
-    Keys of config files that are not options, such as "task" and "about" (`INTERNAL`), are left out.
+    Examples are "trainer" and "trainer.max_steps". The keys "task", "about" and "needs", which describe the config, are
+    left out.
 
     `tree` has the values, as nested dicts or a config object; None: the defaults. The value `name` of a section selects
     the model of this section, and thus its keys.
@@ -77,7 +78,10 @@ def value_in(tree: object, name: str) -> Any:
 
 
 def component(field: FieldInfo) -> Component | None:
-    """Return the `Component` annotation of a field, whose config model is in the registry; None for other fields."""
+    """Return the `Component` annotation of a field; None for fields without it.
+
+    The annotation marks a section (nested config) whose key `name` selects its config model in the registry.
+    """
     return next((mark for mark in (*field.metadata, field.annotation) if isinstance(mark, Component)), None)
 
 
@@ -85,7 +89,8 @@ def section(field: FieldInfo, value: object = None) -> type[BaseModel] | None:
     """Return the config model of a field that is a section (a nested config); None for other fields.
 
     `value` is the value of the field (None: the default). If the field allows several models, the key `name` in the
-    value selects one. The result is also None if a `Component` field has an unknown name.
+    value selects one. For an unknown name, the result is None if the field has a `Component` annotation (models in the
+    registry), and the first model if the type of the field is a union of models.
     """
     value = with_default(field, value)
     if mark := component(field):
@@ -95,7 +100,7 @@ def section(field: FieldInfo, value: object = None) -> type[BaseModel] | None:
 
 
 def section_models(field: FieldInfo) -> list[type[BaseModel]]:
-    """Return the config models in the type of a field: [A, B] for the type `A | B`, [] for a number."""
+    """Return the config models in the type of a field: [A, B] for the type `A | B`, [] for the type float."""
     return [kind for kind in members(field.annotation) if isinstance(kind, type) and issubclass(kind, BaseModel)]
 
 
@@ -106,11 +111,10 @@ def model_names(model: type[BaseModel]) -> tuple[str, ...]:
 
 
 def alternatives(field: FieldInfo) -> dict[str, type[BaseModel] | Exception]:
-    """Return the models that a section can have: a dict from each allowed `name` to its config model.
+    """Return the config models that a section (nested config) can have: a dict from each allowed `name` to a model.
 
-    If the import of a model fails, its value is the exception.
-
-    The dict is empty if the field is no section, or if its model has no names.
+    If the import of a model fails, the dict has the exception instead of the model. The dict is empty if the field is
+    no section, or if its model has no field `name` of a Literal type.
     """
     mark = component(field)
     if mark is None:
@@ -126,10 +130,11 @@ def _model_or_error(kind: str, name: str) -> type[BaseModel] | Exception:
 
 
 def with_default(field: FieldInfo, value: object) -> Any:
-    """Return the value of a section (a dict, or None) with missing keys filled from the default of its field.
+    """Return the value of a section (a nested config as a dict) with missing keys filled from the default of its field.
 
-    If `name` in `value` selects another model than the default, nothing is filled. Values of fields that are no
-    section are returned unchanged. The argument itself is not changed.
+    If `name` in `value` selects another model than the default, nothing is filled. None gives the default itself.
+    Values that are no dict, and values of fields that are no section, are returned unchanged. The argument itself is
+    not changed.
     """
     if field.is_required() or not (component(field) or section_models(field)):
         return value
@@ -145,8 +150,8 @@ def with_default(field: FieldInfo, value: object) -> Any:
 def merge(below: object, above: object) -> Any:
     """Return `below` updated with `above`: dicts are merged key by key, other values are taken from `above`.
 
-    Two kinds of dicts are replaced and not merged: schedules {step: value}, and sections whose `name` differs. The
-    arguments are not changed.
+    Two kinds of dicts are replaced and not merged: schedules {step: value}, and dicts whose key `name` differs from
+    that of the dict below, because their other keys belong to another component. The arguments are not changed.
     """
     if not (isinstance(below, dict) and isinstance(above, dict)):
         return above
@@ -164,7 +169,10 @@ def nested(key: tuple[str, ...], value: object) -> Tree:
 
 
 def plain(value: object) -> Any:
-    """Convert a config, or any value in one, to dicts, lists, str, numbers, bool and None. Paths become str."""
+    """Convert a config, or any value in one, to dicts, lists, str, numbers, bool and None.
+
+    Tuples and sets become lists. Paths, and objects of any other class, become str.
+    """
     if isinstance(value, BaseModel):
         return plain(value.model_dump())
     if isinstance(value, dict):
@@ -201,7 +209,7 @@ def is_number(field: FieldInfo) -> bool:
 def type_name(annotation: object, marks: Iterable[object] = ()) -> str:
     """Describe a type annotation for users, such as "whole number >= 1", "auto | numba" or "list of 3: number".
 
-    `marks` are further metadata of the field that contain bounds, such as annotated_types.Ge(1).
+    `marks` is pydantic's metadata of the field, which contains its bounds, such as annotated_types.Ge(1).
     """
     origin, inner = get_origin(annotation), get_args(annotation)
     marks = [part for mark in marks for part in (mark.metadata if isinstance(mark, FieldInfo) else [mark])]

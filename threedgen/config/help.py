@@ -52,7 +52,7 @@ def help_text(config_name: str, section: str = "", overrides: Sequence[str] = ()
     Raises ConfigError if the config is missing or invalid, or has no section or option `section`.
 
     Args:
-        config_name: config file, or name of a shipped config.
+        config_name: config file, or name of a config that comes with the project.
         section: key of a section or option; "all": all options; "": usage and common options.
         overrides: texts "key=value" that change the shown values.
     """
@@ -78,7 +78,7 @@ def usage(config_name: str = DEFAULT, tree: Mapping[str, Any] = MappingProxyType
     """Return the usage text: purpose of a config, forms of the command, flags, and the syntax of options.
 
     Args:
-        config_name: config file, or name of a shipped config.
+        config_name: config file, or name of a config that comes with the project.
         tree: content of the config. Only the keys "about" (description) and "needs" (requirements) are used.
     """
     about, needs = tree.get("about"), tree.get("needs") or "nothing more"
@@ -154,7 +154,10 @@ def width() -> int:
 
 
 def wrap(text: str, indent: int = 0, lead: str | None = None) -> str:
-    """Wrap text at the terminal's width. Lines start with `indent` spaces; the first one with `lead` if it is set."""
+    """Wrap text at the terminal's width. Lines start with `indent` spaces; the first one with `lead` if it is set.
+
+    If `lead` leaves less than 20 columns beside it and the text does not fit there, `lead` gets a line of its own.
+    """
     lead = " " * indent if lead is None else lead
     how: Any = {"break_long_words": False, "break_on_hyphens": False, "subsequent_indent": " " * indent}
     if len(lead) + len(text) > width() < len(lead) + 20:  # less than 20 columns are left beside `lead`
@@ -181,7 +184,7 @@ class Shipped(NamedTuple):
 
     Attributes:
         name: name of the config.
-        group: key of `GROUPS`, such as "train".
+        group: heading under which the config is listed: "make", "look", "train" or "measure".
         about: description of the config.
         needs: requirements, such as a GPU or a data set.
     """
@@ -193,7 +196,10 @@ class Shipped(NamedTuple):
 
 
 def shipped_entry(name: str) -> Shipped:
-    """Return the entry of --list for a shipped config. If its file cannot be read, the description is the error."""
+    """Return the entry of --list for the config `name`, which comes with the project.
+
+    If its file cannot be read, the description is the error.
+    """
     try:
         tree = layers.merged(layers.read_layers(layers.find(name)))
     except ConfigError as error:
@@ -204,7 +210,9 @@ def shipped_entry(name: str) -> Shipped:
 
 
 def list_text(default: str) -> str:
-    """Return the text of --list: the shipped configs, grouped. In each group, configs that need a GPU are last.
+    """Return the text of --list: the configs that come with the project, grouped by purpose, such as "train".
+
+    In each group, configs that need a GPU are last.
 
     `default` is the name of the default config, which is listed first in its group.
     """

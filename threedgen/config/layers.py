@@ -32,7 +32,8 @@ def load(name_or_path: str | Path, overrides: Iterable[str] = (), values: Mappin
     Args:
         name_or_path: config file, or name of a config that comes with the project (a shipped config).
         overrides: texts "key=value", such as "trainer.max_steps=100". The values are parsed as YAML.
-        values: overrides from Python: dict from dotted key to value. Values that are text are not parsed.
+        values: overrides from Python: dict from dotted key to value. Values that are text are not parsed. If
+            `overrides` has the same key, it wins.
 
     Raises:
         ConfigError: the config has mistakes, one per line of the message.
@@ -45,9 +46,11 @@ def load_layers(
 ) -> tuple[type[BaseModel], list[Layer]]:
     """Return the config model of a config, and its unchecked values as `Layer`s; later layers replace earlier values.
 
-    The layers are: the `name` of each section's component, one layer per file and memory preset, `values`,
-    `overrides`. The first layer lets `merge` drop options of a component that a later layer replaces by another one.
-    Raises ConfigError if a file is missing or invalid, or if an override cannot be parsed.
+    The layers are, in this order: the key `name` of each section (nested config) that has one; the files that the key
+    `base` of the config file names, then the file itself; `values`; `overrides`. A memory preset (file of options for a
+    small GPU) comes before the layer that names it. The first layer tells `merge` when a later layer selects another
+    `name`, so that it drops the options of the former. Raises ConfigError if a file is missing or invalid, or if an
+    override cannot be parsed.
 
     Args:
         name_or_path: config file, or name of a config that comes with the project.
@@ -89,8 +92,8 @@ def validate(model: type[BaseModel], layers: Sequence[Layer]) -> Any:
 def merged(layers: Sequence[Layer]) -> Tree:
     """Merge layers to one nested dict; later layers replace values of earlier ones.
 
-    The key `choices` is removed: `choices: {prior: {mvdream: VALUES}}` adds VALUES as defaults if `prior.name` is
-    mvdream. Raises ConfigError if `choices` does not have this form.
+    The key `choices` is removed: `choices: {prior: {mvdream: VALUES}}` adds VALUES (a nested dict of the whole config)
+    if `prior.name` is mvdream; values of the layers replace them. Raises ConfigError if `choices` has another form.
     """
     own = _merge_all(layer.tree for layer in layers)
     own.pop(CHOICES, None)
@@ -161,8 +164,8 @@ def find(name_or_path: str | Path, beside: Path | None = None) -> Path:
 def read_layers(path: Path, chain: tuple[Path, ...] = ()) -> list[Layer]:
     """Read a config file and, recursively, the file that its key `base` names.
 
-    Returns one `Layer` per file; the layer of `path` is the last. `chain` lists the files whose keys `base` led to this
-    file. Raises ConfigError if a file is missing or invalid, or if the keys `base` form a cycle.
+    Returns one `Layer` per file; the layer of `path` is the last. `chain` is for the recursion: the files whose keys
+    `base` led to this file. Raises ConfigError if a file is missing or invalid, or if the keys `base` form a cycle.
     """
     chain = (*chain, path.resolve())
     if chain[-1] in chain[:-1]:
@@ -190,8 +193,8 @@ def read_layers(path: Path, chain: tuple[Path, ...] = ()) -> list[Layer]:
 def preset_layers(tree: Mapping[str, Any]) -> list[Layer]:
     """Return a list with the `Layer` of the memory preset that `tree["preset"]` names; [] if it names no preset.
 
-    A memory preset is a file of options for a GPU with little memory, such as configs/presets/memory-8gb.yaml. Values
-    in `tree` replace those of the preset, so the caller puts the preset's layer first.
+    A memory preset is a file of options for a GPU with little memory, such as configs/presets/memory-8gb.yaml. `tree`
+    is a config as a nested dict. Its values replace those of the preset, so the caller puts the preset's layer first.
     """
     name = tree.get("preset")
     if not isinstance(name, str) or not re.fullmatch(r"memory-\w+", name):

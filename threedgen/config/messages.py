@@ -39,6 +39,8 @@ class Layer(NamedTuple):
 def explain(error: ValidationError, model: type[BaseModel], tree: Tree, layers: Sequence[Layer]) -> list[str]:
     """Return one message per mistake that pydantic found in a config: "FILE: trainer.devices: PROBLEM (got -1)".
 
+    After 30 messages (MAX_LINES), one more tells the number of further mistakes.
+
     Args:
         error: exception that pydantic raised for the values `tree`.
         model: config model.

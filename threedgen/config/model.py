@@ -58,12 +58,15 @@ def dump(config: BaseModel) -> str:
 
 
 def config_hash(config: BaseModel) -> str:
-    """Return the SHA-256 (64 hex digits) of a config without the keys in `NOT_HASHED`, such as the output folder."""
+    """Return the SHA-256 (64 hex digits) of a config without the keys `out`, `about`, `needs` and `prompt_check`.
+
+    These keys (output folder, descriptions, check of the prompt) do not change the results.
+    """
     return tree_hash(plain(config))
 
 
 def tree_hash(tree: Tree) -> str:
-    """Return the hash of a config in the form of nested dicts, such as a config.yaml. It equals `config_hash`."""
+    """Return the `config_hash` of a config that is given as nested dicts, such as the content of a config.yaml."""
     hashed = {key: value for key, value in tree.items() if key not in NOT_HASHED}
     text = json.dumps(json.loads(json.dumps(hashed)), sort_keys=True, separators=(",", ":"))  # keys become str
     return hashlib.sha256(text.encode("ascii")).hexdigest()

@@ -37,7 +37,7 @@ def require(module: str, asked: str, instead: str) -> None:
     """Raise ConfigError with the install command if an optional package is not installed.
 
     Args:
-        module: import name of the package, a key of `EXTRAS`.
+        module: import name of one of the project's optional packages (the keys of `EXTRAS`), such as "wandb".
         asked: option that needs the package, as "key: value", such as "name: wandb".
         instead: alternative to the installation, for the message, such as "set logger=csv".
     """

@@ -44,7 +44,7 @@ def _too_large(path: Path, max_bytes: int) -> OSError:
 
 
 def read_bytes(path: Path, max_bytes: int = MAX_BYTES, start: int = 0, count: int | None = None) -> bytes:
-    """Read `count` bytes of a file from the byte `start` on. `count` None: all bytes up to the end.
+    """Read `count` bytes of a file from the byte `start` on, or fewer at its end. `count` None: all up to the end.
 
     Raises OSError if the file is unreadable, or if more than `max_bytes` bytes would be read.
     """
@@ -85,8 +85,8 @@ def read_text(path: Path, key: str = "", max_bytes: int = MAX_BYTES) -> str:
 def parse_json(text: str | bytes) -> Any:
     """Parse JSON strictly.
 
-    Raises ValueError for invalid JSON, NaN, infinities, integers longer than 19 characters, deep nesting, more than
-    `MAX_VALUES` values or `MAX_CHARACTERS` characters.
+    Raises ValueError for invalid JSON, NaN, infinities, integers longer than 19 characters, nesting beyond Python's
+    recursion limit, more than 5 million values (MAX_VALUES), or more than 2^28 characters (MAX_CHARACTERS).
     """
     problem = ValueError(f"more than {MAX_VALUES:,} values or {MAX_CHARACTERS:,} characters")
     if len(text) > MAX_CHARACTERS:

@@ -28,6 +28,8 @@ LOADED: dict[str, Plugin] = {}  # dict from module name to imported plug-in
 def load(names: str) -> None:
     """Import plug-ins: Python modules that add components to the registry.
 
+    A component is a class or function that a config selects by name, such as a loss.
+
     `names` are .py files and names of installed modules, separated by commas. Raises ConfigError if a file is missing.
     An exception in a plug-in is not caught.
     """
@@ -42,8 +44,8 @@ def load(names: str) -> None:
 def load_file(path: Path, key: str = FLAG) -> None:
     """Import a plug-in file, unless it is already imported.
 
-    Raises ConfigError, with the config key `key`, if the file is missing or is no Python file.
-    The name of the module contains a hash of the path, so that plug-ins with equal file names do not clash.
+    Raises ConfigError, with `key` (the config key or flag that names the file), if the file is missing or is no Python
+    file. The module's name contains a hash of the path, so that plug-ins with equal file names do not clash.
     """
     try:
         path = path.expanduser().resolve(strict=True)
@@ -84,10 +86,10 @@ def identify() -> dict[str, dict[str, str | None]]:
 
 
 def changed(recorded: object) -> list[str]:
-    """Return the imported plug-in files whose SHA-256 has changed since `recorded`, an earlier result of `identify`.
+    """Return the paths of imported plug-ins whose SHA-256 differs from that in `recorded`, a result of `identify`.
 
-    A resumed run warns of these files; `recorded` is from its summary.json. Plug-ins that `recorded` does not contain
-    are left out. If `recorded` is no dict, the result is [].
+    A resumed run warns of these files; `recorded` is what the earlier process wrote to the run's summary.json. Plug-ins
+    that `recorded` does not contain are left out. If `recorded` is no dict, the result is [].
     """
     before = recorded if isinstance(recorded, dict) else {}
     pairs = [(before.get(str(plugin.path)), plugin) for plugin in LOADED.values()]

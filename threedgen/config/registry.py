@@ -1,4 +1,6 @@
-"""Registry of components that a config selects by kind and name, such as the prior (kind) mvdream (name).
+"""Registry of components that a config selects by kind and name, such as the prior mvdream.
+
+"prior" (diffusion model) is the kind, "mvdream" the name.
 
 The registry has the import paths of a component's implementation and config model, because a component is imported
 only when a config selects it. Modules of config models do not import torch.
@@ -176,7 +178,10 @@ def names(kind: str) -> list[str]:
 
 
 def entry(kind: str, name: object) -> Entry:
-    """Return the registry entry of a component. Raises ConfigError, with a suggestion, if the name is unknown."""
+    """Return the registry entry of a component.
+
+    Raises ConfigError, with a similar name as suggestion, if the name is unknown, and KeyError for an unknown kind.
+    """
     if not isinstance(name, str) or name not in TABLE[kind]:
         raise ConfigError(_unknown(kind, name), kind, name)
     return TABLE[kind][name]
@@ -248,7 +253,10 @@ class Component:
         return {"name": self.path_of, "path": text}
 
     def model(self, value: object) -> type[BaseModel] | None:
-        """Return the config model of a section (dict, config object or name); None if the name is not registered."""
+        """Return the config model for the value of a section: a dict, a config object or a name.
+
+        A value without a name gives the model of the default component. Returns None if the name is not registered.
+        """
         if isinstance(value, BaseModel):
             return type(value)
         value = self.section(value) if isinstance(value, str) else value

@@ -19,7 +19,10 @@ _EXPECTED = (
 
 
 class Points(dict[Any, float]):
-    """Schedule {step: value}, sorted by step. A comparison such as `points >= 0` is True if it holds for all values."""
+    """Schedule {step: value}, sorted by step. All steps are int, or all are percentages, such as the str "50%".
+
+    A comparison such as `points >= 0` is True if it holds for all values; pydantic checks bounds of a field with it.
+    """
 
     def __ge__(self, bound: float) -> bool:
         return all(value >= bound for value in self.values())
@@ -92,7 +95,9 @@ percentages of `trainer.max_steps` ("50%").
 
 
 def at(schedule: float | dict[Any, float], step: int, max_steps: int | None = None) -> float:
-    """Return the value of a `Scheduled` number at an optimisation step, linearly interpolated.
+    """Return the value of a `Scheduled` number at an optimisation step.
+
+    Values are linear between the steps of a schedule, and constant before the first and after the last one.
 
     Args:
         schedule: a number, or a dict {step: value}. All steps may be percentages of the run, such as "50%".

@@ -35,8 +35,9 @@ Positives = Annotated[Pair, AfterValidator(_within(0, 1000, open_ends=True))]
 class MultiviewCameraConfig(Config):
     """Random training cameras around the object in groups of `n_view`, as in MVDream.
 
-    Options of these cameras. The cameras of a group have the same random elevation, distance, field of view and
-    perturbations. Their azimuths are evenly spaced, starting at a random azimuth.
+    Options of these cameras. The cameras of a group have the same random elevation, distance, field of view, and
+    perturbations of position, look-at point and up vector. Their azimuths are evenly spaced over the full turn,
+    starting at a random azimuth; before the step `progressive_until` over a part of it.
     """
 
     name: Literal["multiview"] = "multiview"
@@ -80,7 +81,8 @@ class OrbitCameraConfig(Config):
 class TrainerConfig(Config):
     """Arguments of Lightning's Trainer, under the same names.
 
-    Only `val_check_interval` is not passed to it: our callback `Validation` counts the steps.
+    Two options are not passed on as they are: `val_check_interval` is counted by our callback `Validation`, and the
+    value "warn" of `deterministic` is passed as False on a CUDA device.
     """
 
     max_steps: int = Field(1000, ge=1, le=1_000_000_000, description="optimisation steps")
@@ -134,8 +136,9 @@ class LoggerConfig(Config):
 class TaskConfig(Config):
     """Base class of the config models of tasks.
 
-    `common` lists the keys that --help shows, unless it is asked for a section or for all. If it is empty, --help shows
-    the top-level options, the choices of components, and the keys in `help.COMMON`.
+    A task is what the program does in a run, such as a training; the config key `task` names it. `common` lists the
+    keys that --help without an argument shows. If it is empty, these are the top-level options, the key `name` of each
+    top-level section (nested config) that is chosen by it, and the keys in `help.COMMON`, such as trainer.max_steps.
     """
 
     common: ClassVar[tuple[str, ...]] = ()
@@ -164,7 +167,8 @@ class TaskConfig(Config):
 class RunConfig(TaskConfig):
     """Base class of the config models of tasks that write to a run folder.
 
-    `extends` lists keys of the task that may change when a run is resumed, such as the number of evaluated views.
+    `extends` lists keys of the task that may change when a run is resumed, such as the number of evaluated scenes. Keys
+    that may change in every task, such as trainer.max_steps, are not listed.
     """
 
     extends: ClassVar[tuple[str, ...]] = ()

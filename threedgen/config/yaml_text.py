@@ -96,7 +96,11 @@ _Loader.add_constructor("tag:yaml.org,2002:float", lambda loader, node: float(no
 
 
 def parse(text: str, where: str) -> Any:
-    """Parse one YAML document. Raises ConfigError if it is invalid; the message has `where` (a file) and the line."""
+    """Parse one YAML document to dicts, lists, str, numbers, bool and None.
+
+    Raises ConfigError if it is invalid. The message starts with `where`, the name of the source such as a file, and the
+    line.
+    """
     return copy.deepcopy(_parse(text, where))
 
 
@@ -116,7 +120,10 @@ def _parse(text: str, where: str) -> Any:
 
 
 def read(path: Path) -> Any:
-    """Return the content of a YAML file in UTF-8. Raises ConfigError if it is invalid or exceeds MAX_BYTES."""
+    """Return the content of a YAML file in UTF-8, parsed to dicts, lists, str, numbers, bool and None.
+
+    Raises ConfigError if the file cannot be read, is invalid, or is larger than 1 MB (MAX_BYTES).
+    """
     try:
         text = read_bytes(path, MAX_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError:

@@ -9,5 +9,8 @@ Array = NDArray[Any]
 
 
 def evenly_spaced(count: int, max_count: int) -> list[int]:
-    """Return at most `max_count` evenly spaced indices from 0 to count - 1, including the first and the last."""
+    """Return at most `max_count` evenly spaced indices from 0 to count - 1, including the first and the last.
+
+    If `max_count` is 1, the only index is 0.
+    """
     return np.unique(np.round(np.linspace(0, count - 1, min(max_count, count))).astype(int)).tolist()

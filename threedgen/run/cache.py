@@ -26,9 +26,10 @@ SPARE = 100 << 20  # bytes of disk to leave free, as a memory-mapped write to a 
 class BlockCache:
     """Disk cache of an array (count, *shape) in a memory-mapped file, which the caller fills in blocks of `size` rows.
 
-    `cache[i]` returns row i, an array of `shape`; the block of this row must be stored before. `source` is a text that
-    describes everything the values depend on. The folder has the files NAME.npy, done.npy (1 for each stored block) and
-    source.txt. If one of them is missing or has another shape, dtype or source, the cache starts empty.
+    A row is one of the `count` entries along the first axis. `cache[i]` returns row i, an array of `shape`; the block
+    of this row, number i // size, must be written before by `store`. `source` is a text that describes everything the
+    values depend on. `folder` has the files `name`.npy, done.npy (1 for each stored block) and source.txt. If one of
+    them is missing or has another shape, dtype or text, the cache starts empty.
     """
 
     def __init__(
@@ -48,16 +49,17 @@ class BlockCache:
         self.array, self.done = array, done
 
     def missing_blocks(self, indices: Iterable[int]) -> list[int]:
-        """Return the indices of the blocks that must be stored before the rows `indices` can be read."""
+        """Return the sorted indices of the blocks that must still be stored before the rows `indices` can be read."""
         return [block for block in sorted({int(i) // self.size for i in indices}) if not self.done[block]]
 
     def __getitem__(self, index: int) -> Array:
         return self.array[int(index)]
 
     def store(self, block: int, values: Array) -> None:
-        """Write the rows `values` (size, *shape) of the block with the index `block`.
+        """Write the rows `values` (size, *shape) of the block with the index `block`, and mark the block as stored.
 
-        Raises DiskFull if less than `SPARE` bytes of disk space are free.
+        The last block has `size` rows too; those from index `count` on are padding. Raises DiskFull if less than
+        100 MiB of disk space are free.
         """
         if shutil.disk_usage(self.folder).free < SPARE:
             raise DiskFull(f"{self.folder} has no room. Make room there and run the same command again")
@@ -85,8 +87,8 @@ def cached_tensor(path: Path, name: str, shape: tuple[int | None, ...], make: Ca
     """Return the float32 tensor `name` of the safetensors file `path`. If reading fails, `make` computes the tensor.
 
     Reading fails if the file is missing or damaged, or if the tensor is not finite, not float32 or not of the shape
-    `shape`, in which None allows any size. The computed tensor is written to the file. Raises DiskFull or FileError if
-    writing fails.
+    `shape`, in which None allows any size. The computed tensor is converted to float32 on the CPU and written to
+    the file. Raises DiskFull or FileError if writing fails.
     """
     tensor = None
     with suppress(FileError):
@@ -129,7 +131,10 @@ def load_network(network: torch.nn.Module, path: Path) -> bool:
 
 
 def digest(network: torch.nn.Module | Mapping[str, torch.nn.Module]) -> str:
-    """Return a hash (BLAKE2b, 32 hex digits) of the float32 weights of a network, or of a dict of networks."""
+    """Return a hash (BLAKE2b, 32 hex digits) of the weights of a network, or of all networks in a dict.
+
+    All tensors of the state_dict are converted to float32 before they are hashed.
+    """
     module = network if isinstance(network, torch.nn.Module) else torch.nn.ModuleDict(network)
     blake = hashlib.blake2b(digest_size=16)
     for _, tensor in sorted(module.state_dict().items()):

@@ -39,7 +39,7 @@ def free_megabytes(folder: Path) -> float:
 
 
 def temporary_path(path: Path) -> Path:
-    """Return the path of the temporary file or folder that this process writes and then renames to `path`."""
+    """Return a path beside `path`, unique to this process, for a temporary file or folder that is renamed to `path`."""
     return path.with_name(f"{path.name}.{os.getpid()}.threedgen.tmp")
 
 
@@ -90,30 +90,37 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def file_key(name: str) -> str:
-    """Return a key that is equal for file names that differ only in case or in the composition of accents.
+    """Return a text that is equal for file names that differ only in case or in the composition of accents.
 
-    It finds files that a text file names in another spelling.
+    By comparing these texts, callers find a file whose name is spelt differently in a text file, such as an MTL file.
     """
     return unicodedata.normalize("NFC", name).casefold()
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
-    """Write a file completely or, on an OSError, leave the old file unchanged. Text is encoded as UTF-8."""
+    """Write a file completely, or leave the old file unchanged and raise the error, such as OSError.
+
+    Text is encoded as UTF-8.
+    """
     with atomic_file(path) as file:
         file.write(data if isinstance(data, bytes) else data.encode("utf-8"))
 
 
 def write_json(path: Path, tree: object) -> None:
-    """Write plain data to a JSON file atomically; create the parent folder if it is missing.
+    """Write plain data (dicts, lists, str, numbers, bool, None) to a JSON file; create a missing parent folder.
 
-    Raises OSError if the file cannot be written, and ValueError for NaN and infinity.
+    The file is replaced atomically: it has either the old content or all of the new. Raises OSError if the file cannot
+    be written, and ValueError for NaN and infinity.
     """
     make_folder(path.parent)
     write_atomic(path, json_text(tree))
 
 
 def json_text(tree: object) -> str:
-    """Return plain data as the text of a JSON file. Raises ValueError for NaN and infinity."""
+    """Return plain data (dicts, lists, str, numbers, bool, None) as the indented text of a JSON file.
+
+    Raises ValueError for NaN and infinity.
+    """
     return json.dumps(tree, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
@@ -139,7 +146,10 @@ def atomic_file(path: Path, before: Callable[[], None] = lambda: None) -> Iterat
 
 @contextmanager
 def writing(place: Path) -> Iterator[None]:
-    """Return a context that converts an OSError to DiskFull or FileError, with the path `place` in the message."""
+    """Return a context that converts an OSError raised in it, with the path `place` in the message.
+
+    The OSError of a full disk becomes DiskFull, any other FileError.
+    """
     try:
         yield
     except OSError as error:
@@ -147,7 +157,10 @@ def writing(place: Path) -> Iterator[None]:
 
 
 def write_error(place: Path, error: OSError) -> DiskFull | FileError:
-    """Convert the OSError of a failed write to DiskFull or FileError, with the path `place` in the message."""
+    """Convert the OSError of a failed write: of a full disk to DiskFull, any other to FileError.
+
+    The message has the path `place`, the reason, and the file name in `error`, if any.
+    """
     file = f", {error.filename}" if error.filename else ""
     problem = f"{place} could not be written ({error.strerror or error}{file})"
     if isinstance(as_expected_error(error), DiskFull):

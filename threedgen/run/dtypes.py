@@ -45,7 +45,7 @@ def bf16_cpu() -> bool:
 
 
 def no_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Return a context in which autocast is off on this type of device."""
+    """Return a context in which autocast is off for the type of `device`, such as "cuda"; no effect on "meta"."""
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
@@ -55,9 +55,10 @@ def autocast_bf16(device: torch.device) -> torch.autocast:
 
 
 def cast_weights(network: torch.nn.Module, dtype: torch.dtype) -> None:
-    """Cast the linear and 2D convolution layers of a network in place to `dtype`, the dtype of autocast.
+    """Cast the parameters of the linear and 2D convolution layers of a network to `dtype`, in place.
 
-    This saves memory if `dtype` has 16 bits. Use it only for inference.
+    `dtype` should be the dtype of autocast under which the network runs. This saves memory if it has 16 bits. Use the
+    function only for inference.
     """
     for module in network.modules():
         if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):

@@ -56,7 +56,8 @@ C = TypeVar("C", bound=BaseModel)
 def slug(text: str) -> str:
     """Return a folder name for any text: a-z, 0-9 and '-', at most 69 characters, such as "a-red-penguin-22d56f64".
 
-    The name consists of the text in ASCII without accents, and of 8 hex digits of the text's SHA-256.
+    The name consists of the text in ASCII without accents ("prompt" if nothing is left), a '-', and the first 8 hex
+    digits of the text's SHA-256.
     """
     ascii_text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode("ascii").lower()
     words = re.sub(r"[^a-z0-9]+", "-", ascii_text).strip("-")[:60].strip("-")
@@ -81,7 +82,8 @@ def stored_config(folder: Path) -> Tree | None:
 def flat(tree: object, prefix: str = "") -> Tree:
     """Convert nested dicts to one dict with dotted keys: {"a": {"b": 1}} to {"a.b": 1}.
 
-    Schedules {step: value} stay dicts. `prefix` is put in front of all keys.
+    Schedules {step: value}, and dicts that are empty or have other keys than str, stay dicts. If `prefix` is set, all
+    keys start with it and a dot.
     """
     if not isinstance(tree, dict) or all(map(is_step, tree)) or not all(isinstance(key, str) for key in tree):
         return {prefix: tree}
@@ -95,8 +97,9 @@ def flat(tree: object, prefix: str = "") -> Tree:
 def differences(old: Tree, new: Tree, extends: Iterable[str] = ()) -> list[str]:
     """Return the differences of two configs that change the result of a run, as texts "key: old -> new".
 
-    `old` and `new` are nested dicts. Keys in `NEUTRAL_KEYS` are ignored, and so are the keys `extends`, which may
-    change when a run of this task is resumed. At most MAX_LISTED keys are listed.
+    `old` and `new` are nested dicts. Keys that may change when any run is resumed, such as "out" (`NEUTRAL_KEYS`), are
+    ignored, and so are the keys `extends`, which may change when a run of this task is resumed. If more than 6 keys
+    differ (MAX_LISTED), the last text is "and N more".
     """
     before, after, neutral = flat(old), flat(new), (*NEUTRAL_KEYS, *extends)
     changed = [key for key in {**before, **after} if before.get(key) != after.get(key)]
@@ -109,7 +112,7 @@ def differences(old: Tree, new: Tree, extends: Iterable[str] = ()) -> list[str]:
 def how_to_make(path: str) -> str:
     """Return a note for the user: the command that writes the file `path`, and what the command needs.
 
-    Returns "" unless `path` is a result of a shipped config in its default run folder.
+    Returns "" unless `path` is outputs/CONFIG/run, or is in this folder, and CONFIG comes with the project.
     """
     parts = Path(path).parts
     if parts[:1] != ROOT.parts or parts[2:3] != (NAME_WITHOUT_PROMPT,) or parts[1] not in shipped():
@@ -143,7 +146,10 @@ def existing_folder(text: str | Path, key: str) -> Path:
 
 
 def config_name(path: Path) -> str:
-    """Return the file name of a config without suffix; for the config.yaml of a run, the name of the run folder."""
+    """Return the name of a config file: the file name without suffix; for a config.yaml, the name of its folder.
+
+    The latter is the config of a run, which is in the run folder.
+    """
     return path.resolve().parent.name if path.name == CONFIG else path.stem
 
 
@@ -174,9 +180,10 @@ def _own_folder(config: BaseModel, config_name: str) -> Path:
 def choose_folder(config: BaseModel, config_name: str) -> tuple[Path, Tree | None]:
     """Choose, but do not create, the folder of a run: `config.out`, or outputs/CONFIG_NAME/... named after the prompt.
 
-    Returns the folder, and the config in its config.yaml if the folder has this run already; None for a new run. A run
-    that failed without results may be replaced by any other run. Raises ConfigError if the folder contains files but no
-    run, or a run whose config differs in other keys than `NEUTRAL_KEYS`.
+    Returns the folder, and the content of its config.yaml if this run was started there before; None for a new run. A
+    run in the folder that has written no results may be replaced by any other run. Raises ConfigError if `config.out`
+    contains files but no run, or results of a run whose config differs in keys that may not change on resume (all but
+    `NEUTRAL_KEYS`, such as trainer.max_steps, and `config.extends`).
     """
     out = getattr(config, "out", None)
     folder = _own_folder(config, config_name) if out is None else user_path(out, "out")
@@ -192,15 +199,19 @@ def choose_folder(config: BaseModel, config_name: str) -> tuple[Path, Tree | Non
 def open_run(config: C, config_name: str) -> tuple[C, Path | None]:
     """Choose (`choose_folder`), create and lock the folder of a run, and write its config.yaml.
 
-    Returns the config with `out` set to the folder, and the folder to resume from (None for a new run). Raises
-    ConfigError if the folder has other files or another run, cannot be written, or is used by another process.
+    `config_name` is the name of the original config, for the default folder and for line 1 of config.yaml. Returns
+    the config with `out` set to the folder, and the folder to resume from (None for a new run). Raises ConfigError if
+    the folder has other files or another run, cannot be written, or is used by another process.
     """
     folder, stored = choose_folder(config, config_name)
     return _prepare_folder(folder, config, config_name, stored), None if stored is None else folder
 
 
 def has_results(folder: Path) -> bool:
-    """Return whether a run folder has results: any file except config.yaml, lock, job.json and temporary files."""
+    """Return whether a run folder or its subfolders have results.
+
+    A result is any file except config.yaml, the lock file, job.json (written by the task `batch`) and temporary files.
+    """
     files = (name for _, _, names in os.walk(folder) for name in names)
     return any(name not in (CONFIG, LOCK, JOB) and not TEMPORARY_NAME.search(name) for name in files)
 
@@ -240,8 +251,9 @@ def run_folder(run: str | Path, key: str = "--resume") -> Path:
 def reopen(run: str | Path, overrides: list[str]) -> tuple[Any, Path]:
     """Load the config of an old run, apply overrides "key=value" and lock the folder, to resume the run.
 
-    Returns the config with `out` set to the folder, and the folder. Raises ConfigError if an override changes a key
-    outside `NEUTRAL_KEYS`, or if another process uses the folder.
+    `run` is the run folder or a file in it. Returns the config with `out` set to the folder, and the folder. Raises
+    ConfigError if an override changes a key that may not change on resume (all but `NEUTRAL_KEYS`, such as
+    trainer.max_steps, and the task's `extends`), or if another process uses the folder.
     """
     folder = run_folder(run)
     config, stored = load((folder / CONFIG).resolve(), overrides), stored_config(folder)
@@ -254,9 +266,9 @@ def reopen(run: str | Path, overrides: list[str]) -> tuple[Any, Path]:
 
 
 def write_config(folder: Path, config: BaseModel, config_name: str = "") -> None:
-    """Write config.yaml, with `config_name` as a comment in line 1.
+    """Write `folder`/config.yaml, with `config_name` as a comment in line 1 ("": without this line).
 
-    The key `out` is left out, so that the folder can be moved.
+    The key `out` is written as null, so that the folder can be moved.
     """
     first = f"# {' '.join(config_name.split())}\n" if config_name else ""
     with writing(folder):

@@ -20,7 +20,10 @@ GRACE_SECONDS = 20.0  # for a checkpoint
 
 
 class Stopped(SystemExit):
-    """Exception that ends a task early with an exit code. With a code in `STOP_CODES`, the task can be resumed."""
+    """Exception that ends a task early with an exit code: 130 after Ctrl-C, 143 after SIGTERM, others for failures.
+
+    After 130 and 143 the task can be resumed.
+    """
 
 
 class Interrupts:
@@ -78,9 +81,11 @@ class Interrupts:
 
 
 def end_with_parent() -> None:
-    """Start a thread that ends this process when its stdin closes, if the environment variable `WATCH_STDIN` is set.
+    """Start a thread that ends this process when its parent process dies.
 
-    The thread sends SIGTERM to the process, and kills it GRACE_SECONDS later.
+    The parent asks for this by the environment variable THREEDGEN_WATCH_STDIN (without it, nothing is started), and
+    holds a pipe to this process's stdin. When the pipe closes, the thread sends SIGTERM to this process, and ends it
+    without cleanup 20 s later (GRACE_SECONDS).
     """
 
     def wait() -> None:

@@ -60,9 +60,9 @@ def acquire(folder: Path) -> bool:
 
 
 def was_released(folder: Path) -> bool:
-    """Return whether the last process that locked a folder has released it.
+    """Return whether the last process that locked a folder has released it, by `release` or by a normal exit.
 
-    Returns False if the folder was never locked, if that process still runs, or if it was killed.
+    Returns False if the folder was never locked, if that process still has the lock, or if it was killed.
     """
     try:
         return (folder / NAME).stat().st_size == 0

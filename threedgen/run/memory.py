@@ -28,8 +28,8 @@ LIBRARIES = 0.5e9  # resident bytes of a process on Linux after it has imported 
 def free_bytes(device: torch.device) -> int:
     """Return the bytes that this process can still allocate on a device.
 
-    On a GPU this is the driver's free memory plus torch's cache. On a CPU it is the memory available without swapping,
-    limited by the container (cgroup v2).
+    On a CUDA device this is the driver's free memory plus torch's cache; on "mps" the recommended maximum minus the
+    memory in use. On a CPU it is the memory available without swapping, limited by the container (cgroup v2).
     """
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -42,10 +42,10 @@ def free_bytes(device: torch.device) -> int:
 
 
 def process_bytes(device: torch.device) -> float:
-    """Return the bytes of CPU memory that a process uses besides its tensors; 0 for other devices.
+    """Return the bytes of `device`'s memory that a process uses besides its tensors: about 1 GB for a CPU, else 0.
 
     They are a fixed estimate for the imported libraries and for freed memory that malloc keeps (`keep_freed_memory`).
-    Add them to the measured memory of tensors to get the memory that a run needs.
+    Add them to the measured memory of tensors to get the memory that a run on this device needs.
     """
     return LIBRARIES + MAX_REUSED_HEAP if device.type == "cpu" else 0.0
 
@@ -54,7 +54,10 @@ GPUS = {"cuda"}  # device types that get asynchronous copies from pinned memory,
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a tensor to a device. A copy from CPU to GPU is asynchronous: the call returns at once."""
+    """Return a tensor on `device`; if it is there already, the tensor itself.
+
+    A copy from a CPU to a CUDA device is asynchronous: it uses pinned memory, and the call does not wait for it.
+    """
     if device.type in GPUS and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
@@ -84,7 +87,7 @@ def require_memory(size: int, what: str) -> None:
 
 @contextmanager
 def explain_out_of_memory(what: str, remedy: str) -> Iterator[None]:
-    """Return a context that converts torch's OutOfMemoryError to `OutOfMemory`.
+    """Return a context that converts torch's OutOfMemoryError of a GPU to the project's error `OutOfMemory`.
 
     `what` is the subject of the error message, such as "the prior", and `remedy` is advice for the user.
     """
@@ -122,10 +125,12 @@ class PeakMemory(TorchDispatchMode):
     """Context that measures the memory of the tensors that are created in it, such as those of a training step.
 
     Attributes:
-        device: type of the measured device. On "meta", torch computes shapes only, without values.
-        live: bytes of all tensors that were created in the context and exist now.
+        device: type of the measured device, such as "cuda"; tensors elsewhere do not count. On "meta", torch computes
+            shapes only, without values.
+        live: bytes of all tensors that were created in the context and exist now, each rounded up to 512 bytes as by
+            torch's GPU allocator.
         peak: largest value of `live` so far.
-        launches: number of operators that computed something on the device, each by one kernel or more.
+        launches: number of torch operators that computed something on the device, each by one or more kernels.
     """
 
     _shapes: ClassVar[dict[tuple[object, ...], tuple[list[Layout], TreeSpec]]] = {}

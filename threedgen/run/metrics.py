@@ -31,9 +31,10 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
 def read_metrics(folder: Path) -> list[Tree]:
-    """Return the metrics of a run: one dict per valid line of metrics.jsonl, with the key "step".
+    """Return the metrics of a run: one dict per line of metrics.jsonl, with the key "step".
 
-    Returns [] if the file does not exist. Raises FileError if it cannot be read.
+    Lines that are no JSON object with an int "step" are left out. Returns [] if the file does not exist. Raises
+    FileError if it cannot be read.
     """
     path, rows = Path(folder) / "metrics.jsonl", []
     try:
@@ -151,7 +152,7 @@ def _cpu() -> str:
 
 
 def peak_memory() -> float | None:
-    """Return the maximum memory that this process has used so far, in MiB; None on Windows."""
+    """Return the maximum resident (CPU) memory that this process has used so far, in MiB; None on Windows."""
     # on Linux getrusage includes the memory of the parent process at the start, VmHWM does not
     with suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace").splitlines()
@@ -174,7 +175,7 @@ def write_summary(folder: Path, config: BaseModel, seconds: float, **figures: ob
     """Write summary.json to a run folder; return its path.
 
     The file has the task, prompt, seed and hash of the config, the duration `seconds` of the run, the peak memory, and
-    package versions. `figures` are further entries of the file: results of the task.
+    package versions. `figures` are further entries of the file: the task's results, such as scores, by name.
     """
     summary = {
         "task": getattr(config, "task", None),

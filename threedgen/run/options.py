@@ -43,7 +43,7 @@ class WorkersConfig(RunConfig):
 
 
 def cores() -> int:
-    """Return the number of CPU cores that this process may use."""
+    """Return the number of logical CPU cores that this process may use (its CPU affinity, where the system has one)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -52,10 +52,16 @@ _RANKS = "RANK LOCAL_RANK NODE_RANK SLURM_PROCID JSM_NAMESPACE_RANK".split()
 
 
 def local_rank() -> int:
-    """Return the rank of this process on its machine, from 0, which is also the index of its GPU."""
+    """Return the rank of this process among those of the run on its machine, from 0. It is also the index of its GPU.
+
+    It is 0 if the run is not distributed.
+    """
     return int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
 
 
 def is_rank_zero() -> bool:
-    """Return whether this process is rank 0, which writes files and prints; True if the run is not distributed."""
+    """Return whether this process is rank 0 of all processes of the run on all machines; only rank 0 writes and prints.
+
+    True if the run is not distributed.
+    """
     return all(os.environ.get(name, "0") == "0" for name in _RANKS)

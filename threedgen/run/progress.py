@@ -30,7 +30,10 @@ def silence_lightning() -> None:
 
 
 class Speed:
-    """Stopwatch for the time per optimisation step, averaged over the last `WINDOW` seconds."""
+    """Stopwatch for the time per step, averaged over the last 30 seconds (WINDOW), or over one step if it is longer.
+
+    Call `mark` after each step.
+    """
 
     def __init__(self) -> None:
         self._marks: deque[tuple[float, int]] = deque()
@@ -55,8 +58,9 @@ class Speed:
     def left(self, total: int) -> list[str]:
         """Return a list with the time until step `total`, such as ["6 s left"]; [] at the end or while it is unknown.
 
-        The time is known WINDOW seconds or MIN_SHARE * `total` steps after the first step. The first step compiles
-        kernels; it is measured only if it takes WINDOW seconds or more and the run has few steps (1 / MIN_SHARE).
+        The time is known when, after the first step, 30 seconds (WINDOW) have passed, or 3% of `total` (MIN_SHARE) and
+        at least 2 steps are done. The first step compiles kernels and is not measured, except if it takes 30 seconds
+        or more and `total` is at most 33 (1 / MIN_SHARE).
         """
         if self._warm is None:
             return []
@@ -74,10 +78,12 @@ class Speed:
 
 
 class ProgressDisplay:
-    """Progress display on stderr: a bar in a terminal; elsewhere, or if the variable CI is set, a line each minute.
+    """Progress display on stderr: a bar in a terminal, else a line each minute.
 
-        with ProgressDisplay("sampling", 200, quiet) as count:
-            count.add(8)
+    If the environment variable CI is set, lines are printed in a terminal too. Use it as a context:
+
+        with ProgressDisplay("sampling", 200) as display:
+            display.add(8)  # 8 more steps are done
 
     Args:
         stage: text in front of the numbers, such as "sampling".
@@ -131,7 +137,10 @@ class ProgressDisplay:
             self._bar = None
 
     def add(self, count: int, note: str = "") -> None:
-        """Count `count` more steps as done and update the display. `note`: current activity, shown on the bar."""
+        """Count `count` more steps as done and update the display.
+
+        `note` is the current activity, a text after the stage on the bar; it is not shown on lines.
+        """
         self.show(self.done + count, note=note)
 
     def show(
@@ -141,8 +150,9 @@ class ProgressDisplay:
 
         Args:
             done: number of steps done.
-            details: function that returns texts to show after the number, such as the loss; None: show the time left.
-            note: current activity, shown on the bar.
+            details: function that returns texts to show after the number of steps, such as the loss; None: show the
+                time left.
+            note: current activity, a text after the stage on the bar; it is not shown on lines.
             due: print a line now, even if the last line is less than a minute old; no effect on a bar.
         """
         self.done, now = done, self.clock()
@@ -157,7 +167,8 @@ class ProgressDisplay:
     def say(self, details: Callable[[], list[str]] | None = None) -> None:
         """Print the progress as a line, unless there is a bar or `quiet` is set.
 
-        `details` is a function that returns texts to print after the number; None: the time left is printed.
+        `details` is a function that returns texts to print after the number of steps, such as the loss; None: the time
+        left is printed.
         """
         if self.quiet or self._bar is not None:
             return

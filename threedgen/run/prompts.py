@@ -16,7 +16,7 @@ _MAX_LISTED = 8
 
 @dataclass
 class Reading:
-    """Prompt rewritten with the words of a closed vocabulary.
+    """Prompt rewritten with the words of a closed vocabulary: the only words that a text encoder knows.
 
     Attributes:
         text: the prompt in known words; unchanged if all words are known.
@@ -32,7 +32,12 @@ class Reading:
 
 
 class PromptReader(Protocol):
-    """Attributes and methods of a prior (diffusion model, see threedgen.guidance.prior) that the prompt checks use."""
+    """Attributes and methods of a prior (diffusion model, see threedgen.guidance.prior) that the prompt checks use.
+
+    `identifiers` are words, such as "[v]", for the objects that the prior was tuned for (DreamBooth). `tokens_cut`
+    returns the end of a prompt that exceeds the token limit; "" if all fits. `unknown_words` returns pairs (word of the
+    prompt that a closed vocabulary lacks, similar known words), and `read_prompt` the prompt in known words.
+    """
 
     @property
     def identifiers(self) -> Sequence[str]: ...
@@ -65,10 +70,10 @@ def remove_words(prompt: str, words: Iterable[str]) -> str:
 
 
 def prompt_warnings(prompt: str, prior: PromptReader, more: Iterable[str] = ()) -> list[str]:
-    """Check a prompt for a prior. Log and return the warnings, followed by the caller's own warnings `more`.
+    """Check a prompt for a prior (diffusion model). Log and return the warnings, followed by the caller's own, `more`.
 
     There are warnings if lines of the prompt are joined, if its end is cut off, if words are unknown, replaced or
-    negated, and if the name of the subject that the prior was tuned for (DreamBooth) is missing.
+    negated, and if the word for the object that the prior was tuned for (DreamBooth), such as "[v]", is missing.
     """
     text, notes = normalise_prompt(prompt), []
     if len(prompt.strip().splitlines()) > 1:
@@ -107,7 +112,7 @@ def unknown_words_note(unknown: Sequence[tuple[str, list[str]]]) -> list[str]:
 
 
 def reading_notes(reading: Reading) -> list[str]:
-    """Return warnings about the replaced and the negated words of a prompt; [] if there are none."""
+    """Return warnings about the words of a prompt that `reading` lists as replaced or negated; [] if there are none."""
     notes = []
     if reading.replaced:
         words = ", ".join(
@@ -121,7 +126,10 @@ def reading_notes(reading: Reading) -> list[str]:
 
 
 def received_note(prompt: str, reading: Reading) -> list[str]:
-    """Return a list with one note about the text that the prior receives; [] if it receives `prompt` unchanged."""
+    """Return a list with one note: the text `reading.text` that the prior (diffusion model) receives.
+
+    Returns [] if this text equals `prompt`, apart from case and spaces.
+    """
     same = reading.text.lower().split() == prompt.lower().split()
     return [] if same else [f"the prior receives {_quoted(reading.text, 200)}"]
 

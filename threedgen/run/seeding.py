@@ -43,7 +43,10 @@ def numpy_generator(seed: int, step: int, purpose: str, rank: int = 0) -> np.ran
 
 
 def seed_networks(seed: int, name: str) -> None:
-    """Seed torch's global generator from `seed` and `name`. Call it before networks are created with random weights."""
+    """Seed torch's global generators from a hash of `seed` and `name`.
+
+    Call it before networks are created with random weights, with another `name` for each of them.
+    """
     import torch
 
     torch.manual_seed(key(seed, 0, name))

@@ -28,13 +28,16 @@ def say(text: str, stream: IO[str] | None = None) -> None:
 
 
 def printable(text: str) -> str:
-    """Escape characters that are not printable, except line breaks."""
+    r"""Escape characters that are not printable, such as "\x1b", except line breaks."""
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
 @contextmanager
 def log_to_stderr(level: str = "info") -> Iterator[None]:
-    """Return a context in which threedgen's log records of at least `level` are printed to standard error."""
+    """Return a context in which threedgen's log records of at least `level` are printed to standard error.
+
+    `level` is "debug", "info", "warning" or "error".
+    """
     logger, handler = logging.getLogger("threedgen"), _StderrHandler()
     before = logger.level
     logger.addHandler(handler)
@@ -53,13 +56,16 @@ class _StderrHandler(logging.Handler):
 
 
 def clean(text: str) -> str:
-    """Return `text` as one line without control characters."""
+    """Return `text` as one line: line breaks, control characters and repeated spaces become single spaces."""
     spaced = "".join(" " if unicodedata.category(c) in ("Cc", "Cf", "Zl", "Zp") else c for c in text)
     return " ".join(spaced.split()).encode("utf-8", "replace").decode("utf-8")
 
 
 def visible(text: str) -> str:
-    """Escape control characters and lone surrogates, except line breaks. The characters <, > and & are unchanged."""
+    r"""Escape control characters and lone surrogates as text such as "\x1b". Line breaks stay, all written as "\n".
+
+    The characters <, > and & are unchanged.
+    """
     lines = text.replace("\r\n", "\n").replace("\r", "\n")
     return "".join(c if c == "\n" or unicodedata.category(c) not in ("Cc", "Cs") else ascii(c)[1:-1] for c in lines)
 

@@ -30,7 +30,7 @@ def threads_of(config: Any) -> int | None:
     """Return the number of CPU threads for one process of a run; None: one thread per core.
 
     The number is `config.threads` if set. Otherwise it is the number of cores divided by the option `trainer.devices`,
-    or None if this option is "auto" or missing.
+    the number of processes, and at least 1; or None if this option is "auto" or missing.
     """
     threads: int | None = getattr(config, "threads", None)
     devices: Any = getattr(getattr(config, "trainer", None), "devices", "auto")
@@ -42,8 +42,8 @@ def threads_of(config: Any) -> int | None:
 def threads_each(config: WorkersConfig) -> int | None:
     """Return the number of CPU threads for each worker of a run; None: one thread per core.
 
-    The number is `config.threads` if set. Otherwise it is None for the engine "here", `config.cpus` for "ray", and the
-    number of cores divided by `config.workers` for "processes".
+    The number is `config.threads` if set. Otherwise it depends on `config.engine`: None for "here" (jobs run in this
+    process), `config.cpus` for "ray", and the number of cores divided by `config.workers` for "processes".
     """
     if config.threads is not None or config.engine == "here":
         return config.threads

@@ -152,7 +152,7 @@ def _raise_if_unreadable(path: Path, error: Exception) -> None:
 def leaves(tree: object) -> Iterator[object]:
     """Yield all dict keys and all values in nested dicts, lists, tuples and sets, in any order.
 
-    The containers themselves are not yielded.
+    The containers themselves are not yielded. A container that occurs several times is visited once.
     """
     visited, stack = set[int](), list[object]([tree])
     while stack:
@@ -189,9 +189,10 @@ def check_architecture(stored: Mapping[str, object], state: Mapping[str, Tensor]
 
 
 def require_finite(stored: Mapping[str, object], what: str) -> None:
-    """Raise ConfigError if a weight in `stored` is NaN, infinite, or above MAX_WEIGHT in absolute value.
+    """Raise ConfigError if a weight in `stored` is NaN, infinite, or above 1e12 in absolute value (MAX_WEIGHT).
 
-    `stored` maps names to tensors or numbers. `what` is the subject of the error message.
+    `stored` maps names to tensors or numbers; values that are not floating-point are skipped. `what` is the subject of
+    the error message, a plural such as "the weights in FILE".
     """
     for name, value in stored.items():
         if isinstance(value, float) or (isinstance(value, Tensor) and value.is_floating_point()):

@@ -1,4 +1,4 @@
-"""Detection of frozen (SIGSTOP) and dead processes in a group. Such a process would block the others for ever.
+"""Detection of frozen (SIGSTOP) and dead processes of a run. Such a process would block the others for ever.
 
 python -m threedgen.run.watch PID    kill the process PID if it is frozen; runs until PID ends
 """
@@ -24,15 +24,18 @@ LOST_SECONDS = 40.0  # without an answer; Ray ends the process after 60
 class FrozenProcesses:
     """Detector of frozen processes, which would block other processes for ever. Call its method `kill` in a loop.
 
-    A process is frozen if FROZEN_CHECKS checks in a row find it stopped (SIGSTOP). There is at most one check per
-    CHECK_SECONDS, even if `kill` is called more often.
+    A process is frozen if 6 checks in a row (FROZEN_CHECKS) find it stopped (SIGSTOP). There is at most one check per 5
+    seconds (CHECK_SECONDS), even if `kill` is called more often.
     """
 
     def __init__(self) -> None:
         self._checks, self._next = Counter[int](), 0.0
 
     def kill(self, processes: Callable[[], Iterable[psutil.Process]]) -> None:
-        """Check the processes that the function `processes` returns. Kill the frozen ones, with a warning."""
+        """Check the processes that the function `processes` returns. Kill the frozen ones, with a warning.
+
+        Calls within 5 seconds (CHECK_SECONDS) of the last check do nothing.
+        """
         if time.monotonic() < self._next:
             return
         self._next = time.monotonic() + CHECK_SECONDS
@@ -68,10 +71,10 @@ def guarded(pid: int) -> Iterator[None]:
 
 
 class Heartbeat:
-    """Thread that calls `ask` every CHECK_SECONDS, to notice when a service no longer answers.
+    """Thread that calls `ask` every 5 seconds (CHECK_SECONDS), to notice when a service no longer answers.
 
     `ask` returns if the service answers, and may block or raise if not. The owner calls `check`, which raises an error
-    with the service's `name` after LOST_SECONDS without an answer.
+    with the service's `name` after 40 seconds (LOST_SECONDS) without an answer.
     """
 
     def __init__(self, ask: Callable[[], object], name: str) -> None:
@@ -79,7 +82,7 @@ class Heartbeat:
         threading.Thread(target=self._run, daemon=True).start()
 
     def check(self) -> None:
-        """Raise WorkerLost if no call of `ask` has succeeded for LOST_SECONDS."""
+        """Raise WorkerLost if no call of `ask` has succeeded for 40 seconds (LOST_SECONDS)."""
         if time.monotonic() - self._answered > LOST_SECONDS:
             problem = f"{self.name} has not answered for {LOST_SECONDS:.0f} seconds"
             raise WorkerLost(f"{problem}. Start it and run the same command again to continue")

@@ -45,7 +45,8 @@ def run_jobs(
 
     Args:
         work: function that does one job. With parallel workers it must be picklable.
-        jobs: the jobs. A job is read when a worker becomes free, and one more in advance.
+        jobs: the jobs, objects that `work` takes. The next job is read from the iterable when a worker becomes free,
+            and at most one more in advance.
         on_done: function that is called in this process with each job and the result of `work`.
         on_failed: function that is called with a job and a reason if all attempts raised an exception or lost a worker.
         options: engine, number of workers, and number of attempts per job.
@@ -57,7 +58,7 @@ def run_jobs(
     Raises:
         ExpectedError: `work` raised an ExpectedError, such as ConfigError.
         ConfigError: no Ray cluster responds, or no local process can be started.
-        WorkerLost: several workers died in a row.
+        WorkerLost: several workers died in a row, or the Ray cluster does not answer.
     """
     start: Callable[[], Worker] = LocalProcess if options.engine == "processes" else Worker
     if options.engine == "ray":
@@ -73,10 +74,10 @@ def run_jobs(
 
 
 def attempt(work: Callable[[J], R], job: J, table: dict[str, dict[str, registry.Entry]]) -> Outcome:
-    """Call `work(job)` in a worker, and return the state of the attempt with a value.
+    """Call `work(job)` in the process of a worker, and return the pair (state of the attempt, value).
 
-    `table` is the component registry of the main process, with the components of its plug-ins. It is copied into the
-    registry of the worker first.
+    `table` is the component registry of the main process, {kind: {name: entry}}, with the components of its plug-ins.
+    It is copied into the registry of the worker first.
 
     Returns:
         ("done", result of `work`), ("stopped", exit code) after a stop signal, ("expected", exception) for an
@@ -98,7 +99,8 @@ def attempt(work: Callable[[J], R], job: J, table: dict[str, dict[str, registry.
 class WorkerPool(Generic[J, R]):
     """Pool of `count` workers, each created by a call of `start`, that call `work(job)`. Dead workers are replaced.
 
-    After a failed attempt at a job, the job is tried again, up to `attempts` times in all. `interrupts` handles Ctrl-C.
+    The method `run` does all jobs. After a failed attempt at a job (type J, with a result of type R), the job is tried
+    again, up to `attempts` times in all. `interrupts` tells the pool of Ctrl-C and SIGTERM; then no job starts.
     """
 
     def __init__(
@@ -154,19 +156,19 @@ class WorkerPool(Generic[J, R]):
         return self.code != 0
 
     def fetch(self, jobs: Iterable[J]) -> bool:
-        """Read the next job into the queue if the queue is empty. Return whether the queue has a job that may start.
+        """Read the next job of the iterator `jobs` into the queue if the queue is empty.
 
-        No job may start after Ctrl-C or SIGTERM.
+        Returns whether the queue has a job that may start. No job may start after Ctrl-C or SIGTERM.
         """
         if not self.queue and not self.stopped():
             self.queue += [(job, 1) for _, job in zip(range(1), jobs, strict=False)]
         return bool(self.queue) and not self.stopped()
 
     def answer(self, future: Future[Outcome], worker: "Worker") -> Outcome:
-        """Return the `Outcome` of a finished attempt, and mark its worker as idle. A dead worker is replaced.
+        """Return the pair (state, value) of a finished attempt, as from `attempt`, and mark its worker as idle.
 
-        If the job raised an ExpectedError, this error is raised again. Raises WorkerLost if too many workers died in a
-        row.
+        A dead worker is replaced, and the state is "error". If the job raised an ExpectedError, this error is raised
+        again. Raises WorkerLost if more than count * (attempts + 1) workers died in a row.
         """
         if death := future.exception():
             worker.close()
@@ -247,7 +249,8 @@ class LocalProcess(Worker):
 def init_process(loaded: Mapping[str, plugins.Plugin]) -> None:
     """Initialise a worker process: import the plug-ins `loaded`, and protect the process from the terminal's Ctrl-C.
 
-    The process then raises `Stopped` on SIGTERM, and ends when its parent process ends.
+    `loaded` maps module names to plug-ins: the variable `plugins.LOADED` of the main process. The process then raises
+    `Stopped` on SIGTERM, and ends when its parent process ends.
     """
 
     def stop(*signal_and_frame: object) -> None:  # replaced by Interrupts during a training
@@ -293,7 +296,10 @@ class RayTask(Worker):
 
 
 def attempt_for_ray(*task: Any) -> Outcome:
-    """Call `attempt(*task)` in a Ray task. If Ray cancels the task, by SIGINT, return ("stopped", 130)."""
+    """Call `attempt(*task)` in a Ray task, where `task` is the tuple (work, job, table) of its arguments.
+
+    If Ray cancels the task, by SIGINT, the result is ("stopped", 130).
+    """
     signal.signal(signal.SIGINT, signal.default_int_handler)  # processes started with & ignore SIGINT
     try:
         with guarded(os.getpid()):

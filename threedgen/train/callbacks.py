@@ -26,12 +26,18 @@ _MAX_WARNINGS = 3
 
 
 def any_rank(trainer: pl.Trainer, flag: bool) -> bool:
-    """Return whether `flag` is true on any rank, so that all ranks decide alike. All ranks must call the function."""
+    """Return whether `flag` is true on any rank (process of a distributed run), so that all ranks decide alike.
+
+    All ranks must call the function, each with its own `flag`.
+    """
     return trainer.strategy.reduce_boolean_decision(flag, all=False) if trainer.world_size > 1 else flag
 
 
 class StepCallback(pl.Callback):
-    """Base class of callbacks that act after each optimisation step. With accumulation, a step has several batches."""
+    """Base class of callbacks that act after each optimisation step, in the method `after_step` of the subclass.
+
+    With gradient accumulation a step has several batches; the method is called once, after the last of them.
+    """
 
     steps = 0  # number of optimisation steps that this process has done
     _step = -1
@@ -94,9 +100,9 @@ class StopOnInterrupt(StepCallback):
 class Logging(StepCallback):
     """Callback that logs loss, `module.terms`, `module.metrics` and step time every `every` steps and at the end.
 
-    `terms` are the terms of the loss by name, and `metrics` are further values of the last step (`System`). The values
-    are written to `folder` (`Metrics`) and sent to Lightning's loggers. Lightning's `self.log` is not used, because it
-    takes 0.2 to 0.4 ms per call even if nothing is written.
+    `terms` are the terms of the loss by name, and `metrics` are further values of the last step (`System`). Rank 0
+    writes the values to metrics.jsonl and, at the end, metrics.csv in `folder`, and sends them to Lightning's loggers.
+    Lightning's `self.log` is not used, because it takes 0.2 to 0.4 ms per call even if nothing is written.
     """
 
     def __init__(self, folder: Path, every: int) -> None:
@@ -141,8 +147,8 @@ class Logging(StepCallback):
 class Validation(StepCallback):
     """Callback that calls `module.validate(step, folder)` on rank 0 every `every` steps, to write images or files.
 
-    The module is in eval mode, and the global random states are restored afterwards. If `validate` cannot write its
-    files, a warning is logged and the run continues.
+    During the call the module is in eval mode; afterwards its modes and the global random states are restored. If
+    `validate` cannot write its files, a warning is logged and the run continues.
     """
 
     def __init__(self, every: int, folder: Path) -> None:
@@ -161,7 +167,10 @@ class Validation(StepCallback):
 
 @contextmanager
 def isolated_eval(module: torch.nn.Module) -> Iterator[None]:
-    """Set eval mode and disable gradients inside a context. On exit, restore the modes and global random states."""
+    """Set eval mode of a module and disable gradients inside a context.
+
+    On exit, the modes of all submodules and the global random states of torch, NumPy and Python are restored.
+    """
     modes = [(inner, inner.training) for inner in module.modules()]
     states = random.getstate(), np.random.get_state()
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
@@ -188,7 +197,10 @@ def first_nonfinite(module: torch.nn.Module) -> str | None:
 
 
 def gradient_norms(module: torch.nn.Module) -> list[torch.Tensor]:
-    """Return the norm of each gradient, a list of scalars. A norm is not finite if its gradient is not finite."""
+    """Return the L2 norm of each parameter's gradient, a list of float32 scalars; parameters without one are left out.
+
+    A norm is not finite if its gradient is not finite.
+    """
     # on CPUs the norm is ten times faster than the maximum
     gradients = [p.grad for p in module.parameters() if p.grad is not None]
     return [norm.float() for norm in torch._foreach_norm(gradients)]
@@ -201,17 +213,17 @@ def first_nonfinite_gradient(module: torch.nn.Module) -> str | None:
 
 
 def loss_scaler(trainer: pl.Trainer) -> torch.amp.GradScaler | None:
-    """Return the loss scaler of precision 16-mixed; None for other precisions."""
+    """Return the loss scaler that Lightning uses with the option precision=16-mixed; None for other precisions."""
     return getattr(trainer.precision_plugin, "scaler", None)
 
 
 class FiniteGuard(StepCallback):
-    """Callback that skips steps with a non-finite loss or gradient, and stops the run after PATIENCE skips in a row.
+    """Callback that skips steps with a non-finite loss or gradient, and stops the run after 10 skips in a row.
 
     A skipped step does not change the weights and counts as done: the next step uses other random numbers. With a loss
     scaler (precision 16-mixed), the scaler itself skips steps with infinite gradients, and the guard stops the run if
-    the gradients are infinite at a loss scale below 1. `failure` is the reason why the guard stopped the run, with the
-    name of the loss term or parameter; None if it did not.
+    a gradient is not finite at a loss scale below 1. The attribute `failure` is a message with the reason why the run
+    stopped, such as the name of the loss term or parameter that is not finite; None if the guard did not stop it.
     """
 
     def __init__(self) -> None:
@@ -270,7 +282,10 @@ class FiniteGuard(StepCallback):
         self._loss_is_finite = True
 
     def check_end(self, trainer: pl.Trainer, module: torch.nn.Module) -> None:
-        """Set `failure` if a weight is not finite at the end of a run, even if only a few steps were skipped."""
+        """Set `failure` if a parameter of the module has NaN or infinity, or a buffer has NaN, at the end of a run.
+
+        Call this also if the guard has not stopped the run.
+        """
         if self.failure is None and (bad := first_nonfinite(module)):
             self._fail(trainer, f"{bad} is not finite")
 

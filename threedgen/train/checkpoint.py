@@ -51,10 +51,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 class Checkpoint(StepCallback, pl.callbacks.Checkpoint):
     """Callback that saves `folder`/last.ckpt at the end of the run, and about every `seconds` seconds before.
 
-    If `keep` is not None, kept.ckpt is saved once, after `keep` seconds of training, to compare runs at equal time.
-    While the function `healthy` returns False or a weight is not finite, last.ckpt is not saved. A write that fails
-    during the run is logged once and retried after a later step. If the write at the end of the run fails, DiskFull or
-    FileError is raised.
+    If `keep` is not None, kept.ckpt is saved once, after `keep` seconds of training (summed over all resumptions), to
+    compare runs at equal time. While the function `healthy` returns False (the last step was skipped: its loss or a
+    gradient was not finite), or a weight is not finite, last.ckpt is not saved. A write that fails during the run is
+    logged once and retried after a later step. DiskFull or FileError is raised if the write at the end fails.
     """
 
     def __init__(self, folder: Path, seconds: float, healthy: Callable[[], bool], keep: float | None = None) -> None:
@@ -93,7 +93,11 @@ class Checkpoint(StepCallback, pl.callbacks.Checkpoint):
             raise write_error(self.folder, self._write_error) from self._write_error
 
     def save(self, trainer: pl.Trainer, module: pl.LightningModule) -> bool:
-        """Save a checkpoint of the current step. All ranks must call this method. Return whether it was possible."""
+        """Save last.ckpt for the current step. All ranks must call this method.
+
+        Returns True if it was saved, now or before; False if a weight is not finite, the last step was skipped, or the
+        write failed.
+        """
         self._saved_at, self._write_error = time.monotonic(), None
         if trainer.global_step == self._saved_step:
             return True
@@ -130,8 +134,8 @@ class Checkpoint(StepCallback, pl.callbacks.Checkpoint):
 def check_config(checkpoint: CheckpointData, config_yaml: str) -> None:
     """Raise ConfigError if a config key that changes the result differs between a checkpoint and the run.
 
-    `config_yaml` is the config of the run as YAML. Nothing is compared if it is empty or the checkpoint has no config,
-    as for modules that are trained from Python.
+    Keys that may change on resume, such as trainer.max_steps (`NEUTRAL_KEYS`), are not compared. `config_yaml` is the
+    config of the run as YAML. Nothing is compared if it is "" or the checkpoint has no config.
     """
     old = checkpoint.get(CONFIG_KEY, "")
     if not old or not config_yaml:
@@ -154,7 +158,10 @@ def check_weights(checkpoint: CheckpointData, weights: Mapping[str, str]) -> Non
 
 
 def numerics(trainer: pl.Trainer) -> dict[str, str]:
-    """Return a dict of facts that affect the last bits of results: versions, processors, thread and device counts."""
+    """Return facts that affect the last bits of results, a dict from name ("torch", "GPU", ...) to text.
+
+    They are versions of libraries, processor, GPU, and numbers of threads and devices.
+    """
     numba_threads = numba.get_num_threads()  # first: this call may change torch's number, see threads.py
     device = trainer.strategy.root_device
     result = {
@@ -172,7 +179,10 @@ def numerics(trainer: pl.Trainer) -> dict[str, str]:
 
 
 def warn_numerics(checkpoint: CheckpointData, now: dict[str, str]) -> None:
-    """Log a warning if the versions and hardware `now`, from `numerics`, differ from those in a checkpoint."""
+    """Log a warning if the facts `now` (versions and hardware, from `numerics`) differ from those in a checkpoint.
+
+    Nothing is compared if the checkpoint has no such facts.
+    """
     before = checkpoint.get(NUMERICS_KEY, {})
     names = [name for name in (before | now) if before and before.get(name) != now.get(name)]
     changes = [f"{name} {before.get(name, 'none')} -> {now.get(name, 'none')}" for name in names]

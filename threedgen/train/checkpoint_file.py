@@ -25,7 +25,7 @@ _REQUIRED_KEYS = ("state_dict", "global_step", "loops", "optimizer_states", "lr_
 
 
 def write(checkpoint: CheckpointData, path: Path) -> None:
-    """Write a checkpoint atomically. An existing file at `path` is renamed to previous.ckpt.
+    """Write a checkpoint atomically. An existing file at `path` is renamed to previous.ckpt in the same folder.
 
     Raises OSError if the file cannot be written.
     """
@@ -44,7 +44,10 @@ def write(checkpoint: CheckpointData, path: Path) -> None:
 
 
 def read(path: Path) -> CheckpointData:
-    """Load a checkpoint to the CPU without executing code in it. Raises FileError if the file is not valid."""
+    """Load a checkpoint to the CPU without executing code in it. Raises FileError if the file is not valid.
+
+    A valid file is an undamaged file of torch.save with the keys of a Lightning checkpoint, not only weights.
+    """
     checkpoint = read_torch(path)
     if not isinstance(checkpoint, dict) or any(key not in checkpoint for key in _REQUIRED_KEYS):
         raise FileError(f"{path} is not the checkpoint of a run; it may contain plain weights")
@@ -54,7 +57,8 @@ def read(path: Path) -> CheckpointData:
 def latest(folder: Path) -> tuple[Path, CheckpointData] | None:
     """Return the path and the content of the newest readable checkpoint in `folder`; None if there is no checkpoint.
 
-    If last.ckpt is unreadable, previous.ckpt is read, with a warning. Raises FileError if both are unreadable.
+    Normally this is last.ckpt. If it is unreadable, previous.ckpt is read, with a warning. Raises FileError if there is
+    a file but none is readable.
     """
     problem: FileError | None = None
     for path in (folder / LAST, folder / PREVIOUS):

@@ -43,7 +43,10 @@ logger = logging.getLogger(__name__)
 
 
 class TrainingConfig(Protocol):
-    """Interface of the config options that the training loop reads."""
+    """Config that the training loop accepts: any config with `seed`, `threads` (None: one per core), and two sections.
+
+    The sections are `trainer` (options of Lightning's Trainer) and `checkpoint`.
+    """
 
     seed: int
     threads: int | None
@@ -64,7 +67,7 @@ def fit(
 ) -> Status:
     """Train `module` up to config.trainer.max_steps, with checkpoints in `folder`/checkpoints.
 
-    If config.checkpoint.finish is True and there is a checkpoint, it is loaded and not trained further.
+    If config.checkpoint.finish is True and there is a checkpoint to resume from, it is loaded and not trained further.
 
     Args:
         module: module to train.
@@ -195,7 +198,7 @@ def _logger(config: Any, folder: Path) -> Any:
 
 
 def csv_logger(options: LoggerConfig, folder: Path) -> None:
-    """Return None, because every run writes metrics.csv without a Lightning logger."""
+    """Return None: no Lightning logger is needed, because every run writes metrics.csv. The arguments are not used."""
 
 
 def tensorboard_logger(options: LoggerConfig, folder: Path) -> Logger:
@@ -203,7 +206,10 @@ def tensorboard_logger(options: LoggerConfig, folder: Path) -> Logger:
 
 
 def wandb_logger(options: LoggerConfig, folder: Path) -> Logger:
-    """Return a logger to Weights & Biases. The run id is the folder name, so a resumed run continues its curves."""
+    """Return a logger to Weights & Biases. The run id is the folder name, so a resumed run continues its curves.
+
+    The project is the environment variable WANDB_PROJECT, or "threedgen". `options` is not used.
+    """
     project = os.environ.get("WANDB_PROJECT", "threedgen")
     return WandbLogger(name=folder.name, id=folder.name, save_dir=folder, project=project, resume="allow")
 

@@ -21,9 +21,10 @@ STEPS = 5  # number of Newton-Schulz iterations
 class Muon(torch.optim.Optimizer):
     """Optimizer that updates parameters with two or more dimensions by Muon, and all others by AdamW.
 
-    Parameters in `elementwise` are updated by AdamW whatever their shape. All parameters have the same learning rate
-    and weight decay: Muon's updates are multiplied by 0.2 sqrt(max(rows, columns)), so that their RMS is similar to
-    that of AdamW's updates (arXiv 2502.16982).
+    Parameters in `elementwise` are updated by AdamW whatever their shape. For Muon, a parameter with more than two
+    dimensions is flattened to a matrix (rows = first dimension). All parameters have the same learning rate and weight
+    decay: Muon's updates are multiplied by 0.2 sqrt(max(rows, columns)), so that their RMS is similar to that of
+    AdamW's updates (arXiv 2502.16982). `betas` are those of AdamW, `momentum` is that of Muon (Nesterov).
     """
 
     def __init__(
@@ -81,7 +82,8 @@ class Muon(torch.optim.Optimizer):
 def orthogonalise(matrix: Tensor) -> Tensor:
     """Return the update of Muon for a momentum `matrix` (m, n): float32, same singular vectors, singular values near 1.
 
-    It is computed by Newton-Schulz iterations, without a singular value decomposition.
+    The update has the shape (m, n), and singular values of about 0.7 to 1.2. It is computed by 5 Newton-Schulz
+    iterations, without a singular value decomposition.
     """
     tall = matrix.shape[0] > matrix.shape[1]
     x = (matrix.mT if tall else matrix).float()

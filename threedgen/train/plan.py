@@ -17,7 +17,9 @@ END = "nothing was run or written"
 
 
 def plan(config: TaskConfig, more: Sequence[str] = ()) -> str:
-    """Return the text of --dry-run, with the task's own lines `more` before the notes.
+    """Return the text of --dry-run, which tells what a run with this config would do.
+
+    `more` are further lines, which only some tasks have; they come before the notes.
 
     Raises ConfigError if weights cannot be read.
     """
@@ -46,7 +48,8 @@ def memory_lines(
 ) -> list[str]:
     """Return lines for --dry-run: the peak memory, and a warning if `device` has less free memory; [] without phases.
 
-    `phases` maps names of phases to their peak memory in bytes. `advice` names what the user can reduce.
+    `phases` maps names of phases of the run, which follow each other, to their peak memory in bytes; the largest is the
+    peak of the run. The name "" is not shown. `advice` names what the user can reduce.
     """
     if not phases:
         return []  # nothing is sampled, or a plug-in without weights
@@ -58,8 +61,8 @@ def memory_lines(
 def notes(config: TaskConfig) -> list[str]:
     """Return lines "note: ..." for --dry-run.
 
-    They are the notes of the config, a warning if the prompt exceeds the token limit, and a warning if the device only
-    emulates the prior's dtype.
+    They are the notes of the config (`config.notes()`), a warning if the prompt exceeds the token limit of the prior
+    (diffusion model), and a warning if the device can only emulate the option `prior.dtype`, so that another is used.
     """
     prior: Any = getattr(config, "prior", None)
     prompt = " ".join(getattr(config, "prompt", "").split())

@@ -19,8 +19,8 @@ from threedgen.run.text import clean, number
 class Progress(pl.Callback):
     """Callback that shows stage, steps, step time, time left, loss and the chosen `metrics` of the module.
 
-    Without a progress bar, as in log files, it also prints a line at the start, after each quarter of the steps, and
-    when `module.stage` changes.
+    `metrics` are names in `module.metrics`. In a terminal a bar shows all this; elsewhere, as in log files, a line is
+    printed each minute, at the start, after each quarter of the steps, and when `module.stage` changes.
     """
 
     def __init__(
@@ -49,9 +49,10 @@ class Progress(pl.Callback):
     def track(
         self, trainer: pl.Trainer, module: pl.LightningModule, stage: str, total: int
     ) -> Iterator[ProgressDisplay]:
-        """Show the progress of a long computation with `total` steps, labelled `stage`, inside a context.
+        """Return a context for a long computation of `total` steps inside a training step; its value is the display.
 
-        On exit the display of the training returns, and its step time is measured from the start again.
+        The caller tells the display how many steps are done; it shows them with the label `stage`. On exit the display
+        of the training returns, and its time per step is measured anew.
         """
         if self.display is not None:
             self.display.__exit__()
@@ -95,9 +96,9 @@ def details(
 ) -> list[str]:
     """Return texts for the progress display: step time, time left, loss, and the values in `module.metrics`.
 
-    `total` is the number of steps of the run, `outputs` is the result of the training step, and `metrics` are the names
-    of the values to show. If `module.terms` is not empty, its first term is shown instead of the loss, because the
-    losses of different stages have different scales.
+    `total` is the number of steps of the run, `outputs` is the result of the training step (the loss, or a dict with
+    the key "loss"), and `metrics` are the names of the values to show. If `module.terms` is not empty, its first term
+    is shown instead of the loss, because the losses of different stages have different scales.
     """
     parts, step_seconds = [], speed.seconds_per_step()
     if step_seconds is not None:

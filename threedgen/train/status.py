@@ -8,7 +8,10 @@ from threedgen.run.metrics import read_summary
 
 
 class Status(enum.Enum):
-    """Final status of a run, which decides the exit code and is written to summary.json."""
+    """Final status of a run, which decides the exit code and is written to summary.json.
+
+    INTERRUPTED: stopped by Ctrl-C; TERMINATED: by SIGTERM; FAILED: the loss or a weight was not finite.
+    """
 
     FINISHED = "finished"
     INTERRUPTED = "interrupted"  # Ctrl-C once
@@ -17,7 +20,7 @@ class Status(enum.Enum):
 
     @property
     def exit_code(self) -> int:
-        """Exit code of the process; after a signal it is 128 + number of the signal."""
+        """Exit code of the process: 0 if finished, 130 if interrupted (SIGINT), 143 if terminated, 2 if failed."""
         return {"finished": 0, "interrupted": 130, "terminated": 143, "failed": 2}[self.value]
 
     @classmethod
@@ -26,7 +29,10 @@ class Status(enum.Enum):
 
 
 def finished(folder: Path, max_steps: int | None = None) -> bool:
-    """Return whether a folder has a finished run of at least `max_steps` steps (None: any), with all result files."""
+    """Return whether a folder has a finished run of at least `max_steps` steps (None: any), with all result files.
+
+    The status, the steps and the list of result files are read from summary.json.
+    """
     summary = read_summary(folder)
     complete = summary.get("status") == Status.FINISHED.value and steps_done(folder) >= (max_steps or 0)
     files = summary.get("files", [])

@@ -27,26 +27,31 @@ METRICS_KEY, SECONDS_KEY = "metrics", "seconds"
 
 
 class System(pl.LightningModule):
-    """Base class of all training modules: a LightningModule whose random numbers depend only on step and purpose.
+    """Base class of all training modules: a LightningModule with random numbers that do not depend on earlier ones.
+
+    They depend only on the run's seed, the step, a purpose such as "cameras", and the rank (`rng`).
 
     Attributes:
         stage: text in front of the progress display; may change during training.
-        config_yaml: complete config as YAML, saved in checkpoints and compared on resume.
+        config_yaml: the given config (without `out`) and facts as YAML, saved in checkpoints and compared on resume.
         weights: SHA-256 of the weight files that the run starts from, by config key; saved in checkpoints and compared
             on resume.
         terms: terms of the last loss by name; they are logged, and named in the error if one is not finite.
         metrics: metrics of the last step by name; they are logged, and shown in the progress display on request.
         track_progress: function (stage, total) -> context whose value is the `ProgressDisplay` of a long computation of
             `total` steps inside a training step.
+        options: config section with the options of the optimizer; set by subclasses.
+        rate: learning rate, a number or schedule {step: value}; None: `options.learning_rate`.
+        weight_decay: weight decay of the optimizer.
     """
 
     stage = "training"
 
     def __init__(self, config: Config, seed: int | None = None, max_steps: int | None = None, **facts: str) -> None:
-        """Store the config, and read the seed and the number of steps from it.
+        """Store the config, and read the seed and the number of optimisation steps from it.
 
-        If `config` is only a section of the run's config, `seed` and `max_steps` are needed. `facts` are additional
-        values that must be equal on resume, such as the checksum of a vocabulary.
+        If `config` is only a section (nested config) of the run's config, it lacks them, and `seed` and `max_steps` are
+        needed. `facts` are additional values that must be equal on resume, such as the checksum of a vocabulary.
         """
         super().__init__()
         self.seed: int = getattr(config, "seed") if seed is None else seed  # noqa: B009  not of all sections
@@ -78,7 +83,10 @@ class System(pl.LightningModule):
         return numpy_generator(self.seed, step, purpose, self.global_rank)
 
     def seconds(self) -> dict[str, float]:
-        """Return the seconds before training ("prepare") and in training ("optimise"), summed over all resumptions."""
+        """Return the seconds from the run's start to that of the training ("prepare"), and since then ("optimise").
+
+        Both are summed over all resumptions.
+        """
         now = {"prepare": self.training_start - self.run_start, "optimise": time.monotonic() - self.training_start}
         return {name: before + now[name] for name, before in self.previous_seconds.items()}
 
@@ -89,7 +97,10 @@ class System(pl.LightningModule):
         """
 
     def log_image(self, name: str, image: Tensor) -> None:
-        """Write an image (H, W, 3) in [0, 1] to RUN/images/NAME-STEP.png, and send it to the loggers. Rank 0 only."""
+        """Write an RGB image, floats (H, W, 3) in [0, 1], to RUN/images/NAME-STEP.png, and send it to the loggers.
+
+        RUN is the run folder; STEP, the current step, has six digits. Other ranks than 0 do nothing.
+        """
         if self.global_rank:
             return
         folder = Path(self.trainer.default_root_dir) / "images"
@@ -115,9 +126,10 @@ class System(pl.LightningModule):
     weight_decay = 0.01
 
     def configure_optimizers(self) -> Any:
-        """Return the optimizer of all parameters and its learning rate schedule, in Lightning's form.
+        """Return the optimizer of all parameters and its learning rate schedule, as the dict that Lightning expects.
 
-        The optimizer is AdamW, or Muon if `options.optimizer` has another value than "adamw".
+        The optimizer is AdamW, or Muon if `options.optimizer` has another value than "adamw". The learning rate is
+        `rate`, or `options.learning_rate` if `rate` is None.
         """
         o, decay = self.options, self.weight_decay
         betas, rate = getattr(o, "betas", BETAS), o.learning_rate if self.rate is None else self.rate
@@ -127,13 +139,20 @@ class System(pl.LightningModule):
         return self.scheduled(muon, rate)
 
     def elementwise(self) -> Iterable[torch.Tensor]:
-        """Return parameters with two or more dimensions that AdamW must update instead of Muon, such as embeddings."""
+        """Return parameters with two or more dimensions that AdamW must update instead of Muon, such as embeddings.
+
+        The base class returns none.
+        """
         return ()
 
     def adamw(
         self, params: Iterable[Any], *rates: Scheduled, weight_decay: float = 0.0, betas: tuple[float, float] = BETAS
     ) -> OptimizerLRSchedulerConfig:
-        """Return AdamW with learning rate schedules `rates`: one for all parameter groups, or one for each."""
+        """Return AdamW with learning rate schedules, as the dict that `configure_optimizers` returns.
+
+        `params` are parameters or torch's parameter groups. `rates` has one learning rate, a number or schedule
+        {step: value}, for all parameter groups, or one for each.
+        """
         optimizer = torch.optim.AdamW(params, lr=1.0, betas=betas, weight_decay=weight_decay, fused=True)
         return self.scheduled(optimizer, *rates)
 
@@ -154,14 +173,15 @@ class System(pl.LightningModule):
         """
 
     def remove_validation(self, step: int, folder: Path) -> None:
-        """Remove the files that `validate` wrote after `step` steps, because the run ended early there.
+        """Remove the files that `validate` wrote after `step` steps, when the run ended there.
 
-        Called on resume, unless a run without a stop also validates at this step. The base class removes nothing.
+        Called when the run is resumed for further steps, unless an uninterrupted run would validate at this step too.
+        The base class removes nothing.
         """
 
 
 class EMA(torch.nn.Module):
-    """Exponential moving average of a model's weights, in persistent buffers so that checkpoints contain it.
+    """Exponential moving average of a model's weights, in persistent float32 buffers so that checkpoints contain it.
 
     Call `update` in the LightningModule's `optimizer_step`, after the optimizer, and not in on_train_batch_end, which
     runs after the checkpoint. The decay is min(decay, (1 + step) / (10 + step)), so that the initial weights soon lose
@@ -182,7 +202,10 @@ class EMA(torch.nn.Module):
 
     @torch.no_grad()
     def update(self, model: torch.nn.Module, step: int) -> None:
-        """Move the averages towards the weights of `model`, after `step` optimisation steps; copy integer tensors."""
+        """Move the averages towards the weights of `model`; copy integer tensors.
+
+        `step` is the number of optimisation steps done, which decides the decay (see the class).
+        """
         decay = min(self.decay, (1 + step) / (10 + step))
         averages, state = self.weights(), model.state_dict()
         floating = [name for name in state if averages[name].is_floating_point()]
@@ -209,7 +232,8 @@ class EMA(torch.nn.Module):
 class AveragedSystem(System):
     """Training module that keeps an exponential moving average of the weights of one network.
 
-    `keep_average` selects the network; before this call there is no average.
+    The method `keep_average` selects the network and the decay; before this call there is no average. The average is
+    updated after each optimisation step.
     """
 
     average: EMA
@@ -242,8 +266,9 @@ def sample_timesteps(
 ) -> Tensor:
     """Sample int64 timesteps (count,) of a diffusion process with T timesteps: floor(T u^power), with stratified u.
 
-    `stratified_uniform` gives u. If `logit_normal` = (mean, standard deviation) is set, the timesteps are logit-normal
-    instead (Esser et al. 2024, arXiv 2403.03206, section 3.1): the logit of t / T is normal with these parameters.
+    `stratified_uniform` gives u in [0, 1), so the timesteps are 0 to T - 1. If `logit_normal` = (mean, standard
+    deviation) is set, `power` is ignored and the timesteps are logit-normal (Esser et al. 2024, arXiv 2403.03206,
+    section 3.1): the logit of t / T is normal with these parameters.
     """
     u = stratified_uniform(count, rng)
     if logit_normal is None:

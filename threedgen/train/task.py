@@ -43,7 +43,10 @@ logger = logging.getLogger(__name__)
 
 
 class Task:
-    """Run of a task: config, folder, start time and result files, with methods that load, train and summarise."""
+    """Run of a task: config, folder, start time and result files, with methods that load, train and summarise.
+
+    A task is what the program does in a run, such as a training or an evaluation; the config key `task` names it.
+    """
 
     def __init__(self, config: Any, resume: Path | None = None, quiet: bool = False, files: Iterable[str] = ()) -> None:
         """Prepare a run in the folder `config.out`.
@@ -67,8 +70,8 @@ class Task:
     def load_prior(self, compact: bool = False) -> Any:
         """Load the config's prior (diffusion model) on the device of the run, and store the hashes of its weights.
 
-        If `compact` is True, the UNet is loaded on a GPU in half precision, which saves memory but excludes training.
-        Raises ConfigError if the weights are missing or invalid.
+        If `compact` is True, a UNet on a GPU is loaded in the dtype of the option `prior.dtype` instead of float32,
+        which saves memory but excludes training. Raises ConfigError if the weights are missing or invalid.
         """
         prior, trainer = self.config.prior, getattr(self.config, "trainer", None)
         prior = prior.compact() if compact else prior
@@ -97,8 +100,8 @@ class Task:
     ) -> Status:
         """Train a LightningModule with `loop.fit`; return the final status of the training.
 
-        If results are written next (`has_results`), the system is in eval mode and on the training device afterwards;
-        Lightning leaves it on the CPU.
+        If the method `has_results` is True for the status, results are written next: then the system is put in eval
+        mode and back on the training device, because Lightning leaves it on the CPU.
 
         Args:
             system: module to train.
@@ -124,7 +127,10 @@ class Task:
         return status
 
     def has_results(self, status: Status) -> bool:
-        """Return whether this process writes results: on rank 0, if the training is finished or --finish is set."""
+        """Return whether this process writes results: on rank 0, if the training is finished or --finish is set.
+
+        `status` is the final status of the training; after SIGTERM or a failure no results are written.
+        """
         return self.is_global_zero and (status is Status.FINISHED or status is Status.INTERRUPTED and self.finish)
 
     def train(
@@ -135,7 +141,7 @@ class Task:
         Args:
             system: module to train.
             metrics: names in `system.metrics` to show in the progress display.
-            finish: function that writes the results and returns values for the summary.
+            finish: function that writes the results and returns further entries {name: value} of summary.json.
             partial: True: validate at the end, and write results of an unfinished training if the flag --finish is set.
                 False: do not validate, and write results of a finished training only.
         """
@@ -167,9 +173,10 @@ class Task:
     ) -> None:
         """Load `network` from RUN/NAME/NAME.safetensors; if this is not possible, train `network` and write the file.
 
-        `system` is the module to train, which contains the network. `metric` is the name in `system.metrics` that the
-        progress display shows. `postprocess` is called after the training, before the network is saved. Raises
-        `Stopped` if the training did not finish.
+        This is for a task that trains a network before its main work. RUN is the run folder, NAME is `name`. `system`
+        is the module to train, which contains the network. `metric` is the name in `system.metrics` that the progress
+        display shows. `postprocess` is called after the training, before the network is saved. Raises `Stopped` if the
+        training did not finish.
         """
         from threedgen.train.loop import fit
 
@@ -206,9 +213,10 @@ class Task:
             progress.show(steps)
 
     def summarise(self, status: Status = Status.FINISHED, **figures: Any) -> None:
-        """Write summary.json with the status and the further entries `figures`. Raises OSError if this fails.
+        """Write summary.json with the status and the further entries `figures`, such as scores, by name.
 
-        The entry "files" of `figures`, if any, is a list of result files in addition to `self.files`.
+        The entry "files" of `figures`, if any, is a list of result files in addition to `self.files`. Raises OSError if
+        the file cannot be written.
         """
         files = [*(name for name in self.files if (self.folder / name).exists()), *figures.pop("files", ())]
         seconds = self.previous_seconds + time.monotonic() - self.start_time
@@ -227,6 +235,8 @@ def run_task(
 ) -> int:
     """Run a task unless it is already finished, print the path of its result on stdout, and return the exit code.
 
+    The exit code is 0 if results were written, else that of the final status, such as 130 after Ctrl-C.
+
     Args:
         work: function that does the task; it returns the final status (None: finished) or raises `Stopped`.
         config: config of the task, with the run folder `out`.
@@ -234,7 +244,8 @@ def run_task(
         quiet: show neither weight files nor progress.
         result: file or folder in the run folder whose path is printed.
         files: names of result files. If a file that the run has written is missing, the run does not count as finished.
-        rerun_finished: call `work` even if the task is finished. Evaluations do this: they cache their slow parts.
+        rerun_finished: call `work` even if the task is finished, with `task.resume` False. Evaluations do this, as they
+            find the results of their slow parts in caches.
     """
     task = Task(config, resume, quiet, files)
     task.resume &= not rerun_finished
@@ -246,7 +257,7 @@ def run_task(
 
 
 def execute(work: Callable[[Task], Status | None], task: Task, hint: str = "") -> Status:
-    """Run a task unless it is already finished, release the lock of its folder, and return the status.
+    """Run a task unless it is resumed and already finished, release the lock of its folder, and return the status.
 
     `work` is the function that does the task; it returns the status (None: finished) or raises `Stopped`. `hint` is
     appended to the warning that a run is finished already.
@@ -266,7 +277,10 @@ def execute(work: Callable[[Task], Status | None], task: Task, hint: str = "") -
 
 
 def device(accelerator: str = "auto") -> str:
-    """Return torch's name ("cuda:0", "mps", "cpu") of the device that Lightning's option `accelerator` selects."""
+    """Return torch's name ("cuda:0", "mps", "cpu") of the device that Lightning's option `accelerator` selects.
+
+    "auto" selects CUDA, else MPS, else the CPU. The index of a CUDA device is the rank of this process on its machine.
+    """
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         return f"cuda:{local_rank()}"
     if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
