@@ -105,7 +105,7 @@ class SceneField:
     def render_rays(
         self, origins: Tensor, directions: Tensor, rng: torch.Generator | None = None, normals: bool = False
     ) -> Render:
-        """Render R rays, with origins and unit directions (R, 3) as `rays` returns them.
+        """Render R rays with origins (R, 3), in units of the scene ball's radius, and unit directions (R, 3).
 
         If `normals` is True, the render has normals. In training, the CPU generator `rng` shifts the samples randomly.
         For evaluation, `rng` is None and nothing is random.
@@ -127,7 +127,7 @@ def fit(views: Views, bounds: Bounds, options: ProtocolConfig, seed: int, device
     The rays of all pixels take 36 bytes per pixel.
 
     Args:
-        bounds: bounds of the scene, from all its cameras.
+        bounds: bounds of the scene, from all its cameras (`Bounds.from_cameras`), also those of held-out views.
         options: options of the fit. The autograd graph holds at most `options.chunk` rays at a time.
         device: "cpu", "cuda", or "auto" for a GPU if one is available.
     """

@@ -20,9 +20,10 @@ def orientation_terms(weights: Tensor, normals: Tensor, directions: Tensor) -> T
 
 
 def orientation(render: Render) -> Tensor:
-    """Return the orientation loss (Ref-NeRF, eq. 11), averaged over the rays with an opacity above 0.
+    """Return the orientation loss (Ref-NeRF, eq. 11), as the mean over the rays with an opacity above 0.
 
-    Raises ValueError if the render has no normals.
+    Per ray, it is the sum over the samples of w max(0, n . d)^2, with weight w, normal n and ray direction d. Raises
+    ValueError if the render has no normals.
     """
     if render.orientation is None:
         raise ValueError("the orientation loss needs a render with normals")

@@ -368,7 +368,7 @@ class SubsampledProtocolConfig(ProtocolConfig):
 
     Scores are not comparable with those of the protocol `paper`.
 
-    They are options of the fit of a NeRF to views of a scene, in less time than with `paper` (`PaperProtocolConfig`).
+    Options of the fit of a NeRF to views of a scene, in less time than with `paper` (`PaperProtocolConfig`).
     """
 
     name: Literal["subsampled"] = "subsampled"

@@ -45,7 +45,12 @@ class Levels:
 
 @lru_cache(maxsize=64)
 def grid_levels(n_levels: int, log2_hashmap_size: int, base_resolution: int, per_level_scale: float) -> Levels:
-    """Return the geometry of a hash grid's levels. Scales are rounded to float32, which can change a resolution."""
+    """Return the geometry of a hash grid's levels.
+
+    `log2_hashmap_size` is log2 of the maximum number of table entries per level, `base_resolution` the resolution of
+    the coarsest level, `per_level_scale` the ratio of the resolutions of adjacent levels. Scales are rounded to
+    float32, which can change a resolution.
+    """
     growth = np.log2(np.float32(per_level_scale), dtype=np.float32)
     exponent = np.arange(n_levels, dtype=np.float32) * growth
     scale = np.exp2(exponent, dtype=np.float32) * np.float32(base_resolution) - np.float32(1)

@@ -247,7 +247,8 @@ class DMTet(Representation):
 
         They return the density (N,), and sRGB colours (N, 3) in [0, 1].
 
-        The surface is where the density is half of its maximum. Raises ConfigError if the density is 0 everywhere.
+        The surface is where the density is half of its maximum on the grid. Raises ConfigError if the density is 0
+        everywhere.
         """
         peak = self._values(density).max()
         if not peak > 0:

@@ -51,7 +51,7 @@ class Projection:
 
 @dataclass(frozen=True)
 class Cameras:
-    """B cameras: poses, projection, and one image size for all."""
+    """B cameras: camera-to-world poses with OpenGL axes, projection, and one image size in pixels for all."""
 
     c2w: Tensor  # (B, 4, 4) camera-to-world poses with OpenGL axes
     projection: Projection  # intrinsics of the B cameras

@@ -140,7 +140,7 @@ class GltfFile:
         return _copies(submesh, matrices)
 
     def triangle_count(self, primitive: Tree) -> int:
-        """Return the number of triangles of a primitive, without reading its vertex indices."""
+        """Return the number of triangles of a primitive (JSON object), without reading its vertex indices."""
         mode, index = primitive.get("mode", 4), primitive.get("indices", primitive["attributes"]["POSITION"])
         count: int = self.tree["accessors"][index]["count"]
         return {4: count // 3, 5: count - 2, 6: count - 2}.get(mode, 0)
@@ -223,7 +223,7 @@ class GltfFile:
         return values
 
     def faces(self, primitive: Tree) -> Array:
-        """Return the triangles (F, 3) of a primitive as vertex indices. Lines and points give F = 0."""
+        """Return the triangles (F, 3) of a primitive (JSON object) as vertex indices. Lines and points give F = 0."""
         mode = primitive.get("mode", 4)
         if "indices" in primitive:
             corners = self.accessor_array(primitive["indices"])[:, 0].astype(np.int64)
@@ -238,7 +238,10 @@ class GltfFile:
 
     @cached_property
     def transforms(self) -> dict[int, Array]:
-        """Node-to-scene transforms (4, 4) of all nodes, by index; joints of a skin can lie outside of the scene."""
+        """Node index -> node-to-scene transform (4, 4), for all nodes of the file.
+
+        Nodes outside of the scene are included, because joints of a skin can be such nodes.
+        """
         nodes = self.tree.get("nodes", [])
         texts = {key: [node.get(key.lower(), default) for node in nodes] for key, default in IDENTITY.items()}
         local = _local({key: np.array(text, float).reshape(-1, len(IDENTITY[key])) for key, text in texts.items()})

@@ -29,7 +29,10 @@ def wrap_angle(angle: Tensor) -> Tensor:
 
 
 def opencv_axes(c2w: Tensor) -> Tensor:
-    """Convert c2w poses (..., 4, 4) or (..., 3, 3) from OpenGL to OpenCV axes (x right, y down, z forward), or back."""
+    """Convert camera-to-world poses (..., 4, 4) or rotations (..., 3, 3) from OpenGL to OpenCV camera axes, or back.
+
+    OpenGL: x right, y up, z backward. OpenCV: x right, y down, z forward. The world does not change.
+    """
     return c2w * c2w.new_tensor([1.0, -1.0, -1.0, 1.0])[: c2w.shape[-1]]
 
 

@@ -18,7 +18,7 @@ from threedgen.geometry.poses import look_at, orbit_c2w, unit_vector
 class Rig:
     """B cameras around an object, with one light each. `n_view` consecutive cameras form a group.
 
-    A multi-view prior denoises the views of a group together.
+    A multi-view prior (diffusion model of several views) denoises the views of a group together.
     """
 
     cameras: Cameras

@@ -52,7 +52,8 @@ class SideFiles:
     def locate(self, name: str, beside: Path | None = None) -> Path:
         """Return the path of the file that is called `name` in the mesh file, with the search of `find`.
 
-        Raises ConfigError with the reason if the file is not found or may not be opened.
+        `beside` is the folder of the MTL file that names the file, or None. Raises ConfigError with the reason if the
+        file is not found or may not be opened.
         """
         if path := self.find(name, beside):
             return path

@@ -1,4 +1,7 @@
-"""Images of a scene with their cameras, their pixels as training rays, and the interface of novel-view samplers."""
+"""Images of a scene with their cameras, their pixels as training rays, and the interface of novel-view samplers.
+
+A novel-view sampler generates images of a scene from new cameras.
+"""
 
 from __future__ import annotations
 
@@ -157,7 +160,10 @@ class Request:
 
 
 class NovelViewSampler(Protocol):
-    """Interface of novel-view samplers. Plug-ins register them as kind `sampler`."""
+    """Interface of novel-view samplers, which generate images of a scene from new cameras.
+
+    Plug-ins register them as kind `sampler`.
+    """
 
     def __call__(self, requests: Sequence[Request]) -> list[Tensor]:
         """Return for each request the images (N, H, W, 3) in [0, 1], on the CPU, of its N target cameras.

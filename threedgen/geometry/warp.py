@@ -92,7 +92,10 @@ def reproject(
 
 
 def inside(pixels: Tensor, height: int, width: int) -> Tensor:
-    """Return a bool mask (...) of pixels (..., 2): True from the first to the last pixel centre of an image."""
+    """Return a bool mask (...) of pixels (..., 2), (x, y): True from the first to the last pixel centre of an image.
+
+    The first centre is (0, 0), the last one (width - 1, height - 1).
+    """
     return ((pixels >= 0) & (pixels <= pixels.new_tensor([width - 1, height - 1]))).all(-1)
 
 
@@ -117,7 +120,10 @@ def sample(
 
 
 def sample_nearest(image: Tensor, pixels: Tensor) -> Tensor:
-    """Sample an image (H, W) at the pixel centres nearest to `pixels` (N, 2). Returns (N,), 0 outside the image."""
+    """Sample an image (H, W) at the pixel centres nearest to `pixels` (N, 2), (x, y); the first centre is (0, 0).
+
+    Returns (N,), 0 outside the image.
+    """
     nearest = pixels.round()
     visible = inside(nearest, *image.shape)
     x, y = torch.where(visible[:, None], nearest, 0.0).long().unbind(-1)
@@ -177,7 +183,8 @@ def key_frames(depth: Tensor, cameras: Cameras, min_overlap: float) -> list[int]
     """Return the indices of the key frames of a video of N frames (MVDiffusion, section 4.2).
 
     Frame 0 is the first key frame. The next one is the last frame before the overlap with the current key frame falls
-    below `min_overlap`, but at least the following frame. `depth` is (N, H, W) in world units, 0 = unknown.
+    below `min_overlap`, but at least the following frame. The overlap of two frames is the fraction of pixels of one
+    that reproject into the other, for the frame where it is smaller. `depth` is (N, H, W) in world units, 0 = unknown.
     """
     keys = [0]
     for number in range(2, len(depth)):
