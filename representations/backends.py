@@ -31,7 +31,7 @@ def choose(
     or the dtype is not float32, "auto" selects torch. On the meta device the result is always "meta".
 
     Args:
-        among: names of the fast back ends that exist for the computation.
+        among: names of the fast back ends that exist for the computation; "auto" selects only these or torch.
 
     Raises:
         ConfigError: if the back end `name` is not installed, or does not support the device or the dtype.

@@ -24,7 +24,8 @@ from .shading import ALBEDO, Material, Shading
 class Render:
     """Result of rendering R rays. For whole images of B cameras, R = B * H * W, ordered by camera, row and column.
 
-    Distances are in world units along the ray, colours are in [0, 1]. "Weight" is the compositing weight of a sample.
+    Distances are from the camera along the ray, in world units. Colours are in [0, 1], normals in world coordinates.
+    "Weight" is the compositing weight of a sample.
 
     Attributes:
         rgb: (R, 3) final colours, rgb_fg + background * (1 - opacity).
@@ -34,10 +35,10 @@ class Render:
         depth: (R, 1) sum of weight * distance, not divided by the opacity.
         z_variance: (R, 1) sum of weight * (distance - depth)^2.
         shading: shading mode and light intensities of the render.
-        samples: packed samples along the rays, or None if no rays were marched.
+        samples: samples of all rays in flat arrays, or None if no rays were marched.
         normal: (R, 3) opacity * (unit normal + 1) / 2, or None if no normals were computed.
-        orientation: (R, 1) sum of the orientation loss terms (`losses.orientation_terms`) of the samples of a ray, or
-            None if no normals were computed.
+        orientation: (R, 1) sum of weight * max(0, normal . ray direction)^2 over the samples of a ray, which penalises
+            normals that face away from the camera, or None if no normals were computed.
         eikonal: (R, 1) sum of (|grad f| - 1)^2 over the samples of a ray, or None if the representation is not a
             signed distance field f.
         weights: (N,) weights of all N samples, or None if the render has no samples or was computed in chunks.
@@ -70,8 +71,8 @@ class Render:
 class ParameterGroup(NamedTuple):
     """Parameters that share one learning rate.
 
-    `learning_rate` is the config key of the rate. It is looked up in the section `optimizer`, then in the section
-    `field`; if both lack it, `optimizer.networks` is used.
+    `learning_rate` is the config key of the rate. It is looked up in the section `optimizer` of the config, then in the
+    section `field` (options of the representation); if both lack it, `optimizer.networks` is used.
     """
 
     name: str
@@ -95,7 +96,7 @@ class Representation(nn.Module):
             representation selects from. Empty if the representation has no such option.
         along_ray: method that the renderer calls in place of `forward` if the density depends on the ray direction, or
             None. It maps midpoints (N, 3), directions (N, 3) and lengths (N,) of ray intervals to density, features,
-            normals and norms of the distance's gradient, as `sdf.SDF.along_ray` does.
+            unit normals and norms of the signed distance's gradient, as `sdf.SDF.along_ray` does.
     """
 
     rasterised: ClassVar[bool] = False
@@ -127,9 +128,9 @@ class Representation(nn.Module):
         """
 
     def regularisers(self) -> Mapping[str, Regulariser]:
-        """Return the losses that only this representation has, as functions of a render.
+        """Return the losses that only this representation has: name -> function from a render to a scalar loss.
 
-        The keys are the names in the attribute `losses` of the representation's config.
+        The names are those in the attribute `losses` of the representation's config.
         """
         return {}
 
@@ -157,7 +158,7 @@ class Representation(nn.Module):
         self.load_state_dict(other.state_dict())
 
     def init_from_functions(self, density: Field, colour: Field) -> None:
-        """Initialise the representation from functions of points (N, 3): density (N,), and sRGB (N, 3) in [0, 1].
+        """Initialise the representation from functions of world points (N, 3): density (N,), sRGB (N, 3) in [0, 1].
 
         This default raises ConfigError, for representations that do not support it.
         """
@@ -184,7 +185,10 @@ class Representation(nn.Module):
         raise NotImplementedError
 
     def with_normal(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return density (N,), features (N, F) and outward unit normals (N, 3) of world points x (N, 3)."""
+        """Return density (N,), features (N, F) and outward unit normals (N, 3) of world points x (N, 3).
+
+        The density is in 1 / world unit, the normals are in world coordinates.
+        """
         raise NotImplementedError
 
     def render(
@@ -203,7 +207,8 @@ class Representation(nn.Module):
         The result has B * H * W pixels, ordered by camera, row and column.
 
         Args:
-            background: map (directions (R, 3), training, generator) to colours (R, 3) in [0, 1].
+            background: map (unit ray directions (R, 3), training, generator) to colours (R, 3) in [0, 1]; R = B * H *
+                W.
             material: function that maps features of surface points to colours.
             generator: CPU generator of the random background in training.
             training: if False, use no random numbers.

@@ -1,9 +1,9 @@
-"""Fit of an Instant-NGP field to views of one scene, for the 3D consistency score of 3DiM (section 7.4).
+"""Fit of an Instant-NGP field to views of one scene, for the 3D consistency score of the 3DiM paper (section 7.4).
 
-Colours do not depend on the viewing direction, so the field cannot reproduce inconsistent views. The scene lies in a
-ball around the origin, scaled to radius 1, so that no setting depends on the units of the poses. For cameras at
-distances r_min to r_max from the origin, the paper samples rays from t_n = 3 r_min / 8 to t_f = 3 r_max / 2. The ball's
-radius is t_f - r_max.
+3DiM is a diffusion model that samples new views of an object. Colours do not depend on the viewing direction, so the
+field cannot reproduce inconsistent views. The scene lies in a ball around the origin, scaled to radius 1, so that no
+setting depends on the units of the poses. For cameras at distances r_min to r_max from the origin, the paper samples
+rays from t_n = 3 r_min / 8 to t_f = 3 r_max / 2. The ball's radius is t_f - r_max.
 """
 
 from collections.abc import Iterator
@@ -54,7 +54,8 @@ class Bounds(NamedTuple):
         """Return the bounds of a scene from all cameras of the scene, including those of held-out views.
 
         The scene is a ball around the origin. Its radius is half the largest distance of a camera from the origin, or
-        less if the images show only a smaller ball.
+        less if the images show only a smaller ball. `near` is at least 3/8 of the smallest distance of a camera from
+        the origin, and `far` is the largest one plus the radius.
         """
         distance, K = cameras.position.norm(dim=-1), cameras.K
         corner = torch.stack([cameras.width / K[:, 0, 0], cameras.height / K[:, 1, 1]], -1).norm(dim=-1) / 2
@@ -69,10 +70,10 @@ class Bounds(NamedTuple):
 
 
 class SceneField:
-    """Field of one scene, together with the background, occupancy grid and march options of its renders.
+    """Field of one scene, together with the background, occupancy grid and ray marching options of its renders.
 
-    The parameters are initialised from `seed`; `fit` trains them. The background is uniform and has the colour `colour`
-    (3,) in [0, 1]. `bounds` is the extent of the scene.
+    `options` are the options of the fit. The parameters are initialised from `seed`; `fit` trains them. The background
+    is uniform and has the colour `colour` (3,) in [0, 1]. `bounds` is the extent of the scene.
     """
 
     def __init__(self, options: ProtocolConfig, bounds: Bounds, colour: Tensor, seed: int, device: str = "cpu") -> None:
@@ -96,7 +97,7 @@ class SceneField:
     def rays(self, cameras: Cameras) -> tuple[Tensor, Tensor]:
         """Return the rays of all pixels of N cameras: origins and unit directions, (N * H * W, 3) each.
 
-        Origins are in units of the ball's radius.
+        They are ordered by camera, row and column. Origins are in units of the scene ball's radius (`Bounds.radius`).
         """
         origins, directions = (part.reshape(-1, 3).to(self.device) for part in cameras.rays())
         return origins / self.bounds.radius, directions
@@ -104,7 +105,7 @@ class SceneField:
     def render_rays(
         self, origins: Tensor, directions: Tensor, rng: torch.Generator | None = None, normals: bool = False
     ) -> Render:
-        """Render R rays, with origins and unit directions (R, 3) as `rays` returns them.
+        """Render R rays with origins (R, 3), in units of the scene ball's radius, and unit directions (R, 3).
 
         If `normals` is True, the render has normals. In training, the CPU generator `rng` shifts the samples randomly.
         For evaluation, `rng` is None and nothing is random.
@@ -126,7 +127,7 @@ def fit(views: Views, bounds: Bounds, options: ProtocolConfig, seed: int, device
     The rays of all pixels take 36 bytes per pixel.
 
     Args:
-        bounds: bounds of the scene, from all its cameras.
+        bounds: bounds of the scene, from all its cameras (`Bounds.from_cameras`), also those of held-out views.
         options: options of the fit. The autograd graph holds at most `options.chunk` rays at a time.
         device: "cpu", "cuda", or "auto" for a GPU if one is available.
     """
@@ -157,7 +158,7 @@ def loss(options: ProtocolConfig, result: Render, colours: Tensor, span: float, 
 
     Args:
         result: render of the rays.
-        colours: target colours (R, 3).
+        colours: target colours (R, 3) in [0, 1].
         span: `Bounds.span`, the length of the sampled part of a ray in scene radii.
         orientation: weight of the orientation loss at this step.
     """

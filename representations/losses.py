@@ -20,9 +20,10 @@ def orientation_terms(weights: Tensor, normals: Tensor, directions: Tensor) -> T
 
 
 def orientation(render: Render) -> Tensor:
-    """Return the orientation loss (Ref-NeRF, eq. 11), averaged over the rays with an opacity above 0.
+    """Return the orientation loss (Ref-NeRF, eq. 11), as the mean over the rays with an opacity above 0.
 
-    Raises ValueError if the render has no normals.
+    Per ray, it is the sum over the samples of w max(0, n . d)^2, with weight w, normal n and ray direction d. Raises
+    ValueError if the render has no normals.
     """
     if render.orientation is None:
         raise ValueError("the orientation loss needs a render with normals")
@@ -41,7 +42,10 @@ def opaque(render: Render) -> Tensor:
 
 
 def z_variance(render: Render) -> Tensor:
-    """Return the mean depth variance of the rays with an opacity above 0.5. It is low for thin surfaces (HiFA)."""
+    """Return the mean depth variance, in square world units, of the rays with an opacity above 0.5 (HiFA).
+
+    It is low for thin surfaces.
+    """
     solid = render.opacity > 0.5
     return torch.where(solid, render.z_variance, 0.0).sum() / solid.sum().clamp(min=1)
 
@@ -60,7 +64,8 @@ def distortion(render: Render, span: float) -> Tensor | None:
     """Return the distortion loss (Mip-NeRF 360, eq. 15), the spread of the weights along a ray, as the mean over rays.
 
     Per ray: sum_ij w_i w_j |m_i - m_j| + sum_i w_i^2 d_i / 3, with the midpoints m and lengths d of the samples in
-    units of `span` (far - near, in world units). Returns None for a render without samples or weights.
+    units of `span`, the length far - near in world units of the sampled part of a ray. Returns None for a render
+    without samples or weights.
     """
     weights, s = render.weights, render.samples
     if weights is None or s is None:

@@ -50,8 +50,8 @@ class FieldConfig(Config):
 
     Attributes:
         has_normals: True if the renders of this representation have normals.
-        splats: True if the object consists of splats. It can then start from a point cloud file, and the exporter
-            `splats` can write it.
+        splats: True if the object consists of splats (3D Gaussians). It can then start from a point cloud file, and the
+            exporter `splats` can write it.
         losses: name -> help text of the losses that only this representation has. Their weights are keys of the section
             `loss`.
     """
@@ -78,7 +78,7 @@ Encoding = Annotated[Any, registry.Component("encoding", default="hashgrid")]
 
 
 class EncodedFieldConfig(FieldConfig):
-    """Base class of the configs of fields that are made of an encoding and small MLPs."""
+    """Base class of the configs of fields that are made of a position encoding and small MLPs."""
 
     radius: float = Field(1.0, gt=0, le=100, description="half the side of the field's cube, world units")
     encoding: Encoding = Field({}, description="position encoding")
@@ -276,7 +276,7 @@ class NeuralBackgroundConfig(Config):
 
 
 class MarchConfig(Config):
-    """Options of ray marching: where samples are placed on rays, and which of them are skipped before shading."""
+    """Options of ray marching: where samples are placed on rays, and which are skipped before colours are computed."""
 
     samples: int = Field(512, ge=1, le=8192, description="samples on the longest ray through the bounding volume")
     eval_samples: int | None = Field(
@@ -364,9 +364,11 @@ class PaperProtocolConfig(ProtocolConfig):
 
 
 class SubsampledProtocolConfig(ProtocolConfig):
-    """Cheaper protocol: random pixels and a smaller hash grid. Scores are not comparable with those of `paper`.
+    """Cheaper protocol: random pixels and a smaller hash grid.
 
-    Options of the fit of a NeRF to views of a scene (`ProtocolConfig`) in less time than with `PaperProtocolConfig`.
+    Scores are not comparable with those of the protocol `paper`.
+
+    Options of the fit of a NeRF to views of a scene, in less time than with `paper` (`PaperProtocolConfig`).
     """
 
     name: Literal["subsampled"] = "subsampled"

@@ -17,8 +17,8 @@ class Shading(NamedTuple):
     """Shading mode of one render, and intensities of its lights.
 
     Attributes:
-        mode: "albedo" is unlit, "textureless" shows the light on a white surface, "diffuse" multiplies light and
-            albedo.
+        mode: "albedo" shows the surface colours unlit, "textureless" shows the light on a white surface, "diffuse"
+            multiplies light and surface colours.
         ambient, diffuse: intensities of the ambient light and of the point light.
     """
 
@@ -59,7 +59,8 @@ class Material:
 
         Args:
             features: (N, F) raw features of the points; F = 3 for RGB.
-            normal, position: (N, 3) unit normals and world positions of the points; needed by lit modes only.
+            normal, position: (N, 3) unit normals in world coordinates and world positions of the points; needed by lit
+                modes only.
             light: (N, 3) or (3,) world positions of the lights; needed by lit modes only.
         """
         return torch.sigmoid(features)
@@ -81,8 +82,8 @@ class DiffuseMaterial(Material):
         """Choose and return the shading of one render: unlit albedo, lit colours, or lit without colours.
 
         Before step `ambient_only_steps`, all renders are unlit. Later a training render is lit with the probability
-        `diffuse_probability`, sampled with `generator` (on the CPU), and an evaluation render is lit if the option
-        `diffuse` is above 0.
+        `diffuse_probability`, sampled with `generator` (on the CPU), with or without surface colours (probability
+        `textureless_probability` of the latter), and an evaluation render is lit if the option `diffuse` is above 0.
         """
         options = self.options
         if not training:

@@ -10,7 +10,10 @@ from .ngp import MLP
 
 
 def spherical_harmonics(directions: Tensor) -> Tensor:
-    """Return the 9 real spherical harmonics (..., 9) of unit directions (..., 3), ordered as in tiny-cuda-nn."""
+    """Return the real spherical harmonics (..., 9) of degrees 0 to 2 of unit directions (..., 3).
+
+    Their order and signs are those of tiny-cuda-nn.
+    """
     x, y, z = directions.unbind(-1)
     constants = (0.28209479177387814, 0.4886025119029199, 1.0925484305920792, 0.5462742152960396)
     terms = [

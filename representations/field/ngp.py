@@ -125,10 +125,11 @@ class EncodedField(Representation):
 class NGP(EncodedField):
     """Instant-NGP field: density and features of points in [-radius, radius]^3 (Mueller et al. 2022).
 
-    The density is density_scale * activation(mlp(encoding(x)) + blob(x) + density_bias). A material maps the features
-    to colours. With the option `shared_mlp`, output 0 of `density_mlp` gives the density, the other outputs are the
-    features, and `feature_mlp` is None. Normals have gradients with respect to the parameters, not to x. The CPU
-    generator `generator` initialises the parameters.
+    The density is density_scale * activation(mlp(encoding(x)) + blob(x) + density_bias), where blob(x) is a fixed term
+    that makes the initial density a blob at the origin. A material maps the features to colours. With the option
+    `shared_mlp`, output 0 of `density_mlp` gives the density, the other outputs are the features, and `feature_mlp` is
+    None. Normals have gradients with respect to the parameters, not to x. The CPU generator `generator` initialises the
+    parameters.
     """
 
     options: NGPConfig

@@ -25,8 +25,9 @@ class SDF(EncodedField):
 
     The distance is f(x) = mlp(encoding(x)) + |x| - sphere, where the option `sphere` is the radius of the ball. The
     parameter `log_sharpness` is log s, where s is NeuS's sharpness: the surface is about 1/s thick. The buffer `cosine`
-    in [0, 1] is the fraction of NeuS's cosine annealing that is done at the current step; 1: the true cosine between
-    ray and normal. The CPU generator `generator` initialises the parameters.
+    in [0, 1] is the fraction of NeuS's cosine annealing that is done at the current step. 1: the density uses the true
+    cosine between ray and normal; 0: one softened so that back sides also get density. The CPU generator `generator`
+    initialises the parameters.
     """
 
     options: SDFConfig
@@ -56,7 +57,7 @@ class SDF(EncodedField):
     def distance(self, x: Tensor, encoded: Tensor | None = None) -> Tensor:
         """Return signed distances f (N,) in world units of world points x (N, 3), negative inside.
 
-        `encoded` (N, L*F) is the position encoding of x. None: compute it.
+        `encoded` (N, encoding.output_dim) is the position encoding of x. None: compute it.
         """
         encoded = self._encode(x) if encoded is None else encoded
         return self.sdf_mlp(encoded)[:, 0] + torch.linalg.vector_norm(x, dim=-1) - self.options.sphere

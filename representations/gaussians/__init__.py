@@ -31,7 +31,7 @@ class ProjectedSplats(NamedTuple):
     """N Gaussians projected onto the images of V cameras.
 
     Attributes:
-        means: (V, N, 2) centres (x, y) in pixels.
+        means: (V, N, 2) centres (x, y) in pixels; the first pixel centre is (0.5, 0.5).
         conics: (V, N, 3) entries (0, 0), (0, 1) and (1, 1) of the inverse covariances, 1 / square pixel.
         opacities: (V, N) in [0, 1].
         values: (V, N, CHANNELS) values to composite: RGB, distance to the camera, squared distance.
@@ -49,9 +49,10 @@ class ProjectedSplats(NamedTuple):
 
 
 def composite(splats: ProjectedSplats, height: int, width: int, backend: str = "auto") -> Tensor:
-    """Composite the splats of V images front to back with a back end, or with the fastest one for "auto".
+    """Composite splats (projected Gaussians) front to back into V images of height x width pixels.
 
-    Returns (V, height, width, CHANNELS + 1): for each pixel the sums of weight * value, and the opacity last.
+    Returns (V, height, width, CHANNELS + 1): for each pixel the sums of compositing weight * value over the splats, and
+    the opacity last. `backend` is the name of the back end (kernel implementation); "auto" selects the fastest one.
     """
     module = load(MODULES, backend, splats.means.device, splats.means.dtype)
     image: Tensor = module.composite(splats, height, width)
@@ -84,11 +85,12 @@ def project(
 
     Args:
         means: (N, 3) centres in world units.
-        quaternions: (N, 4) rotations of the axes of the Gaussians, real part first, of any length above 0.
-        scales: (N, 3) standard deviations along these axes in world units.
+        quaternions: (N, 4) rotations from the axes of the Gaussians to the world, real part first, of any length above
+            0.
+        scales: (N, 3) standard deviations along the axes of the Gaussians in world units.
         opacities: (N,) in [0, 1].
         values: (V, N, CHANNELS) values to composite.
-        dilation: variance that is added to the projected Gaussians, square pixels.
+        dilation: variance in square pixels that is added to the projected Gaussians along both image axes.
     """
     # entry by entry: products of many small matrices take ten times as long
     c2w, K = (to_device(part, means.device).to(means.dtype) for part in (cameras.c2w, cameras.K))

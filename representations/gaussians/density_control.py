@@ -32,10 +32,11 @@ NOISE_OPACITY, NOISE_SHARPNESS = 0.005, 100.0
 
 
 def after_step(field: Gaussians, step: int, optimizer: Optimizer) -> None:
-    """Change the Gaussians after training step `step` according to the option `densify`, in module and optimizer.
+    """Change the Gaussians after training step `step`, in `field` and in the optimizer's state.
 
-    Gaussians are added, removed and relocated only in the steps of `densify_range`. With "mcmc", noise is added to the
-    positions at every step.
+    The option `densify` selects the kind of changes: "adaptive", "mcmc" or "none". Gaussians are added, removed and
+    relocated only every `interval` steps in the part of the run that `densify_range` gives. With "mcmc", noise is added
+    to the positions at every step. With "adaptive", opacities are reset every `reset_interval` steps in this part.
     """
     o, done, total = field.options, step + 1, field.max_steps
     if o.densify == "none" or total is None:
@@ -135,7 +136,7 @@ def share_opacity(opacity: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns:
         Opacity (N,) of each of the n Gaussians.
-        Factor (N,) on the standard deviations of the single Gaussian.
+        Factor (N,) that turns the standard deviations of the single Gaussian into those of the n Gaussians.
     """
     o, n = opacity.double()[:, None], shares.clamp(max=MAX_SHARES).double()[:, None]
     each = 1 - (1 - o) ** (1 / n)

@@ -45,8 +45,8 @@ class Gaussians(Representation):
     Attributes:
         means: parameter (N, 3), centres in world units.
         log_scales: parameter (N, 3), logarithms of the standard deviations in world units.
-        quaternions: parameter (N, 4), rotations, real part first, of any length.
-        opacity_logits: parameter (N,).
+        quaternions: parameter (N, 4), rotations from the Gaussians' axes to the world, real part first, of any length.
+        opacity_logits: parameter (N,), logits of the opacities in (0, 1).
         features: parameter (N, K, 3), RGB coefficients of K = (sh_degree + 1)^2 spherical harmonics. A colour is 0.5 +
             the sum of coefficient * harmonic, clamped to [0, 1].
     """
@@ -68,8 +68,8 @@ class Gaussians(Representation):
     def start(self, points: Points) -> None:
         """Replace all Gaussians by isotropic ones at the given points.
 
-        The standard deviation of a Gaussian is half the `spacing` of its point, within `size_limits`. The opacity is
-        the option `opacity`.
+        The standard deviation of a Gaussian is half the `spacing` of its point, clamped to the allowed sizes. The
+        opacity is the option `opacity`.
         """
         o, n = self.options, len(points.positions)
         low, high = self.size_limits
@@ -131,7 +131,11 @@ class Gaussians(Representation):
 
     @torch.no_grad()
     def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
-        """Clamp standard deviations and mean colours to their limits, then apply the density control."""
+        """Clamp standard deviations and mean colours (over directions) to their limits, then apply the density control.
+
+        The density control adds, removes or moves Gaussians. Its kind "adaptive" uses the gradients of the image
+        positions, whose lengths are added up here.
+        """
         self.log_scales.clamp_(*self.size_limits)
         self.features[:, 0].clamp_(-MAX_FEATURE, MAX_FEATURE)
         for means, visible, half_size in self.screen:

@@ -4,8 +4,9 @@ The kernels run in parallel over tiles of ROWS x LANES pixels. A Gaussian is eva
 reaches, one row at a time with vector instructions. Each output element has one writer and sums run in a fixed order,
 so results do not depend on the number of threads.
 
-LLVM vectorises only loops over one array with constant offsets. Therefore all numbers of a row of pixels are in one row
-of the array `pixels` (ROWS, C * LANES): quantity c of the pixel in column `lane` is at c * LANES + lane.
+LLVM vectorises only loops over one array with constant offsets. Therefore each of the ROWS rows of the array `pixels`
+(ROWS, C * LANES) has all numbers of one row of LANES pixels, with C numbers per pixel, such as its transmittance:
+number c of the pixel in column `lane` is at c * LANES + lane.
 """
 
 from typing import Any

@@ -43,7 +43,7 @@ class Points(NamedTuple):
 
 
 def with_spacing(positions: Tensor, colours: Tensor) -> Points:
-    """Return points with their measured spacing: the mean distance to the NEIGHBOURS nearest other points.
+    """Return points with their measured spacing: the mean distance to the NEIGHBOURS (3) nearest other points.
 
     A single point gets the spacing 0.05.
     """
@@ -56,7 +56,7 @@ def with_spacing(positions: Tensor, colours: Tensor) -> Points:
 
 
 def ball(count: int, radius: float, rng: torch.Generator | None = None) -> Points:
-    """Return `count` random grey points in a ball around the origin, uniformly distributed.
+    """Return `count` random points in a ball around the origin, uniformly distributed, with nearly grey colours.
 
     The spacing of all points is the cube root of the ball's volume per point.
     """
@@ -68,10 +68,11 @@ def ball(count: int, radius: float, rng: torch.Generator | None = None) -> Point
 
 
 def read_points(path: Path, max_count: int, radius: float) -> Points:
-    """Read the points of a point cloud, mesh or Gaussian splatting file.
+    """Read the points of a point cloud (PLY, XYZ), mesh (vertices) or Gaussian splatting file (PLY).
 
-    If the file has more than `max_count` points, a random subset of `max_count` points is returned. Raises ConfigError
-    if the file cannot be read or has no points, or if a point is not finite or farther than `radius` from the origin.
+    The y-down axes of a splatting file are turned to the z-up world, other coordinates are kept. If the file has more
+    than `max_count` points, a random subset of `max_count` points is returned. Raises ConfigError if the file cannot be
+    read or has no points, or if a point is not finite or farther than `radius` from the origin.
     """
     kind = path.suffix.lower()
     try:

@@ -85,7 +85,8 @@ def has_kernels(module: ModuleType) -> bool:
 def encode(x: Tensor, table: Tensor, levels: Levels, module: ModuleType) -> Tensor:
     """Return features (N, L*F) of points x (N, 3), computed by the back end `module`.
 
-    The features are differentiable twice in x and in the table (entries, F).
+    Points are in [0, 1]^3, `levels` is the geometry of the L levels. The features are differentiable twice in x and in
+    the table (entries, F), with F features per entry.
     """
     return Encode.apply(x, table, levels, module) if has_kernels(module) else module.encode(x, table, levels)
 
@@ -97,7 +98,10 @@ class _Context(FunctionCtx):
 
 
 class Encode(Function):
-    """Autograd function (x, table) -> features. Its backward pass computes the gradient of x only if it is needed."""
+    """Autograd function (x (N, 3), table (entries, F)) -> features (N, L*F).
+
+    Its backward pass computes the gradient of x only if it is needed.
+    """
 
     @staticmethod
     def forward(ctx: _Context, x: Tensor, table: Tensor, levels: Levels, kernels: ModuleType) -> Tensor:
@@ -114,7 +118,7 @@ class Encode(Function):
 
 
 class TableGradient(Function):
-    """Autograd function (x, gradient of the features) -> gradient of the table."""
+    """Autograd function (x (N, 3), gradient of the features (N, L*F)) -> gradient of the table (entries, F)."""
 
     @staticmethod
     def forward(ctx: _Context, x: Tensor, grad: Tensor, levels: Levels, kernels: ModuleType) -> Tensor:
@@ -131,7 +135,10 @@ class TableGradient(Function):
 
 
 class PositionGradient(Function):
-    """Autograd function (x, table, gradient of the features) -> gradient of x (N, 3). Differentiable once more."""
+    """Autograd function (x (N, 3), table (entries, F), gradient of the features (N, L*F)) -> gradient of x (N, 3).
+
+    The result can be differentiated once more.
+    """
 
     @staticmethod
     def forward(ctx: _Context, x: Tensor, table: Tensor, grad: Tensor, levels: Levels, kernels: ModuleType) -> Tensor:

@@ -13,9 +13,9 @@ Kernels process many points per level, in tiles, so that the level's table stays
 into `shares` equal parts, and one call does part number `share`. Each output element has one writer with a fixed order
 of additions, so results do not depend on the number of shares.
 
-Arrays: x and direction (3, N) float32, direction (3, 0) if there is none; features and their gradients (L*F, N); table
-(entries * F,); `features`, a tuple of F zeros, whose length is a compile-time constant; scale (L,) float32; resolution
-(L,) int32; offset (L+1,) int64; hashed (L,) bool.
+Arrays, for N points and L levels with F features per entry: x and direction (3, N) float32, direction (3, 0) if there
+is none; features and their gradients (L*F, N); table (entries * F,); `features`, a tuple of F zeros, whose length is a
+compile-time constant; scale (L,) float32; resolution (L,) int32; offset (L+1,) int64; hashed (L,) bool.
 """
 
 from collections.abc import Callable

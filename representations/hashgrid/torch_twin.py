@@ -6,10 +6,10 @@ For level l of a grid with base resolution b, growth g and at most 2^T table ent
     resolution_l = ceil(scale_l) + 1
     entries_l    = min(resolution_l^3 rounded up to a multiple of 8, 2^T)
     position     = scale_l x + 1/2      for x in [0, 1]^3, clamped
-    index        = x + y resolution_l + z resolution_l^2        if the whole grid fits ("dense")
-                   x xor 2654435761 y xor 805459861 z           in uint32, otherwise ("hashed")
-                   of the corners of the cell, modulo entries_l
-    value        = trilinear interpolation between the 8 corners
+    index        = i + j resolution_l + k resolution_l^2        if the whole grid fits ("dense")
+                   i xor 2654435761 j xor 805459861 k           in uint32, otherwise ("hashed")
+                   modulo entries_l, for each corner (i, j, k) of the cell that has the position
+    value        = trilinear interpolation at the position between the table entries of the 8 corners
 """
 
 import math
@@ -45,7 +45,12 @@ class Levels:
 
 @lru_cache(maxsize=64)
 def grid_levels(n_levels: int, log2_hashmap_size: int, base_resolution: int, per_level_scale: float) -> Levels:
-    """Return the geometry of a hash grid's levels. Scales are rounded to float32, which can change a resolution."""
+    """Return the geometry of a hash grid's levels.
+
+    `log2_hashmap_size` is log2 of the maximum number of table entries per level, `base_resolution` the resolution of
+    the coarsest level, `per_level_scale` the ratio of the resolutions of adjacent levels. Scales are rounded to
+    float32, which can change a resolution.
+    """
     growth = np.log2(np.float32(per_level_scale), dtype=np.float32)
     exponent = np.arange(n_levels, dtype=np.float32) * growth
     scale = np.exp2(exponent, dtype=np.float32) * np.float32(base_resolution) - np.float32(1)

@@ -4,9 +4,9 @@ numba_kernels.py explains the algebra. One program processes a block of points i
 gradient with respect to the points. The blocks of a level run one after the other, so that its table stays in the L2
 cache. Additions to the table's gradient are atomic, so its last bits vary between runs.
 
-Arrays: points x and directions (N, 3) of derivatives with respect to x, features and their gradients (L*F, N), table
-(entries, F), all contiguous float32; `scales` (L,) float32; `geometry` (L, 4) int32: resolution, first entry, number of
-entries, hashed flag.
+Arrays, for N points and L levels with F features per entry, all contiguous. In float32: points x (N, 3); directions
+(N, 3) along which derivatives with respect to x are taken; features and gradients of features (L*F, N); table
+(entries, F); `scales` (L,). In int32: `geometry` (L, 4), with resolution, first entry, number of entries, hashed flag.
 """
 
 from __future__ import annotations

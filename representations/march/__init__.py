@@ -1,9 +1,10 @@
 """Ray marching and compositing of packed samples, with several back ends.
 
 The samples of all rays are stored in flat arrays, sorted by ray. Sample k of a ray covers the distances [t_k, t_k +
-step] with t_k = entry + (k + jitter) * step. A sample is kept if its midpoint is in the bounding volume and, with an
-occupancy grid, in an occupied cell. All back ends return the same samples, except that nerfacc may round differently at
-cell borders.
+step] with t_k = entry + (k + jitter) * step. Here `entry` is the distance at which the ray enters the bounding volume
+(a cube or ball around the origin), at least the option `near`. A sample is kept if its midpoint is in this volume and,
+with an occupancy grid, in an occupied cell. All back ends return the same samples, except that nerfacc may round
+differently at cell borders.
 """
 
 import math
@@ -53,11 +54,11 @@ class Samples:
 
     @property
     def t_mid(self) -> Tensor:
-        """Midpoints (N,) of the intervals, as distances along the ray."""
+        """Midpoints (N,) of the intervals, as distances along the ray in world units."""
         return 0.5 * (self.t_start + self.t_end)
 
     def intervals(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return t_start, t_end, start and count as contiguous tensors, for the kernels."""
+        """Return t_start (N,), t_end (N,), start (R,) and count (R,) as contiguous tensors, for the kernels."""
         return self.t_start.contiguous(), self.t_end.contiguous(), self.start.contiguous(), self.count.contiguous()
 
     @torch.no_grad()
@@ -116,7 +117,7 @@ class Samples:
 def pack(ray_index: Tensor, t_start: Tensor, t_end: Tensor, n_rays: int) -> Samples:
     """Create `Samples` of `n_rays` rays from the ray index, start and end of N intervals, (N,) each.
 
-    `ray_index` must be ascending.
+    Start and end are distances along the ray in world units. `ray_index` must be ascending.
     """
     ray_index = ray_index.long()
     edges = torch.searchsorted(ray_index, torch.arange(n_rays + 1, device=ray_index.device))
@@ -149,7 +150,7 @@ def march(
     """Place samples of length `step_size` on R rays, only in occupied cells.
 
     Args:
-        origins, directions: (R, 3) float32 each; directions have unit length.
+        origins, directions: (R, 3) float32 each, in world units; directions have unit length.
         grid: (G, G, G) bool over [-radius, radius]^3, indexed [x, y, z], True for occupied cells. None: all cells are
             occupied.
         jitter: (R,) in [0, 1), shift of each ray's samples in steps. None: no shift.
@@ -161,8 +162,8 @@ def march(
 def spans_of(origins: Tensor, directions: Tensor, options: "MarchConfig", jitter: Tensor | None) -> Tensor:
     """Return (R, 3): start of the first sample, exit from the bounding volume, and step, as distances along the ray.
 
-    Origins and unit directions are (R, 3). `jitter` (R,) in [0, 1) shifts the start, in steps; None: no shift. A ray
-    that misses the volume has exit <= start.
+    Origins and unit directions are (R, 3), all lengths in world units. `jitter` (R,) in [0, 1) shifts the start, in
+    steps; None: no shift. A ray that misses the volume has exit <= start.
     """
     if options.bound == "sphere":
         projection = _dot(origins, directions)
@@ -204,8 +205,8 @@ class Composite(NamedTuple):
 def composite(sigma: Tensor, values: Tensor, samples: Samples, name: str = "auto") -> Composite:
     """Composite along rays (NeRF, eq. 3): w_i = T_i (1 - exp(-sigma_i dt_i)), T_i = exp(-sum_(j<i) sigma_j dt_j).
 
-    With the back end "torch", the result is differentiable any number of times. With the other back ends, it is
-    differentiable once, in float32.
+    dt_i is the length of sample i, i and j number the samples of one ray. With the back end "torch", the result is
+    differentiable any number of times. With the other back ends, it is differentiable once, in float32.
 
     Args:
         sigma: (N,) densities >= 0 in 1 / world unit.
@@ -218,15 +219,15 @@ def composite(sigma: Tensor, values: Tensor, samples: Samples, name: str = "auto
 def visible(sigma: Tensor, samples: Samples, alpha_threshold: float, early_stop: float, name: str = "auto") -> Tensor:
     """Return a bool mask (N,) of the visible samples.
 
-    A sample is visible if its alpha is at least `alpha_threshold` and the transmittance in front of it is at least
-    `early_stop`. `sigma` (N,) are densities in 1 / world unit. `name` is the name of the back end; "auto" selects the
-    fastest one.
+    A sample is visible if its alpha, 1 - exp(-sigma * length), is at least `alpha_threshold` and the transmittance in
+    front of it is at least `early_stop`. `sigma` (N,) are densities in 1 / world unit. `name` is the name of the back
+    end; "auto" selects the fastest one.
     """
     return backend(sigma, name).visible(sigma.detach(), samples, alpha_threshold, early_stop)
 
 
 def backend(like: Tensor, name: str = "auto") -> ModuleType:
-    """Return the module of the back end `name` for the device of the tensor `like`.
+    """Return the module of the back end `name` (kernel implementation; "auto": the fastest) for the device of `like`.
 
     Raises ConfigError if the back end is not installed, cannot be imported, or does not support the device.
     """

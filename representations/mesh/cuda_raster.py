@@ -13,7 +13,7 @@ NEAR = 1e-2  # depth of the clipping plane in world units, as in `threedgen.geom
 
 @torch.no_grad()
 def visible_faces(vertices: Tensor, faces: Tensor, cameras: Cameras) -> Tensor:
-    """Return the index of the face in each pixel, (B, H, W) int64, -1 for the background.
+    """Return the index of the nearest face at each pixel centre, (B, H, W) int64, -1 for the background.
 
     `vertices` are (N, 3) in world units, `faces` (F, 3) int64; the B cameras are perspective.
     """

@@ -77,11 +77,11 @@ def marching_tetrahedra(points: Tensor, distance: Tensor, tets: Tensor) -> tuple
 
     Args:
         points: (V, 3) grid points.
-        distance: (V,) signed distances, negative inside.
+        distance: (V,) signed distances, negative inside, in any unit.
         tets: (T, 4) int64 point indices of tetrahedra with positive volume.
 
     Returns:
-        Vertices (N, 3), differentiable in points and distance.
+        Vertices (N, 3) in the coordinates of `points`, differentiable in points and distance.
         Faces (F, 3) int64, counter-clockwise seen from outside. The surface is closed if no border point of the grid is
             inside.
     """
@@ -140,7 +140,7 @@ class DMTet(Representation):
         self.deformation = nn.Parameter(torch.zeros_like(points))
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """Return the groups of the colour field, and the group "geometry": distances and offsets of the grid."""
+        """Return the groups of the colour field, and a group "geometry" with the grid's distances and offsets."""
         encoding, *others = self.paint.parameter_groups()
         return [encoding, ParameterGroup("geometry", [self.distance, self.deformation], "geometry"), *others]
 
@@ -230,9 +230,10 @@ class DMTet(Representation):
     def init_from(self, other: Representation) -> None:
         """Initialise shape and colours from a trained field of the same class as `paint`, or copy another DMTet.
 
-        The surface is where the density of the field equals the option `level`. Its small connected parts are removed.
-        The grid is fitted to the points with a density above the level, with a margin. Raises ConfigError if the
-        classes or tensor shapes differ, or if the density is nowhere above the level.
+        `paint` is the field that colours the mesh. The surface is where the density of the field equals the option
+        `level`; "auto" is the mean density of all grid points that are not empty. Its small connected parts are
+        removed. The grid's box is fitted to the points with a density above the level, with a margin. Raises
+        ConfigError if the classes or tensor shapes differ, or if the density is nowhere above the level.
         """
         if isinstance(other, DMTet):
             super().init_from(other)
@@ -242,9 +243,12 @@ class DMTet(Representation):
 
     @torch.no_grad()
     def init_from_functions(self, density: Field, colour: Field) -> None:
-        """Initialise shape and colours from density (N,) and sRGB colours (N, 3) in [0, 1] of points (N, 3).
+        """Initialise shape and colours from two functions of world points (N, 3).
 
-        The surface is where the density is half of its maximum. Raises ConfigError if the density is 0 everywhere.
+        They return the density (N,), and sRGB colours (N, 3) in [0, 1].
+
+        The surface is where the density is half of its maximum on the grid. Raises ConfigError if the density is 0
+        everywhere.
         """
         peak = self._values(density).max()
         if not peak > 0:
@@ -300,7 +304,8 @@ class DMTet(Representation):
 def remove_small_parts(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Return a bool mask `inside` (G, G, G) without its small connected parts. The input is not changed.
 
-    A part is small if it has fewer points than `MIN_PART_SIZE` times the largest part.
+    Points are connected to their neighbours along the three axes. A part is small if it has fewer points than
+    `MIN_PART_SIZE` times the largest part.
     """
     labels, _ = ndimage.label(inside)
     sizes = np.bincount(labels.reshape(-1))

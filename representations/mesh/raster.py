@@ -37,7 +37,7 @@ class SurfacePoints(NamedTuple):
 def surface_points(vertices: Tensor, faces: Tensor, cameras: Cameras) -> SurfacePoints:
     """Compute the surface points of a mesh that B perspective cameras see, one for each pixel on the mesh.
 
-    `vertices` are (N, 3) in world units, `faces` (F, 3) int64.
+    A pixel is on the mesh if its centre shows the mesh. `vertices` are (N, 3) in world units, `faces` (F, 3) int64.
     """
     device = vertices.device
     if device.type == "cuda" and installed("nvdiffrast"):

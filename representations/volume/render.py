@@ -38,7 +38,8 @@ def render(
     """Render R rays through a field.
 
     Args:
-        background: map (directions (R, 3), training, generator) to colours (R, 3) in [0, 1], random only in training.
+        background: map (unit directions (R, 3), training, generator) to colours (R, 3) in [0, 1], random only in
+            training.
         material: function that maps the features of points to colours.
         occupancy: grid whose empty cells are skipped, or None.
         origins, directions: (R, 3) each, in world units; directions have unit length.
@@ -47,7 +48,8 @@ def render(
         light: (3,) or (R, 3) world positions of point lights; None only if `shading` is unlit.
         need_normals: if True, compute normals even if the shading is unlit.
         shading: shading mode and light intensities.
-        chunk: maximum number of samples per gradient-checkpointed chunk (`two_pass`); None: one chunk.
+        chunk: maximum number of samples whose autograd graph is kept at a time; the backward pass recomputes chunk by
+            chunk (`two_pass`). None: one chunk.
         need_variance: if False, `z_variance` of the result is 0.
 
     Raises:
@@ -175,7 +177,8 @@ def _shade(
 class OccupancyGrid(nn.Module):
     """Occupancy grid of G cells per axis over [-radius, radius]^3, indexed [x, y, z]. Rays skip its empty cells.
 
-    `step_size` is the length of a ray step in world units. A new grid has only occupied cells; `update` changes them.
+    G is the option `resolution`, `step_size` the length of a ray step in world units. A new grid has only occupied
+    cells; `update` changes them.
     """
 
     values: Tensor  # (G, G, G) float32 buffer, decaying maximum of density * step size (optical depth of one ray step)
@@ -193,11 +196,11 @@ class OccupancyGrid(nn.Module):
     def update(self, density: Callable[[Tensor], Tensor], step: int, generator: torch.Generator) -> None:
         """Update cells with the density at one random point each. Call it at every step; most calls do nothing.
 
-        Only steps that are multiples of the option `interval` change the grid. During the warm-up they update all
-        cells, later a random quarter of the cells and at most as many occupied cells.
+        Only steps that are multiples of the option `interval` change the grid. In the first `warmup` steps (an option)
+        they update all cells, later a random quarter of the cells and at most as many occupied cells.
 
         Args:
-            density: maps points (M, 3) in world units to densities (M,).
+            density: maps points (M, 3) in world units to densities (M,) in 1 / world unit.
             step: training step.
             generator: CPU generator, so that the random points do not depend on the device.
         """
@@ -274,7 +277,7 @@ def sample_bytes(
 
 
 def samples_that_fit(free_bytes: int, bytes_per_sample: float) -> int:
-    """Return the number of samples per chunk that the free memory allows.
+    """Return the number of samples per chunk (computed at a time) that the free memory allows.
 
     The result is a power of two, at least 1024, so that small changes of the free memory do not change it.
     """

@@ -21,10 +21,10 @@ Compute = Callable[[slice], Outputs]
 
 
 def two_pass(compute: Compute, parts: Sequence[slice], parameters: Iterable[Tensor]) -> tuple[Tensor | None, ...]:
-    """Compute `compute(part)` for all parts and return the outputs, concatenated along the first axis.
+    """Compute `compute(part)` for all parts and return the outputs, each concatenated over the parts along its rows.
 
     Only the graph of one part is in memory at a time. The backward pass raises RuntimeError if a parameter has changed
-    since the forward pass, or if create_graph is set.
+    since the forward pass, or if it is called with create_graph.
 
     Args:
         compute: deterministic map from a slice of rays to outputs, each a tensor with one row per ray or None.

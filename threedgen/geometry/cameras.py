@@ -24,7 +24,8 @@ class Projection:
     """Projection of B cameras onto their images.
 
     Attributes:
-        K: (B, 3, 3) in pixels, with rows [fx, skew, cx], [0, fy, cy], [0, 0, 1].
+        K: (B, 3, 3) intrinsics in image pixels (first pixel centre (0.5, 0.5)), with rows [fx, skew, cx], [0, fy, cy],
+            [0, 0, 1].
         parallel: True for orthographic cameras. fx and fy are then in pixels per world unit.
     """
 
@@ -33,18 +34,24 @@ class Projection:
 
     @classmethod
     def perspective(cls, fov: Tensor, height: int, width: int) -> "Projection":
-        """Create a centred projection with square pixels from vertical fields of view (B,) in radians."""
+        """Create a projection from vertical fields of view (B,) in radians.
+
+        Pixels are square, the principal point is the image centre, and height and width are in pixels.
+        """
         return cls(square_pixels(0.5 * height / torch.tan(0.5 * fov), height, width))
 
     @classmethod
     def orthographic(cls, half_height: Tensor, height: int, width: int) -> "Projection":
-        """Create a centred projection with square pixels; `half_height` (B,) is half the image height, world units."""
+        """Create a projection from half the image height in world units, `half_height` (B,).
+
+        Pixels are square, the principal point is the image centre, and height and width are in pixels.
+        """
         return cls(square_pixels(0.5 * height / half_height, height, width), parallel=True)
 
 
 @dataclass(frozen=True)
 class Cameras:
-    """B cameras: poses, projection, and one image size for all."""
+    """B cameras: camera-to-world poses with OpenGL axes, projection, and one image size in pixels for all."""
 
     c2w: Tensor  # (B, 4, 4) camera-to-world poses with OpenGL axes
     projection: Projection  # intrinsics of the B cameras
@@ -64,7 +71,7 @@ class Cameras:
 
     @property
     def K(self) -> Tensor:
-        """Intrinsics (B, 3, 3) in pixels. Raises ValueError for orthographic cameras."""
+        """Intrinsics (B, 3, 3) in image pixels. Raises ValueError for orthographic cameras."""
         if self.projection.parallel:
             raise ValueError("Orthographic cameras have no intrinsics: projection.parallel=True. Use projection.K.")
         return self.projection.K
@@ -83,7 +90,10 @@ class Cameras:
         return self._with(self.c2w[index], self.projection.K[index])
 
     def with_size(self, height: int, width: int) -> "Cameras":
-        """Return cameras with the same field of view and another image size in pixels. K is scaled to match."""
+        """Return cameras with the same horizontal and vertical field of view and another image size in pixels.
+
+        The rows of K for x and y are scaled separately, so a new aspect ratio gives pixels that are not square.
+        """
         scale = self.projection.K.new_tensor([width / self.width, height / self.height, 1.0])
         return replace(self._with(self.c2w, self.projection.K * scale[:, None]), height=height, width=width)
 
@@ -102,10 +112,10 @@ class Cameras:
         return origins, -normalize(self.c2w[:, None, None, :3, 2], dim=-1).expand_as(origins)
 
     def project(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Project world points (N, 3) or (B, N, 3). Return pixels (B, N, 2) as (x, y) and depths (B, N).
+        """Project world points (N, 3) or (B, N, 3). Return pixels (B, N, 2), (x, y), and depths (B, N).
 
-        The depth is measured along the viewing axis, in world units, and is positive in front of the camera. For
-        perspective cameras, pixels of points with depth <= 0 are meaningless.
+        The first pixel centre is (0.5, 0.5). The depth is measured along the viewing axis, in world units, and is
+        positive in front of the camera. For perspective cameras, pixels of points with depth <= 0 are meaningless.
         """
         local = (points - self.position[:, None]) @ self.c2w[:, :3, :3]
         depth = -local[..., 2]
@@ -121,7 +131,7 @@ def view_rays(c2w: Tensor) -> Tensor:
     """Encode the poses c2w (B, 4, 4) of orthographic cameras as (B, 6), the input of a network.
 
     All pixels of such a camera have the same direction. The first three numbers are the unit viewing direction, the
-    others the camera position scaled to length 1.
+    others the camera position scaled to length 1, both in world coordinates.
     """
     return torch.cat([-normalize(c2w[:, :3, 2], dim=-1), normalize(c2w[:, :3, 3], dim=-1)], dim=1)
 
@@ -129,7 +139,8 @@ def view_rays(c2w: Tensor) -> Tensor:
 def plucker_rays(cameras: Cameras) -> Tensor:
     """Return the Pluecker coordinates (B, 6, H, W) of the pixel rays of B cameras, the input of a network.
 
-    The channels are the unit direction d (3) and the moment (3), the cross product of the origin and d.
+    The channels are the ray's unit direction d (3) and its moment (3), the cross product of the ray's origin and d,
+    both in world coordinates.
     """
     origins, directions = cameras.rays()
     moments = torch.linalg.cross(origins, directions, dim=-1)
@@ -139,7 +150,8 @@ def plucker_rays(cameras: Cameras) -> Tensor:
 def ray_control(rays: Tensor) -> Tensor:
     """Map `plucker_rays` or `view_rays` (B, 6, ...) linearly from [-1, 1] to [0, 1], and clamp values outside.
 
-    The result is a control image, which tells MV-Adapter the cameras of the views to sample.
+    The result has the same shape. It is a control image, which tells the multi-view diffusion model MV-Adapter the
+    cameras of the views to sample.
     """
     return ((rays + 1.0) / 2.0).clamp(0, 1)
 
@@ -147,9 +159,9 @@ def ray_control(rays: Tensor) -> Tensor:
 def geometry_control(points: Tensor, normals: Tensor, mask: Tensor) -> Tensor:
     """Encode the surface of an object in B images as control images (B, 6, H, W) in [0, 1], for MV-Adapter.
 
-    Channels 0 to 2 are the points, channels 3 to 5 the normals. All channels are 0.5 in the background. Takes points
-    (B, H, W, 3) in [-0.5, 0.5] and unit normals (B, H, W, 3) of the surface at each pixel, and the `mask` (B, H, W) of
-    the pixels that show the object.
+    Channels 0 to 2 are the points + 0.5, channels 3 to 5 are (normals + 1) / 2. All channels are 0.5 in the background.
+    Takes points (B, H, W, 3) in [-0.5, 0.5] and unit normals (B, H, W, 3) of the surface at each pixel, both along the
+    axes of MV-Adapter's world, and the `mask` (B, H, W), nonzero for pixels that show the object.
     """
     maps = torch.cat([points + 0.5, (normals + 1) / 2], dim=-1).clamp(0, 1)
     return torch.where(mask.bool()[..., None], maps, 0.5).permute(0, 3, 1, 2)

@@ -30,7 +30,10 @@ MAX_CAMERAS = 100_000
 
 
 class CamerasFile(NamedTuple):
-    """Content of a cameras file: N cameras, N image paths relative to the file, N prompts. A missing list is None."""
+    """Content of a cameras file: N cameras, N image paths relative to the file, N prompts (captions).
+
+    A list that is not in the file is None.
+    """
 
     cameras: Cameras
     files: tuple[str, ...] | None = None
@@ -49,7 +52,9 @@ class _Content(BaseModel):
 
 
 def write_cameras(path: Path, cameras: Cameras, files: list[str], prompts: list[str]) -> None:
-    """Write N cameras with N image paths, relative to the file at `path`, and N prompts as JSON.
+    """Write N cameras with N image paths, relative to the file at `path`, and N prompts (captions).
+
+    The file is JSON, in the format at the top of this module.
 
     Raises OSError if the file cannot be written, and ValueError if the cameras are orthographic.
     """
@@ -64,9 +69,9 @@ def read_cameras(
     """Read a file of two or more cameras. Raises ConfigError with the config key `key` if the file is invalid.
 
     Args:
-        poses: kind of the matrices in the file, camera-to-world ("c2w") or world-to-camera ("w2c").
-        size: (height, width) in pixels, used if the file has neither a size nor K.
-        fov: vertical field of view in degrees, used if the file has neither K nor fov.
+        poses: kind of the matrices under the file's key `c2w`, camera-to-world ("c2w") or world-to-camera ("w2c").
+        size: (height, width) in pixels, used if the file has neither a size nor K. None: such a file is invalid.
+        fov: vertical field of view in degrees, used if the file has neither K nor fov. None: such a file is invalid.
     """
     text = read_text(path, key)
     try:

@@ -51,7 +51,7 @@ WRAPS: dict[int, Wrap] = {33071: "clamp", 33648: "mirror"}
 
 
 def gltf_tree(data: bytes) -> Any:
-    """Parse the JSON part of a GLB or glTF file from the bytes of the file.
+    """Return the JSON part of a GLB or glTF file as dicts, lists, numbers and strings. `data` are the file's bytes.
 
     Raises ConfigError if the JSON part is invalid or has too many values.
     """
@@ -85,7 +85,8 @@ class GltfFile:
         """Read the triangles of all nodes in the scene: one submesh per primitive, in scene coordinates.
 
         If `colours` is True, the submeshes have materials, vertex colours and textures. Raises ConfigError if the file
-        needs an extension in REFUSED, or has too many triangles or primitives.
+        needs an extension that is not supported (`REFUSED`: mesh compression and, with `colours`, KTX2 textures), or
+        has too many triangles or primitives.
         """
         for name in self.tree.get("extensionsRequired", []):
             if name in REFUSED and (colours or "texture" not in name):
@@ -115,10 +116,11 @@ class GltfFile:
                     yield submesh
 
     def submesh(self, primitive: Tree, node: Tree, weights: list[float], matrices: Array, colours: bool) -> Submesh:
-        """Read a primitive (JSON object) of the mesh of `node`, with one copy per transform.
+        """Read a primitive of the mesh of `node`, both given as JSON objects, with one copy per transform.
 
-        `matrices` are the N node-to-scene transforms (N, 4, 4). `weights` are the default weights of the mesh's morph
-        targets. If `colours` is True, also read the material.
+        `matrices` are the N node-to-scene transforms (N, 4, 4). A skinned primitive has the pose of its joints in place
+        of these transforms. `weights` are the mesh's weights of its morph targets, used if the node has none. If
+        `colours` is True, also read the material.
         """
         position, weights = primitive["attributes"]["POSITION"], node.get("weights", weights)
         if DRACO in primitive.get("extensions", {}) and "bufferView" not in self.tree["accessors"][position]:
@@ -138,7 +140,7 @@ class GltfFile:
         return _copies(submesh, matrices)
 
     def triangle_count(self, primitive: Tree) -> int:
-        """Return the number of triangles of a primitive, without reading its vertex indices."""
+        """Return the number of triangles of a primitive (JSON object), without reading its vertex indices."""
         mode, index = primitive.get("mode", 4), primitive.get("indices", primitive["attributes"]["POSITION"])
         count: int = self.tree["accessors"][index]["count"]
         return {4: count // 3, 5: count - 2, 6: count - 2}.get(mode, 0)
@@ -160,7 +162,10 @@ class GltfFile:
         return uri if self.files.find(name) is None and self.files.find(uri) is not None else name
 
     def buffer_view(self, index: int, offset: int, dtype: str, count: int, columns: int = 1) -> Array:
-        """Return an array (count, columns) of type `dtype` from buffer view `index`, `offset` bytes after its start."""
+        """Return an array (count, columns) from buffer view `index`, `offset` bytes after its start.
+
+        `dtype` is the NumPy type of the numbers, such as "<f4".
+        """
         view = _typed(BufferView, self.tree["bufferViews"][index])
         data, size = self.buffer(view.buffer), np.dtype(dtype).itemsize
         if not data and (compressed := [name for name in view.extensions if name in REFUSED]):
@@ -179,7 +184,9 @@ class GltfFile:
     def accessor_array(self, index: int, rows: Array | None = None, normalise: bool = False) -> Array:
         """Return the values (count, columns) of accessor `index`, or only the R values with the indices `rows` (R,).
 
-        Integers become floats in [-1, 1] if the accessor has the flag `normalized` or if `normalise` is True.
+        `columns` is the number of components of a value, such as 3 for positions. Integers are scaled to floats, signed
+        ones in [-1, 1] and unsigned ones in [0, 1], if the accessor has the flag `normalized` or if `normalise` is
+        True.
         """
         accessor = _typed(Accessor, self.tree["accessors"][index])
         dtype, columns = DTYPES[accessor.componentType], COLUMNS[accessor.type]
@@ -205,8 +212,9 @@ class GltfFile:
     def morphed(self, primitive: Tree, key: str, weights: list[float], rows: Array | None) -> Array:
         """Return a vertex attribute (R, 3) float64 with morph targets applied.
 
-        `rows` (R,) are the indices of the vertices to read; None: all. `key` is the name of the attribute, such as
-        POSITION. The morph targets of the attribute, multiplied by `weights`, are added.
+        `primitive` is a JSON object. `rows` (R,) are the indices of the vertices to read; None: all. `key` is the name
+        of the attribute, such as POSITION. The morph targets of the attribute, multiplied by `weights` (one per
+        target), are added.
         """
         values = self.accessor_array(primitive["attributes"][key], rows).astype(np.float64)
         for weight, target in zip(weights, primitive.get("targets", []), strict=False):
@@ -215,7 +223,7 @@ class GltfFile:
         return values
 
     def faces(self, primitive: Tree) -> Array:
-        """Return the triangles (F, 3) of a primitive as vertex indices. Lines and points give F = 0."""
+        """Return the triangles (F, 3) of a primitive (JSON object) as vertex indices. Lines and points give F = 0."""
         mode = primitive.get("mode", 4)
         if "indices" in primitive:
             corners = self.accessor_array(primitive["indices"])[:, 0].astype(np.int64)
@@ -230,7 +238,10 @@ class GltfFile:
 
     @cached_property
     def transforms(self) -> dict[int, Array]:
-        """Node-to-scene transforms (4, 4) of all nodes, by index; joints of a skin can lie outside of the scene."""
+        """Node index -> node-to-scene transform (4, 4), for all nodes of the file.
+
+        Nodes outside of the scene are included, because joints of a skin can be such nodes.
+        """
         nodes = self.tree.get("nodes", [])
         texts = {key: [node.get(key.lower(), default) for node in nodes] for key, default in IDENTITY.items()}
         local = _local({key: np.array(text, float).reshape(-1, len(IDENTITY[key])) for key, text in texts.items()})
@@ -315,7 +326,9 @@ class GltfFile:
         return result
 
     def coloured(self, primitive: Tree, submesh: Submesh, colours: bool, rows: Array | None) -> Submesh:
-        """Return `submesh` with texture coordinates and the base colour of its material (texture or vertex colours).
+        """Return `submesh` with texture coordinates and the base colour of the primitive's material.
+
+        The base colour is a texture or, without one, the material's colour times the vertex colours.
 
         If `colours` is False, only the texture coordinates are added. `rows` (R,) are the indices of the vertices to
         read; None: all.

@@ -144,7 +144,7 @@ def load_image(
     upright: bool = True,
     profile: bool = True,
 ) -> Image.Image:
-    """Load an image, from a path or its bytes, as RGB, or as RGBA if it has transparency.
+    """Load an image, from a path or its bytes, as 8-bit RGB, or as RGBA if it has transparency.
 
     Args:
         name: file name in error messages; empty: the path.
@@ -219,11 +219,12 @@ def read_depth(path: Path, key: str = "") -> Array:
 
 
 def read_foreground(path: str, opacity: Callable[[Array], Array] | None = None) -> Array:
-    """Read an image; return RGBA (H, W, 4) in [0, 1] with the opacity of the foreground in alpha.
+    """Read an image; return sRGB and alpha (H, W, 4), float32 in [0, 1], where alpha is the foreground's opacity.
 
-    `opacity` is a function for images without transparency, from pixels (H, W, 3) in [0, 1] to the foreground's opacity
-    (H, W). None: such an image needs a background of one colour. Raises ConfigError if the image cannot be read, or if
-    it has no background or shows only background.
+    Larger images are reduced to `WORKING_SIZE` (1024) pixels on the longer side. `opacity` is a function for images
+    without transparency, from pixels (H, W, 3) in [0, 1] to the foreground's opacity (H, W). None: such an image needs
+    a background of one colour, which becomes transparent. Raises ConfigError if the image cannot be read, if no
+    background is found, or if all pixels are background.
     """
     image = load_image(Path(path).expanduser(), key="image", max_side=WORKING_SIZE).convert("RGBA")
     pixels = np.asarray(image, np.float32) / 255
@@ -233,10 +234,11 @@ def read_foreground(path: str, opacity: Callable[[Array], Array] | None = None) 
 
 
 def extract_foreground(pixels: Array, name: str) -> Array:
-    """Return RGBA pixels (H, W, 4) in [0, 1] with the foreground in alpha. Transparent images are unchanged.
+    """Return RGBA `pixels` (H, W, 4) in [0, 1] with the opacity of the foreground in alpha.
 
-    In an opaque image, alpha becomes the result of `foreground_mask`. Raises ConfigError if all pixels are background,
-    or if an opaque image has no uniform background; `name` is the file name in the message.
+    An image with transparency is returned unchanged. In an opaque image, alpha becomes 0 in the background, which has
+    one colour and touches the image border, and 1 elsewhere. Raises ConfigError if all pixels are background, or if an
+    opaque image has no uniform background; `name` is the file name in the message.
     """
     if pixels[..., 3].min() > MIN_OPAQUE_ALPHA:
         pixels = np.dstack([pixels[..., :3], foreground_mask(pixels[..., :3])]).astype(np.float32)
@@ -255,7 +257,8 @@ def foreground_mask(rgb: Array) -> Array:
     """Return the foreground (H, W) of an image (H, W, 3) in [0, 1]: 0 in the background, 1 elsewhere, float64.
 
     The background consists of regions of one colour that touch the image border, and of dust: other regions smaller
-    than `MIN_ISLAND_FRACTION`. If the border has no uniform colour, all pixels are foreground.
+    than the fraction `MIN_ISLAND_FRACTION` of the image. If the border has no uniform colour, all pixels are
+    foreground.
     """
     from skimage.measure import label
 

@@ -29,7 +29,10 @@ _PAPER, _INK = 255, (20, 20, 20)
 
 
 def to_uint8(images: Any) -> Array:
-    """Convert images of any shape, uint8 or floats in [0, 1], to uint8. Floats are clipped, and NaN becomes 0."""
+    """Convert images, arrays or tensors of any shape, uint8 or floats in [0, 1], to a uint8 array.
+
+    Floats are clipped, and NaN becomes 0.
+    """
     if hasattr(images, "detach"):
         images = images.detach().float().cpu().numpy()
     array = np.asarray(images)
@@ -65,7 +68,9 @@ def _rgb(image: Any) -> Array:
 
 
 def write_png(path: Path | str, image: Any) -> Path:
-    """Write an image, uint8 or floats in [0, 1], (H, W, 3), (H, W, 1) or (H, W). Return the path.
+    """Write an image as an 8-bit RGB PNG. Return the path.
+
+    The image is an array or tensor (H, W, 3), (H, W, 1) or (H, W), uint8 or floats in [0, 1].
 
     The folder is created and the file replaced atomically. Raises OSError if the file cannot be written.
     """
@@ -87,16 +92,19 @@ def png(pixels: Array) -> bytes:
 
 
 def enlarge_small(images: Any) -> Array:
-    """Enlarge images (N, H, W, 3), uint8 or floats in [0, 1], by an integer factor to a width of at least 128 pixels.
+    """Enlarge images (N, H, W, 3) by the smallest integer factor that gives a width of at least 128 pixels.
 
-    Contact sheets of small images become readable by this. Returns uint8. Images that are wide enough keep their size.
+    Contact sheets of small images become readable by this. Takes uint8 or floats in [0, 1], returns uint8. Images that
+    are wide enough keep their size.
     """
     factor = -(-128 // np.shape(images)[-2])
     return to_uint8(images).repeat(factor, axis=-3).repeat(factor, axis=-2)
 
 
 def grid(images: Any, columns: int, labels: Sequence[str] | None = None) -> Array:
-    """Arrange N >= 1 images (H, W, 3), which may differ in size, row by row on a white sheet, uint8 (H', W', 3).
+    """Arrange N >= 1 images row by row on a white sheet; return the sheet, uint8 (H', W', 3).
+
+    The images are (H, W, 3), uint8 or floats in [0, 1], and may differ in size.
 
     `columns`: number of images per row. `labels`: N texts, each printed below its image in at most three lines; None:
     no labels.
@@ -140,9 +148,10 @@ def _wrap(text: str, width: int, font: Any, max_lines: int = 3) -> list[str]:
 
 
 def write_mp4(frames: Iterable[Any], path: Path | str, fps: int = 30) -> Path:
-    """Write frames (H, W, 3) of equal size, uint8 or floats in [0, 1], as an H.264 video. Return the path.
+    """Write frames (H, W, 3) of equal size, uint8 or floats in [0, 1], as an H.264 video (MP4).
 
-    An odd height or width is padded by a pixel. Raises OSError if the file cannot be written.
+    `fps` is the number of frames per second. An odd height or width is padded by a pixel. Returns the path. Raises
+    OSError if the file cannot be written.
     """
     path = Path(path).absolute()
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -36,8 +36,8 @@ def read_mesh_file(path: Path, key: str = "", colours: bool = True) -> MeshFile:
     """Read a GLB, glTF, OBJ, PLY, STL or OFF file.
 
     If `colours` is True, materials, vertex colours and textures are also read. Raises ConfigError with the config key
-    `key` if the file cannot be read, or if its triangles would take too long to render, because together they are much
-    larger than the mesh (`MAX_COVER`).
+    `key` if the file cannot be read, or if its triangles would take too long to render, because the sum of their
+    squared longest edges is more than `MAX_COVER` times the squared diagonal of the bounding box.
     """
     files, kind = SideFiles(path), path.suffix.lower()
     try:

@@ -30,7 +30,7 @@ _POLYPAINT = re.compile(r"(?:[0-9a-fA-F]{8})+")
 
 @dataclass
 class Material:
-    """Material of an MTL file: colour, opacity and texture lines."""
+    """Material of an MTL file: colour, emitted colour, opacity and texture lines."""
 
     colour: tuple[float, ...] = (1.0, 1.0, 1.0)  # sRGB in [0, 1]
     emission: tuple[float, ...] = (0.0, 0.0, 0.0)  # sRGB in [0, 1]
@@ -42,14 +42,16 @@ class Material:
 class ObjText:
     """Lines of an OBJ file, grouped so that NumPy can parse many lines at once.
 
-    Raises ConfigError if the file has more lines, triangles or submeshes than the limits in `submesh.py`.
+    Keys of lines are v (vertex position), vt (texture coordinates) and vn (normal). Raises ConfigError if the file has
+    more lines, triangles, vertices or submeshes than the limits in `submesh.py`.
 
     Attributes:
-        rows: key "v", "vt" or "vn" -> texts of the lines with this key.
-        faces: (material name, whether faces have vt, whether faces have vn, number of corners) -> texts of the faces.
-            Indices in the texts start at 1.
-        libraries: texts of the lines "mtllib", which name MTL files.
-        polypaint: ZBrush's vertex colours, in order: MMRRGGBB as hexadecimal digits, where MM is a mask.
+        rows: key "v", "vt" or "vn" -> the lines with this key, without the key.
+        faces: (material name, whether faces have vt, whether faces have vn, number of corners) -> texts of the faces. A
+            text has the face's vertex indices, and those of vt and vn if it has them; they start at 1.
+        libraries: the lines with the key "mtllib", without the key; they name MTL files.
+        polypaint: lines with ZBrush's vertex colours, in the order of the vertices. A colour has the hexadecimal digits
+            MMRRGGBB, where MM is a mask.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -88,8 +90,9 @@ class ObjText:
     def triangles(self, points: Array) -> dict[tuple[str, bool, bool], Array]:
         """Return the triangles: (material name, whether they have vt, whether they have vn) -> int64 (F, 3, C).
 
-        The last axis has for each corner the index of its v, then the indices of its vt and vn if it has them, so C is
-        1, 2 or 3. Indices start at 0. Polygons are split into triangles; `points` (V, 3) are the vertices.
+        v are vertex positions, vt texture coordinates, vn normals. The last axis has for each corner the index of its
+        v, then the indices of its vt and vn if it has them, so C is 1, 2 or 3. Indices start at 0. Polygons are split
+        into triangles; `points` (V, 3) are the vertices.
         """
         groups = dict[tuple[str, bool, bool], list[Array]]()
         for (material, vt, vn, corners), lines in self.faces.items():

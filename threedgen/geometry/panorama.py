@@ -1,7 +1,8 @@
-"""Perspective views of panoramas, and their conversion from skyboxes and to and from equirectangular images.
+"""Perspective views of panoramas: rendered from skyboxes or equirectangular images, and stitched to the latter.
 
-Cameras have OpenCV axes (x right, y down, z forward) as in `warp.py`, R is a camera-to-world rotation, K is in pixels,
-and the first pixel centre is (0, 0). Angles are in radians: yaw to the right, pitch upwards, as in MVDiffusion.
+Cameras have OpenCV axes (x right, y down, z forward) as in `warp.py`, R is a camera-to-world rotation, K is in pixels
+of the perspective views, and the first pixel centre is (0, 0). The panorama's world has the axes x right, y down, z
+forward of the camera with yaw 0 and pitch 0. Angles are in radians: yaw to the right, pitch upwards, as in MVDiffusion.
 """
 
 from collections.abc import Sequence
@@ -29,7 +30,10 @@ def intrinsics(fov: float, height: int, width: int) -> Tensor:
 
 
 def rotation(yaw: float, pitch: float = 0.0) -> Tensor:
-    """Return a camera-to-world rotation (3, 3), float64: pitch upwards, then yaw to the right, both in radians."""
+    """Return a camera-to-world rotation (3, 3), float64: pitch upwards, then yaw to the right, both in radians.
+
+    Camera and world have OpenCV axes (x right, y down, z forward). With yaw 0 and pitch 0 the camera looks along +z.
+    """
     turn = [[cos(yaw), 0, sin(yaw)], [0, 1, 0], [-sin(yaw), 0, cos(yaw)]]
     tilt = [[1, 0, 0], [0, cos(pitch), -sin(pitch)], [0, sin(pitch), cos(pitch)]]
     return torch.tensor(turn, dtype=torch.float64) @ torch.tensor(tilt, dtype=torch.float64)
@@ -38,7 +42,8 @@ def rotation(yaw: float, pitch: float = 0.0) -> Tensor:
 def ring(views: int = 8, first_yaw: float = 0.0) -> Tensor:
     """Return camera-to-world rotations (V, 3, 3) of V = `views` horizontal cameras at evenly spaced yaws.
 
-    The first camera has the yaw `first_yaw` in radians. Yaw increases to the right.
+    Camera and world have OpenCV axes (x right, y down, z forward). The first camera has the yaw `first_yaw` in radians.
+    Yaw 0 looks along +z and yaw increases to the right.
     """
     return torch.stack([rotation(first_yaw + 2 * pi * n / views) for n in range(views)])
 
@@ -59,9 +64,11 @@ def cameras(R: Tensor, fov: float, height: int, width: int, position: Sequence[f
 
 
 def skybox_views(faces: Tensor, K: Tensor, R: Tensor, height: int, width: int) -> Tensor:
-    """Render V perspective views (V, 3, height, width) from six skybox images (6, 3, S, S), ordered as in `SKYBOX`.
+    """Render V perspective views (V, 3, height, width) from the six images (6, 3, S, S) of a skybox.
 
-    The views have the intrinsics K (3, 3) and the camera-to-world rotations R (V, 3, 3).
+    The skybox images are, in this order, the view upwards, horizontal views with yaws of 270, 0, 90 and 180 degrees,
+    and the view downwards (`SKYBOX`). The rendered views have the intrinsics K (3, 3) and the camera-to-world rotations
+    R (V, 3, 3), both for OpenCV axes.
     """
     size = faces.shape[-1]
     K_face, R_face = intrinsics(pi / 2, size, size), torch.stack([rotation(*angles) for angles in SKYBOX])
@@ -74,8 +81,8 @@ def render_from_views(
     """Render V views (V, C, height, width) from N source views (N, C, h, w) at the same position.
 
     The rendered views have intrinsics K (3, 3) and camera-to-world rotations R (V, 3, 3). The source views `faces` have
-    intrinsics K_face (3, 3) and rotations R_face (N, 3, 3). Each pixel is sampled bilinearly from the source view whose
-    viewing axis is nearest to the pixel's ray.
+    intrinsics K_face (3, 3) and camera-to-world rotations R_face (N, 3, 3). All cameras have OpenCV axes. Each pixel is
+    sampled bilinearly from the source view whose viewing axis is nearest to the pixel's ray.
     """
     R_face = R_face.double()
     grid = F.pad(pixel_grid(height, width), (0, 1), value=1.0)
@@ -103,8 +110,9 @@ def equirectangular_rays(height: int, width: int) -> Tensor:
 def stitch(views: Tensor, K: Tensor, R: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
     """Blend views (V, C, h, w) with K (3, 3) and camera-to-world rotations R (V, 3, 3) into an equirectangular image.
 
-    The weight of a view falls linearly from 1 in its middle column to 0 at its left and right borders. Returns the
-    image (C, height, width), 0 where no view covers it, and the sums of weights (height, width).
+    The axes are OpenCV's; +z of the world is at the centre of the image. The weight of a view falls linearly from 1 in
+    its middle column to 0 at its left and right borders. Returns the image (C, height, width), 0 where no view covers
+    it, and the sums of weights (height, width).
     """
     rays = equirectangular_rays(height, width)
     total, weights = views.new_zeros(views.shape[1], height, width), views.new_zeros(height, width)
@@ -131,7 +139,8 @@ def equirectangular_views(image: Tensor, K: Tensor, R: Tensor, height: int, widt
     """Render V perspective views (V, C, height, width) from an equirectangular image (C, h, w).
 
     The views have intrinsics K (3, 3) and camera-to-world rotations R (V, 3, 3). The image covers 360 degrees, with
-    square pixels and the horizon in the middle. Directions above or below the image get the colours of its border.
+    square pixels, the horizon in the middle row and +z in the middle column; x is right and y down. Directions above or
+    below the image get the colours of its border.
     """
     rows, columns = image.shape[-2:]
     rays = F.pad(pixel_grid(height, width), (0, 1), value=1.0) @ (R.double() @ torch.linalg.inv(K.double())).mT[:, None]

@@ -35,7 +35,7 @@ COLOUR_NAMES = [("red", "green", "blue"), ("diffuse_red", "diffuse_green", "diff
 
 
 class Property(NamedTuple):
-    """Property of a PLY element, either a scalar or a list.
+    """Property (column) of a PLY element (table, such as the vertices), either a scalar or a list.
 
     Attributes:
         name: name of the property.
@@ -58,8 +58,9 @@ A list property is an array (N, L), or N arrays if the lists differ in length.
 def read_ply(data: bytes, files: SideFiles, colours: bool) -> Submesh:
     """Read the faces of a PLY file from its bytes `data`.
 
-    If `colours` is True, the texture is also read with `files`, or else the colours of vertices or faces. Raises
-    ConfigError if the file has no faces. A damaged file can raise exceptions of any class.
+    If `colours` is True, the texture is also read with `files`; without a texture, the colours of the vertices or,
+    without these, of the faces. Raises ConfigError if the file has no faces. A damaged file can raise exceptions of any
+    class.
     """
     header, tables, dtypes = _parse(data)
     vertex, face = tables["vertex"], tables.get("face", {})
@@ -88,8 +89,8 @@ def read_ply(data: bytes, files: SideFiles, colours: bool) -> Submesh:
 def read_vertices(data: bytes) -> tuple[Table, Array | None]:
     """Read the vertices of a PLY file from its bytes `data`.
 
-    Returns the table of the vertices' properties, and their colours (N, 3), sRGB in [0, 1], or None if there are no
-    colours. A damaged file can raise exceptions of any class.
+    Returns the table of the vertices (property name, such as "x", -> values of N vertices), and their colours (N, 3),
+    sRGB in [0, 1], or None if there are no colours. A damaged file can raise exceptions of any class.
     """
     _, tables, dtypes = _parse(data)
     return tables["vertex"], _colours(tables["vertex"], dtypes["vertex"])
@@ -157,9 +158,10 @@ def _tables(header: bytes, body: memoryview) -> tuple[dict[str, Table], dict[str
 
 
 def _read(body: memoryview, start: int, count: int, properties: list[Property], order: str) -> tuple[Table, int]:
-    """Read `count` rows of an element of a binary PLY file, from the byte `start` on.
+    """Read `count` rows of an element (table) of a binary PLY file, from the byte `start` on.
 
-    `order` is the byte order, "<" or ">". Return the rows, and the position of the byte after them.
+    `properties` are the columns of the element, `order` is the byte order, "<" or ">". Return the rows (property name
+    -> values), and the position of the byte after them.
     """
     if not count:
         return {}, start

@@ -15,7 +15,10 @@ Poses = Literal["c2w", "w2c"]  # kind of pose matrices: camera-to-world ("c2w"),
 
 
 def unit_vector(elevation: Tensor, azimuth: Tensor) -> Tensor:
-    """Return unit vectors (..., 3) at elevations and azimuths (...) in radians. Azimuth 0 is +x and pi / 2 is +y."""
+    """Return unit vectors (..., 3) at elevations and azimuths (...) in radians.
+
+    Azimuth 0 is +x, azimuth pi / 2 is +y, and elevation pi / 2 is +z.
+    """
     flat = torch.cos(elevation)
     return torch.stack([flat * torch.cos(azimuth), flat * torch.sin(azimuth), torch.sin(elevation)], dim=-1)
 
@@ -26,18 +29,27 @@ def wrap_angle(angle: Tensor) -> Tensor:
 
 
 def opencv_axes(c2w: Tensor) -> Tensor:
-    """Convert c2w poses (..., 4, 4) or (..., 3, 3) from OpenGL to OpenCV axes (x right, y down, z forward), or back."""
+    """Convert camera-to-world poses (..., 4, 4) or rotations (..., 3, 3) from OpenGL to OpenCV camera axes, or back.
+
+    OpenGL: x right, y up, z backward. OpenCV: x right, y down, z forward. The world does not change.
+    """
     return c2w * c2w.new_tensor([1.0, -1.0, -1.0, 1.0])[: c2w.shape[-1]]
 
 
 def opengl_to_blender(c2w: Tensor) -> Tensor:
-    """Convert c2w poses (B, 4, 4) from a y-up to a z-up world: the world point (x, y, z) becomes (x, -z, y)."""
+    """Convert camera-to-world poses (B, 4, 4) from a y-up (OpenGL) to a z-up (Blender) world.
+
+    The world point (x, y, z) becomes (x, -z, y). The axes of the cameras themselves do not change.
+    """
     turn = torch.tensor([[1.0, 0, 0, 0], [0, 0, -1, 0], [0, 1, 0, 0], [0, 0, 0, 1]])
     return turn.to(c2w) @ c2w
 
 
 def square_pixels(focal: Tensor, height: int, width: int) -> Tensor:
-    """Return intrinsics (B, 3, 3) for focal lengths (B,) in pixels. The principal point is the image centre."""
+    """Return intrinsics (B, 3, 3) for focal lengths (B,) in pixels.
+
+    The principal point is the image centre, (width / 2, height / 2) in pixels.
+    """
     K = torch.zeros(len(focal), 3, 3, dtype=focal.dtype, device=focal.device)
     K[:, 0, 0] = K[:, 1, 1] = focal
     K[:, 0, 2], K[:, 1, 2], K[:, 2, 2] = width / 2, height / 2, 1
@@ -53,7 +65,8 @@ def pixel_centres(height: int, width: int, device: torch.device) -> Tensor:
 def pixels_to_plane(pixels: Tensor, K: Tensor) -> Tensor:
     """Convert pixels (..., N, 2) to points (x right, y down), (..., N, 2), on the image plane, with K^-1.
 
-    K (..., 3, 3) is upper triangular. The points are in world units; for perspective cameras, they are at depth 1.
+    K (..., 3, 3) is upper triangular. The points are in camera coordinates and world units; for perspective cameras,
+    they are at depth 1.
     """
     y = (pixels[..., 1] - K[..., 1, 2, None]) / K[..., 1, 1, None]
     x = (pixels[..., 0] - K[..., 0, 2, None] - K[..., 0, 1, None] * y) / K[..., 0, 0, None]
@@ -73,7 +86,8 @@ def plane_to_pixels(plane: Tensor, K: Tensor) -> Tensor:
 def pixel_rays(c2w: Tensor, K: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
     """Return origins (..., 1, 1, 3) and unit directions (..., H, W, 3) of the pixel rays of perspective cameras.
 
-    Takes camera-to-world poses (..., 4, 4) and K (..., 3, 3). The results are float32.
+    Takes camera-to-world poses (..., 4, 4) with OpenGL axes, and K (..., 3, 3) and the image size in pixels. The
+    results are float32, in world coordinates.
     """
     c2w, K = c2w.float(), K.float()
     with no_autocast(c2w.device):  # bfloat16 products would shift rays by pixels
@@ -86,7 +100,8 @@ def pixel_rays(c2w: Tensor, K: Tensor, height: int, width: int) -> tuple[Tensor,
 def orbit_c2w(elevation: Tensor, azimuth: Tensor, distance: Tensor) -> Tensor:
     """Return camera-to-world poses (B, 4, 4) that look at the origin, z up.
 
-    `elevation` and `azimuth` (B,) are in radians, `distance` (B,) is the distance from the origin in world units.
+    The cameras have OpenGL axes. Their `elevation` and `azimuth` (B,) are in radians; azimuth 0 is on the +x side, pi /
+    2 on the +y side. `distance` (B,) is the distance from the origin in world units.
     """
     back = unit_vector(elevation, azimuth)
     right = unit_vector(torch.zeros_like(elevation), azimuth + pi / 2)
@@ -97,7 +112,8 @@ def orbit_c2w(elevation: Tensor, azimuth: Tensor, distance: Tensor) -> Tensor:
 def orbit_array(elevation: ArrayLike, azimuth: ArrayLike, distance: ArrayLike) -> NDArray[np.float32]:
     """Return camera-to-world poses (B, 4, 4), a float32 array, that look at the origin, z up.
 
-    `elevation` and `azimuth` in radians and `distance` in world units are numbers or arrays that broadcast to (B,).
+    The cameras have OpenGL axes, and azimuth 0 is on the +x side. `elevation` and `azimuth` in radians and `distance`
+    in world units are numbers or arrays that broadcast to (B,).
     """
     tensors = (torch.from_numpy(np.array(x, np.float64)) for x in np.broadcast_arrays(elevation, azimuth, distance))
     return orbit_c2w(*tensors).float().numpy()
@@ -106,8 +122,8 @@ def orbit_array(elevation: ArrayLike, azimuth: ArrayLike, distance: ArrayLike) -
 def look_at(position: Tensor, center: Tensor, up: Tensor) -> Tensor:
     """Return camera-to-world poses (B, 4, 4) at `position` that look at `center`. All arguments are (B, 3).
 
-    `up` is the direction that points upwards in the image. Where it is parallel to the viewing direction, a coordinate
-    axis is used instead.
+    The poses have OpenGL axes, the arguments are in world coordinates. `up` is the direction that points upwards in the
+    image. Where it is parallel to the viewing direction, a coordinate axis is used instead.
     """
     forward = normalize(center - position, dim=-1)
     right = torch.linalg.cross(forward, up, dim=-1)

@@ -4,9 +4,9 @@ One kernel serves cameras and texture space. Its vertices are P = (x w, y w, w) 
 along the viewing axis, or 1 for orthographic cameras and texture space. Corners are rounded to 1/256 pixel and edges
 are tested in integers with a fill rule, so triangles that share an edge leave no gap and never cover the same pixel.
 
-Barycentric coordinates and depth use the corners before rounding. For a pixel (x, y), let P' be the first two
-coordinates of P - (x w, y w, w). The weight of corner i is proportional to the cross product of P' of the other two
-corners. It is perspective-correct without a division by w (Olano and Greer 1997).
+Barycentric coordinates and depth use the corners before rounding. For a pixel centre (a, b) and a corner P, let P' be
+the first two coordinates of P - (a w, b w, w). The weight of a corner is proportional to the cross product of P' of the
+other two corners. It is perspective-correct without a division by w (Olano and Greer 1997).
 """
 
 from collections.abc import Iterable, Iterator
@@ -49,7 +49,8 @@ def rasterise(
         fov: vertical field of view in radians, scalar or (V,).
         size: image side in pixels, or (height, width).
         near: depth of the clipping plane in world units. Faces that cross it are clipped exactly.
-        behind: (V, H, W) float32 depths. Only surfaces with a larger depth are visible; None: no limit.
+        behind: (V, H, W) float32 depths along the viewing axis, per pixel. Only surfaces with a larger depth are
+            visible; None: no limit.
 
     Raises:
         ConfigError: if shapes are wrong, coordinates are not finite, or face indices are out of range.
@@ -64,9 +65,9 @@ def rasterise(
 def rasterise_views(vertices: Array, faces: Array, cameras: Cameras, behind: Depths = None) -> Buffers:
     """Rasterise a mesh with vertices (N, 3) in world units and faces (F, 3), seen by V cameras.
 
-    The cameras are perspective or orthographic, on the CPU. `behind` (V, H, W): only surfaces with a larger depth are
-    visible; None: no limit. Raises ConfigError if shapes are wrong, coordinates are not finite, or face indices are out
-    of range.
+    The cameras are perspective or orthographic, on the CPU. Faces are clipped at the depth 0.01. `behind` (V, H, W) are
+    float32 depths along the viewing axis, in world units: only surfaces with a larger depth are visible; None: no
+    limit. Raises ConfigError if shapes are wrong, coordinates are not finite, or face indices are out of range.
     """
     projection, size = cameras.projection, (cameras.height, cameras.width)
     matrices = cameras.c2w.numpy(), projection.K.numpy()
@@ -90,7 +91,7 @@ def _rasterise(
 
 
 def rasterise_uv(uv: Array, faces: Array | None, size: Size) -> Buffers:
-    """Rasterise a mesh in texture space into (H, W) buffers with z = 1. Where charts overlap, the first face wins.
+    """Rasterise a mesh in texture space into (H, W) buffers with z = 1. Where faces overlap, the first one wins.
 
     Args:
         uv: (N, 2) in [0, 1] per vertex, or (F, 3, 2) per face corner if `faces` is None. v points up, and row 0 is the
@@ -132,8 +133,9 @@ def _pair(size: Size) -> Pair:
 def interpolate(attribute: Array, faces: Array | None, buffers: Buffers) -> Array:
     """Interpolate a vertex attribute (N, C) of a mesh with faces (F, 3) at the pixels of V rasterised views.
 
-    If `faces` is None, the attribute is (F, 3, C), with a value per corner of each face. Returns (V, H, W, C) float32,
-    0 in the background. For buffers of `rasterise_uv`, it returns (H, W, C).
+    `buffers` is the result of rasterising the mesh. If `faces` is None, the attribute is (F, 3, C), with a value per
+    corner of each face. Returns (V, H, W, C) float32, 0 in the background. For buffers of `rasterise_uv`, it returns
+    (H, W, C).
     """
     out = np.zeros((*buffers.face.shape, attribute.shape[-1]), np.float32)
     mask = buffers.mask
@@ -156,7 +158,9 @@ def box_downsample(images: Array, factor: int) -> Array:
 
 
 def validate_mesh(points: Array, faces: Array, columns: int) -> tuple[Array, Array]:
-    """Return points (N, columns) as float64 and faces (F, 3) as int64.
+    """Check a mesh: return its points (N, columns) as float64 and its faces (F, 3) as int64.
+
+    Faces are point indices. `columns` is the expected number of coordinates of a point.
 
     Raises ConfigError if shapes are wrong, coordinates are not finite, or face indices are out of range.
     """

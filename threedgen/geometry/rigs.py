@@ -18,7 +18,7 @@ from threedgen.geometry.poses import look_at, orbit_c2w, unit_vector
 class Rig:
     """B cameras around an object, with one light each. `n_view` consecutive cameras form a group.
 
-    A multi-view prior denoises the views of a group together.
+    A multi-view prior (diffusion model of several views) denoises the views of a group together.
     """
 
     cameras: Cameras
@@ -40,10 +40,10 @@ class Rig:
 def orbit(
     n: int, elevation: float, distance: float, fov: float, height: int, width: int, azimuth: float = 0.0
 ) -> Cameras:
-    """Place `n` cameras on a circle around the origin, evenly, counter-clockwise from `azimuth`.
+    """Place `n` cameras evenly on a horizontal circle around the origin, counter-clockwise seen from above.
 
-    Elevation, azimuth and vertical `fov` are in radians, the distance from the origin in world units, height and width
-    of the images in pixels.
+    The first camera is at `azimuth` (0: +x). Elevation, azimuth and vertical `fov` are in radians, the distance from
+    the origin in world units, height and width of the images in pixels.
     """
     azimuths = torch.linspace(0.0, 2 * pi, n + 1)[:n] + azimuth
     c2w = orbit_c2w(torch.full((n,), float(elevation)), azimuths, torch.full((n,), float(distance)))
@@ -55,13 +55,13 @@ def ring_rig(
 ) -> Rig:
     """Place `groups` rings of `n_view` cameras around the origin, rotated so that all azimuths are equally spaced.
 
-    The lights are at the cameras.
+    A ring is a group of consecutive cameras in the result. The lights are at the cameras.
 
     Args:
         options: options with the distance and the field of view of the cameras.
         elevations: lowest and highest elevation in degrees. Each ring has a different elevation in this range.
         size: edge of the square images in pixels.
-        azimuth: azimuth of the first camera in radians.
+        azimuth: azimuth of the first camera in radians; 0 is +x.
     """
     ring = torch.arange(groups)
     low, high = elevations
@@ -75,7 +75,7 @@ def ring_rig(
 def turntable(options: OrbitCameraConfig, n: int | None = None) -> Cameras:
     """Return cameras on a circle around the origin, with the elevation, distance, field of view and size of `options`.
 
-    `n` is the number of cameras; None: `options.n_view`.
+    The first camera is at azimuth 0, +x. `n` is the number of cameras; None: `options.n_view`.
     """
     elevation, fov = radians(options.elevation), radians(options.fov)
     return orbit(n or options.n_view, elevation, options.distance, fov, options.height, options.width)
@@ -100,8 +100,8 @@ def sample_multiview(
 ) -> Rig:
     """Sample `n_groups` groups of `options.n_view` training cameras, with images of height x width pixels.
 
-    `step` is the training step. Until step `options.progressive_until`, the ranges of elevation and azimuth widen. The
-    cameras are on the device of the generator.
+    `step` is the training step. Until step `options.progressive_until`, the ranges of elevation and azimuth widen from
+    a single view at azimuth 0 (+x) to those in `options`. The cameras are on the device of the generator.
     """
     ramp = min(1.0, step / options.progressive_until) if options.progressive_until else 1.0
     return rig_from_random_inputs(options, sample_random_inputs(options, n_groups, generator), height, width, ramp)
@@ -110,8 +110,9 @@ def sample_multiview(
 def sample_random_inputs(options: MultiviewCameraConfig, n: int, generator: torch.Generator) -> dict[str, Tensor]:
     """Return the random numbers for `n` groups of cameras: name -> tensor, uniform in [0, 1) or standard normal.
 
-    The tensors have the shape (n,) or (n, 3). Only `elevation_coin` has the shape (): it selects for all groups whether
-    elevations are uniform in the angle or on the sphere. `rig_from_random_inputs` computes cameras from the numbers.
+    Tensors of shape (n,) and `camera_perturb` (n, 3) are uniform, the other tensors of shape (n, 3) are normal. Only
+    `elevation_coin` has the shape (), and is uniform: it selects for all groups whether elevations are uniform in the
+    angle or on the sphere. `rig_from_random_inputs` computes cameras from the numbers.
     """
     uniform, gaussian = (partial(f, generator=generator, device=generator.device) for f in (torch.rand, torch.randn))
     inputs = {"elevation_coin": uniform(())}
@@ -129,7 +130,7 @@ def rig_from_random_inputs(
     """Compute cameras and lights from random numbers, the result `inputs` of `sample_random_inputs`.
 
     Images have height x width pixels. `ramp` in [0, 1] scales the ranges of elevation and azimuth: 0 gives only the
-    front view, 1 gives the ranges in `options`.
+    azimuth 0 (+x) and the elevation `options.progressive_elevation`, 1 gives the ranges in `options`.
     """
     n_view = options.n_view
     elevation = _elevation(options, inputs, ramp)

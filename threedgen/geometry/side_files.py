@@ -28,9 +28,10 @@ class SideFiles:
     """Reader of the textures, MTL files and buffers that the mesh file `path` names.
 
     A relative path without ".." is searched below the folder of the mesh file. Then the file name alone is searched in
-    this folder, in its subfolder `textures/`, and in a folder `textures/` next to it. The search ignores case, and
-    slashes and backslashes are equal. Pipes, devices and files in other folders, even behind symbolic links, are never
-    opened. The list `failures` collects messages for the user about missing and unreadable files.
+    the folder of the mesh file, in its subfolder `textures/`, and in a folder `textures/` beside the folder of the mesh
+    file. The search ignores case, and slashes and backslashes are equal. Pipes, devices and files in other folders,
+    even behind symbolic links, are never opened. The list `failures` collects messages for the user about missing and
+    unreadable files.
     """
 
     def __init__(self, path: Path) -> None:
@@ -51,7 +52,8 @@ class SideFiles:
     def locate(self, name: str, beside: Path | None = None) -> Path:
         """Return the path of the file that is called `name` in the mesh file, with the search of `find`.
 
-        Raises ConfigError with the reason if the file is not found or may not be opened.
+        `beside` is the folder of the MTL file that names the file, or None. Raises ConfigError with the reason if the
+        file is not found or may not be opened.
         """
         if path := self.find(name, beside):
             return path
@@ -105,6 +107,8 @@ class SideFiles:
     def image(self, name: str, beside: Path | None = None, load: Callable[[], bytes] | None = None) -> Array | None:
         """Load a texture as uint8 (H, W, 3), or (H, W, 4) with alpha, from the file `name` or the bytes `load()`.
 
+        With `load`, no file is read, and `name` is the name of the texture in messages.
+
         `beside` is the folder of the MTL file that names the texture, or None. If the texture cannot be read, a message
         is added to `failures`, and the result is None. Raises TooLarge after too many bytes or searches.
         """
@@ -155,7 +159,10 @@ class Listings:
         self._entries = cache(_entries)
 
     def match(self, folder: Path, names: Sequence[str], suffixes: Sequence[str] = ("",)) -> Path | None:
-        """Return the path folder/names[0]/names[1]/... plus the first of `suffixes` with which it exists, else None."""
+        """Return the path folder/names[0]/names[1]/... plus the first of `suffixes` with which it exists.
+
+        Upper and lower case are equal in `names`; the result has the spelling on disk. None: no such file exists.
+        """
         for number, name in enumerate(names, 1):
             ends = suffixes if number == len(names) else ("",)
             entry = next(filter(None, (self._entry(folder, name + end) for end in ends)), None)
@@ -180,7 +187,10 @@ def _entries(folder: Path) -> dict[str, str]:
 
 
 def encoding(data: bytes) -> str:
-    """Return the encoding of text bytes: UTF-16 with a byte order mark, valid UTF-8, or else `LEGACY_ENCODING`."""
+    """Return the name of the codec of text bytes.
+
+    It is UTF-16 for bytes with its byte order mark, UTF-8 for valid UTF-8, or else `LEGACY_ENCODING` (cp1252).
+    """
     if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         return "utf-16"
     try:
@@ -191,5 +201,5 @@ def encoding(data: bytes) -> str:
 
 
 def decode(data: bytes) -> str:
-    """Decode text bytes as UTF-16 with a byte order mark, as UTF-8, or else in `LEGACY_ENCODING`."""
+    """Decode text bytes as UTF-16 with a byte order mark, as UTF-8, or else in `LEGACY_ENCODING` (cp1252)."""
     return data.decode(encoding(data), "replace")

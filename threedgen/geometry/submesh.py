@@ -31,14 +31,14 @@ class Submesh:
     Raises ConfigError if a vertex index is out of range, or if vertices and their attributes differ in number.
 
     Attributes:
-        vertices: (V, 3).
+        vertices: (V, 3) positions.
         normals: (V, 3), or None if the file has none.
         uv: (V, 2) texture coordinates, v upwards, or None.
         faces: (F, 3) vertex indices, counter-clockwise seen from outside.
         colours: without a texture, (V, 3) sRGB or (V, 4) sRGB and alpha, in [0, 1]. With a texture, (V, 3 or 4) linear
             factors of the texture's values. None: there are no colours.
         texture: texture, or None.
-        wrap: wrap modes of the texture along u and v.
+        wrap: wrap modes of the texture along u and v: "repeat", "mirror" or "clamp".
         cutoff: points with at least this alpha are opaque, others invisible. None: alpha is the opacity.
         flat: True if the file has neither vertex colours nor a texture for this submesh.
     """
@@ -64,13 +64,13 @@ class Submesh:
 def in_unit_range(colours: Array) -> Array:
     """Return colours in [0, 1] from colours in [0, 1] or [0, 255]. NaN stays NaN.
 
-    The range is [0, 255] if a value is above `MAX_UNIT`.
+    The range of all colours is taken to be [0, 255] if any value is above `MAX_UNIT`.
     """
     return colours / (255 if np.nanmax(colours, initial=0) > MAX_UNIT else 1)
 
 
 def check_count(triangles: int, parts: int = 1, vertices: int = 0) -> None:
-    """Raise TooLarge above `MAX_TRIANGLES` triangles, `MAX_PARTS` submeshes, or `MAX_VERTICES` vertices in a text."""
+    """Raise TooLarge above `MAX_TRIANGLES` triangles, `MAX_PARTS` submeshes (`parts`), or `MAX_VERTICES` vertices."""
     if triangles > MAX_TRIANGLES:
         raise TooLarge(f"too many triangles: {triangles:,}; the maximum is {MAX_TRIANGLES:,}. Simplify the mesh")
     if parts > MAX_PARTS:

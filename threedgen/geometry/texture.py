@@ -31,10 +31,10 @@ class Texture:
 
     @classmethod
     def tinted(cls, image: Array, factor: tuple[float, ...]) -> "Texture":
-        """Create a texture from an image, uint8 (H, W, 3 or 4), multiplied by a linear RGB or RGBA factor.
+        """Create a texture from an sRGB image, uint8 (H, W, 3 or 4), multiplied by an RGB or RGBA factor.
 
-        The texture has alpha only if the factor has four values, and the image has alpha or the factor's alpha is not
-        1.
+        The factor multiplies linear colours, not sRGB values. The texture has alpha only if the factor has four values,
+        and the image has alpha or the factor's alpha is not 1.
         """
         levels = np.arange(256, dtype=np.float32)[:, None] / 255
         table = np.repeat(levels, 3, axis=1)
@@ -45,7 +45,10 @@ class Texture:
         return cls(image, table)
 
     def sample(self, uv: Array) -> Array:
-        """Sample bilinearly at uv (P, 2) in [0, 1], v up. Returns (P, C) float32, where C is 4 with alpha, else 3."""
+        """Sample bilinearly at uv (P, 2) in [0, 1], v up.
+
+        Returns (P, C) float32 in [0, 1]: sRGB, and alpha as a fourth channel if the texture has it.
+        """
         out = np.empty((len(uv), self.table.shape[1]), np.float32)
         _sample(self.pixels, self.table, np.ascontiguousarray(uv, np.float32), out)
         return out
@@ -60,7 +63,7 @@ def sample(texture: Array, uv: Array) -> Array:
 
 
 def scatter(values: Array, uv: Array, shape: tuple[int, int]) -> Array:
-    """Apply the adjoint of `sample`: add values (..., C) bilinearly at uv (..., 2) to a texture of zeros.
+    """Apply the adjoint of `sample`: add values (..., C) bilinearly at uv (..., 2) in [0, 1], v up, to zeros.
 
     `shape` is (height, width). Returns the texture (height, width, C) float32.
     """

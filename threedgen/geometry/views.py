@@ -1,4 +1,7 @@
-"""Images of a scene with their cameras, their pixels as training rays, and the interface of novel-view samplers."""
+"""Images of a scene with their cameras, their pixels as training rays, and the interface of novel-view samplers.
+
+A novel-view sampler generates images of a scene from new cameras.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,7 @@ class Views:
         return Views(self.images[index], self.cameras.select(index))
 
     def resized(self, size: int) -> Views:
-        """Return views of size x size pixels: resized images, and cameras with the same field of view."""
+        """Return views of size x size pixels: resized images, and cameras with the same fields of view."""
         if (self.cameras.height, self.cameras.width) == (size, size):
             return self
         return Views(resize(self.images, size, size), self.cameras.with_size(size, size))
@@ -58,8 +61,8 @@ def resize(images: Tensor, height: int, width: int) -> Tensor:
 def framed(cut: Tensor, height: int, width: int, share: float = OBJECT_SHARE) -> Tensor:
     """Place a cut-out object in the middle of a grey image; return the image (height, width, 3) in [0, 1].
 
-    `cut` is the object, RGBA (h, w, 4) in [0, 1]. It is resized to fill the fraction `share` of the image's height or
-    width, whichever it reaches first.
+    `cut` is the object, a straight (not premultiplied) RGBA image (h, w, 4) in [0, 1]. It is cropped to the pixels with
+    alpha > 0 and resized to fill the fraction `share` of the image's height or width, whichever it reaches first.
     """
     image = centred(cut, height, width, share)
     return (image[..., :3] + (1 - image[..., 3:]) * GREY).clamp(0, 1)
@@ -111,7 +114,7 @@ class Pixels:
         """Create one ray per pixel.
 
         `opacity` (N, H, W) in [0, 1] is the opacity of the object. If it is None (unknown), the pixels whose colour
-        differs from the background count as object.
+        differs from the background (`MIN_DIFFERENCE`) count as object.
         """
         images, side = views.images.cpu(), min(views.cameras.height, views.cameras.width)
         self.origins, self.directions = (part.reshape(-1, 3) for part in views.cameras.rays())
@@ -128,8 +131,8 @@ class Pixels:
     def composite(self, indices: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return the target colours and background colours, (K, 3) each, of the pixels with `indices` (K,).
 
-        If the opacity is known, the background is random, sampled with the CPU generator `rng`, and the target is
-        blended with it. Otherwise both are taken from the image.
+        The colours are in [0, 1]. If the opacity is known, the background is a random colour per pixel, sampled with
+        the CPU generator `rng`, and the target is blended with it. Otherwise both are taken from the image.
         """
         colours, background = self.colours[indices], self.background[indices]
         if self.opacity is None:
@@ -138,7 +141,7 @@ class Pixels:
         return colours + (1 - self.opacity[indices]) * (random - background), random
 
     def sample(self, count: int, rng: torch.Generator) -> Tensor:
-        """Sample `count` pixel indices with replacement, a fraction OBJECT_FRACTION of them near the object."""
+        """Sample `count` pixel indices with replacement, a fraction OBJECT_FRACTION of them on or near the object."""
         n_near = round(OBJECT_FRACTION * count) if len(self.near) else 0
         positions = torch.randint(max(1, len(self.near)), (n_near,), generator=rng)
         return torch.cat([self.near[positions], torch.randint(len(self.colours), (count - n_near,), generator=rng)])
@@ -157,7 +160,10 @@ class Request:
 
 
 class NovelViewSampler(Protocol):
-    """Interface of novel-view samplers. Plug-ins register them as kind `sampler`."""
+    """Interface of novel-view samplers, which generate images of a scene from new cameras.
+
+    Plug-ins register them as kind `sampler`.
+    """
 
     def __call__(self, requests: Sequence[Request]) -> list[Tensor]:
         """Return for each request the images (N, H, W, 3) in [0, 1], on the CPU, of its N target cameras.

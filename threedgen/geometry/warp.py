@@ -41,13 +41,16 @@ def pixel_grid(height: int, width: int) -> Tensor:
 def homography(K_from: Tensor, R_from: Tensor, K_to: Tensor, R_to: Tensor) -> Tensor:
     """Return the matrix (..., 3, 3) that maps pixels of camera "from" to pixels of camera "to" at the same position.
 
-    It is K_to R_to^-1 R_from K_from^-1. Intrinsics K and camera-to-world rotations R are (..., 3, 3).
+    It is K_to R_to^-1 R_from K_from^-1, for homogeneous pixels (x, y, 1). Intrinsics K and camera-to-world rotations R,
+    with OpenCV axes, are (..., 3, 3).
     """
     return K_to @ R_to.mT @ R_from @ torch.linalg.inv(K_from)
 
 
 def apply_homography(H: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Map pixels (..., N, 2), or rays (..., N, 3), by a homography H (..., 3, 3).
+    """Map pixels (..., N, 2), or vectors (..., N, 3), by a matrix H (..., 3, 3) to pixels.
+
+    H is a homography for pixels (x, y). For world directions, H is K times the world-to-camera rotation.
 
     Returns pixels (..., N, 2), and a bool mask (..., N) that is True for points in front of the target camera.
     """
@@ -59,14 +62,18 @@ def apply_homography(H: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
 def unproject(pixels: Tensor, depth: Tensor, K: Tensor, c2w: Tensor) -> Tensor:
     """Return the world points (N, 3) of pixels (N, 2), (x, y), with depths (N,) along the viewing axis, for one camera.
 
-    K (3, 3) and c2w (4, 4) have the conventions of `to_opencv`.
+    K (3, 3) is for pixels with the first centre at (0, 0), and the camera-to-world pose c2w (4, 4) has OpenCV axes (x
+    right, y down, z forward), as from `to_opencv`.
     """
     rays = F.pad(pixels, (0, 1), value=1.0) @ torch.linalg.inv(K).mT
     return (rays * depth[:, None]) @ c2w[:3, :3].mT + c2w[:3, 3]
 
 
 def project(points: Tensor, K: Tensor, c2w: Tensor) -> tuple[Tensor, Tensor]:
-    """Project world points (N, 3) to pixels (N, 2) and depths (N,) of one camera with K (3, 3) and c2w (4, 4)."""
+    """Project world points (N, 3) to pixels (N, 2) and depths (N,) of one camera with K (3, 3) and c2w (4, 4).
+
+    Pixels are (x, y) with the first centre at (0, 0); c2w has OpenCV axes. The depth is negative behind the camera.
+    """
     w2c = world_to_camera(c2w)
     local = (points @ w2c[:3, :3].mT + w2c[:3, 3]) @ K.mT
     return local[:, :2] / (local[:, 2:] + EPSILON), local[:, 2]
@@ -77,15 +84,18 @@ def reproject(
 ) -> tuple[Tensor, Tensor]:
     """Map pixels (N, 2) with depths (N,) of camera (K, c2w) to pixels of camera (K_to, c2w_to).
 
-    K is (3, 3) and c2w (4, 4). Returns pixels (N, 2), `INVALID_PIXEL` where the input depth is 0 = unknown, and depths
-    (N,) in the second camera, negative behind it.
+    K is (3, 3), and c2w (4, 4) is a camera-to-world pose with OpenCV axes. Returns pixels (N, 2), `INVALID_PIXEL` where
+    the input depth is 0 = unknown, and depths (N,) in the second camera, negative behind it.
     """
     projected, z = project(unproject(pixels, depth, K, c2w), K_to, c2w_to)
     return torch.where(depth[:, None] > 0, projected, INVALID_PIXEL), z
 
 
 def inside(pixels: Tensor, height: int, width: int) -> Tensor:
-    """Return a bool mask (...) of pixels (..., 2): True from the first to the last pixel centre of an image."""
+    """Return a bool mask (...) of pixels (..., 2), (x, y): True from the first to the last pixel centre of an image.
+
+    The first centre is (0, 0), the last one (width - 1, height - 1).
+    """
     return ((pixels >= 0) & (pixels <= pixels.new_tensor([width - 1, height - 1]))).all(-1)
 
 
@@ -97,7 +107,8 @@ def sample(
 ) -> Tensor:
     """Sample images (N, C, H, W) at `pixels` (N, h, w, 2) in (x, y). Returns (N, C, h, w) in the dtype of the images.
 
-    `padding` determines values outside of an image: 0 ("zeros"), or the value of the nearest border pixel ("border").
+    The centre of the first pixel is (0, 0). `padding` determines values outside of an image: 0 ("zeros"), or the value
+    of the nearest border pixel ("border").
     """
     height, width = images.shape[-2:]
     pixels = pixels.double() if images.dtype == torch.float64 else pixels.float()  # half precision would shift them
@@ -109,7 +120,10 @@ def sample(
 
 
 def sample_nearest(image: Tensor, pixels: Tensor) -> Tensor:
-    """Sample an image (H, W) at the pixel centres nearest to `pixels` (N, 2). Returns (N,), 0 outside the image."""
+    """Sample an image (H, W) at the pixel centres nearest to `pixels` (N, 2), (x, y); the first centre is (0, 0).
+
+    Returns (N,), 0 outside the image.
+    """
     nearest = pixels.round()
     visible = inside(nearest, *image.shape)
     x, y = torch.where(visible[:, None], nearest, 0.0).long().unbind(-1)
@@ -141,7 +155,7 @@ def overlap_fractions(depth: Tensor, c2w: Tensor, K: Tensor, behind: bool = Fals
 
     Args:
         depth: (F, H, W), along the viewing axis in world units, 0 = unknown. Unknown pixels never count as overlap.
-        c2w, K: (F, 4, 4) and (F, 3, 3), from `to_opencv`.
+        c2w, K: (F, 4, 4) camera-to-world poses with OpenCV axes, and (F, 3, 3) intrinsics, from `to_opencv`.
         behind: also count points behind the other camera, as in the training of the released MVDiffusion weights.
     """
     overlaps = torch.ones(len(depth), len(depth), dtype=torch.float64)
@@ -158,8 +172,8 @@ def overlap_fractions(depth: Tensor, c2w: Tensor, K: Tensor, behind: bool = Fals
 def overlap(depth: Tensor, cameras: Cameras, one: int, other: int) -> float:
     """Return the overlap in [0, 1] of two of N views, given by their indices `one` and `other`.
 
-    It is the smaller of two fractions: pixels of each view that reproject into the image of the other view. `depth` is
-    (N, H, W) along the viewing axis in world units, 0 = unknown.
+    It is the smaller of two fractions: of the pixels of each view, those that reproject into the image of the other
+    view. `depth` is (N, H, W) along the viewing axis in world units, 0 = unknown.
     """
     K, c2w = to_opencv(cameras.select([one, other]))
     return float(overlap_fractions(depth[[one, other]], c2w, K)[0, 1])
@@ -169,7 +183,8 @@ def key_frames(depth: Tensor, cameras: Cameras, min_overlap: float) -> list[int]
     """Return the indices of the key frames of a video of N frames (MVDiffusion, section 4.2).
 
     Frame 0 is the first key frame. The next one is the last frame before the overlap with the current key frame falls
-    below `min_overlap`, but at least the following frame. `depth` is (N, H, W) in world units, 0 = unknown.
+    below `min_overlap`, but at least the following frame. The overlap of two frames is the fraction of pixels of one
+    that reproject into the other, for the frame where it is smaller. `depth` is (N, H, W) in world units, 0 = unknown.
     """
     keys = [0]
     for number in range(2, len(depth)):
@@ -181,8 +196,9 @@ def key_frames(depth: Tensor, cameras: Cameras, min_overlap: float) -> list[int]
 def spread_pairs(count: int) -> list[int]:
     """Return frame indices [a0, b0, a1, b1, ...]: pairs (a, b) that are spread evenly over `count` frames.
 
-    `check_pose_convention` compares the depths of these pairs. The distances b - a are the numbers in FRAME_GAPS. Pairs
-    with the smallest distance come first.
+    `check_pose_convention` compares the depths of these pairs. The distances b - a are 1, 4 and 16 frames
+    (`FRAME_GAPS`), as far as there are more frames, with at most MAX_PAIRS pairs each. Pairs with the smallest distance
+    come first.
     """
     pairs = list[int]()
     for gap in (each for each in FRAME_GAPS if each < count):
@@ -194,8 +210,9 @@ def spread_pairs(count: int) -> list[int]:
 def depth_agreement(depth: Tensor, cameras: Cameras) -> Tensor:
     """Return for each of P pairs of views the fraction (P,) of pixels whose depths in both views agree.
 
-    Depths agree if they differ by less than the fraction DEPTH_TOLERANCE. Pair i has the views 2 i and 2 i + 1. Their
-    `depth` is (2 P, H, W) in world units, 0 = unknown.
+    Pair i has the views 2 i and 2 i + 1. Pixels of the first view are reprojected into the second; the depths there
+    agree if they differ by less than the fraction DEPTH_TOLERANCE. `depth` is (2 P, H, W) along the viewing axis in
+    world units, 0 = unknown; unknown depths do not agree.
     """
     K, c2w = (part.double() for part in to_opencv(cameras))
     pixels, depth, fractions = pixel_grid(*depth.shape[1:]).flatten(0, 1), depth.double(), []
@@ -215,7 +232,7 @@ def check_pose_convention(
 
     Args:
         read: function that reads the frames that `spread_pairs` returns. Its argument is the kind of the stored poses,
-            "c2w" or "w2c". It returns depths (2 P, H, W) and cameras.
+            "c2w" or "w2c". It returns depths (2 P, H, W) in world units and 2 P cameras.
         convention: configured kind of the stored poses.
         name, key: name of the data set and config key, for the error.
     """
