@@ -50,7 +50,7 @@ class ExportedAsset:
 
     @contextmanager
     def timed(self, step: str) -> Iterator[None]:
-        """Context manager that calls `on_step` with the name `step` and adds the block's duration to `seconds[step]`."""
+        """Context manager that calls `on_step` with the name `step` and adds the duration of its block to `seconds`."""
         self.on_step(step)
         start = time.perf_counter()
         yield

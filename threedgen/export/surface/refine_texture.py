@@ -88,8 +88,8 @@ def sample_pixels(mesh: TexturedMesh, c2w: Array, fov: float, targets: Array, ma
 
     These pixels have an opacity of at least MIN_OPACITY, and all their samples hit the mesh where the cosine between
     its normal and the direction to the camera is at least MIN_COSINE. Takes camera-to-world matrices c2w (V, 4, 4) with
-    OpenGL axes, the vertical field of view `fov` in radians, renders of the field `targets` (V, h, w, 3), sRGB in [0,
-    1], and their opacities `masks` (V, h, w) in [0, 1]. Raises ConfigError if there are no such pixels.
+    OpenGL axes, the vertical field of view `fov` in radians, renders of the field `targets` (V, h, w, 3), sRGB in
+    [0, 1], and their opacities `masks` (V, h, w) in [0, 1]. Raises ConfigError if there are no such pixels.
     """
     size = targets.shape[1] * SUPERSAMPLE, targets.shape[2] * SUPERSAMPLE
     vertices, normals = mesh.vertices.astype(np.float64), unit(area_vectors(mesh.vertices, mesh.faces))
