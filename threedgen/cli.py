@@ -158,7 +158,9 @@ def dry_run(checked: Any, name: str) -> int:
 
 
 def finishing(checked: Any, folder: Path) -> Any:
-    """Return the config `checked` with the flag --finish set: the run writes the results of its last checkpoint.
+    """Return a copy of the config `checked` whose run trains no more and writes the results of its last checkpoint.
+
+    This is the effect of the flag --finish.
 
     Raises ConfigError if the task of the config has no checkpoints, or if the run in `folder` has no checkpoint yet.
     """

@@ -88,7 +88,7 @@ def optimizer_of(field: Representation) -> torch.optim.Optimizer:
 
 
 def train(field: Representation, optimizer: torch.optim.Optimizer, steps: range, max_steps: int, radius: float) -> None:
-    """Train a representation on random target colours for `CAMERAS`.
+    """Train a representation so that its renders by the test cameras `CAMERAS` match random colours.
 
     `steps` are the indices of the training steps, in a run of `max_steps` steps. `radius` is half the side of the
     representation's cube, in world units.
@@ -104,9 +104,10 @@ def train(field: Representation, optimizer: torch.optim.Optimizer, steps: range,
 
 
 def render_views(field: Representation, radius: float, generator: torch.Generator) -> Render:
-    """Render the N_VIEW * SIZE * SIZE pixels of `CAMERAS` in training mode.
+    """Render the N_VIEW * SIZE * SIZE pixels of the test cameras `CAMERAS` in training mode.
 
-    `radius` is half the side of the representation's cube, in world units.
+    `generator` is the CPU generator of the random numbers of the render. `radius` is half the side of the
+    representation's cube, in world units.
     """
     background, material = SolidBackground(), Material()
     if field.rasterised:

@@ -92,7 +92,7 @@ class ColouredMesh:
             size: image side, pixels.
             background: grey value in [0, 1].
             light: multiply colours by 0.5 + 0.2 n_z + 0.3 n . v, as in the toybox. n is the unit normal that faces the
-                camera, and v the unit vector to the camera. False: unlit colours.
+                camera, n_z its upward component, and v the unit vector to the camera. False: unlit colours.
         """
         soup = self._soup()
 
@@ -204,7 +204,7 @@ def _light(corners: Array, weight: Array, eye: Array) -> Array:
 
 
 def fit_to_ball(mesh: ColouredMesh, radius: float = 0.8) -> ColouredMesh:
-    """Return a mesh with its bounding box centred at the origin, and its farthest vertex at the distance `radius`."""
+    """Centre a mesh's bounding box at the origin, and scale the mesh so that its farthest vertex is `radius` away."""
     points = mesh.corners.reshape(-1, 3)
     centre = (points.min(0) + points.max(0)) / 2
     scale = radius / np.linalg.norm(points - centre, axis=1).max()
@@ -212,7 +212,7 @@ def fit_to_ball(mesh: ColouredMesh, radius: float = 0.8) -> ColouredMesh:
 
 
 def fit_to_cube(mesh: ColouredMesh, half: float) -> ColouredMesh:
-    """Return a mesh with its bounding box centred at the origin, and with `half` as its largest |coordinate|."""
+    """Centre a mesh's bounding box at the origin, and scale the mesh so that its largest |coordinate| is `half`."""
     low, high = mesh.corners.min((0, 1)), mesh.corners.max((0, 1))
     scale = 2 * half / (high - low).max()
     return mesh.map_corners(lambda corners: (corners - (low + high) / 2) * scale)

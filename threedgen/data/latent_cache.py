@@ -34,7 +34,7 @@ class Captioned(NamedTuple):
     """N entries of V views each, as returned by `Source.block`. The V views of an entry are consecutive rows.
 
     Attributes:
-        rgb: (N * V, H, W, 3), in [0, 1].
+        rgb: (N * V, H, W, 3), images in [0, 1].
         captions: N captions, one per entry.
         c2w: (N * V, 4, 4), camera-to-world, OpenGL axes; identity for images without a known camera.
     """
@@ -59,12 +59,15 @@ class Source(Protocol):
 class EncodedCache(ABC):
     """Base class of disk caches of latents and cameras. The first use of an entry makes and stores its whole block.
 
+    An entry has V views; the latents of a view are (C, h, w).
+
     Args:
         name: name of the array file in `folder`.
         description: text that identifies everything that determines the entries, except the VAE encoder.
         vae: diffusers AutoencoderKL. The cache key contains its encoder weights, which must not change during use.
         count: number of entries.
-        dtype: structured numpy dtype of an entry, with the fields z (V, C, h, w), float16, and c2w (V, 4, 4).
+        dtype: structured numpy dtype of an entry, with the fields z (V, C, h, w), float16, for the latents, and c2w
+            (V, 4, 4).
         block: number of entries per block.
     """
 
@@ -92,7 +95,10 @@ class EncodedCache(ABC):
         """Make and store all entries of the block with number `block`."""
 
     def latents(self, indices: Sequence[int] | np.ndarray) -> Tensor:
-        """Return the latents (N, V, C, h, w), float32, of the entries `indices` (N,), times the `scaling_factor`."""
+        """Return the latents (N, V, C, h, w), float32, of the entries `indices` (N,).
+
+        They are multiplied by the VAE's `scaling_factor`.
+        """
         return torch.from_numpy(self._read(indices, "z")).float()
 
     def c2w(self, indices: Sequence[int] | np.ndarray) -> Tensor:
@@ -181,7 +187,7 @@ class SceneCache(EncodedCache):
         return torch.from_numpy(self._read(indices, "given"))
 
     def cameras(self, index: int) -> Cameras:
-        """Return the V cameras of the scene `index`, for images of H x W pixels."""
+        """Return the V cameras of the scene `index`, for the full H x W pixels, also if latents are half as large."""
         (K,), c2w = self._read([index], "K"), self.c2w([index])[0]
         return Cameras(c2w, Projection(torch.from_numpy(K)), *self.size)
 

@@ -1,10 +1,11 @@
 """Panoramas of Matterport3D (Chang et al. 2017), or of other cube maps in the same layout.
 
     mp3d_skybox/train.npy, test.npy                       strings (N, 6): paths of six cube sides below mp3d_skybox/
-    mp3d_skybox/SCENE/matterport_skybox_images/NAME_skyboxK_sami.jpg   cube side K = 0 ... 5: up, four around, down
+    mp3d_skybox/SCENE/matterport_skybox_images/NAME_skyboxK_sami.jpg   cube side K = 0 ... 5: up, four yaws, down
     mp3d_skybox/SCENE/blip3/NAME_DEGREES.txt              caption in the first line, for the yaws 0, 45, ... 315
 
-Yaws increase to the right. A view gets the caption of the nearest yaw, as in MVDiffusion (arXiv 2307.01097).
+Cube sides 1 to 4 face the yaws 270, 0, 90 and 180. Yaws are in degrees and increase to the right. A view gets the
+caption of the nearest yaw, as in MVDiffusion (arXiv 2307.01097).
 """
 
 from math import radians
@@ -55,7 +56,7 @@ class MatterportPanoramas:
         return f"panoramas of {self.root.resolve()}, {self.split}, seed {self.seed}, {views}"
 
     def first_yaw(self, index: int) -> int:
-        """Return the yaw of the first view of the entry `index` in degrees."""
+        """Return the yaw of the first view of the entry `index` in degrees, from 0 to 359."""
         return int(numpy_generator(self.seed, index, "first yaw").integers(360)) if self.split == "train" else 0
 
     def scene(self, index: int) -> SceneViews:
@@ -69,10 +70,10 @@ class MatterportPanoramas:
         return SceneViews(Views(resize(images, o.size, o.size), at), tuple(captions))
 
     def caption(self, face: str, yaw: float) -> str:
-        """Return the caption of a panorama for the yaw nearest to `yaw`, in degrees, after the text `PREFIX`.
+        """Return the caption of a panorama for the yaw nearest to `yaw`, in degrees.
 
-        `face` is the path of any cube side of the panorama, relative to the data folder. Raises ConfigError if the
-        caption file is missing or empty.
+        The text `PREFIX`, "This is one view of a scene. ", is put before the caption. `face` is the path of any cube
+        side of the panorama, relative to the data folder. Raises ConfigError if the caption file is missing or empty.
         """
         nearest = round(yaw / YAW_STEP) * YAW_STEP % 360
         path = PurePosixPath(face)

@@ -80,7 +80,7 @@ class ObjectViews(ABC):
     def render_views(self, index: int, at: Cameras) -> Array:
         """Render object `index` from V cameras as images (V, H, W, 3) in [0, 1] on a grey background.
 
-        The object is centred at the origin, and its largest |coordinate| is at most `inputs.HALF`.
+        The object is centred at the origin, and its largest |coordinate| is at most `inputs.HALF`, 0.5.
         """
 
     @abstractmethod
@@ -92,15 +92,19 @@ class ObjectViews(ABC):
         """
 
     def reference_angles(self, index: int) -> tuple[float, float]:
-        """Return the random (elevation, azimuth) in degrees of the reference camera of object `index`."""
+        """Return the random (elevation, azimuth) in degrees of the reference camera of object `index`.
+
+        Azimuth 0 is the front (+x).
+        """
         rng = np.random.default_rng([self.seed, self.split == "train", index, 5])
         return float(rng.uniform(*ELEVATION)), float(rng.uniform(-AZIMUTH, AZIMUTH))
 
     def angles(self, index: int) -> list[tuple[float, float]]:
-        """Return (elevation, azimuth) of each of the six views of object `index`, in degrees.
+        """Return (elevation, azimuth) of each of the six views of object `index`, in degrees; azimuth 0 is the front.
 
-        For most objects these are the fixed directions `sides`. For a random fraction `anywhere` of the objects, the
-        six views have a common random elevation in the range `inputs.RAISED`, and a common random azimuth offset.
+        For most objects these are `sides`, the fixed directions for the kind of condition maps. For a random fraction
+        `anywhere` of the objects, the six views have a common random elevation in the range `inputs.RAISED`, and a
+        common random offset of the azimuths in `sides`.
         """
         rng = np.random.default_rng([self.seed, self.split == "train", index, 6])
         if rng.random() >= self.anywhere:
@@ -127,8 +131,10 @@ class ObjectViews(ABC):
     def maps(self, index: int, size: int) -> Tensor:
         """Return condition maps (6, 6, size, size) in [0, 1]: six channels for each of the six views of object `index`.
 
-        The channels are Pluecker rays if `control` is "rays", or position and normal if it is "geometry". Ray maps of
-        orthographic cameras are (6, 6, 1, 1), because all pixels have the same direction.
+        If `control` is "rays", the channels are the Pluecker coordinates of a pixel's ray; ray maps of orthographic
+        cameras are (6, 6, 1, 1), because all pixels have the same direction. If `control` is "geometry", the channels
+        are the position and the normal of the surface. Axes are those of MV-Adapter's world, which is this world (z up,
+        front +x) rotated by -90 degrees around z.
         """
         at = self.cameras(index, size)
         if self.control == "rays":
@@ -138,6 +144,8 @@ class ObjectViews(ABC):
 
 def frame_on_grey(image: Tensor) -> Tensor:
     """Centre and scale the object in an image (H, W, 3) in [0, 1], as input images of users are prepared.
+
+    The result has the same size and a grey background.
 
     The object is all pixels that differ from the background `GREY`. An image without an object is returned unchanged.
     """
@@ -172,7 +180,7 @@ class MeshObjects(ObjectViews):
         return self.files[index % len(self.files)][1]
 
     def read(self, number: int) -> ColouredMesh:
-        """Read mesh `number` of the split, and scale it into the cube [-HALF, HALF]^3 (`inputs.HALF`).
+        """Read mesh `number` of the split, and scale it into the cube [-0.5, 0.5]^3 (`inputs.HALF`).
 
         Raises ConfigError if the file is unreadable or has no surface.
         """

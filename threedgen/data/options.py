@@ -55,9 +55,9 @@ class MatterportConfig(_Folder):
 
 
 class ScanNetConfig(_Folder, WalksConfig):
-    """Camera walks of ScanNet, or other posed RGB-D images in the same layout.
+    """Camera paths (walks) of ScanNet, or other posed RGB-D images in the same layout.
 
-    Options: folder of the data, number of entries, image size, meaning of the poses.
+    Options: folder of the data, number of entries, image size, whether poses are camera-to-world or world-to-camera.
     """
 
     name: Literal["scannet"] = "scannet"

@@ -4,7 +4,7 @@ A scene is read as a walk, a camera path with depth:
 
 SPLIT/SCENE/color/N.jpg, depth/N.png         image of frame N; depth in millimetres, 0 where unknown
 SPLIT/SCENE/pose/N.txt, prompt/N.txt         camera-to-world pose, OpenCV axes; caption in the first line
-SPLIT/SCENE/intrinsic/intrinsic_depth.txt    K, 3x3 or 4x4, for the size of the depth images
+SPLIT/SCENE/intrinsic/intrinsic_depth.txt    K, 3x3 or 4x4, in pixels of the depth images; first pixel centre (0, 0)
 SPLIT/SCENE/key_frame_0.6.txt                numbers of the key frames, one per line
 SPLIT/SCENE/valid_frames.npy                 numbers of the usable frames
 """

@@ -142,7 +142,8 @@ def between_keys(walk: Walk, n_view: int, rng: np.random.Generator) -> list[int]
     """Return the frame numbers of a random interpolation: two key frames and `n_view` - 2 frames between them.
 
     The first number is a random key frame, and the last one is `INTERPOLATED_KEYS` key frames later. The frames between
-    the two are random. If the walk has too few frames there, the last one of them is repeated.
+    the two are random and in random order. If the walk has too few frames there, the last chosen one is repeated, or
+    the first key frame if there is none.
     """
     apart = min(INTERPOLATED_KEYS, len(walk.keys) - 1)
     first = int(rng.integers(len(walk.keys) - apart))
@@ -156,6 +157,7 @@ def between_keys(walk: Walk, n_view: int, rng: np.random.Generator) -> list[int]
 def windows(walks: Sequence[Walk], n_view: int) -> list[Entry]:
     """Divide the key frames of each walk into entries of `n_view` consecutive key frames.
 
-    The remaining key frames at the end of a walk are not used.
+    Return for each entry the index of its walk and the index of its first key frame in `keys` of this walk. The
+    remaining key frames at the end of a walk are not used.
     """
     return [(k, i) for k, walk in enumerate(walks) for i in range(0, len(walk.keys) - n_view + 1, n_view)]

@@ -1,4 +1,4 @@
-"""Build the files of a game asset in memory, from a dense mesh and the field that it was extracted from."""
+"""Build the files of a game asset in memory, from a dense mesh and the field (3D representation) it is from."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -50,7 +50,7 @@ class ExportedAsset:
 
     @contextmanager
     def timed(self, step: str) -> Iterator[None]:
-        """Report the start of a step to `on_step` and add the duration of the `with` block to `seconds`."""
+        """Context manager that calls `on_step` with the name `step` and adds the duration of its block to `seconds`."""
         self.on_step(step)
         start = time.perf_counter()
         yield
@@ -68,14 +68,15 @@ def make_asset(
 ) -> ExportedAsset:
     """Build a game asset in memory: simplify a dense mesh, unwrap it, bake textures, make levels of detail and files.
 
-    The asset is in metres, and its origin is the centre of the bottom of its bounding box.
+    The asset is in metres, `config.height` high (None: one world unit is one metre), and its origin is the centre of
+    the bottom of its bounding box.
 
     Args:
         dense: mesh of the field's surface, in world units.
         config: options of the export, among them the triangle budget.
         name: prefix of file names and name of the glTF nodes.
-        view: trained field that provides texture colours, renders for the texture refinement and the elevation range of
-            the training cameras. None: bake the vertex colours of `dense`.
+        view: trained field, whose colours are baked, whose renders refine the texture, and whose training cameras'
+            elevations tell which texels were hardly seen and are recoloured. None: bake the vertex colours of `dense`.
         gltf_extras: JSON data for the glTF `extras`. Statistics of the mesh are added to them in the files.
         nearest_budget: if the shape needs more triangles than the budget, use as few as possible and add a note to
             `notes` of the result.
@@ -185,9 +186,9 @@ def _textured(
 def hull(vertices: Array) -> ConvexMesh:
     """Return a simplified convex hull of vertices (V, 3), with at most 2 * DIRECTIONS triangles.
 
-    Only the farthest vertex in each of DIRECTIONS directions (the axes and a Fibonacci lattice) is used, so the volume
-    is about 90 % of the exact hull's. Returns vertices (N, 3) float32 and outward faces (F, 3) int32. Raises
-    ConfigError if the vertices are coplanar.
+    Only the farthest vertex in each of DIRECTIONS directions (the six axis directions and a Fibonacci lattice on the
+    sphere) is used, so the volume is about 90 % of the exact hull's. Returns vertices (N, 3) float32 and outward faces
+    (F, 3) int32. Raises ConfigError if the vertices are coplanar.
     """
     n = np.arange(DIRECTIONS) + 0.5
     height, azimuth = 1 - 2 * n / DIRECTIONS, np.pi * (1 + 5**0.5) * n
@@ -215,7 +216,7 @@ def _convex(points: Array) -> ConvexMesh:
 def convex_parts(vertices: Array, faces: Array) -> list[ConvexMesh]:
     """Decompose a closed mesh into at most MAX_PARTS convex meshes with CoACD (Wei et al. 2022).
 
-    Takes vertices (V, 3) without duplicates and faces (F, 3). A mesh with more than MAX_PARTS_INPUT triangles is
+    Takes vertices (V, 3) at distinct positions and faces (F, 3). A mesh with more than MAX_PARTS_INPUT triangles is
     simplified first. Each returned mesh is a pair of vertices (N, 3) float32 and outward faces (M, 3) int32.
     """
     import coacd

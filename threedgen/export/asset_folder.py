@@ -20,7 +20,8 @@ FILE_NAME = r"\w+(\.glb|\.usdz|_obj\.zip)"  # regular expression that matches th
 def asset_name(text: str) -> str:
     """Convert a text to a name for files and glTF nodes: at most 40 ASCII letters, digits and `_`.
 
-    Each run of other characters becomes one `_`. A text without ASCII letters and digits gets a name with a checksum.
+    Each run of other characters becomes one `_`. A text without ASCII letters and digits gets a name with a
+    checksum of the text.
     """
     name = re.sub(r"[^A-Za-z0-9]+", "_", text).strip("_")[:40].strip("_")
     return name or slug(text).replace("-", "_")
@@ -56,14 +57,14 @@ def check_overwrite(folder: Path, names: Iterable[str]) -> None:
 
 
 def write_files(folder: Path, files: Mapping[str, bytes], manifest: Tree) -> None:
-    """Write the files of an asset and asset.json to `folder`, and delete the files of an earlier export.
+    """Write the files of an asset and asset.json to `folder`, and delete unchanged files of an earlier export.
 
     All data is on disk under temporary names before the first rename. asset.json is renamed before the files that it
     lists. After an interruption, the next export therefore recognises every file as written by an export.
 
     Args:
         files: file name -> content.
-        manifest: content of asset.json. Its entry `sha256` has the checksum of each file.
+        manifest: content of asset.json. Its entry `sha256` maps each file name to the SHA-256 of the content, in hex.
     """
     folder.mkdir(parents=True, exist_ok=True)
     remove_temporary_files(folder)

@@ -60,7 +60,7 @@ MATERIAL_WORDS = {name: name for name in MATERIALS} | {
 
 
 def material_of(prompt: str) -> str:
-    """Return the material of the object in a prompt, a key of `MATERIALS`; "matte" if no word names a material.
+    """Return the material of the object in a prompt, such as "metal"; "matte" if no word names a material.
 
     Words after "with", "wearing", "in", "on" or "and" belong to a part or to another object and do not count.
     """
@@ -130,7 +130,7 @@ class AssetConfig(Config):
     def titles(self, name: str) -> list[str]:
         """Return the names of the asset's levels of detail, finest first. `name` is the name of the asset.
 
-        For the name "cat" and two entries in `lods`, the result is ["cat", "cat_LOD1", "cat_LOD2"].
+        For the name "cat" and two further levels in `sizes.lods`, the result is ["cat", "cat_LOD1", "cat_LOD2"].
         """
         return [name, *(f"{name}_LOD{number}" for number, _ in enumerate(self.sizes.lods, 1))]
 
@@ -153,7 +153,7 @@ def resize_command(run: Path, preset: object) -> str:
     """Return the shell command that exports the run in the folder `run` again with another height.
 
     The command contains the word METRES, which the user replaces by the height in metres. It sets the option `preset`
-    only if `preset` is a name in `PRESETS`.
+    only if the argument `preset` is the name of a preset, such as "prop".
     """
     options = [f"preset={preset}"] if isinstance(preset, str) and preset in PRESETS else []
     return command("--config", "export", f"run={run}", *options, "height=METRES")
@@ -185,7 +185,7 @@ class ExportConfig(TaskConfig, AssetConfig):
         return folder / FOLDER if self.out is None else runs.user_path(self.out, "out")
 
     def asset(self) -> AssetConfig:
-        """Return the asset options. Options that are not set here come from the config of the run.
+        """Return the asset options. Options that are not set here come from the section `export` of the run's config.
 
         Raises ConfigError if `run` is not the folder of a run, or if an option is invalid.
         """

@@ -35,8 +35,8 @@ OUTLIERS = 1  # number of depth images that may wrongly show a point in front of
 def spiral_cameras(views: int, size: int, radius: float = 1.0) -> Cameras:
     """Return `views` cameras that look at the origin, on a golden-angle spiral with elevations from -40 to 75 degrees.
 
-    `size`: edge of the square images in pixels. `radius`: radius of the scene in world units. The cameras are DISTANCE
-    scene radii away from the origin.
+    `size`: edge of the square images in pixels. `radius`: radius of the scene sphere in world units. z is up. The
+    perspective cameras are DISTANCE scene radii away from the origin and have the vertical field of view FOV.
     """
     k = torch.arange(views, dtype=torch.float32)
     height = math.sin(MIN_ELEVATION) + (math.sin(MAX_ELEVATION) - math.sin(MIN_ELEVATION)) * (k + 0.5) / views
@@ -46,7 +46,8 @@ def spiral_cameras(views: int, size: int, radius: float = 1.0) -> Cameras:
 def cameras_at(elevation: Tensor, azimuth: Tensor, size: int, radius: float) -> Cameras:
     """Return V cameras that look at the origin, at elevations and azimuths (V,) in radians, DISTANCE scene radii away.
 
-    `size`: edge of the square images in pixels. `radius`: radius of the scene in world units.
+    z is up, azimuth 0 is +x, and pi / 2 is +y. `size`: edge of the square images in pixels. `radius`: radius of the
+    scene sphere in world units. The vertical field of view is FOV.
     """
     distance = torch.full_like(elevation, DISTANCE * radius)
     projection = Projection.perspective(torch.full_like(elevation, FOV), size, size)
@@ -59,8 +60,8 @@ def field_renderer(
     """Return a function (`ViewRenderer`) that renders unlit images of a trained representation, without background.
 
     The function maps V cameras to sRGB (V, H, W, 3), not premultiplied by opacity, and opacities (V, H, W), both in
-    [0, 1]. Rays are marched with `options` through the occupied cells of the grid `occupancy`; None: all cells are
-    occupied.
+    [0, 1]. `field` is the representation, on `device`. A rasterised one renders itself. For another one, rays are
+    marched with `options` through the occupied cells of the grid `occupancy`; None: all cells are occupied.
     """
     background, material = SolidBackground().to(device), Material()
 
@@ -93,7 +94,8 @@ class DepthFusion:
     def __init__(self, render: Callable[[Cameras], Render], cameras: Cameras, radius: float) -> None:
         """Render one depth image per camera.
 
-        `render` maps one camera to its render. `radius` is the radius of the scene in world units.
+        `render` maps one camera to its render: colours, opacity and depth. `radius` is the radius of the scene in world
+        units.
         """
         self.cameras, self.truncation = cameras, TRUNCATION * radius
         renders = [render(cameras.select([k])) for k in range(len(cameras))]
@@ -110,7 +112,10 @@ class DepthFusion:
         return DENSITY / self.truncation * torch.sigmoid(-4 * distance / self.truncation)
 
     def colour(self, x: Tensor) -> Tensor:
-        """Return sRGB colours (N, 3) in [0, 1] of points x (N, 3): means over the images with a surface near x."""
+        """Return sRGB colours (N, 3) in [0, 1] of points x (N, 3) in world units.
+
+        They are means over the images with a surface near x, or over all images if there is no such image.
+        """
         index, ahead = self._lookup(x)
         weight = (ahead.abs() < self.truncation).float() + 1e-6
         colours = self.rgb.gather(1, index[..., None].expand(-1, -1, 3))

@@ -35,7 +35,7 @@ class RunField:
 
 
 def load_run_field(folder: Path, device: str = "cpu") -> RunField:
-    """Load the trained field from the folder of a run of the task generate.
+    """Load the trained field from the newest checkpoint in the folder of a run of the task generate.
 
     Raises ConfigError if there is no checkpoint, or if its weights do not fit the config or are not finite.
     """
@@ -88,7 +88,7 @@ def field_view(
     device: torch.device | str,
     elevations: tuple[float, float] | None = None,
 ) -> FieldView:
-    """Return a trained representation on `device` as functions of points and other data that the export needs.
+    """Return a trained representation on `device` as functions for density and colour at points, and scene data.
 
     If the representation has no density, density and colours are computed from rendered depth images.
 

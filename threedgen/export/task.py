@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 def run(config: ExportConfig, resume: Path | None = None, quiet: bool = False) -> int:
-    """Run the task `export`: write the asset, and print the names of its files and the folder. Return exit code 0.
+    """Run the task `export`: write the asset, and print its height, its files and the folder. Return exit code 0.
 
     `quiet`: print only the folder. `resume` is ignored; it exists because all tasks have this argument.
     """
@@ -75,9 +75,11 @@ def export(
 
     If `config.height` is unset and the usual height of the object in the prompt is known, the asset gets that height.
 
+    If `config.material` is unset, the words of the prompt determine the material.
+
     Args:
-        nearest_budget: if the shape needs more triangles than the budget, use as few as possible and add a note. If
-            False, ConfigError is raised.
+        nearest_budget: what to do if the shape needs more triangles than the budget. True: use as few as possible and
+            add a note to `notes` of the result; False: raise ConfigError.
         quiet: show no progress bar.
     """
     run, height, usual = source.config, config.height, source.config.usual_height()
@@ -118,8 +120,8 @@ def save(asset: ExportedAsset, folder: Path, config: AssetConfig) -> None:
 def summary_entry(asset: ExportedAsset) -> Tree:
     """Return the JSON object that describes the asset in a run's summary.json.
 
-    It has the path of the first file, the triangles of each level of detail, the height as text, and the duration in
-    seconds.
+    It has the path of the first file relative to the run folder, the triangles of each level of detail, the height as
+    text, and the duration in seconds.
     """
     return {
         "file": f"{FOLDER}/{next(iter(asset.files))}",
@@ -130,7 +132,10 @@ def summary_entry(asset: ExportedAsset) -> Tree:
 
 
 def update_summary(run: Path, asset: ExportedAsset) -> None:
-    """Replace the entries about the asset in summary.json of the run folder `run`. Without the file, do nothing."""
+    """Replace what summary.json of the run folder `run` states about the asset: its entry "asset", a file and notes.
+
+    Without a summary.json, do nothing.
+    """
     old = read_summary(run)
     if not old:
         return

@@ -1,4 +1,4 @@
-"""The task "make-asset-views": render user meshes with captions into shards of views.
+"""The task "make-asset-views": render user meshes with captions into shards (tar files) of views.
 
     RUN/views/       shards (`shards.py`) and their index
     RUN/assets.csv   state of each mesh and each line of the captions, with notes or the reason why it is left out
@@ -40,9 +40,10 @@ logger = logging.getLogger(__name__)
 
 
 def read_asset(folder: Path, asset: Asset) -> ColouredMesh:
-    """Read the mesh of an asset, turn its front to +x and scale it into a ball of radius `OBJECT_RADIUS` at the origin.
+    """Read the mesh of an asset and scale it into a ball of radius `OBJECT_RADIUS` at the origin.
 
-    `folder` is the folder of all assets. Raises ConfigError if the file is broken, empty or too large.
+    The mesh is converted to z up and turned by `asset.turn`, after which its front should face +x. `folder` is the
+    folder of all assets. Raises ConfigError if the file is broken, empty or too large.
     """
     path = folder / asset.file
     try:
@@ -55,7 +56,7 @@ def read_asset(folder: Path, asset: Asset) -> ColouredMesh:
 
 
 def cameras(options: ViewsConfig, seed: int, name: str) -> Cameras:
-    """Sample the cameras of the asset `name`, ring by ring. All cameras look at the origin.
+    """Sample the cameras of the asset `name`, ring by ring. All cameras look at the origin; z is up.
 
     A ring is a circle of cameras with the same random elevation, field of view and distance, which depend only on the
     seed and the name. A ring starts at the front of the object (azimuth 0, +x) and continues counter-clockwise seen
@@ -133,7 +134,10 @@ def render(config: AssetsConfig, run_folder: Path, quiet: bool) -> Shards:
 
 
 def jobs(config: AssetsConfig, data: Path, assets: tuple[Asset, ...]) -> list[Job]:
-    """Divide the assets into shards. Return one job per shard, in order. `data` is the folder of the mesh files."""
+    """Divide the assets into shards of at most `config.views.per_shard`. Return one job per shard, in order.
+
+    `data` is the folder of the mesh files.
+    """
     size, result = config.views.per_shard, list[Job]()
     settings = {"seed": config.seed, "views": plain(config.views)}
     for number, start in enumerate(range(0, len(assets), size)):
@@ -189,8 +193,9 @@ def make_shards(config: AssetsConfig, every: list[Job], run_folder: Path, data: 
 def skip_asset(job: Job, reason: str, folder: Path) -> None:
     """Record the asset that made all attempts at a job fail, so that this asset is skipped from now on.
 
-    The asset is the one that the worker wrote last to the file JOB.at in `folder`, before rendering it. Asset and
-    `reason` are added to the file `CRASHES` in `folder`.
+    Before a worker renders an asset, it stores the asset's file name in the file NAME.at in `folder`, where NAME is
+    `job.name`. So NAME.at states which asset failed. This asset and `reason`, the text of the failure, are added to the
+    file `CRASHES` in `folder`.
     """
     current = read_json(folder / f"{job.name}.at") or {"file": job.assets[0].file, "mark": None}
     logger.warning("asset skipped after repeated failures: %s (%s)", current["file"], reason)
@@ -202,7 +207,8 @@ def skip_asset(job: Job, reason: str, folder: Path) -> None:
 def make_shard(job: Job, views: ViewsConfig, seed: int, folder: Path, data: Path, threads: int | None) -> None:
     """Render one shard in a worker and write it to `folder`.
 
-    `data` is the folder of the meshes. `threads` is the number of CPU threads; None: one per core. Raises DiskFull or
+    Assets that cannot be read or that `skip_asset` recorded are left out; the JSON file of the shard lists them. `data`
+    is the folder of the meshes. `threads` is the number of CPU threads; None: one per core. Raises DiskFull or
     FileError if the shard cannot be written.
     """
     set_threads(threads)
@@ -234,10 +240,10 @@ def make_shard(job: Job, views: ViewsConfig, seed: int, folder: Path, data: Path
 
 
 def build_index(config: AssetsConfig, every: list[Job], folder: Path, left_out: dict[str, str]) -> Tree:
-    """Return the content of index.json: render settings, finished shards in the order of `every`, left-out assets.
+    """Return the content of index.json: render settings, shards in the order of `every`, left-out assets with reasons.
 
-    `every` lists the jobs of the shards. `left_out` maps mesh files that are in no shard to reasons; the files that
-    workers left out of the shards are added.
+    `every` lists the jobs of the shards, which must all be finished; shards without assets are omitted. `left_out` maps
+    mesh files or lines of the captions that are in no job to reasons; the assets that workers left out are added.
     """
     found = [read_finished(folder, job) or {} for job in every]
     left_out = left_out | {file: reason for shard in found for file, reason in shard["left_out"].items()}

@@ -27,8 +27,8 @@ MAX_HINTS = 100  # largest number of messages with the most similar file name, w
 class Asset:
     """Mesh file with a caption.
 
-    `file` is relative to the data folder. `up` is the up axis of the file. `turn` is a rotation about this axis in
-    degrees, counter-clockwise seen from above.
+    `file` is relative to the data folder. `up` is the up axis of the file. `turn` is the rotation about this axis, in
+    degrees, counter-clockwise seen from above, that is applied to the mesh.
     """
 
     file: str
@@ -43,7 +43,7 @@ class Asset:
 
 
 class Listing(NamedTuple):
-    """Assets to render. `left_out` maps each mesh file or captions line that is not rendered to the reason."""
+    """Assets to render. `left_out` maps what is not rendered, a mesh file or a line of the captions, to the reason."""
 
     assets: tuple[Asset, ...]
     left_out: dict[str, str]

@@ -4,8 +4,9 @@
     shard-00000.json    assets, left-out assets with reasons, size and SHA-256; written when the shard is complete
     index.json          list of all shards; written when all of them are complete
 
-NAME.json has the fields name, file, caption, notes and azimuths (number of views per ring), and for each view c2w
-(4, 4), camera-to-world with OpenGL axes, and fov (vertical, radians). Images are RGBA. Equal assets give equal bytes.
+NAME.json has the fields name, file, caption, notes and azimuths (number of views per ring of cameras), and for each
+view c2w (4, 4), camera-to-world with OpenGL axes, and fov (vertical, radians). Views are numbered ring by ring. Images
+are RGBA with straight alpha. Equal assets give equal bytes.
 """
 
 import hashlib
@@ -194,7 +195,10 @@ def sides(shards: Shards, entry: Entry) -> Array:
 
 
 def on_grey(image: Image.Image, size: int, grey: float = 0.5) -> Array:
-    """Composite an image on a background of value `grey`, and resize its middle square to (size, size, 3) in [0, 1]."""
+    """Composite an image on a background of value `grey` in [0, 1], crop it to its middle square and resize it.
+
+    Return (size, size, 3), float32, in [0, 1].
+    """
     pixels = np.asarray(image.convert("RGBA"), np.float32) / 255
     rgb = pixels[..., :3] * pixels[..., 3:] + grey * (1 - pixels[..., 3:])
     side = min(rgb.shape[:2])
@@ -203,7 +207,7 @@ def on_grey(image: Image.Image, size: int, grey: float = 0.5) -> Array:
 
 
 def resize(pixels: Array, size: int) -> Array:
-    """Resize a square image (H, H, 3) to (size, size, 3), float32, in [0, 1], bicubic with antialiasing."""
+    """Resize a square image (H, H, 3) in [0, 1] to (size, size, 3), float32, bicubic with antialiasing."""
     if pixels.shape[:2] == (size, size):
         return np.asarray(pixels, np.float32)
     bands = [Image.fromarray(np.ascontiguousarray(pixels[..., band], np.float32)) for band in range(3)]

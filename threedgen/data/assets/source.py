@@ -24,8 +24,9 @@ GREY = (0.4, 0.6)  # range of the grey value of backgrounds, as for the toybox
 class AssetViews:
     """Training source whose entries have `n_view` views of one asset each. Entry i shows `entries[i % len(entries)]`.
 
-    The views of an entry are evenly spaced on a random ring of cameras, starting at a random azimuth, and have the same
-    random grey background. The constructor raises ConfigError if `entries` is empty.
+    The views of an entry are evenly spaced on a random ring of cameras. They start at a random azimuth, continue
+    counter-clockwise seen from above, and have the same random grey background. The constructor raises ConfigError if
+    `entries` is empty.
     """
 
     def __init__(self, shards: Shards, entries: list[Entry], seed: int, n_view: int) -> None:
@@ -60,10 +61,10 @@ class AssetViews:
 
 
 class CaptionedImages:
-    """Training source of single images, cropped to their middle square.
+    """Training source of single images without cameras, cropped to their middle square.
 
-    The folder has a captions.csv with the columns file and caption. Unreadable images are skipped with a warning.
-    The constructor raises ConfigError if no image is left.
+    The folder has a captions.csv with the columns file and caption. Entry i is image i modulo their number. Unreadable
+    images are skipped with a warning. The constructor raises ConfigError if no image is left.
     """
 
     n_view = 1

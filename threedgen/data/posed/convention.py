@@ -28,7 +28,8 @@ MAX_MISS = 2.0  # maximum distance in pixels of a matching pixel from the point 
 class Match(NamedTuple):
     """Pixels (M, 4) that match in two photos: (x, y) in the first photo, then (x, y) in the second.
 
-    `first` and `second` are the indices of the photos.
+    The photos are resized and without lens distortion. The centre of their first pixel is (0.5, 0.5). `first` and
+    `second` are the indices of the photos.
     """
 
     first: int
@@ -40,7 +41,7 @@ def check_convention(photos: PosedPhotos) -> list[str]:
     """Check with the images whether the convention of the poses, `photos.convention`, is right.
 
     Return [] if it fits, or a list with one remark for the user if no convention fits. Raises ConfigError if another
-    convention fits, and at least twice as well.
+    convention fits, and at least twice as well, or if the scene would be mirrored in this convention.
     """
     poses, declared = alternatives(photos.matrices), photos.convention
     matches, K = matching_pixels(photos), photos.cameras.K.double().numpy()
@@ -59,9 +60,10 @@ def check_convention(photos: PosedPhotos) -> list[str]:
 
 
 def matching_pixels(photos: PosedPhotos) -> list[Match]:
-    """Match SIFT features between photos at `ANCHORS` evenly spaced positions of the sequence and their successors.
+    """Match SIFT features between some photos: `ANCHORS` evenly spaced ones, and for each of them the next photo.
 
-    Return one `Match` with the pixel positions for each pair of these photos that has at least `MIN_MATCHES` matches.
+    All pairs of these photos are tried. Return one `Match` with the pixel positions for each pair that has at least
+    `MIN_MATCHES` matches.
     """
     anchors = evenly_spaced(len(photos) - 1, ANCHORS)
     index = sorted({*anchors, *(k + 1 for k in anchors)})
@@ -74,7 +76,8 @@ def matching_pixels(photos: PosedPhotos) -> list[Match]:
 def fraction_meeting(c2w: Array, K: Array, match: Match) -> float:
     """Return the fraction of matches whose two rays meet in front of both cameras, within `MAX_MISS` pixels.
 
-    `c2w` (N, 4, 4) are camera-to-world poses with OpenGL axes, `K` (N, 3, 3) the intrinsics of all N photos.
+    `c2w` (N, 4, 4) are camera-to-world poses with OpenGL axes, `K` (N, 3, 3) the intrinsics of all N photos,
+    in the pixels of `match`.
     """
     i, j = match.first, match.second
     a, b = (_rays(c2w[k], K[k], pixels) for k, pixels in ((i, match.pixels[:, :2]), (j, match.pixels[:, 2:])))

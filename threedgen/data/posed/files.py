@@ -26,7 +26,7 @@ MAX_LISTED = 5  # maximum number of missing photos that a message names
 
 
 class Lens(NamedTuple):
-    """Intrinsics of a photo, in pixels of an image of `height` x `width`.
+    """Intrinsics of a photo, in pixels of an image of `height` x `width`: focal lengths and principal point.
 
     The centre of the first pixel is (0.5, 0.5). `distortion` has OpenCV's coefficients (k1, k2, p1, p2, k3, k4, k5,
     k6).
@@ -52,7 +52,7 @@ class PosedFiles:
         lenses: intrinsics of the N photos.
         convention: convention of `matrices` that the file format defines.
         missing: names of photos that `source` lists but that do not exist.
-        points: (P, 3), scene points of a COLMAP model; None: the source has no points.
+        points: (P, 3), scene points of a COLMAP model, in the world of the poses; None: the source has no points.
         box: centre (3,) and half the side of the scene cube in an Instant-NGP file; None: the file has no cube.
         applied: (4, 4), transform that nerfstudio has applied to the original world; None: no transform.
     """
@@ -148,10 +148,11 @@ def to_c2w(matrices: Array, convention: PoseConvention) -> Array:
 
 
 def alternatives(matrices: Array) -> dict[str, Array]:
-    """Interpret pose matrices (N, 4, 4) in each convention, also with y and z swapped.
+    """Interpret pose matrices (N, 4, 4) in each convention: as they are, and with y and z swapped.
 
-    Return a dict from the name of a convention to camera-to-world poses (N, 4, 4) with OpenGL axes. Conventions that
-    would mirror the scene are left out.
+    The swap is that of the axes of the world, of the camera, or of the positions only. Return a dict from the name of a
+    convention, such as "w2c-opencv with y and z of the world swapped", to camera-to-world poses (N, 4, 4) with OpenGL
+    axes. Conventions that would mirror the scene are left out.
     """
     positions = np.concatenate([matrices[..., :3], (SWAP @ matrices)[..., 3:]], axis=-1)
     swapped = {

@@ -80,9 +80,10 @@ class PosedPhotos(Instance):
 def open_photos(path: Path, max_side: int, convention: PoseConvention | None = None) -> PosedPhotos:
     """Read the camera file at `path` and the image headers; pixels are read later.
 
-    `max_side` is the maximum of the longer image side in pixels; larger photos are reduced. `convention` is the
-    convention of the poses; None: the convention of the file format. Raises ConfigError if a file is missing or
-    damaged, if a pose is not rigid, or if a photo has another aspect ratio than in the camera file.
+    All images get the size that the camera file states for the first photo, reduced if its longer side has more than
+    `max_side` pixels. `convention` is the convention of the poses; None: the convention of the file format. Raises
+    ConfigError if a file is missing or damaged, if a pose is not rigid, or if a photo has another aspect ratio than in
+    the camera file.
     """
     posed = read_posed(path)
     convention, matrices = convention or posed.convention, without_scale(posed.matrices, str(posed.source))
@@ -107,10 +108,10 @@ def undistortion(lens: Lens, height: int, width: int) -> tuple[Tensor, Tensor | 
     """Return the camera and the sampling grid that remove the distortion of a lens from an image of `height` x `width`.
 
     Returns:
-        K: intrinsics (3, 3), float64, of the undistorted image, which is zoomed in until it shows nothing outside of
-            the original image.
-        grid: (1, H, W, 2), float32, for each pixel of the undistorted image its position (x, y) in pixels of the
-            original image. The centre of the first pixel is (0, 0). None: the lens has no distortion.
+        K: intrinsics (3, 3), float64, in pixels of the undistorted image, which also has `height` x `width` pixels and
+            is zoomed in until it shows nothing outside of the original image. The first pixel centre is (0.5, 0.5).
+        grid: (1, height, width, 2), float32, for each pixel of the undistorted image its position (x, y) in pixels of
+            the original image. Here the first pixel centre is (0, 0). None: the lens has no distortion.
     """
     sx, sy = width / lens.width, height / lens.height
     rows = [[lens.fx * sx, 0, lens.cx * sx], [0, lens.fy * sy, lens.cy * sy], [0, 0, 1]]

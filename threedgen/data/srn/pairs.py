@@ -29,7 +29,7 @@ class PairSource(Protocol):
 
     Attributes:
         views: number of views of each scene.
-        n_families: number of object families. Scene i belongs to the family i % n_families.
+        n_families: number of object families (kinds of objects). Scene i belongs to the family i % n_families.
     """
 
     views: int
@@ -122,7 +122,7 @@ class PairCache:
 
         Returns:
             Images (B, H, W, 3), in [0, 1], or latents (B, C, h, w); camera-to-world poses (B, 4, 4), OpenGL axes; and
-            intrinsics K (B, 3, 3) in pixels.
+            intrinsics K (B, 3, 3) in pixels of the images, also if the views are latents.
         """
         for index in self.cache.missing_blocks(scenes):
             self.fill(index)
@@ -137,7 +137,7 @@ class PairCache:
         Returns:
             Conditions and targets, each as images (B, H, W, 3) or latents (B, C, h, w). Camera-to-world poses
             (B, 2, 4, 4), OpenGL axes, with the condition at index 0 and the target at index 1. Intrinsics K (B, 3, 3)
-            in pixels.
+            of the conditions, in pixels of the images, also if the views are latents.
         """
         count = self.source.views
         first = rng.integers(0, count, len(scenes))

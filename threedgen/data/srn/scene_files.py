@@ -27,7 +27,8 @@ SUFFIXES = (".png", ".jpg", ".jpeg")
 def split_folder(root: Path | str, split: str) -> Path:
     """Return the folder with the scenes of a split: ROOT/SPLIT, ROOT/SPLIT/ANY, ROOT/ANY/SPLIT or ROOT.
 
-    The first of these folders that contains a scene is returned. Raises ConfigError if none of them contains a scene.
+    ANY is any subfolder. The first of these folders that contains a scene is returned. Raises ConfigError if none of
+    them contains a scene.
     """
     root = existing_folder(root, "path")
     candidates = [root / split, *_folders(root / split), *(folder / split for folder in _folders(root))]
@@ -45,7 +46,7 @@ def scenes(folder: Path) -> list[Path]:
 
 
 def image_files(folder: Path, min_views: int) -> list[Path]:
-    """Return the image files of a scene folder, sorted by the number that is their name; other names are first.
+    """Return the image files of a scene folder, sorted by the number in their name; names that are no number are first.
 
     Raises ConfigError if an image or a pose is missing, or if there are fewer than `min_views` images.
     """

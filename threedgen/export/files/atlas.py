@@ -30,13 +30,14 @@ NEUTRAL = {"base_colour": (255, 255, 255), "normal": (128, 128, 255), "orm": (25
 
 
 def write_set(folders: Mapping[str, Path], path: Path) -> list[str]:
-    """Write the assets of several asset folders as one GLB to `path`, unless it already has exactly these assets.
+    """Write the assets of several asset folders as one GLB to `path`, unless that file has exactly these assets.
 
     Args:
-        folders: node name -> folder of an asset.
+        folders: node name -> folder of an exported asset, with its GLB and asset.json.
 
     Returns:
-        Remarks for the user: assets that are left out, smaller textures, findings of the Khronos validator.
+        Remarks for the user: assets that are left out, textures that are made smaller, findings of the Khronos
+            validator.
 
     Raises:
         ConfigError: if no folder has an unchanged asset, or if the assets are too many for an atlas.
@@ -66,8 +67,8 @@ def write_set(folders: Mapping[str, Path], path: Path) -> list[str]:
 def read_asset(path: Path) -> tuple[TexturedMesh, dict[str, Array]]:
     """Read a GLB that `textured_glb_bytes` wrote.
 
-    Returns the mesh in world axes, and its textures, uint8 (H, W, 3), by name: base_colour, normal, orm. Raises
-    ConfigError if a texture is damaged.
+    Returns the mesh in world axes (z up, front +x), and those textures that the file has, uint8 (H, W, 3), by name:
+    base_colour, normal, orm (occlusion, roughness, metallic). Raises ConfigError if a texture is damaged.
     """
     file = GltfFile(read_bytes(path), SideFiles(path))
     (primitive,) = file.tree["meshes"][0]["primitives"]
@@ -94,12 +95,14 @@ def read_asset(path: Path) -> tuple[TexturedMesh, dict[str, Array]]:
 def set_bytes(
     assets: Mapping[str, tuple[TexturedMesh, dict[str, Array]]], name: str = "set", gltf_extras: dict | None = None
 ) -> tuple[bytes, float]:
-    """Return the bytes of a GLB of several assets with one material, and the scale of their textures, at most 1.
+    """Return the bytes of a GLB of several assets with one material, and the factor that scaled their texture edges.
 
-    The assets stand on the ground, in rows from left to right and from front to back.
+    The factor is 1, or 1/2, 1/4, ... if the textures are too large for one atlas. The assets are moved horizontally
+    into rows: from left to right and from front to back, for a viewer in front of them.
 
     Args:
-        assets: node name -> mesh in world axes and its textures, uint8 (H, W, 3), by name.
+        assets: node name -> mesh in world axes (z up, front +x) and its textures, uint8 (H, W, 3), by name
+            (base_colour, normal, orm).
         name: name of the material.
         gltf_extras: JSON data for the glTF `extras`.
 

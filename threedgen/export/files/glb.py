@@ -60,8 +60,8 @@ class _Buffer:
     def add(self, array: Array, **fields: object) -> int:
         """Append an array as a new glTF accessor. Return the index of the accessor.
 
-        The array is a vertex attribute, float (V,), (V, 2), (V, 3) or (V, 4), or the indices (3 F,) of F triangles.
-        `fields` are further keys of the accessor.
+        The array is a vertex attribute (V,), (V, 2), (V, 3) or (V, 4), float32 or uint16, or the corner indices (3 F,),
+        uint16 or uint32, of F triangles. `fields` are further keys of the accessor.
         """
         flat = array.ndim == 1
         accessor = {
@@ -76,7 +76,10 @@ class _Buffer:
         return len(self.accessors) - 1
 
     def positions(self, vertices: Array) -> int:
-        """Append vertices (V, 3) in world axes, with the bounds that glTF requires; return the accessor index."""
+        """Convert vertices (V, 3) from world to glTF axes and append them; return the index of the accessor.
+
+        The accessor has the minimum and maximum of each coordinate, which glTF requires.
+        """
         positions = to_gltf_axes(vertices).astype("<f4")
         bounds = {"min": positions.min(axis=0).tolist(), "max": positions.max(axis=0).tolist()}
         return self.add(positions, **bounds)
@@ -109,8 +112,10 @@ def textured_glb_bytes(
     """Return the bytes of a GLB with embedded textures.
 
     Args:
-        mesh: mesh in world axes, which is converted to glTF axes; or several, node name -> mesh, with one material.
-        pngs: texture name -> PNG file; the names are base_colour (required), normal and orm.
+        mesh: mesh in world axes (z up, front +x), which is converted to glTF axes; or several, node name -> mesh, with
+            one material.
+        pngs: texture name -> bytes of a PNG file; the names are base_colour (required), normal (in tangent space) and
+            orm (red: occlusion, green: roughness, blue: metallic).
         name: name of the material, and of node and mesh if there is only one.
         gltf_extras: JSON data for the `extras` of the glTF asset and of the nodes.
         scene: True for the mesh of a scene: use an unlit (KHR_materials_unlit), double-sided material.
@@ -149,8 +154,8 @@ def textured_glb_bytes(
 def plain_glb_bytes(parts: dict[str, tuple[Array, Array]], gltf_extras: Tree | None = None) -> bytes:
     """Return the bytes of a GLB with one node per collider, without materials.
 
-    `parts`: node name -> vertices (V, 3) in world axes, which become glTF axes, and faces (F, 3). `gltf_extras`: JSON
-    data for the `extras` of the file.
+    `parts`: node name -> vertices (V, 3) in world axes, which become glTF axes, and faces (F, 3), of a collider.
+    `gltf_extras`: JSON data for the `extras` of the file.
     """
     buffer = _Buffer()
     meshes = [_mesh(buffer, name, {"POSITION": buffer.positions(x)}, faces) for name, (x, faces) in parts.items()]
@@ -209,7 +214,8 @@ def _pack(
 ) -> bytes:
     """Return the bytes of a GLB with one node for each glTF mesh object in `meshes`.
 
-    `more`: further keys of each node. `lists`: further top-level lists of the glTF JSON by key, such as `materials`.
+    `more`: one dict of further keys per node; None: no further keys. `lists`: further top-level lists of the glTF JSON
+    by key, such as `materials`. `gltf_extras`: `extras` of the asset and, if there are `lists`, of the nodes.
     """
     extras = gltf_extras or {}
     own = {"extras": extras} if lists else {}

@@ -24,7 +24,7 @@ def obj_zip(levels: dict[str, TexturedMesh], pngs: dict[str, bytes], name: str =
 
     Args:
         levels: name -> mesh in world axes. Each level of detail becomes an object of the OBJ file.
-        pngs: texture name (base_colour, normal, orm) -> PNG file.
+        pngs: texture name (base_colour, normal, orm: occlusion, roughness, metallic) -> bytes of a PNG file.
         name: name of the material and prefix of all file names.
     """
     lines = [f"mtllib {name}.mtl"]
@@ -66,8 +66,8 @@ def usdz_bytes(mesh: TexturedMesh, pngs: dict[str, bytes], name: str = "mesh") -
     The function needs the optional dependencies of threedgen's extra `usd`.
 
     Args:
-        mesh: mesh in world axes.
-        pngs: texture name -> PNG file, for base_colour, normal and orm.
+        mesh: mesh in world axes (z up, front +x), in metres.
+        pngs: texture name -> bytes of a PNG file, for base_colour, normal and orm (occlusion, roughness, metallic).
         name: name of the root prim. Characters that USD does not allow become `_`.
 
     Raises:

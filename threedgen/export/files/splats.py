@@ -24,8 +24,8 @@ class SplatArrays:
         quaternions: (N, 4) unit quaternions, real part first.
         scales: (N, 3) standard deviations, in the unit of the positions.
         opacities: (N,) in [0, 1].
-        harmonics: (N, K, 3) RGB coefficients of K = 1 or 4 spherical harmonics. The sRGB colour is 0.5 + the sum of
-            coefficient * harmonic.
+        harmonics: (N, K, 3) RGB coefficients of the K = 1 or 4 spherical harmonics of degree 0 or up to 1. The sRGB
+            colour in a viewing direction is 0.5 + the sum of coefficient * harmonic, clamped to [0, 1].
     """
 
     means: Array
@@ -48,7 +48,7 @@ class SplatArrays:
         return colours
 
     def rotated(self, matrix: Array) -> "SplatArrays":
-        """Return the Gaussians after a rotation of the world by the rotation matrix `matrix` (3, 3)."""
+        """Return the Gaussians, rotated about the origin by the matrix R = `matrix` (3, 3): positions x become R x."""
         before = Rotation.from_quat(self.quaternions[:, [1, 2, 3, 0]])
         after = (Rotation.from_matrix(matrix) * before).as_quat()[:, [3, 0, 1, 2]]
         harmonics = self.harmonics.copy()

@@ -92,7 +92,7 @@ def half_light_depth(mesh: Mesh) -> float:
     """Return the depth below the surface that half of the light reaches, as a fraction of the mesh's longest side.
 
     An object is translucent if the depth is above `MAX_HALF_LIGHT_DEPTH`. The depth is computed from the typical
-    density of the object, `mesh.info["haze"]` / HAZE. A mesh without this entry has the depth 0.
+    density of the object, which is `mesh.info["haze"]` / HAZE. A mesh without the entry "haze" has the depth 0.
     """
     density = float(mesh.info.get("haze", 0.0)) / HAZE
     size = float(np.ptp(mesh.vertices, axis=0).max())
@@ -126,7 +126,8 @@ def sample_density(field: FieldView, resolution: int) -> Array:
     """Sample the density at R = `resolution` grid points per edge of the cube around the scene sphere.
 
     Returns sigma (R, R, R) float32, indexed [x, y, z], at linspace(-radius, radius, R) per axis; 0 outside the sphere.
-    The field is queried only in True cells of `field.mask` and their neighbours; elsewhere the density is 0.
+    The field is queried only in occupied (True) cells of the grid `field.mask` and in the neighbours of these cells;
+    elsewhere the density is 0.
     Raises EmptyField if the density is not finite.
     """
     axis = np.linspace(-field.radius, field.radius, resolution, dtype=np.float32)
@@ -146,8 +147,8 @@ def sample_density(field: FieldView, resolution: int) -> Array:
 def isosurface(values: Array, level: float, cell: float, radius: float) -> tuple[Array, Array]:
     """Extract the isosurface {values = level} of a grid (R, R, R), indexed [x, y, z], by marching cubes.
 
-    Values are larger inside the object. The grid has the spacing `cell` and starts at -radius on each axis. Returns
-    vertices (V, 3) float32 in world units and faces (F, 3) int32, counter-clockwise seen from outside.
+    Values are larger inside the object. The grid has the spacing `cell` in world units and starts at -radius on each
+    axis. Returns vertices (V, 3) float32 in world units and faces (F, 3) int32, counter-clockwise seen from outside.
     """
     vertices, faces, _, _ = marching_cubes(
         values, level, spacing=(cell,) * 3, gradient_direction="ascent", allow_degenerate=False
@@ -192,8 +193,9 @@ def _mean_of_neighbours(faces: Array, n: int) -> sparse.spmatrix:
 def surface_colours(field: FieldView, vertices: Array, normals: Array, cell: float) -> Array:
     """Return vertex colours (V, 3) float32, sRGB in [0, 1], alpha-composited along a short ray into the surface.
 
-    A single query at the surface would return the undefined colour of a nearly transparent layer. `vertices` (V, 3) are
-    in world units, `normals` (V, 3) are unit and outward. `cell` is the spacing of the samples on a ray in world units.
+    A ray has four samples at the spacing `cell`, from 0.5 `cell` above to 2.5 `cell` below the surface. A single query
+    at the surface would return the undefined colour of a nearly transparent layer. `vertices` (V, 3) and `cell` are in
+    world units, `normals` (V, 3) are unit and outward.
     """
     transmittance = np.ones(len(vertices), np.float32)
     total = np.zeros((len(vertices), 3), np.float32)

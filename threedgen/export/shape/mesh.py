@@ -68,9 +68,9 @@ def vertex_normals(vertices: Array, faces: Array) -> Array:
 def vertex_tangents(vertices: Array, faces: Array, normals: Array, uv: Array) -> Array:
     """Return tangents (V, 4) float32 for normal maps, compatible with MikkTSpace.
 
-    Takes vertices (V, 3), faces (F, 3), unit normals (V, 3), and uv (V, 2) with v upwards. A tangent is a unit vector
-    along +u, perpendicular to the normal, and a sign w = +1 or -1. The green channel of a normal map is along
-    w * cross(normal, tangent), as in the "+Y up" normal maps of glTF and in Blender, Unity and Unreal.
+    Takes vertices (V, 3), faces (F, 3), unit normals (V, 3), and uv (V, 2) with v upwards. A tangent (x, y, z, w) is a
+    unit vector along +u, perpendicular to the normal, and a sign w = +1 or -1. The green channel of a normal map is
+    along w * cross(normal, tangent), as in the "+Y up" normal maps of glTF and in Blender, Unity and Unreal.
 
     Faces without UV area are ignored. A vertex that has only such faces gets any perpendicular vector, and w = 1.
     """

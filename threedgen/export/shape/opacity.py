@@ -92,12 +92,13 @@ def optical_depth(sigma: Array, cell: float) -> Array:
 
 
 def clean(tau: Array, level: float) -> tuple[Array, Tree]:
-    """Remove small parts of the object {tau > level} and fill its cavities, in place. Return tau and named statistics.
+    """Remove small parts of the object {tau > level} and fill its cavities, in place. Return tau and statistics.
 
     A part is a connected set of points of the grid tau (R, R, R); each point has 26 neighbours. A part is small if it
     has fewer surface points than MIN_PART times the largest part. Values of tau are clipped at 2 * level, so that the
     surface lies half-way between an empty and an opaque point. tau must be 0 at the grid's border and above `level`
-    somewhere.
+    somewhere. The statistics are the counts "parts_found" and "parts_kept", and "volume_dropped" and "cavities_filled"
+    as fractions of the object's volume.
     """
     np.minimum(tau, 2 * level, out=tau)
     inside = tau > level

@@ -80,8 +80,9 @@ def support(vertices: Array, faces: Array) -> Array:
     """Return the indices of vertices that must stay to preserve the bounding box and the contact with the ground.
 
     The ground contacts are the connected parts of the surface, such as feet, that are at most CONTACT times the mesh
-    height above the lowest vertex. For each part, the farthest vertex in each of 4 diagonal directions is returned.
-    Takes vertices (V, 3), z up, and faces (F, 3).
+    height above the lowest vertex. For each part, the farthest vertex in each of the 4 directions that are diagonal in
+    the x-y plane is returned. The vertices with the lowest and the highest x, y and z are returned too. Takes vertices
+    (V, 3), z up, and faces (F, 3).
     """
     height = vertices[:, 2] - vertices[:, 2].min()
     low = height <= CONTACT * max(float(height.max()), 1e-30)
@@ -206,13 +207,14 @@ def _candidates(points: Array, error: Array, edges: Array, needed: int) -> list[
 
 @njit(cache=True)
 def _collapse_pass(points, uv, faces, corners, error, candidates, locked, first, around, target):
-    """Collapse valid half-edges in place until `target` faces are left; return how many collapsed.
+    """Collapse valid half-edges until at most `target` faces are left; return how many collapsed.
 
-    A half-edge is skipped if an earlier collapse of this pass changed a face at one of its ends. `candidates` (n, 2)
-    are pairs (removed vertex, kept vertex), cheapest first. Vertices in the mask `locked` (V,) are not removed. The
-    faces around vertex v are `around[first[v] : first[v + 1]]`. Removed faces become -1. `faces` (F, 3) index the
-    vertices `points` (V, 3), and `corners` (F, 3) index `uv`. `error` (V, 4, 4) has the matrices of `quadrics`; a kept
-    vertex adds that of the removed one.
+    `faces`, `corners` and `error` change in place. `faces` (F, 3) index the vertices `points` (V, 3); removed faces
+    become -1. `corners` (F, 3) index `uv` (N, 2). `error` (V, 4, 4) has the matrices of `quadrics`; a kept vertex adds
+    that of the removed one. `candidates` (n, 2) are the half-edges to try, pairs (removed vertex, kept vertex),
+    cheapest first. A half-edge is skipped if an earlier collapse of this pass changed a face at one of its ends.
+    Vertices in the mask `locked` (V,) are not removed. The faces around vertex v are `around[first[v] : first[v + 1]]`,
+    where `around` is (3 F,) and `first` is (V + 1,).
     """
     touched = np.zeros(len(points), np.bool_)
     mark = np.full(len(points), -1, np.int64)

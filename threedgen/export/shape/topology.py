@@ -13,7 +13,7 @@ MIN_AREA = 1e-12  # area below which a triangle is degenerate, for a mesh whose 
 
 @dataclass(frozen=True)
 class Topology:
-    """Counts that tell whether a mesh is a closed solid.
+    """Counts of defects, number of components and volume, which tell whether a mesh is a closed solid.
 
     In a closed solid, the first four counts (of open, crowded and twisted edges and degenerate triangles) are 0.
     """
@@ -68,7 +68,8 @@ def area_vectors(vertices: Array, faces: Array) -> Array:
 def directed_edges(faces: Array) -> tuple[Array, Array]:
     """Return the edges of all faces (F, 3) as vertex pairs (3F, 2), lower index first, and their directions (3F,).
 
-    The direction is +1 if the face runs from the lower to the higher index, else -1. Row k F + f is edge k of face f.
+    The direction is +1 if the face runs from the lower to the higher index, else -1. Row k F + f is the
+    edge of face f from corner k to the next corner.
     """
     start = faces.T.reshape(-1).astype(np.int64)
     end = faces[:, [1, 2, 0]].T.reshape(-1).astype(np.int64)

@@ -32,7 +32,7 @@ class UnwrapError(ConfigError):
 def unwrap(vertices: Array, faces: Array, texture: int = 1024) -> tuple[TexturedMesh, int]:
     """Cut a mesh into UV charts and pack them into a square texture. Deterministic.
 
-    The triangles and their order do not change, and normals are equal on both sides of a seam.
+    The triangles and their order do not change. A vertex on a seam is stored once per side, with equal normals.
 
     Args:
         vertices, faces: (V, 3) and (F, 3).
@@ -142,8 +142,8 @@ def _pack(layers: list[tuple[Array, Array]], texture: int, gap: int, cost: float
 def covering_faces(uv: Array, faces: Array, size: int) -> tuple[Array, Array]:
     """Return two arrays (size, size): the lowest and the highest index of the faces that cover each texel; -1 for none.
 
-    Takes uv (V, 2) with v upwards and faces (F, 3). Faces with a common edge never cover the same texel, so both arrays
-    are equal where charts do not overlap.
+    Takes uv (V, 2) with v upwards and faces (F, 3). Row 0 of the arrays is at v = 1. Faces with a common edge never
+    cover the same texel, so both arrays are equal where charts do not overlap.
     """
     first, last = (rasterise_uv(uv, order, size).face for order in (faces, faces[::-1]))
     return first, np.where(last < 0, last, len(faces) - 1 - last)

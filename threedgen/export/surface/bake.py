@@ -1,8 +1,9 @@
 """Bake the dense surface into textures of the low-poly mesh: base colour, normal map, ambient occlusion.
 
 Each covered texel has a point on the low-poly mesh. From this point, the dense surface is searched along the smooth
-normal, in both directions and up to the distance CAGE. At the hit, the field is queried for the colour, and the normal
-of the dense surface is stored in tangent space. Texels that no face covers get the values of the nearest covered texel.
+normal of the low-poly mesh, in both directions and up to CAGE times the diagonal of the bounding box. At the hit, the
+field is queried for the colour, and the normal of the dense surface is stored in tangent space. Texels that no face
+covers get the values of the nearest covered texel.
 """
 
 from collections.abc import Callable
@@ -29,7 +30,7 @@ MIN_NORMAL_COSINE = 0.5  # smallest cosine of dense and low-poly normals on the 
 
 @dataclass(frozen=True)
 class Maps:
-    """Baked textures, (H, W, 3) float32, row 0 at v = 1.
+    """Baked textures `base_colour`, `normal` and `orm`, each (H, W, 3) float32, row 0 at v = 1.
 
     Uncovered texels have the value of the nearest covered texel.
     """
@@ -105,8 +106,8 @@ def bake(
 def with_dense_normals(low: TexturedMesh, dense: Mesh) -> TexturedMesh:
     """Return `low` with the normals of the dense mesh, so that its normal map stores only fine detail.
 
-    Each vertex gets the normal of the nearest dense vertex and a new tangent. If the two normals point to different
-    sides, the vertex keeps its own normal.
+    Each vertex gets the normal of the nearest dense vertex and a new tangent. If the cosine between this normal and the
+    vertex's old one is at most MIN_NORMAL_COSINE, the vertex keeps the old one.
     """
     nearest = dense.normals[cKDTree(dense.vertices).query(low.vertices)[1]]
     same_side = (nearest * low.normals).sum(axis=1, keepdims=True) > MIN_NORMAL_COSINE
@@ -115,7 +116,7 @@ def with_dense_normals(low: TexturedMesh, dense: Mesh) -> TexturedMesh:
 
 
 class Texels(NamedTuple):
-    """Surface points and tangent frames of N texels."""
+    """Surface points and tangent frames (normal, tangent, sign of the bitangent) of N texels."""
 
     points: Array  # (N, 3), world units
     normals: Array  # (N, 3), unit
@@ -126,7 +127,8 @@ class Texels(NamedTuple):
 def texel_frames(low: TexturedMesh, buffers: Buffers) -> Texels:
     """Return surface points and tangent frames of the N texels that a face covers, interpolated from the vertices.
 
-    The texels are ordered row by row. `buffers` is the result of `rasterise_uv` for the UVs of `low`.
+    The texels are ordered row by row, starting at v = 1. `buffers` is the result of `rasterise_uv` for the UVs of
+    `low`.
     """
     parts = (low.vertices, low.normals, low.tangents)
     points, normals, tangents = (interpolate(part, low.faces, buffers)[buffers.mask] for part in parts)
@@ -150,9 +152,9 @@ class Projected(NamedTuple):
 def project(tree: rays.Bvh, dense: Mesh, points: Array, normals: Array, cage: float) -> Projected:
     """Move points (N, 3) along their unit normals (N, 3), in both directions, onto the dense mesh.
 
-    The maximum distance is `cage`, in world units. A dense face is hit only if its normal and the point's normal point
-    to the same side. Points without a hit do not move (`Projected.hit` is False). `tree` is the bounding volume
-    hierarchy of `dense`.
+    The maximum distance is `cage`, in world units. A dense face is hit only if the dot product of its normal and the
+    point's normal is positive. Points without a hit (`Projected.hit` is False) do not move, and get a face of the
+    nearest dense vertex. `tree` is the bounding volume hierarchy of `dense`.
     """
     face, bary, distance = rays.nearest_along(tree, points, normals, cage)
     hit = face >= 0

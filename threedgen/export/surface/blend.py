@@ -30,7 +30,8 @@ class BlendOptions:
     def valid(self, error: Array, cosine: Array, jump: Array, mask: Array | None = None) -> Array:
         """Return a bool mask (M,) of the texels that an image may colour.
 
-        All arguments are arrays (M,) with one value per texel. `error` and `jump` are in the units of the limits.
+        All arguments are arrays (M,) with one value per texel. `error` and `jump` are fractions of the depth for
+        perspective cameras, and in world units for orthographic cameras.
 
         Args:
             error: depth of the texel minus depth of the visible surface.

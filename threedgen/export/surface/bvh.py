@@ -87,7 +87,7 @@ def ambient_occlusion(bvh: Bvh, points: Array, normals: Array, rays: int, reach:
         normals: unit normals (N, 3), the axes of the hemispheres.
         rays: number of rays per point.
         reach: length of the rays in world units.
-        lift: height above the point at which the rays start, in world units.
+        lift: height above the point, along the normal, at which the rays start, in world units.
     """
     k = np.arange(rays) + 0.5
     radius, angle = np.sqrt(k / rays), k * np.pi * (3 - np.sqrt(5))  # evenly on the disc: cosine-weighted above it
@@ -115,9 +115,10 @@ def _enter(bounds, node, ox, oy, oz, ix, iy, iz, best, both_ways):
 def _nearest(bounds, corners, stack, origin, direction, reach, both_ways, any_hit):
     """Return the nearest triangle on a ray: index (-1: none), signed distance, barycentric weights of corners 1 and 2.
 
-    `bounds` and `corners` are the arrays of a `Bvh`, and `stack` is scratch memory.
-    `reach` is the greatest distance, in lengths of `direction`. `both_ways`: also search behind the origin, and ignore
-    triangles whose normal points against the direction. `any_hit`: return the first triangle found.
+    The index is the row of `corners`. Distances are in lengths of `direction`; without a hit, the distance is inf.
+    `bounds` and `corners` are the arrays of a `Bvh`, and `stack` is scratch memory. `origin` and `direction` are tuples
+    (x, y, z). `reach` is the greatest distance. `both_ways`: also search behind the origin, and ignore triangles whose
+    normal points against the direction. `any_hit`: return the first triangle found.
     """
     (ox, oy, oz), (dx, dy, dz) = origin, direction
     nodes = bounds.shape[0]

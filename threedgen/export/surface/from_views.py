@@ -61,7 +61,8 @@ def texture_from_views(
 ) -> ViewTexture:
     """Project images onto a mesh and blend them to a texture.
 
-    Texels that no image shows get colours interpolated over the surface. Raises ConfigError if no image shows the mesh.
+    Texels that no image shows get colours interpolated over the surface. Raises ConfigError if neither an image
+    nor `over` shows the mesh.
 
     Args:
         mesh: mesh with UVs.
@@ -101,7 +102,7 @@ def texture_from_views(
 
 
 def texel_geometry(mesh: TexturedMesh, buffers: Buffers, normals: Array, sides: Array) -> TexelGeometry:
-    """Return the geometry of the texels that a face covers, row by row.
+    """Return the geometry of the texels that a face covers, row by row, starting at v = 1.
 
     Args:
         buffers: result of `rasterise_uv` for the UVs of `mesh`.
@@ -124,11 +125,12 @@ def texel_geometry(mesh: TexturedMesh, buffers: Buffers, normals: Array, sides: 
 def render_depths(
     mesh: TexturedMesh, normals: Array, at: Cameras, on_view: Callable[[], None]
 ) -> tuple[list[Array], Array]:
-    """Render a high-resolution depth map (H, W) for each camera, and find the side (F,) of each face that cameras see.
+    """Render a depth map (H, W) for each camera, and find the side (F,) of each face that cameras see.
 
-    Depth is along the viewing axis in world units, inf for background. The side is the number of pixels that show the
-    front of the face minus the number of pixels that show its back; the unit normals (F, 3) of the faces point to the
-    front. `on_view` is a callback for the progress, called once per camera.
+    A depth map is 2 to 8 times as high and wide as the camera's image. Depth is along the viewing axis in world units,
+    inf for background. The side is the number of pixels that show the front of the face minus the number of pixels that
+    show its back; the unit normals (F, 3) of the faces point to the front. `on_view` is a callback for the progress,
+    called once per camera.
     """
     scale = min(max(2, -(-MIN_DEPTH_ROWS // at.height)), MAX_DEPTH_SCALE)
     corner = mesh.vertices[mesh.faces[:, 0]]
@@ -155,7 +157,7 @@ def _weights(
     (x, y) in image n in pixels (M, 2).
 
     `depth` (H, W) is the depth map of camera n from `render_depths`. `mask` (h, w) in [0, 1] is the opacity of the mesh
-    in image n, or None if it is 1 everywhere. The image may have another size than the depth map.
+    in image n, or None if it is 1 everywhere. The depth map is a whole number of times larger than the image.
     """
     c2w, K, size = at.c2w[n].double().numpy(), at.projection.K[n].numpy(), np.array([at.width, at.height])
     w2c = (c2w[:3, :3] * (1, -1, -1)).astype(np.float32)

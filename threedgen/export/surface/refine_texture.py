@@ -37,7 +37,7 @@ ADAM_EPS = 1e-3  # epsilon of Adam. It makes texels with a small gradient change
 
 
 class Refined(NamedTuple):
-    """Result of the texture refinement: the texture, which texels the images show, and the PSNR before and after."""
+    """Result of the texture refinement: the texture, which texels the renders show, and the PSNR before and after."""
 
     texture: Array  # (H, W, 3) float32 in [0, 1]
     visible: Array  # (H, W) bool, texels that contribute to a compared pixel
@@ -56,9 +56,10 @@ class Samples(NamedTuple):
 def refine_texture(texture: Array, mesh: TexturedMesh, c2w: Array, fov: float, targets: Array, masks: Array) -> Refined:
     """Optimise a texture so that renders of the mesh match the targets. Return the best texture found, or the input.
 
-    A pixel is compared if all its samples hit the mesh at a cosine of at least MIN_COSINE and its opacity is at least
-    MIN_OPACITY, because field and mesh differ near silhouettes. Texels more than a pixel away from all compared pixels
-    do not change. If the texture improves, uncovered texels are filled again from the nearest covered texel.
+    A pixel is compared if all its samples hit the mesh where the cosine between its normal and the direction to the
+    camera is at least MIN_COSINE, and if the pixel's opacity is at least MIN_OPACITY, because field and mesh differ
+    near silhouettes. Texels more than a pixel away from all compared pixels do not change. If the texture improves,
+    uncovered texels are filled again from the nearest covered texel.
 
     Args:
         texture: baked texture (H, W, 3), sRGB in [0, 1], row 0 at v = 1.
@@ -83,10 +84,12 @@ def refine_texture(texture: Array, mesh: TexturedMesh, c2w: Array, fov: float, t
 
 
 def sample_pixels(mesh: TexturedMesh, c2w: Array, fov: float, targets: Array, masks: Array) -> Samples:
-    """Return texture samples and target colours of all pixels that `refine_texture` compares.
+    """Return texture samples and target colours of the pixels to compare.
 
-    Takes camera-to-world matrices c2w (V, 4, 4), the vertical field of view in radians, renders of the field `targets`
-    (V, h, w, 3) and their opacities `masks` (V, h, w). Raises ConfigError if no pixel can be compared.
+    These pixels have an opacity of at least MIN_OPACITY, and all their samples hit the mesh where the cosine between
+    its normal and the direction to the camera is at least MIN_COSINE. Takes camera-to-world matrices c2w (V, 4, 4) with
+    OpenGL axes, the vertical field of view `fov` in radians, renders of the field `targets` (V, h, w, 3), sRGB in
+    [0, 1], and their opacities `masks` (V, h, w) in [0, 1]. Raises ConfigError if there are no such pixels.
     """
     size = targets.shape[1] * SUPERSAMPLE, targets.shape[2] * SUPERSAMPLE
     vertices, normals = mesh.vertices.astype(np.float64), unit(area_vectors(mesh.vertices, mesh.faces))
@@ -110,8 +113,9 @@ def optimise(
 ) -> tuple[Array, float, float]:
     """Minimise squared pixel errors plus `prior_weight` times squared texel changes, with `steps` Adam steps.
 
-    Takes the baked texture (H, W, 3), the pixels to match, and the initial learning `rate`. Returns the texture with
-    the lowest loss, the PSNR of the pixels in dB with the baked texture, and the PSNR in dB with the returned texture.
+    Takes the baked texture (H, W, 3), the pixels to match as `samples`, and the initial learning `rate`. Returns the
+    texture with the lowest loss, the PSNR of the pixels in dB with the baked texture, and the PSNR in dB with the
+    returned texture.
     """
     start, texels = torch.from_numpy(texture), torch.from_numpy(texture.copy())
     adam = torch.optim.Adam([texels], lr=rate, betas=(0.9, 0.99), eps=ADAM_EPS, fused=True)

@@ -52,14 +52,15 @@ def visible_texels(
 ) -> Array:
     """Return for each texel the fraction (N,) of the cameras around the object that see it.
 
-    The cameras stand on rings around the origin. A camera sees a texel only if the mesh does not hide the texel, and if
-    the cosine between the texel's normal and the direction to the camera is at least MIN_COSINE.
+    The cameras look at the origin from N_ELEVATIONS horizontal rings of N_AZIMUTHS cameras (z is up). A camera sees a
+    texel only if the mesh does not hide the texel, and if the cosine between the texel's normal and the direction to
+    the camera is at least MIN_COSINE.
 
     Args:
         mesh: mesh that can hide texels.
         points: positions (N, 3) of the texels on the mesh, in world units.
         normals: smooth unit normals (N, 3) of the texels.
-        elevations: lowest and highest elevation of the rings in degrees.
+        elevations: elevation of the lowest and the highest ring in degrees.
         radius: radius of the scene in world units.
     """
     elevation, azimuth = torch.meshgrid(
@@ -101,8 +102,9 @@ def fill_unseen(
 ) -> tuple[Array, float]:
     """Recolour the texels that hardly any training camera sees with colours from their surroundings.
 
-    In these texels the colour of the field comes from its initialisation, not from training. If no texel or every texel
-    is visible, the texture is unchanged.
+    In these texels the colour of the field comes from its initialisation, not from training. A texel is visible if at
+    least the fraction MIN_SHARE of cameras with the training elevations sees it (`visible_texels`); all others are
+    recoloured. If no texel or every texel is visible, the texture is unchanged.
 
     Args:
         texture: (H, W, 3) sRGB in [0, 1], with row 0 at v = 1.
@@ -127,7 +129,8 @@ def fill_unseen(
 def texel_pieces(mesh: TexturedMesh, buffers: Buffers) -> Array:
     """Return the label (N,) of the mesh's connected component for each of the N texels that a face covers, row by row.
 
-    Labels are numbers from 0. UV seams do not separate components. `buffers` is the result of `rasterise_uv`.
+    The first row is at v = 1. Labels are numbers from 0. UV seams do not separate components. `buffers` is the result
+    of `rasterise_uv`.
     """
     vertices, faces, _ = weld(mesh.vertices, mesh.faces)
     return pieces(faces, len(vertices))[buffers.face[buffers.mask]]
