@@ -202,9 +202,9 @@ def room_walks(options: RoomPathsConfig, seed: int, split: SceneSplit, length: i
 def room_paths(config: RoomPathsConfig, seed: int = 0, split: SceneSplit = "train") -> WalkScenes:
     """Build a source whose entries are sequences of views along a camera walk through a toy room.
 
-    Key frames are frames of the walk; consecutive ones share about 60 % of the pixels. The test split has one entry per room:
-    the first key frames of the walk. Each training entry is random: consecutive key frames, or with the probability
-    ``config.between`` two key frames with frames between them.
+    Key frames are frames of the walk; consecutive ones share about 60 % of the pixels. The test split has one entry per
+    room: the first key frames of the walk. Each training entry is random: consecutive key frames, or with the
+    probability ``config.between`` two key frames with frames between them.
     """
     o, walks = config, room_walks(config, seed, split)
     rooms = f"seed {seed}, {split}, clutter {o.clutter:g}"

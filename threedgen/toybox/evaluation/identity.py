@@ -2,7 +2,7 @@
 
 The network maps images to unit vectors. The cosine of two vectors is the similarity of the two objects. The task
 "train-identity" writes RUN/identity/toybox-identity.safetensors (weights) and toybox-identity.json (options of the
-network, and its ROC on new subjects).
+network, and how well it recognises new subjects: figures of its ROC curve).
 """
 
 from functools import partial
@@ -107,8 +107,9 @@ def roc(same: Floats, different: Floats) -> dict[str, float]:
 def pairs(vectors: Tensor, subject: NDArray[np.integer], kind: NDArray[np.integer]) -> tuple[Floats, Floats]:
     """Return the cosine similarities (N,) of image pairs of the same object, and (M,) of pairs of different objects.
 
-    Different objects form pairs only if they have the same noun. ``vectors`` (V, D) are unit vectors of V images.
-    ``subject`` (V,) has the index of the object in each image, ``kind`` (V,) the index of the noun of this object.
+    Different objects form pairs only if they are of the same kind (group of objects with one noun). ``vectors`` (V, D)
+    are unit vectors of V images. ``subject`` (V,) has the index of the object in each image, ``kind`` (V,) the index of
+    its kind.
     """
     cosine = (vectors @ vectors.T).numpy()
     once = np.triu(np.ones_like(cosine, bool), 1)
@@ -118,9 +119,10 @@ def pairs(vectors: Tensor, subject: NDArray[np.integer], kind: NDArray[np.intege
 
 @torch.no_grad()
 def measure_roc(net: IdentityNet, count: int, alike: int, seed: int) -> dict[str, float]:
-    """Measure the ROC of a network on new subjects, ``alike`` of each of ``count`` kinds. Return the dict of `roc`.
+    """Measure how well a network tells new subjects (unusual toybox objects) of a kind apart. Return the dict of `roc`.
 
-    The subjects of a kind have the same noun. If ``count`` exceeds the number of nouns, several kinds share a noun.
+    A kind is a group of ``alike`` subjects with the same noun. There are ``count`` kinds. If ``count`` exceeds the
+    number of nouns, several kinds share a noun. Only images of the same kind are compared.
     """
     rng, nouns = np.random.default_rng([seed, *b"measure"]), subject_nouns()
     vectors, subject, kind = [], [], []
@@ -151,7 +153,7 @@ def contrastive(vectors: Tensor, temperature: float) -> tuple[Tensor, float]:
 class IdentitySystem(ClassifierSystem):
     """LightningModule that trains an `IdentityNet`.
 
-    A batch has two views each of `SUBJECTS_PER_NOUN` objects of `NOUNS_PER_STEP` nouns.
+    A batch has 2 views of each of 24 objects: `SUBJECTS_PER_NOUN` objects for each of `NOUNS_PER_STEP` nouns.
     """
 
     stage, shown, result = "identity", ("right",), f"identity/{IDENTITY}.safetensors"
