@@ -69,7 +69,7 @@ class ClassifierSystem(System):
         """
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
-        """Return the scalar loss of a step, and a dict from the names of metrics, such as ``shown``, to their values."""
+        """Return the scalar loss of a step, and a dict from names of metrics, among them ``shown``, to their values."""
         raise NotImplementedError
 
     def finish(self, path: Path, about: Json) -> tuple[Json, str]:
