@@ -22,7 +22,7 @@ class ToyboxSheetConfig(RunConfig):
 
 
 class ToyboxSubjectsConfig(RunConfig):
-    """Options of rendered photos of unusual toybox objects, as test data for personalisation (DreamBooth)."""
+    """Options of rendered photos of unusual toybox objects, to test the tuning of image generators (DreamBooth)."""
 
     subjects: int = Field(10, ge=1, le=1000, description="number of subjects; nouns repeat only after all are used")
     size: int = Field(256, ge=16, le=2048, description="side of a photo, pixels")
@@ -40,7 +40,10 @@ class MakeToyboxAssetsConfig(RunConfig):
 
 
 class MakeToyRoomsConfig(RunConfig):
-    """Options of the export of toy rooms in the layouts of Matterport3D (panoramas) and ScanNet (walks with depth)."""
+    """Options of the export of toy rooms in the layouts of Matterport3D (panoramas) and ScanNet (walks with depth).
+
+    A walk is a sequence of frames of a camera that moves through a room.
+    """
 
     train_panoramas: Count = Field(200, description="training rooms with a skybox and captions")
     test_panoramas: Count = Field(40, description="test rooms with a skybox and captions")

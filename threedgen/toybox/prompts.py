@@ -1,6 +1,7 @@
 """Prompts in the closed vocabulary of a toybox prior: rewriting, checks, suggestions, usual heights of objects.
 
 A toybox prior is an image generator that was trained on toybox captions and knows only their words.
+
 Synonyms are replaced by known words. Unknown words are removed, because they would change the text embedding at random.
 Words that depend on an unknown word are removed too: the rest of its clause, its article, or a prefix such as "a photo
 of". The module does not import torch.
@@ -148,8 +149,8 @@ class ToyboxPrompts:
     def usual_height(self, prompt: str) -> tuple[str, float] | None:
         """Return the first toybox noun of a prompt, with its article, and its usual height in metres: ("a dog", 0.5).
 
-        An exported game asset gets this height by default. The result is None if the prompt has no toybox noun.
-        Synonyms of toybox nouns are recognised. The prior need not know the noun.
+        The height is that of the real thing; an exported game asset gets it by default. The result is None if the
+        prompt has no toybox noun. Synonyms of toybox nouns are recognised. The prior need not know the noun.
         """
         found = find_nouns(read_prompt(prompt, NOUN_WORDS).text)
         return next(((f"{article(noun)} {noun}", NOUNS[noun].height) for noun in found), None)
@@ -213,7 +214,7 @@ def _known_words(prompt: str, known: Collection[str], added: list[str], reading:
 
 
 def known_form(word: str, known: Collection[str]) -> str | None:
-    """Return `word` itself if it is known, else its known singular or a known synonym, else None."""
+    """Return `word` itself if it is in `known`, else its singular or a synonym that is in `known`, else None."""
     if word in known:
         return word
     forms = [word, *(word[: -len(end)] for end in ("s", "es") if word.endswith(end))]

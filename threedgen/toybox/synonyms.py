@@ -85,7 +85,7 @@ _VOCABULARY_WORD = SYNONYM_OF | {other: known for known, others in LOOKALIKES.it
 
 
 def also_called(word: str, known: Collection[str]) -> list[str]:
-    """Return the words of `known` that can stand for `word`: its exact or singular form, a synonym, or a broader word.
+    """Return the words of `known` that can stand for `word`: itself, its singular, a synonym, or a broader word.
 
     For example, "dog" is a broader word for "poodle". The list can be empty.
     """

@@ -251,7 +251,7 @@ def prompted_room(prompt: str, seed: int) -> tuple[Array, Callable[[Cameras], li
 def glb(corners: Array, colours: Array) -> bytes:
     """Encode triangles ``corners`` (T, 3, 3) with sRGB ``colours`` (T, 3) in [0, 1] as a GLB file with vertex colours.
 
-    The z axis is up in ``corners``, the y axis in the file. Lengths stay the same.
+    The z axis is up in ``corners``, the y axis in the file; +x becomes +z. Lengths stay the same.
     """
     rgba = np.pad(np.round(to_linear(colours) * 255).astype(np.uint8), ((0, 0), (0, 1)), constant_values=255)
     mesh = trimesh.Trimesh(

@@ -33,10 +33,11 @@ TEMPERATURE = 0.1
 
 
 class IdentityNet(nn.Module):
-    """Convolutional network that encodes an image as a unit vector.
+    """Convolutional network that encodes an image of an object as a unit vector.
 
-    Vectors of images of the same object are close. The network has four levels, each at half the resolution of the
-    level before. ``options`` are the sizes of the network; None: ``IdentityNetworkConfig()``.
+    After training, vectors of images of the same object are close. The network has four levels, each at half the
+    resolution of the level before. ``options`` are the image size, the channels of the levels and the length of the
+    vectors; None: the defaults of `IdentityNetworkConfig`.
     """
 
     def __init__(self, options: IdentityNetworkConfig | None = None) -> None:
@@ -48,7 +49,7 @@ class IdentityNet(nn.Module):
         self.out = nn.Linear(2 * d, self.options.width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Encode B images (B, 3, S, S) in [0, 1] as unit vectors (B, D), float32."""
+        """Encode B images (B, 3, S, S) in [0, 1], S = ``options.image_size``, as unit vectors (B, D), float32."""
         return F.normalize(self.out(pooled(self.levels((x - 0.5) * 4))).float(), dim=1)
 
     def save(self, path: Path, about: Json | None = None) -> None:
@@ -56,9 +57,10 @@ class IdentityNet(nn.Module):
 
 
 class ToyboxIdentity:
-    """Trained and frozen `IdentityNet`, loaded from the result of a train-toybox-identity run.
+    """Trained and frozen `IdentityNet`, loaded from the weights that ``config`` names.
 
-    The constructor raises ConfigError if the file is missing or damaged.
+    A run of the config train-toybox-identity writes such weights. The constructor raises ConfigError if the file is
+    missing or damaged.
     """
 
     def __init__(self, config: ToyboxIdentityConfig) -> None:
@@ -69,15 +71,18 @@ class ToyboxIdentity:
 
     @torch.no_grad()
     def __call__(self, images: Tensor, chunk: int = 64) -> Tensor:
-        """Encode square images (V, H, W, 3) in [0, 1] as unit vectors (V, D), float32. ``chunk`` is the batch size."""
+        """Encode square images (V, S, S, 3) in [0, 1] of any size S as unit vectors (V, D), float32.
+
+        ``chunk`` is the number of images per batch.
+        """
         size = self.net.options.image_size
         return torch.cat([self.net(prepare(part, size)) for part in images.split(chunk)])
 
 
 def similarity(ours: Tensor, theirs: Tensor) -> float:
-    """Return the mean cosine similarity of all pairs of one vector of ``ours`` (V, D) and one of ``theirs`` (W, D).
+    """Return the mean cosine similarity of all V W pairs of a vector of ``ours`` (V, D) and one of ``theirs`` (W, D).
 
-    All vectors have length 1.
+    All vectors must have length 1.
     """
     return float((ours @ theirs.T).mean())
 

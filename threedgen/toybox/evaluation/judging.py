@@ -54,7 +54,7 @@ class Verdict:
             apply to the object are missing or None. Keys that concern single views have a list with one answer per
             view.
         words: maps "noun", "colour" and, if the prompt names a part, "part" to what the probe (an image classifier)
-            finds, such as "dog", "red" and "blue hat".
+            finds, such as "dog", "red" and "blue hat" (or "no hat").
         fronts: number of fronts found; None if the noun has no front or the camera azimuths are unknown.
         azimuth_error: mean absolute error of the predicted camera azimuths, degrees; None if ``fronts`` is None.
     """

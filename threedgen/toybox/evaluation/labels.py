@@ -153,9 +153,11 @@ WIDE = View(fov=(33.0, 47.0), elevation=(-5.0, 35.0), relative_distance=(0.88, 1
 
 
 class ProbeToybox(Toybox):
-    """Toybox for the training of the probe. It includes combinations that are held out of the training of priors.
+    """Toybox (data set of objects) for the training of the probe, a classifier of toybox images.
 
-    Many of its objects have an accessory, because accessories are hard to detect.
+    It includes combinations of noun, colour and part that are held out of the training of priors (image generators).
+    Many of its objects have an accessory, because accessories are hard to detect. ``view`` has the ranges of cameras
+    and grey backgrounds.
     """
 
     def __init__(self, seed: int = 0, view: View = WIDE) -> None:

@@ -78,7 +78,10 @@ class MeasuredObject:
 
 
 class Objects3D(Evaluation[Evaluate3DConfig, int, MeasuredObject]):
-    """Evaluation that makes one 3D object per held-out prompt and measures it. An item is the index of a prompt."""
+    """Evaluation that makes one 3D object per held-out prompt and measures it. An item is the index of a prompt.
+
+    Held-out prompts have combinations of noun, colour and part that training excludes.
+    """
 
     stage = "objects"
 

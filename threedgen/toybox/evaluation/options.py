@@ -169,8 +169,8 @@ class ToyboxIdentityConfig(Config):
 class ToyboxScenesConfig(Config):
     """Scenes of held-out toybox captions, each with true views of an object from a ring of cameras.
 
-    Held-out captions have combinations of noun, colour and part that training excludes. Options: number of captions,
-    cameras of the true views.
+    Held-out captions have combinations of noun, colour and part that training excludes. True views are renders of an
+    object that the caption describes. Options: number of captions, cameras and size of the true views.
     """
 
     name: Literal["toybox"] = "toybox"
@@ -185,7 +185,8 @@ class ToyboxScenesConfig(Config):
 class EvaluatePriorConfig(SamplingConfig):
     """Options of the evaluation that samples held-out captions from a prior and judges the samples with the probe.
 
-    Held-out captions have combinations of noun, colour and part that training excludes.
+    A prior is an image generator, and the probe a classifier of toybox images. Held-out captions have combinations of
+    noun, colour and part that training excludes.
     """
 
     probe: ProbeConfig = ProbeConfig()
@@ -203,6 +204,7 @@ class EvaluatePriorConfig(SamplingConfig):
 class Evaluate3DConfig(RunConfig):
     """Options of the evaluation that makes 3D objects of held-out prompts and judges turntable views with the probe.
 
+    Turntable views are from a ring of cameras around the object, and the probe is a classifier of toybox images.
     Held-out prompts have combinations of noun, colour and part that training excludes.
     """
 
@@ -222,8 +224,9 @@ class Evaluate3DConfig(RunConfig):
 class Compare3DConfig(WorkersConfig):
     """Options of the comparison of several variants of a config, by the 3D objects that they make of held-out prompts.
 
-    All variants have the same prompts. They are compared after equally many training steps, and optionally after an
-    equal training time of the same runs.
+    A variant is the config with some options changed. Held-out prompts have combinations of noun, colour and part that
+    training excludes; all variants have the same. The variants are compared after equally many training steps, and
+    optionally after an equal training time of the same runs.
     """
 
     probe: ProbeConfig = ProbeConfig()
@@ -278,8 +281,9 @@ class Compare3DConfig(WorkersConfig):
 class EvaluateSubjectsConfig(RunConfig):
     """Options of the evaluation that tunes a prior on toybox subjects, and measures identity and forgetting.
 
-    A subject is an unusual toybox object. Identity is the similarity of samples to true views of the subject.
-    Forgetting is the decrease of the probe's correct answers for samples of other objects.
+    A prior is an image generator. A subject is an unusual toybox object, on whose photos it is tuned. Identity is the
+    similarity of samples to true views of the subject. Forgetting is the decrease of the correct answers of the probe,
+    a classifier of toybox images, for samples of other objects.
     """
 
     probe: ProbeConfig = ProbeConfig()

@@ -1,6 +1,7 @@
 """Task "evaluate-prior": sample held-out captions from a prior, and judge the samples with the probe.
 
 A prior is an image generator, and the probe a classifier of toybox images.
+
 RUN/samples/                    batches of samples; a killed run resumes after its last batch
 RUN/report.json, report.md      metrics with intervals, for the samples and for ground truth of the same captions
 RUN/sheet.png                   some of the samples with captions and verdicts
@@ -120,7 +121,10 @@ def foreground_masks(matte: Matte, views: Array) -> Array:
 
 
 def is_present(probe: Probe, views: Array, word: str) -> bool:
-    """Return whether the probe finds the part or accessory ``word`` in any of the views (V, H, W, 3) in [0, 1]."""
+    """Return whether the probe finds the part or accessory ``word`` in any of the views (V, S, S, 3) in [0, 1].
+
+    ``word`` is one of ``probe.labels.words``.
+    """
     answers = combine_views(probe.classify(torch.from_numpy(views).float()))
     return float(answers.part[probe.labels.words.index(word)]) > probe.threshold
 
@@ -169,7 +173,11 @@ KEYS = ("noun", "colour", "part", "part_colour", "bound", "order", "each_side", 
 
 
 class ToyboxPrior(PriorEvaluation[EvaluatePriorConfig, Judged]):
-    """Evaluation of a prior's samples of held-out captions, judged by the probe. An item is the index of a caption."""
+    """Evaluation of a prior's samples of held-out captions, judged by the probe. An item is the index of a caption.
+
+    A prior is an image generator, the probe a classifier of toybox images. Held-out captions have combinations of noun,
+    colour and part that training excludes.
+    """
 
     def __init__(self, task: Task) -> None:
         super().__init__(task)

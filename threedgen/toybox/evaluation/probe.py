@@ -75,10 +75,11 @@ class Answers:
 
 
 def combine_views(views: Answers) -> Answers:
-    """Combine the answers for V views of one object. Return answers without the axis V.
+    """Combine the answers for V views of one object. Return answers without the axis V, except for side and azimuth.
 
-    ``noun`` and ``colour`` are means of log-probabilities, ``part`` is the maximum, and ``part_colour`` is the mean of
-    log-probabilities weighted by the ``part`` of the views. ``side`` and ``azimuth`` keep the axis V.
+    ``noun`` and ``colour`` are means of log-probabilities, ``part`` is the maximum probability, and ``part_colour`` is
+    the mean of log-probabilities, weighted by the part's probability in each view. ``side`` and ``azimuth`` are not
+    combined.
     """
     weight = views.part / views.part.sum(0).clamp(min=1e-6)
     part_colour = (weight[..., None] * views.part_colour).sum(0)
@@ -304,8 +305,9 @@ class ProbeSides:
 class ProbeFeatures(FeatureNetwork):
     """Feature network for FID, KID and Inception score: the probe, a classifier of toybox images.
 
-    The features are those of the probe's last level, pooled over pixels. The logits are the log-probabilities of the
-    nouns. The constructor raises ConfigError if the weights are missing or damaged.
+    A call maps images (V, H, W, 3), uint8, which are resized to squares, to features and logits. The features are those
+    of the probe's last level, pooled over pixels. The logits are the log-probabilities of the nouns. The constructor
+    raises ConfigError if the weights are missing or damaged.
     """
 
     description = (

@@ -112,7 +112,7 @@ def surface(view: FieldView, c2w: Array, fov: float, size: int, resolution: int)
     """Measure the surface that the mesh export extracts from a field. Return None if the field has no surface.
 
     Args:
-        view: trained field: density and colour as functions of points, and data about the scene.
+        view: trained field (3D object): density and colour as functions of points, and data about the scene.
         c2w: camera-to-world poses (V, 4, 4), OpenGL axes, of the renders of normals, from which roughness is measured.
         fov: vertical field of view, radians.
         size: side of the renders, pixels.
@@ -260,7 +260,8 @@ def verdict_table(measured: Sequence[Verdict], truth: Sequence[Verdict], keys: S
 def label(verdict: Verdict) -> str:
     """Return the label of an object on the contact sheet: "ok", or the wrong attributes and what the probe found.
 
-    For example, the label is "colour: red dog" if only the colour is wrong and the probe found a red dog.
+    Of the attributes, noun, colour, "bound" (part in its colour), "order" (of sides) and "one_front" are looked at. For
+    example, the label is "colour: red dog" if only the colour is wrong and the probe found a red dog.
     """
     words, wrong = verdict.words, [key for key in SHEET_KEYS if verdict.answers.get(key) is False]
     found = ", ".join(filter(None, (f"{words['colour']} {words['noun']}", words.get("part"))))

@@ -79,7 +79,10 @@ class Subject:
 
 
 class Subjects(runner.Evaluation[EvaluateSubjectsConfig, int, Json]):
-    """Evaluation of priors that are personalised on photos of toybox objects. An item is the number of a subject."""
+    """Evaluation of priors (image generators) that are tuned on photos of unusual toybox objects, the subjects.
+
+    An item is the number of a subject.
+    """
 
     stage = "subjects"
 
@@ -215,6 +218,7 @@ def tuning_config(config: EvaluateSubjectsConfig, folder: Path, method: str, nou
 
     ``method`` is the method against forgetting, such as "l1"; the run has the folder ``folder``/``method``. ``noun`` is
     the noun of the object in the prompt.
+
     Raises ConfigError if ``config.config`` does not name a valid mvdreambooth config.
     """
     values = {
@@ -229,7 +233,7 @@ def prior_of(tuning: MVDreamBoothConfig, **options: object) -> Prior:
 
 
 def tune(config: MVDreamBoothConfig) -> None:
-    """Start or resume a personalisation run. A finished run is not repeated.
+    """Start or resume the run that tunes a prior on photos of a subject. A finished run is not repeated.
 
     Raises Stopped if the run does not finish, and ConfigError if its config is invalid.
     """
@@ -246,10 +250,10 @@ def spec_of(noun: str, worn: Accessory) -> Spec:
 
 
 def prompt_of(noun: str, worn: Accessory, identifier: str = "") -> str:
-    """Return a prompt like "a dog wearing a red hat".
+    """Return a prompt like "a dog wearing a red hat", for ``noun`` "dog".
 
     With ``identifier`` "[v]" the prompt is "a [v] dog wearing a red hat". ``worn`` is the (colour, noun) of an
-    accessory, or ("", "") for a prompt without an accessory.
+    accessory, such as ("red", "hat"), or ("", "") for a prompt without an accessory.
     """
     return caption(spec_of(noun, worn)).replace(noun, f"{identifier} {noun}".strip(), 1)
 

@@ -125,7 +125,7 @@ def reconstruction_loss(y: Tensor, x: Tensor) -> Tensor:
 
 
 def psnr(y: Tensor, x: Tensor) -> float:
-    """Return the PSNR in dB between reconstructions `y` and true images `x` of one shape, in [-1, 1]."""
+    """Return the PSNR in dB between reconstructions `y` and true images `x`, both of the same shape and in [-1, 1]."""
     return float(10 * torch.log10(4 / F.mse_loss(y.detach(), x)))
 
 
@@ -156,8 +156,9 @@ class AutoencoderSystem(System):
     def images(self, step: int) -> Tensor:
         """Return the training images of a step, float32 in [-1, 1].
 
-        In the last fraction WHOLE_IMAGE_FRACTION of the steps they are whole images (batch, 3, image_size, image_size).
-        In all earlier steps they are two random crops of each image, (2 * batch, 3, image_size / 2, image_size / 2).
+        In the last quarter (WHOLE_IMAGE_FRACTION) of the steps they are whole images (batch, 3, image_size,
+        image_size). In all earlier steps they are two random crops of each image, (2 * batch, 3, image_size / 2,
+        image_size / 2).
         """
         batch, size, rng = self.options.batch, self.image_size, self.numpy_rng(step, "crops")
         interiors = round(ROOMS * batch)
@@ -207,8 +208,8 @@ class DecoderSystem(AutoencoderSystem):
     """LightningModule that trains the decoder of a VAE on noisy latents of its frozen encoder.
 
     The decoder then tolerates the errors of sampled latents (Zheng et al. 2025, arXiv 2510.11690, section 3.3).
-    `vae` is the trained VAE, and `max_steps` the number of steps. `options` are the options of the autoencoder, which
-    give the number of images per step.
+    `max_steps` is the number of steps. `options` are the options of the autoencoder, which give the number of images
+    per step. `image_size` is the side of an image in pixels, and `vae` the trained VAE.
     """
 
     stage = "decoder"

@@ -60,7 +60,7 @@ class MatteImages:
         self.cache = BlockCache(folder, "pictures", count, (self.size, self.size, 4), np.uint8, source, BLOCK)
 
     def __call__(self, indices: Array) -> Tensor:
-        """Return the images at N indices, with opacity as the fourth channel: (N, S, S, 4), float32 in [0, 1]."""
+        """Return the images with the numbers `indices` (N,), as RGB and opacity: (N, S, S, 4), float32 in [0, 1]."""
         for block in self.cache.missing_blocks(indices):
             self.cache.store(block, self.make(range(block * BLOCK, (block + 1) * BLOCK)))
         return torch.from_numpy(np.stack([self.cache[i] for i in indices])).float() / 255
@@ -88,7 +88,10 @@ class MatteImages:
 
 
 class MatteSystem(System):
-    """LightningModule that trains a `Matte`, a network that predicts the opacity of an object at each pixel."""
+    """LightningModule that trains a `Matte`, a network that predicts the opacity of an object at each pixel.
+
+    `images` are the training images, with their true opacity.
+    """
 
     stage = "matte"
     rate, weight_decay = {"0%": 0.0, "3%": 2e-3, "40%": 2e-3, "100%": 1e-5}, 0.001
@@ -111,7 +114,10 @@ class MatteSystem(System):
 
 
 def augment(x: Tensor, rng: torch.Generator) -> Tensor:
-    """Return images (B, 3, S, S) in [0, 1] with random brightness, tint and pixel noise, clipped to [0, 1]."""
+    """Return images `x` (B, 3, S, S) in [0, 1] with random brightness, tint and pixel noise, clipped to [0, 1].
+
+    `rng` is a generator on the CPU.
+    """
     count = len(x)
     brightness = torch.exp(BRIGHTNESS * torch.randn(count, 1, 1, 1, generator=rng))
     tint = TINT * torch.randn(count, 3, 1, 1, generator=rng)

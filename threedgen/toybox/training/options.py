@@ -57,7 +57,7 @@ class WordsConfig(Config):
 
 
 class DiffusionConfig(base.DenoisingConfig):
-    """Options of the training of a diffusion UNet on toybox images: data, noise levels, learning rate."""
+    """Options of the training of a diffusion UNet: images, noise levels, learning rate."""
 
     batch: base.Batch = 64
     fresh: base.Fresh = 4
@@ -117,7 +117,8 @@ class CoarseConfig(Config):
 class TrainBaseConfig(base.TrainConfig):
     """Options of the training of the toybox's 2D model, from the autoencoder to the UNet.
 
-    The stages are autoencoder, decoder, text encoder and UNet. If `start` names a 2D model, only its UNet is trained.
+    The 2D model generates single images. The stages are autoencoder, decoder (again, on noisy latents), text encoder
+    and UNet. If `start` names a 2D model, only its UNet is trained.
     """
 
     image_size: int = Field(128, ge=32, le=1024, description="side of an image, pixels")
@@ -140,7 +141,10 @@ class TrainBaseConfig(base.TrainConfig):
 
 
 class TrainPriorConfig(base.TrainConfig):
-    """Options of the training of the toybox's multi-view prior, from a 2D model or from a multi-view prior."""
+    """Options of the training of the toybox's multi-view prior, from a 2D model or from a multi-view prior.
+
+    A 2D model generates single images, a multi-view prior consistent views of one object.
+    """
 
     start: str = Field(min_length=1, description="2D model or multi-view prior to start from")
     coarse: CoarseConfig | None = Field(CoarseConfig(), description="coarse predictor; null: as in start")
@@ -162,7 +166,7 @@ class TrainPriorConfig(base.TrainConfig):
 
 
 class OwnTrainingConfig(MultiviewDiffusionConfig):
-    """Options of the training of a multi-view prior's UNet on renders of user assets."""
+    """Options of the training of a multi-view prior's UNet on renders of user assets (meshes with captions)."""
 
     first: base.First = 2048
     pictures: Images = 100_000
@@ -226,7 +230,7 @@ class MatteTrainingConfig(Config):
 
 
 class TrainMatteConfig(base.TrainConfig):
-    """Options of the training of the network that separates objects of toybox images from their grey background."""
+    """Options of the training of the matte network, which separates objects of toybox images from their background."""
 
     network: MatteNetworkConfig = MatteNetworkConfig()
     training: MatteTrainingConfig = MatteTrainingConfig()

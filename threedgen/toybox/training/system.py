@@ -1,4 +1,4 @@
-"""LightningModules that train the UNet of a 2D model or of a multi-view prior."""
+"""LightningModules that train the UNet of a 2D model (generates single images) or of a multi-view prior."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -167,10 +167,10 @@ class PriorSystem(DenoisingSystem):
         self.model.save(folder / ("prior" if self.n_view > 1 else "base"))
 
     def sample_sheet(self) -> Sheet:
-        """Sample images of `SHEET_PROMPTS` for the sample sheet.
+        """Sample images of `SHEET_PROMPTS` for the sample sheet, an image that shows the progress of the training.
 
         A 2D model samples one image per prompt. A multi-view prior samples `n_view` views around the object, and only
-        for the first eight prompts, which are objects.
+        for the first eight prompts, which are objects, not rooms.
         """
         n_view, c2w = self.n_view, None
         prompts = SHEET_PROMPTS[:8] if n_view > 1 else SHEET_PROMPTS
@@ -193,9 +193,10 @@ class PriorSystem(DenoisingSystem):
 class OwnPriorSystem(PriorSystem):
     """LightningModule that trains a prior on renders of the user's 3D assets.
 
-    `shown` are held-out assets. The sample sheet has their renders beside samples of their captions from the same
-    cameras. The FID between renders and samples is logged as `fid`. It is computed from few images, so compare its
-    values only within one run. If `shown` is None, no sheet is written, and no FID is computed.
+    `shown` are views of held-out assets. The sample sheet, an image that is written during the training, has these
+    renders beside samples of their captions from the same cameras. The FID between renders and samples is logged as
+    `fid`. It is computed from few images, so compare its values only within one run. If `shown` is None, no sheet is
+    written, and no FID is computed.
     """
 
     features: FeatureNetwork

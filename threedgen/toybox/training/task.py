@@ -234,8 +234,8 @@ def train_own(task: Task) -> Status:
 def load_own_start(config: TrainOwnPriorConfig) -> MVDream:
     """Load the prior of the config as a multi-view prior, to train it further.
 
-    A 2D model becomes a multi-view prior by a new camera embedding, which has no effect before training. Raises
-    ConfigError if the weights are missing or damaged, or those of another kind of model.
+    A 2D model (generates single images) becomes a multi-view prior by a new camera embedding of its UNet, which has no
+    effect before training. Raises ConfigError if the weights are missing or damaged, or those of another kind of model.
     """
     with replaced_key("prior.weights"):
         prior: LatentDiffusion = load_prior(LatentDiffusion, config.prior, device(config.trainer.accelerator))

@@ -48,7 +48,8 @@ def captions() -> Iterator[str]:
 def train_tokenizer() -> PreTrainedTokenizerFast:
     """Build a tokenizer with one token per word of toybox captions.
 
-    Token sequences are <start> ... <end>, padded with <pad>. Words that do not occur in captions become <unknown>.
+    Token sequences are <start> ... <end>, padded with <pad>. Texts are lowercased, and words that do not occur in
+    captions become <unknown>.
     """
     tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])

@@ -98,7 +98,10 @@ class Builder:
         self.anchors: dict[str, tuple[np.ndarray, float]] = {}
 
     def vary(self, value: float = 1.0, spread: float = 0.08) -> float:
-        """Return ``value`` times exp(x). x is normal with standard deviation ``spread``, clipped to +-2 ``spread``."""
+        """Return ``value`` times exp(x), where x is a random number.
+
+        It is normal with mean 0 and standard deviation ``spread``, clipped to +-2 ``spread``.
+        """
         return float(value * np.exp(np.clip(self.rng.normal(0, spread), -2 * spread, 2 * spread)))
 
     def between(self, low: float, high: float) -> float:
@@ -111,9 +114,9 @@ class Builder:
         return choices[int(self.rng.integers(len(choices)))]
 
     def part(self, name: str, default: Colour | None = None) -> np.ndarray:
-        """Return the colour (3,) of part ``name``: its entry in ``named_parts``, else ``default``.
+        """Return the sRGB colour (3,) of part ``name``: that of the caption (``named_parts``), else ``default``.
 
-        If ``default`` is None too, the result is the main colour.
+        If ``default`` is None, it is the main colour of the object.
         """
         if name in self.named_parts:
             return self.named_parts[name]
@@ -121,7 +124,10 @@ class Builder:
 
     @staticmethod
     def shade(colour: Colour, factor: float) -> np.ndarray:
-        """Darken a colour (3,) by a ``factor`` up to 1. A factor above 1 lightens: it divides the distance to white."""
+        """Return an sRGB colour (3,), multiplied by ``factor`` if this is at most 1, which darkens it.
+
+        A factor above 1 lightens it: it divides the distance to white.
+        """
         c = np.asarray(colour, float)
         return c * factor if factor <= 1 else 1 - (1 - c) / factor
 
@@ -166,7 +172,8 @@ class Builder:
     def cylinder(self, at, radius: float, half: float, colour=None, label="body", rotate=(0, 0, 0), top: float = 1.0):
         """Add a cylinder or frustum of height 2 ``half`` along its local z axis.
 
-        The lower radius is ``radius``, and the upper radius is ``top`` times ``radius``.
+        The lower radius is ``radius``, and the upper radius is ``top`` times ``radius``. The docstring of the class
+        explains the other arguments.
         """
         self.add(FRUSTUM, at, (radius, radius, half), colour, label, rotate, top)
 
@@ -182,7 +189,7 @@ class Builder:
     def limb(self, start, end, radius: float, colour=None, label="body", top: float = 1.0, caps: bool = True) -> None:
         """Add a round rod from ``start`` (3,) to ``end`` (3,), with spheres at both ends if ``caps``.
 
-        The radius of the rod is ``radius`` at the start and ``top`` times ``radius`` at the end.
+        The radius of the rod, and of the spheres, is ``radius`` at the start and ``top`` times ``radius`` at the end.
         """
         start, end = np.asarray(start, float), np.asarray(end, float)
         axis = end - start
@@ -201,7 +208,8 @@ class Builder:
     def anchor(self, **places: tuple[float, float, float]) -> None:
         """Set anchors, which are places where accessories can sit, such as ``head_top=(x, z, radius)``.
 
-        x and z are the position of the place (y is 0), and ``radius`` is the radius of the body at the place.
+        x and z are the position of the place (y is 0), and ``radius`` is the radius of the object's body at the place.
+        Earlier anchors of the same name are replaced.
         """
         for name, (x, z, radius) in places.items():
             self.anchors[name] = (np.array((x, 0.0, z), float), float(radius))

@@ -74,8 +74,8 @@ class Spec:
     Attributes:
         noun: object class, such as "dog".
         colour, size: words for the whole object, such as "red" and "small".
-        part, second: parts or accessories that the caption names, such as "hat".
-        part_colour, second_colour: colours of ``part`` and ``second``.
+        part, second: first and second part or accessory that the caption names, such as "hat".
+        part_colour, second_colour: colour words of ``part`` and ``second``.
     """
 
     noun: str
@@ -161,8 +161,8 @@ def detail_phrase(word: str, colour: str) -> str:
 def caption(spec: Spec, wording: int = 0) -> str:
     """Return a caption for a specification.
 
-    ``wording``, from 0 to ``WORDINGS`` - 1, selects the sentence pattern. Pattern 0 is the plain one, as in "a small
-    dog wearing a hat".
+    ``wording``, from 0 to 5 (``WORDINGS`` - 1), selects the sentence pattern. Pattern 0 is the plain one, as in "a
+    small dog wearing a hat"; another is "a toy of a small dog wearing a hat".
     """
     adjectives = " ".join(w for w in (spec.size, spec.colour) if w)
     core = f"{adjectives} {spec.noun}".strip()

@@ -44,13 +44,13 @@ GLASS, FRAME = (0.70, 0.86, 0.95), (0.93, 0.93, 0.90)
 
 @dataclass(frozen=True)
 class Room:
-    """Furnished room. Its items are the door, windows, furniture and other objects.
+    """Furnished room. Its items are the door, windows, furniture and other objects. The origin is the floor's centre.
 
     Attributes:
         asset: all solids. The label of a solid is ``str(k)`` if it belongs to ``items[k]``, and "" if it belongs to the
             bare room (walls, floor, ceiling and lamp).
         items: phrases for captions, such as "a red sofa".
-        lamp: position (3,) of the light in metres.
+        lamp: position (3,) of the light in metres, z up.
         wall, floor: colour words of the walls and of the floor.
     """
 
@@ -76,7 +76,10 @@ class Furnisher:
         self.wall_spans: list[tuple[int, float, float]] = []  # occupied: index in WALLS, first and last position
 
     def add(self, solids: Sequence[Primitive], phrase: str = "") -> None:
-        """Add solids as a new item that captions call ``phrase``; if ``phrase`` is "", add them to the bare room."""
+        """Add solids as a new item that captions call ``phrase``, such as "a red sofa".
+
+        If ``phrase`` is "", the solids belong to the bare room (walls, floor, ceiling and lamp).
+        """
         label = str(len(self.items)) if phrase else ""
         self.solids += [replace(solid, label=label) for solid in solids]
         self.items += [phrase] if phrase else []
@@ -131,7 +134,8 @@ class Furnisher:
 def inward_yaw(direction: np.ndarray) -> float:
     """Return the rotation about z, in degrees, that turns the front (+x) of an object to the centre of the room.
 
-    ``direction`` (2,), along x and y, points from the centre of the room to the object.
+    A positive angle turns +x towards +y. ``direction`` (2,), along x and y, points from the centre of the room to the
+    object.
     """
     return float(np.rad2deg(np.arctan2(*-direction[::-1])))
 

@@ -1,6 +1,7 @@
 """Toybox data set of captioned objects. Sample ``index`` of a split depends only on the seed and the options.
 
 A sample is generated when it is needed. World axes: z up, the front of an object at +x, azimuth 0 at the front.
+
 box = Toybox(seed=0, split="train")
 asset = box.asset(17)                                   # caption, noun and solids
 assets, rgb, c2w, azimuth = box.batch([17], size=128)   # four images at steps of 90 degrees, with their cameras
@@ -36,7 +37,7 @@ class View:
 
     Attributes:
         fov: vertical field of view, degrees.
-        elevation: elevation of the camera, degrees.
+        elevation: elevation of the camera above the horizontal plane, degrees.
         relative_distance: distance of the camera from the origin, in units of 1 / tan(fov / 2).
         grey: grey value of the background, in [0, 1].
     """
@@ -155,7 +156,7 @@ class Toybox:
 def build(
     spec: grammar.Spec, rng: np.random.Generator, text: str | None = None, index: int = -1, variation: float = 1.0
 ) -> Asset:
-    """Build the object of a specification. Shape, pose and unspecified colours are sampled from ``rng``.
+    """Build the object of a specification, facing +x. Shape and unspecified colours are sampled from ``rng``.
 
     Args:
         text: caption of the object; None: the plain caption of ``spec``.
@@ -251,7 +252,7 @@ def blocks(asset: Asset) -> Asset:
 
 
 def block(solid: Primitive) -> Primitive:
-    """Return the bounding box of a solid along its local axes, as a solid of the kind BOX."""
+    """Return the bounding box of a solid along its local axes, as a solid of the kind BOX with its colour and label."""
     low, high = {DOME: (0.0, 1.0), TORUS: (-solid.param, solid.param)}.get(solid.kind, (-1.0, 1.0))
     middle, half = np.array([0, 0, (low + high) / 2]), np.array([1, 1, (high - low) / 2])
     return replace(solid, kind=BOX, matrix=solid.matrix * half, centre=solid.centre + solid.matrix @ middle)
@@ -322,7 +323,10 @@ class OpenToybox(Toybox):
 
 
 def sample_detailed_spec(rng: np.random.Generator) -> grammar.Spec:
-    """Sample a specification with all colours and up to two parts or accessories. It may be held out of training."""
+    """Sample a specification with all colours and zero to two parts or accessories. 25 % have a size word.
+
+    The specification may be held out of training.
+    """
     entry = grammar.NOUNS[list(grammar.NOUNS)[int(rng.integers(len(grammar.NOUNS)))]]
     size = list(grammar.SIZES)[1 + int(rng.integers(len(grammar.SIZES) - 1))] if rng.random() < 0.25 else ""
     words = list[str]()

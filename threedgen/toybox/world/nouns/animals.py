@@ -65,6 +65,7 @@ def egg(b: Builder, radius: float, half: float, neck: float) -> None:
     """Add a body: an upright ellipsoid that stands on the ground, z = 0.
 
     Set the anchors (named places for accessories) "neck", "back" and "waist".
+
     ``radius`` is the horizontal radius of the ellipsoid, ``half`` half its height, and ``neck`` its horizontal radius
     where the neck begins.
     """
