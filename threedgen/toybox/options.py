@@ -22,7 +22,7 @@ class ToyboxSheetConfig(RunConfig):
 
 
 class ToyboxSubjectsConfig(RunConfig):
-    """Options of rendered photos of unusual toybox objects, as test data for personalisation (DreamBooth)."""
+    """Options of rendered photos of unusual toybox objects, to test the tuning of image generators (DreamBooth)."""
 
     subjects: int = Field(10, ge=1, le=1000, description="number of subjects; nouns repeat only after all are used")
     size: int = Field(256, ge=16, le=2048, description="side of a photo, pixels")
@@ -40,7 +40,10 @@ class MakeToyboxAssetsConfig(RunConfig):
 
 
 class MakeToyRoomsConfig(RunConfig):
-    """Options of the export of toy rooms in the layouts of Matterport3D (panoramas) and ScanNet (walks with depth)."""
+    """Options of the export of toy rooms in the layouts of Matterport3D (panoramas) and ScanNet (walks with depth).
+
+    A walk is a sequence of frames of a camera that moves through a room.
+    """
 
     train_panoramas: Count = Field(200, description="training rooms with a skybox and captions")
     test_panoramas: Count = Field(40, description="test rooms with a skybox and captions")
@@ -62,9 +65,9 @@ these are most of the visible objects."""
 
 
 class RoomPanoramasConfig(Config):
-    """Data set of panoramas of toy rooms, rendered on first use.
+    """Data set of panoramas (rings of views from one point) of toy rooms, rendered on first use.
 
-    Options: number of rooms, furniture, cameras of the views.
+    Options: number of rooms, amount of furniture, cameras of the views.
     """
 
     has_depth: ClassVar[bool] = False
@@ -78,9 +81,9 @@ class RoomPanoramasConfig(Config):
 
 
 class RoomPathsConfig(WalksConfig):
-    """Data set of camera walks through toy rooms, with depth maps, rendered on first use.
+    """Data set of camera walks (frames of a moving camera) through toy rooms, with depth maps, rendered on first use.
 
-    Options: number of rooms, furniture, image size and field of view.
+    Options: number of rooms, amount of furniture, image size and field of view.
     """
 
     name: Literal["toy-paths"] = "toy-paths"
@@ -92,9 +95,9 @@ class RoomPathsConfig(WalksConfig):
 
 
 class ToyboxObjectsConfig(Config):
-    """Data set of toybox objects, each in the six views that MV-Adapter generates, rendered on first use.
+    """Data set of toybox objects, each in the six views that the model MV-Adapter generates, rendered on first use.
 
-    Options: number of objects and their random variation.
+    Options: number of objects, and how much they vary in what captions do not state.
     """
 
     name: Literal["toybox"] = "toybox"
@@ -121,7 +124,8 @@ class MakeSRNToyboxConfig(RunConfig):
 class ToyboxPairsConfig(Config):
     """Data set of toybox cars and chairs with coloured panels, to train on pairs of views; rendered on first use.
 
-    Options: number of scenes (objects) and of views of each, held-out scenes.
+    A scene has views of one object. Options: families (cars, chairs), number of scenes, views per scene, and number of
+    scenes that are held out for validation.
     """
 
     name: Literal["toybox"] = "toybox"

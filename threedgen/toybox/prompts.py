@@ -1,5 +1,7 @@
 """Prompts in the closed vocabulary of a toybox prior: rewriting, checks, suggestions, usual heights of objects.
 
+A toybox prior is an image generator that was trained on toybox captions and knows only their words.
+
 Synonyms are replaced by known words. Unknown words are removed, because they would change the text embedding at random.
 Words that depend on an unknown word are removed too: the rest of its clause, its article, or a prefix such as "a photo
 of". The module does not import torch.
@@ -38,8 +40,9 @@ GAP = "?"
 class ToyboxPrompts:
     """Reader of user prompts for priors that were trained on toybox captions, which have a small vocabulary.
 
-    Implements `threedgen.guidance.weights.tokens.PromptReader`. `vocabulary` has the words of the prior; None: the
-    prior takes any text. If the vocabulary is None or has no toybox noun, `check` accepts every prompt.
+    Implements the protocol `threedgen.guidance.weights.tokens.PromptReader`. `vocabulary` has the words of the prior,
+    and words that personalisation added; None: the prior takes any text. If the vocabulary is None or has no toybox
+    noun, `check` accepts every prompt.
     """
 
     def __init__(self, vocabulary: Vocabulary | None) -> None:
@@ -55,13 +58,16 @@ class ToyboxPrompts:
         return similar(word, self.vocabulary.known, self.families()) if self.vocabulary else []
 
     def categories(self) -> dict[str, list[str]]:
-        """Return a dict from category ("animals", ..., "colours", "sizes", "accessories") to words the prior knows."""
+        """Return the words that the prior knows, by category.
+
+        Categories are the groups of nouns ("animals", "vehicles", ...), then "colours", "sizes" and "accessories".
+        """
         known = self.vocabulary.known if self.vocabulary else frozenset()
         more: dict[str, Collection[str]] = {"colours": COLOURS, "sizes": SIZES, "accessories": ACCESSORIES}
         return self.families() | {name: [word for word in words if word in known] for name, words in more.items()}
 
     def families(self) -> dict[str, list[str]]:
-        """Return a dict from group of nouns, such as "animals", to the nouns of the group that the prior knows."""
+        """Return a dict from family (group of nouns), such as "animals", to those of its nouns that the prior knows."""
         found = dict[str, list[str]]()
         for noun in self.nouns:
             found.setdefault(NOUNS[noun].family, []).append(noun)
@@ -105,7 +111,10 @@ class ToyboxPrompts:
         return ""
 
     def notes(self, prompt: str) -> list[str]:
-        """Return warnings if a prompt names several objects, or several parts or accessories; else an empty list."""
+        """Return warnings for the user if a prompt names several objects, or several parts or accessories.
+
+        Known synonyms count. Otherwise, or if the prompt has no noun that the prior knows, the list is empty.
+        """
         prompt = self.read(prompt).text
         found = self._nouns_in(prompt)
         if not found:
@@ -126,8 +135,8 @@ class ToyboxPrompts:
         """Suggest nouns for an unfinished prompt.
 
         If the last word of the prompt is unknown and nouns of the prior start with it, return this word and the nouns.
-        Otherwise return "" and one noun of each family, or "" and no nouns if the prompt already contains a known noun.
-        At most `MAX_SUGGESTIONS` nouns are returned.
+        Otherwise return "" and one noun of each family (group of nouns, such as "animals"), or "" and no nouns if the
+        prompt already contains a noun that the prior knows. At most `MAX_SUGGESTIONS` nouns are returned.
         """
         last = prompt.lower().rpartition(" ")[2]
         if self.vocabulary and last.isalpha() and last not in self.vocabulary.known:
@@ -140,8 +149,8 @@ class ToyboxPrompts:
     def usual_height(self, prompt: str) -> tuple[str, float] | None:
         """Return the first toybox noun of a prompt, with its article, and its usual height in metres: ("a dog", 0.5).
 
-        An exported game asset gets this height by default. The result is None if the prompt has no toybox noun.
-        Synonyms of toybox nouns are recognised. The prior need not know the noun.
+        The height is that of the real thing; an exported game asset gets it by default. The result is None if the
+        prompt has no toybox noun. Synonyms of toybox nouns are recognised. The prior need not know the noun.
         """
         found = find_nouns(read_prompt(prompt, NOUN_WORDS).text)
         return next(((f"{article(noun)} {noun}", NOUNS[noun].height) for noun in found), None)
@@ -165,8 +174,8 @@ def read_prompt(prompt: str, known: Collection[str], added: Collection[str] = ()
         added: words that personalisation added. They are kept unchanged.
 
     Returns:
-        `Reading` with the new text, and the words of the prompt that were replaced by known synonyms, left out because
-        they are unknown, or left out because they are negated ("without a hat").
+        `Reading` with the new text, and three groups of words of the prompt: replaced by known synonyms, left out
+        because they are unknown, or left out because they are negated ("without a hat").
     """
     reading = Reading(prompt)
     if NOUNS.keys().isdisjoint(known):  # another closed vocabulary
@@ -205,7 +214,7 @@ def _known_words(prompt: str, known: Collection[str], added: list[str], reading:
 
 
 def known_form(word: str, known: Collection[str]) -> str | None:
-    """Return `word` itself if it is known, else its known singular or a known synonym, else None."""
+    """Return `word` itself if it is in `known`, else its singular or a synonym that is in `known`, else None."""
     if word in known:
         return word
     forms = [word, *(word[: -len(end)] for end in ("s", "es") if word.endswith(end))]

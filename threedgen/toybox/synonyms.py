@@ -85,7 +85,7 @@ _VOCABULARY_WORD = SYNONYM_OF | {other: known for known, others in LOOKALIKES.it
 
 
 def also_called(word: str, known: Collection[str]) -> list[str]:
-    """Return the words of `known` that can stand for `word`: its exact or singular form, a synonym, or a broader word.
+    """Return the words of `known` that can stand for `word`: itself, its singular, a synonym, or a broader word.
 
     For example, "dog" is a broader word for "poodle". The list can be empty.
     """
@@ -100,8 +100,8 @@ def similar(word: str, known: Collection[str], families: Mapping[str, Sequence[s
 
     Words of the same meaning come first (`also_called`), then those that differ by a likely typing error: two adjacent
     letters are swapped, or in a word of seven or more letters one letter is wrong, missing or added. If no such word is
-    found and `FAMILIES` lists `word`, the first known nouns of its family are returned. `families` maps a family, such
-    as "animals", to the known nouns of the family; None: families are not searched.
+    found and `FAMILIES` lists `word` as a noun of a family, such as "animals", the first known nouns of this family are
+    returned. `families` maps each family to its known nouns; None: families are not searched.
     """
     found = [*also_called(word, known), *_misspelt(word, known)]
     if not found and families:

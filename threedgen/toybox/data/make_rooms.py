@@ -1,10 +1,12 @@
 """Task "make-toy-rooms": write toy rooms as folders in the layouts of Matterport3D and ScanNet.
 
-    RUN/mp3d_skybox/{train,test}.npy, SCENE/...    panoramas: skyboxes and captions (``threedgen.data.matterport``)
-    RUN/scannet/{train,test}/SCENE/...             walks: frames, depth, poses, captions (``threedgen.data.scannet``)
-    RUN/scannet/test/SCENE/room.glb                room mesh in metres
+    RUN/mp3d_skybox/{train,test}.npy               paths of the skybox images of the panoramas of a split
+    RUN/mp3d_skybox/SCENE/...                      panorama: skybox images, captions (``threedgen.data.matterport``)
+    RUN/scannet/{train,test}/SCENE/...             walk: frames, depth, poses, captions (``threedgen.data.scannet``)
+    RUN/scannet/test/SCENE/room.glb                room mesh in metres, y up
 
-Each scene is written atomically, so an interrupted run resumes with the missing scenes.
+A walk is a sequence of frames of a camera that moves through a room. Each scene (panorama or walk) is written
+atomically, so an interrupted run resumes with the missing scenes.
 """
 
 import io
@@ -35,7 +37,10 @@ NAME = "skybox"  # first part of the file names of a panorama
 
 
 class Job(NamedTuple):
-    """Room scene to write, numbered within its split. ``kind`` is "panorama" or "walk"."""
+    """Room scene to write. ``kind`` is "panorama" or "walk" (frames of a moving camera).
+
+    ``number`` counts the scenes of one kind and split from 0.
+    """
 
     kind: str
     split: SceneSplit
@@ -84,7 +89,7 @@ def walk(config: MakeToyRoomsConfig, split: SceneSplit, number: int) -> RoomWalk
 
 
 def write_panorama(folder: Path, config: MakeToyRoomsConfig, job: Job) -> None:
-    """Write the six skybox images and the eight view captions of a panorama to the empty ``folder``.
+    """Write six skybox images and eight captions (of views every 45 degrees) of a panorama to the empty ``folder``.
 
     Raises OSError if a file cannot be written.
     """
@@ -104,8 +109,8 @@ def face_path(number: int) -> str:
 def write_walk(folder: Path, config: MakeToyRoomsConfig, job: Job) -> None:
     """Write the scene of a camera walk through a room to the empty ``folder``, in the layout of ScanNet.
 
-    The scene has frames (image, depth, pose, caption), intrinsics, and the numbers of the key frames. In the test split
-    it also has the mesh of the room.
+    The scene has frames (image, depth, pose, caption), intrinsics, and the numbers of the key frames (frames far enough
+    apart to serve as views of a training entry). In the test split it also has the mesh of the room.
     """
     room_walk = walk(config, job.split, job.number)
     for part in ("color", "depth", "pose", "prompt", "intrinsic"):

@@ -2,11 +2,12 @@
 
 Each side of an object has a panel with a symbol, so that the sides differ.
 
-    RUN/cars_train/cars-train-00000/{rgb,pose,intrinsics.txt}    random views
+    RUN/cars_train/cars-train-00000/{rgb,pose,intrinsics.txt}    random views of one object (a scene)
     RUN/cars_test/cars-test-00000/...                            views on a spiral; in evaluations, view 64 is the
                                                                  input, and all other views are predicted from it
 
-Scenes are written atomically, so a killed run continues with the missing scenes.
+The folders of chairs, and of the split "val" (views as in "test"), have names of the same form. Scenes are written
+atomically, so a killed run continues with the missing scenes.
 """
 
 from collections.abc import Iterator, Sequence
@@ -46,10 +47,10 @@ FRAME_WIDTH = 0.05  # width of the frame around a panel, in the body's colour
 
 
 def make_marked_object(family: str, rng: np.random.Generator, index: int = -1) -> Asset:
-    """Build a car or a chair whose four sides differ: each has a panel and a symbol in random colours.
+    """Build a car or a chair whose four vertical sides differ: each has a panel and a symbol in random colours.
 
     ``family`` is "cars" or "chairs"; other values raise KeyError. ``index`` is the number of the object, which is
-    only stored in the result; -1: none.
+    only stored in the result; -1: the object has no number.
     """
     noun = NOUNS[FAMILIES[family]]
     main = sample_colour(rng)
@@ -75,11 +76,13 @@ def _chest(b: Builder) -> None:
 
 
 def surface(solids: Sequence[Primitive], box: np.ndarray, side: str, across: float, up: float) -> np.ndarray | None:
-    """Cast a ray from a side of the bounding box `box` (2, 3) to the box's middle plane.
+    """Cast a ray from a vertical side of a bounding box to the parallel plane through the centre of the box.
 
-    The ray is perpendicular to `side`, a key of `SIDES` such as "front". It starts at the relative coordinates `across`
-    and `up` on this side, both in [-1, 1]; 0 is the middle of the side. Return the first point (3,) of the ray that is
-    inside one of the `solids`, or None if there is no such point.
+    `box` (2, 3) has the lower and the upper corner. `side` is "front" (+x), "left" (+y), "back" or "right", and the ray
+    is perpendicular to it. It starts on this side at the relative coordinates `across` (horizontal) and `up`
+    (vertical), both in [-1, 1]; 0 is the middle of the side. `across` grows to the right, seen by a viewer who faces
+    the side. Return the first point (3,) of the ray that is inside one of the `solids`, or None if there is no such
+    point.
     """
     centre, half = (box[0] + box[1]) / 2, (box[1] - box[0]) / 2
     normal = np.array([*SIDES[side][0], 0.0])
@@ -157,7 +160,10 @@ SPLITS = ("train", "val", "test")  # names of the splits, and of the config fiel
 
 
 class Job(NamedTuple):
-    """Scene to make, numbered within its split. ``family`` is "cars" or "chairs", ``split`` one of `SPLITS`."""
+    """Scene (views of one object) to make. ``family`` is "cars" or "chairs", ``split`` is "train", "val" or "test".
+
+    ``number`` counts the scenes of one family and split from 0.
+    """
 
     family: str
     split: str
@@ -200,10 +206,10 @@ def scene(config: MakeSRNToyboxConfig, job: Job) -> Views:
 
 
 def viewpoints(config: MakeSRNToyboxConfig, job: Job) -> Cameras:
-    """Return the cameras of a scene, which look at the origin.
+    """Return the cameras of a scene, which look at the origin from one common distance.
 
-    In the split "train" the cameras are random, uniform on a zone of a sphere. In "val" and "test" all scenes have the
-    same cameras, on a spiral.
+    In the split "train" the cameras are random, uniform on the part of a sphere with elevations of -10 to 80 degrees.
+    In "val" and "test" all scenes have the same 251 cameras, on a spiral around the z axis.
     """
     if job.split == "train":
         rng, n = job.rng(config.seed, "cameras"), config.train_views
@@ -223,8 +229,9 @@ def viewpoints(config: MakeSRNToyboxConfig, job: Job) -> Cameras:
 class ToyboxScenes:
     """Source of scenes (`data.srn.pairs.PairSource`): rendered cars and chairs with marks on their four sides.
 
-    Models of novel views train on pairs of views of a scene. The four marks of an object differ.
-    The task `make-srn-toybox` writes the same training scenes to disk for the same seed and sizes.
+    A scene has views of one object. Models that generate new views from an input view train on pairs of views of a
+    scene. The marks (a panel with a symbol on each side) of an object differ. The task `make-srn-toybox` writes the
+    same training scenes to disk for the same seed, families, image size, and numbers of scenes and views.
     """
 
     def __init__(self, config: ToyboxPairsConfig, size: int, seed: int) -> None:

@@ -1,8 +1,10 @@
 """Tasks that write toybox objects as files: "toybox-sheet" and "make-toybox-assets".
 
-RUN/sheet.png, sheet-2.png, ...      contact sheets, one row per noun, to inspect the training data
-RUN/000/00017-a-blue-dog.glb, ...    objects to test tasks that read user meshes; y up, front +z, vertex colours
-RUN/captions.csv                     file and caption of each GLB file
+"toybox-sheet":
+    RUN/sheet.png, sheet-2.png, ...      contact sheets, one row per noun, to inspect the training data
+"make-toybox-assets", for tests of tasks that read user meshes:
+    RUN/000/00017-a-blue-dog.glb, ...    objects; y up, front +z, vertex colours
+    RUN/captions.csv                     path and caption of each GLB file
 """
 
 import csv
@@ -30,9 +32,9 @@ AZIMUTHS = (25, -40, 60, 150, 20, 230, -70, 0)
 def sheet_specs(noun: str, count: int, split: str, seed: int) -> list[Spec]:
     """Return up to ``count`` specifications of objects of ``noun`` for a contact sheet.
 
-    In the split "train", about every second object has a named part or accessory. In the split "held-out", all objects
-    have a combination of colour and part that is excluded from training; the list is empty for nouns without such
-    combinations.
+    In the split "train", about every second object of a noun with parts or accessories has a named one. In the split
+    "held-out", all objects have a combination of colour and part or accessory that is excluded from training; the list
+    is empty for nouns without such combinations. ``seed`` shifts the choice of the colours or combinations.
     """
     entry, names = NOUNS[noun], list(COLOURS)
     options = entry.parts + entry.wears

@@ -1,4 +1,7 @@
-"""Training sources (`data.latent_cache.Source`) of toybox images: single images, rings of views, MV-Adapter's views."""
+"""Training sources of toybox images, from which latent caches are made (`data.latent_cache.Source`).
+
+The images are single images, rings of views around an object, and the six views of MV-Adapter.
+"""
 
 import numpy as np
 
@@ -23,13 +26,14 @@ IMAGES_PER_ROOM = 2
 
 
 class Photographs:
-    """Source of single captioned images for priors without camera conditioning. Most show one object from the front.
+    """Source of single captioned renders for priors without camera conditioning. Most show one object from the front.
 
     Args:
-        variation: factor on the random variation of the objects, in [0, 1], see ``Toybox``.
+        seed, split: seed and split ("train" or "held-out") of the objects and rooms.
+        variation: factor on the random variation of the objects, in [0, 1]; 0: no variation.
         rooms: share of images that are taken inside rooms, in [0, 1].
-        clutter: factor on the number of objects in a room, usually in [0, 1], see ``rooms.furnish``.
-        style: "plain", or "blocks" to replace each solid of an object by a box.
+        clutter: factor on the number of objects in a room, usually in [0, 1]; 1: 8 to 14 objects before placement.
+        style: "plain", or "blocks" to replace each solid of an object by a box. Rooms stay plain.
     """
 
     n_view = 1
@@ -67,9 +71,10 @@ class Photographs:
         return Captioned(rgb, captions, c2w)
 
     def object_images(self, indices: list[int], size: int) -> tuple[np.ndarray, list[str], np.ndarray]:
-        """Render the images of this source with the numbers ``indices``, which must be images of single objects.
+        """Render the N images of this source with the numbers ``indices``, which must be images of single objects.
 
-        Return rgb (N, size, size, 3) in [0, 1], N captions, and c2w (N, 4, 4), camera-to-world, OpenGL axes.
+        Return rgb (N, size, size, 3) in [0, 1], N captions, and c2w (N, 4, 4), camera-to-world, OpenGL axes. Object
+        ``index`` of the toybox is on image ``index``.
         """
         assets = [self.box.asset(i) for i in indices]
         rngs, view = [self.box.rng(i, 4) for i in indices], self.box.view
@@ -84,7 +89,7 @@ class Photographs:
         return rgb, [asset.caption for asset in assets], c2w
 
     def room_images(self, indices: list[int], size: int) -> tuple[np.ndarray, list[str], np.ndarray]:
-        """Render the images of this source with the numbers ``indices``, which must be images of rooms.
+        """Render the N images of this source with the numbers ``indices``, which must be images of rooms.
 
         Return rgb (N, size, size, 3) in [0, 1], N captions, and c2w (N, 4, 4), camera-to-world, OpenGL axes.
         """
@@ -101,9 +106,9 @@ of the image; the largest weight; rendered pixels per latent pixel along each ax
 
 
 class FourSides:
-    """Source of captioned objects of ``box``, each rendered from ``n_view`` evenly spaced azimuths.
+    """Source of captioned objects of ``box``, each rendered from ``n_view`` azimuths, four by default.
 
-    The first azimuth of an object is random.
+    The cameras are those of ``box``: a `Toybox` spaces the azimuths evenly from a random first one.
     """
 
     def __init__(self, box: Toybox, n_view: int = 4) -> None:
@@ -135,10 +140,11 @@ class FourSides:
 
 
 class ToyboxObjects(ObjectViews):
-    """Source of toybox objects in the six views of MV-Adapter. ``ObjectViews`` explains the arguments.
+    """Source of toybox objects in the six views of MV-Adapter. The base class ``ObjectViews`` explains the arguments.
 
-    If the condition maps are camera rays (``control`` "rays"), small objects stay small in the image. If they are
-    geometry maps ("geometry"), every object is scaled to fill the image, as MV-Adapter scales the meshes it textures.
+    MV-Adapter has a condition map for each view. If the maps are camera rays (``control`` "rays"), small objects stay
+    small in the image. If they are geometry maps ("geometry"), every object is scaled to the same longest side, as
+    MV-Adapter scales the meshes it textures.
     """
 
     options: ToyboxObjectsConfig
@@ -156,10 +162,11 @@ class ToyboxObjects(ObjectViews):
         return self.box.asset(index).caption
 
     def asset(self, index: int) -> Asset:
-        """Return object ``index``, scaled into the cube [-HALF, HALF]^3 for rendering.
+        """Return object ``index`` (z up, front +x), scaled for rendering.
 
-        With ``control`` "geometry", the longest side of the object fills the cube. With "rays", all objects are scaled
-        by the same factor, so small objects stay small.
+        With ``control`` "geometry", its bounding box is centred, and its longest side is 1, so that it fits into the
+        cube [-0.5, 0.5]^3. With "rays", all objects are scaled by the same factor, so that the largest fit into the
+        ball of radius 0.5, and small objects stay small.
         """
         asset = self.box.asset(index)
         if self.control == "rays":

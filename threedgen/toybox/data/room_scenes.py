@@ -1,4 +1,7 @@
-"""Sources (``data.scene_views.SceneSource``) of panoramas and camera walks in toy rooms, and meshes of the rooms."""
+"""Training sources of panoramas and camera walks in toy rooms (``data.scene_views.SceneSource``), and room meshes.
+
+A walk is a sequence of frames of a camera that moves through a room.
+"""
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -39,7 +42,7 @@ def render_scene_views(
     """Render views of a room from the V cameras ``at``, with a caption for each view.
 
     ``rng`` has V generators, one for the random wording of each caption. If ``depth``, the result also has depth maps
-    (V, H, W) in metres, else its depth is None.
+    (V, H, W) along the viewing axis in metres, else its depth is None.
     """
     rgb, z, _ = render_images(room, at, 2, depth)
     labels = render_images(room, _resized(at, CAPTION_PIXELS), 1, True)[2]
@@ -59,8 +62,8 @@ def render_images(room: world.Room, at: Cameras, supersample: int, with_gbuffer:
         with_gbuffer: also render depth and labels. Otherwise these two arrays are empty.
 
     Returns:
-        rgb (V, H, W, 3) in [0, 1], depth (V, H, W) along the viewing axis in metres, and labels (V, H, W): k + 1 for
-        the item ``room.items[k]``, ``len(room.items)`` + 1 for the bare room.
+        rgb (V, H, W, 3) in [0, 1], depth (V, H, W) along the viewing axis in metres, and integer labels (V, H, W):
+        k + 1 for the item ``room.items[k]``, ``len(room.items)`` + 1 for the bare room (walls, floor, ceiling, lamp).
     """
     side = max(at.height, at.width)
     focal = at.K[:, 1, 1].double().numpy()
@@ -83,8 +86,9 @@ def render_images(room: world.Room, at: Cameras, supersample: int, with_gbuffer:
 class RoomPanoramas:
     """Source of panoramas, one per toy room.
 
-    A panorama is a set of views from one point at evenly spaced yaws. The first yaw is a random multiple of
-    ``YAW_STEP`` degrees in the training split, and 0 in the test split.
+    A panorama is a set of ``config.views`` horizontal views from one point at evenly spaced yaws. Yaws are in degrees,
+    0 looks along +x, and they grow to the right. The first yaw is a random multiple of 45 in the training split, and 0
+    in the test split.
     """
 
     def __init__(self, config: RoomPanoramasConfig, seed: int = 0, split: SceneSplit = "train") -> None:
@@ -100,7 +104,7 @@ class RoomPanoramas:
         return f"panoramas of toy rooms, {which}, {o.views} of {o.size} px, {o.fov:g} deg"
 
     def first_yaw(self, index: int) -> int:
-        """Return the yaw of the first view of room ``index``, in degrees to the right of +x."""
+        """Return the yaw of the first view of room ``index``, in degrees to the right of +x (clockwise from above)."""
         return (
             world.YAW_STEP * int(self.rooms.rng(index, 3).integers(360 // world.YAW_STEP))
             if self.split == "train"
@@ -115,20 +119,30 @@ class RoomPanoramas:
         return render_scene_views(self.rooms.room(index), at, rng)
 
     def skybox(self, index: int, size: int) -> Array:
-        """Render the faces of the skybox of room ``index`` in the order of ``SKYBOX``: (6, size, size, 3) in [0, 1]."""
+        """Render the skybox of room ``index``: six images (6, size, size, 3) in [0, 1], each 90 degrees wide.
+
+        In the order of Matterport3D: up, four horizontal ones at the yaws 270, 0, 90, 180 degrees to the right of +x,
+        down.
+        """
         R = torch.stack([rotation(*angles) for angles in SKYBOX])
         at = cameras(R, radians(90), size, size, world.EYE_POSITION.tolist())
         return render_images(self.rooms.room(index), at, 2, False)[0]
 
     def directions(self, index: int) -> list[str]:
-        """Return captions of eight views of room ``index``, at yaws 0, 45, ..., 315 degrees to the right of +x."""
+        """Return captions of eight horizontal views, 90 degrees wide, of room ``index``.
+
+        Their yaws are 0, 45, ..., 315 degrees to the right of +x (clockwise seen from above).
+        """
         at = cameras(ring(8), radians(90), CAPTION_PIXELS, CAPTION_PIXELS, world.EYE_POSITION.tolist())
         rng = [self.rooms.rng(index, 10 + number) for number in range(8)]
         return list(render_scene_views(self.rooms.room(index), at, rng).captions)
 
 
 class RoomWalk:
-    """Camera walk of ``length`` frames on a smooth path in the unfurnished middle of room ``index``."""
+    """Camera walk through room ``index`` of ``rooms``: ``length`` frames on a smooth path in its unfurnished middle.
+
+    ``options`` gives the image size and the field of view.
+    """
 
     def __init__(self, rooms: world.Rooms, index: int, length: int, options: RoomPathsConfig) -> None:
         self.rooms, self.index, self.length, self.options = rooms, index, length, options
@@ -148,7 +162,10 @@ class RoomWalk:
 
     @cached_property
     def cameras(self) -> Cameras:
-        """Cameras of all frames. Their position and pitch oscillate; their yaw turns one way at a varying speed."""
+        """Cameras of all frames, in room axes (metres, z up, origin in the centre of the floor).
+
+        Along the walk, position and pitch oscillate, and the yaw turns one way at a varying speed.
+        """
         rng, k, o = self.rooms.rng(self.index, 4), np.arange(self.length), self.options
 
         def wave(amplitude: float, shortest: float, longest: float) -> Array:
@@ -173,10 +190,10 @@ class RoomWalk:
 
 
 def room_walks(options: RoomPathsConfig, seed: int, split: SceneSplit, length: int | None = None) -> list[RoomWalk]:
-    """Return one camera walk (a moving camera) through each of ``options.count`` rooms.
+    """Return one camera walk (frames of a moving camera) through each of ``options.count`` rooms.
 
-    The rooms are generated on first use. ``length`` is the number of frames per walk; None: ``FRAMES_PER_KEY`` times
-    ``options.views``, the number of views of a training entry.
+    The rooms are generated on first use. ``length`` is the number of frames per walk; None: 9 (``FRAMES_PER_KEY``)
+    times ``options.views``, where ``options.views`` is the number of views of a training entry.
     """
     rooms = _rooms(seed, split, options.clutter)
     return [RoomWalk(rooms, k, length or FRAMES_PER_KEY * options.views, options) for k in range(options.count)]
@@ -185,8 +202,9 @@ def room_walks(options: RoomPathsConfig, seed: int, split: SceneSplit, length: i
 def room_paths(config: RoomPathsConfig, seed: int = 0, split: SceneSplit = "train") -> WalkScenes:
     """Build a source whose entries are sequences of views along a camera walk through a toy room.
 
-    Entries of the training split start at a random key frame. The test split has one entry per room, which has the
-    first key frames of the walk.
+    Key frames are frames of the walk; consecutive ones share about 60 % of the pixels. The test split has one entry per
+    room: the first key frames of the walk. Each training entry is random: consecutive key frames, or with the
+    probability ``config.between`` two key frames with frames between them.
     """
     o, walks = config, room_walks(config, seed, split)
     rooms = f"seed {seed}, {split}, clutter {o.clutter:g}"
@@ -200,8 +218,8 @@ def room_triangles(room: world.Room) -> tuple[Array, Array, Array]:
     """Return the T triangles of a room as seen from inside, without the outer sides of walls, floor and ceiling.
 
     Returns:
-        Corners (T, 3, 3) in metres, sRGB colours (T, 3) in [0, 1], and labels (T,): k + 1 for the item
-        ``room.items[k]``, ``len(room.items)`` + 1 for the bare room.
+        Corners (T, 3, 3) in metres, z up, sRGB colours (T, 3) in [0, 1], and integer labels (T,): k + 1 for the item
+        ``room.items[k]``, ``len(room.items)`` + 1 for the bare room (walls, floor, ceiling and lamp).
     """
     vertices, faces, colours, labels = room.asset.mesh()
     corners = vertices[faces]
@@ -216,9 +234,9 @@ def prompted_room(prompt: str, seed: int) -> tuple[Array, Callable[[Cameras], li
     """Make a room with the furniture that a prompt names.
 
     Returns:
-        Tuple (triangles, describe, warnings). The triangles (T, 3, 3) of the room are in metres. ``describe`` maps V
-        cameras to V captions of what they show; a caption names at most two items besides the floor, as in the training
-        of the depth model. The warnings tell the user which furniture has no place.
+        Tuple (triangles, describe, warnings). The triangles are the corners (T, 3, 3) of the room's mesh in metres, z
+        up, without colours. ``describe`` maps V cameras to V captions of what they show; a caption names at most two
+        items besides the floor. The warnings tell the user which furniture has no place.
     """
     room, lost = world.furnish_from(prompt, numpy_generator(seed, 0, "room"))
 
@@ -233,7 +251,7 @@ def prompted_room(prompt: str, seed: int) -> tuple[Array, Callable[[Cameras], li
 def glb(corners: Array, colours: Array) -> bytes:
     """Encode triangles ``corners`` (T, 3, 3) with sRGB ``colours`` (T, 3) in [0, 1] as a GLB file with vertex colours.
 
-    The z axis is up in ``corners``, the y axis in the file. Lengths stay the same.
+    The z axis is up in ``corners``, the y axis in the file; +x becomes +z. Lengths stay the same.
     """
     rgba = np.pad(np.round(to_linear(colours) * 255).astype(np.uint8), ((0, 0), (0, 1)), constant_values=255)
     mesh = trimesh.Trimesh(

@@ -1,8 +1,8 @@
 """Task "toybox-subjects", which writes photos of subjects: toybox objects with unusual features to evaluate DreamBooth.
 
 A subject has unusual proportions, an oversized or undersized part, a pattern in a second colour and a mark on one
-side. Captions do not describe these features, and no prior was trained on them. Photos of some sides are the training
-data; renders from other cameras are the ground truth.
+side. Captions do not describe these features, and no prior (generative model) was trained on them. DreamBooth tunes a
+prior on the photos of a subject. The evaluation compares its samples with renders from other cameras.
 """
 
 from collections.abc import Sequence
@@ -39,8 +39,10 @@ def make_subject(seed: int, number: int, noun: str = "", wearing: Sequence[str] 
 
     Args:
         seed, number: together they seed the features. If ``noun`` is "", consecutive numbers give different nouns.
+            ``number`` is also the ``index`` of the result.
         noun: object class, such as "dog"; "": ``seed`` and ``number`` choose the class.
-        wearing: if ``noun`` is "", only nouns that can wear these accessories are chosen. They are not added.
+        wearing: if ``noun`` is "", only nouns that can wear all these accessories are chosen. The object gets none of
+            them.
 
     Returns:
         Object whose caption is only the noun with its article, such as "a dog".
@@ -64,9 +66,10 @@ def make_subject(seed: int, number: int, noun: str = "", wearing: Sequence[str] 
 
 
 def render_photos(subject: Asset, count: int, size: int, seed: int = 0) -> np.ndarray:
-    """Render photos of an object on a grey background (0.5). Return images (count, size, size, 3) in [0, 1].
+    """Render "photos" of an object on a grey background (0.5). Return images (count, size, size, 3) in [0, 1].
 
-    The azimuths of the cameras are nearly evenly spaced. The elevations are random, from 5 to 30 degrees.
+    The azimuths of the cameras start at a random one and are nearly evenly spaced around the object. The elevations are
+    random, from 5 to 30 degrees.
     """
     rng = np.random.default_rng([seed, max(0, subject.index), *b"photos"])
     turns = rng.uniform() + (np.arange(count) + rng.uniform(-0.2, 0.2, count)) / count

@@ -1,13 +1,14 @@
 """Task "compare-3d": compare variants of a config, such as representations and losses, on the same held-out prompts.
 
-The variants are compared after equally many training steps, and after an equal training time of the same runs. KEY is
-a name made of config, prompt, seed and a hash of the run's config.
+A variant is the config with some options changed. The variants are compared after equally many training steps and, if
+the option `seconds` is set, after an equal training time of the same runs. A generate run makes one 3D object from a
+prompt. KEY is a name made of config, prompt, seed and a hash of the run's config.
 
 RUN/runs/KEY/                 generate run of a variant and a prompt; finished runs are not repeated
 RUN/measured/KEY-steps.json   measurements of the run's object at the end of the training
 RUN/measured/KEY-time.json    measurements of the run's object in its checkpoint after `seconds` of training
-RUN/report.json, report.md    figures with intervals, and paired differences from the first variant
-RUN/steps.png, time.png       a view of each object at these two points; one row per variant
+RUN/report.json, report.md    metrics with 95 % intervals, and paired differences from the first variant
+RUN/steps.png, time.png       a view of each object at the end, and after `seconds` of training; one row per variant
 """
 
 import logging
@@ -77,10 +78,10 @@ class Row(NamedTuple):
     Attributes:
         label: label of the variant.
         prompt: prompt of the object.
-        found: measurements at the point "steps" (end of the training) and, if it is compared, at the point "time"
-            (after a fixed training time). They are dicts with keys of JUDGED (right answers of the probe) and of
-            MEASURED (other figures). Undefined measurements are None.
-        views: images (V, H, W, 3), uint8, of the object at the same points.
+        found: dict from "steps" (end of the training) and, if it is compared, "time" (after a fixed training time) to
+            the measurements at this point. These are dicts, with bools for the keys of JUDGED (whether the probe, a
+            classifier of toybox images, answers right) and numbers for those of MEASURED. None: undefined.
+        views: dict with the same keys as ``found``, to images (V, H, W, 3), uint8, of the object.
     """
 
     label: str
@@ -90,7 +91,10 @@ class Row(NamedTuple):
 
 
 class Comparison(Evaluation[Compare3DConfig, tuple[str, Job], Row]):
-    """Evaluation that makes the objects of all variants, measures them and compares the variants."""
+    """Evaluation that makes the objects of all variants of a config, measures them and compares the variants.
+
+    An item is a pair (label of the variant, batch job of one prompt).
+    """
 
     stage = "measuring"
 
@@ -202,11 +206,11 @@ object are judged by the probe. Differences are from the first variant, mean ove
         write_report(self.task, "report", rounded(figures), "\n\n".join(parts) + "\n")
 
     def summary(self, budget: str, rows: Sequence[Row]) -> Json:
-        """Return the figures of one variant, with intervals, from the rows of its objects.
+        """Return the metrics of one variant, each with a 95 % interval, from the rows of its objects.
 
         They are the shares of right answers of the probe, the median roughness, the means of the other measurements,
-        and the FID if there are two or more objects. ``budget`` selects the measurements in ``Row.found``: "steps" or
-        "time".
+        and the FID if there are two or more objects. ``budget`` selects when the objects were measured: "steps" (at the
+        end of the training) or "time" (after a fixed training time).
         """
         found = [row.found[budget] for row in rows]
         table: Json = {key: proportion([one.get(key) for one in found]).plain() for key in JUDGED}
@@ -220,9 +224,9 @@ object are judged by the probe. Differences are from the first variant, mean ove
         return table
 
     def true_objects(self) -> Json:
-        """Return the figures of ground-truth objects of the prompts, measured like those of a variant, to compare with.
+        """Return the metrics of ground-truth objects of the prompts, measured like the objects of a variant.
 
-        Steps and seconds are left out, because these objects are not trained.
+        The report shows them for comparison. Steps and seconds are left out, because these objects are not trained.
         """
         pairs = list(self.truth.values())
         verdicts: list[Json] = [
@@ -244,9 +248,10 @@ object are judged by the probe. Differences are from the first variant, mean ove
 
 
 def differences(ours: Sequence[Json], theirs: Sequence[Json]) -> Json:
-    """Return the mean difference of each measurement, `ours` minus `theirs` for each prompt, with a 95 % interval.
+    """Return the differences of two variants: a dict from measurement to "mean", and "low" and "high" (95 % interval).
 
-    `ours` and `theirs` have the measurements of two variants, one dict per prompt, in the same order.
+    The mean is over prompts, of `ours` minus `theirs` for the same prompt. `ours` and `theirs` have the measurements of
+    the two variants, one dict per prompt, in the same order of prompts.
     """
     names = [*JUDGED, *MEASURED]
     first, second = ([{name: one.get(name) for name in names} for one in part] for part in (ours, theirs))

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 class Case:
     """Test prompt: the specification of an object, which is usually held out of training.
 
-    ``index`` seeds the ground-truth objects of the specification. For held-out specifications, it is also the number of
-    the specification in the held-out split of the toybox.
+    ``index`` is one of the seeds of the random shape of the specification's ground-truth objects. For held-out
+    specifications, it is also the number of the sample in the held-out split of `Toybox` with this specification.
     """
 
     index: int
@@ -41,9 +41,9 @@ class Case:
         return caption(self.spec)
 
     def build_truth(self, seed: int, number: int = 0) -> Asset:
-        """Build a ground-truth object of this specification, with random shape and pose.
+        """Build a ground-truth object of this specification, with random shape and pose of its parts.
 
-        No training uses these objects. ``seed``, ``index`` and ``number`` together seed the random variation.
+        No training uses these objects. ``seed``, ``index`` (attribute) and ``number`` together seed the variation.
         """
         return build(self.spec, numpy_generator(seed, self.index, f"truth {number}"), index=self.index)
 
@@ -52,6 +52,7 @@ def held_out_cases(count: int, seed: int, spread: bool = False, nouns: Collectio
     """Sample ``count`` different specifications that are held out of training.
 
     Args:
+        seed: seed of the held-out split of the toybox, whose samples are taken in order.
         spread: use each noun once before a noun is repeated.
         nouns: allowed nouns; None: all.
 
@@ -79,7 +80,10 @@ def held_out_cases(count: int, seed: int, spread: bool = False, nouns: Collectio
 
 @cache
 def held_out_pairs() -> dict[str, int]:
-    """Return a dict from each noun that has held-out pairs (colour, part or accessory) to the number of these pairs."""
+    """Return a dict from noun to the number of its held-out pairs, for all nouns that have such pairs.
+
+    A pair is (main colour of the object, part or accessory).
+    """
     pairs = {
         word: sum(held_out(Spec(word, colour, "", part)) for colour in COLOURS for part in noun.parts + noun.wears)
         for word, noun in NOUNS.items()
@@ -93,7 +97,10 @@ ROUND_NOUNS = ("rocket",)  # nouns of `CLEAR_FAMILIES` that look the same from e
 
 
 def clear_nouns() -> tuple[str, ...]:
-    """Return the toybox nouns that have a clear front and at least one combination that is held out of training."""
+    """Return the toybox nouns that have a clear front and at least one combination that is held out of training.
+
+    A combination is one of noun, main colour, and part or accessory.
+    """
     return tuple(
         word
         for word, noun in NOUNS.items()
@@ -104,13 +111,13 @@ def clear_nouns() -> tuple[str, ...]:
 class FrontObjects:
     """Toybox prompts and meshes of objects with a clear front, to measure the Janus problem (several fronts).
 
-    Implements `threedgen.evaluation.janus.options.FrontObjects`.
+    Implements the protocol `threedgen.evaluation.janus.options.FrontObjects`.
     """
 
     def prompts(self, count: int, seed: int) -> list[str]:
-        """Return ``count`` captions that are held out of training, with the nouns of `clear_nouns` in turn.
+        """Return ``count`` captions that are held out of training, whose nouns have a clear front (`clear_nouns`).
 
-        Raises ConfigError if there are fewer than ``count`` such captions.
+        Each noun is used once before one is repeated. Raises ConfigError if there are not enough such captions.
         """
         return [case.caption for case in held_out_cases(count, seed, spread=True, nouns=clear_nouns())]
 
@@ -125,8 +132,8 @@ class FrontObjects:
     def meshes(self, seed: int, first: int, count: int, front: bool = True) -> Iterator[tuple[str, ColouredMesh]]:
         """Yield pairs (caption, mesh) of ``count`` objects, cycling through the nouns with a clear front.
 
-        If ``front`` is False, the nouns are those without a front. The objects of a noun have the numbers ``first``,
-        ``first`` + 1, ..., which give different shapes.
+        If ``front`` is False, the nouns are those without a front. Each noun has one held-out caption. Its objects have
+        the numbers ``first``, ``first`` + 1, ..., which seed different shapes. Meshes have z up and the front at +x.
         """
         nouns = clear_nouns() if front else tuple(word for word in held_out_pairs() if not NOUNS[word].front)
         cases = held_out_cases(len(nouns), seed, spread=True, nouns=nouns)
@@ -139,10 +146,11 @@ BACKGROUND = 0.5  # grey value of the background of toybox objects, equal to tha
 
 
 def toybox_scenes(config: ToyboxScenesConfig, sampler: object, seed: int) -> list[Scene]:
-    """Return one scene per held-out caption, to compare views sampled from a caption with original views.
+    """Return one scene per held-out caption, to compare views sampled from the caption with original views.
 
-    The original views of a scene show a ground-truth object of the caption, which no training uses. ``sampler`` has no
-    effect here; all functions that return scenes have this argument.
+    A scene has a prompt (the caption), a ring of cameras around the origin, and original views from these cameras. They
+    show a ground-truth object of the caption, which no training uses. ``sampler`` has no effect here; all functions
+    that return scenes have this argument.
     """
     fov, elevation = float(np.deg2rad(config.fov)), float(np.deg2rad(config.elevation))
     distance = config.relative_distance / float(np.tan(fov / 2))

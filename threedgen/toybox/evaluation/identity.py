@@ -2,7 +2,7 @@
 
 The network maps images to unit vectors. The cosine of two vectors is the similarity of the two objects. The task
 "train-identity" writes RUN/identity/toybox-identity.safetensors (weights) and toybox-identity.json (options of the
-network, and its ROC on new subjects).
+network, and how well it recognises new subjects: figures of its ROC curve).
 """
 
 from functools import partial
@@ -33,10 +33,11 @@ TEMPERATURE = 0.1
 
 
 class IdentityNet(nn.Module):
-    """Convolutional network that encodes an image as a unit vector.
+    """Convolutional network that encodes an image of an object as a unit vector.
 
-    Vectors of images of the same object are close. The network has four levels, each at half the resolution of the
-    level before. ``options`` are the sizes of the network; None: ``IdentityNetworkConfig()``.
+    After training, vectors of images of the same object are close. The network has four levels, each at half the
+    resolution of the level before. ``options`` are the image size, the channels of the levels and the length of the
+    vectors; None: the defaults of `IdentityNetworkConfig`.
     """
 
     def __init__(self, options: IdentityNetworkConfig | None = None) -> None:
@@ -48,7 +49,7 @@ class IdentityNet(nn.Module):
         self.out = nn.Linear(2 * d, self.options.width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Encode B images (B, 3, S, S) in [0, 1] as unit vectors (B, D), float32."""
+        """Encode B images (B, 3, S, S) in [0, 1], S = ``options.image_size``, as unit vectors (B, D), float32."""
         return F.normalize(self.out(pooled(self.levels((x - 0.5) * 4))).float(), dim=1)
 
     def save(self, path: Path, about: Json | None = None) -> None:
@@ -56,9 +57,10 @@ class IdentityNet(nn.Module):
 
 
 class ToyboxIdentity:
-    """Trained and frozen `IdentityNet`, loaded from the result of a train-toybox-identity run.
+    """Trained and frozen `IdentityNet`, loaded from the weights that ``config`` names.
 
-    The constructor raises ConfigError if the file is missing or damaged.
+    A run of the config train-toybox-identity writes such weights. The constructor raises ConfigError if the file is
+    missing or damaged.
     """
 
     def __init__(self, config: ToyboxIdentityConfig) -> None:
@@ -69,15 +71,18 @@ class ToyboxIdentity:
 
     @torch.no_grad()
     def __call__(self, images: Tensor, chunk: int = 64) -> Tensor:
-        """Encode square images (V, H, W, 3) in [0, 1] as unit vectors (V, D), float32. ``chunk`` is the batch size."""
+        """Encode square images (V, S, S, 3) in [0, 1] of any size S as unit vectors (V, D), float32.
+
+        ``chunk`` is the number of images per batch.
+        """
         size = self.net.options.image_size
         return torch.cat([self.net(prepare(part, size)) for part in images.split(chunk)])
 
 
 def similarity(ours: Tensor, theirs: Tensor) -> float:
-    """Return the mean cosine similarity of all pairs of one vector of ``ours`` (V, D) and one of ``theirs`` (W, D).
+    """Return the mean cosine similarity of all V W pairs of a vector of ``ours`` (V, D) and one of ``theirs`` (W, D).
 
-    All vectors have length 1.
+    All vectors must have length 1.
     """
     return float((ours @ theirs.T).mean())
 
@@ -107,8 +112,9 @@ def roc(same: Floats, different: Floats) -> dict[str, float]:
 def pairs(vectors: Tensor, subject: NDArray[np.integer], kind: NDArray[np.integer]) -> tuple[Floats, Floats]:
     """Return the cosine similarities (N,) of image pairs of the same object, and (M,) of pairs of different objects.
 
-    Different objects form pairs only if they have the same noun. ``vectors`` (V, D) are unit vectors of V images.
-    ``subject`` (V,) has the index of the object in each image, ``kind`` (V,) the index of the noun of this object.
+    Different objects form pairs only if they are of the same kind (group of objects with one noun). ``vectors`` (V, D)
+    are unit vectors of V images. ``subject`` (V,) has the index of the object in each image, ``kind`` (V,) the index of
+    its kind.
     """
     cosine = (vectors @ vectors.T).numpy()
     once = np.triu(np.ones_like(cosine, bool), 1)
@@ -118,9 +124,10 @@ def pairs(vectors: Tensor, subject: NDArray[np.integer], kind: NDArray[np.intege
 
 @torch.no_grad()
 def measure_roc(net: IdentityNet, count: int, alike: int, seed: int) -> dict[str, float]:
-    """Measure the ROC of a network on new subjects, ``alike`` of each of ``count`` kinds. Return the dict of `roc`.
+    """Measure how well a network tells new subjects (unusual toybox objects) of a kind apart. Return the dict of `roc`.
 
-    The subjects of a kind have the same noun. If ``count`` exceeds the number of nouns, several kinds share a noun.
+    A kind is a group of ``alike`` subjects with the same noun. There are ``count`` kinds. If ``count`` exceeds the
+    number of nouns, several kinds share a noun. Only images of the same kind are compared.
     """
     rng, nouns = np.random.default_rng([seed, *b"measure"]), subject_nouns()
     vectors, subject, kind = [], [], []
@@ -151,7 +158,7 @@ def contrastive(vectors: Tensor, temperature: float) -> tuple[Tensor, float]:
 class IdentitySystem(ClassifierSystem):
     """LightningModule that trains an `IdentityNet`.
 
-    A batch has two views each of `SUBJECTS_PER_NOUN` objects of `NOUNS_PER_STEP` nouns.
+    A batch has 2 views of each of 24 objects: `SUBJECTS_PER_NOUN` objects for each of `NOUNS_PER_STEP` nouns.
     """
 
     stage, shown, result = "identity", ("right",), f"identity/{IDENTITY}.safetensors"

@@ -1,4 +1,4 @@
-"""Verdicts on objects: answers of the probe, an image classifier, for views of an object, compared with the prompt."""
+"""Verdicts on objects: answers of the probe (an image classifier) for views of an object, compared with its prompt."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -50,9 +50,11 @@ class Verdict:
     """Comparison of an object with its specification: which of its attributes are correct, according to the probe.
 
     Attributes:
-        answers: maps keys of `FIGURES`, such as "noun", to whether the attribute is correct; None: not applicable. Keys
-            that concern single views have a list with one answer per view.
-        words: maps "noun", "colour" and "part" to the words that the probe (an image classifier) finds.
+        answers: maps "noun", "colour" and other keys of `FIGURES` to whether the attribute is correct. Keys that do not
+            apply to the object are missing or None. Keys that concern single views have a list with one answer per
+            view.
+        words: maps "noun", "colour" and, if the prompt names a part, "part" to what the probe (an image classifier)
+            finds, such as "dog", "red" and "blue hat" (or "no hat").
         fronts: number of fronts found; None if the noun has no front or the camera azimuths are unknown.
         azimuth_error: mean absolute error of the predicted camera azimuths, degrees; None if ``fronts`` is None.
     """
@@ -66,7 +68,7 @@ class Verdict:
         return rounded(asdict(self))
 
     def all_wrong(self) -> "Verdict":
-        """Return a copy in which all answers are wrong, for an object whose run failed."""
+        """Return a copy in which all answers are False, for an object whose run failed. Number of fronts: None."""
         wrong: dict[str, Answer] = {
             key: [False] * len(value) if isinstance(value, list) else False for key, value in self.answers.items()
         }
@@ -85,9 +87,10 @@ def judge(
 
     Args:
         labels: vocabulary of the classifier.
-        azimuth: azimuths (V,) of the cameras, radians; None: viewing sides and number of fronts are not judged.
+        azimuth: azimuths (V,) of the cameras, radians, 0 at the front; None: viewing sides and number of fronts are not
+            judged.
         vote: decide noun and colour by majority of the views. Otherwise the highest mean log-probability decides.
-        threshold: probability above which a part counts as present, for its largest probability over the views.
+        threshold: a part counts as present if its probability is above this value in at least one view.
     """
     combined = combine_views(views)
     answers: dict[str, Answer] = {}
@@ -124,8 +127,9 @@ def judge_views(
 ) -> Verdict:
     """Classify the views (V, H, W, 3) of one object, uint8 or floats in [0, 1], and compare them with ``spec``.
 
-    ``azimuth`` (V,) are the camera azimuths in radians; None: viewing sides and number of fronts are not judged. Noun
-    and colour are decided by the majority of the views if ``vote``, else by the highest mean log-probability.
+    ``azimuth`` (V,) are the camera azimuths in radians, 0 at the front; None: viewing sides and number of fronts are
+    not judged. Noun and colour are decided by the majority of the views if ``vote``, else by the highest mean
+    log-probability.
     """
     views = probe.classify(torch.from_numpy(to_uint8(images)).float() / 255)
     return judge(views, spec, probe.labels, azimuth, vote, probe.threshold)
@@ -143,9 +147,10 @@ def _sides(views: Answers, azimuth: np.ndarray) -> tuple[dict[str, Answer], int,
 
 
 def tally(verdicts: Sequence[Verdict]) -> dict[str, Proportion]:
-    """Return a dict from each key of `FIGURES` that has answers to the share of correct answers over all verdicts.
+    """Return the shares of correct answers over all verdicts, by attribute: keys of `FIGURES`, such as "noun".
 
-    The intervals of answers about single views are bootstrapped over objects.
+    Attributes without any answer are left out. A share has a 95 % interval, which is a bootstrap over objects for
+    answers about single views.
     """
     figures = {}
     for key in FIGURES:
@@ -159,8 +164,8 @@ def tally(verdicts: Sequence[Verdict]) -> dict[str, Proportion]:
 def own_accuracy(probe: Probe, box: Toybox, indices: Sequence[int]) -> list[Verdict]:
     """Judge four ground-truth renders of each of the objects ``indices`` of ``box``, to measure the probe's accuracy.
 
-    Return one verdict per object. Its answer "part_absent" is True if the probe correctly does not find an accessory
-    that the object could wear but does not have.
+    Return one verdict per object. If there are accessories that the object could wear but does not have, its answer
+    "part_absent" is True if the probe correctly does not find one of them.
     """
     verdicts = []
     for asset, views, truth in _classified(probe, box, indices):
@@ -177,9 +182,9 @@ def own_accuracy(probe: Probe, box: Toybox, indices: Sequence[int]) -> list[Verd
 def calibrate(probe: Probe, box: Toybox, indices: Sequence[int]) -> float:
     """Set ``probe.threshold``, the probability above which a part counts as present, and return it.
 
-    At this threshold, the share of worn accessories that are missed equals the share of absent ones that are found.
-    Most parts are absent from most training images, which lowers the probabilities. ``indices`` are the objects of
-    ``box`` on which the probe is tested.
+    At this threshold, the share of visible accessories that are missed equals the share of absent ones that are found.
+    Most parts are absent from most training images, which lowers the probabilities. ``indices`` are the numbers of the
+    objects of ``box`` on which the shares are measured.
     """
     present, absent = [], []
     for asset, views, truth in _classified(probe, box, indices):

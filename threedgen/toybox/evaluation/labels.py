@@ -56,8 +56,9 @@ class Truth:
         noun, colour: class indices (B,); the colour may be `UNKNOWN_LABEL`.
         seen: (B, W), 1 for a visible part, 0 for an absent one, `UNKNOWN_LABEL` for one that is hardly visible.
         part_colour: (B, W), colour index of each visible part, else `UNKNOWN_LABEL`.
-        azimuth: (B,), azimuth of the camera, radians.
-        front: (B,), bool, whether the object has a front.
+        azimuth: (B,), azimuth of the camera, radians, 0 at the front of the object.
+        front: (B,), bool, whether the azimuth counts: False if the object has no front, and in views from between two
+            fronts.
     """
 
     noun: Tensor
@@ -79,18 +80,21 @@ class Truth:
 
 
 def nearest_colour(value: np.ndarray) -> int:
-    """Return the index in COLOURS of the colour nearest to an sRGB value (3,); if ambiguous, `UNKNOWN_LABEL` (-1)."""
+    """Return the index in COLOURS of the colour nearest to an sRGB value (3,) in [0, 1].
+
+    If the second nearest colour is almost as near, the result is `UNKNOWN_LABEL` (-1).
+    """
     distance = np.linalg.norm(np.array(list(COLOURS.values())) - value, axis=1)
     first, second = np.sort(distance)[:2]
     return int(distance.argmin()) if first <= 0.6 * second else UNKNOWN_LABEL
 
 
 def word_colours(asset: Asset, labels: Labels) -> dict[str, int]:
-    """Return a dict from each part of an object in ``labels.words`` to the index of its colour.
+    """Return a dict from part or accessory to the index of its colour in ``labels.colours``, -1 if it is ambiguous.
 
-    The value of an ambiguous colour is `UNKNOWN_LABEL`. Parts whose colour the caption does not name are included; most
-    of them have their usual colour. With the named parts alone, the probe could learn to always answer the most unusual
-    colour of an image.
+    The dict has those parts and accessories of the object whose names are in ``labels.words``. Parts whose colour the
+    caption does not name are included; most of them have their usual colour. With the named parts alone, the probe
+    could learn to always answer the most unusual colour of an image.
     """
     found = {asset.part: labels.colours.index(asset.part_colour)} if asset.part and asset.part_colour else {}
     for solid in asset.primitives:  # also words of other nouns, such as a dog's mouth
@@ -104,8 +108,8 @@ def image_truth(assets: Sequence[Asset], label: np.ndarray, azimuth: np.ndarray,
 
     Args:
         label: (N * V, H, W), part of each pixel from the ray caster: k + 1 for asset.labels[k], 0 for the background.
-        azimuth: (N * V,), azimuths of the cameras, radians.
-        labels: class names.
+        azimuth: (N * V,), azimuths of the cameras, radians, 0 at the front.
+        labels: class names of the probe.
     """
     count, n_view = len(label), len(label) // len(assets)
     seen = np.zeros((count, len(labels.words)), np.int64)
@@ -134,9 +138,10 @@ def image_truth(assets: Sequence[Asset], label: np.ndarray, azimuth: np.ndarray,
 def labelled(
     box: Toybox, indices: Sequence[int], size: int, n_view: int, labels: Labels
 ) -> tuple[list[Asset], np.ndarray, Truth]:
-    """Render V = ``n_view`` adjacent views of each of the N toybox objects ``indices``, with labels.
+    """Render V = ``n_view`` views of each of the N objects ``indices`` of ``box``, with ground-truth labels.
 
-    Return the N objects, images (N * V, size, size, 3) in [0, 1], and the labels of the images.
+    Return the N objects, images (N * V, size, size, 3) in [0, 1], and the labels of the images. The V views of an
+    object are consecutive. Their azimuths are evenly spaced, from a random first one.
     """
     assets = [box.asset(i) for i in indices]
     image, _, azimuth = box.render(assets, indices, size, n_view, with_gbuffer=True)
@@ -148,9 +153,11 @@ WIDE = View(fov=(33.0, 47.0), elevation=(-5.0, 35.0), relative_distance=(0.88, 1
 
 
 class ProbeToybox(Toybox):
-    """Toybox for the training of the probe. It includes combinations that are held out of the training of priors.
+    """Toybox (data set of objects) for the training of the probe, a classifier of toybox images.
 
-    Many of its objects have an accessory, because accessories are hard to detect.
+    It includes combinations of noun, colour and part that are held out of the training of priors (image generators).
+    Many of its objects have an accessory, because accessories are hard to detect. ``view`` has the ranges of cameras
+    and grey backgrounds.
     """
 
     def __init__(self, seed: int = 0, view: View = WIDE) -> None:
@@ -159,7 +166,8 @@ class ProbeToybox(Toybox):
     def spec(self, index: int) -> tuple[Spec, int]:
         """Return the specification of object ``index``, and 0, the plain sentence pattern of `grammar.caption`.
 
-        At least half of the objects can wear accessories, and half of those that can wear accessories have one.
+        In at least half of the cases, the noun is one that can wear accessories. Half of the objects with such nouns
+        have one.
         """
         rng = self.rng(index, 10)
         nouns = list(NOUNS.values())
@@ -194,8 +202,8 @@ def corrupt(
 ) -> None:
     """Replace the images of a random ``share`` of the objects by renders of noisy meshes, like those of bad results.
 
-    The probe is then trained on such images too. Half of the chosen objects that have a front get a second front
-    on the back.
+    The noise is in vertex positions and colours. The probe is then trained on such images too. About half of the chosen
+    objects that have a front get a second front on the back.
 
     Args:
         indices: (N,), numbers of the objects in ``box``.
@@ -223,7 +231,7 @@ def nearer_front(azimuth: Array) -> tuple[Array, Array]:
     """Return azimuths (V,), in [0, 2 pi), relative to the nearer of two fronts, which are at azimuths 0 and pi.
 
     They are the labels of images of a two-fronted object. ``azimuth`` (V,) is in radians. The second result is a bool
-    mask (V,), True up to `CLEAR_ANGLE` from the nearer front.
+    mask (V,), True where the camera is at most 60 degrees (`CLEAR_ANGLE`) from the nearer front.
     """
     relative = np.where(np.cos(azimuth) < 0, azimuth + np.pi, azimuth) % (2 * np.pi)
     return relative.astype(np.float32), np.cos(relative) >= np.cos(CLEAR_ANGLE)

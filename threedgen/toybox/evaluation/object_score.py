@@ -1,5 +1,7 @@
 """Task "evaluate-3d": make 3D objects of held-out prompts, and judge eight views of each object with the probe.
 
+The probe is a classifier of toybox images. A generate run makes one 3D object from a prompt.
+
 RUN/objects/WORDS-OF-THE-PROMPT/   generate run of each prompt; finished runs are not repeated
 RUN/report.json, report.md         metrics with intervals, for the objects and for ground truth of the same prompts
 RUN/sheet.png                      views of the objects with captions and verdicts
@@ -50,17 +52,19 @@ KEYS = ("noun", "colour", "part", "part_colour", "bound", "one_front", "order", 
 
 @dataclass(frozen=True)
 class MeasuredObject:
-    """Measurements of the 3D object of one prompt, and (``true_...``) of a ground-truth object of the same prompt.
+    """Measurements of the 3D object that a run made for one prompt.
+
+    The attributes ``true_...`` are measured on a ground-truth object of the same prompt, for comparison.
 
     Attributes:
-        judged: verdicts of the probe on the object and on ground-truth objects.
-        views: (8, H, W, 3), turntable views, uint8 or in [0, 1]; grey if the run failed.
+        judged: verdicts of the probe (image classifier) on the object and on ground-truth objects.
+        views: (8, H, W, 3), views from a ring of cameras, uint8 or floats in [0, 1]; grey if the run failed.
         seconds: duration of the run; None if unknown, or if the run failed.
         failed: whether the run failed, for example because a loss was not finite.
         surface: properties of the extracted surface; None if the run failed or the field has no surface.
         true_roughness: mean angle between normals of neighbouring pixels of the ground-truth object, degrees.
-        mottle, true_mottle: mean Lab distance of the surface's colours to a palette of four, high for patchy surfaces;
-            None without visible foreground.
+        mottle, true_mottle: mean distance, in the (a, b) plane of Lab, of the colours of ``views`` from the nearest of
+            four colours fitted to them, high for patchy surfaces; None without visible foreground.
     """
 
     judged: Judged
@@ -74,7 +78,10 @@ class MeasuredObject:
 
 
 class Objects3D(Evaluation[Evaluate3DConfig, int, MeasuredObject]):
-    """Evaluation that makes one 3D object per held-out prompt and measures it. An item is the index of a prompt."""
+    """Evaluation that makes one 3D object per held-out prompt and measures it. An item is the index of a prompt.
+
+    Held-out prompts have combinations of noun, colour and part that training excludes.
+    """
 
     stage = "objects"
 
@@ -170,10 +177,11 @@ Seconds per object: median {middle}, at most {most}."""
 
 
 def make(config: GenerateConfig) -> tuple[Array, float | None] | None:
-    """Start or resume a generate run. A finished run is not repeated.
+    """Start or resume a generate run, which makes one 3D object. A finished run is not repeated.
 
-    Return the turntable views (8, H, W, 3) of the object and the duration of the run in seconds, or None if the run
-    failed. Raises Stopped after Ctrl-C, and ConfigError or OutOfMemory if the run fails before the first checkpoint.
+    Return the turntable views (8, H, W, 3) of the object and the duration of the run in seconds (None: unknown), or
+    None if the run failed. Raises Stopped if the run was interrupted, and ConfigError or OutOfMemory if it fails before
+    the first checkpoint.
     """
     config, resume = runs.open_run(config, "objects")
     folder = Path(str(config.out))

@@ -31,6 +31,7 @@ def network_file(weights: str, name: str, key: str, remedy: str) -> Path:
     Args:
         weights: a .safetensors file, a folder with <name>.safetensors, or "embedded" for the <name>.safetensors that is
             installed with threedgen.
+        name: name of the file, without suffix.
         key: config key of ``weights``, for the error message.
         remedy: last sentence of the error message.
     """
@@ -48,9 +49,11 @@ def probe_file(weights: str, key: str, embedded: str = PROBE) -> Path:
 
 
 def load_task(key: str, task: str, name: str, overrides: Sequence[str], values: Tree) -> Any:
-    """Load the config ``name``, changed by "key=value" strings ``overrides`` and by ``values``, a dict by config key.
+    """Return the config model of ``name``, a config's name or file, with changed options.
 
-    Raises ConfigError if the config is not of the task ``task``. The error names ``key``, the config key of ``name``.
+    ``overrides`` are "key=value" strings, ``values`` is a dict from config key, such as "trainer.max_steps", to value.
+    Raises ConfigError if the config is not of the task ``task``. The error names ``key``, the option of the caller's
+    config that holds ``name``.
     """
     if (found := task_of(name)) != task:
         raise ConfigError(f"should be a config of the task {task} (got {name!r}, {found})", key)
@@ -70,7 +73,8 @@ class ProbeNetworkConfig(Config):
 class ProbeTrainingConfig(Config):
     """Options of the training of the probe: learning rate, and share of objects that are made rough.
 
-    The training objects include those that are held out of the training of priors.
+    The probe is a classifier of toybox images. Its training objects include those that are held out of the training of
+    priors (image generators).
     """
 
     learning_rate: Scheduled = Field({"0%": 1e-4, "4%": 3e-3, "30%": 3e-3, "100%": 1e-5}, ge=0)
@@ -91,9 +95,9 @@ class TrainProbeConfig(RunConfig):
 
 
 class IdentityNetworkConfig(ProbeNetworkConfig):
-    """Options of the size of the network that encodes the identity of a subject as a vector.
+    """Options of the size of the network that encodes an image of a subject as a vector, to recognise the subject.
 
-    A subject is an unusual toybox object on which a prior is personalised.
+    A subject is an unusual toybox object. Evaluations tune priors (image generators) on its photos.
     """
 
     channels: tuple[int, int, int, int] = Field((32, 64, 96, 128), description="width of each level")
@@ -101,7 +105,10 @@ class IdentityNetworkConfig(ProbeNetworkConfig):
 
 
 class TrainIdentityConfig(RunConfig):
-    """Options of the training of the network that recognises the same toybox subject in two images."""
+    """Options of the training of the network that recognises whether two images show the same toybox subject.
+
+    A subject is an unusual toybox object.
+    """
 
     network: IdentityNetworkConfig = IdentityNetworkConfig()
     trainer: TrainerConfig = TrainerConfig(max_steps=3000, gradient_clip_val=5.0)
@@ -120,9 +127,9 @@ class ProbeConfig(Config):
 
 
 class ProbeSidesConfig(ProbeConfig):
-    """Toybox probe as classifier of sides (front, left, back, right), trained also on noisy and two-fronted meshes.
+    """Probe (classifier of toybox images) that tells which side a view shows: front, left, back or right.
 
-    Options: the location of its weights.
+    It was trained also on noisy and two-fronted meshes. Options: the location of its weights.
     """
 
     embedded: ClassVar[str] = "toybox-sides"
@@ -131,7 +138,9 @@ class ProbeSidesConfig(ProbeConfig):
 
 
 class ProbeFeaturesConfig(ProbeConfig):
-    """Toybox probe as the network of FID, KID and Inception score (with nouns as classes), for toy rooms.
+    """Probe (classifier of toybox images) as the network of the metrics FID, KID and Inception score.
+
+    The classes of the Inception score are the nouns of toybox objects.
 
     Options: the location of its weights.
     """
@@ -140,7 +149,10 @@ class ProbeFeaturesConfig(ProbeConfig):
 
 
 class ToyboxIdentityConfig(Config):
-    """Options of the identity network, which recognises toybox subjects in images: the location of its weights."""
+    """Options of the identity network, which recognises toybox subjects in images: the location of its weights.
+
+    A subject is an unusual toybox object.
+    """
 
     weights: str = Field("embedded", min_length=1, description="'embedded', or the file or folder of a RUN/identity")
 
@@ -157,8 +169,8 @@ class ToyboxIdentityConfig(Config):
 class ToyboxScenesConfig(Config):
     """Scenes of held-out toybox captions, each with true views of an object from a ring of cameras.
 
-    Held-out captions have combinations of noun, colour and part that training excludes. Options: number of captions,
-    cameras of the true views.
+    Held-out captions have combinations of noun, colour and part that training excludes. True views are renders of an
+    object that the caption describes. Options: number of captions, cameras and size of the true views.
     """
 
     name: Literal["toybox"] = "toybox"
@@ -173,7 +185,8 @@ class ToyboxScenesConfig(Config):
 class EvaluatePriorConfig(SamplingConfig):
     """Options of the evaluation that samples held-out captions from a prior and judges the samples with the probe.
 
-    Held-out captions have combinations of noun, colour and part that training excludes.
+    A prior is an image generator, and the probe a classifier of toybox images. Held-out captions have combinations of
+    noun, colour and part that training excludes.
     """
 
     probe: ProbeConfig = ProbeConfig()
@@ -191,6 +204,7 @@ class EvaluatePriorConfig(SamplingConfig):
 class Evaluate3DConfig(RunConfig):
     """Options of the evaluation that makes 3D objects of held-out prompts and judges turntable views with the probe.
 
+    Turntable views are from a ring of cameras around the object, and the probe is a classifier of toybox images.
     Held-out prompts have combinations of noun, colour and part that training excludes.
     """
 
@@ -210,8 +224,9 @@ class Evaluate3DConfig(RunConfig):
 class Compare3DConfig(WorkersConfig):
     """Options of the comparison of several variants of a config, by the 3D objects that they make of held-out prompts.
 
-    All variants have the same prompts. They are compared after equally many training steps, and optionally after an
-    equal training time of the same runs.
+    A variant is the config with some options changed. Held-out prompts have combinations of noun, colour and part that
+    training excludes; all variants have the same. The variants are compared after equally many training steps, and
+    optionally after an equal training time of the same runs.
     """
 
     probe: ProbeConfig = ProbeConfig()
@@ -223,10 +238,10 @@ class Compare3DConfig(WorkersConfig):
     seconds: float | None = Field(None, gt=0, description="training seconds of the second comparison; null: none")
 
     def methods(self) -> dict[str, str]:
-        """Return a dict from the label of each variant to the text that defines the config of its runs.
+        """Return a dict from the label of each variant to its method: the text that defines the config of its runs.
 
-        The text, which batch jobs call a method, is a config name with key=value overrides, such as "mvdream-toybox
-        field.name=ngp".
+        A method is a config name with key=value overrides, such as "mvdream-toybox field.name=ngp". The label has only
+        the values that the variant sets, such as "ngp", or the variant's whole text if two labels would be equal.
         """
         fixed = [
             "export.enabled=false",
@@ -241,7 +256,7 @@ class Compare3DConfig(WorkersConfig):
         return dict(zip(labels, methods, strict=True))
 
     def labelled_jobs(self) -> list[tuple[str, Job]]:
-        """Return a pair (label of the variant, batch job) for each prompt and variant.
+        """Return a pair (label of the variant, job) for each prompt and variant. A job makes one object in a run.
 
         Raises ConfigError if a variant is not a valid config, or if there are too few held-out prompts.
         """
@@ -266,8 +281,9 @@ class Compare3DConfig(WorkersConfig):
 class EvaluateSubjectsConfig(RunConfig):
     """Options of the evaluation that tunes a prior on toybox subjects, and measures identity and forgetting.
 
-    A subject is an unusual toybox object. Identity is the similarity of samples to true views of the subject.
-    Forgetting is the decrease of the probe's correct answers for samples of other objects.
+    A prior is an image generator. A subject is an unusual toybox object, on whose photos it is tuned. Identity is the
+    similarity of samples to true views of the subject. Forgetting is the decrease of the correct answers of the probe,
+    a classifier of toybox images, for samples of other objects.
     """
 
     probe: ProbeConfig = ProbeConfig()
@@ -289,7 +305,8 @@ class EvaluateSubjectsConfig(RunConfig):
         """Rows of the report's table: the tuned priors that are compared, as pairs (preservation, strength).
 
         The preservation, such as "l1", is a method by which the tuning keeps the prior from forgetting other objects.
-        The strength is a factor on the change of the weights by the tuning.
+        The strength is a factor on the change of the weights by the tuning. The first preservation has a row for each
+        strength, the others only one for the first strength.
         """
         first, strength = self.preservation[0], self.strengths[0]
         further: list[tuple[str, float]] = [(first, other) for other in self.strengths[1:]]

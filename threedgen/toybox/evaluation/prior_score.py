@@ -1,5 +1,7 @@
 """Task "evaluate-prior": sample held-out captions from a prior, and judge the samples with the probe.
 
+A prior is an image generator, and the probe a classifier of toybox images.
+
 RUN/samples/                    batches of samples; a killed run resumes after its last batch
 RUN/report.json, report.md      metrics with intervals, for the samples and for ground truth of the same captions
 RUN/sheet.png                   some of the samples with captions and verdicts
@@ -43,11 +45,11 @@ The index of a case is the seed of its sample."""
 
 
 def open_cases(nouns: int, seeds: int) -> Cases:
-    """Return prompts that leave colours unspecified, in groups by what is measured on their samples.
+    """Return prompts that leave colours unspecified, as a dict from group to prompts.
 
-    The groups are "agreement" (equal colours of all views of an object), "worn" and "plain" (prompts with an accessory,
-    and the same prompts without it), and "variety" (differences between seeds). "variety" has the prompts of a few
-    nouns, each ``seeds`` times. Every other group has ``nouns`` prompts.
+    The groups differ by what is measured on their samples: "agreement" (equal colours of all views of an object),
+    "worn" and "plain" (prompts with an accessory, and the same prompts without it), and "variety" (differences between
+    seeds). "variety" has the prompts of at most 6 nouns, each ``seeds`` times. Every other group has ``nouns`` prompts.
     """
     vocabulary, worn = list(NOUNS), []
     spread = [vocabulary[k * len(vocabulary) // nouns] for k in range(nouns)]
@@ -67,7 +69,8 @@ def open_cases(nouns: int, seeds: int) -> Cases:
 def true_views(case: Case, azimuth: Array, size: int, seed: int) -> Array:
     """Render a ground-truth object of a prompt from azimuths (V,), radians, as images (V, size, size, 3) in [0, 1].
 
-    ``seed`` and ``case`` determine the random shape and the unspecified colours of the object.
+    Azimuth 0 is the front, and the elevation is 15 degrees. ``seed`` and ``case`` determine the random shape and the
+    unspecified colours of the object.
     """
     rng = numpy_generator(seed, case.index, f"open truth {case.caption}")
     return render_orbit(build(case.spec, rng), azimuth, np.deg2rad(15), size).rgb
@@ -78,9 +81,10 @@ def measure_open_prompts(
 ) -> Json:
     """Measure samples ``views`` of prompts without colours, and ground-truth renders ``truth`` of these prompts.
 
-    Both have images (V, H, W, 3) in [0, 1] for each prompt, in the order of ``cases``. Return JSON with "agreement"
-    (Lab distance between the views of an object), "accessories" (share of objects with the accessory) and "variety"
-    (differences between seeds). Each has entries "measured" for samples and "truth" for renders.
+    Both have images (V, H, W, 3) in [0, 1] for each prompt, in the order of the groups in ``cases``. Return JSON with
+    "agreement" (mean Lab distance between the colours of the views of an object), "accessories" (share of objects with
+    the accessory, for prompts "with" and "without" it) and "variety" (entropy of colours in bits, and 1 - IoU of
+    outlines, between seeds). Each has entries "measured" for samples and "truth" for renders.
     """
     ends = np.cumsum([0, *map(len, cases.values())])
     parts = {name: slice(ends[k], ends[k + 1]) for k, name in enumerate(cases)}
@@ -109,12 +113,18 @@ def measure_open_prompts(
 
 
 def foreground_masks(matte: Matte, views: Array) -> Array:
-    """Return foreground masks (V, H, W), bool, that a matte network predicts for images (V, H, W, 3) in [0, 1]."""
+    """Return foreground masks (V, H, W), bool, of images (V, H, W, 3) in [0, 1].
+
+    A mask is True where ``matte``, a network that predicts the opacity of the object, gives more than 0.5.
+    """
     return matte.opacity(torch.from_numpy(views).float()).numpy() > 0.5
 
 
 def is_present(probe: Probe, views: Array, word: str) -> bool:
-    """Return whether the probe finds the part or accessory ``word`` in any of the views (V, H, W, 3) in [0, 1]."""
+    """Return whether the probe finds the part or accessory ``word`` in any of the views (V, S, S, 3) in [0, 1].
+
+    ``word`` is one of ``probe.labels.words``.
+    """
     answers = combine_views(probe.classify(torch.from_numpy(views).float()))
     return float(answers.part[probe.labels.words.index(word)]) > probe.threshold
 
@@ -163,7 +173,11 @@ KEYS = ("noun", "colour", "part", "part_colour", "bound", "order", "each_side", 
 
 
 class ToyboxPrior(PriorEvaluation[EvaluatePriorConfig, Judged]):
-    """Evaluation of a prior's samples of held-out captions, judged by the probe. An item is the index of a caption."""
+    """Evaluation of a prior's samples of held-out captions, judged by the probe. An item is the index of a caption.
+
+    A prior is an image generator, the probe a classifier of toybox images. Held-out captions have combinations of noun,
+    colour and part that training excludes.
+    """
 
     def __init__(self, task: Task) -> None:
         super().__init__(task)
@@ -212,9 +226,9 @@ counts as right within 15 degrees of its quarter."""
     def sections(self) -> tuple[list[str], Json]:
         """Measure how much the prior uses the other views of an object, and its samples of prompts without colours.
 
-        The first measurement (`view_use`) is the error with which one view is denoised beside the other views of the
-        same object, beside those of another object, and alone. The config can switch off each measurement. Return their
-        Markdown sections for the report, and their figures as JSON.
+        The first measurement ("view_use" in the JSON) compares the errors with which one view is denoised beside the
+        other views of the same object, beside those of another object, and alone. The second is `measure_open_prompts`.
+        The config can switch off each. Return their Markdown sections for the report, and their results as JSON.
         """
         config, sections, figures = self.config, list[str](), Json()
         if config.view_use and self.prior is not None and self.prior.timestep_per_view:

@@ -1,7 +1,8 @@
 """Probe: a small classifier of toybox images, used only for measuring. It receives pixels, but no caption.
 
-The noun and the colour of an object are those with the highest mean log-probability over its views. A part is present
-if any view shows it. The log-probabilities of a part's colour are means over the views, weighted by its visibility.
+It answers for each view. The noun and the colour of an object are those with the highest mean log-probability over its
+views. A part is present if its probability is above a threshold in any view. The log-probabilities of a part's colour
+are means over the views, weighted by the probability that the part is visible.
 """
 
 from collections.abc import Callable, Sequence
@@ -39,7 +40,7 @@ class Logits(NamedTuple):
         seen: logits (B, W) of independent probabilities that each part is visible.
         part_colour: logits (B, W, C) of the colour of each part.
         side: logits (B, 4) of the visible side: front, left, back, right.
-        heading: (B, 2), estimate of (cos, sin) of the camera azimuth.
+        heading: (B, 2), estimate of (cos, sin) of the camera azimuth, which is 0 at the front and pi / 2 at the left.
     """
 
     noun: Tensor
@@ -59,7 +60,7 @@ class Answers:
         part: probability (V, W) that each part is visible.
         part_colour: log-probabilities (V, W, C) of the colour of each part.
         side: log-probabilities (V, 4) of the visible side: front, left, back, right.
-        azimuth: camera azimuth (V,), radians, in [-pi, pi].
+        azimuth: camera azimuth (V,), radians, in [-pi, pi]; 0 at the front, pi / 2 at the object's left side.
     """
 
     noun: Tensor
@@ -74,10 +75,11 @@ class Answers:
 
 
 def combine_views(views: Answers) -> Answers:
-    """Combine the answers for V views of one object. Return answers without the axis V.
+    """Combine the answers for V views of one object. Return answers without the axis V, except for side and azimuth.
 
-    ``noun`` and ``colour`` are means of log-probabilities, ``part`` is the maximum, and ``part_colour`` is the mean of
-    log-probabilities weighted by the ``part`` of the views. ``side`` and ``azimuth`` keep the axis V.
+    ``noun`` and ``colour`` are means of log-probabilities, ``part`` is the maximum probability, and ``part_colour`` is
+    the mean of log-probabilities, weighted by the part's probability in each view. ``side`` and ``azimuth`` are not
+    combined.
     """
     weight = views.part / views.part.sum(0).clamp(min=1e-6)
     part_colour = (weight[..., None] * views.part_colour).sum(0)
@@ -105,7 +107,7 @@ class Probe(nn.Module):
     attention map (softmax over pixels) selects the features from which the colour is predicted.
 
     Attributes:
-        labels: class names.
+        labels: names of the classes: nouns, colours, and parts and accessories.
         threshold: probability above which a part counts as present; calibrated after training.
         accuracy: shares of correct answers on new objects as JSON, measured after training; None: not measured.
     """
@@ -160,7 +162,7 @@ class Probe(nn.Module):
 
     @torch.no_grad()
     def classify(self, images: Tensor, chunk: int = 64) -> Answers:
-        """Classify square images (V, S, S, 3) in [0, 1] of any size S. ``chunk`` is the batch size.
+        """Classify square images (V, S, S, 3) in [0, 1] of any size S. ``chunk`` is the number of images per batch.
 
         The network is in eval mode meanwhile, and in its earlier mode afterwards.
         """
@@ -191,8 +193,8 @@ class Probe(nn.Module):
         """Load a probe in eval mode on the CPU.
 
         Args:
-            weights: .safetensors file, folder with toybox-probe.safetensors, or "embedded" for the file that is
-                installed with threedgen.
+            weights: .safetensors file, folder with toybox-probe.safetensors, or "embedded" for a file that is installed
+                with threedgen. The .json file of the same name is read too.
             key: config key of ``weights``, for error messages.
             embedded: name of the installed file that "embedded" stands for, without suffix.
 
@@ -216,10 +218,10 @@ class Probe(nn.Module):
 
 
 def write_network(path: Path, network: nn.Module, card: Json, half: bool = False) -> None:
-    """Write weights as .safetensors to ``path`` (float16 if ``half``), and ``card`` to a .json file beside it.
+    """Write the weights of ``network`` to ``path``, a .safetensors file, and ``card`` to a .json file of the same name.
 
-    ``card`` has the settings from which `read_network` builds the network again. Raises OSError if a file cannot be
-    written.
+    The weights are float16 if ``half``. ``card`` has the settings from which `read_network` builds the network again,
+    and may have other facts. Raises OSError if a file cannot be written.
     """
     tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
     if half:
@@ -230,10 +232,11 @@ def write_network(path: Path, network: nn.Module, card: Json, half: bool = False
 
 
 def read_network(path: Path, make: Callable[[Json], N], key: str, remedy: str) -> tuple[N, Json]:
-    """Read a network that `write_network` has written. Return the frozen network in eval mode, and its card.
+    """Read a network that `write_network` has written. Return the frozen float32 network in eval mode, and its card.
 
-    The card is the content of the .json file, from which ``make`` creates the network. If a file is missing or damaged,
-    a ConfigError for the config key ``key`` is raised, and its message ends with ``remedy``.
+    ``path`` is the .safetensors file. The card is the content of the .json file beside it, from which ``make`` creates
+    the network (type N). If a file is missing or damaged, a ConfigError for the config key ``key`` is raised, and its
+    message ends with ``remedy``.
     """
     card = read_json(path.with_suffix(".json"))
     if not card:
@@ -253,9 +256,10 @@ def pooled(x: Tensor) -> Tensor:
 
 
 def prepare(images: Tensor, size: int) -> Tensor:
-    """Resize square images (V, S, S, 3) in [0, 1] to network inputs (V, 3, size, size), float32.
+    """Resize square images (V, S, S, 3) in [0, 1] to network inputs (V, 3, size, size) in [0, 1], float32.
 
-    Larger images are averaged over areas, smaller ones interpolated bilinearly. Raises ValueError for other shapes.
+    Larger images are averaged over areas, smaller ones interpolated bilinearly. Raises ValueError if ``images`` are not
+    square or have another shape.
     """
     if images.ndim != 4 or images.shape[-1] != 3 or images.shape[1] != images.shape[2]:
         raise ValueError(f"images are not square (V, H, W, 3): {tuple(images.shape)}")
@@ -266,9 +270,10 @@ def prepare(images: Tensor, size: int) -> Tensor:
 
 
 class ProbeSides:
-    """Probe as classifier of the side from which an image shows an object (implements `janus.meter.ViewClassifier`).
+    """Probe as classifier of the side (front, left, back or right) that a view of an object shows.
 
-    The constructor raises ConfigError if the weights are missing or damaged.
+    Implements the protocol `threedgen.evaluation.janus.meter.ViewClassifier`. The constructor raises ConfigError if the
+    weights are missing or damaged.
     """
 
     def __init__(self, config: ProbeSidesConfig) -> None:
@@ -300,8 +305,9 @@ class ProbeSides:
 class ProbeFeatures(FeatureNetwork):
     """Feature network for FID, KID and Inception score: the probe, a classifier of toybox images.
 
-    The features are those of the probe's last level, pooled over pixels. The logits are the log-probabilities of the
-    nouns. The constructor raises ConfigError if the weights are missing or damaged.
+    A call maps images (V, H, W, 3), uint8, which are resized to squares, to features and logits. The features are those
+    of the probe's last level, pooled over pixels. The logits are the log-probabilities of the nouns. The constructor
+    raises ConfigError if the weights are missing or damaged.
     """
 
     description = (

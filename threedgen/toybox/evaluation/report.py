@@ -1,8 +1,9 @@
 """Report of samples or 3D objects of held-out captions, compared with ground-truth objects of the same captions.
 
 Held-out captions have combinations of noun, colour and part that training excludes. FID and KID use features of the
-probe, a classifier of toybox images. Each metric is also computed between two sets of ground-truth objects from the
-same cameras. This value, the floor, is the distance that random variation causes.
+probe, a classifier of toybox images. They are also computed between two sets of ground-truth objects from the same
+cameras. This value, the floor, is the distance that random variation causes. The floor of other metrics, such as the
+roughness of surfaces, is their value for ground-truth objects.
 """
 
 from collections.abc import Mapping, Sequence
@@ -42,7 +43,8 @@ GROUPS = 20  # maximum number of groups into which jackknife intervals divide th
 def features(probe: Probe, objects: Views) -> Array:
     """Return feature vectors (N * V, D), float32, of V views of each of N objects, from the probe's last level.
 
-    ``objects`` has images (V, H, W, 3) of each object, uint8 or in [0, 1].
+    ``objects`` has square images (V, H, W, 3) of each object, uint8 or floats in [0, 1]. The vectors are those of the
+    views of the first object, then of the second, and so on.
     """
     probe.eval()
     rows = []
@@ -56,8 +58,8 @@ def distances(probe: Probe, results: Views, truth: Views, other: Views) -> Json:
     """Return "fid" and "kid" between views of generated objects ``results`` and of ground-truth objects ``truth``.
 
     The result also has "floor_fid" and "floor_kid" between ``truth`` and other ground-truth objects ``other``. Entries
-    such as "fid_interval" are 95 % jackknife intervals over objects: [low, high] or None. ``results``, ``truth`` and
-    ``other`` have images (V, H, W, 3) of each object, uint8 or in [0, 1].
+    such as "fid_interval" are 95 % jackknife intervals over objects: [low, high], or None for one object. ``results``,
+    ``truth`` and ``other`` have images (V, H, W, 3) of each object, uint8 or floats in [0, 1].
     """
     ours, first, second = (np.split(features(probe, views), len(views)) for views in (results, truth, other))
     found, half = Json(), sum(map(len, first)) // 2
@@ -70,7 +72,7 @@ def distances(probe: Probe, results: Views, truth: Views, other: Views) -> Json:
 
 
 def interval(figure: Estimate) -> list[float] | None:
-    """Return the limits [low, high] of the interval of an estimate, as a list for JSON; None if a limit is None."""
+    """Return the values [low, high] of ``figure``, which has the keys "mean", "low" and "high"; None if one is None."""
     low, high = figure["low"], figure["high"]
     return None if low is None or high is None else [low, high]
 
@@ -78,9 +80,9 @@ def interval(figure: Estimate) -> list[float] | None:
 def roughness(normal: Array, mask: Array) -> float | None:
     """Return the mean angle in degrees between the normals of neighbouring foreground pixels.
 
-    The angle increases with the size of a pixel on the surface, so compare only images from the same cameras.
-    ``normal`` are unit normals (V, H, W, 3), ``mask`` is the foreground (V, H, W), bool. The result is None if no two
-    foreground pixels are neighbours.
+    Neighbours are horizontal or vertical. The angle increases with the size of a pixel on the surface, so compare only
+    images from the same cameras. ``normal`` are unit normals (V, H, W, 3), which have the same axes (camera or world)
+    in all pixels of a view, ``mask`` is the foreground (V, H, W), bool. None: no two foreground pixels are neighbours.
     """
     angles = []
     for axis in (1, 2):
@@ -97,9 +99,9 @@ class Surface(NamedTuple):
     """Measurements of the surface of a generated object.
 
     Attributes:
-        roughness: mean angle between normals of neighbouring pixels, degrees; None: no visible surface.
-        translucent: whether half of the light gets deeper below the surface than the fraction `MAX_HALF_LIGHT_DEPTH` of
-            the longest side of the object.
+        roughness: mean angle between normals of neighbouring pixels in renders, degrees; None: no visible surface.
+        translucent: whether half of the light gets deeper below the surface than 2 % (`MAX_HALF_LIGHT_DEPTH`) of the
+            longest side of the object.
     """
 
     roughness: float | None
@@ -110,7 +112,7 @@ def surface(view: FieldView, c2w: Array, fov: float, size: int, resolution: int)
     """Measure the surface that the mesh export extracts from a field. Return None if the field has no surface.
 
     Args:
-        view: trained field: density and colour as functions of points, and data about the scene.
+        view: trained field (3D object): density and colour as functions of points, and data about the scene.
         c2w: camera-to-world poses (V, 4, 4), OpenGL axes, of the renders of normals, from which roughness is measured.
         fov: vertical field of view, radians.
         size: side of the renders, pixels.
@@ -129,8 +131,9 @@ def surface(view: FieldView, c2w: Array, fov: float, size: int, resolution: int)
 def surface_figures(surfaces: Sequence[Surface | None], truth: Sequence[float | None]) -> Json:
     """Summarise the surfaces of generated objects as JSON, compared with ground-truth objects.
 
-    The result has the median "roughness" of the surfaces and "floor_roughness" of ground-truth objects in degrees, each
-    with a 95 % bootstrap interval, and the numbers of objects that are "translucent" and that are "without_surface".
+    The result has the medians "roughness" of the surfaces and "floor_roughness" of ground-truth objects in degrees,
+    their 95 % bootstrap intervals ("roughness_interval", "floor_roughness_interval": (low, high) or None), and the
+    numbers of objects that are "translucent" and that are "without_surface".
 
     Args:
         surfaces: surface of each generated object; None: the object has no surface.
@@ -156,9 +159,10 @@ COUNTS = {"translucent": "translucent objects", "without_surface": "objects with
 
 
 def fidelity_table(figures: Json) -> str:
-    """Return a Markdown table of the results of `distances` and `surface_figures`, merged in ``figures``.
+    """Return a Markdown table of FID, KID, roughness and the like, with 95 % intervals in brackets.
 
-    The last column has the "floor_" values of ground-truth objects. 95 % intervals are in brackets.
+    ``figures`` is one dict with the entries of the results of `distances` and `surface_figures`. A row has a metric of
+    the generated objects, and in the last column its "floor_" value, that of ground-truth objects.
     """
 
     def cell(key: str) -> str:
@@ -181,9 +185,9 @@ class Judged:
     """Sampled or generated object of a held-out caption, judged by the probe, and ground-truth objects to compare with.
 
     Attributes:
-        case: specification of the object, with its caption.
-        views: images (V, H, W, 3) of the object, uint8 or in [0, 1].
-        verdict: comparison of the probe's answers for ``views`` with the specification.
+        case: specification of the object (noun, colours, parts), with its caption.
+        views: images (V, H, W, 3) of the object, uint8 or floats in [0, 1].
+        verdict: comparison of the answers of the probe (image classifier) for ``views`` with the specification.
         truth: verdicts on one or more ground-truth objects of the caption.
         true_views: images (V, H, W, 3), uint8, of two ground-truth objects.
     """
@@ -208,10 +212,11 @@ def judge_case(
     """Judge views of a sampled or generated object, and of ground-truth objects of the same caption, with the probe.
 
     Args:
-        views: images (V, H, W, 3) of the object, uint8 or in [0, 1].
-        azimuth: azimuths (V,) of the cameras, radians.
-        true_views: images (V, H, W, 3) of each of two or more ground-truth objects.
-        calibration: number of ground-truth objects to judge.
+        case: specification of the object, with its caption.
+        views: images (V, H, W, 3) of the object, uint8 or floats in [0, 1].
+        azimuth: azimuths (V,) of the cameras, radians, 0 at the front.
+        true_views: images (V, H, W, 3) of each of two or more ground-truth objects, from the same cameras.
+        calibration: number of ground-truth objects to judge, the first ones.
         vote: decide noun and colour by majority of the views. Otherwise the highest mean log-probability decides.
         failed: whether the run that generated the object failed. If so, all answers for ``views`` count as wrong.
     """
@@ -223,9 +228,11 @@ def judge_case(
 
 
 def verdict_figures(verdicts: Sequence[Verdict]) -> Json:
-    """Return JSON with the share of correct answers for each key of `FIGURES`, and the median azimuth error in degrees.
+    """Return JSON with the shares of correct answers, and "azimuth_error_median", in degrees.
 
-    The key of the error is "azimuth_error_median". Keys without answers are left out.
+    The shares have the keys of `FIGURES`, such as "noun" and "colour"; keys without answers are left out. A share is a
+    dict with "hits", "total", "share", and the 95 % limits "low" and "high". The median is over objects, None if
+    unknown.
     """
     shares = {key: figure.plain() for key, figure in tally(verdicts).items()}
     return shares | {"azimuth_error_median": median([verdict.azimuth_error for verdict in verdicts])}
@@ -234,8 +241,8 @@ def verdict_figures(verdicts: Sequence[Verdict]) -> Json:
 def verdict_table(measured: Sequence[Verdict], truth: Sequence[Verdict], keys: Sequence[str]) -> str:
     """Return a Markdown table with the shares of correct answers, for generated objects and ground-truth objects.
 
-    ``measured`` and ``truth`` are the verdicts on these objects. The table has one row per key of `FIGURES` in
-    ``keys`` that has answers.
+    ``measured`` and ``truth`` are the verdicts on these objects. ``keys`` are the attributes to list: keys of
+    `FIGURES`, such as "noun". The table has one row for each of them that has answers.
     """
     ours, theirs = tally(measured), tally(truth)
     heads = ["figure", "measured", "95 % interval", "probe on ground truth", "95 % interval"]
@@ -253,7 +260,8 @@ def verdict_table(measured: Sequence[Verdict], truth: Sequence[Verdict], keys: S
 def label(verdict: Verdict) -> str:
     """Return the label of an object on the contact sheet: "ok", or the wrong attributes and what the probe found.
 
-    For example, the label is "colour: red dog" if only the colour is wrong and the probe found a red dog.
+    Of the attributes, noun, colour, "bound" (part in its colour), "order" (of sides) and "one_front" are looked at. For
+    example, the label is "colour: red dog" if only the colour is wrong and the probe found a red dog.
     """
     words, wrong = verdict.words, [key for key in SHEET_KEYS if verdict.answers.get(key) is False]
     found = ", ".join(filter(None, (f"{words['colour']} {words['noun']}", words.get("part"))))
@@ -277,12 +285,13 @@ def write_judged(
 
     Args:
         rows: judged objects.
-        keys: keys of `FIGURES` for the rows of the table.
-        intro, notes: text before and after the tables.
+        keys: attributes that the table of correct answers lists: keys of `FIGURES`, such as "noun".
+        intro, notes: Markdown before and after the tables.
         figures: first entries of report.json.
-        shown: maps indices of ``rows`` to images (V, H, W, 3) for the contact sheet.
+        shown: dict from index of an object in ``rows`` to its images (V, H, W, 3) on the contact sheet.
         own: one dict per object, whose entries are added to the object's entries in report.json; None: nothing to add.
-        fidelity: figures for `fidelity_table`, in addition to those of `distances`; None: no further figures.
+        fidelity: metrics for `fidelity_table`, in addition to FID and KID, which are computed here from two or more
+            objects; None: no further metrics.
         summary: further entries of the run's summary; None: no further entries.
     """
     captions, measured = [row.case.caption for row in rows], [row.verdict for row in rows]

@@ -1,15 +1,16 @@
 """Task "evaluate-subjects": tune a prior on photos of subjects (MVDreamBooth), and measure the samples of the result.
 
-Subjects are unusual toybox objects. Samples of the base prior and of the tuned prior start from the same noise and have
+Subjects are unusual toybox objects; "[v]" is the identifier, a new word for the subject. The probe is a classifier of
+toybox images. Samples of the base prior (before the tuning) and of the tuned prior start from the same noise and have
 the same cameras. There are three measurements:
     identity              similarity of samples to true views of the subject, for "a [v] dog wearing a red hat"
     forgetting of a class fewer right answers of the probe for "a dog wearing a red hat" than with the base prior
     general forgetting    fewer right answers for held-out prompts of any noun than with the base prior
 
 RUN/subjects/003-dog/   photos, measurements of the base prior (base.json), and for each method against forgetting,
-                        such as l1: the mvdreambooth run (l1/), measurements (l1.json; l1-0.8.json with 0.8 times the
-                        change of the weights), and sampled views (l1-0.png of the first prompt, with the identifier;
-                        l1-class-0.png of the same prompt without the identifier)
+                        such as l1 (penalty): the mvdreambooth run (l1/), measurements (l1.json; l1-0.8.json with 0.8
+                        times the change of the weights), and sampled views (l1-0.png of the first prompt, with the
+                        identifier; l1-class-0.png of the same prompt without the identifier)
 RUN/report.json, report.md, sheet.png    comparison of the methods, and some of the samples
 """
 
@@ -67,8 +68,9 @@ prior."""
 class Subject:
     """Toybox object for a personalisation test.
 
-    ``folder`` has the photos, runs and measurements of the object. ``truth`` (V, D) are unit identity vectors
-    (`ToyboxIdentity`) of V true views.
+    ``folder`` has the photos, runs and measurements of the object. ``truth`` (V, D) are unit vectors, in which the
+    network `ToyboxIdentity` encodes the identity of the object, of V true views from cameras other than those of the
+    photos.
     """
 
     asset: Asset
@@ -77,7 +79,10 @@ class Subject:
 
 
 class Subjects(runner.Evaluation[EvaluateSubjectsConfig, int, Json]):
-    """Evaluation of priors that are personalised on photos of toybox objects. An item is the number of a subject."""
+    """Evaluation of priors (image generators) that are tuned on photos of unusual toybox objects, the subjects.
+
+    An item is the number of a subject.
+    """
 
     stage = "subjects"
 
@@ -134,7 +139,7 @@ class Subjects(runner.Evaluation[EvaluateSubjectsConfig, int, Json]):
 
         ``seeds`` has a pair of integers per prompt, which seeds cameras and noise: (subject number, index into
         `ACCESSORIES_WORN`) for prompts of a subject, or (`Case.index`, -1) for held-out prompts. Return one pair per
-        prompt: views (V, S, S, 3), uint8, and azimuths (V,) of their cameras in radians.
+        prompt: views (V, S, S, 3), uint8, and azimuths (V,) of their cameras in radians, 0 at the front. V is 4.
         """
         config = self.config
         rings = [self.ring(*pair) for pair in seeds]
@@ -157,8 +162,8 @@ class Subjects(runner.Evaluation[EvaluateSubjectsConfig, int, Json]):
 
         The views with accessory k are written to <name>-k.png. ``identifier`` is a word before the noun in the prompts,
         such as "[v]"; "": no such word. Return JSON with three lists, which have one entry per accessory: "identity"
-        (similarity to true views), "answers" (dict from `KEYS` to whether the probe's answer is right) and "scores"
-        (share of right answers).
+        (mean cosine similarity to true views), "answers" (dict from `KEYS`, such as "noun", to whether the probe's
+        answer is right; None: not applicable) and "scores" (share of right answers).
         """
         noun, number = subject.asset.noun, subject.asset.index
         prompts = [prompt_of(noun, worn, identifier) for worn in ACCESSORIES_WORN]
@@ -176,7 +181,8 @@ class Subjects(runner.Evaluation[EvaluateSubjectsConfig, int, Json]):
 
         ``key`` is the first part of image file names, and ``strength`` the factor on the change of the weights. Return
         the JSON of `measure_samples` with three further keys: "class" (`measure_samples` for prompts without the
-        identifier), "held_out" (scores of held-out prompts) and "seconds" (duration of the run).
+        identifier), "held_out" (list of the shares of right answers of held-out prompts) and "seconds" (duration of the
+        run).
         """
         folder = Path(str(tuning.out))
         options = {"personalisation": str(folder / dreambooth.RESULT), "personalisation_strength": strength}
@@ -208,9 +214,11 @@ the class, and held-out ones.
 
 
 def tuning_config(config: EvaluateSubjectsConfig, folder: Path, method: str, noun: str) -> MVDreamBoothConfig:
-    """Load the config of the run that personalises the prior on the photos of an object in ``folder``.
+    """Load the config of the run that personalises the prior on the photos of an object in ``folder``/photos.
 
-    ``method`` is the method against forgetting, such as "l1", and ``noun`` is the noun of the object in the prompt.
+    ``method`` is the method against forgetting, such as "l1"; the run has the folder ``folder``/``method``. ``noun`` is
+    the noun of the object in the prompt.
+
     Raises ConfigError if ``config.config`` does not name a valid mvdreambooth config.
     """
     values = {
@@ -225,7 +233,7 @@ def prior_of(tuning: MVDreamBoothConfig, **options: object) -> Prior:
 
 
 def tune(config: MVDreamBoothConfig) -> None:
-    """Start or resume a personalisation run. A finished run is not repeated.
+    """Start or resume the run that tunes a prior on photos of a subject. A finished run is not repeated.
 
     Raises Stopped if the run does not finish, and ConfigError if its config is invalid.
     """
@@ -242,16 +250,19 @@ def spec_of(noun: str, worn: Accessory) -> Spec:
 
 
 def prompt_of(noun: str, worn: Accessory, identifier: str = "") -> str:
-    """Return a prompt like "a dog wearing a red hat".
+    """Return a prompt like "a dog wearing a red hat", for ``noun`` "dog".
 
     With ``identifier`` "[v]" the prompt is "a [v] dog wearing a red hat". ``worn`` is the (colour, noun) of an
-    accessory, or ("", "") for a prompt without an accessory.
+    accessory, such as ("red", "hat"), or ("", "") for a prompt without an accessory.
     """
     return caption(spec_of(noun, worn)).replace(noun, f"{identifier} {noun}".strip(), 1)
 
 
 def score(verdict: Verdict) -> float:
-    """Return the share of correct answers, in [0, 1], among those with keys in `KEYS`. Answers of None do not count."""
+    """Return the share of correct answers, in [0, 1], to "noun", "colour", "bound" (part in its colour) and "order".
+
+    "order" is about the order of the viewing sides. Answers that are missing or None do not count.
+    """
     return float(np.mean([verdict.answers[key] for key in KEYS if verdict.answers.get(key) is not None]))
 
 
@@ -271,8 +282,8 @@ def sheet(config: EvaluateSubjectsConfig, folder: Path, rows: Rows) -> Array:
     """Return a contact sheet (H, W, 3), uint8, with one row of images per subject.
 
     A row shows photos, then four views of each of four samples: one of the base prior, two of the personalised prior
-    for the first two of `ACCESSORIES_WORN`, and one of the personalised prior for the noun without identifier. The
-    images are read from the folders of the subjects in ``folder``.
+    (the object without accessory, and wearing a red hat), and one of the personalised prior for the noun without
+    identifier. ``rows`` has the measurements of each subject. The images are read from its folder in ``folder``.
     """
     key = row_key(*config.rows[0])
     shown = {"base-0": "{}, base"}
@@ -294,8 +305,9 @@ def compare(rows: Rows, key: str) -> Json:
     """Return JSON that compares personalised priors with the base prior: mean differences, shares and seconds.
 
     Each difference, personalised minus base, is (mean, low, high) with its 95 % interval over subjects. The shares are
-    those of right answers of the probe. ``rows`` has the measurements of each subject. ``key`` selects the personalised
-    priors: method against forgetting, such as "l1", or method and strength, such as "l1-0.8".
+    those of right answers of the probe (image classifier). ``rows`` has the measurements of each subject. ``key``
+    selects the personalised priors: method against forgetting, such as "l1", or method and strength (factor on the
+    change of the weights), such as "l1-0.8". The seconds are the median duration of the runs.
     """
     tuned, base = ([row["found"][name] for row in rows] for name in (key, "base"))
 
@@ -320,7 +332,7 @@ def compare(rows: Rows, key: str) -> Json:
 
 
 def mean_difference(differences: Sequence[float]) -> tuple[float, float, float]:
-    """Return (mean, low, high): the mean of differences and its 95 % interval. They are equal for one difference."""
+    """Return (mean, low, high): the mean and its 95 % bootstrap interval. They are equal for one difference."""
     value = float(np.mean(differences))
     return value, *(bootstrap(differences) or (value, value))
 

@@ -1,5 +1,7 @@
 """Task "train-probe", and the base class of the trainings of networks that measure toybox images.
 
+The probe is a classifier of toybox images.
+
 RUN/probe/toybox-probe.*    weights of the probe in float16; vocabulary, options and accuracy as JSON
 """
 
@@ -44,10 +46,11 @@ OBJECTS_PER_BLOCK, BLOCKS, WINDOW = 8, 4, 256
 class ClassifierSystem(System):
     """Base class of LightningModules that train a small network ``net`` on augmented toybox images.
 
-    The data of a step depends only on the seed and the number of the step. ``rate`` is the learning rate schedule.
+    The data of a step depends only on the seed, the process and the number of the step. ``rate`` is the learning rate,
+    as a dict from progress, such as "5%", to value.
 
     Attributes:
-        result: file of the trained network, relative to the run folder.
+        result: weights file of the trained network, relative to the run folder.
         shown: names of the metrics on the progress line.
     """
 
@@ -60,19 +63,20 @@ class ClassifierSystem(System):
         self.config, self.options, self.net, self.rate = config, None, net, rate
 
     def start(self) -> None:
-        """Load the initial weights that the config names, at the start of a new run. The base class loads nothing.
+        """Hook at the start of a new run: load the initial weights that the config names. The base class loads nothing.
 
         Raises ConfigError if the weights are missing, or do not fit the network.
         """
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
-        """Return the scalar loss of a step, and a dict of metrics."""
+        """Return the scalar loss of a step, and a dict from names of metrics, among them ``shown``, to their values."""
         raise NotImplementedError
 
     def finish(self, path: Path, about: Json) -> tuple[Json, str]:
         """Measure the trained network, and write it to ``path`` with its measurements and the facts ``about``.
 
-        ``about`` has the number of training steps and the seed. Return the measurements as JSON and as a sentence.
+        ``about`` is a dict with the number of training steps and the seed. Return the measurements as JSON for the
+        summary of the run, and as a line of text for the log.
         """
         raise NotImplementedError
 
@@ -105,9 +109,10 @@ def train(kind: Callable[[Any], ClassifierSystem], task: Task) -> Status:
 
 
 def measure_accuracy(probe: Probe, count: int, seed: int) -> Json:
-    """Measure the accuracy of a probe on four renders of each of ``count`` new objects, half of them held out.
+    """Measure the accuracy of a probe on four renders of each of ``count`` new objects.
 
-    Return JSON with the entries of `verdict_figures` (shares of correct answers), and ``count`` under "objects".
+    The specifications of half of the objects are held out of the training of priors. Return JSON with the entries of
+    `verdict_figures` (shares of correct answers by attribute, such as "noun"), and ``count`` under "objects".
     """
     verdicts = []
     splits: dict[Split, int] = {"train": count - count // 2, "held-out": count // 2}
@@ -119,7 +124,8 @@ def measure_accuracy(probe: Probe, count: int, seed: int) -> Json:
 class ProbeSystem(ClassifierSystem):
     """LightningModule that trains a `Probe`, the classifier of toybox images.
 
-    To save time, the batch of a step has one newly rendered block of images and random earlier blocks.
+    To save time, the batch of a step has one newly rendered block of images and up to three random blocks of earlier
+    steps. A block has two views of each of eight objects.
     """
 
     stage, shown, result = "probe", ("noun", "colour", "side"), f"probe/{PROBE}.safetensors"
@@ -152,8 +158,8 @@ class ProbeSystem(ClassifierSystem):
     def block(self, number: int) -> tuple[Tensor, Truth]:
         """Return images (B, S, S, 3), uint8, and labels of block ``number``, which is new in the step of this number.
 
-        A block has `N_VIEW` views of each of `OBJECTS_PER_BLOCK` objects. It is rendered once and then kept in memory
-        (`cache`) for later steps.
+        A block has `N_VIEW` (2) views of each of `OBJECTS_PER_BLOCK` (8) objects, so B is 16. It is rendered once and
+        then kept in memory for the next 256 steps.
         """
         if number not in self.cache:
             first = (number + self.global_rank * BLOCKS_PER_RANK) * OBJECTS_PER_BLOCK  # devices share no samples
@@ -186,11 +192,12 @@ def probe_loss(raw: Logits, truth: Truth, part_weights: Tensor | float = 1.0) ->
     Args:
         raw: outputs for B images.
         truth: labels of the images. Labels equal to `UNKNOWN_LABEL` (-1) do not count.
-        part_weights: loss weights (W,) of the W parts and accessories of the vocabulary, or one weight for all.
+        part_weights: weights (W,) of the W parts and accessories of the vocabulary in the loss of their visibility, or
+            one weight for all.
 
     Returns:
-        Sum (scalar) of the losses of all outputs, and a dict with the losses ("loss_noun", ...) and the accuracies
-        ("noun", "colour", "side", "part_colour").
+        Sum (scalar) of the weighted losses of all outputs, and a dict with these losses ("loss_noun", ...) and the
+        accuracies in [0, 1] ("noun", "colour", "side", "part_colour").
     """
     front = torch.where(truth.front, torch.round(truth.azimuth / (torch.pi / 2)).long() % 4, UNKNOWN_LABEL)
     applicable = truth.seen != UNKNOWN_LABEL

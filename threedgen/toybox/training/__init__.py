@@ -1,1 +1,1 @@
-"""Training tasks of the toybox priors and of multi-view priors of user assets. The toybox is a procedural data set."""
+"""Training tasks of priors (diffusion models) on the toybox, a procedural data set, and on user assets."""

@@ -1,7 +1,7 @@
 """Training of the toybox's autoencoder, an unmodified AutoencoderKL of diffusers.
 
-The network has no attention. The first steps can therefore train on crops around the object, which cost a quarter of
-whole images.
+The network has no attention. Most steps can therefore train on crops near the centre of images, which cost a quarter
+of whole images. Only the last steps train on whole images.
 """
 
 from pathlib import Path
@@ -66,7 +66,7 @@ def initialise_averaging(vae: Any) -> None:
     A network with random weights needs hundreds of training steps to learn each colour axis. Here channels 0 to 5 carry
     (r, g, b, -r, -g, -b) through all layers. Since silu(a) - silu(-a) = a, the activations before the output layers of
     encoder and decoder do not change the colours. Residual branches start at zero, and the remaining weights are
-    random. The posterior starts with a standard deviation of 0.05.
+    random. The posterior, the distribution of the latents of an image, starts with a standard deviation of 0.05.
     """
     signs = torch.cat([torch.eye(3), -torch.eye(3)])  # (6, 3)
     for module in vae.modules():
@@ -115,8 +115,9 @@ def half_size(x: Tensor) -> Tensor:
 def reconstruction_loss(y: Tensor, x: Tensor) -> Tensor:
     """Return the scalar loss between reconstructions `y` and true images `x`, both (B, 3, H, W) in [-1, 1].
 
-    The loss is L1 + 2 MSE + 0.5 L1 of the differences of neighbouring pixels + 2 L1 at an eighth of the size. The third
-    term keeps outlines sharp. The last term makes the network learn colours early.
+    The loss is L1 + 2 MSE + 0.5 L1 of the differences of neighbouring pixels (vertical plus horizontal) + 2 L1 of
+    images averaged over blocks of 8 x 8 pixels. The third term keeps outlines sharp. The last term makes the network
+    learn colours early.
     """
     sharp = sum(F.l1_loss(a, b) for a, b in zip(edges(y), edges(x), strict=True))
     coarse = F.l1_loss(F.avg_pool2d(y, 8), F.avg_pool2d(x, 8))
@@ -124,15 +125,15 @@ def reconstruction_loss(y: Tensor, x: Tensor) -> Tensor:
 
 
 def psnr(y: Tensor, x: Tensor) -> float:
-    """Return the PSNR in dB between reconstructions `y` and true images `x` of one shape, in [-1, 1]."""
+    """Return the PSNR in dB between reconstructions `y` and true images `x`, both of the same shape and in [-1, 1]."""
     return float(10 * torch.log10(4 / F.mse_loss(y.detach(), x)))
 
 
 class AutoencoderSystem(System):
-    """LightningModule that trains an AutoencoderKL.
+    """LightningModule that trains `vae`, an AutoencoderKL.
 
-    Each step renders new toybox images of `image_size` x `image_size` pixels. `max_steps` is the number of steps; None:
-    `options.max_steps`. `facts` are further settings that must stay the same when a run is resumed.
+    Each step renders `options.batch` new toybox images of `image_size` x `image_size` pixels. `max_steps` is the number
+    of steps; None: `options.max_steps`. `facts` are further settings that must stay the same when a run is resumed.
     """
 
     stage = "autoencoder"
@@ -155,8 +156,9 @@ class AutoencoderSystem(System):
     def images(self, step: int) -> Tensor:
         """Return the training images of a step, float32 in [-1, 1].
 
-        In the last fraction WHOLE_IMAGE_FRACTION of the steps they are whole images (batch, 3, image_size, image_size).
-        In all earlier steps they are two random crops of each image, (2 * batch, 3, image_size / 2, image_size / 2).
+        In the last quarter (WHOLE_IMAGE_FRACTION) of the steps they are whole images (batch, 3, image_size,
+        image_size). In all earlier steps they are two random crops of each image, (2 * batch, 3, image_size / 2,
+        image_size / 2).
         """
         batch, size, rng = self.options.batch, self.image_size, self.numpy_rng(step, "crops")
         interiors = round(ROOMS * batch)
@@ -188,7 +190,7 @@ class AutoencoderSystem(System):
         return loss
 
     def validate(self, step: int, folder: Path) -> None:
-        """Write reconstructions.png to `folder`: held-out images above their reconstructions."""
+        """Write reconstructions.png to `folder`: eight images of held-out objects above their reconstructions."""
         _, rgb, _, _ = Toybox(self.seed, "held-out").batch(range(8), self.image_size, n_view=1)
         x = torch.from_numpy(rgb).permute(0, 3, 1, 2).to(self.device) * 2 - 1
         y = self.vae.decode(self.vae.encode(x).latent_dist.mode()).sample
@@ -206,8 +208,8 @@ class DecoderSystem(AutoencoderSystem):
     """LightningModule that trains the decoder of a VAE on noisy latents of its frozen encoder.
 
     The decoder then tolerates the errors of sampled latents (Zheng et al. 2025, arXiv 2510.11690, section 3.3).
-    `vae` is the trained VAE, and `max_steps` the number of steps. `options` are the options of the autoencoder, which
-    give the number of images per step.
+    `max_steps` is the number of steps. `options` are the options of the autoencoder, which give the number of images
+    per step. `image_size` is the side of an image in pixels, and `vae` the trained VAE.
     """
 
     stage = "decoder"
@@ -239,8 +241,8 @@ class DecoderSystem(AutoencoderSystem):
 def standardise(vae: Any, rgb: Tensor) -> None:
     """Change an autoencoder in place, so that each latent channel has mean 0 and variance 1 on images `rgb`.
 
-    Only the 1x1 convolutions directly before and after the latents change. Reconstructions stay the same, and
-    `scaling_factor` can be 1. `rgb` is (N, H, W, 3) in [0, 1].
+    Only the 1x1 convolutions directly before and after the latents change. Reconstructions stay the same, and the
+    `scaling_factor` of diffusers, by which latents are multiplied, can be 1. `rgb` is (N, H, W, 3) in [0, 1].
     """
     x = rgb.permute(0, 3, 1, 2) * 2 - 1
     z = torch.cat([vae.encode(chunk).latent_dist.mean for chunk in x.split(8)]).float()

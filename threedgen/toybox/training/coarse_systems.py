@@ -1,4 +1,8 @@
-"""LightningModules that train the coarse predictor of a prior, its sampler of object codes and its view fusion."""
+"""LightningModules that train the coarse predictor of a prior, its sampler of object codes and its view fusion.
+
+The coarse predictor computes latents of a view in one step from caption, camera and object code. An object code is a
+vector of what the caption leaves unspecified. The view fusion refines the prediction by the noisy latents of all views.
+"""
 
 from collections.abc import Callable
 
@@ -48,8 +52,9 @@ FIRST_OBJECTS, NEW_OBJECTS_PER_STEP = 2048, 2
 class PredictorSystem(AveragedSystem):
     """Base class of the LightningModules that train a coarse predictor, its code sampler or its view fusion.
 
-    The frozen text encoder of `prior` encodes the captions. `cache` is a disk cache of latents, captions and cameras of
-    `SOURCES` + `TARGETS` views per object. `steps` is the number of training steps.
+    `coarse` is the coarse predictor with its parts. The frozen text encoder of `prior` encodes the captions. `cache` is
+    a disk cache of the latents, captions and cameras of six (`SOURCES` + `TARGETS`) views per object. `steps` is the
+    number of training steps.
     """
 
     prior: LatentDiffusion
@@ -73,10 +78,10 @@ class PredictorSystem(AveragedSystem):
         torch.nn.Module.to(self.predictor, self.device)
 
     def encode_captions(self, captions: list[str], dropped: Array) -> Tensor:
-        """Return text embeddings (n, L, D) of n captions, as the coarse predictor takes them.
+        """Return text embeddings (n, L, D) of n captions of L tokens, as the coarse predictor takes them.
 
-        The extra last token of the prior's embeddings, which is for the object code, is left out.
-        Captions are replaced by "" where the mask `dropped` (n,) is True.
+        If the prior's embeddings have an extra last token, which is for the object code, it is left out. Captions are
+        replaced by "" where the mask `dropped` (n,) is True.
         """
         return self.prior.split_text(self.prior.encode_prompt(drop_captions(captions, dropped)))[1]
 
@@ -88,10 +93,11 @@ class PredictorSystem(AveragedSystem):
 class CoarseSystem(PredictorSystem):
     """LightningModule that trains `coarse`, which predicts latents of an object in one step, and its object encoder.
 
-    The loss is the squared error of the latents of `TARGETS` views of each object. They are predicted from a caption,
-    the cameras, and an object code with noise, which is encoded from other views. Some captions and some codes are
-    dropped, so that the network can also predict from only one of the two. `part_weights(index)` returns weights
-    (V, h, h) of the latent pixels in all cached views of an object, with which small parts count more.
+    The loss is the squared error of the latents of three (`TARGETS`) views of each object. They are predicted from a
+    caption, the cameras, and an object code (vector of what the caption leaves unspecified) with noise. The object
+    encoder computes the code from up to three other views. Some captions and some codes are dropped, so that the
+    network can also predict from only one of the two. `part_weights(index)` returns
+    weights (V, h, h) of the latent pixels in all cached views of an object, with which small parts count more.
 
     The captions in `cache` are not used: `caption(index, rng)` writes a new caption for the object with this index, so
     that the network sees each object with many captions.
@@ -146,8 +152,9 @@ class CoarseSystem(PredictorSystem):
 class FusionSystem(PredictorSystem):
     """LightningModule that trains the view fusion of `coarse`, by the squared error of the clean latents of all views.
 
-    The coarse predictions of random objects use no caption, and those of most objects no code, so that the view fusion
-    must use the noisy latents of the views.
+    The view fusion predicts clean latents from the noisy latents of the views, their cameras and the coarse
+    predictions. The coarse predictions of about half of the objects use no caption, and those of most objects no object
+    code, so that the view fusion must use the noisy latents.
     """
 
     stage = "view fusion"
@@ -192,9 +199,10 @@ class FusionSystem(PredictorSystem):
 class CodeSystem(PredictorSystem):
     """LightningModule that trains, by flow matching, the network of `coarse` that samples an object code for a caption.
 
-    The training data are the object codes that the encoder of `coarse` finds for the cached views of objects.
+    An object code is a vector of what the caption leaves unspecified. The training data are the codes that the object
+    encoder of `coarse` computes from three cached views of an object.
 
-    Each step trains on several noise levels for each code. The captions in `cache` are not used: `caption(index, rng)`
+    Each step trains on three noise levels for each code. The captions in `cache` are not used: `caption(index, rng)`
     writes a new caption for the object with this index, with random wording and a random subset of its colour words.
     """
 

@@ -4,8 +4,8 @@ The training images are renders with known opacity. To look like samples of the 
 noise is added to the latents, and they are decoded.
 
 RUN/pictures/, fresh/    caches of training and held-out images, safe to delete
-RUN/matte/               weights of the network; the option `fit.matte` takes this folder
-RUN/summary.json         error and IoU on held-out images
+RUN/matte/               weights of the network; the option `fit.matte` of other tasks takes this folder
+RUN/summary.json         mean absolute error of the opacity, and IoU of the masks, on held-out images
 """
 
 from functools import partial
@@ -46,8 +46,8 @@ FRESH, RANDOM_SOLIDS_SHARE, MEASURED = 3, 0.1, 256
 class MatteImages:
     """Disk cache of `count` training images with opacity (RGBA, stored as uint8), rendered on first use.
 
-    To look like samples of `prior`, the colours are encoded and decoded by its VAE. Call the object with the indices
-    (N,) of images to get them.
+    To look like samples of `prior`, the colours are encoded by its VAE, noise is added to the latents, and they are
+    decoded. Call the object with the indices (N,) of images to get them. `folder` is the folder of the cache.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class MatteImages:
         self.cache = BlockCache(folder, "pictures", count, (self.size, self.size, 4), np.uint8, source, BLOCK)
 
     def __call__(self, indices: Array) -> Tensor:
-        """Return the images at N indices, with opacity as the fourth channel: (N, S, S, 4), float32 in [0, 1]."""
+        """Return the images with the numbers `indices` (N,), as RGB and opacity: (N, S, S, 4), float32 in [0, 1]."""
         for block in self.cache.missing_blocks(indices):
             self.cache.store(block, self.make(range(block * BLOCK, (block + 1) * BLOCK)))
         return torch.from_numpy(np.stack([self.cache[i] for i in indices])).float() / 255
@@ -79,8 +79,8 @@ class MatteImages:
     def decode_noisy(self, rgb: Array, rng: np.random.Generator) -> Array:
         """Encode images (N, S, S, 3) in [0, 1] by the VAE, add noise to the latents, and decode them.
 
-        The standard deviation of the noise is random for each image, up to `LATENT_NOISE`. The result has the shape of
-        `rgb` and is float32.
+        The standard deviation of the noise is random for each image, up to `LATENT_NOISE`. The result has the shape and
+        range of `rgb` and is float32.
         """
         z = encode(self.prior.vae, torch.from_numpy(rgb).float())
         noise = LATENT_NOISE * rng.random((len(z), 1, 1, 1)) * rng.standard_normal(z.shape)
@@ -88,7 +88,10 @@ class MatteImages:
 
 
 class MatteSystem(System):
-    """LightningModule that trains a `Matte`, a network that predicts the opacity of an object at each pixel."""
+    """LightningModule that trains a `Matte`, a network that predicts the opacity of an object at each pixel.
+
+    `images` are the training images, with their true opacity.
+    """
 
     stage = "matte"
     rate, weight_decay = {"0%": 0.0, "3%": 2e-3, "40%": 2e-3, "100%": 1e-5}, 0.001
@@ -111,7 +114,10 @@ class MatteSystem(System):
 
 
 def augment(x: Tensor, rng: torch.Generator) -> Tensor:
-    """Return images (B, 3, S, S) in [0, 1] with random brightness, tint and pixel noise, clipped to [0, 1]."""
+    """Return images `x` (B, 3, S, S) in [0, 1] with random brightness, tint and pixel noise, clipped to [0, 1].
+
+    `rng` is a generator on the CPU.
+    """
     count = len(x)
     brightness = torch.exp(BRIGHTNESS * torch.randn(count, 1, 1, 1, generator=rng))
     tint = TINT * torch.randn(count, 3, 1, 1, generator=rng)
@@ -122,8 +128,8 @@ def augment(x: Tensor, rng: torch.Generator) -> Tensor:
 def evaluate(net: Matte, images: MatteImages, count: int) -> dict[str, float]:
     """Measure a matte network on the first `count` images.
 
-    Return a dict with "error" and "iou". The error is the mean absolute error of the opacity. The IoU (intersection
-    over union) compares the pixels with an opacity above 0.5.
+    Return a dict with "error" and "iou". The error is the mean absolute error of the opacity in [0, 1]. The IoU
+    (intersection over union) compares the pixels of all images with a predicted and with a true opacity above 0.5.
     """
     rgba = images(np.arange(count))
     opacity, truth = net.opacity(rgba[..., :3].to(net.out.weight.device)).cpu(), rgba[..., 3]

@@ -1,4 +1,4 @@
-"""Initial UNets of the trainings: new ones, and trained ones with added inputs, attention, channels or cameras."""
+"""Initial UNets of the trainings: new ones, and trained UNets with added inputs, attention, channels or cameras."""
 
 from collections.abc import Sequence
 from copy import deepcopy
@@ -41,10 +41,10 @@ def base_model(
 ) -> LatentDiffusion:
     """Build a 2D latent diffusion model from an untrained UNet, a trained autoencoder and a trained text encoder.
 
-    `channels` are the widths of the UNet's levels, and `image_size` is the side of an image in pixels. The time
-    embedding includes the pooled caption, and scales and shifts features. The model predicts v, which weights all noise
-    levels equally. Its noise schedule ends with more noise than that of Stable Diffusion, whose last noise level would
-    not hide latents of this small size.
+    `channels` are the numbers of channels of the UNet's levels, and `image_size` is the side of an image in pixels. The
+    time embedding includes the pooled caption embedding, and scales and shifts features. The model predicts v
+    (v-prediction, Salimans and Ho 2022), which weights all noise levels equally. Its noise schedule ends with more
+    noise than that of Stable Diffusion, whose last noise level would not hide latents of this small size.
     """
     latent_channels, levels = int(vae.config["latent_channels"]), len(channels) - 1
     unet = UNet2DConditionModel(
@@ -71,13 +71,13 @@ def base_model(
 def multiview_model(
     base: LatentDiffusion, coarse: CoarsePredictor | None, attention: bool = False, rotary: bool = False
 ) -> MVDream:
-    """Build a multi-view prior from the networks of `base`, a 2D model or a multi-view prior.
+    """Build a multi-view prior from the networks of `base`, a 2D model (single images) or a multi-view prior.
 
-    Networks that get no additions are not copied. Additions to the UNet, except `rotary`, do not change its output
-    before training, because the first or the last weights of each addition are zero.
+    A UNet without camera input gets one. Networks that get no additions are not copied. Additions to the UNet, except
+    `rotary`, do not change its output before training, because the first or the last weights of each addition are zero.
 
     Args:
-        coarse: coarse predictor, whose latents become an input of the UNet; None: no predictor.
+        coarse: network that predicts latents in one step, which become an input of the UNet; None: no predictor.
         attention: add attention to the UNet levels that have none.
         rotary: use a rotary embedding of 3D points and of image positions in self-attention (`WorldRotary`).
     """
@@ -94,9 +94,9 @@ def multiview_model(
 
 @torch.no_grad()
 def with_camera(unet: UNet2DConditionModel) -> UNet2DConditionModel:
-    """Return a copy of the UNet with a camera embedding, or `unet` itself if it has one.
+    """Return a copy of the UNet with a camera embedding as a further input, or `unet` itself if it has one.
 
-    The last layer of the embedding is zero, so the output does not change.
+    The last layer of the embedding is zero, so the output of the UNet does not change before training.
     """
     if unet.class_embedding is not None:
         return unet
@@ -131,10 +131,11 @@ def with_attention(unet: UNet2DConditionModel) -> UNet2DConditionModel:
 
 
 def widen(unet: Any, channels: Sequence[int], rng: torch.Generator) -> Any:
-    """Return a copy of a diffusers UNet whose levels have the widths `channels`, or `unet` itself if it has them.
+    """Return a copy of a diffusers UNet with `channels` channels per level, or `unet` itself if it has these already.
 
     Each new channel is a copy of an old one (Net2Net, Chen et al. 2016, arXiv 1511.05641, section 2.2). The input
-    weight of an old channel is split at random among its copies: the sum stays the same, but the gradients differ.
+    weight of an old channel is split among its copies, at random (`rng`): the sum stays the same, but the gradients
+    differ.
 
     Only group norms over two concatenated levels change the output, because their groups change. In the toybox's 2D
     model, the output for noise changes by 3 to 9 %. If two levels become equally wide, the UNet loses the projection

@@ -19,7 +19,7 @@ GROUPS = 16
 
 
 class AutoencoderConfig(Config):
-    """Options of the autoencoder and of its training."""
+    """Options of the autoencoder (VAE), between images and latents, and of its training: channels, images, steps."""
 
     channels: Widths = (24, 48, 96, 160)
     batch: base.Count = Field(16, description="images per step; a crop step takes two crops of each")
@@ -32,7 +32,7 @@ class AutoencoderConfig(Config):
 
 
 class DecoderConfig(Config):
-    """Options of the training of the autoencoder's decoder on noisy latents."""
+    """Options of the training of the autoencoder's decoder on noisy latents: number of steps."""
 
     max_steps: base.Count = 2500
 
@@ -57,7 +57,7 @@ class WordsConfig(Config):
 
 
 class DiffusionConfig(base.DenoisingConfig):
-    """Options of the training of a UNet."""
+    """Options of the training of a diffusion UNet: images, noise levels, learning rate."""
 
     batch: base.Batch = 64
     fresh: base.Fresh = 4
@@ -88,8 +88,8 @@ class PhotographsConfig(DiffusionConfig):
 class MultiviewDiffusionConfig(DiffusionConfig):
     """Options of the training of a multi-view prior's UNet on 2D and multi-view batches (MVDream, section 3).
 
-    The options `batch`, `fresh`, `first` and `pictures` are numbers of images; they are rounded up to whole objects of
-    `n_view` images.
+    In multi-view batches, an object has `n_view` images. The options `batch` (images per step), `fresh` (new ones of
+    them), `first` (available at the first step) and `pictures` (distinct images) are rounded up to whole objects.
     """
 
     n_view: int = Field(4, ge=2, le=16, description="views of an object that attend to each other")
@@ -101,9 +101,10 @@ class MultiviewDiffusionConfig(DiffusionConfig):
 class CoarseConfig(Config):
     """Options of the training of the coarse predictor, which computes latents in one step.
 
-    The inputs of the coarse predictor are caption, camera and object code. Its parts are the predictor itself, the
-    sampler of object codes and the view fusion. A part with 0 steps is not trained: it stays as in the weights from
-    which the training starts (option `start` of the task).
+    Its inputs are caption, camera and object code, a vector of what the caption leaves unspecified. Its parts are the
+    predictor itself, the sampler of object codes and the view fusion, which also uses the noisy latents of all views. A
+    part with 0 steps is not trained: it stays as in the weights from which the training starts (option `start` of the
+    task).
     """
 
     max_steps: int = Field(8000, ge=0, description="steps of the coarse predictor; 0: that of start")
@@ -116,7 +117,8 @@ class CoarseConfig(Config):
 class TrainBaseConfig(base.TrainConfig):
     """Options of the training of the toybox's 2D model, from the autoencoder to the UNet.
 
-    The stages are autoencoder, decoder, text encoder and UNet. If `start` names a 2D model, only its UNet is trained.
+    The 2D model generates single images. The stages are autoencoder, decoder (again, on noisy latents), text encoder
+    and UNet. If `start` names a 2D model, only its UNet is trained.
     """
 
     image_size: int = Field(128, ge=32, le=1024, description="side of an image, pixels")
@@ -139,7 +141,10 @@ class TrainBaseConfig(base.TrainConfig):
 
 
 class TrainPriorConfig(base.TrainConfig):
-    """Options of the training of the toybox's multi-view prior, from a 2D model or from a multi-view prior."""
+    """Options of the training of the toybox's multi-view prior, from a 2D model or from a multi-view prior.
+
+    A 2D model generates single images, a multi-view prior consistent views of one object.
+    """
 
     start: str = Field(min_length=1, description="2D model or multi-view prior to start from")
     coarse: CoarseConfig | None = Field(CoarseConfig(), description="coarse predictor; null: as in start")
@@ -161,7 +166,7 @@ class TrainPriorConfig(base.TrainConfig):
 
 
 class OwnTrainingConfig(MultiviewDiffusionConfig):
-    """Options of the training of a multi-view prior's UNet on renders of user assets."""
+    """Options of the training of a multi-view prior's UNet on renders of user assets (meshes with captions)."""
 
     first: base.First = 2048
     pictures: Images = 100_000
@@ -170,7 +175,10 @@ class OwnTrainingConfig(MultiviewDiffusionConfig):
 
 
 class TrainOwnPriorConfig(AssetsConfig):
-    """Options of the further training of a multi-view prior, or of a 2D model, on your own meshes and captions."""
+    """Options of the further training of a multi-view prior, or of a 2D model, on your own meshes and captions.
+
+    A 2D model generates single images. It becomes a multi-view prior, which generates views of an object.
+    """
 
     prior: Annotated[Any, Component("prior", default="mvdream", only=("mvdream",))] = {}
     pictures: str | None = Field(
@@ -200,7 +208,7 @@ class TrainOwnPriorConfig(AssetsConfig):
 
 
 class MatteNetworkConfig(Config):
-    """Options of the network that predicts the object's opacity at each pixel of an image."""
+    """Options of the network that predicts the object's opacity at each pixel of an image: image size, channels."""
 
     size: int = Field(128, ge=8, le=1024, description="side of the images, pixels")
     channels: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = Field(
@@ -214,7 +222,7 @@ class MatteNetworkConfig(Config):
 
 
 class MatteTrainingConfig(Config):
-    """Options of the training of the network that predicts the object's opacity at each pixel of an image."""
+    """Options of the training of the network that predicts the object's opacity at each pixel: numbers of images."""
 
     batch: base.Batch = 16
     first: base.First = 1024
@@ -222,7 +230,7 @@ class MatteTrainingConfig(Config):
 
 
 class TrainMatteConfig(base.TrainConfig):
-    """Options of the training of the network that separates objects of toybox images from their grey background."""
+    """Options of the training of the matte network, which separates objects of toybox images from their background."""
 
     network: MatteNetworkConfig = MatteNetworkConfig()
     training: MatteTrainingConfig = MatteTrainingConfig()

@@ -1,4 +1,4 @@
-"""LightningModules that train the UNet of a 2D model or of a multi-view prior."""
+"""LightningModules that train the UNet of a 2D model (generates single images) or of a multi-view prior."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -56,7 +56,7 @@ class PriorSystem(DenoisingSystem):
 
     Args:
         prior: model whose UNet is trained in place.
-        caches: pairs (share of the steps, disk cache of latents on which these steps train).
+        caches: pairs (share of the steps, disk cache of latents on which these steps train). The shares sum to 1.
     """
 
     stage = "UNet"
@@ -100,16 +100,17 @@ class PriorSystem(DenoisingSystem):
         return numpy_generator(self.seed, step, purpose)
 
     def entries(self, step: int, n_view: int, share: float) -> Array:
-        """Sample the indices (n,) of the entries of a cache on which step ``step`` trains.
+        """Sample the indices (n,) of the cache entries on which step ``step`` trains.
 
-        An entry has ``n_view`` images. ``share`` is the share of all steps that use this cache, in [0, 1].
+        An entry has ``n_view`` images, so n is ``options.batch`` / ``n_view``, rounded up. ``share`` is the share of
+        all steps that use this cache, in [0, 1]; it determines how many entries are already in use at this step.
         """
         o, rng = self.options, self.numpy_rng(step, "pictures")
         numbers = (objects_of(number, n_view) for number in (o.batch, o.pictures, o.first, o.fresh))
         return sample_entries(rng, int(step * share), *numbers)
 
     def fill(self, cache: LatentCache, chosen: Array) -> None:
-        """Render and encode the entries `chosen` (n,) that `cache` lacks, a part of them in each process.
+        """Render and encode those entries with the indices `chosen` (n,) that `cache` lacks, a part in each process.
 
         With one process this method does nothing, because the cache makes missing entries when they are read.
         """
@@ -137,10 +138,11 @@ class PriorSystem(DenoisingSystem):
         return Batch(z.flatten(0, 1), t, noise, text, {"camera": camera, "n_view": n_view})
 
     def with_codes(self, text: Tensor, z: Tensor, c2w: Tensor, rng: torch.Generator) -> Tensor:
-        """Return text embeddings (n, L, D) whose last token, which holds the object code, is set.
+        """Return the text embeddings `text` (n, L, D) of n objects with their last token set to the object code.
 
-        The random share `object_codes` of the n objects get their code with noise, encoded from their clean latents `z`
-        (n, V, C, h, w) and poses `c2w` (n, V, 4, 4). The code of the other objects is zero, which means unspecified.
+        An object code is a vector of what the caption leaves unspecified. A random share `object_codes` of the objects
+        get their code with noise, encoded from their clean latents `z` (n, V, C, h, w) and camera-to-world poses `c2w`
+        (n, V, 4, 4), OpenGL axes. The code of the other objects is zero, which means unspecified.
         """
         coded = self.model.encode_code(text, z.to(self.device), c2w)
         code = coded[:, -1:]
@@ -165,10 +167,10 @@ class PriorSystem(DenoisingSystem):
         self.model.save(folder / ("prior" if self.n_view > 1 else "base"))
 
     def sample_sheet(self) -> Sheet:
-        """Sample images of `SHEET_PROMPTS` for the sample sheet.
+        """Sample images of `SHEET_PROMPTS` for the sample sheet, an image that shows the progress of the training.
 
         A 2D model samples one image per prompt. A multi-view prior samples `n_view` views around the object, and only
-        for the first eight prompts, which are objects.
+        for the first eight prompts, which are objects, not rooms.
         """
         n_view, c2w = self.n_view, None
         prompts = SHEET_PROMPTS[:8] if n_view > 1 else SHEET_PROMPTS
@@ -179,10 +181,10 @@ class PriorSystem(DenoisingSystem):
         return Sheet(images, 4, [prompt for prompt in prompts for _ in range(n_view)])
 
     def sample(self, number: int, prompt: str, c2w: Tensor | None) -> Tensor:
-        """Sample views (V, H, W, 3) in [0, 1] of a prompt.
+        """Sample views (V, H, W, 3) in [0, 1] of a prompt from the model in training.
 
-        `number` seeds the noise. `c2w` (V, 4, 4) are camera-to-world poses; None: one image (1, H, W, 3) without a
-        camera.
+        `number` seeds the noise. `c2w` (V, 4, 4) are camera-to-world poses, OpenGL axes; None: one image (1, H, W, 3)
+        without a camera.
         """
         rng = self.rng(number, "sheet")
         return self.model.sample(prompt, c2w, steps=30, guidance_scale=4.0, generator=rng)
@@ -191,9 +193,10 @@ class PriorSystem(DenoisingSystem):
 class OwnPriorSystem(PriorSystem):
     """LightningModule that trains a prior on renders of the user's 3D assets.
 
-    `shown` are held-out assets. The sample sheet has their renders beside samples of their captions from the same
-    cameras. The FID between renders and samples is logged as `fid`. It is computed from few images, so compare its
-    values only within one run. If `shown` is None, no sheet is written, and no FID is computed.
+    `shown` are views of held-out assets. The sample sheet, an image that is written during the training, has these
+    renders beside samples of their captions from the same cameras. The FID between renders and samples is logged as
+    `fid`. It is computed from few images, so compare its values only within one run. If `shown` is None, no sheet is
+    written, and no FID is computed.
     """
 
     features: FeatureNetwork

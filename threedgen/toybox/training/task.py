@@ -66,8 +66,8 @@ def train_base(task: Task) -> Status:
 def load_start(task: Task, start: str, image_size: int | None = None) -> LatentDiffusion:
     """Load the model with which a training starts, from the weights `start`.
 
-    If the config has numbers of channels in `widen`, the levels of the UNet are widened to them. `image_size` is the
-    side of an image in pixels; None: the image size of the loaded model.
+    `start` is a name or folder of weights. If the config has numbers of channels in `widen`, the levels of the UNet are
+    widened to them. `image_size` is the side of an image in pixels; None: the image size of the loaded model.
     """
     config: TrainBaseConfig | TrainPriorConfig = task.config
     prior = LatentDiffusion.load(start, image_size=image_size)
@@ -82,10 +82,11 @@ def latent_caches(
 ) -> list[tuple[float, LatentCache]]:
     """Create the disk caches of latents of a source, as pairs (share of the training steps that use a cache, cache).
 
-    There is a cache of full-size latents. If the config's `training.half` is above 0, there is also a cache of
-    half-size latents, which gets this fraction of the source's steps.
+    There is a cache of full-size latents. If the config's `training.half` is above 0, there is also a cache of latents
+    of images of half the size, which gets this fraction of the source's steps.
 
     Args:
+        prior: model whose VAE encodes the images, and whose image size is the full size.
         name: folder of the full-size cache in the run folder.
         source: source of the images.
         share: share of all training steps that use the source.
@@ -106,8 +107,8 @@ def latent_cache(task: Task, name: str, source: Source, vae: AutoencoderKL, size
 def train_networks(task: Task, source: Source) -> LatentDiffusion:
     """Train autoencoder, decoder and text encoder on images of `source`, one after the other.
 
-    Return a 2D model of these networks and an untrained UNet. Networks that an earlier process of the run has finished
-    are loaded.
+    Return a 2D model (generator of single images) with these networks and an untrained UNet. Networks that an earlier
+    process of the run has finished are loaded.
     """
     config: TrainBaseConfig = task.config
     seed, size, vae = config.seed, config.image_size, autoencoder.build(config.autoencoder)
@@ -157,8 +158,9 @@ def train_prior(task: Task) -> Status:
 def train_coarse(task: Task, base: LatentDiffusion, o: CoarseConfig) -> CoarsePredictor:
     """Train the coarse predictor, its sampler of object codes and its view fusion, one after the other.
 
-    Networks that an earlier process of the run has finished are loaded. A coarse predictor that `base` already has is
-    trained further. Return the predictor frozen, with the moving averages of its weights.
+    The coarse predictor computes latents in one step. `base` is the model to which it belongs, and `o` has the options
+    of its training. Networks that an earlier process of the run has finished are loaded. A coarse predictor that `base`
+    already has is trained further. Return the predictor frozen, with the moving averages of its weights.
 
     Raises ConfigError if `base` has no coarse predictor, and `o` has 0 steps for the predictor or its sampler.
     """
@@ -233,8 +235,8 @@ def train_own(task: Task) -> Status:
 def load_own_start(config: TrainOwnPriorConfig) -> MVDream:
     """Load the prior of the config as a multi-view prior, to train it further.
 
-    A 2D model becomes a multi-view prior by a new camera embedding, which has no effect before training. Raises
-    ConfigError if the weights are missing or damaged, or those of another kind of model.
+    A 2D model (generates single images) becomes a multi-view prior by a new camera embedding of its UNet, which has no
+    effect before training. Raises ConfigError if the weights are missing or damaged, or those of another kind of model.
     """
     with replaced_key("prior.weights"):
         prior: LatentDiffusion = load_prior(LatentDiffusion, config.prior, device(config.trainer.accelerator))

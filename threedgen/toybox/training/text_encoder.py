@@ -48,7 +48,8 @@ def captions() -> Iterator[str]:
 def train_tokenizer() -> PreTrainedTokenizerFast:
     """Build a tokenizer with one token per word of toybox captions.
 
-    Token sequences are <start> ... <end>, padded with <pad>. Words that do not occur in captions become <unknown>.
+    Token sequences are <start> ... <end>, padded with <pad>. Texts are lowercased, and words that do not occur in
+    captions become <unknown>.
     """
     tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
@@ -69,7 +70,7 @@ def train_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def vocabulary_digest(tokenizer: Any) -> str:
-    """Return a hash of all (token, id) pairs of a tokenizer. A run can only be resumed with the same hash."""
+    """Return a hash of all (token, id) pairs of a tokenizer, as text. A run can only be resumed with the same hash."""
     return hashlib.blake2b(repr(sorted(tokenizer.get_vocab().items())).encode(), digest_size=8).hexdigest()
 
 
@@ -91,9 +92,10 @@ def build(tokenizer: PreTrainedTokenizerFast) -> CLIPTextModel:
 
 
 def latent_tower(channels: int, width: int) -> nn.Sequential:
-    """Build CLIP's image encoder for latents: (B, channels, h, w) to embeddings (B, width), which are not normalised.
+    """Build a convolutional network that takes the place of CLIP's image encoder.
 
-    The output of its convolutional part, the submodule `body`, is (B, 256, h / 4, w / 4).
+    It maps latents (B, `channels`, h, w) of images to embeddings (B, `width`), which are not normalised. The output of
+    its convolutional part, the submodule `body`, is (B, 256, h / 4, w / 4).
     """
     body = nn.Sequential(
         nn.Conv2d(channels, 64, 3, 1, 1),
@@ -112,7 +114,8 @@ def latent_tower(channels: int, width: int) -> nn.Sequential:
 class TextEncoderSystem(System):
     """LightningModule that trains a text encoder in place by a contrastive loss, as in CLIP.
 
-    `cache` is a disk cache of captions and of latents of their images. The latents take the place of CLIP's images.
+    `cache` is a disk cache of captions and of latents of their images. The latents take the place of CLIP's images:
+    `latent_tower`, which is trained too, maps them to embeddings.
     """
 
     stage = "text encoder"

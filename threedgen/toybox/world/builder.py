@@ -1,4 +1,7 @@
-"""Builder of toybox objects, with which the recipes of nouns and accessories add solids and sample proportions."""
+"""Builder of toybox objects, with which the recipes of nouns and accessories add solids and sample proportions.
+
+A recipe is a function that adds the solids of an object, such as "dog", or of an accessory, such as "hat".
+"""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,12 +23,15 @@ def _outline(kind: int, param: float) -> np.ndarray:
 
 
 def corners(solids: Sequence[Primitive]) -> np.ndarray:
-    """Return the vertices (N, 3) of coarse meshes of the solids, in world space. Circles have 8 sides."""
+    """Return the vertices (N, 3) of coarse meshes of the solids, in world space. Round solids have 8 sides."""
     return np.concatenate([_outline(s.kind, s.param) @ s.matrix.T + s.centre for s in solids])
 
 
 def bounds(solids: Sequence[Primitive]) -> np.ndarray:
-    """Return the axis-aligned bounding box (2, 3) of the solids: minimum corner, then maximum corner."""
+    """Return the axis-aligned bounding box (2, 3) of the solids: minimum corner, then maximum corner.
+
+    It is the box of coarse meshes, which can be slightly smaller than round solids.
+    """
     points = corners(solids)
     return np.stack([points.min(0), points.max(0)])
 
@@ -44,8 +50,8 @@ class ReducedVariation:
     """Random generator whose samples vary less than those of the numpy generator ``rng``.
 
     ``variation``, in [0, 1], multiplies ranges and standard deviations; the means stay the same. At 0, ``normal``,
-    ``uniform`` and ``random`` return the mean. ``integers`` returns 0 with the probability 1 - ``variation``, and
-    otherwise a uniform sample.
+    ``uniform`` and ``random`` return the mean. ``integers(count)`` returns 0 with the probability 1 - ``variation``,
+    and otherwise a uniform sample from 0 to ``count`` - 1.
     """
 
     def __init__(self, rng: np.random.Generator, variation: float) -> None:
@@ -73,11 +79,12 @@ class Builder:
 
     Units are arbitrary, because ``finish`` scales the object. The front faces +x, the object's left is +y, and z is up.
     In all methods, ``at`` (3,) is the centre of a solid, ``colour`` (3,) is sRGB in [0, 1] or None for the main colour,
-    ``label`` is the name of the part, and ``rotate`` has the angles about x, then y, then z in degrees.
+    ``label`` is the name of the part, and ``rotate`` has three angles in degrees, about x, then y, then z (fixed axes).
 
     Attributes:
+        rng: random generator of the proportions.
         colour: main colour (3,), sRGB in [0, 1].
-        named_parts: maps each part or accessory that the caption names to its colour (3,).
+        named_parts: maps each part or accessory that the caption names to its sRGB colour (3,).
         solids: the solids that were added so far.
         anchors: maps a place where accessories can sit, such as "head_top", to a pair: position (3,) of the place, and
             radius of the body at the place.
@@ -91,7 +98,10 @@ class Builder:
         self.anchors: dict[str, tuple[np.ndarray, float]] = {}
 
     def vary(self, value: float = 1.0, spread: float = 0.08) -> float:
-        """Return ``value`` times exp(x). x is normal with standard deviation ``spread``, clipped to +-2 ``spread``."""
+        """Return ``value`` times exp(x), where x is a random number.
+
+        It is normal with mean 0 and standard deviation ``spread``, clipped to +-2 ``spread``.
+        """
         return float(value * np.exp(np.clip(self.rng.normal(0, spread), -2 * spread, 2 * spread)))
 
     def between(self, low: float, high: float) -> float:
@@ -104,9 +114,9 @@ class Builder:
         return choices[int(self.rng.integers(len(choices)))]
 
     def part(self, name: str, default: Colour | None = None) -> np.ndarray:
-        """Return the colour (3,) of part ``name``: its entry in ``named_parts``, else ``default``.
+        """Return the sRGB colour (3,) of part ``name``: that of the caption (``named_parts``), else ``default``.
 
-        If ``default`` is None too, the result is the main colour.
+        If ``default`` is None, it is the main colour of the object.
         """
         if name in self.named_parts:
             return self.named_parts[name]
@@ -114,15 +124,18 @@ class Builder:
 
     @staticmethod
     def shade(colour: Colour, factor: float) -> np.ndarray:
-        """Darken a colour (3,) by a ``factor`` up to 1. A factor above 1 lightens: it divides the distance to white."""
+        """Return an sRGB colour (3,), multiplied by ``factor`` if this is at most 1, which darkens it.
+
+        A factor above 1 lightens it: it divides the distance to white.
+        """
         c = np.asarray(colour, float)
         return c * factor if factor <= 1 else 1 - (1 - c) / factor
 
     def add(self, kind: int, at, size, colour=None, label: str = "body", rotate=(0, 0, 0), param: float = 1.0) -> None:
-        """Add a solid of half extent ``size``, scalar or (3,), along its local axes.
+        """Add a solid whose size along each local axis is 2 ``size``; ``size`` is a scalar or (3,).
 
-        ``kind`` and ``param`` are the fields of `Primitive` that define the shape. `Builder` explains the other
-        arguments.
+        ``kind`` and ``param`` are the fields of `Primitive` that define the shape, such as SPHERE. The docstring of the
+        class explains the other arguments.
         """
         stretch = np.broadcast_to(np.asarray(size, float), (3,))
         self._place(kind, param, rotation(rotate) @ np.diag(np.maximum(stretch, 1e-3)), at, colour, label)
@@ -140,7 +153,8 @@ class Builder:
     def pair(self, at, size, colour=None, label="body", rotate=(0, 0, 0), kind: int = SPHERE, param: float = 1.0):
         """Add a solid on the left (+y), placed by ``at`` and ``rotate``, and its mirror image on the right.
 
-        `add` explains the arguments.
+        ``size`` is half the size along each local axis, scalar or (3,). The docstring of the class explains ``at``,
+        ``colour``, ``label`` and ``rotate``; `Primitive` explains ``kind`` and ``param``.
         """
         (x, y, z), (ax, ay, az) = at, rotate
         for side in (-1, 1):
@@ -158,20 +172,24 @@ class Builder:
     def cylinder(self, at, radius: float, half: float, colour=None, label="body", rotate=(0, 0, 0), top: float = 1.0):
         """Add a cylinder or frustum of height 2 ``half`` along its local z axis.
 
-        The lower radius is ``radius``, and the upper radius is ``top`` times ``radius``.
+        The lower radius is ``radius``, and the upper radius is ``top`` times ``radius``. The docstring of the class
+        explains the other arguments.
         """
         self.add(FRUSTUM, at, (radius, radius, half), colour, label, rotate, top)
 
     cone = partialmethod(cylinder, top=0.0)
 
     def torus(self, at, radius: float, tube: float, colour=None, label="body", rotate=(0, 0, 0)) -> None:
-        """Add a torus that lies in its local xy plane, with outer radius ``radius`` and tube radius ``tube``."""
+        """Add a torus that lies in its local xy plane.
+
+        ``radius`` is its outer radius, which includes the tube, and ``tube`` is the radius of the tube.
+        """
         self.add(TORUS, at, radius, colour, label, rotate, tube / radius)
 
     def limb(self, start, end, radius: float, colour=None, label="body", top: float = 1.0, caps: bool = True) -> None:
         """Add a round rod from ``start`` (3,) to ``end`` (3,), with spheres at both ends if ``caps``.
 
-        The radius of the rod is ``radius`` at the start and ``top`` times ``radius`` at the end.
+        The radius of the rod, and of the spheres, is ``radius`` at the start and ``top`` times ``radius`` at the end.
         """
         start, end = np.asarray(start, float), np.asarray(end, float)
         axis = end - start
@@ -190,7 +208,8 @@ class Builder:
     def anchor(self, **places: tuple[float, float, float]) -> None:
         """Set anchors, which are places where accessories can sit, such as ``head_top=(x, z, radius)``.
 
-        x and z are the position of the place (y is 0), and ``radius`` is the radius of the body at the place.
+        x and z are the position of the place (y is 0), and ``radius`` is the radius of the object's body at the place.
+        Earlier anchors of the same name are replaced.
         """
         for name, (x, z, radius) in places.items():
             self.anchors[name] = (np.array((x, 0.0, z), float), float(radius))
@@ -198,7 +217,8 @@ class Builder:
     def finish(self, size: float = 1.0, stretch: Sequence[float] | np.ndarray = (1, 1, 1)) -> tuple[Primitive, ...]:
         """Return the solids of the finished object, stretched by factors (3,) along x, y and z, centred and scaled.
 
-        The finished object fits into the ball of radius ``size`` times ``OBJECT_RADIUS`` around the origin.
+        The centre of its bounding box is at the origin. It just fits into the ball of radius ``size`` times
+        ``OBJECT_RADIUS`` (0.85) around the origin.
         """
         stretch_matrix = np.diag(np.asarray(stretch, float))
         points = corners(self.solids) @ stretch_matrix

@@ -1,7 +1,8 @@
 """Vocabulary and captions of the toybox: colours, sizes, nouns, parts, accessories and caption wordings.
 
-A noun or an accessory is a recipe (a function that adds solids to a Builder), registered under its word. A caption has
-one noun, at most one size and one colour, and up to two parts or accessories ("wearing a red hat").
+Each noun and each accessory has a recipe (a function that adds solids to a Builder), registered under its word. A
+caption has one noun, at most one size and one main colour, and up to two parts or accessories, with or without a colour
+("wearing a red hat").
 """
 
 import hashlib
@@ -49,9 +50,10 @@ class Noun:
     Attributes:
         word: the noun itself.
         family: group of nouns, such as "animals".
-        height: usual height in metres, including ears of animals, pots of plants and headboards of beds.
+        height: usual height of the real thing in metres, including ears of animals, pots of plants and headboards of
+            beds.
         recipe: function that adds the solids of an object to a Builder.
-        front: False if the object looks the same from every side.
+        front: True if the object has a front, False if it looks the same from every side.
         parts: parts that a caption can name and colour, such as "wheels".
         wears: accessories that the object can have, such as "hat".
     """
@@ -72,8 +74,8 @@ class Spec:
     Attributes:
         noun: object class, such as "dog".
         colour, size: words for the whole object, such as "red" and "small".
-        part, second: parts or accessories that the caption names, such as "hat".
-        part_colour, second_colour: colours of ``part`` and ``second``.
+        part, second: first and second part or accessory that the caption names, such as "hat".
+        part_colour, second_colour: colour words of ``part`` and ``second``.
     """
 
     noun: str
@@ -102,7 +104,7 @@ def noun(
 ):  # fmt: skip
     """Return a decorator that registers a function as the recipe of a noun, such as ``@noun("dog", "animals", 0.5)``.
 
-    The function adds the solids of an object to a `Builder`. The arguments are the fields of `Noun`.
+    The function ``f(builder)`` adds the solids of an object to a `Builder`. The arguments are the fields of `Noun`.
     """
 
     def register(recipe: Recipe) -> Recipe:
@@ -115,8 +117,8 @@ def noun(
 def accessory(word: str):
     """Return a decorator that registers a function as the recipe of the accessory ``word``.
 
-    The function ``f(builder, colour)`` adds the solids of the accessory. It places them at the builder's anchors, which
-    are named places such as "head_top".
+    The function ``f(builder, colour)`` adds the solids of the accessory, of the sRGB colour (3,), to the `Builder` of
+    the object that wears it. It places them at the builder's anchors, which are named places such as "head_top".
     """
 
     def register(recipe: Callable[[Builder, np.ndarray], None]):
@@ -129,8 +131,8 @@ def accessory(word: str):
 def colour_value(name: str, rng: RandomSource, spread: float = 0.035) -> np.ndarray:
     """Sample an sRGB colour (3,), in [0.02, 1], near the mean value of the colour word ``name``.
 
-    The mean colour is multiplied by exp(x), then y (3,) is added. The random numbers x and y are normal with mean 0 and
-    the standard deviations 1.5 ``spread`` (x) and ``spread`` (y).
+    The mean colour is multiplied by exp(x), then y (3,) is added, and the sum is clipped. The random numbers x and y
+    are normal with mean 0 and the standard deviations 1.5 ``spread`` (x) and ``spread`` (y).
     """
     value = np.asarray(COLOURS[name]) * np.exp(rng.normal(0, 1.5 * spread)) + rng.normal(0, spread, 3)
     return np.clip(value, 0.02, 1.0)
@@ -159,8 +161,8 @@ def detail_phrase(word: str, colour: str) -> str:
 def caption(spec: Spec, wording: int = 0) -> str:
     """Return a caption for a specification.
 
-    ``wording``, from 0 to ``WORDINGS`` - 1, selects the sentence pattern. Pattern 0 is the plain one, as in "a small
-    dog wearing a hat".
+    ``wording``, from 0 to 5 (``WORDINGS`` - 1), selects the sentence pattern. Pattern 0 is the plain one, as in "a
+    small dog wearing a hat"; another is "a toy of a small dog wearing a hat".
     """
     adjectives = " ".join(w for w in (spec.size, spec.colour) if w)
     core = f"{adjectives} {spec.noun}".strip()
@@ -199,19 +201,19 @@ def parse_prompt(text: str) -> Spec | None:
 
 
 def held_out(spec: Spec) -> bool:
-    """Return whether the object of a spec is held out of training.
+    """Return whether the object of a specification is held out of training.
 
-    A hash selects 1 in 16 of the combinations (noun, main colour, part or accessory). An object is held out if it has
-    one of the selected combinations.
+    A hash selects about 1 in 16 of the combinations (noun, main colour, part or accessory). An object is held out if
+    its specification names one of the selected combinations. Without a main colour it is not held out.
     """
     keys = [f"{spec.noun}/{spec.colour}/{word}".encode() for word, _ in spec.details if spec.colour]
     return any(hashlib.blake2b(key, digest_size=8).digest()[0] % 16 == 0 for key in keys)
 
 
 def sample_spec(rng: np.random.Generator) -> Spec:
-    """Sample a specification, which may be held out of training. 90 % of the specs have a colour and 25 % a size.
+    """Sample a specification, which may be held out of training. 90 % have a main colour and 25 % a size.
 
-    If the noun of a spec has parts or accessories, the spec names one of them with the probability 60 %.
+    If the noun has parts or accessories, the specification names one of them, with a colour, with the probability 60 %.
     """
     entry = NOUNS[list(NOUNS)[int(rng.integers(len(NOUNS)))]]
     colour = sample_colour(rng) if rng.random() < 0.9 else ""

@@ -1,7 +1,7 @@
 """Solids of the toybox (sphere, box, frustum, torus, dome, prism) and the assets made of them.
 
 In its local axes, every solid fits into [-1, 1]^3, except a frustum that widens upwards. An affine map places it in
-the world.
+the world. An asset is a captioned object, whose world axes are: z up, front +x.
 """
 
 from collections.abc import Iterable
@@ -46,11 +46,12 @@ class Asset:
     Objects of `Toybox` fit into the ball of radius 0.85 around the origin.
 
     Attributes:
+        primitives: the solids.
         noun, colour, size: attributes of the object as words ("dog", "red", "small"). "" means unspecified.
-        part, second: parts or accessories to name in captions, such as "hat"; "" for none.
+        part, second: first and second part or accessory to name in captions, such as "hat"; "" for none.
         part_colour, second_colour: colour words of ``part`` and ``second``; "" means unspecified.
         family: group of the noun, such as "animals".
-        front: False if the object looks the same from every side (a ball, an apple).
+        front: False if the object looks the same from every side (a ball, an apple) and has no front.
         index: index of the object in its data set; -1 if it has none.
         labels: names of parts. The number k + 1 in label images and meshes stands for ``labels[k]``. Default: the
             different labels of the solids.
@@ -105,11 +106,13 @@ class Asset:
         return replace(self, primitives=tuple(replace(s, matrix=m, centre=c) for s, (m, c) in solids))
 
     def mesh(self, segments: int = 24) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Return a mesh of closed solids, which can overlap. Circles around local z axes have ``segments`` sides.
+        """Return a triangle mesh of closed solids, which can overlap, in world space (z up, front +x).
+
+        Circles around the local z axis of a solid have ``segments`` sides.
 
         Returns:
-            Vertices (V, 3), vertex indices (F, 3), and per face sRGB colours (F, 3) in [0, 1] and labels (F,). Label
-            k + 1 is the part ``labels[k]``.
+            Vertices (V, 3), vertex indices (F, 3), and per face sRGB colours (F, 3) in [0, 1] and integer labels (F,).
+            Label k + 1 is the part ``labels[k]``.
         """
         vertices, faces, colours, labels, start = [], [], [], [], 0
         numbers = self.arrays()["label"]
@@ -144,10 +147,11 @@ def _reach(kind: int, param: float, matrix: np.ndarray) -> float:
 
 
 def signed_distance(solid: Primitive, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return first-order signed distances (N,) of ``points`` (N, 3) to a solid, negative inside, and normals (N, 3).
+    """Return approximate signed distances (N,) of ``points`` (N, 3) to a solid, negative inside, and normals (N, 3).
 
-    A solid is an intersection of smooth shapes, such as half spaces. Its signed distance at a point is the largest of
-    the signed distances to these shapes. The normal is the unit gradient of this largest distance.
+    Points and normals are in world space. A solid is an intersection of smooth shapes f <= 0, such as half spaces. The
+    distance to a shape is approximated to first order, f / |grad f|, and that of the solid is the largest of these. The
+    normal is the unit gradient of the shape with the largest distance.
     """
     inverse = np.linalg.inv(solid.matrix)
     x, y, z = q = ((points - solid.centre) @ inverse.T).T
@@ -183,8 +187,8 @@ def signed_distance(solid: Primitive, points: np.ndarray) -> tuple[np.ndarray, n
 def profile(kind: int, param: float, segments: int) -> np.ndarray:
     """Return the outline of a solid of revolution about its local z axis, as P points (P, 2) with columns (radius, z).
 
-    ``kind`` and ``param`` are those of `Primitive`. A half circle, or the full circle of a torus, gets
-    ``segments`` // 2 edges.
+    ``kind`` (SPHERE, DOME, FRUSTUM or TORUS) and ``param`` are those of `Primitive`. The half circle of a sphere, or
+    the full circle of a torus, gets ``segments`` // 2 edges, the quarter circle of a dome ``segments`` // 4.
     """
     if kind == SPHERE:
         a = np.linspace(-np.pi / 2, np.pi / 2, segments // 2 + 1)
@@ -199,7 +203,7 @@ def profile(kind: int, param: float, segments: int) -> np.ndarray:
 
 
 def tessellate(kind: int, param: float, segments: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the closed triangle mesh of a solid in [-1, 1]^3, its local axes: vertices (V, 3) and faces (F, 3).
+    """Return the closed triangle mesh of a solid in its local axes: vertices (V, 3), vertex indices (F, 3).
 
     ``kind`` and ``param`` are those of `Primitive`. Circles around the z axis have ``segments`` sides. Faces are
     counter-clockwise seen from outside.

@@ -1,9 +1,10 @@
 """Ray caster for toybox assets (numba), which renders colour, mask, depth, normals and part labels.
 
-Colours are multiplied by a shading factor that depends on the unit normal n of the surface. There are no shadows.
-Objects are lit from above and from the camera, so a colour looks nearly the same from every azimuth: the factor is
-0.5 + 0.2 n_z + 0.3 max(0, n . v), with the unit vector v to the camera. Rooms have a point light at p, so a wall looks
-the same from every camera: the factor is 0.55 + 0.45 max(0, n . (p - x) / |p - x|) at the surface point x.
+Colours (sRGB) are multiplied by a shading factor that depends on the unit normal n of the surface, in world space with
+z up. There are no shadows. Objects are lit from above and from the camera, so a colour looks nearly the same from every
+azimuth: the factor is 0.5 + 0.2 n_z + 0.3 max(0, n . v), with the unit vector v to the camera. Rooms have a point light
+at p, so a wall looks the same from every camera: the factor is 0.55 + 0.45 max(0, n . (p - x) / |p - x|) at the surface
+point x.
 """
 
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ class RenderResult:
     Attributes:
         rgb: (V, H, W, 3) in [0, 1].
         mask: (V, H, W), bool, False on the background.
-        depth: (V, H, W), distance along the ray, inf on the background.
+        depth: (V, H, W), distance from the camera along the ray in world units, inf on the background.
         normal: (V, H, W, 3), unit normals in world space, 0 on the background.
         label: (V, H, W), int, 1 + index into ``Asset.labels``, 0 on the background.
 
@@ -59,8 +60,9 @@ def render(
         c2w: (V, 4, 4), camera-to-world, OpenGL axes.
         fov: (V,), vertical field of view in radians; with ``parallel`` half the visible height in world units.
         size: height (and width) of the images in pixels.
-        background: grey value in [0, 1], scalar or (V,).
-        supersample: number of rays per pixel along each axis; 0 renders only the G-buffer, and ``rgb`` is black.
+        background: grey value of the background in [0, 1], scalar or (V,).
+        supersample: number of rays per pixel along each image axis, whose colours are averaged; 0: only the G-buffer
+            is rendered, and ``rgb`` is black.
         with_gbuffer: also render mask, depth, normals and labels at the pixel centres.
         lamp: (V, 3), position of a point light for rooms; None: light from above and from the camera, for objects.
         parallel: use an orthographic projection.
@@ -184,8 +186,9 @@ def _cull_row(centre, reach, start, stop, m, slope, half_pixel, parallel, candid
     """Write the indices of the solids that a pixel row can hit into ``candidates``, and return their number.
 
     The rays of a row lie in a plane that contains the right axis of the camera-to-world matrix ``m``. ``slope`` is the
-    slope of that plane or, for parallel rays, its height above the camera. ``half_pixel`` is half the difference of
-    ``slope`` between adjacent rows. Solids ``start`` to ``stop`` - 1 have balls of radius ``reach`` around ``centre``.
+    slope (up / forward) of that plane or, for parallel rays, its height above the camera. ``half_pixel`` is slightly
+    more than half the difference of ``slope`` between adjacent rows. The solids are those with the indices ``start`` to
+    ``stop`` - 1; solid i lies in the ball of radius ``reach[i]`` around ``centre[i]``.
     """
     count = 0
     tilt = 1.0 / np.sqrt(1.0 + slope * slope)
@@ -203,9 +206,10 @@ def _cull_row(centre, reach, start, stop, m, slope, half_pixel, parallel, candid
 
 @njit(cache=True)
 def _trace(kind, param, inverse, centre, reach, candidates, count, px, py, pz, dx, dy, dz):
-    """Intersect the ray p + t d, |d| = 1, with the first ``count`` solids listed in ``candidates``.
+    """Intersect the ray p + t d, |d| = 1, with the solids whose indices are ``candidates[:count]``.
 
-    Return five numbers of the nearest hit: index of the solid (-1 on a miss), distance t, and unit normal (x, y, z).
+    Return five numbers of the nearest hit: index of the solid (-1 on a miss), distance t (inf on a miss), and unit
+    normal (x, y, z) in world space. The first five arguments are arrays of all solids, as `Asset.arrays` returns them.
     """
     best, hit = np.inf, -1
     bx, by, bz = 0.0, 0.0, 0.0

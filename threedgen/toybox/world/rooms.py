@@ -1,6 +1,7 @@
 """Toy rooms: captioned interiors with a door, windows, a lamp, furniture and other toybox objects.
 
-Lengths are metres; the origin is the centre of the floor, z points up. Room ``index`` depends only on seed and split.
+Lengths are metres; the origin is the centre of the floor, z points up. Room ``index`` of the data set depends only on
+seed, split and clutter (a factor on the number of objects).
 """
 
 import re
@@ -43,13 +44,13 @@ GLASS, FRAME = (0.70, 0.86, 0.95), (0.93, 0.93, 0.90)
 
 @dataclass(frozen=True)
 class Room:
-    """Furnished room. Its items are the door, windows, furniture and other objects.
+    """Furnished room. Its items are the door, windows, furniture and other objects. The origin is the floor's centre.
 
     Attributes:
         asset: all solids. The label of a solid is ``str(k)`` if it belongs to ``items[k]``, and "" if it belongs to the
             bare room (walls, floor, ceiling and lamp).
         items: phrases for captions, such as "a red sofa".
-        lamp: position (3,) of the light in metres.
+        lamp: position (3,) of the light in metres, z up.
         wall, floor: colour words of the walls and of the floor.
     """
 
@@ -61,7 +62,10 @@ class Room:
 
 
 class Furnisher:
-    """Builder of one room: its solids, its items (objects that captions can name), and the occupied floor and walls."""
+    """Builder of one room, in metres with z up and the origin in the centre of the floor.
+
+    It has the solids, the items (objects that captions can name), and the occupied places of floor and walls.
+    """
 
     def __init__(self, rng: np.random.Generator) -> None:
         self.rng = rng
@@ -72,16 +76,20 @@ class Furnisher:
         self.wall_spans: list[tuple[int, float, float]] = []  # occupied: index in WALLS, first and last position
 
     def add(self, solids: Sequence[Primitive], phrase: str = "") -> None:
-        """Add solids as a new item that captions call ``phrase``; if ``phrase`` is "", add them to the bare room."""
+        """Add solids as a new item that captions call ``phrase``, such as "a red sofa".
+
+        If ``phrase`` is "", the solids belong to the bare room (walls, floor, ceiling and lamp).
+        """
         label = str(len(self.items)) if phrase else ""
         self.solids += [replace(solid, label=label) for solid in solids]
         self.items += [phrase] if phrase else []
 
     def place_on_floor(self, asset: Asset, radius: float, phrase: str, corner: bool) -> bool:
-        """Scale an object to the bounding radius ``radius`` in metres, and stand it at a free place on the floor.
+        """Scale an object to the size ``radius`` in metres, and stand it at a free place on the floor.
 
-        The place is in a corner if ``corner``, else at a wall. Captions call the object ``phrase``. Return True if the
-        object was added, and False if no place is free.
+        The minimum and the maximum corner of its bounding box get at most the distance ``radius`` from its origin. The
+        place is in a corner of the room if ``corner``, else at a wall, and the front faces the room. Captions call the
+        object ``phrase``. Return True if the object was added, and False if no place is free.
         """
         scale = radius / max(float(np.linalg.norm(bounds(asset.primitives), axis=1).max()), 1e-6)
         for direction in self.rng.permutation(CORNERS if corner else WALLS):
@@ -101,8 +109,8 @@ class Furnisher:
     def reserve_span(self, width: float) -> tuple[int, float] | None:
         """Reserve ``width`` metres of a random wall, for a door or a window.
 
-        Return the index in ``WALLS`` and the middle of the reserved part in metres from the centre of the wall. Return
-        None if 12 random tries fail.
+        Return the index of the wall in ``WALLS`` (+x, -x, +y, -y), and the position of the middle of the reserved part,
+        in metres along +x or +y from the centre of the wall. Return None if 12 random tries fail.
         """
         for _ in range(12):
             wall, at = int(self.rng.integers(4)), float(self.rng.choice(WALL_SLOTS))
@@ -113,10 +121,10 @@ class Furnisher:
         return None
 
     def mount(self, wall: int, offset: float, z: float, builder: Builder, phrase: str) -> None:
-        """Add the solids of ``builder``, which face +x, to the wall ``WALLS[wall]``.
+        """Add the solids of ``builder``, which face +x, to the wall ``WALLS[wall]``, so that they face the room.
 
         Captions call the added item ``phrase``. The origin of the builder's axes is placed on the wall, ``offset``
-        metres along the wall from its centre, and ``z`` metres above the floor.
+        metres along +x or +y from the centre of the wall, and ``z`` metres above the floor.
         """
         position = np.append(WALLS[wall] * HALF_WIDTH + np.abs(WALLS[wall][::-1]) * offset, z)
         yaw = inward_yaw(WALLS[wall])
@@ -126,22 +134,26 @@ class Furnisher:
 def inward_yaw(direction: np.ndarray) -> float:
     """Return the rotation about z, in degrees, that turns the front (+x) of an object to the centre of the room.
 
-    ``direction`` (2,), along x and y, points from the centre of the room to the object.
+    A positive angle turns +x towards +y. ``direction`` (2,), along x and y, points from the centre of the room to the
+    object.
     """
     return float(np.rad2deg(np.arctan2(*-direction[::-1])))
 
 
 def transform(solid: Primitive, scale: float, yaw: float, at: np.ndarray) -> Primitive:
-    """Scale a solid by ``scale``, rotate it by ``yaw`` degrees about z, and move it by ``at`` (3,). Return the copy."""
+    """Return a copy of a solid, scaled by ``scale``, rotated by ``yaw`` degrees about z, and moved by ``at`` (3,).
+
+    The centre of scaling and rotation is the origin of the world.
+    """
     matrix = scale * rotation((0, 0, yaw))
     return replace(solid, matrix=matrix @ solid.matrix, centre=matrix @ solid.centre + at)
 
 
 class Rooms:
-    """Infinite data set of captioned toy rooms, addressed by ``index``.
+    """Infinite data set of captioned toy rooms, addressed by ``index`` (0, 1, 2, ...).
 
-    The splits have different rooms. ``clutter``, usually in [0, 1], is a factor on the number of objects in a room
-    (`furnish`).
+    The splits "train" and "held-out" have different rooms. ``clutter``, usually in [0, 1], is a factor on the number of
+    objects in a room; 1: 8 to 14 pieces of furniture and other objects, of which those that do not fit are left out.
     """
 
     def __init__(self, seed: int = 0, split: Split = "train", clutter: float = 1.0) -> None:
@@ -160,7 +172,7 @@ class Rooms:
 
         Returns:
             rgb (N * V, size, size, 3) in [0, 1], N * V captions, and c2w (N * V, 4, 4), camera-to-world, OpenGL axes.
-            The V views of a room are adjacent.
+            The V views of a room are consecutive.
         """
         rooms = [self.room(i) for i in indices]
         rng = [self.rng(i, 1) for i in indices]
@@ -185,8 +197,9 @@ def render_rooms(
     """Render V square views of ``size`` x ``size`` pixels inside rooms. View v shows the room ``room_index[v]``.
 
     ``c2w`` (V, 4, 4) is camera-to-world with OpenGL axes, ``fov`` (V,) the vertical field of view in radians, and
-    ``supersample`` the number of rays per pixel along each axis. ``with_gbuffer`` adds mask, depth, normals and labels.
-    In the label images of a room with n items, k + 1 stands for ``items[k]``, and n + 1 for the bare room.
+    ``supersample`` the number of rays per pixel along each image axis. ``with_gbuffer`` adds mask, depth, normals and
+    labels. In the label images of a room with n items, k + 1 stands for ``items[k]``, and n + 1 for the bare room
+    (walls, floor, ceiling and lamp).
     """
     lamps = np.stack([room.lamp for room in rooms])[room_index]
     assets = [room.asset for room in rooms]
@@ -211,8 +224,9 @@ def look_c2w(position: np.ndarray, azimuth: np.ndarray, elevation: np.ndarray) -
 def sample_camera(rng: np.random.Generator) -> tuple[np.ndarray, float]:
     """Sample a camera in a room. Return c2w (4, 4), camera-to-world, OpenGL axes, and the field of view in radians.
 
-    85 % of the cameras are horizontal, in the centre, with a field of view of 90 degrees, as in panoramas. The others
-    have random directions and fields of view, and random positions near the centre.
+    About 85 % of the cameras are horizontal, in the centre at a height of 1.4 m, at a multiple of 45 degrees, with a
+    field of view of 90 degrees, as in panoramas. The others have random directions and fields of view (55 to 95
+    degrees), and random positions near the centre.
     """
     if rng.random() < 0.85:
         position, azimuth, elevation, fov = EYE_POSITION, float(YAW_STEP * rng.integers(360 // YAW_STEP)), 0.0, 90.0
@@ -232,9 +246,9 @@ def describe_view(
     """Write the caption of a view: the wall colour, and the largest visible items from left to right.
 
     Args:
-        label: label image (H, W) of the view from ``render_rooms``.
+        label: label image (H, W) of the view: k + 1 stands for ``room.items[k]``.
         rng: chooses the wording; None: the wording that also names the colour of the floor.
-        max_items: maximum number of named items, including the floor.
+        max_items: maximum number of named items; the floor, if named, counts as one.
         min_area: minimum area of named items, as a fraction of the image.
     """
     n, wording = len(room.items), FLOOR_WORDING if rng is None else int(rng.integers(ROOM_WORDINGS))
@@ -246,7 +260,7 @@ def describe_view(
 
 
 def captions() -> Iterator[str]:
-    """Yield room captions that together contain all words that captions of single objects lack, for a tokenizer."""
+    """Yield room captions for the training of a tokenizer: they have all words that captions of single objects lack."""
     items = ["a red door", "a window", "a picture"]
     for wording in range(ROOM_WORDINGS):
         yield sentence("red", "orange", items, wording)
@@ -261,7 +275,8 @@ ROOM_WORDINGS, FLOOR_WORDING = 6, 1
 def sentence(wall: str, floor: str, items: list[str], wording: int) -> str:
     """Write a room caption, such as "a blue room with a red sofa and a window".
 
-    ``wall`` and ``floor`` are colour words, ``items`` are phrases, ``wording`` is the number of the sentence pattern.
+    ``wall`` and ``floor`` are colour words, and ``items`` are phrases, such as "a red sofa". ``wording``, from 0 to 5,
+    is the number of the sentence pattern; only pattern 1 names the floor.
     """
     core = f"{wall} room"
     plain = f"{article(core)} {core}"
@@ -288,8 +303,9 @@ def furnish(rng: np.random.Generator, clutter: float = 1.0) -> Room:
     """Sample a room with furniture at the walls and objects in the corners.
 
     With ``clutter`` 1, 5 to 8 pieces of furniture and 3 to 6 other objects are sampled. ``clutter`` multiplies these
-    numbers. Objects that do not fit are left out. Phrases of objects name no parts, so captions contain no combination
-    of noun, colour and part that is held out of training.
+    numbers. Objects that do not fit are left out. There are also a door, one or two windows and perhaps a picture.
+    Phrases of objects name no parts, so captions contain no combination of noun, colour and part that is held out of
+    training.
     """
     names = list(COLOURS)
     wall, floor = (names[int(k)] for k in rng.integers(len(names), size=2))
@@ -310,8 +326,8 @@ def furnish(rng: np.random.Generator, clutter: float = 1.0) -> Room:
 def furnish_from(prompt: str, rng: np.random.Generator) -> tuple[Room, list[str]]:
     """Furnish a room with the items and colours that ``prompt`` names. Colours that it does not name are random.
 
-    If the prompt names no item, the room has the items `UNPROMPTED`. Return the room, and the nouns of the items that
-    were left out because no place was free.
+    If the prompt names no item, the room gets a door, a window, a sofa and a table. Return the room, and the nouns of
+    the items that were left out because no place was free.
     """
     found = ITEM.findall(prompt.lower())
     colours = {noun: word for _, word, noun in found if noun in SURFACES}

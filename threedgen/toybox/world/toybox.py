@@ -1,4 +1,6 @@
-"""Toybox data set. Sample ``index`` of a split depends only on the seed, and is generated when it is needed.
+"""Toybox data set of captioned objects. Sample ``index`` of a split depends only on the seed and the options.
+
+A sample is generated when it is needed. World axes: z up, the front of an object at +x, azimuth 0 at the front.
 
 box = Toybox(seed=0, split="train")
 asset = box.asset(17)                                   # caption, noun and solids
@@ -35,7 +37,7 @@ class View:
 
     Attributes:
         fov: vertical field of view, degrees.
-        elevation: elevation of the camera, degrees.
+        elevation: elevation of the camera above the horizontal plane, degrees.
         relative_distance: distance of the camera from the origin, in units of 1 / tan(fov / 2).
         grey: grey value of the background, in [0, 1].
     """
@@ -56,8 +58,11 @@ class Toybox:
     of noun, colour and part that the split "train" never has.
 
     Args:
+        seed: seed of all samples.
+        split: "train" or "held-out".
         view: ranges of the cameras; None: ``View()``, or ``TYPICAL_VIEW`` with fixed values if ``variation`` is 0.
-        variation: factor on the random variation, in [0, 1]. At 0, a caption with all colours determines the object.
+        variation: factor on the random variation of shapes and shades, in [0, 1]. At 0, a caption with all colours
+            determines the object.
         style: "plain", or "blocks" to replace each solid of an object by a box.
     """
 
@@ -82,9 +87,9 @@ class Toybox:
         return np.random.default_rng([self.seed, 0 if self.split == "train" else 1, index, purpose])
 
     def spec(self, index: int) -> tuple[grammar.Spec, int]:
-        """Return the specification of sample ``index``, and the sentence pattern of its caption.
+        """Return the specification of sample ``index``, and the number of the sentence pattern of its caption.
 
-        The sentence pattern is a number for the argument ``wording`` of `grammar.caption`.
+        The number, from 0 to 5, is a value for the argument ``wording`` of `grammar.caption`.
         """
         rng = self.rng(index, 0)
         while True:
@@ -115,7 +120,7 @@ class Toybox:
     def batch(
         self, indices: Sequence[int], size: int, n_view: int = 4, solids_share: float = 0.0
     ) -> tuple[list[Asset], np.ndarray, np.ndarray, np.ndarray]:
-        """Render V = ``n_view`` views of each of the N samples ``indices``.
+        """Render V = ``n_view`` views of each of the N samples with the numbers ``indices``, from their `cameras`.
 
         Args:
             size: height and width of the images in pixels.
@@ -123,8 +128,8 @@ class Toybox:
                 caption. It is for models that should not depend on known nouns.
 
         Returns:
-            N assets, rgb (N * V, size, size, 3) in [0, 1], c2w (N * V, 4, 4), camera-to-world, OpenGL axes, and azimuth
-            (N * V,) in radians. The V views of a sample are adjacent.
+            N assets (captioned objects), rgb (N * V, size, size, 3) in [0, 1], c2w (N * V, 4, 4), camera-to-world,
+            OpenGL axes, and azimuth (N * V,) in radians, 0 at the front. The V views of a sample are consecutive.
         """
         assets = [
             random_solids(r, i) if (r := self.rng(i, 3)).random() < solids_share else self.asset(i) for i in indices
@@ -137,9 +142,9 @@ class Toybox:
     ) -> tuple[RenderResult, np.ndarray, np.ndarray]:
         """Render V = ``n_view`` views of each of the N ``assets`` with the cameras of the samples ``indices`` (N,).
 
-        ``with_gbuffer`` adds mask, depth, normals and labels to the images. Return the images of the N * V views, c2w
-        (N * V, 4, 4), camera-to-world, OpenGL axes, and azimuths (N * V,) in radians. The V views of an asset are
-        adjacent.
+        ``size`` is the height and width of the images in pixels. ``with_gbuffer`` adds mask, depth, normals and labels
+        to the images. Return the images of the N * V views, c2w (N * V, 4, 4), camera-to-world, OpenGL axes, and
+        azimuths (N * V,) in radians, 0 at the front. The V views of an asset are consecutive.
         """
         cams = [self.cameras(i, n_view) for i in indices]
         c2w, fov, azimuth = (np.concatenate([c[k] for c in cams]) for k in range(3))
@@ -151,7 +156,7 @@ class Toybox:
 def build(
     spec: grammar.Spec, rng: np.random.Generator, text: str | None = None, index: int = -1, variation: float = 1.0
 ) -> Asset:
-    """Build the object of a specification. Shape, pose and unspecified colours are sampled from ``rng``.
+    """Build the object of a specification, facing +x. Shape and unspecified colours are sampled from ``rng``.
 
     Args:
         text: caption of the object; None: the plain caption of ``spec``.
@@ -195,8 +200,9 @@ def render_azimuths(
 ) -> RenderResult:
     """Render V views of an object from ``azimuths`` (V,) and one ``elevation``, both in degrees.
 
-    Field of view and camera distance are the defaults of `render_orbit`. ``size`` is the side of an image in pixels.
-    ``with_gbuffer`` adds mask, depth, normals and labels.
+    Azimuth 0 shows the front. The background is grey (0.5). Field of view (40 degrees) and camera distance are the
+    defaults of `render_orbit`.
+    ``size`` is the side of an image in pixels. ``with_gbuffer`` adds mask, depth, normals and labels.
     """
     return render_orbit(asset, np.deg2rad(np.asarray(azimuths, float)), np.deg2rad(elevation), size, with_gbuffer)
 
@@ -213,8 +219,8 @@ def render_orbit(
     """Render V views of an object on a grey background (0.5), with cameras that look at the origin.
 
     Args:
-        azimuth: (V,), radians; 0 shows the front.
-        elevation: scalar or (V,), radians.
+        azimuth: (V,), radians; 0 shows the front, pi / 2 the object's left side.
+        elevation: scalar or (V,), radians; positive is above the object.
         size: height and width of the images in pixels.
         with_gbuffer: also compute mask, depth, normals and labels. Otherwise these arrays are empty.
         fov: vertical field of view, radians.
@@ -226,15 +232,19 @@ def render_orbit(
 
 
 def toybox_mesh(asset: Asset, segments: int = 32) -> ColouredMesh:
-    """Return the mesh of an object, with one colour per solid. Circles around local z axes have `segments` sides."""
+    """Return the mesh of an object (z up, front +x), with one colour per solid.
+
+    Circles around the local z axis of a solid have `segments` sides.
+    """
     vertices, faces, colours, _ = asset.mesh(segments)
     return ColouredMesh((Part(vertices[faces], np.repeat(colours[:, None], 3, axis=1)),))
 
 
 def blocks(asset: Asset) -> Asset:
-    """Return a copy of an object in which each solid is replaced by its bounding box (`block`).
+    """Return a copy of an object in which each solid is replaced by its bounding box along its local axes.
 
-    If the boxes exceed the ball of radius ``OBJECT_RADIUS``, the copy is shrunk to fit into it.
+    If the boxes exceed the ball of radius ``OBJECT_RADIUS`` (0.85) around the origin, the copy is shrunk to fit into
+    it.
     """
     boxes = replace(asset, primitives=tuple(block(solid) for solid in asset.primitives))
     reach = max(float(np.linalg.norm(boxes.mesh()[0], axis=1).max()), 1e-6)
@@ -242,7 +252,7 @@ def blocks(asset: Asset) -> Asset:
 
 
 def block(solid: Primitive) -> Primitive:
-    """Return the bounding box of a solid along its local axes, as a solid of the kind BOX."""
+    """Return the bounding box of a solid along its local axes, as a solid of the kind BOX with its colour and label."""
     low, high = {DOME: (0.0, 1.0), TORUS: (-solid.param, solid.param)}.get(solid.kind, (-1.0, 1.0))
     middle, half = np.array([0, 0, (low + high) / 2]), np.array([1, 1, (high - low) / 2])
     return replace(solid, kind=BOX, matrix=solid.matrix * half, centre=solid.centre + solid.matrix @ middle)
@@ -263,7 +273,8 @@ class OpenToybox(Toybox):
     """Toybox with open captions, which leave some colours unspecified and name up to two parts or accessories.
 
     The share ``scattered`` of the objects, in [0, 1], has cameras that are sampled independently of each other instead
-    of evenly spaced. The split of an object depends on its actual colours, even if its caption does not state them.
+    of evenly spaced in azimuth. The split ("train" or "held-out") of an object depends on its actual colours, even if
+    its caption does not state them.
     """
 
     def __init__(
@@ -295,7 +306,8 @@ class OpenToybox(Toybox):
     def caption(self, index: int, rng: np.random.Generator, stated: float = COLOURS_STATED) -> str:
         """Write another caption for sample ``index``, with random wording and a random subset of its colour words.
 
-        The probability that the caption states all colours is ``stated``.
+        With the probability ``stated`` it states all colours, with the probability 0.3 none, else each one with the
+        probability 0.5.
         """
         return phrase(drop_colours(self.full_spec(self.rng(index, 6)), rng, stated), rng)
 
@@ -311,7 +323,10 @@ class OpenToybox(Toybox):
 
 
 def sample_detailed_spec(rng: np.random.Generator) -> grammar.Spec:
-    """Sample a specification with all colours and up to two parts or accessories. It may be held out of training."""
+    """Sample a specification with all colours and zero to two parts or accessories. 25 % have a size word.
+
+    The specification may be held out of training.
+    """
     entry = grammar.NOUNS[list(grammar.NOUNS)[int(rng.integers(len(grammar.NOUNS)))]]
     size = list(grammar.SIZES)[1 + int(rng.integers(len(grammar.SIZES) - 1))] if rng.random() < 0.25 else ""
     words = list[str]()
@@ -324,18 +339,19 @@ def sample_detailed_spec(rng: np.random.Generator) -> grammar.Spec:
 
 
 def conflicts(a: str, b: str) -> bool:
-    """Return whether an object cannot have both of two parts or accessories ``a`` and ``b``.
+    """Return whether an object cannot have both of two parts or accessories ``a`` and ``b``, such as "hat" and "crown".
 
-    The result is True if ``a`` and ``b`` are the same word, or if one tuple of `EXCLUSIVE_GROUPS` contains both words.
+    The result is True if ``a`` and ``b`` are the same word, or if one tuple of `EXCLUSIVE_GROUPS`, which has
+    accessories for the same place of the body, contains both words.
     """
     return a == b or any(a in group and b in group for group in EXCLUSIVE_GROUPS)
 
 
 def drop_colours(spec: grammar.Spec, rng: np.random.Generator, stated: float = COLOURS_STATED) -> grammar.Spec:
-    """Return a copy of a spec in which a random subset of the colour words is removed.
+    """Return a copy of a specification in which a random subset of the colour words is removed.
 
-    All colour words stay with the probability ``stated``, and none with the probability `COLOURS_OPEN`. Otherwise each
-    one stays with probability 0.5.
+    All colour words stay with the probability ``stated``, and none with the probability 0.3 (`COLOURS_OPEN`). Otherwise
+    each one stays with the probability 0.5.
     """
     mode = rng.random()
     if mode < stated:

@@ -1,5 +1,7 @@
 """Recipes of all nouns and accessories, registered by the import of this package.
 
+A recipe is a function that adds the solids of an object or an accessory to a `Builder`.
+
 The order of the imports determines the order of the nouns, so a change of it changes every random sample of the toybox.
 """
 

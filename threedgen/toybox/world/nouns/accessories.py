@@ -1,6 +1,6 @@
-"""Recipes of accessories, such as hats, which add solids to the object that wears them.
+"""Recipes of accessories, such as hats: functions that add solids to the object that wears them.
 
-Place and size of an accessory depend on anchors: points, each with a radius, that the recipe of the wearer sets.
+Place and size of an accessory depend on anchors: named points, each with a radius, that the recipe of the wearer sets.
 """
 
 import numpy as np

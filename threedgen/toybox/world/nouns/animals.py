@@ -18,8 +18,8 @@ def headwear(b: Builder) -> bool:
 def face(b: Builder, at, head: float, eye: float = 0.16, spread: float = 0.42, height: float = 0.25) -> None:
     """Add two eyes to the front (+x) of a head with the centre ``at`` (3,) and radius ``head``. Set the anchor "eyes".
 
-    ``eye`` is half the radius of an eye. ``spread`` and ``height`` are the distances of an eye from the centre of the
-    head, to the side and upwards. All three are relative to ``head``.
+    An anchor is a named place for accessories. ``eye`` is half the radius of an eye. ``spread`` and ``height`` are the
+    distances of an eye from the centre of the head, to the side and upwards. All three are relative to ``head``.
     """
     x, _, z = at
     b.pair((x + 0.76 * head, spread * head, z + height * head), eye * head * 2.0, WHITE, "eyes")
@@ -41,7 +41,9 @@ def chain(b: Builder, points, radius: float, colour=None, label: str = "tail", t
 
 
 def barrel(b: Builder, length: float, thick: float, leg: float, radius: float, legs=None, hooves=None) -> float:
-    """Add a body: an ellipsoid on four legs, with anchors "back" and "waist". Return the height z of its centre.
+    """Add a body: an ellipsoid on four legs. Return the height z of its centre; the ground is at z = 0.
+
+    Set the anchors (named places for accessories) "back" and "waist".
 
     ``length`` is half the length of the ellipsoid along x, and ``thick`` half its width and height. ``leg`` is the
     visible height of the legs, and ``radius`` their radius. ``legs`` is the colour of the legs; None: the main colour.
@@ -60,7 +62,9 @@ def barrel(b: Builder, length: float, thick: float, leg: float, radius: float, l
 
 
 def egg(b: Builder, radius: float, half: float, neck: float) -> None:
-    """Add a body: an upright ellipsoid that stands on the ground, with the anchors "neck", "back" and "waist".
+    """Add a body: an upright ellipsoid that stands on the ground, z = 0.
+
+    Set the anchors (named places for accessories) "neck", "back" and "waist".
 
     ``radius`` is the horizontal radius of the ellipsoid, ``half`` half its height, and ``neck`` its horizontal radius
     where the neck begins.

@@ -12,7 +12,10 @@ DOUGH = (0.85, 0.60, 0.30)
 
 
 def around(b: Builder, count: int, radius: float):
-    """Yield ``count`` evenly spaced points (x, y) of a circle around the z axis. The first angle is random."""
+    """Yield ``count`` evenly spaced points (x, y) of a circle of radius ``radius`` around the z axis.
+
+    The angle of the first point is sampled from ``b``.
+    """
     turn = b.between(0, 360)
     for k in range(count):
         a = np.deg2rad(turn + 360 * k / count)

@@ -17,8 +17,8 @@ BODY = ("scarf", "backpack", "cape", "bow")  # below the head
 def arms(b: Builder, hands, radius: float = 0.12, raised: float = 0.35, width: float = 0.33) -> list:
     """Add two arms, each raised with the probability ``raised``.
 
-    ``hands`` is the colour of the hands, ``radius`` the radius of an arm, and ``width`` half the distance between the
-    shoulders. Return the positions (3,) of the right and the left hand.
+    ``hands`` is the sRGB colour (3,) of the hands, ``radius`` the radius of an arm, and ``width`` half the distance
+    between the shoulders. Return a list of the positions (x, y, z) of the right (-y) and the left hand.
     """
     places = []
     for side in (-1, 1):
@@ -48,7 +48,10 @@ def torso(b: Builder, robe: bool = False) -> None:
 
 
 def head(b: Builder, skin, radius: float = 0.4) -> tuple[float, float, float]:
-    """Add a head of the colour ``skin`` (3,), with eyes, nose and anchors for accessories. Return its centre (3,)."""
+    """Add a head of the sRGB colour ``skin`` (3,) and radius ``radius``, with eyes and nose. Return its centre (3,).
+
+    Set the anchors (named places for accessories) "eyes", "head_top" and "head".
+    """
     at = (0.0, 0.0, 1.24 + 0.82 * radius)
     b.sphere(at, radius, skin, "head")
     face(b, at, radius, eye=0.13, spread=0.38, height=0.1)

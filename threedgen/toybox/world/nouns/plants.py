@@ -13,9 +13,9 @@ SOIL = (0.20, 0.13, 0.08)
 
 
 def ring(count: int, radius: float, start: float = 0.0):
-    """Yield (x, y, azimuth in degrees) of ``count`` evenly spaced points of a circle around the z axis.
+    """Yield (x, y, azimuth in degrees) of ``count`` evenly spaced points of a circle of radius ``radius``.
 
-    ``start`` is the azimuth of the first point in radians.
+    The centre of the circle is on the z axis. ``start`` is the azimuth of the first point in radians; 0 is +x.
     """
     for k in range(count):
         a = start + 2 * np.pi * k / count
