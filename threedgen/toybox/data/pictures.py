@@ -108,7 +108,7 @@ of the image; the largest weight; rendered pixels per latent pixel along each ax
 class FourSides:
     """Source of captioned objects of ``box``, each rendered from ``n_view`` azimuths, four by default.
 
-    The cameras are those of ``box``: a `Toybox` spaces the azimuths evenly from a random first one.
+    ``box`` samples the cameras: a `Toybox` spaces the azimuths evenly from a random first one.
     """
 
     def __init__(self, box: Toybox, n_view: int = 4) -> None:
@@ -122,9 +122,9 @@ class FourSides:
         return Captioned(rgb, [asset.caption for asset in assets], c2w)
 
     def part_weights(self, index: int, size: int) -> np.ndarray:
-        """Return weights (V, size, size) of the latent pixels in the V views of object ``index``, at least 1.
+        """Return loss weights (V, size, size), at least 1, of the latent pixels in the V views of object ``index``.
 
-        They make small parts, such as eyes and glasses, count more in a loss: each visible part counts as if it covered
+        They make small parts, such as eyes and glasses, count more: each visible part counts as if it covered
         the fraction `MIN_AREA` of the image, but at most `MAX_WEIGHT` times its area.
         """
         c2w, fov, _, _ = self.box.cameras(index, self.n_view)

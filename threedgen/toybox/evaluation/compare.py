@@ -91,7 +91,7 @@ class Row(NamedTuple):
 
 
 class Comparison(Evaluation[Compare3DConfig, tuple[str, Job], Row]):
-    """Evaluation that makes the objects of all variants of a config, measures them and compares the variants.
+    """Evaluation that makes the objects of all variants of a config and compares their measurements (`Row.found`).
 
     An item is a pair (label of the variant, batch job of one prompt).
     """
@@ -208,9 +208,9 @@ object are judged by the probe. Differences are from the first variant, mean ove
     def summary(self, budget: str, rows: Sequence[Row]) -> Json:
         """Return the metrics of one variant, each with a 95 % interval, from the rows of its objects.
 
-        They are the shares of right answers of the probe, the median roughness, the means of the other measurements,
-        and the FID if there are two or more objects. ``budget`` selects when the objects were measured: "steps" (at the
-        end of the training) or "time" (after a fixed training time).
+        They are the shares of right answers of the probe, the median roughness, the means of colour difference between
+        views, steps and seconds, and the FID if there are two or more objects. ``budget`` selects when the objects were
+        measured: "steps" (at the end of the training) or "time" (after a fixed training time).
         """
         found = [row.found[budget] for row in rows]
         table: Json = {key: proportion([one.get(key) for one in found]).plain() for key in JUDGED}
@@ -224,9 +224,9 @@ object are judged by the probe. Differences are from the first variant, mean ove
         return table
 
     def true_objects(self) -> Json:
-        """Return the metrics of ground-truth objects of the prompts, measured like the objects of a variant.
+        """Return the metrics of ground-truth objects of the prompts, with the keys of `summary`, for comparison.
 
-        The report shows them for comparison. Steps and seconds are left out, because these objects are not trained.
+        Such keys are "noun", "roughness" and "fid". "step" and "seconds" are left out: these objects are not trained.
         """
         pairs = list(self.truth.values())
         verdicts: list[Json] = [

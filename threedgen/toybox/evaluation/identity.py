@@ -156,7 +156,7 @@ def contrastive(vectors: Tensor, temperature: float) -> tuple[Tensor, float]:
 
 
 class IdentitySystem(ClassifierSystem):
-    """LightningModule that trains an `IdentityNet`.
+    """LightningModule that trains an `IdentityNet` by the loss `contrastive`.
 
     A batch has 2 views of each of 24 objects: `SUBJECTS_PER_NOUN` objects for each of `NOUNS_PER_STEP` nouns.
     """

@@ -61,7 +61,7 @@ class MeasuredObject:
         views: (8, H, W, 3), views from a ring of cameras, uint8 or floats in [0, 1]; grey if the run failed.
         seconds: duration of the run; None if unknown, or if the run failed.
         failed: whether the run failed, for example because a loss was not finite.
-        surface: properties of the extracted surface; None if the run failed or the field has no surface.
+        surface: roughness and translucency of the extracted surface; None if the run failed or there is no surface.
         true_roughness: mean angle between normals of neighbouring pixels of the ground-truth object, degrees.
         mottle, true_mottle: mean distance, in the (a, b) plane of Lab, of the colours of ``views`` from the nearest of
             four colours fitted to them, high for patchy surfaces; None without visible foreground.
@@ -78,9 +78,10 @@ class MeasuredObject:
 
 
 class Objects3D(Evaluation[Evaluate3DConfig, int, MeasuredObject]):
-    """Evaluation that makes one 3D object per held-out prompt and measures it. An item is the index of a prompt.
+    """Evaluation that makes one 3D object per held-out prompt, and judges its views and surface (`MeasuredObject`).
 
-    Held-out prompts have combinations of noun, colour and part that training excludes.
+    An item is the index of a prompt. Held-out prompts have combinations of noun, colour and part that training
+    excludes.
     """
 
     stage = "objects"

@@ -103,8 +103,8 @@ class Residual(nn.Module):
 class Probe(nn.Module):
     """Convolutional classifier of toybox images: noun, colour, parts with their colours, and viewing side.
 
-    The network has four levels, each at half the resolution of the level before. For the object and for each part, an
-    attention map (softmax over pixels) selects the features from which the colour is predicted.
+    The network has four levels, each at half the resolution of the level before. For the object and for each part, it
+    predicts an attention map (softmax over pixels). The mean of the features, weighted by this map, gives the colour.
 
     Attributes:
         labels: names of the classes: nouns, colours, and parts and accessories.
@@ -153,9 +153,10 @@ class Probe(nn.Module):
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
-        """Return pooled features (V, D), float32, of the last level for images (V, S, S, 3) in [0, 1] of any size S.
+        """Return features (V, D), float32, of images (V, S, S, 3) in [0, 1] of any size S.
 
-        The network must be in eval mode, because it has batch norms.
+        They are the means, then the maxima, over the pixels of the D / 2 channels of the last (coarsest) of the four
+        levels. The network must be in eval mode, because it has batch norms.
         """
         *_, coarse = self._levels(prepare(images, self.options.image_size))
         return pooled(coarse).float()
@@ -305,9 +306,10 @@ class ProbeSides:
 class ProbeFeatures(FeatureNetwork):
     """Feature network for FID, KID and Inception score: the probe, a classifier of toybox images.
 
-    A call maps images (V, H, W, 3), uint8, which are resized to squares, to features and logits. The features are those
-    of the probe's last level, pooled over pixels. The logits are the log-probabilities of the nouns. The constructor
-    raises ConfigError if the weights are missing or damaged.
+    A call maps images (V, H, W, 3), uint8, which are resized to squares, to features (V, D) and logits (V, N). The
+    features are the means and maxima over pixels of the D / 2 channels before the output layer (`Probe.features`). The
+    logits are the log-probabilities of the N nouns. The constructor raises ConfigError if the weights are missing or
+    damaged.
     """
 
     description = (

@@ -2,8 +2,9 @@
 
 Held-out captions have combinations of noun, colour and part that training excludes. FID and KID use features of the
 probe, a classifier of toybox images. They are also computed between two sets of ground-truth objects from the same
-cameras. This value, the floor, is the distance that random variation causes. The floor of other metrics, such as the
-roughness of surfaces, is their value for ground-truth objects.
+cameras. This value, the floor, is the distance that random variation alone causes: the best that a sample can be
+expected to reach. The floor of other metrics, such as the roughness of surfaces, is their value for ground-truth
+objects.
 """
 
 from collections.abc import Mapping, Sequence
@@ -41,10 +42,11 @@ GROUPS = 20  # maximum number of groups into which jackknife intervals divide th
 
 
 def features(probe: Probe, objects: Views) -> Array:
-    """Return feature vectors (N * V, D), float32, of V views of each of N objects, from the probe's last level.
+    """Return the vectors (N * V, D), float32, that the probe computes of V views of each of N objects, for FID and KID.
 
-    ``objects`` has square images (V, H, W, 3) of each object, uint8 or floats in [0, 1]. The vectors are those of the
-    views of the first object, then of the second, and so on.
+    The probe is a convolutional classifier of toybox images. A vector has the means and the maxima over all pixels of
+    the D / 2 channels before its output layer. ``objects`` has square images (V, H, H, 3) of each object, uint8 or
+    floats in [0, 1]. The vectors of the first object come first, then those of the second, and so on.
     """
     probe.eval()
     rows = []
@@ -72,7 +74,7 @@ def distances(probe: Probe, results: Views, truth: Views, other: Views) -> Json:
 
 
 def interval(figure: Estimate) -> list[float] | None:
-    """Return the values [low, high] of ``figure``, which has the keys "mean", "low" and "high"; None if one is None."""
+    """Return the values [low, high] of ``figure``, a dict with "mean", "low" and "high"; None if either is None."""
     low, high = figure["low"], figure["high"]
     return None if low is None or high is None else [low, high]
 
@@ -112,7 +114,7 @@ def surface(view: FieldView, c2w: Array, fov: float, size: int, resolution: int)
     """Measure the surface that the mesh export extracts from a field. Return None if the field has no surface.
 
     Args:
-        view: trained field (3D object): density and colour as functions of points, and data about the scene.
+        view: trained field (3D object): density and colour as functions of points, and the radius of the scene.
         c2w: camera-to-world poses (V, 4, 4), OpenGL axes, of the renders of normals, from which roughness is measured.
         fov: vertical field of view, radians.
         size: side of the renders, pixels.

@@ -81,7 +81,7 @@ class Subject:
 class Subjects(runner.Evaluation[EvaluateSubjectsConfig, int, Json]):
     """Evaluation of priors (image generators) that are tuned on photos of unusual toybox objects, the subjects.
 
-    An item is the number of a subject.
+    It measures how well samples show the subject, and what the prior forgot. An item is the number of a subject.
     """
 
     stage = "subjects"
@@ -304,10 +304,12 @@ def sheet(config: EvaluateSubjectsConfig, folder: Path, rows: Rows) -> Array:
 def compare(rows: Rows, key: str) -> Json:
     """Return JSON that compares personalised priors with the base prior: mean differences, shares and seconds.
 
-    Each difference, personalised minus base, is (mean, low, high) with its 95 % interval over subjects. The shares are
-    those of right answers of the probe (image classifier). ``rows`` has the measurements of each subject. ``key``
-    selects the personalised priors: method against forgetting, such as "l1", or method and strength (factor on the
-    change of the weights), such as "l1-0.8". The seconds are the median duration of the runs.
+    Each difference, personalised minus base, is (mean, low, high) with its 95 % interval over subjects, such as
+    "identity_gain" (similarity to true views) and "class_change" (right answers of the probe, an image classifier, for
+    prompts without the identifier). The shares are those of right answers to "order" and "bound". The seconds are the
+    median duration of the runs. ``rows`` has the measurements of each subject. ``key`` selects the personalised priors:
+    method against forgetting, such as "l1", or method and strength (factor on the change of the weights), such as
+    "l1-0.8".
     """
     tuned, base = ([row["found"][name] for row in rows] for name in (key, "base"))
 

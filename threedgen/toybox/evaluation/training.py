@@ -46,8 +46,8 @@ OBJECTS_PER_BLOCK, BLOCKS, WINDOW = 8, 4, 256
 class ClassifierSystem(System):
     """Base class of LightningModules that train a small network ``net`` on augmented toybox images.
 
-    The data of a step depends only on the seed, the process and the number of the step. ``rate`` is the learning rate,
-    as a dict from progress, such as "5%", to value.
+    The data of a step depends only on the seed, the process and the number of the step. ``rate`` is the learning rate:
+    one number, or a dict from progress of the training, such as "5%", to the rate at this point.
 
     Attributes:
         result: weights file of the trained network, relative to the run folder.

@@ -130,7 +130,7 @@ def psnr(y: Tensor, x: Tensor) -> float:
 
 
 class AutoencoderSystem(System):
-    """LightningModule that trains `vae`, an AutoencoderKL.
+    """LightningModule that trains `vae`, an AutoencoderKL, to reconstruct images.
 
     Each step renders `options.batch` new toybox images of `image_size` x `image_size` pixels. `max_steps` is the number
     of steps; None: `options.max_steps`. `facts` are further settings that must stay the same when a run is resumed.
@@ -205,7 +205,7 @@ class AutoencoderSystem(System):
 
 
 class DecoderSystem(AutoencoderSystem):
-    """LightningModule that trains the decoder of a VAE on noisy latents of its frozen encoder.
+    """LightningModule that trains the decoder of a VAE to reconstruct images from noisy latents of the frozen encoder.
 
     The decoder then tolerates the errors of sampled latents (Zheng et al. 2025, arXiv 2510.11690, section 3.3).
     `max_steps` is the number of steps. `options` are the options of the autoencoder, which give the number of images

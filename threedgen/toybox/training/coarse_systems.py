@@ -1,7 +1,8 @@
 """LightningModules that train the coarse predictor of a prior, its sampler of object codes and its view fusion.
 
-The coarse predictor computes latents of a view in one step from caption, camera and object code. An object code is a
-vector of what the caption leaves unspecified. The view fusion refines the prediction by the noisy latents of all views.
+The coarse predictor computes latents of a view in one step from caption, camera and object code, as a further input of
+the prior's UNet. An object code is a vector of what the caption leaves unspecified. The view fusion refines the
+prediction by the noisy latents of all views.
 """
 
 from collections.abc import Callable
@@ -52,9 +53,10 @@ FIRST_OBJECTS, NEW_OBJECTS_PER_STEP = 2048, 2
 class PredictorSystem(AveragedSystem):
     """Base class of the LightningModules that train a coarse predictor, its code sampler or its view fusion.
 
-    `coarse` is the coarse predictor with its parts. The frozen text encoder of `prior` encodes the captions. `cache` is
-    a disk cache of the latents, captions and cameras of six (`SOURCES` + `TARGETS`) views per object. `steps` is the
-    number of training steps.
+    `coarse` is the coarse predictor (latents of a view in one step), which contains the code sampler and the view
+    fusion. The frozen text encoder of `prior` encodes the captions. `cache` is a disk cache with the latents and
+    cameras of six (`SOURCES` + `TARGETS`) views, and the caption, of each object. `steps` is the number of training
+    steps.
     """
 
     prior: LatentDiffusion
@@ -78,7 +80,7 @@ class PredictorSystem(AveragedSystem):
         torch.nn.Module.to(self.predictor, self.device)
 
     def encode_captions(self, captions: list[str], dropped: Array) -> Tensor:
-        """Return text embeddings (n, L, D) of n captions of L tokens, as the coarse predictor takes them.
+        """Return text embeddings (n, L, D) of n captions, L tokens with D channels, as the coarse predictor takes them.
 
         If the prior's embeddings have an extra last token, which is for the object code, it is left out. Captions are
         replaced by "" where the mask `dropped` (n,) is True.
@@ -96,8 +98,8 @@ class CoarseSystem(PredictorSystem):
     The loss is the squared error of the latents of three (`TARGETS`) views of each object. They are predicted from a
     caption, the cameras, and an object code (vector of what the caption leaves unspecified) with noise. The object
     encoder computes the code from up to three other views. Some captions and some codes are dropped, so that the
-    network can also predict from only one of the two. `part_weights(index)` returns
-    weights (V, h, h) of the latent pixels in all cached views of an object, with which small parts count more.
+    network can also predict from only one of the two. `part_weights(index)` returns weights (V, h, h) for the squared
+    errors of the h x h latent pixels in the V cached views of an object, so that small parts count more.
 
     The captions in `cache` are not used: `caption(index, rng)` writes a new caption for the object with this index, so
     that the network sees each object with many captions.

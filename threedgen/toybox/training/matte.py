@@ -90,7 +90,7 @@ class MatteImages:
 class MatteSystem(System):
     """LightningModule that trains a `Matte`, a network that predicts the opacity of an object at each pixel.
 
-    `images` are the training images, with their true opacity.
+    The loss is the binary cross entropy with the true opacity, which the training `images` contain.
     """
 
     stage = "matte"

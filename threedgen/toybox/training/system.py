@@ -138,11 +138,11 @@ class PriorSystem(DenoisingSystem):
         return Batch(z.flatten(0, 1), t, noise, text, {"camera": camera, "n_view": n_view})
 
     def with_codes(self, text: Tensor, z: Tensor, c2w: Tensor, rng: torch.Generator) -> Tensor:
-        """Return the text embeddings `text` (n, L, D) of n objects with their last token set to the object code.
+        """Return text embeddings `text` (n, L, D), n objects with L tokens, whose last token is set to the object code.
 
         An object code is a vector of what the caption leaves unspecified. A random share `object_codes` of the objects
-        get their code with noise, encoded from their clean latents `z` (n, V, C, h, w) and camera-to-world poses `c2w`
-        (n, V, 4, 4), OpenGL axes. The code of the other objects is zero, which means unspecified.
+        get their code with noise, encoded from clean latents `z` (n, V, C, h, w) of V views and their camera-to-world
+        poses `c2w` (n, V, 4, 4), OpenGL axes. The code of the other objects is zero, which means unspecified.
         """
         coded = self.model.encode_code(text, z.to(self.device), c2w)
         code = coded[:, -1:]

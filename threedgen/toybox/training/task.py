@@ -1,17 +1,22 @@
-"""The tasks train-base and train-prior, which train the priors of the toybox, and train-own-prior on user assets.
+"""Tasks that train priors (image generators): train-base and train-prior on toybox renders, train-own-prior on meshes.
 
-RUN/autoencoder/    (train-base) checkpoints, images and weights of stage 1, the autoencoder
-RUN/decoder/        (train-base) checkpoints, images and weights of stage 2, the decoder on noisy latents
-RUN/words/          (train-base) checkpoints and weights of stage 3, the text encoder
-RUN/coarse/         (train-prior) checkpoints and weights of the coarse predictor, which predicts latents in one step
-RUN/codes/, fusion/    (train-prior) checkpoints and weights of its sampler of object codes, and of its view fusion
-RUN/views/, assets.csv, sheet.png    (train-own-prior) renders of the assets, their list, and a contact sheet of them
-RUN/latents/        cache of encoded single images, safe to delete
-RUN/objects/, coded/    caches of encoded views of objects, for the UNet and for the coarse predictor
-RUN/latents-half/, objects-half/    caches of the same images at half size, if the option `training.half` is above 0
-RUN/checkpoints/    checkpoints of the last stage, the UNet
-RUN/base/, prior/   averaged weights in diffusers format
-RUN/samples.png     images sampled with the averaged weights; (train-own-prior) also renders of held-out assets
+train-base makes a 2D model, which generates single images. The other two make a multi-view prior, which generates views
+of one object, from a 2D model or from a multi-view prior. Each task trains its UNet last.
+
+train-base, networks in the order of their training, each with checkpoints and weights:
+    RUN/autoencoder/, decoder/        the VAE; then its decoder again, on noisy latents
+    RUN/words/                        the text encoder
+train-prior, networks that propose latents to the UNet (`coarse_systems`):
+    RUN/coarse/, codes/, fusion/      the coarse predictor, its sampler of object codes, its view fusion
+    RUN/coded/                        cache of encoded views of objects, on which these networks train
+train-own-prior, from the meshes of the user:
+    RUN/views/, assets.csv, sheet.png    renders of the meshes, list of the meshes, contact sheet of the renders
+all tasks:
+    RUN/latents/, objects/            caches of encoded images for the UNet: single images, views of objects
+    RUN/latents-half/, objects-half/  the same images at half size, if the option `training.half` is above 0
+    RUN/checkpoints/                  checkpoints of the UNet
+    RUN/base/ or RUN/prior/           the 2D model, or the multi-view prior, in diffusers format, averaged weights
+    RUN/samples.png                   samples of the result, for train-own-prior beside renders of held-out meshes
 """
 
 from functools import lru_cache, partial
@@ -158,9 +163,10 @@ def train_prior(task: Task) -> Status:
 def train_coarse(task: Task, base: LatentDiffusion, o: CoarseConfig) -> CoarsePredictor:
     """Train the coarse predictor, its sampler of object codes and its view fusion, one after the other.
 
-    The coarse predictor computes latents in one step. `base` is the model to which it belongs, and `o` has the options
-    of its training. Networks that an earlier process of the run has finished are loaded. A coarse predictor that `base`
-    already has is trained further. Return the predictor frozen, with the moving averages of its weights.
+    The coarse predictor computes latents in one step, which become an input of the UNet. `base` is the model whose VAE
+    and text encoder it uses, and `o` has the options of the training. Networks that an earlier process of the run has
+    finished are loaded. A coarse predictor that `base` already has is trained further. Return the predictor frozen,
+    with the moving averages of its weights.
 
     Raises ConfigError if `base` has no coarse predictor, and `o` has 0 steps for the predictor or its sampler.
     """

@@ -64,7 +64,8 @@ class Room:
 class Furnisher:
     """Builder of one room, in metres with z up and the origin in the centre of the floor.
 
-    It has the solids, the items (objects that captions can name), and the occupied places of floor and walls.
+    It has the solids, the items (phrases for captions, such as "a red sofa"), the occupied boxes on the floor (lower
+    and upper corner, x and y) and the occupied spans of walls (index in ``WALLS``, first and last position).
     """
 
     def __init__(self, rng: np.random.Generator) -> None:

@@ -78,7 +78,10 @@ class Toybox:
         self.view = view or (View() if variation else TYPICAL_VIEW)
 
     def describe(self) -> str:
-        """Return one line of text with all settings that determine the objects and their images, for cache keys."""
+        """Return one line of text with all settings that determine the objects and their images.
+
+        Disk caches of the images compare it with the text they were made with, and are remade if it differs.
+        """
         variation = "" if self.variation == 1 else f"luck {self.variation:g}, "
         style = "" if self.style == "plain" else f"{self.style}, "
         return f"{variation}{style}seed {self.seed}, {self.split}, {self.view}"
