@@ -1,6 +1,6 @@
-"""Training sources of toybox images, from which latent caches are made (`data.latent_cache.Source`).
+"""Training sources of toybox images (`data.latent_cache.Source`). Disk caches store the images as latents of a VAE.
 
-The images are single images, rings of views around an object, and the six views of MV-Adapter.
+The images are single images, rings of views around an object, and the six views that the model MV-Adapter generates.
 """
 
 import numpy as np

@@ -13,7 +13,7 @@ train-own-prior, from the meshes of the user:
     RUN/views/, assets.csv, sheet.png    renders of the meshes, list of the meshes, contact sheet of the renders
 all tasks:
     RUN/latents/, objects/            caches of encoded images for the UNet: single images, views of objects
-    RUN/latents-half/, objects-half/  the same images at half size, if the option `training.half` is above 0
+    RUN/latents-half/, objects-half/  the same at half size, if `training.half` is above 0; not in train-own-prior
     RUN/checkpoints/                  checkpoints of the UNet
     RUN/base/ or RUN/prior/           the 2D model, or the multi-view prior, in diffusers format, averaged weights
     RUN/samples.png                   samples of the result, for train-own-prior beside renders of held-out meshes
