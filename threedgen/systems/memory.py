@@ -31,8 +31,8 @@ SIDES = 6  # views of an object that MV-Adapter samples together
 def branches(options: Any, image: bool = False) -> tuple[Branch, ...]:
     """Return the kinds of attention that MV-Adapter adds, for the config section `options` of a prior.
 
-    They are "mv" (multi-view) and, if `image` (the run has an image) or `options.image` is set, "ref" (reference
-    image). Without an adapter the result is ().
+    They are "mv", in which views attend to the other views, and, if `image` (the run has an image) or `options.image`
+    is set, "ref", in which views attend to the reference image. Without an adapter the result is ().
     """
     if getattr(options, "adapter", None) is None:
         return ()
@@ -40,10 +40,10 @@ def branches(options: Any, image: bool = False) -> tuple[Branch, ...]:
 
 
 def geometry(views: int, size: Sequence[int], fov: float = pi / 2, depth: bool = False) -> Geometry:
-    """Return cameras for MVDiffusion's attention between views: those of a panorama or, with `depth`, equal cameras.
+    """Return cameras for MVDiffusion, in which a pixel attends to pixels of other views that show the same place.
 
-    Equal cameras see the same points, so that each view attends to all others. `views` is the number of cameras, `size`
-    (H, W) their image size in pixels, `fov` their horizontal field of view in radians.
+    They are cameras of a panorama or, with `depth`, equal cameras, so that each view attends to all others. `views` is
+    the number of cameras, `size` (H, W) their image size in pixels, `fov` their horizontal field of view in radians.
     """
     height, width = size
     K = panorama.intrinsics(fov, height, width)
@@ -55,6 +55,7 @@ def geometry(views: int, size: Sequence[int], fov: float = pi / 2, depth: bool =
 def measure_sampling_task(config: Any, device: torch.device) -> PeakMemory | None:
     """Return the peak memory of a run of the task "sample" or "texture"; None if a run of "texture" samples nothing.
 
+    It is the largest of loading the networks, a denoising step of all views, and decoding them.
     `config` is the config of the run, and `device` its device, which decides the precision.
     """
     if config.prior is None:
@@ -84,12 +85,12 @@ def training_prior(
 ) -> MetaPrior:
     """Return the prior without values (`MetaPrior`) that a training on `device` starts from.
 
-    Its weights are float32. Autocast converts them to the dtype in its attribute `half`.
+    Its weights are float32. Its attribute `half` is the dtype of autocast: half precision on a GPU, else float32.
 
     Args:
         weights: weights from which the training starts; they decide the shapes of the networks.
         views: number of views of an object or scene that are denoised together.
-        branches: kinds of attention that MV-Adapter adds, as `branches` returns them; (): no adapter.
+        branches: kinds of attention that MV-Adapter adds, such as ("mv", "ref"), see `branches`; (): no adapter.
         geometry: cameras of the views of a scene, for MVDiffusion's attention; None: no such attention.
         size: side of the images in pixels; None: the image size in the config file of the weights.
     """
@@ -100,7 +101,10 @@ def training_prior(
 
 
 def measure_mvadapter_training(config: Any, device: torch.device) -> PeakMemory:
-    """Return the peak memory of a training step of the task "train-mvadapter" with `config` on `device`."""
+    """Return the peak memory (in bytes: `peak`) of a training step of the task "train-mvadapter" with `config`.
+
+    `device` decides the precision. Nothing is computed on it.
+    """
     prior = training_prior(config.start, device, SIDES, config.branches, size=config.image_size)
     assert isinstance(prior.denoiser, AdaptedUNet)
     prior.denoiser.new_parts.requires_grad_(True)
@@ -108,7 +112,10 @@ def measure_mvadapter_training(config: Any, device: torch.device) -> PeakMemory:
 
 
 def measure_mvdiffusion_training(config: Any, device: torch.device) -> PeakMemory:
-    """Return the peak memory of a training step of the task "train-mvdiffusion" with `config` on `device`."""
+    """Return the peak memory (in bytes: `peak`) of a training step of the task "train-mvdiffusion" with `config`.
+
+    `device` decides the precision. Nothing is computed on it.
+    """
     o, s = config.training, config.scenes
     size = (s.height, s.width) if config.variant == "depth" else (s.size, s.size)
     scene = geometry(s.views, size, depth=config.variant == "depth")
@@ -121,7 +128,10 @@ def measure_mvdiffusion_training(config: Any, device: torch.device) -> PeakMemor
 
 
 def measure_dreambooth(config: Any, device: torch.device) -> PeakMemory:
-    """Return the peak memory of a training step of the task "mvdreambooth" with `config` on `device`."""
+    """Return the peak memory (in bytes: `peak`) of a training step of the task "mvdreambooth" with `config`.
+
+    `device` decides the precision. Nothing is computed on it.
+    """
     o, prior = config.tuning, training_prior(config.prior.weights, device, size=config.prior.image_size)
     all_weights = o.preservation != "lora"  # a LoRA is small, but all activations are stored for it
     for p in prior.unet.parameters() if all_weights else prior.unet.conv_in.parameters():
@@ -136,7 +146,10 @@ def measure_dreambooth(config: Any, device: torch.device) -> PeakMemory:
 
 
 def measure_threedim_training(config: Any, device: torch.device) -> PeakMemory:
-    """Return the peak memory of a training step of the task "train-threedim" with `config` on `device`."""
+    """Return the peak memory (in bytes: `peak`) of a training step of the task "train-threedim" with `config`.
+
+    `device` decides the precision. Nothing is computed on it.
+    """
     o, batch = config.model, config.training.batch
     if o.name == "latents":
         prior = training_prior(o.start, device, 2)

@@ -107,7 +107,10 @@ class MetaPrior(Prior):
 
     @torch.no_grad()
     def sample_step(self, images: int, size: Sequence[int]) -> None:
-        """Call the UNet once, without gradients, for `images` latents of `size` (h, w) in latent pixels."""
+        """Call the UNet once on the meta device, without gradients, for `images` latents of `size` (h, w).
+
+        `size` is in latent pixels. Only the memory of the call counts, so there is no result.
+        """
         z = torch.empty(images, self.latent_shape[0], *size, device=META)
         self.network(z, torch.empty(images, device=META), z, n_view=self.views)
 
@@ -238,7 +241,7 @@ def measure(
 
 
 def measure_sampling(prior: MetaPrior, size: Sequence[int] | None = None) -> PeakMemory:
-    """Measure the peak memory over loading a prior, sampling its views and decoding them.
+    """Measure the peak memory of loading a prior, sampling its views and decoding them, whichever takes most.
 
     The kernel launches of the result are those of one denoising step. `size` (H, W) is the size of a view in pixels;
     None: the image size of the prior.

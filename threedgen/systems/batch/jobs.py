@@ -201,8 +201,8 @@ def write_record(folder: Path, state: str, **figures: object) -> None:
 def make(job: Job, root: Path, threads: int | None) -> str:
     """Run the task of a job in the folder root/KEY, where KEY is `job.key`. Store and return the job's final state.
 
-    The state is FINISHED, FAILED (started, but made no object) or REFUSED (could not start). `threads` is the number of
-    CPU threads. Raises Stopped after Ctrl-C or SIGTERM. Other errors are passed on, so that the caller can retry.
+    The state is "finished", "failed" (started, but made no object) or "refused" (could not start). `threads` is the
+    number of CPU threads. Raises Stopped after Ctrl-C or SIGTERM. Other errors are passed on: the caller can retry.
     """
     folder = root / job.key
     config = job.config.model_copy(update={"out": str(folder), "threads": threads})

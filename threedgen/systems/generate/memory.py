@@ -90,11 +90,13 @@ def memory(
         device: device of the run; it decides the precision of the prior.
         free: free bytes before the run, for `march.chunk: auto`; None: bytes that are free on `device` now.
         fraction: samples per ray as a fraction of `march.samples`; 1 is the worst case.
-        launches: dict to which the number of kernel launches of each kind of step is added, with the keys of the
-            result. Launches in a CUDA graph and in the optimizer do not count. None: launches are not counted.
+        launches: dict to which the number of kernel launches of a training step is added, with keys of the result
+            ("step at 64 px", "fit to views"). Launches in a CUDA graph and in the optimizer do not count. None: no
+            launches are counted.
 
     Returns:
-        Peak memory in bytes by phase, such as {"step at 64 px": 5e9}.
+        Peak memory in bytes by phase: "loading and preview", "step at 64 px" for each render size, "fit to views" (only
+        for a ray-marched object that is fitted to views) and "final images".
     """
     networks = meta_networks(config.prior.weights, config.prior.parts)
     prior = MetaPrior(networks, config.prior, device, config.views_per_scene, branches(config.prior))

@@ -450,9 +450,10 @@ class GenerateConfig(PromptedConfig):
             raise ConfigError(problem, key, str(path))
 
     def check_part(self, from_nothing: bool) -> None:
-        """Raise ConfigError if the config, without its stages, cannot run, for example if a file is missing.
+        """Raise ConfigError if this run cannot start, for example if a file is missing or two options conflict.
 
-        `from_nothing` is True if no stage precedes the run.
+        Its stages (earlier runs) are not checked; each stage has its own config (`stage`), which is checked separately.
+        `from_nothing` is True if no stage precedes this run.
         """
         prompt = self.object_text()
         refined = len(self.refine.strengths) * self.round_steps

@@ -73,10 +73,11 @@ class Fit:
         self.pixels = Pixels(Views(images, self.cameras), opacity)
 
     def losses(self, step: int, done: int, steps: int) -> StepResult:
-        """Return the loss of a step: colour error, and terms on opacity and smoothness.
+        """Return the loss of a step: error of the colours, and penalties on opacity and on differences of normals.
 
-        Fields that rays are marched through train on `fit.rays` random pixels of all images. Rasterised objects (meshes
-        and 3D Gaussians) train on random whole images with about as many pixels, at least one image.
+        The opacity should be near 0 or 1, and 0 far from the object; nearby normals should be similar. Fields that
+        rays are marched through train on `fit.rays` random pixels of all images. Rasterised objects (meshes and 3D
+        Gaussians) train on random whole images with about as many pixels, at least one image.
 
         Args:
             step: step of the run; it seeds the random numbers.
@@ -141,8 +142,8 @@ class Phase:
     Attributes:
         start: first step of the range.
         steps: number of steps in the range.
-        label: function from a step to the text of the progress bar.
-        losses: function from a step to its loss and metrics.
+        label: function from a step to the text of the progress bar, such as "distilling at 64 px".
+        losses: function from a step to its loss, loss terms and metrics.
     """
 
     start: int

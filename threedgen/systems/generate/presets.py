@@ -1,4 +1,4 @@
-"""Memory presets (configs/presets): options with which a run fits the free memory of a GPU."""
+"""Memory presets, such as memory-24gb (configs/presets): options with which a run fits the free memory of a GPU."""
 
 import logging
 from collections.abc import Iterator

@@ -1,4 +1,7 @@
-"""Base LightningModule of text to 3D: the object, the prior and its condition, and renders in chunks of samples."""
+"""Base LightningModule of text to 3D: the object, the prior (diffusion model) and its condition, and renders.
+
+Renders are computed in chunks of ray samples that fit the memory.
+"""
 
 import logging
 from collections.abc import Callable
@@ -160,7 +163,8 @@ class Scene(System):
     ) -> Render:
         """Render all pixels of B cameras with H x W pixels.
 
-        The tensors of the result have R = B H W rows, ordered by camera, row and column of the image.
+        The tensors of the result, such as rgb (R, 3), opacity (R, 1) and depth (R, 1), have R = B H W rows, ordered by
+        camera, row and column of the image.
 
         Args:
             step: step of the run; it seeds the random numbers and selects the shading.
@@ -189,7 +193,7 @@ class Scene(System):
         normals: bool = False,
         light: Tensor | None = None,
     ) -> Render:
-        """Render R rays by marching through the field.
+        """Render R rays by marching through the field: colours (R, 3), opacity (R, 1), depth (R, 1) and more.
 
         Args:
             origins, directions: (R, 3) in world coordinates; directions have unit length.
@@ -221,7 +225,10 @@ class Scene(System):
 
     @cached_property
     def needs_variance(self) -> bool:
-        """Whether a loss with nonzero weight may use the depth variance: `z_variance`, or the loss of a plug-in."""
+        """Whether a loss with nonzero weight may use the variance of the depth along a ray.
+
+        This is assumed of every loss that is not in `WITHOUT_VARIANCE`: of `z_variance`, and of those of plug-ins.
+        """
         loss = self.config.loss
         return any(getattr(loss, name) != 0 for name in type(loss).model_fields if name not in WITHOUT_VARIANCE)
 
@@ -244,7 +251,7 @@ class Scene(System):
         return torch.cat([result.rgb.view(shape).cpu() for result in renders])
 
     def before_step(self, step: int) -> None:
-        """Update the field's scheduled options and the occupancy grid.
+        """Set the field's options that have a schedule, and update the occupancy grid (cells with density).
 
         The grid is not updated again when a step is repeated after it ran out of memory.
         """

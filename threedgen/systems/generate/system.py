@@ -83,7 +83,10 @@ class GenerateSystem(Scene):
         return result.loss
 
     def distillation_loss(self, step: int) -> StepResult:
-        """Render views from random cameras, and return the weighted sum of distillation loss and regularisers."""
+        """Render views from random cameras, and return the weighted sum of distillation loss and regularisers.
+
+        Regularisers are losses of the render alone, without the prior, such as the sparsity of the opacity.
+        """
         rig, weights = self.training_rig(step), self.loss_weights(step)
         normals = self.config.guidance_input == "normal" or weights["orientation"] > 0
         render = self.render(rig.cameras, step, light=rig.light, training=True, normals=normals)
@@ -138,8 +141,8 @@ class GenerateSystem(Scene):
     def rendered_views(self, render: Render, rig: Rig) -> RenderedViews:
         """Reshape the flat pixels (B H W, C) of a render to images (B, H, W, C). `rig` has B cameras.
 
-        The attribute `images` of the result is the input of the prior: colours, or normals as colours, as the option
-        `guidance_input` says.
+        Images have C = 3 for colours and normals, and C = 1 for opacity and depth. The attribute `images` of the result
+        is the input of the prior: colours, or normals as colours, as the option `guidance_input` says.
         """
         cameras = rig.cameras
 
@@ -152,7 +155,10 @@ class GenerateSystem(Scene):
         return RenderedViews(rgb, image(render.opacity), image(render.depth), normals, cameras, extra)
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """Return the trained parameters in groups; each group names the config key of its learning rate."""
+        """Return the trained parameters in groups: those of the object, the background and the distillation loss.
+
+        Each group names the config key of its learning rate.
+        """
         groups = [
             *self.field.parameter_groups(),
             ParameterGroup("background", list(self.background.parameters()), "background"),

@@ -71,7 +71,7 @@ class Gap(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """B pairs of views, encoded for the model as latents or pixels. The two views of a pair show the same scene.
+    """B pairs of views (C, h, w), encoded for the model as latents or pixels. Both views of a pair show the same scene.
 
     Attributes:
         x: (B, C, h, w) condition views, the input of the model.
@@ -156,7 +156,10 @@ def pair_loss(
 
 
 class PairSystem(AveragedSystem):
-    """LightningModule that trains a novel-view model at continuous noise levels, and averages its weights (EMA)."""
+    """LightningModule that trains a novel-view model, and averages its weights over the steps (EMA).
+
+    Noise levels are drawn from a continuous range of log signal-to-noise ratios, not from T time steps.
+    """
 
     stage = "novel views"
 
@@ -203,7 +206,8 @@ class PairSystem(AveragedSystem):
     def validate(self, step: int, folder: Path) -> None:
         """Write the averaged weights to folder/model, and samples to folder/samples.png.
 
-        Also run `gap_test` on held-out scenes and store the PSNR values and gaps in the dict `metrics`.
+        Also run `gap_test` on held-out scenes and store the results in the dict `metrics`: "gap", "psnr_true" and
+        "psnr_shuffled" at one noise level, and the gap at each level, such as "gap_0.05".
         """
         cache = self.cache
         count = cache.held_out // cache.source.n_families * cache.source.n_families
@@ -295,7 +299,7 @@ def build(config: TrainThreeDiMConfig) -> XUNet | LatentPairs:
 
 
 def load_start(weights: str, network: XUNetConfig) -> XUNet:
-    """Load a trained network on pixels. `weights` is "embedded" or the folder of a trained model.
+    """Load a trained network on pixels. `weights` is "embedded" (comes with threedgen) or a trained model's folder.
 
     Raises ConfigError if the model works on latents, or if its options differ from `network`.
     """

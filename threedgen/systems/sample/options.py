@@ -92,8 +92,9 @@ class SamplingConfig(PromptedConfig):
     def check_rig(self, rig: str, **keys: str) -> None:
         """Raise ValueError if the prior cannot sample a rig (set of cameras), or an option has no effect with the rig.
 
-        `rig` is the name of the rig. Options at their default are ignored. `keys` has for each rig name the options
-        that have an effect with this rig but not with every rig, separated by blanks, such as orbit="samples prefix".
+        `rig` is the name of the rig, such as "orbit", "angles" or "panorama". Options at their default are ignored.
+        `keys` has for each rig name the options that have an effect with this rig but not with every rig, separated by
+        blanks, such as orbit="samples prefix".
         """
         if self.prior is not None and self.prior.name not in PRIORS[rig]:
             usable = " or ".join(PRIORS[rig])
@@ -139,9 +140,10 @@ class SamplingConfig(PromptedConfig):
         return texts
 
     def check_adapter(self, control: Literal["rays", "geometry"]) -> None:
-        """Raise ConfigError if MV-Adapter lacks an option or file for the condition `control`.
+        """Raise ConfigError if MV-Adapter lacks a prompt, image or adapter file that the run needs.
 
-        The condition is camera rays ("rays") or the geometry of a mesh ("geometry").
+        `control` is the condition of the views: camera rays ("rays") or the geometry of a mesh ("geometry"). A mesh or
+        an image needs an adapter file; the 2D model alone takes neither.
         """
         self.object_text()
         if self.prior.image is not None:

@@ -64,7 +64,7 @@ def read_frames(
 ) -> tuple[Frames, list[str]]:
     """Read or create the camera views (frames) of a scene. Return them, and warnings about frames that were left out.
 
-    Frames with known depth in less than the fraction `MIN_DEPTH` of their pixels are left out.
+    Frames with known depth in less than the fraction `MIN_DEPTH` = 0.1 of their pixels are left out.
 
     Args:
         rig: options of the camera path, or of the ScanNet folder.
@@ -101,7 +101,7 @@ def path_frames(config: TextureConfig, rig: PathConfig, source: SourceMesh, fram
     """Return the frames of a camera path through the mesh `source`, with rendered depth.
 
     `frame` is the coordinate transform from the mesh file to the world. Raises ConfigError if the path cannot be read
-    or found, or if its poses have another convention than `rig.poses`.
+    or found, or if its poses are not camera-to-world ("c2w") or world-to-camera ("w2c") as `rig.poses` says.
     """
     cameras = auto_path(source, rig) if rig.file == AUTO else read_path(rig, frame)
     prompts, used = config.view_texts(len(cameras)), list(range(0, len(cameras), rig.every or 1))
@@ -123,8 +123,7 @@ def read_path(rig: PathConfig, frame: MeshFrame) -> Cameras:
 
     The file has poses in coordinates of the mesh file, which `frame` transforms to the world. The intrinsics are scaled
     to the image height of `rig`. If the aspect ratios differ, the images are cropped or widened equally on the left and
-    right.
-    Raises ConfigError if the file cannot be used.
+    right. Raises ConfigError if the file cannot be used.
     """
     path, height, width = Path(rig.file).expanduser(), rig.height, rig.width
     found = read_cameras(path, "rig.file", rig.poses, (height, width), rig.fov).cameras
@@ -208,8 +207,7 @@ def auto_path(source: SourceMesh, rig: PathConfig) -> Cameras:
     """Return `rig.frames` perspective cameras on a small circle in the free space inside a mesh.
 
     The centre of the circle is far from all surfaces (`interior`). Each camera looks across the centre to the other
-    side, first tilted downwards and at the end upwards. Raises
-    ConfigError if the mesh has no free interior.
+    side, first tilted downwards and at the end upwards. Raises ConfigError if the mesh has no free interior.
     """
     centre, free = interior(source)
     n = torch.arange(rig.frames, dtype=torch.float32)

@@ -72,7 +72,10 @@ class MeshViews(NamedTuple):
 
     @property
     def blend(self) -> BlendOptions:
-        """Rules for the projection of these images onto the mesh: which pixels are used, and with which weights."""
+        """Rules for the projection of these images onto the mesh: which pixels are used, and with which weights.
+
+        They are, for example, the unused margin beside depth edges, and the maximum depth error of a used pixel.
+        """
         margin = OBJECT_BLEND.margin if min(self.cameras.height, self.cameras.width) >= LARGE else 1
         sides = replace(OBJECT_BLEND, margin=margin)
         if self.cameras.projection.parallel:
@@ -114,8 +117,8 @@ def read_sides(folder: Path) -> MeshViews:
 def outlines(views: MeshViews) -> tuple[Array, list[int]]:
     """Return small bool masks (K, h, w), True for the object, to compare outlines, and the indices of their K images.
 
-    The longer side of a mask has `OUTLINE_SIZE` = 96 pixels. Images in which the object cannot be separated, by
-    transparency or by a background of one colour, are left out.
+    The longer side of a mask has `OUTLINE_SIZE` = 96 pixels. K is below the number of images if the object cannot be
+    separated in some of them, by transparency or by a background of one colour.
     """
     at = views.cameras
     scale = OUTLINE_SIZE / max(at.height, at.width)
@@ -133,8 +136,8 @@ def outlines(views: MeshViews) -> tuple[Array, list[int]]:
 def overlaps(vertices: Array, faces: Array, cameras: Cameras, masks: Array) -> Array:
     """Return the intersection over union (K,) of object masks (K, h, w) and the silhouettes of a mesh in K cameras.
 
-    `vertices` (V, 3) are in the world coordinates of the cameras, and `faces` are (F, 3). A pixel in only one of mask
-    and silhouette counts as common if it touches a pixel of the other, also diagonally.
+    `vertices` are the V vertices (V, 3) in world coordinates, `faces` the vertex indices (F, 3) of the F triangles. A
+    pixel in only one of mask and silhouette counts as common if it touches a pixel of the other, also diagonally.
     """
     seen = rasterise_views(vertices, faces, cameras.with_size(*masks.shape[1:])).mask
     wide = np.ones((1, 3, 3), bool)
@@ -182,7 +185,7 @@ def place_photos(photos: PosedPhotos, mesh: TexturedMesh, frame: MeshFrame) -> t
     The poses may be in the coordinates of the mesh file, in the same coordinates but turned between y up and z up, or
     in the coordinates before the transform that nerfstudio has applied (applied_transform). The coordinates that fit
     the mesh best are used. `frame` is the transform from the mesh file to the world. Raises ConfigError if no
-    coordinates fit, or if the poses do not have the convention of `photos`.
+    coordinates fit, or if the poses do not have the convention that `photos` names, such as "c2w-opengl".
     """
     notes = [photos.posed.missing_note] if photos.posed.missing else []
     notes += check_convention(photos)

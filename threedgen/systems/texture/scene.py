@@ -5,7 +5,7 @@ RUN/depth/          depth of the frames, NAME.png (format: ``geometry.images.wri
 RUN/cameras.json    cameras of the frames in coordinates of the mesh file; the option rig.file=FILE reads such a file
 RUN/frames.mp4, sheet.png   all frames as a video and as a contact sheet
 RUN/scene.glb, texture.png  textured mesh, at its place and size in the mesh file, and its texture
-RUN/walk/, walk.png renders of the textured mesh from cameras between the frames
+RUN/walk/, walk.png renders of the textured mesh from up to 12 cameras, each halfway between two frames, and all in one
 """
 
 import logging
@@ -155,8 +155,9 @@ def write_frames(
 def texture_mesh(task: Task, mesh: TexturedMesh, frame: MeshFrame, cameras: Cameras, images: np.ndarray) -> Tree:
     """Project images (N, H, W, 3) in [0, 1] of N cameras onto a mesh. Write the textured mesh, and renders of it.
 
-    `frame` is the coordinate transform from the mesh file to the world. Returns metrics for summary.json. Raises
-    OSError if a file cannot be written, and ConfigError if no image shows the mesh.
+    `frame` is the coordinate transform from the mesh file to the world. Returns metrics for summary.json: texels_seen
+    (fraction of the texels that an image shows), psnr_of_views (PSNR of texture and image pixels, dB) and triangles.
+    Raises OSError if a file cannot be written, and ConfigError if no image shows the mesh.
     """
     config: TextureConfig = task.config
     with ProgressDisplay("texturing", 2 * len(cameras), task.quiet) as count:
@@ -174,7 +175,7 @@ def texture_mesh(task: Task, mesh: TexturedMesh, frame: MeshFrame, cameras: Came
 def between(cameras: Cameras) -> Cameras:
     """Return at most ``WALK_VIEWS`` = 12 cameras, each halfway between two consecutive cameras in `cameras`.
 
-    Position and rotation are means of the pair. Of more pairs, evenly spread ones are used.
+    Position and rotation are means of the pair. Of more than 12 pairs, evenly spread ones are used.
     """
     spread = np.linspace(0, len(cameras) - 2, min(WALK_VIEWS, len(cameras) - 1)).round().astype(int)
     first = np.unique(spread).tolist()
@@ -246,7 +247,7 @@ def render_consistent(
 
     Args:
         size: side of the texture in texels.
-        options: rules of the projection: which pixels are used, and with which weights.
+        options: rules of the projection, such as the unused margin beside depth edges and the maximum depth error.
         cameras: cameras of the N images.
         images: (N, H, W, 3) in [0, 1].
         known: (N,) bool, True for images that alone determine the texture where they show the mesh; None: all images

@@ -119,8 +119,9 @@ def texture_mesh(task: Task, source: meshes.SourceMesh, mesh: TexturedMesh, view
     """Project images onto a mesh; write the textured mesh, renders and a page. Return metrics for summary.json.
 
     `source` is the mesh as read, `mesh` the same mesh with usable texture coordinates. `views` has images and cameras.
-    The page shows the warnings in `notes`. Raises OSError if a file cannot be written, ConfigError if no image shows
-    the mesh.
+    The page shows the warnings in `notes`. The metrics are texels_seen (fraction of the texels that an image shows) and
+    psnr_of_views (PSNR of texture and image pixels, dB). Raises OSError if a file cannot be written, ConfigError if no
+    image shows the mesh.
     """
     config, folder, triangles = task.config, task.folder, len(mesh.faces)
     at, images, masks = views.cameras, views.images, views.masks

@@ -125,11 +125,11 @@ class WindowSampler:
 
     Attributes:
         config, model: options of the task, and MVDiffusion model that takes depth.
-        frames: cameras, depth and prompts of all frames.
+        frames: cameras, depth (N, H, W) in metres and prompts of all N frames of the scene.
         windows: windows in the order of sampling, from `plan`.
         images: sampled frames, uint8 (H, W, 3) by frame index. Each window adds its new frames.
-        synchronise: function (F cameras, images (F, H, W, 3), mask (F,) of frames from earlier windows) -> images that
-            are made consistent by projection onto the mesh; None without a mesh.
+        synchronise: function that makes images of F frames consistent by projection onto the mesh: (F cameras, images
+            (F, H, W, 3), bool (F,), True for frames of earlier windows) -> images (F, H, W, 3); None without a mesh.
     """
 
     config: TextureConfig

@@ -28,11 +28,11 @@ class Batch:
     """Inputs and noise of a training step for B images, on any device.
 
     Attributes:
-        latents: (B, C, h, w) clean latents.
+        latents: (B, C, h, w) clean latents, C channels of h x w latent pixels.
         t: (B,) int64 time steps in [0, T), T the number of time steps of the noise schedule.
         noise: (B, C, h, w) unit Gaussian noise.
         text: (B, L, D) encoded captions of L tokens.
-        condition: further keyword arguments of the network, by name.
+        condition: further keyword arguments of the network by name, such as "camera" (rays or maps of the views).
         weights: (B,) weight of the squared error of each image; None: all are 1.
     """
 

@@ -58,6 +58,9 @@ def sample_dropouts(rng: np.random.Generator, count: int, shares: tuple[float, f
 class AdapterSystem(DenoisingSystem):
     """LightningModule that trains the modules that MV-Adapter adds to a frozen UNet.
 
+    In the added attention, a view attends to the other views and to a reference image. Added convolutions encode the
+    condition of the views: camera rays or the geometry of a mesh.
+
     Args:
         model: frozen 2D diffusion model with the adapter.
         network: UNet with the adapter; the network of `model`.

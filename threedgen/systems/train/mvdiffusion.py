@@ -54,7 +54,7 @@ SHEET_SCENES, SHEET_STEPS = 2, 30
 
 @dataclass(frozen=True)
 class SceneData:
-    """Cached training data of all scenes at one image size.
+    """Cached training data of all scenes at one image size (full or half): VAE latents of views, and captions.
 
     Attributes:
         cache: latents of the views of each scene.
@@ -139,8 +139,8 @@ class ViewsSystem(MVDiffusionSystem):
     Known views are clean images on which the other views are conditioned.
 
     Args:
-        difference: changes of the UNet in the first stage, by tensor name, saved with the new modules; None: the whole
-            UNet is saved.
+        difference: changes of the UNet in the first stage, by tensor name, saved with the attention blocks; None: the
+            whole UNet is saved.
         lora: LoRA of the first stage, attached to the UNet; None without a first stage.
     """
 
@@ -198,8 +198,8 @@ class ViewsSystem(MVDiffusionSystem):
         Returns:
             Extra input channels (n F, E, h, w), or None if the network has none. With depth, E = 1 (inverse depth).
                 With a mask, E = 1 + C (mask, then latents of the known part).
-            Known views (n F, C + 1, h, w) for the branch for known views: clean latents, then 1; all 0 for the other
-                views. None if no view is known or the network has no depth.
+            Input (n F, C + 1, h, w) of the branch for known views: C channels of clean latents and a channel of ones;
+                all 0 for the other views. None if no view is known or the network has no depth.
         """
         if data.photos is not None:
             extra = self.unknown_view(data.cache.encoded_size).repeat(len(chosen), data.cache.n_view, 1, 1, 1)

@@ -1,4 +1,7 @@
-"""Configs of train-mvadapter and train-mvdiffusion, and sections of all trainings. The module does not import torch."""
+"""Config models of train-mvadapter and train-mvdiffusion, and base classes of them. The module does not import torch.
+
+The config model of the task train-threedim also derives from one of these base classes, `TrainConfig`.
+"""
 
 from typing import Annotated, Any, Literal, Self
 
