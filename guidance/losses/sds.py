@@ -171,7 +171,8 @@ class Distillation(nn.Module):
     ) -> tuple[Tensor, Tensor, Logs]:
         """Sample timesteps and noise for the latents (B, C, h, w) of one optimisation step.
 
-        The timesteps are uniform between the options `min_step_percent` and `max_step_percent`, fractions of T.
+        The timesteps are uniform between the options `min_step_percent` and `max_step_percent`, fractions of the
+        number T of training timesteps.
 
         Returns:
             Timesteps: (1,) for all images or, with timestep_per=group, (B,), equal for the `n_view` views of an object.
