@@ -167,15 +167,16 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
             self.register_to_config(fusion=channels)
 
     def read(self, text: Tensor) -> Tensor:
-        """Attend from the learned queries to the text (B, L, D) and return the features (B, queries * D)."""
+        """Return features (B, queries * D): the learned queries attend to `text` (B, L, D), which includes the code."""
         query = self.queries.expand(len(text), -1, -1)
         return cross_attend(query, self.key_value(text), self.heads).flatten(1)
 
 
 class Block(nn.Module):
-    """Residual block of `CoarsePredictor`: cross-attention to the text, then two 3 x 3 convolutions.
+    """Residual block of `CoarsePredictor`: cross-attention, then two 3 x 3 convolutions.
 
-    Features of text, camera and code scale and shift the normalised input of the convolutions.
+    Each position of the feature map attends to the tokens of text and object code. Common features of text, camera and
+    code scale and shift the normalised input of the convolutions.
     """
 
     def __init__(self, channels: int, text_width: int, heads: int, width: int, groups: int = 8) -> None:
@@ -194,10 +195,10 @@ class Block(nn.Module):
         nn.init.zeros_(self.modulation.bias)
 
     def forward(self, x: Tensor, text: Tensor, features: Tensor) -> Tensor:
-        """Transform a feature map `x` (B, C, h, w) to the same shape.
+        """Return the block's output (B, C, h, w) for a feature map `x` (B, C, h, w).
 
-        `text` are text embeddings (B, L, D), to which x attends. `features` (B, width) are the common features of text,
-        camera and code, from which scale and shift are computed.
+        Each position of x attends to `text`, the embeddings (B, L, D) of text and object code. From `features`
+        (B, width), the common features of text, camera and code, scale and shift are computed.
         """
         query = self.query(self.norm_words(x).flatten(2).transpose(1, 2))
         words = self.words(cross_attend(query, self.key_value(text), self.heads))

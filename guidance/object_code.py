@@ -30,14 +30,18 @@ def transformer(layers: int) -> nn.TransformerEncoder:
 def sinusoids(t: Tensor) -> Tensor:
     """Encode numbers `t` (B,) in [0, 1], times or noise levels, as sines and cosines (B, 2 FREQUENCIES).
 
-    The angles are t times FREQUENCIES factors from 1 to e^5 radians; all sines precede the cosines.
+    The angles are t times FREQUENCIES factors, spaced geometrically from 1 to e^5 radians; all sines come first.
     """
     angles = t[:, None] * torch.exp(torch.linspace(0, 5, FREQUENCIES, device=t.device))
     return torch.cat([angles.sin(), angles.cos()], 1)
 
 
 class ObjectEncoder(nn.Module):
-    """Network that computes an object code from clean latents of one or more views of the object."""
+    """Transformer that computes an object code from clean latents of one or more views of the object.
+
+    `TOKENS` learned queries and the latent patches of all views attend to each other; each query gives a part of the
+    code.
+    """
 
     def __init__(self, latent_channels: int, size: int, camera_features: int, code_width: int) -> None:
         """Build the encoder for latents (C, h, h) with C = `latent_channels` and h = `size`.
@@ -69,7 +73,8 @@ class ObjectEncoder(nn.Module):
 class CodeSampler(nn.Module):
     """Network that samples object codes for captions, by flow matching (Lipman et al. 2023, arXiv 2210.02747).
 
-    The path from noise e to an object code z is x_t = (1 - t) e + t z with t in [0, 1]; the network predicts z - e.
+    The path from noise e to an object code z is x_t = (1 - t) e + t z with t in [0, 1]; the network predicts z - e. The
+    `TOKENS` parts of the noisy code attend to each other and to the caption.
     """
 
     def __init__(self, text_width: int, code_width: int) -> None:
@@ -84,7 +89,7 @@ class CodeSampler(nn.Module):
         self.out = nn.Linear(WIDTH, code_width // TOKENS)
 
     def encode_text(self, text: Tensor) -> Tensor:
-        """Return features (B, L, WIDTH) of text embeddings (B, L, D), the input `text` of `forward`."""
+        """Let the L tokens of text embeddings (B, L, D) attend to each other; return features (B, L, WIDTH)."""
         return self.text(self.words(text))
 
     def forward(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:

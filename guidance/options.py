@@ -150,7 +150,7 @@ class PriorConfig(Config):
         return [f"{key}: {found}" for key, found in named.items()]
 
     def identify(self) -> dict[str, Identity]:
-        """Return path, size and SHA-256 of all weights, by config key.
+        """Return path, size and SHA-256 of all weights, by config key such as "weights" or "adapter".
 
         Weights on the hub are downloaded if needed. Raises ConfigError if a file is missing.
         """

@@ -85,9 +85,7 @@ def ddim_alphas(schedule: Schedule, timesteps: Tensor) -> tuple[Tensor, Tensor]:
 def ddim_step(
     x: Tensor, eps: Tensor, a: Tensor, a_prev: Tensor, eta: float = 0.0, noise: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Take one DDIM step (Song et al. 2021, eq. 12); return the next latents and the predicted clean latents.
-
-    All latents are (B, C, h, w).
+    """Take one DDIM step (Song et al. 2021, eq. 12); return next and predicted clean latents, each (B, C, h, w).
 
     Args:
         x, eps: noisy latents and the noise predicted in them, each (B, C, h, w).

@@ -105,7 +105,7 @@ class ViewFusion(nn.Module):
         """Return improved predictions (B, V, C, h, h) of the clean latents of B objects with V views each.
 
         Args:
-            x: latents a z + s e (B, V, C, h, h) with clean latents z and Gaussian noise e.
+            x: noisy latents a z + s e (B, V, C, h, h): clean latents z times a factor a, Gaussian noise e times s.
             level: noise levels (B, V), 2 / pi arctan(s / a); 0: clean latents, 1: noise.
             camera: camera vectors (B, V, 16).
             coarse: predictions (B, V, C, h, h) of the clean latents from caption, camera and object code.
@@ -128,6 +128,8 @@ class ViewFusion(nn.Module):
     def messages(self, latents: Tensor, pairs: Tensor) -> Tensor:
         """Return features (B * V, channels, h, h) that each view gets from all views of its object, including itself.
 
+        The features of each source view are scaled and shifted by the features of the pair, then averaged over sources.
+
         Args:
             latents: noisy latents (B * V, C, h, h).
             pairs: features of all pairs of views (B, V, V, F), the result of `pair_features`.
@@ -141,7 +143,7 @@ class ViewFusion(nn.Module):
 
 
 def azimuth_harmonics(azimuth: Tensor) -> Tensor:
-    """Return cos(k a) and sin(k a), (..., 2 HARMONICS), for k = 1..HARMONICS and azimuths a (...), radians."""
+    """Return all cos(k a), then all sin(k a), (..., 2 HARMONICS), k = 1..HARMONICS, for azimuths a (...) in radians."""
     turns = azimuth[..., None] * torch.arange(1, HARMONICS + 1, device=azimuth.device)
     return torch.cat([turns.cos(), turns.sin()], -1)
 
@@ -157,10 +159,10 @@ def camera_harmonics(camera: Tensor) -> Tensor:
 
 
 def view_features(camera: Tensor, noise: Tensor) -> Tensor:
-    """Return features (B, V, F) of the views' cameras (B, V, 16), their noise levels and the mean of these levels.
+    """Return features (B, V, F) of V views per object, from their camera vectors (B, V, 16) and noise levels.
 
-    The mean is over the V views of an object. `noise` (B, V, N) are noise levels encoded by `sinusoids`, so F =
-    2 HARMONICS + 2 + 2 N.
+    They are `camera_harmonics`, then the encoded noise level of the view, then its mean over the V views. `noise`
+    (B, V, N) are noise levels encoded by `sinusoids` as N values each, so F = 2 HARMONICS + 2 + 2 N.
     """
     return torch.cat([camera_harmonics(camera), noise, noise.mean(1, keepdim=True).expand_as(noise)], -1)
 

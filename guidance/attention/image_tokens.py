@@ -36,13 +36,13 @@ def add_image_tokens(unet: UNet2DConditionModel, image_width: int, tokens: int, 
 
 
 def attend_to_image(attn: Attention, x: Tensor, text: Tensor, tokens: Tensor) -> Tensor:
-    """Return the output (B, L, C) of a cross-attention layer that attends to text and image tokens.
+    """Return the output (B, L, C) of a cross-attention layer: the sum of attention to text and to image tokens.
 
     Args:
         attn: attention layer of diffusers, extended by `add_image_tokens`.
-        x: input (B, L, C).
-        text: text embeddings (B, S, D).
-        tokens: image tokens (B, N, D), from the resampler.
+        x: input (B, L, C), from which the queries are computed.
+        text: text embeddings (B, S, D) of S text tokens.
+        tokens: image tokens (B, N, D), the output of the resampler for one image.
     """
 
     def heads(features: Tensor) -> Tensor:

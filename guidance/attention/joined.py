@@ -51,9 +51,10 @@ class WorldRotary:
     """
 
     def __init__(self, camera: Tensor | None, batch: int, device: torch.device) -> None:
-        """Store the axes "right" and "up" of B = `batch` cameras in world axes, read from camera vectors (B, 16).
+        """Store the unit vectors "right" and "up", each (B, 3) in world axes, of B = `batch` cameras.
 
-        If `camera` is None, all cameras are at +x (front). `device` is only used in this case.
+        `camera` holds camera vectors (B, 16): row-major 4 x 4 camera-to-world matrices, see `camera_vector`. None: all
+        cameras are on the +x axis (front view); their vectors are stored on `device`, which is used only then.
         """
         if camera is None:
             front = torch.tensor([[0.0, 0, 1], [1, 0, 0], [0, 1, 0]], device=device)
@@ -197,8 +198,10 @@ class MultiviewAttnProcessor(AttnProcessor2_0):
     ) -> Tensor:
         """Return the layer's output (B F, L, C) for hidden_states (B F, L, C), of B objects with F = `n_view` views.
 
-        Self-attention runs on sequences of F L tokens. `rotary` rotates its queries and keys; None: no rotation.
-        Cross-attention also attends to `image_tokens` (B F, N, D); None: to the text only.
+        Without `encoder_hidden_states`, the layer is self-attention over the F L tokens of an object. `rotary` rotates
+        its queries and keys; None: no rotation. With text embeddings `encoder_hidden_states` (B F, S, D), it is
+        cross-attention to the text and, unless None, to N `image_tokens` (B F, N, D). `attn`, `attention_mask` and
+        `temb` are the usual arguments of diffusers' attention processors.
         """
         if image_tokens is not None and encoder_hidden_states is not None:
             return attend_to_image(attn, hidden_states, encoder_hidden_states, image_tokens)
@@ -279,8 +282,9 @@ def set_attention(unet: UNet2DConditionModel, kind: Kind) -> None:
 def unet_from_config(config: Any, **changes: Any) -> UNet2DConditionModel:
     """Build a UNet from a diffusers config; `changes` override entries of the config.
 
-    The config may also have the keys of threedgen "world_rotary", "separate_levels" and "image_tokens"; with the last
-    one, `add_image_tokens` extends the UNet.
+    The config may also have three keys of threedgen: "world_rotary" (whether self-attention uses a `WorldRotary`),
+    "separate_levels" (whether the views of an object had different noise levels in training) and "image_tokens"
+    (arguments with which `add_image_tokens` extends the UNet).
     """
     stock = {name: value for name, value in config.items() if name not in THREEDGEN_KEYS}
     unet: Any = UNet2DConditionModel.from_config(stock, **changes)
@@ -341,9 +345,10 @@ def has_added_conditioning(unet: UNet2DConditionModel) -> bool:
 def split_text(unet: UNet2DConditionModel, text: Tensor, height: int, width: int) -> tuple[Tensor, dict[str, Any]]:
     """Split SDXL's text embeddings (B, L + 1, D) into L token embeddings (B, L, D) and keyword arguments of the UNet.
 
-    The last of the L + 1 vectors is the pooled embedding of the second text encoder, padded with zeros. The keyword
-    arguments contain it and the image size `height` x `width` in pixels, without a crop (Podell et al. 2023, arXiv
-    2307.01952, section 2.2). For a UNet without added conditioning, the text is returned unchanged, with {}.
+    The last of the L + 1 vectors is the pooled embedding of the second text encoder, padded with zeros to D values. The
+    keyword arguments are {"added_cond_kwargs": {"text_embeds": pooled embeddings (B, width), "time_ids": (B, 6)}}; the
+    six values are original size, crop offset (0, 0) and target size, both sizes (`height`, `width`) in pixels (Podell
+    et al. 2023, arXiv 2307.01952, section 2.2). A UNet without added conditioning gets the text unchanged, and {}.
     """
     if not has_added_conditioning(unet):
         return text, {}
@@ -357,8 +362,8 @@ def split_text(unet: UNet2DConditionModel, text: Tensor, height: int, width: int
 def camera_vector(c2w: Tensor) -> Tensor:
     """Convert camera-to-world matrices (B, 4, 4), OpenGL axes, world z up, to camera vectors (B, 16).
 
-    A camera vector is the row-major matrix with its translation scaled to length 1, so the network receives directions
-    only, neither distance nor field of view.
+    A camera vector holds the 4 x 4 matrix row by row, with its translation (the camera position) scaled to length 1, so
+    the network receives directions only, neither distance nor field of view.
     """
     unit = F.normalize(c2w[:, :3, 3:], dim=1, eps=1e-8)
     top = torch.cat([c2w[:, :3, :3], unit], dim=2)

@@ -22,9 +22,8 @@ from .sds import Distillation, NoisyLatents, reconstruction_direction
 def inversion_timesteps(start: Tensor, end: Tensor, interval: int) -> list[Tensor]:
     """Return at least two ascending timesteps, each (1,) or (B,), from `start` to `end` in steps of `interval`.
 
-    `start` and `end` are timesteps, (1,) for all images or (B,); `interval` is a number of timesteps.
-
-    The last step may be shorter. An image that reaches its `end` before the other images stays there.
+    `start` and `end` are timesteps, (1,) for all images or (B,); `interval` is a number of timesteps. The last step may
+    be shorter. An image that reaches its `end` before the other images stays there.
     """
     steps = max(1, ceil(int((end - start).max()) / interval))
     return [*(torch.minimum(start + k * interval, end) for k in range(steps)), end]
@@ -77,10 +76,11 @@ def unconditional(denoise: Denoiser, condition: Condition) -> Predict:
 class ISM(Distillation):
     """Interval score matching (Liang et al. 2023, "LucidDreamer", arXiv 2311.11284, section 4.1).
 
-    The latents get random noise up to a timestep before s = t - `interval`. From there, DDIM inversion without text
-    reaches x_s in steps of `inversion_interval`, then x_t in one step. The gradient of the loss L_ISM is
-    w(t) (eps(x_t, t, text) - eps(x_s, s)) / B for B images, with noise predictions eps: the first with guidance, the
-    second without text. As in the released code, w(t) = sqrt((1 - alpha_bar_t) / alpha_bar_t).
+    With s = t - `interval`, the latents get random noise at timestep s - `inversion_steps` * `inversion_interval` (at
+    least 0). From there, DDIM inversion without text reaches x_s in steps of `inversion_interval`, then x_t in one
+    step. The gradient of the loss L_ISM is w(t) (eps(x_t, t, text) - eps(x_s, s)) / B for B images, with noise
+    predictions eps: the first with guidance, the second without text. As in the released code,
+    w(t) = sqrt((1 - alpha_bar_t) / alpha_bar_t).
     """
 
     def predictions(

@@ -90,7 +90,7 @@ class PosedLoRA(LoRA):
 
     @contextmanager
     def applied(self, unet: nn.Module, c2w: Tensor) -> Iterator[None]:
-        """Within a `with` block, apply the LoRA to `unet` for images with camera-to-world matrices `c2w` (B, 16).
+        """Within a `with` block, apply the LoRA to `unet` for images with row-major camera-to-world matrices (B, 16).
 
         Reference images that the UNet takes as a further view of each object (ImageDream) get zeros as pose.
         """

@@ -68,7 +68,8 @@ class NoisyLatents(NamedTuple):
 def sds_direction(latents: NoisyLatents, schedule: Schedule, weighting: Weighting = "one_minus_alpha_bar") -> Tensor:
     """Return w(t) (eps - eps_ref), (B, C, h, w), B times the gradient of SDS (DreamFusion, arXiv 2209.14988, eq. 3).
 
-    w(t) is 1 - alpha_bar_t for the `weighting` "one_minus_alpha_bar", 1 for "uniform".
+    eps, eps_ref and t are fields of `latents`: guided noise, subtracted noise and timestep. w(t) is 1 - alpha_bar_t for
+    the `weighting` "one_minus_alpha_bar", 1 for "uniform".
     """
     _, sigma = schedule.alpha_sigma(latents.t, latents.z)
     return (sigma**2 if weighting == "one_minus_alpha_bar" else 1) * (latents.eps - latents.eps_ref)
@@ -170,7 +171,8 @@ class Distillation(nn.Module):
     ) -> tuple[Tensor, Tensor, Logs]:
         """Sample timesteps and noise for the latents (B, C, h, w) of one optimisation step.
 
-        The timesteps are uniform between the options `min_step_percent` and `max_step_percent`, fractions of T.
+        The timesteps are uniform between the options `min_step_percent` and `max_step_percent`, fractions of the
+        number T of training timesteps.
 
         Returns:
             Timesteps: (1,) for all images or, with timestep_per=group, (B,), equal for the `n_view` views of an object.
@@ -232,7 +234,10 @@ class Distillation(nn.Module):
 
 
 class SDS(Distillation):
-    """Score distillation sampling: the gradient is w(t) (eps - noise) / B, see `sds_direction`."""
+    """Score distillation sampling: the gradient is w(t) (eps - noise) / B for B images.
+
+    eps is the guided prediction of the added noise, w(t) the weight of `sds_direction`.
+    """
 
     def direction(self, latents: NoisyLatents, condition: Condition, step: int) -> Tensor:
         return sds_direction(latents, self.schedule, self.options.weighting)

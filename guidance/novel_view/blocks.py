@@ -1,4 +1,7 @@
-"""Parts of a 3DiM UNet. All frames form one batch (B F, C, H, W); the F frames of a scene are consecutive."""
+"""Parts of a 3DiM UNet: residual and attention blocks, encodings of camera rays and noise levels.
+
+The frames (views) of B scenes form one batch (B F, C, H, W); the F frames of a scene are consecutive.
+"""
 
 from math import pi, sqrt
 from typing import Literal
@@ -44,9 +47,10 @@ class ResBlock(nn.Module):
         self.shortcut = nn.Conv2d(channels_in, channels, 1) if channels_in != channels else nn.Identity()
 
     def forward(self, h: Tensor, emb: Tensor) -> Tensor:
-        """Transform feature maps h (N, C_in, H, W) to (N, C, H', W'), with the height H' and width W' after resampling.
+        """Return the block's output (N, C, H', W') for h (N, C_in, H, W); H' and W' are the sides after resampling.
 
-        `emb` (N, E, H, W), with E = `emb_channels`, is the embedding of noise level and camera rays after SiLU.
+        `emb` (N, E, H, W), with E = `emb_channels`, embeds noise level and camera rays and has passed a SiLU; scale and
+        shift of each pixel are computed from it.
         """
         residual = self.norm2(self.conv1(F.silu(self.norm1(h))))
         scale, shift = self.film(emb).chunk(2, dim=1)
@@ -69,7 +73,10 @@ class Attention(nn.Module):
         self.out = nn.Linear(channels, channels)
 
     def forward(self, h: Tensor) -> Tensor:
-        """Transform feature maps h (B F, C, H, W), B scenes with F frames, to the same shape; `cross` needs F = 2."""
+        """Return (h + attention output) / sqrt(2), (B F, C, H, W), for feature maps h (B F, C, H, W).
+
+        h holds B scenes with F frames each; with `cross`, F must be 2.
+        """
         tokens = self.qkv(self.norm(h).flatten(2).mT)
         query, key, value = tokens.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         if self.cross:
@@ -123,9 +130,9 @@ def initialise(network: nn.Module) -> None:
 def posenc(x: Tensor, degrees: int) -> Tensor:
     """Encode vectors x (..., 3) by sines and cosines as (..., 3 + 6 degrees), as in NeRF, with `degrees` frequencies.
 
-    The channels are x, all sin(2^k x), then all cos(2^k x), for k = 0 .. degrees - 1; for each k there are three
-    channels. cos(y) is computed as sin(y + pi/2), as in the training of the weights; for large y = 2^k x, the result
-    differs from the cosine in float32.
+    The channels are x, all sin(2^k x), then all cos(2^k x), in the order k = 0 .. degrees - 1, with three components of
+    x for each k. cos(y) is computed as sin(y + pi/2), as in the training of the weights; for large y = 2^k x, the
+    result differs from the cosine in float32.
     """
     octaves = 2.0 ** torch.arange(degrees, device=x.device, dtype=x.dtype)
     phases = (x[..., None, :] * octaves[:, None]).flatten(-2)
@@ -144,7 +151,7 @@ def encode_rays(origins: Tensor, directions: Tensor, origin_degrees: int = 15, d
 
 
 def noise_level_encoding(logsnr: Tensor, channels: int) -> Tensor:
-    """Encode log-SNR (...) by the time embedding of DDPM (Ho et al. 2020), as sines and cosines (..., channels).
+    """Encode log-SNR (...) by the time embedding of DDPM (Ho et al. 2020): (..., channels), all sines come first.
 
     The time is 1000 u. The noise level u = (2 / pi) atan(exp(-logsnr / 2)) is 0 for a clean image and 1 for pure noise.
     """

@@ -1,6 +1,6 @@
 """Trained novel-view models as folders, and their sampler (interface `threedgen.geometry.views.NovelViewSampler`).
 
-FOLDER/config.json          class of the model, its sizes, the training cameras
+FOLDER/config.json          class (XUNet or LatentPairs), options of an X-UNet (`XUNetConfig`), training cameras
 FOLDER/model.safetensors    weights in float16, if the model is an X-UNet
 FOLDER/prior/               diffusers folder of the prior with the trained UNet, if the model works on latents
 FOLDER/SHA256SUMS           checksums of all files
@@ -119,8 +119,8 @@ def save(model: XUNet | LatentPairs, folder: Path, cameras: CamerasConfig | None
 def load(weights: str) -> tuple[XUNet | LatentPairs, CamerasConfig | None]:
     """Load a frozen model to the CPU; return the model and its training cameras (None if unknown).
 
-    `weights` is the folder of a model, or the name of a model that comes with threedgen: "embedded" or
-    "embedded-concat". Raises ConfigError if files are missing or damaged.
+    `weights` is the folder of a model, or the name of an X-UNet that comes with threedgen: "embedded", or its baseline
+    without attention between frames, "embedded-concat". Raises ConfigError if files are missing or damaged.
     """
     path = novel_view_model(weights)
     files.check_sums(path)

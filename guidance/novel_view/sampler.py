@@ -107,7 +107,7 @@ class ViewModel(Protocol):
 
     @property
     def clip(self) -> float | None:
-        """Largest absolute value of clean views, to which predictions are clamped; None for latents."""
+        """Largest absolute value of clean views, to which predictions are clamped: 1 for images; None for latents."""
 
     def encode_images(self, rgb: Tensor) -> Tensor:
         """Convert images (N, H, W, 3) in [0, 1] to images in [-1, 1] or latents, (N, C, h, w), for the network."""

@@ -25,8 +25,9 @@ CHANNELS = 3
 class Conditioning(nn.Module):
     """Network that embeds noise levels and camera rays, as one feature map per resolution level of the UNet.
 
-    `frames`: number of frames (views) per scene, each with its noise level. `encoding`: number of channels per pixel of
-    the encoded rays.
+    `config` gives image size, levels and the number `emb_channels` of channels of the maps. `frames` is the number of
+    frames (views) per scene, each with a noise level; with architecture="concat", it is 1 and the rays of both views
+    are concatenated. `encoding` is the number of channels of the encoded rays of a pixel.
     """
 
     def __init__(self, config: XUNetConfig, frames: int, encoding: int) -> None:
@@ -68,10 +69,13 @@ def same_padding(stride: int) -> tuple[int, int, int, int]:
 
 
 class UNet(nn.Module):
-    """UNet of residual and attention blocks. Each block also takes the embedding of `Conditioning` for its level."""
+    """UNet of residual blocks, modulated by the embedding of `Conditioning` for their level, and attention blocks.
+
+    Pixels attend to their own frame and, with `cross`, then to the other frame of the scene.
+    """
 
     def __init__(self, config: XUNetConfig, channels_in: int, cross: bool) -> None:
-        """Build layers for `channels_in` input channels per frame; the output has three channels.
+        """Build layers with the sizes of `config` for `channels_in` input channels per frame and three output channels.
 
         `cross`: whether the two frames of a scene attend to each other. If False, all frames are processed separately.
         """
@@ -116,7 +120,7 @@ class UNet(nn.Module):
         return Block(self.residual(channels_in, channels), own, cross)
 
     def forward(self, h: Tensor, emb: list[Tensor]) -> Tensor:
-        """Transform frames h (B F, C_in, H, W) to (B F, 3, H, W), for B scenes with F frames.
+        """Return a prediction (B F, 3, H, W) for each of the frames h (B F, C_in, H, W) of B scenes with F frames.
 
         `emb` has one embedding (B F, E, h, w) per resolution level, from fine to coarse, see `Conditioning`.
         """
