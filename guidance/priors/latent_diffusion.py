@@ -227,7 +227,7 @@ class LatentDiffusion(Prior):
 
     @property
     def unit(self) -> int:
-        """Number of pixels by which the height and the width of images must be divisible."""
+        """Side in pixels of a cell of the UNet's smallest feature map; height and width of images must be multiples."""
         return int(self.factor * 2 ** (len(self.unet.config["block_out_channels"]) - 1))
 
     @property

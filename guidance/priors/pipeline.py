@@ -32,8 +32,8 @@ from .mvdream import MVDream
 class MVDreamPipeline(DiffusionPipeline):
     """Diffusers pipeline that samples several views of one object from text by DDIM (MVDream, arXiv 2308.16512).
 
-    It has the components of a Stable Diffusion pipeline and, optionally, a coarse predictor. Only the noise schedule of
-    the scheduler is used.
+    It has the components of a Stable Diffusion pipeline and, optionally, a coarse predictor. The scheduler only
+    provides the noise schedule.
     """
 
     unet: UNet2DConditionModel

@@ -41,8 +41,8 @@ def view_text(text: Tensor, rig: Rig, options: ViewPromptsConfig) -> Condition:
     `text` are embeddings of the texts that `prompts` returns: (2, L, D) of prompt and negative prompt or, with view
     prompts, (6, L, D). Without view prompts all cameras get the prompt. The embeddings in the result are (B, L, D), or
     (1, L, D) for all cameras. With `options.perp_neg`, they are interpolated by azimuth between two directions (except
-    for overhead cameras), and the result also has the embeddings and weights of two negative prompts per camera, front
-    and side in some order.
+    for overhead cameras), and the result also has embeddings (2, B, L, D) and weights (2, B) of two negative
+    prompts: (front, side) for cameras nearer to the front than to the back, else (side, front).
     """
     if not options.enabled:
         return Condition((text[:1], text[1:2]))

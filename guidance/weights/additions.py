@@ -123,7 +123,7 @@ def peft_options(path: Path, metadata: Mapping[str, str]) -> files.Json:
 
 
 def to_peft_tensors(pipe: Any, tensors: Tensors, options: files.Json) -> dict[str, Tensor]:
-    """Return the tensors of a LoRA with peft's names, multiplied so that the scale of the LoRA becomes 1.
+    """Return the tensors of a LoRA with peft's names; its matrices B are multiplied with alpha / rank (`lora_factor`).
 
     The names start with that of the network, such as "unet.LAYER.lora_A.weight".
 

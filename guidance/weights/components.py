@@ -86,7 +86,7 @@ ZERO_SNR = "ztsnr"
 
 
 class SecondText(NamedTuple):
-    """SDXL's second text encoder and its tokenizer."""
+    """SDXL's second text encoder `network`, a CLIP text model with a projection layer, and its tokenizer."""
 
     network: CLIPTextModelWithProjection
     tokenizer: PreTrainedTokenizerBase
@@ -96,8 +96,8 @@ class Components(NamedTuple):
     """Networks, tokenizers and noise schedule of a latent prior.
 
     Attributes:
-        coarse: network that predicts latents from text and camera in one pass, a further input of the UNet; None: the
-            prior has none.
+        coarse: network that predicts latents from text and camera in one pass; the UNet takes them as further input
+            channels. None: the prior has no such network.
         second: second text encoder; None for all models except SDXL.
         image_encoder: CLIP's image encoder; None for all models except ImageDream.
     """

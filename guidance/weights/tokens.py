@@ -124,7 +124,7 @@ class Vocabulary:
     def read(self, prompt: str) -> Reading:
         """Rewrite a prompt in known words: replace unknown words by known synonyms, or else remove them.
 
-        The result has the new text and the words that were replaced or left out.
+        The result has the new text, the replaced words with their synonyms, and the words that were left out.
         """
         return prompt_reader(self).read(prompt)
 
@@ -138,7 +138,7 @@ class PromptReader(Protocol):
     def read(self, prompt: str) -> Reading:
         """Rewrite a prompt in known words: replace unknown words by known synonyms, or else remove them.
 
-        The result has the new text and the words that were replaced or left out.
+        The result has the new text, the replaced words with their synonyms, and the words that were left out.
         """
 
     def similar(self, word: str) -> list[str]:

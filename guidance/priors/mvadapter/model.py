@@ -55,8 +55,8 @@ class MVAdapter(LatentDiffusion):
 
     Attributes:
         adapted: UNet with the adapter; None before `with_adapter`.
-        base_schedule: noise schedule of the 2D model; `schedule` has a lower signal-to-noise ratio.
-        base_timesteps: timestep of the 2D model for each timestep of `schedule`, (T,); None: both are equal.
+        base_schedule: noise schedule of the 2D model; with an adapter, `schedule` has a lower signal-to-noise ratio.
+        base_timesteps: timestep of the 2D model for each of the T timesteps of `schedule`, (T,); None: the same number.
         reference_image: image (h, w, 3) in [0, 1] that all guidance is conditioned on; None: text only.
         coarse_predictor: network that predicts latents from text and camera, from which samples start; None: they start
             from noise.
@@ -110,8 +110,8 @@ class MVAdapter(LatentDiffusion):
         """Load the coarse predictor, which predicts latents from text and camera in one pass, and return self.
 
         `weights` is the multi-view prior that has the predictor: a name, path or hub id. Samples then start by img2img
-        from the predicted latents, except with mesh geometry or a reference image. Raises
-        ConfigError if that prior has no coarse predictor, or another text encoder or VAE than the 2D model.
+        from the predicted latents, except with mesh geometry or a reference image. Raises ConfigError if that prior has
+        no coarse predictor, or another text encoder or VAE than the 2D model.
         """
         with replaced_key("guess"):
             other = MVDream.load(weights, self.device)
@@ -158,7 +158,7 @@ class MVAdapter(LatentDiffusion):
 
     @property
     def settings(self) -> AdapterSettings:
-        """Training settings of the adapter; the default settings if there is no adapter."""
+        """Training settings of the adapter, such as its condition input; without an adapter, those of released ones."""
         return AdapterSettings() if self.adapted is None else self.adapted.settings
 
     @property

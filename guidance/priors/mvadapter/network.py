@@ -36,8 +36,8 @@ class AdapterSettings:
     The defaults are the settings of the released adapters that take camera rays.
 
     Attributes:
-        layout: tokens that a token attends to. "row": its image row in all views. "rowcol": image rows
-            in the views front, right, back, left and image columns in front, back, top, bottom of a mesh.
+        layout: tokens that a token attends to. "row": its image row in all views. "rowcol", for six views of a mesh:
+            image rows join the views front, right, back, left; image columns join front, back, top, bottom.
         arrangement: whether the added attention is "parallel" to the self-attention or "serial", after it.
         control: input of the condition guider, "rays" of the cameras or "geometry" of a mesh.
         shift: factor by which the signal-to-noise ratio of the noise schedule is lower than that of the 2D model.
@@ -153,7 +153,7 @@ class AdaptedUNet(nn.Module):
         return named | ({} if self.guider is None else self.guider.state_dict()) | fine
 
     def guide(self, control: Tensor, height: int, width: int) -> list[Tensor] | None:
-        """Compute the condition guider's features, one tensor per UNet level, for images of height x width pixels.
+        """Compute the condition guider's features, (B, C, h, w) per UNet level, for images of height x width pixels.
 
         `control` are maps in [0, 1] of camera rays or mesh geometry, (B, 6, height, width), or (B, 6, 1, 1) if they are
         equal for all pixels. Returns None for an adapter without a guider.

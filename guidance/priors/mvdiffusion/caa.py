@@ -95,7 +95,10 @@ class Attention(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Transformer block: attention and a feed-forward layer, both residual. Queries and keys share one layer norm."""
+    """Transformer block: each token attends to its own keys, then a feed-forward layer follows; both are residual.
+
+    Queries and keys share one layer norm.
+    """
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -133,7 +136,8 @@ def recomputed(function: Call, *args: object) -> Tensor:
 class PanoramaBlock(nn.Module):
     """Correspondence-aware attention between the feature maps of the views of a panorama.
 
-    The block processes the tokens in chunks. For large feature maps, it recomputes activations in the backward pass.
+    Each token attends to the positions in other views that show the same 3D point. The block processes the
+    tokens in chunks. For large feature maps, it recomputes activations in the backward pass.
     """
 
     relation_dim = 2
@@ -146,10 +150,14 @@ class PanoramaBlock(nn.Module):
         self.pe = PositionalEncoding(dim, self.relation_dim, encoding)
 
     def forward(self, x: Tensor, keys: Sequence[KeyPositions], n_view: int) -> Tensor:
-        """Transform features (B F, d, h, w) of B scenes with F = `n_view` views to features of the same shape.
+        """Let each token attend to its corresponding positions in other views, then apply the feed-forward layer.
 
-        `keys` are the positions to attend to: one entry for each view of S scenes, where S divides B. Each
-        further group of S scenes in the batch has the same entries.
+        Args:
+            x: features (B F, d, h, w) of B scenes with F views each; each of the h w cells of a view is a token. The
+                result has the same shape.
+            keys: positions that the tokens of a view attend to, one entry per view. The S F entries belong to S scenes,
+                where S divides B; they are repeated for the next S scenes of the batch, and so on.
+            n_view: number F of views per scene.
         """
         maps, large = x.unflatten(0, (-1, len(keys))), sum(each.count for each in keys) * x[0].numel() > MAX_KEPT
         call: Call = recomputed if large and torch.is_grad_enabled() else called
@@ -209,7 +217,7 @@ def view_groups(keys: Sequence[KeyPositions], device: torch.device) -> list[list
 
 
 class DepthAttention(PanoramaBlock):
-    """Correspondence-aware attention for views with depth; the positional encoding encodes depth differences."""
+    """`PanoramaBlock` for posed views with depth: positions are encoded by depth differences, not displacements."""
 
     relation_dim = 1
 

@@ -19,15 +19,20 @@ UNKNOWN_DEPTH = 1e6
 
 @dataclass(frozen=True)
 class KeyPositions:
-    """Positions that the T = h w tokens of one view attend to: P positions in each of n other views.
+    """Positions in n other views to which the T = h w tokens of one view attend, P positions per token and other view.
+
+    Panoramas: P = k k, a square of k x k positions around the point that the token shows, as seen in the other view.
+    Views with depth: P = 1, only this point.
 
     Attributes:
-        views: (n,) int64, indices of the other views among the views of the scene.
-        places: (n, T, P, 2), positions (x, y) in the feature maps of these views, in tokens.
-        mask: (n, T, P), 1 where the position is valid (inside the image; with known depth), else 0.
+        views: (n,) int64, indices of the n other views in the scene, from 0.
+        places: (n, T, P, 2), positions (x, y) in the feature maps of these views, in tokens; the first token is (0, 0).
+        mask: (n, T, P), 1 where the token may use the position, else 0. Panoramas: the position is inside the image.
+            Views with depth: the depths at the token and at the position are known (for points behind a camera, see
+            `DepthGeometry`).
         relation: (n, T, P, r), input of the positional encoding. Panoramas: displacement (x, y) from the token to the
-            position, mapped into the token's view, in tokens (r = 2). Views with depth: absolute difference of the
-            depths in metres (r = 1).
+            position, mapped into the token's view, in tokens (r = 2). Views with depth: absolute difference between
+            the depths at the token and at the position, in metres (r = 1).
     """
 
     views: Tensor
@@ -40,12 +45,12 @@ class KeyPositions:
 
     @staticmethod
     def stack(keys: "Sequence[KeyPositions]") -> "KeyPositions":
-        """Join the tables of G views with equally many keys. All tensors of the result start with dimension G."""
+        """Join the tables of G views with equal n, T and P. Each tensor of the result has a first dimension G."""
         columns = zip(*((each.views, *each.tables) for each in keys), strict=True)
         return KeyPositions(*(torch.stack(column) for column in columns))
 
     def tokens(self, start: int, stop: int) -> "KeyPositions":
-        """Return the part of stacked tables for the tokens `start` to `stop` - 1 of each view."""
+        """Return the part of the tables for tokens `start` to `stop` - 1 of each view; they must come from `stack`."""
         return KeyPositions(self.views, *(t[:, :, start:stop] for t in self.tables))
 
     @property
@@ -54,14 +59,15 @@ class KeyPositions:
 
     @property
     def count(self) -> int:
-        """Number of positions per token in all other views, n P."""
+        """Number of positions that a token attends to: n P, for n other views with P positions each."""
         return self.places.shape[0] * self.places.shape[2]
 
 
 class Geometry:
     """Base class of tables of corresponding positions between the `n_view` views of a scene.
 
-    The tables tell attention which positions in the feature maps of other views show the same point as a token.
+    The tables tell attention which positions in the feature maps of other views show the same 3D point as a token.
+    There is one table (`KeyPositions`) per view and size of the feature maps.
     """
 
     def __init__(self, n_view: int) -> None:

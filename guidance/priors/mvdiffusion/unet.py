@@ -34,10 +34,10 @@ class ImageEncoding(nn.Module):
 
 
 class MultiviewUNet(nn.Module):
-    """Frozen UNet with attention between corresponding positions of views, and optionally a branch for known views.
+    """Frozen UNet with attention between positions of views that show the same 3D point.
 
-    Only the modules in `new_blocks` are trainable. Tensors have the names of the released weights, without the prefix
-    `mv_base_model.`.
+    An optional branch encodes known views and adds them to the inputs of the UNet's blocks. Only the modules in
+    `new_blocks` are trainable. Tensors have the names of the released weights, without the prefix `mv_base_model.`.
     """
 
     condition_conv_in: nn.Conv2d
@@ -50,13 +50,13 @@ class MultiviewUNet(nn.Module):
         condition: bool = False,
         convolution: bool = True,
     ) -> None:
-        """Freeze `unet` and add new blocks.
+        """Freeze `unet` and add an attention block to each of its blocks; until trained, new modules have no effect.
 
         Args:
             kind: "panorama": views from one position; "depth": posed views with depth.
             encoding: positional encoding, "reference" (that of the released weights) or "capped" (with frequencies from
                 1/4 to 64).
-            condition: whether to add a branch for known views.
+            condition: whether to add a branch that encodes known views.
             convolution: for kind="depth", whether to add convolutions after each attention, as in the released weights.
         """
         super().__init__()
@@ -98,7 +98,8 @@ class MultiviewUNet(nn.Module):
             t: timesteps (B F,) or ().
             text: encoded prompts (B F, L, D).
             geometry: corresponding positions of the F views. If it is None or F = 1, the attention blocks are not used.
-            condition: clean latents and mask (B F, C + 1, h, w) from `inputs.given_condition`; None: no known views.
+            condition: clean latents, then mask (1 for known views), (B F, C + 1, h, w), from `inputs.given_condition`;
+                None: no known views.
         """
         with ExitStack() as hooks:
             if geometry is not None and geometry.n_view > 1:
