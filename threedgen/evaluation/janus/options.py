@@ -192,7 +192,7 @@ class Plan:
     """Plan of a Janus benchmark. A method is the name of a config, optionally followed by overrides "key=value".
 
     Attributes:
-        jobs: objects to make, ordered by seed, then prompt, then method.
+        jobs: objects to make (method, prompt, seed, config), ordered by seed, then prompt, then method.
         prompts: prompts that have jobs.
         refused: dict from each method that cannot run to the reason.
         left_out: dict from each prompt whose object has no front to the reason.
