@@ -169,7 +169,7 @@ class FrontObjects(Protocol):
     """
 
     def prompts(self, count: int, seed: int) -> list[str]:
-        """Return ``count`` random prompts that no training uses. Raises ConfigError if there are not enough."""
+        """Return ``count`` random prompts that are in no training data. Raises ConfigError if there are too few."""
 
     def without_front(self, prompts: Sequence[str]) -> dict[str, str]:
         """Return those of ``prompts`` whose object has no front, each mapped to the object's noun, such as "ball"."""
