@@ -16,7 +16,7 @@ from .options import InceptionFeaturesConfig
 
 
 class NetworkOutput(NamedTuple):
-    """Output of a feature network for V images: features (V, D) of a hidden layer, and class logits (V, K)."""
+    """Output of a feature network for V images: features (V, D) of a hidden layer, logits (V, K) of K classes."""
 
     features: np.ndarray
     logits: np.ndarray

@@ -50,7 +50,7 @@ Row = TypeVar("Row")
 
 
 class PriorEvaluation(Evaluation[P, int, Row]):
-    """Base class of evaluations that sample a diffusion prior. The items are indices of objects: 0, 1, ...
+    """Base class of evaluations that sample a diffusion prior. An item is the index of an object: 0, 1, ...
 
     Type variables: P is the class of the config, Row the class of the result of one item.
     """
@@ -108,8 +108,8 @@ class PriorEvaluation(Evaluation[P, int, Row]):
     def view_use(self, objects: Captioned) -> tuple[str, Json]:
         """Measure with the function `measure_view_use` how much the prior uses the other views of an object.
 
-        Return a Markdown section and the measured values. The prior must accept a different timestep
-        for each view, so its attribute `timestep_per_view` must be True.
+        Return a Markdown section and the measured errors of predicted latents. The prior must accept a different
+        timestep for each view, so its attribute `timestep_per_view` must be True.
         """
         assert self.prior is not None
         figures = measure_view_use(self.prior, Objects.encoded(self.prior, objects), self.config.seed)
@@ -117,10 +117,10 @@ class PriorEvaluation(Evaluation[P, int, Row]):
 
 
 class Objects(NamedTuple):
-    """Encoded views of N objects with V views each.
+    """Views of N objects with V views each, encoded by the VAE of a prior.
 
     Attributes:
-        z: clean latents (N, V, C, h, w).
+        z: clean latents (N, V, C, h, w), without diffusion noise.
         c2w: camera-to-world poses (N, V, 4, 4), OpenGL axes, z up.
         captions: N captions.
         opposite: latents (N, C, h, w) of view V // 2, opposite to view 0, after mirroring its image left to right.
@@ -133,7 +133,7 @@ class Objects(NamedTuple):
 
     @classmethod
     def encoded(cls, prior: Prior, views: Captioned) -> "Objects":
-        """Encode the images of N captioned objects with the VAE of a prior."""
+        """Encode the images of N captioned objects, V ``views`` each, with the VAE of a prior."""
         rgb, count = torch.from_numpy(views.rgb), len(views.captions)
         mirrored = rgb.unflatten(0, (count, -1))[:, len(rgb) // count // 2].flip(2)
         z, opposite = (encode(prior.networks["vae"], images).to(prior.device) for images in (rgb, mirrored))

@@ -51,7 +51,7 @@ class Conflict(ConfigError):
 
 @dataclass
 class Job:
-    """Entry of the queue: the command of a run or of an export, with its state and progress."""
+    """Entry of the queue: command line of a run or an export, state such as "waiting" or "running", and progress."""
 
     prompt: str
     seed: int

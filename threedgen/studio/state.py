@@ -71,7 +71,7 @@ class Studio:
         return make_job(self.config, self.root, prompt, order.seed, order.export, inputs)
 
     def status(self) -> Status:
-        """Return the state of the queue. It is cached for UPDATE_SECONDS / 2, so that many clients cost little."""
+        """Return all jobs and the counter `over`, cached for UPDATE_SECONDS / 2, so that many clients cost little."""
         with self._lock:
             if time.monotonic() - self._status_at > UPDATE_SECONDS / 2:
                 jobs, version = self.queue.jobs(), self.queue.runs_version
@@ -80,9 +80,9 @@ class Studio:
             return self._status
 
     def describe(self, job: Job) -> JobInfo:
-        """Return the state of a job as the API sends it.
+        """Return prompt, state, progress and error of a job as the API sends them.
 
-        If the job is running, the result names the file of the newest image of the run.
+        If the job is running, the result also names the file of the newest image of the run.
         """
         folder, image, state = self.root / job.name, "", job.state
         if job.has_result is None:

@@ -79,7 +79,10 @@ def records(folder: Path, tasks: Sequence[str] = TASKS) -> tuple[list[Record], l
 
 
 def card(record: Record, home: Path) -> Tree:
-    """Return the template variables for the card of a run on the gallery page. `home` is the folder of the page."""
+    """Return the template variables for the card of a run on the gallery page: image, link, texts and numbers.
+
+    `home` is the folder of the page, from which the link starts.
+    """
     report, seconds = record.file(PAGE), record.summary.seconds
     facts = [record.method, f"seed {record.option('seed')}", duration(seconds) if seconds else ""]
     facts = [fact for fact in (*facts, f"{record.ended:%Y-%m-%d}") if fact]

@@ -21,7 +21,7 @@ MAX_VIEWS, VIEWS_PER_ROW = 8, 4  # maximum number of views in the image grid vie
 
 
 class Environment(BaseModel):
-    """Entries of summary.json about the machine and the versions of packages."""
+    """Entries of summary.json about the machine: processor, cores, system, and versions of packages."""
 
     cpu: str | None = None
     cores: int | None = None
@@ -30,7 +30,7 @@ class Environment(BaseModel):
 
 
 class Summary(BaseModel):
-    """Entries of summary.json (results of a run) that the pages show."""
+    """Entries of summary.json (results of a run) that the pages show, such as status, duration and triangles."""
 
     status: str = "unfinished"
     reason: str = ""
@@ -46,7 +46,7 @@ class Summary(BaseModel):
 
 
 class Asset(BaseModel):
-    """Entries of asset.json (data about an exported asset) that the pages show."""
+    """Entries of asset.json (about an exported asset) that the pages show, such as files, triangles and size."""
 
     files: dict[str, int] = {}
     preset: str | None = None
@@ -67,8 +67,8 @@ class Record:
     Attributes:
         folder: folder of the run.
         config: content of config.yaml, as nested dicts.
-        summary: entries of summary.json.
-        asset: entries of asset.json; empty without an export.
+        summary: entries of summary.json, such as status and duration.
+        asset: entries of asset.json, such as files and texture size; defaults without an export.
         text: text of config.yaml.
     """
 

@@ -49,8 +49,8 @@ class Job:
         truth: original views (V, H, W, 3), uint8, to compare ``images`` with; None: no comparison.
         sampled: indices of the target views, which the sampler made. Only these are compared with ``truth``; the
             sampler was given the others.
-        bounds: ball around the origin that the neural field covers, and near and far ends of its rays; None: they are
-            computed from the cameras.
+        bounds: radius of the ball around the origin that the neural field covers, and distances from the camera to the
+            near and far ends of its rays, world units; None: they are computed from the cameras.
     """
 
     config: ConsistencyConfig
@@ -72,7 +72,10 @@ class Job:
         return Path(str(self.config.out)) / "scores" / f"{self.scene}.{self.sampler}.json"
 
     def key(self) -> str:
-        """Return a hash of everything that determines the score. A stored score with another hash is outdated."""
+        """Return a hash of images, cameras, options and all else that determines the score.
+
+        A stored score with another hash is outdated.
+        """
         digest, c = hashlib.sha256(), self.config
         truth = () if self.truth is None else (self.truth,)
         for array in (self.images, self.cameras.c2w.numpy(), self.cameras.K.numpy(), *truth):
@@ -98,8 +101,9 @@ def stored_or_scored(job: Job, threads: int) -> Json:
 def score(job: Job) -> Json:
     """Fit a neural field to the views of a job that are not held out, and compare its renders with the held-out views.
 
-    Returns the metrics as a JSON dict, with keys such as "psnr" (mean, in dB) and "tsed". The dict is also written to
-    ``job.path``, and the held-out views and renders to an .npz file of the same name.
+    Returns the metrics as a JSON dict, such as "psnr" and "ssim" (means over the held-out views; PSNR in dB) and "tsed"
+    (share of consecutive views that obey epipolar geometry). The dict is also written to ``job.path``, and the held-out
+    views and renders to an .npz file of the same name.
     """
     start, views, config = time.monotonic(), job.views, job.config
     kept = [k for k in range(len(views)) if k not in job.held_out]

@@ -38,9 +38,9 @@ class FolderScene(NamedTuple):
     """Existing views of a scene.
 
     Attributes:
-        views: the cameras, and a reader of the images.
-        bounds: ball around the origin that a field of the scene covers, and near and far ends of its rays; None if they
-            are to be computed from the cameras.
+        views: cameras of all views (attribute ``cameras``), and a method ``views`` that reads the images.
+        bounds: radius of the ball around the origin that a field of the scene covers, and distances from the camera to
+            the near and far ends of its rays, world units; None: they are computed from the cameras.
         notes: remarks for the user, such as missing photos.
     """
 

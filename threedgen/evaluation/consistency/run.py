@@ -231,7 +231,7 @@ def feature_distances(features: FeatureNetwork, folder: Path, of: Mapping[str, S
 def strip(scene: Scene, views: Views) -> np.ndarray:
     """Select at most `STRIP_VIEWS` views of a scene for views.png: condition views, then evenly spaced target views.
 
-    Return images (V, H, W, 3), uint8.
+    ``views`` are all views of ``scene``. Return images (V, H, W, 3), uint8.
     """
     targets = scene.targets
     chosen = [targets[k] for k in evenly_spaced(len(targets), STRIP_VIEWS - len(scene.condition))]

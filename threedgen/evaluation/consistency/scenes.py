@@ -56,8 +56,8 @@ class Scene:
         text: prompt, or "".
         original: function that returns the original views at a list of indices, from 0 to V - 1; None if there are no
             original views.
-        bounds: ball around the origin that a neural field of the scene covers, and near and far ends of its rays; None:
-            they are computed from the cameras.
+        bounds: radius of the ball around the origin that a neural field of the scene covers, and distances from the
+            camera to the near and far ends of its rays, world units; None: they are computed from the cameras.
         notes: remarks for the user about the cameras of photos.
     """
 
@@ -79,16 +79,16 @@ class Scene:
         return [k for k in outward if k not in self.condition]
 
     def request(self, seed: int, with_images: bool = True) -> Request:
-        """Return the input of a sampler for all target views.
+        """Return the input of a sampler: cameras and numbers of all target views, prompt, and condition views.
 
-        If ``with_images`` is True, the input includes the images of the condition views. ``seed`` is for the sampling.
+        If ``with_images`` is False, the condition views are left out. ``seed`` determines the noise of the sampler.
         """
         given = self.original(self.condition) if with_images and self.original and self.condition else None
         numbers = tuple(self.numbers[k] for k in self.targets)
         return Request(self.name, given, self.cameras.select(self.targets), numbers, self.text, seed)
 
     def together(self, request: Request, sampled: Tensor) -> Views:
-        """Return all V views: the condition images of ``request`` and the ``sampled`` target views (N, H, W, 3)."""
+        """Return all V views: the condition images of ``request``, and the N target views ``sampled`` (N, H, W, 3)."""
         images = torch.empty(len(self.cameras), *sampled.shape[1:])
         images[self.targets] = sampled
         if request.condition is not None:
@@ -193,9 +193,9 @@ class GroupSampler:
         return f"{digest(self.prior.networks)} {config_hash(self.config)}"
 
     def sample_group(self, request: Request, c2w: Tensor, rng: torch.Generator) -> Tensor:
-        """Sample the G views of one group jointly. Return images (G, H, W, 3) in [0, 1].
+        """Sample the M views of one group jointly. Return images (M, H, W, 3) in [0, 1].
 
-        ``c2w`` (G, 4, 4) are their camera-to-world poses with OpenGL axes. ``request`` has the prompt and the condition
+        ``c2w`` (M, 4, 4) are their camera-to-world poses with OpenGL axes. ``request`` has the prompt and the condition
         views of the scene; its target cameras are those of all groups. ``rng`` generates the noise.
         """
         raise NotImplementedError

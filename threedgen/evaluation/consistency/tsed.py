@@ -35,7 +35,7 @@ class Pairs(NamedTuple):
     Attributes:
         consistent: number of consistent pairs, with enough matches and a small median distance (`judge`).
         total: number of pairs P.
-        matches: number of feature matches of each pair.
+        matches: number of feature matches of each pair (P values).
         median_sed: median symmetric epipolar distance of each pair, in pixels of the compared images; inf for a pair
             without a match.
     """
@@ -88,7 +88,8 @@ def judge(distances: Sequence[Floats], max_error: float = MAX_ERROR, min_matches
 def tsed(views: Views, count: int) -> Pairs:
     """Count the consistent pairs (`judge`) among at most ``count`` evenly spaced pairs of consecutive views.
 
-    The views are resized to `SIZE` x `SIZE` pixels first. TSED is the property ``share`` of the result.
+    The views, in the order of the camera path, are resized to `SIZE` x `SIZE` pixels first. TSED is the property
+    ``share`` of the result: the fraction of pairs that are consistent.
     """
     pairs = neighbours(len(views), count)
     if not pairs:

@@ -2,7 +2,7 @@
 
 "janus-benchmark" makes objects with each method and evaluates them. "janus-score" evaluates existing mesh files.
 
-RUN/runs/KEY/     run of one job (one object), and its exit state; finished jobs are not repeated
+RUN/runs/KEY/     run of one job (one object), and its exit state; finished jobs are not repeated; KEY has a config hash
 RUN/looks/        classified views of each object (`report.Reader`)
 RUN/meter.json    error rates of the Janus meter, which counts fronts, on objects with a known number of fronts
 """

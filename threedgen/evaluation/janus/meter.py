@@ -135,9 +135,10 @@ def view_labels(sides: Array) -> list[str]:
 
 
 class Meter:
-    """Janus meter: renders an object from a ring of cameras, and classifies the side that each view shows.
+    """Janus meter: renders an object from a ring of V cameras, classifies the side in each view, and counts the fronts.
 
-    The constructor raises ConfigError if the classifier cannot be loaded.
+    The cameras are evenly spaced, at azimuths ``azimuth`` (V,) in radians; 0 is at +x. The constructor raises
+    ConfigError if the classifier cannot be loaded.
     """
 
     def __init__(self, config: MeterConfig) -> None:

@@ -169,7 +169,7 @@ class FrontObjects(Protocol):
     """
 
     def prompts(self, count: int, seed: int) -> list[str]:
-        """Return ``count`` random prompts that no training uses. Raises ConfigError if there are not enough."""
+        """Return ``count`` random prompts that are in no training data. Raises ConfigError if there are too few."""
 
     def without_front(self, prompts: Sequence[str]) -> dict[str, str]:
         """Return those of ``prompts`` whose object has no front, each mapped to the object's noun, such as "ball"."""
@@ -192,7 +192,7 @@ class Plan:
     """Plan of a Janus benchmark. A method is the name of a config, optionally followed by overrides "key=value".
 
     Attributes:
-        jobs: objects to make, ordered by seed, then prompt, then method.
+        jobs: objects to make (method, prompt, seed, config), ordered by seed, then prompt, then method.
         prompts: prompts that have jobs.
         refused: dict from each method that cannot run to the reason.
         left_out: dict from each prompt whose object has no front to the reason.

@@ -118,9 +118,10 @@ class Reader:
         return Meter(self.config)
 
     def read(self, path: Path, name: str, prompt: str, up: Literal["y", "z"] = "y", fit: bool = False) -> Json:
-        """Render and classify a mesh file, or read the stored result. Return keyword arguments of `Result`.
+        """Render and classify a mesh file, or read the stored result. Return attributes of `Result` as a dict.
 
-        A missing or unusable file gives the state "empty" or "unreadable". ``name`` is the NAME of the stored files.
+        The dict has "state", "sides", "likeness", "fronts", "certainty", "shown" and "right". For a missing or unusable
+        file it has only "state" ("empty" or "unreadable") and "reason". ``name`` is the NAME of the stored files.
         ``prompt`` names the object. ``up`` is the up axis of the mesh file; a y-up file should face +z, a z-up file +x.
         If ``fit`` is True, the mesh is first centred and scaled to fit into a ball of radius 0.8.
         """

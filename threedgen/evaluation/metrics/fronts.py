@@ -70,8 +70,8 @@ def classify_ring(sides: Floats, azimuth: Floats, threshold: float, unknown_orie
 def smooth(values: Floats) -> Floats:
     """Smooth values of a ring of views, (V,) or (V, C), with a triangular kernel that reaches 90 degrees to each side.
 
-    The views are evenly spaced. Smoothing lowers the effect of a single misclassified view. The weights for 8 views are
-    (1, 2, 1) / 4.
+    C is the number of values per view. The views are evenly spaced, and the weights for 8 views are (1, 2, 1) / 4.
+    Smoothing lowers the effect of a single misclassified view.
     """
     values = np.asarray(values, float)
     count = len(values)
@@ -82,7 +82,7 @@ def smooth(values: Floats) -> Floats:
 
 
 def has_front(sides: Floats) -> float:
-    """Return the probability that an object has a front, from the side probabilities (V, 4) of its views."""
+    """Return the probability that an object has a front: sum of its four side probabilities (V, 4), mean over views."""
     return float(np.sum(sides, axis=1).mean())
 
 

@@ -1,4 +1,4 @@
-"""Config model of the evaluation of views that are sampled together. This module does not import torch."""
+"""Config model of the task "evaluate-views", which samples views by MVDiffusion. This module imports no torch."""
 
 from typing import Annotated, Any, ClassVar, Self
 

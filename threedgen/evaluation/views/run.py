@@ -67,12 +67,12 @@ class Item(NamedTuple):
 
 
 class Measurement(NamedTuple):
-    """Measurement of one item.
+    """Measured metrics and features of the V views of one scene.
 
     Attributes:
-        item: the item.
-        figures: dict from the name of a metric to its value; None: the value is undefined.
-        output: features and class logits of the views.
+        item: kind of the views, and index of the scene.
+        figures: dict from the name of a metric, such as "psnr" (overlap PSNR, dB), to its value; None: undefined.
+        output: features (V, D) and class logits (V, K) of the views, for FID, KID and Inception score.
         strip: cell of the contact sheet: a label and images (V, H, W, 3), uint8. None: the item is not on the sheet.
     """
 
@@ -83,10 +83,11 @@ class Measurement(NamedTuple):
 
 
 class EvaluatedViews(Evaluation[EvaluateViewsConfig, Item, Measurement]):
-    """Task "evaluate-views": measure the views of scenes and compare them with true views.
+    """Task "evaluate-views": measure how well views of a scene agree with each other and with true views.
 
-    The measured views are true views, samples with and without attention between views, views of other true scenes, or
-    existing views of a folder.
+    Measures are the PSNR between neighbouring views where they overlap, the Inception score, and FID and KID to true
+    views. The measured views are samples with and without attention between views, or existing views of a folder. True
+    views of the same and of other scenes are measured too, as references: values of views that are consistent and real.
     """
 
     stage = "views"
@@ -198,7 +199,7 @@ def overlap(scene: SceneViews) -> float | None:
 
 
 def require_overlap(source: SceneSource, key: str) -> None:
-    """Raise ConfigError if the scenes have fewer than two views. ``key`` is the config key of ``source``."""
+    """Raise ConfigError (config key ``key``) if the scenes of ``source`` have fewer than two views, so no overlap."""
     if source.n_view < 2:
         raise ConfigError(f"{source.describe()}: a scene needs 2 views or more to overlap: {source.n_view}", key)
 
@@ -223,8 +224,8 @@ class MeasuredViews:
     """Results of all measured scenes for one kind of views, such as true views or samples.
 
     Attributes:
-        figures: one dict per scene, from the name of a metric to its value; None: the value is undefined.
-        outputs: features and class logits of the views, one entry per scene.
+        figures: one dict per scene, from the name of a metric, such as "psnr", to its value; None: undefined.
+        outputs: features (V, D) and class logits (V, K) of the V views, one entry per scene.
         images: number of images in all scenes.
     """
 
@@ -267,8 +268,8 @@ def summary(measured: MeasuredViews, truth: MeasuredViews) -> stats.Json:
 def difference(measured: MeasuredViews, other: MeasuredViews, truth: MeasuredViews) -> stats.Json:
     """Compute the differences of the metrics, ``measured`` minus ``other``, for the same scenes, with 95 % intervals.
 
-    ``truth`` has the true views for FID and KID. The result is a JSON dict from metric to the dict of its difference,
-    with "mean", "low" and "high".
+    ``truth`` has the true views for FID and KID. The result maps the name of a metric, such as "psnr" or "fid", to its
+    difference, a dict with "mean", "low" and "high".
     """
     differences = stats.paired_differences(measured.figures, other.figures, measured.figures[0])
     found: stats.Json = {**means(differences)}
@@ -284,7 +285,7 @@ def difference(measured: MeasuredViews, other: MeasuredViews, truth: MeasuredVie
 
 
 def means(scenes: list[dict[str, float | None]]) -> dict[str, stats.Estimate]:
-    """Return the mean of each metric in `MEANS` (PSNRs) over the scenes, with its 95 % interval.
+    """Return the mean over the scenes, with its 95 % interval, of each PSNR in `MEANS`, such as "psnr" (overlap PSNR).
 
     ``scenes`` has one dict of metrics per scene. Metrics that are undefined in all scenes are left out.
     """

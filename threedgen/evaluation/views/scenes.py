@@ -120,7 +120,7 @@ def size_of(scene: SceneViews) -> tuple[int, int]:
 
 
 class FolderScenes:
-    """Existing scenes in a folder (a `SceneSource`). ``depth`` is whether the scenes have depth maps.
+    """List of existing scenes in a folder (a `SceneSource`): images, cameras, and depth maps if ``depth`` is True.
 
     The constructor raises ConfigError if a file is missing, or if the cameras of a scene without depth maps are not at
     one position.
