@@ -174,10 +174,10 @@ MAX_SUGGESTIONS = 4
 def nearest_keys(key: str, paths: Iterable[str]) -> list[str]:
     """Return the known config keys in `paths` that the user may mean by the unknown `key`, likeliest first.
 
-    Keys are dotted, such as "trainer.max_steps". If known keys have the same last part, or one that the table `ALIASES`
-    lists for it (such as "max_steps" for "steps"), the function returns up to 4 of them (MAX_SUGGESTIONS): those of the
-    section with the most similar name, or of all sections if none is similar. Otherwise it returns the most similar
-    key, or [] if no key is similar.
+    Keys are dotted, such as "trainer.max_steps". First the last part of `key`, and its synonyms in the table `ALIASES`
+    (such as "max_steps" for "steps"), are looked up as last parts of known keys. Of the keys found, up to 4
+    (MAX_SUGGESTIONS) are returned: those in the section with the most similar name, or in any if none is similar. If no
+    key was found, the result is the one most similar to `key`, or [] if none is similar.
     """
     paths = list(paths)
     section, _, last = key.rpartition(".")

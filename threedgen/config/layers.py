@@ -48,9 +48,9 @@ def load_layers(
 
     The layers are, in this order: the key `name` of each section (nested config) that has one; the files that the key
     `base` of the config file names, then the file itself; `values`; `overrides`. A memory preset (file of options for a
-    small GPU) comes before the layer that names it. The first layer tells `merge` when a later layer selects another
-    `name`, so that it drops the options of the former. Raises ConfigError if a file is missing or invalid, or if an
-    override cannot be parsed.
+    small GPU) comes before the layer that names it. The first layer has the names because `merge` drops the options of
+    a section when a later layer selects another `name` for it. Raises ConfigError if a file is missing or invalid, or
+    if an override cannot be parsed.
 
     Args:
         name_or_path: config file, or name of a config that comes with the project.

@@ -18,7 +18,12 @@ from threedgen.config.errors import ConfigError, did_you_mean, nearest
 
 @dataclass(frozen=True)
 class Entry:
-    """Registered component: import paths "module:attribute" of its implementation and of its config model."""
+    """Component in the registry, as two import paths "module:attribute".
+
+    Attributes:
+        implementation: path of the component's class or function.
+        config: path of its config model.
+    """
 
     implementation: str
     config: str

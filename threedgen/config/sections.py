@@ -137,8 +137,8 @@ class TaskConfig(Config):
     """Base class of the config models of tasks.
 
     A task is what the program does in a run, such as a training; the config key `task` names it. `common` lists the
-    keys that --help without an argument shows. If it is empty, these are the top-level options, the key `name` of each
-    top-level section (nested config) that is chosen by it, and the keys in `help.COMMON`, such as trainer.max_steps.
+    keys that --help without an argument shows. If it is empty, --help shows all options outside sections (nested
+    configs), the keys `name` of sections that `name` selects, and the keys in `help.COMMON`, such as trainer.max_steps.
     """
 
     common: ClassVar[tuple[str, ...]] = ()
@@ -148,7 +148,7 @@ class TaskConfig(Config):
     needs: str = Field("", description="requirements for --list")
 
     def destination(self) -> Path | None:
-        """Return the output folder that is printed when a run starts; None: nothing is printed."""
+        """Return the output folder of the run, which is printed at its start; None: there is none to print."""
         return None
 
     def notes(self) -> list[str]:

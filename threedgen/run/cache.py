@@ -27,9 +27,9 @@ class BlockCache:
     """Disk cache of an array (count, *shape) in a memory-mapped file, which the caller fills in blocks of `size` rows.
 
     A row is one of the `count` entries along the first axis. `cache[i]` returns row i, an array of `shape`; the block
-    of this row, number i // size, must be written before by `store`. `source` is a text that describes everything the
-    values depend on. `folder` has the files `name`.npy, done.npy (1 for each stored block) and source.txt. If one of
-    them is missing or has another shape, dtype or text, the cache starts empty.
+    of this row, number i // size, must be written before by `store`. `source` is the cache key: a text that names all
+    that the values depend on. `folder` has the files `name`.npy, done.npy (1 for each stored block) and source.txt (the
+    text). If one of them is missing or has another shape, dtype or text, the cache starts empty.
     """
 
     def __init__(

@@ -110,7 +110,7 @@ def differences(old: Tree, new: Tree, extends: Iterable[str] = ()) -> list[str]:
 
 
 def how_to_make(path: str) -> str:
-    """Return a note for the user: the command that writes the file `path`, and what the command needs.
+    """Return a note for the user: the command that writes the file `path`, and its requirements, such as a GPU.
 
     Returns "" unless `path` is outputs/CONFIG/run, or is in this folder, and CONFIG comes with the project.
     """
@@ -182,8 +182,8 @@ def choose_folder(config: BaseModel, config_name: str) -> tuple[Path, Tree | Non
 
     Returns the folder, and the content of its config.yaml if this run was started there before; None for a new run. A
     run in the folder that has written no results may be replaced by any other run. Raises ConfigError if `config.out`
-    contains files but no run, or results of a run whose config differs in keys that may not change on resume (all but
-    `NEUTRAL_KEYS`, such as trainer.max_steps, and `config.extends`).
+    contains files but no run, or results of a run with another config. Keys that may change on resume are not compared:
+    those in `NEUTRAL_KEYS`, such as trainer.max_steps, and those in `config.extends`.
     """
     out = getattr(config, "out", None)
     folder = _own_folder(config, config_name) if out is None else user_path(out, "out")
@@ -252,8 +252,8 @@ def reopen(run: str | Path, overrides: list[str]) -> tuple[Any, Path]:
     """Load the config of an old run, apply overrides "key=value" and lock the folder, to resume the run.
 
     `run` is the run folder or a file in it. Returns the config with `out` set to the folder, and the folder. Raises
-    ConfigError if an override changes a key that may not change on resume (all but `NEUTRAL_KEYS`, such as
-    trainer.max_steps, and the task's `extends`), or if another process uses the folder.
+    ConfigError if another process uses the folder, or if an override changes a key that may not change on resume. Keys
+    that may: those in `NEUTRAL_KEYS`, such as trainer.max_steps, and those in the attribute `extends` of the config.
     """
     folder = run_folder(run)
     config, stored = load((folder / CONFIG).resolve(), overrides), stored_config(folder)

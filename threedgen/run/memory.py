@@ -45,7 +45,7 @@ def process_bytes(device: torch.device) -> float:
     """Return the bytes of `device`'s memory that a process uses besides its tensors: about 1 GB for a CPU, else 0.
 
     They are a fixed estimate for the imported libraries and for freed memory that malloc keeps (`keep_freed_memory`).
-    Add them to the measured memory of tensors to get the memory that a run on this device needs.
+    Added to the measured memory of tensors, they give the memory that a run on this device needs.
     """
     return LIBRARIES + MAX_REUSED_HEAP if device.type == "cpu" else 0.0
 

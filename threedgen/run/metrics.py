@@ -132,7 +132,11 @@ def _number(value: Any) -> float | str | None:
 
 
 def environment() -> dict[str, object]:
-    """Return a dict of facts that can change the last bits of results: package versions, machine and thread counts."""
+    """Return facts that can change the last bits of results, for summary.json.
+
+    The keys are "versions" ({package: version}), "platform" (operating system), "cpu" (its name), "cores" (their
+    number) and "threads" (numbers of threads by library or environment variable).
+    """
     versions = {"threedgen": __version__, "python": platform.python_version()}
     for name in PACKAGES:
         with suppress(importlib.metadata.PackageNotFoundError):
@@ -174,8 +178,9 @@ def reset_peak_memory() -> None:
 def write_summary(folder: Path, config: BaseModel, seconds: float, **figures: object) -> Path:
     """Write summary.json to a run folder; return its path.
 
-    The file has the task, prompt, seed and hash of the config, the duration `seconds` of the run, the peak memory, and
-    package versions. `figures` are further entries of the file: the task's results, such as scores, by name.
+    The file has the task, prompt, seed and hash of the config, the duration `seconds` of the run, its end time, the
+    peak memory, and the result of `environment`. `figures` are further entries by name: the task's results, such as
+    scores.
     """
     summary = {
         "task": getattr(config, "task", None),

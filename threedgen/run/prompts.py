@@ -58,7 +58,7 @@ def normalise_prompt(prompt: str, key: str = "prompt", example: str = EXAMPLE_OB
 
 
 def with_suffix(prompt: str, suffix: str) -> str:
-    """Append `suffix` to a prompt unless the prompt contains "3d" in any case. MVDream does this with ", 3d asset"."""
+    """Append `suffix` to a prompt unless the prompt contains "3d" or "3D". MVDream does this with ", 3d asset"."""
     return prompt if "3d" in prompt.lower() else prompt + suffix
 
 

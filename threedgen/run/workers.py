@@ -49,7 +49,7 @@ def run_jobs(
             and at most one more in advance.
         on_done: function that is called in this process with each job and the result of `work`.
         on_failed: function that is called with a job and a reason if all attempts raised an exception or lost a worker.
-        options: engine, number of workers, and number of attempts per job.
+        options: `engine` ("here", "processes" or "ray"), number of `workers`, `attempts` per job, and options of Ray.
         on_start: function that is called with a job before each attempt.
 
     Returns:
@@ -74,7 +74,7 @@ def run_jobs(
 
 
 def attempt(work: Callable[[J], R], job: J, table: dict[str, dict[str, registry.Entry]]) -> Outcome:
-    """Call `work(job)` in the process of a worker, and return the pair (state of the attempt, value).
+    """Call `work(job)` in the process of a worker, and return how it ended and its result, as a pair (state, value).
 
     `table` is the component registry of the main process, {kind: {name: entry}}, with the components of its plug-ins.
     It is copied into the registry of the worker first.
@@ -156,19 +156,20 @@ class WorkerPool(Generic[J, R]):
         return self.code != 0
 
     def fetch(self, jobs: Iterable[J]) -> bool:
-        """Read the next job of the iterator `jobs` into the queue if the queue is empty.
+        """Read the next job of the iterator `jobs` into the queue if the queue of waiting jobs is empty.
 
-        Returns whether the queue has a job that may start. No job may start after Ctrl-C or SIGTERM.
+        Returns whether a job in the queue may start: False if the queue is still empty, or after Ctrl-C or SIGTERM.
         """
         if not self.queue and not self.stopped():
             self.queue += [(job, 1) for _, job in zip(range(1), jobs, strict=False)]
         return bool(self.queue) and not self.stopped()
 
     def answer(self, future: Future[Outcome], worker: "Worker") -> Outcome:
-        """Return the pair (state, value) of a finished attempt, as from `attempt`, and mark its worker as idle.
+        """Return the result of a finished attempt at a job, and mark the worker, or its replacement, as idle.
 
-        A dead worker is replaced, and the state is "error". If the job raised an ExpectedError, this error is raised
-        again. Raises WorkerLost if more than count * (attempts + 1) workers died in a row.
+        The result is that of the function `attempt`: ("done", result of the job), ("stopped", exit code) or ("error",
+        (message, traceback)). A dead worker gives "error", and a new worker replaces it. If the job raised an
+        ExpectedError, it is raised again. Raises WorkerLost if more than count * (attempts + 1) workers died in a row.
         """
         if death := future.exception():
             worker.close()
@@ -203,13 +204,13 @@ class Worker:
         return future
 
     def stop(self) -> None:
-        """Ask the current job to stop. In the current process there is nothing to do."""
+        """Ask the worker to stop its current job. This class, whose jobs run in the current process, does nothing."""
 
     def check(self) -> None:
-        """Raise WorkerLost if the system that runs the workers, such as a Ray cluster, does not answer."""
+        """Raise WorkerLost if the Ray cluster of the worker does not answer. Workers outside Ray do nothing."""
 
     def close(self) -> None:
-        """Kill the worker. In the current process there is nothing to do."""
+        """Kill the worker. This class, whose jobs run in the current process, does nothing."""
 
 
 class LocalProcess(Worker):
@@ -219,7 +220,7 @@ class LocalProcess(Worker):
         self.restart()
 
     def restart(self) -> None:
-        """Start a new process. Raises ConfigError if this fails."""
+        """Start a new worker process, at first or after the old one died. Raises ConfigError if this fails."""
         spawn = multiprocessing.get_context("spawn")  # a fork would inherit locks and threads of torch
         try:
             self.pool = ProcessPoolExecutor(1, spawn, init_process, (plugins.LOADED,))

@@ -52,9 +52,10 @@ class Checkpoint(StepCallback, pl.callbacks.Checkpoint):
     """Callback that saves `folder`/last.ckpt at the end of the run, and about every `seconds` seconds before.
 
     If `keep` is not None, kept.ckpt is saved once, after `keep` seconds of training (summed over all resumptions), to
-    compare runs at equal time. While the function `healthy` returns False (the last step was skipped: its loss or a
-    gradient was not finite), or a weight is not finite, last.ckpt is not saved. A write that fails during the run is
-    logged once and retried after a later step. DiskFull or FileError is raised if the write at the end fails.
+    compare runs at equal time. last.ckpt is not saved while a weight is not finite, or while the function `healthy`
+    returns False, which means that the last step was skipped because its loss or a gradient was not finite. A write
+    that fails during the run is logged once and retried after a later step; if the write at the end fails, DiskFull or
+    FileError is raised.
     """
 
     def __init__(self, folder: Path, seconds: float, healthy: Callable[[], bool], keep: float | None = None) -> None:
@@ -158,9 +159,10 @@ def check_weights(checkpoint: CheckpointData, weights: Mapping[str, str]) -> Non
 
 
 def numerics(trainer: pl.Trainer) -> dict[str, str]:
-    """Return facts that affect the last bits of results, a dict from name ("torch", "GPU", ...) to text.
+    """Return facts that affect the last bits of results, as texts by name. Checkpoints contain them.
 
-    They are versions of libraries, processor, GPU, and numbers of threads and devices.
+    The names are "torch", "lightning" and "numba" (versions), "processor" (architecture), "threads" and "devices"
+    (numbers), "device" ("cpu" or "cuda", for example), and on CUDA also "GPU" (its name) and "CUDA" (version).
     """
     numba_threads = numba.get_num_threads()  # first: this call may change torch's number, see threads.py
     device = trainer.strategy.root_device
@@ -179,7 +181,7 @@ def numerics(trainer: pl.Trainer) -> dict[str, str]:
 
 
 def warn_numerics(checkpoint: CheckpointData, now: dict[str, str]) -> None:
-    """Log a warning if the facts `now` (versions and hardware, from `numerics`) differ from those in a checkpoint.
+    """Log a warning if the results of `numerics` (versions, hardware) for this run, `now`, and in a checkpoint differ.
 
     Nothing is compared if the checkpoint has no such facts.
     """

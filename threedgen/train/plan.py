@@ -19,7 +19,8 @@ END = "nothing was run or written"
 def plan(config: TaskConfig, more: Sequence[str] = ()) -> str:
     """Return the text of --dry-run, which tells what a run with this config would do.
 
-    `more` are further lines, which only some tasks have; they come before the notes.
+    The lines are: task with its description, folder, prompt, weights of the prior (diffusion model), number of steps,
+    `more` (lines of the caller), notes, device, and peak memory. Lines that the config has no values for are left out.
 
     Raises ConfigError if weights cannot be read.
     """
@@ -48,8 +49,8 @@ def memory_lines(
 ) -> list[str]:
     """Return lines for --dry-run: the peak memory, and a warning if `device` has less free memory; [] without phases.
 
-    `phases` maps names of phases of the run, which follow each other, to their peak memory in bytes; the largest is the
-    peak of the run. The name "" is not shown. `advice` names what the user can reduce.
+    `phases` maps names of parts of the run that follow each other to their peak memory in bytes; the largest is the
+    peak of the run. The name "" is not shown. `advice`, the end of the warning, is what the user can reduce.
     """
     if not phases:
         return []  # nothing is sampled, or a plug-in without weights

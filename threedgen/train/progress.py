@@ -1,4 +1,4 @@
-"""Progress display of a training: stage, steps, speed, loss."""
+"""Progress display of a training: current activity such as "training", steps, time per step and left, loss, metrics."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -17,10 +17,11 @@ from threedgen.run.text import clean, number
 
 
 class Progress(pl.Callback):
-    """Callback that shows stage, steps, step time, time left, loss and the chosen `metrics` of the module.
+    """Callback that shows `module.stage`, steps, step time, time left, loss and the chosen `metrics` of the module.
 
-    `metrics` are names in `module.metrics`. In a terminal a bar shows all this; elsewhere, as in log files, a line is
-    printed each minute, at the start, after each quarter of the steps, and when `module.stage` changes.
+    `module.stage` is a text such as "training", and `metrics` are names in `module.metrics`. In a terminal a bar shows
+    all this; elsewhere a line is printed each minute, at the start, after each quarter of the steps, and when
+    `module.stage` changes.
     """
 
     def __init__(
@@ -87,7 +88,7 @@ class Progress(pl.Callback):
 
 
 def stage_of(module: pl.LightningModule) -> str:
-    """Return `module.stage` as one line of text; "training" if it is missing or empty."""
+    """Return the label of the progress display: `module.stage` on one line; "training" if it is missing or empty."""
     return clean(str(getattr(module, "stage", "") or "training"))
 
 

@@ -32,8 +32,9 @@ class System(pl.LightningModule):
     They depend only on the run's seed, the step, a purpose such as "cameras", and the rank (`rng`).
 
     Attributes:
-        stage: text in front of the progress display; may change during training.
-        config_yaml: the given config (without `out`) and facts as YAML, saved in checkpoints and compared on resume.
+        stage: text in front of the progress display, by default "training"; may change during training.
+        config_yaml: the arguments `config` (without `out`) and `facts` as YAML; saved in checkpoints and compared on
+            resume.
         weights: SHA-256 of the weight files that the run starts from, by config key; saved in checkpoints and compared
             on resume.
         terms: terms of the last loss by name; they are logged, and named in the error if one is not finite.
@@ -50,8 +51,8 @@ class System(pl.LightningModule):
     def __init__(self, config: Config, seed: int | None = None, max_steps: int | None = None, **facts: str) -> None:
         """Store the config, and read the seed and the number of optimisation steps from it.
 
-        If `config` is only a section (nested config) of the run's config, it lacks them, and `seed` and `max_steps` are
-        needed. `facts` are additional values that must be equal on resume, such as the checksum of a vocabulary.
+        If `config` is only a section (nested config) of the run's config, it lacks both; then they must be given as the
+        arguments. `facts` are additional values that must be equal on resume, such as the checksum of a vocabulary.
         """
         super().__init__()
         self.seed: int = getattr(config, "seed") if seed is None else seed  # noqa: B009  not of all sections
@@ -83,9 +84,9 @@ class System(pl.LightningModule):
         return numpy_generator(self.seed, step, purpose, self.global_rank)
 
     def seconds(self) -> dict[str, float]:
-        """Return the seconds from the run's start to that of the training ("prepare"), and since then ("optimise").
+        """Return {"prepare": seconds from the start of the run to the start of the training, "optimise": since then}.
 
-        Both are summed over all resumptions.
+        Both are summed over the first start and all resumptions of the run.
         """
         now = {"prepare": self.training_start - self.run_start, "optimise": time.monotonic() - self.training_start}
         return {name: before + now[name] for name, before in self.previous_seconds.items()}
@@ -249,7 +250,7 @@ class AveragedSystem(System):
             self.average.update(self.averaged, self.global_step)
 
     def average_applied(self) -> AbstractContextManager[None]:
-        """Return a context in which the network has the averaged weights, or its own weights if there is no average."""
+        """Return a context in which the averaged network has the averaged weights; no effect if there is no average."""
         return nullcontext() if self.averaged is None else self.average.applied(self.averaged)
 
 

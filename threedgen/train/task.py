@@ -43,9 +43,17 @@ logger = logging.getLogger(__name__)
 
 
 class Task:
-    """Run of a task: config, folder, start time and result files, with methods that load, train and summarise.
+    """Run of a task, with methods that load the prior, train a module and write summary.json.
 
     A task is what the program does in a run, such as a training or an evaluation; the config key `task` names it.
+
+    Attributes:
+        config: config of the run.
+        folder: run folder, `config.out`.
+        files: result files, relative to the folder.
+        resume: whether an earlier run is continued.
+        weights: SHA-256 of the weight files that the run starts from, by config key.
+        finish: whether the results are written now, before the last step (flag --finish).
     """
 
     def __init__(self, config: Any, resume: Path | None = None, quiet: bool = False, files: Iterable[str] = ()) -> None:
@@ -173,10 +181,10 @@ class Task:
     ) -> None:
         """Load `network` from RUN/NAME/NAME.safetensors; if this is not possible, train `network` and write the file.
 
-        This is for a task that trains a network before its main work. RUN is the run folder, NAME is `name`. `system`
-        is the module to train, which contains the network. `metric` is the name in `system.metrics` that the progress
-        display shows. `postprocess` is called after the training, before the network is saved. Raises `Stopped` if the
-        training did not finish.
+        Tasks that need several trainings use it, such as of an autoencoder before the diffusion model. RUN is the run
+        folder, NAME is `name`. `system` is the module to train, which contains the network. `metric` is the name in
+        `system.metrics` that the progress display shows. `postprocess` is called after the training, before the network
+        is saved. Raises `Stopped` if the training did not finish.
         """
         from threedgen.train.loop import fit
 
