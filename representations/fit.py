@@ -65,7 +65,7 @@ class Bounds(NamedTuple):
 
     @property
     def span(self) -> float:
-        """Length far - near of the sampled part of a ray, in units of the radius."""
+        """Length of the sampled part of a ray, divided by the radius of the scene's ball: (far - near) / radius."""
         return (self.far - self.near) / self.radius
 
 
@@ -154,12 +154,14 @@ def fit(views: Views, bounds: Bounds, options: ProtocolConfig, seed: int, device
 
 
 def loss(options: ProtocolConfig, result: Render, colours: Tensor, span: float, orientation: float) -> Tensor:
-    """Return the training loss of R rendered rays, a scalar: mean squared colour error plus weighted regularisers.
+    """Return the training loss of R rendered rays, a scalar: mean squared colour error plus regularisers.
+
+    The regularisers, each times its weight, are `distortion`, `orientation`, `sparsity` and `opaque` of `losses.py`.
 
     Args:
         result: render of the rays.
         colours: target colours (R, 3) in [0, 1].
-        span: `Bounds.span`, the length of the sampled part of a ray in scene radii.
+        span: `Bounds.span`, the length of the sampled part of a ray divided by the radius of the scene's ball.
         orientation: weight of the orientation loss at this step.
     """
     total = mse_loss(result.rgb, colours)
