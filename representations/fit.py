@@ -73,7 +73,8 @@ class SceneField:
     """Field of one scene, together with the background, occupancy grid and ray marching options of its renders.
 
     `options` are the options of the fit. The parameters are initialised from `seed`; `fit` trains them. The background
-    is uniform and has the colour `colour` (3,) in [0, 1]. `bounds` is the extent of the scene.
+    is uniform and has the colour `colour` (3,) in [0, 1]. `bounds` is the extent of the scene. Renders are computed on
+    `device`.
     """
 
     def __init__(self, options: ProtocolConfig, bounds: Bounds, colour: Tensor, seed: int, device: str = "cpu") -> None:

@@ -22,7 +22,8 @@ from threedgen.run.dtypes import no_autocast
 class MLP(nn.Module):
     """MLP without biases: `hidden_layers` layers of `width` numbers with ReLU, then a linear layer to `n_out` numbers.
 
-    It computes in float32, even under autocast. Initial weights are uniform in +-1/sqrt(fan_in), sampled with the CPU generator `generator`.
+    It computes in float32, even under autocast. Initial weights are uniform in +-1/sqrt(fan_in), sampled with the CPU
+    generator `generator`.
     """
 
     def __init__(

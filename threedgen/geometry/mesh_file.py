@@ -26,7 +26,7 @@ The rendering time is proportional to this sum.
 
 @dataclass(frozen=True)
 class MeshFile:
-    """Content of a mesh file: `submeshes`, and `failures`, messages about changed data and files that cannot be read."""
+    """Content of a mesh file: `submeshes`, and `failures`, messages about changed data and unreadable files."""
 
     submeshes: tuple[Submesh, ...]
     failures: tuple[str, ...]

@@ -180,7 +180,7 @@ def overlap(depth: Tensor, cameras: Cameras, one: int, other: int) -> float:
 
 
 def key_frames(depth: Tensor, cameras: Cameras, min_overlap: float) -> list[int]:
-    """Return the indices of the key frames of a video of N frames (MVDiffusion, section 4.2).
+    """Return the indices of the key frames of a video of N frames, which MVDiffusion samples first (section 4.2).
 
     Frame 0 is the first key frame. The next one is the last frame before the overlap with the current key frame falls
     below `min_overlap`, but at least the following frame. The overlap of two frames is the fraction of pixels of one
