@@ -65,7 +65,7 @@ class Bounds(NamedTuple):
 
     @property
     def span(self) -> float:
-        """Length far - near of the sampled part of a ray, in units of the radius."""
+        """Length of the sampled part of a ray, divided by the radius of the scene's ball: (far - near) / radius."""
         return (self.far - self.near) / self.radius
 
 
@@ -73,7 +73,8 @@ class SceneField:
     """Field of one scene, together with the background, occupancy grid and ray marching options of its renders.
 
     `options` are the options of the fit. The parameters are initialised from `seed`; `fit` trains them. The background
-    is uniform and has the colour `colour` (3,) in [0, 1]. `bounds` is the extent of the scene.
+    is uniform and has the colour `colour` (3,) in [0, 1]. `bounds` is the extent of the scene. Renders are computed on
+    `device`.
     """
 
     def __init__(self, options: ProtocolConfig, bounds: Bounds, colour: Tensor, seed: int, device: str = "cpu") -> None:
@@ -154,12 +155,14 @@ def fit(views: Views, bounds: Bounds, options: ProtocolConfig, seed: int, device
 
 
 def loss(options: ProtocolConfig, result: Render, colours: Tensor, span: float, orientation: float) -> Tensor:
-    """Return the training loss of R rendered rays, a scalar: mean squared colour error plus weighted regularisers.
+    """Return the training loss of R rendered rays, a scalar: mean squared colour error plus regularisers.
+
+    The regularisers, each times its weight, are `distortion`, `orientation`, `sparsity` and `opaque` of `losses.py`.
 
     Args:
         result: render of the rays.
         colours: target colours (R, 3) in [0, 1].
-        span: `Bounds.span`, the length of the sampled part of a ray in scene radii.
+        span: `Bounds.span`, the length of the sampled part of a ray divided by the radius of the scene's ball.
         orientation: weight of the orientation loss at this step.
     """
     total = mse_loss(result.rgb, colours)

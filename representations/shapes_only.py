@@ -41,8 +41,8 @@ class EqualRays(Samples):
     """Samples without values on rays that all have equally many samples.
 
     `split` returns at most three slices of rays: two chunks, then all other rays. The tensors of the third slice are
-    only as large as one chunk, since real chunks use the same memory one after another. The list `chunks` gets an entry
-    from each call of `split` that divides the rays: the number of samples of a chunk.
+    only as large as one chunk, since real chunks use the same memory one after another. Each call of `split`
+    that divides the rays adds the number of samples of a chunk to the list `chunks`.
     """
 
     chunks: list[int] = field(default_factory=list)

@@ -20,9 +20,10 @@ from threedgen.run.dtypes import no_autocast
 
 
 class MLP(nn.Module):
-    """Linear layers without biases, with ReLU between them. They compute in float32, even under autocast.
+    """MLP without biases: `hidden_layers` layers of `width` numbers with ReLU, then a linear layer to `n_out` numbers.
 
-    Initial weights are uniform in +-1/sqrt(fan_in), sampled with the CPU generator `generator`.
+    It computes in float32, even under autocast. Initial weights are uniform in +-1/sqrt(fan_in), sampled with the CPU
+    generator `generator`.
     """
 
     def __init__(

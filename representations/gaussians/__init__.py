@@ -1,7 +1,7 @@
 """Rasterisation of 3D Gaussians: EWA projection (Zwicker et al. 2002), depth order, front-to-back compositing.
 
-The conventions are gsplat's. A Gaussian contributes to the pixels in which its alpha is at least ALPHA_THRESHOLD. Alpha
-is at most MAX_ALPHA. Compositing of a pixel ends before its transmittance falls to TRANSMITTANCE_THRESHOLD.
+The conventions are gsplat's. A Gaussian contributes to the pixels in which its alpha is at least 1 / 255. Alpha is at
+most 0.99. Compositing of a pixel ends before its transmittance falls to 1e-4.
 """
 
 from typing import NamedTuple
@@ -36,7 +36,7 @@ class ProjectedSplats(NamedTuple):
         opacities: (V, N) in [0, 1].
         values: (V, N, CHANNELS) values to composite: RGB, distance to the camera, squared distance.
         depths: (V, N) depth along the viewing axis, world units.
-        extents: (V, N, 2) half width and half height, in pixels, of the box in which alpha is at least ALPHA_THRESHOLD;
+        extents: (V, N, 2) half width and half height, in pixels, of the box in which alpha is at least 1 / 255;
             0 for invisible Gaussians.
     """
 
@@ -89,7 +89,7 @@ def project(
             0.
         scales: (N, 3) standard deviations along the axes of the Gaussians in world units.
         opacities: (N,) in [0, 1].
-        values: (V, N, CHANNELS) values to composite.
+        values: (V, N, CHANNELS) values to composite: RGB, distance to the camera, squared distance.
         dilation: variance in square pixels that is added to the projected Gaussians along both image axes.
     """
     # entry by entry: products of many small matrices take ten times as long

@@ -68,8 +68,8 @@ class Gaussians(Representation):
     def start(self, points: Points) -> None:
         """Replace all Gaussians by isotropic ones at the given points.
 
-        The standard deviation of a Gaussian is half the `spacing` of its point, clamped to the allowed sizes. The
-        opacity is the option `opacity`.
+        The standard deviation of a Gaussian is half the `spacing` of its point; its logarithm is clamped to
+        `size_limits`. The opacity is the option `opacity`.
         """
         o, n = self.options, len(points.positions)
         low, high = self.size_limits

@@ -85,8 +85,8 @@ def has_kernels(module: ModuleType) -> bool:
 def encode(x: Tensor, table: Tensor, levels: Levels, module: ModuleType) -> Tensor:
     """Return features (N, L*F) of points x (N, 3), computed by the back end `module`.
 
-    Points are in [0, 1]^3, `levels` is the geometry of the L levels. The features are differentiable twice in x and in
-    the table (entries, F), with F features per entry.
+    Points are in [0, 1]^3. `levels` has the resolution and the first table entry of each of the L levels. The features
+    are differentiable twice in x and in the table (entries, F), with F features per entry.
     """
     return Encode.apply(x, table, levels, module) if has_kernels(module) else module.encode(x, table, levels)
 

@@ -26,7 +26,7 @@ PRIMES = (1, 2654435761, 805459861)
 
 @dataclass(frozen=True, eq=False)
 class Levels:
-    """Geometry of the L levels of a hash grid, as NumPy arrays for the kernels."""
+    """Levels of a hash grid: scale, resolution, first table entry and kind (dense or hashed) of each, as arrays."""
 
     scale: np.ndarray  # (L,) float32, cells per unit length
     resolution: np.ndarray  # (L,) int32, grid points per axis
@@ -45,7 +45,7 @@ class Levels:
 
 @lru_cache(maxsize=64)
 def grid_levels(n_levels: int, log2_hashmap_size: int, base_resolution: int, per_level_scale: float) -> Levels:
-    """Return the geometry of a hash grid's levels.
+    """Return scale, resolution, first table entry and kind (dense or hashed) of each level of a hash grid.
 
     `log2_hashmap_size` is log2 of the maximum number of table entries per level, `base_resolution` the resolution of
     the coarsest level, `per_level_scale` the ratio of the resolutions of adjacent levels. Scales are rounded to

@@ -37,7 +37,10 @@ MODULES = {
 
 @dataclass(frozen=True)
 class Samples:
-    """N samples (intervals) on R rays, in flat arrays. Ray r has the samples start[r] : start[r] + count[r]."""
+    """N samples on R rays: ray index, start and end of the interval, (N,) each, sorted by ray.
+
+    Ray r has the samples start[r] : start[r] + count[r].
+    """
 
     ray_index: Tensor  # (N,) int64 index of the sample's ray, ascending
     t_start: Tensor  # (N,) float32 start of the interval, as a distance along the unit direction in world units
@@ -194,7 +197,7 @@ def max_samples_per_ray(spans: Tensor) -> Tensor:
 
 
 class Composite(NamedTuple):
-    """Sums over the samples of each ray, weighted by the compositing weights w."""
+    """Compositing weights w of all samples, and per ray the sums of w * value, w (opacity) and w * t_mid (depth)."""
 
     values: Tensor  # (R, C) sum of w * value
     opacity: Tensor  # (R, 1) sum of w

@@ -148,7 +148,7 @@ class DMTet(Representation):
         self.paint.before_step(step, max_steps)
 
     def regularisers(self) -> dict[str, Regulariser]:
-        """Return the losses `normal_consistency` and `laplacian` of the surface. Both are 0 for an empty mesh."""
+        """Return the losses `normal_consistency` and `laplacian`, which smooth the surface; 0 for an empty mesh."""
 
         def of_surface(loss: Callable[[Tensor, Tensor], Tensor]) -> Regulariser:
             return lambda render: render.opacity.sum() * 0 if render.surface is None else loss(*render.surface)
@@ -305,7 +305,7 @@ def remove_small_parts(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Return a bool mask `inside` (G, G, G) without its small connected parts. The input is not changed.
 
     Points are connected to their neighbours along the three axes. A part is small if it has fewer points than
-    `MIN_PART_SIZE` times the largest part.
+    1% of the largest part (`MIN_PART_SIZE`).
     """
     labels, _ = ndimage.label(inside)
     sizes = np.bincount(labels.reshape(-1))

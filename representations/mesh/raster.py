@@ -24,7 +24,11 @@ from . import cuda_raster
 
 
 class SurfacePoints(NamedTuple):
-    """Surface points of a mesh in B images: one for each of the P pixels whose centre shows the mesh."""
+    """Surface points of a mesh in B images: one for each of the P pixels whose centre shows the mesh.
+
+    They have a pixel index, position, normal, ray direction and distance along the ray. `face` (B, H, W) is the face
+    index of all pixels, -1 for the background.
+    """
 
     pixel: Tensor  # (P,) int64 flat index of the pixel in B * H * W
     position: Tensor  # (P, 3) world position

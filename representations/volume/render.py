@@ -177,8 +177,8 @@ def _shade(
 class OccupancyGrid(nn.Module):
     """Occupancy grid of G cells per axis over [-radius, radius]^3, indexed [x, y, z]. Rays skip its empty cells.
 
-    G is the option `resolution`, `step_size` the length of a ray step in world units. A new grid has only occupied
-    cells; `update` changes them.
+    G is the option `resolution`, `step_size` the length of a ray step in world units. The buffer `binary` is True for
+    occupied cells, at first all; `values` has the optical depths of one step in the cells. `update` changes both.
     """
 
     values: Tensor  # (G, G, G) float32 buffer, decaying maximum of density * step size (optical depth of one ray step)

@@ -51,7 +51,7 @@ class Projection:
 
 @dataclass(frozen=True)
 class Cameras:
-    """B cameras: camera-to-world poses with OpenGL axes, projection, and one image size in pixels for all."""
+    """B cameras: camera-to-world poses (B, 4, 4) with OpenGL axes, intrinsics, and one image size in pixels for all."""
 
     c2w: Tensor  # (B, 4, 4) camera-to-world poses with OpenGL axes
     projection: Projection  # intrinsics of the B cameras
@@ -161,7 +161,7 @@ def geometry_control(points: Tensor, normals: Tensor, mask: Tensor) -> Tensor:
 
     Channels 0 to 2 are the points + 0.5, channels 3 to 5 are (normals + 1) / 2. All channels are 0.5 in the background.
     Takes points (B, H, W, 3) in [-0.5, 0.5] and unit normals (B, H, W, 3) of the surface at each pixel, both along the
-    axes of MV-Adapter's world, and the `mask` (B, H, W), nonzero for pixels that show the object.
+    axes of MV-Adapter's world (z up, front at -y), and the `mask` (B, H, W), nonzero for pixels that show the object.
     """
     maps = torch.cat([points + 0.5, (normals + 1) / 2], dim=-1).clamp(0, 1)
     return torch.where(mask.bool()[..., None], maps, 0.5).permute(0, 3, 1, 2)

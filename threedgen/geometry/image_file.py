@@ -257,7 +257,7 @@ def foreground_mask(rgb: Array) -> Array:
     """Return the foreground (H, W) of an image (H, W, 3) in [0, 1]: 0 in the background, 1 elsewhere, float64.
 
     The background consists of regions of one colour that touch the image border, and of dust: other regions smaller
-    than the fraction `MIN_ISLAND_FRACTION` of the image. If the border has no uniform colour, all pixels are
+    than 1/1000 of the image (`MIN_ISLAND_FRACTION`). If the border has no uniform colour, all pixels are
     foreground.
     """
     from skimage.measure import label

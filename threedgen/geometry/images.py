@@ -54,7 +54,7 @@ def to_srgb(linear: Array) -> Array:
 
 
 def psnr(truth: Array, image: Array) -> float:
-    """Return the PSNR in dB, at most `MAX_PSNR`, of two arrays of equal shape with values in [0, 1]."""
+    """Return the PSNR in dB, at most `MAX_PSNR` (100), of two arrays of equal shape with values in [0, 1]."""
     error = float(np.square(np.asarray(truth, np.float64) - image).mean())
     return min(MAX_PSNR, -10 * float(np.log10(max(error, 1e-30))))
 
@@ -81,7 +81,7 @@ def write_png(path: Path | str, image: Any) -> Path:
 
 
 def write_depth(path: Path, depth: Array) -> None:
-    """Write depth (H, W) in metres as a 16-bit PNG in millimetres. Depths above `MAX_DEPTH` become 0 = unknown."""
+    """Write depth (H, W) in metres as a 16-bit PNG in millimetres. Depths above 65.535 m become 0 = unknown."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, png(np.round(np.where(depth <= MAX_DEPTH, depth, 0) / 1e-3).astype(np.uint16)))
 

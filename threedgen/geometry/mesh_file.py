@@ -26,7 +26,7 @@ The rendering time is proportional to this sum.
 
 @dataclass(frozen=True)
 class MeshFile:
-    """Content of a mesh file: submeshes, and messages for the user about changed data and files that cannot be read."""
+    """Content of a mesh file: `submeshes`, and `failures`, messages about changed data and unreadable files."""
 
     submeshes: tuple[Submesh, ...]
     failures: tuple[str, ...]
@@ -37,7 +37,7 @@ def read_mesh_file(path: Path, key: str = "", colours: bool = True) -> MeshFile:
 
     If `colours` is True, materials, vertex colours and textures are also read. Raises ConfigError with the config key
     `key` if the file cannot be read, or if its triangles would take too long to render, because the sum of their
-    squared longest edges is more than `MAX_COVER` times the squared diagonal of the bounding box.
+    squared longest edges is more than 5000 (`MAX_COVER`) times the squared diagonal of the bounding box.
     """
     files, kind = SideFiles(path), path.suffix.lower()
     try:

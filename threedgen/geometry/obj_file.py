@@ -30,7 +30,7 @@ _POLYPAINT = re.compile(r"(?:[0-9a-fA-F]{8})+")
 
 @dataclass
 class Material:
-    """Material of an MTL file: colour, emitted colour, opacity and texture lines."""
+    """Material of an MTL file: sRGB colour and emitted colour, opacity, texture lines, and the folder of the file."""
 
     colour: tuple[float, ...] = (1.0, 1.0, 1.0)  # sRGB in [0, 1]
     emission: tuple[float, ...] = (0.0, 0.0, 0.0)  # sRGB in [0, 1]
@@ -51,7 +51,7 @@ class ObjText:
             text has the face's vertex indices, and those of vt and vn if it has them; they start at 1.
         libraries: the lines with the key "mtllib", without the key; they name MTL files.
         polypaint: lines with ZBrush's vertex colours, in the order of the vertices. A colour has the hexadecimal digits
-            MMRRGGBB, where MM is a mask.
+            MMRRGGBB, where MM is ZBrush's mask (not used).
     """
 
     def __init__(self, data: bytes) -> None:

@@ -26,7 +26,10 @@ Depths = Array | None
 
 @dataclass(frozen=True)
 class Buffers:
-    """Rasteriser output at the pixel centres of V views. `rasterise_uv` returns arrays without the V axis."""
+    """Rasteriser output at the pixel centres of V views: face index, barycentric coordinates and depth z.
+
+    `rasterise_uv` returns arrays without the V axis.
+    """
 
     face: Array  # (V, H, W) int32 face index, -1 for background
     bary: Array  # (V, H, W, 3) float32 perspective-correct weights of the face's corners, sum 1; 0 for background

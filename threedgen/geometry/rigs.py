@@ -16,9 +16,10 @@ from threedgen.geometry.poses import look_at, orbit_c2w, unit_vector
 
 @dataclass(frozen=True)
 class Rig:
-    """B cameras around an object, with one light each. `n_view` consecutive cameras form a group.
+    """B cameras around an object: cameras, elevations, azimuths, distances (B,) and positions of their lights (B, 3).
 
-    A multi-view prior (diffusion model of several views) denoises the views of a group together.
+    `n_view` consecutive cameras form a group. A multi-view prior (diffusion model of several views) denoises the views
+    of a group together.
     """
 
     cameras: Cameras
@@ -53,9 +54,10 @@ def orbit(
 def ring_rig(
     options: OrbitCameraConfig, groups: int, n_view: int, elevations: Sequence[float], size: int, azimuth: float = 0.0
 ) -> Rig:
-    """Place `groups` rings of `n_view` cameras around the origin, rotated so that all azimuths are equally spaced.
+    """Place `groups` rings of `n_view` cameras around the origin, each one turned against the ring before it.
 
-    A ring is a group of consecutive cameras in the result. The lights are at the cameras.
+    Together, the azimuths of all cameras are equally spaced. A ring is a group of consecutive cameras in the result.
+    The lights are at the cameras.
 
     Args:
         options: options with the distance and the field of view of the cameras.
@@ -110,9 +112,9 @@ def sample_multiview(
 def sample_random_inputs(options: MultiviewCameraConfig, n: int, generator: torch.Generator) -> dict[str, Tensor]:
     """Return the random numbers for `n` groups of cameras: name -> tensor, uniform in [0, 1) or standard normal.
 
-    Tensors of shape (n,) and `camera_perturb` (n, 3) are uniform, the other tensors of shape (n, 3) are normal. Only
-    `elevation_coin` has the shape (), and is uniform: it selects for all groups whether elevations are uniform in the
-    angle or on the sphere. `rig_from_random_inputs` computes cameras from the numbers.
+    Tensors of shape (n,), such as `elevation` and `azimuth`, and `camera_perturb` (n, 3) are uniform; the others, such
+    as `up_perturb` (n, 3), are normal. `elevation_coin` () is uniform: it selects for all groups whether elevations are
+    uniform in the angle or on the sphere. `rig_from_random_inputs` computes cameras from the numbers.
     """
     uniform, gaussian = (partial(f, generator=generator, device=generator.device) for f in (torch.rand, torch.randn))
     inputs = {"elevation_coin": uniform(())}

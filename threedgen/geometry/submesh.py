@@ -64,7 +64,7 @@ class Submesh:
 def in_unit_range(colours: Array) -> Array:
     """Return colours in [0, 1] from colours in [0, 1] or [0, 255]. NaN stays NaN.
 
-    The range of all colours is taken to be [0, 255] if any value is above `MAX_UNIT`.
+    The range of all colours is taken to be [0, 255] if any value is above `MAX_UNIT` (1.5).
     """
     return colours / (255 if np.nanmax(colours, initial=0) > MAX_UNIT else 1)
 

@@ -114,7 +114,7 @@ class Pixels:
         """Create one ray per pixel.
 
         `opacity` (N, H, W) in [0, 1] is the opacity of the object. If it is None (unknown), the pixels whose colour
-        differs from the background (`MIN_DIFFERENCE`) count as object.
+        differs from the background by more than 0.03 in a channel (`MIN_DIFFERENCE`) count as object.
         """
         images, side = views.images.cpu(), min(views.cameras.height, views.cameras.width)
         self.origins, self.directions = (part.reshape(-1, 3) for part in views.cameras.rays())
@@ -141,7 +141,7 @@ class Pixels:
         return colours + (1 - self.opacity[indices]) * (random - background), random
 
     def sample(self, count: int, rng: torch.Generator) -> Tensor:
-        """Sample `count` pixel indices with replacement, a fraction OBJECT_FRACTION of them on or near the object."""
+        """Sample `count` pixel indices with replacement, 80% of them on or near the object (OBJECT_FRACTION)."""
         n_near = round(OBJECT_FRACTION * count) if len(self.near) else 0
         positions = torch.randint(max(1, len(self.near)), (n_near,), generator=rng)
         return torch.cat([self.near[positions], torch.randint(len(self.colours), (count - n_near,), generator=rng)])
@@ -149,7 +149,7 @@ class Pixels:
 
 @dataclass(frozen=True)
 class Request:
-    """Request to a novel-view sampler for N novel views of one scene: input views, target cameras, prompt, seed."""
+    """Request for N novel views of a scene: its name, input views or None, N cameras, N frame numbers, prompt, seed."""
 
     scene: str  # name of the scene
     condition: Views | None  # input views of the scene; None: there are none

@@ -84,8 +84,8 @@ def reproject(
 ) -> tuple[Tensor, Tensor]:
     """Map pixels (N, 2) with depths (N,) of camera (K, c2w) to pixels of camera (K_to, c2w_to).
 
-    K is (3, 3), and c2w (4, 4) is a camera-to-world pose with OpenCV axes. Returns pixels (N, 2), `INVALID_PIXEL` where
-    the input depth is 0 = unknown, and depths (N,) in the second camera, negative behind it.
+    K is (3, 3), and c2w (4, 4) is a camera-to-world pose with OpenCV axes. Returns pixels (N, 2), -1e6
+    (`INVALID_PIXEL`) where the input depth is 0 = unknown, and depths (N,) in the second camera, negative behind it.
     """
     projected, z = project(unproject(pixels, depth, K, c2w), K_to, c2w_to)
     return torch.where(depth[:, None] > 0, projected, INVALID_PIXEL), z
@@ -180,7 +180,7 @@ def overlap(depth: Tensor, cameras: Cameras, one: int, other: int) -> float:
 
 
 def key_frames(depth: Tensor, cameras: Cameras, min_overlap: float) -> list[int]:
-    """Return the indices of the key frames of a video of N frames (MVDiffusion, section 4.2).
+    """Return the indices of the key frames of a video of N frames, which MVDiffusion samples first (section 4.2).
 
     Frame 0 is the first key frame. The next one is the last frame before the overlap with the current key frame falls
     below `min_overlap`, but at least the following frame. The overlap of two frames is the fraction of pixels of one
@@ -197,8 +197,8 @@ def spread_pairs(count: int) -> list[int]:
     """Return frame indices [a0, b0, a1, b1, ...]: pairs (a, b) that are spread evenly over `count` frames.
 
     `check_pose_convention` compares the depths of these pairs. The distances b - a are 1, 4 and 16 frames
-    (`FRAME_GAPS`), as far as there are more frames, with at most MAX_PAIRS pairs each. Pairs with the smallest distance
-    come first.
+    (`FRAME_GAPS`), as far as there are more frames, with at most 6 pairs each (`MAX_PAIRS`). Pairs with the
+    smallest distance come first.
     """
     pairs = list[int]()
     for gap in (each for each in FRAME_GAPS if each < count):
@@ -211,7 +211,7 @@ def depth_agreement(depth: Tensor, cameras: Cameras) -> Tensor:
     """Return for each of P pairs of views the fraction (P,) of pixels whose depths in both views agree.
 
     Pair i has the views 2 i and 2 i + 1. Pixels of the first view are reprojected into the second; the depths there
-    agree if they differ by less than the fraction DEPTH_TOLERANCE. `depth` is (2 P, H, W) along the viewing axis in
+    agree if they differ by less than 5% (`DEPTH_TOLERANCE`). `depth` is (2 P, H, W) along the viewing axis in
     world units, 0 = unknown; unknown depths do not agree.
     """
     K, c2w = (part.double() for part in to_opencv(cameras))
@@ -233,7 +233,7 @@ def check_pose_convention(
     Args:
         read: function that reads the frames that `spread_pairs` returns. Its argument is the kind of the stored poses,
             "c2w" or "w2c". It returns depths (2 P, H, W) in world units and 2 P cameras.
-        convention: configured kind of the stored poses.
+        convention: configured kind of the stored poses, "c2w" or "w2c".
         name, key: name of the data set and config key, for the error.
     """
     inverse: Poses = "w2c" if convention == "c2w" else "c2w"
