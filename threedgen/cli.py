@@ -43,7 +43,7 @@ class Command:
     """Parsed command line.
 
     Attributes:
-        flags: dict from flag, such as "--config", to its value; "" for a flag without value.
+        flags: dict from flag, such as "--config", to the value of the flag; "" for a flag without value.
         overrides: overrides of the config, as "key=value".
     """
 

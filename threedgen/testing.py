@@ -168,8 +168,8 @@ def check_distillation(
 def check_prior(prior: Prior) -> None:
     """Assert that a prior fulfils its interface.
 
-    Tensors must have the right shapes and ranges, gradients must pass through the encoder, and equal seeds must give
-    equal samples.
+    Prompt embeddings, latents, decoded images and noise predictions must have the shapes that the prior states.
+    Gradients must pass through the image encoder, and equal seeds must give equal samples.
     """
     text, size = prior.encode_prompt(["a red dog", ""]), prior.image_size
     assert text.shape == (2, *prior.text_shape), f"encode_prompt() has the shape {tuple(text.shape)}"

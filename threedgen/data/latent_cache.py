@@ -62,8 +62,9 @@ class EncodedCache(ABC):
     An entry has V views; the latents of a view are (C, h, w).
 
     Args:
+        folder: folder of the cache files.
         name: name of the array file in `folder`.
-        description: text that identifies everything that determines the entries, except the VAE encoder.
+        description: cache key without the VAE encoder: text with everything that determines the entries.
         vae: diffusers AutoencoderKL. The cache key contains its encoder weights, which must not change during use.
         count: number of entries.
         dtype: structured numpy dtype of an entry, with the fields z (V, C, h, w), float16, for the latents, and c2w
@@ -114,6 +115,8 @@ class LatentCache(EncodedCache):
     """Disk cache of the latents, captions and cameras of the first `count` entries of a source.
 
     Args:
+        folder: folder of the cache files.
+        source: training entries to cache, each with V views.
         vae: diffusers AutoencoderKL that encodes the images.
         size: side of the rendered images in pixels.
         block: number of entries per block.
@@ -148,7 +151,9 @@ class SceneCache(EncodedCache):
     """Disk cache of the latents, captions, cameras and depth of scenes. Depth is stored in float16 (2 mm steps at 4 m).
 
     Args:
+        folder: folder of the cache files.
         source: scenes to cache, each with V views of H x W pixels.
+        vae: diffusers AutoencoderKL that encodes the images.
         count: number of scenes to cache, the first ones of the source; None: all.
         half: encode the images at half their height and width. Cameras and depth keep the full size.
     """

@@ -1,5 +1,6 @@
 """Training data of MV-Adapter (arXiv 2412.03632, section 5.1): six views of an object and their condition maps.
 
+A condition map is an input of the model for each view: the camera rays, or positions and normals of the surface.
 Condition maps of geometry are rendered on each use, not cached: six maps of 128 pixels take 20 ms of one core, a
 training step takes about one second. Stored maps would need 590 kB per object, twenty times as much as its latents.
 """
@@ -39,9 +40,11 @@ class ObjectViews(ABC):
         options: options of the subclass, which reads them in `prepare`.
         seed: seed of the random cameras.
         split: "train" or "held-out"; the random cameras depend on it too.
-        control: kind of the condition maps, "rays" or "geometry". It determines the six view directions.
+        control: kind of the condition maps: "rays" of the cameras, or "geometry", positions and normals of the surface.
+            The six views are at azimuths 0, 45, 90, 180, 270 and 315 degrees for "rays"; for "geometry", they are the
+            front, three more sides, top and bottom.
         reference: add a reference image as the last of the `n_view` images of an entry.
-        anywhere: fraction of the objects whose cameras have a random azimuth offset and a random elevation.
+        anywhere: fraction of the objects whose six cameras have a common random azimuth offset and elevation.
         fov: field of view of the cameras, degrees; 0: orthographic cameras.
     """
 
@@ -131,10 +134,11 @@ class ObjectViews(ABC):
     def maps(self, index: int, size: int) -> Tensor:
         """Return condition maps (6, 6, size, size) in [0, 1]: six channels for each of the six views of object `index`.
 
-        If `control` is "rays", the channels are the Pluecker coordinates of a pixel's ray; ray maps of orthographic
-        cameras are (6, 6, 1, 1), because all pixels have the same direction. If `control` is "geometry", the channels
-        are the position and the normal of the surface. Axes are those of MV-Adapter's world, which is this world (z up,
-        front +x) rotated by -90 degrees around z.
+        If `control` is "rays", the channels are the Pluecker coordinates of a pixel's ray: direction d (3) and moment
+        origin x d (3). For orthographic cameras, the maps are (6, 6, 1, 1), equal for all pixels: viewing direction (3)
+        and unit vector to the camera position (3). If `control` is "geometry", the channels are position (3) and normal
+        (3) of the surface, 0.5 where there is no surface. Values are mapped to [0, 1]. Axes are those of
+        MV-Adapter's world, which is this world (z up, front +x) rotated by -90 degrees around z.
         """
         at = self.cameras(index, size)
         if self.control == "rays":

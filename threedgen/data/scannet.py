@@ -1,6 +1,6 @@
 """Reader for ScanNet (Dai et al. 2017), and for other data in the layout that MVDiffusion uses for ScanNet.
 
-A scene is read as a walk, a camera path with depth:
+A scene is read as a walk: a camera path of numbered frames with depth. Key frames are a subset, chosen by overlap:
 
 SPLIT/SCENE/color/N.jpg, depth/N.png         image of frame N; depth in millimetres, 0 where unknown
 SPLIT/SCENE/pose/N.txt, prompt/N.txt         camera-to-world pose, OpenCV axes; caption in the first line

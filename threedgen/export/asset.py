@@ -38,7 +38,7 @@ ConvexMesh = tuple[Array, Array]  # convex mesh: vertices (V, 3) float32, outwar
 
 @dataclass
 class ExportedAsset:
-    """Asset that `make_asset` returns: file contents in memory, check results and statistics."""
+    """Game asset in memory, result of `make_asset`: file contents by name, validator findings, notes, statistics."""
 
     name: str  # prefix of the file names
     files: dict[str, bytes] = field(default_factory=dict)  # name -> content; if there are GLBs, the finest comes first

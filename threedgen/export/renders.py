@@ -94,8 +94,8 @@ class DepthFusion:
     def __init__(self, render: Callable[[Cameras], Render], cameras: Cameras, radius: float) -> None:
         """Render one depth image per camera.
 
-        `render` maps one camera to its render: colours, opacity and depth. `radius` is the radius of the scene in world
-        units.
+        `render` maps one camera to its render: colours, opacity and depth of each pixel. `radius` is the radius of the
+        scene sphere in world units.
         """
         self.cameras, self.truncation = cameras, TRUNCATION * radius
         renders = [render(cameras.select([k])) for k in range(len(cameras))]
@@ -114,7 +114,7 @@ class DepthFusion:
     def colour(self, x: Tensor) -> Tensor:
         """Return sRGB colours (N, 3) in [0, 1] of points x (N, 3) in world units.
 
-        They are means over the images with a surface near x, or over all images if there is no such image.
+        They are means over those depth images that show a surface near x, or over all images if there are none.
         """
         index, ahead = self._lookup(x)
         weight = (ahead.abs() < self.truncation).float() + 1e-6

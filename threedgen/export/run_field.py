@@ -27,7 +27,7 @@ from .shape.from_field import FieldView
 
 @dataclass(frozen=True)
 class RunField:
-    """Trained field of a run, with the run's config and the number of training steps."""
+    """Trained field (3D representation) of a run, with the run's config and the number of training steps."""
 
     view: FieldView  # the field as functions of points, and scene data
     config: Any  # config of the run
@@ -88,14 +88,19 @@ def field_view(
     device: torch.device | str,
     elevations: tuple[float, float] | None = None,
 ) -> FieldView:
-    """Return a trained representation on `device` as functions for density and colour at points, and scene data.
+    """Wrap a trained representation for the export, as a `FieldView`.
 
-    If the representation has no density, density and colours are computed from rendered depth images.
+    The result has functions for density and colour at points, a renderer of unlit images, the radius of the scene
+    sphere, the occupancy mask and `elevations`. If the representation has no density (3D Gaussians), density and
+    colours are fused from its rendered depth images (`DepthFusion`).
 
     Args:
+        field: trained representation, on `device`.
         occupancy: occupancy grid of the representation; None: all space is occupied.
-        march: options of the ray marching, among them the radius of the scene.
-        elevations: lowest and highest elevation of the training cameras in degrees; None: unknown.
+        march: options of the ray marching, among them the radius of the scene sphere.
+        device: device of the points at which the functions are evaluated.
+        elevations: lowest and highest elevation of the training cameras in degrees, with which the texture bake finds
+            surfaces that they hardly saw; None: unknown.
     """
     density: Field = field.density
     colour: Field = lambda x: torch.sigmoid(field(x)[1][:, :3])  # noqa: E731

@@ -110,7 +110,7 @@ def export(
 def save(asset: ExportedAsset, folder: Path, config: AssetConfig) -> None:
     """Replace the files of an earlier export in `folder` by the asset's files and asset.json.
 
-    Raises ConfigError if this would overwrite a file that no export wrote or that has changed since.
+    Raises ConfigError if this would overwrite a file that is not from an export, or that was changed after it.
     """
     with writing(folder):
         check_overwrite(folder, asset.files)
@@ -132,7 +132,7 @@ def summary_entry(asset: ExportedAsset) -> Tree:
 
 
 def update_summary(run: Path, asset: ExportedAsset) -> None:
-    """Replace what summary.json of the run folder `run` states about the asset: its entry "asset", a file and notes.
+    """Replace in summary.json of the folder `run` the entry "asset", the asset's file in "files" and notes in "notes".
 
     Without a summary.json, do nothing.
     """
@@ -153,7 +153,7 @@ def update_summary(run: Path, asset: ExportedAsset) -> None:
 
 
 def summary(asset: ExportedAsset, config: AssetConfig) -> Tree:
-    """Return the content of asset.json: statistics, file sizes, checksums, validator findings, notes, durations."""
+    """Return the content of asset.json: name, preset, statistics of the mesh, file sizes, SHA-256, findings, notes."""
     return {
         "name": asset.name,
         "version": __version__,

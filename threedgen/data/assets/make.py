@@ -79,7 +79,7 @@ MAX_WARNINGS = 20
 
 @dataclass(frozen=True)
 class Job:
-    """Job of a worker: one shard to render.
+    """Job of a worker: render one shard, a tar file of views of several assets.
 
     Attributes:
         number: index of the shard.

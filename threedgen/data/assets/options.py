@@ -43,7 +43,7 @@ class Asset:
 
 
 class Listing(NamedTuple):
-    """Assets to render. `left_out` maps what is not rendered, a mesh file or a line of the captions, to the reason."""
+    """Assets to render, and `left_out`: mesh file or line of the captions that is not rendered -> reason."""
 
     assets: tuple[Asset, ...]
     left_out: dict[str, str]

@@ -38,7 +38,7 @@ class Match(NamedTuple):
 
 
 def check_convention(photos: PosedPhotos) -> list[str]:
-    """Check with the images whether the convention of the poses, `photos.convention`, is right.
+    """Check with the images whether `photos.convention`, such as "c2w-opengl", is the right one for the poses.
 
     Return [] if it fits, or a list with one remark for the user if no convention fits. Raises ConfigError if another
     convention fits, and at least twice as well, or if the scene would be mirrored in this convention.

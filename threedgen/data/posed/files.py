@@ -1,4 +1,4 @@
-"""Photos with poses in the form that camera files state them, and conventions of poses. Imports no torch."""
+"""Poses and intrinsics of photos as camera files state them; conversion of poses to camera-to-world. No torch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,13 +46,14 @@ class PosedFiles:
     """Content of a camera file: N photos with poses and intrinsics.
 
     Attributes:
-        source: camera file (transforms.json), or folder of the COLMAP model.
-        files: N image files.
-        matrices: (N, 4, 4), float64, poses as in the file.
-        lenses: intrinsics of the N photos.
-        convention: convention of `matrices` that the file format defines.
-        missing: names of photos that `source` lists but that do not exist.
-        points: (P, 3), scene points of a COLMAP model, in the world of the poses; None: the source has no points.
+        source: path of transforms.json, or folder of the COLMAP model.
+        files: paths of the N photos.
+        matrices: (N, 4, 4), float64, pose of each photo as in the file, not converted.
+        lenses: focal lengths, principal point and distortion of each of the N photos.
+        convention: how to read `matrices`, defined by the file format: "c2w-opengl" (camera-to-world, camera looks
+            along -z) for transforms.json, "w2c-opencv" (world-to-camera, camera looks along +z) for COLMAP.
+        missing: names of photos that `source` lists but that do not exist; they are not among the N photos.
+        points: (P, 3), the P scene points of a COLMAP model, in the world of the poses; None: the source has no points.
         box: centre (3,) and half the side of the scene cube in an Instant-NGP file; None: the file has no cube.
         applied: (4, 4), transform that nerfstudio has applied to the original world; None: no transform.
     """
@@ -142,7 +143,7 @@ class Focus(NamedTuple):
 
 
 def to_c2w(matrices: Array, convention: PoseConvention) -> Array:
-    """Convert pose matrices (N, 4, 4) from `convention` to camera-to-world poses (N, 4, 4) with OpenGL axes."""
+    """Convert pose matrices (N, 4, 4) to camera-to-world, OpenGL axes. `convention`: theirs, such as "w2c-opencv"."""
     c2w: Array = np.linalg.inv(matrices) if convention.startswith("w2c") else matrices
     return c2w @ FLIP if convention.endswith("opencv") else c2w
 

@@ -36,7 +36,7 @@ class PosedPhotos(Instance):
     Attributes:
         posed: content of the camera file.
         matrices: (N, 4, 4), poses as in the file, after the division of the rotation part by its scale.
-        convention: convention of `matrices`.
+        convention: how to read `matrices`: "c2w-opengl", "c2w-opencv", "w2c-opengl" or "w2c-opencv".
     """
 
     posed: PosedFiles
@@ -44,9 +44,9 @@ class PosedPhotos(Instance):
     convention: PoseConvention
 
     def verify(self) -> None:
-        """Check the image headers.
+        """Check that each photo has the aspect ratio that the camera file states, from the image headers.
 
-        Raises ConfigError if a file is unreadable or its aspect ratio differs from the one in the camera file.
+        Raises ConfigError if a file is unreadable or has another aspect ratio.
         """
         for file, lens in zip(self.files, self.posed.lenses, strict=True):
             height, width = stored_shape(file)
@@ -81,7 +81,7 @@ def open_photos(path: Path, max_side: int, convention: PoseConvention | None = N
     """Read the camera file at `path` and the image headers; pixels are read later.
 
     All images get the size that the camera file states for the first photo, reduced if its longer side has more than
-    `max_side` pixels. `convention` is the convention of the poses; None: the convention of the file format. Raises
+    `max_side` pixels. `convention` states how to read the poses, such as "c2w-opengl"; None: by the file format. Raises
     ConfigError if a file is missing or damaged, if a pose is not rigid, or if a photo has another aspect ratio than in
     the camera file.
     """

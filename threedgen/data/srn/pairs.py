@@ -25,7 +25,9 @@ Indices = Sequence[int] | Array
 
 
 class PairSource(Protocol):
-    """Source of scenes with several views. The registry builds a source from a config, an image size and a seed.
+    """Source of scenes with several views each, for training novel-view models on pairs of views of a scene.
+
+    The registry builds a source from a config, an image size and a seed.
 
     Attributes:
         views: number of views of each scene.
@@ -75,6 +77,8 @@ class PairCache:
     """Disk cache of all views of all scenes of a source. A scene is read and encoded on first use.
 
     Args:
+        folder: folder of the cache files.
+        source: scenes to cache.
         size: image side, pixels.
         held_out: number of scenes at the end of the source that are not used for training; fewer than all.
         encode: function from images (V, H, W, 3), in [0, 1], to latents (V, C, h, w), which are stored as float16;

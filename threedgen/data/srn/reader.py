@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Instance(SceneFiles):
-    """Scene on disk with N views, whose images can be read. `cameras`: N cameras, in pixels of the image files."""
+    """Scene on disk with N views; `views` reads images. `cameras`: the N cameras, in pixels of the image files."""
 
     cameras: Cameras
 

@@ -36,8 +36,8 @@ def write_set(folders: Mapping[str, Path], path: Path) -> list[str]:
         folders: node name -> folder of an exported asset, with its GLB and asset.json.
 
     Returns:
-        Remarks for the user: assets that are left out, textures that are made smaller, findings of the Khronos
-            validator.
+        Remarks for the user, one text each: assets that are left out, the factor by which textures are made smaller,
+            findings of the Khronos validator.
 
     Raises:
         ConfigError: if no folder has an unchanged asset, or if the assets are too many for an atlas.
@@ -68,7 +68,7 @@ def read_asset(path: Path) -> tuple[TexturedMesh, dict[str, Array]]:
     """Read a GLB that `textured_glb_bytes` wrote.
 
     Returns the mesh in world axes (z up, front +x), and those textures that the file has, uint8 (H, W, 3), by name:
-    base_colour, normal, orm (occlusion, roughness, metallic). Raises ConfigError if a texture is damaged.
+    base_colour, normal, orm (occlusion, roughness, metallic in red, green, blue). Raises ConfigError if one is damaged.
     """
     file = GltfFile(read_bytes(path), SideFiles(path))
     (primitive,) = file.tree["meshes"][0]["primitives"]
@@ -101,13 +101,13 @@ def set_bytes(
     into rows: from left to right and from front to back, for a viewer in front of them.
 
     Args:
-        assets: node name -> mesh in world axes (z up, front +x) and its textures, uint8 (H, W, 3), by name
-            (base_colour, normal, orm).
+        assets: node name -> mesh in world axes (z up, front +x) and the textures of this mesh, uint8 (H, W, 3), by
+            name (base_colour, normal, orm: occlusion, roughness, metallic).
         name: name of the material.
         gltf_extras: JSON data for the glTF `extras`.
 
     Raises:
-        ConfigError: if tiles would be smaller than MIN_TILE.
+        ConfigError: if a texture's tile in the atlas would have fewer than MIN_TILE texels per edge.
     """
     full = [
         1 << (max(max(image.shape[:2]) for image in images.values()) - 1).bit_length() for _, images in assets.values()

@@ -24,8 +24,8 @@ class SplatArrays:
         quaternions: (N, 4) unit quaternions, real part first.
         scales: (N, 3) standard deviations, in the unit of the positions.
         opacities: (N,) in [0, 1].
-        harmonics: (N, K, 3) RGB coefficients of the K = 1 or 4 spherical harmonics of degree 0 or up to 1. The sRGB
-            colour in a viewing direction is 0.5 + the sum of coefficient * harmonic, clamped to [0, 1].
+        harmonics: (N, K, 3) RGB coefficients of K spherical harmonics: K = 1 (degree 0) or K = 4 (degrees 0 and 1).
+            The sRGB colour in a viewing direction is 0.5 + the sum of coefficient * harmonic, clamped to [0, 1].
     """
 
     means: Array
@@ -36,7 +36,7 @@ class SplatArrays:
 
     @classmethod
     def of(cls, field: Gaussians) -> "SplatArrays":
-        """Return the Gaussians of a trained representation, in world axes and world units."""
+        """Return the arrays of a trained representation of 3D Gaussians, in world axes (z up) and world units."""
         unit = normalize(field.quaternions, dim=-1)
         parts = (field.means, unit, field.log_scales.exp(), field.opacity_logits.sigmoid(), field.features)
         return cls(*(part.detach().float().cpu().numpy() for part in parts))

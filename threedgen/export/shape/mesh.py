@@ -1,4 +1,4 @@
-"""Data classes of meshes, the transform to asset space, vertex normals and tangents."""
+"""Meshes with vertex colours or UVs: data classes, placement on the ground in metres, vertex normals, tangents."""
 
 from dataclasses import dataclass, field, replace
 
@@ -12,7 +12,7 @@ from threedgen.run.disk import Tree
 
 @dataclass(frozen=True)
 class Mesh:
-    """Closed triangle mesh in world axes (z up, front +x) and world units."""
+    """Closed triangle mesh with vertex colours and normals, in world axes (z up, front +x) and world units."""
 
     vertices: Array  # (V, 3) float32
     faces: Array  # (F, 3) int32, counter-clockwise seen from outside
@@ -23,7 +23,7 @@ class Mesh:
 
 @dataclass(frozen=True)
 class TexturedMesh:
-    """Triangle mesh with UVs in world axes (z up, front +x). A vertex on a UV seam is stored once per side."""
+    """Triangle mesh with UVs, normals and tangents, z up, front +x. A vertex on a UV seam is stored once per side."""
 
     vertices: Array  # (V, 3) float32
     faces: Array  # (F, 3) int32, counter-clockwise seen from outside

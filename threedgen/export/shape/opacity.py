@@ -40,8 +40,9 @@ def depth_field(sigma: Array, cell: float, radius: float) -> tuple[Array, Tree]:
     """Compute a scalar field whose level set is the object's surface. Raises EmptyField if no part is half opaque.
 
     Takes the density grid sigma (R, R, R) per world unit, which is overwritten, and the grid spacing `cell` and the
-    scene's `radius` in world units. Returns the optical depth tau (R, R, R), larger inside the object, and statistics
-    `info` with the level of the surface: tau = info["level"].
+    scene's `radius` in world units. Returns the optical depth tau (R, R, R), larger inside the object, and a dict
+    `info`: the surface is tau = info["level"]; "haze" is the density that was subtracted as haze, "blur" the standard
+    deviation of the blur of sigma in world units; and the statistics of `clean`.
     """
     typical = typical_density(sigma)
     path = 1 / (typical * radius) if typical else 0.0  # free path of light, in scene radii

@@ -32,7 +32,7 @@ def sharpen(vertices: Array, faces: Array) -> Array:
 
 
 def sharp_normals(vertices: Array, faces: Array, rounds: int) -> Array:
-    """Return unit vertex normals (V, 3) float32, smooth on both sides of an edge but not across it.
+    """Return unit vertex normals (V, 3) float32, smoothed on each side of a sharp edge but not across it.
 
     Takes vertices (V, 3) and faces (F, 3). `rounds` is the number of filter passes; more passes smooth coarser noise.
     """

@@ -1,4 +1,4 @@
-"""Test whether a triangle mesh is a closed, oriented solid. Also edges, components, welding and volume."""
+"""Test whether a triangle mesh is a closed, oriented solid. Also list edges and components, weld, compute volumes."""
 
 from dataclasses import dataclass
 

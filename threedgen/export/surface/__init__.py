@@ -1,1 +1,1 @@
-"""Textures of an asset: baking, refinement, projection of images."""
+"""Textures of an asset: bake a field's colours, refine them by renders, project images, colour unseen texels."""

@@ -137,7 +137,7 @@ def texel_frames(low: TexturedMesh, buffers: Buffers) -> Texels:
 
 
 class Projected(NamedTuple):
-    """Result of projecting N points onto the dense surface: moved points, with their faces and barycentric weights."""
+    """Result of projecting N points onto the dense mesh: moved points, their faces, barycentric weights, hit mask."""
 
     points: Array  # (N, 3) projected points, world units; the input points where `hit` is False
     face: Array  # (N,) index of the dense face; where `hit` is False, a face of the nearest dense vertex
@@ -145,7 +145,7 @@ class Projected(NamedTuple):
     hit: Array  # (N,) bool, whether the line meets the surface inside the cage
 
     def interpolate(self, attribute: Array, faces: Array) -> Array:
-        """Interpolate a vertex attribute (V, C) of the dense mesh with faces (F, 3) at the N points; return (N, C)."""
+        """Interpolate a vertex attribute (V, C) of the dense mesh at the N points: (N, C). `faces` (F, 3): faces."""
         return (attribute[faces[self.face]] * self.bary[..., None]).sum(axis=1)
 
 

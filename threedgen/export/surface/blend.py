@@ -62,7 +62,7 @@ added to hide seams between inconsistent images."""
 
 
 class WeightedMean:
-    """Weighted mean of the colours of N texels over several images. Call `add` once per image."""
+    """Accumulator for the weighted mean of the colours of N texels over several images. Call `add` once per image."""
 
     def __init__(self, texels: int) -> None:
         self.total, self.weights = np.zeros((texels, 3), np.float32), np.zeros(texels, np.float32)

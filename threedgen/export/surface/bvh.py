@@ -1,8 +1,8 @@
 """Cast rays against triangles with a bounding volume hierarchy: nearest hit on a line, ambient occlusion.
 
-The tree is an implicit heap: node k has the children 2 k + 1 and 2 k + 2. All leaves are on the last level and hold the
-same number of triangles; the last triangle is repeated as padding. Each query writes only its own output, so results do
-not depend on the number of threads.
+The hierarchy is a binary tree of boxes around groups of triangles, stored as an implicit heap: node k has the children
+2 k + 1 and 2 k + 2. All leaves have the same depth and hold the same number of triangles; the last triangle is repeated
+as padding. Each query writes only its own output, so results do not depend on the number of threads.
 """
 
 from typing import NamedTuple
@@ -18,7 +18,7 @@ SLACK = 1e-7  # tolerance of barycentric weights, so that no ray passes between 
 
 
 class Bvh(NamedTuple):
-    """Bounding volume hierarchy of a triangle mesh. P is the number of triangles, with the padding of the leaves."""
+    """Bounding volume hierarchy of a mesh, as arrays. P counts the triangles and the copies that fill the leaves."""
 
     bounds: Array  # (nodes, 6) float32, minimum corner and maximum corner of each node's box
     corners: Array  # (P, 3, 3) float32, triangles in leaf order: [triangle, corner, coordinate]
@@ -113,12 +113,16 @@ def _enter(bounds, node, ox, oy, oz, ix, iy, iz, best, both_ways):
 
 @njit(cache=True, error_model="numpy")
 def _nearest(bounds, corners, stack, origin, direction, reach, both_ways, any_hit):
-    """Return the nearest triangle on a ray: index (-1: none), signed distance, barycentric weights of corners 1 and 2.
+    """Return the nearest triangle on a ray, as a tuple (index, distance, v, w).
 
-    The index is the row of `corners`. Distances are in lengths of `direction`; without a hit, the distance is inf.
-    `bounds` and `corners` are the arrays of a `Bvh`, and `stack` is scratch memory. `origin` and `direction` are tuples
-    (x, y, z). `reach` is the greatest distance. `both_ways`: also search behind the origin, and ignore triangles whose
-    normal points against the direction. `any_hit`: return the first triangle found.
+    The index is a row of `corners`, or -1 without a hit. The hit is at origin + distance * direction; the distance is
+    inf without a hit and negative behind the origin. In the triangle, the hit is (1 - v - w) A + v B + w C for the
+    corners A, B, C in `corners[index]`.
+
+    `bounds` (nodes, 6) and `corners` (P, 3, 3) are the arrays of a `Bvh`; `stack` (128,) int64 is scratch memory for
+    the nodes to visit. `origin` and `direction` are tuples (x, y, z). `reach` is the greatest |distance|. `both_ways`:
+    also search behind the origin, and ignore triangles whose normal points against the direction. `any_hit`: return
+    the first triangle found instead of the nearest.
     """
     (ox, oy, oz), (dx, dy, dz) = origin, direction
     nodes = bounds.shape[0]

@@ -31,7 +31,7 @@ BORDER_WEIGHT = 1e-3  # minimum of the weight factors of the options `window` (p
 
 
 class ViewTexture(NamedTuple):
-    """Texture projected from images, and which texels the images show."""
+    """Texture projected from images, mask and fraction of the texels that the images show, and PSNR to the images."""
 
     texture: Array  # (H, W, 3) float32 in [0, 1], row 0 at v = 1
     visible: Array  # (H, W) bool, texels that an image shows, or that are visible in the earlier texture `over`
@@ -40,7 +40,7 @@ class ViewTexture(NamedTuple):
 
 
 class TexelGeometry(NamedTuple):
-    """Geometry of N texels. Normals point to the side of the face that cameras see."""
+    """Points, face normals and smooth normals of N texels. Normals point to the side of the face that cameras see."""
 
     points: Array  # (N, 3), world units
     normals: Array  # (N, 3), unit face normals
@@ -157,7 +157,7 @@ def _weights(
     (x, y) in image n in pixels (M, 2).
 
     `depth` (H, W) is the depth map of camera n from `render_depths`. `mask` (h, w) in [0, 1] is the opacity of the mesh
-    in image n, or None if it is 1 everywhere. The depth map is a whole number of times larger than the image.
+    in image n, or None if it is 1 everywhere. H and W are the same whole multiple of h and w.
     """
     c2w, K, size = at.c2w[n].double().numpy(), at.projection.K[n].numpy(), np.array([at.width, at.height])
     w2c = (c2w[:3, :3] * (1, -1, -1)).astype(np.float32)

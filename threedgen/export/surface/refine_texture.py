@@ -47,7 +47,7 @@ class Refined(NamedTuple):
 
 
 class Samples(NamedTuple):
-    """Texture coordinates and target colours of P image pixels. The colour of a pixel is the mean of S samples."""
+    """Texture coordinates and target colours of P image pixels. A pixel's colour is the mean of S texture samples."""
 
     uv: Array  # (P, S, 2) float32, v upwards
     target: Array  # (P, 3) target colours
@@ -84,7 +84,7 @@ def refine_texture(texture: Array, mesh: TexturedMesh, c2w: Array, fov: float, t
 
 
 def sample_pixels(mesh: TexturedMesh, c2w: Array, fov: float, targets: Array, masks: Array) -> Samples:
-    """Return texture samples and target colours of the pixels to compare.
+    """Return texture coordinates and target colours of the pixels in which mesh and field are compared.
 
     These pixels have an opacity of at least MIN_OPACITY, and all their samples hit the mesh where the cosine between
     its normal and the direction to the camera is at least MIN_COSINE. Takes camera-to-world matrices c2w (V, 4, 4) with

@@ -102,7 +102,7 @@ def fill_unseen(
 ) -> tuple[Array, float]:
     """Recolour the texels that hardly any training camera sees with colours from their surroundings.
 
-    In these texels the colour of the field comes from its initialisation, not from training. A texel is visible if at
+    In such texels the colour of the field comes from its initialisation, not from training. A texel is visible if at
     least the fraction MIN_SHARE of cameras with the training elevations sees it (`visible_texels`); all others are
     recoloured. If no texel or every texel is visible, the texture is unchanged.
 
