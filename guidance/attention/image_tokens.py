@@ -42,7 +42,7 @@ def attend_to_image(attn: Attention, x: Tensor, text: Tensor, tokens: Tensor) ->
         attn: attention layer of diffusers, extended by `add_image_tokens`.
         x: input (B, L, C), from which the queries are computed.
         text: text embeddings (B, S, D) of S text tokens.
-        tokens: image tokens (B, N, D), the output of the resampler for one image.
+        tokens: image tokens (B, N, D): for each of the B inputs, the N tokens that the resampler returns for its image.
     """
 
     def heads(features: Tensor) -> Tensor:

@@ -242,8 +242,8 @@ def self_attention(attn: Attention, tokens: Tensor, n_view: int = 1, rotary: Wor
 def trains_on_cpu(tokens: Tensor) -> bool:
     """Return whether `tokens` are on a CPU and gradients are enabled.
 
-    torch's fused backward pass is slow there, so callers compute attention with an explicit softmax or by
-    `FlashAttention` instead.
+    torch's fused attention has a slow backward pass on a CPU, so callers then use an explicit softmax or
+    `FlashAttention`, this module's own autograd function for CPUs (not the CUDA library).
     """
     return torch.is_grad_enabled() and tokens.device.type == "cpu"
 

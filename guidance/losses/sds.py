@@ -146,9 +146,10 @@ class Distillation(nn.Module):
 
         Args:
             options: config of the loss.
-            max_steps: optimisation steps of the run; None: no option may be scheduled in percent.
-            prior, generator: prior whose UNet the parameters of the loss extend, and random generator of their initial
-                values; None for losses without parameters.
+            max_steps: optimisation steps of the run. Needed if the schedule of an option gives steps in percent of the
+                run, such as {"50%": 0.5}; else it may be None.
+            prior, generator: for losses with trained parameters, such as VSD's LoRA on the UNet of `prior`; the
+                generator samples their initial values. None for other losses.
         """
         super().__init__()
         self.options: Any = options

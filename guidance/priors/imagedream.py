@@ -115,9 +115,9 @@ class ImageDream(MVDream):
             x, t: noisy latents (B, C, h, w) and timesteps, (B,) or (); the views of an object are consecutive.
             text: embeddings (B, L, D).
             camera: camera vectors (B, 16) from the method `camera`, or None.
-            n_view: number of views per object.
-            reference: result of the method `reference` for R images, where R divides the number of objects; None:
-                zeros, as in the unconditional branch.
+            n_view: number of views per object, without the view that the pixel controller adds for the image.
+            reference: result of the method `reference` for R images, where R divides the number of objects. Each image
+                serves B / (n_view R) consecutive objects. None: zeros, as in the unconditional branch.
         """
         objects, frames = len(x) // n_view, n_view
         features, latents = self.no_image if reference is None else (reference[FEATURES], reference[LATENTS])

@@ -84,10 +84,10 @@ def reachable() -> bool:
 
 
 def absent(weights: str, why: str = "the hub cannot be reached") -> ConfigError:
-    """Return the error for missing weights. Its message says how to download them.
+    """Return the error for missing `weights` (hub id or path). Its message says how to download them.
 
-    `why` completes the reason "neither a file or folder here nor in the hub's cache, and ...". It is not used for
-    repositories that were removed from the hub.
+    `why` is the end of its sentence "... is neither a file or folder here nor in the hub's cache, and {why}". For
+    repositories that were removed from the hub (`MIRRORS`), the message names a copy, if any, instead of `why`.
     """
     if weights in MIRRORS:
         mirror = MIRRORS[weights]

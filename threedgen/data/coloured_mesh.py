@@ -243,7 +243,10 @@ def read_mesh(path: Path, up: Literal["y", "z"] = "y", warn: bool = False) -> Co
 
 
 def drop_degenerate(part: Part) -> Part:
-    """Return a mesh part without triangles that have area 0, or corners or values that are not finite."""
+    """Return a mesh part without triangles of area 0, and without those with non-finite `corners` or `values`.
+
+    The values are colours or texture coordinates at the corners, see `Part`.
+    """
     a, b, c = (part.corners[:, k] for k in range(3))
     with np.errstate(all="ignore"):
         area = np.linalg.norm(np.cross(b - a, c - a), axis=1)

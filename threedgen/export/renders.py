@@ -114,7 +114,8 @@ class DepthFusion:
     def colour(self, x: Tensor) -> Tensor:
         """Return sRGB colours (N, 3) in [0, 1] of points x (N, 3) in world units.
 
-        They are means over those depth images that show a surface near x, or over all images if there are none.
+        Each point is projected into the renders. Its colour is the mean of the pixels that it hits in those renders
+        whose depth there shows a surface near the point, or in all renders if there is none.
         """
         index, ahead = self._lookup(x)
         weight = (ahead.abs() < self.truncation).float() + 1e-6

@@ -18,12 +18,14 @@ from threedgen.run.arrays import Array
 
 @dataclass(frozen=True)
 class Texture:
-    """Texture of a material, with one byte per channel.
+    """Texture of a material, with one byte per channel, and a table of the values that the bytes stand for.
+
+    The table applies a material's colour factor, which multiplies linear colours, without a float copy of the image.
 
     Attributes:
         pixels: (H, W, 3 or 4) uint8.
-        table: (256, 3 or 4) float32 in [0, 1], the values that the bytes stand for. table[b, c] is the value of byte b
-            in channel c: sRGB for c < 3, straight alpha for c = 3. For pixels without alpha, the byte of alpha is 255.
+        table: (256, 3 or 4) float32 in [0, 1]. table[b, c] is the value of byte b in channel c: sRGB for c < 3,
+            straight alpha for c = 3. With 3 channels in `pixels` and 4 in the table, alpha is table[255, 3] everywhere.
     """
 
     pixels: Array

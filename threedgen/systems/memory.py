@@ -103,7 +103,7 @@ def training_prior(
 def measure_mvadapter_training(config: Any, device: torch.device) -> PeakMemory:
     """Return the peak memory (in bytes: `peak`) of a training step of the task "train-mvadapter" with `config`.
 
-    `device` decides the precision. Nothing is computed on it.
+    The step is simulated on torch's meta device, without values. `device` only decides the precision.
     """
     prior = training_prior(config.start, device, SIDES, config.branches, size=config.image_size)
     assert isinstance(prior.denoiser, AdaptedUNet)
@@ -114,7 +114,7 @@ def measure_mvadapter_training(config: Any, device: torch.device) -> PeakMemory:
 def measure_mvdiffusion_training(config: Any, device: torch.device) -> PeakMemory:
     """Return the peak memory (in bytes: `peak`) of a training step of the task "train-mvdiffusion" with `config`.
 
-    `device` decides the precision. Nothing is computed on it.
+    The step is simulated on torch's meta device, without values. `device` only decides the precision.
     """
     o, s = config.training, config.scenes
     size = (s.height, s.width) if config.variant == "depth" else (s.size, s.size)
@@ -130,7 +130,7 @@ def measure_mvdiffusion_training(config: Any, device: torch.device) -> PeakMemor
 def measure_dreambooth(config: Any, device: torch.device) -> PeakMemory:
     """Return the peak memory (in bytes: `peak`) of a training step of the task "mvdreambooth" with `config`.
 
-    `device` decides the precision. Nothing is computed on it.
+    The step is simulated on torch's meta device, without values. `device` only decides the precision.
     """
     o, prior = config.tuning, training_prior(config.prior.weights, device, size=config.prior.image_size)
     all_weights = o.preservation != "lora"  # a LoRA is small, but all activations are stored for it
@@ -148,7 +148,7 @@ def measure_dreambooth(config: Any, device: torch.device) -> PeakMemory:
 def measure_threedim_training(config: Any, device: torch.device) -> PeakMemory:
     """Return the peak memory (in bytes: `peak`) of a training step of the task "train-threedim" with `config`.
 
-    `device` decides the precision. Nothing is computed on it.
+    The step is simulated on torch's meta device, without values. `device` only decides the precision.
     """
     o, batch = config.model, config.training.batch
     if o.name == "latents":

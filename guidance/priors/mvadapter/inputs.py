@@ -41,10 +41,13 @@ def cameras_from_angles(angles: Sequence[tuple[float, float]], height: int, widt
 def cameras_facing_mesh(c2w: Tensor, height: int, width: int, fov: float = 0.0) -> Cameras:
     """Return B cameras that show the cube [-0.5, 0.5]^3 of a mesh at the origin, with the directions of given poses.
 
+    The shorter side of the image shows 1.1 units, the longer side more. With perspective, that is in the plane at
+    distance 0.5 in front of the origin.
+
     Args:
         c2w: camera-to-world poses (B, 4, 4), OpenGL axes, that look at the origin. Orthographic cameras keep the pose,
-            perspective cameras only its rotation: they get the distance that follows from `fov`.
-        height, width: image size in pixels; along the longer side the image shows more of the world.
+            perspective cameras only its rotation: their distance from the origin becomes 0.5 + 0.55 / tan(fov / 2).
+        height, width: image size in pixels.
         fov: field of view in degrees along the shorter side of the image; 0: orthographic.
     """
     c2w, half = c2w.float(), HALF_HEIGHT * max(1.0, height / width)

@@ -234,11 +234,14 @@ def make_guider(
 ) -> T2IAdapter:
     """Build a condition guider with random weights: a T2I-Adapter whose features fit the blocks of `unet`.
 
+    Its input are condition maps (B, 6, H, W): camera rays, or positions and normals of a mesh.
+
     Args:
         factor: image pixels per latent pixel along each axis.
         depth: residual blocks per level; None: the number of layers per block of the UNet.
-        downscale: input pixels per feature of the first level, along each axis; None: N = factor * guider_stride(unet),
-            for maps of the image's size. A divisor of N is for maps that are smaller by the factor N / downscale.
+        downscale: map pixels per feature of the first level, along each axis; None: N = factor * guider_stride(unet),
+            for maps of the image's size. N is 8 * 1 for SD 2.1, and 8 * 2 for SDXL (`guider_stride` is the side of a
+            feature in latent pixels). With N = 16, downscale 8 is for maps of half the image's height and width.
 
     Raises:
         ValueError: `downscale` does not divide N.

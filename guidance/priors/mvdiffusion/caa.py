@@ -89,7 +89,11 @@ class Attention(nn.Module):
         return torch.einsum("...hc,hcd->...hd", queries, self.to_k.weight.view(-1, HEAD, query.shape[-1]))
 
     def output(self, mixed: Tensor) -> Tensor:
-        """Apply the value and output projections to weighted sums of keys (..., H, d) of H heads; return (..., d)."""
+        """Apply the value and output projections to the attention-weighted sums of keys (..., H, d); return (..., d).
+
+        H is the number of heads. The value projection is linear, so it is applied after the sum, once instead of to S
+        keys. The sums are of unprojected keys: each head's sum has all d channels.
+        """
         values = torch.einsum("...hd,hcd->...hc", mixed, self.to_v.weight.view(-1, HEAD, mixed.shape[-1]))
         return self.to_out(values.flatten(-2))
 
@@ -108,10 +112,10 @@ class Transformer(nn.Module):
             zero(layer)
 
     def attend(self, x: Tensor, query_encoding: Tensor, keys: Tensor) -> Tensor:
-        """Update tokens `x` (..., T, d) by attention, where each token has S keys; return (..., T, d).
+        """Return `x` (..., T, d) plus the attention of each of its tokens to S keys; `feed` is not included.
 
-        `query_encoding` (T, d) is the positional encoding of the tokens. The positional encoding of the keys is already
-        added to `keys` (..., T, S, d).
+        `query_encoding` (T, d) is the positional encoding of the tokens. `keys` (..., T, S, d), from which the values
+        are computed too, already contain their positional encoding.
         """
         query = self.norm1(x + query_encoding)
         return x + self.attn1(query.flatten(0, -2), self.norm1(keys).flatten(0, -3)).view_as(x)

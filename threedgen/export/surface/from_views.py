@@ -102,11 +102,14 @@ def texture_from_views(
 
 
 def texel_geometry(mesh: TexturedMesh, buffers: Buffers, normals: Array, sides: Array) -> TexelGeometry:
-    """Return the geometry of the texels that a face covers, row by row, starting at v = 1.
+    """Return positions (in world units) and unit normals of the texels that lie in the UV triangle of some face.
+
+    The texels are in row-major order, and the first row is at v = 1. This function reverses the normals of faces with
+    negative `sides`, so that they point to the cameras.
 
     Args:
         buffers: result of `rasterise_uv` for the UVs of `mesh`.
-        normals: unit normals (F, 3) of the faces. The normal of a face that cameras see from behind is reversed.
+        normals: unit normals (F, 3) of the F faces, as the order of their vertices gives them.
         sides: (F,) from `render_depths`, negative for faces that cameras see from behind.
     """
     face = buffers.face[buffers.mask]

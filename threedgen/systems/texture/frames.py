@@ -62,9 +62,10 @@ class Frames:
 def read_frames(
     config: TextureConfig, rig: PathConfig, source: SourceMesh | None, frame: MeshFrame
 ) -> tuple[Frames, list[str]]:
-    """Read or create the camera views (frames) of a scene. Return them, and warnings about frames that were left out.
+    """Read the frames of a ScanNet folder, or create them along a camera path. Return them and a list of warnings.
 
-    Frames with known depth in less than the fraction `MIN_DEPTH` = 0.1 of their pixels are left out.
+    A frame has a camera, a depth map, a prompt and a name. A ScanNet folder has files with depth; along a path, depth
+    is rendered from the mesh. Frames with known depth in less than 10 % of their pixels are left out, with a warning.
 
     Args:
         rig: options of the camera path, or of the ScanNet folder.

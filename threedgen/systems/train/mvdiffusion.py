@@ -193,13 +193,15 @@ class ViewsSystem(MVDiffusionSystem):
     ) -> tuple[Tensor | None, Tensor | None]:
         """Return the image inputs of the network for the F views of each of n scenes.
 
-        `chosen` are n scene indices, and `z` (n, F, C, h, w) the clean latents.
+        `chosen` are n scene indices, and `z` (n, F, C, h, w) the clean latents. The variant of the network decides:
+        "panorama" (text only) has neither input, "outpaint" (a part of the first view is known) only the first, and
+        "depth" both.
 
         Returns:
-            Extra input channels (n F, E, h, w), or None if the network has none. With depth, E = 1 (inverse depth).
-                With a mask, E = 1 + C (mask, then latents of the known part).
-            Input (n F, C + 1, h, w) of the branch for known views: C channels of clean latents and a channel of ones;
-                all 0 for the other views. None if no view is known or the network has no depth.
+            Extra input channels (n F, E, h, w), or None. For "depth", E = 1 (inverse depth). For "outpaint", E = 1 + C
+                (mask, then latents of the known part).
+            Input (n F, C + 1, h, w) of the branch for known views, which the data marks (`condition_mask`): C channels
+                of clean latents and a channel of ones; all 0 for the other views. None if no view is known.
         """
         if data.photos is not None:
             extra = self.unknown_view(data.cache.encoded_size).repeat(len(chosen), data.cache.n_view, 1, 1, 1)

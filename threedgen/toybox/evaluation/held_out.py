@@ -132,8 +132,9 @@ class FrontObjects:
     def meshes(self, seed: int, first: int, count: int, front: bool = True) -> Iterator[tuple[str, ColouredMesh]]:
         """Yield pairs (caption, mesh) of ``count`` objects, cycling through the nouns with a clear front.
 
-        If ``front`` is False, the nouns are those without a front. Each noun has one held-out caption. Its objects have
-        the numbers ``first``, ``first`` + 1, ..., which seed different shapes. Meshes have z up and the front at +x.
+        If ``front`` is False, the nouns are those without a front. ``seed`` selects one held-out caption per noun. The
+        objects of a noun are numbered ``first``, ``first`` + 1, ...; ``seed``, caption and number determine the shape.
+        Meshes have z up and the front at +x.
         """
         nouns = clear_nouns() if front else tuple(word for word in held_out_pairs() if not NOUNS[word].front)
         cases = held_out_cases(len(nouns), seed, spread=True, nouns=nouns)

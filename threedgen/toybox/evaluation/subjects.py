@@ -302,14 +302,22 @@ def sheet(config: EvaluateSubjectsConfig, folder: Path, rows: Rows) -> Array:
 
 
 def compare(rows: Rows, key: str) -> Json:
-    """Return JSON that compares personalised priors with the base prior: mean differences, shares and seconds.
+    """Return JSON that compares personalised priors with the base prior, for one method against forgetting.
 
-    Each difference, personalised minus base, is (mean, low, high) with its 95 % interval over subjects, such as
-    "identity_gain" (similarity to true views) and "class_change" (right answers of the probe, an image classifier, for
-    prompts without the identifier). The shares are those of right answers to "order" and "bound". The seconds are the
-    median duration of the runs. ``rows`` has the measurements of each subject. ``key`` selects the personalised priors:
-    method against forgetting, such as "l1", or method and strength (factor on the change of the weights), such as
-    "l1-0.8".
+    Args:
+        rows: measurements of each subject.
+        key: method, such as "l1" (L1 penalty on the change of the weights), or method and strength (factor on the
+            change of the weights), such as "l1-0.8".
+
+    Returns:
+        "identity", "identity_interval": mean similarity of samples to true views, and its 95 % interval.
+        "identity_gain", "own_change", "class_change", "held_out_change": differences, personalised minus base, as
+            (mean, low, high) with the 95 % interval over subjects. The first is that of "identity". The others are
+            those of the share of right answers of the probe (an image classifier) for prompts of the subject, the same
+            prompts without the identifier, and held-out prompts.
+        "order", "bound": share of samples whose views show the sides in the right order, and of those whose accessory
+            is present in its colour.
+        "seconds": median duration of the runs that personalise.
     """
     tuned, base = ([row["found"][name] for row in rows] for name in (key, "base"))
 

@@ -90,7 +90,8 @@ class MatteImages:
 class MatteSystem(System):
     """LightningModule that trains a `Matte`, a network that predicts the opacity of an object at each pixel.
 
-    The loss is the binary cross entropy with the true opacity, which the training `images` contain.
+    The loss is the binary cross entropy with the true opacity: the renderer gives it, and the training `images` have it
+    as their fourth channel.
     """
 
     stage = "matte"

@@ -1,4 +1,4 @@
-"""Recipes of accessories, such as hats: functions that add solids to the object that wears them.
+"""Functions (recipes) that build the parts of procedural accessories, such as hats, on the object that wears them.
 
 Place and size of an accessory depend on anchors: named points, each with a radius, that the recipe of the wearer sets.
 """

@@ -1,4 +1,7 @@
-"""Recipes of large animals, which stand on four legs or upright and face +x."""
+"""Functions (recipes) that build the parts of procedural large animals.
+
+They stand on four legs or upright and face +x.
+"""
 
 import numpy as np
 

@@ -1,4 +1,7 @@
-"""Recipes of buildings. Their doors are in front (+x), and the ground is at z = 0."""
+"""Functions (recipes) that build the parts of procedural buildings.
+
+Their doors are in front (+x), and the ground is at z = 0.
+"""
 
 import numpy as np
 

@@ -1,4 +1,7 @@
-"""Recipes of food. Most of it looks the same from every side and has no front."""
+"""Functions (recipes) that build the parts of procedural food.
+
+Most of it looks the same from every side and has no front.
+"""
 
 import numpy as np
 

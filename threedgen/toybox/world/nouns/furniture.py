@@ -1,4 +1,7 @@
-"""Recipes of furniture. Backs are at -x, fronts face +x, and the floor is at z = 0."""
+"""Functions (recipes) that build the parts of procedural furniture.
+
+Backs are at -x, fronts face +x, and the floor is at z = 0.
+"""
 
 import numpy as np
 

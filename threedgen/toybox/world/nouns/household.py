@@ -1,4 +1,4 @@
-"""Recipes of household objects and tools."""
+"""Functions (recipes) that build the parts of procedural household objects and tools."""
 
 import numpy as np
 

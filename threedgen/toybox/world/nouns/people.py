@@ -1,4 +1,7 @@
-"""Recipes of people and characters, which stand upright and face +x. Clothes have the main colour."""
+"""Functions (recipes) that build the parts of procedural people and characters, which stand upright and face +x.
+
+Clothes have the main colour.
+"""
 
 from threedgen.toybox.world.builder import Builder
 from threedgen.toybox.world.grammar import HEADWEAR, noun

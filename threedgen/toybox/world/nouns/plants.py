@@ -1,4 +1,7 @@
-"""Recipes of plants. All look the same from every side, except the flower, whose blossom faces +x."""
+"""Functions (recipes) that build the parts of procedural plants.
+
+All look the same from every side, except the flower, whose blossom faces +x.
+"""
 
 import numpy as np
 
