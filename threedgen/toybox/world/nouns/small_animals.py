@@ -1,4 +1,7 @@
-"""Recipes of small animals, which face +x: rabbit, birds, frog, turtle and fish."""
+"""Functions (recipes) that build the parts of procedural small animals: rabbit, birds, frog, turtle and fish.
+
+They face +x.
+"""
 
 import numpy as np
 

@@ -1,4 +1,7 @@
-"""Recipes of round buildings. Their doors are in front (+x), and the ground is at z = 0."""
+"""Functions (recipes) that build the parts of procedural round buildings.
+
+Their doors are in front (+x), and the ground is at z = 0.
+"""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Recipes of toys and presents."""
+"""Functions (recipes) that build the parts of procedural toys and presents."""
 
 import numpy as np
 

@@ -1,4 +1,7 @@
-"""Recipes of vehicles, which head towards +x. The ground is at z = 0, except for the airplane."""
+"""Functions (recipes) that build the parts of procedural vehicles, which head towards +x.
+
+The ground is at z = 0, except for the airplane.
+"""
 
 import numpy as np
 
