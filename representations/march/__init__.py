@@ -70,6 +70,8 @@ class Samples:
 
         `origins` (R, 3) and unit `directions` (R, 3) define the R rays on which the samples lie.
         """
+        if self.t_start.device.type == "cpu" and self.t_start.dtype == torch.float32:
+            return backend(self.t_start, "numba").positions(self, origins, directions)  # six times as fast
         points = self.t_mid[:, None] * directions.index_select(0, self.ray_index)
         return points.add_(origins.index_select(0, self.ray_index))
 

@@ -39,6 +39,21 @@ def place(origins: Tensor, directions: Tensor, spans: Tensor, options: MarchConf
     return Samples(*(torch.from_numpy(a) for a in (ray_index, t_start, t_end, start, count)))
 
 
+def positions(samples: Samples, origins: Tensor, directions: Tensor) -> Tensor:
+    """Return the world points (N, 3) float32 of `Samples.positions`, rounded as torch rounds them."""
+    columns = (_array(t) for t in (samples.ray_index, samples.t_start, samples.t_end, origins, directions))
+    out = np.empty((len(samples), 3), np.float32)
+    _positions(*columns, out)  # type: ignore[call-arg]
+    return torch.from_numpy(out)
+
+
+@njit(cache=True, error_model="numpy", parallel=True)
+def _positions(ray_index, t_start, t_end, o, d, out):
+    for i in prange(len(ray_index)):
+        r, t = ray_index[i], HALF * (t_start[i] + t_end[i])
+        out[i, 0], out[i, 1], out[i, 2] = o[r, 0] + t * d[r, 0], o[r, 1] + t * d[r, 1], o[r, 2] + t * d[r, 2]
+
+
 @njit(cache=True, error_model="numpy", inline="always")
 def _middle(span, r, k):
     return HALF * ((span[r, 0] + F(k) * span[r, 2]) + (span[r, 0] + F(k + 1) * span[r, 2]))

@@ -96,7 +96,7 @@ def test_positions_are_the_interval_midpoints() -> None:
     samples = march(origins, directions, MarchConfig(samples=16))
     index = samples.ray_index
     expected = origins[index] + (samples.t_start + samples.t_end)[:, None] / 2 * directions[index]
-    torch.testing.assert_close(samples.positions(origins, directions), expected)
+    assert torch.equal(samples.positions(origins, directions), expected)
 
 
 def test_step_size_divides_the_longest_chord() -> None:
