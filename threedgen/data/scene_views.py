@@ -88,7 +88,7 @@ class WalkScenes:
         description: part of the cache key: one line of text with everything that determines the walks.
         seed: seed of random entries; entry i depends only on the seed and i.
         between: probability that a random entry is an interpolation, in [0, 1].
-        count: number of random entries; None: as many as there are walks. Not used with `entries`.
+        count: number of random entries; None: the number of walks. Not used with `entries`.
         entries: pairs (index of the walk, index of the first of `n_view` consecutive key frames in `walk.keys`), one
             per entry; None: random entries.
     """

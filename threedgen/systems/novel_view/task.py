@@ -158,7 +158,7 @@ def pair_loss(
 class PairSystem(AveragedSystem):
     """LightningModule that trains a novel-view model, and averages its weights over the steps (EMA).
 
-    Noise levels are drawn from a continuous range of log signal-to-noise ratios, not from T time steps.
+    Noise levels are sampled from a continuous range of log signal-to-noise ratios, not from T time steps.
     """
 
     stage = "novel views"
