@@ -214,8 +214,8 @@ class Prior(Protocol):
             text: embeddings (B, L, D) from `encode_prompt`.
             camera: result of the method `camera`, or None. A prior without cameras ignores it.
             n_view: number of consecutive images that are views of one object. A prior without cameras ignores it.
-            image: keyword arguments for the method `network`: `reference`, the result of the method `reference`, if the
-                prior is conditioned on a reference image; else none.
+            image: reference=FEATURES with the result of the method `reference`, if the prior is conditioned on a
+                reference image; else nothing. It is passed on to the method `network`.
         """
         return self.schedule.eps_from_output(x, self.network(x, t, text, camera, n_view, **image), t)
 
@@ -231,12 +231,12 @@ class Prior(Protocol):
     def sample_code(
         self, text: Tensor, generator: sampling.Generators = None, similar_to: Tensor | None = None
     ) -> Tensor:
-        """Sample an object code for each of n prompts, and return the embeddings `text` (n, L, D) with these codes.
+        """Sample an object code for each of n prompts; return a copy of `text` (n, L, D) with the code as last row.
 
         The code chooses what a prompt leaves unspecified, once for all views. Embeddings of a prior without object
         codes are returned unchanged. `generator` is one random generator or a list of n; None: torch's global
-        generator. `similar_to` (n, L, D) are embeddings of other prompts with codes, to whose objects the sampled
-        objects are similar; None: no such objects.
+        generator. `similar_to` (n, L, D) are embeddings with codes of n other objects, to which the sampled objects
+        become similar; None: no such objects.
         """
         return text
 
@@ -246,7 +246,7 @@ class Prior(Protocol):
         return False
 
     def encode_code(self, text: Tensor, latents: Tensor, c2w: Tensor, fit: bool = False) -> Tensor:
-        """Return the embeddings `text` (n, L, D) with the object codes of n objects, computed from V known views each.
+        """Compute an object code from V known views of each of n objects; return `text` (n, L, D) with it as last row.
 
         With `fit`, gradient descent adapts the encoded codes to the views (half a second for one view on a CPU).
         `latents` are clean latents of the views (n, V, C, h, w), `c2w` their camera-to-world matrices (n, V, 4, 4).
@@ -255,11 +255,11 @@ class Prior(Protocol):
         return text
 
     def coarse_latents(self, text: Tensor, c2w: Tensor | None, text_guidance: bool = True) -> Tensor | None:
-        """Predict latents (B, C, h, w) from text (B, L, D) and camera-to-world matrices (B, 4, 4), without denoising.
+        """Predict latents (B, C, h, w) with the coarse predictor, in one pass: a start for samples.
 
-        With `text_guidance`, a prediction with an object code is guided away from the prediction without text, as in
-        classifier-free guidance. Returns None if the prior has no `CoarsePredictor`, or does not use it, such as
-        without cameras (`c2w` None). c2w has OpenGL axes and a world with z up.
+        `text` are embeddings (B, L, D), `c2w` camera-to-world matrices (B, 4, 4), OpenGL axes, world z up. With
+        `text_guidance`, a prediction with an object code gets classifier-free guidance by the empty prompt. Returns
+        None if there is no coarse predictor, or if it is not used, such as without cameras (`c2w` None).
         """
         return None
 

@@ -43,11 +43,11 @@ LOWEST, HIGHEST = 1.0, 25.0
 class WorldRotary:
     """Rotary position embedding (Su et al. 2021, arXiv 2104.09864) for self-attention over the views of an object.
 
-    The first, third, ... head of a layer rotates by 3D positions: a token gets the point, in world axes, where the ray
-    of its pixel meets the plane that faces the camera and contains the object's centre (the world origin). A pixel and
-    its mirror image in the opposite view have the same point. The other heads rotate by the 2D position in the image,
-    so that a token can attend to the same pixel of another view, which shows the same on solids of revolution.
-    Attention depends on the offset between two positions.
+    The first, third, ... head of a layer rotates by 3D positions. The position of a token is the point, in world axes,
+    where the ray of its pixel meets the plane through the world origin (the object's centre) that faces the camera. A
+    pixel and its mirror image in the opposite view have the same point. The other heads rotate by the 2D position in
+    the image, so that a token can attend to the same pixel of another view, which shows the same on solids of
+    revolution. Attention depends on the offset between two positions.
     """
 
     def __init__(self, camera: Tensor | None, batch: int, device: torch.device) -> None:
@@ -68,9 +68,9 @@ class WorldRotary:
         """Return the arguments `cos` and `sin` of `rotate`, each (B, 2, L, D).
 
         The second index is 0 for heads that rotate by 3D positions, 1 for heads that rotate by 2D positions. L is the
-        number `tokens` of an image, D the `width` of a head. The first 12 (D // 16) channels are rotated. In `cos`,
-        both halves of these channels have the cosines of the same 6 (D // 16) angles; in `sin`, the first half has the
-        negative sines and the second half the sines. The other channels have cosine 1 and sine 0.
+        number `tokens` of an image, D the `width` of a head. There are N = 6 (D // 16) angles. In `cos`, channels 0 to
+        N - 1 hold their cosines, and N to 2 N - 1 the same again. In `sin`, channels 0 to N - 1 hold the negative
+        sines, N to 2 N - 1 the sines. The other channels, cosine 1 and sine 0, are not rotated.
         """
         side, count = round(tokens**0.5), 2 * (width // 16)  # even: as many angles from 2 dimensions as from 3
         u = HALF_EXTENT * torch.linspace(-1 + 1 / side, 1 - 1 / side, side, device=self.up.device)
@@ -125,8 +125,8 @@ class Rotate(torch.autograd.Function):
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Return x cos + y sin, (..., D), where y is x (..., D) with two groups of channels exchanged.
 
-    The groups are the first 6 (D // 16) channels and the next 6 (D // 16) channels. `sin` holds the negative sines for
-    the first group and the sines for the second, as `WorldRotary.table` returns them.
+    With N = 6 (D // 16), the groups are channels 0 to N - 1 and N to 2 N - 1. `sin` holds the negative sines for the
+    first group and the sines for the second, as `WorldRotary.table` returns them.
     """
     half = 6 * (x.shape[-1] // 16)
     exchanged = torch.cat([x[..., half : 2 * half], x[..., :half], x[..., 2 * half :]], dim=-1)

@@ -116,8 +116,8 @@ class ImageDream(MVDream):
             text: embeddings (B, L, D).
             camera: camera vectors (B, 16) from the method `camera`, or None.
             n_view: number of views per object, without the view that the pixel controller adds for the image.
-            reference: result of the method `reference` for R images, where R divides the number of objects. Each image
-                serves B / (n_view R) consecutive objects. None: zeros, as in the unconditional branch.
+            reference: CLIP features and latents of R images from the method `reference`, where R divides the number of
+                objects. Each image serves B / (n_view R) consecutive objects. None: zeros, which mean "no image".
         """
         objects, frames = len(x) // n_view, n_view
         features, latents = self.no_image if reference is None else (reference[FEATURES], reference[LATENTS])
@@ -137,7 +137,7 @@ class ImageDream(MVDream):
 
     @property
     def no_image(self) -> tuple[Tensor, Tensor]:
-        """Zeros instead of CLIP's features (1, L, D) and the latents (1, C, h, w) of an image: no reference image."""
+        """Zeros in place of a reference image, if there is none: CLIP features (1, L, D), latents (1, C, h, w)."""
         config: Any = self.encoder.config
         count = (self.encoder_size // config.patch_size) ** 2 + 1
         features = torch.zeros(1, count, config.hidden_size, device=self.device)

@@ -214,7 +214,7 @@ class LatentDiffusion(Prior):
         self.graph = GraphedCalls() if self.cuda_graph else None
 
     def with_draft(self, draft: float | None) -> Self:
-        """Set the strength of coarse-to-fine sampling, a first pass at half the image size, and return self.
+        """Turn coarse-to-fine sampling on or off, and return self. It samples at half the size, then at full size.
 
         `draft` is the img2img strength in (0, 1] of the second pass, at full size; None: one pass, at full size. Raises
         ConfigError if the prior cannot sample at half the size, or has a coarse predictor (the attribute `coarse`).
@@ -227,7 +227,7 @@ class LatentDiffusion(Prior):
 
     @property
     def unit(self) -> int:
-        """Side in pixels of a cell of the UNet's smallest feature map; height and width of images must be multiples."""
+        """Pixels per side of a cell of the UNet's smallest feature map; must divide the height and width of images."""
         return int(self.factor * 2 ** (len(self.unet.config["block_out_channels"]) - 1))
 
     @property
@@ -287,11 +287,11 @@ class LatentDiffusion(Prior):
         return self.predictor is not None
 
     def split_text(self, text: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Split embeddings (n, L, D) into text for the UNet, text for the coarse predictor and object codes (n, D).
+        """Split the result (n, L, D) of `encode_prompt` into text for the UNet, text for the predictor, object codes.
 
-        The two texts are (n, L', D). They differ only if the words that DreamBooth or textual inversion added were
-        removed for the predictor, see `prompt_variants`. An object code is a vector that chooses what the prompt leaves
-        unspecified; None if the prior has no such codes.
+        The two texts are embeddings (n, L', D) without the codes. They differ only if words that DreamBooth or textual
+        inversion added were removed for the coarse predictor. An object code, the last row of the input, is a vector
+        that chooses what the prompt leaves unspecified: (n, D); None if the prior has no such codes.
         """
         words, code = (text[:, :-1], text[:, -1]) if self.has_code else (text, None)
         first, last = words.chunk(2, 1) if words.shape[1] == 2 * self.max_tokens else (words, words)
@@ -323,13 +323,13 @@ class LatentDiffusion(Prior):
 
     @torch.no_grad()
     def encode_prompt(self, prompts: list[str]) -> Tensor:
-        """Encode n prompts as (n, L, D) float32: the text encoder's last hidden state after its layer norm.
+        """Encode n prompts of L tokens as float32 text embeddings (n, L, D), with more rows for some priors.
 
-        L is the number of tokens, D the number of features. If the coarse predictor takes another text than the UNet
-        (see `prompt_variants`), both are joined along the tokens: (n, 2 L, D). For SDXL, the result is (n, L + 1, D):
-        the penultimate hidden states of both encoders, joined along the features, then the pooled text of the second
-        encoder as last token. For a prior with object codes (vectors that choose what a prompt leaves unspecified), a
-        row of zeros (no code) follows.
+        The L rows are the text encoder's last hidden state after its layer norm. For SDXL, they are the penultimate
+        hidden states of both encoders, concatenated along the features, and one row follows: the pooled text of the
+        second encoder. If the coarse predictor takes another text than the UNet (see `prompt_variants`), its L rows
+        follow. If the prior has object codes (vectors that choose what a prompt leaves unspecified), a last row of
+        zeros follows, which means "no code".
         """
         prompts = [self.read_prompt(prompt).text for prompt in prompts]
         self.note_cuts(prompts)
@@ -432,8 +432,8 @@ class LatentDiffusion(Prior):
             text: embeddings (B, L, D).
             camera: camera vectors (B, 16), camera-to-world matrices with translations of length 1; None: no cameras.
             n_view: number of consecutive images that are views of one object.
-            coarse: latents (B, C, h, w) for the additional input channels of the UNet; None: the output of the coarse
-                predictor, if there is one.
+            coarse: latents (B, C, h, w) of the coarse predictor, which are concatenated to `x` as channels; None: they
+                are computed here. Not used without a coarse predictor.
         """
         if not self.needs_camera:
             camera, n_view = None, 1
@@ -448,7 +448,7 @@ class LatentDiffusion(Prior):
         return joined.unet_output(self.unet, x, t, text, camera, n_view, factor=self.factor)
 
     def fuse_views(self, coarse: Tensor, x: Tensor, t: Tensor, camera: Tensor | None, n_view: int) -> Tensor:
-        """Return the latents `coarse` (B, C, s, s) of the coarse predictor, improved by the noisy latents of all views.
+        """Improve the coarse predictor's latents `coarse` (B, C, s, s) by the noisy latents of all views; same shape.
 
         `x` are the noisy latents (B, C, h, w) at timesteps `t`, (B,) or (), `camera` camera vectors (B, 16); `n_view`
         consecutive images are views of one object. `coarse` is returned unchanged if the predictor has no network for
@@ -465,9 +465,9 @@ class LatentDiffusion(Prior):
     def predict_coarse(self, text: Tensor, c2w: Tensor, text_guidance: bool = True) -> Tensor | None:
         """Predict latents (B, C, h, w) in one pass with the coarse predictor; return None without a predictor.
 
-        They have the size of the latents of images with `image_size` pixels per side. `text` are embeddings (B, L, D),
-        `c2w` camera-to-world matrices (B, 4, 4), OpenGL axes, world z up. With `text_guidance`, predictions for texts
-        with an object code get classifier-free guidance: they are moved away from the prediction for the empty prompt.
+        h and w are those of latents of images with `image_size` pixels per side. `text` are embeddings (B, L, D), `c2w`
+        camera-to-world matrices (B, 4, 4), OpenGL axes, world z up. With `text_guidance`, predictions for texts with an
+        object code get classifier-free guidance: they are moved away from the prediction for the empty prompt.
         """
         if self.predictor is None:
             return None

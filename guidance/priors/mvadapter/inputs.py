@@ -27,7 +27,7 @@ RAISED = (0.0, 30.0)
 
 
 def cameras_from_angles(angles: Sequence[tuple[float, float]], height: int, width: int, fov: float = 0.0) -> Cameras:
-    """Return B cameras that look at the origin and show the cube [-0.5, 0.5]^3 of a mesh there.
+    """Return B cameras that look at the origin and show the cube [-0.5, 0.5]^3, into which the mesh fits.
 
     Args:
         angles: B pairs (elevation, azimuth) in degrees; azimuth 0 is the front (+x), 90 is +y.
@@ -39,10 +39,10 @@ def cameras_from_angles(angles: Sequence[tuple[float, float]], height: int, widt
 
 
 def cameras_facing_mesh(c2w: Tensor, height: int, width: int, fov: float = 0.0) -> Cameras:
-    """Return B cameras that show the cube [-0.5, 0.5]^3 of a mesh at the origin, with the directions of given poses.
+    """Return B cameras with the viewing directions of `c2w` that show the cube [-0.5, 0.5]^3, into which a mesh fits.
 
-    The shorter side of the image shows 1.1 units, the longer side more. With perspective, that is in the plane at
-    distance 0.5 in front of the origin.
+    The shorter side of the image shows 1.1 units, the longer side more. With perspective, this is the extent in the
+    plane that faces the camera at distance 0.5 in front of the origin.
 
     Args:
         c2w: camera-to-world poses (B, 4, 4), OpenGL axes, that look at the origin. Orthographic cameras keep the pose,

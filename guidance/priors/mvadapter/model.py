@@ -56,7 +56,8 @@ class MVAdapter(LatentDiffusion):
     Attributes:
         adapted: UNet with the adapter; None before `with_adapter`.
         base_schedule: noise schedule of the 2D model; with an adapter, `schedule` has a lower signal-to-noise ratio.
-        base_timesteps: timestep of the 2D model for each of the T timesteps of `schedule`, (T,); None: the same number.
+        base_timesteps: (T,), for each of the T timesteps of `schedule` the timestep that the 2D model receives; None:
+            it receives the timestep of `schedule` unchanged.
         reference_image: image (h, w, 3) in [0, 1] that all guidance is conditioned on; None: text only.
         coarse_predictor: network that predicts latents from text and camera, from which samples start; None: they start
             from noise.
@@ -89,7 +90,7 @@ class MVAdapter(LatentDiffusion):
         return self.with_network(network)
 
     def with_network(self, network: AdaptedUNet) -> Self:
-        """Replace the UNet by the adapted UNet `network`, shift the noise schedule as in its training; return self."""
+        """Replace the UNet by `network`, set `schedule` to the noise schedule of its training, and return self."""
         self.unet, self.adapted = network.unet, network
         self.schedule = self.base_schedule.shifted(network.settings.shift, network.settings.shift_mode)
         matched = network.settings.timestep == "matched"
@@ -185,8 +186,8 @@ class MVAdapter(LatentDiffusion):
             camera: maps in [0, 1] of camera rays, or of the geometry of a mesh, for the condition guider: (B, 6, H, W),
                 or (B, 6, 1, 1) if all pixels of an image have the same values; None: the guider is not used.
             n_view: number of consecutive images that are views of one object.
-            reference: features of R reference images by layer name, where R divides B, from `reference_features`; None:
-                no image.
+            reference: features of R reference images by layer name, from `reference_features`, where R divides B. Each
+                image serves B / R consecutive views. None: no image.
         """
         base_t, text = (
             t if self.base_timesteps is None else self.base_timesteps.to(t.device)[t],

@@ -37,16 +37,16 @@ class AdapterSettings:
 
     Attributes:
         layout: tokens that a token attends to. "row": its image row in all views. "rowcol", for six views of a mesh:
-            image rows join the views front, right, back, left; image columns join front, back, top, bottom.
+            its row in front, right, back and left views, its column in front, back, top and bottom views.
         arrangement: whether the added attention is "parallel" to the self-attention or "serial", after it.
         control: input of the condition guider, "rays" of the cameras or "geometry" of a mesh.
-        shift: factor by which the signal-to-noise ratio of the noise schedule is lower than that of the 2D model.
-        shift_mode: same factor at all timesteps ("default"), or growing from 1 at t = 0 ("interpolated").
+        shift: factor by which the signal-to-noise ratio of the 2D model's noise schedule is divided.
+        shift_mode: "default": the factor `shift` at all timesteps; "interpolated": growing from 1 at t = 0 to `shift`.
         anywhere: fraction of training objects rendered at random azimuths and at elevations from 0 to 30 degrees; the
             others are rendered at fixed views.
         fov: vertical field of view of the cameras in degrees; 0: orthographic.
-        timestep: timestep that the 2D model receives: the "same" number as in the shifted schedule, or the number
-            "matched" by signal-to-noise ratio.
+        timestep: timestep that the 2D model receives. "same": that of the shifted schedule; "matched": the timestep at
+            which the 2D model's own schedule has the same signal-to-noise ratio.
     """
 
     layout: Layout = "row"
@@ -112,8 +112,8 @@ class AdaptedUNet(nn.Module):
             settings: training settings of the adapter.
             branches: kinds of added attention: "mv" to other views, "ref" to a reference image.
             guided: whether to add a condition guider.
-            depth, downscale: residual blocks per level of the condition guider, and its input pixels per feature of the
-                first level; None: the defaults of `make_guider`.
+            depth, downscale: residual blocks per level of the condition guider, and its input pixels per cell of its
+                first feature map along each axis; None: the defaults of `make_guider`.
             fine: whether to add also a fine guider, which acts on the output of the UNet's first layer.
         """
         super().__init__()
@@ -129,9 +129,9 @@ class AdaptedUNet(nn.Module):
             self.add_fine_guider()
 
     def add_fine_guider(self) -> None:
-        """Add a fine guider, two convolutions of the condition guider's input, with output zero until it is trained.
+        """Set the attribute `fine` to an untrained fine guider, see `make_fine_guider`.
 
-        The output is added to that of the UNet's first layer.
+        Its output, zero until it is trained, is added to that of the UNet's first layer.
         """
         with self.unet.device:
             self.fine = make_fine_guider(self.unet, self.guider.downscale_factor * self.factor // self.multiple)
@@ -199,7 +199,7 @@ class AdaptedUNet(nn.Module):
                 (B V, 6, 1, 1) if they are equal for all pixels of a view; None: no guider features.
             n_view: number V of views per object.
             reference: features of R images from `reference_features`, where R divides B V. Each image serves B V / R
-                consecutive views. None: zeros.
+                consecutive views. None: the attention "ref" attends to zeros.
         """
         adapted = n_view > 1 or control is not None or reference is not None
         height, width = (self.factor * side for side in x.shape[-2:])
@@ -234,14 +234,14 @@ def make_guider(
 ) -> T2IAdapter:
     """Build a condition guider with random weights: a T2I-Adapter whose features fit the blocks of `unet`.
 
-    Its input are condition maps (B, 6, H, W): camera rays, or positions and normals of a mesh.
+    Its input are maps (B, 6, H, W) of camera rays, or of positions and normals of a mesh. A cell of its first feature
+    map covers N x N image pixels: N = 8 for SD 2.1 and 16 for SDXL, in general `factor` * `guider_stride`(unet).
 
     Args:
         factor: image pixels per latent pixel along each axis.
-        depth: residual blocks per level; None: the number of layers per block of the UNet.
-        downscale: map pixels per feature of the first level, along each axis; None: N = factor * guider_stride(unet),
-            for maps of the image's size. N is 8 * 1 for SD 2.1, and 8 * 2 for SDXL (`guider_stride` is the side of a
-            feature in latent pixels). With N = 16, downscale 8 is for maps of half the image's height and width.
+        depth: residual blocks per level; None: as many as a block of the UNet has layers.
+        downscale: map pixels per cell of the first feature map, along each axis. None: N, so H and W are those of the
+            image. N / 2: H and W are half of those of the image.
 
     Raises:
         ValueError: `downscale` does not divide N.
@@ -258,9 +258,9 @@ def make_guider(
 def make_fine_guider(unet: UNet2DConditionModel, pixels: int) -> nn.Module:
     """Build a fine guider: two convolutions, whose output is added to the output of the UNet's first layer.
 
-    The output is zero until the guider is trained. The input is the input of the condition guider, with `pixels` x
-    `pixels` map pixels per latent pixel. The condition guider acts only from the first attention layer on, which in a
-    small UNet has only 8 x 8 features (64 x 64 in the released models).
+    It takes the same maps as the condition guider, with `pixels` x `pixels` map pixels per latent pixel. In a small
+    UNet it adds finer detail than the condition guider, which acts only from the first attention layer on: 8 x 8
+    features there, 64 x 64 in the released models. The output is zero until the guider is trained.
     """
     width = int(unet.config["block_out_channels"][0])
     last = nn.Conv2d(width // 2, width, 3, padding=1)
@@ -271,7 +271,7 @@ def make_fine_guider(unet: UNet2DConditionModel, pixels: int) -> nn.Module:
 
 
 def guider_stride(unet: UNet2DConditionModel) -> int:
-    """Return the side, in latent pixels, of one cell of the condition guider's first feature map: 1, or 2 for SDXL.
+    """Return how many latent pixels a cell of the condition guider's first feature map covers per axis: 1; SDXL: 2.
 
     diffusers adds the features after the attention of a block. SDXL's first block has no attention, so the features are
     added at its end, after the downsampling.

@@ -45,10 +45,10 @@ def frequencies(count: int, encoding: Encoding) -> Tensor:
 class PositionalEncoding(nn.Module):
     """Positional encoding with `dim` channels: sines and cosines of a displacement or of a depth difference.
 
-    A displacement (x, y) (relation_dim 2) has dim / 4 frequencies: [sin x, sin y, cos x, cos y]. A depth difference
-    (relation_dim 1) has dim / 2 frequencies. The encoding "capped" encodes it as [sin, cos]. The encoding "reference"
-    (of the released weights) takes two consecutive depth differences a and b together: the channels of a are
-    [sin a, sin b], those of b [cos a, cos b].
+    Displacements (x, y) (relation_dim 2) become [sin x, sin y, cos x, cos y], with dim / 4 frequencies each. Depth
+    differences (relation_dim 1) have dim / 2 frequencies and become [sin, cos] with the encoding "capped". The encoding
+    "reference", needed for the released weights, mixes each two consecutive depth differences a and b: the channels
+    of a are [sin a, sin b], those of b [cos a, cos b].
     """
 
     freq_bands: Tensor
@@ -81,18 +81,19 @@ class Attention(nn.Module):
         return self.output((self.queries(query) @ keys.mT).softmax(-1) @ keys)
 
     def queries(self, query: Tensor) -> Tensor:
-        """Project tokens (..., d) to queries (..., H, d) of H heads that are multiplied with unprojected keys.
+        """Project tokens (..., d) to queries (..., H, d) of H heads, to be multiplied with keys that are not projected.
 
-        For a key n and the key projection W, q (W n) = (W^T q) n. This is about S times cheaper than projecting S keys.
+        For a key n and the key projection W, q (W n) = (W^T q) n. W is applied once to the query q of a token instead
+        of to each of its S keys.
         """
         queries = self.to_q(query).unflatten(-1, (-1, HEAD)) * HEAD**-0.5
         return torch.einsum("...hc,hcd->...hd", queries, self.to_k.weight.view(-1, HEAD, query.shape[-1]))
 
     def output(self, mixed: Tensor) -> Tensor:
-        """Apply the value and output projections to the attention-weighted sums of keys (..., H, d); return (..., d).
+        """Apply value and output projection to `mixed`, the attention-weighted sum of keys per head; return (..., d).
 
-        H is the number of heads. The value projection is linear, so it is applied after the sum, once instead of to S
-        keys. The sums are of unprojected keys: each head's sum has all d channels.
+        `mixed` is (..., H, d) for H heads: the keys are not projected, so each head has all d channels. The value
+        projection is linear, so it is applied once to the sum instead of to each key.
         """
         values = torch.einsum("...hd,hcd->...hc", mixed, self.to_v.weight.view(-1, HEAD, mixed.shape[-1]))
         return self.to_out(values.flatten(-2))
@@ -112,7 +113,7 @@ class Transformer(nn.Module):
             zero(layer)
 
     def attend(self, x: Tensor, query_encoding: Tensor, keys: Tensor) -> Tensor:
-        """Return `x` (..., T, d) plus the attention of each of its tokens to S keys; `feed` is not included.
+        """Return `x` (..., T, d) plus the attention of each of its tokens to S keys, without the feed-forward layer.
 
         `query_encoding` (T, d) is the positional encoding of the tokens. `keys` (..., T, S, d), from which the values
         are computed too, already contain their positional encoding.
@@ -159,8 +160,8 @@ class PanoramaBlock(nn.Module):
         Args:
             x: features (B F, d, h, w) of B scenes with F views each; each of the h w cells of a view is a token. The
                 result has the same shape.
-            keys: positions that the tokens of a view attend to, one entry per view. The S F entries belong to S scenes,
-                where S divides B; they are repeated for the next S scenes of the batch, and so on.
+            keys: positions that the tokens of a view attend to, one `KeyPositions` per view: those of one scene (F),
+                shared by all scenes, or of M scenes (M F), where M divides B; each next M scenes use the same ones.
             n_view: number F of views per scene.
         """
         maps, large = x.unflatten(0, (-1, len(keys))), sum(each.count for each in keys) * x[0].numel() > MAX_KEPT
@@ -208,9 +209,9 @@ class PanoramaBlock(nn.Module):
 
 
 def view_groups(keys: Sequence[KeyPositions], device: torch.device) -> list[list[int]]:
-    """Return groups of view indices to compute together: single views on a CPU, else views with equally many keys.
+    """Return groups of views whose attention is computed in one call: single views on a CPU, else larger groups.
 
-    The indices are positions in `keys`, which has one entry for each view.
+    A larger group has all views with equally many keys. Views are given by index in `keys`, the tables of all views.
     """
     if device.type == "cpu" or CHUNK.get(device.type) == CHUNK["cpu"]:
         return [[number] for number in range(len(keys))]

@@ -50,7 +50,7 @@ class KeyPositions:
         return KeyPositions(*(torch.stack(column) for column in columns))
 
     def tokens(self, start: int, stop: int) -> "KeyPositions":
-        """Return the part of the tables for tokens `start` to `stop` - 1 of each view; they must come from `stack`."""
+        """Return the tables of only the tokens `start` to `stop` - 1 of each view. Call it on a result of `stack`."""
         return KeyPositions(self.views, *(t[:, :, start:stop] for t in self.tables))
 
     @property

@@ -64,15 +64,16 @@ class MVDiffusion(LatentDiffusion):
     def check_size(self, size: sampling.Size, keys: tuple[str, str]) -> None:
         """Raise ConfigError if the UNet cannot sample images of `size` (H, W) in pixels.
 
-        H and W must be multiples of `unit`. With attention blocks for depth in the released encoding, `check_pairs`
-        must also pass. `keys` are the config keys of height and width, for the message.
+        H and W must be multiples of `unit`. For weights that encode depth differences in pairs (as the released ones
+        do), the smallest feature map must also have an even number of cells. `keys` are the config keys of height and
+        width, for the message.
         """
         sampling.check_image_size(size, self.unit, self.draft, keys)
         if self.multiview is not None and self.multiview.kind == "depth" and self.multiview.encoding == "reference":
             self.check_pairs(size, self.draft is not None, keys[1])
 
     def check_pairs(self, size: sampling.Size, halved: bool, key: str) -> None:
-        """Raise ConfigError if the UNet's smallest feature map has an odd number of cells.
+        """Raise ConfigError if the UNet's smallest feature map has an odd number of cells for images of `size`.
 
         MVDiffusion's positional encoding of depth differences takes the cells in pairs.
 
@@ -116,7 +117,7 @@ class MVDiffusion(LatentDiffusion):
         return super().networks | ({} if self.multiview is None else {"multiview": self.multiview})
 
     def predict(self, x: Tensor, t: Tensor, text: Tensor, *_args: object, **_kwargs: object) -> Tensor:
-        """Return the output of the UNet (B, C, h, w), noise or v, for B separate images of which nothing is known."""
+        """Return the UNet's output (B, C, h, w), noise or v, for B separate images without known depth or pixels."""
         return super().predict(torch.cat([x, unknown_channels(self.extra, x)], 1), t, text)
 
     def masked_extra(self, views: Tensor, given: Tensor) -> Tensor:
@@ -156,7 +157,7 @@ class MVDiffusion(LatentDiffusion):
             t: timesteps (B F,).
             text: encoded prompts (B F, L, D).
             geometry: corresponding positions of the views; None: each image is denoised separately.
-            extra: extra input channels (B F, E, h, w) that the UNet takes: depth (E = 1), or mask and latents of the
+            extra: additional channels (B F, E, h, w), concatenated to `x`: depth (E = 1), or mask and latents of the
                 masked image (E = 1 + C); None: channels that mean "nothing is known".
             condition: clean latents, then mask (1 for known views), (B F, C + 1, h, w), from `inputs.given_condition`;
                 None: no known views.
@@ -187,9 +188,9 @@ class MVDiffusion(LatentDiffusion):
     def fixed_latents(self, extra: Tensor | None, condition: Tensor | None) -> tuple[Tensor, Tensor] | None:
         """Return the latents of known images that sampling must keep; None if there are none.
 
-        The result is a mask (F, 1, h, w), above 0 where latents are kept, and the clean latents (F, C, h, w). Known
-        views are kept if `hold` is True or the UNet has no branch that takes them as input. Otherwise, known pixels of
-        an inpainting UNet are kept if `hold` is True.
+        The result is a mask (F, 1, h, w), above 0 where latents are kept, and the clean latents (F, C, h, w). If
+        `condition` is given, and `hold` is True or the UNet has no branch for known views, it keeps the known views. If
+        not, and the UNet is an inpainting UNet and `hold` is True, it keeps the known pixels in `extra`.
 
         Args:
             extra: additional UNet channels (F, E, h, w). For an inpainting UNet E = 1 + C: mask (1 where unknown), then
