@@ -2,8 +2,8 @@
 
 The small UNet of `toybox-prior`, the multi-view model that comes with threedgen, takes the prediction as additional
 input channels (InstructPix2Pix, arXiv 2211.09800). With these channels, the UNet follows the camera: wrong cameras
-raise its mean squared error of x_0 at t = 800 from 0.36 to 0.62. Without the channels, they raise it only from 0.435 to
-0.451.
+raise the mean squared error of its clean latents, predicted at timestep 800, from 0.36 to 0.62. Without the channels,
+they raise it only from 0.435 to 0.451.
 
 An object code, a vector, decides what the caption leaves unspecified. Without a code, the prediction is an average of
 all objects that fit the caption.
@@ -61,11 +61,13 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
                 levels = len(channels).
             queries: number of learned queries that attend to the text for the coarsest level.
             heads: attention heads.
-            width: hidden features of the MLP that combines text and camera, and the features that modulate the blocks.
+            width: hidden features of the MLP that combines text, camera and code; they also scale and shift the inputs
+                of the blocks.
             channels, blocks: channels and number of residual blocks of each level, from coarse to fine. Each level has
                 twice the side of the level before.
-            starts_samples: config entry for the prior: whether its samples may start from the prediction (img2img).
-            fusion: channels of the `ViewFusion`; 0: none, so that predictions do not depend on noisy latents.
+            starts_samples: whether the prior may start its samples from the prediction (img2img); only stored here.
+            fusion: hidden channels of the `ViewFusion`, which corrects predictions by the noisy latents of all views;
+                0: none.
         """
         super().__init__()
         self.base = size // 2 ** (len(channels) - 1)
@@ -167,7 +169,7 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
             self.register_to_config(fusion=channels)
 
     def read(self, text: Tensor) -> Tensor:
-        """Return features (B, queries * D): the learned queries attend to `text` (B, L, D), which includes the code."""
+        """Return features (B, queries * D): learned queries attend to `text` (B, L, D), tokens of caption and code."""
         query = self.queries.expand(len(text), -1, -1)
         return cross_attend(query, self.key_value(text), self.heads).flatten(1)
 
@@ -175,8 +177,8 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
 class Block(nn.Module):
     """Residual block of `CoarsePredictor`: cross-attention, then two 3 x 3 convolutions.
 
-    Each position of the feature map attends to the tokens of text and object code. Common features of text, camera and
-    code scale and shift the normalised input of the convolutions.
+    Each position of the feature map attends to the tokens of text and object code. One feature vector, computed from
+    text, camera and code, scales and shifts the normalised input of the convolutions.
     """
 
     def __init__(self, channels: int, text_width: int, heads: int, width: int, groups: int = 8) -> None:
@@ -197,8 +199,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, text: Tensor, features: Tensor) -> Tensor:
         """Return the block's output (B, C, h, w) for a feature map `x` (B, C, h, w).
 
-        Each position of x attends to `text`, the embeddings (B, L, D) of text and object code. From `features`
-        (B, width), the common features of text, camera and code, scale and shift are computed.
+        Each position of x attends to `text` (B, L, D), the tokens of text and object code. `features` (B, width),
+        computed from text, camera and code, give scale and shift.
         """
         query = self.query(self.norm_words(x).flatten(2).transpose(1, 2))
         words = self.words(cross_attend(query, self.key_value(text), self.heads))

@@ -48,8 +48,8 @@ def complete_views(
 
     Args:
         prior: a prior whose `completes_views` is True.
-        text: embeddings of the prompt and of the negative prompt, each (1, L, D). If the prior has object codes and the
-            first embedding has none (its last row is zero), the code is computed from the known views.
+        text: embeddings of the prompt and of the negative prompt, each (1, L, D). If the prior has object codes, the
+            last of the L rows is the code; if it is zero for the prompt, it is computed from the known views.
         views: known images (A, H, W, 3) in [0, 1], of any size.
         views_c2w: camera-to-world matrices (A, 4, 4) of the known views, OpenGL axes, world z up.
         c2w: camera-to-world matrices (V, 4, 4) of the new views, with the same axes.
@@ -76,12 +76,11 @@ def complete_views(
 
 
 def with_known_views(denoise: Denoiser, known: KnownViews, n_known: int) -> Denoiser:
-    """Return a denoiser of new views that adds the known views to each batch for `denoise`, to be attended to.
+    """Return a denoiser of new views that puts the known views into the batch, so that the new views attend to them.
 
-    The returned function has the arguments of `denoise`, for the new views only: its `n_view` is the number of new
-    views per object. It returns the noise predicted in the new views. If its argument `camera` is None (an
-    unconditional branch), it calls `denoise` without the known views. `n_known` is the number of known views per
-    object.
+    The returned function takes the new views only: its `n_view` is their number per object. It calls `denoise` with the
+    `n_known` known views of each object before its new views, and returns the noise predicted in the new views. If its
+    argument `camera` is None (an unconditional branch), it calls `denoise` without the known views.
     """
 
     def call(x: Tensor, t: Tensor, text: Any, camera: Tensor | None, n_view: int, **kwargs: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""Replay of a network as a CUDA graph: one launch by the host in place of hundreds."""
+"""Replay of a network as a CUDA graph: one launch by the CPU in place of hundreds of kernel launches."""
 
 import logging
 from collections.abc import Callable
@@ -17,10 +17,10 @@ Recording = tuple[Callable[[], object], Tensor]
 class GraphedCalls:
     """Wrapper that calls one function of tensors on a GPU without gradients, from the third call on as a CUDA graph.
 
-    Only one graph is kept, because its memory holds all activations of the function: that for the latest shapes, dtypes
-    and devices of the tensor arguments and values of the other arguments. When these change, counting starts again: two
-    calls run normally, the third captures a new graph. If the capture fails, all later calls run normally, and the
-    reason is logged. Everything else that the function uses, such as weights, must not change.
+    A graph is valid for fixed shapes, dtypes and devices of the tensor arguments and fixed values of the others. When
+    one of these changes, the graph is dropped, because it holds the memory of all activations, and counting starts
+    again: two calls run normally, the third captures a new graph. If the capture fails, all later calls run normally,
+    and the reason is logged. Everything else that the function uses, such as weights, must not change.
     """
 
     def __init__(self) -> None:

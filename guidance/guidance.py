@@ -31,22 +31,25 @@ def repeat_text(text: Tensor, count: int) -> Tensor:
 
 
 def add_view(values: Tensor, last: Tensor) -> Tensor:
-    """Append one view per object, `last` (B, ...), to V views per object, `values` (B V, ...): (B (V + 1), ...)."""
+    """Put one more view after the V views of each of B objects; return (B * (V + 1), ...).
+
+    `values` (B * V, ...) are the V views of one object after the other, `last` (B, ...) one further view per object.
+    """
     return torch.cat([values.unflatten(0, (len(last), -1)), last[:, None]], dim=1).flatten(0, 1)
 
 
 def branches(
     denoise: Any, x: Tensor, t: Tensor, texts: Sequence[Tensor], camera: Tensor | None, n_view: int, **kwargs: Features
 ) -> tuple[Tensor, ...]:
-    """Predict the noise of B latents for each of K texts, in one call of the `Denoiser` with a batch of K B images.
+    """Predict the noise of B latents for each of K texts, in one call of `denoise` (a `Denoiser`) with K * B images.
 
     Args:
         x, t: noisy latents (B, C, h, w) and timesteps, (B,) or (1,).
         texts: K text embeddings (n, L, D), where n divides B; each of the n serves B / n consecutive images.
-        camera: encoded cameras of the B images, used with every text as in MVDream; None: no cameras.
+        camera: encoded cameras of the B images, used with each of the K texts; None: no cameras.
         n_view: number of consecutive images that are views of one object.
-        kwargs: further keyword arguments of `denoise`, already for K predictions, such as the result of
-            `Condition.reference_kwargs`.
+        kwargs: further keyword arguments of `denoise`, such as reference=features with one (K, ...) tensor per name,
+            for the K texts (result of `Condition.reference_kwargs`).
 
     Returns:
         K noise predictions (B, C, h, w), float32.
@@ -110,11 +113,11 @@ class Condition:
     The B images are views of B / n_view scenes; the views of a scene are consecutive.
 
     Attributes:
-        text: conditional and unconditional embeddings, each (n, L, D), where n divides B; each of the n serves B / n
-            consecutive images.
+        text: embeddings of the prompt and of the negative or empty prompt, each (n, L, D), where n divides B; each of
+            the n serves B / n consecutive images.
         camera: result of `Prior.camera` for the B images, such as camera vectors (B, 16); None: no cameras.
         n_view: views per scene.
-        negatives: negative prompts of Perp-Neg, see `combine_perp_neg`; None: no such prompts.
+        negatives: further negative prompts with weights (Perp-Neg, see `combine_perp_neg`); None: no such prompts.
         plain_text: embedding (1, L, D) of the prompt without view-dependent words, for the LoRA of VSD; None: `text`.
         c2w: camera-to-world matrices (B, 4, 4), OpenGL axes, for the LoRA of VSD; None: no poses.
         reference: features of one reference image by name, each (1, ...), see `Features`; None: no image.
@@ -152,20 +155,22 @@ class Condition:
 def predict(
     denoise: Denoiser, x: Tensor, t: Tensor, condition: Condition, guidance_scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Predict the noise with classifier-free guidance (Ho and Salimans 2022).
+    """Predict the noise with classifier-free guidance (Ho and Salimans 2022): eps_u + s (eps_c - eps_u).
 
-    The unconditional branch has neither the prompt nor the reference image; it has the cameras unless
-    `condition.single_view_uncond` is True.
+    eps_c is the noise that `denoise` predicts with the prompt, the cameras and the reference image. eps_u is predicted
+    with the negative or empty prompt, without the image, and with the cameras unless `condition.single_view_uncond` is
+    True. If `condition.negatives` is not None, `combine_perp_neg` also subtracts the predictions for these prompts.
 
     Args:
+        denoise: predicts noise without guidance.
         x: noisy latents (B, C, h, w).
         t: timesteps (B,), or (1,) for all images.
-        condition: conditions of both branches.
-        guidance_scale: s in eps_u + s (eps_c - eps_u).
+        condition: prompts, cameras and reference image of the B images.
+        guidance_scale: s.
 
     Returns:
-        The guided and the conditional noise, both like `x`, float32. If the scale is 1 and there are no negative
-        prompts, only the conditional branch is computed, and both are the same tensor.
+        The guided noise and eps_c, both like `x`, float32. If s is 1 and `condition.negatives` is None, eps_u is not
+        computed, and both are the same tensor.
     """
     camera, n_view, alone = condition.camera, condition.n_view, condition.single_view_uncond
     negatives = condition.negatives
@@ -185,7 +190,8 @@ def predict(
 def guided(denoise: Denoiser, condition: Condition, guidance_scale: float) -> Callable[[Tensor, Tensor], Tensor]:
     """Return a function (latents (B, C, h, w), timesteps (B,)) -> noise (B, C, h, w) for samplers.
 
-    The noise is the prediction of `denoise` with classifier-free guidance.
+    The noise is predicted by `denoise` with classifier-free guidance, for the prompts, cameras and reference image in
+    `condition`; see `predict`.
     """
 
     def guided_noise(x: Tensor, t: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ class Matte(nn.Module):
         """Build the network.
 
         Args:
-            size: pixels per side of the input, a multiple of 2 ** len(channels), at most `MAX_SIZE`, else ValueError.
+            size: pixels per side of the input: a multiple of 2 ** len(channels), at most 1024; else ValueError.
             channels: number of channels of each level, from fine to coarse; each level halves the side.
         """
         super().__init__()
@@ -132,9 +132,11 @@ def _by_grabcut(rgb: Array) -> Array:
 def reference_foreground(options: ReferenceConfig) -> Array | None:
     """Return the cut-out object of a prior's reference image, RGBA (h, w, 4) in [0, 1]; None without an image.
 
-    Alpha is the object's opacity, float32 like the colours, which are not multiplied by it. It is that of the file or,
-    for an image without transparency, the result of the background remover `options.matte`; without a remover
-    (None), such an image needs a background of one colour.
+    Alpha is the object's opacity, float32 like the colours, which are not multiplied by it. It comes from
+
+    1. the file, if the image has transparency,
+    2. the background remover `options.matte`, if that is not None,
+    3. the colours: the background must have one colour.
 
     Raises ConfigError if the image cannot be read, its object cannot be cut out, or the background remover is missing.
     """

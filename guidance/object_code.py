@@ -30,7 +30,8 @@ def transformer(layers: int) -> nn.TransformerEncoder:
 def sinusoids(t: Tensor) -> Tensor:
     """Encode numbers `t` (B,) in [0, 1], times or noise levels, as sines and cosines (B, 2 FREQUENCIES).
 
-    The angles are t times FREQUENCIES factors, spaced geometrically from 1 to e^5 radians; all sines come first.
+    The angles in radians are t times each of FREQUENCIES (32) factors, spaced geometrically from 1 to e^5. All sines
+    come first.
     """
     angles = t[:, None] * torch.exp(torch.linspace(0, 5, FREQUENCIES, device=t.device))
     return torch.cat([angles.sin(), angles.cos()], 1)

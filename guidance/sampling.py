@@ -1,4 +1,4 @@
-"""DDIM sampling of latents (Song et al. 2021, arXiv 2010.02502): from noise, img2img, in several passes.
+"""DDIM sampling of latents (Song et al. 2021, arXiv 2010.02502): from noise, by img2img, or in several passes.
 
 Coarse-to-fine sampling follows Imagen (arXiv 2205.11487), but one network samples at half the size and refines by
 img2img. Synchronised views follow SyncMVD (arXiv 2311.12891), but are made consistent only before each img2img round.
@@ -61,11 +61,11 @@ def before_steps(callback: Callable[[], None]) -> OnStep:
 
 
 def ddim_timesteps(steps: int, T: int = 1000) -> Tensor:
-    """Return the ascending timesteps at which DDIM calls the network, (steps,) int64: floor(i T / steps) + 1.
+    """Return the ascending timesteps at which DDIM calls the network, (steps,) int64.
 
-    i is 0..steps-1. If `steps` divides T, these are the timesteps of the ldm code base; if `steps` equals T, they are
-    0..T-1. T is the number of training timesteps, or for img2img the smaller number of timesteps up to the noise level
-    of the start.
+    They are floor(i T / steps) + 1 for i = 0..steps-1 (as in the ldm code base, if `steps` divides T), but 0..T-1 if
+    `steps` equals T. T is the number of training timesteps; for img2img, the number of timesteps up to the noise level
+    of the start, which is smaller.
     """
     # With steps = T the offset of 1 would give t = T, which has no alpha_bar.
     return torch.arange(steps) * T // steps + (1 if steps < T else 0)
@@ -85,7 +85,9 @@ def ddim_alphas(schedule: Schedule, timesteps: Tensor) -> tuple[Tensor, Tensor]:
 def ddim_step(
     x: Tensor, eps: Tensor, a: Tensor, a_prev: Tensor, eta: float = 0.0, noise: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Take one DDIM step (Song et al. 2021, eq. 12); return next and predicted clean latents, each (B, C, h, w).
+    """Take one DDIM step (Song et al. 2021, eq. 12); return less noisy latents and predicted clean latents.
+
+    Both are (B, C, h, w).
 
     Args:
         x, eps: noisy latents and the noise predicted in them, each (B, C, h, w).
@@ -147,7 +149,8 @@ def sample_latents(
         noise: unit Gaussian noise (B, C, h, w).
         steps: number of DDIM steps from pure noise; img2img takes round(strength * steps), at least one.
         init: img2img start; None: start from pure noise.
-        eta, generator: amount of fresh noise in each step (0: deterministic DDIM, 1: as in DDPM), and its generator.
+        eta: amount of fresh noise in each step; 0: deterministic DDIM; 1: as in DDPM.
+        generator: random generator of that noise, or one for each equal part of the batch; None: torch's global one.
         on_step: progress callback (steps done, total steps).
     """
     x, T = noise, schedule.T
@@ -204,13 +207,13 @@ def check_half_size(size: Size, draft: float | None, unit: int, key: str = "draf
 
 
 def img2img_strengths(draft: float | None, rounds: int = 0) -> list[float]:
-    """Return the noise strength of each img2img round at full size, in (0, 1].
+    """Return the noise strength, in (0, 1], of each img2img round that follows the first pass of sampling.
 
     Strengths decrease linearly from that of the first round, s, to s / n in the last of n rounds.
 
     Args:
-        draft: strength of the first round; None: `REFINE_STRENGTH`.
-        rounds: number of rounds. If it is 0, there is one round if `draft` is set, else none.
+        draft: strength of the first round; None: 0.3 (`REFINE_STRENGTH`).
+        rounds: number of rounds. 0: one round if `draft` is not None, else none.
     """
     times = max(rounds, draft is not None)
     return [(draft or REFINE_STRENGTH) * (times - number) / times for number in range(times)]
@@ -219,10 +222,10 @@ def img2img_strengths(draft: float | None, rounds: int = 0) -> list[float]:
 def total_steps(steps: int, draft: float | None, rounds: int = 0, init: InitLatents | None = None) -> int:
     """Return the number of denoising steps of all passes of `sample_images`.
 
-    A pass from noise takes `steps` steps, an img2img pass round(strength * steps), at least one. The first pass starts
-    from noise, or from `init` with its strength. The img2img passes after it have the strengths
-    `img2img_strengths(draft, rounds)`, with the number `rounds` of rounds that make views consistent (`ViewSync`). With
-    `init`, `draft` is ignored.
+    The first pass starts from noise and takes `steps` steps; with `init`, it is an img2img pass with that strength. The
+    passes after it are img2img passes with the strengths `img2img_strengths(draft, rounds)`: `draft` is the strength at
+    full size after a first pass at half the size (None, or with `init`: no half size), `rounds` the number of rounds
+    that make views consistent. An img2img pass takes round(strength * steps) steps, at least one.
     """
     first, draft = (1.0, draft) if init is None else (init.strength, None)
     return sum(max(1, round(strength * steps)) for strength in [first, *img2img_strengths(draft, rounds)])

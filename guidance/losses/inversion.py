@@ -47,7 +47,7 @@ def invert(
         generator: random generator of the fresh noise; None: torch's global generator.
 
     Returns:
-        Latents at the last timestep, and the noise predicted in the last step at its start, both (B, C, h, w).
+        Latents at the last timestep, and the noise predicted at the last but one timestep, both (B, C, h, w).
     """
     eps = torch.zeros_like(x)
     for now, then in pairwise(timesteps):
@@ -61,10 +61,10 @@ def invert(
 
 
 def unconditional(denoise: Denoiser, condition: Condition) -> Predict:
-    """Return the function `predict_noise` of `invert` for DDIM inversion without the prompt.
+    """Return a function (latents (B, C, h, w), timesteps) -> noise without the prompt, for `invert`.
 
-    The noise is the prediction of the guidance's unconditional branch: for the second text of `condition` (the negative
-    or empty prompt), without the reference image and, with `single_view_uncond`, for each view separately.
+    The noise is predicted as for the unconditional branch of guidance: for the second text of `condition` (the negative
+    or empty prompt), without the reference image and, if `single_view_uncond` is True, for each view separately.
     """
     text = condition.text[1:]
     if condition.single_view_uncond:
@@ -102,10 +102,13 @@ class ISM(Distillation):
 class SDI(Distillation):
     """Score distillation via inversion (Lukoianov et al. 2024, arXiv 2405.15891, section 5).
 
-    DDIM inversion of the clean latents z, with text and a negative guidance scale, runs to a random timestep, less than
-    one inversion step above t. kappa is the noise in the result. Then x_t = sqrt(alpha_bar_t) z + sqrt(1 - alpha_bar_t)
-    kappa, and the gradient of the loss is (z - x0) / B with the clean latents x0 predicted from x_t with guidance; B is
-    the number of images. t decreases during the run.
+    1. DDIM inversion, with text and a negative guidance scale, moves the clean latents z to a random timestep u, from
+       t to less than one inversion step above t. The result is sqrt(alpha_bar_u) z + sqrt(1 - alpha_bar_u) kappa, which
+       defines the noise kappa.
+    2. x_t = sqrt(alpha_bar_t) z + sqrt(1 - alpha_bar_t) kappa.
+    3. The gradient is (z - x0) / B for B images; x0 are the clean latents predicted from x_t with guidance.
+
+    t decreases during the run.
     """
 
     def predictions(

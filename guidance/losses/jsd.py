@@ -10,14 +10,15 @@ from .sds import SDS, NoisyLatents, rescale_std
 
 
 class JSD(SDS):
-    """SDS of single views whose joint distribution has the factor exp(C), where the energy C couples the views.
+    """SDS of single views, coupled by an energy C: their joint distribution has the factor exp(C).
 
-    The gradient is w(t) (eps - sigma_t dC / dx_t - noise) / B with the guided single-view prediction eps of the noise,
-    sigma_t = sqrt(1 - alpha_bar_t) and the weight w(t) of `sds_direction`, for B images. C is the paper's energy of
-    a multi-view generation model (C_MVS; MVDream in the paper, here the run's prior):
-    -view_weight |x0_single - x0_views|^2 / (2 V) for V views. x0_views are the clean latents that the prior predicts
-    for all views together, x0_single those that it predicts for each view without camera and prompt. As in the released
-    code, x0_views and the noise prediction of x0_single are constants in dC / dx_t, which thus is
+    C = -view_weight |x0_single - x0_views|^2 / (2 V) for V views. x0_views are the clean latents that the prior
+    predicts for all views together, x0_single those that it predicts for each view without camera and prompt. (In the
+    paper, C_MVS: the energy of a multi-view generation model.)
+
+    The gradient is w(t) (eps - sigma_t dC / dx_t - noise) / B for B images. eps is the guided noise prediction for
+    single views, sigma_t = sqrt(1 - alpha_bar_t), and w(t) the weight of `sds_direction`. As in the released code,
+    x0_views and the noise prediction of x0_single are constants in dC / dx_t, which thus is
     -view_weight (x0_single - x0_views) / (V sqrt(alpha_bar_t)).
     """
 
@@ -41,9 +42,9 @@ class JSD(SDS):
     def joint_x0(self, x: Tensor, t: Tensor, denoise: Denoiser, condition: Condition, step: int) -> Tensor:
         """Predict the clean latents x0_views of all views together, (B, C, h, w), for the energy C.
 
-        `x` are noisy latents (B, C, h, w) at timesteps `t`, (1,) or (B,). `denoise` and `condition` are the arguments
-        of `forward`. `step` is the optimisation step, on which the options `view_guidance_scale` and
-        `recon_std_rescale` (see `rescale_std`) depend.
+        `x` are noisy latents (B, C, h, w) at timesteps `t`, (1,) or (B,). `denoise` predicts noise without guidance;
+        `condition` has text, cameras and reference image of the views. The options `view_guidance_scale` and
+        `recon_std_rescale` (share of `rescale_std`) may change with the optimisation step `step`.
         """
         eps, eps_cond = predict(denoise, x, t, condition, self.value("view_guidance_scale", step))
         x0, x0_cond = (self.schedule.x0_from_eps(x, one, t) for one in (eps, eps_cond))

@@ -41,7 +41,7 @@ class LoRA(nn.Module):
         """Create matrices of rank `rank`. Raises ConfigError if no layer of `unet` matches `targets`.
 
         Args:
-            unet: network for whose layers the matrices are; it is not changed, see `attach`.
+            unet: network whose layers the matrices fit. It is not changed here; `attach` applies the matrices to it.
             generator: CPU random generator of the initial `down`; None: torch's global generator.
             scale: factor of the LoRA's output in each layer.
             std: function from a layer's fan-in (input channels times kernel area) to the initial standard deviation of

@@ -13,8 +13,8 @@ Angle = Annotated[float, Field(ge=0, le=180)]
 class ViewPromptsConfig(Config):
     """Options of view-dependent prompts ("a dog, front view"; DreamFusion, section 3.2) and of Perp-Neg.
 
-    With Perp-Neg, the text of a view is interpolated between the prompts of the two sides next to it (of front, side,
-    back), which are also its negative prompts.
+    With Perp-Neg, the text embedding of a view is interpolated by azimuth: between those of the front and side prompts
+    in the front half, between side and back in the other. Its negative prompts are those for front and side.
     """
 
     enabled: bool = Field(False, description="use view prompts; the prior must know the words")

@@ -1,7 +1,7 @@
 """Base class of distillation losses, SDS and its x0-reconstruction form, for any number of views.
 
 SDS and reconstruction add noise to the latents z of rendered images; a frozen denoiser predicts the noise with
-classifier-free guidance. Each loss defines its gradient with respect to z directly; none flows through the
+classifier-free guidance. Each loss defines its gradient with respect to z directly; no gradient flows through the
 denoiser. The loss is summed over latent pixels and channels and averaged over the B images.
 """
 
@@ -79,8 +79,8 @@ def reconstruction_direction(latents: NoisyLatents, schedule: Schedule, std_resc
     """Return z - x0, (B, C, h, w): the gradient of 0.5 |z - x0|^2 with respect to z (MVDream, section 3.2).
 
     z is `latents.z`; x0 are the clean latents that follow from the guided noise `latents.eps`. Large guidance scales
-    oversaturate x0, so `rescale_std` with the share `std_rescale` in [0, 1] moves its standard deviation, over the
-    `n_view` views of an object, towards that of the conditional prediction. For a share of 0 this is SDS with
+    oversaturate x0, so `rescale_std` moves its standard deviation, over the `n_view` views of an object, towards that
+    of x0 without guidance: not at all for `std_rescale` = 0, fully for 1. With 0, this is SDS with
     w(t) = sqrt((1 - alpha_bar_t) / alpha_bar_t).
     """
     x0 = schedule.x0_from_eps(latents.x, latents.eps, latents.t)
@@ -128,8 +128,8 @@ class Distillation(nn.Module):
     Parameters of the loss, if any, are trained together with the object.
 
     Attributes:
-        empty_text: embedding (1, L, D) of the empty prompt, if the loss needs it (`options.empty_prompt`) and the run
-            has a negative prompt; else None.
+        empty_text: embedding (1, L, D) of the empty prompt. The system that creates the loss sets it, if the loss
+            needs it (`options.empty_prompt`) and the run has a negative prompt; else it is None.
     """
 
     empty_text: Tensor | None
@@ -146,8 +146,8 @@ class Distillation(nn.Module):
 
         Args:
             options: config of the loss.
-            max_steps: optimisation steps of the run. Needed if the schedule of an option gives steps in percent of the
-                run, such as {"50%": 0.5}; else it may be None.
+            max_steps: optimisation steps of the run. Needed if an option has values for steps in percent of the run,
+                such as {"0%": 0.98, "50%": 0.5}; else it may be None.
             prior, generator: for losses with trained parameters, such as VSD's LoRA on the UNet of `prior`; the
                 generator samples their initial values. None for other losses.
         """
@@ -164,7 +164,7 @@ class Distillation(nn.Module):
         """
 
     def value(self, name: str, step: int) -> float:
-        """Return the value of the config option `name`, which may change during the run, at an optimisation step."""
+        """Return the value of the config option `name` at an optimisation step; it may change during the run."""
         return at(getattr(self.options, name), step, self.max_steps)
 
     def sample_noise(

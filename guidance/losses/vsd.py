@@ -47,7 +47,8 @@ class VSD(Distillation):
         """Return the sum of the VSD loss and the training loss of the LoRA, a scalar, and metrics to log by name.
 
         Only the VSD loss has a gradient with respect to `latents` (B, C, h, w), only the training loss with respect to
-        the LoRA. `Distillation.forward` explains the arguments.
+        the LoRA. `denoise` predicts the frozen prior's noise without guidance; `condition` has text, cameras and poses
+        of the views; `generator` is the CPU random generator of the optimisation step `step`; `views` is not used.
         """
         loss, logs = super().forward(latents, denoise, condition, step, generator, views)
         lora_loss = self.lora_loss(latents.detach().float(), condition, generator)

@@ -99,7 +99,7 @@ class XUNetConfig(Config):
 
     @property
     def level_attention(self) -> tuple[bool, ...]:
-        """Whether each resolution level has attention, from fine to coarse; the middle block has it if the last has."""
+        """Whether each level has attention, from fine to coarse; the middle block has it if the coarsest level has."""
         return tuple(self.size[0] >> level in self.attn_resolutions for level in range(len(self.channel_mult)))
 
     @model_validator(mode="after")

@@ -26,8 +26,8 @@ class Conditioning(nn.Module):
     """Network that embeds noise levels and camera rays, as one feature map per resolution level of the UNet.
 
     `config` gives image size, levels and the number `emb_channels` of channels of the maps. `frames` is the number of
-    frames (views) per scene, each with a noise level; with architecture="concat", it is 1 and the rays of both views
-    are concatenated. `encoding` is the number of channels of the encoded rays of a pixel.
+    frames per scene, each with a noise level: 2 (one per view), or 1 for architecture="concat", where the encoded rays
+    of both views are concatenated as channels. `encoding` is the number of channels of the encoded rays of a frame.
     """
 
     def __init__(self, config: XUNetConfig, frames: int, encoding: int) -> None:
@@ -69,7 +69,7 @@ def same_padding(stride: int) -> tuple[int, int, int, int]:
 
 
 class UNet(nn.Module):
-    """UNet of residual blocks, modulated by the embedding of `Conditioning` for their level, and attention blocks.
+    """UNet of residual and attention blocks; the embeddings of `Conditioning` scale and shift the residual blocks.
 
     Pixels attend to their own frame and, with `cross`, then to the other frame of the scene.
     """
@@ -201,8 +201,8 @@ class XUNet(nn.Module):
         """Return the encoded ray of each pixel of both views, (B, 2, D, H, W).
 
         Takes camera-to-world poses c2w (B, 2, 4, 4) with OpenGL axes and intrinsics K (B, 3, 3) in pixels of the
-        images. The result is `encode_rays` of world-space rays, or 0 for the scenes where the bool tensor `cond_mask`
-        (B,) is False; None: for none.
+        images. The result is `encode_rays` of world-space rays; where the bool tensor `cond_mask` (B,) is False, it is
+        zero for both views of the scene. None: it is zero for no scene.
         """
         c = self.config
         encoded = encode_rays(*pixel_rays(c2w, K[:, None], *c.size), c.origin_degrees, c.direction_degrees)
@@ -214,10 +214,10 @@ class XUNet(nn.Module):
 class LatentPairs(nn.Module):
     """Novel-view model on latents (a `sampler.ViewModel`), which uses the UNet of an MVDream prior for two views.
 
-    The views attend to each other: the clean condition at timestep 0, and the noisy target. The prompt is empty. A
-    dropped condition is noise at the last timestep, with zeros as camera vectors of both views. Intrinsics are ignored,
-    because the prior takes camera directions only. If the UNet has input channels for coarse latents, these are zero.
-    Only the UNet is trainable.
+    The views attend to each other: the clean condition at timestep 0, and the noisy target. The prompt is empty. In
+    unconditional predictions, noise at the last timestep replaces the condition, and zeros replace the camera vectors
+    of both views. Intrinsics are ignored, because the prior takes camera directions only. If the UNet has input
+    channels for latents of a coarse predictor, these are zero. Only the UNet is trainable.
     """
 
     clip = None

@@ -388,9 +388,9 @@ def novel_view_model(weights: str) -> Path:
 
 
 def subject_card(path: Path | str) -> dict[str, str]:
-    """Return the metadata of a file of `subject_weights`: changes of a prior by DreamBooth; no tensor is read.
+    """Return the metadata of a file with the changes that DreamBooth made to a prior (`subject_weights`).
 
-    Raises ConfigError if the file is missing or has another format.
+    No tensor is read. Raises ConfigError if the file is missing or has another format.
     """
     source = "an mvdreambooth run leaves one behind, RUN/personalisation.safetensors"
     with default_key("personalisation"), replaced_key("personalisation"):

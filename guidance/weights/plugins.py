@@ -27,7 +27,7 @@ SOURCES: dict[Key, str] = {
 def choice(key: Key, others: str) -> str:
     """Return a comma-separated list for a help text: names of embedded weights for a config key, then `others`.
 
-    `key` is "blocks" (MVDiffusion) or "adapter" (MV-Adapter).
+    `key` is "blocks" (MVDiffusion) or "adapter" (MV-Adapter); `others` names the other values that the key may have.
     """
     return ", ".join([*FILES[key], others])
 

@@ -167,8 +167,8 @@ class PromptReader(Protocol):
 def prompt_reader(vocabulary: Vocabulary | None) -> PromptReader:
     """Build the prompt reader of the embedded prior, "toybox-prior".
 
-    With vocabulary=None (the prior takes any text), prompts are neither changed nor checked, but the reader still
-    returns usual heights of objects.
+    `vocabulary` is the closed vocabulary of the prior. With None (a prior that takes any text), prompts are neither
+    changed nor checked, but the reader still returns usual heights of objects.
     """
     return registry.implementation("prompt-reader", "toybox")(vocabulary)
 
