@@ -94,9 +94,9 @@ class Representation(nn.Module):
         variable_shapes: names of the parameters and buffers whose first dimension changes during training.
         backends: name -> import path of the back ends (kernel implementations) that the option `backend` of the
             representation selects from. Empty if the representation has no such option.
-        along_ray: method that the renderer calls in place of `forward` if the density depends on the ray direction, or
-            None. It maps midpoints (N, 3), directions (N, 3) and lengths (N,) of ray intervals to density, features,
-            unit normals and norms of the signed distance's gradient, as `sdf.SDF.along_ray` does.
+        along_ray: None, or a method of a field whose density depends on the ray direction. The renderer then calls it
+            in place of `forward` and `with_normal`. It maps midpoints (N, 3), directions (N, 3) and lengths (N,) of ray
+            intervals to density (N,), features (N, F), normals (N, 3) and norms (N,) of the distance's gradient.
     """
 
     rasterised: ClassVar[bool] = False
@@ -114,10 +114,10 @@ class Representation(nn.Module):
         return [ParameterGroup("networks", list(self.parameters()), "networks")]
 
     def before_step(self, step: int, max_steps: int | None = None) -> None:
-        """Prepare training step `step` of `max_steps`, for example set scheduled options.
+        """Prepare training step `step` of `max_steps`, for example set options to their scheduled values.
 
-        The method may be called twice for the same step. `max_steps` is needed only for options scheduled in percent of
-        the run.
+        The training calls it before each step, possibly twice for the same step. `max_steps` is needed only for options
+        scheduled in percent of the run.
         """
 
     def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:

@@ -51,8 +51,8 @@ class System(pl.LightningModule):
     def __init__(self, config: Config, seed: int | None = None, max_steps: int | None = None, **facts: str) -> None:
         """Store the config, and read the seed and the number of optimisation steps from it.
 
-        If `config` is only a section (nested config) of the run's config, it lacks both; then they must be given as the
-        arguments. `facts` are additional values that must be equal on resume, such as the checksum of a vocabulary.
+        If `config` is only a section (nested config) of the run's config, it lacks both: pass `seed` and `max_steps`
+        then. `facts` are additional values that must be equal on resume, such as the checksum of a vocabulary.
         """
         super().__init__()
         self.seed: int = getattr(config, "seed") if seed is None else seed  # noqa: B009  not of all sections
@@ -84,9 +84,9 @@ class System(pl.LightningModule):
         return numpy_generator(self.seed, step, purpose, self.global_rank)
 
     def seconds(self) -> dict[str, float]:
-        """Return {"prepare": seconds from the start of the run to the start of the training, "optimise": since then}.
+        """Return the durations in seconds of two parts of the run, summed over its first start and all resumptions.
 
-        Both are summed over the first start and all resumptions of the run.
+        "prepare" is from the start of the process to the start of the training, "optimise" is the training so far.
         """
         now = {"prepare": self.training_start - self.run_start, "optimise": time.monotonic() - self.training_start}
         return {name: before + now[name] for name, before in self.previous_seconds.items()}
