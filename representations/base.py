@@ -207,8 +207,8 @@ class Representation(nn.Module):
         The result has B * H * W pixels, ordered by camera, row and column.
 
         Args:
-            background: map (unit ray directions (R, 3), training, generator) to colours (R, 3) in [0, 1]; R = B * H *
-                W.
+            background: returns colours (R, 3) in [0, 1], R = B * H * W; called with unit ray directions (R, 3), and
+                the keyword arguments `training` and `generator`.
             material: function that maps features of surface points to colours.
             generator: CPU generator of the random background in training.
             training: if False, use no random numbers.
@@ -221,7 +221,7 @@ class Representation(nn.Module):
 def resize_parameter(
     module: nn.Module, name: str, optimizer: torch.optim.Optimizer, kept: Tensor, added: Tensor
 ) -> None:
-    """Replace a parameter by some of its rows and new rows, in the module and in the optimizer.
+    """Replace a parameter by K of its rows followed by A new rows, in the module and in the optimizer.
 
     Args:
         name: name of the parameter in `module`; rows are its first dimension.

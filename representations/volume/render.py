@@ -38,8 +38,8 @@ def render(
     """Render R rays through a field.
 
     Args:
-        background: map (unit directions (R, 3), training, generator) to colours (R, 3) in [0, 1], random only in
-            training.
+        background: returns colours (R, 3) in [0, 1], random only in training; called with unit directions (R, 3), and
+            the keyword arguments `training` and `generator`.
         material: function that maps the features of points to colours.
         occupancy: grid whose empty cells are skipped, or None.
         origins, directions: (R, 3) each, in world units; directions have unit length.

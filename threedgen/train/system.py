@@ -100,7 +100,7 @@ class System(pl.LightningModule):
     def log_image(self, name: str, image: Tensor) -> None:
         """Write an RGB image, floats (H, W, 3) in [0, 1], to RUN/images/NAME-STEP.png, and send it to the loggers.
 
-        RUN is the run folder; STEP, the current step, has six digits. Other ranks than 0 do nothing.
+        RUN is the run folder, NAME is `name`, STEP is the current step in six digits. Ranks other than 0 do nothing.
         """
         if self.global_rank:
             return
@@ -233,8 +233,8 @@ class EMA(torch.nn.Module):
 class AveragedSystem(System):
     """Training module that keeps an exponential moving average of the weights of one network.
 
-    The method `keep_average` selects the network and the decay; before this call there is no average. The average is
-    updated after each optimisation step.
+    A subclass calls `keep_average(network, decay)` to start the average; before this call there is none. The
+    average is updated after each optimisation step.
     """
 
     average: EMA
