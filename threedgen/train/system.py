@@ -86,7 +86,7 @@ class System(pl.LightningModule):
     def seconds(self) -> dict[str, float]:
         """Return the durations in seconds of two parts of the run, summed over its first start and all resumptions.
 
-        "prepare" is from the start of the process to the start of the training, "optimise" is the training so far.
+        "prepare" is from the start of the run (or resumption) to that of the training, "optimise" the training so far.
         """
         now = {"prepare": self.training_start - self.run_start, "optimise": time.monotonic() - self.training_start}
         return {name: before + now[name] for name, before in self.previous_seconds.items()}
