@@ -25,13 +25,13 @@ FIELD_KERNELS = ("numba", "triton")
 def choose(
     name: str, device: torch.device, dtype: torch.dtype = torch.float32, among: Container[str] = FIELD_KERNELS
 ) -> str:
-    """Return the name of the back end for a device and a dtype: `name` itself, unless it is "auto".
+    """Return the name of the back end (kernel implementation) to use: `name` itself, unless it is "auto".
 
-    "auto" selects numba on a CPU, and triton or gsplat on a GPU. If such a back end is not in `among` or not installed,
-    or the dtype is not float32, "auto" selects torch. On the meta device the result is always "meta".
+    "auto" becomes the first of "numba" (CPU), "triton" and "gsplat" (GPU) that is in `among`, installed, and for this
+    device; "torch" if there is none or the dtype is not float32. On torch's meta device the result is always "meta".
 
     Args:
-        among: names of the fast back ends that exist for the computation; "auto" selects only these or torch.
+        among: names of the fast back ends of the computation, by default those of the hash grid and the ray marcher.
 
     Raises:
         ConfigError: if the back end `name` is not installed, or does not support the device or the dtype.
@@ -50,10 +50,10 @@ def choose(
 
 
 def load(modules: Mapping[str, str], name: str, device: torch.device, dtype: torch.dtype = torch.float32) -> ModuleType:
-    """Import the back end that `choose` selects and return its module.
+    """Import the back end `name` and return its module; "auto" is the fastest one for the device and the dtype.
 
-    `modules` maps the names of the back ends to import paths. Raises ConfigError if the back end `name` is not
-    installed, cannot be imported, or does not support the device or the dtype.
+    `modules` maps the names of all back ends of the computation to import paths. Raises ConfigError if the back end
+    `name` is not installed, cannot be imported, or does not support the device or the dtype.
     """
     name = choose(name, device, dtype, modules)
     try:

@@ -94,9 +94,9 @@ class Representation(nn.Module):
         variable_shapes: names of the parameters and buffers whose first dimension changes during training.
         backends: name -> import path of the back ends (kernel implementations) that the option `backend` of the
             representation selects from. Empty if the representation has no such option.
-        along_ray: method that the renderer calls in place of `forward` if the density depends on the ray direction, or
-            None. It maps midpoints (N, 3), directions (N, 3) and lengths (N,) of ray intervals to density, features,
-            unit normals and norms of the signed distance's gradient, as `sdf.SDF.along_ray` does.
+        along_ray: None, or a method of a field whose density depends on the ray direction. The renderer then calls it
+            in place of `forward` and `with_normal`. It maps midpoints (N, 3), directions (N, 3) and lengths (N,) of ray
+            intervals to density (N,), features (N, F), normals (N, 3) and norms (N,) of the distance's gradient.
     """
 
     rasterised: ClassVar[bool] = False
@@ -114,10 +114,10 @@ class Representation(nn.Module):
         return [ParameterGroup("networks", list(self.parameters()), "networks")]
 
     def before_step(self, step: int, max_steps: int | None = None) -> None:
-        """Prepare training step `step` of `max_steps`, for example set scheduled options.
+        """Prepare training step `step` of `max_steps`, for example set options to their scheduled values.
 
-        The method may be called twice for the same step. `max_steps` is needed only for options scheduled in percent of
-        the run.
+        The training calls it before each step, possibly twice for the same step. `max_steps` is needed only for options
+        scheduled in percent of the run.
         """
 
     def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
@@ -207,8 +207,8 @@ class Representation(nn.Module):
         The result has B * H * W pixels, ordered by camera, row and column.
 
         Args:
-            background: map (unit ray directions (R, 3), training, generator) to colours (R, 3) in [0, 1]; R = B * H *
-                W.
+            background: returns colours (R, 3) in [0, 1], R = B * H * W; called with unit ray directions (R, 3), and
+                the keyword arguments `training` and `generator`.
             material: function that maps features of surface points to colours.
             generator: CPU generator of the random background in training.
             training: if False, use no random numbers.
@@ -221,7 +221,7 @@ class Representation(nn.Module):
 def resize_parameter(
     module: nn.Module, name: str, optimizer: torch.optim.Optimizer, kept: Tensor, added: Tensor
 ) -> None:
-    """Replace a parameter by some of its rows and new rows, in the module and in the optimizer.
+    """Replace a parameter by K of its rows followed by A new rows, in the module and in the optimizer.
 
     Args:
         name: name of the parameter in `module`; rows are its first dimension.

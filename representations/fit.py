@@ -1,9 +1,9 @@
 """Fit of an Instant-NGP field to views of one scene, for the 3D consistency score of the 3DiM paper (section 7.4).
 
 3DiM is a diffusion model that samples new views of an object. Colours do not depend on the viewing direction, so the
-field cannot reproduce inconsistent views. The scene lies in a ball around the origin, scaled to radius 1, so that no
-setting depends on the units of the poses. For cameras at distances r_min to r_max from the origin, the paper samples
-rays from t_n = 3 r_min / 8 to t_f = 3 r_max / 2. The ball's radius is t_f - r_max.
+field cannot reproduce inconsistent views. The fit scales the scene so that the ball around the origin that contains it
+has radius 1; so no setting depends on the unit of the camera positions. `Bounds` has this ball's radius and the part of
+the rays that is sampled, as in the paper.
 """
 
 from collections.abc import Iterator
@@ -53,9 +53,9 @@ class Bounds(NamedTuple):
     def from_cameras(cls, cameras: Cameras) -> "Bounds":
         """Return the bounds of a scene from all cameras of the scene, including those of held-out views.
 
-        The scene is a ball around the origin. Its radius is half the largest distance of a camera from the origin, or
-        less if the images show only a smaller ball. `near` is at least 3/8 of the smallest distance of a camera from
-        the origin, and `far` is the largest one plus the radius.
+        If the distances of cameras from the origin are d_min to d_max, the radius is d_max / 2, near is
+        3/8 d_min, and far is d_max + radius. If the images show only a smaller ball around the origin, the radius is
+        reduced to that ball's, and near is larger.
         """
         distance, K = cameras.position.norm(dim=-1), cameras.K
         corner = torch.stack([cameras.width / K[:, 0, 0], cameras.height / K[:, 1, 1]], -1).norm(dim=-1) / 2
@@ -125,7 +125,7 @@ class SceneField:
 def fit(views: Views, bounds: Bounds, options: ProtocolConfig, seed: int, device: str = "cpu") -> SceneField:
     """Fit a field to views of one scene. Equal seeds give equal fields.
 
-    The rays of all pixels take 36 bytes per pixel.
+    The rays and colours of all pixels stay in memory: 36 bytes per pixel.
 
     Args:
         bounds: bounds of the scene, from all its cameras (`Bounds.from_cameras`), also those of held-out views.

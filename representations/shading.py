@@ -81,9 +81,9 @@ class DiffuseMaterial(Material):
     def sample_shading(self, step: int = 0, training: bool = False, generator: Generator | None = None) -> Shading:
         """Choose and return the shading of one render: unlit albedo, lit colours, or lit without colours.
 
-        Before step `ambient_only_steps`, all renders are unlit. Later a training render is lit with the probability
-        `diffuse_probability`, sampled with `generator` (on the CPU), with or without surface colours (probability
-        `textureless_probability` of the latter), and an evaluation render is lit if the option `diffuse` is above 0.
+        Before step `ambient_only_steps`, all renders are unlit. Later, a training render is lit with the probability
+        `diffuse_probability`; a lit one has no surface colours with the probability `textureless_probability`. The CPU
+        generator `generator` decides both. A later evaluation render is lit if the option `diffuse` is above 0.
         """
         options = self.options
         if not training:

@@ -1,6 +1,7 @@
-"""Back end of the hash grid and the ray marcher for torch's meta device, to measure memory: shapes without values.
+"""Back end of the hash grid and the ray marcher for torch's meta device, whose tensors have shapes but no values.
 
-`place` puts the same number of samples on every ray. Temporary tensors are as large as those of the Triton back ends.
+It serves to measure the memory of a render without computing it. The ray marcher puts the same number of samples on
+every ray. Temporary tensors are as large as those of the Triton back ends.
 """
 
 from dataclasses import dataclass, field
@@ -38,11 +39,11 @@ def place(origins: Tensor, directions: Tensor, spans: Tensor, options: MarchConf
 
 @dataclass(frozen=True)
 class EqualRays(Samples):
-    """Samples without values on rays that all have equally many samples.
+    """Samples on torch's meta device (shapes without values), equally many on each ray.
 
-    `split` returns at most three slices of rays: two chunks, then all other rays. The tensors of the third slice are
-    only as large as one chunk, since real chunks use the same memory one after another. Each call of `split`
-    that divides the rays adds the number of samples of a chunk to the list `chunks`.
+    Real chunks of rays use the same memory one after another, so it is enough to measure three: `split` returns at most
+    two chunks and a slice of all other rays, and `select_rays` gives the latter only the samples of one chunk. Each
+    call of `split` that divides the rays adds the number of samples of a chunk to the list `chunks`.
     """
 
     chunks: list[int] = field(default_factory=list)

@@ -25,9 +25,9 @@ class SDF(EncodedField):
 
     The distance is f(x) = mlp(encoding(x)) + |x| - sphere, where the option `sphere` is the radius of the ball. The
     parameter `log_sharpness` is log s, where s is NeuS's sharpness: the surface is about 1/s thick. The buffer `cosine`
-    in [0, 1] is the fraction of NeuS's cosine annealing that is done at the current step. 1: the density uses the true
-    cosine between ray and normal; 0: one softened so that back sides also get density. The CPU generator `generator`
-    initialises the parameters.
+    in [0, 1] is NeuS's cosine annealing ratio at the current step. At 1, the density uses the true cosine between ray
+    and normal; at 0, a softened one, so that surfaces that face away from the camera also get density. The CPU
+    generator `generator` initialises the parameters.
     """
 
     options: SDFConfig

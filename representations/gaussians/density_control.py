@@ -125,18 +125,18 @@ def _relocate(field: Gaussians, optimizer: Optimizer, rng: torch.Generator) -> N
 
 
 def share_opacity(opacity: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute n equal Gaussians at one place that together look most like a single Gaussian.
+    """Return opacity and size of n equal Gaussians at one place that together look most like one given Gaussian.
 
-    It is used when Gaussians move onto a Gaussian, or new ones are added there. Equation 9 of the MCMC paper
-    (Kheradmand et al. 2024), with the inner sums of binomial coefficients in closed form.
+    It keeps the render nearly unchanged when Gaussians are moved onto another one or added at its place. Equation 9 of
+    the MCMC paper (Kheradmand et al. 2024), with the inner sums of binomial coefficients in closed form.
 
     Args:
-        opacity: (N,) opacities of the single Gaussians, in (0, 1).
-        shares: (N,) int64, number n of equal Gaussians that replace each single Gaussian; at most MAX_SHARES are used.
+        opacity: (N,) opacities of the N given Gaussians, in (0, 1).
+        shares: (N,) int64, number n of equal Gaussians that replace each given one; clamped to MAX_SHARES (51).
 
     Returns:
         Opacity (N,) of each of the n Gaussians.
-        Factor (N,) that turns the standard deviations of the single Gaussian into those of the n Gaussians.
+        Factor (N,) by which to multiply the standard deviations of the given Gaussian.
     """
     o, n = opacity.double()[:, None], shares.clamp(max=MAX_SHARES).double()[:, None]
     each = 1 - (1 - o) ** (1 / n)

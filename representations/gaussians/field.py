@@ -24,7 +24,7 @@ MIN_SIZE = 1e-4  # smallest standard deviation, as a fraction of radius
 
 
 class ScreenPositions(NamedTuple):
-    """Image positions of N Gaussians in the V images of one render. Their gradients select Gaussians to clone or split.
+    """Image positions of N Gaussians in the V images of one render. Gaussians with large gradients are cloned or split.
 
     Attributes:
         means: (V, N, 2) positions (x, y) in pixels. The tensor retains its gradient.
@@ -68,8 +68,8 @@ class Gaussians(Representation):
     def start(self, points: Points) -> None:
         """Replace all Gaussians by isotropic ones at the given points.
 
-        The standard deviation of a Gaussian is half the `spacing` of its point; its logarithm is clamped to
-        `size_limits`. The opacity is the option `opacity`.
+        The standard deviation of a Gaussian is half the typical distance of its point to the nearest others
+        (`points.spacing`), clamped to the allowed sizes. The opacity is the option `opacity`.
         """
         o, n = self.options, len(points.positions)
         low, high = self.size_limits
@@ -131,10 +131,10 @@ class Gaussians(Representation):
 
     @torch.no_grad()
     def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
-        """Clamp standard deviations and mean colours (over directions) to their limits, then apply the density control.
+        """Clamp standard deviations and direction-independent colours, then apply the density control.
 
-        The density control adds, removes or moves Gaussians. Its kind "adaptive" uses the gradients of the image
-        positions, whose lengths are added up here.
+        The density control adds, removes or moves Gaussians. Its kind "adaptive" clones or splits those with a large
+        mean gradient of the image position. Therefore this method first adds up the lengths of these gradients.
         """
         self.log_scales.clamp_(*self.size_limits)
         self.features[:, 0].clamp_(-MAX_FEATURE, MAX_FEATURE)

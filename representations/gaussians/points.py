@@ -34,7 +34,7 @@ class Points(NamedTuple):
     Attributes:
         positions: (N, 3) in world units.
         colours: (N, 3) sRGB in [0, 1].
-        spacing: (N,) typical distance to the nearest other points in world units.
+        spacing: (N,) typical distance to the nearest other points in world units; it sets the size of the Gaussians.
     """
 
     positions: Tensor
@@ -43,9 +43,9 @@ class Points(NamedTuple):
 
 
 def with_spacing(positions: Tensor, colours: Tensor) -> Points:
-    """Return points with their measured spacing: the mean distance to the NEIGHBOURS (3) nearest other points.
+    """Return points with positions (N, 3), sRGB colours (N, 3), and their spacing, which is measured.
 
-    A single point gets the spacing 0.05.
+    The spacing of a point is its mean distance to the three nearest other points. A single point gets 0.05.
     """
     count = min(NEIGHBOURS, len(positions) - 1)
     if count < 1:

@@ -45,8 +45,8 @@ class HashGrid(nn.Module):
 
     The features (N, L*F) are ordered by level: l0f0, l0f1, l1f0, ... Points outside [0, 1]^3 are clamped. The output is
     differentiable twice. The table is initialised to U(-1e-4, 1e-4) with the CPU generator `generator`; None: torch's
-    global generator. A plug-in encoding needs the same constructor arguments, `forward`, and the attribute
-    `output_dim`, the number of features.
+    global generator. An encoding in a plug-in needs the constructor arguments `options` and `generator`, the
+    method `forward`, and the attribute `output_dim`, the number of features.
     """
 
     def __init__(self, options: HashGridConfig | None = None, generator: torch.Generator | None = None) -> None:

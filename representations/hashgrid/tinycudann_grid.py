@@ -1,6 +1,6 @@
 """Hash grid on GPUs with tiny-cuda-nn.
 
-The parameter vector of `tinycudann.Encoding` is the feature table (entries, features) of the other backends, flattened.
+The parameter vector of `tinycudann.Encoding` is the flattened feature table (entries, F) of the other back ends.
 """
 
 from functools import lru_cache

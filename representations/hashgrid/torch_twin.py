@@ -26,7 +26,7 @@ PRIMES = (1, 2654435761, 805459861)
 
 @dataclass(frozen=True, eq=False)
 class Levels:
-    """Levels of a hash grid: scale, resolution, first table entry and kind (dense or hashed) of each, as arrays."""
+    """Arrays with one value per level of a hash grid: scale, resolution, first table entry, dense or hashed."""
 
     scale: np.ndarray  # (L,) float32, cells per unit length
     resolution: np.ndarray  # (L,) int32, grid points per axis

@@ -37,9 +37,10 @@ MODULES = {
 
 @dataclass(frozen=True)
 class Samples:
-    """N samples on R rays: ray index, start and end of the interval, (N,) each, sorted by ray.
+    """N samples on R rays, sorted by ray. A sample is an interval of a ray.
 
-    Ray r has the samples start[r] : start[r] + count[r].
+    Sample n is the interval t_start[n] to t_end[n], as distances in world units, of the ray ray_index[n]. Ray r has the
+    samples start[r] : start[r] + count[r].
     """
 
     ray_index: Tensor  # (N,) int64 index of the sample's ray, ascending
@@ -120,7 +121,7 @@ class Samples:
 
 
 def pack(ray_index: Tensor, t_start: Tensor, t_end: Tensor, n_rays: int) -> Samples:
-    """Create `Samples` of `n_rays` rays from the ray index, start and end of N intervals, (N,) each.
+    """Create `Samples` on `n_rays` rays from the ray indices, starts and ends of N intervals, (N,) each.
 
     Start and end are distances along the ray in world units. `ray_index` must be ascending.
     """
@@ -193,13 +194,20 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 
 def max_samples_per_ray(spans: Tensor) -> Tensor:
-    """Return an upper bound (R,) int64 of the number of samples on each ray. `spans` (R, 3) is from `spans_of`."""
+    """Return an upper bound (R,) int64 of the number of samples on each ray.
+
+    `spans` (R, 3) is the result of `spans_of`: start of the first sample, exit from the bounding volume, step length.
+    """
     first, leave, steps = spans.unbind(1)
     return (((leave - first) / steps).long() + 1) * (leave > first)
 
 
 class Composite(NamedTuple):
-    """Compositing weights w of all samples, and per ray the sums of w * value, w (opacity) and w * t_mid (depth)."""
+    """Result of compositing N samples on R rays with weights w.
+
+    `values` (R, C), `opacity` (R, 1) and `depth` (R, 1) are the sums over the samples of a ray of w * value, of w, and
+    of w * distance of the sample's midpoint. `weights` (N,) is w.
+    """
 
     values: Tensor  # (R, C) sum of w * value
     opacity: Tensor  # (R, 1) sum of w
@@ -246,11 +254,11 @@ Backward = Callable[..., tuple[Tensor, Tensor]]
 
 
 def differentiable(forward: Forward, backward: Backward) -> Callable[[Tensor, Tensor, Samples], Composite]:
-    """Create the function `composite` of a back end from its forward and backward kernels.
+    """Create a differentiable function (sigma, values, samples) -> `Composite` from a back end's two kernels.
 
     Args:
         forward: maps contiguous float32 (sigma, values, t_start, t_end, start, count) to pixels (R, C + 2), weights
-            (N,) and transmittance (N,) behind each sample. The last two columns of the pixels are opacity and depth.
+            (N,) and transmittance (N,) behind each sample. A pixel is C composited values, opacity and depth.
         backward: maps the gradients of pixels and weights, the inputs of `forward`, weights and transmittance to the
             gradients of sigma (N,) and values (N, C).
     """

@@ -40,7 +40,10 @@ def place(origins: Tensor, directions: Tensor, spans: Tensor, options: MarchConf
 
 
 def positions(samples: Samples, origins: Tensor, directions: Tensor) -> Tensor:
-    """Return the world points (N, 3) float32 of `Samples.positions`, rounded as torch rounds them."""
+    """Return the world positions (N, 3) float32 of the midpoints of N samples, rounded as torch rounds them.
+
+    `origins` (R, 3) and unit `directions` (R, 3) define the R rays on which the samples lie.
+    """
     columns = (_array(t) for t in (samples.ray_index, samples.t_start, samples.t_end, origins, directions))
     out = np.empty((len(samples), 3), np.float32)
     _positions(*columns, out)  # type: ignore[call-arg]

@@ -140,7 +140,7 @@ class DMTet(Representation):
         self.deformation = nn.Parameter(torch.zeros_like(points))
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """Return the groups of the colour field, and a group "geometry" with the grid's distances and offsets."""
+        """Return the optimizer's groups: those of the colour field, and "geometry" (distances and offsets)."""
         encoding, *others = self.paint.parameter_groups()
         return [encoding, ParameterGroup("geometry", [self.distance, self.deformation], "geometry"), *others]
 
@@ -228,12 +228,12 @@ class DMTet(Representation):
 
     @torch.no_grad()
     def init_from(self, other: Representation) -> None:
-        """Initialise shape and colours from a trained field of the same class as `paint`, or copy another DMTet.
+        """Initialise shape and colours from a trained field, or copy `other` if it is a DMTet.
 
-        `paint` is the field that colours the mesh. The surface is where the density of the field equals the option
-        `level`; "auto" is the mean density of all grid points that are not empty. Its small connected parts are
-        removed. The grid's box is fitted to the points with a density above the level, with a margin. Raises
-        ConfigError if the classes or tensor shapes differ, or if the density is nowhere above the level.
+        The field must have the class of `paint`, the field that colours the mesh; it is copied there. The surface is
+        where its density equals the option `level` ("auto": mean density of the grid points that are not empty).
+        Small connected parts are removed. The grid's box is fitted to the points with a higher density, with a margin.
+        Raises ConfigError if the classes or tensor shapes differ, or if the density is nowhere above the level.
         """
         if isinstance(other, DMTet):
             super().init_from(other)
@@ -243,9 +243,7 @@ class DMTet(Representation):
 
     @torch.no_grad()
     def init_from_functions(self, density: Field, colour: Field) -> None:
-        """Initialise shape and colours from two functions of world points (N, 3).
-
-        They return the density (N,), and sRGB colours (N, 3) in [0, 1].
+        """Initialise shape and colours from functions of world points (N, 3): density (N,), sRGB (N, 3) in [0, 1].
 
         The surface is where the density is half of its maximum on the grid. Raises ConfigError if the density is 0
         everywhere.

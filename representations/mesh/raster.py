@@ -26,8 +26,9 @@ from . import cuda_raster
 class SurfacePoints(NamedTuple):
     """Surface points of a mesh in B images: one for each of the P pixels whose centre shows the mesh.
 
-    They have a pixel index, position, normal, ray direction and distance along the ray. `face` (B, H, W) is the face
-    index of all pixels, -1 for the background.
+    `pixel` (P,) are flat indices into B * H * W. `position`, `normal` and `directions` (of the rays) are (P, 3) in
+    world coordinates, `depth` (P,) are distances along the rays. `face` (B, H, W) is the face index of all pixels, -1
+    for the background.
     """
 
     pixel: Tensor  # (P,) int64 flat index of the pixel in B * H * W

@@ -38,8 +38,8 @@ def render(
     """Render R rays through a field.
 
     Args:
-        background: map (unit directions (R, 3), training, generator) to colours (R, 3) in [0, 1], random only in
-            training.
+        background: returns colours (R, 3) in [0, 1], random only in training; called with unit directions (R, 3), and
+            the keyword arguments `training` and `generator`.
         material: function that maps the features of points to colours.
         occupancy: grid whose empty cells are skipped, or None.
         origins, directions: (R, 3) each, in world units; directions have unit length.
@@ -178,7 +178,7 @@ class OccupancyGrid(nn.Module):
     """Occupancy grid of G cells per axis over [-radius, radius]^3, indexed [x, y, z]. Rays skip its empty cells.
 
     G is the option `resolution`, `step_size` the length of a ray step in world units. The buffer `binary` is True for
-    occupied cells, at first all; `values` has the optical depths of one step in the cells. `update` changes both.
+    occupied cells, at first all; `values` has each cell's optical depth, density * step_size. `update` changes both.
     """
 
     values: Tensor  # (G, G, G) float32 buffer, decaying maximum of density * step size (optical depth of one ray step)
@@ -197,7 +197,7 @@ class OccupancyGrid(nn.Module):
         """Update cells with the density at one random point each. Call it at every step; most calls do nothing.
 
         Only steps that are multiples of the option `interval` change the grid. In the first `warmup` steps (an option)
-        they update all cells, later a random quarter of the cells and at most as many occupied cells.
+        they update all cells. Later they update a random quarter of all cells, and up to as many occupied cells.
 
         Args:
             density: maps points (M, 3) in world units to densities (M,) in 1 / world unit.
@@ -232,7 +232,7 @@ class OccupancyGrid(nn.Module):
         return self.values.mean(-1).mean()  # by rows: bit-identical for any number of threads
 
     def mean(self) -> float:
-        """Return the mean of `values`, the optical depths of one ray step in the cells.
+        """Return the mean over all cells of the optical depth of one ray step (`values`).
 
         The result is cached until `values` changes, because reading a number from a GPU waits for the GPU.
         """

@@ -181,9 +181,9 @@ def numerics(trainer: pl.Trainer) -> dict[str, str]:
 
 
 def warn_numerics(checkpoint: CheckpointData, now: dict[str, str]) -> None:
-    """Log a warning if the results of `numerics` (versions, hardware) for this run, `now`, and in a checkpoint differ.
+    """Log a warning if versions or hardware differ between a checkpoint and this run.
 
-    Nothing is compared if the checkpoint has no such facts.
+    `now` has the facts about this run, as `numerics` returns them. Nothing is compared if the checkpoint has none.
     """
     before = checkpoint.get(NUMERICS_KEY, {})
     names = [name for name in (before | now) if before and before.get(name) != now.get(name)]

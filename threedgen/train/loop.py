@@ -230,7 +230,7 @@ def _run(trainer: pl.Trainer, module: pl.LightningModule, path: Path | None) -> 
 
 
 def deterministic(options: TrainerConfig) -> bool | Literal["warn"]:
-    """Return the option `deterministic` of a trainer, but False instead of "warn" if the trainer uses a CUDA device.
+    """Return the option `deterministic` of a trainer; if the trainer uses a CUDA device, "warn" becomes False.
 
     On CUDA the additions of the Triton kernels have no fixed order, so deterministic sums elsewhere would only cost
     time.

@@ -50,7 +50,7 @@ def memory_lines(
     """Return lines for --dry-run: the peak memory, and a warning if `device` has less free memory; [] without phases.
 
     `phases` maps names of parts of the run that follow each other to their peak memory in bytes; the largest is the
-    peak of the run. The name "" is not shown. `advice`, the end of the warning, is what the user can reduce.
+    peak of the run. The name "" is not shown. `advice` names what the user can reduce, for the end of the warning.
     """
     if not phases:
         return []  # nothing is sampled, or a plug-in without weights

@@ -51,8 +51,8 @@ class System(pl.LightningModule):
     def __init__(self, config: Config, seed: int | None = None, max_steps: int | None = None, **facts: str) -> None:
         """Store the config, and read the seed and the number of optimisation steps from it.
 
-        If `config` is only a section (nested config) of the run's config, it lacks both; then they must be given as the
-        arguments. `facts` are additional values that must be equal on resume, such as the checksum of a vocabulary.
+        If `config` is only a section (nested config) of the run's config, it lacks both: pass `seed` and `max_steps`
+        then. `facts` are additional values that must be equal on resume, such as the checksum of a vocabulary.
         """
         super().__init__()
         self.seed: int = getattr(config, "seed") if seed is None else seed  # noqa: B009  not of all sections
@@ -84,9 +84,9 @@ class System(pl.LightningModule):
         return numpy_generator(self.seed, step, purpose, self.global_rank)
 
     def seconds(self) -> dict[str, float]:
-        """Return {"prepare": seconds from the start of the run to the start of the training, "optimise": since then}.
+        """Return the durations in seconds of two parts of the run, summed over its first start and all resumptions.
 
-        Both are summed over the first start and all resumptions of the run.
+        "prepare" is from the start of the run (or resumption) to that of the training, "optimise" the training so far.
         """
         now = {"prepare": self.training_start - self.run_start, "optimise": time.monotonic() - self.training_start}
         return {name: before + now[name] for name, before in self.previous_seconds.items()}
@@ -100,7 +100,7 @@ class System(pl.LightningModule):
     def log_image(self, name: str, image: Tensor) -> None:
         """Write an RGB image, floats (H, W, 3) in [0, 1], to RUN/images/NAME-STEP.png, and send it to the loggers.
 
-        RUN is the run folder; STEP, the current step, has six digits. Other ranks than 0 do nothing.
+        RUN is the run folder, NAME is `name`, STEP is the current step in six digits. Ranks other than 0 do nothing.
         """
         if self.global_rank:
             return
@@ -233,8 +233,8 @@ class EMA(torch.nn.Module):
 class AveragedSystem(System):
     """Training module that keeps an exponential moving average of the weights of one network.
 
-    The method `keep_average` selects the network and the decay; before this call there is no average. The average is
-    updated after each optimisation step.
+    A subclass calls `keep_average(network, decay)` to start the average; before this call there is none. The
+    average is updated after each optimisation step.
     """
 
     average: EMA

@@ -181,7 +181,7 @@ class Task:
     ) -> None:
         """Load `network` from RUN/NAME/NAME.safetensors; if this is not possible, train `network` and write the file.
 
-        Tasks that need several trainings use it, such as of an autoencoder before the diffusion model. RUN is the run
+        For tasks that need several trainings, such as of an autoencoder before the diffusion model. RUN is the run
         folder, NAME is `name`. `system` is the module to train, which contains the network. `metric` is the name in
         `system.metrics` that the progress display shows. `postprocess` is called after the training, before the network
         is saved. Raises `Stopped` if the training did not finish.
@@ -267,8 +267,9 @@ def run_task(
 def execute(work: Callable[[Task], Status | None], task: Task, hint: str = "") -> Status:
     """Run a task unless it is resumed and already finished, release the lock of its folder, and return the status.
 
-    `work` is the function that does the task; it returns the status (None: finished) or raises `Stopped`. `hint` is
-    appended to the warning that a run is finished already.
+    Unlike `run_task`, it takes a prepared `Task`, prints no path and returns no exit code. `work` is the function that
+    does the task; it returns the status (None: finished) or raises `Stopped`. `hint` is appended to the warning that a
+    run is finished already.
     """
     trainer = getattr(task.config, "trainer", None)
     try:

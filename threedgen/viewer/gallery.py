@@ -154,8 +154,8 @@ def contact_sheets(record: Record) -> Iterator[tuple[Path, int, int, int]]:
     """Yield (path, columns, rows, index) of the contact sheets of a run: image files with a grid of views.
 
     Sheets of the result come first, then validation images, newest first, then views sampled by the prior. A sheet has
-    `columns` x `rows` views. `index` is the cell, counted row by row from 0, of the view that represents the run. For
-    views.png, this is the view that `three_quarter_view` selects.
+    `columns` x `rows` views. `index` is the cell, counted row by row from 0, of the view that represents the run: in
+    views.png the one between front and side, in others the first.
     """
     if sheet := record.file("after.png"):  # views of a textured mesh: two rings, the first one from above
         yield sheet, 3, 4, 0

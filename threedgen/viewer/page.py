@@ -93,10 +93,11 @@ def embedded(path: Path | None) -> Markup | None:
 
 
 def embedded_models(folder: Path, model: Path | None, splats: Path | None = None) -> Tree:
-    """Return the variables of the template asset.html for GLB files with a mesh and with 3D Gaussians in `folder`.
+    """Return the variables of the template asset.html, a 3D view of two GLB files below `folder`.
 
-    "model" and "splats" are data URIs, or None for files that are None or too large to embed. "model_file" and
-    "splats_file" are the paths of the files relative to `folder`, or None.
+    `model` is the path of a mesh, `splats` that of 3D Gaussians; None if there is no such file. The variables "model"
+    and "splats" are the files as data URIs, or None without a file or if it exceeds MAX_EMBEDDED_BYTES (64 MB).
+    "model_file" and "splats_file" are the paths relative to `folder`, or None without a file.
     """
     files = {"model": model, "splats": splats}
     names = {f"{key}_file": path and path.relative_to(folder).as_posix() for key, path in files.items()}

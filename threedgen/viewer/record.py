@@ -85,7 +85,10 @@ class Record:
 
     @property
     def model(self) -> Path | None:
-        """Path of the mesh for the 3D view: GLB file of the asset, else mesh.glb, else textured.glb, else None."""
+        """Path of the mesh for the 3D view, None if there is none.
+
+        It is the first of these files that exists: GLB file of the exported asset, mesh.glb, textured.glb.
+        """
         first = Path(next(iter(self.asset.files), "")).name  # later entries are LODs and colliders
         asset = self.file(f"{FOLDER}/{first}") if first.lower().endswith(".glb") else None
         return asset or self.file("mesh.glb") or self.file("textured.glb")
@@ -103,7 +106,7 @@ class Record:
         return tree
 
     def count(self, *keys: str) -> int | None:
-        """Return a positive integer of the config by its nested keys (see `option`); None for any other value."""
+        """Return the value of the config with these nested keys if it is a positive integer, otherwise None."""
         value = self.option(*keys)
         return value if type(value) is int and value > 0 else None
 
@@ -147,7 +150,11 @@ class Record:
 
     @property
     def ended(self) -> datetime:
-        """End of the run in UTC: entry of summary.json, else the last change of summary.json or another run file."""
+        """Time at which the run ended, in UTC.
+
+        It is the entry "ended" of summary.json. Without this entry, it is the time of the last change of the first of
+        these files that exists: summary.json, metrics.jsonl, config.yaml.
+        """
         if self.summary.ended is not None:
             return self.summary.ended.astimezone(UTC)
         path = self.file(SUMMARY) or self.file("metrics.jsonl") or self.file(CONFIG)

@@ -34,9 +34,9 @@ class _LocalServer(viser.ViserServer):
 class ViserWindow:
     """Browser window of a run: renders of the object, and a panel with prompt, metrics and a button to stop the run.
 
-    A client is one open browser tab with its own camera, which starts at `start` (a batch of one camera). `LiveView`
-    calls the methods of this class on the training thread; they do not block it. `stop_clicked` becomes True when the
-    user clicks the button. `port` is the preferred port; if it is in use, any free port is chosen.
+    A client is an open browser tab. Each has its own camera, at first `start` (a batch of one camera). The callback
+    `LiveView` calls the methods of this class on the training thread; they do not block it. `stop_clicked`
+    becomes True when the user clicks the button. `port` is the preferred port; if it is in use, any free one is chosen.
     """
 
     stop_clicked = False
