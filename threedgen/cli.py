@@ -107,7 +107,8 @@ def _override(word: str) -> str:
 def load_plugins(command: Command) -> None:
     """Import the plug-ins of the flag --plugin, and the plug-ins that the config of --config lists under `plugins`.
 
-    If this config is the config.yaml of a run, its plug-ins are not imported, and a warning is logged.
+    If --config names the config.yaml in a run folder, which may come from someone else, its plug-ins are not imported:
+    a warning says so.
     """
     if plugins.FLAG in command.flags:
         plugins.load(command.flags[plugins.FLAG])
@@ -158,9 +159,9 @@ def dry_run(checked: Any, name: str) -> int:
 
 
 def finishing(checked: Any, folder: Path) -> Any:
-    """Return a copy of the config `checked` whose run trains no more and writes the results of its last checkpoint.
+    """Return a copy of the config `checked` with `checkpoint.finish` = True, the effect of the flag --finish.
 
-    This is the effect of the flag --finish.
+    The run then trains no further, and writes its results, such as video and mesh, from its last checkpoint.
 
     Raises ConfigError if the task of the config has no checkpoints, or if the run in `folder` has no checkpoint yet.
     """
@@ -207,7 +208,8 @@ def run(command: Command) -> int:
 def main(words: list[str] | None = None) -> int:
     """Run the command line `words` (None: sys.argv[1:]) and return the exit code.
 
-    An `ExpectedError` prints its message, any other exception its traceback.
+    For an `ExpectedError` (a mistake of the user, a full disk) only its message is printed, for any other exception the
+    traceback.
     """
     try:
         command = parse(sys.argv[1:] if words is None else words)

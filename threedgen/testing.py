@@ -88,7 +88,7 @@ def optimizer_of(field: Representation) -> torch.optim.Optimizer:
 
 
 def train(field: Representation, optimizer: torch.optim.Optimizer, steps: range, max_steps: int, radius: float) -> None:
-    """Train a representation so that its renders by the test cameras `CAMERAS` match random colours.
+    """Train a representation so that its renders by the fixed ring of cameras `CAMERAS` match random colours.
 
     `steps` are the indices of the training steps, in a run of `max_steps` steps. `radius` is half the side of the
     representation's cube, in world units.
@@ -104,7 +104,7 @@ def train(field: Representation, optimizer: torch.optim.Optimizer, steps: range,
 
 
 def render_views(field: Representation, radius: float, generator: torch.Generator) -> Render:
-    """Render the N_VIEW * SIZE * SIZE pixels of the test cameras `CAMERAS` in training mode.
+    """Render all N_VIEW * SIZE * SIZE pixels of the fixed ring of cameras `CAMERAS` in training mode.
 
     `generator` is the CPU generator of the random numbers of the render. `radius` is half the side of the
     representation's cube, in world units.

@@ -116,7 +116,8 @@ def key_prefix(section: str) -> AbstractContextManager[None]:
 def replaced_key(name: str) -> AbstractContextManager[None]:
     """Return a context manager that replaces the key of an ExpectedError raised in it by `name`; "" stays "".
 
-    It is used around a function whose errors name another key than `name`, the key in the user's config.
+    `name` is the key that the user wrote. The function called in the context knows only a key of its own, such as
+    "path", which would mislead the user.
     """
     return _rekeyed(lambda key: key and name)
 
@@ -174,10 +175,12 @@ MAX_SUGGESTIONS = 4
 def nearest_keys(key: str, paths: Iterable[str]) -> list[str]:
     """Return the known config keys in `paths` that the user may mean by the unknown `key`, likeliest first.
 
-    Keys are dotted, such as "trainer.max_steps". First the last part of `key`, and its synonyms in the table `ALIASES`
-    (such as "max_steps" for "steps"), are looked up as last parts of known keys. Of the keys found, up to 4
-    (MAX_SUGGESTIONS) are returned: those in the section with the most similar name, or in any if none is similar. If no
-    key was found, the result is the one most similar to `key`, or [] if none is similar.
+    Keys are dotted: "trainer.max_steps" has the section "trainer" and the last part "max_steps".
+
+    1. Known keys with the same last part as `key`, or with a synonym of it (table `ALIASES`, such as "max_steps" for
+       "steps"), are collected. If the section of `key` resembles the section of one of them, only keys in that section
+       are kept. At most 4 (MAX_SUGGESTIONS) are returned.
+    2. If there are none, the single most similar known key is returned; [] if none is similar.
     """
     paths = list(paths)
     section, _, last = key.rpartition(".")

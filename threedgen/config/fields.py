@@ -89,8 +89,8 @@ def section(field: FieldInfo, value: object = None) -> type[BaseModel] | None:
     """Return the config model of a field that is a section (a nested config); None for other fields.
 
     `value` is the value of the field (None: the default). If the field allows several models, the key `name` in the
-    value selects one. For an unknown name, the result is None if the field has a `Component` annotation (models in the
-    registry), and the first model if the type of the field is a union of models.
+    value selects one. An unknown name gives None if the models are in the registry (the field has a `Component`
+    annotation), and the first model if the type of the field is a union of models.
     """
     value = with_default(field, value)
     if mark := component(field):
@@ -114,7 +114,7 @@ def alternatives(field: FieldInfo) -> dict[str, type[BaseModel] | Exception]:
     """Return the config models that a section (nested config) can have: a dict from each allowed `name` to a model.
 
     If the import of a model fails, the dict has the exception instead of the model. The dict is empty if the field is
-    no section, or if its model has no field `name` of a Literal type.
+    no section, or if the section has one fixed model, without a field `name`.
     """
     mark = component(field)
     if mark is None:
@@ -130,11 +130,10 @@ def _model_or_error(kind: str, name: str) -> type[BaseModel] | Exception:
 
 
 def with_default(field: FieldInfo, value: object) -> Any:
-    """Return the value of a section (a nested config as a dict) with missing keys filled from the default of its field.
+    """Return the dict `value` of a section (nested config) with missing keys filled from the default of the field.
 
-    If `name` in `value` selects another model than the default, nothing is filled. None gives the default itself.
-    Values that are no dict, and values of fields that are no section, are returned unchanged. The argument itself is
-    not changed.
+    Nothing is filled if `name` in `value` selects another model than the default. If `value` is None, the default is
+    returned. Other values, and values of fields that are no section, are returned as they are. `value` is not changed.
     """
     if field.is_required() or not (component(field) or section_models(field)):
         return value
@@ -150,8 +149,8 @@ def with_default(field: FieldInfo, value: object) -> Any:
 def merge(below: object, above: object) -> Any:
     """Return `below` updated with `above`: dicts are merged key by key, other values are taken from `above`.
 
-    Two kinds of dicts are replaced and not merged: schedules {step: value}, and dicts whose key `name` differs from
-    that of the dict below, because their other keys belong to another component. The arguments are not changed.
+    Two kinds of dicts in `above` replace the dict in `below` as a whole: schedules {step: value}, and dicts whose
+    `name` selects another component, which has other options. The arguments are not changed.
     """
     if not (isinstance(below, dict) and isinstance(above, dict)):
         return above

@@ -154,9 +154,10 @@ def width() -> int:
 
 
 def wrap(text: str, indent: int = 0, lead: str | None = None) -> str:
-    """Wrap text at the terminal's width. Lines start with `indent` spaces; the first one with `lead` if it is set.
+    """Wrap text at the terminal's width. Lines start with `indent` spaces.
 
-    If `lead` leaves less than 20 columns beside it and the text does not fit there, `lead` gets a line of its own.
+    If `lead` is given, such as "  trainer.max_steps  ", the first line starts with it instead. `lead` gets a line of
+    its own if it leaves less than 20 columns for the text, and the text does not fit beside it.
     """
     lead = " " * indent if lead is None else lead
     how: Any = {"break_long_words": False, "break_on_hyphens": False, "subsequent_indent": " " * indent}

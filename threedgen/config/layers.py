@@ -46,11 +46,14 @@ def load_layers(
 ) -> tuple[type[BaseModel], list[Layer]]:
     """Return the config model of a config, and its unchecked values as `Layer`s; later layers replace earlier values.
 
-    The layers are, in this order: the key `name` of each section (nested config) that has one; the files that the key
-    `base` of the config file names, then the file itself; `values`; `overrides`. A memory preset (file of options for a
-    small GPU) comes before the layer that names it. The first layer has the names because `merge` drops the options of
-    a section when a later layer selects another `name` for it. Raises ConfigError if a file is missing or invalid, or
-    if an override cannot be parsed.
+    The order of the layers is:
+
+    1. for each section (nested config) of a selectable component, its `name` in the files or `values`, or the default;
+    2. the file that the key `base` of the config file names, recursively, and then the config file itself;
+    3. `values`, then `overrides`.
+
+    A memory preset (file of options for a small GPU) comes directly before the layer whose key `preset` names it.
+    Raises ConfigError if a file is missing or invalid, or if an override cannot be parsed.
 
     Args:
         name_or_path: config file, or name of a config that comes with the project.
@@ -92,8 +95,9 @@ def validate(model: type[BaseModel], layers: Sequence[Layer]) -> Any:
 def merged(layers: Sequence[Layer]) -> Tree:
     """Merge layers to one nested dict; later layers replace values of earlier ones.
 
-    The key `choices` is removed: `choices: {prior: {mvdream: VALUES}}` adds VALUES (a nested dict of the whole config)
-    if `prior.name` is mvdream; values of the layers replace them. Raises ConfigError if `choices` has another form.
+    The key `choices` is applied and removed. `choices: {prior: {mvdream: VALUES}}` adds the nested dict VALUES to the
+    root of the config if `prior.name` is mvdream; what the layers set directly wins over VALUES. Raises ConfigError if
+    `choices` has another form.
     """
     own = _merge_all(layer.tree for layer in layers)
     own.pop(CHOICES, None)

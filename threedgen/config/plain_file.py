@@ -61,8 +61,8 @@ def read_bytes(path: Path, max_bytes: int = MAX_BYTES, start: int = 0, count: in
 def read_text(path: Path, key: str = "", max_bytes: int = MAX_BYTES) -> str:
     """Read a text file in UTF-8, or in UTF-16 with a byte order mark.
 
-    Other text is read as Windows-1252, with a warning. Raises ConfigError, with the config key `key`, if the file is
-    unreadable, binary or larger than `max_bytes`.
+    Other text is read as Windows-1252, with a warning. Raises ConfigError if the file is unreadable, binary or larger
+    than `max_bytes`; the error names `key`, the config key that has the path.
     """
     try:
         data = read_bytes(path, max_bytes)

@@ -239,8 +239,9 @@ class Component:
         kind: kind of component in the registry, such as "prior".
         default: name of the component if the section has no `name`; None: the section must have a `name`.
         only: allowed names; (): all names of the kind.
-        path_of: name of a component with an option `path`, or None. If set, the text "a/b" in place of the section
-            means {name: path_of, path: "a/b"}, unless the text is a name of the kind.
+        path_of: name of a component with an option `path`. The user may then write a path in place of the section:
+            `prior: a/b` means `prior: {name: PATH_OF, path: a/b}`. Registered names keep their meaning. None: no
+            paths.
     """
 
     kind: str
@@ -249,7 +250,7 @@ class Component:
     path_of: str | None = None
 
     def section(self, text: str) -> dict[str, str]:
-        """Convert the short form of a section, a text, to the dict {"name": text}.
+        """Convert a text in place of a section (the short form `prior: mvdream`) to the dict {"name": text}.
 
         If `path_of` is set, a text that is no registered name becomes {"name": self.path_of, "path": text}.
         """

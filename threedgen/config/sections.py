@@ -136,9 +136,11 @@ class LoggerConfig(Config):
 class TaskConfig(Config):
     """Base class of the config models of tasks.
 
-    A task is what the program does in a run, such as a training; the config key `task` names it. `common` lists the
-    keys that --help without an argument shows. If it is empty, --help shows all options outside sections (nested
-    configs), the keys `name` of sections that `name` selects, and the keys in `help.COMMON`, such as trainer.max_steps.
+    A task is what the program does in a run, such as a training; the config key `task` names it.
+
+    `common` lists the keys that --help without an argument shows. If it is empty, --help shows the options at the top
+    level, the `name` of each selectable component, such as prior.name, and keys such as trainer.max_steps
+    (`help.COMMON`).
     """
 
     common: ClassVar[tuple[str, ...]] = ()
@@ -158,8 +160,8 @@ class TaskConfig(Config):
     def without_unused_sections(self) -> Self:
         """Return the config with None for each section that the run does not use, such as `prior`.
 
-        --dry-run and the checks of some tasks use the result, so that weights of unused sections may be missing. The
-        base class returns the config unchanged. Tasks with such sections override this method.
+        --dry-run and the checks of some tasks use the result, so that they do not ask for weights that the run does not
+        need. The base class returns the config unchanged; a task that has such sections overrides this method.
         """
         return self
 
@@ -167,8 +169,9 @@ class TaskConfig(Config):
 class RunConfig(TaskConfig):
     """Base class of the config models of tasks that write to a run folder.
 
-    `extends` lists keys of the task that may change when a run is resumed, such as the number of evaluated scenes. Keys
-    that may change in every task, such as trainer.max_steps, are not listed.
+    A run can be resumed only with the config it had before. `extends` lists the keys of the task that may differ all
+    the same, such as the number of evaluated scenes. Keys that may differ in every task, such as trainer.max_steps, are
+    not listed.
     """
 
     extends: ClassVar[tuple[str, ...]] = ()

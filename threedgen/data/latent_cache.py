@@ -31,7 +31,7 @@ SCENE_BLOCK = 4  # number of scenes per block
 
 
 class Captioned(NamedTuple):
-    """N entries of V views each, as returned by `Source.block`. The V views of an entry are consecutive rows.
+    """N training examples (entries) of V views each. The V views of an entry are consecutive rows.
 
     Attributes:
         rgb: (N * V, H, W, 3), images in [0, 1].
@@ -45,7 +45,10 @@ class Captioned(NamedTuple):
 
 
 class Source(Protocol):
-    """Endless, deterministic list of training entries. An entry has one caption and `n_view` square images."""
+    """Training examples by index: endless, and equal for equal indices.
+
+    An example, also called an entry, has one caption and `n_view` square images.
+    """
 
     n_view: int
 
@@ -64,8 +67,9 @@ class EncodedCache(ABC):
     Args:
         folder: folder of the cache files.
         name: name of the array file in `folder`.
-        description: cache key without the VAE encoder: text with everything that determines the entries.
-        vae: diffusers AutoencoderKL. The cache key contains its encoder weights, which must not change during use.
+        description: text with everything that determines the entries, except the VAE. A cache on disk that was made
+            with another text, or with other weights of the encoder of `vae`, is not used.
+        vae: diffusers AutoencoderKL, which encodes the images. Its weights must not change while the cache is in use.
         count: number of entries.
         dtype: structured numpy dtype of an entry, with the fields z (V, C, h, w), float16, for the latents, and c2w
             (V, 4, 4).
@@ -80,8 +84,8 @@ class EncodedCache(ABC):
     def prepare(self, indices: Sequence[int] | np.ndarray, rank: tuple[int, int] = (0, 1)) -> None:
         """Make and store the blocks that contain the entries `indices` (N,), except those that are stored already.
 
-        `rank` = (k, n) shares the work between n processes: process k makes every n-th missing block. If the number of
-        missing blocks is not a multiple of n, some of the next missing blocks are added, so that no process is idle.
+        `rank` = (k, n) shares the work between n processes: process k of 0 ... n - 1 makes every n-th missing block. If
+        their number is not a multiple of n, processes that would be idle make the missing blocks that follow.
         """
         lacking, (number, count) = self.cache.missing_blocks(indices), rank
         if lacking:
@@ -119,6 +123,7 @@ class LatentCache(EncodedCache):
         source: training entries to cache, each with V views.
         vae: diffusers AutoencoderKL that encodes the images.
         size: side of the rendered images in pixels.
+        count: number of entries to cache, the first ones of the source.
         block: number of entries per block.
         text: number of bytes stored per caption; longer captions are truncated.
     """
@@ -188,7 +193,7 @@ class SceneCache(EncodedCache):
         return torch.from_numpy(self._read(indices, "depth")).float()
 
     def condition_mask(self, indices: Sequence[int] | np.ndarray) -> Tensor:
-        """Return a bool mask (N, V) for the scenes `indices` (N,): True for views that are inputs of the model."""
+        """Return a bool mask (N, V) for the scenes `indices` (N,): True for views that are inputs of the network."""
         return torch.from_numpy(self._read(indices, "given"))
 
     def cameras(self, index: int) -> Cameras:
@@ -221,9 +226,9 @@ def latent_shape(vae: Any, height: int, width: int) -> tuple[int, int, int]:
 
 
 def choose_by_share(parts: Sequence[tuple[float, T]], u: float) -> tuple[float, T]:
-    """Select one of the pairs (share, part), each with the probability `share`. The shares sum to 1.
+    """Return one of the pairs (share, part) at random, each with the probability `share`. The shares sum to 1.
 
-    `u` is a uniform random number in [0, 1), which determines the choice.
+    `u` is the random number for the choice, uniform in [0, 1).
     """
     cumulative = 0.0
     for share, part in parts:
@@ -241,8 +246,9 @@ def available_entries(step: int, count: int, first: int, fresh: int) -> int:
 def sample_entries(rng: np.random.Generator, step: int, batch: int, count: int, first: int, fresh: int) -> np.ndarray:
     """Sample the entry indices (batch,) of a training step.
 
-    The first `fresh` indices are new entries, which no earlier step used, until all `count` entries are in use. The
-    other indices are sampled uniformly from the entries in use: `first` entries at step 0, and `fresh` more per step.
+    Each step takes `fresh` new entries, which no earlier step used, until all `count` entries are in use: they are the
+    first `fresh` indices of the result. The other indices are sampled uniformly from the entries that may be reused:
+    0 ... `first` - 1 at step 0, and `fresh` more in each later step.
     """
     available = available_entries(step, count, first, fresh)
     indices = rng.integers(0, available, batch)

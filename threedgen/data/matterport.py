@@ -34,10 +34,10 @@ MAX_SUPERSAMPLE = 2
 
 
 class MatterportPanoramas:
-    """Source (`SceneSource`) of training entries: perspective views of a panorama, evenly spaced in yaw.
+    """Source (`SceneSource`) of training examples: perspective views of a panorama, evenly spaced in yaw.
 
     The yaw of the first view is 0 in the test split. For training, it is a random whole number of degrees that depends
-    on the seed and the index of the entry. The constructor and `scene` raise ConfigError if a file is missing or
+    on the seed and the index of the example. The constructor and `scene` raise ConfigError if a file is missing or
     invalid.
     """
 
@@ -56,7 +56,7 @@ class MatterportPanoramas:
         return f"panoramas of {self.root.resolve()}, {self.split}, seed {self.seed}, {views}"
 
     def first_yaw(self, index: int) -> int:
-        """Return the yaw of the first view of the entry `index` in degrees, from 0 to 359."""
+        """Return the yaw of the first view of training example `index` in degrees, from 0 to 359."""
         return int(numpy_generator(self.seed, index, "first yaw").integers(360)) if self.split == "train" else 0
 
     def scene(self, index: int) -> SceneViews:

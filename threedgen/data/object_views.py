@@ -1,6 +1,6 @@
 """Training data of MV-Adapter (arXiv 2412.03632, section 5.1): six views of an object and their condition maps.
 
-A condition map is an input of the model for each view: the camera rays, or positions and normals of the surface.
+A condition map is an input of the network for each view: the camera rays, or positions and normals of the surface.
 Condition maps of geometry are rendered on each use, not cached: six maps of 128 pixels take 20 ms of one core, a
 training step takes about one second. Stored maps would need 590 kB per object, twenty times as much as its latents.
 """
@@ -33,18 +33,19 @@ class ObjectViews(ABC):
     """Base class of training sources with six views of an object on a grey background.
 
     A subclass provides captions, images and surfaces. This class samples the cameras. Azimuth 0 is the front of the
-    object (+x); azimuths increase counter-clockwise seen from above. A reference image is an input of the model. It
-    shows the object from near the front, centred and scaled as input images of users are.
+    object (+x); azimuths increase counter-clockwise seen from above. A reference image is an input of the network: the
+    object seen from near the front, centred and scaled as input images of users are.
 
     Args:
-        options: options of the subclass, which reads them in `prepare`.
+        options: options of the subclass; its method `prepare` reads them.
         seed: seed of the random cameras.
         split: "train" or "held-out"; the random cameras depend on it too.
         control: kind of the condition maps: "rays" of the cameras, or "geometry", positions and normals of the surface.
-            The six views are at azimuths 0, 45, 90, 180, 270 and 315 degrees for "rays"; for "geometry", they are the
-            front, three more sides, top and bottom.
-        reference: add a reference image as the last of the `n_view` images of an entry.
-        anywhere: fraction of the objects whose six cameras have a common random azimuth offset and elevation.
+            The six views are at elevation 0 and azimuths 0, 45, 90, 180, 270 and 315 degrees for "rays"; for
+            "geometry", they are at azimuths 0, 90, 180 and 270 degrees, above and below the object.
+        reference: whether an object has a seventh image, the reference image.
+        anywhere: fraction of the objects whose six cameras are turned by one random azimuth, and raised to one random
+            elevation.
         fov: field of view of the cameras, degrees; 0: orthographic cameras.
     """
 
@@ -66,7 +67,7 @@ class ObjectViews(ABC):
 
     @abstractmethod
     def prepare(self) -> None:
-        """Hook at the end of `__init__`: a subclass sets attributes from `options`. The default does nothing."""
+        """Set the attributes that depend on `options`. `__init__` calls this method last; each subclass defines it."""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -105,9 +106,9 @@ class ObjectViews(ABC):
     def angles(self, index: int) -> list[tuple[float, float]]:
         """Return (elevation, azimuth) of each of the six views of object `index`, in degrees; azimuth 0 is the front.
 
-        For most objects these are `sides`, the fixed directions for the kind of condition maps. For a random fraction
-        `anywhere` of the objects, the six views have a common random elevation in the range `inputs.RAISED`, and a
-        common random offset of the azimuths in `sides`.
+        For most objects, these are the six fixed directions described in the class, in the attribute `sides`. A random
+        fraction `anywhere` of the objects has instead one random elevation from 0 to 30 degrees (`inputs.RAISED`) for
+        all six views, and the azimuths of `sides` plus one random offset.
         """
         rng = np.random.default_rng([self.seed, self.split == "train", index, 6])
         if rng.random() >= self.anywhere:
@@ -132,13 +133,16 @@ class ObjectViews(ABC):
         return Captioned(np.concatenate(rgb), [self.caption(index) for index in indices], np.concatenate(c2w))
 
     def maps(self, index: int, size: int) -> Tensor:
-        """Return condition maps (6, 6, size, size) in [0, 1]: six channels for each of the six views of object `index`.
+        """Return condition maps of object `index`: (6, 6, size, size), as (view, channel, row, column), in [0, 1].
 
-        If `control` is "rays", the channels are the Pluecker coordinates of a pixel's ray: direction d (3) and moment
-        origin x d (3). For orthographic cameras, the maps are (6, 6, 1, 1), equal for all pixels: viewing direction (3)
-        and unit vector to the camera position (3). If `control` is "geometry", the channels are position (3) and normal
-        (3) of the surface, 0.5 where there is no surface. Values are mapped to [0, 1]. Axes are those of
-        MV-Adapter's world, which is this world (z up, front +x) rotated by -90 degrees around z.
+        The six channels are two vectors, mapped to [0, 1]:
+
+        - "rays", perspective cameras: Pluecker coordinates of a pixel's ray, direction d and moment origin x d.
+        - "rays", orthographic cameras: viewing direction, and unit vector from the origin to the camera. The maps are
+          (6, 6, 1, 1), because all pixels are equal.
+        - "geometry": position and normal of the surface. Pixels without surface are 0.5.
+
+        The vectors are in MV-Adapter's world: (x, y, z) of this world (z up, front +x) becomes (y, -x, z).
         """
         at = self.cameras(index, size)
         if self.control == "rays":
@@ -149,9 +153,8 @@ class ObjectViews(ABC):
 def frame_on_grey(image: Tensor) -> Tensor:
     """Centre and scale the object in an image (H, W, 3) in [0, 1], as input images of users are prepared.
 
-    The result has the same size and a grey background.
-
-    The object is all pixels that differ from the background `GREY`. An image without an object is returned unchanged.
+    The object is all pixels that differ from the background `GREY`. The result has the same size and background. An
+    image without an object is returned unchanged.
     """
     mask = (image != GREY).any(-1, keepdim=True)
     return framed(torch.cat([image, mask.float()], dim=-1), *image.shape[:2]) if mask.any() else image
@@ -160,9 +163,9 @@ def frame_on_grey(image: Tensor) -> Tensor:
 class MeshObjects(ObjectViews):
     """Training source for MV-Adapter from a folder of meshes.
 
-    With reference images, each mesh has `options.pictures` entries, which differ in the reference image. Without
-    reference images, each mesh has one entry. The last `options.held_out` meshes are the split "held-out", all others
-    the split "train".
+    With reference images, each mesh gives `options.pictures` training examples, which differ in the reference image;
+    without them, it gives one. The last `options.held_out` meshes are the split "held-out", all others the split
+    "train".
     """
 
     options: MeshFolderConfig

@@ -17,7 +17,7 @@ OBJECT_RADIUS = 0.85
 
 
 class WalksConfig(Config):
-    """Base class of the options of scene sources whose scenes are camera paths: frames with poses and depth maps.
+    """Base class of the options of data sets of camera paths through scenes: frames with poses and depth maps.
 
     A training example (an entry) has several views of one camera path.
     """

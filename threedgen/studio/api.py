@@ -59,9 +59,9 @@ class Access:
 
     Args:
         token: secret that grants access.
-        host: address that the server listens on. For a local address, only `LOCAL_NAMES` are valid in the header Host;
-            for other addresses, also the names of this machine and all IP addresses. Ports are not checked, because
-            ssh tunnels change them.
+        host: address that the server listens on. It decides which names the header Host may have. Local address:
+            `LOCAL_NAMES`, such as localhost. Other address: also the names of this machine, and any IP address. Ports
+            are not checked, because ssh tunnels change them.
     """
 
     def __init__(self, app: ASGIApp, token: str, host: str) -> None:

@@ -162,9 +162,10 @@ class Queue:
         return next((job for job in self.jobs() if job.number == number), None)
 
     def add(self, job: Job) -> None:
-        """Append a job to the queue, and remove an ended job with the same name (path of the run folder).
+        """Append a job to the queue. An ended job with the same name (path of the run folder) is removed from it.
 
-        The job is run if its state is "waiting". Raises ConfigError if a job with the same name waits or runs.
+        A job in the state "waiting" is started when it is its turn; one in the state "finished" is only listed. Raises
+        ConfigError if a job with the same name waits or runs.
         """
         with self._lock:
             if any(other.name == job.name and other.state in (WAITING, *LIVE) for other in self._jobs):

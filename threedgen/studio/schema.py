@@ -116,9 +116,9 @@ class Words(BaseModel):
     Attributes:
         words: all words of the prompt.
         notes: warnings for the user.
-        nouns: suggested nouns (names of objects): those that start with the unfinished last word, else examples if the
-            prompt has no known noun, else [].
-        typed: the unfinished last word, which a suggested noun replaces; "" if the nouns are only examples.
+        nouns: suggested nouns (names of objects) of the vocabulary. If some start with the unfinished last word of the
+            prompt, these; if the prompt has no known noun, examples; otherwise [].
+        typed: the unfinished last word, which a suggested noun replaces; "" if there is none to replace.
     """
 
     words: list[Word] = []

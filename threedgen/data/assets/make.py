@@ -58,9 +58,9 @@ def read_asset(folder: Path, asset: Asset) -> ColouredMesh:
 def cameras(options: ViewsConfig, seed: int, name: str) -> Cameras:
     """Sample the cameras of the asset `name`, ring by ring. All cameras look at the origin; z is up.
 
-    A ring is a circle of cameras with the same random elevation, field of view and distance, which depend only on the
-    seed and the name. A ring starts at the front of the object (azimuth 0, +x) and continues counter-clockwise seen
-    from above.
+    A ring is a circle of `options.azimuths` evenly spaced cameras, from the front of the object (azimuth 0, +x)
+    counter-clockwise seen from above. The cameras of a ring have the same elevation, field of view and distance. These
+    three are random for each ring, and depend only on the seed and the name.
     """
     o, rng = options, numpy_generator(seed, 0, f"views of {name}")
     fov, elevation = (np.deg2rad(rng.uniform(*bounds, o.rings)) for bounds in (o.fov, o.elevation))
@@ -86,7 +86,7 @@ class Job:
         assets: assets in the shard.
         key: hash of the render settings, the assets, and the sizes and times of their files. A shard on disk with
             another key is outdated.
-        name: file name without suffix.
+        name: file name of the shard without suffix, such as "shard-00000".
     """
 
     number: int
@@ -191,11 +191,10 @@ def make_shards(config: AssetsConfig, every: list[Job], run_folder: Path, data: 
 
 
 def skip_asset(job: Job, reason: str, folder: Path) -> None:
-    """Record the asset that made all attempts at a job fail, so that this asset is skipped from now on.
+    """Add the asset at which all attempts at a job failed to the file `CRASHES` in `folder`; it is skipped from now on.
 
-    Before a worker renders an asset, it stores the asset's file name in the file NAME.at in `folder`, where NAME is
-    `job.name`. So NAME.at states which asset failed. This asset and `reason`, the text of the failure, are added to the
-    file `CRASHES` in `folder`.
+    A worker writes the name of each asset to the file JOB.at in `folder` (JOB = `job.name`) before it renders it. So
+    the name in JOB.at is that of the asset that failed. `reason`, the text of the failure, is recorded too.
     """
     current = read_json(folder / f"{job.name}.at") or {"file": job.assets[0].file, "mark": None}
     logger.warning("asset skipped after repeated failures: %s (%s)", current["file"], reason)
@@ -242,8 +241,12 @@ def make_shard(job: Job, views: ViewsConfig, seed: int, folder: Path, data: Path
 def build_index(config: AssetsConfig, every: list[Job], folder: Path, left_out: dict[str, str]) -> Tree:
     """Return the content of index.json: render settings, shards in the order of `every`, left-out assets with reasons.
 
-    `every` lists the jobs of the shards, which must all be finished; shards without assets are omitted. `left_out` maps
-    mesh files or lines of the captions that are in no job to reasons; the assets that workers left out are added.
+    Args:
+        config: options of the rendering.
+        every: jobs of the shards, which must all be finished. Shards without assets are omitted.
+        folder: folder of the shards.
+        left_out: {mesh file or line of the captions: reason} for what is in no job. The assets that could not be
+            rendered are added in the result.
     """
     found = [read_finished(folder, job) or {} for job in every]
     left_out = left_out | {file: reason for shard in found for file, reason in shard["left_out"].items()}

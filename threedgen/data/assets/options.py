@@ -43,7 +43,7 @@ class Asset:
 
 
 class Listing(NamedTuple):
-    """Assets to render, and `left_out`: mesh file or line of the captions that is not rendered -> reason."""
+    """Assets to render, and `left_out`: {mesh file or line of the captions file that is not used: reason}."""
 
     assets: tuple[Asset, ...]
     left_out: dict[str, str]

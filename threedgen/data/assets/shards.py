@@ -186,9 +186,9 @@ def write_sheet(folder: Path, shards: Shards, max_count: int) -> None:
 
 
 def sides(shards: Shards, entry: Entry) -> Array:
-    """Return the front, left, back and right views of an asset side by side: (S, 4 S, 3) in [0, 1], S = `SIDE_PIXELS`.
+    """Return four views of an asset (front, left, back, right) on grey, in one row of an image.
 
-    The views are those of the first ring of cameras, on grey.
+    The image is (S, 4 S, 3), in [0, 1], with S = `SIDE_PIXELS`. The views are from the first ring of cameras.
     """
     views = (k * shards.azimuths // SIDES for k in range(SIDES))
     return np.concatenate([on_grey(shards.image(entry, view), SIDE_PIXELS) for view in views], axis=1)

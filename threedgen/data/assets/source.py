@@ -1,4 +1,7 @@
-"""Training sources (`threedgen.data.latent_cache.Source`) from user assets, and from folders of captioned images."""
+"""Sources of training images with captions: rendered user assets, and folders of captioned images.
+
+Both implement the interface `threedgen.data.latent_cache.Source`.
+"""
 
 import hashlib
 import logging
@@ -22,11 +25,12 @@ GREY = (0.4, 0.6)  # range of the grey value of backgrounds, as for the toybox
 
 
 class AssetViews:
-    """Training source whose entries have `n_view` views of one asset each. Entry i shows `entries[i % len(entries)]`.
+    """Training source of rendered assets. Example i has `n_view` views of the asset `entries[i % len(entries)]`.
 
-    The views of an entry are evenly spaced on a random ring of cameras. They start at a random azimuth, continue
-    counter-clockwise seen from above, and have the same random grey background. The constructor raises ConfigError if
-    `entries` is empty.
+    The views are chosen from the stored views of the asset, which lie on rings of cameras: one random ring, a random
+    first azimuth, and from there evenly spaced over the full turn, counter-clockwise seen from above. The background is
+    one random grey for all views. `seed` determines the random choices. The constructor raises ConfigError if `entries`
+    is empty.
     """
 
     def __init__(self, shards: Shards, entries: list[Entry], seed: int, n_view: int) -> None:
@@ -49,10 +53,10 @@ class AssetViews:
         return Captioned(np.stack(rgb), captions, np.concatenate(c2w))
 
     def sample(self, index: int) -> tuple[list[int], float]:
-        """Choose the views of the entry `index`: `n_view` evenly spaced views on a random ring of cameras.
+        """Choose the views of training example `index`: `n_view` evenly spaced views on a random ring of cameras.
 
-        Return the numbers of the views among all views of the asset, and the grey value of the background in [0, 1].
-        The choice depends only on the seed and the index.
+        Return the indices of these views among all stored views of the asset, and the grey value of the background in
+        [0, 1]. The choice depends only on the seed and `index`.
         """
         rng, n = numpy_generator(self.seed, index, "views of an asset"), self.shards.azimuths
         ring, start, grey = rng.integers(self.shards.rings), rng.integers(n), rng.uniform(*GREY)
@@ -63,8 +67,8 @@ class AssetViews:
 class CaptionedImages:
     """Training source of single images without cameras, cropped to their middle square.
 
-    The folder has a captions.csv with the columns file and caption. Entry i is image i modulo their number. Unreadable
-    images are skipped with a warning. The constructor raises ConfigError if no image is left.
+    The folder has a captions.csv with the columns file and caption. Training example i is image i % N of the N readable
+    images. Unreadable images are skipped with a warning. The constructor raises ConfigError if no image is left.
     """
 
     n_view = 1

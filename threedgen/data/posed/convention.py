@@ -40,8 +40,8 @@ class Match(NamedTuple):
 def check_convention(photos: PosedPhotos) -> list[str]:
     """Check with the images whether `photos.convention`, such as "c2w-opengl", is the right one for the poses.
 
-    Return [] if it fits, or a list with one remark for the user if no convention fits. Raises ConfigError if another
-    convention fits, and at least twice as well, or if the scene would be mirrored in this convention.
+    Return [] if it fits, or a list with one remark for the user if no convention fits. Raises ConfigError if only
+    another convention fits, at least twice as well, or if `photos.convention` would mirror the scene.
     """
     poses, declared = alternatives(photos.matrices), photos.convention
     matches, K = matching_pixels(photos), photos.cameras.K.double().numpy()
@@ -74,10 +74,10 @@ def matching_pixels(photos: PosedPhotos) -> list[Match]:
 
 
 def fraction_meeting(c2w: Array, K: Array, match: Match) -> float:
-    """Return the fraction of matches whose two rays meet in front of both cameras, within `MAX_MISS` pixels.
+    """Return the fraction of matching pixels whose two rays meet in front of both cameras, within `MAX_MISS` pixels.
 
-    `c2w` (N, 4, 4) are camera-to-world poses with OpenGL axes, `K` (N, 3, 3) the intrinsics of all N photos,
-    in the pixels of `match`.
+    `match` has the matching pixels of two of the N photos. `c2w` (N, 4, 4) are the camera-to-world poses of all photos
+    with OpenGL axes, and `K` (N, 3, 3) their intrinsics, in the pixels of `match`.
     """
     i, j = match.first, match.second
     a, b = (_rays(c2w[k], K[k], pixels) for k, pixels in ((i, match.pixels[:, :2]), (j, match.pixels[:, 2:])))

@@ -78,9 +78,9 @@ class PosedFiles:
 def find_photo(folders: Sequence[Path], name: str, listings: Listings, tails: bool = False) -> Path | None:
     """Return the path of the photo `name` in the first of `folders` that has it; None if no folder has it.
 
-    Upper and lower case are equal. `name` may lack the suffix or have another one, as if the photo was converted.
-    `listings` reads and caches the lists of files in folders. With `tails`, `name` may be a path on another computer:
-    its longest end that exists in a folder is used.
+    Upper and lower case are equal. `name` may have another suffix than the file, or none. `listings` searches and
+    caches the lists of files in folders. With `tails`, `name` may be a path on another computer: leading folders are
+    dropped until the rest exists in one of `folders`.
     """
     parts = Path(name[-MAX_NAME:].replace("\\", "/")).parts[-MAX_PARTS:]
     for start in range(len(parts) if tails else 1):
@@ -149,11 +149,11 @@ def to_c2w(matrices: Array, convention: PoseConvention) -> Array:
 
 
 def alternatives(matrices: Array) -> dict[str, Array]:
-    """Interpret pose matrices (N, 4, 4) in each convention: as they are, and with y and z swapped.
+    """Interpret pose matrices (N, 4, 4) in 16 ways: four conventions, each with four ways to swap the y and z axes.
 
-    The swap is that of the axes of the world, of the camera, or of the positions only. Return a dict from the name of a
-    convention, such as "w2c-opencv with y and z of the world swapped", to camera-to-world poses (N, 4, 4) with OpenGL
-    axes. Conventions that would mirror the scene are left out.
+    Either no axes are swapped, or those of the world, of the camera, or of the positions only. Return a dict from the
+    name of a way, such as "w2c-opencv with y and z of the world swapped", to camera-to-world poses (N, 4, 4) with
+    OpenGL axes. Ways that would mirror the scene are left out.
     """
     positions = np.concatenate([matrices[..., :3], (SWAP @ matrices)[..., 3:]], axis=-1)
     swapped = {

@@ -31,7 +31,8 @@ class PairSource(Protocol):
 
     Attributes:
         views: number of views of each scene.
-        n_families: number of object families (kinds of objects). Scene i belongs to the family i % n_families.
+        n_families: number of object families (kinds of objects, such as cars), 1 if all scenes count as one family.
+            Scene i belongs to the family i % n_families.
     """
 
     views: int

@@ -46,9 +46,10 @@ def scenes(folder: Path) -> list[Path]:
 
 
 def image_files(folder: Path, min_views: int) -> list[Path]:
-    """Return the image files of a scene folder, sorted by the number in their name; names that are no number are first.
+    """Return the image files of a scene folder, sorted by the number that is their name.
 
-    Raises ConfigError if an image or a pose is missing, or if there are fewer than `min_views` images.
+    Files whose name is no number come first. Raises ConfigError if an image or a pose is missing, or if there are fewer
+    than `min_views` images.
     """
     if not folder.is_dir():
         raise ConfigError(f"{folder} is not a folder")
@@ -141,8 +142,8 @@ def read_scene(folder: Path | str, min_views: int = 2, allow_gaps: bool = False)
 def condition_and_targets(scene: SceneFiles, condition: int = CONDITION_VIEW) -> tuple[int, list[int]]:
     """Return the index of the condition view, and the indices of all other views, the targets.
 
-    An evaluated model gets the condition view and predicts the targets. `condition` is the number of the condition view
-    in its file name. Raises ConfigError if no view has this number.
+    A network under evaluation gets the condition view and predicts the targets. `condition` is the number in the file
+    name of the condition view, not its index. Raises ConfigError if no view has this number.
     """
     numbers = scene.numbers
     if condition not in numbers:
