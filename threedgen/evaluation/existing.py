@@ -27,16 +27,16 @@ MAX_SIZE = 512  # pixels; larger views are downscaled
 def read_existing(folder: str, run: Path, prompts: Sequence[str], c2w: Tensor, part: str = "") -> Array:
     """Read V views of each of N prompts from a folder. Return images (N, V, H, H, 3), uint8.
 
-    The middle squares of the images are used. H is the shorter side of the first image, at most MAX_SIZE pixels; the
-    other squares are resized. Writes RUN/wanted.csv, a table of the wanted views, first. Raises ConfigError if an image
-    is missing or damaged.
+    Only the middle square of an image is used, resized to H pixels: the shorter side of the first image, but at most
+    MAX_SIZE. Before reading, writes RUN/wanted.csv, a table of the files that the folder should have. Raises
+    ConfigError if an image is missing or damaged.
 
     Args:
         folder: folder of the views.
         run: run folder of the evaluation.
         prompts: N prompts.
         c2w: camera-to-world poses (N, V, 4, 4) of the wanted views, in a world with z up and azimuth 0 at +x.
-        part: name of a subfolder: views are read from FOLDER/PART, and the table is RUN/PART/wanted.csv; "": none.
+        part: subfolder of both folders: views are read from FOLDER/PART, and RUN/PART/wanted.csv is written; "": none.
     """
     place = user_path(folder, KEY) / part
     position = c2w[..., :3, 3].numpy()

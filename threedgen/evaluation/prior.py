@@ -81,8 +81,8 @@ class PriorEvaluation(Evaluation[P, int, Row]):
         Args:
             prompts: N prompts.
             c2w: camera-to-world poses (N, V, 4, 4), OpenGL axes, z up.
-            numbers: one number per prompt. Number, ``purpose`` and the config's seed determine the noise of a prompt.
-            purpose: text that tells this use of random numbers from others.
+            numbers: one integer per prompt. With ``purpose`` and the config's seed it determines the prompt's noise.
+            purpose: text such as "drawing an asset"; calls with different purposes get different noise.
             metadata: function from the prompt indices of a batch to a dict that identifies everything that determines
                 the samples of the batch. A file with another dict is replaced.
             folder: subfolder of the run for the batches.
@@ -117,7 +117,7 @@ class PriorEvaluation(Evaluation[P, int, Row]):
 
 
 class Objects(NamedTuple):
-    """Views of N objects with V views each, encoded by the VAE of a prior.
+    """Views of N objects, V per object, encoded by the VAE of a prior.
 
     Attributes:
         z: clean latents (N, V, C, h, w), without diffusion noise.
@@ -133,7 +133,7 @@ class Objects(NamedTuple):
 
     @classmethod
     def encoded(cls, prior: Prior, views: Captioned) -> "Objects":
-        """Encode the images of N captioned objects, V ``views`` each, with the VAE of a prior."""
+        """Encode ``views``, the images of N captioned objects with V views per object, with the VAE of a prior."""
         rgb, count = torch.from_numpy(views.rgb), len(views.captions)
         mirrored = rgb.unflatten(0, (count, -1))[:, len(rgb) // count // 2].flip(2)
         z, opposite = (encode(prior.networks["vae"], images).to(prior.device) for images in (rgb, mirrored))
@@ -195,9 +195,10 @@ def measure_view_use(prior: Prior, objects: Objects, seed: int) -> Json:
         completed    as clean, and the prior is also conditioned on an object code (vector of what a caption leaves
                      unspecified) fitted to the companions; only for priors with object codes
 
-    A prior that ignores the companions has equal errors in the cases true, wrong and alone. The result has the mean
-    squared errors for each time step in `LEVELS`, and the ratios of the errors of true and wrong to the error of alone,
-    with 95 % intervals. Its key "copied" has the error of a copy of the mirrored opposite view as the prediction.
+    A prior that ignores the companions has equal errors in the cases true, wrong and alone. The result has mean squared
+    errors of the predictions with 95 % intervals. Those of true, wrong, alone and caption are given for each time step
+    of view 0 in `LEVELS`, with the ratios true / alone and wrong / alone. Those of clean and completed are one number
+    each. For comparison, "copied" is the error if the mirrored view opposite to view 0 is taken as the prediction.
     """
     z, last = objects.z, prior.schedule.T - 1
     noise = torch.randn(z.shape, generator=generator(seed, 0, "view use")).to(z)

@@ -128,9 +128,10 @@ def evaluation_task(
 
 
 def cached_json(path: Path, make: Callable[[], Json], **key: object) -> Json:
-    """Return the JSON object in the file ``path`` if it has the entries ``key``; otherwise make and write a new object.
+    """Return the JSON object in the file ``path`` if it is up to date; otherwise make and write a new object.
 
-    ``make`` returns the new object without the entries ``key``, which are then added.
+    It is up to date if it has all entries ``key`` with equal values, such as "seed": 1 for ``seed=1``. ``make`` returns
+    a new object without these entries, which are then added.
     """
     found = read_json(path)
     if not found or not found.items() >= key.items():

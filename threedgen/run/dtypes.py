@@ -45,7 +45,10 @@ def bf16_cpu() -> bool:
 
 
 def no_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Return a context in which autocast is off for the type of `device`, such as "cuda"; no effect on "meta"."""
+    """Return a context in which autocast is off for the type of `device`, such as "cuda".
+
+    On "meta", where tensors have shapes but no values, the context has no effect.
+    """
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 

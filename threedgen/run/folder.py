@@ -97,9 +97,9 @@ def flat(tree: object, prefix: str = "") -> Tree:
 def differences(old: Tree, new: Tree, extends: Iterable[str] = ()) -> list[str]:
     """Return the differences of two configs that change the result of a run, as texts "key: old -> new".
 
-    `old` and `new` are nested dicts. Keys that may change when any run is resumed, such as "out" (`NEUTRAL_KEYS`), are
-    ignored, and so are the keys `extends`, which may change when a run of this task is resumed. If more than 6 keys
-    differ (MAX_LISTED), the last text is "and N more".
+    `old` and `new` are nested dicts. Keys that may change when a run is resumed are ignored: those in `NEUTRAL_KEYS`,
+    such as "out", for all tasks, and those in `extends` for the task of the configs. If more than 6 keys differ
+    (MAX_LISTED), the last text is "and N more".
     """
     before, after, neutral = flat(old), flat(new), (*NEUTRAL_KEYS, *extends)
     changed = [key for key in {**before, **after} if before.get(key) != after.get(key)]
@@ -178,12 +178,13 @@ def _own_folder(config: BaseModel, config_name: str) -> Path:
 
 
 def choose_folder(config: BaseModel, config_name: str) -> tuple[Path, Tree | None]:
-    """Choose, but do not create, the folder of a run: `config.out`, or outputs/CONFIG_NAME/... named after the prompt.
+    """Choose, but do not create, the folder of a run: `config.out` if set, else a folder in outputs/CONFIG_NAME.
 
-    Returns the folder, and the content of its config.yaml if this run was started there before; None for a new run. A
-    run in the folder that has written no results may be replaced by any other run. Raises ConfigError if `config.out`
-    contains files but no run, or results of a run with another config. Keys that may change on resume are not compared:
-    those in `NEUTRAL_KEYS`, such as trainer.max_steps, and those in `config.extends`.
+    This folder is named after the prompt, with -2, -3, ... if another run has the name. Returns the folder, and the
+    content of its config.yaml if this run was started there before; None for a new run. An old run without results may
+    be replaced by any other run. Raises ConfigError if `config.out` contains files but no run, or results of a run with
+    another config. Keys that may change on resume are not compared: those in `NEUTRAL_KEYS`, such as trainer.max_steps,
+    and those in `config.extends`.
     """
     out = getattr(config, "out", None)
     folder = _own_folder(config, config_name) if out is None else user_path(out, "out")

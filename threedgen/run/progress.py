@@ -58,9 +58,9 @@ class Speed:
     def left(self, total: int) -> list[str]:
         """Return a list with the time until step `total`, such as ["6 s left"]; [] at the end or while it is unknown.
 
-        The time is known when, after the first step, 30 seconds (WINDOW) have passed, or 3% of `total` (MIN_SHARE) and
-        at least 2 steps are done. The first step compiles kernels and is not measured, except if it takes 30 seconds
-        or more and `total` is at most 33 (1 / MIN_SHARE).
+        The time is known after 30 seconds (WINDOW), or after 3 % of `total` (MIN_SHARE), but at least 2 steps.
+        The first step is not counted, because it compiles kernels, except if it takes 30 seconds or more and `total` is
+        at most 33 (1 / MIN_SHARE).
         """
         if self._warm is None:
             return []

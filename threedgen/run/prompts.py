@@ -34,9 +34,10 @@ class Reading:
 class PromptReader(Protocol):
     """Attributes and methods of a prior (diffusion model, see threedgen.guidance.prior) that the prompt checks use.
 
-    `identifiers` are words, such as "[v]", for the objects that the prior was tuned for (DreamBooth). `tokens_cut`
-    returns the end of a prompt that exceeds the token limit; "" if all fits. `unknown_words` returns pairs (word of the
-    prompt that a closed vocabulary lacks, similar known words), and `read_prompt` the prompt in known words.
+    identifiers      words, such as "[v]", for the objects that the prior was tuned for (DreamBooth)
+    tokens_cut       returns the end of a prompt that exceeds the token limit; "" if all fits
+    unknown_words    returns a pair (word, similar known words) for each word that is not in a closed vocabulary
+    read_prompt      returns the prompt in known words
     """
 
     @property

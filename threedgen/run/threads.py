@@ -29,8 +29,8 @@ def set_threads(count: int | None) -> int:
 def threads_of(config: Any) -> int | None:
     """Return the number of CPU threads for one process of a run; None: one thread per core.
 
-    The number is `config.threads` if set. Otherwise it is the number of cores divided by the option `trainer.devices`,
-    the number of processes, and at least 1; or None if this option is "auto" or missing.
+    The number is the option `threads` if set. Otherwise it depends on the option `trainer.devices`, the number of
+    processes: None if it is "auto" or missing, else the number of cores divided by it, and at least 1.
     """
     threads: int | None = getattr(config, "threads", None)
     devices: Any = getattr(getattr(config, "trainer", None), "devices", "auto")

@@ -73,8 +73,9 @@ def guarded(pid: int) -> Iterator[None]:
 class Heartbeat:
     """Thread that calls `ask` every 5 seconds (CHECK_SECONDS), to notice when a service no longer answers.
 
-    `ask` returns if the service answers, and may block or raise if not. The owner calls `check`, which raises an error
-    with the service's `name` after 40 seconds (LOST_SECONDS) without an answer.
+    `ask` is a function that sends the service any request, such as a list of the nodes of a Ray cluster. It returns
+    after the answer; without an answer it may block or raise. The owner of the thread calls `check` in a loop, which
+    raises WorkerLost, with the `name` of the service, after 40 seconds (LOST_SECONDS) without an answer.
     """
 
     def __init__(self, ask: Callable[[], object], name: str) -> None:
@@ -82,7 +83,7 @@ class Heartbeat:
         threading.Thread(target=self._run, daemon=True).start()
 
     def check(self) -> None:
-        """Raise WorkerLost if no call of `ask` has succeeded for 40 seconds (LOST_SECONDS)."""
+        """Raise WorkerLost if the service has not answered for 40 seconds (LOST_SECONDS)."""
         if time.monotonic() - self._answered > LOST_SECONDS:
             problem = f"{self.name} has not answered for {LOST_SECONDS:.0f} seconds"
             raise WorkerLost(f"{problem}. Start it and run the same command again to continue")

@@ -80,8 +80,8 @@ def attempt(work: Callable[[J], R], job: J, table: dict[str, dict[str, registry.
     It is copied into the registry of the worker first.
 
     Returns:
-        ("done", result of `work`), ("stopped", exit code) after a stop signal, ("expected", exception) for an
-        ExpectedError or a failed disk, or ("error", (message, traceback)) for any other exception.
+        ("done", result of `work`), ("stopped", exit code) after Ctrl-C or SIGTERM, ("expected", exception) for an
+        ExpectedError or a disk error, or ("error", (message, traceback)) for any other exception.
     """
     registry.TABLE.update(table)
     try:
@@ -97,10 +97,10 @@ def attempt(work: Callable[[J], R], job: J, table: dict[str, dict[str, registry.
 
 
 class WorkerPool(Generic[J, R]):
-    """Pool of `count` workers, each created by a call of `start`, that call `work(job)`. Dead workers are replaced.
+    """Pool of `count` workers that call `work(job)`. `start()` creates a worker; dead workers are replaced.
 
-    The method `run` does all jobs. After a failed attempt at a job (type J, with a result of type R), the job is tried
-    again, up to `attempts` times in all. `interrupts` tells the pool of Ctrl-C and SIGTERM; then no job starts.
+    The method `run` does all jobs, of type J with results of type R. A failed job is tried again, up to `attempts`
+    times in all. When `interrupts` reports Ctrl-C or SIGTERM, no more jobs start, and running jobs are asked to stop.
     """
 
     def __init__(
@@ -192,10 +192,12 @@ class WorkerPool(Generic[J, R]):
 
 
 class Worker:
-    """Worker that runs jobs in the current process, and base class of the other workers.
+    """Worker that runs one job at a time, in the current process. Subclasses run jobs in other processes.
 
-    The method `submit` takes the arguments of the function `attempt`, and returns a future with the result of
-    `attempt`. If the worker dies, the future has an exception.
+    `submit(work, job, table)` calls `work(job)` in the worker, after it has copied `table`, the component registry of
+    the main process, into the worker's registry. It returns a future of a pair (state, value): ("done", result of
+    `work`), or another state if the job was stopped or failed (`attempt`). If the worker dies, the future has an
+    exception.
     """
 
     def submit(self, *task: Any) -> Future[Outcome]:
@@ -297,7 +299,7 @@ class RayTask(Worker):
 
 
 def attempt_for_ray(*task: Any) -> Outcome:
-    """Call `attempt(*task)` in a Ray task, where `task` is the tuple (work, job, table) of its arguments.
+    """Call `attempt(*task)`, which runs a job, in a Ray task, and return its result. `task` is (work, job, table).
 
     If Ray cancels the task, by SIGINT, the result is ("stopped", 130).
     """

@@ -37,20 +37,19 @@ SSIM_WINDOW = 11
 
 @dataclass(frozen=True)
 class Job:
-    """One scene of one sampler to score: V views and their cameras.
+    """V views of one scene to score: target views, which a sampler made, and the views that were given to the sampler.
 
     Attributes:
         config: config of the run.
         scene: name of the scene.
         sampler: name of the sampler, or "original" for the original views.
-        images: views (V, H, W, 3), uint8.
-        cameras: V cameras of the views.
+        images: all views (V, H, W, 3), uint8.
+        cameras: V cameras of ``images``.
         held_out: indices into ``images`` of the views that the neural field is not fitted to.
-        truth: original views (V, H, W, 3), uint8, to compare ``images`` with; None: no comparison.
-        sampled: indices of the target views, which the sampler made. Only these are compared with ``truth``; the
-            sampler was given the others.
-        bounds: radius of the ball around the origin that the neural field covers, and distances from the camera to the
-            near and far ends of its rays, world units; None: they are computed from the cameras.
+        truth: original views (V, H, W, 3), uint8, to compare the target views with; None: no comparison.
+        sampled: indices into ``images`` and ``truth`` of the target views.
+        bounds: (radius, near, far) in world units: radius of the ball around the origin that the neural field covers,
+            and distances from a camera to the two ends of its rays; None: computed from the cameras.
     """
 
     config: ConsistencyConfig
@@ -87,7 +86,7 @@ class Job:
 
 
 def stored_or_scored(job: Job, threads: int) -> Json:
-    """Return the metrics of a job (see `score`): read from the run folder, or computed if missing or outdated.
+    """Return the dict of metrics of a job: read from the run folder, or computed by `score` if missing or outdated.
 
     ``threads`` is the number of CPU threads for the computation.
     """
@@ -102,8 +101,8 @@ def score(job: Job) -> Json:
     """Fit a neural field to the views of a job that are not held out, and compare its renders with the held-out views.
 
     Returns the metrics as a JSON dict, such as "psnr" and "ssim" (means over the held-out views; PSNR in dB) and "tsed"
-    (share of consecutive views that obey epipolar geometry). The dict is also written to ``job.path``, and the held-out
-    views and renders to an .npz file of the same name.
+    (share of consecutive views that obey epipolar geometry). Also writes the dict to RUN/scores/SCENE.SAMPLER.json
+    (``job.path``), and the held-out views and renders to an .npz file of the same name.
     """
     start, views, config = time.monotonic(), job.views, job.config
     kept = [k for k in range(len(views)) if k not in job.held_out]
@@ -150,7 +149,8 @@ def compare(truth: Floats, images: Floats) -> dict[str, list[float] | list[None]
 def held_out_images(folder: Path, score: Json) -> tuple[Array, Array]:
     """Read the V held-out views of a scene and the renders of its field from ``folder``, where `score` stored them.
 
-    The argument ``score`` is a result of the function `score`. Returns two arrays (V, H, W, 3), uint8.
+    The argument ``score`` is the dict of metrics that the function `score` returned for this scene. Returns two arrays
+    (V, H, W, 3), uint8.
     """
     with np.load(folder / f"{score['scene']}.{score['row']}.npz", allow_pickle=False) as file:
         return file["held"], file["render"]

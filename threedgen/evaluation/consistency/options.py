@@ -128,8 +128,8 @@ class PosedScenesConfig(Config):
 class SampledScenesConfig(Config):
     """Scenes of existing views in a folder, without original views to compare them with.
 
-    Options of the scenes "sampled". The scenes are those that the first sampler of the task reads. It must be the
-    sampler "folder" (`FolderSamplerConfig`).
+    Options of the scenes "sampled". The first sampler of the task must be "folder" (`FolderSamplerConfig`). The scenes
+    are those in the folder of this sampler.
     """
 
     name: Literal["sampled"] = "sampled"
@@ -178,7 +178,7 @@ class ConsistencyConfig(RunConfig):
 
     @property
     def named_samplers(self) -> Tree:
-        """Dict from the name of each sampler, as in the result table, to its config."""
+        """Dict of the configs of all samplers to compare. The keys are their names in the result table."""
         return self.samplers or {self.sampler.name: self.sampler}
 
     @model_validator(mode="before")

@@ -39,8 +39,8 @@ class FolderScene(NamedTuple):
 
     Attributes:
         views: cameras of all views (attribute ``cameras``), and a method ``views`` that reads the images.
-        bounds: radius of the ball around the origin that a field of the scene covers, and distances from the camera to
-            the near and far ends of its rays, world units; None: they are computed from the cameras.
+        bounds: (radius, near, far) in world units: radius of the ball around the origin that a neural field of the
+            scene covers, and distances from a camera to the two ends of its rays; None: computed from the cameras.
         notes: remarks for the user, such as missing photos.
     """
 
@@ -95,12 +95,16 @@ def has_plain_background(photos: PosedPhotos) -> bool:
 
 
 def scene_centre(photos: PosedPhotos) -> tuple[Array, float | None]:
-    """Return the centre (3,) of a scene and the radius of the ball that a field should cover, in the poses' world.
+    """Return the centre (3,) of a scene and the radius of a ball for its neural field, in the world of the poses.
 
-    If the camera file has a scene cube (Instant-NGP), centre and radius come from the cube. Otherwise the centre is the
-    point that the cameras look at; without such a point, it is the median of the points of the COLMAP model, or a point
-    ahead of the cameras. The radius then covers 95 % of the COLMAP points, but is at most `MAX_SURROUNDINGS` times the
-    largest camera distance from the centre. It is None without COLMAP points.
+    The centre is the first of these points that exists:
+        1. centre of the scene cube in the camera file (Instant-NGP), which also determines the radius
+        2. point that the cameras look at
+        3. median of the points of the COLMAP model
+        4. point ahead of the cameras
+
+    Without a scene cube, the radius covers 95 % of the COLMAP points, but is at most `MAX_SURROUNDINGS` times the
+    largest distance of a camera from the centre; without COLMAP points it is None.
     """
     posed, c2w = photos.posed, photos.cameras.c2w.double().numpy()
     if posed.box is not None:

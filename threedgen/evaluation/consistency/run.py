@@ -43,8 +43,8 @@ STRIP_VIEWS = 10  # maximum number of views per cell of views.png: condition vie
 class Consistency(Evaluation[ConsistencyConfig, Job, Json]):
     """Task "consistency": evaluate the 3D consistency of the views of each sampler and of the original views.
 
-    An item (`Job`) is one scene of one sampler. ``strips`` maps the name of a scene to the cells for this scene on the
-    contact sheet views.png. A cell is a label and images (V, H, W, 3), uint8.
+    An item (`Job`) has the views of one scene by one sampler. The attribute ``strips`` has the cells of the contact
+    sheet views.png: it maps the name of a scene to a list of (label, images (V, H, W, 3), uint8).
     """
 
     stage = "fields"
@@ -114,9 +114,10 @@ class Consistency(Evaluation[ConsistencyConfig, Job, Json]):
                     yield Job(self.config, scene.name, row, images, scene.cameras, held, *compared_views)
 
     def sample(self, row: str, batch: Sequence[Scene]) -> list[Views]:
-        """Return all views of each scene in ``batch``: given condition views, and target views by the sampler ``row``.
+        """Return all views of each scene in ``batch``: the given condition views, and target views by one sampler.
 
-        Target views are read from the run folder if they are there, and sampled otherwise.
+        ``row`` is the name of the sampler. Target views are read from the run folder if they are there, and sampled
+        otherwise.
         """
         sampler, requests = self.samplers[row], [scene.request(self.config.seed) for scene in batch]
         paths = [self.folder / "views" / row / f"{scene.name}.safetensors" for scene in batch]

@@ -56,8 +56,8 @@ class Scene:
         text: prompt, or "".
         original: function that returns the original views at a list of indices, from 0 to V - 1; None if there are no
             original views.
-        bounds: radius of the ball around the origin that a neural field of the scene covers, and distances from the
-            camera to the near and far ends of its rays, world units; None: they are computed from the cameras.
+        bounds: (radius, near, far) in world units: radius of the ball around the origin that a neural field of the
+            scene covers, and distances from a camera to the two ends of its rays; None: computed from the cameras.
         notes: remarks for the user about the cameras of photos.
     """
 
@@ -72,8 +72,8 @@ class Scene:
 
     @property
     def targets(self) -> list[int]:
-        """Indices of the views to sample: first the views after the last condition view, then all earlier views in
-        reverse order."""
+        """Indices of the views to sample, outward from the last condition view: first the later views, then the earlier
+        ones in reverse order."""
         start = self.condition[-1] if self.condition else -1
         outward = [*range(start + 1, len(self.cameras)), *reversed(range(max(start, 0)))]
         return [k for k in outward if k not in self.condition]
@@ -152,10 +152,10 @@ def held_out_views(scene: Scene, seed: int, share: float = HELD_OUT) -> list[int
 
 
 def camera_warnings(scene: Scene) -> list[str]:
-    """Return remarks for the user about the cameras of a scene: ``scene.notes``, or if it is empty at most one warning.
+    """Return the notes of a scene. If it has none, return a warning if its cameras do not look at the origin, else [].
 
-    The warning is given if the angle between the viewing axis of a camera and the direction from the camera to the
-    origin has a median over the cameras above `MAX_ANGLE` degrees.
+    For this test, the angle between the viewing axis of a camera and its direction to the origin is measured. The
+    cameras do not look at the origin if the median angle is above `MAX_ANGLE` degrees.
     """
     if scene.notes:
         return list(scene.notes)

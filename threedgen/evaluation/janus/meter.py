@@ -182,7 +182,8 @@ class KnownObject(NamedTuple):
         prompt: name of the object, which the classifier compares with the views.
         fronts: true number of fronts: 0, 1 or 2.
         reading: views of the object, as thumbnails, and side probabilities of the full-size views.
-        result: number of fronts that the meter finds, and whether each view shows a front and the right side.
+        result: number of fronts that the meter finds; for each view, whether a front was found in it, and whether its
+            classified side is the true side.
     """
 
     prompt: str

@@ -97,9 +97,10 @@ class Result:
 
 
 class Reader:
-    """Janus meter for mesh files. It stores results in ``folder``/NAME.json and views in ``folder``/NAME.png.
+    """Janus meter for mesh files: the method `read` renders a file and counts the fronts of the object.
 
-    ``config`` are the options of the Janus meter. ``prompts`` are all prompts of the benchmark. If
+    It stores the result in ``folder``/NAME.json and the views in ``folder``/NAME.png. ``config`` are the options of the
+    Janus meter. ``prompts`` are all prompts of the benchmark, with which the views are compared. If
     ``unknown_orientation`` is True, each asset is assumed to face the way that fits its views best.
     """
 

@@ -228,8 +228,8 @@ def sides_right(sides: Sequence[int] | NDArray[np.integer], azimuth: Floats) -> 
 def in_order(log_probability: Floats, azimuth: Floats) -> bool:
     """Return whether the views of an object show its four sides in the order of the cameras.
 
-    The views are divided into groups of four at right angles. In each group, the most probable of the 24 assignments of
-    sides to views must agree with the cameras. Mirrored, rotated or swapped sides are therefore wrong.
+    The views are divided into groups of four, 90 degrees apart. A group can show the four sides in 24 orders, and the
+    most probable order of each group must be the order of its cameras. Mirrored, rotated or swapped sides are wrong.
 
     Args:
         log_probability: log-probabilities (V, 4) of front, left, back and right in each view.

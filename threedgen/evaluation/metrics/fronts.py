@@ -32,8 +32,8 @@ class RingResult:
         certainty: largest front probability among the views whose likeliest side is the front, after smoothing over
             neighbouring views; 0 if there are no such views, or if the object probably has no front.
         shown: for each view, whether it shows a front.
-        right: for each view, whether the classified side is the side that the camera sees, with a tolerance of 15
-            degrees (`directions`).
+        right: for each view, whether the classified side is correct: the side that the camera sees, with a tolerance
+            of 15 degrees.
     """
 
     fronts: int
@@ -51,12 +51,12 @@ def classify_ring(sides: Floats, azimuth: Floats, threshold: float, unknown_orie
     """Count the fronts of an object in V views from a ring of cameras, and check the side that each view shows.
 
     Args:
-        sides: probabilities (V, 4) of front, left, back and right in each view. The rest up to 1 is the probability
-            that the object has no front.
-        azimuth: azimuths (V,) of the cameras, radians, 2 pi / V apart; 0 sees the front.
-        threshold: minimum front probability, smoothed over neighbouring views, of a view that shows a front.
-        unknown_orientation: whether the orientation of the object is unknown. If so, the orientation with the most
-            correct views is assumed (`directions`).
+        sides: probabilities (V, 4) that a view shows the front, left, back or right side. If the four of a view sum to
+            less than 1, the rest is the probability that the object has no front.
+        azimuth: azimuths (V,) of the cameras, radians, 2 pi / V apart; azimuth 0 is in front of the object.
+        threshold: a view shows a front if its front probability, smoothed over neighbouring views, is at least this.
+        unknown_orientation: False: the object faces azimuth 0. True: the object may face any way; the way for which
+            most views show the correct side is assumed. The number of fronts does not depend on this.
     """
     curve = front_curve(sides)
     return RingResult(
@@ -89,8 +89,8 @@ def has_front(sides: Floats) -> float:
 def front_curve(sides: Floats) -> Floats:
     """Return smoothed front probabilities (V,) of a ring of V evenly spaced views, 0 where another side is likelier.
 
-    `sides` (V, 4) has the probabilities of front, left, back and right. The results are conditional: they assume that
-    the object has a front. All are 0 if it has one with a probability (`has_front`) below 0.5.
+    `sides` (V, 4) has the probabilities of front, left, back and right. Their sum, averaged over the views, is the
+    probability p that the object has a front. The results are divided by p, and all are 0 if p is below 0.5.
     """
     if (probability := has_front(sides)) < 0.5:
         return np.zeros(len(sides))
@@ -120,10 +120,10 @@ def directions(sides: NDArray[np.integer], azimuth: Floats, unknown_orientation:
 
     Args:
         sides: most probable side of each view (V,): 0 front, 1 left, 2 back, 3 right.
-        azimuth: azimuths (V,) of the cameras, radians; 0 sees the front. Side k is right within 60 degrees of the
+        azimuth: azimuths (V,) of the cameras, radians; 0 sees the front. Side k is correct within 60 degrees of the
             azimuth k * 90 degrees.
-        unknown_orientation: whether the orientation of the object is unknown. If so, the object is turned in steps of 2
-            pi / V to the orientation with the most correct views. This favours objects with random sides, so do not
+        unknown_orientation: whether the orientation of the object is unknown. If so, the orientation with the most
+            correct views is assumed, out of V in steps of 2 pi / V. This favours objects with random sides, so do not
             compare results with and without ``unknown_orientation``.
     """
     azimuth = np.asarray(azimuth, float)

@@ -1,7 +1,7 @@
 """PSNR of neighbouring views where they overlap, and its ratio to the PSNR of true views.
 
 The metric is from MVDiffusion (arXiv 2307.01097, section 5.1), which first resizes panorama views, 45 degrees apart, to
-1024 pixels. Warping has errors, so the overlap PSNR of true views is finite too. It is the value of consistent views.
+1024 pixels. Warping has errors, so true views, which are consistent, have a finite overlap PSNR too: the reference.
 
 Images are (V, H, W, 3) in [0, 1]. Camera-to-world poses and rotations have OpenCV axes (x right, y down, z forward).
 Pixels are (x, y), and the first pixel centre is (0, 0). `geometry.warp.to_opencv` converts `Cameras` to this form.
