@@ -115,8 +115,8 @@ class Job(threading.Thread):
     Args:
         prompt: description of the object, or of the look of the mesh.
         height: height of the object in metres; 0: the usual height of such an object.
-        source: name of the mesh to texture, whose GLB file the caller writes to the attribute `mesh`, a path, before
-            `start`; "": no mesh.
+        source: name of the mesh to texture; "": no mesh. The caller must write the mesh as GLB to the path in the
+            attribute `mesh` before it calls `start`.
     """
 
     def __init__(self, studio: Studio, prompt: str, seed: int = 0, height: float = 0.0, source: str = "") -> None:

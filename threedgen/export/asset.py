@@ -50,7 +50,7 @@ class ExportedAsset:
 
     @contextmanager
     def timed(self, step: str) -> Iterator[None]:
-        """Context manager that calls `on_step` with the name `step` and adds the duration of its block to `seconds`."""
+        """Context manager: call `on_step(step)`, run the block, and add its duration in seconds to `seconds[step]`."""
         self.on_step(step)
         start = time.perf_counter()
         yield

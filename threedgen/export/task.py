@@ -132,9 +132,9 @@ def summary_entry(asset: ExportedAsset) -> Tree:
 
 
 def update_summary(run: Path, asset: ExportedAsset) -> None:
-    """Replace in summary.json of the folder `run` the entry "asset", the asset's file in "files" and notes in "notes".
+    """Update summary.json in the run folder `run` after an export; without this file, do nothing.
 
-    Without a summary.json, do nothing.
+    The entry "asset" is replaced, and so are the paths and notes of the asset in the lists "files" and "notes".
     """
     old = read_summary(run)
     if not old:

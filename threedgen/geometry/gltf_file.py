@@ -65,8 +65,8 @@ def gltf_tree(data: bytes) -> Any:
 class GltfFile:
     """Reader of one GLB or glTF file. For a damaged file, the methods raise exceptions of many classes.
 
-    `data` are the bytes of the file, and `files` reads other files that the file names. Raises ConfigError if the file
-    is glTF 1.0.
+    `data` are the bytes of the file. `files` reads the buffers and images that are stored in other files. Raises
+    ConfigError if the file is glTF 1.0.
     """
 
     def __init__(self, data: bytes, files: SideFiles) -> None:
@@ -116,11 +116,11 @@ class GltfFile:
                     yield submesh
 
     def submesh(self, primitive: Tree, node: Tree, weights: list[float], matrices: Array, colours: bool) -> Submesh:
-        """Read a primitive of the mesh of `node`, both given as JSON objects, with one copy per transform.
+        """Read a primitive of the mesh of `node`, both given as JSON objects; return N copies in scene coordinates.
 
-        `matrices` are the N node-to-scene transforms (N, 4, 4). A skinned primitive has the pose of its joints in place
-        of these transforms. `weights` are the mesh's weights of its morph targets, used if the node has none. If
-        `colours` is True, also read the material.
+        `matrices` (N, 4, 4) are the node-to-scene transforms of the copies. A skinned primitive is moved by its joints
+        instead, so its copies are equal. `weights` are the mesh's weights of its morph targets, used if the node has
+        none. If `colours` is True, also read the material.
         """
         position, weights = primitive["attributes"]["POSITION"], node.get("weights", weights)
         if DRACO in primitive.get("extensions", {}) and "bufferView" not in self.tree["accessors"][position]:
@@ -157,7 +157,7 @@ class GltfFile:
         return self.files.read(path, count=size) if 0 < size <= MAX_KEPT else path
 
     def file_name(self, uri: str) -> str:
-        """Return the file name of a URI, percent-decoded unless only a file with the encoded name exists."""
+        """Return the file name of a URI: percent-decoded, or as it is if a file exists only under the encoded name."""
         name = unquote(uri)
         return uri if self.files.find(name) is None and self.files.find(uri) is not None else name
 

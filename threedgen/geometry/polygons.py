@@ -66,9 +66,10 @@ def triangulate(points: Array, polygons: Array) -> Array:
 def polygon_mesh(
     base: Submesh, polygons: Array | Sequence[Array], uv: Array | Sequence[Array] | None, colours: Array | None
 ) -> Submesh:
-    """Add the triangles of P polygons to `base`, a submesh without triangles; return the new submesh.
+    """Split P polygons into triangles; return the submesh `base` with these triangles.
 
     Args:
+        base: submesh with vertices (V, 3) and their attributes, without triangles.
         polygons: (P, C) vertex indices, or P arrays (C,) of different lengths. Lines and points, C < 3, are ignored.
         uv: (P, 2 C) texture coordinates of the corners, or P arrays (2 C,); None: use the vertices' texture
             coordinates.

@@ -28,7 +28,8 @@ Depths = Array | None
 class Buffers:
     """Rasteriser output at the pixel centres of V views: face index, barycentric coordinates and depth z.
 
-    `rasterise_uv` returns arrays without the V axis.
+    The arrays are `face` (V, H, W), -1 for background, `bary` (V, H, W, 3) and `z` (V, H, W) in world units, inf for
+    background. `rasterise_uv` returns them without the V axis.
     """
 
     face: Array  # (V, H, W) int32 face index, -1 for background

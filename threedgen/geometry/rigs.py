@@ -54,10 +54,10 @@ def orbit(
 def ring_rig(
     options: OrbitCameraConfig, groups: int, n_view: int, elevations: Sequence[float], size: int, azimuth: float = 0.0
 ) -> Rig:
-    """Place `groups` rings of `n_view` cameras around the origin, each one turned against the ring before it.
+    """Place G = `groups` rings of `n_view` cameras around the origin, at different elevations.
 
-    Together, the azimuths of all cameras are equally spaced. A ring is a group of consecutive cameras in the result.
-    The lights are at the cameras.
+    A ring is turned by 1/G of the angle between its cameras against the ring before it, so that the azimuths of all
+    cameras are equally spaced. Each ring is a group of consecutive cameras. The lights are at the cameras.
 
     Args:
         options: options with the distance and the field of view of the cameras.
@@ -110,11 +110,11 @@ def sample_multiview(
 
 
 def sample_random_inputs(options: MultiviewCameraConfig, n: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """Return the random numbers for `n` groups of cameras: name -> tensor, uniform in [0, 1) or standard normal.
+    """Return the random numbers from which `rig_from_random_inputs` computes `n` groups of cameras: name -> tensor.
 
-    Tensors of shape (n,), such as `elevation` and `azimuth`, and `camera_perturb` (n, 3) are uniform; the others, such
-    as `up_perturb` (n, 3), are normal. `elevation_coin` () is uniform: it selects for all groups whether elevations are
-    uniform in the angle or on the sphere. `rig_from_random_inputs` computes cameras from the numbers.
+    Uniform in [0, 1): all tensors (n,), such as `elevation` and `azimuth`; `camera_perturb` (n, 3); and the scalar
+    `elevation_coin`: below 0.5, the elevations of all groups are uniform in the angle, otherwise on the sphere.
+    Standard normal: the other tensors (n, 3), such as `up_perturb`.
     """
     uniform, gaussian = (partial(f, generator=generator, device=generator.device) for f in (torch.rand, torch.randn))
     inputs = {"elevation_coin": uniform(())}

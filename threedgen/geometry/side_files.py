@@ -50,10 +50,10 @@ class SideFiles:
         return next((path for path in found if os.path.isfile(path) and self._inside(path)), None)
 
     def locate(self, name: str, beside: Path | None = None) -> Path:
-        """Return the path of the file that is called `name` in the mesh file, with the search of `find`.
+        """Return the path of the file that is called `name` in the mesh file; like `find`, but raise if there is none.
 
-        `beside` is the folder of the MTL file that names the file, or None. Raises ConfigError with the reason if the
-        file is not found or may not be opened.
+        `beside` is the folder of the MTL file that names the file; None: the mesh file names it. Raises ConfigError
+        with the reason if the file is not found or may not be opened.
         """
         if path := self.find(name, beside):
             return path
@@ -105,12 +105,13 @@ class SideFiles:
         return real.is_relative_to(root.parent) and real.relative_to(root.parent).parts[0].casefold() == TEXTURES
 
     def image(self, name: str, beside: Path | None = None, load: Callable[[], bytes] | None = None) -> Array | None:
-        """Load a texture as uint8 (H, W, 3), or (H, W, 4) with alpha, from the file `name` or the bytes `load()`.
+        """Load a texture as uint8 (H, W, 3), or (H, W, 4) with alpha, from the file that the mesh file calls `name`.
 
-        With `load`, no file is read, and `name` is the name of the texture in messages.
+        `load` returns the bytes of a texture that is not such a file; `name` is then only used in messages.
 
-        `beside` is the folder of the MTL file that names the texture, or None. If the texture cannot be read, a message
-        is added to `failures`, and the result is None. Raises TooLarge after too many bytes or searches.
+        `beside` is the folder of the MTL file that names the texture; None: the mesh file names it. If the texture
+        cannot be read, a message is added to `failures`, and the result is None. Raises TooLarge after too many
+        bytes or searches.
         """
         key = name, beside
         if key not in self._images:
@@ -153,7 +154,7 @@ class SideFiles:
 
 
 class Listings:
-    """Search of file names that ignores upper and lower case. The file lists of folders are cached."""
+    """Finder of files by a name in any upper and lower case. It reads the file list of each folder only once."""
 
     def __init__(self) -> None:
         self._entries = cache(_entries)
@@ -189,7 +190,8 @@ def _entries(folder: Path) -> dict[str, str]:
 def encoding(data: bytes) -> str:
     """Return the name of the codec of text bytes.
 
-    It is UTF-16 for bytes with its byte order mark, UTF-8 for valid UTF-8, or else `LEGACY_ENCODING` (cp1252).
+    The first that fits: UTF-16 if the bytes start with its byte order mark; UTF-8 if they are valid UTF-8;
+    `LEGACY_ENCODING` (cp1252).
     """
     if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         return "utf-16"
@@ -201,5 +203,5 @@ def encoding(data: bytes) -> str:
 
 
 def decode(data: bytes) -> str:
-    """Decode text bytes as UTF-16 with a byte order mark, as UTF-8, or else in `LEGACY_ENCODING` (cp1252)."""
+    """Decode text bytes with the codec that `encoding` finds: UTF-16, UTF-8 or `LEGACY_ENCODING` (cp1252)."""
     return data.decode(encoding(data), "replace")

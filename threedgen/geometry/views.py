@@ -149,7 +149,7 @@ class Pixels:
 
 @dataclass(frozen=True)
 class Request:
-    """Request for N novel views of a scene: its name, input views or None, N cameras, N frame numbers, prompt, seed."""
+    """Request for N novel views of a scene: input views or a prompt or both, N target cameras, N frame numbers."""
 
     scene: str  # name of the scene
     condition: Views | None  # input views of the scene; None: there are none

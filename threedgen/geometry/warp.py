@@ -183,8 +183,9 @@ def key_frames(depth: Tensor, cameras: Cameras, min_overlap: float) -> list[int]
     """Return the indices of the key frames of a video of N frames, which MVDiffusion samples first (section 4.2).
 
     Frame 0 is the first key frame. The next one is the last frame before the overlap with the current key frame falls
-    below `min_overlap`, but at least the following frame. The overlap of two frames is the fraction of pixels of one
-    that reproject into the other, for the frame where it is smaller. `depth` is (N, H, W) in world units, 0 = unknown.
+    below `min_overlap`, but at least the following frame. The overlap of two frames is the smaller of two fractions: of
+    the pixels of each frame, those that reproject into the image of the other frame. `depth` is (N, H, W) in world
+    units, 0 = unknown.
     """
     keys = [0]
     for number in range(2, len(depth)):
@@ -196,9 +197,9 @@ def key_frames(depth: Tensor, cameras: Cameras, min_overlap: float) -> list[int]
 def spread_pairs(count: int) -> list[int]:
     """Return frame indices [a0, b0, a1, b1, ...]: pairs (a, b) that are spread evenly over `count` frames.
 
-    `check_pose_convention` compares the depths of these pairs. The distances b - a are 1, 4 and 16 frames
-    (`FRAME_GAPS`), as far as there are more frames, with at most 6 pairs each (`MAX_PAIRS`). Pairs with the
-    smallest distance come first.
+    `check_pose_convention` compares the depths of the two frames of each pair. The distance b - a is 1 for the first
+    pairs, then 4, then 16 frames (`FRAME_GAPS`); distances that are not below `count` are left out. There are at most 6
+    pairs (`MAX_PAIRS`) per distance.
     """
     pairs = list[int]()
     for gap in (each for each in FRAME_GAPS if each < count):
@@ -231,8 +232,9 @@ def check_pose_convention(
     The user has then probably confused camera-to-world and world-to-camera poses.
 
     Args:
-        read: function that reads the frames that `spread_pairs` returns. Its argument is the kind of the stored poses,
-            "c2w" or "w2c". It returns depths (2 P, H, W) in world units and 2 P cameras.
+        read: function that reads P pairs of nearby frames, chosen by `spread_pairs`. Its argument, "c2w" or "w2c", says
+            how to interpret the stored poses. It returns depths (2 P, H, W) in world units and 2 P cameras; frames 2 i
+            and 2 i + 1 are a pair.
         convention: configured kind of the stored poses, "c2w" or "w2c".
         name, key: name of the data set and config key, for the error.
     """

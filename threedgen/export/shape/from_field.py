@@ -30,7 +30,7 @@ MAX_HALF_LIGHT_DEPTH = 0.02  # maximum of `half_light_depth`; above it, a note c
 
 @dataclass(frozen=True)
 class FieldView:
-    """Trained field for the export: functions for density, colour, renders; scene radius, occupancy, camera range."""
+    """Trained field, wrapped for the export: its density, colour and render functions, scene radius and occupancy."""
 
     density: Field  # points (N, 3) in world units -> sigma (N,) per world unit
     colour: Field  # points (N, 3) in world units -> sRGB (N, 3) in [0, 1]
@@ -43,7 +43,7 @@ class FieldView:
 
     @torch.no_grad()
     def on_arrays(self, function: Field, points: Array) -> Array:
-        """Evaluate `self.density` or `self.colour`, given as `function`, at points (N, 3) in world units, in chunks.
+        """Evaluate `function`, one of `self.density` and `self.colour`, at points (N, 3) in world units, in chunks.
 
         Returns densities (N,) or colours (N, 3), float32.
         """
@@ -91,8 +91,9 @@ def dense_surface(field: FieldView, resolution: int) -> tuple[Mesh, list[str]]:
 def half_light_depth(mesh: Mesh) -> float:
     """Return the depth below the surface that half of the light reaches, as a fraction of the mesh's longest side.
 
-    An object is translucent if the depth is above `MAX_HALF_LIGHT_DEPTH`. The depth is computed from the typical
-    density of the object, which is `mesh.info["haze"]` / HAZE. If `mesh.info` has no entry "haze", the result is 0.
+    It is ln 2 / density, for the typical density of the object; above `MAX_HALF_LIGHT_DEPTH`, the object counts as
+    translucent. The density comes from `mesh.info["haze"]`, which is HAZE (10 %) of it; without this entry, the result
+    is 0.
     """
     density = float(mesh.info.get("haze", 0.0)) / HAZE
     size = float(np.ptp(mesh.vertices, axis=0).max())

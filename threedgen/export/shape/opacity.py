@@ -7,8 +7,9 @@ depth at each grid point is
     tau(x) = min over the six axis directions of the integral of sigma from the border to x,
 
 and the surface is tau = ln 2 / 2. A thin part is kept if its total optical thickness is at least ln 2, so that renders
-show it with an opacity of at least one half. Two limits move the surface. In a field of very low density it lies closer
-to where the density starts, as the silhouette does. In a field whose haze alone is opaque, it lies deeper.
+show it with an opacity of at least one half. Two limits change the value ln 2 / 2. In a field of very low density it is
+smaller, because the surface would lie too far behind the silhouette (MAX_DEPTH). In a field so dense that the haze in
+front of the object alone is opaque, it is larger (MIN_DEPTH).
 """
 
 import math
@@ -40,9 +41,11 @@ def depth_field(sigma: Array, cell: float, radius: float) -> tuple[Array, Tree]:
     """Compute a scalar field whose level set is the object's surface. Raises EmptyField if no part is half opaque.
 
     Takes the density grid sigma (R, R, R) per world unit, which is overwritten, and the grid spacing `cell` and the
-    scene's `radius` in world units. Returns the optical depth tau (R, R, R), larger inside the object, and a dict
-    `info`: the surface is tau = info["level"]; "haze" is the density that was subtracted as haze, "blur" the standard
-    deviation of the blur of sigma in world units; and the statistics of `clean`.
+    scene's `radius` in world units. Sigma is blurred, less if it is dense, and a constant is subtracted to remove haze.
+
+    Returns the optical depth tau (R, R, R), larger inside the object, and a dict `info`. The surface is the set tau =
+    info["level"]. "haze" is the subtracted density, "blur" the standard deviation of the blur in world units. Further
+    entries count the removed parts and cavities (see `clean`).
     """
     typical = typical_density(sigma)
     path = 1 / (typical * radius) if typical else 0.0  # free path of light, in scene radii
@@ -65,8 +68,8 @@ def depth_field(sigma: Array, cell: float, radius: float) -> tuple[Array, Tree]:
 def typical_density(sigma: Array) -> float:
     """Return a typical density of the object in a density grid sigma (R, R, R); 0 for an empty grid.
 
-    The result is the 2 % quantile of the densities, weighted by sigma^2. The weights make empty space and haze
-    unimportant, so that the size of the grid's box does not matter.
+    The result is the weighted 2 % quantile of the densities, with the weights sigma^2. Empty space and haze have little
+    weight, so that the size of the grid's box does not matter.
     """
     values = np.sort(sigma[sigma > 0])
     if not len(values):

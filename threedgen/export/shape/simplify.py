@@ -117,7 +117,7 @@ def collapse(
 ) -> tuple[Array, Array]:
     """Collapse edges until at most `target` triangles are left, or until no edge may collapse. Deterministic.
 
-    No triangle is flipped in the texture. Vertices at holes and on edges of more than two faces are not removed.
+    No triangle is flipped in UV space. Vertices on edges with one face (border of a hole) or more than two are kept.
 
     Args:
         vertices: positions (V, 3).

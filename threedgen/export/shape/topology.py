@@ -15,7 +15,8 @@ MIN_AREA = 1e-12  # area below which a triangle is degenerate, for a mesh whose 
 class Topology:
     """Counts of defects, number of components and volume, which tell whether a mesh is a closed solid.
 
-    In a closed solid, the first four counts (of open, crowded and twisted edges and degenerate triangles) are 0.
+    In a closed solid, the four counts of defects are 0: open edges (of one face), crowded edges (non-manifold: of three
+    or more faces), twisted edges (of two faces with inconsistent orientation), degenerate triangles.
     """
 
     open_edges: int = 0  # defect: edges with one face, at the border of a hole
@@ -27,7 +28,7 @@ class Topology:
 
     @property
     def manifold(self) -> bool:
-        """True if every edge has exactly two faces with consistent winding."""
+        """True if every edge has exactly two faces, and these have a consistent orientation."""
         return not (self.open_edges or self.crowded_edges or self.twisted_edges)
 
     @property
@@ -77,10 +78,10 @@ def directed_edges(faces: Array) -> tuple[Array, Array]:
 
 
 def unique_pairs(pairs: Array) -> tuple[Array, Array, Array]:
-    """Return the distinct rows (U, 2) of integer pairs (N, 2), sorted, and two index arrays.
+    """Return the U distinct rows of integer pairs (N, 2), the index of each pair among them, and their counts.
 
-    The first array has the index (N,) of each pair among the distinct rows, the second the number of pairs (U,) that
-    are equal to each distinct row.
+    The distinct rows (U, 2) are sorted by the first, then by the second number. The indices are (N,). The counts (U,)
+    say how often each distinct row occurs in `pairs`.
     """
     # np.unique with an axis is slower
     width = int(pairs.max(initial=0)) + 1

@@ -30,9 +30,10 @@ MIN_NORMAL_COSINE = 0.5  # smallest cosine of dense and low-poly normals on the 
 
 @dataclass(frozen=True)
 class Maps:
-    """Baked textures `base_colour`, `normal` and `orm`, each (H, W, 3) float32, row 0 at v = 1.
+    """Baked textures `base_colour`, `normal` (tangent space) and `orm`, each (H, W, 3) float32, row 0 at v = 1.
 
-    Uncovered texels have the value of the nearest covered texel.
+    `orm` has occlusion, roughness and metallic value in red, green and blue. Texels that no face covers have the value
+    of the nearest covered texel.
     """
 
     base_colour: Array  # unlit colour, sRGB in [0, 1]
@@ -145,7 +146,7 @@ class Projected(NamedTuple):
     hit: Array  # (N,) bool, whether the line meets the surface inside the cage
 
     def interpolate(self, attribute: Array, faces: Array) -> Array:
-        """Interpolate a vertex attribute (V, C) of the dense mesh at the N points: (N, C). `faces` (F, 3): faces."""
+        """Interpolate a vertex attribute (V, C) of the dense mesh, whose faces are (F, 3), at the N points: (N, C)."""
         return (attribute[faces[self.face]] * self.bary[..., None]).sum(axis=1)
 
 

@@ -13,8 +13,9 @@ MIN_WEIGHT = 1e-5  # sum of weights below which a texel's colour is darkened in 
 class BlendOptions:
     """Rules that decide which images contribute to a texel, and with which weight.
 
-    The limits `error` and `jump` of depth differences are fractions of the depth for perspective cameras, and in world
-    units for orthographic cameras.
+    `error` is the maximum depth difference between a texel and the surface that the camera sees there, `jump` the
+    smallest depth step that counts as a depth edge. For perspective cameras, both are fractions of the depth; for
+    orthographic cameras, they are in world units.
     """
 
     error: float = 0.02  # maximum depth difference between texel and visible surface
@@ -81,9 +82,9 @@ class WeightedMean:
         return self.weights > 0
 
     def over(self, existing: Array, min_weight: float = MIN_WEIGHT) -> Array:
-        """Return the mean colours (N, 3). Texels without weight get the colours `existing` (N, 3) instead.
+        """Return the mean colours (N, 3). Texels whose weights are all 0 get the colours `existing` (N, 3) instead.
 
-        The divisor is the texel's sum of weights, but at least `min_weight`. A texel with a smaller sum is darkened.
+        The divisor of a mean is the sum of the weights, but at least `min_weight`; a smaller sum gives a darker colour.
         """
         mean = self.total / np.maximum(self.weights, min_weight)[:, None]
         return np.where(self.known[:, None], mean, existing)

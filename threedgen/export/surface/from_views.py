@@ -31,7 +31,11 @@ BORDER_WEIGHT = 1e-3  # minimum of the weight factors of the options `window` (p
 
 
 class ViewTexture(NamedTuple):
-    """Texture projected from images, mask and fraction of the texels that the images show, and PSNR to the images."""
+    """Texture projected from images, and how well the images determine it.
+
+    `visible` is the mask of the texels that an image shows, now or in an earlier projection. `share` is their fraction
+    of the texels that a face covers. `psnr` is the PSNR between the texture and the images in dB.
+    """
 
     texture: Array  # (H, W, 3) float32 in [0, 1], row 0 at v = 1
     visible: Array  # (H, W) bool, texels that an image shows, or that are visible in the earlier texture `over`
@@ -71,8 +75,8 @@ def texture_from_views(
         images: (N, h, w, 3) in [0, 1].
         options: limits and weights of the blending.
         masks: (N, h, w) opacity of the mesh in [0, 1]; None: 1 everywhere.
-        over: earlier texture of the same size, which keeps its visible texels that the new images do not show; None: no
-            earlier texture.
+        over: earlier texture of the same size, whose visible texels are used where no new image shows the texel; None:
+            no earlier texture.
         on_view: callback for the progress, called twice per image.
     """
     buffers = rasterise_uv(mesh.uv, mesh.faces, size)
@@ -110,7 +114,7 @@ def texel_geometry(mesh: TexturedMesh, buffers: Buffers, normals: Array, sides: 
     Args:
         buffers: result of `rasterise_uv` for the UVs of `mesh`.
         normals: unit normals (F, 3) of the F faces, as the order of their vertices gives them.
-        sides: (F,) from `render_depths`, negative for faces that cameras see from behind.
+        sides: (F,) from `render_depths`: pixels that show the front of a face minus pixels that show its back.
     """
     face = buffers.face[buffers.mask]
     outwards = np.where(sides < 0, -1, 1)

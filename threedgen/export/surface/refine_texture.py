@@ -56,10 +56,11 @@ class Samples(NamedTuple):
 def refine_texture(texture: Array, mesh: TexturedMesh, c2w: Array, fov: float, targets: Array, masks: Array) -> Refined:
     """Optimise a texture so that renders of the mesh match the targets. Return the best texture found, or the input.
 
-    A pixel is compared if all its samples hit the mesh where the cosine between its normal and the direction to the
-    camera is at least MIN_COSINE, and if the pixel's opacity is at least MIN_OPACITY, because field and mesh differ
-    near silhouettes. Texels more than a pixel away from all compared pixels do not change. If the texture improves,
-    uncovered texels are filled again from the nearest covered texel.
+    A pixel is the mean of the texture at SUPERSAMPLE^2 points. It is compared only if all these points hit the mesh, if
+    the cosine between normal and direction to the camera is at least MIN_COSINE at each point, and if the pixel's
+    opacity is at least MIN_OPACITY, because field and mesh differ near silhouettes. Texels more than a pixel away from
+    all compared pixels do not change. If the texture improves, uncovered texels are filled again from the nearest
+    covered texel.
 
     Args:
         texture: baked texture (H, W, 3), sRGB in [0, 1], row 0 at v = 1.
@@ -86,10 +87,10 @@ def refine_texture(texture: Array, mesh: TexturedMesh, c2w: Array, fov: float, t
 def sample_pixels(mesh: TexturedMesh, c2w: Array, fov: float, targets: Array, masks: Array) -> Samples:
     """Return texture coordinates and target colours of the pixels in which mesh and field are compared.
 
-    These pixels have an opacity of at least MIN_OPACITY, and all their samples hit the mesh where the cosine between
-    its normal and the direction to the camera is at least MIN_COSINE. Takes camera-to-world matrices c2w (V, 4, 4) with
-    OpenGL axes, the vertical field of view `fov` in radians, renders of the field `targets` (V, h, w, 3), sRGB in
-    [0, 1], and their opacities `masks` (V, h, w) in [0, 1]. Raises ConfigError if there are no such pixels.
+    These pixels have an opacity of at least MIN_OPACITY, and all their SUPERSAMPLE^2 points hit the mesh, where the
+    cosine between normal and direction to the camera is at least MIN_COSINE. Takes camera-to-world matrices c2w
+    (V, 4, 4) with OpenGL axes, the vertical field of view `fov` in radians, renders of the field `targets` (V, h, w,
+    3), sRGB in [0, 1], and their opacities `masks` (V, h, w) in [0, 1]. Raises ConfigError if there are no such pixels.
     """
     size = targets.shape[1] * SUPERSAMPLE, targets.shape[2] * SUPERSAMPLE
     vertices, normals = mesh.vertices.astype(np.float64), unit(area_vectors(mesh.vertices, mesh.faces))
@@ -111,7 +112,7 @@ def sample_pixels(mesh: TexturedMesh, c2w: Array, fov: float, targets: Array, ma
 def optimise(
     texture: Array, samples: Samples, steps: int = STEPS, rate: float = RATE, prior_weight: float = PRIOR_WEIGHT
 ) -> tuple[Array, float, float]:
-    """Minimise squared pixel errors plus `prior_weight` times squared texel changes, with `steps` Adam steps.
+    """Minimise the sum of squared pixel errors and `prior_weight` * squared texel changes, with `steps` Adam steps.
 
     Takes the baked texture (H, W, 3), the pixels to match as `samples`, and the initial learning `rate`. Returns the
     texture with the lowest loss, the PSNR of the pixels in dB with the baked texture, and the PSNR in dB with the
@@ -163,7 +164,7 @@ def predict(texture: Array, samples: Samples) -> Array:
 
 
 def gradient(colours: Array, samples: Samples, shape: tuple[int, ...]) -> Array:
-    """Return the gradient (H, W, 3) with respect to the texture of half the sum of the squared errors of the P pixels.
+    """Return the gradient (H, W, 3) of half the sum of the squared errors of P pixels, with respect to the texture.
 
     `colours` (P, 3) is the result of `predict`. `shape` is the shape of the texture.
     """
