@@ -31,8 +31,8 @@ SIDES = 6  # views of an object that MV-Adapter samples together
 def branches(options: Any, image: bool = False) -> tuple[Branch, ...]:
     """Return the kinds of attention that MV-Adapter adds, for the config section `options` of a prior.
 
-    They are "mv", in which views attend to the other views, and, if `image` (the run has an image) or `options.image`
-    is set, "ref", in which views attend to the reference image. Without an adapter the result is ().
+    "mv": views attend to the other views. "ref": views attend to a reference image; only if the run has an image, that
+    is, if `image` is True or `options.image` is set. Without an adapter the result is ().
     """
     if getattr(options, "adapter", None) is None:
         return ()
@@ -42,8 +42,9 @@ def branches(options: Any, image: bool = False) -> tuple[Branch, ...]:
 def geometry(views: int, size: Sequence[int], fov: float = pi / 2, depth: bool = False) -> Geometry:
     """Return cameras for MVDiffusion, in which a pixel attends to pixels of other views that show the same place.
 
-    They are cameras of a panorama or, with `depth`, equal cameras, so that each view attends to all others. `views` is
-    the number of cameras, `size` (H, W) their image size in pixels, `fov` their horizontal field of view in radians.
+    `depth` False: cameras of a panorama. True: cameras with equal poses and depth maps, so that each view attends to
+    all others, which takes most memory. `views` is the number of cameras, `size` (H, W) their image size in pixels,
+    `fov` their horizontal field of view in radians.
     """
     height, width = size
     K = panorama.intrinsics(fov, height, width)
@@ -83,7 +84,7 @@ def training_prior(
     geometry: Geometry | None = None,
     size: int | None = None,
 ) -> MetaPrior:
-    """Return the prior without values (`MetaPrior`) that a training on `device` starts from.
+    """Return the prior that a training on `device` starts from, with shapes but no values (`MetaPrior`).
 
     Its weights are float32. Its attribute `half` is the dtype of autocast: half precision on a GPU, else float32.
 

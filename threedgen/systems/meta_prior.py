@@ -96,9 +96,10 @@ class MetaPrior(Prior):
         return images.float() if self.meta.vae is None else self.meta.vae.encode(images).latent_dist.mean.float()
 
     def record_graph(self, images: int) -> None:
-        """Set `graph_memory` to a tensor as large as a CUDA graph of the UNet for `images` latents.
+        """Set the attribute `graph_memory` to a tensor as large as a CUDA graph of the UNet for `images` latents.
 
-        `measure` counts the tensor if the caller passes it in `kept`. If the run uses no CUDA graphs, it is empty.
+        The tensor stands for the memory of the graph: the caller passes it to `measure`, in `kept`. If the run uses no
+        CUDA graphs, it is empty.
         """
         self.graph_memory = torch.empty(0, device=META)
         if self.cuda_graph:

@@ -71,10 +71,10 @@ class MVDreamBoothConfig(PromptedConfig):
 
     @property
     def class_prompts(self) -> list[str]:
-        """Prompts with which the original prior samples the class images; not more prompts than class images.
+        """Prompts of the class images, which the original prior samples; training on them preserves the class.
 
-        They are the option `tuning.class_prompts`, in which "{class}" is replaced by the class prompt. The training on
-        class images preserves what the prior knows about the class.
+        They are the option `tuning.class_prompts`, in which "{class}" is replaced by the class prompt. If there are
+        more prompts than class images, the last prompts are left out.
         """
         texts = self.tuning.class_prompts[: self.tuning.class_images]
         return [text.replace("{class}", self.class_prompt) for text in texts]

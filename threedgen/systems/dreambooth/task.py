@@ -229,7 +229,7 @@ class DreamBoothSystem(DenoisingSystem):
 
     @torch.no_grad()
     def sample_views(self, prompt: str) -> Tensor:
-        """Sample four views (4, S, S, 3) in [0, 1] around an object of `prompt`, in each call from the same noise."""
+        """Sample four views (4, S, S, 3) in [0, 1] around an object of `prompt`, from the same noise in each call."""
         prior, o = self.model, self.config.sheet
         token_embeddings(prior)[self.token] = self.word
         c2w = orbit(N_VIEW, ELEVATION, 1.0, 1.0, 1, 1, azimuth=AZIMUTH).c2w

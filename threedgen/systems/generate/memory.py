@@ -22,10 +22,10 @@ FIRST_STEPS = 50  # number of steps after a change in which the first step with 
 
 
 class MeasuredSystem(GenerateSystem):
-    """Training module on the meta device, which computes no values, to estimate the memory of a step from tensor sizes.
+    """LightningModule on the meta device, where tensors have shapes but no values, to measure the memory of a step.
 
-    Without values no empty space can be skipped. Every ray therefore has the same number of samples: the constructor's
-    argument `fraction` times the option `march.samples`.
+    Where the space is empty is not known without values, so every ray has the same number of samples: the option
+    `march.samples` times the constructor's argument `fraction`.
     """
 
     def __init__(self, config: GenerateConfig, prior: MetaPrior, fraction: float = 1.0) -> None:
@@ -55,9 +55,10 @@ class MeasuredSystem(GenerateSystem):
         self.render(turntable(self.config.result.turntable, 1), self.max_steps, training=False)
 
     def choose_chunks(self, free: float) -> None:
-        """If `march.chunk` is "auto", compute how many ray samples a render may process at once in `free` bytes.
+        """If the option `march.chunk` is "auto", compute the chunk size, and store it in `chunks.measured`.
 
-        The memory per sample is measured by tracing a render without values. Call this while the system is on the CPU.
+        The chunk size is the number of ray samples that a render processes at a time: as many as fit in `free` bytes.
+        The bytes per sample are measured by renders of a few rays on the CPU, where the system must still be.
         """
         scene = self.field, self.background, self.material, self.config.march
         for normals, kind in ((False, "without normals"), (True, "with normals")):
@@ -90,9 +91,9 @@ def memory(
         device: device of the run; it decides the precision of the prior.
         free: free bytes before the run, for `march.chunk: auto`; None: bytes that are free on `device` now.
         fraction: samples per ray as a fraction of `march.samples`; 1 is the worst case.
-        launches: dict to which the number of kernel launches of a training step is added, with keys of the result
-            ("step at 64 px", "fit to views"). Launches in a CUDA graph and in the optimizer do not count. None: no
-            launches are counted.
+        launches: dict that receives the number of kernel launches of a training step, with the keys of the training
+            phases in the result ("step at 64 px", "fit to views"). Launches in a CUDA graph and in the optimizer do not
+            count. None: no launches are counted.
 
     Returns:
         Peak memory in bytes by phase: "loading and preview", "step at 64 px" for each render size, "fit to views" (only
@@ -123,9 +124,9 @@ def memory(
 def distinct_steps(system: GenerateSystem) -> Iterator[tuple[int, int]]:
     """Yield the distillation steps to measure, as pairs (render size in pixels, step).
 
-    There is one step for each combination of the render size and the number of scenes (groups of views) per step,
-    which schedules can change during a run. Because lit (shaded) renders take more memory, it is the first step with a
-    lit render among the FIRST_STEPS steps after such a change. Without lit renders it is the step of the change.
+    Schedules can change the render size and the number of scenes (groups of views) per step during a run. Each
+    combination of the two is measured once, in the first step that has it. If one of the FIRST_STEPS = 50 steps from
+    there has a lit (shaded) render, which takes more memory, the first of these is measured instead.
     """
     config, end = system.config, system.max_steps
     schedules = [

@@ -48,9 +48,9 @@ def optimise(
     Args:
         task: run of the task generate, with its config and folder.
         prior: diffusion model that guides the training.
-        text_embeddings: (2 to 7, L, D) embeddings with L tokens of the prompt and the negative prompt; with the option
-            `view_prompts` also of the side, front, back and overhead prompt; with `config.empty_prompt` also of the
-            empty prompt, at the end.
+        text_embeddings: (n, L, D) embeddings of n = 2 to 7 texts with L tokens, in this order: prompt; negative
+            prompt; with the option `view_prompts`, prompts of the side, front, back and overhead view; if
+            `config.empty_prompt` is True, the empty prompt.
         views: (V, H, W, 3) images in [0, 1] for the warm start, sampled by the prior; None: no warm start.
         cameras: V cameras of `views`; None: no warm start.
         notes: warnings for summary.json. The function appends its own warnings.
@@ -99,8 +99,8 @@ def initialise_from(system: GenerateSystem, folder: Path) -> None:
     """Initialise the object from the run in `folder`, and the background if its tensors have equal shapes in both runs.
 
     `folder` may also be a point cloud file for 3D Gaussians, which initialises the object only. With the option `edit`,
-    the embedding of the prompt of the run in `folder` is stored in `system.source_text`. Raises ConfigError if the file
-    cannot be read, or if the representation of that run cannot initialise the representation of this run.
+    also set `system.source_text` to the embedding (1, L, D) of the prompt of the run in `folder`. Raises ConfigError if
+    the file cannot be read, or if the representation of that run cannot initialise the one of this run.
     """
     if folder.is_file():
         system.field.init_from_file(folder)

@@ -62,7 +62,7 @@ class StepResult(NamedTuple):
 
 
 class Fit:
-    """Training loss that compares renders of the object in `scene` with V given images, such as sampled views.
+    """Training loss that compares renders of the object in `scene` with V given images, such as views from the prior.
 
     `images` are (V, H, W, 3) in [0, 1], and `cameras` are their V cameras.
     """
@@ -75,9 +75,9 @@ class Fit:
     def losses(self, step: int, done: int, steps: int) -> StepResult:
         """Return the loss of a step: error of the colours, and penalties on opacity and on differences of normals.
 
-        The opacity should be near 0 or 1, and 0 far from the object; nearby normals should be similar. Fields that
-        rays are marched through train on `fit.rays` random pixels of all images. Rasterised objects (meshes and 3D
-        Gaussians) train on random whole images with about as many pixels, at least one image.
+        The penalties pull the opacity to 0 or 1, and to 0 far from the object, and make nearby normals similar. A step
+        uses `fit.rays` random pixels of all images; for rasterised objects (meshes and 3D Gaussians), random whole
+        images with about as many pixels, at least one image.
 
         Args:
             step: step of the run; it seeds the random numbers.
@@ -227,10 +227,10 @@ class Refinement:
     def resample(self, number: int, rng: torch.Generator, first: bool) -> None:
         """Resample all views of round `number` and store them in `images`. All devices get the same images.
 
-        Normally the object is rendered, and the renders are resampled by img2img. `first` is True in step 0 of the run,
-        which has two exceptions. The views of a new object are sampled from the prompt alone. With the option `edit`,
-        the latents of the renders are changed before the img2img: the coarse prediction (latents predicted without
-        denoising) for the new prompt minus that for the old prompt is added.
+        The object is rendered, and the prior resamples the renders by img2img, with the strength `number` of the option
+        `refine.strengths`. Step 0 of the run (`first` is True) differs in two cases. A new object is not rendered: its
+        views are sampled from the prompt alone. With the option `edit`, the difference of two coarse predictions
+        (latents predicted without denoising), new prompt minus old prompt, is added to the latents of the renders.
         """
         scene, images = self.scene, []
         source_text = scene.source_text if first else None
@@ -267,8 +267,8 @@ def resample_views(
         strength: img2img noise strength in (0, 1]. A start from pure noise has strength 1 instead.
         rng: generator of the noise.
         source_text: embedding (1, L, D) of the old prompt, which describes `renders`, if `condition` has a new prompt.
-            The latents of `renders` are then changed by the coarse prediction for the new prompt minus the coarse
-            prediction for the old prompt. None: the latents are not changed.
+            The coarse prediction for the new prompt minus that for the old prompt is then added to the latents of
+            `renders`. None: nothing is added.
 
     Returns:
         Images (V, H, W, 3) in [0, 1] at the prior's image size.

@@ -24,8 +24,8 @@ RECORD = "preset.json"
 def choose_preset(config: GenerateConfig, device: torch.device, folder: Path) -> GenerateConfig:
     """Return the config with the first memory preset that fits, if `preset` is "auto" and the run does not fit the GPU.
 
-    Otherwise, and if no preset fits, the config is returned unchanged. The choice is stored in `folder`, for a resumed
-    run.
+    In all other cases, or if no preset fits, return the config unchanged. The choice is stored in `folder`, so that a
+    resumed run makes the same one.
     """
     if config.preset != "auto" or device.type != "cuda":
         return config

@@ -40,13 +40,13 @@ OOM_FACTOR = 4  # divisor of the chunk size after a step that ran out of memory
 
 
 class RenderChunks:
-    """Maximum number of ray samples whose autograd graph is in memory at one time in a training render (chunk size).
+    """Chunk size of training renders: how many samples of the rays are rendered at a time, to limit the memory.
 
-    `chunk` is the option `march.chunk`: the number, None (no limit), or "auto" (computed from the free memory).
+    `chunk` is the option `march.chunk`: the size, None (no limit), or "auto" (computed from the free memory).
 
     Attributes:
         measured: sizes computed for "auto", by the keys "with normals" and "without normals"; saved in checkpoints.
-        limit: upper bound of the chunk size, set when a step ran out of memory; None before.
+        limit: upper bound of the size in samples, set when a step ran out of memory; None before.
         last: number of samples in the largest chunk of the last render, or None before the first render.
     """
 
@@ -58,10 +58,15 @@ class RenderChunks:
         self.last: int | None = None
 
     def size(self, normals: bool, device: torch.device, sample_bytes: Callable[[], float]) -> int | None:
-        """Return the maximum number of samples in a chunk; None: no limit, the render is one chunk.
+        """Return the chunk size of a training render, in samples of its rays; None: render all samples in one chunk.
 
-        `normals` is True for renders with normals. `device` is the device whose free memory counts for "auto".
-        `sample_bytes` measures the bytes of the autograd graph per sample; it is called once per value of `normals`.
+        The arguments are used only if the option `march.chunk` is "auto". Then the size is computed from the free
+        memory of `device` and the bytes per sample. The size is never above `limit`.
+
+        Args:
+            normals: whether the render also computes normals, which need more memory; each case has its own size.
+            device: device of the render.
+            sample_bytes: function that returns the bytes of the autograd graph per sample; called once per case.
         """
         chunk = self.chunk
         if isinstance(chunk, str):  # auto
@@ -72,7 +77,10 @@ class RenderChunks:
         return chunk if self.limit is None else min(self.limit, chunk or self.limit)
 
     def reduce(self) -> int:
-        """Reduce the chunk size after a step that ran out of memory, and return the new upper bound."""
+        """Set `limit` to a quarter of the largest chunk of the last render, in samples, and return it.
+
+        Called by `Scene` after a step ran out of memory, before the step is repeated.
+        """
         self.limit = max(1, (self.last or OOM_FALLBACK_SAMPLES) // OOM_FACTOR)
         return self.limit
 
@@ -89,8 +97,8 @@ class Scene(System):
     Attributes:
         field: representation that is optimised, such as a hash grid or a mesh.
         occupancy: grid of the cells with density, so that rays skip empty space; None for meshes or if disabled.
-        text_embeddings: (2 or 6, L, D) embeddings of the prompt, the negative prompt and, with view prompts, the prompt
-            of the side, front, back and overhead view (`view_prompts.prompts`).
+        text_embeddings: (2, L, D) embeddings of prompt and negative prompt, in this order; with view prompts (6, L, D),
+            followed by the prompts of the side, front, back and overhead view, such as "PROMPT, side view".
         prior: frozen diffusion model; not a registered submodule, so checkpoints do not contain it.
         matte: frozen network that separates the object from the background, or None; not a registered submodule.
         reference: features of the prior's reference image; None before `setup` or without such an image.
@@ -138,9 +146,9 @@ class Scene(System):
     def condition(self, rig: Rig, background: Tensor | None = None) -> Condition:
         """Return the condition of the prior (text, cameras, reference image) for the views of the cameras in `rig`.
 
-        `background` has the colour (R, 3) in [0, 1] behind the object at each of the R pixels of the rendered views.
-        Some priors put the mean of all its values, a grey level, behind the object in the reference image. None: the
-        reference image keeps a background of 0.5.
+        `background` is the colour (R, 3) in [0, 1] behind the object at each of the R pixels of the rendered views. If
+        the prior has a reference image and adapts its background to the renders, as ImageDream does, the mean of
+        `background` becomes the grey level behind the object in this image; None: 0.5.
         """
         n_view, c2w = self.config.views_per_scene, to_device(rig.cameras.c2w, self.device)
         reference = self.reference
@@ -168,7 +176,7 @@ class Scene(System):
 
         Args:
             step: step of the run; it seeds the random numbers and selects the shading.
-            training: True: random shading, background and shift of the samples. False: no random numbers.
+            training: True: random shading, background and shift of the ray samples. False: no random numbers.
             normals: compute normals even if the shading does not need them.
             light: (B, 3) world position of the point light of each view; None: at the camera.
         """
@@ -233,16 +241,16 @@ class Scene(System):
         return any(getattr(loss, name) != 0 for name in type(loss).model_fields if name not in WITHOUT_VARIANCE)
 
     def chunk(self, normals: bool) -> int | None:
-        """Return the maximum number of ray samples that a training render processes at once; None: no limit.
+        """Return how many samples of its rays a training render processes at a time; None: all.
 
-        `normals`: whether the render also computes surface normals, which needs more memory per sample.
+        `normals`: whether the render also computes surface normals, which need more memory per sample.
         """
         scene = (self.field, self.background, self.material, self.config.march)
         return self.chunks.size(normals, self.device, lambda: sample_bytes(*scene, normals, self.device))
 
     @torch.no_grad()
     def images(self, cameras: Cameras) -> Tensor:
-        """Render images (B, H, W, 3) in [0, 1] for B cameras as at the last step, without random numbers.
+        """Render images (B, H, W, 3) in [0, 1] for B cameras, with the shading of the last step and no random numbers.
 
         The result is on the CPU, whatever the device of the object.
         """

@@ -46,9 +46,9 @@ class GenerateSystem(Scene):
         """Build the untrained object and the phases of its training.
 
         Args:
-            text_embeddings: (2 to 7, L, D) embeddings with L tokens of the prompt and the negative prompt; with the
-                option `view_prompts` also of the side, front, back and overhead prompt; with `config.empty_prompt` also
-                of the empty prompt, at the end.
+            text_embeddings: (n, L, D) embeddings of n = 2 to 7 texts with L tokens, in this order: prompt; negative
+                prompt; with the option `view_prompts`, prompts of the side, front, back and overhead view; if
+                `config.empty_prompt` is True, the empty prompt.
             views: (V, H, W, 3) images in [0, 1] for the warm start, sampled by the prior; None: no warm start.
             view_cameras: V cameras of `views`; None: no warm start.
         """
@@ -128,7 +128,7 @@ class GenerateSystem(Scene):
     def regularisers(self) -> dict[str, Regulariser]:
         """Regularisers by their key in the config section `loss`: functions from a render to a scalar loss.
 
-        A function of the representation replaces the registered function of the same name.
+        If a representation has its own function for a key, this replaces the registered one.
         """
         own, names = self.field.regularisers(), type(self.config.loss).model_fields
         known = registry.names("regulariser")

@@ -152,12 +152,16 @@ def check_backends(config: GenerateConfig) -> None:
 
 
 def embeddings(config: GenerateConfig, prior: Prior, texts: list[str], image: Tensor | None, folder: Path) -> Tensor:
-    """Return the text embeddings (n, L, D) of n texts, cached in the run folder so that a resumed run reuses them.
+    """Encode n texts, and return their embeddings (n, L, D). They are cached in `folder` for a resumed run.
 
-    `texts` starts with the prompt and the negative prompt. The embeddings of the prompt and of all further texts that
-    are not empty get the same object code, a vector of what a text leaves unspecified. The code is computed from
-    `image`, the first view (1, H, W, 3) in [0, 1]; None: the code is sampled with the seed. With the option `edit`, the
-    sampled code is similar to the code of the run to edit.
+    If the prior has object codes (vectors of what a text leaves unspecified), the last of the L rows of an embedding is
+    the code. The negative prompt and empty further texts have no code (zeros). All other texts share one code.
+
+    Args:
+        texts: prompt, negative prompt, and any further texts, such as prompts of the side or back view.
+        image: first view of the object (1, H, W, 3) in [0, 1], from which the code is computed. None: the code is
+            sampled with the seed and, with the option `edit`, similar to the code of the run to edit.
+        folder: run folder.
     """
     near = None if config.edit is None else object_text(run_folder(config.edit, "edit"), prior)
 

@@ -109,9 +109,9 @@ def sample_views(
         quiet: show no progress.
 
     Returns:
-        Images (V, H, W, 3) in [0, 1] and their V cameras. `image` occurs four times, which gives it more weight in the
-        fit. H = W is the image size of the prior. (None, None) for a single-view prior, or if the config has neither
-        preview nor warm start.
+        Images (V, H, W, 3) in [0, 1] and their V cameras; H = W is the image size of the prior. `image` is included
+        four times, which gives it four times the weight of another view in the fit. (None, None) for a
+        single-view prior, or if the config has neither preview nor warm start.
     """
     p, n_view, size = config.preview, config.views_per_scene, prior.image_size
     if not (p.enabled or config.warm_steps) or n_view < 2:

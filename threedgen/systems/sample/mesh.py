@@ -45,9 +45,9 @@ class MeshFrame:
         scale: metres per unit of the file.
         centre: (3,) centre of an object in metres, before `zoom`; 0 for a scene.
         zoom: factor that scales an object to the size that the prior expects; 1 for a scene.
-        written: axes (up, front) of the file that become +z and +x in an exported mesh (`for_file`) in place of `up`
-            and `front`. They are the usual axes of the file format, so that the exported mesh keeps the orientation of
-            its file. None: `up` and `front`.
+        written: axes (up, front) that `for_file` uses in place of `up` and `front` to transform a mesh back for export.
+            They are the usual axes of the file format, so that the exported file has the orientation of the original
+            file even if `up` and `front` are unusual. None: `up` and `front`.
     """
 
     up: str = "+z"
@@ -61,8 +61,8 @@ class MeshFrame:
     def of(cls, config: SamplingConfig, scale: float = 1.0) -> "MeshFrame":
         """Create the transform from the mesh options of a config. Raises ConfigError if up and front axis are parallel.
 
-        `scale` is in metres per unit of the file. For `config.up` or `config.front` "auto", the usual axes of the file
-        format are used. The result has no translation and no zoom.
+        `scale` is in metres per unit of the file. If the option `up` or `front` is "auto", the usual axis of the file
+        format is used. The result has no translation and no zoom.
         """
         y_up = config.mesh is not None and Path(config.mesh).suffix.lower() in (".glb", ".gltf", ".obj")
         up = config.up if config.up != "auto" else "+y" if y_up else "+z"
@@ -81,8 +81,9 @@ class MeshFrame:
     def for_file(self, mesh: TexturedMesh) -> TexturedMesh:
         """Transform a mesh from world coordinates back to the place, size and orientation in its file, for export.
 
-        The result still has z up; the file writers convert the axes. Far from the origin float32 is too coarse: then
-        the vertices of the result are relative to its attribute `offset`, else the offset is 0.
+        The result still has z up; the file writers convert the axes. Its vertices are float32, which is too coarse for
+        an object far from the origin. The vertices of such an object are relative to the attribute `offset` of the
+        result; for other meshes `offset` is 0.
         """
         points, centre = mesh.vertices.astype(np.float64) / self.zoom, np.array(self.centre)
         far = np.abs(centre).max() > MAX_RELATIVE_DISTANCE * np.abs(points).max()
@@ -177,7 +178,7 @@ def read_source(path: Path, frame: MeshFrame, dtype: type[np.floating] = np.floa
 
 
 def plan(config: SamplingConfig) -> str:
-    """Return the text of --dry-run. If there is a mesh, it has the number of triangles and whether the mesh has UVs.
+    """Return the text of --dry-run: weights, device and memory of the run and, for a mesh, its triangles and UVs.
 
     Raises ConfigError if the mesh is unreadable.
     """
@@ -234,9 +235,9 @@ def without_uv(source: SourceMesh) -> TexturedMesh:
 def with_file_normals(mesh: TexturedMesh, source: SourceMesh) -> TexturedMesh:
     """Return `mesh` with the vertex normals of `source`, which has the same triangles in the same order.
 
-    A vertex that has different normals in its triangles is split. A normal of `source` whose cosine with the normal of
-    its triangle is MIN_NORMAL_COSINE = 0.5 or less is not used; `mesh` keeps its own normal there. Without normals in
-    `source`, `mesh` is returned.
+    A vertex whose triangles need different normals is duplicated, once per normal. Where a normal of `source` differs
+    too much from the normal of its triangle (cosine of 0.5 or less), the result has the normal of `mesh`. If `source`
+    has no normals, `mesh` is returned unchanged.
     """
     if source.normals is None:
         return mesh
@@ -264,8 +265,9 @@ def six_sides(size: int) -> Cameras:
 def control_maps(mesh: TexturedMesh, cameras: Cameras) -> Tensor:
     """Render the maps (V, 6, H, W) in [0, 1] that condition MV-Adapter, for V cameras.
 
-    Channels 0-2 are positions + 0.5, channels 3-5 (normals + 1) / 2, and all are 0.5 beside the mesh. Both are in the
-    axes of MV-Adapter: the world (z up) rotated by -90 degrees around z. The mesh lies in [-0.5, 0.5]^3.
+    `mesh` is in world coordinates (z up) and must lie in [-0.5, 0.5]^3. Channels 0-2 are the positions + 0.5, channels
+    3-5 are (normals + 1) / 2, both after the map (x, y, z) -> (y, -x, z) from world axes to those of MV-Adapter. Pixels
+    that do not show the mesh are 0.5 in all channels.
     """
     buffers = rasterise_views(mesh.vertices, mesh.faces, cameras)
     points, normals = (interpolate(part, mesh.faces, buffers) for part in (mesh.vertices, mesh.normals))
@@ -283,7 +285,7 @@ def preview(mesh: TexturedMesh, size: int = 256) -> Array:
 def render_untextured(mesh: TexturedMesh, cameras: Cameras, supersample: int = 2) -> Array:
     """Render a grey mesh on white for V cameras: images (V, H, W, 3) in [0, 1], lit from the camera and from above.
 
-    Each pixel is the mean of ``supersample`` x ``supersample`` samples.
+    Each pixel is the mean of ``supersample`` x ``supersample`` pixels of a larger render (antialiasing).
     """
     fine = cameras.with_size(cameras.height * supersample, cameras.width * supersample)
     buffers = rasterise_views(mesh.vertices, mesh.faces, fine)

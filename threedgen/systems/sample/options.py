@@ -92,9 +92,9 @@ class SamplingConfig(PromptedConfig):
     def check_rig(self, rig: str, **keys: str) -> None:
         """Raise ValueError if the prior cannot sample a rig (set of cameras), or an option has no effect with the rig.
 
-        `rig` is the name of the rig, such as "orbit", "angles" or "panorama". Options at their default are ignored.
-        `keys` has for each rig name the options that have an effect with this rig but not with every rig, separated by
-        blanks, such as orbit="samples prefix".
+        `rig` is the name of the rig, such as "orbit". `keys` lists by rig name the options that are only for some rigs,
+        separated by blanks: with orbit="samples prefix", angles="mesh", a mesh has no effect with the rig "orbit", and
+        the error is raised if the option `mesh` differs from its default.
         """
         if self.prior is not None and self.prior.name not in PRIORS[rig]:
             usable = " or ".join(PRIORS[rig])
@@ -130,9 +130,9 @@ class SamplingConfig(PromptedConfig):
         return lines or [normalise_prompt(self.prompt, example=EXAMPLE_ROOM)]
 
     def view_texts(self, count: int) -> list[str]:
-        """Return ``count`` prompts, one per view: those of the option `prompts`, or else `prompt` for each view.
+        """Return ``count`` prompts, one per view: the option `prompts`; if this is empty, ``count`` times `prompt`.
 
-        Raises ConfigError if `prompts` has another number of texts.
+        Raises ConfigError if `prompts` has another number of texts than ``count``.
         """
         texts = self.texts() * (1 if self.prompts else count)
         if len(texts) != count:
@@ -140,10 +140,10 @@ class SamplingConfig(PromptedConfig):
         return texts
 
     def check_adapter(self, control: Literal["rays", "geometry"]) -> None:
-        """Raise ConfigError if MV-Adapter lacks a prompt, image or adapter file that the run needs.
+        """Raise ConfigError if a prompt, image or adapter file is missing that MV-Adapter needs for this run.
 
-        `control` is the condition of the views: camera rays ("rays") or the geometry of a mesh ("geometry"). A mesh or
-        an image needs an adapter file; the 2D model alone takes neither.
+        `control` is the condition of the views: camera rays ("rays") or the geometry of a mesh ("geometry"). A run with
+        a mesh or an image needs an adapter file, since the 2D model without adapter takes only text.
         """
         self.object_text()
         if self.prior.image is not None:

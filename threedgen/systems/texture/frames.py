@@ -177,10 +177,11 @@ def scannet_frames(config: TextureConfig, rig: PathConfig, folder: Path, notes: 
 
 
 def choose_keys(frames: Frames, min_overlap: float) -> list[int]:
-    """Return the indices of the key frames, which are sampled first: `frames.keys` if not None, or else a selection.
+    """Return the indices of the key frames, which are sampled first.
 
-    Consecutive key frames of a selection overlap (show the same surface) in at least the fraction `min_overlap` of
-    their pixels, if the frames are close enough. The first and the last frame are always selected.
+    They are `frames.keys`. If this is None, they are selected so that consecutive key frames show the same surface in
+    at least the fraction `min_overlap` of their pixels, where the cameras are close enough for this. The first and the
+    last frame are always selected.
     """
     if frames.keys is not None:
         return list(frames.keys)
@@ -189,11 +190,11 @@ def choose_keys(frames: Frames, min_overlap: float) -> list[int]:
 
 
 def check_overlap(frames: Frames, keys: Sequence[int], min_overlap: float, key: str) -> list[str]:
-    """Return a list with one warning about consecutive key frames that overlap too little; [] without such pairs.
+    """Return a list with one warning that names pairs of consecutive key frames with little overlap; [] if none has.
 
-    A pair overlaps too little if one frame has only a fraction `min_overlap` or less of its pixels in common with the
-    other. `keys` are the indices of the key frames. Raises ConfigError, which names the config key `key`, if all
-    pairs overlap too little.
+    The overlap is little if the fraction of the pixels that show the same surface as the other frame is `min_overlap`
+    or less. `keys` are the indices of the key frames. Raises ConfigError if all pairs have little overlap; `key` is the
+    config key that the error names.
     """
     found = [overlap(frames.depth, frames.cameras, *pair) for pair in zip(keys, keys[1:], strict=False)]
     apart = [n for n, share in enumerate(found) if share <= min_overlap]

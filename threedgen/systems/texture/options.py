@@ -16,7 +16,7 @@ Poses = Literal["c2w", "w2c"]
 
 
 class SidesConfig(Config):
-    """Options of the six orthographic sides of an object."""
+    """Options of texturing an object from six orthographic views: front, right, back, left, top, bottom."""
 
     name: Literal["sides"] = Field("sides", description="six orthographic sides of an object")
     size: int = Field(768, ge=64, le=2048, description="side of the maps and of a sampled view in pixels")
@@ -70,7 +70,10 @@ class TextureConfig(SamplingConfig):
 
     @property
     def samples(self) -> bool:
-        """True if the prior samples the images of the mesh, False if the user gives images or nothing is sampled."""
+        """Whether the prior samples the images for the texture.
+
+        False if the user gives the images, or if an object has neither prompt nor image; then only maps are rendered.
+        """
         condition = self.prompt.strip() or self.image is not None
         return self.rig.name == "path" or self.views is None and bool(condition)
 

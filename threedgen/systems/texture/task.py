@@ -155,9 +155,9 @@ def texture_mesh(task: Task, source: meshes.SourceMesh, mesh: TexturedMesh, view
 def run(config: TextureConfig, resume: Path | None = None, quiet: bool = False) -> int:
     """Run the task, print the path of its main result, and return the exit code.
 
-    The main result is the textured mesh, or the video of the frames for a ScanNet folder without a mesh, or the preview
-    of the mesh if there are no images to project. `resume`: run folder to resume; None: a new run. `quiet`: print
-    nothing else, and show no progress.
+    The main result is the textured mesh. For a ScanNet folder without a mesh it is the video of the frames; if there
+    are no images to project, it is the preview of the mesh. `resume`: run folder to resume; None: a new run. `quiet`:
+    print nothing else, and show no progress.
     """
     rig = config.rig
     if isinstance(rig, PathConfig):

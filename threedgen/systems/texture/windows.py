@@ -59,9 +59,9 @@ class Window:
 def plan(keys: Sequence[int], rig: PathConfig) -> list[Window]:
     """Return the windows of a scene in the order of sampling. A window is a set of frames that are denoised together.
 
-    `keys` are the indices of the key frames. Each of the first windows has `rig.views` key frames, a third of which are
-    also in the next window (the last two windows may share more). Each later window has two consecutive key frames and
-    frames between these two, in all at most `rig.views` frames, or three if `rig.views` is 2.
+    `keys` are the indices of the key frames. The first windows consist of `rig.views` key frames each, and consecutive
+    ones share a third of them (the last two may share more). Each later window consists of two consecutive key frames
+    and frames between these two, at most `rig.views` frames in total (three if `rig.views` is 2).
     """
     last, shared = max(0, len(keys) - rig.views), max(1, rig.views // 3)
     windows, done = list[Window](), set[int]()

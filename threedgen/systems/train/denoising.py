@@ -59,9 +59,9 @@ class DenoisingSystem(AveragedSystem):
     `sample_sheet`. `model` is not a registered submodule, so checkpoints do not contain its frozen networks.
 
     Attributes:
-        timestep_power: exponent of the distribution of time steps, see `view_timesteps`.
-        timestep_logit_normal: (mean, standard deviation) of logit-normal time steps, or None.
-        view_noise: probabilities of different noise levels in the views of an object.
+        timestep_power: exponent p of the time steps T u^p, with u uniform in [0, 1); above 1 favours low noise.
+        timestep_logit_normal: (mean, standard deviation) of logit(t / T), if this is to be normal; None: T u^p.
+        view_noise: probabilities that views of one object have different noise levels, see `view_timesteps`.
     """
 
     model: LatentDiffusion
@@ -138,7 +138,7 @@ class DenoisingSystem(AveragedSystem):
 
 
 def drop_captions(captions: Sequence[str], dropped: Iterable[bool]) -> list[str]:
-    """Return a copy of `captions` in which each caption whose flag in `dropped` is True is replaced by ""."""
+    """Return the captions in a new list, with "" in place of caption k if flag k in `dropped` is True."""
     return ["" if drop else caption for caption, drop in zip(captions, dropped, strict=True)]
 
 

@@ -64,8 +64,8 @@ class AdapterSystem(DenoisingSystem):
     Args:
         model: frozen 2D diffusion model with the adapter.
         network: UNet with the adapter; the network of `model`.
-        caches: pairs (fraction of the steps, cached latents of the objects at one image size): full size first, then
-            possibly half size.
+        caches: one pair per image size (full and, if used, half): fraction of the steps with this size, and cached
+            latents of the objects at this size.
         objects: training objects.
         held_out: objects for the sample sheet, which are not trained on.
     """

@@ -80,7 +80,7 @@ class MVDiffusionSystem(DenoisingSystem):
     data: DataBySize
 
     def choose_data(self, step: int) -> tuple[float, SceneData]:
-        """Sample the image size of a step. Return the fraction of steps with this size, and the data at this size."""
+        """Sample the image size of a step, full or half. Return the probability of this size, and its data."""
         return choose_by_share(self.data, self.numpy_rng(step, "size").random())
 
     def predict(self, x: Tensor, t: Tensor, batch: Batch) -> Tensor:
@@ -90,8 +90,8 @@ class MVDiffusionSystem(DenoisingSystem):
 class SingleViewSystem(MVDiffusionSystem):
     """LightningModule of the first of two training stages, on single views, without attention between views.
 
-    It trains the first convolution of the UNet, which takes the further input (depth or mask) if there is one, and the
-    LoRA `lora` of other layers.
+    It trains the LoRA `lora`, and the whole first convolution of the UNet, which may have more input channels than the
+    2D model (depth, or a mask and the latents of the known part).
     """
 
     stage = "single views"
@@ -139,8 +139,8 @@ class ViewsSystem(MVDiffusionSystem):
     Known views are clean images on which the other views are conditioned.
 
     Args:
-        difference: changes of the UNet in the first stage, by tensor name, saved with the attention blocks; None: the
-            whole UNet is saved.
+        difference: tensors by name in which the UNet differs from the 2D model after the first stage (weights of the
+            first convolution, LoRA), saved with the attention blocks; None: the whole UNet is saved.
         lora: LoRA of the first stage, attached to the UNet; None without a first stage.
     """
 
@@ -198,10 +198,11 @@ class ViewsSystem(MVDiffusionSystem):
         "depth" both.
 
         Returns:
-            Extra input channels (n F, E, h, w), or None. For "depth", E = 1 (inverse depth). For "outpaint", E = 1 + C
-                (mask, then latents of the known part).
-            Input (n F, C + 1, h, w) of the branch for known views, which the data marks (`condition_mask`): C channels
-                of clean latents and a channel of ones; all 0 for the other views. None if no view is known.
+            Extra input channels (n F, E, h, w), which the network concatenates to the noisy latents, or None. For
+                "depth", E = 1 (inverse depth). For "outpaint", E = 1 + C (mask, then latents of the known part).
+            Input (n F, C + 1, h, w) of the branch for known views (clean images, which condition the others). A known
+                view has C channels of clean latents and a channel of ones; other views are all 0. None if no view of
+                the data is marked as known.
         """
         if data.photos is not None:
             extra = self.unknown_view(data.cache.encoded_size).repeat(len(chosen), data.cache.n_view, 1, 1, 1)
@@ -312,9 +313,9 @@ def train_single_views(
 ) -> LoRA:
     """Train the first stage, or load its finished weights. Return its LoRA, which stays attached to the UNet.
 
-    `o` are the options of the stage. `blocks` are the tensors of another run (option `blocks`) by name, or None. If
-    they contain changes of a UNet with the same input channels, the training starts from these changes; otherwise, and
-    with None, it starts from the 2D model.
+    `o` are the options of the stage. `blocks` are the tensors by name of the result of another run (option `blocks`).
+    If they include a UNet's changes by such a stage, with the same input channels, the training starts from them. If
+    they do not, or if `blocks` is None, it starts from the 2D model.
     """
     config: TrainMVDiffusionConfig = task.config
     needed = EXTRA[config.variant]
