@@ -55,7 +55,7 @@ class Job:
 
 
 def measure(job: Job) -> dict[str, float]:
-    """Export an asset and return metric -> value, with the keys of `export.RULES`.
+    """Export an asset, compare it with its field, and return the values of the metrics by key (`export.RULES`).
 
     Raises ConfigError if no asset can be made from the field.
     """
@@ -165,10 +165,10 @@ def similarity(view: FieldView, body: Body, uv: Array, textures: dict[str, Array
 
 
 def against_truth(creature: Creature, sigma: Array) -> dict[str, float]:
-    """Return the IoU of the extracted solid with the ground truth ("truth"), and for 3 and 10 times larger densities.
+    """Return the IoU of the solid inside the extracted surface with the true solid of a synthetic shape, `creature`.
 
-    `sigma` is the density (R, R, R) on a grid over [-1, 1]^3. The larger densities use a grid with half the points per
-    edge; their keys are "times 3" and "times 10".
+    The key "truth" has the IoU for the density `sigma` (R, R, R), on a grid over [-1, 1]^3. "times 3" and "times 10"
+    are for 3 and 10 times larger densities, on a grid with half as many points per edge.
     """
     figures = {"truth": iou(occupied(sigma), grid(creature.distance, len(sigma))[..., 0].numpy() < 0)}
     coarse, distance = (grid(f, len(sigma) // 2 + 1)[..., 0].numpy() for f in (creature.density, creature.distance))

@@ -87,7 +87,7 @@ def facet_errors(shape: Shape, vertices: Array, faces: Array) -> tuple[Array, Ar
 
 
 def ground_gaps(shape: Shape, vertices: Array, faces: Array) -> Array:
-    """Return the heights of a mesh above the true contact points with the ground, in percent of the object's height."""
+    """Return the gaps below a mesh that stands on the ground, where the true object touches it, in % of its height."""
     points = shape.truth.samples[0]
     low, high = points[:, 2].min(), points[:, 2].max()
     contact = points[points[:, 2] < low + CONTACT * (high - low)][:500]

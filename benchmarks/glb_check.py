@@ -41,7 +41,7 @@ Severity = Literal["error", "warning"]
 
 @dataclass(frozen=True)
 class Finding:
-    """Problem of a file."""
+    """Problem of a file: whether the asset is broken or could only be better, a code for its kind, and a message."""
 
     severity: Severity  # "error" if the asset is broken, "warning" if it could be better
     code: str  # identifier of the kind of problem
@@ -53,7 +53,7 @@ error, warning = partial(Finding, "error"), partial(Finding, "warning")
 
 @dataclass(frozen=True)
 class Expected:
-    """Expected properties of a GLB. Properties that are None are not checked."""
+    """Expected properties of a GLB, such as its height and maximum number of triangles. None: not checked."""
 
     triangles: int | None = None  # maximum number
     texture: int | None = None  # texture edge in texels
@@ -66,7 +66,7 @@ class Expected:
 
 @dataclass(frozen=True)
 class Layout:
-    """Quality metrics of a UV layout."""
+    """Quality metrics of a UV layout: coverage, overlap, texel density, and number and smallest gap of the charts."""
 
     coverage: float  # fraction of texels covered by charts
     overlap: float  # fraction of covered texels that are covered twice

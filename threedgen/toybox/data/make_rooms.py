@@ -110,7 +110,7 @@ def write_walk(folder: Path, config: MakeToyRoomsConfig, job: Job) -> None:
     """Write the scene of a camera walk through a room to the empty ``folder``, in the layout of ScanNet.
 
     The scene has frames (image, depth, pose, caption), intrinsics, and the numbers of the key frames (frames far enough
-    apart to serve as views of a training entry). In the test split it also has the mesh of the room.
+    apart to serve as views of a training example). In the test split it also has the mesh of the room.
     """
     room_walk = walk(config, job.split, job.number)
     for part in ("color", "depth", "pose", "prompt", "intrinsic"):

@@ -32,9 +32,9 @@ AZIMUTHS = (25, -40, 60, 150, 20, 230, -70, 0)
 def sheet_specs(noun: str, count: int, split: str, seed: int) -> list[Spec]:
     """Return up to ``count`` specifications of objects of ``noun`` for a contact sheet.
 
-    In the split "train", about every second object of a noun with parts or accessories has a named one. In the split
-    "held-out", all objects have a combination of colour and part or accessory that is excluded from training; the list
-    is empty for nouns without such combinations. ``seed`` shifts the choice of the colours or combinations.
+    In the split "train", about every second specification names a part or accessory, if the noun can have one. In
+    "held-out", every specification has a combination of colour and part or accessory that is excluded from training;
+    the list is empty for nouns without such combinations. ``seed`` shifts the choice of the colours or combinations.
     """
     entry, names = NOUNS[noun], list(COLOURS)
     options = entry.parts + entry.wears

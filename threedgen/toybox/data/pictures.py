@@ -1,4 +1,4 @@
-"""Training sources of toybox images (`data.latent_cache.Source`). Disk caches store the images as latents of a VAE.
+"""Classes that render toybox images for trainings (`data.latent_cache.Source`); a disk cache stores their VAE latents.
 
 The images are single images, rings of views around an object, and the six views that the model MV-Adapter generates.
 """
@@ -106,9 +106,9 @@ of the image; the largest weight; rendered pixels per latent pixel along each ax
 
 
 class FourSides:
-    """Source of captioned objects of ``box``, each rendered from ``n_view`` azimuths, four by default.
+    """Source of training images of the captioned objects of ``box``, each rendered from ``n_view`` azimuths.
 
-    ``box`` samples the cameras: a `Toybox` spaces the azimuths evenly from a random first one.
+    ``box`` also samples the cameras: a `Toybox` spaces the azimuths evenly from a random first one.
     """
 
     def __init__(self, box: Toybox, n_view: int = 4) -> None:
@@ -122,10 +122,10 @@ class FourSides:
         return Captioned(rgb, [asset.caption for asset in assets], c2w)
 
     def part_weights(self, index: int, size: int) -> np.ndarray:
-        """Return loss weights (V, size, size), at least 1, of the latent pixels in the V views of object ``index``.
+        """Return loss weights (V, size, size), from 1 to 10, for the latents of the V views of object ``index``.
 
-        They make small parts, such as eyes and glasses, count more: each visible part counts as if it covered
-        the fraction `MIN_AREA` of the image, but at most `MAX_WEIGHT` times its area.
+        ``size`` is the side of the latents. Small parts, such as eyes and glasses, get larger weights: a visible
+        part that covers less than 5 % of an image (`MIN_AREA`) counts as if it covered 5 %, within `MAX_WEIGHT` (10).
         """
         c2w, fov, _, _ = self.box.cameras(index, self.n_view)
         fine, views = PIXELS * size, np.zeros(self.n_view, np.int64)
@@ -140,11 +140,11 @@ class FourSides:
 
 
 class ToyboxObjects(ObjectViews):
-    """Source of toybox objects in the six views of MV-Adapter. The base class ``ObjectViews`` explains the arguments.
+    """Source of training images of toybox objects, in the six views that the model MV-Adapter generates.
 
-    MV-Adapter has a condition map for each view. If the maps are camera rays (``control`` "rays"), small objects stay
-    small in the image. If they are geometry maps ("geometry"), every object is scaled to the same longest side, as
-    MV-Adapter scales the meshes it textures.
+    The constructor is that of the base class `ObjectViews`. Its argument ``control`` is the kind of MV-Adapter's
+    condition maps, one per view. With "rays" (camera rays), small objects stay small in the image. With "geometry"
+    (positions and normals), every object is scaled to the same longest side, as MV-Adapter scales meshes to texture.
     """
 
     options: ToyboxObjectsConfig

@@ -193,18 +193,18 @@ def room_walks(options: RoomPathsConfig, seed: int, split: SceneSplit, length: i
     """Return one camera walk (frames of a moving camera) through each of ``options.count`` rooms.
 
     The rooms are generated on first use. ``length`` is the number of frames per walk; None: 9 (``FRAMES_PER_KEY``)
-    times ``options.views``, where ``options.views`` is the number of views of a training entry.
+    times ``options.views``, the number of views of a training example.
     """
     rooms = _rooms(seed, split, options.clutter)
     return [RoomWalk(rooms, k, length or FRAMES_PER_KEY * options.views, options) for k in range(options.count)]
 
 
 def room_paths(config: RoomPathsConfig, seed: int = 0, split: SceneSplit = "train") -> WalkScenes:
-    """Build a source whose entries are sequences of views along a camera walk through a toy room.
+    """Build a data set whose examples are sequences of views along a camera walk through a toy room.
 
-    Key frames are frames of the walk; consecutive ones share about 60 % of the pixels. The test split has one entry per
-    room: the first key frames of the walk. Each training entry is random: consecutive key frames, or with the
-    probability ``config.between`` two key frames with frames between them.
+    Key frames are frames of the walk, chosen so that consecutive ones overlap by about 60 % of the pixels. In the split
+    "test" there is one example per room: the first key frames of the walk. In "train" an example is random: consecutive
+    key frames or, with the probability ``config.between``, two key frames and some of the frames between them.
     """
     o, walks = config, room_walks(config, seed, split)
     rooms = f"seed {seed}, {split}, clutter {o.clutter:g}"

@@ -78,10 +78,11 @@ class Row(NamedTuple):
     Attributes:
         label: label of the variant.
         prompt: prompt of the object.
-        found: dict from "steps" (end of the training) and, if it is compared, "time" (after a fixed training time) to
-            the measurements at this point. These are dicts, with bools for the keys of JUDGED (whether the probe, a
-            classifier of toybox images, answers right) and numbers for those of MEASURED. None: undefined.
-        views: dict with the same keys as ``found``, to images (V, H, W, 3), uint8, of the object.
+        found: measurements under the key "steps" (at the end of the training) and, if the config asks for it, under
+            "time" (after a fixed training time). Each is a dict. Keys such as "noun" (JUDGED) have bools: whether the
+            probe, a classifier of toybox images, answers right. Keys such as "roughness" (MEASURED) have numbers. None:
+            undefined.
+        views: images (V, H, W, 3), uint8, of the object, under the same keys as ``found``.
     """
 
     label: str

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 class Case:
     """Test prompt: the specification of an object, which is usually held out of training.
 
-    ``index`` is one of the seeds of the random shape of the specification's ground-truth objects. For held-out
-    specifications, it is also the number of the sample in the held-out split of `Toybox` with this specification.
+    ``index`` is one of the seeds of the random shape of ground-truth objects. A held-out specification is that of the
+    sample with this number in the held-out split of `Toybox`.
     """
 
     index: int
@@ -99,7 +99,7 @@ ROUND_NOUNS = ("rocket",)  # nouns of `CLEAR_FAMILIES` that look the same from e
 def clear_nouns() -> tuple[str, ...]:
     """Return the toybox nouns that have a clear front and at least one combination that is held out of training.
 
-    A combination is one of noun, main colour, and part or accessory.
+    A combination is a noun with a main colour and a part or accessory.
     """
     return tuple(
         word
@@ -150,8 +150,8 @@ def toybox_scenes(config: ToyboxScenesConfig, sampler: object, seed: int) -> lis
     """Return one scene per held-out caption, to compare views sampled from the caption with original views.
 
     A scene has a prompt (the caption), a ring of cameras around the origin, and original views from these cameras. They
-    show a ground-truth object of the caption, which no training uses. ``sampler`` has no effect here; all functions
-    that return scenes have this argument.
+    show a ground-truth object of the caption, which no training uses. ``sampler`` is ignored here; it is an
+    argument because scenes of other kinds come from the sampler.
     """
     fov, elevation = float(np.deg2rad(config.fov)), float(np.deg2rad(config.elevation))
     distance = config.relative_distance / float(np.tan(fov / 2))

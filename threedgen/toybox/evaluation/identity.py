@@ -80,7 +80,7 @@ class ToyboxIdentity:
 
 
 def similarity(ours: Tensor, theirs: Tensor) -> float:
-    """Return the mean cosine similarity of all V W pairs of a vector of ``ours`` (V, D) and one of ``theirs`` (W, D).
+    """Return the mean cosine similarity of each vector of ``ours`` (V, D) with each of ``theirs`` (W, D).
 
     All vectors must have length 1.
     """

@@ -183,8 +183,8 @@ def calibrate(probe: Probe, box: Toybox, indices: Sequence[int]) -> float:
     """Set ``probe.threshold``, the probability above which a part counts as present, and return it.
 
     At this threshold, the share of visible accessories that are missed equals the share of absent ones that are found.
-    Most parts are absent from most training images, which lowers the probabilities. ``indices`` are the numbers of the
-    objects of ``box`` on which the shares are measured.
+    Most parts are absent from most training images, so the probabilities, and hence the threshold, are low. ``indices``
+    are the numbers of the objects of ``box`` on which the shares are measured.
     """
     present, absent = [], []
     for asset, views, truth in _classified(probe, box, indices):

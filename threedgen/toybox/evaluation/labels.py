@@ -57,8 +57,8 @@ class Truth:
         seen: (B, W), 1 for a visible part, 0 for an absent one, `UNKNOWN_LABEL` for one that is hardly visible.
         part_colour: (B, W), colour index of each visible part, else `UNKNOWN_LABEL`.
         azimuth: (B,), azimuth of the camera, radians, 0 at the front of the object.
-        front: (B,), bool, whether the azimuth counts: False if the object has no front, and in views from between two
-            fronts.
+        front: (B,), bool, whether losses and metrics use the azimuth. False if the object has no front, or if it has
+            two and the camera is far from both.
     """
 
     noun: Tensor
@@ -93,8 +93,8 @@ def word_colours(asset: Asset, labels: Labels) -> dict[str, int]:
     """Return a dict from part or accessory to the index of its colour in ``labels.colours``, -1 if it is ambiguous.
 
     The dict has those parts and accessories of the object whose names are in ``labels.words``. Parts whose colour the
-    caption does not name are included; most of them have their usual colour. With the named parts alone, the probe
-    could learn to always answer the most unusual colour of an image.
+    caption does not name are included, because most have their usual colour: trained only on parts with a named colour,
+    the probe could learn to answer the most unusual colour of an image for every part.
     """
     found = {asset.part: labels.colours.index(asset.part_colour)} if asset.part and asset.part_colour else {}
     for solid in asset.primitives:  # also words of other nouns, such as a dog's mouth

@@ -180,9 +180,9 @@ Seconds per object: median {middle}, at most {most}."""
 def make(config: GenerateConfig) -> tuple[Array, float | None] | None:
     """Start or resume a generate run, which makes one 3D object. A finished run is not repeated.
 
-    Return the turntable views (8, H, W, 3) of the object and the duration of the run in seconds (None: unknown), or
-    None if the run failed. Raises Stopped if the run was interrupted, and ConfigError or OutOfMemory if it fails before
-    the first checkpoint.
+    Return None if the run failed. Otherwise return the turntable views (8, H, W, 3) of the object, and the duration of
+    the run in seconds (None: unknown). Raises Stopped if the run was interrupted. A ConfigError or OutOfMemory of the
+    run is raised if it has no checkpoint yet; with a checkpoint, it counts as a failure.
     """
     config, resume = runs.open_run(config, "objects")
     folder = Path(str(config.out))

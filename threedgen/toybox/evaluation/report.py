@@ -102,8 +102,8 @@ class Surface(NamedTuple):
 
     Attributes:
         roughness: mean angle between normals of neighbouring pixels in renders, degrees; None: no visible surface.
-        translucent: whether half of the light gets deeper below the surface than 2 % (`MAX_HALF_LIGHT_DEPTH`) of the
-            longest side of the object.
+        translucent: whether more than half of the light still reaches a certain depth below the surface: 2 %
+            (`MAX_HALF_LIGHT_DEPTH`) of the longest side of the object.
     """
 
     roughness: float | None
@@ -218,7 +218,7 @@ def judge_case(
         views: images (V, H, W, 3) of the object, uint8 or floats in [0, 1].
         azimuth: azimuths (V,) of the cameras, radians, 0 at the front.
         true_views: images (V, H, W, 3) of each of two or more ground-truth objects, from the same cameras.
-        calibration: number of ground-truth objects to judge, the first ones.
+        calibration: how many of the ground-truth objects in ``true_views`` to judge, from the first one.
         vote: decide noun and colour by majority of the views. Otherwise the highest mean log-probability decides.
         failed: whether the run that generated the object failed. If so, all answers for ``views`` count as wrong.
     """

@@ -68,9 +68,9 @@ prior."""
 class Subject:
     """Toybox object for a personalisation test.
 
-    ``folder`` has the photos, runs and measurements of the object. ``truth`` (V, D) are unit vectors, in which the
-    network `ToyboxIdentity` encodes the identity of the object, of V true views from cameras other than those of the
-    photos.
+    ``folder`` has the photos, runs and measurements of the object. ``truth`` (V, D) has a unit vector for each of V
+    true views, from cameras other than those of the photos. The network `ToyboxIdentity` encodes in it which object the
+    view shows.
     """
 
     asset: Asset
@@ -312,9 +312,9 @@ def compare(rows: Rows, key: str) -> Json:
     Returns:
         "identity", "identity_interval": mean similarity of samples to true views, and its 95 % interval.
         "identity_gain", "own_change", "class_change", "held_out_change": differences, personalised minus base, as
-            (mean, low, high) with the 95 % interval over subjects. The first is that of "identity". The others are
-            those of the share of right answers of the probe (an image classifier) for prompts of the subject, the same
-            prompts without the identifier, and held-out prompts.
+            (mean, low, high) with the 95 % interval over subjects. "identity_gain" is the difference in "identity". The
+            others are differences in the share of right answers of the probe (an image classifier): for prompts of the
+            subject (own), for the same prompts without the identifier (class), and for held-out prompts.
         "order", "bound": share of samples whose views show the sides in the right order, and of those whose accessory
             is present in its colour.
         "seconds": median duration of the runs that personalise.

@@ -54,9 +54,8 @@ class PredictorSystem(AveragedSystem):
     """Base class of the LightningModules that train a coarse predictor, its code sampler or its view fusion.
 
     `coarse` is the coarse predictor (latents of a view in one step), which contains the code sampler and the view
-    fusion. The frozen text encoder of `prior` encodes the captions. `cache` is a disk cache with the latents and
-    cameras of six (`SOURCES` + `TARGETS`) views, and the caption, of each object. `steps` is the number of training
-    steps.
+    fusion. The frozen text encoder of `prior` encodes the captions. `cache` is a disk cache with the caption of each
+    object, and the latents and cameras of six views of it. `steps` is the number of training steps.
     """
 
     prior: LatentDiffusion

@@ -73,8 +73,9 @@ def multiview_model(
 ) -> MVDream:
     """Build a multi-view prior from the networks of `base`, a 2D model (single images) or a multi-view prior.
 
-    A UNet without camera input gets one. Networks that get no additions are not copied. Additions to the UNet, except
-    `rotary`, do not change its output before training, because the first or the last weights of each addition are zero.
+    A UNet without camera input gets one. Networks without additions are shared with `base`. Additions to the UNet
+    do not change its output before training, because the first or the last weights of each are zero. The exception is
+    `rotary`, which does.
 
     Args:
         coarse: network that predicts latents in one step, which become an input of the UNet; None: no predictor.

@@ -102,15 +102,16 @@ class PriorSystem(DenoisingSystem):
     def entries(self, step: int, n_view: int, share: float) -> Array:
         """Sample the indices (n,) of the cache entries on which step ``step`` trains.
 
-        An entry has ``n_view`` images, so n is ``options.batch`` / ``n_view``, rounded up. ``share`` is the share of
-        all steps that use this cache, in [0, 1]; it determines how many entries are already in use at this step.
+        An entry has ``n_view`` images, so n is ``options.batch`` / ``n_view``, rounded up. Each step of the cache adds
+        a few new entries to those in use. The number of such steps so far is estimated as ``step`` times ``share``,
+        the share in [0, 1] of all steps that use this cache.
         """
         o, rng = self.options, self.numpy_rng(step, "pictures")
         numbers = (objects_of(number, n_view) for number in (o.batch, o.pictures, o.first, o.fresh))
         return sample_entries(rng, int(step * share), *numbers)
 
     def fill(self, cache: LatentCache, chosen: Array) -> None:
-        """Render and encode those entries with the indices `chosen` (n,) that `cache` lacks, a part in each process.
+        """Render and encode the entries `chosen` (indices (n,)) that `cache` lacks. Each process does a part of them.
 
         With one process this method does nothing, because the cache makes missing entries when they are read.
         """

@@ -134,8 +134,8 @@ class Builder:
     def add(self, kind: int, at, size, colour=None, label: str = "body", rotate=(0, 0, 0), param: float = 1.0) -> None:
         """Add a solid whose size along each local axis is 2 ``size``; ``size`` is a scalar or (3,).
 
-        ``kind`` and ``param`` are the fields of `Primitive` that define the shape, such as SPHERE. The docstring of the
-        class explains the other arguments.
+        ``kind`` is the shape, such as SPHERE. ``param`` is the top radius of a FRUSTUM or the tube radius of a TORUS,
+        in units of ``size``. The docstring of the class explains the other arguments.
         """
         stretch = np.broadcast_to(np.asarray(size, float), (3,))
         self._place(kind, param, rotation(rotate) @ np.diag(np.maximum(stretch, 1e-3)), at, colour, label)
@@ -153,8 +153,8 @@ class Builder:
     def pair(self, at, size, colour=None, label="body", rotate=(0, 0, 0), kind: int = SPHERE, param: float = 1.0):
         """Add a solid on the left (+y), placed by ``at`` and ``rotate``, and its mirror image on the right.
 
-        ``size`` is half the size along each local axis, scalar or (3,). The docstring of the class explains ``at``,
-        ``colour``, ``label`` and ``rotate``; `Primitive` explains ``kind`` and ``param``.
+        The arguments are those of `add`: ``kind`` is the shape, and ``size`` half the size along each local axis,
+        scalar or (3,). The docstring of the class explains ``at``, ``colour``, ``label`` and ``rotate``.
         """
         (x, y, z), (ax, ay, az) = at, rotate
         for side in (-1, 1):
@@ -163,7 +163,7 @@ class Builder:
     def limbs(self, start, end, *args: Any, **kwargs: Any) -> None:
         """Add a `limb` from ``start`` to ``end``, each (3,), on the left (+y), and its mirror image on the right.
 
-        Further arguments are passed to `limb`.
+        A limb is a round rod. Further arguments are those of `limb`: radius, colour, label, top and caps.
         """
         (ax, ay, az), (bx, by, bz) = start, end
         for side in (-1, 1):

@@ -203,9 +203,9 @@ def render_azimuths(
 ) -> RenderResult:
     """Render V views of an object from ``azimuths`` (V,) and one ``elevation``, both in degrees.
 
-    Azimuth 0 shows the front. The background is grey (0.5). Field of view (40 degrees) and camera distance are the
-    defaults of `render_orbit`.
-    ``size`` is the side of an image in pixels. ``with_gbuffer`` adds mask, depth, normals and labels.
+    Azimuth 0 shows the front. The background is grey (0.5). The cameras have a field of view of 40 degrees and the
+    distance 0.95 / tan(20 degrees) from the origin. ``size`` is the side of an image in pixels. ``with_gbuffer`` adds
+    mask, depth, normals and labels.
     """
     return render_orbit(asset, np.deg2rad(np.asarray(azimuths, float)), np.deg2rad(elevation), size, with_gbuffer)
 
