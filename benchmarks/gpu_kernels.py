@@ -12,6 +12,7 @@ from torch.nn.functional import normalize
 
 from threedgen.representations import march as marching
 from threedgen.representations.backends import choose, load
+from threedgen.representations.field.mlp import MLP
 from threedgen.representations.hashgrid import encoding, torch_twin
 from threedgen.representations.hashgrid.torch_twin import Levels, grid_levels
 from threedgen.representations.march import Samples, pack
@@ -22,6 +23,8 @@ from .gpu_stage import Bench
 PER_LEVEL_SCALE = 1.447269237440378
 ALLOWED_ERROR = 1e-5
 """Relative error that is always allowed. Up to four times the error of the torch twin in float32 is allowed too."""
+MLP_ALLOWED_ERROR = 1e-3
+"""The same for the MLP, whose weight gradients are computed in TF32."""
 Values = dict[str, Tensor]
 
 
@@ -31,7 +34,7 @@ def kernels(bench: Bench) -> None:
     for case, ok, error, twin in compare(name, bench.device, 500 if bench.small else 20_000):
         bench.record(case, ok=ok, error=error, torch_error=twin)
     for count in (1 << 12,) if bench.small else (1_400_000, 8_000_000):
-        for part in (time_grid, time_march):
+        for part in (time_grid, time_mlp, time_march):
             with bench.case(f"{part.__name__} {count}"):
                 part(bench, name, count)
             bench.empty_cache()
@@ -48,6 +51,10 @@ def compare(name: str, device: torch.device, points: int) -> Iterator[tuple[str,
     reference, twin = grid(torch_twin, torch.float64), grid(torch_twin, torch.float32)
     ours = grid(load(encoding.MODULES, name, device), torch.float32)
     yield from errors(ours, twin, reference)
+    if name == "triton":
+        network = mlp_values(rng, points, device)
+        ours, twin = network("triton", torch.float32), network("torch", torch.float32)
+        yield from errors(ours, twin, network("torch", torch.float64), MLP_ALLOWED_ERROR)
     yield from march_errors(name, rng, device)
     composite = composite_values(rng, max(3, points // 60), device)
     reference, twin = (
@@ -57,10 +64,12 @@ def compare(name: str, device: torch.device, points: int) -> Iterator[tuple[str,
     yield from errors(composite(load(marching.MODULES, name, device), torch.float32), twin, reference)
 
 
-def errors(ours: Values, twin: Values, reference: Values) -> Iterator[tuple[str, bool, float, float]]:
+def errors(
+    ours: Values, twin: Values, reference: Values, allowed: float = ALLOWED_ERROR
+) -> Iterator[tuple[str, bool, float, float]]:
     for case, exact in reference.items():
         error, other = (float((values[case].double() - exact).norm() / exact.norm()) for values in (ours, twin))
-        yield case, error <= max(ALLOWED_ERROR, 4 * other), error, other
+        yield case, error <= max(allowed, 4 * other), error, other
 
 
 def grid_values(rng: torch.Generator, points: int, device: torch.device) -> Callable[[ModuleType, torch.dtype], Values]:
@@ -83,6 +92,27 @@ def grid_values(rng: torch.Generator, points: int, device: torch.device) -> Call
             f"grid {n}": v.detach()
             for n, v in zip(("features", "d x", "d table", "d2 table", "d2 grad"), found, strict=True)
         }
+
+    return values
+
+
+def mlp_values(rng: torch.Generator, points: int, device: torch.device) -> Callable[[str, torch.dtype], Values]:
+    """Return a function (back end, dtype) -> outputs of a field's MLP and their first and second derivatives by name.
+
+    The MLP has 32 inputs, 64 hidden values and 3 outputs, and is evaluated at `points` random inputs.
+    """
+    x, grad, to_x = (torch.randn(points, size, generator=rng) for size in (32, 3, 32))
+    network = MLP(32, 3, 64, 1, rng)
+
+    def values(name: str, dtype: torch.dtype) -> Values:
+        network.backend = name
+        weights = list(network.to(device, dtype).parameters())
+        inputs, given = x.to(device, dtype).requires_grad_(), grad.to(device, dtype)
+        found = network(inputs), *torch.autograd.grad(network(inputs), [inputs, *weights], given)
+        slope = torch.autograd.grad(network(inputs), inputs, given, create_graph=True)[0]
+        second = torch.autograd.grad((slope * to_x.to(device, dtype)).sum(), weights)
+        names = ("outputs", "d x", "d hidden", "d output", "d2 hidden", "d2 output")
+        return {f"mlp {n}": v.detach() for n, v in zip(names, (*found, *second), strict=True)}
 
     return values
 
@@ -165,6 +195,23 @@ def normals_time(
     bench: Bench, x: Tensor, table: Tensor, grad: Tensor, levels: Levels, module: ModuleType
 ) -> dict[str, float]:
     return {"normals_ms": bench.milliseconds(lambda: module.position_gradient(x, table, grad, levels), 5)}
+
+
+def time_mlp(bench: Bench, name: str, count: int) -> None:
+    """Record the times of both MLPs of mvdream-sd21's field at `count` points, for back end `name` and torch."""
+    rng = torch.Generator().manual_seed(3)
+    for each in dict.fromkeys((name, "torch")):
+        with bench.case(f"mlp {each} {count}"), bench.peak() as peak:
+            networks = [MLP(32, outputs, 64, 1, rng, each).to(bench.device) for outputs in (1, 3)]
+            x = torch.randn(32, count, device=bench.device).t().requires_grad_()
+
+            def forward() -> Tensor:
+                return sum((network(x).sum() for network in networks), start=x.new_zeros(()))  # noqa: B023
+
+            both = bench.milliseconds(lambda: forward().backward(), 5)  # noqa: B023
+            with torch.no_grad():
+                forward_ms = bench.milliseconds(forward, 5)
+            bench.record(f"mlp {each}", samples=count, forward_ms=forward_ms, both_ms=both, peak_gb=peak())
 
 
 def ray_points(count: int, device: torch.device) -> Tensor:

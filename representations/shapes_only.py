@@ -1,4 +1,4 @@
-"""Back end of the hash grid and the ray marcher for torch's meta device, whose tensors have shapes but no values.
+"""Back end of hash grid, MLP and ray marcher for torch's meta device, whose tensors have shapes but no values.
 
 It serves to measure the memory of a render without computing it. The ray marcher puts the same number of samples on
 every ray. Temporary tensors are as large as those of the Triton back ends.
@@ -27,6 +27,14 @@ def scatter(x: Tensor, grad: Tensor, levels: Levels, direction: Tensor | None = 
 def position_gradient(x: Tensor, table: Tensor, grad: Tensor, levels: Levels) -> Tensor:
     columns = grad.t().contiguous()
     return columns.new_empty(len(x), 3)
+
+
+def mlp(x: Tensor, w: Tensor, v: Tensor) -> Tensor:
+    return x.new_empty(len(x), len(v))
+
+
+def mlp_gradients(grad: Tensor, x: Tensor, w: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return x.new_empty(x.shape[1], len(x)).t(), torch.empty_like(w), torch.empty_like(v)
 
 
 def place(origins: Tensor, directions: Tensor, spans: Tensor, options: MarchConfig, grid: Tensor | None) -> Samples:

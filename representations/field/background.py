@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from threedgen.representations.options import NeuralBackgroundConfig, SolidBackgroundConfig
 from threedgen.run.memory import to_device
 
-from .ngp import MLP
+from .mlp import MLP
 
 
 def spherical_harmonics(directions: Tensor) -> Tensor:

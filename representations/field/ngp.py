@@ -6,48 +6,16 @@ and `feature_mlp.` for `feature_network.`. `encoding.table` is tiny-cuda-nn's fl
 """
 
 from collections.abc import Callable
-from itertools import pairwise
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from threedgen.config import at, registry
 from threedgen.representations.base import ParameterGroup, Representation
+from threedgen.representations.field.mlp import MLP
 from threedgen.representations.hashgrid.encoding import HashGrid, position_gradient
 from threedgen.representations.options import EncodedFieldConfig, NGPConfig
-from threedgen.run.dtypes import no_autocast
-
-
-class MLP(nn.Module):
-    """MLP without biases: `hidden_layers` layers of `width` numbers with ReLU, then a linear layer to `n_out` numbers.
-
-    It computes in float32, even under autocast. Initial weights are uniform in +-1/sqrt(fan_in), sampled with the CPU
-    generator `generator`.
-    """
-
-    def __init__(
-        self, n_in: int, n_out: int, width: int, hidden_layers: int, generator: torch.Generator | None = None
-    ) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        for inputs, outputs in pairwise([n_in, *[width] * hidden_layers, n_out]):
-            linear = nn.utils.skip_init(nn.Linear, inputs, outputs, bias=False)
-            nn.init.uniform_(linear.weight, -(inputs**-0.5), inputs**-0.5, generator=generator)
-            layers += [linear, nn.ReLU(inplace=True)]
-        self.layers = nn.Sequential(*layers[:-1])
-
-    def forward(self, x: Tensor, n_out: int | None = None) -> Tensor:
-        """Map x (N, n_in) to outputs (N, n_out).
-
-        Only the first `n_out` outputs of the last layer are computed; None: all outputs.
-        """
-        *hidden, last = self.layers
-        assert isinstance(last, nn.Linear)
-        with no_autocast(x.device):
-            for layer in hidden:
-                x = layer(x)
-            return F.linear(x, last.weight if n_out is None else last.weight[:n_out])
 
 
 def exp_linear(x: Tensor) -> Tensor:
@@ -84,6 +52,7 @@ class EncodedField(Representation):
 
     options: EncodedFieldConfig
     encoding: HashGrid
+    backend: str  # back end of hash grid and MLPs
     used_levels: Tensor | None  # () int64 buffer, number of active hash grid levels; None: all
     levels: int  # number of active hash grid levels; the value of `used_levels`, readable without waiting for a GPU
 
@@ -91,6 +60,7 @@ class EncodedField(Representation):
         super().__init__()
         self.options = o = options
         self.encoding = registry.build("encoding", o.encoding, generator=generator)
+        self.backend = getattr(o.encoding, "backend", "auto")
         self.levels = o.encoding.n_levels if o.levels is None else int(at(o.levels, 0, 1))
         self.register_buffer("used_levels", None if o.levels is None else torch.tensor(self.levels))
 
@@ -139,10 +109,11 @@ class NGP(EncodedField):
         super().__init__(options or NGPConfig(), generator)
         o, inputs = self.options, self.encoding.output_dim
         self.feature_mlp: MLP | None = None
-        self.density_mlp = MLP(inputs, 1 + o.n_features if o.shared_mlp else 1, o.width, o.hidden_layers, generator)
+        outputs, backend = 1 + o.n_features if o.shared_mlp else 1, self.backend
+        self.density_mlp = MLP(inputs, outputs, o.width, o.hidden_layers, generator, backend)
         if not o.shared_mlp:
             layers = o.feature_hidden_layers or o.hidden_layers
-            self.feature_mlp = MLP(inputs, o.n_features, o.width, layers, generator)
+            self.feature_mlp = MLP(inputs, o.n_features, o.width, layers, generator, backend)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         raw, features = self._heads(self._encode(x))

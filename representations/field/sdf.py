@@ -15,7 +15,8 @@ from threedgen.representations.base import Regulariser
 from threedgen.representations.losses import eikonal
 from threedgen.representations.options import SDFConfig
 
-from .ngp import MLP, EncodedField
+from .mlp import MLP
+from .ngp import EncodedField
 
 EPS = 1e-5  # lower bound of denominators
 
@@ -36,8 +37,8 @@ class SDF(EncodedField):
     def __init__(self, options: SDFConfig | None = None, generator: torch.Generator | None = None) -> None:
         super().__init__(options or SDFConfig(), generator)
         o, inputs = self.options, self.encoding.output_dim
-        self.sdf_mlp = MLP(inputs, 1, o.width, o.hidden_layers, generator)
-        self.feature_mlp = MLP(inputs, o.n_features, o.width, o.hidden_layers, generator)
+        self.sdf_mlp = MLP(inputs, 1, o.width, o.hidden_layers, generator, self.backend)
+        self.feature_mlp = MLP(inputs, o.n_features, o.width, o.hidden_layers, generator, self.backend)
         self.log_sharpness = nn.Parameter(torch.tensor(o.log_sharpness))
         self.register_buffer("cosine", torch.tensor(0.0))
         self.before_step(0, 1)

@@ -199,7 +199,7 @@ def test_every_kernel_compiles_for_every_gpu_without_spills(tmp_path: Path, monk
     """From A100 (8.0) to the RTX 50 series (12.0), which has the least shared memory per block: 99 KB."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     lines = [line.split() for line in triton_check("compile", *CAPABILITIES).splitlines()]
-    assert [line[0] for line in lines] == [capability for capability in CAPABILITIES for _ in range(8)]
+    assert [line[0] for line in lines] == [capability for capability in CAPABILITIES for _ in range(10)]
     for capability, kernel, _, spilled, shared in lines:
         assert spilled == "0" and int(shared) <= 99 << 10, (capability, kernel)
 
@@ -207,4 +207,4 @@ def test_every_kernel_compiles_for_every_gpu_without_spills(tmp_path: Path, monk
 @needs_triton
 @pytest.mark.gpu
 def test_triton_on_a_gpu_equals_torch_in_float64() -> None:
-    assert len(triton_check("compare").splitlines()) == 13
+    assert len(triton_check("compare").splitlines()) == 19

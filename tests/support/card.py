@@ -150,6 +150,7 @@ def register() -> None:
             library[0].impl(name, autocast_rule(getattr(getattr(torch.ops.aten, packet), overload or "default"), half))
     from threedgen.guidance import cuda_graph
     from threedgen.representations import backends, march
+    from threedgen.representations.field import mlp
     from threedgen.representations.hashgrid import encoding
     from threedgen.run import dtypes, memory
 
@@ -168,7 +169,8 @@ def register() -> None:
         data, dtype=dtype or self.dtype, **kwargs
     ).to(device or self.device)
     Tensor.pin_memory = lambda self, device=None: self  # type: ignore[method-assign, assignment]
-    for table, kernels in ((encoding.MODULES, grid_kernels()), (march.MODULES, march_kernels())):
+    tables = (encoding.MODULES, grid_kernels()), (mlp.MODULES, mlp_kernels()), (march.MODULES, march_kernels())
+    for table, kernels in tables:
         sys.modules[kernels.__name__] = kernels
         table["triton"] = kernels.__name__  # type: ignore[index]
 
@@ -257,6 +259,21 @@ def grid_kernels() -> ModuleType:
     module = ModuleType("card_grid")
     for name in ("encode", "scatter", "position_gradient"):
         setattr(module, name, kernel(f"grid {name}", getattr(numba, name)))
+    return module
+
+
+def mlp_kernels() -> ModuleType:
+    def values(x: Tensor, w: Tensor, v: Tensor) -> Tensor:
+        return (x @ w.t()).relu() @ v.t()
+
+    def gradients(grad: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+        with torch.enable_grad():
+            leaves = [tensor.detach().requires_grad_() for tensor in inputs]
+            return torch.autograd.grad(values(*leaves), leaves, grad)
+
+    module = ModuleType("card_mlp")
+    module.mlp = kernel("mlp", values)  # type: ignore[attr-defined]
+    module.mlp_gradients = kernel("mlp gradients", gradients, 3)  # type: ignore[attr-defined]
     return module
 
 

@@ -15,6 +15,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 
 from benchmarks.gpu_kernels import compare
+from threedgen.representations.field import mlp_kernels as mlp
 from threedgen.representations.hashgrid import triton_kernels as grid
 from threedgen.representations.march import triton_kernels as march
 
@@ -23,11 +24,14 @@ def compile_all(capability: int) -> None:
     """Print for each kernel: capability, name, registers, bytes of spilled registers, bytes of shared memory."""
     f, i, big = "*fp32", "*i32", "*i64"
     shape, wide, cells = {"F": 2, "PAIRS": 2}, {"C": 6, "WIDE": 8}, {"SIZE": 32}
+    network = mlp.constants(torch.empty(64, 32), torch.empty(3, 64))
     rays, marched = [big, big], [f] * 3 + ["*u8", i, "fp32", "fp32"]
     cases = [
         (grid._encode, [f, f, f, f, f, i, "i32"], shape | {"ALONG": True}, {}),
         (grid._scatter, [f, f, f, f, f, i, "i32"], {"F": 3, "PAIRS": 4, "ALONG": True}, {}),
         (grid._position_gradient, [f, f, f, f, f, i, "i32", "i32"], shape, {}),
+        (mlp._forward, [*[f] * 4, *["i32"] * 3], network, mlp.WARPS),
+        (mlp._backward, [*[f] * 7, *["i32"] * 6], network, mlp.WARPS),
         (march._count, [*marched, big], cells, march.ONE_WARP),
         (march._fill, [*marched, big, big, f, f], cells, march.ONE_WARP),
         (march._forward, [f] * 4 + rays + [f] * 3, wide, march.ONE_WARP),

@@ -12,7 +12,8 @@ from tests.support.frequency import Frequency
 from tests.support.parity_files import close, recorded, tensors
 from tests.support.volume_recording import Recorded
 from threedgen.representations.field.background import NeuralBackground, SolidBackground, spherical_harmonics
-from threedgen.representations.field.ngp import MLP, NGP, exp_linear, finite_difference_normal
+from threedgen.representations.field.mlp import MLP
+from threedgen.representations.field.ngp import NGP, exp_linear, finite_difference_normal
 from threedgen.representations.options import NeuralBackgroundConfig, NGPConfig, SolidBackgroundConfig
 
 GRID = {"name": "hashgrid", "n_levels": 4, "log2_hashmap_size": 9, "base_resolution": 4, "per_level_scale": 1.6}
