@@ -156,6 +156,9 @@ def read_header(path: Path) -> tuple[list[str], dict[str, str]]:
             return list(file.keys()), file.metadata() or {}
     except SafetensorError as error:
         raise ConfigError(f"{path} is damaged: {short(str(error), 80)[1:-1]}") from None
+    except MemoryError:  # the limit of the address space (ulimit -v) is smaller than the file
+        size = path.stat().st_size / 1e9
+        raise ConfigError(f"{path} cannot be read: it has {size:.1f} GB, more than this process may map") from None
 
 
 def _strings(path: Path) -> list[str]:

@@ -251,6 +251,8 @@ def test_distorted_photos_are_undistorted(tmp_path: Path, distortion: tuple[floa
         (lambda tree: tree.update(is_fisheye=True), ["OPENCV_FISHEYE"]),
         (lambda tree: tree.update(w=30), ["000.png", "16 x 30"]),
         (lambda tree: tree.update(w=0), ["transforms.json", "000.png"]),
+        (lambda tree: [frame.update(fl_x=1e-300) for frame in tree["frames"]], ["transforms.json", "000.png"]),
+        (lambda tree: [frame.update(cx=1e300) for frame in tree["frames"]], ["transforms.json", "finite"]),
         (lambda tree: tree.update(frames=[]), ["transforms.json"]),
         (lambda tree: tree.pop("frames"), ["transforms.json", "frames"]),
         (lambda tree: tree.update(frames={"0": tree["frames"][0]}), ["transforms.json", "list of frames"]),
@@ -259,7 +261,7 @@ def test_distorted_photos_are_undistorted(tmp_path: Path, distortion: tuple[floa
         (lambda tree: tree["frames"][2]["transform_matrix"][0].__setitem__(0, 7.0), ["transforms.json", "2"]),
         (lambda tree: [frame.update(file_path="no") for frame in tree["frames"]], ["transforms.json", "no"]),
     ],
-    ids=["model", "fisheye", "size", "zero", "empty", "none", "dict", "focal", "matrix", "shear", "missing"],
+    ids="model fisheye size zero tiny huge empty none dict focal matrix shear missing".split(),
 )
 def test_unusable_transforms_are_refused(tmp_path: Path, edit: Any, values: list[str]) -> None:
     edit_transforms(write_transforms(tmp_path, photographs(4)), edit)

@@ -4,10 +4,20 @@ import io
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from threedgen.config.errors import ConfigError, short
 from threedgen.config.plain_file import MAX_BYTES, read_bytes, read_text
 from threedgen.run.arrays import Array
+
+MIN_FOCAL = 1e-3
+"""Minimum focal length that readers of camera files accept, in image sides: a field of view of 179.9 degrees."""
+
+
+def is_finite(numbers: ArrayLike) -> bool:
+    """Return whether all numbers are finite as float32, in which cameras are computed."""
+    with np.errstate(over="ignore"):
+        return bool(np.isfinite(np.asarray(numbers, np.float64).astype(np.float32)).all())
 
 
 def read_lines(path: Path) -> list[str]:
@@ -38,14 +48,14 @@ def read_frame_numbers(path: Path) -> list[int]:
 def read_numbers(path: Path) -> list[list[float]]:
     """Read a text file of numbers. Return one list per non-empty line.
 
-    Raises ConfigError if the file is unreadable or contains anything but finite numbers.
+    Raises ConfigError if the file is unreadable or contains anything but numbers that are finite in float32.
     """
     text = read_text(path, max_bytes=1 << 16)
     try:
         rows = [[float(word) for word in line.split()] for line in text.splitlines() if line.strip()]
     except ValueError:
         raise ConfigError(f"{path} should hold numbers (got {short(text, 40)})") from None
-    if not all(np.isfinite(row).all() for row in rows):
+    if not all(map(is_finite, rows)):
         raise ConfigError(f"{path} should hold finite numbers (got {short(text, 40)})")
     return rows
 

@@ -2,6 +2,7 @@ import json
 import shutil
 from fnmatch import fnmatch
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -179,6 +180,10 @@ def test_tokenizers_and_headers_have_limits(tmp_path: Path, monkeypatch: pytest.
         tokens.read_tokenizer(path)
     save_file({"a": torch.ones(1)}, tmp_path / "a.safetensors", {"note": 1000 * "x"})
     assert files.read_header(tmp_path / "a.safetensors")[0] == ["a"]
+    with monkeypatch.context() as patch:
+        patch.setattr("safetensors.safe_open", Mock(side_effect=MemoryError))
+        with refused(None, tmp_path / "a.safetensors", "GB"):
+            files.read_header(tmp_path / "a.safetensors")
     monkeypatch.setattr("threedgen.guidance.weights.files.MAX_HEADER", 1000)
     with refused(None, tmp_path / "a.safetensors"):
         files.read_header(tmp_path / "a.safetensors")

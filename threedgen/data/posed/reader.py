@@ -9,6 +9,7 @@ import numpy as np
 
 from threedgen.config.errors import ConfigError, short
 from threedgen.config.plain_file import parse_json, read_text
+from threedgen.data.files import MIN_FOCAL, is_finite
 from threedgen.geometry.side_files import Listings
 from threedgen.run.arrays import Array
 
@@ -129,9 +130,10 @@ def read_posed(path: Path) -> PosedFiles:
     if not found.files:
         raise ConfigError(found.missing_note if found.missing else f"{source} has no photos")
     numbers = np.array([[*lens[:6], *lens.distortion] for lens in found.lenses])
-    if not np.isfinite(found.matrices).all() or not np.isfinite(numbers).all():
+    if not is_finite(found.matrices) or not is_finite(numbers):
         raise ConfigError(f"{source} has poses or intrinsics that are not finite")
-    if (bad := (numbers[:, [0, 1, 4, 5]] <= 0).any(1)).any():
+    sides = numbers[:, 4:6]
+    if (bad := (sides <= 0).any(1) | (numbers[:, :2] <= MIN_FOCAL * sides.max(1, keepdims=True)).any(1)).any():
         photo = found.files[int(bad.argmax())]
-        raise ConfigError(f"{source} has a focal length or an image size that is not above 0, of {photo}")
+        raise ConfigError(f"{source} has a focal length or an image size that is too small, of {photo}")
     return found

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from threedgen.config.errors import ConfigError
-from threedgen.data.files import read_numbers
+from threedgen.data.files import MIN_FOCAL, read_numbers
 from threedgen.geometry.image_file import image_shape
 from threedgen.run.arrays import Array
 from threedgen.run.folder import existing_folder
@@ -227,14 +227,14 @@ def _archive(path: Path, rows: list[list[float]], height: int, width: int) -> tu
     if [int(side) for side in rows[3]] != [height, width]:
         size = " x ".join(f"{side:g}" for side in rows[3])
         raise ConfigError(f"{path} states the image size {size} (height x width); the images have {height} x {width}")
-    if f <= 0 or not (0 < cx < width and 0 < cy < height):
+    if f <= MIN_FOCAL * max(height, width) or not (0 < cx < width and 0 < cy < height):
         raise ConfigError(f"{path}: focal length {f:g} or centre ({cx:g}, {cy:g}) is outside {height} x {width} pixels")
     return np.array([[f, 0, cx], [0, f, cy], [0, 0, 1]]), len(rows) > 4 and bool(rows[4][0])
 
 
 def _matrix(path: Path, K: Array, height: int, width: int) -> tuple[Array, bool]:
-    valid = K[0, 0] > 0 and K[1, 1] > 0 and abs(K[1, 0]) < 1e-6 and np.allclose(K[2], [0, 0, 1], atol=1e-6)
-    if not valid:
+    skewed = abs(K[0, 1]) > K[0, 0] or abs(K[1, 0]) > 1e-6
+    if skewed or min(K[0, 0], K[1, 1]) <= MIN_FOCAL * max(height, width) or not np.allclose(K[2], [0, 0, 1], atol=1e-6):
         raise ConfigError(f"{path} is no matrix of intrinsics: rows 'fx s cx', '0 fy cy', '0 0 1' (got {K.tolist()})")
     if abs(K[0, 2] / width - 0.5) > MAX_OFFSET or abs(K[1, 2] / height - 0.5) > MAX_OFFSET:
         centre = f"({K[0, 2]:g}, {K[1, 2]:g}) is far from the centre of {height} x {width} pixels"
