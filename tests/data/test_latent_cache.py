@@ -50,7 +50,7 @@ def test_entries_are_the_encoded_images(vae: AutoencoderKL, expected: Entries) -
 
 def test_entries_are_read_from_disk_the_second_time(tmp_path, vae, expected, monkeypatch) -> None:
     assert equal(entries(tmp_path, vae), expected)
-    monkeypatch.setattr(Photographs, "block", None)
+    monkeypatch.setattr(Photographs, "render_examples", None)
     assert equal(entries(tmp_path, vae), expected)
 
 
