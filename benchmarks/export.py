@@ -19,12 +19,12 @@ from .export_fields import SHAPES
 from .table import Row, Table
 
 
-class Rule(NamedTuple):
-    """Rule of the acceptance table.
+class Metric(NamedTuple):
+    """Metric of the acceptance table, with its limits.
 
     Attributes:
         check: title of the row.
-        key: key of the metric.
+        key: key of the metric in the results of `export_asset.measure`.
         low, high: minimum and maximum of the metric; None: no limit. A metric without both is only reported. The worst
             value is the largest if there is a maximum, else the smallest.
     """
@@ -45,27 +45,27 @@ class Rule(NamedTuple):
         return row | {"held": f"{held} of {len(values)}", "verdict": "pass" if held == len(values) else "FAIL"}
 
 
-RULES = [
-    Rule("an asset was exported", "made", low=1),
-    Rule("time of the dense mesh, fraction of the total", "time"),
-    Rule("triangles, fraction of the budget", "budget", low=0.95),
-    Rule("silhouette, IoU with the dense mesh", "silhouette", low=0.995),
-    Rule("silhouette of 3000 triangles, IoU with the dense mesh", "silhouette few", low=0.985),
-    Rule("mean distance to the dense mesh, % of diagonal", "distance", high=0.2),
-    Rule("volume, error relative to the dense mesh, %", "volume", high=1),
-    Rule("IoU with the ground truth", "truth", low=0.87),
-    Rule("IoU with the ground truth, density x 3", "times 3", low=0.80),
-    Rule("IoU with the ground truth, density x 10", "times 10", low=0.70),
-    Rule("UV coverage", "coverage", low=0.42),
-    Rule("charts", "charts", high=250),
-    Rule("texel density, 5th percentile / median", "density low", low=0.8),
-    Rule("texel density, 95th percentile / median", "density high", high=1.25),
-    Rule("findings of the checker", "findings", high=0),
-    Rule("collision hull volume, fraction of the convex hull", "hull share", low=0.9),
-    Rule("silhouette, IoU with the field", "outline"),
-    Rule("PSNR inside with the field, baked texture, dB", "inside baked"),
-    Rule("PSNR inside with the field, refined texture, dB", "inside refined"),
-    Rule("PSNR gain of the refinement inside, dB", "gain", low=1),
+METRICS = [
+    Metric("an asset was exported", "made", low=1),
+    Metric("time of the dense mesh, fraction of the total", "time"),
+    Metric("triangles, fraction of the budget", "budget", low=0.95),
+    Metric("silhouette, IoU with the dense mesh", "silhouette", low=0.995),
+    Metric("silhouette of 3000 triangles, IoU with the dense mesh", "silhouette few", low=0.985),
+    Metric("mean distance to the dense mesh, % of diagonal", "distance", high=0.2),
+    Metric("volume, error relative to the dense mesh, %", "volume", high=1),
+    Metric("IoU with the ground truth", "truth", low=0.87),
+    Metric("IoU with the ground truth, density x 3", "times 3", low=0.80),
+    Metric("IoU with the ground truth, density x 10", "times 10", low=0.70),
+    Metric("UV coverage", "coverage", low=0.42),
+    Metric("charts", "charts", high=250),
+    Metric("texel density, 5th percentile / median", "density low", low=0.8),
+    Metric("texel density, 95th percentile / median", "density high", high=1.25),
+    Metric("findings of the checker", "findings", high=0),
+    Metric("collision hull volume, fraction of the convex hull", "hull share", low=0.9),
+    Metric("silhouette, IoU with the field", "outline"),
+    Metric("PSNR inside with the field, baked texture, dB", "inside baked"),
+    Metric("PSNR inside with the field, refined texture, dB", "inside refined"),
+    Metric("PSNR gain of the refinement inside, dB", "gain", low=1),
 ]
 
 
@@ -88,7 +88,7 @@ def table(seeds: int, grid: int, runs: Sequence[Path] | None) -> Table:
 
 
 def assess(jobs: Sequence[Job], measure: Callable[[Job], dict[str, Any]] = measure) -> Table:
-    """Measure the jobs, evaluate every rule and return the table. A job that raises a ConfigError becomes a note."""
+    """Measure the jobs, evaluate every metric and return the table. A job that raises a ConfigError becomes a note."""
     measured: list[dict[str, Any]] = []
     for job in jobs:
         try:
@@ -96,8 +96,10 @@ def assess(jobs: Sequence[Job], measure: Callable[[Job], dict[str, Any]] = measu
         except ConfigError as error:
             measured.append({"name": job.name, "made": 0, "why": str(error)})
         print(f"{len(measured)} of {len(jobs)}: {job.name}", flush=True)
-    values = {rule: [float(figures[rule.key]) for figures in measured if rule.key in figures] for rule in RULES}
-    rows = [rule.row(figures) for rule, figures in values.items() if figures]
+    values = {
+        metric: [float(figures[metric.key]) for figures in measured if metric.key in figures] for metric in METRICS
+    }
+    rows = [metric.row(figures) for metric, figures in values.items() if figures]
     asset = jobs[0].asset
     notes = [
         f"{len(jobs)} assets ({', '.join(job.name for job in jobs)}): {jobs[0].grid}^3 grid, {asset.sizes.budget} "

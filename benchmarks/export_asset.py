@@ -55,7 +55,7 @@ class Job:
 
 
 def measure(job: Job) -> dict[str, float]:
-    """Export an asset, compare it with its field, and return the values of the metrics by key (`export.RULES`).
+    """Export an asset, compare it with its field, and return the values of the metrics by key (`export.METRICS`).
 
     Raises ConfigError if no asset can be made from the field.
     """
@@ -77,7 +77,7 @@ def measure(job: Job) -> dict[str, float]:
 
 
 def against_dense(asset: ExportedAsset, dense: Mesh, config: AssetConfig) -> dict[str, float]:
-    """Compare the exported files with the dense mesh. Return metric -> value, with keys of `export.RULES`."""
+    """Compare the exported files with the dense mesh. Return metric -> value, with keys of `export.METRICS`."""
     low = read_glb(asset.files[f"{asset.name}.glb"])
     body, whole = field_coordinates(low, asset), (dense.vertices, dense.faces)
     points = low.attributes["POSITION"]
@@ -126,7 +126,7 @@ def mean_distance(one: Body, other: Body) -> float:
 
 
 def against_field(view: FieldView, asset: ExportedAsset, baked: ExportedAsset) -> dict[str, float]:
-    """Compare renders of an asset with renders of its field. Return metric -> value, with keys of `export.RULES`.
+    """Compare renders of an asset with renders of its field. Return metric -> value, with keys of `export.METRICS`.
 
     `asset` has a refined texture, and `baked` is the same asset with only a baked texture.
     """

@@ -173,11 +173,11 @@ def _body(glb: Glb, expected: Expected) -> Iterator[Finding]:
         return
     vertices, faces, _ = weld(glb.attributes["POSITION"], glb.faces)
     mesh = topology(vertices, faces)
-    tolerated = len(faces) < FEW_TRIANGLES and mesh.crowded_edges <= MAX_CROWDED
+    tolerated = len(faces) < FEW_TRIANGLES and mesh.non_manifold_edges <= MAX_CROWDED
     counts: list[tuple[Severity, str, int, str]] = [
         ("error", "open", mesh.open_edges, "edges have one face: the surface has holes"),
-        ("warning" if tolerated else "error", "crowded", mesh.crowded_edges, "edges have more than two faces"),
-        ("error", "winding", mesh.twisted_edges, "edges join faces with opposite winding"),
+        ("warning" if tolerated else "error", "crowded", mesh.non_manifold_edges, "edges have more than two faces"),
+        ("error", "winding", mesh.inconsistent_edges, "edges join faces with opposite winding"),
     ]
     for severity, code, count, problem in counts:
         if count:

@@ -38,7 +38,7 @@ def add_view(values: Tensor, last: Tensor) -> Tensor:
     return torch.cat([values.unflatten(0, (len(last), -1)), last[:, None]], dim=1).flatten(0, 1)
 
 
-def branches(
+def predict_for_texts(
     denoise: Any, x: Tensor, t: Tensor, texts: Sequence[Tensor], camera: Tensor | None, n_view: int, **kwargs: Features
 ) -> tuple[Tensor, ...]:
     """Predict the noise of B latents for each of K texts, in one call of `denoise` (a `Denoiser`) with K * B images.
@@ -175,13 +175,17 @@ def predict(
     camera, n_view, alone = condition.camera, condition.n_view, condition.single_view_uncond
     negatives = condition.negatives
     if negatives is None and guidance_scale == 1:
-        (eps,) = branches(denoise, x, t, condition.text[:1], camera, n_view, **condition.reference_kwargs(True))
+        (eps,) = predict_for_texts(
+            denoise, x, t, condition.text[:1], camera, n_view, **condition.reference_kwargs(True)
+        )
         return eps, eps
     more = () if negatives is None else negatives.text
     texts = [condition.text[0], *(() if alone else condition.text[1:]), *more]
     uses_image = [True, *(() if alone else (False,)), *(True for _ in more)]
-    eps_cond, *others = branches(denoise, x, t, texts, camera, n_view, **condition.reference_kwargs(*uses_image))
-    eps_uncond = branches(denoise, x, t, condition.text[1:], None, 1)[0] if alone else others.pop(0)
+    eps_cond, *others = predict_for_texts(
+        denoise, x, t, texts, camera, n_view, **condition.reference_kwargs(*uses_image)
+    )
+    eps_uncond = predict_for_texts(denoise, x, t, condition.text[1:], None, 1)[0] if alone else others.pop(0)
     if negatives is None:
         return combine(eps_cond, eps_uncond, guidance_scale), eps_cond
     return combine_perp_neg(eps_cond, eps_uncond, others, negatives.weights, guidance_scale), eps_cond

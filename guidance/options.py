@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, model_validator
 
 from threedgen.config import Config, ConfigError
-from threedgen.config.errors import key_prefix, replaced_key
+from threedgen.config.errors import errors_name_key, key_prefix
 from threedgen.config.optional import require
 from threedgen.guidance.weights import hub, loading, plugins, tokens
 from threedgen.guidance.weights.loading import COARSE, IMAGE_ENCODER, PARTS, Identity
@@ -340,7 +340,8 @@ class MVDiffusionConfig(LatentPriorConfig):
     blocks: str | None = Field(
         None,
         min_length=1,
-        description=f"attention between views: {plugins.choice('blocks', 'released')}, a trained file; null: none",
+        description=f"attention between views: {plugins.choices_help('blocks', 'released')}, a trained file; "
+        "null: none",
     )
     hold: bool = Field(False, description="given views stay fixed in each step (the released weights resample them)")
     guide_views: GuideViews = False
@@ -369,7 +370,8 @@ class MVAdapterConfig(ReferenceConfig):
     adapter: str | None = Field(
         None,
         min_length=1,
-        description=f"{plugins.choice('adapter', 'a released adapter')}, or your own file; null: the 2D model alone",
+        description=f"{plugins.choices_help('adapter', 'a released adapter')}, or your own file; "
+        "null: the 2D model alone",
     )
     control: Control | None = Field(
         None, description="input of the condition guider: camera rays or mesh geometry; null: the adapter's, else rays"
@@ -420,7 +422,7 @@ class MVAdapterConfig(ReferenceConfig):
         super().check()
         plugins.check("adapter", self.with_adapter_file().adapter)
         if self.guess is not None:
-            with replaced_key("guess"):
+            with errors_name_key("guess"):
                 loading.check(self.guess, None, (COARSE,))
 
     def added_files(self) -> dict[str, Identity]:

@@ -11,7 +11,7 @@ from math import ceil
 import torch
 from torch import Generator, Tensor
 
-from threedgen.guidance.guidance import Condition, Denoiser, branches, guided, predict
+from threedgen.guidance.guidance import Condition, Denoiser, guided, predict, predict_for_texts
 from threedgen.guidance.sampling import Generators, Predict, fresh_noise
 from threedgen.guidance.schedule import Schedule
 from threedgen.run.memory import to_device
@@ -68,9 +68,9 @@ def unconditional(denoise: Denoiser, condition: Condition) -> Predict:
     """
     text = condition.text[1:]
     if condition.single_view_uncond:
-        return lambda x, t: branches(denoise, x, t, text, None, 1)[0]
+        return lambda x, t: predict_for_texts(denoise, x, t, text, None, 1)[0]
     image = condition.reference_kwargs(False)
-    return lambda x, t: branches(denoise, x, t, text, condition.camera, condition.n_view, **image)[0]
+    return lambda x, t: predict_for_texts(denoise, x, t, text, condition.camera, condition.n_view, **image)[0]
 
 
 class ISM(Distillation):

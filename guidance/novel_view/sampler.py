@@ -115,7 +115,7 @@ class ViewModel(Protocol):
     def decode_images(self, x: Tensor) -> Tensor:
         """Convert images in [-1, 1] or latents of the network, (N, C, h, w), to images (N, H, W, 3) in [0, 1]."""
 
-    def predict(self, x: Tensor, z: Tensor, logsnr: Tensor, c2w: Tensor, K: Tensor, keep: Tensor) -> Tensor:
+    def predict(self, x: Tensor, z: Tensor, logsnr: Tensor, c2w: Tensor, K: Tensor, has_condition: Tensor) -> Tensor:
         """Return the network's output for the target view, (B, C, H, W) float32, of the kind `prediction`.
 
         Args:
@@ -125,7 +125,7 @@ class ViewModel(Protocol):
             c2w: camera-to-world poses (B, 2, 4, 4), OpenGL axes; index 0 is the condition view, index 1 the target
                 view.
             K: intrinsics (B, 3, 3) in pixels of images of size `image_size`, shared by both views.
-            keep: (B,) bool; False: the prediction is unconditional, and `x` is noise.
+            has_condition: (B,) bool; False: the prediction is unconditional, and `x` is noise.
         """
 
 
@@ -139,7 +139,7 @@ def candidates(strategy: StrategyName, known: int, last: int = 1) -> range:
     return {"stochastic": range(known), "first": range(1), "last": range(max(0, known - last), known)}[strategy]
 
 
-def streams(generator: torch.Generator) -> list[torch.Generator]:
+def split_generator(generator: torch.Generator) -> list[torch.Generator]:
     """Return three generators with seeds from `generator`.
 
     `sample_views` uses the first for the noise of the views that it samples, the second for the choice of condition
@@ -185,7 +185,7 @@ def sample_views(
     """
     scenes, inputs, count = len(images), images.shape[1], targets.shape[1]
     rows = torch.arange(scenes, device=images.device)
-    noise, picks, dropped = zip(*map(streams, generators), strict=True)
+    noise, picks, dropped = zip(*map(split_generator, generators), strict=True)
     views = torch.cat([images.float(), images.new_zeros(scenes, count, *images.shape[2:], dtype=torch.float32)], dim=1)
     poses = torch.cat([c2w, targets], dim=1).float()
     levels = logsnr_steps(steps).to(images.device)
@@ -231,10 +231,10 @@ def guided_x0(
     branches = [(x, True)] if guidance_scale != 0 else []
     branches += [(blank, False)] if guidance_scale != 1 else []
     n, scenes = len(branches), len(z)
-    keep = torch.tensor([kept for _, kept in branches], device=z.device).repeat_interleave(scenes)
+    has_condition = torch.tensor([kept for _, kept in branches], device=z.device).repeat_interleave(scenes)
     conditions = torch.cat([condition for condition, _ in branches])
     level = logsnr.reshape(1).expand(n * scenes)
     all_z, all_c2w, all_K = (torch.cat([tensor] * n) for tensor in (z, c2w, K))
-    outputs = model.predict(conditions, all_z, level, all_c2w, all_K, keep).float().chunk(n)
+    outputs = model.predict(conditions, all_z, level, all_c2w, all_K, has_condition).float().chunk(n)
     output = outputs[0] if n == 1 else combine(outputs[0], outputs[1], guidance_scale)
     return x0_from_output(z, output, logsnr, model.prediction)

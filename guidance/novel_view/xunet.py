@@ -172,7 +172,7 @@ class XUNet(nn.Module):
         return (x.clamp(-1, 1) / 2 + 0.5).permute(0, 2, 3, 1)
 
     def forward(
-        self, x: Tensor, z: Tensor, logsnr: Tensor, c2w: Tensor, K: Tensor, cond_mask: Tensor | None = None
+        self, x: Tensor, z: Tensor, logsnr: Tensor, c2w: Tensor, K: Tensor, has_condition: Tensor | None = None
     ) -> Tensor:
         """Return the network's output for the target view, (B, 3, H, W).
 
@@ -181,10 +181,10 @@ class XUNet(nn.Module):
             logsnr: log-SNR of condition and target (B, 2).
             c2w: camera-to-world poses (B, 2, 4, 4) of condition and target, OpenGL axes.
             K: intrinsics (B, 3, 3) in pixels of the images, shared by both views.
-            cond_mask: (B,) bool, False where the condition is dropped: the rays of both views then are encoded as
+            has_condition: (B,) bool, False where the condition is dropped: the rays of both views then are encoded as
                 zeros, and `x` should be noise. None: all conditions are used.
         """
-        encoded = self.encode_cameras(c2w, K, cond_mask)
+        encoded = self.encode_cameras(c2w, K, has_condition)
         if self.frames == 1:
             h, encoded, logsnr = torch.cat([x, z], dim=1), encoded.flatten(1, 2)[:, None], logsnr[:, 1:]
         else:
@@ -192,22 +192,22 @@ class XUNet(nn.Module):
         out = self.unet(h, self.conditioning(logsnr, encoded))
         return out.unflatten(0, (len(x), self.frames))[:, -1]
 
-    def predict(self, x: Tensor, z: Tensor, logsnr: Tensor, c2w: Tensor, K: Tensor, keep: Tensor) -> Tensor:
+    def predict(self, x: Tensor, z: Tensor, logsnr: Tensor, c2w: Tensor, K: Tensor, has_condition: Tensor) -> Tensor:
         # a dropped condition, which is noise, has the log-SNR of noise
-        levels = torch.stack([torch.where(keep, LOGSNR_MAX, LOGSNR_MIN).to(logsnr), logsnr], dim=1)
-        return self(x, z, levels, c2w, K, keep).float()
+        levels = torch.stack([torch.where(has_condition, LOGSNR_MAX, LOGSNR_MIN).to(logsnr), logsnr], dim=1)
+        return self(x, z, levels, c2w, K, has_condition).float()
 
-    def encode_cameras(self, c2w: Tensor, K: Tensor, cond_mask: Tensor | None) -> Tensor:
+    def encode_cameras(self, c2w: Tensor, K: Tensor, has_condition: Tensor | None) -> Tensor:
         """Return the encoded ray of each pixel of both views, (B, 2, D, H, W).
 
         Takes camera-to-world poses c2w (B, 2, 4, 4) with OpenGL axes and intrinsics K (B, 3, 3) in pixels of the
-        images. The result is `encode_rays` of world-space rays; where the bool tensor `cond_mask` (B,) is False, it is
-        zero for both views of the scene. None: it is zero for no scene.
+        images. The result is `encode_rays` of world-space rays; where the bool tensor `has_condition` (B,) is False, it
+        is zero for both views of the scene. None: it is zero for no scene.
         """
         c = self.config
         encoded = encode_rays(*pixel_rays(c2w, K[:, None], *c.size), c.origin_degrees, c.direction_degrees)
-        if cond_mask is not None:
-            encoded = torch.where(cond_mask[:, None, None, None, None], encoded, 0.0)
+        if has_condition is not None:
+            encoded = torch.where(has_condition[:, None, None, None, None], encoded, 0.0)
         return encoded.permute(0, 1, 4, 2, 3)
 
 
@@ -260,10 +260,10 @@ class LatentPairs(nn.Module):
         fraction = (level - rising[high - 1]) / (rising[high] - rising[high - 1])
         return len(rising) - high - fraction
 
-    def predict(self, x: Tensor, z: Tensor, logsnr: Tensor, c2w: Tensor, K: Tensor, keep: Tensor) -> Tensor:
+    def predict(self, x: Tensor, z: Tensor, logsnr: Tensor, c2w: Tensor, K: Tensor, has_condition: Tensor) -> Tensor:
         last = torch.full_like(logsnr, len(self.levels) - 1)
-        t = torch.stack([torch.where(keep, 0.0, last), self.timestep(logsnr)], dim=1).flatten()
-        camera = camera_vector(c2w.float().flatten(0, 1)) * keep.repeat_interleave(2)[:, None]
+        t = torch.stack([torch.where(has_condition, 0.0, last), self.timestep(logsnr)], dim=1).flatten()
+        camera = camera_vector(c2w.float().flatten(0, 1)) * has_condition.repeat_interleave(2)[:, None]
         pair = torch.stack([x, z], dim=1).flatten(0, 1)
         text = self.text.expand(len(pair), -1, -1)
         out = self.prior.predict(pair, t, text, camera, 2, torch.zeros_like(pair))

@@ -221,12 +221,12 @@ class LatentDiffusion(Prior):
         """
         if draft is not None and self.coarse is not None:
             raise ConfigError("these weights start from a coarse prediction, not from noise; remove it", "draft")
-        check_half_size((self.image_size, self.image_size), draft, self.unit)
+        check_half_size((self.image_size, self.image_size), draft, self.size_multiple)
         self.draft = draft
         return self
 
     @property
-    def unit(self) -> int:
+    def size_multiple(self) -> int:
         """Pixels per side of a cell of the UNet's smallest feature map; must divide the height and width of images."""
         return int(self.factor * 2 ** (len(self.unet.config["block_out_channels"]) - 1))
 

@@ -40,7 +40,7 @@ class MVDream(LatentDiffusion, MultiviewPrior):
         return camera_vector(c2w)
 
     @property
-    def coarse_fits(self) -> bool:
+    def uses_coarse_predictor(self) -> bool:
         """Whether samples use object codes and start from the latents that the coarse predictor predicts.
 
         False without a coarse predictor, and if it was not trained on the objects of the prompts: for priors trained on
@@ -50,9 +50,11 @@ class MVDream(LatentDiffusion, MultiviewPrior):
         return self.coarse is not None and bool(self.coarse.config["starts_samples"]) and not added
 
     def sample_code(self, text: Tensor, generator: Generators = None, similar_to: Tensor | None = None) -> Tensor:
-        return super().sample_code(text, generator, similar_to) if self.coarse_fits else text
+        return super().sample_code(text, generator, similar_to) if self.uses_coarse_predictor else text
 
     def coarse_latents(self, text: Tensor, c2w: Tensor | None, text_guidance: bool = True) -> Tensor | None:
-        if c2w is None or not self.coarse_fits:  # without a camera the prediction is the mean over all cameras
+        if (
+            c2w is None or not self.uses_coarse_predictor
+        ):  # without a camera the prediction is the mean over all cameras
             return None
         return self.predict_coarse(text, c2w, text_guidance)

@@ -16,7 +16,7 @@ from tokenizers import AddedToken
 from torch import Tensor
 
 from threedgen.config import ConfigError
-from threedgen.config.errors import default_key, key_prefix, one_line, replaced_key, short
+from threedgen.config.errors import errors_default_to_key, errors_name_key, key_prefix, one_line, short
 from threedgen.config.plain_file import parse_json
 from threedgen.run.torch_file import leaves, read_safetensors, read_torch, require_finite
 
@@ -57,10 +57,10 @@ SECOND_KEYS = ("clip_g", "text_encoders_1")
 def add(prior: LatentDiffusion, loras: Sequence[LoraFile], embeddings: Sequence[EmbeddingFile]) -> None:
     """Fuse LoRAs and add textual inversions to `prior`, in place. Raises ConfigError if a file does not fit."""
     for n, lora in enumerate(loras):
-        with key_prefix(f"loras.{n}"), default_key("file"):
+        with key_prefix(f"loras.{n}"), errors_default_to_key("file"):
             fuse_lora(prior, lora)
     for n, embedding in enumerate(embeddings):
-        with key_prefix(f"embeddings.{n}"), default_key("file"):
+        with key_prefix(f"embeddings.{n}"), errors_default_to_key("file"):
             add_embedding(prior, embedding)
 
 
@@ -227,7 +227,7 @@ def add_embedding(prior: LatentDiffusion, embedding: EmbeddingFile) -> None:
         its = BASES[2048] if second is not None else named_base(max(found))
         ours = named_base(prior.unet.config["cross_attention_dim"])
         raise ConfigError(f"{path} is a textual inversion of {its} and does not fit {ours}, this prior")
-    with replaced_key("token"):
+    with errors_name_key("token"):
         check_identifier(prior.tokenizer, token)
     for tokenizer, network, rows in encoders:
         require_finite({path.name: rows}, "the vectors of the textual inversion")

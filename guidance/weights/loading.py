@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from threedgen.config import ConfigError
 from threedgen.config.command import install
-from threedgen.config.errors import default_key, replaced_key, short
+from threedgen.config.errors import errors_default_to_key, errors_name_key, short
 from threedgen.config.optional import require
 from threedgen.places import folder
 from threedgen.run.folder import how_to_make
@@ -139,7 +139,7 @@ def weight_file(name: str) -> Path:
 
     `name` is a file, a folder that diffusers or peft wrote, or "owner/name/FILE" on the hub, which is downloaded.
     """
-    with replaced_key("file"):
+    with errors_name_key("file"):
         path = existing_path(name) if (place := hub_place(name)) is None else hub.hub_file(*place)
     if path is None:
         raise ConfigError(f"there is no file {short(name)}; give a path, or owner/name/FILE of the hub", "file")
@@ -393,7 +393,7 @@ def subject_card(path: Path | str) -> dict[str, str]:
     No tensor is read. Raises ConfigError if the file is missing or has another format.
     """
     source = "an mvdreambooth run leaves one behind, RUN/personalisation.safetensors"
-    with default_key("personalisation"), replaced_key("personalisation"):
+    with errors_default_to_key("personalisation"), errors_name_key("personalisation"):
         found = existing_path(str(path))
         if found is None:
             raise ConfigError(f"there is no file {short(str(path))}; {source}")

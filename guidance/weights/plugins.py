@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from threedgen.config.errors import ConfigError, replaced_key
+from threedgen.config.errors import ConfigError, errors_name_key
 from threedgen.run.folder import how_to_make
 
 from .files import weight_format
@@ -24,7 +24,7 @@ SOURCES: dict[Key, str] = {
 }
 
 
-def choice(key: Key, others: str) -> str:
+def choices_help(key: Key, others: str) -> str:
     """Return a comma-separated list for a help text: names of embedded weights for a config key, then `others`.
 
     `key` is "blocks" (MVDiffusion) or "adapter" (MV-Adapter); `others` names the other values that the key may have.
@@ -41,7 +41,7 @@ def locate(key: Key, name: str) -> Path:
     file = FILES[key].get(name)
     found = existing_path(name) if file is None else embedded(f"{file}.safetensors", key)
     if found is None and (place := hub_place(name)) and not how_to_make(name) and (cached(*place) or reachable()):
-        with replaced_key(key):
+        with errors_name_key(key):
             found = hub_file(*place)
     if found is None or not found.is_file():
         made = how_to_make(name)

@@ -25,7 +25,7 @@ from tokenizers import AddedToken
 from torch import Tensor, nn
 
 from threedgen.config import ConfigError
-from threedgen.config.errors import replaced_key
+from threedgen.config.errors import errors_name_key
 from threedgen.run.disk import write_atomic
 from threedgen.run.torch_file import read_safetensors
 
@@ -155,7 +155,7 @@ def apply(prior: LatentDiffusion, path: Path, strength: float = 1.0) -> None:
     content = {key: value for key, value in card.items() if key not in ("format", SUM)}
     if card.get(SUM) != content_sum(tensors, content):
         raise ConfigError(f"{path} is damaged: its check sum differs; make it again", "personalisation")
-    with replaced_key("personalisation"):
+    with errors_name_key("personalisation"):
         check_identifier(prior.tokenizer, card.get("identifier", ""))
     parameters = dict(prior.unet.named_parameters())
     row = tensors.pop("identifier", torch.empty(0))

@@ -114,7 +114,7 @@ def _relocate(field: Gaussians, optimizer: Optimizer, rng: torch.Generator) -> N
     sampled = to_device((opacity * alive).cpu().multinomial(new, replacement=True, generator=rng), opacity.device)
     shares = torch.bincount(sampled, minlength=count) + 1
     sources = (shares > 1).nonzero()[:, 0]
-    shared, factor = share_opacity(opacity[sources], shares[sources])
+    shared, factor = split_equally(opacity[sources], shares[sources])
     source_rows = _rows(field, sources)
     source_rows["opacity_logits"] = shared.clamp(o.min_opacity, 1 - 1e-6).logit()
     source_rows["log_scales"] = source_rows["log_scales"] + factor.log()[:, None]
@@ -124,7 +124,7 @@ def _relocate(field: Gaussians, optimizer: Optimizer, rng: torch.Generator) -> N
     _replace(field, optimizer, kept, {name: rows[copies] for name, rows in source_rows.items()})
 
 
-def share_opacity(opacity: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
+def split_equally(opacity: Tensor, copies: Tensor) -> tuple[Tensor, Tensor]:
     """Return opacity and size of n equal Gaussians at one place that together look most like one given Gaussian.
 
     It keeps the render nearly unchanged when Gaussians are moved onto another one or added at its place. Equation 9 of
@@ -132,13 +132,13 @@ def share_opacity(opacity: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         opacity: (N,) opacities of the N given Gaussians, in (0, 1).
-        shares: (N,) int64, number n of equal Gaussians that replace each given one; clamped to MAX_SHARES (51).
+        copies: (N,) int64, number n of equal Gaussians that replace each given one; clamped to MAX_SHARES (51).
 
     Returns:
         Opacity (N,) of each of the n Gaussians.
         Factor (N,) by which to multiply the standard deviations of the given Gaussian.
     """
-    o, n = opacity.double()[:, None], shares.clamp(max=MAX_SHARES).double()[:, None]
+    o, n = opacity.double()[:, None], copies.clamp(max=MAX_SHARES).double()[:, None]
     each = 1 - (1 - o) ** (1 / n)
     j = torch.arange(1, MAX_SHARES + 1, device=o.device, dtype=o.dtype)
     log_binomial = torch.lgamma(n + 1) - torch.lgamma(j + 1) - torch.lgamma((n - j + 1).clamp(min=1))

@@ -26,7 +26,7 @@ from benchmarks import (
     step,
 )
 from benchmarks.clock import Case, paired
-from benchmarks.export import RULES, Rule
+from benchmarks.export import METRICS, Metric
 from benchmarks.export_asset import Job
 from benchmarks.scene import Bench
 from benchmarks.table import Table
@@ -231,8 +231,8 @@ def test_invalid_options_of_mvdiffusion_are_refused(tmp_path, monkeypatch, chang
         views_table(tmp_path, **changes)
 
 
-def test_rule_rows() -> None:
-    low, zero, free = Rule("", "", low=2), Rule("", "", high=0), Rule("", "")
+def test_metric_rows() -> None:
+    low, zero, free = Metric("", "", low=2), Metric("", "", high=0), Metric("", "")
     row = {"check": "", "bar": ">= 2", "worst": "2", "median": "2.5", "held": "2 of 2", "verdict": "pass"}
     assert low.row([3, 2]) == row
     assert low.row([3, 1])["verdict"] == "FAIL" and low.row([3, 1])["held"] == "1 of 2"
@@ -240,7 +240,7 @@ def test_rule_rows() -> None:
     assert free.row([0.4])["verdict"] not in ("pass", "FAIL")
 
 
-def test_every_rule_of_the_export_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_metric_of_the_export_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"SAMPLES": 2000, "PIXELS": 64, "VIEWS": 2, "TURNTABLE": 2, "LOW_POLY": 400}.items():
         monkeypatch.setattr(export_asset, name, value)
     register(monkeypatch)
@@ -248,9 +248,9 @@ def test_every_rule_of_the_export_is_measured(tmp_path: Path, monkeypatch: pytes
     run, missing = ball_run(tmp_path / "one"), tmp_path / "two"
     jobs = [Job("stool_1", 64, "stool", 1, asset=asset), *(Job(p.name, 64, run=p, asset=asset) for p in (run, missing))]
     table = export.assess(jobs)
-    keys = {rule.check: rule.key for rule in RULES}
+    keys = {metric.check: metric.key for metric in METRICS}
     rows = {keys[str(row["check"])]: row for row in table.rows}
-    assert list(rows) == [rule.key for rule in RULES]
+    assert list(rows) == [metric.key for metric in METRICS]
     assert rows["made"]["held"] == "2 of 3" and table.notes[1].startswith("two: ")
     assert float(rows["silhouette"]["worst"]) > 0.8 and float(rows["outline"]["worst"]) > 0.5
 

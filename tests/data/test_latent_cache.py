@@ -42,7 +42,7 @@ def expected(vae: AutoencoderKL, tmp_path_factory: pytest.TempPathFactory) -> En
 
 
 def test_entries_are_the_encoded_images(vae: AutoencoderKL, expected: Entries) -> None:
-    block = Photographs(5).block(range(BLOCK), 16)
+    block = Photographs(5).render_examples(range(BLOCK), 16)
     z = encode(vae, torch.from_numpy(block.rgb))[3]
     assert expected[0].shape == (3, 1, 4, 8, 8) and torch.allclose(expected[0][0, 0], z, atol=2e-3)
     assert expected[1][0] == block.captions[3] and np.array_equal(expected[2][0, 0], block.c2w[3])
@@ -50,7 +50,7 @@ def test_entries_are_the_encoded_images(vae: AutoencoderKL, expected: Entries) -
 
 def test_entries_are_read_from_disk_the_second_time(tmp_path, vae, expected, monkeypatch) -> None:
     assert equal(entries(tmp_path, vae), expected)
-    monkeypatch.setattr(Photographs, "block", None)
+    monkeypatch.setattr(Photographs, "render_examples", None)
     assert equal(entries(tmp_path, vae), expected)
 
 

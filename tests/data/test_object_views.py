@@ -50,12 +50,12 @@ def meshes(
 
 def test_entries_are_the_same_in_every_block(folder: Path) -> None:
     for source in (toybox(), meshes(folder)):
-        whole, part = source.block(range(1, 5), SIZE), source.block(range(2, 4), SIZE)
+        whole, part = source.render_examples(range(1, 5), SIZE), source.render_examples(range(2, 4), SIZE)
         assert whole.rgb.shape == (4 * 7, SIZE, SIZE, 3) and whole.rgb.dtype == np.float32 and source.n_view == 7
         assert np.array_equal(whole.rgb[7:21], part.rgb) and np.array_equal(whole.c2w[7:21], part.c2w)
         assert whole.captions[1:3] == part.captions and 0 <= whole.rgb.min() and whole.rgb.max() <= 1
-    one = toybox(reference=False).block(range(1, 2), SIZE)
-    assert np.array_equal(one.rgb, toybox().block(range(1, 2), SIZE).rgb[:6])
+    one = toybox(reference=False).render_examples(range(1, 2), SIZE)
+    assert np.array_equal(one.rgb, toybox().render_examples(range(1, 2), SIZE).rgb[:6])
     changes: list[dict[str, Any]] = [
         {}, {"control": "geometry"}, {"reference": False}, {"split": "held-out"}, {"fov": 40.0}, {"anywhere": 0.6}
     ]  # fmt: skip
@@ -65,7 +65,7 @@ def test_entries_are_the_same_in_every_block(folder: Path) -> None:
 
 def test_cameras_are_the_adapters_and_one_near_the_front() -> None:
     for control, sides in (("rays", RAY_VIEWS), ("geometry", GEOMETRY_VIEWS)):
-        c2w = toybox(control=control).block(range(2), SIZE).c2w.reshape(2, 7, 4, 4)
+        c2w = toybox(control=control).render_examples(range(2), SIZE).c2w.reshape(2, 7, 4, 4)
         assert np.allclose(c2w[0, :6], cameras_from_angles(sides, SIZE, SIZE).c2w, atol=1e-6)
         assert not np.allclose(c2w[0, 6], c2w[1, 6])
     angles = np.array([toybox().reference_angles(index) for index in range(200)])
@@ -75,7 +75,7 @@ def test_cameras_are_the_adapters_and_one_near_the_front() -> None:
 
 def test_anywhere_rotates_the_cameras_of_a_share_of_objects() -> None:
     source = toybox(anywhere=0.6)
-    angles = np.array([source.angles(index) for index in range(300)])
+    angles = np.array([source.view_directions(index) for index in range(300)])
     own = (angles != np.array(RAY_VIEWS)).any((1, 2))
     assert 0.5 < own.mean() < 0.7
     raised, first = angles[own, 0, 0], angles[own, 0, 1]
@@ -84,20 +84,20 @@ def test_anywhere_rotates_the_cameras_of_a_share_of_objects() -> None:
     turns = (angles[..., 1] - angles[:, :1, 1]) % 360
     assert np.allclose(turns, [azimuth for _, azimuth in RAY_VIEWS])
     index = int(np.argmax(own))
-    c2w = source.block(range(index, index + 1), SIZE).c2w[:6]
+    c2w = source.render_examples(range(index, index + 1), SIZE).c2w[:6]
     assert np.allclose(c2w, source.cameras(index, SIZE).c2w)
     assert np.allclose(c2w, cameras_from_angles([tuple(pair) for pair in angles[index]], SIZE, SIZE).c2w, atol=1e-6)
 
 
 def test_rays_keep_the_object_size_and_geometry_normalises_it() -> None:
     def share(source: ObjectViews) -> list[float]:
-        rgb = source.block(range(6), SIZE).rgb.reshape(6, 7, SIZE, SIZE, 3)
+        rgb = source.render_examples(range(6), SIZE).rgb.reshape(6, 7, SIZE, SIZE, 3)
         masks = (rgb != 0.5).any(-1)[:, :6]
         return [max(np.ptp(np.nonzero(mask)[1]), np.ptp(np.nonzero(mask)[2])) / SIZE for mask in masks]
 
     assert np.std(share(toybox())) > 0.03 and max(share(toybox())) < 0.95
     assert min(share(toybox(control="geometry"))) > 0.8
-    references = toybox().block(range(6), SIZE).rgb.reshape(6, 7, SIZE, SIZE, 3)[:, 6]
+    references = toybox().render_examples(range(6), SIZE).rgb.reshape(6, 7, SIZE, SIZE, 3)[:, 6]
     for image in references:  # framed like users' images
         rows, columns = np.nonzero((np.abs(image - 0.5) > 0.02).any(-1))
         assert 0.8 < max(np.ptp(rows) + 1, np.ptp(columns) + 1) / SIZE < 1
@@ -128,9 +128,9 @@ def test_maps_of_a_mesh_hold_positions_and_normals(folder: Path) -> None:
     assert torch.allclose(left, torch.tensor([0.0, 0.5, 0.5, 0.0, 0.5, 0.5]), atol=0.02)
     assert torch.allclose(top, torch.tensor([0.5, 0.5, 0.75, 0.5, 0.5, 1.0]), atol=0.02)
     assert (source.maps(0, SIZE)[:, :, 0, 0] == 0.5).all()
-    lit = source.block(range(1), SIZE).rgb[0]
+    lit = source.render_examples(range(1), SIZE).rgb[0]
     assert lit[SIZE // 2, SIZE // 2, 0] > 0.6 and lit[SIZE // 2, SIZE // 2, 1:].max() < 0.1
-    unlit = meshes(folder, light=False).block(range(1), SIZE).rgb[0]
+    unlit = meshes(folder, light=False).render_examples(range(1), SIZE).rgb[0]
     assert np.allclose(unlit[SIZE // 2, SIZE // 2], [1, 0, 0], atol=1e-6)
 
 

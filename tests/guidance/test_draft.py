@@ -20,7 +20,7 @@ from threedgen.guidance.sampling import InitLatents, ViewSync, img2img_strengths
 
 
 class PixelModel:
-    factor = unit = 1
+    factor = size_multiple = 1
     latent_shape, device = (3, 8, 8), "cpu"
 
     def __init__(self, draft: float | None) -> None:
@@ -156,6 +156,6 @@ def test_draft_refuses_coarse_priors_and_sizes_that_cannot_be_halved() -> None:
     with refused("draft"):
         coarse_prior().with_draft(0.5)
     model = tiny_adapter_model()
-    model.image_size = 3 * model.unit
+    model.image_size = 3 * model.size_multiple
     with refused("draft", model.image_size):
         model.with_draft(0.5)

@@ -22,7 +22,7 @@ class Inputs(NamedTuple):
     logsnr: Tensor
     c2w: Tensor
     K: Tensor
-    cond_mask: Tensor
+    has_condition: Tensor
 
 
 def tiny_network(**options: Any) -> XUNet:

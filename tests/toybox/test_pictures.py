@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from threedgen.toybox.data.pictures import MAX_WEIGHT, MIN_AREA, PIXELS, FourSides, Photographs
+from threedgen.toybox.data.pictures import MAX_WEIGHT, MIN_AREA, PIXELS, Photographs, ViewRings
 from threedgen.toybox.world.toybox import OpenToybox, Toybox
 
 
@@ -10,7 +10,7 @@ def names_room(caption: str) -> bool:
 
 
 def test_photographs_show_objects_mostly_from_the_front() -> None:
-    block = Photographs(3).block(range(160), 8)
+    block = Photographs(3).render_examples(range(160), 8)
     inside = np.arange(160) % 4 == 3
     assert np.array_equal([names_room(text) for text in block.captions], inside)
     x, y = block.c2w[~inside, 0, 3], block.c2w[~inside, 1, 3]
@@ -21,23 +21,23 @@ def test_photographs_show_objects_mostly_from_the_front() -> None:
 
 def test_photographs_do_not_depend_on_the_block() -> None:
     source = Photographs(3)
-    whole, part = source.block(range(8, 24), 16), source.block(range(14, 20), 16)
+    whole, part = source.render_examples(range(8, 24), 16), source.render_examples(range(14, 20), 16)
     assert np.array_equal(whole.rgb[6:12], part.rgb) and np.array_equal(whole.c2w[6:12], part.c2w)
     assert whole.captions[6:12] == part.captions
-    assert not np.array_equal(Photographs(4).block(range(14, 20), 16).rgb, part.rgb)
+    assert not np.array_equal(Photographs(4).render_examples(range(14, 20), 16).rgb, part.rgb)
     assert len({Photographs(3).describe(), Photographs(4).describe(), Photographs(3, "held-out").describe()}) == 3
 
 
 def test_style_changes_objects_but_not_captions_or_rooms() -> None:
     plain, blocks = (Photographs(3, rooms=0.5, style=style) for style in ("plain", "blocks"))
-    ours, theirs = plain.block(range(8), 16), blocks.block(range(8), 16)
+    ours, theirs = plain.render_examples(range(8), 16), blocks.render_examples(range(8), 16)
     same = (ours.rgb == theirs.rgb).all((1, 2, 3))
     assert ours.captions == theirs.captions and np.array_equal(same, np.arange(8) % 2 == 1)  # rooms are unchanged
     assert plain.describe() != blocks.describe()
 
 
 def test_four_sides_are_90_degrees_apart() -> None:
-    block = FourSides(Toybox(3)).block(range(3), 16)
+    block = ViewRings(Toybox(3)).render_examples(range(3), 16)
     assert block.rgb.shape == (12, 16, 16, 3) and len(block.captions) == 3
     x, y, _ = block.c2w.reshape(3, 4, 4, 4)[..., :3, 3].transpose(2, 0, 1)
     turn = np.rad2deg(np.diff(np.unwrap(np.arctan2(y, x), axis=1), axis=1))
@@ -46,13 +46,13 @@ def test_four_sides_are_90_degrees_apart() -> None:
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 1.0])
 def test_share_of_photographs_is_inside_rooms(share: float) -> None:
-    captions = Photographs(3, rooms=share, clutter=0.4).block(range(60), 8).captions
+    captions = Photographs(3, rooms=share, clutter=0.4).render_examples(range(60), 8).captions
     assert sum(map(names_room, captions)) == round(60 * share)
 
 
 def test_small_parts_have_larger_weights() -> None:
     box = OpenToybox(0, "train")
-    source, size, index = FourSides(box, 2), 8, 3
+    source, size, index = ViewRings(box, 2), 8, 3
     weights = source.part_weights(index, size)
     label = box.render([box.asset(index)], [index], PIXELS * size, 2, with_gbuffer=True)[0].label
     assert weights.shape == (2, size, size) and weights.min() == 1 and (weights[:, 0, 0] == 1).all()

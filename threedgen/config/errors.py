@@ -113,7 +113,7 @@ def key_prefix(section: str) -> AbstractContextManager[None]:
     return _rekeyed(lambda key: key and f"{section}.{key}")
 
 
-def replaced_key(name: str) -> AbstractContextManager[None]:
+def errors_name_key(name: str) -> AbstractContextManager[None]:
     """Return a context manager that replaces the key of an ExpectedError raised in it by `name`; "" stays "".
 
     `name` is the key that the user wrote. The function called in the context knows only a key of its own, such as
@@ -122,7 +122,7 @@ def replaced_key(name: str) -> AbstractContextManager[None]:
     return _rekeyed(lambda key: key and name)
 
 
-def default_key(name: str) -> AbstractContextManager[None]:
+def errors_default_to_key(name: str) -> AbstractContextManager[None]:
     """Return a context manager that sets the key of an ExpectedError raised in it to `name` if the key is empty.
 
     It is used around functions that do not know which config key gave them their input.

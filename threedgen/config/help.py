@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from threedgen.config import fields, layers, registry, yaml_text
 from threedgen.config.command import command
-from threedgen.config.errors import ConfigError, did_you_mean, nearest_keys, replaced_key
+from threedgen.config.errors import ConfigError, did_you_mean, errors_name_key, nearest_keys
 from threedgen.config.fields import Place
 
 Places: TypeAlias = dict[str, Place]
@@ -110,7 +110,7 @@ def _sections(places: Places) -> list[str]:
 def _check_name(key: str, place: Place) -> None:
     mark = fields.component(place.field)
     if mark and place.section is None:
-        with replaced_key(f"{key}.name"):
+        with errors_name_key(f"{key}.name"):
             registry.entry(mark.kind, fields.value_in(place.value, "name"))
 
 

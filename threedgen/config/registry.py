@@ -239,24 +239,25 @@ class Component:
         kind: kind of component in the registry, such as "prior".
         default: name of the component if the section has no `name`; None: the section must have a `name`.
         only: allowed names; (): all names of the kind.
-        path_of: name of a component with an option `path`. The user may then write a path in place of the section:
-            `prior: a/b` means `prior: {name: PATH_OF, path: a/b}`. Registered names keep their meaning. None: no
-            paths.
+        component_for_paths: name of a component with an option `path`. The user may then write a path in place of the
+            section: `prior: a/b` means `prior: {name: COMPONENT_FOR_PATHS, path: a/b}`. Registered names keep their
+            meaning. None: no paths.
     """
 
     kind: str
     default: str | None = None
     only: tuple[str, ...] = ()
-    path_of: str | None = None
+    component_for_paths: str | None = None
 
     def section(self, text: str) -> dict[str, str]:
         """Convert a text in place of a section (the short form `prior: mvdream`) to the dict {"name": text}.
 
-        If `path_of` is set, a text that is no registered name becomes {"name": self.path_of, "path": text}.
+        If `component_for_paths` is set, a text that is no registered name becomes
+        {"name": self.component_for_paths, "path": text}.
         """
-        if self.path_of is None or text in names(self.kind):
+        if self.component_for_paths is None or text in names(self.kind):
             return {"name": text}
-        return {"name": self.path_of, "path": text}
+        return {"name": self.component_for_paths, "path": text}
 
     def model(self, value: object) -> type[BaseModel] | None:
         """Return the config model for the value of a section: a dict, a config object or a name.

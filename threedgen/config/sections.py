@@ -169,12 +169,12 @@ class TaskConfig(Config):
 class RunConfig(TaskConfig):
     """Base class of the config models of tasks that write to a run folder.
 
-    A run can be resumed only with the config it had before. `extends` lists the keys of the task that may differ all
-    the same, such as the number of evaluated scenes. Keys that may differ in every task, such as trainer.max_steps, are
-    not listed.
+    A run can be resumed only with the config it had before. `changeable_on_resume` lists the keys of the task
+    that may differ all the same, such as the number of evaluated scenes. Keys that may differ in every task, such as
+    trainer.max_steps, are not listed.
     """
 
-    extends: ClassVar[tuple[str, ...]] = ()
+    changeable_on_resume: ClassVar[tuple[str, ...]] = ()
 
     seed: int = Field(
         0, ge=0, lt=2**63, description="random seed; same seed, machine and package versions: identical result files"

@@ -31,11 +31,11 @@ SCENE_BLOCK = 4  # number of scenes per block
 
 
 class Captioned(NamedTuple):
-    """N training examples (entries) of V views each. The V views of an entry are consecutive rows.
+    """N training examples of V views each. The V views of an example are consecutive rows.
 
     Attributes:
         rgb: (N * V, H, W, 3), images in [0, 1].
-        captions: N captions, one per entry.
+        captions: N captions, one per example.
         c2w: (N * V, 4, 4), camera-to-world, OpenGL axes; identity for images without a known camera.
     """
 
@@ -44,10 +44,10 @@ class Captioned(NamedTuple):
     c2w: np.ndarray
 
 
-class Source(Protocol):
+class ExampleSource(Protocol):
     """Training examples by index: endless, and equal for equal indices.
 
-    An example, also called an entry, has one caption and `n_view` square images.
+    An example has one caption and `n_view` square images.
     """
 
     n_view: int
@@ -55,8 +55,8 @@ class Source(Protocol):
     def describe(self) -> str:
         """Return one line of text that identifies everything that determines the images, for the cache key."""
 
-    def block(self, indices: range, size: int) -> Captioned:
-        """Render the entries with the indices `indices`, as images of `size` x `size` pixels."""
+    def render_examples(self, indices: range, size: int) -> Captioned:
+        """Render the examples with the indices `indices`, as images of `size` x `size` pixels."""
 
 
 class EncodedCache(ABC):
@@ -116,28 +116,35 @@ class EncodedCache(ABC):
 
 
 class LatentCache(EncodedCache):
-    """Disk cache of the latents, captions and cameras of the first `count` entries of a source.
+    """Disk cache of the latents, captions and cameras of the first `count` examples of a source.
 
     Args:
         folder: folder of the cache files.
-        source: training entries to cache, each with V views.
+        source: training examples to cache, each with V views.
         vae: diffusers AutoencoderKL that encodes the images.
         size: side of the rendered images in pixels.
-        count: number of entries to cache, the first ones of the source.
+        count: number of examples to cache, the first ones of the source.
         block: number of entries per block.
         text: number of bytes stored per caption; longer captions are truncated.
     """
 
     def __init__(
-        self, folder: Path, source: Source, vae: Any, size: int, count: int, block: int = BLOCK, text: int = TEXT_BYTES
+        self,
+        folder: Path,
+        source: ExampleSource,
+        vae: Any,
+        size: int,
+        count: int,
+        block: int = BLOCK,
+        text: int = TEXT_BYTES,
     ) -> None:
         self.source, self.size, self.count = source, size, count
         side = size // 2 ** (len(vae.config["block_out_channels"]) - 1)
         n, description = source.n_view, f"{source.describe()}\nfrom 0, {size} px"
         self.latent_shape = (n, int(vae.config["latent_channels"]), side, side)
         """Shape (V, C, h, w) of the latents of an entry."""
-        entry = [("z", np.float16, self.latent_shape), ("text", np.uint8, (text,)), ("c2w", np.float32, (n, 4, 4))]
-        super().__init__(folder, "entries", description, vae, count, np.dtype(entry), block)
+        fields = [("z", np.float16, self.latent_shape), ("text", np.uint8, (text,)), ("c2w", np.float32, (n, 4, 4))]
+        super().__init__(folder, "entries", description, vae, count, np.dtype(fields), block)
 
     def captions(self, indices: Sequence[int] | np.ndarray) -> list[str]:
         return [unpack(text) for text in self._read(indices, "text")]
@@ -145,7 +152,8 @@ class LatentCache(EncodedCache):
     def fill(self, block: int) -> None:
         count = self.cache.size
         start = block * count
-        rendered, entries = self.source.block(range(start, start + count), self.size), np.empty(count, self.cache.dtype)
+        rendered = self.source.render_examples(range(start, start + count), self.size)
+        entries = np.empty(count, self.cache.dtype)
         z = encode(self.vae, torch.from_numpy(rendered.rgb)).cpu().numpy()
         entries["z"], entries["c2w"] = z.reshape(entries["z"].shape), rendered.c2w.reshape(entries["c2w"].shape)
         entries["text"] = [pack(text, entries["text"].shape[-1]) for text in rendered.captions]
@@ -172,7 +180,7 @@ class SceneCache(EncodedCache):
         at = first.views.cameras
         self.size, self.has_depth = (at.height, at.width), first.depth is not None
         n, self.encoded_size = self.n_view, (at.height // 2, at.width // 2) if half else self.size
-        entry: list[tuple[Any, ...]] = [
+        fields: list[tuple[Any, ...]] = [
             ("z", np.float16, (n, *latent_shape(vae, *self.encoded_size))),
             ("text", np.uint8, (n, SCENE_TEXT_BYTES)),
             ("K", np.float32, (n, 3, 3)),
@@ -180,9 +188,9 @@ class SceneCache(EncodedCache):
             ("given", np.bool_, (n,)),
         ]
         if self.has_depth:
-            entry.append(("depth", np.float16, (n, *self.size)))
+            fields.append(("depth", np.float16, (n, *self.size)))
         description = source.describe() + (", half as large" if half else "")
-        super().__init__(folder, "scenes", description, vae, self.count, np.dtype(entry), SCENE_BLOCK)
+        super().__init__(folder, "scenes", description, vae, self.count, np.dtype(fields), SCENE_BLOCK)
 
     def captions(self, indices: Sequence[int] | np.ndarray) -> list[tuple[str, ...]]:
         """Return, for each of the scenes `indices` (N,), a tuple of its V captions."""

@@ -103,7 +103,7 @@ class ObjectViews(ABC):
         rng = np.random.default_rng([self.seed, self.split == "train", index, 5])
         return float(rng.uniform(*ELEVATION)), float(rng.uniform(-AZIMUTH, AZIMUTH))
 
-    def angles(self, index: int) -> list[tuple[float, float]]:
+    def view_directions(self, index: int) -> list[tuple[float, float]]:
         """Return (elevation, azimuth) of each of the six views of object `index`, in degrees; azimuth 0 is the front.
 
         For most objects, these are the six fixed directions described in the class, in the attribute `sides`. A random
@@ -118,13 +118,13 @@ class ObjectViews(ABC):
 
     def cameras(self, index: int, size: int) -> Cameras:
         """Return the six cameras of object `index`, without the reference camera, for `size` x `size` pixels."""
-        return inputs.cameras_from_angles(self.angles(index), size, size, self.fov)
+        return inputs.cameras_from_angles(self.view_directions(index), size, size, self.fov)
 
-    def block(self, indices: range, size: int) -> Captioned:
+    def render_examples(self, indices: range, size: int) -> Captioned:
         rgb, c2w = [], []
         for index in indices:
             reference = [self.reference_angles(index)] if self.reference else []
-            at = inputs.cameras_from_angles([*self.angles(index), *reference], size, size, self.fov)
+            at = inputs.cameras_from_angles([*self.view_directions(index), *reference], size, size, self.fov)
             images = torch.from_numpy(self.render_views(index, at))
             if self.reference:
                 images[-1] = frame_on_grey(images[-1])

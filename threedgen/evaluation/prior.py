@@ -272,7 +272,7 @@ class OwnPrior(PriorEvaluation[EvaluateOwnPriorConfig, AssetFeatures]):
     def prepare(self) -> None:
         config, count = self.config, len(self.entries)
         size = EXISTING_SIZE if self.prior is None else self.prior.image_size
-        self.renders = self.views.block(range(count), size)
+        self.renders = self.views.render_examples(range(count), size)
         c2w = torch.from_numpy(self.renders.c2w).unflatten(0, (count, -1))
         metadata = {"prior": self.weights, "truth": self.views.describe(), "size": str(size)}
         options = ("steps", "guidance_scale", "negative_prompt", "seed", "batch")
@@ -280,9 +280,9 @@ class OwnPrior(PriorEvaluation[EvaluateOwnPriorConfig, AssetFeatures]):
         captions = self.renders.captions
         self.samples = self.sample(captions, c2w, range(count), "drawing an asset", lambda indices: metadata)
         if self.prior is None:
-            self.renders = self.views.block(range(count), self.samples.shape[2])
+            self.renders = self.views.render_examples(range(count), self.samples.shape[2])
         self.truth = to_uint8(self.renders.rgb).reshape(self.samples.shape)
-        other = self.other_views.block(range(count), self.samples.shape[2])
+        other = self.other_views.render_examples(range(count), self.samples.shape[2])
         self.other = to_uint8(other.rgb).reshape(self.samples.shape)
 
     def measure(self, item: int) -> AssetFeatures:

@@ -28,6 +28,8 @@ from threedgen.run.disk import Tree
 
 STEPS = "surface simplify unwrap bake pictures refine unseen palette levels write collision khronos".split()
 """Names of the export steps, in order of execution. Some assets skip steps."""
+TOPOLOGY_KEYS = {"non_manifold_edges": "crowded_edges", "inconsistent_edges": "twisted_edges"}
+"""Keys in asset.json of attributes of `Topology` that have other names there."""
 MIN_LOD_TEXTURE = 64  # smallest texture edge in texels; each further level of detail halves the edge down to it
 DIRECTIONS = 64  # maximum number of vertices of the convex hull
 MAX_PARTS, MAX_PART_VERTICES, MAX_PARTS_INPUT = 8, 32, 3000
@@ -117,7 +119,7 @@ def make_asset(
     welded, faces, _ = weld(finest.vertices, finest.faces)
     body = topology(welded, faces)
     if not body.manifold:
-        edges = f"{body.open_edges} edges of holes and {body.crowded_edges} edges with more than two faces"
+        edges = f"{body.open_edges} edges of holes and {body.non_manifold_edges} edges with more than two faces"
         asset.notes.append(f"the mesh is not closed: it has {edges}")
     with asset.timed("collision"):
         if config.collision != "none":
@@ -133,7 +135,8 @@ def make_asset(
             asset.notes += [f"{file}: {found}" for file, part in asset.findings.items() for found in part]
     deep, wide, high = np.ptp(finest.vertices, axis=0).astype(float).round(4).tolist()  # x, y, z: front, left, up
     asset.figures |= {
-        "topology": asdict(body) | {"volume": round(body.volume, 6)},
+        "topology": {TOPOLOGY_KEYS.get(key, key): value for key, value in asdict(body).items()}
+        | {"volume": round(body.volume, 6)},
         "levels": {title: len(mesh.faces) for title, mesh in levels.items()},
         "placement": {"pivot": pivot.tolist(), "scale": scale},
         "size_m": {"wide": wide, "high": high, "deep": deep},

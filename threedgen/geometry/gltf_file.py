@@ -152,7 +152,7 @@ class GltfFile:
             return self.binary if index == 0 else b""
         if uri.startswith("data:"):
             return _data_uri(uri)
-        path, size = self.files.locate(self.file_name(uri)), self.tree["buffers"][index].get("byteLength", 0)
+        path, size = self.files.require(self.file_name(uri)), self.tree["buffers"][index].get("byteLength", 0)
         # many parts can share a buffer, so it is read once; of a large buffer, only the needed parts are read
         return self.files.read(path, count=size) if 0 < size <= MAX_KEPT else path
 

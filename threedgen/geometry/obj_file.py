@@ -176,7 +176,7 @@ def _read_materials(libraries: list[str], files: SideFiles) -> dict[str, Materia
         several = files.find(library) is None and any(files.find(name) for name in library.split())
         for name in library.split() if several else [library]:
             try:
-                path = files.locate(name)
+                path = files.require(name)
                 data = files.read(path, left)
                 left -= len(data)
             except TooLarge:

@@ -49,7 +49,7 @@ class SideFiles:
         found = [*self._candidates(name, beside), *self._candidates(unquote(name), beside)]
         return next((path for path in found if os.path.isfile(path) and self._inside(path)), None)
 
-    def locate(self, name: str, beside: Path | None = None) -> Path:
+    def require(self, name: str, beside: Path | None = None) -> Path:
         """Return the path of the file that is called `name` in the mesh file; like `find`, but raise if there is none.
 
         `beside` is the folder of the MTL file that names the file; None: the mesh file names it. Raises ConfigError
@@ -116,7 +116,7 @@ class SideFiles:
         key = name, beside
         if key not in self._images:
             try:
-                data = load() if load else self.read(self.locate(name, beside), MAX_TEXTURE_BYTES)
+                data = load() if load else self.read(self.require(name, beside), MAX_TEXTURE_BYTES)
                 self._images[key] = self._decoded(data, short(name))
             except TooLarge:
                 raise

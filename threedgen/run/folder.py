@@ -94,14 +94,14 @@ def flat(tree: object, prefix: str = "") -> Tree:
     }
 
 
-def differences(old: Tree, new: Tree, extends: Iterable[str] = ()) -> list[str]:
+def differences(old: Tree, new: Tree, changeable: Iterable[str] = ()) -> list[str]:
     """Return the differences of two configs that change the result of a run, as texts "key: old -> new".
 
     `old` and `new` are nested dicts. Keys that may change when a run is resumed are ignored: those in `NEUTRAL_KEYS`,
-    such as "out", for all tasks, and those in `extends` for the task of the configs. If more than 6 keys differ
+    such as "out", for all tasks, and those in `changeable` for the task of the configs. If more than 6 keys differ
     (MAX_LISTED), the last text is "and N more".
     """
-    before, after, neutral = flat(old), flat(new), (*NEUTRAL_KEYS, *extends)
+    before, after, neutral = flat(old), flat(new), (*NEUTRAL_KEYS, *changeable)
     changed = [key for key in {**before, **after} if before.get(key) != after.get(key)]
     keys = [key for key in changed if not any(key == name or key.startswith(f"{name}.") for name in neutral)]
     keys.sort(key=lambda key: not key.endswith(".name"))  # another name changes all other keys of its section
@@ -184,14 +184,14 @@ def choose_folder(config: BaseModel, config_name: str) -> tuple[Path, Tree | Non
     content of its config.yaml if this run was started there before; None for a new run. An old run without results may
     be replaced by any other run. Raises ConfigError if `config.out` contains files but no run, or results of a run with
     another config. Keys that may change on resume are not compared: those in `NEUTRAL_KEYS`, such as trainer.max_steps,
-    and those in `config.extends`.
+    and those in `config.changeable_on_resume`.
     """
     out = getattr(config, "out", None)
     folder = _own_folder(config, config_name) if out is None else user_path(out, "out")
     stored, work = stored_config(folder), has_results(folder)
     if stored is None and work:
         raise ConfigError("contains files that do not belong to a run. Choose a new folder", "out", str(out))
-    changed = [] if stored is None else differences(stored, plain(config), getattr(config, "extends", ()))
+    changed = [] if stored is None else differences(stored, plain(config), getattr(config, "changeable_on_resume", ()))
     if changed and work:
         raise ConfigError(f"{folder} contains a run of another config: {'; '.join(changed)}. Choose another out=")
     return folder, None if changed else stored
@@ -254,11 +254,11 @@ def reopen(run: str | Path, overrides: list[str]) -> tuple[Any, Path]:
 
     `run` is the run folder or a file in it. Returns the config with `out` set to the folder, and the folder. Raises
     ConfigError if another process uses the folder, or if an override changes a key that may not change on resume. Keys
-    that may: those in `NEUTRAL_KEYS`, such as trainer.max_steps, and those in the attribute `extends` of the config.
+    that may: those in `NEUTRAL_KEYS`, such as trainer.max_steps, and those in `config.changeable_on_resume`.
     """
     folder = run_folder(run)
     config, stored = load((folder / CONFIG).resolve(), overrides), stored_config(folder)
-    changed = differences(stored or {}, plain(config), getattr(config, "extends", ()))
+    changed = differences(stored or {}, plain(config), getattr(config, "changeable_on_resume", ()))
     if changed:
         again = f"Start a new run with {command('--config', str(folder / CONFIG))}"
         raise ConfigError(f"{COMMAND_LINE}: a resumed run cannot change {'; '.join(changed)}. {again}")

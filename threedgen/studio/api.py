@@ -32,7 +32,7 @@ from threedgen.run.disk import Tree
 from threedgen.run.text import clean
 from threedgen.viewer.gallery import best_jpeg, records
 from threedgen.viewer.local import LOCAL_NAMES, REFUSAL, is_local
-from threedgen.viewer.page import SCRIPTS, embedded_models, page
+from threedgen.viewer.page import SCRIPTS, asset_variables, page
 from threedgen.viewer.report import files
 
 from .jobs import Conflict, Queue, export_job
@@ -249,7 +249,7 @@ def create_app(config: StudioConfig, root: Path, queue: Queue, token: str) -> Fa
     @app.get(f"{ROOT}/runs/{{name:path}}/view", include_in_schema=False)
     def view(name: str) -> HTMLResponse:
         record = studio.record(name)
-        values = embedded_models(record.folder, record.model, record.splats)
+        values = asset_variables(record.folder, record.model, record.splats)
         text = page("studio_asset.html", SCRIPTS, title=clean(record.prompt)[:80], **values)
         return HTMLResponse(text, headers={"Content-Security-Policy": RUN_POLICY})
 

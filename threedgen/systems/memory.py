@@ -159,7 +159,7 @@ def measure_threedim_training(config: Any, device: torch.device) -> PeakMemory:
     with META:
         network = XUNet(o.network)
         x, poses, K = torch.empty(batch, 3, *network.image_size), torch.empty(batch, 2, 4, 4), torch.empty(batch, 3, 3)
-        keep, logsnr = torch.empty(batch, dtype=torch.bool), torch.empty(batch)
+        has_condition, logsnr = torch.empty(batch, dtype=torch.bool), torch.empty(batch)
     half = compute_dtype("auto", device) if device.type in GPUS else torch.float32
     trained = list(network.parameters())
-    return measure(trained, [], lambda: F.mse_loss(network.predict(x, x, logsnr, poses, K, keep), x), 3, half)
+    return measure(trained, [], lambda: F.mse_loss(network.predict(x, x, logsnr, poses, K, has_condition), x), 3, half)

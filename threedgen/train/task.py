@@ -171,7 +171,7 @@ class Task:
             with writing(self.folder):
                 system.remove_validation(step, self.folder)
 
-    def stage(
+    def train_network(
         self,
         name: str,
         network: torch.nn.Module,
@@ -257,14 +257,14 @@ def run_task(
     """
     task = Task(config, resume, quiet, files)
     task.resume &= not rerun_finished
-    status = execute(work, task)
+    status = run_prepared(work, task)
     new = task.has_results(status)
     if new and (task.folder / result).exists():
         say(str(task.folder / result))
     return 0 if new else status.exit_code
 
 
-def execute(work: Callable[[Task], Status | None], task: Task, hint: str = "") -> Status:
+def run_prepared(work: Callable[[Task], Status | None], task: Task, hint: str = "") -> Status:
     """Run a task unless it is resumed and already finished, release the lock of its folder, and return the status.
 
     Unlike `run_task`, it takes a prepared `Task`, prints no path and returns no exit code. `work` is the function that

@@ -92,14 +92,14 @@ def embedded(path: Path | None) -> Markup | None:
     return data_uri(path.read_bytes(), path.suffix)
 
 
-def embedded_models(folder: Path, model: Path | None, splats: Path | None = None) -> Tree:
+def asset_variables(folder: Path, mesh: Path | None, splats: Path | None = None) -> Tree:
     """Return the variables of the template asset.html, a 3D view of two GLB files below `folder`.
 
-    `model` is the path of a mesh, `splats` that of 3D Gaussians; None if there is no such file. The variables "model"
+    `mesh` is the path of a mesh, `splats` that of 3D Gaussians; None if there is no such file. The variables "model"
     and "splats" are the files as data URIs, or None without a file or if it exceeds MAX_EMBEDDED_BYTES (64 MB).
     "model_file" and "splats_file" are the paths relative to `folder`, or None without a file.
     """
-    files = {"model": model, "splats": splats}
+    files = {"model": mesh, "splats": splats}
     names = {f"{key}_file": path and path.relative_to(folder).as_posix() for key, path in files.items()}
     return names | {key: embedded(path) for key, path in files.items()}
 
@@ -146,5 +146,5 @@ def write_textured_page(
         if shown := [(uri, label) for uri, label in found if uri]:
             sections.append((name, hint, shown))
     values: Tree = {"title": title, "headline": headline, "notes": notes, "rows": sections}
-    values |= embedded_models(path.parent, path.parent / model)
+    values |= asset_variables(path.parent, path.parent / model)
     write_atomic(path, page("textured.html", SCRIPTS, **values))

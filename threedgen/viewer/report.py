@@ -19,7 +19,7 @@ from threedgen.run.metrics import read_metrics
 from threedgen.run.text import clean, duration, number, say
 
 from .options import ReportConfig
-from .page import SCRIPTS, embedded, embedded_models, page
+from .page import SCRIPTS, asset_variables, embedded, page
 from .record import VIEWS_PER_ROW, Record, read_record
 
 PAGE = "report.html"
@@ -69,7 +69,7 @@ def report(record: Record) -> str:
         title=clean(record.prompt)[:80],
         record=record,
         headline=headline(record),
-        **embedded_models(record.folder, record.model, record.splats),
+        **asset_variables(record.folder, record.model, record.splats),
         turntable=embedded(record.file("turntable.mp4")),
         views=embedded(record.file("views.png")),
         columns=min(VIEWS_PER_ROW, record.n_views),

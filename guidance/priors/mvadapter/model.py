@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from threedgen.config import ConfigError
-from threedgen.config.errors import replaced_key
+from threedgen.config.errors import errors_name_key
 from threedgen.geometry.views import framed, resize
 from threedgen.guidance import sampling
 from threedgen.guidance.coarse import CoarsePredictor
@@ -114,7 +114,7 @@ class MVAdapter(LatentDiffusion):
         from the predicted latents, except with mesh geometry or a reference image. Raises ConfigError if that prior has
         no coarse predictor, or another text encoder or VAE than the 2D model.
         """
-        with replaced_key("guess"):
+        with errors_name_key("guess"):
             other = MVDream.load(weights, self.device)
             if other.coarse is None:
                 raise ConfigError(f"{weights!r} has no coarse predictor; toybox-prior has one", "guess")
@@ -212,8 +212,8 @@ class MVAdapter(LatentDiffusion):
             return adapted.reference_features(latents, self.split_text(text)[0])
 
     @property
-    def unit(self) -> int:
-        return super().unit if self.adapted is None else self.adapted.multiple
+    def size_multiple(self) -> int:
+        return super().size_multiple if self.adapted is None else self.adapted.size_multiple
 
     def require_ref(self) -> AdaptedUNet:
         """Return the adapted UNet. Raises ConfigError if it has no attention to reference images."""
@@ -244,7 +244,7 @@ class MVAdapter(LatentDiffusion):
                 of a mesh from `inputs.geometry_maps`.
             image: reference image (h, w, 3) in [0, 1], the object on grey, with sides divisible by `factor` (pixels per
                 latent pixel); None: text only.
-            size: (H, W) of the images in pixels, divisible by `unit`; None: `image_size` for both.
+            size: (H, W) of the images in pixels, divisible by `size_multiple`; None: `image_size` for both.
             steps: number of DDIM steps.
             guidance_scale: guidance scale of text and image together; None: 7, or 3 with an image.
             generator: random generator of all noise; None: torch's global generator.

@@ -88,7 +88,7 @@ class AdaptedUNet(nn.Module):
 
     Attributes:
         factor: image pixels per latent pixel along each axis.
-        multiple: number of pixels by which height and width of images must be divisible.
+        size_multiple: number of pixels by which height and width of images must be divisible.
         mv_scale, ref_scale: weights of the attention to other views and to the reference image; 1: as in training.
     """
 
@@ -121,7 +121,7 @@ class AdaptedUNet(nn.Module):
         self.unet.requires_grad_(False)
         self.factor, self.settings, self.branches = factor, settings, tuple(branches)
         decouple(unet, branches, settings.layout, settings.arrangement)
-        self.multiple = factor * guider_stride(unet) if guided else factor
+        self.size_multiple = factor * guider_stride(unet) if guided else factor
         with unet.device:
             self.guider: Any = make_guider(unet, factor, depth, downscale) if guided else None
         self.fine: nn.Module | None = None
@@ -134,7 +134,7 @@ class AdaptedUNet(nn.Module):
         Its output, zero until it is trained, is added to that of the UNet's first layer.
         """
         with self.unet.device:
-            self.fine = make_fine_guider(self.unet, self.guider.downscale_factor * self.factor // self.multiple)
+            self.fine = make_fine_guider(self.unet, self.guider.downscale_factor * self.factor // self.size_multiple)
 
     @property
     def new_parts(self) -> nn.ModuleList:
@@ -158,14 +158,14 @@ class AdaptedUNet(nn.Module):
         `control` are maps in [0, 1] of camera rays or mesh geometry, (B, 6, height, width), or (B, 6, 1, 1) if they are
         equal for all pixels. Returns None for an adapter without a guider.
         """
-        return None if self.guider is None else self.guider(self.maps(control, height, width))
+        return None if self.guider is None else self.guider(self.resize_maps(control, height, width))
 
-    def maps(self, control: Tensor, height: int, width: int) -> Tensor:
+    def resize_maps(self, control: Tensor, height: int, width: int) -> Tensor:
         """Resize the guider's input for images of height x width pixels to the resolution (h, w) that the guider takes.
 
         `control` is (B, 6, height, width), which is averaged, or (B, 6, 1, 1), which is repeated. Returns (B, 6, h, w).
         """
-        stride = self.multiple // self.guider.downscale_factor
+        stride = self.size_multiple // self.guider.downscale_factor
         maps = control if control.shape[-2:] == (1, 1) else avg_pool2d(control, stride)
         return maps.expand(-1, -1, height // stride, width // stride)
 
@@ -174,7 +174,7 @@ class AdaptedUNet(nn.Module):
         if control is None or self.fine is None:
             yield
             return
-        added = self.fine(self.maps(control, height, width))
+        added = self.fine(self.resize_maps(control, height, width))
         with self.unet.conv_in.register_forward_hook(lambda _module, _args, out: out + added.to(out.dtype)):
             yield
 

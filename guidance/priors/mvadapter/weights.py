@@ -14,7 +14,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from threedgen.config import ConfigError
-from threedgen.config.errors import default_key
+from threedgen.config.errors import errors_default_to_key
 from threedgen.guidance.attention.decoupled import Branch
 from threedgen.guidance.weights.files import read_card, read_tensors, warn_unused
 from threedgen.run.disk import write_atomic
@@ -47,7 +47,7 @@ def load_adapter(path: Path, unet: UNet2DConditionModel, factor: int = 8, **sett
     attributes of `AdapterSettings`; values that are not None replace those of the file. Raises ConfigError if the file
     is missing, damaged or belongs to another 2D model.
     """
-    with default_key("adapter"):
+    with errors_default_to_key("adapter"):
         return convert_adapter(read_tensors(path), unet, factor, read_card(path, FORMAT), **settings)
 
 

@@ -78,9 +78,9 @@ class Attention(nn.Module):
 
     def forward(self, query: Tensor, keys: Tensor) -> Tensor:
         """Attend from query tokens (T, d) to their key tokens (T, S, d); return (T, d)."""
-        return self.output((self.queries(query) @ keys.mT).softmax(-1) @ keys)
+        return self.project_sums((self.project_queries(query) @ keys.mT).softmax(-1) @ keys)
 
-    def queries(self, query: Tensor) -> Tensor:
+    def project_queries(self, query: Tensor) -> Tensor:
         """Project tokens (..., d) to queries (..., H, d) of H heads, to be multiplied with keys that are not projected.
 
         For a key n and the key projection W, q (W n) = (W^T q) n. W is applied once to the query q of a token instead
@@ -89,13 +89,13 @@ class Attention(nn.Module):
         queries = self.to_q(query).unflatten(-1, (-1, HEAD)) * HEAD**-0.5
         return torch.einsum("...hc,hcd->...hd", queries, self.to_k.weight.view(-1, HEAD, query.shape[-1]))
 
-    def output(self, mixed: Tensor) -> Tensor:
-        """Apply value and output projection to `mixed`, the attention-weighted sum of keys per head; return (..., d).
+    def project_sums(self, sums: Tensor) -> Tensor:
+        """Apply value and output projection to `sums`, the attention-weighted sum of keys per head; return (..., d).
 
-        `mixed` is (..., H, d) for H heads: the keys are not projected, so each head has all d channels. The value
+        `sums` is (..., H, d) for H heads: the keys are not projected, so each head has all d channels. The value
         projection is linear, so it is applied once to the sum instead of to each key.
         """
-        values = torch.einsum("...hd,hcd->...hc", mixed, self.to_v.weight.view(-1, HEAD, mixed.shape[-1]))
+        values = torch.einsum("...hd,hcd->...hc", sums, self.to_v.weight.view(-1, HEAD, sums.shape[-1]))
         return self.to_out(values.flatten(-2))
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from threedgen.config import ConfigError
-from threedgen.config.errors import default_key
+from threedgen.config.errors import errors_default_to_key
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.warp import to_opencv
 from threedgen.guidance import sampling
@@ -39,8 +39,8 @@ def build(options: MVDiffusionConfig, device: torch.device | str = "cpu") -> "MV
 
 
 ImageConditions = Callable[[sampling.Size], tuple[Tensor | None, Tensor | None]]
-"""Function from an image size (H, W) to image conditions of F views: extra UNet channels (F, E, h, w) and the input of
-the branch for known views (F, C + 1, h, w); each may be None."""
+"""Function from an image size (H, W) to image conditions of F views: additional UNet channels (F, E, h, w) and the
+input of the branch for known views (F, C + 1, h, w); each may be None."""
 
 
 class MVDiffusion(LatentDiffusion):
@@ -64,11 +64,11 @@ class MVDiffusion(LatentDiffusion):
     def check_size(self, size: sampling.Size, keys: tuple[str, str]) -> None:
         """Raise ConfigError if the UNet cannot sample images of `size` (H, W) in pixels.
 
-        H and W must be multiples of `unit`. For weights that encode depth differences in pairs (as the released ones
-        do), the smallest feature map must also have an even number of cells. `keys` are the config keys of height and
-        width, for the message.
+        H and W must be multiples of `size_multiple`. For weights that encode depth differences in pairs (as the
+        released ones do), the smallest feature map must also have an even number of cells. `keys` are the config keys
+        of height and width, for the message.
         """
-        sampling.check_image_size(size, self.unit, self.draft, keys)
+        sampling.check_image_size(size, self.size_multiple, self.draft, keys)
         if self.multiview is not None and self.multiview.kind == "depth" and self.multiview.encoding == "reference":
             self.check_pairs(size, self.draft is not None, keys[1])
 
@@ -82,7 +82,7 @@ class MVDiffusion(LatentDiffusion):
             halved: whether sampling starts with images of half this size, which then have to fit too.
             key: config key that the error is about.
         """
-        (height, width), token = size, self.unit * (2 if halved else 1)
+        (height, width), token = size, self.size_multiple * (2 if halved else 1)
         if height // token * (width // token) % 2:
             raise ConfigError(
                 f"these weights encode depth in pairs of tokens, and images of {height} x {width} pixels"
@@ -99,7 +99,7 @@ class MVDiffusion(LatentDiffusion):
         file is missing or damaged, or belongs to another 2D model.
         """
         path = locate("blocks", str(blocks))
-        with default_key("blocks"):
+        with errors_default_to_key("blocks"):
             tensors = read_tensors(path)
             try:
                 network = build_network(tensors, with_difference(self.unet, tensors))
@@ -147,8 +147,8 @@ class MVDiffusion(LatentDiffusion):
         t: Tensor,
         text: Tensor,
         geometry: Geometry | None = None,
-        extra: Tensor | None = None,
-        condition: Tensor | None = None,
+        image_channels: Tensor | None = None,
+        known_views: Tensor | None = None,
     ) -> Tensor:
         """Predict the noise (B F, C, h, w), float32, in the latents of B scenes with F views each.
 
@@ -157,12 +157,12 @@ class MVDiffusion(LatentDiffusion):
             t: timesteps (B F,).
             text: encoded prompts (B F, L, D).
             geometry: corresponding positions of the views; None: each image is denoised separately.
-            extra: additional channels (B F, E, h, w), concatenated to `x`: depth (E = 1), or mask and latents of the
-                masked image (E = 1 + C); None: channels that mean "nothing is known".
-            condition: clean latents, then mask (1 for known views), (B F, C + 1, h, w), from `inputs.given_condition`;
-                None: no known views.
+            image_channels: additional channels (B F, E, h, w), concatenated to `x`: depth (E = 1), or mask and latents
+                of the masked image (E = 1 + C); None: channels that mean "nothing is known".
+            known_views: clean latents, then mask (1 for known views), (B F, C + 1, h, w), from
+                `inputs.given_condition`; None: no known views.
         """
-        return self.schedule.eps_from_output(x, self.output(x, t, text, geometry, extra, condition), t)
+        return self.schedule.eps_from_output(x, self.output(x, t, text, geometry, image_channels, known_views), t)
 
     def output(
         self,
@@ -170,38 +170,38 @@ class MVDiffusion(LatentDiffusion):
         t: Tensor,
         text: Tensor,
         geometry: Geometry | None = None,
-        extra: Tensor | None = None,
-        condition: Tensor | None = None,
+        image_channels: Tensor | None = None,
+        known_views: Tensor | None = None,
     ) -> Tensor:
         """Return the output (B F, C, h, w) of the UNet, float32, noise or v; `denoise_views` explains the arguments."""
-        extra = unknown_channels(self.extra, x) if extra is None else extra
-        inputs = torch.cat([x.float(), extra.float()], 1)
+        channels = unknown_channels(self.extra, x) if image_channels is None else image_channels
+        inputs = torch.cat([x.float(), channels.float()], 1)
         with self.autocast():
             if self.multiview is None:
                 return unet_output(self.unet, inputs, t, text).float()
-            return self.multiview(inputs, t, text, geometry, condition).float()
+            return self.multiview(inputs, t, text, geometry, known_views).float()
 
     @property
     def has_condition_branch(self) -> bool:
         return self.multiview is None or self.multiview.has_condition
 
-    def fixed_latents(self, extra: Tensor | None, condition: Tensor | None) -> tuple[Tensor, Tensor] | None:
+    def fixed_latents(self, image_channels: Tensor | None, known_views: Tensor | None) -> tuple[Tensor, Tensor] | None:
         """Return the latents of known images that sampling must keep; None if there are none.
 
         The result is a mask (F, 1, h, w), above 0 where latents are kept, and the clean latents (F, C, h, w). If
-        `condition` is given, and `hold` is True or the UNet has no branch for known views, it keeps the known views. If
-        not, and the UNet is an inpainting UNet and `hold` is True, it keeps the known pixels in `extra`.
+        `known_views` is given, and `hold` is True or the UNet has no branch for known views, it keeps the known views.
+        If not, and the UNet is an inpainting UNet and `hold` is True, it keeps the known pixels in `image_channels`.
 
         Args:
-            extra: additional UNet channels (F, E, h, w). For an inpainting UNet E = 1 + C: mask (1 where unknown), then
-                clean latents of the masked images. None: no such channels.
-            condition: C channels of clean latents of known views, then a mask (1 for known views): (F, C + 1, h, w);
+            image_channels: additional UNet channels (F, E, h, w). For an inpainting UNet E = 1 + C: mask (1 where
+                unknown), then clean latents of the masked images. None: no such channels.
+            known_views: C channels of clean latents of known views, then a mask (1 for known views): (F, C + 1, h, w);
                 None: no known views.
         """
-        if condition is not None and (self.hold or not self.has_condition_branch):
-            return condition[:, -1:], condition[:, :-1]
-        if self.hold and self.extra == "mask" and extra is not None:
-            return 1 - extra[:, :1], extra[:, 1:]
+        if known_views is not None and (self.hold or not self.has_condition_branch):
+            return known_views[:, -1:], known_views[:, :-1]
+        if self.hold and self.extra == "mask" and image_channels is not None:
+            return 1 - image_channels[:, :1], image_channels[:, 1:]
         return None
 
     @torch.no_grad()
@@ -224,7 +224,7 @@ class MVDiffusion(LatentDiffusion):
         Args:
             prompts: F prompts, one for each view.
             geometry: corresponding positions of the views; None: each view is sampled separately.
-            size: (H, W) of the images in pixels, divisible by `unit`.
+            size: (H, W) of the images in pixels, divisible by `size_multiple`.
             conditions: function from an image size (H, W) to two tensors, each of which may be None: additional input
                 channels of the UNet (F, E, h, w), such as depth (E = 1); and clean latents of known views, then a mask
                 that is 1 for known views, (F, C + 1, h, w).
@@ -236,9 +236,9 @@ class MVDiffusion(LatentDiffusion):
         count, text = len(prompts), self.encode_prompt([*prompts, negative_prompt]).split([len(prompts), 1])
 
         def sample_pass(size: sampling.Size, start: Tensor, init: sampling.InitLatents | None) -> Tensor:
-            extra, condition = (None if part is None else part.to(self.device) for part in conditions(size))
-            fixed = self.fixed_latents(extra, condition)
-            condition = condition if self.has_condition_branch else None
+            image_channels, known_views = (None if part is None else part.to(self.device) for part in conditions(size))
+            fixed = self.fixed_latents(image_channels, known_views)
+            known_views = known_views if self.has_condition_branch else None
 
             def denoise(x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None, n_view: int) -> Tensor:
                 eps, pairs = [], geometry if n_view == count else None
@@ -246,7 +246,7 @@ class MVDiffusion(LatentDiffusion):
                     if fixed is not None:
                         where, given = fixed
                         z = torch.where(where > 0, self.schedule.add_noise(given, start, times), z)
-                    eps.append(self.denoise_views(z, times, words, pairs, extra, condition))
+                    eps.append(self.denoise_views(z, times, words, pairs, image_channels, known_views))
                 return torch.cat(eps)
 
             text_condition = Condition(text, n_view=count, single_view_uncond=self.guide_views)

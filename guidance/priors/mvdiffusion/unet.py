@@ -89,7 +89,7 @@ class MultiviewUNet(nn.Module):
         return {name: child for name, child in self.named_children() if name != "unet"}
 
     def forward(
-        self, x: Tensor, t: Tensor, text: Tensor, geometry: Geometry | None = None, condition: Tensor | None = None
+        self, x: Tensor, t: Tensor, text: Tensor, geometry: Geometry | None = None, known_views: Tensor | None = None
     ) -> Tensor:
         """Return the output of the UNet (B F, C, h, w), noise or v, for B scenes with F views each.
 
@@ -98,14 +98,14 @@ class MultiviewUNet(nn.Module):
             t: timesteps (B F,) or ().
             text: encoded prompts (B F, L, D).
             geometry: corresponding positions of the F views. If it is None or F = 1, the attention blocks are not used.
-            condition: clean latents, then mask (1 for known views), (B F, C + 1, h, w), from `inputs.given_condition`;
-                None: no known views.
+            known_views: clean latents, then mask (1 for known views), (B F, C + 1, h, w), from
+                `inputs.given_condition`; None: no known views.
         """
         with ExitStack() as hooks:
             if geometry is not None and geometry.n_view > 1:
                 hooks.enter_context(self._blocks(geometry))
-            if condition is not None:
-                hooks.enter_context(self._conditioned(condition))
+            if known_views is not None:
+                hooks.enter_context(self._conditioned(known_views))
             return self.unet(x, t, text, return_dict=False)[0]
 
     @contextmanager
@@ -136,9 +136,9 @@ class MultiviewUNet(nn.Module):
             yield
 
     @contextmanager
-    def _conditioned(self, condition: Tensor) -> Iterator[None]:
+    def _conditioned(self, known_views: Tensor) -> Iterator[None]:
         # adds the encoded known views (B F, C + 1, h, w) to the inputs of the UNet's blocks
-        encoded = self.condition_conv_in(condition)
+        encoded = self.condition_conv_in(known_views)
         blocks = [*self.unet.down_blocks, *self.unet.up_blocks]
         encoders = [*self.condition_downblocks, *self.condition_upblocks]
         last = cast(ImageEncoding, self.condition_downblocks[-1])

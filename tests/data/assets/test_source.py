@@ -30,7 +30,7 @@ def views(shards: Shards, n_view: int = 4, seed: int = 0) -> AssetViews:
 
 def test_entries_are_views_of_one_ring_and_the_same_in_every_block(shards: Shards) -> None:
     source = views(shards)
-    whole, part = source.block(range(0, 12), 16), source.block(range(7, 9), 16)
+    whole, part = source.render_examples(range(0, 12), 16), source.render_examples(range(7, 9), 16)
     assert whole.rgb.shape == (48, 16, 16, 3) and whole.rgb.dtype == np.float32 and whole.c2w.shape == (48, 4, 4)
     assert np.array_equal(whole.rgb[28:36], part.rgb) and np.array_equal(whole.c2w[28:36], part.c2w)
     assert whole.captions[:6] == whole.captions[6:] == [entry.caption for entry in shards.entries]
@@ -44,7 +44,7 @@ def test_entries_are_views_of_one_ring_and_the_same_in_every_block(shards: Shard
 
 def test_images_fit_their_cameras_and_have_random_greys(shards: Shards) -> None:
     source = views(shards)
-    block = source.block(range(6), 16)
+    block = source.render_examples(range(6), 16)
     corners = block.rgb[::4, 0, 0, 0]
     assert 0.39 < corners.min() < corners.max() < 0.61 and len(np.unique(corners.round(4))) > 3
     red = block.rgb.reshape(6, 4, 16, 16, 3)[[entry.file for entry in shards.entries].index("box.glb")]
@@ -55,9 +55,9 @@ def test_images_fit_their_cameras_and_have_random_greys(shards: Shards) -> None:
 
 
 def test_block_of_single_views_and_of_smaller_images(shards: Shards) -> None:
-    one = views(shards, 1).block(range(9), 16)
+    one = views(shards, 1).render_examples(range(9), 16)
     assert one.rgb.shape == (9, 16, 16, 3) and len(one.captions) == 9
-    large, small = (views(shards).block(range(2), size).rgb for size in (16, 8))
+    large, small = (views(shards).render_examples(range(2), size).rgb for size in (16, 8))
     means = large.reshape(8, 8, 2, 8, 2, 3).mean((2, 4))
     assert small.shape == (8, 8, 8, 3) and np.abs(means - small).mean() < 0.02
 
@@ -89,7 +89,7 @@ def images(tmp_path: Path) -> Path:
 
 def test_image_folder_is_cropped_to_middle_squares(images: Path) -> None:
     source = CaptionedImages(images)
-    block = source.block(range(3), 8)
+    block = source.render_examples(range(3), 8)
     assert source.n_view == 1 and block.captions == ["a red square", "nothing", "a red square"]
     assert block.rgb.shape == (3, 8, 8, 3) and block.c2w.shape == (3, 4, 4)
     assert np.allclose(block.rgb[0], (1, 0, 0)) and np.allclose(block.rgb[1], 0.5, atol=0.01)

@@ -91,7 +91,7 @@ def test_targets_go_outward_from_the_given_view() -> None:
     assert given.targets == [5, 3, 2, 0]
     request = given.request(0, with_images=False)
     drawn = torch.tensor(request.numbers).float()[:, None, None, None].expand(4, SIZE, SIZE, 3)
-    assert given.together(request, drawn).images[[0, 2, 3, 5], 0, 0, 0].tolist() == [10, 12, 13, 15]
+    assert given.all_views(request, drawn).images[[0, 2, 3, 5], 0, 0, 0].tolist() == [10, 12, 13, 15]
 
 
 def test_cameras_beside_the_origin_warn(caplog: pytest.LogCaptureFixture) -> None:

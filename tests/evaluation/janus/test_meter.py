@@ -69,7 +69,7 @@ def test_probe_recognises_sides_and_noun() -> None:
     meter = Meter(MeterConfig())
     reading = meter.classify(dog(), "a blue dog", light=True)
     result = meter.evaluate(reading.sides)
-    assert result.fronts == 1 and sum(result.right) >= 7 and view_labels(reading.sides)[0].startswith("front")
+    assert result.fronts == 1 and sum(result.correct) >= 7 and view_labels(reading.sides)[0].startswith("front")
     likeness = meter.likeness(reading.views, ["a red car", "a blue dog", "a green fish"])
     assert likeness is not None and int(np.argmax(likeness)) == 1
     assert meter.likeness(reading.views, ["a unicorn"]) is None

@@ -23,13 +23,13 @@ from threedgen.evaluation.metrics.figures import (
     Proportion,
     bootstrap,
     bootstrap_ratio,
+    correct_sides,
     in_order,
     jackknife_estimate,
     majority,
     proportion,
     proportion_of_groups,
     side_of,
-    sides_right,
 )
 from threedgen.evaluation.metrics.overlap import depth_overlap, given_view, overlap_ratio, panorama_overlap
 from threedgen.evaluation.report import format_proportion
@@ -110,11 +110,11 @@ def test_in_order_and_single_sides(seen: list[int], start: float, right: bool) -
     probability[np.arange(4), seen] = 0.94
     if len(set(seen)) == 4:
         assert in_order(np.log(probability), azimuth) is right
-    assert sides_right(seen, azimuth).all() == right
+    assert correct_sides(seen, azimuth).all() == right
 
 
 def test_side_tolerance() -> None:
-    assert sides_right([0, 0, 0, 0], np.deg2rad([59, 61, -59, 360 - 61])).tolist() == [True, False, True, False]
+    assert correct_sides([0, 0, 0, 0], np.deg2rad([59, 61, -59, 360 - 61])).tolist() == [True, False, True, False]
 
 
 def test_in_order_survives_one_wrong_view() -> None:
@@ -122,7 +122,7 @@ def test_in_order_survives_one_wrong_view() -> None:
     probability[np.arange(4), [0, 1, 2, 3]] = 0.7
     probability[2] = [0.4, 0.1, 0.35, 0.15]
     assert in_order(np.log(probability), TURN)
-    assert not sides_right(probability.argmax(1), TURN).all()
+    assert not correct_sides(probability.argmax(1), TURN).all()
     assert not in_order(np.log(np.roll(probability, 1, axis=1)), TURN)
 
 

@@ -63,11 +63,11 @@ def sure(seen: list[int], p: float = 0.94) -> np.ndarray:
 
 def test_ring_of_one_and_of_two_fronts() -> None:
     good = classify_ring(sure([0, 0, 1, 2, 2, 2, 3, 0]), RING, AT)
-    assert (good.fronts, good.several) == (1, False) and all(good.right)
+    assert (good.fronts, good.several) == (1, False) and all(good.correct)
     assert good.shown == (True, True, False, False, False, False, False, True)
     janus = classify_ring(sure([0, 0, 1, 0, 0, 0, 3, 0]), RING, AT)
     assert (janus.fronts, janus.several) == (2, True)
-    assert janus.right == (True, True, True, False, False, False, True, True)
+    assert janus.correct == (True, True, True, False, False, False, True, True)
 
 
 def test_front_must_be_the_most_probable_side() -> None:

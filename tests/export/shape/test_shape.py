@@ -41,10 +41,10 @@ def test_topology_of_a_box_and_of_broken_boxes() -> None:
     assert topology(points, faces[1:]).open_edges == 3 and not topology(points, faces[1:]).manifold
     flipped = faces.copy()
     flipped[0] = flipped[0, ::-1]
-    assert topology(points, flipped).twisted_edges == 3
+    assert topology(points, flipped).inconsistent_edges == 3
     assert topology(points, faces[:, ::-1]).volume == pytest.approx(-1) and not topology(points, faces[:, ::-1]).solid
     fin = np.concatenate([faces, [[faces[0, 0], faces[0, 1], 7]]])
-    assert topology(points, fin).crowded_edges >= 1
+    assert topology(points, fin).non_manifold_edges >= 1
     squashed = points.copy()
     squashed[faces[0, 0]] = squashed[faces[0, 1]]
     assert topology(squashed, faces).degenerate >= 1

@@ -142,7 +142,7 @@ def test_blend_matches_recorded_reference(path: Path) -> None:
     assert (mean.known == file["out:valid_any"].ravel()).all()
     shares = np.stack(weights) / np.maximum(mean.weights, MIN_WEIGHT).reshape(cosine[0].shape)
     np.testing.assert_allclose(shares, file["out:weight"], atol=1e-5)
-    texture = mean.over(file["in:existing_texture"].reshape(-1, 3))
+    texture = mean.mean_or(file["in:existing_texture"].reshape(-1, 3))
     np.testing.assert_allclose(texture, file["out:texture"].reshape(-1, 3), atol=1e-5)
 
 

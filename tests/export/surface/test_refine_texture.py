@@ -17,7 +17,7 @@ from threedgen.export.shape.from_field import dense_surface
 from threedgen.export.shape.mesh import TexturedMesh
 from threedgen.export.surface import refine_texture as module
 from threedgen.export.surface.refine_texture import (
-    Samples,
+    PixelTargets,
     footprint,
     gradient,
     optimise,
@@ -65,7 +65,9 @@ def photographs(sphere: TexturedMesh, texture: np.ndarray, cameras: Cameras):
 def test_gradient_matches_finite_differences():
     rng = np.random.default_rng(0)
     texture = rng.random((5, 4, 3)).astype(np.float32)
-    samples = Samples(rng.uniform(-0.1, 1.1, (30, 4, 2)).astype(np.float32), rng.random((30, 3)).astype(np.float32))
+    samples = PixelTargets(
+        rng.uniform(-0.1, 1.1, (30, 4, 2)).astype(np.float32), rng.random((30, 3)).astype(np.float32)
+    )
 
     def half_square(t):
         return 0.5 * np.square(predict(t, samples).astype(np.float64) - samples.target).sum()
@@ -86,9 +88,9 @@ def test_optimise_finds_the_least_squares_solution():
     uv = np.repeat(np.stack([u, v], -1).reshape(16, 1, 2), 2, axis=0).astype(np.float32)
     target = np.tile([[0.4] * 3, [0.8] * 3], (16, 1)).astype(np.float32)
     start = np.full((4, 4, 3), 0.2, np.float32)
-    free, before, after = optimise(start, Samples(uv, target), 300, 0.05, 0.0)
+    free, before, after = optimise(start, PixelTargets(uv, target), 300, 0.05, 0.0)
     assert np.allclose(free, 0.6, atol=2e-3) and before < after == pytest.approx(psnr(np.array(0.2), np.array(0.0)))
-    regularised, _, _ = optimise(start, Samples(uv, target), 300, 0.05, 2.0)
+    regularised, _, _ = optimise(start, PixelTargets(uv, target), 300, 0.05, 2.0)
     assert np.allclose(regularised, 0.4, atol=2e-3)
 
 

@@ -40,9 +40,9 @@ class RecordingModel:
         self.prediction, self.values = prediction, (dropped, conditional)
         self.calls: list[dict[str, Tensor]] = []
 
-    def predict(self, x: Tensor, z: Tensor, logsnr: Tensor, c2w: Tensor, K: Tensor, keep: Tensor) -> Tensor:
-        self.calls.append({"x": x, "z": z, "logsnr": logsnr, "c2w": c2w, "keep": keep})
-        return torch.tensor(self.values)[keep.long()][:, None, None, None].expand_as(z)
+    def predict(self, x: Tensor, z: Tensor, logsnr: Tensor, c2w: Tensor, K: Tensor, has_condition: Tensor) -> Tensor:
+        self.calls.append({"x": x, "z": z, "logsnr": logsnr, "c2w": c2w, "has_condition": has_condition})
+        return torch.tensor(self.values)[has_condition.long()][:, None, None, None].expand_as(z)
 
     def stacked(self, name: str) -> Tensor:
         return torch.stack([call[name] for call in self.calls])
@@ -123,7 +123,7 @@ class Gaussian:
     def __init__(self, prediction: Prediction) -> None:
         self.prediction = prediction
 
-    def predict(self, x: Tensor, z: Tensor, logsnr: Tensor, c2w: Tensor, K: Tensor, keep: Tensor) -> Tensor:
+    def predict(self, x: Tensor, z: Tensor, logsnr: Tensor, c2w: Tensor, K: Tensor, has_condition: Tensor) -> Tensor:
         alpha, sigma = alpha_sigma(logsnr.double(), z)
         x0 = 0.3 + 0.25 * alpha / (0.25 * alpha**2 + sigma**2) * (z - 0.3 * alpha)
         return target(x0, (z - alpha * x0) / sigma, logsnr.double(), self.prediction).float()
@@ -154,7 +154,7 @@ def test_guidance_scale_one_is_conditional_only_and_zero_unconditional_only() ->
     for scale, kept in ((1.0, True), (0.0, False)):
         model = RecordingModel()
         views = sample_views(model, **scenes(), steps=4, guidance_scale=scale)
-        assert all(call["keep"].tolist() == [kept] * 2 for call in model.calls)
+        assert all(call["has_condition"].tolist() == [kept] * 2 for call in model.calls)
         torch.testing.assert_close(views, torch.full_like(views, 0.2 if kept else 0.0))
     conditions = model.stacked("x")
     assert conditions.std().item() == pytest.approx(1, abs=0.1)  # unconditional: fresh noise at each step
@@ -164,7 +164,7 @@ def test_guidance_scale_one_is_conditional_only_and_zero_unconditional_only() ->
 def test_guidance_formula_and_batch_order() -> None:
     model = RecordingModel(conditional=0.2, dropped=0.1)
     views = sample_views(model, **scenes(), steps=2, guidance_scale=4.0)
-    assert model.calls[0]["keep"].tolist() == [True, True, False, False]
+    assert model.calls[0]["has_condition"].tolist() == [True, True, False, False]
     assert torch.equal(model.calls[0]["z"][:2], model.calls[0]["z"][2:])
     torch.testing.assert_close(views, torch.full_like(views, 0.1 + 4 * (0.2 - 0.1)))
 

@@ -91,7 +91,7 @@ def test_scenes_of_a_batch_are_independent(architecture: str) -> None:
     batch = inputs(network, batch=3)
     for name, tensor in batch._asdict().items():
         changed = tensor.clone()
-        if name == "cond_mask":
+        if name == "has_condition":
             changed[1] = False
         else:
             changed[1] = zoomed(tensor[1]) if name == "K" else tensor[1] * 0.5
@@ -101,7 +101,7 @@ def test_scenes_of_a_batch_are_independent(architecture: str) -> None:
 @BOTH
 def test_dropped_condition_hides_all_poses(architecture: str) -> None:
     network = tiny_network(architecture=architecture)
-    batch = inputs(network)._replace(cond_mask=torch.tensor([True, False]))
+    batch = inputs(network)._replace(has_condition=torch.tensor([True, False]))
     other = poses(4, torch.Generator().manual_seed(7)).unflatten(0, (2, 2))
     assert influence(network, batch, c2w=other) == [True, False] == influence(network, batch, K=zoomed(batch.K))
 
@@ -157,11 +157,11 @@ def test_autocast_is_close_to_float32(architecture: str, training: bool) -> None
 def test_predict_takes_dropped_condition_as_noise() -> None:
     network = tiny_network()
     batch = inputs(network)
-    keep = torch.tensor([True, False])
+    has_condition = torch.tensor([True, False])
     levels = torch.tensor([[20.0, 1.5], [-20.0, 1.5]])
     with torch.no_grad():
-        found = network.predict(batch.x, batch.z, torch.full((2,), 1.5), batch.c2w, batch.K, keep)
-        assert torch.equal(found, network(batch.x, batch.z, levels, batch.c2w, batch.K, keep))
+        found = network.predict(batch.x, batch.z, torch.full((2,), 1.5), batch.c2w, batch.K, has_condition)
+        assert torch.equal(found, network(batch.x, batch.z, levels, batch.c2w, batch.K, has_condition))
 
 
 @pytest.mark.parametrize(

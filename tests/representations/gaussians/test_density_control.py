@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tests.support.task_server import server, tiny_generate, weights
 from tests.support.toy_run import log
-from threedgen.representations.gaussians.density_control import PARAMETERS, share_opacity
+from threedgen.representations.gaussians.density_control import PARAMETERS, split_equally
 from threedgen.representations.gaussians.field import Gaussians
 from threedgen.representations.options import GaussiansConfig
 from threedgen.testing import seeded
@@ -128,7 +128,7 @@ def test_gradients_are_measured_in_the_image() -> None:
 
 def test_shared_opacity_composites_to_the_opacity_of_one() -> None:
     opacity, shares = torch.tensor([0.3, 0.9, 0.5, 0.99]), torch.tensor([1, 2, 5, 51])
-    each, factor = share_opacity(opacity, shares)
+    each, factor = split_equally(opacity, shares)
     torch.testing.assert_close(1 - (1 - each) ** shares, opacity, atol=1e-5, rtol=1e-5)
     assert factor[0] == 1 and (factor[1:] < 1).all()
     # equation 9 for two shares, written out: o / (o' + o' - o'^2 / sqrt 2)

@@ -43,7 +43,7 @@ class Copycat:
         self.looks = looks
         self.seen: list[Tensor] = []
 
-    def predict(self, x: Tensor, z: Tensor, logsnr: Tensor, c2w: Tensor, K: Tensor, keep: Tensor) -> Tensor:
+    def predict(self, x: Tensor, z: Tensor, logsnr: Tensor, c2w: Tensor, K: Tensor, has_condition: Tensor) -> Tensor:
         self.seen.append(x)
         return x if self.looks else 0.5 * z
 
@@ -78,8 +78,8 @@ def test_loss_is_that_of_the_prediction_and_dropped_conditions_are_noise() -> No
     model, pairs = Copycat(looks=True), equal_pairs(4)
     gen = torch.Generator().manual_seed(0)
     noise, blank = torch.randn(2, *pairs.x.shape, generator=gen)
-    keep = torch.tensor([True, True, False, False])
-    loss = pair_loss(model, pairs, torch.zeros(4), keep, noise, blank)
+    has_condition = torch.tensor([True, True, False, False])
+    loss = pair_loss(model, pairs, torch.zeros(4), has_condition, noise, blank)
     assert torch.equal(model.seen[0][:2], pairs.x[:2]) and torch.equal(model.seen[0][2:], blank[2:])
     assert torch.allclose(loss, (blank[2:] - pairs.x0[2:]).square().mean() / 2)
     network, level = tiny_network(prediction="v_prediction"), torch.tensor([-2.0, 0, 1, 4])

@@ -12,7 +12,7 @@ from threedgen.config import load, registry
 from threedgen.evaluation.prior import Objects, x0_errors
 from threedgen.guidance.matte import Matte
 from threedgen.guidance.priors.mvdream import MVDream
-from threedgen.toybox.data.pictures import FourSides
+from threedgen.toybox.data.pictures import ViewRings
 from threedgen.toybox.evaluation import prior_score
 from threedgen.toybox.evaluation.options import EvaluatePriorConfig
 from threedgen.toybox.evaluation.prior_score import measure_open_prompts, open_cases, open_table, true_views
@@ -94,7 +94,7 @@ def test_missing_probe_is_found_before_any_work(name: str, key: str) -> None:
 
 def test_a_code_fitted_to_the_companions_predicts_the_unseen_view() -> None:
     prior = MVDream.load("toybox-prior", dtype="fp32")
-    renders = FourSides(OpenToybox(3, "held-out"), 4).block(range(2), prior.image_size)
+    renders = ViewRings(OpenToybox(3, "held-out"), 4).render_examples(range(2), prior.image_size)
     objects, t = Objects.encoded(prior, renders), torch.tensor([[prior.schedule.T - 1, 100, 100, 100]] * 2)
     noise = torch.randn(objects.z.shape, generator=torch.Generator().manual_seed(0))
     plain, fitted = (x0_errors(prior, objects, objects.z, t, noise, fit_code=fit).mean() for fit in (False, True))

@@ -13,7 +13,7 @@ from tests.support.task_server import TINY_PRIOR, write_config
 from tests.support.tiny_prior import tiny_prior, tiny_vae
 from threedgen import config
 from threedgen.data.latent_cache import LatentCache
-from threedgen.toybox.data.pictures import FourSides, Photographs
+from threedgen.toybox.data.pictures import Photographs, ViewRings
 from threedgen.toybox.training import autoencoder, text_encoder
 from threedgen.toybox.training import system as training_system
 from threedgen.toybox.training.networks import widen
@@ -30,13 +30,13 @@ def load_prior_config(folder: Path, *words: str) -> TrainPriorConfig:
 def caches(folder: Path, vae: Any, size: int = 16) -> list[tuple[float, LatentCache]]:
     """Return caches of single images and of two views of objects with their shares of the steps."""
     single = LatentCache(folder / "latents", Photographs(5), vae, size, 40)
-    return [(0.3, single), (0.7, LatentCache(folder / "objects", FourSides(Toybox(5), 2), vae, size, 20))]
+    return [(0.3, single), (0.7, LatentCache(folder / "objects", ViewRings(Toybox(5), 2), vae, size, 20))]
 
 
 @pytest.fixture
 def standard_vae() -> AutoencoderKL:
     vae = tiny_vae()
-    autoencoder.standardise(vae, torch.from_numpy(Photographs(5).block(range(16), 16).rgb))
+    autoencoder.standardise(vae, torch.from_numpy(Photographs(5).render_examples(range(16), 16).rgb))
     return vae
 
 

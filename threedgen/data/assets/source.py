@@ -1,6 +1,6 @@
 """Sources of training images with captions: rendered user assets, and folders of captioned images.
 
-Both implement the interface `threedgen.data.latent_cache.Source`.
+Both implement the interface `threedgen.data.latent_cache.ExampleSource`.
 """
 
 import hashlib
@@ -42,7 +42,7 @@ class AssetViews:
         names = hashlib.sha256("\n".join(entry.name for entry in self.entries).encode()).hexdigest()[:16]
         return f"{self.n_view} views of assets {self.shards.digest}, {names}, seed {self.seed}, grey {GREY}"
 
-    def block(self, indices: range, size: int) -> Captioned:
+    def render_examples(self, indices: range, size: int) -> Captioned:
         rgb, c2w, captions = list[Array](), list[Array](), list[str]()
         for index in indices:
             entry = self.entries[index % len(self.entries)]
@@ -92,7 +92,7 @@ class CaptionedImages:
         lines = "\n".join(f"{file} {caption} {stat.st_size} {stat.st_mtime_ns}" for file, caption, stat in stats)
         return f"{len(self.pairs)} pictures {hashlib.sha256(lines.encode()).hexdigest()[:16]}"
 
-    def block(self, indices: range, size: int) -> Captioned:
+    def render_examples(self, indices: range, size: int) -> Captioned:
         pairs = [self.pairs[index % len(self.pairs)] for index in indices]
         rgb = np.stack([on_grey(load_image(self.folder / file), size) for file, _ in pairs])
         no_pose = np.tile(np.eye(4, dtype=np.float32), (len(pairs), 1, 1))

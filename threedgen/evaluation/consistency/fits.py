@@ -47,7 +47,7 @@ class Job:
         cameras: V cameras of ``images``.
         held_out: indices into ``images`` of the views that the neural field is not fitted to.
         truth: original views (V, H, W, 3), uint8, to compare the target views with; None: no comparison.
-        sampled: indices into ``images`` and ``truth`` of the target views.
+        targets: indices into ``images`` and ``truth`` of the target views.
         bounds: (radius, near, far) in world units: radius of the ball around the origin that the neural field covers,
             and distances from a camera to the two ends of its rays; None: computed from the cameras.
     """
@@ -59,7 +59,7 @@ class Job:
     cameras: Cameras
     held_out: list[int]
     truth: Array | None = None
-    sampled: Sequence[int] = ()
+    targets: Sequence[int] = ()
     bounds: Bounds | None = None
 
     @property
@@ -79,7 +79,7 @@ class Job:
         truth = () if self.truth is None else (self.truth,)
         for array in (self.images, self.cameras.c2w.numpy(), self.cameras.K.numpy(), *truth):
             digest.update(str(array.shape).encode() + np.ascontiguousarray(array).tobytes())
-        options = [c.seed, self.held_out, list(self.sampled), config_hash(c.protocol), config_hash(c.tsed)]
+        options = [c.seed, self.held_out, list(self.targets), config_hash(c.protocol), config_hash(c.tsed)]
         options += [] if self.bounds is None else [list(self.bounds)]
         digest.update(json.dumps(options).encode())
         return digest.hexdigest()[:16]
@@ -115,7 +115,7 @@ def score(job: Job) -> Json:
     mean_image = views.images[kept].mean(0).numpy()
     to_truth: dict[str, list[float] | list[None]] = {}
     if job.truth is not None:
-        chosen = list(job.sampled)
+        chosen = list(job.targets)
         to_truth = compare(job.truth[chosen] / 255, job.images[chosen] / 255)
     epipolar = tsed(views, config.tsed.pairs)
     found: Json = {
@@ -146,11 +146,11 @@ def compare(truth: Floats, images: Floats) -> dict[str, list[float] | list[None]
     return {"psnr": [psnr(*pair) for pair in zip(truth, images, strict=True)], "ssim": similarity}
 
 
-def held_out_images(folder: Path, score: Json) -> tuple[Array, Array]:
+def held_out_images(folder: Path, metrics: Json) -> tuple[Array, Array]:
     """Read the V held-out views of a scene and the renders of its field from ``folder``, where `score` stored them.
 
-    The argument ``score`` is the dict of metrics that the function `score` returned for this scene. Returns two arrays
-    (V, H, W, 3), uint8.
+    ``metrics`` is the dict of metrics that the function `score` returned for this scene. Returns two arrays (V, H, W,
+    3), uint8.
     """
-    with np.load(folder / f"{score['scene']}.{score['row']}.npz", allow_pickle=False) as file:
+    with np.load(folder / f"{metrics['scene']}.{metrics['row']}.npz", allow_pickle=False) as file:
         return file["held"], file["render"]

@@ -17,7 +17,7 @@ from threedgen.run.disk import Tree
 from threedgen.run.folder import existing_folder, user_path
 
 AdapterPrior = Annotated[Any, Component("prior", default="mvadapter", only=("mvadapter",))]
-SAMPLER = Component("sampler", default="mvdream", path_of="folder")
+SAMPLER = Component("sampler", default="mvdream", component_for_paths="folder")
 Sampler = Annotated[Any, SAMPLER]
 Scenes = Annotated[Any, Component("scenes", default="toybox")]
 Split = Literal["cars_train", "cars_val", "cars_test", "chairs_train", "chairs_val", "chairs_test"]

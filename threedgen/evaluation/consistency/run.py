@@ -73,13 +73,13 @@ class Consistency(Evaluation[ConsistencyConfig, Job, Json]):
         self.items = self.jobs()
         self.total = sum(len(self.samplers) + (scene.original is not None) for scene in self.scenes)
 
-    def check(self, row: str, sampler: NovelViewSampler) -> None:
+    def check(self, sampler_name: str, sampler: NovelViewSampler) -> None:
         needs = {"needs_text": ("text", "a prompt", "toybox"), "needs_condition": ("condition", "an image", "posed")}
         for scene in self.scenes:
             for need, (attribute, name, other) in needs.items():
                 if getattr(sampler, need, False) and not getattr(scene, attribute):
                     raise ConfigError(
-                        f"{row} needs {name}, which the scenes {self.config.scenes.name!r} do not have. "
+                        f"{sampler_name} needs {name}, which the scenes {self.config.scenes.name!r} do not have. "
                         f"Use scenes.name={other}.",
                         "sampler",
                     )
@@ -113,25 +113,24 @@ class Consistency(Evaluation[ConsistencyConfig, Job, Json]):
                     compared_views = (true_images, scene.targets, scene.bounds)
                     yield Job(self.config, scene.name, row, images, scene.cameras, held, *compared_views)
 
-    def sample(self, row: str, batch: Sequence[Scene]) -> list[Views]:
+    def sample(self, sampler_name: str, batch: Sequence[Scene]) -> list[Views]:
         """Return all views of each scene in ``batch``: the given condition views, and target views by one sampler.
 
-        ``row`` is the name of the sampler. Target views are read from the run folder if they are there, and sampled
-        otherwise.
+        Target views are read from the run folder if they are there, and sampled otherwise.
         """
-        sampler, requests = self.samplers[row], [scene.request(self.config.seed) for scene in batch]
-        paths = [self.folder / "views" / row / f"{scene.name}.safetensors" for scene in batch]
+        sampler, requests = self.samplers[sampler_name], [scene.request(self.config.seed) for scene in batch]
+        paths = [self.folder / "views" / sampler_name / f"{scene.name}.safetensors" for scene in batch]
         determined_by = {"sampler": sampler.fingerprint(), "seed": str(self.config.seed)}
         metadata = [determined_by | {"views": " ".join(map(str, request.numbers))} for request in requests]
         kept = [read_views(path, expected) for path, expected in zip(paths, metadata, strict=True)]
         images = {k: torch.from_numpy(views).float() / 255 for k, views in enumerate(kept) if views is not None}
         if missing := [k for k in range(len(batch)) if k not in images]:
-            self.progress.note(f"{row} samples {' '.join(batch[k].name for k in missing)}")
+            self.progress.note(f"{sampler_name} samples {' '.join(batch[k].name for k in missing)}")
             for k, views in zip(missing, sampler([requests[k] for k in missing]), strict=True):
                 images[k] = fit_to(batch[k], views)
                 if not getattr(sampler, "on_disk", False):
                     write_views(paths[k], images[k], metadata[k])
-        return [scene.together(requests[k], images[k]) for k, scene in enumerate(batch)]
+        return [scene.all_views(requests[k], images[k]) for k, scene in enumerate(batch)]
 
     def measure(self, item: Job) -> Json:
         return self.work(item)

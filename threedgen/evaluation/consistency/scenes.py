@@ -87,7 +87,7 @@ class Scene:
         numbers = tuple(self.numbers[k] for k in self.targets)
         return Request(self.name, given, self.cameras.select(self.targets), numbers, self.text, seed)
 
-    def together(self, request: Request, sampled: Tensor) -> Views:
+    def all_views(self, request: Request, sampled: Tensor) -> Views:
         """Return all V views: the condition images of ``request``, and the N target views ``sampled`` (N, H, W, 3)."""
         images = torch.empty(len(self.cameras), *sampled.shape[1:])
         images[self.targets] = sampled
@@ -96,7 +96,7 @@ class Scene:
         return Views(images, self.cameras)
 
 
-def posed(config: options.PosedScenesConfig, sampler: object, seed: int) -> list[Scene]:
+def posed(config: options.PosedScenesConfig, _sampler: object, seed: int) -> list[Scene]:
     return [_with_condition(config, open_scene(path, config)) for path in config.folders()]
 
 

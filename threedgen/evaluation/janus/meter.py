@@ -236,7 +236,7 @@ class MeterErrors(Evaluation[MeteredConfig, tuple[str, ColouredMesh, int], Known
 
     def report(self, rows: list[KnownObject]) -> None:
         config, rates = self.config, self.rates(rows)
-        right = proportion_of_groups(one.result.right for one in rows if one.fronts == 1)
+        right = proportion_of_groups(one.result.correct for one in rows if one.fronts == 1)
         figures = rates.plain() | {
             "direction_accuracy": right.plain(),
             "meter": config.meter.model_dump(mode="json"),

@@ -48,6 +48,8 @@ UNKNOWN = (
 )
 STATES = {"seen": "seen", "empty": "empty", "unreadable": "unreadable", "failed": "failed", "missing": "not made"}
 """States of an asset and their names in the report."""
+RESULT_KEYS = {"correct": "right"}
+"""Keys in report.json of attributes of `Result` that have another name there."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Result:
         certainty: largest front probability in [0, 1] among the views whose likeliest side is the front, after
             smoothing over neighbouring views of the ring; 0 if there are no such views.
         shown: for each view, whether it shows a front.
-        right: for each view, whether the classified side is the side that the camera sees.
+        correct: for each view, whether the classified side is the side that the camera sees.
         sides: probabilities (V, 4) of front, left, back and right in each view.
         likeness: similarity to each prompt of the benchmark, in their order, mean over the views; None if the
             classifier computes no similarities.
@@ -82,7 +84,7 @@ class Result:
     fronts: int | None = None
     certainty: float | None = None
     shown: tuple[bool, ...] = ()
-    right: tuple[bool, ...] = ()
+    correct: tuple[bool, ...] = ()
     sides: Sequence[Sequence[float]] = ()
     likeness: Sequence[float] | None = None
     seconds: float | None = None
@@ -93,7 +95,8 @@ class Result:
         return self.fronts is not None and self.fronts > 1
 
     def plain(self) -> Json:
-        return report.rounded(asdict(self)) | {"janus": self.janus}
+        values = {RESULT_KEYS.get(name, name): value for name, value in asdict(self).items()}
+        return report.rounded(values) | {"janus": self.janus}
 
 
 class Reader:
@@ -121,10 +124,10 @@ class Reader:
     def read(self, path: Path, name: str, prompt: str, up: Literal["y", "z"] = "y", fit: bool = False) -> Json:
         """Render and classify a mesh file, or read the stored result. Return attributes of `Result` as a dict.
 
-        The dict has "state", "sides", "likeness", "fronts", "certainty", "shown" and "right". For a missing or unusable
-        file it has only "state" ("empty" or "unreadable") and "reason". ``name`` is the NAME of the stored files.
-        ``prompt`` names the object. ``up`` is the up axis of the mesh file; a y-up file should face +z, a z-up file +x.
-        If ``fit`` is True, the mesh is first centred and scaled to fit into a ball of radius 0.8.
+        The dict has "state", "sides", "likeness", "fronts", "certainty", "shown" and "correct". For a missing or
+        unusable file it has only "state" ("empty" or "unreadable") and "reason". ``name`` is the NAME of the stored
+        files. ``prompt`` names the object. ``up`` is the up axis of the mesh file; a y-up file should face +z, a z-up
+        file +x. If ``fit`` is True, the mesh is first centred and scaled to fit into a ball of radius 0.8.
         """
         if not path.exists():
             return {"state": "empty", "reason": f"there is no {path.name}"}
@@ -177,7 +180,7 @@ def method_row(
     raw = proportion([result.janus if result.fronts else None for result in seen])
     right: dict[str, list[bool]] = {}
     for result in seen:
-        right.setdefault(result.prompt, []).extend(result.right if result.fronts else ())
+        right.setdefault(result.prompt, []).extend(result.correct if result.fronts else ())
     low, high = (rates and rates.interval(raw)) or (None, None)
     states = Counter(result.state for result in results)
     return {
@@ -293,5 +296,5 @@ def strip(folder: Path, result: Result) -> tuple[Markup | None, list[tuple[str, 
     if result.state != "seen":
         return None, []
     image = load_image(folder / f"{Path(result.folder).name}.png")
-    labels = zip(view_labels(np.array(result.sides)), result.shown, result.right, strict=True)
+    labels = zip(view_labels(np.array(result.sides)), result.shown, result.correct, strict=True)
     return data_uri(jpeg(image), ".jpg"), list(labels)

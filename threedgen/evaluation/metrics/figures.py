@@ -215,7 +215,7 @@ def side_of(azimuth: Floats | float) -> NDArray[np.int64]:
     return np.round(np.asarray(azimuth, float) / (pi / 2)).astype(np.int64) % 4
 
 
-def sides_right(sides: Sequence[int] | NDArray[np.integer], azimuth: Floats) -> NDArray[np.bool_]:
+def correct_sides(sides: Sequence[int] | NDArray[np.integer], azimuth: Floats) -> NDArray[np.bool_]:
     """Return a bool mask (V,) of the views whose predicted side is correct.
 
     ``sides`` (V,) are predicted indices in `SIDES`: 0 front, 1 left, 2 back, 3 right. ``azimuth`` (V,) are azimuths of

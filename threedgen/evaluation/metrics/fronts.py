@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import circulant
 
-from .figures import SIDES, Floats, Interval, Json, Proportion, sides_right
+from .figures import SIDES, Floats, Interval, Json, Proportion, correct_sides
 
 FRONT = SIDES.index("front")
 MIN_ANGLE = pi / 2  # angle in radians that separates fronts: two views of the same front are at most this far apart
@@ -32,14 +32,14 @@ class RingResult:
         certainty: largest front probability among the views whose likeliest side is the front, after smoothing over
             neighbouring views; 0 if there are no such views, or if the object probably has no front.
         shown: for each view, whether it shows a front.
-        right: for each view, whether the classified side is correct: the side that the camera sees, with a tolerance
+        correct: for each view, whether the classified side is correct: the side that the camera sees, with a tolerance
             of 15 degrees.
     """
 
     fronts: int
     certainty: float
     shown: tuple[bool, ...]
-    right: tuple[bool, ...]
+    correct: tuple[bool, ...]
 
     @property
     def several(self) -> bool | None:
@@ -63,7 +63,7 @@ def classify_ring(sides: Floats, azimuth: Floats, threshold: float, unknown_orie
         fronts=front_count(curve, threshold),
         certainty=float(curve.max() * has_front(sides)),
         shown=tuple((curve >= threshold).tolist()),
-        right=tuple(directions(np.asarray(sides).argmax(1), azimuth, unknown_orientation).tolist()),
+        correct=tuple(directions(np.asarray(sides).argmax(1), azimuth, unknown_orientation).tolist()),
     )
 
 
@@ -128,8 +128,8 @@ def directions(sides: NDArray[np.integer], azimuth: Floats, unknown_orientation:
     """
     azimuth = np.asarray(azimuth, float)
     turns = 2 * pi / len(azimuth) * np.arange(len(azimuth) if unknown_orientation else 1)
-    candidates = [sides_right(sides, azimuth + turn) for turn in turns]
-    return max(candidates, key=lambda right: int(right.sum()))
+    candidates = [correct_sides(sides, azimuth + turn) for turn in turns]
+    return max(candidates, key=lambda correct: int(correct.sum()))
 
 
 @dataclass(frozen=True)

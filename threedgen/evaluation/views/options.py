@@ -20,7 +20,7 @@ class EvaluateViewsConfig(RunConfig):
     Options of the task "evaluate-views".
     """
 
-    extends: ClassVar[tuple[str, ...]] = ("count",)
+    changeable_on_resume: ClassVar[tuple[str, ...]] = ("count",)
 
     scenes: Scenes = Field({}, description="true views with captions")
     count: int = Field(100, ge=1, le=100_000, description="number of scenes; a run resumes with a larger one")

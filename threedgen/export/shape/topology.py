@@ -15,13 +15,13 @@ MIN_AREA = 1e-12  # area below which a triangle is degenerate, for a mesh whose 
 class Topology:
     """Counts of defects, number of components and volume, which tell whether a mesh is a closed solid.
 
-    In a closed solid, the four counts of defects are 0: open edges (of one face), crowded edges (non-manifold: of three
-    or more faces), twisted edges (of two faces with inconsistent orientation), degenerate triangles.
+    In a closed solid, the four counts of defects are 0: open edges (of one face), non-manifold edges (of three or
+    more faces), inconsistent edges (of two faces with opposite winding), degenerate triangles.
     """
 
     open_edges: int = 0  # defect: edges with one face, at the border of a hole
-    crowded_edges: int = 0  # defect: edges with three or more faces, non-manifold
-    twisted_edges: int = 0  # defect: edges whose two faces have opposite winding
+    non_manifold_edges: int = 0  # defect: edges with three or more faces
+    inconsistent_edges: int = 0  # defect: edges whose two faces have opposite winding
     degenerate: int = 0  # defect: triangles without area or with a repeated vertex
     parts: int = 0  # number of connected components; the wall of a cavity is a component
     volume: float = 0.0  # signed, cubic vertex units; positive if faces point outwards
@@ -29,7 +29,7 @@ class Topology:
     @property
     def manifold(self) -> bool:
         """True if every edge has exactly two faces, and these have a consistent orientation."""
-        return not (self.open_edges or self.crowded_edges or self.twisted_edges)
+        return not (self.open_edges or self.non_manifold_edges or self.inconsistent_edges)
 
     @property
     def solid(self) -> bool:
@@ -49,8 +49,8 @@ def topology(vertices: Array, faces: Array) -> Topology:
     balance = np.bincount(index, direction)
     return Topology(
         open_edges=int((face_count == 1).sum()),
-        crowded_edges=int((face_count > 2).sum()),
-        twisted_edges=int(((face_count == 2) & (balance != 0)).sum()),
+        non_manifold_edges=int((face_count > 2).sum()),
+        inconsistent_edges=int(((face_count == 2) & (balance != 0)).sum()),
         degenerate=int(degenerate(vertices, faces).sum()),
         parts=int(pieces(faces, len(vertices)).max()) + 1,
         volume=signed_volume(vertices, faces),

@@ -81,7 +81,7 @@ class WeightedMean:
         """Bool mask (N,) of texels that have received a positive weight."""
         return self.weights > 0
 
-    def over(self, existing: Array, min_weight: float = MIN_WEIGHT) -> Array:
+    def mean_or(self, existing: Array, min_weight: float = MIN_WEIGHT) -> Array:
         """Return the mean colours (N, 3). Texels whose weights are all 0 get the colours `existing` (N, 3) instead.
 
         The divisor of a mean is the sum of the weights, but at least `min_weight`; a smaller sum gives a darker colour.

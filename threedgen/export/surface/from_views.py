@@ -81,8 +81,8 @@ def texture_from_views(
     """
     buffers = rasterise_uv(mesh.uv, mesh.faces, size)
     normals = unit(area_vectors(mesh.vertices, mesh.faces))
-    depths, sides = render_depths(mesh, normals, at, on_view)
-    texels = texel_geometry(mesh, buffers, normals, sides)
+    depths, front_votes = render_depths(mesh, normals, at, on_view)
+    texels = texel_geometry(mesh, buffers, normals, front_votes)
     mean, texel_index, samples = WeightedMean(len(texels.points)), list[Array](), list[Array]()
     for n, depth in enumerate(depths):
         index, weight, pixels = _weights(texels, at, n, depth, options, None if masks is None else masks[n])
@@ -95,7 +95,7 @@ def texture_from_views(
     known = mean.known if over is None else mean.known | over.visible[buffers.mask]
     if not known.any():
         raise ConfigError("no image shows the mesh; check cameras and images")
-    colours = mean.over(before, min_weight=1e-30)
+    colours = mean.mean_or(before, min_weight=1e-30)
     if not known.all():
         colours = diffuse_colours(texels.points, texels.smooth, texel_pieces(mesh, buffers), colours, known)
     texture, visible = np.zeros((size, size, 3), np.float32), np.zeros((size, size), bool)
@@ -105,19 +105,19 @@ def texture_from_views(
     return ViewTexture(np.clip(fill(texture, buffers.mask), 0, 1), visible, float(known.mean()), similarity)
 
 
-def texel_geometry(mesh: TexturedMesh, buffers: Buffers, normals: Array, sides: Array) -> TexelGeometry:
+def texel_geometry(mesh: TexturedMesh, buffers: Buffers, normals: Array, front_votes: Array) -> TexelGeometry:
     """Return positions (in world units) and unit normals of the texels that lie in the UV triangle of some face.
 
     The texels are in row-major order, and the first row is at v = 1. This function reverses the normals of faces with
-    negative `sides`, so that they point to the cameras.
+    negative `front_votes`, so that they point to the cameras.
 
     Args:
         buffers: result of `rasterise_uv` for the UVs of `mesh`.
         normals: unit normals (F, 3) of the F faces, as the order of their vertices gives them.
-        sides: (F,) from `render_depths`: pixels that show the front of a face minus pixels that show its back.
+        front_votes: (F,) from `render_depths`: pixels that show the front of a face minus pixels that show its back.
     """
     face = buffers.face[buffers.mask]
-    outwards = np.where(sides < 0, -1, 1)
+    outwards = np.where(front_votes < 0, -1, 1)
     vertices, faces, index = weld(mesh.vertices, mesh.faces)
     oriented = np.where(outwards[:, None] < 0, faces[:, ::-1], faces)
     smooth = interpolate(vertex_normals(vertices, oriented)[index], mesh.faces, buffers)[buffers.mask]
@@ -125,7 +125,7 @@ def texel_geometry(mesh: TexturedMesh, buffers: Buffers, normals: Array, sides: 
         points=interpolate(mesh.vertices, mesh.faces, buffers)[buffers.mask],
         normals=(normals * outwards[:, None])[face].astype(np.float32),
         smooth=unit(smooth),
-        two_sided=(sides == 0)[face],
+        two_sided=(front_votes == 0)[face],
     )
 
 
@@ -141,18 +141,18 @@ def render_depths(
     """
     scale = min(max(2, -(-MIN_DEPTH_ROWS // at.height)), MAX_DEPTH_SCALE)
     corner = mesh.vertices[mesh.faces[:, 0]]
-    depths, sides = list[Array](), np.zeros(len(mesh.faces))
+    depths, front_votes = list[Array](), np.zeros(len(mesh.faces))
     fine = at.with_size(at.height * scale, at.width * scale)
     for n in range(len(fine)):
         camera = fine.select([n])
         buffers = rasterise_views(mesh.vertices, mesh.faces, camera)
         depths.append(buffers.z[0])
-        count = np.bincount(buffers.face[buffers.mask], minlength=len(sides))
+        count = np.bincount(buffers.face[buffers.mask], minlength=len(front_votes))
         toward = camera.c2w[0, :3, 2].numpy() if at.projection.parallel else camera.position[0].numpy() - corner
         outside = (toward * normals).sum(1) > 0
-        sides += np.where(outside, count, -count)
+        front_votes += np.where(outside, count, -count)
         on_view()
-    return depths, sides
+    return depths, front_votes
 
 
 def _weights(

@@ -46,7 +46,7 @@ class Refined(NamedTuple):
     pixels: int  # number of compared pixels
 
 
-class Samples(NamedTuple):
+class PixelTargets(NamedTuple):
     """Texture coordinates and target colours of P image pixels. A pixel's colour is the mean of S texture samples."""
 
     uv: Array  # (P, S, 2) float32, v upwards
@@ -84,7 +84,7 @@ def refine_texture(texture: Array, mesh: TexturedMesh, c2w: Array, fov: float, t
     return Refined(best, visible, before, after, len(samples.target))
 
 
-def sample_pixels(mesh: TexturedMesh, c2w: Array, fov: float, targets: Array, masks: Array) -> Samples:
+def sample_pixels(mesh: TexturedMesh, c2w: Array, fov: float, targets: Array, masks: Array) -> PixelTargets:
     """Return texture coordinates and target colours of the pixels in which mesh and field are compared.
 
     These pixels have an opacity of at least MIN_OPACITY, and all their SUPERSAMPLE^2 points hit the mesh, where the
@@ -103,14 +103,14 @@ def sample_pixels(mesh: TexturedMesh, c2w: Array, fov: float, targets: Array, ma
         uv = interpolate(mesh.uv, mesh.faces, buffers)[0]
         uvs.append(np.stack([_blocks(uv[..., axis])[valid] for axis in range(2)], axis=-1))
         colours.append(targets[v][valid])
-    samples = Samples(np.concatenate(uvs).astype(np.float32), np.concatenate(colours).astype(np.float32))
+    samples = PixelTargets(np.concatenate(uvs).astype(np.float32), np.concatenate(colours).astype(np.float32))
     if not len(samples.target):
         raise ConfigError("no pixel of the target images shows the mesh; check cameras, masks and mesh")
     return samples
 
 
 def optimise(
-    texture: Array, samples: Samples, steps: int = STEPS, rate: float = RATE, prior_weight: float = PRIOR_WEIGHT
+    texture: Array, samples: PixelTargets, steps: int = STEPS, rate: float = RATE, prior_weight: float = PRIOR_WEIGHT
 ) -> tuple[Array, float, float]:
     """Minimise the sum of squared pixel errors and `prior_weight` * squared texel changes, with `steps` Adam steps.
 
@@ -158,12 +158,12 @@ def _blur(values: Tensor, sigma: float) -> Tensor:
     return values
 
 
-def predict(texture: Array, samples: Samples) -> Array:
+def predict(texture: Array, samples: PixelTargets) -> Array:
     """Return the colours (P, 3) that a texture (H, W, 3) gives to the P pixels of `samples`."""
     return torch.from_numpy(sample(texture, samples.uv)).mean(1).numpy()  # NumPy's mean is ten times slower here
 
 
-def gradient(colours: Array, samples: Samples, shape: tuple[int, ...]) -> Array:
+def gradient(colours: Array, samples: PixelTargets, shape: tuple[int, ...]) -> Array:
     """Return the gradient (H, W, 3) of half the sum of the squared errors of P pixels, with respect to the texture.
 
     `colours` (P, 3) is the result of `predict`. `shape` is the shape of the texture.
@@ -172,7 +172,7 @@ def gradient(colours: Array, samples: Samples, shape: tuple[int, ...]) -> Array:
     return scatter(np.broadcast_to(error[:, None], (*samples.uv.shape[:2], 3)), samples.uv, (shape[0], shape[1]))
 
 
-def footprint(samples: Samples, shape: tuple[int, ...]) -> float:
+def footprint(samples: PixelTargets, shape: tuple[int, ...]) -> float:
     """Return the median size of an image pixel in texels, for a texture of shape (H, W, ...).
 
     The size is measured between neighbouring samples of a pixel. The result is 0 if pixels have only one sample.

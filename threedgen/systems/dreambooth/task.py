@@ -46,7 +46,7 @@ from threedgen.run.seeding import generator
 from threedgen.systems.train.denoising import Batch, DenoisingSystem
 from threedgen.train.callbacks import isolated_eval
 from threedgen.train.status import Status
-from threedgen.train.task import Task, execute, run_task
+from threedgen.train.task import Task, run_prepared, run_task
 
 from .options import MVDreamBoothConfig
 
@@ -265,7 +265,7 @@ def run_status(config: MVDreamBoothConfig, resume: Path | None = None, quiet: bo
 
     `resume` is the folder of the run to resume; None: a new run. `quiet`: print neither weight files nor progress.
     """
-    return execute(train, Task(config, resume, quiet, FILES))
+    return run_prepared(train, Task(config, resume, quiet, FILES))
 
 
 def train(task: Task) -> Status:

@@ -99,8 +99,8 @@ def initialise_from(system: GenerateSystem, folder: Path) -> None:
     """Initialise the object from the run in `folder`, and the background if its tensors have equal shapes in both runs.
 
     `folder` may also be a point cloud file for 3D Gaussians, which initialises the object only. With the option `edit`,
-    also set `system.source_text` to the embedding (1, L, D) of the prompt of the run in `folder`. Raises ConfigError if
-    the file cannot be read, or if the representation of that run cannot initialise the one of this run.
+    also set `system.old_prompt_embedding` to the embedding (1, L, D) of the prompt of the run in `folder`. Raises
+    ConfigError if the file cannot be read, or if the representation of that run cannot initialise the one of this run.
     """
     if folder.is_file():
         system.field.init_from_file(folder)
@@ -113,7 +113,7 @@ def initialise_from(system: GenerateSystem, folder: Path) -> None:
         system.field.init_from(field)
     system.from_nothing = False
     if system.config.edit is not None:
-        system.source_text = object_text(folder, system.prior)
+        system.old_prompt_embedding = object_text(folder, system.prior)
     stored, own = part_of(checkpoint["state_dict"], "background"), system.background.state_dict()
     if {n: v.shape for n, v in own.items()} == {n: v.shape for n, v in stored.items()}:
         system.background.load_state_dict(stored)

@@ -233,12 +233,12 @@ class Refinement:
         (latents predicted without denoising), new prompt minus old prompt, is added to the latents of the renders.
         """
         scene, images = self.scene, []
-        source_text = scene.source_text if first else None
+        old_prompt_embedding = scene.old_prompt_embedding if first else None
         with scene.track_progress(f"sampling views, {self.name(number)}", len(self.rig.cameras)) as count:
             for rig in self.rig.groups():
                 renders = None if first and scene.from_nothing else scene.images(rig.cameras).to(scene.device)
                 parts = (scene.prior, renders, rig, scene.condition(rig), self.options)
-                images.append(resample_views(*parts, self.options.strengths[number], rng, source_text))
+                images.append(resample_views(*parts, self.options.strengths[number], rng, old_prompt_embedding))
                 count.add(len(rig.cameras))
         self.images.copy_(torch.cat(images))
 
@@ -252,7 +252,7 @@ def resample_views(
     options: RefineConfig,
     strength: float,
     rng: torch.Generator,
-    source_text: Tensor | None = None,
+    old_prompt_embedding: Tensor | None = None,
 ) -> Tensor:
     """Resample V views of one object together by img2img (SDEdit, Meng et al. 2022).
 
@@ -266,9 +266,9 @@ def resample_views(
         options: number of steps, guidance scale, and amount of sharpening of the resampled images.
         strength: img2img noise strength in (0, 1]. A start from pure noise has strength 1 instead.
         rng: generator of the noise.
-        source_text: embedding (1, L, D) of the old prompt, which describes `renders`, if `condition` has a new prompt.
-            The coarse prediction for the new prompt minus that for the old prompt is then added to the latents of
-            `renders`. None: nothing is added.
+        old_prompt_embedding: embedding (1, L, D) of the old prompt, which describes `renders`, if `condition` has a new
+            prompt. The coarse prediction for the new prompt minus that for the old prompt is then added to the latents
+            of `renders`. None: nothing is added.
 
     Returns:
         Images (V, H, W, 3) in [0, 1] at the prior's image size.
@@ -279,9 +279,9 @@ def resample_views(
         return prior.coarse_latents(repeat_text(text, rig.n_view), c2w, text_guidance)
 
     z = coarse(condition.text[0]) if renders is None else prior.encode_images(renders, rng)
-    if source_text is not None and z is not None:
+    if old_prompt_embedding is not None and z is not None:
         # without guidance, which would exaggerate the change and spread it to other parts
-        new, old = coarse(condition.text[0], False), coarse(source_text, False)
+        new, old = coarse(condition.text[0], False), coarse(old_prompt_embedding, False)
         z = z if new is None or old is None else z + new - old
     if z is None:
         z, strength = torch.zeros(len(rig.cameras), *prior.latent_shape, device=prior.device), 1.0

@@ -57,7 +57,7 @@ class RenderChunks:
         self.limit: int | None = None
         self.last: int | None = None
 
-    def size(self, normals: bool, device: torch.device, sample_bytes: Callable[[], float]) -> int | None:
+    def chunk_size(self, normals: bool, device: torch.device, sample_bytes: Callable[[], float]) -> int | None:
         """Return the chunk size of a training render, in samples of its rays; None: render all samples in one chunk.
 
         The arguments are used only if the option `march.chunk` is "auto". Then the size is computed from the free
@@ -76,7 +76,7 @@ class RenderChunks:
             chunk = self.measured[kind]
         return chunk if self.limit is None else min(self.limit, chunk or self.limit)
 
-    def reduce(self) -> int:
+    def shrink(self) -> int:
         """Set `limit` to a quarter of the largest chunk of the last render, in samples, and return it.
 
         Called by `Scene` after a step ran out of memory, before the step is repeated.
@@ -103,7 +103,8 @@ class Scene(System):
         matte: frozen network that separates the object from the background, or None; not a registered submodule.
         reference: features of the prior's reference image; None before `setup` or without such an image.
         from_nothing: True for a new object, False if the object was initialised from another run.
-        source_text: embedding (1, L, D) of the prompt of the run that this run edits; None: this run edits no run.
+        old_prompt_embedding: embedding (1, L, D) of the prompt of the run that this run edits; None: this run edits no
+            run.
         chunks: chunk size of training renders.
     """
 
@@ -130,7 +131,7 @@ class Scene(System):
         self.set_unregistered(prior=prior, matte=matte)
         self.reference: Features | None = None
         self.from_nothing = True
-        self.source_text: Tensor | None = None
+        self.old_prompt_embedding: Tensor | None = None
         self.chunks = RenderChunks(march.chunk)
         self.repeating = False  # True while a step is repeated after it ran out of memory
 
@@ -246,7 +247,7 @@ class Scene(System):
         `normals`: whether the render also computes surface normals, which need more memory per sample.
         """
         scene = (self.field, self.background, self.material, self.config.march)
-        return self.chunks.size(normals, self.device, lambda: sample_bytes(*scene, normals, self.device))
+        return self.chunks.chunk_size(normals, self.device, lambda: sample_bytes(*scene, normals, self.device))
 
     @torch.no_grad()
     def images(self, cameras: Cameras) -> Tensor:
@@ -292,7 +293,7 @@ class Scene(System):
             if out_of_memory:  # not in the except block, where the traceback keeps the autograd graph in memory
                 if self.device.type == "cuda":
                     torch.cuda.empty_cache()
-                limit = self.chunks.reduce()
+                limit = self.chunks.shrink()
                 logger.warning("%s ran out of memory: from now on march.chunk=%d samples at a time", name, limit)
                 self.repeating = True
                 super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)

@@ -27,7 +27,7 @@ from threedgen.run.text import say
 from threedgen.run.threads import set_threads
 from threedgen.systems.generate.options import GenerateConfig
 from threedgen.train.status import Status
-from threedgen.train.task import Stopped, Task, device, execute, finished
+from threedgen.train.task import Stopped, Task, device, finished, run_prepared
 
 from .presets import choose_preset
 from .result import FILES, Run, print_result
@@ -86,7 +86,7 @@ def run_status(
     lacking = config.export.enabled and "asset" not in read_summary(task.folder)
     export = command("--config", "export", f"run={task.folder}")
     hint = f"; {export} writes the missing asset" if lacking else ""
-    return execute(lambda task: run_once(task, init_path), task, hint)
+    return run_prepared(lambda task: run_once(task, init_path), task, hint)
 
 
 def run_once(task: Task, init_path: Path | None = None) -> Status:

@@ -41,7 +41,7 @@ from threedgen.run.progress import ProgressDisplay
 from threedgen.systems.generate.outputs import try_asset, write_mesh, write_turn
 from threedgen.systems.generate.result import Run, print_result
 from threedgen.train.status import Status
-from threedgen.train.task import Task, execute
+from threedgen.train.task import Task, run_prepared
 from threedgen.viewer.report import PAGE, write_report
 
 from .options import ImageTo3DConfig
@@ -178,7 +178,7 @@ def run(config: ImageTo3DConfig, resume: Path | None = None, quiet: bool = False
     `resume`: run folder to resume; None: a new run. `quiet`: print only the folder, and show no progress.
     """
     task = Task(config, resume, quiet, ("sampled.png", "turntable.mp4", "views.png", "mesh.glb"))
-    status = execute(make, task)
+    status = run_prepared(make, task)
     if status is Status.FINISHED:
         print_result(Run(task.folder, status.value), quiet)
     return status.exit_code

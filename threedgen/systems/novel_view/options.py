@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from threedgen.config import Config, ConfigError
-from threedgen.config.errors import replaced_key
+from threedgen.config.errors import errors_name_key
 from threedgen.config.registry import Component
 from threedgen.config.sections import OrbitCameraConfig, RunConfig, TrainerConfig
 from threedgen.export.options import ExportSection
@@ -36,7 +36,7 @@ class PixelsConfig(Config):
 
     def check(self) -> None:
         if self.start is not None:
-            with replaced_key("start"):
+            with errors_name_key("start"):
                 novel_view_model(self.start)
 
 
@@ -47,7 +47,7 @@ class LatentsConfig(Config):
     start: MultiviewWeights = Field("toybox-prior", min_length=1, description="multi-view prior to start from")
 
     def check(self) -> None:
-        with replaced_key("start"):
+        with errors_name_key("start"):
             check(self.start)
 
 

@@ -108,7 +108,7 @@ def gap_test(
         One result per noise level.
     """
     noise = torch.randn(pairs.x0.shape, generator=rng).to(pairs.x0)
-    keep = torch.ones(len(pairs.x), dtype=torch.bool, device=pairs.x.device)
+    has_condition = torch.ones(len(pairs.x), dtype=torch.bool, device=pairs.x.device)
 
     def decode(x: Tensor) -> Tensor:
         return torch.cat([model.decode_images(part) for part in x.split(CHUNK)]).clamp(0, 1).float().cpu()
@@ -117,7 +117,7 @@ def gap_test(
 
     def fidelity(x: Tensor, logsnr: Tensor) -> float:
         z = sampler.add_noise(pairs.x0, noise, logsnr)
-        inputs = (x, z, logsnr, pairs.c2w, pairs.K, keep)
+        inputs = (x, z, logsnr, pairs.c2w, pairs.K, has_condition)
         output = torch.cat([model.predict(*part) for part in zip(*(t.split(CHUNK) for t in inputs), strict=True)])
         x0 = sampler.x0_from_output(z, output, logsnr, model.prediction)
         views = decode(sampler.clipped(model, x0))
@@ -137,7 +137,7 @@ def once_around(views: Views, count: int) -> Views:
 
 
 def pair_loss(
-    model: sampler.ViewModel, pairs: Pairs, logsnr: Tensor, keep: Tensor, noise: Tensor, blank: Tensor
+    model: sampler.ViewModel, pairs: Pairs, logsnr: Tensor, has_condition: Tensor, noise: Tensor, blank: Tensor
 ) -> Tensor:
     """Return the mean squared error of the network's output for noisy target views, a scalar.
 
@@ -145,13 +145,13 @@ def pair_loss(
 
     Args:
         logsnr: (B,) log signal-to-noise ratios of the noisy target views.
-        keep: (B,) bool; where False, `blank` replaces the condition view.
+        has_condition: (B,) bool; where False, `blank` replaces the condition view.
         noise: (B, C, h, w) unit Gaussian noise that is added to the target views.
         blank: (B, C, h, w) unit Gaussian noise that replaces dropped condition views.
     """
-    x = torch.where(keep[:, None, None, None], pairs.x, blank)
+    x = torch.where(has_condition[:, None, None, None], pairs.x, blank)
     z = sampler.add_noise(pairs.x0, noise, logsnr)
-    out = model.predict(x, z, logsnr, pairs.c2w, pairs.K, keep)
+    out = model.predict(x, z, logsnr, pairs.c2w, pairs.K, has_condition)
     return F.mse_loss(out, sampler.target(pairs.x0, noise, logsnr, model.prediction))
 
 
@@ -182,11 +182,13 @@ class PairSystem(AveragedSystem):
         rng, gen = self.numpy_rng(step, "pairs"), self.rng(step, "diffusion")
         pairs = self.load_pairs(rng.integers(0, self.cache.train, o.batch), rng)
         logsnr = sampler.logsnr_cosine(stratified_uniform(o.batch, gen) ** o.time_power)
-        keep = torch.rand(o.batch, generator=gen) >= DROPPED
+        has_condition = torch.rand(o.batch, generator=gen) >= DROPPED
         noise, blank = (torch.randn(pairs.x.shape, generator=gen) for _ in range(2))
-        logsnr, keep, noise, blank = (to_device(part, self.device) for part in (logsnr, keep, noise, blank))
+        logsnr, has_condition, noise, blank = (
+            to_device(part, self.device) for part in (logsnr, has_condition, noise, blank)
+        )
         with self.autocast():
-            return pair_loss(self.model, pairs, logsnr, keep, noise, blank)
+            return pair_loss(self.model, pairs, logsnr, has_condition, noise, blank)
 
     def load_pairs(self, scenes: Array, rng: np.random.Generator) -> Pairs:
         """Sample a pair of views of each of B scenes, and encode it for the model. `scenes` are scene indices (B,)."""

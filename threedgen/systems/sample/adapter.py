@@ -82,7 +82,7 @@ def sample_views(
     check_model(model, config, cameras, maps is not None)
     size, text = (cameras.height, cameras.width), config.object_text()
     cut = None if config.image is None else read_foreground(config.image, remover(config.matte))
-    check_image_size(size, model.unit, model.draft, keys)
+    check_image_size(size, model.size_multiple, model.draft, keys)
     notes = prompt_warnings(config.prompt, model, config.prompt_notes()) if config.prompt.strip() else []
     image = None if cut is None else framed(torch.from_numpy(cut), *size)
 

@@ -45,9 +45,9 @@ class MeshFrame:
         scale: metres per unit of the file.
         centre: (3,) centre of an object in metres, before `zoom`; 0 for a scene.
         zoom: factor that scales an object to the size that the prior expects; 1 for a scene.
-        written: axes (up, front) that `for_file` uses in place of `up` and `front` to transform a mesh back for export.
-            They are the usual axes of the file format, so that the exported file has the orientation of the original
-            file even if `up` and `front` are unusual. None: `up` and `front`.
+        export_axes: axes (up, front) that `for_file` uses in place of `up` and `front` to transform a mesh back
+            for export. They are the usual axes of the file format, so that the exported file has the orientation of the
+            original file even if `up` and `front` are unusual. None: `up` and `front`.
     """
 
     up: str = "+z"
@@ -55,7 +55,7 @@ class MeshFrame:
     scale: float = 1.0
     centre: tuple[float, ...] = (0.0, 0.0, 0.0)
     zoom: float = 1.0
-    written: tuple[str, str] | None = None
+    export_axes: tuple[str, str] | None = None
 
     @classmethod
     def of(cls, config: SamplingConfig, scale: float = 1.0) -> "MeshFrame":
@@ -70,7 +70,7 @@ class MeshFrame:
         front = usual if config.front == "auto" else config.front
         if front[-1] == up[-1]:
             raise ConfigError(f"is parallel to the up axis {up}. Try {usual}", "front", front)
-        return cls(up, front, scale, written=("+y", "+z") if y_up else (up, usual))
+        return cls(up, front, scale, export_axes=("+y", "+z") if y_up else (up, usual))
 
     @property
     def rotation(self) -> Array:
@@ -89,7 +89,7 @@ class MeshFrame:
         far = np.abs(centre).max() > MAX_RELATIVE_DISTANCE * np.abs(points).max()
         offset = centre if far else np.zeros(3)
         vertices, offset = (points + (centre - offset)) / self.scale, offset / self.scale
-        turn = np.eye(3) if self.written is None else MeshFrame(*self.written).rotation @ self.rotation.T
+        turn = np.eye(3) if self.export_axes is None else MeshFrame(*self.export_axes).rotation @ self.rotation.T
         if not np.array_equal(turn, np.eye(3)):
             vertices, offset = vertices @ turn.T, turn @ offset
             normals, directions = (part @ turn.T.astype(np.float32) for part in (mesh.normals, mesh.tangents[:, :3]))

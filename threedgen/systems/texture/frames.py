@@ -12,7 +12,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from threedgen.config import ConfigError
-from threedgen.config.errors import default_key
+from threedgen.config.errors import errors_default_to_key
 from threedgen.data.scannet import ScanNetWalk
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.cameras_file import read_cameras
@@ -78,7 +78,7 @@ def read_frames(
     notes = list[str]()
     if rig.scannet is not None:
         key = "rig.scannet"
-        with default_key(key):
+        with errors_default_to_key(key):
             frames = scannet_frames(config, rig, Path(rig.scannet).expanduser(), notes)
     else:
         assert source is not None

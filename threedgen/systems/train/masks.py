@@ -51,7 +51,7 @@ def around_a_photo(rng: np.random.Generator, size: int) -> Array:
 
 
 class MaskedViews:
-    """Source of training images (`threedgen.data.latent_cache.Source`): pairs of a view and the same view with a hole.
+    """Source of training images (`data.latent_cache.ExampleSource`): pairs of a view and the same view with a hole.
 
     `hole` is a function (random generator, side in pixels) -> mask of the hole (side, side), True where unknown, such
     as `painted`; `seed` and the index of the view seed its generator. The views come from the scenes of `source`. With
@@ -74,7 +74,7 @@ class MaskedViews:
     def sample_hole(self, index: int, size: int) -> Array:
         return self.hole(np.random.default_rng([self.seed, 7, index]), size)
 
-    def block(self, indices: range, size: int) -> Captioned:
+    def render_examples(self, indices: range, size: int) -> Captioned:
         rgb, captions = np.empty((len(indices), 2, size, size, 3), np.float32), []
         scene, number = None, -1
         for place, index in enumerate(indices):

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from threedgen.config import registry
-from threedgen.config.errors import ConfigError, replaced_key
+from threedgen.config.errors import ConfigError, errors_name_key
 from threedgen.data.latent_cache import LatentCache, choose_by_share, sample_entries
 from threedgen.data.object_views import ObjectViews
 from threedgen.geometry.views import GREY
@@ -125,14 +125,14 @@ class AdapterSystem(DenoisingSystem):
         """
         size, cells, labels = self.caches[0][1].size, list[Tensor](), list[str]()
         for k in range(SHEET_OBJECTS):
-            entry = self.held_out.block(range(k, k + 1), size)
-            truth, image = torch.from_numpy(entry.rgb), None
+            example = self.held_out.render_examples(range(k, k + 1), size)
+            truth, image = torch.from_numpy(example.rgb), None
             reference = blank = torch.zeros(0, size, size, 3)
             if self.held_out.reference:
                 truth, image = truth[:-1], truth[-1]
                 reference, blank = image[None], torch.full((1, size, size, 3), GREY)
             samples = self.model.sample_views(
-                entry.captions[0],
+                example.captions[0],
                 self.held_out.maps(k, size),
                 image,
                 steps=SHEET_STEPS,
@@ -141,7 +141,7 @@ class AdapterSystem(DenoisingSystem):
                 generator=self.rng(k, "sheet"),
             )
             cells += [*reference, *truth, *blank, *samples]
-            labels += [entry.captions[0]] * 2 * self.held_out.n_view
+            labels += [example.captions[0]] * 2 * self.held_out.n_view
         return Sheet(cells, self.held_out.n_view, labels)
 
 
@@ -151,7 +151,7 @@ def train(task: Task) -> Status:
     Raises ConfigError if the 2D diffusion model, the adapter to start from or the image sizes do not fit together.
     """
     config: TrainMVAdapterConfig = task.config
-    with replaced_key("start"):
+    with errors_name_key("start"):
         model = MVAdapter.load(config.start, dtype="auto", image_size=config.image_size)
     if model.unet.class_embedding is not None:
         raise ConfigError("is a multi-view model. Choose a 2D model, such as toybox-base", "start", config.start)
@@ -163,7 +163,7 @@ def train(task: Task) -> Status:
         return registry.build("object-source", config.objects, config.seed, split, *views)
 
     objects, half, size = source("train"), config.training.half, model.image_size
-    check_half_size((size, size), half or None, model.unit, "training.half")
+    check_half_size((size, size), half or None, model.size_multiple, "training.half")
     model.draft = REFINE_STRENGTH if half else None
 
     def cache(name: str, size: int) -> LatentCache:
@@ -192,7 +192,7 @@ def add_adapter(config: TrainMVAdapterConfig, model: MVAdapter) -> AdaptedUNet:
             network = AdaptedUNet(*parts, downscale=o.guider_downscale, fine=o.guider_fine)
         except ValueError as error:
             raise ConfigError(f"cannot take an adapter: {error}", "start", o.start) from None
-    check_image_size((model.image_size, model.image_size), network.multiple, None, ("image_size", "image_size"))
+    check_image_size((model.image_size, model.image_size), network.size_multiple, None, ("image_size", "image_size"))
     return network
 
 

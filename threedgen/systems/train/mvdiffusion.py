@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from threedgen.config import registry
-from threedgen.config.errors import ConfigError, default_key
+from threedgen.config.errors import ConfigError, errors_default_to_key
 from threedgen.data.latent_cache import SceneCache, available_entries, choose_by_share, sample_entries
 from threedgen.data.scene_views import SceneSource
 from threedgen.guidance.losses.lora import ATTENTION, CONVOLUTIONS, LoRA
@@ -114,7 +114,7 @@ class SingleViewSystem(MVDiffusionSystem):
         else:
             z, extra, captions = data.masks.sample(rng, available * data.cache.n_view, count)
         t, noise = (x.flatten(0, 1) for x in self.sample_noise(step, z[:, None].shape, self.rng(step, "diffusion")))
-        condition = {"extra": None if extra is None else extra.to(self.device)}
+        condition = {"image_channels": None if extra is None else extra.to(self.device)}
         return Batch(z, t, noise, self.model.encode_prompt(captions), condition)
 
 
@@ -183,7 +183,7 @@ class ViewsSystem(MVDiffusionSystem):
         extra, condition = self.image_conditions(data, chosen, z)
         t, noise = (x.flatten(0, 1) for x in self.sample_noise(step, z.shape, self.rng(step, "diffusion")))
         captions = [text for scene in data.cache.captions(chosen) for text in scene]
-        tensors = {"extra": extra, "condition": condition if model.has_condition_branch else None}
+        tensors = {"image_channels": extra, "known_views": condition if model.has_condition_branch else None}
         moved = {name: None if tensor is None else tensor.to(self.device) for name, tensor in tensors.items()}
         geometry = Scenes([self.geometry(int(k) if self.cache.has_depth else 0) for k in chosen])
         return Batch(z.flatten(0, 1), t, noise, model.encode_prompt(captions), {"geometry": geometry, **moved})
@@ -255,7 +255,7 @@ def train(task: Task) -> Status:
     blocks = None if file is None else read_tensors(file)
     reused = blocks if o is None else None  # the UNet of another run is used as it is
     if reused is not None:
-        with default_key("blocks"):
+        with errors_default_to_key("blocks"):
             model.unet = weights.with_difference(model.unet, reused)
     if model.extra != needed and (o is None or model.extra != "nothing"):
         problem = f"the further input of the 2D model is {model.extra}, and variant {config.variant} needs {needed}"
@@ -269,7 +269,7 @@ def train(task: Task) -> Status:
     full = kind == "depth" and not config.training.slim
     network = MultiviewUNet(model.unet, kind, config.training.encoding, condition=full, convolution=full)
     if blocks is not None:
-        with default_key("blocks"):
+        with errors_default_to_key("blocks"):
             weights.load_blocks(network, blocks, unet=reused is not None)
     model.with_network(network)
     changes = difference(model.unet, lora) if reused is None else weights.difference_in(reused)
@@ -286,8 +286,8 @@ def scene_data(task: Task, model: MVDiffusion, source: SceneSource) -> DataBySiz
     half = config.training.half
     cameras = source.scene(0).views.cameras
     size = (cameras.height, cameras.width)
-    check_image_size(size, model.unit, None, ("scenes", "scenes"))
-    check_half_size(size, half or None, model.unit, "training.half")
+    check_image_size(size, model.size_multiple, None, ("scenes", "scenes"))
+    check_half_size(size, half or None, model.size_multiple, "training.half")
     model.draft = REFINE_STRENGTH if half else None
     if config.variant == "depth" and config.training.encoding == "reference":
         model.check_pairs(size, half > 0, "scenes")
@@ -326,11 +326,11 @@ def train_single_views(
     changes = (blocks and weights.difference_in(blocks)) or {}
     first = changes.get("unet.conv_in.weight")
     if first is not None and first.shape == model.unet.conv_in.weight.shape:
-        with default_key("blocks"):
+        with errors_default_to_key("blocks"):
             weights.load_difference(model.unet, lora, changes)
     lora.attach(model.unet)
     system = SingleViewSystem(config, o, model, data, lora)
-    task.stage("single-view", system.learning, system, "loss")
+    task.train_network("single-view", system.learning, system, "loss")
     system.learning.requires_grad_(False)
     return lora
 

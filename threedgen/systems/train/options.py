@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from threedgen.config import Config, Scheduled
-from threedgen.config.errors import replaced_key
+from threedgen.config.errors import errors_name_key
 from threedgen.config.registry import Component
 from threedgen.config.sections import BETAS, CheckpointConfig, RunConfig, TrainerConfig
 from threedgen.guidance.options import Arrangement, Control, Timestep
@@ -71,7 +71,7 @@ class TrainConfig(RunConfig):
 
     def check(self) -> None:
         if (start := getattr(self, "start", None)) is not None:
-            with replaced_key("start"):
+            with errors_name_key("start"):
                 loading.check(start)
         super().check()
 
@@ -119,7 +119,7 @@ class TrainMVAdapterConfig(TrainConfig):
 
     start: str = Field(min_length=1, description="2D model: a diffusers folder or a hub id")
     image_size: int | None = Field(None, ge=8, le=2048, description="side of a view, pixels; null: the model's")
-    objects: Annotated[Any, Component("object-source", default="toybox", path_of="meshes")] = {}
+    objects: Annotated[Any, Component("object-source", default="toybox", component_for_paths="meshes")] = {}
     adapter: str | None = Field(None, min_length=1, description="adapter to start from; null: a new one")
     branches: tuple[Literal["mv", "ref"], ...] = Field(("mv", "ref"), description="attention to other views, reference")
     arrangement: Arrangement = Field("parallel", description="arrangement of the branches")

@@ -1,4 +1,4 @@
-"""Classes that render toybox images for trainings (`data.latent_cache.Source`); a disk cache stores their VAE latents.
+"""Toybox images for trainings. The classes are `data.latent_cache.ExampleSource`s; a disk cache stores VAE latents.
 
 The images are single images, rings of views around an object, and the six views that the model MV-Adapter generates.
 """
@@ -58,7 +58,7 @@ class Photographs:
         """Return how many of the images 0 to ``index`` - 1 show the inside of a room."""
         return int(index * self.room_share)
 
-    def block(self, indices: range, size: int) -> Captioned:
+    def render_examples(self, indices: range, size: int) -> Captioned:
         inside = np.array([self.room_images_before(i + 1) > self.room_images_before(i) for i in indices])
         rgb = np.empty((len(indices), size, size, 3), np.float32)
         c2w, captions = np.empty((len(indices), 4, 4), np.float32), [""] * len(indices)
@@ -101,11 +101,11 @@ class Photographs:
 
 
 MIN_AREA, MAX_WEIGHT, PIXELS = 0.05, 10.0, 4
-"""Weights of small parts in `FourSides.part_weights`: the area that each visible part is weighted up to, as a fraction
+"""Weights of small parts in `ViewRings.part_weights`: the area that each visible part is weighted up to, as a fraction
 of the image; the largest weight; rendered pixels per latent pixel along each axis."""
 
 
-class FourSides:
+class ViewRings:
     """Source of training images of the captioned objects of ``box``, each rendered from ``n_view`` azimuths.
 
     ``box`` also samples the cameras: a `Toybox` spaces the azimuths evenly from a random first one.
@@ -117,7 +117,7 @@ class FourSides:
     def describe(self) -> str:
         return f"{self.n_view} sides, {self.box.describe()}"
 
-    def block(self, indices: range, size: int) -> Captioned:
+    def render_examples(self, indices: range, size: int) -> Captioned:
         assets, rgb, c2w, _ = self.box.batch(indices, size, self.n_view)
         return Captioned(rgb, [asset.caption for asset in assets], c2w)
 

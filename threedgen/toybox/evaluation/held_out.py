@@ -146,11 +146,11 @@ class FrontObjects:
 BACKGROUND = 0.5  # grey value of the background of toybox objects, equal to that of samples of the prior
 
 
-def toybox_scenes(config: ToyboxScenesConfig, sampler: object, seed: int) -> list[Scene]:
+def toybox_scenes(config: ToyboxScenesConfig, _sampler: object, seed: int) -> list[Scene]:
     """Return one scene per held-out caption, to compare views sampled from the caption with original views.
 
     A scene has a prompt (the caption), a ring of cameras around the origin, and original views from these cameras. They
-    show a ground-truth object of the caption, which no training uses. ``sampler`` is ignored here; it is an
+    show a ground-truth object of the caption, which no training uses. ``_sampler`` is ignored here; it is an
     argument because scenes of other kinds come from the sampler.
     """
     fov, elevation = float(np.deg2rad(config.fov)), float(np.deg2rad(config.elevation))

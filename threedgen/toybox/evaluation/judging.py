@@ -137,7 +137,7 @@ def judge_views(
 
 def _sides(views: Answers, azimuth: np.ndarray) -> tuple[dict[str, Answer], int, float]:
     ring = classify_ring(views.side.exp().numpy(), azimuth, FRONT_THRESHOLD)
-    answers: dict[str, Answer] = {"side": list(ring.right), "each_side": all(ring.right)}
+    answers: dict[str, Answer] = {"side": list(ring.correct), "each_side": all(ring.correct)}
     if len(azimuth) % 4 == 0:
         answers["order"] = in_order(views.side.numpy(), azimuth)
     if len(azimuth) >= 8:
@@ -161,7 +161,7 @@ def tally(verdicts: Sequence[Verdict]) -> dict[str, Proportion]:
     return {key: figure for key, figure in figures.items() if figure.total}
 
 
-def own_accuracy(probe: Probe, box: Toybox, indices: Sequence[int]) -> list[Verdict]:
+def judge_ground_truth(probe: Probe, box: Toybox, indices: Sequence[int]) -> list[Verdict]:
     """Judge four ground-truth renders of each of the objects ``indices`` of ``box``, to measure the probe's accuracy.
 
     Return one verdict per object. If there are accessories that the object could wear but does not have, its answer

@@ -24,7 +24,7 @@ from threedgen.evaluation.runner import evaluation_task, random_ring, ring_poses
 from threedgen.guidance.matte import Matte
 from threedgen.run.arrays import Array, evenly_spaced
 from threedgen.run.seeding import numpy_generator
-from threedgen.toybox.data.pictures import FourSides
+from threedgen.toybox.data.pictures import ViewRings
 from threedgen.toybox.world.grammar import ACCESSORIES, NOUNS, Spec
 from threedgen.toybox.world.toybox import OpenToybox, build, render_orbit
 from threedgen.train.task import Task
@@ -232,8 +232,10 @@ counts as right within 15 degrees of its quarter."""
         """
         config, sections, figures = self.config, list[str](), Json()
         if config.view_use and self.prior is not None and self.prior.timestep_per_view:
-            world = FourSides(OpenToybox(config.seed + VIEW_USE_SEED_OFFSET, "train"), config.n_view)
-            section, figures["view_use"] = self.view_use(world.block(range(config.view_use), self.prior.image_size))
+            world = ViewRings(OpenToybox(config.seed + VIEW_USE_SEED_OFFSET, "train"), config.n_view)
+            section, figures["view_use"] = self.view_use(
+                world.render_examples(range(config.view_use), self.prior.image_size)
+            )
             sections.append(section)
         if config.open_nouns and (config.existing is None or (Path(config.existing).expanduser() / "open").is_dir()):
             section, figures["open"] = self.open_prompts()

@@ -25,7 +25,7 @@ from threedgen.train.status import Status
 from threedgen.train.system import System
 from threedgen.train.task import Task, run_task
 
-from .judging import calibrate, own_accuracy
+from .judging import calibrate, judge_ground_truth
 from .labels import UNKNOWN_LABEL, Labels, ProbeToybox, Truth, corrupt, labelled
 from .options import PROBE, TrainIdentityConfig, TrainProbeConfig
 from .probe import Logits, Probe
@@ -117,7 +117,7 @@ def measure_accuracy(probe: Probe, count: int, seed: int) -> Json:
     verdicts = []
     splits: dict[Split, int] = {"train": count - count // 2, "held-out": count // 2}
     for split, number in splits.items():
-        verdicts += own_accuracy(probe, Toybox(seed + TEST_SEED, split), range(number))
+        verdicts += judge_ground_truth(probe, Toybox(seed + TEST_SEED, split), range(number))
     return {"objects": count, **verdict_figures(verdicts)}
 
 

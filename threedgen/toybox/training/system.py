@@ -213,7 +213,7 @@ class OwnPriorSystem(PriorSystem):
         if self.shown is None:
             return Sheet((), 1, ())
         count, size = len(self.shown.entries), self.model.image_size
-        truth = self.shown.block(range(count), size)
+        truth = self.shown.render_examples(range(count), size)
         c2w = torch.from_numpy(truth.c2w).unflatten(0, (count, -1))
         sampled = [self.sample(k, caption, c2w[k]) for k, caption in enumerate(truth.captions)]
         views, renders = to_uint8(torch.stack(sampled)), to_uint8(truth.rgb).reshape(count, -1, size, size, 3)

@@ -25,11 +25,11 @@ import torch
 from diffusers.models import AutoencoderKL
 from torch import nn
 
-from threedgen.config.errors import ConfigError, replaced_key
+from threedgen.config.errors import ConfigError, errors_name_key
 from threedgen.data.assets.make import render
 from threedgen.data.assets.shards import Shards
 from threedgen.data.assets.source import AssetViews, CaptionedImages, split
-from threedgen.data.latent_cache import LatentCache, Source
+from threedgen.data.latent_cache import ExampleSource, LatentCache
 from threedgen.guidance.coarse import CoarsePredictor
 from threedgen.guidance.priors.latent_diffusion import LatentDiffusion, load_prior
 from threedgen.guidance.priors.mvdream import MVDream
@@ -40,7 +40,7 @@ from threedgen.run.folder import user_path
 from threedgen.run.options import is_rank_zero
 from threedgen.run.seeding import generator, seed_networks
 from threedgen.run.text import say
-from threedgen.toybox.data.pictures import FourSides, Photographs
+from threedgen.toybox.data.pictures import Photographs, ViewRings
 from threedgen.toybox.world.toybox import OpenToybox, Toybox, View
 from threedgen.train.status import Status
 from threedgen.train.task import Task, device, run_task
@@ -83,7 +83,7 @@ def load_start(task: Task, start: str, image_size: int | None = None) -> LatentD
 
 
 def latent_caches(
-    task: Task, prior: LatentDiffusion, name: str, source: Source, share: float = 1.0
+    task: Task, prior: LatentDiffusion, name: str, source: ExampleSource, share: float = 1.0
 ) -> list[tuple[float, LatentCache]]:
     """Create the disk caches of latents of a source, as pairs (share of the training steps that use a cache, cache).
 
@@ -97,19 +97,19 @@ def latent_caches(
         share: share of all training steps that use the source.
     """
     half, size = task.config.training.half, prior.image_size
-    with replaced_key("training.half"):
+    with errors_name_key("training.half"):
         prior.with_draft(REFINE_STRENGTH if half else None)
     sizes = [(share * (1 - half), name, size), (share * half, f"{name}-half", size // 2)]
     return [(part, latent_cache(task, folder, source, prior.vae, side)) for part, folder, side in sizes if part]
 
 
-def latent_cache(task: Task, name: str, source: Source, vae: AutoencoderKL, size: int) -> LatentCache:
+def latent_cache(task: Task, name: str, source: ExampleSource, vae: AutoencoderKL, size: int) -> LatentCache:
     count = objects_of(task.config.training.pictures, source.n_view)
     with writing(task.folder):
         return LatentCache(task.folder / name, source, vae, size, count)
 
 
-def train_networks(task: Task, source: Source) -> LatentDiffusion:
+def train_networks(task: Task, source: ExampleSource) -> LatentDiffusion:
     """Train autoencoder, decoder and text encoder on images of `source`, one after the other.
 
     Return a 2D model (generator of single images) with these networks and an untrained UNet. Networks that an earlier
@@ -119,13 +119,13 @@ def train_networks(task: Task, source: Source) -> LatentDiffusion:
     seed, size, vae = config.seed, config.image_size, autoencoder.build(config.autoencoder)
 
     def standardise() -> None:
-        rgb = source.block(range(64), size).rgb  # objects and rooms
+        rgb = source.render_examples(range(64), size).rgb  # objects and rooms
         autoencoder.standardise(vae, torch.from_numpy(rgb))
 
     system = autoencoder.AutoencoderSystem(config.autoencoder, size, seed, vae)
-    task.stage("autoencoder", vae, system, "psnr", standardise)
+    task.train_network("autoencoder", vae, system, "psnr", standardise)
     decoder = autoencoder.DecoderSystem(config.decoder.max_steps, config.autoencoder, size, seed, vae)
-    task.stage("decoder", vae.decoder, decoder, "psnr")
+    task.train_network("decoder", vae.decoder, decoder, "psnr")
     vae.requires_grad_(False).eval()
 
     seed_networks(seed, "captions")
@@ -134,7 +134,7 @@ def train_networks(task: Task, source: Source) -> LatentDiffusion:
     latents = latent_cache(task, "latents", source, vae, size)
     words = text_encoder.TextEncoderSystem(config.words, seed, text, tokenizer, latents)
     networks = nn.ModuleDict({"text_encoder": text, "tower": words.tower})
-    task.stage("words", networks, words, "matched")
+    task.train_network("words", networks, words, "matched")
     text.requires_grad_(False).eval()
 
     seed_networks(seed, "UNet")
@@ -155,7 +155,7 @@ def train_prior(task: Task) -> Status:
         world = Toybox(seed, "train", view, o.variation)
     parts = [
         *latent_caches(task, prior, "latents", Photographs(seed, "train"), o.two_d),
-        *latent_caches(task, prior, "objects", FourSides(world, o.n_view), 1 - o.two_d),
+        *latent_caches(task, prior, "objects", ViewRings(world, o.n_view), 1 - o.two_d),
     ]
     return task.train(PriorSystem(config, prior, *parts), metrics=("loss_3d", "loss_2d"))
 
@@ -181,20 +181,20 @@ def train_coarse(task: Task, base: LatentDiffusion, o: CoarseConfig) -> CoarsePr
         coarse.add_fusion(FUSION_CHANNELS)  # before the stages, so that a resumed run has the same first weights
     world = OpenToybox(seed, "train", scattered=SCATTERED)
     with writing(task.folder):
-        source = FourSides(world, SOURCES + TARGETS)
+        source = ViewRings(world, SOURCES + TARGETS)
         cache = LatentCache(task.folder / "coded", source, base.vae, base.image_size, o.objects)
 
-    def stage(name: str, network: nn.Module, system: PredictorSystem, metric: str) -> None:
-        task.stage(name, network, system, metric, lambda: network.load_state_dict(system.average.weights()))
+    def train(name: str, network: nn.Module, system: PredictorSystem, metric: str) -> None:
+        task.train_network(name, network, system, metric, lambda: network.load_state_dict(system.average.weights()))
 
     if o.max_steps:
         caption = partial(world.caption, stated=STATED)
         weights = lru_cache(o.objects)(partial(source.part_weights, size=coarse.config["size"]))
-        stage("coarse", coarse, CoarseSystem(o, seed, coarse, base, cache, caption, weights), "coarse")
+        train("coarse", coarse, CoarseSystem(o, seed, coarse, base, cache, caption, weights), "coarse")
     if o.sampler_steps:
-        stage("codes", coarse.sampler, CodeSystem(o, seed, coarse, base, cache, world.caption), "code")
+        train("codes", coarse.sampler, CodeSystem(o, seed, coarse, base, cache, world.caption), "code")
     if coarse.fusion is not None and o.fusion_steps:
-        stage("fusion", coarse.fusion, FusionSystem(o, seed, coarse, base, cache), "fusion")
+        train("fusion", coarse.fusion, FusionSystem(o, seed, coarse, base, cache), "fusion")
     return coarse.requires_grad_(False).eval()
 
 
@@ -216,15 +216,15 @@ def train_own(task: Task) -> Status:
     prior = load_own_start(config)
     task.record_weights(config.prior.identify(), "prior.")
     trained = split(shards, config.held_out, "train")
-    single: Source = AssetViews(shards, trained, seed, 1)
+    single: ExampleSource = AssetViews(shards, trained, seed, 1)
     if config.pictures is not None:
-        with replaced_key("pictures"):
+        with errors_name_key("pictures"):
             single = CaptionedImages(user_path(config.pictures, "pictures"))
     several = AssetViews(shards, trained, seed, o.n_view)
     held_out = split(shards, config.held_out, "held-out")[:MAX_SHOWN]
     shown = AssetViews(shards, held_out, seed, o.n_view) if held_out else None
 
-    def cache(name: str, source: Source) -> LatentCache:
+    def cache(name: str, source: ExampleSource) -> LatentCache:
         folder, count = task.folder / name, o.pictures // source.n_view
         return LatentCache(folder, source, prior.vae, prior.image_size, count, block=BLOCK, text=TEXT_BYTES)
 
@@ -244,7 +244,7 @@ def load_own_start(config: TrainOwnPriorConfig) -> MVDream:
     A 2D model (generates single images) becomes a multi-view prior by a new camera embedding of its UNet, which has no
     effect before training. Raises ConfigError if the weights are missing or damaged, or those of another kind of model.
     """
-    with replaced_key("prior.weights"):
+    with errors_name_key("prior.weights"):
         prior: LatentDiffusion = load_prior(LatentDiffusion, config.prior, device(config.trainer.accelerator))
     if prior.unet.class_embedding is None:
         seed_networks(config.seed, "camera")

@@ -85,14 +85,14 @@ class Furnisher:
         self.solids += [replace(solid, label=label) for solid in solids]
         self.items += [phrase] if phrase else []
 
-    def place_on_floor(self, asset: Asset, radius: float, phrase: str, corner: bool) -> bool:
-        """Scale an object to the size ``radius`` in metres, and stand it at a free place on the floor.
+    def place_on_floor(self, asset: Asset, reach: float, phrase: str, corner: bool) -> bool:
+        """Scale an object to the size ``reach`` in metres, and stand it at a free place on the floor.
 
-        ``radius`` is the distance from the object's origin to the farther of the minimum and the maximum corner of its
+        ``reach`` is the distance from the object's origin to the farther of the minimum and the maximum corner of its
         bounding box. The place is in a corner of the room if ``corner``, else at a wall, and the front faces the room.
         Captions call the object ``phrase``. Return True if the object was added, and False if no place is free.
         """
-        scale = radius / max(float(np.linalg.norm(bounds(asset.primitives), axis=1).max()), 1e-6)
+        scale = reach / max(float(np.linalg.norm(bounds(asset.primitives), axis=1).max()), 1e-6)
         for direction in self.rng.permutation(CORNERS if corner else WALLS):
             yaw = inward_yaw(direction)
             solids = [transform(solid, scale, yaw, np.zeros(3)) for solid in asset.primitives]

@@ -82,7 +82,7 @@ def test_convert_adapter_recognises_depth_and_downscale_of_guider() -> None:
     assert len(deep.guider.adapter.body[0].resnets) == 3
     small = AdaptedUNet(tiny_base(), branches=("mv",), downscale=2)
     found = convert_adapter(small.adapter_state(), tiny_base())
-    assert (found.guider.downscale_factor, found.multiple) == (2, 8)
+    assert (found.guider.downscale_factor, found.size_multiple) == (2, 8)
 
 
 def test_adapters_of_other_bases_are_refused(tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_adapters_of_released_bases_have_published_size(config: Any, attention: 
 @pytest.mark.parametrize(("config", "multiple"), [({}, 8), (TOYBOX, 16)])
 def test_guider_features_reach_every_block(config: Any, multiple: int) -> None:
     network = AdaptedUNet(tiny_base(**config), branches=("mv",))
-    assert network.multiple == multiple
+    assert network.size_multiple == multiple
     x, t, text = inputs(3, size=(4, 10))
     found = network.guide(control(3), 32, 80)
     assert found is not None and len(found) == len(network.unet.down_blocks) + (config is TOYBOX)
@@ -189,7 +189,7 @@ def test_downscaled_guider_matches_on_constant_blocks() -> None:
     blocks = control(2, 8, 12).repeat_interleave(4, 2).repeat_interleave(4, 3)
     found = []
     for network.guider in (whole, less):
-        assert network.multiple == 16
+        assert network.size_multiple == 16
         found.append([network.guide(maps, 32, 48) for maps in (control(2), blocks)])
     torch.testing.assert_close(*found)
     with refused(None, 16, 5, kind=ValueError):
