@@ -259,9 +259,10 @@ def test_distorted_photos_are_undistorted(tmp_path: Path, distortion: tuple[floa
         (lambda tree: [frame.pop("fl_x") and frame.pop("fl_y") for frame in tree["frames"]], ["000.png", "fl_x"]),
         (lambda tree: tree["frames"][1].update(transform_matrix=[[1, 2], [3]]), ["transforms.json", "frames.1"]),
         (lambda tree: tree["frames"][2]["transform_matrix"][0].__setitem__(0, 7.0), ["transforms.json", "2"]),
+        (lambda tree: tree["frames"][2].update(fl_x=5000 * "a"), ["transforms.json", "frames.2", "aaa..."]),
         (lambda tree: [frame.update(file_path="no") for frame in tree["frames"]], ["transforms.json", "no"]),
     ],
-    ids="model fisheye size zero tiny huge empty none dict focal matrix shear missing".split(),
+    ids="model fisheye size zero tiny huge empty none dict focal matrix shear long missing".split(),
 )
 def test_unusable_transforms_are_refused(tmp_path: Path, edit: Any, values: list[str]) -> None:
     edit_transforms(write_transforms(tmp_path, photographs(4)), edit)
@@ -276,6 +277,32 @@ def test_damaged_colmap_models_are_refused(tmp_path: Path, name: str) -> None:
     path.write_bytes(path.read_bytes()[:-5])
     with refused(None, tmp_path / "sparse" / "0"):
         open_photos(tmp_path, 64)
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "values"),
+    [
+        ("points3D", "2 0.1 0.2", []),
+        ("cameras", "1 PINHOLE 1e200 1e200 90 90 50 50", ["finite"]),
+        ("cameras", "1 PINHOLE " + 5000 * "a", ["aaa..."]),
+    ],
+)
+def test_damaged_lines_of_colmap_texts_are_refused(tmp_path: Path, name: str, line: str, values: list[str]) -> None:
+    write_colmap(tmp_path, photographs(4), binary=False)
+    path = tmp_path / "sparse" / "0" / f"{name}.txt"
+    number = line.split()[0]
+    kept = [each for each in path.read_text().splitlines() if not each.startswith(f"{number} ")]
+    path.write_text("\n".join([*kept, line]))
+    with refused(None, path.parent, *values) as caught:
+        open_photos(tmp_path, 64)
+    assert len(str(caught.value)) < 500
+
+
+def test_colmap_points_that_are_not_finite_are_left_out(tmp_path: Path) -> None:
+    write_colmap(tmp_path, photographs(4), binary=False)
+    with (tmp_path / "sparse" / "0" / "points3D.txt").open("a") as file:
+        file.write("2 nan 0 0 255 0 0 0.5 7 0\n3 0 1e200 0 255 0 0 0.5 7 0\n4 1 2 3 255 0 0 0.5 7 0\n")
+    assert np.allclose(read_posed(tmp_path).points, [[0.1, 0.2, 0.3], [1, 2, 3]])
 
 
 def test_colmap_points_and_fisheye(tmp_path: Path) -> None:

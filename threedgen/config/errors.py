@@ -200,6 +200,13 @@ def did_you_mean(*names: str | None) -> str:
     return f"; did you mean {known}?" if known else ""
 
 
+def plain(value: object, length: int = 200) -> str:
+    """Return `str(value)` as it can be shown in a message: cut to `length` characters, without control characters."""
+    text = str(value)
+    text = text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
+    return text if len(text) <= length else text[: length - 3] + "..."
+
+
 def short(value: object, length: int = 80) -> str:
     """Return `repr(value)`, cut to at most `length` characters; "..." at the end marks a cut.
 

@@ -1,3 +1,4 @@
+import json
 import shutil
 import tarfile
 from pathlib import Path
@@ -128,6 +129,21 @@ def test_damaged_members_of_shards_are_named(shards: Shards, tmp_path: Path, dam
     path.write_bytes(data)
     with refused(None, path, f"{entry.name}.json"):
         Shards(tmp_path / "views").metadata(entry)
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"), [([0] * 1000, "index.json"), ("\x1b[31m", r"\x1b[31m"), ("a" * 999, "aaa...")]
+)
+def test_names_in_the_index_of_shards_are_texts(shards: Shards, tmp_path: Path, name: object, shown: str) -> None:
+    shutil.copytree(shards.folder, tmp_path / "views")
+    index = tmp_path / "views" / "index.json"
+    tree = json.loads(index.read_text())
+    tree["shards"][0]["assets"][0]["name"] = name
+    index.write_text(json.dumps(tree))
+    with refused(None, shown) as caught:
+        found = Shards(tmp_path / "views")
+        found.metadata(found.entries[0])
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 600
 
 
 def test_sparse_members_of_shards_are_not_read(shards: Shards, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from threedgen.config.errors import ConfigError
+from threedgen.config.errors import ConfigError, plain
 from threedgen.config.plain_file import read_bytes, require_regular_file
 from threedgen.geometry.side_files import Listings, decode
 from threedgen.geometry.submesh import MAX_LINES
@@ -27,6 +27,7 @@ MAX_BYTES, MAX_POINTS = 1 << 30, 2_000_000
 MAX_ROWS, MAX_LINE = 100_000, 1 << 26
 """Largest number of cameras or images, and largest size in bytes of a line. Longer lines, of keypoints, are skipped."""
 IMAGES = "[Ii][Mm][Aa][Gg][Ee][Ss]*"  # names of folders with photos
+MAX_COORDINATE = 1e30  # points further away, or at NaN, are left out
 NUMBER = re.compile(r"[-+]*\d[-+\d.eE]*")
 
 
@@ -62,10 +63,13 @@ def read_colmap(folder: Path) -> PosedFiles:
     except KeyError as error:
         raise ConfigError(f"{folder} has no camera {error}, which an image needs") from None
     except (struct.error, ValueError, IndexError, OverflowError) as error:
-        raise ConfigError(f"{folder} is not a COLMAP model, or a file of it is damaged ({error})") from None
+        raise ConfigError(f"{folder} is not a COLMAP model, or a file of it is damaged ({plain(error)})") from None
     photos, matrices, own = zip(*found, strict=True) if found else ((), (), ())
-    points = np.array(model.points, np.float64).reshape(-1, 3) if model.points else None
-    return PosedFiles(folder, photos, np.array(matrices), own, "w2c-opencv", tuple(missing), points)
+    points = np.array(model.points, np.float64).reshape(-1, 3)
+    points = points[np.abs(points).max(1, initial=0) < MAX_COORDINATE]
+    return PosedFiles(
+        folder, photos, np.array(matrices), own, "w2c-opencv", tuple(missing), points if len(points) else None
+    )
 
 
 def _lens(folder: Path, model: str, numbers: list[float]) -> Lens:
@@ -128,7 +132,7 @@ def _binary(folder: Path) -> _Model:
 
 def _text(folder: Path) -> _Model:
     cameras, images, points = (_lines(folder / f"{name}.txt") for name in ("cameras", "images", "points3D"))
-    rows = _Model({}, [], [list(map(float, line.split(maxsplit=4)[1:4])) for line in islice(points, MAX_POINTS)])
+    rows = _Model({}, [], [_point(line) for line in islice(points, MAX_POINTS)])
     for count, line in enumerate(cameras, 1):
         _check_rows(count)
         number, model, *numbers = line.split(maxsplit=20)
@@ -140,6 +144,11 @@ def _text(folder: Path) -> _Model:
             rows.images.append((words[9].strip(), int(words[8]), list(map(float, words[1:8]))))
             _check_rows(len(rows.images))
     return rows
+
+
+def _point(line: str) -> list[float]:
+    x, y, z = map(float, line.split(maxsplit=4)[1:4])
+    return [x, y, z]
 
 
 def _lines(path: Path) -> Iterator[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from threedgen.config.errors import ConfigError, short
+from threedgen.config.errors import ConfigError, plain, short
 from threedgen.config.plain_file import parse_json, read_text
 from threedgen.data.files import MIN_FOCAL, is_finite
 from threedgen.geometry.side_files import Listings
@@ -54,7 +54,7 @@ def read_transforms(path: Path) -> PosedFiles:
     except KeyError as error:
         raise ConfigError(f"{path} is not a transforms.json: {where}{error} is missing") from None
     except (TypeError, ValueError, AttributeError) as error:
-        raise ConfigError(f"{path} is not a transforms.json: {where}{error}") from None
+        raise ConfigError(f"{path} is not a transforms.json: {where}{plain(error)}") from None
     photos, matrices, lenses = zip(*found, strict=True) if found else ((), (), ())
     stack = np.array(matrices).reshape(-1, 4, 4)
     return PosedFiles(path, photos, stack, lenses, "c2w-opengl", tuple(missing), box=box, applied=applied)
@@ -129,7 +129,7 @@ def read_posed(path: Path) -> PosedFiles:
     found = read_colmap(source) if source.is_dir() else read_transforms(source)
     if not found.files:
         raise ConfigError(found.missing_note if found.missing else f"{source} has no photos")
-    numbers = np.array([[*lens[:6], *lens.distortion] for lens in found.lenses])
+    numbers = np.array([[*lens[:6], *lens.distortion] for lens in found.lenses], np.float64)
     if not is_finite(found.matrices) or not is_finite(numbers):
         raise ConfigError(f"{source} has poses or intrinsics that are not finite")
     sides = numbers[:, 4:6]
