@@ -50,8 +50,8 @@ class Prior(Protocol):
         half_weights: whether all weights have the type `dtype`, so that networks compute without autocast.
         composites_reference: whether the reference image is composited on the grey level of the renders' background, so
             that its features are computed again in each distillation step.
-        cuda_graph: whether `cast_networks` lets the UNet run as a CUDA graph.
-        graph: the UNet as a CUDA graph, replayed if gradients are disabled; None: the UNet runs normally.
+        cuda_graph: whether `cast_networks` may set `graph`, the next attribute.
+        graph: the UNet as a CUDA graph, which is replayed if gradients are disabled; None: the UNet runs normally.
     """
 
     half_weights: bool = False
@@ -162,7 +162,7 @@ class Prior(Protocol):
     def replayed(self, function: Callable[..., Tensor], *inputs: Tensor | int | None) -> Tensor:
         """Return `function(*inputs)`, the output of the UNet.
 
-        If there is a CUDA graph (`graph`) and gradients are disabled, the graph is replayed.
+        If the attribute `graph` is set and gradients are disabled, that CUDA graph computes the output.
         """
         return function(*inputs) if self.graph is None or torch.is_grad_enabled() else self.graph(function, *inputs)
 
@@ -231,12 +231,12 @@ class Prior(Protocol):
     def sample_code(
         self, text: Tensor, generator: sampling.Generators = None, similar_to: Tensor | None = None
     ) -> Tensor:
-        """Sample an object code for each of n prompts; return a copy of `text` (n, L, D) with the code as last row.
+        """Sample an object code for each of n prompts, and return a copy of `text` (n, L, D) with it as new last row.
 
-        The code chooses what a prompt leaves unspecified, once for all views. Embeddings of a prior without object
-        codes are returned unchanged. `generator` is one random generator or a list of n; None: torch's global
-        generator. `similar_to` (n, L, D) are embeddings with codes of n other objects, to which the sampled objects
-        become similar; None: no such objects.
+        It replaces the row of zeros or the code that was there, and chooses what a prompt leaves unspecified, once for
+        all views. A prior without object codes returns `text` unchanged. `generator` is one random generator or a list
+        of n; None: torch's global generator. `similar_to` (n, L, D) are embeddings with codes of n other objects, to
+        which the sampled objects become similar; None: no such objects.
         """
         return text
 
@@ -246,11 +246,12 @@ class Prior(Protocol):
         return False
 
     def encode_code(self, text: Tensor, latents: Tensor, c2w: Tensor, fit: bool = False) -> Tensor:
-        """Compute an object code from V known views of each of n objects; return `text` (n, L, D) with it as last row.
+        """Compute an object code from V known views of each of n objects.
 
+        Returns a copy of the embeddings `text` (n, L, D) with the codes in place of the last row, or `text` unchanged
+        if the prior has no object codes.
         With `fit`, gradient descent adapts the encoded codes to the views (half a second for one view on a CPU).
         `latents` are clean latents of the views (n, V, C, h, w), `c2w` their camera-to-world matrices (n, V, 4, 4).
-        Embeddings of a prior without object codes are returned unchanged.
         """
         return text
 

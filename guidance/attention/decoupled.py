@@ -149,7 +149,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
 def token_grid(count: int, latent_size: tuple[int, int] | None) -> tuple[int, int]:
     """Return height and width of the feature map that has `count` tokens, in a UNet for inputs of `latent_size`.
 
-    `latent_size` is (height, width); None is an error. Each resolution level halves height and width, rounded up.
+    `latent_size` is (height, width) and must not be None. Each resolution level halves both, rounded up.
     """
     assert latent_size is not None
     height, width = latent_size

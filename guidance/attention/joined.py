@@ -54,7 +54,7 @@ class WorldRotary:
         """Store the unit vectors "right" and "up", each (B, 3) in world axes, of B = `batch` cameras.
 
         `camera` holds camera vectors (B, 16): row-major 4 x 4 camera-to-world matrices, see `camera_vector`. None: all
-        cameras are on the +x axis (front view); their vectors are stored on `device`, which is used only then.
+        cameras are on the +x axis (front view), and `device` is the device of the vectors; else it is not used.
         """
         if camera is None:
             front = torch.tensor([[0.0, 0, 1], [1, 0, 0], [0, 1, 0]], device=device)

@@ -257,7 +257,7 @@ class LatentDiffusion(Prior):
     def save(self, folder: Path | str) -> None:
         """Write a diffusers folder with float16 tensors and SHA256SUMS, atomically.
 
-        Raises ConfigError if the folder contains other files than a saved prior, a weight overflows in float16, or the
+        Raises ConfigError if the folder contains files that no saved prior has, a weight overflows in float16, or the
         prior is SDXL or ImageDream.
         """
         components.save(self, Path(folder))
@@ -287,11 +287,11 @@ class LatentDiffusion(Prior):
         return self.predictor is not None
 
     def split_text(self, text: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Split the result (n, L, D) of `encode_prompt` into text for the UNet, text for the predictor, object codes.
+        """Split the result (n, L, D) of `encode_prompt` into (UNet text, predictor text, object codes).
 
-        The two texts are embeddings (n, L', D) without the codes. They differ only if words that DreamBooth or textual
-        inversion added were removed for the coarse predictor. An object code, the last row of the input, is a vector
-        that chooses what the prompt leaves unspecified: (n, D); None if the prior has no such codes.
+        The texts for the UNet and for the coarse predictor are embeddings (n, L', D), L' <= L, and differ only if words
+        that DreamBooth or textual inversion added were removed for the predictor. Object codes (n, D), vectors that
+        choose what a prompt leaves unspecified, are the last of the L rows; None if the prior has no such codes.
         """
         words, code = (text[:, :-1], text[:, -1]) if self.has_code else (text, None)
         first, last = words.chunk(2, 1) if words.shape[1] == 2 * self.max_tokens else (words, words)
@@ -327,9 +327,9 @@ class LatentDiffusion(Prior):
 
         The L rows are the text encoder's last hidden state after its layer norm. For SDXL, they are the penultimate
         hidden states of both encoders, concatenated along the features, and one row follows: the pooled text of the
-        second encoder. If the coarse predictor takes another text than the UNet (see `prompt_variants`), its L rows
-        follow. If the prior has object codes (vectors that choose what a prompt leaves unspecified), a last row of
-        zeros follows, which means "no code".
+        second encoder. If the coarse predictor takes another text than the UNet (see `prompt_variants`), the L rows
+        of that text follow. If the prior has object codes (vectors that choose what a prompt leaves unspecified), a
+        last row of zeros follows, which means "no code".
         """
         prompts = [self.read_prompt(prompt).text for prompt in prompts]
         self.note_cuts(prompts)
@@ -401,9 +401,9 @@ class LatentDiffusion(Prior):
         return self.dtype != torch.float16 or not joined.has_added_conditioning(self.unet)
 
     def posterior(self, rgb: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and standard deviation of the VAE's unscaled latents, each (B, C, h, w).
+        """Return mean and standard deviation of the VAE's latents of images (B, H, W, 3) in [0, 1], each (B, C, h, w).
 
-        The images (B, H, W, 3) in [0, 1] are resized to `image_size`.
+        The images are resized to `image_size`. The latents are not multiplied with the VAE's scaling factor.
         """
         with self.encoding():
             found = self.vae.encode(self.to_network_images(rgb).to(self.vae.encoder.conv_in.weight.dtype)).latent_dist
@@ -448,7 +448,7 @@ class LatentDiffusion(Prior):
         return joined.unet_output(self.unet, x, t, text, camera, n_view, factor=self.factor)
 
     def fuse_views(self, coarse: Tensor, x: Tensor, t: Tensor, camera: Tensor | None, n_view: int) -> Tensor:
-        """Improve the coarse predictor's latents `coarse` (B, C, s, s) by the noisy latents of all views; same shape.
+        """Refine the coarse predictor's latents `coarse` (B, C, s, s), given noisy latents of all views; same shape.
 
         `x` are the noisy latents (B, C, h, w) at timesteps `t`, (B,) or (), `camera` camera vectors (B, 16); `n_view`
         consecutive images are views of one object. `coarse` is returned unchanged if the predictor has no network for

@@ -38,11 +38,11 @@ def prompts(prompt: str, negative: str, options: ViewPromptsConfig) -> list[str]
 def view_text(text: Tensor, rig: Rig, options: ViewPromptsConfig) -> Condition:
     """Return the text condition of the B cameras in `rig`: prompt by the angles of the camera, and negative prompt.
 
-    `text` are embeddings of the texts from `prompts`: prompt, negative prompt and, with view prompts, four directions:
-    (2, L, D) or (6, L, D). Without view prompts, all cameras share the prompt, (1, L, D). With view prompts, each gets
-    that of its direction, (B, L, D). With `options.perp_neg`, these are interpolated by azimuth between two directions
-    (except for overhead cameras), and the result also has embeddings (2, B, L, D) and weights (2, B) of two more
-    negative prompts: (front, side) for cameras nearer to the front than to the back, else (side, front).
+    `text` are embeddings of the texts from `prompts`, (2, L, D) or, with `options.enabled`, (6, L, D). If it is False,
+    all cameras share the prompt, (1, L, D). If it is True, each camera has the prompt of its direction, (B, L, D). With
+    `options.perp_neg`, this prompt is interpolated by azimuth between two adjacent directions (overhead cameras keep
+    theirs), and the result also has embeddings (2, B, L, D) and weights (2, B) of two more negative prompts: front and
+    side for cameras nearer to the front than to the back, else side and front.
     """
     if not options.enabled:
         return Condition((text[:1], text[1:2]))

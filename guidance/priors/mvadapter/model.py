@@ -90,7 +90,7 @@ class MVAdapter(LatentDiffusion):
         return self.with_network(network)
 
     def with_network(self, network: AdaptedUNet) -> Self:
-        """Replace the UNet by `network`, set `schedule` to the noise schedule of its training, and return self."""
+        """Use `network`, a UNet with an adapter, and the noise schedule of the adapter's training; return self."""
         self.unet, self.adapted = network.unet, network
         self.schedule = self.base_schedule.shifted(network.settings.shift, network.settings.shift_mode)
         matched = network.settings.timestep == "matched"

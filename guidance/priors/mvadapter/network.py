@@ -235,13 +235,13 @@ def make_guider(
     """Build a condition guider with random weights: a T2I-Adapter whose features fit the blocks of `unet`.
 
     Its input are maps (B, 6, H, W) of camera rays, or of positions and normals of a mesh. A cell of its first feature
-    map covers N x N image pixels: N = 8 for SD 2.1 and 16 for SDXL, in general `factor` * `guider_stride`(unet).
+    map covers N x N image pixels, N = `factor` * `guider_stride`(unet): 8 for Stable Diffusion 2.1, 16 for SDXL.
 
     Args:
         factor: image pixels per latent pixel along each axis.
         depth: residual blocks per level; None: as many as a block of the UNet has layers.
         downscale: map pixels per cell of the first feature map, along each axis. None: N, so H and W are those of the
-            image. N / 2: H and W are half of those of the image.
+            image. For example N / 2: H and W are half of those of the image.
 
     Raises:
         ValueError: `downscale` does not divide N.
@@ -259,8 +259,8 @@ def make_fine_guider(unet: UNet2DConditionModel, pixels: int) -> nn.Module:
     """Build a fine guider: two convolutions, whose output is added to the output of the UNet's first layer.
 
     It takes the same maps as the condition guider, with `pixels` x `pixels` map pixels per latent pixel. In a small
-    UNet it adds finer detail than the condition guider, which acts only from the first attention layer on: 8 x 8
-    features there, 64 x 64 in the released models. The output is zero until the guider is trained.
+    UNet it adds finer detail than the condition guider, which acts only from the first attention layer on, where
+    its feature map has only 8 x 8 cells (released models: 64 x 64). Its output is zero before training.
     """
     width = int(unet.config["block_out_channels"][0])
     last = nn.Conv2d(width // 2, width, 3, padding=1)
@@ -271,9 +271,9 @@ def make_fine_guider(unet: UNet2DConditionModel, pixels: int) -> nn.Module:
 
 
 def guider_stride(unet: UNet2DConditionModel) -> int:
-    """Return how many latent pixels a cell of the condition guider's first feature map covers per axis: 1; SDXL: 2.
+    """Return the latent pixels per cell of the condition guider's first feature map, along each axis.
 
-    diffusers adds the features after the attention of a block. SDXL's first block has no attention, so the features are
-    added at its end, after the downsampling.
+    1 if the first block of `unet` has attention: diffusers adds the features after it. 2 if not, as in SDXL: they are
+    then added at the end of the block, after the downsampling.
     """
     return 1 if hasattr(unet.down_blocks[0], "attentions") else 2

@@ -160,8 +160,8 @@ class PanoramaBlock(nn.Module):
         Args:
             x: features (B F, d, h, w) of B scenes with F views each; each of the h w cells of a view is a token. The
                 result has the same shape.
-            keys: positions that the tokens of a view attend to, one `KeyPositions` per view: those of one scene (F),
-                shared by all scenes, or of M scenes (M F), where M divides B; each next M scenes use the same ones.
+            keys: positions that the tokens of a view attend to, one `KeyPositions` per view, for the views of one scene
+                (F) or of M scenes (M F), where M divides B. Scene i of the batch uses those of scene i mod M.
             n_view: number F of views per scene.
         """
         maps, large = x.unflatten(0, (-1, len(keys))), sum(each.count for each in keys) * x[0].numel() > MAX_KEPT
@@ -209,9 +209,9 @@ class PanoramaBlock(nn.Module):
 
 
 def view_groups(keys: Sequence[KeyPositions], device: torch.device) -> list[list[int]]:
-    """Return groups of views whose attention is computed in one call: single views on a CPU, else larger groups.
+    """Return groups of views whose attention is computed in one call, as lists of indices into `keys`.
 
-    A larger group has all views with equally many keys. Views are given by index in `keys`, the tables of all views.
+    `keys` has one table per view. On a CPU, each view is a group; else all views whose tables have equal shape are one.
     """
     if device.type == "cpu" or CHUNK.get(device.type) == CHUNK["cpu"]:
         return [[number] for number in range(len(keys))]
@@ -241,7 +241,7 @@ class ResidualConvolution(nn.Module):
 
 
 class DepthBlock(nn.Module):
-    """`DepthAttention`, then an optional residual block of convolutions, which has more than half of the parameters."""
+    """`DepthAttention`, then a residual block of two convolutions, unless `convolution` is False."""
 
     def __init__(self, dim: int, encoding: Encoding = "reference", convolution: bool = True) -> None:
         super().__init__()

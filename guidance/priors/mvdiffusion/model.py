@@ -92,11 +92,11 @@ class MVDiffusion(LatentDiffusion):
             )
 
     def with_blocks(self, blocks: str | Path) -> Self:
-        """Add the attention blocks in a file to the UNet, and return self.
+        """Add the correspondence-aware attention blocks in a file to the UNet, and return self.
 
         `blocks` is a path, the name of embedded weights ("toybox-panorama"), or "owner/name/FILE" on the hub. If the
-        file also has weights of the UNet, or changes of its weights, the UNet gets these. Raises ConfigError if the
-        file is missing or damaged, or belongs to another 2D model.
+        file also has weights of a fine-tuned UNet, or their difference from the 2D model, the UNet gets these weights.
+        Raises ConfigError if the file is missing or damaged, or belongs to another 2D model.
         """
         path = locate("blocks", str(blocks))
         with errors_default_to_key("blocks"):
@@ -108,7 +108,7 @@ class MVDiffusion(LatentDiffusion):
             return self.with_network(network)
 
     def with_network(self, network: MultiviewUNet) -> Self:
-        """Replace the UNet by a UNet with attention blocks, and return self."""
+        """Replace the UNet by that of `network`, which has correspondence-aware attention blocks, and return self."""
         self.unet, self.multiview = network.unet, network
         return self.to(self.device)
 
@@ -186,11 +186,11 @@ class MVDiffusion(LatentDiffusion):
         return self.multiview is None or self.multiview.has_condition
 
     def fixed_latents(self, image_channels: Tensor | None, known_views: Tensor | None) -> tuple[Tensor, Tensor] | None:
-        """Return the latents of known images that sampling must keep; None if there are none.
+        """Return the latents of known images that sampling must keep; None if it keeps none.
 
-        The result is a mask (F, 1, h, w), above 0 where latents are kept, and the clean latents (F, C, h, w). If
-        `known_views` is given, and `hold` is True or the UNet has no branch for known views, it keeps the known views.
-        If not, and the UNet is an inpainting UNet and `hold` is True, it keeps the known pixels in `image_channels`.
+        The result is a mask (F, 1, h, w), above 0 where latents are kept, and the clean latents (F, C, h, w). With
+        `hold`, these are the known views in `known_views`; if that is None and the UNet is an inpainting UNet, the
+        known pixels in `image_channels`. Without `hold`, only a UNet without a branch for known views keeps the views.
 
         Args:
             image_channels: additional UNet channels (F, E, h, w). For an inpainting UNet E = 1 + C: mask (1 where
@@ -225,9 +225,9 @@ class MVDiffusion(LatentDiffusion):
             prompts: F prompts, one for each view.
             geometry: corresponding positions of the views; None: each view is sampled separately.
             size: (H, W) of the images in pixels, divisible by `size_multiple`.
-            conditions: function from an image size (H, W) to two tensors, each of which may be None: additional input
-                channels of the UNet (F, E, h, w), such as depth (E = 1); and clean latents of known views, then a mask
-                that is 1 for known views, (F, C + 1, h, w).
+            conditions: function from an image size (H, W) to a pair of tensors, each of which may be None. First:
+                additional input channels of the UNet (F, E, h, w), such as depth (E = 1). Second: (F, C + 1, h, w), C
+                channels of clean latents of known views, then a mask that is 1 for known views.
             generator: random generator of all noise; None: torch's global generator.
             eta: amount of fresh noise in each step; 0: deterministic DDIM; 1: as in DDPM.
             on_step: called before each step; may raise an exception to stop.

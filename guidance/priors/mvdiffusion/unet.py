@@ -1,4 +1,4 @@
-"""A frozen diffusers UNet with a correspondence-aware attention block after each of its blocks, inserted by hooks."""
+"""A frozen diffusers UNet with a correspondence-aware attention block in each of its blocks, inserted by hooks."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -50,7 +50,7 @@ class MultiviewUNet(nn.Module):
         condition: bool = False,
         convolution: bool = True,
     ) -> None:
-        """Freeze `unet` and add an attention block to each of its blocks; until trained, new modules have no effect.
+        """Freeze `unet` and add correspondence-aware attention to each of its blocks, without effect until trained.
 
         Args:
             kind: "panorama": views from one position; "depth": posed views with depth.
@@ -97,7 +97,7 @@ class MultiviewUNet(nn.Module):
             x: noisy latents and extra input channels (B F, C + E, h, w); the views of a scene are consecutive.
             t: timesteps (B F,) or ().
             text: encoded prompts (B F, L, D).
-            geometry: corresponding positions of the F views. If it is None or F = 1, the attention blocks are not used.
+            geometry: corresponding positions of the F views. If it is None or F = 1, views do not attend to each other.
             known_views: clean latents, then mask (1 for known views), (B F, C + 1, h, w), from
                 `inputs.given_condition`; None: no known views.
         """

@@ -35,9 +35,10 @@ TO_DEPTH, ATTENTION = ".attn1.transformer.", ".transformer."
 
 
 def save_blocks(path: Path, network: MultiviewUNet, own: Mapping[str, Tensor] | None = None) -> None:
-    """Write the attention blocks of a network to a file in float16, with the whole UNet or its changes.
+    """Write the correspondence-aware attention blocks and the UNet of `network` to a file, in float16.
 
-    `own` are the changes of the UNet against the 2D model, as returned by `difference`; None: write the whole UNet.
+    `own` are the tensors in which the UNet differs from the 2D model, as returned by `difference`: they are written
+    instead of the whole UNet. None: the whole UNet is written.
     Raises ConfigError if a value is not finite.
     """
     state = network.state_dict()
@@ -51,11 +52,11 @@ def save_blocks(path: Path, network: MultiviewUNet, own: Mapping[str, Tensor] | 
 
 
 def load_blocks(network: MultiviewUNet, weights: Mapping[str, Tensor], unet: bool = False) -> None:
-    """Copy attention blocks from the state dict `weights` into a network, in place.
+    """Copy correspondence-aware attention blocks from the state dict `weights` into `network`, in place.
 
-    If the blocks are of another kind (panorama or depth) than the network's, only attention tensors are copied. If
-    `unet` is True and `weights` has the whole UNet, its weights are also copied. Raises ConfigError if tensors do not
-    fit.
+    If `unet` is True and `weights` has the whole UNet, the UNet's weights are also copied. If the blocks are of another
+    kind (panorama or depth) than those of `network`, only their attention layers are copied: no residual convolutions
+    of depth blocks, and no UNet. Raises ConfigError if tensors do not fit.
     """
     named = {name.removeprefix(PREFIX): tensor for name, tensor in weights.items()}
     same_kind = any(TO_DEPTH in name for name in named) == (network.kind == "depth")
@@ -90,7 +91,7 @@ def is_whole(named: Mapping[str, Tensor]) -> bool:
 
 
 def with_difference(unet: UNet2DConditionModel, weights: Mapping[str, Tensor]) -> UNet2DConditionModel:
-    """Return a copy of `unet` with the changes in `weights`, the state dict of a file of attention blocks.
+    """Return a copy of `unet` with the changes in `weights`, a state dict of MVDiffusion weights.
 
     The changes are additional input channels and low-rank updates of layers, see `difference`. If there are none,
     `unet` itself is returned. Raises ConfigError if the blocks were trained on another 2D model.
@@ -138,10 +139,10 @@ def build_network(weights: Mapping[str, Tensor], unet: UNet2DConditionModel) -> 
 
 
 def encoding_of(bands: Mapping[str, Tensor]) -> Encoding:
-    """Return the kind of positional encoding, "reference" or "capped", that has the frequencies in `bands`.
+    """Return which positional encoding has the frequencies in `bands`, the tensors of frequencies by state dict name.
 
-    `bands` are the tensors of frequencies in a state dict, by name; for {} the result is "reference". Raises
-    ConfigError for unknown frequencies.
+    "reference": that of the released weights, also returned for {}; "capped": frequencies from 1/4 to 64 (see
+    `caa.frequencies`). Raises ConfigError if the frequencies are those of neither.
     """
     encodings: tuple[Encoding, ...] = ("reference", "capped")
     for encoding in encodings:

@@ -41,7 +41,7 @@ def test_pipeline_matches_prior_samples(prior: MVDream, c2w: Any, prediction: An
 
 
 def test_default_views_are_those_of_mvdream_script(prior: MVDream) -> None:
-    """Elevation 15 and azimuth 0, which is 90 there."""
+    """Elevation 15 and azimuth 0, which the script of MVDream calls azimuth 90."""
     pipeline = MVDreamPipeline.from_prior(prior)
     np.testing.assert_allclose(sample(pipeline), sample(pipeline, c2w=script_poses(4)), atol=1e-4)
     rotated = sample(pipeline, azimuth=90.0, elevation=0.0)

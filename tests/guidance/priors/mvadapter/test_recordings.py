@@ -24,7 +24,7 @@ from threedgen.guidance.weights.components import scheduler
 
 
 class Recording:
-    """Options and tensors of a recording: weights, inputs and outputs by prefix."""
+    """Options and tensors of a recording; names start with "w:" (weights), "in:" (inputs) or "out:" (outputs)."""
 
     def __init__(self, path: Path) -> None:
         self.options = parity_files.options(path)

@@ -78,7 +78,7 @@ def test_hold_keeps_given_view_of_inpainting_model() -> None:
 
 @pytest.mark.parametrize("kind", ["depth", "keys"])
 def test_given_frames_enter_by_branch_or_are_held(kind: str) -> None:
-    """The model without a condition branch ("keys") holds them."""
+    """The model of kind "keys", which has no branch for known views, keeps their latents unchanged."""
     model, latents = tiny_model(kind), torch.randn(3, 4, 16, 24, generator=cpu())
     extra = depth_channels(torch.full((3, 32, 48), 2.0), 16, 24)
     free, held = (

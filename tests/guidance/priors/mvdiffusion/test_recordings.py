@@ -51,7 +51,7 @@ def test_panorama_cameras_match_recording(path: Path) -> None:
 
 
 def cameras(rest: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Return K, R (V, 3, 3) from the angles of a file."""
+    """Return intrinsics and rotations of V cameras, each (V, 3, 3), from the angles in a file's tensors."""
     fov, step, first, size = (rest[name].item() for name in ("fov", "rot", "init", "res"))
     R = torch.stack([panorama.rotation(radians(first + step * n)) for n in range(len(rest["K"]))])
     return panorama.intrinsics(radians(fov), size, size).expand_as(R), R
