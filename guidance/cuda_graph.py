@@ -17,10 +17,10 @@ Recording = tuple[Callable[[], object], Tensor]
 class GraphedCalls:
     """Wrapper that calls one function of tensors on a GPU without gradients, from the third call on as a CUDA graph.
 
-    A graph is valid for fixed shapes, dtypes and devices of the tensor arguments and fixed values of the others. When
-    one of these changes, the graph is dropped, because it holds the memory of all activations, and counting starts
-    again: two calls run normally, the third captures a new graph. If the capture fails, all later calls run normally,
-    and the reason is logged. Everything else that the function uses, such as weights, must not change.
+    A graph is valid for fixed shapes, dtypes and devices of the tensor arguments and fixed values of the other
+    arguments. A call for which one of these differs drops the graph, which holds the memory of all activations. This
+    call and the next run normally, the one after them captures a new graph. If a capture fails, the reason is logged,
+    and all later calls run normally. Everything else that the function uses, such as weights, must not change.
     """
 
     def __init__(self) -> None:
@@ -62,9 +62,10 @@ class GraphedCalls:
 
 
 def record(function: Callable[[], Tensor]) -> Recording:
-    """Capture the kernels of a function as a CUDA graph; return the function that replays it and its output tensor.
+    """Capture the kernels of `function` as a CUDA graph; return a function that replays it, and the output tensor.
 
-    Raises RuntimeError if the function cannot be captured.
+    `function` is called once before the capture and once for it. Each replay reads the tensors that `function` used,
+    and overwrites the output tensor. Raises RuntimeError if `function` cannot be captured.
     """
     current, stream = torch.cuda.current_stream(), torch.cuda.Stream()
     stream.wait_stream(current)

@@ -63,11 +63,10 @@ def predict_for_texts(
 
 
 def combine(eps_cond: Tensor, eps_uncond: Tensor, guidance_scale: float) -> Tensor:
-    """Return the guided noise eps_u + s (eps_c - eps_u) for predictions (B, C, h, w); scale s = 1: no guidance.
+    """Return the guided noise eps_u + s (eps_c - eps_u) with s = `guidance_scale`; s = 1: no guidance.
 
-    eps_c and eps_u are the noise predicted with and without the prompt.
-
-    The guidance scale of threestudio's Stable Diffusion is this s minus 1.
+    `eps_cond` and `eps_uncond` are eps_c and eps_u, the noise (B, C, h, w) predicted with and without the prompt. The
+    guidance scale of threestudio's Stable Diffusion is this s minus 1.
     """
     return eps_uncond + guidance_scale * (eps_cond - eps_uncond)
 

@@ -64,8 +64,8 @@ def ddim_timesteps(steps: int, T: int = 1000) -> Tensor:
     """Return the ascending timesteps at which DDIM calls the network, (steps,) int64.
 
     They are floor(i T / steps) + 1 for i = 0..steps-1 (as in the ldm code base, if `steps` divides T), but 0..T-1 if
-    `steps` equals T. T is the number of training timesteps; for img2img, the number of timesteps up to the noise level
-    of the start, which is smaller.
+    `steps` equals T. Sampling from noise uses all training timesteps 0..T-1; for img2img, T is smaller: only the first
+    T training timesteps, up to the noise level of the start, are used.
     """
     # With steps = T the offset of 1 would give t = T, which has no alpha_bar.
     return torch.arange(steps) * T // steps + (1 if steps < T else 0)
@@ -209,7 +209,7 @@ def check_half_size(size: Size, draft: float | None, unit: int, key: str = "draf
 def img2img_strengths(draft: float | None, rounds: int = 0) -> list[float]:
     """Return the noise strength, in (0, 1], of each img2img round that follows the first pass of sampling.
 
-    Strengths decrease linearly from that of the first round, s, to s / n in the last of n rounds.
+    Strengths decrease linearly: in n rounds, they are s, s (n - 1) / n, ..., s / n, where s is the first.
 
     Args:
         draft: strength of the first round; None: 0.3 (`REFINE_STRENGTH`).
@@ -222,10 +222,14 @@ def img2img_strengths(draft: float | None, rounds: int = 0) -> list[float]:
 def total_steps(steps: int, draft: float | None, rounds: int = 0, init: InitLatents | None = None) -> int:
     """Return the number of denoising steps of all passes of `sample_images`.
 
-    The first pass starts from noise and takes `steps` steps; with `init`, it is an img2img pass with that strength. The
-    passes after it are img2img passes with the strengths `img2img_strengths(draft, rounds)`: `draft` is the strength at
-    full size after a first pass at half the size (None, or with `init`: no half size), `rounds` the number of rounds
-    that make views consistent. An img2img pass takes round(strength * steps) steps, at least one.
+    An img2img pass takes round(strength * steps) steps, at least one.
+
+    Args:
+        steps: steps of the first pass, if it starts from noise.
+        draft: img2img strength at full size after a first pass at half the size; None: the first pass has full size.
+        rounds: number of img2img rounds that make views consistent (`ViewSync.rounds`). The first of them is also the
+            pass after a draft. `img2img_strengths` gives the strengths.
+        init: img2img start of the first pass, whose strength replaces that of noise, 1; `draft` is then ignored.
     """
     first, draft = (1.0, draft) if init is None else (init.strength, None)
     return sum(max(1, round(strength * steps)) for strength in [first, *img2img_strengths(draft, rounds)])

@@ -31,7 +31,8 @@ class Schedule:
     Attributes:
         betas: variance of the noise that each timestep adds, (T,) float32, in (0, 1).
         alpha_bar: cumulative product of 1 - betas, the signal's remaining share of the variance, (T,) float32.
-        prediction: output of the network: the noise eps, or v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0.
+        prediction: output of the network: "epsilon", the noise eps, or "v_prediction",
+            v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0.
     """
 
     betas: Tensor

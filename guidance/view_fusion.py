@@ -161,8 +161,9 @@ def camera_harmonics(camera: Tensor) -> Tensor:
 def view_features(camera: Tensor, noise: Tensor) -> Tensor:
     """Return features (B, V, F) of V views per object, from their camera vectors (B, V, 16) and noise levels.
 
-    They are `camera_harmonics`, then the encoded noise level of the view, then its mean over the V views. `noise`
-    (B, V, N) are noise levels encoded by `sinusoids` as N values each, so F = 2 HARMONICS + 2 + 2 N.
+    `noise` (B, V, N) has the noise level of each view, encoded by `sinusoids` as N values. The features of a view are
+    its `camera_harmonics` (2 HARMONICS + 2 values), its N values in `noise`, and the mean of these over the V views of
+    the object, so F = 2 HARMONICS + 2 + 2 N.
     """
     return torch.cat([camera_harmonics(camera), noise, noise.mean(1, keepdim=True).expand_as(noise)], -1)
 

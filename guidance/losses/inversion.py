@@ -102,9 +102,9 @@ class ISM(Distillation):
 class SDI(Distillation):
     """Score distillation via inversion (Lukoianov et al. 2024, arXiv 2405.15891, section 5).
 
-    1. DDIM inversion, with text and a negative guidance scale, moves the clean latents z to a random timestep u, from
-       t to less than one inversion step above t. The result is sqrt(alpha_bar_u) z + sqrt(1 - alpha_bar_u) kappa, which
-       defines the noise kappa.
+    1. DDIM inversion, with text and a negative guidance scale, moves the clean latents z to a random timestep u in
+       [t, t + interval), where `interval` is the length of an inversion step in timesteps. The result is
+       sqrt(alpha_bar_u) z + sqrt(1 - alpha_bar_u) kappa, which defines the noise kappa.
     2. x_t = sqrt(alpha_bar_t) z + sqrt(1 - alpha_bar_t) kappa.
     3. The gradient is (z - x0) / B for B images; x0 are the clean latents predicted from x_t with guidance.
 

@@ -43,8 +43,9 @@ class JSD(SDS):
         """Predict the clean latents x0_views of all views together, (B, C, h, w), for the energy C.
 
         `x` are noisy latents (B, C, h, w) at timesteps `t`, (1,) or (B,). `denoise` predicts noise without guidance;
-        `condition` has text, cameras and reference image of the views. The options `view_guidance_scale` and
-        `recon_std_rescale` (share of `rescale_std`) may change with the optimisation step `step`.
+        `condition` has text, cameras and reference image of the views. Two options, whose values may change with the
+        optimisation step `step`, are used: `view_guidance_scale`, the guidance scale of this prediction, and
+        `recon_std_rescale`, the argument `share` of `rescale_std`.
         """
         eps, eps_cond = predict(denoise, x, t, condition, self.value("view_guidance_scale", step))
         x0, x0_cond = (self.schedule.x0_from_eps(x, one, t) for one in (eps, eps_cond))

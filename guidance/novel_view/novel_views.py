@@ -140,7 +140,7 @@ def load(weights: str) -> tuple[XUNet | LatentPairs, CamerasConfig | None]:
 def digest(weights: str) -> str:
     """Return the SHA-256 of all files of a model, independent of the path of its folder.
 
-    `weights` is the folder of the model, "embedded" or "embedded-concat".
+    `weights` is the folder of the model, or "embedded" or "embedded-concat", the models that come with threedgen.
     """
     path = novel_view_model(weights)
     return files.digest(path, sorted(f for f in path.rglob("*") if f.is_file()))

@@ -146,9 +146,9 @@ class UNet(nn.Module):
 
 
 class XUNet(nn.Module):
-    """Novel-view model on images (a `sampler.ViewModel`): the X-UNet of 3DiM, or its baseline without cross-attention.
+    """Novel-view model on images (a `sampler.ViewModel`): the X-UNet of 3DiM, or the baseline architecture="concat".
 
-    The output of an untrained network is zero.
+    The baseline has no attention between the two frames. The output of an untrained network is zero.
     """
 
     clip = 1.0

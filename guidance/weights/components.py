@@ -47,7 +47,7 @@ class Network(NamedTuple):
 
     Attributes:
         label: name of the network in messages.
-        class_entry: (key, value) in config.json that identifies the class of the network.
+        class_entry: key and value in config.json that identify its class, such as ("_class_name", "AutoencoderKL").
         build: function from the content of config.json to the network, with random weights.
     """
 
@@ -96,8 +96,8 @@ class Components(NamedTuple):
     """Networks, tokenizers and noise schedule of a latent prior.
 
     Attributes:
-        coarse: network that predicts latents from text and camera in one pass; the UNet takes them as further input
-            channels. None: the prior has no such network.
+        coarse: network that predicts latents from text and camera in one pass; the UNet takes the prediction as further
+            input channels. None: the prior has no such network.
         second: second text encoder; None for all models except SDXL.
         image_encoder: CLIP's image encoder; None for all models except ImageDream.
     """

@@ -33,7 +33,7 @@ EPSILON_NAME = re.compile(r"v?2[-_.]?[01]?[-_]512|512[-_](base|inpainting|depth)
 
 
 class Traits(NamedTuple):
-    """Prediction type (noise or v) and image side in pixels of a checkpoint; None for a value that is not known."""
+    """Output of a checkpoint's UNet ("epsilon" or "v_prediction") and its image side in pixels; None: not known."""
 
     prediction: Prediction | None
     image_size: int | None

@@ -45,10 +45,10 @@ def is_hub_id(name: str) -> bool:
 
 
 def hub_name(weights: str) -> tuple[str, str]:
-    """Return the hub repository of `weights` and the name of a file that must be in this repository.
+    """Return the hub repository of `weights` and one of its files, which is in the cache once `weights` are downloaded.
 
-    For an original checkpoint of MVDream or ImageDream, `weights` is the name of that file. For a hub id "owner/name",
-    the repository is `weights`, and the file is model_index.json.
+    If `weights` is the file name of an original MVDream or ImageDream checkpoint, the file is this checkpoint. If it is
+    a hub id "owner/name", it is the repository, and the file is model_index.json.
     """
     return (ORIGINALS[weights], weights) if weights in ORIGINALS else (weights, "model_index.json")
 
@@ -65,10 +65,10 @@ def cached(repo: str, name: str) -> Path | None:
 
 
 def reachable() -> bool:
-    """Return whether the hub can be reached, so that a missing file can be downloaded; if not, callers report it.
+    """Return whether the hub can probably be reached: a proxy is set, or the hub's address is found by a DNS query.
 
-    The check is quick: it only looks up the hub's address, or whether a proxy is set. Without a network,
-    huggingface_hub itself would try for half a minute. False in offline mode (HF_HUB_OFFLINE).
+    In offline mode (HF_HUB_OFFLINE) the result is False. Nothing is downloaded. Without a network, huggingface_hub
+    itself would try for half a minute before it fails.
     """
     from huggingface_hub import constants
 

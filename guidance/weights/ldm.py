@@ -63,7 +63,7 @@ VISUAL_HEAD_WIDTH = 80  # channels per head of OpenCLIP's ViT-H image encoder; n
 
 
 class Converted(NamedTuple):
-    """Converted network: arguments of a diffusers or transformers class, and tensors with the names of that class."""
+    """Converted network: arguments of its diffusers or transformers class, and tensors by their names in that class."""
 
     config: Json
     tensors: dict[str, Tensor]

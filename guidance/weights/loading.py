@@ -163,7 +163,8 @@ def check_weight_file(name: str) -> None:
 def is_sdxl(weights: str) -> bool:
     """Return whether `weights` (name, path or hub id) belong to SDXL.
 
-    This is judged by the local files or, if there are none, by the name: it then has to contain "xl".
+    Local files, if there are any, decide: the networks or tensor names in them. Without local files, `weights` belong
+    to SDXL if their name contains "xl".
     """
     with suppress(ConfigError):
         path = local_path(weights)
@@ -186,7 +187,10 @@ def embedding_word(path: Path) -> str:
 
 
 class Identity(NamedTuple):
-    """Path of weights (a file or a diffusers folder), size in bytes and SHA-256 of the file or of the tensor files."""
+    """Path of weights, size in bytes and SHA-256, for the log of a run. For a diffusers folder: of its tensor files.
+
+    The size is the sum over the tensor files, the SHA-256 one for all of them (`files.digest`).
+    """
 
     path: Path
     size: int

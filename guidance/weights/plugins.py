@@ -27,7 +27,8 @@ SOURCES: dict[Key, str] = {
 def choices_help(key: Key, others: str) -> str:
     """Return a comma-separated list for a help text: names of embedded weights for a config key, then `others`.
 
-    `key` is "blocks" (MVDiffusion) or "adapter" (MV-Adapter); `others` names the other values that the key may have.
+    `key` is "blocks" (MVDiffusion) or "adapter" (MV-Adapter). `others` is text that describes the other values of the
+    key, such as "a released adapter".
     """
     return ", ".join([*FILES[key], others])
 
@@ -62,7 +63,7 @@ def check(key: Key, name: str | None) -> None:
 
 
 def identify(key: Key, name: str | None) -> dict[str, Identity]:
-    """Return {key: path, size and SHA-256 of the weight file `name`}; {} if `name` is None.
+    """Return {key: identity}, with path, size in bytes and SHA-256 of the weight file `name`; {} if `name` is None.
 
     `key` is the config key of the file, "blocks" (MVDiffusion) or "adapter" (MV-Adapter). Raises ConfigError if the
     file is missing.

@@ -77,7 +77,7 @@ def tokens_cut(tokenizer: PreTrainedTokenizerBase, prompt: str, length: int) -> 
 
 
 def with_all_vectors(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
-    """Insert all tokens of textual inversions into a prompt.
+    """Return a prompt in which the word of each textual inversion is followed by the inversion's other tokens.
 
     A textual inversion with n vectors has n tokens: WORD, WORD_1, ..., WORD_n-1. The user's prompt has only WORD.
     """
@@ -99,8 +99,9 @@ class Vocabulary:
     """Closed vocabulary of a word-level tokenizer, in which each known word has one token.
 
     Attributes:
-        added: words that were added to the trained tokenizer or are to be added, such as the identifier of a subject.
-        known: all words of the tokenizer except special tokens.
+        known: all words of the tokenizer except special tokens; includes words that were added after its training.
+        added: words of subjects and textual inversions, such as an identifier: those that were added to the tokenizer
+            after its training, then the argument `added`, words that need not be in the tokenizer yet.
     """
 
     def __init__(self, backend: Tokenizer, added: Iterable[str] = ()) -> None:
@@ -132,7 +133,7 @@ class Vocabulary:
 class PromptReader(Protocol):
     """Interface of an object that rewrites and checks prompts for a prior with a closed vocabulary.
 
-    "Known" words are those of the vocabulary; each is one token. `prompt_reader` builds such an object.
+    "Known" words are `Vocabulary.known`; each is one token. `prompt_reader` builds such an object.
     """
 
     def read(self, prompt: str) -> Reading:
@@ -148,17 +149,17 @@ class PromptReader(Protocol):
         """Raise ConfigError, with suggestions in the message, if the prompt names no object that the prior knows."""
 
     def notes(self, prompt: str) -> list[str]:
-        """Return warnings about a prompt, such as that it names several objects, one sentence each."""
+        """Return warnings, one sentence each, if a prompt names several objects or several parts; else []."""
 
     def suggest(self, prompt: str) -> tuple[str, list[str]]:
         """Suggest object classes for an unfinished prompt.
 
-        Returns the last word and the known object classes that start with it. If there are none, it returns "" and
-        examples of object classes, or "" and [] if the prompt already names a known class.
+        Returns the last word, if it is unfinished, and the known object classes that start with it. If there is no such
+        class: "" and [] if the prompt already names a known class, else "" and examples of object classes.
         """
 
     def categories(self) -> dict[str, list[str]]:
-        """Return the known object classes, colours, sizes and accessories by category, such as "animals"."""
+        """Return known words by category: object classes ("animals", ...), "colours", "sizes" and "accessories"."""
 
     def usual_height(self, prompt: str) -> tuple[str, float] | None:
         """Return the object of a prompt, such as "a dog", and its usual height in metres; None if it is unknown."""
@@ -174,9 +175,9 @@ def prompt_reader(vocabulary: Vocabulary | None) -> PromptReader:
 
 
 def closed_vocabulary(backend: Tokenizer | None, added: Iterable[str] = ()) -> Vocabulary | None:
-    """Return the vocabulary of a tokenizer with one token per word, plus the words `added`.
+    """Return the vocabulary of a tokenizer with one token per word; None for any other tokenizer.
 
-    Returns None for any other tokenizer.
+    `added` are further words that prompts may contain, such as the identifier of a subject (`Vocabulary.added`).
     """
     if backend is None or type(backend.model).__name__ != "WordLevel":
         return None
@@ -184,9 +185,10 @@ def closed_vocabulary(backend: Tokenizer | None, added: Iterable[str] = ()) -> V
 
 
 def read_vocabulary(folder: Path, added: Iterable[str] = ()) -> Vocabulary | None:
-    """Read the closed vocabulary of a diffusers folder, plus the words `added`; None without a word-level tokenizer.
+    """Read the closed vocabulary of a diffusers folder; None if it has no tokenizer with one token per word.
 
-    Raises ConfigError if the file is damaged.
+    `added` are further words that prompts may contain, see `Vocabulary.added`. Raises ConfigError if the tokenizer's
+    file is damaged.
     """
     path = folder / VOCABULARY_FILE
     if not path.is_file() or path.stat().st_size > MAX_VOCABULARY_BYTES:
