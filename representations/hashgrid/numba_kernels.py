@@ -15,7 +15,8 @@ of additions, so results do not depend on the number of shares.
 
 Arrays, for N points and L levels with F features per entry: x and direction (3, N) float32, direction (3, 0) if there
 is none; features and their gradients (L*F, N); table (entries * F,); `features`, a tuple of F zeros, whose length is a
-compile-time constant; scale (L,) float32; resolution (L,) int32; offset (L+1,) int64; hashed (L,) bool.
+compile-time constant. Per level: scale (L,) float32, cells per unit length; resolution (L,) int32, grid points per
+axis; offset (L+1,) int64, first table entry of each level, then the number of all entries; hashed (L,) bool.
 """
 
 from collections.abc import Callable

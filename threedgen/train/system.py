@@ -84,9 +84,9 @@ class System(pl.LightningModule):
         return numpy_generator(self.seed, step, purpose, self.global_rank)
 
     def seconds(self) -> dict[str, float]:
-        """Return the durations in seconds of two parts of the run, summed over its first start and all resumptions.
+        """Return the seconds spent so far: {"prepare": before the training, "optimise": in the training}.
 
-        "prepare" is from the start of the run (or resumption) to that of the training, "optimise" the training so far.
+        Both are summed over the first start of the run and all resumptions.
         """
         now = {"prepare": self.training_start - self.run_start, "optimise": time.monotonic() - self.training_start}
         return {name: before + now[name] for name, before in self.previous_seconds.items()}
