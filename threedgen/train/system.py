@@ -51,8 +51,8 @@ class System(pl.LightningModule):
     def __init__(self, config: Config, seed: int | None = None, max_steps: int | None = None, **facts: str) -> None:
         """Store the config, and read the seed and the number of optimisation steps from it.
 
-        If `config` is only a section (nested config) of the run's config, it lacks both: pass `seed` and `max_steps`
-        then. `facts` are additional values that must be equal on resume, such as the checksum of a vocabulary.
+        If `config` is only a section (nested config) of the run's config, pass `seed` and `max_steps`, which it lacks.
+        `facts` are additional values that must be equal on resume, such as the checksum of a vocabulary.
         """
         super().__init__()
         self.seed: int = getattr(config, "seed") if seed is None else seed  # noqa: B009  not of all sections
@@ -190,7 +190,7 @@ class EMA(torch.nn.Module):
 
     Args:
         model: model whose weights are copied; no reference to it is kept.
-        decay: weight of the old average in an update, in [0, 1).
+        decay: largest weight of the old average in an update, in [0, 1).
     """
 
     def __init__(self, model: torch.nn.Module, decay: float = 0.999) -> None:
