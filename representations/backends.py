@@ -25,10 +25,10 @@ FIELD_KERNELS = ("numba", "triton")
 def choose(
     name: str, device: torch.device, dtype: torch.dtype = torch.float32, among: Container[str] = FIELD_KERNELS
 ) -> str:
-    """Return the name of the back end (kernel implementation) to use: `name` itself, unless it is "auto".
+    """Return the name of the back end (kernel implementation) to use: "meta" on torch's meta device, else `name`.
 
-    "auto" becomes the first of "numba" (CPU), "triton" and "gsplat" (GPU) that is in `among`, installed, and for this
-    device; "torch" if there is none or the dtype is not float32. On torch's meta device the result is always "meta".
+    The `name` "auto" becomes the first of "numba" (CPU), "triton" and "gsplat" (GPU) that is in `among`, installed, and
+    for this device; "torch" if there is none or the dtype is not float32.
 
     Args:
         among: names of the fast back ends of the computation, by default those of the hash grid and the ray marcher.
@@ -89,9 +89,9 @@ def cumsum(values: Tensor, dim: int) -> Tensor:
 
 
 def sum_of_shifts(values: Tensor, dim: int) -> Tensor:
-    """Return the cumulative sum along `dim` in log2(size) tensor additions (Hillis and Steele 1986).
+    """Return the cumulative sum along `dim` in log2(n) tensor additions, where n is the size of `dim`.
 
-    Unlike torch's own function on CUDA, it is deterministic.
+    Unlike torch's own function on CUDA, it is deterministic (Hillis and Steele 1986).
     """
     total, shift = values.movedim(dim, -1), 1
     while shift < total.shape[-1]:

@@ -96,7 +96,8 @@ class Representation(nn.Module):
             representation selects from. Empty if the representation has no such option.
         along_ray: None, or a method of a field whose density depends on the ray direction. The renderer then calls it
             in place of `forward` and `with_normal`. It maps midpoints (N, 3), directions (N, 3) and lengths (N,) of ray
-            intervals to density (N,), features (N, F), normals (N, 3) and norms (N,) of the distance's gradient.
+            intervals to density (N,), features (N, F), normals (N, 3) and, for the eikonal loss, norms (N,) of the
+            gradient of the signed distance.
     """
 
     rasterised: ClassVar[bool] = False

@@ -19,7 +19,7 @@ class Shading(NamedTuple):
     Attributes:
         mode: "albedo" shows the surface colours unlit, "textureless" shows the light on a white surface, "diffuse"
             multiplies light and surface colours.
-        ambient, diffuse: intensities of the ambient light and of the point light.
+        ambient, diffuse: intensities of the ambient light and of the point light; their sum is the largest brightness.
     """
 
     mode: Mode = "albedo"
@@ -82,8 +82,9 @@ class DiffuseMaterial(Material):
         """Choose and return the shading of one render: unlit albedo, lit colours, or lit without colours.
 
         Before step `ambient_only_steps`, all renders are unlit. Later, a training render is lit with the probability
-        `diffuse_probability`; a lit one has no surface colours with the probability `textureless_probability`. The CPU
-        generator `generator` decides both. A later evaluation render is lit if the option `diffuse` is above 0.
+        `diffuse_probability`; a lit one has no surface colours with the probability `textureless_probability`. These
+        choices use the CPU generator `generator`. An evaluation render from that step on is not random: it is lit, with
+        colours, if the option `diffuse` is above 0.
         """
         options = self.options
         if not training:

@@ -49,9 +49,9 @@ def place(origins: Tensor, directions: Tensor, spans: Tensor, options: MarchConf
 class EqualRays(Samples):
     """Samples on torch's meta device (shapes without values), equally many on each ray.
 
-    Real chunks of rays use the same memory one after another, so it is enough to measure three: `split` returns at most
-    two chunks and a slice of all other rays, and `select_rays` gives the latter only the samples of one chunk. Each
-    call of `split` that divides the rays adds the number of samples of a chunk to the list `chunks`.
+    Real chunks of rays use the same memory one after another, so it is enough to measure three. `split` returns at most
+    three slices: two chunks, and all other rays. For the slice of all other rays, `select_rays` returns only as many
+    samples as a chunk has. Each call of `split` that divides the rays appends this number to the list `chunks`.
     """
 
     chunks: list[int] = field(default_factory=list)

@@ -23,8 +23,8 @@ class MLP(nn.Module):
     """MLP without biases: `hidden_layers` layers of `width` numbers with ReLU, then a linear layer to `n_out` numbers.
 
     It computes in float32, even under autocast. Initial weights are uniform in +-1/sqrt(fan_in), sampled with the CPU
-    generator `generator`. `backend` is the back end of the hash grid, such as "auto" or "torch": where that is Triton,
-    an MLP with one hidden layer is computed by one kernel.
+    generator `generator`. `backend` is the configured back end of the hash grid, such as "auto" or "torch". If it is
+    "triton", or "auto" selects Triton, a small MLP with one hidden layer is computed by one kernel.
     """
 
     def __init__(
@@ -74,10 +74,11 @@ class _Context(torch.autograd.function.FunctionCtx):
 
 
 class Fused(Function):
-    """Autograd function (x (N, I), hidden weights (H, I), output weights (O, H)) -> outputs (N, O) of the MLP.
+    """Autograd function from inputs x (N, I) and the weights to outputs (N, O) of an MLP with one hidden layer.
 
-    The kernels keep no hidden values. With create_graph=True, gradients are computed by differentiable torch functions
-    instead.
+    The weights are (H, I) of the hidden layer and (O, H) of the output layer, where I, H and O are the numbers of
+    inputs, hidden values and outputs. The kernels keep no hidden values. With create_graph=True, gradients are computed
+    by differentiable torch functions instead.
     """
 
     @staticmethod

@@ -2,11 +2,12 @@
 
 One program computes blocks of points. The backward kernel computes the hidden values again; each program adds the
 gradients of the weights over its blocks, and the sum over programs has a fixed order, so all results are
-deterministic. Products have the accuracy of float32 (three TF32 products on tensor cores each); only the gradients of
-the weights, sums over many points, are computed in TF32.
+deterministic. Products have the accuracy of float32, because each is the sum of three TF32 products on tensor cores;
+only the gradients of the weights, sums over many points, are computed in TF32.
 
-Arrays in float32, for N points: inputs x (N, I) and outputs (N, O), with any strides; weights `w` (H, I) of the hidden
-layer with ReLU, `v` (O, H) of the linear output layer, contiguous. I and H are at most 64, O is at most 16.
+Arrays in float32, for N points with I inputs, H hidden values and O outputs each: inputs x (N, I) and outputs (N, O),
+with any strides; weights `w` (H, I) of the hidden layer with ReLU and `v` (O, H) of the linear output layer,
+contiguous. I and H are at most 64, O is at most 16.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ def _backward(
 
 
 def mlp(x: Tensor, w: Tensor, v: Tensor) -> Tensor:
-    """Return relu(x @ w.T) @ v.T: outputs (N, O)."""
+    """Return relu(x @ w.T) @ v.T: outputs (N, O) for inputs x (N, I), with weights w (H, I) and v (O, H)."""
     out = x.new_empty(len(x), len(v))
     inputs = x, w.contiguous(), v.contiguous(), out, len(x), *x.stride()
     _forward[(triton.cdiv(len(x), BLOCK),)](*inputs, **constants(w, v), **WARPS)
@@ -98,7 +99,7 @@ def mlp(x: Tensor, w: Tensor, v: Tensor) -> Tensor:
 
 
 def mlp_gradients(grad: Tensor, x: Tensor, w: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of x, w and v for the gradient (N, O) of the outputs."""
+    """Return the gradients of x (N, I), w (H, I) and v (O, H), given the gradient `grad` (N, O) of the outputs."""
     blocks = triton.cdiv(len(x), BLOCK)
     programs = min(blocks, PROGRAMS_PER_PROCESSOR * _processors(x.device))
     grad_x = x.new_empty(x.shape[1], len(x))  # the order in which the hash grid reads it
@@ -113,7 +114,11 @@ def _processors(device: torch.device) -> int:
 
 
 def constants(w: Tensor, v: Tensor) -> dict[str, int | str]:
-    """Return the constants of both kernels for weights w (H, I) and v (O, H)."""
+    """Return the compile-time arguments of `_forward` and `_backward` by name, for weights w (H, I) and v (O, H).
+
+    They are "INPUTS" (I), "HIDDEN" (H) and "OUTPUTS" (O), the same with the prefix "PADDED_" (powers of two, at least
+    16), "SIZE" (points per block) and "PRECISION" (of products).
+    """
     sizes = {"INPUTS": w.shape[1], "HIDDEN": w.shape[0], "OUTPUTS": v.shape[0]}
     padded = {f"PADDED_{name}": max(SMALLEST, triton.next_power_of_2(size)) for name, size in sizes.items()}
     return {**sizes, **padded, "SIZE": BLOCK, "PRECISION": "tf32x3"}

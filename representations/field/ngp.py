@@ -46,8 +46,8 @@ def finite_difference_normal(density: Callable[[Tensor], Tensor], x: Tensor, eps
 class EncodedField(Representation):
     """Base class of fields in the cube [-radius, radius]^3 whose MLPs take a position encoding as input.
 
-    The CPU generator `generator` initialises the parameters. With the option `levels`, a number or a schedule, only so
-    many coarse levels of the hash grid are active, and the features of the others are 0.
+    The CPU generator `generator` initialises the parameters. The option `levels`, a number or a schedule, limits
+    how many levels of the hash grid are active, coarsest first; the features of the others are 0.
     """
 
     options: EncodedFieldConfig

@@ -84,7 +84,7 @@ class SDF(EncodedField):
             Densities (N,), for which 1 - exp(-density * length) is NeuS's opacity (eq. 13).
             Features (N, n_features).
             Outward unit normals (N, 3).
-            Norms (N,) of the gradient of the signed distance.
+            Norms (N,) of the gradient of the signed distance, for the eikonal loss.
         """
         encoded, gradient = self._encode(x), self.gradient(x)
         gradient_norm = torch.linalg.vector_norm(gradient, dim=-1)

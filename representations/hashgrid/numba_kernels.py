@@ -15,7 +15,8 @@ of additions, so results do not depend on the number of shares.
 
 Arrays, for N points and L levels with F features per entry: x and direction (3, N) float32, direction (3, 0) if there
 is none; features and their gradients (L*F, N); table (entries * F,); `features`, a tuple of F zeros, whose length is a
-compile-time constant; scale (L,) float32; resolution (L,) int32; offset (L+1,) int64; hashed (L,) bool.
+compile-time constant. Per level: scale (L,) float32, cells per unit length; resolution (L,) int32, grid points per
+axis; offset (L+1,) int64, first table entry of each level, then the number of all entries; hashed (L,) bool.
 """
 
 from collections.abc import Callable
@@ -236,11 +237,12 @@ def _position_gradient(share, shares, x, table, grad, scale, resolution, offset,
 
 
 def run_in_threads(kernel: Callable[..., None], n_points: int, *arguments: object) -> None:
-    """Run a numba kernel on n_points points in one thread per torch thread, each with at least BLOCK points.
+    """Run a numba kernel on n_points points in parallel threads.
 
-    The thread with number `share`, of `shares` threads, calls kernel(share, shares, *arguments). The kernels release
-    the GIL, so Python threads run in parallel. numba's parallel loops take twice as long to compile, and their thread
-    pools crash a process that forks.
+    There are as many threads as torch uses, or fewer, so that each has at least BLOCK (8192) points, but at least one.
+    Of `shares` threads, thread number `share` (0 to shares - 1) calls kernel(share, shares, *arguments). The kernels
+    release the GIL, so Python threads run in parallel. numba's parallel loops take twice as long to compile, and their
+    thread pools crash a process that forks.
     """
     shares = max(1, min(torch.get_num_threads(), n_points // BLOCK))
     if shares == 1:

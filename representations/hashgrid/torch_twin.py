@@ -26,7 +26,10 @@ PRIMES = (1, 2654435761, 805459861)
 
 @dataclass(frozen=True, eq=False)
 class Levels:
-    """Arrays with one value per level of a hash grid: scale, resolution, first table entry, dense or hashed."""
+    """Levels of a hash grid: arrays with the scale, resolution, first table entry and kind (dense or hashed) of each.
+
+    "Dense" levels have a table entry for each grid point; in "hashed" ones, grid points share entries.
+    """
 
     scale: np.ndarray  # (L,) float32, cells per unit length
     resolution: np.ndarray  # (L,) int32, grid points per axis

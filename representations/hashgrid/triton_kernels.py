@@ -7,7 +7,7 @@ cache. Additions to the table's gradient are atomic, so its last bits vary betwe
 Arrays, for N points and L levels with F features per entry, all contiguous. In float32: points x (N, 3); directions
 (N, 3) along which derivatives with respect to x are taken; features and gradients of features (L*F, N); table
 (entries, F); `scales` (L,), the cells per unit length of each level. In int32: `geometry` (L, 4), with resolution (grid
-points per axis), first entry, number of entries, hashed flag.
+points per axis), first table entry, number of entries, 1 for hashed or 0 for dense levels.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """DMTet (Shen et al. 2021): a mesh from signed distances on a tetrahedral grid, coloured by a field.
 
-Each grid point has a trained distance and a trained offset of up to half a cell. In the second stage of Magic3D (Lin et
-al. 2023), the method `init_from` initialises the mesh from the trained field of the first stage.
+Each grid point has a trained distance and a trained offset of up to half a cell. In Magic3D (Lin et al.
+2023), a field is trained first; then the method `init_from` initialises the mesh from it, and the mesh is trained.
 """
 
 from collections.abc import Callable
@@ -230,10 +230,11 @@ class DMTet(Representation):
     def init_from(self, other: Representation) -> None:
         """Initialise shape and colours from a trained field, or copy `other` if it is a DMTet.
 
-        The field must have the class of `paint`, the field that colours the mesh; it is copied there. The surface is
-        where its density equals the option `level` ("auto": mean density of the grid points that are not empty).
-        Small connected parts are removed. The grid's box is fitted to the points with a higher density, with a margin.
-        Raises ConfigError if the classes or tensor shapes differ, or if the density is nowhere above the level.
+        The trained field is copied to the field `paint`, which colours the mesh and must have the same class. The
+        surface is where the density equals the option `level` ("auto": the mean density of the grid points that are
+        not empty). The grid's box is fitted, with a margin, to the points whose density exceeds this level. Small
+        connected parts are removed. Raises ConfigError if the classes or tensor shapes differ, or if the density is
+        nowhere above the level.
         """
         if isinstance(other, DMTet):
             super().init_from(other)
@@ -300,7 +301,7 @@ class DMTet(Representation):
 
 
 def remove_small_parts(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return a bool mask `inside` (G, G, G) without its small connected parts. The input is not changed.
+    """Return a copy of a bool mask `inside` (G, G, G), True inside an object, without its small connected parts.
 
     Points are connected to their neighbours along the three axes. A part is small if it has fewer points than
     1% of the largest part (`MIN_PART_SIZE`).

@@ -178,7 +178,8 @@ class OccupancyGrid(nn.Module):
     """Occupancy grid of G cells per axis over [-radius, radius]^3, indexed [x, y, z]. Rays skip its empty cells.
 
     G is the option `resolution`, `step_size` the length of a ray step in world units. The buffer `binary` is True for
-    occupied cells, at first all; `values` has each cell's optical depth, density * step_size. `update` changes both.
+    occupied cells, at first all. The buffer `values` has each cell's optical depth, density * step_size. `update`
+    changes `binary` and `values`.
     """
 
     values: Tensor  # (G, G, G) float32 buffer, decaying maximum of density * step size (optical depth of one ray step)
@@ -196,8 +197,8 @@ class OccupancyGrid(nn.Module):
     def update(self, density: Callable[[Tensor], Tensor], step: int, generator: torch.Generator) -> None:
         """Update cells with the density at one random point each. Call it at every step; most calls do nothing.
 
-        Only steps that are multiples of the option `interval` change the grid. In the first `warmup` steps (an option)
-        they update all cells. Later they update a random quarter of all cells, and up to as many occupied cells.
+        Only steps that are multiples of the option `interval` change the grid. Such a step updates all cells if it is
+        below the option `warmup`, later a random quarter of all cells and up to as many random occupied cells.
 
         Args:
             density: maps points (M, 3) in world units to densities (M,) in 1 / world unit.

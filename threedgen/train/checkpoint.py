@@ -96,8 +96,8 @@ class Checkpoint(StepCallback, pl.callbacks.Checkpoint):
     def save(self, trainer: pl.Trainer, module: pl.LightningModule) -> bool:
         """Save last.ckpt for the current step. All ranks must call this method.
 
-        Returns True if it was saved, now or before; False if a weight is not finite, the last step was skipped, or the
-        write failed.
+        Returns True if last.ckpt has the current step, saved by this call or an earlier one; False if a weight is not
+        finite, the last step was skipped, or the write failed.
         """
         self._saved_at, self._write_error = time.monotonic(), None
         if trainer.global_step == self._saved_step:

@@ -43,9 +43,10 @@ logger = logging.getLogger(__name__)
 
 
 class TrainingConfig(Protocol):
-    """Config that the training loop accepts: any config with `seed`, `threads` (None: one per core), and two sections.
+    """Config that the training loop accepts: any config with these keys.
 
-    The sections are `trainer` (options of Lightning's Trainer) and `checkpoint`.
+    They are `seed`, `threads` (number of CPU threads, None: one per core), and the sections `trainer` (options of
+    Lightning's Trainer) and `checkpoint`.
     """
 
     seed: int
@@ -230,10 +231,10 @@ def _run(trainer: pl.Trainer, module: pl.LightningModule, path: Path | None) -> 
 
 
 def deterministic(options: TrainerConfig) -> bool | Literal["warn"]:
-    """Return the option `deterministic` of a trainer; if the trainer uses a CUDA device, "warn" becomes False.
+    """Return the option `deterministic` of a trainer, as `determinism` accepts it; on CUDA, "warn" becomes False.
 
-    On CUDA the additions of the Triton kernels have no fixed order, so deterministic sums elsewhere would only cost
-    time.
+    On CUDA some additions of the hash grid's Triton kernels have no fixed order, so deterministic sums elsewhere would
+    only cost time.
     """
     on_gpu = options.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     return False if options.deterministic == "warn" and on_gpu else options.deterministic

@@ -97,9 +97,9 @@ def details(
 ) -> list[str]:
     """Return texts for the progress display: step time, time left, loss, and the values in `module.metrics`.
 
-    `total` is the number of steps of the run, `outputs` is the result of the training step (the loss, or a dict with
-    the key "loss"), and `metrics` are the names of the values to show. If `module.terms` is not empty, its first term
-    is shown instead of the loss, because the losses of different stages have different scales.
+    `speed` has measured the time per step, `total` is the number of steps of the run, `outputs` is the result of the
+    training step (the loss, or a dict with the key "loss"), and `metrics` are the names of the values to show. If
+    `module.terms` (terms of the loss by name) is not empty, its first term is shown instead of the loss.
     """
     parts, step_seconds = [], speed.seconds_per_step()
     if step_seconds is not None:

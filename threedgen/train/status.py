@@ -10,7 +10,8 @@ from threedgen.run.metrics import read_summary
 class Status(enum.Enum):
     """Final status of a run, which decides the exit code and is written to summary.json.
 
-    INTERRUPTED: stopped by Ctrl-C; TERMINATED: by SIGTERM; FAILED: the loss or a weight was not finite.
+    FINISHED: complete; INTERRUPTED: stopped by Ctrl-C; TERMINATED: stopped by SIGTERM; FAILED: the loss or a
+    weight was not finite.
     """
 
     FINISHED = "finished"

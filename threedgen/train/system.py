@@ -51,8 +51,8 @@ class System(pl.LightningModule):
     def __init__(self, config: Config, seed: int | None = None, max_steps: int | None = None, **facts: str) -> None:
         """Store the config, and read the seed and the number of optimisation steps from it.
 
-        If `config` is only a section (nested config) of the run's config, it lacks both: pass `seed` and `max_steps`
-        then. `facts` are additional values that must be equal on resume, such as the checksum of a vocabulary.
+        If `config` is only a section (nested config) of the run's config, pass `seed` and `max_steps`, which it lacks.
+        `facts` are additional values that must be equal on resume, such as the checksum of a vocabulary.
         """
         super().__init__()
         self.seed: int = getattr(config, "seed") if seed is None else seed  # noqa: B009  not of all sections
@@ -84,9 +84,9 @@ class System(pl.LightningModule):
         return numpy_generator(self.seed, step, purpose, self.global_rank)
 
     def seconds(self) -> dict[str, float]:
-        """Return the durations in seconds of two parts of the run, summed over its first start and all resumptions.
+        """Return the seconds spent so far: {"prepare": before the training, "optimise": in the training}.
 
-        "prepare" is from the start of the run (or resumption) to that of the training, "optimise" the training so far.
+        Both are summed over the first start of the run and all resumptions.
         """
         now = {"prepare": self.training_start - self.run_start, "optimise": time.monotonic() - self.training_start}
         return {name: before + now[name] for name, before in self.previous_seconds.items()}
@@ -190,7 +190,7 @@ class EMA(torch.nn.Module):
 
     Args:
         model: model whose weights are copied; no reference to it is kept.
-        decay: weight of the old average in an update, in [0, 1).
+        decay: largest weight of the old average in an update, in [0, 1).
     """
 
     def __init__(self, model: torch.nn.Module, decay: float = 0.999) -> None:

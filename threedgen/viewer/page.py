@@ -93,7 +93,7 @@ def embedded(path: Path | None) -> Markup | None:
 
 
 def asset_variables(folder: Path, mesh: Path | None, splats: Path | None = None) -> Tree:
-    """Return the variables of the template asset.html, a 3D view of two GLB files below `folder`.
+    """Return the variables of the template asset.html, a 3D view of GLB files below `folder`.
 
     `mesh` is the path of a mesh, `splats` that of 3D Gaussians; None if there is no such file. The variables "model"
     and "splats" are the files as data URIs, or None without a file or if it exceeds MAX_EMBEDDED_BYTES (64 MB).
