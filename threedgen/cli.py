@@ -141,8 +141,8 @@ def answer(command: Command) -> str | None:
 def dry_run(checked: Any, name: str) -> int:
     """Print what a run would do, without starting it; return 0.
 
-    `checked` is the config of the run, and `name` the config name in the path of the run folder. If the weights of a
-    model are not downloaded, WeightsNotDownloaded is raised after the text is printed.
+    `checked` is the config of the run, and `name` its name, which is the NAME in the run's folder outputs/NAME/... If
+    the weights of a model are not downloaded, WeightsNotDownloaded is raised after the text is printed.
     """
     absent: WeightsNotDownloaded | None = None
     try:

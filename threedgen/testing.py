@@ -249,7 +249,10 @@ def tiny_text_encoder(vocab: int = 40, **config: Any) -> CLIPTextModel:
 
 
 def word_tokenizer(words: list[str] | None = None) -> PreTrainedTokenizerFast:
-    """Build a tokenizer whose vocabulary is the whole words in `words` (None: `WORDS`) and four special tokens."""
+    """Build a tokenizer with the whole words in `words` (None: `WORDS`) and four special tokens as vocabulary.
+
+    The special tokens are padding, unknown word, start and end.
+    """
     special = ["<pad>", "<unk>", "<start>", "<end>"]
     vocab = {word: i for i, word in enumerate(special + (words or WORDS))}
     tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))

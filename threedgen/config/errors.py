@@ -201,7 +201,7 @@ def did_you_mean(*names: str | None) -> str:
 
 
 def plain(value: object, length: int = 200) -> str:
-    """Return `str(value)` as it can be shown in a message: cut to `length` characters, without control characters."""
+    """Return `str(value)` for a message: cut to `length` characters, with control characters escaped."""
     text = str(value)
     text = text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
     return text if len(text) <= length else text[: length - 3] + "..."

@@ -185,7 +185,8 @@ class Shipped(NamedTuple):
 
     Attributes:
         name: name of the config.
-        group: heading under which the config is listed: "make", "look", "train" or "measure".
+        group: heading under which the config is listed: "make" (objects), "look" (at results), "train" (models, and
+            make training data) or "measure" (results).
         about: description of the config.
         needs: requirements, such as a GPU or a data set.
     """

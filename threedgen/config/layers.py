@@ -48,7 +48,8 @@ def load_layers(
 
     The order of the layers is:
 
-    1. for each section (nested config) of a selectable component, its `name` in the files or `values`, or the default;
+    1. the `name` of each section (nested config) that has one, such as prior.name: as set in the files or `values`,
+       else its default;
     2. the file that the key `base` of the config file names, recursively, and then the config file itself;
     3. `values`, then `overrides`.
 

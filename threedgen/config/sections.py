@@ -37,7 +37,7 @@ class MultiviewCameraConfig(Config):
 
     Options of these cameras. The cameras of a group have the same random elevation, distance, field of view, and
     perturbations of position, look-at point and up vector. Their azimuths are evenly spaced over the full turn,
-    starting at a random azimuth; before the step `progressive_until` over a part of it.
+    starting at a random azimuth. Until the step `progressive_until`, they cover only a part of the turn, which grows.
     """
 
     name: Literal["multiview"] = "multiview"
@@ -81,8 +81,8 @@ class OrbitCameraConfig(Config):
 class TrainerConfig(Config):
     """Arguments of Lightning's Trainer, under the same names.
 
-    Two options are not passed on as they are: `val_check_interval` is counted by our callback `Validation`, and the
-    value "warn" of `deterministic` is passed as False on a CUDA device.
+    Two options differ from Lightning's: `val_check_interval` is not passed on, because the callback `Validation` writes
+    the validation images, and `deterministic` "warn" is passed as False on a CUDA device.
     """
 
     max_steps: int = Field(1000, ge=1, le=1_000_000_000, description="optimisation steps")

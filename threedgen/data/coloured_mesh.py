@@ -43,7 +43,8 @@ class Part:
         values: values at the corners. Without a texture: sRGB (F, 3, 3) or RGBA (F, 3, 4), in [0, 1]. With a texture:
             uv (F, 3, 2), v upwards; or (F, 3, 5 or 6): uv, and linear RGB or RGBA that multiplies the texture.
         texture: texture; None: `values` are colours.
-        wrap: wrap modes of the texture along u and v.
+        wrap: what the texture shows beyond its edges, along u and v: "repeat", "mirror" (repeat, every second copy
+            mirrored) or "clamp" (the values at the edge).
         cutoff: points with at least this alpha are opaque, all others invisible; None: alpha is the opacity.
     """
 
@@ -204,7 +205,7 @@ def _light(corners: Array, weight: Array, eye: Array) -> Array:
 
 
 def fit_to_ball(mesh: ColouredMesh, radius: float = 0.8) -> ColouredMesh:
-    """Centre a mesh's bounding box at the origin, and scale the mesh so that its farthest vertex is `radius` away."""
+    """Return a copy of a mesh with its bounding box centred at the origin, and its farthest vertex `radius` away."""
     points = mesh.corners.reshape(-1, 3)
     centre = (points.min(0) + points.max(0)) / 2
     scale = radius / np.linalg.norm(points - centre, axis=1).max()
@@ -212,7 +213,7 @@ def fit_to_ball(mesh: ColouredMesh, radius: float = 0.8) -> ColouredMesh:
 
 
 def fit_to_cube(mesh: ColouredMesh, half: float) -> ColouredMesh:
-    """Centre a mesh's bounding box at the origin, and scale the mesh so that its largest |coordinate| is `half`."""
+    """Return a copy of a mesh with its bounding box centred at the origin, and `half` as its largest |coordinate|."""
     low, high = mesh.corners.min((0, 1)), mesh.corners.max((0, 1))
     scale = 2 * half / (high - low).max()
     return mesh.map_corners(lambda corners: (corners - (low + high) / 2) * scale)
@@ -225,8 +226,8 @@ def read_mesh(path: Path, up: Literal["y", "z"] = "y", warn: bool = False) -> Co
     """Read a GLB, glTF, OBJ, PLY or OFF file and convert it to a z-up world in which the front faces +x.
 
     `up` is the up axis of the file: the front of a y-up file faces +z, and the front of a z-up file faces +x. If `warn`
-    is True, the `notes` of the mesh are logged as warnings. Raises ConfigError if the file is unreadable or coordinates
-    exceed MAX_COORDINATE, and EmptyMesh if all triangles have area 0.
+    is True, the `notes` of the mesh are logged as warnings. Raises ConfigError if the file is unreadable or a
+    coordinate exceeds 1e9 (MAX_COORDINATE), and EmptyMesh if all triangles have area 0.
     """
     file = read_mesh_file(path)
     parts = tuple(part for part in map(_part, file.submeshes) if len(part.corners))

@@ -84,8 +84,8 @@ class EncodedCache(ABC):
     def prepare(self, indices: Sequence[int] | np.ndarray, rank: tuple[int, int] = (0, 1)) -> None:
         """Make and store the blocks that contain the entries `indices` (N,), except those that are stored already.
 
-        `rank` = (k, n) shares the work between n processes: process k of 0 ... n - 1 makes every n-th missing block. If
-        their number is not a multiple of n, processes that would be idle make the missing blocks that follow.
+        `rank` = (k, n) shares the work between n processes: process k of 0 ... n - 1 makes every n-th of these blocks.
+        If n does not divide their number, the processes without a last block make missing blocks after these.
         """
         lacking, (number, count) = self.cache.missing_blocks(indices), rank
         if lacking:
@@ -205,7 +205,7 @@ class SceneCache(EncodedCache):
         return torch.from_numpy(self._read(indices, "given"))
 
     def cameras(self, index: int) -> Cameras:
-        """Return the V cameras of the scene `index`, for the full H x W pixels, also if latents are half as large."""
+        """Return the V cameras of the scene `index`, in pixels of the full images (H x W), even if `half` is set."""
         (K,), c2w = self._read([index], "K"), self.c2w([index])[0]
         return Cameras(c2w, Projection(torch.from_numpy(K)), *self.size)
 
@@ -254,9 +254,9 @@ def available_entries(step: int, count: int, first: int, fresh: int) -> int:
 def sample_entries(rng: np.random.Generator, step: int, batch: int, count: int, first: int, fresh: int) -> np.ndarray:
     """Sample the entry indices (batch,) of a training step.
 
-    Each step takes `fresh` new entries, which no earlier step used, until all `count` entries are in use: they are the
-    first `fresh` indices of the result. The other indices are sampled uniformly from the entries that may be reused:
-    0 ... `first` - 1 at step 0, and `fresh` more in each later step.
+    At step s, let n be `first` + s * `fresh`, at most `count` (`available_entries`). The result starts with the entries
+    n ... n + `fresh` - 1 (those below `count`), which no earlier step used. The other indices are uniformly random in
+    0 ... n - 1.
     """
     available = available_entries(step, count, first, fresh)
     indices = rng.integers(0, available, batch)

@@ -163,8 +163,8 @@ def frame_on_grey(image: Tensor) -> Tensor:
 class MeshObjects(ObjectViews):
     """Training source for MV-Adapter from a folder of meshes.
 
-    With reference images, each mesh gives `options.pictures` training examples, which differ in the reference image;
-    without them, it gives one. The last `options.held_out` meshes are the split "held-out", all others the split
+    With `reference`, each mesh gives `options.pictures` training examples, which differ in the reference image; else
+    each mesh gives one. The last `options.held_out` meshes are the split "held-out", all others the split
     "train".
     """
 

@@ -26,8 +26,8 @@ def find(paths: Sequence[str]) -> list[Path]:
     """Return the paths of the image files that `paths`, image files and folders, contain. All images are checked.
 
     In a folder, unreadable images and other files are skipped with a warning. Raises ConfigError if there are fewer
-    than `MIN_PHOTOS` or more than `MAX_PHOTOS` images, if a path does not exist, or if an image file that `paths` names
-    directly is unreadable or too large.
+    than 2 (MIN_PHOTOS) or more than 100 (MAX_PHOTOS) images, if a path does not exist, or if an image file that
+    `paths` names directly is unreadable or too large.
     """
     found: list[Path] = []
     for text in paths:

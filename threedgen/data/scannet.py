@@ -163,7 +163,7 @@ def scenes(path: str, split: SceneSplit) -> list[Path]:
 
 
 def walks(config: ScanNetConfig, split: SceneSplit) -> list[ScanNetWalk]:
-    """Return the camera paths (walks) of a split, without scenes that have fewer than `MIN_KEYS` key frames.
+    """Return the camera paths (walks) of a split, without scenes that have fewer than 10 (MIN_KEYS) key frames.
 
     Raises ConfigError if no scene is left, or if the poses of the first scene seem to be inverted.
     """

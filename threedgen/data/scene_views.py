@@ -143,9 +143,9 @@ def window(walk: Walk, n_view: int, first: int, rng: np.random.Generator | None 
 def between_keys(walk: Walk, n_view: int, rng: np.random.Generator) -> list[int]:
     """Return the frame numbers of a random interpolation: two key frames and `n_view` - 2 frames between them.
 
-    The first number is a random key frame, and the last one is `INTERPOLATED_KEYS` key frames later. The frames between
-    the two are chosen at random and are in random order. If there are fewer than `n_view` - 2, the last chosen one is
-    repeated; if there are none, the first key frame.
+    The first number is a random key frame, and the last one is 2 (INTERPOLATED_KEYS) key frames later. The frames
+    between these key frames are chosen at random and are in random order. If there are fewer than `n_view` - 2, the
+    last chosen one is repeated; if there are none, the first key frame.
     """
     apart = min(INTERPOLATED_KEYS, len(walk.keys) - 1)
     first = int(rng.integers(len(walk.keys) - apart))

@@ -53,15 +53,15 @@ HEADERS = {
 class Access:
     """ASGI middleware that refuses requests without the token (401) or of foreign pages (403), and large bodies (413).
 
-    Bodies may have up to MAX_UPLOAD_BYTES in PUT requests, and MAX_BODY_BYTES in others. The token is the first part of
-    the path, or in the header `Authorization: Bearer TOKEN`. The header Host is checked against DNS rebinding: a
-    foreign site can make its own name resolve to this machine, but the browser then sends the foreign name.
+    Bodies may have up to 64 MB in PUT requests (uploads), and 64 KiB in others. The token is the first part of the
+    path, or in the header `Authorization: Bearer TOKEN`. The header Host is checked against DNS rebinding: a foreign
+    site can make its own name resolve to this machine, but the browser then sends the foreign name.
 
     Args:
         token: secret that grants access.
-        host: address that the server listens on. It decides which names the header Host may have. Local address:
-            `LOCAL_NAMES`, such as localhost. Other address: also the names of this machine, and any IP address. Ports
-            are not checked, because ssh tunnels change them.
+        host: address that the server listens on. If it is local, the header Host must be one of `LOCAL_NAMES`, such
+            as localhost. If it is not, the names of this machine and any IP address are allowed too. Ports are not
+            checked, because ssh tunnels change them.
     """
 
     def __init__(self, app: ASGIApp, token: str, host: str) -> None:
@@ -277,7 +277,7 @@ def create_app(config: StudioConfig, root: Path, queue: Queue, token: str) -> Fa
 
 
 def content(kind: str) -> dict[int | str, dict[str, Any]]:
-    """Return the OpenAPI documentation of a response with binary content of the media type `kind`, by status code."""
+    """Return {200: OpenAPI documentation of a response}, for binary content of the media type `kind` ("image/jpeg")."""
     return {200: {"content": {kind: BINARY}}}
 
 

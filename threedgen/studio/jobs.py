@@ -51,7 +51,11 @@ class Conflict(ConfigError):
 
 @dataclass
 class Job:
-    """Entry of the queue: command line of a run or an export, state such as "waiting" or "running", and progress."""
+    """Entry of the queue: command line of a run or an export, its state and its progress.
+
+    The states are "waiting", "running", "stopping" (to be cancelled), "finishing" (exports its object early), and for
+    ended jobs "finished", "cancelled" and "failed".
+    """
 
     prompt: str
     seed: int
@@ -178,7 +182,7 @@ class Queue:
     def cancel(self, job: Job) -> None:
         """Cancel a waiting job, or end a running one within two seconds. Ended jobs do not change.
 
-        A run saves a checkpoint before it ends. It is killed if this takes longer than KILL_SECONDS.
+        A run saves a checkpoint before it ends. It is killed if this takes more than 1.5 s (KILL_SECONDS).
         """
         with self._lock:
             if job.state == WAITING:

@@ -54,8 +54,8 @@ class StudioConfig(TaskConfig):
     def own_token(self) -> str | None:
         """Token from the config, or else from the environment variable THREEDGEN_TOKEN; None if neither is set.
 
-        Raises ConfigError if the variable has fewer than MIN_TOKEN characters, more than 200, or other characters than
-        letters, digits, "-" and "_".
+        Raises ConfigError if the variable has fewer than 16 characters (MIN_TOKEN), more than 200, or other characters
+        than letters, digits, "-" and "_".
         """
         found = self.token or os.environ.get(TOKEN_VARIABLE)
         if found and not re.fullmatch(TOKEN, found):

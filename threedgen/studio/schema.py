@@ -116,9 +116,10 @@ class Words(BaseModel):
     Attributes:
         words: all words of the prompt.
         notes: warnings for the user.
-        nouns: suggested nouns (names of objects) of the vocabulary. If some start with the unfinished last word of the
-            prompt, these; if the prompt has no known noun, examples; otherwise [].
-        typed: the unfinished last word, which a suggested noun replaces; "" if there is none to replace.
+        nouns: suggested nouns (names of objects) of the vocabulary: those that start with `typed`; if `typed` is "",
+            examples, or [] if the prompt already has a known noun.
+        typed: last word of the prompt if it is unknown and nouns start with it, so that a suggested noun can replace
+            it; otherwise "".
     """
 
     words: list[Word] = []

@@ -71,7 +71,7 @@ class Studio:
         return make_job(self.config, self.root, prompt, order.seed, order.export, inputs)
 
     def status(self) -> Status:
-        """Return all jobs and the counter `over`, cached for UPDATE_SECONDS / 2, so that many clients cost little."""
+        """Return all jobs and the counter `over`, cached for 0.25 s, so that many clients cost little."""
         with self._lock:
             if time.monotonic() - self._status_at > UPDATE_SECONDS / 2:
                 jobs, version = self.queue.jobs(), self.queue.runs_version

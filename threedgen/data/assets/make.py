@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 
 def read_asset(folder: Path, asset: Asset) -> ColouredMesh:
-    """Read the mesh of an asset and scale it into a ball of radius `OBJECT_RADIUS` at the origin.
+    """Read the mesh of an asset and scale it into a ball of radius 0.85 (`OBJECT_RADIUS`) at the origin.
 
     The mesh is converted to z up and turned by `asset.turn`, after which its front should face +x. `folder` is the
     folder of all assets. Raises ConfigError if the file is broken, empty or too large.
@@ -161,8 +161,8 @@ def read_finished(folder: Path, job: Job) -> Tree | None:
 def make_shards(config: AssetsConfig, every: list[Job], run_folder: Path, data: Path, quiet: bool) -> int:
     """Render the missing shards in parallel workers, and write them to the folder views in `run_folder`.
 
-    `every` lists the jobs of all shards, also of finished ones. `data` is the folder of the meshes. Return 0, or the
-    exit code of the signal that stopped the work.
+    `every` lists the jobs of all shards, also of finished ones. `data` is the folder of the meshes. Return 0 if all
+    shards are finished, 130 after Ctrl-C, or 143 after SIGTERM.
     """
     folder = run_folder / SHARDS
     work = partial(
@@ -191,10 +191,10 @@ def make_shards(config: AssetsConfig, every: list[Job], run_folder: Path, data: 
 
 
 def skip_asset(job: Job, reason: str, folder: Path) -> None:
-    """Add the asset at which all attempts at a job failed to the file `CRASHES` in `folder`; it is skipped from now on.
+    """Add the asset that made a job fail to the file lost.json in `folder`, with `reason`; it is skipped from now on.
 
-    A worker writes the name of each asset to the file JOB.at in `folder` (JOB = `job.name`) before it renders it. So
-    the name in JOB.at is that of the asset that failed. `reason`, the text of the failure, is recorded too.
+    A worker writes each asset that it is about to render to the file JOB.at in `folder` (JOB = `job.name`). So after
+    a failure this file names the asset that failed. `reason` is the text of the failure.
     """
     current = read_json(folder / f"{job.name}.at") or {"file": job.assets[0].file, "mark": None}
     logger.warning("asset skipped after repeated failures: %s (%s)", current["file"], reason)

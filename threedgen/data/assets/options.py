@@ -27,8 +27,8 @@ MAX_HINTS = 100  # largest number of messages with the most similar file name, w
 class Asset:
     """Mesh file with a caption.
 
-    `file` is relative to the data folder. `up` is the up axis of the file. `turn` is the rotation about this axis, in
-    degrees, counter-clockwise seen from above, that is applied to the mesh.
+    `file` is relative to the data folder. `up` is the up axis of the file, "y" or "z". `turn` is the rotation about
+    this axis, in degrees, counter-clockwise seen from above, that is applied to the mesh.
     """
 
     file: str
@@ -38,7 +38,7 @@ class Asset:
 
     @property
     def name(self) -> str:
-        """Name that the asset's files in a shard have before the first dot, such as "chair-0a1b2c3d"; it is unique."""
+        """Unique name of the asset, such as "chair-0a1b2c3d". Its files in a shard are NAME.json, NAME.v00.png ..."""
         return slug(self.file)
 
 

@@ -209,7 +209,7 @@ def on_grey(image: Image.Image, size: int, grey: float = 0.5) -> Array:
 
 
 def resize(pixels: Array, size: int) -> Array:
-    """Resize a square image (H, H, 3) in [0, 1] to (size, size, 3), float32, bicubic with antialiasing."""
+    """Resize a square image, with three channels in [0, 1], to (size, size, 3), float32, bicubic with antialiasing."""
     if pixels.shape[:2] == (size, size):
         return np.asarray(pixels, np.float32)
     bands = [Image.fromarray(np.ascontiguousarray(pixels[..., band], np.float32)) for band in range(3)]

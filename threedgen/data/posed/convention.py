@@ -40,8 +40,8 @@ class Match(NamedTuple):
 def check_convention(photos: PosedPhotos) -> list[str]:
     """Check with the images whether `photos.convention`, such as "c2w-opengl", is the right one for the poses.
 
-    Return [] if it fits, or a list with one remark for the user if no convention fits. Raises ConfigError if only
-    another convention fits, at least twice as well, or if `photos.convention` would mirror the scene.
+    Return [] if it fits. If it does not fit, and no other one fits at least twice as well as it, return a list with one
+    remark for the user. Raises ConfigError if another one fits that well, or if `photos.convention` mirrors the scene.
     """
     poses, declared = alternatives(photos.matrices), photos.convention
     matches, K = matching_pixels(photos), photos.cameras.K.double().numpy()
@@ -60,10 +60,10 @@ def check_convention(photos: PosedPhotos) -> list[str]:
 
 
 def matching_pixels(photos: PosedPhotos) -> list[Match]:
-    """Match SIFT features between some photos: `ANCHORS` evenly spaced ones, and for each of them the next photo.
+    """Match SIFT features between up to 12 photos: 6 (ANCHORS) evenly spaced ones, and for each of them the next photo.
 
     All pairs of these photos are tried. Return one `Match` with the pixel positions for each pair that has at least
-    `MIN_MATCHES` matches.
+    10 (MIN_MATCHES) matches.
     """
     anchors = evenly_spaced(len(photos) - 1, ANCHORS)
     index = sorted({*anchors, *(k + 1 for k in anchors)})
@@ -74,7 +74,7 @@ def matching_pixels(photos: PosedPhotos) -> list[Match]:
 
 
 def fraction_meeting(c2w: Array, K: Array, match: Match) -> float:
-    """Return the fraction of matching pixels whose two rays meet in front of both cameras, within `MAX_MISS` pixels.
+    """Return the fraction of matching pixels whose two rays meet in front of both cameras, within 2 pixels (MAX_MISS).
 
     `match` has the matching pixels of two of the N photos. `c2w` (N, 4, 4) are the camera-to-world poses of all photos
     with OpenGL axes, and `K` (N, 3, 3) their intrinsics, in the pixels of `match`.

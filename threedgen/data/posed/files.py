@@ -112,7 +112,7 @@ def is_rotated(path: Path, height: int, width: int) -> bool:
 
 
 def aspect_fits(shape: tuple[int, int], height: int, width: int) -> bool:
-    """Return whether `shape`, (height, width), has the aspect ratio of `height` x `width`, up to MAX_ASPECT_ERROR."""
+    """Return whether `shape`, (height, width), has the aspect ratio of `height` x `width`, up to 2 %."""
     return abs(shape[0] / shape[1] * width / height - 1) <= MAX_ASPECT_ERROR
 
 
@@ -143,7 +143,10 @@ class Focus(NamedTuple):
 
 
 def to_c2w(matrices: Array, convention: PoseConvention) -> Array:
-    """Convert pose matrices (N, 4, 4) to camera-to-world, OpenGL axes. `convention`: theirs, such as "w2c-opencv"."""
+    """Convert pose matrices (N, 4, 4) to camera-to-world matrices with OpenGL axes.
+
+    `convention` is that of `matrices`, such as "w2c-opencv": world-to-camera, OpenCV axes.
+    """
     c2w: Array = np.linalg.inv(matrices) if convention.startswith("w2c") else matrices
     return c2w @ FLIP if convention.endswith("opencv") else c2w
 

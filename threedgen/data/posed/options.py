@@ -1,4 +1,4 @@
-"""Names of the conventions of camera poses, such as "c2w-opengl" and "w2c-opencv". Imports no torch."""
+"""Names of the conventions of camera poses, such as "c2w-opengl": camera-to-world, OpenGL axes. Imports no torch."""
 
 from typing import Literal
 

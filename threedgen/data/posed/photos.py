@@ -36,7 +36,8 @@ class PosedPhotos(Instance):
     Attributes:
         posed: content of the camera file.
         matrices: (N, 4, 4), poses as in the file, after the division of the rotation part by its scale.
-        convention: how to read `matrices`: "c2w-opengl", "c2w-opencv", "w2c-opengl" or "w2c-opencv".
+        convention: how to read `matrices`: camera-to-world or world-to-camera, with OpenGL axes (camera looks along
+            -z) or OpenCV axes (along +z): "c2w-opengl", "c2w-opencv", "w2c-opengl" or "w2c-opencv".
     """
 
     posed: PosedFiles
@@ -81,9 +82,9 @@ def open_photos(path: Path, max_side: int, convention: PoseConvention | None = N
     """Read the camera file at `path` and the image headers; pixels are read later.
 
     All images get the size that the camera file states for the first photo, reduced if its longer side has more than
-    `max_side` pixels. `convention` states how to read the poses, such as "c2w-opengl"; None: by the file format. Raises
-    ConfigError if a file is missing or damaged, if a pose is not rigid, or if a photo has another aspect ratio than in
-    the camera file.
+    `max_side` pixels. `convention` states how to read the poses, such as "c2w-opengl"; None: as defined by the format.
+    Raises ConfigError if a file is missing or damaged, if a pose is not rigid, or if a photo has another aspect ratio
+    than in the camera file.
     """
     posed = read_posed(path)
     convention, matrices = convention or posed.convention, without_scale(posed.matrices, str(posed.source))
