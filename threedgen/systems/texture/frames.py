@@ -45,8 +45,10 @@ class Frames:
     Attributes:
         cameras: N perspective cameras in world coordinates.
         depth: (N, H, W) in metres along the viewing axis; 0 where unknown.
-        prompts, names: prompt of each frame, and file name of the frame without suffix, such as "0012".
-        keys: indices of the key frames, which are sampled first, if a ScanNet folder lists two or more, else None.
+        prompts: N prompts, one per frame.
+        names: N file names of the frames without suffix, such as "0012".
+        keys: indices of the key frames, which are sampled first, if a ScanNet folder lists two or more; None: they are
+            to be chosen (`choose_keys`).
     """
 
     cameras: Cameras
