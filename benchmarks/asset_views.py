@@ -92,9 +92,10 @@ def file_digests(views: Path) -> list[tuple[str, str]]:
 
 @contextmanager
 def cluster(nodes: int) -> Iterator[tuple[list[str], Callable[[], None]]]:
-    """Start a local Ray cluster of one-core nodes; without nodes, do nothing.
+    """Start a local Ray cluster of `nodes` nodes with one core each, and stop it at the end of the context.
 
-    Yields config overrides with the address of the cluster, and a function that kills the last node.
+    Yields config overrides with the address of the cluster, and a function that kills the last node. If `nodes` is 0,
+    no cluster is started, there are no overrides, and the function does nothing.
     """
     if not nodes:
         yield [], lambda: None

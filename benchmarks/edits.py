@@ -54,7 +54,7 @@ MARGIN = 1 / 32  # width of the border that is added to the changing part, as a 
 def change_masks(
     before: Spec, after: Spec, azimuths: Array, elevation: float, fov: float, distance: float, size: int
 ) -> tuple[Array, Array]:
-    """Return two bool masks (V, size, size): pixels near a change of the image, and pixels near one of the outline.
+    """Return two bool masks (V, size, size): near a change of the image, and near a change of the outline.
 
     Args:
         before, after: toybox objects before and after the edit.
@@ -75,10 +75,11 @@ def change_masks(
 
 
 def toybox_pairs(before: Spec, after: Spec, seed: int) -> list[tuple[Asset, Asset]]:
-    """Return pairs of toybox objects that differ in the edit alone.
+    """Return one or two pairs of toybox objects (before, after) that differ in the edit alone.
 
-    In the first pair, the object has its size without an accessory. If the edit changes the accessory, there is a
-    second pair, in which the object has its size with the new accessory.
+    If the edit keeps the accessory, there is one pair. If it adds another, there are two. The objects of the first pair
+    have the size at which the object without an accessory fits the image, and those of the second pair the smaller size
+    at which the object with the new accessory fits.
     """
     other = build(after, np.random.default_rng(seed))
     if after.part == before.part:

@@ -87,7 +87,10 @@ def facet_errors(shape: Shape, vertices: Array, faces: Array) -> tuple[Array, Ar
 
 
 def ground_gaps(shape: Shape, vertices: Array, faces: Array) -> Array:
-    """Return the gaps below a mesh that stands on the ground, where the true object touches it, in % of its height."""
+    """Return the gaps between a mesh and the ground at N points where the true object touches the ground.
+
+    The mesh is moved so that its lowest vertex is on the ground. The result (N,) is in % of the object's height.
+    """
     points = shape.truth.samples[0]
     low, high = points[:, 2].min(), points[:, 2].max()
     contact = points[points[:, 2] < low + CONTACT * (high - low)][:500]
@@ -96,7 +99,10 @@ def ground_gaps(shape: Shape, vertices: Array, faces: Array) -> Array:
 
 
 def shaded_errors(shape: Shape, low: TexturedMesh, normal_map: Array) -> Array:
-    """Return the angles in degrees between the shading normals of texels, with the normal map, and the true normals."""
+    """Return the angles (N,) in degrees between shading normals and true normals at all N texels of the mesh `low`.
+
+    Shading normals are those of the mesh, changed by the `normal_map` (H, W, 3) in tangent space.
+    """
     buffers = rasterise_uv(low.uv, low.faces, TEXTURE)
     frames = texel_frames(low, buffers)
     x, y, z = normal_map[buffers.mask].T[..., None]

@@ -35,9 +35,10 @@ def table(rounds: int) -> Table:
 
 
 def ball(count: int, views: int) -> list[Tensor]:
-    """Return means, quaternions, scales, opacities and values per view of `count` random Gaussians in a ball.
+    """Return the parameters of n = `count` random Gaussians in a ball, all of which require gradients.
 
-    The standard deviation of a Gaussian is half the local spacing of the Gaussians.
+    They are means (n, 3), quaternions (n, 4), scales (n, 3), opacities (n,), and the values (`views`, n, C) that are
+    rendered in each view, C = `gaussians.CHANNELS`. The scales are half the local spacing of the Gaussians.
     """
     rng = torch.Generator().manual_seed(0)
     start = points.ball(count, RADIUS, rng)

@@ -41,7 +41,7 @@ def kernels(bench: Bench) -> None:
 
 
 def compare(name: str, device: torch.device, points: int) -> Iterator[tuple[str, bool, float, float]]:
-    """Compare the back end `name` and the torch twin, in float32, with the torch twin in float64.
+    """Compare the back end `name` and its plain torch twin, both in float32, with the torch twin in float64.
 
     Yields name of the quantity, whether the back end is accurate enough, and the relative errors (norm of the
     difference / norm of the values) of back end and twin. `points` is the number of points in the hash grid.
@@ -120,7 +120,8 @@ def mlp_values(rng: torch.Generator, points: int, device: torch.device) -> Calla
 def march_errors(name: str, rng: torch.Generator, device: torch.device) -> Iterator[tuple[str, bool, float, float]]:
     """Compare the ray-marching samples of the back end `name` and of the torch twin on 3000 rays.
 
-    Yields name of the case, whether all samples are equal, share of rays with different numbers of samples, and 0.
+    Yields, in the format of `compare`, the name of the case, whether all samples are equal, the share of rays with
+    different numbers of samples, and 0 in place of the error of the twin.
     """
     origins = 2.5 * normalize(torch.randn(3000, 3, generator=rng), dim=-1)
     directions = normalize(0.6 * torch.randn(3000, 3, generator=rng) - origins, dim=-1)

@@ -21,7 +21,7 @@ class Bench:
 
     Attributes:
         device: the GPU, or the CPU if `small`.
-        small: whether sizes are small, so that each stage takes seconds on a CPU; always True without a GPU.
+        small: whether networks and images are small, so that a stage takes seconds on a CPU; always True without a GPU.
         folder: folder of the results.
     """
 
@@ -30,7 +30,10 @@ class Bench:
         self.device = torch.device("cpu" if self.small else "cuda:0")
 
     def record(self, case: str, **values: object) -> None:
-        """Append a result to results.jsonl and print it. The value `ok`=False marks the case as failed."""
+        """Append a result to results.jsonl and print it: the name `case` and `values`, such as ms=3.2.
+
+        ok=False in `values` marks the case as failed.
+        """
         line = json.dumps({"stage": self.stage, "case": case, **values}, default=str)
         with (self.folder / "results.jsonl").open("a", encoding="utf-8") as file:
             file.write(line + "\n")

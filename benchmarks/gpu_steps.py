@@ -170,8 +170,9 @@ class StopAt(pl.Callback):
 def loop(bench: Bench) -> None:
     """Train the field of mvdream-sd21 with a tiny prior in mixed precision, and check resuming and a NaN loss.
 
-    There are two trainings of 40 steps, one that is resumed after 20 steps, and one with a NaN loss at step 5. On a GPU
-    atomic additions have no fixed order, so the difference between the first two is the tolerance for the resumed one.
+    There are two equal trainings of 40 steps, a third that is stopped and resumed after 20 steps, and a fourth with a
+    NaN loss at step 5. On a GPU atomic additions have no fixed order, so the difference between the two equal trainings
+    is the tolerance for the resumed one.
     """
     total, half = (8, 4) if bench.small else (40, 20)
     words = ["prompt=nothing", "prior.dtype=fp32", "trainer.devices=1", "trainer.val_check_interval=0"]

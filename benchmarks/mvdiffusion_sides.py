@@ -64,7 +64,8 @@ class Measured:
         cpu: CPU time of each step in seconds, summed over the cores.
         weights: memory of the weights in bytes.
         peak: peak memory of the process or, for "cuda", of the GPU in bytes.
-        output: output of a step at COMPARED pixels, with positional encodings limited by `cap`.
+        output: output of the network in a step with images of COMPARED x COMPARED pixels, after `cap`, to compare
+            both implementations.
     """
 
     seconds: list[float]
@@ -115,7 +116,8 @@ def ours(trial: Trial, file: Path, dtype: torch.dtype) -> tuple[nn.Module, Step]
 def theirs(trial: Trial, file: Path, reference: Path) -> tuple[nn.Module, Step]:
     """Return the reference network and its step function, and write its attention weights to `file`.
 
-    Raises ConfigError if the folder `reference` is not a clone of the repository.
+    The step function runs a denoising step for an image side in pixels and returns the output of the network. Raises
+    ConfigError if the folder `reference` is not a clone of the repository.
     """
     model: Any = import_reference(reference).MultiViewBaseModel(base(trial.widths), {"single_image_ft": False})
     g = torch.Generator().manual_seed(1)

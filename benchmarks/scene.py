@@ -35,8 +35,9 @@ FIT_STEPS, FIT_SIZE, FIT_VIEWS = 180, 40, 4
 class Bench:
     """Data that all compared systems share: prior, text embedding and field.
 
-    The field comes from the run folder `run`, or is fitted to images if `run` is None. `overrides` are changes of
-    CONFIG. The constructor raises ConfigError if an override is invalid or the run has no checkpoint.
+    The field comes from the run folder `run`, or is fitted to images if `run` is None. `overrides` are key=value
+    changes of the config CONFIG. The constructor raises ConfigError if an override is invalid or the run has no
+    checkpoint.
     """
 
     def __init__(self, overrides: list[str], run: Path | None = None) -> None:
@@ -50,7 +51,10 @@ class Bench:
         self.about = "a field fitted to images of a dog" if run is None else f"the field of {run.name}"
 
     def system(self, *extra: str, **views: Any) -> GenerateSystem:
-        """Return a system of CONFIG with overrides `extra`, the shared field and no warm start, in training mode."""
+        """Return a system of the config CONFIG with the shared field and no warm start, in training mode.
+
+        `extra` are further key=value overrides, and `views` are passed to `GenerateSystem` (images and cameras).
+        """
         overrides = [*self.overrides, "warm_start.share=0", *extra]
         system = GenerateSystem(load(CONFIG, overrides), self.prior, self.text, **views)
         system.load_state_dict(self.state, strict=False)

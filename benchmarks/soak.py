@@ -66,7 +66,10 @@ def use(process: psutil.Process) -> Sample:
 
 
 def run_samples(steps: int, overrides: Sequence[str]) -> list[Sample]:
-    """Run `steps` small steps in a process and return its resource use over time; "at" is the step of a sample."""
+    """Run `steps` small steps in a process, and return samples of its resource use over time.
+
+    A sample is a dict from quantity to number; its key "at" has the step. `overrides` are key=value changes of the run.
+    """
     samples: list[Sample] = []
     with tempfile.TemporaryDirectory() as temporary:
         tiny_prior().save(Path(temporary, "prior"))

@@ -96,10 +96,10 @@ class MetaPrior(Prior):
         return images.float() if self.meta.vae is None else self.meta.vae.encode(images).latent_dist.mean.float()
 
     def record_graph(self, images: int) -> None:
-        """Set the attribute `graph_memory` to a tensor as large as a CUDA graph of the UNet for `images` latents.
+        """Measure the memory that a CUDA graph of the UNet for `images` latents keeps; store it in `graph_memory`.
 
-        The tensor stands for the memory of the graph: the caller passes it to `measure`, in `kept`. If the run uses no
-        CUDA graphs, it is empty.
+        This attribute is a tensor with as many bytes as the graph keeps. The caller passes it to `measure`, in `kept`,
+        so that these bytes count. If the run uses no CUDA graphs, the tensor is empty.
         """
         self.graph_memory = torch.empty(0, device=META)
         if self.cuda_graph:
@@ -225,8 +225,9 @@ def measure(
 
     Args:
         trained: parameters that get gradients.
-        kept: other tensors that exist meanwhile, such as frozen weights.
-        copies: number of tensors per parameter besides the gradient: 2 moments of Adam, and perhaps averaged weights.
+        kept: other tensors that are in memory during the call, such as frozen weights.
+        copies: number of tensors of its size that each parameter needs besides its gradient: 2 for the moments of Adam,
+            and 1 more for each further copy, such as the average over the steps.
         half: dtype of autocast; float32: no autocast.
     """
     with PeakMemory() as memory, Kernels(half):

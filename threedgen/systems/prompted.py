@@ -41,10 +41,11 @@ class PromptedConfig(RunConfig):
             return None if prior is None else prior.vocabulary()
 
     def check_prompt(self, others: Iterable[str] = ()) -> None:
-        """Raise ConfigError if a prompt names no object that the prior knows.
+        """Raise ConfigError if a prompt names no object that the prior (diffusion model) knows.
 
-        The prior is the diffusion model. One without a closed vocabulary knows all objects. `others` are the prompts to
-        check; empty: only the prompt of the config. With the option `prompt_check` off, nothing is checked.
+        `others` are the prompts to check instead of the prompt of the config; empty: the prompt of the config is
+        checked. A prior without a closed vocabulary knows all objects. With the option `prompt_check` off, nothing is
+        checked.
         """
         if self.prompt_check == "off":
             return

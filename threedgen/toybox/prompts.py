@@ -40,9 +40,9 @@ GAP = "?"
 class ToyboxPrompts:
     """Reader of user prompts for priors that were trained on toybox captions, which have a small vocabulary.
 
-    Implements the protocol `threedgen.guidance.weights.tokens.PromptReader`. `vocabulary` has the words of the prior,
-    and words that personalisation added; None: the prior takes any text. If the vocabulary is None or has no toybox
-    noun, `check` accepts every prompt.
+    Implements the protocol `threedgen.guidance.weights.tokens.PromptReader`. `vocabulary` has all words that the prior
+    knows (`known`), and the words that personalisation added (`added`); None: the prior takes any text. If the
+    vocabulary is None or has no toybox noun, `check` accepts every prompt.
     """
 
     def __init__(self, vocabulary: Vocabulary | None) -> None:
@@ -113,7 +113,8 @@ class ToyboxPrompts:
     def notes(self, prompt: str) -> list[str]:
         """Return warnings for the user if a prompt names several objects, or several parts or accessories.
 
-        Known synonyms count. Otherwise, or if the prompt has no noun that the prior knows, the list is empty.
+        Synonyms are first replaced by the words that the prior knows. The list is empty if there is nothing to warn
+        about, or if the prompt has no noun that the prior knows.
         """
         prompt = self.read(prompt).text
         found = self._nouns_in(prompt)
@@ -171,7 +172,7 @@ def read_prompt(prompt: str, known: Collection[str], added: Collection[str] = ()
         prompt: text of the user.
         known: words of the prior's vocabulary. If no toybox noun is among them, the text stays unchanged, and the
             result only lists the unknown words.
-        added: words that personalisation added. They are kept unchanged.
+        added: words that personalisation added, whether or not they are in `known` too. They are kept unchanged.
 
     Returns:
         `Reading` with the new text, and three groups of words of the prompt: replaced by known synonyms, left out

@@ -232,10 +232,11 @@ def make(job: Job, root: Path, threads: int | None) -> str:
 
 
 def make_all(config: WorkersConfig, jobs: Sequence[Job], root: Path, quiet: bool) -> int:
-    """Run the jobs that are neither finished nor failed, in parallel worker processes with the options `config`.
+    """Run the jobs that are neither finished nor failed, in this process or in parallel worker processes.
 
-    Returns 0, or the exit code 130 or 143 after Ctrl-C or SIGTERM. Each job has the folder root/KEY, where KEY is
-    `job.key`. If one job of a method cannot start, the remaining jobs of this method do not run.
+    Each job has the folder root/KEY, where KEY is `job.key`. `config` has the options of the workers, such as their
+    number. `quiet`: show no progress. If one job of a method (config name with key=value changes) cannot start,
+    the remaining jobs of this method do not run. Returns the exit code: 0, or 130 after Ctrl-C, 143 after SIGTERM.
     """
     from threedgen.run.progress import ProgressDisplay  # this and `run` import torch, which the plan does not need
     from threedgen.run.threads import threads_each

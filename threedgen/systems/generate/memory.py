@@ -124,9 +124,9 @@ def memory(
 def distinct_steps(system: GenerateSystem) -> Iterator[tuple[int, int]]:
     """Yield the distillation steps to measure, as pairs (render size in pixels, step).
 
-    Schedules can change the render size and the number of scenes (groups of views) per step during a run. Each
-    combination of the two is measured once, in the first step that has it. If one of the FIRST_STEPS = 50 steps from
-    there has a lit (shaded) render, which takes more memory, the first of these is measured instead.
+    Schedules can change the render size and the number of scenes (groups of views) per step during a run. Each pair
+    (render size, number of scenes) is measured once, in the first step that has it. A lit (shaded) render takes more
+    memory, so if any of the FIRST_STEPS = 50 steps from there has a lit render, the first such step is measured.
     """
     config, end = system.config, system.max_steps
     schedules = [

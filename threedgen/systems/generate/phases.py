@@ -227,10 +227,11 @@ class Refinement:
     def resample(self, number: int, rng: torch.Generator, first: bool) -> None:
         """Resample all views of round `number` and store them in `images`. All devices get the same images.
 
-        The object is rendered, and the prior resamples the renders by img2img, with the strength `number` of the option
-        `refine.strengths`. Step 0 of the run (`first` is True) differs in two cases. A new object is not rendered: its
-        views are sampled from the prompt alone. With the option `edit`, the difference of two coarse predictions
-        (latents predicted without denoising), new prompt minus old prompt, is added to the latents of the renders.
+        The object is rendered, and the prior resamples the renders by img2img, with the noise strength at index
+        `number` of the option `refine.strengths`. Step 0 of the run (`first` is True) differs in two cases. A new
+        object is not rendered: its views are sampled from the prompt alone. With the option `edit`, the difference of
+        two coarse predictions (latents predicted without denoising), new prompt minus old prompt, is added to the
+        latents of the renders.
         """
         scene, images = self.scene, []
         old_prompt_embedding = scene.old_prompt_embedding if first else None

@@ -42,11 +42,13 @@ OOM_FACTOR = 4  # divisor of the chunk size after a step that ran out of memory
 class RenderChunks:
     """Chunk size of training renders: how many samples of the rays are rendered at a time, to limit the memory.
 
-    `chunk` is the option `march.chunk`: the size, None (no limit), or "auto" (computed from the free memory).
+    `chunk` is the option `march.chunk`: a number of samples, None (no limit), or "auto" (computed from the free
+    memory).
 
     Attributes:
-        measured: sizes computed for "auto", by the keys "with normals" and "without normals"; saved in checkpoints.
-        limit: upper bound of the size in samples, set when a step ran out of memory; None before.
+        measured: chunk sizes computed for "auto", with the keys "with normals" and "without normals" for renders that
+            do or do not compute normals; saved in checkpoints.
+        limit: maximum chunk size in samples, set when a step ran out of memory; None before.
         last: number of samples in the largest chunk of the last render, or None before the first render.
     """
 
@@ -100,12 +102,14 @@ class Scene(System):
         text_embeddings: (2, L, D) embeddings of prompt and negative prompt, in this order; with view prompts (6, L, D),
             followed by the prompts of the side, front, back and overhead view, such as "PROMPT, side view".
         prior: frozen diffusion model; not a registered submodule, so checkpoints do not contain it.
-        matte: frozen network that separates the object from the background, or None; not a registered submodule.
-        reference: features of the prior's reference image; None before `setup` or without such an image.
+        matte: frozen network that predicts the opacity of the object in images; None: not used. Not a registered
+            submodule.
+        reference: features of the image on which the prior is conditioned, {name: tensor (1, ...)}, computed in
+            `setup`; None before that, or if the prior has no such image.
         from_nothing: True for a new object, False if the object was initialised from another run.
         old_prompt_embedding: embedding (1, L, D) of the prompt of the run that this run edits; None: this run edits no
             run.
-        chunks: chunk size of training renders.
+        chunks: how many samples of its rays a training render processes at a time, to limit the memory.
     """
 
     field: Representation
@@ -148,8 +152,8 @@ class Scene(System):
         """Return the condition of the prior (text, cameras, reference image) for the views of the cameras in `rig`.
 
         `background` is the colour (R, 3) in [0, 1] behind the object at each of the R pixels of the rendered views. If
-        the prior has a reference image and adapts its background to the renders, as ImageDream does, the mean of
-        `background` becomes the grey level behind the object in this image; None: 0.5.
+        the prior has a reference image and adapts its background to the renders, as ImageDream does, the grey level
+        behind the object in this image is the mean of `background`, or 0.5 if `background` is None.
         """
         n_view, c2w = self.config.views_per_scene, to_device(rig.cameras.c2w, self.device)
         reference = self.reference
@@ -236,7 +240,7 @@ class Scene(System):
     def needs_variance(self) -> bool:
         """Whether a loss with nonzero weight may use the variance of the depth along a ray.
 
-        This is assumed of every loss that is not in `WITHOUT_VARIANCE`: of `z_variance`, and of those of plug-ins.
+        Losses in `WITHOUT_VARIANCE` do not use it. All others (`z_variance`, and losses of plug-ins) may use it.
         """
         loss = self.config.loss
         return any(getattr(loss, name) != 0 for name in type(loss).model_fields if name not in WITHOUT_VARIANCE)
@@ -251,7 +255,7 @@ class Scene(System):
 
     @torch.no_grad()
     def images(self, cameras: Cameras) -> Tensor:
-        """Render images (B, H, W, 3) in [0, 1] for B cameras, with the shading of the last step and no random numbers.
+        """Render images (B, H, W, 3) in [0, 1] for B cameras, shaded as at the end of the run, without random numbers.
 
         The result is on the CPU, whatever the device of the object.
         """

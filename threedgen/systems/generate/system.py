@@ -174,7 +174,8 @@ class GenerateSystem(Scene):
     def learning_rate(self, group: ParameterGroup) -> object:
         """Return the learning rate schedule of a parameter group: the config value with the key `group.learning_rate`.
 
-        The key is looked up in the section `optimizer`, then in `field`. The default is `optimizer.networks`.
+        The key is looked up in the section `optimizer`, then in `field`. If neither has a value for it, the result is
+        `optimizer.networks`.
         """
         options, key = self.config.optimizer, group.learning_rate
         rate = getattr(options, key, None)

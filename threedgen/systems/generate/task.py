@@ -76,7 +76,8 @@ def run_status(
     Args:
         quiet: print neither the names of weight files nor progress.
         resume: run folder to resume from its last checkpoint; None: a new run.
-        init_path: run folder whose object initialises this run; None: start from a new object.
+        init_path: run folder whose object initialises the run, if the config has no stages; None: the path in the
+            option `start` or `edit`, else a new object.
 
     Raises:
         ConfigError: the run is not possible with its prompt, prior, checkpoint or disk.
@@ -92,8 +93,9 @@ def run_status(
 def run_once(task: Task, init_path: Path | None = None) -> Status:
     """Encode the prompt, sample views, train the object and write the results. Return the final status of the run.
 
-    `init_path` is the run folder or point cloud file that initialises the object; None: `config.start_path`, or a new
-    object. If the config has stages, the last stage initialises the object instead.
+    If the config has stages (earlier runs), they are run first, unless they are finished. The result of the last one
+    initialises the object of this run, and `init_path` is ignored. Without stages, `init_path` is the run folder or
+    point cloud file that initialises the object; None: `config.start_path` or, if this is None too, a new object.
     """
     config, folder, prompt = task.config, task.folder, task.config.object_text()
     if config.stages:
@@ -118,10 +120,10 @@ def run_once(task: Task, init_path: Path | None = None) -> Status:
 
 
 def run_stages(config: GenerateConfig, folder: Path, quiet: bool) -> Path | None:
-    """Run the unfinished stages, which are earlier runs; return the folder of the last stage, or None without stages.
+    """Run the unfinished stages of a run; return the folder of the last stage, or None if the config has no stages.
 
-    Each stage has its own config, checkpoints and results in RUN/stages/NAME, so a stopped run resumes at its
-    unfinished stage. Raises Stopped if a stage does not finish.
+    A stage is a run of its own before the main run, with config, checkpoints and results in folder/stages/NAME, so a
+    stopped run resumes at its unfinished stage. `quiet`: show no progress. Raises Stopped if a stage does not finish.
     """
     init_path = None
     for name in config.stages:

@@ -155,7 +155,10 @@ def sample_views(
 
 @contextmanager
 def step_count(label: str, quiet: bool) -> Iterator[OnStep]:
-    """Return a context whose value is a progress callback for a sampler, called with (steps done, all steps)."""
+    """Return a context that shows the progress of a sampler as the text `label`; `quiet`: show nothing.
+
+    The context yields a function that the sampler calls after each step with (number of steps done, of all steps).
+    """
     with ExitStack() as stack:
         count: ProgressDisplay | None = None
 

@@ -92,9 +92,9 @@ class SamplingConfig(PromptedConfig):
     def check_rig(self, rig: str, **keys: str) -> None:
         """Raise ValueError if the prior cannot sample a rig (set of cameras), or an option has no effect with the rig.
 
-        `rig` is the name of the rig, such as "orbit". `keys` lists by rig name the options that are only for some rigs,
-        separated by blanks: with orbit="samples prefix", angles="mesh", a mesh has no effect with the rig "orbit", and
-        the error is raised if the option `mesh` differs from its default.
+        `rig` is the name of the rig, such as "orbit". `keys` are the options that only some rigs use: {rig name: names
+        of the options that this rig uses, separated by blanks}. For example, with orbit="samples prefix", angles="mesh"
+        the rig "orbit" does not use `mesh`, so the error is raised if `mesh` differs from its default.
         """
         if self.prior is not None and self.prior.name not in PRIORS[rig]:
             usable = " or ".join(PRIORS[rig])

@@ -136,8 +136,8 @@ def warp_image(image: Tensor, fov: float, K: Tensor, R: Tensor, size: int) -> tu
 
     Args:
         image: (H, W, 3) in [0, 1], with the horizontal field of view `fov` in radians.
-        K, R: intrinsics (3, 3) in pixels, with the centre of the first pixel at (0, 0), and camera-to-world rotations
-            (V, 3, 3), OpenCV axes, of the views.
+        K: intrinsics (3, 3) of every view in pixels, with the centre of the first pixel at (0, 0).
+        R: camera-to-world rotations (V, 3, 3) of the views, OpenCV axes.
         size: side of the views in pixels.
 
     Returns:
@@ -163,7 +163,7 @@ def warp_image(image: Tensor, fov: float, K: Tensor, R: Tensor, size: int) -> tu
 def resize_intrinsics(K: Tensor, x: float, y: float) -> Tensor:
     """Scale K (3, 3) for an image whose width changes by the factor `x` and its height by the factor `y`.
 
-    Before and after, the centre of the first pixel is (0, 0).
+    In both the given and the returned matrix, the centre of the first pixel is at (0, 0).
     """
     scale, half = torch.diag(K.new_tensor([x, y, 1])), torch.eye(3, dtype=K.dtype)
     half[:2, 2] = 0.5

@@ -45,8 +45,10 @@ class Frames:
     Attributes:
         cameras: N perspective cameras in world coordinates.
         depth: (N, H, W) in metres along the viewing axis; 0 where unknown.
-        prompts, names: prompt of each frame, and file name of the frame without suffix, such as "0012".
-        keys: indices of the key frames, which are sampled first, if a ScanNet folder lists two or more, else None.
+        prompts: N prompts, one per frame.
+        names: N file names of the frames without suffix, such as "0012".
+        keys: indices of the key frames, which are sampled first, if a ScanNet folder lists two or more; None: they are
+            to be chosen (`choose_keys`).
     """
 
     cameras: Cameras
@@ -101,8 +103,9 @@ def read_frames(
 def path_frames(config: TextureConfig, rig: PathConfig, source: SourceMesh, frame: MeshFrame) -> Frames:
     """Return the frames of a camera path through the mesh `source`, with rendered depth.
 
-    `frame` is the coordinate transform from the mesh file to the world. Raises ConfigError if the path cannot be read
-    or found, or if its poses are not camera-to-world ("c2w") or world-to-camera ("w2c") as `rig.poses` says.
+    `frame` is the coordinate transform from the mesh file to the world. Raises ConfigError if the file of the path
+    cannot be read, if no path is found in the mesh, or if the poses in the file are obviously not of the kind
+    `rig.poses`: camera-to-world ("c2w") or world-to-camera ("w2c").
     """
     cameras = auto_path(source, rig) if rig.file == AUTO else read_path(rig, frame)
     prompts, used = config.view_texts(len(cameras)), list(range(0, len(cameras), rig.every or 1))
@@ -190,11 +193,11 @@ def choose_keys(frames: Frames, min_overlap: float) -> list[int]:
 
 
 def check_overlap(frames: Frames, keys: Sequence[int], min_overlap: float, key: str) -> list[str]:
-    """Return a list with one warning that names pairs of consecutive key frames with little overlap; [] if none has.
+    """Return a list with one warning that names pairs of consecutive key frames with little overlap, or an empty list.
 
-    The overlap is little if the fraction of the pixels that show the same surface as the other frame is `min_overlap`
-    or less. `keys` are the indices of the key frames. Raises ConfigError if all pairs have little overlap; `key` is the
-    config key that the error names.
+    The overlap of two frames is the fraction of their pixels that show a surface which the other frame shows too.
+    `min_overlap` or less is little. `keys` are the indices of the key frames. Raises ConfigError if all pairs have
+    little overlap; `key` is the config key that the error names.
     """
     found = [overlap(frames.depth, frames.cameras, *pair) for pair in zip(keys, keys[1:], strict=False)]
     apart = [n for n, share in enumerate(found) if share <= min_overlap]

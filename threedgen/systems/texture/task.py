@@ -100,9 +100,10 @@ def texture_sides(task: Task, rig: SidesConfig) -> None:
 
 
 def read_mesh(config: TextureConfig) -> tuple[meshes.SourceMesh, TexturedMesh, list[str]]:
-    """Read the mesh of an object. Return it as read, and with usable texture coordinates, and notes for the user.
+    """Read the mesh of an object, and give it texture coordinates: those of the file if they are usable, else new ones.
 
-    Both meshes are in world coordinates, centred and scaled. The texture coordinates are those of the file or new ones.
+    The mesh is transformed to world coordinates, centred and scaled. Returns the transformed mesh with the texture
+    coordinates of the file, if any; the same mesh with usable texture coordinates; and notes for the user.
 
     Raises ConfigError if the file cannot be used, or if texture coordinates cannot be made.
     """
@@ -118,7 +119,8 @@ def read_mesh(config: TextureConfig) -> tuple[meshes.SourceMesh, TexturedMesh, l
 def texture_mesh(task: Task, source: meshes.SourceMesh, mesh: TexturedMesh, views: MeshViews, notes: list[str]) -> Tree:
     """Project images onto a mesh; write the textured mesh, renders and a page. Return metrics for summary.json.
 
-    `source` is the mesh as read, `mesh` the same mesh with usable texture coordinates. `views` has images and cameras.
+    `source` and `mesh` are the same mesh, as `read_mesh` returns them: `mesh` has usable texture coordinates. `views`
+    has images and cameras.
     The page shows the warnings in `notes`. The metrics are texels_seen (fraction of the texels that an image shows) and
     psnr_of_views (PSNR of texture and image pixels, dB). Raises OSError if a file cannot be written, ConfigError if no
     image shows the mesh.

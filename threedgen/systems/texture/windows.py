@@ -128,8 +128,9 @@ class WindowSampler:
         frames: cameras, depth (N, H, W) in metres and prompts of all N frames of the scene.
         windows: windows in the order of sampling, from `plan`.
         images: sampled frames, uint8 (H, W, 3) by frame index. Each window adds its new frames.
-        synchronise: function that makes images of F frames consistent by projection onto the mesh: (F cameras, images
-            (F, H, W, 3), bool (F,), True for frames of earlier windows) -> images (F, H, W, 3); None without a mesh.
+        synchronise: function that makes images of F frames consistent by projection onto the mesh; None without a mesh.
+            It maps F cameras, images (F, H, W, 3) and a bool mask (F,), True for frames that an earlier window has
+            sampled, to images (F, H, W, 3).
     """
 
     config: TextureConfig

@@ -53,9 +53,11 @@ def around_a_photo(rng: np.random.Generator, size: int) -> Array:
 class MaskedViews:
     """Source of training images (`data.latent_cache.ExampleSource`): pairs of a view and the same view with a hole.
 
-    `hole` is a function (random generator, side in pixels) -> mask of the hole (side, side), True where unknown, such
-    as `painted`; `seed` and the index of the view seed its generator. The views come from the scenes of `source`. With
-    `first`, only the first view of each scene is used, else all views.
+    Args:
+        source: scenes from which the views come.
+        seed: together with the index of a view, it seeds the random generator of the view's hole.
+        hole: function (random generator, side in pixels) -> bool mask (side, side), True in the hole; `painted` is one.
+        first: True: use only the first view of each scene. False: use all views.
     """
 
     n_view = 2

@@ -80,7 +80,10 @@ class MVDiffusionSystem(DenoisingSystem):
     data: DataBySize
 
     def choose_data(self, step: int) -> tuple[float, SceneData]:
-        """Sample the image size of a step, full or half. Return the probability of this size, and its data."""
+        """Sample the image size of a step, full or half. Return the probability of this size, and its training data.
+
+        The probability is the fraction of all steps that have this size.
+        """
         return choose_by_share(self.data, self.numpy_rng(step, "size").random())
 
     def predict(self, x: Tensor, t: Tensor, batch: Batch) -> Tensor:
@@ -313,9 +316,9 @@ def train_single_views(
 ) -> LoRA:
     """Train the first stage, or load its finished weights. Return its LoRA, which stays attached to the UNet.
 
-    `o` are the options of the stage. `blocks` are the tensors by name of the result of another run (option `blocks`).
-    If they include a UNet's changes by such a stage, with the same input channels, the training starts from them. If
-    they do not, or if `blocks` is None, it starts from the 2D model.
+    `o` are the options of the first stage. `blocks` are the tensors in the result file of another run, {name: tensor}
+    (option `blocks`). If they include the changes of the UNet by a first stage with the same input channels, the
+    training starts from these changes. If not, or if `blocks` is None, it starts from the 2D model.
     """
     config: TrainMVDiffusionConfig = task.config
     needed = EXTRA[config.variant]

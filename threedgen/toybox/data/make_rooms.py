@@ -39,7 +39,7 @@ NAME = "skybox"  # first part of the file names of a panorama
 class Job(NamedTuple):
     """Room scene to write. ``kind`` is "panorama" or "walk" (frames of a moving camera).
 
-    ``number`` counts the scenes of one kind and split from 0.
+    ``number`` is the number of the scene among those of the same kind and split, from 0.
     """
 
     kind: str

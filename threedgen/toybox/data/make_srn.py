@@ -162,7 +162,7 @@ SPLITS = ("train", "val", "test")  # names of the splits, and of the config fiel
 class Job(NamedTuple):
     """Scene (views of one object) to make. ``family`` is "cars" or "chairs", ``split`` is "train", "val" or "test".
 
-    ``number`` counts the scenes of one family and split from 0.
+    ``number`` is the number of the scene among those of the same family and split, from 0.
     """
 
     family: str

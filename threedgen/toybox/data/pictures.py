@@ -73,8 +73,8 @@ class Photographs:
     def object_images(self, indices: list[int], size: int) -> tuple[np.ndarray, list[str], np.ndarray]:
         """Render the N images of this source with the numbers ``indices``, which must be images of single objects.
 
-        Return rgb (N, size, size, 3) in [0, 1], N captions, and c2w (N, 4, 4), camera-to-world, OpenGL axes. Object
-        ``index`` of the toybox is on image ``index``.
+        Return rgb (N, size, size, 3) in [0, 1], N captions, and c2w (N, 4, 4), camera-to-world, OpenGL axes. The image
+        with the number k shows object k of the toybox.
         """
         assets = [self.box.asset(i) for i in indices]
         rngs, view = [self.box.rng(i, 4) for i in indices], self.box.view
@@ -124,8 +124,9 @@ class ViewRings:
     def part_weights(self, index: int, size: int) -> np.ndarray:
         """Return loss weights (V, size, size), from 1 to 10, for the latents of the V views of object ``index``.
 
-        ``size`` is the side of the latents. Small parts, such as eyes and glasses, get larger weights: a visible
-        part that covers less than 5 % of an image (`MIN_AREA`) counts as if it covered 5 %, within `MAX_WEIGHT` (10).
+        ``size`` is the side of the latents. Small parts, such as eyes and glasses, get larger weights: a part that
+        covers the fraction a of an image has the weight 0.05 / a (`MIN_AREA` / a), clipped to 1 ... `MAX_WEIGHT` = 10.
+        The background has the weight 1.
         """
         c2w, fov, _, _ = self.box.cameras(index, self.n_view)
         fine, views = PIXELS * size, np.zeros(self.n_view, np.int64)

@@ -78,10 +78,10 @@ class Row(NamedTuple):
     Attributes:
         label: label of the variant.
         prompt: prompt of the object.
-        found: measurements under the key "steps" (at the end of the training) and, if the config asks for it, under
-            "time" (after a fixed training time). Each is a dict. Keys such as "noun" (JUDGED) have bools: whether the
-            probe, a classifier of toybox images, answers right. Keys such as "roughness" (MEASURED) have numbers. None:
-            undefined.
+        found: two dicts of measurements: "steps" has those at the end of the training and, if the config asks for it,
+            "time" those after a fixed training time. In each, keys such as "noun" (JUDGED) have bools, whether the
+            probe (classifier of toybox images) answers right, and keys such as "roughness" (MEASURED) have numbers. A
+            value that is undefined is None.
         views: images (V, H, W, 3), uint8, of the object, under the same keys as ``found``.
     """
 

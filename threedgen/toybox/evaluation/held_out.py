@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 class Case:
     """Test prompt: the specification of an object, which is usually held out of training.
 
-    ``index`` is one of the seeds of the random shape of ground-truth objects. A held-out specification is that of the
-    sample with this number in the held-out split of `Toybox`.
+    ``index`` is one of the seeds of the random shape of ground-truth objects (`build_truth`). For a held-out
+    specification it is the number of the sample in the held-out split of `Toybox` that has this specification.
     """
 
     index: int

@@ -305,8 +305,8 @@ class EvaluateSubjectsConfig(RunConfig):
         """Rows of the report's table: the tuned priors that are compared, as pairs (preservation, strength).
 
         The preservation, such as "l1", is a method by which the tuning keeps the prior from forgetting other objects.
-        The strength is a factor on the change of the weights by the tuning. The first preservation has a row for each
-        strength, the others only one for the first strength.
+        The strength is a factor on the change of the weights by the tuning. The first of the preservations in the
+        config has a row for each strength. Each other preservation has one row, with the first strength.
         """
         first, strength = self.preservation[0], self.strengths[0]
         further: list[tuple[str, float]] = [(first, other) for other in self.strengths[1:]]

@@ -218,7 +218,7 @@ def judge_case(
         views: images (V, H, W, 3) of the object, uint8 or floats in [0, 1].
         azimuth: azimuths (V,) of the cameras, radians, 0 at the front.
         true_views: images (V, H, W, 3) of each of two or more ground-truth objects, from the same cameras.
-        calibration: how many of the ground-truth objects in ``true_views`` to judge, from the first one.
+        calibration: number of ground-truth objects that are judged too, the first ones of ``true_views``.
         vote: decide noun and colour by majority of the views. Otherwise the highest mean log-probability decides.
         failed: whether the run that generated the object failed. If so, all answers for ``views`` count as wrong.
     """
@@ -289,9 +289,9 @@ def write_judged(
         rows: judged objects.
         keys: attributes that the table of correct answers lists: keys of `FIGURES`, such as "noun".
         intro, notes: Markdown before and after the tables.
-        figures: first entries of report.json.
+        figures: entries to write to report.json, before those that are computed here.
         shown: dict from index of an object in ``rows`` to its images (V, H, W, 3) on the contact sheet.
-        own: one dict per object, whose entries are added to the object's entries in report.json; None: nothing to add.
+        own: one dict for each of ``rows``, with further entries of this object in report.json; None: no further ones.
         fidelity: metrics for `fidelity_table`, in addition to FID and KID, which are computed here from two or more
             objects; None: no further metrics.
         summary: further entries of the run's summary; None: no further entries.

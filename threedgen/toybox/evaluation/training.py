@@ -47,7 +47,7 @@ class ClassifierSystem(System):
     """Base class of LightningModules that train a small network ``net`` on augmented toybox images.
 
     The data of a step depends only on the seed, the process and the number of the step. ``rate`` is the learning rate:
-    one number, or a dict from progress of the training, such as "5%", to the rate at this point.
+    one number, or a dict {progress: rate} such as {"0%": 0.001, "100%": 0}, where progress is that of the training.
 
     Attributes:
         result: weights file of the trained network, relative to the run folder.
@@ -156,10 +156,10 @@ class ProbeSystem(ClassifierSystem):
         return rgb, Truth.cat([truth for _, truth in blocks])
 
     def block(self, number: int) -> tuple[Tensor, Truth]:
-        """Return images (B, S, S, 3), uint8, and labels of block ``number``, which is new in the step of this number.
+        """Return images (B, S, S, 3), uint8, and labels of block ``number``, which is rendered in step ``number``.
 
-        A block has `N_VIEW` (2) views of each of `OBJECTS_PER_BLOCK` (8) objects, so B is 16. It is rendered once and
-        then kept in memory for the next 256 steps.
+        A block has `N_VIEW` (2) views of each of `OBJECTS_PER_BLOCK` (8) objects, so B is 16. It is kept in memory for
+        the next 256 steps.
         """
         if number not in self.cache:
             first = (number + self.global_rank * BLOCKS_PER_RANK) * OBJECTS_PER_BLOCK  # devices share no samples

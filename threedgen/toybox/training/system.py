@@ -102,9 +102,9 @@ class PriorSystem(DenoisingSystem):
     def entries(self, step: int, n_view: int, share: float) -> Array:
         """Sample the indices (n,) of the cache entries on which step ``step`` trains.
 
-        An entry has ``n_view`` images, so n is ``options.batch`` / ``n_view``, rounded up. Each step of the cache adds
-        a few new entries to those in use. The number of such steps so far is estimated as ``step`` times ``share``,
-        the share in [0, 1] of all steps that use this cache.
+        An entry has ``n_view`` images, so n is ``options.batch`` / ``n_view``, rounded up. ``share`` is the share in
+        [0, 1] of all steps that use this cache, so about ``step`` * ``share`` earlier steps have used it. Each of them
+        has added a few new entries to those that can be chosen (`sample_entries`).
         """
         o, rng = self.options, self.numpy_rng(step, "pictures")
         numbers = (objects_of(number, n_view) for number in (o.batch, o.pictures, o.first, o.fresh))
