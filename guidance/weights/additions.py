@@ -16,7 +16,7 @@ from tokenizers import AddedToken
 from torch import Tensor
 
 from threedgen.config import ConfigError
-from threedgen.config.errors import errors_default_to_key, errors_name_key, key_prefix, one_line, plain
+from threedgen.config.errors import errors_default_to_key, errors_name_key, key_prefix, one_line, printable
 from threedgen.config.plain_file import parse_json
 from threedgen.run.torch_file import leaves, read_safetensors, read_torch, require_finite
 
@@ -94,7 +94,7 @@ def fuse_lora(prior: LatentDiffusion, lora: LoraFile) -> None:
     ) as error:  # a ValueError of `to_peft_tensors`, and what diffusers raises for other tensors: anything
         problem = str(error) if isinstance(error, ValueError) else one_line(error)
         base, ours = base_model_name(tensors, metadata), named_base(pipe.unet.config["cross_attention_dim"])
-        problem = f"{path}, a LoRA of {base}, does not fit this prior, {ours}: {plain(problem)}"
+        problem = f"{path}, a LoRA of {base}, does not fit this prior, {ours}: {printable(problem)}"
         raise ConfigError(problem) from error
     pipe.fuse_lora(components=list(pipe.components), lora_scale=lora.scale, safe_fusing=True)
     pipe.unload_lora_weights()

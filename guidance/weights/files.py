@@ -15,7 +15,7 @@ from pickletools import genops
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from threedgen.config import ConfigError
-from threedgen.config.errors import plain, short
+from threedgen.config.errors import printable, short
 from threedgen.config.plain_file import MAX_PICKLE_BYTES, parse_json, read_text, require_regular_file
 from threedgen.run.disk import atomic_folder
 
@@ -155,7 +155,7 @@ def read_header(path: Path) -> tuple[list[str], dict[str, str]]:
         with safe_open(path, "np") as file:
             return list(file.keys()), file.metadata() or {}
     except SafetensorError as error:
-        raise ConfigError(f"{path} is damaged: {plain(error, 80)}") from None
+        raise ConfigError(f"{path} is damaged: {printable(error, 80)}") from None
     except MemoryError:  # the limit of the address space (ulimit -v) is smaller than the file
         size = path.stat().st_size / 1e9
         raise ConfigError(f"{path} cannot be read: it has {size:.1f} GB, more than this process may map") from None

@@ -200,7 +200,7 @@ def did_you_mean(*names: str | None) -> str:
     return f"; did you mean {known}?" if known else ""
 
 
-def plain(value: object, length: int = 200) -> str:
+def printable(value: object, length: int = 200) -> str:
     """Return `str(value)` for a message: cut to `length` characters, with control characters escaped."""
     text = str(value)
     text = text if text.isprintable() else text.encode("unicode_escape").decode("ascii")

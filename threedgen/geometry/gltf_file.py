@@ -15,7 +15,7 @@ from urllib.parse import unquote, unquote_to_bytes
 import numpy as np
 from pygltflib import Accessor, BufferView, Material, TextureInfo
 
-from threedgen.config.errors import ConfigError, plain, short
+from threedgen.config.errors import ConfigError, printable, short
 from threedgen.config.plain_file import parse_json
 from threedgen.geometry.images import to_srgb
 from threedgen.geometry.side_files import SideFiles
@@ -59,7 +59,7 @@ def gltf_tree(data: bytes) -> Any:
     try:
         return parse_json(text)
     except ValueError as error:
-        raise ConfigError(f"its JSON part cannot be read ({plain(error, 80)})") from None
+        raise ConfigError(f"its JSON part cannot be read ({printable(error, 80)})") from None
 
 
 class GltfFile:

@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from threedgen.config.errors import ConfigError, FileError, plain, storage_error
+from threedgen.config.errors import ConfigError, FileError, printable, storage_error
 from threedgen.config.plain_file import MAX_PICKLE_BYTES, require_regular_file
 from threedgen.run.memory import require_memory
 
@@ -108,7 +108,7 @@ def read_torch(path: Path, mmap: bool = False, skip_objects: bool = False) -> An
     foreign = sorted(name for name in imports if not _PLAIN.fullmatch(name))
     refused = [name for name in foreign if _REFUSED.match(name)] if skip_objects else foreign
     if refused:
-        name = plain(refused[0].replace(" ", "."), 80)
+        name = printable(refused[0].replace(" ", "."), 80)
         if name.startswith("torch."):
             raise FileError(f"{path} is not a checkpoint of a network: it contains {name}, not only plain arrays")
         raise FileError(f"{path} holds Python objects ({name}), {problem}")
@@ -125,7 +125,7 @@ def read_torch(path: Path, mmap: bool = False, skip_objects: bool = False) -> An
         _raise_if_unreadable(path, error)
         raise FileError(f"{path} is damaged and cannot be read ({type(error).__name__})") from None
     if isinstance(content, _Skipped):
-        raise FileError(f"{path} holds Python objects ({plain(foreign[0], 80)}), {problem}")
+        raise FileError(f"{path} holds Python objects ({printable(foreign[0], 80)}), {problem}")
     if sum(value.nbytes for value in leaves(content) if isinstance(value, Tensor)) > MAX_SHARING * length:
         raise FileError(f"{path} is damaged: its tensors are far larger than the file")
     return content

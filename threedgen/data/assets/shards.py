@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from threedgen.config.errors import ConfigError, plain
+from threedgen.config.errors import ConfigError, printable
 from threedgen.config.plain_file import parse_json, read_bytes, read_json, require_regular_file
 from threedgen.geometry.image_file import load_image
 from threedgen.geometry.images import grid, write_png
@@ -108,7 +108,7 @@ class Shards:
             ]
             for shard in self.index["shards"]:
                 if not is_complete(folder, shard):
-                    raise ConfigError(f"{folder / plain(shard['file'])} is missing or truncated: {REMEDY}")
+                    raise ConfigError(f"{folder / printable(shard['file'])} is missing or truncated: {REMEDY}")
             if not all(isinstance(text, str) for entry in self.entries for text in (entry.name, entry.caption)):
                 raise TypeError("names and captions are texts")
         except (KeyError, TypeError, ValueError):
@@ -132,7 +132,7 @@ class Shards:
             poses = np.array(found["c2w"], np.float32)
             if poses.shape[1:] == (4, 4) and np.isfinite(poses).all():
                 return found
-        raise ConfigError(f"{plain(entry.name)}.json is damaged in {self.folder / entry.shard}: {REMEDY}")
+        raise ConfigError(f"{printable(entry.name)}.json is damaged in {self.folder / entry.shard}: {REMEDY}")
 
     def image(self, entry: Entry, view: int) -> Image.Image:
         """Read the image of view number `view` of an asset. Raises ConfigError if the file is missing or truncated."""
@@ -150,7 +150,7 @@ class Shards:
         except (OSError, KeyError, tarfile.TarError):
             data, size = b"", 1
         if len(data) < size:
-            raise ConfigError(f"{plain(entry.name)}.{part} is missing or truncated in {path}: {REMEDY}")
+            raise ConfigError(f"{printable(entry.name)}.{part} is missing or truncated in {path}: {REMEDY}")
         return data
 
     def _read_members(self, shard: str) -> dict[str, tuple[int, int]]:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from threedgen.config.errors import ConfigError, plain
+from threedgen.config.errors import ConfigError, printable
 from threedgen.config.plain_file import read_bytes, require_regular_file
 from threedgen.geometry.side_files import Listings, decode
 from threedgen.geometry.submesh import MAX_LINES
@@ -63,7 +63,7 @@ def read_colmap(folder: Path) -> PosedFiles:
     except KeyError as error:
         raise ConfigError(f"{folder} has no camera {error}, which an image needs") from None
     except (struct.error, ValueError, IndexError, OverflowError) as error:
-        raise ConfigError(f"{folder} is not a COLMAP model, or a file of it is damaged ({plain(error)})") from None
+        raise ConfigError(f"{folder} is not a COLMAP model, or a file of it is damaged ({printable(error)})") from None
     photos, matrices, own = zip(*found, strict=True) if found else ((), (), ())
     points = np.array(model.points, np.float64).reshape(-1, 3)
     points = points[np.abs(points).max(1, initial=0) < MAX_COORDINATE]

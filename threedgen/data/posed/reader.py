@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from threedgen.config.errors import ConfigError, plain, short
+from threedgen.config.errors import ConfigError, printable, short
 from threedgen.config.plain_file import parse_json, read_text
 from threedgen.data.files import MIN_FOCAL, is_finite
 from threedgen.geometry.side_files import Listings
@@ -54,7 +54,7 @@ def read_transforms(path: Path) -> PosedFiles:
     except KeyError as error:
         raise ConfigError(f"{path} is not a transforms.json: {where}{error} is missing") from None
     except (TypeError, ValueError, AttributeError) as error:
-        raise ConfigError(f"{path} is not a transforms.json: {where}{plain(error)}") from None
+        raise ConfigError(f"{path} is not a transforms.json: {where}{printable(error)}") from None
     photos, matrices, lenses = zip(*found, strict=True) if found else ((), (), ())
     stack = np.array(matrices).reshape(-1, 4, 4)
     return PosedFiles(path, photos, stack, lenses, "c2w-opengl", tuple(missing), box=box, applied=applied)
