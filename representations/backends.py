@@ -85,10 +85,10 @@ def cumsum(values: Tensor, dim: int) -> Tensor:
     If torch.use_deterministic_algorithms is on, torch's own function raises an error for floats on CUDA; this one does
     not.
     """
-    return sum_of_shifts(values, dim) if values.is_cuda and requires_deterministic() else values.cumsum(dim)
+    return deterministic_cumsum(values, dim) if values.is_cuda and requires_deterministic() else values.cumsum(dim)
 
 
-def sum_of_shifts(values: Tensor, dim: int) -> Tensor:
+def deterministic_cumsum(values: Tensor, dim: int) -> Tensor:
     """Return the cumulative sum along `dim` in log2(n) tensor additions, where n is the size of `dim`.
 
     Unlike torch's own function on CUDA, it is deterministic (Hillis and Steele 1986).

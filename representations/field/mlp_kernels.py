@@ -94,7 +94,7 @@ def mlp(x: Tensor, w: Tensor, v: Tensor) -> Tensor:
     """Return relu(x @ w.T) @ v.T: outputs (N, O) for inputs x (N, I), with weights w (H, I) and v (O, H)."""
     out = x.new_empty(len(x), len(v))
     inputs = x, w.contiguous(), v.contiguous(), out, len(x), *x.stride()
-    _forward[(triton.cdiv(len(x), BLOCK),)](*inputs, **constants(w, v), **WARPS)
+    _forward[(triton.cdiv(len(x), BLOCK),)](*inputs, **compile_time_arguments(w, v), **WARPS)
     return out
 
 
@@ -105,7 +105,9 @@ def mlp_gradients(grad: Tensor, x: Tensor, w: Tensor, v: Tensor) -> tuple[Tensor
     grad_x = x.new_empty(x.shape[1], len(x))  # the order in which the hash grid reads it
     grad_w, grad_v = w.new_empty(programs, *w.shape), v.new_empty(programs, *v.shape)
     arrays = x, w.contiguous(), v.contiguous(), grad, grad_x, grad_w, grad_v
-    _backward[(programs,)](*arrays, len(x), blocks, *x.stride(), *grad.stride(), **constants(w, v), **WARPS)
+    _backward[(programs,)](
+        *arrays, len(x), blocks, *x.stride(), *grad.stride(), **compile_time_arguments(w, v), **WARPS
+    )
     return grad_x.t(), grad_w.sum(dim=0), grad_v.sum(dim=0)
 
 
@@ -113,7 +115,7 @@ def _processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
-def constants(w: Tensor, v: Tensor) -> dict[str, int | str]:
+def compile_time_arguments(w: Tensor, v: Tensor) -> dict[str, int | str]:
     """Return the compile-time arguments of `_forward` and `_backward` by name, for weights w (H, I) and v (O, H).
 
     They are "INPUTS" (I), "HIDDEN" (H) and "OUTPUTS" (O), the same with the prefix "PADDED_" (powers of two, at least

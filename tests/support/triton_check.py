@@ -24,7 +24,7 @@ def compile_all(capability: int) -> None:
     """Print for each kernel: capability, name, registers, bytes of spilled registers, bytes of shared memory."""
     f, i, big = "*fp32", "*i32", "*i64"
     shape, wide, cells = {"F": 2, "PAIRS": 2}, {"C": 6, "WIDE": 8}, {"SIZE": 32}
-    network = mlp.constants(torch.empty(64, 32), torch.empty(3, 64))
+    network = mlp.compile_time_arguments(torch.empty(64, 32), torch.empty(3, 64))
     rays, marched = [big, big], [f] * 3 + ["*u8", i, "fp32", "fp32"]
     cases = [
         (grid._encode, [f, f, f, f, f, i, "i32"], shape | {"ALONG": True}, {}),

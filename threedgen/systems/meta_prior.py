@@ -95,7 +95,7 @@ class MetaPrior(Prior):
         images = self.to_network_images(rgb).to(self.dtype)
         return images.float() if self.meta.vae is None else self.meta.vae.encode(images).latent_dist.mean.float()
 
-    def record_graph(self, images: int) -> None:
+    def measure_graph_memory(self, images: int) -> None:
         """Measure the memory that a CUDA graph of the UNet for `images` latents keeps; store it in `graph_memory`.
 
         This attribute is a tensor with as many bytes as the graph keeps. The caller passes it to `measure`, in `kept`,

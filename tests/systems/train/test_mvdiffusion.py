@@ -60,7 +60,7 @@ def test_run_leaves_the_additions_to_its_base(tmp_path: Path, variant: str, half
     words = ["training.slim=true", "single_view.layers=all"] if slim else []
     train(scene_config(tmp_path, variant), "run", f"training.half={half}", *words)
     assert Path("run/latents-half").is_dir() == (half > 0) and Path("run/samples.png").is_file()
-    before, found = load_base(), load_base().with_blocks(Path("run/blocks.safetensors"))
+    before, found = load_base(), load_base().with_multiview_attention(Path("run/blocks.safetensors"))
     extra = {"panorama": "nothing", "outpaint": "mask", "depth": "depth"}[variant]
     assert found.extra == extra and found.multiview is not None
     assert found.multiview.has_condition == (variant == "depth" and not slim)

@@ -107,7 +107,7 @@ def memory(
     system.choose_chunks((free_bytes(device) if free is None else free) - used)
     system.to(META)
     for size, step in distinct_steps(system):
-        prior.record_graph(2 * len(system.training_rig(step).cameras))
+        prior.measure_graph_memory(2 * len(system.training_rig(step).cameras))
         found[f"step at {size} px"] = system.peak(lambda: system.distillation_loss(step).loss)  # noqa: B023
         if launches is not None:
             launches[f"step at {size} px"] = system.launches

@@ -79,7 +79,7 @@ class MVDiffusionSystem(DenoisingSystem):
     model: MVDiffusion
     data: DataBySize
 
-    def choose_data(self, step: int) -> tuple[float, SceneData]:
+    def choose_image_size(self, step: int) -> tuple[float, SceneData]:
         """Sample the image size of a step, full or half. Return the probability of this size, and its training data.
 
         The probability is the fraction of all steps that have this size.
@@ -110,7 +110,7 @@ class SingleViewSystem(MVDiffusionSystem):
 
     def batch(self, step: int) -> Batch:
         rng, count = self.numpy_rng(step, "choices"), self.options.batch
-        (share, data), entries = self.choose_data(step), self.views_options
+        (share, data), entries = self.choose_image_size(step), self.views_options
         available = available_entries(int(step * share), data.cache.count, entries.first, entries.fresh)
         if data.masks is None:
             z, extra, captions = sample_views(data.cache, rng, available, count)
@@ -179,7 +179,7 @@ class ViewsSystem(MVDiffusionSystem):
 
     def batch(self, step: int) -> Batch:
         o, model = self.options, self.model
-        share, data = self.choose_data(step)
+        share, data = self.choose_image_size(step)
         available = (int(step * share), o.batch, self.cache.count, o.first, o.fresh)
         chosen = sample_entries(self.numpy_rng(step, "scenes"), *available)
         z = data.cache.latents(chosen)

@@ -130,7 +130,7 @@ def test_blocks_file_stores_unet_as_difference(targets: tuple[str, ...], tmp_pat
     save_blocks(file, network, difference(network.unet, lora))
     lora.half().float().attach(network.unet)
     x, t, text = torch.randn(2, 5, 8, 8, generator=cpu()), torch.full((2,), 300), model.encode_prompt(PROMPTS[:2])
-    loaded = tiny_model().with_blocks(file)
+    loaded = tiny_model().with_multiview_attention(file)
     with torch.no_grad():
         torch.testing.assert_close(loaded.multiview(x, t, text), network(x, t, text), atol=2e-2, rtol=0)
     assert loaded.extra == "depth" and loaded.multiview.has_condition
@@ -143,10 +143,10 @@ def test_blocks_of_another_base_are_refused(tmp_path: Path) -> None:
     save_blocks(file, MultiviewUNet(unet, "depth", "capped"), difference(unet, LoRA(unet, 2)))
     other = tiny_model(block_out_channels=(32, 96))
     with refused("blocks"):
-        other.with_blocks(file)
+        other.with_multiview_attention(file)
     tiny_model().save(tmp_path / "base")
     with refused("blocks", "cp_blocks_mid"):
-        other.with_blocks(tmp_path / "base" / "unet" / "diffusion_pytorch_model.safetensors")
+        other.with_multiview_attention(tmp_path / "base" / "unet" / "diffusion_pytorch_model.safetensors")
 
 
 @pytest.mark.parametrize("change", [Tensor.flatten, lambda t: t.reshape(-1, 1), lambda t: t.T, lambda t: t.sum()])
@@ -156,7 +156,7 @@ def test_reshaped_low_rank_changes_are_refused(tmp_path: Path, change: Callable[
     tensors |= {name: change(tensors[name].flatten(1)).contiguous() for name in lora}
     save_file(tensors, tmp_path / "blocks.safetensors")
     with refused("blocks", tmp_path / "blocks.safetensors", "lora."):
-        tiny_model().with_blocks(tmp_path / "blocks.safetensors")
+        tiny_model().with_multiview_attention(tmp_path / "blocks.safetensors")
 
 
 def test_depth_channels_scale_inverse_depth() -> None:
