@@ -1,4 +1,4 @@
-"""Perspective views of panoramas: rendered from skyboxes or equirectangular images, and stitched to the latter.
+"""Perspective views of panoramas (skyboxes, equirectangular images), and equirectangular images stitched from views.
 
 Cameras have OpenCV axes (x right, y down, z forward) as in `warp.py`, R is a camera-to-world rotation, K is in pixels
 of the perspective views, and the first pixel centre is (0, 0). The panorama's world has the axes x right, y down, z

@@ -16,7 +16,7 @@ from threedgen.geometry.poses import look_at, orbit_c2w, unit_vector
 
 @dataclass(frozen=True)
 class Rig:
-    """B cameras around an object: cameras, elevations, azimuths, distances (B,) and positions of their lights (B, 3).
+    """B cameras around an object, their elevations, azimuths and distances (B,), and positions (B, 3) of their lights.
 
     `n_view` consecutive cameras form a group. A multi-view prior (diffusion model of several views) denoises the views
     of a group together.

@@ -78,7 +78,10 @@ class SideFiles:
             raise ConfigError(f"{path} cannot be read ({error.strerror})") from None
 
     def count_bytes(self, data: bytes) -> bytes:
-        """Count the bytes of `data` as read, and return `data`. Raises TooLarge if the count exceeds `MAX_READ`."""
+        """Add the size of `data` to the number of bytes read so far, and return `data`.
+
+        Raises TooLarge if more than 4 GiB (`MAX_READ`) have been read.
+        """
         self.bytes += len(data)
         if self.bytes > MAX_READ:
             raise TooLarge(f"it reads more than {MAX_READ >> 30} GiB of textures and buffers. Reduce them")

@@ -162,10 +162,10 @@ def paired_differences(
 
 
 def bootstrap_ratio(above: Values, below: Values) -> Interval | None:
-    """Return the 95 % bootstrap interval (low, high) of mean(above) / mean(below); None for fewer than two values.
+    """Return the 95 % bootstrap interval (low, high) of mean(above) / mean(below).
 
     Lists of the same length are resampled in pairs, and pairs with a None are left out. Lists of different lengths are
-    resampled independently, without values that are None.
+    resampled independently, without values that are None. The result is None if fewer than two values of a list remain.
     """
     paired = len(above) == len(below)
     kept = [k for k in range(len(above)) if not paired or None not in (above[k], below[k])]
