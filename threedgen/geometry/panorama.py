@@ -153,5 +153,5 @@ def equirectangular_views(image: Tensor, K: Tensor, R: Tensor, height: int, widt
 
 
 def ring_pairs(views: int) -> list[tuple[int, int]]:
-    """Return index pairs (i, i + 1) of adjacent views in a ring, including (last, 0). One view has no pairs."""
+    """Return the index pairs (0, 1), (1, 2), ..., (views - 1, 0) of adjacent views in a ring; [] for one view."""
     return [(n, (n + 1) % views) for n in range(views)] if views > 1 else []

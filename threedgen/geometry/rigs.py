@@ -60,7 +60,7 @@ def ring_rig(
     cameras are equally spaced. Each ring is a group of consecutive cameras. The lights are at the cameras.
 
     Args:
-        options: options with the distance and the field of view of the cameras.
+        options: distance (world units) and field of view (degrees) of the cameras; its other options are not used.
         elevations: lowest and highest elevation in degrees. Each ring has a different elevation in this range.
         size: edge of the square images in pixels.
         azimuth: azimuth of the first camera in radians; 0 is +x.

@@ -191,10 +191,9 @@ def _entries(folder: Path) -> dict[str, str]:
 
 
 def encoding(data: bytes) -> str:
-    """Return the name of the codec of text bytes.
+    """Return the name of Python's codec for text bytes: "utf-16", "utf-8-sig" or "cp1252" (`LEGACY_ENCODING`).
 
-    The first that fits: UTF-16 if the bytes start with its byte order mark; UTF-8 if they are valid UTF-8;
-    `LEGACY_ENCODING` (cp1252).
+    UTF-16 needs its byte order mark at the start. Without it, bytes that are valid UTF-8 are UTF-8, others cp1252.
     """
     if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         return "utf-16"

@@ -61,8 +61,8 @@ class Result:
         folder: folder of the run that made the object; for an existing mesh, name of the files in which `Reader` stores
             the result.
         state: "seen" (evaluated), "empty" (nothing to render), "unreadable", "failed" (its run failed) or "missing"
-            (not made yet). For the others, ``fronts``, ``certainty`` and ``likeness`` are None and ``shown``,
-            ``correct`` and ``sides`` empty.
+            (not made yet). Unless it is "seen", ``fronts``, ``certainty`` and ``likeness`` are None, and ``shown``,
+            ``correct`` and ``sides`` are empty.
         reason: why the state is not "seen"; "" if it is.
         fronts: number of fronts.
         certainty: largest front probability in [0, 1] among the views whose likeliest side is the front, after

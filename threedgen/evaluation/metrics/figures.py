@@ -95,7 +95,7 @@ def majority(log_probability: Floats) -> int:
 def equal_error(positive: Sequence[float], negative: Sequence[float]) -> float:
     """Return the threshold at which miss rate and false alarm rate differ least; 0.5 if a list of scores is empty.
 
-    ``positive`` has the scores of items that should be above the threshold, ``negative`` the scores of other items.
+    ``positive`` has the scores of items that should be above the threshold, ``negative`` of items that should not.
     """
     if not positive or not negative:
         return 0.5

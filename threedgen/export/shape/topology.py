@@ -102,7 +102,7 @@ def degenerate(vertices: Array, faces: Array) -> Array:
 
 
 def pieces(faces: Array, vertices: int) -> Array:
-    """Return the label (F,) of the connected component of each face. Labels are numbers from 0.
+    """Return the label (F,) of the connected component of each face: 0 to C - 1 for C components.
 
     Takes faces (F, 3) and `vertices`, the number of vertices.
     """

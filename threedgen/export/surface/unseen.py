@@ -130,8 +130,8 @@ def fill_unseen(
 def texel_pieces(mesh: TexturedMesh, buffers: Buffers) -> Array:
     """Return the label (N,) of the mesh's connected component for each of the N texels that a face covers, row by row.
 
-    The first row is at v = 1. Labels are numbers from 0. UV seams do not separate components. `buffers` is the result
-    of `rasterise_uv`.
+    The first row is at v = 1. Labels are 0 to C - 1 for C components. UV seams do not separate components. `buffers` is
+    the result of `rasterise_uv`.
     """
     vertices, faces, _ = weld(mesh.vertices, mesh.faces)
     return pieces(faces, len(vertices))[buffers.face[buffers.mask]]
