@@ -23,7 +23,7 @@ class StudioError(Exception):
 
 
 class Progress(NamedTuple):
-    """Phase of a job, fraction of the phase that is done, in [0, 1], and time left in the phase ("": unknown)."""
+    """Phase of a job, such as "starting", fraction of it done, in [0, 1], and time left in the phase ("": unknown)."""
 
     phase: str
     fraction: float = 0.0

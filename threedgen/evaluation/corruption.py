@@ -21,9 +21,9 @@ NOISE_TERMS = 24
 def rough(mesh: ColouredMesh, rng: np.random.Generator, strength: float = 1.0) -> ColouredMesh:
     """Return a mesh with smooth random noise added to its vertex positions and vertex colours.
 
-    Edges are first split to at most `MAX_EDGE` world units. Vertices at equal positions get equal noise, so a closed
-    mesh stays closed. Textures are not changed. ``strength`` scales the noise: 1 is typical of text-to-3D results, 0
-    returns ``mesh`` itself.
+    Edges are first split to at most 0.1 world units (`MAX_EDGE`). Vertices at equal positions get equal noise, so a
+    closed mesh stays closed. Textures are not changed. ``strength`` scales the noise: 1 is typical of text-to-3D
+    results, 0 returns ``mesh`` itself.
     """
     if strength == 0:
         return mesh

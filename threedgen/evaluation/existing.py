@@ -28,7 +28,7 @@ def read_existing(folder: str, run: Path, prompts: Sequence[str], c2w: Tensor, p
     """Read V views of each of N prompts from a folder. Return images (N, V, H, H, 3), uint8.
 
     Only the middle square of an image is used, resized to H pixels: the shorter side of the first image, but at most
-    MAX_SIZE. Before reading, writes RUN/wanted.csv, a table of the files that the folder should have. Raises
+    512 (`MAX_SIZE`). Before reading, writes RUN/wanted.csv, a table of the files that the folder should have. Raises
     ConfigError if an image is missing or damaged.
 
     Args:

@@ -191,14 +191,14 @@ def measure_view_use(prior: Prior, objects: Objects, seed: int) -> Json:
         wrong        companions are views of another object, with the same noise level as view 0
         alone        companions are the other views at the last time step, which are almost pure noise
         caption      as true, but with the caption of the object; all other cases have the empty prompt
-        clean        companions are the other views with little noise (t = CLEAN), and view 0 is at the last time step
+        clean        companions are the other views with little noise (t = 100), and view 0 is at the last time step
         completed    as clean, and the prior is also conditioned on an object code (vector of what a caption leaves
                      unspecified) fitted to the companions; only for priors with object codes
 
     A prior that ignores the companions has equal errors in the cases true, wrong and alone. The result has mean squared
-    errors of the predictions with 95 % intervals. Those of true, wrong, alone and caption are given for each time step
-    of view 0 in `LEVELS`, with the ratios true / alone and wrong / alone. Those of clean and completed are one number
-    each. For comparison, "copied" is the error if the mirrored view opposite to view 0 is taken as the prediction.
+    errors of the predictions with 95 % intervals. The list "levels" has one dict per time step of view 0 (350, 500, ...
+    950), with the errors of true, wrong, alone and caption and the ratios true / alone and wrong / alone. "clean" and
+    "completed" are one error each. "copied" is the error if the mirrored view opposite to view 0 is the prediction.
     """
     z, last = objects.z, prior.schedule.T - 1
     noise = torch.randn(z.shape, generator=generator(seed, 0, "view use")).to(z)

@@ -187,11 +187,11 @@ def _textured(
 
 
 def hull(vertices: Array) -> ConvexMesh:
-    """Return a simplified convex hull of vertices (V, 3), with at most 2 * DIRECTIONS triangles.
+    """Return a simplified convex hull of vertices (V, 3), with fewer than 128 triangles.
 
-    Only the farthest vertex in each of DIRECTIONS directions (the six axis directions and a Fibonacci lattice on the
-    sphere) is used, so the volume is about 90 % of the exact hull's. Returns vertices (N, 3) float32 and outward faces
-    (F, 3) int32. Raises ConfigError if the vertices are coplanar.
+    Only the farthest vertex in each of 64 directions (DIRECTIONS: the six axis directions and a Fibonacci lattice on
+    the sphere) is used, so the volume is about 90 % of the exact hull's. Returns vertices (N, 3) float32 and outward
+    faces (F, 3) int32. Raises ConfigError if the vertices are coplanar.
     """
     n = np.arange(DIRECTIONS) + 0.5
     height, azimuth = 1 - 2 * n / DIRECTIONS, np.pi * (1 + 5**0.5) * n
@@ -217,10 +217,11 @@ def _convex(points: Array) -> ConvexMesh:
 
 
 def convex_parts(vertices: Array, faces: Array) -> list[ConvexMesh]:
-    """Decompose a closed mesh into at most MAX_PARTS convex meshes with CoACD (Wei et al. 2022).
+    """Decompose a closed mesh into at most 8 (MAX_PARTS) convex meshes with CoACD (Wei et al. 2022).
 
-    Takes vertices (V, 3) at distinct positions and faces (F, 3). A mesh with more than MAX_PARTS_INPUT triangles is
-    simplified first. Each returned mesh is a pair of vertices (N, 3) float32 and outward faces (M, 3) int32.
+    Takes vertices (V, 3) at distinct positions and faces (F, 3). A mesh with more than 3000 triangles
+    (MAX_PARTS_INPUT) is simplified first. Each returned mesh is a pair of vertices (N, 3) float32 and outward faces
+    (M, 3) int32.
     """
     import coacd
 

@@ -22,7 +22,7 @@ ENGINES = {"unreal": "UCX_{name}_{number:02d}", "godot": "{name}_{number:02d}-co
 
 
 class Preset(NamedTuple):
-    """Default sizes for a kind of asset: triangle budget, texture edge, triangles per level of detail, grid points."""
+    """Default sizes for a kind of asset: triangle budget, texture edge, triangles per level of detail, grid edge."""
 
     budget: int  # maximum number of triangles
     texture: int  # texture edge in texels
@@ -117,9 +117,9 @@ class AssetConfig(Config):
 
     @property
     def sizes(self) -> Preset:
-        """Sizes of the asset: for each of the four options, its value if it is set, otherwise that of the preset.
+        """Sizes of the asset: the options `budget`, `texture`, `lods` and `resolution`, or the preset's value if unset.
 
-        The preset's levels of detail with more triangles than half the budget are left out.
+        If `lods` is unset, the preset's levels of detail with more triangles than half the budget are left out.
         """
         preset = PRESETS[self.preset]
         budget, lods = self.budget or preset.budget, self.lods

@@ -27,8 +27,8 @@ def read_palette(text: str) -> str:
     """Return a palette as comma-separated hex colours, such as "#aabbcc,#d91a1a".
 
     `text` has comma-separated colours (#rgb, #rrggbb, colour names of CSS), or is the path of an image, from which the
-    `IMAGE_COLOURS` main colours are taken. Raises ValueError if a colour is invalid, the image cannot be read, or there
-    are no colours or more than `MAX_COLOURS`.
+    8 main colours (`IMAGE_COLOURS`) are taken. Raises ValueError if a colour is invalid, the image cannot be read, or
+    there are no colours or more than 64 (`MAX_COLOURS`).
     """
     from threedgen.geometry.image_file import SUFFIXES
 

@@ -35,8 +35,8 @@ OUTLIERS = 1  # number of depth images that may wrongly show a point in front of
 def spiral_cameras(views: int, size: int, radius: float = 1.0) -> Cameras:
     """Return `views` cameras that look at the origin, on a golden-angle spiral with elevations from -40 to 75 degrees.
 
-    `size`: edge of the square images in pixels. `radius`: radius of the scene sphere in world units. z is up. The
-    perspective cameras are DISTANCE scene radii away from the origin and have the vertical field of view FOV.
+    z is up. The cameras are perspective, with a vertical field of view of 40 degrees, and 3 * `radius` away from the
+    origin. `radius`: radius of the scene sphere in world units. `size`: edge of the square images in pixels.
     """
     k = torch.arange(views, dtype=torch.float32)
     height = math.sin(MIN_ELEVATION) + (math.sin(MAX_ELEVATION) - math.sin(MIN_ELEVATION)) * (k + 0.5) / views
@@ -44,10 +44,10 @@ def spiral_cameras(views: int, size: int, radius: float = 1.0) -> Cameras:
 
 
 def cameras_at(elevation: Tensor, azimuth: Tensor, size: int, radius: float) -> Cameras:
-    """Return V cameras that look at the origin, at elevations and azimuths (V,) in radians, DISTANCE scene radii away.
+    """Return V perspective cameras that look at the origin, at elevations and azimuths (V,) in radians.
 
-    z is up, azimuth 0 is +x, and pi / 2 is +y. `size`: edge of the square images in pixels. `radius`: radius of the
-    scene sphere in world units. The vertical field of view is FOV.
+    z is up, azimuth 0 is +x, and pi / 2 is +y. The cameras are 3 * `radius` away from the origin, with a vertical field
+    of view of 40 degrees. `radius`: radius of the scene sphere in world units. `size`: image edge in pixels.
     """
     distance = torch.full_like(elevation, DISTANCE * radius)
     projection = Projection.perspective(torch.full_like(elevation, FOV), size, size)
@@ -92,10 +92,11 @@ class DepthFusion:
 
     @torch.no_grad()
     def __init__(self, render: Callable[[Cameras], Render], cameras: Cameras, radius: float) -> None:
-        """Render one depth image per camera.
+        """Render a colour and a depth image for each of the `cameras`, which `density` and `colour` then look up.
 
-        `render` maps one camera to its render: colours, opacity and depth of each pixel. `radius` is the radius of the
-        scene sphere in world units.
+        `render` is called with one camera at a time; its result has colour, opacity and depth of each pixel. `radius`
+        is the radius of the scene sphere in world units: farther than 0.05 radii (TRUNCATION) from the surface, the
+        density is constant.
         """
         self.cameras, self.truncation = cameras, TRUNCATION * radius
         renders = [render(cameras.select([k])) for k in range(len(cameras))]
@@ -106,7 +107,7 @@ class DepthFusion:
         self.rgb = (rgb / opacity[..., None].clamp(min=1e-3)).clamp(0, 1)  # (V, H W, 3)
 
     def density(self, x: Tensor) -> Tensor:
-        """Return the density (N,), per world unit, at points x (N, 3) in world units."""
+        """Return the density (N,), per world unit, at points x (N, 3) in world units; larger inside the object."""
         _, ahead = self._lookup(x)
         distance = ahead.clamp(-self.truncation, self.truncation).topk(OUTLIERS + 1, dim=0).values[-1]
         return DENSITY / self.truncation * torch.sigmoid(-4 * distance / self.truncation)

@@ -1,4 +1,4 @@
-"""Perspective views of panoramas: rendered from skyboxes or equirectangular images, and stitched to the latter.
+"""Perspective views of panoramas (skyboxes, equirectangular images), and equirectangular images stitched from views.
 
 Cameras have OpenCV axes (x right, y down, z forward) as in `warp.py`, R is a camera-to-world rotation, K is in pixels
 of the perspective views, and the first pixel centre is (0, 0). The panorama's world has the axes x right, y down, z
@@ -153,5 +153,5 @@ def equirectangular_views(image: Tensor, K: Tensor, R: Tensor, height: int, widt
 
 
 def ring_pairs(views: int) -> list[tuple[int, int]]:
-    """Return index pairs (i, i + 1) of adjacent views in a ring, including (last, 0). One view has no pairs."""
+    """Return the index pairs (0, 1), (1, 2), ..., (views - 1, 0) of adjacent views in a ring; [] for one view."""
     return [(n, (n + 1) % views) for n in range(views)] if views > 1 else []

@@ -46,13 +46,14 @@ def rasterise(
 ) -> Buffers:
     """Rasterise a mesh with vertices (N, 3) in world units and faces (F, 3), seen by V perspective cameras.
 
-    If faces are equally distant, the first one is visible.
+    Returns for each pixel the index `face` of the visible face, the weights `bary` of its corners and the depth `z`.
+    If faces are equally distant, the one with the lowest index is visible.
 
     Args:
         c2w: (V, 4, 4) camera-to-world poses with OpenGL axes.
         fov: vertical field of view in radians, scalar or (V,).
         size: image side in pixels, or (height, width).
-        near: depth of the clipping plane in world units. Faces that cross it are clipped exactly.
+        near: depth of the clipping plane in world units. Faces that cross it are cut exactly there.
         behind: (V, H, W) float32 depths along the viewing axis, per pixel. Only surfaces with a larger depth are
             visible; None: no limit.
 
@@ -69,6 +70,7 @@ def rasterise(
 def rasterise_views(vertices: Array, faces: Array, cameras: Cameras, behind: Depths = None) -> Buffers:
     """Rasterise a mesh with vertices (N, 3) in world units and faces (F, 3), seen by V cameras.
 
+    Returns for each pixel the index `face` of the visible face, the weights `bary` of its corners and the depth `z`.
     The cameras are perspective or orthographic, on the CPU. Faces are clipped at the depth 0.01. `behind` (V, H, W) are
     float32 depths along the viewing axis, in world units: only surfaces with a larger depth are visible; None: no
     limit. Raises ConfigError if shapes are wrong, coordinates are not finite, or face indices are out of range.
@@ -95,7 +97,10 @@ def _rasterise(
 
 
 def rasterise_uv(uv: Array, faces: Array | None, size: Size) -> Buffers:
-    """Rasterise a mesh in texture space into (H, W) buffers with z = 1. Where faces overlap, the first one wins.
+    """Rasterise a mesh in texture space, with H x W texels.
+
+    Returns for each texel the index `face` (H, W) of the face that covers it, -1 for none, and the weights `bary`
+    (H, W, 3) of the face's corners; `z` (H, W) is 1, or inf for none. Of overlapping faces, the first one is returned.
 
     Args:
         uv: (N, 2) in [0, 1] per vertex, or (F, 3, 2) per face corner if `faces` is None. v points up, and row 0 is the

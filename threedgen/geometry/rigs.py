@@ -16,7 +16,7 @@ from threedgen.geometry.poses import look_at, orbit_c2w, unit_vector
 
 @dataclass(frozen=True)
 class Rig:
-    """B cameras around an object: cameras, elevations, azimuths, distances (B,) and positions of their lights (B, 3).
+    """B cameras around an object, their elevations, azimuths and distances (B,), and positions (B, 3) of their lights.
 
     `n_view` consecutive cameras form a group. A multi-view prior (diffusion model of several views) denoises the views
     of a group together.
@@ -60,7 +60,7 @@ def ring_rig(
     cameras are equally spaced. Each ring is a group of consecutive cameras. The lights are at the cameras.
 
     Args:
-        options: options with the distance and the field of view of the cameras.
+        options: distance (world units) and field of view (degrees) of the cameras; its other options are not used.
         elevations: lowest and highest elevation in degrees. Each ring has a different elevation in this range.
         size: edge of the square images in pixels.
         azimuth: azimuth of the first camera in radians; 0 is +x.

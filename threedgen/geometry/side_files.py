@@ -78,7 +78,10 @@ class SideFiles:
             raise ConfigError(f"{path} cannot be read ({error.strerror})") from None
 
     def count_bytes(self, data: bytes) -> bytes:
-        """Count the bytes of `data` as read, and return `data`. Raises TooLarge if the count exceeds `MAX_READ`."""
+        """Add the size of `data` to the number of bytes read so far, and return `data`.
+
+        Raises TooLarge if more than 4 GiB (`MAX_READ`) have been read.
+        """
         self.bytes += len(data)
         if self.bytes > MAX_READ:
             raise TooLarge(f"it reads more than {MAX_READ >> 30} GiB of textures and buffers. Reduce them")
@@ -188,10 +191,9 @@ def _entries(folder: Path) -> dict[str, str]:
 
 
 def encoding(data: bytes) -> str:
-    """Return the name of the codec of text bytes.
+    """Return the name of Python's codec for text bytes: "utf-16", "utf-8-sig" or "cp1252" (`LEGACY_ENCODING`).
 
-    The first that fits: UTF-16 if the bytes start with its byte order mark; UTF-8 if they are valid UTF-8;
-    `LEGACY_ENCODING` (cp1252).
+    UTF-16 needs its byte order mark at the start. Without it, bytes that are valid UTF-8 are UTF-8, others cp1252.
     """
     if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         return "utf-16"

@@ -113,8 +113,8 @@ class Pixels:
     def __init__(self, views: Views, opacity: Tensor | None = None) -> None:
         """Create one ray per pixel.
 
-        `opacity` (N, H, W) in [0, 1] is the opacity of the object. If it is None (unknown), the pixels whose colour
-        differs from the background by more than 0.03 in a channel (`MIN_DIFFERENCE`) count as object.
+        `opacity` (N, H, W) in [0, 1] is the opacity of the object; pixels above 0.03 (`MIN_DIFFERENCE`) are on the
+        object. None: unknown; pixels whose colour differs from the background by more than 0.03 in a channel are.
         """
         images, side = views.images.cpu(), min(views.cameras.height, views.cameras.width)
         self.origins, self.directions = (part.reshape(-1, 3) for part in views.cameras.rays())
@@ -132,7 +132,8 @@ class Pixels:
         """Return the target colours and background colours, (K, 3) each, of the pixels with `indices` (K,).
 
         The colours are in [0, 1]. If the opacity is known, the background is a random colour per pixel, sampled with
-        the CPU generator `rng`, and the target is blended with it. Otherwise both are taken from the image.
+        the CPU generator `rng`, and the target is blended with it. If it is unknown, the target is the pixel's
+        colour, and the background is the median colour of the image's border.
         """
         colours, background = self.colours[indices], self.background[indices]
         if self.opacity is None:
@@ -149,7 +150,10 @@ class Pixels:
 
 @dataclass(frozen=True)
 class Request:
-    """Request for N novel views of a scene: input views or a prompt or both, N target cameras, N frame numbers."""
+    """Request for N novel views of a scene: N target cameras and frame numbers, and what the sampler is given.
+
+    The sampler is given input views, a prompt, or both.
+    """
 
     scene: str  # name of the scene
     condition: Views | None  # input views of the scene; None: there are none

@@ -48,9 +48,9 @@ def homography(K_from: Tensor, R_from: Tensor, K_to: Tensor, R_to: Tensor) -> Te
 
 
 def apply_homography(H: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Map pixels (..., N, 2), or vectors (..., N, 3), by a matrix H (..., 3, 3) to pixels.
+    """Map pixels (..., N, 2), or world directions (..., N, 3), by a matrix H (..., 3, 3) to pixels of a target camera.
 
-    H is a homography for pixels (x, y). For world directions, H is K times the world-to-camera rotation.
+    For pixels (x, y), H is a `homography`. For directions, H is K times the world-to-camera rotation of the target.
 
     Returns pixels (..., N, 2), and a bool mask (..., N) that is True for points in front of the target camera.
     """

@@ -146,9 +146,9 @@ def existing_folder(text: str | Path, key: str) -> Path:
 
 
 def config_name(path: Path) -> str:
-    """Return the name of a config file: the file name without suffix; for a config.yaml, the name of its folder.
+    """Return the name of a config file: the file name without suffix, such as "fast" for fast.yaml.
 
-    The latter is the config of a run, which is in the run folder.
+    A file config.yaml is the config of a run, so the result is the name of its folder, the run folder.
     """
     return path.resolve().parent.name if path.name == CONFIG else path.stem
 

@@ -58,9 +58,9 @@ class Speed:
     def left(self, total: int) -> list[str]:
         """Return a list with the time until step `total`, such as ["6 s left"]; [] at the end or while it is unknown.
 
-        The time is known after 30 seconds (WINDOW), or after 3 % of `total` (MIN_SHARE), but at least 2 steps.
-        The first step is not counted, because it compiles kernels, except if it takes 30 seconds or more and `total` is
-        at most 33 (1 / MIN_SHARE).
+        The time is known after 30 seconds (WINDOW), or after 3 % of `total` (MIN_SHARE) and at least 2 steps.
+        The first step does not count for this, because it compiles kernels. It does count if it takes 30 seconds or
+        more and `total` is at most 33 (1 / MIN_SHARE).
         """
         if self._warm is None:
             return []
@@ -137,7 +137,7 @@ class ProgressDisplay:
             self._bar = None
 
     def add(self, count: int, note: str = "") -> None:
-        """Count `count` more steps as done and update the display.
+        """Add `count` to the number of steps that are done, and update the display.
 
         `note` is the current activity, a text after the stage on the bar; it is not shown on lines.
         """

@@ -45,7 +45,8 @@ class Job:
         sampler: name of the sampler, or "original" for the original views.
         images: all views (V, H, W, 3), uint8.
         cameras: V cameras of ``images``.
-        held_out: indices into ``images`` of the views that the neural field is not fitted to.
+        held_out: indices into ``images`` of the views that the neural field is not fitted to; none of them
+            was given to the sampler.
         truth: original views (V, H, W, 3), uint8, to compare the target views with; None: no comparison.
         targets: indices into ``images`` and ``truth`` of the target views.
         bounds: (radius, near, far) in world units: radius of the ball around the origin that the neural field covers,
@@ -101,8 +102,8 @@ def score(job: Job) -> Json:
     """Fit a neural field to the views of a job that are not held out, and compare its renders with the held-out views.
 
     Returns the metrics as a JSON dict, such as "psnr" and "ssim" (means over the held-out views; PSNR in dB) and "tsed"
-    (share of consecutive views that obey epipolar geometry). Also writes the dict to RUN/scores/SCENE.SAMPLER.json
-    (``job.path``), and the held-out views and renders to an .npz file of the same name.
+    (fraction of pairs of consecutive views that obey epipolar geometry). Also writes the dict to ``job.path``, that is
+    RUN/scores/SCENE.SAMPLER.json, and the held-out views and renders to an .npz file of the same name.
     """
     start, views, config = time.monotonic(), job.views, job.config
     kept = [k for k in range(len(views)) if k not in job.held_out]
@@ -137,7 +138,7 @@ def compare(truth: Floats, images: Floats) -> dict[str, list[float] | list[None]
     """Compute PSNR and SSIM between image k of ``truth`` and image k of ``images``, both (N, H, W, 3) in [0, 1].
 
     Returns N values under "psnr", in dB, and N values under "ssim", which are None if a side of the images is smaller
-    than `SSIM_WINDOW`.
+    than 11 pixels (`SSIM_WINDOW`).
     """
     similarity: list[float] | list[None] = [None] * len(truth)
     if min(truth.shape[1:3]) >= SSIM_WINDOW:

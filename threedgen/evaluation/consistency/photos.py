@@ -66,7 +66,8 @@ def open_photo_scene(path: Path, size: int, convention: PoseConvention | None) -
 
     `size` is the maximum of the longer image side in pixels. `convention` is the convention of the poses, such as
     "w2c-opencv" (world-to-camera, OpenCV axes); None: the convention of the file format. Raises ConfigError if a file
-    is unreadable, if there are fewer than `MIN_VIEWS` photos, or if another convention of the poses fits the images.
+    is unreadable, if there are fewer than 4 photos (`MIN_VIEWS`), or if another convention of the poses fits the
+    images.
     """
     photos = open_photos(path, size, convention)
     if len(photos) < MIN_VIEWS:
@@ -103,7 +104,7 @@ def scene_centre(photos: PosedPhotos) -> tuple[Array, float | None]:
         3. median of the points of the COLMAP model
         4. point ahead of the cameras
 
-    Without a scene cube, the radius covers 95 % of the COLMAP points, but is at most `MAX_SURROUNDINGS` times the
+    Without a scene cube, the radius covers 95 % of the COLMAP points, but is at most 4 times (`MAX_SURROUNDINGS`) the
     largest distance of a camera from the centre; without COLMAP points it is None.
     """
     posed, c2w = photos.posed, photos.cameras.c2w.double().numpy()

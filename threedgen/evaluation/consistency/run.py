@@ -184,7 +184,7 @@ within one protocol and settings. In brackets 95 % bootstrap intervals over the 
         return found
 
     def write_sheets(self, scores: Sequence[Json]) -> None:
-        """Write the contact sheets views.png and sheet.png of the first `SHEET_SCENES` scenes.
+        """Write the contact sheets views.png and sheet.png of the first 8 scenes (`SHEET_SCENES`).
 
         views.png shows the views of each scene, sampled and original. A cell of sheet.png shows one held-out view
         (the view with the median PSNR) of a scene and sampler, the render of the field, and the amplified difference.
@@ -208,7 +208,7 @@ within one protocol and settings. In brackets 95 % bootstrap intervals over the 
 
 
 def feature_distances(features: FeatureNetwork, folder: Path, of: Mapping[str, Sequence[Json]]) -> dict[str, Json]:
-    """Compute FID and KID of each sampler, between all held-out views and all renders of the fitted fields.
+    """Compute FID and KID of each sampler, between its held-out views of all scenes and the renders of the fields.
 
     ``of`` maps the name of a sampler, or "original" (the original views), to its results of `fits.score`, one per
     scene. ``folder`` has the images that `fits.score` stored. Returns for each name a dict with "fid", "kid" (not
@@ -229,7 +229,7 @@ def feature_distances(features: FeatureNetwork, folder: Path, of: Mapping[str, S
 
 
 def strip(scene: Scene, views: Views) -> np.ndarray:
-    """Select at most `STRIP_VIEWS` views of a scene for views.png: condition views, then evenly spaced target views.
+    """Select at most 10 views of a scene for views.png: condition views, then evenly spaced target views.
 
     ``views`` are all views of ``scene``. Return images (V, H, W, 3), uint8.
     """

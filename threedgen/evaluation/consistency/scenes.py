@@ -88,7 +88,10 @@ class Scene:
         return Request(self.name, given, self.cameras.select(self.targets), numbers, self.text, seed)
 
     def all_views(self, request: Request, sampled: Tensor) -> Views:
-        """Return all V views: the condition images of ``request``, and the N target views ``sampled`` (N, H, W, 3)."""
+        """Return all V views of the scene in the order of its cameras.
+
+        They are the condition views of ``request`` and the N target views ``sampled`` (N, H, W, 3), in [0, 1].
+        """
         images = torch.empty(len(self.cameras), *sampled.shape[1:])
         images[self.targets] = sampled
         if request.condition is not None:
@@ -155,7 +158,7 @@ def camera_warnings(scene: Scene) -> list[str]:
     """Return the notes of a scene. If it has none, return a warning if its cameras do not look at the origin, else [].
 
     For this test, the angle between the viewing axis of a camera and its direction to the origin is measured. The
-    cameras do not look at the origin if the median angle is above `MAX_ANGLE` degrees.
+    cameras do not look at the origin if the median angle is above 15 degrees (`MAX_ANGLE`).
     """
     if scene.notes:
         return list(scene.notes)

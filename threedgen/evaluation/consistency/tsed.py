@@ -88,7 +88,7 @@ def judge(distances: Sequence[Floats], max_error: float = MAX_ERROR, min_matches
 def tsed(views: Views, count: int) -> Pairs:
     """Count the consistent pairs (`judge`) among at most ``count`` evenly spaced pairs of consecutive views.
 
-    The views, in the order of the camera path, are resized to `SIZE` x `SIZE` pixels first. TSED is the property
+    The views, in the order of the camera path, are resized to 256 x 256 pixels (`SIZE`) first. TSED is the property
     ``share`` of the result: the fraction of pairs that are consistent.
     """
     pairs = neighbours(len(views), count)

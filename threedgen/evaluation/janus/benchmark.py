@@ -51,9 +51,9 @@ class JanusRates(Evaluation[M, Asset, Result]):
     def error_rates(self) -> ErrorRates | None:
         """Return the error rates of the Janus meter, from RUN/meter.json if they are there, else by measuring them.
 
-        They are measured on the objects in the folder of the option ``truth.assets``. If it is null and all assets to
-        evaluate are toybox objects (procedural objects of this package), other toybox objects are used. Otherwise,
-        and if the option ``truth.objects`` is 0, the result is None.
+        They are measured on the objects in the folder of the option ``truth.assets``. If this option is null, they are
+        measured on toybox objects (procedural objects of this package), provided that all assets to evaluate are toybox
+        objects too; if not, the result is None. It is also None if the option ``truth.objects`` is 0.
         """
         config = self.config
         if not config.truth.objects or not (self.toybox or config.truth.assets):

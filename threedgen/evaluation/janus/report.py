@@ -61,7 +61,8 @@ class Result:
         folder: folder of the run that made the object; for an existing mesh, name of the files in which `Reader` stores
             the result.
         state: "seen" (evaluated), "empty" (nothing to render), "unreadable", "failed" (its run failed) or "missing"
-            (not made yet). Only assets with the state "seen" have values from ``fronts`` to ``likeness``.
+            (not made yet). Unless it is "seen", ``fronts``, ``certainty`` and ``likeness`` are None, and ``shown``,
+            ``correct`` and ``sides`` are empty.
         reason: why the state is not "seen"; "" if it is.
         fronts: number of fronts.
         certainty: largest front probability in [0, 1] among the views whose likeliest side is the front, after
@@ -281,7 +282,10 @@ def cells(row: Json) -> list[str]:
 
 
 def notes(row: Json, results: Sequence[Result]) -> list[str]:
-    """Return remarks on the method of ``row``: numbers of assets that were not evaluated, and all error messages."""
+    """Return remarks on a method: how many assets were not evaluated in each state, and all error messages.
+
+    ``row`` is the method's row from `method_row`, ``results`` are the results of its assets.
+    """
     counts = ", ".join(f"{n} {STATES[state]}" for state, n in row["states"].items() if state != "seen")
     found = (counts, row["reason"], *(result.reason for result in results))
     return list(dict.fromkeys(sentence for sentence in found if sentence))

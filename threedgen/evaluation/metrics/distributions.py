@@ -56,10 +56,10 @@ def distance_functions(
 
     Args:
         ours: features (N, D) of each item.
-        truth: true features (M, D) of each item. If it has as many items as ``ours``, the subset selects from both
-            lists; otherwise the subset of ``ours`` is compared with all of ``truth``.
-        subsets, size: number of random subsets for KID, and features per subset. If the smaller set has at most
-            ``size`` features, KID uses one subset with as many features as this set.
+        truth: features (M, D) of each true item. If there are as many as in ``ours``, the subset selects from ``ours``
+            and ``truth``; if not, the subset of ``ours`` is compared with all of ``truth``.
+        subsets, size: number of random subsets for KID, and number of features per subset. If one of the two compared
+            sets has at most ``size`` features, KID uses one subset with as many features as the smaller set.
     """
 
     def both(items: NDArray[np.intp]) -> tuple[Array, Array]:
@@ -110,7 +110,7 @@ MIN_FOREGROUND = 0.01
 def foreground_means(views: np.ndarray, masks: np.ndarray) -> list[np.ndarray | None]:
     """Return the mean Lab colour (3,) of the foreground of each view.
 
-    The result is None for a view whose foreground covers less than the fraction `MIN_FOREGROUND`. ``views`` are
+    The result is None for a view whose foreground covers less than 1 % of it (`MIN_FOREGROUND`). ``views`` are
     sRGB images (V, H, W, 3) in [0, 1], ``masks`` are bool (V, H, W), True for the foreground.
     """
     return [
@@ -130,10 +130,10 @@ def colour_disagreement(means: Sequence[np.ndarray | None], missing: float) -> f
 
 
 def mottle(views: np.ndarray, masks: np.ndarray, seed: int = 0) -> float | None:
-    """Measure how patchy the colours of an object are. Return None for fewer than `PALETTE` foreground pixels.
+    """Measure how patchy the colours of an object are; None for fewer than 4 (`PALETTE`) foreground pixels.
 
-    The value is the mean distance from a foreground pixel to the nearest of `PALETTE` colours in the (a, b) plane of
-    Lab. These colours are found by k-means over random pixels of all views. Pixels at the outline are left out.
+    The value is the mean distance from a foreground pixel to the nearest of 4 colours in the (a, b) plane of Lab. The
+    4 colours are found by k-means over random foreground pixels of all views. Pixels at the outline are left out.
     ``views`` are sRGB images (V, H, W, 3) in [0, 1], ``masks`` are bool (V, H, W), True for the foreground.
     """
     inner = np.stack([binary_erosion(mask, iterations=max(1, views.shape[1] // 64)) for mask in masks])

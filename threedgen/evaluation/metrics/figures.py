@@ -95,7 +95,7 @@ def majority(log_probability: Floats) -> int:
 def equal_error(positive: Sequence[float], negative: Sequence[float]) -> float:
     """Return the threshold at which miss rate and false alarm rate differ least; 0.5 if a list of scores is empty.
 
-    ``positive`` has the scores of items that should be above the threshold, ``negative`` the scores of other items.
+    ``positive`` has the scores of items that should be above the threshold, ``negative`` of items that should not.
     """
     if not positive or not negative:
         return 0.5
@@ -162,10 +162,10 @@ def paired_differences(
 
 
 def bootstrap_ratio(above: Values, below: Values) -> Interval | None:
-    """Return the 95 % bootstrap interval (low, high) of mean(above) / mean(below); None for fewer than two values.
+    """Return the 95 % bootstrap interval (low, high) of mean(above) / mean(below).
 
     Lists of the same length are resampled in pairs, and pairs with a None are left out. Lists of different lengths are
-    resampled independently, without values that are None.
+    resampled independently, without values that are None. The result is None if fewer than two values of a list remain.
     """
     paired = len(above) == len(below)
     kept = [k for k in range(len(above)) if not paired or None not in (above[k], below[k])]

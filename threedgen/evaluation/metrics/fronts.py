@@ -161,7 +161,7 @@ class ErrorRates:
     def corrected(self, raw: Proportion) -> float | None:
         """Correct a measured Janus rate: (raw - alarms) / (hits - alarms), clipped to [0, 1] (Rogan and Gladen 1978).
 
-        The result is None if ``raw`` is undefined, or if ``hits - alarms`` is below `MIN_DIFFERENCE`.
+        The result is None if ``raw`` is undefined, or if ``hits - alarms`` is below 0.2 (`MIN_DIFFERENCE`).
         """
         if not self.useful or raw.value is None or self.alarms.value is None:
             return None

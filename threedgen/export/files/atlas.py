@@ -107,7 +107,7 @@ def set_bytes(
         gltf_extras: JSON data for the glTF `extras`.
 
     Raises:
-        ConfigError: if a texture's tile in the atlas would have fewer than MIN_TILE texels per edge.
+        ConfigError: if a texture's tile in the atlas would have fewer than 32 (MIN_TILE) texels per edge.
     """
     full = [
         1 << (max(max(image.shape[:2]) for image in images.values()) - 1).bit_length() for _, images in assets.values()

@@ -51,7 +51,7 @@ class _Buffer:
     def blob(self, raw: bytes, **fields: object) -> int:
         """Append bytes, padded with zeros to a multiple of 4, as a new glTF buffer view. Return the index of the view.
 
-        `fields` are further keys of the buffer view.
+        `fields` are further keys of the buffer view, such as `target`.
         """
         self.views.append({"buffer": 0, "byteOffset": len(self.data), "byteLength": len(raw)} | fields)
         self.data += raw + bytes(-len(raw) % 4)
@@ -61,7 +61,7 @@ class _Buffer:
         """Append an array as a new glTF accessor. Return the index of the accessor.
 
         The array is a vertex attribute (V,), (V, 2), (V, 3) or (V, 4), float32 or uint16, or the corner indices (3 F,),
-        uint16 or uint32, of F triangles. `fields` are further keys of the accessor.
+        uint16 or uint32, of F triangles. `fields` are further keys, such as `normalized`.
         """
         flat = array.ndim == 1
         accessor = {

@@ -91,9 +91,9 @@ def dense_surface(field: FieldView, resolution: int) -> tuple[Mesh, list[str]]:
 def half_light_depth(mesh: Mesh) -> float:
     """Return the depth below the surface that half of the light reaches, as a fraction of the mesh's longest side.
 
-    It is ln 2 / density, for the typical density of the object; above `MAX_HALF_LIGHT_DEPTH`, the object counts as
-    translucent. The density comes from `mesh.info["haze"]`, which is HAZE (10 %) of it; without this entry, the result
-    is 0.
+    The depth is ln 2 / density, for the typical density of the object. The density is 10 times `mesh.info["haze"]`
+    (1 / HAZE); without this entry, the result is 0. An object with a result above 0.02 (`MAX_HALF_LIGHT_DEPTH`) counts
+    as translucent.
     """
     density = float(mesh.info.get("haze", 0.0)) / HAZE
     size = float(np.ptp(mesh.vertices, axis=0).max())
@@ -158,7 +158,7 @@ def isosurface(values: Array, level: float, cell: float, radius: float) -> tuple
 
 
 def large_pieces(vertices: Array, faces: Array) -> tuple[Array, Array, int]:
-    """Remove connected components whose area is below MIN_PART times the area of the largest component.
+    """Remove connected components whose area is below 1 % (MIN_PART) of the area of the largest one.
 
     Takes vertices (V, 3) and faces (F, 3). Returns the remaining vertices (V', 3), their faces (F', 3) int32 and the
     number of remaining components. Closed meshes stay closed.

@@ -44,8 +44,8 @@ def depth_field(sigma: Array, cell: float, radius: float) -> tuple[Array, Tree]:
     scene's `radius` in world units. Sigma is blurred, less if it is dense, and a constant is subtracted to remove haze.
 
     Returns the optical depth tau (R, R, R), larger inside the object, and a dict `info`. The surface is the set tau =
-    info["level"]. "haze" is the subtracted density, "blur" the standard deviation of the blur in world units. Further
-    entries count the removed parts and cavities (see `clean`).
+    info["level"]. "haze" is the subtracted density, "blur" the standard deviation of the blur in world units. The other
+    entries are the statistics of `clean`, such as "parts_kept".
     """
     typical = typical_density(sigma)
     path = 1 / (typical * radius) if typical else 0.0  # free path of light, in scene radii
@@ -99,8 +99,8 @@ def clean(tau: Array, level: float) -> tuple[Array, Tree]:
     """Remove small parts of the object {tau > level} and fill its cavities, in place. Return tau and statistics.
 
     A part is a connected set of points of the grid tau (R, R, R); each point has 26 neighbours. A part is small if it
-    has fewer surface points than MIN_PART times the largest part. Values of tau are clipped at 2 * level, so that the
-    surface lies half-way between an empty and an opaque point. tau must be 0 at the grid's border and above `level`
+    has fewer surface points than 1 % (MIN_PART) of the largest part's. Values of tau are clipped at 2 * level, so that
+    the surface lies half-way between an empty and an opaque point. tau must be 0 at the grid's border and above `level`
     somewhere. The statistics are the counts "parts_found" and "parts_kept", and "volume_dropped" and "cavities_filled"
     as fractions of the object's volume.
     """

@@ -79,10 +79,10 @@ def simplify_level(mesh: TexturedMesh, triangles: int) -> TexturedMesh:
 def support(vertices: Array, faces: Array) -> Array:
     """Return the indices of vertices that must stay to preserve the bounding box and the contact with the ground.
 
-    The ground contacts are the connected parts of the surface, such as feet, that are at most CONTACT times the mesh
-    height above the lowest vertex. For each part, the farthest vertex in each of the 4 directions that are diagonal in
-    the x-y plane is returned. The vertices with the lowest and the highest x, y and z are returned too. Takes vertices
-    (V, 3), z up, and faces (F, 3).
+    The ground contacts are the connected parts of the surface, such as feet, that are at most 1 % (CONTACT) of the
+    mesh height above the lowest vertex. For each part, the farthest vertex in each of the 4 directions that are
+    diagonal in the x-y plane is returned. The vertices with the lowest and the highest x, y and z are returned too.
+    Takes vertices (V, 3), z up, and faces (F, 3).
     """
     height = vertices[:, 2] - vertices[:, 2].min()
     low = height <= CONTACT * max(float(height.max()), 1e-30)

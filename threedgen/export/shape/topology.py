@@ -92,7 +92,8 @@ def unique_pairs(pairs: Array) -> tuple[Array, Array, Array]:
 def degenerate(vertices: Array, faces: Array) -> Array:
     """Return a bool mask (F,) of the faces (F, 3) with almost no area or with a repeated vertex.
 
-    An area is too small if it is below MIN_AREA when the mesh, with vertices (V, 3), is scaled to a longest side of 1.
+    An area is too small if it is below 1e-12 (MIN_AREA) when the mesh, with vertices (V, 3), is scaled to a longest
+    side of 1.
     """
     used = vertices[np.unique(faces)].astype(np.float64)
     size = float(np.ptp(used, axis=0).max()) or 1.0
@@ -101,7 +102,7 @@ def degenerate(vertices: Array, faces: Array) -> Array:
 
 
 def pieces(faces: Array, vertices: int) -> Array:
-    """Return the label (F,) of the connected component of each face. Labels are numbers from 0.
+    """Return the label (F,) of the connected component of each face: 0 to C - 1 for C components.
 
     Takes faces (F, 3) and `vertices`, the number of vertices.
     """

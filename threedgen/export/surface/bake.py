@@ -1,8 +1,8 @@
 """Bake the dense surface into textures of the low-poly mesh: base colour, normal map, ambient occlusion.
 
 Each covered texel has a point on the low-poly mesh. From this point, the dense surface is searched along the smooth
-normal of the low-poly mesh, in both directions and up to CAGE times the diagonal of the bounding box. At the hit, the
-field is queried for the colour, and the normal of the dense surface is stored in tangent space. Texels that no face
+normal of the low-poly mesh, in both directions and up to 1.2 % (CAGE) of the diagonal of the bounding box. At the hit,
+the field is queried for the colour, and the normal of the dense surface is stored in tangent space. Texels that no face
 covers get the values of the nearest covered texel.
 """
 
@@ -108,7 +108,7 @@ def with_dense_normals(low: TexturedMesh, dense: Mesh) -> TexturedMesh:
     """Return `low` with the normals of the dense mesh, so that its normal map stores only fine detail.
 
     Each vertex gets the normal of the nearest dense vertex and a new tangent. If the cosine between this normal and the
-    vertex's old one is at most MIN_NORMAL_COSINE, the vertex keeps the old one.
+    vertex's old one is at most 0.5 (MIN_NORMAL_COSINE), the vertex keeps the old one.
     """
     nearest = dense.normals[cKDTree(dense.vertices).query(low.vertices)[1]]
     same_side = (nearest * low.normals).sum(axis=1, keepdims=True) > MIN_NORMAL_COSINE
@@ -117,7 +117,7 @@ def with_dense_normals(low: TexturedMesh, dense: Mesh) -> TexturedMesh:
 
 
 class Texels(NamedTuple):
-    """Surface points and tangent frames (normal, tangent, sign of the bitangent) of N texels."""
+    """N texels: surface points (N, 3), unit normals (N, 3), unit tangents (N, 3), signs (N,) of the bitangents."""
 
     points: Array  # (N, 3), world units
     normals: Array  # (N, 3), unit
@@ -138,7 +138,7 @@ def texel_frames(low: TexturedMesh, buffers: Buffers) -> Texels:
 
 
 class Projected(NamedTuple):
-    """Result of projecting N points onto the dense mesh: moved points, their faces, barycentric weights, hit mask."""
+    """Result of `project`: positions (N, 3), dense faces (N,), barycentric weights (N, 3), mask (N,) of the hits."""
 
     points: Array  # (N, 3) projected points, world units; the input points where `hit` is False
     face: Array  # (N,) index of the dense face; where `hit` is False, a face of the nearest dense vertex

@@ -18,9 +18,10 @@ SLACK = 1e-7  # tolerance of barycentric weights, so that no ray passes between 
 
 
 class Bvh(NamedTuple):
-    """Bounding volume hierarchy of a mesh: boxes of the nodes, and P triangles in the order of the leaves.
+    """Bounding volume hierarchy of a mesh: a box per node, and corners (P, 3, 3) and face indices of P triangles.
 
-    P is at least the number of faces, because the last triangle is repeated until all leaves are equally full.
+    The triangles are in the order of the leaves. P is at least the number of faces, because the last triangle is
+    repeated until all leaves are equally full.
     """
 
     bounds: Array  # (nodes, 6) float32, minimum corner and maximum corner of each node's box

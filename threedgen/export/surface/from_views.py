@@ -33,8 +33,8 @@ BORDER_WEIGHT = 1e-3  # minimum of the weight factors of the options `window` (p
 class ViewTexture(NamedTuple):
     """Texture projected from images, and how well the images determine it.
 
-    `visible` is the mask of the texels that an image shows, now or in an earlier projection. `share` is their fraction
-    of the texels that a face covers. `psnr` is the PSNR between the texture and the images in dB.
+    `visible` is the mask of the texels that an image shows, now or in an earlier projection. `share` is the fraction of
+    visible texels among those that a face covers. `psnr` is the PSNR between the texture and the images in dB.
     """
 
     texture: Array  # (H, W, 3) float32 in [0, 1], row 0 at v = 1
@@ -44,7 +44,7 @@ class ViewTexture(NamedTuple):
 
 
 class TexelGeometry(NamedTuple):
-    """Points, face normals and smooth normals of N texels. Normals point to the side of the face that cameras see."""
+    """N texels: positions (N, 3), and face normals and smooth normals (N, 3) on the side that cameras see."""
 
     points: Array  # (N, 3), world units
     normals: Array  # (N, 3), unit face normals
@@ -114,7 +114,8 @@ def texel_geometry(mesh: TexturedMesh, buffers: Buffers, normals: Array, front_v
     Args:
         buffers: result of `rasterise_uv` for the UVs of `mesh`.
         normals: unit normals (F, 3) of the F faces, as the order of their vertices gives them.
-        front_votes: (F,) from `render_depths`: pixels that show the front of a face minus pixels that show its back.
+        front_votes: (F,) from `render_depths`: number of pixels that show the front of a face minus number of pixels
+            that show its back.
     """
     face = buffers.face[buffers.mask]
     outwards = np.where(front_votes < 0, -1, 1)

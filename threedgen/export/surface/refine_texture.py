@@ -37,7 +37,7 @@ ADAM_EPS = 1e-3  # epsilon of Adam. It makes texels with a small gradient change
 
 
 class Refined(NamedTuple):
-    """Result of the texture refinement: the texture, which texels the renders show, and the PSNR before and after."""
+    """Result of the refinement: the texture, a mask of the texels that the renders show, the PSNR before and after."""
 
     texture: Array  # (H, W, 3) float32 in [0, 1]
     visible: Array  # (H, W) bool, texels that contribute to a compared pixel
@@ -47,7 +47,7 @@ class Refined(NamedTuple):
 
 
 class PixelTargets(NamedTuple):
-    """Texture coordinates and target colours of P image pixels. A pixel's colour is the mean of S texture samples."""
+    """P image pixels: texture coordinates (P, S, 2) of S samples, whose mean is the colour; target colours (P, 3)."""
 
     uv: Array  # (P, S, 2) float32, v upwards
     target: Array  # (P, 3) target colours
@@ -56,11 +56,11 @@ class PixelTargets(NamedTuple):
 def refine_texture(texture: Array, mesh: TexturedMesh, c2w: Array, fov: float, targets: Array, masks: Array) -> Refined:
     """Optimise a texture so that renders of the mesh match the targets. Return the best texture found, or the input.
 
-    A pixel is the mean of the texture at SUPERSAMPLE^2 points. It is compared only if all these points hit the mesh, if
-    the cosine between normal and direction to the camera is at least MIN_COSINE at each point, and if the pixel's
-    opacity is at least MIN_OPACITY, because field and mesh differ near silhouettes. Texels more than a pixel away from
-    all compared pixels do not change. If the texture improves, uncovered texels are filled again from the nearest
-    covered texel.
+    A pixel is the mean of the texture at 2 x 2 points (SUPERSAMPLE). It is compared only if all these points hit the
+    mesh, if the cosine between normal and direction to the camera is at least 0.2 (MIN_COSINE) at each point, and if
+    the pixel's opacity is at least 0.95 (MIN_OPACITY), because field and mesh differ near silhouettes. Texels more than
+    a pixel away from all compared pixels do not change. If the texture improves, uncovered texels are filled again from
+    the nearest covered texel.
 
     Args:
         texture: baked texture (H, W, 3), sRGB in [0, 1], row 0 at v = 1.
@@ -87,10 +87,11 @@ def refine_texture(texture: Array, mesh: TexturedMesh, c2w: Array, fov: float, t
 def sample_pixels(mesh: TexturedMesh, c2w: Array, fov: float, targets: Array, masks: Array) -> PixelTargets:
     """Return texture coordinates and target colours of the pixels in which mesh and field are compared.
 
-    These pixels have an opacity of at least MIN_OPACITY, and all their SUPERSAMPLE^2 points hit the mesh, where the
-    cosine between normal and direction to the camera is at least MIN_COSINE. Takes camera-to-world matrices c2w
-    (V, 4, 4) with OpenGL axes, the vertical field of view `fov` in radians, renders of the field `targets` (V, h, w,
-    3), sRGB in [0, 1], and their opacities `masks` (V, h, w) in [0, 1]. Raises ConfigError if there are no such pixels.
+    These pixels have an opacity of at least 0.95 (MIN_OPACITY), and all their 2 x 2 points (SUPERSAMPLE) hit the mesh,
+    where the cosine between normal and direction to the camera is at least 0.2 (MIN_COSINE). Takes camera-to-world
+    matrices c2w (V, 4, 4) with OpenGL axes, the vertical field of view `fov` in radians, renders of the field `targets`
+    (V, h, w, 3), sRGB in [0, 1], and their opacities `masks` (V, h, w) in [0, 1]. Raises ConfigError if there are no
+    such pixels.
     """
     size = targets.shape[1] * SUPERSAMPLE, targets.shape[2] * SUPERSAMPLE
     vertices, normals = mesh.vertices.astype(np.float64), unit(area_vectors(mesh.vertices, mesh.faces))
@@ -112,7 +113,7 @@ def sample_pixels(mesh: TexturedMesh, c2w: Array, fov: float, targets: Array, ma
 def optimise(
     texture: Array, samples: PixelTargets, steps: int = STEPS, rate: float = RATE, prior_weight: float = PRIOR_WEIGHT
 ) -> tuple[Array, float, float]:
-    """Minimise the sum of squared pixel errors and `prior_weight` * squared texel changes, with `steps` Adam steps.
+    """Minimise sum(squared pixel errors) + `prior_weight` * sum(squared texel changes), with `steps` Adam steps.
 
     Takes the baked texture (H, W, 3), the pixels to match as `samples`, and the initial learning `rate`. Returns the
     texture with the lowest loss, the PSNR of the pixels in dB with the baked texture, and the PSNR in dB with the

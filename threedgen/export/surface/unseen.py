@@ -52,16 +52,16 @@ def visible_texels(
 ) -> Array:
     """Return for each texel the fraction (N,) of the cameras around the object that see it.
 
-    The cameras look at the origin from N_ELEVATIONS horizontal rings of N_AZIMUTHS cameras (z is up). A camera sees a
-    texel only if the mesh does not hide the texel, and if the cosine between the texel's normal and the direction to
-    the camera is at least MIN_COSINE.
+    The cameras look at the origin from 3 horizontal rings of 12 cameras (z is up). A camera sees a texel only if the
+    mesh does not hide the texel, and if the cosine between the texel's normal and the direction to the camera is at
+    least 0.2 (MIN_COSINE).
 
     Args:
         mesh: mesh that can hide texels.
         points: positions (N, 3) of the texels on the mesh, in world units.
         normals: smooth unit normals (N, 3) of the texels.
         elevations: elevation of the lowest and the highest ring in degrees.
-        radius: radius of the scene in world units.
+        radius: radius of the scene sphere in world units; the cameras are 3 radii away from the origin.
     """
     elevation, azimuth = torch.meshgrid(
         torch.linspace(math.radians(elevations[0]), math.radians(elevations[1]), N_ELEVATIONS),
@@ -103,13 +103,14 @@ def fill_unseen(
     """Recolour the texels that hardly any training camera sees with colours from their surroundings.
 
     In such texels the colour of the field comes from its initialisation, not from training. A texel is visible if at
-    least the fraction MIN_SHARE of cameras with the training elevations sees it (`visible_texels`); all others are
+    least 20 % (MIN_SHARE) of the cameras of `visible_texels`, at the training elevations, see it; other texels are
     recoloured. If no texel or every texel is visible, the texture is unchanged.
 
     Args:
         texture: (H, W, 3) sRGB in [0, 1], with row 0 at v = 1.
+        mesh: mesh with UVs.
         elevations: lowest and highest elevation of the training cameras in degrees.
-        radius: radius of the scene in world units.
+        radius: radius of the scene sphere in world units; the cameras are 3 radii away from the origin.
 
     Returns:
         The new texture, and the fraction of covered texels that are not visible.
@@ -129,8 +130,8 @@ def fill_unseen(
 def texel_pieces(mesh: TexturedMesh, buffers: Buffers) -> Array:
     """Return the label (N,) of the mesh's connected component for each of the N texels that a face covers, row by row.
 
-    The first row is at v = 1. Labels are numbers from 0. UV seams do not separate components. `buffers` is the result
-    of `rasterise_uv`.
+    The first row is at v = 1. Labels are 0 to C - 1 for C components. UV seams do not separate components. `buffers` is
+    the result of `rasterise_uv`.
     """
     vertices, faces, _ = weld(mesh.vertices, mesh.faces)
     return pieces(faces, len(vertices))[buffers.face[buffers.mask]]
@@ -184,7 +185,7 @@ def _colour_groups(colours: Array) -> Array:
 
 
 def colour_centres(lab: Array) -> Array:
-    """Return at most MAX_COLOURS cluster centres (K, 3) of Lab colours (N, 3).
+    """Return at most 16 (MAX_COLOURS) cluster centres (K, 3) of Lab colours (N, 3).
 
     K-means starts with colours that are far from each other.
     """
