@@ -19,6 +19,7 @@ BENCHMARKS = {
     "mvdream": "a step of mvdream-sd21 and mvdream-sd21-shading with random weights, against plain PyTorch; for a GPU",
     "gpu": "everything that runs on a GPU, in at most six minutes: kernels, networks, steps, training loop, tests",
     "gpu_configs": "peak memory, kernel launches and waits of each config for a GPU, found without one; two minutes",
+    "precision": "gradients of SDS in fp16 and bf16, against float32; minutes an object (--rounds)",
     "mvdiffusion": "a denoising step of MVDiffusion's panorama network with random weights, against the reference code",
     "mvadapter": "a training step of MV-Adapter on toybox-base, against full fine-tuning as in MVDream",
     "asset_views": "rendering of user assets by processes and on a Ray cluster, also with a killed node",
