@@ -198,7 +198,7 @@ class OccupancyGrid(nn.Module):
         """Update cells with the density at one random point each. Call it at every step; most calls do nothing.
 
         Only steps that are multiples of the option `interval` change the grid. Such a step updates all cells if it is
-        below the option `warmup`, later a random quarter of all cells and a quarter of random cells, occupied ones first.
+        below the option `warmup`, later a random quarter of all cells, and another quarter with occupied cells first.
 
         Args:
             density: maps points (M, 3) in world units to densities (M,) in 1 / world unit.

@@ -31,9 +31,7 @@ class MeasuredSystem(GenerateSystem):
     `device` uses, or of torch's layers.
     """
 
-    def __init__(
-        self, config: GenerateConfig, prior: MetaPrior, device: torch.device, fraction: float = 1.0
-    ) -> None:
+    def __init__(self, config: GenerateConfig, prior: MetaPrior, device: torch.device, fraction: float = 1.0) -> None:
         samples = max(1, round(config.march.samples * fraction))
         march = config.march.model_copy(update={"samples": samples, "alpha_threshold": 0.0, "early_stop": 0.0})
         config = config.model_copy(update={"march": march, "occupancy": None})
