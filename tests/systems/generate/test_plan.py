@@ -191,6 +191,16 @@ def test_memory_of_a_loss_that_reads_numbers_on_the_host(loss: str, tmp_path: Pa
     assert needed(tmp_path, f"distillation={{name: {loss}}}")["step at 8 px"] > 4e8
 
 
+def test_memory_of_a_loss_with_the_empty_prompt_and_view_prompts(tmp_path: Path) -> None:
+    words = [
+        "distillation={name: csd}",
+        "negative_prompt=ugly",
+        "view_prompts={enabled: true, perp_neg: true}",
+        "camera.n_view=1",
+    ]
+    assert needed(tmp_path, *words)["step at 8 px"] > 4e8
+
+
 def test_a_gpu_needs_half_of_the_frozen_weights_and_more_for_a_cuda_graph(tmp_path: Path) -> None:
     cases = ("fp32",), ("fp16", "prior.cuda_graph=false"), ("fp16",)
     single, half, graph = (needed(tmp_path, f"prior.dtype={d}", *more, device="cuda", free=8e9) for d, *more in cases)

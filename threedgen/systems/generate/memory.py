@@ -35,7 +35,7 @@ class MeasuredSystem(GenerateSystem):
         samples = max(1, round(config.march.samples * fraction))
         march = config.march.model_copy(update={"samples": samples, "alpha_threshold": 0.0, "early_stop": 0.0})
         config = config.model_copy(update={"march": march, "occupancy": None})
-        super().__init__(config, prior, torch.zeros(6, 1, 1))
+        super().__init__(config, prior, torch.zeros(6 + config.empty_prompt, 1, 1))
         for part in self.modules():
             if isinstance(part, MLP):
                 part.fusable &= part.backend in ("auto", "triton") and choose("auto", device) == "triton"
