@@ -208,10 +208,12 @@ def test_a_gpu_needs_half_of_the_frozen_weights_and_more_for_a_cuda_graph(tmp_pa
     assert half["loading and preview"] == graph["loading and preview"] < single["loading and preview"]
 
 
-@pytest.mark.parametrize(("chunk", "width"), [("null", 8), ("400", 8), ("null", 64)])
-def test_measured_memory_equals_that_of_real_tensors(chunk: str, width: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "words", [["march.chunk=null"], ["march.chunk=400"], ["march.chunk=null", "field.width=64", "march.samples=192"]]
+)
+def test_measured_memory_equals_that_of_real_tensors(words: list[str], tmp_path: Path) -> None:
     """The same step on the CPU, where all tensors have values."""
-    options = config.load(tiny_generate(tmp_path), [f"march.chunk={chunk}", f"field.width={width}"])
+    options = config.load(tiny_generate(tmp_path), words)
     prior = tiny_prior()
     prior.free_text_encoder()
     real = GenerateSystem(options.model_copy(update={"occupancy": None}), prior, torch.zeros(6, 16, TEXT_WIDTH))
