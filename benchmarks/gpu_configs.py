@@ -78,7 +78,7 @@ HUB = {
 OBJECTS = (
     "mvdream-sd21", "mvdream-sd21-shading", "mvdream-sd15", "imagedream-sd21", "sds-sd", "prolificdreamer-sd",
     "dreamfusion-if", "text2mesh-if", "magic3d-if-sd", "dreamgaussian-sd21", "luciddreamer-sd21",
-    "mvdream-gaussians-sd21", "image-to-3d-sdxl",
+    "mvdream-gaussians-sd21", "csd-sd21", "sdi-sd21", "image-to-3d-sdxl",
 )  # fmt: skip
 
 OTHERS = {

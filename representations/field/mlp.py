@@ -25,6 +25,9 @@ class MLP(nn.Module):
     It computes in float32, even under autocast. Initial weights are uniform in +-1/sqrt(fan_in), sampled with the CPU
     generator `generator`. `backend` is the configured back end of the hash grid, such as "auto" or "torch". If it is
     "triton", or "auto" selects Triton, a small MLP with one hidden layer is computed by one kernel.
+
+    On the meta device, which has no values, the attribute `fusable` decides: True for the memory of the kernel, False
+    for that of torch's layers.
     """
 
     def __init__(
@@ -44,7 +47,7 @@ class MLP(nn.Module):
             layers += [linear, nn.ReLU(inplace=True)]
         self.layers = nn.Sequential(*layers[:-1])
         self.backend = backend
-        self.small = hidden_layers == 1 and n_in <= MAX_INPUTS and width <= MAX_WIDTH and n_out <= MAX_OUTPUTS
+        self.fusable = hidden_layers == 1 and n_in <= MAX_INPUTS and width <= MAX_WIDTH and n_out <= MAX_OUTPUTS
 
     def forward(self, x: Tensor, n_out: int | None = None) -> Tensor:
         """Map x (N, n_in) to outputs (N, n_out).
@@ -63,7 +66,7 @@ class MLP(nn.Module):
             return F.linear(x, output_weight)
 
     def _kernels(self, x: Tensor) -> ModuleType | None:
-        if not self.small or len(x) == 0 or choose(self.backend, x.device, x.dtype) not in MODULES:
+        if not self.fusable or len(x) == 0 or choose(self.backend, x.device, x.dtype) not in MODULES:
             return None
         return load(MODULES, "triton", x.device, x.dtype)
 

@@ -141,7 +141,8 @@ def test_read_metrics_skips_invalid_lines(tmp_path: Path) -> None:
 def test_open_run_refuses_another_config_except_for_neutral_keys(toy: Path) -> None:  # noqa: F811
     runs.open_run(loaded("out=dog"), "toy")
     Path("dog", "metrics.jsonl").write_text("{}\n")
-    for neutral in ("trainer.max_steps=7", "checkpoint.seconds=1", "trainer.log_every_n_steps=3", "threads=1"):
+    neutral_words = ("trainer.max_steps=7", "checkpoint.seconds=1", "trainer.log_every_n_steps=3", "threads=1")
+    for neutral in (*neutral_words, "trainer.devices=2", "trainer.accelerator=cpu"):
         assert runs.open_run(loaded("out=dog", neutral), "toy")[1] == Path("dog")
     with refused(None, "dog", "seed: 0 -> 1", "prior.guidance_scale: 7.5 -> {0: 2.0}"):
         runs.open_run(loaded("out=dog", "seed=1", "prior.guidance_scale={0: 2}"), "toy")

@@ -27,8 +27,11 @@ def compile_all(capability: int) -> None:
     network = mlp.compile_time_arguments(torch.empty(64, 32), torch.empty(3, 64))
     rays, marched = [big, big], [f] * 3 + ["*u8", i, "fp32", "fp32"]
     cases = [
-        (grid._encode, [f, f, f, f, f, i, "i32"], shape | {"ALONG": True}, {}),
-        (grid._scatter, [f, f, f, f, f, i, "i32"], {"F": 3, "PAIRS": 4, "ALONG": True}, {}),
+        *((grid._encode, [f, f, f, f, f, i, "i32"], shape | {"ALONG": along}, {}) for along in (True, False)),
+        *(
+            (grid._scatter, [f, f, f, f, f, i, "i32"], {"F": 3, "PAIRS": 4, "ALONG": along}, {})
+            for along in (True, False)
+        ),
         (grid._position_gradient, [f, f, f, f, f, i, "i32", "i32"], shape, {}),
         (mlp._forward, [*[f] * 4, *["i32"] * 3], network, mlp.WARPS),
         (mlp._backward, [*[f] * 7, *["i32"] * 6], network, mlp.WARPS),

@@ -1,7 +1,9 @@
 """Callback that saves checkpoints, and checks that a checkpoint fits the run that resumes from it."""
 
+import importlib
 import logging
 import platform
+import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,6 +18,7 @@ from pytorch_lightning.utilities.types import STEP_OUTPUT
 
 from threedgen.config import yaml_text
 from threedgen.config.errors import ConfigError
+from threedgen.config.optional import installed
 from threedgen.run import folder as runs
 from threedgen.run.disk import free_megabytes, write_error
 from threedgen.train.callbacks import StepCallback, any_rank, first_nonfinite
@@ -27,6 +30,7 @@ logger = logging.getLogger(__name__)
 CONFIG_KEY = "config_yaml"
 WEIGHTS_KEY = "weights"
 NUMERICS_KEY = "numerics"
+DRIVER = Path("/proc/driver/nvidia/version")  # text of NVIDIA's driver on Linux
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -162,7 +166,8 @@ def numerics(trainer: pl.Trainer) -> dict[str, str]:
     """Return facts that affect the last bits of results, as texts by name. Checkpoints contain them.
 
     The names are "torch", "lightning" and "numba" (versions), "processor" (architecture), "threads" and "devices"
-    (numbers), "device" ("cpu" or "cuda", for example), and on CUDA also "GPU" (its name) and "CUDA" (version).
+    (numbers), "device" ("cpu" or "cuda", for example), and on CUDA also "GPU" (its name) and the versions "CUDA",
+    "driver" and "triton".
     """
     numba_threads = numba.get_num_threads()  # first: this call may change torch's number, see threads.py
     device = trainer.strategy.root_device
@@ -176,8 +181,16 @@ def numerics(trainer: pl.Trainer) -> dict[str, str]:
         "devices": f"{trainer.world_size} ({type(trainer.strategy).__name__})",
     }
     if device.type == "cuda":
-        result |= {"GPU": torch.cuda.get_device_name(device), "CUDA": str(torch.version.cuda)}
+        triton = importlib.import_module("triton").__version__ if installed("triton") else "none"
+        names = {"GPU": torch.cuda.get_device_name(device), "CUDA": str(torch.version.cuda)}
+        result |= {**names, "driver": _driver(), "triton": triton}
     return result
+
+
+def _driver() -> str:
+    text = DRIVER.read_text(encoding="ascii", errors="replace") if DRIVER.exists() else ""
+    found = re.search(r"Kernel Module .*?(\d+(\.\d+)+)", text)
+    return found[1] if found else "unknown"
 
 
 def warn_numerics(checkpoint: CheckpointData, now: dict[str, str]) -> None:

@@ -59,7 +59,10 @@ def test_configs_for_released_weights_select_their_loss() -> None:
         made = made.stage("coarse") if made.stages else made
         assert made.field.name == "gaussians" and made.distillation.name == loss
         assert made.trainer.precision == "32-true", "a loss scale would change the threshold of the densification"
+        assert made.trainer.devices == 1, "several cannot share parameters that change their shapes"
+    assert load("gaussians-toybox", ["prompt=a"]).trainer.devices == 1
     textured = load("dreamgaussian-sd21", ["prompt=a"])
+    assert textured.trainer.devices == "auto"
     assert textured.field.name == "dmtet" and textured.optimizer.geometry == 0 and textured.distilled_steps == 0
 
 

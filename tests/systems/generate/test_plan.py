@@ -191,6 +191,16 @@ def test_memory_of_a_loss_that_reads_numbers_on_the_host(loss: str, tmp_path: Pa
     assert needed(tmp_path, f"distillation={{name: {loss}}}")["step at 8 px"] > 4e8
 
 
+def test_memory_of_a_loss_with_the_empty_prompt_and_view_prompts(tmp_path: Path) -> None:
+    words = [
+        "distillation={name: csd}",
+        "negative_prompt=ugly",
+        "view_prompts={enabled: true, perp_neg: true}",
+        "camera.n_view=1",
+    ]
+    assert needed(tmp_path, *words)["step at 8 px"] > 4e8
+
+
 def test_a_gpu_needs_half_of_the_frozen_weights_and_more_for_a_cuda_graph(tmp_path: Path) -> None:
     cases = ("fp32",), ("fp16", "prior.cuda_graph=false"), ("fp16",)
     single, half, graph = (needed(tmp_path, f"prior.dtype={d}", *more, device="cuda", free=8e9) for d, *more in cases)
@@ -198,10 +208,12 @@ def test_a_gpu_needs_half_of_the_frozen_weights_and_more_for_a_cuda_graph(tmp_pa
     assert half["loading and preview"] == graph["loading and preview"] < single["loading and preview"]
 
 
-@pytest.mark.parametrize("chunk", ["null", "400"])
-def test_measured_memory_equals_that_of_real_tensors(chunk: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "words", [["march.chunk=null"], ["march.chunk=400"], ["march.chunk=null", "field.width=64", "march.samples=192"]]
+)
+def test_measured_memory_equals_that_of_real_tensors(words: list[str], tmp_path: Path) -> None:
     """The same step on the CPU, where all tensors have values."""
-    options = config.load(tiny_generate(tmp_path), [f"march.chunk={chunk}"])
+    options = config.load(tiny_generate(tmp_path), words)
     prior = tiny_prior()
     prior.free_text_encoder()
     real = GenerateSystem(options.model_copy(update={"occupancy": None}), prior, torch.zeros(6, 16, TEXT_WIDTH))
@@ -220,10 +232,34 @@ def test_measured_memory_equals_that_of_real_tensors(chunk: str, tmp_path: Path)
         real.distillation_loss(step).loss.backward()
         del moments
     networks = meta_networks(str(prior_folder()))
-    measured = MeasuredSystem(options, MetaPrior(networks, options.prior, torch.device("cpu"), 4), fraction).to("meta")
-    assert isinstance(measured, MeasuredSystem)
+    device = torch.device("cpu")
+    measured = MeasuredSystem(options, MetaPrior(networks, options.prior, device, 4), device, fraction)
     found = measured.peak(lambda: measured.distillation_loss(step).loss)
     assert found == pytest.approx(tracker.peak, rel=0.1)
+
+
+def test_kernel_of_the_mlps_is_assumed_only_where_a_run_has_it(tmp_path: Path, monkeypatch) -> None:
+    """Triton's kernel keeps no hidden values, so a step takes less memory, and a chunk has more samples."""
+
+    def measured(device: str, *words: str) -> tuple[int, float]:
+        options = config.load(tiny_generate(tmp_path), ["field.width=64", "march.samples=96", *words])
+        where = torch.device(device)
+        prior = MetaPrior(meta_networks(str(prior_folder())), options.prior, where, 4)
+        system = MeasuredSystem(options, prior, where)
+        system.choose_chunks(8e9)
+        chunk = system.chunks.measured.get("without normals", 0)
+        step = options.warm_steps + 1
+        return chunk, system.peak(lambda: system.distillation_loss(step).loss)
+
+    samples, layers = 2 * 8**2 * 96, "field.encoding.backend=torch"  # 2 views of 8 pixels
+    monkeypatch.setattr("threedgen.representations.backends.installed", lambda name: name in ("numba", "triton"))
+    for chunk in ("march.chunk=null", "march.chunk=auto"):
+        kernel, torch_layers = measured("cuda", chunk), measured("cuda", chunk, layers)
+        assert torch_layers[1] - kernel[1] > samples * 64 * 4, "the hidden values of a sample"
+        assert measured("cpu", chunk)[0] == torch_layers[0]
+    assert kernel[0] >= 2 * torch_layers[0] > 0
+    monkeypatch.setattr("threedgen.representations.backends.installed", lambda name: name == "numba")
+    assert measured("cuda", "march.chunk=auto") == torch_layers
 
 
 @pytest.mark.parametrize("make", [tiny_prior, coarse_prior])

@@ -40,6 +40,7 @@ def test_first_preset_that_fits_is_chosen_once(free: float, name: str | None, tm
     assert read_json(tmp_path / presets.RECORD) == {"preset": name}
     monkeypatch.setattr(presets, "free_bytes", lambda device: 100e9)
     assert presets.choose_preset(config, GPU, tmp_path) == found  # as a resumed run needs it
-    assert presets.choose_preset(config, torch.device("cpu"), tmp_path) is config
+    assert presets.choose_preset(config, torch.device("cpu"), tmp_path) == found
+    assert presets.choose_preset(config, torch.device("cpu"), tmp_path / "new") is config
     off = load("mvdream-sd21", ["prompt=a dog", "preset=null"])
     assert presets.choose_preset(off, GPU, tmp_path) is off

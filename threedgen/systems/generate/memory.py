@@ -9,7 +9,9 @@ from torch import Tensor
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.rigs import turntable
 from threedgen.guidance.weights.meta_networks import meta_networks
+from threedgen.representations.backends import choose
 from threedgen.representations.base import Render
+from threedgen.representations.field.mlp import MLP
 from threedgen.representations.volume.render import sample_bytes, samples_that_fit
 from threedgen.run.memory import free_bytes, process_bytes
 from threedgen.systems.memory import branches
@@ -25,14 +27,19 @@ class MeasuredSystem(GenerateSystem):
     """LightningModule on the meta device, where tensors have shapes but no values, to measure the memory of a step.
 
     Where the space is empty is not known without values, so every ray has the same number of samples: the option
-    `march.samples` times the constructor's argument `fraction`.
+    `march.samples` times the constructor's argument `fraction`. MLPs take the memory of the kernel that a run on
+    `device` uses, or of torch's layers.
     """
 
-    def __init__(self, config: GenerateConfig, prior: MetaPrior, fraction: float = 1.0) -> None:
+    def __init__(self, config: GenerateConfig, prior: MetaPrior, device: torch.device, fraction: float = 1.0) -> None:
         samples = max(1, round(config.march.samples * fraction))
         march = config.march.model_copy(update={"samples": samples, "alpha_threshold": 0.0, "early_stop": 0.0})
         config = config.model_copy(update={"march": march, "occupancy": None})
-        super().__init__(config, prior, torch.zeros(6, 1, 1))
+        super().__init__(config, prior, torch.zeros(6 + config.empty_prompt, 1, 1))
+        for part in self.modules():
+            if isinstance(part, MLP):
+                part.fusable &= part.backend in ("auto", "triton") and choose("auto", device) == "triton"
+        self.to(META)
         self.networks, self.measured_prior, self.launches = list(prior.networks.values()), prior, 0
 
     def render(
@@ -58,7 +65,6 @@ class MeasuredSystem(GenerateSystem):
         """If the option `march.chunk` is "auto", compute the chunk size, and store it in `chunks.measured`.
 
         The chunk size is the number of ray samples that a render processes at a time: as many as fit in `free` bytes.
-        The bytes per sample are measured by renders of a few rays on the CPU, where the system must still be.
         """
         scene = self.field, self.background, self.material, self.config.march
         for normals, kind in ((False, "without normals"), (True, "with normals")):
@@ -67,7 +73,7 @@ class MeasuredSystem(GenerateSystem):
                 and not self.field.rasterised
                 and (self.config.field.has_normals or not normals)
             ):
-                self.chunks.measured[kind] = samples_that_fit(int(free), sample_bytes(*scene, normals))
+                self.chunks.measured[kind] = samples_that_fit(int(free), sample_bytes(*scene, normals, META))
 
     def peak(self, run: Callable[[], Tensor | None]) -> int:
         """Return the peak memory in bytes of the function `run` and, if it returns a loss, of its backward pass."""
@@ -88,7 +94,7 @@ def memory(
 
     Args:
         config: config of the run.
-        device: device of the run; it decides the precision of the prior.
+        device: device of the run; it decides the precision of the prior and the kernels of the MLPs.
         free: free bytes before the run, for `march.chunk: auto`; None: bytes that are free on `device` now.
         fraction: samples per ray as a fraction of `march.samples`; 1 is the worst case.
         launches: dict that receives the number of kernel launches of a training step, with the keys of the training
@@ -102,10 +108,9 @@ def memory(
     networks = meta_networks(config.prior.weights, config.prior.parts)
     prior = MetaPrior(networks, config.prior, device, config.views_per_scene, branches(config.prior))
     found = {"loading and preview": float(measure_sampling(prior).peak)}
-    system = MeasuredSystem(config, prior, fraction)
+    system = MeasuredSystem(config, prior, device, fraction)
     used = sum(t.numel() * t.element_size() for t in weights(*system.networks))
     system.choose_chunks((free_bytes(device) if free is None else free) - used)
-    system.to(META)
     for size, step in distinct_steps(system):
         prior.measure_graph_memory(2 * len(system.training_rig(step).cameras))
         found[f"step at {size} px"] = system.peak(lambda: system.distillation_loss(step).loss)  # noqa: B023

@@ -25,18 +25,19 @@ def choose_preset(config: GenerateConfig, device: torch.device, folder: Path) ->
     """Return the config with the first memory preset that fits, if `preset` is "auto" and the run does not fit the GPU.
 
     In all other cases, or if no preset fits, return the config unchanged. The choice is stored in `folder`, so that a
-    resumed run makes the same one.
+    resumed run makes the same one, on any device.
     """
-    if config.preset != "auto" or device.type != "cuda":
+    record = folder / RECORD
+    if config.preset != "auto" or (device.type != "cuda" and not record.exists()):
         return config
-    record, free = folder / RECORD, free_bytes(device)
     if not record.exists():
+        free = free_bytes(device)
         fitting = (name for name, needed in memory_by_preset(config, device, free) if needed <= free)
         write_json(record, {"preset": next(fitting, None)})
     name = read_json(record).get("preset")
     if name not in PRESETS:
         return config
-    logger.info("preset=%s, to fit %.1f GB of free memory (preset=null: none)", name, free / 1e9)
+    logger.info("preset=%s, to fit the free memory of the run's GPU (preset=null: none)", name)
     return with_preset(config, name)
 
 
