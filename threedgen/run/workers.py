@@ -15,7 +15,15 @@ from functools import partial
 from typing import Any, Generic, Literal, TypeVar
 
 from threedgen.config import plugins, registry
-from threedgen.config.errors import ConfigError, ExpectedError, WorkerLost, as_expected_error, one_line, storage_error
+from threedgen.config.errors import (
+    ConfigError,
+    ExpectedError,
+    WorkerLost,
+    as_expected_error,
+    one_line,
+    short,
+    storage_error,
+)
 from threedgen.run.disk import Tree
 from threedgen.run.interrupts import STOP_CODES, Interrupts, Stopped
 from threedgen.run.options import WorkersConfig
@@ -338,7 +346,9 @@ def ray_tasks(address: str | None, cpus: float, gpus: float) -> Callable[[], Wor
     except Exception as error:  # Ray raises many classes
         reason = " ".join(str(error).split())[:200]
         text = (
-            "a Ray cluster cannot be started here" if address == "local" else f"no Ray cluster responds at {address!r}"
+            "a Ray cluster cannot be started here"
+            if address == "local"
+            else f"no Ray cluster responds at {short(address)}"
         )
         raise ConfigError(f"{text} ({reason})", "address") from None
     # no retries by Ray: WorkerPool counts the attempts
