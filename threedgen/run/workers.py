@@ -18,11 +18,11 @@ from threedgen.config import plugins, registry
 from threedgen.config.errors import (
     ConfigError,
     ExpectedError,
+    OutOfMemory,
     WorkerLost,
     as_expected_error,
     one_line,
     short,
-    storage_error,
 )
 from threedgen.run.disk import Tree
 from threedgen.run.interrupts import STOP_CODES, Interrupts, Stopped
@@ -89,7 +89,8 @@ def attempt(work: Callable[[J], R], job: J, table: dict[str, dict[str, registry.
 
     Returns:
         ("done", result of `work`), ("stopped", exit code) after Ctrl-C or SIGTERM, ("expected", exception) for an
-        ExpectedError or a disk error, or ("error", (message, traceback)) for any other exception.
+        ExpectedError or a disk error, or ("error", (message, traceback)) for any other exception. Without memory, the
+        traceback is "".
     """
     registry.TABLE.update(table)
     try:
@@ -97,7 +98,9 @@ def attempt(work: Callable[[J], R], job: J, table: dict[str, dict[str, registry.
     except Stopped as stop:
         return "stopped", stop.code
     except (Exception, SystemExit) as error:
-        shown = as_expected_error(error) if storage_error(error) or isinstance(error, ExpectedError) else None
+        shown = as_expected_error(error)
+        if isinstance(shown, OutOfMemory):  # other jobs may need less
+            return "error", (one_line(shown), "")
         if shown is not None:  # as a class of config.errors: others may not be picklable
             kind = next(kind for kind in type(shown).__mro__ if kind.__module__ == ExpectedError.__module__)
             return "expected", kind(shown.problem, shown.key)
@@ -156,7 +159,7 @@ class WorkerPool(Generic[J, R]):
                         logger.warning("attempt %d of %d failed: %s", number, self.attempts, clean(reason))
                         self.queue.append((job, number + 1))
                     else:
-                        logger.error("a job failed: %s\n%s", reason, trace)
+                        logger.error("a job failed: %s", "\n".join(filter(None, (reason, trace))))
                         on_failed(job, reason)
 
     def stopped(self) -> bool:
