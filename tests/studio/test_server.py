@@ -301,7 +301,7 @@ def test_no_file_descriptors_left_does_not_spin(client: Client) -> None:
             connections.append(socket.create_connection((place[0], int(place[1]))))
         start = time.process_time()
         time.sleep(0.6)
-        assert time.process_time() - start < 0.06
+        assert time.process_time() - start < 0.3
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
         for connection in connections:

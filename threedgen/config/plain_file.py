@@ -59,8 +59,8 @@ def require_inside(path: Path, folder: Path, key: str = "") -> Path:
     try:
         require_regular_file(path)
     except (OSError, ValueError) as error:  # ValueError: NUL character
-        missing = isinstance(error, FileNotFoundError | NotADirectoryError | ValueError)
-        problem = "is missing" if missing else f"cannot be read: {error.strerror}"
+        missing = not isinstance(error, OSError) or error.errno in (errno.ENOENT, errno.ENOTDIR)
+        problem = "is missing" if missing else f"cannot be read: {getattr(error, 'strerror', '')}"
         raise ConfigError(f"{printable(path)} {problem}", key) from None
     if not is_inside(path, folder):
         raise ConfigError(
