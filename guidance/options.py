@@ -12,7 +12,7 @@ from threedgen.config.optional import require
 from threedgen.guidance.weights import hub, loading, plugins, tokens
 from threedgen.guidance.weights.loading import COARSE, IMAGE_ENCODER, PARTS, Identity
 from threedgen.guidance.weights.tokens import Vocabulary, read_vocabulary
-from threedgen.run.folder import user_path
+from threedgen.run.folder import existing_folder, user_path
 
 Shift = Literal["default", "interpolated"]
 """Shift of the log signal-to-noise ratio: "default" is equal at all timesteps, "interpolated" grows linearly from zero
@@ -446,6 +446,6 @@ class DeepFloydConfig(PriorConfig):
 
     def check(self) -> None:
         super().check()
-        if self.tokenizer is not None and not Path(self.tokenizer).expanduser().is_dir():
-            raise ConfigError("folder not found", "tokenizer", self.tokenizer)
+        if self.tokenizer is not None:
+            existing_folder(self.tokenizer, "tokenizer")
         loading.t5_tokenizer(Path(self.tokenizer or self.weights).expanduser())

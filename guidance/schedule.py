@@ -13,6 +13,7 @@ import torch
 from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 from torch import Tensor
 
+from threedgen.config.errors import short
 from threedgen.guidance.options import Shift
 from threedgen.run.memory import to_device
 
@@ -79,7 +80,7 @@ class Schedule:
         prediction = config.get("prediction_type", "epsilon")
         name, T = config.get("beta_schedule", "linear"), int(config.get("num_train_timesteps", 1000))
         if prediction not in ("epsilon", "v_prediction"):
-            raise ValueError(f"prediction_type {prediction!r} is unknown; use 'epsilon' or 'v_prediction'")
+            raise ValueError(f"prediction_type {short(prediction)} is unknown; use 'epsilon' or 'v_prediction'")
         if not 1 <= T <= MAX_TIMESTEPS:
             raise ValueError(f"num_train_timesteps should be 1 to {MAX_TIMESTEPS} (got {T})")
         if config.get("rescale_betas_zero_snr"):
@@ -92,7 +93,7 @@ class Schedule:
             return cls.cosine(T, prediction)
         if name not in ("linear", "scaled_linear"):
             known = "'scaled_linear', 'linear' or 'squaredcos_cap_v2'"
-            raise ValueError(f"beta_schedule {name!r} is unknown; use {known}")
+            raise ValueError(f"beta_schedule {short(name)} is unknown; use {known}")
         make = cls.linear if name == "linear" else cls.scaled_linear
         return make(config.get("beta_start", 1e-4), config.get("beta_end", 0.02), T, prediction)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPVisionModel, PreTrainedTokenizerBase
 
 from threedgen.config import ConfigError
-from threedgen.config.errors import one_line, printable
+from threedgen.config.errors import one_line, printable, short
 from threedgen.guidance.attention import joined
 from threedgen.guidance.coarse import TEXT_GUIDANCE, CoarsePredictor
 from threedgen.guidance.cuda_graph import GraphedCalls
@@ -163,10 +163,10 @@ class LatentDiffusion(Prior):
         except (ConfigError, MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # a config of another kind of model can cause any exception
-            problem = f"{weights!r} cannot sample ({printable(one_line(error), 120)})"
+            problem = f"{short(weights)} cannot sample ({printable(one_line(error), 120)})"
             raise ConfigError(problem, "weights") from error
         if not output.isfinite().all():
-            raise ConfigError(f"{weights!r} samples NaN: its weights or configs are damaged", "weights")
+            raise ConfigError(f"{short(weights)} samples NaN: its weights or configs are damaged", "weights")
         return prior
 
     @torch.no_grad()

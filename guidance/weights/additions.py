@@ -16,7 +16,7 @@ from tokenizers import AddedToken
 from torch import Tensor
 
 from threedgen.config import ConfigError
-from threedgen.config.errors import errors_default_to_key, errors_name_key, key_prefix, one_line, printable
+from threedgen.config.errors import errors_default_to_key, errors_name_key, key_prefix, one_line, printable, short
 from threedgen.config.plain_file import parse_json
 from threedgen.run.torch_file import leaves, read_safetensors, read_torch, require_finite
 
@@ -78,7 +78,7 @@ def fuse_lora(prior: LatentDiffusion, lora: LoraFile) -> None:
         if any(re.search(part, name) for name in content):
             raise ConfigError(f"{path} is a {kind} file, which is not supported; take a LoRA")
     if not tensors:
-        raise ConfigError(f"{path} is no LoRA: no tensor has lora in its name (first {next(iter(content))!r})")
+        raise ConfigError(f"{path} is no LoRA: no tensor has lora in its name (first {short(next(iter(content)))})")
     files.warn_unused([name for name in content if name not in tensors], "of a LoRA")
     require_finite(tensors, str(path))
     pipe = networks_of(prior)
@@ -166,7 +166,7 @@ def to_peft_tensors(pipe: Any, tensors: Tensors, options: files.Json) -> dict[st
             result[f"{prefix}.{name}"] = tensor
             used.add(f"{prefix}.{old}")
     if not result:
-        raise ValueError(f"no layer has the name of {next(iter(tensors))!r}")
+        raise ValueError(f"no layer has the name of {short(next(iter(tensors)))}")
     files.warn_unused([name for name in state if name not in used], "of these networks")
     return result
 

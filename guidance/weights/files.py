@@ -138,7 +138,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise ConfigError(f"{path} holds no named tensors, so it is not a checkpoint")
     for name, t in tensors.items():
         if t.layout != torch.strided or t.is_meta or t.is_complex() or t.is_quantized:
-            raise ConfigError(f"{path} is not a checkpoint of a network: its tensor {name!r} is no plain array")
+            raise ConfigError(f"{path} is not a checkpoint of a network: its tensor {short(name)} is no plain array")
     return tensors
 
 
@@ -209,7 +209,9 @@ def build_from_tensors(make: Callable[[], Module], tensors: Mapping[str, Tensor]
     check_architecture(tensors, network.state_dict(), f"the {what}")
     for name, tensor in tensors.items():
         if not tensor.is_floating_point():
-            raise ConfigError(f"the weights of the {what} are {tensor.dtype}, not floating point numbers ({name!r})")
+            raise ConfigError(
+                f"the weights of the {what} are {tensor.dtype}, not floating point numbers ({short(name)})"
+            )
     require_finite(tensors, f"the weights of the {what}")
     network.to_empty(device="cpu")
     network.load_state_dict(dict(tensors))
@@ -248,6 +250,6 @@ def save_tensors(network: torch.nn.Module, path: Path, prefix: str = "") -> None
     for name, tensor in network.state_dict().items():
         kept = tensor.detach().cpu().half().contiguous()
         if not torch.isfinite(kept).all():
-            raise ConfigError(f"cannot save {path.parent.name}: {name!r} does not fit into float16")
+            raise ConfigError(f"cannot save {path.parent.name}: {short(name)} does not fit into float16")
         tensors[prefix + name.removeprefix(prefix)] = kept
     save_file(tensors, path, metadata={"format": "pt"})

@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 from threedgen.config import ConfigError
-from threedgen.config.errors import WeightsNotDownloaded
+from threedgen.config.errors import WeightsNotDownloaded, short
 
 ORIGINALS = {
     "sd-v2.1-base-4view.pt": "MVDream/MVDream",
@@ -94,12 +94,12 @@ def absent(weights: str, why: str = "the hub cannot be reached") -> ConfigError:
         copy = (
             f"take its copy, {mirror}" if mirror else "no copy is known: give a folder or a single file that you have"
         )
-        return ConfigError(f"{weights!r} was removed from the hub; {copy}", "weights")
+        return ConfigError(f"{short(weights)} was removed from the hub; {copy}", "weights")
     (repo, name), original = hub_name(weights), weights in ORIGINALS
     what, file = (f"{name} of {repo}", f" {name}") if original else (repo, "")
     kind = WeightsNotDownloaded if original else ConfigError
     return kind(
-        f"{weights!r} is neither a file or folder here nor in the hub's cache, and {why}; where "
+        f"{short(weights)} is neither a file or folder here nor in the hub's cache, and {why}; where "
         f"there is a network, `hf download {repo}{file}` puts {what} into the cache; or give a path; {RUNS_NOW}",
         "weights",
     )

@@ -14,6 +14,7 @@ from diffusers.loaders import single_file_utils
 from torch import Tensor
 
 from threedgen.config import ConfigError
+from threedgen.config.errors import short
 from threedgen.guidance.attention.image_tokens import HEAD_WIDTH, IMAGE_TOKENS
 from threedgen.guidance.schedule import Prediction
 
@@ -151,7 +152,7 @@ def convert_unet(tensors: Tensors) -> Converted:
     except KeyError as error:  # of SDXL's four tensors label_emb
         raise ConfigError(f"another architecture: there is no tensor {error}") from None
     if unknown := sorted(set(tensors) - set(renamed.values())):
-        raise ConfigError(f"unknown tensor {unknown[0]!r} in the UNet: another architecture than the ldm UNet")
+        raise ConfigError(f"unknown tensor {short(unknown[0])} in the UNet: another architecture than the ldm UNet")
     return Converted(config, {new: tensors[old] for new, old in renamed.items()} | image)
 
 
@@ -354,8 +355,8 @@ def count(names: Iterable[str], pattern: str) -> int:
 def size(tensors: Tensors, name: str, dim: int) -> int:
     """Return the length of dimension `dim` of the tensor `name`. Raises ConfigError if it has no such dimension."""
     if name not in tensors:
-        raise ConfigError(f"another architecture: there is no tensor {name!r}")
+        raise ConfigError(f"another architecture: there is no tensor {short(name)}")
     shape = tensors[name].shape
     if dim >= len(shape):
-        raise ConfigError(f"another architecture: tensor {name!r} has the shape {tuple(shape)}")
+        raise ConfigError(f"another architecture: tensor {short(name)} has the shape {tuple(shape)}")
     return shape[dim]

@@ -13,7 +13,7 @@ from threedgen.config.command import install
 from threedgen.config.errors import errors_default_to_key, errors_name_key, short
 from threedgen.config.optional import require
 from threedgen.places import folder
-from threedgen.run.folder import how_to_make
+from threedgen.run.folder import existing_folder, how_to_make
 
 from . import hub
 from .families import check_family
@@ -52,8 +52,8 @@ def check(weights: str, tokenizer: str | None = None, required_parts: Parts = PA
         required_parts: names of the sub-folders, such as "unet", that a diffusers folder must have.
     """
     path = local_path(weights)
-    if tokenizer is not None and not Path(tokenizer).expanduser().is_dir() and not hub.is_hub_id(tokenizer):
-        raise ConfigError(f"there is no folder {tokenizer!r}", "tokenizer")
+    if tokenizer is not None and not hub.is_hub_id(tokenizer):
+        existing_folder(tokenizer, "tokenizer")
     if path is None:
         repo, name = hub.hub_name(weights)
         if name not in hub.ORIGINALS:
@@ -95,10 +95,10 @@ def local_path(weights: str) -> Path | None:
     if weights in hub.ORIGINALS or hub.is_hub_id(weights):
         return None
     if made := how_to_make(weights):
-        raise ConfigError(f"there is no file or folder {weights!r} yet; {made}", "weights")
+        raise ConfigError(f"there is no file or folder {short(weights)} yet; {made}", "weights")
     name = Path(weights).name
     fetch = f"; `hf download {hub.ORIGINALS[name]} {name}` fetches it from the hub" if name in hub.ORIGINALS else ""
-    raise ConfigError(f"there is no file or folder {weights!r}{fetch}; {hub.RUNS_NOW}", "weights")
+    raise ConfigError(f"there is no file or folder {short(weights)}{fetch}; {hub.RUNS_NOW}", "weights")
 
 
 def embedded(name: str, key: str = "weights") -> Path:
@@ -316,7 +316,7 @@ def hub_folder(repo: str, required_parts: Parts = PARTS) -> Path:
         with suppress(ConfigError):
             return check_folder(path, required_parts)
     raise ConfigError(
-        f"{repo!r} on the hub is not a folder in diffusers format with {', '.join(required_parts)}", "weights"
+        f"{short(repo)} on the hub is not a folder in diffusers format with {', '.join(required_parts)}", "weights"
     )
 
 

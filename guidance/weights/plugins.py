@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from threedgen.config.errors import ConfigError, errors_name_key
+from threedgen.config.errors import ConfigError, errors_name_key, short
 from threedgen.run.folder import how_to_make
 
 from .files import weight_format
@@ -47,7 +47,7 @@ def locate(key: Key, name: str) -> Path:
     if found is None or not found.is_file():
         made = how_to_make(name)
         remedy = made or f"embedded are {', '.join(FILES[key])}; {SOURCES[key]}"
-        raise ConfigError(f"there is no file {name!r}{' yet' if made else ''}; {remedy}", key)
+        raise ConfigError(f"there is no file {short(name)}{' yet' if made else ''}; {remedy}", key)
     return found
 
 

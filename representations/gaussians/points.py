@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import max_pool3d, normalize
 
 from threedgen.config import ConfigError
+from threedgen.config.errors import printable
 from threedgen.config.plain_file import read_bytes
 from threedgen.geometry.mesh_file import read_mesh_file
 from threedgen.geometry.ply_file import read_vertices
@@ -85,7 +86,7 @@ def read_points(path: Path, max_count: int, radius: float) -> Points:
         else:
             raise ConfigError(f"should be a run or a file in one of the formats .ply, .xyz, {', '.join(MESHES)}")
     except Exception as error:  # damaged files raise errors of many classes
-        reason = error.problem if isinstance(error, ConfigError) else error
+        reason = error.problem if isinstance(error, ConfigError) else printable(error)
         raise ConfigError(f"{path} cannot be read as a point cloud: {reason}", "start", str(path)) from error
     positions = torch.from_numpy(vertices).float()
     if not len(positions):

@@ -37,10 +37,30 @@ def mistake(capsys: pytest.CaptureFixture[str], *words: str, said: tuple[str, ..
     return line
 
 
-@pytest.mark.parametrize("key", ["scenes_per_step", "size", "seed", "trainer.max_steps"])
+LONG = "a" * 5000
+LONG_VALUES = {
+    **{key: f"[{', '.join(['0'] * 100)}]" for key in ("scenes_per_step", "size", "seed", "trainer.max_steps")},
+    "prior.weights": LONG,
+    "prior.tokenizer": LONG,
+    "prior.lora.file": LONG,
+    "stages": f"{{{LONG}: {{}}}}",
+    "view_prompts.front": f"[{LONG}]",
+    "distillation.name": LONG,
+    "field.name": LONG,
+    LONG: "0",
+}
+
+
+@pytest.mark.parametrize("key", LONG_VALUES)
 def test_long_values_are_shortened(capsys: pytest.CaptureFixture[str], key: str) -> None:
-    text = mistake(capsys, "--config", "tiny.yaml", f"{key}=[{', '.join(['0'] * 100)}]", said=(key,))
+    text = mistake(capsys, "--config", "tiny.yaml", "prompt=a red dog", f"{key}={LONG_VALUES[key]}")
     assert len(text) < 500
+
+
+@pytest.mark.parametrize("key", ["prior.weights", "prior.tokenizer"])
+@pytest.mark.parametrize("value", ["x" * 240, "\x1b[31m" * 8, "\u202e" * 40])
+def test_weights_with_strange_names_are_refused_in_one_line(capsys, key: str, value: str) -> None:
+    assert len(mistake(capsys, "--config", "tiny.yaml", "prompt=a red dog", f"{key}={value}")) < 500
 
 
 MISTAKES: list[tuple[list[str], tuple[str, ...]]] = [

@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import random
+import socket
 import struct
 import tempfile
 import zlib
@@ -107,10 +108,17 @@ def _replace_by(make: Callable[[Path], object]) -> Callable[[Path], None]:
     return replace
 
 
+def _socket(path: Path) -> None:
+    with tempfile.TemporaryDirectory() as place:  # names of sockets have at most 107 bytes
+        socket.socket(socket.AF_UNIX).bind(f"{place}/a")
+        os.replace(f"{place}/a", path)
+
+
 PLACES: dict[str, Callable[[Path], None]] = {
     "lost": Path.unlink,
     "a folder": _replace_by(Path.mkdir),
     "a FIFO": _replace_by(os.mkfifo),
+    "a socket": _socket,
     "a link to itself": _replace_by(lambda path: path.symlink_to(path)),
     "a link to nothing": _replace_by(lambda path: path.symlink_to("nothing")),
     "an endless device": _replace_by(lambda path: path.symlink_to("/dev/zero")),

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import trimesh
 from PIL import Image
+from safetensors.torch import save_file
 
 from tests.fuzz.mutations import NEIGHBOUR
 from tests.support import tiny_prior as tiny
@@ -37,8 +38,10 @@ from threedgen.export.task import save
 from threedgen.geometry.images import png
 from threedgen.geometry.rigs import orbit
 from threedgen.geometry.views import Views
+from threedgen.guidance.options import LoraFile
 from threedgen.guidance.priors.mvdream import MVDream
-from threedgen.guidance.weights import subject_weights
+from threedgen.guidance.weights import additions, subject_weights
+from threedgen.representations.gaussians.points import read_points
 from threedgen.representations.march import step_size
 from threedgen.representations.volume.render import OccupancyGrid
 from threedgen.run import folder as runs
@@ -307,10 +310,39 @@ def _read_shard(folder: Path) -> Any:
     return [(pose, np.asarray(image)) for pose, image in entries]
 
 
+def _make_lora(folder: Path) -> None:
+    _make_prior(folder)
+    unet, tensors = MVDream.load(str(folder / "prior"), dtype="fp32").unet, {}
+    layers = [(name, layer) for name, layer in unet.named_modules() if name.endswith(("to_q", "to_v"))]
+    for name, layer in layers[:4]:
+        out, width = layer.weight.shape
+        tensors[f"unet.{name}.lora_A.weight"] = torch.randn(2, width, generator=tiny.cpu(1))
+        tensors[f"unet.{name}.lora_B.weight"] = torch.randn(out, 2, generator=tiny.cpu(2))
+    save_file(tensors, folder / "lora.safetensors")
+
+
+def _read_lora(folder: Path) -> Any:
+    prior = MVDream.load(str(folder / "prior"), dtype="fp32")
+    additions.add(prior, [LoraFile(file=str(folder / "lora.safetensors"))], [])
+    return tiny.output(prior)
+
+
+def _make_points(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    cloud = trimesh.PointCloud(rng.random((40, 3)), rng.integers(0, 255, (40, 4), np.uint8))
+    (folder / "binary.ply").write_bytes(cloud.export(file_type="ply"))
+    (folder / "text.ply").write_bytes(cloud.export(file_type="ply", encoding="ascii"))
+    np.savetxt(folder / "a.xyz", rng.random((40, 6)))
+
+
+def _read_points(folder: Path) -> Any:
+    return [tuple(read_points(folder / name, 30, 2.0)) for name in ("binary.ply", "text.ply", "a.xyz")]
+
+
 READERS = {
     reader.name: reader
     for reader in (
-        Reader("config", _make_config, _read_config, "*.yaml", cases=80),
+        Reader("config", _make_config, _read_config, "*.yaml", cases=60),
         Reader("prior folder", _make_prior, _read_prior, cases=60),
         Reader("prior file", _make_original, _read_original, "original.pt", cases=40),
         Reader("personalisation", _make_subject, _read_subject, "subject.safetensors", cases=40),
@@ -323,8 +355,10 @@ READERS = {
         Reader("image=", _make_photos, _read_image, "0.png", cases=60),
         Reader("SRN scenes", _make_scenes, _read_scenes, cases=60),
         Reader("mesh to judge", _make_glb, _read_mesh, "box.glb", cases=60),
-        Reader("meshes with side files", _make_meshes, _read_meshes, cases=160),
+        Reader("meshes with side files", _make_meshes, _read_meshes, cases=120),
         Reader("camera files", _make_cameras, _read_cameras, "?/**/*.[jtb]*", cases=60),
         Reader("shards of views", _make_shard, _read_shard, cases=40),
+        Reader("LoRA", _make_lora, _read_lora, "lora.safetensors", cases=30),
+        Reader("point clouds", _make_points, _read_points, cases=30),
     )
 }

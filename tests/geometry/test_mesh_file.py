@@ -1,6 +1,8 @@
 """Mesh files of other programs and of the project; limits."""
 
 import io
+import json
+import time
 import zipfile
 from pathlib import Path
 
@@ -114,6 +116,27 @@ def test_other_limits_name_their_values(tmp_path: Path, monkeypatch: pytest.Monk
     glb.gltf.scenes[0].nodes = [0, 1]
     mesh = read_mesh_file(glb.write(tmp_path / "a.glb"))
     assert [part.texture is None for part in mesh.submeshes].count(True) == 1 and "300" in mesh.failures[0]
+
+
+def test_many_usemtl_lines_of_few_materials_take_linear_time(tmp_path: Path) -> None:
+    path = tmp_path / "a.obj"
+    path.write_text("v 0 0 0\nv 1 0 0\nv 0 1 0\n" + "usemtl a\nusemtl b\n" * 200_000 + "f 1 2 3\n")
+    start = time.process_time()
+    (submesh,) = read_mesh_file(path).submeshes
+    assert len(submesh.faces) == 1 and time.process_time() - start < 8  # 1.5 s; 2 million lines had no end
+
+
+def test_300_000_nodes_of_one_box_are_refused(tmp_path: Path) -> None:
+    """Copies at one place."""
+    glb = _grid(1)
+    path = glb.write(tmp_path / "a.gltf")
+    tree = json.loads(path.read_text())
+    tree["nodes"], tree["scenes"] = [{"mesh": 0}] * 300_000, [{"nodes": list(range(300_000))}]
+    path.write_text(json.dumps(tree))
+    start = time.process_time()
+    with refused("", path, "copies"):
+        read_mesh_file(path)
+    assert time.process_time() - start < 30
 
 
 def test_copies_are_counted_before_they_are_made(tmp_path: Path) -> None:

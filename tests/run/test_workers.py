@@ -90,6 +90,20 @@ def test_run_jobs_retries_failed_jobs(run: Run, engine: str, caplog: pytest.LogC
     assert len(set(run.done.values())) <= 2 and (os.getpid() in run.done.values()) == (engine == "here")
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_run_jobs_retries_a_job_without_memory(run: Run, engine: str, caplog: pytest.LogCaptureFixture) -> None:
+    jobs = [run.job("once", "starve", once=True), run.job("always", "starve"), run.job("a")]
+    assert run(jobs, engine, attempts=2) == 0
+    assert set(run.done) == {"once", "a"} and set(run.failed) == {"always"} and "3 GB" in run.failed["always"]
+    assert sorted(record.levelname for record in caplog.records) == ["ERROR", "WARNING", "WARNING"]
+    assert all(record.getMessage().count("\n") == 0 for record in caplog.records)
+    assert run([run.job("always")], engine) == 0 and "always" in run.done
+
+
+def test_frozen_and_lost_processes_are_noticed_within_a_minute() -> None:
+    assert watch.FROZEN_CHECKS * watch.CHECK_SECONDS < 60 > watch.LOST_SECONDS
+
+
 @unix
 def test_run_jobs_replaces_a_dead_or_frozen_worker(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "CHECK_SECONDS", 0.05)

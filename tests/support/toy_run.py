@@ -20,7 +20,7 @@ STEPS = 60
 CONFIG_YAML = "task: toy\nseed: 3\ntrainer:\n  max_steps: 60\nlearning_rate: 0.01\n"
 
 
-def _toy(width: int, pause: float, nan: list[int], spoil: int, sleep_at: int, config_yaml: str) -> Any:
+def _toy(width: int, pause: float, nan: list[int], spoil: int, sleep_at: int, starve_at: int, config_yaml: str) -> Any:
     import numpy as np
     import pytorch_lightning as pl
     import torch
@@ -46,6 +46,8 @@ def _toy(width: int, pause: float, nan: list[int], spoil: int, sleep_at: int, co
 
         def training_step(self, batch: int, batch_idx: int) -> torch.Tensor:
             time.sleep(300 if batch == sleep_at else pause)
+            if batch == starve_at and os.environ.get("LOCAL_RANK") == "1":
+                raise MemoryError("3 GB")
             if batch == spoil:
                 self.net[0].weight.data.fill_(float("nan"))
             x = torch.randn(8, 6) + torch.rand(8, 1, generator=seeding.generator(3, batch, "shift"))
@@ -130,9 +132,10 @@ def run(
     environment: dict[str, str] | None = None,
     devices: int = 1,
     check_seconds: float = 5,
+    starve_at: int = -1,
 ) -> int:
     """One fit; leaves result.json (status, step, digest) and log.txt in `folder`; returns the exit code."""
-    from threedgen.config.errors import ExpectedError
+    from threedgen.config.errors import as_expected_error
     from threedgen.config.sections import CheckpointConfig, TrainerConfig
     from threedgen.run import watch
     from threedgen.train.loop import fit
@@ -140,7 +143,7 @@ def run(
     watch.CHECK_SECONDS = check_seconds
     os.environ.update(environment or {})
     _sabotage(die_at, die_after, list(full), full_as)
-    module = _toy(width, pause, list(nan), spoil, sleep_at, config_yaml)
+    module = _toy(width, pause, list(nan), spoil, sleep_at, starve_at, config_yaml)
     config = SimpleNamespace(
         trainer=TrainerConfig(
             max_steps=max_steps,
@@ -155,11 +158,13 @@ def run(
     )
     try:
         status = fit(module, config, folder, resume=resume)
-    except ExpectedError as error:
-        logging.getLogger("toy").error("%s: %s", type(error).__name__, error)
-        return error.exit_code
     except KeyboardInterrupt:
         return 130
+    except Exception as error:
+        if (shown := as_expected_error(error)) is None:
+            raise
+        logging.getLogger("toy").error("%s: %s", type(shown).__name__, shown)
+        return shown.exit_code
     result = {"status": status.value, "step": module.trainer.global_step, "digest": digest(module)}
     if module.trainer.is_global_zero:
         (Path(folder) / "result.json").write_text(json.dumps(result))

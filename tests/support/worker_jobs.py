@@ -38,6 +38,10 @@ def fail(job: Job) -> None:
     raise ValueError("no memory")
 
 
+def starve(job: Job) -> None:
+    raise MemoryError("3 GB")
+
+
 def mistake(job: Job) -> None:
     raise ConfigError("weights: there are none")
 
@@ -69,6 +73,6 @@ def deaf(job: Job) -> None:
 
 
 TROUBLES: dict[str, Any] = {
-    "fail": fail, "mistake": mistake, "obeyed": obeyed, "die": die, "freeze": freeze,
+    "fail": fail, "starve": starve, "mistake": mistake, "obeyed": obeyed, "die": die, "freeze": freeze,
     "wait": wait, "deaf": deaf,
 }  # fmt: skip

@@ -1,13 +1,14 @@
 import os
 import signal
 import socket
+import time
 from pathlib import Path
 
 import pytest
 
 from tests.support.toy_run import log, result, server
 from tests.support.waiting import when
-from threedgen.config.errors import WorkerLost
+from threedgen.config.errors import OutOfMemory, WorkerLost
 
 
 def start(folder: Path, **options: object) -> list[int]:
@@ -35,3 +36,15 @@ def test_loss_of_a_process_ends_the_training_which_continues(tmp_path, whole, vi
     assert server().wait(pids[victim]) == -signal.SIGKILL and str(pids[victim]) in log(folder)
     assert [server().wait(pid) for pid in start(folder, resume=True)] == [0, 0], log(folder)
     assert result(folder) == whole
+
+
+def test_process_without_memory_ends_the_training_which_continues(tmp_path: Path, whole: dict[str, object]) -> None:
+    pids = start(tmp_path, check_seconds=0.02, pause=0.05, starve_at=12)
+    begun = time.monotonic()
+    assert server().wait(pids[1]) == OutOfMemory.exit_code, log(tmp_path)
+    assert server().wait(pids[0]) == WorkerLost.exit_code, log(tmp_path)
+    lines = [line for line in log(tmp_path).splitlines() if "OutOfMemory" in line or str(pids[1]) in line]
+    assert time.monotonic() - begun < 60 and len(lines) == 2 and "3 GB" in lines[0]
+    assert "Traceback" not in log(tmp_path)
+    assert [server().wait(pid) for pid in start(tmp_path, resume=True)] == [0, 0], log(tmp_path)
+    assert result(tmp_path) == whole

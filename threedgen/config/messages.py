@@ -10,7 +10,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from threedgen.config import fields
-from threedgen.config.errors import did_you_mean, nearest, nearest_keys, short
+from threedgen.config.errors import did_you_mean, nearest, nearest_keys, printable, short
 from threedgen.config.fields import Tree
 
 Key: TypeAlias = tuple[str, ...]
@@ -67,7 +67,7 @@ def explain(error: ValidationError, model: type[BaseModel], tree: Tree, layers: 
         is_section = key == () or (place is not None and place.section is not None)
         hide_value = problem == MISSING or (is_section and isinstance(value, dict))
         name = ".".join(key)
-        parts = (_source(key, layers), name if name.isprintable() else short(name), problem)
+        parts = (_source(key, layers), printable(name), problem)
         lines.append(": ".join(filter(None, parts)) + ("" if hide_value else f" (got {short(value)})"))
     more = len(found) - MAX_LINES
     return [*lines, f"and {more} more mistakes"] if more > 0 else lines

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from threedgen.config.errors import ConfigError, short
+from threedgen.config.plain_file import named_file
 from threedgen.geometry.image_file import load_image
 from threedgen.geometry.panorama import cameras, intrinsics, ring, skybox_views
 from threedgen.geometry.views import Views, resize
@@ -77,17 +78,16 @@ class MatterportPanoramas:
         """
         nearest = round(yaw / YAW_STEP) * YAW_STEP % 360
         path = PurePosixPath(face)
-        file = self.root / path.parent.parent / CAPTIONS / f"{path.name.split('_')[0]}_{nearest}.txt"
-        return PREFIX + first_line(file)
+        name = path.parent.parent / CAPTIONS / f"{path.name.split('_')[0]}_{nearest}.txt"
+        return PREFIX + first_line(named_file(self.root, str(name)))
 
     def _face(self, path: str) -> Tensor:
-        if not (self.root / path).is_file():
-            raise ConfigError(f"{self.root / path} is missing")
-        image = load_image(self.root / path).convert("RGB")
+        file = named_file(self.root, path)
+        image = load_image(file).convert("RGB")
         if image.width != image.height:
-            raise ConfigError(f"{self.root / path} is not square: size={image.size}. Skybox faces must be square.")
+            raise ConfigError(f"{file} is not square: size={image.size}. Skybox faces must be square.")
         if image.width < MIN_FACE:
-            raise ConfigError(f"{self.root / path} is too small: size={image.size}. Use at least {MIN_FACE} pixels.")
+            raise ConfigError(f"{file} is too small: size={image.size}. Use at least {MIN_FACE} pixels.")
         return torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
 
 

@@ -30,7 +30,7 @@ from threedgen.geometry.images import to_uint8
 from threedgen.geometry.poses import orbit_c2w
 from threedgen.guidance.prior import Prior
 from threedgen.run.arrays import Array
-from threedgen.run.disk import write_atomic, write_json
+from threedgen.run.disk import make_folder, write_atomic, write_json
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.options import WorkersConfig
 from threedgen.run.progress import ProgressDisplay
@@ -206,7 +206,7 @@ def write_views(path: Path, views: Array | Tensor, metadata: dict[str, str]) -> 
 
     ``metadata`` describes everything that determines the views.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_atomic(path, save({"views": torch.from_numpy(to_uint8(views))}, metadata))
 
 

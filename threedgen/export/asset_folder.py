@@ -9,7 +9,7 @@ from pathlib import Path
 
 from threedgen.config.errors import ConfigError
 from threedgen.config.plain_file import read_json
-from threedgen.run.disk import Tree, atomic_file, json_text
+from threedgen.run.disk import Tree, atomic_file, json_text, make_folder
 from threedgen.run.folder import remove_temporary_files, slug
 
 FOLDER, MANIFEST = "asset", "asset.json"
@@ -66,7 +66,7 @@ def write_files(folder: Path, files: Mapping[str, bytes], manifest: Tree) -> Non
         files: file name -> content.
         manifest: content of asset.json. Its entry `sha256` maps each file name to the SHA-256 of the content, in hex.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     remove_temporary_files(folder)
     previous = exported_files(folder)
 

@@ -10,7 +10,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
-from threedgen.config.errors import ConfigError, did_you_mean, nearest
+from threedgen.config.errors import ConfigError, did_you_mean, nearest, short
 from threedgen.run.arrays import Array
 from threedgen.run.folder import user_path
 
@@ -52,7 +52,7 @@ def _colour(word: str) -> str:
         return _hex(ImageColor.getrgb(word)[:3])
     guess = did_you_mean(nearest(word, ImageColor.colormap))
     raise ValueError(
-        f"{word!r} is not a colour{guess or '.'} Use colours such as '#e8d5b0,brown', or the path of an image"
+        f"{short(word)} is not a colour{guess or '.'} Use colours such as '#e8d5b0,brown', or the path of an image"
     )
 
 

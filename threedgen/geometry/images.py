@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from threedgen.run.arrays import Array
-from threedgen.run.disk import Tree, publish, temporary_path, write_atomic
+from threedgen.run.disk import Tree, make_folder, publish, temporary_path, write_atomic
 
 SHEET_GAP = 2  # pixels between the images of a contact sheet and at its border
 MAX_PSNR = 100.0  # dB, the PSNR of equal images
@@ -75,14 +75,14 @@ def write_png(path: Path | str, image: Any) -> Path:
     The folder is created and the file replaced atomically. Raises OSError if the file cannot be written.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_atomic(path, png(_rgb(image)))
     return path
 
 
 def write_depth(path: Path, depth: Array) -> None:
     """Write depth (H, W) in metres as a 16-bit PNG in millimetres. Depths above 65.535 m become 0 = unknown."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_atomic(path, png(np.round(np.where(depth <= MAX_DEPTH, depth, 0) / 1e-3).astype(np.uint16)))
 
 
@@ -154,7 +154,7 @@ def write_mp4(frames: Iterable[Any], path: Path | str, fps: int = 30) -> Path:
     OSError if the file cannot be written.
     """
     path = Path(path).absolute()
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary, count = temporary_path(path), 0
 
     def even_frames() -> Iterator[Array]:

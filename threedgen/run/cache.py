@@ -15,7 +15,7 @@ from torch import Tensor
 
 from threedgen.config.errors import ConfigError, DiskFull, FileError
 from threedgen.run.arrays import Array
-from threedgen.run.disk import write_atomic, writing
+from threedgen.run.disk import make_folder, write_atomic, writing
 from threedgen.run.torch_file import check_architecture, read_safetensors, require_finite
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ class BlockCache:
     def __init__(
         self, folder: Path, name: str, count: int, shape: tuple[int, ...], dtype: DTypeLike, source: str, size: int = 1
     ) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         self.folder, self.size, self.dtype = folder, size, dtype
         blocks = -(-count // size)
         source_file, full_shape = folder / "source.txt", (blocks * size, *shape)
@@ -45,7 +45,7 @@ class BlockCache:
             source_file.unlink(missing_ok=True)  # until the files are complete
             array = _new(folder / f"{name}.npy", full_shape, dtype)
             done = _new(folder / "done.npy", (blocks,), np.uint8)
-            source_file.write_bytes(source.encode())
+            write_atomic(source_file, source.encode())
         self.array, self.done = array, done
 
     def missing_blocks(self, indices: Iterable[int]) -> list[int]:

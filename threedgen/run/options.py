@@ -5,13 +5,14 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from threedgen.config.errors import short
 from threedgen.config.optional import require
 from threedgen.config.sections import RunConfig
 
 
 def _distinct(values: tuple[object, ...]) -> tuple[object, ...]:
     if repeated := [value for value in values if values.count(value) > 1]:
-        raise ValueError(f"should name {repeated[0]!r} once")
+        raise ValueError(f"should name {short(repeated[0])} once")
     return values
 
 

@@ -15,7 +15,15 @@ from functools import partial
 from typing import Any, Generic, Literal, TypeVar
 
 from threedgen.config import plugins, registry
-from threedgen.config.errors import ConfigError, ExpectedError, WorkerLost, as_expected_error, one_line, storage_error
+from threedgen.config.errors import (
+    ConfigError,
+    ExpectedError,
+    OutOfMemory,
+    WorkerLost,
+    as_expected_error,
+    one_line,
+    short,
+)
 from threedgen.run.disk import Tree
 from threedgen.run.interrupts import STOP_CODES, Interrupts, Stopped
 from threedgen.run.options import WorkersConfig
@@ -81,7 +89,8 @@ def attempt(work: Callable[[J], R], job: J, table: dict[str, dict[str, registry.
 
     Returns:
         ("done", result of `work`), ("stopped", exit code) after Ctrl-C or SIGTERM, ("expected", exception) for an
-        ExpectedError or a disk error, or ("error", (message, traceback)) for any other exception.
+        ExpectedError or a disk error, or ("error", (message, traceback)) for any other exception. Without memory, the
+        traceback is "".
     """
     registry.TABLE.update(table)
     try:
@@ -89,7 +98,9 @@ def attempt(work: Callable[[J], R], job: J, table: dict[str, dict[str, registry.
     except Stopped as stop:
         return "stopped", stop.code
     except (Exception, SystemExit) as error:
-        shown = as_expected_error(error) if storage_error(error) or isinstance(error, ExpectedError) else None
+        shown = as_expected_error(error)
+        if isinstance(shown, OutOfMemory):  # other jobs may need less
+            return "error", (one_line(shown), "")
         if shown is not None:  # as a class of config.errors: others may not be picklable
             kind = next(kind for kind in type(shown).__mro__ if kind.__module__ == ExpectedError.__module__)
             return "expected", kind(shown.problem, shown.key)
@@ -148,7 +159,7 @@ class WorkerPool(Generic[J, R]):
                         logger.warning("attempt %d of %d failed: %s", number, self.attempts, clean(reason))
                         self.queue.append((job, number + 1))
                     else:
-                        logger.error("a job failed: %s\n%s", reason, trace)
+                        logger.error("a job failed: %s", "\n".join(filter(None, (reason, trace))))
                         on_failed(job, reason)
 
     def stopped(self) -> bool:
@@ -338,7 +349,9 @@ def ray_tasks(address: str | None, cpus: float, gpus: float) -> Callable[[], Wor
     except Exception as error:  # Ray raises many classes
         reason = " ".join(str(error).split())[:200]
         text = (
-            "a Ray cluster cannot be started here" if address == "local" else f"no Ray cluster responds at {address!r}"
+            "a Ray cluster cannot be started here"
+            if address == "local"
+            else f"no Ray cluster responds at {short(address)}"
         )
         raise ConfigError(f"{text} ({reason})", "address") from None
     # no retries by Ray: WorkerPool counts the attempts

@@ -13,7 +13,7 @@ from fastapi import HTTPException
 from threedgen.config.errors import ConfigError
 from threedgen.data.options import MESH_FORMATS
 from threedgen.geometry.image_file import SUFFIXES as IMAGES
-from threedgen.run.disk import write_atomic
+from threedgen.run.disk import make_folder, write_atomic
 from threedgen.run.prompts import normalise_prompt
 from threedgen.run.text import clean
 from threedgen.viewer.gallery import contact_sheets
@@ -153,7 +153,7 @@ class Studio:
             raise ConfigError(f"is not an image or a mesh that can be read here. Use {known}", "file")
         stem = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "-" for c in Path(name).stem)[:60]
         path = self.root / UPLOADS / f"{hashlib.sha256(data).hexdigest()[:8]}-{stem or 'file'}{suffix}"
-        path.parent.mkdir(exist_ok=True)
+        make_folder(path.parent)
         write_atomic(path, data)
         return Upload(name=path.name, kind=kind)
 

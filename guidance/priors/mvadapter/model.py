@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from threedgen.config import ConfigError
-from threedgen.config.errors import errors_name_key
+from threedgen.config.errors import errors_name_key, short
 from threedgen.geometry.views import framed, resize
 from threedgen.guidance import sampling
 from threedgen.guidance.coarse import CoarsePredictor
@@ -117,11 +117,11 @@ class MVAdapter(LatentDiffusion):
         with errors_name_key("guess"):
             other = MVDream.load(weights, self.device)
             if other.coarse is None:
-                raise ConfigError(f"{weights!r} has no coarse predictor; toybox-prior has one", "guess")
+                raise ConfigError(f"{short(weights)} has no coarse predictor; toybox-prior has one", "guess")
             for name in ("text_encoder", "vae"):
                 own, its = self.networks[name].state_dict(), other.networks[name].state_dict()
                 if own.keys() != its.keys() or any(not torch.equal(own[key], its[key]) for key in own):
-                    problem = f"the coarse predictor of {weights!r} needs another {name} than that of the 2D model"
+                    problem = f"the coarse predictor of {short(weights)} needs another {name} than that of the 2D model"
                     raise ConfigError(f"{problem}; with null samples start from noise", "guess")
         self.coarse_predictor = other.coarse
         return self

@@ -15,6 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from threedgen.config import ConfigError
+from threedgen.config.errors import short
 from threedgen.guidance.attention.joined import unet_from_config
 from threedgen.guidance.losses.lora import LoRA
 from threedgen.guidance.weights.files import warn_unused
@@ -149,7 +150,7 @@ def encoding_of(bands: Mapping[str, Tensor]) -> Encoding:
         if all(torch.allclose(band.flatten(), frequencies(band.numel(), encoding), 1e-3) for band in bands.values()):
             return encoding
     name = next(iter(bands))
-    raise ConfigError(f"the weights have an unknown positional encoding: the frequencies {name!r} differ")
+    raise ConfigError(f"the weights have an unknown positional encoding: the frequencies {short(name)} differ")
 
 
 def widened(unet: UNet2DConditionModel, extra: int) -> UNet2DConditionModel:

@@ -15,6 +15,7 @@ from threedgen import cli
 from threedgen.config import load
 from threedgen.evaluation.janus import benchmark
 from threedgen.evaluation.janus.options import JanusBenchmarkConfig
+from threedgen.evaluation.janus.report import Result, method_row
 from threedgen.export.files.glb import save_glb
 from threedgen.systems.batch.jobs import words_of
 
@@ -211,3 +212,18 @@ def test_finished_jobs_and_readings_are_kept_until_a_mesh_changes(monkeypatch: p
     save_glb(janus_stub.box(2), next(Path("run/runs").glob("good-*")) / "mesh.glb")
     assert cli.main(words()) == 0 and len(calls) == 1
     assert report()["methods"][0]["raw"]["hits"] == 1
+
+
+def test_seeds_of_a_prompt_are_not_independent() -> None:
+    prompts = [f"a dog {k}" for k in range(8)]
+    results = [
+        Result("m", prompt, seed, "", "seen", "", 1 + k % 2, 0.9, (), (k % 2 == 0,), (), tuple(np.eye(8)[k // 2 * 2]))
+        for k, prompt in enumerate(prompts)
+        for seed in range(3)
+    ]
+    row = method_row("m", results, prompts, None, None)
+    one = method_row("m", results[::3], prompts, None, None)
+    for key in ("raw", "match", "right"):
+        assert (row[key]["hits"], row[key]["total"], one[key]["total"]) == (12, 24, 8)
+        assert row[key]["high"] - row[key]["low"] > 0.9 * (one[key]["high"] - one[key]["low"])
+    assert row["no_front"]["high"] == one["no_front"]["high"] > 0.3

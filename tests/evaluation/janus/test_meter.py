@@ -11,8 +11,9 @@ from tests.support.tiny_prior import letter_tokenizer
 from threedgen import cli, config
 from threedgen.config import registry
 from threedgen.data.coloured_mesh import ColouredMesh
-from threedgen.evaluation.janus.meter import Meter, MeterErrors, clip_input, view_labels
+from threedgen.evaluation.janus.meter import KnownObject, Meter, MeterErrors, Reading, clip_input, view_labels
 from threedgen.evaluation.janus.options import CLIPSidesConfig, JanusMeterConfig, MeterConfig, front_objects
+from threedgen.evaluation.metrics.fronts import RingResult
 from threedgen.evaluation.runner import measure_all
 from threedgen.export.files.glb import save_glb
 from threedgen.toybox.evaluation.held_out import clear_nouns, held_out_cases
@@ -79,6 +80,17 @@ def stub_errors(out: Path, **truth: object) -> MeterErrors:
     meter = {"classifier": {"name": "stub"}, "size": 24}
     values = {"task": "janus-meter", "out": str(out), "meter": meter, "truth": truth}
     return MeterErrors(Task(JanusMeterConfig.model_validate(values), quiet=True))
+
+
+def test_two_versions_of_an_object_are_not_independent(tmp_path: Path) -> None:
+    errors, none = stub_errors(tmp_path), Reading(np.zeros((8, 4, 4, 3)), np.zeros((8, 4)))
+    known = [
+        KnownObject("a car", fronts, none, RingResult(found and fronts, 0.0, (), ()))
+        for found in (0, 1, 1, 1)
+        for fronts in (1, 2)
+    ]
+    missed = errors.rates(known).missed
+    assert (missed.hits, missed.total) == (2, 8) and missed.interval == (0.0, 0.75)
 
 
 def test_errors_on_files_with_known_fronts(tmp_path: Path) -> None:

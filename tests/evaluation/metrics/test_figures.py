@@ -144,6 +144,9 @@ def test_interval_of_views_is_over_their_objects() -> None:
     assert (grouped.hits, grouped.total, grouped.value) == (28, 40, 0.7)
     assert grouped.interval == (0.4, 1.0) and single.interval[1] - single.interval[0] < 0.3
     assert proportion_of_groups(answers[:7]).interval == Proportion(7, 7).interval
+    assert proportion_of_groups([[True], [], [None], [False]]).interval == Proportion(1, 2).interval
+    assert single.sample_size == pytest.approx(40) and 5 < grouped.sample_size < 15
+    assert proportion_of_groups(answers[:7]).sample_size == pytest.approx(7) and Proportion(0, 0).sample_size == 0
     assert Proportion.of(grouped.plain()).interval == grouped.interval and proportion_of_groups([]).interval is None
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from threedgen.evaluation.metrics.figures import Proportion
+from threedgen.evaluation.metrics.figures import Proportion, proportion_of_groups
 from threedgen.evaluation.metrics.fronts import ErrorRates, classify_ring, directions, front_count, front_curve, smooth
 from threedgen.evaluation.options import FRONT_THRESHOLD as AT
 
@@ -102,6 +102,8 @@ def test_corrected_rate_and_interval() -> None:
     assert rates.corrected(Proportion(1, 100)) == 0 and rates.corrected(Proportion(99, 100)) == 1
     low, high = rates.interval(Proportion(40, 100)) or (1.0, 0.0)
     assert low < 0.41 < high and high - low > 0.19
+    wide = rates.interval(proportion_of_groups([[True] * 5] * 8 + [[False] * 5] * 12)) or (1.0, 0.0)
+    assert wide[1] - wide[0] > 1.7 * (high - low)  # 20 prompts with five equal answers each
     assert rates.corrected(Proportion(0, 0)) is None and rates.interval(Proportion(0, 0)) is None
     assert ErrorRates.from_plain(json.loads(json.dumps(rates.plain()))) == rates
 

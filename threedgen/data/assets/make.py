@@ -24,7 +24,7 @@ from threedgen.data.options import OBJECT_RADIUS
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.images import png, to_uint8
 from threedgen.geometry.poses import orbit_array
-from threedgen.run.disk import Tree, write_atomic, write_json, writing
+from threedgen.run.disk import Tree, make_folder, write_atomic, write_json, writing
 from threedgen.run.interrupts import Stopped
 from threedgen.run.metrics import csv_table
 from threedgen.run.progress import ProgressDisplay
@@ -112,7 +112,7 @@ def render(config: AssetsConfig, run_folder: Path, quiet: bool) -> Shards:
     """
     folder, data = run_folder / SHARDS, Path(config.data).expanduser()
     with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
     listing = config.listing()
     every = jobs(config, data, listing.assets)
     if code := make_shards(config, every, run_folder, data, quiet):

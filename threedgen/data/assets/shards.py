@@ -12,7 +12,6 @@ are RGBA with straight alpha. Equal assets give equal bytes.
 import hashlib
 import io
 import json
-import os
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -24,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from threedgen.config.errors import ConfigError, printable
-from threedgen.config.plain_file import parse_json, read_bytes, read_json, require_regular_file
+from threedgen.config.plain_file import named_file, parse_json, read_bytes, read_json, require_regular_file
 from threedgen.geometry.image_file import load_image
 from threedgen.geometry.images import grid, write_png
 from threedgen.run.arrays import Array
@@ -70,9 +69,14 @@ def checksum(path: Path) -> Tree:
 
 
 def is_complete(folder: Path, summary: Tree) -> bool:
-    """Return whether the tar file of a shard exists and has the size in bytes that its JSON file `summary` states."""
-    path = folder / str(summary.get("file"))
-    return os.path.isfile(path) and path.stat().st_size == summary.get("bytes")
+    """Return whether the tar file of a shard is in `folder` and has the size in bytes that its JSON file states.
+
+    `summary` is the content of the JSON file.
+    """
+    try:
+        return named_file(folder, str(summary.get("file"))).stat().st_size == summary.get("bytes")
+    except ConfigError:
+        return False
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,9 @@ class Shards:
             ]
             for shard in self.index["shards"]:
                 if not is_complete(folder, shard):
-                    raise ConfigError(f"{folder / printable(shard['file'])} is missing or truncated: {REMEDY}")
+                    raise ConfigError(
+                        f"{folder / printable(shard['file'])} is missing, truncated or not in the folder: {REMEDY}"
+                    )
             if not all(isinstance(text, str) for entry in self.entries for text in (entry.name, entry.caption)):
                 raise TypeError("names and captions are texts")
         except (KeyError, TypeError, ValueError):

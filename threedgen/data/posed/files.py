@@ -8,6 +8,7 @@ from typing import NamedTuple, get_args
 import numpy as np
 
 from threedgen.config.errors import ConfigError, short
+from threedgen.config.plain_file import require_inside
 from threedgen.geometry.image_file import SUFFIXES, image_shape, open_image
 from threedgen.geometry.side_files import Listings
 from threedgen.run.arrays import Array
@@ -75,14 +76,17 @@ class PosedFiles:
         return f"{self.source}: {len(self.missing)} photos are missing and left out: {names}{more}"
 
 
-def find_photo(folders: Sequence[Path], name: str, listings: Listings, tails: bool = False) -> Path | None:
+def find_photo(folders: Sequence[Path], name: str, listings: Listings, root: Path, tails: bool = False) -> Path | None:
     """Return the path of the photo `name` in the first of `folders` that has it; None if no folder has it.
 
-    Upper and lower case are equal. `name` may have another suffix than the file, or none. `listings` searches and
-    caches the lists of files in folders. With `tails`, `name` may be a path on another computer: leading folders are
-    dropped until the rest exists in one of `folders`.
+    Upper and lower case are equal. `name` may have another suffix than the file, or none. A leading "/" and all ".." of
+    it are dropped. `listings` searches and caches the lists of files in folders. With `tails`, `name` may be a path on
+    another computer: leading folders are dropped until the rest exists in one of `folders`; a name with ".." is
+    searched in `root` first. Raises ConfigError if the photo is a symbolic link that leads out of `root`.
     """
-    parts = Path(name[-MAX_NAME:].replace("\\", "/")).parts[-MAX_PARTS:]
+    parts = Path(name[-MAX_NAME:].replace("\\", "/")).parts
+    folders = [root, *folders] if tails and ".." in parts else folders
+    parts = tuple(part for part in parts if part not in ("/", "//", ".."))[-MAX_PARTS:]
     for start in range(len(parts) if tails else 1):
         *above, last = parts[start:] or ("",)
         stem = Path(last).stem if Path(last).suffix.lower() in SUFFIXES else last
@@ -90,7 +94,7 @@ def find_photo(folders: Sequence[Path], name: str, listings: Listings, tails: bo
             for names, suffixes in (((*above, last), ("", *SUFFIXES)), ((*above, stem), SUFFIXES)):
                 path = listings.match(folder, names, suffixes)
                 if path is not None and path.is_file():
-                    return path
+                    return require_inside(path, root)
     return None
 
 

@@ -28,7 +28,7 @@ def read_transforms(path: Path) -> PosedFiles:
     Photos that are not found are listed in `PosedFiles.missing`.
     """
     where, found, missing, listings = "", list[tuple[Path, Array, Lens]](), list[str](), Listings()
-    names = dict[Path, str]()
+    folders, names = [path.parent, path.parent / "images"], dict[Path, str]()
     try:
         tree = parse_json(read_text(path))
         if not isinstance(tree, dict) or not isinstance(tree.get("frames"), list):
@@ -38,7 +38,7 @@ def read_transforms(path: Path) -> PosedFiles:
         for number, frame in enumerate(tree["frames"]):
             where = f"frames.{number}: "
             matrix, name = _matrix(frame["transform_matrix"]), str(frame["file_path"])
-            if photo := find_photo([path.parent, path.parent / "images"], name, listings, tails=True):
+            if photo := find_photo(folders, name, listings, path.parent / "..", tails=True):
                 if (other := names.setdefault(photo, name)) != name:
                     raise ConfigError(
                         f"{path} has two frames of the same photo, {photo}: {short(other)}, {short(name)}"

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from threedgen.config import Config, ConfigError
+from threedgen.config.errors import short
 from threedgen.config.registry import Component, config_model
 from threedgen.config.sections import RunConfig
 from threedgen.data.posed.options import PoseConvention
@@ -196,8 +197,10 @@ class ConsistencyConfig(RunConfig):
     def _consistent(self) -> "ConsistencyConfig":
         for name in self.samplers:
             if not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", name) or name == ORIGINAL:
-                raise ValueError(f"samplers: {name!r} is no valid name. Use letters, digits, - and _, not {ORIGINAL!r}")
+                raise ValueError(
+                    f"samplers: {short(name)} is no valid name. Use letters, digits, - and _, not {ORIGINAL!r}"
+                )
         first = next(iter(self.named_samplers.values()))
         if self.scenes.name == "sampled" and first.name != "folder":
-            raise ValueError(f"scenes.name=sampled needs a folder of samples, but the sampler is {first.name!r}")
+            raise ValueError(f"scenes.name=sampled needs a folder of samples, but the sampler is {short(first.name)}")
         return self

@@ -230,7 +230,8 @@ class MeterErrors(Evaluation[MeteredConfig, tuple[str, ColouredMesh, int], Known
 
     def rates(self, known: Sequence[KnownObject]) -> ErrorRates:
         several = {n: proportion([one.result.several for one in known if one.fronts == n]) for n in (1, 2)}
-        missed = proportion([one.result.fronts == 0 for one in known if one.fronts])
+        versions = zip(*([one.result.fronts == 0 for one in known if one.fronts == n] for n in (1, 2)), strict=True)
+        missed = proportion_of_groups(list(versions))  # the two versions of an object are dependent
         invented = proportion([one.result.fronts > 0 for one in known if not one.fronts])
         return ErrorRates(several[1], several[2], missed, invented)
 

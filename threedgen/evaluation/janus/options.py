@@ -52,8 +52,8 @@ class CLIPSidesConfig(Config):
         local = existing_path(self.weights) is not None or cached(self.weights, "config.json") is not None
         if not local and not (is_hub_id(self.weights) and reachable()):
             raise ConfigError(
-                f"CLIP is neither a local folder nor in the hub's cache, and the hub is unreachable: {self.weights!r}. "
-                f"Run `hf download {CLIP_WEIGHTS}` where there is a network; {WITHOUT_CLIP}.",
+                f"CLIP is neither a local folder nor in the hub's cache, and the hub is unreachable: "
+                f"{short(self.weights)}. Run `hf download {CLIP_WEIGHTS}` where there is a network; {WITHOUT_CLIP}.",
                 "weights",
             )
 

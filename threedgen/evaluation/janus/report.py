@@ -9,10 +9,11 @@ RUN/report.html              tables with all views; report.md and report.json ha
 
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +24,7 @@ from threedgen.config.errors import ConfigError
 from threedgen.config.plain_file import read_bytes, read_json
 from threedgen.data.coloured_mesh import EmptyMesh, fit_to_ball, read_mesh
 from threedgen.evaluation import report
-from threedgen.evaluation.metrics.figures import Json, Proportion, median, proportion, proportion_of_groups
+from threedgen.evaluation.metrics.figures import Json, Proportion, median, proportion_of_groups
 from threedgen.evaluation.metrics.fronts import ErrorRates
 from threedgen.geometry.image_file import load_image
 from threedgen.geometry.images import write_png
@@ -165,7 +166,7 @@ def method_row(
 
     Returns:
         Dict with the keys below. Shares are dicts with "hits", "total", "share" (hits / total), "low" and "high" (95 %
-        interval); "corrected" has only the last three.
+        interval over prompts); "corrected" has only the last three.
         "raw": Janus rate, the share of assets with two or more fronts among those with a front.
         "corrected": Janus rate corrected for the errors of the meter.
         "no_front": share of assets in which the meter finds no front.
@@ -177,20 +178,25 @@ def method_row(
         "reason": first error message, or "".
     """
     seen = [result for result in results if result.state == "seen"]
-    matches = [prompts[int(np.argmax(one.likeness))] == one.prompt for one in seen if one.likeness is not None]
-    raw = proportion([result.janus if result.fronts else None for result in seen])
-    right: dict[str, list[bool]] = {}
+    by_prompt = defaultdict[str, list[Result]](list)  # results of a prompt are dependent
     for result in seen:
-        right.setdefault(result.prompt, []).extend(result.correct if result.fronts else ())
+        by_prompt[result.prompt].append(result)
+
+    def share(answers: Callable[[Result], Sequence[bool | None]]) -> Proportion:
+        return proportion_of_groups([list(chain.from_iterable(map(answers, group))) for group in by_prompt.values()])
+
+    raw = share(lambda one: [one.janus if one.fronts else None])
     low, high = (rates and rates.interval(raw)) or (None, None)
     states = Counter(result.state for result in results)
     return {
         "method": method,
         "raw": raw.plain(),
-        "no_front": proportion([result.fronts == 0 for result in seen]).plain(),
+        "no_front": share(lambda one: [one.fronts == 0]).plain(),
         "corrected": {"share": rates.corrected(raw) if rates else None, "low": low, "high": high},
-        "right": proportion_of_groups(right.values()).plain(),
-        "match": proportion(matches).plain(),
+        "right": share(lambda one: one.correct if one.fronts else ()).plain(),
+        "match": share(
+            lambda one: [] if one.likeness is None else [prompts[int(np.argmax(one.likeness))] == one.prompt]
+        ).plain(),
         "states": {state: states[state] for state in STATES if states[state]},
         "seconds": median([result.seconds for result in results]),
         "memory_mib": max((r.memory_mib for r in results if r.memory_mib is not None), default=None),
@@ -254,7 +260,7 @@ def explanation(config: MeteredConfig, rates: ErrorRates | None, unknown_orienta
     lines = [
         f"Meter: {meter.classifier.name} ({meter.classifier.weights}), {meter.n_view} views, threshold "
         f"{meter.threshold:.3g}, assets {turn}. Intervals are 95 %: Wilson's, for the corrected rate Lang and "
-        "Reiczigel's, for the right side a bootstrap over prompts. Definitions: docs/janus.md.",
+        "Reiczigel's; with several answers per prompt a bootstrap over prompts. Definitions: docs/janus.md.",
         "Assets in which the meter finds no front are not part of the Janus rate and of the right side.",
     ]
     if rates is None:

@@ -7,7 +7,7 @@ from above (`threedgen.geometry.cameras`).
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import permutations
-from math import pi
+from math import pi, sqrt
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ Interval = tuple[float, float]
 Estimate = dict[str, float | None]
 """Value of a metric under the key ``mean``, with the limits of its 95 % interval under ``low`` and ``high``."""
 Json = dict[str, Any]
+Z = 1.959963984540054  # 97.5 % quantile of the normal distribution
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,18 @@ class Proportion:
         low, high = stats.binomtest(self.hits, self.total).proportion_ci(0.95, "wilson")
         return float(low), float(high)
 
+    @property
+    def sample_size(self) -> float:
+        """Effective number of independent answers: Wilson's interval for it is as long as `interval`; at most `total`.
+
+        It is below `total` if `limits` are those of dependent answers.
+        """
+        if not self.total or self.interval is None:
+            return 0.0
+        p, h2 = self.hits / self.total, (self.interval[1] - self.interval[0]) ** 2 / 4
+        b, c = 2 * h2 * Z**2 - Z**2 * p * (1 - p), Z**4 * (h2 - 0.25)
+        return min(float(self.total), (-b + sqrt(b * b - 4 * h2 * c)) / (2 * h2)) if h2 else float(self.total)
+
     def plain(self) -> dict[str, float | int | None]:
         low, high = self.interval or (None, None)
         return {"hits": self.hits, "total": self.total, "share": self.value, "low": low, "high": high}
@@ -70,11 +83,13 @@ def proportion(answers: Sequence[bool | None]) -> Proportion:
 def proportion_of_groups(groups: Iterable[Sequence[bool | None]]) -> Proportion:
     """Return the proportion of True answers over groups of dependent answers, such as one answer per view of an object.
 
-    The 95 % interval of the proportion is a bootstrap over groups. If all answers are equal, it is Wilson's interval
-    for one answer per group. Answers that are None are not counted.
+    The 95 % interval of the proportion is a bootstrap over groups. If no group has several answers, it is Wilson's
+    interval; if all answers are equal, it is Wilson's for one answer per group. Answers that are None are not counted.
     """
     counted = [found for found in map(proportion, groups) if found.total]
     hits, total = sum(found.hits for found in counted), sum(found.total for found in counted)
+    if len(counted) == total:
+        return Proportion(hits, total)
     if 0 < hits < total:
         limits = bootstrap_ratio([found.hits for found in counted], [found.total for found in counted])
         return Proportion(hits, total, limits or (0.0, 1.0))

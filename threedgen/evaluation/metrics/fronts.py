@@ -11,11 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import circulant
 
-from .figures import SIDES, Floats, Interval, Json, Proportion, correct_sides
+from .figures import SIDES, Floats, Interval, Json, Proportion, Z, correct_sides
 
 FRONT = SIDES.index("front")
 MIN_ANGLE = pi / 2  # angle in radians that separates fronts: two views of the same front are at most this far apart
-Z = 1.959963984540054
 RATE_KEYS = {"alarms": "false_alarms", "hits": "recall", "missed": "front_missed", "invented": "front_invented"}
 """Dict from attribute of `ErrorRates` to the key of this attribute in JSON files."""
 MIN_DIFFERENCE = 0.2
@@ -172,14 +171,15 @@ class ErrorRates:
 
         The interval includes the uncertainty of the error rates (Lang and Reiczigel 2014). Each of the three shares
         (raw, hits, alarms) is moved slightly towards one half. Their variances are weighted by their effect and added.
+        For dependent answers, such as several seeds of a prompt, the number of answers is `Proportion.sample_size`.
         """
         rate = self.corrected(raw)
         if rate is None:
             return None
-        n, n_hits, n_alarms = raw.total + Z * Z, self.hits.total + 2, self.alarms.total + 2
-        measured = (raw.hits + Z * Z / 2) / n
-        sensitivity = (self.hits.hits + 1) / n_hits
-        specificity = (self.alarms.total - self.alarms.hits + 1) / n_alarms
+        n, n_hits, n_alarms = raw.sample_size + Z * Z, self.hits.sample_size + 2, self.alarms.sample_size + 2
+        measured = (raw.hits / raw.total * (n - Z * Z) + Z * Z / 2) / n
+        sensitivity = (self.hits.hits / self.hits.total * (n_hits - 2) + 1) / n_hits
+        specificity = ((1 - self.alarms.hits / self.alarms.total) * (n_alarms - 2) + 1) / n_alarms
         slope = sensitivity + specificity - 1
         if slope <= 0:
             return 0.0, 1.0

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from threedgen.config import ConfigError
+from threedgen.config.plain_file import named_file, require_inside
 from threedgen.data.scene_views import SceneViews
 from threedgen.evaluation.runner import cached_views
 from threedgen.geometry.cameras_file import CAMERAS_FILE, CamerasFile, read_cameras
@@ -150,19 +151,19 @@ class FolderScenes:
 class Scene:
     """One existing scene: ``path`` is its cameras.json, and ``file`` the parsed content.
 
-    Methods raise ConfigError if a file of the scene is missing or unusable. Their argument ``depth`` is whether the
-    scene has depth maps.
+    The constructor and methods raise ConfigError if a file of the scene is missing or unusable. The argument ``depth``
+    of the methods is whether the scene has depth maps.
     """
 
     def __init__(self, path: Path, file: CamerasFile) -> None:
         self.path, self.file = path, file
         names = file.files or [f"{number}.png" for number in range(len(file.cameras))]
-        self.views = [path.parent / name for name in names]
+        self.views = [named_file(path.parent, name, KEY) for name in names]
         self.depths = [path.parent / "depth" / f"{view.stem}.png" for view in self.views]
 
     def check(self, depth: bool) -> None:
-        if missing := [file for file in self.views + self.depths * depth if not file.is_file()]:
-            raise ConfigError(f"{missing[0]} is missing", KEY)
+        for file in self.depths * depth:
+            require_inside(file, self.path.parent, KEY)
         position = self.file.cameras.position
         if not depth and (position - position[0]).norm(dim=1).max() > MAX_MOVE * position.norm(dim=1).max():
             raise ConfigError(f"{self.path} has cameras that move, but views without depth must turn in place", KEY)

@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import AfterValidator, BaseModel, Field, create_model, model_validator
 
 from threedgen.config import Config, ConfigError, Layer, Scheduled, merge, plain, registry, sections, validate
-from threedgen.config.errors import key_prefix
+from threedgen.config.errors import key_prefix, short
 from threedgen.config.registry import SECTION, Component
 from threedgen.export.options import ExportSection
 from threedgen.guidance.losses.options import DistillationConfig, ViewPromptsConfig
@@ -315,7 +315,9 @@ class GenerateConfig(PromptedConfig):
     def _stages(self) -> "GenerateConfig":
         for name in self.stages:
             if not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", name):
-                raise ValueError(f"invalid name of a stage: stages={name!r}. Use 1 to 40 letters, digits, '_' and '-'")
+                raise ValueError(
+                    f"invalid name of a stage: stages={short(name)}. Use 1 to 40 letters, digits, '_' and '-'"
+                )
             try:
                 self.stage(name)
             except ConfigError as error:

@@ -32,7 +32,7 @@ from threedgen.guidance.priors.mvdiffusion.model import MVDiffusion
 from threedgen.guidance.sampling import Size, ViewSync, total_steps
 from threedgen.run.arrays import Array
 from threedgen.run.cache import cached_tensor
-from threedgen.run.disk import write_atomic, writing
+from threedgen.run.disk import make_folder, write_atomic, writing
 from threedgen.run.prompts import prompt_warnings
 from threedgen.run.seeding import generator
 from threedgen.train.task import Task
@@ -178,7 +178,7 @@ def write_known(folder: Path, views: Tensor, mask: Tensor) -> None:
     """
     pixels = to_uint8(torch.cat([views, mask[..., None].to(views)], -1))
     for number in mask.flatten(1).any(1).nonzero()[:, 0].tolist():
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         write_atomic(folder / f"{number}.png", png(pixels[number]))
 
 

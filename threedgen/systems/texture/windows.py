@@ -26,7 +26,7 @@ from threedgen.guidance.priors.mvdiffusion.inputs import depth_channels, given_c
 from threedgen.guidance.priors.mvdiffusion.model import MVDiffusion
 from threedgen.guidance.sampling import NO_SYNC, Size, ViewSync, total_steps
 from threedgen.run.arrays import Array
-from threedgen.run.disk import write_atomic, writing
+from threedgen.run.disk import make_folder, write_atomic, writing
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.progress import ProgressDisplay
 from threedgen.run.seeding import generator
@@ -101,7 +101,7 @@ def saved_images(folder: Path, frames: Frames, keys: Sequence[int], weights: Map
         if folder.exists() and (not source_file.is_file() or source_file.read_text() != source):
             logger.warning("%s has frames of other inputs; they are sampled again", folder)
             shutil.rmtree(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         write_atomic(source_file, source)
     for n, name in enumerate(frames.names):
         with suppress(ConfigError):  # missing or damaged

@@ -148,6 +148,8 @@ class Objects3D(Evaluation[Evaluate3DConfig, int, MeasuredObject]):
     def report(self, rows: list[MeasuredObject]) -> None:
         config = self.config
         fidelity = surface_figures([row.surface for row in rows], [row.true_roughness for row in rows])
+        if self.existing is not None:  # existing views have no surfaces to judge
+            del fidelity["translucent"], fidelity["without_surface"]
         for key, values in {"mottle": [r.mottle for r in rows], "floor_mottle": [r.true_mottle for r in rows]}.items():
             fidelity |= {key: mean(values), f"{key}_interval": bootstrap(values)}
         own: list[Json] = [

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from threedgen.config import Config, ConfigError, Scheduled, load, task_of
 from threedgen.config.command import command
+from threedgen.config.errors import short
 from threedgen.config.registry import Component
 from threedgen.config.sections import CheckpointConfig, RunConfig, TrainerConfig
 from threedgen.evaluation.options import ExistingViews, SamplingConfig
@@ -40,7 +41,7 @@ def network_file(weights: str, name: str, key: str, remedy: str) -> Path:
     path = user_path(weights, key)
     path = path / f"{name}.safetensors" if path.is_dir() else path
     if not path.is_file():
-        raise ConfigError(f"there is no file {weights[:120]!r}. {remedy}", key)
+        raise ConfigError(f"there is no file {short(weights)}. {remedy}", key)
     return path
 
 
@@ -56,7 +57,7 @@ def load_task(key: str, task: str, name: str, overrides: Sequence[str], values: 
     config that holds ``name``.
     """
     if (found := task_of(name)) != task:
-        raise ConfigError(f"should be a config of the task {task} (got {name!r}, {found})", key)
+        raise ConfigError(f"should be a config of the task {task} (got {short(name)}, {found})", key)
     return load(name, list(overrides), values)
 
 
