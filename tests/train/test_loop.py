@@ -14,15 +14,16 @@ import torch
 from tests.support import toy_run
 from tests.support.errors import refused
 from tests.support.toy_run import CONFIG_YAML, STEPS, log, result
+from tests.support.two_devices import Toy
 from tests.support.waiting import when
 from threedgen.config.errors import ConfigError
-from threedgen.config.sections import TrainerConfig
+from threedgen.config.sections import CheckpointConfig, TrainerConfig
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.threads import threads_of
 from threedgen.train.callbacks import first_nonfinite, isolated_eval
 from threedgen.train.checkpoint import NUMERICS_KEY, check_config, check_weights, numerics, warn_numerics
 from threedgen.train.checkpoint_file import LAST, latest, read
-from threedgen.train.loop import _strategy
+from threedgen.train.loop import _strategy, determinism, deterministic, fit
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -249,6 +250,59 @@ def test_fit_trains_parameters_without_gradient_on_two_devices(tmp_path, device)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["finished", "2", "6"] * 2
+
+
+@pytest.mark.parametrize(
+    ("option", "accelerator", "gpu", "expected"),
+    [
+        ("warn", "auto", True, False),
+        ("warn", "cpu", True, "warn"),
+        ("warn", "auto", False, "warn"),
+        (True, "gpu", True, True),
+        (False, "cpu", False, False),
+    ],
+)
+def test_deterministic_is_off_on_a_gpu_unless_set(monkeypatch, option: Any, accelerator: Any, gpu, expected):
+    options = TrainerConfig(accelerator="auto", deterministic=option).model_copy(update={"accelerator": accelerator})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    assert deterministic(options) == expected
+
+
+def flags() -> tuple[bool, bool, bool]:
+    warn = torch.is_deterministic_algorithms_warn_only_enabled()
+    return torch.are_deterministic_algorithms_enabled(), warn, torch.backends.cudnn.benchmark
+
+
+FLAGS: list[tuple[Any, tuple[bool, bool, bool]]] = [
+    (False, (False, False, True)),
+    ("warn", (True, True, False)),
+    (True, (True, False, False)),
+]
+"""Option `deterministic`, and the flags in a step: deterministic algorithms, with warnings only, cuDNN's benchmark."""
+
+
+@pytest.mark.parametrize(("setting", "expected"), FLAGS)
+@pytest.mark.parametrize("benchmark", [False, True])
+def test_determinism_sets_the_flags_and_restores_them(monkeypatch, setting: Any, expected, benchmark):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", benchmark)
+    with determinism(setting):
+        assert flags() == expected
+    assert flags() == (False, False, benchmark)
+
+
+@pytest.mark.parametrize(("setting", "expected"), FLAGS)
+def test_fit_sets_the_flags_of_the_option(tmp_path, setting: Any, expected):
+    found = []
+
+    class Recorded(Toy):
+        def training_step(self, batch: int, index: int) -> torch.Tensor:
+            found.append(flags())
+            return super().training_step(batch, index)
+
+    trainer = TrainerConfig(accelerator="cpu", max_steps=1, deterministic=setting)
+    config: Any = SimpleNamespace(trainer=trainer, checkpoint=CheckpointConfig(), seed=0, threads=1)
+    fit(Recorded(), config, tmp_path, quiet=True)
+    assert found == [expected]
 
 
 def test_isolated_eval_restores_modes_and_generators():
