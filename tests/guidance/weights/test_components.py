@@ -325,7 +325,9 @@ def test_unet_of_a_single_file_is_loaded_in_half_precision_without_a_float32_cop
     unet, *others = (sum(t.numel() for t in network.parameters()) for network in networks)
     # bytes: the file and the UNet in half, the other networks in float32
     assert memory.peak < 1.1 * (2 * unet + 2 * unet + (2 + 4) * sum(others))
-    assert loaded.unet.conv_in.weight.dtype == torch.bfloat16 and loaded.vae.encoder.conv_in.weight.dtype == torch.float32
+    assert (
+        loaded.unet.conv_in.weight.dtype == torch.bfloat16 and loaded.vae.encoder.conv_in.weight.dtype == torch.float32
+    )
 
 
 def test_old_vae_attention_names_are_renamed() -> None:
