@@ -14,6 +14,7 @@ from threedgen.guidance.cuda_graph import record
 from threedgen.guidance.guidance import Condition, guided
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.guidance.sampling import sample_latents
+from threedgen.train.loop import determinism
 
 from .gpu_stage import Bench
 from .mvdream import TOKENS, UNET, VAE, random_prior
@@ -47,6 +48,7 @@ def condition(prior: MVDream, views: int) -> Condition:
     return Condition((text[:1], text[1:]), prior.camera(c2w), 4)
 
 
+@determinism(False)  # as in a training on a GPU
 def unet(bench: Bench) -> None:
     """Record the time of a UNet call on 8 and 16 images, in float32 and for each way to run it in half precision."""
     network: Any = make_prior(bench, "fp16").unet
@@ -110,6 +112,7 @@ def captured(bench: Bench, run: Callable[[], Tensor], expected: Tensor) -> dict[
     return {"ms": ms, "error": float((out.float() - expected).norm() / expected.norm())}
 
 
+@determinism(False)  # as in a training on a GPU
 def vae(bench: Bench) -> None:
     """Record the time and memory of the VAE encoder, for a forward pass and for one with the gradient of the images."""
     network: Any = make_prior(bench, "fp16").vae

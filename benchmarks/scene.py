@@ -74,8 +74,8 @@ class Bench:
 def stepper(system: GenerateSystem, frozen: bool = True) -> Callable[[int], torch.Tensor]:
     """Return a function from a step number that runs this training step of a system and returns the loss.
 
-    Precision and deterministic algorithms are set as in the system's config. `frozen` sets the learning rate to 0, so
-    that the field does not change but the optimiser does all of its work.
+    Precision, deterministic algorithms and cuDNN's benchmark mode are set as in a run of the system's config. `frozen`
+    sets the learning rate to 0, so that the field does not change but the optimiser does all of its work.
     """
     fabric = Fabric(accelerator=system.device.type, devices=1, precision=system.config.trainer.precision)
     configured: Any = system.configure_optimizers()

@@ -48,6 +48,12 @@ def test_links_of_page_exist(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
+def test_page_has_no_placeholder(page: Path) -> None:
+    """A line of capital letters only, such as TABLE, or a word such as TODO."""
+    assert not re.findall(r"^[A-Z_ ]*[A-Z][A-Z_ ]*$|\b(?:TODO|TBD|FIXME|XXX)\b", text(page), flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
 def test_files_named_in_page_exist(page: Path) -> None:
     """`guidance/prior.py`, `tests/test_imports.py`: files in backticks, from the root or from threedgen/."""
     named = re.findall(r"`((?:[\w-]+/)+[\w-]+\.(?:py|yaml))`", text(page))

@@ -151,6 +151,19 @@ def test_frozen_step_keeps_the_parameters(bench: Bench) -> None:
         assert all(same) if frozen else not all(same)
 
 
+@pytest.mark.parametrize("exact", [True, False])
+def test_stepper_sets_the_flags_of_a_run(bench: Bench, exact: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    system, found = bench.system("size=8", f"trainer.deterministic={str(exact).lower()}"), []
+
+    def training_step(step: int, index: int) -> torch.Tensor:
+        found.append((torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark))
+        return system.field.density(torch.zeros(1, 3)).sum()
+
+    monkeypatch.setattr(system, "training_step", training_step)
+    scene.stepper(system)(0)
+    assert found == [(exact, not exact)]
+
+
 def test_run_without_checkpoints_is_refused(tmp_path: Path) -> None:
     with refused("--run", tmp_path):
         scene.load_state(tmp_path)

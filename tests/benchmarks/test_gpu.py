@@ -16,11 +16,13 @@ def results(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("stage", ["machine", "kernels", "step-64"])
-def test_stage_in_small_form(stage: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("stage", "count"), [("machine", 4), ("kernels", 4), ("step-64", 4), ("step-shading", 8), ("sampling", 1)]
+)
+def test_stage_in_small_form(stage: str, count: int, tmp_path: Path) -> None:
     gpu_stage.main(stage, str(tmp_path), "--small")
     rows = results(tmp_path)
-    assert len(rows) > 3 and all(row["stage"] == stage and row.get("ok", True) for row in rows), rows
+    assert len(rows) >= count and all(row["stage"] == stage and row.get("ok", True) for row in rows), rows
 
 
 @pytest.mark.gpu

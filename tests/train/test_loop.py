@@ -14,15 +14,16 @@ import torch
 from tests.support import toy_run
 from tests.support.errors import refused
 from tests.support.toy_run import CONFIG_YAML, STEPS, log, result
+from tests.support.two_devices import Toy
 from tests.support.waiting import when
 from threedgen.config.errors import ConfigError
-from threedgen.config.sections import TrainerConfig
+from threedgen.config.sections import CheckpointConfig, TrainerConfig
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.threads import threads_of
 from threedgen.train.callbacks import first_nonfinite, isolated_eval
 from threedgen.train.checkpoint import NUMERICS_KEY, check_config, check_weights, numerics, warn_numerics
 from threedgen.train.checkpoint_file import LAST, latest, read
-from threedgen.train.loop import _strategy
+from threedgen.train.loop import _strategy, determinism, deterministic, fit
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -268,12 +269,82 @@ def test_auto_strategy_allows_unused_parameters_on_several_devices(monkeypatch, 
 def test_fit_trains_parameters_without_gradient_on_two_devices(tmp_path, device):
     if device == "gpu" and torch.cuda.device_count() < 2:
         pytest.skip("needs two GPUs")
+    assert two_processes("two_devices.py", tmp_path, device) == ["finished", "2", "6"] * 2
+
+
+def two_processes(script: str, *words: Any) -> list[str]:
+    """Run a script of tests/support that trains on two devices; return the words that the processes print."""
     root = Path(__file__).parents[2]
-    command = [sys.executable, root / "tests" / "support" / "two_devices.py", tmp_path, device]
+    command = [sys.executable, root / "tests" / "support" / script, *words]
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["finished", "2", "6"] * 2
+    return done.stdout.split()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chunk", ["null", "100"])
+def test_shaded_object_has_equal_weights_on_two_devices(tmp_path, chunk):
+    """Each process samples its own shading, so some parameters have no gradient on one of them."""
+    words = two_processes("two_generating.py", tmp_path, chunk)
+    first, second = words[:6], words[6:]
+    assert first[:5] == second[:5] and first[:4] == ["finished", "2", "12", "True"]
+    modes = list(zip(first[5].split(","), second[5].split(","), strict=True))
+    assert {mode for pair in modes for mode in pair} == {"albedo", "diffuse", "textureless"}
+    assert ("textureless", "textureless") in modes and any(one != other for one, other in modes)
+
+
+@pytest.mark.parametrize(
+    ("option", "accelerator", "gpu", "expected"),
+    [
+        ("warn", "auto", True, False),
+        ("warn", "cpu", True, "warn"),
+        ("warn", "auto", False, "warn"),
+        (True, "gpu", True, True),
+        (False, "cpu", False, False),
+    ],
+)
+def test_deterministic_is_off_on_a_gpu_unless_set(monkeypatch, option: Any, accelerator: Any, gpu, expected):
+    options = TrainerConfig(accelerator="auto", deterministic=option).model_copy(update={"accelerator": accelerator})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    assert deterministic(options) == expected
+
+
+def flags() -> tuple[bool, bool, bool]:
+    warn = torch.is_deterministic_algorithms_warn_only_enabled()
+    return torch.are_deterministic_algorithms_enabled(), warn, torch.backends.cudnn.benchmark
+
+
+FLAGS: list[tuple[Any, tuple[bool, bool, bool]]] = [
+    (False, (False, False, True)),
+    ("warn", (True, True, False)),
+    (True, (True, False, False)),
+]
+"""Option `deterministic`, and the flags in a step: deterministic algorithms, with warnings only, cuDNN's benchmark."""
+
+
+@pytest.mark.parametrize(("setting", "expected"), FLAGS)
+@pytest.mark.parametrize("benchmark", [False, True])
+def test_determinism_sets_the_flags_and_restores_them(monkeypatch, setting: Any, expected, benchmark):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", benchmark)
+    with determinism(setting):
+        assert flags() == expected
+    assert flags() == (False, False, benchmark)
+
+
+@pytest.mark.parametrize(("setting", "expected"), FLAGS)
+def test_fit_sets_the_flags_of_the_option(tmp_path, setting: Any, expected):
+    found = []
+
+    class Recorded(Toy):
+        def training_step(self, batch: int, index: int) -> torch.Tensor:
+            found.append(flags())
+            return super().training_step(batch, index)
+
+    trainer = TrainerConfig(accelerator="cpu", max_steps=1, deterministic=setting)
+    config: Any = SimpleNamespace(trainer=trainer, checkpoint=CheckpointConfig(), seed=0, threads=1)
+    fit(Recorded(), config, tmp_path, quiet=True)
+    assert found == [expected]
 
 
 def test_isolated_eval_restores_modes_and_generators():

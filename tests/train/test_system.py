@@ -1,5 +1,7 @@
+from collections.abc import Iterator
 from copy import deepcopy
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,7 +10,7 @@ import torch
 from pytorch_lightning.plugins.precision import MixedPrecision
 
 from threedgen.systems.train.options import DenoisingConfig
-from threedgen.train.callbacks import PATIENCE, FiniteGuard
+from threedgen.train.callbacks import PATIENCE, FiniteGuard, loss_scaler
 from threedgen.train.muon import Muon, orthogonalise
 from threedgen.train.system import EMA, System, stratified_uniform
 
@@ -176,11 +178,13 @@ STEPS = 40
 
 
 class Toy(pl.LightningModule):
-    """Linear regression with NaN in the loss or in the gradient of `last.weight` at some steps."""
+    """Linear regression with `bad` added to the loss, or NaN in the gradient of `last.weight`, at some batches."""
 
-    def __init__(self, optimizer: str = "fused", nan_loss: Any = (), nan_gradient: Any = ()) -> None:
+    def __init__(
+        self, optimizer: str = "fused", nan_loss: Any = (), nan_gradient: Any = (), bad: float = float("nan")
+    ) -> None:
         super().__init__()
-        self.optimizer, self.nan_loss, self.nan_gradient = optimizer, nan_loss, nan_gradient
+        self.optimizer, self.nan_loss, self.nan_gradient, self.bad = optimizer, nan_loss, nan_gradient, bad
         torch.manual_seed(0)
         self.first, self.last = torch.nn.Linear(4, 8), torch.nn.Linear(8, 1)
         self.metrics: dict[str, float] = {}
@@ -192,7 +196,7 @@ class Toy(pl.LightningModule):
         if batch in self.nan_gradient:
             loss = loss + (self.last.weight.clamp(min=0) * 0).sqrt().sum()  # infinity times 0
         if batch in self.nan_loss:
-            loss = loss + float("nan")  # its gradients are finite
+            loss = loss + self.bad  # its gradients are finite
         self.terms = {"fit": float(loss.detach())}
         return loss
 
@@ -202,29 +206,70 @@ class Toy(pl.LightningModule):
         return torch.optim.AdamW(self.parameters(), 1e-2, fused=self.optimizer == "fused")
 
 
-def train(module: Toy, **options: Any) -> tuple[FiniteGuard, pl.Trainer]:
-    """Train with a loss scaler; return the guard and the trainer."""
+def train(module: Toy, checkpoint: Path | None = None, **options: Any) -> tuple[FiniteGuard, pl.Trainer]:
+    """Train with a loss scaler, from `checkpoint` if it is given; return the guard and the trainer."""
     guard, scaler = FiniteGuard(), torch.amp.GradScaler("cpu")
     trainer = pl.Trainer(
         accelerator="cpu",
-        max_steps=STEPS,
         callbacks=[guard],
         plugins=[MixedPrecision("16-mixed", "cpu", scaler)],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        **options,
+        **{"max_steps": STEPS} | options,
     )
-    trainer.fit(module, iter(count()))
+
+    def batches() -> Iterator[int]:  # starts after the checkpoint is loaded
+        yield from count(trainer.global_step * trainer.accumulate_grad_batches)
+
+    trainer.fit(module, batches(), ckpt_path=checkpoint)
     guard.check_end(trainer, module)
     return guard, trainer
 
 
+BAD = pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+
+
+@BAD
 @pytest.mark.parametrize("optimizer", ["fused", "plain", "muon"])
-def test_guard_skips_a_nan_loss_with_a_loss_scaler(optimizer: str) -> None:
-    guard, trainer = train(Toy(optimizer, nan_loss=[3, 20]))
+def test_guard_skips_a_nonfinite_loss_with_a_loss_scaler(optimizer: str, bad: float) -> None:
+    guard, trainer = train(Toy(optimizer, nan_loss=[3, 20], bad=bad))
     assert guard.failure is None and guard.skipped == 2 and trainer.global_step == STEPS
+
+
+def assert_same_weights(one: Toy, other: Toy) -> None:
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+@BAD
+@pytest.mark.parametrize("batch", [6, 7])
+def test_guard_skips_the_whole_step_if_one_of_its_batches_is_bad(batch: int, bad: float) -> None:
+    before, after = Toy(), Toy(nan_loss=[batch], bad=bad)
+    train(before, max_steps=3, accumulate_grad_batches=2)
+    guard, trainer = train(after, max_steps=4, accumulate_grad_batches=2)
+    assert (guard.failure, guard.skipped, trainer.global_step) == (None, 1, 4)
+    assert_same_weights(before, after)
+
+
+@BAD
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_resumed_training_has_the_weights_and_loss_scale_of_a_whole_one(
+    tmp_path: Path, accumulate: int, bad: float
+) -> None:
+    def toy() -> Toy:  # the loss scale falls in both halves, and both skip a step
+        return Toy(nan_loss=[12, 35 * accumulate], nan_gradient=[*range(5), 25 * accumulate], bad=bad)
+
+    whole, first, resumed, half = toy(), toy(), toy(), tmp_path / "half.ckpt"
+    scaler = loss_scaler(train(whole, accumulate_grad_batches=accumulate)[1])
+    train(first, max_steps=STEPS // 2, accumulate_grad_batches=accumulate)[1].save_checkpoint(half)
+    guard, trainer = train(resumed, half, accumulate_grad_batches=accumulate)
+    restored = loss_scaler(trainer)
+    assert scaler is not None and restored is not None
+    assert trainer.global_step == STEPS and guard.skipped == 1 and guard.failure is None
+    assert restored.state_dict() == scaler.state_dict() and scaler.get_scale() < 2**16
+    assert_same_weights(whole, resumed)
+    assert not torch.equal(first.last.weight, resumed.last.weight)
 
 
 def test_guard_stops_nan_losses_with_a_loss_scaler() -> None:

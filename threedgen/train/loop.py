@@ -166,12 +166,11 @@ def _trainer(
     config: TrainingConfig, folder: Path, saver: AtomicCheckpointIO, max_steps: int, callbacks: list[pl.Callback]
 ) -> pl.Trainer:
     plugins: list[Any] = [saver]
-    exact = deterministic(config.trainer)
     if SLURMEnvironment.detect():
         plugins.append(SLURMEnvironment(auto_requeue=False))
     return pl.Trainer(
         **config.trainer.model_dump(exclude={"val_check_interval", "deterministic"})
-        | {"max_steps": max_steps, "deterministic": exact, "benchmark": not exact},
+        | {"max_steps": max_steps, "deterministic": deterministic(config.trainer)},
         strategy=_strategy(config.trainer),
         callbacks=callbacks,
         plugins=plugins,
@@ -244,14 +243,17 @@ def deterministic(options: TrainerConfig) -> bool | Literal["warn"]:
 def determinism(setting: bool | Literal["warn"]) -> Iterator[None]:
     """Set torch's deterministic mode inside a context: on (True), off (False), or on with warnings only ("warn").
 
-    By default torch's deterministic mode also fills new memory with NaN; this function turns that off. On exit from the
-    context the deterministic mode is off.
+    If it is off, cuDNN measures its algorithms and takes the fastest (`cudnn.benchmark`). By default torch's
+    deterministic mode also fills new memory with NaN; this function turns that off. On exit from the context the
+    deterministic mode is off.
     """
     memory: Any = torch.utils.deterministic
     memory.fill_uninitialized_memory = False
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as Lightning does: cuBLAS then repeats its sums
     torch.use_deterministic_algorithms(setting is not False, warn_only=setting == "warn")
+    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, setting is False
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(False)
+        torch.backends.cudnn.benchmark = before

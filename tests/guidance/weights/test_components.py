@@ -314,6 +314,22 @@ def test_unet_for_a_gpu_is_loaded_in_half_precision_without_a_float32_copy(saved
     assert not options.model_copy(update={"personalisation": "mine.safetensors"}).compact()._compact
 
 
+def test_unet_of_a_single_file_is_loaded_in_half_precision_without_a_float32_copy(
+    tmp_path: Path, clip_folder: str
+) -> None:
+    path = original_checkpoint(tmp_path / "mv.pt")
+    torch.save({name: t.bfloat16() for name, t in torch.load(path).items()}, path)
+    with PeakMemory("cpu") as memory:
+        loaded = components.load_file(path, clip_folder, half=torch.bfloat16)
+    networks = loaded.unet, loaded.vae, loaded.text_encoder
+    unet, *others = (sum(t.numel() for t in network.parameters()) for network in networks)
+    # bytes: the file and the UNet in half, the other networks in float32
+    assert memory.peak < 1.1 * (2 * unet + 2 * unet + (2 + 4) * sum(others))
+    assert (
+        loaded.unet.conv_in.weight.dtype == torch.bfloat16 and loaded.vae.encoder.conv_in.weight.dtype == torch.float32
+    )
+
+
 def test_old_vae_attention_names_are_renamed() -> None:
     old = "encoder.mid_block.attentions.0.{}.weight"
     assert components.rename_vae_attention(old.format("proj_attn")) == old.format("to_out.0")

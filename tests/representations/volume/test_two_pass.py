@@ -286,6 +286,18 @@ def build_system(folder: Path, **march: Any) -> GenerateSystem:
     return system.train()
 
 
+@pytest.mark.parametrize(("weight", "needed"), [(0.1, True), ({0: 0.0, 10: 0.1}, True), (0.0, False)])
+def test_training_render_has_a_depth_variance_only_if_its_loss_has_a_weight(
+    tmp_path: Path, weight: Any, needed: bool
+) -> None:
+    system = build_system(tmp_path)
+    loss = system.config.loss.model_copy(update={"z_variance": weight})
+    system.config = system.config.model_copy(update={"loss": loss})
+    cameras = system.training_rig(0).cameras
+    variances = [system.render(cameras, 0, training=training).z_variance for training in (True, False)]
+    assert [bool(variance.any()) for variance in variances] == [needed, True]
+
+
 def step_gradients(system: GenerateSystem, step: int) -> list[Tensor | None]:
     system.training_step(step, step).backward()
     return gradients(system)
