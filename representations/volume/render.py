@@ -198,7 +198,7 @@ class OccupancyGrid(nn.Module):
         """Update cells with the density at one random point each. Call it at every step; most calls do nothing.
 
         Only steps that are multiples of the option `interval` change the grid. Such a step updates all cells if it is
-        below the option `warmup`, later a random quarter of all cells, and another quarter with occupied cells first.
+        below the option `warmup`, later a random quarter of all cells and up to as many random occupied cells.
 
         Args:
             density: maps points (M, 3) in world units to densities (M,) in 1 / world unit.
@@ -214,9 +214,11 @@ class OccupancyGrid(nn.Module):
         else:
             count = total // 4
             uniform = to_device(torch.randint(total, (count,), generator=generator), device)
-            # in random order, occupied cells first: `nonzero` would wait for the GPU
-            order = to_device(torch.rand(total, generator=generator), device) + self.binary.view(-1)
-            cells = torch.cat([uniform, order.topk(count).indices])
+            occupied = self.binary.view(-1).nonzero()[:, 0]
+            if len(occupied) > count:
+                chosen = torch.randint(len(occupied), (count,), generator=generator)
+                occupied = occupied[to_device(chosen, device)]
+            cells = torch.cat([uniform, occupied])
         corner = torch.stack([cells // (size * size), cells // size % size, cells % size], dim=-1)
         offset = to_device(torch.rand(len(cells), 3, generator=generator), device)
         points = ((corner + offset) * (2 / size) - 1) * self.radius

@@ -10,7 +10,8 @@ ROOT = Path(__file__).parents[2]
 SYNCS = {
     "march: number of samples",  # memory for them is allocated
     "select: nonzero",  # only the visible ones are kept
-    "mean: _local_scalar_dense",  # of the occupancy grid, after an update (every 16th step)
+    "update: nonzero",  # occupied cells, for an update of the occupancy grid (every 16th step)
+    "mean: _local_scalar_dense",  # of the occupancy grid, after an update
     "on_before_optimizer_step: copy to the host",  # loss and gradients, for the guard against NaN
     "ends: copy to the host",  # rays of each chunk, if the render is chunked
     "_roughness: nonzero",  # rays that hit the object
@@ -23,7 +24,6 @@ SYNCS = {
 
 GRAPHED = {"mvdream-sd21", "luciddreamer-sd21", "csd-sd21", "csd-sd21, coarse", "sdi-sd21"}
 """Cases whose UNet is replayed as a CUDA graph, after two steps of one shape."""
-
 
 LAUNCHES = {
     "mvdream-sd21": 397, "mvdream-sd21, 256 px": 623, "mvdream-sd21, chunks": 893, "mvdream-sd21-shading": 757

@@ -8,7 +8,6 @@ from typing import NamedTuple, get_args
 import numpy as np
 
 from threedgen.config.errors import ConfigError, short
-from threedgen.config.plain_file import require_inside
 from threedgen.geometry.image_file import SUFFIXES, image_shape, open_image
 from threedgen.geometry.side_files import Listings
 from threedgen.run.arrays import Array
@@ -82,7 +81,7 @@ def find_photo(folders: Sequence[Path], name: str, listings: Listings, root: Pat
     Upper and lower case are equal. `name` may have another suffix than the file, or none. A leading "/" and all ".." of
     it are dropped. `listings` searches and caches the lists of files in folders. With `tails`, `name` may be a path on
     another computer: leading folders are dropped until the rest exists in one of `folders`; a name with ".." is
-    searched in `root` first. Raises ConfigError if the photo is a symbolic link that leads out of `root`.
+    searched in `root` first. Links in the folders, which users make for large datasets, are followed.
     """
     parts = Path(name[-MAX_NAME:].replace("\\", "/")).parts
     folders = [root, *folders] if tails and ".." in parts else folders
@@ -94,7 +93,7 @@ def find_photo(folders: Sequence[Path], name: str, listings: Listings, root: Pat
             for names, suffixes in (((*above, last), ("", *SUFFIXES)), ((*above, stem), SUFFIXES)):
                 path = listings.match(folder, names, suffixes)
                 if path is not None and path.is_file():
-                    return require_inside(path, root)
+                    return path
     return None
 
 
