@@ -1,9 +1,9 @@
 """Fit of an Instant-NGP field to views of one scene, for the 3D consistency score of the 3DiM paper (section 7.4).
 
 3DiM is a diffusion model that samples new views of an object. Colours do not depend on the viewing direction, so the
-field cannot reproduce inconsistent views. The fit scales the scene so that the ball around the origin that contains it
-has radius 1; so no setting depends on the unit of the camera positions. `Bounds` has this ball's radius and the part of
-the rays that is sampled, as in the paper.
+field cannot reproduce inconsistent views. The fit scales the scene so that the ball around the origin that contains the
+object has radius 1, so no setting depends on the unit of the camera positions. `Bounds` has the radius of this ball
+before scaling, and the distances on a ray between which samples are placed, as in the paper.
 """
 
 from collections.abc import Iterator

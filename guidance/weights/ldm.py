@@ -126,9 +126,10 @@ def convert_file(path: Path, prediction: Prediction | None = None) -> SingleFile
 
 
 def split_checkpoint(tensors: Tensors) -> dict[str, dict[str, Tensor]]:
-    """Group the tensors of a single file by network, such as "unet", and remove the network's prefix from their names.
+    """Group the tensors of a checkpoint in one file by network, such as "unet".
 
-    Tensors without the prefix of a known network, such as "first_stage_model." of the VAE, are dropped.
+    Each network has a prefix, such as "first_stage_model." for the VAE, which is removed from the names. Tensors that
+    have no known prefix are dropped.
     """
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():

@@ -132,8 +132,9 @@ def _model_or_error(kind: str, name: str) -> type[BaseModel] | Exception:
 def with_default(field: FieldInfo, value: object) -> Any:
     """Return the dict `value` of a section (nested config) with missing keys filled from the default of the field.
 
-    Nothing is filled if `name` in `value` selects another model than the default. If `value` is None, the default is
-    returned. Other values, and values of fields that are no section, are returned as they are. `value` is not changed.
+    Nothing is filled if the key "name" of `value` selects another component than the default has. If `value` is None,
+    the default is returned. Anything else than a dict, and values of fields that are no section, are returned as they
+    are. `value` is not changed.
     """
     if field.is_required() or not (component(field) or section_models(field)):
         return value

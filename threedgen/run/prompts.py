@@ -127,9 +127,10 @@ def reading_notes(reading: Reading) -> list[str]:
 
 
 def received_note(prompt: str, reading: Reading) -> list[str]:
-    """Return a list with one note: the text `reading.text` that the prior (diffusion model) receives.
+    """Return a note for the user in a list: "the prior receives 'a dog'", for `reading.text` "a dog".
 
-    Returns [] if this text equals `prompt`, apart from case and spaces.
+    `reading.text` is the prompt after synonyms were replaced. Returns [] if it equals `prompt`, apart from case and
+    spaces.
     """
     same = reading.text.lower().split() == prompt.lower().split()
     return [] if same else [f"the prior receives {_quoted(reading.text, 200)}"]

@@ -89,7 +89,7 @@ def attempt(work: Callable[[J], R], job: J, table: dict[str, dict[str, registry.
 
     Returns:
         ("done", result of `work`), ("stopped", exit code) after Ctrl-C or SIGTERM, ("expected", exception) for an
-        ExpectedError or a disk error, or ("error", (message, traceback)) for any other exception. Without memory, the
+        ExpectedError or a disk error, or ("error", (message, traceback)) for any other exception. For a MemoryError the
         traceback is "".
     """
     registry.TABLE.update(table)

@@ -40,9 +40,10 @@ GAP = "?"
 class ToyboxPrompts:
     """Reader of user prompts for priors that were trained on toybox captions, which have a small vocabulary.
 
-    Implements the protocol `threedgen.guidance.weights.tokens.PromptReader`. `vocabulary` has all words that the prior
-    knows (`known`), and the words that personalisation added (`added`); None: the prior takes any text. If the
-    vocabulary is None or has no toybox noun, `check` accepts every prompt.
+    It replaces synonyms by words of the vocabulary, names unknown words, and implements the protocol
+    `threedgen.guidance.weights.tokens.PromptReader`. `vocabulary` has all words that the prior knows (`known`), and the
+    words that personalisation added (`added`); None: the prior takes any text. If the vocabulary is None or has no
+    toybox noun, `check` accepts every prompt.
     """
 
     def __init__(self, vocabulary: Vocabulary | None) -> None:

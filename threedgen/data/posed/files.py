@@ -78,10 +78,13 @@ class PosedFiles:
 def find_photo(folders: Sequence[Path], name: str, listings: Listings, root: Path, tails: bool = False) -> Path | None:
     """Return the path of the photo `name` in the first of `folders` that has it; None if no folder has it.
 
-    Upper and lower case are equal. `name` may have another suffix than the file, or none. A leading "/" and all ".." of
-    it are dropped. `listings` searches and caches the lists of files in folders. With `tails`, `name` may be a path on
-    another computer: leading folders are dropped until the rest exists in one of `folders`; a name with ".." is
-    searched in `root` first. Links in the folders, which users make for large datasets, are followed.
+    A leading "/" and all ".." of `name` are dropped. The file may differ from it in case and suffix. Links in the
+    folders, which users make for large datasets, are followed.
+
+    Args:
+        listings: searches and caches the lists of files in folders.
+        root: folder above the dataset. With `tails`, names that had ".." are searched in it before `folders`.
+        tails: `name` may be a path on another computer: its first folders are dropped until the rest is found.
     """
     parts = Path(name[-MAX_NAME:].replace("\\", "/")).parts
     folders = [root, *folders] if tails and ".." in parts else folders

@@ -141,9 +141,10 @@ def fit_to(scene: Scene, images: Tensor) -> Tensor:
 
 
 def held_out_views(scene: Scene, seed: int, share: float = HELD_OUT) -> list[int]:
-    """Return the sorted indices of random views to hold out of the fit, about the fraction ``share`` of all views.
+    """Return the sorted indices of random views to hold out when a field is fitted to the views of a scene.
 
-    Only target views, which the sampler makes, are held out. The indices depend only on the seed, the number of views
+    They are about the fraction ``share`` of all views. Only target views, which the sampler makes, are held out, never
+    the given condition views. The indices depend only on the seed, the number of views
     and the condition views, so they are equal for all samplers. Raises ConfigError if there are too few views.
     """
     count, targets = len(scene.cameras), scene.targets

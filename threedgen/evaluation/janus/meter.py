@@ -195,9 +195,12 @@ class KnownObject(NamedTuple):
 class MeterErrors(Evaluation[MeteredConfig, tuple[str, ColouredMesh, int], KnownObject]):
     """Task "janus-meter": error rates of the Janus meter (`Meter`) on objects with a known number of fronts.
 
-    The other Janus tasks use this class too. An item is (prompt, mesh, number of fronts: 0, 1 or 2). Each object with
-    one front is followed by the same object with two fronts: the back half is replaced by a copy of the front half.
-    Smooth noise of the strength ``truth.rough`` is added to the surfaces and colours of all meshes.
+    The meter counts the fronts of an object: errors are missed second fronts and false alarms. The other Janus tasks
+    run this evaluation too, to give the error rates next to their results.
+
+    An item is (prompt, mesh, number of fronts: 0, 1 or 2). Each object with one front is followed by the same object
+    with two fronts: the back half is replaced by a copy of the front half. Smooth noise of the strength ``truth.rough``
+    is added to the surfaces and colours of all meshes.
     """
 
     stage = "ground truth"

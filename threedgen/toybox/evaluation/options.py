@@ -223,11 +223,11 @@ class Evaluate3DConfig(RunConfig):
 
 
 class Compare3DConfig(WorkersConfig):
-    """Options of the comparison of several variants of a config, by the 3D objects that they make of held-out prompts.
+    """Options of the comparison of several variants of a config for 3D objects, such as mvdream-toybox.
 
-    A variant is the config with some options changed. Held-out prompts have combinations of noun, colour and part that
-    training excludes; all variants have the same. The variants are compared after equally many training steps, and
-    optionally after an equal training time of the same runs.
+    A variant is the config with some options changed. Each variant makes an object of each held-out prompt; these have
+    combinations of noun, colour and part that no training of the prior has seen. The objects are compared after equally
+    many steps and, with the option `seconds`, also as the same runs had them after that time.
     """
 
     probe: ProbeConfig = ProbeConfig()

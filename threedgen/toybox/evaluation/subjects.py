@@ -69,8 +69,8 @@ class Subject:
     """Toybox object for a personalisation test.
 
     ``folder`` has the photos, runs and measurements of the object. ``truth`` (V, D) has a unit vector for each of V
-    true views, from cameras other than those of the photos. The network `ToyboxIdentity` encodes in it which object the
-    view shows.
+    renders of the object, from cameras other than those of the photos: the network `ToyboxIdentity` gives similar
+    vectors for views of one object.
     """
 
     asset: Asset
