@@ -149,10 +149,10 @@ class MVAdapter(LatentDiffusion):
     def camera(self, c2w: Tensor) -> Tensor:
         """Convert camera-to-world poses (B, 4, 4), OpenGL axes, to the maps of rays that `predict` takes as `camera`.
 
-        The six channels (`ray_maps`) are the ray's direction and its moment or origin, mapped to [0, 1]. The projection is that of
-        the adapter's training: orthographic, with maps (B, 6, 1, 1) as all pixels have equal values, or perspective,
-        with maps (B, 6, H, W), H = W = `image_size`. Raises ConfigError if the adapter takes the geometry of a mesh
-        instead of rays.
+        The six channels (`ray_maps`) are the ray's direction and its moment or origin, mapped to [0, 1]. The projection
+        is that of the adapter's training: orthographic, with maps (B, 6, 1, 1) as all pixels have equal values, or
+        perspective, with maps (B, 6, H, W), H = W = `image_size`. Raises ConfigError if the adapter takes the geometry
+        of a mesh instead of rays.
         """
         if self.settings.control == "geometry":
             raise ConfigError("this adapter needs the geometry of a mesh; choose one with ray control", "adapter")
