@@ -163,10 +163,10 @@ class LatentDiffusion(Prior):
         except (ConfigError, MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # a config of another kind of model can cause any exception
-            problem = f"{short(weights)} cannot sample ({printable(one_line(error), 120)})"
+            problem = f"{short(weights, 300)} cannot sample ({printable(one_line(error), 120)})"
             raise ConfigError(problem, "weights") from error
         if not output.isfinite().all():
-            raise ConfigError(f"{short(weights)} samples NaN: its weights or configs are damaged", "weights")
+            raise ConfigError(f"{short(weights, 300)} samples NaN: its weights or configs are damaged", "weights")
         return prior
 
     @torch.no_grad()

@@ -139,11 +139,11 @@ def load(
     )
     if camera and found.unet.class_embedding is None:
         raise ConfigError(
-            f"{short(weights)} has no camera branch, so it is not a multi-view model but a 2D one", "weights"
+            f"{short(weights, 300)} has no camera branch, so it is not a multi-view model but a 2D one", "weights"
         )
     if (IMAGE_TOKENS in found.unet.config) != (IMAGE_ENCODER in required_parts):
         kind = "imagedream" if IMAGE_TOKENS in found.unet.config else "mvdream"
-        raise ConfigError(f"{short(weights)} are weights of another prior; choose prior.name={kind}", "weights")
+        raise ConfigError(f"{short(weights, 300)} are weights of another prior; choose prior.name={kind}", "weights")
     if IMAGE_ENCODER in required_parts and found.image_encoder is None:
         problem = f"{path} lacks CLIP's image encoder: it has no tensor named clip_model.model.visual..."
         raise ConfigError(f"{problem}; ashawkey/imagedream-ipmv-diffusers on the hub has it", "weights")

@@ -94,12 +94,12 @@ def absent(weights: str, why: str = "the hub cannot be reached") -> ConfigError:
         copy = (
             f"take its copy, {mirror}" if mirror else "no copy is known: give a folder or a single file that you have"
         )
-        return ConfigError(f"{short(weights)} was removed from the hub; {copy}", "weights")
+        return ConfigError(f"{short(weights, 300)} was removed from the hub; {copy}", "weights")
     (repo, name), original = hub_name(weights), weights in ORIGINALS
     what, file = (f"{name} of {repo}", f" {name}") if original else (repo, "")
     kind = WeightsNotDownloaded if original else ConfigError
     return kind(
-        f"{short(weights)} is neither a file or folder here nor in the hub's cache, and {why}; where "
+        f"{short(weights, 300)} is neither a file or folder here nor in the hub's cache, and {why}; where "
         f"there is a network, `hf download {repo}{file}` puts {what} into the cache; or give a path; {RUNS_NOW}",
         "weights",
     )

@@ -95,10 +95,10 @@ def local_path(weights: str) -> Path | None:
     if weights in hub.ORIGINALS or hub.is_hub_id(weights):
         return None
     if made := how_to_make(weights):
-        raise ConfigError(f"there is no file or folder {short(weights)} yet; {made}", "weights")
+        raise ConfigError(f"there is no file or folder {short(weights, 300)} yet; {made}", "weights")
     name = Path(weights).name
     fetch = f"; `hf download {hub.ORIGINALS[name]} {name}` fetches it from the hub" if name in hub.ORIGINALS else ""
-    raise ConfigError(f"there is no file or folder {short(weights)}{fetch}; {hub.RUNS_NOW}", "weights")
+    raise ConfigError(f"there is no file or folder {short(weights, 300)}{fetch}; {hub.RUNS_NOW}", "weights")
 
 
 def embedded(name: str, key: str = "weights") -> Path:
@@ -118,7 +118,7 @@ def existing_path(weights: str) -> Path | None:
         path = Path(weights).expanduser()
         return path if path.exists() else None
     except (OSError, ValueError, RuntimeError):  # too long, NUL character, unknown ~user
-        raise ConfigError(f"{short(weights)} is not a path", "weights") from None
+        raise ConfigError(f"{short(weights, 300)} is not a path", "weights") from None
 
 
 def hub_place(name: str) -> tuple[str, str] | None:
@@ -142,7 +142,7 @@ def weight_file(name: str) -> Path:
     with errors_name_key("file"):
         path = existing_path(name) if (place := hub_place(name)) is None else hub.hub_file(*place)
     if path is None:
-        raise ConfigError(f"there is no file {short(name)}; give a path, or owner/name/FILE of the hub", "file")
+        raise ConfigError(f"there is no file {short(name, 300)}; give a path, or owner/name/FILE of the hub", "file")
     names = [f"{stem}{suffix}" for stem in ADDITIONS for suffix in hub.WEIGHT_SUFFIXES] if path.is_dir() else []
     path = next((path / name for name in names if (path / name).is_file()), path)
     weight_format(path)
@@ -316,7 +316,7 @@ def hub_folder(repo: str, required_parts: Parts = PARTS) -> Path:
         with suppress(ConfigError):
             return check_folder(path, required_parts)
     raise ConfigError(
-        f"{short(repo)} on the hub is not a folder in diffusers format with {', '.join(required_parts)}", "weights"
+        f"{short(repo, 300)} on the hub is not a folder in diffusers format with {', '.join(required_parts)}", "weights"
     )
 
 
@@ -329,7 +329,7 @@ def matte_folder(weights: str) -> Path:
     path = embedded(MATTE) if weights == MATTE else existing_path(weights)
     if path is None or not (path / CONFIG).is_file():
         sources = f"take {REMBG}, {GRABCUT}, {MATTE}, or the folder RUN/matte of a train-toybox-matte run"
-        raise ConfigError(f"there is no matte {short(weights)}; {sources}", "matte")
+        raise ConfigError(f"there is no matte {short(weights, 300)}; {sources}", "matte")
     class_name(path, ("Matte",), "a matte", "matte")
     weight_format(path / TENSORS)
     return path
@@ -383,7 +383,7 @@ def novel_view_model(weights: str) -> Path:
     """
     path = embedded(NOVEL_VIEW[weights]) if weights in NOVEL_VIEW else existing_path(weights)
     if path is None or not (path / CONFIG).is_file():
-        raise ConfigError(f"there is no novel-view model {short(weights)}: a folder with {CONFIG}", "weights")
+        raise ConfigError(f"there is no novel-view model {short(weights, 300)}: a folder with {CONFIG}", "weights")
     if class_name(path, NOVEL_VIEW_CLASSES, "a novel-view model") == "LatentPairs":
         check_folder(path / NOVEL_VIEW_PRIOR)
     else:

@@ -47,7 +47,7 @@ def locate(key: Key, name: str) -> Path:
     if found is None or not found.is_file():
         made = how_to_make(name)
         remedy = made or f"embedded are {', '.join(FILES[key])}; {SOURCES[key]}"
-        raise ConfigError(f"there is no file {short(name)}{' yet' if made else ''}; {remedy}", key)
+        raise ConfigError(f"there is no file {short(name, 300)}{' yet' if made else ''}; {remedy}", key)
     return found
 
 

@@ -141,7 +141,7 @@ def existing_folder(text: str | Path, key: str) -> Path:
     """
     folder = user_path(text, key)
     if not folder.is_dir():
-        raise ConfigError(f"there is no folder {short(str(text))}", key)
+        raise ConfigError(f"there is no folder {short(str(text), 300)}", key)
     return folder
 
 

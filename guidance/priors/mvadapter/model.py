@@ -117,11 +117,11 @@ class MVAdapter(LatentDiffusion):
         with errors_name_key("guess"):
             other = MVDream.load(weights, self.device)
             if other.coarse is None:
-                raise ConfigError(f"{short(weights)} has no coarse predictor; toybox-prior has one", "guess")
+                raise ConfigError(f"{short(weights, 300)} has no coarse predictor; toybox-prior has one", "guess")
             for name in ("text_encoder", "vae"):
                 own, its = self.networks[name].state_dict(), other.networks[name].state_dict()
                 if own.keys() != its.keys() or any(not torch.equal(own[key], its[key]) for key in own):
-                    problem = f"the coarse predictor of {short(weights)} needs another {name} than that of the 2D model"
+                    problem = f"the coarse predictor of {short(weights)} needs another {name} than the 2D model"
                     raise ConfigError(f"{problem}; with null samples start from noise", "guess")
         self.coarse_predictor = other.coarse
         return self

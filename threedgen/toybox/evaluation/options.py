@@ -41,7 +41,7 @@ def network_file(weights: str, name: str, key: str, remedy: str) -> Path:
     path = user_path(weights, key)
     path = path / f"{name}.safetensors" if path.is_dir() else path
     if not path.is_file():
-        raise ConfigError(f"there is no file {short(weights)}. {remedy}", key)
+        raise ConfigError(f"there is no file {short(weights, 300)}. {remedy}", key)
     return path
 
 
