@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from threedgen.evaluation.runner import ring_poses
+from threedgen.guidance.guidance import combine
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.run.seeding import generator
 from threedgen.toybox.evaluation.held_out import Case, held_out_cases
 from threedgen.toybox.world.toybox import render_orbit
 
+from .gpu import ROOT
 from .table import Row, Table
 
 HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -40,13 +42,13 @@ def gradient(prior: MVDream, case: Case, views: Tensor, timestep: int, dtype: to
             noisy, camera = alpha * latents + sigma * noise, prior.camera(ring_poses(RING).float())
             texts = prior.encode_prompt([case.caption, ""])[:, None].expand(-1, len(views), -1, -1)
             words, empty = (prior.predict(noisy, t, text, camera, len(views)).float() for text in texts)
-    directions = [sigma**2 * (empty + scale * (words - empty) - noise) for scale in SCALES]
+    directions = [sigma**2 * (combine(words, empty, scale) - noise) for scale in SCALES]
     return [torch.autograd.grad(latents, images, each, retain_graph=True)[0] for each in directions]
 
 
 def table(rounds: int) -> Table:
     """Return the mean relative errors of the gradients, over as many objects as `rounds`."""
-    prior, errors = MVDream.load("weights/toybox-prior"), dict[tuple[int, int, str], list[float]]()
+    prior, errors = MVDream.load(str(ROOT / "weights" / "toybox-prior")), dict[tuple[int, int, str], list[float]]()
     for network in prior.networks.values():
         network.requires_grad_(False)
     for case in held_out_cases(rounds, 0):

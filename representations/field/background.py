@@ -31,7 +31,7 @@ def spherical_harmonics(directions: Tensor) -> Tensor:
 
 
 class SolidBackground(nn.Module):
-    """Background of one colour. With the option `random`, each training call draws one random grey or colour."""
+    """Background of one colour. With the option `random`, each training call uses one random grey or colour."""
 
     color: Tensor
 

@@ -90,8 +90,8 @@ def test_targets_go_outward_from_the_given_view() -> None:
     given = Scene("a", at, (10, 11, 12, 13, 14, 15), (1, 4))
     assert given.targets == [5, 3, 2, 0]
     request = given.request(0, with_images=False)
-    drawn = torch.tensor(request.numbers).float()[:, None, None, None].expand(4, SIZE, SIZE, 3)
-    assert given.all_views(request, drawn).images[[0, 2, 3, 5], 0, 0, 0].tolist() == [10, 12, 13, 15]
+    sampled = torch.tensor(request.numbers).float()[:, None, None, None].expand(4, SIZE, SIZE, 3)
+    assert given.all_views(request, sampled).images[[0, 2, 3, 5], 0, 0, 0].tolist() == [10, 12, 13, 15]
 
 
 def test_cameras_beside_the_origin_warn(caplog: pytest.LogCaptureFixture) -> None:
