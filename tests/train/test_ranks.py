@@ -40,11 +40,11 @@ def test_loss_of_a_process_ends_the_training_which_continues(tmp_path, whole, vi
 
 def test_process_without_memory_ends_the_training_which_continues(tmp_path: Path, whole: dict[str, object]) -> None:
     pids = start(tmp_path, check_seconds=0.02, pause=0.05, starve_at=12)
-    start = time.monotonic()
+    started = time.monotonic()
     assert server().wait(pids[1]) == OutOfMemory.exit_code, log(tmp_path)
     assert server().wait(pids[0]) == WorkerLost.exit_code, log(tmp_path)
     lines = [line for line in log(tmp_path).splitlines() if "OutOfMemory" in line or str(pids[1]) in line]
-    assert time.monotonic() - start < 60 and len(lines) == 2 and "3 GB" in lines[0]
+    assert time.monotonic() - started < 60 and len(lines) == 2 and "3 GB" in lines[0]
     assert "Traceback" not in log(tmp_path)
     assert [server().wait(pid) for pid in start(tmp_path, resume=True)] == [0, 0], log(tmp_path)
     assert result(tmp_path) == whole
