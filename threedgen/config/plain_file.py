@@ -11,7 +11,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from .errors import STORAGE_ERRORS, ConfigError, printable, short
+from .errors import STORAGE_ERRORS, ConfigError, short
 
 logger = logging.getLogger(__name__)
 
@@ -40,38 +40,15 @@ def require_regular_file(path: Path, max_bytes: int | None = None) -> Path:
 
 
 def named_file(folder: Path, name: str, key: str = "") -> Path:
-    """Return the path of the file in `folder`, or below it, that another file calls `name`.
+    """Return the path in `folder`, or below it, of the file that another file calls `name`; it need not exist.
 
-    Raises ConfigError, with the config key `key`, if `name` is absolute or has "..", if it leads out of `folder`
-    through a symbolic link, or if it is no regular file.
+    Symbolic links, which users make for large datasets, are not resolved. Raises ConfigError, with the config key
+    `key`, if `name` is absolute or has "..".
     """
     parts = name.replace("\\", "/").split("/")
     if not parts[0] or parts[0][1:2] == ":" or ".." in parts:
         raise ConfigError(f"{short(name)} is no path of a file in {folder}. Use a relative path without ..", key)
-    return require_inside(folder.joinpath(*parts), folder, key)
-
-
-def require_inside(path: Path, folder: Path, key: str = "") -> Path:
-    """Return `path` unchanged if it is a regular file that lies in `folder` after symbolic links are followed.
-
-    Raises ConfigError, with the config key `key`, in other cases.
-    """
-    try:
-        require_regular_file(path)
-    except (OSError, ValueError) as error:  # ValueError: NUL character
-        missing = not isinstance(error, OSError) or error.errno in (errno.ENOENT, errno.ENOTDIR)
-        problem = "is missing" if missing else f"cannot be read: {getattr(error, 'strerror', '')}"
-        raise ConfigError(f"{printable(path)} {problem}", key) from None
-    if not is_inside(path, folder):
-        raise ConfigError(
-            f"{printable(path)} is a link to another folder and is not followed. Copy the file there", key
-        )
-    return path
-
-
-def is_inside(path: Path, folder: Path) -> bool:
-    """Return whether `path` is in `folder`, or below it, after symbolic links are followed."""
-    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+    return folder.joinpath(*parts)
 
 
 def _too_large(path: Path, max_bytes: int) -> OSError:

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from threedgen.config.errors import ConfigError, short
-from threedgen.config.plain_file import named_file
 from threedgen.geometry.image_file import load_image
 from threedgen.geometry.panorama import cameras, intrinsics, ring, skybox_views
 from threedgen.geometry.views import Views, resize
@@ -78,11 +77,13 @@ class MatterportPanoramas:
         """
         nearest = round(yaw / YAW_STEP) * YAW_STEP % 360
         path = PurePosixPath(face)
-        name = path.parent.parent / CAPTIONS / f"{path.name.split('_')[0]}_{nearest}.txt"
-        return PREFIX + first_line(named_file(self.root, str(name)))
+        file = self.root / path.parent.parent / CAPTIONS / f"{path.name.split('_')[0]}_{nearest}.txt"
+        return PREFIX + first_line(file)
 
     def _face(self, path: str) -> Tensor:
-        file = named_file(self.root, path)
+        file = self.root / path
+        if not file.is_file():
+            raise ConfigError(f"{file} is missing")
         image = load_image(file).convert("RGB")
         if image.width != image.height:
             raise ConfigError(f"{file} is not square: size={image.size}. Skybox faces must be square.")

@@ -113,7 +113,8 @@ class MeshFolderConfig(_Folder):
         captions = {} if self.captions is None else _read_captions(Path(self.captions).expanduser())
         for name in captions.keys() - set(files):
             hint = did_you_mean(nearest(name, files))
-            raise ConfigError(f"caption for {short(name)}, no mesh in {short(self.path, 300)}{hint}", "captions")
+            problem = f"caption for {short(name)}, which is not a mesh in {short(self.path, 300)}{hint}"
+            raise ConfigError(problem, "captions")
         return {name: captions.get(name) or _words(Path(name).stem) for name in files}
 
     def check(self) -> None:

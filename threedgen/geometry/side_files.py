@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from threedgen.config.errors import ConfigError, short
-from threedgen.config.plain_file import LEGACY_ENCODING, is_inside, read_bytes
+from threedgen.config.plain_file import LEGACY_ENCODING, read_bytes
 from threedgen.geometry.image_file import load_image, open_image
 from threedgen.geometry.submesh import MAX_BYTES, TooLarge
 from threedgen.run.arrays import Array
@@ -102,10 +102,10 @@ class SideFiles:
 
     def _inside(self, path: Path) -> bool:
         # after links are followed: in the mesh's folder, or in `textures/` beside it
-        if is_inside(path, self.folder):
+        real, root = Path(os.path.realpath(path)), Path(os.path.realpath(self.folder))
+        if real.is_relative_to(root):
             return True
-        real, above = Path(os.path.realpath(path)), Path(os.path.realpath(self.folder)).parent
-        return is_inside(real, above) and real.relative_to(above).parts[0].casefold() == TEXTURES
+        return real.is_relative_to(root.parent) and real.relative_to(root.parent).parts[0].casefold() == TEXTURES
 
     def image(self, name: str, beside: Path | None = None, load: Callable[[], bytes] | None = None) -> Array | None:
         """Load a texture as uint8 (H, W, 3), or (H, W, 4) with alpha, from the file that the mesh file calls `name`.

@@ -12,6 +12,7 @@ are RGBA with straight alpha. Equal assets give equal bytes.
 import hashlib
 import io
 import json
+import os
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -74,9 +75,10 @@ def is_complete(folder: Path, summary: Tree) -> bool:
     `summary` is the content of the JSON file.
     """
     try:
-        return named_file(folder, str(summary.get("file"))).stat().st_size == summary.get("bytes")
+        path = named_file(folder, str(summary.get("file")))
     except ConfigError:
         return False
+    return os.path.isfile(path) and path.stat().st_size == summary.get("bytes")
 
 
 @dataclass(frozen=True)

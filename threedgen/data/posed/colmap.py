@@ -51,7 +51,7 @@ def read_colmap(folder: Path) -> PosedFiles:
         above, listings = (base, *list(base.parents)[:3]), Listings()
         roots = [path for root in above for path in (*sorted(root.glob(IMAGES)), root / "input", root)]
         for name, camera, pose in sorted(model.images):
-            if photo := find_photo(roots, name, listings, above[-1]):
+            if photo := find_photo(roots, name, listings):
                 matrix = np.eye(4)
                 matrix[:3, :3] = Rotation.from_quat(np.roll(pose[:4], -1)).as_matrix()
                 matrix[:3, 3] = pose[4:7]

@@ -75,7 +75,7 @@ class PosedFiles:
         return f"{self.source}: {len(self.missing)} photos are missing and left out: {names}{more}"
 
 
-def find_photo(folders: Sequence[Path], name: str, listings: Listings, root: Path, tails: bool = False) -> Path | None:
+def find_photo(folders: Sequence[Path], name: str, listings: Listings, tails: bool = False) -> Path | None:
     """Return the path of the photo `name` in the first of `folders` that has it; None if no folder has it.
 
     A leading "/" and all ".." of `name` are dropped. The file may differ from it in case and suffix. Links in the
@@ -83,11 +83,11 @@ def find_photo(folders: Sequence[Path], name: str, listings: Listings, root: Pat
 
     Args:
         listings: searches and caches the lists of files in folders.
-        root: folder above the dataset. With `tails`, names that had ".." are searched in it before `folders`.
-        tails: `name` may be a path on another computer: its first folders are dropped until the rest is found.
+        tails: `name` may be a path on another computer: its first folders are dropped until the rest is found. A name
+            that had ".." is searched in the folder above the first of `folders` before all others.
     """
     parts = Path(name[-MAX_NAME:].replace("\\", "/")).parts
-    folders = [root, *folders] if tails and ".." in parts else folders
+    folders = [folders[0] / "..", *folders] if tails and ".." in parts else folders
     parts = tuple(part for part in parts if part not in ("/", "//", ".."))[-MAX_PARTS:]
     for start in range(len(parts) if tails else 1):
         *above, last = parts[start:] or ("",)

@@ -38,7 +38,7 @@ def read_transforms(path: Path) -> PosedFiles:
         for number, frame in enumerate(tree["frames"]):
             where = f"frames.{number}: "
             matrix, name = _matrix(frame["transform_matrix"]), str(frame["file_path"])
-            if photo := find_photo(folders, name, listings, path.parent / "..", tails=True):
+            if photo := find_photo(folders, name, listings, tails=True):
                 if (other := names.setdefault(photo, name)) != name:
                     raise ConfigError(
                         f"{path} has two frames of the same photo, {photo}: {short(other)}, {short(name)}"

@@ -53,7 +53,8 @@ class CLIPSidesConfig(Config):
         if not local and not (is_hub_id(self.weights) and reachable()):
             raise ConfigError(
                 f"CLIP is neither a local folder nor in the hub's cache, and the hub is unreachable: "
-                f"{short(self.weights, 200)}. Run `hf download {CLIP_WEIGHTS}` where a network is; {WITHOUT_CLIP}.",
+                f"{short(self.weights, 200)}. Run `hf download {CLIP_WEIGHTS}` where there is a network; "
+                f"{WITHOUT_CLIP}.",
                 "weights",
             )
 

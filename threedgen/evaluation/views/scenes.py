@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from threedgen.config import ConfigError
-from threedgen.config.plain_file import named_file, require_inside
+from threedgen.config.errors import printable
+from threedgen.config.plain_file import named_file
 from threedgen.data.scene_views import SceneViews
 from threedgen.evaluation.runner import cached_views
 from threedgen.geometry.cameras_file import CAMERAS_FILE, CamerasFile, read_cameras
@@ -162,8 +163,8 @@ class Scene:
         self.depths = [path.parent / "depth" / f"{view.stem}.png" for view in self.views]
 
     def check(self, depth: bool) -> None:
-        for file in self.depths * depth:
-            require_inside(file, self.path.parent, KEY)
+        if missing := [file for file in self.views + self.depths * depth if not file.is_file()]:
+            raise ConfigError(f"{printable(missing[0])} is missing", KEY)
         position = self.file.cameras.position
         if not depth and (position - position[0]).norm(dim=1).max() > MAX_MOVE * position.norm(dim=1).max():
             raise ConfigError(f"{self.path} has cameras that move, but views without depth must turn in place", KEY)
