@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.nn.functional import normalize
 
 from .backends import cumsum
@@ -70,13 +71,20 @@ def distortion(render: Render, span: float) -> Tensor | None:
     weights, s = render.weights, render.samples
     if weights is None or s is None:
         return None
-    middle, length = (s.t_start + s.t_end) / (2 * span), (s.t_end - s.t_start) / span
+    dtype = torch.float64 if weights.is_cpu else torch.float32  # float64 is slow on most GPUs
+
+    def from_first(values: Tensor) -> Tensor:
+        # values (N + 1,) minus the value at the first sample of the ray; a last ray without samples has start N
+        return values[:-1] - values.index_select(0, s.start).index_select(0, s.ray_index)
 
     def prefix_sum(values: Tensor) -> Tensor:
-        total = cumsum(values.double(), 0) - values.double()  # in double precision: the sums run over all rays
-        first = total[s.start.clamp(max=max(0, len(total) - 1))] if len(total) else total
-        return (total - first[s.ray_index]).to(values)
+        # the sums run over all rays; behind each ray its total is subtracted, so that they stay small for float32
+        padded = F.pad(values.to(dtype), (0, 1))
+        closed = padded.index_add(0, s.start + s.count, -s.sum(values.detach()).to(dtype))
+        return from_first(cumsum(closed, 0) - padded).to(values)
 
+    # distances from the first sample, as differences of large distances would cancel
+    middle, length = from_first(F.pad(s.t_mid / span, (0, 1))), (s.t_end - s.t_start) / span
     pairs = 2 * weights * (middle * prefix_sum(weights) - prefix_sum(weights * middle))
     return (pairs + weights * weights * length / 3).sum() / max(1, s.n_rays)
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.support.errors import refused
 from threedgen.representations import backends, losses
@@ -79,6 +80,40 @@ def test_distortion_equals_the_double_sum() -> None:
     assert loss.item() == pytest.approx(total.item() / 3, rel=1e-5)
     gradient, expected = (torch.autograd.grad(value, weights)[0] for value in (loss, total / 3))
     assert torch.allclose(gradient, expected, atol=1e-6)
+
+
+class RefuseFloat64(TorchDispatchMode):
+    """Raise for an operator whose result is float64, which is slow on most GPUs."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        assert not isinstance(result, Tensor) or result.dtype != torch.float64, func
+        return result
+
+
+@pytest.mark.parametrize(("function", "tolerance"), [(torch.cumsum, 1e-4), (backends.deterministic_cumsum, 1e-3)])
+def test_distortion_of_many_rays_in_float32_equals_float64(function: Any, tolerance: float, monkeypatch: Any) -> None:
+    """As on a GPU. Thin surfaces far from the camera; sums over all rays are about 4000 times as large as of a ray."""
+    monkeypatch.setattr(losses, "cumsum", function)
+    monkeypatch.setattr(torch.Tensor, "is_cpu", False)
+    rays, steps = 4000, 40
+    t = 27 + torch.rand(rays, generator=torch.Generator().manual_seed(0))[:, None] + 0.01 * torch.arange(steps)
+    peak = torch.exp(-(torch.arange(steps) - 20.0).square() / 2)
+    weights = torch.rand(rays, 1, generator=torch.Generator().manual_seed(1)) * peak / peak.sum()
+    ray_index = torch.arange(rays).repeat_interleave(steps)
+    samples = pack(ray_index, t.flatten(), t.flatten() + 0.01, rays + 1)  # the last ray has no samples
+    flat = weights.flatten().requires_grad_()
+    with RefuseFloat64():
+        loss = distortion(flat, samples, span=2.0)
+        (gradient,) = torch.autograd.grad(loss, flat)
+    w = weights.double().requires_grad_()
+    middle, length = samples.t_mid.double().view(rays, steps) / 2, (samples.t_end - samples.t_start).double() / 2
+    pairs = torch.einsum("ri,rj,rij->", w, w, (middle[:, :, None] - middle[:, None]).abs())
+    expected = (pairs + (w.square().flatten() * length).sum() / 3) / (rays + 1)
+    (expected_gradient,) = torch.autograd.grad(expected, w)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+    error = (gradient - expected_gradient.flatten()).abs().max()
+    assert float(error) < tolerance * float(expected_gradient.abs().max())
 
 
 def test_distortion_is_zero_without_samples_and_small_for_a_surface() -> None:
