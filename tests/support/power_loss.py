@@ -26,6 +26,8 @@ class Recorder:
         self.known: set[str] = set()
         out.mkdir()
         self.empty = self._keep(b"")
+        for path in (root, *root.rglob("*")):  # what was there before is on the disk
+            self._survives(path, path.stat().st_ino)
 
     def _keep(self, data: bytes) -> str:
         digest = hashlib.sha256(data).hexdigest()
@@ -39,6 +41,9 @@ class Recorder:
         inode = os.fstat(descriptor).st_ino
         if inode not in self.held:
             self.held[inode] = os.dup(descriptor)
+        self._survives(path, inode)
+
+    def _survives(self, path: Path, inode: int) -> None:
         if path.is_dir():
             self.synced_names[inode] = {child.name: child.stat().st_ino for child in path.iterdir()}
         else:

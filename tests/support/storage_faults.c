@@ -4,6 +4,7 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -40,6 +41,7 @@ static int path_fails(int folder, const char *path) {
     long use = __sync_add_and_fetch(&uses, 1);
     if (!number || (use != number && !(lasting && use > number))) return 0;
     if (delay) usleep(delay);
+    if (code < 0) kill(getpid(), -code);
     errno = code;
     return !delay;
 }

@@ -49,19 +49,20 @@ def test_clip_probabilities_match_its_forward_pass(tmp_path: Path) -> None:
     classifier = registry.build("view-classifier", CLIPSidesConfig(weights=str(clip)))
     views = torch.rand(5, 40, 40, 3, generator=torch.Generator().manual_seed(1))
     found = classifier.sides(views, "a dog")
-    sides = ("front view", "side view facing left", "back view", "side view facing right")
+    sides = ("front view", "side view facing left", "back view", "side view facing right",
+             "without a front, the same from all sides")  # fmt: skip
     sentences = [f"a dog, {side}" for side in sides]
     tokens = letter_tokenizer()(sentences, padding=True, return_tensors="pt", max_length=48, truncation=True)
     with torch.no_grad():
         net = CLIPModel.from_pretrained(clip).eval()
         expected = net(pixel_values=clip_input(views, 32), **tokens).logits_per_image.softmax(1)
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(found, expected[:, :4], atol=1e-5, rtol=1e-4)
+    assert (found.sum(1) < 1).all()
     assert (found.argmax(1) != found.argmax(1)[0]).any() or found.std(0).max() > 1e-4
     long = classifier.sides(views, "a dog " * 200)  # cut off at CLIP's maximum
     assert long.shape == (5, 4) and torch.isfinite(long).all()
     meter = Meter(MeterConfig(classifier=CLIPSidesConfig(weights=str(clip)), size=32))
     reading = meter.classify(dog(), "a dog")
-    np.testing.assert_allclose(reading.sides.sum(1), 1, atol=1e-5)
     assert reading.views.shape == (8, 32, 32, 3) and len(view_labels(reading.sides)) == 8
     assert len(meter.likeness(reading.views, ["a dog", "a cat"]) or []) == 2
 

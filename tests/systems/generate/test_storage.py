@@ -3,6 +3,7 @@ import functools
 import os
 import random
 import shutil
+import signal
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -77,31 +78,36 @@ def assert_complete(work: Path, case: object, kind: str = "generate") -> None:
 
 
 @functools.cache
-def recorded() -> tuple[Path, list[State]]:
+def recorded(kind: str) -> tuple[Path, list[State]]:
     """Return the folder of the recorded contents, and what a power loss at each moment of a run leaves."""
     folder = kept_folder()
-    work, words = make_work(folder)
+    work, words = make_work(folder, kind)
     assert server().run(work, words=words, power_loss=str(folder / "states")) == 0, log(work)
     return folder / "states", states(folder / "states")
 
 
-def assert_goes_on(number: int, folder: Path) -> None:
-    contents, found = recorded()
-    work, words = make_work(folder)
+def assert_goes_on(kind: str, number: int, folder: Path) -> None:
+    contents, found = recorded(kind)
+    work, words = make_work(folder, kind)
+    shutil.rmtree(work)
+    work.mkdir()
     restore(found[number], contents, work)
-    assert server().run(work, words=words) == 0, (number, log(work))
-    assert_complete(work, number)
+    assert server().run(work, words=words) == 0, (kind, number, log(work))
+    assert_complete(work, number, kind)
 
 
-def test_run_goes_on_after_a_power_loss(tmp_path: Path) -> None:
-    assert_goes_on(len(recorded()[1]) // 2, tmp_path)
+@pytest.mark.parametrize("kind", ["generate", "export"])
+def test_run_goes_on_after_a_power_loss(tmp_path: Path, kind: str) -> None:
+    assert_goes_on(kind, len(recorded(kind)[1]) // 2, tmp_path)
 
 
 @pytest.mark.slow
-def test_run_goes_on_after_a_power_loss_at_any_moment(tmp_path: Path) -> None:
-    print(f"{len(recorded()[1])} states of the disk")
-    for number in range(len(recorded()[1])):
-        assert_goes_on(number, tmp_path / str(number))
+@pytest.mark.parametrize("kind", KINDS)
+def test_run_goes_on_after_a_power_loss_at_any_moment(tmp_path: Path, kind: str) -> None:
+    print(f"{kind}: {len(recorded(kind)[1])} states of the disk")
+    for number in range(len(recorded(kind)[1])):
+        assert_goes_on(kind, number, tmp_path / str(number))
+        shutil.rmtree(tmp_path / str(number))
 
 
 def assert_fault_is_said(folder: Path, kind: str, **fault: Any) -> int:
@@ -130,23 +136,45 @@ def test_storage_fault_is_said_and_the_run_goes_on(tmp_path: Path, kind: str, la
     assert_fault_is_said(tmp_path, kind, number=uses(kind) // 2, error=errno.EIO, lasting=lasting)
 
 
+def fault(rng: random.Random, number: int) -> dict[str, Any]:
+    kind: dict[str, Any] = {"seconds": 0.02} if number % 10 == 9 else {"error": rng.choice(ERRORS)}
+    return {"lasting": rng.random() < 0.5} | kind
+
+
+def kill(rng: random.Random, number: int) -> dict[str, Any]:
+    return {"error": -signal.SIGKILL}
+
+
+def assert_goes_on_after_a_kill(folder: Path, kind: str, **fault: Any) -> int:
+    work, words = make_work(folder, kind)
+    code = server().run(work, words=words, fault=fault)
+    assert code == -signal.SIGKILL, (kind, fault, log(work))
+    assert server().run(work, words=words) == 0, (kind, fault, log(work))
+    assert_complete(work, fault, kind)
+    return code
+
+
+ATTACKS = {"faults": (fault, assert_fault_is_said), "kills": (kill, assert_goes_on_after_a_kill)}
+
+
 @faulty
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(-(-FAULTS // PART)))
 @pytest.mark.parametrize("kind", KINDS)
-def test_storage_fails_at_any_moment(tmp_path: Path, kind: str, part: int) -> None:
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_run_goes_on_after_any_moment(tmp_path: Path, attack: str, kind: str, part: int) -> None:
+    draw, attacked = ATTACKS[attack]
     rng, codes, different = random.Random(f"{SEED} {kind} {part}"), Counter[int](), []
     for k in range(min(PART, FAULTS - PART * part)):
-        fault: dict[str, Any] = {"number": rng.randint(1, uses(kind)), "lasting": rng.random() < 0.5}
-        fault |= {"seconds": 0.02} if k % 10 == 9 else {"error": rng.choice(ERRORS)}
+        case = {"number": rng.randint(1, uses(kind))} | draw(rng, k)
         try:
-            codes[assert_fault_is_said(tmp_path / str(k), kind, **fault)] += 1
+            codes[attacked(tmp_path / str(k), kind, **case)] += 1
         except Exception as error:  # also a file or a value that is missing
             different.append(str(error))
             print(error, flush=True)
         shutil.rmtree(tmp_path / str(k))
     count = sum(codes.values()) + len(different)
-    print(f"{kind}: {count} faults at {uses(kind)} uses, exit codes {dict(codes)}; differences: {len(different)}")
+    print(f"{count} {attack} at {uses(kind)} uses, {kind}: exit codes {dict(codes)}; differences: {len(different)}")
     assert not different
 
 

@@ -44,8 +44,8 @@ from .options import (
 )
 
 SENTENCES = ("{prompt}, front view", "{prompt}, side view facing left", "{prompt}, back view",
-             "{prompt}, side view facing right")  # fmt: skip
-"""Sentences that CLIP compares with a view, one for each side in the order of ``figures.SIDES``."""
+             "{prompt}, side view facing right", "{prompt}, without a front, the same from all sides")  # fmt: skip
+"""Sentences that CLIP compares with a view: one for each side in the order of ``figures.SIDES``, one for no front."""
 ELEVATION, DISTANCE, FOV, BACKGROUND = np.deg2rad(15.0), 2.6, np.deg2rad(40.0), 0.5
 """Ring of cameras: elevation in radians, distance, vertical field of view in radians, grey value of the background."""
 FIRST_OBJECT = 1_000_000
@@ -80,8 +80,9 @@ class ViewClassifier(Protocol):
 class CLIPSides:
     """Zero-shot classifier of the side that a view shows, with CLIP.
 
-    An image is compared with one sentence per side, such as "a dog, back view". The probabilities of the sides are the
-    softmax of the four similarities at CLIP's temperature. The constructor raises ConfigError if CLIP cannot be loaded.
+    An image is compared with one sentence per side, such as "a dog, back view", and one for objects without a front.
+    The probabilities are the softmax of the five similarities at CLIP's temperature. The constructor raises ConfigError
+    if CLIP cannot be loaded.
     """
 
     def __init__(self, config: CLIPSidesConfig) -> None:
@@ -99,7 +100,7 @@ class CLIPSides:
 
     def sides(self, images: Tensor, prompt: str) -> Tensor:
         sentences = [sentence.replace("{prompt}", prompt) for sentence in SENTENCES]
-        return (self.net.logit_scale.exp() * self.likeness(images, sentences)).softmax(1)
+        return (self.net.logit_scale.exp() * self.likeness(images, sentences)).softmax(1)[:, : len(SIDES)]
 
     @torch.no_grad()
     def likeness(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
