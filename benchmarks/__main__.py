@@ -24,6 +24,7 @@ BENCHMARKS = {
     "mvadapter": "a training step of MV-Adapter on toybox-base, against full fine-tuning as in MVDream",
     "asset_views": "rendering of user assets by processes and on a Ray cluster, also with a killed node",
     "janus": "overhead of the Janus benchmark around jobs that only wait",
+    "janus_objects": "fronts that the Janus meter finds on 60 objects with a known number of fronts; a minute",
     "whole_run": "whole run of quick-toybox: alone, and next to a process that keeps one core busy",
     "unseen": "colours of texels that no camera saw, against the true colours of toybox objects",
     "edits": "kept part of objects of quick-toybox that another prompt changes: Lab and outline differences; an hour",
@@ -44,7 +45,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         prog="python -m benchmarks",
         description="Measure speed, each figure next to a baseline from the same run.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="benchmarks:\n" + "\n".join(f"  {name:<13}{about}" for name, about in BENCHMARKS.items()),
+        epilog="benchmarks:\n" + "\n".join(f"  {name:<15}{about}" for name, about in BENCHMARKS.items()),
     )
     parser.add_argument(
         "words",
@@ -76,8 +77,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--stages", type=lambda text: text.split(","), default=[], help="stages to run (gpu, default all)"
     )
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of files (user_files)", metavar="PATH")
-    folder = "folder of the results (gpu, default outputs/benchmarks/gpu)"
-    parser.add_argument("--folder", type=Path, default=Path("outputs/benchmarks/gpu"), help=folder, metavar="PATH")
+    folder = "folder of the results (gpu, janus_objects, default outputs/benchmarks/NAME)"
+    parser.add_argument("--folder", type=Path, help=folder, metavar="PATH")
     parser.add_argument("--out", type=Path, help="JSON file for the tables and a description of the machine")
     args = parser.parse_intermixed_args(argv)
     args.names = [word for word in args.words if "=" not in word]
@@ -116,7 +117,8 @@ def main(argv: list[str] | None = None) -> int:
     tables = []
     for name in args.names:
         measure = importlib.import_module(f"{__package__}.{name}").table
-        tables.append(measure(**{option: getattr(args, option) for option in inspect.signature(measure).parameters}))
+        options = vars(args) | {"folder": args.folder or Path("outputs/benchmarks", name)}
+        tables.append(measure(**{option: options[option] for option in inspect.signature(measure).parameters}))
         print(tables[-1].text() + "\n", flush=True)
     if args.out is not None:
         record = {"options": args.overrides, "tables": [asdict(table) for table in tables], "machine": environment()}
