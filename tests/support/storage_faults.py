@@ -29,9 +29,9 @@ def preloaded() -> dict[str, str]:
 def inject(root: Path, number: int, error: int = 0, lasting: bool = False, seconds: float = 0) -> None:
     """Let the `number`-th use of what lies below `root` fail with the errno `error`, `lasting`: also all later ones.
 
-    With `seconds` it does not fail, but takes so long. If `error` is negative, the process gets the signal -`error` there
-    instead. Uses are opened, read, written, synced, renamed, removed, made
-    and listed files and folders. Their number is written into the file "uses" beside `root` when the process ends.
+    With `seconds` it does not fail, but takes so long. If `error` is negative, the process gets the signal -`error`
+    instead. Uses are opened, read, written, synced, renamed, removed, made and listed files and folders. Their number
+    is written into the file "uses" beside `root` when the process ends.
     """
     import posix
 
