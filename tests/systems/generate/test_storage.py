@@ -42,7 +42,7 @@ def export(work: Path) -> list[str]:
 def batch(work: Path) -> list[str]:
     (work / "prompts.txt").write_text("a red dog\na blue car\n")
     config = tiny_generate(work.parent, export={"enabled": False})
-    words = ["prompts=prompts.txt", f"configs=[{config}]", "threads=1", "out=run"]
+    words = ["prompts=prompts.txt", f"configs=[../{config.name}]", "threads=1", "out=run"]
     return ["--config", "batch", *words, "overrides=[trainer.max_steps=3, size=8, 'refine.strengths=[]']"]
 
 
