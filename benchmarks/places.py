@@ -136,7 +136,7 @@ def measure(name: str, work: Path, reference: Path) -> tuple[list[str], str]:
         output = process.communicate()[0].replace(str(work), "...")
         timer.cancel()
     seconds = time.monotonic() - began
-    same = "-" if process.returncode else "yes" if digest(work) == digest(reference) else "no"
+    same = "-" if process.returncode or work == reference else "yes" if digest(work) == digest(reference) else "no"
     return [str(process.returncode), last_line(output), f"{seconds:.0f}", same], output
 
 
