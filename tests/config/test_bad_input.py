@@ -67,6 +67,7 @@ MISTAKES: list[tuple[list[str], tuple[str, ...]]] = [
     (["--config", "mvdream-toybx", "prompt=a dog"], ("'mvdream-toybox'",)),
     (["--config", "tiny.yaml", "prompt="], ("prompt: ", 'prompt="a red penguin')),
     (["--config", "sample-toybox", "prompt="], ("prompt: ",)),
+    (["--config", "tiny.yaml", "prompt=a r\udcc3\udca9d dog"], ("prompt: ", "LC_ALL=C.UTF-8")),  # é in a C locale
     (["--config", "tiny.yaml", "march.chunk=atuo"], ("march.chunk", "'atuo'")),
     (["--config", "tiny.yaml", "march.radius=3"], ("field.radius=1", "march.radius=3")),
     (["--config", "tiny.yaml", "steps=40"], ("'trainer.max_steps' or 'preview.steps'",)),

@@ -133,6 +133,8 @@ def _problem(item: ErrorDetails, field: FieldInfo | None) -> str:
         return "should be a section of `key: value` lines"
     if kind == "string_type" and isinstance(item["input"], (int, float)):
         return "expected text: write it in quotes"
+    if kind == "string_unicode":  # bytes of an argument that are not text in the locale's encoding
+        return "is not Unicode text. In a terminal, set a UTF-8 locale, such as LC_ALL=C.UTF-8"
     expected = context.get("expected_tags") or context.get("expected") or ""
     names = re.findall(r"'((?:[^'\\]|\\.)*)'", str(expected))
     word = context.get("tag", item["input"])

@@ -23,6 +23,7 @@ from .options import StudioConfig
 logger = logging.getLogger(__name__)
 POLL_SECONDS = 0.2  # interval of the checks for Ctrl-C
 BACKLOG = 512  # connections that wait to be accepted
+ACCEPTS = 16  # connections accepted in a row; without file descriptors asyncio logs each attempt, every second
 
 
 def run(config: StudioConfig, resume: Path | None = None, quiet: bool = False) -> int:
@@ -62,6 +63,13 @@ def listen(config: StudioConfig) -> socket.socket:
     raise ConfigError("is not an address of this machine", "host", config.host)
 
 
+class _Uvicorn(uvicorn.Server):
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for one in sockets or []:
+            one.listen(BACKLOG)  # asyncio has set ACCEPTS
+
+
 class Server:
     """Context manager that runs the web server in a thread. Its attribute `url` is the page's address with the token.
 
@@ -75,7 +83,7 @@ class Server:
         self.socket = listen(config)
         host = socket.gethostname() if config.host in ("0.0.0.0", "::") else config.host
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{self.socket.getsockname()[1]}/{token}/"
-        self.server = uvicorn.Server(
+        self.server = _Uvicorn(
             uvicorn.Config(
                 self.app,
                 log_config=None,
@@ -84,7 +92,7 @@ class Server:
                 lifespan="off",
                 server_header=False,
                 proxy_headers=False,
-                backlog=BACKLOG,
+                backlog=ACCEPTS,
                 timeout_graceful_shutdown=1,
             )
         )
