@@ -70,7 +70,7 @@ def run_steps(config: str, words: list[str], steps: list[int], stage: str | None
 
 
 def run_command(words: list[str]) -> None:
-    """Run a command on the simulated GPU, until its second denoising step or its last training step of `STEPS`."""
+    """Run a command on the simulated GPU, until its last denoising step or its last training step of `STEPS`."""
     from threedgen import cli
     from threedgen.guidance import sampling
     from threedgen.train import loop, task
@@ -82,9 +82,9 @@ def run_command(words: list[str]) -> None:
             args, on_step = args[:6], args[6]
 
         def counted(done: int, steps: int) -> None:
-            if done == 1:
+            if done == steps - 1:
                 current[-1].clear()
-            elif done == 2:
+            elif done == steps:
                 sampled.append((current[-1].launches.copy(), current[-1].syncs.copy()))
                 raise Counted
             on_step(done, steps)
