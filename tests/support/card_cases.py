@@ -38,7 +38,7 @@ STEPS: dict[str, Case] = {
     "mvdream-sd21": ("toybox", [*MVDREAM], [0, 1, 2], 3),
     "mvdream-sd21, 256 px": ("toybox", [*MVDREAM], [0, 6], 3),
     "mvdream-sd21, chunks": ("toybox", [*MVDREAM, "march.chunk=500"], [0, 6], 4),
-    "mvdream-sd21, groups": ("toybox", [*MVDREAM, "march.chunk=50"], [0, 6], 8),  # for all groups, then for each
+    "mvdream-sd21, groups": ("toybox", [*MVDREAM, "march.chunk=20"], [0, 6], 6),  # three are marched
     "mvdream-sd21, occupancy": ("toybox", [*MVDREAM, "occupancy.warmup=8"], [0, 272], 5),
     "mvdream-sd15": ("toybox", [*MVDREAM], [0, 6], 3),
     "mvdream-sd21-shading": ("toybox", ORIENTED, [0, 6], 3),
@@ -57,6 +57,8 @@ STEPS: dict[str, Case] = {
     "csd-sd21": ("sd", COARSE, [0, 6], 24),
     "sdi-sd21": ("sd", CLASSIC, [0, 6], 4),  # the inversion reads its timesteps
     "dreamgaussian-sd21, coarse": ("sd", [*MESH, "stages.coarse.field.count=60", "stages.coarse.size=12"], [0, 6], 3),
+    # the second of four rounds: the renders are resampled, then the texture of the mesh is fitted to the samples
+    "dreamgaussian-sd21": ("sd", [*MESH, "refine.steps=2", "refine.groups=2"], [50, 51], 15),
     "luciddreamer-sd21": ("sd", GAUSSIANS, [0, 6], 3),
     "mvdream-gaussians-sd21": ("toybox", GAUSSIANS, [0, 6], 3),
 }

@@ -34,6 +34,7 @@ def train_steps(system: Any, config: Any, steps: list[int]) -> None:
         is_global_zero=True,
         global_step=len(steps),
         precision_plugin=SimpleNamespace(scaler=scaler if mixed else None),
+        strategy=SimpleNamespace(_lightning_optimizers=[]),
     )
     object.__setattr__(system, "_trainer", trainer)
     system.setup("fit")
@@ -65,7 +66,8 @@ def run_steps(config: str, words: list[str], steps: list[int], stage: str | None
     text = prior.encode_prompt(texts + [""] * options.empty_prompt)
     folder = Path.cwd()
     views = sample_views(options, prior.to("card:0"), text, None, folder, quiet=True) if image else (None, None)
-    prior.free_text_encoder()
+    if not options.round_steps:
+        prior.free_text_encoder()
     train_steps(GenerateSystem(options, prior.to("card:0"), text, *views), options, steps)
 
 
