@@ -96,8 +96,9 @@ def flash_attention(bench: Bench) -> None:
     Above 256 channels torch refuses it on CUDA, so only the others count as failures.
     """
     half, found = torch.bfloat16 if bench.small else torch.float16, dict[str, str]()
+    tokens = 64 if bench.small else 1024
     for width in HEAD_SIZES:
-        q = torch.randn(2, 1 if width == HEAD_SIZES[-1] else 8, 1024, width, device=bench.device, dtype=half)
+        q = torch.randn(2, 1 if width == HEAD_SIZES[-1] else 8, tokens, width, device=bench.device, dtype=half)
         try:
             with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
                 finite = bool(F.scaled_dot_product_attention(q, q, q).isfinite().all())
@@ -139,7 +140,7 @@ def captured(bench: Bench, run: Callable[[], Tensor], expected: Tensor) -> dict[
 def vae(bench: Bench) -> None:
     """Record the time and memory of the VAE encoder, for a forward pass and for one with the gradient of the images."""
     network: Any = make_prior(bench, "fp16").vae
-    half, size = torch.bfloat16 if bench.small else torch.float16, 32 if bench.small else 256
+    half, size = torch.bfloat16 if bench.small else torch.float16, 16 if bench.small else 256
     cases = {
         "float32 weights, autocast": (torch.float32, False),
         "half weights": (half, False),

@@ -20,7 +20,7 @@ def results(folder: Path) -> list[dict]:
     ("stage", "count"),
     [
         *[("machine", 4), ("kernels", 4), ("step-64", 4), ("step-256", 4), ("step-shading", 8)],
-        *[("sampling", 1), ("unet", 9), ("vae", 6), ("loop", 7)],
+        *[("sampling", 1), ("unet", 9), ("loop", 7)],
     ],
 )
 def test_stage_in_small_form(stage: str, count: int, tmp_path: Path) -> None:
@@ -81,13 +81,12 @@ def test_time_limits_fit_in_six_minutes_and_the_last_stage_gets_what_is_left(
 
 def test_gpu_tests_of_a_file_that_hang_are_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "tests").mkdir()
-    for name, line in (("test_a", "import time; time.sleep(60)"), ("test_b", "import pytest; pytest.mark.gpu")):
-        (tmp_path / "tests" / f"{name}.py").write_text(f"# mark.gpu\n{line}\n")
+    (tmp_path / "tests" / "test_a.py").write_text("import time  # mark.gpu\ntime.sleep(60)\n")
     monkeypatch.setattr(gpu_machine, "ROOT", tmp_path)
-    monkeypatch.setattr(gpu_machine, "FILE_SECONDS", 8.0)
+    monkeypatch.setattr(gpu_machine, "FILE_SECONDS", 2.0)
     gpu_machine.tests(gpu_stage.Bench("tests", tmp_path, True))
-    first, second = results(tmp_path)
-    assert not first["ok"] and 8 <= first["seconds"] < 20 and second["ok"]
+    (row,) = results(tmp_path)
+    assert not row["ok"] and 2 <= row["seconds"] < 50
 
 
 def test_unknown_stage_is_refused(tmp_path: Path) -> None:
