@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 
 import torch
@@ -11,7 +12,7 @@ import torch
 from threedgen.config.optional import installed
 from threedgen.run.metrics import environment
 
-from .gpu import ROOT
+from .gpu import ROOT, end_process
 from .gpu_stage import Bench
 
 QUERY = "name,driver_version,memory.total,memory.used,clocks.max.sm,power.limit"
@@ -62,12 +63,13 @@ def machine(bench: Bench) -> None:
 
 
 NO_TESTS = 5  # exit code of pytest if all tests of a file are left out
+FILE_SECONDS = 60.0  # time limit of the tests of a file
 
 
 def tests(bench: Bench) -> None:
     """Run the tests marked `gpu`, each file in its own process, because a process either compiles or interprets Triton.
 
-    Tests that run other stages of this benchmark are left out.
+    Tests that run other stages of this benchmark are left out. A file whose tests take too long is killed and failed.
     """
     environ = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     marked = sorted(p for p in (ROOT / "tests").rglob("test_*.py") if "mark.gpu" in p.read_text(encoding="utf-8"))
@@ -75,8 +77,15 @@ def tests(bench: Bench) -> None:
         name = path.relative_to(ROOT).as_posix()
         start = time.monotonic()
         command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-k", "not stage", "-p", "no:cacheprovider", name]
-        done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
-        print(done.stdout[-6000:], done.stderr[-2000:], flush=True)
-        last = (done.stdout.strip().splitlines() or ["no output"])[-1].strip("= ")
-        passed = done.returncode in (0, NO_TESTS)
-        bench.record(name, ok=passed, seconds=time.monotonic() - start, result=last)
+        with tempfile.TemporaryFile() as output:  # not a pipe, which a grandchild could keep open
+            process = subprocess.Popen(command, cwd=ROOT, env=environ, stdout=output, stderr=subprocess.STDOUT)
+            try:
+                passed, killed = process.wait(FILE_SECONDS) in (0, NO_TESTS), ""
+            except subprocess.TimeoutExpired:
+                end_process(process)
+                passed, killed = False, f"killed after {FILE_SECONDS:.0f} s: "
+            output.seek(0)
+            lines = output.read().decode(errors="replace").strip()
+        print(lines[-8000:], flush=True)
+        last = (lines.splitlines() or ["no output"])[-1].strip("= ")
+        bench.record(name, ok=passed, seconds=time.monotonic() - start, result=killed + last)

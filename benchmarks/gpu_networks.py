@@ -6,11 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from threedgen.geometry.rigs import orbit
 from threedgen.guidance.attention.joined import camera_vector, unet_output
-from threedgen.guidance.cuda_graph import record
+from threedgen.guidance.cuda_graph import WARM_UP, record
 from threedgen.guidance.guidance import Condition, guided
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.guidance.sampling import sample_latents
@@ -28,6 +30,8 @@ SMALL_VAE = {
     "block_out_channels": (32, 32), "down_block_types": ("DownEncoderBlock2D",) * 2,
     "up_block_types": ("UpDecoderBlock2D",) * 2,
 }  # fmt: skip
+
+HEAD_SIZES = (40, 64, 80, 160, 512)
 
 
 def make_prior(bench: Bench, dtype: str, decoder: bool = False) -> MVDream:
@@ -51,6 +55,7 @@ def condition(prior: MVDream, views: int) -> Condition:
 @determinism(False)  # as in a training on a GPU
 def unet(bench: Bench) -> None:
     """Record the time of a UNet call on 8 and 16 images, in float32 and for each way to run it in half precision."""
+    flash_attention(bench)
     network: Any = make_prior(bench, "fp16").unet
     half = torch.bfloat16 if bench.small else torch.float16
     network.requires_grad_(False)
@@ -82,6 +87,25 @@ def unet(bench: Bench) -> None:
                 )
                 if bench.device.type == "cuda" and dtype == half:
                     bench.record(f"{name}, CUDA graph, batch {batch}", **captured(bench, run, out))
+
+
+@torch.no_grad()
+def flash_attention(bench: Bench) -> None:
+    """Record whether torch's flash attention accepts the head sizes of SD 1.5 and 2.1, and of the VAE's one head (512).
+
+    Above 256 channels torch refuses it on CUDA, so only the others count as failures.
+    """
+    half, found = torch.bfloat16 if bench.small else torch.float16, dict[str, str]()
+    tokens = 64 if bench.small else 1024
+    for width in HEAD_SIZES:
+        q = torch.randn(2, 1 if width == HEAD_SIZES[-1] else 8, tokens, width, device=bench.device, dtype=half)
+        try:
+            with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+                finite = bool(F.scaled_dot_product_attention(q, q, q).isfinite().all())
+            found[f"heads_{width}"] = "ok" if finite else "not finite"
+        except RuntimeError as error:
+            found[f"heads_{width}"] = f"refused: {str(error)[:100]}"
+    bench.record("flash attention", ok=all(found[f"heads_{width}"] == "ok" for width in HEAD_SIZES[:-1]), **found)
 
 
 def unet_call(network: Any, batch: int, device: torch.device, dtype: torch.dtype, context: Any) -> Callable[[], Tensor]:
@@ -116,7 +140,7 @@ def captured(bench: Bench, run: Callable[[], Tensor], expected: Tensor) -> dict[
 def vae(bench: Bench) -> None:
     """Record the time and memory of the VAE encoder, for a forward pass and for one with the gradient of the images."""
     network: Any = make_prior(bench, "fp16").vae
-    half, size = torch.bfloat16 if bench.small else torch.float16, 32 if bench.small else 256
+    half, size = torch.bfloat16 if bench.small else torch.float16, 16 if bench.small else 256
     cases = {
         "float32 weights, autocast": (torch.float32, False),
         "half weights": (half, False),
@@ -152,12 +176,15 @@ def vae(bench: Bench) -> None:
 
 @torch.no_grad()
 def sampling(bench: Bench) -> None:
-    """Record the time of sampling four views by DDIM in 50 steps with guidance, and the time of decoding the views."""
-    prior, steps = make_prior(bench, "fp16", decoder=True), 2 if bench.small else 50
+    """Record the time of sampling four views by DDIM in 50 steps with guidance, and the time of decoding the views.
+
+    As in a run of the task "sample", the weights are in half precision, and the UNet is a CUDA graph.
+    """
+    prior, steps = make_prior(bench, "fp16", decoder=True).compact(), 2 if bench.small else 50
     predicted, (channels, *side) = guided(prior.denoise, condition(prior, 4), 10.0), prior.latent_shape
     noise = torch.randn(4, channels, *side, generator=torch.Generator().manual_seed(0)).to(prior.device)
     with bench.peak() as peak:
-        sample_latents(predicted, noise, prior.schedule, 2)  # warm-up
+        sample_latents(predicted, noise, prior.schedule, WARM_UP + 1)  # captures the CUDA graph
         seconds = []
         for _ in range(2):
             bench.synchronise()
@@ -172,5 +199,6 @@ def sampling(bench: Bench) -> None:
             seconds=min(seconds),
             decode_ms=decode,
             ok=bool(z.isfinite().all()),
+            graph=prior.graph is not None and not prior.graph.failed,
             peak_gb=peak(),
         )

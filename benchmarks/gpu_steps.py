@@ -34,7 +34,7 @@ SMALL = [
     "field.encoding.log2_hashmap_size=8", "occupancy.interval=2", "occupancy.warmup=2", "trainer.precision=bf16-mixed",
     "trainer.accelerator=cpu", "scenes_per_step=1", "size={0: 8, 4: 16}", "prior.dtype=fp32",
 ]  # fmt: skip
-TIMED_SECONDS = 15.0  # time after which no further step is timed
+TIMED_SECONDS = 8.0  # time after which no further step is timed
 PROFILED, TOP = 2, 20
 
 

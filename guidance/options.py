@@ -70,7 +70,7 @@ class PriorConfig(Config):
     tokenizer: str | None = Field(None, description="tokenizer of files without one, folder or hub id; null: CLIP's")
     dtype: Dtype = Field("auto", description="precision of the UNet; auto: bf16 if the device supports it, else fp32")
     attention: Literal["sdpa", "xformers"] = Field("sdpa", description="attention back end; xformers: if installed")
-    cuda_graph: bool = Field(True, description="UNet of a distillation as a CUDA graph on a GPU: faster, 0.7 GB more")
+    cuda_graph: bool = Field(True, description="frozen UNet as a CUDA graph on a GPU: faster, 0.7 GB more")
     image_size: int | None = Field(
         None, ge=8, le=2048, description="image size of the prior in pixels per side; null: that of its training"
     )

@@ -50,7 +50,7 @@ class Prior(Protocol):
         half_weights: whether all weights have the type `dtype`, so that networks compute without autocast.
         composites_reference: whether the reference image is composited on the grey level of the renders' background, so
             that its features are computed again in each distillation step.
-        cuda_graph: whether `cast_networks` may set `graph`, the next attribute.
+        cuda_graph: whether `graph`, the next attribute, may be set.
         graph: the UNet as a CUDA graph, which is replayed if gradients are disabled; None: the UNet runs normally.
     """
 

@@ -10,13 +10,11 @@ from hypothesis import settings
 
 from tests.support import disk, kept_folder
 from tests.support.browser import chromium, launched  # noqa: F401  fixtures
+from tests.support.marks import has_gpu
 
 settings.register_profile("ci", deadline=None, derandomize=True, database=None)  # busy machines are slow
 settings.register_profile("nightly", deadline=None, max_examples=2000)
 settings.load_profile("ci")
-
-
-GPU_FILES = ("/dev/nvidia0", "/dev/dxg")  # device files of an NVIDIA GPU on Linux, and in the Linux of Windows
 
 
 @pytest.fixture
@@ -61,7 +59,7 @@ def pytest_configure(config: pytest.Config) -> None:
     disk.never_wait()
     if not is_worker(config):
         kept_folder.start_session()
-    if not any(Path(file).exists() for file in GPU_FILES):
+    if not has_gpu():
         os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported, by any library
 
 

@@ -16,8 +16,6 @@ from diffusers.models.embeddings import TimestepEmbedding
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from threedgen.run.memory import to_device
-
 from .image_tokens import IMAGE_TOKENS, add_image_tokens, attend_to_image
 
 CAMERA_DIM = 16
@@ -57,7 +55,7 @@ class WorldRotary:
         cameras are on the +x axis (front view), and `device` is the device of the vectors; else it is not used.
         """
         if camera is None:
-            front = torch.tensor([[0.0, 0, 1], [1, 0, 0], [0, 1, 0]], device=device)
+            front = torch.eye(3, device=device).roll(1, 0)  # no copy from the host: a CUDA graph would refuse it
             pose = front.expand(batch, 3, 3)
         else:
             pose = camera.float().unflatten(1, (4, 4))[:, :3, :3]
@@ -352,8 +350,8 @@ def split_text(unet: UNet2DConditionModel, text: Tensor, height: int, width: int
     """
     if not has_added_conditioning(unet):
         return text, {}
-    sizes = torch.tensor([height, width, 0, 0, height, width], dtype=text.dtype)
-    sizes = to_device(sizes, text.device).expand(len(text), 6)
+    sizes = text.new_zeros(len(text), 6)  # filled there: a CUDA graph would refuse a copy from the host
+    sizes[:, ::4], sizes[:, 1::4] = height, width
     c = unet.config
     pooled = int(c["projection_class_embeddings_input_dim"]) - 6 * int(c["addition_time_embed_dim"])
     return text[:, :-1], {"added_cond_kwargs": {"text_embeds": text[:, -1, :pooled], "time_ids": sizes}}

@@ -194,17 +194,19 @@ class LatentDiffusion(Prior):
     def compact(self) -> Self:
         """Cast linear and convolution layers of the UNet to `dtype` to save memory, and return self.
 
-        The UNet can then not be trained or saved.
+        The UNet can then not be trained or saved. On a GPU it runs as a CUDA graph, unless `cuda_graph` is False.
         """
         for name in {"unet", "multiview"} & self.networks.keys():
             cast_weights(self.networks[name], self.dtype)
+        half = self.device.type in GPUS and self.dtype != torch.float32
+        self.graph = GraphedCalls() if half and self.cuda_graph else None
         return self
 
     def cast_networks(self, lora: bool = False) -> None:
         if self.device.type not in GPUS or self.dtype == torch.float32:
             return
         if lora:
-            self.compact()
+            self.compact().graph = None  # the weights of the LoRA change
             return
         encoder = (self.vae.encoder, self.vae.quant_conv) if self.half_vae else ()
         networks: tuple[torch.nn.Module | None, ...] = (self.unet, self.image_encoder, *encoder)

@@ -19,6 +19,7 @@ from transformers import CLIPTextModel, PreTrainedTokenizerBase
 from threedgen.geometry.rigs import orbit
 from threedgen.guidance.attention.joined import camera_vector, make_multiview
 from threedgen.guidance.coarse import CoarsePredictor
+from threedgen.guidance.cuda_graph import GraphedCalls
 from threedgen.guidance.guidance import Condition, guided
 from threedgen.guidance.sampling import before_steps, fresh_noise, sample_latents
 from threedgen.guidance.schedule import Schedule
@@ -68,13 +69,15 @@ class MVDreamPipeline(DiffusionPipeline):
         """Precision in which a UNet with float32 weights computes, such as "bf16"; None: the dtype of the weights."""
         self.image_size: int | None = None
         """Pixels per side of the samples; None: the size that the UNet was trained on."""
+        self.graph: GraphedCalls | None = None
+        """The UNet as a CUDA graph, for all calls; set it to None before you change the weights."""
 
     @classmethod
     def from_prior(cls, prior: LatentDiffusion) -> "MVDreamPipeline":
         """Return a pipeline that shares the networks of `prior`."""
         scheduler = components.scheduler(prior.schedule)
         found = cls(prior.unet, prior.vae, prior.text_encoder, prior.tokenizer, scheduler, prior.coarse)
-        found.precision, found.image_size = prior.precision, prior.image_size
+        found.precision, found.image_size, found.graph = prior.precision, prior.image_size, prior.graph
         return found
 
     @classmethod
@@ -101,7 +104,7 @@ class MVDreamPipeline(DiffusionPipeline):
             dtype=self.precision or names[self.unet.dtype],
             device=None,
         )
-        prior.device = torch.device(self._execution_device)
+        prior.device, prior.graph = torch.device(self._execution_device), self.graph
         return prior
 
     @torch.no_grad()

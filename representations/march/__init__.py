@@ -104,12 +104,7 @@ class Samples:
         """
         if max_samples is None or len(self) <= max_samples:
             return [slice(0, self.n_rays)]
-        parts, first = [], 0
-        while first < self.n_rays:
-            end = int(torch.searchsorted(self.ends, self.ends[first] + max_samples, right=True))
-            parts.append(slice(first, max(first + 1, end - 1)))
-            first = parts[-1].stop
-        return parts
+        return _split(self.ends, max_samples)
 
     @cached_property
     def ends(self) -> Tensor:
@@ -117,7 +112,21 @@ class Samples:
 
         The first access copies from the GPU and waits for it.
         """
-        return F.pad(self.count.cumsum(0), (1, 0)).cpu()
+        return _ends(self.count)
+
+
+def _ends(count: Tensor) -> Tensor:
+    return F.pad(count.cumsum(0), (1, 0)).cpu()
+
+
+def _split(ends: Tensor, max_samples: int) -> list[slice]:
+    # as `Samples.split`; `ends` is that of `Samples`
+    parts, first = list[slice](), 0
+    while first < len(ends) - 1:
+        end = int(torch.searchsorted(ends, ends[first] + max_samples, right=True))
+        parts.append(slice(first, max(first + 1, end - 1)))
+        first = parts[-1].stop
+    return parts
 
 
 def pack(ray_index: Tensor, t_start: Tensor, t_end: Tensor, n_rays: int) -> Samples:
@@ -152,6 +161,7 @@ def march(
     options: "MarchConfig",
     grid: Tensor | None = None,
     jitter: Tensor | None = None,
+    total: int | None = None,
 ) -> "Samples":
     """Place samples of length `step_size` on R rays, only in occupied cells.
 
@@ -160,9 +170,33 @@ def march(
         grid: (G, G, G) bool over [-radius, radius]^3, indexed [x, y, z], True for occupied cells. None: all cells are
             occupied.
         jitter: (R,) in [0, 1), shift of each ray's samples in steps. None: no shift.
+        total: number of samples, from `groups`: the host then does not wait for the GPU to count them. None: unknown.
     """
     rays = origins.detach().contiguous(), directions.detach().contiguous()
-    return backend(origins, options.backend).place(*rays, spans_of(*rays, options, jitter), options, grid)
+    known = {} if total is None else {"total": total}
+    return backend(origins, options.backend).place(*rays, spans_of(*rays, options, jitter), options, grid, **known)
+
+
+def groups(
+    origins: Tensor,
+    directions: Tensor,
+    options: "MarchConfig",
+    grid: Tensor | None,
+    jitter: Tensor | None,
+    max_samples: int,
+) -> list[tuple[slice, int | None]]:
+    """Divide R rays into consecutive slices with at most `max_samples` samples each, to `march` one at a time.
+
+    The other arguments are those of `march`. Returns each slice with its number of samples, the argument `total` of
+    `march`. If the back end cannot count samples, or one slice is enough in any case, a ray counts as `options.samples`
+    samples, and the numbers are None. Otherwise the host waits once for the GPU, which counts the samples of all rays.
+    """
+    module, n_rays, each = backend(origins, options.backend), len(origins), max(1, max_samples // options.samples)
+    if n_rays <= each or not hasattr(module, "counts"):
+        return [(slice(first, first + each), None) for first in range(0, max(1, n_rays), each)]
+    rays = origins.detach().contiguous(), directions.detach().contiguous()
+    ends = _ends(module.counts(*rays, spans_of(*rays, options, jitter), options, grid))
+    return [(part, int(ends[part.stop] - ends[part.start])) for part in _split(ends, max_samples)]
 
 
 def spans_of(origins: Tensor, directions: Tensor, options: "MarchConfig", jitter: Tensor | None) -> Tensor:

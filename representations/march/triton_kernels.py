@@ -6,6 +6,8 @@ bit-identical in every run. The marcher allocates memory only for the samples th
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -165,19 +167,41 @@ def _visible(sigma, t_start, t_end, start, count, alpha_threshold, early_stop, k
 # --- tensor interface ------------------------------------------------------------------------------------
 
 
-def place(origins: Tensor, directions: Tensor, spans: Tensor, options: MarchConfig, grid: Tensor | None) -> Samples:
+def place(
+    origins: Tensor,
+    directions: Tensor,
+    spans: Tensor,
+    options: MarchConfig,
+    grid: Tensor | None,
+    total: int | None = None,
+) -> Samples:
+    inputs, constants = _arguments(origins, directions, spans, options, grid)
+    count = _counts(inputs, constants)
+    start = count.cumsum(0) - count
+    total = int(count.sum()) if total is None else total
+    ray_index, t_start, t_end = count.new_empty(total), spans.new_empty(total), spans.new_empty(total)
+    _fill[(len(count),)](*inputs, start, ray_index, t_start, t_end, **constants)
+    return Samples(ray_index, t_start, t_end, start, count)
+
+
+def counts(origins: Tensor, directions: Tensor, spans: Tensor, options: MarchConfig, grid: Tensor | None) -> Tensor:
+    return _counts(*_arguments(origins, directions, spans, options, grid))
+
+
+def _arguments(
+    origins: Tensor, directions: Tensor, spans: Tensor, options: MarchConfig, grid: Tensor | None
+) -> tuple[tuple[Any, ...], dict[str, int | bool]]:
     size, radius, limit = 0 if grid is None else len(grid), options.radius, max_samples_per_ray(spans).int()
     cells = spans if grid is None else grid.contiguous().view(torch.uint8)
     inputs = origins, directions, spans, cells, limit, size / (2 * radius), float(radius)
-    count = torch.empty(len(spans), dtype=torch.long, device=spans.device)
     # no fused multiply-add: round products and sums as torch does
-    constants = {"SIZE": size, "enable_fp_fusion": False} | ONE_WARP
-    _count[(len(spans),)](*inputs, count, **constants)
-    start = count.cumsum(0) - count
-    total = int(count.sum())
-    ray_index, t_start, t_end = count.new_empty(total), spans.new_empty(total), spans.new_empty(total)
-    _fill[(len(spans),)](*inputs, start, ray_index, t_start, t_end, **constants)
-    return Samples(ray_index, t_start, t_end, start, count)
+    return inputs, {"SIZE": size, "enable_fp_fusion": False} | ONE_WARP
+
+
+def _counts(inputs: tuple[Any, ...], constants: dict[str, int | bool]) -> Tensor:
+    count = torch.empty(len(inputs[0]), dtype=torch.long, device=inputs[0].device)
+    _count[(len(count),)](*inputs, count, **constants)
+    return count
 
 
 def visible(sigma: Tensor, samples: Samples, alpha_threshold: float, early_stop: float) -> Tensor:

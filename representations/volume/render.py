@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 from threedgen.representations.backends import choose
 from threedgen.representations.base import Render, Representation
 from threedgen.representations.losses import orientation_terms
-from threedgen.representations.march import Samples, composite, join, march, pack, visible
+from threedgen.representations.march import Samples, composite, groups, join, march, pack, visible
 from threedgen.representations.options import MarchConfig, OccupancyConfig
 from threedgen.representations.shading import ALBEDO, Material, Shading
 from threedgen.run.memory import graph_bytes, to_device
@@ -105,23 +105,22 @@ def _sample_rays(
     # Dropping samples is off by default: it costs one density evaluation per sample, and saves time if it removes over
     # 40 % of them. As in nerfacc, the alpha threshold is at most the mean of the occupancy grid, so that a scene of
     # uniform low density keeps samples. With `chunk`, a few rays are marched at a time to save memory. On a GPU more
-    # rays are marched at a time, since each march waits for its number of samples; densities are computed in chunks.
+    # rays are marched at a time, since each march waits for its visible samples; densities are computed in chunks.
     grid, threshold = (None if occupancy is None else occupancy.binary), options.alpha_threshold
     drop = threshold > 0 or options.early_stop > 0
     if occupancy is not None and drop:
         threshold = min(threshold, occupancy.mean())
     limit = max(1, len(rays.origins) * options.samples) if chunk is None else NO_GRAD_FACTOR * chunk
     factor = MARCH_FACTORS.get(choose(options.backend, rays.origins.device), 1)
-    rays_per_group = max(1, factor * limit // options.samples)
-    groups = []
-    for first in range(0, max(1, len(rays.origins)), rays_per_group):
-        group = rays.select(slice(first, first + rays_per_group))
-        samples = march(group.origins, group.directions, options, grid, group.jitter)
+    found = []
+    for part, total in groups(rays.origins, rays.directions, options, grid, rays.jitter, factor * limit):
+        group = rays.select(part)
+        samples = march(group.origins, group.directions, options, grid, group.jitter, total)
         if drop and len(samples):
             sigma = _density(field, group, samples, limit if factor > 1 else len(samples))
             samples = samples.select(visible(sigma, samples, threshold, options.early_stop, options.backend))
-        groups.append(samples)
-    return join(groups)
+        found.append(samples)
+    return join(found)
 
 
 def _density(field: Representation, rays: _Rays, samples: Samples, limit: int) -> Tensor:

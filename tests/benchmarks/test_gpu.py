@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import gpu, gpu_configs, gpu_stage
+from benchmarks import gpu, gpu_configs, gpu_machine, gpu_stage
 from benchmarks.gpu import STAGES, Stage
 from tests.support.errors import refused
 from threedgen.config import load
@@ -17,7 +17,11 @@ def results(folder: Path) -> list[dict]:
 
 
 @pytest.mark.parametrize(
-    ("stage", "count"), [("machine", 4), ("kernels", 4), ("step-64", 4), ("step-shading", 8), ("sampling", 1)]
+    ("stage", "count"),
+    [
+        *[("machine", 4), ("kernels", 4), ("step-64", 4), ("step-256", 4), ("step-shading", 8)],
+        *[("sampling", 1), ("unet", 9), ("loop", 7)],
+    ],
 )
 def test_stage_in_small_form(stage: str, count: int, tmp_path: Path) -> None:
     gpu_stage.main(stage, str(tmp_path), "--small")
@@ -56,10 +60,33 @@ def test_memory_of_configs_is_that_of_released_sizes(tmp_path: Path) -> None:
     assert found.parameters == unet + vae + gpu_configs.CLIP_H
     assert sum(8 * 64 * path.stat().st_blocks for path in tmp_path.rglob("*.safetensors")) < 10_000_000
     words = [f"prior.weights={tmp_path / 'sd'}", "prior.image_size=256"]
-    preview = load("preview-mvdream-sd21", words)
-    measured = measure_sampling_task(preview, gpu_configs.CUDA)
+    plain, graph = (
+        measure_sampling_task(load("preview-mvdream-sd21", [*words, *more]), gpu_configs.CUDA)
+        for more in (["prior.cuda_graph=false"], [])
+    )
     weights = 2 * unet + 4 * (vae + gpu_configs.CLIP_H)
-    assert measured is not None and weights < measured.peak < weights + 1.2e9 and 700 < measured.launches < 800
+    assert plain is not None and weights < plain.peak < weights + 1.2e9 and 700 < plain.launches < 800
+    assert graph is not None and plain.peak + 0.2e9 < graph.peak < plain.peak + 1e9 and graph.launches < 20
+
+
+def test_time_limits_fit_in_six_minutes_and_the_last_stage_gets_what_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert sum(stage.seconds for stage in STAGES.values()) <= 360 and list(STAGES)[-1] == "tests"
+    limits = list[float]()
+    monkeypatch.setattr(gpu, "run_stage", lambda name, folder, small, seconds: limits.append(seconds) or "finished")
+    gpu.table(6.0, True, tmp_path, [])
+    assert limits[:-1] == [stage.seconds for stage in STAGES.values()][:-1] and 350 < limits[-1] <= 360
+
+
+def test_gpu_tests_of_a_file_that_hang_are_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "test_a.py").write_text("import time  # mark.gpu\ntime.sleep(60)\n")
+    monkeypatch.setattr(gpu_machine, "ROOT", tmp_path)
+    monkeypatch.setattr(gpu_machine, "FILE_SECONDS", 2.0)
+    gpu_machine.tests(gpu_stage.Bench("tests", tmp_path, True))
+    (row,) = results(tmp_path)
+    assert not row["ok"] and 2 <= row["seconds"] < 50
 
 
 def test_unknown_stage_is_refused(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 
 from tests.support.interpreted import BACKENDS, KERNELS, interprets_triton
 from tests.support.nerfacc_stand_in import nerfacc_on_a_cpu  # noqa: F401
-from threedgen.representations.march import composite, march, pack, step_size, visible
+from threedgen.representations.march import composite, groups, join, march, pack, step_size, visible
 from threedgen.representations.options import MarchConfig
 
 pytestmark = pytest.mark.usefixtures("nerfacc_on_a_cpu")
@@ -59,6 +59,22 @@ def test_march_is_equal_in_all_backends(bound, radius, jittered, size, kernels):
         assert torch.equal(getattr(results[0], name), getattr(results[1], name)), name
     assert len(results[0]) > 0
     assert (results[0].positions(origins, directions).abs() <= radius * (1 + 1e-5)).all()
+
+
+@pytest.mark.parametrize("name", ["numba", pytest.param("triton", marks=interprets_triton)])
+def test_groups_of_rays_have_the_samples_of_all_rays(name: str) -> None:
+    (origins, directions), grid, limit = rays(40, 5), random_grid(16, 3, 0.2), 100
+    options, jitter = MarchConfig(samples=60, backend=name), torch.rand(40, generator=torch.Generator().manual_seed(1))
+    found, parts = groups(origins, directions, options, grid, jitter, limit), []
+    for part, total in found:
+        parts.append(march(origins[part], directions[part], options, grid, jitter[part], total))
+        assert len(parts[-1]) <= limit and total in (None, len(parts[-1]))
+    whole, joined = march(origins, directions, options, grid, jitter), join(parts)
+    for column in ("ray_index", "t_start", "t_end", "start", "count"):
+        assert torch.equal(getattr(joined, column), getattr(whole, column)), column
+    if name == "triton":  # the groups are filled, as far as whole rays allow
+        assert 1 < len(found) <= len(whole) // (limit - int(whole.count.max())) + 1 < 40 * 60 // limit
+    assert groups(origins, directions, options, grid, jitter, 40 * 60) == [(slice(0, 40), None)]
 
 
 @pytest.mark.parametrize("kernels", ["numba", pytest.param("triton", marks=[interprets_triton, pytest.mark.slow])])

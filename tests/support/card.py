@@ -281,8 +281,9 @@ def march_kernels() -> ModuleType:
     from threedgen.representations.march import Samples, differentiable
     from threedgen.representations.march import numba_kernels as numba
 
-    def place(origins: Any, directions: Any, spans: Any, options: Any, grid: Any) -> Samples:
-        current[-1].sync("number of samples")
+    def place(origins: Any, directions: Any, spans: Any, options: Any, grid: Any, total: int | None = None) -> Samples:
+        if total is None:
+            current[-1].sync("number of samples")
         columns = ("ray_index", "t_start", "t_end", "start", "count")
 
         def run(*args: Any) -> list[Tensor]:
@@ -290,6 +291,12 @@ def march_kernels() -> ModuleType:
             return [getattr(samples, name) for name in columns]
 
         return Samples(*kernel("march place", run, 5)(origins, directions, spans, grid))
+
+    def counts(origins: Any, directions: Any, spans: Any, options: Any, grid: Any) -> Tensor:
+        def run(*args: Any) -> Tensor:
+            return numba.place(*args[:3], options, args[3]).count
+
+        return kernel("march count", run)(origins, directions, spans, grid)
 
     def visible(sigma: Any, samples: Any, alpha_threshold: float, early_stop: float) -> Any:
         def run(sigma: Tensor, *columns: Tensor) -> Tensor:
@@ -299,7 +306,7 @@ def march_kernels() -> ModuleType:
         return kernel("march visible", run)(sigma, *columns)
 
     module = ModuleType("card_march")
-    module.place, module.visible = place, visible  # type: ignore[attr-defined]
+    module.place, module.counts, module.visible = place, counts, visible  # type: ignore[attr-defined]
     forward, backward = kernel("composite", numba.forward), kernel("composite backward", numba.backward)
     module.composite = differentiable(forward, backward)  # type: ignore[attr-defined]
     return module

@@ -34,6 +34,7 @@ def train_steps(system: Any, config: Any, steps: list[int]) -> None:
         is_global_zero=True,
         global_step=len(steps),
         precision_plugin=SimpleNamespace(scaler=scaler if mixed else None),
+        strategy=SimpleNamespace(_lightning_optimizers=[]),
     )
     object.__setattr__(system, "_trainer", trainer)
     system.setup("fit")
@@ -65,12 +66,13 @@ def run_steps(config: str, words: list[str], steps: list[int], stage: str | None
     text = prior.encode_prompt(texts + [""] * options.empty_prompt)
     folder = Path.cwd()
     views = sample_views(options, prior.to("card:0"), text, None, folder, quiet=True) if image else (None, None)
-    prior.free_text_encoder()
+    if not options.round_steps:
+        prior.free_text_encoder()
     train_steps(GenerateSystem(options, prior.to("card:0"), text, *views), options, steps)
 
 
 def run_command(words: list[str]) -> None:
-    """Run a command on the simulated GPU, until its second denoising step or its last training step of `STEPS`."""
+    """Run a command on the simulated GPU, until its last denoising step or its last training step of `STEPS`."""
     from threedgen import cli
     from threedgen.guidance import sampling
     from threedgen.train import loop, task
@@ -82,9 +84,9 @@ def run_command(words: list[str]) -> None:
             args, on_step = args[:6], args[6]
 
         def counted(done: int, steps: int) -> None:
-            if done == 1:
+            if done == steps - 1:
                 current[-1].clear()
-            elif done == 2:
+            elif done == steps:
                 sampled.append((current[-1].launches.copy(), current[-1].syncs.copy()))
                 raise Counted
             on_step(done, steps)

@@ -13,7 +13,7 @@ SYNCS = {
     "update: nonzero",  # occupied cells, for an update of the occupancy grid (every 16th step)
     "mean: _local_scalar_dense",  # of the occupancy grid, after an update
     "on_before_optimizer_step: copy to the host",  # loss and gradients, for the guard against NaN
-    "ends: copy to the host",  # rays of each chunk, if the render is chunked
+    "_ends: copy to the host",  # rays of each chunk and of each group that is marched, if the render is chunked
     "_roughness: nonzero",  # rays that hit the object
     "inversion_timesteps: _local_scalar_dense",  # number of inversion steps
     # DMTet: sizes of the mesh and of its outline, and the mesh itself for the rasteriser on the CPU
@@ -22,7 +22,7 @@ SYNCS = {
     *(f"_crossings: {operator}" for operator in ("nonzero", "repeat_interleave", "_unique2", "index")),
 }
 
-GRAPHED = {"mvdream-sd21", "luciddreamer-sd21", "csd-sd21", "csd-sd21, coarse", "sdi-sd21"}
+GRAPHED = {"mvdream-sd21", "luciddreamer-sd21", "csd-sd21", "csd-sd21, coarse", "sdi-sd21", "preview-mvdream-sd21"}
 """Cases whose UNet is replayed as a CUDA graph, after two steps of one shape."""
 
 LAUNCHES = {
@@ -48,7 +48,8 @@ def test_step_waits_only_where_it_must(name: str, steps: dict[str, dict[str, Any
     assert not problem, problem
     print(f"{name}: {sum(syncs.values())} synchronisations, {sum(launches.values())} launches")
     assert {place.split(" ", 1)[1] for place in syncs} <= SYNCS, syncs
-    assert sum(syncs.values()) <= (STEPS | COMMANDS)[name][-1] and sum(launches.values()) > 50, syncs
+    assert sum(syncs.values()) <= (STEPS | COMMANDS)[name][-1], syncs
+    assert sum(launches.values()) > (10 if name in GRAPHED else 50)
     assert sum(launches.values()) <= 1.05 * LAUNCHES.get(name, float("inf"))
     if name.startswith("mvdream-sd21"):
         assert launches["grid encode"] and launches["composite backward"] and launches["march place"]

@@ -1,10 +1,15 @@
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
+from tests.support.marks import has_gpu
+from threedgen.config import registry
+from threedgen.train import task
 from threedgen.train.status import Status, finished
-from threedgen.train.task import device
+from threedgen.train.task import Task, device
 
 
 def test_status_has_the_exit_codes_of_signals() -> None:
@@ -37,3 +42,34 @@ def test_device_follows_accelerator_and_local_rank(monkeypatch: pytest.MonkeyPat
     assert device("auto") == "cuda:2"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert device("auto") == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("place", "trainer", "expected"),
+    [
+        ("cuda:0", None, True),  # a task that only samples
+        ("cuda:0", "warn", True),
+        ("cuda:0", True, False),
+        ("cpu", None, False),
+    ],
+)
+def test_cudnn_chooses_the_fastest_algorithms_on_cuda(
+    place: str, trainer: Any, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    monkeypatch.setattr(task, "device", lambda accelerator: place)
+    monkeypatch.setattr(registry, "build", lambda *args: args[-1])
+    prior: Any = SimpleNamespace(compact=lambda: None, identify=dict)
+    config = SimpleNamespace(prior=prior, out=tmp_path)
+    if trainer is not None:
+        config.trainer = SimpleNamespace(accelerator="auto", deterministic=trainer)
+    assert Task(config).load_prior() == place and torch.backends.cudnn.benchmark is expected
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"), [(["nvidia3"], True), (["dxg"], True), (["nvidiactl", "nvidia-uvm"], False)]
+)
+def test_gpu_is_found_by_any_of_its_device_files(files: list[str], expected: bool, tmp_path: Path) -> None:
+    for name in files:
+        (tmp_path / name).touch()
+    assert has_gpu(tmp_path) is expected

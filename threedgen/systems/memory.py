@@ -73,7 +73,7 @@ def measure_sampling_task(config: Any, device: torch.device) -> PeakMemory | Non
     if getattr(options, "blocks", None) is not None:
         scene = geometry(views, size, radians(rig.fov), depth=rig.name == "path")
     prior = MetaPrior(networks, options, device, views, branches(options, config.image is not None), scene)
-    return measure_sampling(prior.compact(), size)
+    return measure_sampling(prior.compact(), size, graphed=True)
 
 
 def training_prior(

@@ -242,14 +242,17 @@ def measure(
     return memory
 
 
-def measure_sampling(prior: MetaPrior, size: Sequence[int] | None = None) -> PeakMemory:
+def measure_sampling(prior: MetaPrior, size: Sequence[int] | None = None, graphed: bool = False) -> PeakMemory:
     """Measure the peak memory of loading a prior, sampling its views and decoding them, whichever takes most.
 
-    The kernel launches of the result are those of one denoising step. `size` (H, W) is the size of a view in pixels;
-    None: the image size of the prior.
+    The kernel launches of the result are those of one denoising step, without those in a CUDA graph. `size` (H, W) is
+    the size of a view in pixels; None: the image size of the prior. `graphed` is whether the UNet runs as a CUDA graph
+    if the option `cuda_graph` of the prior is set.
     """
+    if graphed:
+        prior.measure_graph_memory(2 * prior.views)
     z = [side // prior.factor for side in size] if size else prior.latent_shape[1:]
-    kept = weights(*prior.networks.values())
+    kept = [prior.graph_memory, *weights(*prior.networks.values())]
     together = prior.denoiser is prior.unet  # else images are decoded one by one
 
     def step() -> None:

@@ -79,12 +79,16 @@ class Task:
         """Load the config's prior (diffusion model) on the device of the run, and store the hashes of its weights.
 
         If `compact` is True, a UNet on a GPU is loaded in the dtype of the option `prior.dtype` instead of float32,
-        which saves memory but excludes training. Raises ConfigError if the weights are missing or invalid.
+        which saves memory but excludes training. On CUDA, cuDNN then measures its algorithms and takes the fastest,
+        unless the option `trainer.deterministic` is True. Raises ConfigError if the weights are missing or invalid.
         """
         prior, trainer = self.config.prior, getattr(self.config, "trainer", None)
+        place = device(trainer.accelerator if trainer else "auto")
+        if place.startswith("cuda"):
+            torch.backends.cudnn.benchmark = getattr(trainer, "deterministic", False) is not True
         prior = prior.compact() if compact else prior
         with key_prefix("prior"):  # before hashing, which reads all files again
-            built = registry.build("prior", prior, device(trainer.accelerator if trainer else "auto"))
+            built = registry.build("prior", prior, place)
         self.record_weights(prior.identify(), "prior.")
         return built
 
