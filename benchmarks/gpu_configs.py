@@ -92,7 +92,10 @@ OTHERS = {
 
 
 def table(overrides: list[str]) -> Table:
-    """Return a row for each config and for each stage of a config. `overrides` are key=value changes of all configs."""
+    """Return a row for each config and for each stage of a config.
+
+    `overrides` are key=value changes of the configs for 3D objects, such as march.chunk=null for renders in one pass.
+    """
     rows = list[Row]()
     with tempfile.TemporaryDirectory() as folder:
         weights = {name: write_weights(Path(folder) / str(k), *HUB[name]) for k, name in enumerate(HUB)}
@@ -104,7 +107,7 @@ def table(overrides: list[str]) -> Table:
                 prior = part.prior.model_copy(update={"weights": found})
                 rows.append(object_row(f"{name}, {stage}" if stage else name, part.model_copy(update={"prior": prior})))
         for name, words in OTHERS.items():
-            config = load(name, [*words.split(), *overrides])
+            config = load(name, words.split())
             for part, key in ((config, "start"), (getattr(config, "prior", None), "weights")):
                 if (found := weights.get(getattr(part, key, ""))) is not None:
                     part.__dict__[key] = str(found)
