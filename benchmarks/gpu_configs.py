@@ -89,10 +89,17 @@ OTHERS = {
     "train-mvadapter-sdxl": "", "threedim-srn-cars": "",
 }  # fmt: skip
 """Configs of other tasks -> options that their memory depends on."""
+NOTES = [
+    "needed: a tenth and 1 GB more than the peak.",
+    "launches: of a step at each render size, and of a step that fits the object to views; not of the optimizer.",
+]
 
 
 def table(overrides: list[str]) -> Table:
-    """Return a row for each config and for each stage of a config. `overrides` are key=value changes of all configs."""
+    """Return a row for each config and for each stage of a config.
+
+    `overrides` are key=value changes of the configs for 3D objects, such as march.chunk=null for renders in one pass.
+    """
     rows = list[Row]()
     with tempfile.TemporaryDirectory() as folder:
         weights = {name: write_weights(Path(folder) / str(k), *HUB[name]) for k, name in enumerate(HUB)}
@@ -104,14 +111,14 @@ def table(overrides: list[str]) -> Table:
                 prior = part.prior.model_copy(update={"weights": found})
                 rows.append(object_row(f"{name}, {stage}" if stage else name, part.model_copy(update={"prior": prior})))
         for name, words in OTHERS.items():
-            config = load(name, [*words.split(), *overrides])
+            config = load(name, words.split())
             for part, key in ((config, "start"), (getattr(config, "prior", None), "weights")):
                 if (found := weights.get(getattr(part, key, ""))) is not None:
                     part.__dict__[key] = str(found)
             with patch.object(dtypes, "_native", return_value="bf16"):  # native on every GPU since 2020
                 measured = registry.implementation("memory", config.task)(config, CUDA)
-            rows.append(row(name, measured.peak, measured.launches))
-    return Table("GPU configs", rows, ["needed: a tenth and 1 GB more than the peak."])
+            rows.append(row(name, measured.peak, [measured.launches]))
+    return Table("GPU configs", rows, NOTES)
 
 
 def object_row(name: str, config: Any) -> Row:
@@ -119,15 +126,15 @@ def object_row(name: str, config: Any) -> Row:
     launches = dict[str, int]()
     peak = max(memory(config, CUDA, 24e9, launches=launches).values())
     small = max(memory(with_preset(config, PRESETS[-1]), CUDA, 8e9).values())
-    return row(name, peak, max(launches.values(), default=0), small)
+    return row(name, peak, list(launches.values()), small)
 
 
-def row(name: str, peak: float, launches: int, small: float | None = None) -> Row:
+def row(name: str, peak: float, launches: list[int], small: float | None = None) -> Row:
     needed = (ERROR * peak + MARGIN) / 1e9
     with_small = needed if small is None else (ERROR * small + MARGIN) / 1e9
     return {
         "config": name, "peak GB": peak / 1e9, "needed GB": needed, "card GB": card(needed),
-        "with memory-8gb": card(with_small), "launches": launches, "syncs": syncs().get(name, "-"),
+        "with memory-8gb": card(with_small), "launches": ", ".join(map(str, launches)), "syncs": syncs().get(name, "-"),
     }  # fmt: skip
 
 

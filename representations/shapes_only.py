@@ -13,6 +13,7 @@ from torch import Tensor
 from threedgen.representations.hashgrid.torch_twin import Levels
 from threedgen.representations.march import Samples, differentiable
 from threedgen.representations.options import MarchConfig
+from threedgen.run.memory import PeakMemory
 
 
 def encode(x: Tensor, table: Tensor, levels: Levels, direction: Tensor | None = None) -> Tensor:
@@ -51,7 +52,8 @@ class EqualRays(Samples):
 
     Real chunks of rays use the same memory one after another, so it is enough to measure three. `split` returns at most
     three slices: two chunks, and all other rays. For the slice of all other rays, `select_rays` returns only as many
-    samples as a chunk has. Each call of `split` that divides the rays appends this number to the list `chunks`.
+    samples as a chunk has. Each call of `split` that divides the rays appends this number to the list `chunks`. The
+    operators of the second chunk count as those of all chunks but the first and the last (`PeakMemory.launches`).
     """
 
     chunks: list[int] = field(default_factory=list)
@@ -65,7 +67,9 @@ class EqualRays(Samples):
         return [slice(first, stop) for first, stop in pairwise(ends)]
 
     def select_rays(self, part: slice) -> Samples:
-        size = (part.stop - part.start) * int(self.count[0])
+        rays, middle = part.stop - part.start, 0 < part.start and part.stop < self.n_rays
+        PeakMemory.times = -(-self.n_rays // rays) - 2 if middle else 1
+        size = rays * int(self.count[0])
         columns = (column[: min([size, *self.chunks])] for column in (self.ray_index, self.t_start, self.t_end))
         ray_index, t_start, t_end = columns
         index = ray_index if size == len(self) else ray_index - part.start

@@ -131,14 +131,18 @@ class PeakMemory(TorchDispatchMode):
             torch's GPU allocator.
         peak: largest value of `live` so far.
         launches: number of torch operators that computed something on the device, each by one or more kernels.
+        times: number by which `launches` grows at each operator: more than 1 while the computation of one part stands
+            for that of several equal parts.
     """
 
+    times: ClassVar[int] = 1
     _shapes: ClassVar[dict[tuple[object, ...], tuple[list[Layout], TreeSpec]]] = {}
 
     def __init__(self, device: str = "meta") -> None:
         super().__init__()
         self.device = device
         self.live = self.peak = self.launches = 0
+        PeakMemory.times = 1
         self._sizes: dict[int, int] = {}
 
     def __torch_dispatch__(
@@ -147,7 +151,7 @@ class PeakMemory(TorchDispatchMode):
         result = self._result(func, args, kwargs if isinstance(kwargs, dict) else {})
         made = [value for value in tree_leaves(result) if isinstance(value, Tensor)]
         if isinstance(func, OpOverload) and not func.is_view and func._schema.name not in NO_KERNEL:
-            self.launches += any(value.device.type == self.device for value in made)
+            self.launches += self.times * any(value.device.type == self.device for value in made)
         self.add(*made)
         return result
 

@@ -12,6 +12,8 @@ from tests.support.tiny_prior import TEXT_WIDTH, coarse_prior, tiny_prior
 from threedgen import cli, config
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.guidance.weights.meta_networks import meta_networks
+from threedgen.representations.march import Samples
+from threedgen.representations.shapes_only import EqualRays
 from threedgen.run.memory import PeakMemory
 from threedgen.systems.generate import plan as module
 from threedgen.systems.generate.memory import MeasuredSystem, memory
@@ -165,7 +167,7 @@ def test_missing_device_is_refused_before_loading(name: str, tmp_path: Path, mon
         config.load(tiny_generate(tmp_path), [f"trainer.accelerator={name}"]).trainer.check()
 
 
-def needed(folder: Path, *words: str, device: str = "cpu", **more: float) -> dict[str, float]:
+def needed(folder: Path, *words: str, device: str = "cpu", **more: Any) -> dict[str, float]:
     """Return the measured memory of the tiny config: 2 images of 8 pixels, then 2 and 4 of 12 pixels."""
     small = ["march.chunk=null", "result.turntable.height=4", "result.turntable.width=4"]
     return memory(config.load(tiny_generate(folder), [*small, *words]), torch.device(device), **more)
@@ -236,6 +238,21 @@ def test_measured_memory_equals_that_of_real_tensors(words: list[str], tmp_path:
     measured = MeasuredSystem(options, MetaPrior(networks, options.prior, device, 4), device, fraction)
     found = measured.peak(lambda: measured.distillation_loss(step).loss)
     assert found == pytest.approx(tracker.peak, rel=0.1)
+
+
+@pytest.mark.parametrize("rays", [500, 60, 40, 7])  # of 128: 1, 3, 4 and 19 chunks
+def test_launches_of_all_chunks_count(rays: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of many chunks only three are measured; the launches equal those of all chunks, computed one by one."""
+
+    def launches() -> dict[str, int]:
+        found = dict[str, int]()
+        needed(tmp_path, f"march.chunk={rays * 8}", "march.samples=8", launches=found)
+        return found
+
+    extrapolated = launches()
+    for name in ("split", "select_rays"):
+        monkeypatch.setattr(EqualRays, name, getattr(Samples, name))
+    assert extrapolated == launches() and extrapolated["step at 8 px"] > 100
 
 
 def test_kernel_of_the_mlps_is_assumed_only_where_a_run_has_it(tmp_path: Path, monkeypatch) -> None:
