@@ -38,7 +38,7 @@ STEPS: dict[str, Case] = {
     "mvdream-sd21": ("toybox", [*MVDREAM], [0, 1, 2], 3),
     "mvdream-sd21, 256 px": ("toybox", [*MVDREAM], [0, 6], 3),
     "mvdream-sd21, chunks": ("toybox", [*MVDREAM, "march.chunk=500"], [0, 6], 4),
-    "mvdream-sd21, groups": ("toybox", [*MVDREAM, "march.chunk=20"], [0, 6], 6),  # three are marched
+    "mvdream-sd21, groups": ("toybox", [*MVDREAM, "march.chunk=20"], [0, 6], 6),  # one march, several groups
     "mvdream-sd21, occupancy": ("toybox", [*MVDREAM, "occupancy.warmup=8"], [0, 272], 5),
     "mvdream-sd15": ("toybox", [*MVDREAM], [0, 6], 3),
     "mvdream-sd21-shading": ("toybox", ORIENTED, [0, 6], 3),
