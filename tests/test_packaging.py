@@ -186,6 +186,14 @@ def test_make_gives_the_prompt_as_it_was_typed(tmp_path: Path) -> None:
     assert b"prompt=a red penguin\0" in (tmp_path / "seen").read_bytes()
 
 
+FROM_FIRST_WHEEL = (
+    ("--config", "mvdream-toybox", "prompt=a red car"),
+    ("--config", "quick-toybox", "prompt=a red car"),
+    ("--config", "quick-toybox", f"image={ROOT / 'docs/studio.png'}"),
+)
+"""Commands whose weights are in the wheel threedgen; the wheel threedgen_weights has those of the others."""
+
+
 @pytest.mark.slow
 def test_wheels_hold_everything_and_run_alone(tmp_path: Path) -> None:
     """Built from a copy, so that no build/ of the checkout leaks into them, and unpacked into a bare folder."""
@@ -210,6 +218,9 @@ def test_wheels_hold_everything_and_run_alone(tmp_path: Path) -> None:
         done = python(*words, cwd=tmp_path, PYTHONPATH=str(site))
         assert done.returncode == (2 if distribution == "threedgen" else 0), done.stderr
         assert ("threedgen[weights]" in done.stderr) == (distribution == "threedgen")
+        for words in FROM_FIRST_WHEEL if distribution == "threedgen" else ():
+            done = python("-m", "threedgen", *words, "--dry-run", cwd=tmp_path, PYTHONPATH=str(site))
+            assert done.returncode == 0 and "not on this machine" not in done.stdout, (words, done.stdout, done.stderr)
     assert len(names) == len(set(names))
     (extra,) = re.findall(r'"(threedgen-weights.*)"', (ROOT / "setup.py").read_text(encoding="utf-8"))
     assert Requirement(extra).specifier.contains(wheel.name.split("-")[1])

@@ -78,6 +78,11 @@ def test_unknown_words_are_named_with_the_nearest_known_ones(prior: MVDream) -> 
     assert received.endswith("'a red'")
 
 
+def test_unknown_words_with_another_effect_are_not_named(prior: MVDream) -> None:
+    note, _ = prompt_warnings("a red shiny dgo", prior, used_word="shiny")
+    assert "'dgo'" in note and "'shiny'" not in note
+
+
 def test_only_eight_unknown_words_are_listed() -> None:
     class LongPrior(StubPrior):
         def tokens_cut(self, prompt: str) -> str:

@@ -10,6 +10,7 @@ from tests.support.axe import violations
 from tests.support.browser import PATIENCE, Tab
 from tests.support.example_run import asset_glb
 from tests.support.studio import FAILURE, Client, finished_run, studio
+from threedgen.studio.schema import AssetOrder
 
 pytestmark = pytest.mark.slow
 STATE = "document.querySelector('.job:last-child .state')?.textContent"
@@ -212,3 +213,39 @@ def test_from_an_empty_page_to_all_that_it_can_do(chromium: Any, client: Client,
     page.goto(f"{client.url}api/v1/", timeout=PATIENCE)
     look("10-api")
     assert problems == [] and tab.errors == []
+
+
+def test_3d_view_is_accessible_and_its_asset_is_exported_again(chromium: Any, client: Client) -> None:
+    finished_run(client.root / "one")
+    tab = Tab(chromium, client.url, reduced_motion="reduce")
+    page = tab.page
+    tab.until(f"{CARDS} === 1")
+    page.click(".card a")
+    orders: list[dict[str, Any]] = []
+
+    def answer(route: Any) -> None:  # a real job would show its result instead
+        orders.append(route.request.post_data_json)
+        route.fulfill(status=201, json={})
+
+    page.route("**/export", answer)
+    page.click("#viewers summary")
+    page.select_option("#viewers [name=collision]", "parts")
+    for levels in ("1000, 300", "0", ""):
+        page.fill("#viewers [name=lods]", levels)
+        press(tab, "Export")
+        page.wait_for_timeout(1000)
+    assert orders == [{"collision": "parts", "lods": [1000, 300]}, {"collision": "parts", "lods": []},
+                      {"collision": "parts"}]  # fmt: skip
+    for order in orders:
+        AssetOrder.model_validate(order)
+    page.frame_locator("#viewers iframe").locator("#view[data-drawn]").wait_for(timeout=PATIENCE)
+    assert violations(page) == []
+
+
+def test_words_that_set_the_material_are_not_struck(chromium: Any, client: Client) -> None:
+    tab = Tab(chromium, client.url)
+    tab.page.fill("#prompt", "a fluffy wooden chair")
+    struck = "[...document.querySelectorAll('.unknown')].map((word) => word.textContent).join()"
+    tab.until(f"{struck} === 'fluffy'")
+    tab.page.set_input_files("#file", {"name": "a.glb", "mimeType": "", "buffer": asset_glb()})  # it gets a texture
+    tab.until(f"{struck} === 'fluffy,wooden'")

@@ -23,12 +23,13 @@ from tests.support.studio_load import load as load_of_clients
 from tests.support.task_server import tiny_generate
 from tests.support.waiting import when
 from threedgen import cli
-from threedgen.config import load
+from threedgen.config import ConfigError, load, optional
+from threedgen.config.command import install
 from threedgen.export.options import AssetConfig
-from threedgen.studio import state
+from threedgen.run.interrupts import Interrupts
+from threedgen.studio import server, state
 from threedgen.studio.jobs import _start, make_job
 from threedgen.studio.options import StudioConfig
-from threedgen.studio.server import listen
 from threedgen.studio.state import plain_words
 from threedgen.systems.generate.options import GenerateConfig
 from threedgen.systems.novel_view.options import ImageTo3DConfig
@@ -89,13 +90,23 @@ def test_other_hosts_need_a_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     config = StudioConfig(task="studio", host="0.0.0.0", port=0)
     config.check()
     with refused(None, "host", "no.such.name"):
-        listen(config.model_copy(update={"host": "no.such.name"}))
+        server.listen(config.model_copy(update={"host": "no.such.name"}))
     with studio(tmp_path, monkeypatch, config) as client:
         for host, status in (("10.1.2.3:80", 200), ("[::1]:80", 200), ("evil.example", 403)):
             assert client.ask(f"/{TOKEN}/api/v1/jobs", Host=host).status == status
             assert client.ask("/api/v1/jobs", Host=host).status == 401
         forged = {"Host": "10.1.2.3:80", "Origin": "http://10.1.2.4:80"}
         assert client.ask(f"/{TOKEN}/api/v1/jobs", **forged).status == 403
+
+
+@pytest.mark.parametrize(("host", "count"), [("0.0.0.0", 1), ("127.0.0.1", 0)])
+def test_other_hosts_are_warned_of(tmp_path: Path, monkeypatch, caplog, host: str, count: int) -> None:
+    interrupts = Interrupts()
+    interrupts.stop = True
+    monkeypatch.setattr(server, "Interrupts", lambda note: interrupts)
+    assert server.run(StudioConfig(task="studio", host=host, port=0, token=TOKEN, out=str(tmp_path / "runs"))) == 0
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == count and all(host in warning for warning in warnings)
 
 
 def test_pages_refer_to_themselves_only(client: Client) -> None:
@@ -431,6 +442,10 @@ def test_prompt_words_are_checked(client: Client) -> None:
     found = client.api("words?prompt=a%20red%20corgi")
     assert [(word["word"], word["known"]) for word in found["words"]] == [("a", True), ("red", True), ("corgi", False)]
     assert found["words"][2]["near"] == ["dog"] and {"dog", "car", "chair"} < set(found["nouns"])
+    found = client.api("words?prompt=a%20wooden%20chair%20with%20a%20shiny%20hat")
+    effects = {word["word"]: word["material"] for word in found["words"] if not word["known"]}
+    assert effects == {"wooden": True, "shiny": False}, "the hat has no material of its own"
+    assert not any("wooden" in note and "receives" not in note for note in found["notes"])
     found = client.api("words?prompt=a%20red%20hel")
     assert found["typed"] == "hel" and found["nouns"] == ["helicopter"]
     found = client.api("words?prompt=a%20dog%20and%20a%20car")
@@ -450,7 +465,50 @@ def test_errors_have_no_command_line_advice(text: str, shown: str) -> None:
     assert plain_words(text) == shown
 
 
+def _refusal(folder: Path, prompt: str = "a dog", mesh: bytes = b"", **export: Any) -> str:
+    files = {}
+    if mesh:
+        files["mesh"] = folder / "chair.glb"
+        files["mesh"].write_bytes(mesh)
+    with pytest.raises(ConfigError) as caught:
+        make_job(StudioConfig(task="studio"), folder, prompt, 0, AssetConfig(**export), files)
+    return str(caught.value)
+
+
+COMMANDS = re.compile(r"=|launch\.py|--\w|\bpip\b|config|\.md|weights\.|formats|sd21|\[")
+"""What only a person at the command line can use."""
+
+
+@pytest.mark.parametrize("checkout", [True, False])
+def test_errors_say_what_a_person_at_the_page_can_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkout: bool
+) -> None:
+    monkeypatch.setattr("threedgen.config.command.in_checkout", lambda: checkout)
+    noun = plain_words(_refusal(tmp_path, "justice"))
+    assert "animals (dog, cat" in noun and not COMMANDS.search(noun)
+    monkeypatch.setattr(optional, "installed", lambda module: False)
+    monkeypatch.setattr(optional, "EXTRAS", {"pxr": ("usd-core", install("usd")), "coacd": ("coacd", install("parts"))})
+    texts = [_refusal(tmp_path, formats=("usdz",)), _refusal(tmp_path, collision="parts")]
+    monkeypatch.setattr("threedgen.guidance.weights.loading.folder", lambda name: tmp_path / name)
+    texts.append(_refusal(tmp_path, mesh=asset_glb((0, 0, 1))))
+    for text, values in zip(texts, (("usd-core", "or remove usdz"), ("coacd",), ("toybox-",)), strict=True):
+        assert "pip install" in text
+        shown = plain_words(text)
+        assert all(value in shown for value in (*values, "Ask whoever runs this studio")), shown
+        assert not COMMANDS.search(shown), shown
+
+
 # ---------------------------------------------------------------- documented clients
+
+
+def test_every_request_is_documented(client: Client) -> None:
+    table = "\n".join(line for line in DOCS.read_text(encoding="utf-8").splitlines() if line.startswith("|"))
+    for path in client.api("openapi.json")["paths"]:
+        name = path.removeprefix("/api/v1/")
+        for field, word in (("{name}/files/{file}", "RUN/files/FILE"), ("runs/{name}", "runs/RUN"), ("{name}", "NAME"),
+                            ("{number}", "N")):  # fmt: skip
+            name = name.replace(field, word)
+        assert re.search(rf"[ `]{re.escape(name)}[`?]", table), name
 
 
 @pytest.mark.parametrize("language", ["python", "bash"])

@@ -10,10 +10,15 @@ AXE = Path(os.environ.get("AXE", "node_modules/axe-core/axe.min.js"))
 
 
 def violations(page: Any) -> list[str]:
-    """Return the violations of rules of axe-core on a page of playwright: rule, elements. Skips without axe-core."""
+    """Return the violations of rules of axe-core on a page of playwright and in its frames: rule, elements.
+
+    Skips without axe-core.
+    """
     if not AXE.is_file():
         pytest.skip("no axe-core here")
-    if not page.evaluate("'axe' in window"):
-        page.evaluate(AXE.read_text(encoding="utf-8"))  # the page's policy forbids a script element
-    found = page.evaluate("axe.run({ iframes: false })")["violations"]
+    found = []
+    for frame in page.frames:  # each by itself: axe-core cannot reach into a sandbox
+        if not frame.evaluate("'axe' in window"):
+            frame.evaluate(AXE.read_text(encoding="utf-8"))  # the page's policy forbids a script element
+        found += frame.evaluate("axe.run({ iframes: false })")["violations"]
     return [f"{rule['id']}: {[node['html'][:150] for node in rule['nodes']]}" for rule in found]

@@ -115,7 +115,7 @@ def box_glb(textured: bool = False, **node: Any) -> bytes:
 
 
 @functools.cache
-def asset_glb(bump: tuple[float, float, float] = (0.0, 0.0, 1.0)) -> bytes:
+def asset_glb(bump: tuple[float, float, float] = (0.0, 0.0, 1.0), grey: int = 90) -> bytes:
     """What the exporter writes of a grey square that looks at the page's first camera, u to its right and v up.
 
     bump: the normal everywhere in its normal map, in the tangent frame.
@@ -134,7 +134,7 @@ def asset_glb(bump: tuple[float, float, float] = (0.0, 0.0, 1.0)) -> bytes:
     tangents = np.tile([*right[world], 1.0], (4, 1)).astype(np.float32)
     faces = np.array([[0, 1, 2], [0, 2, 3]])
     mesh = TexturedMesh(points[:, world].astype(np.float32), faces, normals, corners, tangents)
-    flat = {"base_colour": (90, 90, 90), "normal": 128 + 127 * np.asarray(bump), "orm": (255, 255, 0)}
+    flat = {"base_colour": (grey, grey, grey), "normal": 128 + 127 * np.asarray(bump), "orm": (255, 255, 0)}
     return textured_glb_bytes(
         mesh, {kind: png(np.tile(np.round(value).astype(np.uint8), (8, 8, 1))) for kind, value in flat.items()}
     )

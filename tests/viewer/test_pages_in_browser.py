@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.support.axe import violations
 from tests.support.browser import PATIENCE, Tab
 from tests.support.example_run import asset_glb, box_glb, example
 from threedgen import cli
@@ -124,6 +125,24 @@ def test_normal_map_is_applied(chromium: Any, tmp_path: Path, bump: tuple, colou
     assert fraction > 0.1 and tab.outside() == [] and tab.errors == []
 
 
+def test_wires_are_visible_on_a_dark_model(chromium: Any, tmp_path: Path) -> None:
+    run = example(tmp_path / "run")
+    (run / "asset").mkdir()
+    (run / "asset" / "square.glb").write_bytes(asset_glb(grey=10))
+    (run / "asset" / "asset.json").write_text('{"files": {"square.glb": 1}}')
+    tab = Tab(chromium, write_report(run))
+    tab.drawn()
+    tab.page.get_by_role("button", name="Wireframe").click()
+    for _ in range(5):  # the textures are loaded after the first frame
+        tab.page.wait_for_timeout(500)
+        height, width, _ = (image := tab.picture()).shape
+        inside = image[height // 3 : -height // 3, width // 3 : -width // 3]  # of the square
+        lines = float((inside.min(axis=2) > np.median(inside) + 50).mean())  # its diagonal
+        if 0.0005 < lines < 0.1:
+            break
+    assert 0.0005 < lines < 0.1 and np.median(inside) < 60
+
+
 def test_views_replace_a_broken_video(chromium: Any, tmp_path: Path) -> None:
     run = example(tmp_path / "run")
     (run / "turntable.mp4").write_bytes(b"no video")
@@ -190,3 +209,14 @@ def test_gallery_filter(chromium: Any, tmp_path: Path) -> None:
     tab.page.click(".card:visible a")
     tab.page.wait_for_selector("#view")
     assert tab.page.url.endswith("/report.html") and tab.errors == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_report_and_gallery_are_accessible(chromium: Any, tmp_path: Path, scheme: str) -> None:
+    report = make_report(tmp_path / "run")
+    assert cli.main(["--config", "gallery", f"runs={tmp_path}"]) == 0
+    tab = Tab(chromium, report, color_scheme=scheme)
+    tab.drawn()
+    assert violations(tab.page) == []
+    tab = Tab(chromium, tmp_path / "gallery.html", color_scheme=scheme)
+    assert violations(tab.page) == []

@@ -59,13 +59,18 @@ MATERIAL_WORDS = {name: name for name in MATERIALS} | {
 }  # fmt: skip
 
 
-def material_of(prompt: str) -> str:
-    """Return the material of the object in a prompt, such as "metal"; "matte" if no word names a material.
+def material_word(prompt: str) -> str:
+    """Return the first word of a prompt that names the material of the object, such as "steel"; "" if there is none.
 
     Words after "with", "wearing", "in", "on" or "and" belong to a part or to another object and do not count.
     """
     head = re.split(r"\b(?:with|wearing|in|on|and)\b", prompt.lower())[0]
-    return next((MATERIAL_WORDS[word] for word in re.findall(r"\w+", head) if word in MATERIAL_WORDS), "matte")
+    return next((word for word in re.findall(r"\w+", head) if word in MATERIAL_WORDS), "")
+
+
+def material_of(prompt: str) -> str:
+    """Return the material of the object in a prompt, such as "metal"; "matte" if no word names a material."""
+    return MATERIAL_WORDS.get(material_word(prompt), "matte")
 
 
 Texels = Literal[64, 128, 256, 512, 1024, 2048, 4096, 8192]
@@ -169,6 +174,10 @@ class ExportSection(AssetConfig):
     def check(self) -> None:
         if self.enabled:
             super().check()
+
+    def used_word(self, prompt: str) -> str:
+        """Return the word of a prompt that sets the asset's material; "" if there is none, or no asset is exported."""
+        return material_word(prompt) if self.enabled and self.material is None else ""
 
 
 class ExportConfig(TaskConfig, AssetConfig):

@@ -70,18 +70,20 @@ def remove_words(prompt: str, words: Iterable[str]) -> str:
     return " ".join(prompt.split())
 
 
-def prompt_warnings(prompt: str, prior: PromptReader, more: Iterable[str] = ()) -> list[str]:
+def prompt_warnings(prompt: str, prior: PromptReader, more: Iterable[str] = (), used_word: str = "") -> list[str]:
     """Check a prompt for a prior (diffusion model). Log and return the warnings, followed by the caller's own, `more`.
 
     There are warnings if lines of the prompt are joined, if its end is cut off, if words are unknown, replaced or
-    negated, and if the word for the object that the prior was tuned for (DreamBooth), such as "[v]", is missing.
+    negated, and if the word for the object that the prior was tuned for (DreamBooth), such as "[v]", is missing. There
+    is no warning about the unknown word `used_word`, which has an effect elsewhere.
     """
     text, notes = normalise_prompt(prompt), []
     if len(prompt.strip().splitlines()) > 1:
         notes.append("the lines of the prompt were joined")
     cut = prior.tokens_cut(text)
     notes += cut_note(cut)
-    notes += unknown_words_note(prior.unknown_words(text.removesuffix(cut)))
+    unknown = prior.unknown_words(text.removesuffix(cut))
+    notes += unknown_words_note([(word, near) for word, near in unknown if word != used_word])
     reading = prior.read_prompt(text.removesuffix(cut))
     notes += reading_notes(reading) + received_note(text.removesuffix(cut), reading)
     missing = [word for word in prior.identifiers if word.lower() not in text.lower()]

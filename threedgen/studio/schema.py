@@ -103,10 +103,17 @@ class Error(BaseModel):
 
 
 class Word(BaseModel):
-    """Word of a prompt. `known`: whether the vocabulary contains it. `near`: similar words, if it is unknown."""
+    """Word of a prompt.
+
+    Attributes:
+        known: whether the vocabulary contains it.
+        material: whether it sets the material of the asset; it then has an effect even if it is not known.
+        near: similar words, if it has no effect.
+    """
 
     word: str
     known: bool
+    material: bool
     near: list[str]
 
 
@@ -146,7 +153,11 @@ def check_prompt(prompt: str, config: Any) -> Words:
     if vocabulary is None:
         return Words()
     unknown = dict(vocabulary.unknown(prompt))
-    words = [Word(word=w, known=w not in unknown, near=unknown.get(w, [])) for w in vocabulary.split(prompt)]
+    used = config.used_word(prompt)
+    words = [
+        Word(word=w, known=w not in unknown, material=w == used, near=[] if w == used else unknown.get(w, []))
+        for w in vocabulary.split(prompt)
+    ]
     typed, nouns = prompt_reader(vocabulary).suggest(prompt)
     notes = config.model_copy(update={"prompt": prompt}).prompt_notes()
     return Words(words=words, notes=notes, nouns=nouns, typed=typed)

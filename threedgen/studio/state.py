@@ -24,16 +24,24 @@ from .jobs import LIVE, WAITING, Job, Queue, make_job
 from .options import StudioConfig
 from .schema import JobInfo, Order, Progress, RunInfo, Status, Upload
 
-_ADVICE = re.compile(r"`|--\w|\b\w+(\.\w+)*=|\.(md|yaml)\b")
+_ADVICE = re.compile(r"`|--\w|\b\w+(\.\w+)*=|\.(md|yaml)\b|\bconfigs?\b")
+_INSTALL = re.compile(r"^(?:[\w.]+: )?(.*): pip install (?:-e )?(?:'[^']+'|[\w-]+)(, or [^.;]*)?")
 _KEY = re.compile(r"^(?:\w+\.)*(\w+): (?=(?:contains|has|is|are|needs|should|was|were)\b)")
 
 
 def plain_words(text: str) -> str:
-    """Return an error message for users of the page, without options, flags, commands and names of doc pages.
+    """Return an error message for users of the page, without options, flags, commands, configs and names of doc pages.
 
-    "prompt: is empty. Set it, for example prompt=..." becomes "The prompt is empty.".
+    "prompt: is empty. Set it, for example prompt=..." becomes "The prompt is empty.". A command that installs a package
+    becomes the advice to ask whoever runs the studio for it.
     """
-    sentences = re.split(r"(?<=[.;?!]) ", re.sub(r" \(got [^()]*(\([^()]*\))?[^()]*\)", "", text).strip())
+
+    def ask(found: re.Match[str]) -> str:
+        instead = found[2] or ""
+        return f"{found[1]}. Ask whoever runs this studio to install it{'' if _ADVICE.search(instead) else instead}."
+
+    text = _INSTALL.sub(ask, re.sub(r" \(got [^()]*(\([^()]*\))?[^()]*\)", "", text).strip())
+    sentences = re.split(r"(?<=[.;?!]) ", text)
     kept = [part for part in sentences if not _ADVICE.search(part)]
     return _KEY.sub(r"The \1 ", " ".join(kept or sentences[:1])).rstrip(";")
 

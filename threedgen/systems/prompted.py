@@ -40,6 +40,10 @@ class PromptedConfig(RunConfig):
         with key_prefix("prior"):
             return None if prior is None else prior.vocabulary()
 
+    def used_word(self, prompt: str) -> str:
+        """Return a word of a prompt that has an effect even if the prior does not know it; "" if there is none."""
+        return ""
+
     def check_prompt(self, others: Iterable[str] = ()) -> None:
         """Raise ConfigError if a prompt names no object that the prior (diffusion model) knows.
 
@@ -75,7 +79,11 @@ class PromptedConfig(RunConfig):
     def notes(self) -> list[str]:
         vocabulary = self.vocabulary()
         texts = [] if vocabulary is None else self.texts()
-        unknown = {word: near for text in texts for word, near in vocabulary.unknown(text)} if vocabulary else {}
+        unknown = dict[str, list[str]]()
+        if vocabulary is not None:
+            for text in texts:
+                used = self.used_word(text)
+                unknown |= {word: near for word, near in vocabulary.unknown(text) if word != used}
         readings = {text: vocabulary.read(text) for text in texts} if vocabulary else {}
         changed = [note for reading in readings.values() for note in reading_notes(reading)]
         if len(readings) == 1:

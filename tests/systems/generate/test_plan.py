@@ -132,6 +132,13 @@ def test_ignored_options_are_reported(tmp_path: Path, capsys: pytest.CaptureFixt
     notes = [line for line in out.splitlines() if line.startswith("note: ")]
     assert code == 0 and len(notes) == 3 and "does not know 'fluffy'" in notes[0] and "dog and cat" in notes[2]
     assert "'a dog and a cat'" in notes[1]
+    for option, unknown in (
+        ("export.enabled=true", "'fluffy'"),
+        ("export.enabled=false", "'wooden', 'fluffy'"),
+        ("export.material=glass", "'wooden', 'fluffy'"),
+    ):
+        code, out, _ = dry(tmp_path, capsys, "prompt=a wooden fluffy dog", option)
+        assert code == 0 and f"note: this prior does not know {unknown};" in out, "a word that sets the material counts"
     code, out, _ = dry(tmp_path, capsys, "prompt=a dog", "negative_prompt=ugly zebra")
     notes = [line for line in out.splitlines() if line.startswith("note: ")]
     assert notes == ["note: negative_prompt: this prior does not know 'ugly', 'zebra'; they are ignored"]

@@ -87,16 +87,18 @@ ASSET = ["export.enabled=true", "export.budget=200", "export.texture=64", "expor
 
 
 def test_run_writes_its_asset(tmp_path: Path) -> None:
-    words, run = command(tmp_path, *ASSET), tmp_path / "run"
+    words, run = command(tmp_path, *ASSET, "prompt=a shiny red dog"), tmp_path / "run"
     assert server().run(tmp_path, words=words) == 0, log(tmp_path)
-    summary, asset = read_summary(run), run / "asset" / "a_red_dog.glb"
-    assert summary["asset"]["file"] == "asset/a_red_dog.glb"
-    assert summary["files"] == [*FILES, "asset/a_red_dog.glb", PAGE]
-    assert all(note.startswith("asset: ") for note in summary["notes"])
+    summary, asset = read_summary(run), run / "asset" / "a_shiny_red_dog.glb"
+    assert summary["asset"]["file"] == "asset/a_shiny_red_dog.glb"
+    assert summary["files"] == [*FILES, "asset/a_shiny_red_dog.glb", PAGE]
+    assert all(note.startswith(("asset: ", "the prior receives")) for note in summary["notes"]), (
+        "shiny sets the material"
+    )
     for phase in ("sampling views", "turntable", "surface", "asset: khronos", "page"):
         assert f"\n{phase}: " in log(tmp_path), phase
     assert log(tmp_path).splitlines()[-4:] == [
-        "asset: run/asset/a_red_dog.glb (0.5 m high, as a dog usually is)",
+        "asset: run/asset/a_shiny_red_dog.glb (0.5 m high, as a dog usually is)",
         "another height: python launch.py --config export run=run preset=prop height=METRES",
         f"page: run/{PAGE}",
         "run",
@@ -107,7 +109,7 @@ def test_run_writes_its_asset(tmp_path: Path) -> None:
     assert "its files are unchanged\n" in log(tmp_path) and asset.read_bytes() == before
     asset.unlink()
     assert server().run(tmp_path, words=["--resume", "run"]) == 0, log(tmp_path)
-    assert asset.read_bytes() == before and "asset: run/asset/a_red_dog.glb" in log(tmp_path)
+    assert asset.read_bytes() == before and "asset: run/asset/a_shiny_red_dog.glb" in log(tmp_path)
 
 
 def test_finished_run_without_an_asset_names_the_export_command(copy: Path) -> None:

@@ -336,6 +336,9 @@ class GenerateConfig(PromptedConfig):
             return run_folder(self.edit, "edit")
         return None if self.start is None else user_path(self.start, "start")
 
+    def used_word(self, prompt: str) -> str:
+        return self.export.used_word(prompt)
+
     def object_text(self) -> str:
         """Return the prompt on one line; "" with an image and no prompt. Raises ConfigError if both are missing."""
         if self.prompt.strip():

@@ -107,7 +107,7 @@ def run_once(task: Task, init_path: Path | None = None) -> Status:
     prior: Prior
     with explain_out_of_memory("the prior", "set prior.image_size, preview.enabled=false, or trainer.accelerator=cpu"):
         prior = task.load_prior(compact=True)
-        notes = prompt_warnings(prompt, prior, config.prompt_notes()) if prompt else []
+        notes = prompt_warnings(prompt, prior, config.prompt_notes(), config.used_word(prompt)) if prompt else []
         texts = prompts(prompt, config.negative_prompt, config.view_prompts)
         image = first_view(config, prior)
         text_embeddings = embeddings(config, prior, texts + [""] * config.empty_prompt, image, folder)

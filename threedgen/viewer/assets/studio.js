@@ -72,8 +72,10 @@
     const request = ++lastRequest;
     const check = await send("GET", `words?prompt=${encodeURIComponent(prompt.value)}`);
     if (!check || request !== lastRequest) return; // outdated: the prompt has changed
-    part("words").replaceChildren(...check.words.flatMap(({ word, known, near }) => [
-      Object.assign(element("span", word, known || word === check.typed ? "word" : "word unknown"), { title: known ? "known" : "unknown word: no effect" }),
+    const uses = (material) => material && !given.mesh; // a mesh keeps its material
+    const about = (known, material) => (known ? "known" : uses(material) ? "sets the material" : "unknown word: no effect");
+    part("words").replaceChildren(...check.words.flatMap(({ word, known, near, material }) => [
+      Object.assign(element("span", word, known || uses(material) || word === check.typed ? "word" : "word unknown"), { title: about(known, material) }),
       ...near.map((other) => chip(`→ ${other}`, `replace ${word}`, () => replaceWord(word, other))),
     ]));
     const lead = check.nouns.length ? [element("span", check.typed ? "Known words" : "Try", "hint")] : [];
@@ -104,6 +106,7 @@
   function assetOptions(form) {
     const data = new FormData(form), formats = data.getAll("formats"), options = {};
     for (const name of ["preset", "collision"]) if (data.get(name)) options[name] = data.get(name);
+    if (data.get("lods")) options.lods = (data.get("lods").match(/\d+/g) || []).map(Number).filter(Boolean);
     if (data.get("height")) options.height = Number(data.get("height"));
     if (formats.length && formats.join() !== "glb") options.formats = formats;
     return options;
@@ -154,6 +157,7 @@
   function showGiven() {
     const words = Boolean(given.mesh || !given.image); // an image alone becomes an object without a prompt
     part("asset").hidden = Boolean(given.mesh);
+    checkPrompt();
     for (const name of ["prompt", "words", "nouns", "notes", "browse"]) part(name).hidden = !words;
     const use = { image: given.mesh ? "gives the texture" : "becomes an object", mesh: "gets a texture", edit: "changes to fit the prompt" };
     part("files").replaceChildren(...Object.entries(given).flatMap(([kind, name]) => {
