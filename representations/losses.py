@@ -71,6 +71,8 @@ def distortion(render: Render, span: float) -> Tensor | None:
     weights, s = render.weights, render.samples
     if weights is None or s is None:
         return None
+    if not len(s):  # one weight, of a sample of length 0, keeps the graph
+        return 0 * weights.sum()
     dtype = torch.float64 if weights.is_cpu else torch.float32  # float64 is slow on most GPUs
 
     def from_first(values: Tensor) -> Tensor:

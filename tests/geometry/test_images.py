@@ -130,6 +130,19 @@ def test_write_mp4_encoder_failure_is_os_error(tmp_path, monkeypatch, count, siz
     assert not list(tmp_path.iterdir())
 
 
+def test_write_mp4_without_ffmpeg_is_os_error(tmp_path, monkeypatch):
+    """Also if the search for it fails, as with a failing disk."""
+    import imageio_ffmpeg._io
+
+    def search():
+        raise RuntimeError("No ffmpeg exe could be found.")
+
+    monkeypatch.setattr(imageio_ffmpeg._io, "get_ffmpeg_exe", search)
+    with refused(None, "video.mp4", "No ffmpeg", kind=OSError):
+        write_mp4(noise(2, 16, 16, 3), tmp_path / "video.mp4")
+    assert not list(tmp_path.iterdir())
+
+
 def test_write_mp4_missing_frames_are_os_error(tmp_path, monkeypatch):
     """Truncate the file, as a full disk does."""
     imwrite = images.iio.imwrite

@@ -167,7 +167,10 @@ def write_mp4(frames: Iterable[Any], path: Path | str, fps: int = 30) -> Path:
     try:
         stream: Any = even_frames()  # the plugin accepts iterators, but its annotations do not
         try:
-            iio.imwrite(temporary, stream, plugin="FFMPEG", extension=".mp4", is_batch=True, fps=fps, **H264)
+            try:
+                iio.imwrite(temporary, stream, plugin="FFMPEG", extension=".mp4", is_batch=True, fps=fps, **H264)
+            except RuntimeError as error:  # no ffmpeg was found or could be started
+                raise OSError(errno.EIO, f"the encoder did not start: {str(error).splitlines()[0]}") from error
             _check_frame_count(temporary, count)
         except OSError as error:
             reason = error.strerror or str(error).splitlines()[0]
