@@ -137,9 +137,9 @@ def test_storage_fault_is_said_and_the_run_goes_on(tmp_path: Path, kind: str, la
     assert_fault_is_said(tmp_path, kind, number=uses(kind) // 2, error=errno.EIO, lasting=lasting)
 
 
-def fault(rng: random.Random, number: int) -> dict[str, Any]:
-    kind: dict[str, Any] = {"seconds": 0.02} if number % 10 == 9 else {"error": rng.choice(ERRORS)}
-    return {"lasting": rng.random() < 0.5} | kind
+def random_fault(rng: random.Random, number: int) -> dict[str, Any]:
+    lasting = rng.random() < 0.5  # first: the seeds of recorded runs depend on the order
+    return {"lasting": lasting} | ({"seconds": 0.02} if number % 10 == 9 else {"error": rng.choice(ERRORS)})
 
 
 def kill(rng: random.Random, number: int) -> dict[str, Any]:
@@ -149,13 +149,14 @@ def kill(rng: random.Random, number: int) -> dict[str, Any]:
 def assert_goes_on_after_a_kill(folder: Path, kind: str, **fault: Any) -> int:
     work, words = make_work(folder, kind)
     code = server().run(work, words=words, fault=fault)
-    assert code in (0, -signal.SIGKILL), (kind, fault, log(work))  # 0: this time the batch had fewer uses
+    missed = kind == "batch" and code == 0  # the number of uses varies
+    assert missed or code == -signal.SIGKILL, (kind, fault, log(work))
     assert server().run(work, words=words) == 0, (kind, fault, log(work))
     assert_complete(work, fault, kind)
     return code
 
 
-ATTACKS = {"faults": (fault, assert_fault_is_said), "kills": (kill, assert_goes_on_after_a_kill)}
+ATTACKS = {"faults": (random_fault, assert_fault_is_said), "kills": (kill, assert_goes_on_after_a_kill)}
 
 
 @faulty
@@ -164,10 +165,10 @@ ATTACKS = {"faults": (fault, assert_fault_is_said), "kills": (kill, assert_goes_
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_run_goes_on_after_any_moment(tmp_path: Path, attack: str, kind: str, part: int) -> None:
-    draw, attacked = ATTACKS[attack]
+    choose, attacked = ATTACKS[attack]
     rng, codes, different = random.Random(f"{SEED} {kind} {part}"), Counter[int](), []
     for k in range(min(PART, FAULTS - PART * part)):
-        case = {"number": rng.randint(1, uses(kind))} | draw(rng, k)
+        case = {"number": rng.randint(1, uses(kind))} | choose(rng, k)
         try:
             codes[attacked(tmp_path / str(k), kind, **case)] += 1
         except Exception as error:  # also a file or a value that is missing
