@@ -1,4 +1,5 @@
 import io
+import shutil
 import zipfile
 from dataclasses import replace
 from importlib.util import find_spec
@@ -11,7 +12,7 @@ import trimesh
 
 from benchmarks.glb_reader import read_glb
 from tests.support import janus_stub
-from tests.support.other_readers import READERS, Mesh, Meshes, difference
+from tests.support.other_readers import READERS, Mesh, Meshes, difference, read_godot
 from tests.support.textured_box import files, textured
 from threedgen.export.files.glb import plain_glb_bytes, save_glb, textured_glb_bytes, to_gltf_axes
 from threedgen.export.files.obj_usdz import obj_zip, usdz_bytes
@@ -158,3 +159,17 @@ def test_programs_read_exports(tmp_path: Path, program: str) -> None:
             }
             assert not wrong, (file, name)
             assert mesh.material == truth.material or file.endswith("usdz")  # three.js does not name it
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("godot3-server") is None, reason="no Godot here: see tests/support/other_readers.py")
+def test_godot_imports_meshes_with_textures_and_convex_colliders(tmp_path: Path) -> None:
+    written = exports(tmp_path)
+    found = read_godot(tmp_path)
+    (mesh,) = found["ball_LOD1.glb"]["meshes"].values()
+    truth = written["ball_LOD1.glb"]["ball_LOD1"]
+    assert mesh["triangles"] == len(truth.corners) / 3
+    assert np.allclose((mesh["low"], mesh["high"]), truth.bounds(), atol=1e-5)
+    names = ("albedo", "normal", "roughness", "metallic", "ao")
+    assert mesh["maps"] == [f"{name}_texture" for name in names]
+    assert found["godot.glb"] == {"meshes": {}, "convex": [8, 8]}, "not rendered"

@@ -200,6 +200,7 @@ def test_from_an_empty_page_to_all_that_it_can_do(chromium: Any, client: Client,
     assert set(order) == {"prompt", "seed", "mesh"} and order["prompt"] == "a wooden chair"
     page.locator("#files .chip").first.click()
     assert shown("#prompt") and shown("#order [name=height]")
+    page.locator(".job").filter(has_text="a wooden chair").wait_for(timeout=PATIENCE)
     tab.until(FINISHED)
     page.locator(".job").filter(has_text="from a file").get_by_role("button", name="Show").click()
     tab.until("document.querySelector('#viewers h3')?.textContent === 'from a file'")

@@ -1,6 +1,7 @@
 """Meshes of exported files as trimesh, Blender and three.js read them, and their differences from what was written.
 
 Blender: set BLENDER_PYTHON to a Python with the package bpy. three.js: set THREE_JS to the folder of the npm package.
+Godot: Debian's godot3-server, which has Godot 3 without a window.
 """
 
 import base64
@@ -129,6 +130,18 @@ def read_three(paths: Sequence[Path], folder: Path) -> Meshes:
     """Read GLB, OBJ, USDZ and PLY files in three.js. `folder` gets the intermediate file."""
     command = ["node", str(SUPPORT / "read_in_three.mjs"), str(THREE.absolute())]
     return _recorded(command, paths, folder / "three.json")
+
+
+def read_godot(folder: Path) -> dict[str, Any]:
+    """Import the GLB files in `folder` as a Godot project. Return a dict from file name to its "meshes" and "convex".
+
+    "meshes" has the triangles, maps and bounds of each node, "convex" the numbers of points of the collision shapes.
+    """
+    (folder / "project.godot").write_text("config_version=4\n")
+    shutil.copy(SUPPORT / "read_in_godot.gd", folder)
+    for words in (["--editor", "--quit"], ["-s", "read_in_godot.gd"]):
+        subprocess.run(["godot3-server", "--path", str(folder), *words], timeout=SECONDS, capture_output=True)
+    return json.loads((folder / "godot.json").read_text())
 
 
 def _recorded(command: list[str], paths: Sequence[Path], out: Path) -> Meshes:

@@ -223,8 +223,9 @@
     find("[data-does=finish]").hidden = !job.can_finish;
     say(find("[data-does=again]"), AGAIN[job.state] || "");
     find("[data-does=drop]").textContent = DROP[job.state] || "Clear";
-    if (job.finished && LIVE.includes(entry.state)) show(job.run, job.prompt);
-    Object.assign(entry, { state: job.state, image });
+    // a fast job may end between two events; jobs that had ended when the page was opened are not shown
+    if (job.finished && entry.finished === false) show(job.run, job.prompt);
+    Object.assign(entry, { state: job.state, finished: job.finished, image });
   }
 
   function showJobs(state) {
