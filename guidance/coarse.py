@@ -17,6 +17,8 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
+from .coarse_blocks import Block, cross_attend
+from .coarse_volume import VolumeDecoder
 from .object_code import TOKENS, CodeSampler, ObjectEncoder
 from .view_fusion import HARMONICS, ViewFusion, camera_harmonics
 
@@ -31,9 +33,9 @@ TEXT_GUIDANCE = 1.5
 class CoarsePredictor(ModelMixin, ConfigMixin):
     """Network that predicts the clean latents of an image from text, an optional camera and an optional object code.
 
-    It makes one pass and has no noise as input. Text, camera and code determine the coarsest feature map. On the finer
-    levels each position attends to the text, so that "a red hat" colours the hat also if no training caption has a red
-    hat.
+    It makes one pass and has no noise as input. Text, camera and code determine the coarsest feature map, or text and
+    code the coarsest feature volume. On the finer levels each position attends to the text, so that "a red hat" colours
+    the hat also if no training caption has a red hat.
     """
 
     config_name: Any = "config.json"
@@ -52,6 +54,7 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
         blocks: tuple[int, ...] = (1, 3, 2),
         starts_samples: bool = True,
         fusion: int = 0,
+        volume: tuple[int, ...] = (),
     ) -> None:
         """Build the network. Raises ValueError if `size`, `channels` and `blocks` do not fit each other.
 
@@ -68,17 +71,36 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
             starts_samples: whether the prior may start its samples from the prediction (img2img); only stored here.
             fusion: hidden channels of the `ViewFusion`, which corrects predictions by the noisy latents of all views;
                 0: none.
+            volume: channels of the feature volumes of a `VolumeDecoder`, from coarse to fine. It replaces the feature
+                maps, so that `channels` and `blocks` are not used. (): none.
         """
         super().__init__()
+        self.heads = heads
+        self.queries = nn.Parameter(torch.randn(queries, text_width))
+        self.key_value = nn.Linear(text_width, 2 * text_width)
+        self.norm = nn.LayerNorm(queries * text_width)
+        self.volume = None
+        if volume:
+            both = (queries + 1) * text_width
+            self.volume = VolumeDecoder(text_width, latent_channels, size, heads, width, both, tuple(volume))
+        else:
+            self._add_maps(text_width, latent_channels, width, tuple(channels), blocks)
+        self.encoder = ObjectEncoder(latent_channels, size, 2 * HARMONICS + 2, text_width)
+        self.fusion = ViewFusion(latent_channels, size, fusion) if fusion else None
+        self.sampler = CodeSampler(text_width, text_width)
+        self.code_tokens = nn.Linear(text_width // TOKENS, text_width, bias=False)
+        self.code_positions = nn.Parameter(torch.randn(TOKENS, text_width))
+
+    def _add_maps(
+        self, text_width: int, latent_channels: int, width: int, channels: tuple[int, ...], blocks: tuple[int, ...]
+    ) -> None:
+        """Add the layers of the feature maps, see `__init__`."""
+        size, queries, heads = (self.config[key] for key in ("size", "queries", "heads"))
         self.base = size // 2 ** (len(channels) - 1)
         if self.base * 2 ** (len(channels) - 1) != size:
             raise ValueError(f"size {size} should be a multiple of 2 ** (levels - 1)")
         if len(blocks) != len(channels):
             raise ValueError(f"channels {channels} and blocks {blocks} should have one value for each level")
-        self.heads = heads
-        self.queries = nn.Parameter(torch.randn(queries, text_width))
-        self.key_value = nn.Linear(text_width, 2 * text_width)
-        self.norm = nn.LayerNorm(queries * text_width)
         self.camera = nn.Linear(2 * HARMONICS + 2, width // 2)
         self.no_camera = nn.Parameter(torch.zeros(width // 2))
         self.mix = nn.Sequential(
@@ -96,25 +118,27 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
         )
         self.finer = nn.ModuleList(nn.Conv2d(a, 4 * b, 1) for a, b in zip(channels, channels[1:], strict=False))
         self.out = nn.Conv2d(channels[-1], latent_channels, 3, padding=1)
-        self.encoder = ObjectEncoder(latent_channels, size, 2 * HARMONICS + 2, text_width)
-        self.fusion = ViewFusion(latent_channels, size, fusion) if fusion else None
-        self.sampler = CodeSampler(text_width, text_width)
-        self.code_tokens = nn.Linear(text_width // TOKENS, text_width, bias=False)
-        self.code_positions = nn.Parameter(torch.randn(TOKENS, text_width))
         self.code_width = nn.Linear(text_width, width, bias=False)
 
-    def forward(self, text: Tensor, camera: Tensor | None, code: Tensor | None = None) -> Tensor:
+    def forward(self, text: Tensor, camera: Tensor | None, code: Tensor | None = None, n_view: int = 1) -> Tensor:
         """Predict latents (B, C, h, h) from text embeddings (B, L, D), camera vectors (B, 16), object codes (B, D).
 
         `attention.joined.camera_vector` computes camera vectors. If `camera` is None, a trained embedding replaces it,
         and the result is the mean over all cameras. Without a code, or with a zero code, the result is the mean over
-        all objects that fit the caption.
+        all objects that fit the caption. `n_view` consecutive rows should have equal texts and codes: they are views of
+        one object, which a predictor with feature volumes computes once.
         """
-        view = self.camera(camera_harmonics(camera)) if camera is not None else self.no_camera.expand(len(text), -1)
         code = text.new_zeros(len(text), text.shape[2]) if code is None else code
-        tokens = self.code_tokens(code.unflatten(1, (TOKENS, -1))) + self.code_positions * code.any(1)[:, None, None]
+        count = n_view if self.volume is not None and camera is not None else 1
+        text, each = text[::count], code[::count]
+        tokens = self.code_tokens(each.unflatten(1, (TOKENS, -1))) + self.code_positions * each.any(1)[:, None, None]
         text = torch.cat([text, tokens.to(text.dtype)], dim=1)
         read = self.norm(self.read(text))
+        if self.volume is not None:
+            features = torch.cat([read, each.to(read.dtype)], dim=1)
+            views = None if camera is None else camera.unflatten(0, (-1, count))
+            return self.volume(features, text, views).flatten(0, 1)
+        view = self.camera(camera_harmonics(camera)) if camera is not None else self.no_camera.expand(len(text), -1)
         first, *middle, last = self.mix
         features = first(torch.cat([read, view.to(read.dtype)], dim=1)) + self.code_width(code)
         for layer in middle:
@@ -152,7 +176,7 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
             found = start.clone().requires_grad_()
             optimiser = torch.optim.Adam([found], FIT_RATE)
             for _ in range(steps):
-                predicted = self(text, poses, found.repeat_interleave(count, 0)).float()
+                predicted = self(text, poses, found.repeat_interleave(count, 0), count).float()
                 error = len(start) * F.mse_loss(predicted, views)
                 error = error + FIT_PENALTY * (found - start).square().mean(1).sum()
                 (found.grad,) = torch.autograd.grad(error, found)
@@ -168,56 +192,15 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
             self.fusion = ViewFusion(self.config["latent_channels"], self.config["size"], channels)
             self.register_to_config(fusion=channels)
 
+    def copy_shared(self, other: "CoarsePredictor") -> None:
+        """Copy the weights of all parts of `other` but the decoder and the view fusion."""
+        for name in ("encoder", "sampler", "key_value", "norm", "code_tokens"):
+            getattr(self, name).load_state_dict(getattr(other, name).state_dict())
+        with torch.no_grad():
+            self.queries.copy_(other.queries)
+            self.code_positions.copy_(other.code_positions)
+
     def read(self, text: Tensor) -> Tensor:
         """Return features (B, queries * D): learned queries attend to `text` (B, L, D), tokens of caption and code."""
         query = self.queries.expand(len(text), -1, -1)
         return cross_attend(query, self.key_value(text), self.heads).flatten(1)
-
-
-class Block(nn.Module):
-    """Residual block of `CoarsePredictor`: cross-attention, then two 3 x 3 convolutions.
-
-    Each position of the feature map attends to the tokens of text and object code. One feature vector, computed from
-    text, camera and code, scales and shifts the normalised input of the convolutions.
-    """
-
-    def __init__(self, channels: int, text_width: int, heads: int, width: int, groups: int = 8) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm_words = nn.GroupNorm(groups, channels)
-        self.query = nn.Linear(channels, channels)
-        self.key_value = nn.Linear(text_width, 2 * channels)
-        self.words = nn.Linear(channels, channels)
-        self.norm = nn.GroupNorm(groups, channels)
-        self.first = nn.Conv2d(channels, channels, 3, padding=1)
-        self.second = nn.Conv2d(channels, channels, 3, padding=1)
-        nn.init.zeros_(self.second.weight)
-        self.modulation = nn.Linear(width, 2 * channels)
-        nn.init.zeros_(self.modulation.weight)
-        nn.init.zeros_(self.modulation.bias)
-
-    def forward(self, x: Tensor, text: Tensor, features: Tensor) -> Tensor:
-        """Return the block's output (B, C, h, w) for a feature map `x` (B, C, h, w).
-
-        Each position of x attends to `text` (B, L, D), the tokens of text and object code. `features` (B, width),
-        computed from text, camera and code, give scale and shift.
-        """
-        query = self.query(self.norm_words(x).flatten(2).transpose(1, 2))
-        words = self.words(cross_attend(query, self.key_value(text), self.heads))
-        x = x + words.transpose(1, 2).unflatten(2, x.shape[-2:])
-        scale, shift = self.modulation(features)[..., None, None].chunk(2, 1)
-        normed = self.norm(x) * (1 + scale) + shift
-        return x + self.second(F.silu(self.first(F.silu(normed))))
-
-
-def cross_attend(query: Tensor, key_value: Tensor, heads: int) -> Tensor:
-    """Compute multi-head attention from queries (B, N, C) to L keys and values; return (B, N, C).
-
-    `key_value` (B, L, 2 C) holds the keys in its first C channels, the values in the others. Plain matrix products are
-    used, because L is short (a caption) and torch's fused backward pass is five times slower on a CPU. The scores
-    are stored as (L, N), so that the softmax over L runs over columns: twice as fast as over short rows of (N, L).
-    """
-    parts = (query.to(key_value.dtype), *key_value.chunk(2, -1))
-    q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in parts)
-    weights = (k @ (q * q.shape[-1] ** -0.5).mT).softmax(dim=-2)
-    return (weights.to(v.dtype).mT @ v).transpose(1, 2).flatten(2)

@@ -442,7 +442,7 @@ class LatentDiffusion(Prior):
         if self.coarse is not None:
             text, coarse_text, code = self.split_text(text)
             if coarse is None:
-                coarse = self.fuse_views(self.coarse(coarse_text, camera, code), x, t, camera, n_view)
+                coarse = self.fuse_views(self.coarse(coarse_text, camera, code, n_view), x, t, camera, n_view)
             if coarse.shape[-2:] != x.shape[-2:]:  # images of another size than it was trained at
                 coarse = F.interpolate(coarse, x.shape[-2:], mode="bilinear", align_corners=False)
             x = torch.cat([x, coarse.to(x.dtype)], dim=1)

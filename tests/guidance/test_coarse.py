@@ -9,7 +9,7 @@ from tests.support.errors import refused
 from tests.support.script_poses import script_poses
 from tests.support.tiny_prior import TEXT_WIDTH, coarse_prior, cpu, output, tiny_coarse, tiny_prior
 from threedgen.guidance import object_code
-from threedgen.guidance.coarse import TEXT_GUIDANCE, CoarsePredictor, camera_harmonics
+from threedgen.guidance.coarse import TEXT_GUIDANCE, camera_harmonics
 from threedgen.guidance.object_code import CodeSampler
 from threedgen.guidance.priors import latent_diffusion
 from threedgen.guidance.priors.mvdream import MVDream, camera_vector
@@ -75,17 +75,6 @@ def test_prediction_depends_on_the_code_and_zero_means_none() -> None:
     plain = coarse(text, camera)
     torch.testing.assert_close(coarse(text, camera, torch.zeros_like(code)), plain)
     assert ((coarse(text, camera, code) - plain).flatten(1).abs().amax(1) > 1e-3).all()
-
-
-@torch.no_grad()
-def test_added_blocks_keep_the_prediction_and_are_saved(tmp_path: Path) -> None:
-    coarse, text = tiny_coarse(), torch.randn(2, 5, TEXT_WIDTH, generator=cpu())
-    before = coarse(text, None)
-    coarse.add_blocks((1, 3))
-    coarse.save_pretrained(tmp_path)
-    for each in (coarse, CoarsePredictor.from_pretrained(tmp_path)):
-        assert [len(level) for level in each.levels] == [1, 3]
-        torch.testing.assert_close(each(text, None), before)
 
 
 def test_sampled_codes_follow_the_caption(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -142,6 +142,19 @@ def test_view_fusion_may_be_trained_alone() -> None:
     assert not torch.equal(after.fusion.out.weight, before.fusion.out.weight)
 
 
+def volume_command(folder: Path) -> list[str]:
+    words = ("coarse.volume=[8, 8, 8]", "coarse.max_steps=2", "coarse.fusion_steps=0", "coarse.sampler_steps=0")
+    return prior_command(folder, f"start={prior() / 'prior'}", *words)
+
+
+def test_decoder_is_replaced_by_one_with_feature_volumes() -> None:
+    run = finished_run(volume_command)
+    after, before = (MVDream.load(str(folder / "prior"), dtype="fp32").coarse for folder in (run, prior()))
+    assert after.volume.levels[1][0].first.weight.shape == (8, 8, 3, 3, 3) and before.volume is None
+    assert_same(dict(after.sampler.state_dict()), dict(before.sampler.state_dict()))
+    assert before.config["fusion"] and not after.config["fusion"]
+
+
 def two_sizes_command(folder: Path) -> list[str]:
     return prior_command(folder, "coarse=null", "training.half=0.5")
 

@@ -5,7 +5,8 @@ the prior's UNet. An object code is a vector of what the caption leaves unspecif
 prediction by the noisy latents of all views.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from threedgen.data.latent_cache import LatentCache
+from threedgen.data.latent_cache import LatentCache, choose_by_share
 from threedgen.guidance.attention.joined import camera_vector
 from threedgen.guidance.coarse import CoarsePredictor
 from threedgen.guidance.priors.latent_diffusion import LatentDiffusion
@@ -32,11 +33,13 @@ from .system import CODE_NOISE
 TWO_D, NO_TEXT, NO_CODE = 0.03, 0.2, 0.15
 """Coarse predictor: fraction of the training steps without cameras, and fractions of the captions and of the object
 codes that are dropped."""
+STATED = 0.5
+"""Coarse predictor: share of the captions that state all colours."""
 WEIGHT_DECAY, EMA_DECAY = 0.05, 0.998
 SOURCES, TARGETS, ALL_SOURCES = 3, 3, 0.75
 """Coarse predictor: maximum number of views from which an object code is encoded, number of predicted views per object,
 and share of the training steps that encode codes from the maximum number of views."""
-OBJECTS, BATCH, LEVELS = 32, 128, 3
+OBJECTS, FUSION_OBJECTS, BATCH, LEVELS = 16, 32, 128, 3
 """Objects per step of the coarse predictor and of the view fusion; captions per step of the code sampler; noise levels
 per caption in a step of the code sampler."""
 USUAL_VIEWS_SHARE, FUSION_NO_TEXT, FUSION_CODES = 0.75, 0.5, 0.35
@@ -45,9 +48,24 @@ fractions of the coarse predictions without caption and with an object code."""
 TIMESTEP_POWER, VIEW_NOISE = 0.7, ViewNoiseConfig(independent=0.25, companions=0.35)
 """View fusion: exponent of the time steps t = T u^TIMESTEP_POWER, where u is uniform in [0, 1), and shares of objects
 whose views have different noise levels."""
-Caption = Callable[[int, np.random.Generator], str]
 FIRST_OBJECTS, NEW_OBJECTS_PER_STEP = 2048, 2
 """Number of cached objects that the first step samples from, and number of objects that each later step adds."""
+
+
+class CodedObjects(NamedTuple):
+    """Training objects of the coarse predictor and of its code sampler.
+
+    Attributes:
+        cache: disk cache with the latents and cameras of six views of each object.
+        caption: ``caption(index, rng, stated)`` writes a new caption for an object, with random wording and a random
+            subset of its colour words. It states all colours with the probability `stated`.
+        part_weights: ``part_weights(index)`` returns weights (V, h, h) of the squared errors of the h x h latent pixels
+            in the V cached views of an object, so that small parts count more.
+    """
+
+    cache: LatentCache
+    caption: Callable[..., str]
+    part_weights: Callable[[int], Array]
 
 
 class PredictorSystem(AveragedSystem):
@@ -87,7 +105,9 @@ class PredictorSystem(AveragedSystem):
         return self.prior.split_text(self.prior.encode_prompt(drop_captions(captions, dropped)))[1]
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        optimizer = Muon(self.parameters(), 1.0, weight_decay=WEIGHT_DECAY)
+        volume = self.predictor.volume
+        tables = [] if volume is None else volume.position_weights()
+        optimizer = Muon(self.parameters(), 1.0, weight_decay=WEIGHT_DECAY, elementwise=tables)
         return self.scheduled(optimizer, self.options.learning_rate)
 
 
@@ -97,10 +117,9 @@ class CoarseSystem(PredictorSystem):
     The loss is the squared error of the latents of three (`TARGETS`) views of each object. They are predicted from a
     caption, the cameras, and an object code (vector of what the caption leaves unspecified) with noise. The object
     encoder computes the code from up to three other views. Some captions and some codes are dropped, so that the
-    network can also predict from only one of the two. `part_weights(index)` returns weights (V, h, h) for the squared
-    errors of the h x h latent pixels in the V cached views of an object, so that small parts count more.
+    network can also predict from only one of the two.
 
-    The captions in `cache` are not used: `caption(index, rng)` writes a new caption for the object with this index, so
+    `parts` are pairs (share of the steps, objects). The cached captions are not used: each step writes new captions, so
     that the network sees each object with many captions.
     """
 
@@ -112,22 +131,23 @@ class CoarseSystem(PredictorSystem):
         seed: int,
         coarse: CoarsePredictor,
         prior: LatentDiffusion,
-        cache: LatentCache,
-        caption: Caption,
-        part_weights: Callable[[int], Array],
+        parts: Sequence[tuple[float, CodedObjects]],
     ) -> None:
-        super().__init__(options, seed, options.max_steps, coarse, prior, cache)
-        self.caption, self.part_weights = caption, part_weights
+        super().__init__(options, seed, options.max_steps, coarse, prior, parts[0][1].cache)
+        self.parts = parts
         self.coarse = coarse.requires_grad_(True).train()
-        self.coarse.to(memory_format=torch.channels_last)  # type: ignore[call-arg]  # faster on a CPU
+        if coarse.volume is None:  # the format has no meaning for volumes
+            self.coarse.to(memory_format=torch.channels_last)  # type: ignore[call-arg]  # faster on a CPU
         self.coarse.sampler.requires_grad_(False)
         if self.coarse.fusion is not None:
             self.coarse.fusion.requires_grad_(False)
         self.keep_average(self.coarse, EMA_DECAY)
 
     def training_step(self, batch: int, index: int) -> Tensor:
-        step, cache = int(batch), self.cache
+        step = int(batch)
         rng, gen = self.numpy_rng(step, "coarse"), self.rng(step, "codes")
+        objects = choose_by_share(self.parts, rng.random())[1]
+        cache = objects.cache
         chosen = rng.integers(0, min(cache.count, FIRST_OBJECTS + step * NEW_OBJECTS_PER_STEP), OBJECTS)
         z = cache.latents(chosen).to(self.device)
         camera = camera_vector(cache.c2w(chosen).flatten(0, 1)).to(self.device).unflatten(0, z.shape[:2])
@@ -137,13 +157,13 @@ class CoarseSystem(PredictorSystem):
         target_camera = None if rng.random() < TWO_D else camera[rows, target].flatten(0, 1)
         kept = torch.from_numpy(rng.random((OBJECTS, 1)) >= NO_CODE).to(z)
         with autocast_bf16(self.device), sdpa_kernel(SDPBackend.MATH):  # the fused backward pass is slow on a CPU
-            captions = [self.caption(int(k), rng) for k in chosen]
+            captions = [objects.caption(int(k), rng, STATED) for k in chosen]
             text = self.encode_captions(captions, rng.random(OBJECTS) < NO_TEXT)
             code = self.coarse.encode(z[rows, source], camera[rows, source])
             code = kept * (code + CODE_NOISE * torch.randn(code.shape, generator=gen).to(code))
             text, code = (x.repeat_interleave(TARGETS, 0) for x in (text, code))
-            predicted = self.coarse(text, target_camera, code).float()
-            weights = torch.from_numpy(np.stack([self.part_weights(int(k)) for k in chosen])).to(z)
+            predicted = self.coarse(text, target_camera, code, TARGETS).float()
+            weights = torch.from_numpy(np.stack([objects.part_weights(int(k)) for k in chosen])).to(z)
             weights = weights[rows, target].flatten(0, 1)[:, None]
         loss = (weights * (predicted - z[rows, target].flatten(0, 1)).square()).mean() / weights.mean()
         self.metrics = {"coarse": float(loss.detach())} if target_camera is not None else {}
@@ -174,21 +194,21 @@ class FusionSystem(PredictorSystem):
     def training_step(self, batch: int, index: int) -> Tensor:
         step, cache = int(batch), self.cache
         rng, gen = self.numpy_rng(step, "fusion"), self.rng(step, "views")
-        chosen = rng.integers(0, min(cache.count, FIRST_OBJECTS + step * NEW_OBJECTS_PER_STEP), OBJECTS)
+        chosen = rng.integers(0, min(cache.count, FIRST_OBJECTS + step * NEW_OBJECTS_PER_STEP), FUSION_OBJECTS)
         count = VIEWS if rng.random() < USUAL_VIEWS_SHARE else int(rng.integers(1, SOURCES + TARGETS + 1))
-        views = rng.permuted(np.tile(np.arange(SOURCES + TARGETS), (OBJECTS, 1)), axis=1)[:, :count]
-        rows, z, c2w = np.arange(OBJECTS)[:, None], cache.latents(chosen).to(self.device), cache.c2w(chosen)
+        views = rng.permuted(np.tile(np.arange(SOURCES + TARGETS), (FUSION_OBJECTS, 1)), axis=1)[:, :count]
+        rows, z, c2w = np.arange(FUSION_OBJECTS)[:, None], cache.latents(chosen).to(self.device), cache.c2w(chosen)
         camera = camera_vector(c2w.flatten(0, 1)).to(self.device).unflatten(0, z.shape[:2])
-        coded = torch.from_numpy(rng.random((OBJECTS, 1)) < FUSION_CODES).to(z)
+        coded = torch.from_numpy(rng.random((FUSION_OBJECTS, 1)) < FUSION_CODES).to(z)
         with torch.no_grad(), autocast_bf16(self.device):
-            text = self.encode_captions(cache.captions(chosen), rng.random(OBJECTS) < FUSION_NO_TEXT)
+            text = self.encode_captions(cache.captions(chosen), rng.random(FUSION_OBJECTS) < FUSION_NO_TEXT)
             code = self.predictor.encode(z, camera)
             code = coded * (code + CODE_NOISE * torch.randn(code.shape, generator=gen).to(code))
             z, camera = z[rows, views], camera[rows, views]
             text, code = (x.repeat_interleave(count, 0) for x in (text, code))
-            coarse = self.predictor(text, camera.flatten(0, 1), code).float().view_as(z)
+            coarse = self.predictor(text, camera.flatten(0, 1), code, count).float().view_as(z)
         schedule = self.prior.schedule
-        t = view_timesteps(OBJECTS, count, schedule.T, TIMESTEP_POWER, VIEW_NOISE, gen).to(z.device)
+        t = view_timesteps(FUSION_OBJECTS, count, schedule.T, TIMESTEP_POWER, VIEW_NOISE, gen).to(z.device)
         noise = torch.randn(z.shape, generator=gen).to(z)
         x = schedule.add_noise(z.flatten(0, 1), noise.flatten(0, 1), t.flatten()).view_as(z)
         with autocast_bf16(self.device):
@@ -203,23 +223,17 @@ class CodeSystem(PredictorSystem):
     An object code is a vector of what the caption leaves unspecified. The training data are the codes that the object
     encoder of `coarse` computes from three cached views of an object.
 
-    Each step trains on three noise levels for each code. The captions in `cache` are not used: `caption(index, rng)`
-    writes a new caption for the object with this index, with random wording and a random subset of its colour words.
+    Each step trains on three noise levels for each code. The cached captions of `objects` are not used: each step
+    writes new ones.
     """
 
     stage = "object codes"
 
     def __init__(
-        self,
-        options: CoarseConfig,
-        seed: int,
-        coarse: CoarsePredictor,
-        prior: LatentDiffusion,
-        cache: LatentCache,
-        caption: Caption,
+        self, options: CoarseConfig, seed: int, coarse: CoarsePredictor, prior: LatentDiffusion, objects: CodedObjects
     ) -> None:
-        super().__init__(options, seed, options.sampler_steps, coarse, prior, cache)
-        self.caption = caption
+        super().__init__(options, seed, options.sampler_steps, coarse, prior, objects.cache)
+        self.caption = objects.caption
         coarse.requires_grad_(False).eval()
         self.sampler = coarse.sampler.requires_grad_(True).train()
         self.keep_average(self.sampler, EMA_DECAY)

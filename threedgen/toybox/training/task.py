@@ -8,7 +8,7 @@ train-base, networks in the order of their training, each with checkpoints and w
     RUN/words/                        the text encoder
 train-prior, networks that propose latents to the UNet (`coarse_systems`):
     RUN/coarse/, codes/, fusion/      the coarse predictor, its sampler of object codes, its view fusion
-    RUN/coded/                        cache of encoded views of objects, on which these networks train
+    RUN/coded/, typical/              caches of encoded views of objects, the second with little variation
 train-own-prior, from the meshes of the user:
     RUN/views/, assets.csv, sheet.png    renders of the meshes, list of the meshes, contact sheet of the renders
 all tasks:
@@ -31,6 +31,7 @@ from threedgen.data.assets.shards import Shards
 from threedgen.data.assets.source import AssetViews, CaptionedImages, split
 from threedgen.data.latent_cache import ExampleSource, LatentCache
 from threedgen.guidance.coarse import CoarsePredictor
+from threedgen.guidance.coarse_volume import SEED
 from threedgen.guidance.priors.latent_diffusion import LatentDiffusion, load_prior
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.guidance.sampling import REFINE_STRENGTH
@@ -46,16 +47,18 @@ from threedgen.train.status import Status
 from threedgen.train.task import Task, device, run_task
 
 from . import autoencoder, text_encoder
-from .coarse_systems import SOURCES, TARGETS, CoarseSystem, CodeSystem, FusionSystem, PredictorSystem
+from .coarse_systems import SOURCES, TARGETS, CoarseSystem, CodedObjects, CodeSystem, FusionSystem, PredictorSystem
 from .networks import base_model, multiview_model, widen, with_camera
 from .options import CoarseConfig, TrainBaseConfig, TrainOwnPriorConfig, TrainPriorConfig
 from .system import OwnPriorSystem, PriorSystem, objects_of
 
 FUSION_CHANNELS = 40
 """Channels of the view fusion at the full size of the latents."""
-SCATTERED, STATED = 0.5, 0.5
-"""Training of the coarse predictor: share of objects whose cameras are sampled independently, not evenly spaced, and
-share of captions that state all colours."""
+SCATTERED = 0.5
+"""Training of the coarse predictor: share of objects whose cameras are sampled independently, not evenly spaced."""
+TYPICAL, TYPICAL_SHARE = 0.3, 0.7
+"""Training of the coarse predictor: factor on the random variation of typical objects, and share of the steps that
+train on these; the other objects have the full variation. The code sampler is trained on typical objects only."""
 
 
 def train_base(task: Task) -> Status:
@@ -165,10 +168,11 @@ def train_coarse(task: Task, base: LatentDiffusion, o: CoarseConfig) -> CoarsePr
 
     The coarse predictor computes latents in one step, which become an input of the UNet. `base` is the model whose VAE
     and text encoder it uses, and `o` has the options of the training. Networks that an earlier process of the run has
-    finished are loaded. A coarse predictor that `base` already has is trained further. Return the predictor frozen,
-    with the moving averages of its weights.
+    finished are loaded. A coarse predictor that `base` already has is trained further, except its decoder if `o.volume`
+    asks for a new one. Return the predictor frozen, with the moving averages of its weights.
 
-    Raises ConfigError if `base` has no coarse predictor, and `o` has 0 steps for the predictor or its sampler.
+    Raises ConfigError if `base` has no coarse predictor, and `o` has 0 steps for the predictor or its sampler, or
+    if `o.volume` does not fit the latents.
     """
     for key in ("max_steps", "sampler_steps"):
         if base.coarse is None and not getattr(o, key):
@@ -176,25 +180,37 @@ def train_coarse(task: Task, base: LatentDiffusion, o: CoarseConfig) -> CoarsePr
     seed = task.config.seed
     seed_networks(seed, "coarse")
     channels, side, _ = base.latent_shape
-    coarse = base.coarse or CoarsePredictor(base.text_shape[1], channels, side)
+    coarse = base.coarse
+    if coarse is None or o.volume is not None and o.volume != tuple(coarse.config["volume"]):
+        if o.volume is not None and SEED * 2 ** (len(o.volume) - 1) != side:
+            raise ConfigError(f"should have a number for each side from {SEED} to {side}", "coarse.volume", o.volume)
+        coarse = CoarsePredictor(base.text_shape[1], channels, side, volume=o.volume or ())
+        if base.coarse is not None:
+            coarse.copy_shared(base.coarse)
     if o.fusion_steps:
         coarse.add_fusion(FUSION_CHANNELS)  # before the stages, so that a resumed run has the same first weights
-    world = OpenToybox(seed, "train", scattered=SCATTERED)
-    with writing(task.folder):
+
+    def coded(folder: str, variation: float) -> CodedObjects:
+        """Return training objects with this factor on their random variation, and their disk cache in `folder`."""
+        world = OpenToybox(seed, "train", variation=variation, scattered=SCATTERED)
         source = ViewRings(world, SOURCES + TARGETS)
-        cache = LatentCache(task.folder / "coded", source, base.vae, base.image_size, o.objects)
+        with writing(task.folder):
+            cache = LatentCache(task.folder / folder, source, base.vae, base.image_size, o.objects)
+        weights = lru_cache(o.objects)(partial(source.part_weights, size=coarse.config["size"]))
+        return CodedObjects(cache, world.caption, weights)
+
+    varied, typical = coded("coded", 1.0), coded("typical", TYPICAL)
 
     def train(name: str, network: nn.Module, system: PredictorSystem, metric: str) -> None:
         task.train_network(name, network, system, metric, lambda: network.load_state_dict(system.average.weights()))
 
     if o.max_steps:
-        caption = partial(world.caption, stated=STATED)
-        weights = lru_cache(o.objects)(partial(source.part_weights, size=coarse.config["size"]))
-        train("coarse", coarse, CoarseSystem(o, seed, coarse, base, cache, caption, weights), "coarse")
+        parts = [(TYPICAL_SHARE, typical), (1 - TYPICAL_SHARE, varied)]
+        train("coarse", coarse, CoarseSystem(o, seed, coarse, base, parts), "coarse")
     if o.sampler_steps:
-        train("codes", coarse.sampler, CodeSystem(o, seed, coarse, base, cache, world.caption), "code")
+        train("codes", coarse.sampler, CodeSystem(o, seed, coarse, base, typical), "code")
     if coarse.fusion is not None and o.fusion_steps:
-        train("fusion", coarse.fusion, FusionSystem(o, seed, coarse, base, cache), "fusion")
+        train("fusion", coarse.fusion, FusionSystem(o, seed, coarse, base, varied.cache), "fusion")
     return coarse.requires_grad_(False).eval()
 
 

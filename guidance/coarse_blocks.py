@@ -1,0 +1,65 @@
+"""Layers of the coarse predictor: residual blocks for feature maps and feature volumes, cross-attention to a text."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Block(nn.Module):
+    """Residual block of `CoarsePredictor`: cross-attention, then two convolutions with kernels of side 3.
+
+    Each position of a feature map or volume attends to the tokens of text and object code. One feature vector, computed
+    from text, code and, for feature maps, camera, scales and shifts the normalised input of the convolutions.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        text_width: int,
+        heads: int,
+        width: int,
+        groups: int = 8,
+        conv: type[nn.Conv2d] | type[nn.Conv3d] = nn.Conv2d,
+        attend: bool = True,
+    ) -> None:
+        """Build the block for `width` features; `conv` is Conv3d for volumes. `attend`: with cross-attention."""
+        super().__init__()
+        self.heads, self.attend = heads, attend
+        if attend:
+            self.norm_words = nn.GroupNorm(groups, channels)
+            self.query = nn.Linear(channels, channels)
+            self.key_value = nn.Linear(text_width, 2 * channels)
+            self.words = nn.Linear(channels, channels)
+        self.norm = nn.GroupNorm(groups, channels)
+        self.first = conv(channels, channels, 3, padding=1)
+        self.second = conv(channels, channels, 3, padding=1)
+        nn.init.zeros_(self.second.weight)
+        self.modulation = nn.Linear(width, 2 * channels)
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
+
+    def forward(self, x: Tensor, text: Tensor, features: Tensor) -> Tensor:
+        """Return the block's output for a feature map `x` (B, C, h, w) or volume (B, C, n, n, n), in its shape.
+
+        Each position of x attends to `text` (B, L, D), the tokens of text and object code. `features` (B, width) give
+        scale and shift.
+        """
+        if self.attend:
+            query = self.query(self.norm_words(x).flatten(2).transpose(1, 2))
+            words = self.words(cross_attend(query, self.key_value(text), self.heads))
+            x = x + words.transpose(1, 2).unflatten(2, x.shape[2:])
+        scale, shift = self.modulation(features).unflatten(1, (-1,) + (1,) * (x.ndim - 2)).chunk(2, 1)
+        normed = self.norm(x) * (1 + scale) + shift
+        return x + self.second(F.silu(self.first(F.silu(normed))))
+
+
+def cross_attend(query: Tensor, key_value: Tensor, heads: int) -> Tensor:
+    """Compute multi-head attention from queries (B, N, C) to L keys and values; return (B, N, C).
+
+    `key_value` (B, L, 2 C) holds the keys in its first C channels, the values in the others. Plain matrix products are
+    used, because L is short (a caption) and torch's fused backward pass is five times slower on a CPU. The scores
+    are stored as (L, N), so that the softmax over L runs over columns: twice as fast as over short rows of (N, L).
+    """
+    parts = (query.to(key_value.dtype), *key_value.chunk(2, -1))
+    q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in parts)
+    weights = (k @ (q * q.shape[-1] ** -0.5).mT).softmax(dim=-2)
+    return (weights.to(v.dtype).mT @ v).transpose(1, 2).flatten(2)

@@ -1,0 +1,152 @@
+"""Decoder of the coarse predictor with a feature volume, so that all views show one object.
+
+Text and object code give a volume of features around the origin. A view samples the volume along its rays, like HoloGAN
+(Nguyen-Phuoc et al. 2019, arXiv 1904.01326), and attenuates features by the opacity in front of them, as in volume
+rendering. A small 2D network turns the features of a view into latents.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .attention.joined import HALF_EXTENT
+from .coarse_blocks import Block
+from .view_fusion import HARMONICS, camera_harmonics
+
+SEED = 4
+"""Side of the coarsest volume."""
+RADIUS, REACH = 0.85, 0.88
+"""Half the depth range of the samples of a ray, and half the side of the volume, in world units."""
+DISTANCE = 2.61
+"""Assumed distance of the cameras from the origin, in world units; camera vectors have no distance."""
+INNER_BLOCKS, MAP_CHANNELS, MAP_BLOCKS, DEPTHS = 2, 64, 2, 12
+"""Blocks of each volume between the coarsest and the finest, which have one; channels and number of blocks of the 2D
+network; samples of a ray."""
+OPACITY_BIAS, EMPTY, SOLID = -2.0, 0.1, 2.0
+"""Bias of the logits of opacity, factor on features of weight 0, and how much the weight increases the factor."""
+
+
+class VolumeDecoder(nn.Module):
+    """Network that predicts latents of any view of an object from features of text and object code."""
+
+    u: Tensor
+    s: Tensor
+
+    def __init__(
+        self,
+        text_width: int,
+        latent_channels: int,
+        size: int,
+        heads: int,
+        width: int,
+        features: int,
+        channels: tuple[int, ...],
+    ) -> None:
+        """Build the network. Raises ValueError if the finest of the volumes, with sides 4, 8, ..., has not side `size`.
+
+        Args:
+            text_width: features D of a token of text or code.
+            latent_channels, size: channels C and side h of the latents.
+            heads: attention heads.
+            width: hidden features, which scale and shift the inputs of the blocks.
+            features: number of input features.
+            channels: channels of the volumes, from coarse to fine. The finest attends to no text.
+        """
+        super().__init__()
+        last = len(channels) - 1
+        if SEED * 2**last != size:
+            raise ValueError(f"channels {channels} of volumes do not fit latents of side {size}")
+        self.mix = nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
+        self.seed = nn.Linear(width, channels[0] * SEED**3)
+        self.levels = nn.ModuleList(
+            nn.ModuleList(
+                Block(c, text_width, heads, width, conv=nn.Conv3d, attend=k < last)
+                for _ in range(INNER_BLOCKS if 0 < k < last else 1)
+            )
+            for k, c in enumerate(channels)
+        )
+        self.finer = nn.ModuleList(nn.Conv3d(a, 8 * b, 1) for a, b in zip(channels, channels[1:], strict=False))
+        self.positions = nn.ParameterList(
+            nn.Parameter(0.1 * torch.randn(1, c, *[SEED * 2**k] * 3)) for k, c in enumerate(channels)
+        )
+        self.volume_norm = nn.GroupNorm(8, channels[-1])
+        self.to_feature = nn.Conv3d(channels[-1], channels[-1] + 1, 1)
+        self.flatten = nn.Conv2d(channels[-1] * DEPTHS, MAP_CHANNELS, 1)
+        self.no_camera = nn.Parameter(torch.zeros(MAP_CHANNELS, size, size))
+        self.camera = nn.Linear(2 * HARMONICS + 2, width)
+        self.view_mix = nn.Sequential(nn.SiLU(), nn.Linear(width, width), nn.SiLU())
+        self.image = nn.ModuleList(
+            Block(MAP_CHANNELS, text_width, heads, width, attend=False) for _ in range(MAP_BLOCKS)
+        )
+        self.out_norm = nn.GroupNorm(8, MAP_CHANNELS)
+        self.out = nn.Conv2d(MAP_CHANNELS, latent_channels, 3, padding=1)
+        u = HALF_EXTENT * torch.linspace(-1 + 1 / size, 1 - 1 / size, size)
+        s = RADIUS * torch.linspace(1 - 1 / DEPTHS, -1 + 1 / DEPTHS, DEPTHS)  # from near to far
+        self.register_buffer("u", u, persistent=False)
+        self.register_buffer("s", s, persistent=False)
+
+    def forward(self, features: Tensor, text: Tensor, camera: Tensor | None) -> Tensor:
+        """Predict latents (B, V, C, h, h) of V views of B objects.
+
+        `features` (B, F) and `text` (B, L, D) are of text and object code, `camera` (B, V, 16) camera vectors. If
+        `camera` is None, V is 1, and the result is the mean over all cameras.
+        """
+        mixed = self.mix(features)
+        if camera is None:
+            x, view, count = self.no_camera.expand(len(text), -1, -1, -1), mixed, 1
+        else:
+            count = camera.shape[1]
+            x = self.project(self.volume(mixed, text), camera)
+            view = mixed.repeat_interleave(count, 0) + self.camera(camera_harmonics(camera.flatten(0, 1)))
+        view = self.view_mix(view)
+        for block in self.image:
+            x = block(x, text, view)
+        return self.out(F.silu(self.out_norm(x))).unflatten(0, (-1, count))
+
+    def volume(self, mixed: Tensor, text: Tensor) -> Tensor:
+        """Return volumes (B, C + 1, n, n, n) with axes x, y, z and n = `size`: C features and the logit of the opacity.
+
+        `mixed` (B, width) are features, `text` (B, L, D) tokens of text and object code.
+        """
+        x = self.seed(mixed).unflatten(1, (-1, SEED, SEED, SEED))
+        for k, (blocks, positions) in enumerate(zip(self.levels, self.positions, strict=True)):
+            x = (x if k == 0 else shuffle(self.finer[k - 1](x))) + positions
+            for block in blocks:  # type: ignore[attr-defined]
+                x = block(x, text, mixed)
+        return self.to_feature(F.silu(self.volume_norm(x)))
+
+    def project(self, volume: Tensor, camera: Tensor) -> Tensor:
+        """Return feature maps (B V, MAP_CHANNELS, h, h) of V views per object: samples of `volume` along the rays.
+
+        `volume` (B, C + 1, n, n, n) is the result of the method `volume`, `camera` (B, V, 16) camera vectors.
+        """
+        B, V = camera.shape[:2]
+        points = self.points(camera.flatten(0, 1)).flip(-1).unflatten(0, (B, V)).flatten(1, 2)  # as z, y, x
+        sampled = F.grid_sample(volume.float(), points, align_corners=False)  # (B, C + 1, V depths, h, h)
+        sampled = sampled.unflatten(2, (V, -1)).transpose(1, 2).flatten(0, 1)
+        opacity = torch.sigmoid(sampled[:, -1:] + OPACITY_BIAS)
+        passed = torch.cumprod(1 - opacity + 1e-4, 2)
+        weight = opacity * torch.cat([torch.ones_like(passed[:, :, :1]), passed[:, :, :-1]], 2)
+        return self.flatten((sampled[:, :-1] * (EMPTY + SOLID * weight)).flatten(1, 2))
+
+    def position_weights(self) -> list[nn.Parameter]:
+        """Return the weights that have an entry for each position of a volume, for which Muon is not meant."""
+        return [self.seed.weight, *self.positions]
+
+    def points(self, camera: Tensor) -> Tensor:
+        """Return sample points (N, DEPTHS, h, h, 3) of the rays of N cameras (N, 16), in halves of the volume's side.
+
+        The points are x, y, z, and [-1, 1] is the volume. The rays are those of a camera at `DISTANCE` that sees the
+        square with half the side `HALF_EXTENT` around the origin.
+        """
+        pose = camera.float().unflatten(1, (4, 4))[:, :3, :3]
+        right, up, back = (pose[:, None, None, None, :, k] for k in range(3))
+        u, depth = self.u, self.s[:, None, None, None]
+        plane = right * u[:, None] - up * u[:, None, None]
+        return ((1 - depth / DISTANCE) * plane + depth * back) / REACH
+
+
+def shuffle(x: Tensor) -> Tensor:
+    """Turn channels into positions, (B, 8 C, n, n, n) to (B, C, 2 n, 2 n, 2 n), as pixel_shuffle does in 2D."""
+    x = x.unflatten(1, (-1, 2, 2, 2)).permute(0, 1, 5, 2, 6, 3, 7, 4)
+    return x.flatten(6, 7).flatten(4, 5).flatten(2, 3)
