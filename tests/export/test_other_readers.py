@@ -165,11 +165,21 @@ def test_programs_read_exports(tmp_path: Path, program: str) -> None:
 @pytest.mark.skipif(shutil.which("godot3-server") is None, reason="no Godot here: see tests/support/other_readers.py")
 def test_godot_imports_meshes_with_textures_and_convex_colliders(tmp_path: Path) -> None:
     written = exports(tmp_path)
-    found = read_godot(tmp_path)
+    boxes = [trimesh.creation.box((1, 2, 3)), trimesh.creation.box(bounds=((1, 1, 1), (2, 2, 2)))]  # closed and convex
+    nodes = {ENGINES["godot"].format(name="ball", number=k): box for k, box in enumerate(boxes)}
+    parts = {name: (np.asarray(box.vertices, np.float32), np.asarray(box.faces)) for name, box in nodes.items()}
+    (tmp_path / "godot.glb").write_bytes(plain_glb_bytes(parts))
+    found = read_godot(sorted(tmp_path.glob("*.glb")), tmp_path / "project")
     (mesh,) = found["ball_LOD1.glb"]["meshes"].values()
     truth = written["ball_LOD1.glb"]["ball_LOD1"]
     assert mesh["triangles"] == len(truth.corners) / 3
     assert np.allclose((mesh["low"], mesh["high"]), truth.bounds(), atol=1e-5)
     names = ("albedo", "normal", "roughness", "metallic", "ao")
     assert mesh["maps"] == [f"{name}_texture" for name in names]
-    assert found["godot.glb"] == {"meshes": {}, "convex": [8, 8]}, "not rendered"
+    collider = found["godot.glb"]
+    assert collider["meshes"] == {}, "not rendered"
+    assert len(collider["convex"]) == len(parts) == 2
+    for shapes, part in zip(collider["convex"].values(), parts.values(), strict=True):
+        assert [len(points) for points in shapes] == [8]
+        bounds, truth = np.array((np.min(shapes[0], 0), np.max(shapes[0], 0))), expected(part).bounds()
+        assert np.abs(bounds - truth).max() <= 0.015 * np.ptp(truth, 0).max(), "Godot 3 makes them of small cubes"

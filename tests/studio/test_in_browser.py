@@ -1,3 +1,4 @@
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ def client(chromium: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
 
 
 def press(tab: Tab, name: str) -> None:
-    tab.page.get_by_role("button", name=name, exact=True).first.click()
+    tab.click(tab.page.get_by_role("button", name=name, exact=True).first)
 
 
 def test_prompt_becomes_a_download(chromium: Any, client: Client) -> None:
@@ -33,7 +34,7 @@ def test_prompt_becomes_a_download(chromium: Any, client: Client) -> None:
     page = tab.page
     page.fill("#prompt", "a red corgi that waits")
     tab.until("document.querySelectorAll('.unknown').length > 0")
-    page.click("#words .chip")
+    tab.click("#words .chip")
     assert page.input_value("#prompt") == "a red dog that waits"
     press(tab, "Generate")
     tab.until(f"{STATE} === 'running' && document.querySelector('.status').textContent.includes('25 %, 6 s left')")
@@ -47,7 +48,7 @@ def test_prompt_becomes_a_download(chromium: Any, client: Client) -> None:
     frame = page.frame_locator("#viewers iframe")
     frame.locator("#view[data-drawn]").wait_for(timeout=PATIENCE)
     with page.expect_download(timeout=PATIENCE) as download:
-        page.click(".downloads a")
+        tab.click(".downloads a")
     assert download.value.suggested_filename == "square.glb"
     assert Path(download.value.path()).read_bytes() == asset_glb((0, 0, 1))
     assert all(url.startswith((client.url, "data:", "blob:")) for url in tab.requests) and tab.errors == []
@@ -72,19 +73,19 @@ def test_variations_words_and_comparison(chromium: Any, client: Client) -> None:
     finished_run(client.root / "one", prompt="a dog")
     finished_run(client.root / "two", prompt="a cat")
     tab = Tab(chromium, client.url, reduced_motion="reduce")  # scrolling moves what is clicked
-    tab.page.click("#browse summary")
+    tab.click("#browse summary")
     tab.until("document.querySelectorAll('#vocabulary .chip').length > 90")
     for word in ("owl", "orange", "hat", "dog"):
-        tab.page.click(f"#vocabulary .chip >> text='{word}'")
+        tab.click(f"#vocabulary .chip >> text='{word}'")
     assert tab.page.input_value("#prompt") == "an orange dog wearing a hat"
     press(tab, "Four variations")
     tab.until("document.querySelectorAll('.job').length === 4")
     tab.until(f"{CARDS} === 6")
     tab.until(FINISHED)  # a job that ends shows its object, in place of those that are shown
-    tab.page.click(".card a")
+    tab.click(".card a")
     tab.page.locator(".card").nth(1).get_by_role("button", name="Compare").dispatch_event("click")
     tab.until("document.querySelectorAll('#viewers article').length === 2")
-    tab.page.locator(".card").first.get_by_role("button", name="Change").click()
+    tab.click(tab.page.locator(".card").first.get_by_role("button", name="Change"))
     assert tab.page.input_value("#prompt") == tab.page.text_content(".card .prompt")
     tab.page.fill("#prompt", "a purple owl")
     press(tab, "Generate")
@@ -102,7 +103,7 @@ def test_page_fits_the_window_and_opens_earlier_runs(chromium: Any, client: Clie
     finished_run(client.root / "one", prompt=prompt)
     tab = Tab(chromium, client.url, viewport={"width": width, "height": 800})
     tab.until(f"{CARDS} === 1")
-    tab.page.click(".card a")
+    tab.click(".card a")
     tab.page.frame_locator("#viewers iframe").locator("#view[data-drawn]").wait_for(timeout=PATIENCE)
     assert tab.page.text_content("#viewers h3") == prompt and tab.page.title() == "threedgen studio"
     assert tab.page.evaluate("document.documentElement.scrollWidth") <= width
@@ -139,11 +140,11 @@ def test_from_an_empty_page_to_all_that_it_can_do(chromium: Any, client: Client,
 
     tab.until("document.querySelectorAll('#nouns .chip').length > 3")
     look("1-empty")
-    page.click("#browse summary")
-    page.click(".options summary")
+    tab.click("#browse summary")
+    tab.click(".options summary")
     tab.until("document.querySelectorAll('#vocabulary .chip').length > 90")
     look("2-words-and-options")
-    page.click("#browse summary")
+    tab.click("#browse summary")
 
     # stop within two seconds, then the asset of what there is
     page.fill("#prompt", "a dog that waits")
@@ -166,21 +167,21 @@ def test_from_an_empty_page_to_all_that_it_can_do(chromium: Any, client: Client,
     tab.until(f"document.querySelectorAll('.job').length === 5 && {FINISHED}")
     tops = [page.locator(".job").nth(number).bounding_box() for number in range(1, 5)]
     assert len({round(box["y"]) for box in tops}) <= 2 and len({round(box["x"]) for box in tops}) > 1, "side by side"
-    page.locator(".job").last.get_by_role("button", name="More like this").click()
+    tab.click(page.locator(".job").last.get_by_role("button", name="More like this"))
     tab.until(f"document.querySelectorAll('.job').length === 9 && {FINISHED} && {CARDS} === 9")
     seeds = sorted(job.seed for job in client.queue.jobs() if job.prompt == "a red cat")
     assert seeds == [0, 1, 2, 3, 4, 5, 6, 7]
     look("5-variations")
 
     # compare two, delete one
-    page.click(".card a")
-    page.locator(".card").nth(3).get_by_role("button", name="Compare").click()
+    tab.click(".card a")
+    tab.click(page.locator(".card").nth(3).get_by_role("button", name="Compare"))
     tab.until("document.querySelectorAll('#viewers article').length === 2")
     for frame in (0, 1):
         page.frame_locator("#viewers iframe").nth(frame).locator("#view[data-drawn]").wait_for(timeout=PATIENCE)
     look("6-comparison")
     page.on("dialog", lambda dialog: dialog.accept())
-    page.locator(".card").last.get_by_role("button", name="Delete").click()
+    tab.click(page.locator(".card").last.get_by_role("button", name="Delete"))
     tab.until(f"{CARDS} === 8")
 
     # files: what has no effect is hidden and is not sent
@@ -193,27 +194,58 @@ def test_from_an_empty_page_to_all_that_it_can_do(chromium: Any, client: Client,
     assert set(order) == {"seed", "export", "image"} and order["image"].endswith("-photo.png")
     drop("chair.glb", asset_glb((0, 0, 1)))
     tab.until("document.querySelectorAll('#files .chip').length === 2")
-    page.locator("#files .chip").first.click()
+    tab.click(page.locator("#files .chip").first)
     assert shown("#prompt") and not shown("#order [name=height]") and shown("#seed")
     look("8-mesh")
     order = sent()
     assert set(order) == {"prompt", "seed", "mesh"} and order["prompt"] == "a wooden chair"
-    page.locator("#files .chip").first.click()
+    tab.click(page.locator("#files .chip").first)
     assert shown("#prompt") and shown("#order [name=height]")
     page.locator(".job").filter(has_text="a wooden chair").wait_for(timeout=PATIENCE)
     tab.until(FINISHED)
-    page.locator(".job").filter(has_text="from a file").get_by_role("button", name="Show").click()
+    tab.click(page.locator(".job").filter(has_text="from a file").get_by_role("button", name="Show"))
     tab.until("document.querySelector('#viewers h3')?.textContent === 'from a file'")
 
+    page.frame_locator("#viewers iframe").locator("#view[data-drawn]").wait_for(timeout=PATIENCE)
     page.set_viewport_size({"width": 390, "height": 844})
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     look("9-390-pixels")
     with page.expect_download(timeout=PATIENCE) as download:
-        page.locator(".downloads a").first.click()
+        tab.click(".downloads a")
     assert Path(download.value.path()).read_bytes() == asset_glb((0, 0, 1))
     page.goto(f"{client.url}api/v1/", timeout=PATIENCE)
     look("10-api")
     assert problems == [] and tab.errors == []
+
+
+def test_new_results_are_shown_once(chromium: Any, client: Client) -> None:
+    """Of jobs in four events: ended before, fast, waiting and then ended, and an export that fails."""
+    for name in ("before", "fast", "slow"):
+        finished_run(client.root / name)
+    numbers = {"before": 1, "fast": 2, "slow": 3, "export": 4}
+    rest = {"seed": 0, "progress": None, "error": "", "image": "", "can_finish": False}
+
+    def event(**states: str) -> str:
+        jobs = [
+            {"number": numbers[name], "prompt": name, "run": "before" if name == "export" else name, "state": state,
+             "finished": state in ("finished", "failed"), **rest}
+            for name, state in states.items()
+        ]  # fmt: skip
+        return f"data: {json.dumps({'jobs': jobs, 'over': len(jobs)})}\n\n"
+
+    ended = {"before": "finished", "fast": "finished"}
+    events = [event(before="finished"), event(**ended, slow="waiting", export="running")]
+    events += 2 * [event(**ended, slow="finished", export="failed")]
+    tab = Tab(chromium, client.url)
+    body = "retry: 1000000\n\n" + "".join(events)
+    tab.page.route("**/events", lambda route: route.fulfill(content_type="text/event-stream", body=body))
+    tab.page.reload()
+    tab.until("[...document.querySelectorAll('.state')].map((state) => state.textContent).join().endsWith('failed')")
+    assert tab.page.text_content("#viewers h3") == "slow"
+    tab.until(f"{CARDS} === 3")
+    viewed = [url.split("/")[-2] for url in tab.requests if "/api/v1/runs/" in url and url.count("/view")]
+    asked = [url.split("/")[-1] for url in tab.requests if url.endswith(("/before", "/fast", "/slow"))]
+    assert asked == ["fast", "slow"] and set(viewed) <= {"fast", "slow"}
 
 
 def test_3d_view_is_accessible_and_its_asset_is_exported_again(chromium: Any, client: Client) -> None:
@@ -221,7 +253,7 @@ def test_3d_view_is_accessible_and_its_asset_is_exported_again(chromium: Any, cl
     tab = Tab(chromium, client.url, reduced_motion="reduce")
     page = tab.page
     tab.until(f"{CARDS} === 1")
-    page.click(".card a")
+    tab.click(".card a")
     orders: list[dict[str, Any]] = []
 
     def answer(route: Any) -> None:  # a real job would show its result instead
@@ -229,7 +261,7 @@ def test_3d_view_is_accessible_and_its_asset_is_exported_again(chromium: Any, cl
         route.fulfill(status=201, json={})
 
     page.route("**/export", answer)
-    page.click("#viewers summary")
+    tab.click("#viewers summary")
     page.select_option("#viewers [name=collision]", "parts")
     for levels in ("1000, 300", "0", ""):
         page.fill("#viewers [name=lods]", levels)

@@ -74,6 +74,21 @@ class Tab:
             assert time.monotonic() < end, f"never true: {expression}"
             self.page.wait_for_timeout(50)
 
+    def click(self, place: Any) -> None:
+        """Clicks an element, a locator of playwright or the first one of a selector, when the mouse is over it.
+
+        Chromium gives the mouse to the frame that is under it in the last picture of the page. While a frame starts
+        WebGL there is no new picture, and a click after a scroll may go to that frame instead.
+        """
+        place = self.page.locator(place).first if isinstance(place, str) else place
+        end = time.monotonic() + PATIENCE / 1000
+        place.hover()
+        while not place.evaluate("element => element.matches(':hover')"):
+            assert time.monotonic() < end, f"the mouse never gets to {place}"
+            self.page.wait_for_timeout(50)
+            place.hover()
+        place.click()
+
     def picture(self) -> np.ndarray:
         """The 3D view as it is on the screen above its buttons, (H, W, 3), when two pictures of it agree."""
         self.drawn()

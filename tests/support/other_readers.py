@@ -27,6 +27,12 @@ SUPPORT = Path(__file__).parent
 BLENDER = os.environ.get("BLENDER_PYTHON", sys.executable)
 THREE = Path(os.environ.get("THREE_JS", "node_modules/three"))
 SECONDS = 600  # time limit of a program
+GODOT_SECONDS = 60
+GODOT_PROJECT = """config_version=4
+[importer_defaults]
+scene={"materials/storage": 0}
+"""
+"""Materials stay inside the scenes: Godot's editor waits for a picture of each material file, never drawn here."""
 POINTS = 2000  # number of points of the surface whose colours are compared
 
 
@@ -132,16 +138,29 @@ def read_three(paths: Sequence[Path], folder: Path) -> Meshes:
     return _recorded(command, paths, folder / "three.json")
 
 
-def read_godot(folder: Path) -> dict[str, Any]:
-    """Import the GLB files in `folder` as a Godot project. Return a dict from file name to its "meshes" and "convex".
+def read_godot(paths: Sequence[Path], project: Path) -> dict[str, Any]:
+    """Import GLB files in Godot. Return a dict from file name to its "meshes" and "convex".
 
-    "meshes" has the triangles, maps and bounds of each node, "convex" the numbers of points of the collision shapes.
+    "meshes" has the triangles, maps and bounds of each node; "convex" the points of each convex shape of each body.
+    `project` is the new folder of the Godot project.
     """
-    (folder / "project.godot").write_text("config_version=4\n")
-    shutil.copy(SUPPORT / "read_in_godot.gd", folder)
+    project.mkdir()
+    (project / "project.godot").write_text(GODOT_PROJECT)
+    for path in (*paths, SUPPORT / "read_in_godot.gd"):
+        shutil.copy(path, project)
+    out = project / "godot.json"
     for words in (["--editor", "--quit"], ["-s", "read_in_godot.gd"]):
-        subprocess.run(["godot3-server", "--path", str(folder), *words], timeout=SECONDS, capture_output=True)
-    return json.loads((folder / "godot.json").read_text())
+        command = ["godot3-server", "--path", str(project), *words]
+        with (project / "output.txt").open("w+") as output:
+            try:
+                subprocess.run(command, timeout=GODOT_SECONDS, stdout=output, stderr=output, stdin=subprocess.DEVNULL)
+                problem = "wrote nothing" if "-s" in words and not out.exists() else ""
+                output.seek(0)
+                problem = "failed" if "SCRIPT ERROR" in output.read() else problem
+            except subprocess.TimeoutExpired:
+                problem = f"took more than {GODOT_SECONDS} s"
+        assert not problem, f"{' '.join(command)} {problem}:\n{(project / 'output.txt').read_text()}"
+    return json.loads(out.read_text())
 
 
 def _recorded(command: list[str], paths: Sequence[Path], out: Path) -> Meshes:

@@ -17,9 +17,17 @@ func walk(file, node):
 			"triangles": arrays[Mesh.ARRAY_INDEX].size() / 3, "maps": maps,
 			"low": [box.position.x, box.position.y, box.position.z], "high": [box.end.x, box.end.y, box.end.z]}
 	if node is CollisionShape and node.shape is ConvexPolygonShape:
-		found[file]["convex"].append(node.shape.points.size())
+		var points = []
+		for point in node.shape.points:
+			point = node.get_parent().transform * node.transform * point
+			points.append([point.x, point.y, point.z])
+		var body = node.get_parent().name
+		found[file]["convex"][body] = found[file]["convex"].get(body, []) + [points]
 	for child in node.get_children():
 		walk(file, child)
+
+func _idle(_delta):
+	return true  # ends the program also where a script error has left out quit()
 
 func _init():
 	var folder = Directory.new()
@@ -28,7 +36,7 @@ func _init():
 	var file = folder.get_next()
 	while file != "":
 		if file.ends_with(".glb"):
-			found[file] = {"meshes": {}, "convex": []}
+			found[file] = {"meshes": {}, "convex": {}}
 			walk(file, load("res://" + file).instance())
 		file = folder.get_next()
 	var out = File.new()

@@ -185,8 +185,11 @@
   const DROP = { waiting: "Remove", running: "Stop", stopping: "Stop", finishing: "Stop" };
   const AGAIN = { cancelled: "Continue", failed: "Try again" };
 
-  function item(job) {
-    const place = copy("job"), entry = { place, job, image: "", state: "" };
+  const ready = (job) => job.finished && job.state === "finished"; // a failed export leaves the result of before
+
+  // Return a new entry of the queue; `seen`: its result need not be shown by itself.
+  function item(job, seen) {
+    const place = copy("job"), entry = { place, job, image: "", state: "", seen };
     const does = {
       show: () => show(job.run, job.prompt),
       more: () => moreLike(job),
@@ -223,9 +226,8 @@
     find("[data-does=finish]").hidden = !job.can_finish;
     say(find("[data-does=again]"), AGAIN[job.state] || "");
     find("[data-does=drop]").textContent = DROP[job.state] || "Clear";
-    // a fast job may end between two events; jobs that had ended when the page was opened are not shown
-    if (job.finished && entry.finished === false) show(job.run, job.prompt);
-    Object.assign(entry, { state: job.state, finished: job.finished, image });
+    if (ready(job) && !entry.seen) show(job.run, job.prompt);
+    Object.assign(entry, { state: job.state, seen: ready(job), image });
   }
 
   function showJobs(state) {
@@ -236,7 +238,8 @@
       entries.delete(number);
     }
     for (const job of state.jobs) {
-      if (!entries.has(job.number)) entries.set(job.number, item(job));
+      // a job may have ended by its first event: it is shown, but not if it had ended when the page was opened
+      if (!entries.has(job.number)) entries.set(job.number, item(job, over < 0 && ready(job)));
       update(entries.get(job.number), job);
     }
     part("idle").hidden = state.jobs.length > 0;
