@@ -79,23 +79,23 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
         self.queries = nn.Parameter(torch.randn(queries, text_width))
         self.key_value = nn.Linear(text_width, 2 * text_width)
         self.norm = nn.LayerNorm(queries * text_width)
-        self.volume = None
+        self.decoder = None
         if volume:
-            both = (queries + 1) * text_width
-            self.volume = VolumeDecoder(text_width, latent_channels, size, heads, width, both, tuple(volume))
+            features = (queries + 1) * text_width  # of text and code
+            self.decoder = VolumeDecoder(text_width, latent_channels, size, heads, width, features, tuple(volume))
         else:
-            self._add_maps(text_width, latent_channels, width, tuple(channels), blocks)
+            self._add_maps()
         self.encoder = ObjectEncoder(latent_channels, size, 2 * HARMONICS + 2, text_width)
         self.fusion = ViewFusion(latent_channels, size, fusion) if fusion else None
         self.sampler = CodeSampler(text_width, text_width)
         self.code_tokens = nn.Linear(text_width // TOKENS, text_width, bias=False)
         self.code_positions = nn.Parameter(torch.randn(TOKENS, text_width))
 
-    def _add_maps(
-        self, text_width: int, latent_channels: int, width: int, channels: tuple[int, ...], blocks: tuple[int, ...]
-    ) -> None:
-        """Add the layers of the feature maps, see `__init__`."""
-        size, queries, heads = (self.config[key] for key in ("size", "queries", "heads"))
+    def _add_maps(self) -> None:
+        """Add the layers of the feature maps, which the config describes, see `__init__`."""
+        names = "text_width", "latent_channels", "size", "queries", "heads", "width"
+        text_width, latent_channels, size, queries, heads, width = (self.config[name] for name in names)
+        channels, blocks = tuple(self.config["channels"]), tuple(self.config["blocks"])
         self.base = size // 2 ** (len(channels) - 1)
         if self.base * 2 ** (len(channels) - 1) != size:
             raise ValueError(f"size {size} should be a multiple of 2 ** (levels - 1)")
@@ -129,15 +129,15 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
         one object, which a predictor with feature volumes computes once.
         """
         code = text.new_zeros(len(text), text.shape[2]) if code is None else code
-        count = n_view if self.volume is not None and camera is not None else 1
-        text, each = text[::count], code[::count]
-        tokens = self.code_tokens(each.unflatten(1, (TOKENS, -1))) + self.code_positions * each.any(1)[:, None, None]
+        count = n_view if self.decoder is not None and camera is not None else 1
+        text, code = text[::count], code[::count]
+        tokens = self.code_tokens(code.unflatten(1, (TOKENS, -1))) + self.code_positions * code.any(1)[:, None, None]
         text = torch.cat([text, tokens.to(text.dtype)], dim=1)
         read = self.norm(self.read(text))
-        if self.volume is not None:
-            features = torch.cat([read, each.to(read.dtype)], dim=1)
+        if self.decoder is not None:
+            features = torch.cat([read, code.to(read.dtype)], dim=1)
             views = None if camera is None else camera.unflatten(0, (-1, count))
-            return self.volume(features, text, views).flatten(0, 1)
+            return self.decoder(features, text, views).flatten(0, 1)
         view = self.camera(camera_harmonics(camera)) if camera is not None else self.no_camera.expand(len(text), -1)
         first, *middle, last = self.mix
         features = first(torch.cat([read, view.to(read.dtype)], dim=1)) + self.code_width(code)

@@ -13,7 +13,7 @@ from .attention.joined import HALF_EXTENT
 from .coarse_blocks import Block
 from .view_fusion import HARMONICS, camera_harmonics
 
-SEED = 4
+COARSEST = 4
 """Side of the coarsest volume."""
 RADIUS, REACH = 0.85, 0.88
 """Half the depth range of the samples of a ray, and half the side of the volume, in world units."""
@@ -54,10 +54,10 @@ class VolumeDecoder(nn.Module):
         """
         super().__init__()
         last = len(channels) - 1
-        if SEED * 2**last != size:
+        if COARSEST * 2**last != size:
             raise ValueError(f"channels {channels} of volumes do not fit latents of side {size}")
         self.mix = nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
-        self.seed = nn.Linear(width, channels[0] * SEED**3)
+        self.seed = nn.Linear(width, channels[0] * COARSEST**3)
         self.levels = nn.ModuleList(
             nn.ModuleList(
                 Block(c, text_width, heads, width, conv=nn.Conv3d, attend=k < last)
@@ -67,7 +67,7 @@ class VolumeDecoder(nn.Module):
         )
         self.finer = nn.ModuleList(nn.Conv3d(a, 8 * b, 1) for a, b in zip(channels, channels[1:], strict=False))
         self.positions = nn.ParameterList(
-            nn.Parameter(0.1 * torch.randn(1, c, *[SEED * 2**k] * 3)) for k, c in enumerate(channels)
+            nn.Parameter(0.1 * torch.randn(1, c, *[COARSEST * 2**k] * 3)) for k, c in enumerate(channels)
         )
         self.volume_norm = nn.GroupNorm(8, channels[-1])
         self.to_feature = nn.Conv3d(channels[-1], channels[-1] + 1, 1)
@@ -108,7 +108,7 @@ class VolumeDecoder(nn.Module):
 
         `mixed` (B, width) are features, `text` (B, L, D) tokens of text and object code.
         """
-        x = self.seed(mixed).unflatten(1, (-1, SEED, SEED, SEED))
+        x = self.seed(mixed).unflatten(1, (-1, COARSEST, COARSEST, COARSEST))
         for k, (blocks, positions) in enumerate(zip(self.levels, self.positions, strict=True)):
             x = (x if k == 0 else shuffle(self.finer[k - 1](x))) + positions
             for block in blocks:  # type: ignore[attr-defined]

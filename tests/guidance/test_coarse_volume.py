@@ -36,7 +36,7 @@ def test_views_of_an_object_are_those_of_separate_calls() -> None:
 
 
 def test_samples_lie_on_the_rays_of_the_pixels_from_near_to_far() -> None:
-    decoder, c2w = predictor().volume, poses(30, 200, elevation=-10)
+    decoder, c2w = predictor().decoder, poses(30, 200, elevation=-10)
     assert decoder is not None
     points = REACH * decoder.points(camera_vector(c2w))
     focal = 0.5 * SIDE * DISTANCE / HALF_EXTENT
@@ -52,7 +52,7 @@ def test_samples_lie_on_the_rays_of_the_pixels_from_near_to_far() -> None:
 
 @pytest.mark.parametrize("azimuth", [0, 90, 180, 270])
 def test_opaque_features_hide_those_behind_them(azimuth: float) -> None:
-    decoder, camera = predictor().volume, camera_vector(poses(azimuth, elevation=0))[None]
+    decoder, camera = predictor().decoder, camera_vector(poses(azimuth, elevation=0))[None]
     assert decoder is not None
     volume = torch.zeros(1, 9, SIDE, SIDE, SIDE)
     middle = slice(SIDE // 2 - 2, SIDE // 2 + 2)

@@ -32,7 +32,7 @@ GODOT_PROJECT = """config_version=4
 [importer_defaults]
 scene={"materials/storage": 0}
 """
-"""Materials stay inside the scenes: Godot's editor waits for a picture of each material file, never drawn here."""
+"""Materials stay inside the scenes: without a window, the editor waits for ever for a picture of a material file."""
 POINTS = 2000  # number of points of the surface whose colours are compared
 
 

@@ -150,7 +150,7 @@ def volume_command(folder: Path) -> list[str]:
 def test_decoder_is_replaced_by_one_with_feature_volumes() -> None:
     run = finished_run(volume_command)
     after, before = (MVDream.load(str(folder / "prior"), dtype="fp32").coarse for folder in (run, prior()))
-    assert after.volume.levels[1][0].first.weight.shape == (8, 8, 3, 3, 3) and before.volume is None
+    assert after.decoder.levels[1][0].first.weight.shape == (8, 8, 3, 3, 3) and before.decoder is None
     assert_same(dict(after.sampler.state_dict()), dict(before.sampler.state_dict()))
     assert before.config["fusion"] and not after.config["fusion"]
 

@@ -31,7 +31,7 @@ from threedgen.data.assets.shards import Shards
 from threedgen.data.assets.source import AssetViews, CaptionedImages, split
 from threedgen.data.latent_cache import ExampleSource, LatentCache
 from threedgen.guidance.coarse import CoarsePredictor
-from threedgen.guidance.coarse_volume import SEED
+from threedgen.guidance.coarse_volume import COARSEST
 from threedgen.guidance.priors.latent_diffusion import LatentDiffusion, load_prior
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.guidance.sampling import REFINE_STRENGTH
@@ -182,8 +182,10 @@ def train_coarse(task: Task, base: LatentDiffusion, o: CoarseConfig) -> CoarsePr
     channels, side, _ = base.latent_shape
     coarse = base.coarse
     if coarse is None or o.volume is not None and o.volume != tuple(coarse.config["volume"]):
-        if o.volume is not None and SEED * 2 ** (len(o.volume) - 1) != side:
-            raise ConfigError(f"should have a number for each side from {SEED} to {side}", "coarse.volume", o.volume)
+        if o.volume is not None and COARSEST * 2 ** (len(o.volume) - 1) != side:
+            raise ConfigError(
+                f"should have a number for each side from {COARSEST} to {side}", "coarse.volume", o.volume
+            )
         coarse = CoarsePredictor(base.text_shape[1], channels, side, volume=o.volume or ())
         if base.coarse is not None:
             coarse.copy_shared(base.coarse)
