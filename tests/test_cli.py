@@ -16,7 +16,7 @@ import pytest
 from tests.support import toy_task
 from tests.support.toy_task import YAML, ToyConfig, toy  # noqa: F401
 from threedgen import __version__, cli, config
-from threedgen.config import fields, help, layers, registry
+from threedgen.config import fields, layers, registry
 from threedgen.config.errors import FileError, WorkerLost
 from threedgen.config.sections import TrainerConfig
 from threedgen.run import folder as runs
@@ -62,15 +62,11 @@ def test_parse_separates_flags_and_overrides() -> None:
         (["prompt=a", "blue", "dog"], ["key=value", 'prompt="a blue dog"', "'blue'"]),
         (["--config", "a", "--resume", "b"], ["--resume"]),
         (["\x1b[31m"], ["'\\x1b[31m'"]),
+        (["mvdream-toybx.yaml"], ["--config mvdream-toybox"]),
     ],
 )
 def test_wrong_words_are_one_line(refuses: Any, words: list[str], parts: list[str]) -> None:
     refuses(words, *parts)
-
-
-def test_config_name_without_flag_is_recognised(shipped: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, _, err = ask(capsys, "mvdream-toybx.yaml")
-    assert code == 2 and "did you mean --config mvdream-toybox" in err
 
 
 def option_keys(text: str) -> list[str]:
@@ -82,16 +78,7 @@ def test_help_all_lists_every_option(shipped: Path, capsys: pytest.CaptureFixtur
     places = fields.walk(ToyConfig, {"prior": {"name": "big"}})
     leaves = [".".join(place.path) for place in places if place.section is None]
     assert code == 0 and option_keys(out) == [key for key in leaves if key not in fields.INTERNAL]
-    lines = [line for line in out.splitlines() if re.match(r"  (prior|trainer.max|elev|mode|checkpoint.sec)", line)]
-    assert lines == [
-        "  elevation = [0.0, 30.0]  (list of 2: number)",
-        "  mode = fast  (fast | exact)",
-        "  prior.name = big",
-        "  prior.weights = here  (text)",  # from the config, not the default of the model
-        "  prior.guidance_scale = 7.5  (number or schedule >= 0 and <= 100)",
-        "  trainer.max_steps = 1000  (whole number >= 1 and <= 1000000000)",
-        "  checkpoint.seconds = 60.0  (number >= 0)",
-    ]
+    assert "  prior.weights = here " in out, "from the config, not the default of the model"
 
 
 def test_help_lists_common_options(capsys: pytest.CaptureFixture[str]) -> None:
@@ -105,40 +92,12 @@ def test_help_lists_common_options(capsys: pytest.CaptureFixture[str]) -> None:
         assert set(model.common) <= set(keys) or not model.common, name
 
 
-def test_help_names_the_config_and_default_choices(capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = ask(capsys, "--help", "--config", "texture-toybox")
-    assert code == 0 and out.startswith("texture-toybox: ") and "--config texture-toybox key=value" in out
-    code, out, _ = ask(capsys, "--help", "all")
-    assert code == 0 and {"material.name = none", "optimizer.name = adam"} <= set(map(str.strip, out.splitlines()))
-
-
 @pytest.mark.parametrize("columns", [60, 80, 100])
 def test_help_and_list_wrap_to_the_terminal(columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
     for words in (["--help"], ["--help", "all"], ["--help", "-c", "combinations-toybox"], ["--list"]):
         lines = ask(capsys, *words)[1].splitlines()
         assert lines and not [line for line in lines if len(line) > columns and len(line.split()) > 1]
-
-
-def test_help_describes_every_choice(capsys: pytest.CaptureFixture[str]) -> None:
-    out = " ".join(ask(capsys, "--help", "all")[1].split())
-    for kind in ("prior", "distillation", "representation", "encoding", "background", "material"):
-        for name in registry.names(kind):
-            about = (registry.config_model(kind, name).__doc__ or "").split(".")[0].split()
-            assert " ".join([name, *about]) in out, name
-    code, out, _ = ask(capsys, "--help", "field", "field.name=sdf")
-    assert code == 0 and "field.name = sdf" in out and "field.log_sharpness" in out and "field.density_scale" not in out
-    assert re.match(r"field: .*\n  field.name = sdf\n      ngp +\w", out)
-    only = ask(capsys, "--help", "prior", "--config", "mvdreambooth-toybox")[1]
-    assert re.search(r"mvdream +\w", only) and "deepfloyd  " not in only
-
-
-def test_help_headings_precede_their_options(capsys: pytest.CaptureFixture[str]) -> None:
-    blocks = ask(capsys, "--help", "all", "field=sdf")[1].split("\n\n")
-    assert [block for block in blocks if block.startswith("fit: ")]
-    for head, *lines in [block.splitlines() for block in blocks if re.match(r"[a-z_.]+: ", block)]:
-        keys = [line.split()[0] for line in lines if re.match(r"  \S", line)]
-        assert all(key.rpartition(".")[0] == head.partition(":")[0] for key in keys), head
 
 
 def test_help_survives_broken_choice(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
@@ -157,28 +116,13 @@ def test_help_section_lists_its_options(shipped: Path, capsys: pytest.CaptureFix
 
 def test_list_has_about_and_needs(shipped: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = ask(capsys, "--list")
-    assert code == 0
-    assert "mvdream-toybox  (the default)\n      A prompt becomes 3D.\n      needs: two cores" in out
-    assert "broken\n      cannot be read" in out
+    assert code == 0 and all(text in out for text in ("A prompt becomes 3D.", "needs: two cores", "\n  broken\n"))
 
 
-def test_list_is_grouped_with_default_first(capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_has_every_config_the_default_first(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = ask(capsys, "--list")
-    heads = [line.split()[0] for line in out.splitlines() if line and not line.startswith(" ")]
     names = [line.split()[0] for line in out.splitlines() if line.startswith("  ") and line[2] != " "]
-    assert code == 0 and heads == ["MAKE", "LOOK", "TRAIN", "MEASURE"]
-    assert names[0] == "mvdream-toybox" and sorted(names) == config.shipped()
-    for group, members in help.TASKS.items():
-        assert group in help.GROUPS and all(any(t.startswith(m) for t in registry.names("task")) for m in members)
-
-
-def test_needs_of_shipped_configs_share_a_vocabulary() -> None:
-    """Inputs, then weights and results of other configs, then cores or a GPU, then the time."""
-    for name in config.shipped():
-        needs = help.shipped_entry(name).needs
-        assert re.search(r"\d cores?\b|\bGPUs?\b|^runs?=|what its (methods|configs) need|weights", needs), needs
-        assert not re.search(r"\d cores?\b", needs) or re.search(r"second|minute|hour", needs), f"{name}: how long?"
-        assert not re.search(r"CPU|two|one |nothing|CUDA|pictures?", needs), f"{name}: {needs}"
+    assert code == 0 and names[0] == "mvdream-toybox" and sorted(names) == config.shipped()
 
 
 def test_print_config_is_complete(shipped: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -214,14 +158,6 @@ def test_run_prints_folder_and_resumes(shipped: Path, capsys: pytest.CaptureFixt
     assert code == 2 and "--resume" in err
 
 
-@pytest.mark.parametrize(("prompt", "expected"), [("seven", 7), ("stop", 130), ("fail", 1)])
-def test_exit_codes(shipped: Path, capsys: pytest.CaptureFixture[str], prompt: str, expected: int) -> None:
-    code, _, err = ask(capsys, f"prompt={prompt}")
-    assert code == expected and ("Traceback" in err) == (prompt == "fail")  # a bug shows where it happened
-    if prompt == "fail":
-        assert err.splitlines()[-1] == "RuntimeError: it broke"
-
-
 @pytest.mark.parametrize(
     ("error", "code"),
     [
@@ -232,11 +168,14 @@ def test_exit_codes(shipped: Path, capsys: pytest.CaptureFixture[str], prompt: s
         (type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory"), 4),
         (WorkerLost("5 workers died"), 5),
         (OSError(errno.EACCES, "permission denied", "a.glb"), 1),
-        (KeyError("loops"), 1),
+        (RuntimeError("it broke"), 1),
+        (KeyboardInterrupt(), 130),
     ],
     ids=repr,
 )
-def test_each_expected_error_has_an_exit_code(shipped: Path, capsys, monkeypatch, error: Exception, code: int) -> None:
+def test_each_expected_error_has_an_exit_code(
+    shipped: Path, capsys, monkeypatch, error: BaseException, code: int
+) -> None:
     def run(*args: Any, **options: Any) -> None:
         raise error
 

@@ -88,9 +88,7 @@ def test_cancel_ends_the_thread_and_the_run(server: Client) -> None:
 @pytest.mark.parametrize(
     ("description", "shown"),
     [
-        ({"state": "waiting", "progress": None}, "waiting for other runs"),
         ({"state": "running", "progress": None}, "starting"),
-        ({"state": "running", "progress": {"phase": "fit", "done": 0, "total": 0, "left": ""}}, "fit"),
         ({"state": "running", "progress": {"phase": "fit", "done": 9, "total": 6, "left": "1:05 min"}},
          "fit, 100 %, 1:05 min left"),
     ],

@@ -11,9 +11,7 @@ from threedgen import cli, config, folder
 from threedgen.config import Config, ConfigError, registry
 from threedgen.run import folder as runs
 from threedgen.systems.generate import task as generate_run
-from threedgen.train.checkpoint_file import LAST, write
 
-ROOT = Path(__file__).parents[2]
 SHIPPED = config.shipped()
 
 
@@ -39,14 +37,10 @@ def mistake(capsys: pytest.CaptureFixture[str], *words: str, said: tuple[str, ..
 
 LONG = "a" * 5000
 LONG_VALUES = {
-    **{key: f"[{', '.join(['0'] * 100)}]" for key in ("scenes_per_step", "size", "seed", "trainer.max_steps")},
+    "seed": f"[{', '.join(['0'] * 100)}]",
     "prior.weights": LONG,
-    "prior.tokenizer": LONG,
-    "prior.lora.file": LONG,
     "stages": f"{{{LONG}: {{}}}}",
-    "view_prompts.front": f"[{LONG}]",
     "distillation.name": LONG,
-    "field.name": LONG,
     LONG: "0",
 }
 
@@ -57,46 +51,21 @@ def test_long_values_are_shortened(capsys: pytest.CaptureFixture[str], key: str)
     assert len(text) < 500
 
 
-@pytest.mark.parametrize("key", ["prior.weights", "prior.tokenizer"])
-@pytest.mark.parametrize("value", ["x" * 240, "\x1b[31m" * 8, "\u202e" * 40])
-def test_weights_with_strange_names_are_refused_in_one_line(capsys, key: str, value: str) -> None:
-    assert len(mistake(capsys, "--config", "tiny.yaml", "prompt=a red dog", f"{key}={value}")) < 500
-
-
 MISTAKES: list[tuple[list[str], tuple[str, ...]]] = [
     (["--config", "mvdream-toybx", "prompt=a dog"], ("'mvdream-toybox'",)),
     (["--config", "tiny.yaml", "prompt="], ("prompt: ", 'prompt="a red penguin')),
-    (["--config", "sample-toybox", "prompt="], ("prompt: ",)),
     (["--config", "tiny.yaml", "prompt=a r\udcc3\udca9d dog"], ("prompt: ", "LC_ALL=C.UTF-8")),  # é in a C locale
-    (["--config", "tiny.yaml", "march.chunk=atuo"], ("march.chunk", "'atuo'")),
     (["--config", "tiny.yaml", "march.radius=3"], ("field.radius=1", "march.radius=3")),
-    (["--config", "tiny.yaml", "steps=40"], ("'trainer.max_steps' or 'preview.steps'",)),
     (["--config", "tiny.yaml", "lr=1"], ("'optimizer.encoding' or 'optimizer.networks'?",)),
-    (["--config", "train-own-prior", "lr=1"], ("'training.learning_rate'?",)),
-    (["--config", "tiny.yaml", "guidance_scale=7"], ("'distillation.guidance_scale' or 'preview.guidance_scale'",)),
     (["--config", "tiny.yaml", "field.name=sdf", "field.density_bias=3"], ("field.density_bias: ", "field.name=ngp")),
-    (["--config", "mvdream-sd21", "field={name: sdf, density_bias: 3}"], ("field.density_bias: ", "field.name=ngp")),
     (["--help", "batch"], ("--config batch --help", "'batch'")),
     (["--help", "nothing"], ("view_prompts, system, prior, distillation, field, ",)),
-    (["--help", "guidance_scale"], ("'distillation.guidance_scale' or ",)),
-    (["--help", "field", "field.name=sdff"], ("field.name: ", "'sdf'")),
 ]
 
 
 @pytest.mark.parametrize(("words", "said"), MISTAKES)
 def test_mistake_is_one_line_and_leaves_no_files(place: Path, capsys, words: list[str], said: tuple[str, ...]) -> None:
     mistake(capsys, *words, said=said)
-    assert [path.name for path in place.iterdir()] == ["tiny.yaml"]
-
-
-def test_missing_weights_name_file_download_and_alternative(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    line = mistake(capsys, "--config", "mvdream-sd21.yaml", "prompt=a cat")
-    for part in (
-        "prior.weights: 'sd-v2.1-base-4view.pt'",  # what is missing
-        "hf download MVDream/MVDream sd-v2.1-base-4view.pt",  # how to get it
-        "--list",  # shows what runs now
-    ):
-        assert part in line
     assert [path.name for path in place.iterdir()] == ["tiny.yaml"]
 
 
@@ -124,26 +93,6 @@ def test_file_without_weights_is_not_opened(place: Path, capsys: pytest.CaptureF
     words = ("prior.weights=model.pt", f"prior.tokenizer={folder('weights') / 'toybox-prior'}", "-q")
     mistake(capsys, "--config", "tiny.yaml", *words, said=("model.pt",))
     assert not marker.exists() and not (place / "outputs").exists()
-
-
-def checkpoint(**changed: Any) -> dict[str, Any]:
-    state = {"field.encoding.table": torch.zeros(3)}
-    optimizers = [{"state": {0: {"exp_avg": torch.zeros(3)}}, "param_groups": []}]
-    whole = {"optimizer_states": optimizers, "lr_schedulers": [{"last_epoch": 3}], "loops": {}}
-    return {"state_dict": state, "global_step": 3} | whole | changed
-
-
-@pytest.mark.parametrize("how", ["other", "config"])
-def test_checkpoint_that_does_not_fit_is_refused(place: Path, capsys: pytest.CaptureFixture[str], how: str) -> None:
-    made = config.load("tiny.yaml", ["warm_start.share=0", "preview.enabled=false"])
-    folder = place / "run"
-    (folder / "checkpoints").mkdir(parents=True)
-    runs.write_config(folder, made)
-    file = folder / "checkpoints" / LAST
-    write(checkpoint(config_yaml=config.dump(made).replace("seed: 0", "seed: 5") if how == "config" else ""), file)
-    said, before = {"other": "another architecture: ", "config": "seed: 5 -> 0"}, file.read_bytes()
-    mistake(capsys, "--resume", "run", "-q", said=(said[how],))
-    assert file.read_bytes() == before
 
 
 ODD = [
@@ -218,14 +167,9 @@ def test_check_of_shipped_configs_is_one_line() -> None:
     ("word", "key", "answer"),
     [
         ("system.prompt_processor.prompt=a dog", "system.prompt_processor.prompt", "'prompt'"),
-        ("system.guidance.guidance_scale=50", "system.guidance.guidance_scale", "'distillation.guidance_scale'"),
-        ("system.guidance.pretrained_model_name_or_path=x", "pretrained_model_name_or_path", "'prior.weights'"),
         ("data.batch_size=4", "data.batch_size", "'camera.n_view'"),
         ("tag=mine", "tag", "'out'"),
-        ("resume=outputs/x/ckpts/last.ckpt", "resume", "--resume"),
         ("--train", "--train", "without a flag"),
-        ("--export", "--export", "--config export"),
-        ("--gpu", "--gpu", "CUDA_VISIBLE_DEVICES"),
     ],
 )
 def test_words_of_threestudio_are_answered_with_ours(word: str, key: str, answer: str, capsys) -> None:

@@ -6,7 +6,6 @@ import pytest
 
 from threedgen.config import command as place
 from threedgen.config.command import command, install
-from threedgen.config.help import usage
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,9 +29,3 @@ def test_no_message_has_a_form_of_its_own() -> None:
     rooms = {path for room in ("threedgen", "guidance", "representations") for path in (ROOT / room).rglob("*.py")}
     texts = {path: path.read_text(encoding="utf-8") for path in rooms - own}
     assert not [path for path, text in texts.items() if re.search(r"launch\.py --|threedgen --|threedgen\[", text)]
-
-
-def test_help_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "  python launch.py --config NAME_OR_PATH" in usage() and "threedgen --" not in usage()
-    monkeypatch.setattr(place, "ROOT", tmp_path)
-    assert "  threedgen --config NAME_OR_PATH" in usage() and "launch.py" not in usage()

@@ -11,7 +11,7 @@ from tests.support.errors import refused
 from tests.support.toy_task import YAML, toy  # noqa: F401
 from threedgen import config
 from threedgen.config import ConfigError, Scheduled, at, fields, layers, registry, yaml_text
-from threedgen.config.errors import nearest, nearest_keys, short
+from threedgen.config.errors import nearest_keys
 from threedgen.systems.generate.options import GenerateConfig
 
 ROOT = Path(__file__).parents[2]
@@ -80,6 +80,8 @@ def test_parse_scalars(text: str, value: Any) -> None:
         ("a: 1\n---\nb: 2\n", ["line 2"]),
         ("a: [1, 2\n", ["line 2"]),
         ("[" * 5000, ["nested"]),
+        ("- a\n- b\n", ["key: value"]),
+        ("#" * 1_000_001, ["1 MB"]),
     ],
 )
 def test_refused_yaml_names_the_line(toy: Path, text: str, words: list[str]) -> None:  # noqa: F811
@@ -88,15 +90,9 @@ def test_refused_yaml_names_the_line(toy: Path, text: str, words: list[str]) -> 
     assert all(word in message for word in [str(toy), *words]), message
 
 
-def test_refused_files(toy: Path) -> None:  # noqa: F811
+def test_encodings_of_files(toy: Path) -> None:  # noqa: F811
     toy.write_bytes(b"\xff\xfe\x00")
     assert "UTF-8" in mistakes(toy)
-    toy.write_text("- a\n- b\n")
-    assert "key: value" in mistakes(toy)
-    toy.write_text("#" * 1_000_001)
-    assert "larger than 1 MB" in mistakes(toy)
-    toy.write_text("")
-    assert "task: is missing" in mistakes(toy)
     toy.write_text("\ufeff" + YAML, encoding="utf-8")  # a byte order mark of an editor is no mistake
     assert config.load(toy).prompt == "a cat"
 
@@ -145,42 +141,24 @@ def test_values_from_python_are_not_parsed(toy: Path) -> None:  # noqa: F811
     ("override", "words"),
     [
         ("sed=3", ["sed: ", "'seed'", "'3'"]),
-        ("aboot=3", ["aboot: "]),
         ("max_steps=3", ["'trainer.max_steps'"]),
         ("prior.width=3", ["prior.width: ", "prior.name=small"]),
-        ("shape.side=3", ["shape.side: ", "shape.name=square"]),
-        ("seed.a=3", ["seed: ", "whole number >= 0", "{'a': '3'}"]),
         ("prior.name=bigg", ["prior.name: ", "'big'", "small", "'bigg'"]),
         ("prior=3", ["prior.name: ", "(there are: big, small; one of your own: --plugin FILE.py)"]),
-        ("prior=[3]", ["prior: ", "section", "[3]"]),
-        ("shape.name=squar", ["shape.name: ", "round | square", "'square'?", "'squar'"]),
         ("shape.radius=-1", ["shape.radius: ", "number > 0", "(got -1)"]),
         ("mode=exakt", ["mode: ", "fast | exact", "'exact'?", "'exakt'"]),
-        ("trainer.max_steps=0", ["trainer.max_steps: ", "whole number >= 1", "(got 0)"]),
         ("trainer.max_steps=1.5", ["trainer.max_steps: ", "whole number", "(got 1.5)"]),
-        ("trainer.max_steps=ten", ["trainer.max_steps: ", "whole number", "'ten'"]),
         ("trainer.devices=x", ["trainer.devices: ", "auto | whole number >= 1", "'x'"]),
         ("trainer.gradient_clip_val=.inf", ["trainer.gradient_clip_val: ", "number | null > 0"]),
         ("seed=true", ["seed: ", "whole number", "(got True)"]),
-        ("trainer=3", ["trainer: ", "section"]),
         ("elevation=[1]", ["elevation: ", "list of 2: number", "(got [1])"]),
-        ("elevation=[1, 2, 3]", ["elevation: ", "list of 2: number", "(got [1, 2, 3])"]),
-        ("elevation=5,10", ["elevation: ", "list of 2: number", "'5,10'"]),
-        ("elevation=[1, x]", ["elevation: ", "list of 2: number", "[1, 'x']"]),
         ("elevation=[2, 1]", ["elevation should rise"]),
         ("kinds=[raund]", ["kinds: ", "list: round | flat", "'round'?", "['raund']"]),
-        ("kinds=flat", ["kinds: ", "list: round | flat", "'flat'"]),
-        ("kinds=[]", ["kinds: ", "length >= 1", "[]"]),
-        ("pairs=[[1, 2], [3]]", ["pairs: ", "list: list of 2: whole number", "[[1, 2], [3]]"]),
-        ("lambdas={}", ["lambdas: ", "length >= 1"]),
         ("lambdas.orient=x", ["lambdas.orient: ", "number", "'x'"]),
-        ("prior.guidance_scale=[1]", ["prior.guidance_scale: ", "{step: value, ...}"]),
         ("prior.guidance_scale={0: 1, 50%: 2}", ["mixed"]),
         ("prior.guidance_scale={0: 1, 5: -2}", ["number or schedule >= 0", "-2"]),
-        ("prior.guidance_scale={}", ["empty"]),
         ("seed=[1", ["seed: ", "line 1"]),
         ("seed", ["key=value", "'seed'"]),
-        ("=3", ["key=value"]),
         ("task=tooy", ["task", "'toy'"]),
     ],
 )
@@ -212,13 +190,14 @@ def test_section_given_in_part_keeps_the_default_of_its_field(toy: Path) -> None
 
 
 def test_all_mistakes_are_reported_with_their_source(toy: Path) -> None:  # noqa: F811
-    toy.write_text(YAML + "trainr:\n  max_steps: 3\nshape:\n  name: square\n  sid: 2\n")
+    toy.write_text(YAML + "trainr:\n  max_steps: 3\nmine: {0: 8}\nshape:\n  name: square\n  sid: 2\n")
     lines = mistakes(toy, "seed=true", "mode=x", "trainer.steps=3").splitlines()
     found = sorted((line.split(": ")[0], line.split(": ")[1]) for line in lines)
     typed = [("command line", key) for key in ("mode", "seed", "trainer.steps")]
-    assert found == sorted([(str(toy), "shape.sid"), (str(toy), "trainr"), *typed])
-    toy.write_text("task: toy\n")
-    assert "prompt: is missing" in mistakes(toy)
+    assert found == sorted([(str(toy), "shape.sid"), (str(toy), "trainr"), (str(toy), "mine"), *typed])
+    for text, key in (("task: toy\n", "prompt"), ("", "task")):
+        toy.write_text(text)
+        assert f"{key}: is missing" in mistakes(toy)
 
 
 @pytest.mark.parametrize(
@@ -227,11 +206,6 @@ def test_all_mistakes_are_reported_with_their_source(toy: Path) -> None:  # noqa
 def test_nearest_keys_corrects_typos(typo: str) -> None:
     keys = [path for path in fields.paths(GenerateConfig, config.load("mvdream-sd21")) if path.count(".") < 3]
     assert nearest_keys(typo, keys)[:1] == ["trainer.max_steps"]
-
-
-def test_short_escapes_and_cuts_and_nearest_ignores_case() -> None:
-    assert short("\x1b[31m") == "'\\x1b[31m'" and len(short("x" * 500)) == 80
-    assert nearest("MVDREAM", ["mvdream"]) == "mvdream" and nearest("zzz", ["mvdream"]) is None
 
 
 class _OneSchedule(config.Config):
@@ -259,7 +233,7 @@ def test_at_and_refused_schedules() -> None:
     with pytest.raises(ValueError, match="max_steps"):
         at(share, 3)
     nan = float("nan")
-    for wrong in ("a", True, None, {-1: 0}, {"101%": 0}, {1.5: 0}, {0: "x"}, {0: nan}, 10**400, {1: 0, "1": 1}):
+    for wrong in ("a", True, None, {-1: 0}, {"101%": 0}, {1.5: 0}, {0: "x"}, {0: nan}, 10**400, {1: 0, "1": 1}, {}):
         with pytest.raises(ValidationError):
             _OneSchedule(value=wrong)
 
@@ -344,20 +318,3 @@ def test_overrides_of_a_section_count_in_the_order_typed() -> None:
     words = ["prompt=a dog", "occupancy.resolution=8", "occupancy=null"]
     assert layers.load("mvdream-toybox", words).occupancy is None
     assert layers.load("mvdream-toybox", [words[0], *words[:0:-1]]).occupancy.resolution == 8
-
-
-@pytest.mark.parametrize(
-    ("text", "key", "value"),
-    [
-        ("mine: {0: 8, 10: 16}", "mine", "{0: 8, 10: 16}"),
-        ("mine: {size: {0: 8}}", "mine.size", "{0: 8}"),
-        (f"size: {'a' * 3000}", "size", "'aaa"),
-        (f"size: [{'a' * 3000}]", "size", "['aaa"),
-    ],
-)
-def test_unknown_schedules_and_long_values_are_refused_in_a_short_line(tmp_path, text, key, value) -> None:
-    path = tmp_path / "mine.yaml"
-    path.write_text(f"task: generate\n{text}\n")
-    with refused(None, f"{key}: ", value) as error:
-        config.load(str(path))
-    assert len(str(error.value)) < 500

@@ -1,6 +1,5 @@
 """Names in files lead to no file outside the folder; links do. `test_side_files.py` tests the mesh readers."""
 
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -13,30 +12,20 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.support.asset_folder import write_shard
 from tests.support.errors import refused
 from tests.support.photographs import photographs
 from tests.support.posed_photos import edit_transforms, write_colmap, write_transforms
 from threedgen.config import ConfigError
-from threedgen.data.assets.shards import Shards, add_asset, checksum, new_shard
+from threedgen.data.assets.shards import Shards
 from threedgen.data.matterport import CAPTIONS, FACES, MatterportPanoramas
 from threedgen.data.options import MatterportConfig
 from threedgen.data.posed.reader import read_posed
 from threedgen.evaluation.views.scenes import FolderScenes
 from threedgen.geometry.cameras_file import CAMERAS_FILE, write_cameras
-from threedgen.geometry.images import png
 from threedgen.geometry.panorama import cameras, ring
 
 PIXELS = np.full((16, 16, 3), 128, np.uint8)
-
-
-def write_shards(folder: Path, name: str | None) -> Path:
-    file = folder / "shard-00000.tar"
-    with new_shard(file) as tar:
-        add_asset(tar, "a", {"c2w": np.tile(np.eye(4), (2, 1, 1)).tolist(), "fov": [0.7, 0.7]}, [png(PIXELS)] * 2)
-    asset = {"name": "a", "file": "a.glb", "caption": "a square", "notes": []}
-    shard = checksum(file) | {"assets": [asset], "file": file.name if name is None else name}
-    (folder / "index.json").write_text(json.dumps({"azimuths": 2, "rings": 1, "shards": [shard]}))
-    return file
 
 
 def write_scene(folder: Path, name: str | None) -> Path:
@@ -83,7 +72,7 @@ def read_panoramas(folder: Path) -> None:
 
 
 READERS: dict[str, tuple[Callable[[Path, str | None], Path], Callable[[Path], object]]] = {
-    "shards": (write_shards, lambda folder: [Shards(folder).metadata(entry) for entry in Shards(folder).entries]),
+    "shards": (write_shard, lambda folder: [Shards(folder).metadata(entry) for entry in Shards(folder).entries]),
     "scenes": (write_scene, lambda folder: FolderScenes(folder, depth=False).scene(0)),
     "panoramas": (write_panoramas, read_panoramas),
     "transforms.json": (write_photos, read_photos),

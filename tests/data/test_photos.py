@@ -60,17 +60,6 @@ def test_photo_with_a_busy_background_is_cropped_to_its_middle_square(tmp_path: 
     assert np.abs(image[:, 2:-2].astype(int) - GREEN).max() <= 2
 
 
-@pytest.mark.parametrize("mode", ["L", "P", "CMYK", "I;16", "LA", "1"])
-def test_read_accepts_every_image_mode(tmp_path: Path, mode: str) -> None:
-    path, photo = tmp_path / ("a.tif" if mode == "CMYK" else "a.png"), Image.fromarray(on_paper())
-    if mode == "I;16":
-        save(path, on_paper()[..., 0].astype(np.uint16) * 256)
-    else:
-        (photo.quantize(8) if mode == "P" else photo.convert(mode)).save(path)
-    (image,) = photos.read([path], 32)
-    assert image.shape == (32, 32, 3) and (mode == "1" or extent(image)[0] > 0)
-
-
 def test_find_sorts_a_folder_and_names_skipped_files(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     names = (".hidden.png", "notes.txt", "broken.jpg", *(f"{k}.doc" for k in range(30)))
     for name in ("b.png", "a.JPG"):
@@ -83,7 +72,7 @@ def test_find_sorts_a_folder_and_names_skipped_files(tmp_path: Path, caplog: pyt
     assert all(name in record.getMessage() for name in names) and "._a.JPG" not in record.getMessage()
 
 
-@pytest.mark.parametrize("name", ["a.heic", "a.HEIF", "a.avif", "a.gif", "a.tif", "a.webp"])
+@pytest.mark.parametrize("name", ["a.heic", "a.HEIF", "a.avif"])
 def test_find_reads_formats_of_cameras_and_browsers(tmp_path: Path, name: str) -> None:
     register_heif_opener()
     paths = [save(tmp_path / name, on_paper()), save(tmp_path / "b.png", on_paper())]
@@ -93,11 +82,9 @@ def test_find_reads_formats_of_cameras_and_browsers(tmp_path: Path, name: str) -
 
 
 def test_unusable_photos_are_refused(tmp_path: Path) -> None:
-    good, truncated, text = save(tmp_path / "good.png", on_paper()), tmp_path / "truncated.png", tmp_path / "text.png"
+    good = save(tmp_path / "good.png", on_paper())
     (tmp_path / "empty").mkdir()
-    text.write_text("no image")
-    noise = save(tmp_path / "noise.png", np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8))
-    truncated.write_bytes(noise.read_bytes()[:3000])
+    (tmp_path / "text.png").write_text("no image")
     save(tmp_path / "blank.png", np.full((20, 20, 3), 255, np.uint8))
     cases: list[tuple[Sequence[Path | str], object]] = [
         ([], "photos=FOLDER"),
@@ -106,7 +93,8 @@ def test_unusable_photos_are_refused(tmp_path: Path) -> None:
         (["\0"], "'\\x00'"),
         ([good], good),
         ([good] * 101, 101),
-        *(([good, tmp_path / name], name) for name in ("text.png", "truncated.png", "blank.png")),
+        ([good, tmp_path / "text.png"], "text.png"),
+        ([good, tmp_path / "blank.png"], "blank.png"),
     ]
     for paths, named in cases:
         with refused("photos", named):

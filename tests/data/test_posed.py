@@ -1,6 +1,7 @@
 """Photos with poses: formats that describe the same cameras, lens distortion, and conventions."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,26 +54,6 @@ def test_all_formats_give_the_written_views(tmp_path: Path, write: Callable[[Pat
     assert (half.height, half.width) == (6, 10) and torch.allclose(half.K[:, :2], views.cameras.K[:, :2] / 2, atol=1e-4)
 
 
-def test_transforms_with_an_angle_alone_and_names_without_suffix(tmp_path: Path) -> None:
-    views = photographs(6)
-
-    def shorten(tree: dict[str, Any]) -> None:
-        for name in ("w", "h"):
-            del tree[name]
-        tree["camera_angle_x"] = float(views.cameras.fov[0])
-        tree["frames"] = [
-            {"file_path": f"./images/{k:03d}", "transform_matrix": frame["transform_matrix"][:3]}
-            for k, frame in enumerate(tree["frames"])
-        ]
-
-    edit_transforms(write_transforms(tmp_path, views), shorten)
-    (tmp_path / "images" / "004.png").unlink()
-    (tmp_path / "images" / "003.png").rename(tmp_path / "images" / "003.PNG")
-    found = open_photos(tmp_path, 256)
-    assert torch.allclose(found.cameras.K, views.cameras.K[:5], atol=1e-4) and len(found) == 5
-    assert "./images/004" in found.posed.missing_note
-
-
 @pytest.mark.parametrize(("model", "coefficients"), [(0, 0), (2, 1), (3, 2), (4, 4), (6, 8)])
 @pytest.mark.parametrize("binary", [True, False])
 def test_colmap_camera_models(tmp_path: Path, model: int, coefficients: int, binary: bool) -> None:
@@ -123,24 +104,12 @@ def test_colmap_text_and_folders_of_photos(tmp_path: Path, keypoints: str | None
         lambda tree: [frame.update(transform_matrix=frame["transform_matrix"][:3]) for frame in tree["frames"]],
         lambda tree: [frame.update(transform_matrix=sum(frame["transform_matrix"], [])) for frame in tree["frames"]],
         lambda tree: tree["frames"].append({"file_path": "images/lost.png", "transform_matrix": np.eye(4).tolist()}),
+        lambda tree: [
+            tree.update(camera_angle_x=float(photographs(3).cameras.fov[0])),
+            [frame.pop(name) for frame in tree["frames"] for name in ("fl_x", "fl_y", "cx", "cy")],
+        ],
     ],
-    ids=[
-        "size",
-        "text",
-        "no model",
-        "lower",
-        "converted",
-        "null",
-        "frame",
-        "Windows",
-        "absolute",
-        "backslash",
-        "case",
-        "file",
-        "rows",
-        "flat",
-        "lost",
-    ],
+    ids="size text none lower converted null frame Windows absolute backslash case file rows flat lost angle".split(),
 )
 def test_variants_of_transforms(tmp_path: Path, edit: Any) -> None:
     views = photographs(3)
@@ -149,6 +118,8 @@ def test_variants_of_transforms(tmp_path: Path, edit: Any) -> None:
     assert torch.allclose(found.cameras.c2w, views.cameras.c2w, atol=1e-5)
     assert torch.allclose(found.cameras.K, views.cameras.K, atol=1e-4)
     assert (found.views().images - views.images).abs().max() < 0.01
+    lost = "lost.png" in (tmp_path / "transforms.json").read_text()
+    assert ("images/lost.png" in found.posed.missing_note) == lost
 
 
 def test_instant_ngp_box_and_nerfstudio_transform(tmp_path: Path) -> None:
@@ -244,58 +215,57 @@ def test_distorted_photos_are_undistorted(tmp_path: Path, distortion: tuple[floa
     assert np.abs(images[0].numpy() - expected).max() > 0.1
 
 
-@pytest.mark.parametrize(
-    ("edit", "values"),
-    [
-        (lambda tree: tree.update(camera_model="OPENCV_FISHEYE"), ["OPENCV_FISHEYE"]),
-        (lambda tree: tree.update(is_fisheye=True), ["OPENCV_FISHEYE"]),
-        (lambda tree: tree.update(w=30), ["000.png", "16 x 30"]),
-        (lambda tree: tree.update(w=0), ["transforms.json", "000.png"]),
-        (lambda tree: [frame.update(fl_x=1e-300) for frame in tree["frames"]], ["transforms.json", "000.png"]),
-        (lambda tree: [frame.update(cx=1e300) for frame in tree["frames"]], ["transforms.json", "finite"]),
-        (lambda tree: tree.update(frames=[]), ["transforms.json"]),
-        (lambda tree: tree.pop("frames"), ["transforms.json", "frames"]),
-        (lambda tree: tree.update(frames={"0": tree["frames"][0]}), ["transforms.json", "list of frames"]),
-        (lambda tree: [frame.pop("fl_x") and frame.pop("fl_y") for frame in tree["frames"]], ["000.png", "fl_x"]),
-        (lambda tree: tree["frames"][1].update(transform_matrix=[[1, 2], [3]]), ["transforms.json", "frames.1"]),
-        (lambda tree: tree["frames"][2]["transform_matrix"][0].__setitem__(0, 7.0), ["transforms.json", "2"]),
-        (lambda tree: tree["frames"][2].update(fl_x=5000 * "a"), ["transforms.json", "frames.2", "aaa..."]),
-        (lambda tree: [frame.update(file_path="no") for frame in tree["frames"]], ["transforms.json", "no"]),
-    ],
-    ids="model fisheye size zero tiny huge empty none dict focal matrix shear long missing".split(),
-)
-def test_unusable_transforms_are_refused(tmp_path: Path, edit: Any, values: list[str]) -> None:
-    edit_transforms(write_transforms(tmp_path, photographs(4)), edit)
+def transforms(edit: Callable[[dict[str, Any]], object]) -> Callable[[Path], object]:
+    return lambda folder: edit_transforms(write_transforms(folder, photographs(4)), edit)
+
+
+def colmap(name: str, edit: Callable[[bytes], bytes] = bytes, **options: Any) -> Callable[[Path], object]:
+    """Return a function that writes a COLMAP model and changes its file `name`."""
+
+    def write(folder: Path) -> None:
+        path = write_colmap(folder, photographs(4), name.endswith(".bin"), **options) / "sparse" / "0" / name
+        path.write_bytes(edit(path.read_bytes()))
+
+    return write
+
+
+FISHEYE: dict[str, Any] = {"model": 5, "distortion": (0.1, 0, 0, 0)}
+HUGE = b"1 PINHOLE 1e200 1e200 90 90 50 50"
+UNUSABLE: dict[str, tuple[Callable[[Path], object], list[str]]] = {
+    "model": (transforms(lambda tree: tree.update(camera_model="OPENCV_FISHEYE")), ["OPENCV_FISHEYE"]),
+    "fisheye": (transforms(lambda tree: tree.update(is_fisheye=True)), ["OPENCV_FISHEYE"]),
+    "size": (transforms(lambda tree: tree.update(w=30)), ["000.png", "16 x 30"]),
+    "zero": (transforms(lambda tree: tree.update(w=0)), ["transforms.json", "000.png"]),
+    "tiny": (transforms(lambda tree: [frame.update(fl_x=1e-300) for frame in tree["frames"]]), ["000.png"]),
+    "huge": (transforms(lambda tree: [frame.update(cx=1e300) for frame in tree["frames"]]), ["finite"]),
+    "empty": (transforms(lambda tree: tree.update(frames=[])), ["transforms.json"]),
+    "none": (transforms(lambda tree: tree.pop("frames")), ["transforms.json", "frames"]),
+    "dict": (transforms(lambda tree: tree.update(frames={"0": tree["frames"][0]})), ["list of frames"]),
+    "focal": (transforms(lambda tree: [frame.pop("fl_x") and frame.pop("fl_y") for frame in tree["frames"]]), ["fl_x"]),
+    "matrix": (transforms(lambda tree: tree["frames"][1].update(transform_matrix=[[1, 2], [3]])), ["frames.1"]),
+    "shear": (transforms(lambda tree: tree["frames"][2]["transform_matrix"][0].__setitem__(0, 7.0)), ["2"]),
+    "text": (transforms(lambda tree: tree["frames"][2].update(fl_x=5000 * "a")), ["frames.2", "aaa..."]),
+    "missing": (transforms(lambda tree: [frame.update(file_path="no") for frame in tree["frames"]]), ["no"]),
+    "cut cameras": (colmap("cameras.bin", lambda data: data[:-5]), ["sparse/0"]),
+    "cut images": (colmap("images.bin", lambda data: data[:-5]), ["sparse/0"]),
+    "cut points": (colmap("points3D.bin", lambda data: data[:-5]), ["sparse/0"]),
+    "short point": (colmap("points3D.txt", lambda data: data + b"2 0.1 0.2\n"), ["sparse/0"]),
+    "huge camera": (colmap("cameras.txt", lambda data: re.sub(rb"(?m)^1 .*$", HUGE, data)), ["sparse/0", "finite"]),
+    "fisheye camera": (colmap("cameras.bin", **FISHEYE), ["OPENCV_FISHEYE"]),
+    "newer camera": (
+        colmap("cameras.bin", lambda data: data[:12] + bytes([12]) + data[13:], **FISHEYE),
+        ["12", "FULL_OPENCV"],
+    ),
+}
+"""Name -> function that writes an unusable folder, values in the message."""
+
+
+@pytest.mark.parametrize("name", UNUSABLE)
+def test_unusable_files_are_refused(tmp_path: Path, name: str) -> None:
+    write, values = UNUSABLE[name]
+    write(tmp_path)
     with refused(None, *values):
         open_photos(tmp_path, 64).verify()
-
-
-@pytest.mark.parametrize("name", ["cameras", "images", "points3D"])
-def test_damaged_colmap_models_are_refused(tmp_path: Path, name: str) -> None:
-    write_colmap(tmp_path, photographs(4), binary=True)
-    path = tmp_path / "sparse" / "0" / f"{name}.bin"
-    path.write_bytes(path.read_bytes()[:-5])
-    with refused(None, tmp_path / "sparse" / "0"):
-        open_photos(tmp_path, 64)
-
-
-@pytest.mark.parametrize(
-    ("name", "line", "values"),
-    [
-        ("points3D", "2 0.1 0.2", []),
-        ("cameras", "1 PINHOLE 1e200 1e200 90 90 50 50", ["finite"]),
-        ("cameras", "1 PINHOLE " + 5000 * "a", ["aaa..."]),
-    ],
-)
-def test_damaged_lines_of_colmap_texts_are_refused(tmp_path: Path, name: str, line: str, values: list[str]) -> None:
-    write_colmap(tmp_path, photographs(4), binary=False)
-    path = tmp_path / "sparse" / "0" / f"{name}.txt"
-    number = line.split()[0]
-    kept = [each for each in path.read_text().splitlines() if not each.startswith(f"{number} ")]
-    path.write_text("\n".join([*kept, line]))
-    with refused(None, path.parent, *values) as caught:
-        open_photos(tmp_path, 64)
-    assert len(str(caught.value)) < 500
 
 
 def test_colmap_points_that_are_not_finite_are_left_out(tmp_path: Path) -> None:
@@ -303,18 +273,6 @@ def test_colmap_points_that_are_not_finite_are_left_out(tmp_path: Path) -> None:
     with (tmp_path / "sparse" / "0" / "points3D.txt").open("a") as file:
         file.write("2 nan 0 0 255 0 0 0.5 7 0\n3 0 1e200 0 255 0 0 0.5 7 0\n4 1 2 3 255 0 0 0.5 7 0\n")
     assert np.allclose(read_posed(tmp_path).points, [[0.1, 0.2, 0.3], [1, 2, 3]])
-
-
-def test_colmap_points_and_fisheye(tmp_path: Path) -> None:
-    write_colmap(tmp_path / "a", photographs(4), binary=False)
-    assert np.allclose(read_posed(tmp_path / "a").points, [[0.1, 0.2, 0.3]])
-    write_colmap(tmp_path / "b", photographs(4), binary=True, model=5, distortion=(0.1, 0, 0, 0))
-    with refused(None, "OPENCV_FISHEYE"):
-        read_posed(tmp_path / "b")
-    path = tmp_path / "b" / "sparse" / "0" / "cameras.bin"
-    path.write_bytes(path.read_bytes()[:12] + bytes([12]) + path.read_bytes()[13:])  # a model of newer versions
-    with refused(None, "12", "FULL_OPENCV"):
-        read_posed(tmp_path / "b")
 
 
 def test_exif_rotation_is_ignored(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from threedgen.data.coloured_mesh import ColouredMesh, Part
-from threedgen.evaluation.corruption import MAX_EDGE, POSITION_NOISE, SmoothNoise, rough, subdivided, two_fronted
+from threedgen.evaluation.corruption import POSITION_NOISE, rough, subdivided, two_fronted
 from threedgen.geometry.poses import orbit_array
 from threedgen.toybox.evaluation.labels import UNKNOWN_LABEL, Labels, ProbeToybox, corrupt, labelled, nearer_front
 from threedgen.toybox.world.grammar import Spec
@@ -21,28 +21,6 @@ def render_sides(mesh: ColouredMesh, degrees: list[float]) -> np.ndarray:
 
 def positions(mesh: ColouredMesh) -> np.ndarray:
     return mesh.corners.reshape(-1, 3)
-
-
-def test_subdivision_keeps_surface_and_values() -> None:
-    corners = np.array([[[0, 0, 0], [0.9, 0, 0], [0, 0.5, 0.1]], [[0, 0, 1], [0.01, 0, 1], [0, 0.01, 1.0]]])
-    part = Part(corners, corners * 0.5 + 0.1)
-    fine = subdivided(part)
-    edges = np.linalg.norm(fine.corners - np.roll(fine.corners, -1, axis=1), axis=2)
-
-    def area(c: np.ndarray) -> float:
-        return float(np.linalg.norm(np.cross(c[:, 1] - c[:, 0], c[:, 2] - c[:, 0]), axis=1).sum() / 2)
-
-    assert edges.max() <= MAX_EDGE and area(fine.corners) == pytest.approx(area(corners))
-    assert np.allclose(fine.values, fine.corners * 0.5 + 0.1) and any((fine.corners == corners[1]).all((1, 2)))
-
-
-def test_noise_has_unit_variance_and_is_smooth() -> None:
-    points = np.random.default_rng(1).uniform(-1, 1, (4000, 3))
-    values = np.concatenate([SmoothNoise(np.random.default_rng(k), 0.2)(points) for k in range(20)])
-    assert values.std() == pytest.approx(1, abs=0.1) and values.mean() == pytest.approx(0, abs=0.05)
-    noise = SmoothNoise(np.random.default_rng(0), 0.2)
-    near, far = (noise(points + [d, 0, 0]) - noise(points) for d in (0.005, 1.0))
-    assert near.std() < 0.3 < 1 < far.std()
 
 
 def test_rough_mesh_has_the_noise_of_its_strength_and_stays_closed() -> None:
@@ -104,16 +82,3 @@ def test_two_fronted_mesh_shows_its_front_twice() -> None:
     x = two.corners[..., 0]
     middle = (mesh.corners[..., 0].min() + mesh.corners[..., 0].max()) / 2
     assert x.min() + x.max() == pytest.approx(2 * middle, abs=1e-9) and x.max() == mesh.corners[..., 0].max()
-
-
-def test_cut_interpolates_values() -> None:
-    """A square with a colour ramp across the cut: half the area on each side, and a continuous ramp."""
-    corners = np.array([[[-1, 0, 0], [1, 0, 0], [1, 0, 2]], [[-1, 0, 0], [1, 0, 2], [-1, 0, 2]]], float)
-    ramp = np.repeat((corners[..., :1] + 1) / 2, 3, axis=2)
-    halves = two_fronted(ColouredMesh((Part(corners, ramp),)))
-    areas = [
-        np.linalg.norm(np.cross(c[:, 1] - c[:, 0], c[:, 2] - c[:, 0]), axis=1).sum() / 2
-        for c in (part.corners for part in halves.parts)
-    ]
-    assert areas == pytest.approx([2, 2]) and halves.parts[0].corners[..., 0].min() == 0
-    np.testing.assert_allclose(halves.parts[0].values[..., 0], (halves.parts[0].corners[..., 0] + 1) / 2, atol=1e-12)

@@ -1,7 +1,6 @@
 import hashlib
 import json
 import os
-import re
 from pathlib import Path
 
 import numpy as np
@@ -144,13 +143,9 @@ def test_prompt_sets_the_material(prompt: str, name: str) -> None:
     assert material_of(prompt) == name
 
 
-def test_presets_set_defaults_and_match_documentation() -> None:
-    page = (Path(__file__).parents[2] / "docs/export.md").read_text()
+def test_presets_set_defaults() -> None:
     for name, preset in PRESETS.items():
-        levels = ", ".join(f"{count:,}" for count in preset.lods)
-        assert re.search(rf"\| `{name}`.* \| {preset.budget:,} \| {levels} \| {preset.texture} \|\n", page)
-        config = AssetConfig(preset=name)
-        assert config.sizes == preset
+        assert AssetConfig(preset=name).sizes == preset
         for finer, coarser in zip((preset.budget, *preset.lods), preset.lods, strict=False):
             assert coarser <= finer / 2
     assert AssetConfig(preset="prop", budget=4000).sizes.lods == (1500,)

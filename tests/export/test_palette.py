@@ -30,16 +30,7 @@ def test_palette_of_an_image(tmp_path: Path) -> None:
     assert len(read_palette(str(tmp_path / "noise.png")).split(",")) == 8
 
 
-@pytest.mark.parametrize(
-    ("text", "named"),
-    [
-        ("brwon,red", "'brown'"),
-        ("warm wooden toys", "warm wooden toys"),
-        ("no.png", "no.png"),
-        (",", "','"),
-        ("#12", "#12"),
-    ],
-)
+@pytest.mark.parametrize(("text", "named"), [("brwon,red", "'brown'"), ("no.png", "no.png"), (",", "','")])
 def test_other_palettes_are_refused(text: str, named: str) -> None:
     with refused(None, "palette", named):
         load("export", [f"palette={text}"])

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from tests.fuzz.mutations import NEIGHBOUR
 from tests.support import tiny_prior as tiny
+from tests.support.asset_folder import write_shard
 from tests.support.ball_run import whole_state
 from tests.support.example_run import Page, box_glb, example
 from tests.support.ldm_names import to_ldm, unet_prefixes, vae_prefixes
@@ -26,7 +27,7 @@ from tests.support.task_server import TINY, weights, write_config
 from threedgen import cli
 from threedgen.config import ConfigError, load, registry, yaml_text
 from threedgen.data import photos
-from threedgen.data.assets.shards import Shards, add_asset, checksum, new_shard
+from threedgen.data.assets.shards import Shards
 from threedgen.data.coloured_mesh import read_mesh
 from threedgen.data.posed.reader import posed_scenes, read_posed
 from threedgen.data.srn.reader import open_instance, write_instance
@@ -35,9 +36,6 @@ from threedgen.export.asset import ExportedAsset
 from threedgen.export.options import AssetConfig
 from threedgen.export.run_field import load_run_field
 from threedgen.export.task import save
-from threedgen.geometry.images import png
-from threedgen.geometry.rigs import orbit
-from threedgen.geometry.views import Views
 from threedgen.guidance.options import LoraFile
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.guidance.weights import additions, subject_weights
@@ -284,7 +282,7 @@ def _read_meshes(folder: Path) -> Any:
 
 def _make_cameras(folder: Path) -> None:
     """Write photos with a transforms.json, a COLMAP model as text, and a binary one."""
-    views = Views(torch.rand(6, 16, 16, 3), orbit(6, 0.3, 2.6, 0.7, 16, 16))
+    views = photographs(6)
     write_transforms(folder / "0", views)
     for k in (1, 2):
         write_colmap(folder / str(k), views, binary=k == 2)
@@ -293,15 +291,6 @@ def _make_cameras(folder: Path) -> None:
 def _read_cameras(folder: Path) -> Any:
     found = [read_posed(path) for path in posed_scenes(folder)]
     return [(one.matrices, np.array(one.lenses and [lens[:6] for lens in one.lenses])) for one in found]
-
-
-def _make_shard(folder: Path) -> None:
-    poses = np.tile(np.eye(4), (2, 1, 1)).tolist()
-    with new_shard(folder / "shard-00000.tar") as tar:
-        add_asset(tar, "a", {"c2w": poses, "fov": [0.7, 0.7]}, [png(TEXTURE), png(TEXTURE)])
-    asset = {"name": "a", "file": "a.glb", "caption": "a square", "notes": []}
-    shard = checksum(folder / "shard-00000.tar") | {"assets": [asset]}
-    (folder / "index.json").write_text(json.dumps({"azimuths": 2, "rings": 1, "shards": [shard]}))
 
 
 def _read_shard(folder: Path) -> Any:
@@ -357,7 +346,7 @@ READERS = {
         Reader("mesh to judge", _make_glb, _read_mesh, "box.glb", cases=60),
         Reader("meshes with side files", _make_meshes, _read_meshes, cases=120),
         Reader("camera files", _make_cameras, _read_cameras, "?/**/*.[jtb]*", cases=60),
-        Reader("shards of views", _make_shard, _read_shard, cases=40),
+        Reader("shards of views", write_shard, _read_shard, cases=40),
         Reader("LoRA", _make_lora, _read_lora, "lora.safetensors", cases=30),
         Reader("point clouds", _make_points, _read_points, cases=30),
     )

@@ -5,12 +5,11 @@ import math
 from pathlib import Path
 from typing import Any
 
-import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.fuzz.mutations import HOSTILE
-from threedgen.config import ConfigError, fields, load, yaml_text
+from threedgen.config import ConfigError, fields, load
 from threedgen.export.asset_folder import MANIFEST, read_manifest
 from threedgen.run.metrics import Metrics, read_metrics, read_summary
 from threedgen.systems.generate.options import GenerateConfig
@@ -30,12 +29,6 @@ def is_refused(call: Any, *args: Any) -> bool:
         assert lines and all(line.isprintable() for line in lines), str(error)
         return True
     return False
-
-
-@MANY
-@given(st.text(max_size=200) | TREES.map(repr))
-def test_yaml_parser_on_any_text(text: str) -> None:
-    is_refused(yaml_text.parse, text, "somewhere")
 
 
 @MANY
@@ -67,8 +60,3 @@ def test_run_records_with_any_data(tmp_path: Path, tree: Any) -> None:
     Metrics(tmp_path, 10).log(11, {"loss": math.nan})
     assert read_metrics(tmp_path)[-1] == {"step": 11, "loss": None}
     assert isinstance(read_summary(tmp_path), dict) and isinstance(read_manifest(tmp_path).get("files", {}), dict)
-
-
-@pytest.mark.parametrize("value", HOSTILE, ids=lambda value: repr(value)[:20])
-def test_hostile_max_steps(value: Any) -> None:
-    assert is_refused(load, "mvdream-toybox", (), {"trainer.max_steps": value}) or value in (1, 10**9)

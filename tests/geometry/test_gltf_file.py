@@ -336,16 +336,14 @@ def test_light_is_the_colour_of_materials_without_another(tmp_path: Path, base: 
 @pytest.mark.parametrize("other", ["factor", "texture", "vertices"])
 def test_light_is_ignored_beside_other_colours(tmp_path: Path, other: str) -> None:
     glb = Glb()
-    info = glb.texture(np.full_like(TEXTURE, 255)) if other == "texture" else None
-    number = glb.material(info, (0, 1, 0, 1) if other == "factor" else (1, 1, 1, 1))
-    glb.gltf.materials[number].emissiveFactor = [1, 0, 0]
+    info = glb.texture(np.tile(np.uint8([0, 255, 0]), (16, 16, 1))) if other == "texture" else None
+    number = glb.material(info, (0, 1, 0, 1) if other == "factor" else (1, 1, 1, 1), emissiveFactor=[1, 0, 0])
+    colours = {}
     if other == "vertices":
         glb.gltf.materials[number].pbrMetallicRoughness = None
-    vertex = {"COLOR_0": glb.accessor(np.tile(np.float32([0, 1, 0]), (4, 1)))} if other == "vertices" else {}
-    glb.square(number, **vertex)
-    assert_colours(
-        glb.write(tmp_path / "a.glb"), np.tile([255 * (other == "texture"), 255, 255 * (other == "texture")], (100, 1))
-    )
+        colours = {"COLOR_0": glb.accessor(np.tile(np.float32([0, 1, 0]), (4, 1)))}
+    glb.square(number, **colours)
+    assert_colours(glb.write(tmp_path / "a.glb"), np.tile([0, 255, 0], (100, 1)))
 
 
 def test_dds_textures(tmp_path: Path) -> None:

@@ -20,19 +20,42 @@ QUADRANTS = np.array([[[220, 30, 30], [30, 200, 30]], [[30, 60, 220], [240, 220,
 NOISE = np.random.default_rng(0).integers(0, 255, (40, 60, 3)).astype(np.uint8)
 
 
-def encoded(kind: str, **options: object) -> bytes:
+def encoded(kind: str, pixels: np.ndarray = NOISE) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(NOISE).save(buffer, format=kind, **options)
+    Image.fromarray(pixels).save(buffer, format=kind)
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "BMP"])
-def test_load_image_refuses_truncated_file(tmp_path: Path, kind: str) -> None:
-    data = encoded(kind)
-    (tmp_path / "half").write_bytes(data[: len(data) // 2])
-    with refused(None, tmp_path / "half"):
-        load_image(tmp_path / "half")
-    assert load_image(data).size == (60, 40)
+REFUSED = {
+    "half.jpg": (encoded("JPEG")[:500], ""),
+    "half.png": (encoded("PNG")[:500], ""),
+    "half.webp": (encoded("WEBP")[:500], ""),
+    "half.tif": (encoded("TIFF")[:500], ""),
+    "half.bmp": (encoded("BMP")[:500], ""),
+    "eps.png": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "PNG"),
+    "bomb.pgm": (b"P5 9000 9000 255\n", "64,000,000"),
+    "floats.tif": (encoded("TIFF", np.ones((4, 4), np.float32)), "32-bit"),
+    "integers.tif": (encoded("TIFF", np.full((4, 4), 65536, np.int32)), "32-bit"),
+    "a.dng": (encoded("TIFF"), "raw"),  # PIL would read the small preview in it
+    "b.CR2": (encoded("TIFF"), "raw"),
+    "c.nef": (encoded("TIFF"), "raw"),
+}
+"""File name -> content, value in the message."""
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_load_image_refuses_file(tmp_path: Path, name: str) -> None:
+    content, value = REFUSED[name]
+    (tmp_path / name).write_bytes(content)
+    with refused("photos", tmp_path / name, value):
+        load_image(tmp_path / name, key="photos")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_load_image_refuses_fifo(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    with refused(None, tmp_path / "pipe.png"):
+        load_image(tmp_path / "pipe.png")
 
 
 @pytest.mark.parametrize("kind", ["jpg", "png", "webp", "tif", "avif", "heic"])
@@ -92,20 +115,8 @@ def test_load_image_converts_all_modes(tmp_path: Path, name: str, mode: str, opt
 def test_load_image_converts_16_bits_to_8(tmp_path: Path) -> None:
     Image.fromarray(np.full((4, 4), 0x8000, np.uint16)).save(tmp_path / "a.png")
     assert np.asarray(load_image(tmp_path / "a.png")).tolist()[0][0] == [128] * 3
-
-
-def test_load_image_refuses_eps_decompression_bomb_and_fifo(tmp_path: Path) -> None:
-    eps, bomb, fifo = tmp_path / "a.png", tmp_path / "bomb.pgm", tmp_path / "pipe.png"
-    eps.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
-    with refused(None, eps, "PNG"):
-        load_image(eps)
-    bomb.write_bytes(b"P5 9000 9000 255\n")
-    with refused(None, bomb, "64,000,000"):
-        load_image(bomb)
-    if hasattr(os, "mkfifo"):
-        os.mkfifo(fifo)
-        with refused(None, fifo):
-            load_image(fifo)
+    Image.fromarray(np.full((4, 4), 65535, np.int32)).save(tmp_path / "a.tif")
+    assert np.asarray(load_image(tmp_path / "a.tif")).min() == 255
 
 
 def _slow_images(folder: Path) -> dict[str, tuple[str, int]]:
@@ -220,24 +231,3 @@ def test_load_image_converts_display_p3_to_srgb(tmp_path: Path, kind: str, mode:
 def test_load_image_ignores_profiles_that_do_not_fit(tmp_path: Path, mode: str, profile: bytes) -> None:
     Image.new("RGB", (8, 8), (90, 90, 90)).convert(mode).save(tmp_path / "a.png", icc_profile=profile)
     assert np.asarray(load_image(tmp_path / "a.png"))[4, 4].tolist() == [90, 90, 90] + [255] * (mode == "LA")
-
-
-def test_load_image_refuses_floating_point_pixels(tmp_path: Path) -> None:
-    Image.fromarray(np.ones((4, 4), np.float32)).save(tmp_path / "a.tif")
-    with refused("photos", tmp_path / "a.tif", "32-bit"):
-        load_image(tmp_path / "a.tif", key="photos")
-    for top, fits in ((65535, True), (65536, False)):
-        Image.fromarray(np.full((4, 4), top, np.int32)).save(tmp_path / "a.tif")
-        if fits:
-            assert np.asarray(load_image(tmp_path / "a.tif")).min() == 255
-        else:
-            with refused(None, tmp_path / "a.tif", "32-bit"):
-                load_image(tmp_path / "a.tif")
-
-
-@pytest.mark.parametrize("name", ["a.dng", "b.CR2", "c.nef"])
-def test_load_image_refuses_raw_photos(tmp_path: Path, name: str) -> None:
-    """PIL would read the small preview in them."""
-    Image.new("RGB", (16, 12)).save(tmp_path / name, "TIFF")
-    with refused("image", tmp_path / name, "raw"):
-        load_image(tmp_path / name, key="image")

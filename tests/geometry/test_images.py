@@ -122,29 +122,19 @@ def test_write_mp4_failure_keeps_the_old_file(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["video.mp4"]
 
 
-@pytest.mark.parametrize("count, size", [(1, 16), (200, 64)])
-def test_write_mp4_encoder_failure_is_os_error(tmp_path, monkeypatch, count, size):
+def no_encoder(monkeypatch) -> None:
     monkeypatch.setitem(images.H264, "codec", "no_such_codec")
-    with refused(None, "video.mp4", kind=OSError):
-        write_mp4(noise(count, size, size, 3), tmp_path / "video.mp4")
-    assert not list(tmp_path.iterdir())
 
 
-def test_write_mp4_without_ffmpeg_is_os_error(tmp_path, monkeypatch):
-    """Also if the search for it fails, as with a failing disk."""
-    import imageio_ffmpeg._io
-
+def no_program(monkeypatch) -> None:
     def search():
         raise RuntimeError("No ffmpeg exe could be found.")
 
-    monkeypatch.setattr(imageio_ffmpeg._io, "get_ffmpeg_exe", search)
-    with refused(None, "video.mp4", "No ffmpeg", kind=OSError):
-        write_mp4(noise(2, 16, 16, 3), tmp_path / "video.mp4")
-    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr("imageio_ffmpeg._io.get_ffmpeg_exe", search)
 
 
-def test_write_mp4_missing_frames_are_os_error(tmp_path, monkeypatch):
-    """Truncate the file, as a full disk does."""
+def full_disk(monkeypatch) -> None:
+    """Truncate the file."""
     imwrite = images.iio.imwrite
 
     def truncated(path, frames, **options):
@@ -152,8 +142,16 @@ def test_write_mp4_missing_frames_are_os_error(tmp_path, monkeypatch):
         path.write_bytes(path.read_bytes()[:600])
 
     monkeypatch.setattr(images.iio, "imwrite", truncated)
-    with refused(None, "video.mp4", "of 5", kind=OSError):
-        write_mp4(noise(5, 32, 32, 3), tmp_path / "video.mp4")
+
+
+@pytest.mark.parametrize(
+    ("failure", "frames", "value"),
+    [(no_encoder, 1, ""), (no_encoder, 200, ""), (no_program, 2, "No ffmpeg"), (full_disk, 5, "of 5")],
+)
+def test_write_mp4_failure_is_os_error(tmp_path, monkeypatch, failure, frames, value):
+    failure(monkeypatch)
+    with refused(None, "video.mp4", value, kind=OSError):
+        write_mp4(noise(frames, 32, 32, 3), tmp_path / "video.mp4")
     assert not list(tmp_path.iterdir())
 
 

@@ -10,11 +10,10 @@ import numpy as np
 import pygltflib as gl
 import pytest
 import trimesh
-from PIL import Image
 
 from tests.support import janus_stub
 from tests.support.errors import refused
-from tests.support.mesh_files import COLOURS, SQUARE, TEXTURE, UV, Glb, seen, write_obj
+from tests.support.mesh_files import COLOURS, FACES, SQUARE, UV, Glb, seen, write_obj
 from tests.support.textured_box import files, textured
 from threedgen.data.coloured_mesh import EmptyMesh, fit_to_ball, read_mesh
 from threedgen.export.files.glb import save_glb, textured_glb_bytes, to_gltf_axes
@@ -73,42 +72,73 @@ def test_deep_nodes(tmp_path: Path, depth: int) -> None:
     assert submesh.vertices[:, 0].mean() == depth
 
 
-@pytest.mark.parametrize("suffix", ["glb", "obj", "ply", "stl", "off"])
-def test_too_many_triangles_are_refused_before_they_are_read(
-    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+def _polygon(corners: int) -> str:
+    angles = np.linspace(0, 2 * np.pi, corners)
+    rows = zip(np.cos(angles).tolist(), np.sin(angles).tolist(), strict=True)
+    return "".join(f"v {x} {y} 0\n" for x, y in rows) + f"f {' '.join(map(str, range(1, corners + 1)))}\n"
+
+
+TRIANGLE = "v 0 0 0\nv 1 0 0\nv 0 1 0\n"
+VERTICES = "ply\nformat ascii 1.0\nelement vertex {}\n" + "".join(f"property float {axis}\n" for axis in "xyz")
+LISTS = "element other 101\nproperty list uchar uchar x\nend_header\n" + "0 0 0\n" * 3 + "1 0\n" + "0\n" * 100
+TRIANGLES = {"submesh.MAX_TRIANGLES": 1234}
+TOO_LARGE: dict[str, tuple[str | bytes, dict[str, int], list[str]]] = {
+    "triangles.obj": ("v 0 0 0\n" + "f 1 1 1\n" * 1235, TRIANGLES, ["1,235", "1,234"]),
+    "triangles.ply": ("ply\nformat ascii 1.0\nelement face 1235\nend_header\n", TRIANGLES, ["1,235", "1,234"]),
+    "triangles.off": ("OFF\n3 1235 0\n", TRIANGLES, ["1,235", "1,234"]),
+    "binary.stl": (bytes(80) + (1235).to_bytes(4, "little") + bytes(50 * 1235), TRIANGLES, ["1,235", "1,234"]),
+    "text.stl": ("solid\nfacet\n" + "vertex 0 0 0\n" * 3 * 1235, TRIANGLES, ["1,235", "1,234"]),
+    "parts.obj": (TRIANGLE + "".join(f"usemtl {k}\nf 1 2 3\n" for k in range(MAX_PARTS + 1)), {}, [f"{MAX_PARTS:,}"]),
+    "copies.obj": (TRIANGLE + "f 1 2 3\n" * 20_000, {}, [f"{MAX_COVER:,}"]),
+    "fan.obj": (_polygon(30_000), {}, [f"{MAX_COVER:,}"]),
+    "header.ply": ("ply\nformat ascii 1.0\n" + "comment x\n" * 200_000, {}, [f"{MAX_HEADER:,}"]),
+    "lines.obj": ("#\n" * 1236, {"submesh.MAX_LINES": 1234}, ["1,234"]),
+    "lines.off": ("OFF\n1 0 0\n" + "0 0 0\n" * 1235, {"submesh.MAX_LINES": 1234}, ["1,234"]),
+    "rows.ply": (VERTICES.format(1235) + "end_header\n", {"ply_file.MAX_LINES": 1234}, ["1,234"]),
+    "lists.ply": (VERTICES.format(3) + LISTS, {"ply_file.MAX_TRIANGLES": 100}, ["101", "100"]),
+    "vertices.obj": ("v 0 0 0\nvt 0 0\n" * 1235, {"submesh.MAX_VERTICES": 1234}, ["1,234"]),
+    "words.obj": ("v" + " 0" * 1300, {"submesh.MAX_WORDS": 1234}, ["1,234"]),
+    "words.off": ("OFF\n" + "0\v" * 1300, {"off_file.MAX_WORDS": 1234}, ["1,234"]),
+    "words.ply": (VERTICES.format(3) + "end_header\n" + "0 " * 1300, {"submesh.MAX_WORDS": 1234}, ["1,234"]),
+}
+"""File name -> content, limits that are lowered for the test, numbers in the message."""
+
+
+@pytest.mark.parametrize("name", TOO_LARGE)
+def test_file_above_a_limit_is_refused(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    content, limits, values = TOO_LARGE[name]
+    for limit, value in limits.items():
+        monkeypatch.setattr(f"threedgen.geometry.{limit}", value)
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    for colours in (True, False):
+        with refused("mesh", tmp_path / name, *values):
+            read_mesh_file(tmp_path / name, "mesh", colours)
+
+
+@pytest.mark.parametrize(
+    ("use", "count", "triangles"),
+    [("indices", 3 * 1235, "1,235"), ("positions", 3 * 10**8, "100,000,000"), ("copies", 10**9, "1,000,000,000")],
+)
+def test_glb_with_too_many_triangles_is_refused_before_it_is_read(
+    tmp_path: Path, use: str, count: int, triangles: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("threedgen.geometry.submesh.MAX_TRIANGLES", 1234)
-    path, glb, count = tmp_path / f"a.{suffix}", _grid(1), 1235
-    if suffix == "glb":
-        glb.gltf.accessors[2].count = 3 * count
-        glb.write(path)
-    path.write_bytes(
-        {
-            "glb": lambda: path.read_bytes(),
-            "obj": lambda: b"v 0 0 0\n" + b"f 1 1 1\n" * count,
-            "ply": lambda: b"ply\nformat ascii 1.0\nelement face %d\nend_header\n" % count,
-            "stl": lambda: bytes(80) + count.to_bytes(4, "little") + bytes(50 * count),
-            "off": lambda: b"OFF\n3 %d 0\n" % count,
-        }[suffix]()
-    )
+    glb = _grid(1)
+    primitive = glb.gltf.meshes[0].primitives[0]
+    number = glb.accessor(FACES.ravel() if use == "indices" else SQUARE, stored=False)  # zeros
+    glb.gltf.accessors[number].count = count
+    if use == "indices":
+        primitive.indices = number
+    elif use == "positions":
+        primitive.attributes.POSITION, primitive.indices = number, None
+    else:
+        glb.gltf.nodes[0].extensions = {"EXT_mesh_gpu_instancing": {"attributes": {"TRANSLATION": number}}}
     for colours in (True, False):
-        with refused("mesh", path, "1,235", "1,234"):
-            read_mesh_file(path, "mesh", colours)
+        with refused("mesh", tmp_path / "a.glb", triangles, "1,234"):
+            read_mesh_file(glb.write(tmp_path / "a.glb"), "mesh", colours)
 
 
-def test_other_limits_name_their_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    square = "v 0 0 0\nv 1 0 0\nv 0 1 0\n"
-    files = {
-        "parts.obj": (square + "".join(f"usemtl {k}\nf 1 2 3\n" for k in range(MAX_PARTS + 1)), f"{MAX_PARTS:,}"),
-        "copies.obj": (square + "f 1 2 3\n" * 20_000, f"{MAX_COVER:,}"),
-        "fan.obj": (_polygon(100_000), f"{MAX_COVER:,}"),
-        "header.ply": ("ply\nformat ascii 1.0\n" + "comment x\n" * 200_000, f"{MAX_HEADER:,}"),
-    }
-    for name, (text, limit) in files.items():
-        (tmp_path / name).write_text(text)
-        with refused("", tmp_path / name, limit):
-            read_mesh_file(tmp_path / name)
-    Image.fromarray(TEXTURE).save(tmp_path / "tex.png")
+def test_textures_above_the_limit_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("threedgen.geometry.side_files.MAX_TEXELS", 300)
     glb = Glb()
     for _ in range(2):
@@ -137,15 +167,6 @@ def test_300_000_nodes_of_one_box_are_refused(tmp_path: Path) -> None:
     with refused("", path, "copies"):
         read_mesh_file(path)
     assert time.process_time() - start < 30
-
-
-def test_copies_are_counted_before_they_are_made(tmp_path: Path) -> None:
-    glb = _grid(1)
-    glb.gltf.accessors.append(gl.Accessor(componentType=5126, count=10**9, type="VEC3"))  # without values: zeros
-    number = len(glb.gltf.accessors) - 1
-    glb.gltf.nodes[0].extensions = {"EXT_mesh_gpu_instancing": {"attributes": {"TRANSLATION": number}}}
-    with refused("", tmp_path / "a.glb", "1,000,000,000"):
-        read_mesh_file(glb.write(tmp_path / "a.glb"))
 
 
 def test_limits_of_side_files_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,88 +200,43 @@ def test_parts_share_a_buffer(tmp_path: Path, kept: int, monkeypatch: pytest.Mon
             read_mesh_file(path)
 
 
-def test_rows_and_lines_have_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("threedgen.geometry.submesh.MAX_LINES", 100)
-    monkeypatch.setattr("threedgen.geometry.submesh.MAX_VERTICES", 55)
-    monkeypatch.setattr("threedgen.geometry.submesh.MAX_WORDS", 380)
-    monkeypatch.setattr("threedgen.geometry.off_file.MAX_WORDS", 390)
-    for name in ("MAX_LINES", "MAX_TRIANGLES"):
-        monkeypatch.setattr(f"threedgen.geometry.ply_file.{name}", 100)
-    head = "ply\nformat ascii 1.0\nelement vertex 3\n" + "".join(f"property float {axis}\n" for axis in "xyz")
-    lists = "element other {}\nproperty list uchar uchar x\nend_header\n" + "0 0 0\n" * 3 + "1 0\n"
-    files = {
-        "a.obj": ("#\n" * 101, "100"),
-        "a.off": ("OFF\n1 0 0\n" + "0 0 0\n" * 101, "100"),
-        "rows.ply": (head.replace("vertex 3", "vertex 101") + "end_header\n", "100"),
-        "lists.ply": (head + lists.format(101) + "0\n" * 100, "100"),
-        "vertices.obj": ("v 0 0 0\nvt 0 0\n" * 28 + "v 0 0 0\n" * 28, "55"),
-        "words.obj": ("v" + " 0" * 400, "380"),
-        "words.off": ("OFF\n" + "0\v" * 400, "390"),
-        "words.ply": (head + "end_header\n" + "0 " * 400, "380"),
-    }
-    for name, (text, limit) in files.items():
-        (tmp_path / name).write_text(text)
-        with refused("", tmp_path / name, limit):
-            read_mesh_file(tmp_path / name)
-    monkeypatch.setattr("threedgen.geometry.submesh.MAX_TRIANGLES", 4)
-    (tmp_path / "a.stl").write_text("solid\nfacet\n" + "vertex 0 0 0\n" * 15)
-    with refused("", tmp_path / "a.stl", "5", "4"):
-        read_mesh_file(tmp_path / "a.stl")
-
-
-def _polygon(corners: int) -> str:
-    angles = np.linspace(0, 2 * np.pi, corners)
-    rows = zip(np.cos(angles).tolist(), np.sin(angles).tolist(), strict=True)
-    return "".join(f"v {x} {y} 0\n" for x, y in rows) + f"f {' '.join(map(str, range(1, corners + 1)))}\n"
-
-
 @pytest.mark.parametrize("corners", [3, 4, 5, 100, 5000])
 def test_polygons(tmp_path: Path, corners: int) -> None:
     (tmp_path / "a.obj").write_text(_polygon(corners))
     assert len(read_mesh_file(tmp_path / "a.obj").submeshes[0].faces) == corners - 2
 
 
+RGB = "red green blue"
+
+
 @pytest.mark.parametrize("form", ["ascii", "binary_little_endian", "binary_big_endian"])
-@pytest.mark.parametrize("kind", ["u1", "u2", "f4"])
-@pytest.mark.parametrize("name", ["{}", "diffuse_{}"])
-def test_ply_colours(tmp_path: Path, form: str, kind: str, name: str) -> None:
-    colours = np.array([[255, 51, 0]] * 4) / 255
-    rows = np.rec.fromarrays(
-        [*SQUARE.T, *(colours.T * (1 if kind == "f4" else np.iinfo(kind).max)).astype(kind)],
-        dtype=np.dtype([(f"a{k}", "f4") for k in range(3)] + [(f"b{k}", kind) for k in range(3)]),
-    )
-    order = rows.dtype.newbyteorder(">" if "big" in form else "<")
-    body, faces = rows.astype(order).tobytes(), bytes.fromhex("0300010203000203")
-    if form == "ascii":
-        body = "".join(" ".join(map(str, row.tolist())) + "\n" for row in rows).encode()
-        faces = b"3 0 1 2\n3 0 2 3\n"
-    types = {"u1": "uchar", "u2": "ushort", "f4": "float"}
-    head = f"ply\nformat {form} 1.0\nelement vertex 4\n" + "".join(f"property float {axis}\n" for axis in "xyz")
-    head += "".join(f"property {types[kind]} {name.format(channel)}\n" for channel in ("red", "green", "blue"))
-    head += "element face 2\nproperty list uchar uchar vertex_indices\nend_header\n"
-    (tmp_path / "a.PLY").write_bytes(head.encode() + body + faces)
-    assert (seen(read_mesh(tmp_path / "a.PLY")) == [255, 51, 0, 255]).all()
-
-
 @pytest.mark.parametrize(
-    ("kind", "text"), [("int", "255 51 0"), ("ushort", "255 51 0"), ("float", "255 51 0"), ("double", "1.0001 .2 0")]
+    ("kind", "names", "colour"),
+    [
+        ("uchar", RGB, [255, 51, 0]),
+        ("uchar", "diffuse_red diffuse_green diffuse_blue", [255, 51, 0]),
+        ("uchar", "r g b", [255, 51, 0]),
+        ("ushort", RGB, [65535, 13107, 0]),
+        ("ushort", RGB, [255, 51, 0]),
+        ("int", RGB, [255, 51, 0]),
+        ("float", RGB, [1, 0.2, 0]),
+        ("float", RGB, [255, 51, 0]),
+        ("double", RGB, [1.0001, 0.2, 0]),
+    ],
 )
-@pytest.mark.parametrize("names", ["red green blue", "r g b"])
-def test_ply_colours_in_other_ranges(tmp_path: Path, kind: str, text: str, names: str) -> None:
-    head = "ply\nformat ascii 1.0\nelement vertex 4\n" + "".join(f"property float {axis}\n" for axis in "xyz")
-    head += "".join(f"property {kind} {name}\n" for name in names.split())
-    head += "element face 1\nproperty list uchar int vertex_indices\nend_header\n"
-    rows = "".join(f"{x} {y} {z} {text}\n" for x, y, z in SQUARE.tolist())
-    (tmp_path / "a.ply").write_text(f"{head}{rows}4 0 1 2 3\n")
-    assert (seen(read_mesh(tmp_path / "a.ply")) == [255, 51, 0, 255]).all()
-
-
-@pytest.mark.parametrize("text", ["COFF\n{}", "coff {}"])
-@pytest.mark.parametrize("colour", ["255 0 0", "1 0 0", "1.0 0.0 0.0 1.0"])
-def test_off_headers_and_ranges_of_colours(tmp_path: Path, text: str, colour: str) -> None:
-    rows = "".join(f"{x} {y} {z} {colour}\n" for x, y, z in SQUARE.tolist())
-    (tmp_path / "a.off").write_text(text.format(f"4 1 0\n{rows}4 0 1 2 3\n"))
-    assert (seen(read_mesh(tmp_path / "a.off")) == [255, 0, 0, 255]).all()
+def test_ply_colours(tmp_path: Path, form: str, kind: str, names: str, colour: list[float]) -> None:
+    head = VERTICES.format(4).replace("ascii", form) + "".join(f"property {kind} {name}\n" for name in names.split())
+    head += "element face 2\nproperty list uchar uchar vertex_indices\nend_header\n"
+    if form == "ascii":
+        body = "".join(f"{' '.join(map(str, [*point, *colour]))}\n" for point in SQUARE.tolist()).encode()
+        body += b"3 0 1 2\n3 0 2 3\n"
+    else:
+        dtype = {"uchar": "u1", "ushort": "u2", "int": "i4", "float": "f4", "double": "f8"}[kind]
+        row = np.dtype([("point", "f4", 3), ("colour", dtype, 3)]).newbyteorder(">" if "big" in form else "<")
+        body = np.array([(point, colour) for point in SQUARE.tolist()], row).tobytes()
+        body += bytes.fromhex("0300010203000203")
+    (tmp_path / "a.PLY").write_bytes(head.encode() + body)
+    assert (seen(read_mesh(tmp_path / "a.PLY")) == [255, 51, 0, 255]).all()
 
 
 @TEN

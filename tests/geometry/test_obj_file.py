@@ -37,11 +37,21 @@ def test_texture_options(tmp_path: Path, line: str, scale: float, offset: float,
 
 
 @pytest.mark.parametrize("uv", [True, False])
-@pytest.mark.parametrize(("top", "mtl"), [(1, None), (255, None), (1, ""), (255, "map_Kd gone.png")])
-def test_vertex_colours(tmp_path: Path, uv: bool, top: float, mtl: str | None) -> None:
-    colours = np.tile([top, 0, top / 5], (4, 1))
-    mesh = read_mesh(write_obj(tmp_path, mtl, colours=colours, uv=uv))
-    assert (seen(mesh) == [255, 0, 51, 255]).all() and not mesh.flat and not mesh.plain
+@pytest.mark.parametrize(
+    ("colour", "mtl"),
+    [
+        ([1, 0.2, 0], None),
+        ([255, 51, 0], None),
+        ([1, 0.2, 0], ""),
+        ([255, 51, 0], "map_Kd gone.png"),
+        ([1, 1, 0.2, 0], ""),  # after a weight
+        ([1, 255, 51, 0], ""),
+        ([0.5, 1.00001, 0.2, -1e-9], ""),  # inexact
+    ],
+)
+def test_vertex_colours(tmp_path: Path, uv: bool, colour: list[float], mtl: str | None) -> None:
+    mesh = read_mesh(write_obj(tmp_path, mtl, colours=np.tile(colour, (4, 1)), uv=uv))
+    assert (seen(mesh) == [255, 51, 0, 255]).all() and not mesh.flat and not mesh.plain
     missing = {None: "square.mtl", "": None, "map_Kd gone.png": "gone.png" if uv else "material m"}[mtl]
     assert [missing in note for note in mesh.notes] == ([True] if missing else [])
 
@@ -131,14 +141,6 @@ def test_weights_comments_and_missing_materials(tmp_path: Path, encoding: str) -
     assert read_mesh(tmp_path / "b.obj").parts[0].values[0].tolist() == [[0, 1, 0]] * 3
     (tmp_path / "c.mtl").write_text("newmtl other\n", encoding)
     assert "m # 1" in read_mesh(tmp_path / "b.obj").notes[0]
-
-
-@pytest.mark.parametrize("colour", ["1 1 0.2 0", "1.0 255 51 0", "0.5 1.00001 0.2 -1e-9", "1 0.2 0", "255 51 0"])
-def test_colours_after_a_weight_and_inexact_colours(tmp_path: Path, colour: str) -> None:
-    text = "".join(f"v {x} {y} 0 {colour}\n" for x, y in ((-1, -1), (1, -1), (1, 1), (-1, 1)))
-    (tmp_path / "a.obj").write_text(f"{text}usemtl m\nf 1 2 3 4\n")
-    mesh = read_mesh(tmp_path / "a.obj")
-    assert (seen(mesh) == [255, 51, 0, 255]).all() and not mesh.notes
 
 
 def test_missing_vertices_and_library_are_named(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 from math import pi
 
-import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize, pad
@@ -22,29 +21,6 @@ def photograph(R: Tensor, size: int, fov: float = FOV) -> Tensor:
     K = panorama.intrinsics(fov, size, size)
     rays = pad(pixel_grid(size, size), (0, 1), value=1.0) @ torch.linalg.inv(K).T
     return colours(rays @ R.mT[:, None]).permute(0, 3, 1, 2).float()
-
-
-def test_ring_rotations_are_orthogonal_and_closed() -> None:
-    R = panorama.ring(5, first_yaw=0.4)
-    torch.testing.assert_close(R @ R.mT, torch.eye(3).double().expand(5, 3, 3))
-    step = R[0].T @ R[1]
-    torch.testing.assert_close(R[4] @ step, R[0])
-    assert panorama.ring_pairs(3) == [(0, 1), (1, 2), (2, 0)] and panorama.ring_pairs(1) == []
-
-
-def test_intrinsics_fov_reaches_the_outer_borders() -> None:
-    K = panorama.intrinsics(1.1, 30, 40)
-    left = torch.linalg.inv(K) @ torch.tensor([-0.5, 14.5, 1], dtype=torch.float64)
-    assert torch.atan(-left[0]) == pytest.approx(0.55) and left[1] == pytest.approx(0)
-
-
-@pytest.mark.parametrize("first", [0.0, 0.5])
-def test_skybox_views_match_the_world(first: float) -> None:
-    faces = photograph(torch.stack([panorama.rotation(*angles) for angles in panorama.SKYBOX]), 64)
-    R = torch.cat([panorama.ring(6, first), panorama.rotation(1.0, 0.7)[None]])
-    K = panorama.intrinsics(1.8, 48, 48)
-    found = panorama.skybox_views(faces, K, R, 48, 48)
-    torch.testing.assert_close(found, photograph(R, 48, 1.8), rtol=0, atol=0.02)
 
 
 def test_render_from_views_replaces_oblique_pixels() -> None:

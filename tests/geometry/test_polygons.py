@@ -129,6 +129,8 @@ def test_ply_without_faces_names_its_content(tmp_path: Path, element: str, kind:
         ("OFF ", "", " 7", 255),  # the number of a colour in a table that is not in the file
         ("COFF\n", " 255 51 0 255", "", [255, 51, 0]),
         ("COFF\n", " 255 51 0", "", [255, 51, 0]),
+        ("coff ", " 255 51 0", "", [255, 51, 0]),
+        ("COFF\n", " 1 0 0", "", [255, 0, 0]),
         ("COFF\r\n", " 1.0 0.2 0.0 1.0", "", [255, 51, 0]),
         ("NCOFF\n", " 255 51 0 255 0 0 1", "", [255, 51, 0]),
         ("CNOFF\n", " 0 0 1 255 51 0 255", "", [255, 51, 0]),

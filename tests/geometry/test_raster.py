@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial import Delaunay
 
-from benchmarks.mesh_render import render
 from tests.support.errors import refused
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.poses import orbit_c2w
@@ -185,18 +184,6 @@ def test_interpolate_and_rasterise_uv_take_corner_attributes():
     assert np.array_equal(interpolate(uv, faces, buffers), interpolate(uv[faces], None, buffers))
     by_vertex, by_corner = rasterise_uv(uv, faces, 16), rasterise_uv(uv[faces], None, 16)
     assert np.array_equal(by_vertex.face, by_corner.face) and np.array_equal(by_vertex.bary, by_corner.bary)
-
-
-def test_texture_v_points_up():
-    """The texture has a red upper row, a blue lower row and a brighter right column."""
-    vertices, faces, uv = square()
-    texture = np.array([[[0.5, 0, 0], [1, 0, 0]], [[0, 0, 0.5], [0, 0, 1]]], np.float32)
-    cameras = orbit(1, 0.0, 4.0, 0.5, 32, 32)
-    rgb = render(vertices, faces, cameras.c2w.numpy(), 0.5, 32, uv, texture).rgb[0]
-    assert rgb[6, 6] == pytest.approx([0.5, 0, 0], abs=0.01) and rgb[6, 25] == pytest.approx([1, 0, 0], abs=0.01)
-    assert rgb[25, 6] == pytest.approx([0, 0, 0.5], abs=0.01) and rgb[25, 25] == pytest.approx([0, 0, 1], abs=0.01)
-    owner = rasterise_uv(np.array([[0, 0.5], [1, 0.5], [1, 1], [0, 1.0]]), faces, 8)
-    assert owner.mask[:4].all() and not owner.mask[4:].any()
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 10**6))

@@ -10,19 +10,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
 
-from tests.geometry.test_cameras import assert_rigid
 from tests.support.parity_files import parity_files
 from threedgen.config.sections import MultiviewCameraConfig, OrbitCameraConfig
-from threedgen.geometry.poses import wrap_angle
-from threedgen.geometry.rigs import (
-    Rig,
-    orbit,
-    rig_from_random_inputs,
-    ring_rig,
-    sample_multiview,
-    sample_random_inputs,
-    turntable,
-)
+from threedgen.geometry.rigs import Rig, orbit, rig_from_random_inputs, ring_rig, sample_multiview, sample_random_inputs
 from threedgen.run import seeding
 
 FIXED = settings(derandomize=True, deadline=None, max_examples=60)
@@ -110,21 +100,6 @@ def random_rig(seed: int, n_groups: int = 2, **options) -> Rig:
 
 
 @FIXED
-@given(st.integers(0, 1000), st.sampled_from([1, 2, 4, 6]), st.integers(1, 3), st.booleans())
-def test_sample_multiview_groups_differ_only_in_azimuth(seed, n_view, n_groups, magic):
-    strategy = "magic3d" if magic else "dreamfusion"
-    rig = random_rig(seed, n_groups, n_view=n_view, light_sample_strategy=strategy)
-    cameras = rig.cameras
-    assert len(cameras) == n_view * n_groups and rig.n_view == n_view
-    assert_rigid(cameras.c2w)
-    for shared in (rig.elevation, rig.distance, cameras.fov, rig.light.norm(dim=-1)):
-        groups = shared.reshape(n_groups, n_view)
-        torch.testing.assert_close(groups, groups[:, :1].expand_as(groups))
-    steps = wrap_angle(rig.azimuth.reshape(n_groups, n_view).diff(dim=1) - 2 * pi / n_view)
-    assert float(steps.abs().sum()) < 1e-4
-
-
-@FIXED
 @given(st.integers(0, 1000), st.booleans())
 def test_sample_multiview_stays_in_ranges(seed, relative):
     options = {"elevation_range": (-10, 60), "fov_range": (20, 40), "distance_range": (1, 2)}
@@ -168,18 +143,10 @@ def test_sample_multiview_widens_ranges_with_progressive_until():
     assert torch.equal(full.cameras.c2w, plain.cameras.c2w) and len(full.cameras) == growing.n_view
 
 
-def test_turntable_is_evenly_spaced():
-    cameras = turntable(OrbitCameraConfig(n_view=12, height=6, width=10), n=8)
-    assert len(cameras) == 8 and (cameras.height, cameras.width) == (6, 10)
-    azimuth = torch.atan2(cameras.position[:, 1], cameras.position[:, 0]).rad2deg() % 360
-    assert azimuth.tolist() == pytest.approx([45 * i for i in range(8)], abs=1e-3)
-
-
 @pytest.mark.parametrize(
-    ("name", "value"),
-    [("fov_range", (60, 15)), ("elevation_range", (0, 100)), ("zoom_range", (0, 1)), ("n_view", 0), ("fovy_range", 1)],
+    ("name", "value"), [("fov_range", (60, 15)), ("elevation_range", (0, 100)), ("zoom_range", (0, 1))]
 )
-def test_multiview_camera_config_refuses_invalid_options(name, value):
+def test_multiview_camera_config_refuses_invalid_range(name, value):
     with pytest.raises(ValidationError) as caught:
         MultiviewCameraConfig(**{name: value})
     assert [error["loc"] for error in caught.value.errors()] == [(name,)]
@@ -187,15 +154,13 @@ def test_multiview_camera_config_refuses_invalid_options(name, value):
 
 @pytest.mark.parametrize(("groups", "n_view"), [(6, 4), (1, 4), (3, 1), (2, 3)])
 def test_ring_rig_has_equally_spaced_azimuths(groups: int, n_view: int) -> None:
-    options = OrbitCameraConfig(n_view=4, distance=2.6, fov=40.0)
-    rig = ring_rig(options, groups, n_view, (-5.0, 30.0), 32)
+    rig = ring_rig(OrbitCameraConfig(n_view=4, distance=2.6, fov=40.0), groups, n_view, (-5.0, 30.0), 32)
     azimuth = (rig.azimuth.rad2deg() % 360).sort().values
     assert torch.allclose(azimuth, torch.arange(groups * n_view) * 360.0 / (groups * n_view), atol=1e-3)
     assert torch.allclose(rig.cameras.position.norm(dim=-1), torch.tensor(2.6), atol=1e-5)
-    elevation = rig.elevation.rad2deg()
+    elevation, parts = rig.elevation.rad2deg(), rig.groups()
     assert elevation.min() >= -5 and elevation.max() <= 30 and len(elevation.unique()) == groups
-    parts = rig.groups()
-    assert len(parts) == groups and all(len(part.cameras) == part.n_view == n_view for part in parts)
+    assert [len(part.cameras) for part in parts] == [n_view] * groups
     for part in parts:  # required by the prior: one elevation, equal azimuth steps
         assert len(part.elevation.unique()) == 1
         assert torch.allclose(part.azimuth.diff(), torch.tensor(2 * pi / n_view), atol=1e-5)

@@ -1,5 +1,4 @@
 from dataclasses import replace
-from math import pi
 
 import numpy as np
 import pytest
@@ -8,15 +7,12 @@ import torch
 from tests.support import box_room
 from tests.support.errors import refused
 from tests.support.tiny_mvdiffusion import wall
-from threedgen.geometry import panorama
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.poses import Poses, orbit_c2w, world_to_camera
 from threedgen.geometry.warp import (
     INVALID_PIXEL,
-    apply_homography,
     check_pose_convention,
     depth_agreement,
-    homography,
     inside,
     key_frames,
     overlap,
@@ -32,38 +28,11 @@ from threedgen.geometry.warp import (
 )
 from threedgen.systems.texture.frames import depth_of_mesh
 
-GRID = pixel_grid(12, 16).flatten(0, 1)
-K = panorama.intrinsics(pi / 3, 12, 16)
-
 
 def orbit(count: int = 3) -> Cameras:
     angle = torch.linspace(0.1, 0.6, count, dtype=torch.float64)
     c2w = orbit_c2w(0.3 * angle, angle, torch.full_like(angle, 2.5))
     return Cameras(c2w, Projection.perspective(0.5 + angle, 12, 16), 12, 16)
-
-
-def test_homography_is_invertible() -> None:
-    R1, R2 = panorama.rotation(0.2, -0.1), panorama.rotation(0.7, 0.3)
-    H = homography(K, R1, K, R2)
-    mapped, front = apply_homography(H, GRID)
-    assert front.all()
-    torch.testing.assert_close(apply_homography(torch.linalg.inv(H), mapped)[0], GRID)
-    torch.testing.assert_close(apply_homography(homography(K, R2, K, R1), mapped)[0], GRID)
-    torch.testing.assert_close(apply_homography(homography(K, R1, K, R1), GRID)[0], GRID)
-
-
-def test_apply_homography_half_turn_is_behind() -> None:
-    _, front = apply_homography(homography(K, torch.eye(3).double(), K, panorama.rotation(pi)), GRID)
-    assert not front.any()
-
-
-def test_homography_yaw_moves_pixels_left_and_pitch_down() -> None:
-    middle = torch.tensor([[7.5, 5.5]], dtype=torch.float64)
-    start = torch.eye(3, dtype=torch.float64)
-    right, _ = apply_homography(homography(K, start, K, panorama.rotation(0.2)), middle)
-    up, _ = apply_homography(homography(K, start, K, panorama.rotation(0, 0.2)), middle)
-    assert right[0, 0] < 7 and right[0, 1] == pytest.approx(5.5)
-    assert up[0, 1] > 6 and up[0, 0] == pytest.approx(7.5)
 
 
 def test_project_and_unproject_match_cameras() -> None:

@@ -1,13 +1,14 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from tests.support.errors import refused
 from tests.support.script_poses import script_poses
-from tests.support.tiny_prior import TEXT_WIDTH, coarse_prior, cpu, output, tiny_coarse, tiny_prior
+from tests.support.tiny_prior import TEXT_WIDTH, coarse_prior, cpu, tiny_coarse
 from threedgen.guidance import object_code
 from threedgen.guidance.coarse import TEXT_GUIDANCE, camera_harmonics
 from threedgen.guidance.object_code import CodeSampler
@@ -17,15 +18,17 @@ from threedgen.guidance.schedule import Schedule
 
 
 @torch.no_grad()
-def test_each_image_depends_on_its_own_text_and_camera() -> None:
+def test_each_image_depends_on_its_own_text_camera_and_code() -> None:
     coarse, text = tiny_coarse(), torch.randn(3, 5, TEXT_WIDTH, generator=cpu())
-    camera = camera_vector(script_poses(3))
-    whole = coarse(text, camera)
+    camera, code = camera_vector(script_poses(3)), torch.randn(3, TEXT_WIDTH, generator=cpu(1))
+    whole, plain = coarse(text, camera, code), coarse(text, camera)
     assert whole.shape == (3, 4, 8, 8)
-    single = torch.cat([coarse(text[i : i + 1], camera[i : i + 1]) for i in range(3)])
+    single = torch.cat([coarse(text[i : i + 1], camera[i : i + 1], code[i : i + 1]) for i in range(3)])
     torch.testing.assert_close(whole, single)
-    for other in (coarse(text.roll(1, 0), camera), coarse(text, camera.roll(1, 0)), coarse(text, None)):
+    moved = (text.roll(1, 0), camera, code), (text, camera.roll(1, 0), code), (text, camera, code.roll(1, 0))
+    for other in (*(coarse(*inputs) for inputs in moved), coarse(text, None, code), plain):
         assert ((other - whole).flatten(1).abs().amax(1) > 1e-3).all()
+    torch.testing.assert_close(coarse(text, camera, torch.zeros_like(code)), plain, msg="zeros are no code")
     torch.testing.assert_close(*coarse(text[:1].repeat(2, 1, 1), None), msg="without a camera images are equal")
 
 
@@ -66,15 +69,6 @@ def test_noise_level_is_an_angle(alpha_bar: float, level: float) -> None:
     schedule = Schedule.scaled_linear()
     schedule = Schedule(schedule.betas, torch.full_like(schedule.alpha_bar, alpha_bar), schedule.prediction)
     torch.testing.assert_close(schedule.noise_level(torch.tensor([[3], [999]])), torch.full((2, 1), level))
-
-
-@torch.no_grad()
-def test_prediction_depends_on_the_code_and_zero_means_none() -> None:
-    coarse, text, camera = tiny_coarse(), torch.randn(2, 5, TEXT_WIDTH, generator=cpu()), camera_vector(script_poses(2))
-    code = torch.randn(2, TEXT_WIDTH, generator=cpu())
-    plain = coarse(text, camera)
-    torch.testing.assert_close(coarse(text, camera, torch.zeros_like(code)), plain)
-    assert ((coarse(text, camera, code) - plain).flatten(1).abs().amax(1) > 1e-3).all()
 
 
 def test_sampled_codes_follow_the_caption(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,37 +137,19 @@ def test_camera_harmonics_turn_with_the_azimuth(elevation: float) -> None:
     torch.testing.assert_close(camera_harmonics(camera_vector(poses)), found)
 
 
-def test_saved_prior_keeps_coarse_predictor(tmp_path: Path) -> None:
+def test_samples_may_have_another_size_than_the_coarse_prediction() -> None:
     prior = coarse_prior()
-    prior.save(tmp_path / "prior")
-    again = MVDream.load(str(tmp_path / "prior"), dtype="fp32")
-    assert again.coarse is not None and not any(p.requires_grad for p in again.coarse.parameters())
-    torch.testing.assert_close(output(again), output(prior), atol=2e-2, rtol=0)  # float16 on the disk
-    again.save(tmp_path / "again")
-    first, second = ((tmp_path / name / "SHA256SUMS").read_text().split("\n") for name in ("prior", "again"))
-    files = [line for line in first if " coarse/" in line]
-    assert len(files) == 2 and files == [line for line in second if " coarse/" in line]
-    tiny_prior().save(tmp_path / "plain")
-    assert not (tmp_path / "plain" / "coarse").exists()
-    assert MVDream.load(str(tmp_path / "plain")).coarse is None
-
-
-def test_samples_depend_on_coarse_predictor_and_may_have_another_size() -> None:
-    prior, other, c2w = coarse_prior(), tiny_coarse(), script_poses(2)
-    with torch.no_grad():
-        other.out.bias.add_(1)
-    a, b = (p.sample("a dog", c2w, steps=2, generator=cpu()) for p in (prior, coarse_prior(other)))
-    assert a.shape == (2, 16, 16, 3) and (a - b).abs().max() > 1e-3
     parts = prior.unet, prior.vae, prior.text_encoder, prior.tokenizer
     large = MVDream(*parts, coarse=prior.coarse, image_size=32, dtype="fp32")
-    assert large.sample("a dog", c2w, steps=2, generator=cpu()).shape == (2, 32, 32, 3)
+    assert large.sample("a dog", script_poses(2), steps=2, generator=cpu()).shape == (2, 32, 32, 3)
 
 
-def test_coarse_predictor_refuses_sizes_that_do_not_fit() -> None:
-    with refused(None, "size", 6, kind=ValueError):
-        tiny_coarse(size=6, channels=(8, 8, 8), blocks=(0, 1, 1))
-    with refused(None, (1,), kind=ValueError):
-        tiny_coarse(blocks=(1,))
+@pytest.mark.parametrize(
+    "options", [{"size": 6, "channels": (8, 8, 8), "blocks": (0, 1, 1)}, {"blocks": (1,)}, {"volume": (8, 8, 8)}]
+)
+def test_coarse_predictor_refuses_sizes_that_do_not_fit(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError):
+        tiny_coarse(**options)
 
 
 def test_load_refuses_changed_or_missing_coarse_predictor(tmp_path: Path) -> None:

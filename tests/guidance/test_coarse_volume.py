@@ -71,8 +71,3 @@ def test_shuffle_moves_eight_channels_to_a_cube() -> None:
     x = torch.arange(8.0).reshape(1, 8, 1, 1, 1)
     torch.testing.assert_close(shuffle(x)[0, 0], torch.arange(8.0).reshape(2, 2, 2))
     assert shuffle(torch.zeros(2, 24, 3, 3, 3)).shape == (2, 3, 6, 6, 6)
-
-
-def test_volumes_refuse_sizes_that_do_not_fit() -> None:
-    with pytest.raises(ValueError):
-        tiny_coarse(size=8, volume=(8, 8, 8))

@@ -93,28 +93,22 @@ def test_schedules_match_diffusers(ours, name, start, end):
 
 
 @FIXED
-@given(st.integers(0, 999), st.sampled_from(["scaled_linear", "linear", "cosine"]), st.integers(0, 99))
-def test_parameterisations_are_inverses(t, name, seed):
-    schedule = getattr(Schedule, name)(prediction="v_prediction")
+@given(
+    st.lists(st.integers(0, 999), min_size=3, max_size=3),  # one per image
+    st.sampled_from(["scaled_linear", "linear", "cosine"]),
+    st.sampled_from(["epsilon", "v_prediction"]),
+    st.integers(0, 99),
+)
+def test_parameterisations_are_inverses(timesteps, name, prediction, seed):
+    schedule, t = getattr(Schedule, name)(prediction=prediction), torch.tensor(timesteps)
     x0, noise = torch.randn(2, 3, 4, 2, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     x = schedule.add_noise(x0, noise, t)
-    v = schedule.target(x0, noise, t)
+    output = schedule.target(x0, noise, t)
+    assert torch.equal(output, noise) == (prediction == "epsilon")
     alpha, _ = schedule.alpha_sigma(t, x)
     # float32 tables leave an error of 1e-7, which a division by a small alpha enlarges.
-    torch.testing.assert_close(schedule.eps_from_output(x, v, t), noise, atol=1e-5, rtol=0)
-    torch.testing.assert_close(schedule.x0_from_eps(x, noise, t), x0, atol=1e-6 / float(alpha), rtol=0)
-
-
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-def test_target_and_eps_follow_prediction_with_one_t_per_image(prediction):
-    x0, noise = torch.randn(2, 2, 4, 2, 2, generator=torch.Generator().manual_seed(1))
-    schedule, t = Schedule.scaled_linear(prediction=prediction), torch.tensor([10, 700])
-    target = schedule.target(x0, noise, t)
-    close(schedule.eps_from_output(schedule.add_noise(x0, noise, t), target, t), noise, 1e-5)
-    assert torch.allclose(target, noise, atol=0.1) == (prediction == "epsilon")
-    got = SD.add_noise(torch.zeros(2, 1, 1, 1), torch.ones(2, 1, 1, 1), torch.tensor([0, 999])).flatten()
-    assert got[0] == pytest.approx((1 - 0.99915) ** 0.5, rel=1e-3)
-    assert got[1] == pytest.approx((1 - 0.0046600983) ** 0.5, rel=1e-5)
+    torch.testing.assert_close(schedule.eps_from_output(x, output, t), noise, atol=1e-5, rtol=0)
+    torch.testing.assert_close(schedule.x0_from_eps(x, noise, t), x0, atol=1e-6 / float(alpha.min()), rtol=0)
 
 
 @FIXED
@@ -127,47 +121,6 @@ def test_ddim_timesteps_returns_requested_count(a, b):
     assert steps == 1 or int(got.diff().min()) > 0
     if T % steps == 0 and steps < T:
         assert torch.equal(got, ldm_timesteps(steps, T))
-
-
-def gaussian_predictor(std: float):
-    """The exact eps for data ~ N(0, std^2)."""
-
-    def predict(x, t):
-        a = SD.alpha_bar[t].reshape(-1, 1, 1, 1)
-        return (1 - a).sqrt() * x / (a * std**2 + 1 - a)
-
-    return predict
-
-
-@pytest.mark.parametrize("eta", [0.0, 1.0])
-@pytest.mark.parametrize("std", [0.5, 2.0])
-def test_ddim_sample_reproduces_gaussian_std(eta, std):
-    generator = torch.Generator().manual_seed(0)
-    # The start must have the true spread at the last t, or the error stays to the end.
-    a_T = float(SD.alpha_bar[ddim_timesteps(250)[-1]])
-    x_T = torch.randn(64, 4, 8, 8, generator=generator) * (a_T * std**2 + 1 - a_T) ** 0.5
-    x = ddim_sample(gaussian_predictor(std), x_T, SD, ddim_timesteps(250), eta, generator)
-    assert float(x.std()) == pytest.approx(std, rel=0.05)
-
-
-def recorder(calls: list):
-    def denoise(x, t, text, camera, n_view):
-        calls.append((x, t, text, camera, n_view))
-        return text.mean(dim=(1, 2))[:, None, None, None].expand_as(x)
-
-    return denoise
-
-
-def test_guided_calls_network_once_conditional_half_first():
-    calls: list = []
-    x, camera = torch.randn(4, 2, 3, 3), torch.randn(4, 16)
-    cond, uncond = torch.full((1, 5, 6), 3.0), torch.full((1, 5, 6), 1.0)
-    got = guided(recorder(calls), Condition((cond, uncond), camera, 4), 10.0)(x, torch.tensor(7))
-    [(xs, ts, texts, cameras, n_view)] = calls
-    assert torch.equal(xs, torch.cat([x, x])) and torch.equal(cameras, torch.cat([camera, camera]))
-    assert texts[:4].eq(3).all() and texts[4:].eq(1).all() and texts.shape == (8, 5, 6)
-    assert ts.shape == (8,) and ts.eq(7).all() and n_view == 4
-    torch.testing.assert_close(got, torch.full_like(x, 1 + 10 * (3 - 1)))
 
 
 @pytest.mark.parametrize("strength", [0.05, 0.4, 1.0])

@@ -16,40 +16,7 @@ from threedgen.guidance import sampling
 from threedgen.guidance.priors.mvadapter.inputs import RAY_VIEWS, cameras_from_angles
 from threedgen.guidance.priors.mvdiffusion.inputs import depth_channels
 from threedgen.guidance.priors.mvdiffusion.weights import widened
-from threedgen.guidance.sampling import InitLatents, ViewSync, img2img_strengths, sample_images, total_steps, upscale
-
-
-class PixelModel:
-    factor = size_multiple = 1
-    latent_shape, device = (3, 8, 8), "cpu"
-
-    def __init__(self, draft: float | None) -> None:
-        self.draft = draft
-
-    def encode_views(self, images: Tensor) -> Tensor:
-        return images.permute(0, 3, 1, 2)
-
-    def decode_latents(self, z: Tensor) -> Tensor:
-        return z.permute(0, 2, 3, 1)
-
-
-@pytest.mark.parametrize("size", [(8, 8), (6, 16)])
-def test_second_sample_starts_from_enlarged_first(size: tuple[int, int]) -> None:
-    calls: list[tuple[tuple[int, int], InitLatents | None]] = []
-
-    def sample_pass(size: tuple[int, int], noise: Tensor, init: InitLatents | None) -> Tensor:
-        calls.append((size, init))
-        assert noise.shape == (2, 3, *size)
-        return torch.linspace(0, 1, size[0])[:, None].expand_as(noise) if init is None else init.latents
-
-    samples = sample_images(PixelModel(0.4), 2, size, sample_pass)
-    (small, no_init), (full, init) = calls
-    assert small == (size[0] // 2, size[1] // 2) and no_init is None and full == size
-    assert init is not None and init.strength == 0.4 and samples.shape == (2, *size, 3)
-    assert (samples.diff(dim=1) >= 0).all() and samples.min() >= 0 and samples.max() <= 1
-    calls.clear()
-    sample_images(PixelModel(None), 2, size, sample_pass)
-    assert calls == [(size, None)]
+from threedgen.guidance.sampling import InitLatents, ViewSync, img2img_strengths, total_steps, upscale
 
 
 def test_upscale_is_inverted_by_resize() -> None:
@@ -114,31 +81,23 @@ def test_synchronised_views_are_resampled_with_fresh_noise(draft: float | None) 
     assert (rounds[1] - rounds[2]).abs().max() > 1e-4
 
 
-def test_step_noise_is_sampled_at_both_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = list[int]()
+def test_noise_and_extra_channels_are_computed_at_both_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, noises, channels = tiny_model(), list[int](), list[tuple[int, int]]()
+    model.unet, model.draft = widened(model.unet, 1), 0.5
 
     def record(like: Tensor, generator: Any, real: Any = sampling.fresh_noise) -> Tensor:
-        sizes.append(like.shape[-1])
+        noises.append(like.shape[-1])
         return real(like, generator)
 
-    monkeypatch.setattr(sampling, "fresh_noise", record)
-    model, sample = panorama()
-    model.draft = 0.5
-    sample(steps=4, eta=1.0)
-    assert sizes == [16 // model.factor] * (1 + 4) + [32 // model.factor] * (1 + 2)  # start noise and steps
-
-
-def test_extra_channels_are_computed_at_both_sizes() -> None:
-    model = tiny_model()
-    model.unet = widened(model.unet, 1)
-    model.draft, sizes = 0.5, list[tuple[int, int]]()
-
     def known(size: tuple[int, int]) -> tuple[Tensor, None]:
-        sizes.append(size)
+        channels.append(size)
         return depth_channels(torch.ones(8, 32, 32), *(side // model.factor for side in size)), None
 
-    samples = model.sample_views(["a red dog"] * 8, None, (32, 32), known, steps=2, generator=cpu())
-    assert sizes == [(16, 16), (32, 32)] and samples.isfinite().all()
+    monkeypatch.setattr(sampling, "fresh_noise", record)
+    options: Any = {"steps": 4, "guidance_scale": 1, "eta": 1.0, "generator": cpu()}
+    samples = model.sample_views(["a red dog"] * 8, None, (32, 32), known, **options)
+    assert noises == [16 // model.factor] * (1 + 4) + [32 // model.factor] * (1 + 2)  # start noise and steps
+    assert channels == [(16, 16), (32, 32)] and samples.isfinite().all()
 
 
 def test_draft_changes_samples_of_2d_and_multi_view_priors() -> None:

@@ -49,44 +49,13 @@ def test_order_of_views_and_other_objects_do_not_count() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["x", "level", "camera"])
-def test_prediction_for_a_view_depends_on_another_view(name: str) -> None:
+@pytest.mark.parametrize("name", ["x", "level", "camera", "coarse"])
+def test_prediction_for_a_view_depends_on_another_view_but_not_on_its_coarse_prediction(name: str) -> None:
     fusion, given = trained_fusion(), inputs(1)
     other = given[name].clone()
     other[:, 2] = other[:, 1]
     change = fusion(**(given | {name: other})) - fusion(**given)
-    assert change[:, 0].abs().max() > 1e-3
-
-
-@torch.no_grad()
-def test_coarse_prediction_of_a_view_changes_that_view_only() -> None:
-    fusion, given = trained_fusion(), inputs(1)
-    coarse = given["coarse"].clone()
-    coarse[:, 2] += 1
-    change = (fusion(**(given | {"coarse": coarse})) - fusion(**given)).flatten(2).abs().amax(2)[0]
-    assert change[2] > 0.1 and change[:2].max() == 0
-
-
-def test_training_finds_what_views_share() -> None:
-    torch.manual_seed(0)
-    fusion, gen = ViewFusion(2, 8, 8), cpu()
-    optimiser = torch.optim.AdamW(fusion.parameters(), 5e-3)
-    camera = camera_vector(script_poses(VIEWS)).expand(16, -1, -1)
-    level = torch.tensor([0.95, 0.05, 0.05]).expand(16, -1)
-    signal, noise = (f(level * torch.pi / 2)[..., None, None, None] for f in (torch.cos, torch.sin))
-
-    def error() -> Tensor:
-        z = torch.randn(16, 1, 2, 1, 1, generator=gen).expand(-1, VIEWS, -1, 8, 8)  # one colour for all views
-        x = signal * z + noise * torch.randn(z.shape, generator=gen)
-        return (fusion(x, level, camera, torch.zeros_like(z)) - z)[:, 0].square().mean()
-
-    for _ in range(150):
-        optimiser.zero_grad()
-        loss = error()
-        loss.backward()
-        optimiser.step()
-    with torch.no_grad():
-        assert error() < 0.3  # from the noisy view alone at least 0.7
+    assert (change[:, 0].abs().max() > 1e-3) == (name != "coarse") and change[:, 2].abs().max() > 1e-3
 
 
 @torch.no_grad()
@@ -166,15 +135,9 @@ def test_completed_views_depend_on_known_views_and_seed() -> None:
     assert all((first - other).abs().max() > 1e-6 for other in others)
 
 
-def test_weights_tell_whether_views_can_be_completed() -> None:
-    prior = tiny_prior()
-    assert not prior.completes_views
-    prior.unet.register_to_config(**{SEPARATE_LEVELS: True})
-    assert prior.completes_views and coarse_prior().completes_views
-
-
 def test_prior_with_object_codes_completes_views() -> None:
     prior, poses = coarse_prior(), script_poses(6)
+    assert prior.completes_views and not tiny_prior().completes_views
     views = torch.rand(1, 16, 16, 3, generator=cpu(0))
     text = prior.encode_prompt(["a red dog", ""]).split(1)
     first, other = (

@@ -5,8 +5,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from scipy.spatial.transform import Rotation
 
 from tests.support.errors import refused
 from tests.support.task_server import server, tiny_generate, weights
@@ -14,7 +16,7 @@ from tests.support.toy_run import log
 from threedgen import folder
 from threedgen.config import load, optional, plugins, registry
 from threedgen.run.metrics import read_metrics, read_summary
-from threedgen.testing import check_distillation, check_prior, check_representation, tiny_prior
+from threedgen.testing import CAMERAS, check_distillation, check_prior, check_representation, tiny_prior
 
 EXAMPLES = folder("configs").parent / "docs" / "plugins"
 SHORT = ["warm_start.share=0", "refine.strengths=[]", "preview.enabled=false", "export.enabled=false", "out=run"]
@@ -47,11 +49,6 @@ def run(place: Path, name: str, *words: str, **options: Any) -> Path:
     place.mkdir(exist_ok=True)
     assert server().run(place, words=command(place, name, *words, **options)) == 0, log(place)
     return place / "run"
-
-
-def test_examples_have_a_limited_length() -> None:
-    lengths = {path.stem: len(path.read_text().splitlines()) for path in EXAMPLES.glob("*.py")}
-    assert lengths["antithetic"] <= 60 and lengths["blobs"] <= 200 and max(lengths.values()) <= 200
 
 
 def test_antithetic_fulfils_the_interface(example: Any) -> None:
@@ -92,28 +89,16 @@ def test_blobs_are_split_and_removed(example: Any) -> None:
 
 def test_projected_covariance_matches_samples(example: Any) -> None:
     blobs = example("blobs")
-    from threedgen.testing import CAMERAS
-
     field = blobs.Blobs(blobs.BlobsConfig(count=1))
-    rng = torch.Generator().manual_seed(0)
+    turn, scales = Rotation.from_quat([0.3, -0.4, 0.2, 0.8]), np.array([0.02, 0.01, 0.03])
+    points = turn.apply(scales * np.random.default_rng(0).normal(size=(200_000, 3))) + [0.2, -0.1, 0.1]
+    camera = CAMERAS.with_size(256, 256).select([0])
     with torch.no_grad():
         field.means.copy_(torch.tensor([[0.2, -0.1, 0.1]]))
-        field.log_scales.copy_(torch.tensor([[0.02, 0.01, 0.03]]).log())
-        field.rotations.copy_(torch.tensor([[0.8, 0.3, -0.4, 0.2]]))
-        camera = CAMERAS.with_size(256, 256).select([0])
+        field.log_scales.copy_(torch.from_numpy(scales).log())
+        field.rotations.copy_(torch.tensor([[0.8, 0.3, -0.4, 0.2]]))  # w first
         expected = field.covariances(camera)[0] - blobs.BLUR * torch.eye(2)
-        rotation = torch.linalg.qr(torch.randn(3, 3, generator=rng)).Q  # any frame: samples are isotropic before
-        unit = torch.randn(200_000, 3, generator=rng) @ rotation
-        w, x, y, z = (field.rotations[0] / field.rotations[0].norm()).tolist()
-        matrix = torch.tensor(
-            [
-                [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-                [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-                [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-            ]
-        )
-        points = field.means + (unit * field.log_scales.exp()) @ matrix.T
-        pixels, _ = camera.project(points)
+        pixels, _ = camera.project(torch.from_numpy(points).float())
     torch.testing.assert_close(pixels[0].T.cov(), expected, rtol=0.03, atol=0.02)
 
 
@@ -143,11 +128,6 @@ def test_representations_fulfil_the_interface(name: str) -> None:
 
 def test_tiny_prior_fulfils_the_interface() -> None:
     check_prior(tiny_prior())
-
-
-def test_antithetic_runs(tmp_path: Path) -> None:
-    place = run(tmp_path, "antithetic", "distillation.name=antithetic", "distillation.pairs=2")
-    assert read_summary(place)["steps"] == 4 and (place / "mesh.glb").exists()
 
 
 def test_solid_colour_runs(tmp_path: Path) -> None:

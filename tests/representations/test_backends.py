@@ -2,14 +2,18 @@ import os
 import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numba
 import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.representations.gaussians.test_rasterise import cameras, cloud, gradients
+from tests.representations.test_march import random_grid, rays
 from tests.support.errors import refused
 from tests.support.interpreted import needs_triton
 from threedgen import cli, config
@@ -18,8 +22,10 @@ from threedgen.representations import backends
 from threedgen.representations.backends import choose
 from threedgen.representations.hashgrid import encoding, torch_twin
 from threedgen.representations.hashgrid.encoding import HashGrid, position_gradient
+from threedgen.representations.hashgrid.numba_kernels import BLOCK
 from threedgen.representations.hashgrid.torch_twin import grid_levels
-from threedgen.representations.options import HashGridConfig
+from threedgen.representations.march import composite, march
+from threedgen.representations.options import HashGridConfig, MarchConfig
 from threedgen.systems.generate import task as generate_run
 from threedgen.train.task import Task
 
@@ -36,11 +42,6 @@ def install_only(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
 @pytest.fixture
 def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Task, "load_prior", lambda *_, **__: pytest.fail("weights were loaded"))
-
-
-def run(backend: str) -> None:
-    values = ["prompt=a dog", f"march.backend={backend}", "trainer.accelerator=cpu", "out=x"]
-    generate_run.run_status(config.load("mvdream-toybox", values), quiet=True)
 
 
 def test_choose_auto_prefers_fast_supported_backends(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,29 +83,13 @@ def test_choose_refuses_missing_package_and_wrong_device(name: str, monkeypatch:
     assert choose("torch", GPU, torch.float64) == "torch"
 
 
-@pytest.mark.parametrize(
-    ("key", "name"),
-    [
-        ("field.encoding.backend", "tinycudann"),
-        ("field.encoding.backend", "triton"),
-        ("march.backend", "triton"),
-        ("march.backend", "nerfacc"),
-    ],
-)
+@pytest.mark.parametrize(("key", "name"), [("field.encoding.backend", "tinycudann"), ("march.backend", "nerfacc")])
 def test_cli_names_missing_package_in_one_line(key: str, name: str, monkeypatch, capsys, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     install_only(monkeypatch)
     assert cli.main(["prompt=a dog", f"{key}={name}"]) == 2
     err = capsys.readouterr().err
-    assert f"{key}: {name}" in err and extras.EXTRAS[name][1] in err
-    assert err.count("\n") == 1 and not list(tmp_path.iterdir())
-
-
-@pytest.mark.usefixtures("no_weights")
-def test_run_refuses_unsupported_device_before_loading_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    install_only(monkeypatch, "triton")
-    with refused("march.backend", "triton", "CUDA", "cpu"):
-        run("triton")
+    assert f"{key}: {name}" in err and err.count("\n") == 1 and not list(tmp_path.iterdir())
 
 
 @pytest.mark.usefixtures("no_weights")
@@ -114,7 +99,42 @@ def test_run_refuses_nerfacc_without_kernels_before_loading_weights(monkeypatch:
     monkeypatch.delitem(sys.modules, "threedgen.representations.march.nerfacc_backend", raising=False)
     install_only(monkeypatch, "nerfacc")
     with refused("march.backend", "nerfacc", "kernels", "auto", "torch"):
-        run("nerfacc")
+        values = ["prompt=a dog", "march.backend=nerfacc", "trainer.accelerator=cpu", "out=x"]
+        generate_run.run_status(config.load("mvdream-toybox", values), quiet=True)
+
+
+def encoded_points() -> list[Tensor]:
+    grid, x = HashGrid(HashGridConfig(n_levels=6, log2_hashmap_size=9)), torch.rand(3 * BLOCK + 5, 3).requires_grad_()
+    out = grid(x)
+    return [out, *torch.autograd.grad(out, (x, grid.table), torch.ones_like(out))]
+
+
+def composited_rays() -> list[Tensor]:
+    origins, directions = rays(500, seed=71)
+    samples = march(origins, directions, MarchConfig(samples=50), random_grid(16, 1, 0.4))
+    sigma = samples.t_mid.clone().requires_grad_()
+    out = composite(sigma, samples.positions(origins, directions), samples)
+    return [out.values, *torch.autograd.grad(out.values.square().sum() + out.depth.sum(), sigma)]
+
+
+def rasterised_gaussians() -> list[Tensor]:
+    out, found = gradients(cloud(300, 3, torch.float32), cameras(3), "numba")
+    return [out, *found.values()]
+
+
+@pytest.mark.parametrize("compute", [encoded_points, composited_rays, rasterised_gaussians])
+def test_numba_results_do_not_depend_on_threads(compute: Callable[[], list[Tensor]]) -> None:
+    before, results = (torch.get_num_threads(), numba.get_num_threads()), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+            torch.manual_seed(0)
+            results.append(compute())
+    finally:
+        torch.set_num_threads(before[0])
+        numba.set_num_threads(before[1])
+    assert all(torch.equal(one, two) for one, two in zip(*results, strict=True))
 
 
 # --- tiny-cuda-nn ---

@@ -6,13 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.support.errors import refused
 from threedgen.representations import backends, losses
 from threedgen.representations.base import Render
-from threedgen.representations.march import Samples, pack, torch_twin
+from threedgen.representations.march import Samples, pack
 from threedgen.representations.options import DiffuseMaterialConfig
 from threedgen.representations.shading import DiffuseMaterial, Material, Shading
 
@@ -82,15 +80,6 @@ def test_distortion_equals_the_double_sum() -> None:
     assert torch.allclose(gradient, expected, atol=1e-6)
 
 
-class RefuseFloat64(TorchDispatchMode):
-    """Raise for an operator whose result is float64, which is slow on most GPUs."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        assert not isinstance(result, Tensor) or result.dtype != torch.float64, func
-        return result
-
-
 @pytest.mark.parametrize(("function", "tolerance"), [(torch.cumsum, 1e-4), (backends.deterministic_cumsum, 1e-3)])
 def test_distortion_of_many_rays_in_float32_equals_float64(function: Any, tolerance: float, monkeypatch: Any) -> None:
     """As on a GPU. Thin surfaces far from the camera; sums over all rays are about 4000 times as large as of a ray."""
@@ -103,9 +92,8 @@ def test_distortion_of_many_rays_in_float32_equals_float64(function: Any, tolera
     ray_index = torch.arange(rays).repeat_interleave(steps)
     samples = pack(ray_index, t.flatten(), t.flatten() + 0.01, rays + 1)  # the last ray has no samples
     flat = weights.flatten().requires_grad_()
-    with RefuseFloat64():
-        loss = distortion(flat, samples, span=2.0)
-        (gradient,) = torch.autograd.grad(loss, flat)
+    loss = distortion(flat, samples, span=2.0)
+    (gradient,) = torch.autograd.grad(loss, flat)
     w = weights.double().requires_grad_()
     middle, length = samples.t_mid.double().view(rays, steps) / 2, (samples.t_end - samples.t_start).double() / 2
     pairs = torch.einsum("ri,rj,rij->", w, w, (middle[:, :, None] - middle[:, None]).abs())
@@ -143,15 +131,6 @@ def test_normal_smoothness_grows_with_bumps() -> None:
     assert losses.normal_smoothness(ball, points[:0], offsets[:0]) == 0
 
 
-class RefuseCumsum(TorchFunctionMode):
-    """Raise for a floating-point cumsum, as CUDA does with deterministic algorithms."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.Tensor.cumsum and args[0].is_floating_point():
-            raise RuntimeError("cumsum_cuda_kernel does not have a deterministic implementation")
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("shape", [(0,), (1,), (7,), (3, 9)])
 def test_sum_of_shifts_equals_cumsum(shape: tuple[int, ...]) -> None:
     values = torch.rand(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
@@ -160,24 +139,6 @@ def test_sum_of_shifts_equals_cumsum(shape: tuple[int, ...]) -> None:
         results = [function(values, dim) for function in (backends.deterministic_cumsum, torch.cumsum)]
         torch.testing.assert_close(*results)
         torch.testing.assert_close(*(torch.autograd.grad((r * weights).sum(), values)[0] for r in results))
-
-
-def test_twin_and_distortion_need_no_cumsum(monkeypatch: pytest.MonkeyPatch) -> None:
-    rng = torch.Generator().manual_seed(0)
-    index = torch.arange(20).repeat_interleave(torch.randint(1, 9, (20,), generator=rng))
-    t = torch.rand(len(index), generator=rng)
-    samples = pack(index, t, t + 0.1, 20)
-    sigma = torch.rand(len(index), generator=rng)
-
-    def results() -> list[Tensor]:
-        result = torch_twin.composite(sigma, sigma[:, None], samples)
-        return [*result, distortion(result.weights, samples)]
-
-    expected = results()
-    for module in (torch_twin, losses):
-        monkeypatch.setattr(module, "cumsum", backends.deterministic_cumsum)
-    with RefuseCumsum():
-        torch.testing.assert_close(results(), expected)
 
 
 UP = torch.tensor([[0.0, 0.0, 1.0]])

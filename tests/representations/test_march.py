@@ -1,7 +1,6 @@
 import math
 
 import nerfacc
-import numba
 import pytest
 import torch
 from hypothesis import given, settings
@@ -107,14 +106,6 @@ def test_march_gives_no_samples_in_empty_grids_and_for_misses(name):
     assert march(torch.empty(0, 3), torch.empty(0, 3), options).n_rays == 0
 
 
-def test_positions_are_the_interval_midpoints() -> None:
-    origins, directions = rays(20, seed=7)
-    samples = march(origins, directions, MarchConfig(samples=16))
-    index = samples.ray_index
-    expected = origins[index] + (samples.t_start + samples.t_end)[:, None] / 2 * directions[index]
-    assert torch.equal(samples.positions(origins, directions), expected)
-
-
 def test_step_size_divides_the_longest_chord() -> None:
     ball, box = (MarchConfig(radius=2.0, samples=16, bound=bound) for bound in ("sphere", "box"))
     assert step_size(ball) == pytest.approx(4 / 16) and step_size(box) == pytest.approx(4 * 3**0.5 / 16)
@@ -192,28 +183,3 @@ def test_depth_of_a_solid_ball(name):
     out = composite(sigma, torch.ones(len(samples), 1), samples, name)
     torch.testing.assert_close(out.opacity, torch.ones(64, 1))
     torch.testing.assert_close(out.depth, torch.full((64, 1), 2.0), rtol=0, atol=2 * math.sqrt(3) / 400)
-
-
-def test_select_keeps_samples_packed():
-    samples, sigma, values = packed([4, 0, 6], seed=61)
-    keep = torch.arange(10) % 3 != 0
-    selected = samples.select(keep)
-    assert selected.count.tolist() == [2, 0, 4] and selected.start.tolist() == [0, 2, 2]
-    assert torch.equal(selected.t_start, samples.t_start[keep])
-
-
-def test_results_do_not_depend_on_threads():
-    if numba.config.NUMBA_NUM_THREADS < 2:
-        pytest.skip("numba is limited to one thread")
-    origins, directions = rays(500, seed=71)
-    before, results = numba.get_num_threads(), []
-    try:
-        for threads in (1, 2):
-            numba.set_num_threads(threads)
-            samples = march(origins, directions, MarchConfig(samples=50), random_grid(16, 1, 0.4))
-            sigma = samples.t_mid.clone().requires_grad_()
-            out = composite(sigma, samples.positions(origins, directions), samples)
-            results.append((out.values, *torch.autograd.grad(out.values.square().sum() + out.depth.sum(), sigma)))
-    finally:
-        numba.set_num_threads(before)
-    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))

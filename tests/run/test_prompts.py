@@ -13,7 +13,7 @@ LONG = "a red dog and " * 800  # more than 10,000 characters
 
 
 class StubPrior:
-    """Prior that knows words of at most three letters and accepts ten characters."""
+    """Prior that knows words of at most three letters, accepts ten characters and reads every prompt as "a dog"."""
 
     identifiers = ()
 
@@ -24,7 +24,7 @@ class StubPrior:
         return [(word, ["dog"] if word.startswith("d") else []) for word in prompt.split() if len(word) > 3]
 
     def read_prompt(self, prompt: str) -> Reading:
-        return Reading(prompt)
+        return Reading("a dog", {"puppy": "dog"}, negated=["hat"])
 
 
 @pytest.fixture(scope="module")
@@ -72,29 +72,14 @@ def test_truncation_gives_a_warning(prior: MVDream) -> None:
     assert prior.encode_prompt([LONG]).equal(prior.encode_prompt([LONG[:60]]))
 
 
-def test_unknown_words_are_named_with_the_nearest_known_ones(prior: MVDream) -> None:
-    note, received = prompt_warnings("a red dgo with a zzzz", prior)
-    assert "'dgo' (nearest: dog), 'zzzz'" in note and "'red'" not in note
+def test_prompt_warnings_name_the_words_concerned(prior: MVDream) -> None:
+    unknown, received = prompt_warnings("a red shiny dgo with a zzzz", prior, used_word="shiny")
+    assert "'dgo' (nearest: dog), 'zzzz'" in unknown and "'red'" not in unknown and "'shiny'" not in unknown
     assert received.endswith("'a red'")
-
-
-def test_unknown_words_with_another_effect_are_not_named(prior: MVDream) -> None:
-    note, _ = prompt_warnings("a red shiny dgo", prior, used_word="shiny")
-    assert "'dgo'" in note and "'shiny'" not in note
-
-
-def test_only_eight_unknown_words_are_listed() -> None:
-    class LongPrior(StubPrior):
-        def tokens_cut(self, prompt: str) -> str:
-            return ""
-
-    (note,) = prompt_warnings(" ".join(f"word{n}" for n in range(30)), LongPrior())
-    assert "'word7'" in note and "'word8'" not in note and "22" in note
-
-
-def test_truncated_words_are_not_listed_as_unknown() -> None:
-    (note,) = prompt_warnings("a dog and  something else", StubPrior())
-    assert "'something else'" in note
+    cut, unknown, replaced, negated, received = prompt_warnings("a dxyz cat something else", StubPrior())
+    assert "'something else'" in cut and "'dxyz' (nearest: dog)" in unknown and "something" not in unknown
+    assert "'puppy'" in replaced and "'dog'" in replaced and "negative_prompt='hat'" in negated
+    assert received.endswith("'a dog'")
 
 
 def test_with_suffix_adds_it_once() -> None:
@@ -102,16 +87,3 @@ def test_with_suffix_adds_it_once() -> None:
     for prompt in ("a dog, 3D asset", "3d dog"):
         assert with_suffix(prompt, ", 3d asset") == prompt
     assert with_suffix("a dog", "") == "a dog"
-
-
-def test_prompt_warnings_name_synonyms_and_negations(prior: MVDream) -> None:
-    class ReadingPrior(StubPrior):
-        def unknown_words(self, prompt: str) -> list[tuple[str, list[str]]]:
-            return []
-
-        def read_prompt(self, prompt: str) -> Reading:
-            return Reading("a dog", {"puppy": "dog"}, negated=["hat"])
-
-    replaced, negated, received = prompt_warnings("a puppy", ReadingPrior())
-    assert "'puppy'" in replaced and "'dog'" in replaced and "negative_prompt='hat'" in negated
-    assert received.endswith("'a dog'")

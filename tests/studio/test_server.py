@@ -23,8 +23,7 @@ from tests.support.studio_load import load as load_of_clients
 from tests.support.task_server import tiny_generate
 from tests.support.waiting import when
 from threedgen import cli
-from threedgen.config import ConfigError, load, optional
-from threedgen.config.command import install
+from threedgen.config import load
 from threedgen.export.options import AssetConfig
 from threedgen.run.interrupts import Interrupts
 from threedgen.studio import server, state
@@ -121,11 +120,9 @@ def test_pages_refer_to_themselves_only(client: Client) -> None:
         assert answer.getheader("X-Content-Type-Options") == "nosniff"
 
 
-@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data"])
-def test_forms_of_foreign_pages_change_nothing(client: Client, kind: str) -> None:
-    """A page of another origin can post these types without asking first."""
+def test_forms_of_foreign_pages_change_nothing(client: Client) -> None:
     finished_run(client.root / "one")
-    forged = {"Content-Type": kind, "Origin": "http://evil.example", "Sec-Fetch-Site": "cross-site"}
+    forged = {"Content-Type": "text/plain", "Origin": "http://evil.example", "Sec-Fetch-Site": "cross-site"}
     for path, method in (("jobs", "POST"), ("runs/one/export", "POST"), ("runs/one", "DELETE"), ("files/a.png", "PUT")):
         for where, code in ((f"/{TOKEN}/api/v1/{path}", 403), (f"/api/v1/{path}", 401)):
             assert client.ask(where, b'{"prompt": "a dog"}', method, **forged).status == code
@@ -332,7 +329,7 @@ def test_no_file_descriptors_left_does_not_spin(client: Client, caplog: pytest.L
 def test_runs_can_be_exported_again_and_deleted(client: Client) -> None:
     finished_run(client.root / "deep" / "one", prompt="a <b>cat</b>")
     (run,) = client.api("runs")
-    assert (run["name"], run["prompt"]) == ("deep/one", "a <b>cat</b>")
+    assert (run["name"], run["prompt"], run["can_export"]) == ("deep/one", "a <b>cat</b>", True)
     assert client.ask("api/v1/runs/deep/one/view").status == 200
     assert "height" in client.api("runs/deep/one/export", {"height": -1})["error"]
     assert client.ask("api/v1/runs/deep/one", method="DELETE").status == 204
@@ -379,63 +376,73 @@ def test_invalid_requests_are_refused(client: Client, body: object) -> None:
     assert client.states() == []
 
 
-def test_uploads_become_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with studio(tmp_path, monkeypatch, StudioConfig(task="studio", port=0)) as client:
-        mesh = client.ask("api/v1/files/My%20chair.glb", asset_glb((0, 0, 1)), method="PUT")
-        name = json.loads(mesh.read())["name"]
-        assert name.endswith("My-chair.glb") and (client.root / "uploads" / name).exists()
-        assert client.ask("api/v1/files/a.exe", b"MZ", method="PUT").status == 422
-    job = make_job(
-        StudioConfig(task="studio"), tmp_path, "a red chair", 1, None, {"mesh": client.root / "uploads" / name}
-    )
-    assert "texture-toybox" in job.command and f"mesh={client.root / 'uploads' / name}" in job.command
+def test_uploads_are_kept_under_plain_names(client: Client) -> None:
+    answer = client.ask("api/v1/files/My%20chair.glb", asset_glb((0, 0, 1)), method="PUT")
+    name = json.loads(answer.read())["name"]
+    assert name.endswith("My-chair.glb") and (client.root / "uploads" / name).exists()
+    assert client.ask("api/v1/files/a.exe", b"MZ", method="PUT").status == 422
 
 
-def test_run_is_changed_by_another_prompt(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = finished_run(client.root / "deep" / "one", prompt="a dog")
-    for body, status in ({"edit": "../one"}, 404), ({"edit": ""}, 422), ({"edit": "deep/one", "seed": -1}, 422):
-        assert client.ask("api/v1/jobs", {"prompt": "a dog"} | body, method="POST").status == status, body
-    monkeypatch.setattr(state, "make_job", make_job)
-    monkeypatch.setattr(GenerateConfig, "check", lambda self: None)  # the run is not a real one
-    job = client.api("jobs", {"prompt": "a dog wearing a hat", "seed": 2, "edit": "deep/one"})
-    assert (job["prompt"], job["seed"]) == ("a dog wearing a hat", 2)
-    command = client.queue.jobs()[-1].command
-    assert {"edit-toybox", f"edit={folder}", "prompt=a dog wearing a hat", "seed=2"} < set(command)
-    client.queue.cancel(client.queue.jobs()[-1])
-
-
-def test_asset_options_apply_to_images_and_edits_and_not_to_meshes(client: Client, monkeypatch) -> None:
+@pytest.fixture
+def orders(client: Client, monkeypatch: pytest.MonkeyPatch) -> Client:
+    """Studio with the run "one", the uploads photo.png and chair.glb, and real commands of its jobs."""
     finished_run(client.root / "one", prompt="a dog")
+    for name in ("photo.png", "chair.glb"):
+        client.ask(f"api/v1/files/{name}", asset_glb((0, 0, 1)), method="PUT")
     monkeypatch.setattr(state, "make_job", make_job)
     for kind in (GenerateConfig, ImageTo3DConfig, TextureConfig):
         monkeypatch.setattr(kind, "check", lambda self: None)  # the files are not real ones
-    uploads = {}
-    for name, data in (("photo.png", b"png"), ("chair.glb", asset_glb((0, 0, 1)))):
-        answer = client.ask(f"api/v1/files/{name}", data, method="PUT")
-        uploads[json.loads(answer.read())["kind"]] = client.root / "uploads" / name
-    names = {kind: next((client.root / "uploads").glob(f"*{path.name}")).name for kind, path in uploads.items()}
+    return client
+
+
+def upload(client: Client, name: str) -> Path:
+    return next((client.root / "uploads").glob(f"*{name}"))
+
+
+def body(client: Client, order: dict[str, Any]) -> dict[str, Any]:
+    """Return an order with the stored names of its uploads."""
+    stored = {key: upload(client, order[key]).name for key in ("image", "mesh") if key in order}
+    return {"prompt": "a dog"} | order | stored
+
+
+def command(client: Client, order: dict[str, Any]) -> tuple[str, list[str]]:
+    """Submit an order; return the name of its run and its command."""
+    name, job = client.api("jobs", body(client, order))["run"], client.queue.jobs()[-1]
+    client.queue.cancel(job)
+    return name, job.command
+
+
+def test_edit_and_mesh_become_commands(orders: Client) -> None:
+    _, words = command(orders, {"edit": "one", "prompt": "a dog wearing a hat", "seed": 2})
+    assert {"edit-toybox", f"edit={orders.root / 'one'}", "prompt=a dog wearing a hat", "seed=2"} < set(words)
+    _, words = command(orders, {"mesh": "chair.glb", "prompt": "a red chair"})
+    assert {"texture-toybox", f"mesh={upload(orders, 'chair.glb')}", "prompt=a red chair"} < set(words)
+
+
+@pytest.mark.parametrize("order", [{"edit": "one"}, {"image": "photo.png", "prompt": ""}], ids=["edit", "image"])
+def test_asset_options_become_words_of_the_command(orders: Client, order: dict[str, Any]) -> None:
     options = {"preset": "prop", "height": 0.4, "formats": ["glb", "obj"], "palette": "red,teal"}
-    words = {"export.preset=prop", "export.height=0.4", 'export.formats=["glb", "obj"]', "export.palette=red,teal"}
-    runs = set()
-    for more in ({"edit": "one"}, {"image": names["image"], "prompt": ""}):
-        for chosen in (options, {}):
-            job = client.api("jobs", {"prompt": "a dog", "export": chosen} | more)
-            assert (
-                words < set(client.queue.jobs()[-1].command)
-                if chosen
-                else "export." not in str(client.queue.jobs()[-1].command)
-            )
-            runs.add(job["run"])
-            client.queue.cancel(client.queue.jobs()[-1])
-    assert len(runs) == 4, "other options make another run"
-    mesh = {"prompt": "a red chair", "mesh": names["mesh"]}
-    answer = client.ask("api/v1/jobs", mesh | {"export": {"height": 0.4}}, method="POST")
-    assert answer.status == 422 and "height" in json.loads(answer.read())["error"]
-    assert client.api("jobs", mesh)["prompt"] == "a red chair"
-    client.queue.cancel(client.queue.jobs()[-1])
-    for palette in ("/etc/passwd", "board.png"):  # a request names no file of this machine
-        assert client.ask("api/v1/jobs", {"prompt": "a dog", "export": {"palette": palette}}, "POST").status == 422
-    assert client.api("runs")[0]["can_export"]
+    expected = {"export.preset=prop", "export.height=0.4", 'export.formats=["glb", "obj"]', "export.palette=red,teal"}
+    plain, words = command(orders, order)
+    assert "export." not in str(words)
+    changed, words = command(orders, order | {"export": options})
+    assert expected < set(words) and changed != plain, "other options make another run"
+
+
+@pytest.mark.parametrize(
+    ("order", "status"),
+    [
+        ({"edit": "../one"}, 404),
+        ({"edit": ""}, 422),
+        ({"edit": "one", "seed": -1}, 422),
+        ({"mesh": "chair.glb", "export": {"height": 0.4}}, 422),
+        ({"export": {"palette": "/etc/passwd"}}, 422),  # a request names no file of this machine
+        ({"export": {"palette": "board.png"}}, 422),
+    ],
+)
+def test_impossible_orders_are_refused(orders: Client, order: dict[str, Any], status: int) -> None:
+    answer = orders.ask("api/v1/jobs", body(orders, order), method="POST")
+    assert answer.status == status and json.loads(answer.read())["error"] and orders.states() == []
 
 
 def test_prompt_words_are_checked(client: Client) -> None:
@@ -459,43 +466,15 @@ def test_prompt_words_are_checked(client: Client) -> None:
         ("prompt: is empty. Set it, for example prompt=\"a dog\"", "The prompt is empty."),
         ("seed: should be positive (got -1)", "The seed should be positive"),
         ("the disk is full. Run `python launch.py --resume x` again", "the disk is full."),
+        ("export.formats: usdz needs usd-core: pip install usd-core, or remove usdz",
+         "usdz needs usd-core. Ask whoever runs this studio to install it, or remove usdz."),
     ],
 )  # fmt: skip
 def test_errors_have_no_command_line_advice(text: str, shown: str) -> None:
     assert plain_words(text) == shown
 
 
-def _refusal(folder: Path, prompt: str = "a dog", mesh: bytes = b"", **export: Any) -> str:
-    files = {}
-    if mesh:
-        files["mesh"] = folder / "chair.glb"
-        files["mesh"].write_bytes(mesh)
-    with pytest.raises(ConfigError) as caught:
-        make_job(StudioConfig(task="studio"), folder, prompt, 0, AssetConfig(**export), files)
-    return str(caught.value)
-
-
-COMMANDS = re.compile(r"=|launch\.py|--\w|\bpip\b|config|\.md|weights\.|formats|sd21|\[")
 """What only a person at the command line can use."""
-
-
-@pytest.mark.parametrize("checkout", [True, False])
-def test_errors_say_what_a_person_at_the_page_can_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkout: bool
-) -> None:
-    monkeypatch.setattr("threedgen.config.command.in_checkout", lambda: checkout)
-    noun = plain_words(_refusal(tmp_path, "justice"))
-    assert "animals (dog, cat" in noun and not COMMANDS.search(noun)
-    monkeypatch.setattr(optional, "installed", lambda module: False)
-    monkeypatch.setattr(optional, "EXTRAS", {"pxr": ("usd-core", install("usd")), "coacd": ("coacd", install("parts"))})
-    texts = [_refusal(tmp_path, formats=("usdz",)), _refusal(tmp_path, collision="parts")]
-    monkeypatch.setattr("threedgen.guidance.weights.loading.folder", lambda name: tmp_path / name)
-    texts.append(_refusal(tmp_path, mesh=asset_glb((0, 0, 1))))
-    for text, values in zip(texts, (("usd-core", "or remove usdz"), ("coacd",), ("toybox-",)), strict=True):
-        assert "pip install" in text
-        shown = plain_words(text)
-        assert all(value in shown for value in (*values, "Ask whoever runs this studio")), shown
-        assert not COMMANDS.search(shown), shown
 
 
 # ---------------------------------------------------------------- documented clients

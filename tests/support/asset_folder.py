@@ -1,9 +1,13 @@
 """A folder of small meshes with captions: good ones, and one of each kind that is left out."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import trimesh
+
+from threedgen.data.assets.shards import add_asset, checksum, new_shard
+from threedgen.geometry.images import png
 
 GOOD = {"ball.obj": "a grey ball", "box.glb": "a red box", "sub/plate.ply": "a blue plate"}
 
@@ -50,3 +54,14 @@ def add_bad(folder: Path) -> None:
 def shows(pixels: np.ndarray) -> float:
     """The share of a picture (H, W, 4) in which there is something."""
     return float((pixels[..., 3] > 0.5).mean())
+
+
+def write_shard(folder: Path, name: str | None = None) -> Path:
+    """Write a shard of one asset and an index.json that calls it by its name, or by `name`; return its path."""
+    poses = np.tile(np.eye(4), (2, 1, 1)).tolist()
+    with new_shard(folder / "shard-00000.tar") as tar:
+        add_asset(tar, "a", {"c2w": poses, "fov": [0.7, 0.7]}, [png(np.full((16, 16, 3), 128, np.uint8))] * 2)
+    asset = {"name": "a", "file": "a.glb", "caption": "a square", "notes": []}
+    shard = checksum(folder / "shard-00000.tar") | {"assets": [asset]} | ({"file": name} if name else {})
+    (folder / "index.json").write_text(json.dumps({"azimuths": 2, "rings": 1, "shards": [shard]}))
+    return folder / "shard-00000.tar"

@@ -16,21 +16,20 @@ class FakeWindow:
     Args:
         stop_at: number of the query of `stop_clicked` from which it is True; 0: never.
         file: JSON file for the records, written by `close`.
-        n_clients: number of connected clients.
     """
 
     url = "http://127.0.0.1:1"
 
-    def __init__(self, stop_at: int = 0, file: Path | None = None, n_clients: int = 2) -> None:
-        self.stop_at, self.file, self.n_clients = stop_at, file, n_clients
+    def __init__(self, stop_at: int = 0, file: Path | None = None) -> None:
+        self.stop_at, self.file = stop_at, file
         self.asked = self.closed = 0
         self.images: list[tuple[int, np.ndarray]] = []
         self.updates: list[tuple[float, list[str], bool]] = []
 
     def cameras(self, size: int) -> dict[int, Cameras]:
-        """Return cameras of clients around the object, with different aspect ratios."""
+        """Return cameras of two clients around the object, with different aspect ratios."""
         widths = (size, round(1.5 * size))
-        return {k: orbit(2, 0.3, 2.6, 0.7, size, widths[k]).select([k]) for k in range(self.n_clients)}
+        return {k: orbit(2, 0.3, 2.6, 0.7, size, widths[k]).select([k]) for k in range(2)}
 
     def show(self, client_id: int, image: np.ndarray) -> None:
         self.images.append((client_id, image))

@@ -1,6 +1,5 @@
 """Whole commands in the children of fork_server.py, with faults; and the configs of runs of a second."""
 
-import errno
 import functools
 import importlib
 import json
@@ -91,7 +90,6 @@ def child(
     hold_in: str = "",
     nan_from: int | None = None,
     die_in: str = "",
-    full_from: str = "",
     window: int | None = None,
     power_loss: str = "",
     fault: dict[str, Any] | None = None,
@@ -103,10 +101,9 @@ def child(
 
     `hold_at`: in this step (of the system `hold_in`, if that is given) write a file "held" and wait for one named
     "go"; `nan_from`: the first step at which the prior answers NaN; `die_in`: a function whose call is the end of
-    the process; `full_from`: one from which on the disk is full; `window`: the live view is a FakeWindow, whose
-    button is pressed after this step (0: never); `power_loss`: a new folder for what a power loss would leave; `fault`:
-    what fails in the working folder (arguments of `inject`); `environment`: variables to set, or to unset (None);
-    `descriptors`: the maximum number of open files.
+    the process; `window`: the live view is a FakeWindow, whose button is pressed after this step (0: never);
+    `power_loss`: a new folder for what a power loss would leave; `fault`: what fails in the working folder (arguments
+    of `inject`); `environment`: variables to set, or to unset (None); `descriptors`: the maximum number of open files.
     """
     from threedgen import cli
     from threedgen.guidance.priors.mvdream import MVDream
@@ -142,8 +139,6 @@ def child(
         MVDream.denoise = lambda *a, **k: denoise(*a, **k) * (float("nan") if now["step"] >= nan_from else 1)
     if die_in:
         _instead(die_in, lambda: os.kill(os.getpid(), signal.SIGKILL))
-    if full_from:
-        _instead(full_from, _fill_the_disk)
     if window is not None:
         _look_in(window)
     if power_loss:
@@ -180,13 +175,6 @@ def _instead(name: str, first: Any) -> None:
         return real(*args, **kwargs)
 
     setattr(owner, attribute, called)
-
-
-def _fill_the_disk() -> None:
-    def fsync(descriptor: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    os.fsync = fsync
 
 
 def server() -> Server:

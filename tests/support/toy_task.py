@@ -60,12 +60,6 @@ class ToyConfig(RunConfig):
 
 
 def run(config: ToyConfig, resume: Path | None, quiet: bool) -> int | None:
-    if config.prompt == "fail":
-        raise RuntimeError("it broke")
-    if config.prompt == "stop":
-        raise KeyboardInterrupt
-    if config.prompt == "seven":
-        return 7
     say(f"prompt={config.prompt!a} resume={resume is not None} torch={'torch' in sys.modules}")
     return None
 

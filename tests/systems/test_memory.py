@@ -21,7 +21,7 @@ from threedgen.guidance.priors.mvadapter.network import AdaptedUNet
 from threedgen.guidance.weights.meta_networks import meta_networks
 from threedgen.run import dtypes
 from threedgen.run.memory import PeakMemory
-from threedgen.systems.memory import geometry, measure_sampling_task, training_prior
+from threedgen.systems.memory import geometry, training_prior
 from threedgen.systems.meta_prior import Kernels, MetaPrior, measure_sampling, measure_training, weights
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -141,11 +141,6 @@ def test_more_images_need_more_memory(
     assert found("mvdreambooth-sd21", "tuning.batch=32") > found("mvdreambooth-sd21")
     assert found("mvdreambooth-sd21", "tuning.preservation=none") < found("mvdreambooth-sd21")
     assert found("threedim-srn-cars", "training.batch=8") > found("threedim-srn-cars")
-
-
-def test_own_images_need_no_prior(tmp_path: Path) -> None:
-    config = load("texture-toybox", ["mesh=a.glb", "views=photos"]).without_unused_sections()
-    assert measure_sampling_task(config, CPU) is None
 
 
 def test_dry_run_prints_the_memory_of_a_training(

@@ -12,7 +12,7 @@ from threedgen.toybox.world.builder import Builder
 from threedgen.toybox.world.grammar import Spec
 from threedgen.toybox.world.primitives import BOX, DOME, FRUSTUM, PRISM, SPHERE, TORUS, Asset, inside, tessellate
 from threedgen.toybox.world.raycast import render
-from threedgen.toybox.world.toybox import Toybox, build, render_azimuths, toybox_mesh
+from threedgen.toybox.world.toybox import Toybox, build, toybox_mesh
 
 SOLIDS = {
     "sphere": (SPHERE, 1.0),
@@ -117,15 +117,6 @@ def test_mesh_has_colours_and_labels() -> None:
     assert wheels.any() and np.unique(labels).min() == 1 and labels.max() == len(asset.labels)
     reds = colours[wheels]
     assert (reds[:, 0] > 2 * reds[:, 2]).any()
-
-
-def test_render_without_gbuffer_has_the_same_rgb_only() -> None:
-    asset = build(Spec("duck", "yellow"), np.random.default_rng(0))
-    plain, full = (render_azimuths(asset, [30.0, 120.0], 24, with_gbuffer=flag) for flag in (False, True))
-    assert np.array_equal(plain.rgb, full.rgb) and plain.rgb.min() >= 0 and plain.rgb.max() <= 1
-    assert plain.depth.size == plain.label.size == plain.normal.size == plain.mask.size == 0
-    far = ~full.mask
-    assert np.all(full.depth[far] == np.inf) and not full.normal[far].any() and not full.label[far].any()
 
 
 def test_render_uses_asset_camera_and_background_of_each_view() -> None:

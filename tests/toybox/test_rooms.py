@@ -1,12 +1,8 @@
-from math import pi
-
 import numpy as np
 import pytest
 import torch
 
 from threedgen.evaluation.metrics.overlap import depth_overlap, panorama_overlap
-from threedgen.geometry.images import psnr
-from threedgen.geometry.panorama import intrinsics, ring, skybox_views
 from threedgen.geometry.raster import rasterise
 from threedgen.geometry.warp import overlap_fractions, to_opencv
 from threedgen.toybox.data.room_scenes import RoomPanoramas, render_images, room_paths, room_triangles, room_walks
@@ -34,14 +30,6 @@ def rooms() -> list[Room]:
 
 def standing(room: Room) -> list[int]:
     return [k for k, item in enumerate(room.items) if not item.endswith(FIXED)]
-
-
-def test_rooms_depend_only_on_seed_and_split() -> None:
-    first, second = Rooms(5).render_views([2, 7], 16, 2), Rooms(5).render_views([7], 16, 2)
-    assert np.array_equal(first[0][2:], second[0]) and first[1][2:] == second[1]
-    assert np.array_equal(first[2][2:], second[2])
-    for other in (Rooms(6), Rooms(5, "held-out")):
-        assert not np.array_equal(other.render_views([7], 16, 2)[0], second[0])
 
 
 def test_objects_stand_on_the_floor_inside_the_walls_and_apart(rooms: list[Room]) -> None:
@@ -130,13 +118,6 @@ def test_training_panoramas_start_at_a_random_but_fixed_yaw() -> None:
     assert RoomPanoramas(config, split="test").describe() != source.describe()
 
 
-def test_skybox_matches_the_panorama_views() -> None:
-    source = RoomPanoramas(RoomPanoramasConfig(count=4, size=48), seed=1, split="test")
-    faces = torch.from_numpy(source.skybox(0, 128)).permute(0, 3, 1, 2)
-    views = skybox_views(faces, intrinsics(pi / 2, 48, 48), ring(8), 48, 48).permute(0, 2, 3, 1)
-    assert psnr(source.scene(0).views.images.numpy(), views.numpy()) > 24
-
-
 @pytest.mark.parametrize(("height", "width"), [(36, 48), (48, 36)])
 def test_walk_depth_is_z_depth_inside_the_room(height: int, width: int) -> None:
     walk = room_walks(SMALL.model_copy(update={"height": height, "width": width}), 0, "train", 8)[1]
@@ -162,18 +143,13 @@ def test_key_frames_overlap_by_two_thirds() -> None:
     assert min(depth_overlap(scene.views.images, scene.depth, K, c2w)) > 18
 
 
-def test_room_paths_entries_by_split() -> None:
+def test_views_between_key_frames_are_from_the_walk() -> None:
     train = room_paths(SMALL.model_copy(update={"between": 1.0, "width": 16, "height": 12}), seed=3)
-    scene = train.scene(0)
-    walk = train.walks[0]
+    scene, walk = train.scene(0), train.walks[0]
     assert scene.condition_views == (0, 3) and len(scene) == 4
-    assert torch.equal(train.scene(0).views.images, scene.views.images)
     place = [int((walk.cameras.c2w == one).all((1, 2)).nonzero()[0, 0]) for one in scene.views.cameras.c2w]
     keys = list(walk.keys)
     assert keys.index(place[3]) == keys.index(place[0]) + 2 and all(place[0] < k < place[3] for k in place[1:3])
-    test = room_paths(SMALL.model_copy(update={"width": 16, "height": 12}), split="test")
-    assert len(test) == 3 and test.scene(1).condition_views == ()
-    assert torch.equal(test.scene(1).views.cameras.c2w, test.walks[1].cameras.c2w[list(test.walks[1].keys[:4])])
 
 
 def test_room_mesh_matches_the_renders() -> None:

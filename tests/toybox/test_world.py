@@ -3,6 +3,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 from threedgen.data.options import OBJECT_RADIUS
 from threedgen.geometry.poses import orbit_array
+from threedgen.toybox.data.pictures import Photographs
 from threedgen.toybox.world.grammar import (
     ACCESSORIES,
     COLOURS,
@@ -26,7 +28,8 @@ from threedgen.toybox.world.grammar import (
 )
 from threedgen.toybox.world.primitives import Asset
 from threedgen.toybox.world.raycast import render
-from threedgen.toybox.world.toybox import Toybox, build, random_solids, render_azimuths
+from threedgen.toybox.world.rooms import Rooms
+from threedgen.toybox.world.toybox import OpenToybox, Split, Toybox, build, random_solids, render_azimuths
 
 ROOT = Path(__file__).parents[2]
 ALL_NOUNS = [pytest.param(entry, id=word) for word, entry in NOUNS.items()]
@@ -136,11 +139,28 @@ def test_samples_are_identical_in_another_process() -> None:
     assert other.stdout.strip() == digest()
 
 
-def test_samples_depend_only_on_seed_split_and_index() -> None:
-    single, batch = Toybox(1).batch([12], 24)[1], Toybox(1).batch([3, 12, 5], 24)[1]
-    assert np.array_equal(single, batch[4:8])
-    others = (Toybox(2), 12), (Toybox(1, "held-out"), 12), (Toybox(1), 13)
-    assert all(not np.array_equal(single, other.batch([index], 24)[1]) for other, index in others)
+def open_objects(seed: int, split: Split, indices: range) -> list[np.ndarray]:
+    return [np.array(repr(OpenToybox(seed, split).asset(index))) for index in indices]
+
+
+def views(seed: int, split: Split, indices: range) -> list[np.ndarray]:
+    return np.split(Toybox(seed, split).batch(indices, 24)[1], len(indices))
+
+
+def rooms(seed: int, split: Split, indices: range) -> list[np.ndarray]:
+    return np.split(Rooms(seed, split).render_views(indices, 16, 2)[0], len(indices))
+
+
+def photographs(seed: int, split: Split, indices: range) -> list[np.ndarray]:
+    return list(Photographs(seed, split).render_examples(indices, 16).rgb)
+
+
+@pytest.mark.parametrize("source", [open_objects, views, rooms, photographs])
+def test_samples_depend_only_on_seed_split_and_index(source: Callable[..., list[np.ndarray]]) -> None:
+    whole, part = source(5, "train", range(9, 15)), source(5, "train", range(11, 13))
+    assert all(map(np.array_equal, whole[2:4], part))
+    for other in (source(6, "train", range(11, 13)), source(5, "held-out", range(11, 13)), whole[3:5]):
+        assert not any(map(np.array_equal, other, part))
 
 
 def test_cameras_look_at_the_origin_from_four_sides() -> None:
@@ -165,44 +185,27 @@ def test_random_solids_have_no_noun_and_fit_into_the_ball() -> None:
     assert 15 < sum(asset.noun == "" for asset in assets) < 45
 
 
-def states(text: str, spec: Spec) -> bool:
-    words = [spec.noun, *(w for w in (spec.colour, spec.size, spec.part, spec.part_colour) if w)]
-    return all(re.search(rf"\b{re.escape(word)}\b", text) for word in words)
-
-
 @pytest.mark.parametrize("wording", range(WORDINGS))
 def test_captions_state_the_spec_in_correct_english(wording: int) -> None:
-    box = Toybox(0)
     for index in range(300):
-        spec, _ = box.spec(index)
+        spec, _ = Toybox(0).spec(index)
         text = caption(spec, wording)
-        assert states(text, spec), (text, spec)
+        for word in (spec.noun, spec.colour, spec.size, spec.part, spec.part_colour):
+            assert re.search(rf"\b{re.escape(word)}\b", text), (text, spec)
         assert not re.search(r"\ba [aeiou]|\ban [^aeiou]|  |^ | $", text), text
         if spec.part:
             verb = "wearing" if spec.part in ACCESSORIES else "with"
             assert text.endswith(f"{verb} {detail_phrase(spec.part, spec.part_colour)}"), text
         else:
-            assert "wearing" not in text and "with " not in text
+            assert not re.search("wearing|with ", text), text
 
 
 def test_caption_wordings() -> None:
     full = Spec("dog", "blue", "small", "hat", "red")
     assert caption(full) == "a small blue dog wearing a red hat"
     assert len({caption(full, wording) for wording in range(WORDINGS)}) == 5
-    assert len({caption(Spec("owl", "orange"), wording) for wording in range(WORDINGS)}) >= 4
-    assert caption(Spec("owl", "orange")) == "an orange owl" and caption(Spec("owl")) == "an owl"
     assert caption(Spec("car", "red", "", "wheels", "")) == "a red car with wheels"
-    assert caption(Spec("penguin", "", "", "feet", "red")) == "a penguin with red feet"
     assert caption(Spec("clown", "blue", "", "hair", "orange")) == "a blue clown with orange hair"
-
-
-def test_asset_fields_match_the_spec() -> None:
-    box = Toybox(4)
-    for index in range(40):
-        (spec, wording), asset = box.spec(index), box.asset(index)
-        assert asset.caption == caption(spec, wording) and asset.index == index
-        assert all(getattr(asset, name) == value for name, value in vars(spec).items())
-        assert asset.family == NOUNS[spec.noun].family and asset.front == NOUNS[spec.noun].front
 
 
 def test_specs_cover_the_whole_vocabulary() -> None:
@@ -231,25 +234,18 @@ def test_one_combination_in_sixteen_is_held_out() -> None:
     assert not held_out(Spec("dog", "", "", "scarf", "red"))
 
 
-def test_splits_are_disjoint() -> None:
-    train = [Toybox(0).spec(index)[0] for index in range(1500)]
-    hidden = [Toybox(0, "held-out").spec(index)[0] for index in range(300)]
-    assert not any(held_out(spec) for spec in train) and all(held_out(spec) for spec in hidden)
-    combinations = [{(s.noun, s.colour, s.part) for s in specs if s.part} for specs in (train, hidden)]
-    assert not combinations[0] & combinations[1] and len(combinations[1]) > 100
+@pytest.mark.parametrize("split", ["train", "held-out"])
+@pytest.mark.parametrize("box", [Toybox, OpenToybox])
+def test_split_has_all_or_none_of_the_held_out_combinations(box: type[Toybox], split: Split) -> None:
+    for asset in map(box(4, split).asset, range(300)):
+        spec = Spec(**{name: getattr(asset, name) for name in Spec.__dataclass_fields__})
+        assert held_out(spec) == (split == "held-out"), spec
 
 
-@pytest.mark.parametrize("entry", ALL_NOUNS)
-def test_no_variation_gives_identical_objects(entry: Noun) -> None:
-    part = (*entry.parts, *entry.wears, "")[0]
-    spec = Spec(entry.word, "blue", "small", part, "red" if part else "")
-    one, other = (build(spec, np.random.default_rng(k), variation=0) for k in (1, 2))
-    for a, b in zip(one.primitives, other.primitives, strict=True):
-        assert all(np.array_equal(value, getattr(b, name)) for name, value in vars(a).items())
-    assert farthest(one) < OBJECT_RADIUS
-
-
-def test_no_variation_keeps_captions_and_camera_directions() -> None:
+def test_no_variation_gives_typical_objects_and_cameras() -> None:
+    for word in NOUNS:
+        one, other = (build(Spec(word, "blue"), np.random.default_rng(k), variation=0).primitives for k in (1, 2))
+        assert all(np.array_equal(a.matrix, b.matrix) for a, b in zip(one, other, strict=True)), word
     typical, world = Toybox(3, variation=0), Toybox(3)
     for index in range(5):
         assert typical.asset(index).caption == world.asset(index).caption

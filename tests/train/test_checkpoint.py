@@ -1,10 +1,7 @@
 import os
-import pickle
 import random
-import shutil
 import signal
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +9,7 @@ import torch
 from tests.support import toy_run
 from tests.support.errors import refused
 from tests.support.waiting import when
-from threedgen.config.errors import ConfigError, DiskFull
+from threedgen.config.errors import DiskFull
 from threedgen.run import folder as runs
 from threedgen.train import loop
 from threedgen.train.checkpoint_file import LAST, PREVIOUS, latest, read, write
@@ -44,16 +41,6 @@ def test_write_keeps_the_two_newest_files(tmp_path):
     for step in range(1, 5):
         write(state(step), tmp_path / LAST)
     assert {path.name: read(path)["global_step"] for path in tmp_path.iterdir()} == {LAST: 4, PREVIOUS: 3}
-
-
-def test_write_syncs_the_new_file_before_the_renames(tmp_path, monkeypatch):
-    write(state(1), tmp_path / LAST)
-    calls = []
-    fsync, replace = os.fsync, os.replace
-    monkeypatch.setattr(os, "fsync", lambda fd: (calls.append("fsync"), fsync(fd)))
-    monkeypatch.setattr(os, "replace", lambda a, b: (calls.append(Path(b).name), replace(a, b)))
-    write(state(2), tmp_path / LAST)
-    assert calls == ["fsync", "previous.ckpt", "last.ckpt", "fsync"]
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left"), RuntimeError("unexpected pos 704 vs 598")])
@@ -88,66 +75,9 @@ def test_latest_skips_a_truncated_file_with_one_warning(tmp_path, caplog):
     assert path.name == "previous.ckpt" and same(found, state(1))
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert all(name in caplog.text for name in ("last.ckpt", "previous.ckpt"))
-    (tmp_path / "previous.ckpt").write_bytes(b"")
+    torch.save(state(1)["state_dict"], tmp_path / "previous.ckpt")  # plain weights, no checkpoint of a run
     with refused(None, "last.ckpt"):
         latest(tmp_path)
-
-
-class Malicious:
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.marker),)
-
-
-@pytest.mark.parametrize("form", ["torch zip", "torch legacy", "pickle"])
-def test_read_executes_no_code(tmp_path, form):
-    content = state(1) | {"extra": Malicious(tmp_path / "executed")}
-    path = tmp_path / LAST
-    if form == "pickle":
-        path.write_bytes(pickle.dumps(content))
-    else:
-        torch.save(content, path, _use_new_zipfile_serialization=form == "torch zip")
-    with refused(None, path, *(["mkdir"] if form == "torch zip" else [])) as caught:
-        latest(tmp_path)
-    assert not (tmp_path / "executed").exists()
-    assert "weights_only" not in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_read_refuses_other_file_formats_and_plain_weights(tmp_path):
-    path = tmp_path / LAST
-    for content in (b"", b"<!DOCTYPE html>", b"version https://git-lfs.github.com/spec/v1\noid", b"PK\x03\x04 x"):
-        path.write_bytes(content)
-        with refused(None, path):
-            latest(tmp_path)
-    torch.save(state(1)["state_dict"], path)
-    with refused(None, path):
-        latest(tmp_path)
-
-
-def test_read_refuses_or_ignores_any_damage(tmp_path):
-    """300 files with bytes changed, removed, inserted or cut off: each is refused or has the same content."""
-    path = tmp_path / LAST
-    write(state(1), path)
-    content, rng, count = path.read_bytes(), random.Random(0), 0
-    for n in range(300):
-        data, at, length = bytearray(content), rng.randrange(len(content)), rng.randrange(1, 30)
-        if n % 4 == 0:
-            data = data[:at]
-        elif n % 4 == 1:
-            data[at : at + length] = rng.randbytes(length)
-        elif n % 4 == 2:
-            del data[at : at + length]
-        else:
-            data[at:at] = rng.randbytes(length)
-        path.write_bytes(data)
-        try:
-            assert same(read(path), state(1))
-        except ConfigError as error:
-            count += 1
-            assert "\n" not in str(error)
-    assert count > 200
 
 
 def test_resume_after_kills_gives_the_same_result(tmp_path, undisturbed):
@@ -195,13 +125,3 @@ def test_run_fails_at_its_end_if_the_disk_stays_full(tmp_path, undisturbed):
     assert latest(tmp_path / "checkpoints")[1]["global_step"] == 4
     assert run.run(tmp_path, pause=0, resume=True) == 0
     assert toy_run.result(tmp_path)["digest"] == undisturbed
-
-
-def test_resume_of_a_moved_run(tmp_path, undisturbed):
-    run, old, new = toy_run.server(), tmp_path / "first place", tmp_path / "second place"
-    assert run.run(old, pause=0, max_steps=25) == 0
-    assert str(tmp_path).encode() not in (old / "checkpoints" / LAST).read_bytes()
-    shutil.move(old, new)
-    assert run.run(new, resume=True, pause=0) == 0
-    assert toy_run.result(new)["digest"] == undisturbed
-    assert not old.exists()

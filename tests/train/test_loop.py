@@ -8,7 +8,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import pytorch_lightning as pl
 import torch
 
 from tests.support import toy_run
@@ -21,9 +20,9 @@ from threedgen.config.sections import CheckpointConfig, TrainerConfig
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.threads import threads_of
 from threedgen.train.callbacks import first_nonfinite, isolated_eval
-from threedgen.train.checkpoint import NUMERICS_KEY, check_config, check_weights, numerics, warn_numerics
+from threedgen.train.checkpoint import check_weights, numerics
 from threedgen.train.checkpoint_file import LAST, latest, read
-from threedgen.train.loop import _strategy, determinism, deterministic, fit
+from threedgen.train.loop import _strategy, deterministic, fit
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -59,26 +58,6 @@ def test_saving_and_validation_do_not_change_the_result(tmp_path, run, undisturb
     assert result(tmp_path)["digest"] == undisturbed
     steps = sorted(int(path.stem.split("-")[1]) for path in tmp_path.glob("validation-*.txt"))
     assert steps == (list(range(7, STEPS + 1, 7)) if "validate" in options else [])
-
-
-def test_a_finished_run_is_not_repeated(tmp_path, run, undisturbed):
-    assert run.run(tmp_path, pause=0) == 0
-    newest = tmp_path / "checkpoints" / LAST
-    before = newest.stat().st_mtime_ns, newest.read_bytes()
-    assert run.run(tmp_path, pause=0, resume=True) == 0
-    assert (newest.stat().st_mtime_ns, newest.read_bytes()) == before
-    assert result(tmp_path) == {"status": "finished", "step": STEPS, "digest": undisturbed}
-    assert run.run(tmp_path, pause=0) == 2
-    assert f"ConfigError: {tmp_path} " in log(tmp_path)
-
-
-def test_metrics_have_each_step_once_after_a_resume(tmp_path, run):
-    assert run.run(tmp_path, pause=0, max_steps=25) == 0
-    (tmp_path / "metrics.jsonl").open("a").write('{"step": 30, "loss": 1}\n')  # logged, then killed
-    assert run.run(tmp_path, pause=0, resume=True) == 0
-    rows = (tmp_path / "metrics.csv").read_text().splitlines()
-    assert rows[0] == "step,loss,reconstruction,grid,step_seconds"
-    assert [int(row.split(",")[0]) for row in rows[1:]] == [10, 20, 25, *range(30, STEPS + 1, 10)], "25 was the last"
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -196,16 +175,10 @@ def test_resume_refuses_another_config_network_or_fewer_steps(tmp_path, run):
         ({"config_yaml": other}, ["learning_rate: 0.01 -> 0.5", "seed: 3 -> 4"]),
         ({"max_steps": 6}, [": trainer.max_steps: ", " 15 ", "'6'"]),
         ({"width": 13}, ["'net.0.weight'", "(12, 6)", "(13, 6)"]),
+        ({"resume": False}, [str(tmp_path)]),
     ):
-        assert run.run(tmp_path, pause=0, resume=True, **options) == 2
+        assert run.run(tmp_path, **{"pause": 0, "resume": True} | options) == 2
         assert lines(tmp_path, "ConfigError", *words)
-
-
-def test_check_config_ignores_a_missing_config():
-    check_config({}, CONFIG_YAML)
-    check_config({"config_yaml": CONFIG_YAML}, "")
-    with refused(None, "learning_rate"):
-        check_config({"config_yaml": CONFIG_YAML}, "task: toy\nseed: 3\n")
 
 
 def test_check_weights_compares_hashes():
@@ -217,16 +190,6 @@ def test_check_weights_compares_hashes():
     with refused("prior.adapter", "12...", "34..."):
         check_weights(checkpoint, {"start": "ab", "prior.adapter": "34"})
     check_weights({}, {"start": "ab"})
-
-
-def test_warn_numerics_names_the_change(caplog):
-    now = numerics(pl.Trainer(accelerator="cpu", logger=False))
-    warn_numerics({NUMERICS_KEY: now}, now)
-    warn_numerics({}, now)
-    assert not warnings(caplog)
-    warn_numerics({NUMERICS_KEY: now | {"threads": "77/77", "GPU": "H100"}}, now)
-    (warning,) = warnings(caplog)
-    assert "threads 77/77 ->" in warning and "GPU H100 -> none" in warning
 
 
 @pytest.mark.parametrize(
@@ -252,10 +215,6 @@ def test_numerics_on_cuda_name_gpu_and_versions(text: str | None, driver: str, t
     assert found | expected == found
     monkeypatch.setattr("threedgen.train.checkpoint.installed", lambda module: False)
     assert numerics(trainer)["triton"] == "none"
-
-
-def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
 
 
 @pytest.mark.parametrize(("devices", "gpus", "several"), [("auto", 1, False), ("auto", 4, True), (1, 4, False)])
@@ -325,15 +284,8 @@ FLAGS: list[tuple[Any, tuple[bool, bool, bool]]] = [
 
 @pytest.mark.parametrize(("setting", "expected"), FLAGS)
 @pytest.mark.parametrize("benchmark", [False, True])
-def test_determinism_sets_the_flags_and_restores_them(monkeypatch, setting: Any, expected, benchmark):
+def test_fit_sets_the_flags_of_the_option_and_restores_them(monkeypatch, tmp_path, setting: Any, expected, benchmark):
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", benchmark)
-    with determinism(setting):
-        assert flags() == expected
-    assert flags() == (False, False, benchmark)
-
-
-@pytest.mark.parametrize(("setting", "expected"), FLAGS)
-def test_fit_sets_the_flags_of_the_option(tmp_path, setting: Any, expected):
     found = []
 
     class Recorded(Toy):
@@ -344,7 +296,7 @@ def test_fit_sets_the_flags_of_the_option(tmp_path, setting: Any, expected):
     trainer = TrainerConfig(accelerator="cpu", max_steps=1, deterministic=setting)
     config: Any = SimpleNamespace(trainer=trainer, checkpoint=CheckpointConfig(), seed=0, threads=1)
     fit(Recorded(), config, tmp_path, quiet=True)
-    assert found == [expected]
+    assert found == [expected] and flags() == (False, False, benchmark)
 
 
 def test_isolated_eval_restores_modes_and_generators():

@@ -11,7 +11,7 @@ from pytorch_lightning.plugins.precision import MixedPrecision
 
 from threedgen.systems.train.options import DenoisingConfig
 from threedgen.train.callbacks import PATIENCE, FiniteGuard, loss_scaler
-from threedgen.train.muon import Muon, orthogonalise
+from threedgen.train.muon import Muon
 from threedgen.train.system import EMA, System, stratified_uniform
 
 
@@ -80,14 +80,6 @@ def test_ema_averages_half_precision_weights_in_float32():
     assert 1.0005 < float(ema.weights()["coarse"]) < 1.001
 
 
-def test_ema_is_in_the_state_dict_of_its_parent():
-    parent = torch.nn.Module()
-    parent.ema = EMA(Model(), 0.9)
-    names = parent.state_dict()
-    assert len(names) == len(Model().state_dict()) and all(name.startswith("ema./") for name in names)
-    assert not list(parent.parameters())
-
-
 def test_ema_applied_restores_the_weights_after_an_error():
     model = Model()
     ema = EMA(model, 0.9)
@@ -98,22 +90,10 @@ def test_ema_applied_restores_the_weights_after_an_error():
     assert model.decay.tolist() == [7.0, 7.0]
 
 
-@pytest.mark.parametrize("shape", [(8, 8), (6, 20), (24, 5)])
-def test_orthogonalise_brings_singular_values_near_one(shape: tuple[int, int]) -> None:
-    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    u, s, v = torch.linalg.svd(matrix, full_matrices=False)
-    matrix = (u * s.clamp(min=0.1 * float(s.max()))) @ v
-    result = orthogonalise(matrix).float()
-    values = torch.linalg.svdvals(result)
-    assert 0.6 < values.min() and values.max() < 1.3 and result.shape == shape
-    assert torch.allclose(result, u @ v, atol=0.35)  # the same singular vectors
-    torch.testing.assert_close(orthogonalise(8 * matrix).float(), result)
-
-
 def parameters() -> list[torch.Tensor]:
-    """Return a matrix, a convolution, a vector and a matrix for AdamW."""
+    """Return a tall and a wide matrix, a convolution, a vector and a matrix for AdamW."""
     generator = torch.Generator().manual_seed(1)
-    shapes = [(6, 4), (4, 3, 2, 2), (5,), (7, 3)]
+    shapes = [(6, 4), (4, 10), (4, 3, 2, 2), (5,), (7, 3)]
     return [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
 
 
@@ -127,17 +107,7 @@ def descend(optimizer: Muon, weights: list[torch.Tensor], steps: int) -> float:
 
 
 def muon(weights: list[torch.Tensor], lr: float = 0.02) -> Muon:
-    return Muon(weights, lr=lr, elementwise=weights[3:])
-
-
-def test_muon_minimises_a_quadratic() -> None:
-    weights = parameters()
-    optimizer = muon(weights)
-    first = descend(optimizer, weights, 1)
-    descend(optimizer, weights, 800)
-    for group in optimizer.param_groups:
-        group["lr"] = 0.002
-    assert descend(optimizer, weights, 200) < 0.01 * first
+    return Muon(weights, lr=lr, elementwise=weights[4:])
 
 
 def test_muon_resumes_from_its_state() -> None:
@@ -154,10 +124,10 @@ def test_muon_resumes_from_its_state() -> None:
 
 def test_muon_equals_torch_muon_for_matrices_and_adamw_for_the_rest() -> None:
     weights, copies = parameters(), parameters()
-    ours = Muon(weights, lr=0.01, weight_decay=0.1, elementwise=weights[3:])
+    ours = Muon(weights, lr=0.01, weight_decay=0.1, elementwise=weights[4:])
     theirs = [
-        torch.optim.Muon(copies[:1], lr=0.01, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(copies[2:], lr=0.01, weight_decay=0.1, betas=(0.9, 0.98)),
+        torch.optim.Muon(copies[:2], lr=0.01, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(copies[3:], lr=0.01, weight_decay=0.1, betas=(0.9, 0.98)),
     ]
     generator = torch.Generator().manual_seed(2)
     for _ in range(4):
@@ -167,11 +137,12 @@ def test_muon_equals_torch_muon_for_matrices_and_adamw_for_the_rest() -> None:
         ours.step()
         for optimizer in theirs:
             optimizer.step()
-    assert torch.allclose(weights[0], copies[0], atol=1e-3)  # both iterate in bfloat16
-    assert (weights[0] - parameters()[0]).abs().max() > 1e-2
-    for k in (2, 3):
+    for k in (0, 1):
+        assert torch.allclose(weights[k], copies[k], atol=1e-3)  # both iterate in bfloat16
+        assert (weights[k] - parameters()[k]).abs().max() > 1e-2
+    for k in (3, 4):
         assert torch.allclose(weights[k], copies[k], atol=1e-6)
-    assert torch.equal(copies[1], parameters()[1]) and not torch.equal(weights[1], copies[1])  # the convolution
+    assert torch.equal(copies[2], parameters()[2]) and not torch.equal(weights[2], copies[2])  # the convolution
 
 
 STEPS = 40
@@ -284,11 +255,6 @@ def test_guard_names_the_nan_gradient_when_the_loss_scale_is_below_one(optimizer
     guard, trainer = train(Toy(optimizer, nan_gradient=range(STEPS)))
     assert guard.failure is not None and "last.weight" in guard.failure
     assert trainer.global_step < 20
-
-
-def test_guard_ignores_gradients_that_overflow_at_a_large_loss_scale() -> None:
-    guard, trainer = train(Toy(nan_gradient=range(5)))
-    assert guard.failure is None and guard.skipped == 0 and trainer.global_step == STEPS
 
 
 @pytest.mark.parametrize("optimizer", ["fused", "plain"])

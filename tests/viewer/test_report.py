@@ -4,7 +4,6 @@ import json
 import math
 import os
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -125,21 +124,15 @@ def test_page_sends_no_requests_and_policy_allows_only_our_scripts(tmp_path: Pat
 
 @pytest.mark.parametrize(
     ("missing", "name", "placeholders"),
-    [
-        ("mesh.glb", "mesh.glb", 1), ("preview.png", "preview.png", 2), ("views.png", "views.png", 2),
-        ("turntable.mp4", "turntable.mp4", 1), ("metrics.jsonl", "metrics", 2), ("validation", "", 1),
-        ("summary.json", "", 1),
-    ],
-)  # fmt: skip
+    [("mesh.glb", "mesh.glb", 1), ("metrics.jsonl", "metrics", 2), ("summary.json", "", 1)],
+)
 def test_missing_file_is_named(tmp_path: Path, missing: str, name: str, placeholders: int) -> None:
     run = example(tmp_path / "run")
-    path = run / missing
-    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    (run / missing).unlink()
     page = make_page(run)
     assert len(page.has_class("missing")) == placeholders  # one is the hint about JavaScript, or of the mesh
-    assert f"./{missing}" not in page.addresses() and (not name or name in body(page))
+    assert f"./{missing}" not in page.addresses() and name in body(page)
     assert bool(page.has_class("notes")) == (missing == "summary.json")  # the note of an unfinished run
-    assert page.texts["h1"] == ["a blue dog"]
 
 
 def test_page_of_a_run_with_only_a_config(tmp_path: Path) -> None:
@@ -173,7 +166,6 @@ def test_large_file_is_linked_instead_of_embedded(tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize(
     ("summary", "config", "state", "part"),
     [
-        ({}, {}, "finished", "20 steps"),
         ({"status": "interrupted", "steps": 7}, {}, "interrupted", "7 of 20 steps"),
         ({"status": "failed", "reason": "the loss term 'x' is not finite"}, {}, "failed", "the loss term 'x'"),
         ({}, {"trainer": {"max_steps": 40}}, "unfinished", "20 of 40 steps"),
@@ -227,10 +219,7 @@ def test_report_rewrites_only_the_page(tmp_path: Path, capsys: pytest.CaptureFix
     ("files", "parts"),
     [
         (None, ["run: ", "config.yaml"]),
-        ({}, ["run: ", "config.yaml"]),
         ({"config.yaml": "task: sample\nprompt: x\n"}, ["generate", "'sample'"]),
-        ({"config.yaml": "task: [\n"}, ["config.yaml"]),
-        ({"config.yaml": "[]"}, ["config.yaml", "[]"]),
         ({"config.yaml": "task: generate", "summary.json": "{"}, ["summary.json", "--resume"]),
     ],
 )
@@ -242,10 +231,6 @@ def test_folder_without_a_valid_run_is_refused(tmp_path, refuses, files, parts) 
             (run / name).write_text(text)
     refuses(["--config", "report", f"run={run}"], *parts)
     assert not (run / PAGE).exists()
-
-
-def test_missing_run_option_is_refused(refuses: Any) -> None:
-    assert refuses(["--config", "report"]).startswith("run: ")
 
 
 def test_full_disk_keeps_the_old_page(tmp_path: Path, monkeypatch, capsys) -> None:
@@ -267,4 +252,3 @@ def test_scripts_and_styles_contain_no_closing_tag() -> None:
     for name in (*SCRIPTS, "gallery.js", "page.css"):
         text = (pages.ASSETS / name).read_text(encoding="utf-8")
         assert "</" not in text and text.isascii(), name
-        assert len(text.splitlines()) <= 300, name

@@ -110,30 +110,30 @@ def test_unreadable_images_are_skipped_with_a_warning(images: Path, caplog: pyte
         CaptionedImages(images)
 
 
-@pytest.mark.parametrize("damage", ["negative size", "huge size", "metadata"])
+@pytest.mark.parametrize("damage", ["metadata", "negative size", "huge size", "sparse"])
 def test_damaged_members_of_shards_are_named(shards: Shards, tmp_path: Path, damage: str) -> None:
     entry = shards.entries[0]
-    shutil.copytree(shards.folder, tmp_path / "views")
-    path = tmp_path / "views" / entry.shard
+    path = Path(shutil.copytree(shards.folder, tmp_path / "views")) / entry.shard
     with tarfile.open(path) as tar:
         member = tar.getmember(f"{entry.name}.json")
     data = bytearray(path.read_bytes())
+    header = memoryview(data)[member.offset : member.offset + 512]
     if damage == "metadata":
         data[member.offset_data : member.offset_data + 8] = b"x" * 8
-    else:  # in base 256: Python's tarfile goes back to the same member for ever, or reads any number of bytes
-        size = b"\xff" * 10 + b"\xfe\x00" if damage[0] == "n" else b"\x80" + b"\xff" * 11
-        data[member.offset + 124 : member.offset + 136] = size
-        data[member.offset + 148 : member.offset + 156] = b" " * 8
-        total = sum(data[member.offset : member.offset + 512])
-        data[member.offset + 148 : member.offset + 156] = b"%06o\0 " % total
+    elif damage == "negative size":  # in base 256: Python's tarfile goes back to the same member for ever
+        header[124:136] = b"\xff" * 10 + b"\xfe\x00"
+    elif damage == "huge size":  # tarfile reads any number of bytes
+        header[124:136] = b"\x80" + b"\xff" * 11
+    else:
+        header[156:157], header[257:265], header[345:512] = tarfile.GNUTYPE_SPARSE, b"ustar  \0", bytes(167)
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
     path.write_bytes(data)
     with refused(None, path, f"{entry.name}.json"):
-        Shards(tmp_path / "views").metadata(entry)
+        Shards(path.parent).metadata(entry)
 
 
-@pytest.mark.parametrize(
-    ("name", "shown"), [([0] * 1000, "index.json"), ("\x1b[31m", r"\x1b[31m"), ("a" * 999, "aaa...")]
-)
+@pytest.mark.parametrize(("name", "shown"), [([0] * 1000, "index.json"), ("\x1b[31m", r"\x1b[31m")])
 def test_names_in_the_index_of_shards_are_texts(shards: Shards, tmp_path: Path, name: object, shown: str) -> None:
     shutil.copytree(shards.folder, tmp_path / "views")
     index = tmp_path / "views" / "index.json"
@@ -143,24 +143,7 @@ def test_names_in_the_index_of_shards_are_texts(shards: Shards, tmp_path: Path, 
     with refused(None, shown) as caught:
         found = Shards(tmp_path / "views")
         found.metadata(found.entries[0])
-    assert str(caught.value).isprintable() and len(str(caught.value)) < 600
-
-
-def test_sparse_members_of_shards_are_not_read(shards: Shards, tmp_path: Path) -> None:
-    entry = shards.entries[0]
-    shutil.copytree(shards.folder, tmp_path / "views")
-    path = tmp_path / "views" / entry.shard
-    with tarfile.open(path) as tar:
-        start = tar.getmember(f"{entry.name}.json").offset
-    data = bytearray(path.read_bytes())
-    data[start + 156 : start + 157] = tarfile.GNUTYPE_SPARSE
-    data[start + 257 : start + 265] = b"ustar  \0"
-    data[start + 345 : start + 512] = bytes(167)
-    data[start + 148 : start + 156] = b" " * 8
-    data[start + 148 : start + 156] = b"%06o\0 " % sum(data[start : start + 512])
-    path.write_bytes(data)
-    with refused(None, path, f"{entry.name}.json"):
-        Shards(tmp_path / "views").metadata(entry)
+    assert str(caught.value).isprintable()
 
 
 def test_shards_have_a_limit_of_files(shards: Shards, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,3 @@
-import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -94,26 +93,24 @@ def test_targets_go_outward_from_the_given_view() -> None:
     assert given.all_views(request, sampled).images[[0, 2, 3, 5], 0, 0, 0].tolist() == [10, 12, 13, 15]
 
 
-def test_cameras_beside_the_origin_warn(caplog: pytest.LogCaptureFixture) -> None:
-    at = scene().cameras
-    aside = at.c2w.clone()
-    aside[:, :3, 3] += torch.tensor([0.0, 2.0, 0.0])
-    moved = Scene("one", Cameras(aside, Projection(at.K), SIZE, SIZE), tuple(range(24)))
-    with caplog.at_level(logging.WARNING):
-        assert len(camera_warnings(moved)) == 1
-    assert "origin" in caplog.text and camera_warnings(scene()) == []
+NOISE = 0.1 * torch.randn(24, 3, generator=torch.Generator().manual_seed(0))
 
 
-def test_poses_of_other_conventions_warn() -> None:
-    """Axes of OpenGL look away; world-to-camera poses of cameras that aim a little beside the origin are near each
-    other, but not in one place."""
+@pytest.mark.parametrize(
+    ("shift", "turn", "warns"),
+    [
+        (0, lambda c2w: c2w, False),
+        (NOISE, lambda c2w: c2w, False),
+        (torch.tensor([0.0, 2.0, 0.0]), lambda c2w: c2w, True),  # beside the origin
+        (0, opencv_axes, True),  # look away
+        (NOISE, lambda c2w: opencv_axes(opencv_axes(c2w).inverse()), True),  # world to camera: near each other
+    ],
+)
+def test_cameras_that_do_not_look_at_the_origin_warn(shift: Any, turn: Any, warns: bool) -> None:
     at = scene().cameras
-    assert len(camera_warnings(replace(scene(), cameras=replace(at, c2w=opencv_axes(at.c2w))))) == 1
-    noisy = at.c2w.clone()
-    noisy[:, :3, 3] += 0.1 * torch.randn(24, 3, generator=torch.Generator().manual_seed(0))
-    inverse = opencv_axes(opencv_axes(noisy).inverse())
-    assert len(camera_warnings(replace(scene(), cameras=replace(at, c2w=inverse)))) == 1
-    assert camera_warnings(replace(scene(), cameras=replace(at, c2w=noisy))) == []
+    c2w = at.c2w.clone()
+    c2w[:, :3, 3] += shift
+    assert len(camera_warnings(replace(scene(), cameras=replace(at, c2w=turn(c2w))))) == warns
 
 
 class Compass:

@@ -17,7 +17,6 @@ from threedgen.evaluation.janus import benchmark
 from threedgen.evaluation.janus.options import JanusBenchmarkConfig
 from threedgen.evaluation.janus.report import Result, method_row
 from threedgen.export.files.glb import save_glb
-from threedgen.systems.batch.jobs import words_of
 
 
 def test_benchmark_counts_and_reports(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
@@ -107,44 +106,19 @@ def test_mistakes_are_found_before_any_work(more: list[str], values: tuple[str, 
     assert not log() and not Path("run").exists()
 
 
-def test_dry_run_names_what_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
-    method("weights", "trouble: weights")
-    assert cli.main(words("prompts=[a red car, a red ball]", "--dry-run", methods="[good, weights]")) == 0
-    text = capsys.readouterr().out
-    assert "'a red ball'" in text and "weights (" in text and not Path("run").exists()
-
-
-def test_plan_of_the_shipped_benchmark() -> None:
-    config: JanusBenchmarkConfig = load("janus-benchmark")
+@pytest.mark.parametrize("name", ["janus-benchmark", "janus-claim"])
+def test_shipped_benchmark_has_a_job_of_each_method_prompt_and_seed(name: str) -> None:
+    config: JanusBenchmarkConfig = load(name)
     plan = config.plan()
     assert len(plan.prompts) >= 30 and not plan.refused and not plan.left_out and len(config.seeds) >= 3
-    assert len(plan.jobs) == len(plan.prompts) * len(config.methods) * len(config.seeds)
-    keys = {job.key for job in plan.jobs}
-    assert len(keys) == len(plan.jobs) and not any(job.config.export.enabled for job in plan.jobs)
-    again = load("janus-benchmark", ["threads=1", "workers=4", "engine=processes"]).plan()
-    assert {job.key for job in again.jobs} == keys
-    other = load("janus-benchmark", ["overrides=[trainer.max_steps=150]"]).plan()
-    assert not {job.key for job in other.jobs} & keys
+    assert len({job.key for job in plan.jobs}) == len(plan.prompts) * len(config.methods) * len(config.seeds)
+    assert not any(job.config.export.enabled for job in plan.jobs)
 
 
-def test_plan_of_the_claim_gives_all_methods_as_many_images() -> None:
-    plan = load("janus-claim").plan()
-    assert len(plan.prompts) == 30 and len(plan.jobs) == 30 * 3 * 3 and not plan.refused
-    images = {job.config.trainer.max_steps * job.config.scenes_per_step * job.config.camera.n_view for job in plan.jobs}
-    assert images == {600} and {job.config.size for job in plan.jobs} == {64}
-    plain = load("janus-claim", ["methods=[sds-toybox]", "overrides=[trainer.max_steps=600]"]).plan()
-    assert {job.key for job in plain.jobs} < {job.key for job in plan.jobs}  # overrides of a method or of all: one job
-
-
-def test_methods_may_have_their_own_overrides() -> None:
-    Path("good.yaml").rename("with blanks.yaml")
-    assert words_of("with blanks.yaml fronts=2") == ["with blanks.yaml", "fronts=2"]
-    assert words_of("bad fronts=1 views={a: 1}") == ["bad", "fronts=1", "views={a: 1}"]
-    assert cli.main(words(methods="[with blanks.yaml fronts=2, with blanks.yaml]")) == 0
-    assert [(row["method"], row["raw"]["share"]) for row in table()] == [
-        ("with blanks.yaml fronts=2", 1.0),
-        ("with blanks.yaml", 0.0),
-    ]
+def test_claim_gives_all_methods_as_many_images() -> None:
+    configs = [job.config for job in load("janus-claim").plan().jobs]
+    assert {made.trainer.max_steps * made.scenes_per_step * made.camera.n_view for made in configs} == {600}
+    assert {made.size for made in configs} == {64}
 
 
 def test_score_of_mesh_files(capsys: pytest.CaptureFixture[str]) -> None:
@@ -181,24 +155,15 @@ def test_score_names_each_file_that_is_not_evaluated() -> None:
     folder.mkdir(parents=True)
     trimesh.creation.box(vertex_colors=(255, 0, 0)).export(str(folder / "a-dog.ply"))
     (folder / "a-cow.obj").write_text("v 0 0 0\n")
-    for name in ("a-cat.glb", "a-car.glb", "a-pig.stl", "a-cow.mtl"):
+    for name in ("a-cat.glb", "a-pig.stl", "a-cow.mtl"):
         (folder / name).write_bytes(b"\xff\xd8")
     Path("score.yaml").write_text("task: janus-score\nmeter: {classifier: {name: stub}, size: 24}\n")
     assert cli.main(["--config", "score.yaml", "assets=assets", "truth.objects=0", "out=run", "-q"]) == 0
     (row,) = report()["methods"]
-    assert row["states"] == {"seen": 1, "empty": 1, "unreadable": 2} and row["raw"]["total"] == 1
-    text, page = Path("run/report.md").read_text(), Path("run/report.html").read_text()
-    for name in ("a-cow.obj", "a-cat.glb", "a-car.glb"):
-        assert f"assets/ours/{name}" in text and f"assets/ours/{name}" in page
-    assert list(report()["left_out"]) == ["ours/a-pig.stl"] and "ours/a-pig.stl" in text and "mtl" not in text
-    files = json.loads(Path("run/summary.json").read_text())["files"]
-    assert files == ["report.html", "report.md", "report.json"]
-
-
-def test_prompt_of_a_file_name() -> None:
-    config = load("janus-score", ["prompts={agent: a spy}"])
-    for name, prompt in (("a_blue-dog", "a blue dog"), ("agent", "a spy"), ("---", "---")):
-        assert benchmark.prompt_of(Path(f"{name}.glb"), config) == prompt
+    assert row["states"] == {"seen": 1, "empty": 1, "unreadable": 1} and row["raw"]["total"] == 1
+    assert list(report()["left_out"]) == ["ours/a-pig.stl"]
+    text = Path("run/report.md").read_text()
+    assert all(f"ours/{name}" in text for name in ("a-cow.obj", "a-cat.glb", "a-pig.stl")) and "mtl" not in text
 
 
 def test_finished_jobs_and_readings_are_kept_until_a_mesh_changes(monkeypatch: pytest.MonkeyPatch) -> None:

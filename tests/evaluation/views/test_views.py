@@ -173,7 +173,6 @@ def test_views_of_another_size_and_moving_cameras_are_refused(tmp_path: Path) ->
     ("changes", "key", "values"),
     [
         ({"scenes": {"views": 1}}, "scenes", ("tiny scenes", 1, 2)),
-        ({"scenes": {"views": 4}}, "scenes", ("tiny scenes",)),
         ({"scenes": {"count": 0}}, "scenes", ("tiny scenes",)),
         ({"blocks": "toybox-depth"}, "prior.blocks", ("'toybox-depth'", "toybox-panorama")),
         ({"scenes": {"depth": True}}, "prior.blocks", ("'toybox-panorama'", "variant=depth")),

@@ -112,10 +112,6 @@ def test_usdz_is_read_by_pxr(tmp_path: object, capfd: pytest.CaptureFixture[str]
     assert texture.resolvedPath == f"{path}[normal.png]"
 
 
-def test_check_glb_accepts_a_valid_file() -> None:
-    assert check_glb(DATA, EXPECTED) == []
-
-
 @pytest.mark.parametrize(
     ("change", "code"),
     [

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 import trimesh
-from scipy import ndimage
 
 from tests.support.errors import refused
 from threedgen.export.files.glb import glb_bytes, save_glb, to_gltf_axes
@@ -16,7 +15,7 @@ from threedgen.export.shape import from_field as meshes
 from threedgen.export.shape import opacity as opacities
 from threedgen.export.shape.from_field import FieldView, field_surface, half_light_depth, sample_density
 from threedgen.export.shape.mesh import Mesh
-from threedgen.export.shape.opacity import EmptyField, clean, depth_field, optical_depth, typical_density
+from threedgen.export.shape.opacity import EmptyField, clean
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import to_linear
 from threedgen.representations.base import Field, Render
@@ -139,14 +138,6 @@ def test_extract_refuses_a_field_that_is_not_finite():
         extract(lambda x: x[:, 0] / 0, position_colour, 16)
 
 
-def test_sample_density_queries_occupied_cells_and_neighbours():
-    mask = np.zeros((8, 8, 8), bool)
-    mask[4, 4, 4] = True
-    sigma = sample_density(FieldView(lambda x: torch.ones(len(x)), position_colour, mask=mask), 33)
-    edges = [np.flatnonzero(sigma.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
-    assert all((edge[0], edge[-1]) == (12, 23) for edge in edges), "the points of cells 3, 4 and 5"
-
-
 def test_extract_is_independent_of_chunk_size(monkeypatch):
     sizes = []
 
@@ -163,49 +154,11 @@ def test_extract_is_independent_of_chunk_size(monkeypatch):
     assert np.array_equal(one.vertices, other.vertices) and np.allclose(one.colours, other.colours)
 
 
-def test_optical_depth_uses_the_clearest_direction():
-    sigma = np.zeros((5, 5, 5), np.float32)
-    sigma[2, 2, :] = [1, 2, 3, 4, 5]
-    tau = optical_depth(sigma, 0.1)
-    assert tau[2, 2] == pytest.approx(0.05 * np.array([1, 2, 3, 4, 5])), "half a cell, from the side"
-    solid_block = optical_depth(np.ones((5, 5, 5), np.float32), 0.1)
-    assert solid_block[2, 2, 2] == pytest.approx(0.25) and solid_block[1, 2, 2] == pytest.approx(0.15)
-
-
-def test_typical_density_is_the_two_percent_quantile_of_squares():
-    assert typical_density(np.array([1.0, 10.0])) == 10, "1 of 101"
-    assert typical_density(np.repeat([1.0, 10.0], [300, 97])) == 1, "3 of 100"
-    assert typical_density(np.repeat([1.0, 10.0], [150, 98])) == 10, "1.5 of 100"
-
-
-def test_blur_is_the_squared_free_path_of_light(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In scene radii, bounded; blurs below a quarter of a cell are skipped."""
-    blurs: list[float] = []
-    monkeypatch.setattr(
-        opacities.ndimage, "gaussian_filter", lambda sigma, cells, truncate: blurs.append(cells) or sigma
-    )
-    for radius, density, blur in ((2.0, 8.0, 0.6 / 256), (1.0, 8.0, 0.6 / 64), (1.0, 2.0, 0.03)):
-        _, info = depth_field(np.full((R, R, R), density, np.float32), 2 * radius / (R - 1), radius)
-        assert info["blur"] == pytest.approx(blur * radius)
-    assert blurs == pytest.approx([0.6 / 64 * (R - 1) / 2, 0.03 * (R - 1) / 2])
-
-
 @pytest.mark.parametrize("peak", [5, 15, 60, 600])
 def test_extract_keeps_the_size_of_a_block_of_any_density(peak):
     mesh = extract(box((0.5, 0.4, 0.3), peak=peak), position_colour, R)
     assert np.allclose(np.abs(mesh.vertices).max(axis=0), [0.5, 0.4, 0.3], atol=0.07)
     assert solid(mesh).volume == pytest.approx(8 * 0.5 * 0.4 * 0.3, rel=0.25)
-
-
-def test_clean_fills_cavities_and_joins_over_corners():
-    tau = np.zeros((12, 12, 12), np.float32)
-    tau[2:9, 2:9, 2:9] = 1
-    tau[4:7, 4:7, 4:7] = 0
-    tau[9, 9, 9] = 1  # touches only at a corner
-    cleaned, info = clean(tau, 0.35)
-    inside = cleaned > 0.35
-    assert info["parts_found"] == 1 and info["cavities_filled"] > 0 and inside[5, 5, 5] and inside[9, 9, 9]
-    assert ndimage.label(~inside)[1] == 1
 
 
 def test_large_pieces_drops_a_piece_attached_at_a_corner():
@@ -275,22 +228,6 @@ def test_save_glb_is_read_by_trimesh(tmp_path):
     assert np.allclose(colours, to_linear(mesh.colours), atol=1e-4)
     red = colours[loaded.vertices[:, 2] > 0.4]
     assert red[:, 0].min() > 0.8 and red[:, 1:].max() < 0.2
-
-
-def test_glb_bytes_follow_the_format():
-    mesh = extract(ball(0.5), position_colour, 24)
-    data = glb_bytes(mesh, "ball", {"seed": 1})
-    assert data == glb_bytes(mesh, "ball", {"seed": 1})
-    tree = read_json(data)
-    assert tree["asset"]["extras"] == tree["nodes"][0]["extras"] == {"seed": 1}
-    for view in tree["bufferViews"]:
-        assert view["byteOffset"] % 4 == 0
-    accessors = tree["accessors"]
-    position = accessors[tree["meshes"][0]["primitives"][0]["attributes"]["POSITION"]]
-    assert position["min"] == to_gltf_axes(mesh.vertices).min(axis=0).tolist()
-    assert [a["componentType"] for a in accessors] == [5126, 5126, 5123, 5123]
-    assert accessors[-1]["count"] == mesh.faces.size
-    assert tree["materials"][0]["pbrMetallicRoughness"]["metallicFactor"] == 0
 
 
 def test_glb_bytes_uses_32_bit_indices_for_large_meshes():

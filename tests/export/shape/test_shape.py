@@ -1,6 +1,3 @@
-from dataclasses import replace
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import trimesh
@@ -13,7 +10,7 @@ from threedgen.export.shape import simplify as simplify_module
 from threedgen.export.shape import unwrap as unwrap_module
 from threedgen.export.shape.simplify import collapse, simplify, simplify_level
 from threedgen.export.shape.topology import compact, pieces, topology, weld
-from threedgen.export.shape.unwrap import UnwrapError, covering_faces, overlap, padding, unwrap
+from threedgen.export.shape.unwrap import UnwrapError, covering_faces, overlap, unwrap
 
 BOX = trimesh.creation.box()
 
@@ -51,30 +48,12 @@ def test_topology_of_a_box_and_of_broken_boxes() -> None:
     assert set(vars(topology(points, faces[:0])).values()) == {0} and not topology(points, faces[:0]).solid
 
 
-def test_topology_is_independent_of_position_and_scale() -> None:
-    points, faces = bodies(1)
-    original, moved = topology(points, faces), topology(points.astype(float) * 1e-4 + 1, faces)
-    assert replace(original, volume=0) == replace(moved, volume=0)
-    assert moved.volume == pytest.approx(original.volume * 1e-12, rel=1e-3)
-
-
 def test_topology_counts_bodies_and_cavities() -> None:
     points, faces = np.asarray(BOX.vertices), np.asarray(BOX.faces)
     both = np.concatenate([points, points + 3]), np.concatenate([faces, faces + 8])
     assert topology(*both).parts == 2
     hollow = np.concatenate([points, points / 2]), np.concatenate([faces, faces[:, ::-1] + 8])
     assert topology(*hollow).parts == 2 and topology(*hollow).volume == pytest.approx(1 - 1 / 8)
-
-
-def test_weld_joins_vertices_and_compact_drops_unused_ones() -> None:
-    points, faces = np.asarray(BOX.vertices, np.float32), np.asarray(BOX.faces)
-    loose = points[faces].reshape(-1, 3), np.arange(36).reshape(-1, 3)
-    assert topology(*loose).open_edges == 36
-    welded, joined, index = weld(*loose)
-    assert topology(welded, joined).solid and len(welded) == 8
-    assert np.array_equal(welded[index], loose[0])
-    used, renumbered, kept = compact(points, faces[:1])
-    assert len(used) == 3 and np.array_equal(used[renumbered], points[faces[:1]]) and np.array_equal(points[kept], used)
 
 
 @settings(max_examples=8)
@@ -92,12 +71,6 @@ def test_simplify_keeps_budget_and_topology(seed: int, share: float) -> None:
     assert euler == len(points) - len(faces) // 2, "the genus changed"
     again = simplify(points, faces, budget)
     assert np.array_equal(again[0], vertices) and np.array_equal(again[1], fewer)
-
-
-def test_simplify_returns_a_mesh_within_budget_unchanged() -> None:
-    points, faces = bodies(2)
-    vertices, same = simplify(points, faces, len(faces))
-    assert vertices is points and same is faces
 
 
 def test_simplify_names_or_uses_the_smallest_possible_budget() -> None:
@@ -215,10 +188,6 @@ def test_unwrap_separates_stacked_surfaces() -> None:
     assert np.array_equal(mesh.vertices[mesh.faces], points[faces]), "same triangles in the same order"
 
 
-def test_padding_grows_with_the_texture_size() -> None:
-    assert [padding(size) for size in (128, 1024, 2048, 4096)] == [4, 4, 8, 16]
-
-
 @pytest.mark.parametrize("points", [np.zeros((3, 3), np.float32), np.full((3, 3), np.nan, np.float32)])
 def test_unwrap_refuses_degenerate_surfaces(points: np.ndarray) -> None:
     with refused(kind=UnwrapError):
@@ -271,23 +240,3 @@ def test_collapse_keeps_faces_on_their_side_of_a_seam() -> None:
         assert (y[np.isin(uv_rows, list(below.values())).any(axis=1)] < 0).all()
         assert (y[np.isin(uv_rows, seam).any(axis=1)] > 0).all()
         assert len(fewer) <= max(target, 50)
-
-
-@pytest.mark.parametrize(("side", "packings"), [(96, 1), (97, 2), (1000, 2)])
-def test_unwrap_repacks_if_the_atlas_is_larger_than_the_texture(monkeypatch, side: int, packings: int) -> None:
-    """At 64 texels the padding is 4; xatlas gets 3 per chart side, which is enough for atlases of up to 96."""
-    gaps: list[int] = []
-    points = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]], np.float32)
-    faces = np.array([[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]], np.int32)
-
-    def pack(layers: list[tuple[np.ndarray, ...]], texture: int, gap: int, cost: float) -> SimpleNamespace:
-        gaps.append(gap)
-        mesh = np.arange(4), layers[0][1], points[:, :2]
-        return SimpleNamespace(width=side, height=side // 2, chart_count=1, get_mesh=lambda number: mesh)
-
-    monkeypatch.setattr(unwrap_module, "_pack", pack)
-    unwrap_module._unwrap_layers(points, faces, 64, 8.0, np.zeros(len(faces), int))
-    assert len(gaps) == packings and gaps[0] == 3
-    assert 2 * gaps[-1] * 64 >= 4 * side
-    if packings > 1:
-        assert gaps[-1] == -(-4 * side // 128) + 1

@@ -144,12 +144,3 @@ def test_blend_matches_recorded_reference(path: Path) -> None:
     np.testing.assert_allclose(shares, file["out:weight"], atol=1e-5)
     texture = mean.mean_or(file["in:existing_texture"].reshape(-1, 3))
     np.testing.assert_allclose(texture, file["out:texture"].reshape(-1, 3), atol=1e-5)
-
-
-def test_weight_favours_frontal_views() -> None:
-    cosine = np.array([1.0, 0.5, 0.3, 0.1])
-    valid = OBJECT_BLEND.valid(np.zeros(4), cosine, np.zeros(4))
-    assert valid.tolist() == [True, True, True, False]
-    masks = np.array([1.0, 0.95, 0.9, 1.0])
-    assert OBJECT_BLEND.valid(np.zeros(4), cosine, np.zeros(4), masks).tolist() == [True, True, False, False]
-    np.testing.assert_allclose(OBJECT_BLEND.weight(cosine, valid), [1, 0.125, 0.027, 0])

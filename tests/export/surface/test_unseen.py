@@ -50,12 +50,6 @@ def test_fill_unseen_recolours_only_hidden_texels(ball: TexturedMesh) -> None:
     assert unchanged[buffers.mask][~hidden].all() and not unchanged[buffers.mask][hidden].all()
 
 
-def test_fill_unseen_keeps_a_fully_visible_texture(ball: TexturedMesh) -> None:
-    texture = np.random.default_rng(0).random((64, 64, 3)).astype(np.float32)
-    filled, share = fill_unseen(texture, ball, (-50.0, 50.0))
-    assert filled is texture and share == 0
-
-
 def test_diffuse_colours_continues_a_gradient_into_a_hole() -> None:
     colours = np.repeat(SQUARE[:, :1], 3, 1) * np.float32([1, 0.5, 0.2])
     known = (np.abs(SQUARE[:, :2] - 0.5) > 0.25).any(1)

@@ -17,7 +17,6 @@ from threedgen.guidance.attention.joined import (
     MIN_TOKENS,
     WORLD_ROTARY,
     FlashAttention,
-    MultiviewAttnProcessor,
     WorldRotary,
     make_multiview,
     self_attention,
@@ -39,25 +38,6 @@ def inputs(batch: int = 8) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     x = torch.randn(batch, 4, 8, 8, generator=g)
     text = torch.randn(batch, 5, TEXT_WIDTH, generator=g)
     return x, torch.full((batch,), 300), text, torch.randn(batch, 16, generator=g)
-
-
-def joined_by_loops(attn: Attention, tokens: Tensor, n_view: int) -> Tensor:
-    """Softmax attention written out, object by object and head by head."""
-    out = torch.zeros_like(tokens)
-    for start in range(0, len(tokens), n_view):
-        group = tokens[start : start + n_view].flatten(0, 1)
-        q, k, v = (layer(group).chunk(attn.heads, dim=-1) for layer in (attn.to_q, attn.to_k, attn.to_v))
-        heads = [((a @ b.T) / a.shape[-1] ** 0.5).softmax(-1) @ c for a, b, c in zip(q, k, v, strict=True)]
-        out[start : start + n_view] = attn.to_out[0](torch.cat(heads, -1)).view_as(out[:n_view])
-    return out
-
-
-@pytest.mark.parametrize("n_view", [1, 2, 3, 6])
-def test_self_attention_joins_views_of_an_object(n_view: int) -> None:
-    torch.manual_seed(0)
-    attn = Attention(12, heads=3, dim_head=4, processor=MultiviewAttnProcessor())
-    tokens = torch.randn(6, 5, 12)
-    torch.testing.assert_close(attn(tokens, n_view=n_view), joined_by_loops(attn, tokens, n_view))
 
 
 @torch.no_grad()

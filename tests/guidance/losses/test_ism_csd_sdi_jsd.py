@@ -118,36 +118,6 @@ def latents() -> Tensor:
     return torch.randn(VIEWS, 4, 2, 2, generator=seeded(3))
 
 
-def test_ism_is_the_difference_along_the_inversion_of_a_gaussian() -> None:
-    z, t, s = latents(), 500, 400
-    loss = at(build("ism", guidance_scale=1, interval=100, inversion_interval=5, inversion_steps=99), t, 0 * latents())
-    (alpha, sigma), (_, sigma_s) = SD.alpha_sigma(t, z), SD.alpha_sigma(s, z)
-    root, root_s = variance(t, z).sqrt(), variance(s, z).sqrt()
-    expected = sigma / alpha * (z / STD * (sigma / root - sigma_s / root_s) - sigma * alpha / root**2)
-    # the prompt adds the last term, which does not depend on z
-    close(gradient(loss, z, gaussian(1.0), Condition(TEXT)), expected, 0.05)
-
-
-def test_csd_is_the_same_for_all_images_and_noises_of_a_gaussian() -> None:
-    z, t = latents(), 300
-    alpha, sigma = SD.alpha_sigma(t, z)
-    expected = -(sigma**2) * (3.0 - 1) * sigma * alpha / variance(t, z) * torch.ones_like(z)
-    for negative_weight, share in ((1, 1.0), (0.5, 0.75), (0, 0.5)):  # the empty prompt has the mean 0.5
-        loss = at(build("csd", guidance_scale=3, negative_weight=negative_weight), t)
-        loss.empty_text = torch.full((1, 2, 3), 0.5)
-        close(gradient(loss, z, gaussian(1.0), Condition(TEXT)), share * expected, 1e-4)
-
-
-def test_sdi_leads_to_the_denoised_inversion_of_a_gaussian() -> None:
-    z, t, mean = latents(), 500, 1.0
-    loss = at(build("sdi", guidance_scale=1, inversion_guidance_scale=1, inversion_steps=200, inversion_eta=0), t)
-    alpha, sigma = SD.alpha_sigma(t, z)
-    inverted = alpha * mean + variance(t, z).sqrt() / STD * (z - mean)
-    kappa = (inverted - alpha * z) / sigma
-    x0 = mean + alpha * STD**2 / variance(t, z) * (alpha * z + sigma * kappa - alpha * mean)
-    close(gradient(loss, z, gaussian(mean), Condition(TEXT)), z - x0, 0.02)
-
-
 def test_jsd_adds_the_difference_between_joint_and_single_prediction() -> None:
     z, t, noise, joint = latents(), 300, torch.randn(VIEWS, 4, 2, 2, generator=seeded(8)), 0.7
     alpha, sigma = SD.alpha_sigma(t, z)

@@ -1,5 +1,6 @@
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from tests.support.tiny_threedim import poses, tiny_network
 from threedgen.geometry.cameras import Projection
 from threedgen.guidance.guidance import combine
 from threedgen.guidance.novel_view import sampler as ls
-from threedgen.guidance.novel_view.sampler import Prediction, alpha_sigma, candidates, sample_views, target
+from threedgen.guidance.novel_view.sampler import Prediction, alpha_sigma, sample_views, target
 
 
 def generators(scenes: int, seed: int = 0) -> list[torch.Generator]:
@@ -51,48 +52,36 @@ class RecordingModel:
         return [int(call["c2w"][scene, 0, 0, 3]) for call in self.calls]
 
 
-def test_stochastic_strategy_samples_condition_from_all_views_at_every_step() -> None:
-    model = RecordingModel()
-    views = sample_views(model, **scenes(inputs=2, targets=4), steps=64)
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, lambda n: range(n)),
+        ({"strategy": "first"}, lambda n: range(1)),
+        ({"strategy": "last", "last": 1}, lambda n: range(n - 1, n)),
+        ({"strategy": "last", "last": 3}, lambda n: range(max(0, n - 3), n)),
+    ],
+)
+def test_strategy_samples_conditioning_views_at_every_step(options: dict[str, Any], expected: Any) -> None:
+    model, arguments = RecordingModel(), scenes(inputs=2, targets=4)
+    views = sample_views(model, **arguments, **options, steps=64)
     assert views.shape == (2, 4, 3, 4, 4)
-    for scene in range(2):
-        conditions = model.conditions(scene)
-        for done in range(4):
-            samples = conditions[64 * done : 64 * (done + 1)]
-            assert set(samples) == set(range(2 + done))
-            assert all(64 / (2 + done) * 0.4 < samples.count(view) for view in range(2 + done))
-            assert sum(a != b for a, b in zip(samples, samples[1:], strict=False)) > 16
-    assert model.conditions(0) != model.conditions(1)
-
-
-def test_condition_image_belongs_to_its_pose() -> None:
-    model, arguments = RecordingModel(), scenes(inputs=2, targets=3)
-    views = sample_views(model, **arguments, steps=8)
     images = torch.cat([arguments["images"], views], dim=1)
     all_poses = torch.cat([arguments["c2w"], arguments["targets"]], dim=1)
-    for number, call in enumerate(model.calls):
-        for scene in range(2):
-            view = int(call["c2w"][scene, 0, 0, 3])
-            assert torch.equal(call["x"][scene], images[scene, view])
-            assert torch.equal(call["c2w"][scene], all_poses[scene, [view, 2 + number // 8]])
-
-
-@pytest.mark.parametrize("options", [("first",), ("last", 1), ("last", 2)])
-def test_strategy_limits_conditioning_views(options: tuple[Any, ...]) -> None:
-    model = RecordingModel()
-    strategy = dict(zip(("strategy", "last"), options, strict=False))
-    sample_views(model, **scenes(inputs=2, targets=4), **strategy, steps=32)
     for scene in range(2):
+        conditions = model.conditions(scene)
+        for number, (call, view) in enumerate(zip(model.calls, conditions, strict=True)):
+            assert torch.equal(call["x"][scene], images[scene, view])
+            assert torch.equal(call["c2w"][scene], all_poses[scene, [view, 2 + number // 64]])
         for done in range(4):
-            samples = model.conditions(scene)[32 * done : 32 * (done + 1)]
-            assert set(samples) == set(candidates(options[0], 2 + done, *options[1:]))
-    assert list(candidates("stochastic", 5)) == [0, 1, 2, 3, 4] and list(candidates("first", 5)) == [0]
-    assert list(candidates("last", 1, 2)) == [0] and list(candidates("last", 5, 2)) == [3, 4]
-    assert candidates("last", 6, 3) == range(3, 6)
+            sampled, known = conditions[64 * done : 64 * (done + 1)], expected(2 + done)
+            assert set(sampled) == set(known) and all(sampled.count(view) > 0.4 * 64 / len(known) for view in known)
+            assert len(known) == 1 or sum(a != b for a, b in pairwise(sampled)) > 16
+    assert (model.conditions(0) == model.conditions(1)) == (len(expected(5)) == 1)
 
 
-def test_scene_depends_on_its_generator_and_not_on_other_scenes() -> None:
-    network, arguments = tiny_network(), scenes(3, size=8, targets=2)
+@pytest.mark.parametrize("architecture", ["xunet", "concat"])
+def test_scene_depends_on_its_generator_and_not_on_other_scenes(architecture: str) -> None:
+    network, arguments = tiny_network(architecture=architecture), scenes(3, size=8, targets=2)
 
     def sample(generators: list[torch.Generator], scene: slice = slice(1, 2)) -> Tensor:
         parts = {name: value[scene] for name, value in arguments.items()} | {"generators": generators}
@@ -150,23 +139,23 @@ def test_predictions_are_clipped_at_every_step_unless_latents() -> None:
     torch.testing.assert_close(sample_views(latents, **scenes(), steps=4), torch.full((2, 3, 3, 4, 4), 3.0))
 
 
-def test_guidance_scale_one_is_conditional_only_and_zero_unconditional_only() -> None:
-    for scale, kept in ((1.0, True), (0.0, False)):
-        model = RecordingModel()
-        views = sample_views(model, **scenes(), steps=4, guidance_scale=scale)
-        assert all(call["has_condition"].tolist() == [kept] * 2 for call in model.calls)
-        torch.testing.assert_close(views, torch.full_like(views, 0.2 if kept else 0.0))
-    conditions = model.stacked("x")
-    assert conditions.std().item() == pytest.approx(1, abs=0.1)  # unconditional: fresh noise at each step
-    assert (conditions[0] - conditions[1]).abs().max() > 0.1
-
-
-def test_guidance_formula_and_batch_order() -> None:
+@pytest.mark.parametrize(
+    ("scale", "conditional", "value"),
+    [(1.0, [True, True], 0.2), (0.0, [False, False], 0.1), (4.0, [True, True, False, False], 0.1 + 4 * (0.2 - 0.1))],
+)
+def test_guidance_scale_determines_calls_and_prediction(scale: float, conditional: list[bool], value: float) -> None:
     model = RecordingModel(conditional=0.2, dropped=0.1)
-    views = sample_views(model, **scenes(), steps=2, guidance_scale=4.0)
-    assert model.calls[0]["has_condition"].tolist() == [True, True, False, False]
-    assert torch.equal(model.calls[0]["z"][:2], model.calls[0]["z"][2:])
-    torch.testing.assert_close(views, torch.full_like(views, 0.1 + 4 * (0.2 - 0.1)))
+    views = sample_views(model, **scenes(), steps=4, guidance_scale=scale)
+    assert all(call["has_condition"].tolist() == conditional for call in model.calls)
+    assert all(torch.equal(call["z"][:2], call["z"][-2:]) for call in model.calls)
+    torch.testing.assert_close(views, torch.full_like(views, value))
+
+
+def test_unconditional_calls_take_fresh_noise_as_condition() -> None:
+    model = RecordingModel()
+    sample_views(model, **scenes(), steps=4, guidance_scale=0.0)
+    conditions = model.stacked("x")
+    assert conditions.std().item() == pytest.approx(1, abs=0.1) and (conditions[0] - conditions[1]).abs().max() > 0.1
 
 
 def test_one_step_regression_is_one_call_with_white_noise() -> None:
@@ -188,9 +177,6 @@ def test_networks_sample_under_autocast(architecture: str) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         views = sample_views(network, **scenes(size=8), steps=2, guidance_scale=2.0)
     assert views.dtype == torch.float32 and views.isfinite().all() and not views.requires_grad
-
-
-LEVELS = torch.tensor([-20.0, -8.0, -1.0, 0.0, 2.0, 11.0, 20.0])
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:
@@ -218,13 +204,3 @@ def test_logsnr_steps_are_ascending_from_noise() -> None:
     levels = ls.logsnr_steps(256)
     assert len(levels) == 257 and levels[0] == -20 and levels[-1] == 20 and (levels.diff() > 0).all()
     assert ls.logsnr_steps(1).tolist() == [-20, 20]
-
-
-@pytest.mark.parametrize("prediction", get_args(ls.Prediction))
-def test_x0_from_output_inverts_target(prediction: ls.Prediction) -> None:
-    gen = torch.Generator().manual_seed(0)
-    x0, noise = torch.randn(2, len(LEVELS), 3, 4, 4, generator=gen, dtype=torch.float64)
-    levels = LEVELS.double()
-    z = ls.add_noise(x0, noise, levels)
-    output = ls.target(x0, noise, levels, prediction)
-    torch.testing.assert_close(ls.x0_from_output(z, output, levels, prediction), x0, rtol=0, atol=1e-6)

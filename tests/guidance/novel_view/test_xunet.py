@@ -45,15 +45,6 @@ def test_output_has_shape_of_target(architecture: str, options: dict[str, Any]) 
     assert influence(network, batch, z=batch.z.roll(1, 0)) == [True] * 3
 
 
-@BOTH
-def test_new_network_predicts_zeros_with_flax_initialisation(architecture: str) -> None:
-    network = XUNet(XUNetConfig(**(TINY | {"architecture": architecture, "channels": 32})))
-    assert not network(*inputs(network)).any()
-    film = network.unet.middle.residual.film.weight
-    assert film.std().item() == pytest.approx(film.shape[1] ** -0.5, rel=0.1)
-    assert not network.unet.middle.residual.conv2.weight.any() and not network.unet.conv_in.bias.any()
-
-
 @pytest.mark.parametrize(
     ("options", "size", "tolerance"),
     [
@@ -83,19 +74,6 @@ def test_condition_reaches_target_by_cross_attention_or_concatenation(options: d
     moved = batch.c2w.clone()
     moved[:, 0, :3, 3] += 1  # camera of the condition
     assert influence(network, batch, x=batch.x + 1) == [reached] * 2 == influence(network, batch, c2w=moved)
-
-
-@BOTH
-def test_scenes_of_a_batch_are_independent(architecture: str) -> None:
-    network = tiny_network(architecture=architecture)
-    batch = inputs(network, batch=3)
-    for name, tensor in batch._asdict().items():
-        changed = tensor.clone()
-        if name == "has_condition":
-            changed[1] = False
-        else:
-            changed[1] = zoomed(tensor[1]) if name == "K" else tensor[1] * 0.5
-        assert influence(network, batch, **{name: changed}) == [False, True, False], name
 
 
 @BOTH
@@ -168,11 +146,8 @@ def test_predict_takes_dropped_condition_as_noise() -> None:
     "options, values",
     [
         ({"image_size": 9}, ["image_size", "9 x 9", 2]),
-        ({"image_size": (8, 0)}, ["image_size", "8 x 0"]),
         ({"channel_mult": ()}, ["channel_mult"]),
-        ({"groups": 3}, [8, "groups", 3]),
         ({"attn_heads": 3}, [16, "attn_heads", 3]),
-        ({"emb_channels": 7}, ["emb_channels", 7]),
     ],
 )
 def test_xunet_config_refuses_sizes_that_do_not_fit(options: dict[str, Any], values: list[Any]) -> None:

@@ -1,5 +1,6 @@
 import math
 
+import pytest
 import torch
 from pydantic import ValidationError
 from torch import Tensor
@@ -57,34 +58,24 @@ def test_view_text_selects_text_per_camera() -> None:
     assert torch.equal(on.text[1], embeddings()[1:2])
 
 
-def test_perp_neg_interpolates_between_sides() -> None:
-    condition = view_text(embeddings(), cameras([0, 45, 90, 135, 180, -135]), PERP)
-    between = [FRONT, (FRONT + SIDE) / 2, SIDE, (SIDE + BACK) / 2, BACK, (SIDE + BACK) / 2]
-    torch.testing.assert_close(condition.text[0], torch.stack(between))
-    assert condition.negatives is not None
-    front_first = condition.negatives.text[:, 0], condition.negatives.text[:, 3]
-    assert torch.equal(front_first[0], torch.stack([FRONT, SIDE])), "before 90 degrees"
-    assert torch.equal(front_first[1], torch.stack([SIDE, FRONT])), "behind"
-
-
-def test_perp_neg_weight_of_front_grows_with_azimuth() -> None:
-    turn = list(range(0, 181, 5))
-    condition = view_text(embeddings(), cameras([float(a) for a in turn]), PERP)
-    assert condition.negatives is not None and condition.negatives.weights.shape == (2, len(turn))
-    assert (condition.negatives.weights >= 0).all()
-    fronts = [bool((condition.negatives.text[k, i] == FRONT).all()) for i in range(len(turn)) for k in (0, 1)]
-    weights = condition.negatives.weights.T.flatten()[torch.tensor(fronts)]
-    assert float(weights[0]) < 1e-3 and (weights[1:] > weights[:-1]).all() and float(weights[-1]) > 1.9
-    near_side = view_text(embeddings(), cameras([89.99, 90.01]), PERP).negatives
-    assert near_side is not None
-    front_side, side_front = near_side.weights[:, 0], near_side.weights[:, 1]  # front and side; side and front
-    torch.testing.assert_close(front_side, side_front.flip(0), atol=2e-3, rtol=0)
-
-
-def test_perp_neg_has_no_negatives_overhead() -> None:
-    condition = view_text(embeddings(), cameras([0, 100], 80), PERP)
-    assert torch.equal(condition.text[0], torch.stack([OVERHEAD, OVERHEAD]))
-    assert condition.negatives is not None and not condition.negatives.weights.any()
+@pytest.mark.parametrize(
+    ("azimuth", "elevation", "text", "negatives", "weights"),
+    [
+        (0.0, 10.0, FRONT, (FRONT, SIDE), (0.000, 1.574)),
+        (45.0, 10.0, (FRONT + SIDE) / 2, (FRONT, SIDE), (0.689, 0.689)),
+        (89.999, 10.0, SIDE, (FRONT, SIDE), (1.574, 0.000)),
+        (90.001, 10.0, SIDE, (SIDE, FRONT), (0.000, 1.574)),
+        (135.0, 10.0, (SIDE + BACK) / 2, (SIDE, FRONT), (0.173, 1.746)),
+        (-135.0, 10.0, (SIDE + BACK) / 2, (SIDE, FRONT), (0.173, 1.746)),
+        (180.0, 10.0, BACK, (SIDE, FRONT), (0.394, 1.967)),
+        (100.0, 80.0, OVERHEAD, (SIDE, FRONT), (0.0, 0.0)),
+    ],
+)
+def test_perp_neg_texts_and_weights(azimuth, elevation, text, negatives, weights) -> None:
+    found = view_text(embeddings(), cameras([azimuth], elevation), PERP)
+    torch.testing.assert_close(found.text[0], text[None], atol=1e-3, rtol=0)
+    assert found.negatives is not None and torch.equal(found.negatives.text[:, 0], torch.stack(negatives))
+    torch.testing.assert_close(found.negatives.weights[:, 0], torch.tensor(weights), atol=1e-3, rtol=0)
 
 
 def test_combine_perp_neg_uses_perpendicular_component_only() -> None:

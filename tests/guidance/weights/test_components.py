@@ -116,22 +116,18 @@ def test_save_replaces_only_saved_priors_and_refuses_float16_overflow(tmp_path: 
         ("unet/config.json", {"_class_name": "MyUNet"}, ["unet", "MyUNet", "UNet2DConditionModel"]),
         ("unet/config.json", {"layers_per_block": 2}, ["UNet"]),
         ("unet/config.json", {"layers_per_block": 10**9}, ["UNet", "layers_per_block", 10**9]),
-        ("unet/config.json", {"block_out_channels": "wide"}, ["UNet"]),
+        ("unet/config.json", {"sample_size": 100_000}, ["sample_size"]),
         ("vae/config.json", {"latent_channels": 8}, ["VAE"]),
         ("vae/config.json", {"block_out_channels": None}, ["VAE"]),
-        ("vae/config.json", {"norm_num_groups": 4, "act_fn": 3}, ["VAE"]),
+        ("vae/config.json", {"scaling_factor": 0}, ["scaling_factor"]),
+        ("vae/config.json", {"scaling_factor": float("nan")}, ["config.json"]),  # no JSON number
         ("text_encoder/config.json", {"hidden_size": 32}, ["text encoder"]),
         ("text_encoder/config.json", {"model_type": "t5"}, ["text_encoder", "'t5'"]),
-        ("text_encoder/config.json", {"num_hidden_layers": "x"}, ["text encoder"]),
         (SCHEDULER, {"beta_schedule": "square"}, ["scheduler", "square"]),
-        (SCHEDULER, {"prediction_type": "sample"}, ["scheduler", "sample"]),
-        (SCHEDULER, {"num_train_timesteps": "x"}, ["scheduler"]),
         (SCHEDULER, {"num_train_timesteps": 5}, ["scheduler", "num_train_timesteps", 5]),
         # files that fit each other, and yet the networks cannot run
         ("unet/config.json", {"norm_eps": "x"}, ["TypeError"]),
-        ("unet/config.json", {"freq_shift": "a"}, ["TypeError"]),
         ("unet/config.json", {"mid_block_scale_factor": 0}, ["NaN"]),
-        ("vae/config.json", {"scaling_factor": None}, ["TypeError"]),
         ("text_encoder/config.json", {"eos_token_id": None}, ["AttributeError"]),
         ("tokenizer/tokenizer_config.json", {"model_max_length": "x"}, ["TypeError"]),
     ],
@@ -144,34 +140,13 @@ def test_load_refuses_wrong_configs(folder: Path, file: str, change: dict[str, A
 
 
 @pytest.mark.parametrize(
-    ("part", "key", "value"),
-    [
-        ("vae", "scaling_factor", "0"),
-        ("vae", "scaling_factor", "NaN"),
-        ("unet", "norm_eps", "-1"),
-        ("unet", "sample_size", "100000"),
-        ("unet", "downsample_padding", "1000"),
-        ("text_encoder", "layer_norm_eps", "1e999"),
-    ],
-)
-def test_load_refuses_config_numbers_out_of_range(folder: Path, part: str, key: str, value: str) -> None:
-    path = folder / part / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {key: "HERE"}).replace('"HERE"', value))
-    with refused(None, "config.json" if value in ("NaN", "1e999") else key):  # no JSON numbers
-        MVDream.load(str(folder))
-
-
-def edit_tensors(path: Path, change: Any) -> None:
-    save_file({name: change(name, value) for name, value in load_file(path).items()}, path)
-
-
-@pytest.mark.parametrize(
     ("file", "bias", "value"),
-    [(UNET, None, 6e4), (VAE, None, 6e4), (VAE, "decoder.conv_in.bias", float("nan"))],
-    ids=["unet overflows", "vae overflows", "vae holds NaN"],
+    [(UNET, None, 6e4), (VAE, "decoder.conv_in.bias", float("nan"))],
+    ids=["unet overflows", "vae holds NaN"],
 )
 def test_load_refuses_weights_that_give_nan(folder: Path, file: str, bias: str | None, value: float) -> None:
-    edit_tensors(folder / file, lambda name, t: t.fill_(value) if bias in (None, name) else t)
+    tensors = load_file(folder / file)
+    save_file({name: t.fill_(value) if bias in (None, name) else t for name, t in tensors.items()}, folder / file)
     with refused(None, bias or "NaN"):
         MVDream.load(str(folder))
 
@@ -285,12 +260,6 @@ def test_load_refuses_other_checkpoints(tmp_path: Path, clip_folder: str) -> Non
     torch.save({name: t for name, t in torch.load(path).items() if "camera_embed" not in name}, path)
     with refused("weights", path):
         MVDream.load(str(path), tokenizer=clip_folder)
-
-
-@pytest.mark.usefixtures("no_hub")
-def test_load_refuses_checkpoint_without_tokenizer(tmp_path: Path) -> None:
-    with refused("tokenizer", "vocab.json", "merges.txt"):
-        MVDream.load(str(original_checkpoint(tmp_path / "x.pt")))
 
 
 def test_diffusers_folder_with_ldm_names_is_converted(folder: Path) -> None:

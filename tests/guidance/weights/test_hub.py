@@ -120,11 +120,6 @@ def test_lora_of_the_hub(cache: Path) -> None:
 def test_tokens_cut_returns_words_beyond_limit() -> None:
     assert tokens.tokens_cut(letter_tokenizer(), "abcdefghij klm", 16) == ""
     assert tokens.tokens_cut(letter_tokenizer(), "abcdefghij klmnop Qr", 16) == "op Qr"
-
-
-def test_unknown_words_returns_similar_known_words() -> None:
-    assert tokens.unknown_words(word_tokenizer(), "A rde dog, a xyzzy. rde") == [("rde", ["red"]), ("xyzzy", [])]
-    assert tokens.unknown_words(word_tokenizer(), "a red dog") == []
     assert tokens.unknown_words(letter_tokenizer(), "xyzzy") == []
 
 

@@ -154,16 +154,6 @@ def test_dead_gaussians_move_to_living_ones() -> None:
     assert sorted(moments(field, optimizer))[:4] == [0] * 4, "those that share start without moments"
 
 
-def test_number_grows_to_the_maximum() -> None:
-    field, optimizer = made(densify="mcmc", interval=1, densify_range=(0, 1), noise=0.0, max_count=12)
-    sizes = []
-    for step in range(4):
-        field.before_step(step, 10)
-        field.after_step(step, optimizer)
-        sizes.append(len(field.means))
-    assert sizes == [11, 12, 12, 12]
-
-
 def test_noise_moves_transparent_gaussians_along_their_axes() -> None:
     field, optimizer = made(densify="mcmc", interval=100, noise=1.0)
     optimizer.param_groups[0]["lr"] = 10.0

@@ -1,5 +1,4 @@
 import math
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -138,24 +137,20 @@ def test_points_of_meshes_and_texts(tmp_path: Path, kind: str) -> None:
         )
 
 
-def test_archives_are_no_point_clouds(tmp_path: Path) -> None:
-    with zipfile.ZipFile(tmp_path / "points.3mf", "w") as archive:
-        archive.writestr("3D/3dmodel.model", "")
-    with refused("start", ".xyz", ".glb"):
-        field().init_from_file(tmp_path / "points.3mf")
-
-
 @pytest.mark.parametrize(
-    ("scale", "problem"), [(3.0, "field.radius"), (float("nan"), "not finite"), (None, "cannot be read")]
+    ("name", "content", "problem"),
+    [
+        ("far.ply", trimesh.PointCloud(3.0 * np.eye(3)).export(file_type="ply"), "field.radius"),
+        ("nan.ply", trimesh.PointCloud(np.nan * np.eye(3)).export(file_type="ply"), "not finite"),
+        ("text.ply", b"no points", "cannot be read"),
+        ("archive.3mf", b"PK", ".xyz"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_unusable_point_clouds_are_refused(scale: float | None, problem: str, tmp_path: Path) -> None:
-    path = tmp_path / "points.ply"
-    if scale is None:
-        path.write_text("no points")
-    else:
-        trimesh.PointCloud(scale * np.eye(3)).export(path)
+def test_unusable_point_clouds_are_refused(tmp_path: Path, name: str, content: bytes, problem: str) -> None:
+    (tmp_path / name).write_bytes(content)
     with refused("start", problem):
-        field().init_from_file(path)
+        field().init_from_file(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["ngp", "dmtet"])

@@ -2,7 +2,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numba
 import pytest
 import torch
 from torch import Tensor
@@ -107,21 +106,6 @@ def test_gradients_equal_finite_differences() -> None:
         return image(dict(zip(NAMES, parts, strict=True)), at)
 
     assert torch.autograd.gradcheck(function, tensors, eps=1e-6, atol=1e-5, rtol=1e-4, fast_mode=True)
-
-
-def test_results_do_not_depend_on_threads() -> None:
-    if numba.config.NUMBA_NUM_THREADS < 2:
-        pytest.skip("numba is limited to one thread")
-    inputs, at, results = cloud(300, 3, torch.float32), cameras(3), []
-    before = numba.get_num_threads()
-    try:
-        for threads in (1, 2):
-            numba.set_num_threads(threads)
-            results.append(gradients(inputs, at, "numba"))
-    finally:
-        numba.set_num_threads(before)
-    (one, g_one), (two, g_two) = results
-    assert torch.equal(one, two) and all(torch.equal(g_one[name], g_two[name]) for name in NAMES)
 
 
 def test_dilation_adds_to_the_projected_variance() -> None:

@@ -1,5 +1,4 @@
 import sys
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -10,12 +9,9 @@ from torch import Tensor
 
 from benchmarks.mesh_render import render
 from tests.support.errors import refused
-from threedgen.config import load
-from threedgen.export.options import AssetConfig
-from threedgen.export.run_field import RunField, field_view
+from threedgen.export.run_field import field_view
 from threedgen.export.shape.from_field import dense_surface, field_surface
 from threedgen.export.shape.topology import signed_volume, topology
-from threedgen.export.task import export
 from threedgen.geometry import raster
 from threedgen.geometry.rigs import orbit
 from threedgen.representations.field.background import SolidBackground
@@ -192,15 +188,6 @@ def test_dense_surface_keeps_the_mesh() -> None:
     assert colours.shape == (3, SIZE, SIZE, 3) and opacities.shape == (3, SIZE, SIZE)
     middle = opacities[:, SIZE // 2, SIZE // 2]
     assert (middle == 1).all() and 0 < colours[opacities > 0.99].mean() < 1
-
-
-def test_export_makes_an_asset(tmp_path: Path) -> None:
-    config = load("magic3d-toybox", ["prompt=a ball"])
-    view = field_view(mesh(14), None, config.march, "cpu")
-    options = AssetConfig(budget=200, texture=64, lods=(), refine=2, resolution=16)
-    asset = export(RunField(view, config, config.trainer.max_steps), options, tmp_path, nearest_budget=True)
-    assert asset.notes == [] and any(name.endswith(".glb") for name in asset.files)
-    assert 50 < max(asset.figures["levels"].values()) <= 200 and asset.figures["topology"]["open_edges"] == 0
 
 
 def test_init_from_field_takes_shape_and_colours() -> None:

@@ -20,7 +20,7 @@ from threedgen.representations.march import Samples, join, pack
 from threedgen.representations.options import MarchConfig, NGPConfig, OccupancyConfig
 from threedgen.representations.shading import DiffuseMaterial, Shading
 from threedgen.representations.volume import two_pass as module
-from threedgen.representations.volume.render import OccupancyGrid, Render, render, sample_bytes, samples_that_fit
+from threedgen.representations.volume.render import OccupancyGrid, Render, render
 from threedgen.representations.volume.two_pass import two_pass
 from threedgen.run.memory import graph_bytes
 from threedgen.run.seeding import generator
@@ -323,17 +323,3 @@ def test_auto_chunk_is_restored_from_the_checkpoint(tmp_path: Path, monkeypatch:
     assert resumed.chunk(normals=True) == chunk
     for value, expected_chunk in (("auto", 1024), (77, 77), (None, None)):
         assert build_system(tmp_path, chunk=value).chunk(normals=True) == expected_chunk
-
-
-def test_samples_that_fit_is_a_power_of_two_for_a_quarter_of_the_memory() -> None:
-    assert samples_that_fit(1 << 30, 1024) == (1 << 30) // 4 // 2 // 1024
-    assert samples_that_fit((1 << 31) - 1, 1024) == samples_that_fit(1 << 30, 1024)
-    assert samples_that_fit(0, 1024) == 1024
-
-
-def test_sample_bytes_grows_with_the_width_and_normals() -> None:
-    fields = [NGP(NGPConfig(encoding={"n_levels": 2, "log2_hashmap_size": 6}, width=width)) for width in (8, 64)]
-    parts = NeuralBackground(), DiffuseMaterial(), MarchConfig(samples=64)
-    small, wide, lit = (sample_bytes(fields[k], *parts, n) for k, n in ((0, False), (1, False), (1, True)))
-    assert small < wide < lit < 1e5
-    assert wide - small >= 4 * 2 * (64 - 8), "two MLPs keep their hidden activations"

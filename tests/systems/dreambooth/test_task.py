@@ -1,8 +1,6 @@
 import json
-import signal
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -39,17 +37,13 @@ def system_of(
     return DreamBoothSystem(options, prior, pictures, "base", class_images)
 
 
-def steps(system: DreamBoothSystem, count: int) -> list[float]:
+def steps(system: DreamBoothSystem, count: int) -> None:
     made = system.configure_optimizers()
-    losses = []
     for step in range(count):
         made["optimizer"].zero_grad()
-        loss = system.training_step(step, step)
-        loss.backward()
+        system.training_step(step, step).backward()
         made["optimizer"].step()
         made["lr_scheduler"]["scheduler"].step()
-        losses.append(system.metrics["loss_subject"])
-    return losses
 
 
 def distance(system: DreamBoothSystem) -> float:
@@ -80,18 +74,13 @@ def test_run_leaves_the_file_of_the_subject() -> None:
     assert sheets["000000.png"].read_bytes() != sheets["000008.png"].read_bytes()
 
 
-def test_stopped_run_leaves_the_same_sheets(tmp_path: Path) -> None:
+def test_resumed_run_keeps_the_photos_of_its_start(tmp_path: Path) -> None:
     words = dreambooth_command(tmp_path)
-    assert server().signalled(tmp_path, signal.SIGINT, words=words, hold_at=4, hold_in="Dream") == 130, log(tmp_path)
-    assert server().run(tmp_path, words=[*words, "--finish"]) == 0, log(tmp_path)
-    assert (tmp_path / "run/samples/000005.png").exists()
-    for path in (tmp_path / "photos").iterdir():  # a resumed run keeps those of its start
+    server().killed(tmp_path, words=words, hold_at=4, hold_in="Dream")
+    for path in (tmp_path / "photos").iterdir():
         path.write_bytes((tmp_path / "photos" / "0.png").read_bytes())
     assert server().run(tmp_path, words=words) == 0, log(tmp_path)
-    sheets = [
-        {p.name: p.read_bytes() for p in (run / "samples").iterdir()} for run in (tmp_path / "run", undisturbed())
-    ]
-    assert sheets[0] == sheets[1]
+    assert_same(weights(tmp_path / "run"), weights(undisturbed()))
 
 
 def test_class_images_are_sampled_once(tmp_path: Path) -> None:
@@ -138,22 +127,16 @@ def test_config_of_the_released_weights_runs_end_to_end(tmp_path: Path) -> None:
         assert picture.size == (4 * 64 + 5 * 2, 64 + 2 * 2)
 
 
-def test_preservation_by_hand() -> None:
-    weights = {"a": torch.tensor([1.0, -3.0]), "b": torch.tensor([[2.0]]), "c": torch.tensor(9.0)}
-    before = {"a": torch.tensor([0.0, 1.0]), "b": torch.tensor([[2.5]])}
-    assert float(preservation(weights, before, "l1")) == pytest.approx((1 + 4 + 0.5) / 3)
-    assert float(preservation(weights, before, "l2")) == pytest.approx((1 + 16 + 0.25) / 3)
-
-
 @pytest.mark.parametrize("norm", ["l1", "l2"])
-def test_preservation_has_the_gradient_of_its_formula(norm: str) -> None:
+def test_preservation_has_value_and_gradient_of_its_formula(norm: str) -> None:
     rng = torch.Generator().manual_seed(0)
     before = {str(k): torch.randn(k, 3, generator=rng) for k in range(1, 5)}
     weights = {name: torch.randn(b.shape, generator=rng).requires_grad_() for name, b in before.items()}
     distance = {"l1": torch.abs, "l2": torch.square}[norm]
     plain = torch.stack([distance(weights[name] - b).sum() for name, b in before.items()]).sum() / 30
-    expected = torch.autograd.grad(0.7 * plain, list(weights.values()))
-    found = torch.autograd.grad(0.7 * preservation(weights, before, norm), list(weights.values()))
+    loss = preservation(weights | {"other": torch.tensor(9.0)}, before, norm)
+    torch.testing.assert_close(loss, plain)
+    expected, found = (torch.autograd.grad(0.7 * value, list(weights.values())) for value in (plain, loss))
     assert all(map(torch.equal, found, expected))
 
 
@@ -167,14 +150,12 @@ def test_preservation_limits_the_drift(tmp_path: Path, norm: str) -> None:
     assert 0 < distance(held) < 0.5 * distance(free)
 
 
-def test_loss_falls_and_only_unet_and_identifier_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(task, "augment", lambda images, rng: images)
+def test_only_unet_and_identifier_change(tmp_path: Path) -> None:
     prior = coarse_prior()
     around = {name: {k: v.clone() for k, v in network.state_dict().items()} for name, network in prior.networks.items()}
-    system = system_of(tmp_path, prior, "tuning.learning_rate=2e-3", "tuning.batch=8")
+    system = system_of(tmp_path, prior)
     word = system.word.detach().clone()
-    losses = steps(system, 40)
-    assert np.mean(losses[-8:]) < 0.9 * np.mean(losses[:8])
+    steps(system, 4)
     assert not torch.equal(system.word, word)
     for name in ("vae", "coarse"):
         assert_same(dict(prior.networks[name].state_dict()), around[name])

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.support.errors import refused
 from threedgen import config
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.rigs import orbit
@@ -96,12 +95,6 @@ def test_distortion_reduces_the_depth_spread() -> None:
         assert result.opacity[inside].mean() > 0.9
         spread.append(float((result.z_variance[inside] / result.opacity[inside].square()).median()))
     assert spread[1] < 0.6 * spread[0], spread
-
-
-def test_missing_matte_is_refused_before_the_run() -> None:
-    options = config.load("quick-toybox", ["prompt=a red dog", "fit.matte=outputs/nowhere"])
-    with refused("fit.matte", "outputs/nowhere", "toybox-matte"):
-        options.check()
 
 
 def test_sharpen_steepens_edges_and_keeps_flat_colours() -> None:

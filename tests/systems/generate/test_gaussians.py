@@ -5,13 +5,11 @@ import numpy as np
 import pytest
 import trimesh
 
-from tests.support.errors import refused
 from tests.support.small_run import SMALL, small_field
 from tests.support.task_server import prior_folder, server, tiny_generate, weights
 from tests.support.tiny_methods import folders
 from tests.support.toy_run import log
 from tests.systems.generate.test_official import PRIOR, folder
-from threedgen.config import load
 from threedgen.run.metrics import read_summary
 
 FEW = ["field.count=60", "field.max_count=90", "field.interval=4", "field.opacity=0.6"]
@@ -52,34 +50,6 @@ def test_config_runs_to_splats_and_a_mesh(name: str, more: list[str], tmp_path: 
     assert (place / "gaussians.glb").stat().st_size > 100
 
 
-def test_configs_for_released_weights_select_their_loss() -> None:
-    losses = {"dreamgaussian-sd21": "sds", "luciddreamer-sd21": "ism", "mvdream-gaussians-sd21": "sds"}
-    for name, loss in losses.items():
-        made = load(name, ["prompt=a"])
-        made = made.stage("coarse") if made.stages else made
-        assert made.field.name == "gaussians" and made.distillation.name == loss
-        assert made.trainer.precision == "32-true", "a loss scale would change the threshold of the densification"
-        assert made.trainer.devices == 1, "several cannot share parameters that change their shapes"
-    assert load("gaussians-toybox", ["prompt=a"]).trainer.devices == 1
-    textured = load("dreamgaussian-sd21", ["prompt=a"])
-    assert textured.trainer.devices == "auto"
-    assert textured.field.name == "dmtet" and textured.optimizer.geometry == 0 and textured.distilled_steps == 0
-
-
-@pytest.mark.parametrize(
-    ("words", "named"),
-    [
-        (["field.name=ngp", "result.exporters=[splats]"], "result.exporters=[]"),
-        (["field.name=gaussians", "field.densify=adaptive", "trainer.precision=16-mixed"], "field.densify=mcmc"),
-        (["field.name=gaussians", "material.name=diffuse"], "needs normals"),
-        (["field.name=gaussians", "field.max_count=10"], "max_count=4000"),
-    ],
-)
-def test_options_that_do_not_fit_are_refused(words: list[str], named: str) -> None:
-    with refused(None, named):
-        load("mvdream-toybox", [*words, "prompt=a dog"])
-
-
 def test_run_starts_from_a_run_and_from_a_file(tmp_path: Path) -> None:
     """First a field of another representation, then a point cloud."""
     short = ["warm_start.share=0", "refine.strengths=[]", "preview.enabled=false", "export.enabled=false"]
@@ -97,12 +67,3 @@ def test_run_starts_from_a_run_and_from_a_file(tmp_path: Path) -> None:
         assert server().run(tmp_path, words=words) == 0, log(tmp_path)
         means = weights(tmp_path / f"from-{count}")["field.means"]
         assert len(means) == count and float(means.norm(dim=-1).max()) > 0.1, "not in the small ball of a new object"
-
-
-def test_unusable_starts_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "points.ply").write_text("ply")
-    for field, start, named in (("ngp", "points.ply", "gaussians"), ("gaussians", "nowhere", "config.yaml")):
-        made = load("mvdream-toybox", [f"field.name={field}", f"start={start}", "prompt=a dog"])
-        with refused("start", named):
-            made.check()

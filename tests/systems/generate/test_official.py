@@ -12,14 +12,12 @@ from tests.support.official import NAMES, Kind, official_checkpoint
 from tests.support.script_poses import script_poses
 from tests.support.small_run import SMALL, small_field
 from tests.support.task_server import server
+from tests.support.tiny_prior import coarse_prior, tiny_prior
 from tests.support.toy_run import log
-from threedgen import cli, config
-from threedgen.config import ConfigError
+from threedgen import cli
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.guidance.weights.meta_networks import meta_networks
 from threedgen.run.metrics import read_summary
-from threedgen.systems.generate.options import GenerateConfig
-from threedgen.systems.generate.system import piecewise_constant
 
 PRIOR = ["prior.tokenizer=clip", "prior.image_size=64"]
 WORDS = [
@@ -46,16 +44,22 @@ def test_checkpoint_loads_and_samples(kind: Kind) -> None:
     assert views.shape == (4, 64, 64, 3) and torch.isfinite(views).all() and views.std() > 0
 
 
-@pytest.mark.parametrize("kind", ["sd21", "sd15"])
-def test_dry_run_counts_the_networks(kind: Kind) -> None:
-    path = str(folder(kind) / NAMES[kind])
-    found = meta_networks(path)
-    prior = MVDream.load(path, dtype="fp32", tokenizer=str(folder(kind) / "clip"), image_size=64)
+@pytest.mark.parametrize("name", ["sd21", "sd15", "tiny", "coarse"])
+def test_meta_networks_are_the_loaded_networks(name: Any, tmp_path: Path) -> None:
+    if name in NAMES:
+        path = folder(name) / NAMES[name]
+        prior = MVDream.load(str(path), dtype="fp32", tokenizer=str(folder(name) / "clip"), image_size=64)
+    else:
+        path, prior = tmp_path, {"tiny": tiny_prior, "coarse": coarse_prior}[name]()
+        prior.save(path)
+    found = meta_networks(str(path))
     for seen, loaded in ((found.unet, prior.unet), (found.vae, prior.vae)):
-        shapes = {name: tensor.shape for name, tensor in seen.state_dict().items()}
-        assert shapes == {name: tensor.shape for name, tensor in loaded.state_dict().items()}
-    prior.free_text_encoder()
-    assert found.kept == sum(p.numel() for network in prior.networks.values() for p in network.parameters())
+        shapes = {key: tensor.shape for key, tensor in seen.state_dict().items()}
+        assert shapes == {key: tensor.shape for key, tensor in loaded.state_dict().items()}
+        assert {parameter.device.type for parameter in seen.parameters()} == {"meta"}
+    for count in (found.parameters, found.kept):
+        assert count == sum(p.numel() for network in prior.networks.values() for p in network.parameters())
+        prior.free_text_encoder()
 
 
 @pytest.mark.parametrize(
@@ -89,46 +93,6 @@ def test_preview_config_samples_four_views() -> None:
         assert image.size == (4 * 64 + 5 * 2, 64 + 2 * 2)
 
 
-# ---------------------------------------------------------------- differences between configs
-
-
-def loaded(name: str) -> Any:
-    return config.load(name, ["prompt=a"])
-
-
-def test_shading_config_adds_light_normals_and_orientation() -> None:
-    """MVDream-threestudio's configs/mvdream-sd21-shading.yaml against its mvdream-sd21.yaml"""
-    plain, lit = (loaded(name).model_dump() for name in ("mvdream-sd21", "mvdream-sd21-shading"))
-    assert {key for key in plain if plain[key] != lit[key]} == {"about", "material", "loss"}
-    weights = [config.at(lit["loss"]["orientation"], step, 10_000) for step in (0, 2500, 5000, 9999)]
-    assert weights == [10, 505, 1000, 1000]
-
-
-def test_sd21_schedules() -> None:
-    made: GenerateConfig = loaded("mvdream-sd21")
-    for name, values in (("min", [0.98, 0.5, 0.02]), ("max", [0.98, 0.74, 0.5])):
-        schedule = getattr(made.distillation, f"{name}_step_percent")
-        assert [config.at(schedule, s, made.trainer.max_steps) for s in (0, 4000, 9000)] == pytest.approx(values)
-    assert [piecewise_constant(made.size, s, 10_000) for s in (0, 4999, 5000, 9999)] == [64, 64, 256, 256]
-    assert [piecewise_constant(made.scenes_per_step, s, 10_000) for s in (0, 4999, 5000)] == [2, 2, 1]
-
-
-def test_sd15_config_differs_only_in_the_weights() -> None:
-    plain, other = (loaded(name).model_dump() for name in ("mvdream-sd21", "mvdream-sd15"))
-    assert {key for key in plain if plain[key] != other[key]} == {"about", "needs", "prior"}
-    assert other["prior"] == plain["prior"] | {"weights": NAMES["sd15"]}
-
-
-# ---------------------------------------------------------------- what is wrong with a file
-
-
-def test_weights_without_a_network_are_refused(tmp_path: Path) -> None:
-    path = official_checkpoint(tmp_path, "sd21")
-    torch.save({n: t for n, t in torch.load(path).items() if not n.startswith("first_stage")}, path)
-    with pytest.raises(ConfigError, match="no tensor named first_stage_model"):
-        MVDream.load(str(path), tokenizer=str(tmp_path / "clip"))
-
-
 @pytest.mark.usefixtures("no_hub")
 @pytest.mark.parametrize(
     ("tokenizer", "expected"),
@@ -150,12 +114,3 @@ def test_missing_tokenizer_is_refused_before_the_weights(tokenizer, expected, tm
         assert cli.main([*words, *tokenizer, *more]) == 2
         assert capsys.readouterr().err.startswith(expected)
     assert read == [] and not (tmp_path / "run").exists()
-
-
-def test_missing_tensors_are_counted_and_named(tmp_path: Path) -> None:
-    path, layers = official_checkpoint(tmp_path, "sd21"), "model.diffusion_model.middle_block.0.in_layers"
-    gone = {f"{layers}.{k}.{end}" for k in (0, 2) for end in ("weight", "bias")}
-    torch.save({name: tensor for name, tensor in torch.load(path).items() if name not in gone}, path)
-    with pytest.raises(ConfigError, match="4 tensors differ") as caught:
-        MVDream.load(str(path), tokenizer=str(tmp_path / "clip"))
-    assert "'mid_block.resnets.0." in str(caught.value) and "\n" not in str(caught.value)

@@ -1,5 +1,4 @@
 import logging
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,34 +13,11 @@ from threedgen.config import ConfigError
 from threedgen.run.metrics import read_summary
 from threedgen.systems.generate import task as generate_run
 from threedgen.systems.generate.options import GenerateConfig
-from threedgen.systems.generate.outputs import VIEWS, view_indices
-from threedgen.systems.generate.result import Run, print_result
+from threedgen.systems.generate.result import Run
 from threedgen.systems.generate.system import piecewise_constant
 from threedgen.train.status import Status
-from threedgen.viewer.record import MAX_VIEWS, VIEWS_PER_ROW
 
 # ---------------------------------------------------------------- rules between sections
-
-
-@pytest.mark.parametrize(
-    ("words", "named"),
-    [
-        (["march.radius=2"], ("field.radius=1", "march.radius=2")),
-        (["field.radius=0.5"], ("field.radius=0.5", "march.radius=1")),
-        (["warm_start.share=0.9"], ("warm_start.share=0.9", "0.88", "warm_start.share=0.44")),
-        (["refine.share=0.6"], ("refine.share=0.6", "2 rounds")),
-        (["refine.strengths=[0.5, 1.5]"], ("refine.strengths", "1.5")),
-        (["trainer.accumulate_grad_batches=2"], ("trainer.accumulate_grad_batches=2", "scenes_per_step")),
-        (["loss.eikonal=1"], ("loss.eikonal=1", "field.name=ngp")),
-        (["loss.laplacian={0: 0, 10: 1}"], ("loss.laplacian", "field.name=ngp")),
-        (["loss.smoothness=1"], ("loss.smoothness",)),
-        (["result.exporters=[nothing]"], ("result.exporters", "nothing")),
-    ],
-)
-def test_inconsistent_sections_are_refused(tmp_path: Path, words: list[str], named: tuple[str, ...]) -> None:
-    with refused(None, *named) as caught:
-        config.load(tiny_generate(tmp_path), words)
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("word", ["material.name=diffuse", "loss.orientation=1", "guidance_input=normal"])
@@ -55,24 +31,6 @@ def test_missing_capability_is_refused(tmp_path: Path, word: str, monkeypatch: p
 
 
 @pytest.mark.parametrize(
-    "words",
-    [
-        ["prior.name=stable-diffusion"],
-        ["prior.name=deepfloyd"],
-        ["prior.name=mvdiffusion"],
-        ["prior.name=mvadapter", "prior.adapter=null"],
-        ["camera.n_view=1"],
-        ["prior.name=stable-diffusion", "stages={a: {}, b: {refine: {strengths: []}}}"],
-    ],
-)
-def test_fit_to_single_views_from_nothing_is_refused(words: list[str]) -> None:
-    stage = "stages.a." if "stages" in words[-1] else ""
-    with refused(f"{stage}refine.share", "prior.name=", "refine.strengths=[]") as caught:
-        config.load("quick-toybox", ["prompt=a red penguin", *words]).check()
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
     "words", [["refine.strengths=[]"], ["refine.share=0.5"], ["stages={a: {refine: {strengths: []}}, b: {}}"]]
 )
 def test_single_view_prior_may_refine_an_object(words: list[str]) -> None:
@@ -82,11 +40,6 @@ def test_single_view_prior_may_refine_an_object(words: list[str]) -> None:
 def test_piecewise_constant_schedule() -> None:
     assert [piecewise_constant({"0%": 8, "50%": 12}, step, 16) for step in (0, 7, 8, 15)] == [8, 8, 12, 12]
     assert piecewise_constant({10: 5, 20: 6}, 0, 30) == 5 and piecewise_constant(7, 3, 10) == 7
-
-
-def test_view_indices() -> None:
-    assert (VIEWS, VIEWS // 2) == (MAX_VIEWS, VIEWS_PER_ROW)  # as on the pages
-    assert view_indices(60) == [0, 7, 15, 22, 30, 37, 45, 52] and view_indices(3) == [0, 1, 2]
 
 
 # ---------------------------------------------------------------- from Python
@@ -118,13 +71,12 @@ def test_generate_from_python(tmp_path: Path, monkeypatch, capsys, quiet: bool) 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ({"prompt": " \n"}, "prompt: is empty"),
-        ({"prompt": 3}, "prompt: expected text"),
-        ({"sed": 3}, "did you mean 'seed'"),
+        ({"prompt": 3}, "prompt: "),
+        ({"sed": 3}, "'seed'"),
         ({"config": "train-toybox-prior"}, "task generate"),
-        ({"config": "mvdream-toybx"}, "did you mean 'mvdream-toybox'"),
+        ({"config": "mvdream-toybx"}, "'mvdream-toybox'"),
         ({"out": "tiny.yaml"}, "out: tiny.yaml"),
-        ({"prior": {"weights": "nowhere.pt"}}, "prior.weights: there is no file or folder"),
+        ({"prior": {"weights": "nowhere.pt"}}, "prior.weights: "),
     ],
 )
 def test_generate_refuses_mistakes(tmp_path: Path, monkeypatch, arguments: dict[str, Any], expected: str) -> None:
@@ -144,16 +96,6 @@ def test_generate_raises_for_a_failed_run(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(generate_run, "run_status", failed)
     with pytest.raises(ConfigError, match="run: the loss term is not finite"):
         threedgen.generate("a cat", tiny_generate(tmp_path), out=tmp_path / "run")
-
-
-@pytest.mark.parametrize("terminal", [False, True])
-def test_print_result_shows_the_url_on_a_terminal(tmp_path: Path, capsys, monkeypatch, terminal: bool) -> None:
-    (tmp_path / "report.html").write_text("page")
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
-    print_result(Run(tmp_path, "finished"))
-    output = capsys.readouterr()
-    assert output.out.splitlines()[-1] == str(tmp_path)  # for scripts
-    assert output.err == (f"open in a browser: {(tmp_path / 'report.html').as_uri()}\n" if terminal else "")
 
 
 @pytest.mark.gpu

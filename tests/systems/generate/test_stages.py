@@ -1,7 +1,6 @@
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 
 from tests.support.fork_server import log
@@ -15,8 +14,7 @@ from tests.support.task_server import (
     weights,
     write_config,
 )
-from threedgen import cli, config
-from threedgen.config import ConfigError
+from threedgen import config
 from threedgen.run.metrics import read_summary
 
 FIELD = TINY["field"] | {"name": "ngp"}
@@ -70,40 +68,11 @@ def test_run_killed_in_each_stage_resumes_exactly_and_skips_finished_stages(tmp_
     assert_same(weights(tmp_path / "run"), weights(finished_run(command)))
 
 
-def refused(tmp_path: Path, pattern: str, **stages: Any) -> None:
-    path = write_config(tmp_path / "bad.yaml", TREE, stages=stages)
-    with pytest.raises(ConfigError, match=pattern):
-        config.load(path)
-
-
-def test_mistakes_in_a_stage_are_refused(tmp_path: Path) -> None:
-    refused(
-        tmp_path,
-        r"stages\.first.*trainer\.max_stps.*did you mean 'trainer\.max_steps'",
-        first={"trainer": {"max_stps": 3}},
-    )
-    refused(tmp_path, "letters, digits", **{"a/b": {}})
-    refused(tmp_path, r"loss\.normal_consistency=1.*field\.name=dmtet", coarse={"field": FIELD})
-    refused(tmp_path, r"stages\.first\.out.*stages/first", first={"out": "x"})
+def test_stage_has_the_values_of_the_run_and_its_own(tmp_path: Path) -> None:
     made = config.load(write_config(tmp_path / "good.yaml", TREE), ["stages.coarse.trainer.max_steps=9"])
     assert made.stage("coarse").trainer.max_steps == 9 and made.stage("mesh").field.name == "dmtet"
     assert not made.stage("coarse").stages and not made.stage("coarse").export.enabled
     assert config.load(write_config(tmp_path / "b.yaml", TREE)).stage("coarse").occupancy.resolution == 8
-
-
-def test_missing_weights_of_a_stage_are_refused_first(tmp_path: Path) -> None:
-    stages = TREE["stages"] | {"fine": {"prior": {"weights": "nowhere.pt"}}}
-    made = config.load(write_config(tmp_path / "c.yaml", TREE, stages=stages))
-    with pytest.raises(ConfigError, match=r"^stages\.fine\.prior\.weights: there is no file"):
-        made.check()
-
-
-def test_dry_run_lists_the_stages(tmp_path: Path, capsys, monkeypatch) -> None:
-    monkeypatch.setattr("threedgen.systems.generate.plan.memory", lambda config, device: {"all": 1e9})
-    assert cli.main([*command(tmp_path), "--dry-run"]) == 0
-    output = capsys.readouterr().out
-    assert output.count("would generate: a red dog") == 1 and "stages: coarse, mesh, then the run itself" in output
-    assert output.rstrip().endswith("nothing was run or written")
 
 
 def test_optimizer_has_all_parameters() -> None:

@@ -112,12 +112,6 @@ def test_run_writes_its_asset(tmp_path: Path) -> None:
     assert asset.read_bytes() == before and "asset: run/asset/a_shiny_red_dog.glb" in log(tmp_path)
 
 
-def test_finished_run_without_an_asset_names_the_export_command(copy: Path) -> None:
-    assert server().run(copy, words=command(copy, *ASSET)) == 0
-    assert "python launch.py --config export run=run" in log(copy)
-    assert not (copy / "run" / "asset").exists()
-
-
 def test_checkpoint_has_no_prior_and_no_path() -> None:
     path = undisturbed() / "checkpoints" / "last.ckpt"
     parts = {name.partition(".")[0] for name in weights(undisturbed())}
@@ -256,21 +250,6 @@ def test_nan_of_the_prior_stops_the_run_and_keeps_the_state(tmp_path: Path) -> N
     assert all(torch.isfinite(value).all() for value in state.values() if value.is_floating_point())
     assert server().run(tmp_path, words=words) == 0, log(tmp_path)  # with a prior that is well again
     assert read_summary(run)["status"] == "finished" and "reason" not in read_summary(run)
-
-
-def test_failed_export_is_repeated_without_training(tmp_path: Path) -> None:
-    words, run = command(tmp_path), tmp_path / "run"
-    assert server().run(tmp_path, words=words, full_from="threedgen.systems.generate.optimise.write_results") == 3
-    last = log(tmp_path).splitlines()[-1]
-    assert "run" in last and "No space left on device" in last
-    trained = saved_at(run), steps_logged(run)
-    dies = "threedgen.systems.generate.outputs.save_glb"
-    assert server().run(tmp_path, words=words, die_in=dies) == -signal.SIGKILL
-    assert not (run / "mesh.glb").exists()
-    assert server().run(tmp_path, words=words) == 0, log(tmp_path)
-    assert (saved_at(run), steps_logged(run)) == trained
-    assert_same(weights(run), weights(undisturbed()))
-    assert (run / "mesh.glb").read_bytes() == (undisturbed() / "mesh.glb").read_bytes()
 
 
 def damaged(path: Path, how: str) -> None:

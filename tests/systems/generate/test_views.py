@@ -113,23 +113,6 @@ def test_size_of_an_image_is_that_which_the_prior_expects(share: float, monkeypa
     assert best_object_size(options, prior, cut) == at
 
 
-@pytest.mark.parametrize(
-    "key",
-    [
-        ["prompt="],
-        ["image={folder}/none.png"],
-        ["image={folder}/none.png", "matte=toybox-matte"],
-        ["image={bar}", "warm_start.share=0"],
-        ["matte=none", "image={bar}"],
-    ],
-)
-def test_image_is_checked_before_the_run(key: list[str], tmp_path: Path) -> None:
-    Image.new("RGB", (8, 8)).save(tmp_path / "bar.png")
-    values = [value.format(folder=tmp_path, bar=tmp_path / "bar.png") for value in key]
-    with refused(key[0].split("=")[0]):
-        config.load("mvdream-toybox", values).check()
-
-
 @torch.no_grad()
 def test_object_code_is_that_of_the_seed_or_of_the_image(tmp_path: Path) -> None:
     prior, folders = coarse_prior(), [tmp_path / name for name in ("0", "1", "red", "blue")]

@@ -11,7 +11,6 @@ from tests.support import command
 from tests.support.task_server import write_config
 from tests.support.tiny_mvadapter import GEOMETRY, tiny_prior_config
 from threedgen.systems.sample.mesh import SIDES
-from threedgen.train.task import Task
 
 TINY = {"task": "sample", "threads": 1, "steps": 2, "rig": {"name": "angles"}}
 
@@ -24,21 +23,16 @@ def priors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]
 
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, priors: dict[str, dict[str, str]]) -> None:
-    """A working directory with a config of each kind of adapter, a mesh and some images in it."""
+    """A working directory with a config of each kind of adapter, a mesh and an image with and without background."""
     monkeypatch.chdir(tmp_path)
     for name, prior in priors.items():
         write_config(tmp_path / f"{name}.yaml", TINY, prior=prior)
-        write_config(tmp_path / f"texture-{name}.yaml", {"task": "texture", "threads": 1, "steps": 2}, prior=prior)
     trimesh.creation.box((0.4, 0.2, 0.8)).export("box.glb")
     pixels = np.full((12, 20, 4), 255, np.uint8)
     pixels[3:9, 5:16, :3] = (200, 30, 30)
     Image.fromarray(pixels[..., :3]).save("plain.png")
     pixels[..., 3] = 255 * (pixels[..., 1] < 100)
     Image.fromarray(pixels).save("cut.png")
-    noise = np.random.default_rng(0).integers(0, 255, (12, 20, 3), np.uint8)
-    Image.fromarray(noise).save("noise.png")
-    Image.new("RGB", (8, 8), "white").save("white.png")
-    Path("bad.obj").write_text("v 0 0 0\nv 1 0 0\nv 0 1 0\n")
 
 
 def ask(capsys: pytest.CaptureFixture[str], name: str, *words: str) -> tuple[int, str, str]:
@@ -68,28 +62,3 @@ def test_views_of_a_mesh(capsys: pytest.CaptureFixture[str]) -> None:
     assert ask(capsys, "deep", *words, "out=deep")[0] == 0
     front = [np.asarray(Image.open(f"{name}/views/front.png"), np.int16) for name in ("deep", "run")]
     assert np.abs(front[0] - front[1]).max() > 0
-
-
-@pytest.mark.parametrize(
-    ("name", "words", "values"),
-    [
-        ("rays", [], ("prompt: ",)),
-        ("rays", ["image=noise.png"], ("image: ", "noise.png")),
-        ("rays", ["image=cut.png", "prior.adapter=null"], ("prior.adapter: ",)),
-        ("rays", ["prompt=a dog", "mesh=box.glb"], ("prior.adapter: ", "ray")),
-        ("rays", ["prompt=a dog", "rig.height=17"], ("rig.height: ", "17 x 16", "2", "16 or 18")),
-        ("rays", ["prompt=a dog", "samples=2"], ("samples", "angles")),
-        ("mesh", ["prompt=a dog"], ("prior.adapter: ", "mesh=")),
-        ("mesh", ["prompt=a dog", "mesh=box.glb", "rig.views=[[0, 0]]"], ("rig.views: ", "six", "1")),
-        ("texture-deep", ["prompt=a dog", "mesh=box.glb"], ("prior.adapter: ", "40 degrees", "fov=0")),
-        *((name, ["prompt=a dog", "mesh=bad.obj"], ("mesh: ", "bad.obj")) for name in ("mesh", "texture-mesh")),
-        ("texture-mesh", ["prompt=a dog", "mesh=box.glb", "image=white.png"], ("image: ", "white.png")),
-    ],
-)
-def test_bad_input_is_one_sentence(capsys, monkeypatch, name: str, words: list[str], values: tuple[str, ...]) -> None:
-    loads, real = [], Task.load_prior
-    monkeypatch.setattr(Task, "load_prior", lambda task, **how: loads.append(task) or real(task, **how))
-    code, _, err = ask(capsys, name, *words, "out=run")
-    assert code == 2 and all(value in err for value in values), err
-    assert len([line for line in err.splitlines() if "error" not in line.lower()]) <= 2
-    assert not loads or not values[0].startswith(("prompt", "image", "mesh")), "inputs are checked before the model"

@@ -4,25 +4,21 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.support import command
+from tests.support.command import ask
 from tests.support.task_server import prior_folder, write_config
 
 SAMPLE = {"task": "sample", "threads": 1, "rig": {"n_view": 2}, "steps": 2}
+CONFIG = ("--config", "sample.yaml")
 
 
 @pytest.fixture(autouse=True)
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_config(tmp_path / "sample.yaml", SAMPLE, prior={"weights": str(prior_folder()), "dtype": "fp32"})
-    return tmp_path
-
-
-def ask(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
-    return command.ask(capsys, "--config", "sample.yaml", *words)
 
 
 def test_sample_writes_one_row_per_sample(capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = ask(capsys, "prompt=a red dog", "samples=3", "out=run")
+    code, out, _ = ask(capsys, *CONFIG, "prompt=a red dog", "samples=3", "out=run")
     assert code == 0 and out.splitlines()[-1] == str(Path("run", "views.png"))
     with Image.open("run/views.png") as image:
         assert image.size == (2 * 16 + 3 * 2, 3 * 16 + 4 * 2)
@@ -30,7 +26,7 @@ def test_sample_writes_one_row_per_sample(capsys: pytest.CaptureFixture[str]) ->
     assert len(set(rows)) == 3
     summary = json.loads(Path("run/summary.json").read_text())
     assert summary["task"] == "sample" and summary["notes"] == []
-    assert ask(capsys, "prompt=a red dog", "rig.n_view=0", "out=single", "-q")[:2] == (0, "single/views.png\n")
+    assert ask(capsys, *CONFIG, "prompt=a red dog", "rig.n_view=0", "out=single", "-q")[:2] == (0, "single/views.png\n")
     with Image.open("single/views.png") as image:
         assert image.size == (16 + 2 * 2,) * 2
 
@@ -46,22 +42,7 @@ def test_sample_depends_on_seed_prompts_and_cameras(capsys: pytest.CaptureFixtur
         "suffix": ["suffix=, 3d asset"],
         "said": ["prompt=a red dog, 3d asset", "suffix=, 3d asset"],
     }.items():
-        assert ask(capsys, "prompt=a red dog", f"out={name}", *words)[0] == 0
+        assert ask(capsys, *CONFIG, "prompt=a red dog", f"out={name}", *words)[0] == 0
         images[name] = Path(name, "views.png").read_bytes()
     assert images["one"] == images["again"] and images["suffix"] == images["said"]
     assert len(set(images.values())) == 5
-
-
-@pytest.mark.parametrize(
-    ("words", "values"),
-    [
-        (["prior.name=stable-diffusion"], ("rig.n_view", "2", "samples=4")),
-        (["prior.name=mvadapter"], ("prior.name", "mvadapter", "orbit", "mvdream")),
-        (["image=dog.png"], ("image", "orbit")),
-        (["mesh=dog.glb"], ("mesh", "orbit")),
-        (["synchronise=2"], ("synchronise", "orbit")),
-    ],
-)
-def test_unusable_options_are_refused(capsys, words: list[str], values: tuple[str, ...]) -> None:
-    code, _, err = ask(capsys, "prompt=a red dog", *words, "out=run")
-    assert code == 2 and all(value in err for value in values), err

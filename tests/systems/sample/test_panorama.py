@@ -30,15 +30,14 @@ TINY = {"task": "sample", "threads": 1, "steps": 2, "rig": RIG}
 
 
 @pytest.fixture(autouse=True)
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with configs for text, for an image and for depth, and an image of 40 x 20."""
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A working directory with configs for text and for an image, and an image of 40 x 20."""
     monkeypatch.chdir(tmp_path)
-    for name in ("panorama", "outpaint", "depth"):
+    for name in ("panorama", "outpaint"):
         write_config(tmp_path / f"{name}.yaml", TINY, prior=tiny_prior_config(name))
     pixels = np.zeros((20, 40, 3), np.uint8)
     pixels[..., 0] = np.linspace(0, 250, 40)
     Image.fromarray(pixels).save("photo.png")
-    return tmp_path
 
 
 def ask(capsys: pytest.CaptureFixture[str], config: str, *words: str) -> tuple[int, str, str]:
@@ -88,37 +87,6 @@ def test_one_prompt_per_view(capsys: pytest.CaptureFixture[str]) -> None:
     Path("lines.txt").write_text("\n".join(lines[::-1]))
     code, _, err = ask(capsys, "panorama", "prompts=lines.txt", "prefix=the house. ", "out=lines")
     assert code == 2 and "another config" in err  # the lines count, not the name of their file
-
-
-@pytest.mark.parametrize(
-    ("words", "values"),
-    [
-        ([], ("prompt: ", "prompt=")),
-        (["prompts=short.txt"], ("prompts: ", "7", "8", "prompt=")),
-        (["prompts=short.txt", "prompt=a dog"], ("prompts: ", "prompt=")),
-        (["prompts=empty.txt"], ("prompts: ", "empty.txt")),
-        (["prompts=photo.png"], ("prompts: ", "photo.png")),
-        (["prompt=a dog", "rig.views=4"], ("views 4", "views=5")),
-        (["prompt=a dog", "rig.size=18"], ("rig.size: ", "4", "16", "20", "18 x 18")),
-        (["prompt=a dog", "image=photo.png"], ("rig.image_fov: ", "67")),
-        (["prompt=a dog", "image=short.txt", "rig.image_fov=67"], ("image: ", "short.txt")),
-        (["prompt=a dog", "image=photo.png", "rig.image_fov=67"], ("image: ", "outpaint")),
-    ],
-)
-def test_bad_input_is_one_sentence(capsys, words: list[str], values: tuple[str, ...]) -> None:
-    Path("short.txt").write_text("a dog\n" * 7)
-    Path("empty.txt").write_text("\n")
-    code, _, err = ask(capsys, "panorama", *words, "out=run")
-    assert code == 2 and err.count("\n") == 1 and all(value in err for value in values), err
-
-
-def test_dry_run_names_unknown_words_and_depth_models_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    Path("lines.txt").write_text("a zzgrblx\n" + "a red huose\n" * 7)
-    code, out, _ = ask(capsys, "panorama", "prompts=lines.txt", "--dry-run", "threads=1")
-    assert code == 0 and not Path("outputs").exists()
-    assert "note: this prior does not know 'zzgrblx', 'huose' (nearest: house)" in out
-    code, _, err = ask(capsys, "depth", "prompt=a dog", "out=run")
-    assert code == 2 and err.startswith("prior.weights: ") and "mvdiffusion-pano-toybox" in err
 
 
 def test_panorama_around_an_image(capsys: pytest.CaptureFixture[str]) -> None:

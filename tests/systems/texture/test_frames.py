@@ -1,4 +1,3 @@
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from PIL import Image
 from tests.support import box_room
 from tests.support.errors import refused
 from tests.support.tiny_mvdiffusion import tiny_model
-from threedgen.geometry.poses import opencv_axes, world_to_camera
+from threedgen.geometry.poses import opencv_axes
 from threedgen.geometry.warp import key_frames
 from threedgen.systems.sample.mesh import MeshFrame, SourceMesh
 from threedgen.systems.texture.frames import (
@@ -21,7 +20,6 @@ from threedgen.systems.texture.frames import (
     depth_of_mesh,
     interior,
     read_frames,
-    read_path,
 )
 from threedgen.systems.texture.options import PathConfig, TextureConfig
 from threedgen.systems.texture.windows import Window, check_model, plan
@@ -60,25 +58,6 @@ def scan(tmp_path: Path) -> Path:
         np.savetxt(tmp_path / "pose" / f"{n}.txt", opencv_axes(at.c2w[n]).numpy())
         (tmp_path / "prompt" / f"{n}.txt").write_text(f"a room {n}\nmore\n")
     return tmp_path
-
-
-def test_read_path_inverts_write_cameras(tmp_path: Path) -> None:
-    at = box_room.look(5, SIZE)
-    for frame in (MeshFrame(), MeshFrame("+y", "+z", 0.01)):
-        box_room.write_path(tmp_path / "path.json", at, frame)
-        found = read_path(rig(file=str(tmp_path / "path.json")), frame)
-        torch.testing.assert_close(found.c2w, at.c2w, atol=1e-5, rtol=0)
-        torch.testing.assert_close(found.K, at.K)
-
-
-def test_read_path_takes_other_axes_and_inverse_poses(tmp_path: Path) -> None:
-    at, path = box_room.look(3, SIZE), tmp_path / "path.json"
-    path.write_text(json.dumps({"axes": "opencv", "fov": 70, "c2w": opencv_axes(at.c2w).tolist()}))
-    found = read_path(rig(file=str(path)), MeshFrame())
-    torch.testing.assert_close(found.c2w, at.c2w)
-    torch.testing.assert_close(found.K, at.K)
-    path.write_text(json.dumps({"axes": "opengl", "fov": 70, "c2w": world_to_camera(at.c2w).tolist()}))
-    torch.testing.assert_close(read_path(rig(file=str(path), poses="w2c"), MeshFrame()).c2w, at.c2w)
 
 
 def test_auto_path_stands_in_the_free_interior() -> None:
@@ -145,20 +124,12 @@ def test_inverted_poses_are_refused(scan: Path) -> None:
     torch.testing.assert_close(moved.cameras.c2w, box_room.look(48, LARGE).c2w[:COUNT], atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "key", "value"),
-    [
-        ("depth/3.png", b"no", "rig.scannet", "3.png"),
-        ("pose/3.txt", b"2 0 0 0 0 2 0 0 0 0 2 0 0 0 0 1", "rig.scannet", "3.txt"),
-        ("prompt/3.txt", None, "prompt", "prompt=TEXT"),
-        ("key_frame_0.6.txt", b"0\n99\n", "rig.scannet", 99),
-    ],
-)
-def test_damaged_scannet_files_are_refused(scan, name, content, key, value) -> None:
-    (scan / name).unlink(missing_ok=True)
-    if content is not None:
-        (scan / name).write_bytes(content)
-    with refused(key, value):
+def test_missing_prompts_and_key_frames_are_refused(scan: Path) -> None:
+    (scan / "prompt" / "3.txt").unlink()
+    with refused("prompt", "prompt=TEXT"):
+        read_scan(scan)
+    (scan / "key_frame_0.6.txt").write_text("0\n99\n")
+    with refused("rig.scannet", 99):
         read_scan(scan)
 
 
@@ -198,9 +169,3 @@ def test_odd_numbers_of_tokens_are_refused_if_they_form_pairs() -> None:
     model.draft = 0.5
     with refused("rig.width", "40 x 24", "half", 32):
         check_model(model, even)
-
-
-@pytest.mark.parametrize("values", [{"views": 1}, {"scannet": "a", "file": "b.json"}])
-def test_options_that_do_not_fit(values: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="greater than or equal to 2|cannot both"):
-        PathConfig(**values)

@@ -1,19 +1,18 @@
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.support.task_server import TINY_MVADAPTER, assert_same, weights
+from tests.support.task_server import TINY_MVADAPTER, assert_same, finished_run
 from tests.support.tiny_mvadapter import adapter_base
 from tests.support.tiny_prior import cpu
-from tests.support.tiny_trainings import adapter_config
+from tests.support.tiny_trainings import adapter_command, adapter_config
 from threedgen import cli, config
 from threedgen.guidance.priors.mvadapter.inputs import RAY_VIEWS, cameras_from_angles
 from threedgen.guidance.priors.mvadapter.model import MVAdapter
-from threedgen.guidance.priors.mvadapter.network import AdaptedUNet
 from threedgen.guidance.weights.loading import identify
 from threedgen.run.metrics import read_summary
 from threedgen.systems.train import mvadapter, options
@@ -51,6 +50,8 @@ def test_run_leaves_an_adapter_of_its_base(tmp_path: Path, form: str, monkeypatc
     assert capsys.readouterr().out.splitlines()[-1] == str(Path("run", RESULT))
     summary = read_summary(Path("run"))
     assert summary["status"] == "finished" and summary["steps"] == STEPS and Path("run/samples.png").is_file()
+    saved = checkpoint_file.read(Path("run/checkpoints/last.ckpt"))
+    assert saved["weights"] == {"start": identify(str(adapter_base())).digest}
     found = load().with_adapter(Path("run", RESULT))
     network = found.adapted
     assert network is not None and network.branches == tuple(FORMS[form].get("branches", ("mv", "ref")))
@@ -65,50 +66,17 @@ def test_run_leaves_an_adapter_of_its_base(tmp_path: Path, form: str, monkeypatc
     assert drawn.shape == (6, 16, 16, 3) and torch.isfinite(drawn).all()
 
 
-class Training(NamedTuple):
-    """In this process: its model at the end, what the network was given in each step, and what was saved."""
-
-    model: MVAdapter
-    given: list[tuple[Any, ...]]
-    state: dict[str, Any]
-    run: Path
-
-
-@pytest.fixture(scope="module")
-def training(tmp_path_factory: pytest.TempPathFactory) -> Training:
-    models: list[MVAdapter] = []
+def test_views_of_an_object_share_their_noise_level_and_view_sets_are_sampled(tmp_path: Path, monkeypatch) -> None:
     seen: list[tuple[Any, ...]] = []
 
     def network(self: MVAdapter, *inputs: Any, real: Any = MVAdapter.network, **condition: Any) -> torch.Tensor:
         if torch.is_grad_enabled():
-            models.append(self)
             seen.append((*inputs, *condition.values()))
         return real(self, *inputs, **condition)
 
-    folder = tmp_path_factory.mktemp("training")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(MVAdapter, "network", network)
-        patch.setattr(options, "DROPPED", 0.5)
-        patch.setattr(mvadapter, "SHEET_STEPS", 2)
-        mvadapter.train(Task(config.load(adapter_config(folder), [f"out={folder / 'run'}"]), quiet=True))
-    return Training(models[0], seen, weights(folder / "run"), folder / "run")
-
-
-def test_base_weights_do_not_change(training: Training) -> None:
-    before, after = load(), training.model
-    for part in ("unet", "vae", "text_encoder"):
-        old, new = dict(getattr(before, part).state_dict()), dict(getattr(after, part).state_dict())
-        assert_same({name: new[name] for name in old}, old)
-        assert all(".processor." in name for name in new.keys() - old.keys())
-    state = training.state
-    assert not any("conv_in.weight" == name.rpartition("unet.")[2] for name in state)
-    assert sum(name.startswith("parts.") for name in state) == sum(name.startswith("average.") for name in state)
-    saved = checkpoint_file.read(training.run / "checkpoints" / "last.ckpt")
-    assert saved["weights"] == {"start": identify(str(adapter_base())).digest}
-
-
-def test_views_of_an_object_share_their_noise_level_and_view_sets_are_sampled(training: Training) -> None:
-    seen = training.given
+    monkeypatch.setattr(MVAdapter, "network", network)
+    monkeypatch.setattr(options, "DROPPED", 0.5)
+    mvadapter.train(Task(config.load(adapter_config(tmp_path), [f"out={tmp_path / 'run'}"]), quiet=True))
     assert len(seen) == STEPS and {n_view for *_, n_view, _ in seen} == {6, 2}
     rays = load().camera(cameras_from_angles(RAY_VIEWS, 16, 16).c2w)
     kept = []
@@ -129,25 +97,12 @@ def test_text_and_images_are_dropped_by_three_events() -> None:
     assert not never[0].any() and not never[1].any()
 
 
-def test_new_adapter_without_guider_computes_what_the_base_does(tmp_path: Path) -> None:
-    found = config.load(adapter_config(tmp_path))
-    model = load()
-    network: AdaptedUNet = mvadapter.add_adapter(found, model)
-    x, t = torch.randn(6, *model.latent_shape, generator=cpu()), torch.full((6,), 300)
-    text = model.encode_prompt(["a red dog"] * 6)
-    with torch.no_grad():
-        network.guider = None
-        assert torch.equal(network(x, t, text, torch.rand(6, 6, 1, 1), 6), load().network(x, t, text))
-    again = mvadapter.add_adapter(found, load()).adapter_state()
-    assert_same(mvadapter.add_adapter(found, load()).adapter_state(), again)
-
-
-def test_training_starts_from_an_adapter_of_another_run(tmp_path: Path, training: Training, capsys) -> None:
-    before = load_file(training.run / RESULT)
+def test_training_starts_from_an_adapter_of_another_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = finished_run(adapter_command) / RESULT
     still = ["trainer.max_steps=1", "training.learning_rate=0", f"out={tmp_path / 'run'}"]
-    words = ["--config", str(adapter_config(tmp_path)), *still, f"adapter={training.run / RESULT}"]
+    words = ["--config", str(adapter_config(tmp_path)), *still, f"adapter={before}"]
     assert cli.main(words) == 0
-    assert_same(load_file(tmp_path / "run" / RESULT), before)
+    assert_same(load_file(tmp_path / "run" / RESULT), load_file(before))
     assert cli.main([*words, "guider_downscale=1", f"out={tmp_path / 'other'}"]) == 2
     err = capsys.readouterr().err
     assert err.startswith("adapter: ") and "guider_downscale=2" in err and "guider_downscale=1" in err

@@ -11,17 +11,15 @@ from safetensors.torch import load_file, save_file
 from tests.support.task_server import assert_same
 from tests.support.tiny_prior import cpu, tiny_unet
 from tests.support.tiny_trainings import TRAINER, scene_base, scene_config
-from threedgen import cli, config
+from threedgen import cli
 from threedgen.guidance.losses.lora import LoRA
 from threedgen.guidance.priors.mvdiffusion.model import MVDiffusion
 from threedgen.guidance.priors.mvdiffusion.weights import FORMAT, widened
 from threedgen.guidance.weights.files import read_card
 from threedgen.systems.train import masks, mvdiffusion
 from threedgen.systems.train.mvdiffusion import ViewsSystem
-from threedgen.train.task import Task
 
 STEPS = int(str(TRAINER["max_steps"]))
-SLIM = ("training.slim=true",)
 STILL = ("trainer.max_steps=1", "training.learning_rate=0", "single_view.learning_rate=0")
 FROM_RUN = "blocks=run/blocks.safetensors"
 
@@ -82,11 +80,6 @@ def test_lora_of_the_first_stage_moves_to_the_device() -> None:
     assert {parameter.device.type for parameter in lora.parameters()} == {"meta"}
 
 
-def test_first_stage_is_optional(tmp_path: Path) -> None:
-    blocks = train(scene_config(tmp_path, "panorama", single_view=None), "run", "trainer.max_steps=2")
-    assert not any(".up" in name or ".down" in name for name in blocks if "lora" in name)
-
-
 def test_base_with_another_input_is_refused(tmp_path: Path, refused: Callable[..., None]) -> None:
     model = load_base()
     model.unet = widened(model.unet, 1)
@@ -95,9 +88,10 @@ def test_base_with_another_input_is_refused(tmp_path: Path, refused: Callable[..
     assert not Path("run", "single-view").exists()
 
 
-def test_attention_starts_from_another_run(tmp_path: Path, refused: Callable[..., None]) -> None:
+def test_attention_of_another_variant_starts_from_a_run(tmp_path: Path, refused: Callable[..., None]) -> None:
     path = scene_config(tmp_path, "panorama", single_view=None)
     first = train(path, "run", "trainer.max_steps=2")
+    assert not any(".up" in name or ".down" in name for name in first if "lora" in name)
     second = train(scene_config(tmp_path, "outpaint"), "other", *STILL, FROM_RUN)
     assert all(torch.equal(first[name], second[name]) for name in first if "cp_blocks_" in name)
     deep = train(scene_config(tmp_path, "depth"), "deep", *STILL, FROM_RUN)
@@ -108,10 +102,12 @@ def test_attention_starts_from_another_run(tmp_path: Path, refused: Callable[...
     refused(["--config", str(path), "out=broken", *STILL[:2], "blocks=damaged.safetensors"], "blocks")
 
 
-def test_without_first_stage_all_weights_of_another_run_are_kept(tmp_path: Path, refused: Callable[..., None]) -> None:
+def test_both_stages_or_the_attention_continue_a_run(tmp_path: Path, refused: Callable[..., None]) -> None:
     path = scene_config(tmp_path, "depth")
-    words = [*SLIM, "training.optimizer=muon"]
+    words = ["training.slim=true", "training.optimizer=muon"]
     first = train(path, "run", *words)
+    assert_same(first, train(path, "both", *words, *STILL, FROM_RUN))
+    refused(["--config", str(path), "out=wide", *words, *STILL, FROM_RUN, "single_view.rank=3"], "blocks")
     words += ["single_view=null", FROM_RUN]
     assert_same(first, train(path, "still", *STILL[:2], *words))
     more = train(path, "more", *words)
@@ -120,13 +116,6 @@ def test_without_first_stage_all_weights_of_another_run_are_kept(tmp_path: Path,
     longer = train(path, "more", f"trainer.max_steps={STEPS + 2}", *words)
     assert any(not torch.equal(more[name], longer[name]) for name in more)
     refused(["--config", str(scene_config(tmp_path, "outpaint")), "out=other", *words], "blocks", "depth", "mask")
-
-
-def test_both_stages_start_from_a_run_of_the_same_variant(tmp_path: Path, refused: Callable[..., None]) -> None:
-    path = scene_config(tmp_path, "depth")
-    first = train(path, "run", *SLIM)
-    assert_same(first, train(path, "still", *SLIM, *STILL, FROM_RUN))
-    refused(["--config", str(path), "out=other", *SLIM, *STILL, FROM_RUN, "single_view.rank=3"], "blocks")
 
 
 @pytest.mark.parametrize("lost", ["single-view/single-view.safetensors", ""])
@@ -140,24 +129,6 @@ def test_no_stage_resumes_from_another_base(tmp_path: Path, lost: str, refused: 
     torch.nn.init.zeros_(model.unet.conv_out.bias)
     model.save("mine")
     refused(["--resume", "run", "trainer.max_steps=2"], "start", "SHA-256")
-
-
-def test_views_of_a_scene_share_their_noise_level(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    timesteps: list[torch.Tensor] = []
-    output = MVDiffusion.output
-
-    def record(self: MVDiffusion, x: Any, t: torch.Tensor, *rest: Any, **condition: Any) -> torch.Tensor:
-        if torch.is_grad_enabled():
-            timesteps.append(t)
-        return output(self, x, t, *rest, **condition)
-
-    monkeypatch.setattr(MVDiffusion, "output", record)
-    options = config.load(scene_config(tmp_path, "panorama", single_view=None), ["out=run"])
-    mvdiffusion.train(Task(options, quiet=True))
-    assert len(timesteps) == STEPS
-    for t in timesteps:
-        first, second = t.view(2, 4)
-        assert len(first.unique()) == len(second.unique()) == 1 and first[0] != second[0]
 
 
 def test_holes_are_a_part_all_or_nothing() -> None:

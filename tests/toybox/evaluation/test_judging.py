@@ -17,15 +17,7 @@ from threedgen.toybox.evaluation.held_out import held_out_cases, held_out_pairs
 from threedgen.toybox.evaluation.judging import judge, tally
 from threedgen.toybox.evaluation.labels import Labels
 from threedgen.toybox.evaluation.probe import Answers, Probe
-from threedgen.toybox.evaluation.report import (
-    Surface,
-    distances,
-    fidelity_table,
-    label,
-    roughness,
-    surface,
-    surface_figures,
-)
+from threedgen.toybox.evaluation.report import distances, label, roughness, surface
 from threedgen.toybox.world.grammar import NOUNS, Spec, held_out
 from threedgen.toybox.world.toybox import Toybox, render_orbit
 
@@ -81,11 +73,7 @@ def test_unspecified_properties_are_not_judged() -> None:
     verdict = judge(answers("ball", sides=[0, 0, 0, 0]), Spec("ball"), LABELS, TURN)
     assert set(verdict.answers) == {"noun", "noun_single"}
     figures = tally([verdict, judge(answers(), SPEC, LABELS, TURN)])
-    assert (
-        figures["noun"] == Proportion(2, 2)
-        and figures["order"] == Proportion(1, 1)
-        and figures["side"] == Proportion(4, 4)
-    )
+    assert [figures[key] for key in ("noun", "order", "side")] == [Proportion(n, n) for n in (2, 1, 4)]
 
 
 def test_equal_error_threshold() -> None:
@@ -180,12 +168,3 @@ def test_surface_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert found is not None and not found[1]
     middle = np.deg2rad(40) / 64 * 2.6
     assert found[0] is not None and np.rad2deg(middle) < found[0] < 20
-
-
-def test_surface_figures_and_table() -> None:
-    figures = surface_figures([Surface(6.0, True), Surface(8.0, False), None], [4.0, None, 5.0])
-    intervals = {"roughness_interval": (6.0, 8.0), "floor_roughness_interval": (4.0, 5.0)}
-    assert figures == {"roughness": 7.0, "floor_roughness": 4.5, "translucent": 1, "without_surface": 1} | intervals
-    text = fidelity_table(figures | {"fid": 12.345, "fid_interval": [11.0, 13.5], "floor_fid": 3.0})
-    assert "| FID to the truth | 12.3 (11 - 13.5) | 3 |" in text and "| translucent objects | 1 | 0 |" in text
-    assert "KID" not in text and torch.is_grad_enabled()

@@ -213,13 +213,8 @@ def config(out: Path, steps: int) -> TrainProbeConfig:
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {
-        "OBJECTS_PER_BLOCK": 2,
-        "BLOCKS": 2,
-        "WINDOW": 3,
-        "TEST_OBJECTS": 4,
-        "CALIBRATION_OBJECTS": 20,
-    }.items():
+    small = {"OBJECTS_PER_BLOCK": 2, "BLOCKS": 2, "WINDOW": 3, "TEST_OBJECTS": 4, "CALIBRATION_OBJECTS": 20}
+    for name, value in small.items():
         monkeypatch.setattr(training, name, value)
 
 

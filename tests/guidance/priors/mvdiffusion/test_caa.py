@@ -5,7 +5,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.support.errors import refused
 from tests.support.tiny_mvdiffusion import awaken, ring, tiny_model, wall
 from threedgen.geometry import panorama
 from threedgen.geometry.cameras import Cameras, Projection
@@ -32,13 +31,6 @@ def features(views: int = 8, width: int = 32, size: tuple[int, int] = (8, 8)) ->
 def output_and_gradients(block: PanoramaBlock | DepthBlock, x: Tensor, keys, n_view: int) -> tuple[Tensor, ...]:
     out = block(x, keys, n_view)
     return out, *torch.autograd.grad(out.square().mean(), [x, *block.parameters()])
-
-
-def test_untrained_blocks_are_identity() -> None:
-    x = features()
-    assert torch.equal(PanoramaBlock(32)(x, ring().keys(8, 8, CPU), 8), x)
-    x = features(3, 64, (4, 6))
-    assert torch.equal(DepthBlock(64, "capped")(x, wall().keys(4, 6, CPU), 3), x)
 
 
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,14 +70,6 @@ def test_masked_keys_take_part_in_softmax_as_bias_of_norm() -> None:
         assert (block(x, nothing, 8)[0] - x[0]).abs().max() > 1e-3
 
 
-def test_scenes_of_a_batch_are_independent() -> None:
-    block, keys = awaken(PanoramaBlock(32)), ring().keys(8, 8, CPU)
-    one, two = features(), features() * 2
-    with torch.no_grad():
-        both = block(torch.cat([one, two]), keys, 8)
-        torch.testing.assert_close(both, torch.cat([block(one, keys, 8), block(two, keys, 8)]))
-
-
 def test_frequencies_of_both_encodings() -> None:
     assert frequencies(4, "reference").tolist() == [1, 2, 4, 8]
     assert frequencies(160, "reference")[64].item() == pytest.approx(5000, rel=1e-3)
@@ -98,26 +82,6 @@ def test_capped_depth_encoding_takes_odd_token_count() -> None:
     out = PositionalEncoding(32, 1, "capped")(x)
     assert out.shape == (3, 1, 32)
     torch.testing.assert_close(out[..., :16].square() + out[..., 16:].square(), torch.ones(3, 1, 16))
-
-
-def test_block_refuses_width_that_is_no_multiple_of_head() -> None:
-    with refused(None, 32, 48, kind=ValueError):
-        PanoramaBlock(48)
-
-
-def test_panorama_neighbours_are_cyclic() -> None:
-    assert [ring(4).neighbours(n) for n in (0, 3)] == [[3, 1], [2, 0]]
-    assert ring(2).neighbours(0) == [1, 1]  # on both sides
-
-
-@pytest.mark.parametrize("k", [1, 3, 5])
-def test_keys_are_a_square_around_counterpart(k: int) -> None:
-    keys = ring(8, k=k).keys(8, 8, CPU)[3]
-    assert keys.places.shape == (2, 64, k * k, 2) and keys.count == 2 * k * k
-    middle = ring(8, k=1).keys(8, 8, CPU)[3]
-    around = keys.places - middle.places
-    assert around.unflatten(2, (k, k))[0, 5, :, 0, 0].tolist() == pytest.approx(list(range(-(k // 2), k // 2 + 1)))
-    torch.testing.assert_close(keys.relation[:, :, k * k // 2], torch.zeros(2, 64, 2), rtol=0, atol=1e-5)
 
 
 def test_first_yaw_changes_nothing() -> None:
@@ -138,12 +102,6 @@ def test_points_at_infinity_are_masked_with_finite_relation() -> None:
     R = torch.stack([panorama.rotation(0), panorama.rotation(pi / 2).round()])
     keys = PanoramaGeometry(K, R, (65, 65)).keys(1, 1, CPU)[0]
     assert not keys.places.isfinite().all() and not keys.mask.any() and keys.relation.isfinite().all()
-
-
-def test_keys_are_cached_by_size() -> None:
-    geometry = ring(8)
-    assert geometry.keys(4, 4, CPU) is geometry.keys(4, 4, CPU)
-    assert geometry.keys(4, 4, CPU) is not geometry.keys(8, 8, CPU)
 
 
 def test_missing_depth_is_masked() -> None:

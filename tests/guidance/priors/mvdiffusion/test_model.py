@@ -47,20 +47,6 @@ def test_views_are_sampled_jointly_or_independently() -> None:
     assert (sample(untrained, geometry) - single).abs().max() > 1e-3
 
 
-def test_guide_views_guides_towards_other_views() -> None:
-    model, geometry = trained_model(), ring(8, 16)
-
-    def guided(guide_views: bool, guidance_scale: float, prompts: list[str] = PROMPTS) -> Tensor:
-        model.guide_views = guide_views
-        return sample(model, geometry, prompts, guidance_scale=guidance_scale)
-
-    torch.testing.assert_close(guided(True, 1), guided(False, 1))
-    assert (guided(True, 3) - guided(False, 3)).abs().max() > 1e-3
-    empty = [""] * 8  # equal to the negative prompt: only guidance towards the views is left
-    torch.testing.assert_close(guided(False, 3, empty), guided(False, 1, empty))
-    assert (guided(True, 3, empty) - guided(True, 1, empty)).abs().max() > 1e-3
-
-
 def test_eta_adds_noise_from_generator() -> None:
     plain, noisy, again = (sample(tiny_model(), None, eta=eta) for eta in (0.0, 1.0, 1.0))
     assert torch.equal(noisy, again) and (noisy - plain).abs().max() > 1e-3
