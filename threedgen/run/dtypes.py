@@ -1,12 +1,8 @@
 """Choice of the floating-point format of computations, from an option or from the hardware."""
 
-import logging
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache
 
 import torch
-
-logger = logging.getLogger(__name__)
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -17,25 +13,13 @@ def compute_dtype(name: str, device: torch.device) -> torch.dtype:
     "auto" is bf16 if the device has instructions for it, else fp32. "fp16" on a CPU is treated as "auto", because
     emulation would take minutes per step.
     """
-    if note := emulation_note(name, device):
-        _warn_once(note)
-    return DTYPES[_native(device) if note or name == "auto" else name]
-
-
-def emulation_note(name: str, device: torch.device) -> str:
-    """Return a warning if `compute_dtype` replaces the dtype `name`, because the device only emulates it; else ""."""
     emulated = name == "fp16" and device.type == "cpu"
-    return f"dtype {name} would be emulated on a CPU, so it computes in {_native(device)}" if emulated else ""
+    return DTYPES[_native(device) if emulated or name == "auto" else name]
 
 
 def _native(device: torch.device) -> str:
     fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else bf16_cpu() and device.type == "cpu"
     return "bf16" if fast else "fp32"
-
-
-@cache
-def _warn_once(note: str) -> None:
-    logger.warning("%s", note)
 
 
 def bf16_cpu() -> bool:

@@ -7,7 +7,6 @@ import torch
 
 from threedgen.config import registry
 from threedgen.config.sections import TaskConfig
-from threedgen.run.dtypes import emulation_note
 from threedgen.run.memory import free_bytes, process_bytes
 from threedgen.run.prompts import cut_note
 from threedgen.run.threads import set_threads, threads_of
@@ -62,14 +61,13 @@ def memory_lines(
 def notes(config: TaskConfig) -> list[str]:
     """Return lines "note: ..." for --dry-run.
 
-    They are the notes of the config (`config.notes()`), a warning if the prompt exceeds the token limit of the prior
-    (diffusion model), and a warning if the device can only emulate the option `prior.dtype`, so that another is used.
+    They are the notes of the config (`config.notes()`), and a warning if the prompt exceeds the token limit of the
+    prior (diffusion model).
     """
     prior: Any = getattr(config, "prior", None)
     prompt = " ".join(getattr(config, "prompt", "").split())
     cut = cut_note(prior.tokens_cut(prompt)) if prompt and hasattr(prior, "tokens_cut") else []
-    emulated = emulation_note(getattr(prior, "dtype", "auto"), _device(config))
-    return [f"note: {note}" for note in (*config.notes(), *cut, emulated) if note]
+    return [f"note: {note}" for note in (*config.notes(), *cut)]
 
 
 def device_line(config: TaskConfig) -> str:

@@ -123,9 +123,10 @@ def test_tokens_cut_returns_words_beyond_limit() -> None:
 
 
 def test_unknown_words_returns_similar_known_words() -> None:
-    assert tokens.unknown_words(word_tokenizer(), "A rde dog, a xyzzy. rde") == [("rde", ["red"]), ("xyzzy", [])]
-    assert tokens.unknown_words(word_tokenizer(), "a red dog") == []
-    assert tokens.unknown_words(letter_tokenizer(), "xyzzy") == []
+    vocabulary = tokens.closed_vocabulary(word_tokenizer().backend_tokenizer)
+    assert vocabulary is not None and tokens.closed_vocabulary(letter_tokenizer().backend_tokenizer) is None
+    assert vocabulary.unknown("A rde dog, a xyzzy. rde") == [("rde", ["red"]), ("xyzzy", [])]
+    assert vocabulary.unknown("a red dog") == []
 
 
 def clip_files(path: Path) -> Path:
